@@ -1,0 +1,68 @@
+"""onnx-opt: LLVM's `opt`, for ONNX. Import is cheap: everything heavy loads on first use."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "CheckError",
+    "OnnxOptError",
+    "RefusedError",
+    "Result",
+    "UsageError",
+    "__version__",
+    "load",
+    "optimize",
+]
+
+if TYPE_CHECKING:
+    from .frontends.onnx_file import load
+    from .tools.optimize import Result, optimize
+
+_LAZY = {
+    "load": ".frontends.onnx_file",
+    "optimize": ".tools.optimize",
+    "Result": ".tools.optimize",
+}
+
+
+class OnnxOptError(Exception):
+    """A failure that a user can act on: where it happened, what is wrong, what to do.
+
+    `exit_code` is what the command line returns (docs: README, "Exit codes").
+    """
+
+    exit_code = 1
+
+    def __init__(self, where: str, problem: str, fix: str) -> None:
+        super().__init__(f"{where}: {problem}\n  fix: {fix}")
+        self.where = where
+        self.problem = problem
+        self.fix = fix
+
+
+class UsageError(OnnxOptError):
+    """The call is wrong: an unknown pass or option, a value out of range."""
+
+    exit_code = 2
+
+
+class RefusedError(OnnxOptError):
+    """The model or the data is not fit for the job."""
+
+    exit_code = 3
+
+
+class CheckError(OnnxOptError):
+    """A check or a budget that was asked for is not met."""
+
+    exit_code = 4
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(import_module(_LAZY[name], __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,246 @@
+"""The contract of a pass: options from fields, an effect, `run(model, context) -> PassOutcome`."""
+
+from __future__ import annotations
+
+import abc
+import contextlib
+import dataclasses
+import difflib
+import typing
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, Protocol
+
+import onnx_ir as ir
+
+from .. import UsageError
+
+Effect = Literal["exact", "lossy", "analysis"]
+Stat = int | float | str
+RangeMethod = Literal["minmax", "percentile", "entropy", "mse"]
+
+
+def Option(  # noqa: N802 - reads as a declaration, like dataclasses.field
+    default: Any, help: str, *, low: float | None = None, high: float | None = None, unit: str = ""
+) -> Any:
+    """Declare one option of a pass: its default, one sentence of help, its inclusive range and its unit."""
+    return dataclasses.field(default=default, metadata={"help": help, "low": low, "high": high, "unit": unit})
+
+
+@dataclass(frozen=True)
+class Declined:
+    """Something a pass could have touched and did not: the node or tensor, and why."""
+
+    where: str
+    reason: str
+
+
+@dataclass
+class PassOutcome:
+    """What a pass did: `changed` counts altered nodes or tensors; `stats` have their units in the pass's docstring."""
+
+    changed: int = 0
+    stats: dict[str, Stat] = dataclasses.field(default_factory=dict)
+    declined: list[Declined] = dataclasses.field(default_factory=list)
+
+
+class Context(Protocol):
+    """What a pass may ask of the run it is part of. Implemented in `runtime`; `NullContext` serves without one."""
+
+    target: str
+    seed: int
+
+    def has_data(self) -> bool:
+        """Whether calibration feeds are at hand."""
+        ...
+
+    def activation_ranges(
+        self, model: ir.Model, names: Sequence[str], method: RangeMethod, percentile: float, samples: int
+    ) -> dict[str, tuple[float, float]]:
+        """Run the model over at most `samples` calibration samples; (low, high) of each named float tensor.
+
+        Tensors that a run never produced (an untaken branch) are absent from the result.
+        """
+        ...
+
+    def warn(self, where: str, message: str) -> None:
+        """Tell the user something that does not stop the run."""
+        ...
+
+    def progress(self, label: str, total: int) -> contextlib.AbstractContextManager[Callable[[int], None]]:
+        """A progress bar over `total` steps; the yielded function advances it."""
+        ...
+
+
+class NullContext:
+    """A context without data or a terminal: a pass alone, in a test or inside another tool."""
+
+    def __init__(self, target: str = "cpu", seed: int = 0) -> None:
+        self.target = target
+        self.seed = seed
+        self.warnings: list[str] = []
+
+    def has_data(self) -> bool:
+        return False
+
+    def activation_ranges(
+        self, model: ir.Model, names: Sequence[str], method: RangeMethod, percentile: float, samples: int
+    ) -> dict[str, tuple[float, float]]:
+        raise UsageError("calibration", "no calibration data", "pass --data (command line) or data= (Python)")
+
+    def warn(self, where: str, message: str) -> None:
+        self.warnings.append(f"{where}: {message}")
+
+    @contextlib.contextmanager
+    def progress(self, label: str, total: int) -> Iterator[Callable[[int], None]]:
+        yield lambda steps: None
+
+
+@dataclass(frozen=True)
+class Pass(abc.ABC):
+    """A transformation of a model, in place. Subclasses are frozen dataclasses whose fields are their options."""
+
+    name: ClassVar[str]
+    effect: ClassVar[Effect]
+
+    def __post_init__(self) -> None:
+        for option in options_of(type(self)):
+            option.validate(self.name, getattr(self, option.name))
+
+    @abc.abstractmethod
+    def run(self, model: ir.Model, context: Context) -> PassOutcome:
+        """Transform `model` in place and account for it."""
+
+    def __str__(self) -> str:
+        """Canonical pipeline text: options that differ from their defaults, the first positionally where it is a word."""
+        given = [(o, getattr(self, o.name)) for o in options_of(type(self)) if getattr(self, o.name) != o.default]
+        if not given:
+            return self.name
+        return f"{self.name}({', '.join(o.render(value) for o, value in given)})"
+
+
+@dataclass(frozen=True)
+class OptionSpec:
+    """One option as declared by a field of a pass: the single source for text, help, docs and validation."""
+
+    name: str
+    kind: Any
+    default: Any
+    help: str
+    low: float | None
+    high: float | None
+    unit: str
+    positional: bool
+
+    @property
+    def choices(self) -> tuple[str, ...]:
+        """The words a `Literal` option accepts; empty for every other kind."""
+        return typing.get_args(self.kind) if typing.get_origin(self.kind) is Literal else ()
+
+    @property
+    def type_text(self) -> str:
+        """The kind for people: `fraction in [0, 1]`, `int8 | binary`, `list of text`."""
+        if self.choices:
+            return " | ".join(self.choices)
+        names = {float: "number", int: "integer", bool: "true | false", str: "text", tuple[str, ...]: "list of text"}
+        text = names[self.kind]
+        if self.low is not None or self.high is not None:
+            text += f" in [{'' if self.low is None else self.low}, {'' if self.high is None else self.high}]"
+        return f"{text} ({self.unit})" if self.unit else text
+
+    def parse(self, where: str, value: Any) -> Any:
+        """Turn a value of pipeline text (str, or list of str) into this option's type; UsageError if it cannot be."""
+        try:
+            return _PARSERS[str if self.choices else self.kind](value)
+        except (ValueError, TypeError, KeyError):
+            raise UsageError(
+                f"{where}.{self.name}", f"{_shown(value)} is not {self.type_text}", self._fix()
+            ) from None
+
+    def validate(self, where: str, value: Any) -> None:
+        """Raise UsageError unless `value` has this option's type and lies in its range."""
+        place = f"{where}.{self.name}"
+        if self.choices:
+            if value not in self.choices:
+                near = difflib.get_close_matches(str(value), self.choices, 1)
+                raise UsageError(place, f"{_shown(value)} is not one of {', '.join(self.choices)}",
+                                 f"did you mean '{near[0]}'?" if near else self._fix())
+            return
+        if not _HAS_TYPE[self.kind](value):
+            raise UsageError(place, f"{_shown(value)} is not {self.type_text}", self._fix())
+        if isinstance(value, (int, float)) and not (
+            (self.low is None or value >= self.low) and (self.high is None or value <= self.high)
+        ):
+            raise UsageError(place, f"{value} is outside [{self.low}, {self.high}]", self._fix())
+
+    def render(self, value: Any) -> str:
+        """The option as pipeline text."""
+        if isinstance(value, bool):
+            text = "true" if value else "false"
+        elif isinstance(value, tuple):
+            text = "[" + ", ".join(map(quoted, value)) + "]"
+        else:
+            text = quoted(value) if isinstance(value, str) else repr(value)
+        return text if self.positional else f"{self.name}={text}"
+
+    def _fix(self) -> str:
+        if self.choices:
+            return f"choose one of {', '.join(self.choices)}; the default is {self.default}"
+        if self.low is not None or self.high is not None:
+            return f"choose a value in [{self.low}, {self.high}]; the default is {self.default}"
+        return f"give {self.type_text}; the default is {self.default!r}"
+
+
+def options_of(kind: type[Pass]) -> list[OptionSpec]:
+    """The options of a pass class, in field order; a leading `Literal` field may be given positionally."""
+    hints = typing.get_type_hints(kind)
+    specs = []
+    for index, field in enumerate(dataclasses.fields(kind)):
+        annotation = hints[field.name]
+        specs.append(OptionSpec(
+            field.name, annotation, field.default, field.metadata["help"], field.metadata["low"],
+            field.metadata["high"], field.metadata["unit"],
+            positional=index == 0 and typing.get_origin(annotation) is Literal,
+        ))
+    return specs
+
+
+def quoted(text: str) -> str:
+    """A word as pipeline text: bare where the grammar allows, in double quotes otherwise."""
+    bare = bool(text) and not any(c.isspace() or c in ',()[]="\\' for c in text)
+    return text if bare else '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+def _shown(value: Any) -> str:
+    return f"'{value}'" if isinstance(value, str) else str(value)
+
+
+def _parse_number(value: str) -> float:
+    return float(value[:-1]) / 100 if value.endswith("%") else float(value)
+
+
+def _parse_words(value: str | list[str]) -> tuple[str, ...]:
+    return (value,) if isinstance(value, str) else tuple(value)
+
+
+def _parse_text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError
+    return value
+
+
+_PARSERS: dict[Any, Callable[[Any], Any]] = {
+    float: _parse_number,
+    int: int,
+    bool: {"true": True, "false": False}.__getitem__,
+    str: _parse_text,
+    tuple[str, ...]: _parse_words,
+}
+
+_HAS_TYPE: dict[Any, Callable[[Any], bool]] = {
+    float: lambda v: isinstance(v, (int, float)) and not isinstance(v, bool),
+    int: lambda v: isinstance(v, int) and not isinstance(v, bool),
+    bool: lambda v: isinstance(v, bool),
+    str: lambda v: isinstance(v, str),
+    tuple[str, ...]: lambda v: isinstance(v, tuple) and all(isinstance(s, str) for s in v),
+}

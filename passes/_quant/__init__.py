@@ -1,0 +1,1 @@
+"""The machinery of `quant`: placement rules as tables, weights, graph surgery."""

@@ -1,0 +1,1 @@
+"""What people call: the driver `optimize()`, the click commands, the report."""

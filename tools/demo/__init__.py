@@ -1,0 +1,1 @@
+"""The embedded default of `onnx-opt demo`: a small trained model and its labelled data."""
