@@ -1,0 +1,95 @@
+"""One-bit packing: bit order, exact unpacking in ONNX Runtime, and folding at load."""
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime as ort
+import pytest
+from onnx_opt.passes._graph import Names
+from onnx_opt.passes._lazy import DerivedTensor
+from onnx_opt.passes._packing import pack_signs, packed_weight, sign_table
+
+ADDS = """
+<ir_version: 10, opset_import: ["" : 21]>
+adds (float[{dims}] x) => (float[{dims}] y)
+{{
+    y = Identity (x)
+}}
+"""
+
+
+def model_adding(signs, dims, count=1):
+    """y = x + unpacked signs, `count` times, as a checked model."""
+    text = ADDS.format(dims=", ".join(map(str, dims)))
+    model = ir.from_proto(onnx.parser.parse_model(text))
+    graph, names = model.graph, Names(model)
+    last = graph.node(0)
+    total = graph.inputs[0]
+    for _ in range(count):
+        weight = packed_weight(graph, names, "w", signs, last)
+        cast = ir.node("Cast", [weight], {"to": 1})
+        add = ir.node("Add", [total, cast.outputs[0]])
+        for node in (cast, add):
+            node.outputs[0].name = names.fresh(node.op_type)
+            graph.insert_before(last, node)
+        total = add.outputs[0]
+    last.replace_input_with(0, total)
+    proto = ir.to_proto(model)
+    onnx.checker.check_model(proto, full_check=True)
+    return proto, weight
+
+
+def run(proto, x, **options):
+    session_options = ort.SessionOptions()
+    for key, value in options.items():
+        setattr(session_options, key, value)
+    session = ort.InferenceSession(proto.SerializeToString(), session_options, providers=["CPUExecutionProvider"])
+    return session.run(None, {"x": x})[0]
+
+
+def test_bit_order_and_the_sign_of_zero():
+    signs = np.array([1, -1, -1, 0.0, -0.0, -2, 3, -1, -5, 7], np.float32)
+    assert pack_signs(signs).tolist() == [0b01011001, 0b00000010]
+
+
+def test_table_is_the_inverse_of_packing():
+    table = sign_table()
+    assert table.dtype == np.int8
+    assert table.shape == (256, 8)
+    assert pack_signs(table).tolist() == list(range(256))
+
+
+@pytest.mark.parametrize("dims", [(8,), (1,), (3, 5), (4, 4), (2, 3, 3, 3), (7, 1, 9), (16, 8, 3, 3)])
+def test_unpacks_bit_for_bit_in_onnx_runtime(dims):
+    signs = np.random.default_rng(0).standard_normal(dims).astype(np.float32)
+    proto, weight = model_adding(signs, dims)
+    expected = np.where(signs >= 0, 1, -1).astype(np.float32)
+    assert weight.dtype == ir.DataType.INT8
+    assert weight.shape.numpy() == dims
+    np.testing.assert_array_equal(run(proto, np.zeros(dims, np.float32)), expected)
+    disabled = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    np.testing.assert_array_equal(run(proto, np.zeros(dims, np.float32), graph_optimization_level=disabled), expected)
+
+
+@pytest.mark.parametrize("dims", [(3, 5), (16, 16)])
+def test_onnx_runtime_folds_the_unpacking_at_load(dims, tmp_path):
+    proto, _ = model_adding(np.ones(dims, np.float32), dims)
+    run(proto, np.zeros(dims, np.float32), optimized_model_filepath=str(tmp_path / "o.onnx"),
+        graph_optimization_level=ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED)
+    ops = [n.op_type for n in onnx.load(tmp_path / "o.onnx").graph.node]
+    assert ops == ["Add"]
+
+
+def test_packed_bytes_and_one_table_a_graph():
+    proto, _ = model_adding(np.ones((10, 13), np.float32), (10, 13), count=3)
+    sizes = [(list(t.dims), t.data_type) for t in proto.graph.initializer if t.data_type != onnx.TensorProto.INT64]
+    assert sorted(sizes) == [([17], 2), ([17], 2), ([17], 2), ([256, 8], 3)]
+    assert run(proto, np.zeros((10, 13), np.float32)).tolist() == np.full((10, 13), 3.0).tolist()
+
+
+def test_streams_a_derived_tensor_longer_than_a_block():
+    values = np.random.default_rng(1).standard_normal(600_001).astype(np.float32)
+    derived = DerivedTensor(ir.Tensor(values), lambda block, start: -block, ir.DataType.FLOAT)
+    proto, _ = model_adding(derived, values.shape)
+    expected = np.where(-values >= 0, 1, -1).astype(np.float32)
+    np.testing.assert_array_equal(run(proto, np.zeros(values.shape, np.float32)), expected)
