@@ -1,0 +1,46 @@
+# `make demo` and `make test` do all the set-up: a virtual environment in .venv, remade when pyproject.toml changes.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check lint types docs docs-write clean
+
+help: ## Show this list
+	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
+
+demo: $(VENV)/.light ## Optimize the trained model shipped with the project; size, latency and accuracy before and after
+	$(BIN)/onnx-opt demo
+
+test: $(VENV)/.dev ## Run the test suite
+	$(BIN)/python -m pytest $(ARGS)
+
+check: lint types docs ## Everything CI checks besides the tests
+
+lint: $(VENV)/.dev ## Check style
+	$(BIN)/ruff check .
+
+types: $(VENV)/.dev ## Check types (mypy strict)
+	$(BIN)/python tools/dev/check_types.py
+
+docs: $(VENV)/.dev ## Fail where the generated docs are stale
+	$(BIN)/python tools/dev/docs.py --check
+
+docs-write: $(VENV)/.dev ## Regenerate the generated docs
+	$(BIN)/python tools/dev/docs.py
+
+clean: ## Remove the environment and everything built
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "error: $(PYTHON): Python 3.11 or newer is needed"; echo "  fix: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.light: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $(VENV)/.light $@
