@@ -1,0 +1,242 @@
+"""What runs inside the worker's child process: sessions, observers and timing. Functions here are `Worker.call` names."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from .. import OnnxOptError, RefusedError
+from . import _frames
+from .calibrate import RangeObserver
+
+Feeds = dict[str, Any]
+_SESSIONS: dict[int, Any] = {}
+_OBSERVERS: dict[int, dict[str, RangeObserver]] = {}
+
+
+def serve(parent: int, memory_bytes: int) -> None:
+    """Answer calls until the parent is gone. Frames travel on the original stdin and stdout, prints go to stderr."""
+    requests: BinaryIO = os.fdopen(os.dup(0), "rb")
+    replies: BinaryIO = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    _limit_memory(memory_bytes)
+    threading.Thread(target=_exit_with_parent, args=[parent], daemon=True).start()
+    while True:
+        try:
+            name, args, kwargs = _frames.receive(requests)
+        except EOFError:
+            os._exit(0)
+        try:
+            reply = ("ok", _FUNCTIONS[name](*args, **kwargs))
+        except OnnxOptError as error:
+            reply = ("error", (type(error).__name__, error.where, error.problem, error.fix))
+        except Exception as error:
+            reply = ("error", _described(name, error))
+        _frames.send(replies, reply)
+
+
+def _described(name: str, error: Exception) -> tuple[str, str, str, str]:
+    kind, text = type(error).__name__, shortened(str(error)) or type(error).__name__
+    if isinstance(error, MemoryError) or "bad_alloc" in text or "Failed to allocate memory" in text:
+        kind = "MemoryError"
+    return kind, name, text, "run `onnx-opt inspect` on the model; the message is ONNX Runtime's"
+
+
+def shortened(message: str) -> str:
+    """First line of an ONNX Runtime message without its code prefix and source paths, at most 300 characters."""
+    line = next((part for part in message.splitlines() if part.strip()), "").strip()
+    if line.startswith("[ONNXRuntimeError]"):
+        line = line.split(" : ", 3)[-1]
+    words = [word for word in line.split(" ") if "onnxruntime_src/" not in word]
+    return " ".join(words)[:300]
+
+
+def _limit_memory(memory_bytes: int) -> None:
+    if memory_bytes and sys.platform != "win32":
+        import resource
+
+        hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+        limit = memory_bytes if hard == resource.RLIM_INFINITY else min(memory_bytes, hard)
+        with contextlib.suppress(ValueError, OSError):  # macOS may refuse; the limit is a guard, not a promise
+            resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
+
+
+def _exit_with_parent(parent: int) -> None:
+    """A parent that was killed closes the pipe, but a long run does not read it."""
+    while os.name != "posix" or os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
+
+
+def open_session(
+    path: str, provider: str, ort_name: str, options: Mapping[str, str], install: str, threads: int, optimize: bool
+) -> tuple[int, list[tuple[str, str, list[Any]]], list[tuple[str, str, list[Any]]]]:
+    """Create a session; returns its handle and (name, type, shape) of inputs and outputs. Never another provider."""
+    import onnxruntime as ort
+
+    if ort_name not in ort.get_available_providers():
+        raise RefusedError(f"provider {provider}", f"this onnxruntime ({ort.__version__}) has no {ort_name}", install)
+    if provider != "cpu":
+        _prepare_gpu(provider)
+    settings = _session_options(threads, optimize)
+    session = ort.InferenceSession(path, settings, providers=[(ort_name, dict(options))])
+    if ort_name not in session.get_providers():
+        raise RefusedError(f"provider {provider}", f"{ort_name} does not start here: its libraries or a device are missing",
+                           install)
+    session.disable_fallback()
+    handle = len(_SESSIONS)
+    _SESSIONS[handle] = session
+    inputs = [(i.name, i.type, list(i.shape)) for i in session.get_inputs()]
+    return handle, inputs, [(o.name, o.type, list(o.shape)) for o in session.get_outputs()]
+
+
+def _session_options(threads: int, optimize: bool) -> Any:
+    import onnxruntime as ort
+
+    settings = ort.SessionOptions()
+    settings.log_severity_level = 4
+    settings.intra_op_num_threads = threads
+    levels = ort.GraphOptimizationLevel
+    settings.graph_optimization_level = levels.ORT_ENABLE_ALL if optimize else levels.ORT_DISABLE_ALL
+    return settings
+
+
+def _prepare_gpu(provider: str) -> None:
+    """Lift the address-space limit (CUDA reserves far more than it uses) and load the libraries of pip's packages."""
+    import importlib
+    import importlib.util
+
+    import onnxruntime as ort
+
+    if sys.platform != "win32":
+        import resource
+
+        hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+        resource.setrlimit(resource.RLIMIT_AS, (hard, hard))
+    ort.preload_dlls()
+    if provider == "tensorrt" and importlib.util.find_spec("tensorrt"):
+        importlib.import_module("tensorrt")
+
+
+def run(handle: int, feeds: Feeds) -> dict[str, Any]:
+    """Outputs by name; sequences and maps are flattened to `name[0]`, `name[1]`, …"""
+    session = _SESSIONS[handle]
+    outputs = session.run(None, feeds)
+    return dict(
+        pair for info, value in zip(session.get_outputs(), outputs, strict=True) for pair in _flat(info.name, value)
+    )
+
+
+def _flat(name: str, value: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict):
+        yield name, np.asarray([value[key] for key in sorted(value)])
+    elif isinstance(value, (list, tuple)):
+        for index, item in enumerate(value):
+            yield from _flat(f"{name}[{index}]", item)
+    elif value is not None:
+        yield name, np.asarray(value)
+
+
+def close_session(handle: int) -> None:
+    """Free a session."""
+    _SESSIONS[handle] = None
+    _OBSERVERS.pop(handle, None)
+
+
+def optimized_ops(path: str, ort_name: str, options: Mapping[str, str], threads: int) -> dict[str, int]:
+    """Counts of `domain.op` (standard ops without a domain) of ONNX Runtime's optimized graph, subgraphs included."""
+    import onnx
+    import onnxruntime as ort
+
+    with tempfile.TemporaryDirectory() as folder:
+        settings = _session_options(threads, True)
+        settings.optimized_model_filepath = str(Path(folder, "optimized.onnx"))
+        settings.add_session_config_entry("session.optimized_model_external_initializers_file_name", "weights.bin")
+        settings.add_session_config_entry(
+            "session.optimized_model_external_initializers_min_size_in_bytes", "1024")
+        ort.InferenceSession(path, settings, providers=[(ort_name, dict(options))])
+        model = onnx.load(settings.optimized_model_filepath, load_external_data=False)
+    counts: Counter[str] = Counter()
+    pending = [model.graph]
+    while pending:
+        for node in pending.pop().node:
+            domain = "" if node.domain in ("", "ai.onnx") else f"{node.domain}."
+            counts[domain + node.op_type] += 1
+            for attribute in node.attribute:
+                pending += [attribute.g] if attribute.HasField("g") else list(attribute.graphs)
+    return dict(counts)
+
+
+def observe(handle: int, feeds: Feeds, names: Sequence[str]) -> None:
+    """Run the feeds and take the named outputs (or inputs) into this session's observers; nothing travels back."""
+    session, observers = _SESSIONS[handle], _OBSERVERS.setdefault(handle, {})
+    produced = {o.name for o in session.get_outputs()}
+    wanted = [name for name in names if name in produced]
+    arrays = dict(zip(wanted, session.run(wanted or None, feeds), strict=False))
+    for name in names:
+        array = arrays.get(name, feeds.get(name))
+        if array is not None and np.issubdtype(np.asarray(array).dtype, np.floating):
+            observers.setdefault(name, RangeObserver(name)).update(array)
+
+
+def ranges(handle: int, method: str, percentile: float) -> dict[str, tuple[float, float]]:
+    """(low, high) of every tensor observed in this session."""
+    return {name: o.range(method, percentile) for name, o in _OBSERVERS.get(handle, {}).items() if o.count}
+
+
+def time_rounds(
+    handles: Sequence[int], feeds: Sequence[Sequence[Feeds]], seconds: float, min_rounds: int, max_rounds: int
+) -> list[list[float]]:
+    """Milliseconds of each run, one list a session: warm-up, then rounds in which every session runs the same turn."""
+    sessions = [_SESSIONS[handle] for handle in handles]
+    for session, batches in zip(sessions, feeds, strict=True):
+        for batch in batches[:2]:
+            session.run(None, batch)
+        session.run(None, batches[0])
+    times: list[list[float]] = [[] for _ in sessions]
+    end, turn = time.perf_counter() + seconds, 0
+    while turn < min_rounds or (turn < max_rounds and time.perf_counter() < end):
+        order = range(len(sessions)) if turn % 2 == 0 else reversed(range(len(sessions)))
+        for index in order:
+            batch = feeds[index][turn % len(feeds[index])]
+            start = time.perf_counter()
+            sessions[index].run(None, batch)
+            times[index].append((time.perf_counter() - start) * 1e3)
+        turn += 1
+    return times
+
+
+def peak_memory() -> int | None:
+    """Peak resident memory of this process in bytes; None where the system does not tell."""
+    if sys.platform == "win32":
+        return None
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def sleep(seconds: float) -> None:
+    """Do nothing: for tests of the time limit."""
+    time.sleep(seconds)
+
+
+def abort() -> None:
+    """Die as ONNX Runtime does on a failed assertion: for tests."""
+    os.abort()
+
+
+_FUNCTIONS: dict[str, Callable[..., Any]] = {
+    f.__name__: f
+    for f in (open_session, run, close_session, optimized_ops, observe, ranges, time_rounds, peak_memory, sleep, abort)
+}

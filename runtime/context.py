@@ -1,0 +1,142 @@
+"""What passes ask of a run, answered by running the model: implements `passes._base.Context` by structure."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from .. import UsageError
+from .feeds import Feeds
+from .session import Session, TensorInfo, open_session
+from .worker import Worker
+
+Progress = Callable[[str, int], contextlib.AbstractContextManager[Callable[[int], None]]]
+_MICRO_BATCH = 8
+_FLOATS = {ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.DOUBLE}
+
+
+class RunContext:
+    """A run with a worker and, where the user gave some, calibration feeds.
+
+    `save`: writes an ir.Model to a path. `warn`: takes (where, message). `progress`: makes a progress bar.
+    """
+
+    def __init__(
+        self,
+        worker: Worker,
+        feeds: Feeds | None,
+        target: str,
+        seed: int,
+        save: Callable[[ir.Model, Path], Any],
+        *,
+        warn: Callable[[str, str], None] | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        self.worker = worker
+        self.feeds = feeds
+        self.target = target
+        self.seed = seed
+        self.warnings: list[str] = []
+        self._save = save
+        self._warn = warn
+        self._progress = progress or _no_progress
+
+    def has_data(self) -> bool:
+        return self.feeds is not None
+
+    def warn(self, where: str, message: str) -> None:
+        self.warnings.append(f"{where}: {message}")
+        if self._warn is not None:
+            self._warn(where, message)
+
+    def progress(self, label: str, total: int) -> contextlib.AbstractContextManager[Callable[[int], None]]:
+        return self._progress(label, total)
+
+    def activation_ranges(
+        self, model: ir.Model, names: Sequence[str], method: str, percentile: float, samples: int
+    ) -> dict[str, tuple[float, float]]:
+        """Run a copy of the model with the named tensors as outputs, always on the CPU; ranges come from the child.
+
+        Tensors in subgraphs, tensors that are not float and names that the model lacks are absent from the result.
+        """
+        if self.feeds is None:
+            raise UsageError("calibration", "no calibration data", "pass --data (command line) or data= (Python)")
+        with tempfile.TemporaryDirectory(prefix="onnx-opt-") as folder:
+            path = Path(folder, "calibration.onnx")
+            self._save(with_taps(model, names), path)
+            session = open_session(self.worker, path)
+            try:
+                self._observe(session, names, samples)
+                found: dict[str, tuple[float, float]] = self.worker.call("ranges", session.handle(), method, percentile)
+            finally:
+                session.close()
+        return found
+
+    def _observe(self, session: Session, names: Sequence[str], samples: int) -> None:
+        assert self.feeds is not None
+        handle = session.handle()
+        with self.progress("calibrating", samples) as advance:
+            for feeds, rows in micro_batches(self.feeds, session.inputs, samples):
+                self.worker.call("observe", handle, feeds, list(names))
+                advance(rows)
+
+
+def with_taps(model: ir.Model, names: Sequence[str]) -> ir.Model:
+    """A copy of the model, weights shared, whose main graph also outputs the named float tensors."""
+    copy = model.clone()
+    present = {id(value) for value in copy.graph.outputs}
+    wanted = set(names)
+    for node in list(copy.graph):
+        for value in node.outputs:
+            if value.name in wanted and id(value) not in present and (value.dtype is None or value.dtype in _FLOATS):
+                copy.graph.outputs.append(value)
+                present.add(id(value))
+    return copy
+
+
+def micro_batches(
+    feeds: Feeds, inputs: Sequence[TensorInfo], samples: int
+) -> Iterator[tuple[dict[str, NDArray[Any]], int]]:
+    """(feeds, rows) of at most `samples` rows in all; cut to 8 rows where axis 0 of every input is one symbolic batch."""
+    splittable, seen = batch_is_symbolic(inputs), 0
+    for batch in feeds:
+        rows = batch_rows(batch.feeds)
+        if not (splittable and _same_rows(batch.feeds)):
+            yield batch.feeds, rows
+        else:
+            rows = min(rows, samples - seen)
+            for start in range(0, rows, _MICRO_BATCH):
+                stop = min(start + _MICRO_BATCH, rows)
+                yield {name: array[start:stop] for name, array in batch.feeds.items()}, stop - start
+        seen += rows
+        if seen >= samples:
+            return
+
+
+def batch_is_symbolic(inputs: Sequence[TensorInfo]) -> bool:
+    """Whether every input has a first axis of open length, the same symbol where it is named."""
+    first = [i.shape[0] if i.shape else 0 for i in inputs]
+    named = {dim for dim in first if isinstance(dim, str)}
+    return bool(first) and not any(isinstance(dim, int) for dim in first) and len(named) <= 1
+
+
+def batch_rows(feeds: Mapping[str, NDArray[Any]]) -> int:
+    """Samples in a batch: the length of the first input's axis 0, 1 without one."""
+    first = next(iter(feeds.values()), np.zeros(()))
+    return len(first) if first.ndim else 1
+
+
+def _same_rows(feeds: Mapping[str, NDArray[Any]]) -> bool:
+    return len({len(array) if array.ndim else -1 for array in feeds.values()}) == 1
+
+
+@contextlib.contextmanager
+def _no_progress(label: str, total: int) -> Iterator[Callable[[int], None]]:
+    yield lambda steps: None

@@ -1,0 +1,178 @@
+"""Data for a model: batches of named arrays, checked against its inputs, iterated and never held whole."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .. import RefusedError, UsageError
+from . import _arrays, _folders
+from ._callables import load_callable, user_code
+from .session import TensorInfo
+
+Arrays = dict[str, NDArray[Any]]
+_FORMS = "an .npz or .npy file, a folder of test_data_set_* or of images, module:callable or file.py:callable"
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One batch: arrays by input name, and the labels (B,) where the data has them."""
+
+    feeds: Arrays
+    labels: NDArray[Any] | None = None
+
+
+class Feeds:
+    """Checked batches, as often as they are iterated. `warnings` holds what was adapted or left out, each once."""
+
+    def __init__(self, source: Callable[[], Iterable[Any]], inputs: Sequence[TensorInfo], where: str) -> None:
+        self._source = source
+        self.inputs = {i.name: i for i in inputs}
+        self.where = where
+        self.warnings: list[str] = []
+
+    def __iter__(self) -> Iterator[Batch]:
+        count = 0
+        for count, item in enumerate(self._source(), 1):
+            yield self._checked(item, f"{self.where}, batch {count - 1}")
+        if not count:
+            raise RefusedError(self.where, "holds no batches", "give at least one sample")
+
+    def note(self, message: str) -> None:
+        """Remember something to tell the user, once."""
+        if message not in self.warnings:
+            self.warnings.append(message)
+
+    def _checked(self, item: Any, where: str) -> Batch:
+        raw, labels = _split(item, list(self.inputs), where)
+        _same_names(raw, self.inputs, where)
+        feeds = {name: self._array(name, raw[name], where) for name in self.inputs}
+        rows = next((len(a) for a in feeds.values() if a.ndim), None)
+        if rows == 0:
+            raise RefusedError(where, "is an empty batch", "leave empty batches out")
+        return Batch(feeds, None if labels is None else np.asarray(labels))
+
+    def _array(self, name: str, value: Any, where: str) -> NDArray[Any]:
+        info, place = self.inputs[name], f"{where}, input '{name}'"
+        if not info.is_tensor:
+            raise RefusedError(place, f"is a {info.dtype}: only tensors can be fed", "export the model with tensor inputs")
+        array = self._cast(np.asarray(value), info, place)
+        if array.ndim != len(info.shape):
+            raise RefusedError(place, f"shape {_shape(array.shape)} has rank {array.ndim}; the model takes "
+                               f"{_shape(info.shape)}", f"give arrays of rank {len(info.shape)}")
+        for axis, (have, want) in enumerate(zip(array.shape, info.shape, strict=True)):
+            if isinstance(want, int) and have != want:
+                raise RefusedError(place, f"shape {_shape(array.shape)}: axis {axis} is {have}; the model takes "
+                                   f"{_shape(info.shape)}", f"give arrays of shape {_shape(info.shape)}")
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            bad = "NaN" if np.isnan(array).any() else "an infinite value"
+            raise RefusedError(place, f"holds {bad}", "clean the data: models and statistics need finite values")
+        return array
+
+    def _cast(self, array: NDArray[Any], info: TensorInfo, place: str) -> NDArray[Any]:
+        """The array in the input's type: only casts that lose nothing, and float64 to float32."""
+        if array.dtype.name == info.dtype or (info.dtype == "object" and array.dtype.kind in "OUS"):
+            return array.astype(object) if info.dtype == "object" else array
+        wanted = _numpy_dtype(info.dtype)
+        if wanted is not None and _can_cast(array, wanted):
+            if not np.can_cast(array.dtype, wanted):
+                self.note(f"{self.where}: input '{info.name}' is {array.dtype.name}, fed as {info.dtype}")
+            return array.astype(wanted)
+        raise RefusedError(place, f"is {array.dtype.name}; the model takes {info.dtype}",
+                           f"convert it: array.astype('{info.dtype}')")
+
+
+def open_feeds(data: Any, inputs: Sequence[TensorInfo]) -> Feeds:
+    """Feeds from any form of data: a path or `module:callable` text, a mapping of arrays, a callable, a list of batches.
+
+    A batch is a dict of input name to array (an array alone for a model with one input), or (batch, labels).
+    Errors: UsageError for a form that is not known, RefusedError for data that does not fit; the batches themselves
+    are checked as they are iterated.
+    """
+    if isinstance(data, Feeds):
+        return data
+    if isinstance(data, (str, Path)):
+        return _from_text(str(data), inputs)
+    if isinstance(data, Mapping):
+        return _from_arrays(_arrays.in_memory(data), inputs, "data")
+    if callable(data):
+        name = getattr(data, "__qualname__", type(data).__name__)
+        return Feeds(lambda: user_code(data, name), inputs, name)
+    if isinstance(data, np.ndarray):
+        return _from_arrays(_arrays.in_memory({"data": data}), inputs, "data")
+    if isinstance(data, Iterable) and iter(data) is not data:
+        return Feeds(lambda: data, inputs, "data")
+    problem = f"a {type(data).__name__} can be iterated only once" if isinstance(data, Iterator) else (
+        f"a {type(data).__name__} is no data")
+    raise UsageError("data", problem, f"give {_FORMS}, a dict of arrays, a list of batches or a function that yields them")
+
+
+def _from_text(text: str, inputs: Sequence[TensorInfo]) -> Feeds:
+    path = Path(text)
+    if path.is_dir():
+        source = _folders.open_folder(path, [i.name for i in inputs])
+        return Feeds(source, inputs, path.name)
+    if path.suffix in (".npz", ".npy"):
+        return _from_arrays(_arrays.open_file(path), inputs, path.name)
+    if ":" in text:
+        function = load_callable(text, "data")
+        return Feeds(lambda: user_code(function, text), inputs, text)
+    if not path.exists():
+        raise RefusedError(f"data {text}", "no such file or folder", f"give {_FORMS}")
+    raise RefusedError(f"data {text}", f"'{path.suffix or path.name}' files are not known", f"give {_FORMS}")
+
+
+def _from_arrays(arrays: _arrays.ArraySet, inputs: Sequence[TensorInfo], where: str) -> Feeds:
+    plan = _arrays.plan(arrays, inputs, where)
+    feeds = Feeds(lambda: arrays.batches(plan), inputs, where)
+    if plan.dropped:
+        feeds.note(f"{where}: the last {plan.dropped} of {plan.samples} samples are left out: "
+                   f"the model takes batches of {plan.batch}")
+    return feeds
+
+
+def _split(item: Any, names: list[str], where: str) -> tuple[Mapping[str, Any], Any]:
+    """A raw batch as (feeds, labels or None)."""
+    if isinstance(item, Batch):
+        return item.feeds, item.labels
+    feeds, labels = item if isinstance(item, tuple) and len(item) == 2 else (item, None)
+    if isinstance(feeds, Mapping):
+        return feeds, labels
+    if len(names) == 1 and isinstance(feeds, np.ndarray):
+        return {names[0]: feeds}, labels
+    raise RefusedError(where, f"is a {type(feeds).__name__}", "yield a dict of input name to array, or (dict, labels)")
+
+
+def _same_names(given: Mapping[str, Any], inputs: Mapping[str, TensorInfo], where: str) -> None:
+    unknown = [name for name in given if name not in inputs]
+    missing = [name for name in inputs if name not in given]
+    if unknown:
+        near = difflib.get_close_matches(str(unknown[0]), inputs, 1)
+        raise RefusedError(where, f"the model has no input '{unknown[0]}'",
+                           f"did you mean '{near[0]}'?" if near else f"its inputs are {', '.join(inputs)}")
+    if missing:
+        raise RefusedError(where, f"input '{missing[0]}' is missing", f"the model's inputs are {', '.join(inputs)}")
+
+
+def _numpy_dtype(name: str) -> np.dtype[Any] | None:
+    try:
+        return np.dtype(name)
+    except TypeError:
+        return None
+
+
+def _can_cast(array: NDArray[Any], wanted: np.dtype[Any]) -> bool:
+    if np.can_cast(array.dtype, wanted) or (array.dtype == np.float64 and wanted == np.float32):
+        return True
+    integers = array.dtype.kind in "iu" and wanted.kind in "iu"
+    return bool(integers and (array == array.astype(wanted)).all())
+
+
+def _shape(shape: Sequence[Any]) -> str:
+    return "[" + ", ".join("?" if d is None else str(d) for d in shape) + "]"
