@@ -1,0 +1,89 @@
+"""Placement rules as data: what each target's runtime fuses, so what `quant` makes of each op there.
+
+Every line was measured (docs/quantization.md says how); a rule is changed here, not in code.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+Carry = Literal["own", "shared"]
+"""How an op runs on int8 data: `own` output range, or `shared` with its inputs (it only moves values)."""
+
+
+@dataclass(frozen=True)
+class Heavy:
+    """An op worth running in int8: where its weight, bias and output channels are.
+
+    `channel_axis`: axis of the weight that indexes output channels (Gemm: of the untransposed weight).
+    `needs_output`: the int8 kernel exists only with a quantized output (Conv), or can emit float (Gemm, MatMul).
+    """
+
+    weight: int
+    bias: int | None
+    channel_axis: int
+    needs_output: bool
+
+
+@dataclass(frozen=True)
+class TargetRules:
+    """How one target wants its graph. `why_not` declines the whole form with a reason."""
+
+    activation: Literal["uint8", "int8"] = "uint8"
+    symmetric: bool = False
+    integer_bias: bool = True
+    heavy: dict[str, Heavy] = field(default_factory=dict)
+    carry: dict[str, Carry] = field(default_factory=dict)
+    folded: tuple[str, ...] = ()
+    """Activations that vanish into the quantization of their input's producer."""
+    dynamic: tuple[str, ...] = ()
+    """Ops for which activations quantized at run time are faster than float."""
+    guard_float: bool = False
+    """Keep an excluded float layer between int8 neighbours from being quantized by the runtime itself."""
+    why_not: str = ""
+
+
+HEAVY = {
+    "Conv": Heavy(weight=1, bias=2, channel_axis=0, needs_output=True),
+    "Gemm": Heavy(weight=1, bias=2, channel_axis=1, needs_output=False),
+    "MatMul": Heavy(weight=1, bias=None, channel_axis=-1, needs_output=False),
+}
+
+MOVERS: dict[str, Carry] = {
+    "MaxPool": "shared", "Reshape": "shared", "Flatten": "shared", "Transpose": "shared", "Squeeze": "shared",
+    "Unsqueeze": "shared", "Slice": "shared", "Split": "shared", "Pad": "shared", "Concat": "shared",
+    "Resize": "shared", "DepthToSpace": "shared",
+}
+
+TARGETS: dict[str, TargetRules] = {
+    # ONNX Runtime CPU: u8 activations, s8 per-channel weights, int32 bias; Softmax, LayerNormalization, Gelu,
+    # HardSwish, AveragePool, linear Resize have no good int8 kernel and stay float.
+    "cpu": TargetRules(
+        heavy=HEAVY,
+        carry={"Add": "own", "Mul": "own", "GlobalAveragePool": "own", "Sigmoid": "own", "LeakyRelu": "own", **MOVERS},
+        folded=("Relu", "Clip"),
+        dynamic=("MatMul", "Gemm"),
+        guard_float=True,
+    ),
+    # TensorRT explicit quantization: signed, zero point 0, float bias; residual skips quantized, graph outputs not.
+    "tensorrt": TargetRules(
+        activation="int8", symmetric=True, integer_bias=False,
+        heavy=HEAVY,
+        carry={"Add": "own", "GlobalAveragePool": "own", **MOVERS},
+        folded=("Relu", "Clip"),
+    ),
+    # Plain QDQ that any runtime may read.
+    "generic": TargetRules(
+        heavy=HEAVY,
+        carry={"Add": "own", "GlobalAveragePool": "own", **MOVERS},
+        folded=("Relu", "Clip"),
+        dynamic=("MatMul", "Gemm"),
+    ),
+    "cuda": TargetRules(
+        why_not="ONNX Runtime's CUDA provider has no int8 Conv or MatMul kernels: a QDQ graph runs slower there than fp32",
+    ),
+}
+
+MIN_DYNAMIC_WEIGHTS = 4096
+"""A MatMul with fewer weights costs more in quantizing its input at run time than it gains."""

@@ -1,0 +1,101 @@
+"""Symmetric int8 weights, one scale per output channel, streamed: scales in one pass, values when written."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from .._lazy import DerivedTensor, blocks
+
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A weight as (outer, channels, inner) around its output channel axis."""
+
+    outer: int
+    channels: int
+    inner: int
+
+    @classmethod
+    def of(cls, shape: tuple[int, ...], axis: int) -> Layout:
+        axis %= len(shape)
+        return cls(math.prod(shape[:axis]), shape[axis], math.prod(shape[axis + 1 :]))
+
+    @property
+    def granule(self) -> int:
+        """Elements that a streamed block must hold a multiple of, so that it reshapes to whole channels."""
+        return self.inner if self.outer == 1 else self.channels * self.inner
+
+    def view(self, block: NDArray[Any], start: int) -> tuple[NDArray[Any], slice]:
+        """A flat block as (outer, channels, inner), and which channels it holds."""
+        if self.outer > 1:
+            return block.reshape(-1, self.channels, self.inner), slice(None)
+        first = start // max(self.inner, 1)
+        rows = block.reshape(1, -1, self.inner)
+        return rows, slice(first, first + rows.shape[1])
+
+
+def channel_absmax(tensor: ir.TensorProtocol | DerivedTensor, layout: Layout) -> Floats:
+    """max|w| of each output channel: (channels,) float32. NaN where the channel holds NaN."""
+    out = np.zeros(layout.channels, np.float32)
+    for start, block in blocks(tensor, layout.granule):
+        view, channels = layout.view(block, start)
+        highest = np.maximum(view.max(axis=(0, 2)), -view.min(axis=(0, 2))).astype(np.float32)
+        out[channels] = np.maximum(out[channels], highest)
+    return out
+
+
+def weight_scales(absmax: Floats, bias: Floats | None, input_scale: float, levels: int = 127) -> Floats:
+    """Scale of each channel so that its weights fit +-`levels` and its int32 bias cannot overflow.
+
+    Shapes: absmax, bias (channels,) -> (channels,) float32, all positive and normal.
+    """
+    scales = absmax.astype(np.float64) / levels
+    if bias is not None:
+        scales = np.maximum(scales, np.abs(bias.astype(np.float64)) / (input_scale * 2.0**30))
+    scales = np.where(scales > 0, scales, 1.0 / levels)
+    # float32(input_scale * scale) is the bias's scale: keep it away from denormals.
+    return np.maximum(scales, 1e-30 / min(input_scale, 1.0)).astype(np.float32)
+
+
+def quantize_weight(
+    tensor: ir.TensorProtocol | DerivedTensor, layout: Layout, scales: Floats, levels: int = 127
+) -> DerivedTensor:
+    """round(w / scale) as int8, lazily. Exact zeros stay zeros."""
+    inverse = (1.0 / scales.astype(np.float64)).astype(np.float32)
+
+    def kernel(block: NDArray[Any], start: int) -> NDArray[Any]:
+        view, channels = layout.view(block, start)
+        scaled = np.multiply(view, inverse[channels][:, None], dtype=np.float32)
+        np.rint(scaled, out=scaled)
+        np.clip(scaled, -levels, levels, out=scaled)
+        return scaled.astype(np.int8).reshape(-1)
+
+    return DerivedTensor(tensor, kernel, ir.DataType.INT8, layout.granule)
+
+
+def quantize_bias(bias: Floats, input_scale: np.float32, scales: Floats) -> tuple[NDArray[np.int32], Floats]:
+    """The bias as int32 and its scales, exactly float32(input_scale * weight scale): the runtime insists on it."""
+    bias_scales = (np.float32(input_scale) * scales).astype(np.float32)
+    values = np.rint(bias.astype(np.float64) / bias_scales)
+    limit = 2.0**31 - 1
+    return np.clip(values, -limit, limit).astype(np.int32), bias_scales
+
+
+def transposed(tensor: ir.TensorProtocol | DerivedTensor) -> ir.LazyTensor:
+    """A 2-D tensor transposed when it is written: (a, b) -> (b, a)."""
+    rows, columns = tensor.shape.numpy()
+
+    def compute() -> ir.Tensor:
+        return ir.Tensor(np.ascontiguousarray(tensor.numpy().T), dtype=tensor.dtype)
+
+    return ir.LazyTensor(compute, dtype=tensor.dtype, shape=ir.Shape([columns, rows]), name=tensor.name)
+
+
