@@ -33,7 +33,9 @@ class _Slot:
     put: Callable[[ir.TensorProtocol], None]
 
 
-def save(model: ir.Model, path: str | Path, *, external: bool | None = None) -> list[Path]:
+def save(
+    model: ir.Model, path: str | Path, *, external: bool | None = None, check: Callable[[Path], None] | None = None
+) -> list[Path]:
     """Write `model` atomically; return the files written, the model file last.
 
     External data (one file, `<name>.data`, or `<name>.<n>.data` where that is taken) is used when `external` is true,
@@ -57,7 +59,7 @@ def save(model: ir.Model, path: str | Path, *, external: bool | None = None) -> 
                 written += _write_data(target, slots, restore)
             else:
                 _bring_inline(slots, restore)
-            written.append(_write_model(model, target, path))
+            written.append(_write_model(model, target, path, check))
     except BaseException:
         for file in written:
             file.unlink(missing_ok=True)
@@ -133,13 +135,18 @@ def _commit(file: BinaryIO, temporary: Path, target: Path) -> None:
             os.close(folder)
 
 
-def _write_model(model: ir.Model, target: Path, path: str | Path) -> Path:
+def _write_model(
+    model: ir.Model, target: Path, path: str | Path, check: Callable[[Path], None] | None
+) -> Path:
     proto = ir.to_proto(model)
     proto.ir_version = max(proto.ir_version, _needed_ir_version(model))
     if proto.ByteSize() >= 1 << 31:
         raise RefusedError(str(path), "the model exceeds protobuf's 2 GiB in one file", "save it with external data")
     with _temporary(target) as (file, temporary):
         file.write(proto.SerializeToString())
+        if check is not None:
+            file.flush()
+            check(temporary)
         _commit(file, temporary, target)
     return target
 
