@@ -111,7 +111,8 @@ def open_file(path: Path) -> ArraySet:
             for name in names
         })
     except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise RefusedError(f"data {path.name}", f"cannot be read: {error}", "write it again with numpy.savez") from error
+        raise RefusedError(f"data {path.name}", f"cannot be read: {error}",
+                           "write it again with numpy.savez") from error
 
 
 def _member(path: Path, name: str) -> Callable[[], IO[bytes]]:
@@ -129,7 +130,8 @@ def _stored(opener: Callable[[], IO[bytes]], where: str) -> Stored:
     with opener() as file:
         shape, fortran, dtype = _header(file)
     if dtype.hasobject:
-        raise RefusedError(where, "holds pickled Python objects", "save plain arrays: array.astype('int64') or astype(str)")
+        raise RefusedError(where, "holds pickled Python objects",
+                           "save plain arrays: array.astype('int64') or astype(str)")
 
     def open_rows(stack: ExitStack) -> Rows:
         file = stack.enter_context(opener())
@@ -166,7 +168,8 @@ def _header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
 
 def plan(arrays: ArraySet, inputs: Sequence[TensorInfo], where: str) -> Plan:
     """Match arrays to inputs and choose the batch: the model's where it is fixed, BATCH otherwise."""
-    keys = {key: stored for key, stored in arrays.arrays.items() if key != LABELS or any(i.name == LABELS for i in inputs)}
+    names = [i.name for i in inputs]
+    keys = {key: stored for key, stored in arrays.arrays.items() if key != LABELS or LABELS in names}
     matched = _matched(list(keys), inputs, where)
     fixed = {i.name for i in inputs if not i.shape}
     batch_dims = {i.name: i.shape[0] for i in inputs if i.shape}

@@ -40,9 +40,11 @@ def load_callable(text: str, where: str) -> Callable[..., Any]:
 
 def _load_file(path: Path, text: str) -> ModuleType:
     if not path.is_file():
-        raise RefusedError(text, f"no such file: {path}", "give the path of a Python file, then ':' and a function's name")
+        raise RefusedError(text, f"no such file: {path}",
+                           "give the path of a Python file, then ':' and a function's name")
     spec = importlib.util.spec_from_file_location(f"_onnx_opt_user_{path.stem}", path)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses and pickle look their module up
     try:

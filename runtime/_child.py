@@ -1,4 +1,4 @@
-"""What runs inside the worker's child process: sessions, observers and timing. Functions here are `Worker.call` names."""
+"""What runs inside the worker's child process; `Worker.call` names functions of this file."""
 
 from __future__ import annotations
 
@@ -91,8 +91,8 @@ def open_session(
     settings = _session_options(threads, optimize)
     session = ort.InferenceSession(path, settings, providers=[(ort_name, dict(options))])
     if ort_name not in session.get_providers():
-        raise RefusedError(f"provider {provider}", f"{ort_name} does not start here: its libraries or a device are missing",
-                           install)
+        raise RefusedError(f"provider {provider}",
+                           f"{ort_name} does not start here: its libraries or a device are missing", install)
     session.disable_fallback()
     handle = len(_SESSIONS)
     _SESSIONS[handle] = session
@@ -106,6 +106,7 @@ def _session_options(threads: int, optimize: bool) -> Any:
     settings = ort.SessionOptions()
     settings.log_severity_level = 4
     settings.intra_op_num_threads = threads
+    settings.add_session_config_entry("session.force_spinning_stop", "1")  # idle sessions would slow the timed one
     levels = ort.GraphOptimizationLevel
     settings.graph_optimization_level = levels.ORT_ENABLE_ALL if optimize else levels.ORT_DISABLE_ALL
     return settings

@@ -11,8 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import RefusedError
-
-_SPEC = "preprocess.toml"
+from ._images import SPEC, ImageFolder
 
 
 def open_folder(path: Path, names: list[str]) -> Callable[[], Iterator[Any]]:
@@ -22,13 +21,11 @@ def open_folder(path: Path, names: list[str]) -> Callable[[], Iterator[Any]]:
         sets = [path]
     if sets:
         return lambda: (_test_data(folder, names) for folder in sets)
-    if (path / _SPEC).is_file():
-        from ._images import ImageFolder
-
+    if (path / SPEC).is_file():
         folder = ImageFolder.open(path)
         return lambda: folder.batches(names)
-    raise RefusedError(f"data {path}", f"has neither test_data_set_* folders nor images with a {_SPEC}",
-                       f"put a {_SPEC} beside the images (docs: data), or give an .npz file")
+    raise RefusedError(f"data {path}", f"has neither test_data_set_* folders nor images with a {SPEC}",
+                       f"put a {SPEC} beside the images (docs: data), or give an .npz file")
 
 
 def _number(path: Path) -> tuple[int, str]:
@@ -39,7 +36,7 @@ def _number(path: Path) -> tuple[int, str]:
 def _test_data(folder: Path, names: list[str]) -> dict[str, NDArray[Any]]:
     """One data set: input_0.pb … in the order of the model's inputs, or by the name inside the tensor."""
     import onnx
-    from google.protobuf.message import DecodeError
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
     from onnx import numpy_helper
 
     files = sorted(folder.glob("input_*.pb"), key=lambda p: _number(p.with_suffix("")))
@@ -52,7 +49,8 @@ def _test_data(folder: Path, names: list[str]) -> dict[str, NDArray[Any]]:
             tensor.ParseFromString(file.read_bytes())
             array = np.asarray(numpy_helper.to_array(tensor))
         except (DecodeError, ValueError, TypeError) as error:
-            raise RefusedError(f"data {file}", f"is not a tensor: {error}", "write it with onnx.numpy_helper") from error
+            raise RefusedError(f"data {file}", f"is not a tensor: {error}",
+                               "write it with onnx.numpy_helper") from error
         positional = names[index] if index < len(names) else f"input_{index}"
         feeds[tensor.name if tensor.name in names else positional] = array
     return feeds

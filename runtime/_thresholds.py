@@ -60,7 +60,7 @@ def _least_divergent(bins: Bins, edges: Edges, levels: int, highest: float) -> f
 
 
 def _divergence(bins: Bins, end: int, levels: int) -> float:
-    """KL(P || Q): P is the first `end` bins with the tail added to the last, Q the same bins through `levels` levels."""
+    """KL(P || Q): P is the first `end` bins with the tail added to the last, Q the same bins through the levels."""
     inside = bins[:end].astype(np.float64)
     starts = np.arange(levels) * end // levels
     occupied = inside > 0

@@ -87,7 +87,7 @@ class RangeObserver:
     @property
     def edges(self) -> NDArray[np.float64]:
         """The BINS + 1 bin edges."""
-        return (np.arange(BINS + 1) - BINS / 2) * math.ldexp(2 / BINS, self.exponent)
+        return (np.arange(BINS + 1, dtype=np.float64) - BINS / 2) * np.float64(math.ldexp(2 / BINS, self.exponent))
 
     def range(self, method: str = "minmax", percentile: float = 99.99) -> tuple[float, float]:
         """(low, high) to quantize by; always holds 0 and lies within [min(0, lowest), max(0, highest)] seen.

@@ -114,7 +114,8 @@ class DriftMeter:
         for name, expected in reference.items():
             actual = np.asarray(got[name])
             if np.shape(expected) != actual.shape:
-                raise CheckError(f"output '{name}'", f"shape {_shape(actual)} instead of {_shape(np.asarray(expected))}",
+                raise CheckError(f"output '{name}'",
+                                 f"shape {_shape(actual)} instead of {_shape(np.asarray(expected))}",
                                  "compare models with the same interface on the same data")
             self._sums.setdefault(name, _Sums()).update(np.asarray(expected), actual)
         self.batches += 1

@@ -104,7 +104,7 @@ def with_taps(model: ir.Model, names: Sequence[str]) -> ir.Model:
 def micro_batches(
     feeds: Feeds, inputs: Sequence[TensorInfo], samples: int
 ) -> Iterator[tuple[dict[str, NDArray[Any]], int]]:
-    """(feeds, rows) of at most `samples` rows in all; cut to 8 rows where axis 0 of every input is one symbolic batch."""
+    """(feeds, rows) of at most `samples` rows; 8 rows at a time where axis 0 of every input is one symbolic batch."""
     splittable, seen = batch_is_symbolic(inputs), 0
     for batch in feeds:
         rows = batch_rows(batch.feeds)

@@ -14,9 +14,21 @@ from numpy.typing import NDArray
 from .. import RefusedError, UsageError
 from . import _arrays, _folders
 from ._callables import load_callable, user_code
+from ._synthetic import Overrides, array_for, shape_of
 from .session import TensorInfo
 
 Arrays = dict[str, NDArray[Any]]
+_SIZES: tuple[dict[str, int], ...] = (
+    {"batch": 2, "spatial": 64, "sequence": 16},
+    {"batch": 2, "spatial": 224, "sequence": 64},
+    {"batch": 2, "spatial": 32, "sequence": 576},
+    {"batch": 2, "spatial": 48, "sequence": 512},
+    {"batch": 2, "spatial": 128, "sequence": 8},
+    {"batch": 1, "spatial": 64, "sequence": 16},
+    {"batch": 1, "spatial": 224, "sequence": 576},
+    {"batch": 1, "spatial": 640, "sequence": 1},
+)
+"""Lengths to try for open axes, likeliest first."""
 _FORMS = "an .npz or .npy file, a folder of test_data_set_* or of images, module:callable or file.py:callable"
 
 
@@ -61,7 +73,8 @@ class Feeds:
     def _array(self, name: str, value: Any, where: str) -> NDArray[Any]:
         info, place = self.inputs[name], f"{where}, input '{name}'"
         if not info.is_tensor:
-            raise RefusedError(place, f"is a {info.dtype}: only tensors can be fed", "export the model with tensor inputs")
+            raise RefusedError(place, f"is a {info.dtype}: only tensors can be fed",
+                               "export the model with tensor inputs")
         array = self._cast(np.asarray(value), info, place)
         if array.ndim != len(info.shape):
             raise RefusedError(place, f"shape {_shape(array.shape)} has rank {array.ndim}; the model takes "
@@ -89,7 +102,7 @@ class Feeds:
 
 
 def open_feeds(data: Any, inputs: Sequence[TensorInfo]) -> Feeds:
-    """Feeds from any form of data: a path or `module:callable` text, a mapping of arrays, a callable, a list of batches.
+    """Feeds from any form of data: a path or `module:callable` text, a dict of arrays, a callable, a list of batches.
 
     A batch is a dict of input name to array (an array alone for a model with one input), or (batch, labels).
     Errors: UsageError for a form that is not known, RefusedError for data that does not fit; the batches themselves
@@ -110,7 +123,8 @@ def open_feeds(data: Any, inputs: Sequence[TensorInfo]) -> Feeds:
         return Feeds(lambda: data, inputs, "data")
     problem = f"a {type(data).__name__} can be iterated only once" if isinstance(data, Iterator) else (
         f"a {type(data).__name__} is no data")
-    raise UsageError("data", problem, f"give {_FORMS}, a dict of arrays, a list of batches or a function that yields them")
+    raise UsageError("data", problem,
+                     f"give {_FORMS}, a dict of arrays, a list of batches or a function that yields them")
 
 
 def _from_text(text: str, inputs: Sequence[TensorInfo]) -> Feeds:
@@ -176,3 +190,29 @@ def _can_cast(array: NDArray[Any], wanted: np.dtype[Any]) -> bool:
 
 def _shape(shape: Sequence[Any]) -> str:
     return "[" + ", ".join("?" if d is None else str(d) for d in shape) + "]"
+
+
+def synthetic_feeds(
+    inputs: Sequence[TensorInfo], seed: int, batches: int = 2, overrides: Overrides | None = None,
+    sizes: Mapping[str, int] | None = None,
+) -> Feeds:
+    """Made-up batches, the same for the same seed. `sizes`: lengths of open `batch`, `spatial`, `sequence` axes."""
+    chosen = {**_SIZES[0], **(sizes or {})}
+
+    def make() -> Iterator[Arrays]:
+        random = np.random.default_rng(seed)
+        for _ in range(batches):
+            yield {i.name: array_for(i, shape_of(i, chosen, overrides or {}), random) for i in inputs}
+
+    return Feeds(make, inputs, "synthetic data")
+
+
+def candidate_feeds(inputs: Sequence[TensorInfo], seed: int, batches: int = 2) -> Iterator[Feeds]:
+    """Synthetic feeds of several sizes, likeliest first: take the first for which the original's outputs are finite."""
+    tried: set[tuple[tuple[int, ...], ...]] = set()
+    for sizes in _SIZES:
+        shapes = tuple(shape_of(i, sizes, {}) for i in inputs)
+        if shapes not in tried:
+            tried.add(shapes)
+            yield synthetic_feeds(inputs, seed, batches, sizes=sizes)
+

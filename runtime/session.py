@@ -86,10 +86,11 @@ class Session:
         p = self.provider
         try:
             self._handle, inputs, outputs = self.worker.call(
-                "open_session", str(self.path), p.name, p.ort_name, self.options, p.install, self.threads, self.optimize)
+                "open_session", str(self.path), p.name, p.ort_name, self.options, p.install, self.threads,
+                self.optimize)
         except RemoteError as error:
             raise RefusedError(self.path.name, f"ONNX Runtime cannot load it: {error.problem}",
-                               "run `onnx-opt inspect` on the model; a newer onnxruntime may know its operators") from None
+                               "run `onnx-opt inspect` on it; a newer onnxruntime may know its operators") from None
         self._generation = self.worker.generation
         self.inputs = [_tensor_info(*i) for i in inputs]
         self.outputs = [_tensor_info(*o) for o in outputs]

@@ -96,7 +96,7 @@ class Worker:
             return
         self._kill()
         root = Path(__file__).resolve().parents[1]
-        self._stderr = tempfile.TemporaryFile()
+        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the child
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-c", _BOOTSTRAP, str(root), str(os.getpid()), str(self.memory_bytes)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._stderr,
@@ -109,7 +109,9 @@ class Worker:
         self._kill()
 
     def _exchange(self, message: Any) -> Any:
-        assert self._process and self._process.stdin and self._process.stdout
+        assert self._process
+        assert self._process.stdin
+        assert self._process.stdout
         _frames.send(self._process.stdin, message)  # type: ignore[arg-type]
         return _frames.receive(self._process.stdout)  # type: ignore[arg-type]
 
