@@ -7,7 +7,6 @@ import functools
 import os
 import secrets
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -17,20 +16,13 @@ import onnx_ir as ir
 from google.protobuf.message import EncodeError  # type: ignore[import-untyped]
 
 from .. import OnnxOptError, RefusedError, UsageError
+from ._slots import Slot, slots_of, tensor_protos
 
 INLINE_LIMIT = 3 << 29
 """Bytes of weights (1.5 GiB) up to which a model stays one file; protobuf ends at 2 GiB."""
 
 SMALL = 1024
 """Tensors below this many bytes stay in the graph: shapes and scalars are read by shape inference."""
-
-
-@dataclass
-class _Slot:
-    """A place that holds a tensor, and how to put another one there."""
-
-    tensor: ir.TensorProtocol
-    put: Callable[[ir.TensorProtocol], None]
 
 
 def save(
@@ -45,7 +37,7 @@ def save(
     Errors: UsageError if `path` cannot be written, OnnxOptError if writing fails (nothing is left behind then).
     """
     target = Path(path)
-    slots = list(_slots(model))
+    slots = list(slots_of(model))
     sources = _source_files(slots)
     if any(_same_file(target, source) for source in sources):
         raise UsageError(str(path), "is the weights file of the model being written", "choose another output path")
@@ -151,7 +143,7 @@ def _write_model(
     return target
 
 
-def _write_data(target: Path, slots: list[_Slot], restore: contextlib.ExitStack) -> list[Path]:
+def _write_data(target: Path, slots: list[Slot], restore: contextlib.ExitStack) -> list[Path]:
     """Stream the large tensors into a fresh data file and point their slots at it; small ones come inline."""
     large = [s for s in slots if s.tensor.nbytes >= SMALL and s.tensor.dtype != ir.DataType.STRING]
     _bring_inline([s for s in slots if s.tensor.nbytes < SMALL], restore)
@@ -192,7 +184,7 @@ def _reference(tensor: ir.TensorProtocol, location: str, offset: int) -> ir.Exte
     )
 
 
-def _bring_inline(slots: list[_Slot], restore: contextlib.ExitStack) -> None:
+def _bring_inline(slots: list[Slot], restore: contextlib.ExitStack) -> None:
     """Have external tensors written as bytes, read one at a time while the graph is encoded."""
     for slot in slots:
         tensor = slot.tensor
@@ -204,7 +196,7 @@ def _bring_inline(slots: list[_Slot], restore: contextlib.ExitStack) -> None:
             _swap(slot, inline, restore)
 
 
-def _in_memory(tensor: ir.ExternalTensor) -> ir.Tensor:
+def _in_memory(tensor: ir.ExternalTensor) -> ir.Tensor[Any]:
     if tensor.size == 0:
         return ir.Tensor(np.empty(tensor.shape.numpy(), tensor.dtype.numpy()), dtype=tensor.dtype)
     mapped = tensor.raw is not None
@@ -214,58 +206,12 @@ def _in_memory(tensor: ir.ExternalTensor) -> ir.Tensor:
     return ir.Tensor(array, dtype=tensor.dtype)
 
 
-def _swap(slot: _Slot, tensor: ir.TensorProtocol, restore: contextlib.ExitStack) -> None:
+def _swap(slot: Slot, tensor: ir.TensorProtocol, restore: contextlib.ExitStack) -> None:
     restore.callback(slot.put, slot.tensor)
     slot.put(tensor)
 
 
-def _slots(model: ir.Model) -> Iterator[_Slot]:
-    """Every tensor of the model: initializers and attributes, in the graph, its subgraphs and the functions."""
-    graphs: list[ir.Graph | ir.Function] = [*model.graphs()]
-    for function in model.functions.values():
-        graphs += [function, *function.subgraphs()]
-    for graph in graphs:
-        if isinstance(graph, ir.Graph):
-            for value in graph.initializers.values():
-                if value.const_value is None:
-                    raise OnnxOptError(f"initializer '{value.name}'", "has no data", "set its const_value or remove it")
-                yield _Slot(value.const_value, _initializer_setter(value))
-        for node in graph:
-            for attribute in list(node.attributes.values()):
-                yield from _attribute_slots(node, attribute)
-
-
-def _initializer_setter(value: ir.Value) -> Callable[[ir.TensorProtocol], None]:
-    def put(tensor: ir.TensorProtocol) -> None:
-        value.const_value = tensor
-
-    return put
-
-
-def _attribute_slots(node: ir.Node, attribute: ir.Attr) -> Iterator[_Slot]:
-    if attribute.is_ref():
-        return
-    if attribute.type == ir.AttributeType.TENSOR:
-
-        def put(tensor: ir.TensorProtocol) -> None:
-            node.attributes[attribute.name] = ir.AttrTensor(attribute.name, tensor, doc_string=attribute.doc_string)
-
-        yield _Slot(attribute.as_tensor(), put)
-    elif attribute.type == ir.AttributeType.TENSORS:
-        held = list(attribute.as_tensors())
-
-        def put_at(index: int) -> Callable[[ir.TensorProtocol], None]:
-            def put(tensor: ir.TensorProtocol) -> None:
-                held[index] = tensor
-                node.attributes[attribute.name] = ir.AttrTensors(attribute.name, held, doc_string=attribute.doc_string)
-
-            return put
-
-        for index, tensor in enumerate(list(held)):
-            yield _Slot(tensor, put_at(index))
-
-
-def _source_files(slots: list[_Slot]) -> set[Path]:
+def _source_files(slots: list[Slot]) -> set[Path]:
     """Files that the tensors, or what they are computed from, are read from."""
     found: set[Path] = set()
     for slot in slots:
@@ -294,9 +240,7 @@ def _own_data_files(target: Path) -> list[Path]:
         proto = onnx.load_model(target, load_external_data=False)
     except Exception:  # whatever is there is about to be replaced; not being a model is no obstacle
         return []
-    names = {
-        entry.value for tensor in proto.graph.initializer for entry in tensor.external_data if entry.key == "location"
-    }
+    names = {e.value for tensor in tensor_protos(proto) for e in tensor.external_data if e.key == "location"}
     ours = (n for n in names if n.startswith(f"{target.name}.") and n.endswith(".data") and "/" not in n)
     return [target.with_name(name) for name in ours]
 

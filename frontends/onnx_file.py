@@ -2,26 +2,94 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import onnx
 import onnx_ir as ir
 
 from .. import RefusedError
+from ._read import EXPORT_AGAIN, read_proto
 from ._save import check_output, save
+from ._slots import slots_of, tensor_protos
+from ._sparse import densify
+from ._tensors import ExternalFiles, nbytes_of
+from ._validate import validate
 
 __all__ = ["check_output", "load", "save"]
 
 
 def load(path: str | Path, *, allow_hardlinks: bool = False) -> ir.Model:
-    """Read an ONNX model, validated; external data stays on disk, confined to the model's folder."""
-    absolute = Path(path).absolute()
-    if not absolute.is_file():
-        raise RefusedError(str(path), "no such file", "check the path")
+    """Read an ONNX model, validated; external data stays on disk, confined to the model's folder.
+
+    Beyond what ONNX allows to be written in several ways (unsorted nodes are sorted, negative dims become unknown,
+    sparse tensors dense, `ai.onnx` the empty domain) nothing is changed.
+    Errors: RefusedError, where = the path as given, if the file is not a sound ONNX model. `allow_hardlinks` admits
+    weights files with several hard links (deduplicating stores), which may otherwise be someone else's file.
+    """
+    where = str(path)
+    proto = read_proto(path)
+    unsorted = validate(proto, where)
+    files = ExternalFiles(path, allow_hardlinks)
+    _check_external(proto, files)
+    densify(proto, where)
+    _settle(proto)
     try:
-        proto = onnx.load_model_from_string(absolute.read_bytes())
         model: ir.Model = ir.from_proto(proto)
-    except Exception as error:
-        raise RefusedError(str(path), f"not an ONNX model ({type(error).__name__})", "give an .onnx file") from error
-    ir.external_data.set_base_dir(model.graph, str(absolute.parent))
+    except Exception as error:  # what the checks above do not know of; whatever it is, it is the file's
+        raise RefusedError(where, f"is not a model that onnx_ir can hold ({_cause(error)})", EXPORT_AGAIN) from error
+    _bind_external(model, files)
+    if unsorted:
+        _sort(model, where)
     return model
+
+
+def _check_external(proto: onnx.ModelProto, files: ExternalFiles) -> None:
+    """Refuse external data that is missing, misplaced or short; an empty external tensor becomes an inline one."""
+    for tensor in tensor_protos(proto):
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            files.check(tensor)
+            if nbytes_of(tensor) == 0:
+                tensor.ClearField("data_location")
+                tensor.ClearField("external_data")
+    files.report_missing()
+
+
+def _settle(proto: onnx.ModelProto) -> None:
+    """What ONNX Runtime reads leniently and onnx.checker does not: a nameless graph, dims of -1."""
+    proto.graph.name = proto.graph.name or "graph"
+    for info in (*proto.graph.input, *proto.graph.output, *proto.graph.value_info):
+        for dim in info.type.tensor_type.shape.dim if info.type.HasField("tensor_type") else ():
+            if dim.dim_value < 0:
+                dim.ClearField("dim_value")
+
+
+def _bind_external(model: ir.Model, files: ExternalFiles) -> None:
+    """Give external tensors their absolute folder, in functions too (onnx_ir leaves those out)."""
+    for slot in slots_of(model):
+        tensor = slot.tensor
+        if not isinstance(tensor, ir.ExternalTensor):
+            continue
+        tensor.base_dir = str(files.folder)
+        if str(tensor.location) in files.hardlinked:  # onnx_ir refuses these unless it is given no folder to confine to
+            slot.put(ir.ExternalTensor(
+                os.path.join(files.folder, tensor.location), tensor.offset, tensor.length, tensor.dtype,
+                shape=tensor.shape, name=tensor.name, doc_string=tensor.doc_string,
+                metadata_props=dict(tensor.metadata_props),
+            ))
+
+
+def _sort(model: ir.Model, where: str) -> None:
+    try:
+        model.graph.sort()
+        for function in model.functions.values():
+            function.sort()
+    except ValueError:
+        raise RefusedError(where, "its nodes form a cycle", EXPORT_AGAIN) from None
+
+
+def _cause(error: BaseException) -> str:
+    """The innermost reason of an onnx_ir error, on one line."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return " ".join(f"{type(error).__name__}: {error}".split())[:200]
