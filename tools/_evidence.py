@@ -1,0 +1,121 @@
+"""What a run can prove with: the user's data or synthetic feeds, and the original's outputs on them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from .. import OnnxOptError, RefusedError
+from ..runtime.feeds import Feeds, candidate_feeds, open_feeds
+from ..runtime.session import Session, open_session
+from ..runtime.targets import target_named
+from ..runtime.worker import Worker
+from ._drift import FLOAT32, Arrays, Outputs, Referee, all_finite, inexact, limited
+from ._figures import input_infos
+from ._result import Settings
+
+Warn = Callable[[str, str], None]
+
+
+@dataclass
+class Evidence:
+    """`calibration`: the user's feeds. `labelled`: data for the metric. `referee`: None where nothing can be compared.
+
+    `open`: opens a model file in the worker, on the provider that verifies it.
+    """
+
+    open: Callable[[Path], Session]
+    calibration: Feeds | None = None
+    labelled: Feeds | None = None
+    referee: Referee | None = None
+    latency_feeds: list[Arrays] = field(default_factory=list)
+
+
+def gather_evidence(settings: Settings, worker: Worker, model: ir.Model, original: Path | None, warn: Warn) -> Evidence:
+    """Open the data, find feeds that the original accepts, and run it on them.
+
+    `original` None: nothing is run. What cannot be proved is said through `warn`; with `strict` it is an error.
+    Errors: RefusedError for data that does not fit the model.
+    """
+    evidence = Evidence(_opener(settings, worker, original, warn))
+    inputs = input_infos(model)
+    if settings.data is not None:
+        evidence.calibration = _opened(settings.data, inputs, warn)
+    labelled = settings.eval_data if settings.eval_data is not None else settings.data
+    if settings.metric is not None:
+        evidence.labelled = _opened(labelled, inputs, warn)
+    if original is None:
+        return evidence
+    try:
+        session = evidence.open(original)
+    except OnnxOptError as error:
+        return _unproved(settings, evidence, f"{error.where}: {error.problem}", warn)
+    try:
+        return _run_original(settings, evidence, session, warn)
+    finally:
+        session.close()
+
+
+def _opener(settings: Settings, worker: Worker, original: Path | None, warn: Warn) -> Callable[[Path], Session]:
+    """How this run opens sessions: on the target's provider, or on the CPU with a warning where that is not there."""
+    provider = target_named(settings.target).provider
+    if provider != "cpu" and original is not None:
+        try:
+            open_session(worker, original, provider, threads=settings.threads).close()
+        except RefusedError as error:
+            if settings.strict:
+                raise
+            warn(f"target {settings.target}", f"checked and measured on the CPU instead: {error.problem} ({error.fix})")
+            provider = "cpu"
+    return lambda path: open_session(worker, path, provider, threads=settings.threads)
+
+
+def _opened(data: Any, inputs: list[Any], warn: Warn) -> Feeds:
+    feeds = open_feeds(data, inputs)
+    for message in feeds.warnings:
+        warn("data", message)
+    return feeds
+
+
+def _run_original(settings: Settings, evidence: Evidence, session: Session, warn: Warn) -> Evidence:
+    if evidence.calibration is not None:
+        batches = limited(batch.feeds for batch in evidence.calibration)
+        outputs = [session.run(feeds) for feeds in batches]
+    else:
+        found = _synthetic(session, settings.seed)
+        if found is None:
+            return _unproved(settings, evidence, "it gives no finite outputs on synthetic feeds; give --data", warn)
+        batches, outputs = found
+        warn("data", "none given: checked on synthetic feeds; --data checks on real ones and calibrates quantization")
+    evidence.latency_feeds = batches[:1]
+    problem = inexact(outputs[:1], [session.run(batches[0])], FLOAT32)
+    if problem:
+        return _unproved(settings, evidence, f"two runs of the original differ ({problem})", warn)
+    evidence.referee = Referee(evidence.open, batches)
+    evidence.referee.original = outputs
+    return evidence
+
+
+def _synthetic(session: Session, seed: int) -> tuple[list[Arrays], Outputs] | None:
+    """The first kind of synthetic feeds on which the original gives finite outputs, and those outputs."""
+    for feeds in candidate_feeds(session.inputs, seed):
+        try:
+            batches = limited(batch.feeds for batch in feeds)
+            outputs = [session.run(batch) for batch in batches]
+        except OnnxOptError:
+            continue  # this kind of feeds is not for this model; the next may be
+        if all_finite(outputs):
+            return batches, outputs
+    return None
+
+
+def _unproved(settings: Settings, evidence: Evidence, why: str, warn: Warn) -> Evidence:
+    if settings.strict:
+        raise RefusedError("verify", f"the result cannot be compared with the original: {why}",
+                           "run without --strict: the structure is checked all the same")
+    warn("verify", f"checked in structure only: {why}")
+    return evidence

@@ -1,0 +1,34 @@
+"""Where an optimized model comes from: written into its `metadata_props`, so that the run can be repeated."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import onnx_ir as ir
+
+from .. import __version__
+
+PREFIX = "onnx_opt."
+
+
+def sha256_of(path: Path) -> str:
+    """Hex digest of the .onnx file itself (external data is not read)."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def stamp(model: ir.Model, passes: str, input_sha256: str | None, seed: int, target: str) -> None:
+    """Record version, canonical pipeline text, the input's digest, seed and target; replaces an earlier record."""
+    for key in provenance(model):
+        del model.metadata_props[PREFIX + key]
+    record = {
+        "version": __version__, "passes": passes, "input_sha256": input_sha256, "seed": str(seed), "target": target,
+    }
+    model.metadata_props.update({PREFIX + key: value for key, value in record.items() if value is not None})
+
+
+def provenance(model: ir.Model) -> dict[str, str]:
+    """The record of the run that made this model; empty if onnx-opt did not make it."""
+    found = model.metadata_props.items()
+    return {key.removeprefix(PREFIX): value for key, value in found if key.startswith(PREFIX)}

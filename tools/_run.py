@@ -1,0 +1,283 @@
+"""One run, step by step: load, prepare the checks, run each pass and believe it or not, measure, write."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+
+import onnx_ir as ir
+
+from .. import CheckError, OnnxOptError, RefusedError, UsageError
+from ..frontends.onnx_file import check_output, load, save
+from ..passes._base import Pass, PassOutcome
+from ..passes._graph import QUANT_OPS, all_nodes
+from ..passes._normalize import normalize
+from ..runtime.compare import Drift
+from ..runtime.context import RunContext
+from ..runtime.targets import target_named
+from ..runtime.worker import Worker
+from ._bench import compare_latency
+from ._checks import Interface, Validity, first_line, interface_of, validity_of
+from ._drift import COARSE, FLOAT32, Outputs, Referee, Tolerance, inexact, meter
+from ._evidence import Evidence, gather_evidence
+from ._figures import expected_bytes, figures_of, weight_bytes
+from ._metric import measure_metric
+from ._provenance import sha256_of, stamp
+from ._result import LARGE, Result, Settings, Step
+
+HALF = {ir.DataType.FLOAT16, ir.DataType.BFLOAT16}
+
+
+class Run:
+    """The state of one run. Use as a context manager: leaving it ends the worker and removes temporary files."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.warnings: list[str] = []
+        self.worker = Worker()
+        self.steps: list[Step] = []
+        self.applied: list[str] = []
+        self._stack = contextlib.ExitStack()
+
+    def __enter__(self) -> Run:
+        self._stack.enter_context(self.worker)
+        self.scratch = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="onnx-opt-")))
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self._stack.close()
+
+    def result(self) -> Result:
+        """Do everything, in order."""
+        self._load()
+        self._gather()
+        for pass_ in self.settings.pipeline.passes:
+            self._step(pass_)
+        self._say_if_nothing_changed()
+        return self._finish()
+
+    # load
+
+    def _load(self) -> None:
+        settings = self.settings
+        target_named(settings.target)
+        source = settings.model if isinstance(settings.model, Path) else None
+        if settings.out is not None:
+            check_output(settings.out, source, settings.force)
+        loaded = load(settings.model) if isinstance(settings.model, Path) else settings.model.clone()
+        self.interface: Interface = interface_of(loaded)
+        self.validity: Validity = validity_of(loaded)
+        self.large = weight_bytes(loaded) > LARGE
+        self.runs = settings.verify == "always" or (settings.verify == "auto" and not self.large)
+        if not self.runs and settings.verify == "auto":
+            self._warn("verify", "weights above 1 GiB: checked in structure only, not run; --verify always runs it")
+        self.sha256 = sha256_of(source) if source else None
+        self.original = source.absolute() if source else self._saved(loaded, "input.onnx")
+        self.about = self._described(loaded)
+        self.input = figures_of(loaded, self.original, count_nonzero=not self.large)
+        self.model = loaded
+        normalize(self.model)
+        self.validity = self.validity.or_as(validity_of(self.model))
+
+    def _saved(self, model: ir.Model, name: str) -> Path | None:
+        """A file of the model for the child to run; None where this run never runs it."""
+        if not self.runs and self.settings.data is None:
+            return None
+        path = self.scratch / name
+        save(model, path)
+        return path
+
+    def _described(self, model: ir.Model) -> dict[str, object]:
+        return {
+            "path": str(self.settings.model) if isinstance(self.settings.model, Path) else None,
+            "name": model.graph.name,
+            "sha256": self.sha256,
+            "producer": " ".join(filter(None, (model.producer_name, model.producer_version))) or None,
+            "ir_version": model.ir_version,
+            "opset": {domain or "ai.onnx": version for domain, version in model.opset_imports.items()},
+            "passes": str(self.settings.pipeline),
+            "target": self.settings.target,
+            "seed": self.settings.seed,
+        }
+
+    # evidence
+
+    def _gather(self) -> None:
+        """Open the data; run the original; decide what can be proved about the passes."""
+        self.evidence: Evidence = gather_evidence(
+            self.settings, self.worker, self.model, self.original if self.runs else None, self._warn)
+        self.context = RunContext(
+            self.worker, self.evidence.calibration, self.settings.target, self.settings.seed, save,
+            warn=self._warn, progress=self.settings.progress)
+        self.referee: Referee | None = self.evidence.referee
+        if self.referee is None:
+            return
+        outputs = self._candidate_outputs()
+        problem = inexact(self.referee.original, outputs, self._tolerance())
+        if problem:
+            raise CheckError("normalize", f"the model as loaded computes something else: {problem}",
+                             "this is a fault in onnx-opt: please report it with the model")
+        self.outputs: Outputs = outputs
+
+    def _candidate_outputs(self) -> Outputs:
+        assert self.referee is not None
+        with tempfile.TemporaryDirectory(dir=self.scratch) as folder:
+            path = Path(folder, "candidate.onnx")
+            save(self.model, path)
+            return self.referee.outputs(path)
+
+    def _tolerance(self) -> Tolerance:
+        coarse = any(n.op_type in QUANT_OPS or any(o.dtype in HALF for o in n.outputs) for n in all_nodes(self.model))
+        return COARSE if coarse else FLOAT32
+
+    # passes
+
+    def _step(self, pass_: Pass) -> None:
+        step = Step(pass_.name, str(pass_))
+        before = self.model.clone()
+        with self._progress(str(pass_)):
+            start = time.perf_counter()
+            problem, outcome = self._attempt(pass_)
+            step.seconds = time.perf_counter() - start
+            drift = None
+            if problem is None:
+                problem, drift = self._doubt(pass_)
+        step.declined = [dataclasses.asdict(d) for d in outcome.declined]
+        step.stats = dict(outcome.stats)
+        self.steps.append(step)
+        if problem is None:
+            step.changed, step.drift = outcome.changed, None if drift is None else as_figures(drift)
+            self.applied.append(str(pass_))
+            return
+        if pass_.effect == "lossy" or self.settings.strict:
+            raise CheckError(str(pass_), problem, "leave this pass out, or exclude the part of the model that it names")
+        self.model = before
+        self._warn(str(pass_), f"rolled back: {problem}")
+
+    def _attempt(self, pass_: Pass) -> tuple[str | None, PassOutcome]:
+        """Run the pass; (what went wrong, its account)."""
+        try:
+            return None, pass_.run(self.model, self.context)
+        except UsageError:
+            raise
+        except OnnxOptError as error:
+            if pass_.effect == "lossy" or self.settings.strict:
+                raise
+            return f"{error.where}: {error.problem}", PassOutcome()
+        except Exception as error:
+            problem = f"{type(error).__name__}: {first_line(error)}"
+            if pass_.effect == "lossy":
+                raise OnnxOptError(str(pass_), f"failed: {problem}",
+                                   "run without this pass; --debug shows the traceback to report") from error
+            return problem, PassOutcome()
+
+    def _doubt(self, pass_: Pass) -> tuple[str | None, Drift | None]:
+        """Check the model as it is after a pass: (why not to believe the pass, drift from the original)."""
+        problem = self.interface.difference(interface_of(self.model))
+        problem = problem or validity_of(self.model).worse_than(self.validity)
+        if problem or self.referee is None:
+            return problem, None
+        try:
+            outputs = self._candidate_outputs()
+            drift = self.referee.from_original(outputs)
+        except OnnxOptError as error:
+            return f"{error.where}: {error.problem}", None
+        if pass_.effect != "lossy":
+            problem = inexact(self.outputs, outputs, self._tolerance())
+        elif drift.nonfinite:
+            problem = f"{drift.nonfinite} output values are no longer finite"
+        if problem is None:
+            self.outputs = outputs
+        return problem, drift
+
+    def _say_if_nothing_changed(self) -> None:
+        if any(step.changed for step in self.steps):
+            return
+        reasons = Counter(d["reason"] for step in self.steps for d in step.declined)
+        why = "; ".join(f"{reason} ({count})" for reason, count in reasons.most_common(3))
+        self._warn("nothing changed", why or "no pass found anything to do")
+
+    # measure and write
+
+    def _finish(self) -> Result:
+        settings = self.settings
+        stamp(self.model, ", ".join(self.applied), self.sha256, settings.seed, settings.target)
+        out = settings.out if settings.out is not None and not settings.dry_run else None
+        result = Result(self.model, self.about, self.input, dataclasses.replace(self.input), self.steps, None,
+                        self.warnings, str(out) if out else None)
+        if out is not None:
+            result.files = save(self.model, out, check=lambda path: self._judge(path, result))
+            result.model = load(out)
+        elif self.runs:
+            path = self.scratch / "output.onnx"
+            save(self.model, path)
+            self._judge(path, result)
+        else:
+            result.output = figures_of(self.model, None, count_nonzero=not self.large)
+            result.output.bytes = expected_bytes(self.model)
+        return result
+
+    def _judge(self, path: Path, result: Result) -> None:
+        """Check and measure the very file that is about to be the result. Errors: CheckError where it fails."""
+        written = load(path)
+        problem = self.interface.difference(interface_of(written)) or validity_of(written).worse_than(self.validity)
+        if problem:
+            raise CheckError("result", f"the written file differs from what was checked: {problem}",
+                             "this is a fault in onnx-opt: please report it with the model")
+        result.output = figures_of(written, path, count_nonzero=not self.large)
+        if self.referee is not None:
+            self._judge_drift(path)
+        if self.original is not None and self.runs:
+            result.metric = measure_metric(self.settings, self.evidence, self.original, path)
+            self._measure_latency(path, result)
+
+    def _judge_drift(self, path: Path) -> None:
+        assert self.referee is not None
+        outputs = self.referee.outputs(path)
+        drift = meter(self.referee.original, outputs).overall()
+        limit = self.settings.min_sqnr
+        if limit is not None and drift.sqnr_db < limit:
+            raise CheckError("--min-sqnr", f"the result has {drift.sqnr_db:.1f} dB, below the {limit:g} dB asked for",
+                             "lower --min-sqnr, choose gentler passes, or calibrate on more --data")
+        for step in reversed(self.steps):
+            if step.drift is not None:
+                step.drift = as_figures(drift)
+                break
+
+    def _measure_latency(self, path: Path, result: Result) -> None:
+        if not self.settings.bench or not self.evidence.latency_feeds or self.original is None:
+            return
+        try:
+            before, after = compare_latency(self.evidence.open, [self.original, path], self.evidence.latency_feeds)
+        except RefusedError as error:
+            self._warn("bench", f"latency was not measured: {error.problem}")
+            return
+        result.input.latency_ms, result.output.latency_ms = before.median_ms, after.median_ms
+        if after.ratio_to_first > 1.05 and after.min_ms > 1.05 * before.min_ms:
+            self._warn("latency", f"the result is slower: {after.median_ms:.3g} ms, {before.median_ms:.3g} ms before "
+                                  f"(ratio {after.ratio_to_first:.2f})")
+
+    def _warn(self, where: str, message: str) -> None:
+        text = f"{where}: {message}"
+        if text not in self.warnings:
+            self.warnings.append(text)
+
+    @contextlib.contextmanager
+    def _progress(self, label: str) -> Iterator[None]:
+        if self.settings.progress is None:
+            yield
+            return
+        with self.settings.progress(label, 1) as advance:
+            yield
+            advance(1)
+
+
+def as_figures(drift: Drift) -> dict[str, float]:
+    """The three figures of the JSON form."""
+    return {"sqnr_db": drift.sqnr_db, "cosine": drift.cosine, "max_abs": drift.max_abs}

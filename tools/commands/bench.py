@@ -1,0 +1,66 @@
+"""`onnx-opt bench MODEL…`: latency side by side."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ..console import emit_json, shared_options, show
+
+
+@click.command("bench")
+@click.argument("models", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--provider", default="cpu", show_default=True, help="cpu, cuda or tensorrt.")
+@click.option("--threads", type=click.IntRange(min=0), default=0, help="ONNX Runtime threads; 0: its default.")
+@click.option("--data", metavar="D", help="Feeds; the first batches are used. Default: synthetic, batch 1.")
+@click.option("--seconds", type=click.FloatRange(min=0.1), default=5.0, show_default=True, help="How long to measure.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of synthetic feeds.")
+@shared_options
+def command(models: tuple[Path, ...], as_json: bool, verbosity: int, **options: Any) -> None:
+    """Measure MODELs interleaved in one process: median and 90th percentile latency, ratio to the first, memory."""
+    rows = measure(models, **options)
+    if as_json:
+        emit_json({"provider": options["provider"], "threads": options["threads"], "models": rows})
+    else:
+        show(latency_table(rows))
+
+
+def measure(models: tuple[Path, ...], provider: str, threads: int, data: str | None, seconds: float,
+            seed: int) -> list[dict[str, Any]]:
+    """One row a model, in the order given."""
+    from ...runtime.bench import interleaved
+    from ...runtime.session import open_session
+    from ...runtime.worker import Worker
+    from .._compare import checked, feeds_for
+    from .._drift import limited
+
+    paths = [checked(model) for model in models]
+    with Worker() as worker:
+        sessions = [open_session(worker, path, provider, threads=threads) for path in paths]
+        feeds = [limited(feeds_for(session, data, seed)) for session in sessions]
+        latencies = interleaved(sessions, feeds, seconds=seconds)
+    rows = []
+    for path, model, batches, latency in zip(paths, models, feeds, latencies, strict=True):
+        with Worker() as alone:
+            open_session(alone, path, provider, threads=threads).run(batches[0])
+            peak = alone.call("peak_memory")
+        rows.append({"model": str(model), "median_ms": latency.median_ms, "p90_ms": latency.p90_ms,
+                     "min_ms": latency.min_ms, "ratio_to_first": latency.ratio_to_first, "runs": latency.runs,
+                     "peak_memory_bytes": peak})
+    return rows
+
+
+def latency_table(rows: list[dict[str, Any]]) -> Any:
+    """One row a model; `ratio` below 1 is faster than the first."""
+    from ..console import markup_safe
+    from ..tables import milliseconds, plain_table, size
+
+    figures = ("median", "p90", "min", "ratio", "runs", "peak memory")
+    table = plain_table(None, "model", *figures, right=figures)
+    for row in rows:
+        table.add_row(markup_safe(row["model"]), milliseconds(row["median_ms"]), milliseconds(row["p90_ms"]),
+                      milliseconds(row["min_ms"]), f"{row['ratio_to_first']:.3f}", str(row["runs"]),
+                      size(row["peak_memory_bytes"]))
+    return table

@@ -1,0 +1,102 @@
+"""`onnx-opt inspect MODEL`: what a model is made of, and what the passes could do to it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ..console import emit_json, markup_safe, shared_options, show
+
+
+@click.command("inspect")
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option("--top", type=click.IntRange(min=0), default=10, show_default=True, help="Layers to list by size.")
+@shared_options
+def command(model: Path, top: int, as_json: bool, verbosity: int) -> None:
+    """Show what a model is made of, and what each lossy pass could touch in it.
+
+    Interface, ops, parameters, sparsity, MACs, where the weights live, the largest of them, and its origin.
+    """
+    from .._inspect import inspection
+
+    facts = inspection(model)
+    if as_json:
+        emit_json({**facts, "layers": facts["layers"][:top]})
+        return
+    for part in report(facts, top, verbosity):
+        show(part)
+
+
+def report(facts: dict[str, Any], top: int, verbosity: int) -> list[Any]:
+    """The facts as tables."""
+    from ..tables import count, size
+
+    about, figures, weights = facts["model"], facts["figures"], facts["weights"]
+    opsets = ", ".join(f"{domain} {version}" for domain, version in about["opset"].items())
+    sparsity = facts["sparsity"]
+    lines = [
+        f"[bold]{markup_safe(about['path'])}[/bold]  {size(figures['bytes'])}",
+        f"opset {markup_safe(opsets)} · IR {about['ir_version']} · by {markup_safe(about['producer'] or 'unknown')}",
+        f"{count(figures['params'])} parameters · sparsity {'?' if sparsity is None else f'{sparsity:.4f}'} · "
+        f"{count(figures['nodes'])} nodes · {count(figures['macs'])} MACs (symbolic dims as 1)",
+        "weights live in " + ", ".join(
+            f"{place.replace('_', ' ')} ({size(item['bytes'])} in {item['tensors']})"
+            for place, item in weights.items() if item["tensors"]),
+    ]
+    if facts["quantized"]:
+        lines.append("quantized already: " + markup_safe(", ".join(f"{k} ×{n}" for k, n in facts["quantized"].items())))
+    if facts["provenance"]:
+        lines.append("made by onnx-opt: " + markup_safe(", ".join(f"{k}={v}" for k, v in facts["provenance"].items())))
+    return [*lines, "", port_table(facts), "", op_line(facts), "", layer_table(facts["layers"][:top]), "",
+            *pass_parts(facts["passes"], verbosity)]
+
+
+def port_table(facts: dict[str, Any]) -> Any:
+    """Inputs and outputs."""
+    from .._checks import shape_text
+    from ..tables import plain_table
+
+    table = plain_table(None, "", "name", "type", "shape")
+    for kind in ("inputs", "outputs"):
+        for port in facts[kind]:
+            shape = shape_text(port["shape"]) + (" (has a default)" if port["default"] else "")
+            table.add_row(kind[:-1], markup_safe(port["name"]), markup_safe(port["type"]), markup_safe(shape))
+    return table
+
+
+def op_line(facts: dict[str, Any]) -> str:
+    """The ops, most frequent first."""
+    return "ops: " + markup_safe(", ".join(f"{op} ×{n}" for op, n in facts["ops"].items()))
+
+
+def layer_table(layers: list[dict[str, Any]]) -> Any:
+    """The largest weights."""
+    from ..tables import plain_table, size
+
+    table = plain_table(None, "weight", "used by", "type", "shape", "size", "sparsity", right=("size", "sparsity"))
+    for layer in layers:
+        sparsity = "?" if layer["sparsity"] is None else f"{layer['sparsity']:.4f}"
+        table.add_row(markup_safe(layer["name"]), markup_safe(", ".join(layer["ops"])), layer["dtype"],
+                      str(layer["shape"]).replace("[", r"\["), size(layer["bytes"]), sparsity)
+    return table
+
+
+def pass_parts(passes: list[dict[str, Any]], verbosity: int) -> list[Any]:
+    """What each lossy pass could touch with its defaults, and what it declines; every item of it with -v."""
+    from ..tables import declined_summary, plain_table
+
+    table = plain_table(None, "pass", "would change", "declines (reason, how often)", right=("would change",))
+    for item in passes:
+        changed = "failed" if item["error"] else str(item["changed"])
+        table.add_row(markup_safe(item["pass"]), changed,
+                      markup_safe(item["error"] or declined_summary(item["declined"], most=4)))
+    parts: list[Any] = [table]
+    if verbosity > 0:
+        for item in passes:
+            detail = plain_table(f"declined by {markup_safe(item['pass'])}", "where", "reason")
+            for declined in item["declined"]:
+                detail.add_row(markup_safe(declined["where"]), markup_safe(declined["reason"]))
+            parts.append(detail)
+    return parts

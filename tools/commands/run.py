@@ -1,0 +1,56 @@
+"""`onnx-opt MODEL`: the main job."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ..console import Progress, emit_json, say, shared_options
+
+TARGETS = ("cpu", "cuda", "tensorrt", "generic")
+
+
+@click.command("run")
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option("-o", "--out", type=click.Path(path_type=Path), help="Where to write. Default: MODEL's stem + .opt.onnx.")
+@click.option("-p", "--passes", multiple=True, metavar="TEXT",
+              help="The pipeline, or @FILE that holds it; may be repeated. Default: simplify,quant.")
+@click.option("--target", type=click.Choice(TARGETS), default="cpu", show_default=True, help="What it is made for.")
+@click.option("--data", metavar="D", help="Feeds for calibration and checks: .npz, .npy, a folder, or module:callable.")
+@click.option("--eval-data", metavar="D", help="Labelled data for --metric. Default: --data.")
+@click.option("--metric", metavar="M", help="top1, top5, spearman, perplexity, module:callable or file.py:callable.")
+@click.option("--max-drop", type=click.FloatRange(min=0), help="Write nothing if the metric drops by more than this.")
+@click.option("--min-sqnr", type=float, metavar="DB", help="Write nothing if the output's SQNR is below this (dB).")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of everything random.")
+@click.option("--threads", type=click.IntRange(min=0), default=0, help="ONNX Runtime threads; 0: its default.")
+@click.option("--verify", type=click.Choice(["auto", "always", "never"]), default="auto", show_default=True,
+              help="Run the model to check it; auto: if its weights are at most 1 GiB.")
+@click.option("--no-bench", is_flag=True, help="Do not measure latency.")
+@click.option("--dry-run", is_flag=True, help="Run the passes, say what would come out, write nothing.")
+@click.option("--strict", is_flag=True, help="Fail where an exact pass is not exact, or nothing can be compared.")
+@click.option("--force", is_flag=True, help="Write even over the input itself.")
+@shared_options
+def command(
+    model: Path, out: Path | None, passes: tuple[str, ...], as_json: bool, verbosity: int, no_bench: bool,
+    **options: Any,
+) -> None:
+    """Optimize MODEL: run passes, check each, measure before and after, write the result."""
+    from ..optimize import DEFAULT_PASSES, default_output, optimize
+
+    result = optimize(model, list(passes) or DEFAULT_PASSES, out=out or default_output(model), bench=not no_bench,
+                      progress=Progress(verbosity - as_json), **options)
+    if as_json:
+        emit_json(result.as_dict())
+        return
+    if verbosity >= 0:
+        from ..console import show
+        from ..tables import result_tables
+
+        for table in result_tables(result, verbosity):
+            show(table, stderr=True)
+    for warning in result.warnings:
+        say(f"warning: {warning}")
+    if result.output_path:
+        click.echo(result.output_path)

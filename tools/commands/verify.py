@@ -1,0 +1,88 @@
+"""`onnx-opt verify A B`: how far B's outputs are from A's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ..console import emit_json, shared_options, show
+
+if TYPE_CHECKING:
+    from .._compare import Closeness
+
+
+@click.command("verify")
+@click.argument("a", type=click.Path(path_type=Path))
+@click.argument("b", type=click.Path(path_type=Path))
+@click.option("--data", metavar="D", help="Feeds: .npz, .npy, a folder, or module:callable. Default: synthetic.")
+@click.option("--min-sqnr", type=float, metavar="DB", help="Exit 4 if the SQNR of all outputs is below this (dB).")
+@click.option("--atol", type=click.FloatRange(min=0), help="Exit 4 unless every |a - b| <= atol + rtol |a|.")
+@click.option("--rtol", type=click.FloatRange(min=0), help="The same; each is 0 where only the other is given.")
+@click.option("--threads", type=click.IntRange(min=0), default=0, help="ONNX Runtime threads; 0: its default.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of synthetic feeds.")
+@shared_options
+def command(a: Path, b: Path, data: str | None, min_sqnr: float | None, atol: float | None, rtol: float | None,
+            threads: int, seed: int, as_json: bool, verbosity: int) -> None:
+    """Compare the outputs of model B with those of model A, per output.
+
+    Exits with 4 if a limit that was given is not met, or if values became infinite or NaN.
+    """
+    from ... import CheckError
+
+    closeness = compare(a, b, data, atol, rtol, threads, seed)
+    problem = closeness.problem(min_sqnr)
+    if as_json:
+        emit_json(as_dict(closeness, a, b, problem))
+    else:
+        show(drift_table(closeness))
+    if problem:
+        raise CheckError(str(b), problem, "relax the limit, or see the drift that `onnx-opt run` reports for each pass")
+
+
+def compare(a: Path, b: Path, data: str | None, atol: float | None, rtol: float | None, threads: int,
+            seed: int) -> Closeness:
+    """Run both models on the same feeds."""
+    from ...runtime.session import open_session
+    from ...runtime.worker import Worker
+    from .._compare import Closeness, checked, feeds_for
+
+    closeness = Closeness(atol, rtol)
+    with Worker() as worker:
+        first = open_session(worker, checked(a), threads=threads)
+        second = open_session(worker, checked(b), threads=threads)
+        for feeds in feeds_for(first, data, seed):
+            closeness.update(first.run(feeds), second.run(feeds))
+    return closeness
+
+
+def as_dict(closeness: Closeness, a: Path, b: Path, problem: str | None) -> dict[str, Any]:
+    """The JSON form."""
+    import dataclasses
+
+    outputs = closeness.meter.per_output()
+    return {
+        "a": str(a), "b": str(b), "batches": closeness.meter.batches,
+        "outputs": {name: dataclasses.asdict(drift) for name, drift in outputs.items()},
+        "overall": dataclasses.asdict(closeness.meter.overall()),
+        "outside_tolerance": closeness.outside if closeness.elementwise else None,
+        "within": problem is None, "problem": problem,
+    }
+
+
+def drift_table(closeness: Closeness) -> Any:
+    """One row an output."""
+    from ..console import markup_safe
+    from ..tables import decibels, plain_table
+
+    figures = ("SQNR dB", "cosine", "max abs", "max rel", "top-1 agreement")
+    table = plain_table(None, "output", *figures, right=figures)
+    rows = list(closeness.meter.per_output().items())
+    if len(rows) > 1:
+        rows.append(("all together", closeness.meter.overall()))
+    for name, drift in rows:
+        top1 = "" if drift.top1_agreement is None else f"{drift.top1_agreement:.4f}"
+        table.add_row(markup_safe(name), decibels(drift.sqnr_db), f"{drift.cosine:.6f}", f"{drift.max_abs:.3g}",
+                      f"{drift.max_rel:.3g}", top1)
+    return table

@@ -1,0 +1,78 @@
+"""The driver: load, run the passes, check each, measure, write atomically, account for all of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from .. import UsageError
+from ..passes._base import Pass
+from ..passes._pipeline import Pipeline, as_pipeline
+from ._result import ProgressBar, Result, Settings, Verify
+from ._run import Run
+
+__all__ = ["DEFAULT_PASSES", "Result", "default_output", "optimize"]
+
+DEFAULT_PASSES = "simplify,quant"
+Passes = str | Pipeline | Iterable[str | Pass | ir.passes.PassBase]
+
+
+def optimize(
+    model: str | Path | ir.Model,
+    passes: Passes = DEFAULT_PASSES,
+    *,
+    out: str | Path | None = None,
+    target: str = "cpu",
+    data: Any = None,
+    metric: str | None = None,
+    eval_data: Any = None,
+    seed: int = 0,
+    strict: bool = False,
+    bench: bool = True,
+    verify: Verify = "auto",
+    force: bool = False,
+    dry_run: bool = False,
+    progress: ProgressBar | None = None,
+    threads: int = 0,
+    min_sqnr: float | None = None,
+    max_drop: float | None = None,
+) -> Result:
+    """Run `passes` over a model, check and measure every step, and write the result to `out` (None: nowhere).
+
+    `model`: a path, or an `ir.Model`, which is cloned and never modified. `data`: feeds in any form that
+    `runtime.feeds.open_feeds` takes. `verify`: "auto" runs the model where its weights are at most 1 GiB.
+    `min_sqnr` (dB) and `max_drop` (of the metric) are budgets: where one is not met, nothing is written.
+
+    Errors: UsageError (options), RefusedError (model, data), CheckError (a check or a budget).
+    """
+    settings = Settings(
+        model if isinstance(model, ir.Model) else Path(model), as_pipeline(passes), None if out is None else Path(out),
+        target, data, metric, eval_data, seed, strict, bench, verify, force, dry_run, progress, threads,
+        min_sqnr, max_drop,
+    )
+    _check_settings(settings)
+    with Run(settings) as run:
+        return run.result()
+
+
+def default_output(model: Path) -> Path:
+    """Where the command line writes without `-o`: MODEL's stem + .opt.onnx, beside it."""
+    return model.with_name(model.stem + ".opt.onnx")
+
+
+def _check_settings(settings: Settings) -> None:
+    labelled = settings.eval_data if settings.eval_data is not None else settings.data
+    if settings.metric is not None and labelled is None:
+        raise UsageError("--metric", f"'{settings.metric}' needs labelled data", "give --data or --eval-data")
+    if settings.max_drop is not None and settings.metric is None:
+        raise UsageError("--max-drop", "needs a metric", "give --metric, for example --metric top1")
+    if settings.verify == "never":
+        for name, value in (("--min-sqnr", settings.min_sqnr), ("--strict", settings.strict or None)):
+            if value is not None:
+                raise UsageError(name, "cannot be checked with --verify never", "drop one of the two")
+    if settings.verify not in ("auto", "always", "never"):
+        raise UsageError("--verify", f"'{settings.verify}' is not one of auto, always, never", "choose one of them")
+
