@@ -25,7 +25,7 @@ mean (float[2, 3, 4, 4] x) => (float[{out}] y)
 
 
 def run(name: str, *arguments: str) -> str:
-    bare = "import sys; sys.argv = sys.argv[1:]; import conftest, runpy; runpy.run_path(sys.argv[0], run_name='__main__')"
+    bare = "import sys, conftest, runpy; sys.argv.pop(0); runpy.run_path(sys.argv[0], run_name='__main__')"
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
     done = subprocess.run([sys.executable, "-c", bare, str(EXAMPLES / name), *arguments], env=environment,
                           capture_output=True, text=True, check=False)
