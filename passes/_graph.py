@@ -152,6 +152,7 @@ def refresh_shapes(model: ir.Model) -> bool:
     Returns whether inference succeeded.
     """
     outputs = {id(v) for g in all_graphs(model) for v in g.outputs}
+    declared = [(v, None if v.shape is None else v.shape.copy()) for v in (*model.graph.inputs, *model.graph.outputs)]
     former: list[tuple[ir.Value, ir.Shape | None, ir.TypeProtocol | None]] = []
     for node in all_nodes(model):
         for value in node.outputs:
@@ -163,6 +164,8 @@ def refresh_shapes(model: ir.Model) -> bool:
         assert tensor is not None
         initializer.shape, initializer.type = ir.Shape(tensor.shape.numpy()), ir.TensorType(tensor.dtype)
     done = _infer(model)
+    for value, declared_shape in declared:
+        value.shape = declared_shape  # inference names unknown dims (unk__7)
     for value, shape, type_ in former:
         producer = value.producer()
         if value.type is None:
