@@ -10,12 +10,14 @@ import onnx_ir as ir
 from ._base import Context, Declined, Effect, Option, Pass, PassOutcome, RangeMethod
 from ._graph import Names, all_graphs, refresh_shapes
 from ._opset import raise_opset
+from ._quant.binary import channel_mean_abs, inner_layers, insert_packed_float
 from ._quant.insert import insert_dynamic, insert_static, worth_dynamic
 from ._quant.layers import Layer, find_layers
 from ._quant.parameters import assign
 from ._quant.placement import place
 from ._quant.prepare import drop_unused_initializers, mean_to_pool
 from ._quant.rules import TARGETS, TargetRules
+from ._quant.weights import Floats, Layout
 
 PER_CHANNEL_OPSET = 13
 
@@ -77,7 +79,7 @@ class Quant(Pass):
         taps = [v.name for v in placement.quantized if v.name]
         ranges = context.activation_ranges(model, taps, self.calibration, self.percentile, self.samples)
         parameters = assign(placement, {v: ranges[v.name] for v in placement.quantized if v.name}, rules)
-        _count(outcome, insert_static(model.graph, names, placement, parameters, rules))
+        _count(outcome, insert_static(model.graph, names, placement, parameters, rules, self._alphas(layers)))
 
     def _dynamic(
         self, graph: ir.Graph | ir.Function, layers: list[Layer], rules: TargetRules, names: Names,
@@ -85,6 +87,10 @@ class Quant(Pass):
     ) -> None:
         """Quantize what pays with activations quantized at run time; a reason for each other layer."""
         taken: list[Layer] = []
+        if self.form == "binary" and isinstance(graph, ir.Graph):
+            packed = inner_layers(layers)
+            _count(outcome, insert_packed_float(graph, names, packed))
+            layers = [layer for layer in layers if layer not in packed]
         for layer in layers:
             reason = self._why_not_dynamic(layer, graph, rules)
             if reason:
@@ -100,6 +106,18 @@ class Quant(Pass):
         if layer.node.op_type not in rules.dynamic:
             return f"{layer.node.op_type} needs calibrated ranges: give --data"
         return worth_dynamic(layer)
+
+
+    def _alphas(self, layers: list[Layer]) -> dict[ir.Value, Floats]:
+        """The weights that become one bit, with their scales."""
+        chosen = inner_layers(layers) if self.form == "binary" else []
+        found: dict[ir.Value, Floats] = {}
+        for layer in chosen:
+            tensor = layer.weight.const_value
+            assert tensor is not None
+            layout = Layout.of(tuple(tensor.shape.numpy()), layer.channel_axis)
+            found[layer.weight] = channel_mean_abs(tensor, layout)
+        return found
 
 
 def _count(outcome: PassOutcome, stats: dict[str, int]) -> None:

@@ -6,13 +6,13 @@ import numpy as np
 import onnx_ir as ir
 
 from .._graph import Names
+from .._packing import packed_weight
 from .layers import Layer, int_attribute
 from .parameters import Parameters
 from .placement import Placement
 from .rules import MIN_DYNAMIC_WEIGHTS, TargetRules
-from .weights import Floats, Layout, channel_absmax, quantize_bias, quantize_weight, transposed, weight_scales
+from .weights import INT8_LEVELS, Floats, Layout, channel_absmax, quantize_bias, quantize_weight, transposed, wide_enough
 
-INT8_LEVELS = 127
 FLOAT_LOWEST = np.float32(-3.4e38)
 
 
@@ -23,7 +23,7 @@ class Inserter:
         self.graph = graph
         self.names = names
         self._constants: dict[tuple[str, tuple[int, ...], bytes], ir.Value] = {}
-        self.weights: dict[tuple[str, bytes], ir.Value] = {}
+        self.weights: dict[tuple[ir.Value, bytes], ir.Value] = {}
 
     def constant(self, stem: str, array: np.ndarray) -> ir.Value:
         """An initializer holding `array`, reused where an equal one was made before."""
@@ -65,14 +65,18 @@ class Inserter:
 
 
 def insert_static(
-    graph: ir.Graph, names: Names, placement: Placement, parameters: dict[ir.Value, Parameters], rules: TargetRules
+    graph: ir.Graph, names: Names, placement: Placement, parameters: dict[ir.Value, Parameters], rules: TargetRules,
+    alphas: dict[ir.Value, Floats],
 ) -> dict[str, int]:
-    """Rewrite the graph into its QDQ form; returns the stats `layers`, `weights`, `pairs`."""
+    """Rewrite the graph into its QDQ form; returns the stats `layers`, `weights`, `pairs`.
+
+    `alphas`: scales of the weights to store as packed signs; every other weight becomes int8.
+    """
     inserter = Inserter(graph, names)
-    scales = _scales(placement, parameters)
-    weights = 0
+    scales = _scales(placement, parameters, alphas)
+    weights = sum(weight.const_value.size for weight in scales if weight.const_value is not None)
     for layer in placement.layers:
-        weights += _quantize_layer(inserter, layer, parameters[layer.input], scales[layer.weight], rules)
+        _quantize_layer(inserter, layer, parameters[layer.input], scales[layer.weight], rules, layer.weight in alphas)
     guards = _float_guards(graph, placement) if rules.guard_float else []
     for value in placement.quantized:
         _insert_pair(inserter, value, parameters[value], placement, rules)
@@ -81,50 +85,62 @@ def insert_static(
     return {"layers": len(placement.layers), "weights": weights, "pairs": len(placement.quantized)}
 
 
-def _scales(placement: Placement, parameters: dict[ir.Value, Parameters]) -> dict[ir.Value, Floats]:
+def _scales(
+    placement: Placement, parameters: dict[ir.Value, Parameters], alphas: dict[ir.Value, Floats]
+) -> dict[ir.Value, Floats]:
     """One scale array a weight, wide enough for the int32 bias of every layer that shares it."""
     scales: dict[ir.Value, Floats] = {}
     for layer in placement.layers:
         tensor = layer.weight.const_value
         assert tensor is not None
-        layout = Layout.of(tuple(tensor.shape.numpy()), layer.channel_axis)
         if layer.weight not in scales:
-            scales[layer.weight] = weight_scales(channel_absmax(tensor, layout), None, 1.0)
-        bias = layer.bias_array()
-        if bias is not None:
-            scales[layer.weight] = weight_scales(
-                scales[layer.weight] * INT8_LEVELS, bias, float(parameters[layer.input].scale)
-            )
+            layout = Layout.of(tuple(tensor.shape.numpy()), layer.channel_axis)
+            given = alphas.get(layer.weight)
+            scales[layer.weight] = channel_absmax(tensor, layout) / INT8_LEVELS if given is None else given
+        scales[layer.weight] = wide_enough(
+            scales[layer.weight], layer.bias_array(), float(parameters[layer.input].scale)
+        )
     return scales
 
 
 def _quantize_layer(
-    inserter: Inserter, layer: Layer, input_parameters: Parameters, scales: Floats, rules: TargetRules
-) -> int:
-    """Integer weight and bias in front of the layer; returns how many weights are now 8-bit."""
-    tensor = layer.weight.const_value
-    assert tensor is not None and layer.weight.name is not None
-    rank = len(tensor.shape.numpy())
-    axis = layer.channel_axis % rank
-    key = (layer.weight.name, scales.tobytes())
-    if key not in inserter.weights:
+    inserter: Inserter, layer: Layer, input_parameters: Parameters, scales: Floats, rules: TargetRules, packed: bool
+) -> None:
+    """Integer weight and bias in front of the layer."""
+    tensor, stem = layer.weight.const_value, layer.weight.name
+    assert tensor is not None and stem is not None
+    axis = layer.channel_axis % len(tensor.shape.numpy())
+    if packed:
+        quantized = packed_weight(inserter.graph, inserter.names, stem, tensor, layer.node)
+    elif (layer.weight, b"") in inserter.weights:
+        quantized = inserter.weights[layer.weight, b""]
+    else:
         layout = Layout.of(tuple(tensor.shape.numpy()), axis)
-        inserter.weights[key] = inserter.initializer(
-            f"{layer.weight.name}_q", quantize_weight(tensor, layout, scales)
-        )
-    quantized = inserter.weights[key]
+        quantized = inserter.initializer(f"{stem}_q", quantize_weight(tensor, layout, scales))
+        inserter.weights[layer.weight, b""] = quantized
     dequantize = inserter.node(
         "DequantizeLinear",
-        [quantized, inserter.constant(f"{layer.weight.name}_scale", scales),
+        [quantized, inserter.constant(f"{stem}_scale", scales),
          inserter.constant("weight_zp", np.zeros(scales.shape, np.int8))],
-        f"{layer.weight.name}_dq", ir.DataType.FLOAT, quantized.shape, {"axis": axis},
+        f"{stem}_dq", ir.DataType.FLOAT, quantized.shape, {"axis": axis},
     )
     layer.node.prepend([dequantize])
     layer.node.replace_input_with(layer.rule.weight, dequantize.outputs[0])
     bias = layer.bias_array()
-    if bias is not None and rules.integer_bias:
+    if bias is not None and rules.integer_bias and _bias_fuses(layer):
         _quantize_bias(inserter, layer, bias, input_parameters.scale, scales)
-    return tensor.size
+
+
+def _bias_fuses(layer: Layer) -> bool:
+    """Whether the runtime makes one integer kernel of the layer and its bias.
+
+    A MatMul's Add is fused only into a Gemm, and that needs a 2-D or fully static input: elsewhere an integer bias
+    would just be dequantized at every run.
+    """
+    shape = layer.input.shape
+    if layer.bias_add is None or shape is None or len(shape) == 2:
+        return True
+    return all(isinstance(d, int) for d in shape)
 
 
 def _quantize_bias(inserter: Inserter, layer: Layer, bias: Floats, input_scale: np.float32, scales: Floats) -> None:
@@ -228,8 +244,8 @@ def _integer_matmul(inserter: Inserter, layer: Layer, quantizer: ir.Node) -> int
     assert tensor is not None
     flipped = node.op_type == "Gemm" and bool(int_attribute(node, "transB", 0))
     layout = Layout.of(tuple(tensor.shape.numpy()), layer.channel_axis)
-    scales = weight_scales(channel_absmax(tensor, layout), None, 1.0)
-    key = (stem, b"flipped" if flipped else b"")
+    scales = wide_enough(channel_absmax(tensor, layout) / INT8_LEVELS, None, 1.0)
+    key = (layer.weight, b"flipped" if flipped else b"")
     if key not in inserter.weights:
         quantized = quantize_weight(tensor, layout, scales)
         inserter.weights[key] = inserter.initializer(

@@ -14,7 +14,7 @@ from .._graph import WEIGHT_INPUTS
 from .rules import Heavy, TargetRules
 
 
-@dataclass
+@dataclass(eq=False)
 class Layer:
     """A node that multiplies by a constant weight, ready to be quantized.
 

@@ -10,7 +10,7 @@ from .layers import Layer, after_activation, constant_scalar, string_attribute
 from .rules import TargetRules
 
 
-@dataclass
+@dataclass(eq=False)
 class Carried:
     """A node that runs on int8 data because its neighbours do. `output` is the value after a folded activation."""
 
@@ -20,7 +20,7 @@ class Carried:
     shared: bool
 
 
-@dataclass
+@dataclass(eq=False)
 class Placement:
     """Where Q/DQ pairs go.
 

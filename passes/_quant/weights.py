@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from .._lazy import DerivedTensor, blocks
 
 Floats = NDArray[np.float32]
+INT8_LEVELS = 127
+"""Largest |q|: -128 is left out, so that the grid is symmetric."""
 
 
 @dataclass(frozen=True)
@@ -52,21 +54,21 @@ def channel_absmax(tensor: ir.TensorProtocol | DerivedTensor, layout: Layout) ->
     return out
 
 
-def weight_scales(absmax: Floats, bias: Floats | None, input_scale: float, levels: int = 127) -> Floats:
-    """Scale of each channel so that its weights fit +-`levels` and its int32 bias cannot overflow.
+def wide_enough(scales: Floats, bias: Floats | None, input_scale: float) -> Floats:
+    """Scales raised where the layer's bias would overflow int32, or where they are zero or denormal.
 
-    Shapes: absmax, bias (channels,) -> (channels,) float32, all positive and normal.
+    Shapes: scales, bias (channels,) -> (channels,) float32, all positive and normal.
     """
-    scales = absmax.astype(np.float64) / levels
+    wide = scales.astype(np.float64)
     if bias is not None:
-        scales = np.maximum(scales, np.abs(bias.astype(np.float64)) / (input_scale * 2.0**30))
-    scales = np.where(scales > 0, scales, 1.0 / levels)
+        wide = np.maximum(wide, np.abs(bias.astype(np.float64)) / (input_scale * 2.0**30))
+    wide = np.where(wide > 0, wide, 1.0 / INT8_LEVELS)
     # float32(input_scale * scale) is the bias's scale: keep it away from denormals.
-    return np.maximum(scales, 1e-30 / min(input_scale, 1.0)).astype(np.float32)
+    return np.maximum(wide, 1e-30 / min(input_scale, 1.0)).astype(np.float32)
 
 
 def quantize_weight(
-    tensor: ir.TensorProtocol | DerivedTensor, layout: Layout, scales: Floats, levels: int = 127
+    tensor: ir.TensorProtocol | DerivedTensor, layout: Layout, scales: Floats, levels: int = INT8_LEVELS
 ) -> DerivedTensor:
     """round(w / scale) as int8, lazily. Exact zeros stay zeros."""
     inverse = (1.0 / scales.astype(np.float64)).astype(np.float32)

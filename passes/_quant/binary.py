@@ -1,0 +1,65 @@
+"""One-bit weights: w ~ alpha * sign(w) with alpha = mean|w| of each output channel, stored packed (XNOR-Net)."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from .._graph import Names
+from .._lazy import DerivedTensor, blocks
+from .._packing import packed_weight
+from .insert import Inserter
+from .layers import Layer
+from .weights import Floats, Layout
+
+
+def inner_layers(layers: list[Layer]) -> list[Layer]:
+    """All but the first and the last: those two carry most of what one bit would lose, and stay at 8 bit."""
+    ends = {layers[0].weight, layers[-1].weight} if layers else set()
+    return [layer for layer in layers if layer.weight not in ends]
+
+
+def channel_mean_abs(tensor: ir.TensorProtocol | DerivedTensor, layout: Layout) -> Floats:
+    """alpha = mean|w| of each output channel, the least-squares scale of sign(w): (channels,) float32."""
+    total = np.zeros(layout.channels, np.float64)
+    for start, block in blocks(tensor, layout.granule):
+        view, channels = layout.view(block, start)
+        total[channels] += np.abs(view).sum(axis=(0, 2), dtype=np.float64)
+    return (total / max(layout.outer * layout.inner, 1)).astype(np.float32)
+
+
+def insert_packed_float(graph: ir.Graph, names: Names, layers: list[Layer]) -> dict[str, int]:
+    """Store the weights of `layers` packed and run them in float: sign -> Cast -> Mul alpha, folded at load."""
+    inserter = Inserter(graph, names)
+    done: dict[tuple[ir.Value, int], ir.Value] = {}
+    weights = 0
+    for layer in layers:
+        tensor = layer.weight.const_value
+        assert tensor is not None
+        shape = tuple(tensor.shape.numpy())
+        axis = layer.channel_axis % len(shape)
+        if (layer.weight, axis) not in done:
+            done[layer.weight, axis] = _unpacked_float(inserter, layer, tensor, Layout.of(shape, axis))
+            weights += tensor.size
+        layer.node.replace_input_with(layer.rule.weight, done[layer.weight, axis])
+    return {"layers": len(layers), "weights": weights, "pairs": 0}
+
+
+def _unpacked_float(inserter: Inserter, layer: Layer, tensor: ir.TensorProtocol, layout: Layout) -> ir.Value:
+    """The nodes go to the top of the graph, in reach of every user of a shared weight."""
+    stem, f32 = layer.weight.name or "weight", ir.DataType.FLOAT
+    shape = tuple(tensor.shape.numpy())
+    first = inserter.graph[0]
+    signs = packed_weight(inserter.graph, inserter.names, stem, tensor, first)
+    alpha = channel_mean_abs(tensor, layout).reshape((layout.channels,) + (1,) * (len(shape) - 1 - axis_of(layer)))
+    cast = inserter.node("Cast", [signs], f"{stem}_signs", f32, ir.Shape(shape), {"to": int(f32)})
+    scaled = inserter.node("Mul", [cast.outputs[0], inserter.constant(f"{stem}_alpha", alpha)], f"{stem}_unpacked",
+                           f32, ir.Shape(shape))
+    inserter.graph.insert_before(first, [cast, scaled])
+    return scaled.outputs[0]
+
+
+def axis_of(layer: Layer) -> int:
+    """The output channel axis of the layer's weight, counted from the front."""
+    assert layer.weight.const_value is not None
+    return layer.channel_axis % len(layer.weight.const_value.shape.numpy())
