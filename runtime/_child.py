@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import sys
 import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
 from .. import OnnxOptError, RefusedError
-from . import _frames
+from . import _frames, _values
 from .calibrate import RangeObserver
 
 Feeds = dict[str, Any]
+_NODE_PREFIX = re.compile(
+    r"(?:.*)Non-zero status code returned while running (\S+) node\. Name:'([^']*)' Status Message: ")
 _SESSIONS: dict[int, Any] = {}
 _OBSERVERS: dict[int, dict[str, RangeObserver]] = {}
 
@@ -57,6 +60,7 @@ def shortened(message: str) -> str:
     line = next((part for part in message.splitlines() if part.strip()), "").strip()
     if line.startswith("[ONNXRuntimeError]"):
         line = line.split(" : ", 3)[-1]
+    line = _NODE_PREFIX.sub(r"\1 node '\2': ", line)
     words = [word for word in line.split(" ") if "onnxruntime_src/" not in word]
     return " ".join(words)[:300]
 
@@ -132,20 +136,7 @@ def _prepare_gpu(provider: str) -> None:
 def run(handle: int, feeds: Feeds) -> dict[str, Any]:
     """Outputs by name; sequences and maps are flattened to `name[0]`, `name[1]`, …"""
     session = _SESSIONS[handle]
-    outputs = session.run(None, feeds)
-    return dict(
-        pair for info, value in zip(session.get_outputs(), outputs, strict=True) for pair in _flat(info.name, value)
-    )
-
-
-def _flat(name: str, value: Any) -> Iterator[tuple[str, Any]]:
-    if isinstance(value, dict):
-        yield name, np.asarray([value[key] for key in sorted(value)])
-    elif isinstance(value, (list, tuple)):
-        for index, item in enumerate(value):
-            yield from _flat(f"{name}[{index}]", item)
-    elif value is not None:
-        yield name, np.asarray(value)
+    return _values.flattened([o.name for o in session.get_outputs()], _values.run(session, None, feeds))
 
 
 def close_session(handle: int) -> None:
@@ -178,16 +169,17 @@ def optimized_ops(path: str, ort_name: str, options: Mapping[str, str], threads:
     return dict(counts)
 
 
-def observe(handle: int, feeds: Feeds, names: Sequence[str]) -> None:
-    """Run the feeds and take the named outputs (or inputs) into this session's observers; nothing travels back."""
+def observe(handle: int, feeds: Feeds, names: Sequence[str]) -> int:
+    """Run the feeds and take the named outputs (or inputs) into this session's observers; returns their bytes."""
     session, observers = _SESSIONS[handle], _OBSERVERS.setdefault(handle, {})
     produced = {o.name for o in session.get_outputs()}
     wanted = [name for name in names if name in produced]
-    arrays = dict(zip(wanted, session.run(wanted or None, feeds), strict=False))
+    arrays = dict(zip(wanted, _values.run(session, wanted, feeds), strict=True)) if wanted else {}
     for name in names:
         array = arrays.get(name, feeds.get(name))
         if array is not None and np.issubdtype(np.asarray(array).dtype, np.floating):
             observers.setdefault(name, RangeObserver(name)).update(array)
+    return sum(array.nbytes for array in arrays.values())
 
 
 def ranges(handle: int, method: str, percentile: float) -> dict[str, tuple[float, float]]:
@@ -202,8 +194,7 @@ def time_rounds(
     sessions = [_SESSIONS[handle] for handle in handles]
     for session, batches in zip(sessions, feeds, strict=True):
         for batch in batches[:2]:
-            session.run(None, batch)
-        session.run(None, batches[0])
+            _values.run(session, None, batch)
     times: list[list[float]] = [[] for _ in sessions]
     end, turn = time.perf_counter() + seconds, 0
     while turn < min_rounds or (turn < max_rounds and time.perf_counter() < end):
@@ -211,7 +202,7 @@ def time_rounds(
         for index in order:
             batch = feeds[index][turn % len(feeds[index])]
             start = time.perf_counter()
-            sessions[index].run(None, batch)
+            _values.run(sessions[index], None, batch)
             times[index].append((time.perf_counter() - start) * 1e3)
         turn += 1
     return times

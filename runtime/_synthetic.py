@@ -22,6 +22,10 @@ _INT_HINTS: tuple[tuple[str, int, int], ...] = (
     (r"ids|token", 1, 100),
 )
 """Name pattern -> integers in [low, high)."""
+_STATE = r"state|hidden|cell|^[hc]_?\d*n?$"
+"""Recurrent states are (layers, batch, features)."""
+_STATE = r"state|hidden|cell|^[hc]_?\d*n?$"
+"""Recurrent states are (layers, batch, features)."""
 
 
 def shape_of(info: TensorInfo, sizes: Mapping[str, int], overrides: Overrides) -> tuple[int, ...]:
@@ -46,6 +50,10 @@ def _length(dim: Dim, axis: int, info: TensorInfo, sizes: Mapping[str, int], ove
     if re.search(r"seq|len|time|token|sample|^t$|^l$", word):
         return sizes["sequence"]
     if axis == 0 and len(info.shape) > 1:
+        return sizes["batch"]
+    if axis == 1 and re.search(_STATE, info.name.lower()):
+        return sizes["batch"]
+    if axis == 1 and re.search(_STATE, info.name.lower()):
         return sizes["batch"]
     if len(info.shape) >= 4:
         return 3 if axis == 1 else sizes["spatial"]

@@ -12,7 +12,7 @@ from .. import RefusedError
 from ._thresholds import METHODS
 
 BINS = 4096
-BLOCK = 32 * 1024  # elements: the scratch arrays of one block stay in the cache
+BLOCK = 64 * 1024  # elements: the scratch arrays of one block stay in the cache
 _MIN_EXPONENT = -60
 
 

@@ -19,6 +19,7 @@ from .worker import Worker
 
 Progress = Callable[[str, int], contextlib.AbstractContextManager[Callable[[int], None]]]
 _MICRO_BATCH = 8
+_MICRO_BYTES = 64 << 20  # of tapped outputs held at once
 _FLOATS = {ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.DOUBLE}
 
 
@@ -83,8 +84,9 @@ class RunContext:
         assert self.feeds is not None
         handle = session.handle()
         with self.progress("calibrating", samples) as advance:
-            for feeds, rows in micro_batches(self.feeds, session.inputs, samples):
-                self.worker.call("observe", handle, feeds, list(names))
+            limit = RowLimit()
+            for feeds, rows in micro_batches(self.feeds, session.inputs, samples, limit):
+                limit.adapt(self.worker.call("observe", handle, feeds, list(names)), rows)
                 advance(rows)
 
 
@@ -101,10 +103,24 @@ def with_taps(model: ir.Model, names: Sequence[str]) -> ir.Model:
     return copy
 
 
+class RowLimit:
+    """How many rows to run at once: 1 at first, then as many as keep the tapped outputs within 64 MiB, at most 8."""
+
+    def __init__(self) -> None:
+        self.rows = 1
+
+    def adapt(self, size: int, rows: int) -> None:
+        """Learn that `rows` rows gave `size` bytes of outputs."""
+        self.rows = max(min(_MICRO_BYTES * rows // max(size, 1), _MICRO_BATCH), 1)
+
+
 def micro_batches(
-    feeds: Feeds, inputs: Sequence[TensorInfo], samples: int
+    feeds: Feeds, inputs: Sequence[TensorInfo], samples: int, limit: RowLimit
 ) -> Iterator[tuple[dict[str, NDArray[Any]], int]]:
-    """(feeds, rows) of at most `samples` rows; 8 rows at a time where axis 0 of every input is one symbolic batch."""
+    """(feeds, rows) of `samples` rows, `limit.rows` at a time where axis 0 of every input is one symbolic batch.
+
+    Where it is not, batches stay whole, and the last may go past `samples`.
+    """
     splittable, seen = batch_is_symbolic(inputs), 0
     for batch in feeds:
         rows = batch_rows(batch.feeds)
@@ -112,9 +128,11 @@ def micro_batches(
             yield batch.feeds, rows
         else:
             rows = min(rows, samples - seen)
-            for start in range(0, rows, _MICRO_BATCH):
-                stop = min(start + _MICRO_BATCH, rows)
+            start = 0
+            while start < rows:
+                stop = min(start + limit.rows, rows)
                 yield {name: array[start:stop] for name, array in batch.feeds.items()}, stop - start
+                start = stop
         seen += rows
         if seen >= samples:
             return
