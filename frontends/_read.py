@@ -138,3 +138,10 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
             return value, at
         if shift > 63:
             raise ValueError("not a varint")
+
+
+def innermost(error: BaseException) -> str:
+    """The reason at the bottom of an onnx_ir error, on one line."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return " ".join(f"{type(error).__name__}: {error}".split())[:200]

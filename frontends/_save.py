@@ -6,6 +6,7 @@ import contextlib
 import functools
 import os
 import secrets
+import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -13,16 +14,20 @@ from typing import Any, BinaryIO
 import numpy as np
 import onnx
 import onnx_ir as ir
-from google.protobuf.message import EncodeError  # type: ignore[import-untyped]
 
 from .. import OnnxOptError, RefusedError, UsageError
+from ._read import LIMIT, innermost
 from ._slots import Slot, slots_of, tensor_protos
+from ._tensors import check_tensor
 
 INLINE_LIMIT = 3 << 29
 """Bytes of weights (1.5 GiB) up to which a model stays one file; protobuf ends at 2 GiB."""
 
 SMALL = 1024
 """Tensors below this many bytes stay in the graph: shapes and scalars are read by shape inference."""
+
+
+_FAULT = "this is a fault of the pass or tool that made it: please report it"
 
 
 def save(
@@ -33,7 +38,7 @@ def save(
     External data (one file, `<name>.data`, or `<name>.<n>.data` where that is taken) is used when `external` is true,
     or by default when the weights exceed 1.5 GiB or the model has external tensors. Tensors are streamed; `model` is
     unchanged. A former model at `path` stays whole until the moment it is replaced; its own data file then goes,
-    unless `model` still reads it.
+    unless `model` still reads it. `check` sees the complete model file before it takes its name, and may raise.
     Errors: UsageError if `path` cannot be written, OnnxOptError if writing fails (nothing is left behind then).
     """
     target = Path(path)
@@ -45,21 +50,24 @@ def save(
         external = bool(sources) or sum(s.tensor.nbytes for s in slots) > INLINE_LIMIT
     stale = [file for file in _own_data_files(target) if not any(_same_file(file, s) for s in sources)]
     written: list[Path] = []
+    commit = _Commit()
     try:
-        with _as_own_errors(path), contextlib.ExitStack() as restore:
+        with contextlib.ExitStack() as restore:
             if external:
-                written += _write_data(target, slots, restore)
+                with _as_own_errors(path):
+                    _write_data(target, slots, restore, written)
             else:
                 _bring_inline(slots, restore)
-            written.append(_write_model(model, target, path, check))
+            encoded = _encoded(model, str(path))
+        _write_model(encoded, target, str(path), check, commit)
     except BaseException:
-        for file in written:
-            file.unlink(missing_ok=True)
+        if not commit.happened(target):
+            for file in written:
+                file.unlink(missing_ok=True)
         raise
     for file in stale:
-        if file not in written:
-            file.unlink(missing_ok=True)
-    return written
+        file.unlink(missing_ok=True)
+    return [*written, target]
 
 
 def check_output(path: str | Path, input_path: str | Path | None = None, force: bool = False) -> None:
@@ -68,15 +76,16 @@ def check_output(path: str | Path, input_path: str | Path | None = None, force: 
     Another existing file is overwritten; the input itself (also behind a symbolic or hard link) only with `force`.
     """
     target = Path(path)
-    if os.fspath(path) in ("", ".", "..") or target.is_dir():
-        raise UsageError(str(path) or "output", "is a folder, not a file to write", "add a file name, as in out.onnx")
-    if input_path is not None and not force and _same_file(target, Path(input_path)):
-        raise UsageError(str(path), "is the input model itself", "choose another output path, or pass --force")
     with _as_own_errors(path):
+        if str(path) in ("", ".", "..") or target.is_dir():
+            raise UsageError(str(path) or "output", "is a folder, not a file", "add a file name, as in out.onnx")
+        if input_path is not None and not force and _same_file(target, Path(input_path)):
+            raise UsageError(str(path), "is the input model itself", "choose another output path, or pass --force")
         if not target.parent.is_dir():
             raise UsageError(str(path), f"folder '{target.parent}' does not exist", f"mkdir -p '{target.parent}'")
-        if target.exists() and not target.is_file():
-            raise UsageError(str(path), "is not a regular file", "choose a path to a new or an existing file")
+        with contextlib.suppress(FileNotFoundError):
+            if not stat.S_ISREG(os.stat(target).st_mode):
+                raise UsageError(str(path), "is not a regular file", "choose a path to a new or an existing file")
         with _temporary(target):
             pass
 
@@ -86,8 +95,6 @@ def _as_own_errors(path: str | Path) -> Iterator[None]:
     """Name what the file system or protobuf refused, and the cure."""
     try:
         yield
-    except (EncodeError, MemoryError) as error:
-        raise OnnxOptError(str(path), f"the model cannot be encoded ({error})", "save it with external data") from error
     except OSError as error:
         reason = error.strerror or str(error)
         if error.filename2 is None and error.filename is None:
@@ -114,51 +121,85 @@ def _temporary(target: Path) -> Iterator[tuple[BinaryIO, Path]]:
         temporary.unlink(missing_ok=True)
 
 
-def _commit(file: BinaryIO, temporary: Path, target: Path) -> None:
-    """Make what was written durable, then visible, in one step."""
-    file.flush()
-    os.fsync(file.fileno())
-    os.replace(temporary, target)
-    if hasattr(os, "O_DIRECTORY"):
-        folder = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY)
+class _Commit:
+    """The rename that makes a file visible, and whether it has happened (an interrupt may fall just behind it)."""
+
+    def __init__(self) -> None:
+        self._identity: tuple[int, int] | None = None
+
+    def run(self, file: BinaryIO, temporary: Path, target: Path) -> None:
+        """Make what was written durable, then visible, in one step."""
+        file.flush()
+        os.fsync(file.fileno())
+        status = os.fstat(file.fileno())
+        self._identity = (status.st_dev, status.st_ino)
+        file.close()
+        os.replace(temporary, target)
+        if hasattr(os, "O_DIRECTORY"):
+            folder = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                with contextlib.suppress(OSError):  # some network file systems cannot; the rename stands all the same
+                    os.fsync(folder)
+            finally:
+                os.close(folder)
+
+    def happened(self, target: Path) -> bool:
         try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+            status = os.stat(target)
+        except OSError:
+            return False
+        return (status.st_dev, status.st_ino) == self._identity
+
+
+def _encoded(model: ir.Model, where: str) -> bytes:
+    """The model file's bytes; every tensor in it has the length that its shape and type need."""
+    try:
+        proto = ir.to_proto(model)
+    except ir.serde.SerdeError as error:
+        raise OnnxOptError(where, f"not written: {innermost(error)}", _FAULT) from error
+    proto.ir_version = max(proto.ir_version, _needed_ir_version(model))
+    if proto.ByteSize() >= LIMIT:
+        raise RefusedError(where, "the model exceeds protobuf's 2 GiB in one file", "save it with external data")
+    for tensor in tensor_protos(proto):
+        try:
+            check_tensor(tensor, where)
+        except RefusedError as error:
+            raise OnnxOptError(where, f"not written: {error.problem}", _FAULT) from error
+    encoded: bytes = proto.SerializeToString()
+    return encoded
 
 
 def _write_model(
-    model: ir.Model, target: Path, path: str | Path, check: Callable[[Path], None] | None
-) -> Path:
-    proto = ir.to_proto(model)
-    proto.ir_version = max(proto.ir_version, _needed_ir_version(model))
-    if proto.ByteSize() >= 1 << 31:
-        raise RefusedError(str(path), "the model exceeds protobuf's 2 GiB in one file", "save it with external data")
-    with _temporary(target) as (file, temporary):
-        file.write(proto.SerializeToString())
-        if check is not None:
+    encoded: bytes, target: Path, where: str, check: Callable[[Path], None] | None, commit: _Commit
+) -> None:
+    with contextlib.ExitStack() as stack:
+        with _as_own_errors(where):
+            file, temporary = stack.enter_context(_temporary(target))
+            file.write(encoded)
             file.flush()
+        if check is not None:
             check(temporary)
-        _commit(file, temporary, target)
-    return target
+        with _as_own_errors(where):
+            commit.run(file, temporary, target)
 
 
-def _write_data(target: Path, slots: list[Slot], restore: contextlib.ExitStack) -> list[Path]:
+def _write_data(target: Path, slots: list[Slot], restore: contextlib.ExitStack, written: list[Path]) -> None:
     """Stream the large tensors into a fresh data file and point their slots at it; small ones come inline."""
-    large = [s for s in slots if s.tensor.nbytes >= SMALL and s.tensor.dtype != ir.DataType.STRING]
-    _bring_inline([s for s in slots if s.tensor.nbytes < SMALL], restore)
+    small = [s.tensor.nbytes < SMALL or s.tensor.dtype == ir.DataType.STRING for s in slots]
+    _bring_inline([slot for slot, is_small in zip(slots, small, strict=True) if is_small], restore)
+    large = [slot for slot, is_small in zip(slots, small, strict=True) if not is_small]
     if not large:
-        return []
-    data = _fresh_data_file(target)
+        return
+    data = _reserve_data_file(target)
+    written.append(data)
     offsets: dict[int, int] = {}
     with _temporary(data) as (file, temporary):
         for slot in large:
             if id(slot.tensor) not in offsets:
                 offsets[id(slot.tensor)] = _write_tensor(file, slot.tensor)
-        _commit(file, temporary, data)
+        _Commit().run(file, temporary, data)
     for slot in large:
         _swap(slot, _reference(slot.tensor, data.name, offsets[id(slot.tensor)]), restore)
-    return [data]
 
 
 def _write_tensor(file: BinaryIO, tensor: ir.TensorProtocol) -> int:
@@ -171,8 +212,7 @@ def _write_tensor(file: BinaryIO, tensor: ir.TensorProtocol) -> int:
     written = file.tell() - start
     if written != tensor.nbytes:
         raise OnnxOptError(
-            f"tensor '{tensor.name}'", f"gave {written} bytes where its shape and type need {tensor.nbytes}",
-            "this is a fault in the pass or tool that made the tensor: please report it",
+            f"tensor '{tensor.name}'", f"gave {written} bytes where its shape and type need {tensor.nbytes}", _FAULT
         )
     return start
 
@@ -223,13 +263,16 @@ def _source_files(slots: list[Slot]) -> set[Path]:
     return found
 
 
-def _fresh_data_file(target: Path) -> Path:
-    """A data file name that no model can be using yet."""
-    candidate, n = target.with_name(f"{target.name}.data"), 0
-    while os.path.lexists(candidate):
-        n += 1
-        candidate = target.with_name(f"{target.name}.{n}.data")
-    return candidate
+def _reserve_data_file(target: Path) -> Path:
+    """Create, empty, a data file under a name that no model can be using yet."""
+    n = 0
+    while True:
+        candidate = target.with_name(f"{target.name}.{n}.data" if n else f"{target.name}.data")
+        try:
+            os.close(os.open(candidate, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+            return candidate
+        except FileExistsError:
+            n += 1
 
 
 def _own_data_files(target: Path) -> list[Path]:

@@ -9,7 +9,7 @@ import onnx
 import onnx_ir as ir
 
 from .. import RefusedError
-from ._read import EXPORT_AGAIN, read_proto
+from ._read import EXPORT_AGAIN, innermost, read_proto
 from ._save import check_output, save
 from ._slots import slots_of, tensor_protos
 from ._sparse import densify
@@ -37,7 +37,7 @@ def load(path: str | Path, *, allow_hardlinks: bool = False) -> ir.Model:
     try:
         model: ir.Model = ir.from_proto(proto)
     except Exception as error:  # what the checks above do not know of; whatever it is, it is the file's
-        raise RefusedError(where, f"is not a model that onnx_ir can hold ({_cause(error)})", EXPORT_AGAIN) from error
+        raise RefusedError(where, f"is not a model that onnx_ir can hold ({innermost(error)})", EXPORT_AGAIN) from error
     _bind_external(model, files)
     if unsorted:
         _sort(model, where)
@@ -86,10 +86,3 @@ def _sort(model: ir.Model, where: str) -> None:
             function.sort()
     except ValueError:
         raise RefusedError(where, "its nodes form a cycle", EXPORT_AGAIN) from None
-
-
-def _cause(error: BaseException) -> str:
-    """The innermost reason of an onnx_ir error, on one line."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return " ".join(f"{type(error).__name__}: {error}".split())[:200]
