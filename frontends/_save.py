@@ -26,7 +26,7 @@ INLINE_LIMIT = 3 << 29
 SMALL = 1024
 """Tensors below this many bytes stay in the graph: shapes and scalars are read by shape inference."""
 
-
+_TOO_LARGE = "the model exceeds protobuf's 2 GiB in one file"
 _FAULT = "this is a fault of the pass or tool that made it: please report it"
 
 
@@ -46,8 +46,11 @@ def save(
     sources = _source_files(slots)
     if any(_same_file(target, source) for source in sources):
         raise UsageError(str(path), "is the weights file of the model being written", "choose another output path")
+    nbytes = sum(slot.tensor.nbytes for slot in slots)
     if external is None:
-        external = bool(sources) or sum(s.tensor.nbytes for s in slots) > INLINE_LIMIT
+        external = bool(sources) or nbytes > INLINE_LIMIT
+    if not external and nbytes >= LIMIT:
+        raise RefusedError(str(path), _TOO_LARGE, "save it with external data")
     stale = [file for file in _own_data_files(target) if not any(_same_file(file, s) for s in sources)]
     written: list[Path] = []
     commit = _Commit()
@@ -159,7 +162,7 @@ def _encoded(model: ir.Model, where: str) -> bytes:
         raise OnnxOptError(where, f"not written: {innermost(error)}", _FAULT) from error
     proto.ir_version = max(proto.ir_version, _needed_ir_version(model))
     if proto.ByteSize() >= LIMIT:
-        raise RefusedError(where, "the model exceeds protobuf's 2 GiB in one file", "save it with external data")
+        raise RefusedError(where, _TOO_LARGE, "save it with external data")
     for tensor in tensor_protos(proto):
         try:
             check_tensor(tensor, where)
