@@ -24,10 +24,10 @@ types: $(VENV)/.dev ## Check types (mypy strict)
 	$(BIN)/python tools/dev/check_types.py
 
 docs: $(VENV)/.dev ## Fail where the generated docs are stale
-	$(BIN)/python tools/dev/docs.py --check
+	$(BIN)/python tools/dev/docs_passes.py --check
 
 docs-write: $(VENV)/.dev ## Regenerate the generated docs
-	$(BIN)/python tools/dev/docs.py
+	$(BIN)/python tools/dev/docs_passes.py
 
 clean: ## Remove the environment and everything built
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
