@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import onnx_ir as ir
 
@@ -13,7 +12,7 @@ from .. import OnnxOptError, RefusedError
 from ..runtime.feeds import Feeds, candidate_feeds, open_feeds
 from ..runtime.session import Session, open_session
 from ..runtime.targets import target_named
-from ..runtime.worker import Worker
+from ..runtime.worker import RemoteError, Worker
 from ._drift import FLOAT32, Arrays, Outputs, Referee, all_finite, inexact, limited
 from ._figures import input_infos
 from ._result import Settings
@@ -44,10 +43,10 @@ def gather_evidence(settings: Settings, worker: Worker, model: ir.Model, origina
     evidence = Evidence(_opener(settings, worker, original, warn))
     inputs = input_infos(model)
     if settings.data is not None:
-        evidence.calibration = _opened(settings.data, inputs, warn)
+        evidence.calibration = open_feeds(settings.data, inputs)
     labelled = settings.eval_data if settings.eval_data is not None else settings.data
     if settings.metric is not None:
-        evidence.labelled = _opened(labelled, inputs, warn)
+        evidence.labelled = open_feeds(labelled, inputs)
     if original is None:
         return evidence
     try:
@@ -74,17 +73,11 @@ def _opener(settings: Settings, worker: Worker, original: Path | None, warn: War
     return lambda path: open_session(worker, path, provider, threads=settings.threads)
 
 
-def _opened(data: Any, inputs: list[Any], warn: Warn) -> Feeds:
-    feeds = open_feeds(data, inputs)
-    for message in feeds.warnings:
-        warn("data", message)
-    return feeds
-
-
 def _run_original(settings: Settings, evidence: Evidence, session: Session, warn: Warn) -> Evidence:
-    if evidence.calibration is not None:
-        batches = limited(batch.feeds for batch in evidence.calibration)
-        outputs = [session.run(feeds) for feeds in batches]
+    feeds = evidence.calibration or evidence.labelled
+    if feeds is not None:
+        batches = limited(batch.feeds for batch in feeds)
+        outputs = _outputs_on_data(session, batches)
     else:
         found = _synthetic(session, settings.seed)
         if found is None:
@@ -98,6 +91,13 @@ def _run_original(settings: Settings, evidence: Evidence, session: Session, warn
     evidence.referee = Referee(evidence.open, batches)
     evidence.referee.original = outputs
     return evidence
+
+
+def _outputs_on_data(session: Session, batches: list[Arrays]) -> Outputs:
+    try:
+        return [session.run(feeds) for feeds in batches]
+    except RemoteError as error:
+        raise RefusedError("data", f"the model fails on it: {error.problem}", error.fix) from None
 
 
 def _synthetic(session: Session, seed: int) -> tuple[list[Arrays], Outputs] | None:

@@ -18,6 +18,7 @@ from ..frontends.onnx_file import check_output, load, save
 from ..passes._base import Pass, PassOutcome
 from ..passes._graph import QUANT_OPS, all_nodes
 from ..passes._normalize import normalize
+from ..passes._stats import graph_macs
 from ..runtime.compare import Drift
 from ..runtime.context import RunContext
 from ..runtime.targets import target_named
@@ -60,7 +61,11 @@ class Run:
         for pass_ in self.settings.pipeline.passes:
             self._step(pass_)
         self._say_if_nothing_changed()
-        return self._finish()
+        result = self._finish()
+        for feeds in (self.evidence.calibration, self.evidence.labelled):
+            for message in feeds.warnings if feeds else ():
+                self._warn("data", message)
+        return result
 
     # load
 
@@ -75,19 +80,30 @@ class Run:
         self.validity: Validity = validity_of(loaded)
         self.large = weight_bytes(loaded) > LARGE
         self.runs = settings.verify == "always" or (settings.verify == "auto" and not self.large)
-        if not self.runs and settings.verify == "auto":
-            self._warn("verify", "weights above 1 GiB: checked in structure only, not run; --verify always runs it")
+        if not self.runs:
+            self._say_not_run()
         self.sha256 = sha256_of(source) if source else None
         self.original = source.absolute() if source else self._saved(loaded, "input.onnx")
         self.about = self._described(loaded)
         self.input = figures_of(loaded, self.original, count_nonzero=not self.large)
         self.model = loaded
         normalize(self.model)
+        self.input.macs = graph_macs(self.model.graph)
+        problem = self.interface.difference(interface_of(self.model))
+        if problem:
+            raise _our_fault(f"loading changes the model: {problem}")
         self.validity = self.validity.or_as(validity_of(self.model))
+
+    def _say_not_run(self) -> None:
+        why = "--verify never" if self.settings.verify == "never" else "its weights are above 1 GiB"
+        for option, asked in (("--strict", self.settings.strict), ("--min-sqnr", self.settings.min_sqnr is not None)):
+            if asked:
+                raise RefusedError(option, f"cannot be checked: the model is not run ({why})", "pass --verify always")
+        self._warn("verify", f"checked in structure only, not run, not timed ({why}); --verify always runs it")
 
     def _saved(self, model: ir.Model, name: str) -> Path | None:
         """A file of the model for the child to run; None where this run never runs it."""
-        if not self.runs and self.settings.data is None:
+        if not self.runs and self.settings.metric is None:
             return None
         path = self.scratch / name
         save(model, path)
@@ -121,8 +137,7 @@ class Run:
         outputs = self._candidate_outputs()
         problem = inexact(self.referee.original, outputs, self._tolerance())
         if problem:
-            raise CheckError("normalize", f"the model as loaded computes something else: {problem}",
-                             "this is a fault in onnx-opt: please report it with the model")
+            raise _our_fault(f"the model as loaded computes something else: {problem}")
         self.outputs: Outputs = outputs
 
     def _candidate_outputs(self) -> Outputs:
@@ -214,7 +229,7 @@ class Run:
         if out is not None:
             result.files = save(self.model, out, check=lambda path: self._judge(path, result))
             result.model = load(out)
-        elif self.runs:
+        elif self.runs or settings.metric is not None:
             path = self.scratch / "output.onnx"
             save(self.model, path)
             self._judge(path, result)
@@ -228,12 +243,14 @@ class Run:
         written = load(path)
         problem = self.interface.difference(interface_of(written)) or validity_of(written).worse_than(self.validity)
         if problem:
-            raise CheckError("result", f"the written file differs from what was checked: {problem}",
-                             "this is a fault in onnx-opt: please report it with the model")
+            raise _our_fault(f"the written file differs from what was checked: {problem}")
         result.output = figures_of(written, path, count_nonzero=not self.large)
         if self.referee is not None:
             self._judge_drift(path)
-        if self.original is not None and self.runs:
+        elif self.settings.min_sqnr is not None:
+            raise CheckError("--min-sqnr", "cannot be checked: there is nothing to compare with",
+                             "drop --min-sqnr; the warnings say why the original cannot be compared")
+        if self.original is not None:
             result.metric = measure_metric(self.settings, self.evidence, self.original, path)
             self._measure_latency(path, result)
 
@@ -276,6 +293,10 @@ class Run:
         with self.settings.progress(label, 1) as advance:
             yield
             advance(1)
+
+
+def _our_fault(problem: str) -> CheckError:
+    return CheckError("check", problem, "this is a fault in onnx-opt: please report it with the model")
 
 
 def as_figures(drift: Drift) -> dict[str, float]:

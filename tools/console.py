@@ -85,6 +85,7 @@ class Progress:
 
     def __init__(self, verbosity: int = 0) -> None:
         self.enabled = verbosity >= 0 and console(stderr=True).is_terminal
+        self._bars: Any = None
 
     @contextlib.contextmanager
     def __call__(self, label: str, total: int) -> Iterator[Callable[[int], None]]:
@@ -92,10 +93,26 @@ class Progress:
         if not self.enabled:
             yield lambda steps: None
             return
+        with self._display() as bars:
+            task = bars.add_task(markup_safe(label), total=total or None)
+            try:
+                yield lambda steps: bars.advance(task, steps)
+            finally:
+                bars.remove_task(task)
+
+    @contextlib.contextmanager
+    def _display(self) -> Iterator[Any]:
+        """The one live display; bars inside bars share it."""
+        if self._bars is not None:
+            yield self._bars
+            return
         from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
         from rich.progress import Progress as Bars
 
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         with Bars(*columns, console=console(stderr=True), transient=True) as bars:
-            task = bars.add_task(markup_safe(label), total=total or None)
-            yield lambda steps: bars.advance(task, steps)
+            self._bars = bars
+            try:
+                yield bars
+            finally:
+                self._bars = None

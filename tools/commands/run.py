@@ -54,3 +54,5 @@ def command(
         say(f"warning: {warning}")
     if result.output_path:
         click.echo(result.output_path)
+    else:
+        say("dry run: nothing was written")
