@@ -10,7 +10,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -21,6 +21,7 @@ from . import _frames, _values
 from .calibrate import RangeObserver
 
 Feeds = dict[str, Any]
+Providers = list[tuple[str, dict[str, str]]]
 _NODE_PREFIX = re.compile(
     r"(?:.*)Non-zero status code returned while running (\S+) node\. Name:'([^']*)' Status Message: ")
 _SESSIONS: dict[int, Any] = {}
@@ -83,17 +84,18 @@ def _exit_with_parent(parent: int) -> None:
 
 
 def open_session(
-    path: str, provider: str, ort_name: str, options: Mapping[str, str], install: str, threads: int, optimize: bool
+    path: str, provider: str, providers: Providers, install: str, threads: int, optimize: bool
 ) -> tuple[int, list[tuple[str, str, list[Any]]], list[tuple[str, str, list[Any]]]]:
     """Create a session; returns its handle and (name, type, shape) of inputs and outputs. Never another provider."""
     import onnxruntime as ort
 
+    ort_name = providers[0][0]
     if ort_name not in ort.get_available_providers():
         raise RefusedError(f"provider {provider}", f"this onnxruntime ({ort.__version__}) has no {ort_name}", install)
     if provider != "cpu":
         _prepare_gpu(provider)
     settings = _session_options(threads, optimize)
-    session = ort.InferenceSession(path, settings, providers=[(ort_name, dict(options))])
+    session = ort.InferenceSession(path, settings, providers=providers)
     if ort_name not in session.get_providers():
         raise RefusedError(f"provider {provider}",
                            f"{ort_name} does not start here: its libraries or a device are missing", install)
@@ -145,7 +147,7 @@ def close_session(handle: int) -> None:
     _OBSERVERS.pop(handle, None)
 
 
-def optimized_ops(path: str, ort_name: str, options: Mapping[str, str], threads: int) -> dict[str, int]:
+def optimized_ops(path: str, providers: Providers, threads: int) -> dict[str, int]:
     """Counts of `domain.op` (standard ops without a domain) of ONNX Runtime's optimized graph, subgraphs included."""
     import onnx
     import onnxruntime as ort
@@ -156,7 +158,7 @@ def optimized_ops(path: str, ort_name: str, options: Mapping[str, str], threads:
         settings.add_session_config_entry("session.optimized_model_external_initializers_file_name", "weights.bin")
         settings.add_session_config_entry(
             "session.optimized_model_external_initializers_min_size_in_bytes", "1024")
-        ort.InferenceSession(path, settings, providers=[(ort_name, dict(options))])
+        ort.InferenceSession(path, settings, providers=providers)
         model = onnx.load(settings.optimized_model_filepath, load_external_data=False)
     counts: Counter[str] = Counter()
     pending = [model.graph]

@@ -49,8 +49,13 @@ def by_entropy(bins: Bins, edges: Edges, lowest: float, highest: float, percenti
 
 
 def _least_divergent(bins: Bins, edges: Edges, levels: int, highest: float) -> float:
-    """Edge at which to cut one-sided bins; a histogram with fewer occupied bins than levels is not cut."""
-    last = int(np.flatnonzero(bins)[-1]) + 1
+    """Edge at which to cut one-sided bins; a histogram with fewer occupied bins than levels is not cut.
+
+    The bin at zero is left out: zero is on every grid, and a Relu's many zeros would decide alone.
+    """
+    bins = bins.copy()
+    bins[0] = 0
+    last = int(np.flatnonzero(bins)[-1]) + 1 if bins.any() else 0
     if last <= levels:
         return highest
     ends = np.unique(np.linspace(levels, last, _CANDIDATES).astype(int))

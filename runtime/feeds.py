@@ -68,7 +68,7 @@ class Feeds:
         rows = next((len(a) for a in feeds.values() if a.ndim), None)
         if rows == 0:
             raise RefusedError(where, "is an empty batch", "leave empty batches out")
-        return Batch(feeds, None if labels is None else np.asarray(labels))
+        return Batch(feeds, None if labels is None else _label_array(labels, rows, where))
 
     def _array(self, name: str, value: Any, where: str) -> NDArray[Any]:
         info, place = self.inputs[name], f"{where}, input '{name}'"
@@ -163,6 +163,16 @@ def _split(item: Any, names: list[str], where: str) -> tuple[Mapping[str, Any], 
     raise RefusedError(where, f"is a {type(feeds).__name__}", "yield a dict of input name to array, or (dict, labels)")
 
 
+def _label_array(labels: Any, rows: int | None, where: str) -> NDArray[Any]:
+    try:
+        array = np.asarray(labels)
+    except ValueError as error:
+        raise RefusedError(f"{where}, labels", f"are no array: {error}", "give one label a sample") from error
+    if array.ndim and rows is not None and len(array) != rows:
+        raise RefusedError(f"{where}, labels", f"{len(array)} labels for {rows} samples", "give one label a sample")
+    return array
+
+
 def _same_names(given: Mapping[str, Any], inputs: Mapping[str, TensorInfo], where: str) -> None:
     unknown = [name for name in given if name not in inputs]
     missing = [name for name in inputs if name not in given]
@@ -175,6 +185,9 @@ def _same_names(given: Mapping[str, Any], inputs: Mapping[str, TensorInfo], wher
 
 
 def _numpy_dtype(name: str) -> np.dtype[Any] | None:
+    """The type, or None; importing ml_dtypes registers bfloat16 with numpy."""
+    import ml_dtypes  # noqa: F401
+
     try:
         return np.dtype(name)
     except TypeError:
@@ -198,6 +211,9 @@ def synthetic_feeds(
 ) -> Feeds:
     """Made-up batches, the same for the same seed. `sizes`: lengths of open `batch`, `spatial`, `sequence` axes."""
     chosen = {**_SIZES[0], **(sizes or {})}
+    for info in inputs:
+        if not info.is_tensor or _numpy_dtype(info.dtype) is None:
+            raise RefusedError(f"input '{info.name}'", f"is a {info.dtype}: it cannot be made up", "give data")
 
     def make() -> Iterator[Arrays]:
         random = np.random.default_rng(seed)

@@ -73,7 +73,7 @@ class Session:
     def optimized_ops(self) -> dict[str, int]:
         """Counts of `domain.op` in ONNX Runtime's own optimized graph (`Conv`, `com.microsoft.QLinearAdd`)."""
         counts: dict[str, int] = self.worker.call(
-            "optimized_ops", str(self.path), self.provider.ort_name, self.options, self.threads)
+            "optimized_ops", str(self.path), self._providers(), self.threads)
         return counts
 
     def close(self) -> None:
@@ -82,12 +82,15 @@ class Session:
             self.worker.call("close_session", self._handle)
         self._handle, self._generation = -1, 0
 
+    def _providers(self) -> list[tuple[str, dict[str, str]]]:
+        partner: list[tuple[str, dict[str, str]]] = [(self.provider.partner, {})] if self.provider.partner else []
+        return [(self.provider.ort_name, self.options), *partner]
+
     def _open(self) -> None:
         p = self.provider
         try:
             self._handle, inputs, outputs = self.worker.call(
-                "open_session", str(self.path), p.name, p.ort_name, self.options, p.install, self.threads,
-                self.optimize)
+                "open_session", str(self.path), p.name, self._providers(), p.install, self.threads, self.optimize)
         except RemoteError as error:
             raise RefusedError(self.path.name, f"ONNX Runtime cannot load it: {error.problem}",
                                "run `onnx-opt inspect` on it; a newer onnxruntime may know its operators") from None

@@ -17,6 +17,8 @@ class Provider:
     ort_name: str
     install: str
     options: Mapping[str, str] = field(default_factory=dict)
+    partner: str = ""
+    """ONNX Runtime's provider for the nodes that this one does not take; the CPU takes the rest in any case."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ PROVIDERS: dict[str, Provider] = {p.name: p for p in (
         "device_id": "0",
         "trt_fp16_enable": "1",
         "trt_int8_enable": "1",  # TensorRT 10 refuses Q/DQ graphs without it
-    }),
+    }, partner="CUDAExecutionProvider"),
 )}
 
 TARGETS: dict[str, Target] = {t.name: t for t in (

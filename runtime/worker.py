@@ -50,11 +50,11 @@ class Worker:
     """
 
     def __init__(self, timeout: float = 600, memory_bytes: int | None = None) -> None:
+        self._process: subprocess.Popen[bytes] | None = None
+        self._stderr: IO[bytes] | None = None
         self.timeout = timeout
         self.memory_bytes = memory_bytes or physical_memory()
         self.generation = 0
-        self._process: subprocess.Popen[bytes] | None = None
-        self._stderr: IO[bytes] | None = None
 
     def __enter__(self) -> Worker:
         return self
