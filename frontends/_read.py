@@ -6,6 +6,7 @@ import os
 import stat
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
@@ -50,7 +51,22 @@ def read_proto(path: str | Path) -> onnx.ModelProto:
     if not proto.HasField("graph"):
         problem = "holds no graph" if proto.ir_version and proto.opset_import else "is not an ONNX model"
         raise RefusedError(where, problem, EXPORT_AGAIN if "graph" in problem else "give an .onnx file")
+    _refuse_bytes_in_text(proto, where)
     return proto
+
+
+def _refuse_bytes_in_text(proto: onnx.ModelProto, where: str) -> None:
+    """Names must be UTF-8. ONNX's protobuf does not see to it: Python would get bytes in the place of text."""
+    waiting: list[Any] = [proto]
+    while waiting:
+        message = waiting.pop()
+        for field, value in message.ListFields():
+            if field.type == field.TYPE_MESSAGE:
+                waiting += value if field.is_repeated else [value]
+            elif field.type == field.TYPE_STRING:
+                for text in value if field.is_repeated else [value]:
+                    if isinstance(text, bytes):
+                        raise RefusedError(where, f"is damaged: {field.full_name} is not UTF-8", EXPORT_AGAIN)
 
 
 def _read(path: str | Path, where: str) -> bytes:

@@ -93,7 +93,7 @@ class _Bodies:
         for info in graph.input:
             if not info.name or info.name in scope:
                 self._refuse(f"declares graph input {shown(info.name)} twice" if info.name else "has a nameless input")
-            if not self._scopes and not info.type.WhichOneof("value"):
+            if not self._scopes and not _has_type(info.type):
                 self._refuse(f"graph input {shown(info.name)} has no type")
             scope[info.name] = True
         for info in (*graph.input, *graph.output, *graph.value_info):
@@ -225,6 +225,13 @@ class _Bodies:
 
     def _refuse(self, problem: str, fix: str = EXPORT_AGAIN) -> NoReturn:
         raise RefusedError(self.where, problem, fix)
+
+
+def _has_type(kind: onnx.TypeProto) -> bool:
+    which = kind.WhichOneof("value")
+    if which in ("tensor_type", "sparse_tensor_type"):
+        return bool(getattr(kind, which).elem_type)
+    return which is not None
 
 
 def _label(node: onnx.NodeProto) -> str:

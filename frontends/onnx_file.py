@@ -49,6 +49,9 @@ def _check_external(proto: onnx.ModelProto, files: ExternalFiles) -> None:
     for tensor in tensor_protos(proto):
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
             files.check(tensor)
+            known = [entry for entry in tensor.external_data if entry.key in ("location", "offset", "length")]
+            tensor.ClearField("external_data")  # ONNX Runtime adds keys of its own (prepacked weights)
+            tensor.external_data.extend(known)
             if nbytes_of(tensor) == 0:
                 tensor.ClearField("data_location")
                 tensor.ClearField("external_data")

@@ -7,7 +7,6 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, parser
-
 from onnx_opt import OnnxOptError, RefusedError
 from onnx_opt.frontends import _functions, _sparse
 from onnx_opt.frontends.onnx_file import load
