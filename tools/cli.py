@@ -116,7 +116,8 @@ def _click_words(error: click.ClickException) -> tuple[str, str, str]:
         near = error.possibilities
         return error.option_name, "no such option", f"did you mean '{near[0]}'?" if near else help_text
     if isinstance(error, click.MissingParameter) and error.param is not None:
-        return error.param.make_metavar(context) if context else str(error.param.name), "is missing", help_text
+        name = "/".join(error.param.opts) if isinstance(error.param, click.Option) else str(error.param.name).upper()
+        return name, "is missing", help_text
     if isinstance(error, click.BadParameter) and error.param is not None:
         choices = getattr(error.param.type, "choices", None)
         fix = f"choose one of {', '.join(choices)}" if choices else help_text

@@ -1,0 +1,282 @@
+"""The command line: words, exit codes, error form, JSON; and that it starts at once."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from click.testing import CliRunner
+from onnx_opt import CheckError, OnnxOptError, RefusedError, UsageError
+from onnx_opt.frontends.onnx_file import load
+from onnx_opt.passes._registry import pass_names
+from onnx_opt.tools._provenance import provenance
+from onnx_opt.tools.cli import COMMANDS, main, report_error
+from onnx_opt.tools.console import escaped, finite
+from sample_models import CNN, MLP, model_from
+
+HEAVY = ("numpy", "onnx", "onnx_ir", "onnxruntime", "onnxscript", "torch", "rich")
+
+
+def invoke(*words):
+    return CliRunner().invoke(main, [str(word) for word in words])
+
+
+def bare(code: str) -> subprocess.CompletedProcess:
+    """Run Python code in a fresh process in which `onnx_opt` can be imported."""
+    tests = Path(__file__).resolve().parents[1]
+    environment = {**os.environ, "PYTHONPATH": str(tests), "ONNX_OPT_DEBUG": ""}
+    return subprocess.run([sys.executable, "-c", f"import conftest\n{code}"], env=environment, capture_output=True,
+                          text=True, check=False)
+
+
+@pytest.fixture
+def mlp(tmp_path):
+    path = tmp_path / "mlp.onnx"
+    onnx.save(model_from(MLP), path)
+    return path
+
+
+@pytest.fixture
+def cnn(tmp_path):
+    path = tmp_path / "cnn.onnx"
+    onnx.save(model_from(CNN), path)
+    return path
+
+
+@pytest.fixture
+def labelled(tmp_path):
+    path = tmp_path / "labelled.npz"
+    random = np.random.default_rng(0)
+    np.savez(path, x=random.standard_normal((24, 8)).astype(np.float32), labels=random.integers(0, 4, 24))
+    return path
+
+
+# starting
+
+def test_importing_the_command_line_imports_nothing_heavy():
+    done = bare("import sys, onnx_opt.tools.cli as c\n"
+                "for name in c.COMMANDS: c.main.get_command(None, name)\n"
+                f"print(sorted(set({HEAVY!r}) & set(sys.modules)))")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "[]\n"
+
+
+def test_help_answers_in_under_300_ms():
+    code = "import sys; sys.argv = ['onnx-opt', '--help']; from onnx_opt.tools.cli import main; main()"
+
+    def seconds(text):
+        start = time.perf_counter()
+        done = bare(text)
+        assert done.returncode == 0, done.stderr
+        return time.perf_counter() - start
+
+    assert min(seconds(code) for _ in range(5)) < 0.3
+
+
+def test_help_names_every_command_and_every_exit_code():
+    text = invoke("--help").output
+    assert all(f"\n  {name} " in text for name in COMMANDS)
+    assert "130 interrupted" in text
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help_and_json(command):
+    done = invoke(command, "--help")
+    assert done.exit_code == 0
+    assert "--json" in done.output
+
+
+# words
+
+def test_a_model_without_a_command_is_optimized(mlp, tmp_path):
+    done = invoke(mlp, "--passes", "prune", "--no-bench")
+    assert done.exit_code == 0, done.output
+    assert done.stdout.strip() == str(tmp_path / "mlp.opt.onnx")
+    assert "prune" in done.stderr
+    assert provenance(load(tmp_path / "mlp.opt.onnx"))["passes"] == "prune"
+
+
+@pytest.mark.parametrize("order", [
+    ("-p", "prune", "--no-bench", "MODEL", "-o", "OUT"),
+    ("run", "MODEL", "-o", "OUT", "-p", "prune", "--no-bench"),
+    ("--json", "run", "MODEL", "-o", "OUT", "-p", "prune", "--no-bench"),
+    ("--json", "MODEL", "-o", "OUT", "-p", "prune", "--no-bench"),
+])
+def test_options_may_come_first(mlp, tmp_path, order):
+    out = tmp_path / "out.onnx"
+    done = invoke(*[{"MODEL": mlp, "OUT": out}.get(word, word) for word in order])
+    assert done.exit_code == 0, done.output
+    assert out.is_file()
+
+
+def test_passes_repeat_and_join(mlp, tmp_path):
+    done = invoke(mlp, "-p", "remove-unused", "-p", "prune:sparsity=0.25", "--json", "--no-bench")
+    assert [p["text"] for p in json.loads(done.stdout)["passes"]] == ["remove-unused", "prune(sparsity=0.25)"]
+
+
+def test_passes_come_from_a_recipe(mlp, tmp_path):
+    recipe = tmp_path / "recipe.txt"
+    recipe.write_text("# two steps\nremove-unused,\nprune(sparsity=0.25)\n", encoding="utf-8")
+    done = invoke(mlp, "-p", f"@{recipe}", "--json", "--no-bench")
+    assert json.loads(done.stdout)["model"]["passes"] == "remove-unused, prune(sparsity=0.25)"
+
+
+def test_dry_run_writes_nothing(mlp, tmp_path):
+    before = sorted(tmp_path.iterdir())
+    done = invoke(mlp, "-p", "prune", "--dry-run", "--no-bench")
+    assert done.exit_code == 0
+    assert done.stdout == ""
+    assert "dry run: nothing was written" in done.stderr
+    assert sorted(tmp_path.iterdir()) == before
+
+
+# JSON
+
+def test_json_is_one_object_and_nothing_else(mlp):
+    done = invoke(mlp, "-p", "prune", "--json", "--no-bench")
+    assert done.stderr == ""
+    assert set(json.loads(done.stdout)) == {
+        "model", "input", "output", "passes", "metric", "warnings", "output_path"}
+
+
+def test_passes_json_describes_every_pass():
+    listed = json.loads(invoke("passes", "--json").stdout)["passes"]
+    assert [item["pass"] for item in listed] == pass_names()
+    options = {o["name"]: o for p in listed if p["pass"] == "prune" for o in p["options"]}
+    assert (options["sparsity"]["default"], options["sparsity"]["low"]) == (0.5, 0.0)
+
+
+def test_finite_replaces_what_json_lacks():
+    assert finite({"a": [np.float32(1.5), float("inf")], 2: (np.int64(3), float("nan"), "x")}) == {
+        "a": [1.5, None], "2": [3, None, "x"]}
+
+
+# errors
+
+@pytest.mark.parametrize(("words", "code", "lines"), [
+    (("inspct",), 2, ["error: usage: 'inspct' is neither a command nor a file; did you mean 'inspect'?",
+                      "  fix: see onnx-opt --help"]),
+    (("MODEL", "--pases", "prune"), 2, ["error: --pases: no such option", "  fix: did you mean '--passes'?"]),
+    (("MODEL", "-p", "prun"), 2, ["error: passes: prun: no such pass", "  fix: did you mean 'prune'?"]),
+    (("MODEL", "-p", "prune(sparsity=1.5)"), 2, [
+        "error: prune.sparsity: 1.5 is outside [0.0, 0.99]",
+        "  fix: choose a value in [0.0, 0.99]; the default is 0.5"]),
+    (("MODEL", "-p", "prune(sparsity=0.5"), 2, [
+        "error: --passes: column 19: expected ',' or ')' in 'prune(sparsity=0.5'", "  fix: close the parenthesis"]),
+    (("MODEL", "--target", "gpu"), 2, [
+        "error: --target: 'gpu' is not one of 'cpu', 'cuda', 'tensorrt', 'generic'",
+        "  fix: choose one of cpu, cuda, tensorrt, generic"]),
+    (("passes", "quantt"), 2, ["error: passes: quantt: no such pass", "  fix: did you mean 'quant'?"]),
+    (("eval", "MODEL", "--metric", "top1"), 2, ["error: --data: is missing", "  fix: see onnx-opt eval --help"]),
+    (("MODEL", "-o", "MODEL", "-p", "prune"), 2, None),
+    (("gone.onnx",), 3, None),
+    (("inspect", "gone.onnx"), 3, None),
+    (("verify", "MODEL", "gone.onnx"), 3, None),
+    (("bench", "gone.onnx"), 3, None),
+    (("MODEL", "-p", "prune(sparsity=0.9)", "--min-sqnr", "90", "--no-bench"), 4, None),
+])
+def test_errors_are_two_lines_with_the_right_exit_code(mlp, tmp_path, words, code, lines):
+    before = sorted(tmp_path.iterdir())
+    done = CliRunner().invoke(main, [str(mlp) if word == "MODEL" else word for word in words], prog_name="onnx-opt")
+    found = done.stderr.splitlines()
+    assert done.exit_code == code
+    assert len(found) == 2
+    assert found[0].startswith("error: ")
+    assert found[1].startswith("  fix: ")
+    assert lines is None or found == lines
+    assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize(("error", "code", "first"), [
+    (OnnxOptError("disk", "full", "free space"), 1, "error: disk: full"),
+    (UsageError("a", "b", "c"), 2, "error: a: b"),
+    (RefusedError("a", "b", "c"), 3, "error: a: b"),
+    (CheckError("a", "b", "c"), 4, "error: a: b"),
+    (KeyboardInterrupt(), 130, "error: interrupted: stopped by the user"),
+    (ZeroDivisionError("by zero"), 1, "error: internal: ZeroDivisionError: by zero (onnx-opt 0.1.0)"),
+])
+def test_every_error_has_its_exit_code(capsys, error, code, first):
+    assert report_error(error) == code
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == first
+    assert len(lines) == 2
+
+
+def test_debug_adds_the_traceback(capsys):
+    try:
+        raise ZeroDivisionError("by zero")
+    except ZeroDivisionError as error:
+        report_error(error, debug=True)
+    assert "Traceback (most recent call last)" in capsys.readouterr().err
+
+
+def test_names_cannot_write_to_the_terminal():
+    assert escaped("a\x1b[31mb\nc\u202ed é ✓") == "a\\x1b[31mb\\nc\\u202ed é ✓"
+
+
+# the other commands
+
+def test_passes_shows_one_pass_with_its_options():
+    done = invoke("passes", "prune")
+    assert done.exit_code == 0
+    assert "Zero the weights of smallest magnitude" in done.stdout
+    assert "number in [0.0, 0.99]" in done.stdout
+
+
+def test_verify_a_model_against_itself(mlp):
+    done = invoke("verify", mlp, mlp, "--min-sqnr", "100", "--atol", "0", "--json")
+    facts = json.loads(done.stdout)
+    assert done.exit_code == 0
+    assert facts["within"] is True
+    assert facts["outside_tolerance"] == 0
+    assert facts["overall"]["sqnr_db"] is None
+    assert facts["outputs"]["y"]["max_abs"] == 0
+
+
+@pytest.mark.parametrize(("limit", "problem"), [
+    (("--min-sqnr", "60"), "dB is below 60 dB"),
+    (("--atol", "1e-6"), "output values are outside atol 1e-06 + rtol 0 |y|"),
+])
+def test_verify_past_a_limit_exits_with_4_and_still_reports(mlp, tmp_path, limit, problem):
+    other = tmp_path / "other.onnx"
+    assert invoke(mlp, "-p", "prune(sparsity=0.8)", "-o", other, "--no-bench").exit_code == 0
+    assert invoke("verify", mlp, other).exit_code == 0
+    done = invoke("verify", mlp, other, "--json", *limit)
+    assert done.exit_code == 4
+    assert problem in done.stderr
+    assert json.loads(done.stdout)["within"] is False
+
+
+def test_bench_measures_each_model(mlp, cnn):
+    done = invoke("bench", mlp, cnn, "--seconds", "0.1", "--json")
+    first, second = json.loads(done.stdout)["models"]
+    assert first["ratio_to_first"] == 1.0
+    assert second["model"] == str(cnn)
+    assert 0 < first["min_ms"] <= first["median_ms"] <= first["p90_ms"]
+    assert first["peak_memory_bytes"] > 1e6
+
+
+def test_eval_scores_labelled_data(mlp, labelled):
+    done = invoke("eval", mlp, "--data", labelled, "--metric", "top1", "--json")
+    facts = json.loads(done.stdout)
+    with np.load(labelled) as arrays:
+        weights = [onnx.numpy_helper.to_array(t) for t in onnx.load(mlp).graph.initializer]
+        outputs = np.maximum(arrays["x"] @ weights[0], 0) @ weights[1]
+        expected = float(np.mean(outputs.argmax(1) == arrays["labels"]))
+    assert (facts["metric"], facts["value"]) == ("top1", expected)
+    assert invoke("eval", mlp, "--data", labelled, "--metric", "top1").stdout == f"top1 {expected:.6g}\n"
+
+
+def test_demo_reports_accuracy_before_and_after():
+    done = invoke("demo", "--passes", "quant", "--json")
+    facts = json.loads(done.stdout)
+    assert facts["metric"]["name"] == "top1"
+    assert facts["metric"]["before"] > 0.98
+    assert facts["metric"]["before"] - facts["metric"]["after"] < 0.01
+    assert facts["output"]["bytes"] < 0.35 * facts["input"]["bytes"]
+    assert facts["output_path"] is None

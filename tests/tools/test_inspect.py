@@ -1,0 +1,59 @@
+"""`inspect`: the facts of a model, wherever its weights live."""
+
+import json
+
+import onnx
+import pytest
+from click.testing import CliRunner
+from onnx_opt import optimize
+from onnx_opt.tools._inspect import inspection
+from onnx_opt.tools.cli import main
+from sample_models import CNN, IF, MLP, model_from
+
+
+@pytest.fixture
+def facts(tmp_path):
+    def of(text):
+        path = tmp_path / "model.onnx"
+        onnx.save(model_from(text), path)
+        return inspection(path)
+    return of
+
+
+def test_interface_figures_and_ops(facts):
+    found = facts(CNN)
+    assert found["inputs"] == [{"name": "x", "type": "FLOAT", "shape": ["batch", 3, 8, 8], "default": False}]
+    assert found["figures"]["macs"] == 64 * 16 * 27 + 64 * 16 * 144 + 160
+    assert found["ops"]["Conv"] == 2
+    assert found["quantized"] == {}
+    assert [layer["name"] for layer in found["layers"]] == ["k2", "k1", "w"]
+
+
+def test_weights_are_found_in_every_place(facts):
+    assert {place: item["bytes"] for place, item in facts(IF)["weights"].items()} == {
+        "main_graph": 64, "main_constants": 0, "subgraphs": 64, "subgraph_constants": 64, "function_constants": 0}
+
+
+def test_sparsity_is_the_fraction_of_zeros(facts):
+    assert facts(IF)["sparsity"] == pytest.approx(16 / 48)
+
+
+def test_every_lossy_pass_says_what_it_could_touch(facts):
+    reach = {item["pass"]: item for item in facts(CNN)["passes"]}
+    assert reach["prune"]["changed"] == 3
+    declined = {item["where"]: item["reason"] for item in reach["quant"]["declined"]}
+    assert any("give --data" in reason for reason in declined.values())
+    assert all(item["error"] is None for item in reach.values())
+
+
+def test_provenance_and_quantized_parts_are_shown(tmp_path):
+    path, out = tmp_path / "mlp.onnx", tmp_path / "out.onnx"
+    onnx.save(model_from(MLP), path)
+    optimize(path, "prune(sparsity=0.75)", out=out, bench=False)
+    done = CliRunner().invoke(main, ["inspect", str(out)])
+    assert done.exit_code == 0
+    assert "passes=prune(sparsity=0.75)" in done.stdout.replace("\n", "")
+    shown = json.loads(CliRunner().invoke(main, ["inspect", str(out), "--json", "--top", "1"]).stdout)
+    assert shown["provenance"]["passes"] == "prune(sparsity=0.75)"
+    assert len(shown["layers"]) == 1
+    assert shown["sparsity"] == 0.75
