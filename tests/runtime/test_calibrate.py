@@ -1,0 +1,163 @@
+import tracemalloc
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from onnx_opt import RefusedError
+from onnx_opt.runtime import calibrate
+from onnx_opt.runtime.calibrate import BINS, RangeObserver
+
+METHODS = ("minmax", "percentile", "entropy", "mse")
+VALUES = hnp.arrays(
+    np.float32, st.integers(1, 40),
+    elements=st.floats(-(2.0**20), 2.0**20, width=32, allow_subnormal=False),
+)
+
+
+def observed(*arrays: np.ndarray) -> RangeObserver:
+    observer = RangeObserver()
+    for array in arrays:
+        observer.update(array)
+    return observer
+
+
+def merged(one: RangeObserver, two: RangeObserver) -> RangeObserver:
+    total = RangeObserver()
+    total.merge(one)
+    total.merge(two)
+    return total
+
+
+def state(observer: RangeObserver) -> tuple:
+    return observer.low, observer.high, observer.count, observer.exponent, observer.bins.tolist()
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("values", "expected"), [
+    ([], (0, 0)),
+    ([0.0, 0.0], (0, 0)),
+    ([3.0, 3.0], (0, 3)),
+    ([-2.0], (-2, 0)),
+])
+def test_nothing_to_cut(method, values, expected):
+    assert observed(np.array(values, np.float32)).range(method) == expected
+
+
+def test_bins_hold_exactly_what_lies_between_their_edges():
+    values = np.random.default_rng(1).normal(size=5000).astype(np.float32)
+    observer = observed(values)
+    expected, _ = np.histogram(values.astype(np.float64), observer.edges)
+    np.testing.assert_array_equal(observer.bins, expected)
+    assert observer.edges[-1] == 4.0
+
+
+@given(st.lists(VALUES, min_size=1, max_size=5), st.randoms(use_true_random=False))
+@settings(max_examples=60, deadline=None)
+def test_order_batches_and_merging_change_nothing(arrays, random):
+    together = state(observed(np.concatenate(arrays)))
+    shuffled = list(arrays)
+    random.shuffle(shuffled)
+    assert state(observed(*shuffled)) == together
+    half = random.randrange(len(arrays) + 1)
+    left, right = observed(*arrays[:half]), observed(*arrays[half:])
+    assert state(merged(left, right)) == together
+    assert state(merged(right, left)) == together
+
+
+@given(VALUES, VALUES, VALUES)
+@settings(max_examples=40, deadline=None)
+def test_merging_is_associative(a, b, c):
+    one, two, three = observed(a), observed(b), observed(c)
+    assert state(merged(merged(one, two), three)) == state(merged(one, merged(two, three)))
+
+
+@given(VALUES, st.sampled_from(METHODS))
+@settings(max_examples=100, deadline=None)
+def test_ranges_hold_zero_and_stay_within_what_was_seen(values, method):
+    low, high = observed(values).range(method)
+    assert min(0.0, float(values.min())) <= low <= 0 <= high <= max(0.0, float(values.max()))
+
+
+@pytest.mark.parametrize("percentile", [90.0, 99.0, 99.9])
+def test_percentile_agrees_with_numpy_within_a_bin(percentile):
+    values = np.random.default_rng(2).laplace(size=200_000).astype(np.float32)
+    observer = observed(values)
+    tail = (100 - percentile) / 2
+    expected = np.percentile(values, [tail, 100 - tail])
+    np.testing.assert_allclose(observer.range("percentile", percentile), expected, atol=2 * 2**observer.exponent / BINS)
+
+
+def test_entropy_cuts_an_outlier_and_spares_a_uniform():
+    random = np.random.default_rng(3)
+    outlier = observed(np.append(random.normal(size=100_000), 100).astype(np.float32))
+    assert 3 < outlier.range("entropy")[1] < 20
+    low, high = observed(random.uniform(-1, 1, 200_000).astype(np.float32)).range("entropy")
+    assert low < -0.98
+    assert high > 0.98
+
+
+def test_entropy_is_not_drawn_to_the_zeros_of_a_relu():
+    normal = np.random.default_rng(4).normal(size=200_000).astype(np.float32)
+    assert observed(np.maximum(normal, 0)).range("entropy")[1] > 3
+    low, high = observed(np.minimum(normal, 0)).range("entropy")
+    assert low < -3
+    assert high == 0
+
+
+def squared_error(values: np.ndarray, low: float, high: float) -> float:
+    scale = (high - low) / 255
+    zero = np.round(-low / scale)
+    grid = (np.clip(np.round(values / scale) + zero, 0, 255) - zero) * scale
+    return float(np.sum((values - grid) ** 2))
+
+
+@pytest.mark.parametrize("make", [
+    lambda r: r.laplace(size=50_000),
+    lambda r: np.maximum(r.normal(size=50_000), 0),
+    lambda r: r.standard_t(3, size=50_000),
+    lambda r: -np.abs(r.normal(size=50_000)),
+])
+def test_mse_is_as_good_as_trying_every_cut(make):
+    values = make(np.random.default_rng(5)).astype(np.float32)
+    found = squared_error(values, *observed(values).range("mse"))
+    fractions = np.linspace(0.05, 1, 60)
+    lows = [0.0] if values.min() >= 0 else values.min() * fractions
+    highs = [0.0] if values.max() <= 0 else values.max() * fractions
+    best = min(squared_error(values, low, high) for low in lows for high in highs if high > low)
+    assert found <= 1.05 * best
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_takes_floats_of_every_width_and_layout(dtype):
+    values = np.arange(-6, 6, dtype=dtype).reshape(3, 4).T
+    observer = observed(values)
+    assert (observer.low, observer.high, observer.count) == (-6, 5, 12)
+    assert observer.bins.sum() == 12
+
+
+def test_longer_than_a_block_counts_the_same(monkeypatch):
+    values = np.random.default_rng(6).normal(size=1000).astype(np.float32)
+    whole = state(observed(values))
+    monkeypatch.setattr(calibrate, "BLOCK", 7)
+    assert state(observed(values)) == whole
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_values_that_are_not_finite_are_refused_by_name(bad):
+    observer = RangeObserver("conv1_out")
+    with pytest.raises(RefusedError, match="tensor 'conv1_out': is NaN or infinite"):
+        observer.update(np.array([1, bad, 2], np.float32))
+
+
+def test_memory_does_not_grow_with_the_samples():
+    observer, batch = RangeObserver(), np.random.default_rng(7).normal(size=100_000).astype(np.float32)
+    observer.update(batch)
+    tracemalloc.start()
+    for factor in range(1, 40):
+        observer.update(batch * np.float32(factor))
+    held, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert held < 100_000
