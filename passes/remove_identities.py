@@ -1,0 +1,113 @@
+"""Removal of ops that change nothing, and of pairs of ops of which one does the work of both."""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import onnx_ir as ir
+
+from . import _rules_arithmetic as arithmetic
+from . import _rules_cast as cast
+from . import _rules_shape as shape
+from ._base import Context, Effect, Option, Pass, PassOutcome
+from ._edit import Edit, subgraphs
+
+Rule = Callable[[ir.Node, Edit], bool]
+"""Try to rewrite at a node; whether it did. A rule does constant work, so that the whole pass is linear."""
+
+
+@dataclass(frozen=True)
+class RemoveIdentities(Pass):
+    """Remove no-ops and merge pairs of ops, by a table of small rules, until none applies.
+
+    Effect: exact. Names, types and shapes of inputs and outputs stay, and an Identity between the two. Ops that
+    ONNX Runtime fuses best (HardSwish, Gelu, LayerNormalization, Softmax, MatMul with Add) are never split.
+    `x + 0` becomes `x`, although -0.0 + 0.0 is 0.0: equal numbers, as for ONNX Runtime's own optimizer.
+
+    Shapes: unchanged. A computed Reshape target of which one dim at most is unknown becomes a constant with 0 and -1.
+
+    Stats: `rewrites` (count), and one count for each rule that applied.
+
+    Source: follows from the definitions of the operators; each rule states its equation.
+    """
+
+    name: ClassVar[str] = "remove-identities"
+    effect: ClassVar[Effect] = "exact"
+
+    nonempty: bool = Option(True, "Take symbolic dims of the model's inputs as at least 1: no empty batch is ever fed.")
+
+    def run(self, model: ir.Model, context: Context) -> PassOutcome:
+        counts = rewrite(model, rule_table(input_symbols(model) if self.nonempty else frozenset()))
+        return PassOutcome(counts.total(), {"rewrites": counts.total(), **counts})
+
+
+def input_symbols(model: ir.Model) -> frozenset[str]:
+    """Names of the symbolic dims of the model's inputs."""
+    return frozenset(d.value for v in model.graph.inputs for d in v.shape or ()
+                     if not isinstance(d, int) and d.value is not None)
+
+
+def rewrite(model: ir.Model, table: dict[str, list[Rule]]) -> Counter[str]:
+    """Apply the rules to every node of all graphs, and again around every change; how often each applied."""
+    edit, counts = Edit(model), Counter[str]()
+    queue = deque(node for graph in model.graphs() for node in graph)
+    waiting = set(queue)
+    while queue:
+        node = queue.popleft()
+        waiting.discard(node)
+        if node.graph is None or node.domain != "":
+            continue
+        if not any(o.uses() or o.is_graph_output() for o in node.outputs):
+            if next(subgraphs(node), None) is None:
+                edit.remove(node)
+        else:
+            applied = next((rule for rule in table.get(node.op_type, ()) if rule(node, edit)), None)
+            if applied is not None:
+                counts[applied.__name__.replace("_", "-")] += 1
+                edit.touched.append(node)
+        for other in edit.touched:
+            if other not in waiting and other.graph is not None:
+                waiting.add(other)
+                queue.append(other)
+        edit.touched.clear()
+    return counts
+
+
+def rule_table(positive: frozenset[str]) -> dict[str, list[Rule]]:
+    """Op type to its rules, the first that applies wins."""
+    views = {"Squeeze": shape.squeeze_squeeze, "Unsqueeze": shape.unsqueeze_unsqueeze}
+    table: dict[str, list[Rule]] = {
+        "Identity": [shape.shape_constant, arithmetic.identity],
+        "Dropout": [arithmetic.dropout],
+        "Add": [shape.shape_constant, arithmetic.neutral(0, (0, 1))],
+        "Sub": [shape.shape_constant, arithmetic.neutral(0, (1,))],
+        "Mul": [shape.shape_constant, arithmetic.neutral(1, (0, 1))],
+        "Div": [shape.shape_constant, arithmetic.neutral(1, (1,))],
+        "Pow": [arithmetic.neutral(1, (1,))],
+        "And": [arithmetic.neutral(1, (0, 1))],
+        "Or": [arithmetic.neutral(0, (0, 1))],
+        "Cast": [shape.shape_constant, cast.cast_to_same, cast.cast_cast],
+        "CastLike": [cast.cast_like],
+        "Clip": [arithmetic.clip_clip],
+        "Pad": [arithmetic.pad_nothing],
+        "Concat": [shape.shape_constant, arithmetic.one_input, shape.concat_concat],
+        "Shape": [shape.shape_constant],
+        "Size": [shape.shape_constant],
+        "Gather": [shape.shape_constant],
+        "Transpose": [shape.transpose],
+        "Reshape": [shape.shape_constant, shape.reshape_same, shape.reshape_target(positive), shape.reshape_view],
+        "Flatten": [shape.flatten],
+        "Slice": [shape.shape_constant, shape.slice_all, shape.slice_slice],
+        "Expand": [shape.expand_same],
+        "Tile": [shape.tile_once],
+        **{op: [shape.shape_constant, shape.squeeze_pair, merge] for op, merge in views.items()},
+        **{op: [arithmetic.one_input] for op in ("Sum", "Mean", "Max", "Min")},
+        **{op: [arithmetic.repeated] for op in arithmetic.IDEMPOTENT},
+        **{op: [arithmetic.involution] for op in arithmetic.INVOLUTIONS},
+        **{op: [shape.reduce_nothing] for op in ("ReduceSum", "ReduceMean", "ReduceProd", "ReduceMax", "ReduceMin")},
+    }
+    table["Unsqueeze"].append(shape.unsqueeze_gather)
+    return table
