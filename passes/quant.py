@@ -18,6 +18,9 @@ from ._quant.placement import place
 from ._quant.prepare import drop_unused_initializers, mean_to_pool
 from ._quant.rules import TARGETS, TargetRules
 from ._quant.weights import Floats, Layout
+from .fold_affine import FoldAffine
+from .fold_batchnorm import FoldBatchnorm
+from .fold_pad import FoldPad
 
 PER_CHANNEL_OPSET = 13
 
@@ -57,7 +60,10 @@ class Quant(Pass):
             return PassOutcome(declined=[Declined("target " + context.target, rules.why_not)])
         raise_opset(model, PER_CHANNEL_OPSET)
         names = Names(model)
-        mean_to_pool(model.graph, names)
+        if context.has_data():
+            for fold in (FoldBatchnorm(), FoldAffine(), FoldPad()):
+                fold.run(model, context)
+            mean_to_pool(model.graph, names)
         outcome = PassOutcome()
         for graph in all_graphs(model):
             layers, declined = find_layers(graph, rules, self.include, self.exclude)
@@ -75,6 +81,8 @@ class Quant(Pass):
         outcome: PassOutcome,
     ) -> None:
         """Quantize the main graph with ranges from calibration."""
+        if not layers:
+            return
         placement = place(model.graph, layers, rules)
         taps = [v.name for v in placement.quantized if v.name]
         ranges = context.activation_ranges(model, taps, self.calibration, self.percentile, self.samples)

@@ -86,9 +86,9 @@ def _layer(node: ir.Node, rules: TargetRules, include: tuple[str, ...], exclude:
         return f"the target has no int8 {node.op_type}"
     rule = rules.heavy[node.op_type]
     weight = node.inputs[rule.weight]
-    for problem in (_name_problem(node, weight, include, exclude), _weight_problem(weight), _form_problem(node, weight)):
-        if problem:
-            return problem
+    problem = _name_problem(node, weight, include, exclude) or _weight_problem(weight) or _form_problem(node, weight)
+    if problem:
+        return problem
     assert weight is not None and weight.const_value is not None
     axis = rule.channel_axis
     if node.op_type == "Gemm" and int_attribute(node, "transB", 0):

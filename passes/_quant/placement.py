@@ -91,7 +91,7 @@ def _carried(node: ir.Node, available: set[ir.Value], rules: TargetRules) -> Car
         return None
     if not any(v in available for v in inputs) or not all(v in available or _is_small(v) for v in inputs):
         return None
-    outputs = [after_activation(output, rules) for output in node.outputs]
+    outputs = [after_activation(output, rules) for output in node.outputs if output.uses() or output.is_graph_output()]
     if any(output.is_graph_output() for output in outputs):
         return None
     return Carried(node, inputs, outputs, kind == "shared")
