@@ -6,30 +6,11 @@ from collections.abc import Callable
 import numpy as np
 import onnx
 import pytest
+from builders import DATA, SMALL, calling, external, node, small, sparse, written
 from onnx import TensorProto, helper, parser
 from onnx_opt import OnnxOptError, RefusedError
 from onnx_opt.frontends import _functions, _sparse
 from onnx_opt.frontends.onnx_file import load
-
-SMALL = """
-<ir_version: 10, opset_import: ["" : 21]>
-small (float[N, 2] x) => (float[N, 2] y)
-<float[2, 2] w = {1, 2, 3, 4}>
-{
-    h = MatMul (x, w)
-    y = Relu (h)
-}
-"""
-
-
-def small() -> onnx.ModelProto:
-    return parser.parse_model(SMALL)
-
-
-def written(folder, proto, name="m.onnx"):
-    path = folder / name
-    path.write_bytes(proto if isinstance(proto, bytes) else proto.SerializeToString())
-    return path
 
 
 def refusal(path, **options) -> RefusedError:
@@ -193,22 +174,6 @@ def test_nesting_is_bounded(tmp_path, depth, reason):
 Change = Callable[[onnx.ModelProto], object]
 
 
-def node(m: onnx.ModelProto, *arguments, **attributes) -> None:
-    m.graph.node.append(helper.make_node(*arguments, **attributes))
-
-
-def external(m: onnx.ModelProto, location: str = "m.onnx.data", **more) -> onnx.ModelProto:
-    """`m` with its first initializer moved to external data (the file is not made)."""
-    tensor = m.graph.initializer[0]
-    array = onnx.numpy_helper.to_array(tensor)
-    for field in ("raw_data", "float_data"):
-        tensor.ClearField(field)
-    tensor.data_location = TensorProto.EXTERNAL
-    for key, value in {"location": location, "length": array.nbytes, **more}.items():
-        tensor.external_data.add(key=key, value=str(value))
-    return m
-
-
 def zipmap(m):
     m.graph.output.append(helper.make_value_info("p", helper.make_map_type_proto(
         TensorProto.INT64, helper.make_tensor_type_proto(TensorProto.FLOAT, None))))
@@ -314,19 +279,6 @@ def test_a_subgraph_may_not_read_the_output_of_its_own_node(tmp_path):
 # --- functions -----------------------------------------------------------------------------------------------------
 
 
-def calling(calls: dict[str, list[str]]) -> onnx.ModelProto:
-    """A model whose function `f` calls the functions listed, one after the other; the graph calls the first."""
-    proto = small()
-    proto.opset_import.append(helper.make_opsetid("local", 1))
-    imports = [helper.make_opsetid("", 21), helper.make_opsetid("local", 1)]
-    for name, callees in calls.items():
-        nodes = [helper.make_node(c, [f"v{i}"], [f"v{i + 1}"], domain="local") for i, c in enumerate(callees)]
-        nodes.append(helper.make_node("Relu", [f"v{len(callees)}"], ["out"]))
-        proto.functions.append(helper.make_function("local", name, ["v0"], ["out"], nodes, imports))
-    node(proto, next(iter(calls)), ["x"], ["called"], domain="local")
-    return proto
-
-
 def test_functions_load(tmp_path):
     model = load(written(tmp_path, calling({"f": ["g", "g"], "g": []})))
     assert sorted(f.name for f in model.functions.values()) == ["f", "g"]
@@ -366,14 +318,6 @@ def test_broken_functions_are_refused(tmp_path, change, reason):
 
 
 # --- sparse tensors ------------------------------------------------------------------------------------------------
-
-
-def sparse(values, indices, dims, name="s", kind=TensorProto.FLOAT) -> onnx.SparseTensorProto:
-    indices = np.array(indices, np.int64)
-    return helper.make_sparse_tensor(
-        helper.make_tensor(name, kind, [len(values)], values),
-        helper.make_tensor(name + "_indices", TensorProto.INT64, indices.shape, indices.ravel()), dims,
-    )
 
 
 @pytest.mark.parametrize("indices", [[1, 5], [[0, 1], [1, 2]]], ids=["linear", "coordinates"])
@@ -421,9 +365,6 @@ def test_the_dense_limit_is_a_gibibyte():
 
 
 # --- external data -------------------------------------------------------------------------------------------------
-
-DATA = np.array([[1, 2], [3, 4]], np.float32).tobytes()
-
 
 def test_external_data_stays_external(tmp_path):
     (tmp_path / "sub").mkdir()

@@ -17,7 +17,7 @@ ROWS = 64
 
 
 def model_of(*names: str, fill: float = 1.0) -> ir.Model:
-    """A chain of MatMuls by (64, 64) float32 weights (16 KiB each) and one small bias; `fill` plus the index in each."""
+    """MatMuls by (64, 64) float32 weights (16 KiB each), each full of `fill` plus its index, and one small bias."""
     lines = "\n".join(f"h{i + 1} = MatMul (h{i}, {name})" for i, name in enumerate(names))
     model = ir.from_onnx_text(f"""<ir_version: 10, opset_import: ["" : 21]>
         stack (float[N, {ROWS}] h0) => (float[N, {ROWS}] y) <float[1] small = {{0.5}}> {{
