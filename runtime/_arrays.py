@@ -201,7 +201,7 @@ def _matched(keys: list[str], inputs: Sequence[TensorInfo], where: str) -> dict[
         return {names[0]: keys[0]}
     for name in names:
         if name not in keys:
-            near = difflib.get_close_matches(name, keys, 1)
+            near = difflib.get_close_matches(name, [key for key in keys if key not in names], 1, 0.4)
             raise RefusedError(where, f"no array for input '{name}'; it holds {', '.join(keys) or 'nothing'}",
                                f"rename '{near[0]}' to '{name}'" if near else f"the inputs are {', '.join(names)}")
     unknown = [key for key in keys if key not in names]

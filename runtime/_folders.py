@@ -17,7 +17,7 @@ from ._images import SPEC, ImageFolder
 def open_folder(path: Path, names: list[str]) -> Callable[[], Iterator[Any]]:
     """The batches of a folder, whichever kind it is. Errors: RefusedError for an unknown or empty one."""
     sets = sorted(path.glob("test_data_set_*"), key=_number)
-    if path.name.startswith("test_data_set_"):
+    if not sets and path.name.startswith("test_data_set_"):
         sets = [path]
     if sets:
         return lambda: (_test_data(folder, names) for folder in sets)

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import onnx
 import pytest
-
 from onnx_opt.runtime.worker import Worker
 
 

@@ -5,7 +5,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-
 from onnx_opt import RefusedError
 from onnx_opt.runtime import calibrate
 from onnx_opt.runtime.calibrate import BINS, RangeObserver

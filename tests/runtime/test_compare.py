@@ -3,7 +3,6 @@ import math
 
 import numpy as np
 import pytest
-
 from onnx_opt import CheckError
 from onnx_opt.runtime.compare import Drift, DriftMeter
 

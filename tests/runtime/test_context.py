@@ -6,7 +6,6 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-
 from onnx_opt import RefusedError, UsageError
 from onnx_opt.runtime.context import RowLimit, RunContext, batch_is_symbolic, micro_batches
 from onnx_opt.runtime.feeds import open_feeds
@@ -49,7 +48,8 @@ DATA = {"x": np.array([[1, 2], [3, 4], [-8, 1]], np.float32)}
 
 
 def test_ranges_of_inner_tensors_inputs_and_outputs(worker):
-    ranges = context(worker, DATA).activation_ranges(model_of(MODEL), ["x", "h", "r", "y", "s", "none"], "minmax", 100, 64)
+    names = ["x", "h", "r", "y", "s", "none"]
+    ranges = context(worker, DATA).activation_ranges(model_of(MODEL), names, "minmax", 100, 64)
     assert ranges == {"x": (-8, 4), "h": (-7, 9), "r": (0, 9), "y": (0, 3)}
 
 
@@ -118,7 +118,13 @@ def test_micro_batches_cover_every_row_once():
     assert [len(p) for p in parts] == [1, 8, 8, 3]
 
 
-@pytest.mark.parametrize(("size", "rows", "expected"), [(1, 1, 8), (16 << 20, 1, 4), (256 << 20, 1, 1), (0, 1, 8), (128 << 20, 8, 4)])
+@pytest.mark.parametrize(("size", "rows", "expected"), [
+    (0, 1, 8),
+    (1, 1, 8),
+    (16 << 20, 1, 4),
+    (128 << 20, 8, 4),
+    (256 << 20, 1, 1),
+])
 def test_rows_follow_the_memory_of_the_outputs(size, rows, expected):
     limit = RowLimit()
     limit.adapt(size, rows)

@@ -2,7 +2,6 @@ import ml_dtypes
 import numpy as np
 import onnxruntime
 import pytest
-
 from onnx_opt import RefusedError, UsageError
 from onnx_opt.runtime.session import TensorInfo, open_session
 from onnx_opt.runtime.targets import PROVIDERS, TARGETS, provider_named, target_named

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
 from onnx_opt import RefusedError
 from onnx_opt.runtime import _child, _frames
 from onnx_opt.runtime.session import open_session
