@@ -164,6 +164,10 @@ def _encoded(model: ir.Model, where: str) -> bytes:
     if proto.ByteSize() >= LIMIT:
         raise RefusedError(where, _TOO_LARGE, "save it with external data")
     for tensor in tensor_protos(proto):
+        properties = {entry.key: entry.value for entry in tensor.metadata_props}
+        if len(properties) < len(tensor.metadata_props):  # onnx_ir writes those of a tensor read from a file twice
+            del tensor.metadata_props[:]
+            onnx.helper.set_model_props(tensor, properties)
         try:
             check_tensor(tensor, where)
         except RefusedError as error:
