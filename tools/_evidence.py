@@ -24,10 +24,10 @@ Warn = Callable[[str, str], None]
 class Evidence:
     """`calibration`: the user's feeds. `labelled`: data for the metric. `referee`: None where nothing can be compared.
 
-    `open`: opens a model file in the worker, on the provider that verifies it.
+    `open(path, optimize=True)`: opens a model file in the worker, on the provider that verifies it.
     """
 
-    open: Callable[[Path], Session]
+    open: Callable[..., Session]
     calibration: Feeds | None = None
     labelled: Feeds | None = None
     referee: Referee | None = None
@@ -59,7 +59,7 @@ def gather_evidence(settings: Settings, worker: Worker, model: ir.Model, origina
         session.close()
 
 
-def _opener(settings: Settings, worker: Worker, original: Path | None, warn: Warn) -> Callable[[Path], Session]:
+def _opener(settings: Settings, worker: Worker, original: Path | None, warn: Warn) -> Callable[..., Session]:
     """How this run opens sessions: on the target's provider, or on the CPU with a warning where that is not there."""
     provider = target_named(settings.target).provider
     if provider != "cpu" and original is not None:
@@ -70,7 +70,11 @@ def _opener(settings: Settings, worker: Worker, original: Path | None, warn: War
                 raise
             warn(f"target {settings.target}", f"checked and measured on the CPU instead: {error.problem} ({error.fix})")
             provider = "cpu"
-    return lambda path: open_session(worker, path, provider, threads=settings.threads)
+
+    def open_in_worker(path: Path, optimize: bool = True) -> Session:
+        return open_session(worker, path, provider, threads=settings.threads, optimize=optimize)
+
+    return open_in_worker
 
 
 def _run_original(settings: Settings, evidence: Evidence, session: Session, warn: Warn) -> Evidence:
@@ -88,8 +92,7 @@ def _run_original(settings: Settings, evidence: Evidence, session: Session, warn
     problem = inexact(outputs[:1], [session.run(batches[0])], FLOAT32)
     if problem:
         return _unproved(settings, evidence, f"two runs of the original differ ({problem})", warn)
-    evidence.referee = Referee(evidence.open, batches)
-    evidence.referee.original = outputs
+    evidence.referee = Referee(evidence.open, batches, session.path, outputs)
     return evidence
 
 

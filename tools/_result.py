@@ -68,10 +68,12 @@ class Step:
     stats: dict[str, Any] = field(default_factory=dict)
     declined: list[dict[str, str]] = field(default_factory=list)
     drift: dict[str, float] | None = None
+    rolled_back: bool = False
 
     def as_dict(self) -> dict[str, Any]:
         """With the keys of the JSON form."""
         fields = dataclasses.asdict(self)
+        del fields["rolled_back"]  # the warnings name it
         return {"pass": fields.pop("name"), **fields}
 
 

@@ -135,7 +135,7 @@ class Run:
         if self.referee is None:
             return
         outputs = self._candidate_outputs()
-        problem = inexact(self.referee.original, outputs, self._tolerance())
+        problem = self._inexact(self.referee.original, outputs)
         if problem:
             raise _our_fault(f"the model as loaded computes something else: {problem}")
         self.outputs: Outputs = outputs
@@ -146,6 +146,14 @@ class Run:
             path = Path(folder, "candidate.onnx")
             save(self.model, path)
             return self.referee.outputs(path)
+
+    def _inexact(self, reference: Outputs, outputs: Outputs) -> str | None:
+        """Why the outputs are not equal up to float noise; the model's own noise is measured only where it matters."""
+        assert self.referee is not None
+        tolerance = self._tolerance()
+        if inexact(reference, outputs, tolerance) is None:
+            return None
+        return inexact(reference, outputs, tolerance, self.referee.noise())
 
     def _tolerance(self) -> Tolerance:
         coarse = any(n.op_type in QUANT_OPS or any(o.dtype in HALF for o in n.outputs) for n in all_nodes(self.model))
@@ -172,7 +180,7 @@ class Run:
             return
         if pass_.effect == "lossy" or self.settings.strict:
             raise CheckError(str(pass_), problem, "leave this pass out, or exclude the part of the model that it names")
-        self.model = before
+        self.model, step.rolled_back = before, True
         self._warn(str(pass_), f"rolled back: {problem}")
 
     def _attempt(self, pass_: Pass) -> tuple[str | None, PassOutcome]:
@@ -204,7 +212,7 @@ class Run:
         except OnnxOptError as error:
             return f"{error.where}: {error.problem}", None
         if pass_.effect != "lossy":
-            problem = inexact(self.outputs, outputs, self._tolerance())
+            problem = self._inexact(self.outputs, outputs)
         elif drift.nonfinite:
             problem = f"{drift.nonfinite} output values are no longer finite"
         if problem is None:
@@ -245,6 +253,9 @@ class Run:
         if problem:
             raise _our_fault(f"the written file differs from what was checked: {problem}")
         result.output = figures_of(written, path, count_nonzero=not self.large)
+        before, after = result.input.bytes, result.output.bytes
+        if before and after and after > 1.01 * before:
+            self._warn("size", f"the result is larger: {after:,} bytes, {before:,} before")
         if self.referee is not None:
             self._judge_drift(path)
         elif self.settings.min_sqnr is not None:

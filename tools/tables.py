@@ -36,7 +36,7 @@ def pass_account(steps: Sequence[Step]) -> Table:
     table = plain_table("passes", "pass", "changed", "SQNR dB", "seconds", "declined",
                         right=("changed", "SQNR dB", "seconds"))
     for step in steps:
-        drift = "" if step.drift is None else decibels(step.drift["sqnr_db"])
+        drift = "rolled back" if step.rolled_back else "" if step.drift is None else decibels(step.drift["sqnr_db"])
         table.add_row(markup_safe(step.text), str(step.changed), drift, f"{step.seconds:.2f}",
                       markup_safe(declined_summary(step.declined)))
     return table
