@@ -16,7 +16,7 @@ def main(out: Path | None) -> None:
     demo = Path(str(files("onnx_opt.tools.demo")))
     result = onnx_opt.optimize(
         demo / "digits_cnn.onnx",
-        "simplify, prune(sparsity=0.5), quant(int8)",
+        "simplify, prune(sparsity=0.5, allocation=lamp), quant(int8)",
         out=out,
         data=demo / "digits_calib.npz",
         eval_data=demo / "digits_test.npz",
