@@ -6,6 +6,7 @@ Peak memory is one block however large the tensor; passes compose by nesting. Me
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, MutableMapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -13,6 +14,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 BLOCK = 256 * 1024  # elements: 1 MiB of float32, small enough to stay in the cache
+np.empty(1 << 24, np.uint8)  # freed at once: glibc then keeps freed blocks up to this size instead of unmapping each
 Kernel = Callable[[NDArray[Any], int], NDArray[Any]]
 """(flat block, index of its first element) -> flat block of as many elements, in the new type."""
 
@@ -79,7 +81,7 @@ class DerivedTensor:
     def tofile(self, file: BinaryIO) -> None:
         """Write the bytes block by block (the hook of onnx_ir's external data writer)."""
         written = 0
-        for data in self._byte_blocks():
+        for data in _one_ahead(self._byte_blocks()) if self.size > 2 * BLOCK else self._byte_blocks():
             file.write(data)
             written += memoryview(data).nbytes
         assert written == self.nbytes, f"{self.name}: {written} bytes written, {self.nbytes} declared"
@@ -96,6 +98,16 @@ class DerivedTensor:
 
     def __repr__(self) -> str:
         return f"DerivedTensor({self.name!r}, {self.dtype}{list(self.shape.numpy())})"
+
+
+def _one_ahead(items: Iterator[Any]) -> Iterator[Any]:
+    """The same items, each computed on a second thread while the caller works on the one before it."""
+    end = object()
+    with ThreadPoolExecutor(1) as thread:
+        ahead = thread.submit(next, items, end)
+        while (item := ahead.result()) is not end:
+            ahead = thread.submit(next, items, end)
+            yield item
 
 
 def blocks(tensor: ir.TensorProtocol | DerivedTensor, granule: int = 1) -> Iterator[tuple[int, NDArray[Any]]]:

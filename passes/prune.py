@@ -6,8 +6,10 @@ import math
 import re
 import zlib
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import partial
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -86,9 +88,10 @@ class Prune(Pass):
         together = self.scope == "model" or self.allocation != "uniform"
         pools = [weights] if together else [[w] for w in weights]
         pruned: list[_Pruned] = []
-        with context.progress("prune", len(weights)) as advance:
-            for pool in pools:
-                pruned += _prune_pool(pool, self, declined)
+        with context.progress("prune", len(weights)) as advance, ThreadPoolExecutor(2) as threads:
+            for pool, (done, refused) in zip(pools, threads.map(partial(_prune_pool, self), pools), strict=True):
+                pruned += done
+                declined += refused
                 advance(len(pool))
         for each in pruned:
             if each.tensor is not None:
@@ -160,18 +163,19 @@ def _matches(names: Sequence[str], pattern: str) -> bool:
     return any(name == pattern or fnmatchcase(name, pattern) for name in names)
 
 
-def _prune_pool(pool: list[Weight], options: Prune, declined: list[Declined]) -> list[_Pruned]:
+def _prune_pool(options: Prune, pool: list[Weight]) -> tuple[list[_Pruned], list[Declined]]:
     """Prune what can be: weights that are not finite, or lack the axis, are declined and the rest is ranked anew."""
+    declined: list[Declined] = []
     while pool:
         try:
-            return _pruned(pool, options)
+            return _pruned(pool, options), declined
         except NonFiniteError as error:
             declined.append(Declined(pool[error.index].name, "holds NaN or infinity: magnitudes have no order"))
             pool = [w for i, w in enumerate(pool) if i != error.index]
         except NoAxisError as error:
             declined.append(Declined(pool[0].name, str(error)))
-            return []
-    return []
+            break
+    return [], declined
 
 
 def _pruned(pool: list[Weight], options: Prune) -> list[_Pruned]:
