@@ -27,6 +27,7 @@ _child.serve(int(sys.argv[2]), int(sys.argv[3]))
 """
 _ERRORS: dict[str, type[OnnxOptError]] = {c.__name__: c for c in (OnnxOptError, UsageError, RefusedError, CheckError)}
 _STDERR_LINES = 3
+_RESERVED_BY_A_THREAD = 192 << 20  # stack and glibc's heap arena: counted as address space, not used
 
 
 class WorkerDied(OnnxOptError):
@@ -45,7 +46,8 @@ class Worker:
     """One child process; starts at the first call, and again at the first call after it died.
 
     `timeout`: seconds a call may take. `memory_bytes`: limit of the child's address space; None is the machine's
-    physical memory (Linux and macOS; not applied to GPU providers, which reserve far more than they use).
+    physical memory and what its threads reserve (not on Windows, nor for GPU providers, which reserve far more than
+    they use). One call at a time: not for use from several threads.
     `generation` counts the starts: handles from an earlier generation are void.
     """
 
@@ -53,7 +55,7 @@ class Worker:
         self._process: subprocess.Popen[bytes] | None = None
         self._stderr: IO[bytes] | None = None
         self.timeout = timeout
-        self.memory_bytes = memory_bytes or physical_memory()
+        self.memory_bytes = memory_bytes or default_limit()
         self.generation = 0
 
     def __enter__(self) -> Worker:
@@ -142,8 +144,10 @@ class Worker:
             tail = self._last_words(self._stderr)
         self._kill()
         how = signal_name(-code) if code is not None and code < 0 else f"exit code {code}"
-        return WorkerDied(function, f"ONNX Runtime's process died ({how}){': ' + tail if tail else ''}",
-                          "the model triggers a fault in ONNX Runtime: try another version of it, or report it there")
+        fix = "the model triggers a fault in ONNX Runtime: try another version of it, or report it there"
+        if how == "SIGKILL":
+            fix = "the system ended it, usually for want of memory: use smaller batches or a larger machine"
+        return WorkerDied(function, f"ONNX Runtime's process died ({how}){': ' + tail if tail else ''}", fix)
 
     def _last_words(self, stderr: IO[bytes]) -> str:
         stderr.seek(max(stderr.seek(0, os.SEEK_END) - 4096, 0))
@@ -180,8 +184,9 @@ def signal_name(number: int) -> str:
         return f"signal {number}"
 
 
-def physical_memory() -> int:
-    """Bytes of memory of this machine; 0 (no limit) where the system does not tell."""
+def default_limit() -> int:
+    """Bytes of memory of this machine and of the address space of its threads; 0 (no limit) if it does not tell."""
     if not hasattr(os, "sysconf"):
         return 0
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return physical + (os.cpu_count() or 1) * _RESERVED_BY_A_THREAD

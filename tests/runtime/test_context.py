@@ -72,6 +72,15 @@ def test_tensors_inside_branches_are_absent(worker):
     assert ranges == {"y": (0, 2)}
 
 
+def test_tensors_of_unknown_type_are_observed_where_they_are_float(worker):
+    model = model_of(MODEL)
+    for node in model.graph:
+        if node.outputs[0].name != "y":
+            node.outputs[0].type = node.outputs[0].shape = None
+    ranges = context(worker, DATA).activation_ranges(model, ["h", "s"], "minmax", 100, 64)
+    assert ranges == {"h": (-7, 9)}
+
+
 def test_overflow_in_the_model_names_the_tensor(worker):
     data = {"x": np.array([[1, 2], [3e38, 3e38]], np.float32)}
     with pytest.raises(RefusedError, match="tensor 'h': is NaN or infinite"):

@@ -56,6 +56,17 @@ def test_death_names_the_signal_and_the_next_call_restarts():
         assert worker.generation == 2
 
 
+@pytest.mark.skipif(os.name != "posix", reason="signals")
+def test_a_child_killed_by_the_system_is_told_apart():
+    with Worker(timeout=30) as worker:
+        worker.start()
+        timer = threading.Timer(0.3, lambda process: process.kill(), [worker._process])
+        timer.start()
+        with pytest.raises(WorkerDied, match="SIGKILL") as error:
+            worker.call("sleep", 60)
+        assert "memory" in error.value.fix
+
+
 def test_a_call_past_its_time_is_stopped():
     with Worker(timeout=0.6) as worker:
         worker.call("sleep", 0, timeout=30)
