@@ -60,7 +60,7 @@ def optimize(
 
 def default_output(model: Path) -> Path:
     """Where the command line writes without `-o`: MODEL's stem + .opt.onnx, beside it."""
-    return model.with_name(model.stem + ".opt.onnx")
+    return model.parent / f"{model.stem}.opt.onnx"  # with_name refuses "." and "/", which load() can explain
 
 
 def _check_settings(settings: Settings) -> None:
