@@ -235,7 +235,8 @@ def slice_slice(node: ir.Node, edit: Edit) -> bool:
 
 def concat_concat(node: ir.Node, edit: Edit) -> bool:
     """Concat(Concat(a, b), c) = Concat(a, b, c) along the same axis."""
-    axis, rank = node.attributes.get_int("axis", 0), rank_of(node.outputs[0])
+    axis = node.attributes.get_int("axis", 0)
+    rank = next((r for r in map(rank_of, node.inputs) if r is not None), None)
     inputs: list[ir.Value | None] = []
     merged: list[ir.Node] = []
     for value in node.inputs:

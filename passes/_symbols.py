@@ -57,7 +57,10 @@ def _computed(value: ir.Value, memo: Memo, depth: int) -> Symbols | None:
         found = _size(node, memo, depth - 1)
     else:
         data = symbols_of(node.inputs[0], memo, depth - 1)
-        found = None if data is None else _OPS[node.op_type](node, data, memo, depth - 1)
+        try:
+            found = None if data is None else _OPS[node.op_type](node, data, memo, depth - 1)
+        except (ValueError, IndexError):  # axes or shapes that do not fit: the model is wrong, not ours to mend
+            found = None
     return _unknown(value) if found is None or found.size > LIMIT else found
 
 
@@ -108,7 +111,9 @@ def _gather(node: ir.Node, data: Symbols, memo: Memo, depth: int) -> Symbols | N
     if indices is None or not -data.ndim <= axis < data.ndim:
         return None
     size = data.shape[axis]
-    return np.take(data, indices, axis) if ((indices >= -size) & (indices < size)).all() else None
+    if not ((indices >= -size) & (indices < size)).all():
+        return None
+    return np.asarray(np.take(data, indices, axis), object)  # a single element would come bare
 
 
 def _concat(node: ir.Node, data: Symbols, memo: Memo, depth: int) -> Symbols | None:
