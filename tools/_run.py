@@ -282,7 +282,8 @@ class Run:
         if not self.settings.bench or not self.evidence.latency_feeds or self.original is None:
             return
         try:
-            before, after = compare_latency(self.evidence.open, [self.original, path], self.evidence.latency_feeds)
+            with self._progress("measuring latency"):
+                before, after = compare_latency(self.evidence.open, [self.original, path], self.evidence.latency_feeds)
         except RefusedError as error:
             self._warn("bench", f"latency was not measured: {error.problem}")
             return

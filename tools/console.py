@@ -27,7 +27,7 @@ def shared_options(function: Callable[..., Any]) -> Callable[..., Any]:
     for option in (
         click.option("--debug", is_flag=True, expose_value=False, help=DEBUG_HELP),
         click.option("-v", "--verbose", is_flag=True, help="Say more."),
-        click.option("-q", "--quiet", is_flag=True, help="Say only errors and results."),
+        click.option("-q", "--quiet", is_flag=True, help="Say less: no tables, no progress bars."),
         click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout and nothing else."),
     ):
         entry = option(entry)

@@ -12,7 +12,7 @@ import onnx
 import pytest
 from click.testing import CliRunner
 from onnx_opt import CheckError, OnnxOptError, RefusedError, UsageError
-from onnx_opt.frontends.onnx_file import load
+from onnx_opt.frontends.onnx_file import load, save
 from onnx_opt.passes._registry import pass_names
 from onnx_opt.tools._provenance import provenance
 from onnx_opt.tools.cli import COMMANDS, main, report_error
@@ -250,6 +250,16 @@ def test_verify_past_a_limit_exits_with_4_and_still_reports(mlp, tmp_path, limit
     assert done.exit_code == 4
     assert problem in done.stderr
     assert json.loads(done.stdout)["within"] is False
+
+
+def test_verify_names_an_input_that_is_missing(mlp, cnn, tmp_path):
+    model = load(mlp)
+    model.graph.inputs[0].name = "renamed"
+    other = tmp_path / "renamed.onnx"
+    save(model, other)
+    done = invoke("verify", mlp, other)
+    assert done.exit_code == 4
+    assert "error: renamed.onnx: has no input 'x', which mlp.onnx has" in done.stderr
 
 
 def test_bench_measures_each_model(mlp, cnn):

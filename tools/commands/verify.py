@@ -10,6 +10,7 @@ import click
 from ..console import emit_json, shared_options, show
 
 if TYPE_CHECKING:
+    from ...runtime.session import Session
     from .._compare import Closeness
 
 
@@ -52,9 +53,20 @@ def compare(a: Path, b: Path, data: str | None, atol: float | None, rtol: float 
     with Worker() as worker:
         first = open_session(worker, checked(a), threads=threads)
         second = open_session(worker, checked(b), threads=threads)
+        same_inputs(first, second)
         for feeds in feeds_for(first, data, seed):
             closeness.update(first.run(feeds), second.run(feeds))
     return closeness
+
+
+def same_inputs(first: Session, second: Session) -> None:
+    """Raise CheckError unless both models take the same inputs."""
+    from ... import CheckError
+
+    for one, other in ((first, second), (second, first)):
+        for missing in {i.name for i in one.inputs} - {i.name for i in other.inputs}:
+            raise CheckError(other.path.name, f"has no input '{missing}', which {one.path.name} has",
+                             "compare models with the same inputs")
 
 
 def as_dict(closeness: Closeness, a: Path, b: Path, problem: str | None) -> dict[str, Any]:
