@@ -71,7 +71,7 @@ class Quant(Pass):
             if graph is model.graph and context.has_data():
                 self._static(model, layers, context, rules, names, outcome)
             else:
-                self._dynamic(graph, layers, rules, names, outcome)
+                self._dynamic(graph, layers, context, rules, names, outcome)
         drop_unused_initializers(all_graphs(model))
         refresh_shapes(model)
         return outcome
@@ -90,7 +90,7 @@ class Quant(Pass):
         _count(outcome, insert_static(model.graph, names, placement, parameters, rules, self._alphas(layers)))
 
     def _dynamic(
-        self, graph: ir.Graph | ir.Function, layers: list[Layer], rules: TargetRules, names: Names,
+        self, graph: ir.Graph | ir.Function, layers: list[Layer], context: Context, rules: TargetRules, names: Names,
         outcome: PassOutcome,
     ) -> None:
         """Quantize what pays with activations quantized at run time; a reason for each other layer."""
@@ -100,7 +100,7 @@ class Quant(Pass):
             _count(outcome, insert_packed_float(graph, names, packed))
             layers = [layer for layer in layers if layer not in packed]
         for layer in layers:
-            reason = self._why_not_dynamic(layer, graph, rules)
+            reason = self._why_not_dynamic(layer, graph, rules, context.has_data())
             if reason:
                 outcome.declined.append(Declined(layer.name, reason))
             else:
@@ -108,11 +108,14 @@ class Quant(Pass):
         if taken and isinstance(graph, ir.Graph):
             _count(outcome, insert_dynamic(graph, names, taken))
 
-    def _why_not_dynamic(self, layer: Layer, graph: ir.Graph | ir.Function, rules: TargetRules) -> str | None:
+    def _why_not_dynamic(
+        self, layer: Layer, graph: ir.Graph | ir.Function, rules: TargetRules, calibrated: bool
+    ) -> str | None:
         if isinstance(graph, ir.Function):
             return "it lies in a local function that could not be inlined"
         if layer.node.op_type not in rules.dynamic:
-            return f"{layer.node.op_type} needs calibrated ranges: give --data"
+            need = f"{layer.node.op_type} needs calibrated ranges"
+            return f"{need}, and calibration does not reach into subgraphs" if calibrated else f"{need}: give --data"
         return worth_dynamic(layer)
 
 
