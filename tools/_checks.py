@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import onnx
 import onnx_ir as ir
 
+from ..passes._graph import all_nodes, initializers
 from ._provenance import PREFIX
 
 BIG = 1024
@@ -110,7 +111,9 @@ def validity_of(model: ir.Model) -> Validity:
 
 
 def stripped(model: ir.Model) -> ir.Model:
-    """A clone in which every big weight is an input of the main graph: same types and shapes, no values."""
+    """A clone whose big weights are inputs of the main graph, without values; the model itself if it has none."""
+    if not any(v.const_value is not None and v.const_value.nbytes > BIG for v in initializers(model)):
+        return model
     clone = model.clone()
     main = clone.graph
     defaults = {id(v) for v in main.inputs}
@@ -124,6 +127,19 @@ def stripped(model: ir.Model) -> ir.Model:
                 value.name = f"subgraph {index}: {name}"
             main.inputs.append(value)
     return clone
+
+
+def has_inner_shapes(model: ir.Model) -> bool:
+    """Whether any value between inputs and outputs has a declared type."""
+    return any(v.type is not None for node in all_nodes(model) for v in node.outputs if not v.is_graph_output())
+
+
+def forget_shapes(model: ir.Model) -> None:
+    """Drop what was inferred for values between inputs and outputs: a file that came without it stays as small."""
+    for node in all_nodes(model):
+        for value in node.outputs:
+            if not value.is_graph_output():
+                value.shape, value.type = None, None
 
 
 def _complaint(proto: onnx.ModelProto, full: bool) -> str | None:

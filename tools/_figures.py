@@ -16,17 +16,15 @@ from ._result import Figures
 
 
 def figures_of(model: ir.Model, path: Path | None, count_nonzero: bool) -> Figures:
-    """Everything but latency. `bytes` counts the file at `path` and the external data that it refers to."""
+    """Everything but latency. `bytes` counts the file at `path`, which holds `model`, and its external data."""
     stats = model_stats(model, count_nonzero)
-    size = None if path is None else bytes_on_disk(path)
+    size = None if path is None else bytes_on_disk(path, model)
     return Figures(size, stats.params, stats.nonzero, stats.nodes, stats.macs)
 
 
-def bytes_on_disk(path: Path) -> int:
-    """Bytes of a model file and of its external data files."""
-    from ..frontends.onnx_file import load
-
-    files = {Path(t.path) for t in _tensors(load(path)) if isinstance(t, ir.ExternalTensor)}
+def bytes_on_disk(path: Path, model: ir.Model) -> int:
+    """Bytes of a model file and of the external data files that `model`, loaded from it, refers to."""
+    files = {Path(t.path) for t in _tensors(model) if isinstance(t, ir.ExternalTensor)}
     return os.path.getsize(path) + sum(os.path.getsize(file) for file in files)
 
 

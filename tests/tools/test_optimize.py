@@ -15,7 +15,7 @@ from onnx_opt.frontends.onnx_file import load
 from onnx_opt.passes._base import Pass, PassOutcome
 from onnx_opt.passes._pipeline import as_pipeline, parse
 from onnx_opt.tools._provenance import provenance, sha256_of
-from sample_models import MLP, model_from
+from sample_models import CNN, MLP, model_from
 
 RANDOM = """
 <ir_version: 10, opset_import: ["" : 21]>
@@ -298,3 +298,41 @@ def test_a_pipeline_may_be_text_list_or_pipeline(mlp):
     texts = {tuple(s.text for s in optimize(mlp, p, bench=False).passes)
              for p in (steps, as_pipeline(steps), "prune:sparsity=0.25,remove-unused")}
     assert texts == {("prune(sparsity=0.25)", "remove-unused")}
+
+
+def test_external_weights_are_checked_in_the_written_pair(tmp_path):
+    source, out = tmp_path / "m.onnx", tmp_path / "o.onnx"
+    onnx.save(model_from(CNN), source, save_as_external_data=True, location="m.data", size_threshold=0)
+    result = optimize(source, "prune", out=out, bench=False)
+    assert [path.name for path in result.files] == ["o.onnx.data", "o.onnx"]
+    assert result.output.bytes == sum(path.stat().st_size for path in result.files)
+    assert np.count_nonzero(load(out).graph.initializers["k2"].const_value.numpy()) == 1152
+    before = folder(tmp_path)
+    with pytest.raises(CheckError, match="--min-sqnr"):
+        optimize(source, "prune(sparsity=0.9)", out=out, min_sqnr=60, bench=False)
+    assert folder(tmp_path) == before
+
+
+def test_the_input_is_replaced_only_with_force(mlp):
+    before = mlp.read_bytes()
+    with pytest.raises(UsageError, match="is the input model itself"):
+        optimize(mlp, "prune", out=mlp, bench=False)
+    assert mlp.read_bytes() == before
+    result = optimize(mlp, "prune", out=mlp, force=True, bench=False)
+    assert mlp.read_bytes() != before
+    assert np.count_nonzero(result.model.graph.initializers["w1"].const_value.numpy()) == 64
+
+
+@pytest.mark.parametrize("declared", [False, True])
+def test_inferred_shapes_are_written_only_where_the_input_had_some(mlp, tmp_path, declared):
+    if declared:
+        onnx.save(onnx.shape_inference.infer_shapes(onnx.load(mlp)), mlp)
+    out = tmp_path / "out.onnx"
+    optimize(mlp, "prune", out=out, bench=False)
+    assert ("h" in [value.name for value in onnx.load(out).graph.value_info]) == declared
+
+
+def test_a_larger_result_is_said(tmp_path):
+    path = file_of(tmp_path, CUSTOM.replace('my.ops.Mystery', 'Relu').replace(', "my.ops" : 1', ''))
+    result = optimize(path, "remove-unused", bench=False)
+    assert [w for w in result.warnings if w.startswith("size: the result is larger: ")]
