@@ -26,10 +26,10 @@ class MeanToPool(ir.passes.InPlacePass):
 
 def is_spatial_mean(node: ir.Node) -> bool:
     """Whether `node` averages over axes 2 and 3 of a tensor of rank 4, the axes being constant."""
-    if node.op_type != "ReduceMean" or len(node.inputs) < 2:
+    if node.op_type != "ReduceMean" or len(node.inputs) < 2 or node.inputs[0] is None or node.inputs[1] is None:
         return False
     image, axes = node.inputs[0], ir.convenience.get_const_tensor(node.inputs[1])
-    if axes is None or image is None or image.shape is None or len(image.shape) != 4:
+    if axes is None or image.shape is None or len(image.shape) != 4:
         return False
     return sorted(axis % 4 for axis in axes.numpy().tolist()) == [2, 3]
 

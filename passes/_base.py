@@ -112,7 +112,7 @@ class Pass(abc.ABC):
         """Transform `model` in place and account for it."""
 
     def __str__(self) -> str:
-        """Canonical pipeline text: options that differ from their defaults, the first positionally where it is a word."""
+        """Canonical pipeline text: the options that differ from their defaults, a leading word positionally."""
         given = [(o, getattr(self, o.name)) for o in options_of(type(self)) if getattr(self, o.name) != o.default]
         if not given:
             return self.name

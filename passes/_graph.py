@@ -79,7 +79,7 @@ def initializers(model: ir.Model) -> Iterator[ir.Value]:
 
 
 def weights_of(model: ir.Model) -> tuple[list[Weight], list[Declined]]:
-    """All weights, each once however many nodes share it, in graph order; and the initializers declined with reasons."""
+    """All weights in graph order, each once however many nodes share it; and what is declined, with reasons."""
     found: dict[int, Weight] = {}
     declined: list[Declined] = []
     for node in all_nodes(model):

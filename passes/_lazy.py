@@ -33,13 +33,10 @@ class DerivedTensor:
         self.metadata_props: MutableMapping[str, str] = {}
         self.meta: MutableMapping[str, Any] = {}
         self.dtype = dtype
+        self.shape: ir.ShapeProtocol = source.shape
         self.source = source
         self.kernel = kernel
         self.granule = max(granule, 1)
-
-    @property
-    def shape(self) -> ir.Shape:
-        return self.source.shape  # type: ignore[return-value]  # the protocol promises less than every tensor gives
 
     @property
     def size(self) -> int:
@@ -110,7 +107,7 @@ def _one_ahead(items: Iterator[Any]) -> Iterator[Any]:
             yield item
 
 
-def blocks(tensor: ir.TensorProtocol | DerivedTensor, granule: int = 1) -> Iterator[tuple[int, NDArray[Any]]]:
+def blocks(tensor: ir.TensorProtocol, granule: int = 1) -> Iterator[tuple[int, NDArray[Any]]]:
     """Stream a tensor as (start, flat block); lengths are multiples of `granule` elements, the last may be short.
 
     External data is read with plain reads, never mapped whole. A granule larger than BLOCK makes larger blocks.

@@ -12,7 +12,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from ._graph import Names
-from ._lazy import DerivedTensor, blocks
+from ._lazy import blocks
 
 _TABLE = "sign_table"
 """Key of `graph.meta` that holds the name of the graph's table, and the stem of that name."""
@@ -37,7 +37,7 @@ def packed_weight(
     graph: ir.Graph,
     names: Names,
     value_name: str,
-    signs: DerivedTensor | ir.TensorProtocol | NDArray[Any],
+    signs: ir.TensorProtocol | NDArray[Any],
     before: ir.Node,
 ) -> ir.Value:
     """Store the signs of `signs` packed in `graph` and unpack them in front of the node `before`.
@@ -61,7 +61,7 @@ def packed_weight(
     return _reshaped(graph, names, before, value_name, eights, dims)
 
 
-def _packed_tensor(tensor: ir.TensorProtocol | DerivedTensor) -> ir.LazyTensor:
+def _packed_tensor(tensor: ir.TensorProtocol) -> ir.LazyTensor:
     size = -(-tensor.size // 8)
 
     def compute() -> ir.TensorProtocol:

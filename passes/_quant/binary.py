@@ -6,7 +6,7 @@ import numpy as np
 import onnx_ir as ir
 
 from .._graph import Names
-from .._lazy import DerivedTensor, blocks
+from .._lazy import blocks
 from .._packing import packed_weight
 from .insert import Inserter
 from .layers import Layer
@@ -19,7 +19,7 @@ def inner_layers(layers: list[Layer]) -> list[Layer]:
     return [layer for layer in layers if layer.weight not in ends]
 
 
-def channel_mean_abs(tensor: ir.TensorProtocol | DerivedTensor, layout: Layout) -> Floats:
+def channel_mean_abs(tensor: ir.TensorProtocol, layout: Layout) -> Floats:
     """alpha = mean|w| of each output channel, the least-squares scale of sign(w): (channels,) float32."""
     total = np.zeros(layout.channels, np.float64)
     for start, block in blocks(tensor, layout.granule):

@@ -1,4 +1,4 @@
-"""Graph surgery: Q/DQ pairs around values, integer weights and biases in front of layers, the run-time quantized form."""
+"""Graph surgery: Q/DQ pairs, integer weights and biases, and the form that quantizes activations at run time."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .layers import Layer, int_attribute
 from .parameters import Parameters
 from .placement import Placement
 from .rules import MIN_DYNAMIC_WEIGHTS, TargetRules
-from .weights import INT8_LEVELS, Floats, Layout, channel_absmax, quantize_bias, quantize_weight, transposed, wide_enough
+from .weights import Floats, Layout, int8_scales, quantize_bias, quantize_weight, transposed, wide_enough
 
 FLOAT_LOWEST = np.float32(-3.4e38)
 
@@ -96,7 +96,7 @@ def _scales(
         if layer.weight not in scales:
             layout = Layout.of(tuple(tensor.shape.numpy()), layer.channel_axis)
             given = alphas.get(layer.weight)
-            scales[layer.weight] = channel_absmax(tensor, layout) / INT8_LEVELS if given is None else given
+            scales[layer.weight] = int8_scales(tensor, layout) if given is None else given
         scales[layer.weight] = wide_enough(
             scales[layer.weight], layer.bias_array(), float(parameters[layer.input].scale)
         )
@@ -108,7 +108,8 @@ def _quantize_layer(
 ) -> None:
     """Integer weight and bias in front of the layer."""
     tensor, stem = layer.weight.const_value, layer.weight.name
-    assert tensor is not None and stem is not None
+    assert tensor is not None
+    assert stem is not None
     axis = layer.channel_axis % len(tensor.shape.numpy())
     if packed:
         quantized = packed_weight(inserter.graph, inserter.names, stem, tensor, layer.node)
@@ -186,7 +187,7 @@ def _float_guards(graph: ir.Graph, placement: Placement) -> list[ir.Value]:
         if node.op_type not in ("Conv", "ConvTranspose", "Gemm") or node in placement.int8_nodes:
             continue
         source, output = node.inputs[0], node.outputs[0]
-        uses = output.uses()
+        uses = list(output.uses())
         if len(uses) == 1 and uses[0].node.op_type in ("Relu", "Clip"):
             output = uses[0].node.outputs[0]
         if source in placement.int8_made and output in quantized:
@@ -244,7 +245,7 @@ def _integer_matmul(inserter: Inserter, layer: Layer, quantizer: ir.Node) -> int
     assert tensor is not None
     flipped = node.op_type == "Gemm" and bool(int_attribute(node, "transB", 0))
     layout = Layout.of(tuple(tensor.shape.numpy()), layer.channel_axis)
-    scales = wide_enough(channel_absmax(tensor, layout) / INT8_LEVELS, None, 1.0)
+    scales = wide_enough(int8_scales(tensor, layout), None, 1.0)
     key = (layer.weight, b"flipped" if flipped else b"")
     if key not in inserter.weights:
         quantized = quantize_weight(tensor, layout, scales)

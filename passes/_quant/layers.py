@@ -89,7 +89,8 @@ def _layer(node: ir.Node, rules: TargetRules, include: tuple[str, ...], exclude:
     problem = _name_problem(node, weight, include, exclude) or _weight_problem(weight) or _form_problem(node, weight)
     if problem:
         return problem
-    assert weight is not None and weight.const_value is not None
+    assert weight is not None
+    assert weight.const_value is not None
     axis = rule.channel_axis
     if node.op_type == "Gemm" and int_attribute(node, "transB", 0):
         axis = 0
@@ -138,7 +139,8 @@ def _weight_problem(weight: ir.Value | None) -> str | None:
 
 def _form_problem(node: ir.Node, weight: ir.Value | None) -> str | None:
     """Why this spelling of the op has no int8 kernel, or None."""
-    assert weight is not None and weight.const_value is not None
+    assert weight is not None
+    assert weight.const_value is not None
     rank = len(weight.const_value.shape.numpy())
     data = node.inputs[0]
     if data is None or (data.dtype is not None and data.dtype != ir.DataType.FLOAT):
@@ -156,7 +158,7 @@ def _form_problem(node: ir.Node, weight: ir.Value | None) -> str | None:
 
 
 def _following_bias(output: ir.Value, channels: int) -> tuple[ir.Node | None, ir.Value | None]:
-    uses = output.uses()
+    uses = list(output.uses())
     if len(uses) != 1 or output.is_graph_output() or uses[0].node.op_type != "Add":
         return None, None
     add = uses[0].node
@@ -177,7 +179,7 @@ def _constant_size(value: ir.Value) -> int | None:
 
 def after_activation(value: ir.Value, rules: TargetRules) -> ir.Value:
     """The value behind the activation that the quantization of `value` will absorb, or `value` itself."""
-    uses = value.uses()
+    uses = list(value.uses())
     if len(uses) != 1 or value.is_graph_output():
         return value
     node = uses[0].node

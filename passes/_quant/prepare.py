@@ -13,7 +13,7 @@ from .layers import int_attribute
 
 
 def mean_to_pool(graph: ir.Graph, names: Names) -> int:
-    """ReduceMean over the spatial axes of (N, C, H, W) -> GlobalAveragePool (-> Flatten): only that has an int8 kernel."""
+    """ReduceMean over H, W of (N, C, H, W) -> GlobalAveragePool (-> Flatten): only that has an int8 kernel."""
     count = 0
     for node in list(graph):
         if node.op_type != "ReduceMean" or node.domain not in ("", "ai.onnx"):

@@ -81,7 +81,7 @@ TARGETS: dict[str, TargetRules] = {
         dynamic=("MatMul", "Gemm"),
     ),
     "cuda": TargetRules(
-        why_not="ONNX Runtime's CUDA provider has no int8 Conv or MatMul kernels: a QDQ graph runs slower there than fp32",
+        why_not="ONNX Runtime's CUDA provider has no int8 Conv or MatMul: a QDQ graph runs slower there than fp32",
     ),
 }
 

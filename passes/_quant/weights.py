@@ -44,7 +44,7 @@ class Layout:
         return rows, slice(first, first + rows.shape[1])
 
 
-def channel_absmax(tensor: ir.TensorProtocol | DerivedTensor, layout: Layout) -> Floats:
+def channel_absmax(tensor: ir.TensorProtocol, layout: Layout) -> Floats:
     """max|w| of each output channel: (channels,) float32. NaN where the channel holds NaN."""
     out = np.zeros(layout.channels, np.float32)
     for start, block in blocks(tensor, layout.granule):
@@ -52,6 +52,11 @@ def channel_absmax(tensor: ir.TensorProtocol | DerivedTensor, layout: Layout) ->
         highest = np.maximum(view.max(axis=(0, 2)), -view.min(axis=(0, 2))).astype(np.float32)
         out[channels] = np.maximum(out[channels], highest)
     return out
+
+
+def int8_scales(tensor: ir.TensorProtocol, layout: Layout) -> Floats:
+    """Scale of each output channel with which its largest weight becomes +-127: (channels,) float32."""
+    return (channel_absmax(tensor, layout) / INT8_LEVELS).astype(np.float32)
 
 
 def wide_enough(scales: Floats, bias: Floats | None, input_scale: float) -> Floats:
@@ -68,7 +73,7 @@ def wide_enough(scales: Floats, bias: Floats | None, input_scale: float) -> Floa
 
 
 def quantize_weight(
-    tensor: ir.TensorProtocol | DerivedTensor, layout: Layout, scales: Floats, levels: int = INT8_LEVELS
+    tensor: ir.TensorProtocol, layout: Layout, scales: Floats, levels: int = INT8_LEVELS
 ) -> DerivedTensor:
     """round(w / scale) as int8, lazily. Exact zeros stay zeros."""
     inverse = (1.0 / scales.astype(np.float64)).astype(np.float32)
@@ -78,7 +83,8 @@ def quantize_weight(
         scaled = np.multiply(view, inverse[channels][:, None], dtype=np.float32)
         np.rint(scaled, out=scaled)
         np.clip(scaled, -levels, levels, out=scaled)
-        return scaled.astype(np.int8).reshape(-1)
+        flat: NDArray[Any] = scaled.astype(np.int8).reshape(-1)
+        return flat
 
     return DerivedTensor(tensor, kernel, ir.DataType.INT8, layout.granule)
 
@@ -91,11 +97,11 @@ def quantize_bias(bias: Floats, input_scale: np.float32, scales: Floats) -> tupl
     return np.clip(values, -limit, limit).astype(np.int32), bias_scales
 
 
-def transposed(tensor: ir.TensorProtocol | DerivedTensor) -> ir.LazyTensor:
+def transposed(tensor: ir.TensorProtocol) -> ir.LazyTensor:
     """A 2-D tensor transposed when it is written: (a, b) -> (b, a)."""
     rows, columns = tensor.shape.numpy()
 
-    def compute() -> ir.Tensor:
+    def compute() -> ir.TensorProtocol:
         return ir.Tensor(np.ascontiguousarray(tensor.numpy().T), dtype=tensor.dtype)
 
     return ir.LazyTensor(compute, dtype=tensor.dtype, shape=ir.Shape([columns, rows]), name=tensor.name)

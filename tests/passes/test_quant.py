@@ -7,7 +7,6 @@ import onnx
 import onnx_ir as ir
 import onnxruntime
 import pytest
-
 from onnx_opt import UsageError
 from onnx_opt.passes._base import NullContext
 from onnx_opt.passes._normalize import normalize
@@ -231,7 +230,8 @@ def excluded_between(calibrated, monkeypatch, guard):
     text = """
     <ir_version: 10, opset_import: ["" : 17]>
     chain (float[N, 8, 8, 8] x) => (float[N, 8, 8, 8] z)
-    { a = Conv (x, w1, b1)  ar = Relu (a)  m = Conv (ar, w2, b2)  mr = Relu (m)  c = Conv (mr, w3, b3)  z = Softmax (c) }
+    { a = Conv (x, w1, b1)  ar = Relu (a)  m = Conv (ar, w2, b2)  mr = Relu (m)  c = Conv (mr, w3, b3)
+      z = Softmax (c) }
     """
     w2 = normal(8, 8, 1, 1) * np.geomspace(1e-3, 1.0, 8, dtype=np.float32)[:, None, None, None]
     model = model_of(text, w1=normal(8, 8, 1, 1), b1=normal(8), w2=w2, b2=normal(8, scale=1e-3),
@@ -246,7 +246,8 @@ def excluded_between(calibrated, monkeypatch, guard):
 
 
 def test_an_excluded_layer_is_kept_from_the_runtimes_own_quantization(calibrated, monkeypatch, tmp_path):
-    assert excluded_between(calibrated, monkeypatch, guard=True) > excluded_between(calibrated, monkeypatch, guard=False)
+    guarded = excluded_between(calibrated, monkeypatch, guard=True)
+    assert guarded > excluded_between(calibrated, monkeypatch, guard=False) + 3
 
 
 def test_bias_that_would_overflow_widens_its_channel(calibrated):
