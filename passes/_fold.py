@@ -87,7 +87,7 @@ def _gather(node: ir.Node, inputs: Inputs) -> int:
     data, indices = inputs[0], inputs[1]
     assert data is not None
     assert indices is not None
-    return int(indices.size) * int(data.size) // max(data.shape[node.attributes.get_int("axis", 0)], 1)
+    return int(indices.size * data.size // max(data.shape[node.attributes.get_int("axis", 0)], 1))
 
 
 def _second(node: ir.Node, inputs: Inputs) -> int:

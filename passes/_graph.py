@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import onnx_ir as ir
-from onnx_ir.passes import common
 
 from ._base import Declined
+from ._infer import infer_types
 from ._lazy import FLOATS
 
 WEIGHT_INPUTS: dict[str, tuple[int, ...]] = {
@@ -177,21 +175,4 @@ def refresh_shapes(model: ir.Model) -> bool:
 
 def _infer(model: ir.Model) -> bool:
     """onnx's inference, lenient; a second try without data propagation where the first gives up."""
-    with _quiet("onnx_ir"):
-        for data_prop in (True, False):
-            before = sum(1 for n in model.graph for v in n.outputs if v.type is not None)
-            common.ShapeInferencePass(check_type=False, strict_mode=False, data_prop=data_prop)(model)
-            if sum(1 for n in model.graph for v in n.outputs if v.type is not None) > before:
-                return True
-    return len(model.graph) == 0
-
-
-@contextlib.contextmanager
-def _quiet(logger: str) -> Iterator[None]:
-    log = logging.getLogger(logger)
-    level = log.level
-    log.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        log.setLevel(level)
+    return len(model.graph) == 0 or infer_types(model, data_prop=True) or infer_types(model, data_prop=False)

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
-
 import onnx
 import onnx_ir as ir
 from onnx import helper, version_converter
 
 from .. import RefusedError
 from ._graph import refresh_shapes
+from ._infer import FAILURES, without_weights
 from ._normalize import lift_constants
-
-SMALL = 1024
-"""Bytes up to which a tensor goes through the converter: its adapters read scales, axes and shapes, never weights."""
 
 
 def raise_opset(model: ir.Model, minimum: int) -> bool:
@@ -55,11 +50,11 @@ def _check_functions(model: ir.Model, minimum: int) -> None:
 
 def _converted(model: ir.Model, version: int, minimum: int) -> ir.Model:
     inputs = len(model.graph.inputs)
-    with _without_weights(model):
+    with without_weights(model):
         proto = ir.to_proto(model)
     try:
         converted = ir.from_proto(version_converter.convert_version(proto, minimum))
-    except (RuntimeError, ValueError, onnx.checker.ValidationError) as error:
+    except FAILURES as error:
         raise _refused(version, minimum, str(error).strip().splitlines()[0]) from None
     assert isinstance(converted, ir.Model)
     kept = list(converted.graph.inputs)[:inputs]
@@ -72,28 +67,6 @@ def _converted(model: ir.Model, version: int, minimum: int) -> ir.Model:
             value.const_value = source.const_value
             converted.graph.register_initializer(value)
     return converted
-
-
-@contextlib.contextmanager
-def _without_weights(model: ir.Model) -> Iterator[None]:
-    """While open, big initializers of the main graph are plain inputs behind the real ones."""
-    graph = model.graph
-    order = list(graph.initializers.values())
-    overridable = {id(v) for v in graph.inputs}
-    big = [v for v in order if v.const_value is not None and v.const_value.nbytes > SMALL and id(v) not in overridable]
-    inputs = list(graph.inputs)
-    try:
-        for value in big:
-            assert value.name is not None
-            del graph.initializers[value.name]
-            graph.inputs.append(value)
-        yield
-    finally:
-        graph.inputs.clear()
-        graph.inputs.extend(inputs)
-        graph.initializers.clear()
-        for value in order:
-            graph.initializers.add(value)
 
 
 def _adopt_tensors(model: ir.Model, converted: ir.Model, version: int, minimum: int) -> None:

@@ -139,6 +139,12 @@ def test_stale_shapes_are_inferred_anew():
     assert (str(value.shape), value.dtype) == ("[batch,3]", ir.DataType.FLOAT)
 
 
+def test_sequences_stay_sequences():
+    model = normalized("""g (float[2] x) => (float[2] y) <int64 zero = {0}>
+    { s = SequenceConstruct (x, x)  t = Identity (s)  y = SequenceAt (t, zero) }""")
+    assert all(isinstance(node.outputs[0].type, ir.SequenceType) for node in model.graph[:2])
+
+
 def test_before_ir_4_listed_initializers_are_no_inputs():
     text = """<ir_version: 3, opset_import: ["" : 9]>
     g (float[2] x, float[2] w) => (float[2] y) <float[2] w = {1, 2}> { y = Mul (x, w) }"""
