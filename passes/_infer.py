@@ -7,13 +7,15 @@ from collections.abc import Iterator
 
 import onnx
 import onnx_ir as ir
-from google.protobuf.message import EncodeError
 
 SMALL = 1024
 """Bytes up to which a tensor is shown to onnx: it reads axes, shapes and scales there, never weights."""
 
 
-FAILURES = (onnx.shape_inference.InferenceError, onnx.checker.ValidationError, EncodeError, RuntimeError, ValueError)
+PROTOBUF_LIMIT = 2**31
+"""Bytes that a serialized model cannot reach."""
+
+FAILURES = (onnx.shape_inference.InferenceError, onnx.checker.ValidationError, RuntimeError, ValueError)
 """What onnx's own functions raise on a model that they cannot handle."""
 
 
@@ -24,6 +26,8 @@ def infer_types(model: ir.Model, data_prop: bool) -> bool:
     """
     with without_weights(model):
         proto = ir.to_proto(model)
+    if proto.ByteSize() >= PROTOBUF_LIMIT:  # weights of subgraphs, or that callers may override
+        return False
     try:
         proto = onnx.shape_inference.infer_shapes(proto, check_type=False, strict_mode=False, data_prop=data_prop)
     except FAILURES:
