@@ -154,7 +154,7 @@ class Edit:
                 return False
             name = old.name
             old.name = self.fresh(f"{name}_replaced")
-            new.name, new.type, new.shape = name, old.type, old.shape
+            new.name, new.type, new.shape = name, old.type or new.type, old.shape
             for index, output in enumerate(graph.outputs):
                 if output is old:
                     graph.outputs[index] = new

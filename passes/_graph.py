@@ -145,17 +145,22 @@ class Names:
 def refresh_shapes(model: ir.Model) -> bool:
     """Forget every inferred shape and infer anew (stale `value_info` survives inference otherwise).
 
-    Declared shapes and types of graph inputs and outputs stay. Where inference finds nothing (a custom op, an
-    inference that gives up) the former type is kept, and the former shape too if the node is not a standard op.
-    Returns whether inference succeeded.
+    Declared shapes and types of graph inputs and outputs stay, except those of what a Loop carries (it may change
+    shape from turn to turn); so do those of nodes that are not standard ops. Where inference finds nothing the former
+    type is kept. Returns whether inference succeeded.
     """
     outputs = {id(v) for g in all_graphs(model) for v in g.outputs}
     declared = [(v, None if v.shape is None else v.shape.copy()) for v in (*model.graph.inputs, *model.graph.outputs)]
-    former: list[tuple[ir.Value, ir.Shape | None, ir.TypeProtocol | None]] = []
+    former: list[tuple[ir.Value, ir.TypeProtocol | None]] = []
     for node in all_nodes(model):
+        if node.domain not in ("", "ai.onnx"):
+            continue
+        if node.op_type == "Loop":
+            for value in node.attributes["body"].as_graph().inputs[2:]:
+                value.shape = None
         for value in node.outputs:
             if id(value) not in outputs:
-                former.append((value, value.shape, value.type))
+                former.append((value, value.type))
                 value.shape, value.type = None, None
     for initializer in initializers(model):
         tensor = initializer.const_value
@@ -164,12 +169,8 @@ def refresh_shapes(model: ir.Model) -> bool:
     done = _infer(model)
     for value, declared_shape in declared:
         value.shape = declared_shape  # inference names unknown dims (unk__7)
-    for value, shape, type_ in former:
-        producer = value.producer()
-        if value.type is None:
-            value.type = type_
-        if value.shape is None and producer is not None and producer.domain not in ("", "ai.onnx"):
-            value.shape = shape
+    for value, type_ in former:
+        value.type = value.type or type_
     return done
 
 

@@ -139,6 +139,24 @@ def test_stale_shapes_are_inferred_anew():
     assert (str(value.shape), value.dtype) == ("[batch,3]", ir.DataType.FLOAT)
 
 
+def test_shapes_of_other_domains_are_believed_and_passed_on():
+    model = model_of("""<ir_version: 10, opset_import: ["" : 21, "own" : 1]>
+    g (float[batch, 3] x) => (float[n, m] y) <float[batch, 5] h> { h = own.Thing (x)  i = Neg (h)  y = Exp (i) }""")
+    normalize(model)
+    assert [str(node.outputs[0].shape) for node in model.graph] == ["[batch,5]", "[batch,5]", "[n,m]"]
+
+
+def test_what_a_loop_carries_may_change_shape():
+    model = model_of("""
+    g (float[1] x, int64 n) => (float[m] y) <bool c = {1}> {
+        y = Loop (n, c, x) <body = b (int64 i, bool k, float[1] s) => (bool k2, float[o] s2)
+            { k2 = Identity (k)  t = Neg (s)  s2 = Concat <axis: int = 0> (t, t) }>
+    }""")
+    normalize(model)
+    body = model.graph[0].attributes["body"].as_graph()
+    assert (body.inputs[2].shape, body[1].outputs[0].shape) == (None, None)
+
+
 def test_sequences_stay_sequences():
     model = normalized("""g (float[2] x) => (float[2] y) <int64 zero = {0}>
     { s = SequenceConstruct (x, x)  t = Identity (s)  y = SequenceAt (t, zero) }""")
