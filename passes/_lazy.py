@@ -14,6 +14,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 BLOCK = 256 * 1024  # elements: 1 MiB of float32, small enough to stay in the cache
+WRITE = 1 << 18  # bytes handed over at a time: measured 3 to 4 times faster on ext4 than 1 MiB, whose pages are huge
 np.empty(1 << 24, np.uint8)  # freed at once: glibc then keeps freed blocks up to this size instead of unmapping each
 Kernel = Callable[[NDArray[Any], int], NDArray[Any]]
 """(flat block, index of its first element) -> flat block of as many elements, in the new type."""
@@ -79,8 +80,10 @@ class DerivedTensor:
         """Write the bytes block by block (the hook of onnx_ir's external data writer)."""
         written = 0
         for data in _one_ahead(self._byte_blocks()) if self.size > 2 * BLOCK else self._byte_blocks():
-            file.write(data)
-            written += memoryview(data).nbytes
+            view = memoryview(data)
+            for start in range(0, view.nbytes, WRITE):
+                file.write(view[start : start + WRITE])
+            written += view.nbytes
         assert written == self.nbytes, f"{self.name}: {written} bytes written, {self.nbytes} declared"
 
     def _byte_blocks(self) -> Iterator[Any]:
