@@ -10,14 +10,13 @@ import onnx_ir as ir
 from ._base import Context, Declined, Effect, Option, Pass, PassOutcome, RangeMethod
 from ._graph import Names, all_graphs, refresh_shapes
 from ._opset import raise_opset
-from ._quant.binary import channel_mean_abs, inner_layers, insert_packed_float
+from ._quant.binary import inner_layers, insert_packed_float, sign_scales
 from ._quant.insert import insert_dynamic, insert_static, worth_dynamic
 from ._quant.layers import Layer, find_layers
 from ._quant.parameters import assign
 from ._quant.placement import place
 from ._quant.prepare import drop_unused_initializers, mean_to_pool
 from ._quant.rules import TARGETS, TargetRules
-from ._quant.weights import Floats, Layout
 from .fold_affine import FoldAffine
 from .fold_batchnorm import FoldBatchnorm
 from .fold_pad import FoldPad
@@ -57,78 +56,81 @@ class Quant(Pass):
     def run(self, model: ir.Model, context: Context) -> PassOutcome:
         rules = TARGETS[context.target]
         if rules.why_not:
-            return PassOutcome(declined=[Declined("target " + context.target, rules.why_not)])
+            return PassOutcome(declined=[Declined(f"target {context.target}", rules.why_not)])
+        plan, declined = self._plan(model, context, rules)
+        if not plan:
+            return PassOutcome(declined=declined)
         raise_opset(model, PER_CHANNEL_OPSET)
         names = Names(model)
         if context.has_data():
-            for fold in (FoldBatchnorm(), FoldAffine(), FoldPad()):
-                fold.run(model, context)
-            mean_to_pool(model.graph, names)
-        outcome = PassOutcome()
-        for graph in all_graphs(model):
-            layers, declined = find_layers(graph, rules, self.include, self.exclude)
-            outcome.declined += declined
-            if graph is model.graph and context.has_data():
-                self._static(model, layers, context, rules, names, outcome)
+            self._prepare(model, context, names)
+        plan, declined = self._plan(model, context, rules)
+        outcome = PassOutcome(declined=declined)
+        for part in plan:
+            if part.graph is model.graph and context.has_data():
+                _count(outcome, self._static(model, part, context, rules, names))
             else:
-                self._dynamic(graph, layers, context, rules, names, outcome)
+                _count(outcome, insert_packed_float(part.graph, names, part.one_bit))
+                _count(outcome, insert_dynamic(part.graph, names, [v for v in part.layers if v not in part.one_bit]))
         drop_unused_initializers(all_graphs(model))
         refresh_shapes(model)
         return outcome
 
-    def _static(
-        self, model: ir.Model, layers: list[Layer], context: Context, rules: TargetRules, names: Names,
-        outcome: PassOutcome,
-    ) -> None:
-        """Quantize the main graph with ranges from calibration."""
-        if not layers:
-            return
-        placement = place(model.graph, layers, rules)
-        taps = [v.name for v in placement.quantized if v.name]
-        ranges = context.activation_ranges(model, taps, self.calibration, self.percentile, self.samples)
-        parameters = assign(placement, {v: ranges[v.name] for v in placement.quantized if v.name}, rules)
-        _count(outcome, insert_static(model.graph, names, placement, parameters, rules, self._alphas(layers)))
+    def _plan(
+        self, model: ir.Model, context: Context, rules: TargetRules
+    ) -> tuple[list[Part], list[Declined]]:
+        """The layers to quantize, graph by graph, and the reasons for the others. Changes nothing."""
+        plan: list[Part] = []
+        declined: list[Declined] = []
+        for graph in all_graphs(model):
+            layers, reasons = find_layers(graph, rules, self.include, self.exclude)
+            declined += reasons
+            one_bit = inner_layers(layers) if self.form == "binary" else []
+            calibrated = context.has_data() and graph is model.graph
+            taken: list[Layer] = []
+            for layer in layers:
+                reason = None if calibrated or layer in one_bit else self._why_not_dynamic(layer, context, rules)
+                if reason:
+                    declined.append(Declined(layer.name, reason))
+                else:
+                    taken.append(layer)
+            if isinstance(graph, ir.Function):
+                declined += [Declined(v.name, "it lies in a local function that could not be inlined") for v in taken]
+            elif taken:
+                plan.append(Part(graph, taken, one_bit))
+        return plan, declined
 
-    def _dynamic(
-        self, graph: ir.Graph | ir.Function, layers: list[Layer], context: Context, rules: TargetRules, names: Names,
-        outcome: PassOutcome,
-    ) -> None:
-        """Quantize what pays with activations quantized at run time; a reason for each other layer."""
-        taken: list[Layer] = []
-        if self.form == "binary" and isinstance(graph, ir.Graph):
-            packed = inner_layers(layers)
-            _count(outcome, insert_packed_float(graph, names, packed))
-            layers = [layer for layer in layers if layer not in packed]
-        for layer in layers:
-            reason = self._why_not_dynamic(layer, graph, rules, context.has_data())
-            if reason:
-                outcome.declined.append(Declined(layer.name, reason))
-            else:
-                taken.append(layer)
-        if taken and isinstance(graph, ir.Graph):
-            _count(outcome, insert_dynamic(graph, names, taken))
-
-    def _why_not_dynamic(
-        self, layer: Layer, graph: ir.Graph | ir.Function, rules: TargetRules, calibrated: bool
-    ) -> str | None:
-        if isinstance(graph, ir.Function):
-            return "it lies in a local function that could not be inlined"
+    def _why_not_dynamic(self, layer: Layer, context: Context, rules: TargetRules) -> str | None:
         if layer.node.op_type not in rules.dynamic:
             need = f"{layer.node.op_type} needs calibrated ranges"
+            calibrated = context.has_data()
             return f"{need}, and calibration does not reach into subgraphs" if calibrated else f"{need}: give --data"
         return worth_dynamic(layer)
 
+    def _prepare(self, model: ir.Model, context: Context, names: Names) -> None:
+        """Exact rewrites without which int8 kernels do not form."""
+        for fold in (FoldBatchnorm(), FoldAffine(), FoldPad()):
+            fold.run(model, context)
+        mean_to_pool(model.graph, names)
 
-    def _alphas(self, layers: list[Layer]) -> dict[ir.Value, Floats]:
-        """The weights that become one bit, with their scales."""
-        chosen = inner_layers(layers) if self.form == "binary" else []
-        found: dict[ir.Value, Floats] = {}
-        for layer in chosen:
-            tensor = layer.weight.const_value
-            assert tensor is not None
-            layout = Layout.of(tuple(tensor.shape.numpy()), layer.channel_axis)
-            found[layer.weight] = channel_mean_abs(tensor, layout)
-        return found
+    def _static(
+        self, model: ir.Model, part: Part, context: Context, rules: TargetRules, names: Names
+    ) -> dict[str, int]:
+        """Quantize the main graph with ranges from calibration."""
+        placement = place(part.graph, part.layers, rules)
+        taps = [v.name for v in placement.quantized if v.name]
+        ranges = context.activation_ranges(model, taps, self.calibration, self.percentile, self.samples)
+        parameters = assign(placement, {v: ranges[v.name] for v in placement.quantized if v.name}, rules)
+        return insert_static(part.graph, names, placement, parameters, rules, sign_scales(part.one_bit))
+
+
+@dataclass(frozen=True)
+class Part:
+    """One graph's layers to quantize; `one_bit`: those whose weights become packed signs."""
+
+    graph: ir.Graph
+    layers: list[Layer]
+    one_bit: list[Layer]
 
 
 def _count(outcome: PassOutcome, stats: dict[str, int]) -> None:

@@ -28,30 +28,32 @@ def channel_mean_abs(tensor: ir.TensorProtocol, layout: Layout) -> Floats:
     return (total / max(layout.outer * layout.inner, 1)).astype(np.float32)
 
 
+def sign_scales(layers: list[Layer]) -> dict[ir.Value, Floats]:
+    """alpha of each layer's weight."""
+    return {layer.weight: channel_mean_abs(_tensor(layer), _layout(layer)) for layer in layers}
+
+
 def insert_packed_float(graph: ir.Graph, names: Names, layers: list[Layer]) -> dict[str, int]:
     """Store the weights of `layers` packed and run them in float: sign -> Cast -> Mul alpha, folded at load."""
     inserter = Inserter(graph, names)
     done: dict[tuple[ir.Value, int], ir.Value] = {}
     weights = 0
     for layer in layers:
-        tensor = layer.weight.const_value
-        assert tensor is not None
-        shape = tuple(tensor.shape.numpy())
-        axis = layer.channel_axis % len(shape)
-        if (layer.weight, axis) not in done:
-            done[layer.weight, axis] = _unpacked_float(inserter, layer, tensor, Layout.of(shape, axis))
-            weights += tensor.size
-        layer.node.replace_input_with(layer.rule.weight, done[layer.weight, axis])
+        key = (layer.weight, axis_of(layer))
+        if key not in done:
+            done[key] = _unpacked_float(inserter, layer)
+            weights += _tensor(layer).size
+        layer.node.replace_input_with(layer.rule.weight, done[key])
     return {"layers": len(layers), "weights": weights, "pairs": 0}
 
 
-def _unpacked_float(inserter: Inserter, layer: Layer, tensor: ir.TensorProtocol, layout: Layout) -> ir.Value:
+def _unpacked_float(inserter: Inserter, layer: Layer) -> ir.Value:
     """The nodes go to the top of the graph, in reach of every user of a shared weight."""
-    stem, f32 = layer.weight.name or "weight", ir.DataType.FLOAT
+    stem, f32, tensor = layer.weight.name or "weight", ir.DataType.FLOAT, _tensor(layer)
     shape = tuple(tensor.shape.numpy())
     first = inserter.graph[0]
     signs = packed_weight(inserter.graph, inserter.names, stem, tensor, first)
-    alpha = channel_mean_abs(tensor, layout).reshape((layout.channels,) + (1,) * (len(shape) - 1 - axis_of(layer)))
+    alpha = channel_mean_abs(tensor, _layout(layer)).reshape((-1,) + (1,) * (len(shape) - 1 - axis_of(layer)))
     cast = inserter.node("Cast", [signs], f"{stem}_signs", f32, ir.Shape(shape), {"to": int(f32)})
     scaled = inserter.node("Mul", [cast.outputs[0], inserter.constant(f"{stem}_alpha", alpha)], f"{stem}_unpacked",
                            f32, ir.Shape(shape))
@@ -61,5 +63,13 @@ def _unpacked_float(inserter: Inserter, layer: Layer, tensor: ir.TensorProtocol,
 
 def axis_of(layer: Layer) -> int:
     """The output channel axis of the layer's weight, counted from the front."""
+    return layer.channel_axis % len(_tensor(layer).shape.numpy())
+
+
+def _layout(layer: Layer) -> Layout:
+    return Layout.of(tuple(_tensor(layer).shape.numpy()), axis_of(layer))
+
+
+def _tensor(layer: Layer) -> ir.TensorProtocol:
     assert layer.weight.const_value is not None
-    return layer.channel_axis % len(layer.weight.const_value.shape.numpy())
+    return layer.weight.const_value

@@ -62,7 +62,7 @@ def place(graph: ir.Graph, layers: list[Layer], rules: TargetRules) -> Placement
 def _run_closure(graph: ir.Graph, layers: list[Layer], rules: TargetRules) -> list[Carried]:
     """Carrying ops fed by int8 data whose result reaches a layer through such ops only."""
     by_node = {layer.node: layer for layer in layers}
-    available = set[ir.Value]()
+    available = {layer.input for layer in layers}  # quantized whoever makes them
     candidates: list[Carried] = []
     for node in graph:
         if node in by_node:
