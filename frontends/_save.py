@@ -26,6 +26,9 @@ INLINE_LIMIT = 3 << 29
 SMALL = 1024
 """Tensors below this many bytes stay in the graph: shapes and scalars are read by shape inference."""
 
+EARLY = 4 << 20
+"""Bytes from which a tensor is sent to the disk as soon as it is written."""
+
 _TOO_LARGE = "the model exceeds protobuf's 2 GiB in one file"
 _FAULT = "this is a fault of the pass or tool that made it: please report it"
 
@@ -221,7 +224,15 @@ def _write_tensor(file: BinaryIO, tensor: ir.TensorProtocol) -> int:
         raise OnnxOptError(
             f"tensor '{tensor.name}'", f"gave {written} bytes where its shape and type need {tensor.nbytes}", _FAULT
         )
+    _start_writeback(file, start, written)
     return start
+
+
+def _start_writeback(file: BinaryIO, start: int, length: int) -> None:
+    """Let the disk begin on a large tensor while the next one is computed, not only at the fsync after the last."""
+    if length >= EARLY and hasattr(os, "posix_fadvise"):
+        file.flush()
+        os.posix_fadvise(file.fileno(), start, length, os.POSIX_FADV_DONTNEED)
 
 
 def _reference(tensor: ir.TensorProtocol, location: str, offset: int) -> ir.ExternalTensor:
