@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from ._graph import all_graphs, refresh_shapes
+from ._graph import all_graphs, graphs_of, refresh_shapes
 
 INLINE_LIMIT = 200_000
 """Nodes that inlining may make in all; functions that would make more stay functions."""
@@ -113,7 +113,7 @@ def _make_inlinable(function: ir.Function) -> None:
 
 def lift_constants(model: ir.Model) -> None:
     """Turn Constant nodes into initializers of their graph, of every size; those that are graph outputs stay."""
-    for graph in model.graphs():
+    for graph in graphs_of(model):
         for node in graph:
             if node.op_type != "Constant" or node.domain != "" or node.outputs[0].is_graph_output():
                 continue

@@ -11,6 +11,7 @@ import onnx_ir as ir
 from ._affine import Affine, Channels, Target, fold, target_of
 from ._base import Context, Declined, Effect, Pass, PassOutcome
 from ._edit import Edit, array_of, label, rank_of
+from ._graph import graphs_of
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class FoldAffine(Pass):
 
     def run(self, model: ir.Model, context: Context) -> PassOutcome:
         edit, declined, count = Edit(model), list[Declined](), 0
-        for graph in model.graphs():
+        for graph in graphs_of(model):
             for node in graph:
                 if node.op_type in ("Mul", "Div", "Add", "Sub") and node.domain == "" and len(node.inputs) == 2:
                     reason = _fold(node, edit)

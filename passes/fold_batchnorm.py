@@ -11,6 +11,7 @@ import onnx_ir as ir
 from ._affine import FLOATS, Affine, Target, fold, target_of
 from ._base import Context, Declined, Effect, Pass, PassOutcome
 from ._edit import Edit, is_constant, label, rank_of, used_once
+from ._graph import graphs_of
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class FoldBatchnorm(Pass):
 
     def run(self, model: ir.Model, context: Context) -> PassOutcome:
         edit, declined, count = Edit(model), list[Declined](), 0
-        for graph in model.graphs():
+        for graph in graphs_of(model):
             for node in graph:
                 if node.op_type == "BatchNormalization" and node.domain == "":
                     reason = _fold(node, edit)

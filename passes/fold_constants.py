@@ -13,6 +13,7 @@ from ._base import Context, Declined, Effect, Option, Pass, PassOutcome
 from ._branches import inline_branches
 from ._edit import Edit, is_constant, label
 from ._fold import Array, NotFoldable, evaluate, foldable, result_elements
+from ._graph import graphs_of
 from .remove_identities import input_symbols
 
 FREE = 64 * 1024
@@ -62,7 +63,7 @@ class Evaluated:
 def _evaluate_all(model: ir.Model, edit: Edit) -> tuple[Evaluated, list[Declined]]:
     """Evaluate in order, so that results are inputs of what follows; graphs before the subgraphs they hold."""
     done, declined = Evaluated(), []
-    for graph in model.graphs():
+    for graph in graphs_of(model):
         for node in graph:
             if not foldable(node) or not _inputs_known(node, done):
                 continue

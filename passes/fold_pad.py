@@ -9,6 +9,7 @@ import onnx_ir as ir
 
 from ._base import Context, Declined, Effect, Pass, PassOutcome
 from ._edit import Edit, array_of, ints_of, label, rank_of, used_once
+from ._graph import graphs_of
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class FoldPad(Pass):
 
     def run(self, model: ir.Model, context: Context) -> PassOutcome:
         edit, declined, count = Edit(model), list[Declined](), 0
-        for graph in model.graphs():
+        for graph in graphs_of(model):
             for node in graph:
                 pad = node.inputs[0].producer() if node.op_type == "Conv" and node.inputs[0] is not None else None
                 if pad is None or pad.op_type != "Pad" or pad.domain != "" or node.domain != "":

@@ -14,6 +14,7 @@ from . import _rules_cast as cast
 from . import _rules_shape as shape
 from ._base import Context, Effect, Option, Pass, PassOutcome
 from ._edit import Edit, subgraphs
+from ._graph import graphs_of
 
 Rule = Callable[[ir.Node, Edit], bool]
 """Try to rewrite at a node; whether it did. A rule does constant work, so that the whole pass is linear."""
@@ -53,7 +54,7 @@ def input_symbols(model: ir.Model) -> frozenset[str]:
 def rewrite(model: ir.Model, table: dict[str, list[Rule]]) -> Counter[str]:
     """Apply the rules to every node of all graphs, and again around every change; how often each applied."""
     edit, counts = Edit(model), Counter[str]()
-    queue = deque(node for graph in model.graphs() for node in graph)
+    queue = deque(node for graph in graphs_of(model) for node in graph)
     waiting = set(queue)
     while queue:
         node = queue.popleft()

@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from ._base import Context, Effect, Pass, PassOutcome
 from ._edit import release, subgraphs
-from ._graph import all_graphs, all_nodes
+from ._graph import all_graphs, all_nodes, graphs_of
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class RemoveUnused(Pass):
         for graph in [model.graph, *(f.graph for f in model.functions.values())]:
             _remove_nodes(graph, model, removed)
         functions = _remove_functions(model)
-        for subgraph in model.graphs():
+        for subgraph in graphs_of(model):
             removed.initializers += _remove_initializers(subgraph)
         _remove_imports(model)
         stats = {"nodes": removed.nodes, "initializers": removed.initializers, "outputs": removed.outputs,

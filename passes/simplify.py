@@ -9,7 +9,7 @@ from typing import ClassVar
 import onnx_ir as ir
 
 from ._base import Context, Declined, Effect, Option, Pass, PassOutcome
-from ._graph import refresh_shapes
+from ._graph import graphs_of, refresh_shapes
 from ._normalize import normalize
 from .deduplicate_initializers import DeduplicateInitializers
 from .eliminate_common_subexpressions import EliminateCommonSubexpressions
@@ -75,4 +75,4 @@ class Simplify(Pass):
 
 
 def _count(model: ir.Model) -> int:
-    return sum(len(graph) for graph in model.graphs())
+    return sum(len(graph) for graph in graphs_of(model))
