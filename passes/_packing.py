@@ -1,21 +1,27 @@
-"""One-bit weights: +1/-1 stored eight to a byte, unpacked by plain nodes that ONNX Runtime folds when it loads.
+"""Weights below eight bits, stored packed and unpacked by plain nodes that ONNX Runtime folds when it loads.
 
-    packed uint8 (ceil(n/8),) -> Cast int32 -> Gather(table 256x8 int8) -> Reshape (-> Slice -> Reshape) -> int8 weight
+    signs, planes   packed uint8 (planes, ceil(n/8)) -> Cast -> Gather(table 256x8) (-> weigh and add the planes)
+    trits           packed uint8 (ceil(n/5),)        -> Cast -> Gather(table 243x5)
+    int4            INT4 initializer                 -> Cast int8 (opset 21)
+
+then Reshape (and Slice where n is no multiple of 8 or 5) to the weight's shape. All give the same int8 codes.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from ._graph import Names
-from ._lazy import blocks
+from ._lazy import DerivedTensor, blocks
+from ._quant.inserter import Inserter
 
-_TABLE = "sign_table"
-"""Key of `graph.meta` that holds the name of the graph's table, and the stem of that name."""
+INT4_OPSET = 21
+TRITS_A_BYTE = 5
 
 
 def pack_signs(array: NDArray[Any]) -> NDArray[np.uint8]:
@@ -33,80 +39,139 @@ def sign_table() -> NDArray[np.int8]:
     return (bits.astype(np.int8) * 2 - 1).astype(np.int8)
 
 
-def packed_weight(
-    graph: ir.Graph,
-    names: Names,
-    value_name: str,
-    signs: ir.TensorProtocol | NDArray[Any],
-    before: ir.Node,
-) -> ir.Value:
-    """Store the signs of `signs` packed in `graph` and unpack them in front of the node `before`.
+def pack_trits(array: NDArray[Any]) -> NDArray[np.uint8]:
+    """Values -1, 0, 1, flat, five to a byte, 1.6 bits each.
 
-    Shapes: `signs`, float of any shape -> the returned int8 value of +1/-1 has the same shape. The table is one
-    initializer a graph. Nothing is computed until the model is written; then one weight's packed bytes are held.
-    Opset: 10 or later (Slice with inputs).
+    Shapes: any shape of n elements -> (ceil(n / 5),). Element 5*i + j is digit j (value 3**j) of byte i, plus one.
+    Digits after the last element are 0.
     """
-    tensor = ir.Tensor(signs) if isinstance(signs, np.ndarray) else signs
+    flat = np.asarray(array).reshape(-1)
+    digits = np.zeros(-(-flat.size // TRITS_A_BYTE) * TRITS_A_BYTE, np.uint8)
+    digits[: flat.size] = flat + 1
+    return (digits.reshape(-1, TRITS_A_BYTE) @ _POWERS).astype(np.uint8)
+
+
+def trit_table() -> NDArray[np.int8]:
+    """(243, 5) int8: row b holds the five values that `pack_trits` put in byte b."""
+    return (np.arange(3**TRITS_A_BYTE)[:, None] // _POWERS % 3 - 1).astype(np.int8)
+
+
+_POWERS = 3 ** np.arange(TRITS_A_BYTE)
+
+
+@dataclass(frozen=True)
+class Packing:
+    """One way to store small codes: `per_byte` of them in a byte, `table` row b the codes of byte b."""
+
+    key: str
+    per_byte: int
+    pack: Callable[[NDArray[Any]], NDArray[np.uint8]]
+    table: Callable[[], NDArray[np.int8]]
+
+
+SIGNS = Packing("signs", 8, pack_signs, sign_table)
+TRITS = Packing("trits", TRITS_A_BYTE, pack_trits, trit_table)
+
+
+def packed_weight(
+    inserter: Inserter, stem: str, codes: ir.TensorProtocol | NDArray[Any], before: ir.Node,
+    packing: Packing = SIGNS, planes: int = 1,
+) -> ir.Value:
+    """Store `codes` packed and unpack them in front of the node `before`.
+
+    Shapes: `codes` of any shape -> the returned int8 value has the same shape. `planes`: with SIGNS, codes are the
+    odd numbers from 1 - 2**planes to 2**planes - 1, the sum of 2**i * sign_i. The table is one initializer a graph.
+    Nothing is computed until the model is written; then one weight's packed bytes are held. Opset: 10 or later (13
+    for planes).
+    """
+    tensor = ir.Tensor(codes) if isinstance(codes, np.ndarray) else codes
     dims = [int(d) for d in tensor.shape.numpy()]
-    packed = _initializer(graph, names.fresh(f"{value_name}_packed"), _packed_tensor(tensor))
-    index = _step(graph, names, before, "Cast", value_name, [packed], ir.DataType.INT32, [-(-tensor.size // 8)],
-                  {"to": int(ir.DataType.INT32)})
-    eights = _step(graph, names, before, "Gather", value_name, [_table(graph, names), index], ir.DataType.INT8,
-                   [-(-tensor.size // 8), 8])
-    if tensor.size % 8:
-        flat = _reshaped(graph, names, before, value_name, eights, [-(-tensor.size // 8) * 8])
-        bounds = [_integers(graph, names, f"{value_name}_{what}", [at]) for what, at in
-                  (("start", 0), ("end", tensor.size))]
-        eights = _step(graph, names, before, "Slice", value_name, [flat, *bounds], ir.DataType.INT8, [tensor.size])
-    return _reshaped(graph, names, before, value_name, eights, dims)
+    count = -(-tensor.size // packing.per_byte)
+    rows = [] if planes == 1 else [planes]
+    packed = inserter.initializer(f"{stem}_packed", _packed_tensor(tensor, packing, planes))
+    index = _step(inserter, before, "Cast", [packed], stem, ir.DataType.INT32, [*rows, count])
+    value = _step(inserter, before, "Gather", [_table(inserter, packing), index], stem, ir.DataType.INT8,
+                  [*rows, count, packing.per_byte])
+    if planes > 1:
+        value = _summed(inserter, before, stem, value, planes, [count, packing.per_byte])
+    if tensor.size % packing.per_byte:
+        flat = _reshaped(inserter, before, stem, value, [count * packing.per_byte])
+        bounds = [inserter.constant("start", np.array([0])), inserter.constant("end", np.array([tensor.size]))]
+        value = _step(inserter, before, "Slice", [flat, *bounds], stem, ir.DataType.INT8, [tensor.size])
+    return _reshaped(inserter, before, stem, value, dims)
 
 
-def _packed_tensor(tensor: ir.TensorProtocol) -> ir.LazyTensor:
-    size = -(-tensor.size // 8)
+def int4_weight(inserter: Inserter, stem: str, codes: ir.TensorProtocol, before: ir.Node) -> ir.Value:
+    """Store int8 `codes` in -8..7 as INT4 (two to a byte) and cast them to int8 in front of `before`. Opset: 21.
+
+    Not dequantized straight from INT4: ONNX Runtime makes no integer kernel of that.
+    """
+    stored = DerivedTensor(codes, lambda block, start: block.astype(_INT4), ir.DataType.INT4)
+    value = inserter.initializer(f"{stem}_int4", stored)
+    return _step(inserter, before, "Cast", [value], stem, ir.DataType.INT8, [int(d) for d in codes.shape.numpy()])
+
+
+_INT4 = ir.DataType.INT4.numpy()
+
+
+def _packed_tensor(tensor: ir.TensorProtocol, packing: Packing, planes: int) -> ir.LazyTensor:
+    shape = [-(-tensor.size // packing.per_byte)]
 
     def compute() -> ir.TensorProtocol:
-        out = np.empty(size, np.uint8)
-        for start, block in blocks(tensor, granule=8):
-            bits = pack_signs(block)
-            out[start // 8 : start // 8 + bits.size] = bits
-        assert start + block.size == tensor.size, f"{tensor.name}: {start + block.size} of {tensor.size} signs packed"
-        return ir.Tensor(out)
+        out = np.empty((planes, *shape), np.uint8)
+        for plane in range(planes):
+            done = 0
+            for _, block in blocks(tensor, granule=packing.per_byte):
+                packed = packing.pack(_plane(block, plane, planes))
+                out[plane, done : done + packed.size] = packed
+                done += packed.size
+            assert done == shape[0], f"{tensor.name}: {done} of {shape[0]} bytes packed"
+        return ir.Tensor(out if planes > 1 else out[0])
 
-    return ir.LazyTensor(compute, dtype=ir.DataType.UINT8, shape=ir.Shape([size]))
+    return ir.LazyTensor(compute, dtype=ir.DataType.UINT8, shape=ir.Shape(shape if planes == 1 else [planes, *shape]))
 
 
-def _table(graph: ir.Graph, names: Names) -> ir.Value:
-    known = graph.initializers.get(graph.meta.get(_TABLE, ""))
+def _plane(codes: NDArray[Any], plane: int, planes: int) -> NDArray[Any]:
+    """The signs that weigh 2**(planes - 1 - plane): bits of (code + 2**planes - 1) / 2."""
+    if planes == 1:
+        return codes
+    levels = (codes.astype(np.int16) + 2**planes - 1) // 2
+    signs: NDArray[Any] = (levels >> (planes - 1 - plane)) % 2 * 2 - 1
+    return signs
+
+
+def _summed(
+    inserter: Inserter, before: ir.Node, stem: str, signs: ir.Value, planes: int, dims: list[int]
+) -> ir.Value:
+    """2**i * sign_i, added up over the planes, as int8 (in int32: ONNX Runtime multiplies no int8)."""
+    powers = inserter.constant("plane_weights", 2 ** np.arange(planes, dtype=np.int32)[::-1].reshape(-1, 1, 1))
+    wide = _step(inserter, before, "Cast", [signs], stem, ir.DataType.INT32, [planes, *dims])
+    weighed = _step(inserter, before, "Mul", [wide, powers], stem, ir.DataType.INT32, [planes, *dims])
+    axes = inserter.constant("plane_axis", np.array([0]))
+    total = _step(inserter, before, "ReduceSum", [weighed, axes], stem, ir.DataType.INT32, dims, {"keepdims": 0})
+    return _step(inserter, before, "Cast", [total], stem, ir.DataType.INT8, dims)
+
+
+def _table(inserter: Inserter, packing: Packing) -> ir.Value:
+    """The graph's table for this packing; its name is kept in `graph.meta`."""
+    key = f"{packing.key}_table"
+    known = inserter.graph.initializers.get(inserter.graph.meta.get(key, ""))
     if known is None:
-        known = _initializer(graph, names.fresh(_TABLE), ir.Tensor(sign_table()))
-        graph.meta[_TABLE] = known.name
+        known = inserter.initializer(key, ir.Tensor(packing.table()))
+        inserter.graph.meta[key] = known.name
     return known
 
 
-def _reshaped(graph: ir.Graph, names: Names, before: ir.Node, stem: str, value: ir.Value, dims: list[int]) -> ir.Value:
-    shape = _integers(graph, names, f"{stem}_shape", dims)
-    return _step(graph, names, before, "Reshape", stem, [value, shape], ir.DataType.INT8, dims)
+def _reshaped(inserter: Inserter, before: ir.Node, stem: str, value: ir.Value, dims: list[int]) -> ir.Value:
+    shape = inserter.constant("shape", np.array(dims))
+    return _step(inserter, before, "Reshape", [value, shape], stem, ir.DataType.INT8, dims)
 
 
 def _step(
-    graph: ir.Graph, names: Names, before: ir.Node, op: str, stem: str, inputs: list[ir.Value],
-    dtype: ir.DataType, dims: list[int], attributes: dict[str, Any] | None = None,
+    inserter: Inserter, before: ir.Node, op: str, inputs: list[ir.Value], stem: str, dtype: ir.DataType,
+    dims: list[int], attributes: dict[str, int] | None = None,
 ) -> ir.Value:
-    name = names.fresh(f"{stem}_{op.lower()}")
-    node = ir.node(op, inputs, attributes, name=names.fresh(f"{name}_node"))
-    output = node.outputs[0]
-    output.name, output.shape, output.type = name, ir.Shape(dims), ir.TensorType(dtype)
-    graph.insert_before(before, node)
-    return output
-
-
-def _integers(graph: ir.Graph, names: Names, stem: str, values: list[int]) -> ir.Value:
-    return _initializer(graph, names.fresh(stem), ir.Tensor(np.array(values, np.int64)))
-
-
-def _initializer(graph: ir.Graph, name: str, tensor: Any) -> ir.Value:
-    tensor.name = name
-    value = ir.Value(name=name, shape=ir.Shape(tensor.shape.numpy()), type=ir.TensorType(tensor.dtype),
-                     const_value=tensor)
-    graph.register_initializer(value)
-    return value
+    cast = {"to": int(dtype)} if op == "Cast" else None
+    node = inserter.node(op, list(inputs), f"{stem}_{op.lower()}", dtype, ir.Shape(dims), attributes or cast)
+    inserter.graph.insert_before(before, node)
+    return node.outputs[0]

@@ -1,111 +1,125 @@
-"""Quantization: 8-bit integer layers in the form that the target's runtime fuses, or 1-bit weights stored packed."""
+"""Quantization: integer layers in the form that the target's runtime fuses; weights of 8 bits down to one."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import onnx_ir as ir
 
+from .. import UsageError
 from ._base import Context, Declined, Effect, Option, Pass, PassOutcome, RangeMethod
-from ._graph import Names, all_graphs, refresh_shapes
+from ._graph import Names, all_graphs, all_nodes, refresh_shapes
 from ._opset import raise_opset
-from ._quant.binary import inner_layers, insert_packed_float, sign_scales
-from ._quant.insert import insert_dynamic, insert_static, worth_dynamic
-from ._quant.layers import Layer, find_layers
+from ._quant.blocked import insert_blocked
+from ._quant.choices import Choice, Override, check_patterns, choices, read_overrides
+from ._quant.dynamic import insert_dynamic
+from ._quant.forms import FORMS, ONE_LAYER, Settings
+from ._quant.insert import insert_static
+from ._quant.layers import Layer, heavy_nodes
+from ._quant.packed import insert_packed
 from ._quant.parameters import assign
 from ._quant.placement import place
+from ._quant.plan import Part, Request, plan
 from ._quant.prepare import drop_unused_initializers, mean_to_pool
 from ._quant.rules import TARGETS, TargetRules
 from .fold_affine import FoldAffine
 from .fold_batchnorm import FoldBatchnorm
 from .fold_pad import FoldPad
 
-PER_CHANNEL_OPSET = 13
-
 
 @dataclass(frozen=True)
 class Quant(Pass):
-    """Quantize layers to 8-bit integers (QDQ), or their weights to one bit.
+    """Quantize layers to 8-bit integers (QDQ), or their weights to fewer bits, down to one.
 
     Effect: lossy. Touches Conv, Gemm and MatMul with constant float32 weights and the values between them; inputs,
     outputs and every other op keep their types. With calibration data activations get static ranges; without,
-    MatMul and Gemm quantize them at run time and Conv stays float.
+    MatMul and Gemm quantize them at run time and Conv stays float. Weights of 4 bits or fewer are stored packed and
+    unpacked to int8 when the runtime loads the model: such a file is smaller, its speed is that of int8.
 
     Shapes: weight (M, C, *K), (K, N) -> same, int8 with one scale per output channel; bias (M,) -> int32.
 
-    Errors: RefusedError if calibration meets NaN or Inf, or the opset cannot be raised to 13.
+    Errors: RefusedError if calibration meets NaN or Inf, or the opset cannot be raised to 13 (21 for 3 and 4 bits,
+    16-bit activations and blocks). UsageError if an entry of `layers` cannot be read or matches no layer.
 
-    Stats: `layers` (count), `weights` (count, now 8 bit or less), `pairs` (count of Q/DQ pairs), `form`.
+    Stats: `layers` (count), `weights` (count, now 8 bit or less), `pairs` (count of Q/DQ pairs).
 
     Source: Jacob et al., Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only
-    Inference, CVPR 2018 (arXiv:1712.05877); binary: Rastegari et al., XNOR-Net, ECCV 2016 (arXiv:1603.05279).
+    Inference, CVPR 2018 (arXiv:1712.05877); binary: Rastegari et al., XNOR-Net, ECCV 2016 (arXiv:1603.05279), planes
+    after Lin et al., ABC-Net, NeurIPS 2017 (arXiv:1711.11294); ternary: Li et al., Ternary Weight Networks, 2016
+    (arXiv:1605.04711).
     """
 
     name: ClassVar[str] = "quant"
     effect: ClassVar[Effect] = "lossy"
 
-    form: Literal["int8", "binary"] = Option("int8", "What weights become: 8-bit integers, or sign times a scale.")
+    form: Literal["int8", "dynamic", "int16", "blocked", "ternary", "binary"] = Option(
+        "int8", "int8: integers, activations too (static with data, at run time without); dynamic: at run time even "
+        "with data; int16: 16-bit activations; blocked: weights only, a scale a block; ternary, binary: -1, (0,) 1.")
     calibration: RangeMethod = Option("mse", "How activation ranges are read off the calibration data.")
     percentile: float = Option(99.99, "Share of values inside the range, for calibration=percentile.",
                                low=50.0, high=100.0, unit="percent")
     samples: int = Option(512, "Calibration samples to use at most.", low=1, high=10_000_000)
     include: tuple[str, ...] = Option((), "Quantize only layers whose node, weight or output name matches a pattern.")
     exclude: tuple[str, ...] = Option((), "Leave layers float whose node, weight or output name matches a pattern.")
+    layers: tuple[str, ...] = Option(
+        (), "What single layers become, first match wins: PATTERN=FORM[:bits], FORM also float; or @FILE.toml, whose "
+        "table [layers] has lines \"PATTERN\" = \"FORM[:bits]\".")
+    bits: int = Option(8, "Bits of integer weights; 7 for CPUs without VNNI, whose 8-bit products saturate.",
+                       low=2, high=8)
+    block: int = Option(32, "Weights that share a scale, for blocked.", low=16, high=65_536)
+    planes: int = Option(1, "Sums of so many signs, for binary: as many bits a weight.", low=1, high=3)
+    fit: Literal["mse", "mean"] = Option("mse", "Scale of binary and ternary weights: least squares, or from mean |w|.")
+    kernel: Literal["auto", "int8", "float"] = Option(
+        "auto", "What runs the layers; float only stores them small. auto: int8 where ranges are known.")
+    ends: Literal["8", "same"] = Option("8", "First and last layer where the others have 4 bits or fewer.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._overrides()
+        engines = FORMS[self.form].engines
+        if self.kernel != "auto" and len(engines) == 1:
+            raise UsageError("quant.kernel", f"form {self.form} has no choice of kernels", "leave it at auto")
 
     def run(self, model: ir.Model, context: Context) -> PassOutcome:
-        rules = TARGETS[context.target]
-        if rules.why_not:
-            return PassOutcome(declined=[Declined(f"target {context.target}", rules.why_not)])
-        plan, declined = self._plan(model, context, rules)
-        if not plan:
+        rules, reason = self._rules(context.target)
+        if reason:
+            return PassOutcome(declined=[Declined(f"target {context.target}", reason)])
+        check_patterns(self._overrides(), heavy_nodes(all_nodes(model)))
+        request = self._request(rules, context)
+        parts, declined = plan(model, request)
+        if not parts:
             return PassOutcome(declined=declined)
-        raise_opset(model, PER_CHANNEL_OPSET)
+        raise_opset(model, max(part.opset for part in parts))
         names = Names(model)
-        if context.has_data():
+        if any("static" in part.engines for part in parts):
             self._prepare(model, context, names)
-        plan, declined = self._plan(model, context, rules)
+        parts, declined = plan(model, request)
         outcome = PassOutcome(declined=declined)
-        for part in plan:
-            if part.graph is model.graph and context.has_data():
-                _count(outcome, self._static(model, part, context, rules, names))
-            else:
-                _count(outcome, insert_packed_float(part.graph, names, part.one_bit))
-                _count(outcome, insert_dynamic(part.graph, names, [v for v in part.layers if v not in part.one_bit]))
+        for part in parts:
+            self._insert(model, part, request, context, names, outcome)
         drop_unused_initializers(all_graphs(model))
         refresh_shapes(model)
         return outcome
 
-    def _plan(
-        self, model: ir.Model, context: Context, rules: TargetRules
-    ) -> tuple[list[Part], list[Declined]]:
-        """The layers to quantize, graph by graph, and the reasons for the others. Changes nothing."""
-        plan: list[Part] = []
-        declined: list[Declined] = []
-        for graph in all_graphs(model):
-            layers, reasons = find_layers(graph, rules, self.include, self.exclude)
-            declined += reasons
-            one_bit = inner_layers(layers) if self.form == "binary" else []
-            calibrated = context.has_data() and graph is model.graph
-            taken: list[Layer] = []
-            for layer in layers:
-                reason = None if calibrated or layer in one_bit else self._why_not_dynamic(layer, context, rules)
-                if reason:
-                    declined.append(Declined(layer.name, reason))
-                else:
-                    taken.append(layer)
-            if isinstance(graph, ir.Function):
-                declined += [Declined(v.name, "it lies in a local function that could not be inlined") for v in taken]
-            elif taken:
-                plan.append(Part(graph, taken, one_bit))
-        return plan, declined
+    def _rules(self, target: str) -> tuple[TargetRules, str]:
+        """The target's table, and why the form is not for it."""
+        rules = TARGETS[target]
+        if self.form == "int16":
+            return replace(rules, activation="uint16"), rules.why_not or rules.why_not_int16
+        integers_only = not {"float", "blocked"} & set(FORMS[self.form].engines) and self.kernel != "float"
+        return rules, rules.why_not if integers_only and not self.layers else ""
 
-    def _why_not_dynamic(self, layer: Layer, context: Context, rules: TargetRules) -> str | None:
-        if layer.node.op_type not in rules.dynamic:
-            need = f"{layer.node.op_type} needs calibrated ranges"
-            calibrated = context.has_data()
-            return f"{need}, and calibration does not reach into subgraphs" if calibrated else f"{need}: give --data"
-        return worth_dynamic(layer)
+    def _overrides(self) -> tuple[Override, ...]:
+        return read_overrides(self.layers, self.bits, ONE_LAYER)
+
+    def _request(self, rules: TargetRules, context: Context) -> Request:
+        default, overrides = Choice(self.form, self.bits), self._overrides()
+        return Request(
+            rules, self.include, self.exclude, self.kernel, self.block, context.has_data(),
+            Settings(self.bits, self.planes, self.fit),
+            choose=lambda layers: choices(layers, default, self.ends, overrides),
+        )
 
     def _prepare(self, model: ir.Model, context: Context, names: Names) -> None:
         """Exact rewrites without which int8 kernels do not form."""
@@ -113,24 +127,31 @@ class Quant(Pass):
             fold.run(model, context)
         mean_to_pool(model.graph, names)
 
+    def _insert(
+        self, model: ir.Model, part: Part, request: Request, context: Context, names: Names, outcome: PassOutcome
+    ) -> None:
+        """One graph's layers, engine by engine; calibration comes first, on the float graph."""
+        settings, engines = request.settings, part.engines
+        if layers := engines.get("static"):
+            _count(outcome, self._static(model, part, layers, request, context, names))
+        if layers := engines.get("dynamic"):
+            _count(outcome, insert_dynamic(part.graph, names, layers, part.codes(layers, settings)))
+        if layers := engines.get("float"):
+            _count(outcome, insert_packed(part.graph, names, layers, part.codes(layers, settings)))
+        for bits in (4, 8):
+            if layers := [v for v in engines.get("blocked", ()) if part.choices[v].bits == bits]:
+                _count(outcome, insert_blocked(part.graph, names, layers, bits, self.block))
+
     def _static(
-        self, model: ir.Model, part: Part, context: Context, rules: TargetRules, names: Names
+        self, model: ir.Model, part: Part, layers: list[Layer], request: Request, context: Context, names: Names
     ) -> dict[str, int]:
         """Quantize the main graph with ranges from calibration."""
-        placement = place(part.graph, part.layers, rules)
+        rules = request.rules
+        placement = place(part.graph, layers, rules)
         taps = [v.name for v in placement.quantized if v.name]
         ranges = context.activation_ranges(model, taps, self.calibration, self.percentile, self.samples)
         parameters = assign(placement, {v: ranges[v.name] for v in placement.quantized if v.name}, rules)
-        return insert_static(part.graph, names, placement, parameters, rules, sign_scales(part.one_bit))
-
-
-@dataclass(frozen=True)
-class Part:
-    """One graph's layers to quantize; `one_bit`: those whose weights become packed signs."""
-
-    graph: ir.Graph
-    layers: list[Layer]
-    one_bit: list[Layer]
+        return insert_static(part.graph, names, placement, parameters, rules, part.codes(layers, request.settings))
 
 
 def _count(outcome: PassOutcome, stats: dict[str, int]) -> None:

@@ -1,4 +1,4 @@
-"""Graph surgery: Q/DQ pairs, integer weights and biases, and the form that quantizes activations at run time."""
+"""Graph surgery of the static form: Q/DQ pairs, integer weights and biases."""
 
 from __future__ import annotations
 
@@ -6,77 +6,36 @@ import numpy as np
 import onnx_ir as ir
 
 from .._graph import Names
-from .._packing import packed_weight
-from .layers import Layer, int_attribute
+from .codes import Codes
+from .inserter import Inserter
+from .layers import Layer
 from .parameters import Parameters
 from .placement import Placement
-from .rules import MIN_DYNAMIC_WEIGHTS, TargetRules
-from .weights import Floats, Layout, int8_scales, quantize_bias, quantize_weight, transposed, wide_enough
+from .rules import TargetRules
+from .weights import Floats, quantize_bias, wide_enough
 
 FLOAT_LOWEST = np.float32(-3.4e38)
 
 
-class Inserter:
-    """Adds initializers and nodes to one graph under fresh names; equal small constants are made once."""
-
-    def __init__(self, graph: ir.Graph, names: Names) -> None:
-        self.graph = graph
-        self.names = names
-        self._constants: dict[tuple[str, tuple[int, ...], bytes], ir.Value] = {}
-        self.weights: dict[tuple[ir.Value, bytes], ir.Value] = {}
-
-    def constant(self, stem: str, array: np.ndarray) -> ir.Value:
-        """An initializer holding `array`, reused where an equal one was made before."""
-        key = (array.dtype.name, array.shape, array.tobytes())
-        if key not in self._constants:
-            self._constants[key] = self.initializer(stem, ir.Tensor(np.asarray(array, order="C")))
-        return self._constants[key]
-
-    def initializer(self, stem: str, tensor: ir.TensorProtocol) -> ir.Value:
-        """A new initializer; the tensor may be lazy."""
-        name = self.names.fresh(stem)
-        tensor.name = name
-        value = ir.Value(
-            name=name, shape=ir.Shape(tensor.shape.numpy()), type=ir.TensorType(tensor.dtype), const_value=tensor
-        )
-        self.graph.register_initializer(value)
-        return value
-
-    def node(
-        self, op: str, inputs: list[ir.Value | None], stem: str, dtype: ir.DataType, shape: ir.Shape | None,
-        attributes: dict[str, int] | None = None, outputs: int = 1,
-    ) -> ir.Node:
-        """A new node, not yet in the graph, with named and typed first output."""
-        name = self.names.fresh(stem)
-        node = ir.node(op, inputs, attributes=attributes or {}, num_outputs=outputs, name=name)
-        for index, value in enumerate(node.outputs):
-            value.name = name if index == 0 else self.names.fresh(f"{stem}_{index}")
-        node.outputs[0].type = ir.TensorType(dtype)
-        node.outputs[0].shape = shape
-        return node
-
-    def place_after(self, value: ir.Value, nodes: list[ir.Node]) -> None:
-        """Put nodes right behind the producer of `value`, or at the top for a graph input."""
-        producer = value.producer()
-        if producer is not None:
-            self.graph.insert_after(producer, nodes)
-        elif len(self.graph):
-            self.graph.insert_before(self.graph[0], nodes)
-
-
 def insert_static(
     graph: ir.Graph, names: Names, placement: Placement, parameters: dict[ir.Value, Parameters], rules: TargetRules,
-    alphas: dict[ir.Value, Floats],
+    codes: dict[Layer, Codes],
 ) -> dict[str, int]:
-    """Rewrite the graph into its QDQ form; returns the stats `layers`, `weights`, `pairs`.
-
-    `alphas`: scales of the weights to store as packed signs; every other weight becomes int8.
-    """
+    """Rewrite the graph into its QDQ form; returns the stats `layers`, `weights`, `pairs`."""
     inserter = Inserter(graph, names)
-    scales = _scales(placement, parameters, alphas)
-    weights = sum(weight.const_value.size for weight in scales if weight.const_value is not None)
+    scales = _scales(placement, parameters, codes)
+    stored: dict[Codes, ir.Value] = {}
+    weights = 0
     for layer in placement.layers:
-        _quantize_layer(inserter, layer, parameters[layer.input], scales[layer.weight], rules, layer.weight in alphas)
+        code = codes[layer]
+        if code not in stored:
+            tensor = code.codes(scales[code])
+            stored[code] = code.store(inserter, layer.weight.name or "weight", tensor, layer.node)
+            weights += tensor.size
+        _quantize_layer(inserter, layer, stored[code], scales[code])
+        bias = layer.bias_array()
+        if bias is not None and rules.integer_bias and _bias_fuses(layer):
+            _quantize_bias(inserter, layer, bias, parameters[layer.input].scale, scales[code])
     guards = _float_guards(graph, placement) if rules.guard_float else []
     for value in placement.quantized:
         _insert_pair(inserter, value, parameters[value], placement, rules)
@@ -86,50 +45,28 @@ def insert_static(
 
 
 def _scales(
-    placement: Placement, parameters: dict[ir.Value, Parameters], alphas: dict[ir.Value, Floats]
-) -> dict[ir.Value, Floats]:
+    placement: Placement, parameters: dict[ir.Value, Parameters], codes: dict[Layer, Codes]
+) -> dict[Codes, Floats]:
     """One scale array a weight, wide enough for the int32 bias of every layer that shares it."""
-    scales: dict[ir.Value, Floats] = {}
+    scales: dict[Codes, Floats] = {}
     for layer in placement.layers:
-        tensor = layer.weight.const_value
-        assert tensor is not None
-        if layer.weight not in scales:
-            layout = Layout.of(tuple(tensor.shape.numpy()), layer.channel_axis)
-            given = alphas.get(layer.weight)
-            scales[layer.weight] = int8_scales(tensor, layout) if given is None else given
-        scales[layer.weight] = wide_enough(
-            scales[layer.weight], layer.bias_array(), float(parameters[layer.input].scale)
-        )
+        code = codes[layer]
+        input_scale = float(parameters[layer.input].scale)
+        scales[code] = wide_enough(scales.get(code, code.scales), layer.bias_array(), input_scale, code.has_zero)
     return scales
 
 
-def _quantize_layer(
-    inserter: Inserter, layer: Layer, input_parameters: Parameters, scales: Floats, rules: TargetRules, packed: bool
-) -> None:
-    """Integer weight and bias in front of the layer."""
-    tensor, stem = layer.weight.const_value, layer.weight.name
-    assert tensor is not None
-    assert stem is not None
-    axis = layer.channel_axis % len(tensor.shape.numpy())
-    if packed:
-        quantized = packed_weight(inserter.graph, inserter.names, stem, tensor, layer.node)
-    elif (layer.weight, b"") in inserter.weights:
-        quantized = inserter.weights[layer.weight, b""]
-    else:
-        layout = Layout.of(tuple(tensor.shape.numpy()), axis)
-        quantized = inserter.initializer(f"{stem}_q", quantize_weight(tensor, layout, scales))
-        inserter.weights[layer.weight, b""] = quantized
+def _quantize_layer(inserter: Inserter, layer: Layer, quantized: ir.Value, scales: Floats) -> None:
+    """The layer reads its weight dequantized from `quantized`."""
+    stem = layer.weight.name or "weight"
     dequantize = inserter.node(
         "DequantizeLinear",
         [quantized, inserter.constant(f"{stem}_scale", scales),
          inserter.constant("weight_zp", np.zeros(scales.shape, np.int8))],
-        f"{stem}_dq", ir.DataType.FLOAT, quantized.shape, {"axis": axis},
+        f"{stem}_dq", ir.DataType.FLOAT, quantized.shape, {"axis": layer.weight_axis},
     )
     layer.node.prepend([dequantize])
     layer.node.replace_input_with(layer.rule.weight, dequantize.outputs[0])
-    bias = layer.bias_array()
-    if bias is not None and rules.integer_bias and _bias_fuses(layer):
-        _quantize_bias(inserter, layer, bias, input_parameters.scale, scales)
 
 
 def _bias_fuses(layer: Layer) -> bool:
@@ -165,7 +102,7 @@ def _insert_pair(
     inserter: Inserter, value: ir.Value, parameters: Parameters, placement: Placement, rules: TargetRules
 ) -> None:
     """value -> Q -> DQ -> its int8 consumers; every consumer where the value exists as int8 only."""
-    dtype = ir.DataType.UINT8 if rules.activation == "uint8" else ir.DataType.INT8
+    dtype = ir.DataType[rules.activation.upper()]
     stem = value.name or "value"
     scale = inserter.constant(f"{stem}_scale", np.array(parameters.scale, np.float32))
     zero = inserter.constant(f"{stem}_zp", np.array(parameters.zero_point, dtype.numpy()))
@@ -202,77 +139,3 @@ def _insert_guard(inserter: Inserter, value: ir.Value) -> None:
         if use.node is not guard:
             use.node.replace_input_with(use.idx, guard.outputs[0])
     inserter.place_after(value, [guard])
-
-
-def worth_dynamic(layer: Layer) -> str | None:
-    """Why quantizing this layer's input at run time would not pay, or None."""
-    assert layer.weight.const_value is not None
-    size = layer.weight.const_value.size
-    return f"its {size} weights are too few to pay for quantizing its input" if size < MIN_DYNAMIC_WEIGHTS else None
-
-
-def insert_dynamic(graph: ir.Graph, names: Names, layers: list[Layer]) -> dict[str, int]:
-    """Rewrite layers as DynamicQuantizeLinear -> MatMulInteger -> Cast -> Mul (-> Add); one quantizer an input."""
-    inserter = Inserter(graph, names)
-    quantizers: dict[ir.Value, ir.Node] = {}
-    weights = 0
-    for layer in layers:
-        if layer.input not in quantizers:
-            quantizer = inserter.node(
-                "DynamicQuantizeLinear", [layer.input], f"{layer.input.name}_dynamic", ir.DataType.UINT8,
-                layer.input.shape, outputs=3,
-            )
-            quantizer.outputs[1].type = ir.TensorType(ir.DataType.FLOAT)
-            quantizer.outputs[2].type = ir.TensorType(ir.DataType.UINT8)
-            quantizer.outputs[1].shape = quantizer.outputs[2].shape = ir.Shape([])
-            _place_reachable(inserter, layer, quantizer)
-            quantizers[layer.input] = quantizer
-        weights += _integer_matmul(inserter, layer, quantizers[layer.input])
-    return {"layers": len(layers), "weights": weights, "pairs": 0}
-
-
-def _place_reachable(inserter: Inserter, layer: Layer, quantizer: ir.Node) -> None:
-    """Behind the input's producer; at the top of this graph where the input comes from an outer one."""
-    producer = layer.input.producer()
-    if producer is not None and producer.graph is inserter.graph:
-        inserter.graph.insert_after(producer, [quantizer])
-    else:
-        inserter.graph.insert_before(inserter.graph[0], [quantizer])
-
-
-def _integer_matmul(inserter: Inserter, layer: Layer, quantizer: ir.Node) -> int:
-    node, tensor, stem = layer.node, layer.weight.const_value, layer.weight.name or "weight"
-    assert tensor is not None
-    flipped = node.op_type == "Gemm" and bool(int_attribute(node, "transB", 0))
-    layout = Layout.of(tuple(tensor.shape.numpy()), layer.channel_axis)
-    scales = wide_enough(int8_scales(tensor, layout), None, 1.0)
-    key = (layer.weight, b"flipped" if flipped else b"")
-    if key not in inserter.weights:
-        quantized = quantize_weight(tensor, layout, scales)
-        inserter.weights[key] = inserter.initializer(
-            f"{stem}_q", transposed(quantized) if flipped else quantized
-        )
-    x, x_scale, x_zero = quantizer.outputs
-    old = node.outputs[0]
-    f32, shape = ir.DataType.FLOAT, old.shape
-    product = inserter.node("MatMulInteger", [x, inserter.weights[key], x_zero], f"{stem}_product",
-                            ir.DataType.INT32, shape)
-    cast = inserter.node("Cast", [product.outputs[0]], f"{stem}_product_float", f32, shape, {"to": int(f32)})
-    both = inserter.node("Mul", [x_scale, inserter.constant(f"{stem}_scale", scales)], f"{stem}_both_scales", f32,
-                         ir.Shape(scales.shape))
-    result = inserter.node("Mul", [cast.outputs[0], both.outputs[0]], f"{stem}_scaled", f32, shape)
-    new = [product, cast, both, result]
-    if layer.bias is not None and layer.bias_add is None:
-        new.append(inserter.node("Add", [result.outputs[0], layer.bias], f"{stem}_biased", f32, shape))
-    node.prepend(new)
-    take_over(node, new[-1])
-    return tensor.size
-
-
-def take_over(old: ir.Node, new: ir.Node) -> None:
-    """`new`'s output replaces `old`'s under the old name; `old` is removed."""
-    before, after = old.outputs[0], new.outputs[0]
-    after.name, before.name = before.name, f"{before.name}_removed"
-    before.replace_all_uses_with(after, replace_graph_outputs=True)
-    assert old.graph is not None
-    old.graph.remove(old, safe=True)

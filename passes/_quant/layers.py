@@ -39,12 +39,22 @@ class Layer:
     def name(self) -> str:
         return label(self.node)
 
+    @property
+    def tensor(self) -> ir.TensorProtocol:
+        """The weight's values."""
+        assert self.weight.const_value is not None
+        return self.weight.const_value
+
+    @property
+    def weight_axis(self) -> int:
+        """The output channel axis of the weight, counted from the front."""
+        return self.channel_axis % len(self.tensor.shape.numpy())
+
     def bias_array(self) -> np.ndarray | None:
         """The bias as (channels,) float32, or None."""
         if self.bias is None or self.bias.const_value is None:
             return None
-        assert self.weight.const_value is not None
-        channels = self.weight.const_value.shape.numpy()[self.channel_axis]
+        channels = self.tensor.shape.numpy()[self.channel_axis]
         flat = self.bias.const_value.numpy().astype(np.float32).reshape(-1)
         return np.broadcast_to(flat, (channels,)) if flat.size == 1 else flat
 
@@ -60,9 +70,7 @@ def find_layers(
     """The layers among `nodes` that the target's rules and the name patterns allow; a reason for each other one."""
     layers: list[Layer] = []
     declined: list[Declined] = []
-    for node in nodes:
-        if node.domain not in ("", "ai.onnx") or node.op_type not in WEIGHT_INPUTS or not _has_weight(node):
-            continue
+    for node in heavy_nodes(nodes):
         found = _layer(node, rules, include, exclude)
         if isinstance(found, Layer):
             layers.append(found)
@@ -86,7 +94,7 @@ def _layer(node: ir.Node, rules: TargetRules, include: tuple[str, ...], exclude:
         return f"the target has no int8 {node.op_type}"
     rule = rules.heavy[node.op_type]
     weight = node.inputs[rule.weight]
-    problem = _name_problem(node, weight, include, exclude) or _weight_problem(weight) or _form_problem(node, weight)
+    problem = _name_problem(node, include, exclude) or _weight_problem(weight) or _form_problem(node, weight)
     if problem:
         return problem
     assert weight is not None
@@ -109,10 +117,19 @@ def _layer(node: ir.Node, rules: TargetRules, include: tuple[str, ...], exclude:
     return Layer(node, rule, weight, axis, bias, bias_add, output)
 
 
-def _name_problem(
-    node: ir.Node, weight: ir.Value | None, include: tuple[str, ...], exclude: tuple[str, ...]
-) -> str | None:
-    names = [n for n in (node.name, weight.name if weight else None, node.outputs[0].name) if n]
+def heavy_nodes(nodes: Iterable[ir.Node]) -> list[ir.Node]:
+    """The nodes that multiply by a weight, quantizable or not."""
+    return [n for n in nodes if n.domain in ("", "ai.onnx") and n.op_type in WEIGHT_INPUTS and _has_weight(n)]
+
+
+def names_of(node: ir.Node) -> list[str]:
+    """The names that a pattern may match: the node's, its weight's and its output's."""
+    weights = [v for v in node.inputs[1:2] if v is not None]
+    return [n for n in (node.name, *(w.name for w in weights), node.outputs[0].name) if n]
+
+
+def _name_problem(node: ir.Node, include: tuple[str, ...], exclude: tuple[str, ...]) -> str | None:
+    names = names_of(node)
 
     def matches(patterns: tuple[str, ...]) -> bool:
         return any(fnmatch.fnmatchcase(name, pattern) for name in names for pattern in patterns)

@@ -19,20 +19,21 @@ SHARE_LIMIT = 4.0
 
 @dataclass(frozen=True)
 class Parameters:
-    """real = scale * (quantized - zero_point), in the target's 8-bit type."""
+    """real = scale * (quantized - zero_point), in the target's activation type."""
 
     scale: np.float32
     zero_point: int
 
 
 def parameters_of(range_: Range, rules: TargetRules) -> Parameters:
-    """The 8-bit grid that covers [low, high] and holds 0 exactly; a usable one for an all-zero value too."""
+    """The grid that covers [low, high] and holds 0 exactly; a usable one for an all-zero value too."""
     low, high = min(range_[0], 0.0), max(range_[1], 0.0)
     if rules.symmetric:
         bound = max(-low, high)
         return Parameters(_scale(bound / 127), 0)
-    scale = _scale((high - low) / 255)
-    return Parameters(scale, round(float(np.clip(-low / float(scale), 0, 255))))
+    levels = int(np.iinfo(rules.activation).max)
+    scale = _scale((high - low) / levels)
+    return Parameters(scale, round(float(np.clip(-low / float(scale), 0, levels))))
 
 
 def _scale(value: float) -> np.float32:

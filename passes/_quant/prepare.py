@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from .._graph import Names
-from .insert import Inserter, take_over
+from .inserter import Inserter, take_over
 from .layers import int_attribute
 
 

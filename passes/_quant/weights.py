@@ -54,20 +54,18 @@ def channel_absmax(tensor: ir.TensorProtocol, layout: Layout) -> Floats:
     return out
 
 
-def int8_scales(tensor: ir.TensorProtocol, layout: Layout) -> Floats:
-    """Scale of each output channel with which its largest weight becomes +-127: (channels,) float32."""
-    return (channel_absmax(tensor, layout) / INT8_LEVELS).astype(np.float32)
-
-
-def wide_enough(scales: Floats, bias: Floats | None, input_scale: float) -> Floats:
+def wide_enough(scales: Floats, bias: Floats | None, input_scale: float, has_zero: bool = True) -> Floats:
     """Scales raised where the layer's bias would overflow int32, or where they are zero or denormal.
+
+    A channel of zeros gets 1/127, or the least usable scale where its codes are not zeros (`has_zero`).
 
     Shapes: scales, bias (channels,) -> (channels,) float32, all positive and normal.
     """
     wide = scales.astype(np.float64)
     if bias is not None:
         wide = np.maximum(wide, np.abs(bias.astype(np.float64)) / (input_scale * 2.0**30))
-    wide = np.where(wide > 0, wide, 1.0 / INT8_LEVELS)
+    if has_zero:
+        wide = np.where(wide > 0, wide, 1.0 / INT8_LEVELS)
     # float32(input_scale * scale) is the bias's scale: keep it away from denormals.
     return np.maximum(wide, 1e-30 / min(input_scale, 1.0)).astype(np.float32)
 

@@ -8,6 +8,7 @@ import pytest
 from onnx_opt.passes._graph import Names
 from onnx_opt.passes._lazy import DerivedTensor
 from onnx_opt.passes._packing import pack_signs, packed_weight, sign_table
+from onnx_opt.passes._quant.inserter import Inserter
 
 ADDS = """
 <ir_version: 10, opset_import: ["" : 21]>
@@ -26,7 +27,7 @@ def model_adding(signs, dims, count=1):
     last = graph.node(0)
     total = graph.inputs[0]
     for _ in range(count):
-        weight = packed_weight(graph, names, "w", signs, last)
+        weight = packed_weight(Inserter(graph, names), "w", signs, last)
         cast = ir.node("Cast", [weight], {"to": 1})
         add = ir.node("Add", [total, cast.outputs[0]])
         for node in (cast, add):

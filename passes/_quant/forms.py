@@ -1,0 +1,74 @@
+"""The forms of `quant` as a table: how each writes weights, and which kernels may run them, best first."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import onnx_ir as ir
+
+from .blocked import BLOCKED_OPSET
+from .choices import FLOAT, Choice
+from .codes import PACKED_BITS, Codes, Fit, integer_codes, sign_codes, ternary_codes
+from .rules import TargetRules
+from .weights import Layout
+
+Engine = Literal["static", "dynamic", "float", "blocked"]
+"""Int8 with calibrated ranges; int8 with ranges found at run time; float, from weights unpacked at load; float times
+weights in blocks."""
+
+PER_CHANNEL_OPSET = 13
+SMALL_TYPES_OPSET = 21
+"""4-bit weights and 16-bit activations."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The options of the pass that forms share."""
+
+    bits: int
+    planes: int
+    fit: Fit
+
+
+@dataclass(frozen=True)
+class Form:
+    """`engines` may run it, the first that the run allows is taken; `encode` writes a weight for them.
+
+    `opset`: what weights of so many bits need.
+    """
+
+    engines: tuple[Engine, ...]
+    encode: Callable[[ir.TensorProtocol, Layout, Settings], Codes] | None = None
+    opset: Callable[[int], int] = lambda bits: PER_CHANNEL_OPSET
+
+
+def _integers(tensor: ir.TensorProtocol, layout: Layout, settings: Settings) -> Codes:
+    return integer_codes(tensor, layout, settings.bits, settings.fit)
+
+
+def _integer_opset(bits: int) -> int:
+    return SMALL_TYPES_OPSET if 2 < bits <= PACKED_BITS else PER_CHANNEL_OPSET
+
+
+FORMS: dict[str, Form] = {
+    "int8": Form(("static", "dynamic"), _integers, _integer_opset),
+    "dynamic": Form(("dynamic",), _integers, _integer_opset),
+    "int16": Form(("static",), _integers, lambda bits: SMALL_TYPES_OPSET),
+    "blocked": Form(("blocked",), opset=lambda bits: BLOCKED_OPSET),
+    "ternary": Form(("static", "float"), lambda t, layout, s: ternary_codes(t, layout, s.fit)),
+    "binary": Form(("static", "float"), lambda t, layout, s: sign_codes(t, layout, s.planes, s.fit)),
+}
+
+ONE_LAYER = (FLOAT, *(name for name in FORMS if name != "int16"))
+"""Forms that a single layer may have beside others; int16 changes the activations of the whole graph."""
+
+
+def engine_of(choice: Choice, kernel: str, calibrated: bool, rules: TargetRules) -> Engine:
+    """Which kernels run a layer. `calibrated`: ranges of the values around it are at hand."""
+    allowed = FORMS[choice.form].engines
+    if len(allowed) > 1 and kernel != "auto":
+        allowed = ("float",) if kernel == "float" else ("static", "dynamic")
+    possible = [engine for engine in allowed if engine != "static" or (calibrated and not rules.why_not)]
+    return possible[0] if possible else allowed[-1]

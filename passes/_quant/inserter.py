@@ -1,0 +1,64 @@
+"""Adding to a graph: initializers and nodes under fresh names, equal small constants once."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from .._graph import Names
+
+
+class Inserter:
+    """Adds initializers and nodes to one graph under fresh names; equal small constants are made once."""
+
+    def __init__(self, graph: ir.Graph, names: Names) -> None:
+        self.graph = graph
+        self.names = names
+        self._constants: dict[tuple[str, tuple[int, ...], bytes], ir.Value] = {}
+
+    def constant(self, stem: str, array: np.ndarray) -> ir.Value:
+        """An initializer holding `array`, reused where an equal one was made before."""
+        key = (array.dtype.name, array.shape, array.tobytes())
+        if key not in self._constants:
+            self._constants[key] = self.initializer(stem, ir.Tensor(np.asarray(array, order="C")))
+        return self._constants[key]
+
+    def initializer(self, stem: str, tensor: ir.TensorProtocol) -> ir.Value:
+        """A new initializer; the tensor may be lazy."""
+        name = self.names.fresh(stem)
+        tensor.name = name
+        value = ir.Value(
+            name=name, shape=ir.Shape(tensor.shape.numpy()), type=ir.TensorType(tensor.dtype), const_value=tensor
+        )
+        self.graph.register_initializer(value)
+        return value
+
+    def node(
+        self, op: str, inputs: list[ir.Value | None], stem: str, dtype: ir.DataType, shape: ir.Shape | None,
+        attributes: dict[str, int] | None = None, outputs: int = 1,
+    ) -> ir.Node:
+        """A new node, not yet in the graph, with named and typed first output."""
+        name = self.names.fresh(stem)
+        node = ir.node(op, inputs, attributes=attributes or {}, num_outputs=outputs, name=name)
+        for index, value in enumerate(node.outputs):
+            value.name = name if index == 0 else self.names.fresh(f"{stem}_{index}")
+        node.outputs[0].type = ir.TensorType(dtype)
+        node.outputs[0].shape = shape
+        return node
+
+    def place_after(self, value: ir.Value, nodes: list[ir.Node]) -> None:
+        """Put nodes right behind the producer of `value`, or at the top for a graph input."""
+        producer = value.producer()
+        if producer is not None:
+            self.graph.insert_after(producer, nodes)
+        elif len(self.graph):
+            self.graph.insert_before(self.graph[0], nodes)
+
+
+def take_over(old: ir.Node, new: ir.Node) -> None:
+    """`new`'s output replaces `old`'s under the old name; `old` is removed."""
+    before, after = old.outputs[0], new.outputs[0]
+    after.name, before.name = before.name, f"{before.name}_removed"
+    before.replace_all_uses_with(after, replace_graph_outputs=True)
+    assert old.graph is not None
+    old.graph.remove(old, safe=True)

@@ -1,0 +1,113 @@
+"""Deciding before changing: which layers of each graph become what, and why the others do not."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import onnx_ir as ir
+
+from .._base import Declined
+from .._graph import all_graphs
+from .blocked import why_not_blocked
+from .choices import FLOAT, Choice
+from .codes import Codes
+from .dynamic import worth_dynamic
+from .forms import FORMS, PER_CHANNEL_OPSET, Engine, Settings, engine_of
+from .layers import Layer, find_layers
+from .rules import TargetRules
+from .weights import Layout
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked of every graph: the target's rules, name patterns, and the options that plans depend on."""
+
+    rules: TargetRules
+    include: tuple[str, ...]
+    exclude: tuple[str, ...]
+    kernel: str
+    block: int
+    has_data: bool
+    settings: Settings
+    choose: Callable[[list[Layer]], dict[Layer, Choice]]
+
+
+@dataclass
+class Part:
+    """One graph's layers by the engine that will run them."""
+
+    graph: ir.Graph
+    choices: dict[Layer, Choice]
+    engines: dict[Engine, list[Layer]] = field(default_factory=dict)
+
+    @property
+    def opset(self) -> int:
+        """The opset that the chosen forms need."""
+        chosen = [self.choices[layer] for layers in self.engines.values() for layer in layers]
+        return max((FORMS[c.form].opset(c.bits) for c in chosen), default=PER_CHANNEL_OPSET)
+
+    def codes(self, layers: list[Layer], settings: Settings) -> dict[Layer, Codes]:
+        """The weights of `layers` encoded; layers that share a weight and a choice share the codes."""
+        made: dict[tuple[ir.Value, int, Choice], Codes] = {}
+        found: dict[Layer, Codes] = {}
+        for layer in layers:
+            choice = self.choices[layer]
+            key = (layer.weight, layer.weight_axis, choice)
+            if key not in made:
+                encode = FORMS[choice.form].encode
+                assert encode is not None
+                layout = Layout.of(tuple(layer.tensor.shape.numpy()), layer.weight_axis)
+                made[key] = encode(layer.tensor, layout, dataclasses.replace(settings, bits=choice.bits))
+            found[layer] = made[key]
+        return found
+
+
+def plan(model: ir.Model, request: Request) -> tuple[list[Part], list[Declined]]:
+    """The layers to quantize, graph by graph, and the reasons for the others. Changes nothing."""
+    parts: list[Part] = []
+    declined: list[Declined] = []
+    for graph in all_graphs(model):
+        layers, reasons = find_layers(graph, request.rules, request.include, request.exclude)
+        declined += reasons
+        in_function = isinstance(graph, ir.Function)
+        part = Part(model.graph if in_function else graph, request.choose(layers))  # type: ignore[arg-type]
+        for layer in layers:
+            choice = part.choices[layer]
+            calibrated = request.has_data and graph is model.graph
+            reason = _why_not(layer, choice, calibrated, request)
+            if reason is None and in_function:
+                reason = "it lies in a local function that could not be inlined"
+            if reason:
+                declined.append(Declined(layer.name, reason))
+            else:
+                engine = engine_of(choice, request.kernel, calibrated, request.rules)
+                part.engines.setdefault(engine, []).append(layer)
+        if part.engines:
+            parts.append(part)
+    return parts, declined
+
+
+def _why_not(layer: Layer, choice: Choice, calibrated: bool, request: Request) -> str | None:
+    """Why a layer does not become what was chosen for it, or None."""
+    if choice.form == FLOAT:
+        return "float by an override of the option layers"
+    engine = engine_of(choice, request.kernel, calibrated, request.rules)
+    if engine == "blocked":
+        return why_not_blocked(layer, choice.bits, request.block)
+    if engine == "float":
+        return None
+    if request.rules.why_not:
+        return request.rules.why_not
+    if engine == "static":
+        return None if calibrated else _needs_ranges(layer, request)
+    if layer.node.op_type not in request.rules.dynamic:
+        return _needs_ranges(layer, request)
+    return worth_dynamic(layer)
+
+
+def _needs_ranges(layer: Layer, request: Request) -> str:
+    need = f"{layer.node.op_type} needs calibrated ranges"
+    beyond = f"{need}, and calibration does not reach into subgraphs"
+    return beyond if request.has_data else f"{need}: give --data"
