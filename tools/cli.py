@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import difflib
 import os
+import signal
 import sys
+import threading
 import traceback
 from collections.abc import Sequence
 from importlib import import_module
@@ -64,6 +66,8 @@ class Commands(click.Group):
         """Run, and leave with the exit code; every error becomes two lines on stderr."""
         words = list(sys.argv[1:] if args is None else args)
         extra["standalone_mode"] = False
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, signal.default_int_handler)  # half-written files go, as with Ctrl-C
         try:
             code = super().main(words, *rest, **extra)
         except BaseException as error:

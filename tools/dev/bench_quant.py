@@ -21,9 +21,6 @@ from pathlib import Path
 from typing import Any
 
 from bench_data import data_folder
-from rich.console import Console
-from rich.table import Table
-
 from onnx_opt import OnnxOptError, optimize
 from onnx_opt.runtime.bench import interleaved
 from onnx_opt.runtime.compare import DriftMeter
@@ -31,6 +28,9 @@ from onnx_opt.runtime.feeds import Feeds, open_feeds
 from onnx_opt.runtime.metrics import evaluate, metric_named
 from onnx_opt.runtime.session import Session, open_session
 from onnx_opt.runtime.worker import Worker
+from rich.box import MARKDOWN
+from rich.console import Console
+from rich.table import Table
 
 HERE = Path(__file__).resolve().parent
 
@@ -210,8 +210,9 @@ def score(session: Session, feeds: Feeds, metric: str) -> float:
 
 
 def show(rows: list[Row], console: Console) -> None:
-    """The table; `bar` says whether the figures asked for were met."""
-    table = Table("model", "variant", "metric", "drop", "SQNR dB", "size", "latency", "made in s", "bar", "note")
+    """The table, as Markdown; `bar` says whether the figures asked for were met."""
+    table = Table("model", "variant", "metric", "drop", "SQNR dB", "size", "latency", "made in s", "bar", "note",
+                  box=MARKDOWN)
     for r in rows:
         def cell(value: float | None, form: str) -> str:
             return "-" if value is None else format(value, form)
