@@ -93,7 +93,8 @@ class RangeObserver:
         """(low, high) to quantize by; always holds 0 and lies within [min(0, lowest), max(0, highest)] seen.
 
         `minmax`: everything; `percentile`: the central `percentile` %, as much cut off on either side; `entropy`: least
-        KL divergence; `mse`: least squared error of an 8-bit grid. Nothing seen, or only zeros: (0, 0).
+        KL divergence; `mse`: least squared error of an 8-bit grid; `auto`: least expected error of the layers that
+        read it. Nothing seen, or only zeros: (0, 0).
         """
         if self.count == 0:
             return 0.0, 0.0

@@ -9,7 +9,7 @@ from onnx_opt import RefusedError
 from onnx_opt.runtime import calibrate
 from onnx_opt.runtime.calibrate import BINS, RangeObserver
 
-METHODS = ("minmax", "percentile", "entropy", "mse")
+METHODS = ("minmax", "percentile", "entropy", "mse", "auto")
 VALUES = hnp.arrays(
     np.float32, st.integers(1, 40),
     elements=st.floats(-(2.0**20), 2.0**20, width=32, allow_subnormal=False),
@@ -106,27 +106,53 @@ def test_entropy_is_not_drawn_to_the_zeros_of_a_relu():
     assert high == 0
 
 
-def squared_error(values: np.ndarray, low: float, high: float) -> float:
+def error(values: np.ndarray, low: float, high: float, clip_weight: float) -> float:
     scale = (high - low) / 255
     zero = np.round(-low / scale)
     grid = (np.clip(np.round(values / scale) + zero, 0, 255) - zero) * scale
-    return float(np.sum((values - grid) ** 2))
+    weights = np.where((values < low) | (values > high), clip_weight, 1.0)
+    return float(np.sum(weights * (values - grid) ** 2))
 
 
-@pytest.mark.parametrize("make", [
+SHAPES = [
     lambda r: r.laplace(size=50_000),
     lambda r: np.maximum(r.normal(size=50_000), 0),
     lambda r: r.standard_t(3, size=50_000),
     lambda r: -np.abs(r.normal(size=50_000)),
-])
-def test_mse_is_as_good_as_trying_every_cut(make):
+]
+
+
+@pytest.mark.parametrize("make", SHAPES)
+@pytest.mark.parametrize(("method", "clip_weight"), [("mse", 1.0), ("auto", 4.0)])
+def test_least_error_is_as_good_as_trying_every_cut(make, method, clip_weight):
     values = make(np.random.default_rng(5)).astype(np.float32)
-    found = squared_error(values, *observed(values).range("mse"))
+    found = error(values, *observed(values).range(method), clip_weight)
     fractions = np.linspace(0.05, 1, 60)
     lows = [0.0] if values.min() >= 0 else values.min() * fractions
     highs = [0.0] if values.max() <= 0 else values.max() * fractions
-    best = min(squared_error(values, low, high) for low in lows for high in highs if high > low)
+    best = min(error(values, low, high, clip_weight) for low in lows for high in highs if high > low)
     assert found <= 1.05 * best
+
+
+def test_auto_keeps_what_is_not_worth_cutting():
+    values = np.random.default_rng(8).uniform(-1, 3, 100_000).astype(np.float32)
+    low, high = observed(values).range("auto")
+    np.testing.assert_allclose([low, high], [-1, 3], atol=0.02)
+
+
+@pytest.mark.parametrize("make", SHAPES)
+def test_auto_cuts_between_mse_and_everything(make):
+    values = make(np.random.default_rng(9)).astype(np.float32)
+    observer = observed(values)
+    widths = [high - low for low, high in (observer.range(m) for m in ("mse", "auto", "minmax"))]
+    assert widths[0] < widths[1] < widths[2]
+
+
+def test_auto_cuts_a_lone_outlier_where_rounding_and_clipping_balance():
+    values = np.append(np.random.default_rng(10).normal(size=1_000_000), 200.0).astype(np.float32)
+    low, high = observed(values).range("auto")
+    rounding = len(values) / (12 * 255**2)  # minimum of rounding * (high - low)^2 + 4 * (200 - high)^2
+    assert high == pytest.approx((4 * 200 + rounding * low) / (rounding + 4), rel=0.05)
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
