@@ -7,17 +7,21 @@ import contextlib
 import dataclasses
 import difflib
 import typing
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Protocol
 
+import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from .. import UsageError
 
 Effect = Literal["exact", "lossy", "analysis"]
 Stat = int | float | str
-RangeMethod = Literal["minmax", "percentile", "entropy", "mse"]
+KernelFields = tuple[str, str, tuple[str, ...], tuple[str, ...]]
+"""A node of a runtime's optimized graph: `domain.op` (standard ops without a domain), name, inputs, outputs."""
+RangeMethod = Literal["minmax", "percentile", "entropy", "mse", "auto"]
 
 
 def Option(  # noqa: N802 - reads as a declaration, like dataclasses.field
@@ -44,6 +48,25 @@ class PassOutcome:
     declined: list[Declined] = dataclasses.field(default_factory=list)
 
 
+@dataclass(frozen=True)
+class Request:
+    """A moment of one float tensor over the calibration data, for `Context.collect`.
+
+    `absmax`: max|x| of each channel, (C,). `mean`: (C,), or (groups, K) of patches. `gram`: the mean of z z^T with
+    z = [x, 1], (groups, K + 1, K + 1). `axis`: where the channels are. With a `kernel` x is what a convolution
+    multiplies, a patch of K = C / groups * prod(kernel) values, at a sample of its output positions.
+    """
+
+    tensor: str
+    kind: Literal["absmax", "mean", "gram"]
+    axis: int = -1
+    kernel: tuple[int, ...] = ()
+    strides: tuple[int, ...] = ()
+    pads: tuple[int, ...] = ()
+    dilations: tuple[int, ...] = ()
+    groups: int = 1
+
+
 class Context(Protocol):
     """What a pass may ask of the run it is part of. Implemented in `runtime`; `NullContext` serves without one."""
 
@@ -61,6 +84,33 @@ class Context(Protocol):
 
         Tensors that a run never produced (an untaken branch) are absent from the result.
         """
+        ...
+
+    def collect(
+        self, model: ir.Model, requests: Mapping[str, Request], samples: int
+    ) -> dict[str, NDArray[np.float64]]:
+        """Run the model over at most `samples` calibration samples; the moment that each request names.
+
+        Absent from the result: tensors that a run never produced, that are not float, or that the model lacks.
+        """
+        ...
+
+    def kernels(self, model: ir.Model) -> list[KernelFields] | None:
+        """Each node that the target's runtime makes of the model, in its optimized graph; None if not known.
+
+        Not known: the target's runtime is not here, shows no graph, or this run does not run models.
+        """
+        ...
+
+    def latency_ratio(self, model: ir.Model, other: ir.Model, seconds: float) -> tuple[float, float, float] | None:
+        """Quartiles of time(other) / time(model) over paired runs on the run's feeds; above 1: `other` is slower.
+
+        None where nothing can be measured.
+        """
+        ...
+
+    def remember_float(self, model: ir.Model) -> None:
+        """Say what the lossy changes that follow start from, so that losses can be explained layer by layer."""
         ...
 
     def warn(self, where: str, message: str) -> None:
@@ -87,6 +137,20 @@ class NullContext:
         self, model: ir.Model, names: Sequence[str], method: RangeMethod, percentile: float, samples: int
     ) -> dict[str, tuple[float, float]]:
         raise UsageError("calibration", "no calibration data", "pass --data (command line) or data= (Python)")
+
+    def collect(
+        self, model: ir.Model, requests: Mapping[str, Request], samples: int
+    ) -> dict[str, NDArray[np.float64]]:
+        raise UsageError("calibration", "no calibration data", "pass --data (command line) or data= (Python)")
+
+    def kernels(self, model: ir.Model) -> list[KernelFields] | None:
+        return None
+
+    def latency_ratio(self, model: ir.Model, other: ir.Model, seconds: float) -> tuple[float, float, float] | None:
+        return None
+
+    def remember_float(self, model: ir.Model) -> None:
+        return None
 
     def warn(self, where: str, message: str) -> None:
         self.warnings.append(f"{where}: {message}")

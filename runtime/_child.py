@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import re
 import sys
@@ -149,6 +150,13 @@ def close_session(handle: int) -> None:
 
 def optimized_ops(path: str, providers: Providers, threads: int) -> dict[str, int]:
     """Counts of `domain.op` (standard ops without a domain) of ONNX Runtime's optimized graph, subgraphs included."""
+    return dict(Counter(op for op, _, _, _ in optimized_nodes(path, providers, threads)))
+
+
+def optimized_nodes(
+    path: str, providers: Providers, threads: int
+) -> list[tuple[str, str, tuple[str, ...], tuple[str, ...]]]:
+    """(`domain.op`, name, inputs, outputs) of each node of ONNX Runtime's optimized graph, subgraphs included."""
     import onnx
     import onnxruntime as ort
 
@@ -160,15 +168,15 @@ def optimized_ops(path: str, providers: Providers, threads: int) -> dict[str, in
             "session.optimized_model_external_initializers_min_size_in_bytes", "1024")
         ort.InferenceSession(path, settings, providers=providers)
         model = onnx.load(settings.optimized_model_filepath, load_external_data=False)
-    counts: Counter[str] = Counter()
+    nodes = []
     pending = [model.graph]
     while pending:
         for node in pending.pop().node:
             domain = "" if node.domain in ("", "ai.onnx") else f"{node.domain}."
-            counts[domain + node.op_type] += 1
+            nodes.append((domain + node.op_type, node.name, tuple(node.input), tuple(node.output)))
             for attribute in node.attribute:
                 pending += [attribute.g] if attribute.HasField("g") else list(attribute.graphs)
-    return dict(counts)
+    return nodes
 
 
 def observe(handle: int, feeds: Feeds, names: Sequence[str]) -> int:
@@ -187,6 +195,24 @@ def observe(handle: int, feeds: Feeds, names: Sequence[str]) -> int:
 def ranges(handle: int, method: str, percentile: float) -> dict[str, tuple[float, float]]:
     """(low, high) of every tensor observed in this session."""
     return {name: o.range(method, percentile) for name, o in _OBSERVERS.get(handle, {}).items() if o.count}
+
+
+def compare(
+    handle: int, other: int, feeds: Feeds, sums: Sequence[str]
+) -> tuple[dict[str, tuple[float, float]], dict[str, float], int]:
+    """Run two sessions on the same feeds; (signal and noise power by output of both, outputs in `sums`, bytes).
+
+    Signal power: sum y^2 of the first session's output; noise power: sum (y - y')^2, NaN where y' has another shape.
+    """
+    first, second = run(handle, feeds), run(other, feeds)
+    powers = {}
+    for name in first.keys() & second.keys():
+        y = np.asarray(first[name], np.float64)
+        same = y.shape == second[name].shape
+        error = y - np.asarray(second[name], np.float64) if same else np.array(math.nan)
+        powers[name] = (float(np.vdot(y, y)), float(np.vdot(error, error)))
+    scalars = {name: float(first[name]) for name in sums}
+    return powers, scalars, sum(array.nbytes for array in (*first.values(), *second.values()))
 
 
 def time_rounds(
@@ -232,5 +258,5 @@ def abort() -> None:
 
 _FUNCTIONS: dict[str, Callable[..., Any]] = {
     f.__name__: f
-    for f in (open_session, run, close_session, optimized_ops, observe, ranges, time_rounds, peak_memory, sleep, abort)
+    for f in (open_session, run, close_session, optimized_ops, optimized_nodes, compare, observe, ranges, time_rounds, peak_memory, sleep, abort)
 }

@@ -58,6 +58,18 @@ def interleaved(
     return [_latency(np.array(own), np.array(times[0])) for own in times]
 
 
+def paired_quartiles(
+    first: Session, second: Session, feeds: Sequence[Mapping[str, NDArray[Any]]], seconds: float, min_rounds: int = 9
+) -> tuple[float, float, float]:
+    """Quartiles over the rounds of the second session's time divided by the first's in the same round."""
+    batches = [dict(batch) for batch in feeds]
+    worker = first.worker
+    own, other = worker.call("time_rounds", [first.handle(), second.handle()], [batches, batches], seconds, min_rounds,
+                             10_000, timeout=worker.timeout + seconds)
+    low, middle, high = np.percentile(np.array(other) / np.array(own), [25, 50, 75])
+    return float(low), float(middle), float(high)
+
+
 def peak_memory(session: Session) -> int | None:
     """Peak resident memory in bytes of the process that runs the session, since it started; None if not told."""
     peak: int | None = session.worker.call("peak_memory")

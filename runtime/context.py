@@ -13,6 +13,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from .. import UsageError
+from .bench import paired_quartiles
 from .feeds import Feeds
 from .session import Session, TensorInfo, open_session
 from .worker import Worker
@@ -27,6 +28,8 @@ class RunContext:
     """A run with a worker and, where the user gave some, calibration feeds.
 
     `save`: writes an ir.Model to a path. `warn`: takes (where, message). `progress`: makes a progress bar.
+    `provider`: where candidates may be run and timed, on `latency_feeds`; None: they must not be, or cannot.
+    `float_form`: a clone of what a pass last said that its lossy changes start from.
     """
 
     def __init__(
@@ -39,6 +42,9 @@ class RunContext:
         *,
         warn: Callable[[str, str], None] | None = None,
         progress: Progress | None = None,
+        provider: str | None = None,
+        threads: int = 0,
+        latency_feeds: Sequence[Mapping[str, NDArray[Any]]] = (),
     ) -> None:
         self.worker = worker
         self.feeds = feeds
@@ -48,6 +54,10 @@ class RunContext:
         self._save = save
         self._warn = warn
         self._progress = progress or _no_progress
+        self._provider = provider
+        self._threads = threads
+        self._latency_feeds = latency_feeds
+        self.float_form: ir.Model | None = None
 
     def has_data(self) -> bool:
         return self.feeds is not None
@@ -59,6 +69,39 @@ class RunContext:
 
     def progress(self, label: str, total: int) -> contextlib.AbstractContextManager[Callable[[int], None]]:
         return self._progress(label, total)
+
+    def kernels(self, model: ir.Model) -> list[tuple[str, str, tuple[str, ...], tuple[str, ...]]] | None:
+        """Nodes of the optimized graph. None without a provider, and for those that compile the graph out of sight."""
+        if self._provider != "cpu":
+            return None
+        with self._opened(model) as (session,):
+            return session.optimized_nodes()
+
+    def latency_ratio(self, model: ir.Model, other: ir.Model, seconds: float) -> tuple[float, float, float] | None:
+        """Quartiles of time(other) / time(model), in turns in one process."""
+        if self._provider is None or not self._latency_feeds:
+            return None
+        with self._opened(model, other) as (first, second):
+            return paired_quartiles(first, second, self._latency_feeds, seconds)
+
+    def remember_float(self, model: ir.Model) -> None:
+        self.float_form = model.clone()
+
+    @contextlib.contextmanager
+    def _opened(self, *models: ir.Model) -> Iterator[list[Session]]:
+        """A session of each model, on the run's provider; files and sessions go when the block ends."""
+        assert self._provider is not None
+        sessions: list[Session] = []
+        with tempfile.TemporaryDirectory(prefix="onnx-opt-") as folder:
+            try:
+                for index, model in enumerate(models):
+                    path = Path(folder, f"{index}.onnx")
+                    self._save(model, path)
+                    sessions.append(open_session(self.worker, path, self._provider, threads=self._threads))
+                yield sessions
+            finally:
+                for session in sessions:
+                    session.close()
 
     def activation_ranges(
         self, model: ir.Model, names: Sequence[str], method: str, percentile: float, samples: int

@@ -76,6 +76,12 @@ class Session:
             "optimized_ops", str(self.path), self._providers(), self.threads)
         return counts
 
+    def optimized_nodes(self) -> list[tuple[str, str, tuple[str, ...], tuple[str, ...]]]:
+        """(`domain.op`, name, inputs, outputs) of each node of ONNX Runtime's own optimized graph."""
+        nodes: list[tuple[str, str, tuple[str, ...], tuple[str, ...]]] = self.worker.call(
+            "optimized_nodes", str(self.path), self._providers(), self.threads)
+        return nodes
+
     def close(self) -> None:
         """Free the session in the child."""
         if self._handle >= 0 and self.worker.alive and self._generation == self.worker.generation:

@@ -24,7 +24,8 @@ Warn = Callable[[str, str], None]
 class Evidence:
     """`calibration`: the user's feeds. `labelled`: data for the metric. `referee`: None where nothing can be compared.
 
-    `open(path, optimize=True)`: opens a model file in the worker, on the provider that verifies it.
+    `open(path, optimize=True)`: opens a model file in the worker, on the provider that verifies it. `provider`: that
+    of the target, where it is here.
     """
 
     open: Callable[..., Session]
@@ -32,6 +33,7 @@ class Evidence:
     labelled: Feeds | None = None
     referee: Referee | None = None
     latency_feeds: list[Arrays] = field(default_factory=list)
+    provider: str | None = None
 
 
 def gather_evidence(settings: Settings, worker: Worker, model: ir.Model, original: Path | None, warn: Warn) -> Evidence:
@@ -40,7 +42,8 @@ def gather_evidence(settings: Settings, worker: Worker, model: ir.Model, origina
     `original` None: nothing is run. What cannot be proved is said through `warn`; with `strict` it is an error.
     Errors: RefusedError for data that does not fit the model.
     """
-    evidence = Evidence(_opener(settings, worker, original, warn))
+    opener, provider = _opener(settings, worker, original, warn)
+    evidence = Evidence(opener, provider=provider)
     inputs = input_infos(model)
     if settings.data is not None:
         evidence.calibration = open_feeds(settings.data, inputs)
@@ -59,8 +62,13 @@ def gather_evidence(settings: Settings, worker: Worker, model: ir.Model, origina
         session.close()
 
 
-def _opener(settings: Settings, worker: Worker, original: Path | None, warn: Warn) -> Callable[..., Session]:
-    """How this run opens sessions: on the target's provider, or on the CPU with a warning where that is not there."""
+def _opener(
+    settings: Settings, worker: Worker, original: Path | None, warn: Warn
+) -> tuple[Callable[..., Session], str | None]:
+    """How this run opens sessions: on the target's provider, or on the CPU with a warning where that is not there.
+
+    Also that provider's name; None where it is not there.
+    """
     provider = target_named(settings.target).provider
     if provider != "cpu" and original is not None:
         try:
@@ -74,7 +82,7 @@ def _opener(settings: Settings, worker: Worker, original: Path | None, warn: War
     def open_in_worker(path: Path, optimize: bool = True) -> Session:
         return open_session(worker, path, provider, threads=settings.threads, optimize=optimize)
 
-    return open_in_worker
+    return open_in_worker, provider if provider == target_named(settings.target).provider else None
 
 
 def _run_original(settings: Settings, evidence: Evidence, session: Session, warn: Warn) -> Evidence:

@@ -43,6 +43,7 @@ class Settings:
     threads: int
     min_sqnr: float | None
     max_drop: float | None
+    explain_loss: bool = False
 
 
 @dataclass
@@ -90,6 +91,8 @@ class Result:
     warnings: list[str]
     output_path: str | None
     files: list[Path] = field(default_factory=list)
+    loss: list[dict[str, Any]] | None = None
+    """What each layer lost, worst first; None unless it was asked for (`explain_loss`)."""
 
     def as_dict(self) -> dict[str, Any]:
         """The JSON object of `--json`: plain numbers, None for what is unknown or not finite."""
@@ -101,6 +104,7 @@ class Result:
             "metric": self.metric,
             "warnings": self.warnings,
             "output_path": self.output_path,
+            **({} if self.loss is None else {"loss": self.loss}),
         })
         return plain
 

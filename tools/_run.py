@@ -27,6 +27,7 @@ from ._bench import compare_latency
 from ._checks import Interface, Validity, first_line, forget_shapes, has_inner_shapes, interface_of, validity_of
 from ._drift import COARSE, FLOAT32, Outputs, Referee, Tolerance, inexact, meter
 from ._evidence import Evidence, gather_evidence
+from ._explain_loss import Stage, explain
 from ._figures import expected_bytes, figures_of, weight_bytes
 from ._metric import measure_metric
 from ._provenance import sha256_of, stamp
@@ -44,6 +45,7 @@ class Run:
         self.worker = Worker()
         self.steps: list[Step] = []
         self.applied: list[str] = []
+        self.stages: list[Stage] = []
         self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> Run:
@@ -62,6 +64,7 @@ class Run:
             self._step(pass_)
         self._say_if_nothing_changed()
         result = self._finish()
+        result.loss = self._losses()
         for feeds in (self.evidence.calibration, self.evidence.labelled):
             for message in feeds.warnings if feeds else ():
                 self._warn("data", message)
@@ -132,7 +135,8 @@ class Run:
             self.settings, self.worker, self.model, self.original if self.runs else None, self._warn)
         self.context = RunContext(
             self.worker, self.evidence.calibration, self.settings.target, self.settings.seed, save,
-            warn=self._warn, progress=self.settings.progress)
+            warn=self._warn, progress=self.settings.progress, provider=self._provider(), threads=self.settings.threads,
+            latency_feeds=self.evidence.latency_feeds)
         self.referee: Referee | None = self.evidence.referee
         if self.referee is None:
             return
@@ -141,6 +145,11 @@ class Run:
         if problem:
             raise _our_fault(f"the model as loaded computes something else: {problem}")
         self.outputs: Outputs = outputs
+
+    def _provider(self) -> str | None:
+        """Where passes may run and time what they make: where the model is made for, if the original runs there."""
+        made_for_it = self.settings.target != "generic"
+        return self.evidence.provider if self.evidence.referee is not None and made_for_it else None
 
     def _candidate_outputs(self) -> Outputs:
         assert self.referee is not None
@@ -166,6 +175,7 @@ class Run:
     def _step(self, pass_: Pass) -> None:
         step = Step(pass_.name, str(pass_))
         before = self.model.clone()
+        self.context.float_form = None
         with self._progress(str(pass_)):
             start = time.perf_counter()
             problem, outcome = self._attempt(pass_)
@@ -179,11 +189,30 @@ class Run:
         if problem is None:
             step.changed, step.drift = outcome.changed, None if drift is None else as_figures(drift)
             self.applied.append(str(pass_))
+            if self.settings.explain_loss and pass_.effect == "lossy" and outcome.changed:
+                self._note_stage(pass_, before)
             return
         if pass_.effect == "lossy" or self.settings.strict:
             raise CheckError(str(pass_), problem, "leave this pass out, or exclude the part of the model that it names")
         self.model, step.rolled_back = before, True
         self._warn(str(pass_), f"rolled back: {problem}")
+
+    def _note_stage(self, pass_: Pass, before: ir.Model) -> None:
+        """Keep what a lossy pass started from; one that refines quantized layers belongs to the pass before it."""
+        if self.stages and self.context.float_form is None and any(n.op_type in QUANT_OPS for n in all_nodes(before)):
+            self.stages[-1].result = self.model.clone()
+        else:
+            self.stages.append(Stage(pass_, self.context.float_form or before, self.model.clone()))
+
+    def _losses(self) -> list[dict[str, object]] | None:
+        """What each layer lost, where that was asked for; empty with a warning where models are not run."""
+        if not self.settings.explain_loss:
+            return None
+        if self.referee is None:
+            self._warn("--explain-loss", "nothing to explain: the model was not run")
+            return []
+        with self._progress("explaining the loss"):
+            return explain(self.worker, self.stages, self.referee.batches)
 
     def _attempt(self, pass_: Pass) -> tuple[str | None, PassOutcome]:
         """Run the pass; (what went wrong, its account)."""

@@ -39,19 +39,21 @@ def optimize(
     threads: int = 0,
     min_sqnr: float | None = None,
     max_drop: float | None = None,
+    explain_loss: bool = False,
 ) -> Result:
     """Run `passes` over a model, check and measure every step, and write the result to `out` (None: nowhere).
 
     `model`: a path, or an `ir.Model`, which is cloned and never modified. `data`: feeds in any form that
     `runtime.feeds.open_feeds` takes. `verify`: "auto" runs the model where its weights are at most 1 GiB.
     `min_sqnr` (dB) and `max_drop` (of the metric) are budgets: where one is not met, nothing is written.
+    `explain_loss` fills `Result.loss`: what each layer lost, and to its weights or its activations.
 
     Errors: UsageError (options), RefusedError (model, data), CheckError (a check or a budget).
     """
     settings = Settings(
         model if isinstance(model, ir.Model) else Path(model), as_pipeline(passes), None if out is None else Path(out),
         target, data, metric, eval_data, seed, strict, bench, verify, force, dry_run, progress, threads,
-        min_sqnr, max_drop,
+        min_sqnr, max_drop, explain_loss,
     )
     _check_settings(settings)
     with Run(settings) as run:

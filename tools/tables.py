@@ -42,6 +42,19 @@ def pass_account(steps: Sequence[Step]) -> Table:
     return table
 
 
+def loss_table(losses: Sequence[Mapping[str, Any]], most: int | None = None) -> Table:
+    """What each layer lost, in dB (fewer is worse), the worst first: its own weights, its own input, and in all."""
+    table = plain_table("loss by layer, worst first (SQNR in dB)", "pass", "layer", "op", "weight", "activation",
+                        "accumulated", right=("weight", "activation", "accumulated"))
+    for loss in losses[:most]:
+        figures = ["" if loss[key] is None else decibels(loss[key])
+                   for key in ("weight_sqnr_db", "activation_sqnr_db", "sqnr_db")]
+        table.add_row(loss["pass"], markup_safe(loss["layer"]), loss["op"], *figures)
+    if most is not None and len(losses) > most:
+        table.add_row("…", f"{len(losses) - most} more: -v shows them", "", "", "", "")
+    return table
+
+
 def declined_summary(declined: Sequence[Mapping[str, str]], most: int = 2) -> str:
     """`12: already quantized (10); rank 1 (2)`: how many, and the commonest reasons with their counts."""
     if not declined:

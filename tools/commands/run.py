@@ -9,6 +9,8 @@ import click
 
 from ..console import Progress, emit_json, say, shared_options
 
+SHOWN_LOSSES = 20
+"""Layers in the table of losses, unless -v asks for all."""
 TARGETS = ("cpu", "cuda", "tensorrt", "generic")
 
 
@@ -28,6 +30,7 @@ TARGETS = ("cpu", "cuda", "tensorrt", "generic")
 @click.option("--verify", type=click.Choice(["auto", "always", "never"]), default="auto", show_default=True,
               help="Run the model to check it; auto: if its weights are at most 1 GiB.")
 @click.option("--no-bench", is_flag=True, help="Do not measure latency.")
+@click.option("--explain-loss", is_flag=True, help="Say which layer lost what, to its weights or its activations.")
 @click.option("--dry-run", is_flag=True, help="Run the passes, say what would come out, write nothing.")
 @click.option("--strict", is_flag=True, help="Fail where an exact pass is not exact, or nothing can be compared.")
 @click.option("--force", is_flag=True, help="Write even over the input itself.")
@@ -50,9 +53,27 @@ def command(
 
         for table in result_tables(result, verbosity):
             show(table, stderr=True)
+        if result.loss:
+            show_losses(result.loss, model, options["data"], passes, verbosity)
     for warning in result.warnings:
         say(f"warning: {warning}")
     if result.output_path:
         click.echo(result.output_path)
     else:
         say("dry run: nothing was written")
+
+
+def show_losses(
+    losses: list[dict[str, Any]], model: Path, data: str | None, passes: tuple[str, ...], verbosity: int
+) -> None:
+    """The worst layers, and the command that spares the worst one."""
+    from ...passes._pipeline import as_pipeline
+    from .._explain_loss import next_command
+    from ..console import show
+    from ..optimize import DEFAULT_PASSES
+    from ..tables import loss_table
+
+    show(loss_table(losses, None if verbosity > 0 else SHOWN_LOSSES), stderr=True)
+    command = next_command(str(model), as_pipeline(list(passes) or DEFAULT_PASSES), data, losses)
+    if command is not None:
+        say(f"next: {command}")
