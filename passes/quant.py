@@ -14,6 +14,7 @@ from ._opset import raise_opset
 from ._quant.blocked import insert_blocked
 from ._quant.choices import Choice, Override, check_patterns, choices, read_overrides
 from ._quant.dynamic import insert_dynamic
+from ._quant.faster import checked
 from ._quant.forms import FORMS, ONE_LAYER, Settings
 from ._quant.insert import insert_static
 from ._quant.layers import Layer, heavy_nodes
@@ -42,7 +43,9 @@ class Quant(Pass):
     Errors: RefusedError if calibration meets NaN or Inf, or the opset cannot be raised to 13 (21 for 3 and 4 bits,
     16-bit activations and blocks). UsageError if an entry of `layers` cannot be read or matches no layer.
 
-    Stats: `layers` (count), `weights` (count, now 8 bit or less), `pairs` (count of Q/DQ pairs).
+    Stats: `layers` (count), `weights` (count, now 8 bit or less), `pairs` (count of Q/DQ pairs), `int8_kernels`
+    (count of the runtime's integer kernels; `unproven` where it was not asked), `missed` (count of layers that it
+    runs in float all the same).
 
     Source: Jacob et al., Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only
     Inference, CVPR 2018 (arXiv:1712.05877); binary: Rastegari et al., XNOR-Net, ECCV 2016 (arXiv:1603.05279), planes
@@ -74,6 +77,8 @@ class Quant(Pass):
         "auto", "What runs the layers; float only stores them small. auto: int8 where ranges are known.")
     ends: Literal["8", "same"] = Option("8", "First and last layer where the others have 4 bits or fewer.")
 
+    measure: bool = Option(True, "Put back to float what measures slower in 8-bit integers than in float.")
+
     def __post_init__(self) -> None:
         super().__post_init__()
         self._overrides()
@@ -82,6 +87,13 @@ class Quant(Pass):
             raise UsageError("quant.kernel", f"form {self.form} has no choice of kernels", "leave it at auto")
 
     def run(self, model: ir.Model, context: Context) -> PassOutcome:
+        for_speed = self.form in ("int8", "dynamic", "int16") and self.bits >= 7 and self.kernel != "float"
+        return checked(self._but_for, model, context, self.measure and for_speed)
+
+    def _but_for(self, model: ir.Model, context: Context, patterns: tuple[str, ...]) -> PassOutcome:
+        return replace(self, exclude=(*self.exclude, *patterns))._quantize(model, context)
+
+    def _quantize(self, model: ir.Model, context: Context) -> PassOutcome:
         rules, reason = self._rules(context.target)
         if reason:
             return PassOutcome(declined=[Declined(f"target {context.target}", reason)])
@@ -95,6 +107,7 @@ class Quant(Pass):
         if any("static" in part.engines for part in parts):
             self._prepare(model, context, names)
         parts, declined = plan(model, request)
+        context.remember_float(model)
         outcome = PassOutcome(declined=declined)
         for part in parts:
             self._insert(model, part, request, context, names, outcome)
