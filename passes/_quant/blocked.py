@@ -119,7 +119,7 @@ def _best_scales(view: Floats, bits: int) -> Floats:
     return np.asarray(best[..., 0, :])
 
 
-def _usable(scale: Floats) -> Floats:
+def _usable(scale: NDArray[Any]) -> Floats:
     small = np.abs(scale) < _SMALLEST
     return np.where(small, np.float32(_SMALLEST), scale).astype(np.float32)
 
