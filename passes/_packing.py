@@ -89,16 +89,16 @@ def packed_weight(
     count = -(-tensor.size // packing.per_byte)
     rows = [] if planes == 1 else [planes]
     packed = inserter.initializer(f"{stem}_packed", _packed_tensor(tensor, packing, planes))
-    index = _step(inserter, before, "Cast", [packed], stem, ir.DataType.INT32, [*rows, count])
-    value = _step(inserter, before, "Gather", [_table(inserter, packing), index], stem, ir.DataType.INT8,
+    index = _step(inserter, before, "Cast", [packed], ir.DataType.INT32, [*rows, count])
+    value = _step(inserter, before, "Gather", [_table(inserter, packing), index], ir.DataType.INT8,
                   [*rows, count, packing.per_byte])
     if planes > 1:
-        value = _summed(inserter, before, stem, value, planes, [count, packing.per_byte])
+        value = _summed(inserter, before, value, planes, [count, packing.per_byte])
     if tensor.size % packing.per_byte:
-        flat = _reshaped(inserter, before, stem, value, [count * packing.per_byte])
+        flat = _reshaped(inserter, before, value, [count * packing.per_byte])
         bounds = [inserter.constant("start", np.array([0])), inserter.constant("end", np.array([tensor.size]))]
-        value = _step(inserter, before, "Slice", [flat, *bounds], stem, ir.DataType.INT8, [tensor.size])
-    return _reshaped(inserter, before, stem, value, dims)
+        value = _step(inserter, before, "Slice", [flat, *bounds], ir.DataType.INT8, [tensor.size])
+    return _reshaped(inserter, before, value, dims)
 
 
 def int4_weight(inserter: Inserter, stem: str, codes: ir.TensorProtocol, before: ir.Node) -> ir.Value:
@@ -108,7 +108,7 @@ def int4_weight(inserter: Inserter, stem: str, codes: ir.TensorProtocol, before:
     """
     stored = DerivedTensor(codes, lambda block, start: block.astype(_INT4), ir.DataType.INT4)
     value = inserter.initializer(f"{stem}_int4", stored)
-    return _step(inserter, before, "Cast", [value], stem, ir.DataType.INT8, [int(d) for d in codes.shape.numpy()])
+    return _step(inserter, before, "Cast", [value], ir.DataType.INT8, [int(d) for d in codes.shape.numpy()])
 
 
 _INT4 = ir.DataType.INT4.numpy()
@@ -141,15 +141,15 @@ def _plane(codes: NDArray[Any], plane: int, planes: int) -> NDArray[Any]:
 
 
 def _summed(
-    inserter: Inserter, before: ir.Node, stem: str, signs: ir.Value, planes: int, dims: list[int]
+    inserter: Inserter, before: ir.Node, signs: ir.Value, planes: int, dims: list[int]
 ) -> ir.Value:
     """2**i * sign_i, added up over the planes, as int8 (in int32: ONNX Runtime multiplies no int8)."""
     powers = inserter.constant("plane_weights", 2 ** np.arange(planes, dtype=np.int32)[::-1].reshape(-1, 1, 1))
-    wide = _step(inserter, before, "Cast", [signs], stem, ir.DataType.INT32, [planes, *dims])
-    weighed = _step(inserter, before, "Mul", [wide, powers], stem, ir.DataType.INT32, [planes, *dims])
+    wide = _step(inserter, before, "Cast", [signs], ir.DataType.INT32, [planes, *dims])
+    weighed = _step(inserter, before, "Mul", [wide, powers], ir.DataType.INT32, [planes, *dims])
     axes = inserter.constant("plane_axis", np.array([0]))
-    total = _step(inserter, before, "ReduceSum", [weighed, axes], stem, ir.DataType.INT32, dims, {"keepdims": 0})
-    return _step(inserter, before, "Cast", [total], stem, ir.DataType.INT8, dims)
+    total = _step(inserter, before, "ReduceSum", [weighed, axes], ir.DataType.INT32, dims, {"keepdims": 0})
+    return _step(inserter, before, "Cast", [total], ir.DataType.INT8, dims)
 
 
 def _table(inserter: Inserter, packing: Packing) -> ir.Value:
@@ -162,16 +162,16 @@ def _table(inserter: Inserter, packing: Packing) -> ir.Value:
     return known
 
 
-def _reshaped(inserter: Inserter, before: ir.Node, stem: str, value: ir.Value, dims: list[int]) -> ir.Value:
+def _reshaped(inserter: Inserter, before: ir.Node, value: ir.Value, dims: list[int]) -> ir.Value:
     shape = inserter.constant("shape", np.array(dims))
-    return _step(inserter, before, "Reshape", [value, shape], stem, ir.DataType.INT8, dims)
+    return _step(inserter, before, "Reshape", [value, shape], ir.DataType.INT8, dims)
 
 
 def _step(
-    inserter: Inserter, before: ir.Node, op: str, inputs: list[ir.Value], stem: str, dtype: ir.DataType,
-    dims: list[int], attributes: dict[str, int] | None = None,
+    inserter: Inserter, before: ir.Node, op: str, inputs: list[ir.Value], dtype: ir.DataType, dims: list[int],
+    attributes: dict[str, int] | None = None,
 ) -> ir.Value:
     cast = {"to": int(dtype)} if op == "Cast" else None
-    node = inserter.node(op, list(inputs), f"{stem}_{op.lower()}", dtype, ir.Shape(dims), attributes or cast)
+    node = inserter.step(op, inputs, dtype, dims, attributes or cast)
     inserter.graph.insert_before(before, node)
     return node.outputs[0]

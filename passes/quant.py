@@ -17,6 +17,7 @@ from ._quant.dynamic import insert_dynamic
 from ._quant.faster import checked
 from ._quant.forms import FORMS, ONE_LAYER, Settings
 from ._quant.insert import insert_static
+from ._quant.inserter import forget_redundant
 from ._quant.layers import Layer, heavy_nodes
 from ._quant.packed import insert_packed
 from ._quant.parameters import assign
@@ -33,10 +34,10 @@ from .fold_pad import FoldPad
 class Quant(Pass):
     """Quantize layers to 8-bit integers (QDQ), or their weights to fewer bits, down to one.
 
-    Effect: lossy. Touches Conv, Gemm and MatMul with constant float32 weights and the values between them; inputs,
-    outputs and every other op keep their types. With calibration data activations get static ranges; without,
-    MatMul and Gemm quantize them at run time and Conv stays float. Weights of 4 bits or fewer are stored packed and
-    unpacked to int8 when the runtime loads the model: such a file is smaller, its speed is that of int8.
+    Effect: lossy. Touches Conv, Gemm and MatMul with constant float32 weights and the values between them (fp16: every
+    node that float16 can hold); inputs and outputs keep their types. With calibration data activations get static
+    ranges; without, MatMul and Gemm quantize them at run time and Conv stays float. Weights of 4 bits or fewer are
+    stored packed and unpacked to int8 when the runtime loads the model: the file is smaller, the speed that of int8.
 
     Shapes: weight (M, C, *K), (K, N) -> same, int8 with one scale per output channel; bias (M,) -> int32.
 
@@ -56,9 +57,10 @@ class Quant(Pass):
     name: ClassVar[str] = "quant"
     effect: ClassVar[Effect] = "lossy"
 
-    form: Literal["int8", "dynamic", "int16", "blocked", "ternary", "binary"] = Option(
+    form: Literal["int8", "dynamic", "int16", "blocked", "fp16", "ternary", "binary"] = Option(
         "int8", "int8: integers, activations too (static with data, at run time without); dynamic: at run time even "
-        "with data; int16: 16-bit activations; blocked: weights only, a scale a block; ternary, binary: -1, (0,) 1.")
+        "with data; int16: 16-bit activations; blocked: weights only, a scale a block; fp16: the whole model in half "
+        "precision; ternary, binary: weights of -1, (0,) 1.")
     calibration: RangeMethod = Option("mse", "How activation ranges are read off the calibration data.")
     percentile: float = Option(99.99, "Share of values inside the range, for calibration=percentile.",
                                low=50.0, high=100.0, unit="percent")
@@ -76,17 +78,20 @@ class Quant(Pass):
     kernel: Literal["auto", "int8", "float"] = Option(
         "auto", "What runs the layers; float only stores them small. auto: int8 where ranges are known.")
     ends: Literal["8", "same"] = Option("8", "First and last layer where the others have 4 bits or fewer.")
-
     measure: bool = Option(True, "Put back to float what measures slower in 8-bit integers than in float.")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self._overrides()
-        engines = FORMS[self.form].engines
-        if self.kernel != "auto" and len(engines) == 1:
+        form = FORMS[self.form]
+        if self.kernel != "auto" and len(form.engines) < 2:
             raise UsageError("quant.kernel", f"form {self.form} has no choice of kernels", "leave it at auto")
+        if form.whole and (self.layers or self.include or self.exclude):
+            raise UsageError("quant.layers", f"form {self.form} is of the whole model", "leave the name patterns out")
 
     def run(self, model: ir.Model, context: Context) -> PassOutcome:
+        if whole := FORMS[self.form].whole:
+            return whole(model, context, Names(model))
         for_speed = self.form in ("int8", "dynamic", "int16") and self.bits >= 7 and self.kernel != "float"
         return checked(self._but_for, model, context, self.measure and for_speed)
 
@@ -113,6 +118,7 @@ class Quant(Pass):
             self._insert(model, part, request, context, names, outcome)
         drop_unused_initializers(all_graphs(model))
         refresh_shapes(model)
+        forget_redundant(all_nodes(model))
         return outcome
 
     def _rules(self, target: str) -> tuple[TargetRules, str]:

@@ -104,4 +104,5 @@ def choices(
 
 def _is_low(choice: Choice) -> bool:
     """Whether so few bits that the first and the last layer, which carry most of the loss, stay at 8."""
-    return choice.form in ("binary", "ternary") or (choice.form == "int8" and choice.bits <= PACKED_BITS)
+    integers = choice.form in ("int8", "dynamic", "int16")
+    return choice.form in ("binary", "ternary") or (integers and choice.bits <= PACKED_BITS)

@@ -30,12 +30,14 @@ PACKED_BITS = 4
 class Codes:
     """A weight as scale * code. `codes(scales)` gives the int8 tensor for the final scales, lazily.
 
-    `has_zero`: whether a channel of zeros has all codes 0 (one bit has no zero: there the scale must vanish).
+    `packed`: whether a code takes less than a byte in the file. `has_zero`: whether a channel of zeros has all codes 0
+    (one bit has no zero: there the scale must vanish).
     """
 
     scales: Floats
     codes: Callable[[Floats], ir.TensorProtocol]
     store: Store
+    packed: bool = True
     has_zero: bool = True
 
 
@@ -49,8 +51,9 @@ def integer_codes(tensor: ir.TensorProtocol, layout: Layout, bits: int, fit: Fit
         return ternary_codes(tensor, layout, fit)
     levels = 2 ** (bits - 1) - 1
     scales = (channel_absmax(tensor, layout) / levels).astype(np.float32)
-    store = _store_int4 if bits <= PACKED_BITS else _store_int8
-    return Codes(scales, lambda final: quantize_weight(tensor, layout, final, levels), store)
+    packed = bits <= PACKED_BITS
+    return Codes(scales, lambda final: quantize_weight(tensor, layout, final, levels),
+                 int4_weight if packed else _store_int8, packed)
 
 
 def ternary_codes(tensor: ir.TensorProtocol, layout: Layout, fit: Fit) -> Codes:
@@ -144,10 +147,6 @@ def _int8(
 
 def _store_int8(inserter: Inserter, stem: str, codes: ir.TensorProtocol, before: ir.Node) -> ir.Value:
     return inserter.initializer(f"{stem}_q", codes)
-
-
-def _store_int4(inserter: Inserter, stem: str, codes: ir.TensorProtocol, before: ir.Node) -> ir.Value:
-    return int4_weight(inserter, stem, codes, before)
 
 
 def _store_trits(inserter: Inserter, stem: str, codes: ir.TensorProtocol, before: ir.Node) -> ir.Value:

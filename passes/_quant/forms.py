@@ -8,9 +8,12 @@ from typing import Literal
 
 import onnx_ir as ir
 
+from .._base import Context, PassOutcome
+from .._graph import Names
 from .blocked import BLOCKED_OPSET
 from .choices import FLOAT, Choice
 from .codes import PACKED_BITS, Codes, Fit, integer_codes, sign_codes, ternary_codes
+from .half import to_half
 from .rules import TargetRules
 from .weights import Layout
 
@@ -36,12 +39,13 @@ class Settings:
 class Form:
     """`engines` may run it, the first that the run allows is taken; `encode` writes a weight for them.
 
-    `opset`: what weights of so many bits need.
+    `opset`: what weights of so many bits need. `whole`: converts the whole model instead, layers or not.
     """
 
-    engines: tuple[Engine, ...]
+    engines: tuple[Engine, ...] = ()
     encode: Callable[[ir.TensorProtocol, Layout, Settings], Codes] | None = None
     opset: Callable[[int], int] = lambda bits: PER_CHANNEL_OPSET
+    whole: Callable[[ir.Model, Context, Names], PassOutcome] | None = None
 
 
 def _integers(tensor: ir.TensorProtocol, layout: Layout, settings: Settings) -> Codes:
@@ -57,12 +61,13 @@ FORMS: dict[str, Form] = {
     "dynamic": Form(("dynamic",), _integers, _integer_opset),
     "int16": Form(("static",), _integers, lambda bits: SMALL_TYPES_OPSET),
     "blocked": Form(("blocked",), opset=lambda bits: BLOCKED_OPSET),
+    "fp16": Form(whole=to_half),
     "ternary": Form(("static", "float"), lambda t, layout, s: ternary_codes(t, layout, s.fit)),
     "binary": Form(("static", "float"), lambda t, layout, s: sign_codes(t, layout, s.planes, s.fit)),
 }
 
-ONE_LAYER = (FLOAT, *(name for name in FORMS if name != "int16"))
-"""Forms that a single layer may have beside others; int16 changes the activations of the whole graph."""
+ONE_LAYER = (FLOAT, *(name for name in FORMS if name not in ("int16", "fp16")))
+"""Forms that a single layer may have beside others; int16 and fp16 change the activations of the whole graph."""
 
 
 def engine_of(choice: Choice, kernel: str, calibrated: bool, rules: TargetRules) -> Engine:

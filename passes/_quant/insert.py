@@ -34,7 +34,8 @@ def insert_static(
             weights += tensor.size
         _quantize_layer(inserter, layer, stored[code], scales[code])
         bias = layer.bias_array()
-        if bias is not None and rules.integer_bias and _bias_fuses(layer):
+        left_float = code.packed and layer.node.op_type in rules.quantizes_bias
+        if bias is not None and rules.integer_bias and not left_float and _bias_fuses(layer):
             _quantize_bias(inserter, layer, bias, parameters[layer.input].scale, scales[code])
     guards = _float_guards(graph, placement) if rules.guard_float else []
     for value in placement.quantized:
@@ -59,11 +60,11 @@ def _scales(
 def _quantize_layer(inserter: Inserter, layer: Layer, quantized: ir.Value, scales: Floats) -> None:
     """The layer reads its weight dequantized from `quantized`."""
     stem = layer.weight.name or "weight"
-    dequantize = inserter.node(
+    dequantize = inserter.step(
         "DequantizeLinear",
         [quantized, inserter.constant(f"{stem}_scale", scales),
          inserter.constant("weight_zp", np.zeros(scales.shape, np.int8))],
-        f"{stem}_dq", ir.DataType.FLOAT, quantized.shape, {"axis": layer.weight_axis},
+        ir.DataType.FLOAT, list(layer.tensor.shape.numpy()), {"axis": layer.weight_axis},
     )
     layer.node.prepend([dequantize])
     layer.node.replace_input_with(layer.rule.weight, dequantize.outputs[0])
@@ -85,12 +86,12 @@ def _quantize_bias(inserter: Inserter, layer: Layer, bias: Floats, input_scale: 
     assert layer.bias is not None
     values, bias_scales = quantize_bias(bias, input_scale, scales)
     stem = layer.bias.name or "bias"
-    dequantize = inserter.node(
+    dequantize = inserter.step(
         "DequantizeLinear",
         [inserter.initializer(f"{stem}_q", ir.Tensor(values)),
          inserter.constant(f"{stem}_scale", bias_scales),
          inserter.constant("bias_zp", np.zeros(bias_scales.shape, np.int32))],
-        f"{stem}_dq", ir.DataType.FLOAT, ir.Shape(values.shape), {"axis": 0},
+        ir.DataType.FLOAT, list(values.shape), {"axis": 0},
     )
     user = layer.bias_add or layer.node
     user.prepend([dequantize])

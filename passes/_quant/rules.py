@@ -36,6 +36,9 @@ class TargetRules:
     activation: Literal["uint8", "int8", "uint16"] = "uint8"
     symmetric: bool = False
     integer_bias: bool = True
+    quantizes_bias: tuple[str, ...] = ()
+    """Ops whose float bias the runtime itself makes int32 at load; with packed weights, whose point is the file's
+    size, that saves a scale a channel and a node."""
     heavy: dict[str, Heavy] = field(default_factory=dict)
     carry: dict[str, Carry] = field(default_factory=dict)
     folded: tuple[str, ...] = ()
@@ -64,6 +67,7 @@ TARGETS: dict[str, TargetRules] = {
     # ONNX Runtime CPU: u8 activations, s8 per-channel weights, int32 bias; Softmax, LayerNormalization, Gelu,
     # HardSwish, AveragePool, linear Resize have no good int8 kernel and stay float.
     "cpu": TargetRules(
+        quantizes_bias=("Conv",),
         heavy=HEAVY,
         carry={"Add": "own", "Mul": "own", "GlobalAveragePool": "own", "Sigmoid": "own", "LeakyRelu": "own", **MOVERS},
         folded=("Relu", "Clip"),

@@ -1,0 +1,80 @@
+"""Small nets and the ways of looking at what `quant` made of them, shared by its tests."""
+
+import collections
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime
+from onnx_opt.passes._normalize import normalize
+
+RNG = np.random.default_rng(7)
+
+
+def normal(*shape, scale=1.0):
+    return RNG.normal(size=shape).astype(np.float32) * np.float32(scale)
+
+
+def model_of(text, **weights):
+    proto = onnx.parser.parse_model(text)
+    proto.graph.initializer.extend(onnx.numpy_helper.from_array(a, n) for n, a in weights.items())
+    model = ir.from_proto(proto)
+    normalize(model)
+    return model
+
+
+def session(model, optimize=True, saved=None):
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = 1
+    if saved:
+        options.optimized_model_filepath = str(saved)
+    if not optimize:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    proto = ir.to_proto(model)
+    onnx.checker.check_model(proto, full_check=True)
+    return onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+def outputs(model, feeds, optimize=True):
+    return session(model, optimize).run(None, feeds)[0]
+
+
+def kernels(model, folder):
+    """How many nodes of each type ONNX Runtime runs."""
+    session(model, saved=folder / "optimized.onnx")
+    return collections.Counter(n.op_type for n in onnx.load(folder / "optimized.onnx").graph.node)
+
+
+def ops(model):
+    return collections.Counter(n.op_type for n in model.graph.all_nodes())
+
+
+def initial(model, name):
+    return model.graph.initializers[name].const_value.numpy()
+
+
+def sqnr(reference, got):
+    reference = reference.astype(np.float64)
+    return 10 * np.log10((reference**2).sum() / max(((reference - got) ** 2).sum(), 1e-300))
+
+
+CHAIN = """
+<ir_version: 10, opset_import: ["" : 17]>
+chain (float[N, 3, 9, 9] x) => (float[N, 4] y)
+{
+    a = Conv (x, w1, b1)  ar = Relu (a)
+    m = Conv (ar, w2, b2) mr = Relu (m)
+    p = GlobalAveragePool (mr)  f = Flatten (p)  y = Gemm <transB = 1> (f, w3, b3)
+}
+"""
+CHAIN_WEIGHTS = {
+    "w1": normal(8, 3, 3, 3), "b1": normal(8), "w2": normal(7, 8, 3, 3), "b2": normal(7), "w3": normal(4, 7),
+    "b3": normal(4),
+}
+FEEDS = {"x": normal(4, 3, 9, 9)}
+
+
+def chain(**other):
+    """conv 3->8, conv 8->7 (504 weights: no multiple of 5), gemm 7->4."""
+    return model_of(CHAIN, **{**CHAIN_WEIGHTS, **other})
