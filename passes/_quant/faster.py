@@ -12,6 +12,7 @@ import onnx_ir as ir
 from .._base import Context, Declined, PassOutcome
 from .layers import label
 from .proof import prove, quantized_layers
+from .rules import TARGETS, TargetRules
 
 SLOWER = 1.03
 """Slower for certain: three of four paired runs take longer than this many times the float model's time."""
@@ -20,6 +21,7 @@ SECONDS = 1.0
 """How long a trial is timed; the verdict that int8 is slower is confirmed over three times that."""
 
 MAX_TRIALS = 16
+PAIR = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear")
 FOLLOWED = 6
 """Nodes between an integer product and the value that carries the layer's name."""
 
@@ -38,9 +40,10 @@ class Region:
 def checked(quantize: Quantize, model: ir.Model, context: Context, measure: bool) -> PassOutcome:
     """Quantize `model` in place, keep what does not make it slower, and prove what the runtime makes of it."""
     before = model.clone()
-    outcome = quantize(model, context, ())
+    remembering = cast(Context, _RememberedRanges(context))
+    outcome = quantize(model, remembering, ())
     if outcome.changed and measure:
-        outcome = keep_faster(quantize, before, model, context, outcome)
+        outcome = keep_faster(quantize, before, model, remembering, outcome)
     if outcome.changed:
         prove(model, context, outcome)
     return outcome
@@ -57,8 +60,8 @@ def keep_faster(
     ratio = _slower(before, model, context)
     if ratio is None:
         return outcome
-    regions = regions_of(model, before)
-    search = _Search(quantize, before, cast(Context, _RememberedRanges(context)), regions)
+    regions = regions_of(model, before, TARGETS[context.target])
+    search = _Search(quantize, before, context, regions)
     kept = search.kept_of_halves(regions)
     if kept and not search.is_faster(kept):
         kept = []
@@ -126,30 +129,30 @@ class _Search:
         return candidate, self.quantize(candidate, self.context, tuple(excluded))
 
 
-def regions_of(model: ir.Model, before: ir.Model) -> list[Region]:
+def regions_of(model: ir.Model, before: ir.Model, rules: TargetRules) -> list[Region]:
     """Groups of quantized layers connected by int8 values; short ones, which pay most for their borders, first."""
     sets = _Sets()
-    layers = [node for nodes in quantized_layers(model).values() for node in nodes]
+    through = {*rules.heavy, *rules.carry, *rules.folded, *PAIR, "MatMulInteger"}
     for node in model.graph:
-        if node.op_type in ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "Relu", "Clip"):
-            producer = node.inputs[0].producer() if node.inputs[0] is not None else None
-            if producer is not None and node.op_type != "DynamicQuantizeLinear":
+        if node.op_type not in through:
+            continue
+        for value in node.inputs:
+            producer = value.producer() if value is not None else None
+            if producer is None or producer.op_type not in through:
+                continue
+            if node.op_type in PAIR or producer.op_type in PAIR or node.op_type in rules.folded:
                 sets.join(node, producer)
-        if node.op_type in ("DequantizeLinear", "DynamicQuantizeLinear"):
-            for user in (use.node for output in node.outputs for use in output.uses()):
-                sets.join(node, user)
+    known = {name for n in before.graph for name in (n.name, *(o.name for o in n.outputs)) if name}
     regions: dict[ir.Node, Region] = {}
-    known = {o.name for n in before.graph.all_nodes() for o in n.outputs} | {
-        n.name for n in before.graph.all_nodes() if n.name}
-    for node in layers:
+    for node in (node for nodes in quantized_layers(model).values() for node in nodes):
         region = regions.setdefault(sets.root(node), Region())
         name = _name_before(node, known)
         region.names.append(name)
-        region.labels.append(label(node) if node.op_type in ("Conv", "Gemm", "MatMul") else f"MatMul {name}")
+        region.labels.append(label(node) if node.op_type in rules.heavy else f"MatMul {name}")
     return sorted(regions.values(), key=lambda region: len(region.names))
 
 
-def _name_before(node: ir.Node, known: set[str | None]) -> str:
+def _name_before(node: ir.Node, known: set[str]) -> str:
     """The name by which an exclude pattern finds the layer in the float model."""
     if node.name and node.name in known:
         return node.name

@@ -42,7 +42,7 @@ def prove(model: ir.Model, context: Context, outcome: PassOutcome) -> None:
     """Add to `outcome` what the runtime makes of the quantized model.
 
     Stats: `int8_kernels` and `missed` (counts), or `int8_kernels` = "unproven" where the runtime cannot be asked.
-    Every miss is declined with its cause.
+    Every miss is declined with its cause; what is run otherwise than it was written is warned of.
     """
     fields = context.kernels(model)
     if fields is None:
@@ -54,6 +54,9 @@ def prove(model: ir.Model, context: Context, outcome: PassOutcome) -> None:
     missed = list(graph.misses(layers))
     outcome.stats["int8_kernels"], outcome.stats["missed"] = integer, len(missed)
     outcome.declined += missed
+    for node in misread_biases(layers):
+        context.warn(label(node), "the runtime takes its bias for one of the scale of its products, which it is not: "
+                                  "what it computes is wrong")
     surplus = integer + len(missed) - sum(len(nodes) for nodes in layers.values())
     if surplus > 0:
         context.warn("quant", f"the runtime runs {surplus} layers on integers by itself that were to stay float")
@@ -71,6 +74,27 @@ def quantized_layers(model: ir.Model) -> dict[str, list[ir.Node]]:
                 found.setdefault(stored, []).append(node)
                 break
     return found
+
+
+def misread_biases(layers: dict[str, list[ir.Node]]) -> Iterator[ir.Node]:
+    """Gemm layers whose integer bias has another scale than input times weight: ONNX Runtime's QGemm ignores it."""
+    for node in (node for nodes in layers.values() for node in nodes if node.op_type == "Gemm"):
+        scales = [_scale_of(value) for value in node.inputs[:3]]
+        known = [s for s in scales if s is not None]
+        if len(known) == 3 and not _fits(*known):
+            yield node
+
+
+def _scale_of(value: ir.Value | None) -> NDArray[Any] | None:
+    producer = value.producer() if value is not None else None
+    if producer is None or producer.op_type != "DequantizeLinear":
+        return None
+    scale = producer.inputs[1]
+    return None if scale is None or scale.const_value is None else np.asarray(scale.const_value.numpy())
+
+
+def _fits(data: NDArray[Any], weight: NDArray[Any], bias: NDArray[Any]) -> bool:
+    return bool(np.allclose(bias, data * weight, rtol=BIAS_TOLERANCE, atol=0))
 
 
 def stored_integers(value: ir.Value | None) -> str | None:
@@ -137,7 +161,7 @@ class _Optimized:
             return "its bias is float; the integer kernel wants int32"
         scales = [self._constant(k.inputs[1]) for k in (data, weight, bias) if k is not None]
         known = [s for s in scales if s is not None]
-        if len(known) == 3 and not np.allclose(known[2], known[0] * known[1], rtol=BIAS_TOLERANCE, atol=0):
+        if len(known) == 3 and not _fits(*known):
             return "the scale of its bias is not the input's scale times the weight's"
         return None
 
