@@ -6,8 +6,10 @@ import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import numpy as np
 import onnx_ir as ir
 
+from ... import RefusedError
 from .._base import Declined
 from .._graph import all_graphs
 from .blocked import why_not_blocked
@@ -49,7 +51,10 @@ class Part:
         return max((FORMS[c.form].opset(c.bits) for c in chosen), default=PER_CHANNEL_OPSET)
 
     def codes(self, layers: list[Layer], settings: Settings) -> dict[Layer, Codes]:
-        """The weights of `layers` encoded; layers that share a weight and a choice share the codes."""
+        """The weights of `layers` encoded; layers that share a weight and a choice share the codes.
+
+        Errors: RefusedError where a weight holds NaN or infinity.
+        """
         made: dict[tuple[ir.Value, int, Choice], Codes] = {}
         found: dict[Layer, Codes] = {}
         for layer in layers:
@@ -60,6 +65,9 @@ class Part:
                 assert encode is not None
                 layout = Layout.of(tuple(layer.tensor.shape.numpy()), layer.weight_axis)
                 made[key] = encode(layer.tensor, layout, dataclasses.replace(settings, bits=choice.bits))
+                if not np.isfinite(made[key].scales).all():
+                    raise RefusedError(layer.weight.name or layer.name, "holds NaN or infinity: it has no integer form",
+                                       "repair the weight, or name the layer in exclude")
             found[layer] = made[key]
         return found
 

@@ -45,9 +45,11 @@ def least_squares_scales(
     Shapes: low, high (channels,) -> (channels,) float32. Source: follows from the definition (alternating least
     squares, started from every rung).
     """
+    if not np.isfinite(high).all():
+        return high.astype(np.float32)  # no scale fits NaN or infinity: for the caller to see
     low = np.maximum(low.astype(np.float64), 1e-30)
     high = np.maximum(high.astype(np.float64), low)
-    power = channel_sums(tensor, layout, np.square)
+    power = channel_sums(tensor, layout, lambda view, at: np.square(view, dtype=np.float64))
     best, least = high.copy(), np.full(layout.channels, np.inf)
     rungs = np.geomspace(high, low, CANDIDATES)
     for _ in range(ROUNDS):
