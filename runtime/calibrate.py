@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
@@ -13,6 +14,7 @@ from ._thresholds import METHODS
 
 BINS = 4096
 BLOCK = 64 * 1024  # elements: the scratch arrays of one block stay in the cache
+LANES = 4  # copies of the bins that neighbours count into: a Relu's many zeros do not wait for each other
 _MIN_EXPONENT = -60
 
 
@@ -38,24 +40,39 @@ class RangeObserver:
         flat = np.ascontiguousarray(array).reshape(-1)
         if flat.dtype not in (np.float32, np.float64):
             flat = flat.astype(np.float32)
-        scratch, index = np.empty(min(BLOCK, flat.size), flat.dtype), np.empty(min(BLOCK, flat.size), np.intp)
+        size = min(BLOCK, flat.size)
+        scratch, index = np.empty(size, flat.dtype), np.empty(size, np.intp)
+        lanes = LANES if flat.size >= LANES * BINS else 1
+        offsets = _lane_offsets(BLOCK, lanes, flat.dtype.char)
+        counts = np.zeros(lanes * BINS, np.int64)
         for start in range(0, flat.size, BLOCK):
             block = flat[start : start + BLOCK]
-            self._count(block, scratch[: block.size], index[: block.size])
+            exponent = self._extend(block)
+            if exponent > self.exponent:
+                self._take(counts)
+                self._grow(exponent)
+            part = slice(0, block.size)
+            np.multiply(block, block.dtype.type(math.ldexp(BINS / 2, -self.exponent)), out=scratch[part])
+            np.floor(scratch[part], out=scratch[part])  # not truncation of a shifted value: tiny negatives would go up
+            np.add(scratch[part], offsets[part], out=scratch[part])
+            np.copyto(index[part], scratch[part], casting="unsafe")
+            np.add.at(counts, index[part], 1)
+            self.count += block.size
+        self._take(counts)
 
-    def _count(self, block: NDArray[Any], scratch: NDArray[Any], index: NDArray[np.intp]) -> None:
+    def _extend(self, block: NDArray[Any]) -> int:
+        """Widen lowest and highest; the exponent that the block needs."""
         low, high = float(block.min()), float(block.max())
         if not (math.isfinite(low) and math.isfinite(high)):
             raise RefusedError(f"tensor '{self.name}'", "is NaN or infinite on the calibration data",
                                "check the data and the model: run `onnx-opt verify` with the same data")
         self.low, self.high = min(self.low, low), max(self.high, high)
-        self._grow(max(math.frexp(low)[1], math.frexp(high)[1]))
-        np.multiply(block, block.dtype.type(math.ldexp(BINS / 2, -self.exponent)), out=scratch)
-        np.floor(scratch, out=scratch)  # not truncation of a shifted value: that would round tiny negatives up
-        np.add(scratch, BINS // 2, out=scratch)
-        np.copyto(index, scratch, casting="unsafe")
-        self.bins += np.bincount(index, minlength=BINS)
-        self.count += block.size
+        return max(math.frexp(low)[1], math.frexp(high)[1])
+
+    def _take(self, counts: NDArray[np.int64]) -> None:
+        """Move the counts of all lanes into the bins."""
+        self.bins += counts.reshape(-1, BINS).sum(0)
+        counts[:] = 0
 
     def _grow(self, exponent: int) -> None:
         """Widen to [-2^exponent, 2^exponent) by adding neighbouring bins; a step halves the resolution."""
@@ -102,3 +119,9 @@ class RangeObserver:
             return min(self.low, 0.0), max(self.high, 0.0)
         low, high = METHODS[method](self.bins, self.edges, self.low, self.high, percentile)
         return max(min(low, 0.0), min(self.low, 0.0)), min(max(high, 0.0), max(self.high, 0.0))
+
+
+@functools.cache
+def _lane_offsets(size: int, lanes: int, dtype: str) -> NDArray[Any]:
+    """(size,) where each element of a block counts from: the bin at zero of its lane."""
+    return (np.arange(size) % lanes * BINS + BINS // 2).astype(dtype)
