@@ -1,0 +1,68 @@
+"""onnxruntime.quantization: its defaults, the settings its guide names for x64, and two recipes made by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx
+from _driver import Feed, Reader, main
+from onnx import numpy_helper, version_converter
+from onnxruntime.quantization import QuantFormat, QuantType, quantize_dynamic, quantize_static
+from onnxruntime.quantization.shape_inference import quant_pre_process
+
+
+def defaults(model: str, feeds: list[Feed], out: str) -> None:
+    """quantize_static on the file as it is."""
+    quantize_static(model, out, Reader(feeds))
+
+
+def guide(model: str, feeds: list[Feed], out: str, only: list[str] | None = None) -> None:
+    """After quant_pre_process: u8 activations, s8 weights, per channel."""
+    prepared = f"{out}.prepared.onnx"
+    quant_pre_process(model, prepared)
+    _static(prepared, feeds, out, only)
+
+
+def matmul(model: str, feeds: list[Feed], out: str) -> None:
+    """The guide's settings on MatMul and Gemm only, as is usual for transformers."""
+    guide(model, feeds, out, ["MatMul", "Gemm"])
+
+
+def by_hand(model: str, feeds: list[Feed], out: str) -> None:
+    """What an expert does: opset 17, weights lifted from Constant nodes, no symbolic shapes where they fail."""
+    upgraded, prepared = f"{out}.17.onnx", f"{out}.prepared.onnx"
+    loaded = onnx.load(model)
+    old = next(o.version for o in loaded.opset_import if o.domain == "") < 17
+    onnx.save(_lifted(version_converter.convert_version(loaded, 17) if old else loaded), upgraded)
+    try:
+        quant_pre_process(upgraded, prepared)
+    except Exception as error:  # onnxruntime raises a bare Exception here
+        if "symbolic shape" not in str(error):
+            raise
+        quant_pre_process(upgraded, prepared, skip_symbolic_shape=True)
+    _static(prepared, feeds, out, None)
+
+
+def dynamic(model: str, feeds: list[Feed], out: str) -> None:
+    """Weights in int8, activations quantized at run time."""
+    quantize_dynamic(model, out, per_channel=True)
+
+
+def _static(prepared: str, feeds: list[Feed], out: str, only: list[str] | None) -> None:
+    quantize_static(prepared, out, Reader(feeds), quant_format=QuantFormat.QDQ, per_channel=True,
+                    op_types_to_quantize=only, activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8)
+    Path(prepared).unlink()
+
+
+def _lifted(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Tensors of Constant nodes as initializers."""
+    for node in list(model.graph.node):
+        if node.op_type == "Constant" and node.attribute[0].name == "value":
+            tensor = numpy_helper.from_array(numpy_helper.to_array(node.attribute[0].t), node.output[0])
+            model.graph.initializer.append(tensor)
+            model.graph.node.remove(node)
+    return model
+
+
+if __name__ == "__main__":
+    main({"defaults": defaults, "guide": guide, "matmul": matmul, "by hand": by_hand, "dynamic": dynamic})
