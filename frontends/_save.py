@@ -164,6 +164,7 @@ def _encoded(model: ir.Model, where: str) -> bytes:
     except ir.serde.SerdeError as error:
         raise OnnxOptError(where, f"not written: {innermost(error)}", _FAULT) from error
     proto.ir_version = max(proto.ir_version, _needed_ir_version(model))
+    _drop_repeated_types(proto.graph)
     if proto.ByteSize() >= LIMIT:
         raise RefusedError(where, _TOO_LARGE, "save it with external data")
     for tensor in tensor_protos(proto):
@@ -177,6 +178,16 @@ def _encoded(model: ir.Model, where: str) -> bytes:
             raise OnnxOptError(where, f"not written: {error.problem}", _FAULT) from error
     encoded: bytes = proto.SerializeToString()
     return encoded
+
+
+def _drop_repeated_types(graph: onnx.GraphProto) -> None:
+    """Take out `value_info` of tensors, which state type and shape themselves (onnx_ir writes it for each)."""
+    tensors = {tensor.name for tensor in graph.initializer}
+    kept = [v for v in graph.value_info if v.name not in tensors or v.metadata_props or v.doc_string]
+    if len(kept) < len(graph.value_info):
+        kept = [onnx.ValueInfoProto.FromString(v.SerializeToString()) for v in kept]
+        del graph.value_info[:]
+        graph.value_info.extend(kept)
 
 
 def _write_model(

@@ -303,3 +303,12 @@ def test_the_input_is_only_overwritten_by_force(tmp_path):
             check_output(same, source)
         check_output(same, source, force=True)
     assert source.read_bytes() == b"model"
+
+
+def test_types_of_tensors_are_written_once(tmp_path):
+    model = model_of("a", "b")
+    model.graph.initializers["b"].metadata_props["layer"] = "7"
+    save(model, tmp_path / "m.onnx")
+    written = onnx.load(tmp_path / "m.onnx").graph
+    assert {t.name for t in written.initializer} >= {"a", "b"}
+    assert {v.name for v in written.value_info} & {"a", "b"} == {"b"}

@@ -1,0 +1,73 @@
+"""strip: what goes, what stays, and that the model computes and is declared as before."""
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from onnx_opt.passes._base import NullContext
+from onnx_opt.passes.strip import Strip
+from quant_models import model_of, normal, outputs
+
+TEXT = """
+<ir_version: 10, opset_import: ["" : 17]>
+g (float[N, 3, 8, 8] x) => (float[N, 4, K, K] y)
+{
+    a = Conv <ATTRIBUTES> (x, w)
+    b = LeakyRelu <alpha = 0.01> (a)
+    y = MaxPool <kernel_shape = [2, 2], strides = [1, 1]> (b)
+}
+"""
+
+
+def conv(attributes):
+    return model_of(TEXT.replace("ATTRIBUTES", attributes), w=normal(4, 3, 3, 3))
+
+
+@pytest.mark.parametrize(("attributes", "left"), [
+    ("group = 1", set()), ("strides = [1, 1]", set()), ("dilations = [1, 1]", set()),
+    ('auto_pad = "NOTSET"', set()), ("strides = [2, 1]", {"strides"}), ("dilations = [1, 2]", {"dilations"}),
+    ('auto_pad = "SAME_UPPER"', {"auto_pad"}), ("pads = [0, 0, 0, 0]", {"pads"}),
+    ("kernel_shape = [3, 3], group = 1", {"kernel_shape"}),
+])
+def test_attributes_at_their_defaults_go(attributes, left):
+    model = conv(attributes)
+    feeds = {"x": normal(1, 3, 8, 8)}
+    before = outputs(model, feeds)
+    Strip().run(model, NullContext())
+    first = model.graph[0]
+    assert set(first.attributes) == left
+    assert set(model.graph[1].attributes) == set()
+    assert set(model.graph[2].attributes) == {"kernel_shape"}
+    np.testing.assert_array_equal(outputs(model, feeds), before)
+
+
+def test_traces_and_types_go_names_and_the_interface_stay():
+    model = conv("group = 1")
+    node = model.graph[0]
+    node.name, node.doc_string = "first", "made by an exporter"
+    node.metadata_props["stack_trace"] = "x" * 1000
+    node.outputs[0].metadata_props["k"] = "v"
+    model.metadata_props["author"] = "me"
+    outcome = Strip().run(model, NullContext())
+    assert outcome.stats == {"metadata": 2, "doc_strings": 1, "attributes": 3, "types": 2}
+    proto = ir.to_proto(model)
+    assert proto.graph.node[0].name == "first"
+    assert [p.key for p in proto.metadata_props] == ["author"]
+    assert {v.name for v in proto.graph.value_info} <= {"w"}
+    assert [d.dim_param or d.dim_value for d in proto.graph.output[0].type.tensor_type.shape.dim] == ["N", 4, "K", "K"]
+    onnx.checker.check_model(proto, full_check=True)
+    assert Strip().run(model, NullContext()).changed == 0
+
+
+def test_types_stay_on_request():
+    model = conv("group = 2")
+    assert Strip(types=False).run(model, NullContext()).stats["types"] == 0
+    assert all(v.shape is not None for node in model.graph for v in node.outputs)
+
+
+def test_other_domains_keep_their_attributes():
+    model = model_of("""
+    <ir_version: 10, opset_import: ["" : 17, "my.ops" : 1]>
+    g (float[1] x) => (float[1] y) { y = my.ops.Conv <group = 1> (x) }
+    """)
+    assert Strip().run(model, NullContext()).stats["attributes"] == 0
