@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from onnx_opt import RefusedError
 from onnx_opt.runtime import calibrate
+from onnx_opt.runtime._thresholds import _divergences
 from onnx_opt.runtime.calibrate import BINS, RangeObserver
 
 METHODS = ("minmax", "percentile", "entropy", "mse", "auto")
@@ -45,12 +46,23 @@ def test_nothing_to_cut(method, values, expected):
     assert observed(np.array(values, np.float32)).range(method) == expected
 
 
-def test_bins_hold_exactly_what_lies_between_their_edges():
-    values = np.random.default_rng(1).normal(size=5000).astype(np.float32)
+@pytest.mark.parametrize("size", [5000, 300_000])
+def test_bins_hold_exactly_what_lies_between_their_edges(size):
+    values = np.random.default_rng(1).normal(size=size).clip(-3.9, 3.9).astype(np.float32)
+    values[0] = 2.5
     observer = observed(values)
     expected, _ = np.histogram(values.astype(np.float64), observer.edges)
     np.testing.assert_array_equal(observer.bins, expected)
     assert observer.edges[-1] == 4.0
+
+
+def test_a_range_that_grows_within_an_array_loses_no_counts():
+    values = np.random.default_rng(11).normal(size=4 * calibrate.BLOCK).astype(np.float32)
+    values *= np.repeat(np.float32([0.01, 1, 0.1, 50]), calibrate.BLOCK)
+    observer = observed(values)
+    expected, _ = np.histogram(values.astype(np.float64), observer.edges)
+    np.testing.assert_array_equal(observer.bins, expected)
+    assert observer.count == values.size
 
 
 @given(st.lists(VALUES, min_size=1, max_size=5), st.randoms(use_true_random=False))
@@ -96,6 +108,29 @@ def test_entropy_cuts_an_outlier_and_spares_a_uniform():
     low, high = observed(random.uniform(-1, 1, 200_000).astype(np.float32)).range("entropy")
     assert low < -0.98
     assert high > 0.98
+
+
+def divergence(counts: np.ndarray, end: int, levels: int) -> float:
+    reference = counts[:end].astype(np.float64)
+    quantized = np.zeros(end)
+    for level in range(levels):
+        part = slice(level * end // levels, (level + 1) * end // levels)
+        held = counts[part] > 0
+        quantized[part][held] = counts[part].sum() / max(held.sum(), 1)
+    reference[-1] += counts[end:].sum()
+    seen = reference > 0
+    p, q = reference[seen] / reference.sum(), np.maximum(quantized[seen] / quantized.sum(), 1e-12)
+    return float(np.sum(p * np.log(p / q)))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_entropy_finds_the_divergence_of_its_definition(seed):
+    random = np.random.default_rng(seed)
+    counts = np.histogram(np.abs(random.standard_t(3 + seed, 20_000)), 600, (0, 12))[0]
+    counts[random.random(600) < 0.1] = 0
+    ends = np.array([255, 256, 300, 431, 599, 600])
+    expected = [divergence(counts, int(end), 255) for end in ends]
+    np.testing.assert_allclose(_divergences(counts, ends, 255), expected, rtol=1e-9, atol=1e-12)
 
 
 def test_entropy_is_not_drawn_to_the_zeros_of_a_relu():
