@@ -20,6 +20,7 @@ import numpy as np
 from .. import OnnxOptError, RefusedError
 from . import _frames, _values
 from .calibrate import RangeObserver
+from .moments import MomentObserver
 
 Feeds = dict[str, Any]
 Providers = list[tuple[str, dict[str, str]]]
@@ -27,6 +28,7 @@ _NODE_PREFIX = re.compile(
     r"(?:.*)Non-zero status code returned while running (\S+) node\. Name:'([^']*)' Status Message: ")
 _SESSIONS: dict[int, Any] = {}
 _OBSERVERS: dict[int, dict[str, RangeObserver]] = {}
+_MOMENTS: dict[int, dict[str, MomentObserver]] = {}
 
 
 def serve(parent: int, memory_bytes: int) -> None:
@@ -146,6 +148,7 @@ def close_session(handle: int) -> None:
     """Free a session."""
     _SESSIONS[handle] = None
     _OBSERVERS.pop(handle, None)
+    _MOMENTS.pop(handle, None)
 
 
 def optimized_ops(path: str, providers: Providers, threads: int) -> dict[str, int]:
@@ -215,6 +218,24 @@ def compare(
     return powers, scalars, sum(array.nbytes for array in (*first.values(), *second.values()))
 
 
+def accumulate(handle: int, feeds: Feeds, requests: dict[str, dict[str, Any]]) -> int:
+    """Run the feeds and take what the requests name into this session's moments; returns the bytes of the tensors."""
+    session, observers = _SESSIONS[handle], _MOMENTS.setdefault(handle, {})
+    produced = {o.name for o in session.get_outputs()}
+    wanted = list(dict.fromkeys(r["tensor"] for r in requests.values() if r["tensor"] in produced))
+    arrays = dict(zip(wanted, _values.run(session, wanted, feeds), strict=True)) if wanted else {}
+    for key, request in requests.items():
+        array = arrays.get(request["tensor"], feeds.get(request["tensor"]))
+        if array is not None and np.issubdtype(np.asarray(array).dtype, np.floating):
+            observers.setdefault(key, MomentObserver(request["tensor"], request)).update(array)
+    return sum(array.nbytes for array in arrays.values())
+
+
+def moments(handle: int) -> dict[str, Any]:
+    """Every moment observed in this session, by the request's key."""
+    return {key: o.value() for key, o in _MOMENTS.get(handle, {}).items() if o.count}
+
+
 def time_rounds(
     handles: Sequence[int], feeds: Sequence[Sequence[Feeds]], seconds: float, min_rounds: int, max_rounds: int
 ) -> list[list[float]]:
@@ -258,5 +279,8 @@ def abort() -> None:
 
 _FUNCTIONS: dict[str, Callable[..., Any]] = {
     f.__name__: f
-    for f in (open_session, run, close_session, optimized_ops, optimized_nodes, compare, observe, ranges, time_rounds, peak_memory, sleep, abort)
+    for f in (
+        open_session, run, close_session, optimized_ops, optimized_nodes, compare, observe, ranges, accumulate,
+        moments, time_rounds, peak_memory, sleep, abort,
+    )
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -117,19 +118,38 @@ class RunContext:
             self._save(with_taps(model, names), path)
             session = open_session(self.worker, path)
             try:
-                self._observe(session, names, samples)
+                self._observe(session, list(names), samples)
                 found: dict[str, tuple[float, float]] = self.worker.call("ranges", session.handle(), method, percentile)
             finally:
                 session.close()
         return found
 
-    def _observe(self, session: Session, names: Sequence[str], samples: int) -> None:
+    def collect(
+        self, model: ir.Model, requests: Mapping[str, Any], samples: int
+    ) -> dict[str, NDArray[np.float64]]:
+        """Moments of tensors, accumulated in the child; `requests` are `passes._base.Request` by any key."""
+        if self.feeds is None:
+            raise UsageError("calibration", "no calibration data", "pass --data (command line) or data= (Python)")
+        plain = {key: dataclasses.asdict(request) for key, request in requests.items()}
+        with tempfile.TemporaryDirectory(prefix="onnx-opt-") as folder:
+            path = Path(folder, "moments.onnx")
+            self._save(with_taps(model, [r["tensor"] for r in plain.values()]), path)
+            session = open_session(self.worker, path)
+            try:
+                self._observe(session, plain, samples, "accumulate")
+                found: dict[str, NDArray[np.float64]] = self.worker.call("moments", session.handle())
+            finally:
+                session.close()
+        return found
+
+    def _observe(self, session: Session, wanted: Any, samples: int, function: str = "observe") -> None:
+        """Have the child take every micro-batch into its statistics, by one of its functions."""
         assert self.feeds is not None
         handle = session.handle()
         with self.progress("calibrating", samples) as advance:
             limit = RowLimit()
             for feeds, rows in micro_batches(self.feeds, session.inputs, samples, limit):
-                limit.adapt(self.worker.call("observe", handle, feeds, list(names)), rows)
+                limit.adapt(self.worker.call(function, handle, feeds, wanted), rows)
                 advance(rows)
 
 

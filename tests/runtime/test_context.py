@@ -7,6 +7,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 from onnx_opt import RefusedError, UsageError
+from onnx_opt.passes._base import Request
 from onnx_opt.runtime.context import RowLimit, RunContext, batch_is_symbolic, micro_batches
 from onnx_opt.runtime.feeds import open_feeds
 from onnx_opt.runtime.session import TensorInfo
@@ -164,3 +165,20 @@ def test_satisfies_the_protocol_that_passes_declare():
     wanted = {name for name in vars(Context) if not name.startswith("_")} | set(Context.__annotations__)
     source = Path(RunContext.activation_ranges.__code__.co_filename).read_text()
     assert all(hasattr(RunContext, name) or re.search(rf"self\.{name}\b", source) for name in wanted)
+
+
+def test_moments_of_inner_tensors_and_inputs(worker):
+    requests = {"a": Request("h", "absmax"), "m": Request("x", "mean"), "g": Request("r", "gram"),
+                "none": Request("none", "mean"), "shape": Request("s", "mean")}
+    found = context(worker, DATA).collect(model_of(MODEL), requests, 64)
+    assert set(found) == {"a", "m", "g"}
+    np.testing.assert_array_equal(found["a"], [7, 9])
+    np.testing.assert_allclose(found["m"], [-4 / 3, 7 / 3])
+    h = np.maximum(DATA["x"] @ np.array([[1, -1], [1, 1]]), 0)
+    z = np.concatenate([h, np.ones((3, 1))], axis=1)
+    np.testing.assert_allclose(found["g"][0], z.T @ z / 3, rtol=1e-6)
+
+
+def test_moments_without_data_say_what_to_give(worker):
+    with pytest.raises(UsageError, match="no calibration data"):
+        context(worker, None).collect(model_of(MODEL), {"a": Request("h", "absmax")}, 64)

@@ -1,0 +1,122 @@
+"""Moments of activations in constant memory: channel means and maxima, and Gram matrices of what a layer multiplies."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .. import RefusedError
+
+POSITIONS = 256
+"""Output positions of a convolution looked at in each sample, at most: the same ones in all, so that shards agree."""
+
+PATCH_VALUES = 1 << 19
+"""Values of one sample's patches at most, as long as that leaves 16 positions: wide depthwise layers have fewer."""
+
+
+class MomentObserver:
+    """One moment of everything seen; mergeable, so that shards can be combined.
+
+    `request`: `kind` (`absmax`, `mean`, `gram`), `axis` (of the channels) and, for the patches of a convolution,
+    `kernel`, `strides`, `pads`, `dilations`, `groups`. Errors: RefusedError where a value is NaN or infinite.
+
+    `absmax` -> (C,) max|x|. `mean` -> (C,), or (groups, K) of patches. `gram` -> (groups, K + 1, K + 1): the mean of
+    z z^T with z = [x, 1], so that its last column is the mean of x. All in float64.
+    """
+
+    def __init__(self, name: str, request: Mapping[str, Any]) -> None:
+        self.name = name
+        self.request = request
+        self.total: NDArray[np.float64] | None = None
+        self.count = 0
+
+    def update(self, array: NDArray[Any]) -> None:
+        """Take a float array with samples on axis 0."""
+        if array.size == 0:
+            return
+        if not np.isfinite(array).all():
+            raise RefusedError(f"tensor '{self.name}'", "is NaN or infinite on the calibration data",
+                               "check the data and the model: run `onnx-opt verify` with the same data")
+        rows = self._rows(array)
+        kind = self.request["kind"]
+        if kind == "absmax":
+            self._take(np.abs(rows).max(axis=1).astype(np.float64), rows.shape[1])
+        elif kind == "mean":
+            self._take(rows.sum(axis=1, dtype=np.float64), rows.shape[1])
+        else:
+            self._take(_products(rows), rows.shape[1])
+
+    def _rows(self, array: NDArray[Any]) -> NDArray[Any]:
+        """(groups, rows, K): the vectors that a layer multiplies, one group where nothing is grouped."""
+        if self.request["kernel"]:
+            return patches(array, self.request)
+        axis = self.request["axis"] % array.ndim
+        return np.moveaxis(array, axis, -1).reshape(1, -1, array.shape[axis])
+
+    def _take(self, part: NDArray[np.float64], count: int) -> None:
+        if self.total is None:
+            self.total = part
+        elif self.request["kind"] == "absmax":
+            np.maximum(self.total, part, out=self.total)
+        else:
+            self.total += part
+        self.count += count
+
+    def merge(self, other: MomentObserver) -> None:
+        """Take everything another observer of the same request saw; associative and commutative."""
+        if other.total is not None:
+            self._take(other.total.copy(), other.count)
+
+    def value(self) -> NDArray[np.float64]:
+        """The moment of everything seen so far, which must not be nothing."""
+        assert self.total is not None
+        result = self.total if self.request["kind"] == "absmax" else self.total / self.count
+        return result if self.request["kernel"] or self.request["kind"] == "gram" else result[0]
+
+
+def _products(rows: NDArray[Any]) -> NDArray[np.float64]:
+    """Sum of z z^T, z = [x, 1]: (groups, rows, K) -> (groups, K + 1, K + 1); products in float32."""
+    groups, count, width = rows.shape
+    out = np.empty((groups, width + 1, width + 1))
+    out[:, :width, :width] = np.matmul(rows.transpose(0, 2, 1), rows)
+    out[:, width, :width] = out[:, :width, width] = rows.sum(axis=1, dtype=np.float64)
+    out[:, width, width] = count
+    return out
+
+
+def patches(array: NDArray[Any], window: Mapping[str, Any]) -> NDArray[Any]:
+    """What a convolution multiplies at some places of each sample: (N, C, *S) -> (groups, N * places, C/g * K)."""
+    kernel, strides, dilations = window["kernel"], window["strides"], window["dilations"]
+    rank, groups = len(kernel), window["groups"]
+    pads = [(0, 0), (0, 0), *zip(window["pads"][:rank], window["pads"][rank:], strict=True)]
+    padded = np.pad(array, pads) if any(window["pads"]) else array
+    sizes = padded.shape[2:]
+    outs = [(size - d * (k - 1) - 1) // s + 1
+            for size, k, s, d in zip(sizes, kernel, strides, dilations, strict=True)]
+    affordable = PATCH_VALUES // (array.shape[1] * math.prod(kernel))
+    chosen = _places(math.prod(outs), min(max(affordable, 16), POSITIONS))
+    steps = [math.prod(sizes[axis + 1 :]) for axis in range(rank)]
+    starts = _offsets(np.unravel_index(chosen, outs), strides, steps)
+    taps = _offsets(np.unravel_index(np.arange(math.prod(kernel)), kernel), dilations, steps)
+    flat = padded.reshape(*padded.shape[:2], -1)[:, :, starts[:, None] + taps]  # (N, C, places, K)
+    samples, channels, places, width = flat.shape
+    grouped = flat.reshape(samples, groups, channels // groups, places, width).transpose(1, 0, 3, 2, 4)
+    return grouped.reshape(groups, samples * places, channels // groups * width)
+
+
+def _places(count: int, most: int) -> NDArray[np.int64]:
+    """At most `most` of `count` positions, spread at random but always the same ones."""
+    if count <= most:
+        return np.arange(count)
+    return np.sort(np.random.default_rng(0).choice(count, most, replace=False))
+
+
+def _offsets(index: tuple[NDArray[Any], ...], scales: list[int], steps: list[int]) -> NDArray[np.int64]:
+    total = np.zeros(len(index[0]), np.int64)
+    for coordinate, scale, step in zip(index, scales, steps, strict=True):
+        total += coordinate * (scale * step)
+    return total
