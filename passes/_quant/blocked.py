@@ -99,11 +99,11 @@ def block_scales(tensor: ir.TensorProtocol, bits: int, block: int, by_rows: bool
         if not np.isfinite(view).all():
             raise RefusedError(tensor.name or "weight", "holds NaN or infinity: it has no integer form",
                                "repair the weight, or name the layer in exclude")
-        out[start : start + len(view)] = _best_scales(view, bits).reshape(len(view), -1)
+        out[start : start + len(view)] = best_scales(view, bits).reshape(len(view), -1)
     return out
 
 
-def _best_scales(view: Floats, bits: int) -> Floats:
+def best_scales(view: Floats, bits: int) -> Floats:
     """Shapes: (..., block, columns) -> (..., columns); `_block_views` says what they are."""
     at = np.abs(view).argmax(-2)[..., None, :]
     extreme = np.take_along_axis(view, at, -2)
