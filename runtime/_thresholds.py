@@ -16,7 +16,7 @@ Cut = Callable[[Bins, Edges, float, float, float], tuple[float, float]]
 _LEVELS = 255  # steps of an 8-bit grid
 _CANDIDATES = 96
 _FLOOR = 1e-12  # of Q where P is not zero
-_CLIP_WEIGHT = 4.0  # of `auto`: 2 to 64 are alike on the shared models, 1 (`mse`) loses up to 1 dB on residual nets
+_CLIP_WEIGHT = 4.0  # measured: docs/decisions/2026-11-22-calibration-auto.md
 
 
 def minmax(bins: Bins, edges: Edges, lowest: float, highest: float, percentile: float) -> tuple[float, float]:
