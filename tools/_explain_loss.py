@@ -24,7 +24,7 @@ from ..runtime.session import open_session
 from ..runtime.worker import Worker
 from ._loss_probes import Probe, instrumented
 
-SAMPLES = 64
+SAMPLES = 32
 """Losses are averages over a whole layer's output: few samples tell them well."""
 
 
@@ -64,7 +64,7 @@ def explain_stage(worker: Worker, stage: Stage, batches: Sequence[Mapping[str, A
     """The losses of every layer of the main graph that the stage changed, in graph order.
 
     Runs the reference and the result side by side in the worker, a few rows at a time: memory does not grow with the
-    data. Both run without graph optimizations, so that every tensor keeps its name.
+    data. The reference runs without graph optimizations: they would make integer kernels of its added noise.
     """
     reference, probes = instrumented(stage.reference, stage.result)
     if not probes:
@@ -77,7 +77,7 @@ def explain_stage(worker: Worker, stage: Stage, batches: Sequence[Mapping[str, A
         paths = [Path(folder, "reference.onnx"), Path(folder, "result.onnx")]
         save(reference, paths[0])
         save(result, paths[1])
-        first, second = (open_session(worker, path, optimize=False) for path in paths)
+        first, second = open_session(worker, paths[0], optimize=False), open_session(worker, paths[1])
         limit = RowLimit()
         feeds = Feeds(lambda: [Batch(dict(batch)) for batch in batches], first.inputs, "data")
         for part, rows in micro_batches(feeds, first.inputs, SAMPLES, limit):
