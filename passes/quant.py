@@ -14,6 +14,7 @@ from ._opset import raise_opset
 from ._quant.blocked import insert_blocked
 from ._quant.choices import Choice, Override, check_patterns, choices, read_overrides
 from ._quant.dynamic import insert_dynamic
+from ._quant.effective import with_effective_values
 from ._quant.faster import checked
 from ._quant.forms import FORMS, ONE_LAYER, Settings
 from ._quant.insert import insert_static
@@ -25,9 +26,7 @@ from ._quant.placement import place
 from ._quant.plan import Part, Request, plan
 from ._quant.prepare import drop_unused_initializers, mean_to_pool
 from ._quant.rules import TARGETS, TargetRules
-from .fold_affine import FoldAffine
-from .fold_batchnorm import FoldBatchnorm
-from .fold_pad import FoldPad
+from .simplify import Simplify
 
 
 @dataclass(frozen=True)
@@ -61,7 +60,7 @@ class Quant(Pass):
         "int8", "int8: integers, activations too (static with data, at run time without); dynamic: at run time even "
         "with data; int16: 16-bit activations; blocked: weights only, a scale a block; fp16: the whole model in half "
         "precision; ternary, binary: weights of -1, (0,) 1.")
-    calibration: RangeMethod = Option("mse", "How activation ranges are read off the calibration data.")
+    calibration: RangeMethod = Option("auto", "How activation ranges are read off the calibration data.")
     percentile: float = Option(99.99, "Share of values inside the range, for calibration=percentile.",
                                low=50.0, high=100.0, unit="percent")
     samples: int = Option(512, "Calibration samples to use at most.", low=1, high=10_000_000)
@@ -108,9 +107,9 @@ class Quant(Pass):
         if not parts:
             return PassOutcome(declined=declined)
         raise_opset(model, max(part.opset for part in parts))
-        names = Names(model)
         if any("static" in part.engines for part in parts):
-            self._prepare(model, context, names)
+            _prepare(model, context)
+        names = Names(model)
         parts, declined = plan(model, request)
         context.remember_float(model)
         outcome = PassOutcome(declined=declined)
@@ -140,12 +139,6 @@ class Quant(Pass):
             choose=lambda layers: choices(layers, default, self.ends, overrides),
         )
 
-    def _prepare(self, model: ir.Model, context: Context, names: Names) -> None:
-        """Exact rewrites without which int8 kernels do not form."""
-        for fold in (FoldBatchnorm(), FoldAffine(), FoldPad()):
-            fold.run(model, context)
-        mean_to_pool(model.graph, names)
-
     def _insert(
         self, model: ir.Model, part: Part, request: Request, context: Context, names: Names, outcome: PassOutcome
     ) -> None:
@@ -167,10 +160,19 @@ class Quant(Pass):
         """Quantize the main graph with ranges from calibration."""
         rules = request.rules
         placement = place(part.graph, layers, rules)
-        taps = [v.name for v in placement.quantized if v.name]
-        ranges = context.activation_ranges(model, taps, self.calibration, self.percentile, self.samples)
-        parameters = assign(placement, {v: ranges[v.name] for v in placement.quantized if v.name}, rules)
+        probe, effective = with_effective_values(model, placement)
+        taps = {v: effective.get(v.name, v.name) for v in placement.quantized if v.name}
+        ranges = context.activation_ranges(
+            probe, list(taps.values()), self.calibration, self.percentile, self.samples
+        )
+        parameters = assign(placement, {value: ranges[tap] for value, tap in taps.items()}, rules)
         return insert_static(part.graph, names, placement, parameters, rules, part.codes(layers, request.settings))
+
+
+def _prepare(model: ir.Model, context: Context) -> None:
+    """Exact rewrites without which integer kernels do not form."""
+    Simplify().run(model, context)
+    mean_to_pool(model.graph, Names(model))
 
 
 def _count(outcome: PassOutcome, stats: dict[str, int]) -> None:

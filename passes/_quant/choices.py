@@ -21,10 +21,14 @@ OPTION = "quant.layers"
 
 @dataclass(frozen=True)
 class Choice:
-    """What one layer becomes: a form and, where the form has a choice of them, the bits of its weights."""
+    """What one layer becomes: a form and, where the form has a choice of them, the bits of its weights.
+
+    `asked`: somebody named this very layer, so it is not for the rules to say that it gains nothing.
+    """
 
     form: str
     bits: int
+    asked: bool = False
 
 
 @dataclass(frozen=True)
@@ -70,10 +74,10 @@ def _choice(text: str, default_bits: int, forms: Collection[str]) -> Choice:
         raise UsageError(OPTION, f"'{form}' is no form of a single layer",
                          f"did you mean '{near[0]}'?" if near else f"choose one of {', '.join(sorted(forms))}")
     if not colon:
-        return Choice(form, default_bits)
+        return Choice(form, default_bits, asked=True)
     if not (bits.isdecimal() and 2 <= int(bits) <= 8):
         raise UsageError(OPTION, f"'{bits}' in '{text}' is no number of bits", "give 2 to 8, for example int8:4")
-    return Choice(form, int(bits))
+    return Choice(form, int(bits), asked=True)
 
 
 def check_patterns(overrides: tuple[Override, ...], nodes: Iterable[ir.Node]) -> None:

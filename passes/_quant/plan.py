@@ -17,7 +17,7 @@ from .choices import FLOAT, Choice
 from .codes import Codes
 from .dynamic import worth_dynamic
 from .forms import FORMS, PER_CHANNEL_OPSET, Engine, Settings, engine_of
-from .layers import Layer, find_layers
+from .layers import Layer, find_layers, int_attribute
 from .rules import TargetRules
 from .weights import Layout
 
@@ -109,10 +109,21 @@ def _why_not(layer: Layer, choice: Choice, calibrated: bool, request: Request) -
     if request.rules.why_not:
         return request.rules.why_not
     if engine == "static":
-        return None if calibrated else _needs_ranges(layer, request)
+        reason = _why_not_static(layer, request.rules) if calibrated else _needs_ranges(layer, request)
+        return None if calibrated and choice.asked else reason
     if layer.node.op_type not in request.rules.dynamic:
         return _needs_ranges(layer, request)
-    return worth_dynamic(layer)
+    return None if choice.asked else worth_dynamic(layer)
+
+
+def _why_not_static(layer: Layer, rules: TargetRules) -> str | None:
+    if layer.node.op_type != "Conv":
+        size = layer.tensor.size
+        return f"its {size} weights are too few to gain from integers" if size < rules.min_weights else None
+    channels = int(layer.tensor.shape.numpy()[1]) * int_attribute(layer.node, "group", 1)
+    if layer.input.is_graph_input() and channels < rules.min_image_channels:
+        return f"it reads the input's {channels} channels: float is as fast there, and keeps the input's precision"
+    return None
 
 
 def _needs_ranges(layer: Layer, request: Request) -> str:

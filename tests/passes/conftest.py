@@ -1,11 +1,13 @@
 """Contexts for pass tests: calibration in this process, by the smallest means."""
 
+import dataclasses
+
 import numpy as np
 import onnx_ir as ir
 import onnxruntime
 import pytest
-
 from onnx_opt.passes._base import NullContext
+from onnx_opt.passes._quant import rules as quant_rules
 
 
 class CalibratedContext(NullContext):
@@ -46,3 +48,11 @@ def run_session(model, optimize=True):
 @pytest.fixture
 def calibrated():
     return CalibratedContext
+
+
+@pytest.fixture(autouse=True)
+def layers_of_any_size(request, monkeypatch):
+    """Test layers are tiny; the rules that leave tiny ones float have a test of their own."""
+    if request.module.__name__.startswith("test_quant") and "the_rules_of_size" not in request.keywords:
+        rules = dataclasses.replace(quant_rules.TARGETS["cpu"], min_weights=0, min_image_channels=0)
+        monkeypatch.setitem(quant_rules.TARGETS, "cpu", rules)

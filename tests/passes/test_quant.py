@@ -8,6 +8,7 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 from onnx_opt import UsageError
+from onnx_opt.passes import quant as quant_module
 from onnx_opt.passes._base import NullContext
 from onnx_opt.passes._normalize import normalize
 from onnx_opt.passes._quant import rules as quant_rules
@@ -176,6 +177,31 @@ def test_every_heavy_op_of_a_residual_net_becomes_an_integer_kernel(calibrated, 
     assert found["QLinearAdd"] == found["QLinearGlobalAveragePool"] == found["QGemm"] == 1
     assert not {"Conv", "Gemm", "FusedConv", "DequantizeLinear"} & set(found)
     assert sqnr(original.run(None, feeds[0])[0], session(model).run(None, feeds[0])[0]) > 25
+
+
+@pytest.mark.the_rules_of_size
+def test_the_first_and_the_smallest_layer_stay_float_on_cpu(calibrated):
+    outcome = Quant().run(residual(), calibrated([{"x": normal(8, 3, 12, 12)}]))
+    reasons = " ".join(d.reason for d in outcome.declined)
+    assert outcome.stats["layers"] == 1
+    assert "reads the input's 3 channels" in reasons
+    assert "its 32 weights are too few" in reasons
+
+
+@pytest.mark.parametrize("effective", [True, False])
+def test_a_sum_that_a_relu_cuts_is_read_to_its_floor_only(calibrated, monkeypatch, effective):
+    """relu(c2 + r1): what lies below -r1 needs no code, so the range of c2 starts at -max(r1) at the lowest."""
+    if not effective:
+        monkeypatch.setattr(quant_module, "with_effective_values", lambda model, placement: (model, {}))
+    model = residual()
+    weight = model.graph.initializers["b2"]
+    weight.const_value = ir.Tensor(np.full(8, -50, np.float32), name="b2")
+    feeds = {"x": normal(8, 3, 12, 12)}
+    original = session(model).run(None, feeds)[0]
+    Quant(calibration="minmax").run(model, calibrated([feeds]))
+    scale, zero = initial(model, "c2_scale"), int(initial(model, "c2_zp"))
+    assert (-scale * zero > -20) == effective
+    assert not effective or sqnr(original, session(model).run(None, feeds)[0]) > 25
 
 
 def test_relu_folds_into_a_zero_point_of_zero(calibrated):
