@@ -174,6 +174,14 @@ def test_says_that_overflow_is_unchecked_without_data():
     assert context.warnings[0].startswith("float16: without data nothing shows which activations overflow")
 
 
+def test_says_that_the_cpu_provider_gains_nothing_but_bytes():
+    contexts = {target: NullContext(target) for target in ("cpu", "cuda")}
+    for context in contexts.values():
+        halved(CHAIN, context)
+    assert "compress-weights(fp16)" in contexts["cpu"].warnings[1]
+    assert len(contexts["cuda"].warnings) == 1
+
+
 def test_bodies_of_control_flow_are_converted_behind_float32_borders():
     text = """
     m (float[2] x, bool c) => (float[2] y)
