@@ -63,7 +63,8 @@ class MomentObserver:
         elif self.request["kind"] == "absmax":
             np.maximum(self.total, part, out=self.total)
         else:
-            self.total += part
+            with np.errstate(invalid="ignore"):  # infinities of overflow may cancel: still not finite
+                self.total += part
         self.count += count
 
     def merge(self, other: MomentObserver) -> None:
@@ -79,10 +80,11 @@ class MomentObserver:
 
 
 def _products(rows: NDArray[Any]) -> NDArray[np.float64]:
-    """Sum of z z^T, z = [x, 1]: (groups, rows, K) -> (groups, K + 1, K + 1); products in float32."""
+    """Sum of z z^T, z = [x, 1]: (groups, rows, K) -> (groups, K + 1, K + 1); float32 products may overflow."""
     groups, count, width = rows.shape
     out = np.empty((groups, width + 1, width + 1))
-    out[:, :width, :width] = np.matmul(rows.transpose(0, 2, 1), rows)
+    with np.errstate(over="ignore", invalid="ignore"):
+        out[:, :width, :width] = np.matmul(rows.transpose(0, 2, 1), rows)
     out[:, width, :width] = out[:, :width, width] = rows.sum(axis=1, dtype=np.float64)
     out[:, width, width] = count
     return out

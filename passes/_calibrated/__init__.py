@@ -1,0 +1,1 @@
+"""Machinery of the passes that prepare a float graph for quantization with calibration data."""

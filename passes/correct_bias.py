@@ -1,0 +1,58 @@
+"""Bias correction: round the weights as `quant` will, and take what that shifts each channel by off its bias."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import onnx_ir as ir
+
+from ._base import Context, Effect, Option, Pass, PassOutcome
+from ._calibrated.grid import full_scales, nearest
+from ._calibrated.rounding import output_shift
+from ._calibrated.select import layers_to_round, moments_of
+from ._edit import Edit
+
+
+@dataclass(frozen=True)
+class CorrectBias(Pass):
+    """Round weights to the nearest point of `quant`'s grid and subtract the mean output error from the bias.
+
+    Effect: lossy. Touches Conv, Gemm and MatMul with constant float32 weights; bias -= (Q(w) - w) E[x], where E[x] is
+    the mean over calibration data of what the layer multiplies. A layer without a bias gets one. `quant` with the
+    same bits then finds exactly the same integers. Put it before `quant`, instead of `gptq` or `round-weights`, which
+    correct the bias too.
+
+    Shapes: weight (M, C, *K) or (K, N), bias (M,) -> same.
+
+    Errors: UsageError without calibration data; RefusedError if it meets NaN or infinity.
+
+    Stats: `layers`, `weights` (counts).
+
+    Source: Nagel et al., Data-Free Quantization Through Weight Equalization and Bias Correction, ICCV 2019,
+    section 4.2 and appendix D (arXiv:1906.04721), with measured means.
+    """
+
+    name: ClassVar[str] = "correct-bias"
+    effect: ClassVar[Effect] = "lossy"
+
+    bits: int = Option(8, "Bits of a weight, as quant will store it.", low=2, high=8)
+    samples: int = Option(64, "Calibration samples to use at most.", low=1, high=10_000_000)
+    include: tuple[str, ...] = Option((), "Only layers whose node, weight or output name matches a pattern.")
+    exclude: tuple[str, ...] = Option((), "Leave out layers whose node, weight or output name matches a pattern.")
+
+    def run(self, model: ir.Model, context: Context) -> PassOutcome:
+        layers, declined = layers_to_round(model, self.bits, self.include, self.exclude)
+        outcome = PassOutcome(0, {"layers": 0, "weights": 0}, declined)
+        edit, weights = Edit(model), 0
+        for layer, mean in moments_of(model, context, layers, "mean", self.samples, declined):
+            rows = layer.rows()
+            scales = full_scales(rows, self.bits)
+            codes = nearest(rows, scales, self.bits)
+            shift = output_shift(codes * scales[:, None] - rows, mean)
+            layer.set_bias(layer.bias_row() - shift, edit)
+            layer.set_codes(codes, scales)
+            outcome.changed += 1
+            weights += rows.size
+        outcome.stats.update(layers=outcome.changed, weights=weights)
+        return outcome

@@ -1,0 +1,242 @@
+"""What clip-weights, correct-bias, gptq and round-weights share: the grid of `quant`, the bias, what they decline."""
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from moment_context import MomentContext, batches, run_session
+from onnx_opt import UsageError
+from onnx_opt.passes._base import NullContext
+from onnx_opt.passes._calibrated.grid import clipped_scales, full_scales, is_on_grid, nearest
+from onnx_opt.passes._calibrated.layers import linear_layers
+from onnx_opt.passes._normalize import normalize
+from onnx_opt.passes._quant.weights import Layout, channel_absmax, quantize_weight
+from onnx_opt.passes.clip_weights import ClipWeights
+from onnx_opt.passes.correct_bias import CorrectBias
+from onnx_opt.passes.gptq import Gptq
+from onnx_opt.passes.round_weights import RoundWeights
+from sample_models import model_from
+
+NET = """
+<ir_version: 10, opset_import: ["" : 21]>
+net (float[n, 4, 6, 6] x) => (float[n, 7] y)
+<float[6, 2, 3, 3] k1, float[6] b1, float[6, 1, 3, 3] k2, float[8, 6, 1, 1] k3, float[8] b3, float[7, 8] w, float[7] b,
+ int64[2] flat = {0, 8}>
+{
+    c1 = Conv <group = 2, pads = [1, 1, 1, 1]> (x, k1, b1)
+    r1 = Relu (c1)
+    c2 = Conv <group = 6, strides = [2, 2]> (r1, k2)
+    c3 = Conv (c2, k3, b3)
+    p = GlobalAveragePool (c3)
+    f = Reshape (p, flat)
+    y = Gemm <transB = 1> (f, w, b)
+}
+"""
+MATMULS = """
+<ir_version: 10, opset_import: ["" : 21]>
+mlp (float[n, 3, 16] x) => (float[n, 3, 5] y)
+<float[16, 24] w1, float[24] b1, float[24, 5] w2>
+{
+    m = MatMul (x, w1)
+    h = Add (m, b1)
+    r = Relu (h)
+    y = MatMul (r, w2)
+}
+"""
+MODELS = {"net": (NET, (8, 4, 6, 6)), "mlp": (MATMULS, (16, 3, 16))}
+PASSES = [ClipWeights, CorrectBias, Gptq, RoundWeights]
+
+
+def made(key):
+    text, shape = MODELS[key]
+    model = ir.from_proto(model_from(text, seed=3))
+    normalize(model)
+    return model, MomentContext(batches(shape))
+
+
+def codes_of(layer, bits):
+    """The integers that `quant` makes of a layer's weight."""
+    tensor, layout = layer.weight.const_value, Layout.of(layer.shape, layer.channel_axis)
+    top = 2 ** (bits - 1) - 1
+    scales = (channel_absmax(tensor, layout) / top).astype(np.float32)
+    return quantize_weight(tensor, layout, scales, top).numpy(), scales, layout
+
+
+def error(before, after, feeds):
+    """Squared error of the first output over all feeds."""
+    sessions = [run_session(m) for m in (before, after)]
+    return sum(float(((a.run(None, f)[0] - b.run(None, f)[0]) ** 2).sum())
+               for f in feeds for a, b in [sessions])
+
+
+@pytest.mark.parametrize("pass_", [CorrectBias(), Gptq(), RoundWeights()])
+def test_without_data_says_what_to_give(pass_):
+    model, _ = made("net")
+    with pytest.raises(UsageError, match="no calibration data"):
+        pass_.run(model, NullContext())
+
+
+@pytest.mark.parametrize("kind", PASSES)
+def test_patterns_choose_and_reasons_name_the_rest(kind):
+    model, context = made("net")
+    before = {n: v.const_value.numpy().copy() for n, v in model.graph.initializers.items()}
+    outcome = kind(bits=4, include=("k*", "w"), exclude=("k2",)).run(model, context)
+    changed = {n for n, v in model.graph.initializers.items() if (v.const_value.numpy() != before[n]).any()}
+    assert outcome.changed == 3
+    assert changed & {"k1", "k2", "k3", "w"} == {"k1", "k3", "w"}
+    assert [d.reason for d in outcome.declined] == ["matched by exclude"]
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize("key", MODELS)
+@pytest.mark.parametrize("kind", PASSES)
+def test_quant_finds_the_same_integers(kind, key, bits):
+    model, context = made(key)
+    outcome = kind(bits=bits).run(model, context)
+    layers, _ = linear_layers(model)
+    assert outcome.changed == len(layers)
+    for layer in layers:
+        codes, scales, layout = codes_of(layer, bits)
+        back = (codes.reshape(layout.outer, layout.channels, layout.inner) * scales[:, None]).reshape(layer.shape)
+        np.testing.assert_allclose(layer.weight.const_value.numpy(), back, rtol=1e-6, atol=0)
+        assert (np.abs(codes).reshape(layout.outer, layout.channels, layout.inner).max(axis=(0, 2))
+                == 2 ** (bits - 1) - 1).all()
+    onnx.checker.check_model(ir.to_proto(model), full_check=True)
+
+
+@pytest.mark.parametrize("key", MODELS)
+@pytest.mark.parametrize("kind", PASSES)
+def test_a_second_run_changes_nothing(kind, key):
+    model, context = made(key)
+    kind(bits=4).run(model, context)
+    once = ir.to_proto(model).SerializeToString(deterministic=True)
+    outcome = kind(bits=4).run(model, context)
+    assert outcome.changed == 0
+    assert {d.reason for d in outcome.declined} == {"its weights lie on the 4-bit grid already"}
+    assert ir.to_proto(model).SerializeToString(deterministic=True) == once
+
+
+@pytest.mark.parametrize("key", MODELS)
+@pytest.mark.parametrize(("kind", "least"), [(Gptq, 2.0), (RoundWeights, 2.0)])
+def test_output_error_falls_well_below_nearest_rounding(kind, least, key):
+    """Through all layers, on the data that they were rounded for and on other data."""
+    original, context = made(key)
+    plain, solved = original.clone(), original.clone()
+    for layer in linear_layers(plain)[0]:
+        rows = layer.rows()
+        scales = full_scales(rows, 4)
+        layer.set_codes(nearest(rows, scales, 4), scales)
+    outcome = kind(bits=4).run(solved, context)
+    for feeds in (context.feeds, batches(MODELS[key][1], seed=9)):
+        assert error(original, plain, feeds) > least * error(original, solved, feeds)
+    assert outcome.stats["gain_db"] > 3
+
+
+def test_the_bias_takes_the_mean_error_of_the_weights():
+    """One layer: after correction no channel's mean output moves, for the data that was seen."""
+    text = """
+    <ir_version: 10, opset_import: ["" : 21]>
+    one (float[n, 3, 5, 5] x) => (float[n, 4, 5, 5] y)
+    <float[4, 3, 3, 3] k> { y = Conv <pads = [1, 1, 1, 1]> (x, k) }
+    """
+    original = ir.from_proto(model_from(text))
+    feeds = batches((8, 3, 5, 5))
+    corrected, clipped = original.clone(), original.clone()
+    CorrectBias(bits=4).run(corrected, MomentContext(feeds))
+    ClipWeights(bits=4).run(clipped, NullContext())
+    shifts = []
+    for model in (corrected, clipped):
+        a, b = run_session(original), run_session(model)
+        differences = [a.run(None, f)[0] - b.run(None, f)[0] for f in feeds]
+        shifts.append(np.abs(np.concatenate(differences).mean(axis=(0, 2, 3))).max())
+    assert shifts[0] < 1e-5 < 0.01 < shifts[1]
+    assert corrected.graph[0].inputs[2].const_value.shape.numpy() == (4,)
+
+
+def test_a_matmul_without_bias_gets_an_add_and_keeps_the_output_name():
+    model, context = made("mlp")
+    CorrectBias(bits=4).run(model, context)
+    assert [n.op_type for n in model.graph] == ["MatMul", "Add", "Relu", "MatMul", "Add"]
+    assert [o.name for o in model.graph.outputs] == ["y"]
+    assert run_session(model).run(None, {"x": np.zeros((2, 3, 16), np.float32)})[0].shape == (2, 3, 5)
+
+
+def test_clipping_never_loses_more_than_the_full_range():
+    rows = np.random.default_rng(1).standard_t(3, (50, 80))
+
+    def lost(scales):
+        return ((rows - nearest(rows, scales, 4) * scales[:, None]) ** 2).sum(axis=1)
+
+    full, best = full_scales(rows, 4), clipped_scales(rows, 4)
+    assert (lost(best) <= lost(full)).all()
+    assert lost(best).sum() < 0.9 * lost(full).sum()
+
+
+def test_clip_weights_counts_the_channels_that_it_narrows():
+    text = """
+    <ir_version: 10, opset_import: ["" : 21]>
+    one (float[n, 8] x) => (float[n, 2] y)
+    <float[2, 8] w = {2, -2, 0, 2, -2, 2, 0, 0, 1.5, 1, 1, -1, 1, -1, 1, -1}>
+    { y = Gemm <transB = 1> (x, w) }
+    """
+    model = ir.from_proto(model_from(text))
+    assert ClipWeights(bits=2).run(model, NullContext()).stats == {"layers": 1, "weights": 16, "clipped": 1}
+    got = model.graph.initializers["w"].const_value.numpy()
+    assert got[0].tolist() == [2, -2, 0, 2, -2, 2, 0, 0]
+    assert np.sign(got[1]).tolist() == [1, 1, 1, -1, 1, -1, 1, -1]
+    assert 1 <= np.abs(got[1]).max() < 1.5
+
+
+def test_shared_weights_and_computed_ones_are_declined():
+    text = """
+    <ir_version: 10, opset_import: ["" : 21]>
+    shared (float[n, 4] x) => (float[n, 4] y)
+    <float[4, 4] w>
+    { a = MatMul (x, w) y = MatMul (a, w) }
+    """
+    model = ir.from_proto(model_from(text))
+    outcome = Gptq().run(model, MomentContext(batches((4, 4))))
+    assert outcome.changed == 0
+    assert {d.reason for d in outcome.declined} == {"weight 'w' is shared"}
+
+
+@pytest.mark.parametrize("kind", PASSES)
+@pytest.mark.parametrize(("values", "expected"), [
+    ([0, 0, 0, 0], [0, 0, 0, 0]),
+    ([1e-40, -1e-40, 0, 0], [0, 0, 0, 0]),
+    ([1e6, 1, -1, 2], [1e6, 0, 0, 0]),
+])
+def test_zeros_denormals_and_outliers_stay_finite(kind, values, expected):
+    text = """
+    <ir_version: 10, opset_import: ["" : 21]>
+    one (float[n, 4] x) => (float[n, 2] y)
+    <float[4, 2] w, float[2] b = {0, 0}> { y = Gemm (x, w, b) }
+    """
+    model = ir.from_proto(model_from(text))
+    weight = model.graph.initializers["w"]
+    array = np.stack([np.array(values), [1, 2, 3, 4.1]], axis=1).astype(np.float32)
+    weight.const_value = ir.Tensor(array, name="w")
+    kind(bits=4).run(model, MomentContext(batches((32, 4))))
+    got = weight.const_value.numpy()
+    assert np.isfinite(got).all()
+    assert np.isfinite(model.graph.initializers["b"].const_value.numpy()).all()
+    if kind is not ClipWeights:
+        np.testing.assert_allclose(np.abs(got[:, 0]), np.abs(expected), rtol=0.61, atol=0)
+
+
+def test_nan_weights_and_inputs_too_large_to_square_are_declined():
+    model, _ = made("mlp")
+    weight = model.graph.initializers["w2"]
+    weight.const_value = ir.Tensor(np.full((24, 5), np.nan, np.float32), name="w2")
+    outcome = Gptq().run(model, MomentContext(batches((4, 3, 16), spread=np.full(16, 1e30))))
+    assert outcome.changed == 0
+    assert [d.reason for d in outcome.declined] == [
+        "its weight holds NaN or infinity", "its inputs are too large to square on the calibration data"]
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_on_grid_is_what_nearest_leaves(bits):
+    rows = np.random.default_rng(0).normal(size=(6, 30))
+    scales = full_scales(rows, bits)
+    assert not is_on_grid(rows, bits)
+    assert is_on_grid((nearest(rows, scales, bits) * scales[:, None]).astype(np.float32), bits)
