@@ -87,8 +87,9 @@ class DerivedTensor:
         assert written == self.nbytes, f"{self.name}: {written} bytes written, {self.nbytes} declared"
 
     def _byte_blocks(self) -> Iterator[Any]:
-        if self.dtype.bitwidth < 8:  # packed types: rare and small, packed whole by onnx_ir
-            yield ir.Tensor(self.numpy(), dtype=self.dtype).tobytes()
+        if self.dtype.bitwidth < 8:  # a block of whole bytes is packed like a tensor of its own
+            for _, block in self.blocks(8 // self.dtype.bitwidth):
+                yield ir.Tensor(block, dtype=self.dtype).tobytes()
             return
         for _, block in self.blocks():
             little = np.ascontiguousarray(block)

@@ -243,3 +243,16 @@ def test_a_weight_of_many_streamed_blocks():
         model = with_weight(text, lazy=True)
         weight = model.graph.initializers["w"].const_value.numpy()
         assert sqnr(weight, unpacked(compressed(model, "int8", block=block)[0])) > 40
+
+
+@pytest.mark.parametrize(("dtype", "size", "granule"), [
+    (ir.DataType.INT4, 600_001, 3), (ir.DataType.UINT4, 524_288, 1), (ir.DataType.INT2, 300_003, 5),
+])
+def test_packed_types_are_written_block_by_block_as_if_whole(dtype, size, granule, tmp_path):
+    values = np.random.default_rng(0).integers(0, 2, size).astype(np.int8)
+    lazy = DerivedTensor(ir.Tensor(values), lambda block, start: block.astype(dtype.numpy()), dtype, granule)
+    whole = ir.Tensor(values.astype(dtype.numpy()), dtype=dtype).tobytes()
+    assert lazy.tobytes() == whole
+    with open(tmp_path / "w", "wb") as file:
+        lazy.tofile(file)
+    assert (tmp_path / "w").read_bytes() == whole
