@@ -11,6 +11,7 @@ import numpy as np
 import onnx_ir as ir
 
 from ._graph import all_nodes, initializers
+from ._infer import infer_types
 from ._lazy import blocks
 from ._normalize import constant_tensor
 
@@ -43,9 +44,19 @@ def model_stats(model: ir.Model, count_nonzero: bool = True) -> ModelStats:
         params=sum(t.size for t in tensors),
         nonzero=sum(map(_nonzero, tensors)) if count_nonzero else None,
         nodes=ops.total(),
-        macs=graph_macs(model.graph),
+        macs=_macs(model),
         ops=dict(ops.most_common()),
     )
+
+
+def _macs(model: ir.Model) -> int | None:
+    """Those of the main graph; shapes that the file does not state are inferred, on a clone."""
+    count = graph_macs(model.graph)
+    if count is None and any(v.shape is None for node in model.graph for v in node.outputs):
+        inferred = model.clone()
+        infer_types(inferred, data_prop=True)
+        count = graph_macs(inferred.graph)
+    return count
 
 
 def graph_macs(graph: ir.Graph) -> int | None:

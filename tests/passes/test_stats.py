@@ -62,3 +62,15 @@ def test_the_larger_branch_counts():
     }""")
     assert stats.macs == 54
     assert stats.nodes == 3
+
+
+def test_shapes_that_the_file_does_not_state_are_inferred_on_a_clone():
+    model = model_of("""
+    <ir_version: 10, opset_import: ["" : 17]>
+    g (float[1, 4] x) => (float[1, 2] y) <float[4, 3] a = {1,2,3,4,5,6,7,8,9,10,11,12}, float[3, 2] b = {1,2,3,4,5,6}>
+    { h = MatMul (x, a)  y = MatMul (h, b) }
+    """)
+    hidden = model.graph[0].outputs[0]
+    hidden.shape = None
+    assert model_stats(model).macs == 18
+    assert hidden.shape is None
