@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -19,6 +20,7 @@ from .session import TensorInfo
 
 LABELS = "labels"
 BATCH = 64
+BATCH_BYTES = 4 << 20  # of inputs: activations are some ten times larger, and whole batches are run at once
 
 
 class Rows(Protocol):
@@ -167,7 +169,7 @@ def _header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
 
 
 def plan(arrays: ArraySet, inputs: Sequence[TensorInfo], where: str) -> Plan:
-    """Match arrays to inputs and choose the batch: the model's where it is fixed, BATCH otherwise."""
+    """Match arrays to inputs and choose the batch: the model's where it is fixed."""
     names = [i.name for i in inputs]
     keys = {key: stored for key, stored in arrays.arrays.items() if key != LABELS or LABELS in names}
     matched = _matched(list(keys), inputs, where)
@@ -182,8 +184,8 @@ def plan(arrays: ArraySet, inputs: Sequence[TensorInfo], where: str) -> Plan:
         if isinstance(batch_dims[i.name], int) and _length(keys[matched[i.name]]) == batch_dims[i.name] != samples
     }
     steps = {d for n, d in batch_dims.items() if isinstance(d, int) and n not in whole}
-    step = next(iter(steps)) if len(steps) == 1 else BATCH
     cut = {name: key for name, key in matched.items() if name not in whole}
+    step = next(iter(steps)) if len(steps) == 1 else _open_batch([keys[key] for key in cut.values()])
     labels = LABELS if LABELS in arrays.arrays and LABELS not in keys else None
     _same_lengths(arrays, [*cut.values(), *([labels] if labels else [])], samples, where)
     if samples == 0:
@@ -210,6 +212,12 @@ def _matched(keys: list[str], inputs: Sequence[TensorInfo], where: str) -> dict[
         raise RefusedError(where, f"the model has no input '{unknown[0]}'",
                            f"did you mean '{near[0]}'?" if near else f"the inputs are {', '.join(names)}")
     return {name: name for name in names}
+
+
+def _open_batch(sliced: list[Stored]) -> int:
+    """Rows of a batch that may have any: at most BATCH, and no more than fit BATCH_BYTES."""
+    row = sum(math.prod(stored.shape[1:]) * stored.dtype.itemsize for stored in sliced)
+    return max(min(BATCH, BATCH_BYTES // max(row, 1)), 1)
 
 
 def _length(stored: Stored) -> int:

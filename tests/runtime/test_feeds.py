@@ -33,6 +33,12 @@ def test_npz_is_cut_into_batches_with_labels(tmp_path, save):
         np.testing.assert_array_equal(np.concatenate([batch.labels for batch in feeds]), labels)
 
 
+def test_large_samples_come_in_small_batches():
+    inputs = [TensorInfo("x", "float32", ("N", 3, 512, 512))]
+    feeds = open_feeds({"x": np.zeros((3, 3, 512, 512), np.float32)}, inputs)
+    assert [len(batch.feeds["x"]) for batch in feeds] == [1, 1, 1]
+
+
 def test_single_input_takes_any_single_array(tmp_path):
     np.savez(tmp_path / "d.npz", images=ROWS)
     np.save(tmp_path / "d.npy", np.asfortranarray(ROWS))
