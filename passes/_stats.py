@@ -44,12 +44,12 @@ def model_stats(model: ir.Model, count_nonzero: bool = True) -> ModelStats:
         params=sum(t.size for t in tensors),
         nonzero=sum(map(_nonzero, tensors)) if count_nonzero else None,
         nodes=ops.total(),
-        macs=_macs(model),
+        macs=model_macs(model),
         ops=dict(ops.most_common()),
     )
 
 
-def _macs(model: ir.Model) -> int | None:
+def model_macs(model: ir.Model) -> int | None:
     """Those of the main graph; shapes that the file does not state are inferred, on a clone."""
     count = graph_macs(model.graph)
     if count is None and any(v.shape is None for node in model.graph for v in node.outputs):

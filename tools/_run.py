@@ -18,7 +18,7 @@ from ..frontends.onnx_file import check_output, load, save
 from ..passes._base import Pass, PassOutcome
 from ..passes._graph import QUANT_OPS, all_nodes
 from ..passes._normalize import normalize
-from ..passes._stats import graph_macs
+from ..passes._stats import model_macs
 from ..runtime.compare import Drift
 from ..runtime.context import RunContext
 from ..runtime.targets import target_named
@@ -92,7 +92,7 @@ class Run:
         self.had_shapes = has_inner_shapes(loaded)
         self.model = loaded
         normalize(self.model)
-        self.input.macs = graph_macs(self.model.graph)
+        self.input.macs = model_macs(self.model)
         problem = self.interface.difference(interface_of(self.model))
         if problem:
             raise _our_fault(f"loading changes the model: {problem}")
@@ -261,7 +261,7 @@ class Run:
 
     def _finish(self) -> Result:
         settings = self.settings
-        self.macs = graph_macs(self.model.graph)
+        self.macs = model_macs(self.model)
         if not self.had_shapes:
             forget_shapes(self.model)
         stamp(self.model, ", ".join(self.applied), self.sha256, settings.seed, settings.target)
