@@ -16,36 +16,41 @@ def defaults(model: str, feeds: list[Feed], out: str) -> None:
     quantize_static(model, out, Reader(feeds))
 
 
-def guide(model: str, feeds: list[Feed], out: str, only: list[str] | None = None) -> None:
+def guide(model: str, feeds: list[Feed], out: str) -> None:
     """After quant_pre_process: u8 activations, s8 weights, per channel."""
     prepared = f"{out}.prepared.onnx"
     quant_pre_process(model, prepared)
-    _static(prepared, feeds, out, only)
+    _static(prepared, feeds, out, None)
 
 
 def matmul(model: str, feeds: list[Feed], out: str) -> None:
     """The guide's settings on MatMul and Gemm only, as is usual for transformers."""
-    guide(model, feeds, out, ["MatMul", "Gemm"])
+    _static(_prepared(model, out), feeds, out, ["MatMul", "Gemm"])
 
 
 def by_hand(model: str, feeds: list[Feed], out: str) -> None:
     """What an expert does: opset 17, weights lifted from Constant nodes, no symbolic shapes where they fail."""
-    upgraded, prepared = f"{out}.17.onnx", f"{out}.prepared.onnx"
+    upgraded = f"{out}.17.onnx"
     loaded = onnx.load(model)
     old = next(o.version for o in loaded.opset_import if o.domain == "") < 17
     onnx.save(_lifted(version_converter.convert_version(loaded, 17) if old else loaded), upgraded)
-    try:
-        quant_pre_process(upgraded, prepared)
-    except Exception as error:  # onnxruntime raises a bare Exception here
-        if "symbolic shape" not in str(error):
-            raise
-        quant_pre_process(upgraded, prepared, skip_symbolic_shape=True)
-    _static(prepared, feeds, out, None)
+    _static(_prepared(upgraded, out), feeds, out, None)
 
 
 def dynamic(model: str, feeds: list[Feed], out: str) -> None:
     """Weights in int8, activations quantized at run time."""
     quantize_dynamic(model, out, per_channel=True)
+
+
+def _prepared(model: str, out: str) -> str:
+    """quant_pre_process, without symbolic shapes where inferring them fails."""
+    prepared = f"{out}.prepared.onnx"
+    try:
+        quant_pre_process(model, prepared)
+    except Exception as error:  # a bare Exception, or whatever the inference stumbles over
+        print(f"symbolic shape inference failed: {error}")
+        quant_pre_process(model, prepared, skip_symbolic_shape=True)
+    return prepared
 
 
 def _static(prepared: str, feeds: list[Feed], out: str, only: list[str] | None) -> None:
