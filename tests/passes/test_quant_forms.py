@@ -168,6 +168,12 @@ def test_blocked_leaves_activations_float(bits, tmp_path):
     assert sqnr(outputs(model_of(text, **weights), feeds), outputs(model, feeds)) > (17 if bits == 4 else 35)
 
 
+def test_blocked_weights_are_for_cuda_too():
+    model = model_of('<ir_version: 10, opset_import: ["" : 17]> g (float[N, 64] x) => (float[N, 32] y) '
+                     "{ y = MatMul (x, w) }", w=normal(64, 32))
+    assert Quant(form="blocked", bits=4).run(model, NullContext(target="cuda")).stats["layers"] == 1
+
+
 def test_half_precision_is_of_the_whole_model():
     model = chain()
     outcome = Quant(form="fp16").run(model, NullContext())
