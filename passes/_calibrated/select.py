@@ -22,7 +22,7 @@ HELD = 512 << 20
 def layers_to_round(
     model: ir.Model, bits: int, include: tuple[str, ...], exclude: tuple[str, ...]
 ) -> tuple[list[Linear], list[Declined]]:
-    """The layers that the patterns name and whose weights are not on the grid yet; a reason for each other one."""
+    """The layers that the patterns name and whose weights are on no grid of `bits` or fewer; a reason for each other one."""
     layers, declined = linear_layers(model)
     chosen = []
     for layer in layers:
@@ -49,7 +49,8 @@ def _unfit(layer: Linear, bits: int) -> str | None:
     rows = layer.rows()
     if not np.isfinite(rows).all():
         return "its weight holds NaN or infinity"
-    return f"its weights lie on the {bits}-bit grid already" if is_on_grid(rows, bits) else None
+    grid = next((fewer for fewer in range(2, bits + 1) if is_on_grid(rows, fewer)), None)
+    return None if grid is None else f"its weights lie on the {grid}-bit grid already"
 
 
 def moments_of(

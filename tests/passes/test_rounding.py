@@ -62,6 +62,16 @@ def codes_of(layer, bits):
     return quantize_weight(tensor, layout, scales, top).numpy(), scales, layout
 
 
+def test_layers_of_fewer_bits_are_left_to_them():
+    model, context = made("net")
+    Gptq(bits=4, exclude=("k1", "w")).run(model, context)
+    narrow = model.graph.initializers["k3"].const_value.numpy()
+    outcome = Gptq(bits=8).run(model, context)
+    assert outcome.changed == 2
+    assert [d.reason for d in outcome.declined] == ["its weights lie on the 4-bit grid already"] * 2
+    np.testing.assert_array_equal(model.graph.initializers["k3"].const_value.numpy(), narrow)
+
+
 def error(before, after, feeds):
     """Squared error of the first output over all feeds."""
     sessions = [run_session(m) for m in (before, after)]
