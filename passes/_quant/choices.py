@@ -16,6 +16,8 @@ from .codes import PACKED_BITS
 from .layers import Layer, names_of
 
 FLOAT = "float"
+INTEGERS = ("int8", "dynamic", "int16")
+"""Forms whose weights have `bits` bits."""
 OPTION = "quant.layers"
 
 
@@ -97,7 +99,8 @@ def choices(
     found = dict.fromkeys(layers, default)
     if ends == "8" and _is_low(default) and layers:
         weights = {layers[0].weight, layers[-1].weight}
-        found |= {layer: Choice("int8", 8) for layer in layers if layer.weight in weights}
+        eight = Choice(default.form if default.form in INTEGERS else "int8", 8)
+        found |= {layer: eight for layer in layers if layer.weight in weights}
     for layer in layers:
         for override in overrides:
             if any(fnmatch.fnmatchcase(name, override.pattern) for name in names_of(layer.node)):
@@ -108,5 +111,4 @@ def choices(
 
 def _is_low(choice: Choice) -> bool:
     """Whether so few bits that the first and the last layer, which carry most of the loss, stay at 8."""
-    integers = choice.form in ("int8", "dynamic", "int16")
-    return choice.form in ("binary", "ternary") or (integers and choice.bits <= PACKED_BITS)
+    return choice.form in ("binary", "ternary") or (choice.form in INTEGERS and choice.bits <= PACKED_BITS)

@@ -201,6 +201,20 @@ def test_first_and_last_layer_stay_at_8_bit_unless_asked(ends, w1, calibrated):
     assert "w2_packed" in model.graph.initializers
 
 
+def test_the_ends_of_a_dynamic_net_are_dynamic_too(calibrated):
+    text = """
+    <ir_version: 10, opset_import: ["" : 17]>
+    mlp (float[N, 64] x) => (float[N, 64] y)
+    { h = MatMul (x, w1)  r = Relu (h)  k = MatMul (r, w2)  s = Relu (k)  y = MatMul (s, w3) }
+    """
+    model = model_of(text, w1=normal(64, 64), w2=normal(64, 64), w3=normal(64, 64))
+    Quant(form="dynamic", bits=4).run(model, calibrated([{"x": normal(4, 64)}]))
+    assert ops(model)["MatMulInteger"] == 3
+    assert initial(model, "w1_q").dtype == initial(model, "w3_q").dtype == np.int8
+    assert "w2_int4" in model.graph.initializers
+    assert Quant(form="dynamic", bits=4).run(model, calibrated([{"x": normal(4, 64)}])).changed == 0
+
+
 def test_opset_21_only_where_the_stored_type_needs_it(calibrated):
     for options, opset in (({}, 17), ({"bits": 2}, 17), ({"form": "binary"}, 17), ({"bits": 4}, 21)):
         model = chain()
