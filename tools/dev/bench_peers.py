@@ -167,9 +167,9 @@ def cell(value: float | None, form: str) -> str:
 
 
 def verdict(rows: list[Row]) -> str:
-    """Ours against the fastest peer whose metric still stands."""
+    """Ours against the fastest peer that quantized anything and whose metric still stands."""
     usable = [r for r in rows if r.latency_one is not None and r.drop is not None and r.drop <= USABLE_DROP]
-    own, peers = [r for r in usable if r.own], [r for r in usable if not r.own and r.variant != "fp32"]
+    own, peers = [r for r in usable if r.own], [r for r in usable if not r.own and not r.kernels.startswith("0/")]
     if not own or not peers:
         return f"{rows[0].model}: nothing to compare (usable: {', '.join(r.variant for r in usable) or 'none'})"
     fastest = min(peers, key=lambda r: r.latency_one or 0.0)
