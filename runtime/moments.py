@@ -80,7 +80,7 @@ class MomentObserver:
 
 
 def _products(rows: NDArray[Any]) -> NDArray[np.float64]:
-    """Sum of z z^T, z = [x, 1]: (groups, rows, K) -> (groups, K + 1, K + 1); float32 products may overflow."""
+    """Sum of z z^T, z = [x, 1]: (groups, rows, K) -> (groups, K + 1, K + 1); float32, may overflow."""
     groups, count, width = rows.shape
     out = np.empty((groups, width + 1, width + 1))
     with np.errstate(over="ignore", invalid="ignore"):
