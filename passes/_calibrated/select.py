@@ -22,7 +22,7 @@ HELD = 512 << 20
 def layers_to_round(
     model: ir.Model, bits: int, include: tuple[str, ...], exclude: tuple[str, ...]
 ) -> tuple[list[Linear], list[Declined]]:
-    """The layers that the patterns name and whose weights are on no grid of `bits` or fewer; a reason for each other one."""
+    """The layers that the patterns name and whose weights are on no grid of `bits` or fewer; why the others are not."""
     layers, declined = linear_layers(model)
     chosen = []
     for layer in layers:
