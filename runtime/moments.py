@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from .. import RefusedError
 
-POSITIONS = 256
+POSITIONS = 128
 """Output positions of a convolution looked at in each sample, at most: the same ones in all, so that shards agree."""
 
 PATCH_VALUES = 1 << 19
