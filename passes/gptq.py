@@ -18,7 +18,8 @@ class Gptq(Pass):
 
     Effect: lossy. Touches Conv, Gemm and MatMul with constant float32 weights. Minimises each layer's squared output
     error over calibration data by second-order updates from its Gram matrix; the bias takes part as a column that is
-    never rounded, so a layer without one gets one. `quant` with the same bits then finds exactly the same integers.
+    never rounded, so a layer without one gets one. Zeros, pruned perhaps, stay zero. `quant` with the same bits then
+    finds exactly the same integers.
 
     Shapes: weight (M, C, *K) or (K, N), bias (M,) -> same; one (K + 1, K + 1) Gram matrix a group.
 

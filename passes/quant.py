@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
@@ -12,7 +13,7 @@ from ._base import Context, Declined, Effect, Option, Pass, PassOutcome, RangeMe
 from ._graph import Names, all_graphs, all_nodes, refresh_shapes
 from ._opset import raise_opset
 from ._quant.blocked import insert_blocked
-from ._quant.choices import Choice, Override, check_patterns, choices, read_overrides
+from ._quant.choices import INTEGERS, Choice, Override, check_patterns, choices, read_overrides
 from ._quant.dynamic import insert_dynamic
 from ._quant.effective import with_effective_values
 from ._quant.faster import checked
@@ -26,7 +27,12 @@ from ._quant.placement import place
 from ._quant.plan import Part, Request, plan
 from ._quant.prepare import drop_unused_initializers, mean_to_pool
 from ._quant.rules import TARGETS, TargetRules
+from .gptq import Gptq
 from .simplify import Simplify
+from .smooth import Smooth
+
+ROUNDING_SAMPLES = 64
+"""Calibration samples for `gptq` and `smooth`: more change nothing that was measured."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +83,10 @@ class Quant(Pass):
     kernel: Literal["auto", "int8", "float"] = Option(
         "auto", "What runs the layers; float only stores them small. auto: int8 where ranges are known.")
     ends: Literal["8", "same"] = Option("8", "First and last layer where the others have 4 bits or fewer.")
+    rounding: Literal["gptq", "nearest"] = Option(
+        "gptq", "How integer weights are rounded where there is calibration data: so that each layer's outputs stay "
+        "(pass gptq), or each to the nearest.")
+    smooth: bool = Option(True, "Even out activations for MatMul and Gemm first (pass smooth), where there is data.")
     measure: bool = Option(True, "Put back to float what measures slower in 8-bit integers than in float.")
 
     def __post_init__(self) -> None:
@@ -108,10 +118,13 @@ class Quant(Pass):
             return PassOutcome(declined=declined)
         raise_opset(model, max(part.opset for part in parts))
         if any("static" in part.engines for part in parts):
-            _prepare(model, context)
-        names = Names(model)
+            self._prepare(model, context)
         parts, declined = plan(model, request)
         context.remember_float(model)
+        if self.rounding == "gptq":
+            self._round(model, parts, context)
+        names = Names(model)
+        parts, declined = plan(model, request)
         outcome = PassOutcome(declined=declined)
         for part in parts:
             self._insert(model, part, request, context, names, outcome)
@@ -119,6 +132,24 @@ class Quant(Pass):
         refresh_shapes(model)
         forget_redundant(all_nodes(model))
         return outcome
+
+    def _prepare(self, model: ir.Model, context: Context) -> None:
+        """Exact rewrites: those without which integer kernels do not form, and evener activations."""
+        Simplify().run(model, context)
+        if self.smooth:
+            Smooth(samples=min(self.samples, ROUNDING_SAMPLES)).run(model, context)
+        mean_to_pool(model.graph, Names(model))
+
+    def _round(self, model: ir.Model, parts: list[Part], context: Context) -> None:
+        """Bring the weights of integer layers onto their grids, each layer's outputs kept."""
+        by_bits: dict[int, list[str]] = {}
+        for part in parts:
+            for layer in part.engines.get("static", ()):
+                if part.choices[layer].form in INTEGERS:
+                    by_bits.setdefault(part.choices[layer].bits, []).append(glob.escape(layer.weight.name or ""))
+        for bits, patterns in by_bits.items():
+            rounding = Gptq(bits=bits, samples=min(self.samples, ROUNDING_SAMPLES), include=tuple(patterns))
+            rounding.run(model, context)
 
     def _rules(self, target: str) -> tuple[TargetRules, str]:
         """The target's table, and why the form is not for it."""
@@ -167,12 +198,6 @@ class Quant(Pass):
         )
         parameters = assign(placement, {value: ranges[tap] for value, tap in taps.items()}, rules)
         return insert_static(part.graph, names, placement, parameters, rules, part.codes(layers, request.settings))
-
-
-def _prepare(model: ir.Model, context: Context) -> None:
-    """Exact rewrites without which integer kernels do not form."""
-    Simplify().run(model, context)
-    mean_to_pool(model.graph, Names(model))
 
 
 def _count(outcome: PassOutcome, stats: dict[str, int]) -> None:

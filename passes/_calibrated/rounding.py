@@ -101,7 +101,7 @@ def compensated(
     """
     groups, width = len(gram), rows.shape[1]
     weights = np.concatenate([rows, bias[:, None]], axis=1).reshape(groups, -1, width + 1)
-    fixed = pinned(rows, bits).reshape(groups, -1, width)
+    fixed = held_codes(rows, bits).reshape(groups, -1, width)
     steps = scales.reshape(groups, -1)
     order = np.argsort(-np.einsum("gkk->gk", gram)[:, :width], axis=1, kind="stable")
     order = np.concatenate([order, np.full((groups, 1), width)], axis=1)
@@ -109,7 +109,7 @@ def compensated(
     fixed = np.take_along_axis(fixed, order[:, None, :width], axis=2)
     sorted_gram = np.take_along_axis(np.take_along_axis(gram, order[:, :, None], axis=1), order[:, None], axis=2)
     upper = np.linalg.cholesky(np.linalg.inv(sorted_gram)).transpose(0, 2, 1)
-    codes = np.zeros(fixed.shape, np.int8)
+    codes: Codes = np.zeros(fixed.shape, np.int8)
     for start in range(0, width, BLOCK):
         _round_block(weights, codes, fixed, steps, upper, slice(start, min(start + BLOCK, width)), bits)
     back = np.argsort(order[:, :width], axis=1, kind="stable")
@@ -117,8 +117,16 @@ def compensated(
     return codes.reshape(rows.shape), weights[:, :, width].reshape(-1)
 
 
+def held_codes(rows: Rows, bits: int) -> Rows:
+    """Codes that rounding may not choose: each channel's largest weight stays at +-L, and zeros, pruned perhaps, stay
+    zero; NaN where it may.
+    """
+    extreme = pinned(rows, bits)
+    return np.where(rows == 0, 0.0, np.where(extreme != 0, extreme, np.nan))
+
+
 def _round_block(
-    weights: Rows, codes: Codes, fixed: Codes, steps: Rows, upper: Rows, columns: slice, bits: int
+    weights: Rows, codes: Codes, fixed: Rows, steps: Rows, upper: Rows, columns: slice, bits: int
 ) -> None:
     """Round the columns of one block, then let the columns behind it make up for all of it."""
     top = 2 ** (bits - 1) - 1
@@ -126,7 +134,8 @@ def _round_block(
     for column in range(columns.start, columns.stop):
         current = weights[:, :, column]
         chosen = np.clip(np.rint(current / steps), -top, top)
-        chosen = np.where(fixed[:, :, column] != 0, fixed[:, :, column], chosen)
+        held = fixed[:, :, column]
+        chosen = np.where(np.isnan(held), chosen, held)
         codes[:, :, column] = chosen
         error = (current - chosen * steps) / upper[:, None, column, column]
         errors[:, :, column - columns.start] = error

@@ -5,7 +5,7 @@ import onnx
 import onnx_ir as ir
 import onnxruntime
 import pytest
-from conftest import run_session
+from calibrated_context import run_session
 from exactness import model_of, ops_of
 from hypothesis import given, settings
 from hypothesis import strategies as st

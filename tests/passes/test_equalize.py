@@ -1,7 +1,7 @@
 import numpy as np
 import onnx_ir as ir
 import pytest
-from moment_context import run_session
+from calibrated_context import run_session
 from onnx_opt.passes._base import NullContext
 from onnx_opt.passes._normalize import normalize
 from onnx_opt.passes.equalize import Equalize

@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from conftest import run_session
+from calibrated_context import run_session
 from exactness import model_of
 from onnx.reference import ReferenceEvaluator
 from onnx_opt.passes._base import NullContext

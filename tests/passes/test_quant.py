@@ -154,7 +154,7 @@ def test_numbers_of_one_layer(calibrated):
         '<ir_version: 10, opset_import: ["" : 17]> g (float[N, 2] x) => (float[N, 2] y) { y = Gemm (x, w, b) }',
         w=np.array([[1.27, -2.0], [0.0, 4.0]], np.float32), b=np.array([0.5, -1.0], np.float32),
     )
-    Quant().run(model, calibrated([{"x": np.array([[-1.0, 4.1]], np.float32)}]))
+    Quant(rounding="nearest").run(model, calibrated([{"x": np.array([[-1.0, 4.1]], np.float32)}]))
     x_scale = np.float32(5.1 / 255)
     np.testing.assert_array_equal(initial(model, "w_q"), [[127, -64], [0, 127]])
     scales = np.array([1.27 / 127, 4.0 / 127], np.float32)
@@ -315,6 +315,20 @@ def test_pruned_weights_stay_exactly_zero(calibrated):
     for name in ("w1", "w2", "w3"):
         quantized = initial(model, f"{name}_q")
         assert np.count_nonzero(quantized == 0) == quantized.size // 2
+
+
+def test_rounding_keeps_outputs_better_than_the_nearest_integers_do(calibrated):
+    """Correlated inputs: what one weight loses another makes up for."""
+    mixing = normal(64, 64)
+    feeds = [{"x": normal(64, 64) @ mixing * np.float32(0.1)} for _ in range(4)]
+    text = '<ir_version: 10, opset_import: ["" : 17]> g (float[N, 64] x) => (float[N, 16] y) { y = MatMul (x, w) }'
+    errors = {}
+    for rounding in ("nearest", "gptq"):
+        model = model_of(text, w=np.random.default_rng(3).normal(size=(64, 16)).astype(np.float32))
+        expected = session(model).run(None, feeds[0])[0]
+        Quant(bits=4, ends="same", rounding=rounding, smooth=False).run(model, calibrated(feeds))
+        errors[rounding] = sqnr(expected, session(model).run(None, feeds[0])[0])
+    assert errors["gptq"] > errors["nearest"] + 3
 
 
 def test_without_data_matmuls_quantize_their_input_at_run_time(tmp_path):

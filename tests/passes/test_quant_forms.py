@@ -36,7 +36,7 @@ def plainly(monkeypatch):
 @pytest.mark.parametrize("name", LOW_BIT)
 def test_packed_weights_run_in_integer_kernels_and_equal_plain_int8(name, calibrated, tmp_path, monkeypatch):
     packed = chain()
-    Quant(**LOW_BIT[name]).run(packed, calibrated([FEEDS]))
+    Quant(**LOW_BIT[name], smooth=False).run(packed, calibrated([FEEDS]))
     found = kernels(packed, tmp_path)
     assert (found["QLinearConv"], found["QGemm"]) == (2, 1)
     assert not {"Conv", "Gemm", "Gather", "Cast", "Mul", "ReduceSum"} & set(found)
@@ -45,7 +45,7 @@ def test_packed_weights_run_in_integer_kernels_and_equal_plain_int8(name, calibr
     assert stored == [STORED_BYTES[name]]
     plainly(monkeypatch)
     plain = chain()
-    Quant(**LOW_BIT[name]).run(plain, calibrated([FEEDS]))
+    Quant(**LOW_BIT[name], smooth=False).run(plain, calibrated([FEEDS]))
     assert "w2_q" in plain.graph.initializers
     for optimize in (True, False):
         np.testing.assert_array_equal(outputs(packed, FEEDS, optimize), outputs(plain, FEEDS, optimize))
@@ -253,7 +253,7 @@ def test_a_channel_of_zeros_stays_zero(options, calibrated):
 def test_no_redundant_types_are_written(calibrated):
     """Types of unpacked weights and between Q and DQ are the reader's to infer; those of the net stay."""
     model = chain()
-    Quant(form="binary").run(model, calibrated([FEEDS]))
+    Quant(form="binary", smooth=False).run(model, calibrated([FEEDS]))
     proto = ir.to_proto(model)
     initializers = {t.name for t in proto.graph.initializer}
     typed = {v.name for v in proto.graph.value_info} - initializers

@@ -4,7 +4,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from moment_context import MomentContext, batches, run_session
+from calibrated_context import CalibratedContext, batches, run_session
 from onnx_opt import UsageError
 from onnx_opt.passes._base import NullContext
 from onnx_opt.passes._calibrated.grid import clipped_scales, full_scales, is_on_grid, nearest
@@ -51,7 +51,7 @@ def made(key):
     text, shape = MODELS[key]
     model = ir.from_proto(model_from(text, seed=3))
     normalize(model)
-    return model, MomentContext(batches(shape))
+    return model, CalibratedContext(batches(shape))
 
 
 def codes_of(layer, bits):
@@ -152,7 +152,7 @@ def test_the_bias_takes_the_mean_error_of_the_weights():
     original = ir.from_proto(model_from(text))
     feeds = batches((8, 3, 5, 5))
     corrected, clipped = original.clone(), original.clone()
-    CorrectBias(bits=4).run(corrected, MomentContext(feeds))
+    CorrectBias(bits=4).run(corrected, CalibratedContext(feeds))
     ClipWeights(bits=4).run(clipped, NullContext())
     shifts = []
     for model in (corrected, clipped):
@@ -205,7 +205,7 @@ def test_shared_weights_and_computed_ones_are_declined():
     { a = MatMul (x, w) y = MatMul (a, w) }
     """
     model = ir.from_proto(model_from(text))
-    outcome = Gptq().run(model, MomentContext(batches((4, 4))))
+    outcome = Gptq().run(model, CalibratedContext(batches((4, 4))))
     assert outcome.changed == 0
     assert {d.reason for d in outcome.declined} == {"weight 'w' is shared"}
 
@@ -226,7 +226,7 @@ def test_zeros_denormals_and_outliers_stay_finite(kind, values, expected):
     weight = model.graph.initializers["w"]
     array = np.stack([np.array(values), [1, 2, 3, 4.1]], axis=1).astype(np.float32)
     weight.const_value = ir.Tensor(array, name="w")
-    kind(bits=4).run(model, MomentContext(batches((32, 4))))
+    kind(bits=4).run(model, CalibratedContext(batches((32, 4))))
     got = weight.const_value.numpy()
     assert np.isfinite(got).all()
     assert np.isfinite(model.graph.initializers["b"].const_value.numpy()).all()
@@ -238,7 +238,7 @@ def test_nan_weights_and_inputs_too_large_to_square_are_declined():
     model, _ = made("mlp")
     weight = model.graph.initializers["w2"]
     weight.const_value = ir.Tensor(np.full((24, 5), np.nan, np.float32), name="w2")
-    outcome = Gptq().run(model, MomentContext(batches((4, 3, 16), spread=np.full(16, 1e30))))
+    outcome = Gptq().run(model, CalibratedContext(batches((4, 3, 16), spread=np.full(16, 1e30))))
     assert outcome.changed == 0
     assert [d.reason for d in outcome.declined] == [
         "its weight holds NaN or infinity", "its inputs are too large to square on the calibration data"]
@@ -250,3 +250,16 @@ def test_on_grid_is_what_nearest_leaves(bits):
     scales = full_scales(rows, bits)
     assert not is_on_grid(rows, bits)
     assert is_on_grid((nearest(rows, scales, bits) * scales[:, None]).astype(np.float32), bits)
+
+
+@pytest.mark.parametrize("rounding", [Gptq, RoundWeights])
+def test_pruned_weights_stay_zero(rounding):
+    model, context = made("net")
+    value = model.graph.initializers["k3"]
+    array = value.const_value.numpy().copy()
+    array[np.abs(array) < np.median(np.abs(array))] = 0
+    value.const_value = ir.Tensor(array, name="k3")
+    rounding(bits=4).run(model, context)
+    rounded = model.graph.initializers["k3"].const_value.numpy()
+    assert not rounded[array == 0].any()
+    assert (rounded != array).any()

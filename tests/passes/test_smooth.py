@@ -1,7 +1,7 @@
 import numpy as np
 import onnx_ir as ir
 import pytest
-from moment_context import MomentContext, batches, run_session
+from calibrated_context import CalibratedContext, batches, run_session
 from onnx_opt import UsageError
 from onnx_opt.passes._base import NullContext
 from onnx_opt.passes._normalize import normalize
@@ -41,7 +41,7 @@ def made(text, spread=()):
     for name in spread:
         value = model.graph.initializers[name]
         value.const_value = ir.Tensor((value.const_value.numpy() * SPREAD).astype(np.float32), name=name)
-    return model, MomentContext(batches((4, 3, 16)))
+    return model, CalibratedContext(batches((4, 3, 16)))
 
 
 def spread_of(model, name, context):

@@ -1,4 +1,4 @@
-"""A context for pass tests that collects moments in this process."""
+"""A calibrated context for pass tests: ranges and moments by the smallest means, in this process."""
 
 import dataclasses
 
@@ -10,11 +10,11 @@ from onnx_opt.runtime.context import with_taps
 from onnx_opt.runtime.moments import MomentObserver
 
 
-class MomentContext(NullContext):
-    """Answers `collect` over a list of feeds."""
+class CalibratedContext(NullContext):
+    """Answers `activation_ranges` (min and max) and `collect` over a list of feeds."""
 
-    def __init__(self, feeds):
-        super().__init__()
+    def __init__(self, feeds, target="cpu"):
+        super().__init__(target)
         self.feeds = feeds
 
     def has_data(self):
@@ -30,6 +30,20 @@ class MomentContext(NullContext):
                 observers[key].update(values[request.tensor])
         return {key: observer.value() for key, observer in observers.items()}
 
+    def activation_ranges(self, model, names, method, percentile, samples):
+        tapped = model.clone()
+        present = {v.name for v in tapped.graph.outputs}
+        for node in tapped.graph:
+            tapped.graph.outputs.extend(v for v in node.outputs if v.name in names and v.name not in present)
+        session = run_session(tapped)
+        ranges = {}
+        for feeds in self.feeds:
+            values = dict(zip([o.name for o in session.get_outputs()], session.run(None, feeds), strict=True)) | feeds
+            for name in names:
+                low, high = ranges.get(name, (np.inf, -np.inf))
+                ranges[name] = (min(low, float(values[name].min())), max(high, float(values[name].max())))
+        return ranges
+
 
 def batches(shape, count=4, seed=0, name="x", spread=None):
     """Normal feeds; `spread`: a factor for each element of the last axes."""
@@ -39,11 +53,11 @@ def batches(shape, count=4, seed=0, name="x", spread=None):
 
 
 def run_session(model, optimize=True):
-    """A session of the model on one thread."""
+    """A session of the model, an ir.Model or a ModelProto, on one thread."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = 1
     if not optimize:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    return onnxruntime.InferenceSession(
-        ir.to_proto(model).SerializeToString(), options, providers=["CPUExecutionProvider"])
+    proto = ir.to_proto(model) if isinstance(model, ir.Model) else model
+    return onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
