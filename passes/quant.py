@@ -114,6 +114,10 @@ class Quant(Pass):
         check_patterns(self._overrides(), heavy_nodes(all_nodes(model)))
         request = self._request(rules, context)
         parts, declined = plan(model, request)
+        if not parts and context.has_data():  # layers may hide behind what simplify removes
+            trial = model.clone()
+            Simplify().run(trial, context)
+            parts, declined = plan(trial, request)
         if not parts:
             return PassOutcome(declined=declined)
         raise_opset(model, max(part.opset for part in parts))

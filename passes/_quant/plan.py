@@ -117,11 +117,10 @@ def _why_not(layer: Layer, choice: Choice, calibrated: bool, request: Request) -
 
 
 def _why_not_static(layer: Layer, rules: TargetRules) -> str | None:
-    if layer.node.op_type != "Conv":
-        size = layer.tensor.size
-        return f"its {size} weights are too few to gain from integers" if size < rules.min_weights else None
+    if layer.node.op_type != "Conv" or not layer.input.is_graph_input() or len(layer.output.uses()) > 1:
+        return None
     channels = int(layer.tensor.shape.numpy()[1]) * int_attribute(layer.node, "group", 1)
-    if layer.input.is_graph_input() and channels < rules.min_image_channels:
+    if channels < rules.min_image_channels:
         return f"it reads the input's {channels} channels: float is as fast there, and keeps the input's precision"
     return None
 

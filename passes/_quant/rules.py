@@ -45,10 +45,9 @@ class TargetRules:
     """Activations that vanish into the quantization of their input's producer."""
     dynamic: tuple[str, ...] = ()
     """Ops for which activations quantized at run time are faster than float."""
-    min_weights: int = 0
-    """A Gemm or MatMul with fewer weights stays float: nothing to gain, and its output is often the logits."""
     min_image_channels: int = 0
-    """A Conv that reads fewer channels of a graph input stays float: as fast, and the input keeps its precision."""
+    """A Conv that reads fewer channels of a graph input stays float, where one node alone reads its result: as fast,
+    and the input keeps its precision. (Behind a branch, the runtime would transpose the run to NHWC at every Add.)"""
     guard_float: bool = False
     """Keep an excluded float layer between int8 neighbours from being quantized by the runtime itself."""
     why_not: str = ""
@@ -76,7 +75,6 @@ TARGETS: dict[str, TargetRules] = {
         carry={"Add": "own", "Mul": "own", "GlobalAveragePool": "own", "Sigmoid": "own", "LeakyRelu": "own", **MOVERS},
         folded=("Relu", "Clip"),
         dynamic=("MatMul", "Gemm"),
-        min_weights=4096,
         min_image_channels=5,
         guard_float=True,
         why_not_int16="ONNX Runtime's CPU provider fuses no 16-bit activations: Conv runs at 0.74, MatMul at 0.79 of "

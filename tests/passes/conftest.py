@@ -13,8 +13,8 @@ def calibrated():
 
 
 @pytest.fixture(autouse=True)
-def layers_of_any_size(request, monkeypatch):
-    """Test layers are tiny; the rules that leave tiny ones float have a test of their own."""
-    if request.module.__name__.startswith("test_quant") and "the_rules_of_size" not in request.keywords:
-        rules = dataclasses.replace(quant_rules.TARGETS["cpu"], min_weights=0, min_image_channels=0)
+def first_layers_count(request, monkeypatch):
+    """Test nets begin at an image; the rule that leaves such a Conv float has a test of its own."""
+    if request.module.__name__.startswith("test_quant") and "the_rule_of_the_first_layer" not in request.keywords:
+        rules = dataclasses.replace(quant_rules.TARGETS["cpu"], min_image_channels=0)
         monkeypatch.setitem(quant_rules.TARGETS, "cpu", rules)
