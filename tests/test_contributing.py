@@ -44,7 +44,7 @@ def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
 
 
 def test_the_example_is_two_files():
-    assert list(example_files()) == ["passes/round_weights.py", "tests/passes/test_round_weights.py"]
+    assert list(example_files()) == ["passes/keep_bits.py", "tests/passes/test_keep_bits.py"]
 
 
 @pytest.mark.slow
@@ -58,7 +58,7 @@ def test_the_example_passes_its_own_test(example):
 def test_the_example_is_found_without_registration(example):
     done = run(example, "-c", "import conftest; from onnx_opt.passes._registry import pass_names; print(pass_names())")
     assert done.returncode == 0, done.stderr
-    assert "'round-weights'" in done.stdout
+    assert "'keep-bits'" in done.stdout
 
 
 @pytest.mark.slow

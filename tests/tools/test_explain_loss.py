@@ -83,7 +83,8 @@ def test_pruning_loses_by_weights_only_as_numpy_says(write):
 
 def test_quantization_loses_what_numpy_says(write):
     w, x = normal(64, 96), normal(16, 64)
-    [loss] = losses(write(ONE, w=w), "quant(calibration=minmax, measure=false)", {"x": x})
+    passes = "quant(calibration=minmax, measure=false, rounding=nearest, smooth=false)"
+    [loss] = losses(write(ONE, w=w), passes, {"x": x})
     scale = np.abs(w).max(0) / np.float32(127)
     step = np.float32((x.max() - x.min()) / 255)
     rounded_x = np.rint(x / step) * step  # the zero point is an integer: rounding before or after it is the same
@@ -103,7 +104,8 @@ def test_layers_quantized_at_run_time_are_explained_too(write, text, weights):
 
 
 @pytest.mark.parametrize(("passes", "low", "high"), [
-    ("quant(blocked)", 38, 60), ("quant(ternary, ends=same)", 5, 12), ("quant(bits=4, ends=same)", 15, 25),
+    ("quant(blocked)", 38, 60), ("quant(ternary, ends=same)", 5, 12),
+    ("quant(bits=4, ends=same, rounding=nearest)", 15, 25),
 ])
 def test_weights_stored_in_any_form_are_unpacked(write, passes, low, high):
     [loss] = losses(write(ONE, w=normal(64, 96)), passes, {"x": normal(16, 64)})
@@ -115,7 +117,7 @@ def test_the_layer_with_outliers_in_its_weights_is_the_worst(write):
     spoiled[0] = 300  # in every output channel: the scale of the other 63 weights is coarse
     model = write(THREE, w1=normal(64, 64), w2=spoiled, w3=normal(64, 64))
     x = normal(64, 64)
-    found = losses(model, "quant(measure=false, samples=16)", {"x": x})
+    found = losses(model, "quant(measure=false, samples=16, rounding=nearest, smooth=false)", {"x": x})
     assert {loss["layer"] for loss in found} == {"first", "second", "third"}
     by_weight = sorted(found, key=lambda loss: loss["weight_sqnr_db"])
     assert by_weight[0]["layer"] == "second"

@@ -43,7 +43,9 @@ def test_every_lossy_pass_says_what_it_could_touch(facts):
     assert reach["prune"]["changed"] == 3
     declined = {item["where"]: item["reason"] for item in reach["quant"]["declined"]}
     assert any("give --data" in reason for reason in declined.values())
-    assert all(item["error"] is None for item in reach.values())
+    refused = {name: item["error"] for name, item in reach.items() if item["error"]}
+    assert set(refused) == {"correct-bias", "gptq", "round-weights"}
+    assert all("no calibration data" in error for error in refused.values())
 
 
 def test_provenance_and_quantized_parts_are_shown(tmp_path):
