@@ -7,6 +7,7 @@ libraries are imported inside the commands, after the arguments are read.
 from __future__ import annotations
 
 import difflib
+import gc
 import os
 import signal
 import sys
@@ -66,6 +67,8 @@ class Commands(click.Group):
         """Run, and leave with the exit code; every error becomes two lines on stderr."""
         words = list(sys.argv[1:] if args is None else args)
         extra["standalone_mode"] = False
+        # A graph is many long-lived objects: at the default thresholds half the time goes to walking them for cycles.
+        gc.set_threshold(100_000, 50, 100)
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, signal.default_int_handler)  # half-written files go, as with Ctrl-C
         try:
