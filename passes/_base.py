@@ -21,6 +21,12 @@ Effect = Literal["exact", "lossy", "analysis"]
 Stat = int | float | str
 KernelFields = tuple[str, str, tuple[str, ...], tuple[str, ...]]
 """A node of a runtime's optimized graph: `domain.op` (standard ops without a domain), name, inputs, outputs."""
+Difference = tuple[float, str, str]
+"""How far a model is from a reference: the error, why the model failed, why the reference did; "" for neither.
+
+Error: the largest over outputs and batches of the root mean square of y - y' over that of y (of integers, booleans and
+texts: the fraction that differs); infinite where one alone has a value that is not finite, and after a failure.
+"""
 RangeMethod = Literal["minmax", "percentile", "entropy", "mse", "auto"]
 
 
@@ -109,6 +115,14 @@ class Context(Protocol):
         """
         ...
 
+    def difference(self, model: ir.Model, other: ir.Model) -> Difference | None:
+        """Run both on the same feeds, at two batch sizes where they are open; how far `other` is from `model`.
+
+        A model that does not load, run or survive is a failure, not an exception. None where this run does not run
+        models.
+        """
+        ...
+
     def remember_float(self, model: ir.Model) -> None:
         """Say what the lossy changes that follow start from, so that losses can be explained layer by layer."""
         ...
@@ -147,6 +161,9 @@ class NullContext:
         return None
 
     def latency_ratio(self, model: ir.Model, other: ir.Model, seconds: float) -> tuple[float, float, float] | None:
+        return None
+
+    def difference(self, model: ir.Model, other: ir.Model) -> Difference | None:
         return None
 
     def remember_float(self, model: ir.Model) -> None:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from .. import UsageError
 from .bench import paired_quartiles
+from .difference import difference
 from .feeds import Feeds
 from .session import Session, TensorInfo, open_session
 from .worker import Worker
@@ -30,6 +31,7 @@ class RunContext:
 
     `save`: writes an ir.Model to a path. `warn`: takes (where, message). `progress`: makes a progress bar.
     `provider`: where candidates may be run and timed, on `latency_feeds`; None: they must not be, or cannot.
+    `runs`: whether the run compares models by running them.
     `float_form`: a clone of what a pass last said that its lossy changes start from.
     """
 
@@ -46,6 +48,7 @@ class RunContext:
         provider: str | None = None,
         threads: int = 0,
         latency_feeds: Sequence[Mapping[str, NDArray[Any]]] = (),
+        runs: bool = True,
     ) -> None:
         self.worker = worker
         self.feeds = feeds
@@ -58,6 +61,7 @@ class RunContext:
         self._provider = provider
         self._threads = threads
         self._latency_feeds = latency_feeds
+        self._runs = runs
         self.float_form: ir.Model | None = None
 
     def has_data(self) -> bool:
@@ -84,6 +88,16 @@ class RunContext:
             return None
         with self._opened(model, other) as (first, second):
             return paired_quartiles(first, second, self._latency_feeds, seconds)
+
+    def difference(self, model: ir.Model, other: ir.Model) -> tuple[float, str, str] | None:
+        """Of both on calibration feeds, else synthetic ones, always on the CPU. None where the run compares nothing."""
+        if not self._runs:
+            return None
+        with tempfile.TemporaryDirectory(prefix="onnx-opt-") as folder:
+            paths = Path(folder, "reference.onnx"), Path(folder, "other.onnx")
+            for path, each in zip(paths, (model, other), strict=True):
+                self._save(each, path)
+            return difference(self.worker, *paths, self.feeds, self.seed, self._threads)
 
     def remember_float(self, model: ir.Model) -> None:
         self.float_form = model.clone()

@@ -232,3 +232,29 @@ def candidate_feeds(inputs: Sequence[TensorInfo], seed: int, batches: int = 2) -
             tried.add(shapes)
             yield synthetic_feeds(inputs, seed, batches, sizes=sizes)
 
+
+def sized_feeds(inputs: Sequence[TensorInfo], seed: int, rows: Sequence[int]) -> Iterator[list[Feeds]]:
+    """Synthetic feeds of one batch for each length in `rows`, likeliest other sizes first; a symbol has one length.
+
+    Lengths that make no difference to the shapes are left out.
+    """
+    tried: set[tuple[tuple[int, ...], ...]] = set()
+    for sizes in _SIZES:
+        plans: dict[tuple[tuple[int, ...], ...], tuple[dict[str, int], dict[str, int]]] = {}
+        for count in rows:
+            chosen = {**sizes, "batch": count}
+            symbols = _symbol_lengths(inputs, chosen)
+            plans.setdefault(tuple(shape_of(i, chosen, symbols) for i in inputs), (chosen, symbols))
+        if not tried.issuperset(plans):
+            tried.update(plans)
+            yield [synthetic_feeds(inputs, seed, 1, symbols, chosen) for chosen, symbols in plans.values()]
+
+
+def _symbol_lengths(inputs: Sequence[TensorInfo], sizes: Mapping[str, int]) -> dict[str, int]:
+    """A length for each symbol, as the input of the highest rank has it: names alone may tell less of a vector."""
+    lengths: dict[str, int] = {}
+    for info in sorted(inputs, key=lambda i: -len(i.shape)):
+        for dim, length in zip(info.shape, shape_of(info, sizes, lengths), strict=True):
+            if isinstance(dim, str):
+                lengths.setdefault(dim, length)
+    return lengths

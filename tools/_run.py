@@ -136,7 +136,7 @@ class Run:
         self.context = RunContext(
             self.worker, self.evidence.calibration, self.settings.target, self.settings.seed, save,
             warn=self._warn, progress=self.settings.progress, provider=self._provider(), threads=self.settings.threads,
-            latency_feeds=self.evidence.latency_feeds)
+            latency_feeds=self.evidence.latency_feeds, runs=self.runs)
         self.referee: Referee | None = self.evidence.referee
         if self.referee is None:
             return

@@ -7,11 +7,12 @@ import onnx_ir as ir
 import onnxruntime
 from onnx_opt.passes._base import NullContext
 from onnx_opt.runtime.context import with_taps
+from onnx_opt.runtime.difference import largest_error, unlike
 from onnx_opt.runtime.moments import MomentObserver
 
 
 class CalibratedContext(NullContext):
-    """Answers `activation_ranges` (min and max) and `collect` over a list of feeds."""
+    """Answers `activation_ranges` (min and max), `collect` and `difference` over a list of feeds."""
 
     def __init__(self, feeds, target="cpu"):
         super().__init__(target)
@@ -43,6 +44,20 @@ class CalibratedContext(NullContext):
                 low, high = ranges.get(name, (np.inf, -np.inf))
                 ranges[name] = (min(low, float(values[name].min())), max(high, float(values[name].max())))
         return ranges
+
+    def difference(self, model, other):
+        outputs, failures = [], []
+        for each in (model, other):
+            try:
+                session = run_session(each)
+                names = [o.name for o in session.get_outputs()]
+                outputs.append([dict(zip(names, session.run(None, feeds), strict=True)) for feeds in self.feeds[:2]])
+                failures.append("")
+            except Exception as error:  # ONNX Runtime's own types have no common base
+                failures.append(str(error).splitlines()[0])
+        if not any(failures):
+            failures[1] = unlike(*outputs)
+        return (np.inf if any(failures) else largest_error(*outputs)), failures[1], failures[0]
 
 
 def batches(shape, count=4, seed=0, name="x", spread=None):
