@@ -1,0 +1,1 @@
+"""Channel pruning on top of the dimension solver: which channels matter least, how many go, what makes up for them."""

@@ -1,0 +1,110 @@
+"""Parameters, bytes and multiply-accumulates of a model as a function of the channels that are removed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from .._dims.relations import Axis
+from .._dims.solve import FROZEN, Solution
+from .._stats import NOT_PARAMETERS
+
+Removed = NDArray[np.bool_]
+"""By channel id: whether it goes."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a model takes: parameters, bytes of weights, multiply-accumulates with symbolic dims as 1."""
+
+    params: int
+    bytes: int
+    macs: int
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Products of widths, each a class of axes or a fixed size, ready to be evaluated for any removal."""
+
+    solution: Solution
+    weights: tuple[tuple[tuple[int, ...], int], ...]
+    products: tuple[tuple[tuple[int, ...], int], ...]
+
+    def of(self, removed: Removed) -> Cost:
+        """The cost once the given channels are gone. Linear in axes, no graph is built."""
+        widths = {root: int((~removed[slots] | (slots == FROZEN)).sum())
+                  for root, slots in self.solution.channels.items()}
+        sizes = [prod(widths[root] for root in roots) for roots, _ in self.weights]
+        return Cost(
+            params=sum(sizes),
+            bytes=sum(size * bits for size, (_, bits) in zip(sizes, self.weights, strict=True)) // 8,
+            macs=sum(prod(widths[root] for root in roots) * fixed for roots, fixed in self.products),
+        )
+
+
+def costs_of(model: ir.Model, solution: Solution) -> Costs:
+    """The cost terms of the main graph; nodes whose shapes are unknown are left out."""
+    weights = []
+    for value in model.graph.initializers.values():
+        tensor = value.const_value
+        if tensor is not None and tensor.dtype not in NOT_PARAMETERS and value in solution.relations.trace.shapes:
+            roots = tuple(solution.classes[value, i] for i in range(len(solution.relations.trace.shapes[value])))
+            weights.append((roots, tensor.dtype.bitwidth))
+    products = [term for node in model.graph if node.op_type in TERMS and node.domain == ""
+                for term in TERMS[node.op_type](node, solution)]
+    return Costs(solution, tuple(weights), tuple(products))
+
+
+Term = tuple[tuple[int, ...], int]
+
+
+def _term(axes: Sequence[Axis], solution: Solution) -> list[Term]:
+    """One product; axes that vary with the input count as 1, those that no rule mentioned by their size."""
+    roots, fixed = [], 1
+    trace = solution.relations.trace
+    for value, axis in axes:
+        if value not in trace.shapes:
+            return []
+        if trace.varies(value, axis):
+            continue
+        if (value, axis) in solution.classes:
+            roots.append(solution.classes[value, axis])
+        else:
+            fixed *= trace.shapes[value][axis]
+    return [(tuple(roots), fixed)]
+
+
+def _axes(value: ir.Value | None, solution: Solution, start: int = 0) -> list[Axis]:
+    shape = solution.relations.trace.shape(value)
+    return [] if value is None or shape is None else [(value, i) for i in range(start, len(shape))]
+
+
+def _conv(node: ir.Node, solution: Solution) -> list[Term]:
+    return _term([*_axes(node.outputs[0], solution), *_axes(node.inputs[1], solution, 1)], solution)
+
+
+def _conv_transpose(node: ir.Node, solution: Solution) -> list[Term]:
+    return _term([*_axes(node.inputs[0], solution), *_axes(node.inputs[1], solution, 1)], solution)
+
+
+def _matmul(node: ir.Node, solution: Solution) -> list[Term]:
+    return _term([*_axes(node.outputs[0], solution), *_axes(node.inputs[0], solution)[-1:]], solution)
+
+
+def _gemm(node: ir.Node, solution: Solution) -> list[Term]:
+    left = _axes(node.inputs[0], solution)
+    return _term([*_axes(node.outputs[0], solution), left[0 if node.attributes.get_int("transA", 0) else 1]], solution)
+
+
+def _recurrent(node: ir.Node, solution: Solution) -> list[Term]:
+    steps = _axes(node.inputs[0], solution)[:2]
+    return [term for index in (1, 2) for term in _term([*steps, *_axes(node.inputs[index], solution)], solution)]
+
+
+TERMS = {"Conv": _conv, "ConvTranspose": _conv_transpose, "MatMul": _matmul, "Gemm": _gemm,
+         "LSTM": _recurrent, "GRU": _recurrent, "RNN": _recurrent}

@@ -1,0 +1,87 @@
+"""The form in which channels are looked for: shape arithmetic folded, small shared constants each on their own."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+import onnx_ir as ir
+
+from .._base import Context
+from .._dims.sliced import SlicedTensor
+from .._edit import is_constant
+from .._graph import Names, refresh_shapes
+from .._normalize import normalize
+from .._opset import raise_opset
+from ..eliminate_common_subexpressions import EliminateCommonSubexpressions
+from ..fold_batchnorm import FoldBatchnorm
+from ..fold_constants import FoldConstants
+from ..remove_identities import RemoveIdentities
+from ..remove_unused import RemoveUnused
+
+OLDEST = 13
+"""Opset from which Slice, Split, Squeeze and reductions take their axes in the form that the surgery writes."""
+
+SHARED = 1 << 20
+"""Bytes above which users of one constant stay coupled: apart they would be stored once each."""
+
+Origins = dict[str, str]
+"""Copy of a shared constant -> the name it was copied from."""
+
+
+def prepare(model: ir.Model, context: Context, *, keep_batchnorm: bool = False) -> Origins:
+    """Normalize, fold what does not depend on the input, give every user of a small constant its own; returns copies.
+
+    Exact. Scale factors that exporters compute from a width (1/sqrt(head size)) become constants here: pruning must
+    not change them.
+    """
+    normalize(model)
+    raise_opset(model, OLDEST)
+    for step in (RemoveUnused(), RemoveIdentities(), FoldConstants(), EliminateCommonSubexpressions(),
+                 *([] if keep_batchnorm else [FoldBatchnorm()]), FoldConstants(), RemoveIdentities(), RemoveUnused()):
+        step.run(model, context)
+    refresh_shapes(model)
+    return _unshare(model)
+
+
+def _unshare(model: ir.Model) -> Origins:
+    """Exporters store equal constants once (all-zero biases): their users must not lose the same channels for that."""
+    names, origins = Names(model), Origins()
+    for value in list(model.graph.initializers.values()):
+        uses = list(value.uses())
+        if len(uses) < 2 or not is_constant(value) or value.is_graph_output():
+            continue
+        tensor = value.const_value
+        assert tensor is not None
+        if tensor.nbytes > SHARED:
+            continue
+        for use in uses[1:]:
+            if use.node.graph is not model.graph:
+                continue
+            copy = ir.Value(name=names.fresh(f"{value.name}_of_{use.node.name or use.node.op_type}"),
+                            shape=value.shape, type=value.type, const_value=tensor)
+            model.graph.register_initializer(copy)
+            use.node.replace_input_with(use.idx, copy)
+            origins[copy.name or ""] = value.name or ""
+    return origins
+
+
+def share_again(model: ir.Model, origins: Origins) -> None:
+    """Let copies that are still equal be one constant again. No weight is read: equal means the same slots of one."""
+    families: dict[str, list[ir.Value]] = defaultdict(list)
+    for name, value in model.graph.initializers.items():
+        families[origins.get(name, name)].append(value)
+    for family in families.values():
+        firsts: dict[object, ir.Value] = {}
+        for value in family if len(family) > 1 else ():
+            first = firsts.setdefault(_signature(value), value)
+            if first is not value:
+                value.replace_all_uses_with(first)
+                del model.graph.initializers[value.name or ""]
+
+
+def _signature(value: ir.Value) -> object:
+    tensor, cuts = value.const_value, []
+    while isinstance(tensor, SlicedTensor):
+        cuts.append(tuple((axis, slots.tobytes()) for axis, slots in sorted(tensor.kept.items())))
+        tensor = tensor.source
+    return id(tensor), tuple(cuts)

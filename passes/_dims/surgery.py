@@ -1,0 +1,92 @@
+"""Taking channels out: every tensor sliced, every attribute and shape constant made to fit, node by node.
+
+The graph is walked once in its order. A node's inputs are already in their new shape; its mend fits attributes and
+constants; tracing it then must give the expected shape of its outputs. Where it does not, a computed shape is replaced
+by one that is right, or the surgery fails and names the node.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from .._edit import Edit, label
+from .relations import Slots
+from .trace import Shape, Trace
+
+Kept = Mapping[str, Mapping[int, Slots]]
+"""By value name and axis: the slots that stay, ascending. What is absent stays whole."""
+
+TARGETS = {"Reshape": 1, "Expand": 1, "ConstantOfShape": 0, "Resize": 3}
+"""Ops that are told the shape of their output, and by which input."""
+
+
+class SurgeryError(Exception):
+    """A node that cannot be made to fit; the channels that touch it must stay."""
+
+    def __init__(self, node: ir.Node, reason: str) -> None:
+        super().__init__(f"{label(node)}: {reason}")
+        self.node = node
+        self.reason = reason
+
+
+class Surgery:
+    """One removal of slots from one model, in place. `old` is the trace of the model before; `new` grows on the way."""
+
+    def __init__(self, model: ir.Model, old: Trace, new: Trace, kept: Kept) -> None:
+        self.edit = Edit(model)
+        self.old = old
+        self.new = new
+        self._kept = kept
+        self.names = {value.name or "": value for value in old.shapes}
+
+    def kept(self, value: ir.Value | None, axis: int) -> Slots | None:
+        """The slots of an axis that stay; None if all do."""
+        if value is None or value.name not in self._kept:
+            return None
+        return self._kept[value.name].get(axis % len(self.before(value)))
+
+    def before(self, value: ir.Value) -> Shape:
+        """The shape of a value before the surgery."""
+        return self.old.shapes[self.names[value.name or ""]]
+
+    def after(self, value: ir.Value) -> Shape:
+        """The shape that a value must have after the surgery."""
+        kept = self._kept.get(value.name or "", {})
+        return tuple(len(kept[i]) if i in kept else size for i, size in enumerate(self.before(value)))
+
+    def constant(self, node: ir.Node, index: int, values: Sequence[int]) -> None:
+        """Make input `index` of a node a constant int64 vector."""
+        graph = node.graph
+        assert isinstance(graph, ir.Graph)
+        value = self.edit.constant(graph, np.array(values, np.int64), f"{node.name or node.outputs[0].name}_{index}")
+        self.edit.set_input(node, index, value)
+        self.new.know(value)
+
+    def select(self, node: ir.Node, index: int, axis: int, slots: Slots) -> None:
+        """Let a node read only the given positions of an axis of input `index`, through a new Gather."""
+        graph, source = node.graph, node.inputs[index]
+        assert isinstance(graph, ir.Graph)
+        assert source is not None
+        indices = self.edit.constant(graph, slots.astype(np.int64), f"{source.name}_kept")
+        gather = self.edit.node_before(node, "Gather", [source, indices], axis=axis)
+        gather.outputs[0].type = source.type
+        self.new.know(indices)
+        self.new.step(gather)
+        self.edit.set_input(node, index, gather.outputs[0])
+
+    def narrowed(self, value: ir.Value | None, axis: int) -> bool:
+        """Whether an axis lost slots."""
+        return self.kept(value, axis) is not None
+
+    def positions(self, value: ir.Value, axis: int, slots: Slots) -> Slots:
+        """Where old slots of an axis are now; they must all have stayed."""
+        kept = self.kept(value, axis)
+        if kept is None:
+            return slots
+        found = np.searchsorted(kept, slots)
+        assert (found < len(kept)).all()
+        assert (kept[found] == slots).all()
+        return found
