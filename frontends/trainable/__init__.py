@@ -1,0 +1,15 @@
+"""An ONNX graph as a torch module that trains, and its weights back into the same graph. Needs torch."""
+
+from __future__ import annotations
+
+from ... import UsageError
+
+try:
+    import torch as _torch  # noqa: F401 - asked for here, once for the whole package
+except ModuleNotFoundError as error:
+    raise UsageError("torch", "training needs torch, which is not installed", "pip install 'onnx-opt[torch]'") from error
+
+from .module import TrainableModule, to_torch
+from .write_back import write_back
+
+__all__ = ["TrainableModule", "to_torch", "write_back"]

@@ -1,0 +1,224 @@
+"""If, Loop and Scan as Python's own `if`, `while` and `for`; their bodies see the values around them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx_ir as ir
+import torch
+
+from ... import RefusedError
+from ._dtypes import CARRIERS, carrier, to_carrier
+from ._program import Known
+from ._scope import Scope
+
+if TYPE_CHECKING:
+    from ._emit import Emitter
+
+
+def emit_constant(emitter: Emitter, node: ir.Node, scope: Scope) -> None:
+    """A Constant node: nothing runs, its value becomes known."""
+    value = node.outputs[0]
+    attributes = scope.attributes_of(node)
+    if not attributes:
+        raise RefusedError(f"Constant {node.name}", "has no value", "export the model again")
+    (name, content), = attributes.items()
+    tensor = content.to_dense() if name == "sparse_value" and hasattr(content, "to_dense") else content
+    if name == "sparse_value" and not hasattr(content, "to_dense"):
+        tensor = _dense(content)
+    elif name in ("value_int", "value_ints"):
+        tensor = ir.Tensor(np.array(content, np.int64))
+    elif name in ("value_float", "value_floats"):
+        tensor = ir.Tensor(np.array(content, np.float32))
+    elif name in ("value_string", "value_strings"):
+        array = np.array(content, dtype=object)
+        scope.values[value] = Known(emitter.program.bind("text", array), ir.DataType.STRING)
+        return
+    scope.values[value] = emitter.constant(value, tensor)
+
+
+def _dense(sparse: Any) -> ir.TensorProtocol:
+    dims = [int(d) for d in sparse.dims]
+    dense = np.zeros(dims, sparse.values.numpy().dtype)
+    indices = sparse.indices.numpy()
+    where = np.unravel_index(indices, dims) if indices.ndim == 1 else tuple(indices.T)
+    dense[where] = sparse.values.numpy()
+    return ir.Tensor(dense)
+
+
+def emit_if(emitter: Emitter, node: ir.Node, scope: Scope) -> None:
+    """Both branches as blocks that assign the same variables; a condition known by now takes its branch at once."""
+    program = emitter.program
+    condition = emitter.value(node.inputs[0], scope)
+    assert condition is not None
+    branches = [node.attributes[name].as_graph() for name in ("then_branch", "else_branch")]
+    if condition.constant is not None:
+        graph = branches[0] if bool(condition.constant.reshape(-1)[0]) else branches[1]
+        emitter.block(list(graph), scope, graph.outputs)
+        for value, result in zip(node.outputs, graph.outputs, strict=True):
+            known = emitter.value(result, scope)
+            assert known is not None
+            emitter.define(value, emitter.copy(known), scope)
+        return
+    names = [program.fresh() for _ in node.outputs]
+    program.line(f"if {condition.code if condition.host else f'bool({condition.code})'}:")
+    dtypes = _branch(emitter, branches[0], names, scope)
+    program.line("else:")
+    _branch(emitter, branches[1], names, scope)
+    for value, name, dtype in zip(node.outputs, names, dtypes, strict=True):
+        emitter.define(value, Known(name, dtype), scope)
+
+
+def _branch(emitter: Emitter, graph: ir.Graph, names: list[str], scope: Scope) -> list[ir.DataType | None]:
+    program = emitter.program
+    with program.indented():
+        emitter.block(list(graph), scope, graph.outputs)
+        results = [_tensor(emitter, value, scope) for value in graph.outputs]
+        for name, (code, _) in zip(names, results, strict=True):
+            program.line(f"{name} = {code}")
+        dead = [code for code, _ in results if code.isidentifier() and code.startswith("v")]
+        local = {k.code for v in graph for o in v.outputs if (k := scope.values.get(o)) is not None}
+        if dead := sorted(set(dead) & local - {None}):
+            program.line(f"del {', '.join(dead)}")
+    return [dtype for _, dtype in results]
+
+
+def _tensor(emitter: Emitter, value: ir.Value | None, scope: Scope) -> tuple[str, ir.DataType | None]:
+    """Code and type of a value as a tensor."""
+    known = emitter.value(value, scope)
+    return ("None", None) if known is None else (emitter.program.tensor_code(known), known.dtype)
+
+
+def emit_loop(emitter: Emitter, node: ir.Node, scope: Scope) -> None:
+    """A while loop: at most M turns, as long as the condition holds; scan outputs are stacked."""
+    program, body = emitter.program, node.attributes["body"].as_graph()
+    limit, condition = (emitter.value(v, scope) for v in (*node.inputs, None, None)[:2])
+    turn, going = program.fresh("turn"), program.fresh("going")
+    tests = [going]
+    if limit is not None:
+        most = program.fresh("most")
+        program.line(f"{most} = int({program.host_code(limit) if limit.hostable else limit.code})")
+        tests.append(f"{turn} < {most}")
+    program.line(f"{turn} = 0")
+    program.line(f"{going} = {'True' if condition is None else _truth(emitter, condition)}")
+    carried = [_tensor(emitter, v, scope) for v in node.inputs[2:]]
+    names = [program.fresh() for _ in carried]
+    for name, (code, _) in zip(names, carried, strict=True):
+        program.line(f"{name} = {code}")
+    scans = [program.fresh("scan") for _ in body.outputs[1 + len(names):]]
+    for scan in scans:
+        program.line(f"{scan} = []")
+    program.line(f"while {' and '.join(tests)}:")
+    with program.indented():
+        scope.values[body.inputs[0]] = Known(turn, ir.DataType.INT64, host=True)
+        if len(body.inputs) > 1:
+            scope.values[body.inputs[1]] = Known(going, ir.DataType.BOOL, host=True)
+        for value, name, (_, dtype) in zip(body.inputs[2:], names, carried, strict=True):
+            scope.values[value] = Known(name, dtype, type=value.type)
+        emitter.block(list(body), scope, body.outputs)
+        results = [_tensor(emitter, v, scope) for v in body.outputs[1:]]
+        again = emitter.value(body.outputs[0], scope)
+        assert again is not None
+        stop = program.fresh("going")
+        program.line(f"{stop} = {_truth(emitter, again)}")
+        _advance(emitter, names, scans, results)
+        program.line(f"{going} = {stop}")
+        program.line(f"{turn} = {turn} + 1")
+    _finish(emitter, node, body.outputs[1:], names, scans, [d for _, d in results], [0] * len(scans), scope)
+
+
+def _truth(emitter: Emitter, known: Known) -> str:
+    if known.hostable:
+        return emitter.program.host_code(known)
+    return f"bool({emitter.program.tensor_code(known)})"
+
+
+def _advance(
+    emitter: Emitter, names: list[str], scans: list[str], results: list[tuple[str, ir.DataType | None]]
+) -> None:
+    """End of a turn: what is scanned is kept, what is carried moves on (all at once: outputs may swap inputs)."""
+    for scan, (code, _) in zip(scans, results[len(names):], strict=True):
+        emitter.program.line(f"{scan}.append({code})")
+    if names:
+        emitter.program.line(f"{', '.join(names)} = {', '.join(code for code, _ in results[:len(names)])}")
+
+
+def _finish(
+    emitter: Emitter, node: ir.Node, results: Any, names: list[str], scans: list[str],
+    dtypes: list[ir.DataType | None], axes: list[int], scope: Scope,
+) -> None:
+    stack = emitter.program.shared("stack", stack_scan)
+    for value, name, dtype in zip(node.outputs, names, dtypes, strict=False):
+        emitter.define(value, Known(name, dtype), scope)
+    for index, scan in enumerate(scans):
+        dtype = dtypes[len(names) + index] or ir.DataType.FLOAT
+        shape = _static_shape(results[len(names) + index])
+        emitter.program.line(f"{scan} = {stack}({scan}, {axes[index]}, {shape}, {carrier(dtype)}, device)")
+        if len(names) + index < len(node.outputs):
+            emitter.define(node.outputs[len(names) + index], Known(scan, dtype), scope)
+
+
+def _static_shape(value: ir.Value) -> list[int]:
+    return [d if isinstance(d, int) else 0 for d in value.shape] if value.shape is not None else []
+
+
+def stack_scan(
+    items: list[torch.Tensor], axis: int, shape: list[int], dtype: torch.dtype, device: torch.device
+) -> torch.Tensor:
+    """What each turn gave, along a new axis; of no turns an empty tensor."""
+    return torch.stack(items, axis) if items else torch.empty([0, *shape], dtype=dtype, device=device)
+
+
+def emit_scan(emitter: Emitter, node: ir.Node, scope: Scope) -> None:
+    """A for loop over slices of the scanned inputs. Opset 8's form has a batch axis in front of everything."""
+    if scope.opset("") < 9:
+        return _emit_batched_scan(emitter, node, scope)
+    return _emit_scan(emitter, node, list(node.inputs), scope)
+
+
+def _emit_scan(emitter: Emitter, node: ir.Node, inputs: list[ir.Value | None], scope: Scope) -> None:
+    program, body = emitter.program, node.attributes["body"].as_graph()
+    attributes = scope.attributes_of(node)
+    scanned = attributes["num_scan_inputs"]
+    states = len(inputs) - scanned
+    outputs = len(body.outputs) - states
+    axes = attributes.get("scan_input_axes") or [0] * scanned
+    backwards = attributes.get("scan_input_directions") or [0] * scanned
+    carried = [_tensor(emitter, v, scope) for v in inputs[:states]]
+    sources = [_tensor(emitter, v, scope) for v in inputs[states:]]
+    names = [program.fresh() for _ in carried]
+    for name, (code, _) in zip(names, carried, strict=True):
+        program.line(f"{name} = {code}")
+    scans = [program.fresh("scan") for _ in range(outputs)]
+    for scan in scans:
+        program.line(f"{scan} = []")
+    turn, count = program.fresh("turn"), f"{sources[0][0]}.shape[{axes[0]}]"
+    program.line(f"for {turn} in range({count}):")
+    with program.indented():
+        for value, name, (_, dtype) in zip(body.inputs, names, carried, strict=False):
+            scope.values[value] = Known(name, dtype)
+        for value, (code, dtype), axis, back in zip(body.inputs[states:], sources, axes, backwards, strict=True):
+            part = program.fresh()
+            place = f"{code}.shape[{axis}] - 1 - {turn}" if back else turn
+            program.line(f"{part} = {code}.select({axis}, {place})")
+            scope.values[value] = Known(part, dtype)
+        emitter.block(list(body), scope, body.outputs)
+        results = [_tensor(emitter, v, scope) for v in body.outputs]
+        _advance(emitter, names, scans, results)
+    for scan, back in zip(scans, attributes.get("scan_output_directions") or [0] * outputs, strict=True):
+        if back:
+            program.line(f"{scan}.reverse()")
+    out_axes = attributes.get("scan_output_axes") or [0] * outputs
+    _finish(emitter, node, body.outputs, names, scans, [d for _, d in results], out_axes, scope)
+
+
+def _emit_batched_scan(emitter: Emitter, node: ir.Node, scope: Scope) -> None:
+    raise RefusedError(f"Scan {node.name}", "the batched Scan of opset 8 is not supported",
+                       "convert the model to opset 9 or later")
+
+
+EMITTERS: dict[str, Callable[[Emitter, ir.Node, Scope], None]] = {"If": emit_if, "Loop": emit_loop, "Scan": emit_scan}
+
+__all__ = ["CARRIERS", "EMITTERS", "emit_constant", "stack_scan", "to_carrier"]

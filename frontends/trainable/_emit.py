@@ -1,0 +1,222 @@
+"""Nodes to lines of source: a host op, a folded constant, a kernel, an inlined function, or the reference's kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import onnx_ir as ir
+import torch
+
+from ... import RefusedError
+from . import _control
+from ._dtypes import CARRIERS, to_carrier
+from ._expand import function_of
+from ._fold import fold
+from ._host import HOST_OPS, as_tensor, to_host
+from ._program import Known, Program
+from ._reference import reference_kernel
+from ._registry import Call, Entry, entry_of
+from ._scope import Scope, last_uses
+from ._types import output_dtypes
+
+IGNORED = frozenset({"consumed_inputs", "is_test", "spatial"})
+"""Attributes of old opsets that say nothing about inference."""
+
+ABSENT = Known("None", None)
+"""An optional input of a function that its call leaves out."""
+
+
+class Emitter:
+    """Writes the source of one model's graph into `program`.
+
+    `weights`: constants that are parameters, with their attribute names. `functions`: the model's own.
+    """
+
+    def __init__(
+        self, program: Program, weights: dict[ir.Value, str], functions: dict[ir.OperatorIdentifier, ir.Function],
+        qat: bool,
+    ) -> None:
+        self.program = program
+        self.weights = weights
+        self.functions = functions
+        self.qat = qat
+        self.detached: dict[ir.Node, str] = {}
+        program.names.update(torch=torch, as_tensor=as_tensor, to_host=to_host)
+
+    def block(self, nodes: Sequence[ir.Node], scope: Scope, kept: Sequence[ir.Value | None]) -> None:
+        """Nodes in order; what this block made and nothing after reads is freed, `kept` is not."""
+        made: set[ir.Value] = set()
+        for node, dying in zip(nodes, last_uses(nodes), strict=True):
+            self.node(node, scope)
+            made.update(node.outputs)
+            dead = [v for v in dying if v in made and v not in kept and v in scope.values]
+            names = [name for v in dead for name in _variables(scope.values.pop(v))]
+            if names:
+                self.program.line(f"del {', '.join(names)}")
+
+    def value(self, value: ir.Value | None, scope: Scope) -> Known | None:
+        """What is known of a value; a constant becomes known when it is first asked for."""
+        if value is None or (value.name == "" and value.producer() is None):
+            return None
+        if value not in scope.values:
+            tensor = value.const_value
+            if tensor is None:
+                where = f"graph '{scope.graph}'"
+                raise RefusedError(where, f"value '{value.name}' is read but never made", "export the model again")
+            scope.values[value] = self.constant(value, tensor)
+        known = scope.values[value]
+        return None if known is ABSENT else known
+
+    def constant(self, value: ir.Value, tensor: ir.TensorProtocol) -> Known:
+        """A parameter, or a constant in its carrier; strings stay numpy arrays."""
+        if value in self.weights:
+            return Known(f"self.{self.weights[value]}", tensor.dtype, shape=value.shape, type=value.type)
+        if tensor.dtype not in CARRIERS:
+            return Known(self.program.bind("text", tensor.numpy()), tensor.dtype)
+        return Known(None, tensor.dtype, constant=to_carrier(tensor.numpy(), tensor.dtype))
+
+    def node(self, node: ir.Node, scope: Scope) -> None:
+        """Write one node and make its outputs known."""
+        domain = "" if node.domain == "ai.onnx" else node.domain
+        if domain == "" and node.op_type == "Constant":
+            return _control.emit_constant(self, node, scope)
+        if domain == "" and node.op_type in _control.EMITTERS:
+            return _control.EMITTERS[node.op_type](self, node, scope)
+        inputs = [self.value(v, scope) for v in node.inputs]
+        attributes = scope.attributes_of(node)
+        function = self.functions.get(node.op_identifier())
+        if function is not None:
+            return self.inline(function, node, inputs, attributes, scope)
+        if domain == "" and self._host(node, inputs, attributes, scope):
+            return None
+        opset = scope.opset(domain)
+        dtypes = [None if k is None else k.dtype for k in inputs]
+        outputs = output_dtypes(domain, node.op_type, opset, attributes, dtypes, len(node.outputs))
+        entry = entry_of(domain, node.op_type, opset)
+        call = Call(tuple(dtypes), tuple(outputs), opset, self.qat)
+        if entry is not None and _accepted(entry, attributes):
+            return self._kernel(entry, node, inputs, attributes, call, scope)
+        body = function_of(domain, node, opset, attributes, inputs)
+        if body is not None:
+            return self.inline(body, node, inputs, attributes, scope)
+        return self._reference(node, inputs, attributes, call, scope)
+
+    def _host(self, node: ir.Node, inputs: list[Known | None], attributes: dict[str, Any], scope: Scope) -> bool:
+        """Write a node on Python numbers, if it can be."""
+        if node.op_type in ("Shape", "Size"):
+            return self._measure(node, inputs[0], attributes, scope)
+        entry = HOST_OPS.get(node.op_type)
+        present = [k for k in inputs if k is not None]
+        if entry is None or not any(k.host for k in present) or not all(k.hostable for k in present):
+            return False
+        dtypes = [None if k is None else k.dtype for k in inputs]
+        (dtype,) = output_dtypes("", node.op_type, scope.opset(""), attributes, dtypes, 1)
+        rank = entry.rank([None if k is None else k.operand() for k in inputs], attributes)
+        if rank is None or rank > 1:
+            return False
+        codes = ["None" if k is None else self.program.host_code(k) for k in inputs]
+        codes += [f"{name}={self.program.value_code(value, name)}" for name, value in attributes.items()]
+        name = self.program.shared(f"host_{node.op_type}", entry.function)
+        out = self.program.fresh("h")
+        self.program.line(f"{out} = {name}({', '.join(codes)})")
+        self.define(node.outputs[0], Known(out, dtype, host=True, rank=rank), scope)
+        return True
+
+    def _measure(self, node: ir.Node, source: Known | None, attributes: dict[str, Any], scope: Scope) -> bool:
+        """Shape and Size of a tensor."""
+        if source is None or source.code is None or source.host or source.dtype not in CARRIERS:
+            return False
+        out, rank = self.program.fresh("h"), int(node.op_type == "Shape")
+        if rank:
+            start, end = attributes.get("start", 0), attributes.get("end")
+            part = "" if not start and end is None else f"[{start}:{'' if end is None else end}]"
+            self.program.line(f"{out} = list({source.code}.shape{part})")
+        else:
+            self.program.line(f"{out} = {source.code}.numel()")
+        known = Known(out, ir.DataType.INT64, host=True, rank=rank)
+        if rank and source.shape is not None:
+            known.length = len(range(len(source.shape))[attributes.get("start", 0):attributes.get("end")])
+        self.define(node.outputs[0], known, scope)
+        return True
+
+    def _kernel(
+        self, entry: Entry, node: ir.Node, inputs: list[Known | None], attributes: dict[str, Any], call: Call,
+        scope: Scope,
+    ) -> None:
+        kept = {name: value for name, value in attributes.items() if name in entry.accepts}
+        folded = fold(entry, node, inputs, kept, call)
+        if folded is not None:
+            for value, dtype, tensor in zip(node.outputs, call.outputs, folded, strict=True):
+                self.define(value, Known(None, dtype, constant=tensor), scope)
+            return
+        codes = [self._operand(k, index in entry.host) for index, k in enumerate(inputs)]
+        codes += [f"{name}={self.program.value_code(value, name)}" for name, value in kept.items()]
+        codes += ["device=device"] if "device" in entry.extras else []
+        codes += [f"call={self.program.bind('call', call)}"] if "call" in entry.extras else []
+        name = self.program.shared(f"{entry.name}_{entry.since}", entry.function)
+        self._assign(f"{name}({', '.join(codes)})", entry.many, node, call, scope)
+
+    def _operand(self, known: Known | None, host: bool) -> str:
+        if known is None:
+            return "None"
+        return self.program.host_code(known) if host else self.program.tensor_code(known)
+
+    def _assign(self, code: str, many: bool, node: ir.Node, call: Call, scope: Scope) -> None:
+        names = [self.program.fresh() for _ in node.outputs]
+        picked = code if not many else f"{code}[0]" if len(names) == 1 else f"{code}[:{len(names)}]"
+        label = " ".join((node.name or node.op_type).split())
+        self.program.line(f"{', '.join(names)} = {picked}  # {label}")
+        for value, name, dtype in zip(node.outputs, names, call.outputs, strict=True):
+            self.define(value, Known(name, dtype, shape=value.shape, type=value.type), scope)
+
+    def inline(
+        self, function: ir.Function, node: ir.Node, inputs: Sequence[Known | None], attributes: dict[str, Any],
+        scope: Scope,
+    ) -> None:
+        """Write a function's body in place of the node that calls it."""
+        defaults = {name: a.value for name, a in function.attributes.items() if a.value is not None}
+        inner = Scope(function.name, {**scope.opsets, **function.opset_imports}, defaults | attributes)
+        for value, known in zip(function.inputs, inputs, strict=False):
+            if known is not None:
+                inner.values[value] = known
+        inner.values.update({v: ABSENT for v in function.inputs if v not in inner.values})
+        self.block(list(function), inner, function.outputs)
+        for value, result in zip(node.outputs, function.outputs, strict=False):
+            known = self.value(result, inner)
+            assert known is not None, f"{function.name} gives an output that it was not given"
+            once = list(function.outputs).count(result) == 1 and result not in function.inputs
+            self.define(value, known if once else self.copy(known), scope)
+
+    def copy(self, known: Known) -> Known:
+        """The same value under a variable of its own, so that freeing one frees no other."""
+        if known.code is None or known.code.startswith("self."):
+            return known
+        name = self.program.fresh("h" if known.host else "v")
+        self.program.line(f"{name} = {known.code}")
+        return Known(name, known.dtype, known.host, known.rank, known.length, known.constant)
+
+    def _reference(
+        self, node: ir.Node, inputs: list[Known | None], attributes: dict[str, Any], call: Call, scope: Scope
+    ) -> None:
+        kernel = reference_kernel(node, attributes, call)
+        self.detached[node] = "computed by onnx's reference, without gradients"
+        codes = [self._operand(k, False) for k in inputs]
+        name = self.program.bind(node.op_type, kernel)
+        self._assign(f"{name}({', '.join(['device', *codes])})", True, node, call, scope)
+
+    def define(self, value: ir.Value, known: Known, scope: Scope) -> None:
+        """Make an output known; types and shapes that the graph declares are kept with it."""
+        known.shape = known.shape or value.shape
+        known.type = known.type or value.type
+        scope.values[value] = known
+
+
+def _variables(known: Known) -> list[str]:
+    """Local variables that hold a value and can be freed."""
+    codes = [known.code, known.on_device]
+    return [code for code in codes if code is not None and code.isidentifier() and code not in ("None", "device")]
+
+
+def _accepted(entry: Entry, attributes: dict[str, Any]) -> bool:
+    return all(name in entry.accepts or name in IGNORED for name in attributes)

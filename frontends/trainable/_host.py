@@ -1,0 +1,217 @@
+"""Shape arithmetic on Python numbers: what Shape gives stays outside of tensors, so that torch.compile sees no break.
+
+A host value is an int, bool or float (rank 0) or a list of them (rank 1). Under torch.compile the ints may be symbols.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+import struct
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import onnx_ir as ir
+import torch
+
+Scalar = Any
+Host = Any  # a scalar or a list of scalars
+D = ir.DataType
+
+TYPES = frozenset({D.INT64, D.INT32, D.BOOL, D.FLOAT, D.DOUBLE})
+"""Types that host values may have."""
+
+
+@dataclass(frozen=True)
+class Operand:
+    """What a rank rule may know of an input: its rank, its length if a list, its value if constant."""
+
+    rank: int
+    length: int | None = None
+    constant: Host | None = None
+
+
+RankRule = Callable[[Sequence[Operand | None], dict[str, Any]], int | None]
+
+
+@dataclass(frozen=True)
+class HostEntry:
+    """A host op; `rank` tells the rank of its result, None where it must be computed in tensors."""
+
+    function: Callable[..., Host]
+    rank: RankRule
+
+
+HOST_OPS: dict[str, HostEntry] = {}
+
+
+def as_tensor(value: Host, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """A host value as a tensor of rank 0 or 1."""
+    return torch.tensor(value, dtype=dtype, device=device)
+
+
+def to_host(tensor: torch.Tensor) -> Host:
+    """A tensor of rank 0 or 1 as a host value; waits for the device."""
+    return tensor.tolist()
+
+
+def _host(name: str, rank: RankRule) -> Callable[[Callable[..., Host]], Callable[..., Host]]:
+    def declare(function: Callable[..., Host]) -> Callable[..., Host]:
+        HOST_OPS[name] = HostEntry(function, rank)
+        return function
+
+    return declare
+
+
+def _broadcast_rank(operands: Sequence[Operand | None], attributes: dict[str, Any]) -> int | None:
+    return max(o.rank for o in operands if o is not None)
+
+
+def _first_rank(operands: Sequence[Operand | None], attributes: dict[str, Any]) -> int | None:
+    return operands[0].rank if operands[0] is not None else None
+
+
+def _elementwise(function: Callable[..., Scalar]) -> Callable[..., Host]:
+    def apply(*operands: Host, **attributes: Any) -> Host:
+        size = max((len(o) for o in operands if isinstance(o, list) and len(o) != 1), default=1)
+        if not any(isinstance(o, list) for o in operands):
+            return function(*operands)
+        spread = [_spread(o, size) for o in operands]
+        return [function(*items) for items in zip(*spread, strict=True)]
+
+    return apply
+
+
+def _spread(operand: Host, size: int) -> list[Scalar]:
+    if not isinstance(operand, list):
+        return [operand] * size
+    return operand * size if len(operand) == 1 else operand
+
+
+def _single(x: Scalar) -> Scalar:
+    """Round a concrete float to float32, as ONNX computes."""
+    if isinstance(x, float) and not torch.compiler.is_compiling() and math.isfinite(x):
+        return struct.unpack("f", struct.pack("f", x))[0]
+    return x
+
+
+def _quotient(a: Scalar, b: Scalar) -> Scalar:
+    """Integers divide towards zero."""
+    if isinstance(a, (float, torch.SymFloat)) or isinstance(b, (float, torch.SymFloat)):
+        return _single(a / b)
+    return a // b if (a >= 0) == (b > 0) else -(-a // b)
+
+
+for _name, _function in {
+    "Add": lambda a, b: _single(a + b), "Sub": lambda a, b: _single(a - b), "Mul": lambda a, b: _single(a * b),
+    "Div": _quotient, "Equal": operator.eq, "Less": operator.lt, "Greater": operator.gt,
+    "LessOrEqual": operator.le, "GreaterOrEqual": operator.ge, "And": lambda a, b: bool(a and b),
+    "Or": lambda a, b: bool(a or b), "Where": lambda c, a, b: a if c else b,
+    "Max": lambda *xs: max(xs), "Min": lambda *xs: min(xs),
+}.items():
+    HOST_OPS[_name] = HostEntry(_elementwise(_function), _broadcast_rank)
+
+for _name, _function in {
+    "Neg": operator.neg, "Abs": abs, "Not": operator.not_, "Identity": lambda a: a,
+    "Floor": lambda a: float(math.floor(a)), "Ceil": lambda a: float(math.ceil(a)), "Sqrt": lambda a: _single(a**0.5),
+}.items():
+    HOST_OPS[_name] = HostEntry(_elementwise(_function), _first_rank)
+
+
+@_host("Mod", _broadcast_rank)
+def mod(a: Host, b: Host, *, fmod: int = 0) -> Host:
+    """Sign of the divisor, or of the dividend with `fmod`."""
+    return _elementwise(lambda x, y: x - y * _quotient(x, y) if fmod else x % y)(a, b)
+
+
+@_host("Cast", _first_rank)
+def cast(x: Host, *, to: int) -> Host:
+    """Between the types of host values; floats lose their fraction."""
+    kind: Callable[[Scalar], Scalar] = {D.BOOL: bool, D.FLOAT: torch.sym_float, D.DOUBLE: torch.sym_float}.get(
+        D(to), _integer)
+    return _elementwise(kind)(x)
+
+
+def _integer(x: Scalar) -> Scalar:
+    return math.trunc(x) if isinstance(x, (float, torch.SymFloat)) else x + 0
+
+
+@_host("Gather", lambda operands, attributes: operands[1].rank if operands[1] and _rank_of(operands[0]) == 1 else None)
+def gather(data: list[Scalar], indices: Host, *, axis: int = 0) -> Host:
+    """Items of a list."""
+    return [data[i] for i in indices] if isinstance(indices, list) else data[indices]
+
+
+def _rank_of(operand: Operand | None) -> int | None:
+    return None if operand is None else operand.rank
+
+
+@_host("Slice", lambda operands, attributes: 1)
+def slice_(
+    data: list[Scalar], starts: Host = None, ends: Host = None, axes: Host = None, steps: Host = None, **old: Any
+) -> Host:
+    """Bounds are inputs from opset 10 on, attributes before."""
+    start, end = (starts or old["starts"])[0], (ends or old["ends"])[0]
+    step = steps[0] if steps else 1
+    if step < 0 and end < -len(data):
+        return data[start::step]
+    return data[start:end:step]
+
+
+@_host("Concat", lambda operands, attributes: 1 if all(_rank_of(o) == 1 for o in operands) else None)
+def concat(*lists: list[Scalar], axis: int = 0) -> Host:
+    """Lists end to end."""
+    return [item for items in lists for item in items]
+
+
+@_host("Unsqueeze", lambda operands, attributes: 1 if _rank_of(operands[0]) == 0 else None)
+def unsqueeze(x: Scalar, axes_input: Host = None, *, axes: Any = None) -> Host:
+    """A number becomes a list of one."""
+    return [x]
+
+
+@_host("Squeeze", lambda operands, attributes: 0 if _rank_of(operands[0]) == 1 else None)
+def squeeze(x: list[Scalar], axes_input: Host = None, *, axes: Any = None) -> Host:
+    """A list of one becomes a number."""
+    (item,) = x
+    return item
+
+
+def _reshape_rank(operands: Sequence[Operand | None], attributes: dict[str, Any]) -> int | None:
+    shape = operands[1].constant if len(operands) > 1 and operands[1] is not None else None
+    return len(shape) if isinstance(shape, list) and len(shape) < 2 else None
+
+
+@_host("Reshape", _reshape_rank)
+def reshape(x: Host, shape: list[int], *, allowzero: int = 0) -> Host:
+    """To a number or to a flat list."""
+    items = x if isinstance(x, list) else [x]
+    return items if shape else items[0]
+
+
+def _filled_rank(operands: Sequence[Operand | None], attributes: dict[str, Any]) -> int | None:
+    shape = operands[0]
+    return shape.length if shape is not None and shape.length in (0, 1) else None
+
+
+@_host("ConstantOfShape", _filled_rank)
+def constant_of_shape(shape: list[Any], *, value: Any = None) -> Host:
+    """One value, repeated."""
+    fill = 0.0 if value is None else value.numpy().reshape(-1)[0].item()
+    return [fill] * shape[0] if shape else fill
+
+
+def _reduced_rank(operands: Sequence[Operand | None], attributes: dict[str, Any]) -> int | None:
+    return attributes.get("keepdims", 1) if _rank_of(operands[0]) == 1 else None
+
+
+def _reduction(function: Callable[[list[Scalar]], Scalar]) -> Callable[..., Host]:
+    def apply(x: list[Scalar], axes_input: Host = None, *, keepdims: int = 1, axes: Any = None, **_: Any) -> Host:
+        return [function(x)] if keepdims else function(x)
+
+    return apply
+
+
+for _name, _function in {"ReduceProd": math.prod, "ReduceSum": sum, "ReduceMax": max, "ReduceMin": min}.items():
+    HOST_OPS[_name] = HostEntry(_reduction(_function), _reduced_rank)

@@ -1,0 +1,148 @@
+"""Quantization with straight-through gradients: what QuantizeLinear gives stays a float on its grid.
+
+The gradient of rounding is one, that of clipping zero outside the range; both together give a scale that is trained
+the gradient of LSQ. Source: Esser et al., Learned Step Size Quantization, ICLR 2020 (arXiv:1902.08153).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import onnx_ir as ir
+import torch
+
+from ._dtypes import RANGES, carrier
+from ._ops_cast import small_float
+from ._ops_conv import conv
+from ._registry import Call, op
+
+Tensor = Any
+D = ir.DataType
+
+
+class _Round(torch.autograd.Function):  # type: ignore[misc] - torch comes without types here
+    """Half to even; the gradient passes."""
+
+    @staticmethod
+    def forward(context: Any, x: Tensor) -> Tensor:
+        return x.round()
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> Tensor:
+        return gradient
+
+
+def on_grid(x: Tensor, low: float, high: float) -> Tensor:
+    """Rounded and clipped to the integers low to high, straight through; at the ends gradients pass."""
+    result: Tensor = _Round.apply(x).clamp(low, high)
+    return result
+
+
+def spread(parameter: Tensor, x: Tensor, axis: int, block: int = 0) -> Tensor:
+    """A scale or zero point in the rank of `x`: one for all, one a channel of `axis`, or one a block along it."""
+    if parameter.ndim == 0 or (parameter.numel() == 1 and parameter.ndim <= 1):
+        return parameter.reshape(())
+    if parameter.ndim == 1 and x.ndim != 1:
+        return parameter.reshape(-1, *(1,) * (x.ndim - axis % x.ndim - 1))
+    if block:
+        return parameter.repeat_interleave(block, axis).narrow(axis, 0, x.shape[axis])
+    return parameter
+
+
+@op("QuantizeLinear")
+def quantize(
+    x: Tensor, scale: Tensor, zero: Tensor | None = None, *, axis: int = 1, block_size: int = 0,
+    output_dtype: int = 0, precision: int = 0, saturate: int = 1, call: Call,
+) -> Tensor:
+    target = call.outputs[0]
+    assert target is not None
+    scaled = x.to(scale.dtype) / spread(scale, x, axis, block_size)
+    if target not in RANGES:
+        return small_float(scaled, target, bool(saturate))
+    shift = 0 if zero is None else spread(zero, x, axis, block_size)
+    codes = _Round.apply(scaled) + shift
+    codes = codes.clamp(*RANGES[target])
+    return codes if call.qat else codes.to(carrier(target))
+
+
+@op("DequantizeLinear")
+def dequantize(
+    x: Tensor, scale: Tensor, zero: Tensor | None = None, *, axis: int = 1, block_size: int = 0, output_dtype: int = 0
+) -> Tensor:
+    codes = x if x.dtype == scale.dtype else x.to(scale.dtype if x.dtype != torch.int32 else torch.float64)
+    if zero is not None:
+        codes = codes - spread(zero, x, axis, block_size)
+    return (codes * spread(scale, x, axis, block_size)).to(scale.dtype)
+
+
+@op("DynamicQuantizeLinear", many=True)
+def dynamic_quantize(x: Tensor, *, call: Call) -> tuple[Tensor, ...]:
+    """To uint8 over the range of `x`, zero included; range and zero point take no gradient."""
+    low, high = x.detach().amin().clamp(max=0.0), x.detach().amax().clamp(min=0.0)
+    scale = (high - low) / 255
+    scale = torch.where(scale == 0, torch.ones_like(scale), scale)
+    zero = (-low / scale).round().clamp(0, 255)
+    codes = (_Round.apply(x / scale) + zero).clamp(0, 255)
+    return codes if call.qat else codes.to(torch.uint8), scale, zero.to(torch.uint8)
+
+
+def _shifted(x: Tensor, zero: Tensor | None, axis: int) -> Tensor:
+    """Codes less their zero point: exact in double where they are integers, in float32 where they train."""
+    codes = x if x.is_floating_point() else x.double()
+    return codes if zero is None else codes - spread(zero, x, axis)
+
+
+def _integers(y: Tensor, trained: bool) -> Tensor:
+    return y if trained else y.to(torch.int32)
+
+
+def _pair(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Both in one float type."""
+    dtype = torch.promote_types(a.dtype, b.dtype)
+    return a.to(dtype), b.to(dtype)
+
+
+@op("MatMulInteger", 10)
+def matmul_integer(a: Tensor, b: Tensor, a_zero: Tensor | None = None, b_zero: Tensor | None = None) -> Tensor:
+    if a_zero is not None and a_zero.ndim == 1 and a_zero.numel() > 1:
+        a_zero = a_zero[:, None]
+    left = _shifted(a, a_zero, -1) if a_zero is None or a_zero.ndim < 2 else a.double() - a_zero
+    y = torch.matmul(*_pair(left, _shifted(b, b_zero, -1)))
+    return _integers(y, a.is_floating_point() or b.is_floating_point())
+
+
+@op("ConvInteger", 10)
+def conv_integer(
+    x: Tensor, w: Tensor, x_zero: Tensor | None = None, w_zero: Tensor | None = None, *, auto_pad: str = "NOTSET",
+    dilations: list[int] | None = None, group: int = 1, kernel_shape: list[int] | None = None,
+    pads: list[int] | None = None, strides: list[int] | None = None,
+) -> Tensor:
+    codes, weights = _pair(_shifted(x, x_zero, 0), _shifted(w, w_zero, 0))
+    y = conv(codes, weights, auto_pad=auto_pad, dilations=dilations, group=group, pads=pads, strides=strides)
+    return _integers(y, x.is_floating_point() or w.is_floating_point())
+
+
+@op("QLinearConv", 10)
+def qlinear_conv(
+    x: Tensor, x_scale: Tensor, x_zero: Tensor, w: Tensor, w_scale: Tensor, w_zero: Tensor, y_scale: Tensor,
+    y_zero: Tensor, bias: Tensor | None = None, *, auto_pad: str = "NOTSET", dilations: list[int] | None = None,
+    group: int = 1, kernel_shape: list[int] | None = None, pads: list[int] | None = None,
+    strides: list[int] | None = None, call: Call,
+) -> Tensor:
+    inputs, weights = dequantize(x, x_scale, x_zero), dequantize(w, w_scale, w_zero, axis=0)
+    added = None if bias is None else bias * (x_scale * w_scale)
+    y = conv(inputs, weights, added, auto_pad=auto_pad, dilations=dilations, group=group, pads=pads, strides=strides)
+    return quantize(y, y_scale, y_zero, call=call)
+
+
+@op("QLinearMatMul", 10)
+def qlinear_matmul(
+    a: Tensor, a_scale: Tensor, a_zero: Tensor, b: Tensor, b_scale: Tensor, b_zero: Tensor, y_scale: Tensor,
+    y_zero: Tensor, *, call: Call,
+) -> Tensor:
+    y = torch.matmul(_rows(a, a_scale, a_zero), dequantize(b, b_scale, b_zero, axis=-1))
+    return quantize(y, y_scale, y_zero, axis=-1, call=call)
+
+
+def _rows(a: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
+    return dequantize(a, scale, zero, axis=-2 if a.ndim > 1 else -1)
