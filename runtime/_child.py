@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import os
 import re
@@ -11,7 +12,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -19,7 +20,8 @@ import numpy as np
 
 from .. import OnnxOptError, RefusedError
 from . import _frames, _values
-from .calibrate import RangeObserver
+from ._counting import Counting
+from .calibrate import Clipped, RangeObserver, Tap
 from .moments import MomentObserver
 
 Feeds = dict[str, Any]
@@ -29,6 +31,8 @@ _NODE_PREFIX = re.compile(
 _SESSIONS: dict[int, Any] = {}
 _OBSERVERS: dict[int, dict[str, RangeObserver]] = {}
 _MOMENTS: dict[int, dict[str, MomentObserver]] = {}
+_COUNTING = Counting()
+_HELD_BYTES = 64 << 20  # more than this is counted before the next outputs come, to hold it only once
 
 
 def serve(parent: int, memory_bytes: int) -> None:
@@ -87,7 +91,7 @@ def _exit_with_parent(parent: int) -> None:
 
 
 def open_session(
-    path: str, provider: str, providers: Providers, install: str, threads: int, optimize: bool
+    path: str, provider: str, providers: Providers, install: str, threads: int, optimize: bool, spin: bool = True
 ) -> tuple[int, list[tuple[str, str, list[Any]]], list[tuple[str, str, list[Any]]]]:
     """Create a session; returns its handle and (name, type, shape) of inputs and outputs. Never another provider."""
     import onnxruntime as ort
@@ -98,6 +102,8 @@ def open_session(
     if provider != "cpu":
         _prepare_gpu(provider)
     settings = _session_options(threads, optimize)
+    if not spin:
+        settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
     session = ort.InferenceSession(path, settings, providers=providers)
     if ort_name not in session.get_providers():
         raise RefusedError(f"provider {provider}",
@@ -146,6 +152,7 @@ def run(handle: int, feeds: Feeds) -> dict[str, Any]:
 
 def close_session(handle: int) -> None:
     """Free a session."""
+    _COUNTING.abandon()
     _SESSIONS[handle] = None
     _OBSERVERS.pop(handle, None)
     _MOMENTS.pop(handle, None)
@@ -182,21 +189,45 @@ def optimized_nodes(
     return nodes
 
 
-def observe(handle: int, feeds: Feeds, names: Sequence[str]) -> int:
-    """Run the feeds and take the named outputs (or inputs) into this session's observers; returns their bytes."""
+def observe(handle: int, feeds: Feeds, taps: Mapping[str, Tap | None]) -> int:
+    """Run the feeds and take the tapped outputs (or inputs) into this session's observers; returns their bytes.
+
+    A tap that is a `Tap` clips another one, which is observed for both. Counting goes on while the next feeds run; an
+    error in it is raised by the next call.
+    """
     session, observers = _SESSIONS[handle], _OBSERVERS.setdefault(handle, {})
+    plain = [name for name, tap in taps.items() if tap is None]
     produced = {o.name for o in session.get_outputs()}
-    wanted = [name for name in names if name in produced]
+    wanted = [name for name in plain if name in produced]
     arrays = dict(zip(wanted, _values.run(session, wanted, feeds), strict=True)) if wanted else {}
-    for name in names:
-        array = arrays.get(name, feeds.get(name))
-        if array is not None and np.issubdtype(np.asarray(array).dtype, np.floating):
-            observers.setdefault(name, RangeObserver(name)).update(array)
-    return sum(array.nbytes for array in arrays.values())
+    size: int = sum(array.nbytes for array in arrays.values())
+    taken = {name: arrays.get(name, feeds.get(name)) for name in plain}
+    _COUNTING.start(functools.partial(_count, observers, taken, taps))
+    if size > _HELD_BYTES:
+        _COUNTING.finish()
+    return size
+
+
+def _count(observers: dict[str, RangeObserver], arrays: dict[str, Any], taps: Mapping[str, Tap | None]) -> None:
+    """Update the observers, emptying `arrays`."""
+    clipped: dict[str, list[Clipped]] = {}
+    for name, tap in taps.items():
+        if tap is not None and _is_float(arrays.get(tap.source)):
+            observer = observers.setdefault(name, RangeObserver(name))
+            clipped.setdefault(tap.source, []).append(Clipped(observer, tap.low, tap.high))
+    for name in list(arrays):
+        array = arrays.pop(name)
+        if _is_float(array):
+            observers.setdefault(name, RangeObserver(name)).update(array, clipped.get(name, ()))
+
+
+def _is_float(array: Any) -> bool:
+    return array is not None and np.issubdtype(np.asarray(array).dtype, np.floating)
 
 
 def ranges(handle: int, method: str, percentile: float) -> dict[str, tuple[float, float]]:
     """(low, high) of every tensor observed in this session."""
+    _COUNTING.finish()
     return {name: o.range(method, percentile) for name, o in _OBSERVERS.get(handle, {}).items() if o.count}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from .. import UsageError
+from ._taps import constant_names, planned_taps, with_taps
 from .bench import paired_quartiles
 from .difference import difference
 from .feeds import Feeds
@@ -22,8 +24,7 @@ from .worker import Worker
 
 Progress = Callable[[str, int], contextlib.AbstractContextManager[Callable[[int], None]]]
 _MICRO_BATCH = 8
-_MICRO_BYTES = 64 << 20  # of tapped outputs held at once
-_FLOATS = {ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.DOUBLE}
+_MICRO_BYTES = 32 << 20  # of tapped outputs of one batch; two are held at once
 
 
 class RunContext:
@@ -127,12 +128,14 @@ class RunContext:
         """
         if self.feeds is None:
             raise UsageError("calibration", "no calibration data", "pass --data (command line) or data= (Python)")
+        plan, constant = planned_taps(model, names), constant_names(model)
+        varying = {name: tap for name, tap in plan.items() if name not in constant}
         with tempfile.TemporaryDirectory(prefix="onnx-opt-") as folder:
             path = Path(folder, "calibration.onnx")
-            self._save(with_taps(model, names), path)
-            session = open_session(self.worker, path)
+            self._save(with_taps(model, [name for name, tap in plan.items() if tap is None]), path)
+            session = open_session(self.worker, path, spin=False)  # the counting thread needs a core, too
             try:
-                self._observe(session, list(names), samples)
+                self._observe(session, itertools.chain([plan], itertools.repeat(varying)), samples)
                 found: dict[str, tuple[float, float]] = self.worker.call("ranges", session.handle(), method, percentile)
             finally:
                 session.close()
@@ -150,38 +153,25 @@ class RunContext:
             self._save(with_taps(model, [r["tensor"] for r in plain.values()]), path)
             session = open_session(self.worker, path)
             try:
-                self._observe(session, plain, samples, "accumulate")
+                self._observe(session, itertools.repeat(plain), samples, "accumulate")
                 found: dict[str, NDArray[np.float64]] = self.worker.call("moments", session.handle())
             finally:
                 session.close()
         return found
 
-    def _observe(self, session: Session, wanted: Any, samples: int, function: str = "observe") -> None:
-        """Have the child take every micro-batch into its statistics, by one of its functions."""
+    def _observe(self, session: Session, wanted: Iterator[Any], samples: int, function: str = "observe") -> None:
+        """Have the child take every micro-batch, and what is `wanted` of it, into its statistics by a function."""
         assert self.feeds is not None
         handle = session.handle()
         with self.progress("calibrating", samples) as advance:
             limit = RowLimit()
             for feeds, rows in micro_batches(self.feeds, session.inputs, samples, limit):
-                limit.adapt(self.worker.call(function, handle, feeds, wanted), rows)
+                limit.adapt(self.worker.call(function, handle, feeds, next(wanted)), rows)
                 advance(rows)
 
 
-def with_taps(model: ir.Model, names: Sequence[str]) -> ir.Model:
-    """A copy of the model, weights shared, whose main graph also outputs the named float tensors."""
-    copy = model.clone()
-    present = {id(value) for value in copy.graph.outputs}
-    wanted = set(names)
-    for node in list(copy.graph):
-        for value in node.outputs:
-            if value.name in wanted and id(value) not in present and (value.dtype is None or value.dtype in _FLOATS):
-                copy.graph.outputs.append(value)
-                present.add(id(value))
-    return copy
-
-
 class RowLimit:
-    """How many rows to run at once: 1 at first, then as many as keep the tapped outputs within 64 MiB, at most 8."""
+    """How many rows to run at once: 1 at first, then as many as keep the tapped outputs within 32 MiB, at most 8."""
 
     def __init__(self) -> None:
         self.rows = 1

@@ -42,7 +42,8 @@ class Session:
     """A model loaded in a worker. If the worker died meanwhile, the next use loads the model again."""
 
     def __init__(
-        self, worker: Worker, path: Path, provider: str, options: Mapping[str, str], threads: int, optimize: bool
+        self, worker: Worker, path: Path, provider: str, options: Mapping[str, str], threads: int, optimize: bool,
+        spin: bool = True,
     ) -> None:
         self.worker = worker
         self.path = path
@@ -50,6 +51,7 @@ class Session:
         self.options = {**self.provider.options, **options}
         self.threads = threads
         self.optimize = optimize
+        self.spin = spin
         self.inputs: list[TensorInfo] = []
         self.outputs: list[TensorInfo] = []
         self._generation = 0
@@ -96,7 +98,8 @@ class Session:
         p = self.provider
         try:
             self._handle, inputs, outputs = self.worker.call(
-                "open_session", str(self.path), p.name, self._providers(), p.install, self.threads, self.optimize)
+                "open_session", str(self.path), p.name, self._providers(), p.install, self.threads, self.optimize,
+                self.spin)
         except RemoteError as error:
             raise RefusedError(self.path.name, f"ONNX Runtime cannot load it: {error.problem}",
                                "run `onnx-opt inspect` on it; a newer onnxruntime may know its operators") from None
@@ -112,12 +115,14 @@ def open_session(
     options: Mapping[str, str] | None = None,
     threads: int = 0,
     optimize: bool = True,
+    spin: bool = True,
 ) -> Session:
-    """Load a model in the worker's child. `threads` 0 is ONNX Runtime's choice; `optimize` its graph optimizations.
+    """Load a model in the worker's child. `threads` 0 is ONNX Runtime's choice; `optimize` its graph optimizations;
+    `spin` whether its threads burn their cores while they wait, which is faster where nothing else runs.
 
     Errors: RefusedError when ONNX Runtime cannot load the model or lacks the provider; WorkerDied when it crashes.
     """
-    session = Session(worker, Path(path).absolute(), provider, options or {}, threads, optimize)
+    session = Session(worker, Path(path).absolute(), provider, options or {}, threads, optimize, spin)
     session.handle()
     return session
 

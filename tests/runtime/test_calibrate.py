@@ -8,7 +8,7 @@ from hypothesis.extra import numpy as hnp
 from onnx_opt import RefusedError
 from onnx_opt.runtime import calibrate
 from onnx_opt.runtime._thresholds import _divergences
-from onnx_opt.runtime.calibrate import BINS, RangeObserver
+from onnx_opt.runtime.calibrate import BINS, Clipped, RangeObserver
 
 METHODS = ("minmax", "percentile", "entropy", "mse", "auto")
 VALUES = hnp.arrays(
@@ -221,3 +221,31 @@ def test_memory_does_not_grow_with_the_samples():
     held, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert held < 100_000
+
+
+@given(
+    st.lists(VALUES, min_size=1, max_size=3), st.sampled_from([0.0, -0.5, -3.0, -np.inf]),
+    st.sampled_from([0.0, 0.25, 6.0, np.inf]), st.sampled_from([1, 3000]),
+)
+@settings(max_examples=80, deadline=None)
+def test_what_is_clipped_is_counted_as_if_it_had_been_seen(arrays, low, high, repeats):
+    arrays = [np.tile(array, repeats) for array in arrays]
+    source, clipped = RangeObserver(), RangeObserver()
+    for array in arrays:
+        source.update(array, [Clipped(clipped, low, high)])
+    assert state(source) == state(observed(*arrays))
+    assert state(clipped) == state(observed(*(np.clip(array, np.float32(low), np.float32(high)) for array in arrays)))
+
+
+def test_a_narrow_clip_of_wide_values_keeps_its_own_bins():
+    values = np.random.default_rng(12).normal(size=50_000).astype(np.float32) * 1000
+    source, relu6 = RangeObserver(), RangeObserver()
+    source.update(values, [Clipped(relu6, 0.0, 6.0)])
+    assert (source.exponent, relu6.exponent) == (13, 3)
+    assert relu6.bins[BINS // 2 + 6 * BINS // 16] == np.count_nonzero(values >= 6)
+
+
+def test_zeros_do_not_coarsen_the_bins_of_small_values():
+    observer = observed(np.array([0.0, 0.001, 0.002], np.float32))
+    assert observer.exponent == -8
+    assert np.count_nonzero(observer.bins) == 3

@@ -122,7 +122,7 @@ def test_micro_batches_cover_every_row_once():
     limit, parts = RowLimit(), []
     for feeds, rows in micro_batches(open_feeds([{"x": x[:9]}, {"x": x[9:]}], INPUTS), INPUTS, 20, limit):
         assert len(feeds["x"]) == rows <= limit.rows
-        limit.adapt(8 << 20, 1)
+        limit.adapt(4 << 20, 1)
         parts.append(feeds["x"])
     np.testing.assert_array_equal(np.concatenate(parts), x[:20])
     assert [len(p) for p in parts] == [1, 8, 8, 3]
@@ -131,8 +131,8 @@ def test_micro_batches_cover_every_row_once():
 @pytest.mark.parametrize(("size", "rows", "expected"), [
     (0, 1, 8),
     (1, 1, 8),
-    (16 << 20, 1, 4),
-    (128 << 20, 8, 4),
+    (8 << 20, 1, 4),
+    (64 << 20, 8, 4),
     (256 << 20, 1, 1),
 ])
 def test_rows_follow_the_memory_of_the_outputs(size, rows, expected):

@@ -1,0 +1,40 @@
+import threading
+
+import pytest
+from onnx_opt.runtime._counting import Counting
+
+
+def fail():
+    raise ValueError("bad")
+
+
+def test_waiting_for_nothing_is_fine():
+    counting = Counting()
+    counting.finish()
+    counting.abandon()
+
+
+def test_a_call_goes_on_beside_the_caller_and_the_next_waits_for_it():
+    counting, go, done = Counting(), threading.Event(), []
+    counting.start(lambda: done.append(go.wait(10)))
+    assert done == []
+    go.set()
+    counting.start(lambda: done.append("second"))
+    assert done[0] is True
+    counting.finish()
+    assert done == [True, "second"]
+
+
+def test_an_error_is_raised_once_by_whoever_waits():
+    counting = Counting()
+    counting.start(fail)
+    with pytest.raises(ValueError, match="bad"):
+        counting.start(lambda: None)
+    counting.finish()
+
+
+def test_abandoned_work_is_waited_for_but_raises_nothing():
+    counting = Counting()
+    counting.start(fail)
+    counting.abandon()
+    counting.finish()
