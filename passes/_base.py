@@ -58,13 +58,14 @@ class PassOutcome:
 class Request:
     """A moment of one float tensor over the calibration data, for `Context.collect`.
 
-    `absmax`: max|x| of each channel, (C,). `mean`: (C,), or (groups, K) of patches. `gram`: the mean of z z^T with
+    `absmax`: max|x| of each channel, (C,). `mean`: (C,), or (groups, K) of patches. `profile`: means of x, |x|
+    and x^2, (folds, 3, C), in up to 64 folds of the samples. `gram`: the mean of z z^T with
     z = [x, 1], (groups, K + 1, K + 1). `axis`: where the channels are. With a `kernel` x is what a convolution
     multiplies, a patch of K = C / groups * prod(kernel) values, at a sample of its output positions.
     """
 
     tensor: str
-    kind: Literal["absmax", "mean", "gram"]
+    kind: Literal["absmax", "mean", "gram", "profile"]
     axis: int = -1
     kernel: tuple[int, ...] = ()
     strides: tuple[int, ...] = ()

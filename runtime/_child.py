@@ -252,13 +252,14 @@ def compare(
 def accumulate(handle: int, feeds: Feeds, requests: dict[str, dict[str, Any]]) -> int:
     """Run the feeds and take what the requests name into this session's moments; returns the bytes of the tensors."""
     session, observers = _SESSIONS[handle], _MOMENTS.setdefault(handle, {})
+    rows = next((np.shape(array)[0] for array in feeds.values() if np.ndim(array)), 1)
     produced = {o.name for o in session.get_outputs()}
     wanted = list(dict.fromkeys(r["tensor"] for r in requests.values() if r["tensor"] in produced))
     arrays = dict(zip(wanted, _values.run(session, wanted, feeds), strict=True)) if wanted else {}
     for key, request in requests.items():
         array = arrays.get(request["tensor"], feeds.get(request["tensor"]))
         if array is not None and np.issubdtype(np.asarray(array).dtype, np.floating):
-            observers.setdefault(key, MomentObserver(request["tensor"], request)).update(array)
+            observers.setdefault(key, MomentObserver(request["tensor"], request)).update(array, samples=rows)
     return sum(array.nbytes for array in arrays.values())
 
 

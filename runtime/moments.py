@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import RefusedError
+from ._folds import fold_means, fold_sums, samples_of
 
 POSITIONS = 128
 """Output positions of a convolution looked at in each sample, at most: the same ones in all, so that shards agree."""
@@ -25,7 +26,8 @@ class MomentObserver:
     `kernel`, `strides`, `pads`, `dilations`, `groups`. Errors: RefusedError where a value is NaN or infinite.
 
     `absmax` -> (C,) max|x|. `mean` -> (C,), or (groups, K) of patches. `gram` -> (groups, K + 1, K + 1): the mean of
-    z z^T with z = [x, 1], so that its last column is the mean of x. All in float64.
+    z z^T with z = [x, 1], so that its last column is the mean of x. `profile` -> (folds, 3, C): means of x, |x|, x^2.
+    All in float64.
     """
 
     def __init__(self, name: str, request: Mapping[str, Any]) -> None:
@@ -33,8 +35,9 @@ class MomentObserver:
         self.request = request
         self.total: NDArray[np.float64] | None = None
         self.count = 0
+        self.samples = 0
 
-    def update(self, array: NDArray[Any]) -> None:
+    def update(self, array: NDArray[Any], *, samples: int | None = None) -> None:
         """Take a float array with samples on axis 0."""
         if array.size == 0:
             return
@@ -47,6 +50,10 @@ class MomentObserver:
             self._take(np.abs(rows).max(axis=1).astype(np.float64), rows.shape[1])
         elif kind == "mean":
             self._take(rows.sum(axis=1, dtype=np.float64), rows.shape[1])
+        elif kind == "profile":
+            fed = samples_of(array, self.request["axis"], samples)
+            self._take(fold_sums(rows[0], fed, self.samples), rows.shape[1])
+            self.samples += fed
         else:
             self._take(_products(rows), rows.shape[1])
 
@@ -71,10 +78,13 @@ class MomentObserver:
         """Take everything another observer of the same request saw; associative and commutative."""
         if other.total is not None:
             self._take(other.total.copy(), other.count)
+            self.samples += other.samples
 
     def value(self) -> NDArray[np.float64]:
         """The moment of everything seen so far, which must not be nothing."""
         assert self.total is not None
+        if self.request["kind"] == "profile":
+            return fold_means(self.total)
         result = self.total if self.request["kind"] == "absmax" else self.total / self.count
         return result if self.request["kernel"] or self.request["kind"] == "gram" else result[0]
 
