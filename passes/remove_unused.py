@@ -68,7 +68,8 @@ def _remove_nodes(graph: ir.Graph, model: ir.Model, removed: Removed) -> None:
 def _drop_outputs(node: ir.Node, model: ir.Model) -> int:
     """Unname unused optional outputs, and cut them off at the end of the list."""
     unused = [i for i, o in enumerate(node.outputs) if o.name and not o.uses() and not o.is_graph_output()]
-    if not unused or len(node.outputs) == 1 or node.domain != "":
+    training = node.attributes.get_int("training_mode", 0)  # BatchNormalization must then have all its outputs
+    if not unused or len(node.outputs) == 1 or node.domain != "" or training:
         return 0
     optional = _optional_outputs(node.op_type, model.opset_imports.get("", 1))
     dropped = [i for i in unused if i in optional]

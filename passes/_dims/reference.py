@@ -117,7 +117,7 @@ class _Masking:
 
     def _fit_groups(self, mix: Mix, twin: ir.Node) -> None:
         """As many groups as have a channel that stays."""
-        (index, axis), = mix.axes
+        index, axis = mix.axes[0]
         source = self._source(mix, index)
         stays = self.kept.get(source.name or "", {}).get(axis)
         if stays is not None:

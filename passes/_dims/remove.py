@@ -55,7 +55,7 @@ def _misfit(node: ir.Node, surgery: Surgery) -> ir.Value | None:
 
 
 def _retarget(node: ir.Node, surgery: Surgery) -> None:
-    """Give the op the shape it must make: constants where they are static, its own computation where dims are dynamic."""
+    """Give the op the shape it must make: constants where static, its own computation where dims are dynamic."""
     index = TARGETS[node.op_type]
     value = node.inputs[index] if index < len(node.inputs) else None
     given = surgery.new.ints(value)
@@ -64,7 +64,7 @@ def _retarget(node: ir.Node, surgery: Surgery) -> None:
         raise SurgeryError(node, "the shape it is told is not known")
     free = node.op_type == "Reshape" and not node.attributes.get_int("allowzero", 0)
     wanted: list[int | None] = []
-    result = surgery.names[node.outputs[0].name]
+    result = surgery.names[node.outputs[0].name or ""]
     for axis, (told, size) in enumerate(zip(given, expected, strict=True)):
         dynamic = surgery.old.varies(result, axis)
         if told == size or (free and told == 0) or (node.op_type == "Expand" and told == 1):

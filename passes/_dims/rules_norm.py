@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from .relations import Relations
+from .relations import Axis, Relations
 from .rules_conv import freeze_spatial
 from .rules_elementwise import elementwise
 from .surgery import Surgery
@@ -16,16 +16,17 @@ SUMS = frozenset({"ReduceSum", "ReduceSumSquare", "ReduceL1", "ReduceL2"})
 
 @rule("BatchNormalization", "InstanceNormalization")
 def per_channel(node: ir.Node, relations: Relations) -> None:
-    """X (N, C, *S) and vectors (C,). InstanceNormalization normalises over S."""
+    """X (N, C, *S) and vectors (C,). InstanceNormalization normalises over S, BatchNormalization in training N too."""
     data, result = node.inputs[0], node.outputs[0]
     assert data is not None
     elementwise(data, result, relations)
     for value in (*node.inputs[1:], *node.outputs[1:]):
         if value is not None and relations.shape(value):
             relations.same(value, 0, data, 1)
-    if node.op_type == "InstanceNormalization":
+    training = bool(node.attributes.get_int("training_mode", 0))
+    if node.op_type == "InstanceNormalization" or training:
         rank = len(relations.shape(data) or ())
-        relations.mix(node, "normalise", *((0, axis) for axis in range(2, rank)))
+        relations.mix(node, "normalise", *((0, axis) for axis in range(rank) if axis > 1 or (training and axis == 0)))
 
 
 @rule("LayerNormalization", "RMSNormalization")
@@ -54,12 +55,16 @@ def group_norm(node: ir.Node, relations: Relations) -> None:
     freeze_spatial(data, relations)
     groups = node.attributes.get_int("num_groups", 1)
     width = (relations.shape(data) or ())[1] // groups
-    axes: list[tuple[tuple[ir.Value, int], tuple[int, ...]]] = [((data, 1), (0, 1))]
-    for value in node.inputs[1:]:
-        if value is not None:
-            axes.append(((value, 0), (0,) if relations.shape(value) == (groups,) and width > 1 else (0, 1)))
+    axes: list[tuple[Axis, tuple[int, ...]]] = [((data, 1), (0, 1))]
+    mixed = [(0, 1)]
+    for index, value in enumerate(node.inputs[1:], 1):
+        if value is not None and relations.shape(value) == (groups,) and width > 1:
+            axes.append(((value, 0), (0,)))
+            mixed.append((index, 0))
+        elif value is not None:
+            relations.same(value, 0, data, 1)
     relations.grouped(f"{node.op_type} {node.name}", (groups, width), axes, [(0,), (1,)])
-    relations.mix(node, "normalise", (0, 1))
+    relations.mix(node, "normalise", *mixed)
 
 
 @mend("GroupNormalization")

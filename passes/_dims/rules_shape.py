@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import onnx_ir as ir
 
@@ -108,13 +110,17 @@ def split_sizes(node: ir.Node, surgery: Surgery) -> None:
         surgery.constant(node, 1, sizes)
 
 
-def _constant_slice(node: ir.Node, relations_ints: list[list[int] | None], rank: int) -> dict[int, slice] | None:
+Ints = Callable[[ir.Value | None], list[int] | None]
+
+
+def _constant_slice(bounds: list[list[int] | None], rank: int) -> dict[int, slice] | None:
     """By axis, what a Slice with known bounds takes."""
-    if any(part is None for part in relations_ints):
+    if any(part is None for part in bounds):
         return None
-    starts, ends, axes, steps = (part or [] for part in relations_ints)
+    starts, ends, axes, steps = (part or [] for part in bounds)
     axes, steps = axes or list(range(len(starts))), steps or [1] * len(starts)
-    return {axis % rank: slice(start, end, step) for start, end, axis, step in zip(starts, ends, axes, steps, strict=True)}
+    cuts = zip(axes, starts, ends, steps, strict=True)
+    return {axis % rank: slice(start, end, step) for axis, start, end, step in cuts}
 
 
 def _taken(cut: slice, size: int) -> Slots:
@@ -124,9 +130,9 @@ def _taken(cut: slice, size: int) -> Slots:
     return np.arange(size)[slice(cut.start, stop, step)]
 
 
-def _bounds(node: ir.Node, ints: object) -> list[list[int] | None]:
+def _bounds(node: ir.Node, ints: Ints) -> list[list[int] | None]:
     inputs = [*node.inputs[1:], None, None, None, None][:4]
-    return [[] if value is None else ints(value) for value in inputs]  # type: ignore[operator]
+    return [[] if value is None else ints(value) for value in inputs]
 
 
 @rule("Slice")
@@ -135,7 +141,7 @@ def cut_out(node: ir.Node, relations: Relations) -> None:
     data, result = node.inputs[0], node.outputs[0]
     assert data is not None
     before, after = relations.shape(data) or (), relations.shape(result) or ()
-    cuts = _constant_slice(node, _bounds(node, relations.trace.constants), len(before))
+    cuts = _constant_slice(_bounds(node, relations.trace.constants), len(before))
     for axis, size in enumerate(before):
         if cuts is None and size != after[axis]:
             relations.freeze(data, axis, "cut at computed bounds")
@@ -153,8 +159,7 @@ def move_bounds(node: ir.Node, surgery: Surgery) -> None:
     data, result = node.inputs[0], node.outputs[0]
     assert data is not None
     before = surgery.before(data)
-    old = [surgery.old.constants(surgery.names.get(v.name)) if v is not None else [] for v in [*node.inputs[1:], None, None][:4]]
-    cuts = _constant_slice(node, old, len(before))
+    cuts = _constant_slice(_bounds(node, surgery.old_constants), len(before))
     if cuts is None or not any(surgery.narrowed(v, axis) for v in (data, result) for axis in cuts):
         return
     for axis, cut in list(cuts.items()):
@@ -210,7 +215,7 @@ def renumber(node: ir.Node, surgery: Surgery) -> None:
     shape = surgery.before(indices)
     if not surgery.narrowed(data, axis) and not (len(shape) == 1 and surgery.narrowed(result, axis)):
         return
-    old = surgery.old.constants(surgery.names[indices.name])
+    old = surgery.old_constants(indices)
     if old is None:
         raise SurgeryError(node, "its indices are computed")
     taken = np.array(old, np.intp) % surgery.before(data)[axis]
@@ -244,11 +249,11 @@ def pad(node: ir.Node, relations: Relations) -> None:
             relations.link(result, axis, old + left, data, axis, old)
 
 
-def _pads(node: ir.Node, ints: object, rank: int) -> list[tuple[int, int]] | None:
+def _pads(node: ir.Node, ints: Ints, rank: int) -> list[tuple[int, int]] | None:
     """(before, after) by axis; None if computed."""
-    given = ints(node.inputs[1])  # type: ignore[operator]
+    given = ints(node.inputs[1])
     chosen = node.inputs[3] if len(node.inputs) > 3 else None
-    axes = list(range(rank)) if chosen is None else ints(chosen)  # type: ignore[operator]
+    axes = list(range(rank)) if chosen is None else ints(chosen)
     if given is None or axes is None:
         return None
     pads = [(0, 0)] * rank
@@ -263,7 +268,7 @@ def repad(node: ir.Node, surgery: Surgery) -> None:
     data, result = node.inputs[0], node.outputs[0]
     assert data is not None
     before = surgery.before(data)
-    pads = _pads(node, lambda v: surgery.old.constants(surgery.names[v.name]), len(before))
+    pads = _pads(node, surgery.old_constants, len(before))
     if pads is None or not any(surgery.narrowed(v, a) for v in (data, result) for a in range(len(before))):
         return
     for axis, size in enumerate(before):

@@ -14,7 +14,8 @@ import onnx_ir as ir
 
 from .._edit import Edit, label
 from .relations import Slots
-from .trace import Shape, Trace
+from .shapes import Shape
+from .trace import Trace
 
 Kept = Mapping[str, Mapping[int, Slots]]
 """By value name and axis: the slots that stay, ascending. What is absent stays whole."""
@@ -44,13 +45,16 @@ class Surgery:
 
     def kept(self, value: ir.Value | None, axis: int) -> Slots | None:
         """The slots of an axis that stay; None if all do."""
-        if value is None or value.name not in self._kept:
-            return None
-        return self._kept[value.name].get(axis % len(self.before(value)))
+        axes = None if value is None else self._kept.get(value.name or "")
+        return None if value is None or axes is None else axes.get(axis % len(self.before(value)))
 
     def before(self, value: ir.Value) -> Shape:
         """The shape of a value before the surgery."""
         return self.old.shapes[self.names[value.name or ""]]
+
+    def old_constants(self, value: ir.Value | None) -> list[int] | None:
+        """The known integers that a tensor held before the surgery, whatever size the symbolic dims have."""
+        return None if value is None else self.old.constants(self.names.get(value.name or ""))
 
     def after(self, value: ir.Value) -> Shape:
         """The shape that a value must have after the surgery."""

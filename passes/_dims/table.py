@@ -25,7 +25,7 @@ def rule(*ops: str, domain: str = "") -> Callable[[Rule], Rule]:
 
 
 def mend(*ops: str, domain: str = "") -> Callable[[Mend], Mend]:
-    """Enter how attributes and constants of the named ops follow their shrunk axes; called before the node is traced."""
+    """Enter how attributes and constants of the named ops follow shrunk axes; called before the node is traced."""
     def enter(function: Mend) -> Mend:
         MENDS.update({(domain, op): function for op in ops})
         return function

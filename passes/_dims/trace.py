@@ -17,8 +17,7 @@ from numpy.typing import NDArray
 
 from .._edit import holds_graphs, is_constant
 from .._fold import NotFoldable, evaluate, foldable, result_elements
-
-Shape = tuple[int, ...]
+from .shapes import SHAPES, Shape
 
 KNOWN = 4096
 """Elements of the largest tensor whose values are followed: shapes, axes, indices; never weights."""
@@ -32,7 +31,11 @@ that divide by them."""
 SMALL = (1, 2, 16)
 """Tried last for every symbol at once: models that only accept one size."""
 
-FAILURES = (onnx.shape_inference.InferenceError, onnx.checker.ValidationError, RuntimeError, ValueError, TypeError)
+STRETCH = (1, 32)
+"""Factors of the prime that a symbol is given alone, once a small size is known to fit."""
+
+FAILURES = (onnx.defs.SchemaError, onnx.shape_inference.InferenceError, onnx.checker.ValidationError, RuntimeError,
+            ValueError, TypeError)
 
 
 class Trace:
@@ -80,9 +83,11 @@ class Trace:
         return mine if self.twin is None or self.twin.ints(value) == mine else None
 
     def varies(self, value: ir.Value, axis: int) -> bool:
-        """Whether the size of an axis depends on a symbolic dim."""
-        other = None if self.twin is None else self.twin.shape(value)
-        return other is not None and other[axis] != self.shapes[value][axis]
+        """Whether the size of an axis depends on a symbolic dim, as far as can be seen."""
+        if self.twin is None:
+            return False
+        other = self.twin.shape(value)
+        return other is None or other[axis] != self.shapes[value][axis]
 
     def step(self, node: ir.Node) -> bool:
         """Follow one node; whether every output's shape is known then. Never raises on what a node cannot do."""
@@ -95,6 +100,7 @@ class Trace:
             self._shape(node)
         elif not self._evaluated(node):
             self._inferred(node)
+            self._told(node)
         return all(value in self.shapes for value in node.outputs if value.name)
 
     def _shape(self, node: ir.Node) -> None:
@@ -128,6 +134,16 @@ class Trace:
             if value.shape is not None and value.shape.is_static():
                 self.shapes[value] = tuple(int(d) for d in value.shape.numpy())
 
+    def _told(self, node: ir.Node) -> None:
+        """Shapes by this project's own rules, where onnx has none."""
+        entry = SHAPES.get((node.domain, node.op_type))
+        if entry is None or all(value in self.shapes for value in node.outputs if value.name):
+            return
+        inputs = [self.shape(value) for value in node.inputs]
+        for value, shape in zip(node.outputs, entry(node, inputs), strict=False):
+            if shape is not None and value.name:
+                self.shapes.setdefault(value, shape)
+
     def _inferred(self, node: ir.Node) -> None:
         types: dict[str, onnx.TypeProto] = {}
         data: dict[str, onnx.TensorProto] = {}
@@ -141,7 +157,8 @@ class Trace:
         try:
             schema = onnx.defs.get_schema(node.op_type, self.opsets.get(node.domain, 1), node.domain)
             opsets = [onnx.helper.make_opsetid(d, v) for d, v in self.opsets.items()]
-            found = onnx.shape_inference.infer_node_outputs(schema, ir.to_proto(node), types, data, opset_imports=opsets)
+            proto = ir.to_proto(node)
+            found = onnx.shape_inference.infer_node_outputs(schema, proto, types, data, opset_imports=opsets)
         except FAILURES:
             return
         for value in node.outputs:
@@ -154,24 +171,33 @@ def traced(model: ir.Model) -> Trace:
 
     `model` is normalized. Linear in nodes.
     """
-    best: tuple[int, Trace] | None = None
-    for sizes, others in _probes(model):
-        trace = Trace(model, sizes)
-        unknown = sum(not trace.step(node) for node in model.graph)
+    known, symbols = _dims(model)
+    best: tuple[int, dict[str, int], dict[str, int]] | None = None
+    for sizes, others in _probes(known, symbols):
+        unknown = _walk(model, sizes)[1]
         if best is None or unknown < best[0]:
-            best = (unknown, trace)
-            if sizes != others:
-                trace.twin = Trace(model, others)
-                for node in model.graph:
-                    trace.twin.step(node)
+            best = (unknown, sizes, others)
         if not unknown:
             break
     assert best is not None
-    return best[1]
+    unknown, sizes, others = best
+    if symbols and sizes == others:
+        sizes = _loosened(model, sizes, symbols, unknown)
+        others = _loosened(model, sizes, symbols, unknown, twin=True)
+    trace = _walk(model, sizes)[0]
+    if sizes != others:
+        trace.twin = _walk(model, others)[0]
+    return trace
 
 
-def _probes(model: ir.Model) -> Iterator[tuple[dict[str, int], dict[str, int]]]:
-    """Two sizes for every symbol: primes, multiples of them, small numbers; one probe where nothing is symbolic."""
+def _walk(model: ir.Model, sizes: Mapping[str, int]) -> tuple[Trace, int]:
+    """A trace of every node, and of how many the shapes stayed unknown."""
+    trace = Trace(model, sizes)
+    return trace, sum(not trace.step(node) for node in model.graph)
+
+
+def _dims(model: ir.Model) -> tuple[dict[str, int], list[str]]:
+    """The sizes that the inputs state, and the symbols that they leave open."""
     known, symbols = {}, dict[str, None]()
     for value in model.graph.inputs:
         for index, dim in enumerate(value.shape or ()):
@@ -180,6 +206,11 @@ def _probes(model: ir.Model) -> Iterator[tuple[dict[str, int], dict[str, int]]]:
                 known[name] = dim
             else:
                 symbols[name] = None
+    return known, list(symbols)
+
+
+def _probes(known: dict[str, int], symbols: list[str]) -> Iterator[tuple[dict[str, int], dict[str, int]]]:
+    """Two sizes for every symbol: primes, multiples of them, small numbers; one probe where nothing is symbolic."""
     if not symbols:
         yield known, known
         return
@@ -192,6 +223,23 @@ def _probes(model: ir.Model) -> Iterator[tuple[dict[str, int], dict[str, int]]]:
     for size in SMALL:
         sizes = known | dict.fromkeys(symbols, size)
         yield sizes, sizes
+
+
+def _loosened(
+    model: ir.Model, sizes: dict[str, int], symbols: list[str], unknown: int, *, twin: bool = False
+) -> dict[str, int]:
+    """Sizes that fit as well as the given ones, with a prime (or a multiple) for every symbol that takes one by itself.
+
+    A `twin` differs from `sizes` in every symbol that takes more than one size.
+    """
+    for index, symbol in enumerate(symbols):
+        prime = _prime(index + twin * len(symbols))
+        for size in (*(prime * factor for factor in STRETCH), *(SMALL if twin else ())):
+            trial = sizes | {symbol: size}
+            if size != sizes[symbol] and _walk(model, trial)[1] <= unknown:
+                sizes = trial
+                break
+    return sizes
 
 
 def _prime(index: int) -> int:

@@ -19,6 +19,11 @@ STAYS = {
         }""",
     "an unused output that is not optional": """
         g (float[4] x) => (float[2] y) { y, z = Split <num_outputs: int = 2> (x) }""",
+    "statistics of a training BatchNormalization": """
+        g (float[4, 2] x) => (float[4, 2] y) {
+            w = Constant <value_floats = [1.0, 2.0]> ()
+            y, m, v = BatchNormalization <training_mode: int = 1> (x, w, w, w, w)
+        }""",
 }
 
 
