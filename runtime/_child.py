@@ -254,12 +254,14 @@ def accumulate(handle: int, feeds: Feeds, requests: dict[str, dict[str, Any]]) -
     session, observers = _SESSIONS[handle], _MOMENTS.setdefault(handle, {})
     rows = next((np.shape(array)[0] for array in feeds.values() if np.ndim(array)), 1)
     produced = {o.name for o in session.get_outputs()}
-    wanted = list(dict.fromkeys(r["tensor"] for r in requests.values() if r["tensor"] in produced))
+    named = [r[key] for r in requests.values() for key in ("tensor", "target") if r.get(key)]
+    wanted = list(dict.fromkeys(name for name in named if name in produced))
     arrays = dict(zip(wanted, _values.run(session, wanted, feeds), strict=True)) if wanted else {}
     for key, request in requests.items():
         array = arrays.get(request["tensor"], feeds.get(request["tensor"]))
         if array is not None and np.issubdtype(np.asarray(array).dtype, np.floating):
-            observers.setdefault(key, MomentObserver(request["tensor"], request)).update(array, samples=rows)
+            target = arrays.get(request["target"]) if request.get("target") else None
+            observers.setdefault(key, MomentObserver(request["tensor"], request)).update(array, target, samples=rows)
     return sum(array.nbytes for array in arrays.values())
 
 

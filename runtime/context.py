@@ -150,7 +150,8 @@ class RunContext:
         plain = {key: dataclasses.asdict(request) for key, request in requests.items()}
         with tempfile.TemporaryDirectory(prefix="onnx-opt-") as folder:
             path = Path(folder, "moments.onnx")
-            self._save(with_taps(model, [r["tensor"] for r in plain.values()]), path)
+            named = [r[key] for r in plain.values() for key in ("tensor", "target") if r[key]]
+            self._save(with_taps(model, named), path)
             session = open_session(self.worker, path)
             try:
                 self._observe(session, itertools.repeat(plain), samples, "accumulate")

@@ -22,12 +22,13 @@ PATCH_VALUES = 1 << 19
 class MomentObserver:
     """One moment of everything seen; mergeable, so that shards can be combined.
 
-    `request`: `kind` (`absmax`, `mean`, `gram`), `axis` (of the channels) and, for the patches of a convolution,
+    `request`: `kind` (`absmax`, `mean`, `gram`, `regression`), `axis` (of the channels) and, for the patches of a convolution,
     `kernel`, `strides`, `pads`, `dilations`, `groups`. Errors: RefusedError where a value is NaN or infinite.
 
     `absmax` -> (C,) max|x|. `mean` -> (C,), or (groups, K) of patches. `gram` -> (groups, K + 1, K + 1): the mean of
     z z^T with z = [x, 1], so that its last column is the mean of x. `profile` -> (folds, 3, C): means of x, |x|, x^2.
-    All in float64.
+    `regression` -> (groups, K + 1, K + 1 + M / groups):
+    behind it the mean of z y^T, y being the target at the same places. All in float64.
     """
 
     def __init__(self, name: str, request: Mapping[str, Any]) -> None:
@@ -37,11 +38,11 @@ class MomentObserver:
         self.count = 0
         self.samples = 0
 
-    def update(self, array: NDArray[Any], *, samples: int | None = None) -> None:
-        """Take a float array with samples on axis 0."""
+    def update(self, array: NDArray[Any], target: NDArray[Any] | None = None, *, samples: int | None = None) -> None:
+        """Take a float array with samples on axis 0; for a regression its target too, channels on the same axis."""
         if array.size == 0:
             return
-        if not np.isfinite(array).all():
+        if not np.isfinite(array).all() or not (target is None or np.isfinite(target).all()):
             raise RefusedError(f"tensor '{self.name}'", "is NaN or infinite on the calibration data",
                                "check the data and the model: run `onnx-opt verify` with the same data")
         rows = self._rows(array)
@@ -54,8 +55,20 @@ class MomentObserver:
             fed = samples_of(array, self.request["axis"], samples)
             self._take(fold_sums(rows[0], fed, self.samples), rows.shape[1])
             self.samples += fed
-        else:
+        elif target is None:
             self._take(_products(rows), rows.shape[1])
+        else:
+            cross = _cross(rows, self._targets(target, array.shape[1]))
+            self._take(np.concatenate([_products(rows), cross], axis=2), rows.shape[1])
+
+    def _targets(self, target: NDArray[Any], channels: int) -> NDArray[Any]:
+        """(groups, rows, M / groups): the values of the target where `_rows` looks at an input of `channels`."""
+        axis, groups = self.request["axis"] % target.ndim, self.request["groups"]
+        if not self.request["kernel"]:
+            return np.moveaxis(target, axis, -1).reshape(1, -1, target.shape[axis])
+        chosen = looked_at(self.request, channels, math.prod(target.shape[2:]))
+        flat = target.reshape(len(target), groups, -1, math.prod(target.shape[2:]))[..., chosen]
+        return flat.transpose(1, 0, 3, 2).reshape(groups, len(target) * len(chosen), -1)
 
     def _rows(self, array: NDArray[Any]) -> NDArray[Any]:
         """(groups, rows, K): the vectors that a layer multiplies, one group where nothing is grouped."""
@@ -100,6 +113,13 @@ def _products(rows: NDArray[Any]) -> NDArray[np.float64]:
     return out
 
 
+def _cross(rows: NDArray[Any], targets: NDArray[Any]) -> NDArray[np.float64]:
+    """Sum of z y^T, z = [x, 1]: (groups, rows, K), (groups, rows, M) -> (groups, K + 1, M); float32, may overflow."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        product = np.matmul(rows.transpose(0, 2, 1), targets).astype(np.float64)
+    return np.concatenate([product, targets.sum(axis=1, keepdims=True, dtype=np.float64)], axis=1)
+
+
 def patches(array: NDArray[Any], window: Mapping[str, Any]) -> NDArray[Any]:
     """What a convolution multiplies at some places of each sample: (N, C, *S) -> (groups, N * places, C/g * K)."""
     kernel, strides, dilations = window["kernel"], window["strides"], window["dilations"]
@@ -109,8 +129,7 @@ def patches(array: NDArray[Any], window: Mapping[str, Any]) -> NDArray[Any]:
     sizes = padded.shape[2:]
     outs = [(size - d * (k - 1) - 1) // s + 1
             for size, k, s, d in zip(sizes, kernel, strides, dilations, strict=True)]
-    affordable = PATCH_VALUES // (array.shape[1] * math.prod(kernel))
-    chosen = _places(math.prod(outs), min(max(affordable, 16), POSITIONS))
+    chosen = looked_at(window, array.shape[1], math.prod(outs))
     steps = [math.prod(sizes[axis + 1 :]) for axis in range(rank)]
     starts = _offsets(np.unravel_index(chosen, outs), strides, steps)
     taps = _offsets(np.unravel_index(np.arange(math.prod(kernel)), kernel), dilations, steps)
@@ -120,8 +139,9 @@ def patches(array: NDArray[Any], window: Mapping[str, Any]) -> NDArray[Any]:
     return grouped.reshape(groups, samples * places, channels // groups * width)
 
 
-def _places(count: int, most: int) -> NDArray[np.int64]:
-    """At most `most` of `count` positions, spread at random but always the same ones."""
+def looked_at(window: Mapping[str, Any], channels: int, count: int) -> NDArray[np.int64]:
+    """The output positions looked at, of `count`: spread at random but always the same ones."""
+    most = min(max(PATCH_VALUES // (channels * math.prod(window["kernel"])), 16), POSITIONS)
     if count <= most:
         return np.arange(count)
     return np.sort(np.random.default_rng(0).choice(count, most, replace=False))

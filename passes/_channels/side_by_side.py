@@ -1,0 +1,105 @@
+"""Two models in one graph, fed the same inputs, so that tensors of one can be compared with tensors of the other."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from .._dims.surgery import Kept
+from .._edit import Edit, is_constant
+
+WHOLE, PRUNED = "whole/", "pruned/"
+
+
+class SideBySide:
+    """`model`: the whole and the pruned graph, every value named after its side; it has no outputs but what is tapped.
+
+    Weights are shared with both models. `kept`: what stayed of the whole model's tensors, by name.
+    """
+
+    def __init__(self, whole: ir.Model, pruned: ir.Model, kept: Kept) -> None:
+        self.model = _renamed(whole, WHOLE)
+        self._kept = kept
+        other = _renamed(pruned, PRUNED)
+        _move(other.graph, self.model.graph)
+        self._edit = Edit(self.model)
+        self._values = {v.name: v for node in self.model.graph for v in node.outputs}
+
+    def name_of(self, value: ir.Value) -> str:
+        """What a value of the pruned model is called here."""
+        return value.name or "" if value.is_graph_input() else f"{PRUNED}{value.name}"
+
+    def target_of(self, value: ir.Value) -> str:
+        """A tensor that holds what a layer's output of the pruned model should be.
+
+        The whole model's tensor of that name, its lost channels left out; behind a shortcut's Add, the whole model's
+        sum less the pruned model's shortcut.
+        """
+        shortcut = _shortcut(value)
+        if shortcut is None:
+            return self._kept_part(value.name or "").name or ""
+        total, other = shortcut
+        wanted = self._kept_part(total.name or "")
+        present = self._values.get(self.name_of(other)) or next(
+            v for v in self.model.graph.inputs if v.name == other.name)
+        return self._append("Sub", [wanted, present], f"{value.name}_target").name or ""
+
+    def _kept_part(self, name: str) -> ir.Value:
+        value = self._values[WHOLE + name]
+        for axis, slots in sorted(self._kept.get(name, {}).items()):
+            indices = self._edit.constant(self.model.graph, slots.astype(np.int64), f"{name}_kept")
+            value = self._append("Gather", [value, indices], f"{name}_part", axis=axis)
+        return value
+
+    def _append(self, op_type: str, inputs: list[ir.Value], stem: str, **attributes: int) -> ir.Value:
+        node = ir.node(op_type, inputs, attributes=attributes)
+        node.name = self._edit.fresh(stem)
+        node.outputs[0].name = self._edit.fresh(stem)
+        node.outputs[0].type = inputs[0].type
+        self.model.graph.append(node)
+        return node.outputs[0]
+
+
+def _shortcut(value: ir.Value) -> tuple[ir.Value, ir.Value] | None:
+    """(sum, other summand) where the only user of a value adds another activation of its own shape to it."""
+    uses = list(value.uses())
+    if len(uses) != 1 or value.is_graph_output() or uses[0].node.op_type != "Add" or uses[0].node.domain != "":
+        return None
+    add = uses[0].node
+    other = add.inputs[1 - uses[0].idx]
+    if other is None or other is value or is_constant(other) or other.shape is None or other.shape != value.shape:
+        return None
+    return add.outputs[0], other
+
+
+def _renamed(model: ir.Model, prefix: str) -> ir.Model:
+    """A copy whose nodes, values and initializers carry a prefix; inputs keep their names, outputs are dropped."""
+    copy = model.clone()
+    graph = copy.graph
+    graph.outputs.clear()
+    for value in list(graph.initializers.values()):
+        if not value.is_graph_input():
+            del graph.initializers[value.name or ""]
+            value.name = f"{prefix}{value.name}"
+            graph.initializers[value.name] = value
+    for node in graph:
+        node.name = f"{prefix}{node.name}"
+        for value in node.outputs:
+            if value.name:
+                value.name = f"{prefix}{value.name}"
+    return copy
+
+
+def _move(source: ir.Graph, target: ir.Graph) -> None:
+    """Put all nodes and initializers of one graph behind those of another, whose inputs they read."""
+    inputs = {value.name: value for value in target.inputs}
+    for value in source.inputs:
+        value.replace_all_uses_with(inputs[value.name])
+    nodes = list(source)
+    constants = [v for v in source.initializers.values() if not v.is_graph_input()]
+    for value in constants:
+        del source.initializers[value.name or ""]
+    source.remove(nodes)
+    for value in constants:
+        target.initializers[value.name or ""] = value
+    target.extend(nodes)
