@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from ._base import Context, Declined, Effect, Option, Pass, PassOutcome
 from ._channels.costs import costs_of
 from ._channels.gate import judge
-from ._channels.importance import magnitude
+from ._channels.importance_weights import magnitude
 from ._channels.prepare import prepare, share_again
 from ._dims.groups import Group, channel_groups, frozen_weights, kept_slots
 from ._dims.remove import remove_slots
