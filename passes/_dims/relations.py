@@ -37,12 +37,14 @@ class Block:
     """Axes that hold the same elements cut differently: each axis is a run of common factors, outermost first.
 
     `options`: sets of factors along which channels may go, one set to be chosen. An axis has at most one of them.
+    `heads`: factors that are known to count attention heads.
     """
 
     where: str
     sizes: tuple[int, ...]
     axes: tuple[tuple[int, tuple[int, ...]], ...]
     options: tuple[tuple[int, ...], ...]
+    heads: tuple[int, ...] = ()
 
     def coordinate(self, factors: tuple[int, ...], wanted: int) -> Slots:
         """The coordinate along one factor of every slot of an axis made of `factors`."""
@@ -132,9 +134,7 @@ class Relations:
             self.freeze(value, axis, reason)
 
     def block(self, where: str, before: Sequence[Axis], after: Sequence[Axis]) -> None:
-        """The axes of `before`, flattened together, are the axes of `after`: a reshape of equal products.
-
-        """
+        """The axes of `before`, flattened together, are the axes of `after`: a reshape of equal products."""
         order = sorted(_cuts(self._sizes(before)) | _cuts(self._sizes(after)))
         if any(big % small for small, big in pairwise(order)):
             for value, axis in (*before, *after):
@@ -156,11 +156,11 @@ class Relations:
 
     def grouped(
         self, where: str, sizes: tuple[int, ...], axes: Sequence[tuple[Axis, tuple[int, ...]]],
-        options: Sequence[tuple[int, ...]],
+        options: Sequence[tuple[int, ...]], heads: tuple[int, ...] = (),
     ) -> None:
         """A block given by its factors: their sizes, which make up each axis, and which may lose channels together."""
         named = tuple((self.find(*axis), factors) for axis, factors in axes)
-        self.blocks.append(Block(where, sizes, named, tuple(options)))
+        self.blocks.append(Block(where, sizes, named, tuple(options), heads))
 
     def _sizes(self, axes: Sequence[Axis]) -> list[int]:
         return [self.trace.shapes[value][index] for value, index in axes]

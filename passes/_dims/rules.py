@@ -5,7 +5,17 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from .._edit import holds_graphs, label, subgraphs
-from . import rules_conv, rules_elementwise, rules_matmul, rules_norm, rules_shape  # noqa: F401 - they enter their rules
+from . import (  # noqa: F401 - they enter their rules
+    rules_attention,
+    rules_conv,
+    rules_einsum,
+    rules_elementwise,
+    rules_matmul,
+    rules_norm,
+    rules_recurrent,
+    rules_rotary,
+    rules_shape,
+)
 from .relations import Relations
 from .table import RULES
 from .trace import Trace

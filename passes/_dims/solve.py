@@ -193,9 +193,10 @@ class _Unions:
         return int((~stays[parts]).sum()) if len(parts) > 1 else 0
 
     def _heads(self, block: Block) -> set[int]:
-        """Options that are an axis of attention heads by themselves."""
+        """Options that count attention heads, as an axis by themselves or as a factor known for it."""
         heads = {self.relations.root(index) for index in self.relations.heads}
         alone = {f[0] for index, f in block.axes if len(f) == 1 and self.relations.root(index) in heads}
+        alone.update(block.heads)
         return {option for option, factors in enumerate(block.options) if alone.issuperset(factors)}
 
     def _preferred(self, block: Block, attention: Attention) -> int | None:
@@ -207,7 +208,8 @@ class _Unions:
 
     def _choose(self, block: Block, option: int | None) -> None:
         """Let channels go along the factors of one option of a block; axes that have none of them stay."""
-        live = () if option is None else block.options[option]
+        dead = self._dead(block)
+        live = () if option is None else tuple(f for f in block.options[option] if f not in dead)
         first: dict[int, Slots] = {}
         for index, factors in block.axes:
             root = self.relations.root(index)
