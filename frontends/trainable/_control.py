@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import onnx_ir as ir
 import torch
 
 from ... import RefusedError
-from ._dtypes import CARRIERS, carrier, to_carrier
+from ._dtypes import carrier
 from ._program import Known
 from ._scope import Scope
 
@@ -64,31 +65,39 @@ def emit_if(emitter: Emitter, node: ir.Node, scope: Scope) -> None:
         return
     names = [program.fresh() for _ in node.outputs]
     program.line(f"if {condition.code if condition.host else f'bool({condition.code})'}:")
-    dtypes = _branch(emitter, branches[0], names, scope)
+    results = _branch(emitter, branches[0], names, scope)
     program.line("else:")
-    _branch(emitter, branches[1], names, scope)
-    for value, name, dtype in zip(node.outputs, names, dtypes, strict=True):
-        emitter.define(value, Known(name, dtype), scope)
+    others = _branch(emitter, branches[1], names, scope)
+    for value, name, one, other in zip(node.outputs, names, results, others, strict=True):
+        emitter.define(value, _either(name, one, other), scope)
 
 
-def _branch(emitter: Emitter, graph: ir.Graph, names: list[str], scope: Scope) -> list[ir.DataType | None]:
+def _either(name: str, *choices: Known | None) -> Known:
+    """A variable that holds one of several values."""
+    present = [k for k in choices if k is not None]
+    dtype = next((k.dtype for k in present if k.dtype is not None), None)
+    gradient = any(k.gradient for k in present)
+    cuts = frozenset() if gradient else frozenset[Any]().union(*(k.cuts for k in present))
+    return Known(name, dtype, gradient=gradient, cuts=cuts)
+
+
+def _branch(emitter: Emitter, graph: ir.Graph, names: list[str], scope: Scope) -> list[Known | None]:
     program = emitter.program
     with program.indented():
         emitter.block(list(graph), scope, graph.outputs)
-        results = [_tensor(emitter, value, scope) for value in graph.outputs]
-        for name, (code, _) in zip(names, results, strict=True):
-            program.line(f"{name} = {code}")
-        dead = [code for code, _ in results if code.isidentifier() and code.startswith("v")]
-        local = {k.code for v in graph for o in v.outputs if (k := scope.values.get(o)) is not None}
-        if dead := sorted(set(dead) & local - {None}):
-            program.line(f"del {', '.join(dead)}")
-    return [dtype for _, dtype in results]
+        results = [emitter.value(value, scope) for value in graph.outputs]
+        for name, known in zip(names, results, strict=True):
+            program.line(f"{name} = {_code(emitter, known)}")
+        made = {o for node in graph for o in node.outputs} & set(graph.outputs)
+        dead = {code for v in made if (code := scope.values[v].code) is not None and code.isidentifier()}
+        if dead:
+            program.line(f"del {', '.join(sorted(dead))}")
+    return results
 
 
-def _tensor(emitter: Emitter, value: ir.Value | None, scope: Scope) -> tuple[str, ir.DataType | None]:
-    """Code and type of a value as a tensor."""
-    known = emitter.value(value, scope)
-    return ("None", None) if known is None else (emitter.program.tensor_code(known), known.dtype)
+def _code(emitter: Emitter, known: Known | None) -> str:
+    """A value as a tensor."""
+    return "None" if known is None else emitter.program.tensor_code(known)
 
 
 def emit_loop(emitter: Emitter, node: ir.Node, scope: Scope) -> None:
@@ -103,10 +112,10 @@ def emit_loop(emitter: Emitter, node: ir.Node, scope: Scope) -> None:
         tests.append(f"{turn} < {most}")
     program.line(f"{turn} = 0")
     program.line(f"{going} = {'True' if condition is None else _truth(emitter, condition)}")
-    carried = [_tensor(emitter, v, scope) for v in node.inputs[2:]]
+    carried = [emitter.value(v, scope) for v in node.inputs[2:]]
     names = [program.fresh() for _ in carried]
-    for name, (code, _) in zip(names, carried, strict=True):
-        program.line(f"{name} = {code}")
+    for name, known in zip(names, carried, strict=True):
+        program.line(f"{name} = {_code(emitter, known)}")
     scans = [program.fresh("scan") for _ in body.outputs[1 + len(names):]]
     for scan in scans:
         program.line(f"{scan} = []")
@@ -115,10 +124,10 @@ def emit_loop(emitter: Emitter, node: ir.Node, scope: Scope) -> None:
         scope.values[body.inputs[0]] = Known(turn, ir.DataType.INT64, host=True)
         if len(body.inputs) > 1:
             scope.values[body.inputs[1]] = Known(going, ir.DataType.BOOL, host=True)
-        for value, name, (_, dtype) in zip(body.inputs[2:], names, carried, strict=True):
-            scope.values[value] = Known(name, dtype, type=value.type)
+        for value, name, known in zip(body.inputs[2:], names, carried, strict=True):
+            scope.values[value] = replace(_either(name, known), type=value.type)
         emitter.block(list(body), scope, body.outputs)
-        results = [_tensor(emitter, v, scope) for v in body.outputs[1:]]
+        results = [emitter.value(v, scope) for v in body.outputs[1:]]
         again = emitter.value(body.outputs[0], scope)
         assert again is not None
         stop = program.fresh("going")
@@ -126,7 +135,8 @@ def emit_loop(emitter: Emitter, node: ir.Node, scope: Scope) -> None:
         _advance(emitter, names, scans, results)
         program.line(f"{going} = {stop}")
         program.line(f"{turn} = {turn} + 1")
-    _finish(emitter, node, body.outputs[1:], names, scans, [d for _, d in results], [0] * len(scans), scope)
+    finals = [_either(name, *pair) for name, *pair in zip(names, carried, results, strict=False)]
+    _finish(emitter, node, body.outputs[1:], finals, scans, results, [0] * len(scans), scope)
 
 
 def _truth(emitter: Emitter, known: Known) -> str:
@@ -135,29 +145,30 @@ def _truth(emitter: Emitter, known: Known) -> str:
     return f"bool({emitter.program.tensor_code(known)})"
 
 
-def _advance(
-    emitter: Emitter, names: list[str], scans: list[str], results: list[tuple[str, ir.DataType | None]]
-) -> None:
+def _advance(emitter: Emitter, names: list[str], scans: list[str], results: list[Known | None]) -> None:
     """End of a turn: what is scanned is kept, what is carried moves on (all at once: outputs may swap inputs)."""
-    for scan, (code, _) in zip(scans, results[len(names):], strict=True):
+    codes = [_code(emitter, known) for known in results]
+    for scan, code in zip(scans, codes[len(names):], strict=True):
         emitter.program.line(f"{scan}.append({code})")
     if names:
-        emitter.program.line(f"{', '.join(names)} = {', '.join(code for code, _ in results[:len(names)])}")
+        emitter.program.line(f"{', '.join(names)} = {', '.join(codes[:len(names)])}")
 
 
 def _finish(
-    emitter: Emitter, node: ir.Node, results: Any, names: list[str], scans: list[str],
-    dtypes: list[ir.DataType | None], axes: list[int], scope: Scope,
+    emitter: Emitter, node: ir.Node, outputs: Sequence[ir.Value], finals: list[Known], scans: list[str],
+    results: list[Known | None], axes: list[int], scope: Scope,
 ) -> None:
+    """What a loop gives: what it carried, then what it scanned, stacked."""
     stack = emitter.program.shared("stack", stack_scan)
-    for value, name, dtype in zip(node.outputs, names, dtypes, strict=False):
-        emitter.define(value, Known(name, dtype), scope)
-    for index, scan in enumerate(scans):
-        dtype = dtypes[len(names) + index] or ir.DataType.FLOAT
-        shape = _static_shape(results[len(names) + index])
-        emitter.program.line(f"{scan} = {stack}({scan}, {axes[index]}, {shape}, {carrier(dtype)}, device)")
-        if len(names) + index < len(node.outputs):
-            emitter.define(node.outputs[len(names) + index], Known(scan, dtype), scope)
+    for value, final in zip(node.outputs, finals, strict=False):
+        emitter.define(value, final, scope)
+    for index, scan in enumerate(scans, len(finals)):
+        known = _either(scan, results[index])
+        dtype = carrier(known.dtype or ir.DataType.FLOAT)
+        shape = _static_shape(outputs[index])
+        emitter.program.line(f"{scan} = {stack}({scan}, {axes[index - len(finals)]}, {shape}, {dtype}, device)")
+        if index < len(node.outputs):
+            emitter.define(node.outputs[index], known, scope)
 
 
 def _static_shape(value: ir.Value) -> list[int]:
@@ -186,32 +197,33 @@ def _emit_scan(emitter: Emitter, node: ir.Node, inputs: list[ir.Value | None], s
     outputs = len(body.outputs) - states
     axes = attributes.get("scan_input_axes") or [0] * scanned
     backwards = attributes.get("scan_input_directions") or [0] * scanned
-    carried = [_tensor(emitter, v, scope) for v in inputs[:states]]
-    sources = [_tensor(emitter, v, scope) for v in inputs[states:]]
+    carried = [emitter.value(v, scope) for v in inputs[:states]]
+    sources = [(_code(emitter, known), known) for known in (emitter.value(v, scope) for v in inputs[states:])]
     names = [program.fresh() for _ in carried]
-    for name, (code, _) in zip(names, carried, strict=True):
-        program.line(f"{name} = {code}")
+    for name, known in zip(names, carried, strict=True):
+        program.line(f"{name} = {_code(emitter, known)}")
     scans = [program.fresh("scan") for _ in range(outputs)]
     for scan in scans:
         program.line(f"{scan} = []")
     turn, count = program.fresh("turn"), f"{sources[0][0]}.shape[{axes[0]}]"
     program.line(f"for {turn} in range({count}):")
     with program.indented():
-        for value, name, (_, dtype) in zip(body.inputs, names, carried, strict=False):
-            scope.values[value] = Known(name, dtype)
-        for value, (code, dtype), axis, back in zip(body.inputs[states:], sources, axes, backwards, strict=True):
+        for value, name, known in zip(body.inputs, names, carried, strict=False):
+            scope.values[value] = _either(name, known)
+        for value, (code, known), axis, back in zip(body.inputs[states:], sources, axes, backwards, strict=True):
             part = program.fresh()
             place = f"{code}.shape[{axis}] - 1 - {turn}" if back else turn
             program.line(f"{part} = {code}.select({axis}, {place})")
-            scope.values[value] = Known(part, dtype)
+            scope.values[value] = _either(part, known)
         emitter.block(list(body), scope, body.outputs)
-        results = [_tensor(emitter, v, scope) for v in body.outputs]
+        results = [emitter.value(v, scope) for v in body.outputs]
         _advance(emitter, names, scans, results)
     for scan, back in zip(scans, attributes.get("scan_output_directions") or [0] * outputs, strict=True):
         if back:
             program.line(f"{scan}.reverse()")
     out_axes = attributes.get("scan_output_axes") or [0] * outputs
-    _finish(emitter, node, body.outputs, names, scans, [d for _, d in results], out_axes, scope)
+    finals = [_either(name, *pair) for name, *pair in zip(names, carried, results, strict=False)]
+    _finish(emitter, node, body.outputs, finals, scans, results, out_axes, scope)
 
 
 def _emit_batched_scan(emitter: Emitter, node: ir.Node, scope: Scope) -> None:
@@ -220,5 +232,3 @@ def _emit_batched_scan(emitter: Emitter, node: ir.Node, scope: Scope) -> None:
 
 
 EMITTERS: dict[str, Callable[[Emitter, ir.Node, Scope], None]] = {"If": emit_if, "Loop": emit_loop, "Scan": emit_scan}
-
-__all__ = ["CARRIERS", "EMITTERS", "emit_constant", "stack_scan", "to_carrier"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import onnx_ir as ir
@@ -12,6 +13,7 @@ from ... import RefusedError
 from . import _control
 from ._dtypes import CARRIERS, to_carrier
 from ._expand import function_of
+from ._flow import follow
 from ._fold import fold
 from ._host import HOST_OPS, as_tensor, to_host
 from ._program import Known, Program
@@ -23,6 +25,12 @@ from ._types import output_dtypes
 IGNORED = frozenset({"consumed_inputs", "is_test", "spatial"})
 """Attributes of old opsets that say nothing about inference."""
 
+TEXT_OPS = frozenset({
+    "Cast", "CastLike", "Identity", "Shape", "Size", "SequenceConstruct", "SequenceAt", "SequenceInsert",
+    "SequenceErase", "SequenceLength", "Optional", "OptionalGetElement", "OptionalHasElement",
+})
+"""Ops whose kernels take strings too; the others leave them to the reference."""
+
 ABSENT = Known("None", None)
 """An optional input of a function that its call leaves out."""
 
@@ -30,7 +38,8 @@ ABSENT = Known("None", None)
 class Emitter:
     """Writes the source of one model's graph into `program`.
 
-    `weights`: constants that are parameters, with their attribute names. `functions`: the model's own.
+    `weights`: values that are parameters, with the source that gives them. `functions`: the model's own.
+    `detached`: nodes that onnx's reference runs.
     """
 
     def __init__(
@@ -41,7 +50,7 @@ class Emitter:
         self.weights = weights
         self.functions = functions
         self.qat = qat
-        self.detached: dict[ir.Node, str] = {}
+        self.detached: list[str] = []
         program.names.update(torch=torch, as_tensor=as_tensor, to_host=to_host)
 
     def block(self, nodes: Sequence[ir.Node], scope: Scope, kept: Sequence[ir.Value | None]) -> None:
@@ -71,13 +80,20 @@ class Emitter:
     def constant(self, value: ir.Value, tensor: ir.TensorProtocol) -> Known:
         """A parameter, or a constant in its carrier; strings stay numpy arrays."""
         if value in self.weights:
-            return Known(f"self.{self.weights[value]}", tensor.dtype, shape=value.shape, type=value.type)
+            return self.parameter(value, tensor.dtype)
         if tensor.dtype not in CARRIERS:
             return Known(self.program.bind("text", tensor.numpy()), tensor.dtype)
         return Known(None, tensor.dtype, constant=to_carrier(tensor.numpy(), tensor.dtype))
 
+    def parameter(self, value: ir.Value, dtype: ir.DataType | None) -> Known:
+        """A value that is trained."""
+        return Known(self.weights[value], dtype, shape=value.shape, type=value.type, gradient=True)
+
     def node(self, node: ir.Node, scope: Scope) -> None:
         """Write one node and make its outputs known."""
+        if node.op_type != "Constant" and node.outputs and node.outputs[0] in self.weights:
+            scope.values[node.outputs[0]] = self.parameter(node.outputs[0], node.outputs[0].dtype)
+            return None
         domain = "" if node.domain == "ai.onnx" else node.domain
         if domain == "" and node.op_type == "Constant":
             return _control.emit_constant(self, node, scope)
@@ -93,9 +109,12 @@ class Emitter:
         opset = scope.opset(domain)
         dtypes = [None if k is None else k.dtype for k in inputs]
         outputs = output_dtypes(domain, node.op_type, opset, attributes, dtypes, len(node.outputs))
+        fallback = dtypes[0] if dtypes else None
+        outputs = [known or value.dtype or fallback for known, value in zip(outputs, node.outputs, strict=True)]
         entry = entry_of(domain, node.op_type, opset)
         call = Call(tuple(dtypes), tuple(outputs), opset, self.qat)
-        if entry is not None and _accepted(entry, attributes):
+        textual = ir.DataType.STRING in dtypes and node.op_type not in TEXT_OPS
+        if entry is not None and not textual and _accepted(entry, attributes):
             return self._kernel(entry, node, inputs, attributes, call, scope)
         body = function_of(domain, node, opset, attributes, inputs)
         if body is not None:
@@ -155,20 +174,25 @@ class Emitter:
         codes += ["device=device"] if "device" in entry.extras else []
         codes += [f"call={self.program.bind('call', call)}"] if "call" in entry.extras else []
         name = self.program.shared(f"{entry.name}_{entry.since}", entry.function)
-        self._assign(f"{name}({', '.join(codes)})", entry.many, node, call, scope)
+        obstacle = "" if entry.gradient else "it has no gradient"
+        self._assign(f"{name}({', '.join(codes)})", entry.many, node, inputs, call, obstacle, scope)
 
     def _operand(self, known: Known | None, host: bool) -> str:
         if known is None:
             return "None"
         return self.program.host_code(known) if host else self.program.tensor_code(known)
 
-    def _assign(self, code: str, many: bool, node: ir.Node, call: Call, scope: Scope) -> None:
+    def _assign(
+        self, code: str, many: bool, node: ir.Node, inputs: Sequence[Known | None], call: Call, obstacle: str,
+        scope: Scope,
+    ) -> None:
         names = [self.program.fresh() for _ in node.outputs]
         picked = code if not many else f"{code}[0]" if len(names) == 1 else f"{code}[:{len(names)}]"
         label = " ".join((node.name or node.op_type).split())
         self.program.line(f"{', '.join(names)} = {picked}  # {label}")
         for value, name, dtype in zip(node.outputs, names, call.outputs, strict=True):
-            self.define(value, Known(name, dtype, shape=value.shape, type=value.type), scope)
+            gradient, cuts = follow(node, inputs, dtype, obstacle, self.qat)
+            self.define(value, Known(name, dtype, gradient=gradient, cuts=cuts), scope)
 
     def inline(
         self, function: ir.Function, node: ir.Node, inputs: Sequence[Known | None], attributes: dict[str, Any],
@@ -194,16 +218,17 @@ class Emitter:
             return known
         name = self.program.fresh("h" if known.host else "v")
         self.program.line(f"{name} = {known.code}")
-        return Known(name, known.dtype, known.host, known.rank, known.length, known.constant)
+        return replace(known, code=name, on_device=None)
 
     def _reference(
         self, node: ir.Node, inputs: list[Known | None], attributes: dict[str, Any], call: Call, scope: Scope
     ) -> None:
         kernel = reference_kernel(node, attributes, call)
-        self.detached[node] = "computed by onnx's reference, without gradients"
+        obstacle = "onnx's reference computes it, without gradients"
+        self.detached.append(f"{node.op_type} {node.name or node.outputs[0].name}")
         codes = [self._operand(k, False) for k in inputs]
         name = self.program.bind(node.op_type, kernel)
-        self._assign(f"{name}({', '.join(['device', *codes])})", True, node, call, scope)
+        self._assign(f"{name}({', '.join(['device', *codes])})", True, node, inputs, call, obstacle, scope)
 
     def define(self, value: ir.Value, known: Known, scope: Scope) -> None:
         """Make an output known; types and shapes that the graph declares are kept with it."""

@@ -40,7 +40,7 @@ def _dependent(
     proto = ir.to_proto(plain)
     proto.input.extend(f"i{n}" if known is not None else "" for n, known in enumerate(inputs))
     del proto.output[:]
-    proto.output.extend(f"o{n}" for n in range(len(node.outputs)))
+    proto.output.extend("" if value.name == "" else f"o{n}" for n, value in enumerate(node.outputs))
     types = [_type_of(known).SerializeToString() for known in inputs]
     versions = [v for v in schema.context_dependent_function_opset_versions if v <= opset]
     if not versions:
@@ -71,11 +71,19 @@ def _function(data: bytes, schema: Any, domain: str, opset: int) -> ir.Function 
     if not data:
         return None
     proto = onnx.FunctionProto.FromString(data)
+    _make_unwanted(proto)
     function = ir.from_proto(proto)
     assert isinstance(function, ir.Function)
     function.opset_imports.setdefault(domain, opset)
     for name, attribute in schema.attributes.items():
-        default = attribute.default_value
-        if default.type and name not in function.attributes:
-            function.attributes[name] = ir.from_proto(default)
+        if attribute.default_value.type:
+            function.attributes[name] = ir.from_proto(attribute.default_value)
     return function
+
+
+def _make_unwanted(proto: onnx.FunctionProto) -> None:
+    """Bodies leave out outputs that the node does not want; something must stand in their place, read by nobody."""
+    made = {name for node in proto.node for name in node.output} | {*proto.input}
+    for name in proto.output:
+        if name not in made:
+            proto.node.append(onnx.helper.make_node("Identity", [proto.output[0]], [name]))

@@ -138,7 +138,7 @@ def bit_cast(x: Tensor, *, to: int, call: Call) -> Tensor:
     source = call.inputs[0]
     assert source is not None
     target = D(to)
-    array = np.ascontiguousarray(from_carrier(x, source)).view(target.numpy())
+    array = from_carrier(x, source).view(target.numpy())
     return to_carrier(array, target).to(x.device)
 
 

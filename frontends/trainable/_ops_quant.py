@@ -32,10 +32,27 @@ class _Round(torch.autograd.Function):  # type: ignore[misc] - torch comes witho
         return gradient
 
 
-def on_grid(x: Tensor, low: float, high: float) -> Tensor:
-    """Rounded and clipped to the integers low to high, straight through; at the ends gradients pass."""
-    result: Tensor = _Round.apply(x).clamp(low, high)
-    return result
+def on_grid(x: Tensor, low: float, high: float, step: float = 1.0) -> Tensor:
+    """The nearest of low, low + step … high, straight through; at the ends gradients pass. Halves go to even, on
+    wider grids up (a sign of zero is +1).
+    """
+    if step == 1.0:
+        result: Tensor = _Round.apply(x).clamp(low, high)
+        return result
+    level = (x - low) / step
+    return (low + step * _HalfUp.apply(level)).clamp(low, high)
+
+
+class _HalfUp(torch.autograd.Function):  # type: ignore[misc] - torch comes without types here
+    """Halves up; the gradient passes."""
+
+    @staticmethod
+    def forward(context: Any, x: Tensor) -> Tensor:
+        return (x + 0.5).floor()
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> Tensor:
+        return gradient
 
 
 def spread(parameter: Tensor, x: Tensor, axis: int, block: int = 0) -> Tensor:
@@ -49,6 +66,15 @@ def spread(parameter: Tensor, x: Tensor, axis: int, block: int = 0) -> Tensor:
     return parameter
 
 
+def eased(scale: Tensor, x: Tensor, highest: float) -> Tensor:
+    """A trained scale whose gradient is weighed by 1 / sqrt(elements * highest), as LSQ weighs it."""
+    if not scale.requires_grad:
+        return scale
+    weight = (x.numel() / scale.numel() * highest) ** -0.5
+    fixed = scale.detach()
+    return fixed + (scale - fixed) * weight
+
+
 @op("QuantizeLinear")
 def quantize(
     x: Tensor, scale: Tensor, zero: Tensor | None = None, *, axis: int = 1, block_size: int = 0,
@@ -56,6 +82,8 @@ def quantize(
 ) -> Tensor:
     target = call.outputs[0]
     assert target is not None
+    if call.qat and target in RANGES:
+        scale = eased(scale, x, RANGES[target][1])
     scaled = x.to(scale.dtype) / spread(scale, x, axis, block_size)
     if target not in RANGES:
         return small_float(scaled, target, bool(saturate))
@@ -67,9 +95,13 @@ def quantize(
 
 @op("DequantizeLinear")
 def dequantize(
-    x: Tensor, scale: Tensor, zero: Tensor | None = None, *, axis: int = 1, block_size: int = 0, output_dtype: int = 0
+    x: Tensor, scale: Tensor, zero: Tensor | None = None, *, axis: int = 1, block_size: int = 0, output_dtype: int = 0,
+    call: Call | None = None,
 ) -> Tensor:
-    codes = x if x.dtype == scale.dtype else x.to(scale.dtype if x.dtype != torch.int32 else torch.float64)
+    if call is not None and call.inputs[0] in RANGES:
+        scale = eased(scale, x, RANGES[call.inputs[0]][1])
+    wide = torch.float64 if x.dtype in (torch.int32, torch.float64) else scale.dtype
+    codes = x.to(wide)
     if zero is not None:
         codes = codes - spread(zero, x, axis, block_size)
     return (codes * spread(scale, x, axis, block_size)).to(scale.dtype)

@@ -25,6 +25,10 @@ def dft(x: Tensor, length: Any = None, axis: Any = -2, *, inverse: int = 0, ones
     axis = -2 if axis is None else axis[0] if isinstance(axis, list) else axis
     axis = axis % x.ndim
     size = length[0] if isinstance(length, list) else length
+    return _transformed(x.double(), size, axis, inverse, onesided).to(x.dtype)
+
+
+def _transformed(x: Tensor, size: int | None, axis: int, inverse: int, onesided: int) -> Tensor:
     if inverse and onesided:
         real = torch.fft.irfft(_complex(x), size, axis)
         return real.unsqueeze(-1)

@@ -24,7 +24,8 @@ class Known:
 
     `code`: the variable that holds it, None for a constant nobody asked for yet. `host`: it is a Python number or
     list; `rank`, `length` are then its own. `constant`: its value, in its carrier. `on_device`: code of a host value
-    as a tensor. `type`, `shape`: as the graph declares them.
+    as a tensor. `type`, `shape`: as the graph declares them. `gradient`: gradients reach a weight through it; `cuts`:
+    where they would, but for a node that gives none.
     """
 
     code: str | None
@@ -36,6 +37,8 @@ class Known:
     on_device: str | None = None
     type: ir.TypeProtocol | None = None
     shape: ir.Shape | None = None
+    gradient: bool = False
+    cuts: frozenset[Any] = frozenset()
 
     @property
     def hostable(self) -> bool:

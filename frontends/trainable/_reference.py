@@ -71,6 +71,8 @@ def to_torch_value(value: Any, device: torch.device) -> Any:
     if not isinstance(value, (np.ndarray, np.generic)):
         return value
     array = np.asarray(value)
+    if array.dtype.kind == "O" and array.size and not isinstance(array.reshape(-1)[0], (str, bytes)):
+        array = np.array(array.tolist())
     if array.dtype.kind in "OUST":
         return array
     dtype = ir.DataType.from_numpy(array.dtype)

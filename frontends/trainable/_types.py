@@ -37,11 +37,10 @@ def output_dtypes(
         return [ir.DataType.FLOAT if value is None else value.dtype] * count
     if domain == "" and op == "CastLike":
         return [inputs[1]] * count
-    first = inputs[0] if inputs else None
     schema = schema_of(domain, op, opset)
     if schema is None:
-        return [first] * count
-    return [_by_schema(schema, inputs, index, first) for index in range(count)]
+        return [None] * count
+    return [_by_schema(schema, inputs, index) for index in range(count)]
 
 
 def _by_attribute(op: str, attributes: Mapping[str, Any], inputs: Sequence[Dtype]) -> Dtype:
@@ -55,7 +54,7 @@ def _by_attribute(op: str, attributes: Mapping[str, Any], inputs: Sequence[Dtype
     return ir.DataType.UINT8 if op == "QuantizeLinear" else inputs[0] if inputs else None
 
 
-def _by_schema(schema: Any, inputs: Sequence[Dtype], index: int, first: Dtype) -> Dtype:
+def _by_schema(schema: Any, inputs: Sequence[Dtype], index: int) -> Dtype:
     formal = schema.outputs[min(index, len(schema.outputs) - 1)]
     bound = _bound(schema, inputs)
     if formal.type_str in bound:
@@ -63,7 +62,7 @@ def _by_schema(schema: Any, inputs: Sequence[Dtype], index: int, first: Dtype) -
     allowed = {t for c in schema.type_constraints if c.type_param_str == formal.type_str for t in c.allowed_type_strs}
     allowed = allowed or {formal.type_str}
     elements = {_element(text) for text in allowed}
-    return elements.pop() if len(elements) == 1 else first
+    return elements.pop() if len(elements) == 1 else None
 
 
 def _bound(schema: Any, inputs: Sequence[Dtype]) -> dict[str, Dtype]:

@@ -5,11 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx_ir as ir
 
 from ._dtypes import WEIGHT_TYPES
+
+if TYPE_CHECKING:
+    from ._latents import Latent
 
 LEARNED = {
     "Conv": (1, 2), "ConvTranspose": (1, 2), "Gemm": (0, 1, 2), "MatMul": (0, 1), "BatchNormalization": (1, 2),
@@ -36,24 +40,32 @@ PASSING = ("Identity", "Transpose", "Reshape", "Cast", "Unsqueeze", "Squeeze", "
 
 @dataclass(frozen=True, eq=False)
 class Origin:
-    """Where a trained tensor came from: a value that is an initializer, or the output of a Constant node."""
+    """Where a trained tensor came from: a value that is an initializer, or the output of a Constant node.
+
+    `latent`: set for stored codes; the parameter is then in units of their grid.
+    """
 
     graph: str
     value: ir.Value
     dtype: ir.DataType
+    latent: Latent | None = None
 
     @property
     def name(self) -> str:
         return self.value.name or ""
 
 
-def trainable_values(model: ir.Model, train: bool | Collection[str]) -> dict[ir.Value, Origin]:
-    """Constants to train, in graph order: `True` all weights, `False` none, names exactly those (scalars too)."""
+def trainable_values(model: ir.Model, train: bool | Collection[str], scales: bool) -> dict[ir.Value, Origin]:
+    """Float constants to train, in graph order: `True` all weights, `False` none, names exactly those (scalars too).
+
+    `scales`: with the weights those of quantization.
+    """
     found: dict[ir.Value, Origin] = {}
     for graph, value, tensor in constants_of(model):
         if tensor.dtype not in WEIGHT_TYPES or tensor.size == 0:
             continue
-        chosen = is_weight(value, tensor) if isinstance(train, bool) else value.name in train
+        weight = is_weight(value, tensor) or (scales and _is_scale(value))
+        chosen = weight if isinstance(train, bool) else value.name in train
         if chosen and train is not False:
             found[value] = Origin(graph, value, tensor.dtype)
     return found
@@ -122,6 +134,10 @@ def is_weight(value: ir.Value, tensor: ir.TensorProtocol) -> bool:
     if not learned and (not plain or tensor.size < 2):
         return False
     return bool(np.isfinite(tensor.numpy().astype(np.float32)).all())
+
+
+def _is_scale(value: ir.Value) -> bool:
+    return any(node.op_type in ("QuantizeLinear", "DequantizeLinear") and index == 1 for node, index in value.uses())
 
 
 def _within(table: dict[str, tuple[int, ...] | None], node: ir.Node, index: int) -> bool:

@@ -12,12 +12,15 @@ import torch
 from numpy.typing import NDArray
 
 from ... import RefusedError, UsageError
-from ._cuts import Cut, find_cuts
-from ._dtypes import CARRIERS, carrier, to_carrier
+from ._dtypes import CARRIERS, to_carrier
 from ._emit import Emitter
+from ._flow import Cut, cuts_of
+from ._latents import find_latents
+from ._ops_cast import small_float
+from ._ops_quant import on_grid
 from ._program import Known, Program
 from ._scope import Scope
-from ._weights import Origin, attribute_name, trainable_values
+from ._weights import Origin, attribute_name, tensor_of, trainable_values
 
 Qat = Literal["off", "fixed", "learned"]
 
@@ -42,8 +45,11 @@ class TrainableModule(torch.nn.Module):  # type: ignore[misc] - torch comes with
         self.tap_names = list(taps)
         self.origins: dict[str, Origin] = {}
         self.cuts: list[Cut] = []
+        self.detached: list[str] = []
         self.output_dtypes: list[ir.DataType | None] = []
         self.source = ""
+        self._optional: set[str | None] = set()
+        self._kept: dict[str, str] = {}
         self.register_buffer("anchor", torch.empty(0), persistent=False)
         for name, tensor in program.buffers.items():
             self.register_buffer(name, tensor)
@@ -67,6 +73,17 @@ class TrainableModule(torch.nn.Module):  # type: ignore[misc] - torch comes with
         values = [self._accept(feeds.get(n), d) for n, d in zip(self.input_names, self.input_dtypes, strict=True)]
         return dict(zip([*self.output_names, *self.tap_names], self._run(self, *values), strict=True))
 
+    def hold_zeros(self) -> None:
+        """Set what was pruned to zero again; call it after every step of an optimizer."""
+        with torch.no_grad():
+            for name, kept in self._kept.items():
+                self.get_parameter(name).mul_(self.get_buffer(kept))
+
+    def mask(self, parameter: str, kept: torch.Tensor) -> None:
+        """From now on hold a parameter at zero where `kept` is false."""
+        self._kept[parameter] = f"{parameter}_kept"
+        self.register_buffer(f"{parameter}_kept", kept, persistent=False)
+
     def _accept(self, value: Any, dtype: ir.DataType | None) -> Any:
         if isinstance(value, torch.Tensor):
             wanted = CARRIERS.get(dtype) if dtype is not None else None
@@ -80,56 +97,99 @@ class TrainableModule(torch.nn.Module):  # type: ignore[misc] - torch comes with
 
 
 def to_torch(
-    model: ir.Model, *, train: bool | Collection[str] = True, taps: Sequence[str] = (), qat: Qat = "off",
-    originals: Mapping[str, NDArray[Any]] | None = None,
+    model: ir.Model, *, train: bool | Collection[str] = True, taps: Sequence[str] = (), qat: Qat = "fixed",
+    originals: Mapping[str, NDArray[Any]] | None = None, masks: Mapping[str, NDArray[Any]] | None = None,
 ) -> TrainableModule:
     """A module that computes what `model` computes and whose Parameters are the model's weights.
 
     `train`: True for all weights, False for none, or the names of the constants to train. `taps`: values of the main
-    graph to return too. `model` is not changed; `write_back` puts trained weights into it.
+    graph to return too. `qat`: "fixed" trains stored integers as floats on their grid (a float in grid units each), with
+    straight-through gradients; "learned" the scales too; "off" keeps both as they are. `originals`: float weights by
+    initializer name, from which such latents start. `masks`: initializer name -> which elements may differ from zero;
+    zeros of float weights of two dims or more (and of originals) are held without being named. `model` is not changed; `write_back` puts trained weights into it.
     Errors: RefusedError for a node that cannot be run, UsageError for an unknown name in `train` or `taps`.
     """
-    origins = trainable_values(model, train)
-    _check_names(train, origins)
-    names: dict[ir.Value, str] = {}
-    for value, origin in origins.items():
-        names[value] = attribute_name(origin.name, names.values())
+    origins = _origins(model, train, qat, originals)
+    inputs, tapped = _callable_inputs(model), _tapped(model, taps)
     program = Program()
-    inputs = _callable_inputs(model)
-    emitter = Emitter(program, names, dict(model.functions), qat != "off")
+    names, sources = _named(origins)
+    emitter = Emitter(program, sources, dict(model.functions), qat != "off")
+    program.names.update(on_grid=on_grid, small_float=small_float)
     scope = Scope(model.graph.name or "graph", dict(model.opset_imports))
-    outputs = [*model.graph.outputs, *_tapped(model, taps)]
+    outputs = [*model.graph.outputs, *tapped]
     _open(program, inputs, scope)
     emitter.block(list(model.graph), scope, outputs)
-    dtypes = _close(emitter, outputs, scope)
+    known = _close(emitter, outputs, scope)
     module = TrainableModule(model, program, inputs, [v.name or "" for v in model.graph.outputs], taps)
     for value, origin in origins.items():
-        array = origin_tensor(value).numpy()
-        module.register_parameter(names[value], torch.nn.Parameter(to_carrier(array, origin.dtype)))
+        module.register_parameter(names[value], torch.nn.Parameter(_start(origin)))
         module.origins[names[value]] = origin
-    module.output_dtypes = dtypes
-    module._optional = {v.name for v in inputs if v.const_value is not None}
+        if (kept := _kept(origin, (masks or {}).get(origin.name))) is not None:
+            module.mask(names[value], kept)
+    module.output_dtypes = [None if k is None else k.dtype for k in known]
+    module.cuts = cuts_of([(v.name or "", k) for v, k in zip(outputs, known, strict=True)])
+    module.detached = emitter.detached
     module.source = "\n".join(program.lines) + "\n"
     module._run = _compiled(module.source, program, scope.graph)
-    module.cuts = find_cuts(model, origins.keys(), emitter.detached)
     return module
+
+
+def _origins(
+    model: ir.Model, train: bool | Collection[str], qat: Qat, originals: Mapping[str, NDArray[Any]] | None
+) -> dict[ir.Value, Origin]:
+    """What is trained, by the value that it stands for."""
+    origins = trainable_values(model, train, qat == "learned")
+    latents = find_latents(model, originals) if qat != "off" and train is not False else {}
+    for codes, latent in latents.items():
+        if train is True or latent.value.name in train:
+            origins[codes] = Origin(latent.graph, latent.value, latent.dtype, latent)
+    missing = set() if isinstance(train, bool) else set(train) - {o.name for o in origins.values()}
+    if missing:
+        raise UsageError("train", f"no weight '{', '.join(sorted(missing))}'", "name initializers, or pass True")
+    return origins
+
+
+def _named(origins: Mapping[ir.Value, Origin]) -> tuple[dict[ir.Value, str], dict[ir.Value, str]]:
+    """For each trained value the parameter's name, and the source that gives the value."""
+    names: dict[ir.Value, str] = {}
+    sources: dict[ir.Value, str] = {}
+    for value, origin in origins.items():
+        names[value] = attribute_name(origin.name, names.values())
+        parameter = f"self.{names[value]}"
+        sources[value] = parameter if origin.latent is None else origin.latent.expression(parameter)
+    return names, sources
+
+
+def _start(origin: Origin) -> torch.Tensor:
+    """A parameter's first value; 32-bit codes need double precision."""
+    if origin.latent is None:
+        return to_carrier(origin_tensor(origin.value).numpy(), origin.dtype)
+    wide = torch.float64 if origin.dtype == ir.DataType.INT32 else torch.float32
+    return torch.from_numpy(origin.latent.start).to(wide)
+
+
+def _kept(origin: Origin, mask: NDArray[Any] | None) -> torch.Tensor | None:
+    """Which elements of a parameter may differ from zero; None for all.
+
+    Rounded codes are zero here and there by chance: of latents only zeros of a float original count.
+    """
+    if mask is None:
+        latent = origin.latent
+        if latent is not None and not latent.holds_zeros:
+            return None
+        values = origin_tensor(origin.value).numpy() if latent is None else latent.start
+        if values.ndim < 2:
+            return None
+        mask = values != 0
+    return None if mask.all() else torch.from_numpy(np.array(mask, dtype=bool))
 
 
 def origin_tensor(value: ir.Value) -> ir.TensorProtocol:
     """The tensor of an initializer or of a Constant node's output."""
-    from ._weights import tensor_of
-
     producer = value.producer()
     tensor = value.const_value if producer is None else tensor_of(producer)
     assert tensor is not None
     return tensor
-
-
-def _check_names(train: bool | Collection[str], origins: Mapping[ir.Value, Origin]) -> None:
-    missing = set() if isinstance(train, bool) else set(train) - {o.name for o in origins.values()}
-    if missing:
-        names = ", ".join(sorted(missing))
-        raise UsageError("train", f"no float constant '{names}'", "name initializers of the model, or pass True")
 
 
 def _callable_inputs(model: ir.Model) -> list[ir.Value]:
@@ -160,18 +220,11 @@ def _open(program: Program, inputs: Sequence[ir.Value], scope: Scope) -> None:
         scope.values[value] = Known(name, value.dtype, type=value.type, shape=value.shape)
 
 
-def _close(emitter: Emitter, outputs: Sequence[ir.Value], scope: Scope) -> list[ir.DataType | None]:
-    codes, dtypes = [], []
-    for value in outputs:
-        known = emitter.value(value, scope)
-        if known is None:
-            codes.append("None")
-            dtypes.append(None)
-            continue
-        codes.append(emitter.program.tensor_code(known))
-        dtypes.append(known.dtype)
+def _close(emitter: Emitter, outputs: Sequence[ir.Value], scope: Scope) -> list[Known | None]:
+    known = [emitter.value(value, scope) for value in outputs]
+    codes = ["None" if k is None else emitter.program.tensor_code(k) for k in known]
     emitter.program.line(f"return ({', '.join(codes)},)")
-    return dtypes
+    return known
 
 
 def _compiled(source: str, program: Program, graph: str) -> Any:
@@ -186,4 +239,4 @@ def _compiled(source: str, program: Program, graph: str) -> Any:
     return program.names["run"]
 
 
-__all__ = ["TrainableModule", "carrier", "origin_tensor", "to_torch"]
+__all__ = ["Cut", "Origin", "Qat", "TrainableModule", "origin_tensor", "to_torch"]
