@@ -140,6 +140,27 @@ class Context(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Gradient:
+    """Of the loss by one weight, in its shape: `mean` over the samples, and mean `square` of each sample's own."""
+
+    mean: NDArray[np.float64]
+    square: NDArray[np.float64]
+
+
+@typing.runtime_checkable
+class Differentiates(Protocol):
+    """What a context may be able to do beside: differentiate. Passes ask `isinstance(context, Differentiates)`."""
+
+    def gradients(self, model: ir.Model, weights: Sequence[str], samples: int) -> Mapping[str, Gradient]:
+        """Gradients of the loss by the named initializers over at most `samples` calibration samples.
+
+        The loss is that of the labels where the data has them, else the distance from the model's own outputs.
+        Absent from the result: weights that the loss does not depend on. Errors: UsageError without data.
+        """
+        ...
+
+
 class NullContext:
     """A context without data or a terminal: a pass alone, in a test or inside another tool."""
 
