@@ -94,7 +94,7 @@ def write(net: Net, variant: str, path: Path) -> None:
     export = _dynamo if words[0].startswith("dynamo") else _legacy
     with _quiet():
         export(module, samples, axes, int(words[0][-2:]), words, path)
-    _keep_inline(path)
+    _strip_traces(path)
 
 
 def _dynamo(
@@ -103,7 +103,7 @@ def _dynamo(
     shapes = tuple(dict.fromkeys(named, torch.export.Dim.DYNAMIC) for named in axes)
     torch.onnx.export(
         module, samples, path, dynamo=True, opset_version=opset, optimize="raw" not in words, dynamic_shapes=shapes,
-        input_names=_names("x", samples), external_data=False, verbose=False,
+        input_names=_names(samples), external_data=False, verbose=False,
     )
 
 
@@ -114,16 +114,18 @@ def _legacy(
     mode = torch.onnx.TrainingMode.PRESERVE if kept else torch.onnx.TrainingMode.EVAL
     torch.onnx.export(
         module, samples, path, dynamo=False, opset_version=opset, training=mode, do_constant_folding=not kept,
-        input_names=_names("x", samples), dynamic_axes=dict(zip(_names("x", samples), axes, strict=True)),
+        input_names=_names(samples), dynamic_axes=dict(zip(_names(samples), axes, strict=True)),
     )
 
 
-def _names(stem: str, samples: Sequence[Tensor]) -> list[str]:
-    return [f"{stem}{index}" for index in range(len(samples))]
+def _names(samples: Sequence[Tensor]) -> list[str]:
+    """`x0` for floats, `ids0` for integers, `mask1` for zeros and ones: names by which feeds can be made up."""
+    stems = ["x" if t.is_floating_point() else "mask" if t.max() < 2 else "ids" for t in samples]
+    return [f"{stem}{index}" for index, stem in enumerate(stems)]
 
 
-def _keep_inline(path: Path) -> None:
-    """Without the exporter's stack traces, which name this machine's folders and outweigh the weights."""
+def _strip_traces(path: Path) -> None:
+    """Drop the exporter's stack traces, which name local folders and outweigh the weights."""
     model = onnx.load(path)
     for node in model.graph.node:
         del node.metadata_props[:]
