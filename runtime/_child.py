@@ -32,7 +32,7 @@ _SESSIONS: dict[int, Any] = {}
 _OBSERVERS: dict[int, dict[str, RangeObserver]] = {}
 _MOMENTS: dict[int, dict[str, MomentObserver]] = {}
 _COUNTING = Counting()
-_HELD_BYTES = 64 << 20  # more than this is counted before the next outputs come, to hold it only once
+_HELD_BYTES = 256 << 20  # more than this is counted before the next outputs come, so that it is held only once
 
 
 def serve(parent: int, memory_bytes: int) -> None:

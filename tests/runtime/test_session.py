@@ -118,3 +118,10 @@ def test_unknown_names_get_the_nearest():
 def test_every_target_has_a_provider():
     assert {target.provider for target in TARGETS.values()} <= PROVIDERS.keys()
     assert target_named("generic").provider == "cpu"
+
+
+def test_threads_that_do_not_spin_compute_the_same(worker, write):
+    path, feeds = write(LINEAR), {"x": np.arange(8, dtype=np.float32).reshape(2, 4), "unused": np.zeros(2, np.int64)}
+    spinning, calm = open_session(worker, path), open_session(worker, path, spin=False)
+    np.testing.assert_array_equal(calm.run(feeds)["y"], spinning.run(feeds)["y"])
+    assert worker.call("run", calm.handle(), feeds)["y"].shape == (2, 2)
