@@ -99,7 +99,7 @@ class MomentObserver:
         if self.request["kind"] == "profile":
             return fold_means(self.total)
         result = self.total if self.request["kind"] == "absmax" else self.total / self.count
-        return result if self.request["kernel"] or self.request["kind"] == "gram" else result[0]
+        return result if self.request["kernel"] or self.request["kind"] in ("gram", "regression") else result[0]
 
 
 def _products(rows: NDArray[Any]) -> NDArray[np.float64]:

@@ -96,3 +96,11 @@ def test_an_empty_array_adds_nothing():
 def test_nan_and_infinity_name_the_tensor(bad):
     with pytest.raises(RefusedError, match="tensor 'x': is NaN or infinite"):
         seen(request("absmax"), [[1, bad]])
+
+
+def test_a_regression_has_the_products_with_its_target_behind_the_gram_matrix():
+    x, y = RANDOM.normal(size=(30, 3)).astype(np.float32), RANDOM.normal(size=(30, 2)).astype(np.float32)
+    observer = MomentObserver("x", request("regression"))
+    observer.update(x, y)
+    z = np.concatenate([x, np.ones((30, 1))], axis=1)
+    np.testing.assert_allclose(observer.value(), [z.T @ np.concatenate([z, y], axis=1) / 30], rtol=1e-4, atol=1e-6)
