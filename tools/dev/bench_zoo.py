@@ -135,7 +135,10 @@ def row_of(path: Path, out: Path, text: str, worker: Worker) -> Row:
         return row
     before, after, step = result.input, result.output, result.passes[0]
     row.nodes, row.params, row.params_after = before.nodes or 0, before.params or 0, after.params or 0
-    row.macs, row.macs_after, row.seconds, row.error = before.macs, after.macs, step.seconds, step.stats.get("error")
+    row.macs, row.macs_after = before.macs, after.macs
+    if before.macs is None or after.macs is None:  # of an op that `inspect` cannot count: what the pass counts
+        row.macs, row.macs_after = step.stats.get("macs_before"), step.stats.get("macs_after")
+    row.seconds, row.error = step.seconds, step.stats.get("error")
     if step.rolled_back:
         row.problem = "rolled back: " + "; ".join(result.warnings)
     else:
