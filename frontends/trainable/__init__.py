@@ -7,7 +7,7 @@ from ... import UsageError
 try:
     import torch as _torch  # noqa: F401 - asked for here, once for the whole package
 except ModuleNotFoundError as error:
-    raise UsageError("torch", "training needs torch, which is not installed", "pip install 'onnx-opt[torch]'") from error
+    raise UsageError("torch", "not installed, and training needs it", "pip install 'onnx-opt[torch]'") from error
 
 from .module import TrainableModule, to_torch
 from .write_back import write_back

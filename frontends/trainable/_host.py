@@ -74,10 +74,11 @@ def _first_rank(operands: Sequence[Operand | None], attributes: dict[str, Any]) 
 
 def _elementwise(function: Callable[..., Scalar]) -> Callable[..., Host]:
     def apply(*operands: Host, **attributes: Any) -> Host:
-        size = max((len(o) for o in operands if isinstance(o, list) and len(o) != 1), default=1)
-        if not any(isinstance(o, list) for o in operands):
+        lengths = [len(o) for o in operands if isinstance(o, list)]
+        if not lengths:
             return function(*operands)
-        spread = [_spread(o, size) for o in operands]
+        longer = [length for length in lengths if length != 1]
+        spread = [_spread(o, longer[0] if longer else 1) for o in operands]
         return [function(*items) for items in zip(*spread, strict=True)]
 
     return apply
@@ -103,19 +104,23 @@ def _quotient(a: Scalar, b: Scalar) -> Scalar:
     return a // b if (a >= 0) == (b > 0) else -(-a // b)
 
 
-for _name, _function in {
+Functions = dict[str, Callable[..., Any]]
+
+_BINARY: Functions = {
     "Add": lambda a, b: _single(a + b), "Sub": lambda a, b: _single(a - b), "Mul": lambda a, b: _single(a * b),
     "Div": _quotient, "Equal": operator.eq, "Less": operator.lt, "Greater": operator.gt,
     "LessOrEqual": operator.le, "GreaterOrEqual": operator.ge, "And": lambda a, b: bool(a and b),
     "Or": lambda a, b: bool(a or b), "Where": lambda c, a, b: a if c else b,
     "Max": lambda *xs: max(xs), "Min": lambda *xs: min(xs),
-}.items():
+}
+for _name, _function in _BINARY.items():
     HOST_OPS[_name] = HostEntry(_elementwise(_function), _broadcast_rank)
 
-for _name, _function in {
+_UNARY: Functions = {
     "Neg": operator.neg, "Abs": abs, "Not": operator.not_, "Identity": lambda a: a,
     "Floor": lambda a: float(math.floor(a)), "Ceil": lambda a: float(math.ceil(a)), "Sqrt": lambda a: _single(a**0.5),
-}.items():
+}
+for _name, _function in _UNARY.items():
     HOST_OPS[_name] = HostEntry(_elementwise(_function), _first_rank)
 
 
@@ -213,5 +218,6 @@ def _reduction(function: Callable[[list[Scalar]], Scalar]) -> Callable[..., Host
     return apply
 
 
-for _name, _function in {"ReduceProd": math.prod, "ReduceSum": sum, "ReduceMax": max, "ReduceMin": min}.items():
+_REDUCTIONS: Functions = {"ReduceProd": math.prod, "ReduceSum": sum, "ReduceMax": max, "ReduceMin": min}
+for _name, _function in _REDUCTIONS.items():
     HOST_OPS[_name] = HostEntry(_reduction(_function), _reduced_rank)

@@ -27,7 +27,8 @@ SMALL_FLOATS = frozenset({
 })
 CODES = frozenset({D.INT2, D.UINT2, D.INT4, D.UINT4, D.INT8, D.UINT8, D.INT16, D.UINT16}) | SMALL_FLOATS
 CODE_INPUTS = {
-    "DequantizeLinear": (0,), "MatMulInteger": (0, 1), "ConvInteger": (1,), "QLinearConv": (3,), "QLinearMatMul": (0, 3),
+    "DequantizeLinear": (0,), "MatMulInteger": (0, 1), "ConvInteger": (1,), "QLinearConv": (3,),
+    "QLinearMatMul": (0, 3),
 }
 """Inputs where a constant is a quantized weight."""
 
@@ -36,9 +37,9 @@ CODE_INPUTS = {
 class Latent:
     """Stored codes to train. `value`: what holds them in the graph; `codes`: the value that the latents replace.
 
-    `low`, `high`, `step`: the grid (step 0: the floats of `value`'s type). `start`: (as codes) in grid units, the stored
-    codes or, if the float originals are known, those. `scale`: floats per grid unit, None if not found. `pack`: codes
-    to stored bytes.
+    `low`, `high`, `step`: the grid (step 0: the floats of `value`'s type). `start`: first latents, in grid units: the
+    stored codes, or the float original where it is known (`from_original`). `scale`: floats per grid unit, None if not
+    found. `pack`: codes to stored bytes.
     """
 
     graph: str
@@ -92,7 +93,7 @@ def _plain(graph: str, value: ir.Value, tensor: ir.TensorProtocol) -> Latent | N
     codes = tensor.numpy().astype(np.float64)
     low, high = (0.0, 0.0) if tensor.dtype in SMALL_FLOATS else _grid_of(codes, tensor.dtype)
     step = 0.0 if tensor.dtype in SMALL_FLOATS else 1.0
-    return Latent(graph, value, value, tensor.dtype, low, high, step, codes, _scale_of(value, codes.ndim))
+    return Latent(graph, value, value, tensor.dtype, low, high, step, codes, _scale_of(value, codes.shape))
 
 
 def _users(value: ir.Value) -> Iterator[tuple[ir.Node, int]]:
@@ -126,26 +127,48 @@ def _grid_of(codes: Floats, dtype: ir.DataType) -> tuple[float, float]:
     return float(-(2 ** (bits - 1)) + symmetric), float(2 ** (bits - 1) - 1)
 
 
-def _scale_of(codes: ir.Value, rank: int) -> Floats | None:
-    """Constant floats per grid unit, in the rank of the codes: of a DequantizeLinear, or of a Cast and a Mul."""
+def _scale_of(codes: ir.Value, shape: tuple[int, ...]) -> Floats | None:
+    """Constant floats per grid unit, as codes broadcast: of a DequantizeLinear, of a Cast and a Mul, or the weight's
+    part of the product that an integer kernel's result is multiplied by.
+    """
     for node, index in codes.uses():
         if node.op_type == "DequantizeLinear" and index == 0:
             scale = _constant(node.inputs[1])
-            return None if scale is None or node.attributes.get_int("block_size", 0) else _aligned(scale, node, rank)
+            return None if scale is None else _aligned(scale, node, shape)
+        if node.op_type in ("MatMulInteger", "ConvInteger"):
+            return _factor_behind(node.outputs[0])
         if node.op_type == "Cast":
-            if not _gives_float(node):
-                return _scale_of(node.outputs[0], rank)
-            for user, place in node.outputs[0].uses():
-                if user.op_type == "Mul":
-                    return _constant(user.inputs[1 - place])
+            return _scale_of(node.outputs[0], shape) if not _gives_float(node) else _factor_of(node.outputs[0])
     return None
 
 
-def _aligned(scale: Floats, node: ir.Node, rank: int) -> Floats:
-    if scale.size == 1:
-        return scale.reshape(())
-    axis = node.attributes.get_int("axis", 1) % rank
-    return scale.reshape(-1, *(1,) * (rank - axis - 1))
+def _factor_of(value: ir.Value) -> Floats | None:
+    """The constant that a value is multiplied by."""
+    for user, place in value.uses():
+        if user.op_type == "Mul":
+            return _constant(user.inputs[1 - place])
+    return None
+
+
+def _factor_behind(product: ir.Value) -> Floats | None:
+    """Integer product -> Cast -> Mul by (run-time scale x constant scale): the constant."""
+    cast = _only_user(product, "Cast")
+    scaled = None if cast is None else _only_user(cast.outputs[0], "Mul")
+    for value in () if scaled is None else scaled.inputs:
+        producer = None if value is None else value.producer()
+        if producer is not None and producer.op_type == "Mul":
+            return next((c for v in producer.inputs if (c := _constant(v)) is not None), None)
+    return None
+
+
+def _aligned(parameter: Floats, node: ir.Node, shape: tuple[int, ...]) -> Floats:
+    """A scale or zero point of a DequantizeLinear, so that it broadcasts over codes of `shape`."""
+    if parameter.size == 1:
+        return parameter.reshape(())
+    axis = node.attributes.get_int("axis", 1) % len(shape)
+    if block := node.attributes.get_int("block_size", 0):
+        return np.repeat(parameter, block, axis).take(range(shape[axis]), axis)
+    return parameter.reshape(-1, *(1,) * (len(shape) - axis - 1))
 
 
 def _constant(value: ir.Value | None) -> Floats | None:
@@ -173,7 +196,7 @@ def _packed(graph: str, value: ir.Value, tensor: ir.TensorProtocol) -> Latent | 
     codes = (signs * powers[:, None]).sum(0)[: int(np.prod(shape))].reshape(shape).astype(np.float64)
     high = float(rows.max() * (2**planes - 1))
     step = 1.0 if 0 in rows else 2.0
-    return Latent(graph, value, end, tensor.dtype, -high, high, step, codes, _scale_of(end, codes.ndim),
+    return Latent(graph, value, end, tensor.dtype, -high, high, step, codes, _scale_of(end, codes.shape),
                   _packer(rows, planes, stored.shape))
 
 
@@ -231,14 +254,14 @@ def _started(latent: Latent, originals: Mapping[str, NDArray[Any]]) -> Latent:
             return latent  # only resembles it, or was given more channels since
         raise UsageError(f"originals['{key}']", f"has shape {weight.shape}, its codes {latent.start.shape}",
                          "give the float weight that was quantized")
-    zero = _zero_of(latent.codes, weight.ndim)
+    zero = _zero_of(latent.codes, weight.shape)
     start = np.clip(weight / latent.scale + zero, latent.low, latent.high)
     return replace(latent, start=start, from_original=True)
 
 
-def _zero_of(codes: ir.Value, rank: int) -> Any:
+def _zero_of(codes: ir.Value, shape: tuple[int, ...]) -> Any:
     for node, index in codes.uses():
         if node.op_type == "DequantizeLinear" and index == 0 and len(node.inputs) > 2:
             zero = _constant(node.inputs[2])
-            return 0.0 if zero is None else _aligned(zero, node, rank)
+            return 0.0 if zero is None else _aligned(zero, node, shape)
     return 0.0

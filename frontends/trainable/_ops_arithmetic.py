@@ -137,7 +137,7 @@ def min_(*xs: Tensor) -> Tensor:
 
 
 @op("Clip")
-def clip_by_attributes(x: Tensor, *, min: float | None = None, max: float | None = None) -> Tensor:  # noqa: A002
+def clip_by_attributes(x: Tensor, *, min: float | None = None, max: float | None = None) -> Tensor:
     return x if min is None and max is None else torch.clamp(x, min, max)
 
 

@@ -74,7 +74,7 @@ _WRAPPED = frozenset({D.INT2, D.INT4, D.UINT2, D.UINT4, D.UINT16, D.UINT32})
 """Types narrower than their carriers."""
 
 
-class _Rounded(torch.autograd.Function):  # type: ignore[misc] - torch comes without types here
+class _Rounded(torch.autograd.Function):  # type: ignore[misc]  # torch comes without types here
     """Values rounded to a small float type; gradients pass where nothing was clipped."""
 
     @staticmethod

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch.nn import functional as F  # noqa: N812 - torch's own convention
 
 from ._registry import op

@@ -77,8 +77,8 @@ def tensor_scatter(
 ) -> Tensor:
     """New steps of a cache written at each sequence's own place."""
     axis = axis % past.ndim
-    starts = torch.zeros(past.shape[0], dtype=torch.int64, device=past.device) if write_indices is None else write_indices
-    at = starts.reshape(-1, 1) + torch.arange(update.shape[axis], device=past.device)
+    at = torch.arange(update.shape[axis], device=past.device).expand(past.shape[0], -1)
+    at = at if write_indices is None else at + write_indices.reshape(-1, 1)
     at = at % past.shape[axis] if mode == "circular" else at
     shape = [past.shape[0], *(1,) * (axis - 1), update.shape[axis], *(1,) * (past.ndim - axis - 1)]
     return past.scatter(axis, at.reshape(shape).expand(update.shape), update)
@@ -90,7 +90,7 @@ def top_k_by_attribute(x: Tensor, *, axis: int = -1, k: int) -> tuple[Tensor, ..
 
 
 @op("TopK", 10, many=True, host=(1,))
-def top_k(x: Tensor, k: Any, *, axis: int = -1, largest: int = 1, sorted: int = 1) -> tuple[Tensor, ...]:  # noqa: A002
+def top_k(x: Tensor, k: Any, *, axis: int = -1, largest: int = 1, sorted: int = 1) -> tuple[Tensor, ...]:
     return _top_k(x, k[0] if isinstance(k, list) else k, axis, bool(largest))
 
 

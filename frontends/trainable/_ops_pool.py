@@ -193,7 +193,7 @@ def _roi_align(
         z = left + (torch.arange(width * columns, device=x.device) + 0.5) * across / (width * columns)
         corners = _bilinear_corners(x[image], y, z)
         if mode == "avg":
-            grid = sum(corners)
+            grid = torch.stack(corners).sum(0)
             pooled.append(grid.reshape(-1, height, rows, width, columns).mean(dim=(2, 4)))
         else:
             best = torch.stack(corners).amax(0)

@@ -20,7 +20,7 @@ Tensor = Any
 D = ir.DataType
 
 
-class _Round(torch.autograd.Function):  # type: ignore[misc] - torch comes without types here
+class _Round(torch.autograd.Function):  # type: ignore[misc]  # torch comes without types here
     """Half to even; the gradient passes."""
 
     @staticmethod
@@ -43,7 +43,7 @@ def on_grid(x: Tensor, low: float, high: float, step: float = 1.0) -> Tensor:
     return (low + step * _HalfUp.apply(level)).clamp(low, high)
 
 
-class _HalfUp(torch.autograd.Function):  # type: ignore[misc] - torch comes without types here
+class _HalfUp(torch.autograd.Function):  # type: ignore[misc]  # torch comes without types here
     """Halves up; the gradient passes."""
 
     @staticmethod

@@ -57,7 +57,7 @@ def concat_from_sequence(xs: list[Tensor], *, axis: int, new_axis: int = 0) -> T
 
 
 @op("Optional", 15)
-def optional(x: Any = None, *, type: Any = None) -> Any:  # noqa: A002 - ONNX's name
+def optional(x: Any = None, *, type: Any = None) -> Any:
     return x
 
 

@@ -22,23 +22,23 @@ def reference_kernel(node: ir.Node, attributes: dict[str, Any], call: Call) -> C
     """
     from onnx.reference import ReferenceEvaluator
 
-    absent = [i for i, value in enumerate(node.inputs) if value is None or value.name == ""]
-    names = ["" if i in absent else f"i{i}" for i in range(len(node.inputs))]
+    names = ["" if value is None or value.name == "" else f"i{i}" for i, value in enumerate(node.inputs)]
     outputs = [f"o{i}" for i in range(len(node.outputs))]
     where = f"{node.op_type} {node.name or node.outputs[0].name}"
     try:
         evaluator = ReferenceEvaluator(_single_node(node, attributes, names, outputs, call.opset))
     except Exception as error:
-        fix = f"remove it, or cut the model before it: '{node.inputs[0].name if node.inputs else ''}'"
+        before = ", ".join(f"'{value.name}'" for value in node.inputs if value is not None)
+        fix = f"end the model before it, at {before}" if before else "remove it from the model"
         raise RefusedError(where, f"no kernel for {node.domain or 'ai.onnx'}.{node.op_type}", fix) from error
 
-    @torch.compiler.disable
     def run(device: torch.device, *values: Any) -> tuple[Any, ...]:
         pairs = zip(names, values, call.inputs, strict=True)
         feeds = {name: to_numpy(value, dtype) for name, value, dtype in pairs if name}
         return tuple(to_torch_value(result, device) for result in evaluator.run(None, feeds))
 
-    return run
+    kernel: Callable[..., tuple[Any, ...]] = torch.compiler.disable(run)
+    return kernel
 
 
 def _single_node(

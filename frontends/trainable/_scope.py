@@ -9,6 +9,7 @@ from typing import Any
 import onnx_ir as ir
 
 from ._program import Known
+from ._weights import held_graphs
 
 
 @dataclass
@@ -63,11 +64,6 @@ def _reads(node: ir.Node) -> Iterable[ir.Value]:
     while waiting:
         current = waiting.pop()
         yield from (v for v in current.inputs if v is not None)
-        for attribute in current.attributes.values():
-            if attribute.is_ref():
-                continue
-            graphs = {ir.AttributeType.GRAPH: lambda a: [a.value], ir.AttributeType.GRAPHS: lambda a: a.value}.get(
-                attribute.type, lambda a: [])(attribute)
-            for graph in graphs:
-                yield from graph.outputs
-                waiting.extend(graph)
+        for graph in held_graphs(current):
+            yield from graph.outputs
+            waiting.extend(graph)

@@ -15,7 +15,7 @@ from ._dtypes import WEIGHT_TYPES
 if TYPE_CHECKING:
     from ._latents import Latent
 
-LEARNED = {
+LEARNED: dict[str, tuple[int, ...] | None] = {
     "Conv": (1, 2), "ConvTranspose": (1, 2), "Gemm": (0, 1, 2), "MatMul": (0, 1), "BatchNormalization": (1, 2),
     "InstanceNormalization": (1, 2), "LayerNormalization": (1, 2), "GroupNormalization": (1, 2),
     "RMSNormalization": (1,), "PRelu": (1,), "LSTM": (1, 2, 3, 7), "GRU": (1, 2, 3), "RNN": (1, 2, 3),
@@ -82,7 +82,7 @@ def constants_of(model: ir.Model) -> Iterator[tuple[str, ir.Value, ir.TensorProt
         for node in graph:
             if node.op_type == "Constant" and (tensor := tensor_of(node)) is not None:
                 yield graph.name or "", node.outputs[0], tensor
-            stack.extend(_held(node))
+            stack.extend(held_graphs(node))
 
 
 def _overridable(model: ir.Model) -> bool:
@@ -90,7 +90,8 @@ def _overridable(model: ir.Model) -> bool:
     return model.ir_version is None or model.ir_version >= 4
 
 
-def _held(node: ir.Node) -> list[ir.Graph]:
+def held_graphs(node: ir.Node) -> list[ir.Graph]:
+    """Bodies and branches of a node."""
     held: list[ir.Graph] = []
     for attribute in node.attributes.values():
         if attribute.type == ir.AttributeType.GRAPH and not attribute.is_ref():

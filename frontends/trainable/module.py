@@ -25,7 +25,7 @@ from ._weights import Origin, attribute_name, tensor_of, trainable_values
 Qat = Literal["off", "fixed", "learned"]
 
 
-class TrainableModule(torch.nn.Module):  # type: ignore[misc] - torch comes without types here
+class TrainableModule(torch.nn.Module):  # type: ignore[misc]  # torch comes without types here
     """Runs an ONNX graph in torch, with gradients. Made by `to_torch`.
 
     Inputs in the order of the graph or by name; numpy arrays are taken too. One output comes bare, several as a tuple:
@@ -103,10 +103,11 @@ def to_torch(
     """A module that computes what `model` computes and whose Parameters are the model's weights.
 
     `train`: True for all weights, False for none, or the names of the constants to train. `taps`: values of the main
-    graph to return too. `qat`: "fixed" trains stored integers as floats on their grid (a float in grid units each), with
+    graph to return too. `qat`: "fixed" trains stored integers as floats on their grid (one each, in grid units), with
     straight-through gradients; "learned" the scales too; "off" keeps both as they are. `originals`: float weights by
     initializer name, from which such latents start. `masks`: initializer name -> which elements may differ from zero;
-    zeros of float weights of two dims or more (and of originals) are held without being named. `model` is not changed; `write_back` puts trained weights into it.
+    zeros of float weights of two dims or more (and of originals) are held without being named. `model` is not changed;
+    `write_back` puts trained weights into it.
     Errors: RefusedError for a node that cannot be run, UsageError for an unknown name in `train` or `taps`.
     """
     origins = _origins(model, train, qat, originals)
@@ -141,7 +142,7 @@ def _origins(
     origins = trainable_values(model, train, qat == "learned")
     latents = find_latents(model, originals) if qat != "off" and train is not False else {}
     for codes, latent in latents.items():
-        if train is True or latent.value.name in train:
+        if isinstance(train, bool) or latent.value.name in train:
             origins[codes] = Origin(latent.graph, latent.value, latent.dtype, latent)
     missing = set() if isinstance(train, bool) else set(train) - {o.name for o in origins.values()}
     if missing:
@@ -199,8 +200,8 @@ def _callable_inputs(model: ir.Model) -> list[ir.Value]:
 
 
 def _tapped(model: ir.Model, taps: Sequence[str]) -> list[ir.Value]:
-    known = {v.name: v for node in model.graph for v in node.outputs if v.name}
-    known |= {v.name: v for v in (*model.graph.inputs, *model.graph.initializers.values())}
+    made = [v for node in model.graph for v in node.outputs]
+    known = {v.name or "": v for v in (*model.graph.inputs, *model.graph.initializers.values(), *made)}
     for name in taps:
         if name not in known:
             raise UsageError("taps", f"no value '{name}' in the main graph", "name an output of one of its nodes")
