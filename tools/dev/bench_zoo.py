@@ -9,10 +9,10 @@ as a user would, through `optimize`, writes the result and examines the file its
 inference where the original passes it, ONNX Runtime at two batch sizes where the batch is open.
 
 Columns: nodes of the original; parameters before and after, counted in the files; fractions of parameters and of MACs
-(as the pass counts them) removed; valid; error, relative, of the pruned graph against the original with the removed channels shut off (as
-measured by the pass; `-` where it ran neither); seconds of the pass; what is wrong, or what was left and why. A graph
-counts as pruned where the file is valid and its parameters are more than 3 % fewer. Exits 1 when a file is invalid or
-the pass failed.
+(as the pass counts them) removed; valid; error, relative, of the pruned graph against the original with the removed
+channels shut off (as measured by the pass; `-` where it ran neither); seconds of the pass; what is wrong, or what was
+left and why. A graph counts as pruned where the file is valid and its parameters are more than 3 % fewer. Exits 1 when
+a file is invalid or the pass failed.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from pathlib import Path
 
 FAMILIES = (
     "vision_cnn", "vision_mobile", "vision_dense", "vision_transformers", "vision_mixers", "language", "decoders",
-    "recurrent", "audio", "hand_written", "hand_written_new",
+    "recurrent", "audio", "unusual", "hand_written", "hand_written_new",
 )
 Builder = Callable[[Path], Path]
 
