@@ -168,6 +168,14 @@ class Names:
         return name
 
 
+def become(model: ir.Model, other: ir.Model) -> None:
+    """Make `model` what `other` is, in place; `other` must not be used afterwards."""
+    model.graph = other.graph
+    model.ir_version = other.ir_version
+    model.functions.clear()
+    model.functions.update(other.functions)
+
+
 def refresh_shapes(model: ir.Model) -> bool:
     """Forget every inferred shape and infer anew (stale `value_info` survives inference otherwise).
 

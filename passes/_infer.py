@@ -44,6 +44,23 @@ def infer_types(model: ir.Model, data_prop: bool) -> bool:
     return True
 
 
+def structural_problem(model: ir.Model) -> str:
+    """What onnx's checker or its strict shape inference says against a model, in one line; empty if nothing.
+
+    The weights stay out of it. Empty also for a model too large to be shown to them.
+    """
+    with without_weights(model):
+        proto = ir.to_proto(model)
+    if proto.ByteSize() >= PROTOBUF_LIMIT:
+        return ""
+    try:
+        onnx.checker.check_model(proto)
+        onnx.shape_inference.infer_shapes(proto, check_type=True, strict_mode=True, data_prop=True)
+    except FAILURES as error:
+        return " ".join(str(error).split())[:300]
+    return ""
+
+
 def _values(graph: ir.Graph) -> Iterator[ir.Value]:
     yield from graph.inputs
     for node in graph:

@@ -2,69 +2,158 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
-import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
 
-from ._base import Context, Declined, Effect, Option, Pass, PassOutcome
-from ._channels.costs import costs_of
-from ._channels.gate import judge
-from ._channels.importance_weights import magnitude
-from ._channels.prepare import prepare, share_again
-from ._dims.groups import Group, channel_groups, frozen_weights, kept_slots
-from ._dims.remove import remove_slots
-from ._dims.rules import relate
-from ._dims.solve import Solution, solve
-from ._dims.trace import traced
-from .remove_identities import RemoveIdentities
-from .remove_unused import RemoveUnused
+from .. import UsageError
+from ._base import Context, Effect, Option, Pass, PassOutcome, Stat
+from ._channels.importance import Aggregate, Normalise, ScoreOptions, Scores
+from ._channels.importance_criteria import scores_of
+from ._channels.pruning import Pruning
+from ._channels.select import Candidates, Choice, Scope, choose, increments, within
+from ._dims.solve import Attention
+
+SCORED = 128
+"""Samples that scores are made from, at most; fitting uses more."""
 
 
 @dataclass(frozen=True)
 class PruneChannels(Pass):
-    """Remove whole channels, attention heads and hidden units, with everything that depends on them.
+    """Remove whole channels, hidden units and attention heads from every tensor that has them, with all that only
+    served them.
 
-    Effect: lossy.
+    Effect: lossy. Solves which slices of which tensors must go together (no patterns: every op says how its axes are
+    related), takes the least important, fits attributes and shape constants, and proves on the way that the result
+    computes what the whole model does with those channels shut off; a group for which that fails stays and is named.
+    Inputs and outputs of the model keep their shapes. With calibration data each layer that lost inputs is then fitted
+    to what it computed before. Ratios count from the widths that the model had before its first prune-channels.
 
-    Shapes: smaller.
+    Shapes: every axis of a group of n channels, n -> the allowed width nearest to n - floor(ratio * n).
 
-    Stats: `channels` removed (count).
+    Errors: UsageError where a criterion needs data, where patterns match nothing, where options contradict each other.
 
-    Source: Fang et al., DepGraph, CVPR 2023 (arXiv:2301.12900).
+    Stats: `channels` removed, `groups` that lost some, `layers` fitted (counts), `params_before`, `params_after`,
+    `macs_before`, `macs_after` (counts, symbolic dims as 1), `error` of the proof (relative, root mean square; absent
+    where the model could not be run).
+
+    Source: groups: Fang et al., DepGraph, CVPR 2023 (arXiv:2301.12900), here on index spaces; fitting: He et al.,
+    Channel Pruning, ICCV 2017 (arXiv:1707.06168); criteria: `onnx-opt passes prune-channels` names each with its own.
     """
 
     name: ClassVar[str] = "prune-channels"
     effect: ClassVar[Effect] = "lossy"
 
-    ratio: float = Option(0.5, "Fraction of the channels of each group to remove.", low=0.0, high=0.99)
-    attention: Literal["heads", "dims"] = Option("heads", "Take whole heads out of attention, or head dimensions.")
+    ratio: float = Option(0.5, "Fraction of the channels to remove.", low=0.0, high=0.99)
+    scope: Scope = Option("layer", "Take the ratio of each group, of all channels ranked together (global), or of "
+                          "groups of the same shape ranked together (isomorphic).")
+    importance: Literal[
+        "auto", "l1", "l2", "geometric-median", "bn-scale", "random", "activation", "variance", "drift", "stability",
+        "taylor", "fisher",
+    ] = Option("auto", "What channels are ranked by: norms of their weights (l1, l2), how replaceable they are "
+               "(geometric-median), what their readers make of them (activation, variance, drift after refitting), how "
+               "surely half of the data agrees (stability), gradients (taylor, fisher). auto: drift with data, "
+               "else l2.")
+    aggregate: Aggregate = Option("mean", "How the scores of a group's several weights become one.")
+    normalise: Normalise = Option("mean", "What the scores of each weight are divided by before.")
+    attention: Attention = Option("heads", "Take whole heads out of attention, or dimensions of every head.")
+    macs: float = Option(0.0, "Largest fraction of the multiply-accumulates to leave, instead of a ratio; 0 is off.",
+                         low=0.0, high=1.0)
+    params: float = Option(0.0, "Largest fraction of the parameters to leave, instead of a ratio; 0 is off.",
+                           low=0.0, high=1.0)
+    size: float = Option(0.0, "Largest fraction of the bytes of weights to leave, instead of a ratio; 0 is off.",
+                         low=0.0, high=1.0)
+    drift: float = Option(0.0, "Remove as long as each group's readers lose at most this share of their outputs' "
+                          "variance (importance=drift), instead of a ratio; 0 is off.", low=0.0, high=1.0)
+    frequency: float = Option(0.0, "Remove only channels that at least this share of the halves of the data would "
+                              "(importance=stability); 0 is off.", low=0.0, high=1.0)
+    least: int = Option(1, "Channels that every group keeps; 0 lets whole branches go where the rest works without.",
+                        low=0, high=1_000_000)
+    multiple: int = Option(0, "Widths of convolutions are multiples of it; 0: of what the target computes at once.",
+                           low=0, high=1024)
+    include: tuple[str, ...] = Option((), "Only groups of which a weight (WEIGHT, or WEIGHT:AXIS) or its node matches one of these.")
+    exclude: tuple[str, ...] = Option((), "Not the groups of which a weight (WEIGHT, or WEIGHT:AXIS) or its node matches one of these.")
+    recover: bool = Option(True, "Fit layers that lost inputs to the whole model's outputs, where there is data.")
+    samples: int = Option(512, "Calibration samples to use at most.", low=1, high=10_000_000)
+    damp: float = Option(1e-3, "Share of the inputs' mean square added to it when fitting.", low=1e-9, high=1.0)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        budgets = [name for name in ("macs", "params", "size", "drift") if getattr(self, name)]
+        if len(budgets) > 1:
+            raise UsageError(f"prune-channels.{budgets[1]}", f"{' and '.join(budgets)} are set", "leave one of them")
+        for option, wanted in (("drift", "drift"), ("frequency", "stability")):
+            if getattr(self, option) and self.importance != wanted:
+                raise UsageError(f"prune-channels.{option}", f"importance is {self.importance}",
+                                 f"add importance={wanted}")
 
     def run(self, model: ir.Model, context: Context) -> PassOutcome:
-        origins = prepare(model, context)
-        solution = solve(relate(model, traced(model)), self.attention)
-        groups = channel_groups(solution)
-        declined = [Declined(f"{v.name}[{i}]", reason) for (v, i), reason in frozen_weights(solution)]
-        costs = costs_of(model, solution)
-        scores = magnitude(groups, solution, 2)
-        channels = [g.channels[np.argsort(s, kind="stable")[: int(self.ratio * len(s))]] for g, s in zip(groups, scores, strict=True)]
-        removed = np.concatenate(channels) if channels else np.empty(0, np.intp)
-        verdict = judge(model, solution, removed, context)
-        if verdict.problem:
-            raise RuntimeError(verdict.problem)
-        mask = np.zeros(solution.count + 1, bool)
-        before = costs.of(mask)
-        mask[removed] = True
-        after = costs.of(mask)
-        if len(removed):
-            remove_slots(model, kept_slots(solution, removed), solution.relations.trace)
-        share_again(model, origins)
-        for step in (RemoveIdentities(), RemoveUnused()):
-            step.run(model, context)
-        stats = {"channels": len(removed), "groups": len(groups), "params_before": before.params,
-                 "params_after": after.params, "macs_before": before.macs, "macs_after": after.macs}
-        if verdict.error is not None:
-            stats["error"] = verdict.error
-        return PassOutcome(len(removed), stats, declined)
+        pruning = Pruning(model, context, self.attention, keep_batchnorm=self.importance == "bn-scale")
+        pruning.limit_to(self.include, self.exclude)
+        if not pruning.groups or pruning.repeated(str(self)):
+            return PassOutcome(declined=pruning.declined)
+        candidates = pruning.candidates(self._scores(pruning, context), self.multiple, self.least)
+        choice, error = pruning.proved(candidates, self._choice(pruning, candidates, context))
+        if not any(choice):
+            return PassOutcome(declined=pruning.declined)
+        removed = candidates.removed(choice)
+        fitted = pruning.finish(model, removed, self.samples if self.recover else 0, self.damp)
+        pruning.remember(model, str(self), choice)
+        after = pruning.cost(choice, candidates.orders())
+        stats: dict[str, Stat] = {
+            "channels": len(removed), "groups": sum(map(bool, choice)), "layers": fitted,
+            "params_before": pruning.before.params, "params_after": after.params,
+            "macs_before": pruning.before.macs, "macs_after": after.macs,
+        }
+        if error is not None:
+            stats["error"] = error
+        return PassOutcome(len(removed), stats, pruning.declined)
+
+    def _scores(self, pruning: Pruning, context: Context) -> list[Scores]:
+        name = self._criterion(context)
+        options = ScoreOptions(self.aggregate, self.normalise, min(self.samples, SCORED), self.ratio)
+        scores, declined = scores_of(name, pruning.groups, pruning.solution, pruning.whole, context, options)
+        pruning.declined += declined
+        return scores
+
+    def _criterion(self, context: Context) -> str:
+        if self.importance != "auto":
+            return self.importance
+        return "drift" if context.has_data() else "l2"
+
+    def _choice(self, pruning: Pruning, candidates: Candidates, context: Context) -> Choice:
+        """How many channels of each group go."""
+        limit = self.drift or (1 - self.frequency if self.frequency else 0.0)
+        if self.drift:
+            return [candidates.fitted(i, int((s <= limit).sum())) for i, s in enumerate(candidates.scores)]
+        if self.scope != "layer" and self._criterion(context) == "drift":
+            candidates = replace(candidates, scores=[increments(scores) for scores in candidates.scores])
+        budget = next((name for name in ("macs", "params", "size") if getattr(self, name)), "")
+        if not budget:
+            choice = choose(candidates, self.scope, self.ratio)
+        else:
+            choice = self._within(budget, pruning, candidates, context)
+        if self.frequency:
+            sure = (int((s <= limit).sum()) for s in candidates.scores)
+            choice = [candidates.fitted(i, min(c, n)) for i, (c, n) in enumerate(zip(choice, sure, strict=True))]
+        return choice
+
+    def _within(self, budget: str, pruning: Pruning, candidates: Candidates, context: Context) -> Choice:
+        """The smallest ratio that meets a budget; under scope=global channels also count by what they take."""
+        whole, fraction = pruning.memory.cost or pruning.before, float(getattr(self, budget))
+        orders = candidates.orders()
+        kind = {"macs": "macs", "params": "params", "size": "bytes"}[budget]
+
+        def taken(choice: Choice) -> float:
+            left: int = getattr(pruning.cost(choice, orders), kind)
+            return left / max(getattr(whole, kind), 1)
+
+        ranked = candidates
+        if self.scope == "global":
+            ranked = candidates.per_gain([taken([0] * len(orders)) - taken(one) for one in candidates.single()])
+        choice, met = within(taken, fraction, lambda ratio: choose(ranked, self.scope, ratio))
+        if not met:
+            context.warn("prune-channels", f"{taken(choice):.0%} of the {budget} stay, not {fraction:.0%}: "
+                         "the rest is in what cannot lose channels")
+        return choice

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,8 +13,10 @@ from .._base import Context
 from .._dims.groups import kept_slots
 from .._dims.reference import masked_reference
 from .._dims.remove import remove_slots
-from .._dims.solve import Solution
+from .._dims.solve import Attention, Solution
 from .._dims.surgery import SurgeryError
+from .._infer import structural_problem
+from .branches import drop_branches
 
 TOLERANCE = 1e-3
 """Largest relative error (root mean square) that is float noise; a wrong slice is off by tenths."""
@@ -27,25 +30,49 @@ class Verdict:
     problem: str = ""
 
 
-def removal(model: ir.Model, solution: Solution, channels: NDArray[np.intp]) -> ir.Model:
-    """A copy of `model` without the given channels. Errors: SurgeryError."""
+def take_out(model: ir.Model, solution: Solution, channels: NDArray[np.intp], attention: Attention) -> None:
+    """Remove channels from a model, in place, of which `solution` is the solution or that of its original.
+
+    Errors: SurgeryError; the model is then spoilt.
+    """
+    kept = kept_slots(solution, channels)
+    if any(len(slots) == 0 for axes in kept.values() for slots in axes.values()):
+        solution, channels = drop_branches(model, kept, attention)
+        kept = kept_slots(solution, channels)
+    if len(channels):
+        remove_slots(model, kept, solution.relations.trace)
+
+
+def judge(
+    model: ir.Model, solution: Solution, channels: NDArray[np.intp], context: Context, attention: Attention
+) -> Verdict:
+    """Try a removal on copies: surgery, checker and strict inference, then both forms on the same feeds."""
     pruned = model.clone()
-    remove_slots(pruned, kept_slots(solution, channels), solution.relations.trace)
-    return pruned
-
-
-def judge(model: ir.Model, solution: Solution, channels: NDArray[np.intp], context: Context) -> Verdict:
-    """Try the removal on copies: surgery, then both forms on the same feeds."""
     try:
-        pruned = removal(model, solution, channels)
+        take_out(pruned, solution, channels, attention)
     except SurgeryError as failed:
         return Verdict(None, str(failed))
+    problem = structural_problem(pruned)
+    if problem and not structural_problem(model):
+        return Verdict(None, problem)
     found = context.difference(masked_reference(model, solution, kept_slots(solution, channels)), pruned)
-    if found is None:
+    if found is None or found[2]:
         return Verdict(None)
-    error, failure, reference_failure = found
-    if failure and not reference_failure:
+    error, failure, _ = found
+    if failure:
         return Verdict(None, failure)
-    if reference_failure:
-        return Verdict(None)
     return Verdict(error, "" if error <= TOLERANCE else f"it is off by {error:.2g} of what the masked model gives")
+
+
+def offenders(parts: Sequence[int], problem: Callable[[Sequence[int]], str]) -> Sequence[int]:
+    """The smallest run of `parts` found to be a problem by itself, by halving; the later half where only both are."""
+    while len(parts) > 1:
+        half = len(parts) // 2
+        left, right = parts[:half], parts[half:]
+        if problem(left):
+            parts = left
+        elif problem(right):
+            parts = right
+        else:
+            return right
+    return parts

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import gcd
 from typing import Literal
 
@@ -31,10 +31,30 @@ class Candidates:
     groups: Sequence[Group]
     scores: Sequence[Scores]
     widths: Sequence[NDArray[np.intp]]
+    was: Sequence[int]
+    """Of each group its width before the model was pruned first: ratios count from there."""
+
+    def orders(self) -> list[NDArray[np.intp]]:
+        """`order` of every group."""
+        return [self.order(index) for index in range(len(self.groups))]
+
+    def already(self, index: int) -> int:
+        """Channels that a group has lost before."""
+        return self.was[index] - len(self.groups[index].channels)
 
     def order(self, index: int) -> NDArray[np.intp]:
         """Channel ids of a group, the least important first; ties in graph order."""
         return self.groups[index].channels[np.argsort(self.scores[index], kind="stable")]
+
+    def single(self) -> list[Choice]:
+        """For each group the choice that takes one channel of it and nothing else."""
+        count = len(self.groups)
+        return [[int(i == index) for i in range(count)] for index in range(count)]
+
+    def per_gain(self, gains: Sequence[float]) -> Candidates:
+        """The same groups, scores divided by what one channel of a group saves: equal scores cost equal accuracy."""
+        scores = [s / max(gain, 1e-12) for s, gain in zip(self.scores, gains, strict=True)]
+        return replace(self, scores=scores)
 
     def removed(self, choice: Choice) -> NDArray[np.intp]:
         """The channel ids that go."""
@@ -48,15 +68,17 @@ class Candidates:
         return size - int(widths[np.argmin(np.abs(widths - (size - count)))])
 
 
-def allowed_widths(group: Group, multiple: int, convolved: bool, least: int, target: str) -> NDArray[np.intp]:
-    """The widths that a group may keep, ascending. `multiple`: 0 for the target's own, 1 for any.
+def allowed_widths(
+    group: Group, was: int, multiple: int, convolved: bool, least: int, target: str
+) -> NDArray[np.intp]:
+    """The widths that a group of formerly `was` channels may have, ascending. `multiple`: 0 for the target's own.
 
     A group whose channels take several slots of one axis keeps the axis a multiple.
     """
     size = len(group.channels)
     if multiple == 0:
         multiple = CONV_WIDTH[target] if convolved else 1
-        while multiple > 1 and size < 2 * multiple:
+        while multiple > 1 and was < 2 * multiple:
             multiple //= 2
     slots = max(count for _, count in group.places)
     step = max(multiple // gcd(multiple, slots), 1)
@@ -67,15 +89,25 @@ def allowed_widths(group: Group, multiple: int, convolved: bool, least: int, tar
 def choose(candidates: Candidates, scope: Scope, ratio: float) -> Choice:
     """Remove `ratio` of every group, or of all channels of a pool of groups, by score; then fit the widths."""
     if scope == "layer":
-        return [candidates.fitted(i, share(ratio, len(g.channels))) for i, g in enumerate(candidates.groups)]
+        wanted = (share(ratio, was) - candidates.already(i) for i, was in enumerate(candidates.was))
+        return [candidates.fitted(i, max(count, 0)) for i, count in enumerate(wanted)]
     choice = [0] * len(candidates.groups)
     for pool in _pools(candidates.groups, scope):
         scores = np.concatenate([candidates.scores[i] for i in pool])
         owner = np.repeat(pool, [len(candidates.groups[i].channels) for i in pool])
-        lowest = owner[np.argsort(scores, kind="stable")[: share(ratio, len(scores))]]
+        count = share(ratio, sum(candidates.was[i] for i in pool)) - sum(map(candidates.already, pool))
+        lowest = owner[np.argsort(scores, kind="stable")[: max(count, 0)]]
         for i in pool:
             choice[i] = candidates.fitted(i, int((lowest == i).sum()))
     return choice
+
+
+def increments(scores: Scores) -> Scores:
+    """What each channel adds to a score that counts up along the order of removal; never less than those before."""
+    order = np.argsort(scores, kind="stable")
+    added = np.empty(len(scores))
+    added[order] = np.maximum.accumulate(np.diff(scores[order], prepend=0.0))
+    return added
 
 
 def _pools(groups: Sequence[Group], scope: Scope) -> list[list[int]]:

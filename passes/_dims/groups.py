@@ -34,7 +34,7 @@ class Group:
     def name(self) -> str:
         """The first of the largest weights' names: what reports call the group."""
         value, axis = max(self.weights, key=lambda a: (_rank(a[0]) > 1, a[1] == 0))
-        return f"{value.name}[{axis}]"
+        return f"{value.name}:{axis}"
 
 
 def _rank(value: ir.Value) -> int:

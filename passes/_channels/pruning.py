@@ -1,0 +1,142 @@
+"""One channel pruning from the solved model to the proved result."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from ... import UsageError
+from .._base import Context, Declined
+from .._dims.groups import Group, channel_groups, frozen_weights, kept_slots
+from .._dims.rules import relate
+from .._dims.solve import Attention, solve
+from .._dims.trace import traced
+from .._graph import become
+from ..eliminate_common_subexpressions import EliminateCommonSubexpressions
+from ..fold_constants import FoldConstants
+from ..remove_identities import RemoveIdentities
+from ..remove_unused import RemoveUnused
+from .branches import droppable, take_means
+from .costs import Cost, costs_of
+from .gate import Verdict, judge, offenders, take_out
+from .importance import Scores
+from .memory import Memory
+from .prepare import prepare, share_again
+from .recover import recover
+from .select import Candidates, Choice, allowed_widths
+
+CLEANUP = (RemoveUnused(), RemoveIdentities(), FoldConstants(), EliminateCommonSubexpressions(), RemoveUnused())
+
+
+class Pruning:
+    """`whole`: the prepared copy that was solved. `groups`: those that may lose channels; `declined` names the rest.
+
+    `was`: of each group its width before the model's first pruning.
+    """
+
+    def __init__(self, model: ir.Model, context: Context, attention: Attention, *, keep_batchnorm: bool) -> None:
+        self.memory = Memory.of(model)
+        self.whole = model.clone()
+        self._context = context
+        self._attention: Attention = attention
+        self._origins = prepare(self.whole, context, keep_batchnorm=keep_batchnorm)
+        self.solution = solve(relate(self.whole, traced(self.whole)), attention)
+        self.groups: list[Group] = channel_groups(self.solution)
+        self.declined = [Declined(f"{value.name}:{axis}", reason)
+                         for (value, axis), reason in frozen_weights(self.solution) if reason != "a spatial axis"]
+        self.costs = costs_of(self.whole, self.solution)
+        self.before = self.cost([0] * len(self.groups), [])
+        self.was = self.memory.original({g.name: len(g.channels) for g in self.groups})
+
+    def limit_to(self, include: Sequence[str], exclude: Sequence[str]) -> None:
+        """Leave out groups by name. Errors: UsageError where a pattern matches no group."""
+        names = [_names(group) for group in self.groups]
+        for option, patterns in (("include", include), ("exclude", exclude)):
+            for pattern in patterns:
+                if self.groups and not any(fnmatchcase(n, pattern) for each in names for n in each):
+                    raise UsageError(f"prune-channels.{option}", f"'{pattern}' matches no weight or node of a group",
+                                     "see the names under `onnx-opt inspect MODEL --groups`")
+        kept = []
+        for group, own in zip(self.groups, names, strict=True):
+            if (include and not _matches(own, include)) or _matches(own, exclude):
+                self.declined.append(Declined(group.name, "left out by include or exclude"))
+            else:
+                kept.append(group)
+        self.groups = kept
+
+    def candidates(self, scores: Sequence[Scores], multiple: int, least: int) -> Candidates:
+        """The groups with their scores and the widths that suit the target."""
+        widths = []
+        for group in self.groups:
+            convolved = any(v.const_value is not None and len(v.const_value.shape) > 2 for v, _ in group.weights)
+            fewest = least or (0 if droppable(group, self.solution) else 1)
+            widths.append(allowed_widths(group, self.was[group.name], multiple, convolved, fewest, self._context.target))
+        return Candidates(self.groups, scores, widths, [self.was[group.name] for group in self.groups])
+
+    def cost(self, choice: Choice, orders: Sequence[NDArray[np.intp]]) -> Cost:
+        """What the model takes once the first `choice` channels of each order are gone."""
+        gone = np.zeros(self.solution.count + 1, bool)
+        for count, order in zip(choice, orders, strict=False):
+            gone[order[:count]] = True
+        return self.costs.of(gone)
+
+    def proved(self, candidates: Candidates, choice: Choice) -> tuple[Choice, float | None]:
+        """The choice without the groups for which surgery or proof fails; the error of what is left, None if not run."""
+        while True:
+            verdict = self._judged(candidates, choice)
+            if not verdict.problem:
+                return choice, verdict.error
+            given = [i for i, count in enumerate(choice) if count]
+            for index in offenders(given, lambda part: self._judged(candidates, _only(choice, part)).problem):
+                self.declined.append(Declined(self.groups[index].name, f"the proof failed: {verdict.problem}"))
+                choice = _only(choice, [i for i in given if i != index])
+                given.remove(index)
+
+    def _judged(self, candidates: Candidates, choice: Choice) -> Verdict:
+        return judge(self.whole, self.solution, candidates.removed(choice), self._context, self._attention)
+
+    def finish(self, model: ir.Model, removed: NDArray[np.intp], samples: int, damp: float) -> int:
+        """Make `model` the pruned one; returns how many layers were fitted anew (with `samples` and data)."""
+        pruned, kept = self.whole.clone(), kept_slots(self.solution, removed)
+        fit = bool(samples) and self._context.has_data()
+        if fit:
+            take_means(pruned, kept, self._context, samples)
+        take_out(pruned, self.solution, removed, self._attention)
+        fitted = 0
+        if fit:
+            fitted, left = recover(self.whole, pruned, kept, self._context, samples, damp)
+            self.declined += [Declined(name, "not fitted: the data never reached it") for name in left]
+        share_again(pruned, self._origins)
+        for step in CLEANUP:
+            step.run(pruned, self._context)
+        become(model, pruned)
+        return fitted
+
+    def remember(self, model: ir.Model, text: str, choice: Choice) -> None:
+        """Let the model carry what it was, and what was done."""
+        now = {g.name: len(g.channels) - c for g, c in zip(self.groups, choice, strict=True)}
+        Memory({**self.memory.widths, **self.was}, self.memory.cost or self.before, text, now).store(model)
+
+    def repeated(self, text: str) -> bool:
+        """Whether this very pass left the model as it is."""
+        now = {g.name: len(g.channels) for g in self.groups}
+        return self.memory.last == text and self.memory.now == now
+
+
+def _only(choice: Choice, part: Sequence[int]) -> Choice:
+    wanted = set(part)
+    return [count if index in wanted else 0 for index, count in enumerate(choice)]
+
+
+def _names(group: Group) -> list[str]:
+    """What patterns may match: weights, `weight:axis`, and the nodes that read them."""
+    return [name or "" for value, axis in group.weights
+            for name in (value.name, f"{value.name}:{axis}", *(n.name for n in value.consumers()))]
+
+
+def _matches(names: Sequence[str], patterns: Sequence[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for name in names for pattern in patterns)
