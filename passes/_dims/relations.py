@@ -116,8 +116,13 @@ class Relations:
     def link(
         self, value: ir.Value, axis: int, mine: Slots, other: ir.Value, other_axis: int, theirs: Slots
     ) -> None:
-        """Slot mine[i] of one axis goes with slot theirs[i] of the other."""
-        self.links.append(Link(self.find(value, axis), mine, self.find(other, other_axis), theirs))
+        """Slot mine[i] of one axis goes with slot theirs[i] of the other; the only slot of an axis stays."""
+        if self.trace.shapes[other][other_axis] == 1:
+            self.freeze(value, axis, "one channel by itself", mine)
+        elif self.trace.shapes[value][axis] == 1:
+            self.freeze(other, other_axis, "one channel by itself", theirs)
+        else:
+            self.links.append(Link(self.find(value, axis), mine, self.find(other, other_axis), theirs))
 
     def freeze(self, value: ir.Value | None, axis: int, reason: str, slots: Slots | None = None) -> None:
         """The axis (or some of its slots) stays as it is. `reason` is a clause for the report."""

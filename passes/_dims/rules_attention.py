@@ -1,7 +1,8 @@
 """Fused attention: queries, keys and values of heads x head size, in one axis or in two.
 
 Whole heads go, or head sizes: those of queries with those of keys, those of values with those of the result. With fewer
-key heads than query heads (grouped queries) a key head takes its queries along.
+key heads than query heads (grouped queries) a key head takes its queries along; one that is cached stays, and as many
+queries of each go.
 """
 
 from __future__ import annotations
@@ -75,10 +76,12 @@ def _attend(node: ir.Node, parts: Parts, heads: tuple[int, int], relations: Rela
         else:
             relations.same(cache, 3, key if size == 2 else value, 3)
     axes += [((one, rank - 3), (0, 1)) for one, rank in _by_head(parts, queries, relations)]
-    options = [(0,), *([] if queries == keys else [(1,)]), *([(2, 3)] if packed else [])]
+    options = [(1,) if keys == 1 or caches else (0,), *([(2, 3)] if packed else [])]
     sizes = (keys, queries // keys, *(widths if packed else ()))
     relations.grouped(f"{node.op_type} {node.name}", sizes, axes, options, heads=(0, 1))
     if not packed:
+        for one in (query, key, value, result):
+            relations.tag_heads(one, 1)
         relations.same(query, 3, key, 3)
         relations.same(value, 3, result, 3)
     _positions(parts, packed, relations)

@@ -31,7 +31,7 @@ def convolution(node: ir.Node, relations: Relations) -> None:
         freeze_spatial(value, relations)
     relations.same(data, 0, result, 0)
     relations.mix(node, "contract", (0, 1))
-    read, made = (1, 0) if node.op_type == "Conv" else (0, 1)
+    read, made = (0, 1) if node.op_type == "ConvTranspose" else (1, 0)
     groups = node.attributes.get_int("group", 1)
     if bias is not None:
         relations.same(bias, 0, result, 1)
@@ -40,7 +40,7 @@ def convolution(node: ir.Node, relations: Relations) -> None:
         relations.same(weight, made, result, 1)
         return
     width, out = (relations.shape(data) or ())[1] // groups, (relations.shape(result) or ())[1] // groups
-    own = [(0, 2), (1,)] if node.op_type == "Conv" else [(0, 1), (2,)]
+    own = [(0, 2), (1,)] if read == 1 else [(0, 1), (2,)]
     relations.grouped(
         f"{node.op_type} {node.name}", (groups, width, out),
         [((data, 1), (0, 1)), ((weight, 0), own[0]), ((weight, 1), own[1]), ((result, 1), (0, 2))],
@@ -54,10 +54,8 @@ def regroup(node: ir.Node, surgery: Surgery) -> None:
     data, weight = node.inputs[0], node.inputs[1]
     assert data is not None
     assert weight is not None
-    if node.op_type == "Conv":
-        groups = surgery.after(data)[1] // surgery.after(weight)[1]
-    else:
-        groups = surgery.after(node.outputs[0])[1] // surgery.after(weight)[1]
+    whole = node.outputs[0] if node.op_type == "ConvTranspose" else data
+    groups = surgery.after(whole)[1] // surgery.after(weight)[1]
     if groups != node.attributes.get_int("group", 1):
         node.attributes["group"] = ir.AttrInt64("group", groups)
 
@@ -78,6 +76,45 @@ def pooling(node: ir.Node, relations: Relations) -> None:
         relations.freeze(data, 1, "LRN sums over neighbouring channels")
     if len(node.outputs) > 1 and node.outputs[1].uses():
         relations.freeze(data, 1, "MaxPool gives indices into the whole tensor")
+
+
+@rule("MaxRoiPool", "RoiAlign")
+def regions(node: ir.Node, relations: Relations) -> None:
+    """X (N, C, H, W), regions (R, 4 or 5) -> (R, C, h, w), each channel by itself."""
+    data, result = node.inputs[0], node.outputs[0]
+    assert data is not None
+    relations.same(data, 1, result, 1)
+    for value in (data, result):
+        freeze_spatial(value, relations)
+        relations.freeze(value, 0, "samples and regions")
+    for other in node.inputs[1:]:
+        relations.freeze_all(other, f"read by {node.op_type}")
+
+
+@rule("DeformConv")
+def deformable(node: ir.Node, relations: Relations) -> None:
+    """A Conv with offsets and masks (N, o*k, H, W); with several groups, of either kind, the input channels stay."""
+    data, weight, offsets, bias, mask = [*node.inputs, None, None][:5]
+    result = node.outputs[0]
+    assert data is not None
+    assert weight is not None
+    for one in (data, weight, offsets, mask, result):
+        freeze_spatial(one, relations)
+    for one in (offsets, mask):
+        relations.freeze(one, 1, "offsets of a kernel's positions")
+    relations.same(data, 0, result, 0)
+    relations.same(data, 1, weight, 1)
+    if bias is not None:
+        relations.same(bias, 0, result, 1)
+    groups, apart = node.attributes.get_int("group", 1), node.attributes.get_int("offset_group", 1)
+    if groups > 1 or apart > 1:
+        relations.freeze(data, 1, "a DeformConv of several groups")
+        relations.freeze(weight, 1, "a DeformConv of several groups")
+    if groups > 1:
+        relations.freeze(weight, 0, "a DeformConv of several groups")
+        relations.freeze(result, 1, "a DeformConv of several groups")
+    relations.same(weight, 0, result, 1)
+    relations.mix(node, "contract", (0, 1))
 
 
 @rule("Resize", "Upsample", "GridSample", "AffineGrid", "Col2Im")

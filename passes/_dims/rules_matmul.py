@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from .._edit import is_constant
 from .relations import Relations
 from .rules_elementwise import elementwise
 from .table import rule
@@ -12,26 +13,29 @@ from .table import rule
 @rule("MatMul")
 def matmul(node: ir.Node, relations: Relations) -> None:
     """A (*B, M, K), B (*B, K, N) -> (*B, M, N), vectors as in numpy. Batch axes of two activations are heads."""
+    product(node, relations, False, False)
+
+
+def product(node: ir.Node, relations: Relations, flip_left: bool, flip_right: bool) -> None:
+    """What MatMul says of its axes, with the last two of either side swapped where asked."""
     left, right, result = node.inputs[0], node.inputs[1], node.outputs[0]
     assert left is not None
     assert right is not None
     a, b = relations.shape(left) or (), relations.shape(right) or ()
-    relations.same(left, -1, right, -2 if len(b) > 1 else -1)
-    relations.mix(node, "contract", (0, len(a) - 1))
+    row, summed = (-1, -2) if flip_left else (-2, -1)
+    summed_right, column = (-1, -2) if flip_right else (-2, -1)
+    relations.same(left, summed, right, summed_right if len(b) > 1 else -1)
+    relations.mix(node, "contract", (0, len(a) + summed))
     if len(b) > 1:
-        relations.same(right, -1, result, -1)
+        relations.same(right, column, result, -1)
     if len(a) > 1:
-        relations.same(left, -2, result, -2 if len(b) > 1 else -1)
-    both = not _constant(left) and not _constant(right)
+        relations.same(left, row, result, -2 if len(b) > 1 else -1)
+    both = not is_constant(left) and not is_constant(right)
     for value, shape in ((left, a), (right, b)):
         for back in range(3, len(shape) + 1):
             relations.same(value, -back, result, -back + (len(b) < 2) + (len(a) < 2))
             if both:
                 relations.tag_heads(value, -back)
-
-
-def _constant(value: ir.Value) -> bool:
-    return value.is_initializer()
 
 
 @rule("Gemm")

@@ -162,7 +162,7 @@ class Trace:
         except FAILURES:
             return
         for value in node.outputs:
-            if value.name in found and (shape := _static_shape(found[value.name])) is not None:
+            if value.name and value.name in found and (shape := _static_shape(found[value.name])) is not None:
                 self.shapes[value] = shape
 
 
