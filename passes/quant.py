@@ -21,6 +21,7 @@ from ._quant.forms import FORMS, ONE_LAYER, Settings
 from ._quant.insert import insert_static
 from ._quant.inserter import forget_redundant
 from ._quant.layers import Layer, heavy_nodes
+from ._quant.limbs import in_two_limbs
 from ._quant.packed import insert_packed
 from ._quant.parameters import assign
 from ._quant.placement import place
@@ -194,14 +195,15 @@ class Quant(Pass):
     ) -> dict[str, int]:
         """Quantize the main graph with ranges from calibration."""
         rules = request.rules
-        placement = place(part.graph, layers, rules)
+        placement, codes = place(part.graph, layers, rules), part.codes(layers, request.settings)
+        placement.limbed = in_two_limbs(placement, codes, rules)
         probe, effective = with_effective_values(model, placement)
         taps = {v: effective.get(v.name, v.name) for v in placement.quantized if v.name}
         ranges = context.activation_ranges(
             probe, list(taps.values()), self.calibration, self.percentile, self.samples
         )
         parameters = assign(placement, {value: ranges[tap] for value, tap in taps.items()}, rules)
-        return insert_static(part.graph, names, placement, parameters, rules, part.codes(layers, request.settings))
+        return insert_static(part.graph, names, placement, parameters, rules, codes)
 
 
 def _count(outcome: PassOutcome, stats: dict[str, int]) -> None:

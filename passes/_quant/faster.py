@@ -13,6 +13,7 @@ from .._base import Context, Declined, PassOutcome
 from .layers import label
 from .proof import prove, quantized_layers
 from .rules import TARGETS, TargetRules
+from .sets import Sets
 
 SLOWER = 1.03
 """Slower for certain: three of four paired runs take longer than this many times the float model's time."""
@@ -131,7 +132,7 @@ class _Search:
 
 def regions_of(model: ir.Model, before: ir.Model, rules: TargetRules) -> list[Region]:
     """Groups of quantized layers connected by int8 values; short ones, which pay most for their borders, first."""
-    sets = _Sets()
+    sets = Sets[ir.Node]()
     through = {*rules.heavy, *rules.carry, *rules.folded, *PAIR, "MatMulInteger"}
     for node in model.graph:
         if node.op_type not in through:
@@ -163,22 +164,6 @@ def _name_before(node: ir.Node, known: set[str]) -> str:
             break
         value = uses[0].node.outputs[0]
     return value.name or ""
-
-
-class _Sets:
-    """Disjoint sets of nodes."""
-
-    def __init__(self) -> None:
-        self._parent: dict[ir.Node, ir.Node] = {}
-
-    def root(self, node: ir.Node) -> ir.Node:
-        while (parent := self._parent.get(node, node)) is not node:
-            self._parent[node] = self._parent.get(parent, parent)
-            node = parent
-        return node
-
-    def join(self, one: ir.Node, other: ir.Node) -> None:
-        self._parent[self.root(one)] = self.root(other)
 
 
 class _RememberedRanges:

@@ -9,6 +9,7 @@ from .._graph import Names
 from .codes import Codes
 from .inserter import Inserter
 from .layers import Layer
+from .limbs import insert_limbs, limbed_weight
 from .parameters import Parameters
 from .placement import Placement
 from .rules import TargetRules
@@ -24,22 +25,27 @@ def insert_static(
     """Rewrite the graph into its QDQ form; returns the stats `layers`, `weights`, `pairs`."""
     inserter = Inserter(graph, names)
     scales = _scales(placement, parameters, codes)
-    stored: dict[Codes, ir.Value] = {}
+    stored: dict[tuple[Codes, bool], ir.Value] = {}
     weights = 0
     for layer in placement.layers:
-        code = codes[layer]
-        if code not in stored:
+        code, limbed = codes[layer], layer.input in placement.limbed
+        if (code, limbed) not in stored:
             tensor = code.codes(scales[code])
-            stored[code] = code.store(inserter, layer.weight.name or "weight", tensor, layer.node)
             weights += tensor.size
-        _quantize_layer(inserter, layer, stored[code], scales[code])
+            tensor = limbed_weight(tensor, rules) if limbed else tensor
+            stored[code, limbed] = code.store(inserter, layer.weight.name or "weight", tensor, layer.node)
+        _quantize_layer(inserter, layer, stored[code, limbed], scales[code])
         bias = layer.bias_array()
         left_float = code.packed and layer.node.op_type in rules.quantizes_bias
         if bias is not None and rules.integer_bias and not left_float and _bias_fuses(layer):
             _quantize_bias(inserter, layer, bias, parameters[layer.input].scale, scales[code])
     guards = _float_guards(graph, placement) if rules.guard_float else []
+    for layer in placement.layers:
+        if layer.input in placement.limbed:
+            insert_limbs(inserter, layer, parameters[layer.input], rules)
     for value in placement.quantized:
-        _insert_pair(inserter, value, parameters[value], placement, rules)
+        if value not in placement.limbed:
+            _insert_pair(inserter, value, parameters[value], placement, rules)
     for value in guards:
         _insert_guard(inserter, value)
     return {"layers": len(placement.layers), "weights": weights, "pairs": len(placement.quantized)}
@@ -64,10 +70,15 @@ def _quantize_layer(inserter: Inserter, layer: Layer, quantized: ir.Value, scale
         "DequantizeLinear",
         [quantized, inserter.constant(f"{stem}_scale", scales),
          inserter.constant("weight_zp", np.zeros(scales.shape, np.int8))],
-        ir.DataType.FLOAT, list(layer.tensor.shape.numpy()), {"axis": layer.weight_axis},
+        ir.DataType.FLOAT, _dims(quantized), {"axis": layer.weight_axis},
     )
     layer.node.prepend([dequantize])
     layer.node.replace_input_with(layer.rule.weight, dequantize.outputs[0])
+
+
+def _dims(value: ir.Value) -> list[int]:
+    assert value.shape is not None
+    return [int(d) for d in value.shape.numpy()]
 
 
 def _bias_fuses(layer: Layer) -> bool:

@@ -8,8 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from .limbs import with_room
 from .placement import Placement
 from .rules import TargetRules
+from .sets import Sets
+from .sums import with_even_sums
 
 Range = tuple[float, float]
 
@@ -25,14 +28,19 @@ class Parameters:
     zero_point: int
 
 
-def parameters_of(range_: Range, rules: TargetRules) -> Parameters:
-    """The grid that covers [low, high] and holds 0 exactly; a usable one for an all-zero value too."""
+def scale_of(range_: Range, rules: TargetRules) -> np.float32:
+    """The step of the grid that covers [low, high] and 0."""
     low, high = min(range_[0], 0.0), max(range_[1], 0.0)
     if rules.symmetric:
-        bound = max(-low, high)
-        return Parameters(_scale(bound / 127), 0)
-    levels = int(np.iinfo(rules.activation).max)
-    scale = _scale((high - low) / levels)
+        return _scale(max(-low, high) / 127)
+    return _scale((high - low) / int(np.iinfo(rules.activation).max))
+
+
+def parameters_of(range_: Range, scale: np.float32, rules: TargetRules) -> Parameters:
+    """The grid of that scale that begins at low and holds 0 exactly."""
+    if rules.symmetric:
+        return Parameters(scale, 0)
+    low, levels = min(range_[0], 0.0), int(np.iinfo(rules.activation).max)
     return Parameters(scale, round(float(np.clip(-low / float(scale), 0, levels))))
 
 
@@ -45,21 +53,20 @@ def _scale(value: float) -> np.float32:
 
 def assign(placement: Placement, ranges: dict[ir.Value, Range], rules: TargetRules) -> dict[ir.Value, Parameters]:
     """Parameters of every quantized value; values that are only moved, pooled or concatenated share theirs."""
-    shared = _shared_ranges(placement, ranges)
-    return {value: parameters_of(shared[value], rules) for value in placement.quantized}
+    covered, shared = _shared_ranges(placement, ranges)
+    covered.update({value: with_room(covered[value], rules) for value in placement.limbed})
+    scales = {value: scale_of(covered[value], rules) for value in placement.quantized}
+    scales = with_even_sums(placement, scales, shared)
+    return {value: parameters_of(covered[value], scales[value], rules) for value in placement.quantized}
 
 
-def _shared_ranges(placement: Placement, ranges: dict[ir.Value, Range]) -> dict[ir.Value, Range]:
-    """Ranges after sharing: disjoint sets over the values of each mover, joined while the union stays narrow."""
-    parent: dict[ir.Value, ir.Value] = {v: v for v in placement.quantized}
+def _shared_ranges(
+    placement: Placement, ranges: dict[ir.Value, Range]
+) -> tuple[dict[ir.Value, Range], Sets[ir.Value]]:
+    """Ranges after sharing, and who shares: the values of each mover, joined while their union stays narrow."""
+    shared = Sets[ir.Value]()
     union: dict[ir.Value, Range] = {v: ranges[v] for v in placement.quantized}
-
-    def root(value: ir.Value) -> ir.Value:
-        while parent[value] is not value:
-            parent[value] = parent[parent[value]]
-            value = parent[value]
-        return value
-
+    root = shared.root
     for carried in placement.carried:
         if not carried.shared:
             continue
@@ -77,8 +84,8 @@ def _shared_ranges(placement: Placement, ranges: dict[ir.Value, Range]) -> dict[
             other = root(member)
             if other is not first:
                 union[first] = (min(union[first][0], union[other][0]), max(union[first][1], union[other][1]))
-                parent[other] = first
-    return {v: union[root(v)] for v in placement.quantized}
+                shared.join(first, other)
+    return {v: union[root(v)] for v in placement.quantized}, shared
 
 
 def _may_share(ranges: Sequence[Range]) -> bool:

@@ -25,7 +25,8 @@ class Placement:
     """Where Q/DQ pairs go.
 
     `quantized`: values that get a pair, in graph order. `int8_made`: those of them whose float form exists only
-    between the producer and its Q, so that every consumer reads the dequantized value.
+    between the producer and its Q, so that every consumer reads the dequantized value. `limbed`: those whose one
+    int8 reader gets them in two limbs.
     """
 
     layers: list[Layer]
@@ -33,6 +34,7 @@ class Placement:
     quantized: list[ir.Value] = field(default_factory=list)
     int8_made: set[ir.Value] = field(default_factory=set)
     int8_nodes: set[ir.Node] = field(default_factory=set)
+    limbed: set[ir.Value] = field(default_factory=set)
 
 
 def place(graph: ir.Graph, layers: list[Layer], rules: TargetRules) -> Placement:

@@ -18,6 +18,7 @@ from .codes import Codes
 from .dynamic import worth_dynamic
 from .forms import FORMS, PER_CHANNEL_OPSET, Engine, Settings, engine_of
 from .layers import Layer, find_layers, int_attribute
+from .limbs import IMAGE_RANK
 from .rules import TargetRules
 from .weights import Layout
 
@@ -119,10 +120,11 @@ def _why_not(layer: Layer, choice: Choice, calibrated: bool, request: Request) -
 def _why_not_static(layer: Layer, rules: TargetRules) -> str | None:
     if layer.node.op_type != "Conv" or not layer.input.is_graph_input() or len(layer.output.uses()) > 1:
         return None
-    channels = int(layer.tensor.shape.numpy()[1]) * int_attribute(layer.node, "group", 1)
-    if channels < rules.min_image_channels:
-        return f"it reads the input's {channels} channels: float is as fast there, and keeps the input's precision"
-    return None
+    shape = layer.tensor.shape.numpy()
+    channels = int(shape[1]) * int_attribute(layer.node, "group", 1)
+    if len(shape) == IMAGE_RANK or channels > rules.image_channels:
+        return None
+    return f"it reads the input's {channels} channels: float is as fast there, and keeps the input's precision"
 
 
 def _needs_ranges(layer: Layer, request: Request) -> str:

@@ -45,9 +45,13 @@ class TargetRules:
     """Activations that vanish into the quantization of their input's producer."""
     dynamic: tuple[str, ...] = ()
     """Ops for which activations quantized at run time are faster than float."""
-    min_image_channels: int = 0
-    """A Conv that reads fewer channels of a graph input stays float, where one node alone reads its result: as fast,
-    and the input keeps its precision. (Behind a branch, the runtime would transpose the run to NHWC at every Add.)"""
+    image_channels: int = 0
+    """A 2-D Conv that reads at most so many channels, of a value that no int8 layer makes, reads it in two limbs of 8
+    bits: what an image loses by rounding no later layer gives back, and the Conv is as fast as with one. Another Conv
+    on so few channels of a graph input stays float, where one node alone reads its result (behind a branch, the
+    runtime would transpose the run to NHWC at every Add)."""
+    channel_multiple: int = 1
+    """The runtime's fast integer Conv wants its input channels in multiples of this: limbs are padded to it."""
     guard_float: bool = False
     """Keep an excluded float layer between int8 neighbours from being quantized by the runtime itself."""
     why_not: str = ""
@@ -75,7 +79,8 @@ TARGETS: dict[str, TargetRules] = {
         carry={"Add": "own", "Mul": "own", "GlobalAveragePool": "own", "Sigmoid": "own", "LeakyRelu": "own", **MOVERS},
         folded=("Relu", "Clip"),
         dynamic=("MatMul", "Gemm"),
-        min_image_channels=5,
+        image_channels=4,
+        channel_multiple=4,
         guard_float=True,
         why_not_int16="ONNX Runtime's CPU provider fuses no 16-bit activations: Conv runs at 0.74, MatMul at 0.79 of "
         "fp32's speed; use int8, and layers= to leave sensitive layers float",

@@ -1,4 +1,4 @@
-"""What pass tests share: a calibrated context, and layers that count however small."""
+"""What pass tests share: a calibrated context, and images that nets read as they are."""
 
 import dataclasses
 
@@ -13,8 +13,8 @@ def calibrated():
 
 
 @pytest.fixture(autouse=True)
-def first_layers_count(request, monkeypatch):
-    """Test nets begin at an image; the rule that leaves such a Conv float has a test of its own."""
-    if request.module.__name__.startswith("test_quant") and "the_rule_of_the_first_layer" not in request.keywords:
-        rules = dataclasses.replace(quant_rules.TARGETS["cpu"], min_image_channels=0)
+def one_limb(request, monkeypatch):
+    """Test nets begin at an image; the rule that gives such a Conv its input twice has tests of its own."""
+    if request.module.__name__.startswith("test_quant") and "images_in_limbs" not in request.keywords:
+        rules = dataclasses.replace(quant_rules.TARGETS["cpu"], image_channels=0)
         monkeypatch.setitem(quant_rules.TARGETS, "cpu", rules)

@@ -130,16 +130,6 @@ def test_every_heavy_op_of_a_residual_net_becomes_an_integer_kernel(calibrated, 
     assert sqnr(original.run(None, feeds[0])[0], session(model).run(None, feeds[0])[0]) > 25
 
 
-@pytest.mark.the_rule_of_the_first_layer
-@pytest.mark.parametrize(("net", "kept"), [("chain", True), ("residual", False)])
-def test_a_conv_on_an_image_stays_float_unless_its_result_branches(calibrated, net, kept):
-    model = model_of(CHAIN, **CHAIN_WEIGHTS) if net == "chain" else residual()
-    side = 9 if net == "chain" else 12
-    outcome = Quant().run(model, calibrated([{"x": normal(8, 3, side, side)}]))
-    assert outcome.stats["layers"] == (2 if kept else 3)
-    assert any("reads the input's 3 channels" in d.reason for d in outcome.declined) == kept
-
-
 @pytest.mark.parametrize("effective", [True, False])
 def test_a_sum_that_a_relu_cuts_is_read_to_its_floor_only(calibrated, monkeypatch, effective):
     """relu(c2 + r1): what lies below -r1 needs no code, so the range of c2 starts at -max(r1) at the lowest."""

@@ -54,14 +54,6 @@ def test_an_override_takes_the_bits_of_the_pass(calibrated):
     assert (stored(model, "w1"), stored(model, "w2")) == ("q", "int4")
 
 
-@pytest.mark.the_rule_of_the_first_layer
-def test_a_layer_that_is_named_is_quantized_even_where_it_gains_nothing(calibrated):
-    model, _ = quantized((), calibrated)
-    assert stored(model, "w1") == "float"
-    model, _ = quantized(("w1=int8",), calibrated)
-    assert stored(model, "w1") == "q"
-
-
 def test_a_layer_left_float_says_so(calibrated):
     _, outcome = quantized(("w2=float",), calibrated)
     assert [(d.where, "override" in d.reason) for d in outcome.declined] == [("Conv m", True)]

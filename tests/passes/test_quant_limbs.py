@@ -1,0 +1,130 @@
+"""Images in two limbs: what gets them, the numbers they hold, and what the runtime makes of them."""
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from onnx_opt.passes.quant import Quant
+from quant_models import CHAIN, CHAIN_WEIGHTS, initial, kernels, model_of, normal, ops, outputs, session, sqnr
+
+pytestmark = pytest.mark.images_in_limbs
+
+ONE = """
+<ir_version: 10, opset_import: ["" : 17]>
+one (float[N, {channels}, 8, 8] x) => (float[N, 8, 6, 6] y) {{ c = Conv <{group}> (x, w)  y = Softmax (c) }}
+"""
+
+
+def one(channels, group=1):
+    text = ONE.format(channels=channels, group=f"group = {group}")
+    return model_of(text, w=normal(8, channels // group, 3, 3)), {"x": normal(4, channels, 8, 8)}
+
+
+@pytest.mark.parametrize(("channels", "group"), [(5, 1), (4, 4), (4, 2)])
+def test_many_channels_and_groups_are_read_once(calibrated, channels, group):
+    model, feeds = one(channels, group)
+    Quant().run(model, calibrated([feeds]))
+    assert initial(model, "w_q").shape == (8, channels // group, 3, 3)
+    assert not {"Sub", "Concat", "Pad"} & set(ops(model))
+
+
+@pytest.mark.parametrize("target", ["tensorrt", "generic"])
+def test_other_targets_read_once(calibrated, target):
+    model, feeds = one(3)
+    Quant().run(model, calibrated([feeds], target=target))
+    assert ops(model)["QuantizeLinear"] == 2
+
+
+def test_values_of_int8_layers_and_of_two_readers_are_read_once(calibrated):
+    text = """
+    <ir_version: 10, opset_import: ["" : 17]>
+    g (float[N, 8, 9, 9] x, float[N, 3, 9, 9] z) => (float[N, 4, 7, 7] y)
+    { a = Conv (x, w1)  b = Conv (a, w2)  c = Conv (z, w3)  d = Conv (z, w4)  cd = Add (c, d)
+      bc = Add (b, cd)  y = Softmax (bc) }
+    """
+    weights = {"w1": normal(3, 8, 1, 1), "w2": normal(4, 3, 3, 3), "w3": normal(4, 3, 3, 3), "w4": normal(4, 3, 3, 3)}
+    model = model_of(text, **weights)
+    Quant(include=("w*",)).run(model, calibrated([{"x": normal(2, 8, 9, 9), "z": normal(2, 3, 9, 9)}]))
+    assert [initial(model, f"w{i}_q").shape[1] for i in (1, 2, 3, 4)] == [8, 3, 3, 3]
+
+
+SOUND = """
+<ir_version: 10, opset_import: ["" : 17]>
+g (float[N, 1, 64] x) => (float[N, 8, 58] y) { a = Conv (x, w1)  ar = Relu (a)  b = Conv (ar, w2)  y = Softmax (b) }
+"""
+
+
+@pytest.mark.parametrize(("asked", "first"), [((), "w1"), (("w1=int8",), "w1_q")])
+def test_a_signal_of_one_dimension_stays_float_unless_asked(calibrated, asked, first):
+    model = model_of(SOUND, w1=normal(8, 1, 5), w2=normal(8, 8, 3))
+    outcome = Quant(layers=asked).run(model, calibrated([{"x": normal(4, 1, 64)}]))
+    assert first in model.graph.initializers
+    assert any("reads the input's 1 channels" in d.reason for d in outcome.declined) == (not asked)
+    assert "Sub" not in ops(model)
+
+
+def test_packed_weights_are_read_once(calibrated):
+    """A 16th of a 4-bit code is nothing."""
+    model, feeds = one(3)
+    Quant(bits=4, ends="same").run(model, calibrated([feeds]))
+    assert "Sub" not in ops(model)
+
+
+@pytest.mark.parametrize(("channels", "read"), [(1, 4), (2, 4), (3, 8), (4, 8)])
+def test_numbers(calibrated, channels, read):
+    """Codes, a 16th of them, zeros; and an input that is exact to half a step of the second limb."""
+    model, feeds = one(channels)
+    weight = initial(model, "w")
+    Quant(rounding="nearest", calibration="minmax").run(model, calibrated([feeds]))
+    codes, scale = initial(model, "w_q"), float(initial(model, "x_scale"))
+    assert codes.shape == (8, read, 3, 3)
+    first = np.rint(weight / initial(model, "w_scale")[:, None, None, None])
+    np.testing.assert_array_equal(codes[:, :channels], first)
+    np.testing.assert_array_equal(codes[:, channels : 2 * channels], np.rint(first / 16))
+    assert not codes[:, 2 * channels :].any()
+    (conv,) = [node for node in model.graph if node.op_type == "Conv"]
+    limbs = conv.inputs[0]
+    limbs.name, limbs.type, limbs.shape = "limbs", ir.TensorType(ir.DataType.FLOAT), ir.Shape(["N", read, 8, 8])
+    model.graph.outputs[0] = limbs
+    got = outputs(model, feeds)
+    value = got[:, :channels] + got[:, channels : 2 * channels] / 16
+    np.testing.assert_allclose(value, feeds["x"], atol=scale / 32 * 1.01)
+    assert not got[:, 2 * channels :].any()
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_rest_has_room_on_both_sides_of_zero(calibrated, sign):
+    """The remainder is signed even where the image is not: a zero point of 0 would cut half of it off."""
+    model, _ = one(3)
+    feeds = {"x": np.abs(normal(4, 3, 8, 8)) * np.float32(sign)}
+    Quant(calibration="minmax").run(model, calibrated([feeds]))
+    assert initial(model, "x_zp") == (8 if sign > 0 else 247)
+
+
+def test_one_integer_kernel_that_loses_less(calibrated, tmp_path, monkeypatch):
+    feeds = {"x": normal(8, 3, 9, 9)}
+    reference = session(model_of(CHAIN, **CHAIN_WEIGHTS)).run(None, feeds)[0]
+
+    def quantized():
+        model = model_of(CHAIN, **CHAIN_WEIGHTS)
+        outcome = Quant().run(model, calibrated([feeds]))
+        assert outcome.stats["layers"] == 3
+        return model
+
+    model = quantized()
+    found = kernels(model, tmp_path)
+    assert found["QLinearConv"] == 2
+    assert not {"Conv", "FusedConv"} & set(found)
+    drift = sqnr(reference, session(model).run(None, feeds)[0])
+    monkeypatch.setattr("onnx_opt.passes.quant.in_two_limbs", lambda placement, codes, rules: set())
+    assert drift > sqnr(reference, session(quantized()).run(None, feeds)[0])
+
+
+def test_another_reader_keeps_the_image_as_it_is(calibrated):
+    text = """
+    <ir_version: 10, opset_import: ["" : 17]>
+    g (float[N, 3, 8, 8] x) => (float[N, 8, 6, 6] y, float[N, 3, 8, 8] z)
+    { c = Conv (x, w)  y = Softmax (c)  z = Exp (x) }
+    """
+    model, feeds = model_of(text, w=normal(8, 3, 3, 3)), {"x": normal(2, 3, 8, 8)}
+    Quant().run(model, calibrated([feeds]))
+    np.testing.assert_allclose(session(model).run(["z"], feeds)[0], np.exp(feeds["x"]), rtol=1e-5)
