@@ -54,7 +54,7 @@ _ENTRIES: dict[tuple[str, str], list[Entry]] = {}
 _FAMILIES = (
     "_ops_arithmetic", "_ops_activation", "_ops_conv", "_ops_pool", "_ops_norm", "_ops_linear", "_ops_reduce",
     "_ops_shape", "_ops_index", "_ops_cast", "_ops_create", "_ops_quant", "_ops_resize", "_ops_rnn", "_ops_sequence",
-    "_ops_signal", "_ops_microsoft",
+    "_ops_signal", "_ops_microsoft", "_ops_patches",
 )
 
 

@@ -19,17 +19,22 @@ KINDS = frozenset({
 })
 """All of the suite but the models that it would download."""
 
-NETWORK_OPS = frozenset("""
-    Abs Add Attention AveragePool BatchNormalization CausalConvWithState Celu Clip Concat Conv ConvTranspose Cos CumSum
-    DeformConv DepthToSpace DequantizeLinear Div Dropout Einsum Elu Erf Exp Expand Flatten GRU Gather GatherElements
-    GatherND Gelu Gemm GlobalAveragePool GlobalLpPool GlobalMaxPool GridSample GroupNormalization HardSigmoid HardSwish
-    Identity InstanceNormalization LRN LSTM LayerNormalization LeakyRelu LinearAttention Log LogSoftmax LpNormalization
-    LpPool MatMul Max MaxPool MaxUnpool Mean MeanVarianceNormalization Min Mish Mul Neg NegativeLogLikelihoodLoss PRelu
-    Pad Pow RMSNormalization RNN Reciprocal ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMax ReduceMean
-    ReduceMin ReduceProd ReduceSum ReduceSumSquare Relu Reshape Resize RoiAlign RotaryEmbedding STFT ScatterElements
-    ScatterND Selu Shrink Sigmoid Sin Slice Softmax SoftmaxCrossEntropyLoss Softplus Softsign SpaceToDepth Split Sqrt
-    Squeeze Sub Sum SwiGLU Swish Tanh TensorScatter ThresholdedRelu Tile TopK Transpose Trilu Unsqueeze Upsample Where
-""".split())
+NETWORK_OPS = frozenset({
+    "Abs", "Add", "AffineGrid", "Attention", "AveragePool", "BatchNormalization", "CausalConvWithState", "Celu",
+    "Clip", "Col2Im", "Concat", "Conv", "ConvTranspose", "Cos", "CumSum", "DeformConv", "DepthToSpace",
+    "DequantizeLinear", "Div", "Dropout", "Einsum", "Elu", "Erf", "Exp", "Expand", "Flatten", "GRU", "Gather",
+    "GatherElements", "GatherND", "Gelu", "Gemm", "GlobalAveragePool", "GlobalLpPool", "GlobalMaxPool",
+    "GridSample", "GroupNormalization", "HardSigmoid", "HardSwish", "Identity", "InstanceNormalization", "LRN",
+    "LSTM", "LayerNormalization", "LeakyRelu", "LinearAttention", "Log", "LogSoftmax", "LpNormalization",
+    "LpPool", "MatMul", "Max", "MaxPool", "MaxUnpool", "Mean", "MeanVarianceNormalization", "Min", "Mish", "Mul",
+    "Neg", "NegativeLogLikelihoodLoss", "PRelu", "Pad", "Pow", "RMSNormalization", "RNN", "Reciprocal",
+    "ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceLogSumExp", "ReduceMax", "ReduceMean", "ReduceMin",
+    "ReduceProd", "ReduceSum", "ReduceSumSquare", "Relu", "Reshape", "Resize", "RoiAlign", "RotaryEmbedding",
+    "STFT", "ScatterElements", "ScatterND", "Selu", "Shrink", "Sigmoid", "Sin", "Slice", "Softmax",
+    "SoftmaxCrossEntropyLoss", "Softplus", "Softsign", "SpaceToDepth", "Split", "Sqrt", "Squeeze", "Sub", "Sum",
+    "SwiGLU", "Swish", "Tanh", "TensorScatter", "ThresholdedRelu", "Tile", "TopK", "Transpose", "Trilu",
+    "Unsqueeze", "Upsample", "Where",
+})
 """Ops through which networks train; their cases of one node with float outputs are counted apart."""
 
 FLOATS = {onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16}

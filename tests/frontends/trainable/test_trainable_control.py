@@ -1,0 +1,153 @@
+"""If, Loop, Scan, sequences, functions; where gradients end."""
+
+import numpy as np
+import pytest
+import torch
+from onnx_opt.frontends.trainable import to_torch
+from sample_models import IF, MLP
+from trainable_models import difference, gradient_error, ir_model, normal
+
+LOOP = """
+<ir_version: 10, opset_import: ["" : 21]>
+repeated (float[2, 3] x, int64 turns) => (float[2, 3] last, float[n, 2, 3] all)
+<float[3, 3] w = {0.5, 0, 0.1, 0, 0.5, 0, 0.2, 0, 0.5}, bool true = {1}>
+{
+    last, all = Loop (turns, true, x) <
+        body = body (int64 i, bool going, float[2, 3] s) => (bool again, float[2, 3] t, float[2, 3] scan) {
+            again = Identity (going)
+            m = MatMul (s, w)
+            f = Cast <to = 1> (i)
+            t = Add (m, f)
+            scan = Identity (t)
+        }
+    >
+}
+"""
+
+UNTIL = """
+<ir_version: 10, opset_import: ["" : 21]>
+until (float[1] x) => (float[1] last)
+<bool true = {1}, float[1] two = {2}, float[1] hundred = {100}>
+{
+    last = Loop (, true, x) <
+        body = body (int64 i, bool going, float[1] s) => (bool again, float[1] t) {
+            t = Mul (s, two)
+            less = Less (t, hundred)
+            again = Squeeze (less)
+        }
+    >
+}
+"""
+
+SCAN = """
+<ir_version: 10, opset_import: ["" : 21]>
+scanned (float[4, 2] x, float[2] start) => (float[2] end, float[4, 2] sums)
+<float[2] w = {0.5, 2}>
+{
+    end, sums = Scan <num_scan_inputs = 1, scan_input_directions = [1],
+        body = body (float[2] s, float[2] e) => (float[2] t, float[2] o) {
+            p = Mul (e, w)
+            t = Add (s, p)
+            o = Identity (t)
+        }
+    > (start, x)
+}
+"""
+
+FUNCTION = """
+<ir_version: 10, opset_import: ["" : 21, "local" : 1]>
+called (float[2, 4] x) => (float[2, 4] y)
+<float[4, 4] w>
+{
+    a = local.half <alpha = 0.5> (x, w)
+    y = local.half (a, w)
+}
+<domain: "local", opset_import: ["" : 21]>
+half <alpha: float = 0.25> (v, m) => (o)
+{
+    p = MatMul (v, m)
+    k = Constant <value_float: float = @alpha> ()
+    o = Mul (p, k)
+}
+"""
+
+TAIL = """
+<ir_version: 10, opset_import: ["" : 21]>
+tail (float[3, 8] x) => (float[3, 4] y, int64[3] best, float[3] rounded)
+<float[8, 4] w>
+{
+    y = MatMul (x, w)
+    best = ArgMax <axis = 1, keepdims = 0> (y)
+    r = Round (y)
+    axes = Constant <value_ints = [1]> ()
+    rounded = ReduceSum <keepdims = 0> (r, axes)
+}
+"""
+
+
+@pytest.mark.parametrize("turns", [0, 1, 4])
+def test_a_loop_runs_as_often_as_it_is_told(turns):
+    module = to_torch(ir_model(LOOP))
+    feeds = {"x": normal(2, 3), "turns": np.array(turns)}
+    assert difference(module, feeds) < 1e-6
+    assert module.run(feeds)["all"].shape == (turns, 2, 3)
+
+
+def test_a_loop_ends_when_its_condition_does():
+    module = to_torch(ir_model(UNTIL))
+    assert module(np.array([3], np.float32)).tolist() == [192.0]
+
+
+def test_scan_may_run_backwards():
+    module = to_torch(ir_model(SCAN))
+    assert difference(module, {"x": normal(4, 2), "start": normal(2)}) < 1e-6
+
+
+def test_functions_are_inlined_with_their_attributes():
+    module = to_torch(ir_model(FUNCTION))
+    assert difference(module, {"x": normal(2, 4)}) < 1e-6
+    x = torch.from_numpy(normal(2, 4))
+    assert torch.allclose(module(x), x @ module.w @ module.w * 0.125, atol=1e-6)
+
+
+@pytest.mark.parametrize(("text", "feeds"), [
+    (LOOP, {"x": normal(2, 3), "turns": np.array(3)}),
+    (SCAN, {"x": normal(4, 2), "start": normal(2)}),
+    (FUNCTION, {"x": normal(2, 4)}),
+    (IF, {"flag": np.array(True), "x": normal(3, 4)}),
+])
+def test_gradients_pass_through_control_flow(text, feeds):
+    names = {"w"} if "flag" in feeds else None
+    assert gradient_error(text, feeds, names) < 1e-6
+
+
+def test_a_branch_not_taken_gives_no_gradient():
+    module = to_torch(ir_model(IF))
+    module.run({"flag": np.array(False), "x": normal(3, 4)})["y"].sum().backward()
+    assert module.u.grad is None
+    assert module.k.grad.abs().sum() > 0
+
+
+def test_differentiable_models_have_no_cuts():
+    assert to_torch(ir_model(MLP)).cuts == []
+
+
+def test_cuts_name_the_node_the_reason_and_the_outputs_behind():
+    module = to_torch(ir_model(TAIL))
+    cuts = {(cut.node.split()[0], cut.outputs): cut.reason for cut in module.cuts}
+    assert cuts == {("ArgMax", ("best",)): "it has no gradient", ("Round", ("rounded",)): "it has no gradient"}
+    feeds = {"x": normal(3, 8)}
+    assert difference(module, feeds) < 1e-6
+    module.run(feeds)["y"].sum().backward()
+    assert module.w.grad.shape == (8, 4)
+
+
+def test_values_are_freed_after_their_last_use():
+    source = to_torch(ir_model(MLP)).source
+    assert source.splitlines()[2:-1] == [
+        "    v1 = MatMul_1(x0, self.w1)  # MatMul",
+        "    v2 = Relu_1(v1)  # Relu",
+        "    del v1",
+        "    v3 = MatMul_1(v2, self.w2)  # MatMul",
+        "    del v2",
+    ]

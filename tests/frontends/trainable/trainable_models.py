@@ -1,0 +1,68 @@
+"""What the tests of the trainable module share: models from text, ONNX Runtime's answer, numeric gradients."""
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime
+import torch
+from onnx_opt.frontends.trainable import to_torch
+from sample_models import model_from
+
+torch.set_num_threads(1)
+
+
+def ir_model(text, seed=0):
+    return ir.from_proto(model_from(text, seed))
+
+
+def ort_run(model, feeds, optimize=True):
+    """ONNX Runtime's outputs of an ir.Model, one thread."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 3
+    if not optimize:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    data = ir.to_proto(model).SerializeToString()
+    session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+    return session.run(None, feeds)
+
+
+def difference(module, feeds, optimize=True):
+    """Largest absolute difference between the module and ONNX Runtime on its model."""
+    expected = ort_run(module.model, feeds, optimize)
+    got = module.run(feeds)
+    return max(float(np.abs(got[n].detach().double().numpy() - e).max(initial=0))
+               for n, e in zip(module.output_names, expected, strict=True))
+
+
+def normal(*shape, seed=1):
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def gradient_error(text, feeds, names=None, step=1e-4, seed=0, **options):
+    """Largest relative error of gradients against central differences, in double precision, over all parameters."""
+    module = to_torch(ir_model(text, seed), **options).double()
+    inputs = {n: torch.from_numpy(v).double() if v.dtype == np.float32 else torch.from_numpy(v)
+              for n, v in feeds.items()}
+    module._accept = lambda value, dtype: value
+
+    def loss():
+        outputs = module.run(inputs).values()
+        return sum((o.double() * torch.linspace(0.5, 1.5, o.numel()).reshape(o.shape)).sum() for o in outputs)
+
+    loss().backward()
+    worst = 0.0
+    for name, parameter in module.named_parameters():
+        if names and name not in names:
+            continue
+        flat, given = parameter.data.view(-1), parameter.grad.view(-1)
+        for i in np.random.default_rng(0).permutation(flat.numel())[:6]:
+            kept = flat[i].item()
+            with torch.no_grad():
+                flat[i] = kept + step
+                above = loss().item()
+                flat[i] = kept - step
+                below = loss().item()
+                flat[i] = kept
+            numeric = (above - below) / (2 * step)
+            worst = max(worst, abs(numeric - given[i].item()) / max(abs(numeric), 1.0))
+    return worst
