@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from .hand_written import Texts, text_graphs
+from .onnx_text import Texts, text_graphs
 
 OPSET_21: Texts = {
     "group_norm_21": """(float[N, 3, 8, 8] x) => (float[N, 4, 8, 8] y)
