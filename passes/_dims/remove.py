@@ -6,11 +6,13 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from .._edit import is_constant
 from .._graph import refresh_shapes
 from .._lazy import set_tensor
+from .rules_elementwise import broadcast
 from .sliced import SlicedTensor
 from .surgery import TARGETS, Kept, Surgery, SurgeryError
-from .table import MENDS
+from .table import MENDS, RULES
 from .trace import Trace
 
 
@@ -27,12 +29,31 @@ def remove_slots(model: ir.Model, kept: Kept, old: Trace) -> None:
     for node in list(model.graph):
         if (mend := MENDS.get((node.domain, node.op_type))) is not None and _narrowed(node, kept):
             mend(node, surgery)
+        _hold_numbers(node, surgery)
         _follow(node, surgery)
     refresh_shapes(model)
 
 
 def _narrowed(node: ir.Node, kept: Kept) -> bool:
     return any(v is not None and v.name in kept for v in (*node.inputs, *node.outputs))
+
+
+def _hold_numbers(node: ir.Node, surgery: Surgery) -> None:
+    """Sizes that enter the arithmetic of activations, as in 1 / sqrt(width), keep the value that they had."""
+    if any(surgery.old.arrays.get(old) is not None for old in map(surgery.former, node.outputs) if old is not None):
+        return
+    for index, value in enumerate(node.inputs):
+        old = surgery.former(value)
+        if value is None or old is None or is_constant(value) or old not in surgery.old.arrays:
+            continue
+        before, now = surgery.old.arrays[old], surgery.new.arrays.get(value)
+        enters = before.dtype.kind == "f" or RULES.get((node.domain, node.op_type)) is broadcast
+        if not enters or (now is not None and np.array_equal(before, now)):
+            continue
+        twin = surgery.old.twin
+        if twin is not None and not np.array_equal(before, twin.arrays.get(old, ())):
+            raise SurgeryError(node, f"it computes with sizes that follow both channels and the input ('{value.name}')")
+        surgery.constant(node, index, before)
 
 
 def _follow(node: ir.Node, surgery: Surgery) -> None:

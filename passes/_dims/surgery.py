@@ -8,9 +8,11 @@ by one that is right, or the surgery fails and names the node.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from .._edit import Edit, label
 from .relations import Slots
@@ -41,7 +43,7 @@ class Surgery:
         self.old = old
         self.new = new
         self._kept = kept
-        self.names = {value.name or "": value for value in old.shapes}
+        self.names = {value.name: value for value in old.shapes if value.name}
 
     def kept(self, value: ir.Value | None, axis: int) -> Slots | None:
         """The slots of an axis that stay; None if all do."""
@@ -54,18 +56,23 @@ class Surgery:
 
     def old_constants(self, value: ir.Value | None) -> list[int] | None:
         """The known integers that a tensor held before the surgery, whatever size the symbolic dims have."""
-        return None if value is None else self.old.constants(self.names.get(value.name or ""))
+        return self.old.constants(self.former(value))
 
     def after(self, value: ir.Value) -> Shape:
         """The shape that a value must have after the surgery."""
         kept = self._kept.get(value.name or "", {})
         return tuple(len(kept[i]) if i in kept else size for i, size in enumerate(self.before(value)))
 
-    def constant(self, node: ir.Node, index: int, values: Sequence[int]) -> None:
-        """Make input `index` of a node a constant int64 vector."""
+    def former(self, value: ir.Value | None) -> ir.Value | None:
+        """The value of that name before the surgery."""
+        return None if value is None or not value.name else self.names.get(value.name)
+
+    def constant(self, node: ir.Node, index: int, values: Sequence[int] | NDArray[Any]) -> None:
+        """Make input `index` of a node a constant: an int64 vector, or an array as given."""
         graph = node.graph
         assert isinstance(graph, ir.Graph)
-        value = self.edit.constant(graph, np.array(values, np.int64), f"{node.name or node.outputs[0].name}_{index}")
+        array = values if isinstance(values, np.ndarray) else np.array(values, np.int64)
+        value = self.edit.constant(graph, array, f"{node.name or node.outputs[0].name}_{index}")
         self.edit.set_input(node, index, value)
         self.new.know(value)
 

@@ -208,6 +208,17 @@ MODELS = {
             c = Div (b, s)
             y = MatMul (c, v)
         }""", {"w[1]": "abcd", "v[0]": "abcd"}),
+    "a scale computed from a width": ("""
+        g (float[N, 3] x) => (float[N, 2] y)
+        <float[3, 4] w, float[4, 2] v, int64 one = {1}> {
+            a = MatMul (x, w)
+            s = Shape (a)
+            n = Gather (s, one)
+            f = Cast <to = 1> (n)
+            r = Sqrt (f)
+            b = Div (a, r)
+            y = MatMul (b, v)
+        }""", {"w[1]": "abcd", "v[0]": "abcd"}),
     "a scalar for every channel": ("""
         g (float[N, 3] x) => (float[N, 2] y) <float[3, 4] w, float s, float[1] t, float[1, 1] u, float[4, 2] v> {
             a = MatMul (x, w)
