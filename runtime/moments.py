@@ -22,8 +22,9 @@ PATCH_VALUES = 1 << 19
 class MomentObserver:
     """One moment of everything seen; mergeable, so that shards can be combined.
 
-    `request`: `kind` (`absmax`, `mean`, `gram`, `regression`), `axis` (of the channels) and, for the patches of a convolution,
-    `kernel`, `strides`, `pads`, `dilations`, `groups`. Errors: RefusedError where a value is NaN or infinite.
+    `request`: `kind` (`absmax`, `mean`, `profile`, `gram`, `regression`), `axis` (of the channels) and, for the patches
+    of a convolution, `kernel`, `strides`, `pads`, `dilations`, `groups`. Errors: RefusedError where a value is NaN or
+    infinite.
 
     `absmax` -> (C,) max|x|. `mean` -> (C,), or (groups, K) of patches. `gram` -> (groups, K + 1, K + 1): the mean of
     z z^T with z = [x, 1], so that its last column is the mean of x. `profile` -> (folds, 3, C): means of x, |x|, x^2.
@@ -45,7 +46,7 @@ class MomentObserver:
         if not np.isfinite(array).all() or not (target is None or np.isfinite(target).all()):
             raise RefusedError(f"tensor '{self.name}'", "is NaN or infinite on the calibration data",
                                "check the data and the model: run `onnx-opt verify` with the same data")
-        rows = self._rows(array)
+        rows = self._rows(array if array.dtype.itemsize >= 4 else array.astype(np.float32))  # halves overflow soon
         kind = self.request["kind"]
         if kind == "absmax":
             self._take(np.abs(rows).max(axis=1).astype(np.float64), rows.shape[1])

@@ -31,6 +31,9 @@ ROUNDS = 64
 """Updates of the whole inverse for one group; between them channels go in turn out of those that cost least."""
 
 
+OVERFLOW = "what it gives its readers is too large to be squared"
+
+
 @dataclass(frozen=True)
 class DriftOrder:
     """`order`: positions in `group.channels`, the first to go first. `drift`: relative drift once each has gone.
@@ -79,10 +82,12 @@ def drift_order(
         keys = {request: str(number) for number, request in enumerate(wanted)}
         moments = context.collect(model, {key: request for request, key in keys.items()}, options.samples)
         for index in batch:
-            seen = [(c, moments[key]) for c in readers[index] if (key := keys[c.request()]) in moments]
+            seen = [(c, moments[key]) for c in readers[index]
+                    if (key := keys[c.request()]) in moments and np.isfinite(moments[key]).all()]
             surgeons = [Surgeon.of(c.matrix(), c.grams(moment), _owners(groups[index], solution, c), options.damp)
                         for c, moment in seen]
-            found[index] = _ordered(surgeons, len(groups[index].channels), options) if surgeons else UNSEEN
+            missing = OVERFLOW if any(keys[c.request()] in moments for c in readers[index]) else UNSEEN
+            found[index] = _ordered(surgeons, len(groups[index].channels), options) if surgeons else missing
     return found
 
 

@@ -104,3 +104,9 @@ def test_a_regression_has_the_products_with_its_target_behind_the_gram_matrix():
     observer.update(x, y)
     z = np.concatenate([x, np.ones((30, 1))], axis=1)
     np.testing.assert_allclose(observer.value(), [z.T @ np.concatenate([z, y], axis=1) / 30], rtol=1e-4, atol=1e-6)
+
+
+def test_halves_are_multiplied_in_single_precision():
+    observer = MomentObserver("x", request("gram"))
+    observer.update(np.full((100, 1), 300, np.float16))
+    np.testing.assert_array_equal(observer.value()[0], [[90000, 300], [300, 1]])

@@ -218,3 +218,9 @@ def test_costs_as_least_squares_before_and_after_a_removal():
     want = [0 if own == 1 else lost(x, weight, [2, *c]) - now for own, c in columns.items()]
     np.testing.assert_allclose(surgeon.costs(4), want, rtol=1e-6)
     np.testing.assert_allclose(surgeon.restricted(np.array([0, 3])).costs(4)[[0, 3]], np.array(want)[[0, 3]], rtol=1e-6)
+
+
+def test_what_overflows_has_a_reason(calibrated):
+    model, solution, groups = mlp(RANDOM.normal(size=(3, 4)) * 1e30, RANDOM.normal(size=(4, 2)))
+    context = calibrated([{"x": RANDOM.normal(size=(5, 3)).astype(np.float32)}])
+    assert drift(groups, solution, model, context, EXACT) == ["what it gives its readers is too large to be squared"]
