@@ -21,10 +21,9 @@ SCORED = 128
 
 @dataclass(frozen=True)
 class PruneChannels(Pass):
-    """Remove whole channels, hidden units and attention heads from every tensor that has them, with all that only
-    served them.
+    """Remove whole channels, hidden units and attention heads from every tensor that has them.
 
-    Effect: lossy. Solves which slices of which tensors must go together (no patterns: every op says how its axes are
+    Effect: lossy. What only served them goes, too. Solves which slices of which tensors must go together (no patterns: every op says how its axes are
     related), takes the least important, fits attributes and shape constants, and proves on the way that the result
     computes what the whole model does with those channels shut off; a group for which that fails stays and is named.
     Inputs and outputs of the model keep their shapes. With calibration data each layer that lost inputs is then fitted

@@ -129,7 +129,7 @@ def _of_data(feeds: Feeds) -> Iterator[list[Arrays]]:
     """The first two batches cut to 1 and repeated to 3 samples, where every input has as many; then as they are."""
     given: list[Arrays] = [batch.feeds for batch in itertools.islice(feeds, 2)]
     if all(len({len(a) if a.ndim else 0 for a in batch.values()} - {0}) == 1 for batch in given):
-        yield [{name: np.take(a, np.arange(rows) % len(a), axis=0) for name, a in batch.items()}
+        yield [{name: np.take(a, np.arange(rows) % len(a), axis=0) if a.ndim else a for name, a in batch.items()}
                for rows, batch in zip(_ROWS, (given[0], given[-1]), strict=True)]
     yield given
 

@@ -83,7 +83,8 @@ def _renamed(model: ir.Model, prefix: str) -> ir.Model:
             value.name = f"{prefix}{value.name}"
             graph.initializers[value.name] = value
     for node in graph:
-        node.name = f"{prefix}{node.name}"
+        if node.name:
+            node.name = f"{prefix}{node.name}"
         for value in node.outputs:
             if value.name:
                 value.name = f"{prefix}{value.name}"
