@@ -15,6 +15,7 @@ from .._base import Request
 from .._dims.groups import Group
 from .._dims.solve import FROZEN, Solution
 from .._edit import is_constant
+from .importance import power_sums
 
 RECURRENT = frozenset({"LSTM", "GRU", "RNN"})
 
@@ -83,7 +84,9 @@ class Consumer:
         return slots.reshape(self.groups, -1)
 
     def squares(self) -> NDArray[np.float64]:
-        """||W_s||^2 of every slot s of `axis`."""
+        """||W_s||^2 of every slot s of `axis`. Streams the weight but that of a grouped convolution."""
+        if self.groups == 1 or self.node.op_type == "ConvTranspose":
+            return power_sums(self.weight, self.weight_axis, 2)
         columns = self.columns()
         total = np.zeros(columns.max() + 1)
         np.add.at(total, columns.reshape(-1), np.square(self.matrix()).sum(1).reshape(-1))
