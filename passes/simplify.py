@@ -19,6 +19,7 @@ from .fold_constants import FoldConstants
 from .fold_pad import FoldPad
 from .remove_identities import RemoveIdentities
 from .remove_unused import RemoveUnused
+from .unpack_sequences import UnpackSequences
 
 ROUNDS = 20
 """Rounds after which it stops even if something still changes; real models need one to eight."""
@@ -28,7 +29,7 @@ ROUNDS = 20
 class Simplify(Pass):
     """Run the exact passes until none changes anything: fewer nodes, equal outputs.
 
-    Effect: exact. Groups remove-unused, deduplicate-initializers, remove-identities, fold-constants, fold-batchnorm,
+    Effect: exact. Groups remove-unused, deduplicate-initializers, unpack-sequences, remove-identities, fold-constants, fold-batchnorm,
     fold-affine, fold-pad and eliminate-common-subexpressions; infers shapes anew after every round that changed
     something. Dynamic dims stay dynamic.
 
@@ -64,6 +65,7 @@ class Simplify(Pass):
         return [
             RemoveUnused(),
             DeduplicateInitializers(),
+            UnpackSequences(),
             RemoveIdentities(nonempty=self.nonempty),
             FoldConstants(nonempty=self.nonempty),
             FoldBatchnorm(),

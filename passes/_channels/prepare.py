@@ -17,12 +17,16 @@ from ..fold_batchnorm import FoldBatchnorm
 from ..fold_constants import FoldConstants
 from ..remove_identities import RemoveIdentities
 from ..remove_unused import RemoveUnused
+from ..unpack_sequences import UnpackSequences
 
 OLDEST = 13
 """Opset from which Slice, Split, Squeeze and reductions take their axes in the form that the surgery writes."""
 
 SHARED = 1 << 20
 """Bytes above which users of one constant stay coupled: apart they would be stored once each."""
+
+ROUNDS = 3
+"""Rounds of folding at most: the second sees the shapes that the first made known."""
 
 Origins = dict[str, str]
 """Copy of a shared constant -> the name it was copied from."""
@@ -36,10 +40,13 @@ def prepare(model: ir.Model, context: Context, *, keep_batchnorm: bool = False) 
     """
     normalize(model)
     raise_opset(model, OLDEST)
-    for step in (RemoveUnused(), RemoveIdentities(), FoldConstants(), EliminateCommonSubexpressions(),
-                 *([] if keep_batchnorm else [FoldBatchnorm()]), FoldConstants(), RemoveIdentities(), RemoveUnused()):
-        step.run(model, context)
-    refresh_shapes(model)
+    steps = (RemoveUnused(), UnpackSequences(), RemoveIdentities(), FoldConstants(), EliminateCommonSubexpressions(),
+             *([] if keep_batchnorm else [FoldBatchnorm()]))
+    for _ in range(ROUNDS):
+        changed = sum(step.run(model, context).changed for step in steps)
+        refresh_shapes(model)
+        if not changed:
+            break
     return _unshare(model)
 
 
