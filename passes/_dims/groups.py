@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_ir as ir
@@ -24,21 +24,27 @@ class Group:
     """Channels with the same places. `places`: (class of an axis, slots of it that each channel takes).
 
     `weights`: (initializer, axis) of every constant that loses slots with them. `channels` are ids of the solution.
+    `name`: what reports call it, of one of its weights; no two groups of a model share it.
     """
 
     channels: NDArray[np.intp]
     places: tuple[tuple[int, int], ...]
     weights: tuple[Axis, ...]
-
-    @property
-    def name(self) -> str:
-        """The first of the largest weights' names: what reports call the group."""
-        value, axis = max(self.weights, key=lambda a: (_rank(a[0]) > 1, a[1] == 0))
-        return f"{value.name}:{axis}"
+    name: str
 
 
 def _rank(value: ir.Value) -> int:
     return 0 if value.const_value is None else len(value.const_value.shape)
+
+
+def _name(weights: Sequence[Axis]) -> str:
+    """That of the matrix with the shortest axis, as others may hold further groups; of several rather axis 0."""
+    value, axis = max(weights, key=lambda a: (_rank(a[0]) > 1, -_length(a), a[1] == 0))
+    return f"{value.name}:{axis}"
+
+
+def _length(axis: Axis) -> int:
+    return 0 if axis[0].const_value is None else int(axis[0].const_value.shape.numpy()[axis[1]])
 
 
 def channel_groups(solution: Solution) -> list[Group]:
@@ -56,9 +62,21 @@ def channel_groups(solution: Solution) -> list[Group]:
     for where, channels in together.items():
         weights = tuple(axis for root, _ in where for axis in by_class.get(root, ()))
         if len(channels) > 1 and any(_rank(value) > 1 for value, _ in weights):
-            groups.append(Group(np.array(channels), where, weights))
+            groups.append(Group(np.array(channels), where, weights, _name(weights)))
     order = {value: i for i, value in enumerate(solution.relations.trace.shapes)}
-    return sorted(groups, key=lambda g: min(order[value] for value, _ in g.weights))
+    groups.sort(key=lambda g: min(order[value] for value, _ in g.weights))
+    return _told_apart(groups)
+
+
+def _told_apart(groups: Sequence[Group]) -> list[Group]:
+    """Number those that one weight would name alike."""
+    seen: dict[str, int] = defaultdict(int)
+    result = []
+    for group in groups:
+        seen[group.name] += 1
+        number = seen[group.name]
+        result.append(group if number == 1 else replace(group, name=f"{group.name}#{number}"))
+    return result
 
 
 def _weights_by_class(solution: Solution) -> dict[int, list[Axis]]:

@@ -43,11 +43,11 @@ def _relate_node(node: ir.Node, relations: Relations) -> None:
     values = [v for v in (*node.inputs, *node.outputs) if v is not None and v.name]
     missing = next((v for v in values if v not in relations.trace.shapes), None)
     entry = RULES.get((node.domain, node.op_type))
-    if missing is not None:
-        _freeze(values, f"{label(node)}: the shape of '{missing.name}' is unknown", relations)
-    elif holds_graphs(node):
+    if holds_graphs(node):
         outer = [v for graph in subgraphs(node) for inner in graph.all_nodes() for v in inner.inputs if v is not None]
         _freeze([*values, *outer], f"used by {label(node)}, whose subgraphs are not followed", relations)
+    elif missing is not None:
+        _freeze(values, f"{label(node)}: the shape of '{missing.name}' is unknown", relations)
     elif _computes_shapes(node, relations):
         _freeze([*node.outputs, *(v for v in node.inputs if v in relations.trace.arrays)], "a shape", relations)
     elif entry is None:

@@ -27,8 +27,7 @@ def convolution(node: ir.Node, relations: Relations) -> None:
     bias = node.inputs[2] if len(node.inputs) > 2 else None
     assert data is not None
     assert weight is not None
-    for value in (data, weight, result):
-        freeze_spatial(value, relations)
+    _spatial(node, data, weight, result, relations)
     relations.same(data, 0, result, 0)
     relations.mix(node, "contract", (0, 1))
     read, made = (0, 1) if node.op_type == "ConvTranspose" else (1, 0)
@@ -46,6 +45,20 @@ def convolution(node: ir.Node, relations: Relations) -> None:
         [((data, 1), (0, 1)), ((weight, 0), own[0]), ((weight, 1), own[1]), ((result, 1), (0, 2))],
         [(0,), (1, 2)],
     )
+
+
+def _spatial(node: ir.Node, data: ir.Value, weight: ir.Value, result: ir.Value, relations: Relations) -> None:
+    """A kernel one wide, in steps of one, leaves the positions of an axis apart from each other; others stay."""
+    freeze_spatial(weight, relations)
+    kernel = (relations.shape(weight) or ())[2:]
+    strides = node.attributes.get_ints("strides", [1] * len(kernel))
+    padded = any(node.attributes.get_ints("pads", []))
+    for axis, (width, step) in enumerate(zip(kernel, strides, strict=True), 2):
+        if width == step == 1 and not padded:
+            relations.same(data, axis, result, axis)
+        else:
+            relations.freeze(data, axis, SPATIAL)
+            relations.freeze(result, axis, SPATIAL)
 
 
 @mend("Conv", "ConvTranspose")
