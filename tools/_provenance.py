@@ -10,6 +10,8 @@ import onnx_ir as ir
 from .. import __version__
 
 PREFIX = "onnx_opt."
+RECORD = ("version", "passes", "input_sha256", "seed", "target")
+"""What a run is repeated from. Passes keep facts of their own under the same prefix."""
 
 
 def sha256_of(path: Path) -> str:
@@ -22,13 +24,10 @@ def stamp(model: ir.Model, passes: str, input_sha256: str | None, seed: int, tar
     """Record version, canonical pipeline text, the input's digest, seed and target; replaces an earlier record."""
     for key in provenance(model):
         del model.metadata_props[PREFIX + key]
-    record = {
-        "version": __version__, "passes": passes, "input_sha256": input_sha256, "seed": str(seed), "target": target,
-    }
-    model.metadata_props.update({PREFIX + key: value for key, value in record.items() if value is not None})
+    record = zip(RECORD, (__version__, passes, input_sha256, str(seed), target), strict=True)
+    model.metadata_props.update({PREFIX + key: value for key, value in record if value is not None})
 
 
 def provenance(model: ir.Model) -> dict[str, str]:
     """The record of the run that made this model; empty if onnx-opt did not make it."""
-    found = model.metadata_props.items()
-    return {key.removeprefix(PREFIX): value for key, value in found if key.startswith(PREFIX)}
+    return {key: model.metadata_props[PREFIX + key] for key in RECORD if PREFIX + key in model.metadata_props}

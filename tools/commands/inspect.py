@@ -13,12 +13,16 @@ from ..console import emit_json, markup_safe, shared_options, show
 @click.command("inspect")
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option("--top", type=click.IntRange(min=0), default=10, show_default=True, help="Layers to list by size.")
+@click.option("--groups", is_flag=True, help="List instead the channels that can only go together, and what stays.")
 @shared_options
-def command(model: Path, top: int, as_json: bool, verbosity: int) -> None:
+def command(model: Path, top: int, groups: bool, as_json: bool, verbosity: int) -> None:
     """Show what a model is made of, and what each lossy pass could touch in it.
 
     Interface, ops, parameters, sparsity, MACs, where the weights live, the largest of them, and its origin.
     """
+    if groups:
+        _show_groups(model, as_json, verbosity)
+        return
     from .._inspect import inspection
 
     facts = inspection(model)
@@ -26,6 +30,17 @@ def command(model: Path, top: int, as_json: bool, verbosity: int) -> None:
         emit_json({**facts, "layers": facts["layers"][:top]})
         return
     for part in report(facts, top, verbosity):
+        show(part)
+
+
+def _show_groups(model: Path, as_json: bool, verbosity: int) -> None:
+    from .._groups import groups_of
+
+    facts = groups_of(model)
+    if as_json:
+        emit_json(facts)
+        return
+    for part in group_parts(facts, verbosity):
         show(part)
 
 
@@ -100,3 +115,38 @@ def pass_parts(passes: list[dict[str, Any]], verbosity: int) -> list[Any]:
                 detail.add_row(markup_safe(declined["where"]), markup_safe(declined["reason"]))
             parts.append(detail)
     return parts
+
+
+def group_parts(facts: dict[str, Any], verbosity: int) -> list[Any]:
+    """The channel groups and the weights that stay, as tables; every member and every weight with -v."""
+    from ..tables import declined_summary, plain_table
+
+    groups, frozen = facts["groups"], facts["frozen"]
+    spread = "l2 min / median / max"
+    table = plain_table("channel groups of prune-channels", "group", "channels", spread, "where",
+                        right=("channels", spread))
+    for group in groups:
+        size, was, importance = group["channels"], group["channels_at_first"], group["importance"]
+        table.add_row(
+            markup_safe(group["name"]), f"{size}" if size == was else f"{size} of {was}",
+            " / ".join(f"{importance[key]:.2f}" for key in ("min", "median", "max")),
+            markup_safe(_places(group["where"], None if verbosity > 0 else 4)))
+    count = sum(group["channels"] for group in groups)
+    parts: list[Any] = [table, "", f"{len(groups)} groups, {count} channels that can go; "
+                        f"{len(frozen)} axes of weights stay" + (":" if frozen else ".")]
+    if verbosity > 0:
+        stays = plain_table(None, "weight:axis", "why it stays")
+        for item in frozen:
+            stays.add_row(markup_safe(item["where"]), markup_safe(item["reason"]))
+        return [*parts, stays]
+    if frozen:
+        parts.append(markup_safe(declined_summary(frozen, most=6).partition(": ")[2] + " (-v: each of them)"))
+    return parts
+
+
+def _places(where: list[dict[str, Any]], most: int | None) -> str:
+    """`weight:axis` of every member, with ×n where a channel takes n slots of the axis."""
+    named = [f"{p['weight']}:{p['axis']}" + (f" ×{p['slots_per_channel']}" if p["slots_per_channel"] > 1 else "")
+             for p in where]
+    more = 0 if most is None else len(named) - most
+    return ", ".join(named[:most]) + (f", … {more} more" if more > 0 else "")
