@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,12 +16,13 @@ from ._dtypes import CARRIERS, to_carrier
 from ._expand import function_of
 from ._flow import follow
 from ._fold import fold
-from ._host import HOST_OPS, as_tensor, to_host
+from ._host import HOST_OPS, as_tensor, length_of, to_host
 from ._program import Known, Program
 from ._reference import reference_kernel
 from ._registry import Call, Entry, entry_of
 from ._scope import Scope, last_uses
 from ._types import output_dtypes
+from ._weights import behind_identities, is_setting, stored_tensor
 
 IGNORED = frozenset({"consumed_inputs", "is_test", "spatial"})
 """Attributes of old opsets that say nothing about inference."""
@@ -39,18 +41,19 @@ class Emitter:
     """Writes the source of one model's graph into `program`.
 
     `weights`: values that are parameters, with the source that gives them. `functions`: the model's own.
-    `detached`: nodes that onnx's reference runs.
+    `shared`: those of them that are settings elsewhere. `detached`: nodes that onnx's reference runs.
     """
 
     def __init__(
         self, program: Program, weights: dict[ir.Value, str], functions: dict[ir.OperatorIdentifier, ir.Function],
-        qat: bool,
+        qat: bool, shared: Collection[ir.Value] = (),
     ) -> None:
         self.program = program
         self.weights = weights
         self.functions = functions
         self.qat = qat
         self.detached: list[str] = []
+        self.fixed = {value: self._as_stored(value) for value in shared}
         program.names.update(torch=torch, as_tensor=as_tensor, to_host=to_host)
 
     def block(self, nodes: Sequence[ir.Node], scope: Scope, kept: Sequence[ir.Value | None]) -> None:
@@ -77,12 +80,23 @@ class Emitter:
         known = scope.values[value]
         return None if known is ABSENT else known
 
+    def read(self, node: ir.Node, index: int, scope: Scope) -> Known | None:
+        """What a node reads; a weight that is a setting here, as it was stored."""
+        value = node.inputs[index]
+        if self.fixed and is_setting(node, index) and (source := behind_identities(value)) in self.fixed:
+            return self.fixed[source]
+        return self.value(value, scope)
+
     def constant(self, value: ir.Value, tensor: ir.TensorProtocol) -> Known:
         """A parameter, or a constant in its carrier; strings stay numpy arrays."""
         if value in self.weights:
             return self.parameter(value, tensor.dtype)
         if tensor.dtype not in CARRIERS:
             return Known(self.program.bind("text", tensor.numpy()), tensor.dtype)
+        return Known(None, tensor.dtype, constant=to_carrier(tensor.numpy(), tensor.dtype))
+
+    def _as_stored(self, value: ir.Value) -> Known:
+        tensor = stored_tensor(value)
         return Known(None, tensor.dtype, constant=to_carrier(tensor.numpy(), tensor.dtype))
 
     def parameter(self, value: ir.Value, dtype: ir.DataType | None) -> Known:
@@ -99,7 +113,7 @@ class Emitter:
             return _control.emit_constant(self, node, scope)
         if domain == "" and node.op_type in _control.EMITTERS:
             return _control.EMITTERS[node.op_type](self, node, scope)
-        inputs = [self.value(v, scope) for v in node.inputs]
+        inputs = [self.read(node, index, scope) for index in range(len(node.inputs))]
         attributes = scope.attributes_of(node)
         function = self.functions.get(node.op_identifier())
         if function is not None:
@@ -131,30 +145,44 @@ class Emitter:
             return False
         dtypes = [None if k is None else k.dtype for k in inputs]
         (dtype,) = output_dtypes("", node.op_type, scope.opset(""), attributes, dtypes, 1)
-        rank = entry.rank([None if k is None else k.operand() for k in inputs], attributes)
-        if rank is None or rank > 1:
+        operands = [None if k is None else k.operand() for k in inputs]
+        rank = entry.rank(operands, attributes)
+        if rank is None:
             return False
         codes = ["None" if k is None else self.program.host_code(k) for k in inputs]
         codes += [f"{name}={self.program.value_code(value, name)}" for name, value in attributes.items()]
         name = self.program.shared(f"host_{node.op_type}", entry.function)
         out = self.program.fresh("h")
         self.program.line(f"{out} = {name}({', '.join(codes)})")
-        self.define(node.outputs[0], Known(out, dtype, host=True, rank=rank), scope)
+        length = length_of(node.op_type, operands) if rank == 1 else None
+        self.define(node.outputs[0], Known(out, dtype, host=True, rank=rank, length=length), scope)
         return True
 
     def _measure(self, node: ir.Node, source: Known | None, attributes: dict[str, Any], scope: Scope) -> bool:
-        """Shape and Size of a tensor."""
-        if source is None or source.code is None or source.host or source.dtype not in CARRIERS:
+        """Shape and Size: of a weight and of a list of known length constants, of other tensors Python numbers."""
+        if source is None or source.dtype not in CARRIERS:
+            return False
+        shape = _static_shape(source)
+        if shape is not None:
+            found = shape[attributes.get("start", 0):attributes.get("end")]
+            constant = torch.tensor(found if node.op_type == "Shape" else math.prod(shape), dtype=torch.int64)
+            self.define(node.outputs[0], Known(None, ir.DataType.INT64, constant=constant), scope)
+            return True
+        if source.code is None or (source.host and source.rank != 1):
             return False
         out, rank = self.program.fresh("h"), int(node.op_type == "Shape")
-        if rank:
+        if source.host:
+            self.program.line(f"{out} = [len({source.code})]" if rank else f"{out} = len({source.code})")
+        elif rank:
             start, end = attributes.get("start", 0), attributes.get("end")
             part = "" if not start and end is None else f"[{start}:{'' if end is None else end}]"
             self.program.line(f"{out} = list({source.code}.shape{part})")
         else:
             self.program.line(f"{out} = {source.code}.numel()")
         known = Known(out, ir.DataType.INT64, host=True, rank=rank)
-        if rank and source.shape is not None:
+        if source.host:
+            known.length = 1
+        elif rank and source.shape is not None:
             known.length = len(range(len(source.shape))[attributes.get("start", 0):attributes.get("end")])
         self.define(node.outputs[0], known, scope)
         return True
@@ -241,6 +269,15 @@ def _variables(known: Known) -> list[str]:
     """Local variables that hold a value and can be freed."""
     codes = [known.code, known.on_device]
     return [code for code in codes if code is not None and code.isidentifier() and code not in ("None", "device")]
+
+
+def _static_shape(known: Known) -> list[int] | None:
+    """The shape of what cannot have another: parameters, and lists of known length."""
+    if known.host and known.rank < 2:
+        return [] if not known.rank else None if known.length is None else [known.length]
+    fixed = known.code is not None and known.code.startswith("self.") and known.shape is not None
+    dims = [d for d in known.shape if isinstance(d, int)] if fixed and known.shape is not None else []
+    return dims if fixed and known.shape is not None and len(dims) == len(known.shape) else None
 
 
 def _accepted(entry: Entry, attributes: dict[str, Any]) -> bool:

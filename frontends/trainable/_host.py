@@ -1,6 +1,7 @@
 """Shape arithmetic on Python numbers: what Shape gives stays outside of tensors, so that torch.compile sees no break.
 
-A host value is an int, bool or float (rank 0) or a list of them (rank 1). Under torch.compile the ints may be symbols.
+A host value is an int, bool or float (rank 0), a list of them (rank 1), or a list of such lists (rank 2: the pads of
+older exporters). Under torch.compile the ints may be symbols.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ class Operand:
 
 
 RankRule = Callable[[Sequence[Operand | None], dict[str, Any]], int | None]
+LengthRule = Callable[[Sequence[Operand | None]], int | None]
 
 
 @dataclass(frozen=True)
@@ -65,11 +67,32 @@ def _host(name: str, rank: RankRule) -> Callable[[Callable[..., Host]], Callable
 
 
 def _broadcast_rank(operands: Sequence[Operand | None], attributes: dict[str, Any]) -> int | None:
-    return max(o.rank for o in operands if o is not None)
+    rank = max(o.rank for o in operands if o is not None)
+    return rank if rank < 2 else None
 
 
 def _first_rank(operands: Sequence[Operand | None], attributes: dict[str, Any]) -> int | None:
-    return operands[0].rank if operands[0] is not None else None
+    return _broadcast_rank(operands[:1], attributes)
+
+
+def length_of(name: str, operands: Sequence[Operand | None]) -> int | None:
+    """Length of the list that an op gives, where it is known before any run."""
+    lengths = [o.length if o.rank else 1 for o in operands if o is not None]
+    if any(length is None for length in lengths):
+        return None
+    known = [length for length in lengths if length is not None]
+    match name:
+        case "Concat":
+            return sum(known)
+        case "Gather":
+            return known[1]
+        case "Unsqueeze":
+            return 1
+        case "Reshape" | "Cast" | "Clip" | "Identity" | "Neg" | "Abs" | "Not" | "Floor" | "Ceil" | "Sqrt":
+            return known[0]
+        case "Add" | "Sub" | "Mul" | "Div" | "Mod" | "Equal" | "Where" | "Max" | "Min":
+            return max(known)
+    return None
 
 
 def _elementwise(function: Callable[..., Scalar]) -> Callable[..., Host]:
@@ -130,6 +153,14 @@ def mod(a: Host, b: Host, *, fmod: int = 0) -> Host:
     return _elementwise(lambda x, y: x - y * _quotient(x, y) if fmod else x % y)(a, b)
 
 
+@_host("Clip", _first_rank)
+def clip(x: Host, low: Host = None, high: Host = None, *, min: Scalar = None, max: Scalar = None) -> Host:
+    """Bounds are inputs from opset 11 on, attributes before."""
+    low, high = min if low is None else low, max if high is None else high
+    x = x if low is None else HOST_OPS["Max"].function(x, low)
+    return x if high is None else HOST_OPS["Min"].function(x, high)
+
+
 @_host("Cast", _first_rank)
 def cast(x: Host, *, to: int) -> Host:
     """Between the types of host values; floats lose their fraction."""
@@ -152,7 +183,7 @@ def _rank_of(operand: Operand | None) -> int | None:
     return None if operand is None else operand.rank
 
 
-@_host("Slice", lambda operands, attributes: 1)
+@_host("Slice", lambda operands, attributes: _rank_of(operands[0]))
 def slice_(
     data: list[Scalar], starts: Host = None, ends: Host = None, axes: Host = None, steps: Host = None, **old: Any
 ) -> Host:
@@ -183,16 +214,48 @@ def squeeze(x: list[Scalar], axes_input: Host = None, *, axes: Any = None) -> Ho
     return item
 
 
-def _reshape_rank(operands: Sequence[Operand | None], attributes: dict[str, Any]) -> int | None:
+def _shape_rank(operands: Sequence[Operand | None], attributes: dict[str, Any]) -> int | None:
     shape = operands[1].constant if len(operands) > 1 and operands[1] is not None else None
-    return len(shape) if isinstance(shape, list) and len(shape) < 2 else None
+    rank = len(shape) if isinstance(shape, list) else None
+    if rank == 2 and isinstance(shape, list) and shape[1] < 1:
+        return None
+    return rank if rank is not None and rank < 3 else None
 
 
-@_host("Reshape", _reshape_rank)
+@_host("Reshape", _shape_rank)
 def reshape(x: Host, shape: list[int], *, allowzero: int = 0) -> Host:
-    """To a number or to a flat list."""
-    items = x if isinstance(x, list) else [x]
+    """To a number, a flat list, or rows of a known width."""
+    items = _flat(x)
+    if len(shape) == 2:
+        width = shape[1]
+        return [items[start : start + width] for start in range(0, len(items), width)]
     return items if shape else items[0]
+
+
+def _flat(x: Host) -> list[Scalar]:
+    if not isinstance(x, list):
+        return [x]
+    return [item for row in x for item in row] if x and isinstance(x[0], list) else x
+
+
+@_host("Transpose", lambda operands, attributes: _rank_of(operands[0]))
+def transpose(x: Host, *, perm: list[int] | None = None) -> Host:
+    """Rows become columns; a flat list stays."""
+    if not isinstance(x, list) or not isinstance(x[0], list) or perm == [0, 1]:
+        return x
+    return [[row[i] for row in x] for i in range(len(x[0]))]
+
+
+def _expanded_rank(operands: Sequence[Operand | None], attributes: dict[str, Any]) -> int | None:
+    rank = _shape_rank(operands, attributes)
+    return rank if rank == 1 and _broadcast_rank(operands[:1], attributes) is not None else None
+
+
+@_host("Expand", _expanded_rank)
+def expand(x: Host, shape: list[int]) -> Host:
+    """A number or a list of one, repeated."""
+    items = x if isinstance(x, list) else [x]
+    return items * shape[0] if len(items) == 1 else items
 
 
 def _filled_rank(operands: Sequence[Operand | None], attributes: dict[str, Any]) -> int | None:

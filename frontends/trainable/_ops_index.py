@@ -21,7 +21,7 @@ def positive(indices: Tensor, size: int) -> Tensor:
 def gather(x: Tensor, indices: Tensor, *, axis: int = 0) -> Tensor:
     axis = axis % x.ndim
     picked = x.index_select(axis, positive(indices, x.shape[axis]).reshape(-1))
-    return picked.reshape(*x.shape[:axis], *indices.shape, *x.shape[axis + 1:])
+    return picked.reshape([*x.shape[:axis], *indices.shape, *x.shape[axis + 1:]])
 
 
 @op("GatherElements")

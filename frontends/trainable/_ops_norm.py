@@ -14,7 +14,11 @@ Tensor = Any
 
 
 def _fixed_batch_norm(x: Tensor, scale: Tensor, bias: Tensor, mean: Tensor, variance: Tensor, epsilon: float) -> Tensor:
-    """With the graph's own statistics; opset 15 allows them another type than the data."""
+    """With the graph's own statistics. Those may be computed (standardized weights), and then take gradients."""
+    if mean.requires_grad or variance.requires_grad:
+        shape = (-1, *(1,) * (x.ndim - 2))
+        factor = scale * torch.rsqrt(variance + epsilon)
+        return (x - mean.reshape(shape)) * factor.reshape(shape) + bias.reshape(shape)
     return F.batch_norm(x, mean, variance, scale, bias, False, 0.0, epsilon)
 
 

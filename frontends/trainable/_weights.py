@@ -42,13 +42,15 @@ PASSING = ("Identity", "Transpose", "Reshape", "Cast", "Unsqueeze", "Squeeze", "
 class Origin:
     """Where a trained tensor came from: a value that is an initializer, or the output of a Constant node.
 
-    `latent`: set for stored codes; the parameter is then in units of their grid.
+    `latent`: set for stored codes; the parameter is then in units of their grid. `shared`: it is a weight here and a
+    setting there (exporters store equal tensors once: a scale of ones, a variance of ones); there it is not trained.
     """
 
     graph: str
     value: ir.Value
     dtype: ir.DataType
     latent: Latent | None = None
+    shared: bool = False
 
     @property
     def name(self) -> str:
@@ -64,10 +66,11 @@ def trainable_values(model: ir.Model, train: bool | Collection[str], scales: boo
     for graph, value, tensor in constants_of(model):
         if tensor.dtype not in WEIGHT_TYPES or tensor.size == 0:
             continue
-        weight = is_weight(value, tensor) or (scales and _is_scale(value))
-        chosen = weight if isinstance(train, bool) else value.name in train
+        weight = is_weight(value, tensor)
+        chosen = weight or (scales and _is_scale(value)) if isinstance(train, bool) else value.name in train
         if chosen and train is not False:
-            found[value] = Origin(graph, value, tensor.dtype)
+            shared = weight and bool(setting_uses(value))
+            found[value] = Origin(graph, value, tensor.dtype, shared=shared)
     return found
 
 
@@ -112,6 +115,14 @@ def tensor_of(node: ir.Node) -> ir.TensorProtocol | None:
     return None
 
 
+def stored_tensor(value: ir.Value) -> ir.TensorProtocol:
+    """The tensor of an initializer or of a Constant node's output."""
+    producer = value.producer()
+    tensor = value.const_value if producer is None else tensor_of(producer)
+    assert tensor is not None, f"{value.name} is not constant"
+    return tensor
+
+
 def is_weight(value: ir.Value, tensor: ir.TensorProtocol) -> bool:
     """Whether some op learns by `value`: a weight or bias position at any size, elsewhere two elements or more.
 
@@ -139,6 +150,32 @@ def is_weight(value: ir.Value, tensor: ir.TensorProtocol) -> bool:
 
 def _is_scale(value: ir.Value) -> bool:
     return any(node.op_type in ("QuantizeLinear", "DequantizeLinear") and index == 1 for node, index in value.uses())
+
+
+def setting_uses(value: ir.Value) -> list[tuple[ir.Node, int]]:
+    """Who reads a value as a setting, through Identities too."""
+    found: list[tuple[ir.Node, int]] = []
+    waiting = [value]
+    while waiting:
+        for node, index in waiting.pop().uses():
+            if node.op_type == "Identity":
+                waiting.extend(node.outputs)
+            elif is_setting(node, index):
+                found.append((node, index))
+    return found
+
+
+def behind_identities(value: ir.Value | None) -> ir.Value | None:
+    """What a value is, but for Identities."""
+    while value is not None and (node := value.producer()) is not None and node.op_type == "Identity":
+        value = node.inputs[0]
+    return value
+
+
+def is_setting(node: ir.Node, index: int) -> bool:
+    """Whether an op reads the input as a setting."""
+    standard = node.domain in ("", "ai.onnx")
+    return standard and not _within(LEARNED, node, index) and _within(SETTINGS, node, index)
 
 
 def _within(table: dict[str, tuple[int, ...] | None], node: ir.Node, index: int) -> bool:

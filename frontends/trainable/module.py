@@ -20,7 +20,7 @@ from ._ops_cast import small_float
 from ._ops_quant import on_grid
 from ._program import Known, Program
 from ._scope import Scope
-from ._weights import Origin, attribute_name, tensor_of, trainable_values
+from ._weights import Origin, attribute_name, stored_tensor, trainable_values
 
 Qat = Literal["off", "fixed", "learned"]
 
@@ -114,7 +114,8 @@ def to_torch(
     inputs, tapped = _callable_inputs(model), _tapped(model, taps)
     program = Program()
     names, sources = _named(origins)
-    emitter = Emitter(program, sources, dict(model.functions), qat != "off")
+    shared = [value for value, origin in origins.items() if origin.shared]
+    emitter = Emitter(program, sources, dict(model.functions), qat != "off", shared)
     program.names.update(on_grid=on_grid, small_float=small_float)
     scope = Scope(model.graph.name or "graph", dict(model.opset_imports))
     outputs = [*model.graph.outputs, *tapped]
@@ -164,7 +165,7 @@ def _named(origins: Mapping[ir.Value, Origin]) -> tuple[dict[ir.Value, str], dic
 def _start(origin: Origin) -> torch.Tensor:
     """A parameter's first value; 32-bit codes need double precision."""
     if origin.latent is None:
-        return to_carrier(origin_tensor(origin.value).numpy(), origin.dtype)
+        return to_carrier(stored_tensor(origin.value).numpy(), origin.dtype)
     wide = torch.float64 if origin.dtype == ir.DataType.INT32 else torch.float32
     return torch.from_numpy(origin.latent.start).to(wide)
 
@@ -178,19 +179,11 @@ def _kept(origin: Origin, mask: NDArray[Any] | None) -> torch.Tensor | None:
         latent = origin.latent
         if latent is not None and not latent.holds_zeros:
             return None
-        values = origin_tensor(origin.value).numpy() if latent is None else latent.start
+        values = stored_tensor(origin.value).numpy() if latent is None else latent.start
         if values.ndim < 2:
             return None
         mask = values != 0
     return None if mask.all() else torch.from_numpy(np.array(mask, dtype=bool))
-
-
-def origin_tensor(value: ir.Value) -> ir.TensorProtocol:
-    """The tensor of an initializer or of a Constant node's output."""
-    producer = value.producer()
-    tensor = value.const_value if producer is None else tensor_of(producer)
-    assert tensor is not None
-    return tensor
 
 
 def _callable_inputs(model: ir.Model) -> list[ir.Value]:
@@ -240,4 +233,4 @@ def _compiled(source: str, program: Program, graph: str) -> Any:
     return program.names["run"]
 
 
-__all__ = ["Cut", "Origin", "Qat", "TrainableModule", "origin_tensor", "to_torch"]
+__all__ = ["Cut", "Origin", "Qat", "TrainableModule", "to_torch"]

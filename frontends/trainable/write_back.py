@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ._dtypes import from_carrier
 from ._ops_quant import on_grid
-from ._weights import Origin
+from ._weights import Origin, setting_uses, stored_tensor
 from .module import TrainableModule
 
 
@@ -22,7 +22,11 @@ def write_back(module: TrainableModule) -> ir.Model:
     """
     module.hold_zeros()
     for name, origin in module.origins.items():
-        _put(origin, ir.Tensor(stored(module.get_parameter(name), origin), dtype=origin.dtype, name=origin.name))
+        array = stored(module.get_parameter(name), origin)
+        if not np.array_equal(array, stored_tensor(origin.value).numpy()):
+            if origin.shared:
+                _keep_settings(origin.value)
+            _put(origin, ir.Tensor(array, dtype=origin.dtype, name=origin.name))
     return module.model
 
 
@@ -35,6 +39,21 @@ def stored(parameter: torch.Tensor, origin: Origin) -> NDArray[Any]:
     if latent.pack is not None:
         return latent.pack(np.rint(codes.cpu().numpy()))
     return from_carrier(codes, origin.dtype)
+
+
+def _keep_settings(value: ir.Value) -> None:
+    """Give the ops that read a shared weight as a setting a copy of their own, as it was."""
+    uses, graph = setting_uses(value), value.graph
+    if not uses or not isinstance(graph, ir.Graph):
+        return
+    tensor, name = stored_tensor(value), f"{value.name}_fixed"
+    while name in graph.initializers:
+        name += "_"
+    copy = ir.Value(name=name, shape=ir.Shape(tensor.shape.numpy()), type=ir.TensorType(tensor.dtype))
+    copy.const_value = ir.Tensor(tensor.numpy(), dtype=tensor.dtype, name=name)
+    graph.register_initializer(copy)
+    for node, index in uses:
+        node.replace_input_with(index, copy)
 
 
 def _put(origin: Origin, tensor: ir.TensorProtocol) -> None:

@@ -32,6 +32,6 @@ def test_the_floor_only_rises(count):
 
 @pytest.mark.slow
 def test_meets_what_the_frontend_promises(count):
-    """92 % of all cases without those that onnx's numpy kernels compute, 98 % of those of ops networks train through."""
+    """92 % of all cases without those that onnx itself computes, 98 % of those of ops that networks train through."""
     assert (len(count.passed) - count.by_reference) / FLOOR["cases"] >= 0.92
     assert count.network_passed / count.network >= 0.98

@@ -179,3 +179,29 @@ def test_a_second_module_of_the_written_model_is_the_same():
     again = to_torch(write_back(module))
     x = torch.from_numpy(normal(2, 3, 8, 8))
     assert torch.equal(module(x), again(x))
+
+
+SHARED = """
+<ir_version: 10, opset_import: ["" : 21]>
+shared (float[2, 3, 4] x) => (float[2, 3, 4] y)
+<float[3] ones = {1, 1, 1}, float[3] zeros = {0, 0, 0}>
+{
+    y = BatchNormalization (x, ones, zeros, zeros, ones)
+}
+"""
+
+
+def test_a_weight_that_is_a_setting_elsewhere_is_untied_when_it_changes():
+    """Exporters store equal tensors once: the scale of an untrained norm is also its variance."""
+    model = ir_model(SHARED)
+    module = to_torch(model)
+    write_back(module)
+    assert sorted(model.graph.initializers) == ["ones", "zeros"]
+    with torch.no_grad():
+        module.ones.mul_(3)
+    write_back(module)
+    assert sorted(model.graph.initializers) == ["ones", "ones_fixed", "zeros"]
+    assert [v.name for v in model.graph[0].inputs] == ["x", "ones", "zeros", "zeros", "ones_fixed"]
+    x = normal(2, 3, 4)
+    assert difference(module, {"x": x}) < 1e-5
+    assert torch.allclose(module(x), torch.from_numpy(3 * x), rtol=1e-4)
