@@ -21,6 +21,7 @@ from ..fold_constants import FoldConstants
 from ..remove_identities import RemoveIdentities
 from ..remove_unused import RemoveUnused
 from .branches import droppable, take_means
+from .constants import constants_first, keep_constants
 from .costs import Cost, costs_of
 from .gate import Verdict, judge, offenders, take_out
 from .importance import Scores
@@ -75,6 +76,7 @@ class Pruning:
             convolved = any(v.const_value is not None and len(v.const_value.shape) > 2 for v, _ in group.weights)
             fewest = least or (0 if droppable(group, self.solution) else 1)
             widths.append(allowed_widths(group, self.was[group.name], multiple, convolved, fewest, self._context.target))
+        scores = constants_first(scores, self.groups, self.solution, self.whole)
         return Candidates(self.groups, scores, widths, [self.was[group.name] for group in self.groups])
 
     def cost(self, choice: Choice, orders: Sequence[NDArray[np.intp]]) -> Cost:
@@ -105,6 +107,8 @@ class Pruning:
         fit = bool(samples) and self._context.has_data()
         if fit:
             take_means(pruned, kept, self._context, samples)
+        else:
+            keep_constants(pruned, kept)
         take_out(pruned, self.solution, removed, self._attention)
         fitted = 0
         if fit:
