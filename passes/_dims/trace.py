@@ -172,20 +172,19 @@ def traced(model: ir.Model) -> Trace:
     `model` is normalized. Linear in nodes.
     """
     known, symbols = _dims(model)
-    best: tuple[int, dict[str, int], dict[str, int]] | None = None
+    best: tuple[int, Trace, dict[str, int]] | None = None
     for sizes, others in _probes(known, symbols):
-        unknown = _walk(model, sizes)[1]
+        trace, unknown = _walk(model, sizes)
         if best is None or unknown < best[0]:
-            best = (unknown, sizes, others)
+            best = (unknown, trace, others)
         if not unknown:
             break
     assert best is not None
-    unknown, sizes, others = best
-    if symbols and sizes == others:
-        sizes = _loosened(model, sizes, symbols, unknown)
-        others = _loosened(model, sizes, symbols, unknown, twin=True)
-    trace = _walk(model, sizes)[0]
-    if sizes != others:
+    unknown, trace, others = best
+    if symbols and trace.sizes == others:
+        sizes = _loosened(model, others, symbols, unknown)
+        trace, others = _walk(model, sizes)[0], _loosened(model, sizes, symbols, unknown, twin=True)
+    if trace.sizes != others:
         trace.twin = _walk(model, others)[0]
     return trace
 

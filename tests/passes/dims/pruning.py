@@ -27,7 +27,7 @@ def model_of(text, seed=0):
             shape = [d.dim_value for d in info.type.tensor_type.shape.dim]
             kind = onnx.helper.tensor_dtype_to_np_dtype(info.type.tensor_type.elem_type)
             floating = np.issubdtype(kind, np.floating)
-            values = random.uniform(0.1, 1.5, shape) if floating else random.integers(1, 99, shape)
+            values = random.uniform(0.1, 1.5, shape) if floating else random.integers(1, 8, shape)
             proto.graph.initializer.append(onnx.numpy_helper.from_array(values.astype(kind), info.name))
     del proto.graph.value_info[:]
     model = ir.from_proto(proto)
@@ -63,7 +63,8 @@ def assert_exact(model, solution, seed=0, ratio=0.5, batches=(3, 2)):
         feeds = {i.name: _feed(i, batch, random) for i in sessions[0].get_inputs()}
         for wanted, got in zip(*(session.run(None, feeds) for session in sessions), strict=True):
             assert wanted.size < 2 or np.std(wanted.astype(float)) > 0
-            np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-4 * np.abs(wanted).max(initial=0))
+            tolerance = 1e-2 if wanted.dtype == np.float16 else 1e-4
+            np.testing.assert_allclose(got, wanted, rtol=tolerance, atol=tolerance * np.abs(wanted).max(initial=0))
     return _elements(model) - _elements(pruned)
 
 

@@ -96,6 +96,61 @@ MODELS = {
             d = Attention <q_num_heads = 2, kv_num_heads = 2> (a2, b2, e)
             y = MatMul (d, o)
         }""", {"q[1]": "aaaabbbb", "k[1]": "aaaabbbb", "v[1]": "aaaabbbb", "o[0]": "aaaabbbb"}),
+    "queries of cached keys": ("""
+        <ir_version: 10, opset_import: ["" : 23]>
+        g (float[N, 5, 3] x, float[N, 2, 4, 2] i, float[N, 2, 4, 3] j)
+            => (float[N, 5, 3] y, float[N, 2, 9, 2] m, float[N, 2, 9, 3] n)
+        <float[3, 8] q, float[3, 4] k, float[3, 6] v, float[12, 3] o> {
+            a = MatMul (x, q)
+            b = MatMul (x, k)
+            c = MatMul (x, v)
+            d, m, n = Attention <q_num_heads = 4, kv_num_heads = 2> (a, b, c, , i, j)
+            y = MatMul (d, o)
+        }""", {"q[1]": "aabbaabb", "k[1]": "....", "v[1]": "......", "o[0]": "aaabbbaaabbb"}),
+    "queries of one key": ("""
+        <ir_version: 10, opset_import: ["" : 23]>
+        g (float[N, 5, 3] x, float[N, 1, 5, 5] e) => (float[N, 5, 3] y)
+        <float[3, 4] q, float[3, 2] k, float[3, 2] v, float[4, 3] o> {
+            a = MatMul (x, q)
+            b = MatMul (x, k)
+            c = MatMul (x, v)
+            d = Attention <q_num_heads = 2, kv_num_heads = 1, scale = 0.7> (a, b, c, e)
+            y = MatMul (d, o)
+        }""", {"q[1]": "aabb", "k[1]": "..", "v[1]": "..", "o[0]": "aabb"}),
+    "rotary in pairs beside plain dimensions": ("""
+        <ir_version: 10, opset_import: ["" : 23]>
+        g (float[N, 5, 3] x, int64[N, 5] p) => (float[N, 2, 5, 3] y)
+        <float[5, 4] c, float[5, 4] s, float[12, 3] o, int64[4] z = {0, 5, 2, 12}, float[3, 24] w> {
+            a = MatMul (x, w)
+            b = Reshape (a, z)
+            d = Transpose <perm = [0, 2, 1, 3]> (b)
+            e = RotaryEmbedding <interleaved = 1, rotary_embedding_dim = 8> (d, c, s, p)
+            y = MatMul (e, o)
+        }""", {"o[0]": "aabbccddefgh", "c[1]": "abcd", "s[1]": "abcd", "w[1]": "aabbccddefgh" * 2}),
+    "four bits in blocks": ("""
+        g (float[N, 3] x) => (float[N, 2] y)
+        <float[3, 8] w, uint4[8, 3] v, float[4, 3] t, uint4[4, 3] z, float[3, 2] u> {
+            h = MatMul (x, w)
+            c = DequantizeLinear <axis = 0, block_size = 2> (v, t, z)
+            k = MatMul (h, c)
+            y = MatMul (k, u)
+        }""", {"w[1]": "aabbccdd", "v[0]": "aabbccdd", "t[0]": "abcd", "z[0]": "abcd", "v[1]": "efg", "t[1]": "efg",
+               "u[0]": "efg"}),
+    "half precision": ("""
+        g (float16[N, 3] x) => (float16[N, 2] y) <float16[3, 4] w, float16[4, 2] v> {
+            a = MatMul (x, w)
+            b = Tanh (a)
+            y = MatMul (b, v)
+        }""", {"w[1]": "abcd", "v[0]": "abcd"}),
+    "what a branch captures stays": ("""
+        g (float[N, 3] x, bool c) => (float[N, 2] y) <float[3, 4] w, float[4, 2] v, float[3, 5] q, float[5, 2] r> {
+            a = MatMul (x, w)
+            b = If (c) <then_branch = t () => (float[N, 2] d) { d = MatMul (a, v) },
+                        else_branch = e () => (float[N, 2] f) { h = MatMul (a, v)  f = Neg (h) }>
+            k = MatMul (x, q)
+            m = MatMul (k, r)
+            y = Add (b, m)
+        }""", {"w[1]": "....", "v[0]": "....", "q[1]": "abcde", "r[0]": "abcde"}),
     "weights behind DequantizeLinear": ("""
         g (float[N, 3] x) => (float[N, 2] y)
         <int8[4, 3] w, float[4] s, int8[4] z, float[4] b, int8[4, 2] v, float[2, 2] t> {

@@ -102,7 +102,8 @@ class Chain:
         self.reshaped((prod(self.shape),))
         y = self.node("MatMul", [self.now, self.weight(*self.shape, 3)])
         y.type, y.shape = ir.TensorType(ir.DataType.FLOAT), ir.Shape(["N", 3])
-        graph = ir.Graph([self.x], [y], nodes=self.nodes, initializers=self.initializers, opset_imports={"": 21}, name="g")
+        graph = ir.Graph([self.x], [y], nodes=self.nodes, initializers=self.initializers, opset_imports={"": 21},
+                         name="g")
         model = ir.Model(graph, ir_version=10)
         prepare(model, NullContext())
         return model
