@@ -13,6 +13,7 @@ from ._channels.importance import Aggregate, Normalise, ScoreOptions, Scores
 from ._channels.importance_criteria import scores_of
 from ._channels.pruning import Pruning
 from ._channels.select import Candidates, Choice, Scope, choose, increments, within
+from ._channels.stability import removal_frequencies
 from ._dims.solve import Attention
 
 SCORED = 128
@@ -23,11 +24,11 @@ SCORED = 128
 class PruneChannels(Pass):
     """Remove whole channels, hidden units and attention heads from every tensor that has them.
 
-    Effect: lossy. What only served them goes, too. Solves which slices of which tensors must go together (no patterns: every op says how its axes are
-    related), takes the least important, fits attributes and shape constants, and proves on the way that the result
-    computes what the whole model does with those channels shut off; a group for which that fails stays and is named.
-    Inputs and outputs of the model keep their shapes. With calibration data each layer that lost inputs is then fitted
-    to what it computed before. Ratios count from the widths that the model had before its first prune-channels.
+    Effect: lossy. What only served them goes, too. Solves which slices of which tensors must go together (no patterns:
+    every op says how its axes are related), takes the least important, fits attributes and shape constants, and proves
+    on the way that the result computes what the whole model does with those channels shut off; a group for which that
+    fails stays and is named. Inputs and outputs of the model keep their shapes. With calibration data each layer that
+    lost inputs is then fitted to what it computed before. Ratios count from the widths before the first prune-channels.
 
     Shapes: every axis of a group of n channels, n -> the allowed width nearest to n - floor(ratio * n).
 
@@ -71,8 +72,10 @@ class PruneChannels(Pass):
                         low=0, high=1_000_000)
     multiple: int = Option(0, "Widths of convolutions are multiples of it; 0: of what the target computes at once.",
                            low=0, high=1024)
-    include: tuple[str, ...] = Option((), "Only groups of which a weight (WEIGHT, or WEIGHT:AXIS) or its node matches one of these.")
-    exclude: tuple[str, ...] = Option((), "Not the groups of which a weight (WEIGHT, or WEIGHT:AXIS) or its node matches one of these.")
+    include: tuple[str, ...] = Option(
+        (), "Only groups of which a weight (WEIGHT, or WEIGHT:AXIS) or its node matches one of these.")
+    exclude: tuple[str, ...] = Option(
+        (), "Not the groups of which a weight (WEIGHT, or WEIGHT:AXIS) or its node matches one of these.")
     recover: bool = Option(True, "Fit layers that lost inputs to the whole model's outputs, where there is data.")
     samples: int = Option(512, "Calibration samples to use at most.", low=1, high=10_000_000)
     damp: float = Option(1e-3, "Share of the inputs' mean square added to it when fitting.", low=1e-9, high=1.0)
@@ -92,8 +95,11 @@ class PruneChannels(Pass):
         pruning.limit_to(self.include, self.exclude)
         if not pruning.groups or pruning.repeated(str(self)):
             return PassOutcome(declined=pruning.declined)
-        candidates = pruning.candidates(self._scores(pruning, context), self.multiple, self.least)
+        scores = self._scores(pruning, context)
+        candidates = pruning.candidates(scores, self.multiple, self.least)
         choice, error = pruning.proved(candidates, self._choice(pruning, candidates, context))
+        if self.multiple:
+            choice, error = pruning.widened(candidates, pruning.candidates(scores, 0, self.least), choice, error)
         if not any(choice):
             return PassOutcome(declined=pruning.declined)
         removed = candidates.removed(choice)
@@ -123,9 +129,8 @@ class PruneChannels(Pass):
 
     def _choice(self, pruning: Pruning, candidates: Candidates, context: Context) -> Choice:
         """How many channels of each group go."""
-        limit = self.drift or (1 - self.frequency if self.frequency else 0.0)
         if self.drift:
-            return [candidates.fitted(i, int((s <= limit).sum())) for i, s in enumerate(candidates.scores)]
+            return [candidates.fitted(i, int((s <= self.drift).sum())) for i, s in enumerate(candidates.scores)]
         if self.scope != "layer" and self._criterion(context) == "drift":
             candidates = replace(candidates, scores=[increments(scores) for scores in candidates.scores])
         budget = next((name for name in ("macs", "params", "size") if getattr(self, name)), "")
@@ -134,7 +139,8 @@ class PruneChannels(Pass):
         else:
             choice = self._within(budget, pruning, candidates, context)
         if self.frequency:
-            sure = (int((s <= limit).sum()) for s in candidates.scores)
+            sure = (int((removal_frequencies(s, ScoreOptions.rounds) >= self.frequency).sum())
+                    for s in candidates.scores)
             choice = [candidates.fitted(i, min(c, n)) for i, (c, n) in enumerate(zip(choice, sure, strict=True))]
         return choice
 
@@ -145,8 +151,8 @@ class PruneChannels(Pass):
         kind = {"macs": "macs", "params": "params", "size": "bytes"}[budget]
 
         def taken(choice: Choice) -> float:
-            left: int = getattr(pruning.cost(choice, orders), kind)
-            return left / max(getattr(whole, kind), 1)
+            left, all_of_it = (int(getattr(cost, kind)) for cost in (pruning.cost(choice, orders), whole))
+            return left / max(all_of_it, 1)
 
         ranked = candidates
         if self.scope == "global":

@@ -29,9 +29,9 @@ ROUNDS = 20
 class Simplify(Pass):
     """Run the exact passes until none changes anything: fewer nodes, equal outputs.
 
-    Effect: exact. Groups remove-unused, deduplicate-initializers, unpack-sequences, remove-identities, fold-constants, fold-batchnorm,
-    fold-affine, fold-pad and eliminate-common-subexpressions; infers shapes anew after every round that changed
-    something. Dynamic dims stay dynamic.
+    Effect: exact. Groups remove-unused, deduplicate-initializers, unpack-sequences, remove-identities,
+    fold-constants, fold-batchnorm, fold-affine, fold-pad and eliminate-common-subexpressions; infers shapes anew after
+    every round that changed something. Dynamic dims stay dynamic.
 
     Shapes: unchanged.
 

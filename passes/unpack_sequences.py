@@ -22,7 +22,8 @@ class UnpackSequences(Pass):
     """Replace SplitToSequence and SequenceConstruct by the tensors that SequenceAt takes out of them.
 
     Effect: exact. Only where every user of the sequence is a SequenceAt with a constant position and the sizes of the
-    parts are known. Exporters write torch's `chunk`, `split` and `unbind` this way; runtimes run a Split faster, and other passes see through it.
+    parts are known. Exporters write torch's `chunk`, `split` and `unbind` this way; runtimes run a Split faster, and
+    other passes see through it.
 
     Shapes: unchanged.
 
@@ -119,7 +120,7 @@ def _tensors(node: ir.Node, sizes: Sequence[int], edit: Edit) -> list[ir.Value]:
             value.type = node.inputs[0].type
     graph.insert_before(node, split)
     whole = len(node.inputs) > 1 and node.inputs[1] is not None
-    if whole or node.attributes.get_int("keepdims", 1):
+    if whole or node.attributes.get_int("keepdims", True):
         return list(split.outputs)
     axes = edit.constant(graph, np.array([axis], np.int64), f"{node.outputs[0].name}_axis")
     return [_squeezed(node, value, axes, edit) for value in split.outputs]

@@ -103,7 +103,8 @@ def _bias(node: ir.Node, edit: Edit) -> ir.Value:
     assert output.dtype is not None
     bias = node.inputs[2] if len(node.inputs) > 2 else None
     if bias is None or bias.const_value is None:
-        return edit.constant(graph, np.zeros([1] * len(output.shape or ()), output.dtype.numpy()), f"{output.name}_zero")
+        zero = np.zeros([1] * len(output.shape or ()), output.dtype.numpy())
+        return edit.constant(graph, zero, f"{output.name}_zero")
     array = bias.const_value.numpy()
     if node.op_type.startswith("Conv"):
         array = array.reshape(1, -1, *[1] * (len(output.shape or ()) - 2))

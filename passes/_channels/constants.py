@@ -19,9 +19,11 @@ from .._dims.rules_elementwise import BROADCAST, FIRST_INPUT, UNARY
 from .._dims.solve import Solution
 from .._dims.surgery import Kept
 from .._edit import Edit, is_constant
-from .._fold import NotFoldable, evaluate
+from .._fold import Inputs, NotFoldable, evaluate
 from .consumers import consumers_of
 from .importance import Scores, by_channel
+
+FOLLOWED = frozenset({*UNARY, *FIRST_INPUT, *BROADCAST})
 
 Values = NDArray[np.float64]
 """The number that each channel is, NaN where it is none."""
@@ -61,7 +63,7 @@ def _followed(value: ir.Value, values: Values, axis: int, model: ir.Model) -> It
         yield value, values
         for node in dict.fromkeys(value.consumers()):
             others = [v for v in node.inputs if v is not None and v is not value]
-            if node.op_type in (*UNARY, *FIRST_INPUT, *BROADCAST) and node.domain == "" and all(map(is_constant, others)):
+            if node.op_type in FOLLOWED and node.domain == "" and all(map(is_constant, others)):
                 made = _made(node, value, values, axis, model)
                 if made is not None:
                     waiting.append((node.outputs[0], made))
@@ -74,7 +76,7 @@ def _made(node: ir.Node, value: ir.Value, values: Values, axis: int, model: ir.M
         return None
     shape = [1] * rank
     shape[axis] = len(values)
-    inputs = []
+    inputs: Inputs = []
     for source in node.inputs:
         if source is value:
             inputs.append(values.astype(value.dtype.numpy()).reshape(shape))
@@ -105,7 +107,7 @@ def constants_first(
 
 
 def keep_constants(model: ir.Model, kept: Kept) -> int:
-    """Add to the bias of each layer what the constant channels that it is about to lose gave; returns how many layers."""
+    """Add to each layer's bias what the constant channels that it is about to lose gave; returns how many layers."""
     edit, done = Edit(model), 0
     for reader in list(constant_readers(model)):
         layer = reader.layer

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
+from functools import partial
 
 import numpy as np
 import onnx_ir as ir
@@ -29,6 +30,7 @@ from .memory import Memory
 from .prepare import prepare, share_again
 from .recover import recover
 from .select import Candidates, Choice, allowed_widths
+from .wider import wider_if_faster
 
 CLEANUP = (RemoveUnused(), RemoveIdentities(), FoldConstants(), EliminateCommonSubexpressions(), RemoveUnused())
 
@@ -75,7 +77,8 @@ class Pruning:
         for group in self.groups:
             convolved = any(v.const_value is not None and len(v.const_value.shape) > 2 for v, _ in group.weights)
             fewest = least or (0 if droppable(group, self.solution) else 1)
-            widths.append(allowed_widths(group, self.was[group.name], multiple, convolved, fewest, self._context.target))
+            was = self.was[group.name]
+            widths.append(allowed_widths(group, was, multiple, convolved, fewest, self._context.target))
         scores = constants_first(scores, self.groups, self.solution, self.whole)
         return Candidates(self.groups, scores, widths, [self.was[group.name] for group in self.groups])
 
@@ -87,16 +90,32 @@ class Pruning:
         return self.costs.of(gone)
 
     def proved(self, candidates: Candidates, choice: Choice) -> tuple[Choice, float | None]:
-        """The choice without the groups for which surgery or proof fails; the error of what is left, None if not run."""
+        """The choice without the groups for which surgery or proof fails; the error of the rest, None if not run."""
         while True:
             verdict = self._judged(candidates, choice)
             if not verdict.problem:
                 return choice, verdict.error
             given = [i for i, count in enumerate(choice) if count]
-            for index in offenders(given, lambda part: self._judged(candidates, _only(choice, part)).problem):
-                self.declined.append(Declined(self.groups[index].name, f"the proof failed: {verdict.problem}"))
-                choice = _only(choice, [i for i in given if i != index])
-                given.remove(index)
+            found = set(offenders(given, partial(self._problem, candidates, choice)))
+            self.declined += [Declined(self.groups[i].name, f"the proof failed: {verdict.problem}") for i in found]
+            choice = _only(choice, [i for i in given if i not in found])
+
+    def _problem(self, candidates: Candidates, choice: Choice, part: Sequence[int]) -> str:
+        """What is wrong with taking out a part of a choice."""
+        return self._judged(candidates, _only(choice, part)).problem
+
+    def widened(
+        self, candidates: Candidates, suited: Candidates, choice: Choice, error: float | None
+    ) -> tuple[Choice, float | None]:
+        """A proved choice, or one of wider groups where that measures faster; its error."""
+        def build(choice: Choice) -> ir.Model:
+            model = self.whole.clone()
+            take_out(model, self.solution, candidates.removed(choice), self._attention)
+            return model
+
+        wider, declined = wider_if_faster(candidates, suited, choice, build, self._context)
+        self.declined += declined
+        return self.proved(candidates, wider) if declined else (choice, error)
 
     def _judged(self, candidates: Candidates, choice: Choice) -> Verdict:
         return judge(self.whole, self.solution, candidates.removed(choice), self._context, self._attention)
