@@ -21,7 +21,7 @@ from .._dims.surgery import Kept
 from .._edit import Edit, is_constant
 from .._fold import Inputs, NotFoldable, evaluate
 from .consumers import consumers_of
-from .importance import Scores, by_channel
+from .importance import Scores, by_channel, power_sums
 
 FOLLOWED = frozenset({*UNARY, *FIRST_INPUT, *BROADCAST})
 
@@ -44,7 +44,7 @@ def constant_readers(model: ir.Model) -> Iterator[Reader]:
     for layer in layers:
         by_input.setdefault(layer.input, []).append(layer)
     for maker in layers:
-        dead = ~maker.rows().any(axis=1)
+        dead = power_sums(maker.weight, maker.channel_axis, 1) == 0
         if dead.any():
             start = np.where(dead, maker.bias_row(), np.nan)
             for value, values in _followed(maker.output, start, _axis(maker), model):
