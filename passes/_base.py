@@ -161,6 +161,19 @@ class Differentiates(Protocol):
         ...
 
 
+@typing.runtime_checkable
+class Resumes(Protocol):
+    """What a context may be able to do beside: keep tensors of a run, so that later runs start behind them."""
+
+    def after(self, model: ir.Model, tensors: Sequence[str], samples: int) -> Context | None:
+        """A context whose calibration data are these inputs and outputs of the model on at most `samples` samples.
+
+        It serves models that take them as inputs. None where they are too large to be held. Errors: UsageError
+        without data.
+        """
+        ...
+
+
 class NullContext:
     """A context without data or a terminal: a pass alone, in a test or inside another tool."""
 

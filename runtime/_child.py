@@ -260,7 +260,7 @@ def accumulate(handle: int, feeds: Feeds, requests: dict[str, dict[str, Any]]) -
     for key, request in requests.items():
         array = arrays.get(request["tensor"], feeds.get(request["tensor"]))
         if array is not None and np.issubdtype(np.asarray(array).dtype, np.floating):
-            target = arrays.get(request["target"]) if request.get("target") else None
+            target = arrays.get(request["target"], feeds.get(request["target"])) if request.get("target") else None
             observers.setdefault(key, MomentObserver(request["tensor"], request)).update(array, target, samples=rows)
     return sum(array.nbytes for array in arrays.values())
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import itertools
 import tempfile
@@ -18,12 +19,13 @@ from .. import UsageError
 from ._taps import constant_names, planned_taps, with_taps
 from .bench import paired_quartiles
 from .difference import difference
-from .feeds import Feeds
+from .feeds import Batch, Feeds, StoredFeeds
 from .session import Session, TensorInfo, open_session
 from .worker import Worker
 
 Progress = Callable[[str, int], contextlib.AbstractContextManager[Callable[[int], None]]]
 _MICRO_BATCH = 8
+_HELD_BYTES = 1 << 30  # of tensors kept between runs
 _MICRO_BYTES = 32 << 20  # of tapped outputs of one batch; two are held at once
 
 
@@ -159,6 +161,31 @@ class RunContext:
             finally:
                 session.close()
         return found
+
+    def after(self, model: ir.Model, tensors: Sequence[str], samples: int) -> RunContext | None:
+        """A context fed with tensors of this one's runs, batch by batch; None where they take more than 1 GiB."""
+        if self.feeds is None:
+            raise UsageError("calibration", "no calibration data", "pass --data (command line) or data= (Python)")
+        batches: list[Batch] = []
+        limit, held = RowLimit(), 0
+        with tempfile.TemporaryDirectory(prefix="onnx-opt-") as folder:
+            path = Path(folder, "resumed.onnx")
+            self._save(model, path)
+            session = open_session(self.worker, path)
+            try:
+                for feeds, rows in micro_batches(self.feeds, session.inputs, samples, limit):
+                    values = feeds | session.run(feeds)
+                    batches.append(Batch({name: values[name] for name in tensors}, None))
+                    size = sum(array.nbytes for array in batches[-1].feeds.values())
+                    held += size
+                    if held > _HELD_BYTES:
+                        return None
+                    limit.adapt(size, rows)
+            finally:
+                session.close()
+        resumed = copy.copy(self)
+        resumed.feeds = StoredFeeds(batches)
+        return resumed
 
     def _observe(self, session: Session, wanted: Iterator[Any], samples: int, function: str = "observe") -> None:
         """Have the child take every micro-batch, and what is `wanted` of it, into its statistics by a function."""

@@ -101,6 +101,17 @@ class Feeds:
                            f"convert it: array.astype('{info.dtype}')")
 
 
+class StoredFeeds(Feeds):
+    """Batches that a run itself made: taken as they are."""
+
+    def __init__(self, batches: Sequence[Batch]) -> None:
+        super().__init__(lambda: (), (), "tensors of a run")
+        self._batches = batches
+
+    def __iter__(self) -> Iterator[Batch]:
+        return iter(self._batches)
+
+
 def open_feeds(data: Any, inputs: Sequence[TensorInfo]) -> Feeds:
     """Feeds from any form of data: a path or `module:callable` text, a dict of arrays, a callable, a list of batches.
 

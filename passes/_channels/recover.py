@@ -7,14 +7,14 @@ is what it is fitted to, so that it also makes up for what the shortcut lost.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from .._base import Context, Request
+from .._base import Context, Request, Resumes
 from .._calibrated.layers import LARGEST_WIDTH, Linear, linear_layers
 from .._dims.surgery import Kept
 from .._edit import Edit
@@ -22,12 +22,32 @@ from .side_by_side import SideBySide
 
 
 @dataclass(frozen=True)
-class Fit:
-    """A layer of the pruned model and the names of its input and of its target in the joint graph."""
+class Stage:
+    """How far the two models have been run: `given` are the tensors that `context` has as its data."""
 
-    layer: Linear
-    source: str
-    target: str
+    context: Context
+    given: Sequence[str]
+
+    @classmethod
+    def first(cls, whole: ir.Model, context: Context) -> Stage:
+        return cls(context, [v.name or "" for v in whole.graph.inputs if not v.is_initializer()])
+
+    def measured(
+        self, joint: SideBySide, layers: Sequence[Linear], samples: int
+    ) -> dict[Linear, NDArray[np.float64]]:
+        """The moments that layers of the pruned model are fitted from, but for those that the data never reached."""
+        requests = {str(i): _request(layer, joint) for i, layer in enumerate(layers)}
+        model = joint.part(self.given, [name for r in requests.values() for name in (r.tensor, r.target)])
+        found = self.context.collect(model, requests, samples)
+        return {layers[int(key)]: moments for key, moments in found.items()}
+
+    def behind(self, joint: SideBySide, pending: Collection[str], samples: int) -> Stage:
+        """The stage from which only what depends on pending nodes is left to run; this one where it cannot be kept."""
+        if not isinstance(self.context, Resumes):
+            return self
+        wanted = joint.frontier(pending)
+        context = None if wanted is None else self.context.after(joint.part(self.given, wanted), wanted, samples)
+        return self if context is None or wanted is None else Stage(context, wanted)
 
 
 def recover(
@@ -37,28 +57,43 @@ def recover(
 
     `kept`: what stayed of the tensors of `whole`, by name. One run over the data for every depth of layers.
     """
-    layers = [layer for layer in linear_layers(pruned)[0] if _worth_fitting(layer, kept)]
+    layers = _to_fit(pruned, kept)
     edit, fitted, left = Edit(pruned), 0, list[str]()
     waves = list(_waves(pruned, layers))
+    stage = Stage.first(whole, context)
     with context.progress("recovering", len(waves)) as advance:
-        for wave in waves:
-            joint = SideBySide(whole, pruned, kept)
-            fits = [Fit(layer, joint.name_of(layer.input), joint.target_of(layer.output)) for layer in wave]
-            requests = {str(i): _request(fit) for i, fit in enumerate(fits)}
-            found = context.collect(joint.model, requests, samples)
-            for i, fit in enumerate(fits):
-                if str(i) in found:
-                    _fit(fit.layer, found[str(i)], damp, edit)
+        for number, wave in enumerate(waves):
+            found = stage.measured(SideBySide(whole, pruned, kept), wave, samples)
+            for layer in wave:
+                if layer in found:
+                    _fit(layer, found[layer], damp, edit)
                     fitted += 1
                 else:
-                    left.append(fit.layer.output.name or "")
+                    left.append(layer.output.name or "")
+            pending = {layer.node.name or "" for later in waves[number + 1 :] for layer in later}
+            if pending:
+                stage = stage.behind(SideBySide(whole, pruned, kept), pending, samples)
             advance(1)
     return fitted, left
 
 
-def _worth_fitting(layer: Linear, kept: Kept) -> bool:
+def _to_fit(model: ir.Model, kept: Kept) -> list[Linear]:
+    """Layers that lost inputs, and those whose inputs drift because others did."""
+    own = {layer.node: layer for layer in linear_layers(model)[0] if layer.width <= LARGEST_WIDTH}
+    drifts: set[ir.Value] = set()
+    layers = []
+    for node in model.graph:
+        layer = own.get(node)
+        if any(value in drifts for value in node.inputs) or (layer is not None and _lost_inputs(layer, kept)):
+            drifts.update(node.outputs)
+            if layer is not None:
+                layers.append(layer)
+    return layers
+
+
+def _lost_inputs(layer: Linear, kept: Kept) -> bool:
     axis = 1 if layer.node.op_type == "Conv" else len(layer.input.shape or ()) - 1
-    return axis in kept.get(layer.input.name or "", {}) and layer.width <= LARGEST_WIDTH
+    return axis in kept.get(layer.input.name or "", {})
 
 
 def _waves(model: ir.Model, layers: Sequence[Linear]) -> Iterator[list[Linear]]:
@@ -76,10 +111,8 @@ def _waves(model: ir.Model, layers: Sequence[Linear]) -> Iterator[list[Linear]]:
     return (waves[key] for key in sorted(waves))
 
 
-def _request(fit: Fit) -> Request:
-    plain = fit.layer.request("regression")
-    return Request(fit.source, "regression", plain.axis, plain.kernel, plain.strides, plain.pads, plain.dilations,
-                   plain.groups, target=fit.target)
+def _request(layer: Linear, joint: SideBySide) -> Request:
+    return replace(layer.request("regression"), tensor=joint.name_of(layer.input), target=joint.target_of(layer.output))
 
 
 def _fit(layer: Linear, moments: NDArray[np.float64], damp: float, edit: Edit) -> None:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
+
 import numpy as np
 import onnx_ir as ir
 
 from .._dims.surgery import Kept
-from .._edit import Edit, is_constant
+from .._edit import Edit, holds_graphs, is_constant
 
 WHOLE, PRUNED = "whole/", "pruned/"
 
 
 class SideBySide:
-    """`model`: the whole and the pruned graph, every value named after its side; it has no outputs but what is tapped.
+    """`model`: the whole and the pruned graph, every value named after its side; it has no outputs.
 
     Weights are shared with both models. `kept`: what stayed of the whole model's tensors, by name.
     """
@@ -24,6 +26,33 @@ class SideBySide:
         _move(other.graph, self.model.graph)
         self._edit = Edit(self.model)
         self._values = {v.name: v for node in self.model.graph for v in node.outputs}
+
+    def part(self, inputs: Sequence[str], outputs: Sequence[str]) -> ir.Model:
+        """What makes some tensors of others, as a model of its own."""
+        made = [name for name in dict.fromkeys(outputs) if name not in inputs]
+        graph = ir.convenience.extract(self.model.graph, inputs, made)
+        return ir.Model(graph, ir_version=self.model.ir_version, functions=list(self.model.functions.values()))
+
+    def frontier(self, pending: Collection[str]) -> list[str] | None:
+        """Tensors from which everything follows that depends on pending nodes of the pruned model; inputs among them.
+
+        Nodes of the whole model wait for their namesakes. None where a tensor that is needed may be no tensor.
+        """
+        waits: set[ir.Node] = set()
+        outcome = {value.name: node for node in self.model.graph for value in node.outputs}
+        for node in sorted(self.model.graph, key=lambda n: (n.name or "").startswith(WHOLE)):
+            name = node.name or ""
+            namesake = outcome.get(PRUNED + (node.outputs[0].name or "").removeprefix(WHOLE))
+            if (name.removeprefix(PRUNED) in pending and name.startswith(PRUNED)) or namesake in waits or any(
+                    value is not None and value.producer() in waits for value in node.inputs):
+                waits.add(node)
+            if holds_graphs(node):
+                return None
+        live = dict.fromkeys(
+            value for node in waits for value in node.inputs if value is not None and not is_constant(value)
+            and value.producer() not in waits)
+        ordered = sorted(live, key=lambda value: value.name or "")
+        return [v.name or "" for v in ordered] if all(isinstance(v.type, ir.TensorType) for v in ordered) else None
 
     def name_of(self, value: ir.Value) -> str:
         """What a value of the pruned model is called here."""
