@@ -30,7 +30,8 @@ class PruneChannels(Pass):
     fails stays and is named. Inputs and outputs of the model keep their shapes. With calibration data each layer that
     lost inputs is then fitted to what it computed before. Ratios count from the widths before the first prune-channels.
 
-    Shapes: every axis of a group of n channels, n -> the allowed width nearest to n - floor(ratio * n).
+    Shapes: every axis of a group of n channels, n -> the allowed width nearest to n - floor(ratio * n), the wider of
+    two as near.
 
     Errors: UsageError where a criterion needs data, where patterns match nothing, where options contradict each other.
 

@@ -20,11 +20,11 @@ from ..passes._graph import QUANT_OPS, all_nodes
 from ..passes._normalize import normalize
 from ..passes._stats import model_macs
 from ..runtime.compare import Drift
-from ..runtime.context import RunContext
 from ..runtime.targets import target_named
 from ..runtime.worker import Worker
 from ._bench import compare_latency
 from ._checks import Interface, Validity, first_line, forget_shapes, has_inner_shapes, interface_of, validity_of
+from ._differentiating import DifferentiatingContext
 from ._drift import COARSE, FLOAT32, Outputs, Referee, Tolerance, inexact, meter
 from ._evidence import Evidence, gather_evidence
 from ._explain_loss import Stage, explain
@@ -133,7 +133,7 @@ class Run:
         """Open the data; run the original; decide what can be proved about the passes."""
         self.evidence: Evidence = gather_evidence(
             self.settings, self.worker, self.model, self.original if self.runs else None, self._warn)
-        self.context = RunContext(
+        self.context = DifferentiatingContext(
             self.worker, self.evidence.calibration, self.settings.target, self.settings.seed, save,
             warn=self._warn, progress=self.settings.progress, provider=self._provider(), threads=self.settings.threads,
             latency_feeds=self.evidence.latency_feeds, runs=self.runs)
