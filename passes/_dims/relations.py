@@ -113,6 +113,13 @@ class Relations:
         if self.sizes[a] == self.sizes[b] and self.sizes[a] != 1 and a != b:
             self._parent[max(a, b)] = min(a, b)
 
+    def summed(self, value: ir.Value, axis: int, other: ir.Value, other_axis: int) -> None:
+        """As `same`, of axes that are summed over together: where an open dim of an input has no right size, both stay."""
+        self.same(value, axis, other, other_axis)
+        if self.trace.shapes[value][axis] != self.trace.shapes[other][other_axis]:
+            for each, index in ((value, axis), (other, other_axis)):
+                self.freeze(each, index, "summed with an axis of open size")
+
     def link(
         self, value: ir.Value, axis: int, mine: Slots, other: ir.Value, other_axis: int, theirs: Slots
     ) -> None:

@@ -35,8 +35,12 @@ def convolution(node: ir.Node, relations: Relations) -> None:
     if bias is not None:
         relations.same(bias, 0, result, 1)
     if groups == 1:
-        relations.same(data, 1, weight, read)
+        relations.summed(data, 1, weight, read)
         relations.same(weight, made, result, 1)
+        return
+    if (relations.shape(data) or ())[1] != (relations.shape(weight) or ())[read] * (1 if read == 0 else groups):
+        for value, axis in ((data, 1), (weight, 0), (weight, 1), (result, 1)):
+            relations.freeze(value, axis, "in groups of an axis of open size")
         return
     width, out = (relations.shape(data) or ())[1] // groups, (relations.shape(result) or ())[1] // groups
     own = [(0, 2), (1,)] if read == 1 else [(0, 1), (2,)]
@@ -69,7 +73,7 @@ def regroup(node: ir.Node, surgery: Surgery) -> None:
     assert weight is not None
     whole = node.outputs[0] if node.op_type == "ConvTranspose" else data
     groups = surgery.after(whole)[1] // surgery.after(weight)[1]
-    if groups != node.attributes.get_int("group", 1):
+    if 1 != node.attributes.get_int("group", 1) != groups:
         node.attributes["group"] = ir.AttrInt64("group", groups)
 
 

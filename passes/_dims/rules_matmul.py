@@ -24,7 +24,7 @@ def product(node: ir.Node, relations: Relations, flip_left: bool, flip_right: bo
     a, b = relations.shape(left) or (), relations.shape(right) or ()
     row, summed = (-1, -2) if flip_left else (-2, -1)
     summed_right, column = (-1, -2) if flip_right else (-2, -1)
-    relations.same(left, summed, right, summed_right if len(b) > 1 else -1)
+    relations.summed(left, summed, right, summed_right if len(b) > 1 else -1)
     relations.mix(node, "contract", (0, len(a) + summed))
     if len(b) > 1:
         relations.same(right, column, result, -1)
@@ -45,7 +45,7 @@ def gemm(node: ir.Node, relations: Relations) -> None:
     assert left is not None
     assert right is not None
     a, b = node.attributes.get_int("transA", 0), node.attributes.get_int("transB", 0)
-    relations.same(left, 0 if a else 1, right, 1 if b else 0)
+    relations.summed(left, 0 if a else 1, right, 1 if b else 0)
     relations.same(left, 1 if a else 0, result, 0)
     relations.same(right, 0 if b else 1, result, 1)
     relations.mix(node, "contract", (0, 0 if a else 1))

@@ -28,7 +28,7 @@ def at(inputs: Sequence[Shape | None], index: int) -> Shape | None:
     return inputs[index] if index < len(inputs) else None
 
 
-@shaper("BatchNormalization", "GroupNormalization", "SimplifiedLayerNormalization")
+@shaper("BatchNormalization", "GroupNormalization", "MeanVarianceNormalization", "SimplifiedLayerNormalization")
 @shaper("BiasGelu", "BiasAdd", "FastGelu", "Gelu", "QuickGelu", "RotaryEmbedding", domain=MICROSOFT)
 def as_first(node: ir.Node, inputs: Sequence[Shape | None]) -> list[Shape | None]:
     """One tensor like the first input."""

@@ -129,10 +129,28 @@ class Trace:
         return True
 
     def _declared(self, node: ir.Node) -> None:
-        """What a node with subgraphs says of its outputs, where it is static."""
+        """What a node with subgraphs says of its outputs, where it is static; an If is followed into its branches."""
         for value in node.outputs:
             if value.shape is not None and value.shape.is_static():
                 self.shapes[value] = tuple(int(d) for d in value.shape.numpy())
+        if node.op_type == "If" and node.domain == "":
+            self._branches(node)
+
+    def _branches(self, node: ir.Node) -> None:
+        """The shapes that the branches agree on, or those of the one that is taken."""
+        condition = None if node.inputs[0] is None else self.arrays.get(node.inputs[0])
+        ends = []
+        for name in ("then_branch", "else_branch"):
+            graph = node.attributes[name].as_graph()
+            for value in graph.initializers.values():
+                self.know(value)
+            for inner in graph:
+                self.step(inner)
+            ends.append([self.shape(value) for value in graph.outputs])
+        for value, yes, no in zip(node.outputs, *ends, strict=True):
+            shape = (yes if yes == no else None) if condition is None else yes if condition.all() else no
+            if shape is not None and value.name:
+                self.shapes[value] = shape
 
     def _told(self, node: ir.Node) -> None:
         """Shapes by this project's own rules, where onnx has none."""

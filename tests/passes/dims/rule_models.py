@@ -201,6 +201,12 @@ MODELS = {
             c, d, e = BatchNormalization <training_mode = 1> (a, s, b, m, q)
             y = Conv (c, v)
         }""", {"w[0]": "abcd", "s[0]": "abcd", "m[0]": "abcd", "v[1]": "abcd"}),
+    "normalised over space and samples": ("""
+        g (float[2, 3, 4, 4] x) => (float[2, 2, 4, 4] y) <float[4, 3, 1, 1] w, float[2, 4, 1, 1] v> {
+            a = Conv (x, w)
+            b = MeanVarianceNormalization (a)
+            y = Conv (b, v)
+        }""", {"w[0]": "abcd", "v[1]": "abcd"}),
     "looked up along another axis": ("""
         g (float[N, 5, 3] x, int64[N, 2, 1] i) => (float[N, 2, 2] y)
         <float[3, 4] w, float[4, 2] v, int64[3] e = {1, 1, 4}> {
