@@ -19,7 +19,7 @@ from ..passes._dims.groups import Group
 def groups_of(path: Path) -> dict[str, Any]:
     """Channel groups in graph order, and weights of which no slot can go. Weights are read once, block by block.
 
-    `importance`: smallest, median and largest L2 norm of a group's channels, each weight's over its mean.
+    `slots`: of an axis that each channel takes. `importance`: smallest, median and largest L2 norm of a group's channels, each weight's over its mean.
     """
     pruning = Pruning(load(path), NullContext(), "heads", keep_batchnorm=False)
     scores = magnitude(pruning.groups, pruning.solution, 2)
@@ -35,7 +35,7 @@ def _facts(group: Group, scores: Scores, pruning: Pruning) -> dict[str, Any]:
     least, middle, most = np.quantile(scores, [0, 0.5, 1]).tolist()
     return {
         "name": group.name, "channels": len(group.channels), "channels_at_first": pruning.was[group.name],
-        "where": [{"weight": value.name, "axis": axis, "slots_per_channel": slots[pruning.solution.classes[value, axis]]}
+        "where": [{"weight": value.name, "axis": axis, "slots": slots[pruning.solution.classes[value, axis]]}
                   for value, axis in group.weights],
         "importance": {"min": least, "median": middle, "max": most},
         "can_go_whole": droppable(group, pruning.solution),

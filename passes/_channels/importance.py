@@ -98,7 +98,7 @@ def power_sums(value: ir.Value, axis: int, power: int) -> Scores:
     shape = [int(d) for d in tensor.shape.numpy()]
     after = int(np.prod(shape[axis + 1 :], dtype=np.int64))
     total = np.zeros(shape[axis])
-    for _, block in blocks(tensor, shape[axis] * after):
+    for _, block in blocks(tensor, max(shape[axis] * after, 1)):
         parts = np.abs(block.astype(np.float32, copy=False)).reshape(-1, shape[axis], after)
         total += np.einsum("aib,aib->i", parts, parts) if power == 2 else parts.sum((0, 2))
     return total

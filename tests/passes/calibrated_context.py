@@ -22,13 +22,14 @@ class CalibratedContext(NullContext):
         return True
 
     def collect(self, model, requests, samples):
-        session = run_session(with_taps(model, [r.tensor for r in requests.values()]))
+        named = [name for r in requests.values() for name in (r.tensor, r.target) if name]
+        session = run_session(with_taps(model, named))
         names = [o.name for o in session.get_outputs()]
         observers = {key: MomentObserver(r.tensor, dataclasses.asdict(r)) for key, r in requests.items()}
         for feeds in self.feeds:
             values = dict(zip(names, session.run(None, feeds), strict=True)) | feeds
             for key, request in requests.items():
-                observers[key].update(values[request.tensor])
+                observers[key].update(values[request.tensor], values[request.target] if request.target else None)
         return {key: observer.value() for key, observer in observers.items()}
 
     def activation_ranges(self, model, names, method, percentile, samples):

@@ -46,8 +46,8 @@ def test_a_model_without_channels_has_no_groups(inspect):
 def test_a_group_says_where_it_is_and_what_its_channels_weigh(inspect):
     (group,) = inspect(EVEN, "--json")["groups"]
     assert (group["name"], group["channels"], group["channels_at_first"]) == ("w2:0", 3, 3)
-    assert group["where"] == [{"weight": "w1", "axis": 1, "slots_per_channel": 1},
-                              {"weight": "w2", "axis": 0, "slots_per_channel": 1}]
+    assert group["where"] == [{"weight": "w1", "axis": 1, "slots": 1},
+                              {"weight": "w2", "axis": 0, "slots": 1}]
     # norms 5, 5, 10 over their mean 20/3 and 1, 1, 2 over 4/3: the same shares twice
     assert group["importance"] == pytest.approx({"min": 0.75, "median": 0.75, "max": 1.5})
 

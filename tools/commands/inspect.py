@@ -146,7 +146,7 @@ def group_parts(facts: dict[str, Any], verbosity: int) -> list[Any]:
 
 def _places(where: list[dict[str, Any]], most: int | None) -> str:
     """`weight:axis` of every member, with ×n where a channel takes n slots of the axis."""
-    named = [f"{p['weight']}:{p['axis']}" + (f" ×{p['slots_per_channel']}" if p["slots_per_channel"] > 1 else "")
+    named = [f"{p['weight']}:{p['axis']}" + (f" ×{p['slots']}" if p["slots"] > 1 else "")
              for p in where]
     more = 0 if most is None else len(named) - most
     return ", ".join(named[:most]) + (f", … {more} more" if more > 0 else "")

@@ -4,8 +4,8 @@
                                              [--ratio 0.5] [--dir FOLDER] [--json]
 
 Builds a decoder without a mask: embeddings that the last layer shares, `layers` times attention with separate Q, K and
-V and a feed-forward net, LayerNormalization before each, dynamic batch and length. No data, no run of the model: what is
-measured is loading, the pass (solver, scores, surgery) and writing. Peak memory is that of the whole process.
+V and a feed-forward net, LayerNormalization before each, dynamic batch and length. No data, no run of the model:
+what is measured is loading, the pass (solver, scores, surgery) and writing. Peak memory is that of the whole process.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -154,7 +155,7 @@ def measure(path: Path, out: Path, ratio: float) -> Figures:
     clock.append(time.perf_counter())
     save(model, out)
     clock.append(time.perf_counter())
-    load_s, solve_s, run_s, save_s = (b - a for a, b in zip(clock, clock[1:], strict=False))
+    load_s, solve_s, run_s, save_s = (b - a for a, b in pairwise(clock))
     peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return Figures(int(stats["params_before"]), int(stats["params_after"]), int(stats["macs_before"]),
                    int(stats["macs_after"]), groups, load_s, solve_s, run_s, save_s, peak_mb)
