@@ -9,7 +9,8 @@ try:
 except ModuleNotFoundError as error:
     raise UsageError("torch", "not installed, and training needs it", "pip install 'onnx-opt[torch]'") from error
 
-from .module import TrainableModule, to_torch
+from .build import to_torch
+from .module import TrainableModule
 from .write_back import write_back
 
 __all__ = ["TrainableModule", "to_torch", "write_back"]

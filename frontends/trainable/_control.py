@@ -58,10 +58,7 @@ def emit_if(emitter: Emitter, node: ir.Node, scope: Scope) -> None:
     if condition.constant is not None:
         graph = branches[0] if bool(condition.constant.reshape(-1)[0]) else branches[1]
         emitter.block(list(graph), scope, graph.outputs)
-        for value, result in zip(node.outputs, graph.outputs, strict=True):
-            known = emitter.value(result, scope)
-            assert known is not None
-            emitter.define(value, emitter.copy(known), scope)
+        emitter.hand_over(node, graph.outputs, [o for n in graph for o in n.outputs], scope, scope)
         return
     names = [program.fresh() for _ in node.outputs]
     program.line(f"if {condition.code if condition.host else f'bool({condition.code})'}:")

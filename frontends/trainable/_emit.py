@@ -150,7 +150,7 @@ class Emitter:
         if rank is None:
             return False
         codes = ["None" if k is None else self.program.host_code(k) for k in inputs]
-        codes += [f"{name}={self.program.value_code(value, name)}" for name, value in attributes.items()]
+        codes += [f"{name}={self.program.value_code(_number(value), name)}" for name, value in attributes.items()]
         name = self.program.shared(f"host_{node.op_type}", entry.function)
         out = self.program.fresh("h")
         self.program.line(f"{out} = {name}({', '.join(codes)})")
@@ -191,7 +191,7 @@ class Emitter:
         self, entry: Entry, node: ir.Node, inputs: list[Known | None], attributes: dict[str, Any], call: Call,
         scope: Scope,
     ) -> None:
-        kept = {name: value for name, value in attributes.items() if name in entry.accepts}
+        kept = {name: _number(value) for name, value in attributes.items() if name in entry.accepts}
         folded = fold(entry, node, inputs, kept, call)
         if folded is not None:
             for value, dtype, tensor in zip(node.outputs, call.outputs, folded, strict=True):
@@ -201,7 +201,8 @@ class Emitter:
         codes += [f"{name}={self.program.value_code(value, name)}" for name, value in kept.items()]
         codes += ["device=device"] if "device" in entry.extras else []
         codes += [f"call={self.program.bind('call', call)}"] if "call" in entry.extras else []
-        name = self.program.shared(f"{entry.name}_{entry.since}", entry.function)
+        prefix = "" if node.domain in ("", "ai.onnx") else f"{node.domain.replace('.', '_')}_"
+        name = self.program.shared(f"{prefix}{entry.name}_{entry.since}", entry.function)
         obstacle = "" if entry.gradient else "it has no gradient"
         self._assign(f"{name}({', '.join(codes)})", entry.many, node, inputs, call, obstacle, scope)
 
@@ -216,7 +217,7 @@ class Emitter:
     ) -> None:
         names = [self.program.fresh() for _ in node.outputs]
         picked = code if not many else f"{code}[0]" if len(names) == 1 else f"{code}[:{len(names)}]"
-        label = " ".join((node.name or node.op_type).split())
+        label = "".join(c if c.isprintable() else " " for c in node.name or node.op_type)
         self.program.line(f"{', '.join(names)} = {picked}  # {label}")
         for value, name, dtype in zip(node.outputs, names, call.outputs, strict=True):
             gradient, cuts = follow(node, inputs, dtype, obstacle, self.qat)
@@ -234,10 +235,17 @@ class Emitter:
                 inner.values[value] = known
         inner.values.update({v: ABSENT for v in function.inputs if v not in inner.values})
         self.block(list(function), inner, function.outputs)
-        for value, result in zip(node.outputs, function.outputs, strict=False):
+        self.hand_over(node, function.outputs, [o for n in function for o in n.outputs], inner, scope)
+
+    def hand_over(
+        self, node: ir.Node, results: Sequence[ir.Value], made: Sequence[ir.Value], inner: Scope, scope: Scope
+    ) -> None:
+        """Make what a body gave the outputs of its node; variables that the body made change hands."""
+        own = set(made)
+        for value, result in zip(node.outputs, results, strict=False):
             known = self.value(result, inner)
-            assert known is not None, f"{function.name} gives an output that it was not given"
-            once = list(function.outputs).count(result) == 1 and result not in function.inputs
+            assert known is not None, f"the body of {node.op_type} gives an output that it was not given"
+            once = list(results).count(result) == 1 and result in own
             self.define(value, known if once else self.copy(known), scope)
 
     def copy(self, known: Known) -> Known:
@@ -255,7 +263,7 @@ class Emitter:
         obstacle = "onnx's reference computes it, without gradients"
         self.detached.append(f"{node.op_type} {node.name or node.outputs[0].name}")
         codes = [self._operand(k, False) for k in inputs]
-        name = self.program.bind(node.op_type, kernel)
+        name = self.program.bind("reference", kernel)
         self._assign(f"{name}({', '.join(['device', *codes])})", True, node, inputs, call, obstacle, scope)
 
     def define(self, value: ir.Value, known: Known, scope: Scope) -> None:
@@ -269,6 +277,11 @@ def _variables(known: Known) -> list[str]:
     """Local variables that hold a value and can be freed."""
     codes = [known.code, known.on_device]
     return [code for code in codes if code is not None and code.isidentifier() and code not in ("None", "device")]
+
+
+def _number(value: Any) -> Any:
+    """A tensor attribute of one element as a number."""
+    return value.numpy().reshape(-1)[0].item() if isinstance(value, ir.TensorProtocol) else value
 
 
 def _static_shape(known: Known) -> list[int] | None:

@@ -266,7 +266,7 @@ def _filled_rank(operands: Sequence[Operand | None], attributes: dict[str, Any])
 @_host("ConstantOfShape", _filled_rank)
 def constant_of_shape(shape: list[Any], *, value: Any = None) -> Host:
     """One value, repeated."""
-    fill = 0.0 if value is None else value.numpy().reshape(-1)[0].item()
+    fill = 0.0 if value is None else value
     return [fill] * shape[0] if shape else fill
 
 

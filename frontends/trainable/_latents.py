@@ -39,7 +39,7 @@ class Latent:
 
     `low`, `high`, `step`: the grid (step 0: the floats of `value`'s type). `start`: first latents, in grid units: the
     stored codes, or the float original where it is known (`from_original`). `scale`: floats per grid unit, None if not
-    found. `pack`: codes to stored bytes.
+    found. `pack`: codes to stored bytes. `holds_zeros`: its zeros are those of the float original.
     """
 
     graph: str
@@ -53,11 +53,7 @@ class Latent:
     scale: Floats | None = None
     pack: Packer | None = None
     from_original: bool = False
-
-    @property
-    def holds_zeros(self) -> bool:
-        """Whether its zeros are a float original's, and its grid has a zero."""
-        return self.from_original and self.step == 1.0
+    holds_zeros: bool = False
 
     def expression(self, parameter: str) -> str:
         """Source that rounds the parameter to the grid."""
@@ -256,7 +252,7 @@ def _started(latent: Latent, originals: Mapping[str, NDArray[Any]]) -> Latent:
                          "give the float weight that was quantized")
     zero = _zero_of(latent.codes, weight.shape)
     start = np.clip(weight / latent.scale + zero, latent.low, latent.high)
-    return replace(latent, start=start, from_original=True)
+    return replace(latent, start=start, from_original=True, holds_zeros=latent.step == 1.0 and not np.any(zero))
 
 
 def _zero_of(codes: ir.Value, shape: tuple[int, ...]) -> Any:

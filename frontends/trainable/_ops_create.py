@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import onnx_ir as ir
 import torch
 
-from ._dtypes import carrier, to_carrier
+from ._dtypes import carrier
 from ._registry import Call, op
 
 Tensor = Any
@@ -15,12 +14,10 @@ Tensor = Any
 
 @op("ConstantOfShape", 9, host=(0,), gradient=False)
 def constant_of_shape(
-    shape: list[int], *, value: ir.TensorProtocol | None = None, device: torch.device
+    shape: list[int], *, value: float = 0.0, call: Call, device: torch.device
 ) -> Tensor:
-    if value is None:
-        return torch.zeros(shape, device=device)
-    fill = to_carrier(value.numpy().reshape(-1), value.dtype)
-    return torch.full(shape, fill[0].item(), dtype=fill.dtype, device=device)
+    assert call.outputs[0] is not None
+    return torch.full(shape, value, dtype=carrier(call.outputs[0]), device=device)
 
 
 @op("Range", 11, host=(0, 1, 2), gradient=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from importlib import import_module
 from typing import Any
 
@@ -54,7 +55,7 @@ _ENTRIES: dict[tuple[str, str], list[Entry]] = {}
 _FAMILIES = (
     "_ops_arithmetic", "_ops_activation", "_ops_conv", "_ops_pool", "_ops_norm", "_ops_linear", "_ops_reduce",
     "_ops_shape", "_ops_index", "_ops_cast", "_ops_create", "_ops_quant", "_ops_resize", "_ops_rnn", "_ops_sequence",
-    "_ops_signal", "_ops_microsoft", "_ops_patches",
+    "_ops_signal", "_ops_microsoft", "_ops_patches", "_ops_detect",
 )
 
 
@@ -86,13 +87,18 @@ def _keywords(function: Kernel) -> frozenset[str]:
 
 def entry_of(domain: str, name: str, opset: int) -> Entry | None:
     """The latest entry that is not newer than the model's opset."""
-    for family in _FAMILIES:
-        import_module(f".{family}", __package__)
+    _declare_all()
     found = [entry for entry in _ENTRIES.get((domain, name), ()) if entry.since <= opset]
     return found[-1] if found else None
 
 
+@cache
+def _declare_all() -> None:
+    for family in _FAMILIES:
+        import_module(f".{family}", __package__)
+
+
 def known_ops() -> set[tuple[str, str]]:
     """(domain, name) of every op that has a kernel."""
-    entry_of("", "", 0)
+    _declare_all()
     return set(_ENTRIES)

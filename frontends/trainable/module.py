@@ -1,63 +1,74 @@
-"""An ONNX model as a torch module: its graph as straight-line source, its float weights as Parameters."""
+"""The module that runs an ONNX graph: its float weights are Parameters, its graph is straight-line source."""
 
 from __future__ import annotations
 
-import linecache
-from collections.abc import Collection, Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 import torch
-from numpy.typing import NDArray
 
-from ... import RefusedError, UsageError
+from ... import UsageError
 from ._dtypes import CARRIERS, to_carrier
-from ._emit import Emitter
-from ._flow import Cut, cuts_of
-from ._latents import find_latents
-from ._ops_cast import small_float
-from ._ops_quant import on_grid
-from ._program import Known, Program
-from ._scope import Scope
-from ._weights import Origin, attribute_name, stored_tensor, trainable_values
+from ._flow import Cut
+from ._weights import Origin
 
-Qat = Literal["off", "fixed", "learned"]
+
+@dataclass(frozen=True)
+class Provenance:
+    """What a module was made from and what was found on the way. Copies of the module share it.
+
+    `origins`: parameter name -> where it came from. `cuts`: where gradients end. `detached`: nodes that onnx's own
+    numpy kernels run. `source`: the Python that runs. `inputs`, `outputs`: names and element types.
+    """
+
+    model: ir.Model
+    origins: dict[str, Origin]
+    cuts: list[Cut]
+    detached: list[str]
+    source: str
+    inputs: dict[str, ir.DataType | None]
+    optional: frozenset[str]
+    outputs: dict[str, ir.DataType | None]
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Provenance:
+        return self
 
 
 class TrainableModule(torch.nn.Module):  # type: ignore[misc]  # torch comes without types here
     """Runs an ONNX graph in torch, with gradients. Made by `to_torch`.
 
-    Inputs in the order of the graph or by name; numpy arrays are taken too. One output comes bare, several as a tuple:
-    `output_names`, then `tap_names`. `origins`: parameter name -> what it came from. `cuts`: where gradients end.
-    `source`: the Python that runs. Half precision is computed in float32, integers of odd widths in wider ones.
+    Inputs in the order of the graph or by name; numpy arrays are taken too. One output comes bare, several as a tuple,
+    taps last; `run` takes and gives them by name. Half precision is computed in float32, integers of odd widths in
+    wider ones.
     """
 
-    def __init__(
-        self, model: ir.Model, program: Program, inputs: Sequence[ir.Value], outputs: Sequence[str],
-        taps: Sequence[str],
-    ) -> None:
+    def __init__(self, provenance: Provenance, run: Callable[..., Any], buffers: Mapping[str, torch.Tensor]) -> None:
         super().__init__()
-        self.model = model
-        self.input_names = [value.name or "" for value in inputs]
-        self.input_dtypes = [value.dtype for value in inputs]
-        self.output_names = list(outputs)
-        self.tap_names = list(taps)
-        self.origins: dict[str, Origin] = {}
-        self.cuts: list[Cut] = []
-        self.detached: list[str] = []
-        self.output_dtypes: list[ir.DataType | None] = []
-        self.source = ""
-        self._optional: set[str | None] = set()
+        self.provenance = provenance
+        self._run = run
         self._kept: dict[str, str] = {}
         self.register_buffer("anchor", torch.empty(0), persistent=False)
-        for name, tensor in program.buffers.items():
+        for name, tensor in buffers.items():
             self.register_buffer(name, tensor)
+
+    @property
+    def model(self) -> ir.Model:
+        """The graph that `write_back` changes."""
+        return self.provenance.model
+
+    @property
+    def origins(self) -> dict[str, Origin]:
+        """Parameter name -> where it came from."""
+        return self.provenance.origins
 
     def forward(self, *inputs: Any, **named: Any) -> Any:
         """Outputs and taps of the graph; see the class."""
-        given = [*inputs, *(named[name] for name in self.input_names[len(inputs):] if name in named)]
-        values = [self._accept(value, dtype) for value, dtype in zip(given, self.input_dtypes, strict=False)]
+        dtypes = self.provenance.inputs
+        given = [*inputs, *(named[name] for name in list(dtypes)[len(inputs):] if name in named)]
+        values = [self._accept(value, dtype) for value, dtype in zip(given, dtypes.values(), strict=False)]
         results = self._run(self, *values)
         return results[0] if len(results) == 1 else results
 
@@ -66,23 +77,38 @@ class TrainableModule(torch.nn.Module):  # type: ignore[misc]  # torch comes wit
 
         Errors: UsageError for an input that is missing or unknown.
         """
-        for name in {*feeds} ^ {*self.input_names}:
-            problem = f"input '{name}' is not given" if name in self.input_names else f"no input '{name}'"
-            if name in feeds or name not in self._optional:
-                raise UsageError("feeds", problem, f"the model's inputs are {', '.join(self.input_names)}")
-        values = [self._accept(feeds.get(n), d) for n, d in zip(self.input_names, self.input_dtypes, strict=True)]
-        return dict(zip([*self.output_names, *self.tap_names], self._run(self, *values), strict=True))
+        inputs = self.provenance.inputs
+        for name in sorted({*feeds} ^ {*inputs}):
+            if name not in inputs or name not in self.provenance.optional:
+                problem = f"input '{name}' is not given" if name in inputs else f"no input '{name}'"
+                raise UsageError("feeds", problem, f"the model's inputs are {', '.join(inputs)}")
+        values = [self._accept(feeds.get(name), dtype) for name, dtype in inputs.items()]
+        return dict(zip(self.provenance.outputs, self._run(self, *values), strict=True))
 
-    def hold_zeros(self) -> None:
-        """Set what was pruned to zero again; call it after every step of an optimizer."""
+    def mask(self, parameter: str, kept: torch.Tensor) -> None:
+        """From now on `constrain` holds a parameter at zero where `kept` is false."""
+        self._kept[parameter] = f"{parameter}_kept"
+        self.register_buffer(f"{parameter}_kept", kept, persistent=False)
+
+    def constrain(self) -> None:
+        """To be called after every step of an optimizer: pruned zeros are zero again, latents within their grid."""
         with torch.no_grad():
             for name, kept in self._kept.items():
                 self.get_parameter(name).mul_(self.get_buffer(kept))
+            for name, origin in self.origins.items():
+                if origin.latent is not None and origin.latent.step:
+                    self.get_parameter(name).clamp_(origin.latent.low, origin.latent.high)
 
-    def mask(self, parameter: str, kept: torch.Tensor) -> None:
-        """From now on hold a parameter at zero where `kept` is false."""
-        self._kept[parameter] = f"{parameter}_kept"
-        self.register_buffer(f"{parameter}_kept", kept, persistent=False)
+    def parameter_groups(self, rate: float) -> list[dict[str, Any]]:
+        """Groups for an optimizer in which one step moves weights equally far, whatever their grid: a latent's rate is
+        `rate` in grid units, divided by the floats per unit (the mean over its channels).
+        """
+        groups = []
+        for name, parameter in self.named_parameters():
+            latent = self.origins[name].latent
+            unit = 1.0 if latent is None or latent.scale is None else float(np.abs(latent.scale).mean()) or 1.0
+            groups.append({"params": [parameter], "lr": rate / unit, "name": name})
+        return groups
 
     def _accept(self, value: Any, dtype: ir.DataType | None) -> Any:
         if isinstance(value, torch.Tensor):
@@ -94,143 +120,3 @@ class TrainableModule(torch.nn.Module):  # type: ignore[misc]  # torch comes wit
             assert dtype is not None
             return to_carrier(np.asarray(value), dtype).to(self.anchor.device)
         return value
-
-
-def to_torch(
-    model: ir.Model, *, train: bool | Collection[str] = True, taps: Sequence[str] = (), qat: Qat = "fixed",
-    originals: Mapping[str, NDArray[Any]] | None = None, masks: Mapping[str, NDArray[Any]] | None = None,
-) -> TrainableModule:
-    """A module that computes what `model` computes and whose Parameters are the model's weights.
-
-    `train`: True for all weights, False for none, or the names of the constants to train. `taps`: values of the main
-    graph to return too. `qat`: "fixed" trains stored integers as floats on their grid (one each, in grid units), with
-    straight-through gradients; "learned" the scales too; "off" keeps both as they are. `originals`: float weights by
-    initializer name, from which such latents start. `masks`: initializer name -> which elements may differ from zero;
-    zeros of float weights of two dims or more (and of originals) are held without being named. `model` is not changed;
-    `write_back` puts trained weights into it.
-    Errors: RefusedError for a node that cannot be run, UsageError for an unknown name in `train` or `taps`.
-    """
-    origins = _origins(model, train, qat, originals)
-    inputs, tapped = _callable_inputs(model), _tapped(model, taps)
-    program = Program()
-    names, sources = _named(origins)
-    shared = [value for value, origin in origins.items() if origin.shared]
-    emitter = Emitter(program, sources, dict(model.functions), qat != "off", shared)
-    program.names.update(on_grid=on_grid, small_float=small_float)
-    scope = Scope(model.graph.name or "graph", dict(model.opset_imports))
-    outputs = [*model.graph.outputs, *tapped]
-    _open(program, inputs, scope)
-    emitter.block(list(model.graph), scope, outputs)
-    known = _close(emitter, outputs, scope)
-    module = TrainableModule(model, program, inputs, [v.name or "" for v in model.graph.outputs], taps)
-    for value, origin in origins.items():
-        module.register_parameter(names[value], torch.nn.Parameter(_start(origin)))
-        module.origins[names[value]] = origin
-        if (kept := _kept(origin, (masks or {}).get(origin.name))) is not None:
-            module.mask(names[value], kept)
-    module.output_dtypes = [None if k is None else k.dtype for k in known]
-    module.cuts = cuts_of([(v.name or "", k) for v, k in zip(outputs, known, strict=True)])
-    module.detached = emitter.detached
-    module.source = "\n".join(program.lines) + "\n"
-    module._run = _compiled(module.source, program, scope.graph)
-    return module
-
-
-def _origins(
-    model: ir.Model, train: bool | Collection[str], qat: Qat, originals: Mapping[str, NDArray[Any]] | None
-) -> dict[ir.Value, Origin]:
-    """What is trained, by the value that it stands for."""
-    origins = trainable_values(model, train, qat == "learned")
-    latents = find_latents(model, originals) if qat != "off" and train is not False else {}
-    for codes, latent in latents.items():
-        if isinstance(train, bool) or latent.value.name in train:
-            origins[codes] = Origin(latent.graph, latent.value, latent.dtype, latent)
-    missing = set() if isinstance(train, bool) else set(train) - {o.name for o in origins.values()}
-    if missing:
-        raise UsageError("train", f"no weight '{', '.join(sorted(missing))}'", "name initializers, or pass True")
-    return origins
-
-
-def _named(origins: Mapping[ir.Value, Origin]) -> tuple[dict[ir.Value, str], dict[ir.Value, str]]:
-    """For each trained value the parameter's name, and the source that gives the value."""
-    names: dict[ir.Value, str] = {}
-    sources: dict[ir.Value, str] = {}
-    for value, origin in origins.items():
-        names[value] = attribute_name(origin.name, names.values())
-        parameter = f"self.{names[value]}"
-        sources[value] = parameter if origin.latent is None else origin.latent.expression(parameter)
-    return names, sources
-
-
-def _start(origin: Origin) -> torch.Tensor:
-    """A parameter's first value; 32-bit codes need double precision."""
-    if origin.latent is None:
-        return to_carrier(stored_tensor(origin.value).numpy(), origin.dtype)
-    wide = torch.float64 if origin.dtype == ir.DataType.INT32 else torch.float32
-    return torch.from_numpy(origin.latent.start).to(wide)
-
-
-def _kept(origin: Origin, mask: NDArray[Any] | None) -> torch.Tensor | None:
-    """Which elements of a parameter may differ from zero; None for all.
-
-    Rounded codes are zero here and there by chance: of latents only zeros of a float original count.
-    """
-    if mask is None:
-        latent = origin.latent
-        if latent is not None and not latent.holds_zeros:
-            return None
-        values = stored_tensor(origin.value).numpy() if latent is None else latent.start
-        if values.ndim < 2:
-            return None
-        mask = values != 0
-    return None if mask.all() else torch.from_numpy(np.array(mask, dtype=bool))
-
-
-def _callable_inputs(model: ir.Model) -> list[ir.Value]:
-    """Graph inputs that callers give; initializers that IR 3 lists among them are none."""
-    old = model.ir_version is not None and model.ir_version < 4
-    return [v for v in model.graph.inputs if not (old and v.is_initializer())]
-
-
-def _tapped(model: ir.Model, taps: Sequence[str]) -> list[ir.Value]:
-    made = [v for node in model.graph for v in node.outputs]
-    known = {v.name or "": v for v in (*model.graph.inputs, *model.graph.initializers.values(), *made)}
-    for name in taps:
-        if name not in known:
-            raise UsageError("taps", f"no value '{name}' in the main graph", "name an output of one of its nodes")
-    return [known[name] for name in taps]
-
-
-def _open(program: Program, inputs: Sequence[ir.Value], scope: Scope) -> None:
-    names = [f"x{index}" for index in range(len(inputs))]
-    program.depth = 0
-    program.line(f"def run({', '.join(['self', *(f'{n}=None' for n in names)])}):")
-    program.depth = 1
-    program.line("device = self.anchor.device")
-    for value, name in zip(inputs, names, strict=True):
-        if value.const_value is not None:
-            default = Known(None, value.dtype, constant=to_carrier(value.const_value.numpy(), value.const_value.dtype))
-            program.line(f"if {name} is None: {name} = {program.tensor_code(default)}")
-        scope.values[value] = Known(name, value.dtype, type=value.type, shape=value.shape)
-
-
-def _close(emitter: Emitter, outputs: Sequence[ir.Value], scope: Scope) -> list[Known | None]:
-    known = [emitter.value(value, scope) for value in outputs]
-    codes = ["None" if k is None else emitter.program.tensor_code(k) for k in known]
-    emitter.program.line(f"return ({', '.join(codes)},)")
-    return known
-
-
-def _compiled(source: str, program: Program, graph: str) -> Any:
-    """The generated function; tracebacks show its lines."""
-    filename = f"<onnx graph {graph} {id(program):x}>"
-    try:
-        code = compile(source, filename, "exec")
-    except (SyntaxError, RecursionError, MemoryError) as error:
-        raise RefusedError(f"graph '{graph}'", f"cannot be written as Python: {error}", "flatten nested Ifs") from error
-    linecache.cache[filename] = (len(source), None, source.splitlines(keepends=True), filename)
-    exec(code, program.names)
-    return program.names["run"]
-
-
-__all__ = ["Cut", "Origin", "Qat", "TrainableModule", "to_torch"]

@@ -18,9 +18,9 @@ from .module import TrainableModule
 def write_back(module: TrainableModule) -> ir.Model:
     """Put the module's parameters into `module.model`, rounded to the types that the graph has; returns it.
 
-    Pruned zeros are held first. Tied weights stay tied: one value, one tensor.
+    Zeros are held and latents clamped first. Tied weights stay tied: one value, one tensor.
     """
-    module.hold_zeros()
+    module.constrain()
     for name, origin in module.origins.items():
         array = stored(module.get_parameter(name), origin)
         if not np.array_equal(array, stored_tensor(origin.value).numpy()):

@@ -50,8 +50,8 @@ class TorchModel(onnx.backend.base.BackendRep):
     def run(self, inputs, **_):
         with torch.no_grad():
             outputs = self.module(*inputs)
-        outputs = (outputs,) if len(self.module.output_names) == 1 else outputs
-        return [_bare(to_numpy(o, d)) for o, d in zip(outputs, self.module.output_dtypes, strict=True)]
+        outputs = (outputs,) if len(self.module.provenance.outputs) == 1 else outputs
+        return [_bare(to_numpy(o, d)) for o, d in zip(outputs, self.module.provenance.outputs.values(), strict=True)]
 
 
 def _bare(value):
@@ -95,7 +95,7 @@ class Outcomes(unittest.TestResult):
 
     def addSuccess(self, test):  # noqa: N802 - unittest's name
         self.count.passed.append(_case(test))
-        self.count.by_reference += bool(TorchBackend.model.module.detached)
+        self.count.by_reference += bool(TorchBackend.model.module.provenance.detached)
         self.count.network += _of_network(TorchBackend.proto)
         self.count.network_passed += _of_network(TorchBackend.proto)
 

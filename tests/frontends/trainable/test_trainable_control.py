@@ -129,12 +129,12 @@ def test_a_branch_not_taken_gives_no_gradient():
 
 
 def test_differentiable_models_have_no_cuts():
-    assert to_torch(ir_model(MLP)).cuts == []
+    assert to_torch(ir_model(MLP)).provenance.cuts == []
 
 
 def test_cuts_name_the_node_the_reason_and_the_outputs_behind():
     module = to_torch(ir_model(TAIL))
-    cuts = {(cut.node.split()[0], cut.outputs): cut.reason for cut in module.cuts}
+    cuts = {(cut.node.split()[0], cut.outputs): cut.reason for cut in module.provenance.cuts}
     assert cuts == {("ArgMax", ("best",)): "it has no gradient", ("Round", ("rounded",)): "it has no gradient"}
     feeds = {"x": normal(3, 8)}
     assert difference(module, feeds) < 1e-6
@@ -143,7 +143,7 @@ def test_cuts_name_the_node_the_reason_and_the_outputs_behind():
 
 
 def test_values_are_freed_after_their_last_use():
-    source = to_torch(ir_model(MLP)).source
+    source = to_torch(ir_model(MLP)).provenance.source
     assert source.splitlines()[2:-1] == [
         "    v1 = MatMul_1(x0, self.w1)  # MatMul",
         "    v2 = Relu_1(v1)  # Relu",
@@ -151,3 +151,46 @@ def test_values_are_freed_after_their_last_use():
         "    v3 = MatMul_1(v2, self.w2)  # MatMul",
         "    del v2",
     ]
+
+
+BOXES = """
+<ir_version: 10, opset_import: ["" : 21]>
+boxes (float[1, 3, 4] x, string[2] words) => (float[1, 3, 4] moved, int64[n, 3] kept, string[2] lower)
+<float[4] shift = {0, 0, 1, 1}, float[1, 1, 3] scores = {0.9, 0.8, 0.7}, int64 most = {3}, float overlap = {0.5}>
+{
+    moved = Add (x, shift)
+    kept = NonMaxSuppression (moved, scores, most, overlap)
+    lower = StringNormalizer <case_change_action = "LOWER"> (words)
+}
+"""
+
+
+def test_tails_that_torch_cannot_run_are_run_detached():
+    module = to_torch(ir_model(BOXES))
+    cut, = module.provenance.cuts
+    assert (cut.node, cut.outputs) == ("NonMaxSuppression kept", ("kept",))
+    assert cut.reason == "it has no gradient"
+    assert module.provenance.detached == ["StringNormalizer lower"]
+    x = np.array([[[0, 0, 1, 1], [0, 0, 1.1, 1], [5, 5, 6, 6]]], np.float32)
+    results = module.run({"x": x, "words": np.array(["Ab", "C"], dtype=object)})
+    assert results["kept"].tolist() == [[0, 0, 0], [0, 0, 2]]
+    assert list(results["lower"]) == ["ab", "c"]
+    results["moved"].sum().backward()
+    assert module.shift.grad.tolist() == [3.0] * 4
+
+
+MICROSOFT = """
+<ir_version: 10, opset_import: ["" : 21, "com.microsoft" : 1]>
+fused (float[2, 4] x) => (float[2, 4] y)
+<float[4, 4] w>
+{
+    g = com.microsoft.Gelu (x)
+    h = Gelu (g)
+    m = com.microsoft.FusedMatMul <alpha = 0.5, transB = 1> (h, w)
+    y = com.microsoft.QuickGelu (m)
+}
+"""
+
+
+def test_ops_of_onnx_runtime_that_share_a_name_with_standard_ones():
+    assert difference(to_torch(ir_model(MICROSOFT)), {"x": normal(2, 4)}) < 1e-6

@@ -111,7 +111,8 @@ def resnets():
         pytest.skip("no real models here")
     ours, hand = to_torch(load(path)), ResNet56()
     layers = [m for m in hand.modules() if isinstance(m, (torch.nn.Conv2d, torch.nn.Linear))]
-    used = [line.split("self.")[1:3] for line in ours.source.splitlines() if "Conv_1(" in line or "Gemm_1(" in line]
+    lines = ours.provenance.source.splitlines()
+    used = [line.split("self.")[1:3] for line in lines if "Conv_1(" in line or "Gemm_1(" in line]
     pairs = {}
     for layer, names in zip(layers, used, strict=True):
         for parameter, name in zip((layer.weight, layer.bias), names, strict=True):

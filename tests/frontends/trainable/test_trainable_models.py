@@ -48,7 +48,7 @@ def test_real_models_compute_train_and_go_back(name):
     model = model_of(name)
     feeds = feeds_of(name, model)
     module = to_torch(model)
-    assert module.detached == []
+    assert module.provenance.detached == []
     assert difference(module, feeds) <= 1e-4
     sum(v.square().mean() for v in module.run(feeds).values() if v.requires_grad).backward()
     assert sum(p.grad is None for p in module.parameters()) == UNUSED.get(name, 0)
@@ -70,7 +70,7 @@ def test_real_models_compute_train_and_go_back(name):
 def test_torch_compile_sees_one_graph(name):
     model = model_of(name)
     module = to_torch(model)
-    inputs = [torch.from_numpy(feeds_of(name, model)[key]) for key in module.input_names]
+    inputs = [torch.from_numpy(feeds_of(name, model)[key]) for key in module.provenance.inputs]
     explained = torch._dynamo.explain(module)(*inputs)
     assert (explained.graph_count, explained.graph_break_count) == (1, 0)
     compiled = torch.compile(module, backend="eager", fullgraph=True, dynamic=True)

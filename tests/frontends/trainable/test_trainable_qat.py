@@ -237,3 +237,18 @@ def test_training_a_quantized_graph_lowers_its_loss():
     assert losses[-1] < 0.2 * losses[0]
     write_back(module)
     assert difference(module, {"x": x.numpy()[:3]}, optimize=False) < 1e-5
+
+
+def test_constraints_hold_latents_within_their_grid():
+    module = to_torch(ir_model(INT8))
+    with torch.no_grad():
+        module.w_q.mul_(100)
+    module.constrain()
+    assert (module.w_q.min().item(), module.w_q.max().item()) == (-4.0, 3.0)
+
+
+def test_rates_of_latents_are_in_grid_units():
+    module = to_torch(ir_model(INT8), qat="learned")
+    rates = {group["name"]: group["lr"] for group in module.parameter_groups(0.375)}
+    assert rates == pytest.approx({"b_q": 8.0, "w_q": 1.0, "xs": 0.375, "ws": 0.375, "bs": 0.375})
+    torch.optim.SGD(module.parameter_groups(0.1))

@@ -55,7 +55,7 @@ rows (float[n, 4] x) => (float[n, 4] y)
 def test_shapes_are_python_numbers_and_change_from_call_to_call(shape):
     module = to_torch(ir_model(SHAPES))
     assert difference(module, {"x": normal(*shape)}) == 0.0
-    assert "to_host" not in module.source
+    assert "to_host" not in module.provenance.source
     assert module.run({"x": normal(*shape)})["count"].item() == shape[2] // 2
 
 

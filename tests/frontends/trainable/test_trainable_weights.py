@@ -1,5 +1,7 @@
 """Which constants become Parameters, what they remember, and how they go back."""
 
+import copy
+
 import numpy as np
 import onnx_ir as ir
 import pytest
@@ -139,7 +141,7 @@ def test_pruned_weights_keep_their_zeros():
         optimizer.zero_grad()
         module(torch.from_numpy(normal(4, 8))).square().mean().backward()
         optimizer.step()
-        module.hold_zeros()
+        module.constrain()
         assert torch.equal(module.w1 == 0, torch.from_numpy(weight == 0))
     write_back(module)
     np.testing.assert_array_equal(model.graph.initializers["w1"].const_value.numpy() == 0, weight == 0)
@@ -205,3 +207,26 @@ def test_a_weight_that_is_a_setting_elsewhere_is_untied_when_it_changes():
     x = normal(2, 3, 4)
     assert difference(module, {"x": x}) < 1e-5
     assert torch.allclose(module(x), torch.from_numpy(3 * x), rtol=1e-4)
+
+
+def test_a_copy_has_weights_of_its_own_and_the_same_origins():
+    module = to_torch(ir_model(MLP))
+    twin = copy.deepcopy(module)
+    with torch.no_grad():
+        twin.w1.zero_()
+    assert module.w1.abs().sum() > 0
+    assert twin.model is module.model
+    assert twin(normal(2, 8)).abs().sum() == 0
+
+
+def test_the_state_of_a_module_can_be_saved_and_loaded(tmp_path):
+    module, other = to_torch(ir_model(CNN, seed=0)), to_torch(ir_model(CNN, seed=1))
+    torch.save(module.state_dict(), tmp_path / "state.pt")
+    other.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    x = normal(2, 3, 8, 8)
+    assert torch.equal(module(x), other(x))
+
+
+def test_taps_on_outputs_and_inputs_are_no_second_outputs():
+    module = to_torch(ir_model(MLP), taps=["y", "x"])
+    assert list(module.run({"x": normal(2, 8)})) == ["y", "x"]

@@ -31,7 +31,7 @@ def difference(module, feeds, optimize=True):
     expected = ort_run(module.model, feeds, optimize)
     got = module.run(feeds)
     return max(float(np.abs(got[n].detach().double().numpy() - e).max(initial=0))
-               for n, e in zip(module.output_names, expected, strict=True))
+               for n, e in zip(module.provenance.outputs, expected, strict=True))
 
 
 def normal(*shape, seed=1):
