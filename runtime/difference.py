@@ -23,7 +23,8 @@ _ROWS = (1, 3)
 
 
 def difference(
-    worker: Worker, reference: Path, other: Path, feeds: Feeds | None, seed: int, threads: int = 0
+    worker: Worker, reference: Path, other: Path, feeds: Feeds | None, seed: int, threads: int = 0,
+    optimize: bool = True,
 ) -> tuple[float, str, str]:
     """(error, failure of `other`, failure of `reference`) of two model files, on the CPU; see `largest_error`.
 
@@ -31,8 +32,8 @@ def difference(
     accepts no others. The error is infinite where there is a failure.
     """
     with contextlib.ExitStack() as stack:
-        first, reference_failure = _opened(stack, worker, reference, threads)
-        second, failure = _opened(stack, worker, other, threads)
+        first, reference_failure = _opened(stack, worker, reference, threads, optimize)
+        second, failure = _opened(stack, worker, other, threads, optimize)
         if first is None or second is None:
             return math.inf, failure, reference_failure
         batches, expected, reference_failure = _reference_outputs(first, feeds, seed)
@@ -84,11 +85,11 @@ def _error(expected: NDArray[Any], got: NDArray[Any]) -> float:
 
 
 def _opened(
-    stack: contextlib.ExitStack, worker: Worker, path: Path, threads: int
+    stack: contextlib.ExitStack, worker: Worker, path: Path, threads: int, optimize: bool
 ) -> tuple[Session | None, str]:
     """A session that goes with the stack, or why there is none."""
     try:
-        session = open_session(worker, path, threads=threads)
+        session = open_session(worker, path, threads=threads, optimize=optimize)
     except OnnxOptError as error:
         return None, _line(error)
     stack.callback(session.close)

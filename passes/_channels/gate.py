@@ -56,12 +56,21 @@ def judge(
     if problem and not structural_problem(model):
         return Verdict(None, problem)
     found = context.difference(masked_reference(model, solution, kept_slots(solution, channels)), pruned)
-    if found is None or found[2]:
+    if found is None:
         return Verdict(None)
-    error, failure, _ = found
+    error, failure, reference_failure = found
+    if reference_failure:
+        return _unproved(model, pruned, reference_failure, context)
     if failure:
         return Verdict(None, failure)
     return Verdict(error, "" if error <= TOLERANCE else f"it is off by {error:.2g} of what the masked model gives")
+
+
+def _unproved(model: ir.Model, pruned: ir.Model, failure: str, context: Context) -> Verdict:
+    """Where the masked model does not run: believed only if the whole model does not run here either."""
+    found = context.difference(model, pruned)
+    runs = found is not None and not found[2]
+    return Verdict(None, f"its masked form does not run: {failure}" if runs else "")
 
 
 def offenders(parts: Sequence[int], problem: Callable[[Sequence[int]], str]) -> Sequence[int]:
