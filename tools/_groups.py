@@ -19,7 +19,8 @@ from ..passes._dims.groups import Group
 def groups_of(path: Path) -> dict[str, Any]:
     """Channel groups in graph order, and weights of which no slot can go. Weights are read once, block by block.
 
-    `slots`: of an axis that each channel takes. `importance`: smallest, median and largest L2 norm of a group's channels, each weight's over its mean.
+    `slots`: of an axis, that each channel takes. `importance`: smallest, median and largest L2 norm of a group's
+    channels, each weight's over its mean.
     """
     pruning = Pruning(load(path), NullContext(), "heads", keep_batchnorm=False)
     scores = magnitude(pruning.groups, pruning.solution, 2)

@@ -68,9 +68,9 @@ def drop_branches(model: ir.Model, kept: Kept, attention: Attention) -> tuple[So
     Returns the solution of the new graph and the channels of it that still have to go.
     """
     edit = Edit(model)
-    for node in list(model.graph):
-        if node.op_type in LAYERS and node.domain == "" and _emptied(node, kept):
-            edit.bypass(node, _bias(node, edit))
+    empty = [n for n in model.graph if n.op_type in LAYERS and n.domain == "" and _emptied(n, kept)]
+    for node in empty:
+        edit.bypass(node, _bias(node, edit))
     for step in (RemoveUnused(), FoldConstants(), RemoveIdentities(), RemoveUnused()):
         step.run(model, NullContext())
     refresh_shapes(model)

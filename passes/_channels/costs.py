@@ -49,12 +49,15 @@ class Costs:
 
 def costs_of(model: ir.Model, solution: Solution) -> Costs:
     """The cost terms of the main graph; nodes whose shapes are unknown are left out."""
-    weights = []
+    weights, stored = [], set[object]()
     for value in model.graph.initializers.values():
         tensor = value.const_value
         if tensor is not None and tensor.dtype not in NOT_PARAMETERS and value in solution.relations.trace.shapes:
             roots = tuple(solution.classes[value, i] for i in range(len(solution.relations.trace.shapes[value])))
-            weights.append((roots, tensor.dtype.bitwidth))
+            once = id(tensor), tuple(solution.channels[root].tobytes() for root in roots)
+            if once not in stored:  # copies that lose the same are one tensor again
+                stored.add(once)
+                weights.append((roots, tensor.dtype.bitwidth))
     products = [term for node in model.graph if node.op_type in TERMS and node.domain == ""
                 for term in TERMS[node.op_type](node, solution)]
     return Costs(solution, tuple(weights), tuple(products))

@@ -3,38 +3,67 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 
 import onnx_ir as ir
 
+from .._dims.groups import Group
+from .._dims.solve import Solution
 from .costs import Cost
 
 KEY = "onnx_opt.channels"
+
+Widths = dict[str, int]
+"""How many channels an axis has, by `weight:axis×slots of a channel`: heads and dimensions of heads are told apart."""
 
 
 @dataclass
 class Memory:
     """`widths`, `cost`: of the unpruned model. `last`, `now`: the pass's text and the widths that it left."""
 
-    widths: dict[str, int] = field(default_factory=dict)
+    widths: Widths = field(default_factory=dict)
     cost: Cost | None = None
     last: str = ""
-    now: dict[str, int] = field(default_factory=dict)
+    now: Widths = field(default_factory=dict)
 
     @classmethod
     def of(cls, model: ir.Model) -> Memory:
         """What the model carries; nothing where it carries none that can be read."""
         try:
             found = json.loads(model.metadata_props[KEY])
-            return cls(dict(found["widths"]), Cost(**found["cost"]), str(found["last"]), dict(found["now"]))
-        except (KeyError, TypeError, ValueError):
+            cost = Cost(**{key: int(value) for key, value in found["cost"].items()})
+            return cls(_whole(found["widths"]), cost, str(found["last"]), _whole(found["now"]))
+        except (AttributeError, KeyError, TypeError, ValueError):
             return cls()
 
     def store(self, model: ir.Model) -> None:
         """Write it into the model's metadata."""
         model.metadata_props[KEY] = json.dumps(asdict(self), separators=(",", ":"))
 
-    def original(self, widths: Mapping[str, int]) -> dict[str, int]:
-        """The width that each group had at first: now, where the model remembers nothing of it."""
-        return {name: max(self.widths.get(name, size), size) for name, size in widths.items()}
+    def original(self, places: Sequence[str], width: int) -> int:
+        """The width that a group of these places had at first: now, where the model remembers nothing of it."""
+        return max([width, *(self.widths[place] for place in places if place in self.widths)])
+
+    def left(self, places: Sequence[str]) -> int | None:
+        """The width that the last pruning left a group of these places; None where it is not known."""
+        return next((self.now[place] for place in places if place in self.now), None)
+
+
+def _whole(widths: Mapping[str, object]) -> Widths:
+    return {str(name): int(str(width)) for name, width in widths.items()}
+
+
+def places_of(groups: Sequence[Group], solution: Solution) -> list[list[str]]:
+    """How a model's memory knows each group: by the axes of weights that it has to itself, else by its name."""
+    named: list[dict[str, int]] = []
+    for group in groups:
+        slots = dict(group.places)
+        named.append({f"{value.name}:{axis}": slots[solution.classes[value, axis]] for value, axis in group.weights})
+    owners = Counter(name for each in named for name in each)
+    found = []
+    for group, each in zip(groups, named, strict=True):
+        own = [f"{name}×{count}" for name, count in each.items() if owners[name] == 1]
+        found.append(own or [group.name])
+    return found

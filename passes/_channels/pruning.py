@@ -26,7 +26,7 @@ from .constants import constants_first, keep_constants
 from .costs import Cost, costs_of
 from .gate import Verdict, judge, offenders, take_out
 from .importance import Scores
-from .memory import Memory
+from .memory import Memory, places_of
 from .prepare import prepare, share_again
 from .recover import recover
 from .select import Candidates, Choice, allowed_widths
@@ -53,7 +53,8 @@ class Pruning:
                          for (value, axis), reason in frozen_weights(self.solution) if reason != "a spatial axis"]
         self.costs = costs_of(self.whole, self.solution)
         self.before = self.cost([0] * len(self.groups), [])
-        self.was = self.memory.original({g.name: len(g.channels) for g in self.groups})
+        self._places = {g.name: own for g, own in zip(self.groups, places_of(self.groups, self.solution), strict=True)}
+        self.was = {g.name: self.memory.original(self._places[g.name], len(g.channels)) for g in self.groups}
 
     def limit_to(self, include: Sequence[str], exclude: Sequence[str]) -> None:
         """Leave out groups by name. Errors: UsageError where a pattern matches no group."""
@@ -96,8 +97,9 @@ class Pruning:
             if not verdict.problem:
                 return choice, verdict.error
             given = [i for i, count in enumerate(choice) if count]
-            found = set(offenders(given, partial(self._problem, candidates, choice)))
-            self.declined += [Declined(self.groups[i].name, f"the proof failed: {verdict.problem}") for i in found]
+            found = offenders(given, partial(self._problem, candidates, choice))
+            problem = self._problem(candidates, choice, found) or verdict.problem
+            self.declined += [Declined(self.groups[i].name, f"the proof failed: {problem}") for i in found]
             choice = _only(choice, [i for i in given if i not in found])
 
     def _problem(self, candidates: Candidates, choice: Choice, part: Sequence[int]) -> str:
@@ -141,13 +143,15 @@ class Pruning:
 
     def remember(self, model: ir.Model, text: str, choice: Choice) -> None:
         """Let the model carry what it was, and what was done."""
-        now = {g.name: len(g.channels) - c for g, c in zip(self.groups, choice, strict=True)}
-        Memory({**self.memory.widths, **self.was}, self.memory.cost or self.before, text, now).store(model)
+        was = {place: self.was[name] for name, places in self._places.items() for place in places}
+        now = {place: len(group.channels) - count
+               for group, count in zip(self.groups, choice, strict=True) for place in self._places[group.name]}
+        Memory({**was, **self.memory.widths}, self.memory.cost or self.before, text, now).store(model)
 
     def repeated(self, text: str) -> bool:
         """Whether this very pass left the model as it is."""
-        now = {g.name: len(g.channels) for g in self.groups}
-        return self.memory.last == text and self.memory.now == now
+        return self.memory.last == text and all(
+            self.memory.left(self._places[group.name]) == len(group.channels) for group in self.groups)
 
 
 def _only(choice: Choice, part: Sequence[int]) -> Choice:
