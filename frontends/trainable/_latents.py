@@ -33,13 +33,17 @@ CODE_INPUTS = {
 """Inputs where a constant is a quantized weight."""
 
 
+IN_CELL = 0.49
+"""Of a step to either side of a code: still rounded to it."""
+
+
 @dataclass(frozen=True, eq=False)
 class Latent:
     """Stored codes to train. `value`: what holds them in the graph; `codes`: the value that the latents replace.
 
     `low`, `high`, `step`: the grid (step 0: the floats of `value`'s type). `start`: first latents, in grid units: the
-    stored codes, or the float original where it is known (`from_original`). `scale`: floats per grid unit, None if not
-    found. `pack`: codes to stored bytes. `holds_zeros`: its zeros are those of the float original.
+    stored codes, or near the float original where it is known (`from_original`). `scale`: floats per grid unit, None
+    if not found. `pack`: codes to stored bytes. `holds_zeros`: its zeros are those of the float original.
     """
 
     graph: str
@@ -239,7 +243,9 @@ def _packer(rows: NDArray[np.int64], planes: int, stored: tuple[int, ...]) -> Pa
 
 
 def _started(latent: Latent, originals: Mapping[str, NDArray[Any]]) -> Latent:
-    """Latents at the float original, in grid units, where it is given and the scale is known."""
+    """Latents as near the float original as they can be without another code, in grid units, where it is given and the
+    scale is known: rounding that was chosen with data stays, and who is near the next code can reach it.
+    """
     name = latent.value.name or ""
     key = max((k for k in originals if name == k or name.startswith(f"{k}_")), key=len, default=None)
     if key is None or latent.scale is None or latent.step == 0:
@@ -251,7 +257,9 @@ def _started(latent: Latent, originals: Mapping[str, NDArray[Any]]) -> Latent:
         raise UsageError(f"originals['{key}']", f"has shape {weight.shape}, its codes {latent.start.shape}",
                          "give the float weight that was quantized")
     zero = _zero_of(latent.codes, weight.shape)
-    start = np.clip(weight / latent.scale + zero, latent.low, latent.high)
+    margin = latent.step * IN_CELL
+    nearest = np.clip(weight / latent.scale + zero, latent.start - margin, latent.start + margin)
+    start = np.clip(nearest, latent.low, latent.high)
     return replace(latent, start=start, from_original=True, holds_zeros=latent.step == 1.0 and not np.any(zero))
 
 

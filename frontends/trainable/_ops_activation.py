@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F  # noqa: N812 - torch's own convention
 
-from ._registry import Call, op
+from ._registry import op
 
 Tensor = Any
 
@@ -131,13 +131,13 @@ def dropout_never(x: Tensor, *, ratio: float = 0.5) -> tuple[Tensor, ...]:
     return x, torch.ones_like(x, dtype=torch.bool)
 
 
-@op("Dropout", 12, many=True)
+@op("Dropout", 12, many=True, host=(1, 2))
 def dropout(
-    x: Tensor, ratio: Tensor | None = None, training: Tensor | None = None, *, seed: int | None = None, call: Call
+    x: Tensor, ratio: float | None = None, training: bool | None = None, *, seed: int | None = None
 ) -> tuple[Tensor, ...]:
     """Drops where the graph's own training input says so, with torch's generator."""
-    rate = 0.5 if ratio is None else float(ratio)
-    if training is None or not bool(training) or rate == 0.0:
+    rate = 0.5 if ratio is None else ratio
+    if not training or rate == 0.0:
         return x, torch.ones_like(x, dtype=torch.bool)
     kept = torch.rand_like(x) >= rate
     return x * kept / (1.0 - rate), kept

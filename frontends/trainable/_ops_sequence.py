@@ -21,22 +21,27 @@ def sequence_construct(*xs: Tensor) -> list[Tensor]:
     return list(xs)
 
 
-@op("SequenceInsert", 11)
-def sequence_insert(xs: list[Tensor], x: Tensor, position: Tensor | None = None) -> list[Tensor]:
-    at = len(xs) if position is None else int(position)
+def _index(position: int | list[int] | None, default: int) -> int:
+    """ONNX lets a position be a number or a list of one."""
+    return default if position is None else position[0] if isinstance(position, list) else position
+
+
+@op("SequenceInsert", 11, host=(2,))
+def sequence_insert(xs: list[Tensor], x: Tensor, position: int | None = None) -> list[Tensor]:
+    at = _index(position, len(xs))
     at = at + len(xs) if at < 0 else at
     return [*xs[:at], x, *xs[at:]]
 
 
-@op("SequenceErase", 11)
-def sequence_erase(xs: list[Tensor], position: Tensor | None = None) -> list[Tensor]:
-    at = (-1 if position is None else int(position)) % len(xs)
+@op("SequenceErase", 11, host=(1,))
+def sequence_erase(xs: list[Tensor], position: int | None = None) -> list[Tensor]:
+    at = _index(position, -1) % len(xs)
     return xs[:at] + xs[at + 1:]
 
 
-@op("SequenceAt", 11)
-def sequence_at(xs: list[Tensor], position: Tensor) -> Tensor:
-    return xs[int(position)]
+@op("SequenceAt", 11, host=(1,))
+def sequence_at(xs: list[Tensor], position: int) -> Tensor:
+    return xs[_index(position, 0)]
 
 
 @op("SequenceLength", 11, gradient=False)
@@ -44,11 +49,11 @@ def sequence_length(xs: list[Tensor], *, device: torch.device) -> Tensor:
     return torch.tensor(len(xs), dtype=torch.int64, device=device)
 
 
-@op("SplitToSequence", 11)
-def split_to_sequence(x: Tensor, split: Tensor | None = None, *, axis: int = 0, keepdims: int = 1) -> list[Tensor]:
+@op("SplitToSequence", 11, host=(1,))
+def split_to_sequence(x: Tensor, split: Any = None, *, axis: int = 0, keepdims: int = 1) -> list[Tensor]:
     if split is None:
         return list(torch.split(x, 1, axis)) if keepdims else list(x.unbind(axis))
-    return list(torch.split(x, int(split) if split.ndim == 0 else split.tolist(), axis))
+    return list(torch.split(x, split, axis))
 
 
 @op("ConcatFromSequence", 11)

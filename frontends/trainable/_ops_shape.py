@@ -125,28 +125,25 @@ def pad_by_attributes(
     return _pad(x, pads or paddings or [], value, mode)
 
 
-@op("Pad", 11, host=(1, 3))
+@op("Pad", 11, host=(1, 2, 3))
 def pad(
-    x: Tensor, pads: Ints, value: Tensor | None = None, axes: Ints | None = None, *, mode: str = "constant"
+    x: Tensor, pads: Ints, value: Any = None, axes: Ints | None = None, *, mode: str = "constant"
 ) -> Tensor:
     if axes is not None:
         full = [0] * (2 * x.ndim)
         for i, axis in enumerate(axes):
             full[axis % x.ndim], full[axis % x.ndim + x.ndim] = pads[i], pads[i + len(axes)]
         pads = full
-    return _pad(x, pads, 0 if value is None else value, mode)
+    fill = value[0] if isinstance(value, list) else value
+    return _pad(x, pads, 0 if fill is None else fill, mode)
 
 
-def _pad(x: Tensor, pads: Ints, value: Any, mode: str) -> Tensor:
+def _pad(x: Tensor, pads: Ints, value: float, mode: str) -> Tensor:
     """Constant in one go; the other modes gather along each dim, so that any rank and negative pads work."""
     if mode == "constant":
-        if isinstance(value, torch.Tensor) and value.device.type != "cpu":
-            mask = F.pad(torch.ones_like(x, dtype=torch.bool), torch_pads(pads))
-            return torch.where(mask, F.pad(x, torch_pads(pads)), value)
-        fill = value.item() if isinstance(value, torch.Tensor) else value
         if x.dtype == torch.bool:
-            return F.pad(x.to(torch.uint8), torch_pads(pads), value=float(fill)).bool()
-        return F.pad(x, torch_pads(pads), value=fill)
+            return F.pad(x.to(torch.uint8), torch_pads(pads), value=float(value)).bool()
+        return F.pad(x, torch_pads(pads), value=value)
     for axis in range(x.ndim):
         begin, end = pads[axis], pads[axis + x.ndim]
         if begin or end:

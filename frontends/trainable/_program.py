@@ -127,8 +127,8 @@ class Program:
         if known.host:
             assert known.code is not None
             return known.code
-        if known.constant is not None and known.constant.numel() <= HOST_ELEMENTS and _written(known.constant):
-            return known.literal()
+        if known.constant is not None and known.constant.numel() <= HOST_ELEMENTS:
+            return known.literal() if _written(known.constant) else self.bind("numbers", known.constant.tolist())
         return f"to_host({self.tensor_code(known)})"
 
     def dtype_code(self, dtype: ir.DataType | None) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx_ir as ir
 
-from ._dtypes import WEIGHT_TYPES
+from ._dtypes import RANGES, WEIGHT_TYPES
 
 if TYPE_CHECKING:
     from ._latents import Latent
@@ -44,6 +44,7 @@ class Origin:
 
     `latent`: set for stored codes; the parameter is then in units of their grid. `shared`: it is a weight here and a
     setting there (exporters store equal tensors once: a scale of ones, a variance of ones); there it is not trained.
+    `reach`: how far a step of one moves what is computed with it, the largest code for a scale, else 1.
     """
 
     graph: str
@@ -51,6 +52,7 @@ class Origin:
     dtype: ir.DataType
     latent: Latent | None = None
     shared: bool = False
+    reach: float = 1.0
 
     @property
     def name(self) -> str:
@@ -67,10 +69,11 @@ def trainable_values(model: ir.Model, train: bool | Collection[str], scales: boo
         if tensor.dtype not in WEIGHT_TYPES or tensor.size == 0:
             continue
         weight = is_weight(value, tensor)
-        chosen = weight or (scales and _is_scale(value)) if isinstance(train, bool) else value.name in train
+        reach = _largest_code(value)
+        chosen = weight or (scales and reach > 1) if isinstance(train, bool) else value.name in train
         if chosen and train is not False:
             shared = weight and bool(setting_uses(value))
-            found[value] = Origin(graph, value, tensor.dtype, shared=shared)
+            found[value] = Origin(graph, value, tensor.dtype, shared=shared, reach=max(reach, 1.0))
     return found
 
 
@@ -148,8 +151,18 @@ def is_weight(value: ir.Value, tensor: ir.TensorProtocol) -> bool:
     return bool(np.isfinite(tensor.numpy().astype(np.float32)).all())
 
 
-def _is_scale(value: ir.Value) -> bool:
-    return any(node.op_type in ("QuantizeLinear", "DequantizeLinear") and index == 1 for node, index in value.uses())
+def _largest_code(value: ir.Value) -> float:
+    """Of what a value scales; 0 if it is no scale. Those of 32-bit biases are none: they follow from others."""
+    largest = 0.0
+    for node, index in value.uses():
+        if index == 1 and node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+            codes = node.inputs[0] if node.op_type == "DequantizeLinear" else node.outputs[0]
+            known = None if codes is None else codes.dtype
+            zero = node.inputs[2] if len(node.inputs) > 2 else None
+            dtype = known or (zero.dtype if zero is not None else None) or ir.DataType.UINT8
+            if dtype != ir.DataType.INT32 and dtype in RANGES:
+                largest = max(largest, float(RANGES[dtype][1]))
+    return largest
 
 
 def setting_uses(value: ir.Value) -> list[tuple[ir.Node, int]]:

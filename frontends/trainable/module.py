@@ -100,14 +100,15 @@ class TrainableModule(torch.nn.Module):  # type: ignore[misc]  # torch comes wit
                     self.get_parameter(name).clamp_(origin.latent.low, origin.latent.high)
 
     def parameter_groups(self, rate: float) -> list[dict[str, Any]]:
-        """Groups for an optimizer in which one step moves weights equally far, whatever their grid: a latent's rate is
-        `rate` in grid units, divided by the floats per unit (the mean over its channels).
+        """Groups for an optimizer in which one step moves weights equally far, whatever their grid: the rate of latents
+        is in grid units (`rate` over floats per unit, the mean over channels), that of a scale over its largest code.
         """
         groups = []
         for name, parameter in self.named_parameters():
-            latent = self.origins[name].latent
-            unit = 1.0 if latent is None or latent.scale is None else float(np.abs(latent.scale).mean()) or 1.0
-            groups.append({"params": [parameter], "lr": rate / unit, "name": name})
+            origin = self.origins[name]
+            scale = None if origin.latent is None else origin.latent.scale
+            unit = 1.0 if scale is None else float(np.abs(scale).mean()) or 1.0
+            groups.append({"params": [parameter], "lr": rate / (unit * origin.reach), "name": name})
         return groups
 
     def _accept(self, value: Any, dtype: ir.DataType | None) -> Any:
