@@ -229,7 +229,7 @@ def test_training_a_quantized_graph_lowers_its_loss():
     module = to_torch(model, qat="learned")
     x = torch.randn(64, 4)
     target = x @ torch.tensor([[0.7, -0.2], [0.4, 0.3], [-1.1, 0.6], [0.2, -0.5]])
-    optimizer = torch.optim.Adam(module.parameters(), lr=0.02)
+    optimizer = torch.optim.Adam(module.parameter_groups(0.05))
     losses = []
     for _ in range(150):
         optimizer.zero_grad()
