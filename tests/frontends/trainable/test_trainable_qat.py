@@ -285,3 +285,23 @@ def test_fine_tuning_brings_a_quantized_model_nearer_to_its_original(form, share
     write_back(module)
     after = np.square(ort_run(quantized, held_out)[0] - target).mean()
     assert after < share * before
+
+
+@pytest.mark.parametrize("dtype", [ir.DataType.FLOAT8E4M3FN, ir.DataType.FLOAT8E5M2, ir.DataType.FLOAT4E2M1])
+def test_small_floats_are_grids_too(dtype):
+    model = ir_model(INT8.replace('"" : 21', '"" : 23'))
+    model.graph.initializers["w_q"].const_value = ir.Tensor(
+        np.array([[1, -2], [0, 3], [-4, 2], [1, -1]]).astype(dtype.numpy()), dtype=dtype, name="w_q")
+    module = to_torch(model)
+    assert torch.equal(module(normal(3, 4)), to_torch(ir_model(INT8))(normal(3, 4)))
+    with torch.no_grad():
+        module.w_q.add_(0.3)
+    y = module(normal(3, 4))
+    y.sum().backward()
+    assert module.w_q.grad.abs().max() > 0
+    write_back(module)
+    stored = model.graph.initializers["w_q"].const_value
+    assert stored.dtype == dtype
+    expected = np.array([[1.3, -1.7], [0.3, 3.3], [-3.7, 2.3], [1.3, -0.7]]).astype(dtype.numpy())
+    np.testing.assert_array_equal(stored.numpy().astype(np.float32), expected.astype(np.float32))
+    assert torch.equal(y, to_torch(model, qat="off")(normal(3, 4)))
