@@ -35,8 +35,8 @@ Origins = dict[str, str]
 def prepare(model: ir.Model, context: Context, *, keep_batchnorm: bool = False) -> Origins:
     """Normalize, fold what does not depend on the input, give every user of a small constant its own; returns copies.
 
-    Exact. Scale factors that exporters compute from a width (1/sqrt(head size)) become constants here: pruning must
-    not change them.
+    Exact. Every node gets a name of its own. Scale factors that exporters compute from a width (1/sqrt(head size))
+    become constants here: pruning must not change them.
     """
     normalize(model)
     raise_opset(model, OLDEST)
@@ -47,7 +47,17 @@ def prepare(model: ir.Model, context: Context, *, keep_batchnorm: bool = False) 
         refresh_shapes(model)
         if not changed:
             break
+    _name_nodes(model)
     return _unshare(model)
+
+
+def _name_nodes(model: ir.Model) -> None:
+    """Nodes are found again by name in copies of the model: give one to those that have none, or another's."""
+    names, seen = Names(model), set[str]()
+    for node in model.graph:
+        if not node.name or node.name in seen:
+            node.name = names.fresh(f"{node.op_type}_{node.outputs[0].name}")
+        seen.add(node.name)
 
 
 def _unshare(model: ir.Model) -> Origins:

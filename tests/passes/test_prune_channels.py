@@ -227,6 +227,15 @@ def test_options_that_contradict_are_refused(options, where, problem):
     assert caught.value.fix
 
 
+@pytest.mark.parametrize("importance", ["activation", "variance", "drift", "stability", "taylor", "fisher"])
+def test_a_criterion_of_data_without_data_is_refused(importance):
+    with pytest.raises(UsageError) as caught:
+        pruned(SIX, importance=importance)
+    assert caught.value.where == "prune-channels.importance"
+    assert caught.value.problem == f"{importance} ranks by calibration data"
+    assert "--data" in caught.value.fix
+
+
 @pytest.mark.parametrize("option", ["include", "exclude"])
 def test_a_pattern_that_matches_nothing_is_refused(option):
     with pytest.raises(UsageError) as caught:

@@ -47,6 +47,14 @@ def test_it_is_exact(text):
     assert_equal_outputs(before, after, {}, 3, rtol=1e-4, atol=1e-4)
 
 
+def test_every_node_has_a_name_of_its_own():
+    model = model_of(THREE)
+    for node, name in zip(model.graph, ["same", "same", None], strict=True):
+        node.name = name
+    prepare(model, NullContext())
+    assert [node.name for node in model.graph] == ["same", "Gemm_g", "Gemm_y"]
+
+
 def test_a_constant_of_one_user_keeps_its_name():
     model = model_of(THREE)
     assert prepare(model, NullContext()) == {biases(model)[1]: "none", biases(model)[2]: "none"}
