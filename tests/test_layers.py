@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[1]
 LAYERS = {
     "passes": {"onnx_ir", "onnxscript", "onnx", "numpy", "ml_dtypes"},
     "runtime": {"onnxruntime", "onnx_ir", "onnx", "numpy", "ml_dtypes", "PIL", "tensorrt", "google"},
-    "frontends": {"onnx_ir", "onnxscript", "onnx", "numpy", "torch", "google"},
+    "frontends": {"onnx_ir", "onnxscript", "onnx", "numpy", "torch", "transformers", "google"},
     "tools": {"passes", "runtime", "frontends", "onnx_ir", "onnx", "numpy", "click", "rich"},
 }
 """What each layer may import besides itself, the root package and the standard library (google: protobuf, of onnx)."""

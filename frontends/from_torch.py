@@ -1,0 +1,235 @@
+"""PyTorch models to ONNX: nn.Module, ExportedProgram and .pt2, a Hugging Face folder; checked against torch.
+
+Needs torch; importing this module does not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import onnx_ir as ir
+
+from .. import CheckError, RefusedError, UsageError
+
+if TYPE_CHECKING:
+    from ._torch_outputs import Arrays, Case
+
+OPSETS = range(18, 24)
+"""What torch's exporter writes."""
+
+Runner = Callable[[ir.Model, Sequence["Arrays"]], Sequence["Arrays"]]
+"""Runs a model on feeds (input name -> array) and returns its outputs by name."""
+
+SIZES: tuple[Callable[[int], int], ...] = (
+    lambda n: n + 1, lambda n: 2 * n, lambda n: n + 8, lambda n: n + 32, lambda n: 3 * n)
+"""Second sizes of dynamic dims, tried in this order until torch itself accepts one."""
+
+
+@dataclass
+class Exported:
+    """`model`; `cases`: what torch gives, at the given sizes and at others; `dims`: the dynamic dims; warnings."""
+
+    model: ir.Model
+    where: str
+    cases: list[Case] = field(default_factory=list)
+    dims: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+    def check(self, run: Callable[[Sequence[Arrays]], Sequence[Arrays]], atol: float | None = None,
+              rtol: float | None = None) -> None:
+        """Compare with torch. Errors: CheckError, with the output that is furthest off."""
+        for case, got in zip(self.cases, run([case.feeds for case in self.cases]), strict=True):
+            problem = case.compare(got, atol, rtol)
+            if problem is not None:
+                raise CheckError(self.where, f"ONNX Runtime does not agree with torch: {problem}",
+                                 "set --atol and --rtol if that is close enough; else try another opset")
+
+
+def from_torch(
+    model: Any, args: Any = None, *, kwargs: Mapping[str, Any] | None = None, input_names: Sequence[str] | None = None,
+    output_names: Sequence[str] | None = None, dynamic_shapes: Any = None, dynamic_axes: Any = None, opset: int = 21,
+    verify: bool | Runner = True, atol: float | None = None, rtol: float | None = None,
+) -> ir.Model:
+    """A torch model as ONNX, weights shared with torch (nothing is copied until it is saved).
+
+    `model`: an nn.Module (exported in evaluation mode, and left as it was), an ExportedProgram, a .pt2 file or a
+    Hugging Face folder; the last three have example arguments of their own. `dynamic_shapes`: as torch.export takes
+    them, with strings for dims as well: `{"x": {0: "batch"}}`, by argument or by input; `dynamic_axes` in the older
+    form. `verify`: compare with torch on the arguments, and at a second size where dims are dynamic: True runs ONNX
+    Runtime in this process, a function runs it your way. |y - y'| <= atol + rtol |y|; the defaults follow the type.
+    Errors: UsageError (names, axes, opset), RefusedError (what torch.export cannot trace, with the line of code;
+    checkpoints, TorchScript, pickles), CheckError (ONNX Runtime does not agree with torch).
+    """
+    exported = export_torch(
+        model, args, kwargs=kwargs, input_names=input_names, output_names=output_names, dynamic_shapes=dynamic_shapes,
+        dynamic_axes=dynamic_axes, opset=opset, cases=bool(verify))
+    if verify:
+        if callable(verify):
+            exported.check(lambda feeds: verify(exported.model, feeds), atol, rtol)
+        else:
+            exported.check(lambda feeds: _run_here(exported), atol, rtol)
+    import warnings
+
+    for message in exported.warnings:
+        warnings.warn(message, stacklevel=2)
+    return exported.model
+
+
+def export_torch(
+    model: Any, args: Any = None, *, kwargs: Mapping[str, Any] | None = None, input_names: Sequence[str] | None = None,
+    output_names: Sequence[str] | None = None, dynamic_shapes: Any = None, dynamic_axes: Any = None, opset: int = 21,
+    cases: bool = True, where: str = "",
+) -> Exported:
+    """`from_torch` without running ONNX Runtime: the model and, with `cases`, what torch gives to compare with."""
+    require_torch()
+    from . import _torch_capture, _torch_graph, _torch_source
+
+    _check_options(opset, dynamic_shapes, dynamic_axes)
+    source = _torch_source.opened(model, args, kwargs, where)
+    result = Exported(ir.Model(ir.Graph([], [], nodes=[]), ir_version=10), source.where, warnings=source.warnings)
+    with contextlib.ExitStack() as stack:
+        trained = stack.enter_context(_torch_capture.evaluation(source.module)) if source.program is None else 0
+        if trained:
+            result.warnings.append("the module is in training mode: exported in evaluation mode, as after .eval()")
+        outputs = _torch_source.called(source)
+        program, axes = _captured(source, input_names or (), output_names or (), dynamic_shapes, dynamic_axes)
+        _torch_capture.refuse_training(program, source.where)
+        result.model = _torch_capture.onnx_program(program, opset, source.where).model
+        inputs = [value.name or "" for value in result.model.graph.inputs]
+        _torch_graph.tidy(result.model)
+        inputs[:len(input_names or ())] = input_names or ()
+        _name(result, source, outputs, inputs, output_names or (), axes)
+        if cases:
+            _add_cases(result, source, outputs)
+    return result
+
+
+def require_torch() -> None:
+    """Errors: UsageError where torch is not installed."""
+    try:
+        import torch  # noqa: F401 - only asked for
+    except ModuleNotFoundError as error:
+        raise UsageError("torch", "not installed, and exporting needs it", "pip install 'onnx-opt[torch]'") from error
+
+
+def _check_options(opset: int, dynamic_shapes: Any, dynamic_axes: Any) -> None:
+    if opset not in OPSETS:
+        raise UsageError("opset", f"{opset} is outside [{OPSETS[0]}, {OPSETS[-1]}], which torch writes",
+                         f"choose {min(max(opset, OPSETS[0]), OPSETS[-1])}; the default is 21")
+    if dynamic_shapes is not None and dynamic_axes is not None:
+        raise UsageError("dynamic_axes", "given together with dynamic_shapes", "keep dynamic_shapes")
+
+
+def _captured(
+    source: Any, input_names: Sequence[str], output_names: Sequence[str], dynamic_shapes: Any, dynamic_axes: Any
+) -> tuple[Any, Any]:
+    """The ExportedProgram, and the axes that were asked to be dynamic."""
+    from . import _torch_capture, _torch_inputs
+
+    if source.program is not None:
+        if dynamic_shapes is not None or dynamic_axes is not None:
+            raise UsageError("dynamic_shapes", "an exported program has its dynamic shapes already",
+                             "give them to torch.export.export, or export the module instead")
+        return source.program, {}
+    if dynamic_shapes is None and dynamic_axes is None:
+        dynamic_shapes = source.dynamic_shapes
+    arguments = _torch_inputs.Arguments(source.module, source.args, source.kwargs, source.where)
+    old = dynamic_shapes is None and dynamic_axes is not None
+    dynamic = arguments.dynamic(dynamic_axes if old else dynamic_shapes, input_names, output_names, old)
+    return _torch_capture.exported_program(
+        source.module, source.args, source.kwargs, dynamic.tree, source.where), dynamic.axes
+
+
+def _name(
+    result: Exported, source: Any, outputs: Any, input_names: Sequence[str], output_names: Sequence[str], axes: Any
+) -> None:
+    """Names of inputs, outputs and dims."""
+    from . import _torch_graph, _torch_inputs, _torch_outputs
+
+    graph = result.model.graph
+    given = _torch_inputs.tensors_in(source.args, source.kwargs)
+    made = _torch_inputs.tensors_in(outputs)
+    for kind, tensors, values in (("inputs", given, graph.inputs), ("outputs", made, graph.outputs)):
+        if len(tensors) != len(values):
+            raise RefusedError(source.where, f"{len(tensors)} tensors are its {kind}, {len(values)} in ONNX",
+                               "take and return tensors only, not numbers")
+    _torch_graph.name_values(graph.inputs, input_names, graph, "input_names")
+    taken = {value.name for value in graph.inputs}
+    names = [f"{name}_out" if name in taken else name for name in _torch_outputs.output_names(outputs)]
+    _torch_graph.name_values(graph.outputs, [*output_names, *names[len(output_names):]], graph, "output_names")
+    _, warnings = _torch_graph.name_dims(result.model, axes)
+    result.dims = list(dict.fromkeys(name or "" for name in _torch_graph.symbolic_axes(result.model).values()))
+    result.warnings += warnings
+    result.model.graph.name = source.name
+
+
+def _add_cases(result: Exported, source: Any, outputs: Any) -> None:
+    """What torch gives on the arguments, and at a second size."""
+    from . import _torch_graph, _torch_inputs, _torch_source
+
+    again = _torch_source.called(source)
+    result.cases.append(_case(result, source.args, source.kwargs, outputs))
+    repeated = _case(result, source.args, source.kwargs, again)
+    problem = repeated.compare(result.cases[0].expected, None, None)
+    if problem is not None:
+        raise CheckError(result.where, "forward gives other outputs each time, even in evaluation mode",
+                         "write F.dropout(x, training=self.training); or export without the comparison")
+    axes = _torch_graph.symbolic_axes(result.model)
+    if not axes:
+        return
+    failure: Exception | None = None
+    for larger in SIZES:
+        sizes = [{axis: larger(tensor.shape[axis]) for (index, axis) in axes if index == position}
+                 for position, tensor in enumerate(_torch_inputs.tensors_in(source.args, source.kwargs))]
+        args, kwargs = _torch_inputs.resized(source.args, source.kwargs, sizes)
+        try:
+            outputs = _torch_source.called(source, args, kwargs)
+        except RefusedError as error:
+            failure = failure or error
+            continue
+        result.cases.append(_case(result, args, kwargs, outputs))
+        return
+    reason = getattr(failure, "problem", "")
+    result.warnings.append(f"dynamic dims are not checked at a second size: torch takes none of those tried ({reason})")
+
+
+def _case(result: Exported, args: Any, kwargs: Any, outputs: Any) -> Case:
+    from . import _torch_graph, _torch_inputs, _torch_outputs
+
+    tensors = _torch_inputs.tensors_in(args, kwargs)
+    graph = result.model.graph
+    feeds = _torch_outputs.arrays(tensors)
+    sizes: dict[str, int] = {}
+    for (index, axis), symbol in _torch_graph.symbolic_axes(result.model).items():
+        sizes.setdefault(symbol or "", tensors[index].shape[axis])
+    expected = _torch_outputs.arrays(_torch_inputs.tensors_in(outputs))
+    return _torch_outputs.Case(
+        sizes, dict(zip((v.name or "" for v in graph.inputs), feeds, strict=True)),
+        dict(zip((v.name or "" for v in graph.outputs), expected, strict=True)), tensors)
+
+
+def _run_here(exported: Exported) -> list[Arrays]:
+    """ONNX Runtime as torch's exporter runs it, in this process."""
+    import torch
+
+    from ._torch_capture import quiet
+    from ._torch_outputs import arrays
+
+    names = [value.name or "" for value in exported.model.graph.outputs]
+    program = torch.onnx.ONNXProgram(exported.model, None)
+    try:
+        with quiet():
+            return [dict(zip(names, arrays(program(*case.tensors)), strict=True)) for case in exported.cases]
+    except Exception as error:
+        first = (str(error).splitlines() or [""])[0]
+        raise CheckError(exported.where, f"ONNX Runtime does not run the exported graph: {first[:300]}",
+                         "try another opset") from error
+    finally:
+        with contextlib.suppress(AttributeError):
+            program.release()
+
+
+__all__ = ["OPSETS", "Exported", "Runner", "export_torch", "from_torch", "require_torch"]
