@@ -174,6 +174,19 @@ class Resumes(Protocol):
         ...
 
 
+@typing.runtime_checkable
+class Trains(Protocol):
+    """What a context may be able to do beside: train. Passes ask `isinstance(context, Trains)`."""
+
+    def train(self, model: ir.Model, recipe: Mapping[str, Any]) -> PassOutcome:
+        """Train the model's weights in place, to say of the run's data what the run's original model says.
+
+        `recipe`: plain values by the names of the options of `finetune`. The model is changed only for the better.
+        Errors: UsageError without torch, RefusedError for data or a graph that cannot be trained on.
+        """
+        ...
+
+
 class NullContext:
     """A context without data or a terminal: a pass alone, in a test or inside another tool."""
 

@@ -44,6 +44,7 @@ class Settings:
     min_sqnr: float | None
     max_drop: float | None
     explain_loss: bool = False
+    resume: Path | None = None
 
 
 @dataclass

@@ -24,7 +24,6 @@ from ..runtime.targets import target_named
 from ..runtime.worker import Worker
 from ._bench import compare_latency
 from ._checks import Interface, Validity, first_line, forget_shapes, has_inner_shapes, interface_of, validity_of
-from ._differentiating import DifferentiatingContext
 from ._drift import COARSE, FLOAT32, Outputs, Referee, Tolerance, inexact, meter
 from ._evidence import Evidence, gather_evidence
 from ._explain_loss import Stage, explain
@@ -32,6 +31,7 @@ from ._figures import expected_bytes, figures_of, weight_bytes
 from ._metric import measure_metric
 from ._provenance import sha256_of, stamp
 from ._result import LARGE, Result, Settings, Step
+from ._training import TrainingContext
 
 HALF = {ir.DataType.FLOAT16, ir.DataType.BFLOAT16}
 
@@ -133,10 +133,11 @@ class Run:
         """Open the data; run the original; decide what can be proved about the passes."""
         self.evidence: Evidence = gather_evidence(
             self.settings, self.worker, self.model, self.original if self.runs else None, self._warn)
-        self.context = DifferentiatingContext(
+        self.context = TrainingContext(
             self.worker, self.evidence.calibration, self.settings.target, self.settings.seed, save,
             warn=self._warn, progress=self.settings.progress, provider=self._provider(), threads=self.settings.threads,
             latency_feeds=self.evidence.latency_feeds, runs=self.runs)
+        self.context.teacher, self.context.resume = self.model.clone(), self.settings.resume
         self.referee: Referee | None = self.evidence.referee
         if self.referee is None:
             return

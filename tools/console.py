@@ -86,6 +86,7 @@ class Progress:
     def __init__(self, verbosity: int = 0) -> None:
         self.enabled = verbosity >= 0 and console(stderr=True).is_terminal
         self._bars: Any = None
+        self._latest: tuple[Any, str] | None = None
 
     @contextlib.contextmanager
     def __call__(self, label: str, total: int) -> Iterator[Callable[[int], None]]:
@@ -95,10 +96,18 @@ class Progress:
             return
         with self._display() as bars:
             task = bars.add_task(markup_safe(label), total=total or None)
+            before, self._latest = self._latest, (task, label)
             try:
                 yield lambda steps: bars.advance(task, steps)
             finally:
+                self._latest = before
                 bars.remove_task(task)
+
+    def note(self, words: str) -> None:
+        """Add how it goes to the label of the bar that was opened last."""
+        if self._bars is not None and self._latest is not None:
+            task, label = self._latest
+            self._bars.update(task, description=markup_safe(f"{label}: {words}"))
 
     @contextlib.contextmanager
     def _display(self) -> Iterator[Any]:

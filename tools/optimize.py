@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from ..passes._base import Pass
 from ..passes._pipeline import Pipeline, as_pipeline
 from ._result import ProgressBar, Result, Settings, Verify
 from ._run import Run
+from ._training import follows
 
 __all__ = ["DEFAULT_PASSES", "Result", "default_output", "optimize"]
 
@@ -40,6 +42,7 @@ def optimize(
     min_sqnr: float | None = None,
     max_drop: float | None = None,
     explain_loss: bool = False,
+    resume: str | Path | None = None,
 ) -> Result:
     """Run `passes` over a model, check and measure every step, and write the result to `out` (None: nowhere).
 
@@ -47,14 +50,18 @@ def optimize(
     `runtime.feeds.open_feeds` takes. `verify`: "auto" runs the model where its weights are at most 1 GiB.
     `min_sqnr` (dB) and `max_drop` (of the metric) are budgets: where one is not met, nothing is written.
     `explain_loss` fills `Result.loss`: what each layer lost, and to its weights or its activations.
+    `resume`: a folder where training keeps its state, and goes on from what an interrupted run left there.
+    Under torchrun every process runs, and the first alone writes `out` and measures latency.
 
     Errors: UsageError (options), RefusedError (model, data), CheckError (a check or a budget).
     """
     settings = Settings(
         model if isinstance(model, ir.Model) else Path(model), as_pipeline(passes), None if out is None else Path(out),
         target, data, metric, eval_data, seed, strict, bench, verify, force, dry_run, progress, threads,
-        min_sqnr, max_drop, explain_loss,
+        min_sqnr, max_drop, explain_loss, None if resume is None else Path(resume),
     )
+    if follows():
+        settings = dataclasses.replace(settings, out=None, bench=False, progress=None)
     _check_settings(settings)
     with Run(settings) as run:
         return run.result()

@@ -31,6 +31,8 @@ TARGETS = ("cpu", "cuda", "tensorrt", "generic")
               help="Run the model to check it; auto: if its weights are at most 1 GiB.")
 @click.option("--no-bench", is_flag=True, help="Do not measure latency.")
 @click.option("--explain-loss", is_flag=True, help="Say which layer lost what, to its weights or its activations.")
+@click.option("--resume", type=click.Path(path_type=Path, file_okay=False), metavar="FOLDER",
+              help="Keep the state of training here, and go on from what an interrupted run left.")
 @click.option("--dry-run", is_flag=True, help="Run the passes, say what would come out, write nothing.")
 @click.option("--strict", is_flag=True, help="Fail where an exact pass is not exact, or nothing can be compared.")
 @click.option("--force", is_flag=True, help="Write even over the input itself.")
@@ -40,10 +42,13 @@ def command(
     **options: Any,
 ) -> None:
     """Optimize MODEL: run passes, check each, measure before and after, write the result."""
+    from .._training import follows
     from ..optimize import DEFAULT_PASSES, default_output, optimize
 
     result = optimize(model, list(passes) or DEFAULT_PASSES, out=out or default_output(model), bench=not no_bench,
                       progress=Progress(verbosity - as_json), **options)
+    if follows():
+        return
     if as_json:
         emit_json(result.as_dict())
         return

@@ -1,0 +1,48 @@
+"""The state of a training on disk, so that an interrupted one goes on where it was."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ... import RefusedError
+from .recipe import Recipe
+
+VERSION = 1
+
+
+class Checkpoint:
+    """One training's file in a folder: named by what is trained, on what and how, so that nothing else resumes it."""
+
+    def __init__(self, folder: Path, parameters: Mapping[str, Any], recipe: Recipe, seed: int, data: str) -> None:
+        digest = hashlib.sha256(f"{VERSION} {recipe} {seed} {data}".encode())
+        for name, parameter in sorted(parameters.items()):
+            digest.update(name.encode())
+            digest.update(parameter.detach().cpu().numpy().tobytes())
+        self.path = folder / f"finetune-{digest.hexdigest()[:16]}.pt"
+
+    def load(self) -> dict[str, Any] | None:
+        """The state that was saved last; None where there is none. Errors: RefusedError for a damaged file."""
+        if not self.path.exists():
+            return None
+        try:
+            state: dict[str, Any] = torch.load(self.path, map_location="cpu", weights_only=True)
+        except Exception as error:
+            raise RefusedError(str(self.path), f"cannot be read: {type(error).__name__}",
+                               "delete it to start anew") from error
+        return state
+
+    def save(self, state: dict[str, Any]) -> None:
+        """Replace what was saved, at once or not at all."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        draft = self.path.with_suffix(f".{os.getpid()}.tmp")
+        try:
+            torch.save(state, draft)
+            os.replace(draft, self.path)
+        finally:
+            draft.unlink(missing_ok=True)

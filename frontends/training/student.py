@@ -1,0 +1,142 @@
+"""The graph that learns, as torch modules: one as it trains, one as it will run, over the same parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from fnmatch import fnmatchcase
+from typing import Any
+
+import onnx_ir as ir
+import torch
+from numpy.typing import NDArray
+
+from ... import RefusedError
+from ..trainable import TrainableModule, to_torch, write_back
+from .recipe import Recipe
+from .statistics import Statistics, with_batch_statistics
+
+Tensor = Any
+State = dict[str, Tensor]
+INSIDE = 0.49
+"""How far a latent may start from its code, in steps of its grid: it rounds to the code that the graph has."""
+
+
+class Student:
+    """A graph and its parameters. `names`: values that `values` returns.
+
+    `originals`: floats by initializer name from which latents start, as near as their codes allow.
+    Errors: RefusedError for a graph with nothing to train.
+    """
+
+    def __init__(
+        self, model: ir.Model, names: Sequence[str], recipe: Recipe, originals: Mapping[str, NDArray[Any]] | None = None
+    ) -> None:
+        self.model, self.recipe, self.originals = model, recipe, originals
+        outputs = {value.name for value in model.graph.outputs}
+        self._taps = [name for name in names if name not in outputs]
+        self._chosen = self._choice()
+        self.runs = self._module(model, self._taps)
+        self.trains = self.runs
+        self.statistics: Statistics | None = None
+        if recipe.statistics == "batch" or (recipe.statistics == "auto" and recipe.preset == "student"):
+            self.statistics = with_batch_statistics(model)
+        if self.statistics is not None:
+            self._chosen = [*self._names(), *self.statistics.running]
+            self.runs = self._module(model, self._taps)
+            self.trains = self._module(self.statistics.model, [*self._taps, *self.statistics.moved])
+            share_parameters(self.runs, self.trains)
+            self.statistics.freeze(self.runs)
+        if not any(p.requires_grad for p in self.runs.parameters()):
+            raise RefusedError("finetune", "the graph has no weights that train",
+                               "train before weights are folded away; include and exclude say which")
+
+    def parameters(self) -> list[Tensor]:
+        """What an optimizer changes."""
+        return [p for p in self.runs.parameters() if p.requires_grad]
+
+    def learn(self, feeds: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Values by name, with gradients; statistics of normalizations move where they are trained."""
+        values: dict[str, Tensor] = self.trains.run(feeds)
+        if self.statistics is not None:
+            self.statistics.move(self.runs, values)
+        return values
+
+    def values(self, feeds: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
+        """Values by name as the graph will give them."""
+        with torch.no_grad():
+            return {name: value.float().cpu().numpy() for name, value in self.runs.run(feeds).items()
+                    if isinstance(value, torch.Tensor) and value.is_floating_point()}
+
+    def constrain(self) -> None:
+        """After a step: masks hold, latents stay within their grid."""
+        self.runs.constrain()
+
+    def state(self) -> State:
+        """A copy of the parameters."""
+        return {name: p.detach().clone() for name, p in self.runs.named_parameters()}
+
+    def restore(self, state: State) -> None:
+        """Put a copy back."""
+        with torch.no_grad():
+            for name, parameter in self.runs.named_parameters():
+                parameter.copy_(state[name])
+
+    def put(self, state: State, model: ir.Model) -> None:
+        """Write a copy into a model with the same graph."""
+        module = self._module(model, ())
+        with torch.no_grad():
+            for name, parameter in module.named_parameters():
+                parameter.copy_(state[name])
+        write_back(module)
+
+    def to(self, device: str) -> None:
+        """Move to a device."""
+        self.runs.to(device)
+        self.trains.to(device)
+        if self.statistics is not None:
+            share_parameters(self.runs, self.trains)
+
+    def _qat(self) -> Any:
+        return ("learned" if self.recipe.scales else "fixed") if self.recipe.qat else "off"
+
+    def _choice(self) -> bool | list[str]:
+        """All weights, or those that include and exclude leave."""
+        include, exclude = self.recipe.include, self.recipe.exclude
+        if not include and not exclude:
+            return True
+        return [name for name in self._names_of(to_torch(self.model, qat=self._qat()))
+                if (not include or _matches(name, include)) and not _matches(name, exclude)]
+
+    def _names(self) -> list[str]:
+        return self._names_of(self.runs)
+
+    @staticmethod
+    def _names_of(module: TrainableModule) -> list[str]:
+        return [origin.name for origin in module.origins.values()]
+
+    def _module(self, model: ir.Model, taps: Sequence[str]) -> TrainableModule:
+        module = to_torch(model, train=self._chosen, taps=taps, qat=self._qat(), originals=self.originals)
+        if self.originals:
+            _start_inside(module, to_torch(model, train=self._chosen, qat=self._qat()))
+        return module
+
+
+def share_parameters(to: TrainableModule, source: TrainableModule) -> None:
+    """Make the parameters of `source` those of `to`, by where they came from."""
+    theirs = {source.origins[name].name: parameter for name, parameter in source.named_parameters()}
+    for name, origin in to.origins.items():
+        to.register_parameter(name, theirs[origin.name])
+
+
+def _start_inside(module: TrainableModule, coded: TrainableModule) -> None:
+    """Move latents to where they round to the codes that the graph has."""
+    with torch.no_grad():
+        for name, origin in module.origins.items():
+            if origin.latent is not None and origin.latent.step:
+                code, reach = coded.get_parameter(name), INSIDE * origin.latent.step
+                parameter = module.get_parameter(name)
+                parameter.copy_(torch.maximum(torch.minimum(parameter, code + reach), code - reach))
+
+
+def _matches(name: str, patterns: Iterable[str]) -> bool:
+    return any(name == p or fnmatchcase(name, p) for p in patterns)

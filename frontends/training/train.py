@@ -1,0 +1,265 @@
+"""One training from models and data to an account: collect, train, judge by ONNX Runtime, write back what is better."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from numpy.typing import NDArray
+
+from ... import CheckError, RefusedError, UsageError
+from ..trainable import to_torch
+from .augment import Augment, image_of
+from .checkpoint import Checkpoint
+from .data import Arrays, Example, Samples, Split, split
+from .distributed import Team, team
+from .heads import find_heads
+from .loop import Account, Job, Loop, Tell
+from .objective import Objective, Tap, check_labels
+from .recipe import Recipe
+from .score import Score, Scorer
+from .student import Student
+
+Runner = Callable[[Arrays], Arrays]
+Fed = tuple[Mapping[str, NDArray[Any]], NDArray[Any] | None]
+QUANTIZERS = {"QuantizeLinear", "DequantizeLinear", "MatMulInteger", "ConvInteger", "QLinearConv", "QLinearMatMul"}
+
+
+class Runtime(Protocol):
+    """Runs models as they will be run."""
+
+    def runner(self, model: ir.Model, names: Sequence[str]) -> AbstractContextManager[Runner]:
+        """A function from feeds to the model's outputs and the named values."""
+        ...
+
+
+@dataclass
+class Trained:
+    """What came of it. `weights`: tensors that changed, 0 where the student stays as it was; `reason` says why then.
+
+    `stats`: plain figures for the report. `warnings`: what the user should know.
+    """
+
+    weights: int = 0
+    reason: str = ""
+    stats: dict[str, int | float | str] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Setting:
+    """What a training starts from besides its data and recipe."""
+
+    runtime: Runtime
+    seed: int = 0
+    originals: Mapping[str, NDArray[Any]] | None = None
+    folder: Path | None = None
+    tell: Tell = lambda progress, words: None
+
+
+def train(
+    student: ir.Model, teacher: ir.Model, batches: Iterable[Fed], recipe: Recipe, setting: Setting
+) -> Trained:
+    """Train `student` to say what `teacher` says; its weights are replaced only by better ones.
+
+    `batches`: (feeds, labels or None), read once. Errors: UsageError (options), RefusedError (models, data),
+    CheckError where the loss stops being finite before anything got better.
+    """
+    recipe = recipe.completed(any(node.op_type in QUANTIZERS for node in ir.traversal.RecursiveGraphIterator(
+        student.graph)))
+    began = time.monotonic()
+    with _threads(recipe.threads), torch.random.fork_rng(), team() as us, tempfile.TemporaryDirectory(
+            prefix="onnx-opt-") as folder, contextlib.ExitStack() as stack:
+        torch.manual_seed(setting.seed)
+        device = _device(recipe)
+        objective = _objective(student, teacher, recipe)
+        ask = stack.enter_context(_teacher(teacher, objective, recipe, setting.runtime, device))
+        samples = _collected(student, batches, ask, Path(folder))
+        parts = split(samples, recipe.holdout, setting.seed)
+        learner = Student(student, objective.student_names(), recipe, setting.originals)
+        _prepare(learner, objective, samples, parts, device)
+        checkpoint = None if setting.folder is None else Checkpoint(
+            setting.folder, dict(learner.runs.named_parameters()), recipe, setting.seed,
+            f"{samples.rows} rows in {samples.units} units, {us.size} processes")
+        loop = Loop(Job(learner, objective, samples, parts, recipe, ask, us, setting.seed, setting.tell, checkpoint,
+                        device))
+        account = loop.run()
+        result = _outcome(learner, student, account, objective, samples, parts, setting.runtime, us)
+    result.stats |= _figures(account, loop, samples, parts, recipe)
+    result.stats["seconds"] = round(time.monotonic() - began, 1)
+    return result
+
+
+def _objective(student: ir.Model, teacher: ir.Model, recipe: Recipe) -> Objective:
+    heads = find_heads(student, teacher)
+    taps = []
+    for text in recipe.features:
+        own, _, theirs = text.partition("=")
+        taps.append(Tap(own, theirs or own))
+    for model, names, whose in ((student, [t.student for t in taps], "student"),
+                                (teacher, [t.teacher for t in taps], "teacher")):
+        known = {value.name for node in model.graph for value in node.outputs}
+        for name in names:
+            if name not in known:
+                raise UsageError("finetune.features", f"the {whose} has no value '{name}'",
+                                 "name a value of both graphs, or student_value=teacher_value")
+    return Objective(heads, taps, recipe, labelled=recipe.labels > 0)
+
+
+@contextlib.contextmanager
+def _teacher(
+    teacher: ir.Model, objective: Objective, recipe: Recipe, runtime: Runtime, device: str
+) -> Iterator[Callable[[Arrays], dict[str, Any]]]:
+    """What the teacher says of feeds: by ONNX Runtime, or by torch where that is faster or asked for."""
+    names = objective.teacher_names()
+    if recipe.teacher == "torch" or (recipe.teacher == "auto" and device != "cpu"):
+        outputs = {value.name for value in teacher.graph.outputs}
+        module = to_torch(teacher, train=False, taps=[n for n in names if n not in outputs], qat="off").to(device)
+
+        def by_torch(feeds: Arrays) -> dict[str, Any]:
+            with torch.no_grad():
+                values = module.run(feeds)
+            return {name: values[name] for name in names}
+
+        yield by_torch
+        return
+    with runtime.runner(teacher, names) as run:
+        yield lambda feeds: {name: value for name, value in run(feeds).items() if name in names}
+
+
+def _collected(
+    student: ir.Model, batches: Iterable[Fed], ask: Callable[[Arrays], dict[str, Any]], folder: Path
+) -> Samples:
+    """All data with the teacher's values beside. Errors: RefusedError where those are not finite."""
+    first = [value.shape[0] if value.shape is not None and len(value.shape) else 1 for value in student.graph.inputs]
+    samples = Samples(any(isinstance(dim, int) for dim in first), folder)
+    for index, (feeds, labels) in enumerate(batches):
+        values = {name: _array(value) for name, value in ask(dict(feeds)).items()}
+        for name, value in values.items():
+            if not np.isfinite(value).all():
+                raise RefusedError("finetune, teacher", f"'{name}' is not finite for batch {index} of the data",
+                                   "leave that data out, or give a teacher that is sound")
+        samples.add(Example(dict(feeds), labels, values))
+    return samples
+
+
+def _prepare(learner: Student, objective: Objective, samples: Samples, parts: Split, device: str) -> None:
+    """See that one example goes through everything that the loop will do with it."""
+    learner.to(device)
+    objective.labelled &= samples.labelled
+    example = samples.take(parts.train[:2], 2)[0]
+    values = learner.trains.run(example.feeds)
+    targets = {name: torch.as_tensor(value).to(device) for name, value in example.targets.items()}
+    for head in objective.heads:
+        own, theirs = values[head.student], targets[head.teacher]
+        if own.shape != theirs.shape:
+            raise RefusedError(f"finetune, output '{head.output}'",
+                               f"the student gives {list(own.shape)}, the teacher {list(theirs.shape)}",
+                               "train models that answer the same question")
+    if objective.labelled or objective.recipe.watch == "labels":
+        if not samples.labelled:
+            raise RefusedError("finetune.watch", "the data has no labels", "give labels, or watch=agreement")
+        for piece in samples.take(np.concatenate([parts.train, parts.held]), 4096):
+            first = objective.heads[0]
+            assert piece.labels is not None
+            check_labels(piece.labels, piece.targets[first.teacher].shape, first)
+    if not objective.labelled and not objective.recipe.distill and not objective.taps:
+        raise RefusedError("finetune", "there is nothing to learn from: no teacher's loss and no labels",
+                           "give labelled data, or leave distill on")
+    if Augment.of(objective.recipe.augment):
+        image_of(example)
+    objective.project(values, targets)
+    _check_gradients(learner, objective, values, targets, example)
+
+
+def _check_gradients(
+    learner: Student, objective: Objective, values: Mapping[str, Any], targets: Mapping[str, Any], example: Example
+) -> None:
+    loss = objective(values, targets, example.labels)
+    reached = loss.requires_grad and any(
+        g is not None for g in torch.autograd.grad(loss, learner.parameters(), allow_unused=True))
+    if not reached:
+        cuts = ", ".join(sorted({str(cut) for cut in learner.trains.provenance.cuts})[:3])
+        raise RefusedError("finetune", f"no weight is reached by a gradient{': it ends at ' + cuts if cuts else ''}",
+                           "train a graph whose outputs follow from its weights by differentiable operations")
+
+
+def _outcome(
+    learner: Student, student: ir.Model, account: Account, objective: Objective, samples: Samples, parts: Split,
+    runtime: Runtime, us: Team,
+) -> Trained:
+    """Keep the best state if ONNX Runtime agrees that it is better than what was given."""
+    result = Trained()
+    if account.trouble.startswith("the "):  # not finite
+        if account.best_step == 0:
+            raise CheckError("finetune", account.trouble, "lower the rate, or clip, or clean those rows of the data")
+        result.warnings.append(f"{account.trouble}: stopped, and the state of step {account.best_step} is kept")
+    if account.best_step == 0:
+        result.reason = "training made nothing better on the rows held out"
+        return result
+    trained = student.clone()
+    learner.put(account.state, trained)
+    before, after = (
+        _by_runtime(model, objective, samples, parts, runtime) if us.leads else Score(0.0, 0.0)
+        for model in (student, trained))
+    numbers = us.of_leader(before.value, before.closeness, after.value, after.closeness)
+    before, after = Score(*numbers[:2]), Score(*numbers[2:])
+    result.stats |= {"before": before.value, "after": after.value}
+    if not after.finite or after < before:
+        result.reason = f"run by ONNX Runtime it got no better on the rows held out ({before.value:.4f} before, " \
+                        f"{after.value:.4f} after)"
+        return result
+    learner.put(account.state, student)
+    result.weights = len(learner.parameters())
+    return result
+
+
+def _by_runtime(model: ir.Model, objective: Objective, samples: Samples, parts: Split, runtime: Runtime) -> Score:
+    scorer = Scorer(objective.heads, objective.recipe.watch)
+    with runtime.runner(model, objective.student_names()) as run:
+        for example in samples.take(parts.held, 64):
+            scorer.add(run(example.feeds), example.targets, example.labels)
+    return scorer.score()
+
+
+def _figures(
+    account: Account, loop: Loop, samples: Samples, parts: Split, recipe: Recipe
+) -> dict[str, int | float | str]:
+    return {
+        "preset": recipe.preset, "rows": samples.rows, "held_out": len(parts.held), "batch": loop.batch,
+        "rate": recipe.rate, "steps": account.steps, "best_step": account.best_step,
+        "epochs": round(account.steps / loop.order.steps, 2),
+        **({"loss_first": account.losses[0], "loss_last": account.losses[-1]} if account.losses else {}),
+        "scores": " ".join(f"{score:.4f}" for score in account.scores),
+        **({"stopped": account.trouble} if account.trouble else {}),
+    }
+
+
+def _device(recipe: Recipe) -> str:
+    if recipe.device == "cuda" and not torch.cuda.is_available():
+        raise UsageError("finetune.device", "torch finds no GPU", "choose device=cpu or auto")
+    return "cuda" if recipe.device != "cpu" and torch.cuda.is_available() else "cpu"
+
+
+def _array(value: Any) -> NDArray[Any]:
+    return value.float().cpu().numpy() if isinstance(value, torch.Tensor) else np.asarray(value)
+
+
+@contextlib.contextmanager
+def _threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    if count:
+        torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
