@@ -1,6 +1,7 @@
 """Channel pruning: what stays, which channels go, budgets, refusals, and models of odd kinds."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -10,6 +11,7 @@ from calibrated_context import CalibratedContext, run_session
 from exactness import HEADER
 from onnx_opt import UsageError
 from onnx_opt.passes._base import NullContext
+from onnx_opt.passes._channels.importance_criteria import CRITERIA
 from onnx_opt.passes._pipeline import parse
 from onnx_opt.passes.prune_channels import PruneChannels
 from sample_models import model_from
@@ -263,6 +265,14 @@ def test_a_layer_keeps_one_channel():
     model, outcome = pruned(PAIR, proving(PAIR), ratio=0.99, **PLAIN)
     assert shapes(model) == {"a": [3, 1], "b": [1, 1], "c": [1, 2]}
     assert outcome.stats["error"] < 1e-6
+
+
+def test_the_page_names_every_criterion_and_its_source():
+    page = (Path(__file__).resolve().parents[2] / "docs" / "channels.md").read_text(encoding="utf-8")
+    for name, criterion in CRITERIA.items():
+        (row,) = [line for line in page.splitlines() if line.startswith("| `") and f"`{name}`" in line.split("|")[1]]
+        assert ("data" in row.split("|")[3]) is criterion.needs_data
+        assert criterion.source.split(",")[0].split(" ")[0] in row
 
 
 def test_text_round_trips():

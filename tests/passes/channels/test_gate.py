@@ -183,6 +183,19 @@ def test_a_reference_that_cannot_run_proves_nothing():
     assert "error" not in outcome.stats
 
 
+def test_a_reference_that_alone_cannot_run_is_no_proof():
+    class Unmasked(CalibratedContext):
+        def difference(self, model, other):
+            if any(node.op_type == "Mul" for node in model.graph):
+                return np.inf, "", "no kernel for this op"
+            return super().difference(model, other)
+
+    model, outcome = pruned(TWO_WAYS, Unmasked(context_of(TWO_WAYS).feeds))
+    assert set(proofs_failed(outcome).values()) == {
+        "the proof failed: its masked form does not run: no kernel for this op"}
+    assert (outcome.changed, shape(model, "a")) == (0, (3, 8))
+
+
 @pytest.mark.parametrize(("bad", "parts", "found"), [
     ({3}, range(8), [3]), ({0}, range(5), [0]), ({7, 2}, range(8), [2]), ({4}, [4], [4]),
 ])
