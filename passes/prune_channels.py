@@ -10,14 +10,19 @@ import onnx_ir as ir
 from .. import UsageError
 from ._base import Context, Effect, Option, Pass, PassOutcome, Stat
 from ._channels.importance import Aggregate, Normalise, ScoreOptions, Scores
-from ._channels.importance_criteria import scores_of
+from ._channels.importance_criteria import CRITERIA, scores_of
 from ._channels.pruning import Pruning
+from ._channels.reach import output_losses
 from ._channels.select import Candidates, Choice, Scope, choose, increments, within
 from ._channels.stability import removal_frequencies
+from ._channels.thrift import thriftiest
 from ._dims.solve import Attention
 
 SCORED = 128
 """Samples that scores are made from, at most; fitting uses more."""
+
+MEASURED = 64
+"""Samples on which losses of parts of each group are measured at the model's outputs, at most."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +45,7 @@ class PruneChannels(Pass):
     where the model could not be run).
 
     Source: groups: Fang et al., DepGraph, CVPR 2023 (arXiv:2301.12900), here on index spaces; fitting: He et al.,
-    Channel Pruning, ICCV 2017 (arXiv:1707.06168); criteria: `onnx-opt passes prune-channels` names each with its own.
+    Channel Pruning, ICCV 2017 (arXiv:1707.06168); criteria: docs/channels.md names each with its own.
     """
 
     name: ClassVar[str] = "prune-channels"
@@ -71,7 +76,8 @@ class PruneChannels(Pass):
                               "(importance=stability); 0 is off.", low=0.0, high=1.0)
     least: int = Option(1, "Channels that every group keeps; 0 lets whole branches go where the rest works without.",
                         low=0, high=1_000_000)
-    multiple: int = Option(0, "Widths of convolutions are multiples of it; 0: of what the target computes at once.",
+    multiple: int = Option(0, "Widths of convolutions are multiples of it; 0: of what the target computes at once "
+                          "(scope=global within a budget: any that pay there).",
                            low=0, high=1024)
     include: tuple[str, ...] = Option(
         (), "Only groups of which a weight (WEIGHT, or WEIGHT:AXIS) or its node matches one of these.")
@@ -97,7 +103,7 @@ class PruneChannels(Pass):
         if not pruning.groups or pruning.repeated(str(self)):
             return PassOutcome(declined=pruning.declined)
         scores = self._scores(pruning, context)
-        candidates = pruning.candidates(scores, self.multiple, self.least)
+        candidates = pruning.candidates(scores, self.multiple or int(self._priced(context)), self.least)
         choice, error = pruning.proved(candidates, self._choice(pruning, candidates, context))
         if self.multiple:
             choice, error = pruning.widened(candidates, pruning.candidates(scores, 0, self.least), choice, error)
@@ -125,20 +131,30 @@ class PruneChannels(Pass):
 
     def _criterion(self, context: Context) -> str:
         if self.importance != "auto":
+            if CRITERIA[self.importance].needs_data and not context.has_data():
+                raise UsageError("prune-channels.importance", f"{self.importance} ranks by calibration data",
+                                 "pass --data (command line) or data= (Python), or take importance=l2")
             return self.importance
         return "drift" if context.has_data() else "l2"
+
+    def _budget(self) -> str:
+        return next((name for name in ("macs", "params", "size") if getattr(self, name)), "")
+
+    def _priced(self, context: Context) -> bool:
+        """Whether widths follow from what losses measure at the model's outputs and channels save on the target."""
+        return bool(self._budget()) and self.scope == "global" and (
+            self._criterion(context) == "drift" and context.has_data())
 
     def _choice(self, pruning: Pruning, candidates: Candidates, context: Context) -> Choice:
         """How many channels of each group go."""
         if self.drift:
             return [candidates.fitted(i, int((s <= self.drift).sum())) for i, s in enumerate(candidates.scores)]
-        if self.scope != "layer" and self._criterion(context) == "drift":
+        if self.scope != "layer" and self._criterion(context) == "drift" and not self._priced(context):
             candidates = replace(candidates, scores=[increments(scores) for scores in candidates.scores])
-        budget = next((name for name in ("macs", "params", "size") if getattr(self, name)), "")
-        if not budget:
+        if not self._budget():
             choice = choose(candidates, self.scope, self.ratio)
         else:
-            choice = self._within(budget, pruning, candidates, context)
+            choice = self._within(self._budget(), pruning, candidates, context)
         if self.frequency:
             sure = (int((removal_frequencies(s, ScoreOptions.rounds) >= self.frequency).sum())
                     for s in candidates.scores)
@@ -146,7 +162,7 @@ class PruneChannels(Pass):
         return choice
 
     def _within(self, budget: str, pruning: Pruning, candidates: Candidates, context: Context) -> Choice:
-        """The smallest ratio that meets a budget; under scope=global channels also count by what they take."""
+        """The smallest ratio that meets a budget; under scope=global channels count by what they take, too."""
         whole, fraction = pruning.memory.cost or pruning.before, float(getattr(self, budget))
         orders = candidates.orders()
         kind = {"macs": "macs", "params": "params", "size": "bytes"}[budget]
@@ -155,10 +171,16 @@ class PruneChannels(Pass):
             left, all_of_it = (int(getattr(cost, kind)) for cost in (pruning.cost(choice, orders), whole))
             return left / max(all_of_it, 1)
 
-        ranked = candidates
-        if self.scope == "global":
-            ranked = candidates.per_gain([taken([0] * len(orders)) - taken(one) for one in candidates.single()])
-        choice, met = within(taken, fraction, lambda ratio: choose(ranked, self.scope, ratio))
+        if self._priced(context):
+            losses = output_losses(pruning.groups, pruning.solution, pruning.whole, candidates.scores, context,
+                                   min(self.samples, MEASURED), self.damp)
+            choice = thriftiest(candidates, losses, taken, fraction, context.target)
+            met = taken(choice) <= fraction
+        else:
+            ranked = candidates
+            if self.scope == "global":
+                ranked = candidates.per_gain([taken([0] * len(orders)) - taken(one) for one in candidates.single()])
+            choice, met = within(taken, fraction, lambda ratio: choose(ranked, self.scope, ratio))
         if not met:
             context.warn("prune-channels", f"{taken(choice):.0%} of the {budget} stay, not {fraction:.0%}: "
                          "the rest is in what cannot lose channels")

@@ -7,7 +7,7 @@ is what it is fitted to, so that it also makes up for what the shortcut lost.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -15,7 +15,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from .._base import Context, Request, Resumes
-from .._calibrated.layers import LARGEST_WIDTH, Linear, linear_layers
+from .._calibrated.layers import LARGEST_WIDTH, Linear, Rows, linear_layers
 from .._dims.surgery import Kept
 from .._edit import Edit
 from .side_by_side import SideBySide
@@ -41,8 +41,8 @@ class Stage:
         found = self.context.collect(model, requests, samples)
         return {layers[int(key)]: moments for key, moments in found.items()}
 
-    def behind(self, joint: SideBySide, pending: Collection[str], samples: int) -> Stage:
-        """The stage from which only what depends on pending nodes is left to run; this one where it cannot be kept."""
+    def behind(self, joint: SideBySide, pending: Sequence[Linear], samples: int) -> Stage:
+        """The stage from which only what depends on pending layers is left to run; this one where it cannot be kept."""
         if not isinstance(self.context, Resumes):
             return self
         wanted = joint.frontier(pending)
@@ -70,7 +70,7 @@ def recover(
                     fitted += 1
                 else:
                     left.append(layer.output.name or "")
-            pending = {layer.node.name or "" for later in waves[number + 1 :] for layer in later}
+            pending = [layer for later in waves[number + 1 :] for layer in later]
             if pending:
                 stage = stage.behind(SideBySide(whole, pruned, kept), pending, samples)
             advance(1)
@@ -116,21 +116,34 @@ def _request(layer: Linear, joint: SideBySide) -> Request:
 
 
 def _fit(layer: Linear, moments: NDArray[np.float64], damp: float, edit: Edit) -> None:
-    """Ridge regression towards the weights as they are: moments (groups, K + 1, K + 1 + M / groups).
+    """Give a layer the weights that its moments (groups, K + 1, K + 1 + M / groups) ask for."""
+    rows, bias = solved(layer, moments[:, :, : layer.width + 1], moments[:, :, layer.width + 1 :], damp)
+    if np.isfinite(rows).all() and np.isfinite(bias).all():
+        layer.set_rows(rows)
+        layer.set_bias(bias, edit)
 
-    Minimises E|y - W x - b|^2 + damp * mean diag(E x x^T) * |W - W_0|^2; the bias is free.
+
+def solved(
+    layer: Linear, gram: NDArray[np.float64], cross: NDArray[np.float64], damp: float,
+    gone: NDArray[np.bool_] | None = None,
+) -> tuple[Rows, Rows]:
+    """Weights (M, K) and bias (M,) by ridge regression towards the layer's own; inputs that are `gone` get none.
+
+    Minimises E|y - W x - b|^2 + damp * mean diag(E x x^T) * |W - W_0|^2; the bias is free. gram (groups, K + 1, K + 1)
+    and cross (groups, K + 1, M / groups): the means of z z^T and z y^T, z = [x, 1]. gone: (groups, K).
     """
-    groups, width = len(moments), layer.width
+    groups, width = len(gram), layer.width
     rows, bias = layer.rows(), layer.bias_row()
     start = np.concatenate([rows, bias[:, None]], axis=1).reshape(groups, -1, width + 1)
-    gram, cross = moments[:, :, : width + 1], moments[:, :, width + 1 :]
     pull = np.zeros((groups, width + 1))
     diagonal = np.einsum("gkk->gk", gram)[:, :width]
     pull[:, :width] = damp * diagonal.mean(axis=1, keepdims=True) + np.finfo(np.float32).tiny
     pull[:, width] = 1e-12
     left = gram + np.eye(width + 1) * pull[:, None]
     right = cross + pull[:, :, None] * start.transpose(0, 2, 1)
-    solved = np.linalg.solve(left, right).transpose(0, 2, 1).reshape(len(rows), width + 1)
-    if np.isfinite(solved).all():
-        layer.set_rows(solved[:, :width])
-        layer.set_bias(solved[:, width], edit)
+    if gone is not None:
+        out = np.concatenate([gone, np.zeros((groups, 1), bool)], axis=1)
+        left = np.where(out[:, :, None] | out[:, None, :], np.eye(width + 1), left)
+        right = np.where(out[:, :, None], 0.0, right)
+    found = np.linalg.solve(left, right).transpose(0, 2, 1).reshape(len(rows), width + 1)
+    return found[:, :width], found[:, width]

@@ -1,4 +1,4 @@
-"""Which channels go: a share of each group, of all, or of groups alike; widths that run well; a budget where one is set."""
+"""Which channels go: a share of each group, of all, or of groups alike; widths that run well; a budget if any."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Choice = list[int]
 
 CONV_WIDTH = {"cpu": 16, "cuda": 8, "tensorrt": 8, "generic": 8}
 """Channels that a convolution kernel of a target handles at once. CPU: AVX-512 in ONNX Runtime's blocked layout, where
-33 to 47 channels take the time of 48 and 63 more than 64 (measured); half of it for layers that are narrow themselves."""
+33 to 47 channels take the time of 48 and 63 more than 64 (measured); half of it for narrow layers."""
 
 
 @dataclass(frozen=True)
@@ -62,9 +62,9 @@ class Candidates:
         return np.concatenate(parts) if parts else np.empty(0, np.intp)
 
     def fitted(self, index: int, count: int) -> int:
-        """The number of channels to remove that leaves the allowed width nearest to `count` removed; the less of two."""
+        """The number of channels to remove for the allowed width nearest to `count` removed, the wider of two."""
         size = len(self.groups[index].channels)
-        widths = self.widths[index]
+        widths = self.widths[index][::-1]
         return size - int(widths[np.argmin(np.abs(widths - (size - count)))])
 
 
@@ -106,7 +106,7 @@ def increments(scores: Scores) -> Scores:
     """What each channel adds to a score that counts up along the order of removal; never less than those before."""
     order = np.argsort(scores, kind="stable")
     added = np.empty(len(scores))
-    added[order] = np.maximum.accumulate(np.diff(scores[order], prepend=0.0))
+    added[order] = np.maximum.accumulate(np.diff(np.maximum(scores[order], 0.0), prepend=0.0))
     return added
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
 
+from .._calibrated.layers import Linear
 from .._dims.surgery import Kept
 from .._edit import Edit, holds_graphs, is_constant
 
@@ -20,39 +21,39 @@ class SideBySide:
     """
 
     def __init__(self, whole: ir.Model, pruned: ir.Model, kept: Kept) -> None:
-        self.model = _renamed(whole, WHOLE)
+        self.model = joined({WHOLE: whole, PRUNED: pruned})
         self._kept = kept
-        other = _renamed(pruned, PRUNED)
-        _move(other.graph, self.model.graph)
         self._edit = Edit(self.model)
-        self._values = {v.name: v for node in self.model.graph for v in node.outputs}
+        self._values = {v.name: v for v in (*self.model.graph.inputs, *_made(self.model.graph))}
 
     def part(self, inputs: Sequence[str], outputs: Sequence[str]) -> ir.Model:
         """What makes some tensors of others, as a model of its own."""
-        made = [name for name in dict.fromkeys(outputs) if name not in inputs]
-        graph = ir.convenience.extract(self.model.graph, inputs, made)
-        return ir.Model(graph, ir_version=self.model.ir_version, functions=list(self.model.functions.values()))
+        return part(self.model, inputs, outputs)
 
-    def frontier(self, pending: Collection[str]) -> list[str] | None:
-        """Tensors from which everything follows that depends on pending nodes of the pruned model; inputs among them.
+    def frontier(self, pending: Sequence[Linear]) -> list[str] | None:
+        """Tensors from which everything follows that depends on pending layers of the pruned model; inputs among them.
 
-        Nodes of the whole model wait for their namesakes. None where a tensor that is needed may be no tensor.
+        Nodes of the whole model wait for their namesakes. None where the type of one is not known, or no tensor's, and
+        where subgraphs may read tensors on their own.
         """
+        waits = self._waiting({PRUNED + (layer.node.name or "") for layer in pending})
+        live = {value for node in waits for value in node.inputs if value is not None and not is_constant(value)}
+        live |= {value for layer in pending for value in self._target_parts(layer.output)}
+        ordered = sorted((v for v in live if v.producer() not in waits), key=lambda value: value.name or "")
+        if any(map(holds_graphs, self.model.graph)) or not all(isinstance(v.type, ir.TensorType) for v in ordered):
+            return None
+        return [value.name or "" for value in ordered]
+
+    def _waiting(self, names: Collection[str]) -> set[ir.Node]:
+        """The nodes named, their namesakes in the whole model, and all that depends on them."""
         waits: set[ir.Node] = set()
-        outcome = {value.name: node for node in self.model.graph for value in node.outputs}
-        for node in sorted(self.model.graph, key=lambda n: (n.name or "").startswith(WHOLE)):
-            name = node.name or ""
-            namesake = outcome.get(PRUNED + (node.outputs[0].name or "").removeprefix(WHOLE))
-            if (name.removeprefix(PRUNED) in pending and name.startswith(PRUNED)) or namesake in waits or any(
+        by_output = {value.name: node for node in self.model.graph for value in node.outputs}
+        for node in sorted(self.model.graph, key=lambda n: (n.name or "").startswith(WHOLE)):  # stable: pruned first
+            namesake = by_output.get(PRUNED + (node.outputs[0].name or "").removeprefix(WHOLE))
+            if node.name in names or namesake in waits or any(
                     value is not None and value.producer() in waits for value in node.inputs):
                 waits.add(node)
-            if holds_graphs(node):
-                return None
-        live = dict.fromkeys(
-            value for node in waits for value in node.inputs if value is not None and not is_constant(value)
-            and value.producer() not in waits)
-        ordered = sorted(live, key=lambda value: value.name or "")
-        return [v.name or "" for v in ordered] if all(isinstance(v.type, ir.TensorType) for v in ordered) else None
+        return waits
 
     def name_of(self, value: ir.Value) -> str:
         """What a value of the pruned model is called here."""
@@ -64,17 +65,20 @@ class SideBySide:
         The whole model's tensor of that name, its lost channels left out; behind a shortcut's Add, the whole model's
         sum less the pruned model's shortcut.
         """
+        wanted, *present = self._target_parts(value)
+        part = self._kept_part(wanted)
+        return (self._append("Sub", [part, *present], f"{value.name}_target") if present else part).name or ""
+
+    def _target_parts(self, value: ir.Value) -> list[ir.Value]:
+        """What the target of a layer's output is made of: the whole model's tensor, the shortcut that it lacks."""
         shortcut = _shortcut(value)
         if shortcut is None:
-            return self._kept_part(value.name or "").name or ""
+            return [self._values[f"{WHOLE}{value.name}"]]
         total, other = shortcut
-        wanted = self._kept_part(total.name or "")
-        present = self._values.get(self.name_of(other)) or next(
-            v for v in self.model.graph.inputs if v.name == other.name)
-        return self._append("Sub", [wanted, present], f"{value.name}_target").name or ""
+        return [self._values[f"{WHOLE}{total.name}"], self._values[self.name_of(other)]]
 
-    def _kept_part(self, name: str) -> ir.Value:
-        value = self._values[WHOLE + name]
+    def _kept_part(self, value: ir.Value) -> ir.Value:
+        name = (value.name or "").removeprefix(WHOLE)
         for axis, slots in sorted(self._kept.get(name, {}).items()):
             indices = self._edit.constant(self.model.graph, slots.astype(np.int64), f"{name}_kept")
             value = self._append("Gather", [value, indices], f"{name}_part", axis=axis)
@@ -89,6 +93,10 @@ class SideBySide:
         return node.outputs[0]
 
 
+def _made(graph: ir.Graph) -> list[ir.Value]:
+    return [value for node in graph for value in node.outputs]
+
+
 def _shortcut(value: ir.Value) -> tuple[ir.Value, ir.Value] | None:
     """(sum, other summand) where the only user of a value adds another activation of its own shape to it."""
     uses = list(value.uses())
@@ -99,6 +107,21 @@ def _shortcut(value: ir.Value) -> tuple[ir.Value, ir.Value] | None:
     if other is None or other is value or is_constant(other) or other.shape is None or other.shape != value.shape:
         return None
     return add.outputs[0], other
+
+
+def joined(models: Mapping[str, ir.Model]) -> ir.Model:
+    """Models by prefix in one graph that reads their inputs once; every other value's name begins with its prefix."""
+    first, *others = (_renamed(model, prefix) for prefix, model in models.items())
+    for other in others:
+        _move(other.graph, first.graph)
+    return first
+
+
+def part(model: ir.Model, inputs: Sequence[str], outputs: Sequence[str]) -> ir.Model:
+    """What makes some tensors of others, as a model of its own; weights are shared."""
+    made = [name for name in dict.fromkeys(outputs) if name not in inputs]
+    graph = ir.convenience.extract(model.graph, inputs, made)
+    return ir.Model(graph, ir_version=model.ir_version, functions=list(model.functions.values()))
 
 
 def _renamed(model: ir.Model, prefix: str) -> ir.Model:
