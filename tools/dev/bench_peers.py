@@ -70,7 +70,15 @@ def write_calibration(task: Task, path: Path, out: Path) -> None:
         if sum(map(rows_of, parts)) >= task.samples:
             break
     names = parts[0].feeds
-    np.savez(out, **{name: np.concatenate([p.feeds[name] for p in parts])[: task.samples] for name in names})
+    np.savez(out, **{name: joined([p.feeds[name] for p in parts])[: task.samples] for name in names})
+
+
+def joined(parts: list[np.ndarray]) -> np.ndarray:
+    """Batches of one width each as one array: token ids and masks are filled up with zeros."""
+    widest = np.max([part.shape[1:] for part in parts], axis=0)
+    return np.concatenate([
+        np.pad(part, [(0, 0), *((0, end - size) for end, size in zip(widest, part.shape[1:], strict=True))])
+        for part in parts])
 
 
 def loader(name: str) -> str:
@@ -118,6 +126,10 @@ def opened(worker: Worker, rows: list[Row], threads: int) -> list[tuple[Row, Ses
             row.kernels = kernels(session)
         except OnnxOptError as error:
             row.note = f"does not load: {error.problem}"
+            continue
+        if found and len(session.outputs) != len(found[0][1].outputs):
+            row.note = f"not the model's interface: {len(session.outputs)} outputs, not {len(found[0][1].outputs)}"
+            session.close()
         else:
             found.append((row, session))
     return found

@@ -18,7 +18,7 @@ HERE = Path(__file__).resolve().parent
 
 @dataclass(frozen=True)
 class Task:
-    """A shared model with its loaders; `samples` calibrate, `rows_timed` rows of a batch are timed.
+    """A shared model with its loaders; up to `samples` rows calibrate, `rows_timed` rows of a batch are timed.
 
     `batches_together`: how many batches in a row the metric needs (sentence pairs: 2).
     """
@@ -33,10 +33,10 @@ class Task:
 
 
 TASKS = [
-    Task("cifar10_resnet20", "cifar10_calib", 64, "cifar10_val", "top1", 16),
-    Task("efficientnet_lite0", "imagenet_calib", 64, "imagenet_val", "top1", 2),
-    Task("ch_PP-OCRv4_rec_infer", "ocr_calib", 32, "ocr_val", "ocr_exact", 4),
-    Task("minilm_l6_v2", "stsb_calib", 32, "stsb_val", "stsb_spearman", 8, batches_together=2),
+    Task("cifar10_resnet20", "cifar10_calib", 128, "cifar10_val", "top1", 16),
+    Task("efficientnet_lite0", "imagenet_calib", 128, "imagenet_val", "top1", 2),
+    Task("ch_PP-OCRv4_rec_infer", "ocr_calib", 50, "ocr_val", "ocr_exact", 4),
+    Task("minilm_l6_v2", "stsb_calib", 128, "stsb_val", "stsb_spearman", 8, batches_together=2),
 ]
 
 
@@ -54,6 +54,7 @@ class Peer:
     only: tuple[str, ...] = ()
 
 
+CNNS = ("cifar10_resnet20", "efficientnet_lite0")
 OCR, MINILM = ("ch_PP-OCRv4_rec_infer",), ("minilm_l6_v2",)
 PEERS = [
     Peer("onnxruntime defaults", "ort", "ort", "defaults"),
@@ -65,10 +66,15 @@ PEERS = [
     Peer("nncf transformer", "nncf", "nncf", "transformer", MINILM),
     Peer("neural compressor", "inc", "inc", "static"),
     Peer("onnxsim static", "onnxsim", "onnxsim", "static"),
-    Peer("quark", "quark", "quark", "u8s8"),
+    Peer("quark", "quark", "quark", "corrected", (*CNNS, *OCR)),
+    Peer("quark by hand", "quark", "quark", "by hand", OCR),
+    Peer("quark", "quark", "quark", "everything", MINILM),
+    Peer("quark MatMul only", "quark", "quark", "matmul", MINILM),
     Peer("modelopt", "modelopt", "modelopt", "int8"),
+    Peer("modelopt every tensor", "modelopt", "modelopt", "every tensor", CNNS),
     Peer("aimet", "aimet", "aimet", "defaults"),
-    Peer("aimet equalized", "aimet", "aimet", "equalized"),
+    Peer("aimet placed", "aimet", "aimet", "placed", (*CNNS, *OCR)),
+    Peer("aimet MatMul only", "aimet", "aimet", "matmul", MINILM),
 ]
 
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import onnx
 from _driver import Feed, Reader, main
-from onnx import numpy_helper, version_converter
+from _prepare import lifted_to_17
 from onnxruntime.quantization import QuantFormat, QuantType, quantize_dynamic, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
@@ -30,11 +29,7 @@ def matmul(model: str, feeds: list[Feed], out: str) -> None:
 
 def by_hand(model: str, feeds: list[Feed], out: str) -> None:
     """What an expert does: opset 17, weights lifted from Constant nodes, no symbolic shapes where they fail."""
-    upgraded = f"{out}.17.onnx"
-    loaded = onnx.load(model)
-    old = next(o.version for o in loaded.opset_import if o.domain == "") < 17
-    onnx.save(_lifted(version_converter.convert_version(loaded, 17) if old else loaded), upgraded)
-    _static(_prepared(upgraded, out), feeds, out, None)
+    _static(_prepared(lifted_to_17(model, out), out), feeds, out, None)
 
 
 def dynamic(model: str, feeds: list[Feed], out: str) -> None:
@@ -57,16 +52,6 @@ def _static(prepared: str, feeds: list[Feed], out: str, only: list[str] | None) 
     quantize_static(prepared, out, Reader(feeds), quant_format=QuantFormat.QDQ, per_channel=True,
                     op_types_to_quantize=only, activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8)
     Path(prepared).unlink()
-
-
-def _lifted(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Tensors of Constant nodes as initializers."""
-    for node in list(model.graph.node):
-        if node.op_type == "Constant" and node.attribute[0].name == "value":
-            tensor = numpy_helper.from_array(numpy_helper.to_array(node.attribute[0].t), node.output[0])
-            model.graph.initializer.append(tensor)
-            model.graph.node.remove(node)
-    return model
 
 
 if __name__ == "__main__":
