@@ -21,7 +21,7 @@ IDLE = 0.05
 """Of what a channel costs, the share saved when it leaves a block of which others stay (measured: 0 to 0.1)."""
 
 STEP = {"cpu": 4, "cuda": 8, "tensorrt": 8, "generic": 4}
-"""Widths of convolutions worth having are multiples of it: on a CPU 15 channels take 1.17 times as long as 16 (measured)."""
+"""Widths of convolutions that are tried are multiples of it: on a CPU, 15 channels take longer than 16 (measured)."""
 
 ROUNDS = 4
 """Times that savings are counted anew, at the choice that the last ones led to."""
