@@ -65,7 +65,10 @@ class Finetune(Pass):
     warmup: float = Option(0.05, "Part of the budget over which the rate rises; then it falls along a cosine.",
                            low=0.0, high=0.9)
     clip: float = Option(1.0, "Largest norm of the gradient; 0: any.", low=0.0)
-    augment: tuple[str, ...] = Option((), "Changes to images: flip, shift=PIXELS, mixup=ALPHA.")
+    flip: bool = Option(False, "Mirror images left to right by a coin; the teacher sees what the student sees.")
+    shift: int = Option(0, "Move images by up to so many pixels, edges repeated.", low=0, high=64, unit="pixels")
+    mixup: float = Option(0.0, "Mix pairs of images: alpha of the Beta distribution of their shares; 0: never.",
+                          low=0.0, high=10.0)
     holdout: float = Option(0.1, "Part of the data to judge by, at most 1,000 samples.", low=0.01, high=0.5)
     checks: int = Option(10, "How often to judge.", low=1, high=10000)
     patience: int = Option(0, "Stop after so many checks without a better one; 0: never.", low=0)

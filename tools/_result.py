@@ -45,6 +45,7 @@ class Settings:
     max_drop: float | None
     explain_loss: bool = False
     resume: Path | None = None
+    teacher: Path | ir.Model | None = None
 
 
 @dataclass

@@ -137,7 +137,7 @@ class Run:
             self.worker, self.evidence.calibration, self.settings.target, self.settings.seed, save,
             warn=self._warn, progress=self.settings.progress, provider=self._provider(), threads=self.settings.threads,
             latency_feeds=self.evidence.latency_feeds, runs=self.runs)
-        self.context.teacher, self.context.resume = self.model.clone(), self.settings.resume
+        self.context.teacher, self.context.resume = self._teacher(), self.settings.resume
         self.referee: Referee | None = self.evidence.referee
         if self.referee is None:
             return
@@ -146,6 +146,15 @@ class Run:
         if problem:
             raise _our_fault(f"the model as loaded computes something else: {problem}")
         self.outputs: Outputs = outputs
+
+    def _teacher(self) -> ir.Model:
+        """What training learns from: the original, or the model that was named."""
+        given = self.settings.teacher
+        if given is None:
+            return self.model.clone()
+        teacher = load(given) if isinstance(given, Path) else given.clone()
+        normalize(teacher)
+        return teacher
 
     def _provider(self) -> str | None:
         """Where passes may run and time what they make: where the model is made for, if the original runs there."""

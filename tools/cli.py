@@ -23,7 +23,7 @@ import click
 from .. import OnnxOptError, __version__
 from .console import escaped
 
-COMMANDS = ("run", "passes", "inspect", "verify", "bench", "eval", "export", "demo")
+COMMANDS = ("run", "passes", "inspect", "verify", "bench", "eval", "distill", "export", "demo")
 SHARED_FLAGS = ("--json", "--quiet", "-q", "--verbose", "-v", "--debug")
 
 HELP = """LLVM's opt, for ONNX: make a trained model smaller and faster, and check the result.

@@ -43,6 +43,7 @@ def optimize(
     max_drop: float | None = None,
     explain_loss: bool = False,
     resume: str | Path | None = None,
+    teacher: str | Path | ir.Model | None = None,
 ) -> Result:
     """Run `passes` over a model, check and measure every step, and write the result to `out` (None: nowhere).
 
@@ -51,6 +52,7 @@ def optimize(
     `min_sqnr` (dB) and `max_drop` (of the metric) are budgets: where one is not met, nothing is written.
     `explain_loss` fills `Result.loss`: what each layer lost, and to its weights or its activations.
     `resume`: a folder where training keeps its state, and goes on from what an interrupted run left there.
+    `teacher`: what `finetune` learns from, in place of the model as it came.
     Under torchrun every process runs, and the first alone writes `out` and measures latency.
 
     Errors: UsageError (options), RefusedError (model, data), CheckError (a check or a budget).
@@ -59,6 +61,7 @@ def optimize(
         model if isinstance(model, ir.Model) else Path(model), as_pipeline(passes), None if out is None else Path(out),
         target, data, metric, eval_data, seed, strict, bench, verify, force, dry_run, progress, threads,
         min_sqnr, max_drop, explain_loss, None if resume is None else Path(resume),
+        Path(teacher) if isinstance(teacher, str) else teacher,
     )
     if follows():
         settings = dataclasses.replace(settings, out=None, bench=False, progress=None)

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ... import RefusedError, UsageError
+from ... import RefusedError
 from .data import Example
+from .recipe import Recipe
 
 Array = NDArray[Any]
-_FORMS = "flip, shift=PIXELS, mixup=ALPHA"
 
 
 @dataclass(frozen=True)
@@ -25,19 +24,9 @@ class Augment:
     mixup: float = 0.0
 
     @classmethod
-    def of(cls, texts: Sequence[str]) -> Augment:
-        """From words like `flip`, `shift=4`, `mixup=0.2`. Errors: UsageError for any other."""
-        chosen: dict[str, Any] = {}
-        for text in texts:
-            word, _, number = text.partition("=")
-            try:
-                chosen[word] = {"flip": lambda n: n == "" or bool(int(n)), "shift": int, "mixup": float}[word](number)
-            except (KeyError, ValueError):
-                raise UsageError("finetune.augment", f"'{text}' is not one of {_FORMS}",
-                                 "write for example augment=[flip, shift=4]") from None
-        if chosen.get("shift", 0) < 0 or chosen.get("mixup", 0.0) < 0:
-            raise UsageError("finetune.augment", "a strength is negative", f"choose among {_FORMS}")
-        return cls(**chosen)
+    def of(cls, recipe: Recipe) -> Augment:
+        """What the recipe asks for."""
+        return cls(recipe.flip, recipe.shift, recipe.mixup)
 
     def __bool__(self) -> bool:
         return self.flip or bool(self.shift) or bool(self.mixup)
@@ -66,8 +55,8 @@ def image_of(example: Example) -> str:
     """The one input that is a batch of images, (N, C, H, W). Errors: RefusedError for none or several."""
     found = [name for name, array in example.feeds.items() if array.ndim == 4 and array.dtype.kind == "f"]
     if len(found) != 1:
-        raise RefusedError("finetune.augment", f"{len(found)} inputs are batches of float images (N, C, H, W)",
-                           "leave augment out, or augment in the data's own code")
+        raise RefusedError("finetune", f"{len(found)} inputs are batches of float images (N, C, H, W)",
+                           "leave flip, shift and mixup out, or augment in the data's own code")
     return found[0]
 
 

@@ -68,7 +68,7 @@ class Loop:
 
     def __init__(self, job: Job) -> None:
         self.job, recipe = job, job.recipe
-        self.augment = Augment.of(recipe.augment)
+        self.augment = Augment.of(recipe)
         rows = job.samples.rows_of_a_unit()
         self.batch = recipe.batch_of(round(len(job.split.train) * rows))
         self.order = Order(job.split.train, max(round(self.batch / rows), 1) * recipe.accumulate, job.seed)

@@ -48,7 +48,9 @@ class Recipe:
     rate: float = 0.0
     warmup: float = 0.05
     clip: float = 1.0
-    augment: tuple[str, ...] = ()
+    flip: bool = False
+    shift: int = 0
+    mixup: float = 0.0
     holdout: float = 0.1
     checks: int = 10
     patience: int = 0
@@ -75,7 +77,7 @@ class Recipe:
         """With everything decided that the preset decides. `quantized`: the student computes on grids."""
         name = self.preset if self.preset != "auto" else "qad" if quantized else "recover"
         preset = PRESETS[name]
-        chosen = {
+        chosen: dict[str, Any] = {
             "preset": name,
             "temperature": self.temperature or preset["temperature"],
             "rate": self.rate or preset["rate"],
@@ -89,7 +91,7 @@ class Recipe:
         """Rows of one step where the user names no number: 128, less where that makes under 16 steps an epoch."""
         if self.batch:
             return min(self.batch, rows)
-        return max(min(128, 2 ** int(math.log2(max(rows // 16, 1)))), min(rows, 16))
+        return max(min(128, 1 << int(math.log2(max(rows // 16, 1)))), min(rows, 16))
 
 
 def weights_by_output(recipe: Recipe) -> dict[str, float]:

@@ -52,7 +52,7 @@ def with_batch_statistics(model: ir.Model) -> Statistics | None:
         node.attributes["training_mode"] = ir.AttrInt64("training_mode", 1)
         node.resize_outputs(3)
         for value, output in zip(owned, node.outputs[1:], strict=True):
-            output.name, output.dtype = f"{value.name}_moved", value.dtype
+            output.name, output.type = f"{value.name}_moved", value.type
             running.append(value.name or "")
             moved.append(output.name)
     return Statistics(copy, running, moved) if running else None

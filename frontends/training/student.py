@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 import torch
 from numpy.typing import NDArray
@@ -56,7 +57,7 @@ class Student:
 
     def learn(self, feeds: Mapping[str, Any]) -> dict[str, Tensor]:
         """Values by name, with gradients; statistics of normalizations move where they are trained."""
-        values: dict[str, Tensor] = self.trains.run(feeds)
+        values: dict[str, Tensor] = self.trains.run(_laid_out(feeds))
         if self.statistics is not None:
             self.statistics.move(self.runs, values)
         return values
@@ -64,7 +65,7 @@ class Student:
     def values(self, feeds: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
         """Values by name as the graph will give them."""
         with torch.no_grad():
-            return {name: value.float().cpu().numpy() for name, value in self.runs.run(feeds).items()
+            return {name: value.float().cpu().numpy() for name, value in self.runs.run(_laid_out(feeds)).items()
                     if isinstance(value, torch.Tensor) and value.is_floating_point()}
 
     def constrain(self) -> None:
@@ -119,6 +120,12 @@ class Student:
         if self.originals:
             _start_inside(module, to_torch(model, train=self._chosen, qat=self._qat()))
         return module
+
+
+def _laid_out(feeds: Mapping[str, Any]) -> dict[str, Any]:
+    """Images with their channels last in memory, which convolutions on CPUs are faster with."""
+    return {name: torch.from_numpy(array).contiguous(memory_format=torch.channels_last)
+            if array.ndim == 4 and array.dtype == np.float32 else array for name, array in feeds.items()}
 
 
 def share_parameters(to: TrainableModule, source: TrainableModule) -> None:

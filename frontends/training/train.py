@@ -175,7 +175,7 @@ def _prepare(learner: Student, objective: Objective, samples: Samples, parts: Sp
     if not objective.labelled and not objective.recipe.distill and not objective.taps:
         raise RefusedError("finetune", "there is nothing to learn from: no teacher's loss and no labels",
                            "give labelled data, or leave distill on")
-    if Augment.of(objective.recipe.augment):
+    if Augment.of(objective.recipe):
         image_of(example)
     objective.project(values, targets)
     _check_gradients(learner, objective, values, targets, example)

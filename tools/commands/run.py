@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ..console import Progress, emit_json, say, shared_options
+
+if TYPE_CHECKING:
+    from .._result import Result
 
 SHOWN_LOSSES = 20
 """Layers in the table of losses, unless -v asks for all."""
@@ -42,11 +45,19 @@ def command(
     **options: Any,
 ) -> None:
     """Optimize MODEL: run passes, check each, measure before and after, write the result."""
-    from .._training import follows
     from ..optimize import DEFAULT_PASSES, default_output, optimize
 
     result = optimize(model, list(passes) or DEFAULT_PASSES, out=out or default_output(model), bench=not no_bench,
                       progress=Progress(verbosity - as_json), **options)
+    show_result(result, as_json, verbosity)
+    if result.loss and not as_json and verbosity >= 0:
+        show_losses(result.loss, model, options["data"], passes, verbosity)
+
+
+def show_result(result: Result, as_json: bool, verbosity: int) -> None:
+    """Tables, warnings and the path of what was written, or JSON; nothing where another process writes."""
+    from .._training import follows
+
     if follows():
         return
     if as_json:
@@ -58,8 +69,6 @@ def command(
 
         for table in result_tables(result, verbosity):
             show(table, stderr=True)
-        if result.loss:
-            show_losses(result.loss, model, options["data"], passes, verbosity)
     for warning in result.warnings:
         say(f"warning: {warning}")
     if result.output_path:
