@@ -1,99 +1,111 @@
-"""Two models in one graph: both compute what they compute alone, and targets are what the whole model makes."""
+"""Two models in one graph: what is compared with what, and where a run can go on."""
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
 from calibrated_context import run_session
-from exactness import HEADER
-from onnx_opt.passes._base import NullContext
-from onnx_opt.passes._channels.gate import take_out
-from onnx_opt.passes._channels.prepare import prepare
-from onnx_opt.passes._channels.side_by_side import PRUNED, WHOLE, SideBySide
-from onnx_opt.passes._dims.groups import channel_groups, kept_slots
-from onnx_opt.passes._dims.rules import relate
-from onnx_opt.passes._dims.solve import solve
-from onnx_opt.passes._dims.trace import traced
-from sample_models import model_from
+from importance_nets import literal
+from onnx_opt.passes._calibrated.layers import linear_layers
+from onnx_opt.passes._channels.side_by_side import SideBySide, joined
+from onnx_opt.passes._graph import refresh_shapes
 
-SHORTCUT = HEADER + """
-shortcut (float[batch, 3] x) => (float[batch, 2] y)
-<float[3, 8] a, float[8, 6] b, float[6, 8] c, float[8, 2] d>
-{
-    h = MatMul (x, a)
-    r = MatMul (h, b)
-    s = Relu (r)
-    t = MatMul (s, c)
-    u = Add (t, h)
-    y = MatMul (u, d)
-}
-"""
+RANDOM = np.random.default_rng(2)
+A, B, C = RANDOM.normal(size=(3, 4)), RANDOM.normal(size=(4, 3)), RANDOM.normal(size=(3, 2))
+X = RANDOM.normal(size=(5, 3)).astype(np.float32)
+WHOLE_H = [0, 1, 2, 3]
+KEPT = {"h": {1: np.array([0, 2])}, "r": {1: np.array([0, 2])}}
 
 
-class Pair:
-    """The whole model, the pruned one, and what stayed; half of the channels of every group went."""
-
-    def __init__(self, text):
-        self.whole = ir.from_proto(model_from(text))
-        prepare(self.whole, NullContext())
-        solution = solve(relate(self.whole, traced(self.whole)))
-        gone = np.concatenate([g.channels[::2] for g in channel_groups(solution)])
-        self.kept = kept_slots(solution, gone)
-        self.pruned = self.whole.clone()
-        take_out(self.pruned, solution, gone, "heads")
-        self.joint = SideBySide(self.whole, self.pruned, self.kept)
-        self.x = np.random.default_rng(0).standard_normal((5, 3)).astype(np.float32)
-
-    def tensor(self, name):
-        (array,) = run_session(self.joint.part(["x"], [name])).run(None, {"x": self.x})
-        return array
-
-    def alone(self, model, name):
-        copy = model.clone()
-        value = next(v for node in copy.graph for v in node.outputs if v.name == name)
-        copy.graph.outputs[:] = [value]
-        (array,) = run_session(copy).run(None, {"x": self.x})
-        return array
-
-    def value(self, name):
-        return next(v for node in self.pruned.graph for v in node.outputs if v.name == name)
+def model(units):
+    """x -> a, Relu, b, + x -> c, with some of the hidden units."""
+    a, b = A[:, units], B[units]
+    made = ir.from_proto(onnx.parser.parse_model(f"""
+        <ir_version: 10, opset_import: ["" : 21]>
+        net (float[N, 3] x) => (float[N, 2] y)
+        <float[3, {len(units)}] a = {literal(a)}, float[{len(units)}, 3] b = {literal(b)}, float[3, 2] c = {literal(C)}>
+        {{
+            h = MatMul (x, a)
+            r = Relu (h)
+            k = MatMul (r, b)
+            s = Add (k, x)
+            y = MatMul (s, c)
+        }}"""))
+    for node in made.graph:
+        node.name = f"make_{node.outputs[0].name}"
+    refresh_shapes(made)
+    return made
 
 
-@pytest.fixture(scope="module")
-def pair():
-    return Pair(SHORTCUT)
+def run(part, feeds):
+    session = run_session(part)
+    return dict(zip([o.name for o in session.get_outputs()], session.run(None, feeds), strict=True))
 
 
-@pytest.mark.parametrize("name", ["h", "s", "t", "y"])
-def test_each_side_computes_what_it_does_alone(pair, name):
-    np.testing.assert_allclose(pair.tensor(WHOLE + name), pair.alone(pair.whole, name), rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(pair.tensor(PRUNED + name), pair.alone(pair.pruned, name), rtol=1e-5, atol=1e-6)
-    assert pair.joint.name_of(pair.value(name)) == PRUNED + name
+@pytest.fixture
+def pruned():
+    return model([0, 2])
 
 
-def test_inputs_are_read_once_and_nothing_else_is_shared_by_name(pair):
-    graph = pair.joint.model.graph
-    assert [v.name for v in graph.inputs] == ["x"]
-    assert pair.joint.name_of(graph.inputs[0]) == "x"
-    assert len(graph.initializers) == 8 + sum("kept" in name for name in graph.initializers)
-    names = [v.name for node in graph for v in node.outputs]
-    assert len(names) == len(set(names))
+@pytest.fixture
+def joint(pruned):
+    return SideBySide(model(WHOLE_H), pruned, KEPT)
 
 
-def test_a_target_is_the_whole_models_tensor_without_what_went(pair):
-    wanted = pair.tensor(pair.joint.target_of(pair.value("r")))
-    np.testing.assert_allclose(wanted, pair.alone(pair.whole, "r")[:, 1::2], rtol=1e-5, atol=1e-6)
-    wanted = pair.tensor(pair.joint.target_of(pair.value("y")))
-    np.testing.assert_allclose(wanted, pair.alone(pair.whole, "y"), rtol=1e-5, atol=1e-6)
+def value(pruned, name):
+    return next(v for node in pruned.graph for v in node.outputs if v.name == name)
 
 
-def test_in_front_of_a_shortcut_the_target_makes_up_for_what_the_shortcut_lost(pair):
-    wanted = pair.tensor(pair.joint.target_of(pair.value("t")))
-    total = pair.alone(pair.whole, "u")[:, 1::2]
-    np.testing.assert_allclose(wanted + pair.alone(pair.pruned, "h"), total, rtol=1e-4, atol=1e-5)
+def test_both_sides_compute_what_their_models_do(joint):
+    found = run(joint.part(["x"], ["whole/y", "pruned/y"]), {"x": X})
+    hidden = np.maximum(X @ A, 0)
+    np.testing.assert_allclose(found["whole/y"], (hidden @ B + X) @ C, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(found["pruned/y"], (hidden[:, [0, 2]] @ B[[0, 2]] + X) @ C, rtol=1e-4, atol=1e-5)
 
 
-def test_neither_model_is_changed(pair):
-    for model in (pair.whole, pair.pruned):
-        assert [v.name for v in model.graph.outputs] == ["y"]
-        assert not any((v.name or "").startswith((WHOLE, PRUNED)) for v in model.graph.initializers.values())
-        assert not any((n.name or "").startswith((WHOLE, PRUNED)) for n in model.graph)
+def test_a_target_is_the_whole_models_tensor_without_what_went(joint, pruned):
+    name = joint.target_of(value(pruned, "h"))
+    np.testing.assert_allclose(run(joint.part(["x"], [name]), {"x": X})[name], (X @ A)[:, [0, 2]], rtol=1e-4, atol=1e-5)
+
+
+def test_behind_a_shortcut_the_target_is_what_the_sum_lacks(joint, pruned):
+    name = joint.target_of(value(pruned, "k"))
+    found = run(joint.part(["x"], [name, "whole/s"]), {"x": X})
+    np.testing.assert_allclose(found[name], found["whole/s"] - X, rtol=1e-5, atol=1e-6)
+
+
+def test_a_part_runs_only_what_it_needs(joint):
+    part = joint.part(["whole/s"], ["whole/y"])
+    assert [node.op_type for node in part.graph] == ["MatMul"]
+    assert [v.name for v in part.graph.inputs] == ["whole/s"]
+
+
+@pytest.mark.parametrize(("pending", "expected"), [
+    (["make_h", "make_k", "make_y"], ["x"]),
+    (["make_k", "make_y"], ["pruned/r", "whole/r", "x"]),
+    (["make_y"], ["pruned/s", "whole/s"]),
+])
+def test_the_frontier_is_all_that_pending_layers_need(joint, pruned, pending, expected):
+    layers = [layer for layer in linear_layers(pruned)[0] if layer.node.name in pending]
+    assert joint.frontier(layers) == expected
+    wanted = [name for layer in layers for name in (joint.name_of(layer.input), joint.target_of(layer.output))]
+    joint.part(expected, wanted)  # raises where something else is needed
+
+
+def test_subgraphs_have_no_frontier(pruned):
+    whole = ir.from_proto(onnx.parser.parse_model("""
+        <ir_version: 10, opset_import: ["" : 21]>
+        branch (float[N, 3] x, bool on) => (float[N, 3] y)
+        { y = If (on) <then_branch = a () => (float[N, 3] u) { u = Relu (x) },
+                       else_branch = b () => (float[N, 3] v) { v = Neg (x) }> }"""))
+    whole.graph.outputs[0].name = "y"
+    assert SideBySide(whole, whole.clone(), {}).frontier([]) is None
+
+
+def test_models_share_weights_and_inputs():
+    first, second = model(WHOLE_H), model([0, 2])
+    both = joined({"a/": first, "b/": second})
+    assert [v.name for v in both.graph.inputs] == ["x"]
+    assert both.graph.initializers["b/c"].const_value is second.graph.initializers["c"].const_value
+    assert {name.split("/")[0] for name in both.graph.initializers} == {"a", "b"}
+    assert len(first.graph) == 5
