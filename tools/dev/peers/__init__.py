@@ -73,7 +73,8 @@ PEERS = [
     Peer("modelopt", "modelopt", "modelopt", "int8"),
     Peer("modelopt every tensor", "modelopt", "modelopt", "every tensor", CNNS),
     Peer("aimet", "aimet", "aimet", "defaults"),
-    Peer("aimet placed", "aimet", "aimet", "placed", (*CNNS, *OCR)),
+    Peer("aimet placed", "aimet", "aimet", "placed", OCR),
+    Peer("aimet placed", "aimet", "aimet", "searched", CNNS),
     Peer("aimet MatMul only", "aimet", "aimet", "matmul", MINILM),
 ]
 
@@ -111,12 +112,31 @@ def python_of(peer: Peer, envs: Path) -> Path:
 
 
 def install(name: str, envs: Path) -> None:
-    """Make (or complete) the environment of one peer from its requirement list."""
+    """Make (or complete) the environment of one peer; `NAME.alone.txt` lists what would pull in gigabytes.
+
+    What stopped it is left in the environment's folder for the table (`missing`).
+    """
     folder = envs / name
     subprocess.run([sys.executable, "-m", "venv", folder], check=True)
-    python = python_of(Peer(name, name, name, ""), envs)
-    requirements = HERE / "requirements" / f"{name}.txt"
-    subprocess.run([python, "-m", "pip", "install", "--quiet", "-r", requirements], check=True)
+    pip = [python_of(Peer(name, name, name, ""), envs), "-m", "pip", "install", "--quiet"]
+    problem = folder / "problem.txt"
+    problem.unlink(missing_ok=True)
+    for suffix, options in ((".txt", []), (".alone.txt", ["--no-deps"])):
+        requirements = HERE / "requirements" / f"{name}{suffix}"
+        if requirements.exists():
+            done = subprocess.run([*pip, *options, "-r", requirements], stderr=subprocess.PIPE, text=True, check=False)
+            if done.returncode:
+                problem.write_text((done.stderr.strip().splitlines() or ["pip failed"])[-1])
+                print(f"{name}: {problem.read_text()}", flush=True)
+                return
+
+
+def missing(peer: Peer, envs: Path) -> str:
+    """Why the peer's environment cannot be used; empty if it can."""
+    problem = envs / peer.environment / "problem.txt"
+    if peer.environment and problem.exists():
+        return f"not installed: {problem.read_text()[:120]}"
+    return "" if python_of(peer, envs).exists() else f"not installed (--install {peer.environment})"
 
 
 def quantize(

@@ -13,13 +13,18 @@ def defaults(model: str, feeds: list[Feed], out: str) -> None:
 
 
 def placed(model: str, feeds: list[Feed], out: str) -> None:
-    """Ranges by its signal-to-noise search; no quantizer between a layer and its activation, so that they fuse."""
+    """No quantizer between a layer and its activation, so that they fuse."""
+    _export(_placed(model, "min_max"), feeds, out)
+
+
+def searched(model: str, feeds: list[Feed], out: str) -> None:
+    """The same with ranges by its search for the best signal-to-noise ratio."""
     _export(_placed(model, "tf_enhanced"), feeds, out)
 
 
 def matmul(model: str, feeds: list[Feed], out: str) -> None:
-    """Quantizers at the inputs of MatMul and Gemm only."""
-    simulation = _placed(model, "min_max")
+    """Quantizers at the inputs of MatMul and Gemm only, ranges by search."""
+    simulation = _placed(model, "tf_enhanced")
     inputs = _quantized_inputs(simulation, ("MatMul", "Gemm"))
     for name, quantizer in simulation.qc_quantize_op_dict.items():
         if name not in inputs:
@@ -49,4 +54,4 @@ def _export(simulation: QuantizationSimModel, feeds: list[Feed], out: str) -> No
 
 
 if __name__ == "__main__":
-    main({"defaults": defaults, "placed": placed, "matmul": matmul})
+    main({"defaults": defaults, "placed": placed, "searched": searched, "matmul": matmul})
