@@ -111,7 +111,7 @@ class PruneChannels(Pass):
             return PassOutcome(declined=pruning.declined)
         removed = candidates.removed(choice)
         fitted = pruning.finish(model, removed, self.samples if self.recover else 0, self.damp)
-        pruning.remember(model, str(self), choice)
+        pruning.remember(model, str(self))
         after = pruning.cost(choice, candidates.orders())
         stats: dict[str, Stat] = {
             "channels": len(removed), "groups": sum(map(bool, choice)), "layers": fitted,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 
 import onnx_ir as ir
@@ -21,12 +21,12 @@ Widths = dict[str, int]
 
 @dataclass
 class Memory:
-    """`widths`, `cost`: of the unpruned model. `last`, `now`: the pass's text and the widths that it left."""
+    """`widths`, `cost`: of the unpruned model. `last`, `now`: the pass's text, and the shapes of weights that it left."""
 
     widths: Widths = field(default_factory=dict)
     cost: Cost | None = None
     last: str = ""
-    now: Widths = field(default_factory=dict)
+    now: dict[str, list[int]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, model: ir.Model) -> Memory:
@@ -34,7 +34,9 @@ class Memory:
         try:
             found = json.loads(model.metadata_props[KEY])
             cost = Cost(**{key: int(value) for key, value in found["cost"].items()})
-            return cls(_whole(found["widths"]), cost, str(found["last"]), _whole(found["now"]))
+            widths = {str(place): int(width) for place, width in found["widths"].items()}
+            now = {str(name): [int(size) for size in shape] for name, shape in found["now"].items()}
+            return cls(widths, cost, str(found["last"]), now)
         except (AttributeError, KeyError, TypeError, ValueError):
             return cls()
 
@@ -46,13 +48,16 @@ class Memory:
         """The width that a group of these places had at first: now, where the model remembers nothing of it."""
         return max([width, *(self.widths[place] for place in places if place in self.widths)])
 
-    def left(self, places: Sequence[str]) -> int | None:
-        """The width that the last pruning left a group of these places; None where it is not known."""
-        return next((self.now[place] for place in places if place in self.now), None)
+    def unchanged(self, weights: Iterable[ir.Value]) -> bool:
+        """Whether weights have the shapes that the last pruning left: those it knew, at least one."""
+        known = [value for value in weights if value.name in self.now]
+        return bool(known) and all(shape_of(value) == self.now[value.name or ""] for value in known)
 
 
-def _whole(widths: Mapping[str, object]) -> Widths:
-    return {str(name): int(str(width)) for name, width in widths.items()}
+def shape_of(value: ir.Value) -> list[int]:
+    """The shape of an initializer."""
+    assert value.const_value is not None
+    return [int(size) for size in value.const_value.shape.numpy()]
 
 
 def places_of(groups: Sequence[Group], solution: Solution) -> list[list[str]]:

@@ -26,7 +26,7 @@ from .constants import constants_first, keep_constants
 from .costs import Cost, costs_of
 from .gate import Verdict, judge, offenders, take_out
 from .importance import Scores
-from .memory import Memory, places_of
+from .memory import Memory, places_of, shape_of
 from .prepare import prepare, share_again
 from .recover import recover
 from .select import Candidates, Choice, allowed_widths
@@ -141,17 +141,17 @@ class Pruning:
         become(model, pruned)
         return fitted
 
-    def remember(self, model: ir.Model, text: str, choice: Choice) -> None:
-        """Let the model carry what it was, and what was done."""
+    def remember(self, model: ir.Model, text: str) -> None:
+        """Let the model, pruned by now, carry what it was, and what was done."""
         was = {place: self.was[name] for name, places in self._places.items() for place in places}
-        now = {place: len(group.channels) - count
-               for group, count in zip(self.groups, choice, strict=True) for place in self._places[group.name]}
+        weights = (model.graph.initializers.get(value.name or "") for group in self.groups for value, _ in group.weights)
+        now = {value.name or "": shape_of(value) for value in weights if value is not None}
         Memory({**was, **self.memory.widths}, self.memory.cost or self.before, text, now).store(model)
 
     def repeated(self, text: str) -> bool:
         """Whether this very pass left the model as it is."""
-        return self.memory.last == text and all(
-            self.memory.left(self._places[group.name]) == len(group.channels) for group in self.groups)
+        weights = (value for group in self.groups for value, _ in group.weights)
+        return self.memory.last == text and self.memory.unchanged(weights)
 
 
 def _only(choice: Choice, part: Sequence[int]) -> Choice:

@@ -137,7 +137,7 @@ def test_what_was_done_is_known_when_the_same_is_asked_again():
     assert not pruning.repeated("text")
     candidates = pruning.candidates(scores_of(pruning), 1, 1)
     pruning.finish(model, candidates.removed([4, 3, 5]), 0, 1e-3)
-    pruning.remember(model, "text", [4, 3, 5])
+    pruning.remember(model, "text")
     again = Pruning(model, NullContext(), "heads", keep_batchnorm=False)
     assert again.repeated("text")
     assert not again.repeated("other text")
