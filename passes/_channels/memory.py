@@ -21,7 +21,7 @@ Widths = dict[str, int]
 
 @dataclass
 class Memory:
-    """`widths`, `cost`: of the unpruned model. `last`, `now`: the pass's text, and the shapes of weights that it left."""
+    """`widths`, `cost`: of the unpruned model. `last`, `now`: the pass's text, and shapes of weights behind it."""
 
     widths: Widths = field(default_factory=dict)
     cost: Cost | None = None

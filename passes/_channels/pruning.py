@@ -144,8 +144,8 @@ class Pruning:
     def remember(self, model: ir.Model, text: str) -> None:
         """Let the model, pruned by now, carry what it was, and what was done."""
         was = {place: self.was[name] for name, places in self._places.items() for place in places}
-        weights = (model.graph.initializers.get(value.name or "") for group in self.groups for value, _ in group.weights)
-        now = {value.name or "": shape_of(value) for value in weights if value is not None}
+        names = {value.name or "" for group in self.groups for value, _ in group.weights}
+        now = {name: shape_of(value) for name, value in model.graph.initializers.items() if name in names}
         Memory({**was, **self.memory.widths}, self.memory.cost or self.before, text, now).store(model)
 
     def repeated(self, text: str) -> bool:

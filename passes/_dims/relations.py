@@ -114,7 +114,7 @@ class Relations:
             self._parent[max(a, b)] = min(a, b)
 
     def summed(self, value: ir.Value, axis: int, other: ir.Value, other_axis: int) -> None:
-        """As `same`, of axes that are summed over together: where an open dim of an input has no right size, both stay."""
+        """As `same`, of axes summed over together: where an open dim of an input has no right size, both stay."""
         self.same(value, axis, other, other_axis)
         if self.trace.shapes[value][axis] != self.trace.shapes[other][other_axis]:
             for each, index in ((value, axis), (other, other_axis)):
