@@ -24,6 +24,9 @@ SCORED = 128
 MEASURED = 64
 """Samples on which losses of parts of each group are measured at the model's outputs, at most."""
 
+MOST_RUNS = 2048
+"""Samples times groups there, at most: models of many groups take fewer."""
+
 
 @dataclass(frozen=True)
 class PruneChannels(Pass):
@@ -172,8 +175,9 @@ class PruneChannels(Pass):
             return left / max(all_of_it, 1)
 
         if self._priced(context):
-            losses = output_losses(pruning.groups, pruning.solution, pruning.whole, candidates.scores, context,
-                                   min(self.samples, MEASURED), self.damp)
+            samples = min(self.samples, MEASURED, max(MOST_RUNS // len(pruning.groups), 1))
+            losses = output_losses(pruning.groups, pruning.solution, pruning.whole, candidates.scores, context, samples,
+                                   self.damp)
             choice = thriftiest(candidates, losses, taken, fraction, context.target)
             met = taken(choice) <= fraction
         else:

@@ -7,7 +7,6 @@ fitted to do without, and the model's outputs are compared with the whole model'
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -29,7 +28,7 @@ from .side_by_side import WHOLE, joined, part
 SHARES = (0.25, 0.5, 1.0)
 """Of the channels of a group that are shut off to be measured; between them what comes of drift is interpolated."""
 
-MEMORY = 1 << 29
+MEMORY = 1 << 30
 """Bytes of Gram matrices, and of weights of variants, that are held at once."""
 
 
@@ -47,8 +46,8 @@ def output_losses(
 ) -> list[Scores]:
     """Of each group the drift of the model's outputs once its first n channels are gone, n = 0 .. all.
 
-    `scores`: drift of the readers once each channel and those before it are gone. Drift is a share of variance. Groups
-    that cannot be measured are taken to reach as far as the median of all.
+    `scores`: drift of the readers once each channel and those before it are gone. Drift is a share of variance, at the
+    outputs of mean squares. Groups that cannot be measured are taken to reach as far as the median of all.
     """
     layers = {layer.node.name or "": layer for layer in linear_layers(model)[0] if layer.width <= LARGEST_WIDTH}
     local = [np.append(0.0, np.maximum(np.sort(each), 0.0)) for each in scores]
@@ -110,7 +109,13 @@ def _output_drift(
     model: ir.Model, variants: Sequence[Sequence[Reader]], layers: Mapping[str, Linear], context: Context,
     samples: int, damp: float,
 ) -> list[float]:
-    """Of each variant the share of the outputs' variance that its readers' loss costs, the mean over float outputs."""
+    """Of each variant the share of the outputs' mean square that its readers' loss costs, over float outputs.
+
+    NaN where there is none.
+    """
+    outputs = [v.name or "" for v in model.graph.outputs if v.dtype in FLOATS and v.producer() is not None]
+    if not outputs:
+        return [float("nan")] * len(variants)
     names = {reader.name for variant in variants for reader in variant}
     grams = context.collect(model, {name: layers[name].request("gram") for name in names}, samples)
     prefixes = [f"{number}/" for number in range(len(variants))]
@@ -119,32 +124,37 @@ def _output_drift(
     values = {value.name or "": value for node in family.graph for value in node.outputs}
     for prefix, variant in zip(prefixes, variants, strict=True):
         _share_prefix(prefix, {reader.name for reader in variant}, model, values)
-    outputs = [v.name or "" for v in model.graph.outputs if v.dtype in FLOATS and WHOLE + (v.name or "") in values]
-    requests = {WHOLE + name: Request(WHOLE + name, "profile") for name in outputs}
-    for prefix, name in itertools.product(prefixes, outputs):
-        requests[prefix + name] = Request(_difference(family, values[prefix + name], values[WHOLE + name]), "profile")
     inputs = [value.name or "" for value in model.graph.inputs if not value.is_initializer()]
+    requests: dict[str, Request] = {}
+    edit = Edit(family)
+    for name in outputs:
+        requests[WHOLE + name] = Request(_mean_square(values[WHOLE + name], edit), "mean")
+        for prefix in prefixes:
+            lost = _appended("Sub", [values[prefix + name], values[WHOLE + name]], edit)
+            requests[prefix + name] = Request(_mean_square(lost, edit), "mean")
     found = context.collect(part(family, inputs, [r.tensor for r in requests.values()]), requests, samples)
-    shares = ([_power(found[prefix + name]) / _variance(found[WHOLE + name]) for name in outputs
-               if prefix + name in found and _variance(found[WHOLE + name]) > 0] for prefix in prefixes)
+    shares = ([float(found[prefix + name][0] / found[WHOLE + name][0]) for name in outputs
+               if prefix + name in found and found[WHOLE + name][0] > 0] for prefix in prefixes)
     return [float(np.mean(each)) if each else float("nan") for each in shares]
 
 
-def _difference(model: ir.Model, value: ir.Value, other: ir.Value) -> str:
-    """The name of a new tensor: one less the other."""
-    node = ir.node("Sub", [value, other])
-    node.outputs[0].name = f"{value.name}/drift"
-    model.graph.append(node)
-    return node.outputs[0].name
+def _mean_square(value: ir.Value, edit: Edit) -> str:
+    """The name of a new (1, 1) tensor: the mean square of a value's finite elements, the others counted as 0."""
+    graph = edit.model.graph
+    floats = _appended("Cast", [value], edit, to=ir.DataType.FLOAT)
+    odd = _appended("Or", [_appended("IsInf", [floats], edit), _appended("IsNaN", [floats], edit)], edit)
+    finite = _appended("Where", [odd, edit.constant(graph, np.zeros((), np.float32), "zero"), floats], edit)
+    mean = _appended("ReduceMean", [_appended("Mul", [finite, finite], edit)], edit, keepdims=0)
+    mean.type = ir.TensorType(ir.DataType.FLOAT)
+    shape = edit.constant(graph, np.ones(2, np.int64), "one_by_one")
+    return _appended("Reshape", [mean, shape], edit).name or ""
 
 
-def _power(profile: NDArray[np.float64]) -> float:
-    return float(profile[:, 2].mean(0).sum())
-
-
-def _variance(profile: NDArray[np.float64]) -> float:
-    means = profile.mean(0)
-    return float((means[2] - np.square(means[0])).sum())
+def _appended(op_type: str, inputs: Sequence[ir.Value], edit: Edit, **attributes: int) -> ir.Value:
+    node = ir.node(op_type, inputs, attributes=attributes, name=edit.fresh(op_type))
+    node.outputs[0].name = edit.fresh(op_type)
+    edit.model.graph.append(node)
+    return node.outputs[0]
 
 
 def _variant(

@@ -125,7 +125,10 @@ def part(model: ir.Model, inputs: Sequence[str], outputs: Sequence[str]) -> ir.M
 
 
 def _renamed(model: ir.Model, prefix: str) -> ir.Model:
-    """A copy whose nodes, values and initializers carry a prefix; inputs keep their names, outputs are dropped."""
+    """A copy whose nodes, values and initializers carry a prefix; inputs keep their names, outputs are dropped.
+
+    Shapes of what nodes make are forgotten: one symbol may have another size in another model.
+    """
     copy = model.clone()
     graph = copy.graph
     graph.outputs.clear()
@@ -138,6 +141,7 @@ def _renamed(model: ir.Model, prefix: str) -> ir.Model:
         if node.name:
             node.name = f"{prefix}{node.name}"
         for value in node.outputs:
+            value.shape = None
             if value.name:
                 value.name = f"{prefix}{value.name}"
     return copy

@@ -18,13 +18,13 @@ def measured(model, solution, groups, scores, feeds=FEEDS, damp=1e-9):
 
 
 def lost_share(model, hidden, head, gone):
-    """Share of y's variance that a least-squares fit of y on the hidden units that stay, and 1, leaves."""
+    """Share of the mean square of y that a least-squares fit of y on the hidden units that stay, and 1, leaves."""
     x = np.concatenate([feeds["x"] for feeds in FEEDS])
     units = hidden(x.astype(np.float64))
     y = units @ head
     stays = np.concatenate([np.delete(units, gone, axis=1), np.ones((len(x), 1))], axis=1)
     rest = y - stays @ np.linalg.lstsq(stays, y, rcond=None)[0]
-    return np.square(rest).sum() / np.square(y - y.mean(0)).sum()
+    return np.square(rest).sum() / np.square(y).sum()
 
 
 def test_where_readers_are_the_outputs_losses_are_what_a_fit_leaves():
@@ -96,3 +96,52 @@ def test_the_model_stays_as_it_was():
     before = run_session(model).run(None, FEEDS[0])[0]
     measured(model, solution, groups, SCORES)
     np.testing.assert_array_equal(run_session(model).run(None, FEEDS[0])[0], before)
+
+
+def test_elements_that_are_not_finite_do_not_count():
+    model, solution, groups = solved(f"""
+        masked (float[N, 3] x) => (float[N, 2] y)
+        <float[3, 4] a = {literal(WEIGHT)}, float[4, 2] b = {literal(HEAD)}, float one = {{1}}, float zero = {{0}}>
+        {{
+            h = MatMul (x, a)
+            r = Relu (h)
+            k = MatMul (r, b)
+            low = Less (k, zero)
+            endless = Div (one, zero)
+            y = Where (low, endless, k)
+        }}
+        """)
+    (losses,) = measured(model, solution, groups, SCORES)
+    assert np.isfinite(losses).all()
+    assert losses[2] > 0
+
+
+def test_outputs_whose_sizes_vary_between_batches():
+    model, solution, groups = solved(f"""
+        lengths (float[N, T, 3] x) => (float[N, 2, T] y)
+        <float[3, 4] a = {literal(WEIGHT)}, float[4, 2] b = {literal(HEAD)}>
+        {{
+            h = MatMul (x, a)
+            r = Relu (h)
+            k = MatMul (r, b)
+            y = Transpose <perm = [0, 2, 1]> (k)
+        }}
+        """)
+    feeds = [{"x": np.random.default_rng(t).normal(size=(2, t, 3)).astype(np.float32)} for t in (5, 9)]
+    (losses,) = measured(model, solution, groups, SCORES, feeds)
+    assert 0 < losses[1] < losses[4]
+
+
+def test_without_float_outputs_drift_of_readers_decides():
+    model, solution, groups = solved(f"""
+        classes (float[N, 3] x) => (int64[N] y)
+        <float[3, 4] a = {literal(WEIGHT)}, float[4, 2] b = {literal(HEAD)}>
+        {{
+            h = MatMul (x, a)
+            r = Relu (h)
+            k = MatMul (r, b)
+            y = ArgMax <axis = 1, keepdims = 0> (k)
+        }}
+        """)
+    (losses,) = measured(model, solution, groups, SCORES)
+    assert losses.tolist() == pytest.approx([0, 0.1, 0.2, 0.3, 0.9])

@@ -109,3 +109,14 @@ def test_models_share_weights_and_inputs():
     assert both.graph.initializers["b/c"].const_value is second.graph.initializers["c"].const_value
     assert {name.split("/")[0] for name in both.graph.initializers} == {"a", "b"}
     assert len(first.graph) == 5
+
+
+def test_one_symbol_may_have_two_sizes():
+    """Both sides call their hidden units alike; sizes that were believed would share buffers that do not fit."""
+    whole, small = model(WHOLE_H), model([0, 2])
+    for side in (whole, small):
+        for name in ("h", "r"):
+            value(side, name).shape = ir.Shape(["N", "units"])
+    found = run(SideBySide(whole, small, KEPT).part(["x"], ["whole/r", "pruned/r"]), {"x": X})
+    assert found["whole/r"].shape == (5, 4)
+    assert found["pruned/r"].shape == (5, 2)
