@@ -60,6 +60,12 @@ class Column:
                 self._file.write(np.ascontiguousarray(part).tobytes())
             self._parts = self._parts[:1]
 
+    def close(self) -> None:
+        """Drop the file; rows that were drawn are copies and stay."""
+        self._rows = None
+        if self._file is not None:
+            self._file.close()
+
     def rows(self, index: Sequence[int] | NDArray[np.int64]) -> Array:
         """A copy of these rows."""
         if self._rows is None:
@@ -132,6 +138,11 @@ class Samples:
         if self._held > HELD_BYTES:
             for column in (*self._feeds.values(), *self._targets.values()):
                 column.spill(self._folder)
+
+    def close(self) -> None:
+        """Drop what is kept in files."""
+        for column in (*self._feeds.values(), *self._targets.values()):
+            column.close()
 
     def take(self, units: NDArray[np.int64], most: int) -> list[Example]:
         """These units, in examples of at most `most` rows; a batch that came whole stays whole."""

@@ -57,7 +57,7 @@ class Student:
 
     def learn(self, feeds: Mapping[str, Any]) -> dict[str, Tensor]:
         """Values by name, with gradients; statistics of normalizations move where they are trained."""
-        values: dict[str, Tensor] = self.trains.run(_laid_out(feeds))
+        values: dict[str, Tensor] = self.trains.run(_laid_out(feeds, self.runs.anchor.device))
         if self.statistics is not None:
             self.statistics.move(self.runs, values)
         return values
@@ -65,8 +65,9 @@ class Student:
     def values(self, feeds: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
         """Values by name as the graph will give them."""
         with torch.no_grad():
-            return {name: value.float().cpu().numpy() for name, value in self.runs.run(_laid_out(feeds)).items()
-                    if isinstance(value, torch.Tensor) and value.is_floating_point()}
+            values = self.runs.run(_laid_out(feeds, self.runs.anchor.device))
+        return {name: value.float().cpu().numpy() for name, value in values.items()
+                if isinstance(value, torch.Tensor) and value.is_floating_point()}
 
     def constrain(self) -> None:
         """After a step: masks hold, latents stay within their grid."""
@@ -122,9 +123,9 @@ class Student:
         return module
 
 
-def _laid_out(feeds: Mapping[str, Any]) -> dict[str, Any]:
-    """Images with their channels last in memory, which convolutions on CPUs are faster with."""
-    return {name: torch.from_numpy(array).contiguous(memory_format=torch.channels_last)
+def _laid_out(feeds: Mapping[str, Any], device: Any) -> dict[str, Any]:
+    """Images with their channels last in memory, which convolutions are faster with."""
+    return {name: torch.from_numpy(array).to(device).contiguous(memory_format=torch.channels_last)
             if array.ndim == 4 and array.dtype == np.float32 else array for name, array in feeds.items()}
 
 

@@ -84,6 +84,7 @@ def train(
         objective = _objective(student, teacher, recipe)
         ask = stack.enter_context(_teacher(teacher, objective, recipe, setting.runtime, device))
         samples = _collected(student, batches, ask, Path(folder))
+        stack.callback(samples.close)
         parts = split(samples, recipe.holdout, setting.seed)
         learner = Student(student, objective.student_names(), recipe, setting.originals)
         _prepare(learner, objective, samples, parts, device)
@@ -178,18 +179,17 @@ def _prepare(learner: Student, objective: Objective, samples: Samples, parts: Sp
     if Augment.of(objective.recipe):
         image_of(example)
     objective.project(values, targets)
-    _check_gradients(learner, objective, values, targets, example)
+    _check_gradients(learner, objective.student_names(), values)
 
 
-def _check_gradients(
-    learner: Student, objective: Objective, values: Mapping[str, Any], targets: Mapping[str, Any], example: Example
-) -> None:
-    loss = objective(values, targets, example.labels)
-    reached = loss.requires_grad and any(
-        g is not None for g in torch.autograd.grad(loss, learner.parameters(), allow_unused=True))
-    if not reached:
-        cuts = ", ".join(sorted({str(cut) for cut in learner.trains.provenance.cuts})[:3])
-        raise RefusedError("finetune", f"no weight is reached by a gradient{': it ends at ' + cuts if cuts else ''}",
+def _check_gradients(learner: Student, names: Sequence[str], values: Mapping[str, Any]) -> None:
+    """See that what is compared depends on some weight, at these rows."""
+    floats = [v for v in (values[name] for name in names) if v.requires_grad]
+    probe = sum((v * torch.randn_like(v)).sum() for v in floats)
+    found = torch.autograd.grad(probe, learner.parameters(), allow_unused=True) if floats else ()
+    if not any(g is not None and bool(g.any()) for g in found):
+        cuts = "; ".join(sorted({f"{cut.node}: {cut.reason}" for cut in learner.trains.provenance.cuts})[:3])
+        raise RefusedError("finetune", f"no weight is reached by a gradient{' (' + cuts + ')' if cuts else ''}",
                            "train a graph whose outputs follow from its weights by differentiable operations")
 
 
