@@ -41,6 +41,11 @@ class Objective(torch.nn.Module):  # type: ignore[misc]  # torch comes without t
                                f"the outputs are {', '.join(h.output for h in heads)}")
         self.weights = [given.get(h.output, 1.0) for h in heads]
         self.projections = torch.nn.ModuleDict()
+        self.variance: dict[str, float] = {}
+
+    def measure(self, teacher: Mapping[str, NDArray[Any]]) -> None:
+        """Take the variance of the teacher's values from examples: squared distances are relative to it."""
+        self.variance = {name: float(np.var(values, dtype=np.float64)) for name, values in teacher.items()}
 
     def student_names(self) -> list[str]:
         """Values of the student that the loss reads."""
@@ -93,11 +98,11 @@ class Objective(torch.nn.Module):  # type: ignore[misc]  # torch comes without t
         if kind == "auto":
             kind = {"classes": "kl", "binary": "binary", "values": "mse"}[head.kind]
         if kind in ("mse", "cosine"):
-            return losses.mse(own, theirs) if kind == "mse" else losses.cosine(own, theirs)
+            return self._mse(own, theirs, head.teacher) if kind == "mse" else losses.cosine(own, theirs)
         own, theirs = own.movedim(head.axis, -1), theirs.movedim(head.axis, -1)
         distance = getattr(losses, kind)(own, theirs, temperature)
         if self.recipe.logit_mse:
-            distance = distance + self.recipe.logit_mse * losses.mse(own, theirs)
+            distance = distance + self.recipe.logit_mse * self._mse(own, theirs, head.teacher)
         return distance
 
     def _against_labels(
@@ -126,7 +131,10 @@ class Objective(torch.nn.Module):  # type: ignore[misc]  # torch comes without t
         if str(index) in self.projections:
             axis = 1 if own.ndim in (2, 4, 5) else -1
             own = self.projections[str(index)](own.movedim(axis, -1)).movedim(-1, axis)
-        return losses.mse(own, theirs)
+        return self._mse(own, theirs, self.taps[index].teacher)
+
+    def _mse(self, own: Tensor, theirs: Tensor, name: str) -> Tensor:
+        return losses.mse(own, theirs, self.variance[name])
 
 
 def _without(value: Tensor, axis: int) -> list[int]:

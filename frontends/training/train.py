@@ -31,6 +31,8 @@ from .student import Student
 
 Runner = Callable[[Arrays], Arrays]
 Fed = tuple[Mapping[str, NDArray[Any]], NDArray[Any] | None]
+MEASURED = 1000
+"""Rows from which the variance of the teacher's values is taken."""
 QUANTIZERS = {"QuantizeLinear", "DequantizeLinear", "MatMulInteger", "ConvInteger", "QLinearConv", "QLinearMatMul"}
 
 
@@ -179,6 +181,7 @@ def _prepare(learner: Student, objective: Objective, samples: Samples, parts: Sp
     if Augment.of(objective.recipe):
         image_of(example)
     objective.project(values, targets)
+    objective.measure(samples.take(parts.train[:MEASURED], MEASURED)[0].targets)
     _check_gradients(learner, objective.student_names(), values)
 
 

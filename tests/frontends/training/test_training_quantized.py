@@ -1,0 +1,108 @@
+"""Quantized graphs train as they run: codes stay on their grid, start where the graph has them, ONNX Runtime agrees."""
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from onnx_opt.frontends.training.student import Student
+from onnx_opt.frontends.training.train import Recipe
+from training_models import agreement, batches, model_of, rows, trained, weights
+
+FLOAT = """
+<ir_version: 10, opset_import: ["" : 21]>
+float_net (float[n, 6] x) => (float[n, 4] y)
+<float[6, 16] w1, float[16] b1, float[16, 4] w2, float[4] b2>
+{
+    a = MatMul (x, w1)
+    h = Add (a, b1)
+    r = Relu (h)
+    c = MatMul (r, w2)
+    y = Add (c, b2)
+}
+"""
+BITS = {4: (ir.DataType.INT4, 7), 8: (ir.DataType.INT8, 127), 2: (ir.DataType.INT8, 1)}
+
+
+def quantized(model: ir.Model, bits: int, keep: float = 1.0) -> ir.Model:
+    """A copy whose matrices are integers of `bits` behind DequantizeLinear, one scale each; small ones become zero."""
+    copy = model.clone()
+    dtype, top = BITS[bits]
+    for node in [n for n in copy.graph if n.op_type == "MatMul"]:
+        name = node.inputs[1].name
+        array = weights(copy)[name]
+        scale = np.abs(array).max() / top
+        codes = np.clip(np.rint(array / scale), -top, top).astype(dtype.numpy())
+        made = {f"{name}_quantized": ir.Tensor(codes, dtype=dtype, name=f"{name}_quantized"),
+                f"{name}_scale": ir.tensor(np.float32(scale), name=f"{name}_scale")}
+        values = []
+        for key, tensor in made.items():
+            value = ir.Value(name=key, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
+            copy.graph.register_initializer(value)
+            values.append(value)
+        dequantize = ir.node("DequantizeLinear", values)
+        dequantize.outputs[0].name = f"{name}_back"
+        copy.graph.insert_before(node, dequantize)
+        node.replace_input_with(1, dequantize.outputs[0])
+        del copy.graph.initializers[name]
+    return copy
+
+
+@pytest.mark.parametrize("bits", [2, 4])
+@pytest.mark.parametrize("with_originals", [False, True])
+def test_codes_train_on_their_grid(bits, with_originals):
+    teacher = model_of(FLOAT)
+    student = quantized(teacher, bits)
+    before = agreement(student, teacher, rows(512, seed=9))
+    originals = weights(teacher) if with_originals else None
+    result = trained(student, teacher, batches(rows()), originals=originals, steps=150)
+    assert (result.stats["preset"], result.weights) == ("qad", 4)
+    after = weights(student)
+    assert after["w1_quantized"].dtype == BITS[bits][0].numpy()
+    assert np.abs(after["w1_quantized"].astype(int)).max() <= BITS[bits][1]
+    assert agreement(student, teacher, rows(512, seed=9)) > before
+
+
+def test_latents_start_in_the_cell_of_their_code():
+    teacher = model_of(FLOAT)
+    student = quantized(teacher, 4)
+    codes = student.graph.initializers["w1_quantized"]
+    moved = codes.const_value.numpy().astype(int)
+    moved[0, 0] += 1 if moved[0, 0] < 7 else -1
+    codes.const_value = ir.Tensor(moved.astype(ir.DataType.INT4.numpy()), dtype=ir.DataType.INT4, name=codes.name)
+    scale = float(weights(student)["w1_scale"])
+    learner = Student(student, ["y"], Recipe(), weights(teacher))
+    latent = learner.runs.w1_quantized.detach().numpy()
+    np.testing.assert_array_equal(np.rint(latent), moved)
+    elsewhere = np.ones(moved.shape, bool)
+    elsewhere[0, 0] = False
+    np.testing.assert_allclose(latent[elsewhere], (weights(teacher)["w1"] / scale)[elsewhere], atol=0.02)
+
+
+def test_qat_off_leaves_codes_alone():
+    teacher = model_of(FLOAT)
+    student = quantized(teacher, 2)
+    before = weights(student)
+    trained(student, teacher, batches(rows()), qat=False, steps=60)
+    after = weights(student)
+    np.testing.assert_array_equal(after["w1_quantized"], before["w1_quantized"])
+    assert not np.array_equal(after["b1"], before["b1"])
+
+
+def test_zeros_of_a_pruned_original_stay_zero_codes():
+    teacher = model_of(FLOAT)
+    sparse = {name: np.where(np.abs(w) < 0.4, 0, w) if w.ndim == 2 else w for name, w in weights(teacher).items()}
+    net = teacher.clone()
+    for name, value in net.graph.initializers.items():
+        value.const_value = ir.Tensor(sparse[name], name=name)
+    student = quantized(net, 8)
+    trained(student, teacher, batches(rows()), originals=sparse, steps=60)
+    assert not weights(student)["w1_quantized"][sparse["w1"] == 0].any()
+
+
+def test_scales_train_and_stay_positive():
+    teacher = model_of(FLOAT)
+    student = quantized(teacher, 2)
+    before = float(weights(student)["w1_scale"])
+    trained(student, teacher, batches(rows()), scales=True, steps=150)
+    after = float(weights(student)["w1_scale"])
+    assert after > 0
+    assert after != before
