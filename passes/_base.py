@@ -75,6 +75,8 @@ class Request:
     dilations: tuple[int, ...] = ()
     groups: int = 1
     target: str = ""
+    part: Literal["all", "even", "odd"] = "all"
+    """Of a regression: which micro-batches count, so that a fit to one half can be judged on the other."""
 
 
 class Context(Protocol):

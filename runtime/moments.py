@@ -28,8 +28,8 @@ class MomentObserver:
 
     `absmax` -> (C,) max|x|. `mean` -> (C,), or (groups, K) of patches. `gram` -> (groups, K + 1, K + 1): the mean of
     z z^T with z = [x, 1], so that its last column is the mean of x. `profile` -> (folds, 3, C): means of x, |x|, x^2.
-    `regression` -> (groups, K + 1, K + 1 + M / groups):
-    behind it the mean of z y^T, y being the target at the same places. All in float64.
+    `regression` -> (groups, K + 1, K + 1 + M / groups): behind it the mean of z y^T, y being the target at the same
+    places; of every second update where `part` is `even` or `odd`. All in float64.
     """
 
     def __init__(self, name: str, request: Mapping[str, Any]) -> None:
@@ -38,10 +38,12 @@ class MomentObserver:
         self.total: NDArray[np.float64] | None = None
         self.count = 0
         self.samples = 0
+        self.calls = 0
 
     def update(self, array: NDArray[Any], target: NDArray[Any] | None = None, *, samples: int | None = None) -> None:
         """Take a float array with samples on axis 0; for a regression its target too, channels on the same axis."""
-        if array.size == 0:
+        self.calls += 1
+        if array.size == 0 or self.request.get("part", "all") == ("even", "odd")[self.calls % 2]:
             return
         if not np.isfinite(array).all() or not (target is None or np.isfinite(target).all()):
             raise RefusedError(f"tensor '{self.name}'", "is NaN or infinite on the calibration data",

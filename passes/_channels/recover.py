@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 import onnx_ir as ir
@@ -19,6 +20,14 @@ from .._calibrated.layers import LARGEST_WIDTH, Linear, Rows, linear_layers
 from .._dims.surgery import Kept
 from .._edit import Edit
 from .side_by_side import SideBySide
+
+HALVES: tuple[Literal["even"], Literal["odd"]] = ("even", "odd")
+
+PULLS = (1.0, 10.0, 100.0, 1000.0, 1e6)
+"""Factors of the damping that are tried; the last leaves the weights as they are and fits the bias."""
+
+JUDGED_WIDTH = 2048
+"""Inputs of a layer up to which solving it for every pull is cheap."""
 
 
 @dataclass(frozen=True)
@@ -34,12 +43,14 @@ class Stage:
 
     def measured(
         self, joint: SideBySide, layers: Sequence[Linear], samples: int
-    ) -> dict[Linear, NDArray[np.float64]]:
-        """The moments that layers of the pruned model are fitted from, but for those that the data never reached."""
-        requests = {str(i): _request(layer, joint) for i, layer in enumerate(layers)}
-        model = joint.part(self.given, [name for r in requests.values() for name in (r.tensor, r.target)])
+    ) -> dict[Linear, list[NDArray[np.float64]]]:
+        """The moments of both halves of the data that layers are fitted from, but for what the data never reached."""
+        whole = [_request(layer, joint) for layer in layers]
+        requests = {f"{half} {i}": replace(r, part=half) for i, r in enumerate(whole) for half in HALVES}
+        model = joint.part(self.given, [name for r in whole for name in (r.tensor, r.target)])
         found = self.context.collect(model, requests, samples)
-        return {layers[int(key)]: moments for key, moments in found.items()}
+        halves = ([found[key] for half in HALVES if (key := f"{half} {i}") in found] for i in range(len(layers)))
+        return {layer: moments for layer, moments in zip(layers, halves, strict=True) if moments}
 
     def behind(self, joint: SideBySide, pending: Sequence[Linear], samples: int) -> Stage:
         """The stage from which only what depends on pending layers is left to run; this one where it cannot be kept."""
@@ -115,12 +126,33 @@ def _request(layer: Linear, joint: SideBySide) -> Request:
     return replace(layer.request("regression"), tensor=joint.name_of(layer.input), target=joint.target_of(layer.output))
 
 
-def _fit(layer: Linear, moments: NDArray[np.float64], damp: float, edit: Edit) -> None:
-    """Give a layer the weights that its moments (groups, K + 1, K + 1 + M / groups) ask for."""
-    rows, bias = solved(layer, moments[:, :, : layer.width + 1], moments[:, :, layer.width + 1 :], damp)
+def _fit(layer: Linear, halves: Sequence[NDArray[np.float64]], damp: float, edit: Edit) -> None:
+    """Give a layer the weights that the moments (groups, K + 1, K + 1 + M / groups) of the halves ask for."""
+    moments = np.mean(halves, axis=0)
+    pull = damp * (_best_pull(layer, halves, damp) if len(halves) > 1 and layer.width <= JUDGED_WIDTH else 1.0)
+    rows, bias = solved(layer, *_parts(layer, moments), pull)
     if np.isfinite(rows).all() and np.isfinite(bias).all():
         layer.set_rows(rows)
         layer.set_bias(bias, edit)
+
+
+def _best_pull(layer: Linear, halves: Sequence[NDArray[np.float64]], damp: float) -> float:
+    """The factor of `damp` with which a fit to one half of the data does best on the other."""
+    losses = [sum(_loss(solved(layer, *_parts(layer, one), damp * pull), *_parts(layer, other))
+                  for one, other in (halves, halves[::-1])) for pull in PULLS]
+    return PULLS[int(np.argmin(losses))]
+
+
+def _parts(layer: Linear, moments: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The Gram matrices and the products with the target."""
+    return moments[:, :, : layer.width + 1], moments[:, :, layer.width + 1 :]
+
+
+def _loss(fit: tuple[Rows, Rows], gram: NDArray[np.float64], cross: NDArray[np.float64]) -> float:
+    """E|y - W x - b|^2 less E|y|^2."""
+    both = np.concatenate([fit[0], fit[1][:, None]], axis=1).reshape(len(gram), -1, gram.shape[1])
+    loss = float(((both @ gram) * both).sum() - 2 * (both * cross.transpose(0, 2, 1)).sum())
+    return loss if np.isfinite(loss) else np.inf
 
 
 def solved(
