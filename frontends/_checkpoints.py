@@ -112,8 +112,10 @@ def _read_torch(path: Path) -> State:
         raise UsageError("torch", f"not installed, and {path.suffix or 'such'} files need it",
                          "pip install 'onnx-opt[torch]', or save the weights as .safetensors") from error
     from ._torch_capture import quiet
-    from ._torch_source import is_torchscript
+    from ._torch_source import head_of, is_torchscript
 
+    if head_of(path)[:1] not in (b"P", b"\x80"):
+        raise RefusedError(where, "is not a file of torch.save", "give a .safetensors, .pt or .pth file")
     if is_torchscript(path):
         raise RefusedError(where, "is a TorchScript file, not a state dict", "torch.save(module.state_dict(), …)")
     try:

@@ -50,6 +50,8 @@ def opened(folder: Path) -> Source:
     model.eval()
     model.config.use_cache = False
     kwargs, axes = _inputs(model, where)
+    if "use_cache" in inspect.signature(model.forward).parameters:
+        kwargs["use_cache"] = False
     return Source(where, names[0], model, (), kwargs, None, axes)
 
 

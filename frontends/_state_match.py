@@ -11,8 +11,8 @@ import onnx_ir as ir
 How = Literal["name", "name without prefix", "bias beside it", "node's name", "shape"]
 
 _CONTRACTIONS = {"MatMul", "Gemm", "Conv", "ConvTranspose", "LSTM", "GRU", "RNN", "Gather", "Einsum"}
-_VIEWS = {"Identity", "Cast", "Transpose", "Reshape", "Unsqueeze", "Squeeze"}
-_PARAMETER_NAMES = (".weight", ".bias", ".running_mean", ".running_var")
+_VIEWS = {"Identity", "Cast", "Transpose", "Reshape", "Unsqueeze", "Squeeze", "Slice", "Concat", "Split"}
+_PARAMETER_NAMES = ("weight", "bias", "running_mean", "running_var", "in_proj_weight", "in_proj_bias")
 
 
 @dataclass(eq=False)
@@ -37,7 +37,7 @@ class Target:
     @property
     def is_weight(self) -> bool:
         """Whether leaving it as it is would leave the network half old: it has a parameter's name or use."""
-        return self.name.endswith(_PARAMETER_NAMES) or (
+        return self.name.rpartition(".")[2].startswith(_PARAMETER_NAMES) or (
             len(self.shape) >= 2 and _meets(self.value, _CONTRACTIONS))
 
 
@@ -234,7 +234,8 @@ def _meets(value: ir.Value, ops: set[str]) -> bool:
         for node, _ in waiting.pop().uses():
             if node.op_type in ops:
                 return True
-            if node.op_type in _VIEWS and node.outputs[0] not in seen:
-                seen.add(node.outputs[0])
-                waiting.append(node.outputs[0])
+            if node.op_type in _VIEWS:
+                fresh = [output for output in node.outputs if output not in seen]
+                seen.update(fresh)
+                waiting += fresh
     return False

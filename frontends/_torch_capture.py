@@ -13,7 +13,7 @@ import torch
 import torch.fx.experimental._config as fx_config
 
 from .. import OnnxOptError, RefusedError
-from ._torch_errors import explained
+from ._torch_errors import explained, user_line
 
 _RECURRENT = {torch.ops.aten.lstm.input: 2, torch.ops.aten.gru.input: 1}
 """Ops whose own kernel walks the sequence step by step, which would fix its length; the number of hidden states."""
@@ -114,17 +114,21 @@ def _shapes_only(states: int) -> Any:
     return kernel
 
 
-def refuse_training(program: Any, where: str) -> None:
-    """Refuse a program that was captured in training mode: that cannot be undone in its graph."""
+def refuse_training(program: Any, where: str, ours: bool) -> None:
+    """Refuse a program with layers in training mode, which its graph cannot undo. `ours`: captured here, in evaluation
+    mode, so that it is forward which does not ask for the mode."""
     for node in program.graph.nodes:
         packet = str(getattr(node.target, "overloadpacket", ""))
         arguments = {**node.kwargs, **{a.name: v for a, v in zip(_schema(node), node.args, strict=False)}}
         drops = "dropout" in packet and (arguments.get("train") or arguments.get("training"))
         learns = "batch_norm" in packet and bool(arguments.get("training"))
-        if drops or learns:
-            raise RefusedError(
-                where, f"was captured in training mode ({packet} at node '{node.name}' is in training mode)",
-                "call module.eval(), then torch.export.export and save again")
+        if not (drops or learns):
+            continue
+        if ours:
+            raise RefusedError(where, f"{packet} trains in evaluation mode too"
+                               f"{user_line(node.meta.get('stack_trace'))}", "pass training=self.training there")
+        raise RefusedError(where, f"was captured in training mode ({packet})",
+                           "call module.eval(), then torch.export.export and torch.export.save again")
 
 
 def _schema(node: Any) -> Sequence[Any]:

@@ -50,12 +50,16 @@ def _place(chain: list[BaseException]) -> str:
                     continue
                 if frame.line and not _calls_the_exporter(frame.line):
                     return f" at {frame.filename}:{frame.lineno}: {frame.line.strip()}"
-    for error in chain:
-        match = re.search(r'File "([^"]+)", line (\d+)', str(error))
-        if match:
-            line = linecache.getline(match[1], int(match[2])).strip()
-            return f" at {match[1]}:{match[2]}" + (f": {line}" if line else "")
-    return ""
+    return next((place for error in chain if (place := user_line(str(error)))), "")
+
+
+def user_line(text: str | None) -> str:
+    """` at file:line: code`, from a traceback in text."""
+    match = re.search(r'File "([^"]+)", line (\d+)', text or "")
+    if match is None:
+        return ""
+    line = linecache.getline(match[1], int(match[2])).strip()
+    return f" at {match[1]}:{match[2]}" + (f": {line}" if line else "")
 
 
 def _calls_the_exporter(line: str) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import onnx_ir as ir
 from onnx import helper
@@ -42,26 +43,22 @@ def _without_parameters(node: ir.Node) -> bool | None:
 
 def _drop_traces(model: ir.Model) -> None:
     """Stack traces name local files and outweigh the graph."""
+    holders: list[Any] = [model]
     for graph in model.graphs():
-        holders = [*graph.inputs, *graph.initializers.values()]
+        holders += [graph, *graph.inputs, *graph.initializers.values()]
         for node in graph:
-            holders += [node, *node.outputs]  # type: ignore[list-item]
+            holders += [node, *node.outputs]
             node.doc_string = None
-        for holder in holders:
-            for key in [key for key in holder.metadata_props if key.startswith(_TRACES)]:
-                del holder.metadata_props[key]
-    for key in [key for key in model.metadata_props if key.startswith(_TRACES)]:
-        del model.metadata_props[key]
+    for holder in holders:
+        for key in [key for key in holder.metadata_props if key.startswith(_TRACES) or key == "namespace"]:
+            del holder.metadata_props[key]
 
 
 def name_values(values: Sequence[ir.Value], names: Sequence[str], graph: ir.Graph, option: str) -> None:
     """Rename inputs or outputs, the first ones first; another value of that name gets out of the way.
 
-    Errors: UsageError for too many or repeated names.
+    Errors: UsageError for repeated names.
     """
-    if len(names) > len(values):
-        raise UsageError(option, f"{len(names)} names for {len(values)}: {', '.join(v.name or '' for v in values)}",
-                         "give one name each, in this order")
     final = [*names, *(value.name or "" for value in values[len(names):])]
     repeated = sorted({name for name in final if final.count(name) > 1 or not name})
     if repeated:

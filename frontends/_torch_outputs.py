@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from onnx_ir.tensor_adapters import TorchTensor
 from torch.utils import _pytree as pytree
 
+from .. import RefusedError
+
 Arrays = dict[str, NDArray[Any]]
 
 _DEFAULTS = {"float16": (1e-2, 1e-2), "bfloat16": (5e-2, 5e-2)}
@@ -88,6 +90,15 @@ def output_names(outputs: Any) -> list[str]:
             name += "_"
         names.append(name)
     return names
+
+
+def refuse_numbers(outputs: Any, where: str) -> None:
+    """ONNX outputs are tensors. Errors: RefusedError for a number or a text among them."""
+    for path, leaf in pytree.tree_flatten_with_path(outputs)[0]:
+        if leaf is not None and not isinstance(leaf, torch.Tensor):
+            place = f"outputs{pytree.keystr(path)}"
+            raise RefusedError(where, f"forward returns {type(leaf).__name__} {leaf!r:.40} (at {place})",
+                               "return tensors only: leave it out, or torch.tensor(…)")
 
 
 def _key(step: Any) -> Any:

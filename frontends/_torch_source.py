@@ -134,7 +134,7 @@ def _weights_only() -> Iterator[None]:
 
 def refuse_other_files(path: Path) -> None:
     """Refuse a file that is not an exported program, for what it is."""
-    where, head = str(path), path.open("rb").read(8)
+    where, head = str(path), head_of(path)
     if path.suffix == ".onnx":
         raise RefusedError(where, "is an ONNX model already", f"onnx-opt {path.name}")
     if path.suffix == ".safetensors":
@@ -193,3 +193,9 @@ def is_torchscript(path: Path) -> bool:
     with zipfile.ZipFile(path) as archive:
         names = archive.namelist()
     return any(name.partition("/")[2] == "constants.pkl" or "/code/__torch__" in name for name in names)
+
+
+def head_of(path: Path) -> bytes:
+    """The first bytes of a file."""
+    with path.open("rb") as file:
+        return file.read(8)

@@ -85,7 +85,7 @@ def export_torch(
 ) -> Exported:
     """`from_torch` without running ONNX Runtime: the model and, with `cases`, what torch gives to compare with."""
     require_torch()
-    from . import _torch_capture, _torch_graph, _torch_source
+    from . import _torch_capture, _torch_graph, _torch_outputs, _torch_source
 
     _check_options(opset, dynamic_shapes, dynamic_axes)
     source = _torch_source.opened(model, args, kwargs, where)
@@ -95,8 +95,10 @@ def export_torch(
         if trained:
             result.warnings.append("the module is in training mode: exported in evaluation mode, as after .eval()")
         outputs = _torch_source.called(source)
+        _torch_outputs.refuse_numbers(outputs, source.where)
+        _check_names(source, outputs, input_names or (), output_names or ())
         program, axes = _captured(source, input_names or (), output_names or (), dynamic_shapes, dynamic_axes)
-        _torch_capture.refuse_training(program, source.where)
+        _torch_capture.refuse_training(program, source.where, source.program is None)
         result.model = _torch_capture.onnx_program(program, opset, source.where).model
         inputs = [value.name or "" for value in result.model.graph.inputs]
         _torch_graph.tidy(result.model)
@@ -121,6 +123,19 @@ def _check_options(opset: int, dynamic_shapes: Any, dynamic_axes: Any) -> None:
                          f"choose {min(max(opset, OPSETS[0]), OPSETS[-1])}; the default is 21")
     if dynamic_shapes is not None and dynamic_axes is not None:
         raise UsageError("dynamic_axes", "given together with dynamic_shapes", "keep dynamic_shapes")
+
+
+def _check_names(source: Any, outputs: Any, input_names: Sequence[str], output_names: Sequence[str]) -> None:
+    """What can be said of names before the work begins."""
+    from . import _torch_inputs
+
+    for option, names, values in (("input_names", input_names, (source.args, source.kwargs)),
+                                  ("output_names", output_names, (outputs,))):
+        count = len(_torch_inputs.tensors_in(*values))
+        if len(names) > count:
+            raise UsageError(option, f"{len(names)} names for {count} tensors", "give one name each, in order")
+    for name in (name for name in output_names if name in input_names):
+        raise UsageError("output_names", f"'{name}' is the name of an input", "give it another name")
 
 
 def _captured(

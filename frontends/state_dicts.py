@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,8 @@ from .. import RefusedError
 from ._checkpoints import State, read_state
 from ._state_match import Match, Plan, planned, targets_of
 
-MOST = 20
-"""Entries that an error lists."""
+MOST = 8
+"""Names that an error lists for each reason."""
 
 
 @dataclass
@@ -42,10 +42,14 @@ class Loaded:
             if names]
         return ", ".join(parts)
 
-    def lines(self) -> list[str]:
-        """Everything that found no partner, with the reason."""
-        return [*(f"unused: {name}: {reason}" for name, reason in self.unused.items()),
-                *(f"kept: {name}: {reason}" for name, reason in self.kept.items())]
+    def lines(self, most: int | None = None) -> list[str]:
+        """Everything that found no partner, by reason; at most `most` names for each."""
+        found = []
+        for word, names in (("unused", self.unused), ("kept", self.kept)):
+            for reason in dict.fromkeys(names.values()):
+                same = [name for name, why in names.items() if why == reason]
+                found.append(f"{word}, {reason}: {_listed(same, most)}")
+        return found
 
     def as_dict(self) -> dict[str, Any]:
         """The JSON form."""
@@ -115,8 +119,6 @@ def _find_tied(loaded: Loaded, plan: Plan, weights: State) -> None:
 
 
 def _incomplete(loaded: Loaded, where: str, quantized: bool) -> RefusedError:
-    lines = loaded.lines()
-    shown = "; ".join(lines[:MOST]) + (f"; and {len(lines) - MOST} more" if len(lines) > MOST else "")
     count = len(loaded.loaded)
     if quantized:
         fix = "put the weights onto the float graph, then quantize it again"
@@ -124,7 +126,7 @@ def _incomplete(loaded: Loaded, where: str, quantized: bool) -> RefusedError:
         fix = "give the state dict of the model that was exported"
     else:
         fix = f"--partial loads the {count} that fit; or export again with these weights"
-    return RefusedError(where, f"does not fit the graph: {loaded.summary()}: {shown}", fix)
+    return RefusedError(where, f"does not fit the graph: {loaded.summary()}: {'; '.join(loaded.lines(MOST))}", fix)
 
 
 def _fitted(source: ir.TensorProtocol, match: Match) -> ir.TensorProtocol:
@@ -145,6 +147,11 @@ def _fitted(source: ir.TensorProtocol, match: Match) -> ir.TensorProtocol:
     return ir.LazyTensor(computed, target.dtype, shape=ir.Shape(target.shape.numpy()), name=match.target.name)
 
 
+def _listed(names: Sequence[str], most: int | None) -> str:
+    more = len(names) - most if most is not None else 0
+    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
+
+
 def load_into_module(module: Any, state: str | Path | Mapping[str, Any], partial: bool = False) -> list[str]:
     """A state dict into a torch module; what did not fit, in words, where `partial` lets it pass.
 
@@ -158,14 +165,16 @@ def load_into_module(module: Any, state: str | Path | Mapping[str, Any], partial
     where = "state dict" if isinstance(state, Mapping) else str(state)
     wanted = module.state_dict()
     entries = _without_prefix(read_state(state), wanted)
-    problems = [f"unused: {name}" for name in entries if name not in wanted]
-    problems += [f"missing: {name}" for name in wanted if name not in entries]
+    unused = [name for name in entries if name not in wanted]
+    missing = [name for name in wanted if name not in entries]
+    lists = {"unused": unused, "missing": missing}
+    problems = [f"{word}: {_listed(names, MOST)}" for word, names in lists.items() if names]
     shapes = {name: tuple(entries[name].shape.numpy()) for name in entries if name in wanted}
     wrong = [name for name, shape in shapes.items() if shape != tuple(wanted[name].shape)]
     problems += [f"{name}: shape {list(shapes[name])}, not {list(wanted[name].shape)}" for name in wrong]
     if problems and not partial:
-        shown = "; ".join(problems[:MOST]) + (f"; and {len(problems) - MOST} more" if len(problems) > MOST else "")
-        raise RefusedError(where, f"does not fit the module: {shown}", "give the module's own state dict, or --partial")
+        raise RefusedError(where, f"does not fit the module: {'; '.join(problems[:MOST])}",
+                           "give the module's own state dict, or --partial")
     with torch.no_grad():
         for name in shapes:
             if name not in wrong:

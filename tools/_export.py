@@ -125,7 +125,10 @@ def _called(text: str) -> tuple[Any, Any, dict[str, Any]]:
         raise UsageError(error.where, error.problem, f"name a function; let it {RETURNS}") from error
     if hasattr(function, "forward") or inspect.isclass(function):
         kind = "a class" if inspect.isclass(function) else "a module"
-        raise RefusedError(text, f"is {kind}, not a function", f"write a function for it; let it {RETURNS}")
+        raise RefusedError(text, f"is {kind}, not a function", f"write a function; let it {RETURNS}")
+    if any(p.default is p.empty and p.kind != p.VAR_POSITIONAL and p.kind != p.VAR_KEYWORD
+           for p in inspect.signature(function).parameters.values()):
+        raise RefusedError(text, "takes arguments, and is called without any", f"wrap it; let the wrapper {RETURNS}")
     try:
         returned = function()
     except OnnxOptError:
@@ -144,7 +147,11 @@ def _called(text: str) -> tuple[Any, Any, dict[str, Any]]:
     if hasattr(returned, "graph_signature"):
         return returned, None, {}
     kind = type(returned).__name__
-    if isinstance(returned, tuple):
+    if hasattr(returned, "forward"):
+        kind = "only a module"
+    elif isinstance(returned, Mapping):
+        kind = "a dict: weights have no graph"
+    elif isinstance(returned, tuple):
         kind = "a tuple of " + ", ".join(type(item).__name__ for item in returned)
     raise RefusedError(text, f"returned {kind}", f"{RETURNS}, args being example inputs")
 

@@ -46,7 +46,8 @@ def command(source: str | None, out: Path, onto: Path | None, hf: Path | None, f
 
     sources = [item for item in (source, hf, onto) if item is not None]
     if len(sources) != 1:
-        raise UsageError("export", f"{len(sources)} sources", "give one: file.py:callable, a .pt2, a folder, or --onto")
+        found = f"{len(sources)} sources" if sources else "no source"
+        raise UsageError("export", found, "give one: file.py:callable, a .pt2, a folder, or --onto")
     check_output(out, None if onto is None else onto)
     if out.exists() and not force:
         raise UsageError(str(out), "exists", "pass --force to overwrite it, or choose another name")
