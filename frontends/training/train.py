@@ -84,7 +84,7 @@ def train(
         torch.manual_seed(setting.seed)
         device = _device(recipe)
         objective = _objective(student, teacher, recipe)
-        ask = stack.enter_context(_teacher(teacher, objective, recipe, setting.runtime, device))
+        ask = stack.enter_context(_teacher(student, teacher, objective, recipe, setting.runtime, device))
         samples = _collected(student, batches, ask, Path(folder))
         stack.callback(samples.close)
         parts = split(samples, recipe.holdout, setting.seed)
@@ -120,23 +120,34 @@ def _objective(student: ir.Model, teacher: ir.Model, recipe: Recipe) -> Objectiv
 
 @contextlib.contextmanager
 def _teacher(
-    teacher: ir.Model, objective: Objective, recipe: Recipe, runtime: Runtime, device: str
+    student: ir.Model, teacher: ir.Model, objective: Objective, recipe: Recipe, runtime: Runtime, device: str
 ) -> Iterator[Callable[[Arrays], dict[str, Any]]]:
     """What the teacher says of feeds: by ONNX Runtime, or by torch where that is faster or asked for."""
-    names = objective.teacher_names()
+    names, renamed = objective.teacher_names(), _renamed(student, teacher)
     if recipe.teacher == "torch" or (recipe.teacher == "auto" and device != "cpu"):
         outputs = {value.name for value in teacher.graph.outputs}
         module = to_torch(teacher, train=False, taps=[n for n in names if n not in outputs], qat="off").to(device)
 
         def by_torch(feeds: Arrays) -> dict[str, Any]:
             with torch.no_grad():
-                values = module.run(feeds)
+                values = module.run(renamed(feeds))
             return {name: values[name] for name in names}
 
         yield by_torch
         return
     with runtime.runner(teacher, names) as run:
-        yield lambda feeds: {name: value for name, value in run(feeds).items() if name in names}
+        yield lambda feeds: {name: value for name, value in run(renamed(feeds)).items() if name in names}
+
+
+def _renamed(student: ir.Model, teacher: ir.Model) -> Callable[[Arrays], Arrays]:
+    """The student's feeds under the teacher's names. Errors: RefusedError where they take different inputs."""
+    own, theirs = ([v.name or "" for v in m.graph.inputs if v.const_value is None] for m in (student, teacher))
+    if set(own) == set(theirs):
+        return lambda feeds: feeds
+    if len(own) == len(theirs) == 1:
+        return lambda feeds: {theirs[0]: feeds[own[0]]}
+    raise RefusedError("finetune, teacher", f"takes {', '.join(theirs)}; the student {', '.join(own)}",
+                       "rename the inputs: both must be fed the same data")
 
 
 def _collected(

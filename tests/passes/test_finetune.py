@@ -1,0 +1,84 @@
+"""The pass alone: it asks the context, hands over its options, and changes nothing where it cannot train."""
+
+import dataclasses
+
+import onnx.parser
+import onnx_ir as ir
+import pytest
+from onnx_opt import UsageError
+from onnx_opt.passes._base import Declined, NullContext, PassOutcome, Trains
+from onnx_opt.passes._pipeline import parse
+from onnx_opt.passes.finetune import Finetune
+
+LINEAR = """
+<ir_version: 10, opset_import: ["" : 21]>
+linear (float[n, 2] x) => (float[n, 2] y)
+<float[2, 2] w = {3, -1, 2, 4}>
+{ y = MatMul (x, w) }
+"""
+
+
+class Trainer(NullContext):
+    """A context that notes what it is asked."""
+
+    def __init__(self, data: bool = True) -> None:
+        super().__init__()
+        self.data = data
+        self.recipes = []
+
+    def has_data(self) -> bool:
+        return self.data
+
+    def train(self, model, recipe):
+        self.recipes.append(recipe)
+        return PassOutcome(1, {"steps": 3})
+
+
+def model() -> ir.Model:
+    return ir.from_proto(onnx.parser.parse_model(LINEAR))
+
+
+def test_a_context_without_training_is_told_apart():
+    assert isinstance(Trainer(), Trains)
+    assert not isinstance(NullContext(), Trains)
+
+
+@pytest.mark.parametrize(("context", "reason"), [
+    (NullContext(), "this run does not train models"), (Trainer(data=False), "no data to train on"),
+])
+def test_nothing_changes_where_it_cannot_train(context, reason):
+    one = model()
+    before = ir.to_proto(one).SerializeToString(deterministic=True)
+    assert Finetune().run(one, context) == PassOutcome(declined=[Declined("linear", reason)])
+    assert ir.to_proto(one).SerializeToString(deterministic=True) == before
+
+
+def test_missing_data_is_said():
+    context = Trainer(data=False)
+    Finetune().run(model(), context)
+    assert context.warnings == ["finetune: nothing to train on: give --data, labels are not needed"]
+
+
+def test_options_reach_the_trainer_as_plain_values():
+    context = Trainer()
+    outcome = Finetune(steps=7, features=("h",)).run(model(), context)
+    assert outcome == PassOutcome(1, {"steps": 3})
+    assert context.recipes == [dataclasses.asdict(Finetune(steps=7, features=("h",)))]
+
+
+def test_options_are_those_of_the_recipe():
+    recipe = pytest.importorskip("onnx_opt.frontends.training.recipe").Recipe
+    own = {f.name: f.default for f in dataclasses.fields(Finetune)}
+    assert own == {f.name: f.default for f in dataclasses.fields(recipe)}
+
+
+def test_nothing_to_learn_from():
+    with pytest.raises(UsageError, match="nothing to learn from"):
+        Finetune(labels=0.0, distill=False)
+
+
+@pytest.mark.parametrize("text", [
+    "finetune", "finetune(qad, minutes=2.0)", "finetune(student, steps=10, features=[a, \"b=c\"], flip=true)",
+])
+def test_text_round_trips(text):
+    assert str(parse(text)) == text
