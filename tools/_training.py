@@ -32,10 +32,12 @@ class TrainingContext(DifferentiatingContext):
     """Adds `passes._base.Trains` to a run: torch is loaded when training is first asked for.
 
     `teacher`: the model that says what is right. `resume`: where the state of training is kept.
+    `floats`: what the last quantization of the run started from.
     """
 
     teacher: ir.Model | None = None
     resume: Path | None = None
+    floats: ir.Model | None = None
 
     def train(self, model: ir.Model, recipe: Mapping[str, Any]) -> PassOutcome:
         """Train on the calibration feeds. Errors: UsageError without data or without torch."""
@@ -52,9 +54,14 @@ class TrainingContext(DifferentiatingContext):
         declined = [Declined(model.graph.name or "graph", result.reason)] if result.reason else []
         return PassOutcome(result.weights, result.stats, declined)
 
+    def remember_float(self, model: ir.Model) -> None:
+        """Kept beyond the pass that says it: latents of later passes start from these weights."""
+        super().remember_float(model)
+        self.floats = self.float_form
+
     def _originals(self) -> dict[str, NDArray[Any]] | None:
         """Float weights by name, from before they were quantized in this run."""
-        return None if self.float_form is None else float_constants(self.float_form)
+        return None if self.floats is None else float_constants(self.floats)
 
 
 class Sessions:
