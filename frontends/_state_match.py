@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -190,11 +191,17 @@ def _linear_names(
     for user, _ in node.outputs[0].uses():
         names += [(f"{biases[value].removesuffix('.bias')}.weight", "bias beside it")
                   for value in user.inputs if user.op_type == "Add" and value is not None and value in biases]
-    scope = ".".join((node.name or "").strip("/").split("/")[:-1])
-    if scope:
+    for scope in _scopes(node):
         same = [name for name in entries if name == f"{scope}.weight" or name.endswith(f".{scope}.weight")]
         names += [(same[0], "node's name")] if len(same) == 1 else []
     return [(name, how) for name, how in names if name in entries]
+
+
+def _scopes(node: ir.Node) -> list[str]:
+    """The module that a node came from, as the older exporter writes it in names and the newer one in notes."""
+    noted = re.findall(r"'([^',]*)'", node.metadata_props.get("pkg.torch.onnx.name_scopes", ""))
+    named = ".".join((node.name or "").strip("/").split("/")[:-1])
+    return [scope for scope in (named, *noted[-2:-1]) if scope]
 
 
 def _by_shape(

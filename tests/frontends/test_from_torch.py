@@ -1,7 +1,10 @@
 """torch to ONNX: names, dims, values against torch; and what is refused, in which words."""
 
+import pickle
 import re
 import warnings
+import zipfile
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -324,6 +327,20 @@ def test_an_exported_program_from_a_file(files):
 def test_files_that_hold_no_graph_are_named(files, name, words):
     with pytest.raises(RefusedError, match=words):
         from_torch(files / name)
+
+
+def test_pickles_inside_a_program_are_not_executed(files, tmp_path):
+    class Malicious:
+        def __reduce__(self):
+            return (Path.touch, (tmp_path / "executed",))
+
+    with zipfile.ZipFile(files / "program.pt2") as source, zipfile.ZipFile(tmp_path / "m.pt2", "w") as target:
+        for name in source.namelist():
+            inputs = name.endswith("sample_inputs/model.pt")
+            target.writestr(name, pickle.dumps(Malicious()) if inputs else source.read(name))
+    with pytest.raises(RefusedError, match="Weights only load failed"):
+        from_torch(tmp_path / "m.pt2")
+    assert not (tmp_path / "executed").exists()
 
 
 def test_a_saved_export_runs_and_agrees(cnn, tmp_path):

@@ -93,6 +93,16 @@ def test_nameless_weights_by_bias_by_node_and_by_shape_are_transposed():
     assert sorted(how for *_, how, _ in loaded.loaded) == ["bias beside it", "name", "node's name", "shape"]
 
 
+def test_the_newer_exporter_notes_the_module_of_a_node():
+    model = graph(NAMELESS)
+    scopes = "['', 'enc.0', 'enc.0.{}', 'linear']"
+    model.graph.node(2).metadata_props["pkg.torch.onnx.name_scopes"] = scopes.format("k")
+    entries = state(enc__0__k__weight=[[7, 8], [9, 0]], enc__0__q__bias=[5, 6], enc__0__q__weight=[[1, 2], [3, 4]],
+                    head__weight=[[1, 2], [3, 4], [5, 6]])
+    load_state_dict(model, entries)
+    assert (values(model)["w0"], values(model)["w1"]) == ([[1, 3], [2, 4]], [[7, 9], [8, 0]])
+
+
 def test_a_weight_takes_the_type_of_the_graph():
     model = graph(NAMED)
     load_state_dict(model, {"a.weight": np.array(WEIGHT, np.float64), "a.bias": np.array(BIAS, np.float16)})
