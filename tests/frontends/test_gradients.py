@@ -6,7 +6,6 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-
 from onnx_opt import UsageError
 from onnx_opt.frontends.gradients import loss_gradients
 

@@ -7,7 +7,6 @@ import onnx
 import onnx_ir as ir
 import onnxruntime
 import pytest
-
 from onnx_opt.passes._base import NullContext
 from onnx_opt.passes._channels.constants import constant_readers
 from onnx_opt.passes._normalize import normalize
