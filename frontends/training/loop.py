@@ -48,7 +48,10 @@ class Account:
 
 @dataclass
 class Job:
-    """What is trained, on what, and who says how it goes on."""
+    """What is trained, on what, and who says how it goes on.
+
+    `drop`: an input of which half the elements, drawn anew for each step, are the teacher's.
+    """
 
     student: Student
     objective: Objective
@@ -61,6 +64,7 @@ class Job:
     tell: Tell
     checkpoint: Checkpoint | None = None
     device: str = "cpu"
+    drop: str = ""
 
 
 class Loop:
@@ -140,6 +144,9 @@ class Loop:
         if self.augment:
             example, partner = self.augment(example, random)
             targets = self.job.teacher(example.feeds)
+        if self.job.drop:
+            own, name = example.feeds[self.job.drop], self.job.drop
+            example = Example({name: np.where(random.random(own.shape) < 0.5, targets[name], own)}, example.labels)
         with self._precision():
             values = self.job.student.learn(example.feeds)
         loss = self.job.objective(values, self._tensors(targets), example.labels, partner)

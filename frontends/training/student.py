@@ -47,6 +47,7 @@ class Student:
             self.trains = self._module(self.statistics.model, [*self._taps, *self.statistics.moved])
             share_parameters(self.runs, self.trains)
             self.statistics.freeze(self.runs)
+        self._bounds = _neighbours(self.runs) if recipe.preset == "block" else {}
         if not any(p.requires_grad for p in self.runs.parameters()):
             raise RefusedError("finetune", "the graph has no weights that train",
                                "train before weights are folded away; include and exclude say which")
@@ -70,8 +71,11 @@ class Student:
                 if isinstance(value, torch.Tensor) and value.is_floating_point()}
 
     def constrain(self) -> None:
-        """After a step: masks hold, latents stay within their grid."""
+        """After a step: masks hold, latents stay within their grid, and where blocks are trained beside their start."""
         self.runs.constrain()
+        with torch.no_grad():
+            for name, (low, high) in self._bounds.items():
+                self.runs.get_parameter(name).clamp_(low, high)
 
     def state(self) -> State:
         """A copy of the parameters."""
@@ -134,6 +138,17 @@ def share_parameters(to: TrainableModule, source: TrainableModule) -> None:
     theirs = {source.origins[name].name: parameter for name, parameter in source.named_parameters()}
     for name, origin in to.origins.items():
         to.register_parameter(name, theirs[origin.name])
+
+
+def _neighbours(module: TrainableModule) -> dict[str, tuple[Tensor, Tensor]]:
+    """The codes below and above each latent."""
+    bounds = {}
+    for name, origin in module.origins.items():
+        if origin.latent is not None and origin.latent.step:
+            step, base = origin.latent.step, origin.latent.low
+            low = torch.floor((module.get_parameter(name).detach() - base) / step) * step + base
+            bounds[name] = (low, low + step)
+    return bounds
 
 
 def _start_inside(module: TrainableModule, coded: TrainableModule) -> None:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from ... import CheckError, RefusedError, UsageError
 from ..trainable import to_torch
 from .augment import Augment, image_of
+from .blocks import reconstruct
 from .checkpoint import Checkpoint
 from .data import Arrays, Example, Samples, Split, split
 from .distributed import Team, team
@@ -93,12 +94,19 @@ def train(
         checkpoint = None if setting.folder is None else Checkpoint(
             setting.folder, dict(learner.runs.named_parameters()), recipe, setting.seed,
             f"{samples.rows} rows in {samples.units} units, {us.size} processes")
-        loop = Loop(Job(learner, objective, samples, parts, recipe, ask, us, setting.seed, setting.tell, checkpoint,
-                        device))
-        account = loop.run()
-        result = _outcome(learner, student, account, objective, samples, parts, setting.runtime, us)
-    result.stats |= _figures(account, loop, samples, parts, recipe)
-    result.stats["seconds"] = round(time.monotonic() - began, 1)
+        judge = Judge(objective, samples, parts, setting.runtime, us)
+        if recipe.preset == "block":
+            trained = student.clone()
+            figures = reconstruct(trained, teacher, samples, parts, recipe, setting, us, Path(folder), device)
+            result = judge.adopted(student, trained)
+        else:
+            loop = Loop(Job(learner, objective, samples, parts, recipe, ask, us, setting.seed, setting.tell, checkpoint,
+                            device))
+            account = loop.run()
+            result = _outcome(learner, student, account, judge)
+            figures = _figures(account, loop, recipe)
+    result.stats |= {"preset": recipe.preset, "rows": samples.rows, "held_out": len(parts.held), **figures,
+                     "seconds": round(time.monotonic() - began, 1)}
     return result
 
 
@@ -207,50 +215,71 @@ def _check_gradients(learner: Student, names: Sequence[str], values: Mapping[str
                            "train a graph whose outputs follow from its weights by differentiable operations")
 
 
-def _outcome(
-    learner: Student, student: ir.Model, account: Account, objective: Objective, samples: Samples, parts: Split,
-    runtime: Runtime, us: Team,
-) -> Trained:
+def _outcome(learner: Student, student: ir.Model, account: Account, judge: Judge) -> Trained:
     """Keep the best state if ONNX Runtime agrees that it is better than what was given."""
-    result = Trained()
+    warnings = []
     if account.trouble.startswith("the "):  # not finite
         if account.best_step == 0:
             raise CheckError("finetune", account.trouble, "lower the rate, or clip, or clean those rows of the data")
-        result.warnings.append(f"{account.trouble}: stopped, and the state of step {account.best_step} is kept")
+        warnings.append(f"{account.trouble}: stopped, and the state of step {account.best_step} is kept")
     if account.best_step == 0:
-        result.reason = "training made nothing better on the rows held out"
-        return result
+        return Trained(reason="training made nothing better on the rows held out", warnings=warnings)
     trained = student.clone()
     learner.put(account.state, trained)
-    before, after = (
-        _by_runtime(model, objective, samples, parts, runtime) if us.leads else Score(0.0, 0.0)
-        for model in (student, trained))
-    numbers = us.of_leader(before.value, before.closeness, after.value, after.closeness)
-    before, after = Score(*numbers[:2]), Score(*numbers[2:])
-    result.stats |= {"before": before.value, "after": after.value}
-    if not after.finite or after < before:
-        result.reason = f"run by ONNX Runtime it got no better on the rows held out ({before.value:.4f} before, " \
-                        f"{after.value:.4f} after)"
-        return result
-    learner.put(account.state, student)
-    result.weights = len(learner.parameters())
+    result = judge.adopted(student, trained, write=lambda: learner.put(account.state, student))
+    if result.weights:
+        result.weights = len(learner.parameters())
+    result.warnings += warnings
     return result
 
 
-def _by_runtime(model: ir.Model, objective: Objective, samples: Samples, parts: Split, runtime: Runtime) -> Score:
-    scorer = Scorer(objective.heads, objective.recipe.watch)
-    with runtime.runner(model, objective.student_names()) as run:
-        for example in samples.take(parts.held, 64):
-            scorer.add(run(example.feeds), example.targets, example.labels)
-    return scorer.score()
+@dataclass(frozen=True)
+class Judge:
+    """Says by ONNX Runtime, on the rows held out, whether a trained model is better than what was given."""
+
+    objective: Objective
+    samples: Samples
+    parts: Split
+    runtime: Runtime
+    team: Team
+
+    def adopted(self, student: ir.Model, trained: ir.Model, write: Callable[[], None] | None = None) -> Trained:
+        """Give `student` the weights of `trained` (by `write`, else its initializers) unless that is worse."""
+        scores = [self._score(model) if self.team.leads else Score(0.0, 0.0) for model in (student, trained)]
+        numbers = self.team.of_leader(*(n for score in scores for n in (score.value, score.closeness)))
+        before, after = Score(*numbers[:2]), Score(*numbers[2:])
+        result = Trained(stats={"before": before.value, "after": after.value})
+        if not after.finite or after <= before:
+            result.reason = "run by ONNX Runtime it got no better on the rows held out " \
+                            f"({before.value:.4f} before, {after.value:.4f} after)"
+            return result
+        result.weights = max(_replaced(student, trained, write is None), 1)
+        if write is not None:
+            write()
+        return result
+
+    def _score(self, model: ir.Model) -> Score:
+        scorer = Scorer(self.objective.heads, self.objective.recipe.watch)
+        with self.runtime.runner(model, self.objective.student_names()) as run:
+            for example in self.samples.take(self.parts.held, 64):
+                scorer.add(run(example.feeds), example.targets, example.labels)
+        return scorer.score()
 
 
-def _figures(
-    account: Account, loop: Loop, samples: Samples, parts: Split, recipe: Recipe
-) -> dict[str, int | float | str]:
+def _replaced(student: ir.Model, trained: ir.Model, write: bool) -> int:
+    """How many initializers differ; where `write`, they are replaced."""
+    count = 0
+    for name, value in trained.graph.initializers.items():
+        mine = student.graph.initializers[name]
+        if mine.const_value is not value.const_value:
+            count += 1
+            mine.const_value = value.const_value if write else mine.const_value
+    return count
+
+
+def _figures(account: Account, loop: Loop, recipe: Recipe) -> dict[str, int | float | str]:
     return {
-        "preset": recipe.preset, "rows": samples.rows, "held_out": len(parts.held), "batch": loop.batch,
-        "rate": recipe.rate, "steps": account.steps, "best_step": account.best_step,
+        "batch": loop.batch, "rate": recipe.rate, "steps": account.steps, "best_step": account.best_step,
         "epochs": round(account.steps / loop.order.steps, 2),
         **({"loss_first": account.losses[0], "loss_last": account.losses[-1]} if account.losses else {}),
         "scores": " ".join(f"{score:.4f}" for score in account.scores),

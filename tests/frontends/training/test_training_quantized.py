@@ -1,8 +1,11 @@
 """Quantized graphs train as they run: codes stay on their grid, start where the graph has them, ONNX Runtime agrees."""
 
+import textwrap
+
 import numpy as np
 import onnx_ir as ir
 import pytest
+from onnx_opt.frontends.training.blocks import Block, find_blocks, separators
 from onnx_opt.frontends.training.student import Student
 from onnx_opt.frontends.training.train import Recipe
 from training_models import agreement, batches, model_of, rows, trained, weights
@@ -63,7 +66,7 @@ def test_codes_train_on_their_grid(bits, with_originals):
 
 def test_latents_start_in_the_cell_of_their_code():
     teacher = model_of(FLOAT)
-    student = quantized(teacher, 4)
+    student = quantized(teacher, 2)
     codes = student.graph.initializers["w1_quantized"]
     moved = codes.const_value.numpy().astype(int)
     moved[0, 0] += 1 if moved[0, 0] < 7 else -1
@@ -106,3 +109,35 @@ def test_scales_train_and_stay_positive():
     after = float(weights(student)["w1_scale"])
     assert after > 0
     assert after != before
+
+
+def test_blocks_learn_their_rounding_one_after_another():
+    teacher = model_of(FLOAT)
+    student = quantized(teacher, 2)
+    codes = weights(student)["w1_quantized"].astype(int)
+    before = agreement(student, teacher, rows(512, seed=9))
+    result = trained(student, teacher, batches(rows()), originals=weights(teacher), preset="block", steps=150,
+                     watch="loss")
+    assert result.stats["blocks"] == 2
+    assert result.stats["better_blocks"] >= 1
+    assert result.stats["after"] >= result.stats["before"]
+    moved = np.abs(weights(student)["w1_quantized"].astype(int) - codes)
+    assert moved.max() <= 1
+    assert agreement(student, teacher, rows(512, seed=9)) >= before
+
+
+def test_separators_are_what_everything_passes_through():
+    text = """
+    <ir_version: 10, opset_import: ["" : 21]>
+    joined (float[n, 4] x) => (float[n, 4] y) <float[4, 4] u, float[4, 4] v>
+    {
+        a = MatMul (x, u)
+        b = Relu (a)
+        c = MatMul (b, v)
+        d = Add (b, c)
+        y = Relu (d)
+    }
+    """
+    model = model_of(textwrap.dedent(text))
+    assert separators(model) == ["x", "a", "b", "d", "y"]
+    assert list(find_blocks(model, model)) == [Block("x", "a"), Block("a", "d")]

@@ -1,0 +1,154 @@
+"""Block reconstruction: the weights between two values that everything passes through learn to make the second one.
+
+Source: AdaRound (arXiv:2004.10568): a weight's code is one of the two beside the float; BRECQ (arXiv:2102.05426): block
+by block, from what the compressed blocks before give; QDrop (arXiv:2203.05740): half of a block's input, drawn anew for
+each step, is the teacher's. Codes round straight through here, in place of AdaRound's relaxation.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from ... import RefusedError
+from .data import Example, Samples, Split
+from .distributed import Team
+from .heads import Head
+from .loop import Job, Loop, Tell
+from .objective import Objective
+from .recipe import Recipe
+from .student import Student
+
+MOST_ROWS = 1024
+"""Rows that a block learns from."""
+CHUNK = 64
+
+
+@dataclass(frozen=True)
+class Block:
+    """A part of a graph between two values."""
+
+    start: str
+    end: str
+
+
+def reconstruct(
+    student: ir.Model, teacher: ir.Model, samples: Samples, parts: Split, recipe: Recipe, setting: Any, team: Team,
+    folder: Path, device: str,
+) -> dict[str, int | float | str]:
+    """Train `student` block after block, in place; figures for the report.
+
+    Errors: RefusedError where no values are in both graphs that everything passes through.
+    """
+    blocks = list(find_blocks(student, teacher))
+    if not blocks:
+        raise RefusedError("finetune.preset", "block finds no part of the graph between values that both models have",
+                           "use preset=qad or recover")
+    better = 0
+    recipe = dataclasses.replace(recipe, logit_mse=0.0, labels=0.0, features=(), output_weights=(), watch="loss",
+                                 flip=False, shift=0, mixup=0.0, loss="mse", accumulate=1, distill=True)
+    for index, block in enumerate(blocks):
+        units = np.concatenate([parts.train[:MOST_ROWS], parts.held])
+        fed = _around(student, teacher, block, samples, units, setting, folder)
+        held = np.arange(fed.units)[len(parts.train[:MOST_ROWS]) :]
+        split = Split(np.arange(len(parts.train[:MOST_ROWS])), held)
+        better += _fit(student, block, fed, split, recipe, setting, team, device,
+                       _telling(setting.tell, index, len(blocks), block))
+        fed.close()
+    return {"blocks": len(blocks), "better_blocks": better}
+
+
+def find_blocks(student: ir.Model, teacher: ir.Model) -> Iterator[Block]:
+    """Parts of the student in order, each with weights, between values that both graphs have and that separate them."""
+    known = {value.name for node in teacher.graph for value in node.outputs} | {v.name for v in teacher.graph.inputs}
+    names = [name for name in separators(student) if name in known]
+    start = names[0] if names else ""
+    for end in names[1:]:
+        if _has_weights(student, start, end):
+            yield Block(start, end)
+            start = end
+
+
+def separators(model: ir.Model) -> list[str]:
+    """Values through which all that depends on the inputs passes, in order: the input first if it is alone."""
+    place = {inner: index for index, node in enumerate(model.graph) for inner in _with_bodies(node)}
+    outputs = set(model.graph.outputs)
+    made = {value for value in model.graph.inputs if value.const_value is None}
+    found = [value.name or "" for value in made] if len(made) == 1 else []
+    for index, node in enumerate(model.graph):
+        if not any(value in made for inner in _with_bodies(node) for value in inner.inputs):
+            continue
+        made.update(node.outputs)
+        made = {v for v in made if v in outputs or any(place[user] > index for user, _ in v.uses())}
+        only = next(iter(made)) if len(made) == 1 else None
+        if only is not None and only in node.outputs and only.dtype == ir.DataType.FLOAT:
+            found.append(only.name or "")
+    return found
+
+
+def _with_bodies(node: ir.Node) -> list[ir.Node]:
+    """A node and those of its bodies and branches."""
+    found = [node]
+    for attribute in node.attributes.values():
+        if attribute.type == ir.AttributeType.GRAPH:
+            found += ir.traversal.RecursiveGraphIterator(attribute.as_graph())
+    return found
+
+
+def _segment(model: ir.Model, block: Block) -> ir.Model:
+    """A copy of the part, as a model of its own."""
+    graph = ir.convenience.extract(model.graph, [block.start], [block.end])
+    return ir.Model(graph, ir_version=model.ir_version or 10, functions=list(model.functions.values()))
+
+
+def _has_weights(model: ir.Model, start: str, end: str) -> bool:
+    part = ir.convenience.extract(model.graph, [start], [end])
+    return any(value.const_value is not None and value.const_value.size > 1 and len(value.const_value.shape) > 1
+               for value in part.initializers.values())
+
+
+def _around(
+    student: ir.Model, teacher: ir.Model, block: Block, samples: Samples, units: Any, setting: Any, folder: Path
+) -> Samples:
+    """What the student gives before a block, beside what the teacher gives there and behind it."""
+    made = Samples(samples.ragged, folder)
+    with setting.runtime.runner(student, [block.start]) as own, setting.runtime.runner(
+            teacher, [block.start, block.end]) as theirs:
+        for example in samples.take(units, CHUNK):
+            fed, right = own(example.feeds) | example.feeds, theirs(example.feeds) | example.feeds
+            targets = {name: right[name] for name in (block.start, block.end)}
+            made.add(Example({block.start: fed[block.start]}, None, targets))
+    return made
+
+
+def _fit(
+    student: ir.Model, block: Block, fed: Samples, split: Split, recipe: Recipe, setting: Any, team: Team,
+    device: str, tell: Tell,
+) -> bool:
+    """Train one block and put it back if it got better."""
+    part = _segment(student, block)
+    objective = Objective([Head(block.end, block.end, block.end, "values")], (), recipe, labelled=False)
+    objective.measure({block.end: fed.take(split.train, MOST_ROWS)[0].targets[block.end]})
+    try:
+        learner = Student(part, [block.end], recipe, setting.originals)
+    except RefusedError:
+        return False  # its weights are all excluded
+    learner.to(device)
+    job = Job(learner, objective, fed, split, recipe, lambda feeds: {}, team, setting.seed, tell, None, device)
+    account = Loop(dataclasses.replace(job, drop=block.start)).run()
+    if account.best_step == 0:
+        return False
+    learner.put(account.state, part)
+    for name, value in part.graph.initializers.items():
+        student.graph.initializers[name].const_value = value.const_value
+    return True
+
+
+def _telling(tell: Tell, index: int, count: int, block: Block) -> Tell:
+    return lambda progress, words: tell((index + progress) / count, f"block {index + 1} of {count}, {words}")
