@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import onnx_ir as ir
 
 from .. import UsageError
 from ._base import Context, Declined, Effect, Option, Pass, PassOutcome, Trains
+from .prune import Prune
 
 
 @dataclass(frozen=True)
@@ -28,10 +29,13 @@ class Finetune(Pass):
 
     Stats: `preset`; `rows`, `held_out`, `batch` (samples); `rate`; `steps`, `best_step`, `epochs`; `loss_first`,
     `loss_last` (mean between checks); `scores` (held out, at each check, by torch); `before`, `after` (the same by
-    ONNX Runtime); `stopped` (why before its budget); `seconds`.
+    ONNX Runtime); `stopped` (why before its budget); `seconds`; `sparsity` (schedule). Of block: `blocks`,
+    `better_blocks`.
 
     Source: Hinton et al. 2015 (arXiv:1503.02531); DIST: Huang et al. 2022 (arXiv:2205.10536); DKD: Zhao et al. 2022
-    (arXiv:2203.08679); attention: Zagoruyko and Komodakis 2017 (arXiv:1612.03928).
+    (arXiv:2203.08679); attention: Zagoruyko and Komodakis 2017 (arXiv:1612.03928); block: Nagel et al. 2020
+    (arXiv:2004.10568), Li et al. 2021 (arXiv:2102.05426), Wei et al. 2022 (arXiv:2203.05740); schedule: Zhu and Gupta
+    2017 (arXiv:1710.01878).
     """
 
     name: ClassVar[str] = "finetune"
@@ -84,12 +88,15 @@ class Finetune(Pass):
     teacher: Literal["auto", "onnxruntime", "torch"] = Option(
         "auto", "What runs the teacher; auto: ONNX Runtime, and torch on a GPU.")
     threads: int = Option(0, "Threads of torch; 0: its default.", low=0)
+    schedule: tuple[str, ...] = Option(
+        (), "Sparsities to prune to before each of as many rounds, which share the budget, e.g. [0.5, 0.8, 0.9].")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.labels == 0 and not self.distill and not self.features:
             raise UsageError("finetune.distill", "false leaves nothing to learn from with labels=0",
                              "leave one of them out")
+        self._sparsities()
 
     def run(self, model: ir.Model, context: Context) -> PassOutcome:
         where = model.graph.name or "graph"
@@ -98,4 +105,33 @@ class Finetune(Pass):
         if not context.has_data():
             context.warn("finetune", "nothing to train on: give --data, labels are not needed")
             return PassOutcome(declined=[Declined(where, "no data to train on")])
-        return context.train(model, dataclasses.asdict(self))
+        recipe = dataclasses.asdict(self)
+        del recipe["schedule"]
+        if not self.schedule:
+            return context.train(model, recipe)
+        return self._rounds(model, context, recipe)
+
+    def _rounds(self, model: ir.Model, context: Context, recipe: dict[str, Any]) -> PassOutcome:
+        """Prune a little, train, prune more: what is left of the last round's account, with all that was declined."""
+        assert isinstance(context, Trains)
+        rounds = len(self.schedule)
+        recipe |= {"steps": -(-self.steps // rounds), "epochs": self.epochs / rounds, "minutes": self.minutes / rounds}
+        outcome, declined, changed = PassOutcome(), [], 0
+        for sparsity in self._sparsities():
+            pruned = Prune(sparsity=sparsity, allocation="lamp").run(model, context)
+            outcome = context.train(model, recipe)
+            outcome.stats |= {"sparsity": pruned.stats["sparsity"]}
+            declined += outcome.declined
+            changed = max(changed, pruned.changed, outcome.changed)
+        return PassOutcome(changed, outcome.stats, declined)
+
+    def _sparsities(self) -> list[float]:
+        """The schedule as numbers. Errors: UsageError unless they rise, from 0 to 0.99."""
+        try:
+            found = [float(text) for text in self.schedule]
+        except ValueError:
+            found = [-1.0]
+        if any(not 0 <= s <= 0.99 for s in found) or found != sorted(found):
+            raise UsageError("finetune.schedule", f"[{', '.join(self.schedule)}] are not rising fractions up to 0.99",
+                             "write for example schedule=[0.5, 0.8, 0.9]")
+        return found

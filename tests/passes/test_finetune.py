@@ -63,18 +63,38 @@ def test_options_reach_the_trainer_as_plain_values():
     context = Trainer()
     outcome = Finetune(steps=7, features=("h",)).run(model(), context)
     assert outcome == PassOutcome(1, {"steps": 3})
-    assert context.recipes == [dataclasses.asdict(Finetune(steps=7, features=("h",)))]
+    (recipe,) = context.recipes
+    assert recipe | {"schedule": ()} == dataclasses.asdict(Finetune(steps=7, features=("h",)))
 
 
 def test_options_are_those_of_the_recipe():
     recipe = pytest.importorskip("onnx_opt.frontends.training.recipe").Recipe
-    own = {f.name: f.default for f in dataclasses.fields(Finetune)}
+    own = {f.name: f.default for f in dataclasses.fields(Finetune) if f.name != "schedule"}
     assert own == {f.name: f.default for f in dataclasses.fields(recipe)}
 
 
 def test_nothing_to_learn_from():
     with pytest.raises(UsageError, match="nothing to learn from"):
         Finetune(labels=0.0, distill=False)
+
+
+def test_a_schedule_prunes_before_each_round():
+    seen = []
+
+    class Watching(Trainer):
+        def train(self, model, recipe):
+            seen.append((recipe["steps"], model.graph.initializers["w"].const_value.numpy().ravel().tolist()))
+            return super().train(model, recipe)
+
+    outcome = Finetune(steps=9, schedule=("0.25", "0.5")).run(model(), Watching())
+    assert seen == [(5, [3, 0, 2, 4]), (5, [3, 0, 0, 4])]
+    assert (outcome.changed, outcome.stats) == (1, {"steps": 3, "sparsity": 0.5})
+
+
+@pytest.mark.parametrize("schedule", [("0.5", "0.2"), ("1",), ("much",), ("-0.1",), ("nan",)])
+def test_a_schedule_rises_to_less_than_all(schedule):
+    with pytest.raises(UsageError, match="not rising fractions"):
+        Finetune(schedule=schedule)
 
 
 @pytest.mark.parametrize("text", [
