@@ -77,7 +77,8 @@ class Finetune(Pass):
     checks: int = Option(10, "How often to judge.", low=1, high=10000)
     patience: int = Option(0, "Stop after so many checks without a better one; 0: never.", low=0)
     watch: Literal["auto", "agreement", "labels", "loss"] = Option(
-        "auto", "What is better: agreement with the teacher (auto), right labels, or a smaller distance.")
+        "auto", "What is better: agreement with the teacher, right labels, or a smaller distance (scored below 0); auto: "
+        "agreement, but the distance where under 200 samples are held out.")
     statistics: Literal["auto", "fixed", "batch"] = Option(
         "auto", "BatchNormalization by the graph's statistics, or by the batch's; auto: batch for student only.")
     qat: bool = Option(True, "Train quantized weights, rounded as they run; false: leave them.")
@@ -88,6 +89,9 @@ class Finetune(Pass):
     teacher: Literal["auto", "onnxruntime", "torch"] = Option(
         "auto", "What runs the teacher; auto: ONNX Runtime, and torch on a GPU.")
     threads: int = Option(0, "Threads of torch; 0: its default.", low=0)
+    synthesize: int = Option(
+        0, "Samples to make up from statistics of BatchNormalization where there are no data (weak).",
+        low=0, high=100_000)
     schedule: tuple[str, ...] = Option(
         (), "Sparsities to prune to before each of as many rounds, which share the budget, e.g. [0.5, 0.8, 0.9].")
 
@@ -102,7 +106,7 @@ class Finetune(Pass):
         where = model.graph.name or "graph"
         if not isinstance(context, Trains):
             return PassOutcome(declined=[Declined(where, "this run does not train models")])
-        if not context.has_data():
+        if not context.has_data() and not self.synthesize:
             context.warn("finetune", "nothing to train on: give --data, labels are not needed")
             return PassOutcome(declined=[Declined(where, "no data to train on")])
         recipe = dataclasses.asdict(self)

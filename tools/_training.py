@@ -41,11 +41,12 @@ class TrainingContext(DifferentiatingContext):
 
     def train(self, model: ir.Model, recipe: Mapping[str, Any]) -> PassOutcome:
         """Train on the calibration feeds. Errors: UsageError without data or without torch."""
-        if self.feeds is None or self.teacher is None:
+        chosen = int(recipe.get("synthesize", 0))
+        if self.teacher is None or (self.feeds is None and not chosen):
             raise UsageError("finetune", "no data to train on", "pass --data (command line) or data= (Python)")
         from ..frontends.training import Recipe, Setting, train
 
-        batches = ((batch.feeds, batch.labels) for batch in self.feeds)
+        batches = self._made_up(chosen) if self.feeds is None else ((b.feeds, b.labels) for b in self.feeds)
         with telling("finetune", self._progress) as tell:
             setting = Setting(Sessions(self.worker, self._threads), self.seed, self._originals(), self.resume, tell)
             result = train(model, self.teacher, batches, Recipe.of(recipe), setting)
@@ -53,6 +54,15 @@ class TrainingContext(DifferentiatingContext):
             self.warn("finetune", warning)
         declined = [Declined(model.graph.name or "graph", result.reason)] if result.reason else []
         return PassOutcome(result.weights, result.stats, declined)
+
+    def _made_up(self, rows: int) -> Iterator[tuple[Arrays, None]]:
+        """Inputs from the teacher's own statistics, where there are no data."""
+        from ..frontends.training.synthesize import synthesize
+
+        assert self.teacher is not None
+        self.warn("finetune", "trained on made-up inputs, which is weak: a few hundred real ones do better (--data)")
+        for feeds in synthesize(self.teacher, rows, self.seed):
+            yield feeds, None
 
     def remember_float(self, model: ir.Model) -> None:
         """Kept beyond the pass that says it: latents of later passes start from these weights."""

@@ -63,6 +63,7 @@ class Recipe:
     device: str = "auto"
     teacher: str = "auto"
     threads: int = 0
+    synthesize: int = 0
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Recipe:

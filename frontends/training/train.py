@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -34,6 +35,8 @@ Runner = Callable[[Arrays], Arrays]
 Fed = tuple[Mapping[str, NDArray[Any]], NDArray[Any] | None]
 MEASURED = 1000
 """Rows from which the variance of the teacher's values is taken."""
+FEW_ROWS = 200
+"""Held out: below, the distance from the teacher says more than how often first choices agree."""
 QUANTIZERS = {"QuantizeLinear", "DequantizeLinear", "MatMulInteger", "ConvInteger", "QLinearConv", "QLinearMatMul"}
 
 
@@ -89,6 +92,7 @@ def train(
         samples = _collected(student, batches, ask, Path(folder))
         stack.callback(samples.close)
         parts = split(samples, recipe.holdout, setting.seed)
+        recipe = objective.recipe = _watching(recipe, samples, parts)
         learner = Student(student, objective.student_names(), recipe, setting.originals)
         _prepare(learner, objective, samples, parts, device)
         checkpoint = None if setting.folder is None else Checkpoint(
@@ -124,6 +128,14 @@ def _objective(student: ir.Model, teacher: ir.Model, recipe: Recipe) -> Objectiv
                 raise UsageError("finetune.features", f"the {whose} has no value '{name}'",
                                  "name a value of both graphs, or student_value=teacher_value")
     return Objective(heads, taps, recipe, labelled=recipe.labels > 0)
+
+
+def _watching(recipe: Recipe, samples: Samples, parts: Split) -> Recipe:
+    """With it decided what counts as better: of few rows, counts of agreement say too little."""
+    if recipe.watch != "auto":
+        return recipe
+    few = samples.rows_in(parts.held) < FEW_ROWS
+    return dataclasses.replace(recipe, watch="loss" if few else "agreement")
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ import pytest
 import torch
 from onnx_opt import CheckError, RefusedError, UsageError
 from onnx_opt.frontends.training import loop as loop_module
+from onnx_opt.frontends.training.synthesize import synthesize
 from training_models import (
     CNN,
     MLP,
@@ -14,6 +15,7 @@ from training_models import (
     ROUNDED,
     SOFTMAX,
     VALUES,
+    Local,
     agreement,
     batches,
     model_of,
@@ -192,6 +194,27 @@ def test_a_budget_of_time_ends_it():
     teacher = model_of(MLP)
     result = trained(pruned(teacher, 0.5), teacher, batches(rows()), steps=0, minutes=0.02)
     assert 1.0 < result.stats["seconds"] < 10
+
+
+def test_inputs_made_up_from_statistics():
+    teacher = model_of(CNN)
+    data = rows(512, (1, 6, 6)) * 0.5 + 1
+    with_data = model_of(CNN, seed=7)
+    trained(with_data, teacher, batches(data), preset="student", steps=60)  # its statistics are those of the data
+    made = synthesize(with_data, 64, 0)
+    assert [batch["x"].shape for batch in made] == [(64, 1, 6, 6)]
+    taps = Local().runner(with_data, ["c"])
+    with taps as run:
+        real, own, noise = (run({"x": x})["c"].mean((0, 2, 3)) for x in (data, made[0]["x"], rows(64, (1, 6, 6))))
+    assert np.abs(own - real).mean() < 0.5 * np.abs(noise - real).mean()
+
+
+@pytest.mark.parametrize(("text", "message"), [
+    (MLP, "no BatchNormalization"), (CNN.replace("1, 6, 6] x", "1, h, w] x"), "axes are known"),
+])
+def test_what_inputs_cannot_be_made_up_for(text, message):
+    with pytest.raises(RefusedError, match=message):
+        synthesize(model_of(text), 64, 0)
 
 
 # bad input: a clear error, and the student as it was
