@@ -77,8 +77,8 @@ class Finetune(Pass):
     checks: int = Option(10, "How often to judge.", low=1, high=10000)
     patience: int = Option(0, "Stop after so many checks without a better one; 0: never.", low=0)
     watch: Literal["auto", "agreement", "labels", "loss"] = Option(
-        "auto", "What is better: agreement with the teacher, right labels, or a smaller distance (scored below 0); auto: "
-        "agreement, but the distance where under 200 samples are held out.")
+        "auto", "What is better: agreement with the teacher, right labels, or a smaller distance (scored below 0). "
+        "auto: agreement, but the distance where under 200 samples are held out.")
     statistics: Literal["auto", "fixed", "batch"] = Option(
         "auto", "BatchNormalization by the graph's statistics, or by the batch's; auto: batch for student only.")
     qat: bool = Option(True, "Train quantized weights, rounded as they run; false: leave them.")

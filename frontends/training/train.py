@@ -109,7 +109,7 @@ def train(
             account = loop.run()
             result = _outcome(learner, student, account, judge)
             figures = _figures(account, loop, recipe)
-    result.stats |= {"preset": recipe.preset, "rows": samples.rows, "held_out": len(parts.held), **figures,
+    result.stats |= {"preset": recipe.preset, "rows": samples.rows, "held_out": samples.rows_in(parts.held), **figures,
                      "seconds": round(time.monotonic() - began, 1)}
     return result
 
