@@ -145,6 +145,8 @@ def _fit(
     if account.best_step == 0:
         return False
     learner.put(account.state, part)
+    if not set(part.graph.initializers) <= set(student.graph.initializers):
+        return False  # a weight of the block is a setting elsewhere
     for name, value in part.graph.initializers.items():
         student.graph.initializers[name].const_value = value.const_value
     return True

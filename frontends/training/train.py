@@ -282,8 +282,8 @@ def _replaced(student: ir.Model, trained: ir.Model, write: bool) -> int:
     """How many initializers differ; where `write`, they are replaced."""
     count = 0
     for name, value in trained.graph.initializers.items():
-        mine = student.graph.initializers[name]
-        if mine.const_value is not value.const_value:
+        mine = student.graph.initializers.get(name)  # a setting that shared a weight gets a tensor of its own
+        if mine is not None and mine.const_value is not value.const_value:
             count += 1
             mine.const_value = value.const_value if write else mine.const_value
     return count

@@ -307,3 +307,15 @@ def test_tied_weights_stay_tied():
     assert trained(student, teacher, batches(rows())).weights == 4
     assert len([n for n in student.graph if n.op_type == "MatMul" and n.inputs[1].name == "w1"]) == 2
     assert isinstance(student.graph.initializers["w1"].const_value, ir.TensorProtocol)
+
+
+@pytest.mark.parametrize("preset", ["recover", "block"])
+def test_a_weight_that_is_a_setting_elsewhere(preset):
+    text = CNN.replace("(c, scale, shift, mean, var)", "(c, scale, var, mean, var)")
+    teacher = model_of(text)
+    student = pruned(teacher, 0.6)
+    variance = weights(student)["var"]
+    result = trained(student, teacher, batches(rows(128, (1, 6, 6))), preset=preset, steps=40, watch="loss")
+    assert result.weights > 0 or preset == "block"
+    node = next(n for n in student.graph if n.op_type == "BatchNormalization")
+    np.testing.assert_array_equal(node.inputs[4].const_value.numpy(), variance)
