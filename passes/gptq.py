@@ -5,15 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import onnx_ir as ir
-
-from ._base import Context, Effect, Option, Pass, PassOutcome
+from ._base import Effect
 from ._calibrated.layers import Rows
-from ._calibrated.rounding import Clip, Solution, compensated, damped, round_layers, scales_for
+from ._calibrated.rounding import Solution, compensated, damped
+from ._calibrated.rounding_pass import RoundingPass
 
 
 @dataclass(frozen=True)
-class Gptq(Pass):
+class Gptq(RoundingPass):
     """Round weights column by column, each column's error compensated by the columns after it.
 
     Effect: lossy. Touches Conv, Gemm and MatMul with constant float32 weights. Minimises each layer's squared output
@@ -34,17 +33,6 @@ class Gptq(Pass):
     name: ClassVar[str] = "gptq"
     effect: ClassVar[Effect] = "lossy"
 
-    bits: int = Option(8, "Bits of a weight, as quant will store it.", low=2, high=8)
-    samples: int = Option(64, "Calibration samples to use at most.", low=1, high=10_000_000)
-    damp: float = Option(0.01, "Share of the Gram matrix's mean diagonal added to its diagonal.", low=1e-6, high=1.0)
-    clip: Clip = Option("auto", "Search each channel's range for the least error; auto: where bits <= 4.")
-    include: tuple[str, ...] = Option((), "Only layers whose node, weight or output name matches a pattern.")
-    exclude: tuple[str, ...] = Option((), "Leave out layers whose node, weight or output name matches a pattern.")
-
-    def run(self, model: ir.Model, context: Context) -> PassOutcome:
-        def solve(rows: Rows, bias: Rows, gram: Rows) -> Solution:
-            scales = scales_for(rows, gram, self.bits, self.clip)
-            codes, shifted = compensated(rows, bias, damped(gram, self.damp), scales, self.bits)
-            return Solution(codes, scales, shifted)
-
-        return round_layers(model, context, self.bits, self.samples, self.include, self.exclude, solve)
+    def solve(self, rows: Rows, bias: Rows, gram: Rows, scales: Rows) -> Solution:
+        codes, shifted = compensated(rows, bias, damped(gram, self.damp), scales, self.bits)
+        return Solution(codes, scales, shifted)

@@ -9,6 +9,7 @@ import onnx_ir as ir
 
 from .. import UsageError
 from ._base import Context, Effect, Option, Pass, PassOutcome, Stat
+from ._channels.costs import CostKind
 from ._channels.importance import Aggregate, Normalise, ScoreOptions, Scores
 from ._channels.importance_criteria import CRITERIA, scores_of
 from ._channels.pruning import Pruning
@@ -23,6 +24,9 @@ SCORED = 128
 
 MEASURED = 64
 """Samples on which losses of parts of each group are measured at the model's outputs, at most."""
+
+KINDS: dict[str, CostKind] = {"macs": "macs", "params": "params", "size": "bytes"}
+"""What each option of a budget limits."""
 
 MOST_RUNS = 2048
 """Samples times groups there, at most: models of many groups take fewer."""
@@ -92,7 +96,7 @@ class PruneChannels(Pass):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        budgets = [name for name in ("macs", "params", "size", "drift") if getattr(self, name)]
+        budgets = [name for name in (*KINDS, "drift") if getattr(self, name)]
         if len(budgets) > 1:
             raise UsageError(f"prune-channels.{budgets[1]}", f"{' and '.join(budgets)} are set", "leave one of them")
         for option, wanted in (("drift", "drift"), ("frequency", "stability")):
@@ -141,7 +145,7 @@ class PruneChannels(Pass):
         return "drift" if context.has_data() else "l2"
 
     def _budget(self) -> str:
-        return next((name for name in ("macs", "params", "size") if getattr(self, name)), "")
+        return next((name for name in KINDS if getattr(self, name)), "")
 
     def _priced(self, context: Context) -> bool:
         """Whether widths follow from what losses measure at the model's outputs and channels save on the target."""
@@ -168,7 +172,7 @@ class PruneChannels(Pass):
         """The smallest ratio that meets a budget; under scope=global channels count by what they take, too."""
         whole, fraction = pruning.memory.cost or pruning.before, float(getattr(self, budget))
         orders = candidates.orders()
-        kind = {"macs": "macs", "params": "params", "size": "bytes"}[budget]
+        kind = KINDS[budget]
 
         def taken(choice: Choice) -> float:
             left, all_of_it = (int(getattr(cost, kind)) for cost in (pruning.cost(choice, orders), whole))
@@ -183,7 +187,7 @@ class PruneChannels(Pass):
         else:
             ranked = candidates
             if self.scope == "global":
-                ranked = candidates.per_gain([taken([0] * len(orders)) - taken(one) for one in candidates.single()])
+                ranked = candidates.per_gain(pruning.costs.saved_by_one(pruning.groups, kind))
             choice, met = within(taken, fraction, lambda ratio: choose(ranked, self.scope, ratio))
         if not met:
             context.warn("prune-channels", f"{taken(choice):.0%} of the {budget} stay, not {fraction:.0%}: "

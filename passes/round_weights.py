@@ -5,24 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import onnx_ir as ir
-
-from ._base import Context, Effect, Option, Pass, PassOutcome
+from ._base import Effect, Option
 from ._calibrated.layers import Rows
-from ._calibrated.rounding import (
-    Clip,
-    Solution,
-    covariance,
-    damped,
-    descended,
-    output_shift,
-    round_layers,
-    scales_for,
-)
+from ._calibrated.rounding import Solution, covariance, damped, descended, output_shift
+from ._calibrated.rounding_pass import RoundingPass
 
 
 @dataclass(frozen=True)
-class RoundWeights(Pass):
+class RoundWeights(RoundingPass):
     """Choose for each weight the grid point below or above it, by coordinate descent on the layer's output error.
 
     Effect: lossy. Touches Conv, Gemm and MatMul with constant float32 weights. Solves AdaRound's layer-wise problem,
@@ -43,19 +33,9 @@ class RoundWeights(Pass):
     name: ClassVar[str] = "round-weights"
     effect: ClassVar[Effect] = "lossy"
 
-    bits: int = Option(8, "Bits of a weight, as quant will store it.", low=2, high=8)
-    samples: int = Option(64, "Calibration samples to use at most.", low=1, high=10_000_000)
     sweeps: int = Option(20, "Times that each weight is looked at, at most.", low=1, high=1000)
-    damp: float = Option(0.01, "Share of the covariance's mean diagonal added to its diagonal.", low=1e-6, high=1.0)
-    clip: Clip = Option("auto", "Search each channel's range for the least error; auto: where bits <= 4.")
-    include: tuple[str, ...] = Option((), "Only layers whose node, weight or output name matches a pattern.")
-    exclude: tuple[str, ...] = Option((), "Leave out layers whose node, weight or output name matches a pattern.")
 
-    def run(self, model: ir.Model, context: Context) -> PassOutcome:
-        def solve(rows: Rows, bias: Rows, gram: Rows) -> Solution:
-            scales = scales_for(rows, gram, self.bits, self.clip)
-            hessian, mean = covariance(gram)
-            codes = descended(rows, damped(hessian, self.damp), scales, self.bits, self.sweeps)
-            return Solution(codes, scales, bias - output_shift(codes * scales[:, None] - rows, mean))
-
-        return round_layers(model, context, self.bits, self.samples, self.include, self.exclude, solve)
+    def solve(self, rows: Rows, bias: Rows, gram: Rows, scales: Rows) -> Solution:
+        hessian, mean = covariance(gram)
+        codes = descended(rows, damped(hessian, self.damp), scales, self.bits, self.sweeps)
+        return Solution(codes, scales, bias - output_shift(codes * scales[:, None] - rows, mean))

@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
+from typing import Literal
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from .._dims.groups import Group
 from .._dims.relations import Axis
 from .._dims.solve import FROZEN, Solution
 from .._stats import NOT_PARAMETERS
 
 Removed = NDArray[np.bool_]
 """By channel id: whether it goes."""
+
+
+Term = tuple[tuple[int, ...], int]
+"""Classes of axes whose widths are multiplied, and a number: bits of an element, or the product of fixed sizes."""
+
+CostKind = Literal["params", "bytes", "macs"]
 
 
 @dataclass(frozen=True)
@@ -31,20 +40,40 @@ class Cost:
 class Costs:
     """Products of widths, each a class of axes or a fixed size, ready to be evaluated for any removal."""
 
-    solution: Solution
-    weights: tuple[tuple[tuple[int, ...], int], ...]
-    products: tuple[tuple[tuple[int, ...], int], ...]
+    weights: tuple[Term, ...]
+    products: tuple[Term, ...]
+    whole: dict[int, int]
+    """The width of every class as it is."""
+    shrinking: dict[int, NDArray[np.intp]]
+    """The channels of the slots of those classes that may lose some."""
 
     def of(self, removed: Removed) -> Cost:
-        """The cost once the given channels are gone. Linear in axes, no graph is built."""
-        widths = {root: int((~removed[slots] | (slots == FROZEN)).sum())
-                  for root, slots in self.solution.channels.items()}
+        """The cost once the given channels are gone. Linear in what may shrink, no graph is built."""
+        widths = self.whole | {root: int((~removed[slots] | (slots == FROZEN)).sum())
+                               for root, slots in self.shrinking.items()}
         sizes = [prod(widths[root] for root in roots) for roots, _ in self.weights]
         return Cost(
             params=sum(sizes),
             bytes=sum(size * bits for size, (_, bits) in zip(sizes, self.weights, strict=True)) // 8,
             macs=sum(prod(widths[root] for root in roots) * fixed for roots, fixed in self.products),
         )
+
+
+    def saved_by_one(self, groups: Sequence[Group], kind: CostKind) -> list[float]:
+        """Of each group what one of its channels takes in the whole model. Linear in products and groups."""
+        terms = self.products if kind == "macs" else self.weights
+        by_class: dict[int, list[int]] = defaultdict(list)
+        for number, (roots, _) in enumerate(terms):
+            for root in dict.fromkeys(roots):
+                by_class[root].append(number)
+        found = []
+        for group in groups:
+            slots, saved = dict(group.places), 0
+            for roots, factor in (terms[n] for n in dict.fromkeys(n for root in slots for n in by_class[root])):
+                less = prod(self.whole[root] - slots.get(root, 0) for root in roots)
+                saved += (prod(self.whole[root] for root in roots) - less) * (1 if kind == "params" else factor)
+            found.append(saved / 8 if kind == "bytes" else float(saved))
+        return found
 
 
 def costs_of(model: ir.Model, solution: Solution) -> Costs:
@@ -60,10 +89,9 @@ def costs_of(model: ir.Model, solution: Solution) -> Costs:
                 weights.append((roots, tensor.dtype.bitwidth))
     products = [term for node in model.graph if node.op_type in TERMS and node.domain == ""
                 for term in TERMS[node.op_type](node, solution)]
-    return Costs(solution, tuple(weights), tuple(products))
-
-
-Term = tuple[tuple[int, ...], int]
+    channels = solution.channels
+    shrinking = {root: slots for root, slots in channels.items() if (slots != FROZEN).any()}
+    return Costs(tuple(weights), tuple(products), {root: len(slots) for root, slots in channels.items()}, shrinking)
 
 
 def _term(axes: Sequence[Axis], solution: Solution) -> list[Term]:

@@ -46,11 +46,6 @@ class Candidates:
         """Channel ids of a group, the least important first; ties in graph order."""
         return self.groups[index].channels[np.argsort(self.scores[index], kind="stable")]
 
-    def single(self) -> list[Choice]:
-        """For each group the choice that takes one channel of it and nothing else."""
-        count = len(self.groups)
-        return [[int(i == index) for i in range(count)] for index in range(count)]
-
     def per_gain(self, gains: Sequence[float]) -> Candidates:
         """The same groups, scores divided by what one channel of a group saves: equal scores cost equal accuracy."""
         scores = [s / max(gain, 1e-12) for s, gain in zip(self.scores, gains, strict=True)]

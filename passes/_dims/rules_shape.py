@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -71,33 +71,27 @@ def tile(node: ir.Node, relations: Relations) -> None:
 @rule("Concat")
 def concat(node: ir.Node, relations: Relations) -> None:
     """Slots of the result are those of the parts, one after the other."""
-    result = node.outputs[0]
-    rank = len(relations.shape(result) or ())
-    joined = node.attributes.get_int("axis", 0) % rank
-    offset = 0
-    for value in node.inputs:
-        assert value is not None
-        for axis in range(rank):
-            if axis != joined:
-                relations.same(value, axis, result, axis)
-        size = (relations.shape(value) or ())[joined]
-        relations.link(result, joined, offset + np.arange(size), value, joined, np.arange(size))
-        offset += size
+    _parts(node.outputs[0], node.inputs, node, relations)
 
 
 @rule("Split")
 def split(node: ir.Node, relations: Relations) -> None:
-    data = node.inputs[0]
-    assert data is not None
-    rank = len(relations.shape(data) or ())
+    assert node.inputs[0] is not None
+    _parts(node.inputs[0], node.outputs, node, relations)
+
+
+def _parts(whole: ir.Value, parts: Sequence[ir.Value | None], node: ir.Node, relations: Relations) -> None:
+    """`whole` is its parts one after the other along the node's axis."""
+    rank = len(relations.shape(whole) or ())
     cut = node.attributes.get_int("axis", 0) % rank
     offset = 0
-    for value in node.outputs:
+    for value in parts:
+        assert value is not None
         for axis in range(rank):
             if axis != cut:
-                relations.same(data, axis, value, axis)
+                relations.same(whole, axis, value, axis)
         size = (relations.shape(value) or ())[cut]
-        relations.link(data, cut, offset + np.arange(size), value, cut, np.arange(size))
+        relations.link(whole, cut, offset + np.arange(size), value, cut, np.arange(size))
         offset += size
 
 

@@ -10,6 +10,7 @@ from typing import Any, cast
 import onnx_ir as ir
 
 from .._base import Context, Declined, PassOutcome
+from .._graph import become
 from .layers import label
 from .proof import prove, quantized_layers
 from .rules import TARGETS, TargetRules
@@ -70,10 +71,10 @@ def keep_faster(
     reason = f"measured {ratio:.2f} times as slow in int8 as in float"
     declined = [Declined(text, reason) for region in back for text in region.labels]
     if not kept:
-        _become(model, before)
+        become(model, before)
         return PassOutcome(declined=[*outcome.declined, *declined])
     candidate, partial = search.quantized(kept)
-    _become(model, candidate)
+    become(model, candidate)
     chosen = {d.where for d in declined}
     partial.declined = [d for d in partial.declined if d.where not in chosen] + declined
     return partial
@@ -182,11 +183,3 @@ class _RememberedRanges:
             found = self._context.activation_ranges(model, missing, *how)
             self._ranges.update({(name, how): range_ for name, range_ in found.items()})
         return {name: self._ranges[name, how] for name in names if (name, how) in self._ranges}
-
-
-def _become(model: ir.Model, other: ir.Model) -> None:
-    """Make `model` what `other` is, in place."""
-    model.graph = other.graph
-    model.ir_version = other.ir_version
-    model.functions.clear()
-    model.functions.update(other.functions)

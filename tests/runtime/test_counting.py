@@ -9,9 +9,12 @@ def fail():
 
 
 def test_waiting_for_nothing_is_fine():
-    counting = Counting()
+    counting, done = Counting(), []
     counting.finish()
     counting.abandon()
+    counting.start(lambda: done.append(1))
+    counting.finish()
+    assert done == [1]
 
 
 def test_a_call_goes_on_beside_the_caller_and_the_next_waits_for_it():
@@ -34,7 +37,15 @@ def test_an_error_is_raised_once_by_whoever_waits():
 
 
 def test_abandoned_work_is_waited_for_but_raises_nothing():
-    counting = Counting()
-    counting.start(fail)
+    counting, go, done = Counting(), threading.Event(), []
+
+    def fail_late():
+        go.wait(10)
+        done.append(1)
+        fail()
+
+    counting.start(fail_late)
+    threading.Timer(0.05, go.set).start()
     counting.abandon()
+    assert done == [1]
     counting.finish()

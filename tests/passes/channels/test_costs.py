@@ -101,3 +101,14 @@ def test_a_product_of_activations_shrinks_with_its_width():
         """
     assert cost(text).macs == 2 * 5 * 2 * 4 + 5 * 5 * 4
     assert cost(text, one_less).macs == 2 * 5 * 2 * 3 + 5 * 5 * 3
+
+
+@pytest.mark.parametrize("text", [CONV, GEMM, MATMUL, DEPTHWISE, TRANSPOSED])
+@pytest.mark.parametrize("kind", ["params", "bytes", "macs"])
+def test_what_one_channel_takes_is_the_difference_of_two_costs(text, kind):
+    model, solution, groups = solved(text)
+    costs, nothing = costs_of(model, solution), np.zeros(solution.count + 1, bool)
+    for group, saved in zip(groups, costs.saved_by_one(groups, kind), strict=True):
+        gone = nothing.copy()
+        gone[group.channels[0]] = True
+        assert saved == getattr(costs.of(nothing), kind) - getattr(costs.of(gone), kind) > 0
