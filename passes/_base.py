@@ -90,9 +90,11 @@ class Context(Protocol):
         ...
 
     def activation_ranges(
-        self, model: ir.Model, names: Sequence[str], method: RangeMethod, percentile: float, samples: int
+        self, model: ir.Model, names: Sequence[str], method: RangeMethod, percentile: float, samples: int,
+        levels: int = 255,
     ) -> dict[str, tuple[float, float]]:
-        """Run the model over at most `samples` calibration samples; (low, high) of each named float tensor.
+        """Run the model over at most `samples` calibration samples; (low, high) of each named float tensor,
+        to cut at for a grid with so many steps.
 
         Tensors that a run never produced (an untaken branch) are absent from the result.
         """
@@ -201,7 +203,8 @@ class NullContext:
         return False
 
     def activation_ranges(
-        self, model: ir.Model, names: Sequence[str], method: RangeMethod, percentile: float, samples: int
+        self, model: ir.Model, names: Sequence[str], method: RangeMethod, percentile: float, samples: int,
+        levels: int = 255,
     ) -> dict[str, tuple[float, float]]:
         raise UsageError("calibration", "no calibration data", "pass --data (command line) or data= (Python)")
 

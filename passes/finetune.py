@@ -87,7 +87,10 @@ class Finetune(Pass):
     exclude: tuple[str, ...] = Option((), "Not the weights whose name matches one of these.")
     device: Literal["auto", "cpu", "cuda"] = Option("auto", "Where torch trains; auto: on a GPU if there is one.")
     teacher: Literal["auto", "onnxruntime", "torch"] = Option(
-        "auto", "What runs the teacher; auto: ONNX Runtime, and torch on a GPU.")
+        "auto", "What runs the teacher; auto: ONNX Runtime; torch on a GPU, and of images changed at every step.")
+    precision: Literal["auto", "float32", "bfloat16"] = Option(
+        "auto", "What learning computes in, weights staying float32; auto: bfloat16 on a GPU, and on a CPU that has "
+        "instructions for it.")
     threads: int = Option(0, "Threads of torch; 0: its default.", low=0)
     synthesize: int = Option(
         0, "Samples to make up from statistics of BatchNormalization where there are no data (weak).",

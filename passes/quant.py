@@ -14,6 +14,7 @@ from ._graph import Names, all_graphs, all_nodes, refresh_shapes
 from ._opset import raise_opset
 from ._quant.blocked import insert_blocked
 from ._quant.choices import INTEGERS, Choice, Override, check_patterns, choices, read_overrides
+from ._quant.coarse import Coarse, coarse_reads, read_parameters
 from ._quant.dynamic import insert_dynamic
 from ._quant.effective import with_effective_values
 from ._quant.faster import checked
@@ -32,6 +33,8 @@ from .gptq import Gptq
 from .simplify import Simplify
 from .smooth import Smooth
 
+COARSE = ("int8", "ternary", "binary")
+"""Forms whose layers may read fewer than 8 bits."""
 ROUNDING_SAMPLES = 64
 """Calibration samples for `gptq` and `smooth`: more change nothing that was measured."""
 
@@ -78,6 +81,9 @@ class Quant(Pass):
         "table [layers] has lines \"PATTERN\" = \"FORM[:bits]\".")
     bits: int = Option(8, "Bits of integer weights; 7 for CPUs without VNNI, whose 8-bit products saturate.",
                        low=2, high=8)
+    activation_bits: int = Option(
+        8, "Bits of what integer layers read, but the ends; needs data. Fewer than 8 are clipped codes for 8-bit "
+        "kernels, which make a CPU no faster; finetune wins the loss back.", low=2, high=8)
     block: int = Option(32, "Weights that share a scale, for blocked.", low=16, high=65_536)
     planes: int = Option(1, "Sums of so many signs, for binary: as many bits a weight.", low=1, high=3)
     fit: Literal["mse", "mean"] = Option("mse", "Scale of binary and ternary weights: least squares, or from mean |w|.")
@@ -96,6 +102,9 @@ class Quant(Pass):
         form = FORMS[self.form]
         if self.kernel != "auto" and len(form.engines) < 2:
             raise UsageError("quant.kernel", f"form {self.form} has no choice of kernels", "leave it at auto")
+        if self.activation_bits < 8 and self.form not in COARSE:
+            raise UsageError("quant.activation_bits", f"form {self.form} has no activations of fewer than 8 bits",
+                             f"choose one of {', '.join(COARSE)}, or leave it at 8")
         if form.whole and (self.layers or self.include or self.exclude):
             raise UsageError("quant.layers", f"form {self.form} is of the whole model", "leave the name patterns out")
 
@@ -168,7 +177,8 @@ class Quant(Pass):
         return read_overrides(self.layers, self.bits, ONE_LAYER)
 
     def _request(self, rules: TargetRules, context: Context) -> Request:
-        default, overrides = Choice(self.form, self.bits), self._overrides()
+        default = Choice(self.form, self.bits, activation_bits=self.activation_bits)
+        overrides = self._overrides()
         return Request(
             rules, self.include, self.exclude, self.kernel, self.block, context.has_data(),
             Settings(self.bits, self.planes, self.fit),
@@ -203,7 +213,21 @@ class Quant(Pass):
             probe, list(taps.values()), self.calibration, self.percentile, self.samples
         )
         parameters = assign(placement, {value: ranges[tap] for value, tap in taps.items()}, rules)
-        return insert_static(part.graph, names, placement, parameters, rules, codes)
+        reads = coarse_reads(placement, {layer: part.choices[layer].activation_bits for layer in layers})
+        coarse = read_parameters(reads, self._coarse_ranges(model, reads, context), rules)
+        return insert_static(part.graph, names, placement, parameters, rules, codes, reads, coarse)
+
+    def _coarse_ranges(
+        self, model: ir.Model, reads: list[Coarse], context: Context
+    ) -> dict[int, dict[ir.Value, tuple[float, float]]]:
+        """Where to cut what is read with fewer bits, by bits and value: fewer levels want shorter ranges."""
+        found = {}
+        for bits in {read.bits for read in reads}:
+            values = {read.value.name or "": read.value for read in reads if read.bits == bits}
+            ranges = context.activation_ranges(
+                model, list(values), self.calibration, self.percentile, self.samples, 2**bits - 1)
+            found[bits] = {value: ranges[name] for name, value in values.items()}
+        return found
 
 
 def _count(outcome: PassOutcome, stats: dict[str, int]) -> None:

@@ -225,10 +225,10 @@ def _is_float(array: Any) -> bool:
     return array is not None and np.issubdtype(np.asarray(array).dtype, np.floating)
 
 
-def ranges(handle: int, method: str, percentile: float) -> dict[str, tuple[float, float]]:
+def ranges(handle: int, method: str, percentile: float, levels: int) -> dict[str, tuple[float, float]]:
     """(low, high) of every tensor observed in this session."""
     _COUNTING.finish()
-    return {name: o.range(method, percentile) for name, o in _OBSERVERS.get(handle, {}).items() if o.count}
+    return {name: o.range(method, percentile, levels) for name, o in _OBSERVERS.get(handle, {}).items() if o.count}
 
 
 def compare(

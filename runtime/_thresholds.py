@@ -10,21 +10,24 @@ from numpy.typing import NDArray
 
 Bins = NDArray[np.int64]
 Edges = NDArray[np.float64]
-Cut = Callable[[Bins, Edges, float, float, float], tuple[float, float]]
-"""(bins, edges, lowest, highest, percentile) -> (low, high)."""
+Cut = Callable[[Bins, Edges, float, float, float, int], tuple[float, float]]
+"""(bins, edges, lowest, highest, percentile, levels) -> (low, high). `levels`: steps of the grid, 255 of 8 bits."""
 
-_LEVELS = 255  # steps of an 8-bit grid
 _CANDIDATES = 96
 _FLOOR = 1e-12  # of Q where P is not zero
 _CLIP_WEIGHT = 4.0  # measured: docs/decisions/2026-11-22-calibration-auto.md
 
 
-def minmax(bins: Bins, edges: Edges, lowest: float, highest: float, percentile: float) -> tuple[float, float]:
+def minmax(
+    bins: Bins, edges: Edges, lowest: float, highest: float, percentile: float, levels: int
+) -> tuple[float, float]:
     """Everything that was seen."""
     return lowest, highest
 
 
-def by_percentile(bins: Bins, edges: Edges, lowest: float, highest: float, percentile: float) -> tuple[float, float]:
+def by_percentile(
+    bins: Bins, edges: Edges, lowest: float, highest: float, percentile: float, levels: int
+) -> tuple[float, float]:
     """The central `percentile` percent of the values, exact to a bin."""
     below = np.concatenate([[0], np.cumsum(bins)])
     tail = (1 - percentile / 100) / 2 * below[-1]
@@ -34,19 +37,21 @@ def by_percentile(bins: Bins, edges: Edges, lowest: float, highest: float, perce
     return max(float(low), lowest), min(float(high), highest)
 
 
-def by_entropy(bins: Bins, edges: Edges, lowest: float, highest: float, percentile: float) -> tuple[float, float]:
-    """The cut whose 8-bit version diverges least from the distribution (Kullback-Leibler).
+def by_entropy(
+    bins: Bins, edges: Edges, lowest: float, highest: float, percentile: float, levels: int
+) -> tuple[float, float]:
+    """The cut whose quantized version diverges least from the distribution (Kullback-Leibler).
 
-    One-sided data is cut at one end with 255 levels; two-sided data at equal magnitudes with 128 a side.
+    One-sided data is cut at one end with all levels; two-sided data at equal magnitudes with half of them a side.
     Source: Migacz, 8-bit inference with TensorRT, GTC 2017.
     """
     half = len(bins) // 2
     right, left = bins[half:], bins[:half][::-1]
     if lowest >= 0:
-        return 0.0, _least_divergent(right, edges[half:], _LEVELS, highest)
+        return 0.0, _least_divergent(right, edges[half:], levels, highest)
     if highest <= 0:
-        return -_least_divergent(left, edges[half:], _LEVELS, -lowest), 0.0
-    cut = _least_divergent(right + left, edges[half:], 128, max(-lowest, highest))
+        return -_least_divergent(left, edges[half:], levels, -lowest), 0.0
+    cut = _least_divergent(right + left, edges[half:], (levels + 1) // 2, max(-lowest, highest))
     return max(lowest, -cut), min(highest, cut)
 
 
@@ -89,22 +94,28 @@ def _times_log(x: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.asarray(x * np.log(np.maximum(x, 1.0)))  # counts: 0 or at least 1
 
 
-def by_squared_error(bins: Bins, edges: Edges, lowest: float, highest: float, percentile: float) -> tuple[float, float]:
-    """The range whose asymmetric 8-bit grid gives the least squared error: clipping outside, rounding inside."""
-    return _least_costly(bins, edges, lowest, highest, 1.0)
+def by_squared_error(
+    bins: Bins, edges: Edges, lowest: float, highest: float, percentile: float, levels: int
+) -> tuple[float, float]:
+    """The range whose asymmetric grid gives the least squared error: clipping outside, rounding inside."""
+    return _least_costly(bins, edges, lowest, highest, levels, 1.0)
 
 
-def by_output_error(bins: Bins, edges: Edges, lowest: float, highest: float, percentile: float) -> tuple[float, float]:
+def by_output_error(
+    bins: Bins, edges: Edges, lowest: float, highest: float, percentile: float, levels: int
+) -> tuple[float, float]:
     """The range with the least expected error of a layer's outputs; covers every cut that the other methods make.
 
     An output sums many values. Their rounding errors are independent and of either sign, so they partly cancel; the
     errors of clipping have one sign and come together, so they add up and weigh more. The largest values are also
     those that a few calibration samples show too few of.
     """
-    return _least_costly(bins, edges, lowest, highest, _CLIP_WEIGHT)
+    return _least_costly(bins, edges, lowest, highest, levels, _CLIP_WEIGHT)
 
 
-def _least_costly(bins: Bins, edges: Edges, lowest: float, highest: float, clip_weight: float) -> tuple[float, float]:
+def _least_costly(
+    bins: Bins, edges: Edges, lowest: float, highest: float, levels: int, clip_weight: float
+) -> tuple[float, float]:
     """A grid search over both ends of the range, then a finer one around its best point.
 
     Rounding costs step^2 / 12 a value; the bins beside zero cost nothing, as zero is on the grid.
@@ -117,19 +128,19 @@ def _least_costly(bins: Bins, edges: Edges, lowest: float, highest: float, clip_
     rounded[half - 1 : half + 1] = 0
     low, high = 0.0, 0.0
     for _ in range(2):
-        low, high = _best_pair(bins, rounded, mids, lows, highs, clip_weight)
+        low, high = _best_pair(bins, rounded, mids, lows, highs, levels, clip_weight)
         lows = _around(low, lows, lowest, 0.0)
         highs = _around(high, highs, 0.0, highest)
     return low, high
 
 
 def _best_pair(
-    bins: Bins, rounded: Bins, mids: Edges, lows: Edges, highs: Edges, clip_weight: float
+    bins: Bins, rounded: Bins, mids: Edges, lows: Edges, highs: Edges, levels: int, clip_weight: float
 ) -> tuple[float, float]:
     clipped = _clip_cost(bins, mids, highs)[None, :] + _clip_cost(bins[::-1], -mids[::-1], -lows)[:, None]
     below = np.concatenate([[0.0], np.cumsum(rounded)])
     inside = below[np.searchsorted(mids, highs, "right")][None, :] - below[np.searchsorted(mids, lows)][:, None]
-    step = (highs[None, :] - lows[:, None]) / _LEVELS
+    step = (highs[None, :] - lows[:, None]) / levels
     cost = clip_weight * clipped + inside * step**2 / 12
     row, column = np.unravel_index(int(np.argmin(cost)), cost.shape)
     return float(lows[row]), float(highs[column])

@@ -110,18 +110,18 @@ class RangeObserver:
         """The BINS + 1 bin edges."""
         return (np.arange(BINS + 1, dtype=np.float64) - BINS / 2) * np.float64(math.ldexp(2 / BINS, self.exponent))
 
-    def range(self, method: str = "minmax", percentile: float = 99.99) -> tuple[float, float]:
+    def range(self, method: str = "minmax", percentile: float = 99.99, levels: int = 255) -> tuple[float, float]:
         """(low, high) to quantize by; always holds 0 and lies within [min(0, lowest), max(0, highest)] seen.
 
         `minmax`: everything; `percentile`: the central `percentile` %, as much cut off on either side; `entropy`: least
-        KL divergence; `mse`: least squared error of an 8-bit grid; `auto`: least expected error of the layers that
-        read it. Nothing seen, or only zeros: (0, 0).
+        KL divergence; `mse`: least squared error of a grid with `levels` steps; `auto`: least expected error of
+        the layers that read it. Nothing seen, or only zeros: (0, 0).
         """
         if self.count == 0:
             return 0.0, 0.0
         if self.low == self.high:  # a constant: no distribution to cut
             return min(self.low, 0.0), max(self.high, 0.0)
-        low, high = METHODS[method](self.bins, self.edges, self.low, self.high, percentile)
+        low, high = METHODS[method](self.bins, self.edges, self.low, self.high, percentile, levels)
         return max(min(low, 0.0), min(self.low, 0.0)), min(max(high, 0.0), max(self.high, 0.0))
 
 

@@ -126,7 +126,7 @@ class RunContext:
                     session.close()
 
     def activation_ranges(
-        self, model: ir.Model, names: Sequence[str], method: str, percentile: float, samples: int
+        self, model: ir.Model, names: Sequence[str], method: str, percentile: float, samples: int, levels: int = 255
     ) -> dict[str, tuple[float, float]]:
         """Run a copy of the model with the named tensors as outputs, always on the CPU; ranges come from the child.
 
@@ -142,7 +142,8 @@ class RunContext:
             session = open_session(self.worker, path, spin=False)  # the counting thread needs a core, too
             try:
                 self._observe(session, itertools.chain([plan], itertools.repeat(varying)), samples)
-                found: dict[str, tuple[float, float]] = self.worker.call("ranges", session.handle(), method, percentile)
+                found: dict[str, tuple[float, float]] = self.worker.call(
+                    "ranges", session.handle(), method, percentile, levels)
             finally:
                 session.close()
         return found

@@ -55,6 +55,21 @@ class _HalfUp(torch.autograd.Function):  # type: ignore[misc]  # torch comes wit
         return gradient
 
 
+class _Codes(torch.autograd.Function):  # type: ignore[misc]  # torch comes without types here
+    """round(x / scale) + shift, clipped; as few passes over memory as that takes. Only `x` has a gradient."""
+
+    @staticmethod
+    def forward(context: Any, x: Tensor, scale: Tensor, shift: Tensor | int, low: float, high: float) -> Tensor:
+        codes = (x / scale).round_().add_(shift)
+        context.save_for_backward((codes >= low).logical_and_(codes <= high), scale)
+        return codes.clamp_(low, high)
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None, None, None, None]:
+        inside, scale = context.saved_tensors
+        return (gradient * inside).div_(scale), None, None, None, None
+
+
 def spread(parameter: Tensor, x: Tensor, axis: int, block: int = 0) -> Tensor:
     """A scale or zero point in the rank of `x`: one for all, one a channel of `axis`, or one a block along it."""
     if parameter.ndim == 0 or (parameter.numel() == 1 and parameter.ndim <= 1):
@@ -84,12 +99,14 @@ def quantize(
     assert target is not None
     if call.qat and target in RANGES:
         scale = eased(scale, x, RANGES[target][1])
-    scaled = x.to(scale.dtype) / spread(scale, x, axis, block_size)
+    x, scale = x.to(scale.dtype), spread(scale, x, axis, block_size)
     if target not in RANGES:
-        return small_float(scaled, target, bool(saturate))
+        return small_float(x / scale, target, bool(saturate))
     shift = 0 if zero is None else spread(zero, x, axis, block_size)
-    codes = _Round.apply(scaled) + shift
-    codes = codes.clamp(*RANGES[target])
+    if scale.requires_grad:
+        codes = (_Round.apply(x / scale) + shift).clamp(*RANGES[target])
+    else:
+        codes = _Codes.apply(x, scale, shift, *RANGES[target])
     return codes if call.qat else codes.to(carrier(target))
 
 
@@ -101,10 +118,11 @@ def dequantize(
     if call is not None and call.inputs[0] in RANGES:
         scale = eased(scale, x, RANGES[call.inputs[0]][1])
     wide = torch.float64 if x.dtype in (torch.int32, torch.float64) else scale.dtype
-    codes = x.to(wide)
-    if zero is not None:
-        codes = codes - spread(zero, x, axis, block_size)
-    return (codes * spread(scale, x, axis, block_size)).to(scale.dtype)
+    codes, scale = x.to(wide), spread(scale, x, axis, block_size)
+    if zero is None:
+        return (codes * scale).to(scale.dtype)
+    codes = codes - spread(zero, x, axis, block_size)
+    return (codes * scale if scale.requires_grad else codes.mul_(scale)).to(scale.dtype)
 
 
 @op("DynamicQuantizeLinear", many=True)

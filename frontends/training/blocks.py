@@ -18,6 +18,7 @@ import onnx_ir as ir
 
 from ... import RefusedError
 from .data import Example, Samples, Split
+from .device import Device
 from .distributed import Team
 from .heads import Head
 from .loop import Job, Loop, Tell
@@ -40,7 +41,7 @@ class Block:
 
 def reconstruct(
     student: ir.Model, teacher: ir.Model, samples: Samples, parts: Split, recipe: Recipe, setting: Any, team: Team,
-    folder: Path, device: str,
+    folder: Path, device: Device,
 ) -> dict[str, int | float | str]:
     """Train `student` block after block, in place; figures for the report.
 
@@ -129,7 +130,7 @@ def _around(
 
 def _fit(
     student: ir.Model, block: Block, fed: Samples, split: Split, recipe: Recipe, setting: Any, team: Team,
-    device: str, tell: Tell,
+    device: Device, tell: Tell,
 ) -> bool:
     """Train one block and put it back if it got better."""
     part = _segment(student, block)
@@ -139,7 +140,7 @@ def _fit(
         learner = Student(part, [block.end], recipe, setting.originals)
     except RefusedError:
         return False  # its weights are all excluded
-    learner.to(device)
+    learner.to(device.name)
     job = Job(learner, objective, fed, split, recipe, lambda feeds: {}, team, setting.seed, tell, None, device)
     account = Loop(dataclasses.replace(job, drop=block.start)).run()
     if account.best_step == 0:

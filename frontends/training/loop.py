@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,13 +13,15 @@ import torch
 
 from .augment import Augment
 from .checkpoint import Checkpoint
-from .data import Arrays, Example, Order, Samples, Split
+from .data import Example, Order, Samples, Split
+from .device import Device
 from .distributed import Team
 from .objective import Objective
 from .optimizer import make_optimizer, parameter_groups, penalty, set_rate
 from .recipe import Recipe
 from .score import Score, Scorer
 from .student import State, Student
+from .teacher import Said
 
 Tensor = Any
 Tell = Callable[[float, str], None]
@@ -58,12 +59,12 @@ class Job:
     samples: Samples
     split: Split
     recipe: Recipe
-    teacher: Callable[[Arrays], dict[str, Any]]
+    teacher: Said
     team: Team
     seed: int
     tell: Tell
     checkpoint: Checkpoint | None = None
-    device: str = "cpu"
+    device: Device = field(default_factory=Device)
     drop: str = ""
 
 
@@ -147,7 +148,7 @@ class Loop:
         if self.job.drop:
             own, name = example.feeds[self.job.drop], self.job.drop
             example = Example({name: np.where(random.random(own.shape) < 0.5, targets[name], own)}, example.labels)
-        with self._precision():
+        with self.job.device.halved():
             values = self.job.student.learn(example.feeds)
         loss = self.job.objective(values, self._tensors(targets), example.labels, partner)
         if self.job.recipe.l1 or self.job.recipe.group_lasso:
@@ -226,13 +227,4 @@ class Loop:
         self.job.objective.load_state_dict(saved["projections"])
 
     def _tensors(self, targets: dict[str, Any]) -> dict[str, Tensor]:
-        return {name: torch.as_tensor(value).to(self.job.device) for name, value in targets.items()}
-
-    @contextlib.contextmanager
-    def _precision(self) -> Iterator[None]:
-        """Half precision on a GPU, where it is faster."""
-        if self.job.device == "cpu":
-            yield
-            return
-        with torch.autocast(self.job.device, torch.bfloat16):
-            yield
+        return {name: torch.as_tensor(value).to(self.job.device.name) for name, value in targets.items()}

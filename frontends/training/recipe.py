@@ -62,6 +62,7 @@ class Recipe:
     exclude: tuple[str, ...] = ()
     device: str = "auto"
     teacher: str = "auto"
+    precision: str = "auto"
     threads: int = 0
     synthesize: int = 0
 

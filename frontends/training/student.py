@@ -6,13 +6,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
-import numpy as np
 import onnx_ir as ir
 import torch
 from numpy.typing import NDArray
 
 from ... import RefusedError
 from ..trainable import TrainableModule, to_torch, write_back
+from .device import laid_out
 from .recipe import Recipe
 from .statistics import Statistics, with_batch_statistics
 
@@ -58,7 +58,7 @@ class Student:
 
     def learn(self, feeds: Mapping[str, Any]) -> dict[str, Tensor]:
         """Values by name, with gradients; statistics of normalizations move where they are trained."""
-        values: dict[str, Tensor] = self.trains.run(_laid_out(feeds, self.runs.anchor.device))
+        values: dict[str, Tensor] = self.trains.run(laid_out(feeds, self.runs.anchor.device))
         if self.statistics is not None:
             self.statistics.move(self.runs, values)
         return values
@@ -66,7 +66,7 @@ class Student:
     def values(self, feeds: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
         """Values by name as the graph will give them."""
         with torch.no_grad():
-            values = self.runs.run(_laid_out(feeds, self.runs.anchor.device))
+            values = self.runs.run(laid_out(feeds, self.runs.anchor.device))
         return {name: value.float().cpu().numpy() for name, value in values.items()
                 if isinstance(value, torch.Tensor) and value.is_floating_point()}
 
@@ -125,12 +125,6 @@ class Student:
         if self.originals:
             _start_inside(module, to_torch(model, train=self._chosen, qat=self._qat()))
         return module
-
-
-def _laid_out(feeds: Mapping[str, Any], device: Any) -> dict[str, Any]:
-    """Images with their channels last in memory, which convolutions are faster with."""
-    return {name: torch.from_numpy(array).to(device).contiguous(memory_format=torch.channels_last)
-            if array.ndim == 4 and array.dtype == np.float32 else array for name, array in feeds.items()}
 
 
 def share_parameters(to: TrainableModule, source: TrainableModule) -> None:

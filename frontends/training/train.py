@@ -7,10 +7,9 @@ import dataclasses
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -18,11 +17,11 @@ import torch
 from numpy.typing import NDArray
 
 from ... import CheckError, RefusedError, UsageError
-from ..trainable import to_torch
 from .augment import Augment, image_of
 from .blocks import reconstruct
 from .checkpoint import Checkpoint
-from .data import Arrays, Example, Samples, Split, split
+from .data import Example, Samples, Split, split
+from .device import Device
 from .distributed import Team, team
 from .heads import find_heads
 from .loop import Account, Job, Loop, Tell
@@ -30,22 +29,14 @@ from .objective import Objective, Tap, check_labels
 from .recipe import Recipe
 from .score import Score, Scorer
 from .student import Student
+from .teacher import Runtime, Said, teacher_of
 
-Runner = Callable[[Arrays], Arrays]
 Fed = tuple[Mapping[str, NDArray[Any]], NDArray[Any] | None]
 MEASURED = 1000
 """Rows from which the variance of the teacher's values is taken."""
 FEW_ROWS = 200
 """Held out: below, the distance from the teacher says more than how often first choices agree."""
 QUANTIZERS = {"QuantizeLinear", "DequantizeLinear", "MatMulInteger", "ConvInteger", "QLinearConv", "QLinearMatMul"}
-
-
-class Runtime(Protocol):
-    """Runs models as they will be run."""
-
-    def runner(self, model: ir.Model, names: Sequence[str]) -> AbstractContextManager[Runner]:
-        """A function from feeds to the model's outputs and the named values."""
-        ...
 
 
 @dataclass
@@ -86,10 +77,11 @@ def train(
     with _threads(recipe.threads), torch.random.fork_rng(), team() as us, tempfile.TemporaryDirectory(
             prefix="onnx-opt-") as folder, contextlib.ExitStack() as stack:
         torch.manual_seed(setting.seed)
-        device = _device(recipe)
+        device = Device.of(recipe)
         objective = _objective(student, teacher, recipe)
-        ask = stack.enter_context(_teacher(student, teacher, objective, recipe, setting.runtime, device))
-        samples = _collected(student, batches, ask, Path(folder))
+        said = stack.enter_context(teacher_of(
+            student, teacher, objective.teacher_names(), recipe, setting.runtime, device))
+        samples = _collected(student, batches, said.once, Path(folder))
         stack.callback(samples.close)
         parts = split(samples, recipe.holdout, setting.seed)
         recipe = objective.recipe = _watching(recipe, samples, parts)
@@ -104,8 +96,8 @@ def train(
             figures = reconstruct(trained, teacher, samples, parts, recipe, setting, us, Path(folder), device)
             result = judge.adopted(student, trained)
         else:
-            loop = Loop(Job(learner, objective, samples, parts, recipe, ask, us, setting.seed, setting.tell, checkpoint,
-                            device))
+            loop = Loop(Job(learner, objective, samples, parts, recipe, said.often, us, setting.seed, setting.tell,
+                            checkpoint, device))
             account = loop.run()
             result = _outcome(learner, student, account, judge)
             figures = _figures(account, loop, recipe)
@@ -138,40 +130,8 @@ def _watching(recipe: Recipe, samples: Samples, parts: Split) -> Recipe:
     return dataclasses.replace(recipe, watch="loss" if few else "agreement")
 
 
-@contextlib.contextmanager
-def _teacher(
-    student: ir.Model, teacher: ir.Model, objective: Objective, recipe: Recipe, runtime: Runtime, device: str
-) -> Iterator[Callable[[Arrays], dict[str, Any]]]:
-    """What the teacher says of feeds: by ONNX Runtime, or by torch where that is faster or asked for."""
-    names, renamed = objective.teacher_names(), _renamed(student, teacher)
-    if recipe.teacher == "torch" or (recipe.teacher == "auto" and device != "cpu"):
-        outputs = {value.name for value in teacher.graph.outputs}
-        module = to_torch(teacher, train=False, taps=[n for n in names if n not in outputs], qat="off").to(device)
-
-        def by_torch(feeds: Arrays) -> dict[str, Any]:
-            with torch.no_grad():
-                values = module.run(renamed(feeds))
-            return {name: values[name] for name in names}
-
-        yield by_torch
-        return
-    with runtime.runner(teacher, names) as run:
-        yield lambda feeds: {name: value for name, value in run(renamed(feeds)).items() if name in names}
-
-
-def _renamed(student: ir.Model, teacher: ir.Model) -> Callable[[Arrays], Arrays]:
-    """The student's feeds under the teacher's names. Errors: RefusedError where they take different inputs."""
-    own, theirs = ([v.name or "" for v in m.graph.inputs if v.const_value is None] for m in (student, teacher))
-    if set(own) == set(theirs):
-        return lambda feeds: feeds
-    if len(own) == len(theirs) == 1:
-        return lambda feeds: {theirs[0]: feeds[own[0]]}
-    raise RefusedError("finetune, teacher", f"takes {', '.join(theirs)}; the student {', '.join(own)}",
-                       "rename the inputs: both must be fed the same data")
-
-
 def _collected(
-    student: ir.Model, batches: Iterable[Fed], ask: Callable[[Arrays], dict[str, Any]], folder: Path
+    student: ir.Model, batches: Iterable[Fed], ask: Said, folder: Path
 ) -> Samples:
     """All data with the teacher's values beside. Errors: RefusedError where those are not finite."""
     first = [value.shape[0] if value.shape is not None and len(value.shape) else 1 for value in student.graph.inputs]
@@ -186,13 +146,13 @@ def _collected(
     return samples
 
 
-def _prepare(learner: Student, objective: Objective, samples: Samples, parts: Split, device: str) -> None:
+def _prepare(learner: Student, objective: Objective, samples: Samples, parts: Split, device: Device) -> None:
     """See that one example goes through everything that the loop will do with it."""
-    learner.to(device)
+    learner.to(device.name)
     objective.labelled &= samples.labelled
     example = samples.take(parts.train[:2], 2)[0]
     values = learner.trains.run(example.feeds)
-    targets = {name: torch.as_tensor(value).to(device) for name, value in example.targets.items()}
+    targets = {name: torch.as_tensor(value).to(device.name) for name, value in example.targets.items()}
     for head in objective.heads:
         own, theirs = values[head.student], targets[head.teacher]
         if own.shape != theirs.shape:
@@ -297,12 +257,6 @@ def _figures(account: Account, loop: Loop, recipe: Recipe) -> dict[str, int | fl
         "scores": " ".join(f"{score:.4f}" for score in account.scores),
         **({"stopped": account.trouble} if account.trouble else {}),
     }
-
-
-def _device(recipe: Recipe) -> str:
-    if recipe.device == "cuda" and not torch.cuda.is_available():
-        raise UsageError("finetune.device", "torch finds no GPU", "choose device=cpu or auto")
-    return "cuda" if recipe.device != "cpu" and torch.cuda.is_available() else "cpu"
 
 
 def _array(value: Any) -> NDArray[Any]:

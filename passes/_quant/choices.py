@@ -23,7 +23,7 @@ OPTION = "quant.layers"
 
 @dataclass(frozen=True)
 class Choice:
-    """What one layer becomes: a form and, where the form has a choice of them, the bits of its weights.
+    """What one layer becomes: a form and, where it has a choice of them, the bits of its weights and of what it reads.
 
     `asked`: somebody named this very layer, so it is not for the rules to say that it gains nothing.
     """
@@ -31,6 +31,7 @@ class Choice:
     form: str
     bits: int
     asked: bool = False
+    activation_bits: int = 8
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Override:
 
 
 def read_overrides(texts: tuple[str, ...], default_bits: int, forms: Collection[str]) -> tuple[Override, ...]:
-    """Entries `PATTERN=FORM[:bits]`, and `@file.toml` for a file's table `[layers]` of "PATTERN" = "FORM[:bits]".
+    """Entries `PATTERN=FORM[:bits[:activation bits]]`, and `@file.toml` for a file's table `[layers]` of the same form.
 
     Errors: UsageError for an entry that cannot be read, an unknown form or bits outside 2..8.
     """
@@ -70,16 +71,17 @@ def _read_table(path: Path) -> list[tuple[str, str]]:
 
 
 def _choice(text: str, default_bits: int, forms: Collection[str]) -> Choice:
-    form, colon, bits = text.partition(":")
+    form, *bits = text.split(":")
     if form not in forms:
         near = difflib.get_close_matches(form, forms, 1)
         raise UsageError(OPTION, f"'{form}' is no form of a single layer",
                          f"did you mean '{near[0]}'?" if near else f"choose one of {', '.join(sorted(forms))}")
-    if not colon:
-        return Choice(form, default_bits, asked=True)
-    if not (bits.isdecimal() and 2 <= int(bits) <= 8):
-        raise UsageError(OPTION, f"'{bits}' in '{text}' is no number of bits", "give 2 to 8, for example int8:4")
-    return Choice(form, int(bits), asked=True)
+    wrong = next((b for b in bits if not (b.isdecimal() and 2 <= int(b) <= 8)), None)
+    if wrong is not None or len(bits) > 2:
+        raise UsageError(OPTION, f"'{wrong or text}' in '{text}' is no number of bits",
+                         "give 2 to 8, for example int8:4, or int8:4:4 for what the layer reads as well")
+    weight, activation = [int(b) for b in bits] + [default_bits, 8][len(bits) :]
+    return Choice(form, weight, asked=True, activation_bits=activation)
 
 
 def check_patterns(overrides: tuple[Override, ...], nodes: Iterable[ir.Node]) -> None:
@@ -111,4 +113,5 @@ def choices(
 
 def _is_low(choice: Choice) -> bool:
     """Whether so few bits that the first and the last layer, which carry most of the loss, stay at 8."""
-    return choice.form in ("binary", "ternary") or (choice.form in INTEGERS and choice.bits <= PACKED_BITS)
+    few = min(choice.bits, choice.activation_bits) <= PACKED_BITS
+    return choice.form in ("binary", "ternary") or (choice.form in INTEGERS and few)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+
 import numpy as np
 import onnx_ir as ir
 
 from .._graph import Names
+from .coarse import Coarse, insert_coarse
 from .codes import Codes
 from .inserter import Inserter
 from .layers import Layer
@@ -16,15 +20,20 @@ from .rules import TargetRules
 from .weights import Floats, quantize_bias, wide_enough
 
 FLOAT_LOWEST = np.float32(-3.4e38)
+EMPTY: Mapping[Layer, Parameters] = MappingProxyType({})
 
 
 def insert_static(
     graph: ir.Graph, names: Names, placement: Placement, parameters: dict[ir.Value, Parameters], rules: TargetRules,
-    codes: dict[Layer, Codes],
+    codes: dict[Layer, Codes], reads: Sequence[Coarse] = (), coarse: Mapping[Layer, Parameters] = EMPTY,
 ) -> dict[str, int]:
-    """Rewrite the graph into its QDQ form; returns the stats `layers`, `weights`, `pairs`."""
+    """Rewrite the graph into its QDQ form; returns the stats `layers`, `weights`, `pairs`.
+
+    `reads`, `coarse`: what layers read with fewer than 8 bits, and its grids.
+    """
     inserter = Inserter(graph, names)
-    scales = _scales(placement, parameters, codes)
+    read_on = {layer: coarse.get(layer, parameters[layer.input]) for layer in placement.layers}
+    scales = _scales(placement, read_on, codes)
     stored: dict[tuple[Codes, bool], ir.Value] = {}
     weights = 0
     for layer in placement.layers:
@@ -38,27 +47,30 @@ def insert_static(
         bias = layer.bias_array()
         left_float = code.packed and layer.node.op_type in rules.quantizes_bias
         if bias is not None and rules.integer_bias and not left_float and _bias_fuses(layer):
-            _quantize_bias(inserter, layer, bias, parameters[layer.input].scale, scales[code])
+            _quantize_bias(inserter, layer, bias, read_on[layer].scale, scales[code])
     guards = _float_guards(graph, placement) if rules.guard_float else []
     for layer in placement.layers:
         if layer.input in placement.limbed:
             insert_limbs(inserter, layer, parameters[layer.input], rules)
-    for value in placement.quantized:
-        if value not in placement.limbed:
-            _insert_pair(inserter, value, parameters[value], placement, rules)
+    alone = {read.value for read in reads if read.alone}
+    dequantized = {value: _insert_pair(inserter, value, parameters[value], placement, rules)
+                   for value in placement.quantized if value not in placement.limbed | alone}
+    for read in reads:
+        insert_coarse(inserter, read, dequantized.get(read.value, read.value), coarse[read.layers[0]], rules)
     for value in guards:
         _insert_guard(inserter, value)
-    return {"layers": len(placement.layers), "weights": weights, "pairs": len(placement.quantized)}
+    pairs = len(dequantized) + len(placement.limbed) + len(reads)
+    return {"layers": len(placement.layers), "weights": weights, "pairs": pairs}
 
 
 def _scales(
-    placement: Placement, parameters: dict[ir.Value, Parameters], codes: dict[Layer, Codes]
+    placement: Placement, read_on: Mapping[Layer, Parameters], codes: dict[Layer, Codes]
 ) -> dict[Codes, Floats]:
     """One scale array a weight, wide enough for the int32 bias of every layer that shares it."""
     scales: dict[Codes, Floats] = {}
     for layer in placement.layers:
         code = codes[layer]
-        input_scale = float(parameters[layer.input].scale)
+        input_scale = float(read_on[layer].scale)
         scales[code] = wide_enough(scales.get(code, code.scales), layer.bias_array(), input_scale, code.has_zero)
     return scales
 
@@ -112,8 +124,8 @@ def _quantize_bias(inserter: Inserter, layer: Layer, bias: Floats, input_scale: 
 
 def _insert_pair(
     inserter: Inserter, value: ir.Value, parameters: Parameters, placement: Placement, rules: TargetRules
-) -> None:
-    """value -> Q -> DQ -> its int8 consumers; every consumer where the value exists as int8 only."""
+) -> ir.Value:
+    """value -> Q -> DQ -> its int8 consumers; all where the value exists as int8 only. Returns DQ's output."""
     dtype = ir.DataType[rules.activation.upper()]
     stem = value.name or "value"
     scale = inserter.constant(f"{stem}_scale", np.array(parameters.scale, np.float32))
@@ -126,6 +138,7 @@ def _insert_pair(
     for use in readers:
         use.node.replace_input_with(use.idx, dequantize.outputs[0])
     inserter.place_after(value, [quantize, dequantize])
+    return dequantize.outputs[0]
 
 
 def _float_guards(graph: ir.Graph, placement: Placement) -> list[ir.Value]:

@@ -22,10 +22,12 @@ SHARE_LIMIT = 4.0
 
 @dataclass(frozen=True)
 class Parameters:
-    """real = scale * (quantized - zero_point), in the target's activation type."""
+    """real = scale * (quantized - zero_point), in the target's activation type; codes of fewer bits end earlier."""
 
     scale: np.float32
     zero_point: int
+    lowest: int = 0
+    highest: int = 255
 
 
 def scale_of(range_: Range, rules: TargetRules) -> np.float32:
@@ -42,6 +44,17 @@ def parameters_of(range_: Range, scale: np.float32, rules: TargetRules) -> Param
         return Parameters(scale, 0)
     low, levels = min(range_[0], 0.0), int(np.iinfo(rules.activation).max)
     return Parameters(scale, round(float(np.clip(-low / float(scale), 0, levels))))
+
+
+def coarse_parameters(range_: Range, bits: int, rules: TargetRules) -> Parameters:
+    """The grid of so few bits in the activation type: 2**bits codes from 0, or, two-sided and symmetric, around 0."""
+    low, high = min(range_[0], 0.0), max(range_[1], 0.0)
+    steps = 2**bits - 1
+    if rules.symmetric and low < 0:
+        half = 2 ** (bits - 1)
+        return Parameters(_scale(max(-low / half, high / (half - 1))), 0, -half, half - 1)
+    scale = _scale((high - low) / steps)
+    return Parameters(scale, round(float(np.clip(-low / float(scale), 0, steps))), 0, steps)
 
 
 def _scale(value: float) -> np.float32:

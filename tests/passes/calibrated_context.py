@@ -32,7 +32,7 @@ class CalibratedContext(NullContext):
                 observers[key].update(values[request.tensor], values[request.target] if request.target else None)
         return {key: observer.value() for key, observer in observers.items()}
 
-    def activation_ranges(self, model, names, method, percentile, samples):
+    def activation_ranges(self, model, names, method, percentile, samples, levels=255):
         tapped = model.clone()
         present = {v.name for v in tapped.graph.outputs}
         for node in tapped.graph:

@@ -24,7 +24,7 @@ torch.set_num_threads(1)
 from training_models import *
 teacher = model_of(MLP)
 student = pruned(teacher, 0.6)
-result = trained(student, teacher, batches(rows()), steps=40, batch=32)
+result = trained(student, teacher, batches(rows()), steps=40, batch=32, precision="float32")
 import os
 with open(sys.argv[1] + os.environ.get("RANK", "0"), "wb") as file:
     file.write(serialized(student))
@@ -95,7 +95,7 @@ def processes(count: int, out: Path) -> list[bytes]:
 @pytest.mark.slow
 def test_two_processes_do_what_one_does(tmp_path):
     alone, teacher = pruned(model_of(MLP), 0.6), model_of(MLP)
-    trained(alone, teacher, batches(rows()), steps=40, batch=32)
+    trained(alone, teacher, batches(rows()), steps=40, batch=32, precision="float32")
     first, second = processes(2, tmp_path / "team")
     assert first == second
     one, two = weights(alone), weights(ir.from_proto(onnx.load_model_from_string(first)))

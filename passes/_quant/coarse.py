@@ -1,0 +1,78 @@
+"""Activations of fewer than 8 bits: what some layers read, on a grid with fewer levels than their 8-bit type has.
+
+    x -> QuantizeLinear -> Clip to codes 0 … 2**bits - 1 -> DequantizeLinear -> layer
+
+The codes stay in the 8-bit type, and are clipped as integers: so the runtime's integer kernels run the layer, while
+what it computes is that of hardware with so few bits. Others that read x (an Add of a residual net) keep its 8 bits;
+then the coarse codes are made of those. As in LSQ (arXiv:1902.08153), it is what layers read that is coarse.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from .inserter import Inserter
+from .layers import Layer
+from .parameters import Parameters, Range, coarse_parameters
+from .placement import Placement
+from .rules import TargetRules
+
+
+@dataclass(frozen=True, eq=False)
+class Coarse:
+    """Layers that read one value with so many bits. `alone`: no int8 node needs its 8-bit form."""
+
+    value: ir.Value
+    bits: int
+    layers: tuple[Layer, ...]
+    alone: bool
+
+
+def coarse_reads(placement: Placement, bits: dict[Layer, int]) -> list[Coarse]:
+    """What is read with fewer than 8 bits; `bits` of each layer's activations. An image in two limbs never is."""
+    found: dict[tuple[ir.Value, int], list[Layer]] = {}
+    for layer in placement.layers:
+        if bits[layer] < 8 and layer.input not in placement.limbed:
+            found.setdefault((layer.input, bits[layer]), []).append(layer)
+    moved = {value for carried in placement.carried if carried.shared for value in carried.outputs}
+    reads = []
+    for (value, count), layers in found.items():
+        nodes = {layer.node for layer in layers}
+        others = any(use.node not in nodes and (value in placement.int8_made or use.node in placement.int8_nodes)
+                     for use in value.uses())
+        reads.append(Coarse(value, count, tuple(layers), not others and value not in moved))
+    return reads
+
+
+def read_parameters(
+    reads: Iterable[Coarse], ranges: dict[int, dict[ir.Value, Range]], rules: TargetRules
+) -> dict[Layer, Parameters]:
+    """The grid that each of those layers reads on. `ranges`: by bits."""
+    return {layer: coarse_parameters(ranges[read.bits][read.value], read.bits, rules)
+            for read in reads for layer in read.layers}
+
+
+def insert_coarse(
+    inserter: Inserter, read: Coarse, source: ir.Value, parameters: Parameters, rules: TargetRules
+) -> None:
+    """source -> Q -> Clip -> DQ -> the layers of `read`. `source`: the value, or its dequantized 8-bit form."""
+    dtype = ir.DataType[rules.activation.upper()]
+    stem, shape = f"{read.value.name or 'value'}_{read.bits}bit", read.value.shape
+
+    def code(number: int, name: str) -> ir.Value:
+        return inserter.constant(name, np.array(number, dtype.numpy()))
+
+    scale = inserter.constant(f"{stem}_scale", np.array(parameters.scale, np.float32))
+    zero = code(parameters.zero_point, f"{stem}_zp")
+    lowest, highest = code(parameters.lowest, f"{stem}_lowest"), code(parameters.highest, f"{stem}_highest")
+    quantize = inserter.node("QuantizeLinear", [source, scale, zero], f"{stem}_q", dtype, shape)
+    clip = inserter.node("Clip", [quantize.outputs[0], lowest, highest], f"{stem}_codes", dtype, shape)
+    dequantize = inserter.node(
+        "DequantizeLinear", [clip.outputs[0], scale, zero], f"{stem}_dq", ir.DataType.FLOAT, shape)
+    for layer in read.layers:
+        layer.node.replace_input_with(0, dequantize.outputs[0])
+    inserter.place_after(source, [quantize, clip, dequantize])
