@@ -95,6 +95,7 @@ class Finetune(Pass):
     synthesize: int = Option(
         0, "Samples to make up from statistics of BatchNormalization where there are no data (weak).",
         low=0, high=100_000)
+    tensorboard: str = Option("", "Folder for curves of loss, score and rate, for TensorBoard if that is installed.")
     schedule: tuple[str, ...] = Option(
         (), "Sparsities to prune to before each of as many rounds, which share the budget, e.g. [0.5, 0.8, 0.9].")
 

@@ -141,7 +141,7 @@ def _fit(
     except RefusedError:
         return False  # its weights are all excluded
     learner.to(device.name)
-    job = Job(learner, objective, fed, split, recipe, lambda feeds: {}, team, setting.seed, tell, None, device)
+    job = Job(learner, objective, fed, split, recipe, None, team, setting.seed, tell, None, device)
     account = Loop(dataclasses.replace(job, drop=block.start)).run()
     if account.best_step == 0:
         return False

@@ -22,6 +22,7 @@ from .recipe import Recipe
 from .score import Score, Scorer
 from .student import State, Student
 from .teacher import Said
+from .tensorboard import Log
 
 Tensor = Any
 Tell = Callable[[float, str], None]
@@ -51,6 +52,7 @@ class Account:
 class Job:
     """What is trained, on what, and who says how it goes on.
 
+    `teacher`: asked at every step; None where what is kept of it is enough.
     `drop`: an input of which half the elements, drawn anew for each step, are the teacher's.
     """
 
@@ -59,13 +61,14 @@ class Job:
     samples: Samples
     split: Split
     recipe: Recipe
-    teacher: Said
+    teacher: Said | None
     team: Team
     seed: int
     tell: Tell
     checkpoint: Checkpoint | None = None
     device: Device = field(default_factory=Device)
     drop: str = ""
+    log: Log = lambda step, figures: None
 
 
 class Loop:
@@ -144,6 +147,7 @@ class Loop:
         targets: dict[str, Any] = example.targets
         if self.augment:
             example, partner = self.augment(example, random)
+        if self.job.teacher is not None:
             targets = self.job.teacher(example.feeds)
         if self.job.drop:
             own, name = example.feeds[self.job.drop], self.job.drop
@@ -183,6 +187,8 @@ class Loop:
             account.trouble = f"no better for {self.idle} checks"
         if self.job.checkpoint is not None and self.job.team.leads:
             self.job.checkpoint.save(self._state())
+        figures = {"held out": score.value, "rate": self.optimizer.param_groups[0]["lr"]}
+        self.job.log(account.steps, figures | ({"loss": account.losses[-1]} if account.losses else {}))
         loss = f"loss {account.losses[-1]:.3g}, " if account.losses else ""
         self.job.tell(min(progress, 1.0), f"{loss}held out {score.value:.4f}")
 

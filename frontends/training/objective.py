@@ -43,9 +43,10 @@ class Objective(torch.nn.Module):  # type: ignore[misc]  # torch comes without t
         self.projections = torch.nn.ModuleDict()
         self.variance: dict[str, float] = {}
 
-    def measure(self, teacher: Mapping[str, NDArray[Any]]) -> None:
-        """Take the variance of the teacher's values from examples: squared distances are relative to it."""
-        self.variance = {name: float(np.var(values, dtype=np.float64)) for name, values in teacher.items()}
+    def measure(self, teacher: Mapping[str, Any]) -> None:
+        """Take the variance of the teacher's values from an example: squared distances are relative to it."""
+        self.variance |= {name: float(torch.as_tensor(values).double().var(correction=0))
+                          for name, values in teacher.items()}
 
     def student_names(self) -> list[str]:
         """Values of the student that the loss reads."""
@@ -54,6 +55,10 @@ class Objective(torch.nn.Module):  # type: ignore[misc]  # torch comes without t
     def teacher_names(self) -> list[str]:
         """Values of the teacher that the loss reads."""
         return list(dict.fromkeys([h.teacher for h in self.heads] + [t.teacher for t in self.taps]))
+
+    def asks_always(self) -> bool:
+        """Whether the teacher must say more at each step than is kept of it: images change, features are large."""
+        return bool(self.taps or self.recipe.flip or self.recipe.shift or self.recipe.mixup)
 
     def project(self, student: Mapping[str, Tensor], teacher: Mapping[str, Tensor]) -> None:
         """Make a learned 1 x 1 projection for each feature whose channels differ, from one example of both.

@@ -65,6 +65,7 @@ class Recipe:
     precision: str = "auto"
     threads: int = 0
     synthesize: int = 0
+    tensorboard: str = ""
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Recipe:

@@ -1,4 +1,4 @@
-"""What the teacher says: once of every row as it is, and, where rows are changed for each step, of those as well."""
+"""What the teacher says: once of every row as it is, and at every step where rows are changed or features compared."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ... import RefusedError
 from ..trainable import to_torch
 from .data import Arrays
 from .device import Device, laid_out
-from .recipe import Recipe
+from .objective import Objective
 
 Runner = Callable[[Arrays], Arrays]
 Said = Callable[[Arrays], dict[str, Any]]
@@ -32,7 +32,9 @@ class Runtime(Protocol):
 
 @dataclass(frozen=True)
 class Teacher:
-    """`once`: exactly, for targets that are kept. `often`: as precisely as the student learns, for every step."""
+    """`once`: exactly, outputs alone, for targets that are kept. `often`: as precisely as the student learns, with all
+    that the loss reads, for every step: features of a whole data set would fill a disk.
+    """
 
     once: Said
     often: Said
@@ -40,24 +42,30 @@ class Teacher:
 
 @contextlib.contextmanager
 def teacher_of(
-    student: ir.Model, teacher: ir.Model, names: Sequence[str], recipe: Recipe, runtime: Runtime, device: Device
+    student: ir.Model, teacher: ir.Model, objective: Objective, runtime: Runtime, device: Device
 ) -> Iterator[Teacher]:
     """ONNX Runtime says it, or torch where that is faster (on a GPU, or in bfloat16 for every step) or asked for.
 
     Errors: RefusedError where both take different inputs.
     """
-    renamed = _renamed(student, teacher)
-    changed = recipe.flip or bool(recipe.shift) or bool(recipe.mixup)
-    if recipe.teacher == "torch" or (recipe.teacher == "auto" and device.name != "cpu"):
-        yield Teacher(_by_torch(teacher, names, renamed, Device(device.name)),
+    renamed, chosen = _renamed(student, teacher), objective.recipe.teacher
+    outputs, names = [head.teacher for head in objective.heads], objective.teacher_names()
+    if chosen == "torch" or (chosen == "auto" and device.name != "cpu"):
+        yield Teacher(_by_torch(teacher, outputs, renamed, Device(device.name)),
                       _by_torch(teacher, names, renamed, device))
         return
-    with runtime.runner(teacher, names) as run:
-        def by_runtime(feeds: Arrays) -> dict[str, Any]:
-            return {name: value for name, value in run(renamed(feeds)).items() if name in names}
+    with contextlib.ExitStack() as sessions:
+        def by_runtime(names: Sequence[str]) -> Said:
+            run = sessions.enter_context(runtime.runner(teacher, names))
+            return lambda feeds: {name: value for name, value in run(renamed(feeds)).items() if name in names}
 
-        fast = recipe.teacher == "auto" and device.half and changed
-        yield Teacher(by_runtime, _by_torch(teacher, names, renamed, device) if fast else by_runtime)
+        once = by_runtime(outputs)
+        if not objective.asks_always():
+            yield Teacher(once, once)
+        elif chosen == "auto" and device.half:
+            yield Teacher(once, _by_torch(teacher, names, renamed, device))
+        else:
+            yield Teacher(once, by_runtime(names))
 
 
 def _by_torch(teacher: ir.Model, names: Sequence[str], renamed: Runner, device: Device) -> Said:

@@ -29,7 +29,8 @@ from .objective import Objective, Tap, check_labels
 from .recipe import Recipe
 from .score import Score, Scorer
 from .student import Student
-from .teacher import Runtime, Said, teacher_of
+from .teacher import Runtime, Said, Teacher, teacher_of
+from .tensorboard import logging_to
 
 Fed = tuple[Mapping[str, NDArray[Any]], NDArray[Any] | None]
 MEASURED = 1000
@@ -78,15 +79,15 @@ def train(
             prefix="onnx-opt-") as folder, contextlib.ExitStack() as stack:
         torch.manual_seed(setting.seed)
         device = Device.of(recipe)
+        log = stack.enter_context(logging_to(recipe.tensorboard if us.leads else ""))
         objective = _objective(student, teacher, recipe)
-        said = stack.enter_context(teacher_of(
-            student, teacher, objective.teacher_names(), recipe, setting.runtime, device))
+        said = stack.enter_context(teacher_of(student, teacher, objective, setting.runtime, device))
         samples = _collected(student, batches, said.once, Path(folder))
         stack.callback(samples.close)
         parts = split(samples, recipe.holdout, setting.seed)
         recipe = objective.recipe = _watching(recipe, samples, parts)
         learner = Student(student, objective.student_names(), recipe, setting.originals)
-        _prepare(learner, objective, samples, parts, device)
+        _prepare(learner, objective, samples, parts, said, device)
         checkpoint = None if setting.folder is None else Checkpoint(
             setting.folder, dict(learner.runs.named_parameters()), recipe, setting.seed,
             f"{samples.rows} rows in {samples.units} units, {us.size} processes")
@@ -96,8 +97,8 @@ def train(
             figures = reconstruct(trained, teacher, samples, parts, recipe, setting, us, Path(folder), device)
             result = judge.adopted(student, trained)
         else:
-            loop = Loop(Job(learner, objective, samples, parts, recipe, said.often, us, setting.seed, setting.tell,
-                            checkpoint, device))
+            loop = Loop(Job(learner, objective, samples, parts, recipe, said.often if objective.asks_always() else None,
+                            us, setting.seed, setting.tell, checkpoint, device, log=log))
             account = loop.run()
             result = _outcome(learner, student, account, judge)
             figures = _figures(account, loop, recipe)
@@ -146,13 +147,15 @@ def _collected(
     return samples
 
 
-def _prepare(learner: Student, objective: Objective, samples: Samples, parts: Split, device: Device) -> None:
+def _prepare(
+    learner: Student, objective: Objective, samples: Samples, parts: Split, said: Teacher, device: Device
+) -> None:
     """See that one example goes through everything that the loop will do with it."""
     learner.to(device.name)
     objective.labelled &= samples.labelled
     example = samples.take(parts.train[:2], 2)[0]
     values = learner.trains.run(example.feeds)
-    targets = {name: torch.as_tensor(value).to(device.name) for name, value in example.targets.items()}
+    targets = {name: torch.as_tensor(value).to(device.name) for name, value in said.often(example.feeds).items()}
     for head in objective.heads:
         own, theirs = values[head.student], targets[head.teacher]
         if own.shape != theirs.shape:
@@ -172,6 +175,8 @@ def _prepare(learner: Student, objective: Objective, samples: Samples, parts: Sp
     if Augment.of(objective.recipe):
         image_of(example)
     objective.project(values, targets)
+    if objective.taps:
+        objective.measure(said.often(samples.take(parts.train[:FEW_ROWS], FEW_ROWS)[0].feeds))
     objective.measure(samples.take(parts.train[:MEASURED], MEASURED)[0].targets)
     _check_gradients(learner, objective.student_names(), values)
 
@@ -232,7 +237,7 @@ class Judge:
 
     def _score(self, model: ir.Model) -> Score:
         scorer = Scorer(self.objective.heads, self.objective.recipe.watch)
-        with self.runtime.runner(model, self.objective.student_names()) as run:
+        with self.runtime.runner(model, [head.student for head in self.objective.heads]) as run:
             for example in self.samples.take(self.parts.held, 64):
                 scorer.add(run(example.feeds), example.targets, example.labels)
         return scorer.score()

@@ -5,6 +5,7 @@ Realistic, not real: they show whether a result still computes what the original
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,26 @@ Feeds = dict[str, Any]
 def data_folder() -> Path:
     """Where the shared models and data are: ONNX_OPT_DATA, or shared/data beside the repository."""
     return Path(os.environ.get("ONNX_OPT_DATA", ROOT.parent / "shared" / "data"))
+
+
+def stsb_half() -> Iterator[Any]:
+    """Every other batch of the shared STS-B pairs, left sentences then right ones, to learn from: no labels."""
+    return (feeds for feeds, _ in _stsb(0))
+
+
+def stsb_other_half() -> Iterator[Any]:
+    """The batches that `stsb_half` leaves, with their human scores."""
+    return _stsb(1)
+
+
+def _stsb(which: int) -> Iterator[Any]:
+    path = data_folder() / "loaders.py"
+    found = importlib.util.spec_from_file_location("shared_loaders", path)
+    assert found is not None
+    assert found.loader is not None
+    loaders = importlib.util.module_from_spec(found)
+    found.loader.exec_module(loaders)
+    return (batch for index, batch in enumerate(loaders.stsb_val()) if index // 2 % 2 == which)
 
 
 def detector_images() -> Iterator[Feeds]:

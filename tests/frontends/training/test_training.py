@@ -1,5 +1,8 @@
 """Training from end to end on small nets: it recovers, holds what it must, refuses what it should."""
 
+import sys
+import types
+
 import numpy as np
 import onnx_ir as ir
 import pytest
@@ -319,3 +322,33 @@ def test_a_weight_that_is_a_setting_elsewhere(preset):
     assert result.weights > 0 or preset == "block"
     node = next(n for n in student.graph if n.op_type == "BatchNormalization")
     np.testing.assert_array_equal(node.inputs[4].const_value.numpy(), variance)
+
+
+def test_curves_for_tensorboard(monkeypatch, tmp_path):
+    teacher, seen = model_of(MLP), []
+
+    class Writer:
+        def __init__(self, folder):
+            self.folder = folder
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *error):
+            seen.append(self.folder)
+
+        def add_scalar(self, name, figure, step):
+            seen.append((name, step, figure))
+
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", types.SimpleNamespace(SummaryWriter=Writer))
+    trained(pruned(teacher, 0.6), teacher, batches(rows()), steps=20, checks=2, tensorboard=str(tmp_path))
+    assert [entry[:2] for entry in seen[:-1]] == [(name, step) for step in (10, 20)
+                                                  for name in ("held out", "rate", "loss")]
+    assert seen[-1] == str(tmp_path)
+
+
+def test_without_tensorboard_it_says_so_before_training(monkeypatch, tmp_path):
+    teacher = model_of(MLP)
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(UsageError, match="not installed"):
+        trained(pruned(teacher, 0.6), teacher, batches(rows()), steps=20, tensorboard=str(tmp_path))
