@@ -82,7 +82,8 @@ class Finetune(Pass):
     statistics: Literal["auto", "fixed", "batch"] = Option(
         "auto", "BatchNormalization by the graph's statistics, or by the batch's; auto: batch for student only.")
     qat: bool = Option(True, "Train quantized weights, rounded as they run; false: leave them.")
-    scales: bool = Option(False, "Train the scales of quantization, too.")
+    scales: Literal["none", "weights", "all"] = Option(
+        "weights", "Scales of quantization to train: of weights of 4 bits or fewer, or of activations as well.")
     include: tuple[str, ...] = Option((), "Only weights whose name matches one of these.")
     exclude: tuple[str, ...] = Option((), "Not the weights whose name matches one of these.")
     device: Literal["auto", "cpu", "cuda"] = Option("auto", "Where torch trains; auto: on a GPU if there is one.")

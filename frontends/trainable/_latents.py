@@ -6,7 +6,7 @@ from bytes by a table (signs and trits, several planes of them).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,6 +15,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from ... import UsageError
+from ._biases import integer_biases
 from ._dtypes import RANGES
 from ._weights import PASSING, constants_of, tensor_of
 
@@ -33,6 +34,8 @@ CODE_INPUTS = {
 """Inputs where a constant is a quantized weight."""
 
 
+FEW = 16
+"""Levels of weights whose scales are worth training: those of 4 bits."""
 IN_CELL = 0.49
 """Of a step to either side of a code: still rounded to it."""
 
@@ -79,6 +82,25 @@ def find_latents(model: ir.Model, originals: Mapping[str, NDArray[Any]] | None) 
             latent = _packed(graph, value, tensor) or _plain(graph, value, tensor)
         if latent is not None:
             found[latent.codes] = _started(latent, originals or {})
+    return found
+
+
+def scales_of(model: ir.Model, latents: Iterable[Latent]) -> dict[ir.Value, float]:
+    """Scales of weights of few bits, with their largest code: few levels want other scales once their codes move.
+
+    A scale that a 32-bit bias follows stays: runtimes read that bias in units of it.
+    """
+    tied = {weight for _, _, weight in integer_biases(model)}
+    found: dict[ir.Value, float] = {}
+    for latent in latents:
+        if latent.step == 0 or (latent.high - latent.low) / latent.step >= FEW:
+            continue
+        for node, index in latent.codes.uses():
+            scale = node.inputs[1] if node.op_type == "DequantizeLinear" and index == 0 else None
+            if scale is None or scale.const_value is None or len(scale.uses()) > 1:
+                continue
+            if node not in tied:
+                found[scale] = latent.high
     return found
 
 

@@ -15,7 +15,7 @@ from ... import RefusedError, UsageError
 from ._dtypes import to_carrier
 from ._emit import Emitter
 from ._flow import cuts_of
-from ._latents import find_latents
+from ._latents import find_latents, scales_of
 from ._ops_cast import small_float
 from ._ops_quant import on_grid
 from ._program import Known, Program
@@ -23,7 +23,7 @@ from ._scope import Scope
 from ._weights import Origin, attribute_name, stored_tensor, trainable_values
 from .module import Provenance, TrainableModule
 
-Qat = Literal["off", "fixed", "learned"]
+Qat = Literal["off", "fixed", "weights", "learned"]
 
 
 def to_torch(
@@ -34,10 +34,10 @@ def to_torch(
 
     `train`: True for all weights, False for none, or the names of the constants to train. `taps`: values of the main
     graph to return too. `qat`: "fixed" trains stored integers as floats on their grid (one each, in grid units), with
-    straight-through gradients; "learned" the scales too; "off" keeps both as they are. `originals`: float weights by
-    initializer name, from which such latents start. `masks`: initializer name -> which elements may differ from zero;
-    zeros of float weights of two dims or more (and of originals) are held without being named. `model` is not changed;
-    `write_back` puts trained weights into it.
+    straight-through gradients; "weights" the scales of weights of few bits too; "learned" all scales; "off" keeps
+    integers as they are. `originals`: float weights by initializer name, from which such latents start. `masks`:
+    initializer name -> which elements may differ from zero; zeros of float weights of two dims or more (and of
+    originals) are held without being named. `model` is not changed; `write_back` puts trained weights into it.
     Errors: RefusedError for a node that cannot be run, UsageError for an unknown name in `train` or `taps`.
     """
     origins = _origins(model, train, qat, originals)
@@ -76,6 +76,11 @@ def _origins(
     for codes, latent in latents.items():
         if isinstance(train, bool) or latent.value.name in train:
             origins[codes] = Origin(latent.graph, latent.value, latent.dtype, latent)
+    if qat == "weights" and train is not False:
+        for scale, reach in scales_of(model, latents.values()).items():
+            if train is True or scale.name in train:
+                dtype = stored_tensor(scale).dtype
+                origins[scale] = Origin(model.graph.name or "", scale, dtype, reach=reach)
     missing = set() if isinstance(train, bool) else set(train) - {o.name for o in origins.values()}
     if missing:
         raise UsageError("train", f"no weight '{', '.join(sorted(missing))}'", "name initializers, or pass True")

@@ -9,6 +9,7 @@ import onnx_ir as ir
 import torch
 from numpy.typing import NDArray
 
+from ._biases import tie_biases
 from ._dtypes import from_carrier
 from ._ops_quant import on_grid
 from ._weights import Origin, setting_uses, stored_tensor
@@ -27,6 +28,8 @@ def write_back(module: TrainableModule) -> ir.Model:
             if origin.shared:
                 _keep_settings(origin.value)
             _put(origin, ir.Tensor(array, dtype=origin.dtype, name=origin.name))
+    if any(origin.latent is None and origin.reach > 1 for origin in module.origins.values()):
+        tie_biases(module.model)
     return module.model
 
 

@@ -57,7 +57,7 @@ class Recipe:
     watch: str = "auto"
     statistics: str = "auto"
     qat: bool = True
-    scales: bool = False
+    scales: str = "weights"
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     device: str = "auto"

@@ -18,6 +18,8 @@ from .statistics import Statistics, with_batch_statistics
 
 Tensor = Any
 State = dict[str, Tensor]
+QAT = {"none": "fixed", "weights": "weights", "all": "learned"}
+"""How `to_torch` names which scales of quantization train."""
 INSIDE = 0.49
 """How far a latent may start from its code, in steps of its grid: it rounds to the code that the graph has."""
 
@@ -103,7 +105,7 @@ class Student:
             share_parameters(self.runs, self.trains)
 
     def _qat(self) -> Any:
-        return ("learned" if self.recipe.scales else "fixed") if self.recipe.qat else "off"
+        return QAT[self.recipe.scales] if self.recipe.qat else "off"
 
     def _choice(self) -> bool | list[str]:
         """All weights, or those that include and exclude leave."""
