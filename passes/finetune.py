@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -98,7 +99,7 @@ class Finetune(Pass):
         low=0, high=100_000)
     tensorboard: str = Option("", "Folder for curves of loss, score and rate, for TensorBoard if that is installed.")
     schedule: tuple[str, ...] = Option(
-        (), "Sparsities to prune to before each of as many rounds, which share the budget, e.g. [0.5, 0.8, 0.9].")
+        (), "Sparsities to prune to before each of as many rounds, e.g. [0.5, 0.8, 0.9]; the last has half of the budget.")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -123,10 +124,10 @@ class Finetune(Pass):
     def _rounds(self, model: ir.Model, context: Context, recipe: dict[str, Any]) -> PassOutcome:
         """Prune a little, train, prune more: what is left of the last round's account, with all that was declined."""
         assert isinstance(context, Trains)
-        rounds = len(self.schedule)
-        recipe |= {"steps": -(-self.steps // rounds), "epochs": self.epochs / rounds, "minutes": self.minutes / rounds}
         outcome, declined, changed = PassOutcome(), [], 0
-        for sparsity in self._sparsities():
+        for sparsity, part in zip(self._sparsities(), _shares(len(self.schedule)), strict=True):
+            recipe |= {"steps": math.ceil(self.steps * part), "epochs": self.epochs * part,
+                       "minutes": self.minutes * part}
             pruned = Prune(sparsity=sparsity, allocation="lamp").run(model, context)
             outcome = context.train(model, recipe)
             outcome.stats |= {"sparsity": pruned.stats["sparsity"]}
@@ -144,3 +145,8 @@ class Finetune(Pass):
             raise UsageError("finetune.schedule", f"[{', '.join(self.schedule)}] are not rising fractions up to 0.99",
                              "write for example schedule=[0.5, 0.8, 0.9]")
         return found
+
+
+def _shares(rounds: int) -> list[float]:
+    """Of a budget: half for the last round, whose weights stay, the others alike."""
+    return [1.0] if rounds == 1 else [0.5 / (rounds - 1)] * (rounds - 1) + [0.5]

@@ -17,6 +17,7 @@ import numpy as np
 import onnx_ir as ir
 
 from ... import RefusedError
+from .checkpoint import Checkpoint
 from .data import Example, Samples, Split
 from .device import Device
 from .distributed import Team
@@ -24,7 +25,7 @@ from .heads import Head
 from .loop import Job, Loop, Tell
 from .objective import Objective
 from .recipe import Recipe
-from .student import Student
+from .student import State, Student
 
 MOST_ROWS = 1024
 """Rows that a block learns from."""
@@ -41,9 +42,9 @@ class Block:
 
 def reconstruct(
     student: ir.Model, teacher: ir.Model, samples: Samples, parts: Split, recipe: Recipe, setting: Any, team: Team,
-    folder: Path, device: Device,
+    folder: Path, device: Device, checkpoint: Checkpoint | None,
 ) -> dict[str, int | float | str]:
-    """Train `student` block after block, in place; figures for the report.
+    """Train `student` block after block, in place; figures for the report. Blocks of a checkpoint are not trained anew.
 
     Errors: RefusedError where no values are in both graphs that everything passes through.
     """
@@ -51,17 +52,28 @@ def reconstruct(
     if not blocks:
         raise RefusedError("finetune.preset", "block finds no part of the graph between values that both models have",
                            "use preset=qad or recover")
-    better = 0
     recipe = dataclasses.replace(recipe, logit_mse=0.0, labels=0.0, features=(), output_weights=(), watch="loss",
                                  flip=False, shift=0, mixup=0.0, loss="mse", accumulate=1, distill=True)
+    saved = None if checkpoint is None else checkpoint.load()
+    states: list[State] = [] if saved is None else saved["blocks"]
+    better = 0
     for index, block in enumerate(blocks):
-        units = np.concatenate([parts.train[:MOST_ROWS], parts.held])
-        fed = _around(student, teacher, block, samples, units, setting, folder)
-        held = np.arange(fed.units)[len(parts.train[:MOST_ROWS]) :]
-        split = Split(np.arange(len(parts.train[:MOST_ROWS])), held)
-        better += _fit(student, block, fed, split, recipe, setting, team, device,
-                       _telling(setting.tell, index, len(blocks), block))
-        fed.close()
+        part = _segment(student, block)
+        learner = _learner(part, block, recipe, setting)
+        if index == len(states):
+            units = np.concatenate([parts.train[:MOST_ROWS], parts.held])
+            fed = _around(student, teacher, block, samples, units, setting, folder)
+            held = np.arange(fed.units)[len(parts.train[:MOST_ROWS]) :]
+            split = Split(np.arange(len(parts.train[:MOST_ROWS])), held)
+            tell = _telling(setting.tell, index, len(blocks), block)
+            states.append({} if learner is None else _learned(learner, block, fed, split, recipe, setting.seed, team,
+                                                             device, tell))
+            fed.close()
+            if checkpoint is not None and team.leads:
+                checkpoint.save({"blocks": states})
+        if learner is not None and states[index]:
+            learner.put(states[index], part)
+            better += _adopted(student, part)
     return {"blocks": len(blocks), "better_blocks": better}
 
 
@@ -128,26 +140,31 @@ def _around(
     return made
 
 
-def _fit(
-    student: ir.Model, block: Block, fed: Samples, split: Split, recipe: Recipe, setting: Any, team: Team,
-    device: Device, tell: Tell,
-) -> bool:
-    """Train one block and put it back if it got better."""
-    part = _segment(student, block)
+def _learner(part: ir.Model, block: Block, recipe: Recipe, setting: Any) -> Student | None:
+    """The block as it trains; None where all its weights are excluded."""
+    try:
+        return Student(part, [block.end], recipe, setting.originals)
+    except RefusedError:
+        return None
+
+
+def _learned(
+    learner: Student, block: Block, fed: Samples, split: Split, recipe: Recipe, seed: int, team: Team, device: Device,
+    tell: Tell,
+) -> State:
+    """What a block learns; empty where it got no better."""
     objective = Objective([Head(block.end, block.end, block.end, "values")], (), recipe, labelled=False)
     objective.measure({block.end: fed.take(split.train, MOST_ROWS)[0].targets[block.end]})
-    try:
-        learner = Student(part, [block.end], recipe, setting.originals)
-    except RefusedError:
-        return False  # its weights are all excluded
     learner.to(device.name)
-    job = Job(learner, objective, fed, split, recipe, None, team, setting.seed, tell, None, device)
-    account = Loop(dataclasses.replace(job, drop=block.start)).run()
-    if account.best_step == 0:
-        return False
-    learner.put(account.state, part)
+    account = Loop(Job(learner, objective, fed, split, recipe, None, team, seed, tell, None, device,
+                       drop=block.start)).run()
+    return account.state if account.best_step else {}
+
+
+def _adopted(student: ir.Model, part: ir.Model) -> bool:
+    """Put a block's weights back, unless one of them is a setting elsewhere."""
     if not set(part.graph.initializers) <= set(student.graph.initializers):
-        return False  # a weight of the block is a setting elsewhere
+        return False
     for name, value in part.graph.initializers.items():
         student.graph.initializers[name].const_value = value.const_value
     return True

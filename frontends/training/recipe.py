@@ -11,7 +11,7 @@ from typing import Any
 from ... import UsageError
 
 PRESETS: dict[str, dict[str, Any]] = {
-    "recover": {"steps": 1000, "temperature": 2.0, "rate": 0.01, "optimizer": "adamw", "logit_mse": 0.1},
+    "recover": {"steps": 1000, "temperature": 2.0, "rate": 0.03, "optimizer": "adamw", "logit_mse": 0.1},
     "qad": {"steps": 800, "temperature": 1.0, "rate": 0.004, "optimizer": "adamw", "logit_mse": 0.1},
     "block": {"steps": 500, "temperature": 1.0, "rate": 0.01, "optimizer": "adamw", "logit_mse": 0.0},
     "student": {"steps": 4000, "temperature": 4.0, "rate": 0.02, "optimizer": "adamw", "logit_mse": 0.0},

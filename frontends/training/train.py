@@ -94,7 +94,8 @@ def train(
         judge = Judge(objective, samples, parts, setting.runtime, us)
         if recipe.preset == "block":
             trained = student.clone()
-            figures = reconstruct(trained, teacher, samples, parts, recipe, setting, us, Path(folder), device)
+            figures = reconstruct(trained, teacher, samples, parts, recipe, setting, us, Path(folder), device,
+                                  checkpoint)
             result = judge.adopted(student, trained)
         else:
             loop = Loop(Job(learner, objective, samples, parts, recipe, said.often if objective.asks_always() else None,

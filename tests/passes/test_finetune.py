@@ -102,3 +102,15 @@ def test_a_schedule_rises_to_less_than_all(schedule):
 ])
 def test_text_round_trips(text):
     assert str(parse(text)) == text
+
+
+def test_the_last_round_has_half_of_the_budget():
+    seen = []
+
+    class Watching(Trainer):
+        def train(self, model, recipe):
+            seen.append((recipe["steps"], recipe["minutes"]))
+            return super().train(model, recipe)
+
+    Finetune(steps=8, minutes=4, schedule=("0.2", "0.4", "0.5")).run(model(), Watching())
+    assert seen == [(2, 1.0), (2, 1.0), (4, 2.0)]

@@ -64,6 +64,29 @@ def test_an_interrupted_training_ends_where_a_whole_one_does(tmp_path, monkeypat
     assert state.exists()
 
 
+def test_blocks_that_are_done_are_not_trained_anew(tmp_path, monkeypatch):
+    teacher = model_of(MLP)
+    whole, student = pruned(teacher, 0.6), pruned(teacher, 0.6)
+    trained(whole, teacher, batches(rows()), preset="block", steps=30, watch="loss")
+    fits = []
+    real = loop_module.Loop.run
+
+    def stopping(self):
+        fits.append(self)
+        if len(fits) == 2:
+            raise Interruption
+        return real(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop_module.Loop, "run", stopping)
+        with pytest.raises(Interruption):
+            trained(student, teacher, batches(rows()), preset="block", steps=30, watch="loss", folder=tmp_path)
+        result = trained(student, teacher, batches(rows()), preset="block", steps=30, watch="loss", folder=tmp_path)
+    assert len(fits) == 3  # two blocks: the first once, the second once more
+    assert result.stats["blocks"] == 2
+    assert serialized(student) == serialized(whole)
+
+
 def test_another_training_does_not_take_its_state(tmp_path):
     teacher = model_of(MLP)
     for options in ({}, {"seed": 1}, {"rate": 0.02}):
