@@ -99,7 +99,7 @@ class Finetune(Pass):
         low=0, high=100_000)
     tensorboard: str = Option("", "Folder for curves of loss, score and rate, for TensorBoard if that is installed.")
     schedule: tuple[str, ...] = Option(
-        (), "Sparsities to prune to before each of as many rounds, e.g. [0.5, 0.8, 0.9]; the last has half of the budget.")
+        (), "Sparsities to prune to before each round, e.g. [0.5, 0.8, 0.9]; the last has half of the budget.")
 
     def __post_init__(self) -> None:
         super().__post_init__()
