@@ -75,7 +75,9 @@ CASES = [
 
 @dataclass
 class Row:
-    """One case's figures. `whole`: seconds of everything, passes, checks and measuring included."""
+    """One case's figures. `scores`: on the rows held out, at each check. `whole`: seconds of everything, passes, checks
+    and measuring included.
+    """
 
     name: str
     float_model: float
@@ -83,6 +85,7 @@ class Row:
     least: float | None
     steps: int
     whole: float
+    scores: str
 
 
 def data_of(case: Case) -> Data:
@@ -109,8 +112,8 @@ def run(case: Case, minutes: float, threads: int) -> Row:
     assert result.metric is not None
     before, after = result.metric["before"], result.metric["after"]
     least = before - case.drop if case.drop is not None else case.bar
-    steps = int(result.passes[-1].stats.get("steps", 0))
-    return Row(case.name, before, after, least, steps, seconds)
+    stats = result.passes[-1].stats
+    return Row(case.name, before, after, least, int(stats["steps"]), seconds, str(stats["scores"]))
 
 
 def table_of(rows: list[Row]) -> Table:
