@@ -64,7 +64,7 @@ CASES = [
     Case("ternary", "cifar10_resnet20", f"quant(ternary), finetune(qad, BUDGET, rate=0.015, {IMAGES})", 14, 0.895),
     Case("binary", "cifar10_resnet20", f"quant(binary), finetune(qad, BUDGET, rate=0.015, {IMAGES})", 17, 0.87),
     Case("channels", "cifar10_resnet56",
-         f"prune-channels(ratio=0.5), finetune(recover, BUDGET, {IMAGES})", 28, 0.92),
+         f"prune-channels(scope=global, macs=0.476, least=0), finetune(recover, BUDGET, {IMAGES})", 28, 0.92),
     Case("labels_only", "cifar10_resnet20_bn",
          "BUDGET, labels=1, distill=false, watch=labels, flip=true, shift=2", 8, teacher="cifar10_resnet56"),
     Case("distill_t1", "cifar10_resnet20_bn", f"BUDGET, temperature=1, {IMAGES}", 8, teacher="cifar10_resnet56"),
