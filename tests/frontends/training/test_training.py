@@ -1,5 +1,6 @@
 """Training from end to end on small nets: it recovers, holds what it must, refuses what it should."""
 
+import contextlib
 import sys
 import types
 
@@ -352,3 +353,37 @@ def test_without_tensorboard_it_says_so_before_training(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with pytest.raises(UsageError, match="not installed"):
         trained(pruned(teacher, 0.6), teacher, batches(rows()), steps=20, tensorboard=str(tmp_path))
+
+
+@pytest.mark.parametrize("options", [{}, {"flip": True}])
+def test_halves_learn_nearly_what_floats_do(options):
+    teacher = model_of(CNN)
+    images = rows(shape=(1, 6, 6))
+    found = {}
+    for precision in ("float32", "bfloat16"):
+        student = pruned(teacher, 0.6)
+        result = trained(student, teacher, batches(images), steps=60, precision=precision, watch="loss", **options)
+        assert result.stats["after"] > result.stats["before"]
+        assert weights(student)["k"].dtype == np.float32
+        found[precision] = result.stats["loss_last"]
+    assert found["float32"] != found["bfloat16"]
+    assert found["bfloat16"] == pytest.approx(found["float32"], rel=0.3)
+
+
+def test_features_are_asked_of_the_teacher_step_by_step():
+    """They would take a disk: of all data only outputs are kept."""
+    teacher = model_of(MLP)
+    student, asked = pruned(teacher, 0.6), []
+
+    class Watching(Local):
+        @contextlib.contextmanager
+        def runner(self, model, names):
+            with super().runner(model, names) as run:
+                asked.append([tuple(names), 0])
+                yield lambda feeds, count=asked[-1]: (count.__setitem__(1, count[1] + 1), run(feeds))[1]
+
+    trained(student, teacher, batches(rows()), steps=30, features=("r",), precision="float32", runtime=Watching())
+    kept, often = asked[0], asked[1]
+    assert (kept[0], often[0]) == (("y",), ("y", "r"))
+    assert kept[1] < often[1]
+    assert often[1] >= 30

@@ -104,10 +104,12 @@ def serialized(model: ir.Model) -> bytes:
     return ir.to_proto(model).SerializeToString(deterministic=True)
 
 
-def trained(student: ir.Model, teacher: ir.Model, data, seed: int = 0, folder=None, originals=None, **options):
+def trained(
+    student: ir.Model, teacher: ir.Model, data, seed: int = 0, folder=None, originals=None, runtime=None, **options
+):
     """`train` with a recipe from options; 60 steps unless they say more."""
     recipe = Recipe.of({"steps": 60, "holdout": 0.25, **options})
-    return train(student, teacher, data, recipe, Setting(Local(), seed, originals, folder))
+    return train(student, teacher, data, recipe, Setting(runtime or Local(), seed, originals, folder))
 
 
 def weights(model: ir.Model) -> dict[str, np.ndarray]:
