@@ -74,6 +74,8 @@ class Finetune(Pass):
     shift: int = Option(0, "Move images by up to so many pixels, edges repeated.", low=0, high=64, unit="pixels")
     mixup: float = Option(0.0, "Mix pairs of images: alpha of the Beta distribution of their shares; 0: never.",
                           low=0.0, high=10.0)
+    cutmix: float = Option(0.0, "Paste a rectangle of another image: alpha, as for mixup; with both, one by a coin.",
+                           low=0.0, high=10.0)
     holdout: float = Option(0.1, "Part of the data to judge by, at most 1,000 samples.", low=0.01, high=0.5)
     checks: int = Option(10, "How often to judge.", low=1, high=10000)
     patience: int = Option(0, "Stop after so many checks without a better one; 0: never.", low=0)
@@ -97,6 +99,9 @@ class Finetune(Pass):
     synthesize: int = Option(
         0, "Samples to make up from statistics of BatchNormalization where there are no data (weak).",
         low=0, high=100_000)
+    soft: float = Option(
+        -1.0, "Part of the budget over which rounding of weights sets in; -1: 0.6 for one bit and ternary, else 0.",
+        low=-1.0, high=1.0)
     tensorboard: str = Option("", "Folder for curves of loss, score and rate, for TensorBoard if that is installed.")
     schedule: tuple[str, ...] = Option(
         (), "Sparsities to prune to before each round, e.g. [0.5, 0.8, 0.9]; the last has half of the budget.")

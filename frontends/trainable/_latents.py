@@ -45,8 +45,8 @@ class Latent:
     """Stored codes to train. `value`: what holds them in the graph; `codes`: the value that the latents replace.
 
     `low`, `high`, `step`: the grid (step 0: the floats of `value`'s type). `start`: first latents, in grid units: the
-    stored codes, or near the float original where it is known (`from_original`). `scale`: floats per grid unit, None
-    if not found. `pack`: codes to stored bytes. `holds_zeros`: its zeros are those of the float original.
+    stored codes, or near the float original where it is known; `original`: that itself, in grid units. `scale`: floats
+    per grid unit, None if not found. `pack`: codes to stored bytes. `holds_zeros`: zeros are those of the original.
     """
 
     graph: str
@@ -59,14 +59,15 @@ class Latent:
     start: Floats
     scale: Floats | None = None
     pack: Packer | None = None
-    from_original: bool = False
+    original: Floats | None = None
     holds_zeros: bool = False
 
-    def expression(self, parameter: str) -> str:
-        """Source that rounds the parameter to the grid."""
+    def expression(self, parameter: str, soft: bool = False) -> str:
+        """Source that rounds the parameter to the grid; `soft`: as far as the module's `rounding` says."""
         if self.step == 0:
             return f"small_float({parameter}, {int(self.dtype)})"
-        return f"on_grid({parameter}, {self.low!r}, {self.high!r}, {self.step!r})"
+        code = f"on_grid({parameter}, {self.low!r}, {self.high!r}, {self.step!r})"
+        return f"softened({parameter}, {code}, self.rounding)" if soft else code
 
 
 def find_latents(model: ir.Model, originals: Mapping[str, NDArray[Any]] | None) -> dict[ir.Value, Latent]:
@@ -280,9 +281,9 @@ def _started(latent: Latent, originals: Mapping[str, NDArray[Any]]) -> Latent:
                          "give the float weight that was quantized")
     zero = _zero_of(latent.codes, weight.shape)
     margin = latent.step * IN_CELL
-    nearest = np.clip(weight / latent.scale + zero, latent.start - margin, latent.start + margin)
-    start = np.clip(nearest, latent.low, latent.high)
-    return replace(latent, start=start, from_original=True, holds_zeros=latent.step == 1.0 and not np.any(zero))
+    exact = weight / latent.scale + zero
+    start = np.clip(np.clip(exact, latent.start - margin, latent.start + margin), latent.low, latent.high)
+    return replace(latent, start=start, original=exact, holds_zeros=latent.step == 1.0 and not np.any(zero))
 
 
 def _zero_of(codes: ir.Value, shape: tuple[int, ...]) -> Any:

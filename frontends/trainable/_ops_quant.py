@@ -43,6 +43,11 @@ def on_grid(x: Tensor, low: float, high: float, step: float = 1.0) -> Tensor:
     return (low + step * _HalfUp.apply(level)).clamp(low, high)
 
 
+def softened(x: Tensor, code: Tensor, rounding: Tensor) -> Tensor:
+    """Between a weight and its code: the first at 0, the second at 1. Source: alpha-blending, arXiv:1903.01061."""
+    return x + (code - x) * rounding
+
+
 class _HalfUp(torch.autograd.Function):  # type: ignore[misc]  # torch comes without types here
     """Halves up; the gradient passes."""
 

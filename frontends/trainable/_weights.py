@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import keyword
 import re
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
@@ -199,9 +200,11 @@ def _within(table: dict[str, tuple[int, ...] | None], node: ir.Node, index: int)
 
 
 def attribute_name(name: str, taken: Collection[str]) -> str:
-    """`name` as an identifier that no other parameter has."""
+    """`name` as an identifier that is not `taken`, nor reads like a keyword, a buffer of a constant or of a mask."""
     stem = re.sub(r"\W", "_", name) or "weight"
     stem = stem if stem[0].isalpha() else f"w{stem}"
+    if keyword.iskeyword(stem) or re.fullmatch(r"constant_\d+|.*_kept", stem):
+        stem = f"{stem}_"
     candidate, number = stem, 0
     while candidate in taken:
         number += 1

@@ -17,11 +17,11 @@ from ._emit import Emitter
 from ._flow import cuts_of
 from ._latents import find_latents, scales_of
 from ._ops_cast import small_float
-from ._ops_quant import on_grid
+from ._ops_quant import on_grid, softened
 from ._program import Known, Program
 from ._scope import Scope
 from ._weights import Origin, attribute_name, stored_tensor, trainable_values
-from .module import Provenance, TrainableModule
+from .module import ATTRIBUTES, Provenance, TrainableModule
 
 Qat = Literal["off", "fixed", "weights", "learned"]
 
@@ -29,6 +29,7 @@ Qat = Literal["off", "fixed", "weights", "learned"]
 def to_torch(
     model: ir.Model, *, train: bool | Collection[str] = True, taps: Sequence[str] = (), qat: Qat = "fixed",
     originals: Mapping[str, NDArray[Any]] | None = None, masks: Mapping[str, NDArray[Any]] | None = None,
+    soft: bool = False,
 ) -> TrainableModule:
     """A module that computes what `model` computes and whose Parameters are the model's weights.
 
@@ -37,16 +38,18 @@ def to_torch(
     straight-through gradients; "weights" the scales of weights of few bits too; "learned" all scales; "off" keeps
     integers as they are. `originals`: float weights by initializer name, from which such latents start. `masks`:
     initializer name -> which elements may differ from zero; zeros of float weights of two dims or more (and of
-    originals) are held without being named. `model` is not changed; `write_back` puts trained weights into it.
+    originals) are held without being named. `soft`: latents start as the originals, whatever their codes, and are
+    rounded as far as the module's `rounding` says, 0 to 1. `model` is not changed; `write_back` puts trained weights
+    into it.
     Errors: RefusedError for a node that cannot be run, UsageError for an unknown name in `train` or `taps`.
     """
     origins = _origins(model, train, qat, originals)
     inputs, tapped = _callable_inputs(model), _tapped(model, taps)
     program = Program()
-    names, sources = _named(origins)
+    names, sources = _named(origins, soft)
     shared = [value for value, origin in origins.items() if origin.shared]
     emitter = Emitter(program, sources, dict(model.functions), qat != "off", shared)
-    program.names.update(on_grid=on_grid, small_float=small_float)
+    program.names.update(on_grid=on_grid, small_float=small_float, softened=softened)
     scope = Scope(model.graph.name or "graph", dict(model.opset_imports))
     outputs = list(dict.fromkeys([*model.graph.outputs, *tapped]))
     _open(program, inputs, scope)
@@ -61,7 +64,7 @@ def to_torch(
     )
     module = TrainableModule(provenance, _compiled(source, program, scope.graph), program.buffers)
     for name, origin in module.origins.items():
-        module.register_parameter(name, torch.nn.Parameter(_start(origin)))
+        module.register_parameter(name, torch.nn.Parameter(_start(origin, soft)))
         if (kept := _kept(origin, (masks or {}).get(origin.name))) is not None:
             module.mask(name, kept)
     return module
@@ -87,23 +90,26 @@ def _origins(
     return origins
 
 
-def _named(origins: Mapping[ir.Value, Origin]) -> tuple[dict[ir.Value, str], dict[ir.Value, str]]:
+def _named(origins: Mapping[ir.Value, Origin], soft: bool) -> tuple[dict[ir.Value, str], dict[ir.Value, str]]:
     """For each trained value the parameter's name, and the source that gives the value."""
     names: dict[ir.Value, str] = {}
+    taken = set(ATTRIBUTES)
     sources: dict[ir.Value, str] = {}
     for value, origin in origins.items():
-        names[value] = attribute_name(origin.name, names.values())
+        names[value] = attribute_name(origin.name, taken)
+        taken.add(names[value])
         parameter = f"self.{names[value]}"
-        sources[value] = parameter if origin.latent is None else origin.latent.expression(parameter)
+        sources[value] = parameter if origin.latent is None else origin.latent.expression(parameter, soft)
     return names, sources
 
 
-def _start(origin: Origin) -> torch.Tensor:
+def _start(origin: Origin, soft: bool) -> torch.Tensor:
     """A parameter's first value; 32-bit codes need double precision."""
     if origin.latent is None:
         return to_carrier(stored_tensor(origin.value).numpy(), origin.dtype)
     wide = torch.float64 if origin.dtype == ir.DataType.INT32 else torch.float32
-    return torch.from_numpy(origin.latent.start).to(wide)
+    start = origin.latent.original if soft and origin.latent.original is not None else origin.latent.start
+    return torch.from_numpy(start).to(wide)
 
 
 def _kept(origin: Origin, mask: NDArray[Any] | None) -> torch.Tensor | None:

@@ -51,6 +51,7 @@ class TrainableModule(torch.nn.Module):  # type: ignore[misc]  # torch comes wit
         self._run = run
         self._kept: dict[str, str] = {}
         self.register_buffer("anchor", torch.empty(0), persistent=False)
+        self.register_buffer("rounding", torch.ones(()), persistent=False)
         for name, tensor in buffers.items():
             self.register_buffer(name, tensor)
 
@@ -90,13 +91,13 @@ class TrainableModule(torch.nn.Module):  # type: ignore[misc]  # torch comes wit
         self._kept[parameter] = f"{parameter}_kept"
         self.register_buffer(f"{parameter}_kept", kept, persistent=False)
 
-    def constrain(self) -> None:
-        """To be called after every step of an optimizer: pruned zeros are zero again, latents within their grid."""
+    def constrain(self, grids: bool = True) -> None:
+        """To be called after every step of an optimizer: pruned zeros are zero again, latents within their `grids`."""
         with torch.no_grad():
             for name, kept in self._kept.items():
                 self.get_parameter(name).mul_(self.get_buffer(kept))
             for name, origin in self.origins.items():
-                if origin.latent is not None and origin.latent.step:
+                if grids and origin.latent is not None and origin.latent.step:
                     self.get_parameter(name).clamp_(origin.latent.low, origin.latent.high)
 
     def parameter_groups(self, rate: float) -> list[dict[str, Any]]:
@@ -121,3 +122,7 @@ class TrainableModule(torch.nn.Module):  # type: ignore[misc]  # torch comes wit
             assert dtype is not None
             return to_carrier(np.asarray(value), dtype).to(self.anchor.device)
         return value
+
+
+ATTRIBUTES = frozenset(dir(TrainableModule)) | frozenset(vars(torch.nn.Module())) | {"provenance", "anchor", "rounding"}
+"""Names that no parameter may have."""

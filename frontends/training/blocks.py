@@ -53,7 +53,7 @@ def reconstruct(
         raise RefusedError("finetune.preset", "block finds no part of the graph between values that both models have",
                            "use preset=qad or recover")
     recipe = dataclasses.replace(recipe, logit_mse=0.0, labels=0.0, features=(), output_weights=(), watch="loss",
-                                 flip=False, shift=0, mixup=0.0, loss="mse", accumulate=1, distill=True)
+                                 flip=False, shift=0, mixup=0.0, cutmix=0.0, loss="mse", accumulate=1, distill=True)
     saved = None if checkpoint is None else checkpoint.load()
     states: list[State] = [] if saved is None else saved["blocks"]
     better = 0

@@ -92,6 +92,7 @@ class Loop:
         self._begin()
         while (progress := self._progress()) < 1 and not self.account.trouble:
             set_rate(self.optimizer, progress, self.job.recipe.warmup)
+            self.job.student.harden(progress)
             self._step()
             progress = self._progress()
             if self.account.trouble or progress >= (self.checks + 1) / self.job.recipe.checks or progress >= 1:

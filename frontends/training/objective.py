@@ -58,7 +58,7 @@ class Objective(torch.nn.Module):  # type: ignore[misc]  # torch comes without t
 
     def asks_always(self) -> bool:
         """Whether the teacher must say more at each step than is kept of it: images change, features are large."""
-        changed = self.recipe.flip or self.recipe.shift or self.recipe.mixup
+        changed = self.recipe.flip or self.recipe.shift or self.recipe.mixup or self.recipe.cutmix
         return bool(self.taps or (changed and self.recipe.distill))
 
     def project(self, student: Mapping[str, Tensor], teacher: Mapping[str, Tensor]) -> None:

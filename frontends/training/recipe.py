@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from ... import UsageError
+from ..trainable import Latent
 
 PRESETS: dict[str, dict[str, Any]] = {
     "recover": {"steps": 1000, "temperature": 2.0, "rate": 0.03, "optimizer": "adamw", "logit_mse": 0.1},
@@ -17,6 +18,9 @@ PRESETS: dict[str, dict[str, Any]] = {
     "student": {"steps": 4000, "temperature": 4.0, "rate": 0.02, "optimizer": "adamw", "logit_mse": 0.0},
 }
 """What 0, "auto" and -1 stand for. Steps are those of a run without a budget of its own (`block`: of each block)."""
+
+SOFT, SOFT_LEVELS = 0.6, 3
+"""Part of the budget over which weights of few levels (steps of their grid: one bit 1, ternary 2) become codes."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,7 @@ class Recipe:
     flip: bool = False
     shift: int = 0
     mixup: float = 0.0
+    cutmix: float = 0.0
     holdout: float = 0.1
     checks: int = 10
     patience: int = 0
@@ -66,6 +71,7 @@ class Recipe:
     threads: int = 0
     synthesize: int = 0
     tensorboard: str = ""
+    soft: float = -1.0
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Recipe:
@@ -89,6 +95,14 @@ class Recipe:
             "steps": self.steps if self.steps or self.epochs or self.minutes else preset["steps"],
         }
         return dataclasses.replace(self, **chosen)
+
+    def softness(self, latents: Iterable[Latent | None]) -> float:
+        """Part of the budget over which rounding sets in: what was asked for, or by how coarse the grids are."""
+        levels = [(found.high - found.low) / found.step for found in latents
+                  if found is not None and found.step and found.original is not None]
+        if self.preset == "block" or not levels:
+            return 0.0
+        return self.soft if self.soft >= 0 else SOFT if min(levels) < SOFT_LEVELS else 0.0
 
     def batch_of(self, rows: int) -> int:
         """Rows of one step where the user names no number: 128, less where that makes under 16 steps an epoch."""

@@ -39,15 +39,18 @@ class Student:
         self._taps = [name for name in names if name not in outputs]
         self._chosen = self._choice()
         self.runs = self._module(model, self._taps)
-        self.trains = self.runs
+        self.soft = recipe.softness(o.latent for o in self.runs.origins.values())
+        self.trains = self._module(model, self._taps, soft=True) if self.soft else self.runs
         self.statistics: Statistics | None = None
         if recipe.statistics == "batch" or (recipe.statistics == "auto" and recipe.preset == "student"):
             self.statistics = with_batch_statistics(model)
         if self.statistics is not None:
             self._chosen = [*self._names(), *self.statistics.running]
             self.runs = self._module(model, self._taps)
-            self.trains = self._module(self.statistics.model, [*self._taps, *self.statistics.moved])
+            self.trains = self._module(self.statistics.model, [*self._taps, *self.statistics.moved], bool(self.soft))
+        if self.trains is not self.runs:
             share_parameters(self.runs, self.trains)
+        if self.statistics is not None:
             self.statistics.freeze(self.runs)
         self._bounds = _neighbours(self.runs) if recipe.preset == "block" else {}
         if not any(p.requires_grad for p in self.runs.parameters()):
@@ -72,9 +75,15 @@ class Student:
         return {name: value.float().cpu().numpy() for name, value in values.items()
                 if isinstance(value, torch.Tensor) and value.is_floating_point()}
 
+    def harden(self, progress: float) -> None:
+        """Round weights as far as they are to be at a point of the run, 0 to 1: wholly from `soft` on."""
+        if self.soft:
+            with torch.no_grad():
+                self.trains.rounding.fill_(1 - max(1 - progress / self.soft, 0.0) ** 3)
+
     def constrain(self) -> None:
         """After a step: masks hold, latents stay within their grid, and where blocks are trained beside their start."""
-        self.runs.constrain()
+        self.runs.constrain(grids=not self.soft or float(self.trains.rounding) == 1.0)
         with torch.no_grad():
             for name, (low, high) in self._bounds.items():
                 self.runs.get_parameter(name).clamp_(low, high)
@@ -101,7 +110,7 @@ class Student:
         """Move to a device."""
         self.runs.to(device)
         self.trains.to(device)
-        if self.statistics is not None:
+        if self.trains is not self.runs:
             share_parameters(self.runs, self.trains)
 
     def _qat(self) -> Any:
@@ -122,9 +131,10 @@ class Student:
     def _names_of(module: TrainableModule) -> list[str]:
         return [origin.name for origin in module.origins.values()]
 
-    def _module(self, model: ir.Model, taps: Sequence[str]) -> TrainableModule:
-        module = to_torch(model, train=self._chosen, taps=taps, qat=self._qat(), originals=self.originals)
-        if self.originals:
+    def _module(self, model: ir.Model, taps: Sequence[str], soft: bool = False) -> TrainableModule:
+        module = to_torch(
+            model, train=self._chosen, taps=taps, qat=self._qat(), originals=self.originals, soft=soft)
+        if self.originals and not soft:
             _start_inside(module, to_torch(model, train=self._chosen, qat=self._qat()))
         return module
 

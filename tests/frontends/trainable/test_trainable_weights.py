@@ -3,6 +3,8 @@
 import copy
 
 import numpy as np
+import onnx
+import onnx.parser
 import onnx_ir as ir
 import pytest
 import torch
@@ -230,3 +232,21 @@ def test_the_state_of_a_module_can_be_saved_and_loaded(tmp_path):
 def test_taps_on_outputs_and_inputs_are_no_second_outputs():
     module = to_torch(ir_model(MLP), taps=["y", "x"])
     assert list(module.run({"x": normal(2, 8)})) == ["y", "x"]
+
+
+@pytest.mark.parametrize("name", [
+    "model", "anchor", "training", "forward", "rounding", "lambda", "constant_0", "a_kept", "0.w",
+])
+def test_any_name_is_a_parameter(name):
+    text = """
+    <ir_version: 10, opset_import: ["" : 21]>
+    g (float[n, 4] x) => (float[n, 3] y) { h = MatMul (x, weight)  y = Add (h, shift) }
+    """
+    proto = onnx.parser.parse_model(text)
+    proto.graph.node[0].input[1] = name
+    for stem, array in ((name, np.arange(12.0).reshape(4, 3)), ("shift", np.ones(3))):
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(array.astype(np.float32), stem))
+    module = to_torch(ir.from_proto(proto), masks={"shift": np.array([True, False, True])})
+    assert {origin.name for origin in module.origins.values()} == {name, "shift"}
+    x = np.ones((2, 4), np.float32)
+    assert module.run({"x": x})["y"][0].tolist() == [19.0, 23.0, 27.0]

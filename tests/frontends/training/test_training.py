@@ -162,7 +162,7 @@ def test_batch_statistics_move_and_are_written():
     assert agreement(student, teacher, fresh) > agreement(model_of(CNN, seed=7), teacher, fresh)
 
 
-@pytest.mark.parametrize("change", [{"flip": True}, {"shift": 1}, {"mixup": 0.3}])
+@pytest.mark.parametrize("change", [{"flip": True}, {"shift": 1}, {"mixup": 0.3}, {"cutmix": 1.0}])
 def test_images_change_and_the_teacher_sees_the_change(change):
     teacher = model_of(CNN)
     student = pruned(teacher, 0.6)

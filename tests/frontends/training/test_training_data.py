@@ -130,6 +130,19 @@ def test_mixtures_know_their_partners():
     np.testing.assert_allclose(changed.feeds["x"], share * images + (1 - share) * images[other], rtol=1e-6)
 
 
+def test_pasted_rectangles_know_their_partners():
+    images = np.stack([np.full((3, 6, 6), number, np.float32) for number in range(5)])
+    example = Example({"x": images}, None, {})
+    for seed in range(20):
+        changed, partner = Augment(cutmix=1.0)(example, np.random.default_rng(seed))
+        other, share = partner
+        for number, image in enumerate(changed.feeds["x"]):
+            own = image == number
+            assert (own | (image == other[number])).all()
+            if other[number] != number:
+                assert own.mean() == pytest.approx(share)
+
+
 HEAD = Head("y", "y", "y", "classes")
 TEACHER = np.array([[2.0, 0, 0], [0, 2, 0], [0, 0, 2], [2, 0, 0]])
 

@@ -5,10 +5,11 @@ import textwrap
 import numpy as np
 import onnx_ir as ir
 import pytest
+import torch
 from onnx_opt.frontends.training.blocks import Block, find_blocks, separators
 from onnx_opt.frontends.training.student import Student
 from onnx_opt.frontends.training.train import Recipe
-from training_models import agreement, batches, model_of, rows, trained, weights
+from training_models import agreement, batches, model_of, outputs, rows, trained, weights
 
 FLOAT = """
 <ir_version: 10, opset_import: ["" : 21]>
@@ -72,7 +73,7 @@ def test_latents_start_in_the_cell_of_their_code():
     moved[0, 0] += 1 if moved[0, 0] < 7 else -1
     codes.const_value = ir.Tensor(moved.astype(ir.DataType.INT4.numpy()), dtype=ir.DataType.INT4, name=codes.name)
     scale = float(weights(student)["w1_scale"])
-    learner = Student(student, ["y"], Recipe(), weights(teacher))
+    learner = Student(student, ["y"], Recipe(soft=0), weights(teacher))
     latent = learner.runs.w1_quantized.detach().numpy()
     np.testing.assert_array_equal(np.rint(latent), moved)
     elsewhere = np.ones(moved.shape, bool)
@@ -141,3 +142,42 @@ def test_separators_are_what_everything_passes_through():
     model = model_of(textwrap.dedent(text))
     assert separators(model) == ["x", "a", "b", "d", "y"]
     assert list(find_blocks(model, model)) == [Block("x", "a"), Block("a", "d")]
+
+
+def test_rounding_sets_in_slowly_where_levels_are_few():
+    teacher = model_of(FLOAT)
+    learner = Student(quantized(teacher, 2), ["y"], Recipe(), weights(teacher))
+    x = rows(32)
+    floats = outputs(teacher, x)
+    codes = Student(quantized(teacher, 2), ["y"], Recipe(soft=0), weights(teacher)).values({"x": x})["y"]
+    found = []
+    for progress in (0.0, 0.3, learner.soft, 1.0):
+        learner.harden(progress)
+        found.append(learner.learn({"x": x})["y"].detach().numpy())
+    np.testing.assert_allclose(found[0], floats, atol=1e-5)
+    assert not np.allclose(found[1], floats, atol=0.1)
+    assert not np.allclose(found[1], codes, atol=0.1)
+    for hard in found[2:]:
+        np.testing.assert_allclose(hard, codes, atol=1e-5)
+    np.testing.assert_allclose(learner.values({"x": x})["y"], codes, atol=1e-5)  # judged as it will run
+
+
+@pytest.mark.parametrize(("bits", "with_originals", "asked", "soft"), [
+    (2, True, -1.0, True), (4, True, -1.0, False), (4, True, 0.5, True), (2, False, -1.0, False), (2, True, 0.0, False),
+])
+def test_when_rounding_is_soft(bits, with_originals, asked, soft):
+    teacher = model_of(FLOAT)
+    learner = Student(quantized(teacher, bits), ["y"], Recipe(soft=asked), weights(teacher) if with_originals else None)
+    assert bool(learner.soft) == soft
+    assert (learner.trains is learner.runs) != soft
+
+
+def test_latents_are_free_until_rounding_is_complete():
+    teacher = model_of(FLOAT)
+    learner = Student(quantized(teacher, 2), ["y"], Recipe(soft=0.5), weights(teacher))
+    with torch.no_grad():
+        learner.runs.w1_quantized.mul_(4)
+    for progress, within in ((0.4, False), (0.5, True)):
+        learner.harden(progress)
+        learner.constrain()
+        assert bool((learner.runs.w1_quantized.abs() <= 1).all()) == within
