@@ -6,6 +6,7 @@ from bytes by a table (signs and trits, several planes of them).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -35,7 +36,7 @@ CODE_INPUTS = {
 
 
 FEW = 16
-"""Levels of weights whose scales are worth training: those of 4 bits."""
+"""Steps of grids of more than 4 bits; scales of coarser ones are worth training."""
 IN_CELL = 0.49
 """Of a step to either side of a code: still rounded to it."""
 
@@ -84,6 +85,12 @@ def find_latents(model: ir.Model, originals: Mapping[str, NDArray[Any]] | None) 
         if latent is not None:
             found[latent.codes] = _started(latent, originals or {})
     return found
+
+
+def coarsest_grid(model: ir.Model) -> float:
+    """The fewest steps that a grid of stored weights has: 1 of one bit, 254 of 8 bits; infinite without any."""
+    grids = [latent for latent in find_latents(model, None).values() if latent.dtype != D.INT32]
+    return min(((g.high - g.low) / g.step for g in grids if g.step), default=math.inf)
 
 
 def scales_of(model: ir.Model, latents: Iterable[Latent]) -> dict[ir.Value, float]:

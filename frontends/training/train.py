@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -17,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from ... import CheckError, RefusedError, UsageError
+from ..trainable import coarsest_grid
 from .augment import Augment, image_of
 from .blocks import reconstruct
 from .checkpoint import Checkpoint
@@ -72,8 +74,8 @@ def train(
     `batches`: (feeds, labels or None), read once. Errors: UsageError (options), RefusedError (models, data),
     CheckError where the loss stops being finite before anything got better.
     """
-    recipe = recipe.completed(any(node.op_type in QUANTIZERS for node in ir.traversal.RecursiveGraphIterator(
-        student.graph)))
+    quantized = any(node.op_type in QUANTIZERS for node in ir.traversal.RecursiveGraphIterator(student.graph))
+    recipe = recipe.completed(quantized, coarsest_grid(student) if quantized else math.inf)
     began = time.monotonic()
     with _threads(recipe.threads), torch.random.fork_rng(), team() as us, tempfile.TemporaryDirectory(
             prefix="onnx-opt-") as folder, contextlib.ExitStack() as stack:
