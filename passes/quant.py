@@ -14,7 +14,7 @@ from ._graph import Names, all_graphs, all_nodes, refresh_shapes
 from ._opset import raise_opset
 from ._quant.blocked import insert_blocked
 from ._quant.choices import INTEGERS, Choice, Override, check_patterns, choices, read_overrides
-from ._quant.coarse import Coarse, coarse_reads, read_parameters
+from ._quant.coarse import Coarse, coarse_reads
 from ._quant.dynamic import insert_dynamic
 from ._quant.effective import with_effective_values
 from ._quant.faster import checked
@@ -24,7 +24,7 @@ from ._quant.inserter import forget_redundant
 from ._quant.layers import Layer, heavy_nodes
 from ._quant.limbs import in_two_limbs
 from ._quant.packed import insert_packed
-from ._quant.parameters import assign
+from ._quant.parameters import Parameters, assign, coarse_parameters
 from ._quant.placement import place
 from ._quant.plan import Part, Request, plan
 from ._quant.prepare import drop_unused_initializers, mean_to_pool
@@ -214,19 +214,20 @@ class Quant(Pass):
         )
         parameters = assign(placement, {value: ranges[tap] for value, tap in taps.items()}, rules)
         reads = coarse_reads(placement, {layer: part.choices[layer].activation_bits for layer in layers})
-        coarse = read_parameters(reads, self._coarse_ranges(model, reads, context), rules)
-        return insert_static(part.graph, names, placement, parameters, rules, codes, reads, coarse)
+        return insert_static(part.graph, names, placement, parameters, rules, codes,
+                             self._coarse_grids(model, reads, rules, context))
 
-    def _coarse_ranges(
-        self, model: ir.Model, reads: list[Coarse], context: Context
-    ) -> dict[int, dict[ir.Value, tuple[float, float]]]:
-        """Where to cut what is read with fewer bits, by bits and value: fewer levels want shorter ranges."""
+    def _coarse_grids(
+        self, model: ir.Model, reads: list[Coarse], rules: TargetRules, context: Context
+    ) -> dict[Coarse, Parameters]:
+        """On which grids values are read with fewer bits: fewer levels want shorter ranges."""
         found = {}
-        for bits in {read.bits for read in reads}:
-            values = {read.value.name or "": read.value for read in reads if read.bits == bits}
+        for bits in sorted({read.bits for read in reads}):
+            chosen = [read for read in reads if read.bits == bits]
             ranges = context.activation_ranges(
-                model, list(values), self.calibration, self.percentile, self.samples, 2**bits - 1)
-            found[bits] = {value: ranges[name] for name, value in values.items()}
+                model, [read.value.name or "" for read in chosen], self.calibration, self.percentile, self.samples,
+                2**bits - 1)
+            found |= {read: coarse_parameters(ranges[read.value.name or ""], bits, rules) for read in chosen}
         return found
 
 

@@ -9,7 +9,6 @@ then the coarse codes are made of those. As in LSQ (arXiv:1902.08153), it is wha
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +16,7 @@ import onnx_ir as ir
 
 from .inserter import Inserter
 from .layers import Layer
-from .parameters import Parameters, Range, coarse_parameters
+from .parameters import Parameters
 from .placement import Placement
 from .rules import TargetRules
 
@@ -46,14 +45,6 @@ def coarse_reads(placement: Placement, bits: dict[Layer, int]) -> list[Coarse]:
                      for use in value.uses())
         reads.append(Coarse(value, count, tuple(layers), not others and value not in moved))
     return reads
-
-
-def read_parameters(
-    reads: Iterable[Coarse], ranges: dict[int, dict[ir.Value, Range]], rules: TargetRules
-) -> dict[Layer, Parameters]:
-    """The grid that each of those layers reads on. `ranges`: by bits."""
-    return {layer: coarse_parameters(ranges[read.bits][read.value], read.bits, rules)
-            for read in reads for layer in read.layers}
 
 
 def insert_coarse(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from types import MappingProxyType
 
 import numpy as np
@@ -20,18 +20,19 @@ from .rules import TargetRules
 from .weights import Floats, quantize_bias, wide_enough
 
 FLOAT_LOWEST = np.float32(-3.4e38)
-EMPTY: Mapping[Layer, Parameters] = MappingProxyType({})
+NOTHING: Mapping[Coarse, Parameters] = MappingProxyType({})
 
 
 def insert_static(
     graph: ir.Graph, names: Names, placement: Placement, parameters: dict[ir.Value, Parameters], rules: TargetRules,
-    codes: dict[Layer, Codes], reads: Sequence[Coarse] = (), coarse: Mapping[Layer, Parameters] = EMPTY,
+    codes: dict[Layer, Codes], reads: Mapping[Coarse, Parameters] = NOTHING,
 ) -> dict[str, int]:
     """Rewrite the graph into its QDQ form; returns the stats `layers`, `weights`, `pairs`.
 
-    `reads`, `coarse`: what layers read with fewer than 8 bits, and its grids.
+    `reads`: what layers read with fewer than 8 bits, and on which grid.
     """
     inserter = Inserter(graph, names)
+    coarse = {layer: grid for read, grid in reads.items() for layer in read.layers}
     read_on = {layer: coarse.get(layer, parameters[layer.input]) for layer in placement.layers}
     scales = _scales(placement, read_on, codes)
     stored: dict[tuple[Codes, bool], ir.Value] = {}
@@ -55,8 +56,8 @@ def insert_static(
     alone = {read.value for read in reads if read.alone}
     dequantized = {value: _insert_pair(inserter, value, parameters[value], placement, rules)
                    for value in placement.quantized if value not in placement.limbed | alone}
-    for read in reads:
-        insert_coarse(inserter, read, dequantized.get(read.value, read.value), coarse[read.layers[0]], rules)
+    for read, grid in reads.items():
+        insert_coarse(inserter, read, dequantized.get(read.value, read.value), grid, rules)
     for value in guards:
         _insert_guard(inserter, value)
     pairs = len(dequantized) + len(placement.limbed) + len(reads)
