@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ... import UsageError
-from ..trainable import FEW, Latent
+from ..trainable import Latent
 
 PRESETS: dict[str, dict[str, Any]] = {
     "recover": {"steps": 1000, "temperature": 2.0, "rate": 0.03, "optimizer": "adamw", "logit_mse": 0.1},
@@ -21,8 +21,8 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 SOFT, SOFT_LEVELS = 0.6, 3
 """Part of the budget over which weights of few levels (steps of their grid: one bit 1, ternary 2) become codes."""
-RATES = ((SOFT_LEVELS, 0.02), (FEW, 0.01))
-"""Rates of `qad` where the coarsest weights have fewer steps than this."""
+FEW_RATE = 0.02
+"""Of `qad` for such weights: their codes must be learned, while those of more bits are only mended."""
 
 
 @dataclass(frozen=True)
@@ -86,14 +86,14 @@ class Recipe:
 
     def completed(self, quantized: bool, levels: float = math.inf) -> Recipe:
         """With everything decided that the preset decides. `quantized`: the student computes on grids, the coarsest of
-        its weights' with so many steps: codes that are far apart must be learned, not only mended.
+        its weights' with so many steps.
         """
         name = self.preset if self.preset != "auto" else "qad" if quantized else "recover"
         preset = PRESETS[name]
         chosen: dict[str, Any] = {
             "preset": name,
             "temperature": self.temperature or preset["temperature"],
-            "rate": self.rate or (_rate_by(levels) if name == "qad" else preset["rate"]),
+            "rate": self.rate or (FEW_RATE if name == "qad" and levels < SOFT_LEVELS else preset["rate"]),
             "optimizer": preset["optimizer"] if self.optimizer == "auto" else self.optimizer,
             "logit_mse": preset["logit_mse"] if self.logit_mse < 0 else self.logit_mse,
             "steps": self.steps if self.steps or self.epochs or self.minutes else preset["steps"],
@@ -113,11 +113,6 @@ class Recipe:
         if self.batch:
             return min(self.batch, rows)
         return max(min(128, 1 << int(math.log2(max(rows // 16, 1)))), min(rows, 16))
-
-
-def _rate_by(levels: float) -> float:
-    """The rate of quantized graphs, by the steps of their weights' coarsest grid."""
-    return next((rate for limit, rate in RATES if levels < limit), PRESETS["qad"]["rate"])
 
 
 def weights_by_output(recipe: Recipe) -> dict[str, float]:

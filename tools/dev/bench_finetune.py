@@ -62,7 +62,7 @@ CASES = [
     Case("prune90", "cifar10_resnet20",
          f"finetune(recover, BUDGET, rate=0.02, {MIXED}, schedule=[0.5, 0.7, 0.8, 0.85, 0.9])", "minutes=30", 0.885),
     Case("w4a4", "cifar10_resnet20",
-         f"quant(bits=4, activation_bits=4), finetune(qad, BUDGET, rate=0.01, {MIXED})", "minutes=5", 0.90),
+         f"quant(bits=4, activation_bits=4), finetune(qad, BUDGET, rate=0.001, {MIXED})", "minutes=5", 0.90),
     Case("ternary", "cifar10_resnet20",
          f"quant(ternary), finetune(qad, BUDGET, rate=0.02, {MIXED})", "minutes=14", 0.895),
     Case("binary", "cifar10_resnet20",

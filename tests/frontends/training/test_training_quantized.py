@@ -183,7 +183,7 @@ def test_latents_are_free_until_rounding_is_complete():
         assert bool((learner.runs.w1_quantized.abs() <= 1).all()) == within
 
 
-@pytest.mark.parametrize(("bits", "rate"), [(2, 0.02), (4, 0.01), (8, 0.004)])
+@pytest.mark.parametrize(("bits", "rate"), [(2, 0.02), (4, 0.004), (8, 0.004)])
 def test_the_rate_follows_the_bits(bits, rate):
     teacher = model_of(FLOAT)
     result = trained(quantized(teacher, bits), teacher, batches(rows()), originals=weights(teacher), steps=5)
