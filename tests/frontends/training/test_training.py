@@ -64,7 +64,7 @@ def test_values_that_are_no_classes():
 @pytest.mark.parametrize("options", [
     {"loss": "dist"}, {"loss": "dkd"}, {"loss": "mse"}, {"loss": "cosine"}, {"optimizer": "sgd", "rate": 0.05},
     {"features": ("r",)}, {"features": ("h=h",), "feature_loss": "relation"}, {"accumulate": 2, "batch": 16},
-    {"scales": True}, {"temperature": 4.0, "logit_mse": 0.0}, {"epochs": 20.0, "steps": 0},
+    {"scales": "all"}, {"temperature": 4.0, "logit_mse": 0.0}, {"epochs": 20.0, "steps": 0},
 ])
 def test_every_way_to_train_gets_nearer(options):
     teacher = model_of(MLP)
