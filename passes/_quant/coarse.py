@@ -15,7 +15,7 @@ import numpy as np
 import onnx_ir as ir
 
 from .inserter import Inserter
-from .layers import Layer
+from .layers import Layer, constant_scalar
 from .parameters import Parameters
 from .placement import Placement
 from .rules import TargetRules
@@ -57,6 +57,9 @@ def insert_coarse(
     def code(number: int, name: str) -> ir.Value:
         return inserter.constant(name, np.array(number, dtype.numpy()))
 
+    useless = _useless_clip(read, parameters) if source is read.value else None
+    if useless is not None and useless.inputs[0] is not None:
+        source = useless.inputs[0]
     scale = inserter.constant(f"{stem}_scale", np.array(parameters.scale, np.float32))
     zero = code(parameters.zero_point, f"{stem}_zp")
     lowest, highest = code(parameters.lowest, f"{stem}_lowest"), code(parameters.highest, f"{stem}_highest")
@@ -67,3 +70,23 @@ def insert_coarse(
     for layer in read.layers:
         layer.node.replace_input_with(0, dequantize.outputs[0])
     inserter.place_after(source, [quantize, clip, dequantize])
+    if useless is not None:
+        inserter.graph.remove(useless, safe=True)
+
+
+def _useless_clip(read: Coarse, parameters: Parameters) -> ir.Node | None:
+    """The Clip (Relu6) that makes the value, if the codes are cut within its bounds and nothing else reads it: between
+    a layer and its quantization it would keep the runtime from making one integer kernel of both.
+    """
+    value, nodes = read.value, {layer.node for layer in read.layers}
+    clip = value.producer()
+    if clip is None or clip.op_type != "Clip" or value.is_graph_output() or len(clip.inputs) < 3:
+        return None
+    if any(use.node not in nodes for use in value.uses()):
+        return None
+    low, high = (constant_scalar(bound) for bound in clip.inputs[1:3])
+    if low is None or high is None:
+        return None
+    lowest, highest = ((code - parameters.zero_point) * float(parameters.scale)
+                       for code in (parameters.lowest + 0.5, parameters.highest - 0.5))  # what rounds to the ends
+    return clip if low <= lowest and high >= highest else None

@@ -69,6 +69,22 @@ def test_integer_kernels_run_them(calibrated, tmp_path):
     assert found["QLinearConv"] == 4
 
 
+def test_a_relu6_goes_into_its_codes(calibrated, tmp_path):
+    """Left between a Conv and its Q, it would keep both from being one integer kernel."""
+    text = RESIDUAL
+    for name in ("a", "b"):
+        text = text.replace(f"{name}r = Relu ({name})", f"{name}r = Clip ({name}, none, six)")
+    ends = {"none": np.float32(0), "six": np.float32(6)}
+    model, whole = (model_of(text, **WEIGHTS, **ends) for _ in range(2))
+    Quant(activation_bits=4).run(model, calibrated([FEEDS]))
+    floats = [n.outputs[0].name for n in model.graph if n.op_type == "Clip" and "none" in [v.name for v in n.inputs]]
+    assert floats == ["ar"]  # an Add reads its 8-bit form
+    assert kernels(model, tmp_path)["QLinearConv"] == 4
+    Quant().run(whole, calibrated([FEEDS]))
+    assert sqnr(outputs(whole, FEEDS), outputs(model, FEEDS)) > 8
+    assert read_by(model, "c").max() == 15
+
+
 def test_more_bits_lose_less(calibrated):
     reference = session(model_of(RESIDUAL, **WEIGHTS)).run(None, FEEDS)[0]
     found = [outputs(quantized(calibrated, activation_bits=bits, ends="same"), FEEDS) for bits in (2, 4, 6, 8)]
