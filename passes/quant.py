@@ -221,7 +221,7 @@ class Quant(Pass):
         self, model: ir.Model, reads: list[Coarse], rules: TargetRules, context: Context
     ) -> dict[Coarse, Parameters]:
         """On which grids values are read with fewer bits: fewer levels want shorter ranges."""
-        found = {}
+        found: dict[Coarse, Parameters] = {}
         for bits in sorted({read.bits for read in reads}):
             chosen = [read for read in reads if read.bits == bits]
             ranges = context.activation_ranges(
