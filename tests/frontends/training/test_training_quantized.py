@@ -9,20 +9,8 @@ import torch
 from onnx_opt.frontends.training.blocks import Block, find_blocks, separators
 from onnx_opt.frontends.training.student import Student
 from onnx_opt.frontends.training.train import Recipe
-from training_models import agreement, batches, model_of, outputs, rows, trained, weights
+from training_models import MLP, agreement, batches, model_of, outputs, rows, trained, weights
 
-FLOAT = """
-<ir_version: 10, opset_import: ["" : 21]>
-float_net (float[n, 6] x) => (float[n, 4] y)
-<float[6, 16] w1, float[16] b1, float[16, 4] w2, float[4] b2>
-{
-    a = MatMul (x, w1)
-    h = Add (a, b1)
-    r = Relu (h)
-    c = MatMul (r, w2)
-    y = Add (c, b2)
-}
-"""
 BITS = {4: (ir.DataType.INT4, 7), 8: (ir.DataType.INT8, 127), 2: (ir.DataType.INT8, 1)}
 
 
@@ -53,7 +41,7 @@ def quantized(model: ir.Model, bits: int, keep: float = 1.0) -> ir.Model:
 @pytest.mark.parametrize("bits", [2, 4])
 @pytest.mark.parametrize("with_originals", [False, True])
 def test_codes_train_on_their_grid(bits, with_originals):
-    teacher = model_of(FLOAT)
+    teacher = model_of(MLP)
     student = quantized(teacher, bits)
     before = agreement(student, teacher, rows(512, seed=9))
     originals = weights(teacher) if with_originals else None
@@ -66,7 +54,7 @@ def test_codes_train_on_their_grid(bits, with_originals):
 
 
 def test_latents_start_in_the_cell_of_their_code():
-    teacher = model_of(FLOAT)
+    teacher = model_of(MLP)
     student = quantized(teacher, 2)
     codes = student.graph.initializers["w1_quantized"]
     moved = codes.const_value.numpy().astype(int)
@@ -82,7 +70,7 @@ def test_latents_start_in_the_cell_of_their_code():
 
 
 def test_qat_off_leaves_codes_alone():
-    teacher = model_of(FLOAT)
+    teacher = model_of(MLP)
     student = quantized(teacher, 2)
     before = weights(student)
     trained(student, teacher, batches(rows()), qat=False, steps=60)
@@ -92,7 +80,7 @@ def test_qat_off_leaves_codes_alone():
 
 
 def test_zeros_of_a_pruned_original_stay_zero_codes():
-    teacher = model_of(FLOAT)
+    teacher = model_of(MLP)
     sparse = {name: np.where(np.abs(w) < 0.4, 0, w) if w.ndim == 2 else w for name, w in weights(teacher).items()}
     net = teacher.clone()
     for name, value in net.graph.initializers.items():
@@ -103,7 +91,7 @@ def test_zeros_of_a_pruned_original_stay_zero_codes():
 
 
 def test_scales_train_and_stay_positive():
-    teacher = model_of(FLOAT)
+    teacher = model_of(MLP)
     student = quantized(teacher, 2)
     before = float(weights(student)["w1_scale"])
     trained(student, teacher, batches(rows()), scales="all", steps=150)
@@ -113,7 +101,7 @@ def test_scales_train_and_stay_positive():
 
 
 def test_blocks_learn_their_rounding_one_after_another():
-    teacher = model_of(FLOAT)
+    teacher = model_of(MLP)
     student = quantized(teacher, 2)
     codes = weights(student)["w1_quantized"].astype(int)
     before = agreement(student, teacher, rows(512, seed=9))
@@ -145,7 +133,7 @@ def test_separators_are_what_everything_passes_through():
 
 
 def test_rounding_sets_in_slowly_where_levels_are_few():
-    teacher = model_of(FLOAT)
+    teacher = model_of(MLP)
     learner = Student(quantized(teacher, 2), ["y"], Recipe(), weights(teacher))
     x = rows(32)
     floats = outputs(teacher, x)
@@ -166,14 +154,14 @@ def test_rounding_sets_in_slowly_where_levels_are_few():
     (2, True, -1.0, True), (4, True, -1.0, False), (4, True, 0.5, True), (2, False, -1.0, False), (2, True, 0.0, False),
 ])
 def test_when_rounding_is_soft(bits, with_originals, asked, soft):
-    teacher = model_of(FLOAT)
+    teacher = model_of(MLP)
     learner = Student(quantized(teacher, bits), ["y"], Recipe(soft=asked), weights(teacher) if with_originals else None)
     assert bool(learner.soft) == soft
     assert (learner.trains is learner.runs) != soft
 
 
 def test_latents_are_free_until_rounding_is_complete():
-    teacher = model_of(FLOAT)
+    teacher = model_of(MLP)
     learner = Student(quantized(teacher, 2), ["y"], Recipe(soft=0.5), weights(teacher))
     with torch.no_grad():
         learner.runs.w1_quantized.mul_(4)
@@ -185,6 +173,6 @@ def test_latents_are_free_until_rounding_is_complete():
 
 @pytest.mark.parametrize(("bits", "rate"), [(2, 0.02), (4, 0.004), (8, 0.004)])
 def test_the_rate_follows_the_bits(bits, rate):
-    teacher = model_of(FLOAT)
+    teacher = model_of(MLP)
     result = trained(quantized(teacher, bits), teacher, batches(rows()), originals=weights(teacher), steps=5)
     assert result.stats["rate"] == rate
