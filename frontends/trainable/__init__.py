@@ -9,9 +9,9 @@ try:
 except ModuleNotFoundError as error:
     raise UsageError("torch", "not installed, and training needs it", "pip install 'onnx-opt[torch]'") from error
 
-from ._latents import Latent, coarsest_grid
+from ._latents import coarsest_grid
 from .build import to_torch
 from .module import TrainableModule
 from .write_back import write_back
 
-__all__ = ["Latent", "TrainableModule", "coarsest_grid", "to_torch", "write_back"]
+__all__ = ["TrainableModule", "coarsest_grid", "to_torch", "write_back"]

@@ -41,7 +41,10 @@ def tie_biases(model: ir.Model) -> None:
         if any(c is None for c in constants) or codes is None or codes.const_value is None:
             continue
         old, *factors = (c.numpy() for c in constants if c is not None)
-        wanted = np.broadcast_to((factors[0] * factors[1]).astype(np.float32), old.shape)
+        product = (factors[0] * factors[1]).astype(np.float32)
+        if product.size not in (1, old.size) or not (product > 0).all():
+            continue  # one scale for all channels, or none that divides: no runtime makes one kernel of that
+        wanted = np.broadcast_to(product.reshape(-1) if product.size > 1 else product.reshape(()), old.shape)
         if np.allclose(old, wanted, rtol=1e-6, atol=0.0):
             continue
         values = codes.const_value.numpy() * old.astype(np.float64)

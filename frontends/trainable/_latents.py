@@ -36,7 +36,7 @@ CODE_INPUTS = {
 
 
 FEW = 16
-"""Steps of grids of more than 4 bits; scales of coarser ones are worth training."""
+"""Grids with fewer steps have 4 bits or fewer; their scales are worth training."""
 IN_CELL = 0.49
 """Of a step to either side of a code: still rounded to it."""
 
@@ -60,8 +60,13 @@ class Latent:
     start: Floats
     scale: Floats | None = None
     pack: Packer | None = None
-    original: Floats | None = None
+    original: NDArray[np.float32] | None = None
     holds_zeros: bool = False
+
+    @property
+    def steps(self) -> float:
+        """Of its grid: 1 of one bit, 254 of 8 bits; infinite where codes are floats."""
+        return (self.high - self.low) / self.step if self.step else math.inf
 
     def expression(self, parameter: str, soft: bool = False) -> str:
         """Source that rounds the parameter to the grid; `soft`: as far as the module's `rounding` says."""
@@ -77,20 +82,21 @@ def find_latents(model: ir.Model, originals: Mapping[str, NDArray[Any]] | None) 
     `originals`: initializer name -> float weight (the name it had before quantization serves too).
     Errors: UsageError if an original has another shape than the codes.
     """
-    found: dict[ir.Value, Latent] = {}
+    return {latent.codes: _started(latent, originals or {}) for latent in _stored(model)}
+
+
+def _stored(model: ir.Model) -> Iterator[Latent]:
+    """Every stored weight on a grid, one after another, starting at its codes."""
     for graph, value, tensor in constants_of(model):
-        latent = None
         if tensor.dtype in CODES or (tensor.dtype == D.INT32 and _is_bias(value)):
             latent = _packed(graph, value, tensor) or _plain(graph, value, tensor)
-        if latent is not None:
-            found[latent.codes] = _started(latent, originals or {})
-    return found
+            if latent is not None:
+                yield latent
 
 
 def coarsest_grid(model: ir.Model) -> float:
-    """The fewest steps that a grid of stored weights has: 1 of one bit, 254 of 8 bits; infinite without any."""
-    grids = [latent for latent in find_latents(model, None).values() if latent.dtype != D.INT32]
-    return min(((g.high - g.low) / g.step for g in grids if g.step), default=math.inf)
+    """The fewest steps that a grid of stored weights has; infinite without any."""
+    return min((latent.steps for latent in _stored(model)), default=math.inf)
 
 
 def scales_of(model: ir.Model, latents: Iterable[Latent]) -> dict[ir.Value, float]:
@@ -101,7 +107,7 @@ def scales_of(model: ir.Model, latents: Iterable[Latent]) -> dict[ir.Value, floa
     tied = {weight for _, _, weight in integer_biases(model)}
     found: dict[ir.Value, float] = {}
     for latent in latents:
-        if latent.step == 0 or (latent.high - latent.low) / latent.step >= FEW:
+        if latent.steps >= FEW:
             continue
         for node, index in latent.codes.uses():
             scale = node.inputs[1] if node.op_type == "DequantizeLinear" and index == 0 else None
@@ -290,7 +296,8 @@ def _started(latent: Latent, originals: Mapping[str, NDArray[Any]]) -> Latent:
     margin = latent.step * IN_CELL
     exact = weight / latent.scale + zero
     start = np.clip(np.clip(exact, latent.start - margin, latent.start + margin), latent.low, latent.high)
-    return replace(latent, start=start, original=exact, holds_zeros=latent.step == 1.0 and not np.any(zero))
+    holds_zeros = latent.step == 1.0 and not np.any(zero)
+    return replace(latent, start=start, original=exact.astype(np.float32), holds_zeros=holds_zeros)
 
 
 def _zero_of(codes: ir.Value, shape: tuple[int, ...]) -> Any:

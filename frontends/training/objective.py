@@ -13,6 +13,7 @@ from torch.nn import functional as F  # noqa: N812 - torch's own convention
 
 from ... import RefusedError
 from . import losses
+from .augment import Augment
 from .heads import Head
 from .recipe import Recipe, weights_by_output
 
@@ -58,8 +59,7 @@ class Objective(torch.nn.Module):  # type: ignore[misc]  # torch comes without t
 
     def asks_always(self) -> bool:
         """Whether the teacher must say more at each step than is kept of it: images change, features are large."""
-        changed = self.recipe.flip or self.recipe.shift or self.recipe.mixup or self.recipe.cutmix
-        return bool(self.taps or (changed and self.recipe.distill))
+        return bool(self.taps) or (self.recipe.distill and bool(Augment.of(self.recipe)))
 
     def project(self, student: Mapping[str, Tensor], teacher: Mapping[str, Tensor]) -> None:
         """Make a learned 1 x 1 projection for each feature whose channels differ, from one example of both.

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from ... import UsageError
-from ..trainable import Latent
 
 PRESETS: dict[str, dict[str, Any]] = {
     "recover": {"steps": 1000, "temperature": 2.0, "rate": 0.03, "optimizer": "adamw", "logit_mse": 0.1},
@@ -100,13 +99,13 @@ class Recipe:
         }
         return dataclasses.replace(self, **chosen)
 
-    def softness(self, latents: Iterable[Latent | None]) -> float:
-        """Part of the budget over which rounding sets in: what was asked for, or by how coarse the grids are."""
-        levels = [(found.high - found.low) / found.step for found in latents
-                  if found is not None and found.step and found.original is not None]
-        if self.preset == "block" or not levels:
+    def softness(self, levels: float) -> float:
+        """Part of the budget over which rounding sets in: what was asked for, or by the steps of the coarsest grid
+        whose floats are known (infinite: none is).
+        """
+        if self.preset == "block" or levels == math.inf:
             return 0.0
-        return self.soft if self.soft >= 0 else SOFT if min(levels) < SOFT_LEVELS else 0.0
+        return self.soft if self.soft >= 0 else SOFT if levels < SOFT_LEVELS else 0.0
 
     def batch_of(self, rows: int) -> int:
         """Rows of one step where the user names no number: 128, less where that makes under 16 steps an epoch."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
@@ -39,17 +40,15 @@ class Student:
         self._taps = [name for name in names if name not in outputs]
         self._chosen = self._choice()
         self.runs = self._module(model, self._taps)
-        self.soft = recipe.softness(o.latent for o in self.runs.origins.values())
-        self.trains = self._module(model, self._taps, soft=True) if self.soft else self.runs
+        latents = [origin.latent for origin in self.runs.origins.values() if origin.latent is not None]
+        self.soft = recipe.softness(min((v.steps for v in latents if v.original is not None), default=math.inf))
         self.statistics: Statistics | None = None
         if recipe.statistics == "batch" or (recipe.statistics == "auto" and recipe.preset == "student"):
             self.statistics = with_batch_statistics(model)
         if self.statistics is not None:
             self._chosen = [*self._names(), *self.statistics.running]
             self.runs = self._module(model, self._taps)
-            self.trains = self._module(self.statistics.model, [*self._taps, *self.statistics.moved], bool(self.soft))
-        if self.trains is not self.runs:
-            share_parameters(self.runs, self.trains)
+        self.trains = self._learning()
         if self.statistics is not None:
             self.statistics.freeze(self.runs)
         self._bounds = _neighbours(self.runs) if recipe.preset == "block" else {}
@@ -112,6 +111,15 @@ class Student:
         self.trains.to(device)
         if self.trains is not self.runs:
             share_parameters(self.runs, self.trains)
+
+    def _learning(self) -> TrainableModule:
+        """The module that learns: the one that runs, or another over its parameters, by batch statistics or softly."""
+        if self.statistics is None and not self.soft:
+            return self.runs
+        model, moved = (self.model, []) if self.statistics is None else (self.statistics.model, self.statistics.moved)
+        module = self._module(model, [*self._taps, *moved], bool(self.soft))
+        share_parameters(self.runs, module)
+        return module
 
     def _qat(self) -> Any:
         return QAT[self.recipe.scales] if self.recipe.qat else "off"

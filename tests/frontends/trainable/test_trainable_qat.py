@@ -92,6 +92,17 @@ def test_a_bias_of_32_bits_follows_its_scales():
     assert difference(to_torch(model), {"x": normal(3, 4)}, optimize=False) < 1e-6
 
 
+@pytest.mark.parametrize("scales", ["float[1] bs = {0.0625}", "float bs = {0.0625}"])
+def test_a_bias_with_one_scale_for_all_channels_stays_as_it_is(scales):
+    model = ir_model(INT8.replace("float[2] bs = {0.0625, 0.03125}", scales))
+    module = to_torch(model, qat="learned")
+    with torch.no_grad():
+        module.ws.mul_(1.25)
+    write_back(module)
+    kept = {name: value.const_value.numpy() for name, value in model.graph.initializers.items()}
+    assert (kept["bs"].item(), kept["b_q"].tolist()) == (0.0625, [100, -50])
+
+
 def test_clipped_inputs_take_no_gradient():
     module = to_torch(ir_model(INT8))
     x = torch.tensor([[0.1, 15.0, 16.5, -17.0]] * 3, requires_grad=True)
