@@ -174,6 +174,9 @@ class Loop:
         """Score, keep the best, save, say how it goes, stop where nothing comes of it any more."""
         account, student = self.account, self.job.student
         self.checks = int(progress * self.job.recipe.checks)
+        if self.job.team.leads:
+            with self.job.device.halved():
+                student.settle()
         score = self._score() if not account.trouble else account.best
         account.seconds = time.monotonic() - self.started
         if self.recent:

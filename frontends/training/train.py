@@ -39,6 +39,8 @@ MEASURED = 1000
 """Rows from which the variance of the teacher's values is taken."""
 FEW_ROWS = 200
 """Held out: below, the distance from the teacher says more than how often first choices agree."""
+LEAST_BATCH = 32
+"""Rows whose statistics are near enough to those of all."""
 QUANTIZERS = {"QuantizeLinear", "DequantizeLinear", "MatMulInteger", "ConvInteger", "QLinearConv", "QLinearMatMul"}
 
 
@@ -87,8 +89,9 @@ def train(
         samples = _collected(student, batches, said.once, Path(folder))
         stack.callback(samples.close)
         parts = split(samples, recipe.holdout, setting.seed)
-        recipe = objective.recipe = _watching(recipe, samples, parts)
-        learner = Student(student, objective.student_names(), recipe, setting.originals)
+        recipe = objective.recipe = _suited(recipe, samples, parts, us)
+        learner = Student(student, objective.student_names(), recipe, setting.originals,
+                          lambda rows: (e.feeds for e in samples.take(parts.train[:MEASURED], rows)))
         _prepare(learner, objective, samples, parts, said, device)
         checkpoint = None if setting.folder is None else Checkpoint(
             setting.folder, dict(learner.runs.named_parameters()), recipe, setting.seed,
@@ -126,12 +129,18 @@ def _objective(student: ir.Model, teacher: ir.Model, recipe: Recipe) -> Objectiv
     return Objective(heads, taps, recipe, labelled=recipe.labels > 0)
 
 
-def _watching(recipe: Recipe, samples: Samples, parts: Split) -> Recipe:
-    """With it decided what counts as better: of few rows, counts of agreement say too little."""
-    if recipe.watch != "auto":
-        return recipe
-    few = samples.rows_in(parts.held) < FEW_ROWS
-    return dataclasses.replace(recipe, watch="loss" if few else "agreement")
+def _suited(recipe: Recipe, samples: Samples, parts: Split, team: Team) -> Recipe:
+    """With it decided what depends on the data: what counts as better (counts of agreement say too little of few rows),
+    and whether normalizations may go by the statistics of batches (of many rows, of one process).
+    """
+    watch, statistics = recipe.watch, recipe.statistics
+    if watch == "auto":
+        watch = "loss" if samples.rows_in(parts.held) < FEW_ROWS else "agreement"
+    if statistics == "auto":
+        rows = recipe.batch_of(round(len(parts.train) * samples.rows_of_a_unit()))
+        able = recipe.preset == "recover" and rows >= LEAST_BATCH and not samples.ragged and team.size == 1
+        statistics = "batch" if able or recipe.preset == "student" else "fixed"
+    return dataclasses.replace(recipe, watch=watch, statistics=statistics)
 
 
 def _collected(
@@ -208,7 +217,7 @@ def _outcome(learner: Student, student: ir.Model, account: Account, judge: Judge
     learner.put(account.state, trained)
     result = judge.adopted(student, trained, write=lambda: learner.put(account.state, student))
     if result.weights:
-        result.weights = len(learner.parameters())
+        result.weights = learner.weights
     result.warnings += warnings
     return result
 
