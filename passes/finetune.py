@@ -57,7 +57,8 @@ class Finetune(Pass):
                               low=-1.0, high=100.0)
     labels: float = Option(0.1, "Share of the labels' loss, where the data has labels.", low=0.0, high=1.0)
     distill: bool = Option(True, "Learn from the teacher; false: from labels alone.")
-    features: tuple[str, ...] = Option((), "Values inside to match as well: name, or student_name=teacher_name.")
+    features: tuple[str, ...] = Option((), "Values inside to match as well: name, student_name=teacher_name, or auto: "
+                                       "the last of each size of map.")
     feature_loss: Literal["mse", "attention", "relation"] = Option("mse", "Distance of features.")
     feature_weight: float = Option(1.0, "Weight of each feature's distance.", low=0.0)
     output_weights: tuple[str, ...] = Option((), "Weights of outputs, as name=weight; 1 where not given.")
@@ -83,7 +84,8 @@ class Finetune(Pass):
         "auto", "What is better: agreement with the teacher, right labels, or a smaller distance (scored below 0). "
         "auto: agreement, but the distance where under 200 samples are held out.")
     statistics: Literal["auto", "fixed", "batch"] = Option(
-        "auto", "BatchNormalization by the graph's statistics, or by the batch's; auto: batch for student only.")
+        "auto", "BatchNormalization by the graph's statistics, or by the batch's; then convolutions without one have "
+        "one while they learn. auto: batch for student, and for recover in batches of 32 or more.")
     qat: bool = Option(True, "Train quantized weights, rounded as they run; false: leave them.")
     scales: Literal["none", "weights", "all"] = Option(
         "weights", "Scales of quantization to train: of weights of 4 bits or fewer, or of activations as well.")

@@ -129,7 +129,9 @@ def _statistics(
 def _insert(graph: ir.Graph, conv: ir.Node, mean: Any, variance: Any) -> Layer:
     """Put a normalization behind, under the name that the convolution's output had."""
     weight, bias = conv.inputs[1:3]
-    assert weight is not None and bias is not None and bias.const_value is not None
+    assert weight is not None
+    assert bias is not None
+    assert bias.const_value is not None
     stem, out = weight.name or "", conv.outputs[0]
     uses = list(out.uses())
     plain = mean - bias.const_value.numpy()  # without the bias, which is added last now

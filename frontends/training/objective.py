@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,19 +13,12 @@ from torch.nn import functional as F  # noqa: N812 - torch's own convention
 from ... import RefusedError
 from . import losses
 from .augment import Augment
+from .features import Tap, channel_axis
 from .heads import Head
 from .recipe import Recipe, weights_by_output
 
 Tensor = Any
 IGNORED = -100
-
-
-@dataclass(frozen=True)
-class Tap:
-    """A value inside: its name in the student and in the teacher."""
-
-    student: str
-    teacher: str
 
 
 class Objective(torch.nn.Module):  # type: ignore[misc]  # torch comes without types here
@@ -72,7 +64,7 @@ class Objective(torch.nn.Module):  # type: ignore[misc]  # torch comes without t
             own, theirs = student[tap.student], teacher[tap.teacher]
             if own.shape == theirs.shape:
                 continue
-            axis = 1 if own.ndim in (2, 4, 5) else -1
+            axis = channel_axis(own.ndim)
             same = own.ndim == theirs.ndim and own.ndim > 1 and _without(own, axis) == _without(theirs, axis)
             if not same:
                 raise RefusedError(f"finetune.features '{tap.student}'",
@@ -135,7 +127,7 @@ class Objective(torch.nn.Module):  # type: ignore[misc]  # torch comes without t
         if self.recipe.feature_loss != "mse":
             return getattr(losses, self.recipe.feature_loss)(own, theirs)
         if str(index) in self.projections:
-            axis = 1 if own.ndim in (2, 4, 5) else -1
+            axis = channel_axis(own.ndim)
             own = self.projections[str(index)](own.movedim(axis, -1)).movedim(-1, axis)
         return self._mse(own, theirs, self.taps[index].teacher)
 

@@ -52,8 +52,6 @@ class Student:
         if recipe.statistics == "batch":
             self._train_by_batches()
         self.trains = self._learning()
-        if self.statistics is not None:
-            self.statistics.freeze(self.runs)
         self._bounds = _neighbours(self.runs) if recipe.preset == "block" else {}
         if not any(p.requires_grad for p in self.runs.parameters()):
             raise RefusedError("finetune", "the graph has no weights that train",
@@ -156,6 +154,8 @@ class Student:
         seen = [] if by_batch is None else [running.batch for running in by_batch.running]
         module = self._module(model, [*self._taps, *seen], bool(self.soft))
         share_parameters(self.runs, module)
+        if by_batch is not None:
+            by_batch.freeze(module)
         return module
 
     def _qat(self) -> Any:

@@ -17,7 +17,7 @@ import onnx_ir as ir
 import torch
 from numpy.typing import NDArray
 
-from ... import CheckError, RefusedError, UsageError
+from ... import CheckError, RefusedError
 from ..trainable import coarsest_grid
 from .augment import Augment, image_of
 from .blocks import reconstruct
@@ -25,9 +25,10 @@ from .checkpoint import Checkpoint
 from .data import Example, Samples, Split, split
 from .device import Device
 from .distributed import Team, team
+from .features import find_taps
 from .heads import find_heads
 from .loop import Account, Job, Loop, Tell
-from .objective import Objective, Tap, check_labels
+from .objective import Objective, check_labels
 from .recipe import Recipe
 from .score import Score, Scorer
 from .student import Student
@@ -114,18 +115,7 @@ def train(
 
 
 def _objective(student: ir.Model, teacher: ir.Model, recipe: Recipe) -> Objective:
-    heads = find_heads(student, teacher)
-    taps = []
-    for text in recipe.features:
-        own, _, theirs = text.partition("=")
-        taps.append(Tap(own, theirs or own))
-    for model, names, whose in ((student, [t.student for t in taps], "student"),
-                                (teacher, [t.teacher for t in taps], "teacher")):
-        known = {value.name for node in model.graph for value in node.outputs}
-        for name in names:
-            if name not in known:
-                raise UsageError("finetune.features", f"the {whose} has no value '{name}'",
-                                 "name a value of both graphs, or student_value=teacher_value")
+    heads, taps = find_heads(student, teacher), find_taps(student, teacher, recipe.features)
     return Objective(heads, taps, recipe, labelled=recipe.labels > 0)
 
 

@@ -53,8 +53,8 @@ def test_the_statistics_are_those_of_the_data():
 
 
 def test_what_was_learned_folds_away():
-    model = model_of(pruned_text := FOLDED)
-    student = pruned(model_of(pruned_text), 0.5)
+    model = model_of(FOLDED)
+    student = pruned(model, 0.5)
     learner = Student(student, ["y"], Recipe(preset="recover", statistics="batch"), data=feeds)
     with torch.no_grad():
         for parameter in learner.runs.parameters():
@@ -119,7 +119,7 @@ def test_settling_takes_the_mean_over_the_data():
     learner = Student(model_of(FOLDED), ["y"], Recipe(preset="recover", statistics="batch"), data=feeds)
     before = learner.state()
     with torch.no_grad():
-        for name, parameter in learner.runs.named_parameters():
+        for parameter in learner.runs.parameters():
             if not parameter.requires_grad:
                 parameter.fill_(3.0)
     learner.settle()

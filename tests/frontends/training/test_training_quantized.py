@@ -6,7 +6,8 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 import torch
-from onnx_opt.frontends.training.blocks import Block, find_blocks, separators
+from onnx_opt.frontends.training.blocks import Block, find_blocks
+from onnx_opt.frontends.training.separators import separators
 from onnx_opt.frontends.training.student import Student
 from onnx_opt.frontends.training.train import Recipe
 from training_models import MLP, agreement, batches, model_of, outputs, rows, trained, weights
