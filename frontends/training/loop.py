@@ -174,9 +174,6 @@ class Loop:
         """Score, keep the best, save, say how it goes, stop where nothing comes of it any more."""
         account, student = self.account, self.job.student
         self.checks = int(progress * self.job.recipe.checks)
-        if self.job.team.leads:
-            with self.job.device.halved():
-                student.settle()
         score = self._score() if not account.trouble else account.best
         account.seconds = time.monotonic() - self.started
         if self.recent:
@@ -200,6 +197,8 @@ class Loop:
         """Of the student as it is, on the rows held out; the leader's, for all."""
         values = (0.0, 0.0)
         if self.job.team.leads:
+            with self.job.device.halved():
+                self.job.student.settle()
             scorer = Scorer(self.job.objective.heads, self.job.recipe.watch)
             for example in self.job.samples.take(self.job.split.held, MICRO_ROWS):
                 scorer.add(self.job.student.values(example.feeds), example.targets, example.labels)

@@ -1,7 +1,9 @@
 """BatchNormalization put behind convolutions that have none, for as long as a graph learns; folded away afterwards.
 
 A graph whose normalizations were folded into its convolutions has lost what kept its layers in step while it was made.
-Each gets one back that starts with the statistics of the data and undoes itself: gain is the deviation, shift the mean.
+Each gets one back: its statistics are those of the data, its gain and shift the deviation and mean that each channel has
+in the original. Where a graph is its own original it undoes itself; where weights were pruned, it puts channels back to
+the size that they had.
 """
 
 from __future__ import annotations
@@ -19,6 +21,8 @@ from .device import laid_out
 from .statistics import LEAST_OPSET, Arrays
 
 Tensor = Any
+Moments = tuple[Any, Any]
+"""Mean and variance by channel."""
 Feeds = Callable[[int], Iterable[Arrays]]
 """Takes how many rows to give at a time; what came in whole batches stays so."""
 ROWS = 16
@@ -43,7 +47,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class Normalized:
-    """A copy of a graph with normalizations behind its convolutions, which computes the same."""
+    """A copy of a graph with normalizations behind its convolutions."""
 
     model: ir.Model
     layers: tuple[Layer, ...]
@@ -71,11 +75,12 @@ class Normalized:
 
 
 def normalized(
-    model: ir.Model, trained: Collection[str], data: Feeds
+    model: ir.Model, trained: Collection[str], data: Feeds, original: ir.Model | None = None
 ) -> Normalized | None:
     """With normalizations behind convolutions whose weight and bias are `trained`; None where there are none.
 
-    `data`: feeds from which the statistics are taken.
+    `data`: feeds from which the statistics are taken. `original`: whose channels tell gains and shifts, where it has
+    values of the same names and widths; without, the graph's own do, and the copy computes the same.
     """
     if model.opset_imports.get("", 0) < LEAST_OPSET:
         return None
@@ -84,10 +89,17 @@ def normalized(
     taken = _statistics(model, [node.outputs[0].name or "" for node in found], data) if found else {}
     if not taken:
         return None
+    known = {value.name for node in original.graph for value in node.outputs} if original is not None else set()
+    named = [name for name in taken if name in known]
+    wanted = _statistics(original, named, data) if original is not None and named else {}
     copy = model.clone()
-    layers = tuple(_insert(copy.graph, node, *taken[node.outputs[0].name or ""])
-                   for node in list(copy.graph) if node.outputs[0].name in taken)
-    return Normalized(copy, layers)
+    layers = []
+    for node in list(copy.graph):
+        name = node.outputs[0].name or ""
+        if name in taken:
+            own, target = taken[name], wanted.get(name, taken[name])
+            layers.append(_insert(copy.graph, node, own, target if len(target[0]) == len(own[0]) else own))
+    return Normalized(copy, tuple(layers))
 
 
 def _lacks_one(node: ir.Node, trained: Collection[str]) -> bool:
@@ -103,8 +115,8 @@ def _lacks_one(node: ir.Node, trained: Collection[str]) -> bool:
 
 def _statistics(
     model: ir.Model, names: list[str], data: Feeds
-) -> dict[str, tuple[Any, Any]]:
-    """Mean and variance by channel of each value that has enough places."""
+) -> dict[str, Moments]:
+    """Those of each value that has enough places."""
     module = to_torch(model, train=False, taps=names, qat="off")
     sums: dict[str, Tensor] = dict.fromkeys(names, 0.0)
     counts: dict[str, int] = dict.fromkeys(names, 0)
@@ -126,19 +138,21 @@ def _statistics(
     return taken
 
 
-def _insert(graph: ir.Graph, conv: ir.Node, mean: Any, variance: Any) -> Layer:
-    """Put a normalization behind, under the name that the convolution's output had."""
+def _insert(graph: ir.Graph, conv: ir.Node, own: Moments, target: Moments) -> Layer:
+    """Put a normalization from its own mean and variance to those wanted behind, under the name that the convolution's
+    output had.
+    """
     weight, bias = conv.inputs[1:3]
     assert weight is not None
     assert bias is not None
     assert bias.const_value is not None
     stem, out = weight.name or "", conv.outputs[0]
     uses = list(out.uses())
-    plain = mean - bias.const_value.numpy()  # without the bias, which is added last now
-    bias.const_value = ir.Tensor(mean.astype(np.float32), name=bias.name)
+    plain = own[0] - bias.const_value.numpy()  # without the bias, which is added last now
+    bias.const_value = ir.Tensor(target[0].astype(np.float32), name=bias.name)
     gain, average, spread = (
         _initializer(graph, f"{stem}_{what}", array)
-        for what, array in (("gain", np.sqrt(variance + EPSILON)), ("mean", plain), ("variance", variance)))
+        for what, array in (("gain", np.sqrt(target[1] + EPSILON)), ("mean", plain), ("variance", own[1])))
     conv.resize_inputs(2)
     node = ir.node("BatchNormalization", [out, gain, bias, average, spread], {"epsilon": EPSILON})
     new = node.outputs[0]

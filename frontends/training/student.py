@@ -33,14 +33,16 @@ class Student:
 
     `originals`: floats by initializer name from which latents start, as near as their codes allow. `data`: feeds as
     they are, so many rows at a time, from which statistics of normalizations are taken (without: by steps alone).
+    `teacher`: what `model` was once, whose channels normalizations that are put in go back to.
     Errors: RefusedError for a graph with nothing to train.
     """
 
     def __init__(
         self, model: ir.Model, names: Sequence[str], recipe: Recipe,
         originals: Mapping[str, NDArray[Any]] | None = None, data: Feeds | None = None,
+        teacher: ir.Model | None = None,
     ) -> None:
-        self.model, self.recipe, self.originals, self._data = model, recipe, originals, data
+        self.model, self.recipe, self.originals, self._data, self._teacher = model, recipe, originals, data, teacher
         outputs = {value.name for value in model.graph.outputs}
         self._taps = [name for name in names if name not in outputs]
         self._chosen = self._choice(model)
@@ -136,7 +138,7 @@ class Student:
         """Let normalizations go by the statistics of each batch, and convolutions without one have one meanwhile."""
         names = self._names_of(self.runs)
         if self._data is not None:
-            self.normalized = normalized(self.model, names, self._data)
+            self.normalized = normalized(self.model, names, self._data, self._teacher)
         if self.normalized is not None:
             self.model = self.normalized.model
             names += self.normalized.added if self._chosen is True else []

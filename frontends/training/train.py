@@ -92,7 +92,8 @@ def train(
         parts = split(samples, recipe.holdout, setting.seed)
         recipe = objective.recipe = _suited(recipe, samples, parts, us)
         learner = Student(student, objective.student_names(), recipe, setting.originals,
-                          lambda rows: (e.feeds for e in samples.take(parts.train[:MEASURED], rows)))
+                          lambda rows: (e.feeds for e in samples.take(parts.train[:MEASURED], rows)),
+                          teacher if recipe.preset == "recover" else None)
         _prepare(learner, objective, samples, parts, said, device)
         checkpoint = None if setting.folder is None else Checkpoint(
             setting.folder, dict(learner.runs.named_parameters()), recipe, setting.seed,

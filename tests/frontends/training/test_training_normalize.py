@@ -52,6 +52,29 @@ def test_the_statistics_are_those_of_the_data():
         np.testing.assert_allclose(weights(copy.model)[name], wanted, atol=1e-5)
 
 
+def test_channels_of_a_pruned_net_go_back_to_the_size_that_they_had():
+    original, student = model_of(FOLDED), pruned(model_of(FOLDED), 0.5)
+    learner = Student(student, ["y", "c", "d"], Recipe(preset="recover", statistics="batch"), data=feeds,
+                      teacher=original)
+    learner.settle()
+    with Local().runner(original, ["c", "d"]) as run:
+        wanted = run({"x": X})
+    for name in ("c", "d"):
+        own = learner.values({"x": X})[name]
+        for moment in (np.mean, np.std):
+            np.testing.assert_allclose(moment(own, (0, 2, 3)), moment(wanted[name], (0, 2, 3)), rtol=0.01, atol=2e-3)
+    before = np.square(outputs(student, X) - outputs(original, X)).sum()
+    assert np.square(learner.values({"x": X})["y"] - outputs(original, X)).sum() < 0.5 * before
+
+
+def test_an_original_of_other_widths_tells_nothing():
+    wide = FOLDED.replace("[8", "[12").replace("8, 3, 3] m", "12, 3, 3] m")
+    own = normalized(model_of(FOLDED), ALL, feeds)
+    other = normalized(model_of(FOLDED), ALL, feeds, model_of(wide))
+    for name, array in weights(own.model).items():
+        np.testing.assert_array_equal(weights(other.model)[name], array)
+
+
 def test_what_was_learned_folds_away():
     model = model_of(FOLDED)
     student = pruned(model, 0.5)
