@@ -1,9 +1,9 @@
 """BatchNormalization put behind convolutions that have none, for as long as a graph learns; folded away afterwards.
 
 A graph whose normalizations were folded into its convolutions has lost what kept its layers in step while it was made.
-Each gets one back: its statistics are those of the data, its gain and shift the deviation and mean that each channel has
-in the original. Where a graph is its own original it undoes itself; where weights were pruned, it puts channels back to
-the size that they had.
+Each gets one back: its statistics are those of the data, its gain and shift the deviation and mean that each channel
+has in the original. Where a graph is its own original it undoes itself; where weights were pruned, it puts channels
+back to the size that they had.
 """
 
 from __future__ import annotations

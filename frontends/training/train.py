@@ -202,7 +202,7 @@ def _outcome(learner: Student, student: ir.Model, account: Account, judge: Judge
         if account.best_step == 0:
             raise CheckError("finetune", account.trouble, "lower the rate, or clip, or clean those rows of the data")
         warnings.append(f"{account.trouble}: stopped, and the state of step {account.best_step} is kept")
-    if account.best_step == 0:
+    if account.best_step == 0 and learner.statistics is None:  # else its statistics moved before the first step
         return Trained(reason="training made nothing better on the rows held out", warnings=warnings)
     trained = student.clone()
     learner.put(account.state, trained)

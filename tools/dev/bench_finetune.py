@@ -55,12 +55,14 @@ class Case:
 
 SHOWN = "labels=0, flip=true, shift=4"
 MIXED = f"{SHOWN}, cutmix=1"
+MATCHED = f"{SHOWN}, checks=5, features=[auto]"
 FROM = "cifar10_resnet56"
 CASES = [
     Case("prune80", "cifar10_resnet20",
-         f"finetune(recover, BUDGET, {SHOWN}, cutmix=0.2, features=[auto], schedule=[0.4, 0.6, 0.7, 0.8])", "minutes=18", 0.905),
+         f"finetune(recover, BUDGET, rate=0.02, batch=64, {MATCHED}, schedule=[0.6, 0.8])", "minutes=18.5", 0.905),
     Case("prune90", "cifar10_resnet20",
-         f"finetune(recover, BUDGET, {SHOWN}, features=[auto], schedule=[0.6, 0.75, 0.85, 0.9])", "minutes=18", 0.885),
+         f"finetune(recover, BUDGET, rate=0.02, batch=64, {MATCHED}, schedule=[0.6, 0.75, 0.85, 0.9])", "minutes=27",
+         0.885),
     Case("w4a4", "cifar10_resnet20",
          f"quant(bits=4, activation_bits=4), finetune(qad, BUDGET, rate=0.01, {MIXED})", "minutes=5", 0.90),
     Case("ternary", "cifar10_resnet20",
@@ -68,8 +70,8 @@ CASES = [
     Case("binary", "cifar10_resnet20",
          f"quant(binary), finetune(qad, BUDGET, rate=0.02, {MIXED})", "minutes=18.5", 0.87),
     Case("channels", "cifar10_resnet56",
-         f"prune-channels(scope=global, macs=0.476, least=0), finetune(recover, BUDGET, rate=0.01, {MIXED}, features=[auto])",
-         "minutes=55", 0.92),
+         "prune-channels(scope=global, macs=0.476, least=0), "
+         f"finetune(recover, BUDGET, rate=0.01, batch=64, {MATCHED})", "minutes=37", 0.92),
     Case("labels_only", "cifar10_resnet20_bn",
          "BUDGET, labels=1, distill=false, watch=labels, flip=true, shift=4, cutmix=1", "steps=6000", teacher=FROM),
     Case("distill_t1", "cifar10_resnet20_bn", f"BUDGET, temperature=1, {MIXED}", "steps=6000", teacher=FROM),
