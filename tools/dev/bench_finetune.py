@@ -40,7 +40,8 @@ class Data:
 class Case:
     """`passes` with BUDGET in them, which stands for `budget` and the threads.
 
-    `teacher`: of a student drawn anew. `bar`: what the metric must reach; `drop`: what it may lose against float.
+    `teacher`: of a student drawn anew. `bar`: what the metric must reach; `drop`: what it may lose against float;
+    `beats`: another case, run before it, and by how much.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Case:
     drop: float | None = None
     teacher: str | None = None
     sentences: bool = False
+    beats: tuple[str, float] | None = None
 
 
 SHOWN = "labels=0, flip=true, shift=4"
@@ -75,7 +77,8 @@ CASES = [
     Case("labels_only", "cifar10_resnet20_bn",
          "BUDGET, labels=1, distill=false, watch=labels, flip=true, shift=4, cutmix=1", "steps=6000", teacher=FROM),
     Case("distill_t1", "cifar10_resnet20_bn", f"BUDGET, temperature=1, {MIXED}", "steps=6000", teacher=FROM),
-    Case("distill_t4", "cifar10_resnet20_bn", f"BUDGET, temperature=4, {MIXED}", "steps=6000", teacher=FROM),
+    Case("distill_t4", "cifar10_resnet20_bn", f"BUDGET, temperature=4, {MIXED}", "steps=6000", teacher=FROM,
+         beats=("labels_only", 0.015)),
     Case("minilm", "minilm_l6_v2", "prune(sparsity=0.5), quant, finetune(qad, BUDGET)", "minutes=5", drop=0.012,
          sentences=True),
 ]
@@ -148,7 +151,11 @@ def main() -> None:
     rows = []
     for case in CASES:
         if not chosen or case.name in chosen:
-            rows.append(run(case, arguments.budget or case.budget, arguments.threads))
+            row = run(case, arguments.budget or case.budget, arguments.threads)
+            other = next((r for r in rows if case.beats and r.name == case.beats[0]), None)
+            if case.beats and other is not None:
+                row.least = other.after + case.beats[1]
+            rows.append(row)
             print(rows[-1], flush=True)
     Console(width=140).print(table_of(rows))
     if arguments.json:
