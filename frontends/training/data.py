@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -145,10 +146,12 @@ class Samples:
             column.close()
 
     def take(self, units: NDArray[np.int64], most: int) -> list[Example]:
-        """These units, in examples of at most `most` rows; a batch that came whole stays whole."""
+        """These units, in examples of at most `most` rows, alike in size: statistics of a few left over say nothing. A
+        batch that came whole stays whole.
+        """
         if self.ragged:
             return [self._batches[unit] for unit in units]
-        return [self._rows(units[start : start + most]) for start in range(0, len(units), most)]
+        return [self._rows(part) for part in np.array_split(units, max(math.ceil(len(units) / most), 1)) if len(part)]
 
     def _come_apart(self) -> None:
         """Rows become the batches again that they came in."""

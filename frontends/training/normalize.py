@@ -66,7 +66,7 @@ class Normalized:
             if gain is None:  # not among what was chosen to train: as it began
                 stored = self.model.graph.initializers[layer.gain].const_value
                 assert stored is not None
-                gain = torch.from_numpy(stored.numpy().copy())
+                gain = torch.from_numpy(stored.numpy().copy()).to(variance.device)
             factor = gain.double() * torch.rsqrt(variance + EPSILON)
             weight, bias = result[layer.weight], result[layer.bias]
             result[layer.weight] = (weight * factor.reshape(-1, *(1,) * (weight.ndim - 1))).to(weight.dtype)
@@ -113,9 +113,7 @@ def _lacks_one(node: ir.Node, trained: Collection[str]) -> bool:
         and value.dtype == ir.DataType.FLOAT for value in node.inputs[1:3])
 
 
-def _statistics(
-    model: ir.Model, names: list[str], data: Feeds
-) -> dict[str, Moments]:
+def _statistics(model: ir.Model, names: list[str], data: Feeds) -> dict[str, Moments]:
     """Those of each value that has enough places."""
     module = to_torch(model, train=False, taps=names, qat="off")
     sums: dict[str, Tensor] = dict.fromkeys(names, 0.0)

@@ -33,8 +33,9 @@ def test_rows_in_any_order_from_memory_and_from_files(limit, monkeypatch, tmp_pa
 
 def test_rows_in_pieces():
     samples = Samples(False, None)
-    samples.add(example(0, 5))
-    assert [piece.rows for piece in samples.take(np.arange(5), 2)] == [2, 2, 1]
+    samples.add(example(0, 9))
+    for count, most, wanted in ((5, 2, [2, 2, 1]), (9, 8, [5, 4]), (8, 8, [8]), (0, 8, [])):
+        assert [piece.rows for piece in samples.take(np.arange(count), most)] == wanted
 
 
 def test_a_batch_of_another_width_keeps_all_whole():
