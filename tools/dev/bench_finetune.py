@@ -1,11 +1,11 @@
 """The table of `finetune` and `distill` on real models: accuracy by ONNX Runtime on the written file, before and after.
 
-    python tools/dev/bench_finetune.py [--only prune80,ternary,…] [--budget TEXT] [--threads 1] [--json FILE]
+    python tools/dev/bench_finetune.py [--only prune80,ternary,…] [--budget TEXT] [--threads 2] [--json FILE]
 
 Images: learns from 10,000 training images of CIFAR-10 without their labels, measures top-1 on 5,000 of the test set.
 Sentences: learns from every other batch of STS-B's dev pairs, measures Spearman's correlation on the rest. The budget
-of each case is in the table; `--budget steps=100` sets it for all. Needs torch and the shared data
-(ONNX_OPT_DATA).
+and the threads of each case are in the table; `--budget steps=100` and `--threads 2` set them for all. Needs torch and
+the shared data (ONNX_OPT_DATA).
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Case:
     """`passes` with BUDGET in them, which stands for `budget` and the threads.
 
     `teacher`: of a student drawn anew. `bar`: what the metric must reach; `drop`: what it may lose against float;
-    `beats`: another case, run before it, and by how much.
+    `beats`: another case, run before it, and by how much. `threads`: of torch, on a machine that does nothing else.
     """
 
     name: str
@@ -53,6 +53,7 @@ class Case:
     teacher: str | None = None
     sentences: bool = False
     beats: tuple[str, float] | None = None
+    threads: int = 1
 
 
 SHOWN = "labels=0, flip=true, shift=4"
@@ -61,7 +62,8 @@ MATCHED = f"{SHOWN}, checks=5, features=[auto]"
 FROM = "cifar10_resnet56"
 CASES = [
     Case("prune80", "cifar10_resnet20",
-         f"finetune(recover, BUDGET, rate=0.02, batch=64, {MATCHED}, schedule=[0.6, 0.8])", "minutes=18.5", 0.905),
+         f"finetune(recover, BUDGET, rate=0.02, batch=64, {MATCHED}, schedule=[0.6, 0.8])", "minutes=18.5", 0.905,
+         threads=2),
     Case("prune90", "cifar10_resnet20",
          f"finetune(recover, BUDGET, rate=0.02, batch=64, {MATCHED}, schedule=[0.6, 0.75, 0.85, 0.9])", "minutes=27",
          0.885),
@@ -73,7 +75,7 @@ CASES = [
          f"quant(binary), finetune(qad, BUDGET, rate=0.02, {MIXED})", "minutes=18.5", 0.87),
     Case("channels", "cifar10_resnet56",
          "prune-channels(scope=global, macs=0.476, least=0), "
-         f"finetune(recover, BUDGET, rate=0.01, batch=64, {MATCHED})", "minutes=37", 0.92),
+         f"finetune(recover, BUDGET, rate=0.01, batch=64, {MATCHED})", "minutes=55", 0.92, threads=2),
     Case("labels_only", "cifar10_resnet20_bn",
          "BUDGET, labels=1, distill=false, watch=labels, flip=true, shift=4, cutmix=1", "steps=6000", teacher=FROM),
     Case("distill_t1", "cifar10_resnet20_bn", f"BUDGET, temperature=1, {MIXED}", "steps=6000", teacher=FROM,
@@ -145,14 +147,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="names of cases, separated by commas")
     parser.add_argument("--budget", help="of each training, in place of the table's: minutes=5, steps=100")
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=0, help="of torch; 0: those of the table")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     chosen = set(filter(None, arguments.only.split(",")))
     rows = []
     for case in CASES:
         if not chosen or case.name in chosen:
-            row = run(case, arguments.budget or case.budget, arguments.threads)
+            row = run(case, arguments.budget or case.budget, arguments.threads or case.threads)
             other = next((r for r in rows if case.beats and r.name == case.beats[0]), None)
             if case.beats and other is not None:
                 row.least = other.after + case.beats[1]
