@@ -102,7 +102,8 @@ class Finetune(Pass):
         0, "Samples to make up from statistics of BatchNormalization where there are no data (weak).",
         low=0, high=100_000)
     soft: float = Option(
-        -1.0, "Part of the budget over which rounding of weights sets in; -1: 0.6 for one bit and ternary, else 0.",
+        -1.0, "Part of the budget over which rounding of weights sets in; -1: 0.6 for one bit and ternary that agree "
+        "with the teacher on less than 0.75, else 0.",
         low=-1.0, high=1.0)
     tensorboard: str = Option("", "Folder for curves of loss, score and rate, for TensorBoard if that is installed.")
     schedule: tuple[str, ...] = Option(

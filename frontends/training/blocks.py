@@ -8,24 +8,26 @@ each step, is the teacher's. Codes round straight through here, in place of AdaR
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from ... import RefusedError
 from .checkpoint import Checkpoint
-from .data import Example, Samples, Split
+from .data import Example, Samples, Split, spread
 from .device import Device
 from .distributed import Team
 from .heads import Head
 from .loop import Job, Loop, Tell
 from .objective import Objective
 from .recipe import Recipe
-from .separators import separators
+from .separators import Separator, separators
 from .student import State, Student
 
 MOST_ROWS = 1024
@@ -35,14 +37,14 @@ CHUNK = 64
 
 @dataclass(frozen=True)
 class Block:
-    """A part of a graph between two values."""
+    """A part of a graph between two values, the first of them "" where it begins at the graph's inputs."""
 
     start: str
     end: str
 
 
 def reconstruct(
-    student: ir.Model, teacher: ir.Model, samples: Samples, parts: Split, recipe: Recipe, setting: Any, team: Team,
+    student: ir.Model, teacher: ir.Model, samples: Samples, rows: Split, recipe: Recipe, setting: Any, team: Team,
     folder: Path, device: Device, checkpoint: Checkpoint | None,
 ) -> dict[str, int | float | str]:
     """Train `student` block after block, in place; figures for the report. Blocks of a checkpoint are not trained anew.
@@ -53,19 +55,19 @@ def reconstruct(
     if not blocks:
         raise RefusedError("finetune.preset", "block finds no part of the graph between values that both models have",
                            "use preset=qad or recover")
+    parts = [_segment(student, block) for block in blocks]
     recipe = dataclasses.replace(recipe, logit_mse=0.0, labels=0.0, features=(), output_weights=(), watch="loss",
-                                 flip=False, shift=0, mixup=0.0, cutmix=0.0, loss="mse", accumulate=1, distill=True)
+                                 flip=False, shift=0, mixup=0.0, cutmix=0.0, loss="mse", accumulate=1, distill=True,
+                                 exclude=(*recipe.exclude, *_shared(parts)))
     saved = None if checkpoint is None else checkpoint.load()
     states: list[State] = [] if saved is None else saved["blocks"]
     better = 0
-    for index, block in enumerate(blocks):
-        part = _segment(student, block)
+    learned = spread(rows.train, MOST_ROWS, samples)
+    for index, (block, part) in enumerate(zip(blocks, parts, strict=True)):
         learner = _learner(part, block, recipe, setting)
         if index == len(states):
-            units = np.concatenate([parts.train[:MOST_ROWS], parts.held])
-            fed = _around(student, teacher, block, samples, units, setting, folder)
-            held = np.arange(fed.units)[len(parts.train[:MOST_ROWS]) :]
-            split = Split(np.arange(len(parts.train[:MOST_ROWS])), held)
+            fed = _around(student, teacher, block, part, samples, np.concatenate([learned, rows.held]), setting, folder)
+            split = Split(np.arange(len(learned)), np.arange(len(learned), fed.units))
             tell = _telling(setting.tell, index, len(blocks), block)
             states.append({} if learner is None else _learned(learner, block, fed, split, recipe, setting.seed, team,
                                                              device, tell))
@@ -79,39 +81,48 @@ def reconstruct(
 
 
 def find_blocks(student: ir.Model, teacher: ir.Model) -> Iterator[Block]:
-    """Parts of the student in order, each with weights, between values that both graphs have and that separate them."""
-    known = {value.name for node in teacher.graph for value in node.outputs} | {v.name for v in teacher.graph.inputs}
-    names = [name for name in separators(student) if name in known]
-    start = names[0] if names else ""
-    for end in names[1:]:
-        if _has_weights(student, start, end):
-            yield Block(start, end)
+    """Parts of the student in order, each with layers, between values that both graphs have and that separate them.
+
+    A part ends as soon as it can: before an activation that would hide what is below zero.
+    """
+    known = {value.name for node in teacher.graph for value in node.outputs}
+    start = Separator("", 0)
+    for end in separators(student):
+        if end.name in known and end.layers > start.layers:
+            yield Block(start.name, end.name)
             start = end
 
 
 def _segment(model: ir.Model, block: Block) -> ir.Model:
-    """A copy of the part, as a model of its own."""
-    graph = ir.convenience.extract(model.graph, [block.start], [block.end])
+    """A copy of the part, as a model of its own: of where it starts, and of inputs that pass beside."""
+    fed = [value for value in model.graph.inputs if value.const_value is None]
+    graph = ir.convenience.extract(model.graph, [*([block.start] if block.start else []), *fed], [block.end])
+    for value in tuple(graph.inputs):
+        if not value.uses():
+            graph.inputs.remove(value)
     return ir.Model(graph, ir_version=model.ir_version or 10, functions=list(model.functions.values()))
 
 
-def _has_weights(model: ir.Model, start: str, end: str) -> bool:
-    part = ir.convenience.extract(model.graph, [start], [end])
-    return any(value.const_value is not None and value.const_value.size > 1 and len(value.const_value.shape) > 1
-               for value in part.initializers.values())
+def _shared(parts: Iterable[ir.Model]) -> list[str]:
+    """Constants of several parts: what one of them learned would not suit the others."""
+    counts = Counter(name for part in parts for name in part.graph.initializers)
+    return [name for name, count in counts.items() if count > 1]
 
 
 def _around(
-    student: ir.Model, teacher: ir.Model, block: Block, samples: Samples, units: Any, setting: Any, folder: Path
+    student: ir.Model, teacher: ir.Model, block: Block, part: ir.Model, samples: Samples, units: NDArray[np.int64],
+    setting: Any, folder: Path,
 ) -> Samples:
     """What the student gives before a block, beside what the teacher gives there and behind it."""
     made = Samples(samples.ragged, folder)
-    with setting.runtime.runner(student, [block.start]) as own, setting.runtime.runner(
-            teacher, [block.start, block.end]) as theirs:
+    starts = [block.start] if block.start else []
+    inputs = [value.name or "" for value in part.graph.inputs]
+    with setting.runtime.runner(student, starts) as own, setting.runtime.runner(
+            teacher, [*starts, block.end]) as theirs:
         for example in samples.take(units, CHUNK):
-            fed, right = own(example.feeds) | example.feeds, theirs(example.feeds) | example.feeds
-            targets = {name: right[name] for name in (block.start, block.end)}
-            made.add(Example({block.start: fed[block.start]}, None, targets))
+            fed, right = own(example.feeds) | example.feeds, theirs(example.feeds)
+            made.add(Example({name: fed[name] for name in inputs}, None,
+                             {name: right[name] for name in (*starts, block.end)}))
     return made
 
 

@@ -195,6 +195,12 @@ def split(samples: Samples, fraction: float, seed: int, most: int = 1000) -> Spl
     return Split(np.sort(order[held:]), np.sort(order[:held]))
 
 
+def spread(units: NDArray[np.int64], rows: int, samples: Samples) -> NDArray[np.int64]:
+    """So many of these units as hold about `rows` rows, taken evenly: data is often sorted by what it shows."""
+    count = max(min(round(rows / samples.rows_of_a_unit()), len(units)), 1)
+    return units[np.linspace(0, len(units) - 1, count).round().astype(np.int64)]
+
+
 class Order:
     """Which units each step sees: every epoch all of them, shuffled by the seed; a function of the step alone."""
 

@@ -58,8 +58,8 @@ def _ends_of_stages(model: ir.Model) -> dict[tuple[str, ...], str]:
     values = {value.name: value for node in model.graph for value in node.outputs}
     outputs = {value.name for value in model.graph.outputs}
     found: dict[tuple[str, ...], str] = {}
-    for name in separators(model):
-        shape = values[name].shape if name in values and name not in outputs else None
+    for name in (separator.name for separator in separators(model)):
+        shape = values[name].shape if name not in outputs else None
         if shape is not None and len(shape) > 2:
             rank = len(shape)
             found[tuple(str(shape[axis]) for axis in range(1, rank) if axis != channel_axis(rank))] = name

@@ -152,7 +152,8 @@ class Loop:
             targets = self.job.teacher(example.feeds)
         if self.job.drop:
             own, name = example.feeds[self.job.drop], self.job.drop
-            example = Example({name: np.where(random.random(own.shape) < 0.5, targets[name], own)}, example.labels)
+            mixed = np.where(random.random(own.shape) < 0.5, targets[name], own)
+            example = Example({**example.feeds, name: mixed}, example.labels)
         with self.job.device.halved():
             values = self.job.student.learn(example.feeds)
         loss = self.job.objective(values, self._tensors(targets), example.labels, partner)

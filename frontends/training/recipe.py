@@ -22,6 +22,8 @@ SOFT, SOFT_LEVELS = 0.6, 3
 """Part of the budget over which weights of few levels (steps of their grid: one bit 1, ternary 2) become codes."""
 FEW_RATE = 0.02
 """Of `qad` for such weights: their codes must be learned, while those of more bits are only mended."""
+SETTLED = 0.75
+"""Agreement with the teacher from which on codes are good enough to be mended, whatever their bits."""
 
 
 @dataclass(frozen=True)
@@ -83,16 +85,18 @@ class Recipe:
                 raise UsageError(f"finetune.{name}", "no such option", f"the options are {', '.join(sorted(known))}")
         return cls(**values)
 
-    def completed(self, quantized: bool, levels: float = math.inf) -> Recipe:
+    def completed(self, quantized: bool, levels: float = math.inf, agreement: float = 0.0) -> Recipe:
         """With everything decided that the preset decides. `quantized`: the student computes on grids, the coarsest of
-        its weights' with so many steps.
+        its weights' with so many steps; `agreement`: how good that is already.
         """
         name = self.preset if self.preset != "auto" else "qad" if quantized else "recover"
         preset = PRESETS[name]
+        learns_codes = name == "qad" and levels < SOFT_LEVELS and agreement < SETTLED
         chosen: dict[str, Any] = {
             "preset": name,
             "temperature": self.temperature or preset["temperature"],
-            "rate": self.rate or (FEW_RATE if name == "qad" and levels < SOFT_LEVELS else preset["rate"]),
+            "rate": self.rate or (FEW_RATE if learns_codes else preset["rate"]),
+            "soft": 0.0 if self.soft < 0 and agreement >= SETTLED else self.soft,
             "optimizer": preset["optimizer"] if self.optimizer == "auto" else self.optimizer,
             "logit_mse": preset["logit_mse"] if self.logit_mse < 0 else self.logit_mse,
             "steps": self.steps if self.steps or self.epochs or self.minutes else preset["steps"],

@@ -22,14 +22,14 @@ from ..trainable import coarsest_grid
 from .augment import Augment, image_of
 from .blocks import reconstruct
 from .checkpoint import Checkpoint
-from .data import Example, Samples, Split, split
+from .data import Example, Samples, Split, split, spread
 from .device import Device
 from .distributed import Team, team
 from .features import find_taps
-from .heads import find_heads
+from .heads import Head, find_heads
 from .loop import Account, Job, Loop, Tell
 from .objective import Objective, check_labels
-from .recipe import Recipe
+from .recipe import SOFT_LEVELS, Recipe
 from .score import Score, Scorer
 from .student import Student
 from .teacher import Runtime, Said, Teacher, teacher_of
@@ -78,7 +78,8 @@ def train(
     CheckError where the loss stops being finite before anything got better.
     """
     quantized = any(node.op_type in QUANTIZERS for node in ir.traversal.RecursiveGraphIterator(student.graph))
-    recipe = recipe.completed(quantized, coarsest_grid(student) if quantized else math.inf)
+    levels, asked = coarsest_grid(student) if quantized else math.inf, recipe
+    recipe = asked.completed(quantized, levels)
     began = time.monotonic()
     with _threads(recipe.threads), torch.random.fork_rng(), team() as us, tempfile.TemporaryDirectory(
             prefix="onnx-opt-") as folder, contextlib.ExitStack() as stack:
@@ -90,15 +91,17 @@ def train(
         samples = _collected(student, batches, said.once, Path(folder))
         stack.callback(samples.close)
         parts = split(samples, recipe.holdout, setting.seed)
+        judge = Judge(objective, samples, parts, setting.runtime, us)
+        if levels < SOFT_LEVELS:
+            recipe = asked.completed(quantized, levels, judge.agreement(student))
         recipe = objective.recipe = _suited(recipe, samples, parts, us)
         learner = Student(student, objective.student_names(), recipe, setting.originals,
-                          lambda rows: (e.feeds for e in samples.take(parts.train[:MEASURED], rows)),
+                          lambda rows: (e.feeds for e in samples.take(spread(parts.train, MEASURED, samples), rows)),
                           teacher if recipe.preset == "recover" else None)
         _prepare(learner, objective, samples, parts, said, device)
         checkpoint = None if setting.folder is None else Checkpoint(
             setting.folder, dict(learner.runs.named_parameters()), recipe, setting.seed,
             f"{samples.rows} rows in {samples.units} units, {us.size} processes")
-        judge = Judge(objective, samples, parts, setting.runtime, us)
         if recipe.preset == "block":
             trained = student.clone()
             figures = reconstruct(trained, teacher, samples, parts, recipe, setting, us, Path(folder), device,
@@ -161,10 +164,7 @@ def _prepare(
     targets = {name: torch.as_tensor(value).to(device.name) for name, value in said.often(example.feeds).items()}
     for head in objective.heads:
         own, theirs = values[head.student], targets[head.teacher]
-        if own.shape != theirs.shape:
-            raise RefusedError(f"finetune, output '{head.output}'",
-                               f"the student gives {list(own.shape)}, the teacher {list(theirs.shape)}",
-                               "train models that answer the same question")
+        _check_shapes(head, own.shape, theirs.shape)
     if objective.labelled or objective.recipe.watch == "labels":
         if not samples.labelled:
             raise RefusedError("finetune.watch", "the data has no labels", "give labels, or watch=agreement")
@@ -179,9 +179,16 @@ def _prepare(
         image_of(example)
     objective.project(values, targets)
     if objective.taps:
-        objective.measure(said.often(samples.take(parts.train[:FEW_ROWS], FEW_ROWS)[0].feeds))
-    objective.measure(samples.take(parts.train[:MEASURED], MEASURED)[0].targets)
+        objective.measure(said.often(samples.take(spread(parts.train, FEW_ROWS, samples), FEW_ROWS)[0].feeds))
+    objective.measure(samples.take(spread(parts.train, MEASURED, samples), MEASURED)[0].targets)
     _check_gradients(learner, objective.student_names(), values)
+
+
+def _check_shapes(head: Head, own: Sequence[int], theirs: Sequence[int]) -> None:
+    if tuple(own) != tuple(theirs):
+        raise RefusedError(f"finetune, output '{head.output}'",
+                           f"the student gives {list(own)}, the teacher {list(theirs)}",
+                           "train models that answer the same question")
 
 
 def _check_gradients(learner: Student, names: Sequence[str], values: Mapping[str, Any]) -> None:
@@ -225,7 +232,8 @@ class Judge:
 
     def adopted(self, student: ir.Model, trained: ir.Model, write: Callable[[], None] | None = None) -> Trained:
         """Give `student` the weights of `trained` (by `write`, else its initializers) unless that is worse."""
-        scores = [self._score(model) if self.team.leads else Score(0.0, 0.0) for model in (student, trained)]
+        watch = self.objective.recipe.watch
+        scores = [self._score(model, watch) if self.team.leads else Score(0.0, 0.0) for model in (student, trained)]
         numbers = self.team.of_leader(*(n for score in scores for n in (score.value, score.closeness)))
         before, after = Score(*numbers[:2]), Score(*numbers[2:])
         result = Trained(stats={"before": before.value, "after": after.value})
@@ -238,11 +246,18 @@ class Judge:
             write()
         return result
 
-    def _score(self, model: ir.Model) -> Score:
-        scorer = Scorer(self.objective.heads, self.objective.recipe.watch)
+    def agreement(self, student: ir.Model) -> float:
+        """With the teacher, 0 to 1."""
+        return self.team.of_leader(self._score(student, "agreement").value if self.team.leads else 0.0)[0]
+
+    def _score(self, model: ir.Model, watch: str) -> Score:
+        scorer = Scorer(self.objective.heads, watch)
         with self.runtime.runner(model, [head.student for head in self.objective.heads]) as run:
             for example in self.samples.take(self.parts.held, 64):
-                scorer.add(run(example.feeds), example.targets, example.labels)
+                values = run(example.feeds)
+                for head in self.objective.heads:
+                    _check_shapes(head, values[head.student].shape, example.targets[head.teacher].shape)
+                scorer.add(values, example.targets, example.labels)
         return scorer.score()
 
 

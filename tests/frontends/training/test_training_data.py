@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from onnx_opt import RefusedError
 from onnx_opt.frontends.training import data as data_module
 from onnx_opt.frontends.training.augment import Augment
-from onnx_opt.frontends.training.data import Example, Order, Samples, split
+from onnx_opt.frontends.training.data import Example, Order, Samples, split, spread
 from onnx_opt.frontends.training.heads import Head
 from onnx_opt.frontends.training.score import Score, Scorer
 
@@ -15,6 +15,16 @@ from onnx_opt.frontends.training.score import Score, Scorer
 def example(start, count, width=2, labels=True):
     x = np.arange(start, start + count, dtype=np.float32)[:, None] * np.ones((1, width), np.float32)
     return Example({"x": x}, np.arange(start, start + count) if labels else None, {"t": 10 * x})
+
+
+@pytest.mark.parametrize(("whole", "rows", "expected"), [
+    (False, 3, [0, 6, 11]), (False, 100, list(range(12))), (True, 8, [0, 2]), (True, 1, [0]),
+])
+def test_a_few_rows_are_of_all_the_data(tmp_path, whole, rows, expected):
+    samples = Samples(whole, tmp_path)
+    for start in (0, 4, 8):
+        samples.add(example(start, 4))
+    assert spread(np.arange(samples.units), rows, samples).tolist() == expected
 
 
 @pytest.mark.parametrize("limit", [1 << 30, 0])

@@ -1,5 +1,7 @@
 """Which values inside are matched."""
 
+import textwrap
+
 import pytest
 from onnx_opt import RefusedError, UsageError
 from onnx_opt.frontends.training.features import Tap, find_taps
@@ -46,6 +48,23 @@ def test_a_narrow_student_learns_by_them():
     before = agreement(student, teacher, fresh)
     assert trained(student, teacher, batches(rows(256, (1, 8, 8))), steps=150, features=("auto",)).weights == 6
     assert agreement(student, teacher, fresh) > before
+
+
+def test_a_mask_may_pass_beside():
+    text = """
+    <ir_version: 10, opset_import: ["" : 21]>
+    net (int64[n, s] ids, float[n, s, 1] mask) => (float[n, s, 4] y)
+    <float[6, 4] u, float[4, 4] v>
+    {
+        e = Gather (u, ids)
+        a = Mul (e, mask)
+        h = Tanh (a)
+        k = MatMul (h, v)
+        y = Mul (k, mask)
+    }
+    """
+    model = model_of(textwrap.dedent(text))
+    assert find_taps(model, model, ["auto"]) == [Tap("k", "k")]
 
 
 def test_none_to_find():

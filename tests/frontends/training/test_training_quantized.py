@@ -7,7 +7,7 @@ import onnx_ir as ir
 import pytest
 import torch
 from onnx_opt.frontends.training.blocks import Block, find_blocks
-from onnx_opt.frontends.training.separators import separators
+from onnx_opt.frontends.training.separators import Separator, separators
 from onnx_opt.frontends.training.student import Student
 from onnx_opt.frontends.training.train import Recipe
 from training_models import MLP, agreement, batches, model_of, outputs, rows, trained, weights
@@ -105,7 +105,8 @@ def test_blocks_learn_their_rounding_one_after_another():
     teacher = model_of(MLP)
     student = quantized(teacher, 2)
     codes = weights(student)["w1_quantized"].astype(int)
-    before = agreement(student, teacher, rows(512, seed=9))
+    fresh = rows(512, seed=9)
+    before = distance(student, teacher, fresh)
     result = trained(student, teacher, batches(rows()), originals=weights(teacher), preset="block", steps=150,
                      watch="loss")
     assert result.stats["blocks"] == 2
@@ -113,7 +114,11 @@ def test_blocks_learn_their_rounding_one_after_another():
     assert result.stats["after"] >= result.stats["before"]
     moved = np.abs(weights(student)["w1_quantized"].astype(int) - codes)
     assert moved.max() <= 1
-    assert agreement(student, teacher, rows(512, seed=9)) >= before
+    assert distance(student, teacher, fresh) < before
+
+
+def distance(student: ir.Model, teacher: ir.Model, x: np.ndarray) -> float:
+    return float(np.square(outputs(student, x) - outputs(teacher, x)).mean())
 
 
 def test_separators_are_what_everything_passes_through():
@@ -129,8 +134,62 @@ def test_separators_are_what_everything_passes_through():
     }
     """
     model = model_of(textwrap.dedent(text))
-    assert separators(model) == ["x", "a", "b", "d", "y"]
-    assert list(find_blocks(model, model)) == [Block("x", "a"), Block("a", "d")]
+    assert list(separators(model)) == [Separator("a", 1), Separator("b", 1), Separator("d", 2), Separator("y", 2)]
+    assert list(find_blocks(model, model)) == [Block("", "a"), Block("a", "d")]
+
+
+MASKED = """
+<ir_version: 10, opset_import: ["" : 21]>
+masked (float[n, 6] x, float[n, 16] mask) => (float[n, 4] y)
+<float[6, 16] w1, float[16] shared, float[16, 16] w2, float[16, 4] w3>
+{
+    gate = Sigmoid (mask)
+    a = MatMul (x, w1)
+    b = Mul (a, gate)
+    c = Add (b, shared)
+    d = MatMul (c, w2)
+    e = Mul (d, gate)
+    f = Add (e, shared)
+    z = MatMul (f, w3)
+    y = Softmax (z)
+}
+"""
+
+
+def test_a_mask_may_pass_beside():
+    model = model_of(MASKED)
+    assert [s.name for s in separators(model)] == ["a", "b", "c", "d", "e", "f", "z", "y"]
+    assert list(find_blocks(model, model)) == [Block("", "a"), Block("a", "d"), Block("d", "z")]
+
+
+def test_what_a_layer_made_does_not_pass_beside():
+    text = MASKED.replace("gate = Sigmoid (mask)", "gate = MatMul (mask, w2)")
+    assert [s.name for s in separators(model_of(text))] == ["gate", "e", "f", "z", "y"]
+
+
+def test_what_follows_from_weights_and_shapes_alone_passes_beside():
+    text = MASKED.replace("gate = Sigmoid (mask)", """size = Shape (x)
+    wide = Cast <to = 1> (size)
+    sum = ReduceSum (wide)
+    row = Unsqueeze (sum, axis)
+    gate = MatMul (row, table)""").replace("float[16, 4] w3", "float[16, 4] w3, float[1, 16] table").replace(
+        "{\n", "{\n    axis = Constant <value = int64[1] {0}> ()\n")
+    assert [s.name for s in separators(model_of(text))] == ["a", "b", "c", "d", "e", "f", "z", "y"]
+
+
+def test_blocks_see_the_inputs_that_pass_beside_and_leave_what_they_share():
+    teacher = model_of(MASKED)
+    student = quantized(teacher, 2)
+    before = weights(student)
+    random = np.random.default_rng(3)
+    data = [({"x": rows(64, seed=i), "mask": random.normal(size=(64, 16)).astype(np.float32)}, None) for i in range(6)]
+    result = trained(student, teacher, data, originals=weights(teacher), preset="block", steps=100)
+    assert result.stats["blocks"] == 3
+    assert result.stats["better_blocks"] >= 2
+    assert result.stats["after"] > result.stats["before"]
+    after = weights(student)
+    assert any(not np.array_equal(after[f"w{i}_quantized"], before[f"w{i}_quantized"]) for i in (1, 2, 3))
+    np.testing.assert_array_equal(after["shared"], before["shared"])
 
 
 def test_rounding_sets_in_slowly_where_levels_are_few():
@@ -159,6 +218,14 @@ def test_when_rounding_is_soft(bits, with_originals, asked, soft):
     learner = Student(quantized(teacher, bits), ["y"], Recipe(soft=asked), weights(teacher) if with_originals else None)
     assert bool(learner.soft) == soft
     assert (learner.trains is learner.runs) != soft
+
+
+@pytest.mark.parametrize(("agreement", "rate", "soft"), [(0.2, 0.02, 0.6), (0.8, 0.004, 0.0)])
+def test_codes_that_are_good_are_mended(agreement, rate, soft):
+    recipe = Recipe().completed(True, 2, agreement)
+    assert (recipe.rate, recipe.softness(2)) == (rate, soft)
+    asked = Recipe(rate=0.1, soft=0.3).completed(True, 2, agreement)
+    assert (asked.rate, asked.softness(2)) == (0.1, 0.3)
 
 
 def test_latents_are_free_until_rounding_is_complete():
