@@ -89,8 +89,8 @@ CASES = [
 
 @dataclass
 class Row:
-    """One case's figures. `steps` (of block: 0), `scores`: of the last training, on the rows held out, at each check. `whole`: seconds of everything, passes, checks
-    and measuring included.
+    """One case's figures. `steps` (of block: 0), `scores`: of the last training, at each check on the rows held out.
+    `whole`: seconds of everything, passes, checks and measuring included.
     """
 
     name: str
