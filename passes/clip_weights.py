@@ -8,7 +8,7 @@ from typing import ClassVar
 import onnx_ir as ir
 
 from ._base import Context, Effect, Option, Pass, PassOutcome
-from ._calibrated.grid import clipped_scales, full_scales, nearest
+from ._calibrated.grid import TargetGrids, best_scales, clipped_scales, nearest
 from ._calibrated.select import layers_to_round
 
 
@@ -35,13 +35,14 @@ class ClipWeights(Pass):
     exclude: tuple[str, ...] = Option((), "Leave out layers whose node, weight or output name matches a pattern.")
 
     def run(self, model: ir.Model, context: Context) -> PassOutcome:
-        layers, declined = layers_to_round(model, self.bits, self.include, self.exclude)
+        grid_of = TargetGrids(self.bits, context.target)
+        layers, declined = layers_to_round(model, grid_of, self.include, self.exclude)
         weights = clipped = 0
         for layer in layers:
-            rows = layer.rows()
-            scales = clipped_scales(rows, self.bits)
-            layer.set_codes(nearest(rows, scales, self.bits), scales)
+            rows, grid = layer.rows(), grid_of(layer)
+            scales = clipped_scales(rows, grid)
+            layer.set_codes(nearest(rows, scales, grid), scales)
             weights += rows.size
-            clipped += int((scales < full_scales(rows, self.bits)).sum())
+            clipped += int((scales < best_scales(rows, grid)).sum())
         return PassOutcome(
             len(layers), {"layers": len(layers), "weights": weights, "clipped": clipped}, declined)

@@ -8,7 +8,7 @@ from typing import ClassVar
 import onnx_ir as ir
 
 from ._base import Context, Effect, Option, Pass, PassOutcome
-from ._calibrated.grid import full_scales, nearest
+from ._calibrated.grid import TargetGrids, best_scales, nearest
 from ._calibrated.rounding import output_shift
 from ._calibrated.select import layers_to_round, moments_of
 from ._edit import Edit
@@ -42,13 +42,14 @@ class CorrectBias(Pass):
     exclude: tuple[str, ...] = Option((), "Leave out layers whose node, weight or output name matches a pattern.")
 
     def run(self, model: ir.Model, context: Context) -> PassOutcome:
-        layers, declined = layers_to_round(model, self.bits, self.include, self.exclude)
+        grid_of = TargetGrids(self.bits, context.target)
+        layers, declined = layers_to_round(model, grid_of, self.include, self.exclude)
         outcome = PassOutcome(0, {"layers": 0, "weights": 0}, declined)
         edit, weights = Edit(model), 0
         for layer, mean in moments_of(model, context, layers, "mean", self.samples, declined):
-            rows = layer.rows()
-            scales = full_scales(rows, self.bits)
-            codes = nearest(rows, scales, self.bits)
+            rows, grid = layer.rows(), grid_of(layer)
+            scales = best_scales(rows, grid)
+            codes = nearest(rows, scales, grid)
             shift = output_shift(codes * scales[:, None] - rows, mean)
             layer.set_bias(layer.bias_row() - shift, edit)
             layer.set_codes(codes, scales)

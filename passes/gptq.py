@@ -9,6 +9,7 @@ from ._base import Effect
 from ._calibrated.layers import Rows
 from ._calibrated.rounding import Solution, compensated, damped
 from ._calibrated.rounding_pass import RoundingPass
+from ._quant.grids import Grid
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,6 @@ class Gptq(RoundingPass):
     name: ClassVar[str] = "gptq"
     effect: ClassVar[Effect] = "lossy"
 
-    def solve(self, rows: Rows, bias: Rows, gram: Rows, scales: Rows) -> Solution:
-        codes, shifted = compensated(rows, bias, damped(gram, self.damp), scales, self.bits)
+    def solve(self, rows: Rows, bias: Rows, gram: Rows, scales: Rows, grid: Grid) -> Solution:
+        codes, shifted = compensated(rows, bias, damped(gram, self.damp), scales, grid)
         return Solution(codes, scales, shifted)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import glob
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
@@ -10,22 +12,25 @@ import onnx_ir as ir
 
 from .. import UsageError
 from ._base import Context, Declined, Effect, Option, Pass, PassOutcome, RangeMethod
+from ._calibrated.grid import grid_of_bits
+from ._calibrated.layers import Linear
 from ._graph import Names, all_graphs, all_nodes, refresh_shapes
 from ._opset import raise_opset
 from ._quant.blocked import insert_blocked
-from ._quant.choices import INTEGERS, Choice, Override, check_patterns, choices, read_overrides
+from ._quant.choices import INTEGERS, Choice, Override, check_patterns, choices, is_packed, read_overrides
 from ._quant.coarse import Coarse, coarse_reads
 from ._quant.dynamic import insert_dynamic
 from ._quant.effective import with_effective_values
 from ._quant.faster import checked
 from ._quant.forms import FORMS, ONE_LAYER, Settings
+from ._quant.grids import Grid
 from ._quant.insert import insert_static
 from ._quant.inserter import forget_redundant
 from ._quant.layers import Layer, heavy_nodes
 from ._quant.limbs import in_two_limbs
 from ._quant.packed import insert_packed
 from ._quant.parameters import Parameters, assign, coarse_parameters
-from ._quant.placement import place
+from ._quant.placement import Placement, place
 from ._quant.plan import Part, Request, plan
 from ._quant.prepare import drop_unused_initializers, mean_to_pool
 from ._quant.rules import TARGETS, TargetRules
@@ -79,8 +84,7 @@ class Quant(Pass):
     layers: tuple[str, ...] = Option(
         (), "What single layers become, first match wins: PATTERN=FORM[:bits], FORM also float; or @FILE.toml, whose "
         "table [layers] has lines \"PATTERN\" = \"FORM[:bits]\".")
-    bits: int = Option(8, "Bits of integer weights; 7 for CPUs without VNNI, whose 8-bit products saturate.",
-                       low=2, high=8)
+    bits: int = Option(8, "Bits of integer weights.", low=2, high=8)
     activation_bits: int = Option(
         8, "Bits of what integer layers read, but the ends; needs data. Fewer than 8 are clipped codes for 8-bit "
         "kernels, which make a CPU no faster; finetune wins the loss back.", low=2, high=8)
@@ -136,7 +140,7 @@ class Quant(Pass):
         parts, declined = plan(model, request)
         context.remember_float(model)
         if self.rounding == "gptq":
-            self._round(model, parts, context)
+            self._round(model, parts, request, context)
         names = Names(model)
         parts, declined = plan(model, request)
         outcome = PassOutcome(declined=declined)
@@ -154,16 +158,20 @@ class Quant(Pass):
             Smooth(samples=min(self.samples, ROUNDING_SAMPLES)).run(model, context)
         mean_to_pool(model.graph, Names(model))
 
-    def _round(self, model: ir.Model, parts: list[Part], context: Context) -> None:
+    def _round(self, model: ir.Model, parts: list[Part], request: Request, context: Context) -> None:
         """Bring the weights of integer layers onto their grids, each layer's outputs kept."""
         by_bits: dict[int, list[str]] = {}
+        limited: set[str] = set()
         for part in parts:
-            for layer in part.engines.get("static", ()):
+            layers = part.engines.get("static", [])
+            limited |= {layer.weight.name or "" for layer in _limited(part, place(part.graph, layers, request.rules),
+                                                                      request.rules)}
+            for layer in layers:
                 if part.choices[layer].form in INTEGERS:
                     by_bits.setdefault(part.choices[layer].bits, []).append(glob.escape(layer.weight.name or ""))
         for bits, patterns in by_bits.items():
             rounding = Gptq(bits=bits, samples=min(self.samples, ROUNDING_SAMPLES), include=tuple(patterns))
-            rounding.run(model, context)
+            rounding.run_on(model, context, functools.partial(_grid_of, bits, limited))
 
     def _rules(self, target: str) -> tuple[TargetRules, str]:
         """The target's table, and why the form is not for it."""
@@ -193,7 +201,8 @@ class Quant(Pass):
         if layers := engines.get("static"):
             _count(outcome, self._static(model, part, layers, request, context, names))
         if layers := engines.get("dynamic"):
-            _count(outcome, insert_dynamic(part.graph, names, layers, part.codes(layers, settings)))
+            limited = layers if request.rules.limits_pairs else ()
+            _count(outcome, insert_dynamic(part.graph, names, layers, part.codes(layers, settings, limited)))
         if layers := engines.get("float"):
             _count(outcome, insert_packed(part.graph, names, layers, part.codes(layers, settings)))
         for bits in (4, 8):
@@ -205,8 +214,9 @@ class Quant(Pass):
     ) -> dict[str, int]:
         """Quantize the main graph with ranges from calibration."""
         rules = request.rules
-        placement, codes = place(part.graph, layers, rules), part.codes(layers, request.settings)
-        placement.limbed = in_two_limbs(placement, codes, rules)
+        placement = place(part.graph, layers, rules)
+        limited = _limited(part, placement, rules)
+        codes = part.codes(layers, request.settings, limited)
         probe, effective = with_effective_values(model, placement)
         taps = {v: effective.get(v.name, v.name) for v in placement.quantized if v.name}
         ranges = context.activation_ranges(
@@ -229,6 +239,17 @@ class Quant(Pass):
                 2**bits - 1)
             found |= {read: coarse_parameters(ranges[read.value.name or ""], bits, rules) for read in chosen}
         return found
+
+
+def _limited(part: Part, placement: Placement, rules: TargetRules) -> list[Layer]:
+    """Find what is read in two limbs; the layers whose weights must not saturate: the others, on most targets."""
+    packed = [layer for layer in placement.layers if is_packed(part.choices[layer])]
+    placement.limbed = in_two_limbs(placement, packed, rules)
+    return [v for v in placement.layers if v.input not in placement.limbed] if rules.limits_pairs else []
+
+
+def _grid_of(bits: int, limited: Collection[str], layer: Linear) -> Grid:
+    return grid_of_bits(bits, layer if layer.weight.name in limited else None)
 
 
 def _count(outcome: PassOutcome, stats: dict[str, int]) -> None:

@@ -9,6 +9,7 @@ from ._base import Effect, Option
 from ._calibrated.layers import Rows
 from ._calibrated.rounding import Solution, covariance, damped, descended, output_shift
 from ._calibrated.rounding_pass import RoundingPass
+from ._quant.grids import Grid
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class RoundWeights(RoundingPass):
 
     sweeps: int = Option(20, "Times that each weight is looked at, at most.", low=1, high=1000)
 
-    def solve(self, rows: Rows, bias: Rows, gram: Rows, scales: Rows) -> Solution:
+    def solve(self, rows: Rows, bias: Rows, gram: Rows, scales: Rows, grid: Grid) -> Solution:
         hessian, mean = covariance(gram)
-        codes = descended(rows, damped(hessian, self.damp), scales, self.bits, self.sweeps)
+        codes = descended(rows, damped(hessian, self.damp), scales, grid, self.sweeps)
         return Solution(codes, scales, bias - output_shift(codes * scales[:, None] - rows, mean))

@@ -1,68 +1,96 @@
-"""The symmetric grid of `quant`: codes -L..L times one scale a channel, the largest weight of a channel at +-L."""
+"""The grid of `quant` for weights in memory: codes -L..L times one scale a channel, within the limit of pairs."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import numpy as np
+import onnx_ir as ir
 from numpy.typing import NDArray
 
-from .layers import Codes, Rows
-
-ON_GRID = 1e-4
-"""Steps from the grid within which weights count as lying on it: far above float noise, far below rounding."""
+from .._core.saturation import channel_factors, excess, keep_within
+from .._quant.grids import Grid, held_tops
+from .._quant.limbs import reads_an_image
+from .._quant.rules import TARGETS
+from .._quant.weights import Layout, channel_absmax
+from .layers import Codes, Linear, Rows
 
 RATIOS = np.linspace(1.0, 0.4, 25)
 """Shares of max|w| tried as the range of a channel."""
 
-
-def levels(bits: int) -> int:
-    """The largest code: 127 for 8 bits, 7 for 4."""
-    return (1 << (bits - 1)) - 1
-
-
 TINY = 1e-30
 """Channels whose weights are all smaller become zeros: no scale of `quant` is smaller."""
 
+GridOf = Callable[[Linear], Grid]
+"""The grid on which `quant` will store a layer's weight."""
 
-def full_scales(rows: Rows, bits: int) -> Rows:
-    """max|w| / L of each channel, as `quant` takes it; 1 / L for a channel of zeros: (M, K) -> (M,)."""
+
+@dataclass(frozen=True)
+class TargetGrids:
+    """The grids that `quant` uses for weights of so many bits on a target."""
+
+    bits: int
+    target: str
+
+    def __call__(self, layer: Linear) -> Grid:
+        rules = TARGETS[self.target]
+        limited = rules.limits_pairs and not reads_an_image(layer.node, layer.shape, rules)
+        return grid_of_bits(self.bits, layer if limited else None)
+
+
+def grid_of_bits(bits: int, limited: Linear | None = None) -> Grid:
+    """The grid of so many bits; within the pair limit of a layer where one is given."""
+    return Grid((1 << (bits - 1)) - 1, limited.pairs if limited is not None else None)
+
+
+def full_scales(rows: Rows, levels: int) -> Rows:
+    """max|w| / L of each channel; 1 / L for a channel of zeros: (M, K) -> (M,)."""
     highest = np.abs(rows).max(axis=1)
-    return np.where(highest > TINY, highest, 1.0) / levels(bits)
+    return np.where(highest > TINY, highest, 1.0) / levels
 
 
-def is_on_grid(rows: Rows, bits: int) -> bool:
+def best_scales(rows: Rows, grid: Grid, importance: NDArray[np.float64] | None = None) -> Rows:
+    """The scales that `quant` would take, each weight's error weighed by its importance where that is known.
+
+    Shapes: rows (channels, width); importance (channels or 1, width) -> (channels,).
+    """
+    scales = full_scales(rows, grid.levels)
+    if grid.limited is None:
+        return scales
+    total = float(rows.shape[1]) if importance is None else importance.sum(axis=1)
+    spread = excess(rows / scales[:, None], grid.limited, importance)
+    return scales * channel_factors(spread, np.broadcast_to(total, len(rows)))
+
+
+def is_on_grid(rows: Rows, grid: Grid) -> bool:
     """Whether `quant` would not change these weights."""
-    steps = rows / full_scales(rows, bits)[:, None]
-    return bool(np.abs(steps - np.rint(steps)).max() < ON_GRID)
+    tensor, layout = ir.Tensor(rows.astype(np.float32)), Layout(1, *rows.shape)
+    highest = channel_absmax(tensor, layout)
+    return bool(((held_tops(tensor, layout, highest, grid) > 0) | (highest == 0)).all())
 
 
-def nearest(rows: Rows, scales: Rows, bits: int) -> Codes:
-    """round(w / scale), clipped to the grid."""
-    top = levels(bits)
-    codes: Codes = np.clip(np.rint(rows / scales[:, None]), -top, top).astype(np.int8)
-    return codes
+def nearest(rows: Rows, scales: Rows, grid: Grid, importance: NDArray[np.float64] | None = None) -> Codes:
+    """round(w / scale), clipped to the grid, pairs cut where they are beyond the limit."""
+    exact = rows / scales[:, None]
+    codes = np.clip(np.rint(exact), -grid.levels, grid.levels)
+    if grid.limited is not None:
+        keep_within(codes, exact, grid.limited, importance)
+    return codes.astype(np.int8)
 
 
-def clipped_scales(rows: Rows, bits: int, importance: NDArray[np.float64] | None = None) -> Rows:
+def clipped_scales(rows: Rows, grid: Grid, importance: NDArray[np.float64] | None = None) -> Rows:
     """The scale of each channel with the least sum of importance * (w - Q(w))^2, ranges in RATIOS of max|w|.
 
     Shapes: rows (channels, width); importance (channels or 1, width) of each weight -> (channels,).
     """
-    full = full_scales(rows, bits)
+    full = best_scales(rows, grid, importance)
     weights = np.ones((1, rows.shape[1])) if importance is None else importance
     best, least = full.copy(), np.full(len(rows), np.inf)
     for ratio in RATIOS:
         scales = full * ratio
-        error = (weights * (rows - nearest(rows, scales, bits) * scales[:, None]) ** 2).sum(axis=1)
+        difference = rows - nearest(rows, scales, grid, importance) * scales[:, None]
+        error = (weights * difference**2).sum(axis=1)
         better = error < least * (1 - 1e-9)
         best[better], least[better] = scales[better], error[better]
     return best
-
-
-def pinned(rows: Rows, bits: int) -> Codes:
-    """+-L at the largest |w| of each channel, 0 elsewhere: codes that must stay, or `quant` sees another scale."""
-    out = np.zeros(rows.shape, np.int8)
-    index = np.arange(len(rows))
-    largest = np.abs(rows).argmax(axis=1)
-    values = rows[index, largest]
-    out[index, largest] = np.sign(values) * (np.abs(values) > TINY) * levels(bits)
-    return out

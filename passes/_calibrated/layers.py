@@ -11,6 +11,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from .._base import Declined, Request
+from .._core.saturation import KernelPairs, kernel_pairs
 from .._edit import Edit, is_constant, label, used_once
 from .._lazy import DerivedTensor, set_tensor
 from .._quant.weights import Layout
@@ -59,6 +60,12 @@ class Linear:
     def width(self) -> int:
         """Inputs of one output channel."""
         return math.prod(self.shape) // max(self.channels, 1)
+
+    @property
+    def pairs(self) -> KernelPairs:
+        """The columns of `rows` that meet in integer kernels."""
+        shape = self.shape if self.node.op_type == "Conv" or self.channel_axis else self.shape[::-1]
+        return kernel_pairs(self.node.op_type, shape, self.groups)
 
     def rows(self) -> Rows:
         """The weight as (channels, width) in float64."""

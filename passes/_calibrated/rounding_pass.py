@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from .._base import Context, Option, Pass, PassOutcome
+from .._quant.grids import Grid
+from .grid import GridOf, TargetGrids
 from .layers import Rows
 from .rounding import Clip, Solution, round_layers, scales_for
 
@@ -25,11 +27,16 @@ class RoundingPass(Pass):
     exclude: tuple[str, ...] = Option((), "Leave out layers whose node, weight or output name matches a pattern.")
 
     def run(self, model: ir.Model, context: Context) -> PassOutcome:
-        def solve(rows: Rows, bias: Rows, gram: Rows) -> Solution:
-            return self.solve(rows, bias, gram, scales_for(rows, gram, self.bits, self.clip))
+        return self.run_on(model, context, TargetGrids(self.bits, context.target))
 
-        return round_layers(model, context, self.bits, self.samples, self.include, self.exclude, solve)
+    def run_on(self, model: ir.Model, context: Context, grid_of: GridOf) -> PassOutcome:
+        """Run with each layer's grid given."""
+
+        def solve(rows: Rows, bias: Rows, gram: Rows, grid: Grid) -> Solution:
+            return self.solve(rows, bias, gram, scales_for(rows, gram, grid, self.clip), grid)
+
+        return round_layers(model, context, grid_of, self.samples, self.include, self.exclude, solve)
 
     @abc.abstractmethod
-    def solve(self, rows: Rows, bias: Rows, gram: Rows, scales: Rows) -> Solution:
+    def solve(self, rows: Rows, bias: Rows, gram: Rows, scales: Rows, grid: Grid) -> Solution:
         """What to store of a layer: rows (M, K), bias (M,), gram (groups, K + 1, K + 1), scales (M,)."""

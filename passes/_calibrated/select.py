@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from .._base import Context, Declined, Request
 from .._edit import label
-from .grid import is_on_grid
+from .._quant.grids import Grid
+from .grid import GridOf, is_on_grid
 from .layers import LARGEST_WIDTH, Linear, linear_layers
 
 HELD = 512 << 20
@@ -20,13 +21,13 @@ HELD = 512 << 20
 
 
 def layers_to_round(
-    model: ir.Model, bits: int, include: tuple[str, ...], exclude: tuple[str, ...]
+    model: ir.Model, grid_of: GridOf, include: tuple[str, ...], exclude: tuple[str, ...]
 ) -> tuple[list[Linear], list[Declined]]:
-    """The layers that the patterns name and whose weights are on no grid of `bits` or fewer; why the others are not."""
+    """The layers that the patterns name and whose weights lie on no grid yet; why the others are not."""
     layers, declined = linear_layers(model)
     chosen = []
     for layer in layers:
-        reason = _unnamed(layer, include, exclude) or _unfit(layer, bits)
+        reason = _unnamed(layer, include, exclude) or _unfit(layer, grid_of(layer))
         if reason is None:
             chosen.append(layer)
         else:
@@ -45,12 +46,15 @@ def _unnamed(layer: Linear, include: tuple[str, ...], exclude: tuple[str, ...]) 
     return "matched by exclude" if matches(exclude) else None
 
 
-def _unfit(layer: Linear, bits: int) -> str | None:
+def _unfit(layer: Linear, grid: Grid) -> str | None:
     rows = layer.rows()
     if not np.isfinite(rows).all():
         return "its weight holds NaN or infinity"
-    grid = next((fewer for fewer in range(2, bits + 1) if is_on_grid(rows, fewer)), None)
-    return None if grid is None else f"its weights lie on the {grid}-bit grid already"
+    for bits in range(2, 9):
+        levels = 2 ** (bits - 1) - 1
+        if levels <= grid.levels and is_on_grid(rows, Grid(levels, grid.pairs)):
+            return f"its weights lie on the {bits}-bit grid already"
+    return None
 
 
 def moments_of(

@@ -111,6 +111,11 @@ def choices(
     return found
 
 
+def is_packed(choice: Choice) -> bool:
+    """Whether the layer's weights take less than a byte in the file."""
+    return choice.form in ("binary", "ternary") or (choice.form in INTEGERS and choice.bits <= PACKED_BITS)
+
+
 def _is_low(choice: Choice) -> bool:
     """Whether so few bits that the first and the last layer, which carry most of the loss, stay at 8."""
     few = min(choice.bits, choice.activation_bits) <= PACKED_BITS

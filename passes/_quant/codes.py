@@ -10,8 +10,10 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from .._core.saturation import KernelPairs
 from .._lazy import DerivedTensor
 from .._packing import TRITS, int4_weight, packed_weight
+from .grids import Grid, scales_on
 from .inserter import Inserter
 from .scales import channel_sums, least_squares_scales
 from .weights import Floats, Layout, channel_absmax, quantize_weight
@@ -41,18 +43,21 @@ class Codes:
     has_zero: bool = True
 
 
-def integer_codes(tensor: ir.TensorProtocol, layout: Layout, bits: int, fit: Fit) -> Codes:
+def integer_codes(
+    tensor: ir.TensorProtocol, layout: Layout, bits: int, fit: Fit, pairs: KernelPairs | None = None
+) -> Codes:
     """Codes of +-(2**(bits-1) - 1); the scale makes the largest weight of a channel the largest code.
 
-    Not the scale of least squared weight error: at 3 and 4 bits that clips weights which matter most to the output
-    (measured on the ResNets: 1 to 5 dB worse). 2 bits are ternary.
+    Weights that an earlier pass rounded keep their grid. `pairs` stay within the limit of CPUs without VNNI, with a
+    larger scale where that loses less than cutting them. Not the scale of least squared weight error: at 3 and 4 bits
+    that clips weights which matter most to the output (measured on the ResNets: 1 to 5 dB worse). 2 bits are ternary.
     """
     if bits == 2:
         return ternary_codes(tensor, layout, fit)
-    levels = 2 ** (bits - 1) - 1
-    scales = (channel_absmax(tensor, layout) / levels).astype(np.float32)
+    grid = Grid(2 ** (bits - 1) - 1, pairs)
     packed = bits <= PACKED_BITS
-    return Codes(scales, lambda final: quantize_weight(tensor, layout, final, levels),
+    return Codes(scales_on(tensor, layout, grid),
+                 lambda final: quantize_weight(tensor, layout, final, grid.levels, grid.limited),
                  int4_weight if packed else _store_int8, packed)
 
 

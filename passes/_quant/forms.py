@@ -9,6 +9,7 @@ from typing import Literal
 import onnx_ir as ir
 
 from .._base import Context, PassOutcome
+from .._core.saturation import KernelPairs
 from .._graph import Names
 from .blocked import BLOCKED_OPSET
 from .choices import FLOAT, Choice
@@ -28,11 +29,15 @@ SMALL_TYPES_OPSET = 21
 
 @dataclass(frozen=True)
 class Settings:
-    """The options of the pass that forms share."""
+    """The options of the pass that forms share.
+
+    `pairs`: of a layer's weights, those that may not saturate an integer kernel; None where nothing limits them.
+    """
 
     bits: int
     planes: int
     fit: Fit
+    pairs: KernelPairs | None = None
 
 
 @dataclass(frozen=True)
@@ -49,7 +54,7 @@ class Form:
 
 
 def _integers(tensor: ir.TensorProtocol, layout: Layout, settings: Settings) -> Codes:
-    return integer_codes(tensor, layout, settings.bits, settings.fit)
+    return integer_codes(tensor, layout, settings.bits, settings.fit, settings.pairs)
 
 
 def _integer_opset(bits: int) -> int:

@@ -43,7 +43,7 @@ def to_half(model: ir.Model, context: Context, names: Names) -> PassOutcome:
     outcome.declined = [Declined(label(node), reason) for node, reason in reasons.items()]
     if not slots:
         return outcome
-    if context.target == "cpu":
+    if context.target in ("cpu", "cpu-vnni"):
         context.warn("float16", "ONNX Runtime's CPU provider computes in float32 all the same: "
                                 "compress-weights(fp16) makes as small a file and keeps every fused kernel")
     caster = _Caster(names, slots)

@@ -82,7 +82,8 @@ def _quantize_layer(inserter: Inserter, layer: Layer, quantized: ir.Value, scale
     dequantize = inserter.step(
         "DequantizeLinear",
         [quantized, inserter.constant(f"{stem}_scale", scales),
-         inserter.constant("weight_zp", np.zeros(scales.shape, np.int8))],
+         # Its own: ONNX Runtime's option session.x64quantprecision refuses weights that share a zero point.
+         inserter.initializer(f"{stem}_zp", ir.Tensor(np.zeros(scales.shape, np.int8)))],
         ir.DataType.FLOAT, _dims(quantized), {"axis": layer.weight_axis},
     )
     layer.node.prepend([dequantize])

@@ -14,24 +14,27 @@ ADDED = "added by quant"
 
 
 class Inserter:
-    """Adds initializers and nodes to one graph under fresh names; equal small constants are made once."""
+    """Adds initializers and nodes to one graph under short fresh names; equal small constants are made once.
+
+    In a file of few bits names weigh as much as weights: a value is called by the initial of its role and a number.
+    A `role` is a word, or a text whose last word (behind a `_`) counts: "scale" and "conv1_scale" both give s1, s2 …
+    """
 
     def __init__(self, graph: ir.Graph, names: Names) -> None:
         self.graph = graph
         self.names = names
-        self._steps = 0
         self._constants: dict[tuple[str, tuple[int, ...], bytes], ir.Value] = {}
 
-    def constant(self, stem: str, array: np.ndarray) -> ir.Value:
+    def constant(self, role: str, array: np.ndarray) -> ir.Value:
         """An initializer holding `array`, reused where an equal one was made before."""
         key = (array.dtype.name, array.shape, array.tobytes())
         if key not in self._constants:
-            self._constants[key] = self.initializer(stem, ir.Tensor(np.asarray(array, order="C")))
+            self._constants[key] = self.initializer(role, ir.Tensor(np.asarray(array, order="C")))
         return self._constants[key]
 
-    def initializer(self, stem: str, tensor: ir.TensorProtocol) -> ir.Value:
+    def initializer(self, role: str, tensor: ir.TensorProtocol) -> ir.Value:
         """A new initializer; the tensor may be lazy."""
-        name = self.names.fresh(stem)
+        name = self._name(role)
         tensor.name = name
         value = ir.Value(
             name=name, shape=ir.Shape(tensor.shape.numpy()), type=ir.TensorType(tensor.dtype), const_value=tensor
@@ -40,15 +43,14 @@ class Inserter:
         return value
 
     def node(
-        self, op: str, inputs: list[ir.Value | None], stem: str, dtype: ir.DataType, shape: ir.Shape | None,
+        self, op: str, inputs: list[ir.Value | None], role: str, dtype: ir.DataType, shape: ir.Shape | None,
         attributes: dict[str, int] | None = None, outputs: int = 1,
     ) -> ir.Node:
         """A new node, not yet in the graph, with named and typed first output; nameless itself: its output says it."""
-        name = self.names.fresh(stem)
         node = ir.node(op, inputs, attributes=attributes or {}, num_outputs=outputs, name="")
         node.meta[ADDED] = True
-        for index, value in enumerate(node.outputs):
-            value.name = name if index == 0 else self.names.fresh(f"{stem}_{index}")
+        for value in node.outputs:
+            value.name = self._name(role)
         node.outputs[0].type = ir.TensorType(dtype)
         node.outputs[0].shape = shape
         return node
@@ -57,9 +59,11 @@ class Inserter:
         self, op: str, inputs: list[ir.Value], dtype: ir.DataType, dims: list[int],
         attributes: dict[str, int] | None = None,
     ) -> ir.Node:
-        """A node between a stored tensor and its user, folded at load: its output has a short name, there are many."""
-        self._steps += 1
-        return self.node(op, list(inputs), f"u{self._steps}", dtype, ir.Shape(dims), attributes)
+        """A node between a stored tensor and its user, folded at load."""
+        return self.node(op, list(inputs), "unpacked", dtype, ir.Shape(dims), attributes)
+
+    def _name(self, role: str) -> str:
+        return self.names.numbered(role.rpartition("_")[2][:1] or "v")
 
     def place_after(self, value: ir.Value, nodes: list[ir.Node]) -> None:
         """Put nodes right behind the producer of `value`, or at the top for a graph input."""

@@ -10,6 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from .._base import Declined
+from .._core.saturation import KernelPairs, kernel_pairs
 from .._graph import WEIGHT_INPUTS
 from .rules import Heavy, TargetRules
 
@@ -49,6 +50,14 @@ class Layer:
     def weight_axis(self) -> int:
         """The output channel axis of the weight, counted from the front."""
         return self.channel_axis % len(self.tensor.shape.numpy())
+
+    @property
+    def pairs(self) -> KernelPairs:
+        """The columns of the weight's rows that meet in integer kernels."""
+        shape = tuple(self.tensor.shape.numpy())
+        flipped = self.node.op_type != "Conv" and self.weight_axis == 0
+        return kernel_pairs(self.node.op_type, shape[::-1] if flipped else shape,
+                            int_attribute(self.node, "group", 1))
 
     def bias_array(self) -> np.ndarray | None:
         """The bias as (channels,) float32, or None."""

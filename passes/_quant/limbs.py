@@ -3,20 +3,22 @@
 The input of a net has few channels, and what its rounding loses no later layer gives back. A Conv on the codes q1 and
 q2 as channels beside each other, with weights w and w/16, sums both products in int32:
 
-    (C channels) x -> Q -> q1;  x - DQ(q1) -> Q at scale s/16 -> q2;  [q1, q2, z ...] -> DQ at scale s -> Conv
+    (C channels) x -> Q -> q1;  x - DQ(q1) -> Q at scale s/16 -> q2;  [q1, q2, q1, q2 …, z …] -> DQ at scale s -> Conv
 
 That costs nothing: kernels for a multiple of 4 channels are faster than those for 3. As w/16 has but 4 bits left, its
-weights are off by 3 %, of a remainder that is small.
+weights are off by 3 %, of a remainder that is small. Each channel's two limbs are neighbours: that way no two codes
+of the image meet in an instruction that saturates (_core/saturation.py), which parts a large product from others.
 """
 
 from __future__ import annotations
 
+from collections.abc import Container, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx_ir as ir
 
-from .codes import Codes
+from .._core.saturation import PAIR_LIMIT
 from .inserter import Inserter
 from .layers import Layer, int_attribute
 from .placement import Placement
@@ -35,17 +37,33 @@ ROOM = RATIO // 2
 """Codes that the second limb needs on either side of zero: what remains is at most half a step of the first."""
 
 
-def in_two_limbs(placement: Placement, codes: dict[Layer, Codes], rules: TargetRules) -> set[ir.Value]:
-    """The values that are cheaply given twice: what a Conv reads of an image, and no other int8 node."""
+def in_two_limbs(placement: Placement, packed: Container[Layer], rules: TargetRules) -> set[ir.Value]:
+    """The values that are cheaply given twice: what a Conv reads of an image, and no other int8 node.
+
+    `packed`: layers whose weights take less than a byte.
+    """
     found = set()
     for layer in placement.layers:
         value = layer.input
         readers = [use for use in value.uses() if use.node in placement.int8_nodes]
-        if value in placement.int8_made or len(readers) > 1 or codes[layer].packed:
+        if value in placement.int8_made or len(readers) > 1 or layer in packed:
             continue
-        if layer.node.op_type == "Conv" and 0 < _channels(layer) <= rules.image_channels:
+        if _has_few_channels(layer.node, layer.tensor.shape.numpy(), rules):
             found.add(value)
     return found
+
+
+def reads_an_image(node: ir.Node, shape: Sequence[int], rules: TargetRules) -> bool:
+    """Whether a layer that nothing is quantized around yet will read its input in two limbs."""
+    value = node.inputs[0]
+    return (value is not None and value.is_graph_input() and len(value.uses()) == 1
+            and _has_few_channels(node, shape, rules))
+
+
+def _has_few_channels(node: ir.Node, shape: Sequence[int], rules: TargetRules) -> bool:
+    """Whether a node is a 2-D Conv without groups of as few channels as images have."""
+    plain = node.op_type == "Conv" and len(shape) == IMAGE_RANK and int_attribute(node, "group", 1) == 1
+    return plain and 0 < int(shape[1]) <= rules.image_channels
 
 
 def with_room(range_: tuple[float, float], rules: TargetRules) -> tuple[float, float]:
@@ -56,27 +74,26 @@ def with_room(range_: tuple[float, float], rules: TargetRules) -> tuple[float, f
     return min(low, -least), max(high, least)
 
 
-def _channels(layer: Layer) -> int:
-    """How many channels the 2-D Conv reads, 0 where it has groups or other dimensions."""
-    shape = layer.tensor.shape.numpy()
-    return int(shape[1]) if len(shape) == IMAGE_RANK and int_attribute(layer.node, "group", 1) == 1 else 0
-
-
 def _padding(channels: int, rules: TargetRules) -> int:
     return -2 * channels % rules.channel_multiple
 
 
 def limbed_weight(codes: ir.TensorProtocol, rules: TargetRules) -> ir.TensorProtocol:
-    """(M, C, *K) int8 codes -> (M, 2 C + padding, *K): the codes, a 16th of them, zeros; small enough to hold."""
-    first = codes.numpy()
-    second = np.rint(first / RATIO).astype(np.int8)
-    zeros = np.zeros_like(first, shape=(first.shape[0], _padding(first.shape[1], rules), *first.shape[2:]))
-    return ir.Tensor(np.concatenate([first, second, zeros], axis=1))
+    """(M, C, *K) int8 codes -> (M, 2 C + padding, *K): each code and a 16th of it, zeros; small enough to hold.
+
+    The 16th is cut where both would be beyond the limit of a pair: only weights above 120 have one.
+    """
+    first = codes.numpy().astype(np.int16)
+    most = PAIR_LIMIT - np.abs(first) if rules.limits_pairs else ROOM
+    second = np.clip(np.rint(first / RATIO), -most, most)
+    both = np.stack([first, second], axis=2).reshape(first.shape[0], -1, *first.shape[2:])
+    padding = np.zeros((first.shape[0], _padding(first.shape[1], rules), *first.shape[2:]))
+    return ir.Tensor(np.concatenate([both, padding], axis=1).astype(np.int8))
 
 
 def insert_limbs(inserter: Inserter, layer: Layer, parameters: Parameters, rules: TargetRules) -> None:
     """What `layer` reads: both limbs of its input, quantized and dequantized."""
-    value, channels = layer.input, _channels(layer)
+    value, channels = layer.input, int(layer.tensor.shape.numpy()[1])
     code, stem = ir.DataType[rules.activation.upper()], value.name or "value"
     zero = inserter.constant(f"{stem}_zp", np.array(parameters.zero_point, code.numpy()))
     scale = inserter.constant(f"{stem}_scale", np.array(parameters.scale, np.float32))
@@ -87,13 +104,16 @@ def insert_limbs(inserter: Inserter, layer: Layer, parameters: Parameters, rules
                            value.shape)
     rest = inserter.node("Sub", [value, coarse.outputs[0]], f"{stem}_rest", ir.DataType.FLOAT, value.shape)
     second = inserter.node("QuantizeLinear", [rest.outputs[0], finer, zero], f"{stem}_rest_q", code, value.shape)
-    both = inserter.node("Concat", [first.outputs[0], second.outputs[0]], f"{stem}_limbs", code,
-                         _with_channels(value, 2 * channels), {"axis": 1})
-    nodes, last = [first, coarse, rest, second, both], both.outputs[0]
+    # The rows of each channel and of its second limb behind each other are, as they lie, two channels.
+    stacked = inserter.node("Concat", [first.outputs[0], second.outputs[0]], f"{stem}_stacked", code,
+                            _with_dims(value, {2: None}), {"axis": 2})
+    both = inserter.node("Reshape", [stacked.outputs[0], _limbed_shape(inserter, value, 2 * channels)],
+                         f"{stem}_limbs", code, _with_dims(value, {1: 2 * channels}))
+    nodes, last = [first, coarse, rest, second, stacked, both], both.outputs[0]
     if padding := _padding(channels, rules):
         pads = np.array([0, 0, 0, 0, 0, padding, 0, 0], np.int64)
         padded = inserter.node("Pad", [last, inserter.constant(f"{stem}_pads", pads), zero], f"{stem}_limbs_padded",
-                               code, _with_channels(value, 2 * channels + padding))
+                               code, _with_dims(value, {1: 2 * channels + padding}))
         nodes.append(padded)
         last = padded.outputs[0]
     fine = inserter.node("DequantizeLinear", [last, scale, zero], f"{stem}_dq", ir.DataType.FLOAT, last.shape)
@@ -101,9 +121,19 @@ def insert_limbs(inserter: Inserter, layer: Layer, parameters: Parameters, rules
     layer.node.replace_input_with(0, fine.outputs[0])
 
 
-def _with_channels(value: ir.Value, channels: int) -> ir.Shape | None:
+def _limbed_shape(inserter: Inserter, value: ir.Value, channels: int) -> ir.Value:
+    """What to reshape (N, C, 2 H, W) to, so that it becomes (N, 2 C, H, W), whichever lengths are open."""
+    height = value.shape[2] if value.shape is not None else None
+    rows = height if isinstance(height, int) else -1
+    return inserter.constant("limbs_shape", np.array([0, channels, rows, 0], np.int64))
+
+
+def _with_dims(value: ir.Value, changed: dict[int, int | None]) -> ir.Shape | None:
+    """The value's shape with other lengths along some axes; None is twice the length, where that is known."""
     if value.shape is None:
         return None
     dims = list(value.shape)
-    dims[1] = channels
+    for axis, length in changed.items():
+        own = dims[axis]
+        dims[axis] = length if length is not None else 2 * own if isinstance(own, int) else None
     return ir.Shape(dims)

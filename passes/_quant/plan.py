@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -51,26 +51,32 @@ class Part:
         chosen = [self.choices[layer] for layers in self.engines.values() for layer in layers]
         return max((FORMS[c.form].opset(c.bits) for c in chosen), default=PER_CHANNEL_OPSET)
 
-    def codes(self, layers: list[Layer], settings: Settings) -> dict[Layer, Codes]:
+    def codes(self, layers: list[Layer], settings: Settings, limited: Collection[Layer] = ()) -> dict[Layer, Codes]:
         """The weights of `layers` encoded; layers that share a weight and a choice share the codes.
 
-        Errors: RefusedError where a weight holds NaN or infinity.
+        `limited`: layers whose 8-bit weights must not saturate any CPU's kernels. Errors: RefusedError where a weight
+        holds NaN or infinity.
         """
-        made: dict[tuple[ir.Value, int, Choice], Codes] = {}
+        made: dict[tuple[object, ...], Codes] = {}
         found: dict[Layer, Codes] = {}
         for layer in layers:
-            choice = self.choices[layer]
-            key = (layer.weight, layer.weight_axis, choice)
+            choice, pairs = self.choices[layer], layer.pairs if layer in limited else None
+            key = (layer.weight, layer.weight_axis, choice, pairs)
             if key not in made:
-                encode = FORMS[choice.form].encode
-                assert encode is not None
-                layout = Layout.of(tuple(layer.tensor.shape.numpy()), layer.weight_axis)
-                made[key] = encode(layer.tensor, layout, dataclasses.replace(settings, bits=choice.bits))
-                if not np.isfinite(made[key].scales).all():
-                    raise RefusedError(layer.weight.name or layer.name, "holds NaN or infinity: it has no integer form",
-                                       "repair the weight, or name the layer in exclude")
+                own = dataclasses.replace(settings, bits=choice.bits, pairs=pairs)
+                made[key] = _encoded(layer, choice, own)
             found[layer] = made[key]
         return found
+
+
+def _encoded(layer: Layer, choice: Choice, settings: Settings) -> Codes:
+    encode = FORMS[choice.form].encode
+    assert encode is not None
+    codes = encode(layer.tensor, Layout.of(tuple(layer.tensor.shape.numpy()), layer.weight_axis), settings)
+    if not np.isfinite(codes.scales).all():
+        raise RefusedError(layer.weight.name or layer.name, "holds NaN or infinity: it has no integer form",
+                           "repair the weight, or name the layer in exclude")
+    return codes
 
 
 def plan(model: ir.Model, request: Request) -> tuple[list[Part], list[Declined]]:

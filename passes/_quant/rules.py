@@ -5,6 +5,7 @@ Every line was measured (docs/quantization.md says how); a rule is changed here,
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -52,6 +53,8 @@ class TargetRules:
     runtime would transpose the run to NHWC at every Add)."""
     channel_multiple: int = 1
     """The runtime's fast integer Conv wants its input channels in multiples of this: limbs are padded to it."""
+    limits_pairs: bool = False
+    """Keep 8-bit weights where no CPU's kernels saturate (_core/saturation.py): the file may run on any of them."""
     guard_float: bool = False
     """Keep an excluded float layer between int8 neighbours from being quantized by the runtime itself."""
     why_not: str = ""
@@ -70,21 +73,26 @@ MOVERS: dict[str, Carry] = {
     "Resize": "shared", "DepthToSpace": "shared",
 }
 
+# ONNX Runtime CPU: u8 activations, s8 per-channel weights, int32 bias; Softmax, LayerNormalization, Gelu, HardSwish,
+# AveragePool, linear Resize have no good int8 kernel and stay float.
+_KNOWN_CPU = TargetRules(
+    quantizes_bias=("Conv",),
+    heavy=HEAVY,
+    carry={"Add": "own", "Mul": "own", "GlobalAveragePool": "own", "Sigmoid": "own", "LeakyRelu": "own", **MOVERS},
+    folded=("Relu", "Clip"),
+    dynamic=("MatMul", "Gemm"),
+    image_channels=4,
+    channel_multiple=4,
+    guard_float=True,
+    why_not_int16="ONNX Runtime's CPU provider fuses no 16-bit activations: Conv runs at 0.74, MatMul at 0.79 of "
+    "fp32's speed; use int8, and layers= to leave sensitive layers float",
+)
+
 TARGETS: dict[str, TargetRules] = {
-    # ONNX Runtime CPU: u8 activations, s8 per-channel weights, int32 bias; Softmax, LayerNormalization, Gelu,
-    # HardSwish, AveragePool, linear Resize have no good int8 kernel and stay float.
-    "cpu": TargetRules(
-        quantizes_bias=("Conv",),
-        heavy=HEAVY,
-        carry={"Add": "own", "Mul": "own", "GlobalAveragePool": "own", "Sigmoid": "own", "LeakyRelu": "own", **MOVERS},
-        folded=("Relu", "Clip"),
-        dynamic=("MatMul", "Gemm"),
-        image_channels=4,
-        channel_multiple=4,
-        guard_float=True,
-        why_not_int16="ONNX Runtime's CPU provider fuses no 16-bit activations: Conv runs at 0.74, MatMul at 0.79 of "
-        "fp32's speed; use int8, and layers= to leave sensitive layers float",
-    ),
+    "cpu": dataclasses.replace(_KNOWN_CPU, limits_pairs=True),
+    # Both add products in 32 bits: x86 with VNNI by its instruction, ARM because its kernels widen first.
+    "cpu-vnni": _KNOWN_CPU,
+    "arm64": _KNOWN_CPU,
     # TensorRT explicit quantization: signed, zero point 0, float bias; residual skips quantized, graph outputs not.
     "tensorrt": TargetRules(
         activation="int8", symmetric=True, integer_bias=False,
@@ -93,12 +101,13 @@ TARGETS: dict[str, TargetRules] = {
         folded=("Relu", "Clip"),
         why_not_int16="TensorRT has no 16-bit integers: use fp16",
     ),
-    # Plain QDQ that any runtime may read.
+    # Plain QDQ that any runtime may read, on any CPU.
     "generic": TargetRules(
         heavy=HEAVY,
         carry={"Add": "own", "GlobalAveragePool": "own", **MOVERS},
         folded=("Relu", "Clip"),
         dynamic=("MatMul", "Gemm"),
+        limits_pairs=True,
     ),
     "cuda": TargetRules(
         heavy=HEAVY,

@@ -10,6 +10,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from .._core.saturation import KernelPairs, keep_within
 from .._lazy import DerivedTensor, blocks
 
 Floats = NDArray[np.float32]
@@ -43,6 +44,14 @@ class Layout:
         rows = block.reshape(1, -1, self.inner)
         return rows, slice(first, first + rows.shape[1])
 
+    def rows(self, view: NDArray[Any]) -> NDArray[Any]:
+        """(outer, channels, inner) as (channels, width); a view but where the channels lie between other axes."""
+        if len(view) == 1:
+            return view[0]
+        if self.inner == 1:
+            return view[:, :, 0].T
+        return np.moveaxis(view, 1, 0).reshape(view.shape[1], -1)
+
 
 def channel_absmax(tensor: ir.TensorProtocol, layout: Layout) -> Floats:
     """max|w| of each output channel: (channels,) float32. NaN where the channel holds NaN."""
@@ -71,20 +80,31 @@ def wide_enough(scales: Floats, bias: Floats | None, input_scale: float, has_zer
 
 
 def quantize_weight(
-    tensor: ir.TensorProtocol, layout: Layout, scales: Floats, levels: int = INT8_LEVELS
+    tensor: ir.TensorProtocol, layout: Layout, scales: Floats, levels: int = INT8_LEVELS,
+    pairs: KernelPairs | None = None,
 ) -> DerivedTensor:
-    """round(w / scale) as int8, lazily. Exact zeros stay zeros."""
+    """round(w / scale) as int8, lazily, no pair of `pairs` beyond the limit. Exact zeros stay zeros."""
     inverse = (1.0 / scales.astype(np.float64)).astype(np.float32)
 
     def kernel(block: NDArray[Any], start: int) -> NDArray[Any]:
         view, channels = layout.view(block, start)
         scaled = np.multiply(view, inverse[channels][:, None], dtype=np.float32)
-        np.rint(scaled, out=scaled)
-        np.clip(scaled, -levels, levels, out=scaled)
-        flat: NDArray[Any] = scaled.astype(np.int8).reshape(-1)
+        codes = np.rint(scaled)
+        np.clip(codes, -levels, levels, out=codes)
+        if pairs is not None:
+            rows = layout.rows(codes)
+            keep_within(rows, layout.rows(scaled), pairs.of_part(rows.shape[1]))
+        flat: NDArray[Any] = codes.astype(np.int8).reshape(-1)
         return flat
 
-    return DerivedTensor(tensor, kernel, ir.DataType.INT8, layout.granule)
+    return DerivedTensor(tensor, kernel, ir.DataType.INT8, pair_granule(layout, pairs))
+
+
+def pair_granule(layout: Layout, pairs: KernelPairs | None) -> int:
+    """Elements that a streamed block must hold a multiple of, so that it cuts no pair apart."""
+    if layout.outer == 1 or pairs is None or not pairs.count:
+        return layout.granule
+    return layout.granule * (2 if isinstance(pairs.first, slice) else layout.outer)
 
 
 def quantize_bias(bias: Floats, input_scale: np.float32, scales: Floats) -> tuple[NDArray[np.int32], Floats]:

@@ -7,10 +7,19 @@ import pytest
 from calibrated_context import CalibratedContext, batches, run_session
 from onnx_opt import UsageError
 from onnx_opt.passes._base import NullContext
-from onnx_opt.passes._calibrated.grid import clipped_scales, full_scales, is_on_grid, nearest
+from onnx_opt.passes._calibrated.grid import (
+    TargetGrids,
+    clipped_scales,
+    full_scales,
+    grid_of_bits,
+    is_on_grid,
+    nearest,
+)
 from onnx_opt.passes._calibrated.layers import linear_layers
+from onnx_opt.passes._core.saturation import NO_PAIRS, neighbours, offending
 from onnx_opt.passes._normalize import normalize
-from onnx_opt.passes._quant.weights import Layout, channel_absmax, quantize_weight
+from onnx_opt.passes._quant.grids import Grid, scales_on
+from onnx_opt.passes._quant.weights import Layout, quantize_weight
 from onnx_opt.passes.clip_weights import ClipWeights
 from onnx_opt.passes.correct_bias import CorrectBias
 from onnx_opt.passes.gptq import Gptq
@@ -54,12 +63,11 @@ def made(key):
     return model, CalibratedContext(batches(shape))
 
 
-def codes_of(layer, bits):
+def codes_of(layer, grid):
     """The integers that `quant` makes of a layer's weight."""
     tensor, layout = layer.weight.const_value, Layout.of(layer.shape, layer.channel_axis)
-    top = 2 ** (bits - 1) - 1
-    scales = (channel_absmax(tensor, layout) / top).astype(np.float32)
-    return quantize_weight(tensor, layout, scales, top).numpy(), scales, layout
+    scales = scales_on(tensor, layout, grid)
+    return quantize_weight(tensor, layout, scales, grid.levels, grid.limited).numpy(), scales, layout
 
 
 def test_layers_of_fewer_bits_are_left_to_them():
@@ -97,20 +105,23 @@ def test_patterns_choose_and_reasons_name_the_rest(kind):
     assert [d.reason for d in outcome.declined] == ["matched by exclude"]
 
 
+@pytest.mark.parametrize("target", ["cpu", "cpu-vnni"])
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
 @pytest.mark.parametrize("key", MODELS)
 @pytest.mark.parametrize("kind", PASSES)
-def test_quant_finds_the_same_integers(kind, key, bits):
+def test_quant_finds_the_same_integers(kind, key, bits, target):
     model, context = made(key)
+    context.target = target
     outcome = kind(bits=bits).run(model, context)
     layers, _ = linear_layers(model)
     assert outcome.changed == len(layers)
     for layer in layers:
-        codes, scales, layout = codes_of(layer, bits)
+        grid = TargetGrids(bits, target)(layer)
+        codes, scales, layout = codes_of(layer, grid)
         back = (codes.reshape(layout.outer, layout.channels, layout.inner) * scales[:, None]).reshape(layer.shape)
         np.testing.assert_allclose(layer.weight.const_value.numpy(), back, rtol=1e-6, atol=0)
-        assert (np.abs(codes).reshape(layout.outer, layout.channels, layout.inner).max(axis=(0, 2))
-                == 2 ** (bits - 1) - 1).all()
+        rows = np.moveaxis(codes.reshape(layer.shape), layer.channel_axis, 0).reshape(layer.channels, -1)
+        assert not offending(rows, grid.limited or NO_PAIRS).any()
     onnx.checker.check_model(ir.to_proto(model), full_check=True)
 
 
@@ -134,8 +145,8 @@ def test_output_error_falls_well_below_nearest_rounding(kind, least, key):
     plain, solved = original.clone(), original.clone()
     for layer in linear_layers(plain)[0]:
         rows = layer.rows()
-        scales = full_scales(rows, 4)
-        layer.set_codes(nearest(rows, scales, 4), scales)
+        scales = full_scales(rows, 7)
+        layer.set_codes(nearest(rows, scales, grid_of_bits(4)), scales)
     outcome = kind(bits=4).run(solved, context)
     for feeds in (context.feeds, batches(MODELS[key][1], seed=9)):
         assert error(original, plain, feeds) > least * error(original, solved, feeds)
@@ -175,9 +186,9 @@ def test_clipping_never_loses_more_than_the_full_range():
     rows = np.random.default_rng(1).standard_t(3, (50, 80))
 
     def lost(scales):
-        return ((rows - nearest(rows, scales, 4) * scales[:, None]) ** 2).sum(axis=1)
+        return ((rows - nearest(rows, scales, grid_of_bits(4)) * scales[:, None]) ** 2).sum(axis=1)
 
-    full, best = full_scales(rows, 4), clipped_scales(rows, 4)
+    full, best = full_scales(rows, 7), clipped_scales(rows, grid_of_bits(4))
     assert (lost(best) <= lost(full)).all()
     assert lost(best).sum() < 0.9 * lost(full).sum()
 
@@ -244,12 +255,22 @@ def test_nan_weights_and_inputs_too_large_to_square_are_declined():
         "its weight holds NaN or infinity", "its inputs are too large to square on the calibration data"]
 
 
-@pytest.mark.parametrize("bits", [2, 4, 8])
-def test_on_grid_is_what_nearest_leaves(bits):
-    rows = np.random.default_rng(0).normal(size=(6, 30))
-    scales = full_scales(rows, bits)
-    assert not is_on_grid(rows, bits)
-    assert is_on_grid((nearest(rows, scales, bits) * scales[:, None]).astype(np.float32), bits)
+@pytest.mark.parametrize("grid", [Grid(1), Grid(7), Grid(127), Grid(127, neighbours(30))])
+@pytest.mark.parametrize("zeros", [0.0, 0.9])
+def test_on_grid_is_what_nearest_leaves(grid, zeros):
+    random = np.random.default_rng(0)
+    rows = random.normal(size=(6, 30)) * (random.random((6, 30)) >= zeros)
+    rows[:, :3] = random.normal(size=(6, 3))
+    scales = full_scales(rows, grid.levels) * 1.1  # the largest code need not be the grid's largest
+    assert not is_on_grid(rows, grid)
+    assert is_on_grid((nearest(rows, scales, grid) * scales[:, None]).astype(np.float32), grid)
+
+
+def test_a_grid_with_offending_pairs_is_none_within_the_limit():
+    rows = np.array([[127, 90, -3, 5], [64, 64, 1, -1]], np.float32)
+    assert is_on_grid(rows[:1], Grid(127))
+    assert not is_on_grid(rows[:1], Grid(127, neighbours(4)))
+    assert is_on_grid(rows[1:], Grid(127, neighbours(4)))
 
 
 @pytest.mark.parametrize("rounding", [Gptq, RoundWeights])

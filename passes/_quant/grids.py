@@ -1,0 +1,145 @@
+"""The scale of each channel of an integer weight: grids that it lies on already, and grids that cannot saturate.
+
+Everything is streamed: a few passes over a weight, a bounded number of figures for each channel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from .._core.saturation import PAIR_LIMIT, KernelPairs, channel_factors, excess, largest_sums
+from .._lazy import blocks
+from .weights import Floats, Layout, channel_absmax, pair_granule
+
+ON_GRID = 1e-4
+"""Steps from the grid within which weights count as lying on it: far above float noise, far below rounding."""
+
+SAMPLE = 16
+"""Weights of a channel that are looked at first: weights that were never rounded are on no grid after so many."""
+
+ROUNDS = 4
+"""Grids that a channel is tried on in full, largest codes first."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Codes -levels … levels; `pairs` that must stay within the limit, or None where the whole range may be used."""
+
+    levels: int
+    pairs: KernelPairs | None = None
+
+    @property
+    def limited(self) -> KernelPairs | None:
+        """The pairs that codes of this grid could bring beyond the limit."""
+        return self.pairs if self.pairs is not None and self.pairs.count and 2 * self.levels > PAIR_LIMIT else None
+
+
+def scales_on(tensor: ir.TensorProtocol, layout: Layout, grid: Grid) -> Floats:
+    """The scale of each channel: of the grid that its weights lie on already, or of least expected error.
+
+    That makes the largest weight the largest code; where pairs are limited, a larger scale may lose less than cutting
+    pairs would. Channels of zeros get 0, those with NaN or infinity what they hold. Shapes: -> (channels,) float32.
+    """
+    highest = channel_absmax(tensor, layout)
+    scales = (highest / grid.levels).astype(np.float32)
+    usable = np.isfinite(highest) & (highest > 0)
+    if not usable.any():
+        return scales
+    tops = held_tops(tensor, layout, highest, grid)
+    if grid.limited is not None and (usable & (tops == 0)).any():
+        scales = limited_scales(tensor, layout, scales, grid.limited)
+    held = usable & (tops > 0)
+    scales[held] = (highest[held] / tops[held]).astype(np.float32)
+    return scales
+
+
+def limited_scales(tensor: ir.TensorProtocol, layout: Layout, scales: Floats, pairs: KernelPairs) -> Floats:
+    """Scales enlarged where that costs less than cutting the pairs beyond the limit, without data."""
+    usable = np.isfinite(scales) & (scales > 0)
+    inverse = np.where(usable, 1.0 / np.where(usable, scales, 1.0), 0.0).astype(np.float32)
+    spread: NDArray[np.float64] = np.zeros(0)
+    for rows, channels in rows_of(tensor, layout, pairs):
+        part = excess(rows * inverse[channels][:, None], pairs.of_part(rows.shape[1]))
+        if not spread.size:
+            spread = np.zeros((layout.channels, part.shape[1]))
+        spread[channels] += part
+    factors = channel_factors(spread, np.full(layout.channels, float(layout.outer * layout.inner)))
+    return (scales * factors).astype(np.float32)
+
+
+def held_tops(tensor: ir.TensorProtocol, layout: Layout, highest: Floats, grid: Grid) -> NDArray[np.int64]:
+    """The largest code of the grid that each channel's weights lie on already; 0 where they lie on none.
+
+    What an earlier pass rounded is found again, whatever its largest code was: max|w| is that code times the scale.
+    """
+    possible = _candidates(tensor, layout, highest, grid)
+    found = np.zeros(layout.channels, np.int64)
+    tops = np.arange(grid.levels, 0, -1)
+    for _ in range(ROUNDS):
+        tried = np.where(possible.any(axis=1), tops[possible.argmax(axis=1)], 0)
+        if not tried.any():
+            break
+        whole, highest_sum = _tried(tensor, layout, highest, tried, grid)
+        fits = whole & (highest_sum <= PAIR_LIMIT)
+        found = np.where(fits, tried, found)
+        allowed = tried * np.where(whole, PAIR_LIMIT / np.maximum(highest_sum, PAIR_LIMIT), 1.0)
+        possible &= (tops <= allowed[:, None]) & (tops != tried[:, None]) & ~fits[:, None]
+    return found
+
+
+def _candidates(tensor: ir.TensorProtocol, layout: Layout, highest: Floats, grid: Grid) -> NDArray[np.bool_]:
+    """Which largest codes (levels, levels - 1 … 1) the first weights of each channel allow: (channels, levels)."""
+    usable = np.isfinite(highest) & (highest > 0)
+    possible = np.repeat(usable[:, None], grid.levels, axis=1)
+    left = np.where(usable, SAMPLE, 0)  # zeros lie on every grid, and say nothing
+    for rows, channels in rows_of(tensor, layout):
+        for start in range(0, rows.shape[1], SAMPLE):
+            open_ = np.flatnonzero(left[channels] > 0)
+            if not open_.size:
+                break
+            at = open_ + (channels.start or 0)
+            some = rows[open_, start : start + SAMPLE] / highest[at, None].astype(np.float64)
+            possible[at] &= _allowed(some, grid.levels)
+            left[at] -= np.where(possible[at].any(axis=1), np.count_nonzero(some, axis=1), SAMPLE)
+        if layout.outer > 1 and not (left > 0).any():
+            break
+    return possible
+
+
+def _allowed(shares: NDArray[np.float64], levels: int) -> NDArray[np.bool_]:
+    """Which largest codes make all of a few weights whole: (channels, few) of max|w| -> (channels, levels)."""
+    steps = shares[:, :, None] * np.arange(levels, 0, -1)
+    whole: NDArray[np.bool_] = (np.abs(steps - np.rint(steps)) < ON_GRID).all(axis=1)
+    return whole
+
+
+def _tried(
+    tensor: ir.TensorProtocol, layout: Layout, highest: Floats, tops: NDArray[np.int64], grid: Grid
+) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
+    """Whether all weights of a channel lie on the grid with that largest code; the largest sum of one of its pairs."""
+    tried = tops > 0
+    inverse = np.where(tried, tops / np.where(tried, highest, 1.0).astype(np.float64), 0.0)
+    whole, sums, pairs = tried.copy(), np.zeros(layout.channels), grid.limited
+    for rows, channels in rows_of(tensor, layout, pairs):
+        steps = rows * inverse[channels][:, None]
+        codes = np.rint(steps)
+        whole[channels] &= np.abs(steps - codes).max(axis=1, initial=0.0) < ON_GRID
+        if pairs is not None:
+            largest = largest_sums(codes, pairs.of_part(rows.shape[1])).max(axis=1, initial=0.0)
+            sums[channels] = np.maximum(sums[channels], largest)
+    return whole, sums
+
+
+def rows_of(
+    tensor: ir.TensorProtocol, layout: Layout, pairs: KernelPairs | None = None
+) -> Iterator[tuple[NDArray[Any], slice]]:
+    """A weight block by block as (channels, width), no pair cut apart, and which channels they are."""
+    for start, block in blocks(tensor, pair_granule(layout, pairs)):
+        view, channels = layout.view(block, start)
+        yield layout.rows(view), channels
