@@ -16,6 +16,7 @@ import onnx
 import onnx_ir as ir
 
 from .. import OnnxOptError, RefusedError, UsageError
+from ..passes._core.ir_versions import ir_version_of_content
 from ._read import LIMIT, innermost
 from ._slots import Slot, slots_of, tensor_protos
 from ._tensors import check_tensor
@@ -163,7 +164,7 @@ def _encoded(model: ir.Model, where: str) -> bytes:
         proto = ir.to_proto(model)
     except ir.serde.SerdeError as error:
         raise OnnxOptError(where, f"not written: {innermost(error)}", _FAULT) from error
-    proto.ir_version = max(proto.ir_version, _needed_ir_version(model))
+    proto.ir_version = max(proto.ir_version, ir_version_of_content(model))
     _drop_repeated_types(proto.graph)
     if proto.ByteSize() >= LIMIT:
         raise RefusedError(where, _TOO_LARGE, "save it with external data")
@@ -322,20 +323,3 @@ def _same_file(first: Path, second: Path) -> bool:
         return os.path.samefile(first, second)
     except (OSError, ValueError):
         return False
-
-
-_NEEDED_FOR_TYPE = {
-    "FLOAT8E4M3FN": 9, "FLOAT8E4M3FNUZ": 9, "FLOAT8E5M2": 9, "FLOAT8E5M2FNUZ": 9, "INT4": 10, "UINT4": 10,
-    "FLOAT4E2M1": 11, "FLOAT8E8M0": 12, "INT2": 13, "UINT2": 13, "FLOAT6E2M3": 14, "FLOAT6E3M2": 14,
-}  # fmt: skip
-
-
-def _needed_ir_version(model: ir.Model) -> int:
-    """The lowest IR version that can express the model: initializers apart from inputs need 4, functions 8."""
-    needed = [8] if model.functions else [1]
-    for graph in model.graphs():
-        for value in graph.initializers.values():
-            needed.append(1 if value.is_graph_input() else 4)
-            assert value.const_value is not None
-            needed.append(_NEEDED_FOR_TYPE.get(value.const_value.dtype.name, 1))
-    return max(needed)

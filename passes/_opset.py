@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import onnx
 import onnx_ir as ir
-from onnx import helper, version_converter
+from onnx import version_converter
 
 from .. import RefusedError
 from ._graph import refresh_shapes
 from ._infer import FAILURES, without_weights
 from ._normalize import lift_constants
+from ._versions import least_ir_version, renumber
 
 
 def raise_opset(model: ir.Model, minimum: int) -> bool:
     """Bring the standard opset to `minimum` where it is lower, in place; True if it was.
 
-    Weights stay the tensors that they are: the converter sees only their shapes. Uses onnx's own converter
-    (onnxscript's gives invalid models below opset 18). Names, types and shapes of inputs and outputs stay.
+    Where every node means the same there, only the number changes. Otherwise onnx's own converter does it
+    (onnxscript's gives invalid models below opset 18). Weights stay the tensors that they are: it sees only their
+    shapes. Names, types and shapes of inputs and outputs stay.
 
     Errors: RefusedError where the converter fails, or loses a tensor, an input or an output.
     """
@@ -26,13 +27,14 @@ def raise_opset(model: ir.Model, minimum: int) -> bool:
         return True
     if version >= minimum:
         return False
-    _check_functions(model, minimum)
-    converted = _converted(model, version, minimum)
-    _adopt_tensors(model, converted, version, minimum)
-    model.graph = converted.graph
-    model.ir_version = max(model.ir_version or 0, helper.find_min_ir_version_for(_opset_ids(model), True))
-    lift_constants(model)  # the converter writes axes as Constants
-    refresh_shapes(model)
+    if not renumber(model, minimum):
+        _check_functions(model, minimum)
+        converted = _converted(model, version, minimum)
+        _adopt_tensors(model, converted, version, minimum)
+        model.graph = converted.graph
+        lift_constants(model)  # the converter writes axes as Constants
+        refresh_shapes(model)
+    model.ir_version = max(model.ir_version or 0, least_ir_version(model))
     return True
 
 
@@ -97,7 +99,3 @@ def _adopt_metadata(old: ir.Graph, new: ir.Graph) -> None:
         if source is not None and source.op_type == node.op_type:
             node.name = source.name
             node.metadata_props.update(source.metadata_props)
-
-
-def _opset_ids(model: ir.Model) -> list[onnx.OperatorSetIdProto]:
-    return [helper.make_opsetid(domain, version) for domain, version in model.graph.opset_imports.items()]

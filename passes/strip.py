@@ -9,7 +9,9 @@ import onnx
 import onnx_ir as ir
 
 from ._base import Context, Effect, Option, Pass, PassOutcome
-from ._graph import all_graphs
+from ._graph import all_nodes
+from ._notes import drop_notes
+from ._schemas import is_standard, schema_of, states_default
 
 
 @dataclass(frozen=True)
@@ -36,55 +38,36 @@ class Strip(Pass):
     types: bool = Option(True, "Also drop types and shapes of values between nodes.")
 
     def run(self, model: ir.Model, context: Context) -> PassOutcome:
-        counts = {"metadata": 0, "doc_strings": 0, "attributes": 0, "types": 0}
-        for graph in all_graphs(model):
-            for holder in (graph, *graph.inputs, *graph.outputs):
-                _clear(holder, counts)
-            for node in graph:
-                _clear(node, counts)
-                counts["attributes"] += _drop_defaults(node, graph)
-                for value in node.outputs:
-                    _clear(value, counts)
-                    counts["types"] += self.types and _forget_type(value)
-        return PassOutcome(changed=sum(counts.values()), stats=dict(counts))
+        counts = drop_notes(model)
+        counts.update(attributes=0, types=0)
+        for node in all_nodes(model):
+            counts["attributes"] += _drop_defaults(node)
+            for value in node.outputs if self.types else ():
+                counts["types"] += _forget_type(value)
+        return PassOutcome(changed=counts.total(), stats=dict(counts))
 
 
-def _clear(holder: ir.Graph | ir.Function | ir.Node | ir.Value, counts: dict[str, int]) -> None:
-    """Metadata and the doc string of one thing."""
-    counts["metadata"] += len(holder.metadata_props)
-    holder.metadata_props.clear()
-    if holder.doc_string:
-        counts["doc_strings"] += 1
-        holder.doc_string = None
-
-
-def _drop_defaults(node: ir.Node, graph: ir.Graph | ir.Function) -> int:
+def _drop_defaults(node: ir.Node) -> int:
     """Attributes of a standard op whose value is the one that the op has without them."""
-    version = graph.opset_imports.get("")
-    if node.domain not in ("", "ai.onnx") or version is None or not onnx.defs.has(node.op_type):
+    version = node.graph.opset_imports.get("") if node.graph is not None else None
+    schema = schema_of(node.op_type, version) if is_standard(node) and version is not None else None
+    if schema is None:
         return 0
-    schema = onnx.defs.get_schema(node.op_type, version)
-    implied = [name for name, attribute in node.attributes.items() if _is_default(schema, name, attribute)]
+    implied = [name for name, attribute in node.attributes.items() if _is_default(schema, attribute)]
     for name in implied:
         del node.attributes[name]
     return len(implied)
 
 
-def _is_default(schema: onnx.defs.OpSchema, name: str, attribute: ir.Attr) -> bool:
-    known = schema.attributes.get(name)
-    if known is None or known.required or attribute.is_ref():
-        return False
-    if known.default_value.name:  # the schema states a default
-        return bool(onnx.helper.get_attribute_value(known.default_value) == _plain(attribute))
-    return schema.name in _WINDOWS and name in ("dilations", "strides") and set(attribute.as_ints()) == {1}
+def _is_default(schema: onnx.defs.OpSchema, attribute: ir.Attr) -> bool:
+    if states_default(schema, attribute):
+        return True
+    windows = schema.name in _WINDOWS and attribute.name in ("dilations", "strides") and not attribute.is_ref()
+    return windows and set(attribute.as_ints()) == {1}
 
 
 _WINDOWS = ("Conv", "ConvTranspose", "MaxPool", "AveragePool")
 """Ops whose text, not their schema, gives dilations and strides a default: 1 along each axis."""
-
-
-def _plain(attribute: ir.Attr) -> object:
-    return attribute.value.encode() if isinstance(attribute.value, str) else attribute.value
 
 
 def _forget_type(value: ir.Value) -> bool:

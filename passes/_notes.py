@@ -1,0 +1,45 @@
+"""What exporters leave in a model for people: metadata and doc strings of its parts, which no runtime reads."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+
+import onnx_ir as ir
+
+from ._graph import all_graphs
+
+Holder = ir.Graph | ir.Function | ir.Node | ir.Value
+
+
+def drop_notes(model: ir.Model, interface: bool = True) -> Counter[str]:
+    """Remove the metadata and doc strings of graphs, functions, nodes and values; count what went.
+
+    Names, and what the model itself and its tensors say, stay; so do the notes on inputs and outputs, unless
+    `interface`. Counts: `metadata` (entries), `doc_strings`.
+    """
+    counts = Counter(metadata=0, doc_strings=0)
+    for graph in all_graphs(model):
+        kept = set() if interface else {*graph.inputs, *graph.outputs}
+        for holder in _holders(graph):
+            if holder not in kept:
+                _clear(holder, counts)
+    return counts
+
+
+def _holders(graph: ir.Graph | ir.Function) -> Iterator[Holder]:
+    yield graph
+    yield from graph.inputs
+    if isinstance(graph, ir.Graph):
+        yield from graph.initializers.values()
+    for node in graph:
+        yield node
+        yield from node.outputs
+
+
+def _clear(holder: Holder, counts: Counter[str]) -> None:
+    counts["metadata"] += len(holder.metadata_props)
+    holder.metadata_props.clear()
+    if holder.doc_string:
+        counts["doc_strings"] += 1
+        holder.doc_string = None
