@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -150,6 +151,7 @@ class Names:
 
     def __init__(self, model: ir.Model) -> None:
         self._taken: set[str] = set()
+        self._numbers: Counter[str] = Counter()
         for graph in all_graphs(model):
             self._taken.update(v.name or "" for v in graph.inputs)
             if isinstance(graph, ir.Graph):
@@ -166,6 +168,15 @@ class Names:
             name = f"{stem}_{n}"
         self._taken.add(name)
         return name
+
+    def numbered(self, prefix: str) -> str:
+        """`prefix` and a number, the next that is free: short names, for what there are many of."""
+        while True:
+            self._numbers[prefix] += 1
+            name = f"{prefix}{self._numbers[prefix]}"
+            if name not in self._taken:
+                self._taken.add(name)
+                return name
 
 
 def become(model: ir.Model, other: ir.Model) -> None:
