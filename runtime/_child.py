@@ -22,6 +22,7 @@ from .. import OnnxOptError, RefusedError
 from . import _frames, _values
 from ._counting import Counting
 from .calibrate import Clipped, RangeObserver, Tap
+from .hardware import products_saturate
 from .moments import MomentObserver
 
 Feeds = dict[str, Any]
@@ -91,7 +92,8 @@ def _exit_with_parent(parent: int) -> None:
 
 
 def open_session(
-    path: str, provider: str, providers: Providers, install: str, threads: int, optimize: bool, spin: bool = True
+    path: str, provider: str, providers: Providers, install: str, threads: int, optimize: bool, spin: bool = True,
+    exact: bool = False,
 ) -> tuple[int, list[tuple[str, str, list[Any]]], list[tuple[str, str, list[Any]]]]:
     """Create a session; returns its handle and (name, type, shape) of inputs and outputs. Never another provider."""
     import onnxruntime as ort
@@ -104,6 +106,8 @@ def open_session(
     settings = _session_options(threads, optimize)
     if not spin:
         settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if exact:
+        settings.add_session_config_entry("session.x64quantprecision", "1")
     session = ort.InferenceSession(path, settings, providers=providers)
     if ort_name not in session.get_providers():
         raise RefusedError(f"provider {provider}",
@@ -315,6 +319,6 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
     f.__name__: f
     for f in (
         open_session, run, close_session, optimized_ops, optimized_nodes, compare, observe, ranges, accumulate,
-        moments, time_rounds, peak_memory, sleep, abort,
+        moments, time_rounds, peak_memory, products_saturate, sleep, abort,
     )
 }

@@ -43,7 +43,7 @@ class Session:
 
     def __init__(
         self, worker: Worker, path: Path, provider: str, options: Mapping[str, str], threads: int, optimize: bool,
-        spin: bool = True,
+        spin: bool = True, exact: bool = False,
     ) -> None:
         self.worker = worker
         self.path = path
@@ -52,6 +52,7 @@ class Session:
         self.threads = threads
         self.optimize = optimize
         self.spin = spin
+        self.exact = exact
         self.inputs: list[TensorInfo] = []
         self.outputs: list[TensorInfo] = []
         self._generation = 0
@@ -99,7 +100,7 @@ class Session:
         try:
             self._handle, inputs, outputs = self.worker.call(
                 "open_session", str(self.path), p.name, self._providers(), p.install, self.threads, self.optimize,
-                self.spin)
+                self.spin, self.exact)
         except RemoteError as error:
             raise RefusedError(self.path.name, f"ONNX Runtime cannot load it: {error.problem}",
                                "run `onnx-opt inspect` on it; a newer onnxruntime may know its operators") from None
@@ -116,13 +117,16 @@ def open_session(
     threads: int = 0,
     optimize: bool = True,
     spin: bool = True,
+    exact: bool = False,
 ) -> Session:
     """Load a model in the worker's child. `threads` 0 is ONNX Runtime's choice; `optimize` its graph optimizations;
-    `spin` whether its threads burn their cores while they wait, which is faster where nothing else runs.
+    `spin` whether its threads burn their cores while they wait, which is faster where nothing else runs;
+    `exact` makes ONNX Runtime use slower kernels where 8-bit products saturate (`session.x64quantprecision`), which
+    it does to optimized graphs alone, and not where layers share a zero point.
 
     Errors: RefusedError when ONNX Runtime cannot load the model or lacks the provider; WorkerDied when it crashes.
     """
-    session = Session(worker, Path(path).absolute(), provider, options or {}, threads, optimize, spin)
+    session = Session(worker, Path(path).absolute(), provider, options or {}, threads, optimize, spin, exact)
     session.handle()
     return session
 

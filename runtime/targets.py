@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from .. import UsageError
+from .hardware import ARM, X86, Hardware
 
 
 @dataclass(frozen=True)
@@ -23,12 +24,22 @@ class Provider:
 
 @dataclass(frozen=True)
 class Target:
-    """What a graph is made for; `provider` is where it is verified and measured by default."""
+    """What a graph is made for; `provider` is where it is verified and measured by default.
+
+    `cpus`: which CPUs alone it is made for, in words, where it is not for any; these are of that `architecture`, and
+    their 8-bit products do not saturate.
+    """
 
     name: str
     provider: str
     help: str
     options: Mapping[str, str] = field(default_factory=dict)
+    cpus: str = ""
+    architecture: str = ""
+
+    def covers(self, hardware: Hardware) -> bool:
+        """Whether it is made for that CPU: what is measured there is true of the target."""
+        return not self.cpus or (self.architecture == hardware.architecture and not hardware.saturates)
 
 
 _GPU_WHEEL = (
@@ -46,10 +57,14 @@ PROVIDERS: dict[str, Provider] = {p.name: p for p in (
 )}
 
 TARGETS: dict[str, Target] = {t.name: t for t in (
-    Target("cpu", "cpu", "x86-64 and arm64 processors, ONNX Runtime's CPU provider"),
+    Target("cpu", "cpu", "any x86-64 or arm64 CPU, ONNX Runtime's CPU provider: 8-bit weights that saturate on none"),
+    Target("cpu-vnni", "cpu", "x86-64 CPUs with VNNI: the full range of 8-bit weights, exact there and on arm64; "
+           "saturates on x86-64 without VNNI", cpus="x86-64 CPUs with VNNI", architecture=X86),
+    Target("arm64", "cpu", "arm64 CPUs: the full range of 8-bit weights, exact there and on x86-64 with VNNI; "
+           "saturates on x86-64 without VNNI", cpus="arm64 CPUs", architecture=ARM),
     Target("cuda", "cuda", "NVIDIA GPUs, ONNX Runtime's CUDA provider"),
     Target("tensorrt", "tensorrt", "NVIDIA GPUs, TensorRT 10 through ONNX Runtime"),
-    Target("generic", "cpu", "any ONNX runtime: standard operators only"),
+    Target("generic", "cpu", "any ONNX runtime: standard operators only, 8-bit weights that saturate on no CPU"),
 )}
 
 

@@ -12,3 +12,12 @@ if importlib.util.find_spec("onnx_opt") is None:
     module = importlib.util.module_from_spec(spec)
     sys.modules["onnx_opt"] = module
     spec.loader.exec_module(module)
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Say on which CPU the suite ran: integer kernels differ from one class of CPUs to another."""
+    from onnx_opt.runtime import hardware as of
+
+    measured = of.products_saturate(of.products_model())
+    machine = of.described(of.machine_architecture(), of.cpu_name(), of.instruction_sets(), measured)
+    terminalreporter.write_line(f"CPU: {machine.label}")

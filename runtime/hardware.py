@@ -1,0 +1,290 @@
+"""The CPU that runs ONNX Runtime: its name, its instructions, and whether 8-bit products saturate.
+
+A latency, and what integer kernels compute, are facts about one machine: these words stand beside
+them. Whether products saturate is measured, not looked up: a system can hide instructions from
+programs, and a build of ONNX Runtime can leave out the kernels that use them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import platform
+import re
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .. import OnnxOptError
+
+if TYPE_CHECKING:
+    from .worker import Worker
+
+UNKNOWN = "unknown"
+X86, ARM = "x86-64", "arm64"
+
+_MACHINES = {"x86_64": X86, "amd64": X86, "arm64": ARM, "aarch64": ARM}
+_CPUINFO = Path("/proc/cpuinfo")
+_TRADEMARKS = re.compile(r"\((?:R|TM|C)\)", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class _Feature:
+    """An instruction set: how we, people, Linux, macOS and numpy call it.
+
+    `exact`: it adds products of 8 bits in 32. Numpy asks the CPU itself when it is imported, and so
+    sees what every library of this process sees.
+    """
+
+    name: str
+    words: str
+    linux: str
+    macos: str = ""
+    numpy: str = ""
+    exact: bool = False
+
+
+_FEATURES = {
+    X86: (
+        _Feature("avx2", "AVX2", "avx2", "AVX2", "AVX2"),
+        _Feature("avx512", "AVX-512", "avx512bw", "AVX512BW", "AVX512BW"),
+        _Feature("avx512_vnni", "AVX-512 VNNI", "avx512_vnni", "AVX512VNNI", "AVX512VNNI",
+                 exact=True),
+        _Feature("avx_vnni", "AVX-VNNI", "avx_vnni", exact=True),
+        _Feature("avx_vnni_int8", "AVX-VNNI-INT8", "avx_vnni_int8", exact=True),
+        _Feature("amx_int8", "AMX", "amx_int8", exact=True),
+    ),
+    ARM: (
+        _Feature("neon", "NEON", "asimd", "hw.optional.neon", "ASIMD"),
+        _Feature("dot_product", "dot product", "asimddp", "hw.optional.arm.FEAT_DotProd", "ASIMDDP",
+                 exact=True),
+        _Feature("i8mm", "i8mm", "i8mm", "hw.optional.arm.FEAT_I8MM", exact=True),
+    ),
+}
+_NEEDS = {"avx512_vnni": "avx512", "amx_int8": "avx512"}
+"""No CPU has the first without the second: where that is hidden, so is this."""
+
+_ARM_CORES = {
+    "0xd03": "Cortex-A53", "0xd05": "Cortex-A55", "0xd07": "Cortex-A57", "0xd08": "Cortex-A72",
+    "0xd09": "Cortex-A73", "0xd0a": "Cortex-A75", "0xd0b": "Cortex-A76", "0xd0c": "Neoverse N1",
+    "0xd40": "Neoverse V1", "0xd41": "Cortex-A78", "0xd42": "Cortex-A78AE", "0xd49": "Neoverse N2",
+    "0xd4f": "Neoverse V2", "0xd84": "Neoverse V3", "0xd8e": "Neoverse N3",
+}
+"""Arm's own cores by part number, all that Linux tells of most (MIDR_EL1 in Arm's manuals)."""
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """`cpu`: its name, or "unknown". `architecture`: "x86-64", "arm64", or the system's own word.
+
+    `integer`: those of its instruction sets that ONNX Runtime has 8-bit kernels for. `saturates`:
+    whether these cut the sum of two 8-bit products to 16 bits; None where it was not measured.
+    `provider`: what runs the models; beside a GPU's the CPU is only its host.
+    """
+
+    cpu: str
+    architecture: str
+    integer: tuple[str, ...]
+    saturates: bool | None
+    provider: str = "cpu"
+
+    @property
+    def label(self) -> str:
+        """For people: `AMD EPYC 7B12, AVX2 without VNNI (8-bit products saturate)`."""
+        name = "unknown CPU" if self.cpu == UNKNOWN else _TRADEMARKS.sub("", self.cpu)
+        label = f"{' '.join(name.split())}, {self._products()}"
+        return label if self.provider == "cpu" else f"{self.provider} provider, host {label}"
+
+    def _products(self) -> str:
+        known = [f for f in _FEATURES.get(self.architecture, ()) if f.name in self.integer]
+        widest = next((f.words for f in reversed(known) if not f.exact), self.architecture)
+        exact = ", ".join(f.words for f in known if f.exact)
+        if self.saturates:
+            lacks = " without VNNI" if self.architecture == X86 else ""
+            return f"{widest}{lacks} (8-bit products saturate)"
+        if exact or self.saturates is None:
+            return exact or widest
+        return f"{widest} (8-bit products exact)"
+
+    def to_json(self) -> dict[str, Any]:
+        """`cpu`, `integer`, `saturates`, `label`."""
+        return {"cpu": self.cpu, "integer": list(self.integer), "saturates": self.saturates,
+                "label": self.label}
+
+
+def hardware(worker: Worker | None, provider: str = "cpu") -> Hardware:
+    """This machine's CPU. `worker` measures it, once a process; None: nothing is measured.
+
+    Never an error: what cannot be found out is "unknown" or None.
+    """
+    saturates = _measured_in(worker)
+    return described(machine_architecture(), cpu_name(), instruction_sets(), saturates, provider)
+
+
+def described(
+    architecture: str, cpu: str, integer: Iterable[str], saturates: bool | None,
+    provider: str = "cpu",
+) -> Hardware:
+    """What is known of a CPU, without instructions that the measurement shows not to be used."""
+    unused = {f.name for f in _FEATURES.get(architecture, ()) if f.exact and saturates}
+    kept = tuple(name for name in integer if name not in unused)
+    return Hardware(cpu, architecture, kept, saturates, provider)
+
+
+# measured
+
+_PRODUCTS = """
+<ir_version: 8, opset_import: ["" : 13]>
+products (uint8[3, 2] rows, uint8[1, 2, 3, 3] image)
+    => (int32[3, 16] integer, uint8[3, 16] matmul, uint8[1, 16, 3, 3] conv)
+<int8[2, 16] columns = {%COLUMNS%}, int8[16, 2, 1, 1] kernels = {%COLUMNS%},
+ float one = {1}, float step = {512}, uint8 zero = {0}, int8 weight_zero = {0}>
+{
+    integer = MatMulInteger (rows, columns)
+    matmul = QLinearMatMul (rows, one, zero, columns, one, weight_zero, step, zero)
+    conv = QLinearConv (image, one, zero, kernels, one, weight_zero, step, zero)
+}
+""".replace("%COLUMNS%", ", ".join(["127"] * 32))
+"""Two products 255 * 127 in each kernel that may add them in 16 bits, as fused QDQ layers do."""
+
+_EXACT = {"integer": 2 * 255 * 127, "matmul": 127, "conv": 127}
+"""`integer` as it is, the others in steps of 512."""
+
+_measured: bool | None = None
+
+
+def _measured_in(worker: Worker | None) -> bool | None:
+    global _measured
+    if _measured is None and worker is not None:
+        with contextlib.suppress(OnnxOptError):
+            _measured = worker.call("products_saturate", products_model())
+    return _measured
+
+
+@functools.cache
+def products_model() -> bytes:
+    """The model that `products_saturate` runs."""
+    import onnx.parser
+
+    serialized: bytes = onnx.parser.parse_model(_PRODUCTS).SerializeToString()
+    return serialized
+
+
+def products_saturate(model: bytes) -> bool:
+    """Whether ONNX Runtime's CPU provider, in this process, cuts the sum of two 8-bit products."""
+    import onnxruntime as ort
+
+    settings = ort.SessionOptions()
+    settings.intra_op_num_threads, settings.log_severity_level = 1, 4
+    session = ort.InferenceSession(model, settings, providers=["CPUExecutionProvider"])
+    full = {i.name: np.full(i.shape, 255, np.uint8) for i in session.get_inputs()}
+    found = zip(session.get_outputs(), session.run(None, full), strict=True)
+    return any(bool(np.any(values != _EXACT[output.name])) for output, values in found)
+
+
+# told by the system
+
+def machine_architecture() -> str:
+    """"x86-64", "arm64", or the system's own word."""
+    machine = platform.machine() or UNKNOWN
+    return _MACHINES.get(machine.lower(), machine)
+
+
+@functools.cache
+def cpu_name() -> str:
+    """The CPU's name as the system has it; "unknown" where it does not tell."""
+    name = ""
+    with contextlib.suppress(OSError, subprocess.SubprocessError, ImportError):
+        if sys.platform == "linux":
+            name = linux_name(_CPUINFO.read_text(encoding="utf-8", errors="replace"))
+        elif sys.platform == "darwin":
+            name = _sysctl("machdep.cpu.brand_string")
+        elif sys.platform == "win32":
+            name = _windows_name()
+    return " ".join(name.split()) or UNKNOWN
+
+
+def linux_name(cpuinfo: str) -> str:
+    """The CPU's name in the text of /proc/cpuinfo; empty where it has none."""
+    fields = _fields(cpuinfo)
+    if fields.get("model name"):
+        return fields["model name"]
+    implementer, part = fields.get("cpu implementer", ""), fields.get("cpu part", "")
+    if implementer == "0x41" and part in _ARM_CORES:
+        return f"Arm {_ARM_CORES[part]}"
+    return fields.get("model", "") if not part else f"CPU implementer {implementer} part {part}"
+
+
+def _fields(cpuinfo: str) -> dict[str, str]:
+    """The first of each field of /proc/cpuinfo, keys in lower case."""
+    fields: dict[str, str] = {}
+    for line in cpuinfo.splitlines():
+        key, colon, value = line.partition(":")
+        if colon:
+            fields.setdefault(key.strip().lower(), value.strip())
+    return fields
+
+
+def _windows_name() -> str:
+    assert sys.platform == "win32"
+    import winreg
+
+    key = r"HARDWARE\DESCRIPTION\System\CentralProcessor\0"
+    with winreg.OpenKey(winreg.HKEY_LOCAL_MACHINE, key) as opened:
+        return str(winreg.QueryValueEx(opened, "ProcessorNameString")[0])
+
+
+def _sysctl(name: str) -> str:
+    """A value of macOS' sysctl; empty where it has no such name."""
+    command = ["/usr/sbin/sysctl", "-n", name]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+    return done.stdout.strip()
+
+
+@functools.cache
+def instruction_sets() -> tuple[str, ...]:
+    """Those of the CPU's instruction sets that 8-bit kernels use, as far as this process sees."""
+    told: set[str] = set()
+    architecture = machine_architecture()
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        if sys.platform == "linux":
+            told = linux_flags(_CPUINFO.read_text(encoding="utf-8", errors="replace"))
+        elif sys.platform == "darwin":
+            told = _macos_flags(architecture)
+    return seen(architecture, told, _seen_by_numpy())
+
+
+def linux_flags(cpuinfo: str) -> set[str]:
+    """The flags (arm64: features) of the first processor in the text of /proc/cpuinfo."""
+    fields = _fields(cpuinfo)
+    return set((fields.get("flags") or fields.get("features") or "").split())
+
+
+def _macos_flags(architecture: str) -> set[str]:
+    if architecture == X86:
+        return set(_sysctl("machdep.cpu.leaf7_features").upper().split())
+    return {f.macos for f in _FEATURES.get(architecture, ()) if f.macos and _sysctl(f.macos) == "1"}
+
+
+def _seen_by_numpy() -> Mapping[str, bool]:
+    try:
+        from numpy._core._multiarray_umath import __cpu_features__ as found
+    except ImportError:  # numpy calls it its own affair
+        return {}
+    return dict(found)
+
+
+def seen(architecture: str, told: set[str], by_numpy: Mapping[str, bool]) -> tuple[str, ...]:
+    """Names of the features that the CPU has: as numpy found, and of others as the system tells."""
+    names: list[str] = []
+    for feature in _FEATURES.get(architecture, ()):
+        found = by_numpy.get(feature.numpy, bool(told & {feature.linux, feature.macos}))
+        needed = _NEEDS.get(feature.name)
+        if found and (needed is None or needed in names):
+            names.append(feature.name)
+    return tuple(names)
