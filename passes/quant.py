@@ -26,6 +26,7 @@ from ._quant.forms import FORMS, ONE_LAYER, Settings
 from ._quant.grids import Grid
 from ._quant.insert import insert_static
 from ._quant.inserter import forget_redundant
+from ._quant.integer_layers import offending_pairs
 from ._quant.layers import Layer, heavy_nodes
 from ._quant.limbs import in_two_limbs
 from ._quant.packed import insert_packed
@@ -60,7 +61,8 @@ class Quant(Pass):
 
     Stats: `layers` (count), `weights` (count, now 8 bit or less), `pairs` (count of Q/DQ pairs), `int8_kernels`
     (count of the runtime's integer kernels; `unproven` where it was not asked), `missed` (count of layers that it
-    runs in float all the same).
+    runs in float all the same), `offending_pairs` (count of weight pairs that may saturate on x86 CPUs without VNNI:
+    0 on targets that are to run on any CPU).
 
     Source: Jacob et al., Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only
     Inference, CVPR 2018 (arXiv:1712.05877); binary: Rastegari et al., XNOR-Net, ECCV 2016 (arXiv:1603.05279), planes
@@ -116,7 +118,10 @@ class Quant(Pass):
         if whole := FORMS[self.form].whole:
             return whole(model, context, Names(model))
         for_speed = self.form in ("int8", "dynamic", "int16") and self.bits >= 7 and self.kernel != "float"
-        return checked(self._but_for, model, context, self.measure and for_speed)
+        outcome = checked(self._but_for, model, context, self.measure and for_speed)
+        if outcome.changed:
+            outcome.stats["offending_pairs"] = sum(offending_pairs(model).values())
+        return outcome
 
     def _but_for(self, model: ir.Model, context: Context, patterns: tuple[str, ...]) -> PassOutcome:
         return replace(self, exclude=(*self.exclude, *patterns))._quantize(model, context)

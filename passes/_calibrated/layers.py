@@ -124,17 +124,24 @@ class Linear:
 
     def request(self, kind: Any) -> Request:
         """The moment `kind` of what this layer multiplies."""
-        assert self.input.name is not None
-        if self.node.op_type != "Conv":
-            return Request(self.input.name, kind)
-        rank = len(self.shape) - 2
-        ones = (1,) * rank
-        return Request(
-            self.input.name, kind, axis=1, kernel=self.shape[2:], groups=self.groups,
-            strides=tuple(self.node.attributes.get_ints("strides") or ones),
-            pads=tuple(self.node.attributes.get_ints("pads") or (0,) * 2 * rank),
-            dilations=tuple(self.node.attributes.get_ints("dilations") or ones),
-        )
+        return input_request(self.node, self.shape, self.groups, kind)
+
+
+def input_request(node: ir.Node, shape: tuple[int, ...], groups: int, kind: Any) -> Request:
+    """The moment `kind` of what a Conv, Gemm or MatMul with a weight of that shape multiplies."""
+    value = node.inputs[0]
+    assert value is not None
+    assert value.name is not None
+    if node.op_type != "Conv":
+        return Request(value.name, kind)
+    rank = len(shape) - 2
+    ones = (1,) * rank
+    return Request(
+        value.name, kind, axis=1, kernel=shape[2:], groups=groups,
+        strides=tuple(node.attributes.get_ints("strides") or ones),
+        pads=tuple(node.attributes.get_ints("pads") or (0,) * 2 * rank),
+        dilations=tuple(node.attributes.get_ints("dilations") or ones),
+    )
 
 
 def linear_layers(model: ir.Model) -> tuple[list[Linear], list[Declined]]:

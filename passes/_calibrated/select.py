@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Iterator
-from typing import Literal
+from typing import Any, Literal, Protocol, TypeVar
 
 import numpy as np
 import onnx_ir as ir
@@ -57,10 +57,25 @@ def _unfit(layer: Linear, grid: Grid) -> str | None:
     return None
 
 
+class Observed(Protocol):
+    """A layer whose inputs have moments: `width` inputs of one output channel, in `groups`."""
+
+    @property
+    def node(self) -> ir.Node: ...
+    @property
+    def width(self) -> int: ...
+    @property
+    def groups(self) -> int: ...
+    def request(self, kind: Any) -> Request: ...
+
+
+AnyLayer = TypeVar("AnyLayer", bound=Observed)
+
+
 def moments_of(
-    model: ir.Model, context: Context, layers: list[Linear], kind: Literal["mean", "gram"], samples: int,
+    model: ir.Model, context: Context, layers: list[AnyLayer], kind: Literal["mean", "gram"], samples: int,
     declined: list[Declined],
-) -> Iterator[tuple[Linear, NDArray[np.float64]]]:
+) -> Iterator[tuple[AnyLayer, NDArray[np.float64]]]:
     """Each layer with its moment; layers of one input share it. What cannot be had is declined."""
     fit = []
     for layer in layers:
@@ -81,9 +96,11 @@ def moments_of(
                 yield layer, moment if moment.ndim > 1 else moment[None]
 
 
-def _parts(layers: list[Linear], kind: Literal["mean", "gram"]) -> Iterator[list[tuple[Linear, Request]]]:
+def _parts(
+    layers: list[AnyLayer], kind: Literal["mean", "gram"]
+) -> Iterator[list[tuple[AnyLayer, Request]]]:
     """Runs of layers whose moments fit into HELD bytes together."""
-    part: list[tuple[Linear, Request]] = []
+    part: list[tuple[AnyLayer, Request]] = []
     held, seen = 0, set[Request]()
     for layer in layers:
         request = layer.request(kind)
