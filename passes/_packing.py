@@ -2,9 +2,11 @@
 
     signs, planes   packed uint8 (planes, ceil(n/8)) -> Cast -> Gather(table 256x8) (-> weigh and add the planes)
     trits           packed uint8 (ceil(n/5),)        -> Cast -> Gather(table 243x5)
-    int4            INT4 initializer                 -> Cast int8 (opset 21)
+    nibbles         packed uint8 (ceil(n/2),)        -> Cast -> Gather(table 256x2)
+    int4            INT4 initializer                 -> Cast int8 (opset 21, ONNX Runtime 1.23)
 
-then Reshape (and Slice where n is no multiple of 8 or 5) to the weight's shape. All give the same int8 codes.
+then, but for int4, Reshape (and Slice where n is no multiple of 8, 5 or 2) to the weight's shape. All give the same
+int8 codes.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from ._quant.inserter import Inserter
 
 INT4_OPSET = 21
 TRITS_A_BYTE = 5
+NIBBLES_A_BYTE = 2
 
 
 def pack_signs(array: NDArray[Any]) -> NDArray[np.uint8]:
@@ -59,6 +62,24 @@ def trit_table() -> NDArray[np.int8]:
 _POWERS = 3 ** np.arange(TRITS_A_BYTE)
 
 
+def pack_nibbles(array: NDArray[Any]) -> NDArray[np.uint8]:
+    """Values -8..7, flat, two to a byte.
+
+    Shapes: any shape of n elements -> (ceil(n / 2),). Element 2*i + j is nibble j (value 16**j) of byte i, plus eight.
+    The nibble after the last element is 0.
+    """
+    flat = np.asarray(array).reshape(-1)
+    digits = np.zeros(-(-flat.size // NIBBLES_A_BYTE) * NIBBLES_A_BYTE, np.uint8)
+    digits[: flat.size] = flat.astype(np.int8) + 8
+    return digits[::2] | digits[1::2] << 4
+
+
+def nibble_table() -> NDArray[np.int8]:
+    """(256, 2) int8: row b holds the two values that `pack_nibbles` put in byte b."""
+    byte = np.arange(256)
+    return (np.stack([byte & 15, byte >> 4], axis=1) - 8).astype(np.int8)
+
+
 @dataclass(frozen=True)
 class Packing:
     """One way to store small codes: `per_byte` of them in a byte, `table` row b the codes of byte b."""
@@ -71,6 +92,7 @@ class Packing:
 
 SIGNS = Packing("signs", 8, pack_signs, sign_table)
 TRITS = Packing("trits", TRITS_A_BYTE, pack_trits, trit_table)
+NIBBLES = Packing("nibbles", NIBBLES_A_BYTE, pack_nibbles, nibble_table)
 
 
 def packed_weight(
@@ -99,6 +121,14 @@ def packed_weight(
         bounds = [inserter.constant("start", np.array([0])), inserter.constant("end", np.array([tensor.size]))]
         value = _step(inserter, before, "Slice", [flat, *bounds], ir.DataType.INT8, [tensor.size])
     return _reshaped(inserter, before, value, dims)
+
+
+def nibble_weight(inserter: Inserter, stem: str, codes: ir.TensorProtocol, before: ir.Node) -> ir.Value:
+    """Store int8 `codes` in -8..7 two to a byte and look them up in front of `before`; as small as `int4_weight`.
+
+    For ONNX Runtime before 1.23, which does not cast INT4. Opset: 10 or later.
+    """
+    return packed_weight(inserter, stem, codes, before, NIBBLES)
 
 
 def int4_weight(inserter: Inserter, stem: str, codes: ir.TensorProtocol, before: ir.Node) -> ir.Value:

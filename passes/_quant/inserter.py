@@ -14,10 +14,11 @@ ADDED = "added by quant"
 
 
 class Inserter:
-    """Adds initializers and nodes to one graph under short fresh names; equal small constants are made once.
+    """Adds initializers and nodes to one graph under fresh names; equal small constants are made once.
 
-    In a file of few bits names weigh as much as weights: a value is called by the initial of its role and a number.
-    A `role` is a word, or a text whose last word (behind a `_`) counts: "scale" and "conv1_scale" both give s1, s2 …
+    What stores a weight is called after it. All else has the initial of its role and a number: in a file of few bits
+    names weigh as much as weights. A `role` is a word, or a text whose last word (behind a `_`) counts: "scale" and
+    "conv1_scale" both give s1, s2 and so on.
     """
 
     def __init__(self, graph: ir.Graph, names: Names) -> None:
@@ -29,12 +30,15 @@ class Inserter:
         """An initializer holding `array`, reused where an equal one was made before."""
         key = (array.dtype.name, array.shape, array.tobytes())
         if key not in self._constants:
-            self._constants[key] = self.initializer(role, ir.Tensor(np.asarray(array, order="C")))
+            tensor = ir.Tensor(np.asarray(array, order="C"))
+            self._constants[key] = self._registered(self._short(role), tensor)
         return self._constants[key]
 
-    def initializer(self, role: str, tensor: ir.TensorProtocol) -> ir.Value:
-        """A new initializer; the tensor may be lazy."""
-        name = self._name(role)
+    def initializer(self, stem: str, tensor: ir.TensorProtocol) -> ir.Value:
+        """A new initializer called `stem`, or nearly so; the tensor may be lazy."""
+        return self._registered(self.names.fresh(stem), tensor)
+
+    def _registered(self, name: str, tensor: ir.TensorProtocol) -> ir.Value:
         tensor.name = name
         value = ir.Value(
             name=name, shape=ir.Shape(tensor.shape.numpy()), type=ir.TensorType(tensor.dtype), const_value=tensor
@@ -50,7 +54,7 @@ class Inserter:
         node = ir.node(op, inputs, attributes=attributes or {}, num_outputs=outputs, name="")
         node.meta[ADDED] = True
         for value in node.outputs:
-            value.name = self._name(role)
+            value.name = self._short(role)
         node.outputs[0].type = ir.TensorType(dtype)
         node.outputs[0].shape = shape
         return node
@@ -62,7 +66,7 @@ class Inserter:
         """A node between a stored tensor and its user, folded at load."""
         return self.node(op, list(inputs), "unpacked", dtype, ir.Shape(dims), attributes)
 
-    def _name(self, role: str) -> str:
+    def _short(self, role: str) -> str:
         return self.names.numbered(role.rpartition("_")[2][:1] or "v")
 
     def place_after(self, value: ir.Value, nodes: list[ir.Node]) -> None:

@@ -54,6 +54,27 @@ def initial(model, name):
     return model.graph.initializers[name].const_value.numpy()
 
 
+def grid(model, name):
+    """(scale, zero point): of the Q that reads the value called `name`, or of what reads the codes stored under it."""
+    quantizers = {n.inputs[0].name: n for n in model.graph if n.op_type == "QuantizeLinear"}
+    node = quantizers.get(name)
+    if node is None:
+        value = model.graph.initializers[name]
+        while (node := value.uses()[0].node).op_type not in ("DequantizeLinear", "Mul") or not floats(node.inputs[1]):
+            value = node.outputs[0]
+    return [value.const_value.numpy() for value in node.inputs[1:]]
+
+
+def floats(value):
+    return value.const_value is not None and value.const_value.dtype == ir.DataType.FLOAT
+
+
+def dequantized(model, name):
+    """The name under which the value called `name` comes out of its Q and DQ."""
+    (quantizer,) = [n for n in model.graph if n.op_type == "QuantizeLinear" and n.inputs[0].name == name]
+    return quantizer.outputs[0].uses()[0].node.outputs[0].name
+
+
 def sqnr(reference, got):
     reference = reference.astype(np.float64)
     return 10 * np.log10((reference**2).sum() / max(((reference - got) ** 2).sum(), 1e-300))

@@ -1,4 +1,4 @@
-"""One-bit packing: bit order, exact unpacking in ONNX Runtime, and folding at load."""
+"""Packed codes: the order of bits and nibbles, exact unpacking in ONNX Runtime, and folding at load."""
 
 import numpy as np
 import onnx
@@ -7,7 +7,16 @@ import onnxruntime as ort
 import pytest
 from onnx_opt.passes._graph import Names
 from onnx_opt.passes._lazy import DerivedTensor
-from onnx_opt.passes._packing import pack_signs, packed_weight, sign_table
+from onnx_opt.passes._packing import (
+    SIGNS,
+    int4_weight,
+    nibble_table,
+    nibble_weight,
+    pack_nibbles,
+    pack_signs,
+    packed_weight,
+    sign_table,
+)
 from onnx_opt.passes._quant.inserter import Inserter
 
 ADDS = """
@@ -19,15 +28,19 @@ adds (float[{dims}] x) => (float[{dims}] y)
 """
 
 
-def model_adding(signs, dims, count=1):
-    """y = x + unpacked signs, `count` times, as a checked model."""
+def signs_weight(inserter, stem, codes, before):
+    return packed_weight(inserter, stem, codes, before, SIGNS)
+
+
+def model_adding(codes, dims, count=1, store=signs_weight):
+    """y = x + unpacked codes, `count` times, as a checked model."""
     text = ADDS.format(dims=", ".join(map(str, dims)))
     model = ir.from_proto(onnx.parser.parse_model(text))
     graph, names = model.graph, Names(model)
     last = graph.node(0)
     total = graph.inputs[0]
     for _ in range(count):
-        weight = packed_weight(Inserter(graph, names), "w", signs, last)
+        weight = store(Inserter(graph, names), "w", codes, last)
         cast = ir.node("Cast", [weight], {"to": 1})
         add = ir.node("Add", [total, cast.outputs[0]])
         for node in (cast, add):
@@ -58,6 +71,41 @@ def test_table_is_the_inverse_of_packing():
     assert table.dtype == np.int8
     assert table.shape == (256, 8)
     assert pack_signs(table).tolist() == list(range(256))
+
+
+def test_nibble_order_and_the_code_of_what_is_not_there():
+    codes = np.array([-8, 7, 0, -1, 5], np.int8)
+    assert pack_nibbles(codes).tolist() == [0xF0, 0x78, 0x0D]
+    assert pack_nibbles(codes.astype(np.float32)).tolist() == [0xF0, 0x78, 0x0D]
+
+
+def test_the_nibble_table_is_the_inverse_of_packing():
+    table = nibble_table()
+    assert table.dtype == np.int8
+    assert table.shape == (256, 2)
+    assert pack_nibbles(table).tolist() == list(range(256))
+
+
+@pytest.mark.parametrize("dims", [(8,), (1,), (3, 5), (2, 3, 3, 3), (7, 1, 9)])
+def test_nibbles_are_the_codes_that_int4_holds_bit_for_bit(dims):
+    codes = np.random.default_rng(0).integers(-8, 8, dims).astype(np.int8)
+    protos = {store: model_adding(ir.Tensor(codes), dims, store=store)[0] for store in (nibble_weight, int4_weight)}
+    for proto in protos.values():
+        for level in (ort.GraphOptimizationLevel.ORT_DISABLE_ALL, ort.GraphOptimizationLevel.ORT_ENABLE_ALL):
+            found = run(proto, np.zeros(dims, np.float32), graph_optimization_level=level)
+            np.testing.assert_array_equal(found, codes.astype(np.float32))
+    stored = {t.name: t for t in protos[nibble_weight].graph.initializer}
+    packed = stored["w_packed"]
+    assert (packed.data_type, list(packed.dims)) == (onnx.TensorProto.UINT8, [-(-codes.size // 2)])
+    assert list(stored["nibbles_table"].dims) == [256, 2]
+
+
+def test_nibbles_need_no_newer_opset_than_13():
+    codes = np.random.default_rng(0).integers(-8, 8, (3, 5)).astype(np.int8)
+    proto, _ = model_adding(ir.Tensor(codes), (3, 5), store=nibble_weight)
+    proto.opset_import[0].version, proto.ir_version = 13, 7
+    onnx.checker.check_model(proto, full_check=True)
+    np.testing.assert_array_equal(run(proto, np.ones((3, 5), np.float32)), codes + np.float32(1))
 
 
 @pytest.mark.parametrize("dims", [(8,), (1,), (3, 5), (4, 4), (2, 3, 3, 3), (7, 1, 9), (16, 8, 3, 3)])

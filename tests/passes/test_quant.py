@@ -9,7 +9,7 @@ from onnx_opt.passes import quant as quant_module
 from onnx_opt.passes._base import NullContext
 from onnx_opt.passes._quant import rules as quant_rules
 from onnx_opt.passes.quant import Quant
-from quant_models import CHAIN, CHAIN_WEIGHTS, initial, kernels, model_of, normal, ops, session, sqnr
+from quant_models import CHAIN, CHAIN_WEIGHTS, grid, initial, kernels, model_of, normal, ops, session, sqnr
 
 MLP = """
 <ir_version: 10, opset_import: ["" : 17]>
@@ -109,11 +109,11 @@ def test_numbers_of_one_layer(calibrated):
     x_scale = np.float32(5.1 / 255)
     np.testing.assert_array_equal(initial(model, "w_q"), [[127, -64], [0, 127]])
     scales = np.array([1.27 / 127, 4.0 / 127], np.float32)
-    np.testing.assert_allclose(initial(model, "w_scale"), scales, rtol=1e-6)
-    np.testing.assert_allclose(initial(model, "x_scale"), x_scale, rtol=1e-6)
-    assert initial(model, "x_zp") == 50
-    bias_scale = initial(model, "x_scale") * initial(model, "w_scale")
-    np.testing.assert_array_equal(initial(model, "b_scale"), bias_scale)
+    np.testing.assert_allclose(grid(model, "w_q")[0], scales, rtol=1e-6)
+    np.testing.assert_allclose(grid(model, "x")[0], x_scale, rtol=1e-6)
+    assert grid(model, "x")[1] == 50
+    bias_scale = grid(model, "x")[0] * grid(model, "w_q")[0]
+    np.testing.assert_array_equal(grid(model, "b_q")[0], bias_scale)
     np.testing.assert_array_equal(initial(model, "b_q"), np.rint([0.5, -1.0] / bias_scale).astype(np.int32))
 
 

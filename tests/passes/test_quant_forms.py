@@ -11,7 +11,8 @@ from onnx_opt.passes._quant import codes as quant_codes
 from onnx_opt.passes._quant import rules as quant_rules
 from onnx_opt.passes._quant.forms import FORMS
 from onnx_opt.passes.quant import Quant
-from quant_models import CHAIN_WEIGHTS, FEEDS, chain, initial, kernels, model_of, normal, ops, outputs, session, sqnr
+from quant_models import CHAIN_WEIGHTS as WEIGHTS
+from quant_models import FEEDS, chain, grid, initial, kernels, model_of, normal, ops, outputs, session, sqnr
 
 LOW_BIT = {
     "4 bits": {"bits": 4}, "3 bits": {"bits": 3}, "2 bits": {"bits": 2}, "ternary": {"form": "ternary"},
@@ -58,17 +59,16 @@ def test_packed_weights_run_in_float_kernels_too(name, tmp_path):
     found = kernels(model, tmp_path)
     assert found["Conv"] + found["FusedConv"] == 2
     assert not {"Gather", "Cast", "Mul", "DequantizeLinear", "QLinearConv"} & set(found)
-    values = [n.outputs[0].name for n in model.graph if n.op_type == "Mul"]
-    assert "w2_unpacked" in values
+    stored = next(name for name in model.graph.initializers if name.startswith("w2_"))
+    (scale,) = grid(model, stored)
     tapped = model.clone()
-    (mul,) = [n for n in tapped.graph if n.outputs[0].name == "w2_unpacked"]
+    (mul,) = [n for n in tapped.graph if n.op_type == "Mul" and np.array_equal(n.inputs[1].const_value.numpy(), scale)]
     mul.outputs[0].type, mul.outputs[0].shape = ir.TensorType(ir.DataType.FLOAT), ir.Shape([7, 8, 3, 3])
     tapped.graph.outputs.append(mul.outputs[0])
-    w2 = session(tapped).run(["w2_unpacked"], FEEDS)[0]
-    scale = initial(model, "w2_scale").astype(np.float64)
-    codes = w2 / scale
+    w2 = session(tapped).run([mul.outputs[0].name], FEEDS)[0]
+    codes = w2 / scale.astype(np.float64)
     np.testing.assert_allclose(codes, np.rint(codes), atol=1e-5)
-    assert ((CHAIN_WEIGHTS["w2"] - w2) ** 2).sum() < (CHAIN_WEIGHTS["w2"] ** 2).sum() * 0.4
+    assert ((WEIGHTS["w2"] - w2) ** 2).sum() < (WEIGHTS["w2"] ** 2).sum() * 0.4
 
 
 def test_eight_bits_stored_for_float_kernels(tmp_path):
@@ -238,7 +238,7 @@ def test_a_shared_weight_is_stored_once(calibrated):
 @pytest.mark.parametrize("options", [{"form": "binary"}, {"form": "ternary"}, {"bits": 4},
                                      {"form": "binary", "planes": 2}])
 def test_a_channel_of_zeros_stays_zero(options, calibrated):
-    w2 = CHAIN_WEIGHTS["w2"].copy()
+    w2 = WEIGHTS["w2"].copy()
     w2[3] = 0
     model = chain(w2=w2)
     Quant(**options).run(model, calibrated([FEEDS]))
@@ -247,7 +247,7 @@ def test_a_channel_of_zeros_stays_zero(options, calibrated):
     tapped.graph.outputs.append(next(n for n in tapped.graph if n.outputs and n.outputs[0].name == "mr").outputs[0])
     got = session(tapped, optimize=False).run(["mr"], FEEDS)[0][:, 3]
     assert relu.inputs[0].name == "m"
-    np.testing.assert_allclose(got, np.maximum(CHAIN_WEIGHTS["b2"][3], 0), atol=0.02)
+    np.testing.assert_allclose(got, np.maximum(WEIGHTS["b2"][3], 0), atol=0.02)
 
 
 def test_no_redundant_types_are_written(calibrated):
@@ -293,5 +293,5 @@ def test_int4_is_read_back_by_the_reference_of_onnx():
     assert stored.data_type == onnx.TensorProto.INT4
     assert tensor is not None
     values = onnx.numpy_helper.to_array(stored).astype(np.int32)
-    scale = initial(model, "w2_scale")
-    np.testing.assert_array_equal(values, np.clip(np.rint(CHAIN_WEIGHTS["w2"] / scale), -7, 7))
+    (scale,) = grid(model, "w2_int4")
+    np.testing.assert_array_equal(values, np.clip(np.rint(WEIGHTS["w2"] / scale), -7, 7))

@@ -4,7 +4,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 from onnx_opt.passes.quant import Quant
-from quant_models import CHAIN, CHAIN_WEIGHTS, initial, kernels, model_of, normal, ops, outputs, session, sqnr
+from quant_models import CHAIN, CHAIN_WEIGHTS, grid, initial, kernels, model_of, normal, ops, outputs, session, sqnr
 
 pytestmark = pytest.mark.images_in_limbs
 
@@ -75,9 +75,9 @@ def test_numbers(calibrated, channels, read):
     model, feeds = one(channels)
     weight = initial(model, "w")
     Quant(rounding="nearest", calibration="minmax").run(model, calibrated([feeds]))
-    codes, scale = initial(model, "w_q"), float(initial(model, "x_scale"))
+    codes, (scale, _) = initial(model, "w_q"), grid(model, "x")
     assert codes.shape == (8, read, 3, 3)
-    first = np.rint(weight / initial(model, "w_scale")[:, None, None, None])
+    first = np.rint(weight / grid(model, "w_q")[0][:, None, None, None])
     np.testing.assert_array_equal(codes[:, :channels], first)
     np.testing.assert_array_equal(codes[:, channels : 2 * channels], np.rint(first / 16))
     assert not codes[:, 2 * channels :].any()
@@ -97,7 +97,7 @@ def test_the_rest_has_room_on_both_sides_of_zero(calibrated, sign):
     model, _ = one(3)
     feeds = {"x": np.abs(normal(4, 3, 8, 8)) * np.float32(sign)}
     Quant(calibration="minmax").run(model, calibrated([feeds]))
-    assert initial(model, "x_zp") == (8 if sign > 0 else 247)
+    assert grid(model, "x")[1] == (8 if sign > 0 else 247)
 
 
 def test_one_integer_kernel_that_loses_less(calibrated, tmp_path, monkeypatch):

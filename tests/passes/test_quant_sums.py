@@ -9,7 +9,7 @@ from onnx_opt.passes._quant.layers import find_layers
 from onnx_opt.passes._quant.parameters import assign
 from onnx_opt.passes._quant.placement import place
 from onnx_opt.passes.quant import Quant
-from quant_models import model_of, normal, session, sqnr
+from quant_models import dequantized, model_of, normal, session, sqnr
 
 CPU = quant_rules.TARGETS["cpu"]
 NET = """
@@ -86,14 +86,17 @@ def values_of(model, *names):
 
 
 def test_codes_add_without_rounding(calibrated):
-    left, right, total = values_of(quantized(calibrated, FEEDS), "ar_dq", "b_dq", "sr_dq")
+    model = quantized(calibrated, FEEDS)
+    left, right, total = values_of(model, *(dequantized(model, name) for name in ("ar", "b", "sr")))
     assert total.max() > 1
     np.testing.assert_allclose(total, np.clip(left + right, 0, total.max()), atol=1e-5)  # the top code saturates
 
 
 def test_less_is_lost(calibrated, monkeypatch):
     (reference,) = values_of(net(), "sr")
-    even = sqnr(reference, *values_of(quantized(calibrated, FEEDS), "sr_dq"))
+    model = quantized(calibrated, FEEDS)
+    even = sqnr(reference, *values_of(model, dequantized(model, "sr")))
     monkeypatch.setattr(parameters_module, "with_even_sums", lambda placement, scales, shared: scales)
-    own = sqnr(reference, *values_of(quantized(calibrated, FEEDS), "sr_dq"))
+    model = quantized(calibrated, FEEDS)
+    own = sqnr(reference, *values_of(model, dequantized(model, "sr")))
     assert even > own + 0.5

@@ -9,7 +9,7 @@ from onnx_opt.frontends.onnx_file import load
 from onnx_opt.frontends.trainable import to_torch, write_back
 from onnx_opt.frontends.trainable._ops_quant import on_grid
 from onnx_opt.passes._graph import Names
-from onnx_opt.passes._packing import SIGNS, TRITS, packed_weight, sign_table
+from onnx_opt.passes._packing import NIBBLES, SIGNS, TRITS, packed_weight, sign_table
 from onnx_opt.passes._quant.inserter import Inserter
 from sample_models import CNN
 from trainable_models import difference, ir_model, normal, ort_run
@@ -189,6 +189,7 @@ packed (float[3, 5] x) => (float[3, 3] y)
 CODES = {
     "signs": (SIGNS, 1, np.array([[1, -1, 1], [-1, -1, 1], [1, 1, -1], [1, -1, -1], [-1, 1, 1]], np.int8)),
     "trits": (TRITS, 1, np.array([[1, 0, 1], [-1, 0, 1], [1, 1, -1], [0, -1, -1], [-1, 1, 0]], np.int8)),
+    "nibbles": (NIBBLES, 1, np.array([[7, 0, -7], [-1, 2, 1], [1, -2, -7], [2, -1, -2], [-1, 1, 7]], np.int8)),
     "planes": (SIGNS, 2, np.array([[1, -3, 1], [-1, -1, 3], [3, 1, -1], [1, -3, -1], [-1, 1, 1]], np.int8)),
 }
 
