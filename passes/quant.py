@@ -15,6 +15,7 @@ from ._base import Context, Declined, Effect, Option, Pass, PassOutcome, RangeMe
 from ._calibrated.grid import grid_of_bits
 from ._calibrated.layers import Linear
 from ._graph import Names, all_graphs, all_nodes, refresh_shapes
+from ._notes import drop_notes
 from ._opset import raise_opset
 from ._quant.blocked import insert_blocked
 from ._quant.choices import INTEGERS, Choice, Override, check_patterns, choices, is_packed, read_overrides
@@ -26,7 +27,6 @@ from ._quant.forms import FORMS, ONE_LAYER, Settings
 from ._quant.grids import Grid
 from ._quant.insert import insert_static
 from ._quant.inserter import forget_redundant
-from ._quant.integer_layers import offending_pairs
 from ._quant.layers import Layer, heavy_nodes
 from ._quant.limbs import in_two_limbs
 from ._quant.packed import insert_packed
@@ -35,6 +35,7 @@ from ._quant.placement import Placement, place
 from ._quant.plan import Part, Request, plan
 from ._quant.prepare import drop_unused_initializers, mean_to_pool
 from ._quant.rules import TARGETS, TargetRules
+from ._quant.saturating import offending_pairs
 from .gptq import Gptq
 from .simplify import Simplify
 from .smooth import Smooth
@@ -62,7 +63,7 @@ class Quant(Pass):
     Stats: `layers` (count), `weights` (count, now 8 bit or less), `pairs` (count of Q/DQ pairs), `int8_kernels`
     (count of the runtime's integer kernels; `unproven` where it was not asked), `missed` (count of layers that it
     runs in float all the same), `offending_pairs` (count of weight pairs that may saturate on x86 CPUs without VNNI:
-    0 on targets that are to run on any CPU).
+    0 on targets that are to run on any CPU), `notes` (count of metadata entries and doc strings dropped).
 
     Source: Jacob et al., Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only
     Inference, CVPR 2018 (arXiv:1712.05877); binary: Rastegari et al., XNOR-Net, ECCV 2016 (arXiv:1603.05279), planes
@@ -100,6 +101,8 @@ class Quant(Pass):
         "gptq", "How integer weights are rounded where there is calibration data: so that each layer's outputs stay "
         "(pass gptq), or each to the nearest.")
     smooth: bool = Option(True, "Even out activations for MatMul and Gemm first (pass smooth), where there is data.")
+    notes: Literal["drop", "keep"] = Option(
+        "drop", "What exporters say of nodes and values (metadata, doc strings): it may outweigh the weights.")
     measure: bool = Option(True, "Put back to float what measures slower in 8-bit integers than in float.")
 
     def __post_init__(self) -> None:
@@ -115,6 +118,12 @@ class Quant(Pass):
             raise UsageError("quant.layers", f"form {self.form} is of the whole model", "leave the name patterns out")
 
     def run(self, model: ir.Model, context: Context) -> PassOutcome:
+        outcome = self._in_its_form(model, context)
+        if outcome.changed and self.notes == "drop":
+            outcome.stats["notes"] = drop_notes(model, interface=False).total()
+        return outcome
+
+    def _in_its_form(self, model: ir.Model, context: Context) -> PassOutcome:
         if whole := FORMS[self.form].whole:
             return whole(model, context, Names(model))
         for_speed = self.form in ("int8", "dynamic", "int16") and self.bits >= 7 and self.kernel != "float"
@@ -139,6 +148,7 @@ class Quant(Pass):
             parts, declined = plan(trial, request)
         if not parts:
             return PassOutcome(declined=declined)
+        names = Names(model)
         raise_opset(model, max(part.opset for part in parts))
         if any("static" in part.engines for part in parts):
             self._prepare(model, context)
@@ -146,7 +156,7 @@ class Quant(Pass):
         context.remember_float(model)
         if self.rounding == "gptq":
             self._round(model, parts, request, context)
-        names = Names(model)
+        names.take(model)
         parts, declined = plan(model, request)
         outcome = PassOutcome(declined=declined)
         for part in parts:

@@ -9,18 +9,19 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from ._base import Context, Declined, Effect, Option, Pass, PassOutcome
+from ._base import Context, Declined, Effect, Option, Pass, PassOutcome, Request
 from ._calibrated.grid import best_scales, nearest
-from ._calibrated.layers import Codes, Rows
+from ._calibrated.layers import Codes, Rows, input_request
 from ._calibrated.rounding import compensated, damped
 from ._calibrated.select import moments_of
-from ._edit import Edit
-from ._graph import all_graphs
+from ._core.integer_layers import IntegerLayer, Place, integer_layers, value_at
+from ._edit import Edit, label
+from ._graph import all_graphs, all_nodes
 from ._lazy import set_tensor
 from ._quant.grids import Grid
-from ._quant.integer_layers import IntegerLayer, Place, integer_layers, value_at
 from ._quant.prepare import drop_unused_initializers
 from ._quant.rules import TARGETS
+from ._quant.saturating import offending_in
 from ._quant.weights import INT8_LEVELS, Floats
 
 DAMP = 0.01
@@ -61,7 +62,7 @@ class Requantize(Pass):
             reason = "its kernels do not saturate: weights may use the whole 8-bit range"
             outcome.declined.append(Declined(f"target {context.target}", reason))
             return outcome
-        counts = {layer: count for layer in integer_layers(model) if (count := layer.offending())}
+        counts = {v: count for v in integer_layers(all_nodes(model)) if (count := offending_in(v))}
         layers = _each_weight_once(counts, outcome)
         moments = self._moments(model, context, layers)
         edit = Edit(model)
@@ -69,7 +70,7 @@ class Requantize(Pass):
             _round(layer, moments.get(layer), edit)
             outcome.changed += 1
             _add(outcome, layers=1, weights=layer.tensor.size, mended=counts[layer])
-        left = sum(layer.offending() for layer in integer_layers(model)) if counts else 0
+        left = sum(map(offending_in, integer_layers(all_nodes(model)))) if counts else 0
         _add(outcome, offending_pairs=left)
         drop_unused_initializers(all_graphs(model))
         return outcome
@@ -80,8 +81,32 @@ class Requantize(Pass):
         """Gram matrices of what dequantized layers read, where there is data and the layer lies in the main graph."""
         if self.rounding == "nearest" or not context.has_data():
             return {}
-        observable = [v for v in layers if v.dequantize is not None and v.node.graph is model.graph and _is_plain(v)]
-        return dict(moments_of(model, context, observable, "gram", self.samples, []))
+        observable = [_Observed(v) for v in layers
+                      if v.dequantize is not None and v.node.graph is model.graph and _is_plain(v)]
+        found = moments_of(model, context, observable, "gram", self.samples, [])
+        return {observed.layer: gram for observed, gram in found}
+
+
+@dataclass(frozen=True, eq=False)
+class _Observed:
+    """A layer as `moments_of` looks at it."""
+
+    layer: IntegerLayer
+
+    @property
+    def node(self) -> ir.Node:
+        return self.layer.node
+
+    @property
+    def width(self) -> int:
+        return self.layer.width
+
+    @property
+    def groups(self) -> int:
+        return self.layer.groups
+
+    def request(self, kind: Literal["mean", "gram"]) -> Request:
+        return input_request(self.layer.node, self.layer.shape, self.layer.groups, kind)
 
 
 def _is_plain(layer: IntegerLayer) -> bool:
@@ -97,11 +122,11 @@ def _each_weight_once(counts: dict[IntegerLayer, int], outcome: PassOutcome) -> 
     for layer in counts:
         first = layers.get(layer.stored)
         if value_at(layer.scale) is None or value_at(layer.scale).const_value is None:  # type: ignore[union-attr]
-            outcome.declined.append(Declined(layer.name, "no constant scale of its weight was found"))
+            outcome.declined.append(Declined(label(layer.node), "no constant scale of its weight was found"))
         elif first is None:
             layers[layer.stored] = layer
         elif first.codes != layer.codes:
-            outcome.declined.append(Declined(layer.name, "its weight is shared with another layer"))
+            outcome.declined.append(Declined(label(layer.node), "its weight is shared with another layer"))
     return list(layers.values())
 
 

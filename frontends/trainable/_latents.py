@@ -16,9 +16,12 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from ... import UsageError
+from ...passes._core.integer_layers import IntegerLayer, integer_layers
+from ...passes._core.saturation import PAIR_LIMIT, offending
 from ._biases import integer_biases
 from ._dtypes import RANGES
-from ._weights import PASSING, constants_of, tensor_of
+from ._ops_quant import PairLimit
+from ._weights import PASSING, all_nodes, constants_of, tensor_of
 
 D = ir.DataType
 Floats = NDArray[np.float64]
@@ -48,6 +51,7 @@ class Latent:
     `low`, `high`, `step`: the grid (step 0: the floats of `value`'s type). `start`: first latents, in grid units: the
     stored codes, or near the float original where it is known; `original`: that itself, in grid units. `scale`: floats
     per grid unit, None if not found. `pack`: codes to stored bytes. `holds_zeros`: zeros are those of the original.
+    `limited`: the integer layer whose kernels they do not saturate, on any CPU, and shall not later.
     """
 
     graph: str
@@ -62,17 +66,28 @@ class Latent:
     pack: Packer | None = None
     original: NDArray[np.float32] | None = None
     holds_zeros: bool = False
+    limited: IntegerLayer | None = None
+
+    @property
+    def limit(self) -> PairLimit | None:
+        """Within which codes stay, if any."""
+        return None if self.limited is None else PairLimit.of(self.limited.channel_axis, self.limited.pairs)
 
     @property
     def steps(self) -> float:
         """Of its grid: 1 of one bit, 254 of 8 bits; infinite where codes are floats."""
         return (self.high - self.low) / self.step if self.step else math.inf
 
-    def expression(self, parameter: str, soft: bool = False) -> str:
-        """Source that rounds the parameter to the grid; `soft`: as far as the module's `rounding` says."""
+    def expression(self, parameter: str, soft: bool = False, limit: str = "") -> str:
+        """Source that rounds the parameter to the grid; `soft`: as far as the module's `rounding` says.
+
+        `limit`: the name of its `PairLimit` there, where it has one.
+        """
         if self.step == 0:
             return f"small_float({parameter}, {int(self.dtype)})"
         code = f"on_grid({parameter}, {self.low!r}, {self.high!r}, {self.step!r})"
+        if self.limited is not None:
+            code = f"within_limit({parameter}, {code}, {limit})"
         return f"softened({parameter}, {code}, self.rounding)" if soft else code
 
 
@@ -82,7 +97,19 @@ def find_latents(model: ir.Model, originals: Mapping[str, NDArray[Any]] | None) 
     `originals`: initializer name -> float weight (the name it had before quantization serves too).
     Errors: UsageError if an original has another shape than the codes.
     """
-    return {latent.codes: _started(latent, originals or {}) for latent in _stored(model)}
+    layers = {layer.stored: layer for layer in integer_layers(all_nodes(model))}
+    started = (_started(latent, originals or {}) for latent in _stored(model))
+    return {latent.codes: replace(latent, limited=_limited(latent, layers)) for latent in started}
+
+
+def _limited(latent: Latent, layers: Mapping[ir.Value, IntegerLayer]) -> IntegerLayer | None:
+    """The layer that reads 8-bit codes of which no pair saturates; training keeps what it finds so."""
+    layer = layers.get(latent.codes)
+    if layer is None or latent.high <= PAIR_LIMIT // 2 or not layer.pairs.count:
+        return None
+    codes = layer.tensor.numpy()
+    rows = np.moveaxis(codes, layer.channel_axis, 0).reshape(codes.shape[layer.channel_axis], -1)
+    return None if offending(rows, layer.pairs).any() else layer
 
 
 def _stored(model: ir.Model) -> Iterator[Latent]:

@@ -6,11 +6,13 @@ the gradient of LSQ. Source: Esser et al., Learned Step Size Quantization, ICLR 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import onnx_ir as ir
 import torch
 
+from ...passes._core.saturation import LARGEST_CODE, PAIR_LIMIT, KernelPairs
 from ._dtypes import RANGES, carrier
 from ._ops_cast import small_float
 from ._ops_conv import conv
@@ -41,6 +43,46 @@ def on_grid(x: Tensor, low: float, high: float, step: float = 1.0) -> Tensor:
         return result
     level = (x - low) / step
     return (low + step * _HalfUp.apply(level)).clamp(low, high)
+
+
+@dataclass(frozen=True)
+class PairLimit:
+    """Codes of a weight that may not saturate integer kernels: which columns of its rows meet, and its channel axis."""
+
+    axis: int
+    first: Any
+    second: Any
+
+    @classmethod
+    def of(cls, axis: int, pairs: KernelPairs) -> PairLimit:
+        sides = (side if isinstance(side, slice) else torch.from_numpy(side) for side in (pairs.first, pairs.second))
+        return cls(axis, *sides)
+
+
+def within_limit(x: Tensor, code: Tensor, limit: PairLimit) -> Tensor:
+    """The codes of `x`, pairs beyond the limit cut with the least squared error; straight through."""
+    result: Tensor = _WithinLimit.apply(code, x, limit)
+    return result
+
+
+class _WithinLimit(torch.autograd.Function):  # type: ignore[misc]  # torch comes without types here
+    """What `keep_within` of passes/_core/saturation.py does to arrays; the gradient passes."""
+
+    @staticmethod
+    def forward(context: Any, code: Tensor, x: Tensor, limit: PairLimit) -> Tensor:
+        kept = code.clone()
+        rows, exact = (t.movedim(limit.axis, 0).flatten(1) for t in (kept, x.detach()))
+        a, b = rows[:, limit.first], rows[:, limit.second]
+        over = (a * b > 0) & (a.abs() + b.abs() > PAIR_LIMIT)
+        larger, other = exact[:, limit.first].abs(), exact[:, limit.second].abs()
+        share = (larger - (larger + other - PAIR_LIMIT) / 2).round().clamp(1, LARGEST_CODE)
+        rows[:, limit.first] = torch.where(over, a.sign() * share, a)
+        rows[:, limit.second] = torch.where(over, b.sign() * (PAIR_LIMIT - share), b)
+        return kept
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        return gradient, None, None
 
 
 def softened(x: Tensor, code: Tensor, rounding: Tensor) -> Tensor:

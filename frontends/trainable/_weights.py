@@ -92,6 +92,15 @@ def constants_of(model: ir.Model) -> Iterator[tuple[str, ir.Value, ir.TensorProt
             stack.extend(held_graphs(node))
 
 
+def all_nodes(model: ir.Model) -> Iterator[ir.Node]:
+    """Every node, those of bodies, branches and functions included."""
+    stack: list[ir.Graph | ir.Function] = [model.graph, *model.functions.values()]
+    while stack:
+        for node in stack.pop(0):
+            yield node
+            stack.extend(held_graphs(node))
+
+
 def _overridable(model: ir.Model) -> bool:
     """Before IR 4 every initializer was listed as an input, and no runtime let callers override it."""
     return model.ir_version is None or model.ir_version >= 4

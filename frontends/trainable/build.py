@@ -17,7 +17,7 @@ from ._emit import Emitter
 from ._flow import cuts_of
 from ._latents import find_latents, scales_of
 from ._ops_cast import small_float
-from ._ops_quant import on_grid, softened
+from ._ops_quant import on_grid, softened, within_limit
 from ._program import Known, Program
 from ._scope import Scope
 from ._weights import Origin, attribute_name, stored_tensor, trainable_values
@@ -49,7 +49,10 @@ def to_torch(
     names, sources = _named(origins, soft)
     shared = [value for value, origin in origins.items() if origin.shared]
     emitter = Emitter(program, sources, dict(model.functions), qat != "off", shared)
-    program.names.update(on_grid=on_grid, small_float=small_float, softened=softened)
+    program.names.update(on_grid=on_grid, small_float=small_float, softened=softened, within_limit=within_limit)
+    for value, origin in origins.items():
+        if origin.latent is not None and origin.latent.limited is not None:
+            program.names[_limit_name(names[value])] = origin.latent.limit
     scope = Scope(model.graph.name or "graph", dict(model.opset_imports))
     outputs = list(dict.fromkeys([*model.graph.outputs, *tapped]))
     _open(program, inputs, scope)
@@ -99,8 +102,13 @@ def _named(origins: Mapping[ir.Value, Origin], soft: bool) -> tuple[dict[ir.Valu
         names[value] = attribute_name(origin.name, taken)
         taken.add(names[value])
         parameter = f"self.{names[value]}"
-        sources[value] = parameter if origin.latent is None else origin.latent.expression(parameter, soft)
+        sources[value] = parameter if origin.latent is None else origin.latent.expression(
+            parameter, soft, _limit_name(names[value]))
     return names, sources
+
+
+def _limit_name(parameter: str) -> str:
+    return f"{parameter}_limit"
 
 
 def _start(origin: Origin, soft: bool) -> torch.Tensor:

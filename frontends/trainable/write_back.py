@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ._biases import tie_biases
 from ._dtypes import from_carrier
-from ._ops_quant import on_grid
+from ._ops_quant import on_grid, within_limit
 from ._weights import Origin, setting_uses, stored_tensor
 from .module import TrainableModule
 
@@ -38,7 +38,10 @@ def stored(parameter: torch.Tensor, origin: Origin) -> NDArray[Any]:
     latent = origin.latent
     if latent is None or latent.step == 0:
         return from_carrier(parameter, origin.dtype)
-    codes = on_grid(parameter.detach(), latent.low, latent.high, latent.step)
+    exact = parameter.detach()
+    codes = on_grid(exact, latent.low, latent.high, latent.step)
+    if latent.limit is not None:
+        codes = within_limit(exact, codes, latent.limit)
     if latent.pack is not None:
         return latent.pack(np.rint(codes.cpu().numpy()))
     return from_carrier(codes, origin.dtype)

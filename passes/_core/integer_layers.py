@@ -7,20 +7,12 @@ where unsigned 8-bit activations meet signed 8-bit weights: in other types no ke
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import onnx_ir as ir
 
-from .._base import Request
-from .._calibrated.layers import input_request
-from .._core.saturation import KernelPairs, kernel_pairs, offending
-from .._edit import is_constant, label
-from .._graph import all_nodes
-from .grids import rows_of
-from .layers import int_attribute
-from .weights import Layout
+from .saturation import KernelPairs, kernel_pairs
 
 QDQ_OPS = frozenset({"Conv", "Gemm", "MatMul"})
 
@@ -70,10 +62,6 @@ class IntegerLayer:
     dequantize: ir.Node | None
 
     @property
-    def name(self) -> str:
-        return label(self.node)
-
-    @property
     def stored(self) -> ir.Value:
         """The value that holds the codes."""
         value = value_at(self.codes)
@@ -91,7 +79,7 @@ class IntegerLayer:
 
     @property
     def groups(self) -> int:
-        return int_attribute(self.node, "group", 1)
+        return self.node.attributes.get_int("group", 1)
 
     @property
     def width(self) -> int:
@@ -99,26 +87,10 @@ class IntegerLayer:
         return math.prod(self.shape) // self.shape[self.channel_axis]
 
     @property
-    def layout(self) -> Layout:
-        return Layout.of(self.shape, self.channel_axis)
-
-    @property
     def pairs(self) -> KernelPairs:
         """The columns of the codes' rows that meet in integer kernels."""
         flipped = "Conv" not in self.node.op_type and self.channel_axis == 0
         return kernel_pairs(self.node.op_type, self.shape[::-1] if flipped else self.shape, self.groups)
-
-    def request(self, kind: Any) -> Request:
-        """The moment `kind` of what the layer multiplies, where it reads a dequantized value."""
-        return input_request(self.node, self.shape, self.groups, kind)
-
-    def offending(self) -> int:
-        """How many pairs saturate for some input."""
-        pairs = self.pairs
-        if not pairs.count:
-            return 0
-        parts = rows_of(self.tensor, self.layout, pairs)
-        return sum(int(offending(rows, pairs.of_part(rows.shape[1])).sum()) for rows, _ in parts)
 
 
 def value_at(place: Place | None) -> ir.Value | None:
@@ -129,26 +101,12 @@ def value_at(place: Place | None) -> ir.Value | None:
     return node.inputs[index] if index < len(node.inputs) else None
 
 
-def integer_layers(model: ir.Model) -> Iterator[IntegerLayer]:
-    """Every such layer, subgraphs and functions included, in graph order."""
-    for node in all_nodes(model):
+def integer_layers(nodes: Iterable[ir.Node]) -> Iterator[IntegerLayer]:
+    """Every such layer among the nodes, in their order."""
+    for node in nodes:
         found = _operator(node) if node.op_type in INTEGER_OPS else _between_pairs(node)
         if found is not None:
             yield found
-
-
-def offending_pairs(model: ir.Model) -> dict[str, int]:
-    """Pairs that may saturate on x86 CPUs without VNNI, by layer; layers without any are left out."""
-    counts: dict[str, int] = {}
-    for layer in integer_layers(model):
-        if count := layer.offending():
-            counts[layer.name] = counts.get(layer.name, 0) + count
-    return counts
-
-
-def weight_pairs(model: ir.Model) -> int:
-    """How many pairs of 8-bit weights the model's integer layers have."""
-    return sum(layer.pairs.count * layer.layout.channels for layer in integer_layers(model))
 
 
 def _operator(node: ir.Node) -> IntegerLayer | None:
@@ -157,7 +115,7 @@ def _operator(node: ir.Node) -> IntegerLayer | None:
     if not _is_signed_constant(codes) or not _reads_unsigned(node, slots):
         return None
     assert codes is not None
-    flipped = node.op_type == "QGemm" and int_attribute(node, "transB", 0)
+    flipped = node.op_type == "QGemm" and node.attributes.get_int("transB", 0)
     first = "Conv" in node.op_type or flipped
     scale, zero, bias = (None if index is None else (node, index) for index in (slots.scale, slots.zero, slots.bias))
     if node.op_type == "MatMulInteger":
@@ -172,11 +130,11 @@ def _scale_behind(product: ir.Value) -> Place | None:
             if scaled.op_type != "Mul":
                 continue
             for index, value in enumerate(scaled.inputs):
-                if is_constant(value):
+                if _is_constant(value):
                     return scaled, index
                 maker = value.producer() if value is not None else None
                 if maker is not None and maker.op_type == "Mul":
-                    found = [(maker, i) for i, v in enumerate(maker.inputs) if is_constant(v)]
+                    found = [(maker, i) for i, v in enumerate(maker.inputs) if _is_constant(v)]
                     if found:
                         return found[0]
     return None
@@ -211,9 +169,9 @@ def _between_pairs(node: ir.Node) -> IntegerLayer | None:
     if not _is_signed_constant(codes):
         return None
     assert codes is not None
-    if "block_size" in dequantize.attributes and int_attribute(dequantize, "block_size", 0):
+    if dequantize.attributes.get_int("block_size", 0):
         return None  # blocked weights have kernels of their own
-    first = node.op_type == "Conv" or bool(int_attribute(node, "transB", 0)) != flipped
+    first = node.op_type == "Conv" or bool(node.attributes.get_int("transB", 0)) != flipped
     bias = _added_integers(node) if node.op_type == "MatMul" else (node, 2) if _input(node, 2) is not None else None
     axis = 0 if first else _last_axis(codes)
     return IntegerLayer(node, (dequantize, 0), axis, (dequantize, 1), (dequantize, 2), bias, dequantize)
@@ -249,9 +207,14 @@ def _is_unsigned(dequantize: ir.Node) -> bool:
 
 def _is_signed_constant(value: ir.Value | None) -> bool:
     """Whether a value is a constant matrix or more of int8."""
-    tensor = value.const_value if value is not None else None
-    return (tensor is not None and value is not None and value.producer() is None
-            and tensor.dtype == ir.DataType.INT8 and len(tensor.shape.numpy()) > 1 and tensor.size > 0)
+    if value is None or value.const_value is None or not _is_constant(value):
+        return False
+    tensor = value.const_value
+    return tensor.dtype == ir.DataType.INT8 and len(tensor.shape.numpy()) > 1 and tensor.size > 0
+
+
+def _is_constant(value: ir.Value | None) -> bool:
+    return value is not None and value.const_value is not None and value.producer() is None
 
 
 def _last_axis(value: ir.Value) -> int:
