@@ -152,6 +152,10 @@ class Names:
     def __init__(self, model: ir.Model) -> None:
         self._taken: set[str] = set()
         self._numbers: Counter[str] = Counter()
+        self.take(model)
+
+    def take(self, model: ir.Model) -> None:
+        """Give no name that this model has either: names of nodes that are gone by now stay theirs in reports."""
         for graph in all_graphs(model):
             self._taken.update(v.name or "" for v in graph.inputs)
             if isinstance(graph, ir.Graph):

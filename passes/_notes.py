@@ -19,8 +19,8 @@ def drop_notes(model: ir.Model, interface: bool = True) -> Counter[str]:
     `interface`. Counts: `metadata` (entries), `doc_strings`.
     """
     counts = Counter(metadata=0, doc_strings=0)
+    kept = set() if interface else {*model.graph.inputs, *model.graph.outputs}
     for graph in all_graphs(model):
-        kept = set() if interface else {*graph.inputs, *graph.outputs}
         for holder in _holders(graph):
             if holder not in kept:
                 _clear(holder, counts)

@@ -22,12 +22,18 @@ OPSETS = {19: (1, 15), 20: (1, 17), 21: (1, 18), 22: (1, 21), 23: (1, 23), 25: (
 
 IR_VERSIONS = {9: (1, 15), 10: (1, 18), 11: (1, 23), 13: (1, 24), 14: (1, 32)}
 """Highest IR version -> the first release that accepts it."""
+
+ML_OPSETS = {3: (1, 15), 4: (1, 17), 5: (1, 18)}
+"""Highest version of ai.onnx.ml -> the first release that accepts it."""
+
+KNOWN = frozenset({"", "ai.onnx", "ai.onnx.ml"})
+
 Release = tuple[int, int]
 
 
 @dataclass(frozen=True)
 class Requirements:
-    """The standard opset, the IR version, the oldest ONNX Runtime ("1.23"; None: none known), and what asks for it."""
+    """The standard opset, the IR version, the oldest ONNX Runtime ("1.23"; None: not known), and what asks for it."""
 
     opset: int | None
     ir_version: int | None
@@ -65,14 +71,16 @@ RULES = (
 
 
 def requirements_of(model: ir.Model) -> Requirements:
-    """What the model needs, by the tables and rules above; a custom domain's needs are not known."""
+    """What the model needs, by the tables and rules above; what other domains need was not tried."""
     opset, ir_version = model.opset_imports.get(""), model.ir_version
     needs: list[tuple[Release | None, str]] = [(OLDEST, "the oldest tried")]
-    if opset is not None:
-        needs.append((_first(OPSETS, opset), f"opset {opset}"))
-    if ir_version is not None:
-        needs.append((_first(IR_VERSIONS, ir_version), f"IR version {ir_version}"))
+    for table, number, name in ((OPSETS, opset, "opset"), (IR_VERSIONS, ir_version, "IR version"),
+                                (ML_OPSETS, model.opset_imports.get("ai.onnx.ml"), "ai.onnx.ml")):
+        if number is not None:
+            needs.append((_first(table, number), f"{name} {number}"))
     nodes = list(all_nodes(model))
+    foreign = {n.domain for n in nodes if n.domain not in KNOWN and n.op_identifier() not in model.functions}
+    needs += [(None, f"operators of {domain}") for domain in sorted(foreign)]
     needs += [(rule.release, rule.because) for rule in RULES if any(is_standard(n) and rule.holds(n) for n in nodes)]
     unknown = [because for release, because in needs if release is None]
     if unknown:

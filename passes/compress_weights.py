@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from ._base import Context, Declined, Effect, Option, Pass, PassOutcome
 from ._graph import Names, Weight, weights_of
 from ._lazy import DerivedTensor, blocks
+from ._notes import drop_notes
 from ._opset import raise_opset
 from ._quant.blocked import DTYPES, LEVELS, best_scales
 from ._quant.inserter import Inserter
@@ -48,13 +49,15 @@ class CompressWeights(Pass):
     Effect: lossy. Touches float32 weights of Conv, ConvTranspose, Gemm, MatMul, LSTM, GRU and RNN and tables of
     Gather; activations stay float32. int8 and int4: a scale for each block of an output channel or
     table row, about 0.27 and 0.16 of the bytes; fp16 and bf16: rounded, 0.5. Depthwise convolutions become fp16 where
-    others become integers: with a scale each they would be hardly smaller, and they lose most.
+    others become integers: with a scale each they would be hardly smaller, and they lose most. What exporters noted on
+    nodes and values goes (`notes=keep`); names stay.
 
     Shapes: unchanged.
 
     Errors: RefusedError if the opset cannot be raised (int4 needs 21, bf16 13).
 
-    Stats: `weights` (count), `bytes_before`, `bytes_after` (of these weights, scales included).
+    Stats: `weights` (count), `bytes_before`, `bytes_after` (of these weights, scales included), `notes` (count of
+    metadata entries and doc strings dropped).
 
     Source: follows from the definition; block scales: Dettmers, Zettlemoyer, The case for 4-bit precision, ICML 2023
     (arXiv:2212.09720).
@@ -69,6 +72,8 @@ class CompressWeights(Pass):
     min_size: int = Option(1024, "Leave weights with fewer elements.", low=1, high=1_000_000_000)
     include: tuple[str, ...] = Option((), "Touch only weights whose own or whose node's name matches a pattern.")
     exclude: tuple[str, ...] = Option((), "Leave weights whose own or whose node's name matches a pattern.")
+    notes: Literal["drop", "keep"] = Option(
+        "drop", "What exporters say of nodes and values (metadata, doc strings): it may outweigh the weights.")
 
     def run(self, model: ir.Model, context: Context) -> PassOutcome:
         weights, declined = self._chosen(model)
@@ -86,6 +91,8 @@ class CompressWeights(Pass):
                 advance(1)
         outcome.changed = len(weights)
         outcome.stats = {"weights": len(weights), "bytes_before": before, "bytes_after": after}
+        if self.notes == "drop":
+            outcome.stats["notes"] = drop_notes(model, interface=False).total()
         return outcome
 
     def _chosen(self, model: ir.Model) -> tuple[list[Weight], list[Declined]]:

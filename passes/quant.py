@@ -20,6 +20,7 @@ from ._opset import raise_opset
 from ._quant.blocked import insert_blocked
 from ._quant.choices import INTEGERS, Choice, Override, check_patterns, choices, is_packed, read_overrides
 from ._quant.coarse import Coarse, coarse_reads
+from ._quant.codes import Storage
 from ._quant.dynamic import insert_dynamic
 from ._quant.effective import with_effective_values
 from ._quant.faster import checked
@@ -54,6 +55,7 @@ class Quant(Pass):
     node that float16 can hold); inputs and outputs keep their types. With calibration data activations get static
     ranges; without, MatMul and Gemm quantize them at run time and Conv stays float. Weights of 4 bits or fewer are
     stored packed and unpacked to int8 when the runtime loads the model: the file is smaller, the speed that of int8.
+    What exporters noted on nodes and values goes (`notes=keep`); names stay.
 
     Shapes: weight (M, C, *K), (K, N) -> same, int8 with one scale per output channel; bias (M,) -> int32.
 
@@ -94,6 +96,9 @@ class Quant(Pass):
     block: int = Option(32, "Weights that share a scale, for blocked.", low=16, high=65_536)
     planes: int = Option(1, "Sums of so many signs, for binary: as many bits a weight.", low=1, high=3)
     fit: Literal["mse", "mean"] = Option("mse", "Scale of binary and ternary weights: least squares, or from mean |w|.")
+    storage: Storage = Option(
+        "auto", "How 3- and 4-bit weights are kept: int4, a type of opset 21 (ONNX Runtime 1.23 or newer), or table, "
+        "looked up while loading, as small (opset 13). auto: int4.")
     kernel: Literal["auto", "int8", "float"] = Option(
         "auto", "What runs the layers; float only stores them small. auto: int8 where ranges are known.")
     ends: Literal["8", "same"] = Option("8", "First and last layer where the others have 4 bits or fewer.")
@@ -149,7 +154,7 @@ class Quant(Pass):
         if not parts:
             return PassOutcome(declined=declined)
         names = Names(model)
-        raise_opset(model, max(part.opset for part in parts))
+        raise_opset(model, max(part.opset(request.settings) for part in parts))
         if any("static" in part.engines for part in parts):
             self._prepare(model, context)
         parts, declined = plan(model, request)
@@ -204,7 +209,7 @@ class Quant(Pass):
         overrides = self._overrides()
         return Request(
             rules, self.include, self.exclude, self.kernel, self.block, context.has_data(),
-            Settings(self.bits, self.planes, self.fit),
+            Settings(self.bits, self.planes, self.fit, storage=self.storage),
             choose=lambda layers: choices(layers, default, self.ends, overrides),
         )
 

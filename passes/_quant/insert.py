@@ -83,7 +83,7 @@ def _quantize_layer(inserter: Inserter, layer: Layer, quantized: ir.Value, scale
         "DequantizeLinear",
         [quantized, inserter.constant(f"{stem}_scale", scales),
          # Its own: ONNX Runtime's option session.x64quantprecision refuses weights that share a zero point.
-         inserter.initializer(f"{stem}_zp", ir.Tensor(np.zeros(scales.shape, np.int8)))],
+         inserter.constant("zero", np.zeros(scales.shape, np.int8), shared=False)],
         ir.DataType.FLOAT, _dims(quantized), {"axis": layer.weight_axis},
     )
     layer.node.prepend([dequantize])

@@ -26,12 +26,13 @@ class Inserter:
         self.names = names
         self._constants: dict[tuple[str, tuple[int, ...], bytes], ir.Value] = {}
 
-    def constant(self, role: str, array: np.ndarray) -> ir.Value:
-        """An initializer holding `array`, reused where an equal one was made before."""
+    def constant(self, role: str, array: np.ndarray, shared: bool = True) -> ir.Value:
+        """An initializer holding `array`; if `shared`, one that was made before and is equal."""
+        if not shared:
+            return self._registered(self._short(role), ir.Tensor(np.asarray(array, order="C")))
         key = (array.dtype.name, array.shape, array.tobytes())
         if key not in self._constants:
-            tensor = ir.Tensor(np.asarray(array, order="C"))
-            self._constants[key] = self._registered(self._short(role), tensor)
+            self._constants[key] = self.constant(role, array, shared=False)
         return self._constants[key]
 
     def initializer(self, stem: str, tensor: ir.TensorProtocol) -> ir.Value:
