@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib
 import platform
 import re
 import subprocess
@@ -231,12 +232,13 @@ def _fields(cpuinfo: str) -> dict[str, str]:
 
 
 def _windows_name() -> str:
-    assert sys.platform == "win32"
-    import winreg
+    if sys.platform == "win32":
+        import winreg
 
-    key = r"HARDWARE\DESCRIPTION\System\CentralProcessor\0"
-    with winreg.OpenKey(winreg.HKEY_LOCAL_MACHINE, key) as opened:
-        return str(winreg.QueryValueEx(opened, "ProcessorNameString")[0])
+        key = r"HARDWARE\DESCRIPTION\System\CentralProcessor\0"
+        with winreg.OpenKey(winreg.HKEY_LOCAL_MACHINE, key) as opened:
+            return str(winreg.QueryValueEx(opened, "ProcessorNameString")[0])
+    return ""
 
 
 def _sysctl(name: str) -> str:
@@ -272,11 +274,9 @@ def _macos_flags(architecture: str) -> set[str]:
 
 
 def _seen_by_numpy() -> Mapping[str, bool]:
-    try:
-        from numpy._core._multiarray_umath import __cpu_features__ as found
-    except ImportError:  # numpy calls it its own affair
-        return {}
-    return dict(found)
+    with contextlib.suppress(ImportError, AttributeError):  # numpy promises nothing about it
+        return dict(importlib.import_module("numpy._core._multiarray_umath").__cpu_features__)
+    return {}
 
 
 def seen(architecture: str, told: set[str], by_numpy: Mapping[str, bool]) -> tuple[str, ...]:

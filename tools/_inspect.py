@@ -18,10 +18,15 @@ from ..passes._graph import QUANT_OPS, all_nodes, weights_of
 from ..passes._lazy import blocks
 from ..passes._normalize import normalize
 from ..passes._registry import pass_class, pass_names
+from ..passes._requirements import requirements_of
+from ..runtime.hardware import hardware
+from ..runtime.worker import Worker
 from ._checks import Port, first_line, interface_of
 from ._figures import figures_of, weight_bytes
+from ._kernels import is_quantized
 from ._provenance import provenance
 from ._result import LARGE
+from ._saturation import saturating_pairs
 
 
 def inspection(path: Path) -> dict[str, Any]:
@@ -41,6 +46,8 @@ def inspection(path: Path) -> dict[str, Any]:
     }
     figures = figures_of(model, path, count_nonzero=not large)
     normalize(model)
+    facts["requires"] = requirements_of(model).as_dict()
+    facts.update(integers(model, large))
     figures.macs = figures_of(model, None, count_nonzero=False).macs
     ops = Counter(f"{n.domain}.{n.op_type}" if n.domain else n.op_type for n in all_nodes(model))
     sparsity = None if figures.nonzero is None or not figures.params else 1 - figures.nonzero / figures.params
@@ -51,6 +58,15 @@ def inspection(path: Path) -> dict[str, Any]:
         "passes": [] if large else [reach(pass_class(name), model) for name in pass_names()
                                     if pass_class(name).effect == "lossy"],
     }
+
+
+def integers(model: ir.Model, large: bool) -> dict[str, Any]:
+    """Of a quantized model, the weight pairs that may saturate (None where not counted), and what this CPU does."""
+    if not is_quantized(model):
+        return {"saturation": None, "hardware": None}
+    with Worker() as worker:
+        machine = hardware(worker)
+    return {"saturation": None if large else saturating_pairs(model).to_json(), "hardware": machine.to_json()}
 
 
 def _port(port: Port) -> dict[str, Any]:

@@ -10,8 +10,8 @@ import onnx_ir as ir
 from .. import __version__
 
 PREFIX = "onnx_opt."
-RECORD = ("version", "passes", "input_sha256", "seed", "target")
-"""What a run is repeated from. Passes keep facts of their own under the same prefix."""
+RECORD = ("version", "passes", "input_sha256", "seed", "target", "cpu", "min_runtime")
+"""What a run is repeated from, and what its result needs. Passes keep facts of their own under the same prefix."""
 
 
 def sha256_of(path: Path) -> str:
@@ -20,11 +20,17 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def stamp(model: ir.Model, passes: str, input_sha256: str | None, seed: int, target: str) -> None:
-    """Record version, canonical pipeline text, the input's digest, seed and target; replaces an earlier record."""
+def stamp(
+    model: ir.Model, passes: str, input_sha256: str | None, seed: int, target: str, *, cpu: str,
+    min_runtime: str | None,
+) -> None:
+    """Record version, canonical pipeline text, the input's digest, seed, target, the CPU that measured
+    and the oldest ONNX Runtime that runs it; replaces an earlier record.
+    """
     for key in provenance(model):
         del model.metadata_props[PREFIX + key]
-    record = zip(RECORD, (__version__, passes, input_sha256, str(seed), target), strict=True)
+    values = (__version__, passes, input_sha256, str(seed), target, cpu, min_runtime)
+    record = zip(RECORD, values, strict=True)
     model.metadata_props.update({PREFIX + key: value for key, value in record if value is not None})
 
 

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import onnx_ir as ir
 
 from ..passes._pipeline import Pipeline
+from ..runtime.hardware import Hardware
 from .console import finite
 
 Verify = Literal["auto", "always", "never"]
@@ -95,6 +96,10 @@ class Result:
     files: list[Path] = field(default_factory=list)
     loss: list[dict[str, Any]] | None = None
     """What each layer lost, worst first; None unless it was asked for (`explain_loss`)."""
+    requires: dict[str, Any] = field(default_factory=dict)
+    """`opset`, `ir_version`, `onnxruntime` (oldest release that runs the result; None: not known), `because`."""
+    hardware: Hardware | None = None
+    """The CPU whose latency and integer kernels the figures are of."""
 
     def as_dict(self) -> dict[str, Any]:
         """The JSON object of `--json`: plain numbers, None for what is unknown or not finite."""
@@ -104,6 +109,8 @@ class Result:
             "output": dataclasses.asdict(self.output),
             "passes": [step.as_dict() for step in self.passes],
             "metric": self.metric,
+            "requires": self.requires,
+            "hardware": None if self.hardware is None else self.hardware.to_json(),
             "warnings": self.warnings,
             "output_path": self.output_path,
             **({} if self.loss is None else {"loss": self.loss}),

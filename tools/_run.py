@@ -18,8 +18,12 @@ from ..frontends.onnx_file import check_output, load, save
 from ..passes._base import Pass, PassOutcome
 from ..passes._graph import QUANT_OPS, all_nodes
 from ..passes._normalize import normalize
+from ..passes._requirements import requirements_of
 from ..passes._stats import model_macs
+from ..passes._versions import LeastVersions
 from ..runtime.compare import Drift
+from ..runtime.hardware import hardware
+from ..runtime.session import Session, open_session
 from ..runtime.targets import target_named
 from ..runtime.worker import Worker
 from ._bench import compare_latency
@@ -28,9 +32,11 @@ from ._drift import COARSE, FLOAT32, Outputs, Referee, Tolerance, inexact, meter
 from ._evidence import Evidence, gather_evidence
 from ._explain_loss import Stage, explain
 from ._figures import expected_bytes, figures_of, weight_bytes
+from ._kernels import compare_kernels, is_quantized, remedy
 from ._metric import measure_metric
 from ._provenance import sha256_of, stamp
 from ._result import LARGE, Result, Settings, Step
+from ._saturation import saturating_pairs
 from ._training import TrainingContext
 
 HALF = {ir.DataType.FLOAT16, ir.DataType.BFLOAT16}
@@ -91,6 +97,7 @@ class Run:
         self.input = figures_of(loaded, self.original, count_nonzero=not self.large)
         self.had_shapes = has_inner_shapes(loaded)
         self.model = loaded
+        self.quantized_before = is_quantized(loaded)
         normalize(self.model)
         self.input.macs = model_macs(self.model)
         problem = self.interface.difference(interface_of(self.model))
@@ -133,10 +140,13 @@ class Run:
         """Open the data; run the original; decide what can be proved about the passes."""
         self.evidence: Evidence = gather_evidence(
             self.settings, self.worker, self.model, self.original if self.runs else None, self._warn)
+        runs_any = self.runs or self.settings.metric is not None
+        self.hardware = hardware(self.worker if runs_any else None, self.evidence.provider or "cpu")
+        self._say_if_another_cpu()
         self.context = TrainingContext(
             self.worker, self.evidence.calibration, self.settings.target, self.settings.seed, save,
             warn=self._warn, progress=self.settings.progress, provider=self._provider(), threads=self.settings.threads,
-            latency_feeds=self.evidence.latency_feeds, runs=self.runs)
+            latency_feeds=self.evidence.latency_feeds if self._on_target() else (), runs=self.runs)
         self.context.teacher, self.context.resume = self._teacher(), self.settings.resume
         self.referee: Referee | None = self.evidence.referee
         if self.referee is None:
@@ -146,6 +156,18 @@ class Run:
         if problem:
             raise _our_fault(f"the model as loaded computes something else: {problem}")
         self.outputs: Outputs = outputs
+
+    def _on_target(self) -> bool:
+        """Whether this CPU is one that the result is made for, so that its timings decide anything."""
+        return target_named(self.settings.target).covers(self.hardware)
+
+    def _say_if_another_cpu(self) -> None:
+        if self._on_target() or self.hardware.saturates is None:
+            return
+        target = target_named(self.settings.target)
+        figures = "drift, metric and latency are" if self.hardware.saturates else "latency is"
+        self._warn(f"target {target.name}", f"made for {target.cpus}, but this is {self.hardware.label}: {figures} "
+                                            "this CPU's, and no layer stays float for being slow here")
 
     def _teacher(self) -> ir.Model:
         """What training learns from: the original, or the model that was named."""
@@ -272,12 +294,15 @@ class Run:
     def _finish(self) -> Result:
         settings = self.settings
         self.macs = model_macs(self.model)
+        self._lower_versions()
         if not self.had_shapes:
             forget_shapes(self.model)
-        stamp(self.model, ", ".join(self.applied), self.sha256, settings.seed, settings.target)
+        requires = requirements_of(self.model)
+        stamp(self.model, ", ".join(self.applied), self.sha256, settings.seed, settings.target,
+              cpu=self.hardware.label, min_runtime=requires.onnxruntime)
         out = settings.out if settings.out is not None and not settings.dry_run else None
         result = Result(self.model, self.about, self.input, dataclasses.replace(self.input), self.steps, None,
-                        self.warnings, str(out) if out else None)
+                        self.warnings, str(out) if out else None, requires=requires.as_dict(), hardware=self.hardware)
         if out is not None:
             result.files = save(self.model, out, check=lambda path: self._judge(path, result))
             result.model = self.written
@@ -290,6 +315,16 @@ class Run:
             result.output.macs = self.macs
             result.output.bytes = expected_bytes(self.model)
         return result
+
+    def _lower_versions(self) -> None:
+        """Ask for no newer opset and IR version than the content needs; proved like an exact pass, or left alone."""
+        before, lowering = self.model.clone(), LeastVersions()
+        problem, outcome = self._attempt(lowering)
+        if problem is None and outcome.changed:
+            problem, _ = self._doubt(lowering)
+        if problem is not None:
+            self.model = before
+            self._warn("opset", f"not lowered: {problem}")
 
     def _judge(self, path: Path, result: Result) -> None:
         """Check and measure the very file that is about to be the result. Errors: CheckError where it fails."""
@@ -315,6 +350,7 @@ class Run:
         assert self.referee is not None
         outputs = self.referee.outputs(path)
         drift = meter(self.referee.original, outputs).overall()
+        self._say_if_kernels_disagree(path, outputs)
         limit = self.settings.min_sqnr
         if limit is not None and drift.sqnr_db < limit:
             raise CheckError("--min-sqnr", f"the result has {drift.sqnr_db:.1f} dB, below the {limit:g} dB asked for",
@@ -323,6 +359,22 @@ class Run:
             if step.drift is not None:
                 step.drift = as_figures(drift)
                 break
+
+    def _say_if_kernels_disagree(self, path: Path, outputs: Outputs) -> None:
+        """Warn where this CPU's integer kernels lose what the graph as written does not."""
+        assert self.referee is not None
+        if self.hardware.provider != "cpu" or not is_quantized(self.written):
+            return
+        with self._progress("comparing kernels with the graph"):
+            kernels = compare_kernels(self._open_on_cpu, path, self.written, self.hardware, self.referee.batches,
+                                      outputs, None if self.quantized_before else self.referee.original)
+        if kernels is not None and kernels.disagree:
+            pairs = saturating_pairs(self.written)
+            self._warn("kernels", f"{kernels.words(self.hardware)}; "
+                                  f"{remedy(pairs, self.hardware, self.settings.target)}")
+
+    def _open_on_cpu(self, path: Path, optimize: bool = True, exact: bool = False) -> Session:
+        return open_session(self.worker, path, threads=self.settings.threads, optimize=optimize, exact=exact)
 
     def _measure_latency(self, path: Path, result: Result) -> None:
         if not self.settings.bench or not self.evidence.latency_feeds or self.original is None:
@@ -335,8 +387,9 @@ class Run:
             return
         result.input.latency_ms, result.output.latency_ms = before.median_ms, after.median_ms
         if after.ratio_to_first > 1.05 and after.min_ms > 1.05 * before.min_ms:
-            self._warn("latency", f"the result is slower: {after.median_ms:.3g} ms, {before.median_ms:.3g} ms before "
-                                  f"(ratio {after.ratio_to_first:.2f})")
+            where = "" if self._on_target() else f" on this CPU, which is not one of {self.settings.target}'s"
+            self._warn("latency", f"the result is slower{where}: {after.median_ms:.3g} ms, {before.median_ms:.3g} ms "
+                                  f"before (ratio {after.ratio_to_first:.2f})")
 
     def _warn(self, where: str, message: str) -> None:
         text = f"{where}: {message}"

@@ -17,6 +17,9 @@ from .console import markup_safe
 def result_tables(result: Result, verbosity: int = 0) -> list[RenderableType]:
     """The main job's account: the passes, then before and after."""
     tables: list[RenderableType] = [pass_account(result.passes), before_after(result)]
+    if result.hardware is not None:
+        tables.append(measured_on(result.hardware.label))
+    tables.append(needed(result.requires))
     if verbosity > 0:
         tables.extend(declined_table(step) for step in result.passes if step.declined)
     return tables
@@ -83,6 +86,18 @@ def before_after(result: Result) -> Table:
         first, second = result.metric["before"], result.metric["after"]
         table.add_row(markup_safe(result.metric["name"]), f"{first:.4f}", f"{second:.4f}", f"{second - first:+.4f}")
     return table
+
+
+def measured_on(label: str) -> str:
+    """The line below figures that are one machine's."""
+    return f"on {markup_safe(label)}"
+
+
+def needed(requires: Mapping[str, Any]) -> str:
+    """What a file asks of a runtime: `needs ONNX Runtime 1.23 or newer (Cast from INT4); opset 21, IR 10`."""
+    release, because = requires["onnxruntime"], markup_safe(requires["because"])
+    runtime = f"ONNX Runtime {release} or newer" if release else "an ONNX Runtime, not known which"
+    return f"needs {runtime} ({because}); opset {requires['opset'] or 'none'}, IR {requires['ir_version']}"
 
 
 def size(value: int | None) -> str:

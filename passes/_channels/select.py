@@ -19,7 +19,7 @@ Scope = Literal["layer", "global", "isomorphic"]
 Choice = list[int]
 """How many channels of each group go, the least important first."""
 
-CONV_WIDTH = {"cpu": 16, "cuda": 8, "tensorrt": 8, "generic": 8}
+CONV_WIDTH = {"cpu": 16, "cpu-vnni": 16, "arm64": 16, "cuda": 8, "tensorrt": 8, "generic": 8}
 """Channels that a convolution kernel of a target handles at once. CPU: AVX-512 in ONNX Runtime's blocked layout, where
 33 to 47 channels take the time of 48 and 63 more than 64 (measured); half of it for narrow layers."""
 

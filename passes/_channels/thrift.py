@@ -20,7 +20,7 @@ Budget = Callable[[Choice], float]
 IDLE = 0.05
 """Of what a channel costs, the share saved when it leaves a block of which others stay (measured: 0 to 0.1)."""
 
-STEP = {"cpu": 4, "cuda": 8, "tensorrt": 8, "generic": 4}
+STEP = {"cpu": 4, "cpu-vnni": 4, "arm64": 4, "cuda": 8, "tensorrt": 8, "generic": 4}
 """Widths of convolutions that are tried are multiples of it: on a CPU, 15 channels take longer than 16 (measured)."""
 
 ROUNDS = 4

@@ -111,7 +111,7 @@ def test_a_missing_provider_says_how_to_install_it(worker, write, provider):
 def test_unknown_names_get_the_nearest():
     with pytest.raises(UsageError, match="did you mean 'tensorrt'"):
         provider_named("tensorrrt")
-    with pytest.raises(UsageError, match="choose one of cpu, cuda, tensorrt, generic"):
+    with pytest.raises(UsageError, match="choose one of cpu, cpu-vnni, arm64, cuda, tensorrt, generic"):
         target_named("xyz")
 
 

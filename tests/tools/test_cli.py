@@ -14,8 +14,11 @@ from click.testing import CliRunner
 from onnx_opt import CheckError, OnnxOptError, RefusedError, UsageError
 from onnx_opt.frontends.onnx_file import load, save
 from onnx_opt.passes._registry import pass_names
+from onnx_opt.runtime import targets
+from onnx_opt.runtime.hardware import hardware
 from onnx_opt.tools._provenance import provenance
 from onnx_opt.tools.cli import COMMANDS, main, report_error
+from onnx_opt.tools.commands.run import TARGETS
 from onnx_opt.tools.console import escaped, finite
 from sample_models import CNN, MLP, model_from
 
@@ -141,7 +144,7 @@ def test_json_is_one_object_and_nothing_else(mlp):
     done = invoke(mlp, "-p", "prune", "--json", "--no-bench")
     assert done.stderr == ""
     assert set(json.loads(done.stdout)) == {
-        "model", "input", "output", "passes", "metric", "warnings", "output_path"}
+        "model", "input", "output", "passes", "metric", "requires", "hardware", "warnings", "output_path"}
 
 
 def test_passes_json_describes_every_pass():
@@ -169,8 +172,8 @@ def test_finite_replaces_what_json_lacks():
     (("MODEL", "-p", "prune(sparsity=0.5"), 2, [
         "error: --passes: column 19: expected ',' or ')' in 'prune(sparsity=0.5'", "  fix: close the parenthesis"]),
     (("MODEL", "--target", "gpu"), 2, [
-        "error: --target: 'gpu' is not one of 'cpu', 'cuda', 'tensorrt', 'generic'",
-        "  fix: choose one of cpu, cuda, tensorrt, generic"]),
+        "error: --target: 'gpu' is not one of 'cpu', 'cpu-vnni', 'arm64', 'cuda', 'tensorrt', 'generic'",
+        "  fix: choose one of cpu, cpu-vnni, arm64, cuda, tensorrt, generic"]),
     (("passes", "quantt"), 2, ["error: passes: quantt: no such pass", "  fix: did you mean 'quant'?"]),
     (("eval", "MODEL", "--metric", "top1"), 2, ["error: --data: is missing", "  fix: see onnx-opt eval --help"]),
     (("MODEL", "-o", "MODEL", "-p", "prune"), 2, None),
@@ -264,11 +267,24 @@ def test_verify_names_an_input_that_is_missing(mlp, cnn, tmp_path):
 
 def test_bench_measures_each_model(mlp, cnn):
     done = invoke("bench", mlp, cnn, "--seconds", "0.1", "--json")
-    first, second = json.loads(done.stdout)["models"]
+    facts = json.loads(done.stdout)
+    first, second = facts["models"]
+    assert facts["hardware"] == hardware(None).to_json()
     assert first["ratio_to_first"] == 1.0
     assert second["model"] == str(cnn)
     assert 0 < first["min_ms"] <= first["median_ms"] <= first["p90_ms"]
     assert first["peak_memory_bytes"] > 1e6
+
+
+def test_tables_of_latency_name_the_cpu(mlp):
+    done = invoke("bench", mlp, "--seconds", "0.1")
+    assert done.stdout.endswith(f"\non {hardware(None).label}\n")
+    done = invoke("demo", "--passes", "prune")
+    assert f"\non {hardware(None).label}\n" in done.stdout
+
+
+def test_the_targets_offered_are_those_that_there_are():
+    assert list(TARGETS) == list(targets.TARGETS)
 
 
 def test_eval_scores_labelled_data(mlp, labelled):
@@ -279,7 +295,10 @@ def test_eval_scores_labelled_data(mlp, labelled):
         outputs = np.maximum(arrays["x"] @ weights[0], 0) @ weights[1]
         expected = float(np.mean(outputs.argmax(1) == arrays["labels"]))
     assert (facts["metric"], facts["value"]) == ("top1", expected)
-    assert invoke("eval", mlp, "--data", labelled, "--metric", "top1").stdout == f"top1 {expected:.6g}\n"
+    assert facts["hardware"] == hardware(None).to_json()
+    done = invoke("eval", mlp, "--data", labelled, "--metric", "top1")
+    assert (done.stdout, done.stderr) == (f"top1 {expected:.6g}\n", f"on {hardware(None).label}\n")
+    assert invoke("eval", mlp, "--data", labelled, "--metric", "top1", "--quiet").stderr == ""
 
 
 def test_demo_reports_accuracy_before_and_after():

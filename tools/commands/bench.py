@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ..console import emit_json, shared_options, show
+
+if TYPE_CHECKING:
+    from ...runtime.hardware import Hardware
 
 
 @click.command("bench")
@@ -20,17 +23,22 @@ from ..console import emit_json, shared_options, show
 @shared_options
 def command(models: tuple[Path, ...], as_json: bool, verbosity: int, **options: Any) -> None:
     """Measure MODELs interleaved in one process: median and 90th percentile latency, ratio to the first, memory."""
-    rows = measure(models, **options)
+    rows, machine = measure(models, **options)
     if as_json:
-        emit_json({"provider": options["provider"], "threads": options["threads"], "models": rows})
+        emit_json({"provider": options["provider"], "threads": options["threads"], "models": rows,
+                   "hardware": machine.to_json()})
     else:
+        from ..tables import measured_on
+
         show(latency_table(rows))
+        show(measured_on(machine.label))
 
 
 def measure(models: tuple[Path, ...], provider: str, threads: int, data: str | None, seconds: float,
-            seed: int) -> list[dict[str, Any]]:
-    """One row a model, in the order given."""
+            seed: int) -> tuple[list[dict[str, Any]], Hardware]:
+    """One row a model, in the order given, and what measured them."""
     from ...runtime.bench import interleaved
+    from ...runtime.hardware import hardware
     from ...runtime.session import open_session
     from ...runtime.worker import Worker
     from .._compare import checked, feeds_for
@@ -41,6 +49,7 @@ def measure(models: tuple[Path, ...], provider: str, threads: int, data: str | N
         sessions = [open_session(worker, path, provider, threads=threads) for path in paths]
         feeds = [limited(feeds_for(session, data, seed)) for session in sessions]
         latencies = interleaved(sessions, feeds, seconds=seconds)
+        machine = hardware(worker, provider)
     rows = []
     for path, model, batches, latency in zip(paths, models, feeds, latencies, strict=True):
         with Worker() as alone:
@@ -49,7 +58,7 @@ def measure(models: tuple[Path, ...], provider: str, threads: int, data: str | N
         rows.append({"model": str(model), "median_ms": latency.median_ms, "p90_ms": latency.p90_ms,
                      "min_ms": latency.min_ms, "ratio_to_first": latency.ratio_to_first, "runs": latency.runs,
                      "peak_memory_bytes": peak})
-    return rows
+    return rows, machine
 
 
 def latency_table(rows: list[dict[str, Any]]) -> Any:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..console import Progress, shared_options
-from .run import TARGETS, show_result
+from .run import TARGET_HELP, TARGETS, show_result
 
 if TYPE_CHECKING:
     from ...passes._pipeline import Pipeline
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 @click.option("--init", is_flag=True, help="Start from random weights: STUDENT is only an architecture.")
 @click.option("--eval-data", metavar="D", help="Labelled data for --metric. Default: --data.")
 @click.option("--metric", metavar="M", help="top1, top5, spearman, perplexity, module:callable or file.py:callable.")
-@click.option("--target", type=click.Choice(TARGETS), default="cpu", show_default=True, help="What it is made for.")
+@click.option("--target", type=click.Choice(TARGETS), default="cpu", show_default=True, help=TARGET_HELP)
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of everything random.")
 @click.option("--threads", type=click.IntRange(min=0), default=0, help="ONNX Runtime threads; 0: its default.")
 @click.option("--resume", type=click.Path(path_type=Path, file_okay=False), metavar="FOLDER",

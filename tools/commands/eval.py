@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from ..console import Progress, emit_json, shared_options
+from ..console import Progress, emit_json, say, shared_options
 
 
 @click.command("eval")
@@ -20,6 +20,7 @@ from ..console import Progress, emit_json, shared_options
 def command(model: Path, data: str, metric: str, provider: str, threads: int, as_json: bool, verbosity: int) -> None:
     """Evaluate MODEL on labelled data."""
     from ...runtime.feeds import open_feeds
+    from ...runtime.hardware import hardware
     from ...runtime.metrics import metric_named
     from ...runtime.session import open_session
     from ...runtime.worker import Worker
@@ -30,7 +31,11 @@ def command(model: Path, data: str, metric: str, provider: str, threads: int, as
     with Worker() as worker:
         session = open_session(worker, checked(model), provider, threads=threads)
         value = score(session, open_feeds(data, session.inputs), chosen, Progress(verbosity - as_json))
+        machine = hardware(worker, provider)
     if as_json:
-        emit_json({"model": str(model), "data": data, "metric": chosen.name, "value": value})
-    else:
-        click.echo(f"{chosen.name} {value:.6g}")
+        emit_json({"model": str(model), "data": data, "metric": chosen.name, "value": value,
+                   "hardware": machine.to_json()})
+        return
+    click.echo(f"{chosen.name} {value:.6g}")
+    if verbosity >= 0:
+        say(f"on {machine.label}")

@@ -46,7 +46,8 @@ def _show_groups(model: Path, as_json: bool, verbosity: int) -> None:
 
 def report(facts: dict[str, Any], top: int, verbosity: int) -> list[Any]:
     """The facts as tables."""
-    from ..tables import count, size
+    from .._saturation import pair_words
+    from ..tables import count, needed, size
 
     about, figures, weights = facts["model"], facts["figures"], facts["weights"]
     opsets = ", ".join(f"{domain} {version}" for domain, version in about["opset"].items())
@@ -60,8 +61,13 @@ def report(facts: dict[str, Any], top: int, verbosity: int) -> list[Any]:
             f"{place.replace('_', ' ')} ({size(item['bytes'])} in {item['tensors']})"
             for place, item in weights.items() if item["tensors"]),
     ]
+    lines.append(needed(facts["requires"]))
     if facts["quantized"]:
         lines.append("quantized already: " + markup_safe(", ".join(f"{k} ×{n}" for k, n in facts["quantized"].items())))
+    if facts["saturation"] and facts["saturation"]["pairs"]:
+        lines.append(markup_safe(pair_words(**facts["saturation"])))
+    if facts["hardware"]:
+        lines.append("this CPU: " + markup_safe(facts["hardware"]["label"]))
     if facts["provenance"]:
         lines.append("made by onnx-opt: " + markup_safe(", ".join(f"{k}={v}" for k, v in facts["provenance"].items())))
     return [*lines, "", port_table(facts), "", op_line(facts), "", layer_table(facts["layers"][:top]), "",

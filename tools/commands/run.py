@@ -14,7 +14,9 @@ if TYPE_CHECKING:
 
 SHOWN_LOSSES = 20
 """Layers in the table of losses, unless -v asks for all."""
-TARGETS = ("cpu", "cuda", "tensorrt", "generic")
+TARGETS = ("cpu", "cpu-vnni", "arm64", "cuda", "tensorrt", "generic")
+TARGET_HELP = ("What it is made for. cpu, generic: 8-bit weights that saturate on no CPU. cpu-vnni, arm64: their full "
+               "range, exact on x86-64 with VNNI and on arm64; older x86-64 saturates.")
 
 
 @click.command("run")
@@ -22,7 +24,7 @@ TARGETS = ("cpu", "cuda", "tensorrt", "generic")
 @click.option("-o", "--out", type=click.Path(path_type=Path), help="Where to write. Default: MODEL's stem + .opt.onnx.")
 @click.option("-p", "--passes", multiple=True, metavar="TEXT",
               help="The pipeline, or @FILE that holds it; may be repeated. Default: simplify,quant.")
-@click.option("--target", type=click.Choice(TARGETS), default="cpu", show_default=True, help="What it is made for.")
+@click.option("--target", type=click.Choice(TARGETS), default="cpu", show_default=True, help=TARGET_HELP)
 @click.option("--data", metavar="D", help="Feeds for calibration and checks: .npz, .npy, a folder, or module:callable.")
 @click.option("--eval-data", metavar="D", help="Labelled data for --metric. Default: --data.")
 @click.option("--metric", metavar="M", help="top1, top5, spearman, perplexity, module:callable or file.py:callable.")

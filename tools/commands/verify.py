@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..console import emit_json, shared_options, show
+from ..console import emit_json, say, shared_options, show
 
 if TYPE_CHECKING:
     from ...runtime.session import Session
-    from .._compare import Closeness
+    from .._compare import Closeness, Comparison
 
 
 @click.command("verify")
@@ -32,31 +32,28 @@ def command(a: Path, b: Path, data: str | None, min_sqnr: float | None, atol: fl
     """
     from ... import CheckError
 
-    closeness = compare(a, b, data, atol, rtol, threads, seed)
-    problem = closeness.problem(min_sqnr)
+    comparison = compare(a, b, data, atol, rtol, threads, seed)
+    problem = comparison.closeness.problem(min_sqnr)
     if as_json:
-        emit_json(as_dict(closeness, a, b, problem))
+        emit_json(as_dict(comparison, a, b, problem))
     else:
-        show(drift_table(closeness))
+        show_comparison(comparison, a, b)
+        for warning in comparison.warnings:
+            say(f"warning: {warning}")
     if problem:
         raise CheckError(str(b), problem, "relax the limit, or see the drift that `onnx-opt run` reports for each pass")
 
 
 def compare(a: Path, b: Path, data: str | None, atol: float | None, rtol: float | None, threads: int,
-            seed: int) -> Closeness:
+            seed: int) -> Comparison:
     """Run both models on the same feeds."""
-    from ...runtime.session import open_session
     from ...runtime.worker import Worker
-    from .._compare import Closeness, checked, feeds_for
+    from .._compare import Closeness, Side, compared, feeds_for
 
-    closeness = Closeness(atol, rtol)
     with Worker() as worker:
-        first = open_session(worker, checked(a), threads=threads)
-        second = open_session(worker, checked(b), threads=threads)
-        same_inputs(first, second)
-        for feeds in feeds_for(first, data, seed):
-            closeness.update(first.run(feeds), second.run(feeds))
-    return closeness
+        first, second = (Side.of(worker, path, threads) for path in (a, b))
+        same_inputs(first.session, second.session)
+        return compared(worker, first, second, Closeness(atol, rtol), feeds_for(first.session, data, seed))
 
 
 def same_inputs(first: Session, second: Session) -> None:
@@ -69,10 +66,11 @@ def same_inputs(first: Session, second: Session) -> None:
                              "compare models with the same inputs")
 
 
-def as_dict(closeness: Closeness, a: Path, b: Path, problem: str | None) -> dict[str, Any]:
+def as_dict(comparison: Comparison, a: Path, b: Path, problem: str | None) -> dict[str, Any]:
     """The JSON form."""
     import dataclasses
 
+    closeness = comparison.closeness
     outputs = closeness.meter.per_output()
     return {
         "a": str(a), "b": str(b), "batches": closeness.meter.batches,
@@ -80,7 +78,22 @@ def as_dict(closeness: Closeness, a: Path, b: Path, problem: str | None) -> dict
         "overall": dataclasses.asdict(closeness.meter.overall()),
         "outside_tolerance": closeness.outside if closeness.elementwise else None,
         "within": problem is None, "problem": problem,
+        "hardware": comparison.hardware.to_json(),
+        "quantized": {which: each and each.to_json() for which, each in comparison.quantized.items()},
+        "warnings": comparison.warnings,
     }
+
+
+def show_comparison(comparison: Comparison, a: Path, b: Path) -> None:
+    """The table, the CPU, and each quantized file's weight pairs."""
+    from ..console import markup_safe
+    from ..tables import measured_on
+
+    show(drift_table(comparison.closeness))
+    show(measured_on(comparison.hardware.label))
+    for path, each in zip((a, b), comparison.quantized.values(), strict=True):
+        if each is not None and each.pairs.words():
+            show(markup_safe(f"{path}: {each.pairs.words()}"))
 
 
 def drift_table(closeness: Closeness) -> Any:

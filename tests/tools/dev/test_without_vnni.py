@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from onnx_opt.runtime.hardware import products_model, products_saturate
 
-ROOT = Path(__file__).resolve().parents[3]
-sys.path.insert(0, str(ROOT / "tools" / "dev"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "tools" / "dev"))
 import without_vnni
 
+ROOT = Path(__file__).resolve().parents[3]
 WHY_NOT = without_vnni.why_not()
 possible = pytest.mark.skipif(WHY_NOT is not None, reason=f"CPUID cannot be masked: {WHY_NOT}")
 
@@ -29,7 +29,8 @@ SEGMENTATION_FAULT = "import ctypes; ctypes.string_at(0)"
 
 def masked(*words):
     script = ROOT / "tools" / "dev" / "without_vnni.py"
-    return subprocess.run([sys.executable, script, *words], capture_output=True, text=True, check=False)
+    command = [sys.executable, script, *words]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
 @possible
