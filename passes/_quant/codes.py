@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from .._core.saturation import KernelPairs
 from .._lazy import DerivedTensor
-from .._packing import TRITS, int4_weight, packed_weight
+from .._packing import TRITS, int4_weight, nibble_weight, packed_weight
 from .grids import Grid, scales_on
 from .inserter import Inserter
 from .scales import channel_sums, least_squares_scales
@@ -26,6 +26,11 @@ TWN_THRESHOLD = 0.7
 """Ternary weight networks: a weight counts where it exceeds 0.7 of the channel's mean |w|."""
 PACKED_BITS = 4
 """Codes of at most this many bits are stored packed."""
+
+
+Storage = Literal["auto", "int4", "table"]
+STORES: dict[Storage, Store] = {"auto": int4_weight, "int4": int4_weight, "table": nibble_weight}
+"""How 3- and 4-bit codes are kept: in ONNX's own type, or looked up, which runtimes before 1.23 need."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +49,8 @@ class Codes:
 
 
 def integer_codes(
-    tensor: ir.TensorProtocol, layout: Layout, bits: int, fit: Fit, pairs: KernelPairs | None = None
+    tensor: ir.TensorProtocol, layout: Layout, bits: int, fit: Fit, pairs: KernelPairs | None = None,
+    storage: Storage = "auto",
 ) -> Codes:
     """Codes of +-(2**(bits-1) - 1); the scale makes the largest weight of a channel the largest code.
 
@@ -58,7 +64,7 @@ def integer_codes(
     packed = bits <= PACKED_BITS
     return Codes(scales_on(tensor, layout, grid),
                  lambda final: quantize_weight(tensor, layout, final, grid.levels, grid.limited),
-                 int4_weight if packed else _store_int8, packed)
+                 STORES[storage] if packed else _store_int8, packed)
 
 
 def ternary_codes(tensor: ir.TensorProtocol, layout: Layout, fit: Fit) -> Codes:

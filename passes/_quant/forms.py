@@ -13,7 +13,7 @@ from .._core.saturation import KernelPairs
 from .._graph import Names
 from .blocked import BLOCKED_OPSET
 from .choices import FLOAT, Choice
-from .codes import PACKED_BITS, Codes, Fit, integer_codes, sign_codes, ternary_codes
+from .codes import PACKED_BITS, Codes, Fit, Storage, integer_codes, sign_codes, ternary_codes
 from .half import to_half
 from .rules import TargetRules
 from .weights import Layout
@@ -32,40 +32,43 @@ class Settings:
     """The options of the pass that forms share.
 
     `pairs`: of a layer's weights, those that may not saturate an integer kernel; None where nothing limits them.
+    `storage`: of 3- and 4-bit weights.
     """
 
     bits: int
     planes: int
     fit: Fit
     pairs: KernelPairs | None = None
+    storage: Storage = "auto"
 
 
 @dataclass(frozen=True)
 class Form:
     """`engines` may run it, the first that the run allows is taken; `encode` writes a weight for them.
 
-    `opset`: what weights of so many bits need. `whole`: converts the whole model instead, layers or not.
+    `opset`: what its weights need. `whole`: converts the whole model instead, layers or not.
     """
 
     engines: tuple[Engine, ...] = ()
     encode: Callable[[ir.TensorProtocol, Layout, Settings], Codes] | None = None
-    opset: Callable[[int], int] = lambda bits: PER_CHANNEL_OPSET
+    opset: Callable[[Settings], int] = lambda settings: PER_CHANNEL_OPSET
     whole: Callable[[ir.Model, Context, Names], PassOutcome] | None = None
 
 
 def _integers(tensor: ir.TensorProtocol, layout: Layout, settings: Settings) -> Codes:
-    return integer_codes(tensor, layout, settings.bits, settings.fit, settings.pairs)
+    return integer_codes(tensor, layout, settings.bits, settings.fit, settings.pairs, settings.storage)
 
 
-def _integer_opset(bits: int) -> int:
-    return SMALL_TYPES_OPSET if 2 < bits <= PACKED_BITS else PER_CHANNEL_OPSET
+def _integer_opset(settings: Settings) -> int:
+    typed = 2 < settings.bits <= PACKED_BITS and settings.storage != "table"
+    return SMALL_TYPES_OPSET if typed else PER_CHANNEL_OPSET
 
 
 FORMS: dict[str, Form] = {
     "int8": Form(("static", "dynamic"), _integers, _integer_opset),
     "dynamic": Form(("dynamic",), _integers, _integer_opset),
-    "int16": Form(("static",), _integers, lambda bits: SMALL_TYPES_OPSET),
-    "blocked": Form(("blocked",), opset=lambda bits: BLOCKED_OPSET),
+    "int16": Form(("static",), _integers, lambda settings: SMALL_TYPES_OPSET),
+    "blocked": Form(("blocked",), opset=lambda settings: BLOCKED_OPSET),
     "fp16": Form(whole=to_half),
     "ternary": Form(("static", "float"), lambda t, layout, s: ternary_codes(t, layout, s.fit)),
     "binary": Form(("static", "float"), lambda t, layout, s: sign_codes(t, layout, s.planes, s.fit)),

@@ -45,11 +45,11 @@ class Part:
     choices: dict[Layer, Choice]
     engines: dict[Engine, list[Layer]] = field(default_factory=dict)
 
-    @property
-    def opset(self) -> int:
+    def opset(self, settings: Settings) -> int:
         """The opset that the chosen forms need."""
         chosen = [self.choices[layer] for layers in self.engines.values() for layer in layers]
-        return max((FORMS[c.form].opset(c.bits) for c in chosen), default=PER_CHANNEL_OPSET)
+        needs = [FORMS[c.form].opset(dataclasses.replace(settings, bits=c.bits)) for c in chosen]
+        return max(needs, default=PER_CHANNEL_OPSET)
 
     def codes(self, layers: list[Layer], settings: Settings, limited: Collection[Layer] = ()) -> dict[Layer, Codes]:
         """The weights of `layers` encoded; layers that share a weight and a choice share the codes.
