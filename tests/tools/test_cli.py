@@ -13,6 +13,8 @@ import pytest
 from click.testing import CliRunner
 from onnx_opt import CheckError, OnnxOptError, RefusedError, UsageError
 from onnx_opt.frontends.onnx_file import load, save
+from onnx_opt.passes._channels import select, thrift
+from onnx_opt.passes._quant import rules
 from onnx_opt.passes._registry import pass_names
 from onnx_opt.runtime import targets
 from onnx_opt.runtime.hardware import hardware
@@ -283,8 +285,9 @@ def test_tables_of_latency_name_the_cpu(mlp):
     assert f"\non {hardware(None).label}\n" in done.stdout
 
 
-def test_the_targets_offered_are_those_that_there_are():
-    assert list(TARGETS) == list(targets.TARGETS)
+@pytest.mark.parametrize("table", [TARGETS, rules.TARGETS, select.CONV_WIDTH, thrift.STEP])
+def test_every_table_knows_every_target(table):
+    assert set(table) == set(targets.TARGETS)
 
 
 def test_eval_scores_labelled_data(mlp, labelled):
