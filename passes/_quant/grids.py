@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from .._core.saturation import PAIR_LIMIT, KernelPairs, channel_factors, excess, largest_sums
 from .._lazy import blocks
-from .weights import Floats, Layout, channel_absmax, pair_granule
+from .weights import LEAST_SCALE, Floats, Layout, channel_absmax, pair_granule
 
 ON_GRID = 1e-4
 """Steps from the grid within which weights count as lying on it: far above float noise, far below rounding."""
@@ -61,7 +61,7 @@ def scales_on(tensor: ir.TensorProtocol, layout: Layout, grid: Grid) -> Floats:
 
 def limited_scales(tensor: ir.TensorProtocol, layout: Layout, scales: Floats, pairs: KernelPairs) -> Floats:
     """Scales enlarged where that costs less than cutting the pairs beyond the limit, without data."""
-    usable = np.isfinite(scales) & (scales > 0)
+    usable = np.isfinite(scales) & (scales > LEAST_SCALE)
     inverse = np.where(usable, 1.0 / np.where(usable, scales, 1.0), 0.0).astype(np.float32)
     spread: NDArray[np.float64] = np.zeros(0)
     for rows, channels in rows_of(tensor, layout, pairs):

@@ -17,6 +17,9 @@ Floats = NDArray[np.float32]
 INT8_LEVELS = 127
 """Largest |q|: -128 is left out, so that the grid is symmetric."""
 
+LEAST_SCALE = 1e-30
+"""Of a weight: its product with an input's scale must not be a denormal number."""
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -76,7 +79,7 @@ def wide_enough(scales: Floats, bias: Floats | None, input_scale: float, has_zer
     if has_zero:
         wide = np.where(wide > 0, wide, 1.0 / INT8_LEVELS)
     # float32(input_scale * scale) is the bias's scale: keep it away from denormals.
-    return np.maximum(wide, 1e-30 / min(input_scale, 1.0)).astype(np.float32)
+    return np.maximum(wide, LEAST_SCALE / min(input_scale, 1.0)).astype(np.float32)
 
 
 def quantize_weight(
