@@ -71,7 +71,7 @@ def quantization(side: Side, other: Side, feeds: Sequence[Arrays], machine: Hard
     kernels = compare_kernels(open_again, side.session.path, side.model, machine, feeds, side.outputs, reference)
     warning = None
     if kernels is not None and kernels.disagree:
-        what_helps = remedy(pairs, machine, provenance(side.model).get("target"))
+        what_helps = remedy(side.model, machine, provenance(side.model).get("target"))
         warning = f"{side.path}: {kernels.words(machine)}; {what_helps}"
     return Quantization(pairs, kernels, warning)
 

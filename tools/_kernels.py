@@ -14,7 +14,7 @@ from ..runtime.hardware import Hardware
 from ..runtime.session import Session
 from ..runtime.targets import TARGETS
 from ._drift import Arrays, Outputs, meter
-from ._saturation import SaturatingPairs
+from ._saturation import saturating_pairs
 
 APART = 3.0
 """Kernels and graph disagree when their SQNR to the float model differs by more than this (dB)."""
@@ -59,13 +59,16 @@ class Kernels:
                 f"says: {found}")
 
 
-def remedy(pairs: SaturatingPairs, hardware: Hardware, target: str | None) -> str:
+def remedy(model: ir.Model, hardware: Hardware, target: str | None) -> str:
     """What to do about a model whose kernels disagree with it. `target`: what it was made for."""
-    if not hardware.saturates or not pairs.offending:
-        return "--explain-loss names the layers that lose it, quant(exclude=…) leaves them float"
-    if target in TARGETS and TARGETS[target].cpus:
-        return "--target cpu makes weights that saturate on no CPU"
-    return "--passes requantize mends weights that saturate"
+    if hardware.saturates and saturating_pairs(model).offending:
+        if target in TARGETS and TARGETS[target].cpus:
+            return "--target cpu makes weights that saturate on no CPU"
+        return "--passes requantize mends weights that saturate"
+    if any("block_size" in node.attributes for node in all_nodes(model)):
+        return ("what blocked weights multiply is rounded to 8 bits on every CPU, "
+                "compress-weights(int8) keeps it float")
+    return "--explain-loss names the layers that lose it, quant(exclude=…) leaves them float"
 
 
 def is_quantized(model: ir.Model) -> bool:

@@ -36,7 +36,6 @@ from ._kernels import compare_kernels, is_quantized, remedy
 from ._metric import measure_metric
 from ._provenance import sha256_of, stamp
 from ._result import LARGE, Result, Settings, Step
-from ._saturation import saturating_pairs
 from ._training import TrainingContext
 
 HALF = {ir.DataType.FLOAT16, ir.DataType.BFLOAT16}
@@ -369,9 +368,8 @@ class Run:
             kernels = compare_kernels(self._open_on_cpu, path, self.written, self.hardware, self.referee.batches,
                                       outputs, None if self.quantized_before else self.referee.original)
         if kernels is not None and kernels.disagree:
-            pairs = saturating_pairs(self.written)
-            self._warn("kernels", f"{kernels.words(self.hardware)}; "
-                                  f"{remedy(pairs, self.hardware, self.settings.target)}")
+            what_helps = remedy(self.written, self.hardware, self.settings.target)
+            self._warn("kernels", f"{kernels.words(self.hardware)}; {what_helps}")
 
     def _open_on_cpu(self, path: Path, optimize: bool = True, exact: bool = False) -> Session:
         return open_session(self.worker, path, threads=self.settings.threads, optimize=optimize, exact=exact)

@@ -53,6 +53,14 @@ dynamic (float[N, {WIDTH}] x) => (float[N, {OUTPUTS}] y)
     y = Mul (floats, scale)
 }}
 """
+BLOCKED = f"""{HEAD}
+blocked (float[N, {WIDTH}] x) => (float[N, {OUTPUTS}] y)
+<int8[{WIDTH}, {OUTPUTS}] w_q = {{%CODES%}}, float[1, {OUTPUTS}] steps = {{0.1, 0.2, 0.3, 0.4}}>
+{{
+    w = DequantizeLinear <axis = 0, block_size = {WIDTH}> (w_q, steps)
+    y = MatMul (x, w)
+}}
+"""
 HERE = Hardware("Xeon", X86, ("avx2",), True)
 EXACT = Hardware("Xeon", X86, ("avx2", "avx512", "avx512_vnni"), False)
 
@@ -106,17 +114,18 @@ def test_kernels_disagree_where_they_lose_more_than_3_db(kernels, disagree):
     assert kernels.disagree is disagree
 
 
-@pytest.mark.parametrize(("offending", "machine", "target", "words"), [
-    (0, HERE, "cpu", "--explain-loss names"),
-    (3, EXACT, "cpu-vnni", "--explain-loss names"),
-    (3, HERE, "cpu", "--passes requantize mends"),
-    (3, HERE, None, "--passes requantize mends"),
-    (3, HERE, "cpu-vnni", "--target cpu makes"),
-    (3, HERE, "arm64", "--target cpu makes"),
+@pytest.mark.parametrize(("text", "offending", "machine", "target", "words"), [
+    (FOREIGN, 0, HERE, "cpu", "--explain-loss names"),
+    (FOREIGN, 3, EXACT, "cpu-vnni", "--explain-loss names"),
+    (FOREIGN, 3, HERE, "cpu", "--passes requantize mends"),
+    (DYNAMIC, 3, HERE, None, "--passes requantize mends"),
+    (FOREIGN, 3, HERE, "cpu-vnni", "--target cpu makes"),
+    (FOREIGN, 3, HERE, "arm64", "--target cpu makes"),
+    (BLOCKED, 0, HERE, "cpu", "what blocked weights multiply is rounded to 8 bits"),
 ])
-def test_what_helps(offending, machine, target, words):
-    pairs = SaturatingPairs({"a": offending} if offending else {}, 10)
-    assert remedy(pairs, machine, target).startswith(words)
+def test_what_helps(tmp_path, text, offending, machine, target, words):
+    model = load(written(tmp_path / "m.onnx", text, codes(offending)))
+    assert remedy(model, machine, target).startswith(words)
 
 
 def test_a_few_samples_are_enough():
