@@ -44,12 +44,12 @@ def scales_on(tensor: ir.TensorProtocol, layout: Layout, grid: Grid) -> Floats:
     """The scale of each channel: of the grid that its weights lie on already, or of least expected error.
 
     That makes the largest weight the largest code; where pairs are limited, a larger scale may lose less than cutting
-    pairs would. Channels of zeros get 0, those with NaN or infinity what they hold. Shapes: -> (channels,) float32.
+    pairs would. Channels of zeros get 0; a weight with NaN or infinity gets what it holds. Shapes: -> (channels,) float32.
     """
     highest = channel_absmax(tensor, layout)
     scales = (highest / grid.levels).astype(np.float32)
-    usable = np.isfinite(highest) & (highest > 0)
-    if not usable.any():
+    usable = highest > 0
+    if not np.isfinite(highest).all() or not usable.any():
         return scales
     tops = held_tops(tensor, layout, highest, grid)
     if grid.limited is not None and (usable & (tops == 0)).any():
@@ -61,7 +61,7 @@ def scales_on(tensor: ir.TensorProtocol, layout: Layout, grid: Grid) -> Floats:
 
 def limited_scales(tensor: ir.TensorProtocol, layout: Layout, scales: Floats, pairs: KernelPairs) -> Floats:
     """Scales enlarged where that costs less than cutting the pairs beyond the limit, without data."""
-    usable = np.isfinite(scales) & (scales > LEAST_SCALE)
+    usable = scales > LEAST_SCALE
     inverse = np.where(usable, 1.0 / np.where(usable, scales, 1.0), 0.0).astype(np.float32)
     spread: NDArray[np.float64] = np.zeros(0)
     for rows, channels in rows_of(tensor, layout, pairs):
@@ -95,7 +95,7 @@ def held_tops(tensor: ir.TensorProtocol, layout: Layout, highest: Floats, grid: 
 
 def _candidates(tensor: ir.TensorProtocol, layout: Layout, highest: Floats, grid: Grid) -> NDArray[np.bool_]:
     """Which largest codes (levels, levels - 1 … 1) the first weights of each channel allow: (channels, levels)."""
-    usable = np.isfinite(highest) & (highest > 0)
+    usable = highest > 0
     possible = np.repeat(usable[:, None], grid.levels, axis=1)
     left = np.where(usable, SAMPLE, 0)  # zeros lie on every grid, and say nothing
     for rows, channels in rows_of(tensor, layout):

@@ -103,11 +103,11 @@ def test_numbers_of_one_layer(calibrated):
     """Weights, scales, zero points and bias are the definition's, to the last bit."""
     model = model_of(
         '<ir_version: 10, opset_import: ["" : 17]> g (float[N, 2] x) => (float[N, 2] y) { y = Gemm (x, w, b) }',
-        w=np.array([[1.27, -2.0], [0.0, 4.0]], np.float32), b=np.array([0.5, -1.0], np.float32),
+        w=np.array([[1.27, -2.1], [0.0, 4.0]], np.float32), b=np.array([0.5, -1.0], np.float32),
     )
     Quant(rounding="nearest").run(model, calibrated([{"x": np.array([[-1.0, 4.1]], np.float32)}]))
     x_scale = np.float32(5.1 / 255)
-    np.testing.assert_array_equal(initial(model, "w_q"), [[127, -64], [0, 127]])
+    np.testing.assert_array_equal(initial(model, "w_q"), [[127, -67], [0, 127]])
     scales = np.array([1.27 / 127, 4.0 / 127], np.float32)
     np.testing.assert_allclose(grid(model, "w_q")[0], scales, rtol=1e-6)
     np.testing.assert_allclose(grid(model, "x")[0], x_scale, rtol=1e-6)
@@ -115,6 +115,16 @@ def test_numbers_of_one_layer(calibrated):
     bias_scale = grid(model, "x")[0] * grid(model, "w_q")[0]
     np.testing.assert_array_equal(grid(model, "b_q")[0], bias_scale)
     np.testing.assert_array_equal(initial(model, "b_q"), np.rint([0.5, -1.0] / bias_scale).astype(np.int32))
+
+
+def test_weights_that_lie_on_a_coarser_grid_are_kept_exactly(calibrated):
+    """2 and 4 are 63 and 126 steps: with the largest code 127, 2 would be none."""
+    model = model_of(
+        '<ir_version: 10, opset_import: ["" : 17]> g (float[N, 2] x) => (float[N, 1] y) { y = MatMul (x, w) }',
+        w=np.array([[-2.0], [4.0]], np.float32),
+    )
+    Quant(rounding="nearest").run(model, calibrated([{"x": np.array([[-1.0, 4.1]], np.float32)}]))
+    np.testing.assert_array_equal(initial(model, "w_q"), [[-63], [126]])
 
 
 def test_every_heavy_op_of_a_residual_net_becomes_an_integer_kernel(calibrated, tmp_path):

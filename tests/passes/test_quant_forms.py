@@ -31,7 +31,7 @@ def plainly(monkeypatch):
     def plain(inserter, stem, tensor, before, *rest, **more):
         return inserter.initializer(f"{stem}_q", tensor)
     monkeypatch.setattr(quant_codes, "packed_weight", plain)
-    monkeypatch.setattr(quant_codes, "int4_weight", plain)
+    monkeypatch.setitem(quant_codes.STORES, "auto", plain)
 
 
 @pytest.mark.parametrize("name", LOW_BIT)
