@@ -12,18 +12,21 @@ from ._graph import all_graphs
 Holder = ir.Graph | ir.Function | ir.Node | ir.Value
 
 
-def drop_notes(model: ir.Model, interface: bool = True) -> Counter[str]:
+def drop_notes(model: ir.Model, ports: bool = True) -> Counter[str]:
     """Remove the metadata and doc strings of graphs, functions, nodes and values; count what went.
 
-    Names, and what the model itself and its tensors say, stay; so do the notes on inputs and outputs, unless
-    `interface`. Counts: `metadata` (entries), `doc_strings`.
+    Names, and what the model itself and its tensors say, stay; so do the doc strings of inputs and outputs, unless
+    `ports`. Counts: `metadata` (entries), `doc_strings`.
     """
     counts = Counter(metadata=0, doc_strings=0)
-    kept = set() if interface else {*model.graph.inputs, *model.graph.outputs}
+    described = set() if ports else {*model.graph.inputs, *model.graph.outputs}
     for graph in all_graphs(model):
         for holder in _holders(graph):
-            if holder not in kept:
-                _clear(holder, counts)
+            counts["metadata"] += len(holder.metadata_props)
+            holder.metadata_props.clear()
+            if holder.doc_string and holder not in described:
+                counts["doc_strings"] += 1
+                holder.doc_string = None
     return counts
 
 
@@ -36,10 +39,3 @@ def _holders(graph: ir.Graph | ir.Function) -> Iterator[Holder]:
         yield node
         yield from node.outputs
 
-
-def _clear(holder: Holder, counts: Counter[str]) -> None:
-    counts["metadata"] += len(holder.metadata_props)
-    holder.metadata_props.clear()
-    if holder.doc_string:
-        counts["doc_strings"] += 1
-        holder.doc_string = None

@@ -54,9 +54,8 @@ class Rule:
     holds: Callable[[ir.Node], bool]
 
 
-def _unpacks_four_bits(node: ir.Node) -> bool:
-    source = node.inputs[0] if node.op_type == "Cast" else None
-    return source is not None and source.dtype in (ir.DataType.INT4, ir.DataType.UINT4)
+def _reads_four_bits(node: ir.Node) -> bool:
+    return any(value is not None and value.dtype in (ir.DataType.INT4, ir.DataType.UINT4) for value in node.inputs)
 
 
 def _reads_blocks(node: ir.Node) -> bool:
@@ -65,7 +64,8 @@ def _reads_blocks(node: ir.Node) -> bool:
 
 
 RULES = (
-    Rule((1, 23), "Cast from INT4", _unpacks_four_bits),
+    Rule((1, 23), "Cast from INT4", lambda node: node.op_type == "Cast" and _reads_four_bits(node)),
+    Rule((1, 19), "tensors of INT4", _reads_four_bits),
     Rule((1, 19), "DequantizeLinear in blocks", _reads_blocks),
 )
 

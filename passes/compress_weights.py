@@ -92,7 +92,7 @@ class CompressWeights(Pass):
         outcome.changed = len(weights)
         outcome.stats = {"weights": len(weights), "bytes_before": before, "bytes_after": after}
         if self.notes == "drop":
-            outcome.stats["notes"] = drop_notes(model, interface=False).total()
+            outcome.stats["notes"] = drop_notes(model, ports=False).total()
         return outcome
 
     def _chosen(self, model: ir.Model) -> tuple[list[Weight], list[Declined]]:

@@ -125,7 +125,7 @@ class Quant(Pass):
     def run(self, model: ir.Model, context: Context) -> PassOutcome:
         outcome = self._in_its_form(model, context)
         if outcome.changed and self.notes == "drop":
-            outcome.stats["notes"] = drop_notes(model, interface=False).total()
+            outcome.stats["notes"] = drop_notes(model, ports=False).total()
         return outcome
 
     def _in_its_form(self, model: ir.Model, context: Context) -> PassOutcome:

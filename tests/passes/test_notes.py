@@ -42,16 +42,16 @@ def notes_of(model):
     return found
 
 
-def test_everything_but_the_model_and_its_interface():
+def test_all_but_what_the_model_says_and_what_describes_its_ports():
     model = noted(ir.from_proto(model_from(IF)))
-    counted = drop_notes(model.clone(), interface=False)
-    assert counted["metadata"] == counted["doc_strings"] > 10
-    drop_notes(model, interface=False)
+    counted = drop_notes(model, ports=False)
+    assert counted["metadata"] == counted["doc_strings"] + 3 > 10
     assert notes_of(model) == ["flag", "x", "y"]
+    assert not any(v.metadata_props for v in (*model.graph.inputs, *model.graph.outputs))
     assert model.metadata_props == {"author": "me"}
     assert model.doc_string == "a model"
-    assert drop_notes(model, interface=False).total() == 0
-    assert drop_notes(model) == {"metadata": 3, "doc_strings": 3}
+    assert drop_notes(model, ports=False).total() == 0
+    assert drop_notes(model) == {"metadata": 0, "doc_strings": 3}
     assert notes_of(model) == []
 
 

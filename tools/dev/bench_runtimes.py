@@ -82,15 +82,27 @@ FEEDS = {"image_net": (4, 3, 16, 16), "token_net": (2, 8, 64)}
 FORMS = {
     "image_net": (
         "simplify", "quant", "quant(bits=7)", "quant(bits=4)", "quant(bits=3)", "quant(bits=4, kernel=float)",
+        "quant(bits=4, storage=table)", "quant(bits=3, kernel=float, storage=table)",
         "quant(ternary)", "quant(ternary, kernel=float)", "quant(binary)", "quant(binary, planes=2)", "quant(int16)",
         "quant(fp16)", "quant(activation_bits=4)", "compress-weights(fp16)", "compress-weights(bf16)",
         "compress-weights(int8)", "compress-weights(int4)",
     ),
-    "token_net": ("quant", "quant(dynamic)", "quant(dynamic, bits=4, ends=same)", "quant(blocked)",
-                  "quant(blocked, bits=8)", "compress-weights(int4)"),
+    "token_net": (
+        "quant", "quant(dynamic)", "quant(dynamic, bits=4, ends=same)",
+        "quant(dynamic, bits=4, ends=same, storage=table)", "quant(blocked)", "quant(blocked, bits=8)",
+        "compress-weights(int4)",
+    ),
 }
-RESNET = ("quant", "quant(bits=4)", "quant(binary)")
+RESNET = ("quant", "quant(bits=4)", "quant(bits=4, storage=table)", "quant(binary)")
+FOREIGN = {
+    "int4 into DequantizeLinear": ("f = DequantizeLinear <axis = 0> (w, s)", 21, 10, "int4[6] w = {1, 2, 3, 4, 5, 6}"),
+    "uint4 through Cast": ("c = Cast <to = 1> (w) f = Mul (c, s)", 21, 10, "uint4[6] w = {1, 2, 3, 4, 5, 6}"),
+    "uint4 in blocks": ("f = DequantizeLinear <axis = 0, block_size = 1> (w, s)", 21, 10,
+                        "uint4[6] w = {1, 2, 3, 4, 5, 6}"),
+}
+"""Files of other tools, for rules that hold beyond what is written here: y = x * f."""
 MACHINE_LEARNING = 5
+SCALER = "y = ai.onnx.ml.Scaler <offset = [1.0], scale = [2.0]> (x)"
 GENERIC = ("quant(int16)", "quant(fp16)")
 """Forms that the CPU is better without; they are written for any runtime."""
 
@@ -189,22 +201,31 @@ def _written(
 
 
 def _stamped(folder: Path, only: Sequence[str]) -> Iterator[File]:
-    """A file for each opset at the IR version that goes with it, for each IR version, and each of ai.onnx.ml."""
+    """A file for each opset at the IR version that goes with it, for each IR version, each of ai.onnx.ml; others'."""
     feeds = _saved_feeds(folder / "stamped.npz", x=np.arange(6).reshape(1, 6))
     versions = [(opset, int(onnx.helper.find_min_ir_version_for([onnx.helper.make_opsetid("", opset)])))
                 for opset in range(13, onnx.defs.onnx_opset_version() + 1)]
     for opset, ir_version in [*versions, *((13, number) for number in range(8, onnx.IR_VERSION + 1))]:
         header = f'<ir_version: {ir_version}, opset_import: ["" : {opset}]>'
-        yield from _stamp(f"opset {opset}, IR {ir_version}", header, "Elu", feeds, folder, only)
+        yield from _stamp(f"opset {opset}, IR {ir_version}", header, "y = Elu (x)", feeds, folder, only)
+    for name, (body, opset, ir_version, weight) in FOREIGN.items():
+        header = f'<ir_version: {ir_version}, opset_import: ["" : {opset}]>'
+        yield from _stamp(name, header, f"{body} y = Mul (x, f)", feeds, folder, only,
+                          f"<{weight}, float[6] s = {{1, 2, 3, 4, 5, 6}}>")
     for version in range(1, MACHINE_LEARNING + 1):
         header = f'<ir_version: 7, opset_import: ["ai.onnx.ml" : {version}]>'
-        yield from _stamp(f"ai.onnx.ml {version}", header, "ai.onnx.ml.Scaler <offset = [1.0], scale = [2.0]>", feeds, folder, only)
+        yield from _stamp(f"ai.onnx.ml {version}", header, SCALER, feeds, folder, only)
 
 
-def _stamp(name: str, header: str, op: str, feeds: Path, folder: Path, only: Sequence[str]) -> Iterator[File]:
+def _stamp(
+    name: str, header: str, body: str, feeds: Path, folder: Path, only: Sequence[str], weights: str = ""
+) -> Iterator[File]:
     if only and not any(part in name for part in only):
         return
-    proto = onnx.parser.parse_model(f"{header} g (float[1, 6] x) => (float[1, 6] y) {{ y = {op} (x) }}")
+    proto = onnx.parser.parse_model(f"{header} g (float[1, 6] x) => (float[1, 6] y) {weights} {{ {body} }}")
+    for tensor in proto.graph.initializer:
+        if tensor.data_type in (onnx.TensorProto.INT4, onnx.TensorProto.UINT4):  # the parser does not pack them
+            tensor.CopyFrom(onnx.helper.make_tensor(tensor.name, tensor.data_type, tensor.dims, tensor.int32_data))
     path = folder / f"{name}.onnx"
     onnx.save(proto, path)
     yield File(name, path, feeds, requirements_of(ir.from_proto(proto)).onnxruntime)
