@@ -44,7 +44,9 @@ def scales_on(tensor: ir.TensorProtocol, layout: Layout, grid: Grid) -> Floats:
     """The scale of each channel: of the grid that its weights lie on already, or of least expected error.
 
     That makes the largest weight the largest code; where pairs are limited, a larger scale may lose less than cutting
-    pairs would. Channels of zeros get 0; a weight with NaN or infinity gets what it holds. Shapes: -> (channels,) float32.
+    pairs would. Channels of zeros get 0; a weight with NaN or infinity gets what it holds.
+
+    Shapes: -> (channels,) float32.
     """
     highest = channel_absmax(tensor, layout)
     scales = (highest / grid.levels).astype(np.float32)

@@ -103,11 +103,11 @@ def test_numbers_of_one_layer(calibrated):
     """Weights, scales, zero points and bias are the definition's, to the last bit."""
     model = model_of(
         '<ir_version: 10, opset_import: ["" : 17]> g (float[N, 2] x) => (float[N, 2] y) { y = Gemm (x, w, b) }',
-        w=np.array([[1.27, -2.1], [0.0, 4.0]], np.float32), b=np.array([0.5, -1.0], np.float32),
+        w=np.array([[1.27, -2.13], [0.0, 4.0]], np.float32), b=np.array([0.5, -1.0], np.float32),
     )
     Quant(rounding="nearest").run(model, calibrated([{"x": np.array([[-1.0, 4.1]], np.float32)}]))
     x_scale = np.float32(5.1 / 255)
-    np.testing.assert_array_equal(initial(model, "w_q"), [[127, -67], [0, 127]])
+    np.testing.assert_array_equal(initial(model, "w_q"), [[127, -68], [0, 127]])
     scales = np.array([1.27 / 127, 4.0 / 127], np.float32)
     np.testing.assert_allclose(grid(model, "w_q")[0], scales, rtol=1e-6)
     np.testing.assert_allclose(grid(model, "x")[0], x_scale, rtol=1e-6)

@@ -12,7 +12,8 @@ from trainable_models import ir_model, normal
 CONV = """
 <ir_version: 10, opset_import: ["" : 21]>
 qdq (float[2, 3, 5, 5] x) => (float[2, 4, 3, 3] y)
-<float xs = {0.125}, uint8 xz = {128}, int8[4, 3, 3, 3] w_q, float[4] ws = {0.5, 0.25, 0.5, 1.0}, int8[4] wz = {0, 0, 0, 0}>
+<float xs = {0.125}, uint8 xz = {128}, int8[4, 3, 3, 3] w_q, float[4] ws = {0.5, 0.25, 0.5, 1.0},
+ int8[4] wz = {0, 0, 0, 0}>
 {
     xq = QuantizeLinear (x, xs, xz)
     xd = DequantizeLinear (xq, xs, xz)
@@ -23,7 +24,8 @@ qdq (float[2, 3, 5, 5] x) => (float[2, 4, 3, 3] y)
 MATMUL = """
 <ir_version: 10, opset_import: ["" : 21]>
 qdq (float[2, 9] x) => (float[2, 4] y)
-<float xs = {0.125}, uint8 xz = {128}, int8[9, 4] w_q, float[4] ws = {0.5, 0.25, 0.5, 1.0}, int8[4] wz = {0, 0, 0, 0}>
+<float xs = {0.125}, uint8 xz = {128}, int8[9, 4] w_q, float[4] ws = {0.5, 0.25, 0.5, 1.0},
+ int8[4] wz = {0, 0, 0, 0}>
 {
     xq = QuantizeLinear (x, xs, xz)
     xd = DequantizeLinear (xq, xs, xz)
