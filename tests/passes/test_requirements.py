@@ -36,7 +36,8 @@ def test_by_versions(opset, ir_version, release, because):
      "int8[4] w = {1, 2, 3, 4}, float[2] s = {1, 2}", "1.19", "DequantizeLinear in blocks"),
     ("f = DequantizeLinear <block_size = 0, axis = 0> (w, s) y = Mul (x, f)",
      "int8[4] w = {1, 2, 3, 4}, float[4] s = {1, 2, 1, 1}", "1.18", "opset 21"),
-    ("f = DequantizeLinear (w, s) y = Mul (x, f)", "int4[4] w = {1, 2, 3, 4}, float s = {1}", "1.19", "tensors of INT4"),
+    ("f = DequantizeLinear (w, s) y = Mul (x, f)", "int4[4] w = {1, 2, 3, 4}, float s = {1}", "1.19",
+     "tensors of INT4"),
 ])
 def test_by_nodes(body, weights, release, because):
     found = of(body, 21, 10, weights)
