@@ -71,7 +71,7 @@ def pack_nibbles(array: NDArray[Any]) -> NDArray[np.uint8]:
     flat = np.asarray(array).reshape(-1)
     digits = np.zeros(-(-flat.size // NIBBLES_A_BYTE) * NIBBLES_A_BYTE, np.uint8)
     digits[: flat.size] = flat.astype(np.int8) + 8
-    return digits[::2] | digits[1::2] << 4
+    return (digits[::2] | digits[1::2] << 4).astype(np.uint8)
 
 
 def nibble_table() -> NDArray[np.int8]:

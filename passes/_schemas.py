@@ -75,8 +75,8 @@ def least_version(node: ir.Node, version: int, floor: int) -> int:
     schemas = _versions(node.op_type, floor, version)
     for older, newer in reversed(list(itertools.pairwise(schemas))):
         if not _same(node, older, newer):
-            return newer.since_version
-    return max(floor, schemas[0].since_version)
+            return int(newer.since_version)
+    return max(floor, int(schemas[0].since_version))
 
 
 def means_the_same(node: ir.Node, version: int, other: int) -> bool:

@@ -94,7 +94,7 @@ class _Twins:
 def _stored_changes(node: ir.Node, twin: ir.Node) -> tuple[dict[int, MakeWeight], MakeInput | None]:
     pair = twin.inputs[0].producer() if twin.inputs and twin.inputs[0] is not None else None
     quantizer = pair.inputs[0].producer() if pair is not None and pair.inputs[0] is not None else None
-    in_limbs = quantizer is not None and quantizer.op_type in ("Concat", "Pad")  # the input's codes and their rest
+    in_limbs = quantizer is not None and quantizer.op_type in ("Reshape", "Pad")  # each channel's codes, then its rest
     weights: dict[int, MakeWeight] = {}
     for index in WEIGHT_INPUTS[node.op_type]:
         before = node.inputs[index] if index < len(node.inputs) else None
@@ -104,7 +104,7 @@ def _stored_changes(node: ir.Node, twin: ir.Node) -> tuple[dict[int, MakeWeight]
         if before.const_value is not None and _is_constant(after):
             channels = before.const_value.shape.numpy()[1] if in_limbs else None
             weights[index] = lambda builder, after=after, channels=channels: (  # type: ignore[misc]
-                builder.first_channels(builder.transplanted(after), channels))
+                builder.first_limbs(builder.transplanted(after), channels))
     if pair is None or pair.op_type != "DequantizeLinear" or quantizer is None:
         return weights, None
     if quantizer.op_type != "QuantizeLinear" or 0 in weights:
@@ -198,11 +198,11 @@ class _Builder:
         codes = self.add("QuantizeLinear", [source, *first], dict(quantizer.attributes))
         return self.add("DequantizeLinear", [codes, *second], dict(dequantizer.attributes))
 
-    def first_channels(self, weight: ir.Value, channels: int | None) -> ir.Value:
-        """(M, C + more, *K) -> (M, C, *K); the value itself where no number is given."""
+    def first_limbs(self, weight: ir.Value, channels: int | None) -> ir.Value:
+        """(M, 2 C + more, *K) -> (M, C, *K), every second channel; the value itself where no number is given."""
         if channels is None:
             return weight
-        bounds = [self.add("Constant", [], {"value_ints": [number]}) for number in (0, channels, 1)]
+        bounds = [self.add("Constant", [], {"value_ints": [number]}) for number in (0, 2 * channels, 1, 2)]
         return self.add("Slice", [weight, *bounds])
 
     def through_dynamic(self, source: ir.Value) -> ir.Value:

@@ -58,9 +58,9 @@ def best_scales(rows: Rows, grid: Grid, importance: NDArray[np.float64] | None =
     scales = full_scales(rows, grid.levels)
     if grid.limited is None:
         return scales
-    total = float(rows.shape[1]) if importance is None else importance.sum(axis=1)
+    rounded = np.where(rows != 0, 1.0 if importance is None else importance, 0.0)  # zeros lose nothing
     spread = excess(rows / scales[:, None], grid.limited, importance)
-    return scales * channel_factors(spread, np.broadcast_to(total, len(rows)))
+    return scales * channel_factors(spread, rounded.sum(axis=1))
 
 
 def is_on_grid(rows: Rows, grid: Grid) -> bool:

@@ -115,7 +115,7 @@ def _operator(node: ir.Node) -> IntegerLayer | None:
     if not _is_signed_constant(codes) or not _reads_unsigned(node, slots):
         return None
     assert codes is not None
-    flipped = node.op_type == "QGemm" and node.attributes.get_int("transB", 0)
+    flipped = node.op_type == "QGemm" and bool(node.attributes.get_int("transB", 0))
     first = "Conv" in node.op_type or flipped
     scale, zero, bias = (None if index is None else (node, index) for index in (slots.scale, slots.zero, slots.bias))
     if node.op_type == "MatMulInteger":
@@ -149,10 +149,8 @@ def _reads_unsigned(node: ir.Node, slots: Slots) -> bool:
     maker = data.producer() if data is not None else None
     if maker is not None and maker.op_type == "DynamicQuantizeLinear":
         return True
-    known = {v.dtype for v in (data, zero) if v is not None and v.dtype is not None}
-    if maker is not None and maker.op_type == "QuantizeLinear" and len(maker.inputs) > 2:
-        known |= {v.dtype for v in maker.inputs[2:3] if v is not None}
-    return ir.DataType.INT8 not in known
+    given = _input(maker, 2) if maker is not None and maker.op_type == "QuantizeLinear" else None
+    return all(v is None or v.dtype != ir.DataType.INT8 for v in (data, zero, given))
 
 
 def _between_pairs(node: ir.Node) -> IntegerLayer | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import onnx_ir as ir
 
@@ -35,7 +36,7 @@ def ir_version_of_content(model: ir.Model) -> int:
 def has_notes(model: ir.Model) -> bool:
     """Whether anything below the model itself holds metadata."""
     for graph in _graphs(model):
-        holders = [graph, *graph.inputs]
+        holders: list[Any] = [graph, *graph.inputs]
         if isinstance(graph, ir.Graph):
             holders += [holder for v in graph.initializers.values() for holder in (v, v.const_value) if holder]
         for node in graph:

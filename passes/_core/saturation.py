@@ -34,7 +34,7 @@ FACTORS = np.linspace(1.0, 2.0, 33)
 """Scales tried for a channel, in units of the one that makes its largest weight 127. With twice that no two codes
 reach the limit."""
 
-_BINS = 2 * LARGEST_CODE - PAIR_LIMIT + 1
+BINS = 2 * LARGEST_CODE - PAIR_LIMIT + 1
 """Of histograms over the sum of a pair: one for each of 128 … 254."""
 
 Index = slice | NDArray[np.intp]
@@ -127,7 +127,8 @@ def sums_of_one_sign(first: Rows, second: Rows) -> Rows:
         first, second = first.astype(np.int16), second.astype(np.int16)
     highest = np.maximum(first, 0) + np.maximum(second, 0)
     lowest = np.minimum(first, 0) + np.minimum(second, 0)
-    return np.maximum(highest, -lowest)
+    largest: Rows = np.maximum(highest, -lowest)
+    return largest
 
 
 def keep_within(codes: Rows, exact: Rows, pairs: KernelPairs, importance: Rows | None = None) -> None:
@@ -167,19 +168,19 @@ def excess(exact: Rows, pairs: KernelPairs, importance: Rows | None = None) -> N
     if importance is not None:
         h, g = (np.broadcast_to(side, total.shape)[row, pair] for side in pairs.of(np.atleast_2d(importance)))
         cost = h * g / np.maximum(h + g, 1e-300)
-    bins = row * _BINS + np.minimum(np.rint(total[row, pair]).astype(np.intp) - PAIR_LIMIT, _BINS - 1)
+    bins = row * BINS + np.minimum(np.rint(total[row, pair]).astype(np.intp) - PAIR_LIMIT, BINS - 1)
     weights = np.broadcast_to(cost, bins.shape)
-    counted = np.bincount(bins, weights=weights, minlength=len(exact) * _BINS)
-    return counted.reshape(len(exact), _BINS).astype(np.float64)
+    counted = np.bincount(bins, weights=weights, minlength=len(exact) * BINS)
+    return counted.reshape(len(exact), BINS).astype(np.float64)
 
 
 def channel_factors(spread: NDArray[np.float64], importance: NDArray[np.float64] | float) -> NDArray[np.float64]:
     """The factor on each channel's scale with the least expected error: (channels, 127), (channels,) -> (channels,).
 
     A larger scale rounds every weight more coarsely, factor**2 / 12 each, and cuts fewer pairs. `importance`: summed
-    over the weights of a channel. 1 where nothing exceeds the limit.
+    over the weights of a channel that are not zero. 1 where nothing exceeds the limit.
     """
-    sums = PAIR_LIMIT + np.arange(_BINS)
+    sums = PAIR_LIMIT + np.arange(BINS)
     cut = np.maximum(sums[:, None] - PAIR_LIMIT * FACTORS, 0.0) ** 2
     error = spread @ cut + np.asarray(importance).reshape(-1, 1) * FACTORS**2 / 12
     return np.asarray(FACTORS[error.argmin(axis=1)])

@@ -13,7 +13,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from .._core.saturation import PAIR_LIMIT, KernelPairs, channel_factors, excess, largest_sums
+from .._core.saturation import BINS, PAIR_LIMIT, KernelPairs, channel_factors, excess, largest_sums
 from .._lazy import blocks
 from .weights import LEAST_SCALE, Floats, Layout, channel_absmax, pair_granule
 
@@ -65,14 +65,11 @@ def limited_scales(tensor: ir.TensorProtocol, layout: Layout, scales: Floats, pa
     """Scales enlarged where that costs less than cutting the pairs beyond the limit, without data."""
     usable = scales > LEAST_SCALE
     inverse = np.where(usable, 1.0 / np.where(usable, scales, 1.0), 0.0).astype(np.float32)
-    spread: NDArray[np.float64] = np.zeros(0)
+    spread, rounded = np.zeros((layout.channels, BINS)), np.zeros(layout.channels)
     for rows, channels in rows_of(tensor, layout, pairs):
-        part = excess(rows * inverse[channels][:, None], pairs.of_part(rows.shape[1]))
-        if not spread.size:
-            spread = np.zeros((layout.channels, part.shape[1]))
-        spread[channels] += part
-    factors = channel_factors(spread, np.full(layout.channels, float(layout.outer * layout.inner)))
-    return (scales * factors).astype(np.float32)
+        spread[channels] += excess(rows * inverse[channels][:, None], pairs.of_part(rows.shape[1]))
+        rounded[channels] += np.count_nonzero(rows, axis=1)  # zeros, pruned perhaps, lose nothing
+    return (scales * channel_factors(spread, rounded)).astype(np.float32)
 
 
 def held_tops(tensor: ir.TensorProtocol, layout: Layout, highest: Floats, grid: Grid) -> NDArray[np.int64]:
@@ -117,8 +114,7 @@ def _candidates(tensor: ir.TensorProtocol, layout: Layout, highest: Floats, grid
 def _allowed(shares: NDArray[np.float64], levels: int) -> NDArray[np.bool_]:
     """Which largest codes make all of a few weights whole: (channels, few) of max|w| -> (channels, levels)."""
     steps = shares[:, :, None] * np.arange(levels, 0, -1)
-    whole: NDArray[np.bool_] = (np.abs(steps - np.rint(steps)) < ON_GRID).all(axis=1)
-    return whole
+    return np.asarray((np.abs(steps - np.rint(steps)) < ON_GRID).all(axis=1))
 
 
 def _tried(

@@ -132,7 +132,7 @@ def _with_dims(value: ir.Value, changed: dict[int, int | None]) -> ir.Shape | No
     """The value's shape with other lengths along some axes; None is twice the length, where that is known."""
     if value.shape is None:
         return None
-    dims = list(value.shape)
+    dims: list[int | ir.SymbolicDim | None] = list(value.shape)
     for axis, length in changed.items():
         own = dims[axis]
         dims[axis] = length if length is not None else 2 * own if isinstance(own, int) else None

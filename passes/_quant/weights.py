@@ -50,10 +50,12 @@ class Layout:
     def rows(self, view: NDArray[Any]) -> NDArray[Any]:
         """(outer, channels, inner) as (channels, width); a view but where the channels lie between other axes."""
         if len(view) == 1:
-            return view[0]
-        if self.inner == 1:
-            return view[:, :, 0].T
-        return np.moveaxis(view, 1, 0).reshape(view.shape[1], -1)
+            rows = view[0]
+        elif self.inner == 1:
+            rows = view[:, :, 0].T
+        else:
+            rows = np.moveaxis(view, 1, 0).reshape(view.shape[1], -1)
+        return np.asarray(rows)
 
 
 def channel_absmax(tensor: ir.TensorProtocol, layout: Layout) -> Floats:

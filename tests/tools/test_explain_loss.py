@@ -83,9 +83,9 @@ def test_pruning_loses_by_weights_only_as_numpy_says(write):
 
 def test_quantization_loses_what_numpy_says(write):
     w, x = normal(64, 96), normal(16, 64)
-    passes = "quant(calibration=minmax, measure=false, rounding=nearest, smooth=false)"
+    passes = "quant(bits=7, calibration=minmax, measure=false, rounding=nearest, smooth=false)"
     [loss] = losses(write(ONE, w=w), passes, {"x": x})
-    scale = np.abs(w).max(0) / np.float32(127)
+    scale = np.abs(w).max(0) / np.float32(63)
     step = np.float32((x.max() - x.min()) / 255)
     rounded_x = np.rint(x / step) * step  # the zero point is an integer: rounding before or after it is the same
     assert loss["weight_sqnr_db"] == pytest.approx(decibels(x @ w, x @ (np.rint(w / scale) * scale)), abs=0.05)
