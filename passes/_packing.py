@@ -174,10 +174,10 @@ def _summed(
     inserter: Inserter, before: ir.Node, signs: ir.Value, planes: int, dims: list[int]
 ) -> ir.Value:
     """2**i * sign_i, added up over the planes, as int8 (in int32: ONNX Runtime multiplies no int8)."""
-    powers = inserter.constant("plane_weights", 2 ** np.arange(planes, dtype=np.int32)[::-1].reshape(-1, 1, 1))
+    powers = inserter.constant("powers", 2 ** np.arange(planes, dtype=np.int32)[::-1].reshape(-1, 1, 1))
     wide = _step(inserter, before, "Cast", [signs], ir.DataType.INT32, [planes, *dims])
     weighed = _step(inserter, before, "Mul", [wide, powers], ir.DataType.INT32, [planes, *dims])
-    axes = inserter.constant("plane_axis", np.array([0]))
+    axes = inserter.constant("axis", np.array([0]))
     total = _step(inserter, before, "ReduceSum", [weighed, axes], ir.DataType.INT32, dims, {"keepdims": 0})
     return _step(inserter, before, "Cast", [total], ir.DataType.INT8, dims)
 

@@ -261,7 +261,7 @@ class _Unpacker:
         self._step("Mul", [cast, self._initializer("scale", ir.Tensor(scales))], cast.shape, {})
 
     def reshape(self) -> None:
-        dims = self.inserter.constant(f"{self.weight.name}_dims", np.array(self.weight.shape, np.int64))
+        dims = self.inserter.constant("shape", np.array(self.weight.shape, np.int64))
         self._step("Reshape", [self.nodes[-1].outputs[0], dims], self.weight.shape, {})
 
     def take_over(self) -> None:
@@ -278,5 +278,4 @@ class _Unpacker:
         return self.inserter.initializer(f"{self.weight.name}_{what}", tensor)
 
     def _step(self, op: str, inputs: list[ir.Value | None], shape: ir.Shape | None, attributes: dict[str, int]) -> None:
-        stem = f"{self.weight.name}_{op.lower()}"
-        self.nodes.append(self.inserter.node(op, inputs, stem, ir.DataType.FLOAT, shape, attributes))
+        self.nodes.append(self.inserter.node(op, inputs, "unpacked", ir.DataType.FLOAT, shape, attributes))

@@ -78,7 +78,7 @@ def _replace(inserter: Inserter, layer: Layer, bits: int, block: int) -> None:
         "DequantizeLinear",
         [inserter.initializer(f"{stem}_q{bits}", quantized),
          inserter.initializer(f"{stem}_block_scale", ir.Tensor(scales))],
-        f"{stem}_dq", ir.DataType.FLOAT, ir.Shape(quantized.shape.numpy()), {"axis": 0, "block_size": block},
+        "dequantized", ir.DataType.FLOAT, ir.Shape(quantized.shape.numpy()), {"axis": 0, "block_size": block},
     )
     layer.node.prepend([dequantize])
     layer.node.replace_input_with(layer.rule.weight, dequantize.outputs[0])

@@ -52,7 +52,7 @@ def insert_coarse(
 ) -> None:
     """source -> Q -> Clip -> DQ -> the layers of `read`. `source`: the value, or its dequantized 8-bit form."""
     dtype = ir.DataType[rules.activation.upper()]
-    stem, shape = f"{read.value.name or 'value'}_{read.bits}bit", read.value.shape
+    shape = read.value.shape
 
     def code(number: int, name: str) -> ir.Value:
         return inserter.constant(name, np.array(number, dtype.numpy()))
@@ -60,13 +60,13 @@ def insert_coarse(
     useless = _useless_clip(read, parameters) if source is read.value else None
     if useless is not None and useless.inputs[0] is not None:
         source = useless.inputs[0]
-    scale = inserter.constant(f"{stem}_scale", np.array(parameters.scale, np.float32))
-    zero = code(parameters.zero_point, f"{stem}_zp")
-    lowest, highest = code(parameters.lowest, f"{stem}_lowest"), code(parameters.highest, f"{stem}_highest")
-    quantize = inserter.node("QuantizeLinear", [source, scale, zero], f"{stem}_q", dtype, shape)
-    clip = inserter.node("Clip", [quantize.outputs[0], lowest, highest], f"{stem}_codes", dtype, shape)
+    scale = inserter.constant("scale", np.array(parameters.scale, np.float32))
+    zero = code(parameters.zero_point, "zero")
+    lowest, highest = code(parameters.lowest, "lowest"), code(parameters.highest, "highest")
+    quantize = inserter.node("QuantizeLinear", [source, scale, zero], "quantized", dtype, shape)
+    clip = inserter.node("Clip", [quantize.outputs[0], lowest, highest], "clipped", dtype, shape)
     dequantize = inserter.node(
-        "DequantizeLinear", [clip.outputs[0], scale, zero], f"{stem}_dq", ir.DataType.FLOAT, shape)
+        "DequantizeLinear", [clip.outputs[0], scale, zero], "dequantized", ir.DataType.FLOAT, shape)
     for layer in read.layers:
         layer.node.replace_input_with(0, dequantize.outputs[0])
     inserter.place_after(source, [quantize, clip, dequantize])

@@ -27,7 +27,7 @@ def insert_dynamic(graph: ir.Graph, names: Names, layers: list[Layer], codes: di
     for layer in layers:
         if layer.input not in quantizers:
             quantizer = inserter.node(
-                "DynamicQuantizeLinear", [layer.input], f"{layer.input.name}_dynamic", ir.DataType.UINT8,
+                "DynamicQuantizeLinear", [layer.input], "quantized", ir.DataType.UINT8,
                 layer.input.shape, outputs=3,
             )
             quantizer.outputs[1].type = ir.TensorType(ir.DataType.FLOAT)
@@ -63,18 +63,18 @@ def _place_reachable(inserter: Inserter, layer: Layer, quantizer: ir.Node) -> No
 def _integer_matmul(
     inserter: Inserter, layer: Layer, quantizer: ir.Node, weight: ir.Value, scales: Floats
 ) -> None:
-    node, stem = layer.node, layer.weight.name or "weight"
+    node = layer.node
     x, x_scale, x_zero = quantizer.outputs
     old = node.outputs[0]
     f32, shape = ir.DataType.FLOAT, old.shape
-    product = inserter.node("MatMulInteger", [x, weight, x_zero], f"{stem}_product",
+    product = inserter.node("MatMulInteger", [x, weight, x_zero], "product",
                             ir.DataType.INT32, shape)
-    cast = inserter.node("Cast", [product.outputs[0]], f"{stem}_product_float", f32, shape, {"to": int(f32)})
-    both = inserter.node("Mul", [x_scale, inserter.constant(f"{stem}_scale", scales)], f"{stem}_both_scales", f32,
+    cast = inserter.node("Cast", [product.outputs[0]], "float", f32, shape, {"to": int(f32)})
+    both = inserter.node("Mul", [x_scale, inserter.constant("scale", scales)], "scale", f32,
                          ir.Shape(scales.shape))
-    result = inserter.node("Mul", [cast.outputs[0], both.outputs[0]], f"{stem}_scaled", f32, shape)
+    result = inserter.node("Mul", [cast.outputs[0], both.outputs[0]], "rescaled", f32, shape)
     new = [product, cast, both, result]
     if layer.bias is not None and layer.bias_add is None:
-        new.append(inserter.node("Add", [result.outputs[0], layer.bias], f"{stem}_biased", f32, shape))
+        new.append(inserter.node("Add", [result.outputs[0], layer.bias], "biased", f32, shape))
     node.prepend(new)
     take_over(node, new[-1])

@@ -129,7 +129,7 @@ class _Caster:
         """A value that is made in float32: half users read a Cast of it."""
         uses = self._half_uses(value)
         if uses:
-            cast = self._cast(inserter, value, HALF, f"{value.name}_half")
+            cast = self._cast(inserter, value, HALF)
             for node, index in uses:
                 node.replace_input_with(index, cast)
 
@@ -141,7 +141,7 @@ class _Caster:
         if is_output:
             value.name = self.names.fresh(f"{name}_half")
         if is_output or others:
-            cast = self._cast(inserter, value, SINGLE, f"{name}_single")
+            cast = self._cast(inserter, value, SINGLE)
             for node, index in others:
                 node.replace_input_with(index, cast)
             if is_output:
@@ -156,9 +156,9 @@ class _Caster:
             if output is value:
                 graph.outputs[index] = cast
 
-    def _cast(self, inserter: Inserter, value: ir.Value, dtype: ir.DataType, stem: str) -> ir.Value:
+    def _cast(self, inserter: Inserter, value: ir.Value, dtype: ir.DataType) -> ir.Value:
         shape = None if value.shape is None else value.shape.copy()
-        node = inserter.node("Cast", [value], stem, dtype, shape, {"to": int(dtype)})
+        node = inserter.node("Cast", [value], "cast", dtype, shape, {"to": int(dtype)})
         inserter.place_after(value, [node])
         self.casts += 1
         return node.outputs[0]

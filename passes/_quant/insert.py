@@ -78,10 +78,9 @@ def _scales(
 
 def _quantize_layer(inserter: Inserter, layer: Layer, quantized: ir.Value, scales: Floats) -> None:
     """The layer reads its weight dequantized from `quantized`."""
-    stem = layer.weight.name or "weight"
     dequantize = inserter.step(
         "DequantizeLinear",
-        [quantized, inserter.constant(f"{stem}_scale", scales),
+        [quantized, inserter.constant("scale", scales),
          # Its own: ONNX Runtime's option session.x64quantprecision refuses weights that share a zero point.
          inserter.constant("zero", np.zeros(scales.shape, np.int8), shared=False)],
         ir.DataType.FLOAT, _dims(quantized), {"axis": layer.weight_axis},
@@ -114,8 +113,8 @@ def _quantize_bias(inserter: Inserter, layer: Layer, bias: Floats, input_scale: 
     dequantize = inserter.step(
         "DequantizeLinear",
         [inserter.initializer(f"{stem}_q", ir.Tensor(values)),
-         inserter.constant(f"{stem}_scale", bias_scales),
-         inserter.constant("bias_zp", np.zeros(bias_scales.shape, np.int32))],
+         inserter.constant("scale", bias_scales),
+         inserter.constant("zero", np.zeros(bias_scales.shape, np.int32))],
         ir.DataType.FLOAT, list(values.shape), {"axis": 0},
     )
     user = layer.bias_add or layer.node
@@ -129,13 +128,12 @@ def _insert_pair(
 ) -> ir.Value:
     """value -> Q -> DQ -> its int8 consumers; all where the value exists as int8 only. Returns DQ's output."""
     dtype = ir.DataType[rules.activation.upper()]
-    stem = value.name or "value"
-    scale = inserter.constant(f"{stem}_scale", np.array(parameters.scale, np.float32))
-    zero = inserter.constant(f"{stem}_zp", np.array(parameters.zero_point, dtype.numpy()))
+    scale = inserter.constant("scale", np.array(parameters.scale, np.float32))
+    zero = inserter.constant("zero", np.array(parameters.zero_point, dtype.numpy()))
     readers = [u for u in value.uses() if value in placement.int8_made or u.node in placement.int8_nodes]
-    quantize = inserter.node("QuantizeLinear", [value, scale, zero], f"{stem}_q", dtype, value.shape)
+    quantize = inserter.node("QuantizeLinear", [value, scale, zero], "quantized", dtype, value.shape)
     dequantize = inserter.node(
-        "DequantizeLinear", [quantize.outputs[0], scale, zero], f"{stem}_dq", ir.DataType.FLOAT, value.shape
+        "DequantizeLinear", [quantize.outputs[0], scale, zero], "dequantized", ir.DataType.FLOAT, value.shape
     )
     for use in readers:
         use.node.replace_input_with(use.idx, dequantize.outputs[0])
@@ -160,8 +158,8 @@ def _float_guards(graph: ir.Graph, placement: Placement) -> list[ir.Value]:
 
 
 def _insert_guard(inserter: Inserter, value: ir.Value) -> None:
-    lowest = inserter.constant("float_lowest", np.array(FLOAT_LOWEST))
-    guard = inserter.node("Max", [value, lowest], f"{value.name}_kept_float", ir.DataType.FLOAT, value.shape)
+    lowest = inserter.constant("lowest", np.array(FLOAT_LOWEST))
+    guard = inserter.node("Max", [value, lowest], "guarded", ir.DataType.FLOAT, value.shape)
     for use in list(value.uses()):
         if use.node is not guard:
             use.node.replace_input_with(use.idx, guard.outputs[0])

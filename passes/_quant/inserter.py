@@ -16,9 +16,8 @@ ADDED = "added by quant"
 class Inserter:
     """Adds initializers and nodes to one graph under fresh names; equal small constants are made once.
 
-    What stores a weight is called after it. All else has the initial of its role and a number: in a file of few bits
-    names weigh as much as weights. A `role` is a word, or a text whose last word (behind a `_`) counts: "scale" and
-    "conv1_scale" both give s1, s2 and so on.
+    What stores a weight is called after it. All else has the initial of its role and a number, "scale" s1, s2 and so
+    on: in a file of few bits names weigh as much as weights.
     """
 
     def __init__(self, graph: ir.Graph, names: Names) -> None:
@@ -68,7 +67,7 @@ class Inserter:
         return self.node(op, list(inputs), "unpacked", dtype, ir.Shape(dims), attributes)
 
     def _short(self, role: str) -> str:
-        return self.names.numbered(role.rpartition("_")[2][:1] or "v")
+        return self.names.numbered(role[0])
 
     def place_after(self, value: ir.Value, nodes: list[ir.Node]) -> None:
         """Put nodes right behind the producer of `value`, or at the top for a graph input."""

@@ -94,29 +94,29 @@ def limbed_weight(codes: ir.TensorProtocol, rules: TargetRules) -> ir.TensorProt
 def insert_limbs(inserter: Inserter, layer: Layer, parameters: Parameters, rules: TargetRules) -> None:
     """What `layer` reads: both limbs of its input, quantized and dequantized."""
     value, channels = layer.input, int(layer.tensor.shape.numpy()[1])
-    code, stem = ir.DataType[rules.activation.upper()], value.name or "value"
-    zero = inserter.constant(f"{stem}_zp", np.array(parameters.zero_point, code.numpy()))
-    scale = inserter.constant(f"{stem}_scale", np.array(parameters.scale, np.float32))
-    finer = inserter.constant(f"{stem}_scale_rest", np.array(parameters.scale / np.float32(RATIO)))
+    code = ir.DataType[rules.activation.upper()]
+    zero = inserter.constant("zero", np.array(parameters.zero_point, code.numpy()))
+    scale = inserter.constant("scale", np.array(parameters.scale, np.float32))
+    finer = inserter.constant("scale", np.array(parameters.scale / np.float32(RATIO)))
 
-    first = inserter.node("QuantizeLinear", [value, scale, zero], f"{stem}_q", code, value.shape)
-    coarse = inserter.node("DequantizeLinear", [first.outputs[0], scale, zero], f"{stem}_coarse", ir.DataType.FLOAT,
+    first = inserter.node("QuantizeLinear", [value, scale, zero], "quantized", code, value.shape)
+    coarse = inserter.node("DequantizeLinear", [first.outputs[0], scale, zero], "coarse", ir.DataType.FLOAT,
                            value.shape)
-    rest = inserter.node("Sub", [value, coarse.outputs[0]], f"{stem}_rest", ir.DataType.FLOAT, value.shape)
-    second = inserter.node("QuantizeLinear", [rest.outputs[0], finer, zero], f"{stem}_rest_q", code, value.shape)
+    rest = inserter.node("Sub", [value, coarse.outputs[0]], "rest", ir.DataType.FLOAT, value.shape)
+    second = inserter.node("QuantizeLinear", [rest.outputs[0], finer, zero], "quantized", code, value.shape)
     # The rows of each channel and of its second limb behind each other are, as they lie, two channels.
-    stacked = inserter.node("Concat", [first.outputs[0], second.outputs[0]], f"{stem}_stacked", code,
+    stacked = inserter.node("Concat", [first.outputs[0], second.outputs[0]], "limbs", code,
                             _with_dims(value, {2: None}), {"axis": 2})
     both = inserter.node("Reshape", [stacked.outputs[0], _limbed_shape(inserter, value, 2 * channels)],
-                         f"{stem}_limbs", code, _with_dims(value, {1: 2 * channels}))
+                         "limbs", code, _with_dims(value, {1: 2 * channels}))
     nodes, last = [first, coarse, rest, second, stacked, both], both.outputs[0]
     if padding := _padding(channels, rules):
         pads = np.array([0, 0, 0, 0, 0, padding, 0, 0], np.int64)
-        padded = inserter.node("Pad", [last, inserter.constant(f"{stem}_pads", pads), zero], f"{stem}_limbs_padded",
+        padded = inserter.node("Pad", [last, inserter.constant("pads", pads), zero], "limbs",
                                code, _with_dims(value, {1: 2 * channels + padding}))
         nodes.append(padded)
         last = padded.outputs[0]
-    fine = inserter.node("DequantizeLinear", [last, scale, zero], f"{stem}_dq", ir.DataType.FLOAT, last.shape)
+    fine = inserter.node("DequantizeLinear", [last, scale, zero], "dequantized", ir.DataType.FLOAT, last.shape)
     inserter.place_after(value, [*nodes, fine])
     layer.node.replace_input_with(0, fine.outputs[0])
 

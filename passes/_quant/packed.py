@@ -35,8 +35,8 @@ def _unpacked(inserter: Inserter, layer: Layer, code: Codes, first: ir.Node) -> 
     shape = ir.Shape(tensor.shape.numpy())
     stored = code.store(inserter, stem, tensor, first)
     scales = code.scales.reshape((-1,) + (1,) * (len(shape) - 1 - layer.weight_axis)).astype(np.float32)
-    cast = inserter.node("Cast", [stored], f"{stem}_float", f32, shape, {"to": int(f32)})
-    scaled = inserter.node("Mul", [cast.outputs[0], inserter.constant(f"{stem}_scale", scales)], f"{stem}_unpacked",
+    cast = inserter.node("Cast", [stored], "float", f32, shape, {"to": int(f32)})
+    scaled = inserter.node("Mul", [cast.outputs[0], inserter.constant("scale", scales)], "unpacked",
                            f32, shape)
     inserter.graph.insert_before(first, [cast, scaled])
     return scaled.outputs[0]

@@ -22,13 +22,13 @@ def mean_to_pool(graph: ir.Graph, names: Names) -> int:
         if value is None or value.shape is None or len(value.shape) != 4 or _axes(node) not in ({2, 3}, {-1, -2}):
             continue
         inserter = Inserter(graph, names)
-        stem, old = node.outputs[0].name or "mean", node.outputs[0]
+        old = node.outputs[0]
         n, c = value.shape[0], value.shape[1]
         f32 = value.dtype or ir.DataType.FLOAT
-        pool = inserter.node("GlobalAveragePool", [value], f"{stem}_pool", f32, ir.Shape([n, c, 1, 1]))
+        pool = inserter.node("GlobalAveragePool", [value], "pool", f32, ir.Shape([n, c, 1, 1]))
         new = [pool]
         if not int_attribute(node, "keepdims", 1):
-            new.append(inserter.node("Flatten", [pool.outputs[0]], f"{stem}_flat", f32, old.shape, {"axis": 1}))
+            new.append(inserter.node("Flatten", [pool.outputs[0]], "flat", f32, old.shape, {"axis": 1}))
         node.prepend(new)
         take_over(node, new[-1])
         count += 1
