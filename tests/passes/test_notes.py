@@ -11,7 +11,7 @@ from onnx_opt.passes._quant.inserter import Inserter
 from onnx_opt.passes.compress_weights import CompressWeights
 from onnx_opt.passes.quant import Quant
 from onnx_opt.tools._checks import interface_of
-from quant_models import CHAIN_WEIGHTS, FEEDS, chain, model_of
+from quant_models import CHAIN_WEIGHTS, FEEDS, chain, model_of, normal
 from sample_models import IF, model_from
 
 RELU = '<ir_version: 10, opset_import: ["" : 21]> g (float[2] X) => (float[2] y) { y = Relu (X) }'
@@ -111,3 +111,15 @@ def test_short_names_pass_over_those_that_a_model_has():
     assert names.numbered("s") == "s5"
     names.take(model_of(RELU.replace("X", "s6")))
     assert names.numbered("s") == "s7"
+
+
+def test_names_of_what_simplify_removes_are_not_given_again():
+    """Reports and exclude patterns follow nodes by the names of the float model."""
+    text = """<ir_version: 10, opset_import: ["" : 17]>
+    g (float[N, 16] x) => (float[N, 4] y) { s1 = Identity (x)  q1 = MatMul (s1, w1)  d1 = Identity (q1)  z1 = Relu (d1)
+    y = MatMul (z1, w2) }"""
+    model = model_of(text, w1=normal(16, 16), w2=normal(16, 4))
+    assert Quant(smooth=False).run(model, CalibratedContext([{"x": normal(8, 16)}])).changed == 2
+    made = {v.name for node in model.graph for v in node.outputs} | set(model.graph.initializers)
+    assert {"s1", "d1"} & made == set()
+    assert {"s2", "d2", "w1_q", "w2_q"} <= made
