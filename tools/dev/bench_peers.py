@@ -6,7 +6,7 @@
 
 Every peer runs as a child process in its own environment (--envs) under a time limit; one that is not installed or
 fails has a row with the reason. All results are then measured in one process in turns, with one thread and with all
-cores. Every peer gets the same samples: 128, or what there are. Needs the shared data (ONNX_OPT_DATA).
+cores; where this CPU has VNNI and can hide it, a second time as on a CPU without. Every peer gets the same samples: 128, or what there are. Needs the shared data (ONNX_OPT_DATA).
 
 Columns: the task's metric and its drop from fp32; SQNR of the outputs in dB; file size and latency as ratios to fp32;
 integer kernels of all Conv, Gemm and MatMul kernels in ONNX Runtime's optimized graph; wall seconds, CPU seconds and
@@ -27,6 +27,7 @@ from typing import Any
 
 import numpy as np
 from bench_data import data_folder
+from both_classes import this_cpu, without_vnni
 from onnx_opt import OnnxOptError
 from onnx_opt.runtime.bench import interleaved
 from onnx_opt.runtime.compare import DriftMeter
@@ -35,6 +36,7 @@ from onnx_opt.runtime.metrics import metric_named
 from onnx_opt.runtime.session import Session, open_session
 from onnx_opt.runtime.worker import Worker
 from peers import PEERS, TASKS, Peer, Row, Task, install, missing, ours, quantize
+from rich.box import MARKDOWN
 from rich.console import Console
 from rich.table import Table
 
@@ -44,8 +46,13 @@ INTEGER = {"QLinearConv", "ConvInteger", "MatMulInteger", "QLinearMatMul", "QGem
 FLOAT = {"Conv", "FusedConv", "Gemm", "FusedGemm", "MatMul", "FusedMatMul", "MatMulNBits", "Attention"}
 
 
-def run_task(task: Task, peers: Sequence[Peer], folder: Path, options: argparse.Namespace) -> list[Row]:
-    """Make every variant, then measure all that load against the original in one process."""
+def run_task(
+    task: Task, peers: Sequence[Peer], folder: Path, options: argparse.Namespace
+) -> tuple[list[Row], list[Row]]:
+    """Make every variant, then measure all that load against the original in one process.
+
+    The rows of this CPU, and those as of one without VNNI; none where they cannot be had.
+    """
     path = data_folder() / "models" / f"{task.model}.onnx"
     calibration = folder / "calibration.npz"
     write_calibration(task, path, calibration)
@@ -57,9 +64,20 @@ def run_task(task: Task, peers: Sequence[Peer], folder: Path, options: argparse.
             quantize(peer, path, calibration, folder / f"{index}.onnx", options, row)
         rows.append(row)
         print(f"{task.model}: {peer.name}: {row.note or 'done'}", flush=True)
+    others = without_vnni(Path(__file__), [asdict(row) for row in rows], [
+        "--samples", str(options.samples), "--seconds", str(options.seconds)])
     with Worker(timeout=1800) as worker:
         measure(worker, task, rows, options)
-    return rows
+    return rows, [Row(**fields) for fields in others or ()]
+
+
+def measure_again(path: Path, options: argparse.Namespace) -> None:
+    """Measure the files of rows that another process made; the rows are written back."""
+    rows = [Row(**fields) for fields in json.loads(path.read_text())]
+    task = next(task for task in TASKS if task.model == rows[0].model)
+    with Worker(timeout=1800) as worker:
+        measure(worker, task, rows, options)
+    path.write_text(json.dumps([asdict(row) for row in rows]))
 
 
 def write_calibration(task: Task, path: Path, out: Path) -> None:
@@ -164,9 +182,9 @@ def score(sessions: list[tuple[Row, Session]], batches: list[Batch], metric: Any
         row.drop = (sessions[0][0].metric or 0.0) - row.metric
 
 
-def show(rows: list[Row], console: Console) -> None:
+def show(rows: list[Row], cpu: str, console: Console) -> None:
     table = Table("variant", "metric", "drop", "SQNR dB", "size", "1 thread", "all cores", "int", "s", "CPU s", "MB",
-                  "note", title=rows[0].model)
+                  "note", title=f"{rows[0].model}, {cpu}")
     for r in rows:
         figures = [(r.metric, ".4f"), (r.drop, "+.4f"), (r.sqnr_db, ".1f"), (r.size_ratio, ".3f"),
                    (r.latency_one, ".2f"), (r.latency_all, ".2f")]
@@ -174,6 +192,23 @@ def show(rows: list[Row], console: Console) -> None:
         table.add_row(r.variant, *(cell(*f) for f in figures), r.kernels or "-", *(cell(*c) for c in costs), r.note)
     console.print(table)
     console.print(verdict(rows), highlight=False)
+
+
+def show_markdown(rows: list[Row], others: list[Row], console: Console) -> None:
+    """All models in one table, the figures of both classes of CPU beside each other."""
+    table = Table("model", "tool", "size", "integer kernels", "metric (fp32)", "SQNR dB", "latency",
+                  "without VNNI: metric", "SQNR dB", "latency", box=MARKDOWN)
+    masked = {(r.model, r.variant): r for r in others}
+    reference = {r.model: r.metric for r in rows if r.variant == "fp32"}
+    for r in (r for r in rows if r.variant != "fp32"):
+        other = masked.get((r.model, r.variant))
+        name = "**onnx-opt**" if r.own else r.variant
+        figures = [f"{cell(r.metric, '.3f')} ({cell(reference[r.model], '.3f')})", cell(r.sqnr_db, ".1f"),
+                   cell(r.latency_one, ".2f")] if r.metric is not None else ["fails", "", ""]
+        figures += [cell(other.metric, ".3f"), cell(other.sqnr_db, ".1f"), cell(other.latency_one, ".2f")] if (
+            other is not None and other.metric is not None) else ["", "", ""]
+        table.add_row(r.model, name, cell(r.size_ratio, ".2f"), r.kernels, *figures)
+    console.print(table)
 
 
 def cell(value: float | None, form: str) -> str:
@@ -205,11 +240,15 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--envs", type=Path, default=Path.home() / ".cache" / "onnx-opt" / "peers")
     parser.add_argument("--install", default="", help="environments to make, comma separated; then stop")
     parser.add_argument("--json", type=Path, help="write the rows there too")
+    parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
 def main() -> None:
     options = arguments()
+    if options.measure:
+        measure_again(options.measure, options)
+        return
     if options.install:
         for name in options.install.split(","):
             install(name, options.envs)
@@ -218,18 +257,25 @@ def main() -> None:
     peers = [p for p in PEERS if not wanted or p.environment in wanted]
     only = set(filter(None, options.only.split(",")))
     rows: list[Row] = []
-    console = Console(width=160)
+    others: list[Row] = []
+    console, cpu = Console(width=160), this_cpu().label
     for task in TASKS:
         if only and task.model not in only:
             continue
         chosen = ours(options.passes or ["simplify,quant"])
         chosen += [p for p in peers if not p.only or task.model in p.only]
         with tempfile.TemporaryDirectory() as folder:
-            found = run_task(task, chosen, Path(folder), options)
-        show(found, console)
+            found, masked = run_task(task, chosen, Path(folder), options)
+        show(found, cpu, console)
+        if masked:
+            show(masked, "without VNNI", console)
         rows += found
+        others += masked
         if options.json:
-            options.json.write_text(json.dumps([asdict(r) for r in rows], indent=1))
+            options.json.write_text(json.dumps({
+                "cpu": cpu, "rows": list(map(asdict, rows)), "without_vnni": list(map(asdict, others))}, indent=1))
+    console.print(f"CPU: {cpu}", highlight=False)
+    show_markdown(rows, others, console)
 
 
 if __name__ == "__main__":
