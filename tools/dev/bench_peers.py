@@ -6,7 +6,8 @@
 
 Every peer runs as a child process in its own environment (--envs) under a time limit; one that is not installed or
 fails has a row with the reason. All results are then measured in one process in turns, with one thread and with all
-cores; where this CPU has VNNI and can hide it, a second time as on a CPU without. Every peer gets the same samples: 128, or what there are. Needs the shared data (ONNX_OPT_DATA).
+cores; where this CPU has VNNI and can hide it, a second time as on a CPU without. Every peer gets the same
+samples: 128, or what there are. Needs the shared data (ONNX_OPT_DATA).
 
 Columns: the task's metric and its drop from fp32; SQNR of the outputs in dB; file size and latency as ratios to fp32;
 integer kernels of all Conv, Gemm and MatMul kernels in ONNX Runtime's optimized graph; wall seconds, CPU seconds and
