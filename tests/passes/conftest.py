@@ -12,9 +12,8 @@ def calibrated():
     return CalibratedContext
 
 
-@pytest.fixture(autouse=True)
-def one_limb(request, monkeypatch):
-    """Test nets begin at an image; the rule that gives such a Conv its input twice has tests of its own."""
-    if request.module.__name__.startswith("test_quant") and "images_in_limbs" not in request.keywords:
-        rules = dataclasses.replace(quant_rules.TARGETS["cpu"], image_channels=0)
-        monkeypatch.setitem(quant_rules.TARGETS, "cpu", rules)
+@pytest.fixture
+def one_limb(monkeypatch):
+    """Convs read an image once, for tests whose small nets begin at one and that are not of this rule."""
+    rules = dataclasses.replace(quant_rules.TARGETS["cpu"], image_channels=0)
+    monkeypatch.setitem(quant_rules.TARGETS, "cpu", rules)

@@ -6,6 +6,8 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import onnxruntime
+from integer_graphs import run_integers
+from integer_kernels import ARITHMETICS
 from onnx_opt.passes._normalize import normalize
 
 RNG = np.random.default_rng(7)
@@ -38,6 +40,11 @@ def session(model, optimize=True, saved=None):
 
 def outputs(model, feeds, optimize=True):
     return session(model, optimize).run(None, feeds)[0]
+
+
+def everywhere(model, feeds):
+    """The first output by this CPU's kernels, and by models of the kernels of either class of CPU."""
+    return [outputs(model, feeds), *(run_integers(model, feeds, arithmetic)[0] for arithmetic in ARITHMETICS)]
 
 
 def kernels(model, folder):

@@ -9,6 +9,7 @@ import onnx
 import onnx_ir as ir
 import onnxruntime
 import pytest
+from exactness import assert_close
 from onnx_opt import UsageError
 from onnx_opt.frontends.onnx_file import save
 from onnx_opt.passes._base import options_of
@@ -108,7 +109,7 @@ def test_a_pass_leaves_a_valid_model_with_the_same_interface(name, sample, worke
             assert one.shape == other.shape
             assert np.isfinite(other).all()
             if pass_class(name).effect != "lossy":
-                np.testing.assert_allclose(other, one, rtol=1e-5, atol=1e-6)
+                assert_close(other, one)
 
 
 @pytest.mark.parametrize("sample", ALL)

@@ -369,13 +369,20 @@ def test_tied_embeddings_stay_tied():
     assert outcome.stats["params_after"] == 9000 * 4 + 2 * 32
 
 
-def test_equal_biases_of_two_layers_do_not_tie_them_and_are_one_again():
-    model, outcome = pruned(SHARED_ZEROS, **PLAIN)
-    assert outcome.stats["groups"] == 2
-    found = shapes(model)
-    assert sorted(found.values()) == [[3], [3, 2], [3, 3], [3, 3]]
-    zeros = next(v for v in model.graph.initializers.values() if len(v.shape) == 1)
-    assert [use.node.op_type for use in zeros.uses()] == ["Gemm", "Gemm"]
+@pytest.mark.parametrize(("order", "biases"), [(1, 1), (-1, 2)])
+def test_equal_biases_of_two_layers_do_not_tie_them_and_are_one_again_of_the_same_channels(order, biases):
+    model = model_of(SHARED_ZEROS)
+    growing = np.arange(1, 7, dtype=np.float32)
+    for name, sizes in {"a": growing, "b": growing[::order], "c": np.ones(2, np.float32)}.items():
+        value = model.graph.initializers[name]
+        value.const_value = ir.Tensor(np.ones_like(value.const_value.numpy()) * sizes, name=name)
+    assert PruneChannels(**PLAIN).run(model, NullContext()).stats["groups"] == 2
+    assert sorted(shapes(model).values()) == [[3]] * biases + [[3, 2], [3, 3], [3, 3]]
+    kept = growing[3:]
+    np.testing.assert_array_equal(array(model, "a")[0], kept)
+    np.testing.assert_array_equal(array(model, "b")[0], kept[::order])
+    zeros = [v for v in model.graph.initializers.values() if len(v.shape) == 1]
+    assert [len(v.uses()) for v in zeros] == [2 // biases] * biases
 
 
 def test_dims_may_all_be_open():

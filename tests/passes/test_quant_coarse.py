@@ -42,8 +42,9 @@ def read_by(model, output):
 @pytest.mark.parametrize("bits", [2, 3, 4, 6])
 def test_layers_inside_read_so_many_levels(calibrated, bits):
     model = quantized(calibrated, activation_bits=bits, ends="8")
-    inside = [read_by(model, name) for name in ("b", "c")]
-    assert [(int(codes.min()), int(codes.max())) for codes in inside] == [(0, 2**bits - 1)] * 2
+    for codes in (read_by(model, name) for name in ("b", "c")):
+        assert codes.min() == 0
+        assert 2**bits - 2 <= codes.max() <= 2**bits - 1  # the range is that of the float model
     low_ends = bits <= 4
     assert (read_by(model, "d").max() > 2**bits - 1) == low_ends
 

@@ -250,6 +250,7 @@ def test_a_channel_of_zeros_stays_zero(options, calibrated):
     np.testing.assert_allclose(got, np.maximum(WEIGHTS["b2"][3], 0), atol=0.02)
 
 
+@pytest.mark.usefixtures("one_limb")
 def test_no_redundant_types_are_written(calibrated):
     """Types of unpacked weights and between Q and DQ are the reader's to infer; those of the net stay."""
     model = chain()

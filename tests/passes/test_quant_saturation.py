@@ -13,8 +13,6 @@ from integer_graphs import offending_pairs, run_integers
 from onnx_opt.passes._normalize import normalize
 from onnx_opt.passes.quant import Quant
 
-pytestmark = pytest.mark.images_in_limbs
-
 PRODUCTS = [kind for kind in KINDS if "Conv" not in kind]
 FORMS = [(kind, {}) for kind in KINDS]
 FORMS += [(kind, {"rounding": "nearest"}) for kind in KINDS]
