@@ -59,15 +59,16 @@ class Request:
     """A moment of one float tensor over the calibration data, for `Context.collect`.
 
     `absmax`: max|x| of each channel, (C,). `mean`: (C,), or (groups, K) of patches. `profile`: means of x, |x|
-    and x^2, (folds, 3, C), in up to 64 folds of the samples. `gram`: the mean of z z^T with
-    z = [x, 1], (groups, K + 1, K + 1). `regression`: the mean of z [z, y]^T, (groups, K + 1, K + 1 + M / groups), y the
-    values of the tensor `target` at the same places (a layer's output, channels on the same axis as the input's).
+    and x^2, (folds, 3, C), in up to 64 folds of the samples. `extremes`: count, lowest and highest x in those folds,
+    (folds, 3, C). `gram`: the mean of z z^T with z = [x, 1], (groups, K + 1, K + 1). `regression`: the mean of
+    z [z, y]^T, (groups, K + 1, K + 1 + M / groups), y the values of the tensor `target` at the same places (a layer's
+    output, channels on the same axis as the input's).
     `axis`: where the channels are. With a `kernel` x is what a convolution
     multiplies, a patch of K = C / groups * prod(kernel) values, at a sample of its output positions.
     """
 
     tensor: str
-    kind: Literal["absmax", "mean", "gram", "profile", "regression"]
+    kind: Literal["absmax", "mean", "gram", "profile", "extremes", "regression"]
     axis: int = -1
     kernel: tuple[int, ...] = ()
     strides: tuple[int, ...] = ()

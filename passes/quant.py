@@ -44,7 +44,7 @@ from .smooth import Smooth
 COARSE = ("int8", "ternary", "binary")
 """Forms whose layers may read fewer than 8 bits."""
 ROUNDING_SAMPLES = 64
-"""Calibration samples for `gptq` and `smooth`: more change nothing that was measured."""
+"""Calibration samples for `gptq`: more change nothing that was measured."""
 
 
 @dataclass(frozen=True)
@@ -175,7 +175,7 @@ class Quant(Pass):
         """Exact rewrites: those without which integer kernels do not form, and evener activations."""
         Simplify().run(model, context)
         if self.smooth:
-            Smooth(samples=min(self.samples, ROUNDING_SAMPLES)).run(model, context)
+            Smooth(samples=self.samples).run(model, context)
         mean_to_pool(model.graph, Names(model))
 
     def _round(self, model: ir.Model, parts: list[Part], request: Request, context: Context) -> None:

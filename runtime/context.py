@@ -224,7 +224,7 @@ def micro_batches(
     splittable, seen = batch_is_symbolic(inputs), 0
     for batch in feeds:
         rows = batch_rows(batch.feeds)
-        if not (splittable and _same_rows(batch.feeds)):
+        if not (splittable and same_rows(batch.feeds)):
             yield batch.feeds, rows
         else:
             rows = min(rows, samples - seen)
@@ -251,7 +251,8 @@ def batch_rows(feeds: Mapping[str, NDArray[Any]]) -> int:
     return len(first) if first.ndim else 1
 
 
-def _same_rows(feeds: Mapping[str, NDArray[Any]]) -> bool:
+def same_rows(feeds: Mapping[str, NDArray[Any]]) -> bool:
+    """Whether axis 0 of all arrays has one length."""
     return len({len(array) if array.ndim else -1 for array in feeds.values()}) == 1
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import RefusedError
-from ._folds import fold_means, fold_sums, samples_of
+from ._folds import fold_extremes, fold_means, fold_sums, samples_of, seen_folds, take_extremes
 
 POSITIONS = 128
 """Output positions of a convolution looked at in each sample, at most: the same ones in all, so that shards agree."""
@@ -22,12 +22,13 @@ PATCH_VALUES = 1 << 19
 class MomentObserver:
     """One moment of everything seen; mergeable, so that shards can be combined.
 
-    `request`: `kind` (`absmax`, `mean`, `profile`, `gram`, `regression`), `axis` (of the channels) and, for the patches
-    of a convolution, `kernel`, `strides`, `pads`, `dilations`, `groups`. Errors: RefusedError where a value is NaN or
-    infinite.
+    `request`: `kind` (`absmax`, `mean`, `profile`, `extremes`, `gram`, `regression`), `axis` (of the channels) and,
+    for the patches of a convolution, `kernel`, `strides`, `pads`, `dilations`, `groups`. Errors: RefusedError where a
+    value is NaN or infinite.
 
     `absmax` -> (C,) max|x|. `mean` -> (C,), or (groups, K) of patches. `gram` -> (groups, K + 1, K + 1): the mean of
     z z^T with z = [x, 1], so that its last column is the mean of x. `profile` -> (folds, 3, C): means of x, |x|, x^2.
+    `extremes` -> (folds, 3, C): how many values were seen, lowest and highest x.
     `regression` -> (groups, K + 1, K + 1 + M / groups): behind it the mean of z y^T, y being the target at the same
     places; of every second update where `part` is `even` or `odd`. All in float64.
     """
@@ -58,6 +59,10 @@ class MomentObserver:
             fed = samples_of(array, self.request["axis"], samples)
             self._take(fold_sums(rows[0], fed, self.samples), rows.shape[1])
             self.samples += fed
+        elif kind == "extremes":
+            fed = samples_of(array, self.request["axis"], samples)
+            self._take(fold_extremes(rows[0], fed, self.samples), rows.shape[1])
+            self.samples += fed
         elif target is None:
             self._take(_products(rows), rows.shape[1])
         else:
@@ -85,6 +90,8 @@ class MomentObserver:
             self.total = part
         elif self.request["kind"] == "absmax":
             np.maximum(self.total, part, out=self.total)
+        elif self.request["kind"] == "extremes":
+            take_extremes(self.total, part)
         else:
             with np.errstate(invalid="ignore"):  # infinities of overflow may cancel: still not finite
                 self.total += part
@@ -101,6 +108,8 @@ class MomentObserver:
         assert self.total is not None
         if self.request["kind"] == "profile":
             return fold_means(self.total)
+        if self.request["kind"] == "extremes":
+            return seen_folds(self.total)
         result = self.total if self.request["kind"] == "absmax" else self.total / self.count
         return result if self.request["kernel"] or self.request["kind"] in ("gram", "regression") else result[0]
 

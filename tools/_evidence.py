@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import onnx_ir as ir
 
 from .. import OnnxOptError, RefusedError
 from ..runtime.feeds import Feeds, candidate_feeds, open_feeds
+from ..runtime.held_out import held_out
 from ..runtime.session import Session, open_session
 from ..runtime.targets import target_named
 from ..runtime.worker import RemoteError, Worker
@@ -18,6 +20,8 @@ from ._figures import input_infos
 from ._result import Settings
 
 Warn = Callable[[str, str], None]
+DriftOn = Literal["held-out data", "evaluation data", "calibration data", "synthetic feeds"]
+"""What drift is measured on. Only the first two say how a model does on data that no pass has seen."""
 
 
 @dataclass
@@ -25,7 +29,7 @@ class Evidence:
     """`calibration`: the user's feeds. `labelled`: data for the metric. `referee`: None where nothing can be compared.
 
     `open(path, optimize=True)`: opens a model file in the worker, on the provider that verifies it. `provider`: that
-    of the target, where it is here.
+    of the target, where it is here. `drift_on`: which data the referee's is, None without one.
     """
 
     open: Callable[..., Session]
@@ -34,6 +38,7 @@ class Evidence:
     referee: Referee | None = None
     latency_feeds: list[Arrays] = field(default_factory=list)
     provider: str | None = None
+    drift_on: DriftOn | None = None
 
 
 def gather_evidence(settings: Settings, worker: Worker, model: ir.Model, original: Path | None, warn: Warn) -> Evidence:
@@ -86,22 +91,50 @@ def _opener(
 
 
 def _run_original(settings: Settings, evidence: Evidence, session: Session, warn: Warn) -> Evidence:
-    feeds = evidence.calibration or evidence.labelled
-    if feeds is not None:
-        batches = limited(batch.feeds for batch in feeds)
+    whole = evidence.calibration or evidence.labelled
+    found = _batches_to_judge_by(settings, evidence)
+    if found is not None:
+        batches, evidence.drift_on = found
         outputs = _outputs_on_data(session, batches)
     else:
-        found = _synthetic(session, settings.seed)
-        if found is None:
+        synthetic = _synthetic(session, settings.seed)
+        if synthetic is None:
             return _unproved(settings, evidence, "it gives no finite outputs on synthetic feeds; give --data", warn)
-        batches, outputs = found
+        batches, outputs = synthetic
+        evidence.drift_on = "synthetic feeds"
         warn("data", "none given: checked on synthetic feeds; --data checks on real ones and calibrates quantization")
-    evidence.latency_feeds = batches[:1]
+    evidence.latency_feeds = batches[:1] if whole is None else [next(iter(whole)).feeds]
     problem = inexact(outputs[:1], [session.run(batches[0])], FLOAT32)
     if problem:
         return _unproved(settings, evidence, f"two runs of the original differ ({problem})", warn)
     evidence.referee = Referee(evidence.open, batches, session.path, outputs)
     return evidence
+
+
+def _batches_to_judge_by(settings: Settings, evidence: Evidence) -> tuple[list[Arrays], DriftOn] | None:
+    """A few batches of the user's data that no pass sees, where there is enough of it; None without any data.
+
+    What is held out of the calibration data is taken from it: `evidence.calibration` is the rest.
+    """
+    if evidence.calibration is None:
+        if evidence.labelled is None:
+            return None
+        return limited(batch.feeds for batch in evidence.labelled), "evaluation data"
+    if evidence.labelled is not None and _is_other_data(settings):
+        return limited(batch.feeds for batch in evidence.labelled), "evaluation data"
+    parts = held_out(evidence.calibration)
+    if parts is None:
+        return limited(batch.feeds for batch in evidence.calibration), "calibration data"
+    evidence.calibration = parts.others
+    return limited(batch.feeds for batch in parts.batches), "held-out data"
+
+
+def _is_other_data(settings: Settings) -> bool:
+    """Whether the data with labels was given apart from the data to calibrate on."""
+    data, other = settings.data, settings.eval_data
+    if isinstance(data, (str, Path)) and isinstance(other, (str, Path)):
+        return str(data) != str(other)
+    return other is not None and other is not data
 
 
 def _outputs_on_data(session: Session, batches: list[Arrays]) -> Outputs:

@@ -98,6 +98,8 @@ class Result:
     """What each layer lost, worst first; None unless it was asked for (`explain_loss`)."""
     requires: dict[str, Any] = field(default_factory=dict)
     """`opset`, `ir_version`, `onnxruntime` (oldest release that runs the result; None: not known), `because`."""
+    drift_on: str | None = None
+    """What the drift of the passes was measured on: held-out, evaluation or calibration data, or synthetic feeds."""
     hardware: Hardware | None = None
     """The CPU whose latency and integer kernels the figures are of."""
 
@@ -108,6 +110,7 @@ class Result:
             "input": dataclasses.asdict(self.input),
             "output": dataclasses.asdict(self.output),
             "passes": [step.as_dict() for step in self.passes],
+            "drift_on": self.drift_on,
             "metric": self.metric,
             "requires": self.requires,
             "hardware": None if self.hardware is None else self.hardware.to_json(),

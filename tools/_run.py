@@ -301,7 +301,8 @@ class Run:
               cpu=self.hardware.label, min_runtime=requires.onnxruntime)
         out = settings.out if settings.out is not None and not settings.dry_run else None
         result = Result(self.model, self.about, self.input, dataclasses.replace(self.input), self.steps, None,
-                        self.warnings, str(out) if out else None, requires=requires.as_dict(), hardware=self.hardware)
+                        self.warnings, str(out) if out else None, requires=requires.as_dict(),
+                        drift_on=self.evidence.drift_on, hardware=self.hardware)
         if out is not None:
             result.files = save(self.model, out, check=lambda path: self._judge(path, result))
             result.model = self.written

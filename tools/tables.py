@@ -16,13 +16,24 @@ from .console import markup_safe
 
 def result_tables(result: Result, verbosity: int = 0) -> list[RenderableType]:
     """The main job's account: the passes, then before and after."""
-    tables: list[RenderableType] = [pass_account(result.passes), before_after(result)]
+    tables: list[RenderableType] = [pass_account(result.passes)]
+    if result.drift_on is not None:
+        tables.append(f"SQNR to the original, on {DRIFT_ON[result.drift_on]}")
+    tables.append(before_after(result))
     if result.hardware is not None:
         tables.append(measured_on(result.hardware.label))
     tables.append(needed(result.requires))
     if verbosity > 0:
         tables.extend(declined_table(step) for step in result.passes if step.declined)
     return tables
+
+
+DRIFT_ON = {
+    "held-out data": "samples held out of --data, which no pass has seen",
+    "evaluation data": "the evaluation data",
+    "calibration data": "the calibration data itself: give 32 samples or more and some are held out",
+    "synthetic feeds": "synthetic feeds",
+}
 
 
 def plain_table(title: str | None, *columns: str, right: Sequence[str] = ()) -> Table:
