@@ -75,7 +75,8 @@ class Smooth(Pass):
             factors, gain = _judged(readers, seen.get(str(index)), self.alpha)
             least = self.insert_gain if isinstance(source, str) else self.min_gain
             if factors is None and len(seen.get(str(index), ())) in range(1, FEWEST_FOLDS):
-                declined.append(Declined(where, f"fewer than {FEWEST_FOLDS} samples do not tell how far its channels reach"))
+                why = f"fewer than {FEWEST_FOLDS} samples do not tell how far its channels reach"
+                declined.append(Declined(where, why))
                 continue
             if factors is None or gain < max(least, NOISE):
                 why = f"; {source}, and a Mul costs time" if isinstance(source, str) else ""

@@ -146,7 +146,7 @@ def test_json_is_one_object_and_nothing_else(mlp):
     done = invoke(mlp, "-p", "prune", "--json", "--no-bench")
     assert done.stderr == ""
     assert set(json.loads(done.stdout)) == {
-        "model", "input", "output", "passes", "metric", "requires", "hardware", "warnings", "output_path"}
+        "model", "input", "output", "passes", "metric", "drift_on", "requires", "hardware", "warnings", "output_path"}
 
 
 def test_passes_json_describes_every_pass():

@@ -130,7 +130,7 @@ def test_the_layer_with_outliers_in_its_input_is_the_worst(write):
     k2[:, 0] = 0
     model = write(CONVS, k1=k1, b1=normal(8), k2=k2, k3=normal(4, 4, 3, 3))
     found = losses(model, "quant(measure=false, samples=16, calibration=minmax, exclude=[three])",
-                   {"x": normal(32, 3, 8, 8)})
+                   {"x": normal(16, 3, 8, 8)})  # so few that none is held out: nothing leaves the range
     assert found[0]["layer"] == "two"
     assert found[0]["activation_sqnr_db"] == pytest.approx(0, abs=0.1)  # all is rounded to zero
     assert found[0]["weight_sqnr_db"] > 35
