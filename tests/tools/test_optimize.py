@@ -151,8 +151,8 @@ def test_a_second_run_replaces_the_record(mlp, tmp_path):
 def test_the_json_form_has_exactly_the_designs_keys(mlp):
     plain = json.loads(optimize(mlp, "prune", bench=False).to_json())
     figures = {"bytes", "params", "nonzero", "nodes", "macs", "latency_ms"}
-    assert set(plain) == {"model", "input", "output", "passes", "metric", "drift_on", "requires", "hardware", "warnings",
-                          "output_path"}
+    assert set(plain) == {"model", "input", "output", "passes", "metric", "drift_on", "requires", "hardware",
+                          "warnings", "output_path"}
     assert set(plain["hardware"]) == {"cpu", "integer", "saturates", "label"}
     assert set(plain["input"]) == set(plain["output"]) == figures
     assert [set(p) for p in plain["passes"]] == [
