@@ -27,6 +27,9 @@ from ._edit import Edit
 NOISE = 0.01
 """Gains (dB) below this are rounding of the factors themselves: there is nothing left to smooth."""
 
+LEAST_FACTOR = 2.0**-16
+"""Of a channel: what is quieter by more is float noise."""
+
 
 @dataclass(frozen=True)
 class Smooth(Pass):
@@ -123,7 +126,7 @@ def _factors(seen: Rows, weights: Rows, alpha: float) -> Rows:
     wanted = np.ones(weights.size)
     wanted[used] = highest[used] ** alpha / weights[used] ** (1 - alpha)
     wanted[used] *= (highest[used] / wanted[used]).max() / highest.max()
-    least = np.minimum(expected_levels(seen) / highest.max(), 1.0)
+    least = np.clip(expected_levels(seen) / highest.max(), LEAST_FACTOR, 1.0)
     factors: Rows = np.clip(wanted, least, 1.0)
     return factors
 
