@@ -41,7 +41,7 @@ def made(text, spread=()):
     for name in spread:
         value = model.graph.initializers[name]
         value.const_value = ir.Tensor((value.const_value.numpy() * SPREAD).astype(np.float32), name=name)
-    return model, CalibratedContext(batches((4, 3, 16)))
+    return model, CalibratedContext(batches((64, 3, 16), count=16))
 
 
 def spread_of(model, name, context):
@@ -84,15 +84,15 @@ def test_alpha_0_and_no_spread_of_weights_change_nothing():
 def test_evens_the_channels_and_keeps_the_outputs(text, spread, value, ops):
     model, context = made(text, spread)
     if text is SOFTMAX:
-        context.feeds = [{"x": f["x"] + np.log(SPREAD).astype(np.float32)} for f in context.feeds]
+        context.feeds = [{"x": 0.2 * f["x"] + np.log(SPREAD).astype(np.float32)} for f in context.feeds]
     before = model.clone()
     outcome = Smooth(alpha=1.0).run(model, context)
     assert outcome.changed == 1
-    assert outcome.stats["gain_db"] > 5
+    assert outcome.stats["gain_db"] > 3
     assert [n.op_type for n in model.graph] == ops
     assert outcome.stats["inserted"] == (value == "h_smoothed")
     assert spread_of(before, "h", context) > 50
-    assert spread_of(model, value, context) < 1.001
+    assert spread_of(model, value, context) < 4  # what may yet come keeps some distance
     for feeds in context.feeds:
         want, got = (run_session(m, optimize=False).run(None, feeds)[0] for m in (before, model))
         np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5 * np.abs(want).max())
@@ -120,6 +120,14 @@ def test_channels_that_are_never_seen_keep_their_weights():
     after = model.graph.initializers["w"].const_value.numpy()
     np.testing.assert_array_equal(after[3], before[3])
     assert np.isfinite(after).all()
+
+
+def test_few_samples_tell_nothing():
+    model, context = made(NORM, ("gamma", "beta"))
+    context.feeds = [{"x": f["x"][:1]} for f in context.feeds[:3]]
+    outcome = Smooth(min_gain=0.0).run(model, context)
+    assert outcome.changed == 0
+    assert [d.reason for d in outcome.declined] == ["fewer than 4 samples do not tell how far its channels reach"]
 
 
 def test_without_data_says_what_to_give():

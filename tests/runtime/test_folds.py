@@ -58,3 +58,33 @@ def test_shards_merge():
     assert first.samples == whole.samples == 6
     total = (first.total.sum(0), whole.total.sum(0))
     np.testing.assert_allclose(total[0], total[1], rtol=1e-6)
+
+
+def extremes_of(*parts, samples=None):
+    seen = MomentObserver("x", {"tensor": "x", "kind": "extremes", "axis": -1, "kernel": ()})
+    for part in parts:
+        seen.update(np.asarray(part, np.float32), samples=samples)
+    return seen
+
+
+def test_extremes_of_each_sample_while_there_are_few():
+    x = np.random.default_rng(2).normal(size=(5, 3, 4)).astype(np.float32)
+    got = extremes_of(x[:2], x[2:]).value()
+    np.testing.assert_array_equal(got, np.stack([np.full((5, 4), 3), x.min(axis=1), x.max(axis=1)], axis=1))
+
+
+def test_extremes_of_many_samples_share_folds_in_turn():
+    got = extremes_of(np.arange(2 * FOLDS + 1)[:, None]).value()
+    assert got.shape == (FOLDS, 3, 1)
+    assert got[0, :, 0].tolist() == [3, 0, 2 * FOLDS]
+    assert got[5, :, 0].tolist() == [2, 5, FOLDS + 5]
+
+
+def test_extremes_of_shards_merge():
+    x = np.random.default_rng(3).normal(size=(6, 3)).astype(np.float32)
+    first, second = extremes_of(x[:4]), extremes_of(x[4:])
+    first.merge(second)
+    assert first.samples == 6
+    got = first.value()  # shards count their samples from 0
+    np.testing.assert_array_equal(got[:, 0], [[2] * 3] * 2 + [[1] * 3] * 2)
+    np.testing.assert_array_equal(got[0, 1:], [x[[0, 4]].min(axis=0), x[[0, 4]].max(axis=0)])
