@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from ._base import Context, Declined, Effect, Option, Pass, PassOutcome, Request
 from ._calibrated.grid import best_scales, nearest
 from ._calibrated.layers import Codes, Rows, input_request
-from ._calibrated.rounding import compensated, damped
+from ._calibrated.rounding import compensated, damped, input_power
 from ._calibrated.select import moments_of
 from ._core.integer_layers import IntegerLayer, Place, integer_layers, value_at
 from ._edit import Edit, label
@@ -137,8 +137,7 @@ def _round(layer: IntegerLayer, gram: NDArray[np.float64] | None, edit: Edit) ->
         scales = best_scales(rows, grid)
         codes = nearest(rows, scales, grid)
     else:
-        importance = np.einsum("gkk->gk", gram)[:, :-1]
-        scales = best_scales(rows, grid, np.repeat(importance, len(rows) // len(gram), axis=0))
+        scales = best_scales(rows, grid, np.repeat(input_power(gram), len(rows) // len(gram), axis=0))
         codes = _compensated(rows, gram, scales, grid)
     old = _per_channel(layer, layer.scale)
     new = scales.astype(np.float32)

@@ -2,9 +2,17 @@ import math
 
 import numpy as np
 import pytest
-from onnx_opt.passes._calibrated.levels import LEFT_OUT, expected_levels, largest, left_out, noise
+from onnx_opt.passes._calibrated.levels import (
+    HEAVIEST,
+    LEFT_OUT,
+    expected_levels,
+    largest,
+    left_out,
+    noise,
+    tail_index,
+)
 
-LADDER = np.arange(1.0, 9.0)
+LADDER = np.arange(1.0, 9.0)  # uniform: the lightest of tails, index 0
 
 
 def extremes(highest, lowest=None, values=1):
@@ -40,32 +48,55 @@ def test_nothing_is_known_of_constant_channels_wherever_they_are():
     assert expected_levels(extremes(high, low))[0] == math.inf
 
 
-def test_three_folds_establish_nothing():
-    assert (expected_levels(extremes(many(LADDER)[:3])) == math.inf).all()
+def test_two_folds_establish_nothing():
+    assert (expected_levels(extremes(many(LADDER)[:2])) == math.inf).all()
 
 
-def test_a_level_is_the_largest_by_the_square_of_its_ratio_to_the_next():
-    np.testing.assert_allclose(expected_levels(extremes(many(LADDER))), 8 * (8 / 7) ** 2)
+def test_light_tails_go_on_exponentially():
+    # the tail is 2 of 8 folds: above 6, by 1.5 on average; 2 of 8 values are 25,000 times as many as one in 100,000
+    expected = 6 + 1.5 * math.log(2 / (1e-5 * 8))
+    np.testing.assert_allclose(expected_levels(extremes(many(LADDER))), expected, rtol=1e-12)
 
 
-def test_no_channel_is_steadier_than_the_median_one():
+def test_a_rarely_active_channel_has_the_tail_of_its_active_folds():
+    rare = np.zeros(32)
+    rare[[3, 11]] = 4.0
+    ladders = np.stack([rare, *[np.tile(LADDER, 4)] * 5], axis=1)
+    # mean excess over 0 in the two folds that are the tail
+    assert expected_levels(extremes(ladders))[0] == pytest.approx(4 * math.log(2 / (1e-5 * 32)))
+
+
+def test_no_channel_reaches_less_far_beyond_its_largest_value_than_the_median_one():
     flat = np.array([5.0, 5.1, 5.2, 5.2, 5.3, 5.3, 5.3, 5.3])
-    assert expected_levels(extremes(many(flat)))[0] == pytest.approx(5.3 * (8 / 7) ** 2)
+    levels = expected_levels(extremes(many(flat)))
+    assert levels[0] / 5.3 == pytest.approx(levels[1] / 8.0)
 
 
-def test_a_channel_that_moves_in_fewer_than_a_quarter_of_the_folds_may_do_anything():
-    rare = np.zeros(16)
-    rare[:3] = 1, 2, 3
-    ladders = np.stack([rare, *[np.tile(LADDER, 2)] * 5], axis=1)
-    assert expected_levels(extremes(ladders))[0] == math.inf
-    ladders[3, 0] = 1
-    assert expected_levels(extremes(ladders))[0] == pytest.approx(3 * 1.5**2)
+def test_what_was_seen_often_is_no_longer_extrapolated():
+    levels = expected_levels(extremes(many(LADDER), values=1_000_000))
+    np.testing.assert_array_equal(levels, np.full(6, 8.0))
 
 
 def test_levels_follow_a_scale_of_each_channel():
     folds, scales = np.abs(np.random.default_rng(0).standard_normal((16, 12))), 10.0 ** np.arange(12)
     np.testing.assert_allclose(expected_levels(extremes(folds * scales)), expected_levels(extremes(folds)) * scales,
                                rtol=1e-9)
+
+
+@pytest.mark.parametrize(("quantiles", "low", "high"), [
+    pytest.param(lambda p: p, 0, 0, id="uniform"),
+    pytest.param(lambda p: -np.log(1 - p), 0, 0.05, id="exponential"),
+    pytest.param(lambda p: (1 - p) ** -0.25, 0.15, 0.3, id="Pareto, index 1/4"),
+    pytest.param(lambda p: (1 - p) ** -1.0, 0.4, 0.5, id="Pareto, index 1"),
+])
+def test_index_of_known_tails(quantiles, low, high):
+    steps = (np.arange(64 * 64) + 0.5) / (64 * 64)
+    folds = np.random.default_rng(0).permutation(quantiles(steps)).reshape(64, 64)
+    assert low <= tail_index(folds) <= high
+
+
+def test_too_few_values_count_as_the_heaviest_tail():
+    assert tail_index(np.ones((4, 7)) + np.eye(4, 7)) == HEAVIEST
 
 
 def test_each_fold_is_left_out_once():

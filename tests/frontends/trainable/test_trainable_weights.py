@@ -68,7 +68,7 @@ def test_settings_masks_and_inputs_are_not_trained(text):
 def test_batch_normalization_trains_its_scale_and_shift_only():
     module = to_torch(ir_model(CNN))
     assert sorted(module.origins) == ["b", "b1", "k1", "k2", "scale", "shift", "w"]
-    assert difference(module, {"x": normal(2, 3, 8, 8)}) < 1e-4
+    assert difference(module, {"x": normal(2, 3, 8, 8)}) < 1e-5
 
 
 def test_tied_weights_are_one_parameter_and_stay_one_initializer():
@@ -171,7 +171,7 @@ def test_onnx_runtime_agrees_after_training(text, shape):
         optimizer.step()
     write_back(module)
     assert np.abs(ort_run(model, {"x": x})[0] - before).max() > 1e-3
-    assert difference(module, {"x": x}) <= 1e-6 * max(1, np.abs(before).max())
+    assert difference(module, {"x": x}) <= 1e-6
 
 
 def test_a_second_module_of_the_written_model_is_the_same():
