@@ -15,7 +15,7 @@ import onnx_ir as ir
 from .. import CheckError, RefusedError, UsageError
 
 if TYPE_CHECKING:
-    from ._torch_outputs import Arrays, Case
+    from ._torch_export.outputs import Arrays, Case
 
 OPSETS = range(18, 24)
 """What torch's exporter writes."""
@@ -85,23 +85,26 @@ def export_torch(
 ) -> Exported:
     """`from_torch` without running ONNX Runtime: the model and, with `cases`, what torch gives to compare with."""
     require_torch()
-    from . import _torch_capture, _torch_graph, _torch_outputs, _torch_source
+    from ._torch_export import capture
+    from ._torch_export import graph as graph_module
+    from ._torch_export import outputs as outputs_module
+    from ._torch_export import source as source_module
 
     _check_options(opset, dynamic_shapes, dynamic_axes)
-    source = _torch_source.opened(model, args, kwargs, where)
+    source = source_module.opened(model, args, kwargs, where)
     result = Exported(ir.Model(ir.Graph([], [], nodes=[]), ir_version=10), source.where, warnings=source.warnings)
     with contextlib.ExitStack() as stack:
-        trained = stack.enter_context(_torch_capture.evaluation(source.module)) if source.program is None else 0
+        trained = stack.enter_context(capture.evaluation(source.module)) if source.program is None else 0
         if trained:
             result.warnings.append("the module is in training mode: exported in evaluation mode, as after .eval()")
-        outputs = _torch_source.called(source)
-        _torch_outputs.refuse_numbers(outputs, source.where)
+        outputs = source_module.called(source)
+        outputs_module.refuse_numbers(outputs, source.where)
         _check_names(source, outputs, input_names or (), output_names or ())
         program, axes = _captured(source, input_names or (), output_names or (), dynamic_shapes, dynamic_axes)
-        _torch_capture.refuse_training(program, source.where, source.program is None)
-        result.model = _torch_capture.onnx_program(program, opset, source.where).model
+        capture.refuse_training(program, source.where, source.program is None)
+        result.model = capture.onnx_program(program, opset, source.where).model
         inputs = [value.name or "" for value in result.model.graph.inputs]
-        _torch_graph.tidy(result.model)
+        graph_module.tidy(result.model)
         inputs[:len(input_names or ())] = input_names or ()
         _name(result, source, outputs, inputs, output_names or (), axes)
         if cases:
@@ -127,11 +130,11 @@ def _check_options(opset: int, dynamic_shapes: Any, dynamic_axes: Any) -> None:
 
 def _check_names(source: Any, outputs: Any, input_names: Sequence[str], output_names: Sequence[str]) -> None:
     """What can be said of names before the work begins."""
-    from . import _torch_inputs
+    from ._torch_export import inputs as inputs_module
 
     for option, names, values in (("input_names", input_names, (source.args, source.kwargs)),
                                   ("output_names", output_names, (outputs,))):
-        count = len(_torch_inputs.tensors_in(*values))
+        count = len(inputs_module.tensors_in(*values))
         if len(names) > count:
             raise UsageError(option, f"{len(names)} names for {count} tensors", "give one name each, in order")
     for name in (name for name in output_names if name in input_names):
@@ -142,7 +145,8 @@ def _captured(
     source: Any, input_names: Sequence[str], output_names: Sequence[str], dynamic_shapes: Any, dynamic_axes: Any
 ) -> tuple[Any, Any]:
     """The ExportedProgram, and the axes that were asked to be dynamic."""
-    from . import _torch_capture, _torch_inputs
+    from ._torch_export import capture
+    from ._torch_export import inputs as inputs_module
 
     if source.program is not None:
         if dynamic_shapes is not None or dynamic_axes is not None:
@@ -151,10 +155,10 @@ def _captured(
         return source.program, {}
     if dynamic_shapes is None and dynamic_axes is None:
         dynamic_shapes = source.dynamic_shapes
-    arguments = _torch_inputs.Arguments(source.module, source.args, source.kwargs, source.where)
+    arguments = inputs_module.Arguments(source.module, source.args, source.kwargs, source.where)
     old = dynamic_shapes is None and dynamic_axes is not None
     dynamic = arguments.dynamic(dynamic_axes if old else dynamic_shapes, input_names, output_names, old)
-    return _torch_capture.exported_program(
+    return capture.exported_program(
         source.module, source.args, source.kwargs, dynamic.tree, source.where), dynamic.axes
 
 
@@ -162,46 +166,50 @@ def _name(
     result: Exported, source: Any, outputs: Any, input_names: Sequence[str], output_names: Sequence[str], axes: Any
 ) -> None:
     """Names of inputs, outputs and dims."""
-    from . import _torch_graph, _torch_inputs, _torch_outputs
+    from ._torch_export import graph as graph_module
+    from ._torch_export import inputs as inputs_module
+    from ._torch_export import outputs as outputs_module
 
     graph = result.model.graph
-    given = _torch_inputs.tensors_in(source.args, source.kwargs)
-    made = _torch_inputs.tensors_in(outputs)
+    given = inputs_module.tensors_in(source.args, source.kwargs)
+    made = inputs_module.tensors_in(outputs)
     for kind, tensors, values in (("inputs", given, graph.inputs), ("outputs", made, graph.outputs)):
         if len(tensors) != len(values):
             raise RefusedError(source.where, f"{len(tensors)} tensors are its {kind}, {len(values)} in ONNX",
                                "take and return tensors only, not numbers")
-    _torch_graph.name_values(graph.inputs, input_names, graph, "input_names")
+    graph_module.name_values(graph.inputs, input_names, graph, "input_names")
     taken = {value.name for value in graph.inputs}
-    names = [f"{name}_out" if name in taken else name for name in _torch_outputs.output_names(outputs)]
-    _torch_graph.name_values(graph.outputs, [*output_names, *names[len(output_names):]], graph, "output_names")
-    _, warnings = _torch_graph.name_dims(result.model, axes)
-    result.dims = list(dict.fromkeys(name or "" for name in _torch_graph.symbolic_axes(result.model).values()))
+    names = [f"{name}_out" if name in taken else name for name in outputs_module.output_names(outputs)]
+    graph_module.name_values(graph.outputs, [*output_names, *names[len(output_names):]], graph, "output_names")
+    _, warnings = graph_module.name_dims(result.model, axes)
+    result.dims = list(dict.fromkeys(name or "" for name in graph_module.symbolic_axes(result.model).values()))
     result.warnings += warnings
     result.model.graph.name = source.name
 
 
 def _add_cases(result: Exported, source: Any, outputs: Any) -> None:
     """What torch gives on the arguments, and at a second size."""
-    from . import _torch_graph, _torch_inputs, _torch_source
+    from ._torch_export import graph as graph_module
+    from ._torch_export import inputs as inputs_module
+    from ._torch_export import source as source_module
 
-    again = _torch_source.called(source)
+    again = source_module.called(source)
     result.cases.append(_case(result, source.args, source.kwargs, outputs))
     repeated = _case(result, source.args, source.kwargs, again)
     problem = repeated.compare(result.cases[0].expected, None, None)
     if problem is not None:
         raise CheckError(result.where, "forward gives other outputs each time, even in evaluation mode",
                          "write F.dropout(x, training=self.training); or export without the comparison")
-    axes = _torch_graph.symbolic_axes(result.model)
+    axes = graph_module.symbolic_axes(result.model)
     if not axes:
         return
     failure: Exception | None = None
     for larger in SIZES:
         sizes = [{axis: larger(tensor.shape[axis]) for (index, axis) in axes if index == position}
-                 for position, tensor in enumerate(_torch_inputs.tensors_in(source.args, source.kwargs))]
-        args, kwargs = _torch_inputs.resized(source.args, source.kwargs, sizes)
+                 for position, tensor in enumerate(inputs_module.tensors_in(source.args, source.kwargs))]
+        args, kwargs = inputs_module.resized(source.args, source.kwargs, sizes)
         try:
-            outputs = _torch_source.called(source, args, kwargs)
+            outputs = source_module.called(source, args, kwargs)
         except RefusedError as error:
             failure = failure or error
             continue
@@ -212,16 +220,18 @@ def _add_cases(result: Exported, source: Any, outputs: Any) -> None:
 
 
 def _case(result: Exported, args: Any, kwargs: Any, outputs: Any) -> Case:
-    from . import _torch_graph, _torch_inputs, _torch_outputs
+    from ._torch_export import graph as graph_module
+    from ._torch_export import inputs as inputs_module
+    from ._torch_export import outputs as outputs_module
 
-    tensors = _torch_inputs.tensors_in(args, kwargs)
+    tensors = inputs_module.tensors_in(args, kwargs)
     graph = result.model.graph
-    feeds = _torch_outputs.arrays(tensors)
+    feeds = outputs_module.arrays(tensors)
     sizes: dict[str, int] = {}
-    for (index, axis), symbol in _torch_graph.symbolic_axes(result.model).items():
+    for (index, axis), symbol in graph_module.symbolic_axes(result.model).items():
         sizes.setdefault(symbol or "", tensors[index].shape[axis])
-    expected = _torch_outputs.arrays(_torch_inputs.tensors_in(outputs))
-    return _torch_outputs.Case(
+    expected = outputs_module.arrays(inputs_module.tensors_in(outputs))
+    return outputs_module.Case(
         sizes, dict(zip((v.name or "" for v in graph.inputs), feeds, strict=True)),
         dict(zip((v.name or "" for v in graph.outputs), expected, strict=True)), tensors)
 
@@ -230,8 +240,8 @@ def _run_here(exported: Exported) -> list[Arrays]:
     """ONNX Runtime as torch's exporter runs it, in this process."""
     import torch
 
-    from ._torch_capture import quiet
-    from ._torch_outputs import arrays
+    from ._torch_export.capture import quiet
+    from ._torch_export.outputs import arrays
 
     names = [value.name or "" for value in exported.model.graph.outputs]
     program = torch.onnx.ONNXProgram(exported.model, None)

@@ -9,12 +9,12 @@ import onnx
 import onnx_ir as ir
 
 from .. import RefusedError
-from ._read import EXPORT_AGAIN, innermost, read_proto
-from ._save import check_output, save
-from ._slots import slots_of, tensor_protos
-from ._sparse import densify
-from ._tensors import ExternalFiles, nbytes_of
-from ._validate import validate
+from ._onnx_io.read import EXPORT_AGAIN, innermost, read_proto
+from ._onnx_io.save import check_output, save
+from ._onnx_io.sparse import densify
+from ._onnx_io.tensors import ExternalFiles, nbytes_of
+from ._onnx_io.validate import validate
+from ._state_dicts.slots import slots_of, tensor_protos
 
 __all__ = ["check_output", "load", "save"]
 

@@ -11,8 +11,8 @@ import numpy as np
 import onnx_ir as ir
 
 from .. import RefusedError
-from ._checkpoints import State, read_state
-from ._state_match import Match, Plan, planned, targets_of
+from ._state_dicts.checkpoints import State, read_state
+from ._state_dicts.match import Match, Plan, planned, targets_of
 
 MOST = 8
 """Names that an error lists for each reason."""

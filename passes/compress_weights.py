@@ -17,14 +17,14 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from ._base import Context, Declined, Effect, Option, Pass, PassOutcome
-from ._graph import Names, Weight, weights_of
-from ._lazy import DerivedTensor, blocks
-from ._notes import drop_notes
-from ._opset import raise_opset
+from ._core.graph import Names, Weight, weights_of
+from ._core.lazy import DerivedTensor, blocks
+from ._core.notes import drop_notes
+from ._core.opset import raise_opset
+from ._core.weight_axes import NoAxisError, input_axis
 from ._quant.blocked import DTYPES, LEVELS, best_scales
 from ._quant.inserter import Inserter
 from ._quant.weights import INT8_LEVELS, Floats, Layout, channel_absmax, quantize_weight, wide_enough
-from ._weight_axes import NoAxisError, input_axis
 
 Encoding = Literal["int8", "int4", "fp16", "bf16"]
 

@@ -11,7 +11,7 @@ from ._base import Context, Effect, Option, Pass, PassOutcome
 from ._calibrated.grid import TargetGrids, best_scales, nearest
 from ._calibrated.rounding import output_shift
 from ._calibrated.select import layers_to_round, moments_of
-from ._edit import Edit
+from ._core.edit import Edit
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from ._calibrated.scaling import (
     scale_outputs,
     source_of,
 )
-from ._edit import Edit
+from ._core.edit import Edit
 
 SETTLED = 1e-3
 """Largest |ln factor| that is left alone: the ranges of a pair count as equal."""

@@ -8,10 +8,10 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
-from ._affine import FLOATS, Affine, Target, fold, target_of
 from ._base import Context, Declined, Effect, Pass, PassOutcome
-from ._edit import Edit, is_constant, label, rank_of, used_once
-from ._graph import graphs_of
+from ._core.edit import Edit, is_constant, label, rank_of, used_once
+from ._core.graph import graphs_of
+from ._simplify.affine import FLOATS, Affine, Target, fold, target_of
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,10 @@ from typing import ClassVar
 import onnx_ir as ir
 
 from ._base import Context, Declined, Effect, Option, Pass, PassOutcome
-from ._branches import inline_branches
-from ._edit import Edit, is_constant, label
-from ._fold import Array, NotFoldable, evaluate, foldable, result_elements
-from ._graph import graphs_of
+from ._core.edit import Edit, is_constant, label
+from ._core.graph import graphs_of
+from ._simplify.branches import inline_branches
+from ._simplify.evaluate import Array, NotFoldable, evaluate, foldable, result_elements
 from .remove_identities import input_symbols
 
 FREE = 64 * 1024

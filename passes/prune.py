@@ -16,11 +16,12 @@ import numpy as np
 import onnx_ir as ir
 
 from .. import UsageError
-from ._allocation import allocate, share
 from ._base import Context, Declined, Effect, Option, Pass, PassOutcome
-from ._graph import WEIGHT_INPUTS, Weight, weights_of
-from ._lazy import DerivedTensor, blocks, set_tensor
-from ._magnitude import (
+from ._core.graph import WEIGHT_INPUTS, Weight, weights_of
+from ._core.lazy import DerivedTensor, blocks, set_tensor
+from ._core.weight_axes import NoAxisError, elements_after, input_axis, rows_of
+from ._sparsity.allocation import allocate, share
+from ._sparsity.magnitude import (
     KeyKind,
     NonFiniteError,
     count_zeros,
@@ -31,9 +32,8 @@ from ._magnitude import (
     kth_smallest,
     magnitudes,
 )
-from ._masks import Select, clip_at, clip_rows_at, keep_n_of_m, zero_beyond, zero_beyond_rows
-from ._rows import row_cuts, row_limits
-from ._weight_axes import NoAxisError, elements_after, input_axis, rows_of
+from ._sparsity.masks import Select, clip_at, clip_rows_at, keep_n_of_m, zero_beyond, zero_beyond_rows
+from ._sparsity.rows import row_cuts, row_limits
 
 _ZIP_LIMIT = 256 << 20  # bytes of weights above which zipping them would cost more than the pruning
 

@@ -9,14 +9,14 @@ import onnx_ir as ir
 
 from .. import UsageError
 from ._base import Context, Effect, Option, Pass, PassOutcome, Stat
+from ._channels.budget import thriftiest
 from ._channels.costs import CostKind
-from ._channels.importance import Aggregate, Normalise, ScoreOptions, Scores
-from ._channels.importance_criteria import CRITERIA, scores_of
+from ._channels.importance.criteria import CRITERIA, scores_of
+from ._channels.importance.scores import Aggregate, Normalise, ScoreOptions, Scores
+from ._channels.importance.stability import removal_frequencies
 from ._channels.pruning import Pruning
-from ._channels.reach import output_losses
 from ._channels.select import Candidates, Choice, Scope, choose, increments, within
-from ._channels.stability import removal_frequencies
-from ._channels.thrift import thriftiest
+from ._channels.sensitivity import output_losses
 from ._dims.solve import Attention
 
 SCORED = 128

@@ -14,29 +14,29 @@ from .. import UsageError
 from ._base import Context, Declined, Effect, Option, Pass, PassOutcome, RangeMethod
 from ._calibrated.grid import grid_of_bits
 from ._calibrated.layers import Linear
-from ._graph import Names, all_graphs, all_nodes, refresh_shapes
-from ._notes import drop_notes
-from ._opset import raise_opset
+from ._core.graph import Names, all_graphs, all_nodes, refresh_shapes
+from ._core.notes import drop_notes
+from ._core.opset import raise_opset
 from ._quant.blocked import insert_blocked
-from ._quant.choices import INTEGERS, Choice, Override, check_patterns, choices, is_packed, read_overrides
-from ._quant.coarse import Coarse, coarse_reads
-from ._quant.codes import Storage
 from ._quant.dynamic import insert_dynamic
 from ._quant.effective import with_effective_values
-from ._quant.faster import checked
-from ._quant.forms import FORMS, ONE_LAYER, Settings
 from ._quant.grids import Grid
 from ._quant.insert import insert_static
 from ._quant.inserter import forget_redundant
+from ._quant.latency_fallback import checked
+from ._quant.layer_config import INTEGERS, Choice, Override, check_patterns, choices, is_packed, read_overrides
 from ._quant.layers import Layer, heavy_nodes
-from ._quant.limbs import in_two_limbs
+from ._quant.low_bit_activations import Coarse, coarse_reads
 from ._quant.packed import insert_packed
-from ._quant.parameters import Parameters, assign, coarse_parameters
 from ._quant.placement import Placement, place
 from ._quant.plan import Part, Request, plan
 from ._quant.prepare import drop_unused_initializers, mean_to_pool
+from ._quant.qparams import Parameters, assign, coarse_parameters
+from ._quant.residual_input import in_two_limbs
 from ._quant.rules import TARGETS, TargetRules
 from ._quant.saturating import offending_pairs
+from ._quant.schemes import FORMS, ONE_LAYER, Settings
+from ._quant.weight_codes import Storage
 from .gptq import Gptq
 from .simplify import Simplify
 from .smooth import Smooth

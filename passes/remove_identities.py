@@ -9,12 +9,12 @@ from typing import ClassVar
 
 import onnx_ir as ir
 
-from . import _rules_arithmetic as arithmetic
-from . import _rules_cast as cast
-from . import _rules_shape as shape
 from ._base import Context, Effect, Option, Pass, PassOutcome
-from ._edit import Edit, subgraphs
-from ._graph import graphs_of
+from ._core.edit import Edit, subgraphs
+from ._core.graph import graphs_of
+from ._simplify.rules import arithmetic as arithmetic
+from ._simplify.rules import cast as cast
+from ._simplify.rules import shape as shape
 
 Rule = Callable[[ir.Node, Edit], bool]
 """Try to rewrite at a node; whether it did. A rule does constant work, so that the whole pass is linear."""

@@ -14,10 +14,10 @@ from ._calibrated.grid import best_scales, nearest
 from ._calibrated.layers import Codes, Rows, input_request
 from ._calibrated.rounding import compensated, damped, input_power
 from ._calibrated.select import moments_of
+from ._core.edit import Edit, label
+from ._core.graph import all_graphs, all_nodes
 from ._core.integer_layers import IntegerLayer, Place, integer_layers, value_at
-from ._edit import Edit, label
-from ._graph import all_graphs, all_nodes
-from ._lazy import set_tensor
+from ._core.lazy import set_tensor
 from ._quant.grids import Grid
 from ._quant.prepare import drop_unused_initializers
 from ._quant.rules import TARGETS

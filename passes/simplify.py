@@ -9,8 +9,8 @@ from typing import ClassVar
 import onnx_ir as ir
 
 from ._base import Context, Declined, Effect, Option, Pass, PassOutcome
-from ._graph import graphs_of, refresh_shapes
-from ._normalize import normalize
+from ._core.graph import graphs_of, refresh_shapes
+from ._core.normalize import normalize
 from .deduplicate_initializers import DeduplicateInitializers
 from .eliminate_common_subexpressions import EliminateCommonSubexpressions
 from .fold_affine import FoldAffine

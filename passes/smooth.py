@@ -22,7 +22,7 @@ from ._calibrated.scaling import (
     scale_parameters,
     source_of,
 )
-from ._edit import Edit
+from ._core.edit import Edit
 
 NOISE = 0.01
 """Gains (dB) below this are rounding of the factors themselves: there is nothing left to smooth."""

@@ -9,9 +9,9 @@ import onnx
 import onnx_ir as ir
 
 from ._base import Context, Effect, Option, Pass, PassOutcome
-from ._graph import all_nodes
-from ._notes import drop_notes
-from ._schemas import is_standard, schema_of, states_default
+from ._core.graph import all_nodes
+from ._core.notes import drop_notes
+from ._core.schemas import is_standard, schema_of, states_default
 
 
 @dataclass(frozen=True)

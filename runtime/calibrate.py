@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import RefusedError
-from ._thresholds import METHODS
+from ._statistics.thresholds import METHODS
 
 BINS = 4096
 BLOCK = 64 * 1024  # elements: the scratch arrays of one block stay in the cache

@@ -16,7 +16,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from .. import UsageError
-from ._taps import constant_names, planned_taps, with_taps
+from ._statistics.taps import constant_names, planned_taps, with_taps
 from .bench import paired_quartiles
 from .difference import difference
 from .feeds import Batch, Feeds, StoredFeeds

@@ -12,9 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import RefusedError, UsageError
-from . import _arrays, _folders
-from ._callables import load_callable, user_code
-from ._synthetic import Overrides, array_for, shape_of
+from ._data import arrays as arrays_module
+from ._data import folders
+from ._data.callables import load_callable, user_code
+from ._data.synthetic import Overrides, array_for, shape_of
 from .session import TensorInfo
 
 Arrays = dict[str, NDArray[Any]]
@@ -124,12 +125,12 @@ def open_feeds(data: Any, inputs: Sequence[TensorInfo]) -> Feeds:
     if isinstance(data, (str, Path)):
         return _from_text(str(data), inputs)
     if isinstance(data, Mapping):
-        return _from_arrays(_arrays.in_memory(data), inputs, "data")
+        return _from_arrays(arrays_module.in_memory(data), inputs, "data")
     if callable(data):
         name = getattr(data, "__qualname__", type(data).__name__)
         return Feeds(lambda: user_code(data, name), inputs, name)
     if isinstance(data, np.ndarray):
-        return _from_arrays(_arrays.in_memory({"data": data}), inputs, "data")
+        return _from_arrays(arrays_module.in_memory({"data": data}), inputs, "data")
     if isinstance(data, Iterable) and iter(data) is not data:
         return Feeds(lambda: data, inputs, "data")
     problem = f"a {type(data).__name__} can be iterated only once" if isinstance(data, Iterator) else (
@@ -141,10 +142,10 @@ def open_feeds(data: Any, inputs: Sequence[TensorInfo]) -> Feeds:
 def _from_text(text: str, inputs: Sequence[TensorInfo]) -> Feeds:
     path = Path(text)
     if path.is_dir():
-        source = _folders.open_folder(path, [i.name for i in inputs])
+        source = folders.open_folder(path, [i.name for i in inputs])
         return Feeds(source, inputs, path.name)
     if path.suffix in (".npz", ".npy"):
-        return _from_arrays(_arrays.open_file(path), inputs, path.name)
+        return _from_arrays(arrays_module.open_file(path), inputs, path.name)
     if ":" in text:
         function = load_callable(text, "data")
         return Feeds(lambda: user_code(function, text), inputs, text)
@@ -153,8 +154,8 @@ def _from_text(text: str, inputs: Sequence[TensorInfo]) -> Feeds:
     raise RefusedError(f"data {text}", f"'{path.suffix or path.name}' files are not known", f"give {_FORMS}")
 
 
-def _from_arrays(arrays: _arrays.ArraySet, inputs: Sequence[TensorInfo], where: str) -> Feeds:
-    plan = _arrays.plan(arrays, inputs, where)
+def _from_arrays(arrays: arrays_module.ArraySet, inputs: Sequence[TensorInfo], where: str) -> Feeds:
+    plan = arrays_module.plan(arrays, inputs, where)
     feeds = Feeds(lambda: arrays.batches(plan), inputs, where)
     if plan.dropped:
         feeds.note(f"{where}: the last {plan.dropped} of {plan.samples} samples are left out: "

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import RefusedError
-from ._folds import fold_extremes, fold_means, fold_sums, samples_of, seen_folds, take_extremes
+from ._statistics.fold_moments import fold_extremes, fold_means, fold_sums, samples_of, seen_folds, take_extremes
 
 POSITIONS = 128
 """Output positions of a convolution looked at in each sample, at most: the same ones in all, so that shards agree."""

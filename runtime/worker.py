@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import IO, Any
 
 from .. import CheckError, OnnxOptError, RefusedError, UsageError
-from . import _frames
+from ._worker import ipc
 
 _BOOTSTRAP = """
 import importlib.util, sys
@@ -22,8 +22,8 @@ root = sys.argv[1]
 spec = importlib.util.spec_from_file_location("onnx_opt", root + "/__init__.py", submodule_search_locations=[root])
 sys.modules["onnx_opt"] = module = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(module)
-from onnx_opt.runtime import _child
-_child.serve(int(sys.argv[2]), int(sys.argv[3]))
+from onnx_opt.runtime._worker import child
+child.serve(int(sys.argv[2]), int(sys.argv[3]))
 """
 _ERRORS: dict[str, type[OnnxOptError]] = {c.__name__: c for c in (OnnxOptError, UsageError, RefusedError, CheckError)}
 _STDERR_LINES = 3
@@ -70,7 +70,7 @@ class Worker:
         return self._process is not None and self._process.poll() is None
 
     def call(self, function: str, *args: Any, timeout: float | None = None, **kwargs: Any) -> Any:
-        """Run one function of `_child.py` in the child and return its value.
+        """Run one function of `_worker/child.py` in the child and return its value.
 
         Errors: WorkerDied when the child ended or went past a limit, RemoteError for an exception in it; the
         project's own errors come back as they were raised.
@@ -114,8 +114,8 @@ class Worker:
         assert self._process
         assert self._process.stdin
         assert self._process.stdout
-        _frames.send(self._process.stdin, message)  # type: ignore[arg-type]
-        return _frames.receive(self._process.stdout)  # type: ignore[arg-type]
+        ipc.send(self._process.stdin, message)  # type: ignore[arg-type]
+        return ipc.receive(self._process.stdout)  # type: ignore[arg-type]
 
     def _value(self, function: str, reply: tuple[str, Any]) -> Any:
         status, value = reply

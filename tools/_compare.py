@@ -13,16 +13,16 @@ import onnx_ir as ir
 
 from .. import OnnxOptError, RefusedError
 from ..frontends.onnx_file import load
-from ..passes._normalize import normalize
+from ..passes._core.normalize import normalize
 from ..runtime.compare import DriftMeter
 from ..runtime.feeds import candidate_feeds, open_feeds
 from ..runtime.hardware import Hardware, hardware
 from ..runtime.session import Session, open_session
 from ..runtime.worker import Worker
-from ._drift import Arrays, Outputs, all_finite, limited
-from ._kernels import Kernels, compare_kernels, enough, is_quantized, remedy
-from ._provenance import provenance
-from ._saturation import SaturatingPairs, saturating_pairs
+from ._run.drift import Arrays, Outputs, all_finite, limited
+from ._run.kernels import Kernels, compare_kernels, enough, is_quantized, remedy
+from ._run.provenance import provenance
+from ._run.saturation import SaturatingPairs, saturating_pairs
 from .console import say
 
 

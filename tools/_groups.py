@@ -10,8 +10,8 @@ import numpy as np
 from ..frontends.onnx_file import load
 from ..passes._base import NullContext
 from ..passes._channels.branches import droppable
-from ..passes._channels.importance import Scores
-from ..passes._channels.importance_weights import magnitude
+from ..passes._channels.importance.scores import Scores
+from ..passes._channels.importance.weights import magnitude
 from ..passes._channels.pruning import Pruning
 from ..passes._dims.groups import Group
 

@@ -14,19 +14,19 @@ import onnx_ir as ir
 from .. import OnnxOptError
 from ..frontends.onnx_file import load
 from ..passes._base import NullContext, Pass
-from ..passes._graph import QUANT_OPS, all_nodes, weights_of
-from ..passes._lazy import blocks
-from ..passes._normalize import normalize
+from ..passes._core.graph import QUANT_OPS, all_nodes, weights_of
+from ..passes._core.lazy import blocks
+from ..passes._core.normalize import normalize
+from ..passes._core.requirements import requirements_of
 from ..passes._registry import pass_class, pass_names
-from ..passes._requirements import requirements_of
 from ..runtime.hardware import hardware
 from ..runtime.worker import Worker
-from ._checks import Port, first_line, interface_of
-from ._figures import figures_of, weight_bytes
-from ._kernels import is_quantized
-from ._provenance import provenance
-from ._result import LARGE
-from ._saturation import saturating_pairs
+from ._run.checks import Port, first_line, interface_of
+from ._run.figures import figures_of, weight_bytes
+from ._run.kernels import is_quantized
+from ._run.provenance import provenance
+from ._run.result import LARGE
+from ._run.saturation import saturating_pairs
 
 
 def inspection(path: Path) -> dict[str, Any]:

@@ -12,9 +12,9 @@ import onnx_ir as ir
 from .. import UsageError
 from ..passes._base import Pass
 from ..passes._pipeline import Pipeline, as_pipeline
-from ._result import ProgressBar, Result, Settings, Verify
-from ._run import Run
-from ._training import follows
+from ._run.driver import Run
+from ._run.result import ProgressBar, Result, Settings, Verify
+from ._run.training_context import follows
 
 __all__ = ["DEFAULT_PASSES", "Result", "default_output", "optimize"]
 

@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import RenderableType
 from rich.table import Table
 
-from ._result import Figures, Result, Step
+from ._run.result import Figures, Result, Step
 from .console import markup_safe
 
 

@@ -16,7 +16,7 @@ from ._program import Known
 from ._scope import Scope
 
 if TYPE_CHECKING:
-    from ._emit import Emitter
+    from ._codegen import Emitter
 
 
 def emit_constant(emitter: Emitter, node: ir.Node, scope: Scope) -> None:

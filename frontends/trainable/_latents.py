@@ -20,7 +20,7 @@ from ...passes._core.integer_layers import IntegerLayer, integer_layers
 from ...passes._core.saturation import PAIR_LIMIT, offending
 from ._biases import integer_biases
 from ._dtypes import RANGES
-from ._ops_quant import PairLimit
+from ._ops.quant import PairLimit
 from ._weights import PASSING, all_nodes, constants_of, tensor_of
 
 D = ir.DataType

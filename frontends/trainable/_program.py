@@ -12,7 +12,7 @@ import onnx_ir as ir
 import torch
 
 from ._dtypes import RANGES
-from ._host import TYPES, Operand
+from ._scalar_ops import TYPES, Operand
 
 HOST_ELEMENTS = 1024
 """Constants of more elements never become literals in the source."""

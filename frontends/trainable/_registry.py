@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -10,6 +11,8 @@ from importlib import import_module
 from typing import Any
 
 import onnx_ir as ir
+
+from . import _ops
 
 Kernel = Callable[..., Any]
 
@@ -52,11 +55,6 @@ class Entry:
 
 _EXTRAS = frozenset({"call", "device"})
 _ENTRIES: dict[tuple[str, str], list[Entry]] = {}
-_FAMILIES = (
-    "_ops_arithmetic", "_ops_activation", "_ops_conv", "_ops_pool", "_ops_norm", "_ops_linear", "_ops_reduce",
-    "_ops_shape", "_ops_index", "_ops_cast", "_ops_create", "_ops_quant", "_ops_resize", "_ops_rnn", "_ops_sequence",
-    "_ops_signal", "_ops_microsoft", "_ops_patches", "_ops_detect",
-)
 
 
 def op(
@@ -94,8 +92,8 @@ def entry_of(domain: str, name: str, opset: int) -> Entry | None:
 
 @cache
 def _declare_all() -> None:
-    for family in _FAMILIES:
-        import_module(f".{family}", __package__)
+    for family in pkgutil.iter_modules(_ops.__path__):
+        import_module(f"{_ops.__name__}.{family.name}")
 
 
 def known_ops() -> set[tuple[str, str]]:

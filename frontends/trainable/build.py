@@ -12,12 +12,12 @@ import torch
 from numpy.typing import NDArray
 
 from ... import RefusedError, UsageError
+from ._codegen import Emitter
 from ._dtypes import to_carrier
-from ._emit import Emitter
-from ._flow import cuts_of
+from ._gradient_flow import cuts_of
 from ._latents import find_latents, scales_of
-from ._ops_cast import small_float
-from ._ops_quant import on_grid, softened, within_limit
+from ._ops.cast import small_float
+from ._ops.quant import on_grid, softened, within_limit
 from ._program import Known, Program
 from ._scope import Scope
 from ._weights import Origin, attribute_name, stored_tensor, trainable_values

@@ -12,7 +12,7 @@ import torch
 
 from ... import UsageError
 from ._dtypes import CARRIERS, to_carrier
-from ._flow import Cut
+from ._gradient_flow import Cut
 from ._weights import Origin
 
 

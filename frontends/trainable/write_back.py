@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ._biases import tie_biases
 from ._dtypes import from_carrier
-from ._ops_quant import on_grid, within_limit
+from ._ops.quant import on_grid, within_limit
 from ._weights import Origin, setting_uses, stored_tensor
 from .module import TrainableModule
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from .._core.saturation import channel_factors, excess, keep_within
 from .._quant.grids import Grid, held_tops
-from .._quant.limbs import reads_an_image
+from .._quant.residual_input import reads_an_image
 from .._quant.rules import TARGETS
 from .._quant.weights import Layout, channel_absmax
 from .layers import Codes, Linear, Rows

@@ -11,9 +11,9 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from .._base import Declined, Request
+from .._core.edit import Edit, is_constant, label, used_once
+from .._core.lazy import DerivedTensor, set_tensor
 from .._core.saturation import KernelPairs, kernel_pairs
-from .._edit import Edit, is_constant, label, used_once
-from .._lazy import DerivedTensor, set_tensor
 from .._quant.weights import Layout
 
 Rows = NDArray[np.float64]

@@ -14,8 +14,8 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from .._base import Context, PassOutcome
+from .._core.edit import Edit
 from .._core.saturation import LARGEST_CODE, PAIR_LIMIT, sums_of_one_sign
-from .._edit import Edit
 from .._quant.grids import Grid
 from .grid import GridOf, best_scales, clipped_scales, nearest
 from .layers import Codes, Rows

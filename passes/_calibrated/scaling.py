@@ -10,8 +10,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from .._edit import Edit, is_constant, used_once
-from .._lazy import DerivedTensor, set_tensor
+from .._core.edit import Edit, is_constant, used_once
+from .._core.lazy import DerivedTensor, set_tensor
 from .._quant.weights import Layout
 from .layers import Linear, Rows
 

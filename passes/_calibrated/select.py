@@ -11,7 +11,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from .._base import Context, Declined, Request
-from .._edit import label
+from .._core.edit import label
 from .._quant.grids import Grid
 from .grid import GridOf, is_on_grid
 from .layers import LARGEST_WIDTH, Linear, linear_layers

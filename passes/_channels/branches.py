@@ -10,14 +10,14 @@ from numpy.typing import NDArray
 
 from .._base import Context, NullContext, Request
 from .._calibrated.layers import linear_layers
+from .._core.edit import Edit, is_constant
+from .._core.graph import refresh_shapes
 from .._dims.groups import Group
+from .._dims.ops.elementwise import BROADCAST, UNARY
 from .._dims.rules import relate
-from .._dims.rules_elementwise import BROADCAST, UNARY
 from .._dims.solve import FROZEN, Attention, Solution, solve
 from .._dims.surgery import Kept
 from .._dims.trace import Trace, traced
-from .._edit import Edit, is_constant
-from .._graph import refresh_shapes
 from ..fold_constants import FoldConstants
 from ..remove_identities import RemoveIdentities
 from ..remove_unused import RemoveUnused

@@ -14,14 +14,14 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from .._calibrated.layers import Linear, linear_layers
+from .._core.edit import Edit, is_constant
 from .._dims.groups import Group
-from .._dims.rules_elementwise import BROADCAST, FIRST_INPUT, UNARY
+from .._dims.ops.elementwise import BROADCAST, FIRST_INPUT, UNARY
 from .._dims.solve import Solution
 from .._dims.surgery import Kept
-from .._edit import Edit, is_constant
-from .._fold import Inputs, NotFoldable, evaluate
-from .consumers import consumers_of
-from .importance import Scores, by_channel, power_sums
+from .._simplify.evaluate import Inputs, NotFoldable, evaluate
+from .contractions import consumers_of
+from .importance.scores import Scores, by_channel, power_sums
 
 FOLLOWED = frozenset({*UNARY, *FIRST_INPUT, *BROADCAST})
 

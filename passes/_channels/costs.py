@@ -12,10 +12,10 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from .._core.stats import NOT_PARAMETERS
 from .._dims.groups import Group
 from .._dims.relations import Axis
 from .._dims.solve import FROZEN, Solution
-from .._stats import NOT_PARAMETERS
 
 Removed = NDArray[np.bool_]
 """By channel id: whether it goes."""

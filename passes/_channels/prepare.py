@@ -7,11 +7,11 @@ from collections import defaultdict
 import onnx_ir as ir
 
 from .._base import Context
+from .._core.edit import is_constant
+from .._core.graph import Names, refresh_shapes
+from .._core.normalize import normalize
+from .._core.opset import raise_opset
 from .._dims.sliced import SlicedTensor
-from .._edit import is_constant
-from .._graph import Names, refresh_shapes
-from .._normalize import normalize
-from .._opset import raise_opset
 from ..eliminate_common_subexpressions import EliminateCommonSubexpressions
 from ..fold_batchnorm import FoldBatchnorm
 from ..fold_constants import FoldConstants

@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 
 from ... import UsageError
 from .._base import Context, Declined
+from .._core.graph import become
 from .._dims.groups import Group, channel_groups, frozen_weights, kept_slots
 from .._dims.rules import relate
 from .._dims.solve import Attention, solve
 from .._dims.trace import traced
-from .._graph import become
 from ..eliminate_common_subexpressions import EliminateCommonSubexpressions
 from ..fold_constants import FoldConstants
 from ..remove_identities import RemoveIdentities
@@ -24,12 +24,12 @@ from ..remove_unused import RemoveUnused
 from .branches import droppable, take_means
 from .constants import constants_first, keep_constants
 from .costs import Cost, costs_of
-from .gate import Verdict, judge, offenders, take_out
-from .importance import Scores
-from .memory import Memory, places_of, shape_of
+from .history import Memory, places_of, shape_of
+from .importance.scores import Scores
 from .prepare import prepare, share_again
-from .recover import recover
+from .reconstruct import recover
 from .select import Candidates, Choice, allowed_widths
+from .verify import Verdict, judge, offenders, take_out
 from .wider import wider_if_faster
 
 CLEANUP = (RemoveUnused(), RemoveIdentities(), FoldConstants(), EliminateCommonSubexpressions(), RemoveUnused())

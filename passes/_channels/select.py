@@ -11,9 +11,9 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from .._allocation import share
 from .._dims.groups import Group
-from .importance import Scores
+from .._sparsity.allocation import share
+from .importance.scores import Scores
 
 Scope = Literal["layer", "global", "isomorphic"]
 Choice = list[int]

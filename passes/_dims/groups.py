@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from .._lazy import FLOATS
+from .._core.lazy import FLOATS
 from .relations import Axis
 from .solve import FROZEN, Solution
 from .surgery import Kept

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 import numpy as np
 import onnx_ir as ir
 
-from .._edit import Edit
-from .._graph import refresh_shapes
+from .._core.edit import Edit
+from .._core.graph import refresh_shapes
 from .relations import Mix, Slots
 from .solve import Solution
 from .surgery import Kept

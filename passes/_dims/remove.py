@@ -6,10 +6,10 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from .._edit import is_constant
-from .._graph import refresh_shapes
-from .._lazy import set_tensor
-from .rules_elementwise import broadcast
+from .._core.edit import is_constant
+from .._core.graph import refresh_shapes
+from .._core.lazy import set_tensor
+from .ops.elementwise import broadcast
 from .sliced import SlicedTensor
 from .surgery import TARGETS, Kept, Surgery, SurgeryError
 from .table import MENDS, RULES

@@ -4,24 +4,13 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from .._edit import holds_graphs, label, subgraphs
-from . import (  # noqa: F401 - they enter their rules
-    rules_attention,
-    rules_conv,
-    rules_einsum,
-    rules_elementwise,
-    rules_fused,
-    rules_index,
-    rules_matmul,
-    rules_norm,
-    rules_quantized,
-    rules_recurrent,
-    rules_rotary,
-    rules_shape,
-)
+from .._core.edit import holds_graphs, label, subgraphs
+from .ops import enter_rules
 from .relations import Relations
 from .table import RULES
 from .trace import Trace
+
+enter_rules()
 
 
 def relate(model: ir.Model, trace: Trace) -> Relations:

@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from .._lazy import DerivedTensor, blocks
+from .._core.lazy import DerivedTensor, blocks
 
 
 class SlicedTensor(DerivedTensor):

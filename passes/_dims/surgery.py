@@ -14,7 +14,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from .._edit import Edit, label
+from .._core.edit import Edit, label
 from .relations import Slots
 from .shapes import Shape
 from .trace import Trace

@@ -15,8 +15,8 @@ import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from .._edit import holds_graphs, is_constant
-from .._fold import NotFoldable, evaluate, foldable, result_elements
+from .._core.edit import holds_graphs, is_constant
+from .._simplify.evaluate import NotFoldable, evaluate, foldable, result_elements
 from .shapes import SHAPES, Shape
 
 KNOWN = 4096

@@ -17,8 +17,8 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from ... import RefusedError
-from .._graph import Names
-from .._lazy import DerivedTensor, blocks
+from .._core.graph import Names
+from .._core.lazy import DerivedTensor, blocks
 from .inserter import Inserter
 from .layers import Layer, int_attribute
 from .weights import Floats, transposed

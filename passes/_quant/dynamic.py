@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from .._graph import Names
-from .codes import Codes
+from .._core.graph import Names
 from .inserter import Inserter, take_over
 from .layers import Layer, int_attribute
 from .rules import MIN_DYNAMIC_WEIGHTS
+from .weight_codes import Codes
 from .weights import Floats, transposed, wide_enough
 
 

@@ -13,8 +13,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from .._core.lazy import blocks
 from .._core.saturation import BINS, PAIR_LIMIT, KernelPairs, channel_factors, excess, largest_sums
-from .._lazy import blocks
 from .weights import LEAST_SCALE, Floats, Layout, channel_absmax, pair_granule
 
 ON_GRID = 1e-4

@@ -8,15 +8,15 @@ from types import MappingProxyType
 import numpy as np
 import onnx_ir as ir
 
-from .._graph import Names
-from .coarse import Coarse, insert_coarse
-from .codes import Codes
+from .._core.graph import Names
 from .inserter import Inserter
 from .layers import Layer
-from .limbs import insert_limbs, limbed_weight
-from .parameters import Parameters
+from .low_bit_activations import Coarse, insert_coarse
 from .placement import Placement
+from .qparams import Parameters
+from .residual_input import insert_limbs, limbed_weight
 from .rules import TargetRules
+from .weight_codes import Codes
 from .weights import Floats, quantize_bias, wide_enough
 
 FLOAT_LOWEST = np.float32(-3.4e38)

@@ -10,8 +10,8 @@ import numpy as np
 import onnx_ir as ir
 
 from .._base import Declined
+from .._core.graph import WEIGHT_INPUTS
 from .._core.saturation import KernelPairs, kernel_pairs
-from .._graph import WEIGHT_INPUTS
 from .rules import Heavy, TargetRules
 
 

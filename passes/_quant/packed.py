@@ -8,10 +8,10 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from .._graph import Names
-from .codes import Codes
+from .._core.graph import Names
 from .inserter import Inserter
 from .layers import Layer
+from .weight_codes import Codes
 
 
 def insert_packed(graph: ir.Graph, names: Names, layers: list[Layer], codes: dict[Layer, Codes]) -> dict[str, int]:

@@ -11,15 +11,15 @@ import onnx_ir as ir
 
 from ... import RefusedError
 from .._base import Declined
-from .._graph import all_graphs
+from .._core.graph import all_graphs
 from .blocked import why_not_blocked
-from .choices import FLOAT, Choice
-from .codes import Codes
 from .dynamic import worth_dynamic
-from .forms import FORMS, PER_CHANNEL_OPSET, Engine, Settings, engine_of
+from .layer_config import FLOAT, Choice
 from .layers import Layer, find_layers, int_attribute
-from .limbs import IMAGE_RANK
+from .residual_input import IMAGE_RANK
 from .rules import TargetRules
+from .schemes import FORMS, PER_CHANNEL_OPSET, Engine, Settings, engine_of
+from .weight_codes import Codes
 from .weights import Layout
 
 

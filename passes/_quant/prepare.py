@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import numpy as np
 import onnx_ir as ir
 
-from .._graph import Names
+from .._core.graph import Names
 from .inserter import Inserter, take_over
 from .layers import int_attribute
 

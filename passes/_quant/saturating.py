@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from .._core.edit import label
+from .._core.graph import all_nodes
 from .._core.integer_layers import IntegerLayer, integer_layers
 from .._core.saturation import offending
-from .._edit import label
-from .._graph import all_nodes
 from .grids import rows_of
 from .weights import Layout
 

@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from .._lazy import blocks
+from .._core.lazy import blocks
 from .weights import Floats, Layout
 
 CANDIDATES = 12

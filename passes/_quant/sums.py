@@ -7,8 +7,8 @@ import math
 import numpy as np
 import onnx_ir as ir
 
+from .._core.union_find import Sets
 from .placement import Placement
-from .sets import Sets
 
 WIDEST = math.sqrt(3 / 2)
 """How much a scale may grow for this. Of three roundings with noise scale**2 / 12 two remain, each at most 3/2 as

@@ -10,8 +10,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from .._core.lazy import DerivedTensor, blocks
 from .._core.saturation import KernelPairs, keep_within
-from .._lazy import DerivedTensor, blocks
 
 Floats = NDArray[np.float32]
 INT8_LEVELS = 127

@@ -9,9 +9,9 @@ import onnx
 import onnx_ir as ir
 import pytest
 from onnx_opt import OnnxOptError, RefusedError, UsageError
-from onnx_opt.frontends import _save
+from onnx_opt.frontends._onnx_io import save as save_module
 from onnx_opt.frontends.onnx_file import check_output, load, save
-from onnx_opt.passes._lazy import DerivedTensor, set_tensor
+from onnx_opt.passes._core.lazy import DerivedTensor, set_tensor
 
 ROWS = 64
 
@@ -62,12 +62,12 @@ def test_external_follows_the_model_and_the_size(tmp_path, monkeypatch):
     save(model_of("a"), tmp_path / "m.onnx", external=True)
     assert len(save(load(tmp_path / "m.onnx"), tmp_path / "n.onnx")) == 2
     assert len(save(load(tmp_path / "m.onnx"), tmp_path / "inline.onnx", external=False)) == 1
-    monkeypatch.setattr(_save, "INLINE_LIMIT", 1000)
+    monkeypatch.setattr(save_module, "INLINE_LIMIT", 1000)
     assert len(save(model_of("a"), tmp_path / "large.onnx")) == 2
 
 
 def test_more_than_protobuf_holds_is_refused_inline(tmp_path, monkeypatch):
-    monkeypatch.setattr(_save, "LIMIT", 1000)
+    monkeypatch.setattr(save_module, "LIMIT", 1000)
     with pytest.raises(RefusedError, match="2 GiB"):
         save(model_of("a"), tmp_path / "m.onnx")
     assert names_in(tmp_path) == []

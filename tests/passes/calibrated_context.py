@@ -6,7 +6,7 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime
 from onnx_opt.passes._base import NullContext
-from onnx_opt.runtime._taps import with_taps
+from onnx_opt.runtime._statistics.taps import with_taps
 from onnx_opt.runtime.difference import largest_error, unlike
 from onnx_opt.runtime.moments import MomentObserver
 

@@ -6,8 +6,8 @@ import onnx_ir as ir
 import onnxruntime
 from onnx import parser
 from onnx_opt.passes._base import NullContext
-from onnx_opt.passes._graph import all_nodes
-from onnx_opt.passes._normalize import normalize
+from onnx_opt.passes._core.graph import all_nodes
+from onnx_opt.passes._core.normalize import normalize
 
 HEADER = '<ir_version: 10, opset_import: ["" : 21]>\n'
 KINDS = {"tensor(float)": np.float32, "tensor(int64)": np.int64, "tensor(int32)": np.int32, "tensor(bool)": np.bool_,

@@ -8,7 +8,7 @@ import onnx_ir as ir
 import onnxruntime
 from integer_graphs import run_integers
 from integer_kernels import ARITHMETICS
-from onnx_opt.passes._normalize import normalize
+from onnx_opt.passes._core.normalize import normalize
 
 RNG = np.random.default_rng(7)
 

@@ -5,8 +5,8 @@ import onnx_ir as ir
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from onnx_opt.passes._allocation import allocate, share
-from onnx_opt.passes._magnitude import NonFiniteError
+from onnx_opt.passes._sparsity.allocation import allocate, share
+from onnx_opt.passes._sparsity.magnitude import NonFiniteError
 
 
 def tensors_of(shapes, seed=0, scales=None):

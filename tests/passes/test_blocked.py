@@ -9,8 +9,8 @@ from exactness import model_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx_opt import RefusedError
-from onnx_opt.passes._graph import Names
-from onnx_opt.passes._lazy import DerivedTensor
+from onnx_opt.passes._core.graph import Names
+from onnx_opt.passes._core.lazy import DerivedTensor
 from onnx_opt.passes._quant.blocked import (
     LEVELS,
     block_scales,

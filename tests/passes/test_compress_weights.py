@@ -10,8 +10,8 @@ from exactness import model_of, ops_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx_opt.passes._base import NullContext
-from onnx_opt.passes._lazy import DerivedTensor
-from onnx_opt.passes._normalize import normalize
+from onnx_opt.passes._core.lazy import DerivedTensor
+from onnx_opt.passes._core.normalize import normalize
 from onnx_opt.passes.compress_weights import CompressWeights
 
 MATMUL = "m (float[n, 64] x, float[64, 40] w) => (float[n, 40] y) { y = MatMul (x, w) }"

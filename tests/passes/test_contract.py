@@ -13,14 +13,14 @@ from exactness import assert_close
 from onnx_opt import UsageError
 from onnx_opt.frontends.onnx_file import save
 from onnx_opt.passes._base import options_of
-from onnx_opt.passes._normalize import normalize
+from onnx_opt.passes._core.normalize import normalize
 from onnx_opt.passes._pipeline import Pipeline, parse
 from onnx_opt.passes._registry import pass_class, pass_names
 from onnx_opt.runtime.context import RunContext
 from onnx_opt.runtime.feeds import candidate_feeds
 from onnx_opt.runtime.worker import Worker
-from onnx_opt.tools._checks import interface_of
-from onnx_opt.tools._figures import input_infos
+from onnx_opt.tools._run.checks import interface_of
+from onnx_opt.tools._run.figures import input_infos
 from sample_models import ALL, model_from
 
 SECTIONS = ("Effect:", "Shapes:", "Errors:", "Stats:", "Source:")

@@ -3,7 +3,7 @@ import onnx_ir as ir
 import pytest
 from calibrated_context import run_session
 from onnx_opt.passes._base import NullContext
-from onnx_opt.passes._normalize import normalize
+from onnx_opt.passes._core.normalize import normalize
 from onnx_opt.passes.equalize import Equalize
 from sample_models import model_from
 

@@ -5,7 +5,7 @@ import onnx_ir as ir
 import pytest
 from exactness import model_of, ops_of, run_exact
 from onnx_opt.passes._base import NullContext
-from onnx_opt.passes._normalize import normalize
+from onnx_opt.passes._core.normalize import normalize
 from onnx_opt.passes.fold_constants import FoldConstants
 
 STAYS = {

@@ -10,9 +10,9 @@ from calibrated_context import run_session
 from exactness import model_of
 from onnx.reference import ReferenceEvaluator
 from onnx_opt.passes._base import NullContext
-from onnx_opt.passes._graph import Names, all_nodes
-from onnx_opt.passes._normalize import normalize
-from onnx_opt.passes._quant.half import to_half
+from onnx_opt.passes._core.graph import Names, all_nodes
+from onnx_opt.passes._core.normalize import normalize
+from onnx_opt.passes._quant.fp16.convert import to_half
 
 CHAIN = """
 m (float[n, 4] x) => (float[n, 2] y, float[n, 2] z)

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from onnx_opt.passes import _magnitude
-from onnx_opt.passes._lazy import DerivedTensor
-from onnx_opt.passes._magnitude import NonFiniteError, Ranked, count_zeros, cut_ties, kth_smallest, value_of
+from onnx_opt.passes._core.lazy import DerivedTensor
+from onnx_opt.passes._sparsity import magnitude
+from onnx_opt.passes._sparsity.magnitude import NonFiniteError, Ranked, count_zeros, cut_ties, kth_smallest, value_of
 
 DTYPES = [np.float32, np.float64, np.float16, ml_dtypes.bfloat16]
 CODES = {np.float32: ir.DataType.FLOAT, np.float64: ir.DataType.DOUBLE, np.float16: ir.DataType.FLOAT16,
@@ -19,7 +19,7 @@ CODES = {np.float32: ir.DataType.FLOAT, np.float64: ir.DataType.DOUBLE, np.float
 def expected_rank(arrays, k, kind):
     magnitudes = np.concatenate([np.abs(a.reshape(-1).astype(np.float64)) for a in arrays])
     value = np.sort(magnitudes)[k - 1]
-    key = int(np.asarray(value, _magnitude.FLOAT_OF[kind]).view(kind))
+    key = int(np.asarray(value, magnitude.FLOAT_OF[kind]).view(kind))
     return Ranked(key, int((magnitudes < value).sum()), int((magnitudes == value).sum()))
 
 
@@ -53,21 +53,21 @@ def test_ties_and_signs_of_zero(array, fraction):
 def test_radix_agrees_with_the_bracket(dtype, monkeypatch):
     array = np.round(normal(600_000, dtype=dtype), 2)
     tensor, kind = ir.Tensor(array), np.uint64 if dtype is np.float64 else np.uint32
-    monkeypatch.setattr(_magnitude, "_within", lambda *args: None)
+    monkeypatch.setattr(magnitude, "_within", lambda *args: None)
     for k in (1, 1000, 300_000, 600_000):
         assert kth_smallest([tensor], k) == expected_rank([array], k, kind)
 
 
 def test_a_sample_that_misleads_is_survived(monkeypatch):
     array = normal(600_000)
-    monkeypatch.setattr(_magnitude, "_sample", lambda *args: np.full(100, 1, np.uint32))
+    monkeypatch.setattr(magnitude, "_sample", lambda *args: np.full(100, 1, np.uint32))
     assert kth_smallest([ir.Tensor(array)], 300_000) == expected_rank([array], 300_000, np.uint32)
 
 
 def test_half_zeros_are_ties_beyond_the_bracket(monkeypatch):
     array = normal(600_000)
     array[np.abs(array) < 0.6745] = 0
-    monkeypatch.setattr(_magnitude, "_BRACKET", 1000)
+    monkeypatch.setattr(magnitude, "_BRACKET", 1000)
     for k in (1, 250_000, 400_000):
         assert kth_smallest([ir.Tensor(array)], k) == expected_rank([array], k, np.uint32)
 

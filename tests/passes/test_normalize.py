@@ -4,8 +4,8 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 from exactness import assert_equal_outputs, model_of, ops_of
-from onnx_opt.passes import _normalize
-from onnx_opt.passes._normalize import normalize
+from onnx_opt.passes._core import normalize as normalize_module
+from onnx_opt.passes._core.normalize import normalize
 
 
 def normalized(text):
@@ -95,7 +95,7 @@ def test_a_function_of_another_opset_stays():
 
 
 def test_functions_that_would_explode_stay(monkeypatch):
-    monkeypatch.setattr(_normalize, "INLINE_LIMIT", 100)
+    monkeypatch.setattr(normalize_module, "INLINE_LIMIT", 100)
     levels = "\n".join(
         f'<domain: "own", opset_import: ["" : 21, "own" : 1]>\n'
         f'f{i} (a) => (b) {{ c = own.f{i + 1} (a)  b = own.f{i + 1} (c) }}'

@@ -5,12 +5,12 @@ import onnx_ir as ir
 import pytest
 from calibrated_context import CalibratedContext
 from onnx_opt.passes._base import NullContext
-from onnx_opt.passes._graph import Names
-from onnx_opt.passes._notes import drop_notes
+from onnx_opt.passes._core.graph import Names
+from onnx_opt.passes._core.notes import drop_notes
 from onnx_opt.passes._quant.inserter import Inserter
 from onnx_opt.passes.compress_weights import CompressWeights
 from onnx_opt.passes.quant import Quant
-from onnx_opt.tools._checks import interface_of
+from onnx_opt.tools._run.checks import interface_of
 from quant_models import CHAIN_WEIGHTS, FEEDS, chain, model_of, normal
 from sample_models import IF, model_from
 

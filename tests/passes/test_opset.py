@@ -6,9 +6,9 @@ import onnx_ir as ir
 import pytest
 from exactness import assert_equal_outputs, model_of, ops_of
 from onnx_opt import RefusedError
-from onnx_opt.passes import _opset
-from onnx_opt.passes._normalize import normalize
-from onnx_opt.passes._opset import raise_opset
+from onnx_opt.passes._core import opset
+from onnx_opt.passes._core.normalize import normalize
+from onnx_opt.passes._core.opset import raise_opset
 
 OLD = """<ir_version: 7, opset_import: ["" : 11]>
 g (float[1, 2, 1] x) => (float[2] y) <float[2] w = {1, 2}>
@@ -89,7 +89,7 @@ def test_a_failing_converter_is_refused_and_leaves_the_model_whole(monkeypatch):
     def broken(proto, version):
         raise RuntimeError("no adapter for Squeeze\nmore")
 
-    monkeypatch.setattr(_opset.version_converter, "convert_version", broken)
+    monkeypatch.setattr(opset.version_converter, "convert_version", broken)
     model = model_of(OLD)
     before = ir.to_proto(model).SerializeToString(deterministic=True)
     with pytest.raises(RefusedError, match="cannot be raised from 11 to 13: no adapter for Squeeze"):
@@ -102,6 +102,6 @@ def test_a_lost_tensor_is_refused(monkeypatch):
         del proto.graph.initializer[:]
         return proto
 
-    monkeypatch.setattr(_opset.version_converter, "convert_version", lossy)
+    monkeypatch.setattr(opset.version_converter, "convert_version", lossy)
     with pytest.raises(RefusedError, match="the converter lost tensor 'w'"):
         raise_opset(model_of(OLD), 13)

@@ -5,9 +5,10 @@ import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 import pytest
-from onnx_opt.passes._graph import Names
-from onnx_opt.passes._lazy import DerivedTensor
-from onnx_opt.passes._packing import (
+from onnx_opt.passes._core.graph import Names
+from onnx_opt.passes._core.lazy import DerivedTensor
+from onnx_opt.passes._quant.inserter import Inserter
+from onnx_opt.passes._quant.packing import (
     SIGNS,
     int4_weight,
     nibble_table,
@@ -17,7 +18,6 @@ from onnx_opt.passes._packing import (
     packed_weight,
     sign_table,
 )
-from onnx_opt.passes._quant.inserter import Inserter
 
 ADDS = """
 <ir_version: 10, opset_import: ["" : 21]>

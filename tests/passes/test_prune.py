@@ -12,9 +12,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from onnx_opt import UsageError
-from onnx_opt.passes import _rows
 from onnx_opt.passes._base import NullContext
 from onnx_opt.passes._pipeline import parse
+from onnx_opt.passes._sparsity import rows as rows_module
 from onnx_opt.passes.prune import Prune
 
 TWO_LAYERS = """
@@ -240,7 +240,7 @@ ROW_CASES = [
 
 @pytest.mark.parametrize(("op", "attributes", "shape", "x_shape", "summed", "axis"), ROW_CASES)
 def test_rows_are_what_one_output_sums(op, attributes, shape, x_shape, summed, axis, monkeypatch):
-    monkeypatch.setattr(_rows, "_SLAB", 40)
+    monkeypatch.setattr(rows_module, "_SLAB", 40)
     array = np.random.default_rng(0).permutation(np.arange(1, np.prod(shape) + 1)).reshape(shape).astype(np.float32)
     got, outcome = pruned(one_op(op, attributes, array, x_shape), scope="row")
     length = int(np.prod([shape[a] for a in summed]))

@@ -11,7 +11,7 @@ from calibrated_context import CalibratedContext, run_session
 from exactness import HEADER
 from onnx_opt import UsageError
 from onnx_opt.passes._base import NullContext
-from onnx_opt.passes._channels.importance_criteria import CRITERIA
+from onnx_opt.passes._channels.importance.criteria import CRITERIA
 from onnx_opt.passes._pipeline import parse
 from onnx_opt.passes.prune_channels import PruneChannels
 from sample_models import model_from

@@ -7,7 +7,7 @@ from onnx_opt import UsageError
 from onnx_opt.frontends.trainable import to_torch
 from onnx_opt.passes._base import NullContext
 from onnx_opt.passes.quant import Quant
-from onnx_opt.runtime._thresholds import METHODS
+from onnx_opt.runtime._statistics.thresholds import METHODS
 from quant_models import dequantized, grid, kernels, model_of, normal, ops, outputs, session, sqnr
 
 RESIDUAL = """

@@ -4,8 +4,8 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from onnx_opt.passes._normalize import normalize
-from onnx_opt.passes._quant.faster import MAX_TRIALS
+from onnx_opt.passes._core.normalize import normalize
+from onnx_opt.passes._quant.latency_fallback import MAX_TRIALS
 from onnx_opt.passes.quant import Quant
 
 RNG = np.random.default_rng(5)
@@ -111,7 +111,7 @@ def test_each_tensor_is_calibrated_once_for_all_trials(timed):
 
 
 def test_trials_are_bounded(timed, monkeypatch):
-    monkeypatch.setattr("onnx_opt.passes._quant.faster.MAX_TRIALS", 1)
+    monkeypatch.setattr("onnx_opt.passes._quant.latency_fallback.MAX_TRIALS", 1)
     model, context = three_runs(), timed({"a": 5, "b1": 20, "b2": 25, "c": 5})
     Quant().run(model, context)
     assert (int8_layers(model), context.trials) == (set(), 3)

@@ -5,11 +5,11 @@ import onnx
 import onnx_ir as ir
 import pytest
 from onnx_opt import UsageError
-from onnx_opt.passes import _packing
 from onnx_opt.passes._base import NullContext, options_of
-from onnx_opt.passes._quant import codes as quant_codes
+from onnx_opt.passes._quant import packing
 from onnx_opt.passes._quant import rules as quant_rules
-from onnx_opt.passes._quant.forms import FORMS
+from onnx_opt.passes._quant import weight_codes as quant_codes
+from onnx_opt.passes._quant.schemes import FORMS
 from onnx_opt.passes.quant import Quant
 from quant_models import CHAIN_WEIGHTS as WEIGHTS
 from quant_models import FEEDS, chain, grid, initial, kernels, model_of, normal, ops, outputs, session, sqnr
@@ -280,10 +280,10 @@ def test_packed_convs_leave_their_bias_to_the_runtime(calibrated, tmp_path, monk
 
 
 def test_trits_are_packed_five_to_a_byte():
-    assert _packing.pack_trits(np.array([-1, 0, 1, 1, -1, 1])).tolist() == [0 + 3 + 2 * 9 + 2 * 27, 2]
-    table = _packing.trit_table()
+    assert packing.pack_trits(np.array([-1, 0, 1, 1, -1, 1])).tolist() == [0 + 3 + 2 * 9 + 2 * 27, 2]
+    table = packing.trit_table()
     assert table.shape == (243, 5)
-    assert _packing.pack_trits(table).tolist() == list(range(243))
+    assert packing.pack_trits(table).tolist() == list(range(243))
 
 
 def test_int4_is_read_back_by_the_reference_of_onnx():

@@ -6,8 +6,8 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 from onnx_opt.passes._base import NullContext, PassOutcome
-from onnx_opt.passes._normalize import normalize
-from onnx_opt.passes._quant.proof import prove
+from onnx_opt.passes._core.normalize import normalize
+from onnx_opt.passes._quant.kernel_audit import prove
 from onnx_opt.passes.quant import Quant
 
 RNG = np.random.default_rng(3)

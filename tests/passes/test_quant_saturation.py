@@ -10,7 +10,7 @@ import pytest
 from calibrated_context import run_session
 from generated_layers import KINDS, WEIGHTS, drawn, float_model
 from integer_graphs import offending_pairs, run_integers
-from onnx_opt.passes._normalize import normalize
+from onnx_opt.passes._core.normalize import normalize
 from onnx_opt.passes._pipeline import parse
 
 PRODUCTS = [kind for kind in KINDS if "Conv" not in kind]

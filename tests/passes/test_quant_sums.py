@@ -3,11 +3,11 @@
 import numpy as np
 import onnx_ir as ir
 import pytest
-from onnx_opt.passes._quant import parameters as parameters_module
+from onnx_opt.passes._quant import qparams as parameters_module
 from onnx_opt.passes._quant import rules as quant_rules
 from onnx_opt.passes._quant.layers import find_layers
-from onnx_opt.passes._quant.parameters import assign
 from onnx_opt.passes._quant.placement import place
+from onnx_opt.passes._quant.qparams import assign
 from onnx_opt.passes.quant import Quant
 from quant_models import dequantized, model_of, normal, session, sqnr
 

@@ -7,9 +7,9 @@ import onnx
 import onnx_ir as ir
 import pytest
 from onnx_opt import RefusedError
-from onnx_opt.passes import _normalize
 from onnx_opt.passes._base import NullContext
-from onnx_opt.passes._normalize import normalize
+from onnx_opt.passes._core import normalize as normalize_module
+from onnx_opt.passes._core.normalize import normalize
 from onnx_opt.passes._quant import insert, rules
 from onnx_opt.passes.quant import Quant
 from quant_models import FEEDS, chain, grid, kernels, model_of, normal, ops, outputs, session, sqnr
@@ -86,7 +86,7 @@ def test_stale_shapes_are_forgotten(monkeypatch):
     assert shapes["y"] == ["N", 65]
     assert all(shape[-1] in (64, 65) for shape in shapes.values() if len(shape) == 2)
     assert outputs(model, {"x": normal(2, 64)}).shape == (2, 65)
-    monkeypatch.setattr(_normalize, "refresh_shapes", lambda model: True)
+    monkeypatch.setattr(normalize_module, "refresh_shapes", lambda model: True)
     with pytest.raises(Exception, match=r"(?i)shape|dimension|dim"):
         session(stale_model())
 

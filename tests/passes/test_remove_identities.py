@@ -7,7 +7,7 @@ from exactness import model_of, ops_of, run_exact
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx_opt.passes._base import NullContext
-from onnx_opt.passes._rules_cast import widens
+from onnx_opt.passes._simplify.rules.cast import widens
 from onnx_opt.passes.remove_identities import RemoveIdentities
 
 STAYS = {

@@ -3,7 +3,7 @@
 import onnx
 import onnx_ir as ir
 import pytest
-from onnx_opt.passes._requirements import IR_VERSIONS, OPSETS, requirements_of
+from onnx_opt.passes._core.requirements import IR_VERSIONS, OPSETS, requirements_of
 from sample_models import model_from
 
 

@@ -4,7 +4,7 @@ import pytest
 from calibrated_context import CalibratedContext, batches, run_session
 from onnx_opt import UsageError
 from onnx_opt.passes._base import NullContext
-from onnx_opt.passes._normalize import normalize
+from onnx_opt.passes._core.normalize import normalize
 from onnx_opt.passes.smooth import Smooth
 from sample_models import model_from
 

@@ -12,7 +12,7 @@ from calibrated_context import CalibratedContext, run_session
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx_opt.passes._calibrated.levels import expected_levels, largest
-from onnx_opt.passes._normalize import normalize
+from onnx_opt.passes._core.normalize import normalize
 from onnx_opt.passes.quant import Quant
 from onnx_opt.passes.smooth import LEAST_FACTOR, Smooth, _factors
 

@@ -2,8 +2,8 @@
 
 import pytest
 from exactness import model_of
-from onnx_opt.passes._normalize import normalize
-from onnx_opt.passes._stats import model_stats
+from onnx_opt.passes._core.normalize import normalize
+from onnx_opt.passes._core.stats import model_stats
 
 
 def stats_of(text):

@@ -8,7 +8,7 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 from onnx_opt.passes._base import NullContext
-from onnx_opt.passes._normalize import normalize
+from onnx_opt.passes._core.normalize import normalize
 from onnx_opt.passes.unpack_sequences import UnpackSequences
 
 HEAD = '<ir_version: 10, opset_import: ["" : 18]>\n'

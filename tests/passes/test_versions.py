@@ -10,10 +10,10 @@ import pytest
 from exactness import assert_equal_outputs, model_of
 from onnx import version_converter
 from onnx.backend.test.loader import load_model_tests
-from onnx_opt.passes import _schemas
 from onnx_opt.passes._base import NullContext
-from onnx_opt.passes._normalize import normalize
-from onnx_opt.passes._versions import LeastVersions, least_ir_version, lower_versions, renumber
+from onnx_opt.passes._core import schemas
+from onnx_opt.passes._core.normalize import normalize
+from onnx_opt.passes._core.versions import LeastVersions, least_ir_version, lower_versions, renumber
 from sample_models import ALL, model_from
 
 
@@ -223,15 +223,15 @@ def test_every_change_of_an_op_was_looked_at():
     """Between reviewed opsets an op gains types only, or it is in one of the tables."""
     history = {}
     for schema in onnx.defs.get_all_schemas_with_history():
-        if schema.domain == "" and schema.since_version in range(_schemas.REVIEWED.stop):
+        if schema.domain == "" and schema.since_version in range(schemas.REVIEWED.stop):
             history.setdefault(schema.name, {})[schema.since_version] = schema
     more_than_types = set()
     for name, versions in history.items():
         for older, newer in itertools.pairwise(versions[v] for v in sorted(versions)):
             if newer.since_version > 13 and shape_of(older) != shape_of(newer):
                 more_than_types.add((name, newer.since_version))
-    assert more_than_types == _schemas.ADDITIONS | OTHERS
-    assert not _schemas.ADDITIONS & OTHERS
+    assert more_than_types == schemas.ADDITIONS | OTHERS
+    assert not schemas.ADDITIONS & OTHERS
 
 
 def shape_of(schema):

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from onnx_opt import RefusedError
 from onnx_opt.runtime import calibrate
-from onnx_opt.runtime._thresholds import _divergences
+from onnx_opt.runtime._statistics.thresholds import _divergences
 from onnx_opt.runtime.calibrate import BINS, Clipped, RangeObserver
 
 METHODS = ("minmax", "percentile", "entropy", "mse", "auto")

@@ -1,7 +1,7 @@
 import threading
 
 import pytest
-from onnx_opt.runtime._counting import Counting
+from onnx_opt.runtime._worker.background import Counting
 
 
 def fail():

@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from onnx_opt.runtime._folds import FOLDS, samples_of
+from onnx_opt.runtime._statistics.fold_moments import FOLDS, samples_of
 from onnx_opt.runtime.moments import MomentObserver
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from onnx_opt.runtime._taps import constant_names, planned_taps, with_taps
+from onnx_opt.runtime._statistics.taps import constant_names, planned_taps, with_taps
 from onnx_opt.runtime.calibrate import Tap
 from onnx_opt.runtime.context import RunContext
 from onnx_opt.runtime.feeds import open_feeds

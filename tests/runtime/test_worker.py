@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from onnx_opt import RefusedError
-from onnx_opt.runtime import _child, _frames
+from onnx_opt.runtime._worker import child as child_module
+from onnx_opt.runtime._worker import ipc
 from onnx_opt.runtime.session import open_session
 from onnx_opt.runtime.worker import RemoteError, Worker, WorkerDied, signal_name
 
@@ -24,8 +25,8 @@ def test_frames_carry_arrays_of_every_layout():
     read, write = os.pipe()
     message = {"a": np.arange(6.0).reshape(2, 3).T, "b": np.array(["x", "é"]), "c": np.zeros((0, 3), np.int8), "d": 7}
     with os.fdopen(read, "rb") as reader, os.fdopen(write, "wb") as writer:
-        _frames.send(writer, message)
-        got = _frames.receive(reader)
+        ipc.send(writer, message)
+        got = ipc.receive(reader)
     assert got.keys() == message.keys()
     for key in "abc":
         np.testing.assert_array_equal(got[key], message[key])
@@ -35,10 +36,10 @@ def test_frames_carry_arrays_of_every_layout():
 def test_a_cut_frame_is_an_end_of_file(tmp_path):
     path = tmp_path / "frame"
     with path.open("wb") as file:
-        _frames.send(file, np.arange(1000))
+        ipc.send(file, np.arange(1000))
     path.write_bytes(path.read_bytes()[:-1])
     with path.open("rb") as file, pytest.raises(EOFError):
-        _frames.receive(file)
+        ipc.receive(file)
 
 
 def test_calls_return_and_the_child_is_another_process(worker):
@@ -110,7 +111,7 @@ def test_keyboard_interrupt_ends_the_child(monkeypatch):
     def interrupted(file):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(_frames, "receive", interrupted)
+    monkeypatch.setattr(ipc, "receive", interrupted)
     with pytest.raises(KeyboardInterrupt):
         worker.call("sleep", 60)
     assert process.poll() is not None
@@ -118,7 +119,7 @@ def test_keyboard_interrupt_ends_the_child(monkeypatch):
 
 @pytest.mark.skipif(os.name != "posix", reason="process groups")
 def test_the_child_ends_with_a_killed_parent(tmp_path):
-    root = Path(_child.__file__).parents[1]
+    root = Path(child_module.__file__).parents[2]
     script = textwrap.dedent(f"""
         import importlib.util, sys, threading, time
         spec = importlib.util.spec_from_file_location(
@@ -173,7 +174,7 @@ def test_workers_are_independent():
     ("", ""),
 ])
 def test_messages_are_one_short_line(message, short):
-    assert _child.shortened(message) == short
+    assert child_module.shortened(message) == short
 
 
 def test_signal_names():

@@ -3,8 +3,8 @@
 import numpy as np
 import onnx_ir as ir
 import pytest
-from onnx_opt.tools._checks import Validity, interface_of, stripped, validity_of
-from onnx_opt.tools._figures import expected_bytes, input_infos, weight_bytes
+from onnx_opt.tools._run.checks import Validity, interface_of, stripped, validity_of
+from onnx_opt.tools._run.figures import expected_bytes, input_infos, weight_bytes
 from sample_models import ALL, CNN, IF, MLP, model_from
 
 

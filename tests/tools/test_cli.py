@@ -13,12 +13,12 @@ import pytest
 from click.testing import CliRunner
 from onnx_opt import CheckError, OnnxOptError, RefusedError, UsageError
 from onnx_opt.frontends.onnx_file import load, save
-from onnx_opt.passes._channels import select, thrift
+from onnx_opt.passes._channels import budget, select
 from onnx_opt.passes._quant import rules
 from onnx_opt.passes._registry import pass_names
 from onnx_opt.runtime import targets
 from onnx_opt.runtime.hardware import hardware
-from onnx_opt.tools._provenance import provenance
+from onnx_opt.tools._run.provenance import provenance
 from onnx_opt.tools.cli import COMMANDS, main, report_error
 from onnx_opt.tools.commands.run import TARGETS
 from onnx_opt.tools.console import escaped, finite
@@ -285,7 +285,7 @@ def test_tables_of_latency_name_the_cpu(mlp):
     assert f"\non {hardware(None).label}\n" in done.stdout
 
 
-@pytest.mark.parametrize("table", [TARGETS, rules.TARGETS, select.CONV_WIDTH, thrift.STEP])
+@pytest.mark.parametrize("table", [TARGETS, rules.TARGETS, select.CONV_WIDTH, budget.STEP])
 def test_every_table_knows_every_target(table):
     assert set(table) == set(targets.TARGETS)
 

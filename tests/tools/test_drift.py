@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from onnx_opt.runtime.compare import Drift
-from onnx_opt.tools._drift import COARSE, FLOAT32, inexact, limited
+from onnx_opt.tools._run.drift import COARSE, FLOAT32, inexact, limited
 
 
 def batches(*values, dtype=np.float32):

@@ -9,8 +9,8 @@ import onnx
 import pytest
 from onnx_opt import CheckError, optimize
 from onnx_opt.passes._pipeline import as_pipeline
-from onnx_opt.tools._result import Settings
-from onnx_opt.tools._run import Run
+from onnx_opt.tools._run.driver import Run
+from onnx_opt.tools._run.result import Settings
 from onnx_opt.tools.tables import result_tables
 from rich.console import Console
 from sample_models import model_from

@@ -14,11 +14,11 @@ from onnx_opt import optimize
 from onnx_opt.frontends.onnx_file import load
 from onnx_opt.runtime import context
 from onnx_opt.runtime.hardware import ARM, X86, Hardware, products_model, products_saturate
-from onnx_opt.tools import _run
 from onnx_opt.tools._inspect import inspection
-from onnx_opt.tools._kernels import Kernels, enough, is_quantized, remedy
-from onnx_opt.tools._provenance import provenance
-from onnx_opt.tools._saturation import SaturatingPairs, saturating_pairs
+from onnx_opt.tools._run import driver
+from onnx_opt.tools._run.kernels import Kernels, enough, is_quantized, remedy
+from onnx_opt.tools._run.provenance import provenance
+from onnx_opt.tools._run.saturation import SaturatingPairs, saturating_pairs
 from onnx_opt.tools.cli import main
 
 SATURATES = products_saturate(products_model())
@@ -240,7 +240,7 @@ def test_a_target_whose_cpu_is_not_here_decides_nothing_by_time(data, float_file
     monkeypatch.setattr(context, "paired_quartiles", lambda *_: timed.append(1) or (0.5, 0.5, 0.5))
 
     def warnings_on(machine):
-        monkeypatch.setattr(_run, "hardware", lambda worker, provider: machine)
+        monkeypatch.setattr(driver, "hardware", lambda worker, provider: machine)
         result = optimize(float_file, "quant", data=str(data), target="arm64", bench=False)
         return [w for w in result.warnings if w.startswith("target ")]
 
@@ -269,7 +269,7 @@ def test_the_account_names_the_cpu(tmp_path, float_file):
 
 def test_where_nothing_is_run_nothing_is_measured(tmp_path, float_file, monkeypatch):
     seen = []
-    monkeypatch.setattr(_run, "hardware", lambda worker, provider: seen.append(worker) or EXACT)
+    monkeypatch.setattr(driver, "hardware", lambda worker, provider: seen.append(worker) or EXACT)
     optimize(float_file, "quant", out=tmp_path / "out.onnx", verify="never")
     assert seen == [None]
 

@@ -9,7 +9,7 @@ import onnxruntime
 import pytest
 from click.testing import CliRunner
 from onnx_opt import optimize
-from onnx_opt.passes import _versions
+from onnx_opt.passes._core import versions
 from onnx_opt.tools._inspect import inspection
 from onnx_opt.tools.cli import main
 from onnx_opt.tools.tables import needed
@@ -89,7 +89,7 @@ def test_lowering_that_is_not_exact_is_taken_back(written, monkeypatch):
         node.op_type = "Neg"
         return True
 
-    monkeypatch.setattr(_versions, "lower_versions", wrong)
+    monkeypatch.setattr(versions, "lower_versions", wrong)
     result, proto = written(MLP, "prune(sparsity=0)")
     assert [node.op_type for node in proto.graph.node] == ["MatMul", "Relu", "MatMul"]
     assert (proto.opset_import[0].version, result.requires["opset"]) == (21, 21)
@@ -101,7 +101,7 @@ def test_lowering_that_fails_leaves_the_model(written, monkeypatch):
         model.opset_imports[""] = 5
         raise RuntimeError("no schema")
 
-    monkeypatch.setattr(_versions, "lower_versions", failing)
+    monkeypatch.setattr(versions, "lower_versions", failing)
     result, proto = written(MLP, "prune(sparsity=0)")
     assert proto.opset_import[0].version == 21
     assert "opset: not lowered: RuntimeError: no schema" in result.warnings

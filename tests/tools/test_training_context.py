@@ -6,7 +6,7 @@ import pytest
 from onnx_opt import UsageError
 from onnx_opt.frontends.onnx_file import save
 from onnx_opt.runtime.worker import Worker
-from onnx_opt.tools import _training
+from onnx_opt.tools._run import training_context
 
 LINEAR = """
 <ir_version: 10, opset_import: ["" : 21]>
@@ -15,8 +15,8 @@ linear (float[n, 2] x) => (float[n, 2] y) <float[2, 2] w = {3, -1, 2, 4}>
 """
 
 
-def context() -> _training.TrainingContext:
-    return _training.TrainingContext(Worker(), None, "cpu", 0, save)
+def context() -> training_context.TrainingContext:
+    return training_context.TrainingContext(Worker(), None, "cpu", 0, save)
 
 
 def test_floats_outlast_the_pass_that_names_them():
@@ -45,7 +45,7 @@ def test_a_bar_moves_by_parts_and_shows_words():
         def note(self, words):
             notes.append(words)
 
-    with _training.telling("finetune", Bars()) as tell:
+    with training_context.telling("finetune", Bars()) as tell:
         tell(0.25, "loss 2, held out 0.8")
         tell(1.0, "loss 1, held out 0.9")
     assert moves == [250, 750]

@@ -42,7 +42,7 @@ def measure(models: tuple[Path, ...], provider: str, threads: int, data: str | N
     from ...runtime.session import open_session
     from ...runtime.worker import Worker
     from .._compare import checked, feeds_for
-    from .._drift import limited
+    from .._run.drift import limited
 
     paths = [checked(model) for model in models]
     with Worker() as worker:

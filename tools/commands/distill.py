@@ -68,7 +68,7 @@ def initialized(student: Path, seed: int) -> Any:
     """The graph with random weights. Errors: UsageError without torch, RefusedError for a file that does not load."""
     from ...frontends.onnx_file import load
     from ...frontends.training.initialize import initialize
-    from ...passes._normalize import normalize
+    from ...passes._core.normalize import normalize
 
     model = load(student)
     normalize(model)

@@ -25,7 +25,7 @@ def command(model: Path, data: str, metric: str, provider: str, threads: int, as
     from ...runtime.session import open_session
     from ...runtime.worker import Worker
     from .._compare import checked
-    from .._metric import score
+    from .._run.metric import score
 
     chosen = metric_named(metric)
     with Worker() as worker:

@@ -46,7 +46,7 @@ def _show_groups(model: Path, as_json: bool, verbosity: int) -> None:
 
 def report(facts: dict[str, Any], top: int, verbosity: int) -> list[Any]:
     """The facts as tables."""
-    from .._saturation import pair_words
+    from .._run.saturation import pair_words
     from ..tables import count, needed, size
 
     about, figures, weights = facts["model"], facts["figures"], facts["weights"]
@@ -76,7 +76,7 @@ def report(facts: dict[str, Any], top: int, verbosity: int) -> list[Any]:
 
 def port_table(facts: dict[str, Any]) -> Any:
     """Inputs and outputs."""
-    from .._checks import shape_text
+    from .._run.checks import shape_text
     from ..tables import plain_table
 
     table = plain_table(None, "", "name", "type", "shape")

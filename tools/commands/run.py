@@ -10,7 +10,7 @@ import click
 from ..console import Progress, emit_json, say, shared_options
 
 if TYPE_CHECKING:
-    from .._result import Result
+    from .._run.result import Result
 
 SHOWN_LOSSES = 20
 """Layers in the table of losses, unless -v asks for all."""
@@ -58,7 +58,7 @@ def command(
 
 def show_result(result: Result, as_json: bool, verbosity: int) -> None:
     """Tables, warnings and the path of what was written, or JSON; nothing where another process writes."""
-    from .._training import follows
+    from .._run.training_context import follows
 
     if follows():
         return
@@ -84,7 +84,7 @@ def show_losses(
 ) -> None:
     """The worst layers, and the command that spares the worst one."""
     from ...passes._pipeline import as_pipeline
-    from .._explain_loss import next_command
+    from .._run.explain_loss import next_command
     from ..console import show
     from ..optimize import DEFAULT_PASSES
     from ..tables import loss_table

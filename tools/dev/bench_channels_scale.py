@@ -142,7 +142,7 @@ def measure(path: Path, out: Path, ratio: float) -> Figures:
     from onnx_opt.frontends.onnx_file import load, save
     from onnx_opt.passes._base import NullContext
     from onnx_opt.passes._channels.pruning import Pruning
-    from onnx_opt.passes._normalize import normalize
+    from onnx_opt.passes._core.normalize import normalize
     from onnx_opt.passes.prune_channels import PruneChannels
 
     clock = [time.perf_counter()]

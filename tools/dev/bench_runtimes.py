@@ -5,7 +5,7 @@
 
 Rows are files, columns releases. exact: the same outputs, bit for bit, as the newest release gives; close: within
 1 % of their power; differs, fails: neither. The oldest release from which on a file runs exactly or closely must be
-the one that `passes/_requirements.py` says: where it is not, the row is marked and the exit status is 1.
+the one that `passes/_core/requirements.py` says: where it is not, the row is marked and the exit status is 1.
 
 Files: small nets in every form of `quant` and `compress-weights`; a file for each opset and IR version; the shared
 ResNet-20 in the main forms where the shared data are there (ONNX_OPT_DATA).
@@ -29,7 +29,7 @@ import onnx.parser
 import onnx_ir as ir
 from bench_data import data_folder
 from onnx_opt import optimize
-from onnx_opt.passes._requirements import requirements_of
+from onnx_opt.passes._core.requirements import requirements_of
 from rich.box import MARKDOWN
 from rich.console import Console
 from rich.table import Table

@@ -29,7 +29,7 @@ import onnx_ir as ir
 import onnxruntime
 from onnx import helper
 from onnx_opt.passes._base import NullContext
-from onnx_opt.passes._graph import all_nodes
+from onnx_opt.passes._core.graph import all_nodes
 from onnx_opt.passes.simplify import Simplify
 from rich.console import Console
 from rich.table import Table

@@ -9,10 +9,10 @@ import torch
 from onnx_opt import UsageError, optimize
 from onnx_opt.frontends.onnx_file import load
 from onnx_opt.frontends.trainable import to_torch, write_back
-from onnx_opt.frontends.trainable._ops_quant import on_grid
-from onnx_opt.passes._graph import Names
-from onnx_opt.passes._packing import NIBBLES, SIGNS, TRITS, packed_weight, sign_table
+from onnx_opt.frontends.trainable._ops.quant import on_grid
+from onnx_opt.passes._core.graph import Names
 from onnx_opt.passes._quant.inserter import Inserter
+from onnx_opt.passes._quant.packing import NIBBLES, SIGNS, TRITS, packed_weight, sign_table
 from sample_models import CNN
 from trainable_models import difference, ir_model, normal, ort_run
 

@@ -3,7 +3,7 @@
 import numpy as np
 import onnx
 import onnx_ir as ir
-from onnx_opt.passes._channels.importance import ScoreOptions
+from onnx_opt.passes._channels.importance.scores import ScoreOptions
 from onnx_opt.passes._dims.groups import channel_groups
 from onnx_opt.passes._dims.rules import relate
 from onnx_opt.passes._dims.solve import solve

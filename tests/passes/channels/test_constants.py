@@ -9,7 +9,7 @@ import onnxruntime
 import pytest
 from onnx_opt.passes._base import NullContext
 from onnx_opt.passes._channels.constants import constant_readers
-from onnx_opt.passes._normalize import normalize
+from onnx_opt.passes._core.normalize import normalize
 from onnx_opt.passes.prune_channels import PruneChannels
 
 HEAD = '<ir_version: 10, opset_import: ["" : 18]>\n'

@@ -5,12 +5,12 @@ import onnx
 import onnx_ir as ir
 import pytest
 from calibrated_context import run_session
-from onnx_opt.passes._channels.consumers import consumers_of, contractions, producers_of
+from onnx_opt.passes._channels.contractions import consumers_of, contractions, producers_of
 from onnx_opt.passes._dims.groups import channel_groups
 from onnx_opt.passes._dims.rules import relate
 from onnx_opt.passes._dims.solve import solve
 from onnx_opt.passes._dims.trace import traced
-from onnx_opt.runtime._taps import with_taps
+from onnx_opt.runtime._statistics.taps import with_taps
 from onnx_opt.runtime.moments import MomentObserver
 
 HEAD = '<ir_version: 10, opset_import: ["" : 21]>\n'

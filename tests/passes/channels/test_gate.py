@@ -7,8 +7,8 @@ import pytest
 from calibrated_context import CalibratedContext
 from exactness import HEADER
 from onnx_opt.passes._base import NullContext
-from onnx_opt.passes._channels import gate
-from onnx_opt.passes._channels.gate import judge, offenders
+from onnx_opt.passes._channels import verify
+from onnx_opt.passes._channels.verify import judge, offenders
 from onnx_opt.passes._dims import remove, surgery
 from onnx_opt.passes._dims.groups import channel_groups
 from onnx_opt.passes._dims.rules import relate
@@ -158,7 +158,7 @@ def test_a_model_that_does_not_survive_is_caught(monkeypatch):
 
 
 def test_everything_wrong_leaves_the_model_as_it_was(monkeypatch):
-    monkeypatch.setattr(gate, "structural_problem", lambda model: "bad" if shape(model, "a") != (3, 8) or
+    monkeypatch.setattr(verify, "structural_problem", lambda model: "bad" if shape(model, "a") != (3, 8) or
                         shape(model, "d") != (6, 2) or shape(model, "b") != (8, 8) else "")
     model = model_of(TWO_WAYS)
     before = ir.to_proto(model).SerializeToString(deterministic=True)
@@ -177,7 +177,7 @@ def test_a_reference_that_cannot_run_proves_nothing():
     model = model_of(TWO_WAYS)
     solution = solve(relate(model, traced(model)))
     channels = channel_groups(solution)[0].channels[:2]
-    assert judge(model, solution, channels, Broken(), "heads") == gate.Verdict(None)
+    assert judge(model, solution, channels, Broken(), "heads") == verify.Verdict(None)
     _, outcome = pruned(TWO_WAYS, Broken())
     assert outcome.stats["groups"] == 3
     assert "error" not in outcome.stats

@@ -8,9 +8,9 @@ from calibrated_context import run_session
 from importance_nets import mlp, solved
 from onnx_opt import UsageError
 from onnx_opt.passes._base import NullContext
-from onnx_opt.passes._channels.importance import ScoreOptions
-from onnx_opt.passes._channels.importance_criteria import CRITERIA, scores_of
-from onnx_opt.passes._channels.importance_weights import l2
+from onnx_opt.passes._channels.importance.criteria import CRITERIA, scores_of
+from onnx_opt.passes._channels.importance.scores import ScoreOptions
+from onnx_opt.passes._channels.importance.weights import l2
 from onnx_opt.passes._channels.prepare import prepare
 from onnx_opt.passes._dims.groups import kept_slots
 from onnx_opt.passes._dims.reference import masked_reference

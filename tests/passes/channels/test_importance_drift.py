@@ -5,12 +5,12 @@ import pytest
 from calibrated_context import run_session
 from importance_nets import literal, mlp, solved
 from onnx_opt.passes._base import NullContext
-from onnx_opt.passes._channels import importance_drift
-from onnx_opt.passes._channels.importance import ScoreOptions
-from onnx_opt.passes._channels.importance_data import UNREAD
-from onnx_opt.passes._channels.importance_drift import drift, drift_order
-from onnx_opt.passes._channels.surgeon import Surgeon
-from onnx_opt.runtime._taps import with_taps
+from onnx_opt.passes._channels.importance import drift as drift_module
+from onnx_opt.passes._channels.importance.data import UNREAD
+from onnx_opt.passes._channels.importance.drift import drift, drift_order
+from onnx_opt.passes._channels.importance.obs import Surgeon
+from onnx_opt.passes._channels.importance.scores import ScoreOptions
+from onnx_opt.runtime._statistics.taps import with_taps
 from onnx_opt.runtime.moments import patches
 
 EXACT = ScoreOptions(damp=0.0)
@@ -152,12 +152,12 @@ def test_few_updates_and_little_memory_find_nearly_the_same(calibrated, monkeypa
     net = mlp(RANDOM.normal(size=(8, 20)), RANDOM.normal(size=(20, 5)))
     model, solution, groups = net
     exact, = drift_order(groups, solution, model, calibrated([{"x": x}]), EXACT)
-    monkeypatch.setattr(importance_drift, "ROUNDS", 5)
+    monkeypatch.setattr(drift_module, "ROUNDS", 5)
     fewer, = drift_order(groups, solution, model, calibrated([{"x": x}]), EXACT)
     assert sorted(fewer.order) == list(range(20))
     assert fewer.drift[-1] == pytest.approx(1)
     assert fewer.drift[9] < 2 * exact.drift[9]
-    monkeypatch.setattr(importance_drift, "MEMORY", 100)
+    monkeypatch.setattr(drift_module, "MEMORY", 100)
     assert drift_order(groups, solution, model, calibrated([{"x": x}]), EXACT) == [
         "MatMul y: a Gram matrix of 20 inputs is too large"]
 
@@ -181,7 +181,7 @@ def test_groups_share_runs_over_the_data_within_the_memory(calibrated, monkeypat
     collect = context.collect
     context.collect = lambda model, requests, samples: runs.append(len(requests)) or collect(model, requests, samples)
     together = drift(groups, solution, model, context, EXACT)
-    monkeypatch.setattr(importance_drift, "MEMORY", 2 * 8 * 25)
+    monkeypatch.setattr(drift_module, "MEMORY", 2 * 8 * 25)
     apart = drift(groups, solution, model, context, EXACT)
     assert runs == [3, 2, 1]
     np.testing.assert_array_equal(together, apart)

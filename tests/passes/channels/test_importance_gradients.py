@@ -3,7 +3,7 @@ import pytest
 from importance_nets import RAW, mlp
 from onnx_opt import UsageError
 from onnx_opt.passes._base import Gradient, NullContext
-from onnx_opt.passes._channels.importance_gradients import fisher, taylor
+from onnx_opt.passes._channels.importance.gradients import fisher, taylor
 
 W = np.array([[1.0, -2], [3, 0]])
 V = np.array([[2.0], [-1]])

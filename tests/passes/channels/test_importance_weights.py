@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from importance_nets import RAW, literal, mlp, solved
 from onnx_opt.passes._base import NullContext
-from onnx_opt.passes._channels.importance import ScoreOptions, combined, normalised
-from onnx_opt.passes._channels.importance_weights import bn_scale, chance, geometric_median, l1, l2
+from onnx_opt.passes._channels.importance.scores import ScoreOptions, combined, normalised
+from onnx_opt.passes._channels.importance.weights import bn_scale, chance, geometric_median, l1, l2
 
 W = [[3, 0, 1], [-4, 0, 2]]
 V = [[1, 1, 1, 1], [0, 3, 0, 4], [0, 0, 0, 0]]
@@ -54,7 +54,7 @@ def test_distances_from_the_other_channels_by_hand():
 
 
 def test_distances_as_a_loop_over_filters(monkeypatch):
-    monkeypatch.setattr("onnx_opt.passes._channels.importance_weights.COLUMNS", 7)
+    monkeypatch.setattr("onnx_opt.passes._channels.importance.weights.COLUMNS", 7)
     rng = np.random.default_rng(0)
     w, v = rng.normal(size=(6, 3, 3, 3)).astype(np.float32), rng.normal(size=(2, 6, 1, 1))
     net = solved(f"""

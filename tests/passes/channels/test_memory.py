@@ -6,7 +6,7 @@ import onnx_ir as ir
 import pytest
 from exactness import HEADER
 from onnx_opt.passes._base import NullContext
-from onnx_opt.passes._channels.memory import KEY, Memory
+from onnx_opt.passes._channels.history import KEY, Memory
 from onnx_opt.passes.prune_channels import PruneChannels
 from sample_models import MLP, model_from
 

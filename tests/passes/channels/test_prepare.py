@@ -8,9 +8,9 @@ from exactness import HEADER, assert_equal_outputs
 from onnx_opt.passes._base import NullContext
 from onnx_opt.passes._channels import prepare as module
 from onnx_opt.passes._channels.prepare import OLDEST, prepare, share_again
+from onnx_opt.passes._core.edit import Edit
+from onnx_opt.passes._core.lazy import set_tensor
 from onnx_opt.passes._dims.sliced import SlicedTensor
-from onnx_opt.passes._edit import Edit
-from onnx_opt.passes._lazy import set_tensor
 from sample_models import CNN, model_from
 
 THREE = HEADER + """

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from calibrated_context import CalibratedContext, run_session
 from importance_nets import literal, mlp, solved
-from onnx_opt.passes._channels import reach
-from onnx_opt.passes._channels.reach import output_losses
+from onnx_opt.passes._channels import sensitivity
+from onnx_opt.passes._channels.sensitivity import output_losses
 
 FEEDS = [{"x": np.random.default_rng(seed).normal(size=(64, 3)).astype(np.float32)} for seed in range(3)]
 WEIGHT = np.random.default_rng(5).normal(size=(3, 4))
@@ -68,7 +68,7 @@ def test_dead_channels_cost_nothing():
 def test_variants_in_several_runs_measure_the_same(monkeypatch):
     model, solution, groups = shortcut(1.0)
     together = measured(model, solution, groups, SCORES)
-    monkeypatch.setattr(reach, "MEMORY", 1)
+    monkeypatch.setattr(sensitivity, "MEMORY", 1)
     np.testing.assert_allclose(measured(model, solution, groups, SCORES)[0], together[0], rtol=1e-5)
 
 

@@ -9,14 +9,14 @@ import pytest
 from calibrated_context import CalibratedContext, run_session
 from importance_nets import literal
 from onnx_opt.passes._calibrated.layers import linear_layers
-from onnx_opt.passes._channels.recover import PULLS, _best_pull, recover
+from onnx_opt.passes._channels.reconstruct import PULLS, _best_pull, recover
+from onnx_opt.passes._core.graph import refresh_shapes
 from onnx_opt.passes._dims.groups import kept_slots
 from onnx_opt.passes._dims.remove import remove_slots
 from onnx_opt.passes._dims.rules import relate
 from onnx_opt.passes._dims.solve import solve
 from onnx_opt.passes._dims.trace import traced
-from onnx_opt.passes._graph import refresh_shapes
-from onnx_opt.runtime._taps import with_taps
+from onnx_opt.runtime._statistics.taps import with_taps
 
 RANDOM = np.random.default_rng(1)
 FEEDS = [{"x": RANDOM.normal(size=(128, 4)).astype(np.float32)} for _ in range(3)]

@@ -7,8 +7,8 @@ import pytest
 from calibrated_context import run_session
 from importance_nets import literal
 from onnx_opt.passes._calibrated.layers import linear_layers
-from onnx_opt.passes._channels.side_by_side import SideBySide, joined
-from onnx_opt.passes._graph import refresh_shapes
+from onnx_opt.passes._channels.joint_graph import SideBySide, joined
+from onnx_opt.passes._core.graph import refresh_shapes
 
 RANDOM = np.random.default_rng(2)
 A, B, C = RANDOM.normal(size=(3, 4)), RANDOM.normal(size=(4, 3)), RANDOM.normal(size=(3, 2))

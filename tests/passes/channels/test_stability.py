@@ -3,8 +3,8 @@ import dataclasses
 import numpy as np
 import pytest
 from importance_nets import RAW, mlp
-from onnx_opt.passes._channels.importance_data import UNREAD, variance
-from onnx_opt.passes._channels.stability import FEW, expected_errors, removal_frequencies, stability
+from onnx_opt.passes._channels.importance.data import UNREAD, variance
+from onnx_opt.passes._channels.importance.stability import FEW, expected_errors, removal_frequencies, stability
 
 RANDOM = np.random.default_rng(0)
 OPTIONS = dataclasses.replace(RAW, ratio=0.5, rounds=40)

@@ -5,8 +5,8 @@ import itertools
 import numpy as np
 import pytest
 from importance_nets import mlp, solved
+from onnx_opt.passes._channels.budget import thriftiest
 from onnx_opt.passes._channels.select import Candidates
-from onnx_opt.passes._channels.thrift import thriftiest
 
 
 def candidates(groups, widths):

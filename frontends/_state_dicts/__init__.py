@@ -1,0 +1,1 @@
+"""Weights of torch checkpoints and how they map to ONNX initializers."""

@@ -1,0 +1,1 @@
+"""Kernels of ONNX ops in torch, one file a family of ops."""

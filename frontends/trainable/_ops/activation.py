@@ -1,0 +1,143 @@
+"""Activations, softmaxes and dropout."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.nn import functional as F  # noqa: N812 - torch's own convention
+
+from .._registry import op
+
+Tensor = Any
+
+
+@op("Identity")
+def identity(x: Any) -> Any:
+    return x
+
+
+for _name, _function in {
+    "Relu": torch.relu, "Sigmoid": torch.sigmoid, "Tanh": torch.tanh, "Softplus": F.softplus, "Softsign": F.softsign,
+    "Mish": F.mish,
+}.items():
+    op(_name)(_function)
+
+
+@op("LeakyRelu")
+def leaky_relu(x: Tensor, *, alpha: float = 0.01) -> Tensor:
+    return F.leaky_relu(x, alpha)
+
+
+@op("Elu")
+def elu(x: Tensor, *, alpha: float = 1.0) -> Tensor:
+    return F.elu(x, alpha)
+
+
+@op("Celu")
+def celu(x: Tensor, *, alpha: float = 1.0) -> Tensor:
+    return F.celu(x, alpha)
+
+
+@op("Selu")
+def selu(x: Tensor, *, alpha: float = 1.67326319217681884765625, gamma: float = 1.05070102214813232421875) -> Tensor:
+    return gamma * F.elu(x, alpha)
+
+
+@op("ThresholdedRelu")
+def thresholded_relu(x: Tensor, *, alpha: float = 1.0) -> Tensor:
+    return F.threshold(x, alpha, 0.0)
+
+
+@op("PRelu")
+def prelu_by_channel(x: Tensor, slope: Tensor) -> Tensor:
+    """Before opset 7 one slope for all or one a channel."""
+    return prelu(x, slope if slope.numel() == 1 else slope.reshape(-1, *(1,) * (x.ndim - 2)))
+
+
+@op("PRelu", 7)
+def prelu(x: Tensor, slope: Tensor) -> Tensor:
+    return torch.where(x < 0, x * slope, x)
+
+
+@op("HardSigmoid")
+def hard_sigmoid(x: Tensor, *, alpha: float = 0.2, beta: float = 0.5) -> Tensor:
+    return torch.clamp(x * alpha + beta, 0.0, 1.0)
+
+
+@op("HardSwish")
+def hard_swish(x: Tensor) -> Tensor:
+    return x * torch.clamp(x / 6 + 0.5, 0.0, 1.0)
+
+
+@op("Swish")
+def swish(x: Tensor, *, alpha: float = 1.0) -> Tensor:
+    return x * torch.sigmoid(x * alpha)
+
+
+@op("Gelu")
+def gelu(x: Tensor, *, approximate: str = "none") -> Tensor:
+    return F.gelu(x, approximate=approximate)
+
+
+@op("Shrink")
+def shrink(x: Tensor, *, bias: float = 0.0, lambd: float = 0.5) -> Tensor:
+    low, high = torch.where(x < -lambd, x + bias, 0), torch.where(x > lambd, x - bias, 0)
+    return (low + high).to(x.dtype)
+
+
+def _flat(x: Tensor, axis: int) -> Tensor:
+    """Before opset 13: all dims from `axis` on are one."""
+    axis = axis % x.ndim
+    return x.reshape(*x.shape[:axis], -1)
+
+
+@op("Softmax")
+def softmax_flat(x: Tensor, *, axis: int = 1) -> Tensor:
+    return torch.softmax(_flat(x, axis), -1).reshape(x.shape)
+
+
+@op("Softmax", 13)
+def softmax(x: Tensor, *, axis: int = -1) -> Tensor:
+    return torch.softmax(x, axis)
+
+
+@op("LogSoftmax")
+def log_softmax_flat(x: Tensor, *, axis: int = 1) -> Tensor:
+    return torch.log_softmax(_flat(x, axis), -1).reshape(x.shape)
+
+
+@op("LogSoftmax", 13)
+def log_softmax(x: Tensor, *, axis: int = -1) -> Tensor:
+    return torch.log_softmax(x, axis)
+
+
+def _one_at_largest(x: Tensor, axis: int) -> Tensor:
+    return torch.zeros_like(x).scatter(axis, x.argmax(axis, keepdim=True), 1.0)
+
+
+@op("Hardmax", gradient=False)
+def hardmax_flat(x: Tensor, *, axis: int = 1) -> Tensor:
+    return _one_at_largest(_flat(x, axis), -1).reshape(x.shape)
+
+
+@op("Hardmax", 13, gradient=False)
+def hardmax(x: Tensor, *, axis: int = -1) -> Tensor:
+    return _one_at_largest(x, axis)
+
+
+@op("Dropout", many=True)
+def dropout_never(x: Tensor, *, ratio: float = 0.5) -> tuple[Tensor, ...]:
+    return x, torch.ones_like(x, dtype=torch.bool)
+
+
+@op("Dropout", 12, many=True, host=(1, 2))
+def dropout(
+    x: Tensor, ratio: float | None = None, training: bool | None = None, *, seed: int | None = None
+) -> tuple[Tensor, ...]:
+    """Drops where the graph's own training input says so, with torch's generator."""
+    rate = 0.5 if ratio is None else ratio
+    if not training or rate == 0.0:
+        return x, torch.ones_like(x, dtype=torch.bool)
+    kept = torch.rand_like(x) >= rate
+    return x * kept / (1.0 - rate), kept

@@ -1,0 +1,148 @@
+"""Elementwise arithmetic, comparison and logic."""
+
+from __future__ import annotations
+
+import operator
+from functools import reduce
+from typing import Any
+
+import onnx_ir as ir
+import torch
+
+from .._dtypes import RANGES
+from .._registry import Call, Kernel, op
+
+Tensor = Any
+D = ir.DataType
+
+
+def aligned(a: Tensor, b: Tensor, axis: int | None) -> Tensor:
+    """`b` as opset 6 broadcasts it: its dims match those of `a` from `axis` on (at the end without one)."""
+    if axis is None or b.ndim == 0:
+        return b
+    axis = axis % a.ndim
+    return b.reshape(*b.shape, *(1,) * (a.ndim - axis - b.ndim))
+
+
+def wrapped(x: Tensor, dtype: ir.DataType | None) -> Tensor:
+    """Integers that travel in a wider tensor, wrapped around at their own width."""
+    if dtype in (D.UINT16, D.UINT32) and not x.is_floating_point():
+        return x & RANGES[dtype][1]
+    return x
+
+
+def _binary(name: str, function: Kernel, gradient: bool = True) -> None:
+    @op(name, gradient=gradient)
+    def with_axis(a: Tensor, b: Tensor, *, axis: int | None = None, broadcast: int = 0) -> Tensor:
+        return function(a, aligned(a, b, axis))
+
+    op(name, 7, gradient=gradient)(function)
+
+
+def _wrapping(name: str, function: Kernel) -> None:
+    """Arithmetic that may leave the range of a type carried in a wider one."""
+    _binary(name, function)
+
+    @op(name, 14)
+    def narrow(a: Tensor, b: Tensor, *, call: Call) -> Tensor:
+        return wrapped(function(a, b), call.outputs[0])
+
+
+def _divide(a: Tensor, b: Tensor) -> Tensor:
+    if a.is_floating_point() or a.is_complex():
+        return a / b
+    return torch.div(a, b, rounding_mode="trunc")
+
+
+def _power(a: Tensor, b: Tensor) -> Tensor:
+    """The result has the type of the base."""
+    if a.is_floating_point():
+        return torch.pow(a, b.to(a.dtype) if b.dtype != a.dtype and b.is_floating_point() else b)
+    return torch.pow(a.double(), b).to(a.dtype) if b.is_floating_point() else torch.pow(a, b)
+
+
+for _name, _function in {"Add": torch.add, "Sub": torch.sub, "Mul": torch.mul, "Div": _divide}.items():
+    _wrapping(_name, _function)
+
+_binary("Pow", _power)
+
+for _name, _function in {
+    "And": torch.logical_and, "Or": torch.logical_or, "Xor": torch.logical_xor, "Equal": torch.eq,
+    "Greater": torch.gt, "Less": torch.lt, "GreaterOrEqual": torch.ge, "LessOrEqual": torch.le,
+    "BitwiseAnd": torch.bitwise_and, "BitwiseOr": torch.bitwise_or, "BitwiseXor": torch.bitwise_xor,
+}.items():
+    _binary(_name, _function, gradient=False)
+
+
+@op("Mod")
+def mod(a: Tensor, b: Tensor, *, fmod: int = 0) -> Tensor:
+    return torch.fmod(a, b) if fmod else torch.remainder(a, b)
+
+
+@op("BitShift", gradient=False)
+def bit_shift(a: Tensor, b: Tensor, *, direction: str, call: Call) -> Tensor:
+    return wrapped(a << b if direction == "LEFT" else a >> b, call.outputs[0])
+
+
+@op("BitwiseNot", gradient=False)
+def bitwise_not(x: Tensor, *, call: Call) -> Tensor:
+    return wrapped(torch.bitwise_not(x), call.outputs[0])
+
+
+for _name, _function in {
+    "Neg": torch.neg, "Abs": torch.abs, "Sqrt": torch.sqrt, "Reciprocal": torch.reciprocal, "Exp": torch.exp,
+    "Log": torch.log, "Erf": torch.erf, "Sin": torch.sin, "Cos": torch.cos, "Tan": torch.tan, "Asin": torch.asin,
+    "Acos": torch.acos, "Atan": torch.atan, "Sinh": torch.sinh, "Cosh": torch.cosh, "Asinh": torch.asinh,
+    "Acosh": torch.acosh, "Atanh": torch.atanh,
+}.items():
+    op(_name)(_function)
+
+for _name, _function in {
+    "Sign": torch.sign, "Floor": torch.floor, "Ceil": torch.ceil, "Round": torch.round, "Not": torch.logical_not,
+    "IsNaN": torch.isnan,
+}.items():
+    op(_name, gradient=False)(_function)
+
+
+@op("IsInf", gradient=False)
+def is_inf(x: Tensor, *, detect_negative: int = 1, detect_positive: int = 1) -> Tensor:
+    found = torch.isinf(x)
+    found = found if detect_negative else found & (x > 0)
+    return found if detect_positive else found & (x < 0)
+
+
+@op("Where")
+def where(condition: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    return torch.where(condition, a, b)
+
+
+@op("Sum")
+def sum_(*xs: Tensor) -> Tensor:
+    return reduce(operator.add, xs)
+
+
+@op("Mean")
+def mean(*xs: Tensor) -> Tensor:
+    return reduce(operator.add, xs) / len(xs)
+
+
+@op("Max")
+def max_(*xs: Tensor) -> Tensor:
+    return reduce(torch.maximum, xs)
+
+
+@op("Min")
+def min_(*xs: Tensor) -> Tensor:
+    return reduce(torch.minimum, xs)
+
+
+@op("Clip")
+def clip_by_attributes(x: Tensor, *, min: float | None = None, max: float | None = None) -> Tensor:
+    return x if min is None and max is None else torch.clamp(x, min, max)
+
+
+@op("Clip", 11)
+def clip(x: Tensor, low: Tensor | None = None, high: Tensor | None = None) -> Tensor:
+    """Where low > high the result is high."""
+    x = x if low is None else torch.maximum(x, low)
+    return x if high is None else torch.minimum(x, high)

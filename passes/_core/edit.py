@@ -1,0 +1,195 @@
+"""Safe surgery on a graph: facts about values, and replacing one value by another without touching the interface."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from .graph import Names
+from .lazy import set_tensor
+
+SMALL = 64 * 1024
+"""Elements up to which a rule may look at the values of a constant; larger ones stay unread."""
+
+Dim = int | str | None
+"""A dim: its size, the name of a symbol that always stands for the same size, or unknown."""
+
+
+def subgraphs(node: ir.Node) -> Iterator[ir.Graph]:
+    """The graphs that a node holds as attributes (If, Loop, Scan, SequenceMap)."""
+    for attribute in node.attributes.values():
+        if attribute.is_ref():
+            continue
+        if attribute.type == ir.AttributeType.GRAPH:
+            yield attribute.as_graph()
+        elif attribute.type == ir.AttributeType.GRAPHS:
+            yield from attribute.as_graphs()
+
+
+def holds_graphs(node: ir.Node) -> bool:
+    """Whether a node has subgraphs."""
+    return next(subgraphs(node), None) is not None
+
+
+def release(graph: ir.Graph) -> None:
+    """Let a graph that goes away stop using the values of outer graphs."""
+    for node in graph:
+        for inner in subgraphs(node):
+            release(inner)
+        for index in range(len(node.inputs)):
+            node.replace_input_with(index, None)
+
+
+def is_constant(value: ir.Value | None) -> bool:
+    """Whether a value is an initializer that no caller can override."""
+    return value is not None and value.const_value is not None and value.is_initializer() and not value.is_graph_input()
+
+
+def array_of(value: ir.Value | None) -> NDArray[Any] | None:
+    """The values of a small constant; None if it is none, is large, or is not numeric."""
+    if value is None or not is_constant(value):
+        return None
+    tensor = value.const_value
+    assert tensor is not None
+    if tensor.size > SMALL or tensor.dtype == ir.DataType.STRING or tensor.dtype.bitwidth < 8:
+        return None
+    return tensor.numpy()
+
+
+def ints_of(value: ir.Value | None) -> list[int] | None:
+    """A small integer constant as a flat list."""
+    array = array_of(value)
+    return None if array is None or array.dtype.kind not in "iu" else [int(v) for v in array.reshape(-1)]
+
+
+def dims_of(value: ir.Value | None) -> list[Dim] | None:
+    """The dims of a value as far as they are proved; None for an unknown rank.
+
+    The declared shape of a graph output that a node makes is not believed: runtimes do not enforce it.
+    """
+    if value is None:
+        return None
+    if is_constant(value):
+        assert value.const_value is not None
+        return list(value.const_value.shape.numpy())
+    if value.shape is None or (value.is_graph_output() and value.producer() is not None):
+        return None
+    return [d if isinstance(d, int) else d.value for d in value.shape]
+
+
+def rank_of(value: ir.Value | None) -> int | None:
+    """The rank of a value, if known."""
+    dims = dims_of(value)
+    return None if dims is None else len(dims)
+
+
+def static_dims(value: ir.Value | None) -> list[int] | None:
+    """The dims of a value if every one is a known size."""
+    dims = dims_of(value)
+    sizes = [d for d in dims or [] if isinstance(d, int)]
+    return sizes if dims is not None and len(sizes) == len(dims) else None
+
+
+def used_once(value: ir.Value) -> bool:
+    """Whether exactly one node input, and no graph output, needs the value."""
+    return not value.is_graph_output() and len(value.uses()) == 1
+
+
+def label(node: ir.Node) -> str:
+    """What a report calls a node: its op and its name."""
+    return f"{node.op_type} {node.name or (node.outputs[0].name if node.outputs else '')}"
+
+
+class Edit:
+    """Changes to one model: fresh names, new constants, replaced values. `touched` collects nodes to look at again.
+
+    `found` remembers what is known of the elements of shape tensors.
+    """
+
+    def __init__(self, model: ir.Model) -> None:
+        self.model = model
+        self.opset = model.opset_imports.get("", 1)
+        self.touched: list[ir.Node] = []
+        self.found: dict[ir.Value, Any] = {}
+        self._names: Names | None = None
+
+    def fresh(self, stem: str) -> str:
+        """A name that no value or node of the model has."""
+        if self._names is None:
+            self._names = Names(self.model)
+        return self._names.fresh(stem)
+
+    def constant(self, graph: ir.Graph, array: NDArray[Any], stem: str) -> ir.Value:
+        """A new initializer of `graph` holding `array`."""
+        value = ir.Value(name=self.fresh(stem))
+        set_tensor(value, ir.Tensor(np.ascontiguousarray(array).reshape(array.shape)))
+        graph.register_initializer(value)
+        return value
+
+    def node_before(self, node: ir.Node, op_type: str, inputs: list[ir.Value | None], **attributes: Any) -> ir.Node:
+        """A new standard node with one named output, inserted before `node`."""
+        graph = node.graph
+        assert isinstance(graph, ir.Graph)
+        new = ir.node(op_type, inputs, attributes=attributes)
+        new.name = self.fresh(node.name or op_type)
+        new.outputs[0].name = self.fresh(f"{node.outputs[0].name}_{op_type.lower()}")
+        graph.insert_before(node, new)
+        self.touched.append(new)
+        return new
+
+    def replace(self, old: ir.Value, new: ir.Value) -> bool:
+        """Let every user of `old` use `new`, also where `old` is a graph output; False if the interface forbids it.
+
+        A graph output keeps its name, type and shape, so `new` takes them over: it must then be made by a node of the
+        same graph and not be an output already.
+        """
+        users = old.consumers()
+        if old.is_graph_output():
+            graph, producer = old.graph, new.producer()
+            if graph is None or producer is None or producer.graph is not graph or new.is_graph_output():
+                return False
+            name = old.name
+            old.name = self.fresh(f"{name}_replaced")
+            new.name, new.type, new.shape = name, old.type or new.type, old.shape
+            for index, output in enumerate(graph.outputs):
+                if output is old:
+                    graph.outputs[index] = new
+        elif new.shape is None:
+            new.shape = old.shape
+        if new.type is None:
+            new.type = old.type
+        old.replace_all_uses_with(new)
+        self.touched.extend(users)
+        if (maker := new.producer()) is not None:
+            self.touched.append(maker)
+        return True
+
+    def bypass(self, node: ir.Node, new: ir.Value) -> bool:
+        """Replace the only used output of `node` by `new` and remove the node."""
+        if not self.replace(node.outputs[0], new):
+            return False
+        self.remove(node)
+        return True
+
+    def remove(self, node: ir.Node) -> None:
+        """Remove a node whose outputs nobody uses; the makers of its inputs are touched."""
+        graph = node.graph
+        assert graph is not None
+        for value in node.inputs:
+            if value is not None and (maker := value.producer()) is not None:
+                self.touched.append(maker)
+        graph.remove(node, safe=True)
+
+    def set_input(self, node: ir.Node, index: int, value: ir.Value | None) -> None:
+        """Make `value` input `index` of `node`, which is extended if it has fewer."""
+        if index >= len(node.inputs):
+            node.resize_inputs(index + 1)
+        old = node.inputs[index]
+        node.replace_input_with(index, value)
+        self.touched.append(node)
+        if old is not None and (maker := old.producer()) is not None:
+            self.touched.append(maker)

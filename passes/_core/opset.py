@@ -1,0 +1,101 @@
+"""Raise a model's opset where a pass needs newer operators."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+from onnx import version_converter
+
+from ... import RefusedError
+from .graph import refresh_shapes
+from .infer import FAILURES, without_weights
+from .normalize import lift_constants
+from .versions import least_ir_version, renumber
+
+
+def raise_opset(model: ir.Model, minimum: int) -> bool:
+    """Bring the standard opset to `minimum` where it is lower, in place; True if it was.
+
+    Where every node means the same there, only the number changes. Otherwise onnx's own converter does it
+    (onnxscript's gives invalid models below opset 18). Weights stay the tensors that they are: it sees only their
+    shapes. Names, types and shapes of inputs and outputs stay.
+
+    Errors: RefusedError where the converter fails, or loses a tensor, an input or an output.
+    """
+    version = model.opset_imports.get("")
+    if version is None:
+        model.opset_imports[""] = minimum
+        return True
+    if version >= minimum:
+        return False
+    if not renumber(model, minimum):
+        _check_functions(model, minimum)
+        converted = _converted(model, version, minimum)
+        _adopt_tensors(model, converted, version, minimum)
+        model.graph = converted.graph
+        lift_constants(model)  # the converter writes axes as Constants
+        refresh_shapes(model)
+    model.ir_version = max(model.ir_version or 0, least_ir_version(model))
+    return True
+
+
+def _refused(version: int, minimum: int, problem: str) -> RefusedError:
+    return RefusedError("opset", f"cannot be raised from {version} to {minimum}: {problem}",
+                        f"export the model again with opset {minimum} or newer")
+
+
+def _check_functions(model: ir.Model, minimum: int) -> None:
+    for function in model.functions.values():
+        version = function.opset_imports.get("", minimum)
+        if version < minimum:
+            raise _refused(version, minimum, f"function '{function.name}' is written for opset {version}")
+
+
+def _converted(model: ir.Model, version: int, minimum: int) -> ir.Model:
+    inputs = len(model.graph.inputs)
+    with without_weights(model):
+        proto = ir.to_proto(model)
+    try:
+        converted = ir.from_proto(version_converter.convert_version(proto, minimum))
+    except FAILURES as error:
+        raise _refused(version, minimum, str(error).strip().splitlines()[0]) from None
+    assert isinstance(converted, ir.Model)
+    kept = list(converted.graph.inputs)[:inputs]
+    added = list(converted.graph.inputs)[inputs:]
+    converted.graph.inputs.clear()
+    converted.graph.inputs.extend(kept)
+    for value in added:
+        source = model.graph.initializers.get(value.name or "")
+        if source is not None:
+            value.const_value = source.const_value
+            converted.graph.register_initializer(value)
+    return converted
+
+
+def _adopt_tensors(model: ir.Model, converted: ir.Model, version: int, minimum: int) -> None:
+    """Give the converted model the original's own tensors, metadata and interface; refuse if anything is missing."""
+    before, after = list(model.graphs()), list(converted.graphs())
+    if len(before) != len(after):
+        raise _refused(version, minimum, "the converter lost a subgraph")
+    for old, new in zip(before, after, strict=True):
+        for name, value in old.initializers.items():
+            if name in new.initializers and value.const_value is not None:
+                new.initializers[name].const_value = value.const_value
+            elif value.uses():
+                raise _refused(version, minimum, f"the converter lost tensor '{name}'")
+        for olds, news in ((old.inputs, new.inputs), (old.outputs, new.outputs)):
+            if [v.name for v in olds] != [v.name for v in news]:
+                raise _refused(version, minimum, "the converter changed inputs or outputs")
+            for source, target in zip(olds, news, strict=True):
+                target.type, target.shape = source.type, source.shape
+        _adopt_metadata(old, new)
+
+
+def _adopt_metadata(old: ir.Graph, new: ir.Graph) -> None:
+    new.metadata_props.update(old.metadata_props)
+    new.name, new.doc_string = old.name, old.doc_string
+    producers = {node.outputs[0].name: node for node in old if node.outputs}
+    for node in new:
+        source = producers.get(node.outputs[0].name) if node.outputs else None
+        if source is not None and source.op_type == node.op_type:
+            node.name = source.name
+            node.metadata_props.update(source.metadata_props)

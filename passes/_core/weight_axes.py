@@ -1,0 +1,100 @@
+"""Which axes of a stored weight an op sums over: its input axis, and its rows (one pool for each output)."""
+
+from __future__ import annotations
+
+import math
+
+import onnx_ir as ir
+
+from .._sparsity.masks import Rows
+from .graph import Weight
+
+
+class NoAxisError(Exception):
+    """The weight has no such axis, or its uses disagree; the text is the reason."""
+
+
+def input_axis(weight: Weight, multiple: int) -> int:
+    """The axis of the stored weight along which inputs lie; its length (within a group) is a multiple of `multiple`.
+
+    Errors: NoAxisError.
+    """
+    axes = {_summed(weight, node, index)[0] for node, index in weight.uses}
+    if len(axes) > 1:
+        raise NoAxisError("its uses read it along different axes")
+    axis = axes.pop()
+    groups = max((_groups(node) for node, _ in weight.uses if node.op_type == "ConvTranspose"), default=1)
+    length = _dims(weight)[axis] // groups
+    if length % multiple:
+        raise NoAxisError(f"its input axis has {length} elements, not a multiple of {multiple}")
+    return axis
+
+
+def rows_of(weight: Weight) -> Rows:
+    """The weight as pools, one for each output of the op. Errors: NoAxisError."""
+    summed = {frozenset(_summed(weight, node, index)) for node, index in weight.uses}
+    if len(summed) > 1:
+        raise NoAxisError("its uses sum it over different axes")
+    if any(node.op_type == "ConvTranspose" and _groups(node) > 1 for node, _ in weight.uses):
+        raise NoAxisError("the rows of a grouped ConvTranspose are not slices of its weight")
+    runs = _runs(_dims(weight), summed.pop())
+    if len(runs) > 4:
+        raise NoAxisError("a Transpose scatters its rows")
+    groups, rows, channels, inner = runs + [1] * (4 - len(runs))
+    return Rows(groups, rows, channels, inner) if channels > 1 else Rows(groups, 1, 1, rows * inner)
+
+
+def _runs(dims: list[int], summed: frozenset[int]) -> list[int]:
+    """Sizes of alternating runs of kept and summed axes, starting with kept ones; axes of length 1 join any run."""
+    runs, in_summed = [1], False
+    for axis, size in enumerate(dims):
+        if size != 1 and (axis in summed) != in_summed:
+            runs.append(1)
+            in_summed = not in_summed
+        runs[-1] *= size
+    return runs
+
+
+def _dims(weight: Weight) -> list[int]:
+    return [int(d) for d in weight.tensor.shape.numpy()]
+
+
+def _groups(node: ir.Node) -> int:
+    return node.attributes.get_int("group", 1)
+
+
+def _summed(weight: Weight, node: ir.Node, index: int) -> list[int]:
+    """Axes of the stored weight that this use sums over, the input axis first."""
+    rank = len(_dims(weight))
+    return [_through_chain(node.inputs[index], weight.value, axis, rank) for axis in _summed_by_op(node, index, rank)]
+
+
+def _summed_by_op(node: ir.Node, index: int, rank: int) -> list[int]:
+    if node.op_type == "Conv":
+        return list(range(1, rank))
+    if node.op_type == "ConvTranspose":
+        return [0, *range(2, rank)]
+    if node.op_type == "Gemm":
+        flag = node.attributes.get_int("transA" if index == 0 else "transB", 0)
+        return [1 - flag] if index == 0 else [flag]
+    if node.op_type == "MatMul":
+        return [max(rank - 2, 0)] if index == 1 else [rank - 1]
+    return [rank - 1]  # LSTM, GRU, RNN: (directions, gates, inputs)
+
+
+def _through_chain(value: ir.Value | None, source: ir.Value, axis: int, rank: int) -> int:
+    """The axis of `source` that is `axis` of `value`, which Identity and Transpose nodes make from it."""
+    while value is not source:
+        assert value is not None
+        node = value.producer()
+        assert node is not None
+        if node.op_type == "Transpose":
+            permutation = node.attributes.get_ints("perm")
+            axis = permutation[axis] if permutation else rank - 1 - axis
+        value = node.inputs[0]
+    return axis
+
+
+def elements_after(weight: Weight, axis: int) -> int:
+    """Elements between neighbours along `axis`."""
+    return math.prod(_dims(weight)[axis + 1 :])

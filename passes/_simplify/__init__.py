@@ -1,0 +1,1 @@
+"""Machinery of `simplify` and the exact passes that it runs."""

@@ -1,0 +1,1 @@
+"""Local rewrite rules of `remove-identities`, one file a family of ops."""

@@ -1,0 +1,1 @@
+"""Which weights become zero: magnitudes, masks, whole rows and budgets over layers."""

@@ -1,0 +1,1 @@
+"""The child process that runs ONNX Runtime, and how it is talked to."""

@@ -1,0 +1,1 @@
+"""The main job: load, run each pass, check, measure, write, report."""
