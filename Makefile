@@ -19,6 +19,7 @@ check: lint types docs ## Everything CI checks besides the tests
 
 lint: $(VENV)/.dev ## Check style
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check --quiet .
 
 types: $(VENV)/.dev ## Check types (mypy strict)
 	$(BIN)/python tools/dev/check_types.py

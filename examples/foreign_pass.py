@@ -1,8 +1,9 @@
-"""Put your own pass, written against onnx_ir alone, into a pipeline: `python examples/foreign_pass.py`.
+"""Put your own pass, written against onnx_ir alone, into a pipeline: `python
+examples/foreign_pass.py`.
 
-A pass from outside is believed exact and verified like one: were its outputs different, it would be rolled back and the
-result would carry a warning. On the command line the same pass is its dotted name, if its module can be imported:
-`onnx-opt model.onnx --passes foreign_pass.MeanToPool,quant`.
+A pass from outside is believed exact and verified like one: were its outputs different, it would be
+rolled back and the result would carry a warning. On the command line the same pass is its dotted
+name, if its module can be imported: `onnx-opt model.onnx --passes foreign_pass.MeanToPool,quant`.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ import onnx_opt
 
 
 class MeanToPool(ir.passes.InPlacePass):
-    """ReduceMean over H and W of an (N, C, H, W) tensor -> GlobalAveragePool, which has an int8 kernel."""
+    """ReduceMean over H and W of an (N, C, H, W) tensor -> GlobalAveragePool, which has an int8
+    kernel.
+    """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         means = [node for node in model.graph if is_spatial_mean(node)]
@@ -26,7 +29,12 @@ class MeanToPool(ir.passes.InPlacePass):
 
 def is_spatial_mean(node: ir.Node) -> bool:
     """Whether `node` averages over axes 2 and 3 of a tensor of rank 4, the axes being constant."""
-    if node.op_type != "ReduceMean" or len(node.inputs) < 2 or node.inputs[0] is None or node.inputs[1] is None:
+    if (
+        node.op_type != "ReduceMean"
+        or len(node.inputs) < 2
+        or node.inputs[0] is None
+        or node.inputs[1] is None
+    ):
         return False
     image, axes = node.inputs[0], ir.convenience.get_const_tensor(node.inputs[1])
     if axes is None or image.shape is None or len(image.shape) != 4:
@@ -48,7 +56,9 @@ def replace_by_pool(graph: ir.Graph, node: ir.Node) -> None:
 def main() -> None:
     demo = Path(str(files("onnx_opt.tools.demo")))
     model = onnx_opt.load(demo / "digits_cnn.onnx")
-    result = onnx_opt.optimize(model, [MeanToPool(), "simplify", "quant"], data=demo / "digits_calib.npz")
+    result = onnx_opt.optimize(
+        model, [MeanToPool(), "simplify", "quant"], data=demo / "digits_calib.npz"
+    )
     for step in result.passes:
         print(f"{step.text}: changed {step.changed}")
     for warning in result.warnings:

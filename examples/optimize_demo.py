@@ -27,7 +27,10 @@ def main(out: Path | None) -> None:
     print(f"nonzero  {before.nonzero} -> {after.nonzero}")
     print(f"ms       {before.latency_ms:.3f} -> {after.latency_ms:.3f}")
     if result.metric is not None:
-        print(f"{result.metric['name']}     {result.metric['before']:.4f} -> {result.metric['after']:.4f}")
+        print(
+            f"{result.metric['name']}     {result.metric['before']:.4f} -> "
+            f"{result.metric['after']:.4f}"
+        )
     for step in result.passes:
         print(f"{step.text}: changed {step.changed}, declined {len(step.declined)}")
         for declined in step.declined:

@@ -22,10 +22,11 @@ __all__ = ["check_output", "load", "save"]
 def load(path: str | Path, *, allow_hardlinks: bool = False) -> ir.Model:
     """Read an ONNX model, validated; external data stays on disk, confined to the model's folder.
 
-    Beyond what ONNX allows to be written in several ways (unsorted nodes are sorted, negative dims become unknown,
-    sparse tensors dense, `ai.onnx` the empty domain) nothing is changed.
-    Errors: RefusedError, where = the path as given, if the file is not a sound ONNX model. `allow_hardlinks` admits
-    weights files with several hard links (deduplicating stores), which may otherwise be someone else's file.
+    Beyond what ONNX allows to be written in several ways (unsorted nodes are sorted, negative dims
+    become unknown, sparse tensors dense, `ai.onnx` the empty domain) nothing is changed. Errors:
+    RefusedError, where = the path as given, if the file is not a sound ONNX model.
+    `allow_hardlinks` admits weights files with several hard links (deduplicating stores), which may
+    otherwise be someone else's file.
     """
     where = str(path)
     proto = read_proto(path)
@@ -37,7 +38,11 @@ def load(path: str | Path, *, allow_hardlinks: bool = False) -> ir.Model:
     try:
         model: ir.Model = ir.from_proto(proto)
     except Exception as error:  # what the checks above do not know of; whatever it is, it is the file's
-        raise RefusedError(where, f"is not a model that onnx_ir can hold ({innermost(error)})", EXPORT_AGAIN) from error
+        raise RefusedError(
+            where,
+            f"is not a model that onnx_ir can hold ({innermost(error)})",
+            EXPORT_AGAIN,
+        ) from error
     _bind_external(model, files)
     if unsorted:
         _sort(model, where)
@@ -45,12 +50,20 @@ def load(path: str | Path, *, allow_hardlinks: bool = False) -> ir.Model:
 
 
 def _check_external(proto: onnx.ModelProto, files: ExternalFiles) -> None:
-    """Refuse external data that is missing, misplaced or short; an empty external tensor becomes an inline one."""
+    """Refuse external data that is missing, misplaced or short; an empty external tensor becomes an
+    inline one.
+    """
     for tensor in tensor_protos(proto):
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
             files.check(tensor)
-            known = [entry for entry in tensor.external_data if entry.key in ("location", "offset", "length")]
-            tensor.ClearField("external_data")  # ONNX Runtime adds keys of its own (prepacked weights)
+            known = [
+                entry
+                for entry in tensor.external_data
+                if entry.key in ("location", "offset", "length")
+            ]
+            tensor.ClearField(
+                "external_data"
+            )  # ONNX Runtime adds keys of its own (prepacked weights)
             tensor.external_data.extend(known)
             if nbytes_of(tensor) == 0:
                 tensor.ClearField("data_location")
@@ -62,7 +75,9 @@ def _settle(proto: onnx.ModelProto) -> None:
     """What ONNX Runtime reads leniently and onnx.checker does not: a nameless graph, dims of -1."""
     proto.graph.name = proto.graph.name or "graph"
     for info in (*proto.graph.input, *proto.graph.output, *proto.graph.value_info):
-        for dim in info.type.tensor_type.shape.dim if info.type.HasField("tensor_type") else ():
+        for dim in (
+            info.type.tensor_type.shape.dim if info.type.HasField("tensor_type") else ()
+        ):
             if dim.dim_value < 0:
                 dim.ClearField("dim_value")
 
@@ -74,12 +89,21 @@ def _bind_external(model: ir.Model, files: ExternalFiles) -> None:
         if not isinstance(tensor, ir.ExternalTensor):
             continue
         tensor.base_dir = str(files.folder)
-        if str(tensor.location) in files.hardlinked:  # onnx_ir refuses these unless it is given no folder to confine to
-            slot.put(ir.ExternalTensor(
-                os.path.join(files.folder, tensor.location), tensor.offset, tensor.length, tensor.dtype,
-                shape=tensor.shape, name=tensor.name, doc_string=tensor.doc_string,
-                metadata_props=dict(tensor.metadata_props),
-            ))
+        if (
+            str(tensor.location) in files.hardlinked
+        ):  # onnx_ir refuses these unless it is given no folder to confine to
+            slot.put(
+                ir.ExternalTensor(
+                    os.path.join(files.folder, tensor.location),
+                    tensor.offset,
+                    tensor.length,
+                    tensor.dtype,
+                    shape=tensor.shape,
+                    name=tensor.name,
+                    doc_string=tensor.doc_string,
+                    metadata_props=dict(tensor.metadata_props),
+                )
+            )
 
 
 def _sort(model: ir.Model, where: str) -> None:

@@ -1,1 +1,3 @@
-"""The compiler: graph in, graph out. One public module is one pass; underscored modules are machinery."""
+"""The compiler: graph in, graph out. One public module is one pass; underscored modules are
+machinery.
+"""

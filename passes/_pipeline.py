@@ -1,11 +1,13 @@
-"""Pipeline text: `simplify, prune(sparsity=0.6), quant(int8)` or, shell-safe, `prune:sparsity=0.6,quant:int8`.
+"""Pipeline text: `simplify, prune(sparsity=0.6), quant(int8)` or, shell-safe,
+`prune:sparsity=0.6,quant:int8`.
 
     pipeline := pass ("," pass)*
     pass     := name | name "(" [argument ("," argument)*] ")" | name (":" argument)+
     argument := [option "="] value            only the first argument may lack its option's name
     value    := word | "quoted" | "[" [word ("," word)*] "]"
 
-In the shell-safe spelling a later segment without "=" belongs to the value before it (`prune:pattern=2:4`).
+In the shell-safe spelling a later segment without "=" belongs to the value before it
+(`prune:pattern=2:4`).
 """
 
 from __future__ import annotations
@@ -36,14 +38,17 @@ class Pipeline:
 def parse(text: str) -> Pipeline:
     """Parse pipeline text, or `@file` holding it (lines starting with # are comments).
 
-    Errors: UsageError naming the column (1-based) for a syntax error; the pass and option for a wrong value.
+    Errors: UsageError naming the column (1-based) for a syntax error; the pass and option for a
+    wrong value.
     """
     if text.startswith("@"):
         text = _read_recipe(Path(text[1:]))
     return Pipeline(tuple(_Parser(text).pipeline()))
 
 
-def as_pipeline(passes: str | Pipeline | Iterable[str | Pass | ir.passes.PassBase]) -> Pipeline:
+def as_pipeline(
+    passes: str | Pipeline | Iterable[str | Pass | ir.passes.PassBase],
+) -> Pipeline:
     """A Pipeline from text, or from a list of texts, passes and foreign `onnx_ir` passes."""
     if isinstance(passes, Pipeline):
         return passes
@@ -67,21 +72,35 @@ def build(name: str, arguments: dict[str, Any], positional: Any = None) -> Pass:
     if positional is not None:
         first = next(iter(options.values()), None)
         if first is None or not first.positional:
-            raise UsageError(name, f"'{positional}' has no option name", "write option=value")
+            raise UsageError(
+                name, f"'{positional}' has no option name", "write option=value"
+            )
         arguments = {first.name: positional, **arguments}
     for key in arguments:
         if key not in options:
             near = difflib.get_close_matches(key, options, 1)
-            known = f"choose among {', '.join(options)}" if options else f"{name} takes no options"
-            raise UsageError(f"{name}.{key}", "no such option", f"did you mean '{near[0]}'?" if near else known)
-    return kind(**{key: options[key].parse(name, value) for key, value in arguments.items()})
+            known = (
+                f"choose among {', '.join(options)}"
+                if options
+                else f"{name} takes no options"
+            )
+            raise UsageError(
+                f"{name}.{key}",
+                "no such option",
+                f"did you mean '{near[0]}'?" if near else known,
+            )
+    return kind(
+        **{key: options[key].parse(name, value) for key, value in arguments.items()}
+    )
 
 
 def _read_recipe(path: Path) -> str:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"--passes @{path}", f"cannot be read ({error})", "give a UTF-8 text file") from None
+        raise UsageError(
+            f"--passes @{path}", f"cannot be read ({error})", "give a UTF-8 text file"
+        ) from None
     return " ".join(line for line in lines if not line.lstrip().startswith("#"))
 
 
@@ -100,7 +119,9 @@ class _Parser:
                 break  # a trailing comma
             passes.append(self._pass())
         if self._peek():
-            raise self._error(f"unexpected '{self._peek()}'", "separate passes with commas")
+            raise self._error(
+                f"unexpected '{self._peek()}'", "separate passes with commas"
+            )
         return passes
 
     def _pass(self) -> Pass:
@@ -119,9 +140,13 @@ class _Parser:
             if key is None and index == 0:
                 positional = value
             elif key is None:
-                raise self._error(f"'{value}' has no option name", "write option=value", column)
+                raise self._error(
+                    f"'{value}' has no option name", "write option=value", column
+                )
             elif key in named:
-                raise self._error(f"option '{key}' is given twice", "keep one of them", column)
+                raise self._error(
+                    f"option '{key}' is given twice", "keep one of them", column
+                )
             else:
                 named[key] = value
         return build(name, named, positional)
@@ -190,10 +215,17 @@ class _Parser:
     def _word(self, stops: str, what: str) -> str:
         self._peek()
         start = self.at
-        while self.at < len(self.text) and self.text[self.at] not in stops and not self.text[self.at].isspace():
+        while (
+            self.at < len(self.text)
+            and self.text[self.at] not in stops
+            and not self.text[self.at].isspace()
+        ):
             self.at += 1
         if start == self.at:
-            raise self._error(f"expected {what}", "for example: --passes 'prune(sparsity=0.5), quant(int8)'")
+            raise self._error(
+                f"expected {what}",
+                "for example: --passes 'prune(sparsity=0.5), quant(int8)'",
+            )
         return self.text[start : self.at]
 
     def _peek(self) -> str:
@@ -203,4 +235,6 @@ class _Parser:
 
     def _error(self, problem: str, fix: str, at: int | None = None) -> UsageError:
         column = (self.at if at is None else at) + 1
-        return UsageError(f"--passes: column {column}", f"{problem} in '{self.text}'", fix)
+        return UsageError(
+            f"--passes: column {column}", f"{problem} in '{self.text}'", fix
+        )

@@ -1,4 +1,6 @@
-"""The registry: every public module of this folder is one pass, found by walking; a dotted name is a foreign pass."""
+"""The registry: every public module of this folder is one pass, found by walking; a dotted name is
+a foreign pass.
+"""
 
 from __future__ import annotations
 
@@ -17,25 +19,40 @@ from ._base import Context, Effect, Pass, PassOutcome, quoted
 
 def pass_names() -> list[str]:
     """Names of all passes, sorted, without importing them."""
-    return sorted(m.name.replace("_", "-") for m in pkgutil.iter_modules(_folder) if not m.name.startswith("_"))
+    return sorted(
+        m.name.replace("_", "-")
+        for m in pkgutil.iter_modules(_folder)
+        if not m.name.startswith("_")
+    )
 
 
 def pass_class(name: str) -> type[Pass]:
     """The class of the pass called `name`; UsageError with a near name otherwise."""
     if name not in pass_names():
         near = difflib.get_close_matches(name, pass_names(), 1)
-        raise UsageError(f"passes: {name}", "no such pass",
-                         f"did you mean '{near[0]}'?" if near else f"choose among {', '.join(pass_names())}")
+        raise UsageError(
+            f"passes: {name}",
+            "no such pass",
+            f"did you mean '{near[0]}'?"
+            if near
+            else f"choose among {', '.join(pass_names())}",
+        )
     module = import_module("." + name.replace("-", "_"), __package__)
-    found = [c for c in vars(module).values()
-             if isinstance(c, type) and issubclass(c, Pass) and c.__module__ == module.__name__]
+    found = [
+        c
+        for c in vars(module).values()
+        if isinstance(c, type)
+        and issubclass(c, Pass)
+        and c.__module__ == module.__name__
+    ]
     assert len(found) == 1, f"{module.__name__} must define exactly one pass"
     return found[0]
 
 
 @dataclass(frozen=True)
 class ForeignPass(Pass):
-    """Run any `onnx_ir.passes.PassBase` as a step of a pipeline; believed exact, and verified like one.
+    """Run any `onnx_ir.passes.PassBase` as a step of a pipeline; believed exact, and verified like
+    one.
 
     Effect: exact. Rolled back when the outputs change.
 
@@ -50,12 +67,18 @@ class ForeignPass(Pass):
 
     def __post_init__(self) -> None:
         if not isinstance(self.instance, ir.passes.PassBase):
-            raise UsageError("passes", f"{self.instance!r} is not a pass", "give an onnx_ir.passes.PassBase instance")
+            raise UsageError(
+                "passes",
+                f"{self.instance!r} is not a pass",
+                "give an onnx_ir.passes.PassBase instance",
+            )
 
     def __str__(self) -> str:
         kind = type(self.instance)
         arguments = ", ".join(f"{k}={_python_text(v)}" for k, v in self.arguments)
-        return f"{kind.__module__}.{kind.__qualname__}" + (f"({arguments})" if arguments else "")
+        return f"{kind.__module__}.{kind.__qualname__}" + (
+            f"({arguments})" if arguments else ""
+        )
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, ForeignPass) and str(self) == str(other)
@@ -66,7 +89,11 @@ class ForeignPass(Pass):
     def run(self, model: ir.Model, context: Context) -> PassOutcome:
         result = self.instance(model)
         if result.model is not model:
-            raise UsageError(str(self), "returns another model", "use an in-place pass (onnx_ir.passes.InPlacePass)")
+            raise UsageError(
+                str(self),
+                "returns another model",
+                "use an in-place pass (onnx_ir.passes.InPlacePass)",
+            )
         return PassOutcome(changed=int(result.modified))
 
 
@@ -79,21 +106,31 @@ class AsIrPass(ir.passes.InPlacePass):
         self.context = context
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        return ir.passes.PassResult(model, self.inner.run(model, self.context).changed > 0)
+        return ir.passes.PassResult(
+            model, self.inner.run(model, self.context).changed > 0
+        )
 
 
 def foreign_pass(path: str, arguments: dict[str, Any]) -> ForeignPass:
-    """Build the foreign pass named by its dotted path, e.g. `onnx_ir.passes.common.IdentityEliminationPass`."""
+    """Build the foreign pass named by its dotted path, e.g.
+    `onnx_ir.passes.common.IdentityEliminationPass`.
+    """
     module_name, _, attribute = path.rpartition(".")
     try:
         kind = getattr(import_module(module_name), attribute)
     except (ImportError, AttributeError):
-        raise UsageError(f"passes: {path}", "cannot be imported", "give module.Class of an installed package") from None
+        raise UsageError(
+            f"passes: {path}",
+            "cannot be imported",
+            "give module.Class of an installed package",
+        ) from None
     values = {key: _python_value(value) for key, value in arguments.items()}
     try:
         return ForeignPass(kind(**values), tuple(sorted(values.items())))
     except TypeError as error:
-        raise UsageError(f"passes: {path}", str(error), "give the arguments that its class takes") from None
+        raise UsageError(
+            f"passes: {path}", str(error), "give the arguments that its class takes"
+        ) from None
 
 
 def _python_value(text: Any) -> Any:

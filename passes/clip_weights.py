@@ -14,25 +14,31 @@ from ._calibrated.select import layers_to_round
 
 @dataclass(frozen=True)
 class ClipWeights(Pass):
-    """Give each output channel the range with the least squared error, and round its weights to that grid.
+    """Give each output channel the range with the least squared error, and round its weights to
+    that grid.
 
-    Effect: lossy. Touches Conv, Gemm and MatMul with constant float32 weights; needs no data. Ranges from 40 to 100 %
-    of max|w| are tried; what lies outside is clipped. `quant` with the same bits then finds exactly the same integers.
+    Effect: lossy. Touches Conv, Gemm and MatMul with constant float32 weights; needs no data.
+    Ranges from 40 to 100 % of max|w| are tried; what lies outside is clipped. `quant` with the same
+    bits then finds exactly the same integers.
 
     Shapes: weight (M, C, *K) or (K, N) -> same.
 
     Stats: `layers`, `weights`, `clipped` (counts; the last one of channels).
 
-    Source: Banner et al., Post training 4-bit quantization of convolutional networks for rapid-deployment,
-    NeurIPS 2019 (arXiv:1810.05723), by search instead of a closed form.
+    Source: Banner et al., Post training 4-bit quantization of convolutional networks for
+    rapid-deployment, NeurIPS 2019 (arXiv:1810.05723), by search instead of a closed form.
     """
 
     name: ClassVar[str] = "clip-weights"
     effect: ClassVar[Effect] = "lossy"
 
     bits: int = Option(8, "Bits of a weight, as quant will store it.", low=2, high=8)
-    include: tuple[str, ...] = Option((), "Only layers whose node, weight or output name matches a pattern.")
-    exclude: tuple[str, ...] = Option((), "Leave out layers whose node, weight or output name matches a pattern.")
+    include: tuple[str, ...] = Option(
+        (), "Only layers whose node, weight or output name matches a pattern."
+    )
+    exclude: tuple[str, ...] = Option(
+        (), "Leave out layers whose node, weight or output name matches a pattern."
+    )
 
     def run(self, model: ir.Model, context: Context) -> PassOutcome:
         grid_of = TargetGrids(self.bits, context.target)
@@ -45,4 +51,7 @@ class ClipWeights(Pass):
             weights += rows.size
             clipped += int((scales < best_scales(rows, grid)).sum())
         return PassOutcome(
-            len(layers), {"layers": len(layers), "weights": weights, "clipped": clipped}, declined)
+            len(layers),
+            {"layers": len(layers), "weights": weights, "clipped": clipped},
+            declined,
+        )

@@ -1,8 +1,9 @@
-"""Weights stored small for float kernels: fp16, bf16, int8 or int4, unpacked by nodes that ONNX Runtime folds at load.
+"""Weights stored small for float kernels: fp16, bf16, int8 or int4, unpacked by nodes that ONNX
+Runtime folds at load.
 
-    w (float32)  ->  Cast(q)                      fp16, bf16
-                     Cast(q) * scale              one scale a channel
-                     Reshape(Cast(q) * scale)     one scale a block of a channel
+w (float32)  ->  Cast(q)                      fp16, bf16
+                 Cast(q) * scale              one scale a channel
+                 Reshape(Cast(q) * scale)     one scale a block of a channel
 """
 
 from __future__ import annotations
@@ -24,7 +25,14 @@ from ._core.opset import raise_opset
 from ._core.weight_axes import NoAxisError, input_axis
 from ._quant.blocked import DTYPES, LEVELS, best_scales
 from ._quant.inserter import Inserter
-from ._quant.weights import INT8_LEVELS, Floats, Layout, channel_absmax, quantize_weight, wide_enough
+from ._quant.weights import (
+    INT8_LEVELS,
+    Floats,
+    Layout,
+    channel_absmax,
+    quantize_weight,
+    wide_enough,
+)
 
 Encoding = Literal["int8", "int4", "fp16", "bf16"]
 
@@ -34,46 +42,62 @@ LIMITS = {"fp16": 65504.0, "bf16": 3.38e38, "int8": 1e38, "int4": 1e38}
 BLOCKS = {"int8": 64, "int4": 32}
 SHORTEST_BLOCK = 8
 SHORT = 32
-"""Channels of fewer weights (depthwise convolutions) are stored as fp16: with a scale each, integers would be hardly
-smaller, and these layers lose most (measured on EfficientNet-Lite0)."""
+"""Channels of fewer weights (depthwise convolutions) are stored as fp16: with a scale each,
+integers would be hardly smaller, and these layers lose most (measured on EfficientNet-Lite0).
+"""
 
 
 @dataclass(frozen=True)
 class CompressWeights(Pass):
     """Store weights in fewer bits while every kernel stays float: a smaller file at the same speed.
 
-    For models that `quant` cannot speed up: convolutions without calibration data, runtimes without integer kernels,
-    or a download that must shrink. ONNX Runtime unpacks the weights once, when it loads the model; memory and latency
-    are then those of the original. Put it last: later passes see no constant weights any more.
+    For models that `quant` cannot speed up: convolutions without calibration data, runtimes without
+    integer kernels, or a download that must shrink. ONNX Runtime unpacks the weights once, when it
+    loads the model; memory and latency are then those of the original. Put it last: later passes
+    see no constant weights any more.
 
-    Effect: lossy. Touches float32 weights of Conv, ConvTranspose, Gemm, MatMul, LSTM, GRU and RNN and tables of
-    Gather; activations stay float32. int8 and int4: a scale for each block of an output channel or
-    table row, about 0.27 and 0.16 of the bytes; fp16 and bf16: rounded, 0.5. Depthwise convolutions become fp16 where
-    others become integers: with a scale each they would be hardly smaller, and they lose most. What exporters noted on
-    nodes and values goes (`notes=keep`); names stay.
+    Effect: lossy. Touches float32 weights of Conv, ConvTranspose, Gemm, MatMul, LSTM, GRU and RNN
+    and tables of Gather; activations stay float32. int8 and int4: a scale for each block of an
+    output channel or table row, about 0.27 and 0.16 of the bytes; fp16 and bf16: rounded, 0.5.
+    Depthwise convolutions become fp16 where others become integers: with a scale each they would be
+    hardly smaller, and they lose most. What exporters noted on nodes and values goes
+    (`notes=keep`); names stay.
 
     Shapes: unchanged.
 
     Errors: RefusedError if the opset cannot be raised (int4 needs 21, bf16 13).
 
-    Stats: `weights` (count), `bytes_before`, `bytes_after` (of these weights, scales included), `notes` (count of
-    metadata entries and doc strings dropped).
+    Stats: `weights` (count), `bytes_before`, `bytes_after` (of these weights, scales included),
+    `notes` (count of metadata entries and doc strings dropped).
 
-    Source: follows from the definition; block scales: Dettmers, Zettlemoyer, The case for 4-bit precision, ICML 2023
-    (arXiv:2212.09720).
+    Source: follows from the definition; block scales: Dettmers, Zettlemoyer, The case for 4-bit
+    precision, ICML 2023 (arXiv:2212.09720).
     """
 
     name: ClassVar[str] = "compress-weights"
     effect: ClassVar[Effect] = "lossy"
 
     encoding: Encoding = Option("int8", "How weights are stored.")
-    block: int = Option(0, "Weights of a channel that share a scale, at most; 0: 64 for int8, 32 for int4.",
-                        low=0, high=65_536)
-    min_size: int = Option(1024, "Leave weights with fewer elements.", low=1, high=1_000_000_000)
-    include: tuple[str, ...] = Option((), "Touch only weights whose own or whose node's name matches a pattern.")
-    exclude: tuple[str, ...] = Option((), "Leave weights whose own or whose node's name matches a pattern.")
+    block: int = Option(
+        0,
+        "Weights of a channel that share a scale, at most; 0: 64 for int8, 32 for int4.",
+        low=0,
+        high=65_536,
+    )
+    min_size: int = Option(
+        1024, "Leave weights with fewer elements.", low=1, high=1_000_000_000
+    )
+    include: tuple[str, ...] = Option(
+        (), "Touch only weights whose own or whose node's name matches a pattern."
+    )
+    exclude: tuple[str, ...] = Option(
+        (), "Leave weights whose own or whose node's name matches a pattern."
+    )
     notes: Literal["drop", "keep"] = Option(
-        "drop", "What exporters say of nodes and values (metadata, doc strings): it may outweigh the weights.")
+        "drop",
+        "What exporters say of nodes and values (metadata, doc strings): it may "
+        "outweigh the weights.",
+    )
 
     def run(self, model: ir.Model, context: Context) -> PassOutcome:
         weights, declined = self._chosen(model)
@@ -90,7 +114,11 @@ class CompressWeights(Pass):
                 after += self._store(weight, names)
                 advance(1)
         outcome.changed = len(weights)
-        outcome.stats = {"weights": len(weights), "bytes_before": before, "bytes_after": after}
+        outcome.stats = {
+            "weights": len(weights),
+            "bytes_before": before,
+            "bytes_after": after,
+        }
         if self.notes == "drop":
             outcome.stats["notes"] = drop_notes(model, ports=False).total()
         return outcome
@@ -108,10 +136,22 @@ class CompressWeights(Pass):
         return chosen, declined
 
     def _why_not(self, weight: Weight) -> str | None:
-        names = [weight.name, *(n for node, _ in weight.uses for n in (node.name, node.outputs[0].name) if n)]
+        names = [
+            weight.name,
+            *(
+                n
+                for node, _ in weight.uses
+                for n in (node.name, node.outputs[0].name)
+                if n
+            ),
+        ]
 
         def matches(patterns: tuple[str, ...]) -> bool:
-            return any(fnmatch.fnmatchcase(name, pattern) for name in names for pattern in patterns)
+            return any(
+                fnmatch.fnmatchcase(name, pattern)
+                for name in names
+                for pattern in patterns
+            )
 
         if self.include and not matches(self.include):
             return "not matched by include"
@@ -129,10 +169,16 @@ class CompressWeights(Pass):
 
     def _form(self, weight: Weight, rows: _Rows) -> Encoding:
         short = self.encoding in BLOCKS and rows.length < SHORT
-        return "fp16" if short and absmax(weight.tensor) <= LIMITS["fp16"] else self.encoding
+        return (
+            "fp16"
+            if short and absmax(weight.tensor) <= LIMITS["fp16"]
+            else self.encoding
+        )
 
     def _store(self, weight: Weight, names: Names) -> int:
-        """Replace the initializer by its stored form and the nodes that unpack it; the bytes that it takes now."""
+        """Replace the initializer by its stored form and the nodes that unpack it; the bytes that
+        it takes now.
+        """
         graph, value = weight.value.graph, weight.value
         assert isinstance(graph, ir.Graph)
         assert value.name is not None
@@ -149,14 +195,21 @@ class CompressWeights(Pass):
     def _store_integers(self, weight: Weight, rows: _Rows, unpacker: _Unpacker) -> None:
         block = _dividing(rows.length, self.block or BLOCKS[self.encoding])
         if self.encoding == "int8" and block == rows.length:
-            scales = wide_enough(channel_absmax(weight.tensor, rows.layout) / np.float32(INT8_LEVELS), None, 1.0)
+            scales = wide_enough(
+                channel_absmax(weight.tensor, rows.layout) / np.float32(INT8_LEVELS),
+                None,
+                1.0,
+            )
             unpacker.cast(quantize_weight(weight.tensor, rows.layout, scales), "int8")
             unpacker.scale(scales.reshape(rows.scale_dims))
             return
         bits = 8 if self.encoding == "int8" else 4
         inner = rows.layout.channels if rows.columns else 1
         scales = _block_scales(weight.tensor, bits, block, inner)
-        stored = _reshaped(_quantized(weight.tensor, scales, bits, block, inner), [len(scales), block, inner])
+        stored = _reshaped(
+            _quantized(weight.tensor, scales, bits, block, inner),
+            [len(scales), block, inner],
+        )
         unpacker.cast(stored, self.encoding)
         unpacker.scale(scales[:, None])
         unpacker.reshape()
@@ -167,10 +220,21 @@ def _tables(model: ir.Model, known: set[int]) -> list[Weight]:
     found: dict[int, Weight] = {}
     for graph in model.graphs():
         for node in graph:
-            value = node.inputs[0] if node.op_type == "Gather" and node.domain == "" else None
-            if (value is None or not value.is_initializer() or value.is_graph_input() or id(value) in known
-                    or value.dtype != ir.DataType.FLOAT or value.shape is None or len(value.shape) < 2
-                    or node.attributes.get_int("axis", 0) != 0):
+            value = (
+                node.inputs[0]
+                if node.op_type == "Gather" and node.domain == ""
+                else None
+            )
+            if (
+                value is None
+                or not value.is_initializer()
+                or value.is_graph_input()
+                or id(value) in known
+                or value.dtype != ir.DataType.FLOAT
+                or value.shape is None
+                or len(value.shape) < 2
+                or node.attributes.get_int("axis", 0) != 0
+            ):
                 continue
             found.setdefault(id(value), Weight(value)).uses.append((node, 0))
     return list(found.values())
@@ -196,7 +260,10 @@ def _rows(weight: Weight) -> _Rows:
         axis = 1 if node.op_type == "Gather" else input_axis(weight, 1)
     except NoAxisError:  # used along several axes: any choice is right, none is best
         axis = len(shape) - 1
-    whole = not weight.transposed and {node.op_type for node, _ in weight.uses} <= {"Conv", "Gather"}
+    whole = not weight.transposed and {node.op_type for node, _ in weight.uses} <= {
+        "Conv",
+        "Gather",
+    }
     if whole or axis == len(shape) - 1:
         length = math.prod(shape[axis:])
         layout = Layout(1, math.prod(shape[:axis]), length)
@@ -206,8 +273,17 @@ def _rows(weight: Weight) -> _Rows:
 
 
 def _dividing(length: int, block: int) -> int:
-    """The longest block that divides the length, at most `block`; the whole length if all such are too short."""
-    return next((b for b in range(min(block, length), SHORTEST_BLOCK - 1, -1) if length % b == 0), length)
+    """The longest block that divides the length, at most `block`; the whole length if all such are
+    too short.
+    """
+    return next(
+        (
+            b
+            for b in range(min(block, length), SHORTEST_BLOCK - 1, -1)
+            if length % b == 0
+        ),
+        length,
+    )
 
 
 def absmax(tensor: ir.TensorProtocol) -> float:
@@ -217,23 +293,34 @@ def absmax(tensor: ir.TensorProtocol) -> float:
 
 
 def _rounded(tensor: ir.TensorProtocol, dtype: ir.DataType) -> DerivedTensor:
-    return DerivedTensor(tensor, lambda block, start: block.astype(dtype.numpy()), dtype)
+    return DerivedTensor(
+        tensor, lambda block, start: block.astype(dtype.numpy()), dtype
+    )
 
 
-def _block_scales(tensor: ir.TensorProtocol, bits: int, block: int, inner: int) -> Floats:
+def _block_scales(
+    tensor: ir.TensorProtocol, bits: int, block: int, inner: int
+) -> Floats:
     """Shapes: (n * block * inner,) in this order -> (n, inner)."""
-    found = [best_scales(part.reshape(-1, block, inner), bits) for _, part in blocks(tensor, block * inner)]
+    found = [
+        best_scales(part.reshape(-1, block, inner), bits)
+        for _, part in blocks(tensor, block * inner)
+    ]
     return np.concatenate(found)
 
 
-def _quantized(tensor: ir.TensorProtocol, scales: Floats, bits: int, block: int, inner: int) -> DerivedTensor:
+def _quantized(
+    tensor: ir.TensorProtocol, scales: Floats, bits: int, block: int, inner: int
+) -> DerivedTensor:
     low, high = LEVELS[bits]
 
     def kernel(part: NDArray[Any], start: int) -> NDArray[Any]:
         view = part.reshape(-1, block, inner)
         first = start // (block * inner)
         scaled = np.rint(view / scales[first : first + len(view), None])
-        return np.asarray(np.clip(scaled, low, high).astype(DTYPES[bits].numpy())).reshape(-1)
+        return np.asarray(
+            np.clip(scaled, low, high).astype(DTYPES[bits].numpy())
+        ).reshape(-1)
 
     return DerivedTensor(tensor, kernel, DTYPES[bits], block * inner)
 
@@ -254,11 +341,18 @@ class _Unpacker:
 
     def cast(self, stored: ir.TensorProtocol, encoding: str) -> None:
         value = self._initializer(encoding, stored)
-        self._step("Cast", [value], ir.Shape(stored.shape.numpy()), {"to": int(ir.DataType.FLOAT)})
+        self._step(
+            "Cast",
+            [value],
+            ir.Shape(stored.shape.numpy()),
+            {"to": int(ir.DataType.FLOAT)},
+        )
 
     def scale(self, scales: Floats) -> None:
         cast = self.nodes[-1].outputs[0]
-        self._step("Mul", [cast, self._initializer("scale", ir.Tensor(scales))], cast.shape, {})
+        self._step(
+            "Mul", [cast, self._initializer("scale", ir.Tensor(scales))], cast.shape, {}
+        )
 
     def reshape(self) -> None:
         dims = self.inserter.constant("shape", np.array(self.weight.shape, np.int64))
@@ -266,7 +360,11 @@ class _Unpacker:
 
     def take_over(self) -> None:
         """The unpacked weight replaces the initializer under its name."""
-        graph, name, unpacked = self.inserter.graph, self.weight.name, self.nodes[-1].outputs[0]
+        graph, name, unpacked = (
+            self.inserter.graph,
+            self.weight.name,
+            self.nodes[-1].outputs[0],
+        )
         assert name is not None
         graph.insert_before(graph[0], self.nodes)
         self.weight.replace_all_uses_with(unpacked)
@@ -277,5 +375,15 @@ class _Unpacker:
         self.bytes += tensor.nbytes
         return self.inserter.initializer(f"{self.weight.name}_{what}", tensor)
 
-    def _step(self, op: str, inputs: list[ir.Value | None], shape: ir.Shape | None, attributes: dict[str, int]) -> None:
-        self.nodes.append(self.inserter.node(op, inputs, "unpacked", ir.DataType.FLOAT, shape, attributes))
+    def _step(
+        self,
+        op: str,
+        inputs: list[ir.Value | None],
+        shape: ir.Shape | None,
+        attributes: dict[str, int],
+    ) -> None:
+        self.nodes.append(
+            self.inserter.node(
+                op, inputs, "unpacked", ir.DataType.FLOAT, shape, attributes
+            )
+        )

@@ -1,4 +1,6 @@
-"""Bias correction: round the weights as `quant` will, and take what that shifts each channel by off its bias."""
+"""Bias correction: round the weights as `quant` will, and take what that shifts each channel by off
+its bias.
+"""
 
 from __future__ import annotations
 
@@ -16,12 +18,13 @@ from ._core.edit import Edit
 
 @dataclass(frozen=True)
 class CorrectBias(Pass):
-    """Round weights to the nearest point of `quant`'s grid and subtract the mean output error from the bias.
+    """Round weights to the nearest point of `quant`'s grid and subtract the mean output error from
+    the bias.
 
-    Effect: lossy. Touches Conv, Gemm and MatMul with constant float32 weights; bias -= (Q(w) - w) E[x], where E[x] is
-    the mean over calibration data of what the layer multiplies. A layer without a bias gets one. `quant` with the
-    same bits then finds exactly the same integers. Put it before `quant`, instead of `gptq` or `round-weights`, which
-    correct the bias too.
+    Effect: lossy. Touches Conv, Gemm and MatMul with constant float32 weights; bias -= (Q(w) - w)
+    E[x], where E[x] is the mean over calibration data of what the layer multiplies. A layer without
+    a bias gets one. `quant` with the same bits then finds exactly the same integers. Put it before
+    `quant`, instead of `gptq` or `round-weights`, which correct the bias too.
 
     Shapes: weight (M, C, *K) or (K, N), bias (M,) -> same.
 
@@ -29,24 +32,32 @@ class CorrectBias(Pass):
 
     Stats: `layers`, `weights` (counts).
 
-    Source: Nagel et al., Data-Free Quantization Through Weight Equalization and Bias Correction, ICCV 2019,
-    section 4.2 and appendix D (arXiv:1906.04721), with measured means.
+    Source: Nagel et al., Data-Free Quantization Through Weight Equalization and Bias Correction,
+    ICCV 2019, section 4.2 and appendix D (arXiv:1906.04721), with measured means.
     """
 
     name: ClassVar[str] = "correct-bias"
     effect: ClassVar[Effect] = "lossy"
 
     bits: int = Option(8, "Bits of a weight, as quant will store it.", low=2, high=8)
-    samples: int = Option(64, "Calibration samples to use at most.", low=1, high=10_000_000)
-    include: tuple[str, ...] = Option((), "Only layers whose node, weight or output name matches a pattern.")
-    exclude: tuple[str, ...] = Option((), "Leave out layers whose node, weight or output name matches a pattern.")
+    samples: int = Option(
+        64, "Calibration samples to use at most.", low=1, high=10_000_000
+    )
+    include: tuple[str, ...] = Option(
+        (), "Only layers whose node, weight or output name matches a pattern."
+    )
+    exclude: tuple[str, ...] = Option(
+        (), "Leave out layers whose node, weight or output name matches a pattern."
+    )
 
     def run(self, model: ir.Model, context: Context) -> PassOutcome:
         grid_of = TargetGrids(self.bits, context.target)
         layers, declined = layers_to_round(model, grid_of, self.include, self.exclude)
         outcome = PassOutcome(0, {"layers": 0, "weights": 0}, declined)
         edit, weights = Edit(model), 0
-        for layer, mean in moments_of(model, context, layers, "mean", self.samples, declined):
+        for layer, mean in moments_of(
+            model, context, layers, "mean", self.samples, declined
+        ):
             rows, grid = layer.rows(), grid_of(layer)
             scales = best_scales(rows, grid)
             codes = nearest(rows, scales, grid)

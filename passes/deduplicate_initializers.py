@@ -21,14 +21,16 @@ from ._core.lazy import blocks
 class DeduplicateInitializers(Pass):
     """Keep one initializer of each distinct type, shape and content.
 
-    Effect: exact. Compares bytes, so 0.0 and -0.0 stay apart. Initializers that callers can override, and those that
-    are graph outputs, stay. A subgraph's initializer may give way to one of a graph around it.
+    Effect: exact. Compares bytes, so 0.0 and -0.0 stay apart. Initializers that callers can
+    override, and those that are graph outputs, stay. A subgraph's initializer may give way to one
+    of a graph around it.
 
     Shapes: unchanged.
 
     Stats: `initializers` removed (count), `bytes` saved.
 
-    Source: follows from the definition. A first block that differs saves reading the rest of a large tensor.
+    Source: follows from the definition. A first block that differs saves reading the rest of a
+    large tensor.
     """
 
     name: ClassVar[str] = "deduplicate-initializers"
@@ -36,7 +38,9 @@ class DeduplicateInitializers(Pass):
 
     def run(self, model: ir.Model, context: Context) -> PassOutcome:
         scopes = list(_scopes(model.graph, ()))
-        groups: dict[Hashable, list[tuple[tuple[int, ...], ir.Value]]] = defaultdict(list)
+        groups: dict[Hashable, list[tuple[tuple[int, ...], ir.Value]]] = defaultdict(
+            list
+        )
         for path, graph in scopes:
             for value in graph.initializers.values():
                 if is_constant(value) and not value.is_graph_output():
@@ -53,7 +57,9 @@ class DeduplicateInitializers(Pass):
         return PassOutcome(count, {"initializers": count, "bytes": saved})
 
 
-def _scopes(graph: ir.Graph, path: tuple[int, ...]) -> Iterator[tuple[tuple[int, ...], ir.Graph]]:
+def _scopes(
+    graph: ir.Graph, path: tuple[int, ...]
+) -> Iterator[tuple[tuple[int, ...], ir.Graph]]:
     """Every graph after those around it, with the path of graphs that leads to it."""
     path = (*path, id(graph))
     yield path, graph
@@ -66,7 +72,9 @@ Group = list[tuple[tuple[int, ...], ir.Value]]
 
 
 def _equal(group: Group) -> Iterator[Group]:
-    """Split a group of one type and shape into groups of equal content, reading no more than needed."""
+    """Split a group of one type and shape into groups of equal content, reading no more than
+    needed.
+    """
     for digest in (_digest_of_first_block, _digest):
         parts: dict[bytes, Group] = defaultdict(list)
         for item in group:
@@ -96,7 +104,9 @@ def _digest(tensor: ir.TensorProtocol) -> bytes:
 
 
 def _bytes(block: NDArray[Any]) -> bytes:
-    return hashlib.blake2b(np.ascontiguousarray(block).view(np.uint8).data, digest_size=16).digest()
+    return hashlib.blake2b(
+        np.ascontiguousarray(block).view(np.uint8).data, digest_size=16
+    ).digest()
 
 
 def _merge(same: Group) -> Iterator[ir.Value]:

@@ -12,8 +12,17 @@ from ._base import Context, Effect, Pass, PassOutcome
 from ._core.edit import Edit, holds_graphs, subgraphs
 from ._core.graph import QUANT_OPS
 
-RANDOM_OPS = frozenset({"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial",
-                        "Bernoulli", "Dropout"})
+RANDOM_OPS = frozenset(
+    {
+        "RandomNormal",
+        "RandomNormalLike",
+        "RandomUniform",
+        "RandomUniformLike",
+        "Multinomial",
+        "Bernoulli",
+        "Dropout",
+    }
+)
 """Ops whose every run may give something else."""
 
 COMMUTATIVE_OPS = frozenset({"Add", "Mul", "And", "Or", "Xor", "Equal", "Sum"})
@@ -23,15 +32,16 @@ COMMUTATIVE_OPS = frozenset({"Add", "Mul", "And", "Or", "Xor", "Equal", "Sum"})
 class EliminateCommonSubexpressions(Pass):
     """Keep one node of those that compute the same: equal op, attributes and inputs.
 
-    Effect: exact. Linear in the number of nodes. A node of a subgraph may give way to an earlier one of a graph
-    around it. Random ops, nodes with subgraphs, ops of other domains, and quantization ops (ONNX Runtime fuses a
-    DequantizeLinear into its one user) stay.
+    Effect: exact. Linear in the number of nodes. A node of a subgraph may give way to an earlier
+    one of a graph around it. Random ops, nodes with subgraphs, ops of other domains, and
+    quantization ops (ONNX Runtime fuses a DequantizeLinear into its one user) stay.
 
     Shapes: unchanged.
 
     Stats: `nodes` removed (count).
 
-    Source: Cocke, Global common subexpression elimination, 1970; hashing instead of comparing pairs.
+    Source: Cocke, Global common subexpression elimination, 1970; hashing instead of comparing
+    pairs.
     """
 
     name: ClassVar[str] = "eliminate-common-subexpressions"
@@ -69,20 +79,33 @@ def _replace(node: ir.Node, first: ir.Node, edit: Edit) -> bool:
     """All outputs or none: look before replacing, since graph outputs cannot always be."""
     pairs = list(zip(node.outputs, first.outputs, strict=True))
     for old, new in pairs:
-        if old.is_graph_output() and (new.is_graph_output() or first.graph is not node.graph):
+        if old.is_graph_output() and (
+            new.is_graph_output() or first.graph is not node.graph
+        ):
             return False
         if not new.name and (old.uses() or old.is_graph_output()):
             return False  # an output that the first node left out
-    return all(edit.replace(old, new) for old, new in pairs if old.uses() or old.is_graph_output())
+    return all(
+        edit.replace(old, new)
+        for old, new in pairs
+        if old.uses() or old.is_graph_output()
+    )
 
 
 def _key(node: ir.Node) -> Hashable | None:
-    if node.domain != "" or node.op_type in RANDOM_OPS or node.op_type in QUANT_OPS or holds_graphs(node):
+    if (
+        node.domain != ""
+        or node.op_type in RANDOM_OPS
+        or node.op_type in QUANT_OPS
+        or holds_graphs(node)
+    ):
         return None
     inputs = [id(v) for v in node.inputs]
     if node.op_type in COMMUTATIVE_OPS:
         inputs.sort()
-    attributes = tuple(sorted((name, _frozen(a)) for name, a in node.attributes.items()))
+    attributes = tuple(
+        sorted((name, _frozen(a)) for name, a in node.attributes.items())
+    )
     return node.op_type, node.overload, tuple(inputs), attributes, len(node.outputs)
 
 

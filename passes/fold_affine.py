@@ -16,11 +16,13 @@ from ._simplify.affine import Affine, Channels, Target, fold, target_of
 
 @dataclass(frozen=True)
 class FoldAffine(Pass):
-    """Fold Mul, Div, Add and Sub of one constant per channel into the Conv, ConvTranspose or Gemm before them.
+    """Fold Mul, Div, Add and Sub of one constant per channel into the Conv, ConvTranspose or Gemm
+    before them.
 
-    Effect: exact. Weights are recomputed in float64 and rounded once. Declines constants that vary along other axes
-    or widen the tensor, weights that are shared, overridable or of 16 bits, outputs that something else uses too, and
-    factors of zero or beyond 2^±24 (rounding would no longer be noise).
+    Effect: exact. Weights are recomputed in float64 and rounded once. Declines constants that vary
+    along other axes or widen the tensor, weights that are shared, overridable or of 16 bits,
+    outputs that something else uses too, and factors of zero or beyond 2^±24 (rounding would no
+    longer be noise).
 
     Shapes: weight (M, C, *K) * scale (M,), bias (M,) * scale + shift.
 
@@ -36,7 +38,11 @@ class FoldAffine(Pass):
         edit, declined, count = Edit(model), list[Declined](), 0
         for graph in graphs_of(model):
             for node in graph:
-                if node.op_type in ("Mul", "Div", "Add", "Sub") and node.domain == "" and len(node.inputs) == 2:
+                if (
+                    node.op_type in ("Mul", "Div", "Add", "Sub")
+                    and node.domain == ""
+                    and len(node.inputs) == 2
+                ):
                     reason = _fold(node, edit)
                     count += reason is None
                     if reason:
@@ -45,7 +51,9 @@ class FoldAffine(Pass):
 
 
 def _fold(node: ir.Node, edit: Edit) -> str | None:
-    """Fold one node; otherwise the reason why it stays, empty where there is nothing to fold into."""
+    """Fold one node; otherwise the reason why it stays, empty where there is nothing to fold
+    into.
+    """
     side = 1 if array_of(node.inputs[1]) is not None else 0
     constant, source = array_of(node.inputs[side]), node.inputs[1 - side]
     target = target_of(source)
@@ -65,25 +73,37 @@ def _fold(node: ir.Node, edit: Edit) -> str | None:
     return None
 
 
-def _per_channel(constant: Channels, target: Target, source: ir.Value | None) -> Channels | None:
-    """The constant as (M,), if broadcasting it neither widens the output nor varies along other axes."""
+def _per_channel(
+    constant: Channels, target: Target, source: ir.Value | None
+) -> Channels | None:
+    """The constant as (M,), if broadcasting it neither widens the output nor varies along other
+    axes.
+    """
     assert target.weight.const_value is not None
     rank = 2 if target.node.op_type == "Gemm" else len(target.weight.const_value.shape)
     if constant.ndim > rank or rank_of(source) not in (None, rank):
         return None
     aligned = (1,) * (rank - constant.ndim) + constant.shape
-    if any(size != 1 for axis, size in enumerate(aligned) if axis != 1) or aligned[1] not in (1, target.channels):
+    if any(size != 1 for axis, size in enumerate(aligned) if axis != 1) or aligned[
+        1
+    ] not in (1, target.channels):
         return None
     return np.broadcast_to(constant.reshape(-1), (target.channels,))
 
 
 def _affine(op_type: str, constant: Channels, side: int) -> Affine | None:
-    """What the node does to each channel; None for a constant divided by the tensor, and for wild factors."""
+    """What the node does to each channel; None for a constant divided by the tensor, and for wild
+    factors.
+    """
     one, zero = np.ones_like(constant), np.zeros_like(constant)
     if op_type == "Div" and side == 0:
         return None
     if op_type in ("Mul", "Div"):
-        if not (np.isfinite(constant).all() and (np.abs(constant) < 2**24).all() and (np.abs(constant) > 2**-24).all()):
+        if not (
+            np.isfinite(constant).all()
+            and (np.abs(constant) < 2**24).all()
+            and (np.abs(constant) > 2**-24).all()
+        ):
             return None
         return Affine(constant if op_type == "Mul" else one / constant, zero)
     if not np.isfinite(constant).all():

@@ -18,15 +18,17 @@ from ._simplify.affine import FLOATS, Affine, Target, fold, target_of
 class FoldBatchnorm(Pass):
     """Fold BatchNormalization in inference into the Conv, ConvTranspose, Gemm or MatMul before it.
 
-    Effect: exact. Weights are recomputed in float64 and rounded once. Declines training mode, weights that are
-    shared, computed, overridable or of 16 bits, and outputs that something else uses too.
+    Effect: exact. Weights are recomputed in float64 and rounded once. Declines training mode,
+    weights that are shared, computed, overridable or of 16 bits, and outputs that something else
+    uses too.
 
-    Shapes: weight (M, C, *K) * scale (M,); bias (M,) * scale + shift, where scale = gamma / sqrt(var + epsilon) and
-    shift = beta - mean * scale. A MatMul of matrices becomes a Gemm.
+    Shapes: weight (M, C, *K) * scale (M,); bias (M,) * scale + shift, where scale = gamma /
+    sqrt(var + epsilon) and shift = beta - mean * scale. A MatMul of matrices becomes a Gemm.
 
     Stats: `folded` (count).
 
-    Source: Jacob et al., Quantization and training of neural networks, CVPR 2018, section 3.2 (arXiv:1712.05877).
+    Source: Jacob et al., Quantization and training of neural networks, CVPR 2018, section 3.2
+    (arXiv:1712.05877).
     """
 
     name: ClassVar[str] = "fold-batchnorm"
@@ -50,7 +52,9 @@ def _fold(node: ir.Node, edit: Edit) -> str | None:
         node.attributes.get_int("training_mode", 0) != 0
     ):
         return "it is in training mode"
-    if not node.attributes.get_int("spatial", 1) or (edit.opset < 7 and not node.attributes.get_int("is_test", 0)):
+    if not node.attributes.get_int("spatial", 1) or (
+        edit.opset < 7 and not node.attributes.get_int("is_test", 0)
+    ):
         return "an old form of the op, that is not a fixed factor for each channel"
     if not all(is_constant(v) for v in node.inputs[1:5]):
         return "its parameters are not constants"
@@ -59,7 +63,9 @@ def _fold(node: ir.Node, edit: Edit) -> str | None:
     affine = _affine(node)
     target = _target(node, edit, len(affine.scale))
     if target is None:
-        return "no Conv, ConvTranspose, Gemm or MatMul of constant weight makes its input"
+        return (
+            "no Conv, ConvTranspose, Gemm or MatMul of constant weight makes its input"
+        )
     if isinstance(target, str):
         return target
     if target.channels != len(affine.scale):
@@ -84,10 +90,20 @@ def _affine(node: ir.Node) -> Affine:
 def _target(node: ir.Node, edit: Edit, channels: int) -> Target | str | None:
     source = node.inputs[0]
     matmul = source.producer() if source is not None else None
-    if source is None or matmul is None or matmul.op_type != "MatMul" or matmul.domain != "":
+    if (
+        source is None
+        or matmul is None
+        or matmul.op_type != "MatMul"
+        or matmul.domain != ""
+    ):
         return target_of(source)
     weight = matmul.inputs[1]
-    if rank_of(matmul.inputs[0]) != 2 or not is_constant(weight) or weight is None or rank_of(weight) != 2:
+    if (
+        rank_of(matmul.inputs[0]) != 2
+        or not is_constant(weight)
+        or weight is None
+        or rank_of(weight) != 2
+    ):
         return "the MatMul before it is not one of a matrix and constant weights"
     if not used_once(source) or not used_once(weight) or weight.dtype not in FLOATS:
         return "the MatMul before it is shared"

@@ -1,4 +1,6 @@
-"""Column-wise weight quantization: what rounding one input's weights loses, the other inputs' weights make up for."""
+"""Column-wise weight quantization: what rounding one input's weights loses, the other inputs'
+weights make up for.
+"""
 
 from __future__ import annotations
 
@@ -16,24 +18,28 @@ from ._quant.grids import Grid
 class Gptq(RoundingPass):
     """Round weights column by column, each column's error compensated by the columns after it.
 
-    Effect: lossy. Touches Conv, Gemm and MatMul with constant float32 weights. Minimises each layer's squared output
-    error over calibration data by second-order updates from its Gram matrix; the bias takes part as a column that is
-    never rounded, so a layer without one gets one. Zeros, pruned perhaps, stay zero. `quant` with the same bits then
-    finds exactly the same integers.
+    Effect: lossy. Touches Conv, Gemm and MatMul with constant float32 weights. Minimises each
+    layer's squared output error over calibration data by second-order updates from its Gram matrix;
+    the bias takes part as a column that is never rounded, so a layer without one gets one. Zeros,
+    pruned perhaps, stay zero. `quant` with the same bits then finds exactly the same integers.
 
     Shapes: weight (M, C, *K) or (K, N), bias (M,) -> same; one (K + 1, K + 1) Gram matrix a group.
 
     Errors: UsageError without calibration data; RefusedError if it meets NaN or infinity.
 
-    Stats: `layers`, `weights` (counts), `gain_db` (dB of output error below plain rounding, mean over layers).
+    Stats: `layers`, `weights` (counts), `gain_db` (dB of output error below plain rounding, mean
+    over layers).
 
-    Source: Frantar et al., GPTQ: Accurate Post-Training Quantization for Generative Pre-trained Transformers,
-    ICLR 2023 (arXiv:2210.17323); convolutions as patches: Frantar et al., Optimal Brain Compression, NeurIPS 2022.
+    Source: Frantar et al., GPTQ: Accurate Post-Training Quantization for Generative Pre-trained
+    Transformers, ICLR 2023 (arXiv:2210.17323); convolutions as patches: Frantar et al., Optimal
+    Brain Compression, NeurIPS 2022.
     """
 
     name: ClassVar[str] = "gptq"
     effect: ClassVar[Effect] = "lossy"
 
-    def solve(self, rows: Rows, bias: Rows, gram: Rows, scales: Rows, grid: Grid) -> Solution:
+    def solve(
+        self, rows: Rows, bias: Rows, gram: Rows, scales: Rows, grid: Grid
+    ) -> Solution:
         codes, shifted = compensated(rows, bias, damped(gram, self.damp), scales, grid)
         return Solution(codes, scales, shifted)

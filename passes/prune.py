@@ -32,47 +32,84 @@ from ._sparsity.magnitude import (
     kth_smallest,
     magnitudes,
 )
-from ._sparsity.masks import Select, clip_at, clip_rows_at, keep_n_of_m, zero_beyond, zero_beyond_rows
+from ._sparsity.masks import (
+    Select,
+    clip_at,
+    clip_rows_at,
+    keep_n_of_m,
+    zero_beyond,
+    zero_beyond_rows,
+)
 from ._sparsity.rows import row_cuts, row_limits
 
-_ZIP_LIMIT = 256 << 20  # bytes of weights above which zipping them would cost more than the pruning
+_ZIP_LIMIT = (
+    256 << 20
+)  # bytes of weights above which zipping them would cost more than the pruning
 
 
 @dataclass(frozen=True)
 class Prune(Pass):
-    """Zero the weights of smallest magnitude (or, as a control and for outliers, zero or clip the largest).
+    """Zero the weights of smallest magnitude (or, as a control and for outliers, zero or clip the
+    largest).
 
-    Effect: lossy. Touches float weights of Conv, ConvTranspose, Gemm, MatMul, LSTM, GRU and RNN, in every subgraph;
-    shapes, dtypes and names stay. A weight that several nodes share is one weight. Already zero entries count.
+    Effect: lossy. Touches float weights of Conv, ConvTranspose, Gemm, MatMul, LSTM, GRU and RNN, in
+    every subgraph; shapes, dtypes and names stay. A weight that several nodes share is one weight.
+    Already zero entries count.
 
-    Shapes: any weight -> same. With `sparsity` exactly floor(sparsity * size) entries of each pool (layer, row, model)
-    are zero, ties by index; every kept |w| >= every pruned |w|. With `pattern=N:M` each group of M along the op's
-    input axis keeps N. With `threshold` |w| <= threshold goes (select=max: |w| >= threshold, or is clipped to it).
+    Shapes: any weight -> same. With `sparsity` exactly floor(sparsity * size) entries of each pool
+    (layer, row, model) are zero, ties by index; every kept |w| >= every pruned |w|. With
+    `pattern=N:M` each group of M along the op's input axis keeps N. With `threshold` |w| <=
+    threshold goes (select=max: |w| >= threshold, or is clipped to it).
 
     Errors: UsageError where options contradict each other.
 
-    Stats: `weights` (count), `zeros` (count), `sparsity` (fraction), `clipped` (count, mode=clip), `select`,
-    `zipped_bytes` (all these weights under zlib level 1; absent above 256 MiB of weights).
+    Stats: `weights` (count), `zeros` (count), `sparsity` (fraction), `clipped` (count, mode=clip),
+    `select`, `zipped_bytes` (all these weights under zlib level 1; absent above 256 MiB of
+    weights).
 
-    Source: Han et al., Learning both Weights and Connections, NeurIPS 2015 (arXiv:1506.02626); allocations: Evci et
-    al. 2020 (arXiv:1911.11134), Lee et al. 2021 (arXiv:2010.07611); N:M: Mishra et al. 2021 (arXiv:2104.08378).
+    Source: Han et al., Learning both Weights and Connections, NeurIPS 2015 (arXiv:1506.02626);
+    allocations: Evci et al. 2020 (arXiv:1911.11134), Lee et al. 2021 (arXiv:2010.07611); N:M:
+    Mishra et al. 2021 (arXiv:2104.08378).
     """
 
     name: ClassVar[str] = "prune"
     effect: ClassVar[Effect] = "lossy"
 
-    sparsity: float = Option(0.5, "Fraction of weights to zero (select=max, mode=clip: to clip).", low=0.0, high=0.99)
-    threshold: float = Option(0.0, "Absolute magnitude to prune at, instead of a sparsity; 0 is off.", low=0.0)
-    select: Literal["min", "max"] = Option("min", "Prune the smallest magnitudes, or the largest.")
-    mode: Literal["zero", "clip"] = Option("zero", "Zero what is selected, or saturate it (select=max only).")
+    sparsity: float = Option(
+        0.5,
+        "Fraction of weights to zero (select=max, mode=clip: to clip).",
+        low=0.0,
+        high=0.99,
+    )
+    threshold: float = Option(
+        0.0, "Absolute magnitude to prune at, instead of a sparsity; 0 is off.", low=0.0
+    )
+    select: Literal["min", "max"] = Option(
+        "min", "Prune the smallest magnitudes, or the largest."
+    )
+    mode: Literal["zero", "clip"] = Option(
+        "zero", "Zero what is selected, or saturate it (select=max only)."
+    )
     scope: Literal["layer", "model", "row"] = Option(
-        "layer", "Rank weights within each layer, across the model, or within each output row.")
-    pattern: str = Option("", "N:M, keep N of every M along the input axis, e.g. 2:4; sets the sparsity.")
+        "layer",
+        "Rank weights within each layer, across the model, or within each output row.",
+    )
+    pattern: str = Option(
+        "", "N:M, keep N of every M along the input axis, e.g. 2:4; sets the sparsity."
+    )
     allocation: Literal["uniform", "erk", "lamp"] = Option(
-        "uniform", "Sparsity by layer: all alike, by Erdos-Renyi kernel, or by LAMP score.")
-    include: tuple[str, ...] = Option((), "Only weights whose name, or whose node's name, matches one of these.")
-    exclude: tuple[str, ...] = Option((), "Not the weights whose name, or whose node's name, matches one of these.")
-    ops: tuple[str, ...] = Option((), "Only weights of these op types; all weighted ops by default.")
+        "uniform",
+        "Sparsity by layer: all alike, by Erdos-Renyi kernel, or by LAMP score.",
+    )
+    include: tuple[str, ...] = Option(
+        (), "Only weights whose name, or whose node's name, matches one of these."
+    )
+    exclude: tuple[str, ...] = Option(
+        (), "Not the weights whose name, or whose node's name, matches one of these."
+    )
+    ops: tuple[str, ...] = Option(
+        (), "Only weights of these op types; all weighted ops by default."
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -82,21 +119,33 @@ class Prune(Pass):
         found, declined = weights_of(model)
         weights = [w for w in found if not _declines(w, self, declined)]
         if self.include and not weights:
-            context.warn("prune.include", f"no weight matches {', '.join(self.include)}")
+            context.warn(
+                "prune.include", f"no weight matches {', '.join(self.include)}"
+            )
         if self.select == "max" and self.mode == "zero":
-            context.warn("prune.select", "max zeroes the largest weights: a control experiment, outputs suffer most")
+            context.warn(
+                "prune.select",
+                "max zeroes the largest weights: a control experiment, outputs suffer most",
+            )
         together = self.scope == "model" or self.allocation != "uniform"
         pools = [weights] if together else [[w] for w in weights]
         pruned: list[_Pruned] = []
-        with context.progress("prune", len(weights)) as advance, ThreadPoolExecutor(2) as threads:
-            for pool, (done, refused) in zip(pools, threads.map(partial(_prune_pool, self), pools), strict=True):
+        with (
+            context.progress("prune", len(weights)) as advance,
+            ThreadPoolExecutor(2) as threads,
+        ):
+            for pool, (done, refused) in zip(
+                pools, threads.map(partial(_prune_pool, self), pools), strict=True
+            ):
                 pruned += done
                 declined += refused
                 advance(len(pool))
         for each in pruned:
             if each.tensor is not None:
                 set_tensor(each.weight.value, each.tensor)
-        return PassOutcome(sum(p.tensor is not None for p in pruned), _stats(pruned, self), declined)
+        return PassOutcome(
+            sum(p.tensor is not None for p in pruned), _stats(pruned, self), declined
+        )
 
 
 @dataclass(frozen=True)
@@ -114,30 +163,57 @@ def _check_combinations(options: Prune) -> None:
         raise UsageError(f"prune.{option}", problem, fix)
 
     if not math.isfinite(options.threshold):
-        refuse("threshold", f"{options.threshold} is not finite", "give a magnitude, for example 0.01")
+        refuse(
+            "threshold",
+            f"{options.threshold} is not finite",
+            "give a magnitude, for example 0.01",
+        )
     if options.mode == "clip" and options.select != "max":
         refuse("mode", "clip saturates the largest magnitudes only", "add select=max")
     if options.pattern:
         _parse_pattern(options.pattern)
-    chosen = [f"{name}={value}" for name, value, off in (
-        ("threshold", options.threshold, 0.0), ("pattern", options.pattern, ""), ("scope", options.scope, "layer"),
-        ("allocation", options.allocation, "uniform")) if value != off]
+    chosen = [
+        f"{name}={value}"
+        for name, value, off in (
+            ("threshold", options.threshold, 0.0),
+            ("pattern", options.pattern, ""),
+            ("scope", options.scope, "layer"),
+            ("allocation", options.allocation, "uniform"),
+        )
+        if value != off
+    ]
     if len(chosen) > 1:
-        refuse(chosen[0].split("=")[0], f"{chosen[0]} contradicts {chosen[1]}", "keep one of them")
+        refuse(
+            chosen[0].split("=")[0],
+            f"{chosen[0]} contradicts {chosen[1]}",
+            "keep one of them",
+        )
     if options.pattern and options.sparsity != 0.5:
-        refuse("sparsity", f"{options.sparsity} contradicts pattern={options.pattern}", "leave one of them out")
+        refuse(
+            "sparsity",
+            f"{options.sparsity} contradicts pattern={options.pattern}",
+            "leave one of them out",
+        )
     if options.select == "max" and (options.pattern or options.allocation != "uniform"):
         refuse("select", f"max contradicts {chosen[0]}", "keep one of them")
     for op in options.ops:
         if op not in WEIGHT_INPUTS:
-            refuse("ops", f"'{op}' is not an op with weights", f"choose among {', '.join(WEIGHT_INPUTS)}")
+            refuse(
+                "ops",
+                f"'{op}' is not an op with weights",
+                f"choose among {', '.join(WEIGHT_INPUTS)}",
+            )
 
 
 def _parse_pattern(text: str) -> tuple[int, int]:
     match = re.fullmatch(r"(\d{1,2}):(\d{1,2})", text)
     keep, of = (int(match[1]), int(match[2])) if match else (0, 0)
     if not 1 <= keep < of <= 64:
-        raise UsageError("prune.pattern", f"'{text}' is not N:M with 1 <= N < M <= 64", "write for example pattern=2:4")
+        raise UsageError(
+            "prune.pattern",
+            f"'{text}' is not N:M with 1 <= N < M <= 64",
+            "write for example pattern=2:4",
+        )
     return keep, of
 
 
@@ -148,7 +224,9 @@ def _declines(weight: Weight, options: Prune, declined: list[Declined]) -> bool:
     excluding = next((p for p in options.exclude if _matches(names, p)), None)
     if not weight.size:
         reason = "is empty"
-    elif options.ops and not any(node.op_type in options.ops for node, _ in weight.uses):
+    elif options.ops and not any(
+        node.op_type in options.ops for node, _ in weight.uses
+    ):
         reason = f"no use is one of ops=[{', '.join(options.ops)}]"
     elif options.include and not any(_matches(names, p) for p in options.include):
         reason = "matches no pattern of include"
@@ -163,14 +241,23 @@ def _matches(names: Sequence[str], pattern: str) -> bool:
     return any(name == pattern or fnmatchcase(name, pattern) for name in names)
 
 
-def _prune_pool(options: Prune, pool: list[Weight]) -> tuple[list[_Pruned], list[Declined]]:
-    """Prune what can be: weights that are not finite, or lack the axis, are declined and the rest is ranked anew."""
+def _prune_pool(
+    options: Prune, pool: list[Weight]
+) -> tuple[list[_Pruned], list[Declined]]:
+    """Prune what can be: weights that are not finite, or lack the axis, are declined and the rest
+    is ranked anew.
+    """
     declined: list[Declined] = []
     while pool:
         try:
             return _pruned(pool, options), declined
         except NonFiniteError as error:
-            declined.append(Declined(pool[error.index].name, "holds NaN or infinity: magnitudes have no order"))
+            declined.append(
+                Declined(
+                    pool[error.index].name,
+                    "holds NaN or infinity: magnitudes have no order",
+                )
+            )
             pool = [w for i, w in enumerate(pool) if i != error.index]
         except NoAxisError as error:
             declined.append(Declined(pool[0].name, str(error)))
@@ -187,14 +274,22 @@ def _pruned(pool: list[Weight], options: Prune) -> list[_Pruned]:
     if options.threshold:
         return [_measured(w, _beyond_threshold(w.tensor, options)) for w in pool]
     if options.pattern:
-        return [_measured(w, _patterned(w, *_parse_pattern(options.pattern))) for w in pool]
+        return [
+            _measured(w, _patterned(w, *_parse_pattern(options.pattern))) for w in pool
+        ]
     if options.scope == "row":
         return [_measured(w, _by_rows(w, options)) for w in pool]
     found: list[_Pruned] = []
-    for index, count in enumerate(allocate(options.allocation, [w.tensor for w in pool], options.sparsity)):
+    for index, count in enumerate(
+        allocate(options.allocation, [w.tensor for w in pool], options.sparsity)
+    ):
         try:
             one = pool[index : index + 1]
-            found += _clipped(one, count) if options.mode == "clip" else _zeroed(one, count, options.select)
+            found += (
+                _clipped(one, count)
+                if options.mode == "clip"
+                else _zeroed(one, count, options.select)
+            )
         except NonFiniteError:
             raise NonFiniteError(index) from None
     return found
@@ -215,8 +310,15 @@ def _zeroed(pool: list[Weight], count: int, select: Select) -> list[_Pruned]:
         ties = missing - (size - ranked.below - ranked.equal)
     if not ranked.key:
         return [_Pruned(w, None, count_zeros([w.tensor])) for w in pool]
-    cuts = [t.size for t in tensors] if ties == ranked.equal else cut_ties(tensors, ranked.key, ties)
-    masked = [zero_beyond(t, select, ranked.key, cut, kind) for t, cut in zip(tensors, cuts, strict=True)]
+    cuts = (
+        [t.size for t in tensors]
+        if ties == ranked.equal
+        else cut_ties(tensors, ranked.key, ties)
+    )
+    masked = [
+        zero_beyond(t, select, ranked.key, cut, kind)
+        for t, cut in zip(tensors, cuts, strict=True)
+    ]
     if len(pool) == 1:
         return [_Pruned(pool[0], masked[0], count)]
     return [_measured(w, m) for w, m in zip(pool, masked, strict=True)]
@@ -231,14 +333,18 @@ def _clipped(pool: list[Weight], count: int) -> list[_Pruned]:
 
 def _beyond_threshold(tensor: ir.TensorProtocol, options: Prune) -> DerivedTensor:
     kind = key_kind([tensor])
-    key = key_of(float(np.array([options.threshold]).astype(tensor.dtype.numpy())[0]), kind)
+    key = key_of(
+        float(np.array([options.threshold]).astype(tensor.dtype.numpy())[0]), kind
+    )
     if options.mode == "clip":
         return clip_at(tensor, key, kind)
     return zero_beyond(tensor, options.select, key, tensor.size, kind)
 
 
 def _patterned(weight: Weight, keep: int, of: int) -> DerivedTensor:
-    return keep_n_of_m(weight.tensor, keep, of, elements_after(weight, input_axis(weight, of)))
+    return keep_n_of_m(
+        weight.tensor, keep, of, elements_after(weight, input_axis(weight, of))
+    )
 
 
 def _by_rows(weight: Weight, options: Prune) -> DerivedTensor:
@@ -246,11 +352,15 @@ def _by_rows(weight: Weight, options: Prune) -> DerivedTensor:
     count = share(options.sparsity, view.length)
     if options.mode == "clip":
         return clip_rows_at(tensor, view, row_limits(tensor, view, count))
-    return zero_beyond_rows(tensor, options.select, view, *row_cuts(tensor, view, options.select, count))
+    return zero_beyond_rows(
+        tensor, options.select, view, *row_cuts(tensor, view, options.select, count)
+    )
 
 
 def _measured(weight: Weight, derived: DerivedTensor) -> _Pruned:
-    """Count what the kernel does, in one pass; a kernel that alters nothing is dropped. Errors: NonFiniteError."""
+    """Count what the kernel does, in one pass; a kernel that alters nothing is dropped. Errors:
+    NonFiniteError.
+    """
     kind: KeyKind = key_kind([weight.tensor])
     zeros = altered = clipped = 0
     pairs = zip(blocks(weight.tensor, derived.granule), derived.blocks(), strict=True)
@@ -268,7 +378,11 @@ def _measured(weight: Weight, derived: DerivedTensor) -> _Pruned:
 
 def _stats(pruned: list[_Pruned], options: Prune) -> dict[str, int | float | str]:
     size, zeros = sum(p.weight.size for p in pruned), sum(p.zeros for p in pruned)
-    stats: dict[str, int | float | str] = {"weights": size, "zeros": zeros, "sparsity": zeros / size if size else 0.0}
+    stats: dict[str, int | float | str] = {
+        "weights": size,
+        "zeros": zeros,
+        "sparsity": zeros / size if size else 0.0,
+    }
     if options.mode == "clip":
         stats["clipped"] = sum(p.clipped for p in pruned)
     stats["select"] = options.select
@@ -282,5 +396,7 @@ def _zipped_bytes(tensors: Sequence[ir.TensorProtocol]) -> int:
     size = 0
     for tensor in tensors:
         for _, block in blocks(tensor):
-            size += len(packer.compress(np.ascontiguousarray(block).view(np.uint8).data))
+            size += len(
+                packer.compress(np.ascontiguousarray(block).view(np.uint8).data)
+            )
     return size + len(packer.flush())

@@ -17,18 +17,22 @@ from ._simplify.rules import cast as cast
 from ._simplify.rules import shape as shape
 
 Rule = Callable[[ir.Node, Edit], bool]
-"""Try to rewrite at a node; whether it did. A rule does constant work, so that the whole pass is linear."""
+"""Try to rewrite at a node; whether it did. A rule does constant work, so that the whole pass is
+linear.
+"""
 
 
 @dataclass(frozen=True)
 class RemoveIdentities(Pass):
     """Remove no-ops and merge pairs of ops, by a table of small rules, until none applies.
 
-    Effect: exact. Names, types and shapes of inputs and outputs stay, and an Identity between the two. Ops that
-    ONNX Runtime fuses best (HardSwish, Gelu, LayerNormalization, Softmax, MatMul with Add) are never split.
-    `x + 0` becomes `x`, although -0.0 + 0.0 is 0.0: equal numbers, as for ONNX Runtime's own optimizer.
+    Effect: exact. Names, types and shapes of inputs and outputs stay, and an Identity between the
+    two. Ops that ONNX Runtime fuses best (HardSwish, Gelu, LayerNormalization, Softmax, MatMul with
+    Add) are never split. `x + 0` becomes `x`, although -0.0 + 0.0 is 0.0: equal numbers, as for
+    ONNX Runtime's own optimizer.
 
-    Shapes: unchanged. A computed Reshape target of which one dim at most is unknown becomes a constant with 0 and -1.
+    Shapes: unchanged. A computed Reshape target of which one dim at most is unknown becomes a
+    constant with 0 and -1.
 
     Stats: `rewrites` (count), and one count for each rule that applied.
 
@@ -38,21 +42,32 @@ class RemoveIdentities(Pass):
     name: ClassVar[str] = "remove-identities"
     effect: ClassVar[Effect] = "exact"
 
-    nonempty: bool = Option(True, "Take symbolic dims of the model's inputs as at least 1: no empty batch is ever fed.")
+    nonempty: bool = Option(
+        True,
+        "Take symbolic dims of the model's inputs as at least 1: no empty batch is ever fed.",
+    )
 
     def run(self, model: ir.Model, context: Context) -> PassOutcome:
-        counts = rewrite(model, rule_table(input_symbols(model) if self.nonempty else frozenset()))
+        counts = rewrite(
+            model, rule_table(input_symbols(model) if self.nonempty else frozenset())
+        )
         return PassOutcome(counts.total(), {"rewrites": counts.total(), **counts})
 
 
 def input_symbols(model: ir.Model) -> frozenset[str]:
     """Names of the symbolic dims of the model's inputs."""
-    return frozenset(d.value for v in model.graph.inputs for d in v.shape or ()
-                     if not isinstance(d, int) and d.value is not None)
+    return frozenset(
+        d.value
+        for v in model.graph.inputs
+        for d in v.shape or ()
+        if not isinstance(d, int) and d.value is not None
+    )
 
 
 def rewrite(model: ir.Model, table: dict[str, list[Rule]]) -> Counter[str]:
-    """Apply the rules to every node of all graphs, and again around every change; how often each applied."""
+    """Apply the rules to every node of all graphs, and again around every change; how often each
+    applied.
+    """
     edit, counts = Edit(model), Counter[str]()
     queue = deque(node for graph in graphs_of(model) for node in graph)
     waiting = set(queue)
@@ -65,7 +80,9 @@ def rewrite(model: ir.Model, table: dict[str, list[Rule]]) -> Counter[str]:
             if next(subgraphs(node), None) is None:
                 edit.remove(node)
         else:
-            applied = next((rule for rule in table.get(node.op_type, ()) if rule(node, edit)), None)
+            applied = next(
+                (rule for rule in table.get(node.op_type, ()) if rule(node, edit)), None
+            )
             if applied is not None:
                 counts[applied.__name__.replace("_", "-")] += 1
                 edit.touched.append(node)
@@ -99,16 +116,33 @@ def rule_table(positive: frozenset[str]) -> dict[str, list[Rule]]:
         "Size": [shape.shape_constant],
         "Gather": [shape.shape_constant],
         "Transpose": [shape.transpose],
-        "Reshape": [shape.shape_constant, shape.reshape_same, shape.reshape_target(positive), shape.reshape_view],
+        "Reshape": [
+            shape.shape_constant,
+            shape.reshape_same,
+            shape.reshape_target(positive),
+            shape.reshape_view,
+        ],
         "Flatten": [shape.flatten],
         "Slice": [shape.shape_constant, shape.slice_all, shape.slice_slice],
         "Expand": [shape.expand_same],
         "Tile": [shape.tile_once],
-        **{op: [shape.shape_constant, shape.squeeze_pair, merge] for op, merge in views.items()},
+        **{
+            op: [shape.shape_constant, shape.squeeze_pair, merge]
+            for op, merge in views.items()
+        },
         **{op: [arithmetic.one_input] for op in ("Sum", "Mean", "Max", "Min")},
         **{op: [arithmetic.repeated] for op in arithmetic.IDEMPOTENT},
         **{op: [arithmetic.involution] for op in arithmetic.INVOLUTIONS},
-        **{op: [shape.reduce_nothing] for op in ("ReduceSum", "ReduceMean", "ReduceProd", "ReduceMax", "ReduceMin")},
+        **{
+            op: [shape.reduce_nothing]
+            for op in (
+                "ReduceSum",
+                "ReduceMean",
+                "ReduceProd",
+                "ReduceMax",
+                "ReduceMin",
+            )
+        },
     }
     table["Unsqueeze"].append(shape.unsqueeze_gather)
     return table

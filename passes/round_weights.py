@@ -14,29 +14,39 @@ from ._quant.grids import Grid
 
 @dataclass(frozen=True)
 class RoundWeights(RoundingPass):
-    """Choose for each weight the grid point below or above it, by coordinate descent on the layer's output error.
+    """Choose for each weight the grid point below or above it, by coordinate descent on the layer's
+    output error.
 
-    Effect: lossy. Touches Conv, Gemm and MatMul with constant float32 weights. Solves AdaRound's layer-wise problem,
-    min (dW) H (dW)^T over up/down choices, without its relaxation: starting from nearest rounding, a weight flips
-    wherever that lowers the error, input by input, until none does. H is the covariance of the inputs; the mean error
-    goes into the bias, so a layer without one gets one. `quant` with the same bits finds exactly the same integers.
+    Effect: lossy. Touches Conv, Gemm and MatMul with constant float32 weights. Solves AdaRound's
+    layer-wise problem, min (dW) H (dW)^T over up/down choices, without its relaxation: starting
+    from nearest rounding, a weight flips wherever that lowers the error, input by input, until none
+    does. H is the covariance of the inputs; the mean error goes into the bias, so a layer without
+    one gets one. `quant` with the same bits finds exactly the same integers.
 
-    Shapes: weight (M, C, *K) or (K, N), bias (M,) -> same; one (K, K) matrix a group while it is worked on.
+    Shapes: weight (M, C, *K) or (K, N), bias (M,) -> same; one (K, K) matrix a group while it is
+    worked on.
 
     Errors: UsageError without calibration data; RefusedError if it meets NaN or infinity.
 
-    Stats: `layers`, `weights` (counts), `gain_db` (dB of output error below plain rounding, mean over layers).
+    Stats: `layers`, `weights` (counts), `gain_db` (dB of output error below plain rounding, mean
+    over layers).
 
-    Source: Nagel et al., Up or Down? Adaptive Rounding for Post-Training Quantization, ICML 2020 (arXiv:2004.10568),
-    the quadratic form of its section 3.
+    Source: Nagel et al., Up or Down? Adaptive Rounding for Post-Training Quantization, ICML 2020
+    (arXiv:2004.10568), the quadratic form of its section 3.
     """
 
     name: ClassVar[str] = "round-weights"
     effect: ClassVar[Effect] = "lossy"
 
-    sweeps: int = Option(20, "Times that each weight is looked at, at most.", low=1, high=1000)
+    sweeps: int = Option(
+        20, "Times that each weight is looked at, at most.", low=1, high=1000
+    )
 
-    def solve(self, rows: Rows, bias: Rows, gram: Rows, scales: Rows, grid: Grid) -> Solution:
+    def solve(
+        self, rows: Rows, bias: Rows, gram: Rows, scales: Rows, grid: Grid
+    ) -> Solution:
         hessian, mean = covariance(gram)
         codes = descended(rows, damped(hessian, self.damp), scales, grid, self.sweeps)
-        return Solution(codes, scales, bias - output_shift(codes * scales[:, None] - rows, mean))
+        return Solution(
+            codes, scales, bias - output_shift(codes * scales[:, None] - rows, mean)
+        )

@@ -29,13 +29,15 @@ ROUNDS = 20
 class Simplify(Pass):
     """Run the exact passes until none changes anything: fewer nodes, equal outputs.
 
-    Effect: exact. Groups remove-unused, deduplicate-initializers, unpack-sequences, remove-identities,
-    fold-constants, fold-batchnorm, fold-affine, fold-pad and eliminate-common-subexpressions; infers shapes anew after
-    every round that changed something. Dynamic dims stay dynamic.
+    Effect: exact. Groups remove-unused, deduplicate-initializers, unpack-sequences,
+    remove-identities, fold-constants, fold-batchnorm, fold-affine, fold-pad and
+    eliminate-common-subexpressions; infers shapes anew after every round that changed something.
+    Dynamic dims stay dynamic.
 
     Shapes: unchanged.
 
-    Stats: `rounds` (count), `nodes_before`, `nodes_after` (counts over all graphs), and what each pass changed.
+    Stats: `rounds` (count), `nodes_before`, `nodes_after` (counts over all graphs), and what each
+    pass changed.
 
     Source: ONNX Runtime's own optimizer is not idempotent: it misses what its later steps uncover.
     """
@@ -43,7 +45,10 @@ class Simplify(Pass):
     name: ClassVar[str] = "simplify"
     effect: ClassVar[Effect] = "exact"
 
-    nonempty: bool = Option(True, "Take symbolic dims of the model's inputs as at least 1: no empty batch is ever fed.")
+    nonempty: bool = Option(
+        True,
+        "Take symbolic dims of the model's inputs as at least 1: no empty batch is ever fed.",
+    )
 
     def run(self, model: ir.Model, context: Context) -> PassOutcome:
         before = _count(model)
@@ -58,7 +63,12 @@ class Simplify(Pass):
             if not any(outcome.changed for _, outcome in outcomes):
                 break
             refresh_shapes(model)
-        stats = {"rounds": rounds, "nodes_before": before, "nodes_after": _count(model), **changed}
+        stats = {
+            "rounds": rounds,
+            "nodes_before": before,
+            "nodes_after": _count(model),
+            **changed,
+        }
         return PassOutcome(changed.total(), dict(stats), list(declined))
 
     def _passes(self) -> list[Pass]:

@@ -19,11 +19,12 @@ SPLIT_INPUT = 13
 
 @dataclass(frozen=True)
 class UnpackSequences(Pass):
-    """Replace SplitToSequence and SequenceConstruct by the tensors that SequenceAt takes out of them.
+    """Replace SplitToSequence and SequenceConstruct by the tensors that SequenceAt takes out of
+    them.
 
-    Effect: exact. Only where every user of the sequence is a SequenceAt with a constant position and the sizes of the
-    parts are known. Exporters write torch's `chunk`, `split` and `unbind` this way; runtimes run a Split faster, and
-    other passes see through it.
+    Effect: exact. Only where every user of the sequence is a SequenceAt with a constant position
+    and the sizes of the parts are known. Exporters write torch's `chunk`, `split` and `unbind` this
+    way; runtimes run a Split faster, and other passes see through it.
 
     Shapes: unchanged.
 
@@ -76,7 +77,9 @@ def _unpack(node: ir.Node, edit: Edit) -> str:
 def _position(user: ir.Node, count: int) -> int | None:
     """Which part a SequenceAt takes, if that is constant."""
     given = ints_of(user.inputs[1]) if user.op_type == "SequenceAt" else None
-    return given[0] % count if given is not None and -count <= given[0] < count else None
+    return (
+        given[0] % count if given is not None and -count <= given[0] < count else None
+    )
 
 
 def _constructed(node: ir.Node) -> list[int] | None:
@@ -98,7 +101,11 @@ def _split(node: ir.Node) -> list[int] | None:
     value = node.inputs[1].const_value
     if value is not None and len(value.shape) == 0:
         step = given[0]
-        return [min(step, size - start) for start in range(0, size, step)] if step > 0 else None
+        return (
+            [min(step, size - start) for start in range(0, size, step)]
+            if step > 0
+            else None
+        )
     return given if sum(given) == size else None
 
 
@@ -111,8 +118,15 @@ def _tensors(node: ir.Node, sizes: Sequence[int], edit: Edit) -> list[ir.Value]:
         return [value for value in node.inputs if value is not None]
     graph, axis = node.graph, node.attributes.get_int("axis", 0)
     assert isinstance(graph, ir.Graph)
-    lengths = edit.constant(graph, np.array(sizes, np.int64), f"{node.outputs[0].name}_sizes")
-    split = ir.node("Split", [node.inputs[0], lengths], attributes={"axis": axis}, num_outputs=len(sizes))
+    lengths = edit.constant(
+        graph, np.array(sizes, np.int64), f"{node.outputs[0].name}_sizes"
+    )
+    split = ir.node(
+        "Split",
+        [node.inputs[0], lengths],
+        attributes={"axis": axis},
+        num_outputs=len(sizes),
+    )
     split.name = edit.fresh(f"{node.name or 'Split'}_split")
     for value in split.outputs:
         value.name = edit.fresh(f"{node.outputs[0].name}_part")
@@ -122,7 +136,9 @@ def _tensors(node: ir.Node, sizes: Sequence[int], edit: Edit) -> list[ir.Value]:
     whole = len(node.inputs) > 1 and node.inputs[1] is not None
     if whole or node.attributes.get_int("keepdims", True):
         return list(split.outputs)
-    axes = edit.constant(graph, np.array([axis], np.int64), f"{node.outputs[0].name}_axis")
+    axes = edit.constant(
+        graph, np.array([axis], np.int64), f"{node.outputs[0].name}_axis"
+    )
     return [_squeezed(node, value, axes, edit) for value in split.outputs]
 
 

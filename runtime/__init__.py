@@ -1,1 +1,3 @@
-"""Everything that runs a model: sessions, targets, data feeds, calibration, metrics, benchmarks, comparison."""
+"""Everything that runs a model: sessions, targets, data feeds, calibration, metrics, benchmarks,
+comparison.
+"""

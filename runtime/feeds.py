@@ -1,4 +1,6 @@
-"""Data for a model: batches of named arrays, checked against its inputs, iterated and never held whole."""
+"""Data for a model: batches of named arrays, checked against its inputs, iterated and never held
+whole.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,10 @@ _SIZES: tuple[dict[str, int], ...] = (
     {"batch": 1, "spatial": 640, "sequence": 1},
 )
 """Lengths to try for open axes, likeliest first."""
-_FORMS = "an .npz or .npy file, a folder of test_data_set_* or of images, module:callable or file.py:callable"
+_FORMS = (
+    "an .npz or .npy file, a folder of test_data_set_* or of images, module:callable or "
+    "file.py:callable"
+)
 
 
 @dataclass(frozen=True)
@@ -42,9 +47,16 @@ class Batch:
 
 
 class Feeds:
-    """Checked batches, as often as they are iterated. `warnings` holds what was adapted or left out, each once."""
+    """Checked batches, as often as they are iterated. `warnings` holds what was adapted or left
+    out, each once.
+    """
 
-    def __init__(self, source: Callable[[], Iterable[Any]], inputs: Sequence[TensorInfo], where: str) -> None:
+    def __init__(
+        self,
+        source: Callable[[], Iterable[Any]],
+        inputs: Sequence[TensorInfo],
+        where: str,
+    ) -> None:
         self._source = source
         self.inputs = {i.name: i for i in inputs}
         self.where = where
@@ -55,7 +67,9 @@ class Feeds:
         for count, item in enumerate(self._source(), 1):
             yield self._checked(item, f"{self.where}, batch {count - 1}")
         if not count:
-            raise RefusedError(self.where, "holds no batches", "give at least one sample")
+            raise RefusedError(
+                self.where, "holds no batches", "give at least one sample"
+            )
 
     def note(self, message: str) -> None:
         """Remember something to tell the user, once."""
@@ -69,37 +83,61 @@ class Feeds:
         rows = next((len(a) for a in feeds.values() if a.ndim), None)
         if rows == 0:
             raise RefusedError(where, "is an empty batch", "leave empty batches out")
-        return Batch(feeds, None if labels is None else _label_array(labels, rows, where))
+        return Batch(
+            feeds, None if labels is None else _label_array(labels, rows, where)
+        )
 
     def _array(self, name: str, value: Any, where: str) -> NDArray[Any]:
         info, place = self.inputs[name], f"{where}, input '{name}'"
         if not info.is_tensor:
-            raise RefusedError(place, f"is a {info.dtype}: only tensors can be fed",
-                               "export the model with tensor inputs")
+            raise RefusedError(
+                place,
+                f"is a {info.dtype}: only tensors can be fed",
+                "export the model with tensor inputs",
+            )
         array = self._cast(np.asarray(value), info, place)
         if array.ndim != len(info.shape):
-            raise RefusedError(place, f"shape {_shape(array.shape)} has rank {array.ndim}; the model takes "
-                               f"{_shape(info.shape)}", f"give arrays of rank {len(info.shape)}")
+            raise RefusedError(
+                place,
+                f"shape {_shape(array.shape)} has rank {array.ndim}; the model takes "
+                f"{_shape(info.shape)}",
+                f"give arrays of rank {len(info.shape)}",
+            )
         for axis, (have, want) in enumerate(zip(array.shape, info.shape, strict=True)):
             if isinstance(want, int) and have != want:
-                raise RefusedError(place, f"shape {_shape(array.shape)}: axis {axis} is {have}; the model takes "
-                                   f"{_shape(info.shape)}", f"give arrays of shape {_shape(info.shape)}")
+                raise RefusedError(
+                    place,
+                    f"shape {_shape(array.shape)}: axis {axis} is {have}; the model takes "
+                    f"{_shape(info.shape)}",
+                    f"give arrays of shape {_shape(info.shape)}",
+                )
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             bad = "NaN" if np.isnan(array).any() else "an infinite value"
-            raise RefusedError(place, f"holds {bad}", "clean the data: models and statistics need finite values")
+            raise RefusedError(
+                place,
+                f"holds {bad}",
+                "clean the data: models and statistics need finite values",
+            )
         return array
 
     def _cast(self, array: NDArray[Any], info: TensorInfo, place: str) -> NDArray[Any]:
         """The array in the input's type: only casts that lose nothing, and float64 to float32."""
-        if array.dtype.name == info.dtype or (info.dtype == "object" and array.dtype.kind in "OUS"):
+        if array.dtype.name == info.dtype or (
+            info.dtype == "object" and array.dtype.kind in "OUS"
+        ):
             return array.astype(object) if info.dtype == "object" else array
         wanted = _numpy_dtype(info.dtype)
         if wanted is not None and _can_cast(array, wanted):
             if not np.can_cast(array.dtype, wanted):
-                self.note(f"{self.where}: input '{info.name}' is {array.dtype.name}, fed as {info.dtype}")
+                self.note(
+                    f"{self.where}: input '{info.name}' is {array.dtype.name}, fed as {info.dtype}"
+                )
             return array.astype(wanted)
-        raise RefusedError(place, f"is {array.dtype.name}; the model takes {info.dtype}",
-                           f"convert it: array.astype('{info.dtype}')")
+        raise RefusedError(
+            place,
+            f"is {array.dtype.name}; the model takes {info.dtype}",
+            f"convert it: array.astype('{info.dtype}')",
+        )
 
 
 class StoredFeeds(Feeds):
@@ -114,11 +152,12 @@ class StoredFeeds(Feeds):
 
 
 def open_feeds(data: Any, inputs: Sequence[TensorInfo]) -> Feeds:
-    """Feeds from any form of data: a path or `module:callable` text, a dict of arrays, a callable, a list of batches.
+    """Feeds from any form of data: a path or `module:callable` text, a dict of arrays, a callable,
+    a list of batches.
 
-    A batch is a dict of input name to array (an array alone for a model with one input), or (batch, labels).
-    Errors: UsageError for a form that is not known, RefusedError for data that does not fit; the batches themselves
-    are checked as they are iterated.
+    A batch is a dict of input name to array (an array alone for a model with one input), or (batch,
+    labels). Errors: UsageError for a form that is not known, RefusedError for data that does not
+    fit; the batches themselves are checked as they are iterated.
     """
     if isinstance(data, Feeds):
         return data
@@ -133,10 +172,16 @@ def open_feeds(data: Any, inputs: Sequence[TensorInfo]) -> Feeds:
         return _from_arrays(arrays_module.in_memory({"data": data}), inputs, "data")
     if isinstance(data, Iterable) and iter(data) is not data:
         return Feeds(lambda: data, inputs, "data")
-    problem = f"a {type(data).__name__} can be iterated only once" if isinstance(data, Iterator) else (
-        f"a {type(data).__name__} is no data")
-    raise UsageError("data", problem,
-                     f"give {_FORMS}, a dict of arrays, a list of batches or a function that yields them")
+    problem = (
+        f"a {type(data).__name__} can be iterated only once"
+        if isinstance(data, Iterator)
+        else (f"a {type(data).__name__} is no data")
+    )
+    raise UsageError(
+        "data",
+        problem,
+        f"give {_FORMS}, a dict of arrays, a list of batches or a function that yields them",
+    )
 
 
 def _from_text(text: str, inputs: Sequence[TensorInfo]) -> Feeds:
@@ -151,15 +196,23 @@ def _from_text(text: str, inputs: Sequence[TensorInfo]) -> Feeds:
         return Feeds(lambda: user_code(function, text), inputs, text)
     if not path.exists():
         raise RefusedError(f"data {text}", "no such file or folder", f"give {_FORMS}")
-    raise RefusedError(f"data {text}", f"'{path.suffix or path.name}' files are not known", f"give {_FORMS}")
+    raise RefusedError(
+        f"data {text}",
+        f"'{path.suffix or path.name}' files are not known",
+        f"give {_FORMS}",
+    )
 
 
-def _from_arrays(arrays: arrays_module.ArraySet, inputs: Sequence[TensorInfo], where: str) -> Feeds:
+def _from_arrays(
+    arrays: arrays_module.ArraySet, inputs: Sequence[TensorInfo], where: str
+) -> Feeds:
     plan = arrays_module.plan(arrays, inputs, where)
     feeds = Feeds(lambda: arrays.batches(plan), inputs, where)
     if plan.dropped:
-        feeds.note(f"{where}: the last {plan.dropped} of {plan.samples} samples are left out: "
-                   f"the model takes batches of {plan.batch}")
+        feeds.note(
+            f"{where}: the last {plan.dropped} of {plan.samples} samples are left out: "
+            f"the model takes batches of {plan.batch}"
+        )
     return feeds
 
 
@@ -172,28 +225,49 @@ def _split(item: Any, names: list[str], where: str) -> tuple[Mapping[str, Any], 
         return feeds, labels
     if len(names) == 1 and isinstance(feeds, np.ndarray):
         return {names[0]: feeds}, labels
-    raise RefusedError(where, f"is a {type(feeds).__name__}", "yield a dict of input name to array, or (dict, labels)")
+    raise RefusedError(
+        where,
+        f"is a {type(feeds).__name__}",
+        "yield a dict of input name to array, or (dict, labels)",
+    )
 
 
 def _label_array(labels: Any, rows: int | None, where: str) -> NDArray[Any]:
     try:
         array = np.asarray(labels)
     except ValueError as error:
-        raise RefusedError(f"{where}, labels", f"are no array: {error}", "give one label a sample") from error
+        raise RefusedError(
+            f"{where}, labels", f"are no array: {error}", "give one label a sample"
+        ) from error
     if array.ndim and rows is not None and len(array) != rows:
-        raise RefusedError(f"{where}, labels", f"{len(array)} labels for {rows} samples", "give one label a sample")
+        raise RefusedError(
+            f"{where}, labels",
+            f"{len(array)} labels for {rows} samples",
+            "give one label a sample",
+        )
     return array
 
 
-def _same_names(given: Mapping[str, Any], inputs: Mapping[str, TensorInfo], where: str) -> None:
+def _same_names(
+    given: Mapping[str, Any], inputs: Mapping[str, TensorInfo], where: str
+) -> None:
     unknown = [name for name in given if name not in inputs]
     missing = [name for name in inputs if name not in given]
     if unknown:
         near = difflib.get_close_matches(str(unknown[0]), inputs, 1)
-        raise RefusedError(where, f"the model has no input '{unknown[0]}'",
-                           f"did you mean '{near[0]}'?" if near else f"its inputs are {', '.join(inputs)}")
+        raise RefusedError(
+            where,
+            f"the model has no input '{unknown[0]}'",
+            f"did you mean '{near[0]}'?"
+            if near
+            else f"its inputs are {', '.join(inputs)}",
+        )
     if missing:
-        raise RefusedError(where, f"input '{missing[0]}' is missing", f"the model's inputs are {', '.join(inputs)}")
+        raise RefusedError(
+            where,
+            f"input '{missing[0]}' is missing",
+            f"the model's inputs are {', '.join(inputs)}",
+        )
 
 
 def _numpy_dtype(name: str) -> np.dtype[Any] | None:
@@ -207,7 +281,9 @@ def _numpy_dtype(name: str) -> np.dtype[Any] | None:
 
 
 def _can_cast(array: NDArray[Any], wanted: np.dtype[Any]) -> bool:
-    if np.can_cast(array.dtype, wanted) or (array.dtype == np.float64 and wanted == np.float32):
+    if np.can_cast(array.dtype, wanted) or (
+        array.dtype == np.float64 and wanted == np.float32
+    ):
         return True
     integers = array.dtype.kind in "iu" and wanted.kind in "iu"
     return bool(integers and (array == array.astype(wanted)).all())
@@ -218,25 +294,41 @@ def _shape(shape: Sequence[Any]) -> str:
 
 
 def synthetic_feeds(
-    inputs: Sequence[TensorInfo], seed: int, batches: int = 2, overrides: Overrides | None = None,
+    inputs: Sequence[TensorInfo],
+    seed: int,
+    batches: int = 2,
+    overrides: Overrides | None = None,
     sizes: Mapping[str, int] | None = None,
 ) -> Feeds:
-    """Made-up batches, the same for the same seed. `sizes`: lengths of open `batch`, `spatial`, `sequence` axes."""
+    """Made-up batches, the same for the same seed. `sizes`: lengths of open `batch`, `spatial`,
+    `sequence` axes.
+    """
     chosen = {**_SIZES[0], **(sizes or {})}
     for info in inputs:
         if not info.is_tensor or _numpy_dtype(info.dtype) is None:
-            raise RefusedError(f"input '{info.name}'", f"is a {info.dtype}: it cannot be made up", "give data")
+            raise RefusedError(
+                f"input '{info.name}'",
+                f"is a {info.dtype}: it cannot be made up",
+                "give data",
+            )
 
     def make() -> Iterator[Arrays]:
         random = np.random.default_rng(seed)
         for _ in range(batches):
-            yield {i.name: array_for(i, shape_of(i, chosen, overrides or {}), random) for i in inputs}
+            yield {
+                i.name: array_for(i, shape_of(i, chosen, overrides or {}), random)
+                for i in inputs
+            }
 
     return Feeds(make, inputs, "synthetic data")
 
 
-def candidate_feeds(inputs: Sequence[TensorInfo], seed: int, batches: int = 2) -> Iterator[Feeds]:
-    """Synthetic feeds of several sizes, likeliest first: take the first for which the original's outputs are finite."""
+def candidate_feeds(
+    inputs: Sequence[TensorInfo], seed: int, batches: int = 2
+) -> Iterator[Feeds]:
+    """Synthetic feeds of several sizes, likeliest first: take the first for which the original's
+    outputs are finite.
+    """
     tried: set[tuple[tuple[int, ...], ...]] = set()
     for sizes in _SIZES:
         shapes = tuple(shape_of(i, sizes, {}) for i in inputs)
@@ -245,25 +337,39 @@ def candidate_feeds(inputs: Sequence[TensorInfo], seed: int, batches: int = 2) -
             yield synthetic_feeds(inputs, seed, batches, sizes=sizes)
 
 
-def sized_feeds(inputs: Sequence[TensorInfo], seed: int, rows: Sequence[int]) -> Iterator[list[Feeds]]:
-    """Synthetic feeds of one batch for each length in `rows`, likeliest other sizes first; a symbol has one length.
+def sized_feeds(
+    inputs: Sequence[TensorInfo], seed: int, rows: Sequence[int]
+) -> Iterator[list[Feeds]]:
+    """Synthetic feeds of one batch for each length in `rows`, likeliest other sizes first; a symbol
+    has one length.
 
     Lengths that make no difference to the shapes are left out.
     """
     tried: set[tuple[tuple[int, ...], ...]] = set()
     for sizes in _SIZES:
-        plans: dict[tuple[tuple[int, ...], ...], tuple[dict[str, int], dict[str, int]]] = {}
+        plans: dict[
+            tuple[tuple[int, ...], ...], tuple[dict[str, int], dict[str, int]]
+        ] = {}
         for count in rows:
             chosen = {**sizes, "batch": count}
             symbols = _symbol_lengths(inputs, chosen)
-            plans.setdefault(tuple(shape_of(i, chosen, symbols) for i in inputs), (chosen, symbols))
+            plans.setdefault(
+                tuple(shape_of(i, chosen, symbols) for i in inputs), (chosen, symbols)
+            )
         if not tried.issuperset(plans):
             tried.update(plans)
-            yield [synthetic_feeds(inputs, seed, 1, symbols, chosen) for chosen, symbols in plans.values()]
+            yield [
+                synthetic_feeds(inputs, seed, 1, symbols, chosen)
+                for chosen, symbols in plans.values()
+            ]
 
 
-def _symbol_lengths(inputs: Sequence[TensorInfo], sizes: Mapping[str, int]) -> dict[str, int]:
-    """A length for each symbol, as the input of the highest rank has it: names alone may tell less of a vector."""
+def _symbol_lengths(
+    inputs: Sequence[TensorInfo], sizes: Mapping[str, int]
+) -> dict[str, int]:
+    """A length for each symbol, as the input of the highest rank has it: names alone may tell less
+    of a vector.
+    """
     lengths: dict[str, int] = {}
     for info in sorted(inputs, key=lambda i: -len(i.shape)):
         for dim, length in zip(info.shape, shape_of(info, sizes, lengths), strict=True):

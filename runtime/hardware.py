@@ -54,16 +54,28 @@ _FEATURES = {
     X86: (
         _Feature("avx2", "AVX2", "avx2", "AVX2", "AVX2"),
         _Feature("avx512", "AVX-512", "avx512bw", "AVX512BW", "AVX512BW"),
-        _Feature("avx512_vnni", "AVX-512 VNNI", "avx512_vnni", "AVX512VNNI", "AVX512VNNI",
-                 exact=True),
+        _Feature(
+            "avx512_vnni",
+            "AVX-512 VNNI",
+            "avx512_vnni",
+            "AVX512VNNI",
+            "AVX512VNNI",
+            exact=True,
+        ),
         _Feature("avx_vnni", "AVX-VNNI", "avx_vnni", exact=True),
         _Feature("avx_vnni_int8", "AVX-VNNI-INT8", "avx_vnni_int8", exact=True),
         _Feature("amx_int8", "AMX", "amx_int8", exact=True),
     ),
     ARM: (
         _Feature("neon", "NEON", "asimd", "hw.optional.neon", "ASIMD"),
-        _Feature("dot_product", "dot product", "asimddp", "hw.optional.arm.FEAT_DotProd", "ASIMDDP",
-                 exact=True),
+        _Feature(
+            "dot_product",
+            "dot product",
+            "asimddp",
+            "hw.optional.arm.FEAT_DotProd",
+            "ASIMDDP",
+            exact=True,
+        ),
         _Feature("i8mm", "i8mm", "i8mm", "hw.optional.arm.FEAT_I8MM", exact=True),
     ),
 }
@@ -71,10 +83,21 @@ _NEEDS = {"avx512_vnni": "avx512", "amx_int8": "avx512"}
 """No CPU has the first without the second: where that is hidden, so is this."""
 
 _ARM_CORES = {
-    "0xd03": "Cortex-A53", "0xd05": "Cortex-A55", "0xd07": "Cortex-A57", "0xd08": "Cortex-A72",
-    "0xd09": "Cortex-A73", "0xd0a": "Cortex-A75", "0xd0b": "Cortex-A76", "0xd0c": "Neoverse N1",
-    "0xd40": "Neoverse V1", "0xd41": "Cortex-A78", "0xd42": "Cortex-A78AE", "0xd49": "Neoverse N2",
-    "0xd4f": "Neoverse V2", "0xd84": "Neoverse V3", "0xd8e": "Neoverse N3",
+    "0xd03": "Cortex-A53",
+    "0xd05": "Cortex-A55",
+    "0xd07": "Cortex-A57",
+    "0xd08": "Cortex-A72",
+    "0xd09": "Cortex-A73",
+    "0xd0a": "Cortex-A75",
+    "0xd0b": "Cortex-A76",
+    "0xd0c": "Neoverse N1",
+    "0xd40": "Neoverse V1",
+    "0xd41": "Cortex-A78",
+    "0xd42": "Cortex-A78AE",
+    "0xd49": "Neoverse N2",
+    "0xd4f": "Neoverse V2",
+    "0xd84": "Neoverse V3",
+    "0xd8e": "Neoverse N3",
 }
 """Arm's own cores by part number, all that Linux tells of most (MIDR_EL1 in Arm's manuals)."""
 
@@ -99,11 +122,19 @@ class Hardware:
         """For people: `AMD EPYC 7B12, AVX2 without VNNI (8-bit products saturate)`."""
         name = "unknown CPU" if self.cpu == UNKNOWN else _TRADEMARKS.sub("", self.cpu)
         label = f"{' '.join(name.split())}, {self._products()}"
-        return label if self.provider == "cpu" else f"{self.provider} provider, host {label}"
+        return (
+            label
+            if self.provider == "cpu"
+            else f"{self.provider} provider, host {label}"
+        )
 
     def _products(self) -> str:
-        known = [f for f in _FEATURES.get(self.architecture, ()) if f.name in self.integer]
-        widest = next((f.words for f in reversed(known) if not f.exact), self.architecture)
+        known = [
+            f for f in _FEATURES.get(self.architecture, ()) if f.name in self.integer
+        ]
+        widest = next(
+            (f.words for f in reversed(known) if not f.exact), self.architecture
+        )
         exact = ", ".join(f.words for f in known if f.exact)
         if self.saturates:
             lacks = " without VNNI" if self.architecture == X86 else ""
@@ -114,8 +145,12 @@ class Hardware:
 
     def to_json(self) -> dict[str, Any]:
         """`cpu`, `integer`, `saturates`, `label`."""
-        return {"cpu": self.cpu, "integer": list(self.integer), "saturates": self.saturates,
-                "label": self.label}
+        return {
+            "cpu": self.cpu,
+            "integer": list(self.integer),
+            "saturates": self.saturates,
+            "label": self.label,
+        }
 
 
 def hardware(worker: Worker | None, provider: str = "cpu") -> Hardware:
@@ -124,11 +159,16 @@ def hardware(worker: Worker | None, provider: str = "cpu") -> Hardware:
     Never an error: what cannot be found out is "unknown" or None.
     """
     saturates = _measured_in(worker)
-    return described(machine_architecture(), cpu_name(), instruction_sets(), saturates, provider)
+    return described(
+        machine_architecture(), cpu_name(), instruction_sets(), saturates, provider
+    )
 
 
 def described(
-    architecture: str, cpu: str, integer: Iterable[str], saturates: bool | None,
+    architecture: str,
+    cpu: str,
+    integer: Iterable[str],
+    saturates: bool | None,
     provider: str = "cpu",
 ) -> Hardware:
     """What is known of a CPU, without instructions that the measurement shows not to be used."""
@@ -190,8 +230,9 @@ def products_saturate(model: bytes) -> bool:
 
 # told by the system
 
+
 def machine_architecture() -> str:
-    """"x86-64", "arm64", or the system's own word."""
+    """Name of the architecture: "x86-64", "arm64", or the system's own word."""
     machine = platform.machine() or UNKNOWN
     return _MACHINES.get(machine.lower(), machine)
 
@@ -218,7 +259,11 @@ def linux_name(cpuinfo: str) -> str:
     implementer, part = fields.get("cpu implementer", ""), fields.get("cpu part", "")
     if implementer == "0x41" and part in _ARM_CORES:
         return f"Arm {_ARM_CORES[part]}"
-    return fields.get("model", "") if not part else f"CPU implementer {implementer} part {part}"
+    return (
+        fields.get("model", "")
+        if not part
+        else f"CPU implementer {implementer} part {part}"
+    )
 
 
 def _fields(cpuinfo: str) -> dict[str, str]:
@@ -244,7 +289,9 @@ def _windows_name() -> str:
 def _sysctl(name: str) -> str:
     """A value of macOS' sysctl; empty where it has no such name."""
     command = ["/usr/sbin/sysctl", "-n", name]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=10, check=False
+    )
     return done.stdout.strip()
 
 
@@ -270,16 +317,26 @@ def linux_flags(cpuinfo: str) -> set[str]:
 def _macos_flags(architecture: str) -> set[str]:
     if architecture == X86:
         return set(_sysctl("machdep.cpu.leaf7_features").upper().split())
-    return {f.macos for f in _FEATURES.get(architecture, ()) if f.macos and _sysctl(f.macos) == "1"}
+    return {
+        f.macos
+        for f in _FEATURES.get(architecture, ())
+        if f.macos and _sysctl(f.macos) == "1"
+    }
 
 
 def _seen_by_numpy() -> Mapping[str, bool]:
-    with contextlib.suppress(ImportError, AttributeError):  # numpy promises nothing about it
-        return dict(importlib.import_module("numpy._core._multiarray_umath").__cpu_features__)
+    with contextlib.suppress(
+        ImportError, AttributeError
+    ):  # numpy promises nothing about it
+        return dict(
+            importlib.import_module("numpy._core._multiarray_umath").__cpu_features__
+        )
     return {}
 
 
-def seen(architecture: str, told: set[str], by_numpy: Mapping[str, bool]) -> tuple[str, ...]:
+def seen(
+    architecture: str, told: set[str], by_numpy: Mapping[str, bool]
+) -> tuple[str, ...]:
     """Names of the features that the CPU has: as numpy found, and of others as the system tells."""
     names: list[str] = []
     for feature in _FEATURES.get(architecture, ()):

@@ -1,4 +1,6 @@
-"""Data in two parts: what passes calibrate, round and train on, and rows that judge what they made of it."""
+"""Data in two parts: what passes calibrate, round and train on, and rows that judge what they made
+of it.
+"""
 
 from __future__ import annotations
 
@@ -18,12 +20,16 @@ FEWEST = 32
 """Samples below which none is spared: a small calibration set needs every one."""
 
 SPAN = 512
-"""Samples at the beginning of the data that are shared out; what lies behind is for passes alone."""
+"""Samples at the beginning of the data that are shared out; what lies behind is for passes
+alone.
+"""
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """`others`: the data without what is held out; `batches`: that, samples of one shape together."""
+    """`others`: the data without what is held out; `batches`: that, samples of one shape
+    together.
+    """
 
     others: Feeds
     batches: list[Batch]
@@ -32,8 +38,8 @@ class HeldOut:
 def held_out(feeds: Feeds) -> HeldOut | None:
     """Share out the data; None where there are fewer than `FEWEST` samples.
 
-    Samples are rows where axis 0 of every input is one open batch, else batches. The data is iterated once, up to
-    `SPAN` samples; at most an eighth of them is held in memory.
+    Samples are rows where axis 0 of every input is one open batch, else batches. The data is
+    iterated once, up to `SPAN` samples; at most an eighth of them is held in memory.
     """
     held: list[Batch] = []
     count = 0
@@ -88,7 +94,11 @@ def _parts(feeds: Feeds) -> Iterator[_Part]:
 def _rows(batch: Batch, chosen: NDArray[np.bool_]) -> Batch:
     """Some rows of a batch."""
     labels = batch.labels
-    some = labels[chosen] if labels is not None and labels.ndim and len(labels) == len(chosen) else labels
+    some = (
+        labels[chosen]
+        if labels is not None and labels.ndim and len(labels) == len(chosen)
+        else labels
+    )
     return Batch({name: array[chosen] for name, array in batch.feeds.items()}, some)
 
 
@@ -96,14 +106,30 @@ def _joined(batches: list[Batch]) -> list[Batch]:
     """Neighbouring batches of rows of one shape as one; labels are not kept."""
     joined: list[list[Batch]] = []
     for batch in batches:
-        if joined and same_rows(batch.feeds) and _shapes(joined[-1][0]) == _shapes(batch):
+        if (
+            joined
+            and same_rows(batch.feeds)
+            and _shapes(joined[-1][0]) == _shapes(batch)
+        ):
             joined[-1].append(batch)
         else:
             joined.append([batch])
-    return [Batch({name: np.concatenate([b.feeds[name] for b in group]) for name in group[0].feeds})
-            if len(group) > 1 else group[0] for group in joined]
+    return [
+        Batch(
+            {
+                name: np.concatenate([b.feeds[name] for b in group])
+                for name in group[0].feeds
+            }
+        )
+        if len(group) > 1
+        else group[0]
+        for group in joined
+    ]
 
 
 def _shapes(batch: Batch) -> dict[str, tuple[int, ...]]:
     """Of single rows; of a batch that has no rows to be taken apart, one that equals no other."""
-    return {name: array.shape[1:] if array.ndim else (-id(batch),) for name, array in batch.feeds.items()}
+    return {
+        name: array.shape[1:] if array.ndim else (-id(batch),)
+        for name, array in batch.feeds.items()
+    }

@@ -1,4 +1,6 @@
-"""Sessions of ONNX Runtime in a worker: on the provider that was asked for, or an error; never a silent fallback."""
+"""Sessions of ONNX Runtime in a worker: on the provider that was asked for, or an error; never a
+silent fallback.
+"""
 
 from __future__ import annotations
 
@@ -16,15 +18,27 @@ from .worker import RemoteError, Worker
 Dim = int | str | None
 
 _DTYPES = {
-    "float": "float32", "double": "float64", "float16": "float16", "bfloat16": "bfloat16", "string": "object",
-    "bool": "bool", "int8": "int8", "int16": "int16", "int32": "int32", "int64": "int64",
-    "uint8": "uint8", "uint16": "uint16", "uint32": "uint32", "uint64": "uint64",
+    "float": "float32",
+    "double": "float64",
+    "float16": "float16",
+    "bfloat16": "bfloat16",
+    "string": "object",
+    "bool": "bool",
+    "int8": "int8",
+    "int16": "int16",
+    "int32": "int32",
+    "int64": "int64",
+    "uint8": "uint8",
+    "uint16": "uint16",
+    "uint32": "uint32",
+    "uint64": "uint64",
 }
 
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """An input or output: name, numpy dtype name (`object` for text), shape with symbolic dims by name or None.
+    """An input or output: name, numpy dtype name (`object` for text), shape with symbolic dims by
+    name or None.
 
     What is not a tensor keeps ONNX Runtime's type text as its dtype, e.g. `seq(tensor(float))`.
     """
@@ -39,11 +53,20 @@ class TensorInfo:
 
 
 class Session:
-    """A model loaded in a worker. If the worker died meanwhile, the next use loads the model again."""
+    """A model loaded in a worker. If the worker died meanwhile, the next use loads the model
+    again.
+    """
 
     def __init__(
-        self, worker: Worker, path: Path, provider: str, options: Mapping[str, str], threads: int, optimize: bool,
-        spin: bool = True, exact: bool = False,
+        self,
+        worker: Worker,
+        path: Path,
+        provider: str,
+        options: Mapping[str, str],
+        threads: int,
+        optimize: bool,
+        spin: bool = True,
+        exact: bool = False,
     ) -> None:
         self.worker = worker
         self.path = path
@@ -67,43 +90,76 @@ class Session:
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Outputs by name. Errors: RemoteError with ONNX Runtime's message; WorkerDied."""
         try:
-            outputs: dict[str, NDArray[Any]] = self.worker.call("run", self.handle(), dict(feeds))
+            outputs: dict[str, NDArray[Any]] = self.worker.call(
+                "run", self.handle(), dict(feeds)
+            )
         except RemoteError as error:
-            raise RemoteError(self.path.name, f"ONNX Runtime fails to run it: {error.problem}",
-                              "check that the data fits the model's inputs", error.kind) from None
+            raise RemoteError(
+                self.path.name,
+                f"ONNX Runtime fails to run it: {error.problem}",
+                "check that the data fits the model's inputs",
+                error.kind,
+            ) from None
         return outputs
 
     def optimized_ops(self) -> dict[str, int]:
-        """Counts of `domain.op` in ONNX Runtime's own optimized graph (`Conv`, `com.microsoft.QLinearAdd`)."""
+        """Counts of `domain.op` in ONNX Runtime's own optimized graph (`Conv`,
+        `com.microsoft.QLinearAdd`).
+        """
         counts: dict[str, int] = self.worker.call(
-            "optimized_ops", str(self.path), self._providers(), self.threads)
+            "optimized_ops", str(self.path), self._providers(), self.threads
+        )
         return counts
 
-    def optimized_nodes(self) -> list[tuple[str, str, tuple[str, ...], tuple[str, ...]]]:
-        """(`domain.op`, name, inputs, outputs) of each node of ONNX Runtime's own optimized graph."""
-        nodes: list[tuple[str, str, tuple[str, ...], tuple[str, ...]]] = self.worker.call(
-            "optimized_nodes", str(self.path), self._providers(), self.threads)
+    def optimized_nodes(
+        self,
+    ) -> list[tuple[str, str, tuple[str, ...], tuple[str, ...]]]:
+        """(`domain.op`, name, inputs, outputs) of each node of ONNX Runtime's own optimized
+        graph.
+        """
+        nodes: list[tuple[str, str, tuple[str, ...], tuple[str, ...]]] = (
+            self.worker.call(
+                "optimized_nodes", str(self.path), self._providers(), self.threads
+            )
+        )
         return nodes
 
     def close(self) -> None:
         """Free the session in the child."""
-        if self._handle >= 0 and self.worker.alive and self._generation == self.worker.generation:
+        if (
+            self._handle >= 0
+            and self.worker.alive
+            and self._generation == self.worker.generation
+        ):
             self.worker.call("close_session", self._handle)
         self._handle, self._generation = -1, 0
 
     def _providers(self) -> list[tuple[str, dict[str, str]]]:
-        partner: list[tuple[str, dict[str, str]]] = [(self.provider.partner, {})] if self.provider.partner else []
+        partner: list[tuple[str, dict[str, str]]] = (
+            [(self.provider.partner, {})] if self.provider.partner else []
+        )
         return [(self.provider.ort_name, self.options), *partner]
 
     def _open(self) -> None:
         p = self.provider
         try:
             self._handle, inputs, outputs = self.worker.call(
-                "open_session", str(self.path), p.name, self._providers(), p.install, self.threads, self.optimize,
-                self.spin, self.exact)
+                "open_session",
+                str(self.path),
+                p.name,
+                self._providers(),
+                p.install,
+                self.threads,
+                self.optimize,
+                self.spin,
+                self.exact,
+            )
         except RemoteError as error:
-            raise RefusedError(self.path.name, f"ONNX Runtime cannot load it: {error.problem}",
-                               "run `onnx-opt inspect` on it; a newer onnxruntime may know its operators") from None
+            raise RefusedError(
+                self.path.name,
+                f"ONNX Runtime cannot load it: {error.problem}",
+                "run `onnx-opt inspect` on it; a newer onnxruntime may know its operators",
+            ) from None
         self._generation = self.worker.generation
         self.inputs = [_tensor_info(*i) for i in inputs]
         self.outputs = [_tensor_info(*o) for o in outputs]
@@ -119,20 +175,40 @@ def open_session(
     spin: bool = True,
     exact: bool = False,
 ) -> Session:
-    """Load a model in the worker's child. `threads` 0 is ONNX Runtime's choice; `optimize` its graph optimizations;
-    `spin` whether its threads burn their cores while they wait, which is faster where nothing else runs;
-    `exact` makes ONNX Runtime use slower kernels where 8-bit products saturate (`session.x64quantprecision`), which
-    it does to optimized graphs alone, and not where layers share a zero point.
+    """Load a model in the worker's child. `threads` 0 is ONNX Runtime's choice; `optimize` its
+    graph optimizations; `spin` whether its threads burn their cores while they wait, which is
+    faster where nothing else runs; `exact` makes ONNX Runtime use slower kernels where 8-bit
+    products saturate (`session.x64quantprecision`), which it does to optimized graphs alone, and
+    not where layers share a zero point.
 
-    Errors: RefusedError when ONNX Runtime cannot load the model or lacks the provider; WorkerDied when it crashes.
+    Errors: RefusedError when ONNX Runtime cannot load the model or lacks the provider; WorkerDied
+    when it crashes.
     """
-    session = Session(worker, Path(path).absolute(), provider, options or {}, threads, optimize, spin, exact)
+    session = Session(
+        worker,
+        Path(path).absolute(),
+        provider,
+        options or {},
+        threads,
+        optimize,
+        spin,
+        exact,
+    )
     session.handle()
     return session
 
 
 def _tensor_info(name: str, kind: str, shape: list[Any]) -> TensorInfo:
     inner = kind.removeprefix("tensor(").removesuffix(")")
-    dtype = _DTYPES.get(inner, inner if "(" not in inner else kind) if kind.startswith("tensor(") else kind
-    dims = tuple(d if isinstance(d, int) and d >= 0 else (d if isinstance(d, str) and d else None) for d in shape)
+    dtype = (
+        _DTYPES.get(inner, inner if "(" not in inner else kind)
+        if kind.startswith("tensor(")
+        else kind
+    )
+    dims = tuple(
+        d
+        if isinstance(d, int) and d >= 0
+        else (d if isinstance(d, str) and d else None)
+        for d in shape
+    )
     return TensorInfo(name, dtype, dims)

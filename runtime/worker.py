@@ -1,4 +1,6 @@
-"""A child process that runs ONNX Runtime: valid models can abort the process they run in, or never return."""
+"""A child process that runs ONNX Runtime: valid models can abort the process they run in, or never
+return.
+"""
 
 from __future__ import annotations
 
@@ -25,9 +27,13 @@ spec.loader.exec_module(module)
 from onnx_opt.runtime._worker import child
 child.serve(int(sys.argv[2]), int(sys.argv[3]))
 """
-_ERRORS: dict[str, type[OnnxOptError]] = {c.__name__: c for c in (OnnxOptError, UsageError, RefusedError, CheckError)}
+_ERRORS: dict[str, type[OnnxOptError]] = {
+    c.__name__: c for c in (OnnxOptError, UsageError, RefusedError, CheckError)
+}
 _STDERR_LINES = 3
-_RESERVED_BY_A_THREAD = 192 << 20  # stack and glibc's heap arena: counted as address space, not used
+_RESERVED_BY_A_THREAD = (
+    192 << 20
+)  # stack and glibc's heap arena: counted as address space, not used
 
 
 class WorkerDied(OnnxOptError):
@@ -35,7 +41,9 @@ class WorkerDied(OnnxOptError):
 
 
 class RemoteError(OnnxOptError):
-    """An exception in the child, with ONNX Runtime's message; `kind` is the exception's class name there."""
+    """An exception in the child, with ONNX Runtime's message; `kind` is the exception's class name
+    there.
+    """
 
     def __init__(self, where: str, problem: str, fix: str, kind: str) -> None:
         super().__init__(where, problem, fix)
@@ -45,10 +53,10 @@ class RemoteError(OnnxOptError):
 class Worker:
     """One child process; starts at the first call, and again at the first call after it died.
 
-    `timeout`: seconds a call may take. `memory_bytes`: limit of the child's address space; None is the machine's
-    physical memory and what its threads reserve (not on Windows, nor for GPU providers, which reserve far more than
-    they use). One call at a time: not for use from several threads.
-    `generation` counts the starts: handles from an earlier generation are void.
+    `timeout`: seconds a call may take. `memory_bytes`: limit of the child's address space; None is
+    the machine's physical memory and what its threads reserve (not on Windows, nor for GPU
+    providers, which reserve far more than they use). One call at a time: not for use from several
+    threads. `generation` counts the starts: handles from an earlier generation are void.
     """
 
     def __init__(self, timeout: float = 600, memory_bytes: int | None = None) -> None:
@@ -61,7 +69,12 @@ class Worker:
     def __enter__(self) -> Worker:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
         self.close()
 
     @property
@@ -69,11 +82,13 @@ class Worker:
         """Whether the child is running."""
         return self._process is not None and self._process.poll() is None
 
-    def call(self, function: str, *args: Any, timeout: float | None = None, **kwargs: Any) -> Any:
+    def call(
+        self, function: str, *args: Any, timeout: float | None = None, **kwargs: Any
+    ) -> Any:
         """Run one function of `_worker/child.py` in the child and return its value.
 
-        Errors: WorkerDied when the child ended or went past a limit, RemoteError for an exception in it; the
-        project's own errors come back as they were raised.
+        Errors: WorkerDied when the child ended or went past a limit, RemoteError for an exception
+        in it; the project's own errors come back as they were raised.
         """
         self.start()
         limit = self.timeout if timeout is None else timeout
@@ -100,8 +115,18 @@ class Worker:
         root = Path(__file__).resolve().parents[1]
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the child
         self._process = subprocess.Popen(
-            [sys.executable, "-P", "-c", _BOOTSTRAP, str(root), str(os.getpid()), str(self.memory_bytes)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._stderr,
+            [
+                sys.executable,
+                "-P",
+                "-c",
+                _BOOTSTRAP,
+                str(root),
+                str(os.getpid()),
+                str(self.memory_bytes),
+            ],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._stderr,
             start_new_session=True,  # Ctrl-C in the terminal is the parent's to handle
         )
         self.generation += 1
@@ -124,8 +149,11 @@ class Worker:
         kind, where, problem, fix = value
         if kind == "MemoryError":
             self._kill()
-            raise WorkerDied(where, f"needs more than the {self.memory_bytes / 2**30:.1f} GiB allowed",
-                             "use smaller batches, or a machine with more memory")
+            raise WorkerDied(
+                where,
+                f"needs more than the {self.memory_bytes / 2**30:.1f} GiB allowed",
+                "use smaller batches, or a machine with more memory",
+            )
         if kind in _ERRORS:
             raise _ERRORS[kind](where, problem, fix)
         raise RemoteError(where or function, problem, fix, kind)
@@ -133,8 +161,11 @@ class Worker:
     def _death(self, function: str, expired: float | None) -> WorkerDied:
         if expired is not None:
             self._kill()
-            return WorkerDied(function, f"ran past {expired:g} s and was stopped",
-                              "use a smaller model or less data, or raise the time limit")
+            return WorkerDied(
+                function,
+                f"ran past {expired:g} s and was stopped",
+                "use a smaller model or less data, or raise the time limit",
+            )
         process, tail = self._process, ""
         assert process is not None
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -143,15 +174,31 @@ class Worker:
         if self._stderr is not None:
             tail = self._last_words(self._stderr)
         self._kill()
-        how = signal_name(-code) if code is not None and code < 0 else f"exit code {code}"
-        fix = "the model triggers a fault in ONNX Runtime: try another version of it, or report it there"
+        how = (
+            signal_name(-code) if code is not None and code < 0 else f"exit code {code}"
+        )
+        fix = (
+            "the model triggers a fault in ONNX Runtime: try another version of it, or "
+            "report it there"
+        )
         if how == "SIGKILL":
-            fix = "the system ended it, usually for want of memory: use smaller batches or a larger machine"
-        return WorkerDied(function, f"ONNX Runtime's process died ({how}){': ' + tail if tail else ''}", fix)
+            fix = (
+                "the system ended it, usually for want of memory: use smaller batches or "
+                "a larger machine"
+            )
+        return WorkerDied(
+            function,
+            f"ONNX Runtime's process died ({how}){': ' + tail if tail else ''}",
+            fix,
+        )
 
     def _last_words(self, stderr: IO[bytes]) -> str:
         stderr.seek(max(stderr.seek(0, os.SEEK_END) - 4096, 0))
-        lines = [line.strip() for line in stderr.read().decode(errors="replace").splitlines() if line.strip()]
+        lines = [
+            line.strip()
+            for line in stderr.read().decode(errors="replace").splitlines()
+            if line.strip()
+        ]
         return " | ".join(lines[-_STDERR_LINES:])[:400]
 
     def _expire(self, expired: threading.Event) -> None:
@@ -185,7 +232,9 @@ def signal_name(number: int) -> str:
 
 
 def default_limit() -> int:
-    """Bytes of memory of this machine and of the address space of its threads; 0 (no limit) if it does not tell."""
+    """Bytes of memory of this machine and of the address space of its threads; 0 (no limit) if it
+    does not tell.
+    """
     if not hasattr(os, "sysconf"):
         return 0
     physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -19,5 +19,7 @@ def pytest_terminal_summary(terminalreporter):
     from onnx_opt.runtime import hardware as of
 
     measured = of.products_saturate(of.products_model())
-    machine = of.described(of.machine_architecture(), of.cpu_name(), of.instruction_sets(), measured)
+    machine = of.described(
+        of.machine_architecture(), of.cpu_name(), of.instruction_sets(), measured
+    )
     terminalreporter.write_line(f"CPU: {machine.label}")

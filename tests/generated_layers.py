@@ -30,7 +30,11 @@ class Layer:
     @property
     def channel_axis(self) -> int:
         """The weight's axis of output channels."""
-        return 0 if self.op == "Conv" or self.attributes.get("transB") else len(self.weight) - 1
+        return (
+            0
+            if self.op == "Conv" or self.attributes.get("transB")
+            else len(self.weight) - 1
+        )
 
     @property
     def channels(self) -> int:
@@ -42,7 +46,9 @@ class Layer:
 
     @property
     def call(self) -> str:
-        return f"{self.op} <{self.attribute_text}> " if self.attributes else f"{self.op} "
+        return (
+            f"{self.op} <{self.attribute_text}> " if self.attributes else f"{self.op} "
+        )
 
     @property
     def dims(self) -> str:
@@ -54,10 +60,15 @@ class Layer:
         return str([f"d{i}" for i in range(len(self.x))]).replace("'", "")
 
 
-def _conv(random: Random, group: int, channels: int, outputs: int, rank: int = 2) -> Layer:
+def _conv(
+    random: Random, group: int, channels: int, outputs: int, rank: int = 2
+) -> Layer:
     """A Conv of so many channels and outputs in each group."""
     kernel, dilations = _each(random, 1, 3, rank), _each(random, 1, 2, rank)
-    sizes = [d * (k - 1) + _some(random, 1, 5) for k, d in zip(kernel, dilations, strict=True)]
+    sizes = [
+        d * (k - 1) + _some(random, 1, 5)
+        for k, d in zip(kernel, dilations, strict=True)
+    ]
     attributes = {
         "group": group,
         "dilations": dilations,
@@ -65,14 +76,21 @@ def _conv(random: Random, group: int, channels: int, outputs: int, rank: int = 2
         "pads": _each(random, 0, 1, 2 * rank),
     }
     return Layer(
-        "Conv", (2, group * channels, *sizes), (group * outputs, channels, *kernel), attributes
+        "Conv",
+        (2, group * channels, *sizes),
+        (group * outputs, channels, *kernel),
+        attributes,
     )
 
 
 def _product(
     random: Random, op: str, transposed: bool = False, batch: tuple[int, ...] = ()
 ) -> Layer:
-    rows, inner, outputs = _some(random, 1, 9), _some(random, 1, 99), _some(random, 1, 33)
+    rows, inner, outputs = (
+        _some(random, 1, 9),
+        _some(random, 1, 99),
+        _some(random, 1, 33),
+    )
     if transposed:
         return Layer(op, (rows, inner), (outputs, inner), {"transB": 1})
     return Layer(op, (*batch, rows, inner), (inner, outputs))
@@ -88,13 +106,17 @@ def _each(random: Random, low: int, high: int, count: int) -> list[int]:
 
 KINDS: dict[str, Callable[[Random], Layer]] = {
     "Conv": lambda r: _conv(r, 1, 4 * _some(r, 2, 4), _some(r, 1, 20)),
-    "Conv of odd channels": lambda r: _conv(r, 1, 2 * _some(r, 3, 6) - 1, _some(r, 1, 20)),
+    "Conv of odd channels": lambda r: _conv(
+        r, 1, 2 * _some(r, 3, 6) - 1, _some(r, 1, 20)
+    ),
     "Conv of an image": lambda r: _conv(r, 1, _some(r, 1, 4), _some(r, 5, 20)),
     "Conv of one axis": lambda r: _conv(r, 1, _some(r, 5, 12), _some(r, 2, 20), rank=1),
     "Conv of three axes": lambda r: _conv(r, 1, _some(r, 5, 9), _some(r, 2, 9), rank=3),
     "grouped Conv": lambda r: _conv(r, _some(r, 2, 4), _some(r, 2, 7), _some(r, 1, 6)),
     "depthwise Conv": lambda r: _conv(r, _some(r, 5, 40), 1, 1),
-    "depthwise Conv with a multiplier": lambda r: _conv(r, _some(r, 5, 9), 1, _some(r, 2, 3)),
+    "depthwise Conv with a multiplier": lambda r: _conv(
+        r, _some(r, 5, 9), 1, _some(r, 2, 3)
+    ),
     "Gemm": lambda r: _product(r, "Gemm"),
     "transposed Gemm": lambda r: _product(r, "Gemm", transposed=True),
     "MatMul": lambda r: _product(r, "MatMul"),
@@ -124,13 +146,19 @@ WEIGHTS: dict[str, Callable[[Random, tuple[int, ...]], Array]] = {
     "normal": lambda r, shape: r.normal(size=shape),
     "a few far from the others": lambda r, shape: r.standard_t(3, shape),
     "all large and of one sign": lambda r, shape: r.uniform(0.9, 1.0, shape),
-    "an outlier": lambda r, shape: np.where(r.random(shape) < 1 / 9, 1e6, r.normal(size=shape)),
-    "mostly zero": lambda r, shape: np.where(r.random(shape) < 0.7, 0, r.normal(size=shape)),
+    "an outlier": lambda r, shape: np.where(
+        r.random(shape) < 1 / 9, 1e6, r.normal(size=shape)
+    ),
+    "mostly zero": lambda r, shape: np.where(
+        r.random(shape) < 0.7, 0, r.normal(size=shape)
+    ),
 }
 
 
-def float_model(layer: Layer, random: Random, weights: str = "normal") -> onnx.ModelProto:
-    """x -> the layer with its bias -> Neg -> y: Neg is exact and stays float, so y shows it all."""
+def float_model(
+    layer: Layer, random: Random, weights: str = "normal"
+) -> onnx.ModelProto:
+    """X -> the layer with its bias -> Neg -> y: Neg is exact and stays float, so y shows it all."""
     bias = "" if layer.op == "MatMul" else ", b"
     arrays = {
         "w": WEIGHTS[weights](random, layer.weight).astype(np.float32),
@@ -165,7 +193,7 @@ def extreme_codes(layer: Layer, random: Random) -> Array:
 def qdq_model(
     layer: Layer, arrays: dict[str, Array], activation: str = "", codes: bool = True
 ) -> onnx.ModelProto:
-    """x -> Q -> DQ -> the layer and its bias (-> Relu or Clip) (-> Q -> DQ where `codes`) -> y."""
+    """X -> Q -> DQ -> the layer and its bias (-> Relu or Clip) (-> Q -> DQ where `codes`) -> y."""
     bias = "" if layer.op == "MatMul" else ", c"
     limits = ", zero, six" if activation == "Clip" else ""
     cut = f"a = {activation or 'Identity'} (h{limits})"

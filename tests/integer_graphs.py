@@ -40,7 +40,9 @@ def along(numbers: Array, axis: int, rank: int) -> Array:
     """One number, or one for each index of an axis, to broadcast over an array of that rank."""
     flat = numbers.reshape(-1)
     return (
-        flat.reshape(()) if flat.size == 1 else flat.reshape(-1, *(1,) * (rank - 1 - axis % rank))
+        flat.reshape(())
+        if flat.size == 1
+        else flat.reshape(-1, *(1,) * (rank - 1 - axis % rank))
     )
 
 
@@ -57,22 +59,32 @@ class Sums:
     limits: tuple[float, float] = (-math.inf, math.inf)
 
     def floats(self) -> Array:
-        values = self.sums.astype(np.float32) * along(self.scale, self.axis, self.sums.ndim)
+        values = self.sums.astype(np.float32) * along(
+            self.scale, self.axis, self.sums.ndim
+        )
         return np.clip(values, *np.float32(self.limits))
 
     def codes(self, scale: Array, zero: Array) -> Array:
         """What a kernel writes: one float32 factor made of all scales, halves to even."""
-        factor = along((self.scale / scale).astype(np.float32), self.axis, self.sums.ndim)
-        low, high = (quantized(np.asarray(limit, np.float32), scale, zero) for limit in self.limits)
+        factor = along(
+            (self.scale / scale).astype(np.float32), self.axis, self.sums.ndim
+        )
+        low, high = (
+            quantized(np.asarray(limit, np.float32), scale, zero)
+            for limit in self.limits
+        )
         return np.clip(rounded(self.sums.astype(np.float32) * factor, zero), low, high)
 
     def plus(self, bias: Array) -> Sums:
         return replace(
-            self, sums=self.sums + along(bias.astype(np.int64), self.axis, self.sums.ndim)
+            self,
+            sums=self.sums + along(bias.astype(np.int64), self.axis, self.sums.ndim),
         )
 
     def cut(self, low: float, high: float) -> Sums:
-        return replace(self, limits=(max(low, self.limits[0]), min(high, self.limits[1])))
+        return replace(
+            self, limits=(max(low, self.limits[0]), min(high, self.limits[1]))
+        )
 
 
 @dataclass(frozen=True)
@@ -85,8 +97,12 @@ class Coded:
     axis: int
 
     def floats(self) -> Array:
-        scale, zero = (along(a, self.axis, self.codes.ndim) for a in (self.scale, self.zero))
-        return ((self.codes.astype(np.int64) - zero).astype(np.float32) * scale).astype(np.float32)
+        scale, zero = (
+            along(a, self.axis, self.codes.ndim) for a in (self.scale, self.zero)
+        )
+        return ((self.codes.astype(np.int64) - zero).astype(np.float32) * scale).astype(
+            np.float32
+        )
 
 
 Value = Array | Coded | Sums
@@ -131,7 +147,10 @@ def _dequantize(call: Call) -> list[Value]:
         return _reference(call)
     return [
         Coded(
-            codes, scale, zero.astype(np.int64), attributes.get("axis", 1) if scale.size > 1 else 0
+            codes,
+            scale,
+            zero.astype(np.int64),
+            attributes.get("axis", 1) if scale.size > 1 else 0,
         )
     ]
 
@@ -174,7 +193,9 @@ def _gemm(call: Call) -> list[Value]:
     x, w = both
     codes = w.codes.T if attributes.get("transB", 0) else w.codes
     scale = _product(np.float32(attributes.get("alpha", 1.0)) * x.scale, w.scale)
-    return _biased(call, Sums(matmul(x.codes, codes, x.zero, w.zero, call.arithmetic), scale, 1), 2)
+    return _biased(
+        call, Sums(matmul(x.codes, codes, x.zero, w.zero, call.arithmetic), scale, 1), 2
+    )
 
 
 def _matmul(call: Call) -> list[Value]:
@@ -204,7 +225,11 @@ def _biased(call: Call, sums: Sums, index: int) -> list[Value]:
 def _add(call: Call) -> list[Value]:
     """A MatMul's integer bias joins its sums, whichever side it stands on."""
     for sums, bias in (call.inputs, call.inputs[::-1]):
-        if isinstance(sums, Sums) and isinstance(bias, Coded) and bias.codes.dtype == np.int32:
+        if (
+            isinstance(sums, Sums)
+            and isinstance(bias, Coded)
+            and bias.codes.dtype == np.int32
+        ):
             return [sums.plus(bias.codes)]
     return _reference(call)
 
@@ -236,16 +261,19 @@ def _conv_integer(call: Call) -> list[Value]:
     x, w = call.array(0), call.array(1)
     geometry = Geometry.of(call.attributes, w.ndim - 2)
     return [
-        conv(x, w, call.array(2, NO_ZERO), call.array(3, NO_ZERO), geometry, "exact").astype(
-            np.int32
-        )
+        conv(
+            x, w, call.array(2, NO_ZERO), call.array(3, NO_ZERO), geometry, "exact"
+        ).astype(np.int32)
     ]
 
 
 def _input(call: Call, first: int, axis: int = 0) -> Coded:
     """The inputs `codes, scale, zero point` of a QLinear op."""
     return Coded(
-        call.array(first), call.array(first + 1), call.array(first + 2).astype(np.int64), axis
+        call.array(first),
+        call.array(first + 1),
+        call.array(first + 2).astype(np.int64),
+        axis,
     )
 
 
@@ -253,7 +281,9 @@ def _qlinear_conv(call: Call) -> list[Value]:
     sums = _layer_conv(call, _input(call, 0), _input(call, 3))
     bias = call.value(8)
     return [
-        (sums if bias is None else sums.plus(call.array(8))).codes(call.array(6), call.array(7))
+        (sums if bias is None else sums.plus(call.array(8))).codes(
+            call.array(6), call.array(7)
+        )
     ]
 
 
@@ -261,7 +291,9 @@ def _qlinear_matmul(call: Call) -> list[Value]:
     x, w = _input(call, 0), _input(call, 3)
     sums = matmul(x.codes, w.codes, x.zero, w.zero, call.arithmetic)
     return [
-        Sums(sums, _product(x.scale, w.scale), sums.ndim - 1).codes(call.array(6), call.array(7))
+        Sums(sums, _product(x.scale, w.scale), sums.ndim - 1).codes(
+            call.array(6), call.array(7)
+        )
     ]
 
 
@@ -273,7 +305,9 @@ def _qgemm(call: Call) -> list[Value]:
     if call.value(6) is not None:
         sums = sums.plus(call.array(6))
     return [
-        sums.codes(call.array(7), call.array(8)) if call.value(7) is not None else sums.floats()
+        sums.codes(call.array(7), call.array(8))
+        if call.value(7) is not None
+        else sums.floats()
     ]
 
 
@@ -292,14 +326,25 @@ def _dynamic_quantize_matmul(call: Call) -> list[Value]:
     return _matmul_integer_to_float(
         replace(
             call,
-            inputs=[codes, call.array(1), scale, call.array(2), zero, call.value(3), call.value(4)],
+            inputs=[
+                codes,
+                call.array(1),
+                scale,
+                call.array(2),
+                zero,
+                call.value(3),
+                call.value(4),
+            ],
         )
     )
 
 
 def _reference(call: Call) -> list[Value]:
     """Any other op, in float: onnx's own definition."""
-    opsets = [onnx.helper.make_opsetid(domain, version) for domain, version in call.opsets.items()]
+    opsets = [
+        onnx.helper.make_opsetid(domain, version)
+        for domain, version in call.opsets.items()
+    ]
     inputs = [name for name in call.node.input if name]
     alone = onnx.helper.make_function(
         "test", "alone", inputs, list(call.node.output), [call.node], opsets
@@ -345,12 +390,22 @@ def stored_arrays(proto: onnx.ModelProto) -> dict[str, Value]:
 
 
 def _results(
-    proto: onnx.ModelProto, node: onnx.NodeProto, values: dict[str, Value], arithmetic: Arithmetic
+    proto: onnx.ModelProto,
+    node: onnx.NodeProto,
+    values: dict[str, Value],
+    arithmetic: Arithmetic,
 ) -> dict[str, Value]:
     opsets = {o.domain: o.version for o in proto.opset_import}
-    call = Call(node, [values[name] if name else None for name in node.input], arithmetic, opsets)
+    call = Call(
+        node,
+        [values[name] if name else None for name in node.input],
+        arithmetic,
+        opsets,
+    )
     found = OPS.get(node.op_type, _reference)(call)
-    return {name: value for name, value in zip(node.output, found, strict=False) if name}
+    return {
+        name: value for name, value in zip(node.output, found, strict=False) if name
+    }
 
 
 def offending_pairs(model: ir.Model | onnx.ModelProto) -> dict[str, int]:

@@ -37,7 +37,9 @@ def arithmetic_of_this_cpu() -> Arithmetic:
     """What ONNX Runtime makes of 255 * 127 + 255 * 127 here."""
     model = onnx.parser.parse_model(PROBE).SerializeToString()
     session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
-    found = int(session.run(None, {"x": np.full((1, 2), LARGEST_CODE, np.uint8)})[0][0, 0])
+    found = int(
+        session.run(None, {"x": np.full((1, 2), LARGEST_CODE, np.uint8)})[0][0, 0]
+    )
     return {2 * LARGEST_CODE * 127: "exact", int(INT16.max): "saturating"}[found]
 
 
@@ -73,7 +75,11 @@ def sums_of_products(codes: Array, weight: Array, arithmetic: Arithmetic) -> Arr
     sums = (codes.astype(np.float64) @ weight.astype(np.float64)).astype(
         np.int64
     )  # exact below 2**53
-    if arithmetic == "saturating" and codes.dtype == np.uint8 and weight.dtype == np.int8:
+    if (
+        arithmetic == "saturating"
+        and codes.dtype == np.uint8
+        and weight.dtype == np.int8
+    ):
         sums -= lost_by_saturation(codes, weight)
     return sums
 
@@ -101,7 +107,10 @@ def _batched(
     batch = np.broadcast_shapes(codes.shape[:-2], weight.shape[:-2])
     left = np.broadcast_to(codes, (*batch, *codes.shape[-2:]))
     right = np.broadcast_to(weight, (*batch, *weight.shape[-2:]))
-    found = [matmul(left[i], right[i], zero, weight_zero, arithmetic) for i in np.ndindex(*batch)]
+    found = [
+        matmul(left[i], right[i], zero, weight_zero, arithmetic)
+        for i in np.ndindex(*batch)
+    ]
     return np.stack(found).reshape(*batch, *found[0].shape)
 
 
@@ -162,14 +171,26 @@ def conv(
     return np.moveaxis(np.concatenate(sums, axis=-1), -1, 1)
 
 
-def _windows(codes: Array, kernel: tuple[int, ...], zero: int, geometry: Geometry) -> Array:
+def _windows(
+    codes: Array, kernel: tuple[int, ...], zero: int, geometry: Geometry
+) -> Array:
     """What each output reads, padding as the zero point: (N, C, *S) -> (N, *out, *kernel, C)."""
     rank = len(kernel)
-    margins = [(0, 0), (0, 0), *zip(geometry.pads[:rank], geometry.pads[rank:], strict=True)]
+    margins = [
+        (0, 0),
+        (0, 0),
+        *zip(geometry.pads[:rank], geometry.pads[rank:], strict=True),
+    ]
     padded = np.pad(codes, margins, constant_values=zero)
-    reach = tuple(d * (k - 1) + 1 for k, d in zip(kernel, geometry.dilations, strict=True))
-    found = np.lib.stride_tricks.sliding_window_view(padded, reach, tuple(range(2, 2 + rank)))
-    steps = (slice(None, None, step) for step in (*geometry.strides, *geometry.dilations))
+    reach = tuple(
+        d * (k - 1) + 1 for k, d in zip(kernel, geometry.dilations, strict=True)
+    )
+    found = np.lib.stride_tricks.sliding_window_view(
+        padded, reach, tuple(range(2, 2 + rank))
+    )
+    steps = (
+        slice(None, None, step) for step in (*geometry.strides, *geometry.dilations)
+    )
     return np.moveaxis(found[(slice(None), slice(None), *steps)], 1, -1)
 
 
@@ -181,13 +202,15 @@ def quantized(values: Array, scale: Array, zero: Array) -> Array:
 def rounded(steps: Array, zero: Array) -> Array:
     """Codes of float32 numbers of steps from the zero point, halves to even."""
     limits = np.iinfo(zero.dtype)
-    return np.clip(np.rint(steps) + zero.astype(np.float32), limits.min, limits.max).astype(
-        zero.dtype
-    )
+    return np.clip(
+        np.rint(steps) + zero.astype(np.float32), limits.min, limits.max
+    ).astype(zero.dtype)
 
 
 def dynamic_range(values: Array) -> tuple[Array, Array]:
     """Scale and zero point that DynamicQuantizeLinear takes."""
     low, high = np.float32(min(values.min(), 0)), np.float32(max(values.max(), 0))
     scale = np.float32(1) if low == high else (high - low) / np.float32(LARGEST_CODE)
-    return np.asarray(scale), np.rint(np.clip(-low / scale, 0, LARGEST_CODE)).astype(np.uint8)
+    return np.asarray(scale), np.rint(np.clip(-low / scale, 0, LARGEST_CODE)).astype(
+        np.uint8
+    )

@@ -1,4 +1,6 @@
-"""Small models as text, for tests of any layer. An initializer declared without values gets random ones, by seed."""
+"""Small models as text, for tests of any layer. An initializer declared without values gets random
+ones, by seed.
+"""
 
 import numpy as np
 import onnx
@@ -18,7 +20,8 @@ mlp (float[batch, 8] x) => (float[batch, 4] y)
 CNN = """
 <ir_version: 10, opset_import: ["" : 21]>
 cnn (float[batch, 3, 8, 8] x) => (float[batch, 10] y)
-<float[16, 3, 3, 3] k1, float[16] b1, float[16] scale = {1, 2, 1, 2, 1, 2, 1, 2, 1, 2, 1, 2, 1, 2, 1, 2},
+<float[16, 3, 3, 3] k1, float[16] b1, float[16] scale = {1, 2, 1, 2, 1, 2, 1, 2, 1, 2, 1, 2, 1,
+    2, 1, 2},
  float[16] shift, float[16] mean, float[16] var = {1, 1, 1, 1, 2, 2, 2, 2, 1, 1, 1, 1, 2, 2, 2, 2},
  float[16, 16, 3, 3] k2,
  float[16, 10] w, float[10] b, int64[2] flat = {0, -1}>
@@ -67,7 +70,9 @@ ALL = {"mlp": MLP, "cnn": CNN, "if": IF, "lstm": LSTM}
 
 
 def model_from(text: str, seed: int = 0) -> onnx.ModelProto:
-    """The model of a text; what its `<…>` declares without values becomes an initializer from N(0, 1)."""
+    """The model of a text; what its `<…>` declares without values becomes an initializer from N(0,
+    1).
+    """
     proto = onnx.parser.parse_model(text)
     random = np.random.default_rng(seed)
     produced = {name for node in proto.graph.node for name in node.output}
@@ -75,6 +80,8 @@ def model_from(text: str, seed: int = 0) -> onnx.ModelProto:
         if value.name not in produced:
             shape = [dim.dim_value for dim in value.type.tensor_type.shape.dim]
             array = random.standard_normal(shape).astype(np.float32)
-            proto.graph.initializer.append(onnx.numpy_helper.from_array(array, value.name))
+            proto.graph.initializer.append(
+                onnx.numpy_helper.from_array(array, value.name)
+            )
             proto.graph.value_info.remove(value)
     return proto

@@ -11,12 +11,20 @@ from onnx_opt.runtime.metrics import metric_named
 from onnx_opt.runtime.session import TensorInfo
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "tools" / "demo").glob("*.md")])
+PAGES = sorted(
+    [
+        *ROOT.glob("*.md"),
+        *(ROOT / "docs").rglob("*.md"),
+        *(ROOT / "tools" / "demo").glob("*.md"),
+    ]
+)
 DEMO_INPUT = [TensorInfo("image", "float32", ("batch", 1, 8, 8))]
 
 
 def code_blocks(page: Path, language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(encoding="utf-8"), re.M | re.S)
+    return re.findall(
+        rf"^```{language}\n(.*?)^```", page.read_text(encoding="utf-8"), re.M | re.S
+    )
 
 
 @pytest.fixture(scope="module")
@@ -30,16 +38,21 @@ def data_page(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize(("form", "sizes", "labelled"), [
-    ("feeds.npz", [64, 36], True),
-    ("feeds.npy", [64, 36], False),
-    ("load.py:calibration", [8, 8, 8, 8], False),
-    ("load.py:labelled", [8, 8, 8, 8], True),
-    ("zoo", [4, 4], False),
-])
+@pytest.mark.parametrize(
+    ("form", "sizes", "labelled"),
+    [
+        ("feeds.npz", [64, 36], True),
+        ("feeds.npy", [64, 36], False),
+        ("load.py:calibration", [8, 8, 8, 8], False),
+        ("load.py:labelled", [8, 8, 8, 8], True),
+        ("zoo", [4, 4], False),
+    ],
+)
 def test_every_form_of_the_data_page_opens(data_page, form, sizes, labelled):
     batches = list(open_feeds(str(data_page / form), DEMO_INPUT))
-    assert [batch.feeds["image"].shape for batch in batches] == [(size, 1, 8, 8) for size in sizes]
+    assert [batch.feeds["image"].shape for batch in batches] == [
+        (size, 1, 8, 8) for size in sizes
+    ]
     assert [batch.labels is not None for batch in batches] == [labelled] * len(sizes)
 
 
@@ -52,7 +65,9 @@ def test_the_image_folder_of_the_data_page_opens(tmp_path):
     (tmp_path / "preprocess.toml").write_text(spec, encoding="utf-8")
     (batch,) = open_feeds(str(tmp_path), DEMO_INPUT)
     assert batch.labels.tolist() == [0, 1]
-    np.testing.assert_allclose(batch.feeds["image"].max((1, 2, 3)), [0.0, 16.0], rtol=1e-6)
+    np.testing.assert_allclose(
+        batch.feeds["image"].max((1, 2, 3)), [0.0, 16.0], rtol=1e-6
+    )
 
 
 def test_the_metric_of_the_data_page_scores(data_page):
@@ -61,9 +76,13 @@ def test_the_metric_of_the_data_page_scores(data_page):
     assert metric([[scores]], [np.array([0, 1, 2, 0])]) == 0.25
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+@pytest.mark.parametrize(
+    "page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix()
+)
 def test_links_lead_to_files(page):
-    targets = re.findall(r"\]\((?!https?:|#|mailto:)([^)#]+)", page.read_text(encoding="utf-8"))
+    targets = re.findall(
+        r"\]\((?!https?:|#|mailto:)([^)#]+)", page.read_text(encoding="utf-8")
+    )
     assert [target for target in targets if not (page.parent / target).exists()] == []
 
 
@@ -76,7 +95,9 @@ def mentioned_commands() -> list[tuple[str, str]]:
             fenced ^= line.lstrip().startswith("```")
             called = re.match(r"\s*(?:\$ )?(onnx-opt .*)", line)
             if called and (fenced or line.startswith("    ")):
-                found.append((page.relative_to(ROOT).as_posix(), called[1].partition("  #")[0]))
+                found.append(
+                    (page.relative_to(ROOT).as_posix(), called[1].partition("  #")[0])
+                )
     return found
 
 
@@ -91,20 +112,40 @@ def test_commands_in_the_pages_exist(page, line):
     context = click.Context(main)
     name = words[0] if words[0] in main.list_commands(context) else "run"
     command = main.get_command(context, name)
-    known = {option for parameter in (*command.params, *main.params) for option in parameter.opts}
+    known = {
+        option
+        for parameter in (*command.params, *main.params)
+        for option in parameter.opts
+    }
     given = {word.partition("=")[0] for word in words if re.match(r"-{1,2}[a-z]", word)}
     assert sorted(given - known - {"--help", "-h", "--version"}) == []
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+@pytest.mark.parametrize(
+    "page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix()
+)
 def test_make_targets_in_the_pages_exist(page):
-    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M))
-    mentioned = set(re.findall(r"(?:^|`)make ([a-z][a-z-]*)", page.read_text(encoding="utf-8"), re.M))
+    targets = set(
+        re.findall(
+            r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M
+        )
+    )
+    mentioned = set(
+        re.findall(
+            r"(?:^|`)make ([a-z][a-z-]*)", page.read_text(encoding="utf-8"), re.M
+        )
+    )
     assert sorted(mentioned - targets) == []
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+@pytest.mark.parametrize(
+    "page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix()
+)
 def test_extras_in_the_pages_exist(page):
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    mentioned = set(re.findall(r"onnx-opt\[([a-z]+)\]", page.read_text(encoding="utf-8")))
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))[
+        "project"
+    ]
+    mentioned = set(
+        re.findall(r"onnx-opt\[([a-z]+)\]", page.read_text(encoding="utf-8"))
+    )
     assert sorted(mentioned - set(project["optional-dependencies"])) == []

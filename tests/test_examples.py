@@ -25,16 +25,26 @@ mean (float[2, 3, 4, 4] x) => (float[{out}] y)
 
 
 def run(name: str, *arguments: str) -> str:
-    bare = "import sys, conftest, runpy; sys.argv.pop(0); runpy.run_path(sys.argv[0], run_name='__main__')"
+    bare = (
+        "import sys, conftest, runpy; sys.argv.pop(0); runpy.run_path(sys.argv[0], "
+        "run_name='__main__')"
+    )
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
-    done = subprocess.run([sys.executable, "-c", bare, str(EXAMPLES / name), *arguments], env=environment,
-                          capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", bare, str(EXAMPLES / name), *arguments],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
 def mean_to_pool(out: str, axes: str, keepdims: int) -> tuple[bool, list[str]]:
-    spec = importlib.util.spec_from_file_location("foreign_pass", EXAMPLES / "foreign_pass.py")
+    spec = importlib.util.spec_from_file_location(
+        "foreign_pass", EXAMPLES / "foreign_pass.py"
+    )
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     text = MEAN.format(out=out, axes=axes, count=axes.count(",") + 1, keepdims=keepdims)
@@ -44,16 +54,21 @@ def mean_to_pool(out: str, axes: str, keepdims: int) -> tuple[bool, list[str]]:
     return modified, [node.op_type for node in model.graph]
 
 
-@pytest.mark.parametrize(("out", "axes"), [("2, 4, 4", "1"), ("2, 4", "1, 2"), ("2", "1, 2, 3")])
+@pytest.mark.parametrize(
+    ("out", "axes"), [("2, 4, 4", "1"), ("2, 4", "1, 2"), ("2", "1, 2, 3")]
+)
 def test_other_means_stay(out, axes):
     assert mean_to_pool(out, axes, 0) == (False, ["ReduceMean"])
 
 
-@pytest.mark.parametrize(("out", "axes", "keepdims", "ops"), [
-    ("2, 3", "2, 3", 0, ["GlobalAveragePool", "Flatten"]),
-    ("2, 3", "-1, -2", 0, ["GlobalAveragePool", "Flatten"]),
-    ("2, 3, 1, 1", "2, 3", 1, ["GlobalAveragePool"]),
-])
+@pytest.mark.parametrize(
+    ("out", "axes", "keepdims", "ops"),
+    [
+        ("2, 3", "2, 3", 0, ["GlobalAveragePool", "Flatten"]),
+        ("2, 3", "-1, -2", 0, ["GlobalAveragePool", "Flatten"]),
+        ("2, 3, 1, 1", "2, 3", 1, ["GlobalAveragePool"]),
+    ],
+)
 def test_spatial_means_become_pools(out, axes, keepdims, ops):
     assert mean_to_pool(out, axes, keepdims) == (True, ops)
 
@@ -62,7 +77,9 @@ def test_spatial_means_become_pools(out, axes, keepdims, ops):
 def test_the_foreign_pass_is_kept_and_believed():
     out = run("foreign_pass.py")
     assert "MeanToPool: changed 1\n" in out
-    assert "MeanToPool" not in "".join(line for line in out.splitlines() if line.startswith("warning"))
+    assert "MeanToPool" not in "".join(
+        line for line in out.splitlines() if line.startswith("warning")
+    )
     assert "'GlobalAveragePool'" in out
 
 
@@ -73,4 +90,6 @@ def test_the_python_example_writes_a_good_model(tmp_path):
     assert float(top1[2]) >= float(top1[1]) - 0.01
     size = re.search(r"^bytes +(\d+) -> (\d+)$", out, re.M)
     assert int(size[2]) == (tmp_path / "small.onnx").stat().st_size < 0.4 * int(size[1])
-    onnxruntime.InferenceSession(tmp_path / "small.onnx", providers=["CPUExecutionProvider"])
+    onnxruntime.InferenceSession(
+        tmp_path / "small.onnx", providers=["CPUExecutionProvider"]
+    )

@@ -19,7 +19,12 @@ from generated_layers import (
     qdq_model,
 )
 from integer_graphs import offending_pairs, run_integers
-from integer_kernels import ARITHMETICS, arithmetic_of_this_cpu, may_saturate, sums_of_products
+from integer_kernels import (
+    ARITHMETICS,
+    arithmetic_of_this_cpu,
+    may_saturate,
+    sums_of_products,
+)
 
 SEEDS = range(4)
 HERE = arithmetic_of_this_cpu()
@@ -38,15 +43,18 @@ def session(model, saved=None):
 
 def assert_equal_bits(model, feeds):
     """The runtime's fused kernels give what the model of this CPU's arithmetic says."""
-    (wanted,), (got,) = run_integers(model, feeds, HERE), session(model).run(None, feeds)
+    (wanted,), (got,) = (
+        run_integers(model, feeds, HERE),
+        session(model).run(None, feeds),
+    )
     assert got.dtype == wanted.dtype
     np.testing.assert_array_equal(got, wanted)
 
 
 def floats_of(codes, arrays):
-    return ((codes.astype(np.float32) - np.float32(arrays["x_zero"])) * arrays["x_scale"]).astype(
-        np.float32
-    )
+    return (
+        (codes.astype(np.float32) - np.float32(arrays["x_zero"])) * arrays["x_scale"]
+    ).astype(np.float32)
 
 
 def qdq_case(kind, seed, activation="", codes=True):
@@ -54,8 +62,12 @@ def qdq_case(kind, seed, activation="", codes=True):
     layer, random = drawn(kind, seed)
     arrays = integer_arrays(layer, random)
     feeds = {"x": floats_of(extreme_codes(layer, random), arrays)}
-    (values,) = run_integers(qdq_model(layer, arrays, activation, codes=False), feeds, "exact")
-    return qdq_model(layer, arrays | output_grid(values, random), activation, codes), feeds
+    (values,) = run_integers(
+        qdq_model(layer, arrays, activation, codes=False), feeds, "exact"
+    )
+    return qdq_model(
+        layer, arrays | output_grid(values, random), activation, codes
+    ), feeds
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -168,7 +180,8 @@ def test_quantized_at_run_time(rows, inner, outputs, bias, tmp_path):
     feeds = {"x": random.choice(np.float32([-0.1, 0.3, 2, 2.1]), (rows, inner))}
     head = f"k (float[{rows}, {inner}] x) => (float[a, b] y)"
     fused = model_of(
-        f"{head} {{ y = com.microsoft.DynamicQuantizeMatMul (x, w, w_scale, {bias}) }}", arrays
+        f"{head} {{ y = com.microsoft.DynamicQuantizeMatMul (x, w, w_scale, {bias}) }}",
+        arrays,
     )
     end = "y = Add (m, float_bias)" if bias else "y = Identity (m)"
     written = model_of(
@@ -208,7 +221,9 @@ def signed(arrays):
 )
 def test_weights_and_codes_of_one_signedness_are_exact_everywhere(name, kind, types):
     model, feeds = kernel_case(name, kind, 5, types)
-    exact, saturating = (run_integers(model, feeds, arithmetic)[0] for arithmetic in ARITHMETICS)
+    exact, saturating = (
+        run_integers(model, feeds, arithmetic)[0] for arithmetic in ARITHMETICS
+    )
     np.testing.assert_array_equal(exact, saturating)
     assert_equal_bits(model, feeds)
 
@@ -258,7 +273,9 @@ def test_which_pairs_may_saturate_is_what_trying_all_codes_finds():
     )
     first, second = (a.reshape(-1) for a in np.meshgrid(weights, weights))
     codes = np.array([0, 1, 127, 254, 255])
-    tried = [a * first.astype(int) + b * second.astype(int) for a in codes for b in codes]
+    tried = [
+        a * first.astype(int) + b * second.astype(int) for a in codes for b in codes
+    ]
     beyond = np.any([(sums > 32767) | (sums < -32768) for sums in tried], axis=0)
     np.testing.assert_array_equal(may_saturate(np.stack([first, second]))[0], beyond)
     assert 0 < beyond.sum() < beyond.size

@@ -1,4 +1,6 @@
-"""The repository as a whole: nothing of a particular machine, the version in the changelog, the demo's files sound."""
+"""The repository as a whole: nothing of a particular machine, the version in the changelog, the
+demo's files sound.
+"""
 
 import os
 import re
@@ -22,9 +24,17 @@ MACHINE_PATH = re.compile(
 def text_files() -> Iterator[Path]:
     """Every text file of the tree, relative to the root."""
     for folder, folders, names in os.walk(ROOT):
-        folders[:] = [f for f in folders if f == ".ci" or not (f.startswith(".") or f in BUILT or f.endswith("-info"))]
+        folders[:] = [
+            f
+            for f in folders
+            if f == ".ci"
+            or not (f.startswith(".") or f in BUILT or f.endswith("-info"))
+        ]
         for path in (Path(folder, name) for name in names):
-            if path.suffix in {".py", ".md", ".toml", ".txt", ".typed", ""} and b"\0" not in path.read_bytes()[:1024]:
+            if (
+                path.suffix in {".py", ".md", ".toml", ".txt", ".typed", ""}
+                and b"\0" not in path.read_bytes()[:1024]
+            ):
                 yield path.relative_to(ROOT)
 
 
@@ -32,7 +42,10 @@ def machine_paths(text: str) -> list[str]:
     return [match[0] for match in MACHINE_PATH.finditer(text)]
 
 
-@pytest.mark.parametrize("text", ["docs/home/page", "https://example.org/home/x", "a/tmp/b", "`tmp/x`", "/dev/null"])
+@pytest.mark.parametrize(
+    "text",
+    ["docs/home/page", "https://example.org/home/x", "a/tmp/b", "`tmp/x`", "/dev/null"],
+)
 def test_ordinary_text_names_no_machine(text):
     assert machine_paths(text) == []
 
@@ -56,7 +69,11 @@ def test_the_changelog_has_the_version():
 def test_decisions_are_dated():
     names = sorted(path.name for path in (ROOT / "docs" / "decisions").iterdir())
     assert names
-    assert [name for name in names if not re.fullmatch(r"\d{4}-\d\d-\d\d-[a-z0-9-]+\.md", name)] == []
+    assert [
+        name
+        for name in names
+        if not re.fullmatch(r"\d{4}-\d\d-\d\d-[a-z0-9-]+\.md", name)
+    ] == []
 
 
 def test_ci_can_be_run():
@@ -68,7 +85,9 @@ def test_ci_can_be_run():
 def test_the_demo_is_small_and_names_no_machine():
     files = [file for file in DEMO.iterdir() if file.suffix in {".onnx", ".npz"}]
     assert sum(file.stat().st_size for file in files) < 1_000_000
-    assert machine_paths((DEMO / "digits_cnn.onnx").read_bytes().decode("latin-1")) == []
+    assert (
+        machine_paths((DEMO / "digits_cnn.onnx").read_bytes().decode("latin-1")) == []
+    )
 
 
 def test_the_demo_model_is_as_described():
@@ -81,7 +100,9 @@ def test_the_demo_model_is_as_described():
 
 
 def test_the_demo_parts_are_disjoint():
-    parts = [np.load(DEMO / f"digits_{part}.npz")["image"] for part in ("calib", "test")]
+    parts = [
+        np.load(DEMO / f"digits_{part}.npz")["image"] for part in ("calib", "test")
+    ]
     assert [part.shape for part in parts] == [(128, 1, 8, 8), (450, 1, 8, 8)]
     calib, test = ({image.tobytes() for image in part} for part in parts)
     assert calib & test == set()
@@ -89,6 +110,8 @@ def test_the_demo_parts_are_disjoint():
 
 def test_the_demo_model_reads_digits():
     data = np.load(DEMO / "digits_test.npz")
-    session = onnxruntime.InferenceSession(DEMO / "digits_cnn.onnx", providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(
+        DEMO / "digits_cnn.onnx", providers=["CPUExecutionProvider"]
+    )
     (logits,) = session.run(None, {"image": data["image"]})
     assert float((logits.argmax(1) == data["labels"]).mean()) > 0.98

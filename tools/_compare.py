@@ -28,7 +28,9 @@ from .console import say
 
 @dataclass
 class Side:
-    """One of two models that are compared. `outputs`: those on the first feeds, which show what its kernels do."""
+    """One of two models that are compared. `outputs`: those on the first feeds, which show what its
+    kernels do.
+    """
 
     path: Path
     model: ir.Model
@@ -45,7 +47,9 @@ class Side:
 
 @dataclass(frozen=True)
 class Quantization:
-    """A quantized file: its weight pairs, and its kernels' results beside the graph's (None: not compared)."""
+    """A quantized file: its weight pairs, and its kernels' results beside the graph's (None: not
+    compared).
+    """
 
     pairs: SaturatingPairs
     kernels: Kernels | None
@@ -57,18 +61,34 @@ class Quantization:
         return {**self.pairs.to_json(), "kernels": kernels}
 
 
-def quantization(side: Side, other: Side, feeds: Sequence[Arrays], machine: Hardware) -> Quantization | None:
+def quantization(
+    side: Side, other: Side, feeds: Sequence[Arrays], machine: Hardware
+) -> Quantization | None:
     """What is to be said of a file's integers; None where it has none."""
     if not is_quantized(side.model):
         return None
 
     def open_again(path: Path, optimize: bool = True, exact: bool = False) -> Session:
         session = side.session
-        return open_session(session.worker, path, threads=session.threads, optimize=optimize, exact=exact)
+        return open_session(
+            session.worker,
+            path,
+            threads=session.threads,
+            optimize=optimize,
+            exact=exact,
+        )
 
     reference = None if is_quantized(other.model) else other.outputs
     pairs = saturating_pairs(side.model)
-    kernels = compare_kernels(open_again, side.session.path, side.model, machine, feeds, side.outputs, reference)
+    kernels = compare_kernels(
+        open_again,
+        side.session.path,
+        side.model,
+        machine,
+        feeds,
+        side.outputs,
+        reference,
+    )
     warning = None
     if kernels is not None and kernels.disagree:
         what_helps = remedy(side.model, machine, provenance(side.model).get("target"))
@@ -77,7 +97,9 @@ def quantization(side: Side, other: Side, feeds: Sequence[Arrays], machine: Hard
 
 
 def checked(path: Path) -> Path:
-    """`path`, after the loader has found it sound: ONNX Runtime gets nothing that we would refuse."""
+    """`path`, after the loader has found it sound: ONNX Runtime gets nothing that we would
+    refuse.
+    """
     load(path)
     return path.absolute()
 
@@ -97,12 +119,18 @@ def feeds_for(session: Session, data: str | None, seed: int) -> Iterable[Arrays]
             continue  # not this kind; the next may be
         if all_finite(outputs):
             return batches
-    raise RefusedError(session.path.name, "gives no finite outputs on synthetic feeds", "give --data with real ones")
+    raise RefusedError(
+        session.path.name,
+        "gives no finite outputs on synthetic feeds",
+        "give --data with real ones",
+    )
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two models on the same feeds: how close they are, on which CPU, and what is said of each file's integers."""
+    """Two models on the same feeds: how close they are, on which CPU, and what is said of each
+    file's integers.
+    """
 
     closeness: Closeness
     hardware: Hardware
@@ -110,10 +138,20 @@ class Comparison:
 
     @property
     def warnings(self) -> list[str]:
-        return [each.warning for each in self.quantized.values() if each is not None and each.warning]
+        return [
+            each.warning
+            for each in self.quantized.values()
+            if each is not None and each.warning
+        ]
 
 
-def compared(worker: Worker, first: Side, second: Side, closeness: Closeness, feeds: Iterable[Arrays]) -> Comparison:
+def compared(
+    worker: Worker,
+    first: Side,
+    second: Side,
+    closeness: Closeness,
+    feeds: Iterable[Arrays],
+) -> Comparison:
     """Run both on the feeds. Errors: CheckError where outputs differ in name or shape."""
     kept: list[Arrays] = []
     for batch in feeds:
@@ -124,14 +162,20 @@ def compared(worker: Worker, first: Side, second: Side, closeness: Closeness, fe
             first.outputs.append(outputs[0])
             second.outputs.append(outputs[1])
     machine = hardware(worker)
-    return Comparison(closeness, machine, {
-        "a": quantization(first, second, kept, machine),
-        "b": quantization(second, first, kept, machine),
-    })
+    return Comparison(
+        closeness,
+        machine,
+        {
+            "a": quantization(first, second, kept, machine),
+            "b": quantization(second, first, kept, machine),
+        },
+    )
 
 
 class Closeness:
-    """Figures of one model's outputs against another's, and whether each element is within atol + rtol |y|."""
+    """Figures of one model's outputs against another's, and whether each element is within atol +
+    rtol |y|.
+    """
 
     def __init__(self, atol: float | None, rtol: float | None) -> None:
         self.atol, self.rtol = atol or 0.0, rtol or 0.0
@@ -143,12 +187,20 @@ class Closeness:
         """Take one batch of outputs. Errors: CheckError where names or shapes differ."""
         self.meter.update(reference, got)
         if self.elementwise:
-            self.outside += sum(self._outside(reference[name], got[name]) for name in reference)
+            self.outside += sum(
+                self._outside(reference[name], got[name]) for name in reference
+            )
 
     def _outside(self, reference: Any, got: Any) -> int:
         if reference.dtype.kind in "OUS":
             return int(np.count_nonzero(reference != got))
-        close = np.isclose(got.astype(np.float64), reference.astype(np.float64), self.rtol, self.atol, equal_nan=True)
+        close = np.isclose(
+            got.astype(np.float64),
+            reference.astype(np.float64),
+            self.rtol,
+            self.atol,
+            equal_nan=True,
+        )
         return int(np.count_nonzero(~close))
 
     def problem(self, min_sqnr: float | None) -> str | None:
@@ -159,5 +211,8 @@ class Closeness:
         if min_sqnr is not None and overall.sqnr_db < min_sqnr:
             return f"SQNR {overall.sqnr_db:.1f} dB is below {min_sqnr:g} dB"
         if self.outside:
-            return f"{self.outside} output values are outside atol {self.atol:g} + rtol {self.rtol:g} |y|"
+            return (
+                f"{self.outside} output values are outside atol {self.atol:g} + rtol "
+                f"{self.rtol:g} |y|"
+            )
         return None

@@ -1,4 +1,6 @@
-"""The driver of `export`: a source to an ONNX file that agrees with torch, or weights onto a graph that is there."""
+"""The driver of `export`: a source to an ONNX file that agrees with torch, or weights onto a graph
+that is there.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,14 @@ from ._run.provenance import PREFIX
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-OPTIONS = ("kwargs", "dynamic_shapes", "dynamic_axes", "input_names", "output_names", "opset")
+OPTIONS = (
+    "kwargs",
+    "dynamic_shapes",
+    "dynamic_axes",
+    "input_names",
+    "output_names",
+    "opset",
+)
 RETURNS = "return (module, args) or (module, args, {'kwargs': …, 'dynamic_shapes': …})"
 
 
@@ -49,17 +58,23 @@ def export(request: Request) -> tuple[Exported, list[Path]]:
     model, args, options = _source(request)
     if request.state_dict is not None:
         request.state = load_into_module(model, request.state_dict, request.partial)
-    exported = export_torch(model, args, cases=request.verify, where=_label(request), **options)
+    exported = export_torch(
+        model, args, cases=request.verify, where=_label(request), **options
+    )
     stamp(exported.model, "exported_from", _label(request))
 
     def check(path: Path) -> None:
         if request.verify:
-            exported.check(lambda feeds: _run(path, exported, feeds), request.atol, request.rtol)
+            exported.check(
+                lambda feeds: _run(path, exported, feeds), request.atol, request.rtol
+            )
 
     return exported, save(exported.model, request.out, check=check)
 
 
-def onto(graph: Path, state_dict: Path, out: Path, partial: bool) -> tuple[Loaded, list[Path]]:
+def onto(
+    graph: Path, state_dict: Path, out: Path, partial: bool
+) -> tuple[Loaded, list[Path]]:
     """A state dict onto the weights of an ONNX graph, written to `out`."""
     model = load(graph)
     loaded = load_state_dict(model, state_dict, partial=partial)
@@ -86,29 +101,48 @@ def _label(request: Request) -> str:
     return request.source if colon else Path(request.source).resolve().name
 
 
-def _run(path: Path, exported: Exported, feeds: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def _run(
+    path: Path, exported: Exported, feeds: Sequence[Mapping[str, Any]]
+) -> list[dict[str, Any]]:
     names = [value.name for value in exported.model.graph.inputs]
     with Worker() as worker:
         try:
             session = open_session(worker, path)
-            return [session.run({name: batch[name] for name in names if name}) for batch in feeds]
+            return [
+                session.run({name: batch[name] for name in names if name})
+                for batch in feeds
+            ]
         except OnnxOptError as error:
-            raise CheckError(exported.where, f"the exported graph does not run: {error.problem.strip()[:400]}",
-                             "try another --opset, or export with --no-verify and look into it") from error
+            raise CheckError(
+                exported.where,
+                f"the exported graph does not run: {error.problem.strip()[:400]}",
+                "try another --opset, or export with --no-verify and look into it",
+            ) from error
 
 
 def _source(request: Request) -> tuple[Any, Any, dict[str, Any]]:
-    """The model, its arguments and the options for them; the command line's win over the callable's."""
+    """The model, its arguments and the options for them; the command line's win over the
+    callable's.
+    """
     text = request.source
-    options: dict[str, Any] = {"opset": request.opset, "input_names": request.input_names,
-                               "output_names": request.output_names}
+    options: dict[str, Any] = {
+        "opset": request.opset,
+        "input_names": request.input_names,
+        "output_names": request.output_names,
+    }
     model: Any = Path(text)
     args: Any = None
     if ":" in text and not model.exists():
         model, args, more = _called(text)
         if request.given_opset:
             more.pop("opset", None)
-        options.update({key: value for key, value in more.items() if not options.get(key) or key == "opset"})
+        options.update(
+            {
+                key: value
+                for key, value in more.items()
+                if not options.get(key) or key == "opset"
+            }
+        )
     if request.dynamic:
         options["dynamic_shapes"] = dynamic_axes(request.dynamic)
         options.pop("dynamic_axes", None)
@@ -122,27 +156,45 @@ def _called(text: str) -> tuple[Any, Any, dict[str, Any]]:
     except UsageError as error:
         if "not a function" not in error.problem:
             raise
-        raise UsageError(error.where, error.problem, f"name a function; let it {RETURNS}") from error
+        raise UsageError(
+            error.where, error.problem, f"name a function; let it {RETURNS}"
+        ) from error
     if hasattr(function, "forward") or inspect.isclass(function):
         kind = "a class" if inspect.isclass(function) else "a module"
-        raise RefusedError(text, f"is {kind}, not a function", f"write a function; let it {RETURNS}")
-    if any(p.default is p.empty and p.kind != p.VAR_POSITIONAL and p.kind != p.VAR_KEYWORD
-           for p in inspect.signature(function).parameters.values()):
-        raise RefusedError(text, "takes arguments, and is called without any", f"wrap it; let the wrapper {RETURNS}")
+        raise RefusedError(
+            text, f"is {kind}, not a function", f"write a function; let it {RETURNS}"
+        )
+    if any(
+        p.default is p.empty and p.kind != p.VAR_POSITIONAL and p.kind != p.VAR_KEYWORD
+        for p in inspect.signature(function).parameters.values()
+    ):
+        raise RefusedError(
+            text,
+            "takes arguments, and is called without any",
+            f"wrap it; let the wrapper {RETURNS}",
+        )
     try:
         returned = function()
     except OnnxOptError:
         raise
     except Exception as error:
         raise failure(text, error) from error
-    if isinstance(returned, tuple) and len(returned) in (2, 3) and hasattr(returned[0], "forward"):
+    if (
+        isinstance(returned, tuple)
+        and len(returned) in (2, 3)
+        and hasattr(returned[0], "forward")
+    ):
         module, args, *rest = returned
         more = rest[0] if rest else {}
         if isinstance(more, Mapping):
             if not set(more) <= set(OPTIONS):  # the keyword arguments themselves
                 more = {"kwargs": more}
             if isinstance(args, Mapping):  # arguments by name
-                return module, (), {**more, "kwargs": {**args, **more.get("kwargs", {})}}
+                return (
+                    module,
+                    (),
+                    {**more, "kwargs": {**args, **more.get("kwargs", {})}},
+                )
             return module, args, dict(more)
     if hasattr(returned, "graph_signature"):
         return returned, None, {}
@@ -153,7 +205,9 @@ def _called(text: str) -> tuple[Any, Any, dict[str, Any]]:
         kind = "a dict: weights have no graph"
     elif isinstance(returned, tuple):
         kind = "a tuple of " + ", ".join(type(item).__name__ for item in returned)
-    raise RefusedError(text, f"returned {kind}", f"{RETURNS}, args being example inputs")
+    raise RefusedError(
+        text, f"returned {kind}", f"{RETURNS}, args being example inputs"
+    )
 
 
 def dynamic_axes(texts: Sequence[str]) -> dict[str, dict[int, str]]:
@@ -163,8 +217,17 @@ def dynamic_axes(texts: Sequence[str]) -> dict[str, dict[int, str]]:
         place, equals, dim = text.partition("=")
         name, colon, axis = place.rpartition(":")
         number = axis.removeprefix("-")
-        if not (equals and colon and name and number.isdigit()) or not dim.isidentifier():
-            raise UsageError("--dynamic", f"'{text}' is not of the form NAME:AXIS=DIM", "--dynamic x:0=batch")
+        if (
+            not (equals and colon and name and number.isdigit())
+            or not dim.isidentifier()
+        ):
+            raise UsageError(
+                "--dynamic",
+                f"'{text}' is not of the form NAME:AXIS=DIM",
+                "--dynamic x:0=batch",
+            )
         if found.setdefault(name, {}).setdefault(int(axis), dim) != dim:
-            raise UsageError("--dynamic", f"axis {axis} of '{name}' has two names", "give one")
+            raise UsageError(
+                "--dynamic", f"axis {axis} of '{name}' has two names", "give one"
+            )
     return found

@@ -1,4 +1,6 @@
-"""What every command shares: `--json`, `-q`, `-v`, `--debug`; words on stderr, results on stdout; safe names."""
+"""What every command shares: `--json`, `-q`, `-v`, `--debug`; words on stderr, results on stdout;
+safe names.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ DEBUG_HELP = "Print the traceback of an error (also: ONNX_OPT_DEBUG=1)."
 
 
 def shared_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a command `--json`, `--quiet`, `--verbose` and `--debug`; it receives `as_json` and `verbosity`."""
+    """Give a command `--json`, `--quiet`, `--verbose` and `--debug`; it receives `as_json` and
+    `verbosity`.
+    """
 
     def entry(quiet: bool, verbose: bool, **arguments: Any) -> Any:
         return function(verbosity=int(verbose) - int(quiet), **arguments)
@@ -27,8 +31,15 @@ def shared_options(function: Callable[..., Any]) -> Callable[..., Any]:
     for option in (
         click.option("--debug", is_flag=True, expose_value=False, help=DEBUG_HELP),
         click.option("-v", "--verbose", is_flag=True, help="Say more."),
-        click.option("-q", "--quiet", is_flag=True, help="Say less: no tables, no progress bars."),
-        click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout and nothing else."),
+        click.option(
+            "-q", "--quiet", is_flag=True, help="Say less: no tables, no progress bars."
+        ),
+        click.option(
+            "--json",
+            "as_json",
+            is_flag=True,
+            help="Print one JSON object on stdout and nothing else.",
+        ),
     ):
         entry = option(entry)
     return entry
@@ -40,7 +51,9 @@ def emit_json(value: Any) -> None:
 
 
 def finite(value: Any) -> Any:
-    """`value` with every non-finite number replaced by None, at any depth; numpy scalars become Python's."""
+    """`value` with every non-finite number replaced by None, at any depth; numpy scalars become
+    Python's.
+    """
     if isinstance(value, dict):
         return {str(key): finite(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -51,8 +64,13 @@ def finite(value: Any) -> Any:
 
 
 def escaped(text: str) -> str:
-    """Text from a file, safe for a terminal: control and direction-changing characters as backslash escapes."""
-    return "".join(c if c == " " or unicodedata.category(c)[0] != "C" else repr(c)[1:-1] for c in str(text))
+    """Text from a file, safe for a terminal: control and direction-changing characters as backslash
+    escapes.
+    """
+    return "".join(
+        c if c == " " or unicodedata.category(c)[0] != "C" else repr(c)[1:-1]
+        for c in str(text)
+    )
 
 
 def markup_safe(text: str) -> str:
@@ -63,11 +81,17 @@ def markup_safe(text: str) -> str:
 
 
 def console(stderr: bool) -> Console:
-    """A rich console; colours and width as the terminal says, NO_COLOR honoured, plain when it is not one."""
+    """A rich console; colours and width as the terminal says, NO_COLOR honoured, plain when it is
+    not one.
+    """
     from rich.console import Console
 
     plain = Console(stderr=stderr, highlight=False, soft_wrap=False)
-    return plain if plain.is_terminal else Console(stderr=stderr, highlight=False, width=max(plain.width, 120))
+    return (
+        plain
+        if plain.is_terminal
+        else Console(stderr=stderr, highlight=False, width=max(plain.width, 120))
+    )
 
 
 def show(what: RenderableType, stderr: bool = False) -> None:
@@ -115,10 +139,20 @@ class Progress:
         if self._bars is not None:
             yield self._bars
             return
-        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            TextColumn,
+            TimeRemainingColumn,
+        )
         from rich.progress import Progress as Bars
 
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+        )
         with Bars(*columns, console=console(stderr=True), transient=True) as bars:
             self._bars = bars
             try:

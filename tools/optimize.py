@@ -1,4 +1,6 @@
-"""The driver: load, run the passes, check each, measure, write atomically, account for all of it."""
+"""The driver: load, run the passes, check each, measure, write atomically, account for all of
+it.
+"""
 
 from __future__ import annotations
 
@@ -45,22 +47,39 @@ def optimize(
     resume: str | Path | None = None,
     teacher: str | Path | ir.Model | None = None,
 ) -> Result:
-    """Run `passes` over a model, check and measure every step, and write the result to `out` (None: nowhere).
+    """Run `passes` over a model, check and measure every step, and write the result to `out` (None:
+    nowhere).
 
-    `model`: a path, or an `ir.Model`, which is cloned and never modified. `data`: feeds in any form that
-    `runtime.feeds.open_feeds` takes. `verify`: "auto" runs the model where its weights are at most 1 GiB.
-    `min_sqnr` (dB) and `max_drop` (of the metric) are budgets: where one is not met, nothing is written.
-    `explain_loss` fills `Result.loss`: what each layer lost, and to its weights or its activations.
-    `resume`: a folder where training keeps its state, and goes on from what an interrupted run left there.
-    `teacher`: what `finetune` learns from, in place of the model as it came.
-    Under torchrun every process runs, and the first alone writes `out` and measures latency.
+    `model`: a path, or an `ir.Model`, which is cloned and never modified. `data`: feeds in any form
+    that `runtime.feeds.open_feeds` takes. `verify`: "auto" runs the model where its weights are at
+    most 1 GiB. `min_sqnr` (dB) and `max_drop` (of the metric) are budgets: where one is not met,
+    nothing is written. `explain_loss` fills `Result.loss`: what each layer lost, and to its weights
+    or its activations. `resume`: a folder where training keeps its state, and goes on from what an
+    interrupted run left there. `teacher`: what `finetune` learns from, in place of the model as it
+    came. Under torchrun every process runs, and the first alone writes `out` and measures latency.
 
     Errors: UsageError (options), RefusedError (model, data), CheckError (a check or a budget).
     """
     settings = Settings(
-        model if isinstance(model, ir.Model) else Path(model), as_pipeline(passes), None if out is None else Path(out),
-        target, data, metric, eval_data, seed, strict, bench, verify, force, dry_run, progress, threads,
-        min_sqnr, max_drop, explain_loss, None if resume is None else Path(resume),
+        model if isinstance(model, ir.Model) else Path(model),
+        as_pipeline(passes),
+        None if out is None else Path(out),
+        target,
+        data,
+        metric,
+        eval_data,
+        seed,
+        strict,
+        bench,
+        verify,
+        force,
+        dry_run,
+        progress,
+        threads,
+        min_sqnr,
+        max_drop,
+        explain_loss,
+        None if resume is None else Path(resume),
         Path(teacher) if isinstance(teacher, str) else teacher,
     )
     if follows():
@@ -72,15 +91,26 @@ def optimize(
 
 def default_output(model: Path) -> Path:
     """Where the command line writes without `-o`: MODEL's stem + .opt.onnx, beside it."""
-    return model.parent / f"{model.stem}.opt.onnx"  # with_name refuses "." and "/", which load() can explain
+    return (
+        model.parent / f"{model.stem}.opt.onnx"
+    )  # with_name refuses "." and "/", which load() can explain
 
 
 def _check_settings(settings: Settings) -> None:
     labelled = settings.eval_data if settings.eval_data is not None else settings.data
     if settings.metric is not None and labelled is None:
-        raise UsageError("--metric", f"'{settings.metric}' needs labelled data", "give --data or --eval-data")
+        raise UsageError(
+            "--metric",
+            f"'{settings.metric}' needs labelled data",
+            "give --data or --eval-data",
+        )
     if settings.max_drop is not None and settings.metric is None:
-        raise UsageError("--max-drop", "needs a metric", "give --metric, for example --metric top1")
+        raise UsageError(
+            "--max-drop", "needs a metric", "give --metric, for example --metric top1"
+        )
     if settings.verify not in ("auto", "always", "never"):
-        raise UsageError("--verify", f"'{settings.verify}' is not one of auto, always, never", "choose one of them")
-
+        raise UsageError(
+            "--verify",
+            f"'{settings.verify}' is not one of auto, always, never",
+            "choose one of them",
+        )

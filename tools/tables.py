@@ -39,30 +39,70 @@ DRIFT_ON = {
 def plain_table(title: str | None, *columns: str, right: Sequence[str] = ()) -> Table:
     """A table in the house style: left-aligned text, right-aligned figures."""
     table = Table(
-        title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+        title=title,
+        title_justify="left",
+        box=None,
+        pad_edge=False,
+        padding=(0, 2, 0, 0),
+        header_style="bold",
+    )
     for column in columns:
-        table.add_column(column, justify="right" if column in right else "left", overflow="fold")
+        table.add_column(
+            column, justify="right" if column in right else "left", overflow="fold"
+        )
     return table
 
 
 def pass_account(steps: Sequence[Step]) -> Table:
-    """One row a pass: what it changed, the drift after it, its time, what it declined and the first reasons."""
-    table = plain_table("passes", "pass", "changed", "SQNR dB", "seconds", "declined",
-                        right=("changed", "SQNR dB", "seconds"))
+    """One row a pass: what it changed, the drift after it, its time, what it declined and the first
+    reasons.
+    """
+    table = plain_table(
+        "passes",
+        "pass",
+        "changed",
+        "SQNR dB",
+        "seconds",
+        "declined",
+        right=("changed", "SQNR dB", "seconds"),
+    )
     for step in steps:
-        drift = "rolled back" if step.rolled_back else "" if step.drift is None else decibels(step.drift["sqnr_db"])
-        table.add_row(markup_safe(step.text), str(step.changed), drift, f"{step.seconds:.2f}",
-                      markup_safe(declined_summary(step.declined)))
+        drift = (
+            "rolled back"
+            if step.rolled_back
+            else ""
+            if step.drift is None
+            else decibels(step.drift["sqnr_db"])
+        )
+        table.add_row(
+            markup_safe(step.text),
+            str(step.changed),
+            drift,
+            f"{step.seconds:.2f}",
+            markup_safe(declined_summary(step.declined)),
+        )
     return table
 
 
 def loss_table(losses: Sequence[Mapping[str, Any]], most: int | None = None) -> Table:
-    """What each layer lost, in dB (fewer is worse), the worst first: its own weights, its own input, and in all."""
-    table = plain_table("loss by layer, worst first (SQNR in dB)", "pass", "layer", "op", "weight", "activation",
-                        "accumulated", right=("weight", "activation", "accumulated"))
+    """What each layer lost, in dB (fewer is worse), the worst first: its own weights, its own
+    input, and in all.
+    """
+    table = plain_table(
+        "loss by layer, worst first (SQNR in dB)",
+        "pass",
+        "layer",
+        "op",
+        "weight",
+        "activation",
+        "accumulated",
+        right=("weight", "activation", "accumulated"),
+    )
     for loss in losses[:most]:
-        figures = ["" if loss[key] is None else decibels(loss[key])
-                   for key in ("weight_sqnr_db", "activation_sqnr_db", "sqnr_db")]
+        figures = [
+            "" if loss[key] is None else decibels(loss[key])
+            for key in ("weight_sqnr_db", "activation_sqnr_db", "sqnr_db")
+        ]
         table.add_row(loss["pass"], markup_safe(loss["layer"]), loss["op"], *figures)
     if most is not None and len(losses) > most:
         table.add_row("…", f"{len(losses) - most} more: -v shows them", "", "", "", "")
@@ -70,7 +110,9 @@ def loss_table(losses: Sequence[Mapping[str, Any]], most: int | None = None) -> 
 
 
 def declined_summary(declined: Sequence[Mapping[str, str]], most: int = 2) -> str:
-    """`12: already quantized (10); rank 1 (2)`: how many, and the commonest reasons with their counts."""
+    """`12: already quantized (10); rank 1 (2)`: how many, and the commonest reasons with their
+    counts.
+    """
     if not declined:
         return ""
     reasons = Counter(item["reason"] for item in declined).most_common()
@@ -88,14 +130,26 @@ def declined_table(step: Step) -> Table:
 
 def before_after(result: Result) -> Table:
     """Size, parameters, nodes, work, latency and metric, before and after, with the ratio."""
-    table = plain_table("result", "", "before", "after", "after/before", right=("before", "after", "after/before"))
+    table = plain_table(
+        "result",
+        "",
+        "before",
+        "after",
+        "after/before",
+        right=("before", "after", "after/before"),
+    )
     for label, name, text in ROWS:
         before, after = getattr(result.input, name), getattr(result.output, name)
         if before is not None or after is not None:
             table.add_row(label, text(before), text(after), ratio(before, after))
     if result.metric is not None:
         first, second = result.metric["before"], result.metric["after"]
-        table.add_row(markup_safe(result.metric["name"]), f"{first:.4f}", f"{second:.4f}", f"{second - first:+.4f}")
+        table.add_row(
+            markup_safe(result.metric["name"]),
+            f"{first:.4f}",
+            f"{second:.4f}",
+            f"{second - first:+.4f}",
+        )
     return table
 
 
@@ -105,10 +159,19 @@ def measured_on(label: str) -> str:
 
 
 def needed(requires: Mapping[str, Any]) -> str:
-    """What a file asks of a runtime: `needs ONNX Runtime 1.23 or newer (Cast from INT4); opset 21, IR 10`."""
+    """What a file asks of a runtime: `needs ONNX Runtime 1.23 or newer (Cast from INT4); opset 21,
+    IR 10`.
+    """
     release, because = requires["onnxruntime"], markup_safe(requires["because"])
-    runtime = f"ONNX Runtime {release} or newer" if release else "an ONNX Runtime, not known which"
-    return f"needs {runtime} ({because}); opset {requires['opset'] or 'none'}, IR {requires['ir_version']}"
+    runtime = (
+        f"ONNX Runtime {release} or newer"
+        if release
+        else "an ONNX Runtime, not known which"
+    )
+    return (
+        f"needs {runtime} ({because}); opset {requires['opset'] or 'none'}, IR "
+        f"{requires['ir_version']}"
+    )
 
 
 def size(value: int | None) -> str:
@@ -158,19 +221,32 @@ def pass_list(passes: Sequence[Mapping[str, Any]]) -> Table:
     table = plain_table(None, "pass", "effect", "does", "options")
     for item in passes:
         options = ", ".join(option["name"] for option in item["options"])
-        table.add_row(markup_safe(item["pass"]), item["effect"], markup_safe(item["summary"]), markup_safe(options))
+        table.add_row(
+            markup_safe(item["pass"]),
+            item["effect"],
+            markup_safe(item["summary"]),
+            markup_safe(options),
+        )
     return table
 
 
 def pass_detail(item: Mapping[str, Any]) -> list[RenderableType]:
     """One pass: its docstring, then its options."""
-    parts: list[RenderableType] = [f"[bold]{markup_safe(item['pass'])}[/bold] ({item['effect']})", ""]
+    parts: list[RenderableType] = [
+        f"[bold]{markup_safe(item['pass'])}[/bold] ({item['effect']})",
+        "",
+    ]
     parts.extend(markup_safe(line) for line in item["description"].splitlines())
     if not item["options"]:
         return [*parts, "", "No options."]
     table = plain_table(None, "option", "type", "default", "meaning")
     for option in item["options"]:
-        cells = (option["name"], option["type"], default_text(option["default"]), option["help"])
+        cells = (
+            option["name"],
+            option["type"],
+            default_text(option["default"]),
+            option["help"],
+        )
         table.add_row(*map(markup_safe, cells))
     return [*parts, "", table]
 

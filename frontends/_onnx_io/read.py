@@ -19,27 +19,48 @@ LIMIT = 1 << 31
 EXPORT_AGAIN = "fetch or export the model again"
 
 _KINDS: list[tuple[int, bytes, str, str]] = [
-    (0, b"version https://git-lfs", "a Git LFS pointer, not the model itself", "git lfs pull"),
+    (
+        0,
+        b"version https://git-lfs",
+        "a Git LFS pointer, not the model itself",
+        "git lfs pull",
+    ),
     (0, b"\x89PNG", "a PNG image", "give an .onnx file"),
     (0, b"\xff\xd8\xff", "a JPEG image", "give an .onnx file"),
-    (0, b"PK\x03\x04", "a zip archive (a PyTorch checkpoint, an .npz, a packed model?)",
-     "unpack it, or export it: onnx-opt export"),
+    (
+        0,
+        b"PK\x03\x04",
+        "a zip archive (a PyTorch checkpoint, an .npz, a packed model?)",
+        "unpack it, or export it: onnx-opt export",
+    ),
     (0, b"\x1f\x8b", "a gzip archive", "gunzip it first"),
-    (0, b"\x80\x02", "a Python pickle (an old PyTorch checkpoint?)", "export it to ONNX first"),
+    (
+        0,
+        b"\x80\x02",
+        "a Python pickle (an old PyTorch checkpoint?)",
+        "export it to ONNX first",
+    ),
     (0, b"\x89HDF", "an HDF5 file (Keras?)", "convert it with tf2onnx first"),
     (0, b"%PDF", "a PDF document", "give an .onnx file"),
     (0, b"\x7fELF", "an ELF binary", "give an .onnx file"),
     (0, b"\x93NUMPY", "a NumPy array", "give an .onnx file; arrays go to --data"),
     (4, b"TFL3", "a TensorFlow Lite model", "convert it with tf2onnx first"),
-    (4, b"ORTM", "a model in ONNX Runtime's own .ort format", "give the .onnx file that it was made from"),
+    (
+        4,
+        b"ORTM",
+        "a model in ONNX Runtime's own .ort format",
+        "give the .onnx file that it was made from",
+    ),
     (257, b"ustar", "a tar archive", "unpack it first"),
-]  # fmt: skip
+]
 
 _TEXT = "python -c \"import onnx; onnx.save(onnx.load('{name}'), 'model.onnx')\""
 
 
 def read_proto(path: str | Path) -> onnx.ModelProto:
-    """Parse the file at `path`. Errors: RefusedError, naming what the file is, or how much of it is missing."""
+    """Parse the file at `path`. Errors: RefusedError, naming what the file is, or how much of it is
+    missing.
+    """
     where = str(path)
     data = _read(path, where)
     _refuse_other_formats(data, where)
@@ -49,14 +70,22 @@ def read_proto(path: str | Path) -> onnx.ModelProto:
     except DecodeError:
         raise RefusedError(where, _damage(data), EXPORT_AGAIN) from None
     if not proto.HasField("graph"):
-        problem = "holds no graph" if proto.ir_version and proto.opset_import else "is not an ONNX model"
-        raise RefusedError(where, problem, EXPORT_AGAIN if "graph" in problem else "give an .onnx file")
+        problem = (
+            "holds no graph"
+            if proto.ir_version and proto.opset_import
+            else "is not an ONNX model"
+        )
+        raise RefusedError(
+            where, problem, EXPORT_AGAIN if "graph" in problem else "give an .onnx file"
+        )
     _refuse_bytes_in_text(proto, where)
     return proto
 
 
 def _refuse_bytes_in_text(proto: onnx.ModelProto, where: str) -> None:
-    """Names must be UTF-8. ONNX's protobuf does not see to it: Python would get bytes in the place of text."""
+    """Names must be UTF-8. ONNX's protobuf does not see to it: Python would get bytes in the place
+    of text.
+    """
     waiting: list[Any] = [proto]
     while waiting:
         message = waiting.pop()
@@ -66,7 +95,11 @@ def _refuse_bytes_in_text(proto: onnx.ModelProto, where: str) -> None:
             elif field.type == field.TYPE_STRING:
                 for text in value if field.is_repeated else [value]:
                     if isinstance(text, bytes):
-                        raise RefusedError(where, f"is damaged: {field.full_name} is not UTF-8", EXPORT_AGAIN)
+                        raise RefusedError(
+                            where,
+                            f"is damaged: {field.full_name} is not UTF-8",
+                            EXPORT_AGAIN,
+                        )
 
 
 def _read(path: str | Path, where: str) -> bytes:
@@ -74,28 +107,44 @@ def _read(path: str | Path, where: str) -> bytes:
         status = os.stat(path)
         if stat.S_ISDIR(status.st_mode):
             inside = sorted(p.name for p in Path(path).glob("*.onnx"))
-            raise RefusedError(where, "is a folder", f"give a file, as in {Path(path) / (inside or ['model.onnx'])[0]}")
+            raise RefusedError(
+                where,
+                "is a folder",
+                f"give a file, as in {Path(path) / (inside or ['model.onnx'])[0]}",
+            )
         if not stat.S_ISREG(status.st_mode):
             raise RefusedError(where, "is not a regular file", "give an .onnx file")
         if status.st_size >= LIMIT:
             raise RefusedError(
-                where, f"has {status.st_size / 1e9:.1f} GB; protobuf ends at 2 GiB",
-                "save its weights as external data: onnx.save(model, path, save_as_external_data=True)",
+                where,
+                f"has {status.st_size / 1e9:.1f} GB; protobuf ends at 2 GiB",
+                "save its weights as external data: onnx.save(model, path, "
+                "save_as_external_data=True)",
             )
         return Path(path).read_bytes()
     except FileNotFoundError:
         raise RefusedError(where, "no such file", _nearby(Path(path))) from None
     except ValueError:  # a NUL in the name
-        raise RefusedError(repr(where), "is not a file name", "check the path") from None
+        raise RefusedError(
+            repr(where), "is not a file name", "check the path"
+        ) from None
     except OSError as error:
-        raise RefusedError(where, f"cannot be read: {error.strerror}", "check the path and its permissions") from error
+        raise RefusedError(
+            where,
+            f"cannot be read: {error.strerror}",
+            "check the path and its permissions",
+        ) from error
 
 
 def _nearby(path: Path) -> str:
     if not path.parent.is_dir():
         return f"check the path: folder '{path.parent}' does not exist"
     models = sorted(p.name for p in path.parent.glob("*.onnx"))[:3]
-    return f"check the path; its folder holds {', '.join(models)}" if models else "check the path"
+    return (
+        f"check the path; its folder holds {', '.join(models)}"
+        if models
+        else "check the path"
+    )
 
 
 def _refuse_other_formats(data: bytes, where: str) -> None:
@@ -106,11 +155,23 @@ def _refuse_other_formats(data: bytes, where: str) -> None:
             raise RefusedError(where, f"is {kind}", fix)
     head = data[:512].lstrip()
     if head.startswith((b"<?xml", b"<!DOCTYPE", b"<!doctype", b"<html")):
-        raise RefusedError(where, "is an XML or HTML document (a failed download, an OpenVINO graph?)", EXPORT_AGAIN)
-    if head.startswith((b"{", b"ir_version:")) or (head.startswith(b"<") and b"ir_version" in head):
-        raise RefusedError(where, "is text; models are read in the binary form", _TEXT.format(name=Path(where).name))
+        raise RefusedError(
+            where,
+            "is an XML or HTML document (a failed download, an OpenVINO graph?)",
+            EXPORT_AGAIN,
+        )
+    if head.startswith((b"{", b"ir_version:")) or (
+        head.startswith(b"<") and b"ir_version" in head
+    ):
+        raise RefusedError(
+            where,
+            "is text; models are read in the binary form",
+            _TEXT.format(name=Path(where).name),
+        )
     if data[:512].isascii() and all(b >= 32 or b in b"\t\r\n" for b in data[:512]):
-        raise RefusedError(where, "is a text file, not an ONNX model", "give an .onnx file")
+        raise RefusedError(
+            where, "is a text file, not an ONNX model", "give an .onnx file"
+        )
 
 
 def _damage(data: bytes) -> str:
@@ -125,12 +186,16 @@ def _damage(data: bytes) -> str:
 
 
 def _field_ends(data: bytes) -> Iterator[int]:
-    """Where each top-level field of a protobuf message ends; ValueError or IndexError where it is not one."""
+    """Where each top-level field of a protobuf message ends; ValueError or IndexError where it is
+    not one.
+    """
     at = 0
     while at < len(data):
         tag, at = _varint(data, at)
         kind, field = tag & 7, tag >> 3
-        if not 1 <= field <= 100:  # ModelProto has about 20 fields; more is another format
+        if (
+            not 1 <= field <= 100
+        ):  # ModelProto has about 20 fields; more is another format
             raise ValueError("not a field of a model")
         if kind == 0:
             _, at = _varint(data, at)

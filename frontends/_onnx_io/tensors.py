@@ -18,19 +18,38 @@ from .read import EXPORT_AGAIN
 
 T = onnx.TensorProto
 _KNOWN_TYPES = {t.value for t in ir.DataType} - {T.UNDEFINED}
-_FIELDS = ("raw_data", "float_data", "int32_data", "string_data", "int64_data", "double_data", "uint64_data")
+_FIELDS = (
+    "raw_data",
+    "float_data",
+    "int32_data",
+    "string_data",
+    "int64_data",
+    "double_data",
+    "uint64_data",
+)
 _OWN_FIELD = {
-    T.FLOAT: ("float_data", 1), T.COMPLEX64: ("float_data", 2), T.DOUBLE: ("double_data", 1),
-    T.COMPLEX128: ("double_data", 2), T.INT64: ("int64_data", 1), T.UINT32: ("uint64_data", 1),
-    T.UINT64: ("uint64_data", 1), T.STRING: ("string_data", 1),
-}  # fmt: skip
+    T.FLOAT: ("float_data", 1),
+    T.COMPLEX64: ("float_data", 2),
+    T.DOUBLE: ("double_data", 1),
+    T.COMPLEX128: ("double_data", 2),
+    T.INT64: ("int64_data", 1),
+    T.UINT32: ("uint64_data", 1),
+    T.UINT64: ("uint64_data", 1),
+    T.STRING: ("string_data", 1),
+}
 """Type -> (the field its values are listed in, entries per element); all others use int32_data."""
 
 
 def shown(text: str, limit: int = 80) -> str:
     """A name from a file, safe to print on one line."""
     text = text if len(text) <= limit else text[: limit - 1] + "…"
-    return "'" + "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text) + "'"
+    return (
+        "'"
+        + "".join(
+            c if c.isprintable() else c.encode("unicode_escape").decode() for c in text
+        )
+        + "'"
+    )
 
 
 def nbytes_of(tensor: onnx.TensorProto) -> int:
@@ -40,10 +59,14 @@ def nbytes_of(tensor: onnx.TensorProto) -> int:
 
 
 def check_tensor(tensor: onnx.TensorProto, where: str) -> None:
-    """RefusedError unless type and dims are known and exactly one field holds exactly the data they need."""
+    """RefusedError unless type and dims are known and exactly one field holds exactly the data they
+    need.
+    """
 
     def refuse(problem: str) -> NoReturn:
-        raise RefusedError(where, f"tensor {shown(tensor.name)} {problem}", EXPORT_AGAIN)
+        raise RefusedError(
+            where, f"tensor {shown(tensor.name)} {problem}", EXPORT_AGAIN
+        )
 
     if tensor.data_type not in _KNOWN_TYPES:
         refuse(f"has unknown type {tensor.data_type}")
@@ -53,18 +76,28 @@ def check_tensor(tensor: onnx.TensorProto, where: str) -> None:
         refuse("is stored in segments, which ONNX tools do not read")
     if tensor.data_location not in (T.DEFAULT, T.EXTERNAL):
         refuse(f"has unknown data location {tensor.data_location}")
-    held = [f for f in _FIELDS if (tensor.HasField(f) if f == "raw_data" else len(getattr(tensor, f)))]
+    held = [
+        f
+        for f in _FIELDS
+        if (tensor.HasField(f) if f == "raw_data" else len(getattr(tensor, f)))
+    ]
     held = [f for f in held if f != "raw_data" or tensor.raw_data]
     if tensor.data_location == T.EXTERNAL:
         if held or tensor.data_type == T.STRING:
-            refuse(f"is external and also holds {held[0]}" if held else "is text and external")
+            refuse(
+                f"is external and also holds {held[0]}"
+                if held
+                else "is text and external"
+            )
         return
     if len(held) > 1:
         refuse(f"holds its data twice: {' and '.join(held)}")
     _check_length(tensor, held[0] if held else None, refuse)
 
 
-def _check_length(tensor: onnx.TensorProto, field: str | None, refuse: Callable[[str], NoReturn]) -> None:
+def _check_length(
+    tensor: onnx.TensorProto, field: str | None, refuse: Callable[[str], NoReturn]
+) -> None:
     size = math.prod(tensor.dims)
     if field == "raw_data":
         if tensor.data_type == T.STRING:
@@ -74,15 +107,27 @@ def _check_length(tensor: onnx.TensorProto, field: str | None, refuse: Callable[
         own, width = _OWN_FIELD.get(tensor.data_type, ("int32_data", 1))
         if field is not None and field != own:
             refuse(f"holds {field} where its type needs {own}")
-        bits = 8 if tensor.data_type == T.STRING else ir.DataType(tensor.data_type).bitwidth
+        bits = (
+            8
+            if tensor.data_type == T.STRING
+            else ir.DataType(tensor.data_type).bitwidth
+        )
         per_entry = 8 // bits if bits in (2, 4) else 1
-        have, need, unit = len(getattr(tensor, own)), -(-size * width // per_entry), "values"
+        have, need, unit = (
+            len(getattr(tensor, own)),
+            -(-size * width // per_entry),
+            "values",
+        )
     if have != need:
-        refuse(f"holds {have} {unit}, its shape {list(tensor.dims)} and type need {need}")
+        refuse(
+            f"holds {have} {unit}, its shape {list(tensor.dims)} and type need {need}"
+        )
 
 
 class ExternalFiles:
-    """The data files of one model, each examined once; missing ones are counted and reported together."""
+    """The data files of one model, each examined once; missing ones are counted and reported
+    together.
+    """
 
     def __init__(self, path: str | Path, allow_hardlinks: bool) -> None:
         self.where = str(path)
@@ -99,12 +144,16 @@ class ExternalFiles:
         place = dict(entries)
         nbytes = nbytes_of(tensor)
         if len(place) != len(entries) or not place.get("location"):
-            self._refuse(f"tensor {shown(tensor.name)} does not say where its data is", EXPORT_AGAIN)
+            self._refuse(
+                f"tensor {shown(tensor.name)} does not say where its data is",
+                EXPORT_AGAIN,
+            )
         offset = self._number(tensor, place.get("offset") or "0")
         length = self._number(tensor, place.get("length") or str(nbytes))
         if length != nbytes and not (length == 0 and "length" not in place):
             self._refuse(
-                f"tensor {shown(tensor.name)} declares {length:,} external bytes, its shape and type need {nbytes:,}",
+                f"tensor {shown(tensor.name)} declares {length:,} external bytes, its "
+                f"shape and type need {nbytes:,}",
                 EXPORT_AGAIN,
             )
         location = place["location"]
@@ -127,44 +176,68 @@ class ExternalFiles:
             tensors = "1 tensor" if count == 1 else f"{count} tensors"
             self._refuse(
                 f"weights file {shown(location)} is missing",
-                f"put it beside the model; it holds {tensors} ({_size_text(self._missing_bytes[location])})",
+                f"put it beside the model; it holds {tensors} "
+                f"({_size_text(self._missing_bytes[location])})",
             )
 
     def _examine(self, location: str) -> int | None:
         """Size of a data file in bytes, None if there is none; it is not opened."""
-        if "\0" in location or ("\\" in location and os.name != "posix") or os.path.isabs(location):
-            self._refuse_escape(location, "is an absolute path" if os.path.isabs(location) else "is not a file name")
+        if (
+            "\0" in location
+            or ("\\" in location and os.name != "posix")
+            or os.path.isabs(location)
+        ):
+            self._refuse_escape(
+                location,
+                "is an absolute path"
+                if os.path.isabs(location)
+                else "is not a file name",
+            )
         path = os.path.join(self.folder, location)
         if not _inside(os.path.normpath(path), self.folder):
             self._refuse_escape(location, "lies outside the model's folder")
         try:
             if not _inside(os.path.realpath(path), os.path.realpath(self.folder)):
-                self._refuse_escape(location, "is a link to a place outside the model's folder")
+                self._refuse_escape(
+                    location, "is a link to a place outside the model's folder"
+                )
             status = os.stat(path)
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
-            self._refuse(f"weights file {shown(location)} cannot be read: {error.strerror}", "check the file")
+            self._refuse(
+                f"weights file {shown(location)} cannot be read: {error.strerror}",
+                "check the file",
+            )
         if not stat.S_ISREG(status.st_mode):
-            self._refuse(f"weights file {shown(location)} is not a regular file", "put the weights file itself there")
+            self._refuse(
+                f"weights file {shown(location)} is not a regular file",
+                "put the weights file itself there",
+            )
         if status.st_nlink > 1:
             if not self.allow_hardlinks:
                 self._refuse(
-                    f"weights file {shown(location)} has {status.st_nlink} hard links, so it may be a foreign file",
-                    "copy it (cp FILE NEW && mv NEW FILE), or load it in Python with allow_hardlinks=True",
+                    f"weights file {shown(location)} has {status.st_nlink} hard "
+                    "links, so it may be a foreign file",
+                    "copy it (cp FILE NEW && mv NEW FILE), or load it in Python with "
+                    "allow_hardlinks=True",
                 )
             self.hardlinked.add(location)
         return status.st_size
 
     def _number(self, tensor: onnx.TensorProto, text: str) -> int:
         if not (text.isascii() and text.isdigit() and len(text) < 20):
-            self._refuse(f"tensor {shown(tensor.name)} has external offset or length {shown(text)}", EXPORT_AGAIN)
+            self._refuse(
+                f"tensor {shown(tensor.name)} has external offset or length {shown(text)}",
+                EXPORT_AGAIN,
+            )
         return int(text)
 
     def _refuse_escape(self, location: str, problem: str) -> NoReturn:
         self._refuse(
             f"weights file {shown(location)} {problem}",
-            "only trust such a model if you know its origin; copy the file beside the model and name it plainly",
+            "only trust such a model if you know its origin; copy the file beside "
+            "the model and name it plainly",
         )
 
     def _refuse(self, problem: str, fix: str) -> NoReturn:
@@ -173,7 +246,9 @@ class ExternalFiles:
 
 def _inside(path: str, folder: str | Path) -> bool:
     folder = os.path.normcase(folder)
-    return os.path.normcase(path).startswith(folder if folder.endswith(os.sep) else folder + os.sep)
+    return os.path.normcase(path).startswith(
+        folder if folder.endswith(os.sep) else folder + os.sep
+    )
 
 
 def _size_text(nbytes: int) -> str:

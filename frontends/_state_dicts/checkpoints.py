@@ -1,4 +1,6 @@
-"""Named weights out of files: .safetensors (read here, lazily), .pt and .pth (by torch, tensors only)."""
+"""Named weights out of files: .safetensors (read here, lazily), .pt and .pth (by torch, tensors
+only).
+"""
 
 from __future__ import annotations
 
@@ -17,14 +19,33 @@ from ... import RefusedError, UsageError
 State = dict[str, ir.TensorProtocol]
 
 _TYPES = {
-    "F64": ir.DataType.DOUBLE, "F32": ir.DataType.FLOAT, "F16": ir.DataType.FLOAT16, "BF16": ir.DataType.BFLOAT16,
-    "I64": ir.DataType.INT64, "I32": ir.DataType.INT32, "I16": ir.DataType.INT16, "I8": ir.DataType.INT8,
-    "U64": ir.DataType.UINT64, "U32": ir.DataType.UINT32, "U16": ir.DataType.UINT16, "U8": ir.DataType.UINT8,
-    "BOOL": ir.DataType.BOOL, "F8_E4M3": ir.DataType.FLOAT8E4M3FN, "F8_E5M2": ir.DataType.FLOAT8E5M2,
+    "F64": ir.DataType.DOUBLE,
+    "F32": ir.DataType.FLOAT,
+    "F16": ir.DataType.FLOAT16,
+    "BF16": ir.DataType.BFLOAT16,
+    "I64": ir.DataType.INT64,
+    "I32": ir.DataType.INT32,
+    "I16": ir.DataType.INT16,
+    "I8": ir.DataType.INT8,
+    "U64": ir.DataType.UINT64,
+    "U32": ir.DataType.UINT32,
+    "U16": ir.DataType.UINT16,
+    "U8": ir.DataType.UINT8,
+    "BOOL": ir.DataType.BOOL,
+    "F8_E4M3": ir.DataType.FLOAT8E4M3FN,
+    "F8_E5M2": ir.DataType.FLOAT8E5M2,
 }
 _LONGEST_HEADER = 100 << 20
 _FETCH_AGAIN = "fetch or save the file again"
-_NESTED = ("state_dict", "model_state_dict", "model", "module", "net", "weights", "ema_state_dict")
+_NESTED = (
+    "state_dict",
+    "model_state_dict",
+    "model",
+    "module",
+    "net",
+    "weights",
+    "ema_state_dict",
+)
 
 
 def read_state(state: str | Path | Mapping[str, Any]) -> State:
@@ -36,14 +57,21 @@ def read_state(state: str | Path | Mapping[str, Any]) -> State:
         return {str(name): _tensor(str(name), value) for name, value in state.items()}
     path, where = Path(state), str(state)
     if not path.is_file():
-        raise RefusedError(where, "is a folder" if path.is_dir() else "no such file",
-                           "give a .safetensors, .pt or .pth file, or its .safetensors.index.json")
+        raise RefusedError(
+            where,
+            "is a folder" if path.is_dir() else "no such file",
+            "give a .safetensors, .pt or .pth file, or its .safetensors.index.json",
+        )
     if path.name.endswith(".index.json"):
         return _shards(path)
     if path.suffix == ".safetensors":
         return read_safetensors(path)
     if path.suffix == ".onnx":
-        raise RefusedError(where, "is an ONNX model, not a state dict", "give a .safetensors, .pt or .pth file")
+        raise RefusedError(
+            where,
+            "is an ONNX model, not a state dict",
+            "give a .safetensors, .pt or .pth file",
+        )
     return _read_torch(path)
 
 
@@ -51,7 +79,9 @@ def _tensor(name: str, value: Any) -> ir.TensorProtocol:
     if hasattr(value, "detach"):
         from onnx_ir.tensor_adapters import TorchTensor
 
-        tensor: ir.TensorProtocol = TorchTensor(value.detach().cpu().contiguous(), name=name)
+        tensor: ir.TensorProtocol = TorchTensor(
+            value.detach().cpu().contiguous(), name=name
+        )
         return tensor
     if isinstance(value, ir.TensorProtocol):
         return value
@@ -67,39 +97,75 @@ def read_safetensors(path: Path) -> State:
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if size < 8 or length > min(_LONGEST_HEADER, size - 8):
-            raise RefusedError(where, "is not a safetensors file, or is cut short", _FETCH_AGAIN)
+            raise RefusedError(
+                where, "is not a safetensors file, or is cut short", _FETCH_AGAIN
+            )
         try:
             header = json.loads(file.read(length))
-            entries = {str(k): _entry(v, size - 8 - length) for k, v in header.items() if k != "__metadata__"}
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise RefusedError(where, f"has a damaged safetensors header ({error})", _FETCH_AGAIN) from error
+            entries = {
+                str(k): _entry(v, size - 8 - length)
+                for k, v in header.items()
+                if k != "__metadata__"
+            }
+        except (
+            ValueError,
+            KeyError,
+            TypeError,
+            AttributeError,
+            RecursionError,
+        ) as error:
+            raise RefusedError(
+                where, f"has a damaged safetensors header ({error})", _FETCH_AGAIN
+            ) from error
     return {
         name: ir.ExternalTensor(
-            os.path.realpath(path), 8 + length + begin, nbytes, dtype, shape=ir.Shape(shape), name=name)
+            os.path.realpath(path),
+            8 + length + begin,
+            nbytes,
+            dtype,
+            shape=ir.Shape(shape),
+            name=name,
+        )
         for name, (dtype, shape, begin, nbytes) in entries.items()
     }
 
 
-def _entry(entry: Mapping[str, Any], available: int) -> tuple[ir.DataType, list[int], int, int]:
+def _entry(
+    entry: Mapping[str, Any], available: int
+) -> tuple[ir.DataType, list[int], int, int]:
     if entry["dtype"] not in _TYPES:
         raise ValueError(f"the type {entry['dtype']} is not known")
-    dtype, shape, (begin, end) = _TYPES[entry["dtype"]], entry["shape"], entry["data_offsets"]
+    dtype, shape, (begin, end) = (
+        _TYPES[entry["dtype"]],
+        entry["shape"],
+        entry["data_offsets"],
+    )
     if not all(type(n) is int and n >= 0 for n in (*shape, begin, end)):
         raise ValueError("a size is not a number")
     if end > available or end - begin != math.prod(shape) * dtype.itemsize:
-        raise ValueError("a tensor lies outside of the file or does not have its length")
+        raise ValueError(
+            "a tensor lies outside of the file or does not have its length"
+        )
     return dtype, shape, begin, end - begin
 
 
 def _shards(path: Path) -> State:
     try:
-        files = sorted(set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values()))
+        files = sorted(
+            set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values())
+        )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise RefusedError(str(path), "is not an index of safetensors shards", "give the .safetensors file") from error
+        raise RefusedError(
+            str(path),
+            "is not an index of safetensors shards",
+            "give the .safetensors file",
+        ) from error
     state: State = {}
     for name in files:
         if Path(name).name != name:
-            raise RefusedError(str(path), f"names a file outside its folder: {name}", _FETCH_AGAIN)
+            raise RefusedError(
+                str(path), f"names a file outside its folder: {name}", _FETCH_AGAIN
+            )
         state.update(read_state(path.with_name(name)))
     return state
 
@@ -109,27 +175,49 @@ def _read_torch(path: Path) -> State:
     try:
         import torch
     except ModuleNotFoundError as error:
-        raise UsageError("torch", f"not installed, and {path.suffix or 'such'} files need it",
-                         "pip install 'onnx-opt[torch]', or save the weights as .safetensors") from error
+        raise UsageError(
+            "torch",
+            f"not installed, and {path.suffix or 'such'} files need it",
+            "pip install 'onnx-opt[torch]', or save the weights as .safetensors",
+        ) from error
     from .._torch_export.capture import quiet
     from .._torch_export.source import head_of, is_torchscript
 
     if head_of(path)[:1] not in (b"P", b"\x80"):
-        raise RefusedError(where, "is not a file of torch.save", "give a .safetensors, .pt or .pth file")
+        raise RefusedError(
+            where,
+            "is not a file of torch.save",
+            "give a .safetensors, .pt or .pth file",
+        )
     if is_torchscript(path):
-        raise RefusedError(where, "is a TorchScript file, not a state dict", "torch.save(module.state_dict(), …)")
+        raise RefusedError(
+            where,
+            "is a TorchScript file, not a state dict",
+            "torch.save(module.state_dict(), …)",
+        )
     try:
         with quiet():
             held = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         first = (str(error).splitlines() or [""])[0]
-        if "weights_only" in str(error) or "Unsupported global" in str(error) or "WeightsUnpickler" in str(error):
-            raise RefusedError(where, "holds pickled objects besides tensors; reading them could run any code",
-                               "torch.save(module.state_dict(), …), or save as .safetensors") from error
-        raise RefusedError(where, f"torch cannot read it: {first[:200]}", _FETCH_AGAIN) from error
+        if (
+            "weights_only" in str(error)
+            or "Unsupported global" in str(error)
+            or "WeightsUnpickler" in str(error)
+        ):
+            raise RefusedError(
+                where,
+                "holds pickled objects besides tensors; reading them could run any code",
+                "torch.save(module.state_dict(), …), or save as .safetensors",
+            ) from error
+        raise RefusedError(
+            where, f"torch cannot read it: {first[:200]}", _FETCH_AGAIN
+        ) from error
     tensors = _tensors_in(held)
     if not tensors:
-        raise RefusedError(where, "holds no named tensors", "torch.save(module.state_dict(), …)")
+        raise RefusedError(
+            where, "holds no named tensors", "torch.save(module.state_dict(), …)"
+        )
     return {name: _tensor(name, value) for name, value in tensors.items()}
 
 
@@ -139,6 +227,12 @@ def _tensors_in(held: Any) -> dict[str, Any]:
         return {}
     for key in _NESTED:
         inner = held.get(key)
-        if isinstance(inner, Mapping) and inner and all(hasattr(v, "detach") for v in inner.values()):
+        if (
+            isinstance(inner, Mapping)
+            and inner
+            and all(hasattr(v, "detach") for v in inner.values())
+        ):
             return {str(name): value for name, value in inner.items()}
-    return {str(name): value for name, value in held.items() if hasattr(value, "detach")}
+    return {
+        str(name): value for name, value in held.items() if hasattr(value, "detach")
+    }

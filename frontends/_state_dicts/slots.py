@@ -1,4 +1,6 @@
-"""Where a model keeps tensors: initializers and attributes, in the graph, its subgraphs and its functions."""
+"""Where a model keeps tensors: initializers and attributes, in the graph, its subgraphs and its
+functions.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ class Slot:
 
 
 def slots_of(model: ir.Model) -> Iterator[Slot]:
-    """Every tensor of `model` with its place. Error: OnnxOptError for an initializer without data."""
+    """Every tensor of `model` with its place. Error: OnnxOptError for an initializer without
+    data.
+    """
     graphs: list[ir.Graph | ir.Function] = [*model.graphs()]
     for function in model.functions.values():
         graphs += [function, *function.subgraphs()]
@@ -29,7 +33,11 @@ def slots_of(model: ir.Model) -> Iterator[Slot]:
         if isinstance(graph, ir.Graph):
             for value in graph.initializers.values():
                 if value.const_value is None:
-                    raise OnnxOptError(f"initializer '{value.name}'", "has no data", "set const_value, or remove it")
+                    raise OnnxOptError(
+                        f"initializer '{value.name}'",
+                        "has no data",
+                        "set const_value, or remove it",
+                    )
                 yield Slot(value.const_value, _initializer_setter(value))
         for node in graph:
             for attribute in list(node.attributes.values()):
@@ -68,7 +76,9 @@ def _attribute_slots(node: ir.Node, attribute: ir.Attr) -> Iterator[Slot]:
 
 
 def tensor_protos(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
-    """Every tensor message of a model that is not parsed into the IR yet; sparse ones as their values and indices."""
+    """Every tensor message of a model that is not parsed into the IR yet; sparse ones as their
+    values and indices.
+    """
     waiting: list[Any] = [proto.graph, *proto.functions]
     while waiting:
         body = waiting.pop()
@@ -84,6 +94,10 @@ def tensor_protos(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
                 if attribute.HasField("t"):
                     yield attribute.t
                 sparse_tensors = [*attribute.sparse_tensors]
-                sparse_tensors += [attribute.sparse_tensor] if attribute.HasField("sparse_tensor") else []
+                sparse_tensors += (
+                    [attribute.sparse_tensor]
+                    if attribute.HasField("sparse_tensor")
+                    else []
+                )
                 for sparse in sparse_tensors:
                     yield from (sparse.values, sparse.indices)

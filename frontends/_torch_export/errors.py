@@ -1,4 +1,6 @@
-"""What torch's exporter says in pages, in two lines: the cause with the user's line, and the cure."""
+"""What torch's exporter says in pages, in two lines: the cause with the user's line, and the
+cure.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,13 @@ from ... import RefusedError
 
 Finding = tuple[str, str]
 
-_NOT_THE_USERS = (str(Path(torch.__file__).parent), str(Path(__file__).parents[1]), "<", "contextlib.py", "/onnxscript/")
+_NOT_THE_USERS = (
+    str(Path(torch.__file__).parent),
+    str(Path(__file__).parents[1]),
+    "<",
+    "contextlib.py",
+    "/onnxscript/",
+)
 
 
 def explained(error: BaseException, where: str) -> RefusedError:
@@ -27,8 +35,11 @@ def explained(error: BaseException, where: str) -> RefusedError:
                 return RefusedError(where, found[0] + _place(chain), found[1])
     first = next((line for line in str(chain[-1]).splitlines() if line.strip()), "")
     name = type(chain[-1]).__name__
-    return RefusedError(where, f"torch.export fails: {name}: {first.strip()[:300]}{_place(chain)}",
-                        "change that line to tensor operations that torch.export can trace")
+    return RefusedError(
+        where,
+        f"torch.export fails: {name}: {first.strip()[:300]}{_place(chain)}",
+        "change that line to tensor operations that torch.export can trace",
+    )
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
@@ -45,8 +56,13 @@ def _place(chain: list[BaseException]) -> str:
     """` at file:line: code`, the user's innermost frame; empty where there is none."""
     for error in reversed(chain):
         for frame in reversed(traceback.extract_tb(error.__traceback__)):
-            if not any(part in frame.filename for part in _NOT_THE_USERS) and frame.name != "_torch_call":
-                if frame.filename.endswith(("/traceback.py", "/functools.py", "/inspect.py", "/cli.py")):
+            if (
+                not any(part in frame.filename for part in _NOT_THE_USERS)
+                and frame.name != "_torch_call"
+            ):
+                if frame.filename.endswith(
+                    ("/traceback.py", "/functools.py", "/inspect.py", "/cli.py")
+                ):
                     continue
                 if frame.line and not _calls_the_exporter(frame.line):
                     return f" at {frame.filename}:{frame.lineno}: {frame.line.strip()}"
@@ -63,31 +79,49 @@ def user_line(text: str | None) -> str:
 
 
 def _calls_the_exporter(line: str) -> bool:
-    return any(word in line for word in ("from_torch(", "export_torch(", "invoke(", "main("))
+    return any(
+        word in line for word in ("from_torch(", "export_torch(", "invoke(", "main(")
+    )
 
 
 def _data_dependent(text: str) -> Finding | None:
-    if "data-dependent" not in text and "DataDependent" not in text and "to concretize a" not in text:
+    if (
+        "data-dependent" not in text
+        and "DataDependent" not in text
+        and "to concretize a" not in text
+    ):
         return None
     if "integer" in text or "symint" in text or "int(" in text:
-        return ("a size or a number depends on the values of a tensor",
-                "compute it from shapes, or keep it a tensor instead of int(), .item() or .tolist()")
-    return ("control flow depends on the values of a tensor",
-            "replace the `if` by torch.where or torch.cond, or decide outside of forward")
+        return (
+            "a size or a number depends on the values of a tensor",
+            "compute it from shapes, or keep it a tensor instead of int(), .item() or .tolist()",
+        )
+    return (
+        "control flow depends on the values of a tensor",
+        "replace the `if` by torch.where or torch.cond, or decide outside of forward",
+    )
 
 
 def _fixed_dim(text: str) -> Finding | None:
-    match = re.search(r"marked L\['(.+?)'\](\S*?)\.size\(\)\[(\d+)\] as dynamic .*?constant \((\d+)\)", text)
+    match = re.search(
+        r"marked L\['(.+?)'\](\S*?)\.size\(\)\[(\d+)\] as dynamic .*?constant \((\d+)\)",
+        text,
+    )
     if match is None:
-        match = re.search(r"inferred a static shape of (?P<size>\d+) for dimension inputs\['(?P<name>.+?)'\]"
-                          r"(?P<more>\S*?)\.shape\[(?P<axis>\d+)\]", text)
+        match = re.search(
+            r"inferred a static shape of (?P<size>\d+) for dimension inputs\['(?P<name>.+?)'\]"
+            r"(?P<more>\S*?)\.shape\[(?P<axis>\d+)\]",
+            text,
+        )
         if match is None:
             return None
         name, axis, size = match["name"] + match["more"], match["axis"], match["size"]
     else:
         name, axis, size = match[1] + match[2], match[3], match[4]
-    return (f"axis {axis} of input '{name}' cannot be dynamic: the model works for size {size} only",
-            f"leave {name}:{axis} out of the dynamic axes, or make forward independent of that size")
+    return (
+        f"axis {axis} of input '{name}' cannot be dynamic: the model works for size {size} only",
+        f"leave {name}:{axis} out of the dynamic axes, or make forward independent of that size",
+    )
 
 
 def _related_dims(text: str) -> Finding | None:
@@ -95,28 +129,46 @@ def _related_dims(text: str) -> Finding | None:
     if match is None:
         return None
     fixes = "; ".join(line.strip() for line in match[1].splitlines() if "=" in line)
-    return ("its dynamic sizes depend on one another or are bounded", f"declare what torch.export found: {fixes}")
+    return (
+        "its dynamic sizes depend on one another or are bounded",
+        f"declare what torch.export found: {fixes}",
+    )
 
 
 def _keys(text: str) -> Finding | None:
-    match = re.search(r"top-level keys must be the arg names (\[.*?\]) of `inputs`, but here they are (\[.*?\])", text)
-    return match and (f"dynamic_shapes names {match[2]}", f"name the arguments of forward: {match[1]}")
+    match = re.search(
+        r"top-level keys must be the arg names (\[.*?\]) of `inputs`, but here they are (\[.*?\])",
+        text,
+    )
+    return match and (
+        f"dynamic_shapes names {match[2]}",
+        f"name the arguments of forward: {match[1]}",
+    )
 
 
 def _no_onnx(text: str) -> Finding | None:
-    match = re.search(r"No ONNX function found for <OpOverload\(op='([\w.:]+)', overload='(\w+)'\)>", text)
+    match = re.search(
+        r"No ONNX function found for <OpOverload\(op='([\w.:]+)', overload='(\w+)'\)>",
+        text,
+    )
     name = match and f"{match[1]}.{match[2]}"
     if name is None:
         other = re.search(r"No ONNX function found for (\S+)", text)
         name = other and other[1].rstrip(".,")
     if not name:
         return None
-    return (f"torch has no ONNX form of '{name}'", "write that part of forward with other operations")
+    return (
+        f"torch has no ONNX form of '{name}'",
+        "write that part of forward with other operations",
+    )
 
 
 def _missing_argument(text: str) -> Finding | None:
     match = re.search(r"missing a required argument: '(\w+)'", text)
-    return match and (f"forward needs an argument '{match[1]}' that was not given", "give it in args or kwargs")
+    return match and (
+        f"forward needs an argument '{match[1]}' that was not given",
+        "give it in args or kwargs",
+    )
 
 
 def _numpy(text: str) -> Finding | None:
@@ -128,9 +180,19 @@ def _numpy(text: str) -> Finding | None:
 def _scripted(text: str) -> Finding | None:
     if "ScriptModule" not in text and "ScriptFunction" not in text:
         return None
-    return ("contains TorchScript, which torch.export cannot trace", "use the module that was scripted, as Python code")
+    return (
+        "contains TorchScript, which torch.export cannot trace",
+        "use the module that was scripted, as Python code",
+    )
 
 
 _RULES: tuple[Callable[[str], Finding | None], ...] = (
-    _fixed_dim, _related_dims, _keys, _missing_argument, _numpy, _no_onnx, _scripted, _data_dependent,
+    _fixed_dim,
+    _related_dims,
+    _keys,
+    _missing_argument,
+    _numpy,
+    _no_onnx,
+    _scripted,
+    _data_dependent,
 )

@@ -1,4 +1,6 @@
-"""An ONNX graph as a torch module that trains, and its weights back into the same graph. Needs torch."""
+"""An ONNX graph as a torch module that trains, and its weights back into the same graph. Needs
+torch.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,9 @@ from ... import UsageError
 try:
     import torch as _torch  # noqa: F401 - asked for here, once for the whole package
 except ModuleNotFoundError as error:
-    raise UsageError("torch", "not installed, and training needs it", "pip install 'onnx-opt[torch]'") from error
+    raise UsageError(
+        "torch", "not installed, and training needs it", "pip install 'onnx-opt[torch]'"
+    ) from error
 
 from ._latents import coarsest_grid
 from .build import to_torch

@@ -1,4 +1,6 @@
-"""If, Loop and Scan as Python's own `if`, `while` and `for`; their bodies see the values around them."""
+"""If, Loop and Scan as Python's own `if`, `while` and `for`; their bodies see the values around
+them.
+"""
 
 from __future__ import annotations
 
@@ -24,9 +26,15 @@ def emit_constant(emitter: Emitter, node: ir.Node, scope: Scope) -> None:
     value = node.outputs[0]
     attributes = scope.attributes_of(node)
     if not attributes:
-        raise RefusedError(f"Constant {node.name}", "has no value", "export the model again")
-    (name, content), = attributes.items()
-    tensor = content.to_dense() if name == "sparse_value" and hasattr(content, "to_dense") else content
+        raise RefusedError(
+            f"Constant {node.name}", "has no value", "export the model again"
+        )
+    ((name, content),) = attributes.items()
+    tensor = (
+        content.to_dense()
+        if name == "sparse_value" and hasattr(content, "to_dense")
+        else content
+    )
     if name == "sparse_value" and not hasattr(content, "to_dense"):
         tensor = _dense(content)
     elif name in ("value_int", "value_ints"):
@@ -35,7 +43,9 @@ def emit_constant(emitter: Emitter, node: ir.Node, scope: Scope) -> None:
         tensor = ir.Tensor(np.array(content, np.float32))
     elif name in ("value_string", "value_strings"):
         array = np.array(content, dtype=object)
-        scope.values[value] = Known(emitter.program.bind("text", array), ir.DataType.STRING)
+        scope.values[value] = Known(
+            emitter.program.bind("text", array), ir.DataType.STRING
+        )
         return
     scope.values[value] = emitter.constant(value, tensor)
 
@@ -50,22 +60,32 @@ def _dense(sparse: Any) -> ir.TensorProtocol:
 
 
 def emit_if(emitter: Emitter, node: ir.Node, scope: Scope) -> None:
-    """Both branches as blocks that assign the same variables; a condition known by now takes its branch at once."""
+    """Both branches as blocks that assign the same variables; a condition known by now takes its
+    branch at once.
+    """
     program = emitter.program
     condition = emitter.value(node.inputs[0], scope)
     assert condition is not None
-    branches = [node.attributes[name].as_graph() for name in ("then_branch", "else_branch")]
+    branches = [
+        node.attributes[name].as_graph() for name in ("then_branch", "else_branch")
+    ]
     if condition.constant is not None:
         graph = branches[0] if bool(condition.constant.reshape(-1)[0]) else branches[1]
         emitter.block(list(graph), scope, graph.outputs)
-        emitter.hand_over(node, graph.outputs, [o for n in graph for o in n.outputs], scope, scope)
+        emitter.hand_over(
+            node, graph.outputs, [o for n in graph for o in n.outputs], scope, scope
+        )
         return
     names = [program.fresh() for _ in node.outputs]
-    program.line(f"if {condition.code if condition.host else f'bool({condition.code})'}:")
+    program.line(
+        f"if {condition.code if condition.host else f'bool({condition.code})'}:"
+    )
     results = _branch(emitter, branches[0], names, scope)
     program.line("else:")
     others = _branch(emitter, branches[1], names, scope)
-    for value, name, one, other in zip(node.outputs, names, results, others, strict=True):
+    for value, name, one, other in zip(
+        node.outputs, names, results, others, strict=True
+    ):
         emitter.define(value, _either(name, one, other), scope)
 
 
@@ -74,11 +94,15 @@ def _either(name: str, *choices: Known | None) -> Known:
     present = [k for k in choices if k is not None]
     dtype = next((k.dtype for k in present if k.dtype is not None), None)
     gradient = any(k.gradient for k in present)
-    cuts = frozenset() if gradient else frozenset[Any]().union(*(k.cuts for k in present))
+    cuts = (
+        frozenset() if gradient else frozenset[Any]().union(*(k.cuts for k in present))
+    )
     return Known(name, dtype, gradient=gradient, cuts=cuts)
 
 
-def _branch(emitter: Emitter, graph: ir.Graph, names: list[str], scope: Scope) -> list[Known | None]:
+def _branch(
+    emitter: Emitter, graph: ir.Graph, names: list[str], scope: Scope
+) -> list[Known | None]:
     program = emitter.program
     with program.indented():
         emitter.block(list(graph), scope, graph.outputs)
@@ -86,7 +110,11 @@ def _branch(emitter: Emitter, graph: ir.Graph, names: list[str], scope: Scope) -
         for name, known in zip(names, results, strict=True):
             program.line(f"{name} = {_code(emitter, known)}")
         made = {o for node in graph for o in node.outputs} & set(graph.outputs)
-        dead = {code for v in made if (code := scope.values[v].code) is not None and code.isidentifier()}
+        dead = {
+            code
+            for v in made
+            if (code := scope.values[v].code) is not None and code.isidentifier()
+        }
         if dead:
             program.line(f"del {', '.join(sorted(dead))}")
     return results
@@ -105,15 +133,19 @@ def emit_loop(emitter: Emitter, node: ir.Node, scope: Scope) -> None:
     tests = [going]
     if limit is not None:
         most = program.fresh("most")
-        program.line(f"{most} = int({program.host_code(limit) if limit.hostable else limit.code})")
+        program.line(
+            f"{most} = int({program.host_code(limit) if limit.hostable else limit.code})"
+        )
         tests.append(f"{turn} < {most}")
     program.line(f"{turn} = 0")
-    program.line(f"{going} = {'True' if condition is None else _truth(emitter, condition)}")
+    program.line(
+        f"{going} = {'True' if condition is None else _truth(emitter, condition)}"
+    )
     carried = [emitter.value(v, scope) for v in node.inputs[2:]]
     names = [program.fresh() for _ in carried]
     for name, known in zip(names, carried, strict=True):
         program.line(f"{name} = {_code(emitter, known)}")
-    scans = [program.fresh("scan") for _ in body.outputs[1 + len(names):]]
+    scans = [program.fresh("scan") for _ in body.outputs[1 + len(names) :]]
     for scan in scans:
         program.line(f"{scan} = []")
     program.line(f"while {' and '.join(tests)}:")
@@ -132,8 +164,13 @@ def emit_loop(emitter: Emitter, node: ir.Node, scope: Scope) -> None:
         _advance(emitter, names, scans, results)
         program.line(f"{going} = {stop}")
         program.line(f"{turn} = {turn} + 1")
-    finals = [_either(name, *pair) for name, *pair in zip(names, carried, results, strict=False)]
-    _finish(emitter, node, body.outputs[1:], finals, scans, results, [0] * len(scans), scope)
+    finals = [
+        _either(name, *pair)
+        for name, *pair in zip(names, carried, results, strict=False)
+    ]
+    _finish(
+        emitter, node, body.outputs[1:], finals, scans, results, [0] * len(scans), scope
+    )
 
 
 def _truth(emitter: Emitter, known: Known) -> str:
@@ -142,18 +179,28 @@ def _truth(emitter: Emitter, known: Known) -> str:
     return f"bool({emitter.program.tensor_code(known)})"
 
 
-def _advance(emitter: Emitter, names: list[str], scans: list[str], results: list[Known | None]) -> None:
-    """End of a turn: what is scanned is kept, what is carried moves on (all at once: outputs may swap inputs)."""
+def _advance(
+    emitter: Emitter, names: list[str], scans: list[str], results: list[Known | None]
+) -> None:
+    """End of a turn: what is scanned is kept, what is carried moves on (all at once: outputs may
+    swap inputs).
+    """
     codes = [_code(emitter, known) for known in results]
-    for scan, code in zip(scans, codes[len(names):], strict=True):
+    for scan, code in zip(scans, codes[len(names) :], strict=True):
         emitter.program.line(f"{scan}.append({code})")
     if names:
-        emitter.program.line(f"{', '.join(names)} = {', '.join(codes[:len(names)])}")
+        emitter.program.line(f"{', '.join(names)} = {', '.join(codes[: len(names)])}")
 
 
 def _finish(
-    emitter: Emitter, node: ir.Node, outputs: Sequence[ir.Value], finals: list[Known], scans: list[str],
-    results: list[Known | None], axes: list[int], scope: Scope,
+    emitter: Emitter,
+    node: ir.Node,
+    outputs: Sequence[ir.Value],
+    finals: list[Known],
+    scans: list[str],
+    results: list[Known | None],
+    axes: list[int],
+    scope: Scope,
 ) -> None:
     """What a loop gives: what it carried, then what it scanned, stacked."""
     stack = emitter.program.shared("stack", stack_scan)
@@ -163,30 +210,48 @@ def _finish(
         known = _either(scan, results[index])
         dtype = carrier(known.dtype or ir.DataType.FLOAT)
         shape = _static_shape(outputs[index])
-        emitter.program.line(f"{scan} = {stack}({scan}, {axes[index - len(finals)]}, {shape}, {dtype}, device)")
+        emitter.program.line(
+            f"{scan} = {stack}({scan}, {axes[index - len(finals)]}, {shape}, {dtype}, device)"
+        )
         if index < len(node.outputs):
             emitter.define(node.outputs[index], known, scope)
 
 
 def _static_shape(value: ir.Value) -> list[int]:
-    return [d if isinstance(d, int) else 0 for d in value.shape] if value.shape is not None else []
+    return (
+        [d if isinstance(d, int) else 0 for d in value.shape]
+        if value.shape is not None
+        else []
+    )
 
 
 def stack_scan(
-    items: list[torch.Tensor], axis: int, shape: list[int], dtype: torch.dtype, device: torch.device
+    items: list[torch.Tensor],
+    axis: int,
+    shape: list[int],
+    dtype: torch.dtype,
+    device: torch.device,
 ) -> torch.Tensor:
     """What each turn gave, along a new axis; of no turns an empty tensor."""
-    return torch.stack(items, axis) if items else torch.empty([0, *shape], dtype=dtype, device=device)
+    return (
+        torch.stack(items, axis)
+        if items
+        else torch.empty([0, *shape], dtype=dtype, device=device)
+    )
 
 
 def emit_scan(emitter: Emitter, node: ir.Node, scope: Scope) -> None:
-    """A for loop over slices of the scanned inputs. Opset 8's form has a batch axis in front of everything."""
+    """A for loop over slices of the scanned inputs. Opset 8's form has a batch axis in front of
+    everything.
+    """
     if scope.opset("") < 9:
         return _emit_batched_scan(emitter, node, scope)
     return _emit_scan(emitter, node, list(node.inputs), scope)
 
 
-def _emit_scan(emitter: Emitter, node: ir.Node, inputs: list[ir.Value | None], scope: Scope) -> None:
+def _emit_scan(
+    emitter: Emitter, node: ir.Node, inputs: list[ir.Value | None], scope: Scope
+) -> None:
     program, body = emitter.program, node.attributes["body"].as_graph()
     attributes = scope.attributes_of(node)
     scanned = attributes["num_scan_inputs"]
@@ -195,7 +260,10 @@ def _emit_scan(emitter: Emitter, node: ir.Node, inputs: list[ir.Value | None], s
     axes = attributes.get("scan_input_axes") or [0] * scanned
     backwards = attributes.get("scan_input_directions") or [0] * scanned
     carried = [emitter.value(v, scope) for v in inputs[:states]]
-    sources = [(_code(emitter, known), known) for known in (emitter.value(v, scope) for v in inputs[states:])]
+    sources = [
+        (_code(emitter, known), known)
+        for known in (emitter.value(v, scope) for v in inputs[states:])
+    ]
     names = [program.fresh() for _ in carried]
     for name, known in zip(names, carried, strict=True):
         program.line(f"{name} = {_code(emitter, known)}")
@@ -207,7 +275,9 @@ def _emit_scan(emitter: Emitter, node: ir.Node, inputs: list[ir.Value | None], s
     with program.indented():
         for value, name, known in zip(body.inputs, names, carried, strict=False):
             scope.values[value] = _either(name, known)
-        for value, (code, known), axis, back in zip(body.inputs[states:], sources, axes, backwards, strict=True):
+        for value, (code, known), axis, back in zip(
+            body.inputs[states:], sources, axes, backwards, strict=True
+        ):
             part = program.fresh()
             place = f"{code}.shape[{axis}] - 1 - {turn}" if back else turn
             program.line(f"{part} = {code}.select({axis}, {place})")
@@ -215,17 +285,29 @@ def _emit_scan(emitter: Emitter, node: ir.Node, inputs: list[ir.Value | None], s
         emitter.block(list(body), scope, body.outputs)
         results = [emitter.value(v, scope) for v in body.outputs]
         _advance(emitter, names, scans, results)
-    for scan, back in zip(scans, attributes.get("scan_output_directions") or [0] * outputs, strict=True):
+    for scan, back in zip(
+        scans, attributes.get("scan_output_directions") or [0] * outputs, strict=True
+    ):
         if back:
             program.line(f"{scan}.reverse()")
     out_axes = attributes.get("scan_output_axes") or [0] * outputs
-    finals = [_either(name, *pair) for name, *pair in zip(names, carried, results, strict=False)]
+    finals = [
+        _either(name, *pair)
+        for name, *pair in zip(names, carried, results, strict=False)
+    ]
     _finish(emitter, node, body.outputs, finals, scans, results, out_axes, scope)
 
 
 def _emit_batched_scan(emitter: Emitter, node: ir.Node, scope: Scope) -> None:
-    raise RefusedError(f"Scan {node.name}", "the batched Scan of opset 8 is not supported",
-                       "convert the model to opset 9 or later")
+    raise RefusedError(
+        f"Scan {node.name}",
+        "the batched Scan of opset 8 is not supported",
+        "convert the model to opset 9 or later",
+    )
 
 
-EMITTERS: dict[str, Callable[[Emitter, ir.Node, Scope], None]] = {"If": emit_if, "Loop": emit_loop, "Scan": emit_scan}
+EMITTERS: dict[str, Callable[[Emitter, ir.Node, Scope], None]] = {
+    "If": emit_if,
+    "Loop": emit_loop,
+    "Scan": emit_scan,
+}

@@ -1,7 +1,8 @@
 """What carries an ONNX element type in torch, and how values get there and back.
 
-torch lacks arithmetic for 16 to 64 bit unsigned integers and has no types below eight bits: those travel in wider
-tensors, their ONNX type stays known beside them. Half precision is computed in float32, so that it can be trained.
+torch lacks arithmetic for 16 to 64 bit unsigned integers and has no types below eight bits: those
+travel in wider tensors, their ONNX type stays known beside them. Half precision is computed in
+float32, so that it can be trained.
 """
 
 from __future__ import annotations
@@ -16,27 +17,60 @@ from numpy.typing import NDArray
 D = ir.DataType
 
 CARRIERS: dict[ir.DataType, torch.dtype] = {
-    D.FLOAT: torch.float32, D.FLOAT16: torch.float32, D.BFLOAT16: torch.float32, D.DOUBLE: torch.float64,
-    D.INT8: torch.int8, D.INT16: torch.int16, D.INT32: torch.int32, D.INT64: torch.int64, D.UINT8: torch.uint8,
-    D.UINT16: torch.int32, D.UINT32: torch.int64, D.UINT64: torch.int64, D.BOOL: torch.bool,
-    D.INT4: torch.int8, D.UINT4: torch.uint8, D.INT2: torch.int8, D.UINT2: torch.uint8,
-    D.FLOAT8E4M3FN: torch.float32, D.FLOAT8E4M3FNUZ: torch.float32, D.FLOAT8E5M2: torch.float32,
-    D.FLOAT8E5M2FNUZ: torch.float32, D.FLOAT8E8M0: torch.float32, D.FLOAT4E2M1: torch.float32,
-    D.COMPLEX64: torch.complex64, D.COMPLEX128: torch.complex128,
+    D.FLOAT: torch.float32,
+    D.FLOAT16: torch.float32,
+    D.BFLOAT16: torch.float32,
+    D.DOUBLE: torch.float64,
+    D.INT8: torch.int8,
+    D.INT16: torch.int16,
+    D.INT32: torch.int32,
+    D.INT64: torch.int64,
+    D.UINT8: torch.uint8,
+    D.UINT16: torch.int32,
+    D.UINT32: torch.int64,
+    D.UINT64: torch.int64,
+    D.BOOL: torch.bool,
+    D.INT4: torch.int8,
+    D.UINT4: torch.uint8,
+    D.INT2: torch.int8,
+    D.UINT2: torch.uint8,
+    D.FLOAT8E4M3FN: torch.float32,
+    D.FLOAT8E4M3FNUZ: torch.float32,
+    D.FLOAT8E5M2: torch.float32,
+    D.FLOAT8E5M2FNUZ: torch.float32,
+    D.FLOAT8E8M0: torch.float32,
+    D.FLOAT4E2M1: torch.float32,
+    D.COMPLEX64: torch.complex64,
+    D.COMPLEX128: torch.complex128,
 }
 
 WEIGHT_TYPES = frozenset({D.FLOAT, D.FLOAT16, D.BFLOAT16, D.DOUBLE})
 """Types that train as they are; narrower floats are grids."""
 
 FLOATS = WEIGHT_TYPES | {
-    D.FLOAT8E4M3FN, D.FLOAT8E4M3FNUZ, D.FLOAT8E5M2, D.FLOAT8E5M2FNUZ, D.FLOAT8E8M0, D.FLOAT4E2M1,
-    D.COMPLEX64, D.COMPLEX128,
+    D.FLOAT8E4M3FN,
+    D.FLOAT8E4M3FNUZ,
+    D.FLOAT8E5M2,
+    D.FLOAT8E5M2FNUZ,
+    D.FLOAT8E8M0,
+    D.FLOAT4E2M1,
+    D.COMPLEX64,
+    D.COMPLEX128,
 }
 
 RANGES: dict[ir.DataType, tuple[int, int]] = {
-    D.INT2: (-2, 1), D.INT4: (-8, 7), D.INT8: (-128, 127), D.INT16: (-32768, 32767), D.INT32: (-(2**31), 2**31 - 1),
-    D.INT64: (-(2**63), 2**63 - 1), D.UINT2: (0, 3), D.UINT4: (0, 15), D.UINT8: (0, 255), D.UINT16: (0, 65535),
-    D.UINT32: (0, 2**32 - 1), D.UINT64: (0, 2**64 - 1),
+    D.INT2: (-2, 1),
+    D.INT4: (-8, 7),
+    D.INT8: (-128, 127),
+    D.INT16: (-32768, 32767),
+    D.INT32: (-(2**31), 2**31 - 1),
+    D.INT64: (-(2**63), 2**63 - 1),
+    D.UINT2: (0, 3),
+    D.UINT4: (0, 15),
+    D.UINT8: (0, 255),
+    D.UINT16: (0, 65535),
+    D.UINT32: (0, 2**32 - 1),
+    D.UINT64: (0, 2**64 - 1),
 }
 """Lowest and highest value of each integer type."""
 
@@ -47,7 +81,9 @@ def carrier(dtype: ir.DataType) -> torch.dtype:
 
 
 def to_carrier(array: NDArray[Any], dtype: ir.DataType) -> torch.Tensor:
-    """A numpy array of an ONNX type (ml_dtypes for the small ones) as a tensor of its own memory."""
+    """A numpy array of an ONNX type (ml_dtypes for the small ones) as a tensor of its own
+    memory.
+    """
     if dtype == D.UINT64:
         return torch.from_numpy(array.astype(np.uint64).view(np.int64).copy())
     plain = np.array(array, dtype=_NUMPY[CARRIERS[dtype]])
@@ -55,7 +91,9 @@ def to_carrier(array: NDArray[Any], dtype: ir.DataType) -> torch.Tensor:
 
 
 def from_carrier(tensor: torch.Tensor, dtype: ir.DataType) -> NDArray[Any]:
-    """The values of a tensor as a numpy array of the ONNX type; integers carried in floats are rounded and clamped."""
+    """The values of a tensor as a numpy array of the ONNX type; integers carried in floats are
+    rounded and clamped.
+    """
     array: NDArray[Any] = tensor.detach().cpu().numpy()
     if dtype in RANGES and array.dtype.kind == "f":
         array = np.clip(np.rint(array), *RANGES[dtype])
@@ -65,7 +103,14 @@ def from_carrier(tensor: torch.Tensor, dtype: ir.DataType) -> NDArray[Any]:
 
 
 _NUMPY: dict[torch.dtype, Any] = {
-    torch.float32: np.float32, torch.float64: np.float64, torch.int8: np.int8, torch.int16: np.int16,
-    torch.int32: np.int32, torch.int64: np.int64, torch.uint8: np.uint8, torch.bool: np.bool_,
-    torch.complex64: np.complex64, torch.complex128: np.complex128,
+    torch.float32: np.float32,
+    torch.float64: np.float64,
+    torch.int8: np.int8,
+    torch.int16: np.int16,
+    torch.int32: np.int32,
+    torch.int64: np.int64,
+    torch.uint8: np.uint8,
+    torch.bool: np.bool_,
+    torch.complex64: np.complex64,
+    torch.complex128: np.complex128,
 }

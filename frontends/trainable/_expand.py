@@ -13,7 +13,11 @@ from ._types import schema_of
 
 
 def function_of(
-    domain: str, node: ir.Node, opset: int, attributes: dict[str, Any], inputs: list[Known | None]
+    domain: str,
+    node: ir.Node,
+    opset: int,
+    attributes: dict[str, Any],
+    inputs: list[Known | None],
 ) -> ir.Function | None:
     """The body of an op's schema for this node; None if the standard has none."""
     schema = schema_of(domain, node.op_type, opset)
@@ -27,25 +31,45 @@ def function_of(
 
 
 def _fixed(schema: Any, domain: str, opset: int) -> ir.Function | None:
-    versions = [v for v in schema.function_opset_versions if v <= opset] or schema.function_opset_versions
-    data = schema.get_function_with_opset_version(max(versions) if versions[0] <= opset else versions[0])
+    versions = [
+        v for v in schema.function_opset_versions if v <= opset
+    ] or schema.function_opset_versions
+    data = schema.get_function_with_opset_version(
+        max(versions) if versions[0] <= opset else versions[0]
+    )
     return _function(data, schema, domain, opset)
 
 
 def _dependent(
-    schema: Any, node: ir.Node, domain: str, opset: int, attributes: dict[str, Any], inputs: list[Known | None]
+    schema: Any,
+    node: ir.Node,
+    domain: str,
+    opset: int,
+    attributes: dict[str, Any],
+    inputs: list[Known | None],
 ) -> ir.Function | None:
-    resolved = [ir.Attr(name, node.attributes[name].type, value) for name, value in attributes.items()]
+    resolved = [
+        ir.Attr(name, node.attributes[name].type, value)
+        for name, value in attributes.items()
+    ]
     plain = ir.Node(domain, node.op_type, [], resolved, num_outputs=len(node.outputs))
     proto = ir.to_proto(plain)
-    proto.input.extend(f"i{n}" if known is not None else "" for n, known in enumerate(inputs))
+    proto.input.extend(
+        f"i{n}" if known is not None else "" for n, known in enumerate(inputs)
+    )
     del proto.output[:]
-    proto.output.extend("" if value.name == "" else f"o{n}" for n, value in enumerate(node.outputs))
+    proto.output.extend(
+        "" if value.name == "" else f"o{n}" for n, value in enumerate(node.outputs)
+    )
     types = [_type_of(known).SerializeToString() for known in inputs]
-    versions = [v for v in schema.context_dependent_function_opset_versions if v <= opset]
+    versions = [
+        v for v in schema.context_dependent_function_opset_versions if v <= opset
+    ]
     if not versions:
         return None
-    data = schema.get_context_dependent_function_with_opset_version(max(versions), proto.SerializeToString(), types)
+    data = schema.get_context_dependent_function_with_opset_version(
+        max(versions), proto.SerializeToString(), types
+    )
     return _function(data, schema, domain, opset)
 
 
@@ -82,8 +106,12 @@ def _function(data: bytes, schema: Any, domain: str, opset: int) -> ir.Function 
 
 
 def _make_unwanted(proto: onnx.FunctionProto) -> None:
-    """Bodies leave out outputs that the node does not want; something must stand in their place, read by nobody."""
+    """Bodies leave out outputs that the node does not want; something must stand in their place,
+    read by nobody.
+    """
     made = {name for node in proto.node for name in node.output} | {*proto.input}
     for name in proto.output:
         if name not in made:
-            proto.node.append(onnx.helper.make_node("Identity", [proto.output[0]], [name]))
+            proto.node.append(
+                onnx.helper.make_node("Identity", [proto.output[0]], [name])
+            )

@@ -20,22 +20,39 @@ class Cut:
     outputs: tuple[str, ...] = ()
 
 
-GRID_OPS = frozenset({
-    "QuantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "QLinearMatMul", "MatMulInteger", "ConvInteger",
-})
+GRID_OPS = frozenset(
+    {
+        "QuantizeLinear",
+        "DynamicQuantizeLinear",
+        "QLinearConv",
+        "QLinearMatMul",
+        "MatMulInteger",
+        "ConvInteger",
+    }
+)
 """Ops whose integers carry gradients when they train."""
 
 
 def follow(
-    node: ir.Node, inputs: Iterable[Known | None], output: ir.DataType | None, obstacle: str, qat: bool
+    node: ir.Node,
+    inputs: Iterable[Known | None],
+    output: ir.DataType | None,
+    obstacle: str,
+    qat: bool,
 ) -> tuple[bool, frozenset[Cut]]:
-    """(whether an output carries gradients, the cuts behind it). `obstacle`: why the kernel has none, or empty."""
+    """(whether an output carries gradients, the cuts behind it). `obstacle`: why the kernel has
+    none, or empty.
+    """
     sources = [k for k in inputs if k is not None]
     behind = frozenset[Cut]().union(*(k.cuts for k in sources))
     arriving = [k for k in sources if k.gradient]
     if not arriving:
         return False, behind
-    grid = qat and output in RANGES and (node.op_type in GRID_OPS or any(k.dtype in RANGES for k in arriving))
+    grid = (
+        qat
+        and output in RANGES
+        and (node.op_type in GRID_OPS or any(k.dtype in RANGES for k in arriving))
+    )
     if not obstacle and not grid and output not in FLOATS:
         obstacle = "its result is not float"
     if not obstacle:

@@ -1,7 +1,8 @@
-"""Stored integers as weights that train: a float for each, in units of its grid, rounded whenever it is used.
+"""Stored integers as weights that train: a float for each, in units of its grid, rounded whenever
+it is used.
 
-Found are integers behind DequantizeLinear, behind a Cast to float, in integer kernels, and codes that are unpacked
-from bytes by a table (signs and trits, several planes of them).
+Found are integers behind DequantizeLinear, behind a Cast to float, in integer kernels, and codes
+that are unpacked from bytes by a table (signs and trits, several planes of them).
 """
 
 from __future__ import annotations
@@ -27,12 +28,24 @@ D = ir.DataType
 Floats = NDArray[np.float64]
 Packer = Callable[[NDArray[Any]], NDArray[np.uint8]]
 
-SMALL_FLOATS = frozenset({
-    D.FLOAT8E4M3FN, D.FLOAT8E4M3FNUZ, D.FLOAT8E5M2, D.FLOAT8E5M2FNUZ, D.FLOAT4E2M1,
-})
-CODES = frozenset({D.INT2, D.UINT2, D.INT4, D.UINT4, D.INT8, D.UINT8, D.INT16, D.UINT16}) | SMALL_FLOATS
+SMALL_FLOATS = frozenset(
+    {
+        D.FLOAT8E4M3FN,
+        D.FLOAT8E4M3FNUZ,
+        D.FLOAT8E5M2,
+        D.FLOAT8E5M2FNUZ,
+        D.FLOAT4E2M1,
+    }
+)
+CODES = (
+    frozenset({D.INT2, D.UINT2, D.INT4, D.UINT4, D.INT8, D.UINT8, D.INT16, D.UINT16})
+    | SMALL_FLOATS
+)
 CODE_INPUTS = {
-    "DequantizeLinear": (0,), "MatMulInteger": (0, 1), "ConvInteger": (1,), "QLinearConv": (3,),
+    "DequantizeLinear": (0,),
+    "MatMulInteger": (0, 1),
+    "ConvInteger": (1,),
+    "QLinearConv": (3,),
     "QLinearMatMul": (0, 3),
 }
 """Inputs where a constant is a quantized weight."""
@@ -46,12 +59,14 @@ IN_CELL = 0.49
 
 @dataclass(frozen=True, eq=False)
 class Latent:
-    """Stored codes to train. `value`: what holds them in the graph; `codes`: the value that the latents replace.
+    """Stored codes to train. `value`: what holds them in the graph; `codes`: the value that the
+    latents replace.
 
-    `low`, `high`, `step`: the grid (step 0: the floats of `value`'s type). `start`: first latents, in grid units: the
-    stored codes, or near the float original where it is known; `original`: that itself, in grid units. `scale`: floats
-    per grid unit, None if not found. `pack`: codes to stored bytes. `holds_zeros`: zeros are those of the original.
-    `limited`: the integer layer whose kernels they do not saturate, on any CPU, and shall not later.
+    `low`, `high`, `step`: the grid (step 0: the floats of `value`'s type). `start`: first latents,
+    in grid units: the stored codes, or near the float original where it is known; `original`: that
+    itself, in grid units. `scale`: floats per grid unit, None if not found. `pack`: codes to stored
+    bytes. `holds_zeros`: zeros are those of the original. `limited`: the integer layer whose
+    kernels they do not saturate, on any CPU, and shall not later.
     """
 
     graph: str
@@ -71,7 +86,11 @@ class Latent:
     @property
     def limit(self) -> PairLimit | None:
         """Within which codes stay, if any."""
-        return None if self.limited is None else PairLimit.of(self.limited.channel_axis, self.limited.pairs)
+        return (
+            None
+            if self.limited is None
+            else PairLimit.of(self.limited.channel_axis, self.limited.pairs)
+        )
 
     @property
     def steps(self) -> float:
@@ -79,7 +98,8 @@ class Latent:
         return (self.high - self.low) / self.step if self.step else math.inf
 
     def expression(self, parameter: str, soft: bool = False, limit: str = "") -> str:
-        """Source that rounds the parameter to the grid; `soft`: as far as the module's `rounding` says.
+        """Source that rounds the parameter to the grid; `soft`: as far as the module's `rounding`
+        says.
 
         `limit`: the name of its `PairLimit` there, where it has one.
         """
@@ -91,7 +111,9 @@ class Latent:
         return f"softened({parameter}, {code}, self.rounding)" if soft else code
 
 
-def find_latents(model: ir.Model, originals: Mapping[str, NDArray[Any]] | None) -> dict[ir.Value, Latent]:
+def find_latents(
+    model: ir.Model, originals: Mapping[str, NDArray[Any]] | None
+) -> dict[ir.Value, Latent]:
     """Every stored weight on a grid, by the value that its latents replace.
 
     `originals`: initializer name -> float weight (the name it had before quantization serves too).
@@ -99,16 +121,25 @@ def find_latents(model: ir.Model, originals: Mapping[str, NDArray[Any]] | None) 
     """
     layers = {layer.stored: layer for layer in integer_layers(all_nodes(model))}
     started = (_started(latent, originals or {}) for latent in _stored(model))
-    return {latent.codes: replace(latent, limited=_limited(latent, layers)) for latent in started}
+    return {
+        latent.codes: replace(latent, limited=_limited(latent, layers))
+        for latent in started
+    }
 
 
-def _limited(latent: Latent, layers: Mapping[ir.Value, IntegerLayer]) -> IntegerLayer | None:
-    """The layer that reads 8-bit codes of which no pair saturates; training keeps what it finds so."""
+def _limited(
+    latent: Latent, layers: Mapping[ir.Value, IntegerLayer]
+) -> IntegerLayer | None:
+    """The layer that reads 8-bit codes of which no pair saturates; training keeps what it finds
+    so.
+    """
     layer = layers.get(latent.codes)
     if layer is None or latent.high <= PAIR_LIMIT // 2 or not layer.pairs.count:
         return None
     codes = layer.tensor.numpy()
-    rows = np.moveaxis(codes, layer.channel_axis, 0).reshape(codes.shape[layer.channel_axis], -1)
+    rows = np.moveaxis(codes, layer.channel_axis, 0).reshape(
+        codes.shape[layer.channel_axis], -1
+    )
     return None if offending(rows, layer.pairs).any() else layer
 
 
@@ -127,7 +158,8 @@ def coarsest_grid(model: ir.Model) -> float:
 
 
 def scales_of(model: ir.Model, latents: Iterable[Latent]) -> dict[ir.Value, float]:
-    """Scales of weights of few bits, with their largest code: few levels want other scales once their codes move.
+    """Scales of weights of few bits, with their largest code: few levels want other scales once
+    their codes move.
 
     A scale that a 32-bit bias follows stays: runtimes read that bias in units of it.
     """
@@ -137,7 +169,11 @@ def scales_of(model: ir.Model, latents: Iterable[Latent]) -> dict[ir.Value, floa
         if latent.steps >= FEW:
             continue
         for node, index in latent.codes.uses():
-            scale = node.inputs[1] if node.op_type == "DequantizeLinear" and index == 0 else None
+            scale = (
+                node.inputs[1]
+                if node.op_type == "DequantizeLinear" and index == 0
+                else None
+            )
             if scale is None or scale.const_value is None or len(scale.uses()) > 1:
                 continue
             if node not in tied:
@@ -146,17 +182,34 @@ def scales_of(model: ir.Model, latents: Iterable[Latent]) -> dict[ir.Value, floa
 
 
 def _is_bias(value: ir.Value) -> bool:
-    return any(node.op_type == "DequantizeLinear" and index == 0 for node, index in value.uses())
+    return any(
+        node.op_type == "DequantizeLinear" and index == 0
+        for node, index in value.uses()
+    )
 
 
 def _plain(graph: str, value: ir.Value, tensor: ir.TensorProtocol) -> Latent | None:
     """Codes stored as they are, a type of their own or a wider one."""
-    if tensor.size < 2 or not any(_multiplies(node, index) for node, index in _users(value)):
+    if tensor.size < 2 or not any(
+        _multiplies(node, index) for node, index in _users(value)
+    ):
         return None
     codes = tensor.numpy().astype(np.float64)
-    low, high = (0.0, 0.0) if tensor.dtype in SMALL_FLOATS else _grid_of(codes, tensor.dtype)
+    low, high = (
+        (0.0, 0.0) if tensor.dtype in SMALL_FLOATS else _grid_of(codes, tensor.dtype)
+    )
     step = 0.0 if tensor.dtype in SMALL_FLOATS else 1.0
-    return Latent(graph, value, value, tensor.dtype, low, high, step, codes, _scale_of(value, codes.shape))
+    return Latent(
+        graph,
+        value,
+        value,
+        tensor.dtype,
+        low,
+        high,
+        step,
+        codes,
+        _scale_of(value, codes.shape),
+    )
 
 
 def _users(value: ir.Value) -> Iterator[tuple[ir.Node, int]]:
@@ -171,7 +224,12 @@ def _users(value: ir.Value) -> Iterator[tuple[ir.Node, int]]:
 
 def _gives_float(node: ir.Node) -> bool:
     to = node.attributes.get("to")
-    return node.op_type == "Cast" and to is not None and not to.is_ref() and D(to.as_int()) not in RANGES
+    return (
+        node.op_type == "Cast"
+        and to is not None
+        and not to.is_ref()
+        and D(to.as_int()) not in RANGES
+    )
 
 
 def _multiplies(node: ir.Node, index: int) -> bool:
@@ -179,7 +237,9 @@ def _multiplies(node: ir.Node, index: int) -> bool:
 
 
 def _grid_of(codes: Floats, dtype: ir.DataType) -> tuple[float, float]:
-    """The narrowest grid of whole bits that holds the codes; symmetric if they leave its lowest value unused."""
+    """The narrowest grid of whole bits that holds the codes; symmetric if they leave its lowest
+    value unused.
+    """
     low, high = RANGES[dtype]
     if dtype == D.INT32 or low == 0:
         return float(low), float(high)
@@ -191,8 +251,8 @@ def _grid_of(codes: Floats, dtype: ir.DataType) -> tuple[float, float]:
 
 
 def _scale_of(codes: ir.Value, shape: tuple[int, ...]) -> Floats | None:
-    """Constant floats per grid unit, as codes broadcast: of a DequantizeLinear, of a Cast and a Mul, or the weight's
-    part of the product that an integer kernel's result is multiplied by.
+    """Constant floats per grid unit, as codes broadcast: of a DequantizeLinear, of a Cast and a
+    Mul, or the weight's part of the product that an integer kernel's result is multiplied by.
     """
     for node, index in codes.uses():
         if node.op_type == "DequantizeLinear" and index == 0:
@@ -201,7 +261,11 @@ def _scale_of(codes: ir.Value, shape: tuple[int, ...]) -> Floats | None:
         if node.op_type in ("MatMulInteger", "ConvInteger"):
             return _factor_behind(node.outputs[0])
         if node.op_type == "Cast":
-            return _scale_of(node.outputs[0], shape) if not _gives_float(node) else _factor_of(node.outputs[0])
+            return (
+                _scale_of(node.outputs[0], shape)
+                if not _gives_float(node)
+                else _factor_of(node.outputs[0])
+            )
     return None
 
 
@@ -220,7 +284,9 @@ def _factor_behind(product: ir.Value) -> Floats | None:
     for value in () if scaled is None else scaled.inputs:
         producer = None if value is None else value.producer()
         if producer is not None and producer.op_type == "Mul":
-            return next((c for v in producer.inputs if (c := _constant(v)) is not None), None)
+            return next(
+                (c for v in producer.inputs if (c := _constant(v)) is not None), None
+            )
     return None
 
 
@@ -236,17 +302,30 @@ def _aligned(parameter: Floats, node: ir.Node, shape: tuple[int, ...]) -> Floats
 
 def _constant(value: ir.Value | None) -> Floats | None:
     producer = None if value is None else value.producer()
-    tensor = None if value is None else value.const_value if producer is None else tensor_of(producer)
+    tensor = (
+        None
+        if value is None
+        else value.const_value
+        if producer is None
+        else tensor_of(producer)
+    )
     return None if tensor is None else tensor.numpy().astype(np.float64)
 
 
 def _packed(graph: str, value: ir.Value, tensor: ir.TensorProtocol) -> Latent | None:
-    """Bytes -> Cast -> Gather from a table -> ... -> codes: the table says what each byte stands for."""
+    """Bytes -> Cast -> Gather from a table -> ... -> codes: the table says what each byte stands
+    for.
+    """
     cast = _only_user(value, "Cast")
     gather = None if cast is None else _only_user(cast.outputs[0], "Gather")
     held = None if gather is None else gather.inputs[0]
     table = None if held is None else held.const_value
-    if gather is None or table is None or table.dtype != D.INT8 or len(table.shape) != 2:
+    if (
+        gather is None
+        or table is None
+        or table.dtype != D.INT8
+        or len(table.shape) != 2
+    ):
         return None
     end, shape = _end_of_chain(gather)
     if shape is None:
@@ -256,11 +335,26 @@ def _packed(graph: str, value: ir.Value, tensor: ir.TensorProtocol) -> Latent | 
     planes = stored.shape[0] if stored.ndim == 2 else 1
     signs = rows[stored].reshape(planes, -1)
     powers = 2 ** np.arange(planes)[::-1]
-    codes = (signs * powers[:, None]).sum(0)[: int(np.prod(shape))].reshape(shape).astype(np.float64)
+    codes = (
+        (signs * powers[:, None])
+        .sum(0)[: int(np.prod(shape))]
+        .reshape(shape)
+        .astype(np.float64)
+    )
     high = float(rows.max() * (2**planes - 1))
     step = 1.0 if 0 in rows else 2.0
-    return Latent(graph, value, end, tensor.dtype, -high, high, step, codes, _scale_of(end, codes.shape),
-                  _packer(rows, planes, stored.shape))
+    return Latent(
+        graph,
+        value,
+        end,
+        tensor.dtype,
+        -high,
+        high,
+        step,
+        codes,
+        _scale_of(end, codes.shape),
+        _packer(rows, planes, stored.shape),
+    )
 
 
 def _only_user(value: ir.Value, op: str) -> ir.Node | None:
@@ -273,7 +367,13 @@ def _end_of_chain(gather: ir.Node) -> tuple[ir.Value, list[int] | None]:
     value, shape = gather.outputs[0], None
     while True:
         users = [node for node, _ in value.uses()]
-        if len(users) != 1 or users[0].op_type not in ("Cast", "Mul", "ReduceSum", "Reshape", "Slice"):
+        if len(users) != 1 or users[0].op_type not in (
+            "Cast",
+            "Mul",
+            "ReduceSum",
+            "Reshape",
+            "Slice",
+        ):
             return value, shape
         node = users[0]
         if _gives_float(node):
@@ -297,7 +397,11 @@ def _packer(rows: NDArray[np.int64], planes: int, stored: tuple[int, ...]) -> Pa
         count = stored[-1] * rows.shape[1]
         out = np.empty((planes, stored[-1]), np.uint8)
         for plane in range(planes):
-            digits = (flat - low) // unit if planes == 1 else ((flat + 2**planes - 1) // 2 >> (planes - 1 - plane)) % 2
+            digits = (
+                (flat - low) // unit
+                if planes == 1
+                else ((flat + 2**planes - 1) // 2 >> (planes - 1 - plane)) % 2
+            )
             padded = np.concatenate([digits, np.zeros(count - flat.size, np.int64)])
             out[plane] = byte_of[padded.reshape(-1, rows.shape[1]) @ weights]
         return out.reshape(stored)
@@ -306,25 +410,39 @@ def _packer(rows: NDArray[np.int64], planes: int, stored: tuple[int, ...]) -> Pa
 
 
 def _started(latent: Latent, originals: Mapping[str, NDArray[Any]]) -> Latent:
-    """Latents as near the float original as they can be without another code, in grid units, where it is given and the
-    scale is known: rounding that was chosen with data stays, and who is near the next code can reach it.
+    """Latents as near the float original as they can be without another code, in grid units, where
+    it is given and the scale is known: rounding that was chosen with data stays, and who is near
+    the next code can reach it.
     """
     name = latent.value.name or ""
-    key = max((k for k in originals if name == k or name.startswith(f"{k}_")), key=len, default=None)
+    key = max(
+        (k for k in originals if name == k or name.startswith(f"{k}_")),
+        key=len,
+        default=None,
+    )
     if key is None or latent.scale is None or latent.step == 0:
         return latent
     weight = np.asarray(originals[key], np.float64)
     if weight.shape != latent.start.shape:
         if name != key:
             return latent  # only resembles it, or was given more channels since
-        raise UsageError(f"originals['{key}']", f"has shape {weight.shape}, its codes {latent.start.shape}",
-                         "give the float weight that was quantized")
+        raise UsageError(
+            f"originals['{key}']",
+            f"has shape {weight.shape}, its codes {latent.start.shape}",
+            "give the float weight that was quantized",
+        )
     zero = _zero_of(latent.codes, weight.shape)
     margin = latent.step * IN_CELL
     exact = weight / latent.scale + zero
-    start = np.clip(np.clip(exact, latent.start - margin, latent.start + margin), latent.low, latent.high)
+    start = np.clip(
+        np.clip(exact, latent.start - margin, latent.start + margin),
+        latent.low,
+        latent.high,
+    )
     holds_zeros = latent.step == 1.0 and not np.any(zero)
-    return replace(latent, start=start, original=exact.astype(np.float32), holds_zeros=holds_zeros)
+    return replace(
+        latent, start=start, original=exact.astype(np.float32), holds_zeros=holds_zeros
+    )
 
 
 def _zero_of(codes: ir.Value, shape: tuple[int, ...]) -> Any:

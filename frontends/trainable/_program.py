@@ -1,4 +1,6 @@
-"""Python source in the making: its lines, the objects it refers to, and what is known of every ONNX value in it."""
+"""Python source in the making: its lines, the objects it refers to, and what is known of every ONNX
+value in it.
+"""
 
 from __future__ import annotations
 
@@ -22,10 +24,11 @@ HOST_ELEMENTS = 1024
 class Known:
     """What is known of an ONNX value while source is written.
 
-    `code`: the variable that holds it, None for a constant nobody asked for yet. `host`: it is a Python number or
-    list; `rank`, `length` are then its own. `constant`: its value, in its carrier. `on_device`: code of a host value
-    as a tensor. `type`, `shape`: as the graph declares them. `gradient`: gradients reach a weight through it; `cuts`:
-    where they would, but for a node that gives none.
+    `code`: the variable that holds it, None for a constant nobody asked for yet. `host`: it is a
+    Python number or list; `rank`, `length` are then its own. `constant`: its value, in its carrier.
+    `on_device`: code of a host value as a tensor. `type`, `shape`: as the graph declares them.
+    `gradient`: gradients reach a weight through it; `cuts`: where they would, but for a node that
+    gives none.
     """
 
     code: str | None
@@ -45,7 +48,11 @@ class Known:
         """Whether it is, or can be written as, a Python number or flat list."""
         if self.host:
             return True
-        small = self.constant is not None and self.constant.ndim <= 1 and self.constant.numel() <= HOST_ELEMENTS
+        small = (
+            self.constant is not None
+            and self.constant.ndim <= 1
+            and self.constant.numel() <= HOST_ELEMENTS
+        )
         return small and self.dtype in TYPES
 
     def literal(self) -> str:
@@ -58,12 +65,16 @@ class Known:
         if self.constant is None:
             return Operand(self.rank, self.length)
         value = self.constant.tolist()
-        return Operand(self.constant.ndim, len(value) if isinstance(value, list) else None, value)
+        return Operand(
+            self.constant.ndim, len(value) if isinstance(value, list) else None, value
+        )
 
 
 @dataclass
 class Program:
-    """Everything that generated source needs: `names` are its globals, `buffers` and `parameters` the module's."""
+    """Everything that generated source needs: `names` are its globals, `buffers` and `parameters`
+    the module's.
+    """
 
     lines: list[str] = field(default_factory=list)
     names: dict[str, Any] = field(default_factory=dict)
@@ -78,7 +89,9 @@ class Program:
 
     @contextmanager
     def indented(self) -> Iterator[None]:
-        """Lines of a nested block; tensors made of host values in it are forgotten at its end (it may not run)."""
+        """Lines of a nested block; tensors made of host values in it are forgotten at its end (it
+        may not run).
+        """
         self.depth += 1
         self._scratch.append([])
         start = len(self.lines)
@@ -106,12 +119,16 @@ class Program:
         return name
 
     def tensor_code(self, known: Known) -> str:
-        """Code of a value as a tensor: constants become buffers, host values are put on the device, once each."""
+        """Code of a value as a tensor: constants become buffers, host values are put on the device,
+        once each.
+        """
         if known.host:
             if known.on_device is None:
                 known.on_device = self.fresh("t")
                 dtype = self.dtype_code(known.dtype)
-                self.line(f"{known.on_device} = as_tensor({known.code}, {dtype}, device)")
+                self.line(
+                    f"{known.on_device} = as_tensor({known.code}, {dtype}, device)"
+                )
                 if self._scratch:
                     self._scratch[-1].append(known)
             return known.on_device
@@ -128,7 +145,11 @@ class Program:
             assert known.code is not None
             return known.code
         if known.constant is not None and known.constant.numel() <= HOST_ELEMENTS:
-            return known.literal() if _written(known.constant) else self.bind("numbers", known.constant.tolist())
+            return (
+                known.literal()
+                if _written(known.constant)
+                else self.bind("numbers", known.constant.tolist())
+            )
         return f"to_host({self.tensor_code(known)})"
 
     def dtype_code(self, dtype: ir.DataType | None) -> str:
@@ -140,8 +161,12 @@ class Program:
 
     def value_code(self, value: Any, stem: str) -> str:
         """Code of an attribute: a literal where one can be read back, else a global."""
-        plain = isinstance(value, (bool, int, str)) or (isinstance(value, float) and math.isfinite(value))
-        listed = isinstance(value, list) and all(isinstance(v, (bool, int)) for v in value)
+        plain = isinstance(value, (bool, int, str)) or (
+            isinstance(value, float) and math.isfinite(value)
+        )
+        listed = isinstance(value, list) and all(
+            isinstance(v, (bool, int)) for v in value
+        )
         return repr(value) if plain or listed else self.bind(f"{stem}_value", value)
 
 

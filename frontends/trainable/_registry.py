@@ -21,8 +21,8 @@ Kernel = Callable[..., Any]
 class Call:
     """What is known of one node before it runs; given to kernels that have a parameter `call`.
 
-    `inputs`, `outputs`: ONNX element types, None where unknown or absent. `wanted`: how many outputs the node has.
-    `qat`: quantized values stay floats on their grid, with gradients.
+    `inputs`, `outputs`: ONNX element types, None where unknown or absent. `wanted`: how many
+    outputs the node has. `qat`: quantized values stay floats on their grid, with gradients.
     """
 
     inputs: tuple[ir.DataType | None, ...]
@@ -37,10 +37,12 @@ class Call:
 
 @dataclass(frozen=True)
 class Entry:
-    """A kernel: ONNX inputs are its positional parameters, attributes its keywords with ONNX's defaults.
+    """A kernel: ONNX inputs are its positional parameters, attributes its keywords with ONNX's
+    defaults.
 
-    `host`: inputs that it takes as Python numbers and lists. `many`: it returns a tuple. `accepts`: its attributes,
-    `extras` what else it wants (`call`, `device`). `gradient`: whether gradients pass through it.
+    `host`: inputs that it takes as Python numbers and lists. `many`: it returns a tuple. `accepts`:
+    its attributes, `extras` what else it wants (`call`, `device`). `gradient`: whether gradients
+    pass through it.
     """
 
     name: str
@@ -58,16 +60,32 @@ _ENTRIES: dict[tuple[str, str], list[Entry]] = {}
 
 
 def op(
-    name: str, since: int = 1, *, domain: str = "", host: tuple[int, ...] = (), many: bool = False,
+    name: str,
+    since: int = 1,
+    *,
+    domain: str = "",
+    host: tuple[int, ...] = (),
+    many: bool = False,
     gradient: bool = True,
 ) -> Callable[[Kernel], Kernel]:
     """Declare the kernel of an op for every opset from `since` up to the next declared one."""
 
     def declare(function: Kernel) -> Kernel:
         keywords = _keywords(function)
-        entry = Entry(name, since, function, frozenset(host), many, gradient, keywords - _EXTRAS, keywords & _EXTRAS)
+        entry = Entry(
+            name,
+            since,
+            function,
+            frozenset(host),
+            many,
+            gradient,
+            keywords - _EXTRAS,
+            keywords & _EXTRAS,
+        )
         entries = _ENTRIES.setdefault((domain, name), [])
-        assert all(known.since != since for known in entries), f"{name} since {since} is declared twice"
+        assert all(known.since != since for known in entries), (
+            f"{name} since {since} is declared twice"
+        )
         entries.append(entry)
         entries.sort(key=lambda known: known.since)
         return function
@@ -80,13 +98,17 @@ def _keywords(function: Kernel) -> frozenset[str]:
     if inspect.isbuiltin(function):
         return frozenset()
     parameters = inspect.signature(function).parameters.values()
-    return frozenset(p.name for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY)
+    return frozenset(
+        p.name for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY
+    )
 
 
 def entry_of(domain: str, name: str, opset: int) -> Entry | None:
     """The latest entry that is not newer than the model's opset."""
     _declare_all()
-    found = [entry for entry in _ENTRIES.get((domain, name), ()) if entry.since <= opset]
+    found = [
+        entry for entry in _ENTRIES.get((domain, name), ()) if entry.since <= opset
+    ]
     return found[-1] if found else None
 
 

@@ -1,7 +1,8 @@
-"""Shape arithmetic on Python numbers: what Shape gives stays outside of tensors, so that torch.compile sees no break.
+"""Shape arithmetic on Python numbers: what Shape gives stays outside of tensors, so that
+torch.compile sees no break.
 
-A host value is an int, bool or float (rank 0), a list of them (rank 1), or a list of such lists (rank 2: the pads of
-older exporters). Under torch.compile the ints may be symbols.
+A host value is an int, bool or float (rank 0), a list of them (rank 1), or a list of such lists
+(rank 2: the pads of older exporters). Under torch.compile the ints may be symbols.
 """
 
 from __future__ import annotations
@@ -26,7 +27,9 @@ TYPES = frozenset({D.INT64, D.INT32, D.BOOL, D.FLOAT, D.DOUBLE})
 
 @dataclass(frozen=True)
 class Operand:
-    """What a rank rule may know of an input: its rank, its length if a list, its value if constant."""
+    """What a rank rule may know of an input: its rank, its length if a list, its value if
+    constant.
+    """
 
     rank: int
     length: int | None = None
@@ -58,7 +61,9 @@ def to_host(tensor: torch.Tensor) -> Host:
     return tensor.tolist()
 
 
-def _host(name: str, rank: RankRule) -> Callable[[Callable[..., Host]], Callable[..., Host]]:
+def _host(
+    name: str, rank: RankRule
+) -> Callable[[Callable[..., Host]], Callable[..., Host]]:
     def declare(function: Callable[..., Host]) -> Callable[..., Host]:
         HOST_OPS[name] = HostEntry(function, rank)
         return function
@@ -66,12 +71,16 @@ def _host(name: str, rank: RankRule) -> Callable[[Callable[..., Host]], Callable
     return declare
 
 
-def _broadcast_rank(operands: Sequence[Operand | None], attributes: dict[str, Any]) -> int | None:
+def _broadcast_rank(
+    operands: Sequence[Operand | None], attributes: dict[str, Any]
+) -> int | None:
     rank = max(o.rank for o in operands if o is not None)
     return rank if rank < 2 else None
 
 
-def _first_rank(operands: Sequence[Operand | None], attributes: dict[str, Any]) -> int | None:
+def _first_rank(
+    operands: Sequence[Operand | None], attributes: dict[str, Any]
+) -> int | None:
     return _broadcast_rank(operands[:1], attributes)
 
 
@@ -88,7 +97,18 @@ def length_of(name: str, operands: Sequence[Operand | None]) -> int | None:
             return known[1]
         case "Unsqueeze":
             return 1
-        case "Reshape" | "Cast" | "Clip" | "Identity" | "Neg" | "Abs" | "Not" | "Floor" | "Ceil" | "Sqrt":
+        case (
+            "Reshape"
+            | "Cast"
+            | "Clip"
+            | "Identity"
+            | "Neg"
+            | "Abs"
+            | "Not"
+            | "Floor"
+            | "Ceil"
+            | "Sqrt"
+        ):
             return known[0]
         case "Add" | "Sub" | "Mul" | "Div" | "Mod" | "Equal" | "Where" | "Max" | "Min":
             return max(known)
@@ -130,18 +150,32 @@ def _quotient(a: Scalar, b: Scalar) -> Scalar:
 Functions = dict[str, Callable[..., Any]]
 
 _BINARY: Functions = {
-    "Add": lambda a, b: _single(a + b), "Sub": lambda a, b: _single(a - b), "Mul": lambda a, b: _single(a * b),
-    "Div": _quotient, "Equal": operator.eq, "Less": operator.lt, "Greater": operator.gt,
-    "LessOrEqual": operator.le, "GreaterOrEqual": operator.ge, "And": lambda a, b: bool(a and b),
-    "Or": lambda a, b: bool(a or b), "Where": lambda c, a, b: a if c else b,
-    "Max": lambda *xs: max(xs), "Min": lambda *xs: min(xs),
+    "Add": lambda a, b: _single(a + b),
+    "Sub": lambda a, b: _single(a - b),
+    "Mul": lambda a, b: _single(a * b),
+    "Div": _quotient,
+    "Equal": operator.eq,
+    "Less": operator.lt,
+    "Greater": operator.gt,
+    "LessOrEqual": operator.le,
+    "GreaterOrEqual": operator.ge,
+    "And": lambda a, b: bool(a and b),
+    "Or": lambda a, b: bool(a or b),
+    "Where": lambda c, a, b: a if c else b,
+    "Max": lambda *xs: max(xs),
+    "Min": lambda *xs: min(xs),
 }
 for _name, _function in _BINARY.items():
     HOST_OPS[_name] = HostEntry(_elementwise(_function), _broadcast_rank)
 
 _UNARY: Functions = {
-    "Neg": operator.neg, "Abs": abs, "Not": operator.not_, "Identity": lambda a: a,
-    "Floor": lambda a: float(math.floor(a)), "Ceil": lambda a: float(math.ceil(a)), "Sqrt": lambda a: _single(a**0.5),
+    "Neg": operator.neg,
+    "Abs": abs,
+    "Not": operator.not_,
+    "Identity": lambda a: a,
+    "Floor": lambda a: float(math.floor(a)),
+    "Ceil": lambda a: float(math.ceil(a)),
+    "Sqrt": lambda a: _single(a**0.5),
 }
 for _name, _function in _UNARY.items():
     HOST_OPS[_name] = HostEntry(_elementwise(_function), _first_rank)
@@ -154,7 +188,14 @@ def mod(a: Host, b: Host, *, fmod: int = 0) -> Host:
 
 
 @_host("Clip", _first_rank)
-def clip(x: Host, low: Host = None, high: Host = None, *, min: Scalar = None, max: Scalar = None) -> Host:
+def clip(
+    x: Host,
+    low: Host = None,
+    high: Host = None,
+    *,
+    min: Scalar = None,
+    max: Scalar = None,
+) -> Host:
     """Bounds are inputs from opset 11 on, attributes before."""
     low, high = min if low is None else low, max if high is None else high
     x = x if low is None else HOST_OPS["Max"].function(x, low)
@@ -164,8 +205,11 @@ def clip(x: Host, low: Host = None, high: Host = None, *, min: Scalar = None, ma
 @_host("Cast", _first_rank)
 def cast(x: Host, *, to: int) -> Host:
     """Between the types of host values; floats lose their fraction."""
-    kind: Callable[[Scalar], Scalar] = {D.BOOL: bool, D.FLOAT: torch.sym_float, D.DOUBLE: torch.sym_float}.get(
-        D(to), _integer)
+    kind: Callable[[Scalar], Scalar] = {
+        D.BOOL: bool,
+        D.FLOAT: torch.sym_float,
+        D.DOUBLE: torch.sym_float,
+    }.get(D(to), _integer)
     return _elementwise(kind)(x)
 
 
@@ -173,7 +217,12 @@ def _integer(x: Scalar) -> Scalar:
     return math.trunc(x) if isinstance(x, (float, torch.SymFloat)) else x + 0
 
 
-@_host("Gather", lambda operands, attributes: operands[1].rank if operands[1] and _rank_of(operands[0]) == 1 else None)
+@_host(
+    "Gather",
+    lambda operands, attributes: (
+        operands[1].rank if operands[1] and _rank_of(operands[0]) == 1 else None
+    ),
+)
 def gather(data: list[Scalar], indices: Host, *, axis: int = 0) -> Host:
     """Items of a list."""
     return [data[i] for i in indices] if isinstance(indices, list) else data[indices]
@@ -185,7 +234,12 @@ def _rank_of(operand: Operand | None) -> int | None:
 
 @_host("Slice", lambda operands, attributes: _rank_of(operands[0]))
 def slice_(
-    data: list[Scalar], starts: Host = None, ends: Host = None, axes: Host = None, steps: Host = None, **old: Any
+    data: list[Scalar],
+    starts: Host = None,
+    ends: Host = None,
+    axes: Host = None,
+    steps: Host = None,
+    **old: Any,
 ) -> Host:
     """Bounds are inputs from opset 10 on, attributes before."""
     start, end = (starts or old["starts"])[0], (ends or old["ends"])[0]
@@ -195,27 +249,38 @@ def slice_(
     return data[start:end:step]
 
 
-@_host("Concat", lambda operands, attributes: 1 if all(_rank_of(o) == 1 for o in operands) else None)
+@_host(
+    "Concat",
+    lambda operands, attributes: 1 if all(_rank_of(o) == 1 for o in operands) else None,
+)
 def concat(*lists: list[Scalar], axis: int = 0) -> Host:
     """Lists end to end."""
     return [item for items in lists for item in items]
 
 
-@_host("Unsqueeze", lambda operands, attributes: 1 if _rank_of(operands[0]) == 0 else None)
+@_host(
+    "Unsqueeze", lambda operands, attributes: 1 if _rank_of(operands[0]) == 0 else None
+)
 def unsqueeze(x: Scalar, axes_input: Host = None, *, axes: Any = None) -> Host:
     """A number becomes a list of one."""
     return [x]
 
 
-@_host("Squeeze", lambda operands, attributes: 0 if _rank_of(operands[0]) == 1 else None)
+@_host(
+    "Squeeze", lambda operands, attributes: 0 if _rank_of(operands[0]) == 1 else None
+)
 def squeeze(x: list[Scalar], axes_input: Host = None, *, axes: Any = None) -> Host:
     """A list of one becomes a number."""
     (item,) = x
     return item
 
 
-def _shape_rank(operands: Sequence[Operand | None], attributes: dict[str, Any]) -> int | None:
-    shape = operands[1].constant if len(operands) > 1 and operands[1] is not None else None
+def _shape_rank(
+    operands: Sequence[Operand | None], attributes: dict[str, Any]
+) -> int | None:
+    shape = (
+        operands[1].constant if len(operands) > 1 and operands[1] is not None else None
+    )
     rank = len(shape) if isinstance(shape, list) else None
     if rank == 2 and isinstance(shape, list) and shape[1] < 1:
         return None
@@ -246,9 +311,15 @@ def transpose(x: Host, *, perm: list[int] | None = None) -> Host:
     return [[row[i] for row in x] for i in range(len(x[0]))]
 
 
-def _expanded_rank(operands: Sequence[Operand | None], attributes: dict[str, Any]) -> int | None:
+def _expanded_rank(
+    operands: Sequence[Operand | None], attributes: dict[str, Any]
+) -> int | None:
     rank = _shape_rank(operands, attributes)
-    return rank if rank == 1 and _broadcast_rank(operands[:1], attributes) is not None else None
+    return (
+        rank
+        if rank == 1 and _broadcast_rank(operands[:1], attributes) is not None
+        else None
+    )
 
 
 @_host("Expand", _expanded_rank)
@@ -258,7 +329,9 @@ def expand(x: Host, shape: list[int]) -> Host:
     return items * shape[0] if len(items) == 1 else items
 
 
-def _filled_rank(operands: Sequence[Operand | None], attributes: dict[str, Any]) -> int | None:
+def _filled_rank(
+    operands: Sequence[Operand | None], attributes: dict[str, Any]
+) -> int | None:
     shape = operands[0]
     return shape.length if shape is not None and shape.length in (0, 1) else None
 
@@ -270,17 +343,31 @@ def constant_of_shape(shape: list[Any], *, value: Any = None) -> Host:
     return [fill] * shape[0] if shape else fill
 
 
-def _reduced_rank(operands: Sequence[Operand | None], attributes: dict[str, Any]) -> int | None:
+def _reduced_rank(
+    operands: Sequence[Operand | None], attributes: dict[str, Any]
+) -> int | None:
     return attributes.get("keepdims", 1) if _rank_of(operands[0]) == 1 else None
 
 
 def _reduction(function: Callable[[list[Scalar]], Scalar]) -> Callable[..., Host]:
-    def apply(x: list[Scalar], axes_input: Host = None, *, keepdims: int = 1, axes: Any = None, **_: Any) -> Host:
+    def apply(
+        x: list[Scalar],
+        axes_input: Host = None,
+        *,
+        keepdims: int = 1,
+        axes: Any = None,
+        **_: Any,
+    ) -> Host:
         return [function(x)] if keepdims else function(x)
 
     return apply
 
 
-_REDUCTIONS: Functions = {"ReduceProd": math.prod, "ReduceSum": sum, "ReduceMax": max, "ReduceMin": min}
+_REDUCTIONS: Functions = {
+    "ReduceProd": math.prod,
+    "ReduceSum": sum,
+    "ReduceMax": max,
+    "ReduceMin": min,
+}
 for _name, _function in _REDUCTIONS.items():
     HOST_OPS[_name] = HostEntry(_reduction(_function), _reduced_rank)

@@ -1,4 +1,6 @@
-"""Where names are looked up: a graph's values, the attributes of the function they are in, and its opsets."""
+"""Where names are looked up: a graph's values, the attributes of the function they are in, and its
+opsets.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ from ._weights import held_graphs
 
 @dataclass
 class Scope:
-    """One function body (or the main graph with its subgraphs, which see outer values lexically)."""
+    """One function body (or the main graph with its subgraphs, which see outer values
+    lexically).
+    """
 
     graph: str
     opsets: Mapping[str, int]
@@ -23,10 +27,14 @@ class Scope:
 
     def opset(self, domain: str) -> int:
         """Version of a domain's ops here; 1 for domains that are not imported."""
-        return self.opsets.get(domain, self.opsets.get("ai.onnx", 1) if domain == "" else 1)
+        return self.opsets.get(
+            domain, self.opsets.get("ai.onnx", 1) if domain == "" else 1
+        )
 
     def attributes_of(self, node: ir.Node) -> dict[str, Any]:
-        """A node's attributes as Python values; references are those of the enclosing function's call."""
+        """A node's attributes as Python values; references are those of the enclosing function's
+        call.
+        """
         found: dict[str, Any] = {}
         for name, attribute in node.attributes.items():
             if attribute.is_ref():
@@ -39,14 +47,22 @@ class Scope:
 
 
 def plain(attribute: ir.Attr) -> Any:
-    """Numbers, strings and lists as Python has them; tensors, graphs and types as onnx_ir has them."""
-    if attribute.type in (ir.AttributeType.INTS, ir.AttributeType.FLOATS, ir.AttributeType.STRINGS):
+    """Numbers, strings and lists as Python has them; tensors, graphs and types as onnx_ir has
+    them.
+    """
+    if attribute.type in (
+        ir.AttributeType.INTS,
+        ir.AttributeType.FLOATS,
+        ir.AttributeType.STRINGS,
+    ):
         return list(attribute.value)
     return attribute.value
 
 
 def last_uses(nodes: Iterable[ir.Node]) -> list[list[ir.Value]]:
-    """For each node the values that nothing after it reads, those read inside subgraphs counted at their node."""
+    """For each node the values that nothing after it reads, those read inside subgraphs counted at
+    their node.
+    """
     final: dict[ir.Value, int] = {}
     count = 0
     for index, node in enumerate(nodes):

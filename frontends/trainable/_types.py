@@ -1,4 +1,6 @@
-"""Element types of a node's outputs, from the op's schema and the few ops whose attributes decide."""
+"""Element types of a node's outputs, from the op's schema and the few ops whose attributes
+decide.
+"""
 
 from __future__ import annotations
 
@@ -13,23 +15,42 @@ import onnx_ir as ir
 Dtype = ir.DataType | None
 
 _BY_ATTRIBUTE = {
-    "Cast": ("to", None), "BitCast": ("to", None), "RandomNormal": ("dtype", 1), "RandomUniform": ("dtype", 1),
-    "Multinomial": ("dtype", 6), "SequenceEmpty": ("dtype", 1), "MelWeightMatrix": ("output_datatype", 1),
-    "HannWindow": ("output_datatype", 1), "HammingWindow": ("output_datatype", 1),
-    "BlackmanWindow": ("output_datatype", 1), "EyeLike": ("dtype", 0), "RandomNormalLike": ("dtype", 0),
-    "RandomUniformLike": ("dtype", 0), "Bernoulli": ("dtype", 0), "DequantizeLinear": ("output_dtype", 0),
+    "Cast": ("to", None),
+    "BitCast": ("to", None),
+    "RandomNormal": ("dtype", 1),
+    "RandomUniform": ("dtype", 1),
+    "Multinomial": ("dtype", 6),
+    "SequenceEmpty": ("dtype", 1),
+    "MelWeightMatrix": ("output_datatype", 1),
+    "HannWindow": ("output_datatype", 1),
+    "HammingWindow": ("output_datatype", 1),
+    "BlackmanWindow": ("output_datatype", 1),
+    "EyeLike": ("dtype", 0),
+    "RandomNormalLike": ("dtype", 0),
+    "RandomUniformLike": ("dtype", 0),
+    "Bernoulli": ("dtype", 0),
+    "DequantizeLinear": ("output_dtype", 0),
     "QuantizeLinear": ("output_dtype", 0),
 }
 """Attribute that names the output's type, and its default; 0: the input decides."""
 
 _BY_INPUT = {"CastLike": 1, "DequantizeLinear": 1, "QuantizeLinear": 2}
-"""Input whose type the output has, where no attribute says otherwise (the first one for the rest)."""
+"""Input whose type the output has, where no attribute says otherwise (the first one for the
+rest).
+"""
 
 
 def output_dtypes(
-    domain: str, op: str, opset: int, attributes: Mapping[str, Any], inputs: Sequence[Dtype], count: int
+    domain: str,
+    op: str,
+    opset: int,
+    attributes: Mapping[str, Any],
+    inputs: Sequence[Dtype],
+    count: int,
 ) -> list[Dtype]:
-    """Element types of `count` outputs; of sequences and optionals those of what they hold, None where unknown."""
+    """Element types of `count` outputs; of sequences and optionals those of what they hold, None
+    where unknown.
+    """
     if domain == "" and op in _BY_ATTRIBUTE:
         return [_by_attribute(op, attributes, inputs)] * count
     if domain == "" and op == "ConstantOfShape":
@@ -43,7 +64,9 @@ def output_dtypes(
     return [_by_schema(schema, inputs, index) for index in range(count)]
 
 
-def _by_attribute(op: str, attributes: Mapping[str, Any], inputs: Sequence[Dtype]) -> Dtype:
+def _by_attribute(
+    op: str, attributes: Mapping[str, Any], inputs: Sequence[Dtype]
+) -> Dtype:
     name, default = _BY_ATTRIBUTE[op]
     chosen = attributes.get(name, default)
     if chosen:
@@ -51,7 +74,9 @@ def _by_attribute(op: str, attributes: Mapping[str, Any], inputs: Sequence[Dtype
     index = _BY_INPUT.get(op, 0)
     if index < len(inputs) and inputs[index] is not None:
         return inputs[index]
-    return ir.DataType.UINT8 if op == "QuantizeLinear" else inputs[0] if inputs else None
+    return (
+        ir.DataType.UINT8 if op == "QuantizeLinear" else inputs[0] if inputs else None
+    )
 
 
 def _by_schema(schema: Any, inputs: Sequence[Dtype], index: int) -> Dtype:
@@ -59,26 +84,42 @@ def _by_schema(schema: Any, inputs: Sequence[Dtype], index: int) -> Dtype:
     bound = _bound(schema, inputs)
     if formal.type_str in bound:
         return bound[formal.type_str]
-    allowed = {t for c in schema.type_constraints if c.type_param_str == formal.type_str for t in c.allowed_type_strs}
+    allowed = {
+        t
+        for c in schema.type_constraints
+        if c.type_param_str == formal.type_str
+        for t in c.allowed_type_strs
+    }
     allowed = allowed or {formal.type_str}
     elements = {_element(text) for text in allowed}
     return elements.pop() if len(elements) == 1 else None
 
 
 def _bound(schema: Any, inputs: Sequence[Dtype]) -> dict[str, Dtype]:
-    """Type variable -> element type, from the inputs present; heterogeneous variadics bind by their first."""
+    """Type variable -> element type, from the inputs present; heterogeneous variadics bind by their
+    first.
+    """
     bound: dict[str, Dtype] = {}
     for position, dtype in enumerate(inputs):
         formal = schema.inputs[min(position, len(schema.inputs) - 1)]
-        if dtype is not None and not formal.type_str.startswith(("tensor(", "seq(", "optional(")):
+        if dtype is not None and not formal.type_str.startswith(
+            ("tensor(", "seq(", "optional(")
+        ):
             bound.setdefault(formal.type_str, dtype)
     return bound
 
 
 def _element(text: str) -> Dtype:
     """`seq(tensor(float))` -> FLOAT; None for maps."""
-    inner = text.removeprefix("optional(").removeprefix("seq(").removeprefix("tensor(").rstrip(")")
-    return ir.DataType[inner.upper()] if inner.upper() in ir.DataType.__members__ else None
+    inner = (
+        text.removeprefix("optional(")
+        .removeprefix("seq(")
+        .removeprefix("tensor(")
+        .rstrip(")")
+    )
+    return (
+        ir.DataType[inner.upper()] if inner.upper() in ir.DataType.__members__ else None
+    )
 
 
 @lru_cache(maxsize=4096)

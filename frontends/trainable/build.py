@@ -27,21 +27,27 @@ Qat = Literal["off", "fixed", "weights", "learned"]
 
 
 def to_torch(
-    model: ir.Model, *, train: bool | Collection[str] = True, taps: Sequence[str] = (), qat: Qat = "fixed",
-    originals: Mapping[str, NDArray[Any]] | None = None, masks: Mapping[str, NDArray[Any]] | None = None,
+    model: ir.Model,
+    *,
+    train: bool | Collection[str] = True,
+    taps: Sequence[str] = (),
+    qat: Qat = "fixed",
+    originals: Mapping[str, NDArray[Any]] | None = None,
+    masks: Mapping[str, NDArray[Any]] | None = None,
     soft: bool = False,
 ) -> TrainableModule:
     """A module that computes what `model` computes and whose Parameters are the model's weights.
 
-    `train`: True for all weights, False for none, or the names of the constants to train. `taps`: values of the main
-    graph to return too. `qat`: "fixed" trains stored integers as floats on their grid (one each, in grid units), with
-    straight-through gradients; "weights" the scales of weights of few bits too; "learned" all scales; "off" keeps
-    integers as they are. `originals`: float weights by initializer name, from which such latents start. `masks`:
-    initializer name -> which elements may differ from zero; zeros of float weights of two dims or more (and of
-    originals) are held without being named. `soft`: latents start as the originals, whatever their codes, and are
-    rounded as far as the module's `rounding` says, 0 to 1. `model` is not changed; `write_back` puts trained weights
-    into it.
-    Errors: RefusedError for a node that cannot be run, UsageError for an unknown name in `train` or `taps`.
+    `train`: True for all weights, False for none, or the names of the constants to train. `taps`:
+    values of the main graph to return too. `qat`: "fixed" trains stored integers as floats on their
+    grid (one each, in grid units), with straight-through gradients; "weights" the scales of weights
+    of few bits too; "learned" all scales; "off" keeps integers as they are. `originals`: float
+    weights by initializer name, from which such latents start. `masks`: initializer name -> which
+    elements may differ from zero; zeros of float weights of two dims or more (and of originals) are
+    held without being named. `soft`: latents start as the originals, whatever their codes, and are
+    rounded as far as the module's `rounding` says, 0 to 1. `model` is not changed; `write_back`
+    puts trained weights into it. Errors: RefusedError for a node that cannot be run, UsageError for
+    an unknown name in `train` or `taps`.
     """
     origins = _origins(model, train, qat, originals)
     inputs, tapped = _callable_inputs(model), _tapped(model, taps)
@@ -49,7 +55,12 @@ def to_torch(
     names, sources = _named(origins, soft)
     shared = [value for value, origin in origins.items() if origin.shared]
     emitter = Emitter(program, sources, dict(model.functions), qat != "off", shared)
-    program.names.update(on_grid=on_grid, small_float=small_float, softened=softened, within_limit=within_limit)
+    program.names.update(
+        on_grid=on_grid,
+        small_float=small_float,
+        softened=softened,
+        within_limit=within_limit,
+    )
     for value, origin in origins.items():
         if origin.latent is not None and origin.latent.limited is not None:
             program.names[_limit_name(names[value])] = origin.latent.limit
@@ -60,12 +71,21 @@ def to_torch(
     known = _close(emitter, outputs, scope)
     source = "\n".join(program.lines) + "\n"
     provenance = Provenance(
-        model, {names[value]: origin for value, origin in origins.items()},
-        cuts_of([(v.name or "", k) for v, k in zip(outputs, known, strict=True)]), emitter.detached, source,
-        {v.name or "": v.dtype for v in inputs}, frozenset(v.name or "" for v in inputs if v.const_value is not None),
-        {v.name or "": None if k is None else k.dtype for v, k in zip(outputs, known, strict=True)},
+        model,
+        {names[value]: origin for value, origin in origins.items()},
+        cuts_of([(v.name or "", k) for v, k in zip(outputs, known, strict=True)]),
+        emitter.detached,
+        source,
+        {v.name or "": v.dtype for v in inputs},
+        frozenset(v.name or "" for v in inputs if v.const_value is not None),
+        {
+            v.name or "": None if k is None else k.dtype
+            for v, k in zip(outputs, known, strict=True)
+        },
     )
-    module = TrainableModule(provenance, _compiled(source, program, scope.graph), program.buffers)
+    module = TrainableModule(
+        provenance, _compiled(source, program, scope.graph), program.buffers
+    )
     for name, origin in module.origins.items():
         module.register_parameter(name, torch.nn.Parameter(_start(origin, soft)))
         if (kept := _kept(origin, (masks or {}).get(origin.name))) is not None:
@@ -74,11 +94,16 @@ def to_torch(
 
 
 def _origins(
-    model: ir.Model, train: bool | Collection[str], qat: Qat, originals: Mapping[str, NDArray[Any]] | None
+    model: ir.Model,
+    train: bool | Collection[str],
+    qat: Qat,
+    originals: Mapping[str, NDArray[Any]] | None,
 ) -> dict[ir.Value, Origin]:
     """What is trained, by the value that it stands for."""
     origins = trainable_values(model, train, qat == "learned")
-    latents = find_latents(model, originals) if qat != "off" and train is not False else {}
+    latents = (
+        find_latents(model, originals) if qat != "off" and train is not False else {}
+    )
     for codes, latent in latents.items():
         if isinstance(train, bool) or latent.value.name in train:
             origins[codes] = Origin(latent.graph, latent.value, latent.dtype, latent)
@@ -86,14 +111,26 @@ def _origins(
         for scale, reach in scales_of(model, latents.values()).items():
             if train is True or scale.name in train:
                 dtype = stored_tensor(scale).dtype
-                origins[scale] = Origin(model.graph.name or "", scale, dtype, reach=reach)
-    missing = set() if isinstance(train, bool) else set(train) - {o.name for o in origins.values()}
+                origins[scale] = Origin(
+                    model.graph.name or "", scale, dtype, reach=reach
+                )
+    missing = (
+        set()
+        if isinstance(train, bool)
+        else set(train) - {o.name for o in origins.values()}
+    )
     if missing:
-        raise UsageError("train", f"no weight '{', '.join(sorted(missing))}'", "name initializers, or pass True")
+        raise UsageError(
+            "train",
+            f"no weight '{', '.join(sorted(missing))}'",
+            "name initializers, or pass True",
+        )
     return origins
 
 
-def _named(origins: Mapping[ir.Value, Origin], soft: bool) -> tuple[dict[ir.Value, str], dict[ir.Value, str]]:
+def _named(
+    origins: Mapping[ir.Value, Origin], soft: bool
+) -> tuple[dict[ir.Value, str], dict[ir.Value, str]]:
     """For each trained value the parameter's name, and the source that gives the value."""
     names: dict[ir.Value, str] = {}
     taken = set(ATTRIBUTES)
@@ -102,8 +139,11 @@ def _named(origins: Mapping[ir.Value, Origin], soft: bool) -> tuple[dict[ir.Valu
         names[value] = attribute_name(origin.name, taken)
         taken.add(names[value])
         parameter = f"self.{names[value]}"
-        sources[value] = parameter if origin.latent is None else origin.latent.expression(
-            parameter, soft, _limit_name(names[value]))
+        sources[value] = (
+            parameter
+            if origin.latent is None
+            else origin.latent.expression(parameter, soft, _limit_name(names[value]))
+        )
     return names, sources
 
 
@@ -116,14 +156,19 @@ def _start(origin: Origin, soft: bool) -> torch.Tensor:
     if origin.latent is None:
         return to_carrier(stored_tensor(origin.value).numpy(), origin.dtype)
     wide = torch.float64 if origin.dtype == ir.DataType.INT32 else torch.float32
-    start = origin.latent.original if soft and origin.latent.original is not None else origin.latent.start
+    start = (
+        origin.latent.original
+        if soft and origin.latent.original is not None
+        else origin.latent.start
+    )
     return torch.from_numpy(start).to(wide)
 
 
 def _kept(origin: Origin, mask: NDArray[Any] | None) -> torch.Tensor | None:
     """Which elements of a parameter may differ from zero; None for all.
 
-    Rounded codes are zero here and there by chance: of latents only zeros of a float original count.
+    Rounded codes are zero here and there by chance: of latents only zeros of a float original
+    count.
     """
     if mask is None:
         latent = origin.latent
@@ -144,10 +189,17 @@ def _callable_inputs(model: ir.Model) -> list[ir.Value]:
 
 def _tapped(model: ir.Model, taps: Sequence[str]) -> list[ir.Value]:
     made = [v for node in model.graph for v in node.outputs]
-    known = {v.name or "": v for v in (*model.graph.inputs, *model.graph.initializers.values(), *made)}
+    known = {
+        v.name or "": v
+        for v in (*model.graph.inputs, *model.graph.initializers.values(), *made)
+    }
     for name in taps:
         if name not in known:
-            raise UsageError("taps", f"no value '{name}' in the main graph", "name an output of one of its nodes")
+            raise UsageError(
+                "taps",
+                f"no value '{name}' in the main graph",
+                "name an output of one of its nodes",
+            )
     return [known[name] for name in taps]
 
 
@@ -159,12 +211,20 @@ def _open(program: Program, inputs: Sequence[ir.Value], scope: Scope) -> None:
     program.line("device = self.anchor.device")
     for value, name in zip(inputs, names, strict=True):
         if value.const_value is not None:
-            default = Known(None, value.dtype, constant=to_carrier(value.const_value.numpy(), value.const_value.dtype))
+            default = Known(
+                None,
+                value.dtype,
+                constant=to_carrier(value.const_value.numpy(), value.const_value.dtype),
+            )
             program.line(f"if {name} is None: {name} = {program.tensor_code(default)}")
-        scope.values[value] = Known(name, value.dtype, type=value.type, shape=value.shape)
+        scope.values[value] = Known(
+            name, value.dtype, type=value.type, shape=value.shape
+        )
 
 
-def _close(emitter: Emitter, outputs: Sequence[ir.Value], scope: Scope) -> list[Known | None]:
+def _close(
+    emitter: Emitter, outputs: Sequence[ir.Value], scope: Scope
+) -> list[Known | None]:
     known = [emitter.value(value, scope) for value in outputs]
     codes = ["None" if k is None else emitter.program.tensor_code(k) for k in known]
     emitter.program.line(f"return ({', '.join(codes)},)")
@@ -177,7 +237,16 @@ def _compiled(source: str, program: Program, graph: str) -> Any:
     try:
         code = compile(source, filename, "exec")
     except (SyntaxError, RecursionError, MemoryError) as error:
-        raise RefusedError(f"graph '{graph}'", f"cannot be written as Python: {error}", "flatten nested Ifs") from error
-    linecache.cache[filename] = (len(source), None, source.splitlines(keepends=True), filename)
+        raise RefusedError(
+            f"graph '{graph}'",
+            f"cannot be written as Python: {error}",
+            "flatten nested Ifs",
+        ) from error
+    linecache.cache[filename] = (
+        len(source),
+        None,
+        source.splitlines(keepends=True),
+        filename,
+    )
     exec(code, program.names)
     return program.names["run"]

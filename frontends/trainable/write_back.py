@@ -1,4 +1,6 @@
-"""Trained parameters back into the graph that they came from, in its own types and on its own grids."""
+"""Trained parameters back into the graph that they came from, in its own types and on its own
+grids.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,8 @@ from .module import TrainableModule
 
 
 def write_back(module: TrainableModule) -> ir.Model:
-    """Put the module's parameters into `module.model`, rounded to the types that the graph has; returns it.
+    """Put the module's parameters into `module.model`, rounded to the types that the graph has;
+    returns it.
 
     Zeros are held and latents clamped first. Tied weights stay tied: one value, one tensor.
     """
@@ -28,7 +31,9 @@ def write_back(module: TrainableModule) -> ir.Model:
             if origin.shared:
                 _keep_settings(origin.value)
             _put(origin, ir.Tensor(array, dtype=origin.dtype, name=origin.name))
-    if any(origin.latent is None and origin.reach > 1 for origin in module.origins.values()):
+    if any(
+        origin.latent is None and origin.reach > 1 for origin in module.origins.values()
+    ):
         tie_biases(module.model)
     return module.model
 
@@ -55,7 +60,11 @@ def _keep_settings(value: ir.Value) -> None:
     tensor, name = stored_tensor(value), f"{value.name}_fixed"
     while name in graph.initializers:
         name += "_"
-    copy = ir.Value(name=name, shape=ir.Shape(tensor.shape.numpy()), type=ir.TensorType(tensor.dtype))
+    copy = ir.Value(
+        name=name,
+        shape=ir.Shape(tensor.shape.numpy()),
+        type=ir.TensorType(tensor.dtype),
+    )
     copy.const_value = ir.Tensor(tensor.numpy(), dtype=tensor.dtype, name=name)
     graph.register_initializer(copy)
     for node, index in uses:

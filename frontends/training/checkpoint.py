@@ -17,9 +17,18 @@ VERSION = 1
 
 
 class Checkpoint:
-    """One training's file in a folder: named by what is trained, on what and how, so that nothing else resumes it."""
+    """One training's file in a folder: named by what is trained, on what and how, so that nothing
+    else resumes it.
+    """
 
-    def __init__(self, folder: Path, parameters: Mapping[str, Any], recipe: Recipe, seed: int, data: str) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        parameters: Mapping[str, Any],
+        recipe: Recipe,
+        seed: int,
+        data: str,
+    ) -> None:
         digest = hashlib.sha256(f"{VERSION} {recipe} {seed} {data}".encode())
         for name, parameter in sorted(parameters.items()):
             digest.update(name.encode())
@@ -27,14 +36,21 @@ class Checkpoint:
         self.path = folder / f"finetune-{digest.hexdigest()[:16]}.pt"
 
     def load(self) -> dict[str, Any] | None:
-        """The state that was saved last; None where there is none. Errors: RefusedError for a damaged file."""
+        """The state that was saved last; None where there is none. Errors: RefusedError for a
+        damaged file.
+        """
         if not self.path.exists():
             return None
         try:
-            state: dict[str, Any] = torch.load(self.path, map_location="cpu", weights_only=True)
+            state: dict[str, Any] = torch.load(
+                self.path, map_location="cpu", weights_only=True
+            )
         except Exception as error:
-            raise RefusedError(str(self.path), f"cannot be read: {type(error).__name__}",
-                               "delete it to start anew") from error
+            raise RefusedError(
+                str(self.path),
+                f"cannot be read: {type(error).__name__}",
+                "delete it to start anew",
+            ) from error
         return state
 
     def save(self, state: dict[str, Any]) -> None:

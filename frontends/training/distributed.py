@@ -1,6 +1,7 @@
 """Several processes under torch's launcher: who they are, sums over all of them, one that decides.
 
-`torchrun --nproc-per-node N -m onnx_opt …` sets WORLD_SIZE, RANK and where to meet; without it there is one process.
+`torchrun --nproc-per-node N -m onnx_opt …` sets WORLD_SIZE, RANK and where to meet; without it
+there is one process.
 """
 
 from __future__ import annotations
@@ -67,7 +68,9 @@ class Team:
 
 @contextlib.contextmanager
 def team() -> Iterator[Team]:
-    """The team of this process, met by the environment (env://) where the launcher started several."""
+    """The team of this process, met by the environment (env://) where the launcher started
+    several.
+    """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size < 2:
         yield Team()

@@ -1,4 +1,6 @@
-"""What a model's outputs are to a loss: classes by their logits, yes or no by theirs, or plain values."""
+"""What a model's outputs are to a loss: classes by their logits, yes or no by theirs, or plain
+values.
+"""
 
 from __future__ import annotations
 
@@ -13,12 +15,19 @@ Kind = Literal["classes", "binary", "values"]
 _SAME = {"Identity", "QuantizeLinear", "DequantizeLinear", "Cast", "Dropout"}
 _MOVED = _SAME | {"Reshape", "Squeeze", "Unsqueeze", "Flatten", "Transpose"}
 _LINEAR = {"Gemm", "MatMul", "Conv", "MatMulInteger", "QLinearMatMul"}
-_FLOATS = {ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE}
+_FLOATS = {
+    ir.DataType.FLOAT,
+    ir.DataType.FLOAT16,
+    ir.DataType.BFLOAT16,
+    ir.DataType.DOUBLE,
+}
 
 
 @dataclass(frozen=True)
 class Head:
-    """One output. `student`, `teacher`: the values to compare, logits where `kind` says so. `axis`: of the classes."""
+    """One output. `student`, `teacher`: the values to compare, logits where `kind` says so. `axis`:
+    of the classes.
+    """
 
     output: str
     student: str
@@ -36,7 +45,10 @@ def find_heads(student: ir.Model, teacher: ir.Model) -> list[Head]:
     heads = []
     for value in student.graph.outputs:
         other = known.get(value.name)
-        if other is None and len(student.graph.outputs) == len(teacher.graph.outputs) == 1:
+        if (
+            other is None
+            and len(student.graph.outputs) == len(teacher.graph.outputs) == 1
+        ):
             other = teacher.graph.outputs[0]
         if other is None or other.dtype not in _FLOATS or value.dtype not in _FLOATS:
             continue
@@ -44,10 +56,16 @@ def find_heads(student: ir.Model, teacher: ir.Model) -> list[Head]:
         own_kind, own, _ = _logits(value, student)
         if kind != own_kind and "values" in (kind, own_kind):
             kind, own, theirs = "values", value, other
-        heads.append(Head(value.name or "", own.name or "", theirs.name or "", kind, axis))
+        heads.append(
+            Head(value.name or "", own.name or "", theirs.name or "", kind, axis)
+        )
     if not heads:
-        raise RefusedError("finetune", "student and teacher have no float output in common",
-                           "train models with the same output names; class numbers or boxes alone give no gradient")
+        raise RefusedError(
+            "finetune",
+            "student and teacher have no float output in common",
+            "train models with the same output names; class numbers or boxes alone "
+            "give no gradient",
+        )
     return heads
 
 
@@ -69,7 +87,12 @@ def _logits(output: ir.Value, model: ir.Model) -> tuple[Kind, ir.Value, int]:
 def _scores_of_classes(output: ir.Value) -> bool:
     """Whether an output (N, C) comes straight from a linear layer: most likely logits."""
     shape = output.shape
-    if shape is None or len(shape) != 2 or not isinstance(shape[1], int) or shape[1] < 2:
+    if (
+        shape is None
+        or len(shape) != 2
+        or not isinstance(shape[1], int)
+        or shape[1] < 2
+    ):
         return False
     value = _behind(output, _MOVED)
     node = value.producer()
@@ -80,6 +103,11 @@ def _scores_of_classes(output: ir.Value) -> bool:
 
 
 def _behind(value: ir.Value, ops: set[str]) -> ir.Value:
-    while (node := value.producer()) is not None and node.op_type in ops and node.inputs and node.inputs[0] is not None:
+    while (
+        (node := value.producer()) is not None
+        and node.op_type in ops
+        and node.inputs
+        and node.inputs[0] is not None
+    ):
         value = node.inputs[0]
     return value

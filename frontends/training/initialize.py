@@ -20,10 +20,12 @@ _EMBEDDING = 0.02
 
 
 def initialize(model: ir.Model, seed: int) -> int:
-    """Draw every weight anew, in place: He's normal for what multiplies, ones for scales of normalizations, zeros for
-    biases and other vectors, fresh running statistics. Returns how many tensors changed.
+    """Draw every weight anew, in place: He's normal for what multiplies, ones for scales of
+    normalizations, zeros for biases and other vectors, fresh running statistics. Returns how many
+    tensors changed.
 
-    BatchNormalizations that share a tensor of statistics get one each. Source: He et al. 2015 (arXiv:1502.01852).
+    BatchNormalizations that share a tensor of statistics get one each. Source: He et al. 2015
+    (arXiv:1502.01852).
     """
     random = np.random.default_rng([seed, 4])
     _own_statistics(model)
@@ -35,8 +37,14 @@ def initialize(model: ir.Model, seed: int) -> int:
         if node.op_type == "BatchNormalization" and not node.domain:
             for index, fill in _STATISTICS.items():
                 held = node.inputs[index]
-                if held is not None and held.is_initializer() and held.const_value is not None:
-                    held.const_value = ir.Tensor(np.full_like(held.const_value.numpy(), fill), name=held.name)
+                if (
+                    held is not None
+                    and held.is_initializer()
+                    and held.const_value is not None
+                ):
+                    held.const_value = ir.Tensor(
+                        np.full_like(held.const_value.numpy(), fill), name=held.name
+                    )
                     count += 1
     return count
 
@@ -50,7 +58,11 @@ def _drawn(value: ir.Value, old: Array, random: np.random.Generator) -> Array:
     if node.op_type == "Gather":
         deviation = _EMBEDDING
     else:
-        inputs = _FAN_IN[node.op_type](node, old.shape) if node.op_type in _FAN_IN else old.shape[-2]
+        inputs = (
+            _FAN_IN[node.op_type](node, old.shape)
+            if node.op_type in _FAN_IN
+            else old.shape[-2]
+        )
         deviation = math.sqrt((2.0 if old.ndim > 2 else 1.0) / max(inputs, 1))
     drawn: Array = (deviation * random.standard_normal(old.shape)).astype(old.dtype)
     return drawn
@@ -90,10 +102,19 @@ def _own_statistics(model: ir.Model) -> None:
             continue
         for index in (1, 2, 3, 4):
             value = node.inputs[index]
-            if value is None or value.const_value is None or not value.is_initializer() or len(value.uses()) == 1:
+            if (
+                value is None
+                or value.const_value is None
+                or not value.is_initializer()
+                or len(value.uses()) == 1
+            ):
                 continue
-            copy = ir.Value(name=f"{value.name}_{node.name or node.outputs[0].name}_{index}", shape=value.shape,
-                            type=value.type, const_value=value.const_value)
+            copy = ir.Value(
+                name=f"{value.name}_{node.name or node.outputs[0].name}_{index}",
+                shape=value.shape,
+                type=value.type,
+                const_value=value.const_value,
+            )
             model.graph.register_initializer(copy)
             node.replace_input_with(index, copy)
 

@@ -1,4 +1,6 @@
-"""The loop: steps under a budget, checks on rows held out, the best kept, interruptions survived."""
+"""The loop: steps under a budget, checks on rows held out, the best kept, interruptions
+survived.
+"""
 
 from __future__ import annotations
 
@@ -32,9 +34,11 @@ MICRO_ROWS = 128
 
 @dataclass
 class Account:
-    """How a training went. `first`, `best`: scores of the start and of the best state, which `state` holds.
+    """How a training went. `first`, `best`: scores of the start and of the best state, which
+    `state` holds.
 
-    `trouble`: why it stopped before its budget; "" where it did not. `losses`: means between checks.
+    `trouble`: why it stopped before its budget; "" where it did not. `losses`: means between
+    checks.
     """
 
     first: Score
@@ -79,12 +83,20 @@ class Loop:
         self.augment = Augment.of(recipe)
         rows = job.samples.rows_of_a_unit()
         self.batch = recipe.batch_of(round(len(job.split.train) * rows))
-        self.order = Order(job.split.train, max(round(self.batch / rows), 1) * recipe.accumulate, job.seed)
+        self.order = Order(
+            job.split.train,
+            max(round(self.batch / rows), 1) * recipe.accumulate,
+            job.seed,
+        )
         whole = [recipe.steps] if recipe.steps else []
-        whole += [max(round(recipe.epochs * self.order.steps), 1)] if recipe.epochs else []
+        whole += (
+            [max(round(recipe.epochs * self.order.steps), 1)] if recipe.epochs else []
+        )
         self.total = min(whole, default=0)
         groups = parameter_groups(job.student.runs, recipe, job.objective.parameters())
-        self.optimizer = make_optimizer([g for g in groups if g["params"][0].requires_grad], recipe)
+        self.optimizer = make_optimizer(
+            [g for g in groups if g["params"][0].requires_grad], recipe
+        )
         self.trained = [p for g in self.optimizer.param_groups for p in g["params"]]
 
     def run(self) -> Account:
@@ -95,7 +107,11 @@ class Loop:
             self.job.student.harden(progress)
             self._step()
             progress = self._progress()
-            if self.account.trouble or progress >= (self.checks + 1) / self.job.recipe.checks or progress >= 1:
+            if (
+                self.account.trouble
+                or progress >= (self.checks + 1) / self.job.recipe.checks
+                or progress >= 1
+            ):
                 self._check(progress)
         self.job.student.restore(self.account.state)
         return self.account
@@ -108,7 +124,9 @@ class Loop:
             self._resume(saved)
         else:
             first = self._score()
-            self.account = Account(first, first, self.job.student.state(), scores=[first.value])
+            self.account = Account(
+                first, first, self.job.student.state(), scores=[first.value]
+            )
         self.job.team.spread(self.job.student.runs.parameters())
         self.job.team.spread(self.job.objective.parameters())
 
@@ -127,7 +145,9 @@ class Loop:
         loss = 0.0
         self.optimizer.zero_grad(set_to_none=True)
         torch.manual_seed(hash((self.job.seed, self.account.steps)) % 2**63)
-        random = np.random.default_rng([self.job.seed, 3, self.account.steps, self.job.team.rank])
+        random = np.random.default_rng(
+            [self.job.seed, 3, self.account.steps, self.job.team.rank]
+        )
         for example in self.job.samples.take(self.job.team.share(units), MICRO_ROWS):
             part = self._loss(example, random) * (example.rows / rows)
             part.backward()
@@ -156,7 +176,9 @@ class Loop:
             example = Example({**example.feeds, name: mixed}, example.labels)
         with self.job.device.halved():
             values = self.job.student.learn(example.feeds)
-        loss = self.job.objective(values, self._tensors(targets), example.labels, partner)
+        loss = self.job.objective(
+            values, self._tensors(targets), example.labels, partner
+        )
         if self.job.recipe.l1 or self.job.recipe.group_lasso:
             loss = loss + penalty(self.job.student.runs, self.job.recipe)
         return loss
@@ -182,15 +204,30 @@ class Loop:
             self.recent = []
         account.scores.append(score.value)
         if score > account.best and score.finite:
-            account.best, account.state, account.best_step, self.idle = score, student.state(), account.steps, 0
+            account.best, account.state, account.best_step, self.idle = (
+                score,
+                student.state(),
+                account.steps,
+                0,
+            )
         else:
             self.idle += 1
-        if self.job.recipe.patience and self.idle >= self.job.recipe.patience and not account.trouble:
+        if (
+            self.job.recipe.patience
+            and self.idle >= self.job.recipe.patience
+            and not account.trouble
+        ):
             account.trouble = f"no better for {self.idle} checks"
         if self.job.checkpoint is not None and self.job.team.leads:
             self.job.checkpoint.save(self._state())
-        figures = {"held out": score.value, "rate": self.optimizer.param_groups[0]["lr"]}
-        self.job.log(account.steps, figures | ({"loss": account.losses[-1]} if account.losses else {}))
+        figures = {
+            "held out": score.value,
+            "rate": self.optimizer.param_groups[0]["lr"],
+        }
+        self.job.log(
+            account.steps,
+            figures | ({"loss": account.losses[-1]} if account.losses else {}),
+        )
         loss = f"loss {account.losses[-1]:.3g}, " if account.losses else ""
         self.job.tell(min(progress, 1.0), f"{loss}held out {score.value:.4f}")
 
@@ -202,7 +239,11 @@ class Loop:
                 self.job.student.settle()
             scorer = Scorer(self.job.objective.heads, self.job.recipe.watch)
             for example in self.job.samples.take(self.job.split.held, MICRO_ROWS):
-                scorer.add(self.job.student.values(example.feeds), example.targets, example.labels)
+                scorer.add(
+                    self.job.student.values(example.feeds),
+                    example.targets,
+                    example.labels,
+                )
             score = scorer.score()
             values = (score.value, score.closeness)
         return Score(*self.job.team.of_leader(*values))
@@ -211,25 +252,43 @@ class Loop:
         epoch, batch = divmod(self.account.steps, self.order.steps)
         shown = ", ".join(map(str, units[:5])) + (", …" if len(units) > 5 else "")
         kind = "batches" if self.job.samples.ragged else "rows"
-        self.account.trouble = f"the {what} is not finite at step {self.account.steps + 1} " \
-                               f"(epoch {epoch + 1}, batch {batch + 1}: {kind} {shown} of the data)"
+        self.account.trouble = (
+            f"the {what} is not finite at step {self.account.steps + 1} "
+            f"(epoch {epoch + 1}, batch {batch + 1}: {kind} {shown} of the data)"
+        )
 
     def _state(self) -> dict[str, Any]:
         account = self.account
         return {
-            "steps": account.steps, "seconds": account.seconds, "checks": self.checks, "idle": self.idle,
-            "losses": account.losses, "scores": account.scores, "best_step": account.best_step,
-            "trouble": account.trouble, "first": [account.first.value, account.first.closeness],
-            "best": [account.best.value, account.best.closeness], "state": account.state,
-            "now": self.job.student.state(), "optimizer": self.optimizer.state_dict(),
+            "steps": account.steps,
+            "seconds": account.seconds,
+            "checks": self.checks,
+            "idle": self.idle,
+            "losses": account.losses,
+            "scores": account.scores,
+            "best_step": account.best_step,
+            "trouble": account.trouble,
+            "first": [account.first.value, account.first.closeness],
+            "best": [account.best.value, account.best.closeness],
+            "state": account.state,
+            "now": self.job.student.state(),
+            "optimizer": self.optimizer.state_dict(),
             "projections": self.job.objective.state_dict(),
         }
 
     def _resume(self, saved: dict[str, Any]) -> None:
         """Go on from a checkpoint: the steps that follow see the data that they would have seen."""
         self.account = Account(
-            Score(*saved["first"]), Score(*saved["best"]), saved["state"], saved["steps"], saved["seconds"],
-            saved["losses"], saved["scores"], saved["best_step"], saved["trouble"])
+            Score(*saved["first"]),
+            Score(*saved["best"]),
+            saved["state"],
+            saved["steps"],
+            saved["seconds"],
+            saved["losses"],
+            saved["scores"],
+            saved["best_step"],
+            saved["trouble"],
+        )
         self.checks, self.idle = saved["checks"], saved["idle"]
         self.started = time.monotonic() - saved["seconds"]
         self.job.student.restore(saved["now"])
@@ -237,4 +296,7 @@ class Loop:
         self.job.objective.load_state_dict(saved["projections"])
 
     def _tensors(self, targets: dict[str, Any]) -> dict[str, Tensor]:
-        return {name: torch.as_tensor(value).to(self.job.device.name) for name, value in targets.items()}
+        return {
+            name: torch.as_tensor(value).to(self.job.device.name)
+            for name, value in targets.items()
+        }

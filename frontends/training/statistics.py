@@ -20,7 +20,9 @@ LEAST_OPSET = 14
 
 @dataclass(frozen=True)
 class Running:
-    """One running statistic: its name, that of the value that a batch gives, and how much of it stays at a step."""
+    """One running statistic: its name, that of the value that a batch gives, and how much of it
+    stays at a step.
+    """
 
     name: str
     batch: str
@@ -41,30 +43,52 @@ class Statistics:
             if origin.name in names:
                 module.get_parameter(name).requires_grad_(False)
 
-    def move(self, module: TrainableModule, values: Mapping[str, Tensor], stays: float | None = None) -> None:
-        """Let the running statistics move to what a run gave. `stays`: which part of them, for all."""
+    def move(
+        self,
+        module: TrainableModule,
+        values: Mapping[str, Tensor],
+        stays: float | None = None,
+    ) -> None:
+        """Let the running statistics move to what a run gave. `stays`: which part of them, for
+        all.
+        """
         names = {origin.name: name for name, origin in module.origins.items()}
         with torch.no_grad():
             for running in self.running:
-                now, kept = module.get_parameter(names[running.name]), running.momentum if stays is None else stays
+                now, kept = (
+                    module.get_parameter(names[running.name]),
+                    running.momentum if stays is None else stays,
+                )
                 now.lerp_(values[running.batch].detach().to(now.dtype), 1 - kept)
 
 
 def with_batch_statistics(model: ir.Model) -> Statistics | None:
-    """The graph as it trains; None where it has no BatchNormalization with statistics of its own."""
+    """The graph as it trains; None where it has no BatchNormalization with statistics of its
+    own.
+    """
     if model.opset_imports.get("", 0) < LEAST_OPSET:
         return None
     copy = model.clone()
     running: list[Running] = []
     for node in copy.graph:
-        if node.op_type != "BatchNormalization" or node.domain or len(node.outputs) != 1:
+        if (
+            node.op_type != "BatchNormalization"
+            or node.domain
+            or len(node.outputs) != 1
+        ):
             continue
-        owned = [value for value in node.inputs[3:5] if value is not None and value.is_initializer()]
+        owned = [
+            value
+            for value in node.inputs[3:5]
+            if value is not None and value.is_initializer()
+        ]
         if len(owned) < 2 or any(len(value.uses()) != 1 for value in owned):
             continue
         momentum = node.attributes.get_float("momentum", 0.9)
         node.attributes["training_mode"] = ir.AttrInt64("training_mode", 1)
-        node.attributes["momentum"] = ir.AttrFloat32("momentum", 0.0)  # its outputs are the batch's own
+        node.attributes["momentum"] = ir.AttrFloat32(
+            "momentum", 0.0
+        )  # its outputs are the batch's own
         node.resize_outputs(3)
         for value, output in zip(owned, node.outputs[1:], strict=True):
             output.name, output.type = f"{value.name}_moved", value.type

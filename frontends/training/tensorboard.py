@@ -13,14 +13,20 @@ Log = Callable[[int, Mapping[str, float]], None]
 
 @contextlib.contextmanager
 def logging_to(folder: str) -> Iterator[Log]:
-    """Figures as event files in `folder`; nowhere for "". Errors: UsageError where tensorboard is not installed."""
+    """Figures as event files in `folder`; nowhere for "". Errors: UsageError where tensorboard is
+    not installed.
+    """
     if not folder:
         yield lambda step, figures: None
         return
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
-        raise UsageError("finetune.tensorboard", "TensorBoard is not installed", "pip install tensorboard") from error
+        raise UsageError(
+            "finetune.tensorboard",
+            "TensorBoard is not installed",
+            "pip install tensorboard",
+        ) from error
     with SummaryWriter(folder) as writer:
 
         def log(step: int, figures: Mapping[str, float]) -> None:

@@ -1,4 +1,6 @@
-"""The grid of `quant` for weights in memory: codes -L..L times one scale a channel, within the limit of pairs."""
+"""The grid of `quant` for weights in memory: codes -L..L times one scale a channel, within the
+limit of pairs.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,9 @@ class TargetGrids:
 
     def __call__(self, layer: Linear) -> Grid:
         rules = TARGETS[self.target]
-        limited = rules.limits_pairs and not reads_an_image(layer.node, layer.shape, rules)
+        limited = rules.limits_pairs and not reads_an_image(
+            layer.node, layer.shape, rules
+        )
         return grid_of_bits(self.bits, layer if limited else None)
 
 
@@ -50,15 +54,20 @@ def full_scales(rows: Rows, levels: int) -> Rows:
     return np.where(highest > TINY, highest, 1.0) / levels
 
 
-def best_scales(rows: Rows, grid: Grid, importance: NDArray[np.float64] | None = None) -> Rows:
-    """The scales that `quant` would take, each weight's error weighed by its importance where that is known.
+def best_scales(
+    rows: Rows, grid: Grid, importance: NDArray[np.float64] | None = None
+) -> Rows:
+    """The scales that `quant` would take, each weight's error weighed by its importance where that
+    is known.
 
     Shapes: rows (channels, width); importance (channels or 1, width) -> (channels,).
     """
     scales = full_scales(rows, grid.levels)
     if grid.limited is None:
         return scales
-    rounded = np.where(rows != 0, 1.0 if importance is None else importance, 0.0)  # zeros lose nothing
+    rounded = np.where(
+        rows != 0, 1.0 if importance is None else importance, 0.0
+    )  # zeros lose nothing
     spread = excess(rows / scales[:, None], grid.limited, importance)
     return scales * channel_factors(spread, rounded.sum(axis=1))
 
@@ -70,7 +79,9 @@ def is_on_grid(rows: Rows, grid: Grid) -> bool:
     return bool(((held_tops(tensor, layout, highest, grid) > 0) | (highest == 0)).all())
 
 
-def nearest(rows: Rows, scales: Rows, grid: Grid, importance: NDArray[np.float64] | None = None) -> Codes:
+def nearest(
+    rows: Rows, scales: Rows, grid: Grid, importance: NDArray[np.float64] | None = None
+) -> Codes:
     """round(w / scale), clipped to the grid, pairs cut where they are beyond the limit."""
     exact = rows / scales[:, None]
     codes = np.clip(np.rint(exact), -grid.levels, grid.levels)
@@ -79,8 +90,11 @@ def nearest(rows: Rows, scales: Rows, grid: Grid, importance: NDArray[np.float64
     return codes.astype(np.int8)
 
 
-def clipped_scales(rows: Rows, grid: Grid, importance: NDArray[np.float64] | None = None) -> Rows:
-    """The scale of each channel with the least sum of importance * (w - Q(w))^2, ranges in RATIOS of max|w|.
+def clipped_scales(
+    rows: Rows, grid: Grid, importance: NDArray[np.float64] | None = None
+) -> Rows:
+    """The scale of each channel with the least sum of importance * (w - Q(w))^2, ranges in RATIOS
+    of max|w|.
 
     Shapes: rows (channels, width); importance (channels or 1, width) of each weight -> (channels,).
     """

@@ -1,4 +1,6 @@
-"""Linear layers of the float graph: their weights as rows, one for each output channel, and their biases."""
+"""Linear layers of the float graph: their weights as rows, one for each output channel, and their
+biases.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,8 @@ LARGEST_WIDTH = 8192
 class Linear:
     """A Conv, Gemm or MatMul that multiplies by a constant weight which nothing else uses.
 
-    `channel_axis`: of the weight, its output channels. `bias_add`: the Add that holds a MatMul's bias, if any.
+    `channel_axis`: of the weight, its output channels. `bias_add`: the Add that holds a MatMul's
+    bias, if any.
     """
 
     node: ir.Node
@@ -64,20 +67,31 @@ class Linear:
     @property
     def pairs(self) -> KernelPairs:
         """The columns of `rows` that meet in integer kernels."""
-        shape = self.shape if self.node.op_type == "Conv" or self.channel_axis else self.shape[::-1]
+        shape = (
+            self.shape
+            if self.node.op_type == "Conv" or self.channel_axis
+            else self.shape[::-1]
+        )
         return kernel_pairs(self.node.op_type, shape, self.groups)
 
     def rows(self) -> Rows:
         """The weight as (channels, width) in float64."""
         assert self.weight.const_value is not None
         array = self.weight.const_value.numpy().astype(np.float64)
-        return np.ascontiguousarray(np.moveaxis(array, self.channel_axis, 0).reshape(self.channels, -1))
+        return np.ascontiguousarray(
+            np.moveaxis(array, self.channel_axis, 0).reshape(self.channels, -1)
+        )
 
     def stored(self, rows: NDArray[Any]) -> NDArray[Any]:
         """(channels, width) back in the weight's own shape."""
         shape = self.shape
-        first = (shape[self.channel_axis], *(d for axis, d in enumerate(shape) if axis != self.channel_axis))
-        return np.ascontiguousarray(np.moveaxis(rows.reshape(first), 0, self.channel_axis))
+        first = (
+            shape[self.channel_axis],
+            *(d for axis, d in enumerate(shape) if axis != self.channel_axis),
+        )
+        return np.ascontiguousarray(
+            np.moveaxis(rows.reshape(first), 0, self.channel_axis)
+        )
 
     def set_rows(self, rows: Rows) -> None:
         """Make (channels, width) the weight, rounded once to float32."""
@@ -90,32 +104,52 @@ class Linear:
 
         def kernel(block: NDArray[Any], start: int) -> NDArray[Any]:
             view, channels = layout.view(block, start)
-            flat: NDArray[Any] = np.multiply(view, factors[channels][:, None], dtype=np.float32).reshape(-1)
+            flat: NDArray[Any] = np.multiply(
+                view, factors[channels][:, None], dtype=np.float32
+            ).reshape(-1)
             return flat
 
         source = ir.Tensor(self.stored(codes), name=self.weight.name)
-        set_tensor(self.weight, DerivedTensor(source, kernel, ir.DataType.FLOAT, layout.granule))
+        set_tensor(
+            self.weight,
+            DerivedTensor(source, kernel, ir.DataType.FLOAT, layout.granule),
+        )
 
     def bias_row(self) -> Rows:
         """The bias as (channels,) in float64; zeros where there is none."""
         if self.bias is None:
             return np.zeros(self.channels)
         assert self.bias.const_value is not None
-        return np.zeros(self.channels) + self.bias.const_value.numpy().astype(np.float64).reshape(-1)
+        return np.zeros(self.channels) + self.bias.const_value.numpy().astype(
+            np.float64
+        ).reshape(-1)
 
     def set_bias(self, row: Rows, edit: Edit) -> None:
         """Make (channels,) the bias; a node without one is given it (a MatMul an Add behind it)."""
         array = row.astype(np.float32)
-        if self.bias is not None and used_once(self.bias) and not self.bias.is_graph_input():
+        if (
+            self.bias is not None
+            and used_once(self.bias)
+            and not self.bias.is_graph_input()
+        ):
             assert self.bias.const_value is not None
             shape = tuple(self.bias.const_value.shape.numpy())
-            set_tensor(self.bias, ir.Tensor(array.reshape(shape if math.prod(shape) == array.size else array.shape)))
+            set_tensor(
+                self.bias,
+                ir.Tensor(
+                    array.reshape(
+                        shape if math.prod(shape) == array.size else array.shape
+                    )
+                ),
+            )
             return
         graph = self.node.graph
         assert isinstance(graph, ir.Graph)
         value = edit.constant(graph, array, f"{self.weight.name}_bias")
         if self.bias_add is not None:
-            edit.set_input(self.bias_add, list(self.bias_add.inputs).index(self.bias), value)
+            edit.set_input(
+                self.bias_add, list(self.bias_add.inputs).index(self.bias), value
+            )
         elif self.node.op_type == "MatMul":
             self.bias_add = _add_behind(self.node, value, edit)
         else:
@@ -127,7 +161,9 @@ class Linear:
         return input_request(self.node, self.shape, self.groups, kind)
 
 
-def input_request(node: ir.Node, shape: tuple[int, ...], groups: int, kind: Any) -> Request:
+def input_request(
+    node: ir.Node, shape: tuple[int, ...], groups: int, kind: Any
+) -> Request:
     """The moment `kind` of what a Conv, Gemm or MatMul with a weight of that shape multiplies."""
     value = node.inputs[0]
     assert value is not None
@@ -137,7 +173,11 @@ def input_request(node: ir.Node, shape: tuple[int, ...], groups: int, kind: Any)
     rank = len(shape) - 2
     ones = (1,) * rank
     return Request(
-        value.name, kind, axis=1, kernel=shape[2:], groups=groups,
+        value.name,
+        kind,
+        axis=1,
+        kernel=shape[2:],
+        groups=groups,
         strides=tuple(node.attributes.get_ints("strides") or ones),
         pads=tuple(node.attributes.get_ints("pads") or (0,) * 2 * rank),
         dilations=tuple(node.attributes.get_ints("dilations") or ones),
@@ -151,7 +191,9 @@ def linear_layers(model: ir.Model) -> tuple[list[Linear], list[Declined]]:
     for node in model.graph:
         if node.domain != "" or node.op_type not in ("Conv", "Gemm", "MatMul"):
             continue
-        if not any(v is not None and v.const_value is not None for v in node.inputs[:2]):
+        if not any(
+            v is not None and v.const_value is not None for v in node.inputs[:2]
+        ):
             continue
         found = _linear(node)
         if isinstance(found, Linear):
@@ -172,11 +214,20 @@ def _linear(node: ir.Node) -> Linear | str:
     if node.op_type == "Conv":
         layer = Linear(node, weight, 0, node.attributes.get_int("group", 1), bias, None)
     elif node.op_type == "Gemm":
-        layer = Linear(node, weight, 0 if node.attributes.get_int("transB", 0) else 1, 1, bias, None)
+        layer = Linear(
+            node,
+            weight,
+            0 if node.attributes.get_int("transB", 0) else 1,
+            1,
+            bias,
+            None,
+        )
     else:
         add, bias = _bias_behind(node.outputs[0], shape[1])
         return Linear(node, weight, 1, 1, bias, add)
-    if bias is not None and (not is_constant(bias) or _one_axis(bias) not in (1, layer.channels)):
+    if bias is not None and (
+        not is_constant(bias) or _one_axis(bias) not in (1, layer.channels)
+    ):
         return "its bias is computed at run time, or not one number a channel"
     return layer
 
@@ -194,20 +245,35 @@ def _problem(node: ir.Node, weight: ir.Value | None) -> str | None:
         return f"weight '{weight.name}' is shared"
     if node.inputs[0] is None or node.inputs[0].const_value is not None:
         return "its input is constant"
-    if node.op_type == "Conv" and node.attributes.get_string("auto_pad", "NOTSET") not in ("NOTSET", "VALID"):
+    if node.op_type == "Conv" and node.attributes.get_string(
+        "auto_pad", "NOTSET"
+    ) not in ("NOTSET", "VALID"):
         return "its padding follows its input's size (auto_pad)"
     if node.op_type == "MatMul" and rank != 2:
         return f"its weight has rank {rank}, not 2"
-    plain = node.attributes.get_float("alpha", 1.0) == 1.0 == node.attributes.get_float("beta", 1.0)
-    if node.op_type == "Gemm" and (node.attributes.get_int("transA", 0) != 0 or not plain):
+    plain = (
+        node.attributes.get_float("alpha", 1.0)
+        == 1.0
+        == node.attributes.get_float("beta", 1.0)
+    )
+    if node.op_type == "Gemm" and (
+        node.attributes.get_int("transA", 0) != 0 or not plain
+    ):
         return "transA, alpha or beta is set"
     return None
 
 
-def _bias_behind(output: ir.Value, channels: int) -> tuple[ir.Node | None, ir.Value | None]:
+def _bias_behind(
+    output: ir.Value, channels: int
+) -> tuple[ir.Node | None, ir.Value | None]:
     """The Add of one constant a channel that alone reads `output`, and the constant."""
     uses = list(output.uses())
-    if len(uses) != 1 or output.is_graph_output() or uses[0].node.op_type != "Add" or uses[0].node.domain != "":
+    if (
+        len(uses) != 1
+        or output.is_graph_output()
+        or uses[0].node.op_type != "Add"
+        or uses[0].node.domain != ""
+    ):
         return None, None
     other = uses[0].node.inputs[1 - uses[0].idx]
     if other is None or not is_constant(other) or _one_axis(other) != channels:
@@ -219,7 +285,11 @@ def _one_axis(value: ir.Value) -> int | None:
     """Elements of a constant that varies along its last axis only."""
     assert value.const_value is not None
     shape = value.const_value.shape.numpy()
-    return int(shape[-1]) if shape and math.prod(shape) == shape[-1] else (1 if math.prod(shape) == 1 else None)
+    return (
+        int(shape[-1])
+        if shape and math.prod(shape) == shape[-1]
+        else (1 if math.prod(shape) == 1 else None)
+    )
 
 
 def _add_behind(node: ir.Node, bias: ir.Value, edit: Edit) -> ir.Node:

@@ -1,6 +1,8 @@
-"""Choosing codes by what the layer multiplies: column-wise compensation, and coordinate descent on the same error.
+"""Choosing codes by what the layer multiplies: column-wise compensation, and coordinate descent on
+the same error.
 
-Both minimise the layer's squared output error tr(dW H dW^T) over the calibration data, H its Gram matrix.
+Both minimise the layer's squared output error tr(dW H dW^T) over the calibration data, H its Gram
+matrix.
 """
 
 from __future__ import annotations
@@ -22,11 +24,15 @@ from .layers import Codes, Rows
 from .select import layers_to_round, moments_of
 
 LEAST_POWER = 0.1
-"""Share of the mean square of all inputs that each is believed to have on other samples: what is silent on these may
-wake up. Without it pairs with such an input cost 4 dB on a net whose inputs are rarely active, with it nothing."""
+"""Share of the mean square of all inputs that each is believed to have on other samples: what is
+silent on these may wake up. Without it pairs with such an input cost 4 dB on a net whose inputs are
+rarely active, with it nothing.
+"""
 
 BLOCK = 64
-"""Columns after which compensation reaches the rest of the weight: matrix products instead of rank-one updates."""
+"""Columns after which compensation reaches the rest of the weight: matrix products instead of
+rank-one updates.
+"""
 
 
 @dataclass(frozen=True)
@@ -40,15 +46,22 @@ class Solution:
 
 Clip = Literal["auto", "always", "never"]
 CLIP_LEVELS = 7
-"""Largest code up to which a narrower range pays: measured, at 8 bits it gains nothing, at 4 it gains 0.2 to 1.5 dB."""
+"""Largest code up to which a narrower range pays: measured, at 8 bits it gains nothing, at 4 it
+gains 0.2 to 1.5 dB.
+"""
 
 Solver = Callable[[Rows, Rows, Rows, Grid], Solution]
 """(weight rows (M, K), bias (M,), Gram matrices (groups, K + 1, K + 1), grid) -> what to store."""
 
 
 def round_layers(
-    model: ir.Model, context: Context, grid_of: GridOf, samples: int, include: tuple[str, ...],
-    exclude: tuple[str, ...], solve: Solver,
+    model: ir.Model,
+    context: Context,
+    grid_of: GridOf,
+    samples: int,
+    include: tuple[str, ...],
+    exclude: tuple[str, ...],
+    solve: Solver,
 ) -> PassOutcome:
     """Store what `solve` finds for every layer; stats `layers`, `weights` and `gain_db`."""
     layers, declined = layers_to_round(model, grid_of, include, exclude)
@@ -62,25 +75,41 @@ def round_layers(
         layer.set_codes(solution.codes, solution.scales)
         weights += rows.size
     gain = float(np.mean(gains)) if gains else 0.0
-    return PassOutcome(len(gains), {"layers": len(gains), "weights": weights, "gain_db": round(gain, 2)}, declined)
+    return PassOutcome(
+        len(gains),
+        {"layers": len(gains), "weights": weights, "gain_db": round(gain, 2)},
+        declined,
+    )
 
 
-def _gain_db(rows: Rows, bias: Rows, gram: NDArray[np.float64], solution: Solution, grid: Grid) -> float:
-    """How many dB the output error lies below that of plain rounding; 0 where plain rounding loses nothing."""
+def _gain_db(
+    rows: Rows, bias: Rows, gram: NDArray[np.float64], solution: Solution, grid: Grid
+) -> float:
+    """How many dB the output error lies below that of plain rounding; 0 where plain rounding loses
+    nothing.
+    """
     scales = best_scales(rows, grid)
-    before = _output_error(nearest(rows, scales, grid) * scales[:, None] - rows, np.zeros_like(bias), gram)
-    after = _output_error(solution.codes * solution.scales[:, None] - rows, solution.bias - bias, gram)
+    before = _output_error(
+        nearest(rows, scales, grid) * scales[:, None] - rows, np.zeros_like(bias), gram
+    )
+    after = _output_error(
+        solution.codes * solution.scales[:, None] - rows, solution.bias - bias, gram
+    )
     return 10 * float(np.log10(before / after)) if before > 0 and after > 0 else 0.0
 
 
 def _output_error(difference: Rows, shift: Rows, gram: NDArray[np.float64]) -> float:
     """Mean squared change of the layer's outputs, summed over channels."""
-    change = np.concatenate([difference, shift[:, None]], axis=1).reshape(len(gram), -1, gram.shape[1])
+    change = np.concatenate([difference, shift[:, None]], axis=1).reshape(
+        len(gram), -1, gram.shape[1]
+    )
     return float(((change @ gram) * change).sum())
 
 
 def scales_for(rows: Rows, gram: NDArray[np.float64], grid: Grid, clip: Clip) -> Rows:
-    """The scale of each channel, or that of the range with the least error; weights count by their input's power."""
+    """The scale of each channel, or that of the range with the least error; weights count by their
+    input's power.
+    """
     each = len(rows) // len(gram)
     if clip == "never" or (clip == "auto" and grid.levels > CLIP_LEVELS):
         return best_scales(rows, grid, np.repeat(input_power(gram), each, axis=0))
@@ -89,12 +118,16 @@ def scales_for(rows: Rows, gram: NDArray[np.float64], grid: Grid, clip: Clip) ->
 
 
 def input_power(gram: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Mean square of each input, silent ones not taken for granted: (groups, K + 1, K + 1) -> (groups, K)."""
+    """Mean square of each input, silent ones not taken for granted: (groups, K + 1, K + 1) ->
+    (groups, K).
+    """
     return np.asarray(np.einsum("gkk->gk", damped(gram[:, :-1, :-1], LEAST_POWER)))
 
 
 def damped(gram: NDArray[np.float64], share: float) -> NDArray[np.float64]:
-    """The Gram matrices with `share` of their mean diagonal (and a little for inputs never seen) on the diagonal."""
+    """The Gram matrices with `share` of their mean diagonal (and a little for inputs never seen) on
+    the diagonal.
+    """
     diagonal = np.einsum("gkk->gk", gram)
     extra = share * diagonal.mean(axis=1, keepdims=True)
     extra = np.where(extra > 0, extra, 1.0)
@@ -106,19 +139,27 @@ def damped(gram: NDArray[np.float64], share: float) -> NDArray[np.float64]:
 def compensated(
     rows: Rows, bias: Rows, gram: NDArray[np.float64], scales: Rows, grid: Grid
 ) -> tuple[Codes, Rows]:
-    """Round column by column, the most used input first; what each loses is given to the columns still to come.
+    """Round column by column, the most used input first; what each loses is given to the columns
+    still to come.
 
-    The two columns of a limited pair follow each other. The bias counts as a last column, multiplied by 1 and never
-    rounded; zeros, pruned perhaps, stay zero. Shapes: rows (M, K), bias (M,), gram (groups, K + 1, K + 1) ->
-    codes (M, K), bias (M,). Source: arXiv:2210.17323, with its `act-order`.
+    The two columns of a limited pair follow each other. The bias counts as a last column,
+    multiplied by 1 and never rounded; zeros, pruned perhaps, stay zero. Shapes: rows (M, K), bias
+    (M,), gram (groups, K + 1, K + 1) -> codes (M, K), bias (M,). Source: arXiv:2210.17323, with its
+    `act-order`.
     """
     groups, width = len(gram), rows.shape[1]
-    weights = np.concatenate([rows, bias[:, None]], axis=1).reshape(groups, -1, width + 1)
+    weights = np.concatenate([rows, bias[:, None]], axis=1).reshape(
+        groups, -1, width + 1
+    )
     order, paired = _column_order(np.einsum("gkk->gk", gram)[:, :width], grid)
     weights = np.take_along_axis(weights, order[:, None], axis=2)
-    sorted_gram = np.take_along_axis(np.take_along_axis(gram, order[:, :, None], axis=1), order[:, None], axis=2)
+    sorted_gram = np.take_along_axis(
+        np.take_along_axis(gram, order[:, :, None], axis=1), order[:, None], axis=2
+    )
     upper = np.linalg.cholesky(np.linalg.inv(sorted_gram)).transpose(0, 2, 1)
-    columns = _Columns(weights, scales.reshape(groups, -1), upper, grid.levels, weights == 0)
+    columns = _Columns(
+        weights, scales.reshape(groups, -1), upper, grid.levels, weights == 0
+    )
     for start in range(0, width, BLOCK):
         columns.round_block(slice(start, min(start + BLOCK, width)), paired)
     back = np.argsort(order[:, :width], axis=1, kind="stable")
@@ -126,32 +167,55 @@ def compensated(
     return codes.reshape(rows.shape), weights[:, :, width].reshape(-1)
 
 
-def _column_order(power: NDArray[np.float64], grid: Grid) -> tuple[NDArray[np.intp], int]:
-    """Columns from the most used input to the least, limited pairs together and first, the bias last: (groups, K + 1).
+def _column_order(
+    power: NDArray[np.float64], grid: Grid
+) -> tuple[NDArray[np.intp], int]:
+    """Columns from the most used input to the least, limited pairs together and first, the bias
+    last: (groups, K + 1).
 
     Also how many columns are in pairs. Shapes: power (groups, K), the mean square of each input.
     """
     groups, width = power.shape
-    pairs = np.zeros((0, 2), np.intp) if grid.limited is None else grid.limited.indices()
+    pairs = (
+        np.zeros((0, 2), np.intp) if grid.limited is None else grid.limited.indices()
+    )
     members = power[:, pairs]  # (groups, pairs, 2)
     ranked = np.argsort(-members.max(axis=2), axis=1, kind="stable")
     inner = np.argsort(-members, axis=2, kind="stable")
     together = np.take_along_axis(np.broadcast_to(pairs, members.shape), inner, axis=2)
-    together = np.take_along_axis(together, ranked[:, :, None], axis=1).reshape(groups, -1)
+    together = np.take_along_axis(together, ranked[:, :, None], axis=1).reshape(
+        groups, -1
+    )
     alone = np.setdiff1d(np.arange(width), pairs)
     single = alone[np.argsort(-power[:, alone], axis=1, kind="stable")]
-    return np.concatenate([together, single, np.full((groups, 1), width)], axis=1), pairs.size
+    return np.concatenate(
+        [together, single, np.full((groups, 1), width)], axis=1
+    ), pairs.size
 
 
 class _Columns:
     """The columns of a weight while they are rounded one after another.
 
-    Shapes: weights (groups, M, K + 1), changed in place; steps (groups, M); upper (groups, K + 1, K + 1), the Cholesky
-    factor of the inverse Gram matrix; zeros (groups, M, K + 1); codes (groups, M, K).
+    Shapes: weights (groups, M, K + 1), changed in place; steps (groups, M); upper (groups, K + 1, K
+    + 1), the Cholesky factor of the inverse Gram matrix; zeros (groups, M, K + 1); codes (groups,
+    M, K).
     """
 
-    def __init__(self, weights: Rows, steps: Rows, upper: Rows, top: int, zeros: NDArray[np.bool_]) -> None:
-        self.weights, self.steps, self.upper, self.top, self.zeros = weights, steps, upper, top, zeros
+    def __init__(
+        self,
+        weights: Rows,
+        steps: Rows,
+        upper: Rows,
+        top: int,
+        zeros: NDArray[np.bool_],
+    ) -> None:
+        self.weights, self.steps, self.upper, self.top, self.zeros = (
+            weights,
+            steps,
+            upper,
+            top,
+            zeros,
+        )
         self.codes: Codes = np.zeros((*steps.shape, weights.shape[2] - 1), np.int8)
 
     def round_block(self, columns: slice, paired: int) -> None:
@@ -171,8 +235,12 @@ class _Columns:
             error = self._error(column, self.weights[:, :, column], chosen)
             errors[:, :, column - columns.start] = error
             behind = slice(column + 1, columns.stop)
-            self.weights[:, :, behind] -= error[:, :, None] * self.upper[:, None, column, behind]
-        self.weights[:, :, columns.stop :] -= errors @ self.upper[:, columns, columns.stop :]
+            self.weights[:, :, behind] -= (
+                error[:, :, None] * self.upper[:, None, column, behind]
+            )
+        self.weights[:, :, columns.stop :] -= (
+            errors @ self.upper[:, columns, columns.stop :]
+        )
 
     def _rounded(self, column: int, current: Rows) -> Rows:
         chosen = np.clip(np.rint(current / self.steps), -self.top, self.top)
@@ -180,24 +248,37 @@ class _Columns:
 
     def _error(self, column: int, current: Rows, chosen: Rows) -> Rows:
         """What the columns behind have to make up for, in units in which its square is the loss."""
-        error: Rows = (current - chosen * self.steps) / self.upper[:, None, column, column]
+        error: Rows = (current - chosen * self.steps) / self.upper[
+            :, None, column, column
+        ]
         return error
 
     def _pair(self, column: int) -> tuple[Rows, Rows]:
-        """The codes of a column and the next; where they are beyond the limit, the best two that are not."""
+        """The codes of a column and the next; where they are beyond the limit, the best two that
+        are not.
+        """
         current, after = self.weights[:, :, column], self.weights[:, :, column + 1]
         passed = self.upper[:, None, column, column + 1]
         first = self._rounded(column, current)
-        second = self._rounded(column + 1, after - self._error(column, current, first) * passed)
+        second = self._rounded(
+            column + 1, after - self._error(column, current, first) * passed
+        )
         group, row = np.nonzero(sums_of_one_sign(first, second) > PAIR_LIMIT)
         if group.size:
             step, sign = self.steps[group, row, None], np.sign(first[group, row, None])
             tried = sign * np.arange(LARGEST_CODE + 1)
-            own = (current[group, row, None] - tried * step) / self.upper[group, column, column][:, None]
-            left = after[group, row, None] - own * self.upper[group, column, column + 1][:, None]
+            own = (current[group, row, None] - tried * step) / self.upper[
+                group, column, column
+            ][:, None]
+            left = (
+                after[group, row, None]
+                - own * self.upper[group, column, column + 1][:, None]
+            )
             most = np.minimum(PAIR_LIMIT - np.abs(tried), self.top)
             partner = sign * np.clip(np.rint(left * sign / step), -self.top, most)
-            other = (left - partner * step) / self.upper[group, column + 1, column + 1][:, None]
+            other = (left - partner * step) / self.upper[group, column + 1, column + 1][
+                :, None
+            ]
             best = (own**2 + other**2).argmin(axis=1)
             at = np.arange(len(best))
             first[group, row], second[group, row] = tried[at, best], partner[at, best]
@@ -207,17 +288,23 @@ class _Columns:
 def descended(
     rows: Rows, hessian: NDArray[np.float64], scales: Rows, grid: Grid, sweeps: int
 ) -> Codes:
-    """Start at the nearest codes and flip up or down, one column at a time for all rows, where that lowers the error.
+    """Start at the nearest codes and flip up or down, one column at a time for all rows, where that
+    lowers the error.
 
-    Shapes: rows (M, K), hessian (groups, K, K) -> codes (M, K), each floor or ceil of w / scale, but where a pair
-    had to be cut; no flip brings a pair beyond the limit. Deterministic.
+    Shapes: rows (M, K), hessian (groups, K, K) -> codes (M, K), each floor or ceil of w / scale,
+    but where a pair had to be cut; no flip brings a pair beyond the limit. Deterministic.
     """
     groups, width = len(hessian), rows.shape[1]
     weights, steps = rows.reshape(groups, -1, width), scales.reshape(groups, -1)
     codes = nearest(rows, scales, grid).reshape(weights.shape).astype(np.float64)
     exact = weights / steps[:, :, None]
     low, high = np.floor(exact), np.ceil(exact)
-    movable = (high > low) & (low >= -grid.levels) & (high <= grid.levels) & ((codes == low) | (codes == high))
+    movable = (
+        (high > low)
+        & (low >= -grid.levels)
+        & (high <= grid.levels)
+        & ((codes == low) | (codes == high))
+    )
     slope = (codes * steps[:, :, None] - weights) @ hessian
     partner = np.full(width, -1)
     if grid.limited is not None:
@@ -230,7 +317,13 @@ def descended(
 
 
 def _sweep(
-    codes: Rows, low: Rows, high: Rows, movable: NDArray[np.bool_], steps: Rows, slope: Rows, hessian: Any,
+    codes: Rows,
+    low: Rows,
+    high: Rows,
+    movable: NDArray[np.bool_],
+    steps: Rows,
+    slope: Rows,
+    hessian: Any,
     partner: NDArray[np.intp],
 ) -> int:
     """One pass over the columns; how many codes flipped."""
@@ -238,8 +331,12 @@ def _sweep(
     for column in range(codes.shape[2]):
         other = low[:, :, column] + high[:, :, column] - codes[:, :, column]
         move = (other - codes[:, :, column]) * steps
-        gain = move * (2 * slope[:, :, column] + move * hessian[:, None, column, column])
-        flip = movable[:, :, column] & (gain < -1e-12 * np.abs(move * slope[:, :, column]))
+        gain = move * (
+            2 * slope[:, :, column] + move * hessian[:, None, column, column]
+        )
+        flip = movable[:, :, column] & (
+            gain < -1e-12 * np.abs(move * slope[:, :, column])
+        )
         if partner[column] >= 0:
             flip &= sums_of_one_sign(other, codes[:, :, partner[column]]) <= PAIR_LIMIT
         if flip.any():
@@ -251,14 +348,22 @@ def _sweep(
     return flips
 
 
-def covariance(gram: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """(groups, K, K) covariance and (groups, K) mean of the inputs, from the Gram matrix of [x, 1]."""
+def covariance(
+    gram: NDArray[np.float64],
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """(groups, K, K) covariance and (groups, K) mean of the inputs, from the Gram matrix of [x,
+    1].
+    """
     mean = gram[:, :-1, -1]
     return gram[:, :-1, :-1] - mean[:, :, None] * mean[:, None], mean
 
 
 def output_shift(difference: Rows, mean: NDArray[np.float64]) -> Rows:
-    """What a change of the weights adds to each output channel on average: (M, K), (groups, K) -> (M,)."""
+    """What a change of the weights adds to each output channel on average: (M, K), (groups, K) ->
+    (M,).
+    """
     groups = len(mean)
-    shift: Rows = np.einsum("gmk,gk->gm", difference.reshape(groups, -1, difference.shape[1]), mean).reshape(-1)
+    shift: Rows = np.einsum(
+        "gmk,gk->gm", difference.reshape(groups, -1, difference.shape[1]), mean
+    ).reshape(-1)
     return shift

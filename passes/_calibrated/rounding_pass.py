@@ -1,4 +1,6 @@
-"""What the passes that round weights on calibration data have in common: their options and their walk over layers."""
+"""What the passes that round weights on calibration data have in common: their options and their
+walk over layers.
+"""
 
 from __future__ import annotations
 
@@ -19,12 +21,25 @@ class RoundingPass(Pass):
     """Stores for every layer what `solve` finds."""
 
     bits: int = Option(8, "Bits of a weight, as quant will store it.", low=2, high=8)
-    samples: int = Option(64, "Calibration samples to use at most.", low=1, high=10_000_000)
-    damp: float = Option(0.01, "Share of its mean diagonal added to the diagonal of the inputs' Gram matrix.",
-                         low=1e-6, high=1.0)
-    clip: Clip = Option("auto", "Search each channel's range for the least error; auto: where bits <= 4.")
-    include: tuple[str, ...] = Option((), "Only layers whose node, weight or output name matches a pattern.")
-    exclude: tuple[str, ...] = Option((), "Leave out layers whose node, weight or output name matches a pattern.")
+    samples: int = Option(
+        64, "Calibration samples to use at most.", low=1, high=10_000_000
+    )
+    damp: float = Option(
+        0.01,
+        "Share of its mean diagonal added to the diagonal of the inputs' Gram matrix.",
+        low=1e-6,
+        high=1.0,
+    )
+    clip: Clip = Option(
+        "auto",
+        "Search each channel's range for the least error; auto: where bits <= 4.",
+    )
+    include: tuple[str, ...] = Option(
+        (), "Only layers whose node, weight or output name matches a pattern."
+    )
+    exclude: tuple[str, ...] = Option(
+        (), "Leave out layers whose node, weight or output name matches a pattern."
+    )
 
     def run(self, model: ir.Model, context: Context) -> PassOutcome:
         return self.run_on(model, context, TargetGrids(self.bits, context.target))
@@ -33,10 +48,18 @@ class RoundingPass(Pass):
         """Run with each layer's grid given."""
 
         def solve(rows: Rows, bias: Rows, gram: Rows, grid: Grid) -> Solution:
-            return self.solve(rows, bias, gram, scales_for(rows, gram, grid, self.clip), grid)
+            return self.solve(
+                rows, bias, gram, scales_for(rows, gram, grid, self.clip), grid
+            )
 
-        return round_layers(model, context, grid_of, self.samples, self.include, self.exclude, solve)
+        return round_layers(
+            model, context, grid_of, self.samples, self.include, self.exclude, solve
+        )
 
     @abc.abstractmethod
-    def solve(self, rows: Rows, bias: Rows, gram: Rows, scales: Rows, grid: Grid) -> Solution:
-        """What to store of a layer: rows (M, K), bias (M,), gram (groups, K + 1, K + 1), scales (M,)."""
+    def solve(
+        self, rows: Rows, bias: Rows, gram: Rows, scales: Rows, grid: Grid
+    ) -> Solution:
+        """What to store of a layer: rows (M, K), bias (M,), gram (groups, K + 1, K + 1), scales
+        (M,).
+        """

@@ -23,7 +23,9 @@ HELD = 512 << 20
 def layers_to_round(
     model: ir.Model, grid_of: GridOf, include: tuple[str, ...], exclude: tuple[str, ...]
 ) -> tuple[list[Linear], list[Declined]]:
-    """The layers that the patterns name and whose weights lie on no grid yet; why the others are not."""
+    """The layers that the patterns name and whose weights lie on no grid yet; why the others are
+    not.
+    """
     layers, declined = linear_layers(model)
     chosen = []
     for layer in layers:
@@ -35,11 +37,17 @@ def layers_to_round(
     return chosen, declined
 
 
-def _unnamed(layer: Linear, include: tuple[str, ...], exclude: tuple[str, ...]) -> str | None:
-    names = [n for n in (layer.node.name, layer.weight.name, layer.node.outputs[0].name) if n]
+def _unnamed(
+    layer: Linear, include: tuple[str, ...], exclude: tuple[str, ...]
+) -> str | None:
+    names = [
+        n for n in (layer.node.name, layer.weight.name, layer.node.outputs[0].name) if n
+    ]
 
     def matches(patterns: tuple[str, ...]) -> bool:
-        return any(fnmatch.fnmatchcase(name, pattern) for name in names for pattern in patterns)
+        return any(
+            fnmatch.fnmatchcase(name, pattern) for name in names for pattern in patterns
+        )
 
     if include and not matches(include):
         return "not matched by include"
@@ -73,25 +81,43 @@ AnyLayer = TypeVar("AnyLayer", bound=Observed)
 
 
 def moments_of(
-    model: ir.Model, context: Context, layers: list[AnyLayer], kind: Literal["mean", "gram"], samples: int,
+    model: ir.Model,
+    context: Context,
+    layers: list[AnyLayer],
+    kind: Literal["mean", "gram"],
+    samples: int,
     declined: list[Declined],
 ) -> Iterator[tuple[AnyLayer, NDArray[np.float64]]]:
     """Each layer with its moment; layers of one input share it. What cannot be had is declined."""
     fit = []
     for layer in layers:
         if kind == "gram" and layer.width > LARGEST_WIDTH:
-            declined.append(Declined(label(layer.node), f"its {layer.width} inputs make too large a Gram matrix"))
+            declined.append(
+                Declined(
+                    label(layer.node),
+                    f"its {layer.width} inputs make too large a Gram matrix",
+                )
+            )
         else:
             fit.append(layer)
     for part in _parts(fit, kind):
-        requests = {str(index): request for index, request in enumerate(dict.fromkeys(r for _, r in part))}
+        requests = {
+            str(index): request
+            for index, request in enumerate(dict.fromkeys(r for _, r in part))
+        }
         keys = {request: key for key, request in requests.items()}
         found = context.collect(model, requests, samples)
         for layer, request in part:
             moment = found.get(keys[request])
             if moment is None or not np.isfinite(moment).all():
-                reason = "its input was not produced" if moment is None else "its inputs are too large to square"
-                declined.append(Declined(label(layer.node), f"{reason} on the calibration data"))
+                reason = (
+                    "its input was not produced"
+                    if moment is None
+                    else "its inputs are too large to square"
+                )
+                declined.append(
+                    Declined(label(layer.node), f"{reason} on the calibration data")
+                )
             else:
                 yield layer, moment if moment.ndim > 1 else moment[None]
 
@@ -104,7 +130,11 @@ def _parts(
     held, seen = 0, set[Request]()
     for layer in layers:
         request = layer.request(kind)
-        size = 0 if request in seen else layer.groups * (layer.width + 1) ** (2 if kind == "gram" else 1) * 8
+        size = (
+            0
+            if request in seen
+            else layer.groups * (layer.width + 1) ** (2 if kind == "gram" else 1) * 8
+        )
         if part and held + size > HELD:
             yield part
             part, held, seen = [], 0, set()

@@ -1,7 +1,9 @@
-"""Channels that are the same number whatever the input: they go first, and their readers' biases keep what they gave.
+"""Channels that are the same number whatever the input: they go first, and their readers' biases
+keep what they gave.
 
-A layer whose weights for a channel are all zero makes its bias of it; elementwise ops on the way make another number of
-that. Where a reader sums it without padding, or where it is zero, its share is a constant of the reader's output.
+A layer whose weights for a channel are all zero makes its bias of it; elementwise ops on the way
+make another number of that. Where a reader sums it without padding, or where it is zero, its share
+is a constant of the reader's output.
 """
 
 from __future__ import annotations
@@ -38,7 +40,9 @@ class Reader:
 
 
 def constant_readers(model: ir.Model) -> Iterator[Reader]:
-    """Layers of the main graph that read channels of which some are constant. Weights are read once each."""
+    """Layers of the main graph that read channels of which some are constant. Weights are read once
+    each.
+    """
     layers = linear_layers(model)[0]
     by_input: dict[ir.Value, list[Linear]] = {}
     for layer in layers:
@@ -48,28 +52,42 @@ def constant_readers(model: ir.Model) -> Iterator[Reader]:
         if dead.any():
             start = np.where(dead, maker.bias_row(), np.nan)
             for value, values in _followed(maker.output, start, _axis(maker), model):
-                yield from (Reader(layer, values) for layer in by_input.get(value, ()) if _axis(layer) == _axis(maker))
+                yield from (
+                    Reader(layer, values)
+                    for layer in by_input.get(value, ())
+                    if _axis(layer) == _axis(maker)
+                )
 
 
 def _axis(layer: Linear) -> int:
     return 1 if layer.node.op_type == "Conv" else -1
 
 
-def _followed(value: ir.Value, values: Values, axis: int, model: ir.Model) -> Iterator[tuple[ir.Value, Values]]:
-    """A tensor and all that elementwise ops with constants alone make of it, with the numbers of its channels."""
+def _followed(
+    value: ir.Value, values: Values, axis: int, model: ir.Model
+) -> Iterator[tuple[ir.Value, Values]]:
+    """A tensor and all that elementwise ops with constants alone make of it, with the numbers of
+    its channels.
+    """
     waiting = [(value, values)]
     while waiting:
         value, values = waiting.pop()
         yield value, values
         for node in dict.fromkeys(value.consumers()):
             others = [v for v in node.inputs if v is not None and v is not value]
-            if node.op_type in FOLLOWED and node.domain == "" and all(map(is_constant, others)):
+            if (
+                node.op_type in FOLLOWED
+                and node.domain == ""
+                and all(map(is_constant, others))
+            ):
                 made = _made(node, value, values, axis, model)
                 if made is not None:
                     waiting.append((node.outputs[0], made))
 
 
-def _made(node: ir.Node, value: ir.Value, values: Values, axis: int, model: ir.Model) -> Values | None:
+def _made(
+    node: ir.Node, value: ir.Value, values: Values, axis: int, model: ir.Model
+) -> Values | None:
     """What an elementwise op makes of the numbers of the channels; None if it cannot be told."""
     rank = len(value.shape or ())
     if not rank or value.dtype is None:
@@ -93,36 +111,60 @@ def _made(node: ir.Node, value: ir.Value, values: Values, axis: int, model: ir.M
 
 
 def constants_first(
-    scores: Sequence[Scores], groups: Sequence[Group], solution: Solution, model: ir.Model
+    scores: Sequence[Scores],
+    groups: Sequence[Group],
+    solution: Solution,
+    model: ir.Model,
 ) -> list[Scores]:
-    """The scores, with those of channels that are constants for all who read them below all others."""
+    """The scores, with those of channels that are constants for all who read them below all
+    others.
+    """
     known = {reader.layer.node: reader.values for reader in constant_readers(model)}
     changed = list(scores)
-    for index, (group, readers) in enumerate(zip(groups, consumers_of(groups, solution), strict=True)):
+    for index, (group, readers) in enumerate(
+        zip(groups, consumers_of(groups, solution), strict=True)
+    ):
         if readers and all(reader.node in known for reader in readers):
-            varying = sum(by_channel(group, solution, (reader.tensor, reader.axis),
-                                     np.isnan(known[reader.node]).astype(np.float64)) for reader in readers)
+            varying = sum(
+                by_channel(
+                    group,
+                    solution,
+                    (reader.tensor, reader.axis),
+                    np.isnan(known[reader.node]).astype(np.float64),
+                )
+                for reader in readers
+            )
             changed[index] = np.where(varying > 0, changed[index], -1.0)
     return changed
 
 
 def keep_constants(model: ir.Model, kept: Kept) -> int:
-    """Add to each layer's bias what the constant channels that it is about to lose gave; returns how many layers."""
+    """Add to each layer's bias what the constant channels that it is about to lose gave; returns
+    how many layers.
+    """
     edit, done = Edit(model), 0
     for reader in list(constant_readers(model)):
         layer = reader.layer
-        stays = kept.get(layer.input.name or "", {}).get(_axis(layer) % len(layer.input.shape or ()))
+        stays = kept.get(layer.input.name or "", {}).get(
+            _axis(layer) % len(layer.input.shape or ())
+        )
         if stays is None or layer.groups != 1:
             continue
         gone = np.setdiff1d(np.arange(len(reader.values)), stays)
         values = np.nan_to_num(reader.values[gone])
         if not values.any() or _padded(layer):
             continue
-        share = layer.rows().reshape(layer.channels, len(reader.values), -1)[:, gone].sum(2) @ values
+        share = (
+            layer.rows().reshape(layer.channels, len(reader.values), -1)[:, gone].sum(2)
+            @ values
+        )
         layer.set_bias(layer.bias_row() + share, edit)
         done += 1
     return done
 
 
 def _padded(layer: Linear) -> bool:
-    return any(layer.node.attributes.get_ints("pads", [])) or layer.node.attributes.get_string("auto_pad", "") == "SAME"
+    return (
+        any(layer.node.attributes.get_ints("pads", []))
+        or layer.node.attributes.get_string("auto_pad", "") == "SAME"
+    )

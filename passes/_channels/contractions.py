@@ -1,4 +1,6 @@
-"""Who reads the channels of a group, and who makes them: the contractions by a constant weight around it."""
+"""Who reads the channels of a group, and who makes them: the contractions by a constant weight
+around it.
+"""
 
 from __future__ import annotations
 
@@ -22,10 +24,12 @@ RECURRENT = frozenset({"LSTM", "GRU", "RNN"})
 
 @dataclass(frozen=True, eq=False)
 class Consumer:
-    """A node that sums `tensor` over `axis`, each slot times a slice of the initializer `weight` along `weight_axis`.
+    """A node that sums `tensor` over `axis`, each slot times a slice of the initializer `weight`
+    along `weight_axis`.
 
-    `permutation`: the axes of `weight` in the order in which the node sees them. Of a grouped convolution, slot s of
-    the axis is slot s % (slots / groups) of `weight_axis` (Conv), in the rows of group s // (slots / groups).
+    `permutation`: the axes of `weight` in the order in which the node sees them. Of a grouped
+    convolution, slot s of the axis is slot s % (slots / groups) of `weight_axis` (Conv), in the
+    rows of group s // (slots / groups).
     """
 
     node: ir.Node
@@ -39,7 +43,9 @@ class Consumer:
     @property
     def kernel(self) -> tuple[int, ...]:
         """Spatial sizes of a convolution's weight, () elsewhere."""
-        return self._seen()[2:] if self.node.op_type in ("Conv", "ConvTranspose") else ()
+        return (
+            self._seen()[2:] if self.node.op_type in ("Conv", "ConvTranspose") else ()
+        )
 
     def _seen(self) -> tuple[int, ...]:
         """The weight's shape as the node sees it."""
@@ -48,16 +54,29 @@ class Consumer:
         return tuple(int(shape[axis]) for axis in self.permutation)
 
     def matrix(self) -> NDArray[np.float64]:
-        """The weight as (groups, M, K): K inputs in the order of `columns`, M outputs of each group."""
+        """The weight as (groups, M, K): K inputs in the order of `columns`, M outputs of each
+        group.
+        """
         assert self.weight.const_value is not None
-        seen = self.weight.const_value.numpy().astype(np.float64).transpose(self.permutation)
+        seen = (
+            self.weight.const_value.numpy()
+            .astype(np.float64)
+            .transpose(self.permutation)
+        )
         if self.node.op_type == "Conv":
-            return np.ascontiguousarray(seen.reshape(self.groups, seen.shape[0] // self.groups, -1))
+            return np.ascontiguousarray(
+                seen.reshape(self.groups, seen.shape[0] // self.groups, -1)
+            )
         if self.node.op_type == "ConvTranspose":
             return np.ascontiguousarray(
-                seen.reshape(self.groups, seen.shape[0] // self.groups, -1).transpose(0, 2, 1))
+                seen.reshape(self.groups, seen.shape[0] // self.groups, -1).transpose(
+                    0, 2, 1
+                )
+            )
         inputs = self.permutation.index(self.weight_axis)
-        return np.ascontiguousarray(np.moveaxis(seen, inputs, -1).reshape(1, -1, seen.shape[inputs]))
+        return np.ascontiguousarray(
+            np.moveaxis(seen, inputs, -1).reshape(1, -1, seen.shape[inputs])
+        )
 
     def stored(self, matrix: NDArray[Any]) -> NDArray[Any]:
         """(groups, M, K) back in the weight's own shape: the inverse of `matrix`."""
@@ -84,30 +103,42 @@ class Consumer:
         return slots.reshape(self.groups, -1)
 
     def squares(self) -> NDArray[np.float64]:
-        """||W_s||^2 of every slot s of `axis`. Streams the weight but that of a grouped convolution."""
+        """||W_s||^2 of every slot s of `axis`. Streams the weight but that of a grouped
+        convolution.
+        """
         if self.groups == 1 or self.node.op_type == "ConvTranspose":
             return power_sums(self.weight, self.weight_axis, 2)
         columns = self.columns()
         total = np.zeros(columns.max() + 1)
-        np.add.at(total, columns.reshape(-1), np.square(self.matrix()).sum(1).reshape(-1))
+        np.add.at(
+            total, columns.reshape(-1), np.square(self.matrix()).sum(1).reshape(-1)
+        )
         return total
 
     def request(self) -> Request:
-        """The Gram matrix of what the node multiplies: (groups, K + 1, K + 1) of Conv, (1, C + 1, C + 1) elsewhere."""
+        """The Gram matrix of what the node multiplies: (groups, K + 1, K + 1) of Conv, (1, C + 1, C
+        + 1) elsewhere.
+        """
         assert self.tensor.name is not None
         if self.node.op_type != "Conv":
             return Request(self.tensor.name, "gram", axis=self.axis)
         rank, attributes = len(self.kernel), self.node.attributes
         ones = (1,) * rank
         return Request(
-            self.tensor.name, "gram", axis=1, kernel=self.kernel, groups=self.groups,
+            self.tensor.name,
+            "gram",
+            axis=1,
+            kernel=self.kernel,
+            groups=self.groups,
             strides=tuple(attributes.get_ints("strides") or ones),
             pads=tuple(attributes.get_ints("pads") or (0,) * 2 * rank),
             dilations=tuple(attributes.get_ints("dilations") or ones),
         )
 
     def grams(self, moment: NDArray[np.float64]) -> NDArray[np.float64]:
-        """What `request` gave as one matrix a group, (groups, K + 1, K + 1), in the order of `columns`."""
+        """What `request` gave as one matrix a group, (groups, K + 1, K + 1), in the order of
+        `columns`.
+        """
         columns = self.columns()
         if len(moment) == len(columns):
             return moment
@@ -118,16 +149,24 @@ class Consumer:
 
     def unsuited(self) -> str:
         """Why the node is not one product of a matrix with what `request` measures; "" if it is."""
-        if self.node.attributes.get_string("auto_pad", "NOTSET") not in ("NOTSET", "VALID"):
+        if self.node.attributes.get_string("auto_pad", "NOTSET") not in (
+            "NOTSET",
+            "VALID",
+        ):
             return "its padding follows its input's size (auto_pad)"
-        if self.node.op_type not in ("Conv", "ConvTranspose", *RECURRENT) and len(self._seen()) != 2:
+        if (
+            self.node.op_type not in ("Conv", "ConvTranspose", *RECURRENT)
+            and len(self._seen()) != 2
+        ):
             return f"its weight has rank {len(self._seen())}, not 2"
         return ""
 
 
 @dataclass(frozen=True, eq=False)
 class Producer:
-    """A node that makes channels: slices of the initializer `weight` along `weight_axis` give those of `output`."""
+    """A node that makes channels: slices of the initializer `weight` along `weight_axis` give those
+    of `output`.
+    """
 
     node: ir.Node
     output: ir.Value
@@ -136,27 +175,44 @@ class Producer:
 
 
 def consumers_of(groups: Sequence[Group], solution: Solution) -> list[list[Consumer]]:
-    """For each group the contractions by a constant that lose something when its channels go, in graph order.
+    """For each group the contractions by a constant that lose something when its channels go, in
+    graph order.
 
-    Left out: a grouped convolution whose outputs go with its inputs (depthwise), and products of two activations.
+    Left out: a grouped convolution whose outputs go with its inputs (depthwise), and products of
+    two activations.
     """
     by_class: dict[int, list[Consumer]] = {}
     for consumer in contractions(solution):
         if not _carries(consumer, solution):
-            by_class.setdefault(solution.classes[consumer.tensor, consumer.axis], []).append(consumer)
-    return [[c for root, _ in group.places for c in by_class.get(root, ())] for group in groups]
+            by_class.setdefault(
+                solution.classes[consumer.tensor, consumer.axis], []
+            ).append(consumer)
+    return [
+        [c for root, _ in group.places for c in by_class.get(root, ())]
+        for group in groups
+    ]
 
 
 def producers_of(groups: Sequence[Group], solution: Solution) -> list[list[Producer]]:
-    """For each group the contractions by a constant of which its channels are outputs, in graph order."""
+    """For each group the contractions by a constant of which its channels are outputs, in graph
+    order.
+    """
     by_class: dict[int, list[Producer]] = {}
     for consumer in contractions(solution):
         axis = _made(consumer)
         operand = _operand(consumer)
         if axis is not None and (operand, axis) in solution.classes:
-            made = Producer(consumer.node, consumer.node.outputs[0], consumer.weight, consumer.permutation[axis])
+            made = Producer(
+                consumer.node,
+                consumer.node.outputs[0],
+                consumer.weight,
+                consumer.permutation[axis],
+            )
             by_class.setdefault(solution.classes[operand, axis], []).append(made)
-    return [[p for root, _ in group.places for p in by_class.get(root, ())] for group in groups]
+    return [
+        [p for root, _ in group.places for p in by_class.get(root, ())]
+        for group in groups
+    ]
 
 
 def contractions(solution: Solution) -> list[Consumer]:
@@ -166,14 +222,24 @@ def contractions(solution: Solution) -> list[Consumer]:
         if mix.kind == "contract":
             for index, axis in mix.axes:
                 consumer = _contraction(mix.node, index, axis, solution)
-                if consumer is not None and (consumer.tensor, consumer.axis) in solution.classes:
+                if (
+                    consumer is not None
+                    and (consumer.tensor, consumer.axis) in solution.classes
+                ):
                     found.append(consumer)
     return found
 
 
-def _contraction(node: ir.Node, index: int, axis: int, solution: Solution) -> Consumer | None:
-    """The sum of `node` over one axis of one input as data times weight; None if neither operand is a constant."""
-    if node.op_type not in ("Conv", "ConvTranspose", "Gemm", "MatMul", *RECURRENT) or index != 0:
+def _contraction(
+    node: ir.Node, index: int, axis: int, solution: Solution
+) -> Consumer | None:
+    """The sum of `node` over one axis of one input as data times weight; None if neither operand is
+    a constant.
+    """
+    if (
+        node.op_type not in ("Conv", "ConvTranspose", "Gemm", "MatMul", *RECURRENT)
+        or index != 0
+    ):
         return None
     data, weight = node.inputs[0], node.inputs[1]
     assert data is not None
@@ -188,8 +254,14 @@ def _contraction(node: ir.Node, index: int, axis: int, solution: Solution) -> Co
     if stored is None or _initializer(data, solution) is not None:
         return None
     value, permutation = stored
-    groups = node.attributes.get_int("group", 1) if node.op_type in ("Conv", "ConvTranspose") else 1
-    return Consumer(node, data, data_axis, value, permutation[weight_axis], groups, permutation)
+    groups = (
+        node.attributes.get_int("group", 1)
+        if node.op_type in ("Conv", "ConvTranspose")
+        else 1
+    )
+    return Consumer(
+        node, data, data_axis, value, permutation[weight_axis], groups, permutation
+    )
 
 
 def _read(node: ir.Node, weight: ir.Value, solution: Solution) -> int | None:
@@ -214,26 +286,44 @@ def _made(consumer: Consumer) -> int | None:
     inputs = consumer.permutation.index(consumer.weight_axis)
     if node.op_type in RECURRENT or len(consumer.permutation) < 2:
         return None
-    return len(consumer.permutation) - 1 if inputs == len(consumer.permutation) - 2 else inputs - 1
+    return (
+        len(consumer.permutation) - 1
+        if inputs == len(consumer.permutation) - 2
+        else inputs - 1
+    )
 
 
 def _operand(consumer: Consumer) -> ir.Value:
     """The input of the node that the weight arrives at."""
-    other = consumer.node.inputs[1] if consumer.node.inputs[0] is consumer.tensor else consumer.node.inputs[0]
+    other = (
+        consumer.node.inputs[1]
+        if consumer.node.inputs[0] is consumer.tensor
+        else consumer.node.inputs[0]
+    )
     assert other is not None
     return other
 
 
-def _initializer(value: ir.Value, solution: Solution) -> tuple[ir.Value, tuple[int, ...]] | None:
-    """The constant that Identity, Cast and Transpose make `value` of, and its axes in the order of `value`'s."""
+def _initializer(
+    value: ir.Value, solution: Solution
+) -> tuple[ir.Value, tuple[int, ...]] | None:
+    """The constant that Identity, Cast and Transpose make `value` of, and its axes in the order of
+    `value`'s.
+    """
     shape = solution.relations.trace.shape(value)
     permutation = tuple(range(len(shape or ())))
     while not is_constant(value):
         node = value.producer()
-        if node is None or node.domain != "" or node.op_type not in ("Identity", "Cast", "Transpose"):
+        if (
+            node is None
+            or node.domain != ""
+            or node.op_type not in ("Identity", "Cast", "Transpose")
+        ):
             return None
         if node.op_type == "Transpose":
-            order = node.attributes.get_ints("perm") or tuple(range(len(permutation)))[::-1]
+            order = (
+                node.attributes.get_ints("perm") or tuple(range(len(permutation)))[::-1]
+            )
             permutation = tuple(order[axis] for axis in permutation)
         source = node.inputs[0]
         assert source is not None
@@ -242,10 +332,16 @@ def _initializer(value: ir.Value, solution: Solution) -> tuple[ir.Value, tuple[i
 
 
 def _carries(consumer: Consumer, solution: Solution) -> bool:
-    """Whether each group of a convolution loses its outputs with its inputs, so that nothing else loses anything."""
+    """Whether each group of a convolution loses its outputs with its inputs, so that nothing else
+    loses anything.
+    """
     output = consumer.node.outputs[0]
     if consumer.groups == 1 or (output, 1) not in solution.classes:
         return False
     read = solution.slots(consumer.tensor, consumer.axis).reshape(consumer.groups, -1)
     made = solution.slots(output, 1).reshape(consumer.groups, -1)
-    return bool((read == read[:, :1]).all() and (made == read[:, :1]).all() and (read != FROZEN).all())
+    return bool(
+        (read == read[:, :1]).all()
+        and (made == read[:, :1]).all()
+        and (read != FROZEN).all()
+    )

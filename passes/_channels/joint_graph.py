@@ -1,4 +1,6 @@
-"""Two models in one graph, fed the same inputs, so that tensors of one can be compared with tensors of the other."""
+"""Two models in one graph, fed the same inputs, so that tensors of one can be compared with tensors
+of the other.
+"""
 
 from __future__ import annotations
 
@@ -24,34 +26,61 @@ class SideBySide:
         self.model = joined({WHOLE: whole, PRUNED: pruned})
         self._kept = kept
         self._edit = Edit(self.model)
-        self._values = {v.name: v for v in (*self.model.graph.inputs, *_made(self.model.graph))}
+        self._values = {
+            v.name: v for v in (*self.model.graph.inputs, *_made(self.model.graph))
+        }
 
     def part(self, inputs: Sequence[str], outputs: Sequence[str]) -> ir.Model:
         """What makes some tensors of others, as a model of its own."""
         return part(self.model, inputs, outputs)
 
     def frontier(self, pending: Sequence[Linear]) -> list[str] | None:
-        """Tensors from which everything follows that depends on pending layers of the pruned model; inputs among them.
+        """Tensors from which everything follows that depends on pending layers of the pruned model;
+        inputs among them.
 
-        Nodes of the whole model wait for their namesakes. None where the type of one is not known, or no tensor's, and
-        where subgraphs may read tensors on their own.
+        Nodes of the whole model wait for their namesakes. None where the type of one is not known,
+        or no tensor's, and where subgraphs may read tensors on their own.
         """
         waits = self._waiting({PRUNED + (layer.node.name or "") for layer in pending})
-        live = {value for node in waits for value in node.inputs if value is not None and not is_constant(value)}
-        live |= {value for layer in pending for value in self._target_parts(layer.output)}
-        ordered = sorted((v for v in live if v.producer() not in waits), key=lambda value: value.name or "")
-        if any(map(holds_graphs, self.model.graph)) or not all(isinstance(v.type, ir.TensorType) for v in ordered):
+        live = {
+            value
+            for node in waits
+            for value in node.inputs
+            if value is not None and not is_constant(value)
+        }
+        live |= {
+            value for layer in pending for value in self._target_parts(layer.output)
+        }
+        ordered = sorted(
+            (v for v in live if v.producer() not in waits),
+            key=lambda value: value.name or "",
+        )
+        if any(map(holds_graphs, self.model.graph)) or not all(
+            isinstance(v.type, ir.TensorType) for v in ordered
+        ):
             return None
         return [value.name or "" for value in ordered]
 
     def _waiting(self, names: Collection[str]) -> set[ir.Node]:
         """The nodes named, their namesakes in the whole model, and all that depends on them."""
         waits: set[ir.Node] = set()
-        by_output = {value.name: node for node in self.model.graph for value in node.outputs}
-        for node in sorted(self.model.graph, key=lambda n: (n.name or "").startswith(WHOLE)):  # stable: pruned first
-            namesake = by_output.get(PRUNED + (node.outputs[0].name or "").removeprefix(WHOLE))
-            if node.name in names or namesake in waits or any(
-                    value is not None and value.producer() in waits for value in node.inputs):
+        by_output = {
+            value.name: node for node in self.model.graph for value in node.outputs
+        }
+        for node in sorted(
+            self.model.graph, key=lambda n: (n.name or "").startswith(WHOLE)
+        ):  # stable: pruned first
+            namesake = by_output.get(
+                PRUNED + (node.outputs[0].name or "").removeprefix(WHOLE)
+            )
+            if (
+                node.name in names
+                or namesake in waits
+                or any(
+                    value is not None and value.producer() in waits
+                    for value in node.inputs
+                )
+            ):
                 waits.add(node)
         return waits
 
@@ -62,15 +91,21 @@ class SideBySide:
     def target_of(self, value: ir.Value) -> str:
         """A tensor that holds what a layer's output of the pruned model should be.
 
-        The whole model's tensor of that name, its lost channels left out; behind a shortcut's Add, the whole model's
-        sum less the pruned model's shortcut.
+        The whole model's tensor of that name, its lost channels left out; behind a shortcut's Add,
+        the whole model's sum less the pruned model's shortcut.
         """
         wanted, *present = self._target_parts(value)
         part = self._kept_part(wanted)
-        return (self._append("Sub", [part, *present], f"{value.name}_target") if present else part).name or ""
+        return (
+            self._append("Sub", [part, *present], f"{value.name}_target")
+            if present
+            else part
+        ).name or ""
 
     def _target_parts(self, value: ir.Value) -> list[ir.Value]:
-        """What the target of a layer's output is made of: the whole model's tensor, the shortcut that it lacks."""
+        """What the target of a layer's output is made of: the whole model's tensor, the shortcut
+        that it lacks.
+        """
         shortcut = _shortcut(value)
         if shortcut is None:
             return [self._values[f"{WHOLE}{value.name}"]]
@@ -80,11 +115,15 @@ class SideBySide:
     def _kept_part(self, value: ir.Value) -> ir.Value:
         name = (value.name or "").removeprefix(WHOLE)
         for axis, slots in sorted(self._kept.get(name, {}).items()):
-            indices = self._edit.constant(self.model.graph, slots.astype(np.int64), f"{name}_kept")
+            indices = self._edit.constant(
+                self.model.graph, slots.astype(np.int64), f"{name}_kept"
+            )
             value = self._append("Gather", [value, indices], f"{name}_part", axis=axis)
         return value
 
-    def _append(self, op_type: str, inputs: list[ir.Value], stem: str, **attributes: int) -> ir.Value:
+    def _append(
+        self, op_type: str, inputs: list[ir.Value], stem: str, **attributes: int
+    ) -> ir.Value:
         node = ir.node(op_type, inputs, attributes=attributes)
         node.name = self._edit.fresh(stem)
         node.outputs[0].name = self._edit.fresh(stem)
@@ -98,19 +137,34 @@ def _made(graph: ir.Graph) -> list[ir.Value]:
 
 
 def _shortcut(value: ir.Value) -> tuple[ir.Value, ir.Value] | None:
-    """(sum, other summand) where the only user of a value adds another activation of its own shape to it."""
+    """(sum, other summand) where the only user of a value adds another activation of its own shape
+    to it.
+    """
     uses = list(value.uses())
-    if len(uses) != 1 or value.is_graph_output() or uses[0].node.op_type != "Add" or uses[0].node.domain != "":
+    if (
+        len(uses) != 1
+        or value.is_graph_output()
+        or uses[0].node.op_type != "Add"
+        or uses[0].node.domain != ""
+    ):
         return None
     add = uses[0].node
     other = add.inputs[1 - uses[0].idx]
-    if other is None or other is value or is_constant(other) or other.shape is None or other.shape != value.shape:
+    if (
+        other is None
+        or other is value
+        or is_constant(other)
+        or other.shape is None
+        or other.shape != value.shape
+    ):
         return None
     return add.outputs[0], other
 
 
 def joined(models: Mapping[str, ir.Model]) -> ir.Model:
-    """Models by prefix in one graph that reads their inputs once; every other value's name begins with its prefix."""
+    """Models by prefix in one graph that reads their inputs once; every other value's name begins
+    with its prefix.
+    """
     first, *others = (_renamed(model, prefix) for prefix, model in models.items())
     for other in others:
         _move(other.graph, first.graph)
@@ -121,11 +175,14 @@ def part(model: ir.Model, inputs: Sequence[str], outputs: Sequence[str]) -> ir.M
     """What makes some tensors of others, as a model of its own; weights are shared."""
     made = [name for name in dict.fromkeys(outputs) if name not in inputs]
     graph = ir.convenience.extract(model.graph, inputs, made)
-    return ir.Model(graph, ir_version=model.ir_version, functions=list(model.functions.values()))
+    return ir.Model(
+        graph, ir_version=model.ir_version, functions=list(model.functions.values())
+    )
 
 
 def _renamed(model: ir.Model, prefix: str) -> ir.Model:
-    """A copy whose nodes, values and initializers carry a prefix; inputs keep their names, outputs are dropped.
+    """A copy whose nodes, values and initializers carry a prefix; inputs keep their names, outputs
+    are dropped.
 
     Shapes of what nodes make are forgotten: one symbol may have another size in another model.
     """
@@ -148,7 +205,9 @@ def _renamed(model: ir.Model, prefix: str) -> ir.Model:
 
 
 def _move(source: ir.Graph, target: ir.Graph) -> None:
-    """Put all nodes and initializers of one graph behind those of another, whose inputs they read."""
+    """Put all nodes and initializers of one graph behind those of another, whose inputs they
+    read.
+    """
     inputs = {value.name: value for value in target.inputs}
     for value in source.inputs:
         value.replace_all_uses_with(inputs[value.name])

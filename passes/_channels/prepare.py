@@ -1,4 +1,6 @@
-"""The form in which channels are looked for: shape arithmetic folded, small shared constants each on their own."""
+"""The form in which channels are looked for: shape arithmetic folded, small shared constants each
+on their own.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,9 @@ from ..remove_unused import RemoveUnused
 from ..unpack_sequences import UnpackSequences
 
 OLDEST = 13
-"""Opset from which Slice, Split, Squeeze and reductions take their axes in the form that the surgery writes."""
+"""Opset from which Slice, Split, Squeeze and reductions take their axes in the form that the
+surgery writes.
+"""
 
 SHARED = 1 << 20
 """Bytes above which users of one constant stay coupled: apart they would be stored once each."""
@@ -32,16 +36,25 @@ Origins = dict[str, str]
 """Copy of a shared constant -> the name it was copied from."""
 
 
-def prepare(model: ir.Model, context: Context, *, keep_batchnorm: bool = False) -> Origins:
-    """Normalize, fold what does not depend on the input, give every user of a small constant its own; returns copies.
+def prepare(
+    model: ir.Model, context: Context, *, keep_batchnorm: bool = False
+) -> Origins:
+    """Normalize, fold what does not depend on the input, give every user of a small constant its
+    own; returns copies.
 
-    Exact. Every node gets a name of its own. Scale factors that exporters compute from a width (1/sqrt(head size))
-    become constants here: pruning must not change them.
+    Exact. Every node gets a name of its own. Scale factors that exporters compute from a width
+    (1/sqrt(head size)) become constants here: pruning must not change them.
     """
     normalize(model)
     raise_opset(model, OLDEST)
-    steps = (RemoveUnused(), UnpackSequences(), RemoveIdentities(), FoldConstants(), EliminateCommonSubexpressions(),
-             *([] if keep_batchnorm else [FoldBatchnorm()]))
+    steps = (
+        RemoveUnused(),
+        UnpackSequences(),
+        RemoveIdentities(),
+        FoldConstants(),
+        EliminateCommonSubexpressions(),
+        *([] if keep_batchnorm else [FoldBatchnorm()]),
+    )
     for _ in range(ROUNDS):
         changed = sum(step.run(model, context).changed for step in steps)
         refresh_shapes(model)
@@ -52,7 +65,9 @@ def prepare(model: ir.Model, context: Context, *, keep_batchnorm: bool = False) 
 
 
 def _name_nodes(model: ir.Model) -> None:
-    """Nodes are found again by name in copies of the model: give one to those that have none, or another's."""
+    """Nodes are found again by name in copies of the model: give one to those that have none, or
+    another's.
+    """
     names, seen = Names(model), set[str]()
     for node in model.graph:
         if not node.name or node.name in seen:
@@ -61,7 +76,9 @@ def _name_nodes(model: ir.Model) -> None:
 
 
 def _unshare(model: ir.Model) -> Origins:
-    """Exporters store equal constants once (all-zero biases): their users must not lose the same channels for that."""
+    """Exporters store equal constants once (all-zero biases): their users must not lose the same
+    channels for that.
+    """
     names, origins = Names(model), Origins()
     for value in list(model.graph.initializers.values()):
         uses = list(value.uses())
@@ -74,8 +91,14 @@ def _unshare(model: ir.Model) -> Origins:
         for use in uses[1:]:
             if use.node.graph is not model.graph:
                 continue
-            copy = ir.Value(name=names.fresh(f"{value.name}_of_{use.node.name or use.node.op_type}"),
-                            shape=value.shape, type=value.type, const_value=tensor)
+            copy = ir.Value(
+                name=names.fresh(
+                    f"{value.name}_of_{use.node.name or use.node.op_type}"
+                ),
+                shape=value.shape,
+                type=value.type,
+                const_value=tensor,
+            )
             model.graph.register_initializer(copy)
             use.node.replace_input_with(use.idx, copy)
             origins[copy.name or ""] = value.name or ""
@@ -83,7 +106,9 @@ def _unshare(model: ir.Model) -> Origins:
 
 
 def share_again(model: ir.Model, origins: Origins) -> None:
-    """Let copies that are still equal be one constant again. No weight is read: equal means the same slots of one."""
+    """Let copies that are still equal be one constant again. No weight is read: equal means the
+    same slots of one.
+    """
     families: dict[str, list[ir.Value]] = defaultdict(list)
     for name, value in model.graph.initializers.items():
         families[origins.get(name, name)].append(value)
@@ -99,6 +124,10 @@ def share_again(model: ir.Model, origins: Origins) -> None:
 def _signature(value: ir.Value) -> object:
     tensor, cuts = value.const_value, []
     while isinstance(tensor, SlicedTensor):
-        cuts.append(tuple((axis, slots.tobytes()) for axis, slots in sorted(tensor.kept.items())))
+        cuts.append(
+            tuple(
+                (axis, slots.tobytes()) for axis, slots in sorted(tensor.kept.items())
+            )
+        )
         tensor = tensor.source
     return id(tensor), tuple(cuts)

@@ -1,4 +1,6 @@
-"""Which channels go: a share of each group, of all, or of groups alike; widths that run well; a budget if any."""
+"""Which channels go: a share of each group, of all, or of groups alike; widths that run well; a
+budget if any.
+"""
 
 from __future__ import annotations
 
@@ -19,9 +21,18 @@ Scope = Literal["layer", "global", "isomorphic"]
 Choice = list[int]
 """How many channels of each group go, the least important first."""
 
-CONV_WIDTH = {"cpu": 16, "cpu-vnni": 16, "arm64": 16, "cuda": 8, "tensorrt": 8, "generic": 8}
-"""Channels that a convolution kernel of a target handles at once. CPU: AVX-512 in ONNX Runtime's blocked layout, where
-33 to 47 channels take the time of 48 and 63 more than 64 (measured); half of it for narrow layers."""
+CONV_WIDTH = {
+    "cpu": 16,
+    "cpu-vnni": 16,
+    "arm64": 16,
+    "cuda": 8,
+    "tensorrt": 8,
+    "generic": 8,
+}
+"""Channels that a convolution kernel of a target handles at once. CPU: AVX-512 in ONNX Runtime's
+blocked layout, where 33 to 47 channels take the time of 48 and 63 more than 64 (measured); half of
+it for narrow layers.
+"""
 
 
 @dataclass(frozen=True)
@@ -44,11 +55,17 @@ class Candidates:
 
     def order(self, index: int) -> NDArray[np.intp]:
         """Channel ids of a group, the least important first; ties in graph order."""
-        return self.groups[index].channels[np.argsort(self.scores[index], kind="stable")]
+        return self.groups[index].channels[
+            np.argsort(self.scores[index], kind="stable")
+        ]
 
     def per_gain(self, gains: Sequence[float]) -> Candidates:
-        """The same groups, scores divided by what one channel of a group saves: equal scores cost equal accuracy."""
-        scores = [s / max(gain, 1e-12) for s, gain in zip(self.scores, gains, strict=True)]
+        """The same groups, scores divided by what one channel of a group saves: equal scores cost
+        equal accuracy.
+        """
+        scores = [
+            s / max(gain, 1e-12) for s, gain in zip(self.scores, gains, strict=True)
+        ]
         return replace(self, scores=scores)
 
     def removed(self, choice: Choice) -> NDArray[np.intp]:
@@ -57,7 +74,9 @@ class Candidates:
         return np.concatenate(parts) if parts else np.empty(0, np.intp)
 
     def fitted(self, index: int, count: int) -> int:
-        """The number of channels to remove for the allowed width nearest to `count` removed, the wider of two."""
+        """The number of channels to remove for the allowed width nearest to `count` removed, the
+        wider of two.
+        """
         size = len(self.groups[index].channels)
         widths = self.widths[index][::-1]
         return size - int(widths[np.argmin(np.abs(widths - (size - count)))])
@@ -66,7 +85,8 @@ class Candidates:
 def allowed_widths(
     group: Group, was: int, multiple: int, convolved: bool, least: int, target: str
 ) -> NDArray[np.intp]:
-    """The widths that a group of formerly `was` channels may have, ascending. `multiple`: 0 for the target's own.
+    """The widths that a group of formerly `was` channels may have, ascending. `multiple`: 0 for the
+    target's own.
 
     A group whose channels take several slots of one axis keeps the axis a multiple.
     """
@@ -82,15 +102,22 @@ def allowed_widths(
 
 
 def choose(candidates: Candidates, scope: Scope, ratio: float) -> Choice:
-    """Remove `ratio` of every group, or of all channels of a pool of groups, by score; then fit the widths."""
+    """Remove `ratio` of every group, or of all channels of a pool of groups, by score; then fit the
+    widths.
+    """
     if scope == "layer":
-        wanted = (share(ratio, was) - candidates.already(i) for i, was in enumerate(candidates.was))
+        wanted = (
+            share(ratio, was) - candidates.already(i)
+            for i, was in enumerate(candidates.was)
+        )
         return [candidates.fitted(i, max(count, 0)) for i, count in enumerate(wanted)]
     choice = [0] * len(candidates.groups)
     for pool in _pools(candidates.groups, scope):
         scores = np.concatenate([candidates.scores[i] for i in pool])
         owner = np.repeat(pool, [len(candidates.groups[i].channels) for i in pool])
-        count = share(ratio, sum(candidates.was[i] for i in pool)) - sum(map(candidates.already, pool))
+        count = share(ratio, sum(candidates.was[i] for i in pool)) - sum(
+            map(candidates.already, pool)
+        )
         lowest = owner[np.argsort(scores, kind="stable")[: max(count, 0)]]
         for i in pool:
             choice[i] = candidates.fitted(i, int((lowest == i).sum()))
@@ -98,29 +125,42 @@ def choose(candidates: Candidates, scope: Scope, ratio: float) -> Choice:
 
 
 def increments(scores: Scores) -> Scores:
-    """What each channel adds to a score that counts up along the order of removal; never less than those before."""
+    """What each channel adds to a score that counts up along the order of removal; never less than
+    those before.
+    """
     order = np.argsort(scores, kind="stable")
     added = np.empty(len(scores))
-    added[order] = np.maximum.accumulate(np.diff(np.maximum(scores[order], 0.0), prepend=0.0))
+    added[order] = np.maximum.accumulate(
+        np.diff(np.maximum(scores[order], 0.0), prepend=0.0)
+    )
     return added
 
 
 def _pools(groups: Sequence[Group], scope: Scope) -> list[list[int]]:
-    """Groups that are ranked together: all, or those of which the same kinds of weights lose the same axes.
+    """Groups that are ranked together: all, or those of which the same kinds of weights lose the
+    same axes.
 
     Source: Fang et al., Isomorphic Pruning for Vision Models, ECCV 2024 (arXiv:2407.04616).
     """
     pools: dict[object, list[int]] = defaultdict(list)
     for index, group in enumerate(groups):
-        shapes = tuple(sorted(
-            (axis, *value.const_value.shape.numpy()[2:])
-            for value, axis in group.weights if value.const_value is not None and len(value.const_value.shape) > 1))
+        shapes = tuple(
+            sorted(
+                (axis, *value.const_value.shape.numpy()[2:])
+                for value, axis in group.weights
+                if value.const_value is not None and len(value.const_value.shape) > 1
+            )
+        )
         pools[shapes if scope == "isomorphic" else None].append(index)
     return list(pools.values())
 
 
-def within(budget: Callable[[Choice], float], fraction: float, pick: Callable[[float], Choice]) -> tuple[Choice, bool]:
-    """The choice of the smallest ratio whose cost is at most `fraction` of the whole; whether there is one."""
+def within(
+    budget: Callable[[Choice], float], fraction: float, pick: Callable[[float], Choice]
+) -> tuple[Choice, bool]:
+    """The choice of the smallest ratio whose cost is at most `fraction` of the whole; whether there
+    is one.
+    """
     low, high = 0.0, 1.0
     if budget(pick(1.0)) > fraction:
         return pick(1.0), False

@@ -1,4 +1,6 @@
-"""Safe surgery on a graph: facts about values, and replacing one value by another without touching the interface."""
+"""Safe surgery on a graph: facts about values, and replacing one value by another without touching
+the interface.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +48,12 @@ def release(graph: ir.Graph) -> None:
 
 def is_constant(value: ir.Value | None) -> bool:
     """Whether a value is an initializer that no caller can override."""
-    return value is not None and value.const_value is not None and value.is_initializer() and not value.is_graph_input()
+    return (
+        value is not None
+        and value.const_value is not None
+        and value.is_initializer()
+        and not value.is_graph_input()
+    )
 
 
 def array_of(value: ir.Value | None) -> NDArray[Any] | None:
@@ -55,7 +62,11 @@ def array_of(value: ir.Value | None) -> NDArray[Any] | None:
         return None
     tensor = value.const_value
     assert tensor is not None
-    if tensor.size > SMALL or tensor.dtype == ir.DataType.STRING or tensor.dtype.bitwidth < 8:
+    if (
+        tensor.size > SMALL
+        or tensor.dtype == ir.DataType.STRING
+        or tensor.dtype.bitwidth < 8
+    ):
         return None
     return tensor.numpy()
 
@@ -63,20 +74,27 @@ def array_of(value: ir.Value | None) -> NDArray[Any] | None:
 def ints_of(value: ir.Value | None) -> list[int] | None:
     """A small integer constant as a flat list."""
     array = array_of(value)
-    return None if array is None or array.dtype.kind not in "iu" else [int(v) for v in array.reshape(-1)]
+    return (
+        None
+        if array is None or array.dtype.kind not in "iu"
+        else [int(v) for v in array.reshape(-1)]
+    )
 
 
 def dims_of(value: ir.Value | None) -> list[Dim] | None:
     """The dims of a value as far as they are proved; None for an unknown rank.
 
-    The declared shape of a graph output that a node makes is not believed: runtimes do not enforce it.
+    The declared shape of a graph output that a node makes is not believed: runtimes do not enforce
+    it.
     """
     if value is None:
         return None
     if is_constant(value):
         assert value.const_value is not None
         return list(value.const_value.shape.numpy())
-    if value.shape is None or (value.is_graph_output() and value.producer() is not None):
+    if value.shape is None or (
+        value.is_graph_output() and value.producer() is not None
+    ):
         return None
     return [d if isinstance(d, int) else d.value for d in value.shape]
 
@@ -101,11 +119,14 @@ def used_once(value: ir.Value) -> bool:
 
 def label(node: ir.Node) -> str:
     """What a report calls a node: its op and its name."""
-    return f"{node.op_type} {node.name or (node.outputs[0].name if node.outputs else '')}"
+    return (
+        f"{node.op_type} {node.name or (node.outputs[0].name if node.outputs else '')}"
+    )
 
 
 class Edit:
-    """Changes to one model: fresh names, new constants, replaced values. `touched` collects nodes to look at again.
+    """Changes to one model: fresh names, new constants, replaced values. `touched` collects nodes
+    to look at again.
 
     `found` remembers what is known of the elements of shape tensors.
     """
@@ -130,7 +151,13 @@ class Edit:
         graph.register_initializer(value)
         return value
 
-    def node_before(self, node: ir.Node, op_type: str, inputs: list[ir.Value | None], **attributes: Any) -> ir.Node:
+    def node_before(
+        self,
+        node: ir.Node,
+        op_type: str,
+        inputs: list[ir.Value | None],
+        **attributes: Any,
+    ) -> ir.Node:
         """A new standard node with one named output, inserted before `node`."""
         graph = node.graph
         assert isinstance(graph, ir.Graph)
@@ -142,15 +169,21 @@ class Edit:
         return new
 
     def replace(self, old: ir.Value, new: ir.Value) -> bool:
-        """Let every user of `old` use `new`, also where `old` is a graph output; False if the interface forbids it.
+        """Let every user of `old` use `new`, also where `old` is a graph output; False if the
+        interface forbids it.
 
-        A graph output keeps its name, type and shape, so `new` takes them over: it must then be made by a node of the
-        same graph and not be an output already.
+        A graph output keeps its name, type and shape, so `new` takes them over: it must then be
+        made by a node of the same graph and not be an output already.
         """
         users = old.consumers()
         if old.is_graph_output():
             graph, producer = old.graph, new.producer()
-            if graph is None or producer is None or producer.graph is not graph or new.is_graph_output():
+            if (
+                graph is None
+                or producer is None
+                or producer.graph is not graph
+                or new.is_graph_output()
+            ):
                 return False
             name = old.name
             old.name = self.fresh(f"{name}_replaced")

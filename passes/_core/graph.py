@@ -24,13 +24,29 @@ WEIGHT_INPUTS: dict[str, tuple[int, ...]] = {
 """Inputs that an op multiplies its data by; an initializer there is a weight."""
 
 CHAIN_OPS = ("Identity", "Transpose")
-"""Ops between an initializer and its user through which it is still the same weight, elements reordered at most."""
+"""Ops between an initializer and its user through which it is still the same weight, elements
+reordered at most.
+"""
 
-QUANT_OPS = frozenset({
-    "QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "QLinearMatMul", "ConvInteger",
-    "MatMulInteger", "QLinearAdd", "QLinearMul", "QGemm", "QLinearConcat", "QLinearGlobalAveragePool",
-    "MatMulNBits", "DynamicQuantizeMatMul", "MatMulIntegerToFloat",
-})
+QUANT_OPS = frozenset(
+    {
+        "QuantizeLinear",
+        "DequantizeLinear",
+        "DynamicQuantizeLinear",
+        "QLinearConv",
+        "QLinearMatMul",
+        "ConvInteger",
+        "MatMulInteger",
+        "QLinearAdd",
+        "QLinearMul",
+        "QGemm",
+        "QLinearConcat",
+        "QLinearGlobalAveragePool",
+        "MatMulNBits",
+        "DynamicQuantizeMatMul",
+        "MatMulIntegerToFloat",
+    }
+)
 """Ops that show that a part of the graph is quantized already."""
 
 
@@ -58,7 +74,9 @@ class Weight:
 
 
 def graphs_of(model: ir.Model) -> Iterator[ir.Graph]:
-    """The main graph and every subgraph under it, outer ones first (onnx_ir's own walk costs ten times as much)."""
+    """The main graph and every subgraph under it, outer ones first (onnx_ir's own walk costs ten
+    times as much).
+    """
     yield model.graph
     yield from _subgraphs(model.graph)
 
@@ -104,7 +122,9 @@ def initializers(model: ir.Model) -> Iterator[ir.Value]:
 
 
 def weights_of(model: ir.Model) -> tuple[list[Weight], list[Declined]]:
-    """All weights in graph order, each once however many nodes share it; and what is declined, with reasons."""
+    """All weights in graph order, each once however many nodes share it; and what is declined, with
+    reasons.
+    """
     found: dict[int, Weight] = {}
     declined: list[Declined] = []
     for node in all_nodes(model):
@@ -117,7 +137,11 @@ def weights_of(model: ir.Model) -> tuple[list[Weight], list[Declined]]:
                 continue
             reason = _not_a_weight(source)
             if reason:
-                declined.append(Declined(f"{node.op_type} {node.name or node.outputs[0].name}", reason))
+                declined.append(
+                    Declined(
+                        f"{node.op_type} {node.name or node.outputs[0].name}", reason
+                    )
+                )
             elif source.is_initializer():
                 weight = found.setdefault(id(source), Weight(source))
                 weight.uses.append((node, index))
@@ -127,7 +151,11 @@ def weights_of(model: ir.Model) -> tuple[list[Weight], list[Declined]]:
 
 def _behind_chain(value: ir.Value | None) -> tuple[ir.Value | None, bool]:
     transposed = False
-    while value is not None and (producer := value.producer()) is not None and producer.op_type in CHAIN_OPS:
+    while (
+        value is not None
+        and (producer := value.producer()) is not None
+        and producer.op_type in CHAIN_OPS
+    ):
         transposed |= producer.op_type == "Transpose"
         value = producer.inputs[0]
     return value, transposed
@@ -155,7 +183,9 @@ class Names:
         self.take(model)
 
     def take(self, model: ir.Model) -> None:
-        """Give no name that this model has either: names of nodes that are gone by now stay theirs in reports."""
+        """Give no name that this model has either: names of nodes that are gone by now stay theirs
+        in reports.
+        """
         for graph in all_graphs(model):
             self._taken.update(v.name or "" for v in graph.inputs)
             if isinstance(graph, ir.Graph):
@@ -194,12 +224,15 @@ def become(model: ir.Model, other: ir.Model) -> None:
 def refresh_shapes(model: ir.Model) -> bool:
     """Forget every inferred shape and infer anew (stale `value_info` survives inference otherwise).
 
-    Declared shapes and types of graph inputs and outputs stay, except those of what a Loop carries (it may change
-    shape from turn to turn); so do those of nodes that are not standard ops. Where inference finds nothing the former
-    type is kept. Returns whether inference succeeded.
+    Declared shapes and types of graph inputs and outputs stay, except those of what a Loop carries
+    (it may change shape from turn to turn); so do those of nodes that are not standard ops. Where
+    inference finds nothing the former type is kept. Returns whether inference succeeded.
     """
     outputs = {id(v) for g in all_graphs(model) for v in g.outputs}
-    declared = [(v, None if v.shape is None else v.shape.copy()) for v in (*model.graph.inputs, *model.graph.outputs)]
+    declared = [
+        (v, None if v.shape is None else v.shape.copy())
+        for v in (*model.graph.inputs, *model.graph.outputs)
+    ]
     former: list[tuple[ir.Value, ir.TypeProtocol | None]] = []
     for node in all_nodes(model):
         if node.domain not in ("", "ai.onnx"):
@@ -214,7 +247,10 @@ def refresh_shapes(model: ir.Model) -> bool:
     for initializer in initializers(model):
         tensor = initializer.const_value
         assert tensor is not None
-        initializer.shape, initializer.type = ir.Shape(tensor.shape.numpy()), ir.TensorType(tensor.dtype)
+        initializer.shape, initializer.type = (
+            ir.Shape(tensor.shape.numpy()),
+            ir.TensorType(tensor.dtype),
+        )
     done = _infer(model)
     for value, declared_shape in declared:
         value.shape = declared_shape  # inference names unknown dims (unk__7)
@@ -224,5 +260,9 @@ def refresh_shapes(model: ir.Model) -> bool:
 
 
 def _infer(model: ir.Model) -> bool:
-    """onnx's inference, lenient; a second try without data propagation where the first gives up."""
-    return len(model.graph) == 0 or infer_types(model, data_prop=True) or infer_types(model, data_prop=False)
+    """Onnx's inference, lenient; a second try without data propagation where the first gives up."""
+    return (
+        len(model.graph) == 0
+        or infer_types(model, data_prop=True)
+        or infer_types(model, data_prop=False)
+    )

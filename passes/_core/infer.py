@@ -9,27 +9,39 @@ import onnx
 import onnx_ir as ir
 
 SMALL = 1024
-"""Bytes up to which a tensor is shown to onnx: it reads axes, shapes and scales there, never weights."""
+"""Bytes up to which a tensor is shown to onnx: it reads axes, shapes and scales there, never
+weights.
+"""
 
 
 PROTOBUF_LIMIT = 2**31
 """Bytes that a serialized model cannot reach."""
 
-FAILURES = (onnx.shape_inference.InferenceError, onnx.checker.ValidationError, RuntimeError, ValueError)
+FAILURES = (
+    onnx.shape_inference.InferenceError,
+    onnx.checker.ValidationError,
+    RuntimeError,
+    ValueError,
+)
 """What onnx's own functions raise on a model that they cannot handle."""
 
 
 def infer_types(model: ir.Model, data_prop: bool) -> bool:
     """Set the type and shape of every value as far as onnx infers them; False if it gives up.
 
-    Unlike onnx_ir's ShapeInferencePass this keeps sequence and optional types (it makes tensors of them).
+    Unlike onnx_ir's ShapeInferencePass this keeps sequence and optional types (it makes tensors of
+    them).
     """
     with without_weights(model):
         proto = ir.to_proto(model)
-    if proto.ByteSize() >= PROTOBUF_LIMIT:  # weights of subgraphs, or that callers may override
+    if (
+        proto.ByteSize() >= PROTOBUF_LIMIT
+    ):  # weights of subgraphs, or that callers may override
         return False
     try:
-        proto = onnx.shape_inference.infer_shapes(proto, check_type=False, strict_mode=False, data_prop=data_prop)
+        proto = onnx.shape_inference.infer_shapes(
+            proto, check_type=False, strict_mode=False, data_prop=data_prop
+        )
     except FAILURES:
         return False
     inferred = ir.from_proto(proto)
@@ -45,7 +57,8 @@ def infer_types(model: ir.Model, data_prop: bool) -> bool:
 
 
 def structural_problem(model: ir.Model) -> str:
-    """What onnx's checker or its strict shape inference says against a model, in one line; empty if nothing.
+    """What onnx's checker or its strict shape inference says against a model, in one line; empty if
+    nothing.
 
     The weights stay out of it. Empty also for a model too large to be shown to them.
     """
@@ -55,7 +68,9 @@ def structural_problem(model: ir.Model) -> str:
         return ""
     try:
         onnx.checker.check_model(proto)
-        onnx.shape_inference.infer_shapes(proto, check_type=True, strict_mode=True, data_prop=False)
+        onnx.shape_inference.infer_shapes(
+            proto, check_type=True, strict_mode=True, data_prop=False
+        )
     except FAILURES as error:
         return " ".join(str(error).split())[:300]
     return ""
@@ -73,7 +88,13 @@ def without_weights(model: ir.Model) -> Iterator[None]:
     graph = model.graph
     order = list(graph.initializers.values())
     overridable = {id(v) for v in graph.inputs}
-    big = [v for v in order if v.const_value is not None and v.const_value.nbytes > SMALL and id(v) not in overridable]
+    big = [
+        v
+        for v in order
+        if v.const_value is not None
+        and v.const_value.nbytes > SMALL
+        and id(v) not in overridable
+    ]
     inputs = list(graph.inputs)
     try:
         for value in big:

@@ -8,9 +8,19 @@ from typing import Any
 import onnx_ir as ir
 
 FOR_TYPE = {
-    "FLOAT8E4M3FN": 9, "FLOAT8E4M3FNUZ": 9, "FLOAT8E5M2": 9, "FLOAT8E5M2FNUZ": 9, "INT4": 10, "UINT4": 10,
-    "FLOAT4E2M1": 11, "FLOAT8E8M0": 12, "INT2": 13, "UINT2": 13, "FLOAT6E2M3": 14, "FLOAT6E3M2": 14,
-}  # fmt: skip
+    "FLOAT8E4M3FN": 9,
+    "FLOAT8E4M3FNUZ": 9,
+    "FLOAT8E5M2": 9,
+    "FLOAT8E5M2FNUZ": 9,
+    "INT4": 10,
+    "UINT4": 10,
+    "FLOAT4E2M1": 11,
+    "FLOAT8E8M0": 12,
+    "INT2": 13,
+    "UINT2": 13,
+    "FLOAT6E2M3": 14,
+    "FLOAT6E3M2": 14,
+}
 """The IR version that introduced a tensor type."""
 
 FOR_NOTES = 10
@@ -18,17 +28,23 @@ FOR_NOTES = 10
 
 
 def ir_version_of_content(model: ir.Model) -> int:
-    """The lowest IR version that can express the tensors and functions of a model; its notes are not looked at.
+    """The lowest IR version that can express the tensors and functions of a model; its notes are
+    not looked at.
 
-    Initializers apart from inputs need 4, functions 8, their default attributes 9, overloads of a name 10.
+    Initializers apart from inputs need 4, functions 8, their default attributes 9, overloads of a
+    name 10.
     """
     needed = [1]
     for function in model.functions.values():
-        defaults = any(attribute.value is not None for attribute in function.attributes.values())
+        defaults = any(
+            attribute.value is not None for attribute in function.attributes.values()
+        )
         needed.append(10 if function.overload else 9 if defaults else 8)
     for graph in _graphs(model):
         if isinstance(graph, ir.Graph):
-            needed += [1 if v.is_graph_input() else 4 for v in graph.initializers.values()]
+            needed += [
+                1 if v.is_graph_input() else 4 for v in graph.initializers.values()
+            ]
         needed += [FOR_TYPE.get(dtype.name, 1) for dtype in _types(graph)]
     return max(needed)
 
@@ -38,7 +54,12 @@ def has_notes(model: ir.Model) -> bool:
     for graph in _graphs(model):
         holders: list[Any] = [graph, *graph.inputs]
         if isinstance(graph, ir.Graph):
-            holders += [holder for v in graph.initializers.values() for holder in (v, v.const_value) if holder]
+            holders += [
+                holder
+                for v in graph.initializers.values()
+                for holder in (v, v.const_value)
+                if holder
+            ]
         for node in graph:
             holders += [node, *node.outputs]
         if any(holder.metadata_props for holder in holders):
@@ -59,7 +80,11 @@ def _types(graph: ir.Graph | ir.Function) -> Iterator[ir.DataType]:
         if value.dtype is not None:
             yield value.dtype
     if isinstance(graph, ir.Graph):
-        yield from (v.const_value.dtype for v in graph.initializers.values() if v.const_value is not None)
+        yield from (
+            v.const_value.dtype
+            for v in graph.initializers.values()
+            if v.const_value is not None
+        )
     for node in graph:
         for attribute in node.attributes.values():
             if attribute.type == ir.AttributeType.TENSOR and not attribute.is_ref():

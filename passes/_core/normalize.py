@@ -1,4 +1,6 @@
-"""The form that every pass may rely on: constants are initializers, functions are inlined, shapes are fresh."""
+"""The form that every pass may rely on: constants are initializers, functions are inlined, shapes
+are fresh.
+"""
 
 from __future__ import annotations
 
@@ -14,15 +16,19 @@ INLINE_LIMIT = 200_000
 """Nodes that inlining may make in all; functions that would make more stay functions."""
 
 KERNEL_DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml", "com.microsoft"})
-"""Functions of these domains stay: ONNX Runtime has kernels of its own for their ops, faster than the body."""
+"""Functions of these domains stay: ONNX Runtime has kernels of its own for their ops, faster than
+the body.
+"""
 
 
 def normalize(model: ir.Model) -> None:
-    """Lift Constants to initializers in every graph, inline functions, forget stale shapes and infer anew.
+    """Lift Constants to initializers in every graph, inline functions, forget stale shapes and
+    infer anew.
 
-    A Constant that is itself a graph output stays. Before IR 4 every initializer had to be listed as a graph input and
-    no runtime lets callers override it: those inputs go, and the model becomes IR 4. Names, order, types and shapes of
-    all other inputs and of the outputs stay. Running it twice changes nothing more.
+    A Constant that is itself a graph output stays. Before IR 4 every initializer had to be listed
+    as a graph input and no runtime lets callers override it: those inputs go, and the model becomes
+    IR 4. Names, order, types and shapes of all other inputs and of the outputs stay. Running it
+    twice changes nothing more.
     """
     _name_default_domain(model)
     _unlist_initializers(model)
@@ -63,9 +69,15 @@ def _inline_functions(model: ir.Model) -> None:
 
 
 def _inlinable(model: ir.Model) -> set[ir.OperatorIdentifier]:
-    """Functions that can be inlined with the same meaning and within the limit; none when calls are cyclic."""
+    """Functions that can be inlined with the same meaning and within the limit; none when calls are
+    cyclic.
+    """
     calls = {
-        identifier: [node.op_identifier() for node in function.all_nodes() if node.op_identifier() in model.functions]
+        identifier: [
+            node.op_identifier()
+            for node in function.all_nodes()
+            if node.op_identifier() in model.functions
+        ]
         for identifier, function in model.functions.items()
     }
     try:
@@ -75,27 +87,47 @@ def _inlinable(model: ir.Model) -> set[ir.OperatorIdentifier]:
     expanded: dict[ir.OperatorIdentifier, int] = {}
     for identifier in order:
         function = model.functions[identifier]
-        expanded[identifier] = sum(1 for _ in function.all_nodes()) + sum(expanded[c] for c in calls[identifier])
-    total = sum(expanded.get(node.op_identifier(), 0) for node in model.graph.all_nodes())
+        expanded[identifier] = sum(1 for _ in function.all_nodes()) + sum(
+            expanded[c] for c in calls[identifier]
+        )
+    total = sum(
+        expanded.get(node.op_identifier(), 0) for node in model.graph.all_nodes()
+    )
     if total > INLINE_LIMIT:
         return set()
-    refused = {node.op_identifier() for graph in all_graphs(model) for node in graph if _passes_a_graph(node)}
-    return {i for i, f in model.functions.items() if i not in refused and _means_the_same_inline(f, model)}
+    refused = {
+        node.op_identifier()
+        for graph in all_graphs(model)
+        for node in graph
+        if _passes_a_graph(node)
+    }
+    return {
+        i
+        for i, f in model.functions.items()
+        if i not in refused and _means_the_same_inline(f, model)
+    }
 
 
 def _passes_a_graph(node: ir.Node) -> bool:
-    return any(a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for a in node.attributes.values())
+    return any(
+        a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
+        for a in node.attributes.values()
+    )
 
 
 def _means_the_same_inline(function: ir.Function, model: ir.Model) -> bool:
     if function.domain in KERNEL_DOMAINS:
         return False
-    return all(model.opset_imports.get(d, version) == version for d, version in function.opset_imports.items())
+    return all(
+        model.opset_imports.get(d, version) == version
+        for d, version in function.opset_imports.items()
+    )
 
 
 def _make_inlinable(function: ir.Function) -> None:
-    """Put an Identity behind every output that is an input or a second mention (inlining would rename the caller's
-    value), and prefix inner names with the function's, so that they cannot meet names of subgraphs.
+    """Put an Identity behind every output that is an input or a second mention (inlining would
+    rename the caller's value), and prefix inner names with the function's, so that they cannot meet
+    names of subgraphs.
     """
     seen = {id(v) for v in function.inputs}
     for index, output in enumerate(function.outputs):
@@ -112,17 +144,27 @@ def _make_inlinable(function: ir.Function) -> None:
 
 
 def lift_constants(model: ir.Model) -> None:
-    """Turn Constant nodes into initializers of their graph, of every size; those that are graph outputs stay."""
+    """Turn Constant nodes into initializers of their graph, of every size; those that are graph
+    outputs stay.
+    """
     for graph in graphs_of(model):
         for node in graph:
-            if node.op_type != "Constant" or node.domain != "" or node.outputs[0].is_graph_output():
+            if (
+                node.op_type != "Constant"
+                or node.domain != ""
+                or node.outputs[0].is_graph_output()
+            ):
                 continue
             tensor = constant_tensor(node)
             if tensor is None:
                 continue
             old = node.outputs[0]
-            value = ir.Value(name=old.name, shape=ir.Shape(tensor.shape.numpy()), type=ir.TensorType(tensor.dtype),
-                             const_value=tensor)
+            value = ir.Value(
+                name=old.name,
+                shape=ir.Shape(tensor.shape.numpy()),
+                type=ir.TensorType(tensor.dtype),
+                const_value=tensor,
+            )
             value.metadata_props.update(old.metadata_props)
             old.replace_all_uses_with(value)
             graph.remove(node, safe=True)
@@ -131,7 +173,9 @@ def lift_constants(model: ir.Model) -> None:
 
 
 def constant_tensor(node: ir.Node) -> ir.TensorProtocol | None:
-    """The tensor of a Constant node; None for a sparse value or one that refers to a function's attribute."""
+    """The tensor of a Constant node; None for a sparse value or one that refers to a function's
+    attribute.
+    """
     attribute = next(iter(node.attributes.values()), None)
     if attribute is None or attribute.is_ref():
         return None

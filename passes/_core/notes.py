@@ -1,4 +1,6 @@
-"""What exporters leave in a model for people: metadata and doc strings of its parts, which no runtime reads."""
+"""What exporters leave in a model for people: metadata and doc strings of its parts, which no
+runtime reads.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +17,8 @@ Holder = ir.Graph | ir.Function | ir.Node | ir.Value
 def drop_notes(model: ir.Model, ports: bool = True) -> Counter[str]:
     """Remove the metadata and doc strings of graphs, functions, nodes and values; count what went.
 
-    Names, and what the model itself and its tensors say, stay; so do the doc strings of inputs and outputs, unless
-    `ports`. Counts: `metadata` (entries), `doc_strings`.
+    Names, and what the model itself and its tensors say, stay; so do the doc strings of inputs and
+    outputs, unless `ports`. Counts: `metadata` (entries), `doc_strings`.
     """
     counts = Counter(metadata=0, doc_strings=0)
     described = set() if ports else {*model.graph.inputs, *model.graph.outputs}
@@ -38,4 +40,3 @@ def _holders(graph: ir.Graph | ir.Function) -> Iterator[Holder]:
     for node in graph:
         yield node
         yield from node.outputs
-

@@ -15,9 +15,9 @@ from .versions import least_ir_version, renumber
 def raise_opset(model: ir.Model, minimum: int) -> bool:
     """Bring the standard opset to `minimum` where it is lower, in place; True if it was.
 
-    Where every node means the same there, only the number changes. Otherwise onnx's own converter does it
-    (onnxscript's gives invalid models below opset 18). Weights stay the tensors that they are: it sees only their
-    shapes. Names, types and shapes of inputs and outputs stay.
+    Where every node means the same there, only the number changes. Otherwise onnx's own converter
+    does it (onnxscript's gives invalid models below opset 18). Weights stay the tensors that they
+    are: it sees only their shapes. Names, types and shapes of inputs and outputs stay.
 
     Errors: RefusedError where the converter fails, or loses a tensor, an input or an output.
     """
@@ -39,15 +39,22 @@ def raise_opset(model: ir.Model, minimum: int) -> bool:
 
 
 def _refused(version: int, minimum: int, problem: str) -> RefusedError:
-    return RefusedError("opset", f"cannot be raised from {version} to {minimum}: {problem}",
-                        f"export the model again with opset {minimum} or newer")
+    return RefusedError(
+        "opset",
+        f"cannot be raised from {version} to {minimum}: {problem}",
+        f"export the model again with opset {minimum} or newer",
+    )
 
 
 def _check_functions(model: ir.Model, minimum: int) -> None:
     for function in model.functions.values():
         version = function.opset_imports.get("", minimum)
         if version < minimum:
-            raise _refused(version, minimum, f"function '{function.name}' is written for opset {version}")
+            raise _refused(
+                version,
+                minimum,
+                f"function '{function.name}' is written for opset {version}",
+            )
 
 
 def _converted(model: ir.Model, version: int, minimum: int) -> ir.Model:
@@ -71,8 +78,12 @@ def _converted(model: ir.Model, version: int, minimum: int) -> ir.Model:
     return converted
 
 
-def _adopt_tensors(model: ir.Model, converted: ir.Model, version: int, minimum: int) -> None:
-    """Give the converted model the original's own tensors, metadata and interface; refuse if anything is missing."""
+def _adopt_tensors(
+    model: ir.Model, converted: ir.Model, version: int, minimum: int
+) -> None:
+    """Give the converted model the original's own tensors, metadata and interface; refuse if
+    anything is missing.
+    """
     before, after = list(model.graphs()), list(converted.graphs())
     if len(before) != len(after):
         raise _refused(version, minimum, "the converter lost a subgraph")
@@ -84,7 +95,9 @@ def _adopt_tensors(model: ir.Model, converted: ir.Model, version: int, minimum: 
                 raise _refused(version, minimum, f"the converter lost tensor '{name}'")
         for olds, news in ((old.inputs, new.inputs), (old.outputs, new.outputs)):
             if [v.name for v in olds] != [v.name for v in news]:
-                raise _refused(version, minimum, "the converter changed inputs or outputs")
+                raise _refused(
+                    version, minimum, "the converter changed inputs or outputs"
+                )
             for source, target in zip(olds, news, strict=True):
                 target.type, target.shape = source.type, source.shape
         _adopt_metadata(old, new)

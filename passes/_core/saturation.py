@@ -1,10 +1,13 @@
-"""Pairs of 8-bit weights that saturate integer kernels of x86 CPUs without VNNI, and how to keep them from it.
+"""Pairs of 8-bit weights that saturate integer kernels of x86 CPUs without VNNI, and how to keep
+them from it.
 
-Those kernels multiply unsigned 8-bit activations by signed 8-bit weights with an instruction that adds two
-neighbouring products in a *saturating* 16-bit integer. Two weights that meet in it are a pair; a pair is safe for
-every input if its positive weights sum to at most 128, and its negative ones to at least -128.
+Those kernels multiply unsigned 8-bit activations by signed 8-bit weights with an instruction that
+adds two neighbouring products in a *saturating* 16-bit integer. Two weights that meet in it are a
+pair; a pair is safe for every input if its positive weights sum to at most 128, and its negative
+ones to at least -128.
 
-Weights are seen here as rows (channels, width): the output channel axis first, the others flattened in order.
+Weights are seen here as rows (channels, width): the output channel axis first, the others flattened
+in order.
 
 Source: Intel's VPMADDUBSW; the order of weights in ONNX Runtime's kernels was probed pair by pair.
 """
@@ -21,7 +24,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 PAIR_LIMIT = 128
-"""Largest sum of two weights of one sign: 255 * 128 = 32640 still fits into 16 bits, 255 * 129 does not."""
+"""Largest sum of two weights of one sign: 255 * 128 = 32640 still fits into 16 bits, 255 * 129 does
+not.
+"""
 
 LARGEST_CODE = 127
 
@@ -31,8 +36,9 @@ NEVER_SATURATING = frozenset({"ConvInteger"})
 """Ops on 8-bit integers whose kernels add products in 32 bits on every CPU."""
 
 FACTORS = np.linspace(1.0, 2.0, 33)
-"""Scales tried for a channel, in units of the one that makes its largest weight 127. With twice that no two codes
-reach the limit."""
+"""Scales tried for a channel, in units of the one that makes its largest weight 127. With twice
+that no two codes reach the limit.
+"""
 
 BINS = 2 * LARGEST_CODE - PAIR_LIMIT + 1
 """Of histograms over the sum of a pair: one for each of 128 … 254."""
@@ -43,7 +49,8 @@ Rows = NDArray[Any]
 
 @dataclass(frozen=True, eq=False)
 class KernelPairs:
-    """Which two columns of a weight's rows meet in one instruction: `first[i]` and `second[i]`; the rest stand alone.
+    """Which two columns of a weight's rows meet in one instruction: `first[i]` and `second[i]`; the
+    rest stand alone.
 
     Slices where the pairs are neighbours, so that taking them copies nothing.
     """
@@ -62,7 +69,10 @@ class KernelPairs:
 
     def indices(self) -> NDArray[np.intp]:
         """Both columns of every pair as one array (pairs, 2)."""
-        columns = [np.arange(i.stop)[i] if isinstance(i, slice) else i for i in (self.first, self.second)]
+        columns = [
+            np.arange(i.stop)[i] if isinstance(i, slice) else i
+            for i in (self.first, self.second)
+        ]
         return np.stack(columns, axis=1).astype(np.intp)
 
 
@@ -74,15 +84,20 @@ NO_PAIRS = KernelPairs(slice(0, 0), slice(0, 0), 0)
 def neighbours(width: int) -> KernelPairs:
     """Pairs of weights that lie next to each other in a row of so many."""
     even = width // 2 * 2
-    return KernelPairs(slice(0, even, 2), slice(1, even, 2), width // 2) if even else NO_PAIRS
+    return (
+        KernelPairs(slice(0, even, 2), slice(1, even, 2), width // 2)
+        if even
+        else NO_PAIRS
+    )
 
 
 def kernel_pairs(op_type: str, shape: Sequence[int], groups: int = 1) -> KernelPairs:
     """The pairs in which ONNX Runtime's kernels read a weight of an op.
 
-    Shapes: Conv (M, C / groups, *K); MatMul and Gemm (..., K, N), also where it is stored transposed.
-    A Conv runs through (kernel row, kernel column, channel), channel fastest, whatever the layout of its images; an
-    odd number of channels makes pairs run over to the next position. A depthwise Conv has a kernel of its own.
+    Shapes: Conv (M, C / groups, *K); MatMul and Gemm (..., K, N), also where it is stored
+    transposed. A Conv runs through (kernel row, kernel column, channel), channel fastest, whatever
+    the layout of its images; an odd number of channels makes pairs run over to the next position. A
+    depthwise Conv has a kernel of its own.
     """
     if op_type in NEVER_SATURATING or math.prod(shape) == 0:
         return NO_PAIRS
@@ -105,7 +120,9 @@ def _conv_pairs(shape: tuple[int, ...], groups: int) -> KernelPairs:
     width = channels * math.prod(kernel)
     if channels == 1 or math.prod(kernel) == 1:
         return neighbours(width)
-    order = np.moveaxis(np.arange(width, dtype=np.intp).reshape(channels, *kernel), 0, -1).reshape(-1)
+    order = np.moveaxis(
+        np.arange(width, dtype=np.intp).reshape(channels, *kernel), 0, -1
+    ).reshape(-1)
     even = width // 2 * 2
     return KernelPairs(order[0:even:2], order[1:even:2], width // 2)
 
@@ -117,12 +134,16 @@ def offending(codes: Rows, pairs: KernelPairs) -> NDArray[np.bool_]:
 
 
 def largest_sums(codes: Rows, pairs: KernelPairs) -> Rows:
-    """The larger of what the positive and what the negative weights of each pair sum to, without its sign."""
+    """The larger of what the positive and what the negative weights of each pair sum to, without
+    its sign.
+    """
     return sums_of_one_sign(*pairs.of(codes))
 
 
 def sums_of_one_sign(first: Rows, second: Rows) -> Rows:
-    """|a + b| where both have one sign, else the larger of |a| and |b|: elementwise, int8 as int16."""
+    """|a + b| where both have one sign, else the larger of |a| and |b|: elementwise, int8 as
+    int16.
+    """
     if first.dtype == np.int8:
         first, second = first.astype(np.int16), second.astype(np.int16)
     highest = np.maximum(first, 0) + np.maximum(second, 0)
@@ -131,12 +152,16 @@ def sums_of_one_sign(first: Rows, second: Rows) -> Rows:
     return largest
 
 
-def keep_within(codes: Rows, exact: Rows, pairs: KernelPairs, importance: Rows | None = None) -> None:
-    """Cut the offending pairs of `codes` in place, with the least squared error among codes that fit.
+def keep_within(
+    codes: Rows, exact: Rows, pairs: KernelPairs, importance: Rows | None = None
+) -> None:
+    """Cut the offending pairs of `codes` in place, with the least squared error among codes that
+    fit.
 
-    Shapes: codes, exact (channels, width), `exact` the weights in units of a code; importance (channels or 1, width)
-    of each weight's squared error, all equal where it is None. Follows from the definition: with a + b = 128 the error
-    h (a - x)^2 + g (b - y)^2 is least where x + y - 128 is shared out as g to h.
+    Shapes: codes, exact (channels, width), `exact` the weights in units of a code; importance
+    (channels or 1, width) of each weight's squared error, all equal where it is None. Follows from
+    the definition: with a + b = 128 the error h (a - x)^2 + g (b - y)^2 is least where x + y - 128
+    is shared out as g to h.
     """
     row, pair = np.nonzero(offending(codes, pairs))
     if not row.size:
@@ -149,36 +174,50 @@ def keep_within(codes: Rows, exact: Rows, pairs: KernelPairs, importance: Rows |
     if importance is not None:
         weights = np.broadcast_to(importance, exact.shape)
         total = weights[row, first] + weights[row, second]
-        share = np.where(total > 0, weights[row, second] / np.where(total > 0, total, 1.0), 0.5)
+        share = np.where(
+            total > 0, weights[row, second] / np.where(total > 0, total, 1.0), 0.5
+        )
     kept = np.clip(np.rint(x - (x + y - PAIR_LIMIT) * share), 1, LARGEST_CODE)
     codes[row, first] = sign * kept
     codes[row, second] = sign * (PAIR_LIMIT - kept)
 
 
-def excess(exact: Rows, pairs: KernelPairs, importance: Rows | None = None) -> NDArray[np.float64]:
-    """How the pairs of one sign that sum to more than the limit are spread: (channels, 127), bin i of sum 128 + i.
+def excess(
+    exact: Rows, pairs: KernelPairs, importance: Rows | None = None
+) -> NDArray[np.float64]:
+    """How the pairs of one sign that sum to more than the limit are spread: (channels, 127), bin i
+    of sum 128 + i.
 
-    Shapes: exact (channels, width) in units of a code; each pair weighs h g / (h + g), what cutting it costs by
-    the square, with `importance` as in `keep_within`. Additive over parts of a row.
+    Shapes: exact (channels, width) in units of a code; each pair weighs h g / (h + g), what cutting
+    it costs by the square, with `importance` as in `keep_within`. Additive over parts of a row.
     """
     first, second = pairs.of(exact)
     total = np.where(first * second > 0, np.abs(first) + np.abs(second), 0.0)
     row, pair = np.nonzero(total > PAIR_LIMIT)
     cost: Any = 0.5
     if importance is not None:
-        h, g = (np.broadcast_to(side, total.shape)[row, pair] for side in pairs.of(np.atleast_2d(importance)))
+        h, g = (
+            np.broadcast_to(side, total.shape)[row, pair]
+            for side in pairs.of(np.atleast_2d(importance))
+        )
         cost = h * g / np.maximum(h + g, 1e-300)
-    bins = row * BINS + np.minimum(np.rint(total[row, pair]).astype(np.intp) - PAIR_LIMIT, BINS - 1)
+    bins = row * BINS + np.minimum(
+        np.rint(total[row, pair]).astype(np.intp) - PAIR_LIMIT, BINS - 1
+    )
     weights = np.broadcast_to(cost, bins.shape)
     counted = np.bincount(bins, weights=weights, minlength=len(exact) * BINS)
     return counted.reshape(len(exact), BINS).astype(np.float64)
 
 
-def channel_factors(spread: NDArray[np.float64], importance: NDArray[np.float64] | float) -> NDArray[np.float64]:
-    """The factor on each channel's scale with the least expected error: (channels, 127), (channels,) -> (channels,).
+def channel_factors(
+    spread: NDArray[np.float64], importance: NDArray[np.float64] | float
+) -> NDArray[np.float64]:
+    """The factor on each channel's scale with the least expected error: (channels, 127),
+    (channels,) -> (channels,).
 
-    A larger scale rounds every weight more coarsely, factor**2 / 12 each, and cuts fewer pairs. `importance`: summed
-    over the weights of a channel that are not zero. 1 where nothing exceeds the limit.
+    A larger scale rounds every weight more coarsely, factor**2 / 12 each, and cuts fewer pairs.
+    `importance`: summed over the weights of a channel that are not zero. 1 where nothing exceeds
+    the limit.
     """
     sums = PAIR_LIMIT + np.arange(BINS)
     cut = np.maximum(sums[:, None] - PAIR_LIMIT * FACTORS, 0.0) ** 2

@@ -23,10 +23,11 @@ NOT_PARAMETERS = {ir.DataType.INT64, ir.DataType.BOOL, ir.DataType.STRING}
 class ModelStats:
     """Counts over all graphs.
 
-    `params`: elements of initializers and tensor Constants (not int64, bool, string). `nonzero`: those that are not
-    zero, None if not counted. `nodes`: with those of subgraphs and functions. `macs`: multiply-accumulates of one run
-    with symbolic dims taken as 1, the larger branch of an If, one turn of a Loop or Scan; None where a shape is
-    unknown. `ops`: op type (with its domain, unless standard) to count, most frequent first.
+    `params`: elements of initializers and tensor Constants (not int64, bool, string). `nonzero`:
+    those that are not zero, None if not counted. `nodes`: with those of subgraphs and functions.
+    `macs`: multiply-accumulates of one run with symbolic dims taken as 1, the larger branch of an
+    If, one turn of a Loop or Scan; None where a shape is unknown. `ops`: op type (with its domain,
+    unless standard) to count, most frequent first.
     """
 
     params: int
@@ -37,9 +38,14 @@ class ModelStats:
 
 
 def model_stats(model: ir.Model, count_nonzero: bool = True) -> ModelStats:
-    """The figures of `model`; `count_nonzero=False` leaves the weights unread. Streams, never holds a weight whole."""
+    """The figures of `model`; `count_nonzero=False` leaves the weights unread. Streams, never holds
+    a weight whole.
+    """
     tensors = [t for t in _tensors(model) if t.dtype not in NOT_PARAMETERS]
-    ops = Counter(f"{n.domain}.{n.op_type}" if n.domain not in ("", "ai.onnx") else n.op_type for n in all_nodes(model))
+    ops = Counter(
+        f"{n.domain}.{n.op_type}" if n.domain not in ("", "ai.onnx") else n.op_type
+        for n in all_nodes(model)
+    )
     return ModelStats(
         params=sum(t.size for t in tensors),
         nonzero=sum(map(_nonzero, tensors)) if count_nonzero else None,
@@ -52,7 +58,9 @@ def model_stats(model: ir.Model, count_nonzero: bool = True) -> ModelStats:
 def model_macs(model: ir.Model) -> int | None:
     """Those of the main graph; shapes that the file does not state are inferred, on a clone."""
     count = graph_macs(model.graph)
-    if count is None and any(v.shape is None for node in model.graph for v in node.outputs):
+    if count is None and any(
+        v.shape is None for node in model.graph for v in node.outputs
+    ):
         inferred = model.clone()
         infer_types(inferred, data_prop=True)
         count = graph_macs(inferred.graph)
@@ -60,7 +68,9 @@ def model_macs(model: ir.Model) -> int | None:
 
 
 def graph_macs(graph: ir.Graph) -> int | None:
-    """Multiply-accumulates of one run of `graph`, subgraphs included; None where a shape is unknown."""
+    """Multiply-accumulates of one run of `graph`, subgraphs included; None where a shape is
+    unknown.
+    """
     total = 0
     for node in graph:
         count = node_macs(node)
@@ -71,7 +81,9 @@ def graph_macs(graph: ir.Graph) -> int | None:
 
 
 def node_macs(node: ir.Node) -> int | None:
-    """Multiply-accumulates of one node, symbolic dims as 1; 0 for ops without, None where a shape is unknown."""
+    """Multiply-accumulates of one node, symbolic dims as 1; 0 for ops without, None where a shape
+    is unknown.
+    """
     if node.op_type in _MACS and node.domain in ("", "ai.onnx", "com.microsoft"):
         try:
             return _MACS[node.op_type](node)
@@ -117,12 +129,18 @@ def _dims(value: ir.Value | None) -> list[int]:
 
 
 def _conv(weight: int) -> Callable[[ir.Node], int]:
-    """Output elements times the weights that each sums over: weight (M, C/group, *K) gives C/group * prod(K)."""
-    return lambda node: prod(_dims(node.outputs[0])) * prod(_dims(node.inputs[weight])[1:])
+    """Output elements times the weights that each sums over: weight (M, C/group, *K) gives C/group
+    * prod(K).
+    """
+    return lambda node: (
+        prod(_dims(node.outputs[0])) * prod(_dims(node.inputs[weight])[1:])
+    )
 
 
 def _conv_transpose(node: ir.Node) -> int:
-    """Every input element meets every weight of its channel: weight (C, M/group, *K) gives M/group * prod(K)."""
+    """Every input element meets every weight of its channel: weight (C, M/group, *K) gives M/group
+    * prod(K).
+    """
     return prod(_dims(node.inputs[0])) * prod(_dims(node.inputs[1])[1:])
 
 
@@ -139,7 +157,9 @@ def _gemm(node: ir.Node) -> int:
 
 def _recurrent(node: ir.Node) -> int:
     """Steps and batch of X (T, B, I) times all weights W (D, G*H, I) and R (D, G*H, H)."""
-    return prod(_dims(node.inputs[0])[:2]) * (prod(_dims(node.inputs[1])) + prod(_dims(node.inputs[2])))
+    return prod(_dims(node.inputs[0])[:2]) * (
+        prod(_dims(node.inputs[1])) + prod(_dims(node.inputs[2]))
+    )
 
 
 _MACS: dict[str, Callable[[ir.Node], int]] = {

@@ -1,4 +1,6 @@
-"""The least opset and IR version that a model's content allows, and moving between versions that mean the same."""
+"""The least opset and IR version that a model's content allows, and moving between versions that
+mean the same.
+"""
 
 from __future__ import annotations
 
@@ -15,14 +17,18 @@ from .ir_versions import FOR_NOTES, has_notes, ir_version_of_content
 from .schemas import is_standard, least_version, means_the_same, schema_of
 
 FLOOR = 13
-"""Below it no opset is lowered: weights have one scale a channel from here on, and older runtimes are not tried."""
+"""Below it no opset is lowered: weights have one scale a channel from here on, and older runtimes
+are not tried.
+"""
 
 
 @dataclass(frozen=True)
 class LeastVersions(Pass):
-    """Lower the opset and the IR version as far as the content allows: the last step of every run, on no list.
+    """Lower the opset and the IR version as far as the content allows: the last step of every run,
+    on no list.
 
-    Effect: exact. Touches nothing else but attributes that state a default which the lower opset does not spell.
+    Effect: exact. Touches nothing else but attributes that state a default which the lower opset
+    does not spell.
 
     Source: the schemas of ONNX's operators; see `_schemas`.
     """
@@ -37,8 +43,9 @@ class LeastVersions(Pass):
 def lower_versions(model: ir.Model) -> bool:
     """Lower the standard opset and the IR version to the least at which the model means the same.
 
-    Returns whether the opset fell. Neither is ever raised, and an opset of 13 or less stays. Attributes that state
-    their default, and that the lower version does not know, go. Values, names, types and shapes stay.
+    Returns whether the opset fell. Neither is ever raised, and an opset of 13 or less stays.
+    Attributes that state their default, and that the lower version does not know, go. Values,
+    names, types and shapes stay.
     """
     version = model.opset_imports.get("", 0)
     least = least_opset(model)
@@ -50,7 +57,9 @@ def lower_versions(model: ir.Model) -> bool:
 
 
 def least_opset(model: ir.Model) -> int:
-    """The lowest opset, 13 or above, at which every standard node means what it means at the model's own."""
+    """The lowest opset, 13 or above, at which every standard node means what it means at the
+    model's own.
+    """
     version = model.opset_imports.get("", 0)
     if version <= FLOOR or not _one_opset(model):
         return version
@@ -59,18 +68,31 @@ def least_opset(model: ir.Model) -> int:
 
 
 def least_ir_version(model: ir.Model) -> int:
-    """The lowest IR version that can express the model, and that is at least as new as its opsets."""
-    opsets = [helper.make_opsetid(domain, version) for domain, version in model.opset_imports.items()]
+    """The lowest IR version that can express the model, and that is at least as new as its
+    opsets.
+    """
+    opsets = [
+        helper.make_opsetid(domain, version)
+        for domain, version in model.opset_imports.items()
+    ]
     paired = int(helper.find_min_ir_version_for(opsets, ignore_unknown=True))
-    return max(paired, ir_version_of_content(model), FOR_NOTES if has_notes(model) else 1)
+    return max(
+        paired, ir_version_of_content(model), FOR_NOTES if has_notes(model) else 1
+    )
 
 
 def renumber(model: ir.Model, version: int) -> bool:
-    """Make `version` the standard opset if every node means the same there; False, and no change, otherwise."""
+    """Make `version` the standard opset if every node means the same there; False, and no change,
+    otherwise.
+    """
     before = model.opset_imports.get("", 0)
     if min(before, version) < FLOOR or not _one_opset(model):
         return False
-    if not all(means_the_same(node, before, version) for node in all_nodes(_typed(model)) if is_standard(node)):
+    if not all(
+        means_the_same(node, before, version)
+        for node in all_nodes(_typed(model))
+        if is_standard(node)
+    ):
         return False
     _set_opset(model, version)
     return True
@@ -86,7 +108,10 @@ def _typed(model: ir.Model) -> ir.Model:
 def _one_opset(model: ir.Model) -> bool:
     """Whether functions are written for the opset of the model."""
     version = model.opset_imports.get("", 0)
-    return all(function.opset_imports.get("", version) == version for function in model.functions.values())
+    return all(
+        function.opset_imports.get("", version) == version
+        for function in model.functions.values()
+    )
 
 
 def _set_opset(model: ir.Model, version: int) -> None:
@@ -94,7 +119,9 @@ def _set_opset(model: ir.Model, version: int) -> None:
         if is_standard(node):
             schema = schema_of(node.op_type, version)
             assert schema is not None, node.op_type
-            for name in [name for name in node.attributes if name not in schema.attributes]:
+            for name in [
+                name for name in node.attributes if name not in schema.attributes
+            ]:
                 del node.attributes[name]
     for graph in all_graphs(model):
         if "" in graph.opset_imports:

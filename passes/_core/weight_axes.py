@@ -1,4 +1,6 @@
-"""Which axes of a stored weight an op sums over: its input axis, and its rows (one pool for each output)."""
+"""Which axes of a stored weight an op sums over: its input axis, and its rows (one pool for each
+output).
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,8 @@ class NoAxisError(Exception):
 
 
 def input_axis(weight: Weight, multiple: int) -> int:
-    """The axis of the stored weight along which inputs lie; its length (within a group) is a multiple of `multiple`.
+    """The axis of the stored weight along which inputs lie; its length (within a group) is a
+    multiple of `multiple`.
 
     Errors: NoAxisError.
     """
@@ -23,10 +26,15 @@ def input_axis(weight: Weight, multiple: int) -> int:
     if len(axes) > 1:
         raise NoAxisError("its uses read it along different axes")
     axis = axes.pop()
-    groups = max((_groups(node) for node, _ in weight.uses if node.op_type == "ConvTranspose"), default=1)
+    groups = max(
+        (_groups(node) for node, _ in weight.uses if node.op_type == "ConvTranspose"),
+        default=1,
+    )
     length = _dims(weight)[axis] // groups
     if length % multiple:
-        raise NoAxisError(f"its input axis has {length} elements, not a multiple of {multiple}")
+        raise NoAxisError(
+            f"its input axis has {length} elements, not a multiple of {multiple}"
+        )
     return axis
 
 
@@ -35,17 +43,27 @@ def rows_of(weight: Weight) -> Rows:
     summed = {frozenset(_summed(weight, node, index)) for node, index in weight.uses}
     if len(summed) > 1:
         raise NoAxisError("its uses sum it over different axes")
-    if any(node.op_type == "ConvTranspose" and _groups(node) > 1 for node, _ in weight.uses):
-        raise NoAxisError("the rows of a grouped ConvTranspose are not slices of its weight")
+    if any(
+        node.op_type == "ConvTranspose" and _groups(node) > 1 for node, _ in weight.uses
+    ):
+        raise NoAxisError(
+            "the rows of a grouped ConvTranspose are not slices of its weight"
+        )
     runs = _runs(_dims(weight), summed.pop())
     if len(runs) > 4:
         raise NoAxisError("a Transpose scatters its rows")
     groups, rows, channels, inner = runs + [1] * (4 - len(runs))
-    return Rows(groups, rows, channels, inner) if channels > 1 else Rows(groups, 1, 1, rows * inner)
+    return (
+        Rows(groups, rows, channels, inner)
+        if channels > 1
+        else Rows(groups, 1, 1, rows * inner)
+    )
 
 
 def _runs(dims: list[int], summed: frozenset[int]) -> list[int]:
-    """Sizes of alternating runs of kept and summed axes, starting with kept ones; axes of length 1 join any run."""
+    """Sizes of alternating runs of kept and summed axes, starting with kept ones; axes of length 1
+    join any run.
+    """
     runs, in_summed = [1], False
     for axis, size in enumerate(dims):
         if size != 1 and (axis in summed) != in_summed:
@@ -66,7 +84,10 @@ def _groups(node: ir.Node) -> int:
 def _summed(weight: Weight, node: ir.Node, index: int) -> list[int]:
     """Axes of the stored weight that this use sums over, the input axis first."""
     rank = len(_dims(weight))
-    return [_through_chain(node.inputs[index], weight.value, axis, rank) for axis in _summed_by_op(node, index, rank)]
+    return [
+        _through_chain(node.inputs[index], weight.value, axis, rank)
+        for axis in _summed_by_op(node, index, rank)
+    ]
 
 
 def _summed_by_op(node: ir.Node, index: int, rank: int) -> list[int]:
@@ -82,8 +103,12 @@ def _summed_by_op(node: ir.Node, index: int, rank: int) -> list[int]:
     return [rank - 1]  # LSTM, GRU, RNN: (directions, gates, inputs)
 
 
-def _through_chain(value: ir.Value | None, source: ir.Value, axis: int, rank: int) -> int:
-    """The axis of `source` that is `axis` of `value`, which Identity and Transpose nodes make from it."""
+def _through_chain(
+    value: ir.Value | None, source: ir.Value, axis: int, rank: int
+) -> int:
+    """The axis of `source` that is `axis` of `value`, which Identity and Transpose nodes make from
+    it.
+    """
     while value is not source:
         assert value is not None
         node = value.producer()

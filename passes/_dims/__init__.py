@@ -1,1 +1,3 @@
-"""The dimension solver: which slices of which tensors must go together, and how to take them out."""
+"""The dimension solver: which slices of which tensors must go together, and how to take them
+out.
+"""

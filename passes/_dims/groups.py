@@ -1,4 +1,6 @@
-"""Channel groups: channels that appear on the same axes, so that one may stay in the place of another."""
+"""Channel groups: channels that appear on the same axes, so that one may stay in the place of
+another.
+"""
 
 from __future__ import annotations
 
@@ -15,16 +17,24 @@ from .relations import Axis
 from .solve import FROZEN, Solution
 from .surgery import Kept
 
-QUANTIZED = {ir.DataType.INT8, ir.DataType.UINT8, ir.DataType.INT4, ir.DataType.UINT4, ir.DataType.INT2,
-             ir.DataType.UINT2}
+QUANTIZED = {
+    ir.DataType.INT8,
+    ir.DataType.UINT8,
+    ir.DataType.INT4,
+    ir.DataType.UINT4,
+    ir.DataType.INT2,
+    ir.DataType.UINT2,
+}
 
 
 @dataclass(frozen=True)
 class Group:
-    """Channels with the same places. `places`: (class of an axis, slots of it that each channel takes).
+    """Channels with the same places. `places`: (class of an axis, slots of it that each channel
+    takes).
 
-    `weights`: (initializer, axis) of every constant that loses slots with them. `channels` are ids of the solution.
-    `name`: what reports call it, of one of its weights; no two groups of a model share it.
+    `weights`: (initializer, axis) of every constant that loses slots with them. `channels` are ids
+    of the solution. `name`: what reports call it, of one of its weights; no two groups of a model
+    share it.
     """
 
     channels: NDArray[np.intp]
@@ -38,17 +48,25 @@ def _rank(value: ir.Value) -> int:
 
 
 def _name(weights: Sequence[Axis]) -> str:
-    """That of the matrix with the shortest axis, as others may hold further groups; of several rather axis 0."""
+    """That of the matrix with the shortest axis, as others may hold further groups; of several
+    rather axis 0.
+    """
     value, axis = max(weights, key=lambda a: (_rank(a[0]) > 1, -_length(a), a[1] == 0))
     return f"{value.name}:{axis}"
 
 
 def _length(axis: Axis) -> int:
-    return 0 if axis[0].const_value is None else int(axis[0].const_value.shape.numpy()[axis[1]])
+    return (
+        0
+        if axis[0].const_value is None
+        else int(axis[0].const_value.shape.numpy()[axis[1]])
+    )
 
 
 def channel_groups(solution: Solution) -> list[Group]:
-    """Groups of at least two channels that some matrix, kernel or table depends on, in graph order."""
+    """Groups of at least two channels that some matrix, kernel or table depends on, in graph
+    order.
+    """
     places: dict[int, list[tuple[int, int]]] = defaultdict(list)
     for root, slots in solution.channels.items():
         found, counts = np.unique(slots[slots != FROZEN], return_counts=True)
@@ -75,7 +93,9 @@ def _told_apart(groups: Sequence[Group]) -> list[Group]:
     for group in groups:
         seen[group.name] += 1
         number = seen[group.name]
-        result.append(group if number == 1 else replace(group, name=f"{group.name}#{number}"))
+        result.append(
+            group if number == 1 else replace(group, name=f"{group.name}#{number}")
+        )
     return result
 
 
@@ -104,8 +124,21 @@ def kept_slots(solution: Solution, removed: Collection[int] | NDArray[np.intp]) 
 
 
 def frozen_weights(solution: Solution) -> Iterator[tuple[Axis, str]]:
-    """(initializer, axis) of matrices and kernels that cannot lose any slot, with the reason; spatial axes left out."""
+    """(initializer, axis) of matrices and kernels that cannot lose any slot, with the reason;
+    spatial axes left out.
+    """
     for (value, axis), root in solution.classes.items():
-        weight = value.is_initializer() and value.dtype in FLOATS | QUANTIZED and _rank(value) > 1
-        if weight and (solution.channels[root] == FROZEN).all() and len(solution.channels[root]) > 1:
-            yield (value, axis), solution.reasons.get(root, "coupled with slots that stay")
+        weight = (
+            value.is_initializer()
+            and value.dtype in FLOATS | QUANTIZED
+            and _rank(value) > 1
+        )
+        if (
+            weight
+            and (solution.channels[root] == FROZEN).all()
+            and len(solution.channels[root]) > 1
+        ):
+            yield (
+                (value, axis),
+                solution.reasons.get(root, "coupled with slots that stay"),
+            )

@@ -1,7 +1,9 @@
-"""What a pruned model must compute, built another way: the whole model with the removed slots shut off.
+"""What a pruned model must compute, built another way: the whole model with the removed slots shut
+off.
 
-Every sum over an axis gets a mask of ones and zeros on what it sums; every normalisation sees only the slots that stay.
-No tensor is sliced but around a normalisation, so the surgery is checked by something that shares nothing with it.
+Every sum over an axis gets a mask of ones and zeros on what it sums; every normalisation sees only
+the slots that stay. No tensor is sliced but around a normalisation, so the surgery is checked by
+something that shares nothing with it.
 """
 
 from __future__ import annotations
@@ -33,7 +35,9 @@ def masked_reference(model: ir.Model, solution: Solution, kept: Kept) -> ir.Mode
 
 
 class _Masking:
-    """Edits of one copy. `mix.node` is a node of the solved model, `twin` the same node of the copy."""
+    """Edits of one copy. `mix.node` is a node of the solved model, `twin` the same node of the
+    copy.
+    """
 
     def __init__(self, edit: Edit, solution: Solution, kept: Kept) -> None:
         self.edit = edit
@@ -51,7 +55,10 @@ class _Masking:
             if stays is None:
                 continue
             shape = self._shape(source)
-            mask = np.zeros(shape[axis], np.float32 if source.dtype is None else source.dtype.numpy())
+            mask = np.zeros(
+                shape[axis],
+                np.float32 if source.dtype is None else source.dtype.numpy(),
+            )
             mask[stays] = 1
             graph = twin.graph
             assert isinstance(graph, ir.Graph)
@@ -64,9 +71,13 @@ class _Masking:
     def gather_and_spread(self, mix: Mix, twin: ir.Node) -> None:
         """Gather the slots that stay in front of a normalisation, and spread its results behind it.
 
-        What the spread puts in the place of a removed slot does not matter: every sum over it is masked.
+        What the spread puts in the place of a removed slot does not matter: every sum over it is
+        masked.
         """
-        classes = {self.solution.classes[self._source(mix, index), axis] for index, axis in mix.axes}
+        classes = {
+            self.solution.classes[self._source(mix, index), axis]
+            for index, axis in mix.axes
+        }
         for index, source in enumerate(mix.node.inputs):
             for axis, stays in self._lost(source, classes):
                 value = twin.inputs[index]
@@ -86,17 +97,23 @@ class _Masking:
         assert source is not None
         return source
 
-    def _lost(self, value: ir.Value | None, classes: set[int]) -> Iterator[tuple[int, Slots]]:
+    def _lost(
+        self, value: ir.Value | None, classes: set[int]
+    ) -> Iterator[tuple[int, Slots]]:
         """(axis, slots that stay) of the axes of the given classes that lose some."""
         if value is not None:
             for axis, stays in self.kept.get(value.name or "", {}).items():
                 if self.solution.classes[value, axis] in classes:
                     yield axis, stays
 
-    def _gather(self, before: ir.Node, value: ir.Value, axis: int, slots: Slots) -> ir.Value:
+    def _gather(
+        self, before: ir.Node, value: ir.Value, axis: int, slots: Slots
+    ) -> ir.Value:
         graph = before.graph
         assert isinstance(graph, ir.Graph)
-        indices = self.edit.constant(graph, slots.astype(np.int64), f"{value.name}_stays")
+        indices = self.edit.constant(
+            graph, slots.astype(np.int64), f"{value.name}_stays"
+        )
         node = self.edit.node_before(before, "Gather", [value, indices], axis=axis)
         node.outputs[0].type = value.type
         return node.outputs[0]
@@ -121,5 +138,9 @@ class _Masking:
         source = self._source(mix, index)
         stays = self.kept.get(source.name or "", {}).get(axis)
         if stays is not None:
-            width = self._shape(source)[axis] // mix.node.attributes.get_int("num_groups", 1)
-            twin.attributes["num_groups"] = ir.AttrInt64("num_groups", len(set((stays // width).tolist())))
+            width = self._shape(source)[axis] // mix.node.attributes.get_int(
+                "num_groups", 1
+            )
+            twin.attributes["num_groups"] = ir.AttrInt64(
+                "num_groups", len(set((stays // width).tolist()))
+            )

@@ -1,4 +1,6 @@
-"""The walk that takes channels out of a model: slice what is constant, mend every node, check every shape."""
+"""The walk that takes channels out of a model: slice what is constant, mend every node, check every
+shape.
+"""
 
 from __future__ import annotations
 
@@ -17,9 +19,11 @@ from .trace import Trace
 
 
 def remove_slots(model: ir.Model, kept: Kept, old: Trace) -> None:
-    """Keep only `kept` of every tensor, in place. `old`: the trace of the model as it is, or of its original.
+    """Keep only `kept` of every tensor, in place. `old`: the trace of the model as it is, or of its
+    original.
 
-    Weights are not copied. Errors: SurgeryError at the first node that cannot be made to fit; the model is then spoilt.
+    Weights are not copied. Errors: SurgeryError at the first node that cannot be made to fit; the
+    model is then spoilt.
     """
     for name, axes in kept.items():
         value = model.graph.initializers.get(name)
@@ -27,7 +31,9 @@ def remove_slots(model: ir.Model, kept: Kept, old: Trace) -> None:
             set_tensor(value, SlicedTensor(value.const_value, axes))
     surgery = Surgery(model, old, Trace(model, old.sizes), kept)
     for node in list(model.graph):
-        if (mend := MENDS.get((node.domain, node.op_type))) is not None and _narrowed(node, kept):
+        if (mend := MENDS.get((node.domain, node.op_type))) is not None and _narrowed(
+            node, kept
+        ):
             mend(node, surgery)
         _hold_numbers(node, surgery)
         _follow(node, surgery)
@@ -39,20 +45,37 @@ def _narrowed(node: ir.Node, kept: Kept) -> bool:
 
 
 def _hold_numbers(node: ir.Node, surgery: Surgery) -> None:
-    """Sizes that enter the arithmetic of activations, as in 1 / sqrt(width), keep the value that they had."""
-    if any(surgery.old.arrays.get(old) is not None for old in map(surgery.former, node.outputs) if old is not None):
+    """Sizes that enter the arithmetic of activations, as in 1 / sqrt(width), keep the value that
+    they had.
+    """
+    if any(
+        surgery.old.arrays.get(old) is not None
+        for old in map(surgery.former, node.outputs)
+        if old is not None
+    ):
         return
     for index, value in enumerate(node.inputs):
         old = surgery.former(value)
-        if value is None or old is None or is_constant(value) or old not in surgery.old.arrays:
+        if (
+            value is None
+            or old is None
+            or is_constant(value)
+            or old not in surgery.old.arrays
+        ):
             continue
         before, now = surgery.old.arrays[old], surgery.new.arrays.get(value)
-        enters = before.dtype.kind == "f" or RULES.get((node.domain, node.op_type)) is broadcast
+        enters = (
+            before.dtype.kind == "f"
+            or RULES.get((node.domain, node.op_type)) is broadcast
+        )
         if not enters or (now is not None and np.array_equal(before, now)):
             continue
         twin = surgery.old.twin
         if twin is not None and not np.array_equal(before, twin.arrays.get(old, ())):
-            raise SurgeryError(node, f"it computes with sizes that follow both channels and the input ('{value.name}')")
+            raise SurgeryError(
+                node,
+                f"it computes with sizes that follow both channels and the input ('{value.name}')",
+            )
         surgery.constant(node, index, before)
 
 
@@ -64,19 +87,25 @@ def _follow(node: ir.Node, surgery: Surgery) -> None:
         surgery.new.step(node)
         wrong = _misfit(node, surgery)
     if wrong is not None:
-        raise SurgeryError(node, f"makes {surgery.new.shape(wrong)}, not {surgery.after(wrong)}")
+        raise SurgeryError(
+            node, f"makes {surgery.new.shape(wrong)}, not {surgery.after(wrong)}"
+        )
 
 
 def _misfit(node: ir.Node, surgery: Surgery) -> ir.Value | None:
     """An output whose shape is not the expected one."""
     for value in node.outputs:
-        if value.name in surgery.names and surgery.new.shape(value) != surgery.after(value):
+        if value.name in surgery.names and surgery.new.shape(value) != surgery.after(
+            value
+        ):
             return value
     return None
 
 
 def _retarget(node: ir.Node, surgery: Surgery) -> None:
-    """Give the op the shape it must make: constants where static, its own computation where dims are dynamic."""
+    """Give the op the shape it must make: constants where static, its own computation where dims
+    are dynamic.
+    """
     index = TARGETS[node.op_type]
     value = node.inputs[index] if index < len(node.inputs) else None
     given = surgery.new.ints(value)
@@ -88,7 +117,11 @@ def _retarget(node: ir.Node, surgery: Surgery) -> None:
     result = surgery.names[node.outputs[0].name or ""]
     for axis, (told, size) in enumerate(zip(given, expected, strict=True)):
         dynamic = surgery.old.varies(result, axis)
-        if told == size or (free and told == 0) or (node.op_type == "Expand" and told == 1):
+        if (
+            told == size
+            or (free and told == 0)
+            or (node.op_type == "Expand" and told == 1)
+        ):
             wanted.append(told if told in (0, 1) or not dynamic else None)
         elif dynamic:
             wanted.append(-1 if free else None)
@@ -99,7 +132,13 @@ def _retarget(node: ir.Node, surgery: Surgery) -> None:
     _set_target(node, index, value, wanted, surgery)
 
 
-def _set_target(node: ir.Node, index: int, value: ir.Value, wanted: list[int | None], surgery: Surgery) -> None:
+def _set_target(
+    node: ir.Node,
+    index: int,
+    value: ir.Value,
+    wanted: list[int | None],
+    surgery: Surgery,
+) -> None:
     """A new shape tensor: given numbers, and what the old one computes where None is asked."""
     if None not in wanted:
         surgery.constant(node, index, [n for n in wanted if n is not None])

@@ -1,4 +1,6 @@
-"""All relations of a model: every node asked by its op's rule; what has no rule stays, with that as the reason."""
+"""All relations of a model: every node asked by its op's rule; what has no rule stays, with that as
+the reason.
+"""
 
 from __future__ import annotations
 
@@ -33,12 +35,30 @@ def _relate_node(node: ir.Node, relations: Relations) -> None:
     missing = next((v for v in values if v not in relations.trace.shapes), None)
     entry = RULES.get((node.domain, node.op_type))
     if holds_graphs(node):
-        outer = [v for graph in subgraphs(node) for inner in graph.all_nodes() for v in inner.inputs if v is not None]
-        _freeze([*values, *outer], f"used by {label(node)}, whose subgraphs are not followed", relations)
+        outer = [
+            v
+            for graph in subgraphs(node)
+            for inner in graph.all_nodes()
+            for v in inner.inputs
+            if v is not None
+        ]
+        _freeze(
+            [*values, *outer],
+            f"used by {label(node)}, whose subgraphs are not followed",
+            relations,
+        )
     elif missing is not None:
-        _freeze(values, f"{label(node)}: the shape of '{missing.name}' is unknown", relations)
+        _freeze(
+            values,
+            f"{label(node)}: the shape of '{missing.name}' is unknown",
+            relations,
+        )
     elif _computes_shapes(node, relations):
-        _freeze([*node.outputs, *(v for v in node.inputs if v in relations.trace.arrays)], "a shape", relations)
+        _freeze(
+            [*node.outputs, *(v for v in node.inputs if v in relations.trace.arrays)],
+            "a shape",
+            relations,
+        )
     elif entry is None:
         _freeze(values, f"{label(node)}: no rule for this op", relations)
     else:

@@ -1,4 +1,6 @@
-"""Output shapes of ops for which onnx infers none: those of ONNX Runtime's own domain, odd forms of standard ones."""
+"""Output shapes of ops for which onnx infers none: those of ONNX Runtime's own domain, odd forms of
+standard ones.
+"""
 
 from __future__ import annotations
 
@@ -12,14 +14,18 @@ Shape = tuple[int, ...]
 Shaper = Callable[[ir.Node, Sequence[Shape | None]], list[Shape | None]]
 
 SHAPES: dict[tuple[str, str], Shaper] = {}
-"""By (domain, op): from the shapes of the inputs, None where unknown or absent, to those of the outputs."""
+"""By (domain, op): from the shapes of the inputs, None where unknown or absent, to those of the
+outputs.
+"""
 
 
 def shaper(*ops: str, domain: str = "") -> Callable[[Shaper], Shaper]:
     """Enter how the named ops make the shapes of their outputs."""
+
     def enter(function: Shaper) -> Shaper:
         SHAPES.update({(domain, op): function for op in ops})
         return function
+
     return enter
 
 
@@ -28,8 +34,21 @@ def at(inputs: Sequence[Shape | None], index: int) -> Shape | None:
     return inputs[index] if index < len(inputs) else None
 
 
-@shaper("BatchNormalization", "GroupNormalization", "MeanVarianceNormalization", "SimplifiedLayerNormalization")
-@shaper("BiasGelu", "BiasAdd", "FastGelu", "Gelu", "QuickGelu", "RotaryEmbedding", domain=MICROSOFT)
+@shaper(
+    "BatchNormalization",
+    "GroupNormalization",
+    "MeanVarianceNormalization",
+    "SimplifiedLayerNormalization",
+)
+@shaper(
+    "BiasGelu",
+    "BiasAdd",
+    "FastGelu",
+    "Gelu",
+    "QuickGelu",
+    "RotaryEmbedding",
+    domain=MICROSOFT,
+)
 def as_first(node: ir.Node, inputs: Sequence[Shape | None]) -> list[Shape | None]:
     """One tensor like the first input."""
     return [at(inputs, 0)]
@@ -57,7 +76,9 @@ def fused_matmul(node: ir.Node, inputs: Sequence[Shape | None]) -> list[Shape | 
 
 
 @shaper("MultiHeadAttention", domain=MICROSOFT)
-def heads_attention(node: ir.Node, inputs: Sequence[Shape | None]) -> list[Shape | None]:
+def heads_attention(
+    node: ir.Node, inputs: Sequence[Shape | None]
+) -> list[Shape | None]:
     """Separate queries (N, L, h*d) and values (N, S, h*v) -> (N, L, h*v)."""
     query, value = at(inputs, 0), at(inputs, 2)
     plain = query is not None and value is not None and len(query) == len(value) == 3
@@ -65,7 +86,9 @@ def heads_attention(node: ir.Node, inputs: Sequence[Shape | None]) -> list[Shape
 
 
 @shaper("Attention", domain=MICROSOFT)
-def packed_attention(node: ir.Node, inputs: Sequence[Shape | None]) -> list[Shape | None]:
+def packed_attention(
+    node: ir.Node, inputs: Sequence[Shape | None]
+) -> list[Shape | None]:
     """Input (N, L, C), weight (C, q + k + v) -> (N, L, v)."""
     data, weight = at(inputs, 0), at(inputs, 1)
     if data is None or weight is None:

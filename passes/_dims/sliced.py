@@ -1,4 +1,6 @@
-"""A tensor of which only some slots of some axes are kept, lazily: weights are re-described, not copied."""
+"""A tensor of which only some slots of some axes are kept, lazily: weights are re-described, not
+copied.
+"""
 
 from __future__ import annotations
 
@@ -16,14 +18,19 @@ from .._core.lazy import DerivedTensor, blocks
 class SlicedTensor(DerivedTensor):
     """Shapes: (d0, d1, ...) -> (len(kept[0]) or d0, ...). Streams in whole rows of the first axis.
 
-    `kept`: by axis, the indices that stay, ascending. Errors: none beyond those of reading the source.
+    `kept`: by axis, the indices that stay, ascending. Errors: none beyond those of reading the
+    source.
     """
 
-    def __init__(self, source: ir.TensorProtocol, kept: Mapping[int, NDArray[np.intp]]) -> None:
+    def __init__(
+        self, source: ir.TensorProtocol, kept: Mapping[int, NDArray[np.intp]]
+    ) -> None:
         super().__init__(source, _unused, source.dtype)
         before = [int(d) for d in source.shape.numpy()]
         self.kept = dict(kept)
-        self._after = [len(kept[i]) if i in kept else size for i, size in enumerate(before)]
+        self._after = [
+            len(kept[i]) if i in kept else size for i, size in enumerate(before)
+        ]
         self.shape = ir.Shape(self._after)
         self._before = before
 
@@ -32,7 +39,9 @@ class SlicedTensor(DerivedTensor):
         return prod(self._after)
 
     def blocks(self, granule: int = 1) -> Iterator[tuple[int, NDArray[Any]]]:
-        """Yield (start, flat block) in order; lengths are multiples of `granule`, the last may be short."""
+        """Yield (start, flat block) in order; lengths are multiples of `granule`, the last may be
+        short.
+        """
         start, rest = 0, np.empty(0, self.dtype.numpy())
         for rows in self._rows():
             rest = np.concatenate([rest, rows]) if rest.size else rows
@@ -58,7 +67,12 @@ class SlicedTensor(DerivedTensor):
                 yield _taken(slab, here, inner, self.kept).reshape(-1)
 
 
-def _taken(slab: NDArray[Any], rows: NDArray[np.intp], inner: list[NDArray[np.intp]], kept: Mapping[int, Any]) -> Any:
+def _taken(
+    slab: NDArray[Any],
+    rows: NDArray[np.intp],
+    inner: list[NDArray[np.intp]],
+    kept: Mapping[int, Any],
+) -> Any:
     """Axis by axis, the outermost first: each take reads no more than the one before left."""
     out = slab if len(rows) == len(slab) else slab[rows]
     for axis, slots in enumerate(inner, 1):

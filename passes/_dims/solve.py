@@ -1,8 +1,10 @@
-"""From relations to channel groups: a union of slots, and one choice per reshape of which factor carries the channels.
+"""From relations to channel groups: a union of slots, and one choice per reshape of which factor
+carries the channels.
 
-An axis that a reshape cuts into several factors (heads x head size, groups x channels) can lose slots along one of them
-only. The choice is forced where the other factors are frozen; else heads or head sizes as asked, else the factor with
-more free channels. Linear in slots but for the few rounds in which choices settle.
+An axis that a reshape cuts into several factors (heads x head size, groups x channels) can lose
+slots along one of them only. The choice is forced where the other factors are frozen; else heads or
+head sizes as asked, else the factor with more free channels. Linear in slots but for the few rounds
+in which choices settle.
 """
 
 from __future__ import annotations
@@ -23,10 +25,11 @@ FROZEN = -1
 
 @dataclass(frozen=True)
 class Solution:
-    """Which slots go together. `classes`: the class of every axis; `channels`: per class, the channel of every slot.
+    """Which slots go together. `classes`: the class of every axis; `channels`: per class, the
+    channel of every slot.
 
-    A channel is a number below `count`; slots of one channel go together, in every class where it appears.
-    `FROZEN` marks slots that stay; `reasons` says why, per class.
+    A channel is a number below `count`; slots of one channel go together, in every class where it
+    appears. `FROZEN` marks slots that stay; `reasons` says why, per class.
     """
 
     relations: Relations
@@ -67,7 +70,9 @@ class _Unions:
         self._apply_links()
 
     def _spread_whole_classes(self) -> None:
-        """Freeze classes made of frozen factors only, and those linked to frozen classes slot by slot."""
+        """Freeze classes made of frozen factors only, and those linked to frozen classes slot by
+        slot.
+        """
         changed = True
         while changed:
             changed = False
@@ -76,7 +81,9 @@ class _Unions:
                 for index, factors in block.axes:
                     root = self.relations.root(index)
                     if root not in self.reasons and dead.issuperset(factors):
-                        self.reasons[root] = f"{block.where} makes it of axes that stay: {self._why(block, factors)}"
+                        self.reasons[root] = (
+                            f"{block.where} makes it of axes that stay: {self._why(block, factors)}"
+                        )
                         changed = True
 
     def _why(self, block: Block, factors: Iterable[int]) -> str:
@@ -96,20 +103,29 @@ class _Unions:
         return dead
 
     def _involved(self) -> Iterator[int]:
-        """Classes that links, blocks or partial freezes speak of, unless frozen whole; each once, in order."""
+        """Classes that links, blocks or partial freezes speak of, unless frozen whole; each once,
+        in order.
+        """
         relations = self.relations
         roots = dict.fromkeys(
             relations.root(i)
-            for i in (*(x for link in relations.links for x in (link.axis, link.other)),
-                      *(x for block in relations.blocks for x, _ in block.axes),
-                      *(x for x, _, _ in relations.partly_frozen))
+            for i in (
+                *(x for link in relations.links for x in (link.axis, link.other)),
+                *(x for block in relations.blocks for x, _ in block.axes),
+                *(x for x, _, _ in relations.partly_frozen),
+            )
         )
         return (root for root in roots if root not in self.reasons)
 
     def _apply_links(self) -> None:
         relations = self.relations
         for link in relations.links:
-            self._join(relations.root(link.axis), link.mine, relations.root(link.other), link.theirs)
+            self._join(
+                relations.root(link.axis),
+                link.mine,
+                relations.root(link.other),
+                link.theirs,
+            )
         for index, slots, reason in relations.partly_frozen:
             self.freeze(relations.root(index), reason, slots)
 
@@ -138,17 +154,22 @@ class _Unions:
         if root not in self.start:
             self.reasons.setdefault(root, reason)
             return
-        index = self.start[root] + (np.arange(self.relations.sizes[root]) if slots is None else slots)
+        index = self.start[root] + (
+            np.arange(self.relations.sizes[root]) if slots is None else slots
+        )
         self.frozen[self.labels[index]] = True
         self.slot_reason.setdefault(root, reason)
 
     def _range(self, root: int) -> slice:
         return slice(self.start[root], self.start[root] + self.relations.sizes[root])
 
-    # choices ----------------------------------------------------------------------------------------------------
+    # choices
+    # ----------------------------------------------------------------------------------------------------
 
     def settle(self, attention: Attention) -> None:
-        """Choose a factor for every block: forced choices first, then those of heads, then the rest."""
+        """Choose a factor for every block: forced choices first, then those of heads, then the
+        rest.
+        """
         waiting = self.relations.blocks
         while waiting:
             left = [block for block in waiting if not self._forced(block)]
@@ -172,13 +193,17 @@ class _Unions:
         free = {}
         dead = self._dead(block)
         for option, factors in enumerate(block.options):
-            count = sum(self._free(block, f, block.sizes[f]) for f in factors if f not in dead)
+            count = sum(
+                self._free(block, f, block.sizes[f]) for f in factors if f not in dead
+            )
             if count:
                 free[option] = count
         return free
 
     def _free(self, block: Block, factor: int, size: int) -> int:
-        """Channels that stay apart and free when the block is cut along `factor`; 0 if none could go."""
+        """Channels that stay apart and free when the block is cut along `factor`; 0 if none could
+        go.
+        """
         labels, coordinates = [], []
         for index, factors in block.axes:
             if factor in factors:
@@ -193,43 +218,75 @@ class _Unions:
         return int((~stays[parts]).sum()) if len(parts) > 1 else 0
 
     def _heads(self, block: Block) -> set[int]:
-        """Options that count attention heads, as an axis by themselves or as a factor known for it."""
+        """Options that count attention heads, as an axis by themselves or as a factor known for
+        it.
+        """
         heads = {self.relations.root(index) for index in self.relations.heads}
-        alone = {f[0] for index, f in block.axes if len(f) == 1 and self.relations.root(index) in heads}
+        alone = {
+            f[0]
+            for index, f in block.axes
+            if len(f) == 1 and self.relations.root(index) in heads
+        }
         alone.update(block.heads)
-        return {option for option, factors in enumerate(block.options) if alone.issuperset(factors)}
+        return {
+            option
+            for option, factors in enumerate(block.options)
+            if alone.issuperset(factors)
+        }
 
     def _preferred(self, block: Block, attention: Attention) -> int | None:
         candidates, heads = self._candidates(block), self._heads(block)
         if heads and len(candidates) > 1:
-            wanted = {f: n for f, n in candidates.items() if (f in heads) == (attention == "heads")}
+            wanted = {
+                f: n
+                for f, n in candidates.items()
+                if (f in heads) == (attention == "heads")
+            }
             candidates = wanted or candidates
         return max(candidates, key=lambda f: (candidates[f], f), default=None)
 
     def _choose(self, block: Block, option: int | None) -> None:
-        """Let channels go along the factors of one option of a block; axes that have none of them stay."""
+        """Let channels go along the factors of one option of a block; axes that have none of them
+        stay.
+        """
         dead = self._dead(block)
-        live = () if option is None else tuple(f for f in block.options[option] if f not in dead)
+        live = (
+            ()
+            if option is None
+            else tuple(f for f in block.options[option] if f not in dead)
+        )
         first: dict[int, Slots] = {}
         for index, factors in block.axes:
             root = self.relations.root(index)
             factor = next((f for f in live if f in factors), None)
             if factor is None or root not in self.start:
-                reason = f"{block.where} couples all of it" if option is None else f"{block.where} cuts it another way"
+                reason = (
+                    f"{block.where} couples all of it"
+                    if option is None
+                    else f"{block.where} cuts it another way"
+                )
                 self.freeze(root, self.reasons.get(root, reason))
                 continue
-            slots, where = np.arange(self.relations.sizes[root]) + self.start[root], block.coordinate(factors, factor)
+            slots, where = (
+                np.arange(self.relations.sizes[root]) + self.start[root],
+                block.coordinate(factors, factor),
+            )
             if factor not in first:
                 first[factor] = np.empty(block.sizes[factor], np.intp)
                 first[factor][where[::-1]] = slots[::-1]
             self._union(slots, first[factor][where])
 
-    # result -----------------------------------------------------------------------------------------------------
+    # result
+    # -----------------------------------------------------------------------------------------------------
 
     def solution(self) -> Solution:
         """Number the channels that are left free."""
         relations = self.relations
-        free = np.unique(self.labels[~self.frozen[self.labels]]) if len(self.labels) else np.empty(0, np.intp)
+        free = (
+            np.unique(self.labels[~self.frozen[self.labels]])
+            if len(self.labels)
+            else np.empty(0, np.intp)
+        )
         number = np.full(len(self.labels), FROZEN)
         number[free] = np.arange(len(free))
         classes = dict(relations.axes())
@@ -239,7 +296,9 @@ class _Unions:
             if root in self.start:
                 slots = number[self.labels[self._range(root)]]
                 if (slots == FROZEN).all():
-                    self.reasons.setdefault(root, self.slot_reason.get(root, "coupled with slots that stay"))
+                    self.reasons.setdefault(
+                        root, self.slot_reason.get(root, "coupled with slots that stay")
+                    )
             elif root in self.reasons or size == 1:
                 self.reasons.setdefault(root, "one channel wide")
                 slots = np.full(size, FROZEN)
@@ -251,7 +310,9 @@ class _Unions:
 
 
 def _components(count: int, a: Slots, b: Slots) -> Slots:
-    """The smallest member of the connected part of each of `count` nodes, under the edges a[i] - b[i]."""
+    """The smallest member of the connected part of each of `count` nodes, under the edges a[i] -
+    b[i].
+    """
     label = np.arange(count)
     while True:
         low = np.minimum(label[a], label[b])

@@ -1,8 +1,9 @@
-"""Taking channels out: every tensor sliced, every attribute and shape constant made to fit, node by node.
+"""Taking channels out: every tensor sliced, every attribute and shape constant made to fit, node by
+node.
 
-The graph is walked once in its order. A node's inputs are already in their new shape; its mend fits attributes and
-constants; tracing it then must give the expected shape of its outputs. Where it does not, a computed shape is replaced
-by one that is right, or the surgery fails and names the node.
+The graph is walked once in its order. A node's inputs are already in their new shape; its mend fits
+attributes and constants; tracing it then must give the expected shape of its outputs. Where it does
+not, a computed shape is replaced by one that is right, or the surgery fails and names the node.
 """
 
 from __future__ import annotations
@@ -36,7 +37,9 @@ class SurgeryError(Exception):
 
 
 class Surgery:
-    """One removal of slots from one model, in place. `old` is the trace of the model before; `new` grows on the way."""
+    """One removal of slots from one model, in place. `old` is the trace of the model before; `new`
+    grows on the way.
+    """
 
     def __init__(self, model: ir.Model, old: Trace, new: Trace, kept: Kept) -> None:
         self.edit = Edit(model)
@@ -48,40 +51,57 @@ class Surgery:
     def kept(self, value: ir.Value | None, axis: int) -> Slots | None:
         """The slots of an axis that stay; None if all do."""
         axes = None if value is None else self._kept.get(value.name or "")
-        return None if value is None or axes is None else axes.get(axis % len(self.before(value)))
+        return (
+            None
+            if value is None or axes is None
+            else axes.get(axis % len(self.before(value)))
+        )
 
     def before(self, value: ir.Value) -> Shape:
         """The shape of a value before the surgery."""
         return self.old.shapes[self.names[value.name or ""]]
 
     def old_constants(self, value: ir.Value | None) -> list[int] | None:
-        """The known integers that a tensor held before the surgery, whatever size the symbolic dims have."""
+        """The known integers that a tensor held before the surgery, whatever size the symbolic dims
+        have.
+        """
         return self.old.constants(self.former(value))
 
     def after(self, value: ir.Value) -> Shape:
         """The shape that a value must have after the surgery."""
         kept = self._kept.get(value.name or "", {})
-        return tuple(len(kept[i]) if i in kept else size for i, size in enumerate(self.before(value)))
+        return tuple(
+            len(kept[i]) if i in kept else size
+            for i, size in enumerate(self.before(value))
+        )
 
     def former(self, value: ir.Value | None) -> ir.Value | None:
         """The value of that name before the surgery."""
         return None if value is None or not value.name else self.names.get(value.name)
 
-    def constant(self, node: ir.Node, index: int, values: Sequence[int] | NDArray[Any]) -> None:
+    def constant(
+        self, node: ir.Node, index: int, values: Sequence[int] | NDArray[Any]
+    ) -> None:
         """Make input `index` of a node a constant: an int64 vector, or an array as given."""
         graph = node.graph
         assert isinstance(graph, ir.Graph)
         array = values if isinstance(values, np.ndarray) else np.array(values, np.int64)
-        value = self.edit.constant(graph, array, f"{node.name or node.outputs[0].name}_{index}")
+        value = self.edit.constant(
+            graph, array, f"{node.name or node.outputs[0].name}_{index}"
+        )
         self.edit.set_input(node, index, value)
         self.new.know(value)
 
     def select(self, node: ir.Node, index: int, axis: int, slots: Slots) -> None:
-        """Let a node read only the given positions of an axis of input `index`, through a new Gather."""
+        """Let a node read only the given positions of an axis of input `index`, through a new
+        Gather.
+        """
         graph, source = node.graph, node.inputs[index]
         assert isinstance(graph, ir.Graph)
         assert source is not None
-        indices = self.edit.constant(graph, slots.astype(np.int64), f"{source.name}_kept")
+        indices = self.edit.constant(
+            graph, slots.astype(np.int64), f"{source.name}_kept"
+        )
         gather = self.edit.node_before(node, "Gather", [source, indices], axis=axis)
         gather.outputs[0].type = source.type
         self.new.know(indices)

@@ -1,8 +1,8 @@
 """Concrete shapes: the graph walked with a number in the place of every symbolic dim.
 
-The numbers are primes that no model has as a width (times a power of two where strides ask for it), so a product of
-dims can be taken apart again: the algebra of shapes is plain integer arithmetic, dynamic dims included. A second walk
-with other numbers shows what depends on them.
+The numbers are primes that no model has as a width (times a power of two where strides ask for it),
+so a product of dims can be taken apart again: the algebra of shapes is plain integer arithmetic,
+dynamic dims included. A second walk with other numbers shows what depends on them.
 """
 
 from __future__ import annotations
@@ -20,13 +20,38 @@ from .._simplify.evaluate import NotFoldable, evaluate, foldable, result_element
 from .shapes import SHAPES, Shape
 
 KNOWN = 4096
-"""Elements of the largest tensor whose values are followed: shapes, axes, indices; never weights."""
+"""Elements of the largest tensor whose values are followed: shapes, axes, indices; never
+weights.
+"""
 
-PRIMES = (101, 103, 107, 109, 113, 127, 131, 137, 139, 149, 151, 157, 163, 167, 173, 179, 181, 191, 193, 197, 199)
+PRIMES = (
+    101,
+    103,
+    107,
+    109,
+    113,
+    127,
+    131,
+    137,
+    139,
+    149,
+    151,
+    157,
+    163,
+    167,
+    173,
+    179,
+    181,
+    191,
+    193,
+    197,
+    199,
+)
 
 SCALES = ((1, 1), (1, 32), (32, 32), (1, 8))
-"""Factors of the first symbol (the batch, mostly) and of the others, tried in turn: networks with strides need dims
-that divide by them."""
+"""Factors of the first symbol (the batch, mostly) and of the others, tried in turn: networks with
+strides need dims that divide by them.
+"""
 
 SMALL = (1, 2, 16)
 """Tried last for every symbol at once: models that only accept one size."""
@@ -34,27 +59,38 @@ SMALL = (1, 2, 16)
 STRETCH = (1, 32)
 """Factors of the prime that a symbol is given alone, once a small size is known to fit."""
 
-FAILURES = (onnx.defs.SchemaError, onnx.shape_inference.InferenceError, onnx.checker.ValidationError, RuntimeError,
-            ValueError, TypeError)
+FAILURES = (
+    onnx.defs.SchemaError,
+    onnx.shape_inference.InferenceError,
+    onnx.checker.ValidationError,
+    RuntimeError,
+    ValueError,
+    TypeError,
+)
 
 
 class Trace:
     """Shapes of all values of the main graph, and the values of its small integer tensors.
 
-    `shapes` lacks what is not known; `arrays` holds numpy arrays of at most `KNOWN` elements. `step` follows one node.
+    `shapes` lacks what is not known; `arrays` holds numpy arrays of at most `KNOWN` elements.
+    `step` follows one node.
     """
 
     def __init__(self, model: ir.Model, sizes: Mapping[str, int]) -> None:
         self.sizes = sizes
         self.twin: Trace | None = None
-        """The same walk with other sizes: what is equal in both does not depend on symbolic dims."""
+        """The same walk with other sizes: what is equal in both does not depend on symbolic
+        dims.
+        """
         self.opset = model.opset_imports.get("", 1)
         self.opsets = dict(model.opset_imports)
         self.shapes: dict[ir.Value, Shape] = {}
         self.arrays: dict[ir.Value, NDArray[Any]] = {}
         for value in model.graph.inputs:
             if value.shape is not None:
-                self.shapes[value] = tuple(sizes[_symbol(value, i, d)] for i, d in enumerate(value.shape))
+                self.shapes[value] = tuple(
+                    sizes[_symbol(value, i, d)] for i, d in enumerate(value.shape)
+                )
         for value in model.graph.initializers.values():
             self.know(value)
 
@@ -65,7 +101,11 @@ class Trace:
         self.shapes[value] = tuple(int(d) for d in value.const_value.shape.numpy())
         self.arrays.pop(value, None)
         tensor = value.const_value
-        if is_constant(value) and tensor.size <= KNOWN and tensor.dtype != ir.DataType.STRING:
+        if (
+            is_constant(value)
+            and tensor.size <= KNOWN
+            and tensor.dtype != ir.DataType.STRING
+        ):
             self.arrays[value] = tensor.numpy()
 
     def shape(self, value: ir.Value | None) -> Shape | None:
@@ -75,7 +115,11 @@ class Trace:
     def ints(self, value: ir.Value | None) -> list[int] | None:
         """A known small integer tensor as a flat list."""
         array = None if value is None else self.arrays.get(value)
-        return None if array is None or array.dtype.kind not in "iu" else [int(v) for v in array.reshape(-1)]
+        return (
+            None
+            if array is None or array.dtype.kind not in "iu"
+            else [int(v) for v in array.reshape(-1)]
+        )
 
     def constants(self, value: ir.Value | None) -> list[int] | None:
         """As `ints`, for numbers that are the same whatever size the symbolic dims have."""
@@ -90,7 +134,9 @@ class Trace:
         return other is None or other[axis] != self.shapes[value][axis]
 
     def step(self, node: ir.Node) -> bool:
-        """Follow one node; whether every output's shape is known then. Never raises on what a node cannot do."""
+        """Follow one node; whether every output's shape is known then. Never raises on what a node
+        cannot do.
+        """
         for value in node.outputs:
             self.shapes.pop(value, None)
             self.arrays.pop(value, None)
@@ -107,7 +153,12 @@ class Trace:
         shape = self.shape(node.inputs[0])
         if shape is not None:
             end = node.attributes.get_int("end", len(shape))
-            self._set(node.outputs[0], np.array(shape[slice(node.attributes.get_int("start", 0), end)], np.int64))
+            self._set(
+                node.outputs[0],
+                np.array(
+                    shape[slice(node.attributes.get_int("start", 0), end)], np.int64
+                ),
+            )
 
     def _set(self, value: ir.Value, array: NDArray[Any]) -> None:
         self.shapes[value] = array.shape
@@ -116,7 +167,10 @@ class Trace:
 
     def _evaluated(self, node: ir.Node) -> bool:
         arrays = [None if v is None else self.arrays.get(v) for v in node.inputs]
-        if any(v is not None and a is None for v, a in zip(node.inputs, arrays, strict=True)) or not foldable(node):
+        if any(
+            v is not None and a is None
+            for v, a in zip(node.inputs, arrays, strict=True)
+        ) or not foldable(node):
             return False
         try:
             if result_elements(node, arrays) > KNOWN:
@@ -129,7 +183,9 @@ class Trace:
         return True
 
     def _declared(self, node: ir.Node) -> None:
-        """What a node with subgraphs says of its outputs, where it is static; an If is followed into its branches."""
+        """What a node with subgraphs says of its outputs, where it is static; an If is followed
+        into its branches.
+        """
         for value in node.outputs:
             if value.shape is not None and value.shape.is_static():
                 self.shapes[value] = tuple(int(d) for d in value.shape.numpy())
@@ -148,14 +204,22 @@ class Trace:
                 self.step(inner)
             ends.append([self.shape(value) for value in graph.outputs])
         for value, yes, no in zip(node.outputs, *ends, strict=True):
-            shape = (yes if yes == no else None) if condition is None else yes if condition.all() else no
+            shape = (
+                (yes if yes == no else None)
+                if condition is None
+                else yes
+                if condition.all()
+                else no
+            )
             if shape is not None and value.name:
                 self.shapes[value] = shape
 
     def _told(self, node: ir.Node) -> None:
         """Shapes by this project's own rules, where onnx has none."""
         entry = SHAPES.get((node.domain, node.op_type))
-        if entry is None or all(value in self.shapes for value in node.outputs if value.name):
+        if entry is None or all(
+            value in self.shapes for value in node.outputs if value.name
+        ):
             return
         inputs = [self.shape(value) for value in node.inputs]
         for value, shape in zip(node.outputs, entry(node, inputs), strict=False):
@@ -170,22 +234,35 @@ class Trace:
                 continue
             types[value.name] = _type_proto(value, self.shapes.get(value))
             array = self.arrays.get(value)
-            if array is not None and array.dtype.kind in "iuf" and array.dtype.itemsize > 1:
+            if (
+                array is not None
+                and array.dtype.kind in "iuf"
+                and array.dtype.itemsize > 1
+            ):
                 data[value.name] = onnx.numpy_helper.from_array(array, value.name)
         try:
-            schema = onnx.defs.get_schema(node.op_type, self.opsets.get(node.domain, 1), node.domain)
+            schema = onnx.defs.get_schema(
+                node.op_type, self.opsets.get(node.domain, 1), node.domain
+            )
             opsets = [onnx.helper.make_opsetid(d, v) for d, v in self.opsets.items()]
             proto = ir.to_proto(node)
-            found = onnx.shape_inference.infer_node_outputs(schema, proto, types, data, opset_imports=opsets)
+            found = onnx.shape_inference.infer_node_outputs(
+                schema, proto, types, data, opset_imports=opsets
+            )
         except FAILURES:
             return
         for value in node.outputs:
-            if value.name and value.name in found and (shape := _static_shape(found[value.name])) is not None:
+            if (
+                value.name
+                and value.name in found
+                and (shape := _static_shape(found[value.name])) is not None
+            ):
                 self.shapes[value] = shape
 
 
 def traced(model: ir.Model) -> Trace:
-    """A trace of the whole main graph under the first probe sizes that fit all its nodes, else the one that fits most.
+    """A trace of the whole main graph under the first probe sizes that fit all its nodes, else the
+    one that fits most.
 
     `model` is normalized. Linear in nodes.
     """
@@ -201,7 +278,10 @@ def traced(model: ir.Model) -> Trace:
     unknown, trace, others = best
     if symbols and trace.sizes == others:
         sizes = _loosened(model, others, symbols, unknown)
-        trace, others = _walk(model, sizes)[0], _loosened(model, sizes, symbols, unknown, twin=True)
+        trace, others = (
+            _walk(model, sizes)[0],
+            _loosened(model, sizes, symbols, unknown, twin=True),
+        )
     if trace.sizes != others:
         trace.twin = _walk(model, others)[0]
     return trace
@@ -226,15 +306,21 @@ def _dims(model: ir.Model) -> tuple[dict[str, int], list[str]]:
     return known, list(symbols)
 
 
-def _probes(known: dict[str, int], symbols: list[str]) -> Iterator[tuple[dict[str, int], dict[str, int]]]:
-    """Two sizes for every symbol: primes, multiples of them, small numbers; one probe where nothing is symbolic."""
+def _probes(
+    known: dict[str, int], symbols: list[str]
+) -> Iterator[tuple[dict[str, int], dict[str, int]]]:
+    """Two sizes for every symbol: primes, multiples of them, small numbers; one probe where nothing
+    is symbolic.
+    """
     if not symbols:
         yield known, known
         return
     for first, scale in SCALES:
         pair = []
         for start in (0, len(symbols)):
-            primes = (_prime(start + i) * (scale if i else first) for i in range(len(symbols)))
+            primes = (
+                _prime(start + i) * (scale if i else first) for i in range(len(symbols))
+            )
             pair.append(known | dict(zip(symbols, primes, strict=True)))
         yield pair[0], pair[1]
     for size in SMALL:
@@ -243,9 +329,15 @@ def _probes(known: dict[str, int], symbols: list[str]) -> Iterator[tuple[dict[st
 
 
 def _loosened(
-    model: ir.Model, sizes: dict[str, int], symbols: list[str], unknown: int, *, twin: bool = False
+    model: ir.Model,
+    sizes: dict[str, int],
+    symbols: list[str],
+    unknown: int,
+    *,
+    twin: bool = False,
 ) -> dict[str, int]:
-    """Sizes that fit as well as the given ones, with a prime (or a multiple) for every symbol that takes one by itself.
+    """Sizes that fit as well as the given ones, with a prime (or a multiple) for every symbol that
+    takes one by itself.
 
     A `twin` differs from `sizes` in every symbol that takes more than one size.
     """
@@ -273,11 +365,17 @@ def _symbol(value: ir.Value, index: int, dim: int | ir.SymbolicDim) -> str:
 def _type_proto(value: ir.Value, shape: Iterable[int] | None) -> onnx.TypeProto:
     if value.type is not None and not isinstance(value.type, ir.TensorType):
         return ir.serde.serialize_type(value.type)
-    return onnx.helper.make_tensor_type_proto(int(value.dtype or ir.DataType.FLOAT), shape)
+    return onnx.helper.make_tensor_type_proto(
+        int(value.dtype or ir.DataType.FLOAT), shape
+    )
 
 
 def _static_shape(found: onnx.TypeProto) -> Shape | None:
     if not found.HasField("tensor_type") or not found.tensor_type.HasField("shape"):
         return None
     dims = found.tensor_type.shape.dim
-    return tuple(d.dim_value for d in dims) if all(d.HasField("dim_value") for d in dims) else None
+    return (
+        tuple(d.dim_value for d in dims)
+        if all(d.HasField("dim_value") for d in dims)
+        else None
+    )

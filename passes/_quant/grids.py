@@ -1,4 +1,5 @@
-"""The scale of each channel of an integer weight: grids that it lies on already, and grids that cannot saturate.
+"""The scale of each channel of an integer weight: grids that it lies on already, and grids that
+cannot saturate.
 
 Everything is streamed: a few passes over a weight, a bounded number of figures for each channel.
 """
@@ -14,14 +15,25 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from .._core.lazy import blocks
-from .._core.saturation import BINS, PAIR_LIMIT, KernelPairs, channel_factors, excess, largest_sums
+from .._core.saturation import (
+    BINS,
+    PAIR_LIMIT,
+    KernelPairs,
+    channel_factors,
+    excess,
+    largest_sums,
+)
 from .weights import LEAST_SCALE, Floats, Layout, channel_absmax, pair_granule
 
 ON_GRID = 1e-4
-"""Steps from the grid within which weights count as lying on it: far above float noise, far below rounding."""
+"""Steps from the grid within which weights count as lying on it: far above float noise, far below
+rounding.
+"""
 
 SAMPLE = 16
-"""Weights of a channel that are looked at first: weights that were never rounded are on no grid after so many."""
+"""Weights of a channel that are looked at first: weights that were never rounded are on no grid
+after so many.
+"""
 
 ROUNDS = 4
 """Grids that a channel is tried on in full, largest codes first."""
@@ -29,7 +41,9 @@ ROUNDS = 4
 
 @dataclass(frozen=True)
 class Grid:
-    """Codes -levels … levels; `pairs` that must stay within the limit, or None where the whole range may be used."""
+    """Codes -levels … levels; `pairs` that must stay within the limit, or None where the whole
+    range may be used.
+    """
 
     levels: int
     pairs: KernelPairs | None = None
@@ -37,14 +51,22 @@ class Grid:
     @property
     def limited(self) -> KernelPairs | None:
         """The pairs that codes of this grid could bring beyond the limit."""
-        return self.pairs if self.pairs is not None and self.pairs.count and 2 * self.levels > PAIR_LIMIT else None
+        return (
+            self.pairs
+            if self.pairs is not None
+            and self.pairs.count
+            and 2 * self.levels > PAIR_LIMIT
+            else None
+        )
 
 
 def scales_on(tensor: ir.TensorProtocol, layout: Layout, grid: Grid) -> Floats:
-    """The scale of each channel: of the grid that its weights lie on already, or of least expected error.
+    """The scale of each channel: of the grid that its weights lie on already, or of least expected
+    error.
 
-    That makes the largest weight the largest code; where pairs are limited, a larger scale may lose less than cutting
-    pairs would. Channels of zeros get 0; a weight with NaN or infinity gets what it holds.
+    That makes the largest weight the largest code; where pairs are limited, a larger scale may lose
+    less than cutting pairs would. Channels of zeros get 0; a weight with NaN or infinity gets what
+    it holds.
 
     Shapes: -> (channels,) float32.
     """
@@ -61,21 +83,35 @@ def scales_on(tensor: ir.TensorProtocol, layout: Layout, grid: Grid) -> Floats:
     return scales
 
 
-def limited_scales(tensor: ir.TensorProtocol, layout: Layout, scales: Floats, pairs: KernelPairs) -> Floats:
-    """Scales enlarged where that costs less than cutting the pairs beyond the limit, without data."""
+def limited_scales(
+    tensor: ir.TensorProtocol, layout: Layout, scales: Floats, pairs: KernelPairs
+) -> Floats:
+    """Scales enlarged where that costs less than cutting the pairs beyond the limit, without
+    data.
+    """
     usable = scales > LEAST_SCALE
-    inverse = np.where(usable, 1.0 / np.where(usable, scales, 1.0), 0.0).astype(np.float32)
+    inverse = np.where(usable, 1.0 / np.where(usable, scales, 1.0), 0.0).astype(
+        np.float32
+    )
     spread, rounded = np.zeros((layout.channels, BINS)), np.zeros(layout.channels)
     for rows, channels in rows_of(tensor, layout, pairs):
-        spread[channels] += excess(rows * inverse[channels][:, None], pairs.of_part(rows.shape[1]))
-        rounded[channels] += np.count_nonzero(rows, axis=1)  # zeros, pruned perhaps, lose nothing
+        spread[channels] += excess(
+            rows * inverse[channels][:, None], pairs.of_part(rows.shape[1])
+        )
+        rounded[channels] += np.count_nonzero(
+            rows, axis=1
+        )  # zeros, pruned perhaps, lose nothing
     return (scales * channel_factors(spread, rounded)).astype(np.float32)
 
 
-def held_tops(tensor: ir.TensorProtocol, layout: Layout, highest: Floats, grid: Grid) -> NDArray[np.int64]:
-    """The largest code of the grid that each channel's weights lie on already; 0 where they lie on none.
+def held_tops(
+    tensor: ir.TensorProtocol, layout: Layout, highest: Floats, grid: Grid
+) -> NDArray[np.int64]:
+    """The largest code of the grid that each channel's weights lie on already; 0 where they lie on
+    none.
 
-    What an earlier pass rounded is found again, whatever its largest code was: max|w| is that code times the scale.
+    What an earlier pass rounded is found again, whatever its largest code was: max|w| is that code
+    times the scale.
     """
     possible = _candidates(tensor, layout, highest, grid)
     found = np.zeros(layout.channels, np.int64)
@@ -87,13 +123,21 @@ def held_tops(tensor: ir.TensorProtocol, layout: Layout, highest: Floats, grid: 
         whole, highest_sum = _tried(tensor, layout, highest, tried, grid)
         fits = whole & (highest_sum <= PAIR_LIMIT)
         found = np.where(fits, tried, found)
-        allowed = tried * np.where(whole, PAIR_LIMIT / np.maximum(highest_sum, PAIR_LIMIT), 1.0)
-        possible &= (tops <= allowed[:, None]) & (tops != tried[:, None]) & ~fits[:, None]
+        allowed = tried * np.where(
+            whole, PAIR_LIMIT / np.maximum(highest_sum, PAIR_LIMIT), 1.0
+        )
+        possible &= (
+            (tops <= allowed[:, None]) & (tops != tried[:, None]) & ~fits[:, None]
+        )
     return found
 
 
-def _candidates(tensor: ir.TensorProtocol, layout: Layout, highest: Floats, grid: Grid) -> NDArray[np.bool_]:
-    """Which largest codes (levels, levels - 1 … 1) the first weights of each channel allow: (channels, levels)."""
+def _candidates(
+    tensor: ir.TensorProtocol, layout: Layout, highest: Floats, grid: Grid
+) -> NDArray[np.bool_]:
+    """Which largest codes (levels, levels - 1 … 1) the first weights of each channel allow:
+    (channels, levels).
+    """
     usable = highest > 0
     possible = np.repeat(usable[:, None], grid.levels, axis=1)
     left = np.where(usable, SAMPLE, 0)  # zeros lie on every grid, and say nothing
@@ -103,33 +147,49 @@ def _candidates(tensor: ir.TensorProtocol, layout: Layout, highest: Floats, grid
             if not open_.size:
                 break
             at = open_ + (channels.start or 0)
-            some = rows[open_, start : start + SAMPLE] / highest[at, None].astype(np.float64)
+            some = rows[open_, start : start + SAMPLE] / highest[at, None].astype(
+                np.float64
+            )
             possible[at] &= _allowed(some, grid.levels)
-            left[at] -= np.where(possible[at].any(axis=1), np.count_nonzero(some, axis=1), SAMPLE)
+            left[at] -= np.where(
+                possible[at].any(axis=1), np.count_nonzero(some, axis=1), SAMPLE
+            )
         if layout.outer > 1 and not (left > 0).any():
             break
     return possible
 
 
 def _allowed(shares: NDArray[np.float64], levels: int) -> NDArray[np.bool_]:
-    """Which largest codes make all of a few weights whole: (channels, few) of max|w| -> (channels, levels)."""
+    """Which largest codes make all of a few weights whole: (channels, few) of max|w| -> (channels,
+    levels).
+    """
     steps = shares[:, :, None] * np.arange(levels, 0, -1)
     return np.asarray((np.abs(steps - np.rint(steps)) < ON_GRID).all(axis=1))
 
 
 def _tried(
-    tensor: ir.TensorProtocol, layout: Layout, highest: Floats, tops: NDArray[np.int64], grid: Grid
+    tensor: ir.TensorProtocol,
+    layout: Layout,
+    highest: Floats,
+    tops: NDArray[np.int64],
+    grid: Grid,
 ) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
-    """Whether all weights of a channel lie on the grid with that largest code; the largest sum of one of its pairs."""
+    """Whether all weights of a channel lie on the grid with that largest code; the largest sum of
+    one of its pairs.
+    """
     tried = tops > 0
-    inverse = np.where(tried, tops / np.where(tried, highest, 1.0).astype(np.float64), 0.0)
+    inverse = np.where(
+        tried, tops / np.where(tried, highest, 1.0).astype(np.float64), 0.0
+    )
     whole, sums, pairs = tried.copy(), np.zeros(layout.channels), grid.limited
     for rows, channels in rows_of(tensor, layout, pairs):
         steps = rows * inverse[channels][:, None]
         codes = np.rint(steps)
         whole[channels] &= np.abs(steps - codes).max(axis=1, initial=0.0) < ON_GRID
         if pairs is not None:
-            largest = largest_sums(codes, pairs.of_part(rows.shape[1])).max(axis=1, initial=0.0)
+            largest = largest_sums(codes, pairs.of_part(rows.shape[1])).max(
+                axis=1, initial=0.0
+            )
             sums[channels] = np.maximum(sums[channels], largest)
     return whole, sums
 
@@ -137,7 +197,9 @@ def _tried(
 def rows_of(
     tensor: ir.TensorProtocol, layout: Layout, pairs: KernelPairs | None = None
 ) -> Iterator[tuple[NDArray[Any], slice]]:
-    """A weight block by block as (channels, width), no pair cut apart, and which channels they are."""
+    """A weight block by block as (channels, width), no pair cut apart, and which channels they
+    are.
+    """
     for start, block in blocks(tensor, pair_granule(layout, pairs)):
         view, channels = layout.view(block, start)
         yield layout.rows(view), channels

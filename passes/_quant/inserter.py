@@ -14,10 +14,11 @@ ADDED = "added by quant"
 
 
 class Inserter:
-    """Adds initializers and nodes to one graph under fresh names; equal small constants are made once.
+    """Adds initializers and nodes to one graph under fresh names; equal small constants are made
+    once.
 
-    What stores a weight is called after it. All else has the initial of its role and a number, "scale" s1, s2 and so
-    on: in a file of few bits names weigh as much as weights.
+    What stores a weight is called after it. All else has the initial of its role and a number,
+    "scale" s1, s2 and so on: in a file of few bits names weigh as much as weights.
     """
 
     def __init__(self, graph: ir.Graph, names: Names) -> None:
@@ -28,7 +29,9 @@ class Inserter:
     def constant(self, role: str, array: np.ndarray, shared: bool = True) -> ir.Value:
         """An initializer holding `array`; if `shared`, one that was made before and is equal."""
         if not shared:
-            return self._registered(self._short(role), ir.Tensor(np.asarray(array, order="C")))
+            return self._registered(
+                self._short(role), ir.Tensor(np.asarray(array, order="C"))
+            )
         key = (array.dtype.name, array.shape, array.tobytes())
         if key not in self._constants:
             self._constants[key] = self.constant(role, array, shared=False)
@@ -41,17 +44,30 @@ class Inserter:
     def _registered(self, name: str, tensor: ir.TensorProtocol) -> ir.Value:
         tensor.name = name
         value = ir.Value(
-            name=name, shape=ir.Shape(tensor.shape.numpy()), type=ir.TensorType(tensor.dtype), const_value=tensor
+            name=name,
+            shape=ir.Shape(tensor.shape.numpy()),
+            type=ir.TensorType(tensor.dtype),
+            const_value=tensor,
         )
         self.graph.register_initializer(value)
         return value
 
     def node(
-        self, op: str, inputs: list[ir.Value | None], role: str, dtype: ir.DataType, shape: ir.Shape | None,
-        attributes: dict[str, int] | None = None, outputs: int = 1,
+        self,
+        op: str,
+        inputs: list[ir.Value | None],
+        role: str,
+        dtype: ir.DataType,
+        shape: ir.Shape | None,
+        attributes: dict[str, int] | None = None,
+        outputs: int = 1,
     ) -> ir.Node:
-        """A new node, not yet in the graph, with named and typed first output; nameless itself: its output says it."""
-        node = ir.node(op, inputs, attributes=attributes or {}, num_outputs=outputs, name="")
+        """A new node, not yet in the graph, with named and typed first output; nameless itself: its
+        output says it.
+        """
+        node = ir.node(
+            op, inputs, attributes=attributes or {}, num_outputs=outputs, name=""
+        )
         node.meta[ADDED] = True
         for value in node.outputs:
             value.name = self._short(role)
@@ -60,11 +76,17 @@ class Inserter:
         return node
 
     def step(
-        self, op: str, inputs: list[ir.Value], dtype: ir.DataType, dims: list[int],
+        self,
+        op: str,
+        inputs: list[ir.Value],
+        dtype: ir.DataType,
+        dims: list[int],
         attributes: dict[str, int] | None = None,
     ) -> ir.Node:
         """A node between a stored tensor and its user, folded at load."""
-        return self.node(op, list(inputs), "unpacked", dtype, ir.Shape(dims), attributes)
+        return self.node(
+            op, list(inputs), "unpacked", dtype, ir.Shape(dims), attributes
+        )
 
     def _short(self, role: str) -> str:
         return self.names.numbered(role[0])
@@ -88,16 +110,19 @@ def take_over(old: ir.Node, new: ir.Node) -> None:
 
 
 def forget_redundant(nodes: Iterable[ir.Node]) -> None:
-    """Drop types that any reader can infer, of values added between a stored tensor or a Q and its DQ.
+    """Drop types that any reader can infer, of values added between a stored tensor or a Q and its
+    DQ.
 
-    They would take a tenth of the file of a 1-bit model. Those that MatMulInteger reads stay: without them nobody
-    sees that its weight is one of integers.
+    They would take a tenth of the file of a 1-bit model. Those that MatMulInteger reads stay:
+    without them nobody sees that its weight is one of integers.
     """
     constant: set[ir.Value] = set()
     for node in nodes:
         if ADDED not in node.meta:
             continue
-        stored = all(v is None or v in constant or v.const_value is not None for v in node.inputs)
+        stored = all(
+            v is None or v in constant or v.const_value is not None for v in node.inputs
+        )
         if stored:
             constant.update(node.outputs)
         if stored or node.op_type == "QuantizeLinear":

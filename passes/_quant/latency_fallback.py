@@ -1,4 +1,6 @@
-"""Never slower: where the quantized graph measures slower than the float one, regions of it go back to float."""
+"""Never slower: where the quantized graph measures slower than the float one, regions of it go back
+to float.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ from .layers import label
 from .rules import TARGETS, TargetRules
 
 SLOWER = 1.03
-"""Slower for certain: three of four paired runs take longer than this many times the float model's time."""
+"""Slower for certain: three of four paired runs take longer than this many times the float model's
+time.
+"""
 
 SECONDS = 1.0
 """How long a trial is timed; the verdict that int8 is slower is confirmed over three times that."""
@@ -33,14 +37,20 @@ Quantize = Callable[[ir.Model, Context, tuple[str, ...]], PassOutcome]
 
 @dataclass
 class Region:
-    """Layers that hand each other int8 values. `names`: how exclude patterns name them; `labels`: how reports do."""
+    """Layers that hand each other int8 values. `names`: how exclude patterns name them; `labels`:
+    how reports do.
+    """
 
     names: list[str] = field(default_factory=list)
     labels: list[str] = field(default_factory=list)
 
 
-def checked(quantize: Quantize, model: ir.Model, context: Context, measure: bool) -> PassOutcome:
-    """Quantize `model` in place, keep what does not make it slower, and prove what the runtime makes of it."""
+def checked(
+    quantize: Quantize, model: ir.Model, context: Context, measure: bool
+) -> PassOutcome:
+    """Quantize `model` in place, keep what does not make it slower, and prove what the runtime
+    makes of it.
+    """
     before = model.clone()
     remembering = cast(Context, _RememberedRanges(context))
     outcome = quantize(model, remembering, ())
@@ -52,12 +62,17 @@ def checked(quantize: Quantize, model: ir.Model, context: Context, measure: bool
 
 
 def keep_faster(
-    quantize: Quantize, before: ir.Model, model: ir.Model, context: Context, outcome: PassOutcome
+    quantize: Quantize,
+    before: ir.Model,
+    model: ir.Model,
+    context: Context,
+    outcome: PassOutcome,
 ) -> PassOutcome:
-    """Put back to float what makes `model` slower than `before`; all of it where nothing else helps.
+    """Put back to float what makes `model` slower than `before`; all of it where nothing else
+    helps.
 
-    `outcome` is what quantizing gave; it is returned unless something had to go back. Where nothing can be measured
-    nothing is changed.
+    `outcome` is what quantizing gave; it is returned unless something had to go back. Where nothing
+    can be measured nothing is changed.
     """
     ratio = _slower(before, model, context)
     if ratio is None:
@@ -81,7 +96,9 @@ def keep_faster(
 
 
 def _slower(before: ir.Model, model: ir.Model, context: Context) -> float | None:
-    """The median ratio to the float model's time, where the quantized one is slower beyond noise, twice."""
+    """The median ratio to the float model's time, where the quantized one is slower beyond noise,
+    twice.
+    """
     for seconds in (SECONDS, 3 * SECONDS):
         quartiles = context.latency_ratio(before, model, seconds)
         if quartiles is None or quartiles[0] <= SLOWER:
@@ -91,9 +108,17 @@ def _slower(before: ir.Model, model: ir.Model, context: Context) -> float | None
 
 
 class _Search:
-    """Bisection over regions: a group is kept if the model is faster than float with only that group in int8."""
+    """Bisection over regions: a group is kept if the model is faster than float with only that
+    group in int8.
+    """
 
-    def __init__(self, quantize: Quantize, before: ir.Model, context: Context, regions: Sequence[Region]) -> None:
+    def __init__(
+        self,
+        quantize: Quantize,
+        before: ir.Model,
+        context: Context,
+        regions: Sequence[Region],
+    ) -> None:
         self.quantize = quantize
         self.before = before
         self.context = context
@@ -114,7 +139,9 @@ class _Search:
         return kept
 
     def is_faster(self, group: Sequence[Region]) -> bool:
-        """Whether three of four paired runs are faster than float; no, where too much was tried already."""
+        """Whether three of four paired runs are faster than float; no, where too much was tried
+        already.
+        """
         if self.trials == 0:
             return False
         self.trials -= 1
@@ -127,12 +154,19 @@ class _Search:
     def quantized(self, group: Sequence[Region]) -> tuple[ir.Model, PassOutcome]:
         """The model with only this group in int8."""
         candidate = self.before.clone()
-        excluded = [glob.escape(name) for region in self.regions if region not in group for name in region.names]
+        excluded = [
+            glob.escape(name)
+            for region in self.regions
+            if region not in group
+            for name in region.names
+        ]
         return candidate, self.quantize(candidate, self.context, tuple(excluded))
 
 
 def regions_of(model: ir.Model, before: ir.Model, rules: TargetRules) -> list[Region]:
-    """Groups of quantized layers connected by int8 values; short ones, which pay most for their borders, first."""
+    """Groups of quantized layers connected by int8 values; short ones, which pay most for their
+    borders, first.
+    """
     sets = Sets[ir.Node]()
     through = {*rules.heavy, *rules.carry, *rules.folded, *PAIR, "MatMulInteger"}
     for node in model.graph:
@@ -142,15 +176,26 @@ def regions_of(model: ir.Model, before: ir.Model, rules: TargetRules) -> list[Re
             producer = value.producer() if value is not None else None
             if producer is None or producer.op_type not in through:
                 continue
-            if node.op_type in PAIR or producer.op_type in PAIR or node.op_type in rules.folded:
+            if (
+                node.op_type in PAIR
+                or producer.op_type in PAIR
+                or node.op_type in rules.folded
+            ):
                 sets.join(node, producer)
-    known = {name for n in before.graph for name in (n.name, *(o.name for o in n.outputs)) if name}
+    known = {
+        name
+        for n in before.graph
+        for name in (n.name, *(o.name for o in n.outputs))
+        if name
+    }
     regions: dict[ir.Node, Region] = {}
     for node in (node for nodes in quantized_layers(model).values() for node in nodes):
         region = regions.setdefault(sets.root(node), Region())
         name = _name_before(node, known)
         region.names.append(name)
-        region.labels.append(label(node) if node.op_type in rules.heavy else f"MatMul {name}")
+        region.labels.append(
+            label(node) if node.op_type in rules.heavy else f"MatMul {name}"
+        )
     return sorted(regions.values(), key=lambda region: len(region.names))
 
 
@@ -168,7 +213,9 @@ def _name_before(node: ir.Node, known: set[str]) -> str:
 
 
 class _RememberedRanges:
-    """A context that calibrates each tensor once, however many trials ask for it: float values do not change."""
+    """A context that calibrates each tensor once, however many trials ask for it: float values do
+    not change.
+    """
 
     def __init__(self, context: Context) -> None:
         self._context = context
@@ -177,9 +224,15 @@ class _RememberedRanges:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._context, name)
 
-    def activation_ranges(self, model: ir.Model, names: Sequence[str], *how: Any) -> dict[str, tuple[float, float]]:
+    def activation_ranges(
+        self, model: ir.Model, names: Sequence[str], *how: Any
+    ) -> dict[str, tuple[float, float]]:
         missing = [name for name in names if (name, how) not in self._ranges]
         if missing:
             found = self._context.activation_ranges(model, missing, *how)
             self._ranges.update({(name, how): range_ for name, range_ in found.items()})
-        return {name: self._ranges[name, how] for name in names if (name, how) in self._ranges}
+        return {
+            name: self._ranges[name, how]
+            for name in names
+            if (name, how) in self._ranges
+        }

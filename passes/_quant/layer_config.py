@@ -1,4 +1,6 @@
-"""What each layer becomes: the pass's form, 8 bit at both ends of a low-bit network, and overrides by name pattern."""
+"""What each layer becomes: the pass's form, 8 bit at both ends of a low-bit network, and overrides
+by name pattern.
+"""
 
 from __future__ import annotations
 
@@ -23,9 +25,11 @@ OPTION = "quant.layers"
 
 @dataclass(frozen=True)
 class Choice:
-    """What one layer becomes: a form and, where it has a choice of them, the bits of its weights and of what it reads.
+    """What one layer becomes: a form and, where it has a choice of them, the bits of its weights
+    and of what it reads.
 
-    `asked`: somebody named this very layer, so it is not for the rules to say that it gains nothing.
+    `asked`: somebody named this very layer, so it is not for the rules to say that it gains
+    nothing.
     """
 
     form: str
@@ -42,8 +46,11 @@ class Override:
     choice: Choice
 
 
-def read_overrides(texts: tuple[str, ...], default_bits: int, forms: Collection[str]) -> tuple[Override, ...]:
-    """Entries `PATTERN=FORM[:bits[:activation bits]]`, and `@file.toml` for a file's table `[layers]` of the same form.
+def read_overrides(
+    texts: tuple[str, ...], default_bits: int, forms: Collection[str]
+) -> tuple[Override, ...]:
+    """Entries `PATTERN=FORM[:bits[:activation bits]]`, and `@file.toml` for a file's table
+    `[layers]` of the same form.
 
     Errors: UsageError for an entry that cannot be read, an unknown form or bits outside 2..8.
     """
@@ -54,9 +61,16 @@ def read_overrides(texts: tuple[str, ...], default_bits: int, forms: Collection[
             continue
         pattern, equals, form = text.rpartition("=")
         if not (pattern and equals):
-            raise UsageError(OPTION, f"'{text}' is not PATTERN=FORM", 'for example: layers=["*conv1*=float"]')
+            raise UsageError(
+                OPTION,
+                f"'{text}' is not PATTERN=FORM",
+                'for example: layers=["*conv1*=float"]',
+            )
         entries.append((pattern, form))
-    return tuple(Override(pattern, _choice(form, default_bits, forms)) for pattern, form in entries)
+    return tuple(
+        Override(pattern, _choice(form, default_bits, forms))
+        for pattern, form in entries
+    )
 
 
 def _read_table(path: Path) -> list[tuple[str, str]]:
@@ -64,9 +78,17 @@ def _read_table(path: Path) -> list[tuple[str, str]]:
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8")).get("layers")
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise UsageError(f"{OPTION} @{path}", f"cannot be read ({error})", f"give a TOML file with {fix}") from None
-    if not isinstance(table, dict) or not all(isinstance(form, str) for form in table.values()):
-        raise UsageError(f"{OPTION} @{path}", "has no table [layers] of texts", f"write {fix}")
+        raise UsageError(
+            f"{OPTION} @{path}",
+            f"cannot be read ({error})",
+            f"give a TOML file with {fix}",
+        ) from None
+    if not isinstance(table, dict) or not all(
+        isinstance(form, str) for form in table.values()
+    ):
+        raise UsageError(
+            f"{OPTION} @{path}", "has no table [layers] of texts", f"write {fix}"
+        )
     return list(table.items())
 
 
@@ -74,12 +96,20 @@ def _choice(text: str, default_bits: int, forms: Collection[str]) -> Choice:
     form, *bits = text.split(":")
     if form not in forms:
         near = difflib.get_close_matches(form, forms, 1)
-        raise UsageError(OPTION, f"'{form}' is no form of a single layer",
-                         f"did you mean '{near[0]}'?" if near else f"choose one of {', '.join(sorted(forms))}")
+        raise UsageError(
+            OPTION,
+            f"'{form}' is no form of a single layer",
+            f"did you mean '{near[0]}'?"
+            if near
+            else f"choose one of {', '.join(sorted(forms))}",
+        )
     wrong = next((b for b in bits if not (b.isdecimal() and 2 <= int(b) <= 8)), None)
     if wrong is not None or len(bits) > 2:
-        raise UsageError(OPTION, f"'{wrong or text}' in '{text}' is no number of bits",
-                         "give 2 to 8, for example int8:4, or int8:4:4 for what the layer reads as well")
+        raise UsageError(
+            OPTION,
+            f"'{wrong or text}' in '{text}' is no number of bits",
+            "give 2 to 8, for example int8:4, or int8:4:4 for what the layer reads as well",
+        )
     weight, activation = [int(b) for b in bits] + [default_bits, 8][len(bits) :]
     return Choice(form, weight, asked=True, activation_bits=activation)
 
@@ -90,14 +120,20 @@ def check_patterns(overrides: tuple[Override, ...], nodes: Iterable[ir.Node]) ->
     for override in overrides:
         if not fnmatch.filter(names, override.pattern):
             near = difflib.get_close_matches(override.pattern.strip("*"), names, 3, 0.3)
-            fix = f"the nearest names are {', '.join(near)}" if near else "the model has no layers"
+            fix = (
+                f"the nearest names are {', '.join(near)}"
+                if near
+                else "the model has no layers"
+            )
             raise UsageError(OPTION, f"'{override.pattern}' matches no layer", fix)
 
 
 def choices(
     layers: list[Layer], default: Choice, ends: str, overrides: tuple[Override, ...]
 ) -> dict[Layer, Choice]:
-    """Each layer's choice. The first override that matches wins; then 8 bit for the ends; then the default."""
+    """Each layer's choice. The first override that matches wins; then 8 bit for the ends; then the
+    default.
+    """
     found = dict.fromkeys(layers, default)
     if ends == "8" and _is_low(default) and layers:
         weights = {layers[0].weight, layers[-1].weight}
@@ -105,7 +141,10 @@ def choices(
         found |= {layer: eight for layer in layers if layer.weight in weights}
     for layer in layers:
         for override in overrides:
-            if any(fnmatch.fnmatchcase(name, override.pattern) for name in names_of(layer.node)):
+            if any(
+                fnmatch.fnmatchcase(name, override.pattern)
+                for name in names_of(layer.node)
+            ):
                 found[layer] = override.choice
                 break
     return found
@@ -113,10 +152,14 @@ def choices(
 
 def is_packed(choice: Choice) -> bool:
     """Whether the layer's weights take less than a byte in the file."""
-    return choice.form in ("binary", "ternary") or (choice.form in INTEGERS and choice.bits <= PACKED_BITS)
+    return choice.form in ("binary", "ternary") or (
+        choice.form in INTEGERS and choice.bits <= PACKED_BITS
+    )
 
 
 def _is_low(choice: Choice) -> bool:
-    """Whether so few bits that the first and the last layer, which carry most of the loss, stay at 8."""
+    """Whether so few bits that the first and the last layer, which carry most of the loss, stay at
+    8.
+    """
     few = min(choice.bits, choice.activation_bits) <= PACKED_BITS
     return choice.form in ("binary", "ternary") or (choice.form in INTEGERS and few)

@@ -1,4 +1,6 @@
-"""Finding what can run in int8: a layer is a heavy node with its weight, its bias and the activation folded into it."""
+"""Finding what can run in int8: a layer is a heavy node with its weight, its bias and the
+activation folded into it.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,8 @@ from .rules import Heavy, TargetRules
 class Layer:
     """A node that multiplies by a constant weight, ready to be quantized.
 
-    `bias_add`: the Add that holds a MatMul's bias. `output`: the value after the bias and the folded activation.
+    `bias_add`: the Add that holds a MatMul's bias. `output`: the value after the bias and the
+    folded activation.
     """
 
     node: ir.Node
@@ -56,8 +59,11 @@ class Layer:
         """The columns of the weight's rows that meet in integer kernels."""
         shape = tuple(self.tensor.shape.numpy())
         flipped = self.node.op_type != "Conv" and self.weight_axis == 0
-        return kernel_pairs(self.node.op_type, shape[::-1] if flipped else shape,
-                            int_attribute(self.node, "group", 1))
+        return kernel_pairs(
+            self.node.op_type,
+            shape[::-1] if flipped else shape,
+            int_attribute(self.node, "group", 1),
+        )
 
     def bias_array(self) -> np.ndarray | None:
         """The bias as (channels,) float32, or None."""
@@ -69,14 +75,23 @@ class Layer:
 
 
 def label(node: ir.Node) -> str:
-    """How reports name a node: its op type and its name, or its first output's name where it has none."""
-    return f"{node.op_type} {node.name or (node.outputs[0].name if node.outputs else '')}"
+    """How reports name a node: its op type and its name, or its first output's name where it has
+    none.
+    """
+    return (
+        f"{node.op_type} {node.name or (node.outputs[0].name if node.outputs else '')}"
+    )
 
 
 def find_layers(
-    nodes: Iterable[ir.Node], rules: TargetRules, include: tuple[str, ...], exclude: tuple[str, ...]
+    nodes: Iterable[ir.Node],
+    rules: TargetRules,
+    include: tuple[str, ...],
+    exclude: tuple[str, ...],
 ) -> tuple[list[Layer], list[Declined]]:
-    """The layers among `nodes` that the target's rules and the name patterns allow; a reason for each other one."""
+    """The layers among `nodes` that the target's rules and the name patterns allow; a reason for
+    each other one.
+    """
     layers: list[Layer] = []
     declined: list[Declined] = []
     for node in heavy_nodes(nodes):
@@ -89,21 +104,35 @@ def find_layers(
 
 
 def _has_weight(node: ir.Node) -> bool:
-    """Whether the node multiplies by anything but activations: attention's MatMuls are no layers."""
+    """Whether the node multiplies by anything but activations: attention's MatMuls are no
+    layers.
+    """
     for index in WEIGHT_INPUTS[node.op_type]:
         value = node.inputs[index] if index < len(node.inputs) else None
         producer = value.producer() if value is not None else None
-        if value is not None and (value.is_initializer() or (producer and producer.op_type == "DequantizeLinear")):
+        if value is not None and (
+            value.is_initializer()
+            or (producer and producer.op_type == "DequantizeLinear")
+        ):
             return True
     return node.op_type not in ("MatMul", "Gemm")
 
 
-def _layer(node: ir.Node, rules: TargetRules, include: tuple[str, ...], exclude: tuple[str, ...]) -> Layer | str:
+def _layer(
+    node: ir.Node,
+    rules: TargetRules,
+    include: tuple[str, ...],
+    exclude: tuple[str, ...],
+) -> Layer | str:
     if node.op_type not in rules.heavy:
         return f"the target has no int8 {node.op_type}"
     rule = rules.heavy[node.op_type]
     weight = node.inputs[rule.weight]
-    problem = _name_problem(node, include, exclude) or _weight_problem(weight) or _form_problem(node, weight)
+    problem = (
+        _name_problem(node, include, exclude)
+        or _weight_problem(weight)
+        or _form_problem(node, weight)
+    )
     if problem:
         return problem
     assert weight is not None
@@ -112,7 +141,11 @@ def _layer(node: ir.Node, rules: TargetRules, include: tuple[str, ...], exclude:
     if node.op_type == "Gemm" and int_attribute(node, "transB", 0):
         axis = 0
     channels = weight.const_value.shape.numpy()[axis]
-    bias = node.inputs[rule.bias] if rule.bias is not None and rule.bias < len(node.inputs) else None
+    bias = (
+        node.inputs[rule.bias]
+        if rule.bias is not None and rule.bias < len(node.inputs)
+        else None
+    )
     bias_add = None
     output = node.outputs[0]
     if node.op_type == "MatMul":
@@ -128,20 +161,30 @@ def _layer(node: ir.Node, rules: TargetRules, include: tuple[str, ...], exclude:
 
 def heavy_nodes(nodes: Iterable[ir.Node]) -> list[ir.Node]:
     """The nodes that multiply by a weight, quantizable or not."""
-    return [n for n in nodes if n.domain in ("", "ai.onnx") and n.op_type in WEIGHT_INPUTS and _has_weight(n)]
+    return [
+        n
+        for n in nodes
+        if n.domain in ("", "ai.onnx") and n.op_type in WEIGHT_INPUTS and _has_weight(n)
+    ]
 
 
 def names_of(node: ir.Node) -> list[str]:
     """The names that a pattern may match: the node's, its weight's and its output's."""
     weights = [v for v in node.inputs[1:2] if v is not None]
-    return [n for n in (node.name, *(w.name for w in weights), node.outputs[0].name) if n]
+    return [
+        n for n in (node.name, *(w.name for w in weights), node.outputs[0].name) if n
+    ]
 
 
-def _name_problem(node: ir.Node, include: tuple[str, ...], exclude: tuple[str, ...]) -> str | None:
+def _name_problem(
+    node: ir.Node, include: tuple[str, ...], exclude: tuple[str, ...]
+) -> str | None:
     names = names_of(node)
 
     def matches(patterns: tuple[str, ...]) -> bool:
-        return any(fnmatch.fnmatchcase(name, pattern) for name in names for pattern in patterns)
+        return any(
+            fnmatch.fnmatchcase(name, pattern) for name in names for pattern in patterns
+        )
 
     if include and not matches(include):
         return "not matched by include"
@@ -178,12 +221,17 @@ def _form_problem(node: ir.Node, weight: ir.Value | None) -> str | None:
     if node.op_type == "Gemm":
         if int_attribute(node, "transA", 0):
             return "transA=1 has no int8 kernel"
-        if float_attribute(node, "alpha", 1.0) != 1.0 or float_attribute(node, "beta", 1.0) != 1.0:
+        if (
+            float_attribute(node, "alpha", 1.0) != 1.0
+            or float_attribute(node, "beta", 1.0) != 1.0
+        ):
             return "alpha or beta is not 1"
     return None
 
 
-def _following_bias(output: ir.Value, channels: int) -> tuple[ir.Node | None, ir.Value | None]:
+def _following_bias(
+    output: ir.Value, channels: int
+) -> tuple[ir.Node | None, ir.Value | None]:
     uses = list(output.uses())
     if len(uses) != 1 or output.is_graph_output() or uses[0].node.op_type != "Add":
         return None, None
@@ -192,7 +240,11 @@ def _following_bias(output: ir.Value, channels: int) -> tuple[ir.Node | None, ir
     if other is None or other.is_graph_input() or _constant_size(other) != channels:
         return None, None
     assert other.const_value is not None
-    return (add, other) if other.const_value.shape.numpy()[-1] == channels else (None, None)
+    return (
+        (add, other)
+        if other.const_value.shape.numpy()[-1] == channels
+        else (None, None)
+    )
 
 
 def _constant_size(value: ir.Value) -> int | None:
@@ -204,14 +256,23 @@ def _constant_size(value: ir.Value) -> int | None:
 
 
 def after_activation(value: ir.Value, rules: TargetRules) -> ir.Value:
-    """The value behind the activation that the quantization of `value` will absorb, or `value` itself."""
+    """The value behind the activation that the quantization of `value` will absorb, or `value`
+    itself.
+    """
     uses = list(value.uses())
     if len(uses) != 1 or value.is_graph_output():
         return value
     node = uses[0].node
-    if node.op_type not in rules.folded or node.graph is not _graph_of(value) or uses[0].idx != 0:
+    if (
+        node.op_type not in rules.folded
+        or node.graph is not _graph_of(value)
+        or uses[0].idx != 0
+    ):
         return value
-    if node.op_type == "Clip" and constant_scalar(node.inputs[1] if len(node.inputs) > 1 else None) != 0.0:
+    if (
+        node.op_type == "Clip"
+        and constant_scalar(node.inputs[1] if len(node.inputs) > 1 else None) != 0.0
+    ):
         return value
     return node.outputs[0]
 
@@ -223,7 +284,12 @@ def _graph_of(value: ir.Value) -> ir.Graph | ir.Function | None:
 
 def constant_scalar(value: ir.Value | None) -> float | None:
     """The number in a one-element constant, or None."""
-    if value is None or value.const_value is None or value.const_value.size != 1 or value.is_graph_input():
+    if (
+        value is None
+        or value.const_value is None
+        or value.const_value.size != 1
+        or value.is_graph_input()
+    ):
         return None
     return float(value.const_value.numpy().reshape(-1)[0])
 

@@ -1,4 +1,6 @@
-"""Which values carry int8: layers demand it, runs of carrying ops between layers keep it (the run closure)."""
+"""Which values carry int8: layers demand it, runs of carrying ops between layers keep it (the run
+closure).
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,9 @@ from .rules import TargetRules
 
 @dataclass(eq=False)
 class Carried:
-    """A node that runs on int8 data because its neighbours do. `output` is the value after a folded activation."""
+    """A node that runs on int8 data because its neighbours do. `output` is the value after a folded
+    activation.
+    """
 
     node: ir.Node
     inputs: list[ir.Value]
@@ -24,9 +28,9 @@ class Carried:
 class Placement:
     """Where Q/DQ pairs go.
 
-    `quantized`: values that get a pair, in graph order. `int8_made`: those of them whose float form exists only
-    between the producer and its Q, so that every consumer reads the dequantized value. `limbed`: those whose one
-    int8 reader gets them in two limbs.
+    `quantized`: values that get a pair, in graph order. `int8_made`: those of them whose float form
+    exists only between the producer and its Q, so that every consumer reads the dequantized value.
+    `limbed`: those whose one int8 reader gets them in two limbs.
     """
 
     layers: list[Layer]
@@ -53,15 +57,19 @@ def place(graph: ir.Graph, layers: list[Layer], rules: TargetRules) -> Placement
         chosen.update(dict.fromkeys(c.outputs))
         placement.int8_made.update(c.outputs)
     for layer in layers:
-        if layer.output in chosen and not layer.output.is_graph_output() and all(
-            use.node in placement.int8_nodes for use in layer.output.uses()
+        if (
+            layer.output in chosen
+            and not layer.output.is_graph_output()
+            and all(use.node in placement.int8_nodes for use in layer.output.uses())
         ):
             placement.int8_made.add(layer.output)
     placement.quantized = list(chosen)
     return placement
 
 
-def _run_closure(graph: ir.Graph, layers: list[Layer], rules: TargetRules) -> list[Carried]:
+def _run_closure(
+    graph: ir.Graph, layers: list[Layer], rules: TargetRules
+) -> list[Carried]:
     """Carrying ops fed by int8 data whose result reaches a layer through such ops only."""
     by_node = {layer.node: layer for layer in layers}
     available = {layer.input for layer in layers}  # quantized whoever makes them
@@ -83,17 +91,27 @@ def _run_closure(graph: ir.Graph, layers: list[Layer], rules: TargetRules) -> li
     return kept[::-1]
 
 
-def _carried(node: ir.Node, available: set[ir.Value], rules: TargetRules) -> Carried | None:
+def _carried(
+    node: ir.Node, available: set[ir.Value], rules: TargetRules
+) -> Carried | None:
     kind = rules.carry.get(node.op_type) if node.domain in ("", "ai.onnx") else None
     if kind is None or not _carries(node):
         return None
     every_input = node.op_type in ("Add", "Mul", "Concat")
-    inputs = [v for v in (node.inputs if every_input else node.inputs[:1]) if v is not None]
+    inputs = [
+        v for v in (node.inputs if every_input else node.inputs[:1]) if v is not None
+    ]
     if any(v.const_value is not None or v.dtype != ir.DataType.FLOAT for v in inputs):
         return None
-    if not any(v in available for v in inputs) or not all(v in available or _is_small(v) for v in inputs):
+    if not any(v in available for v in inputs) or not all(
+        v in available or _is_small(v) for v in inputs
+    ):
         return None
-    outputs = [after_activation(output, rules) for output in node.outputs if output.uses() or output.is_graph_output()]
+    outputs = [
+        after_activation(output, rules)
+        for output in node.outputs
+        if output.uses() or output.is_graph_output()
+    ]
     if any(output.is_graph_output() for output in outputs):
         return None
     return Carried(node, inputs, outputs, kind == "shared")
@@ -102,7 +120,10 @@ def _carried(node: ir.Node, available: set[ir.Value], rules: TargetRules) -> Car
 def _carries(node: ir.Node) -> bool:
     """Whether this spelling of the op moves int8 values unchanged, or has an int8 kernel."""
     if node.op_type == "Resize":
-        return string_attribute(node, "mode", "nearest") == "nearest" and len(node.outputs) == 1
+        return (
+            string_attribute(node, "mode", "nearest") == "nearest"
+            and len(node.outputs) == 1
+        )
     if node.op_type == "Pad":
         value = node.inputs[2] if len(node.inputs) > 2 else None
         return string_attribute(node, "mode", "constant") == "constant" and (

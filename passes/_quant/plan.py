@@ -25,7 +25,9 @@ from .weights import Layout
 
 @dataclass(frozen=True)
 class Request:
-    """What is asked of every graph: the target's rules, name patterns, and the options that plans depend on."""
+    """What is asked of every graph: the target's rules, name patterns, and the options that plans
+    depend on.
+    """
 
     rules: TargetRules
     include: tuple[str, ...]
@@ -47,20 +49,30 @@ class Part:
 
     def opset(self, settings: Settings) -> int:
         """The opset that the chosen forms need."""
-        chosen = [self.choices[layer] for layers in self.engines.values() for layer in layers]
-        needs = [FORMS[c.form].opset(dataclasses.replace(settings, bits=c.bits)) for c in chosen]
+        chosen = [
+            self.choices[layer] for layers in self.engines.values() for layer in layers
+        ]
+        needs = [
+            FORMS[c.form].opset(dataclasses.replace(settings, bits=c.bits))
+            for c in chosen
+        ]
         return max(needs, default=PER_CHANNEL_OPSET)
 
-    def codes(self, layers: list[Layer], settings: Settings, limited: Collection[Layer] = ()) -> dict[Layer, Codes]:
+    def codes(
+        self, layers: list[Layer], settings: Settings, limited: Collection[Layer] = ()
+    ) -> dict[Layer, Codes]:
         """The weights of `layers` encoded; layers that share a weight and a choice share the codes.
 
-        `limited`: layers whose 8-bit weights must not saturate any CPU's kernels. Errors: RefusedError where a weight
-        holds NaN or infinity.
+        `limited`: layers whose 8-bit weights must not saturate any CPU's kernels. Errors:
+        RefusedError where a weight holds NaN or infinity.
         """
         made: dict[tuple[object, ...], Codes] = {}
         found: dict[Layer, Codes] = {}
         for layer in layers:
-            choice, pairs = self.choices[layer], layer.pairs if layer in limited else None
+            choice, pairs = (
+                self.choices[layer],
+                layer.pairs if layer in limited else None,
+            )
             key = (layer.weight, layer.weight_axis, choice, pairs)
             if key not in made:
                 own = dataclasses.replace(settings, bits=choice.bits, pairs=pairs)
@@ -72,10 +84,17 @@ class Part:
 def _encoded(layer: Layer, choice: Choice, settings: Settings) -> Codes:
     encode = FORMS[choice.form].encode
     assert encode is not None
-    codes = encode(layer.tensor, Layout.of(tuple(layer.tensor.shape.numpy()), layer.weight_axis), settings)
+    codes = encode(
+        layer.tensor,
+        Layout.of(tuple(layer.tensor.shape.numpy()), layer.weight_axis),
+        settings,
+    )
     if not np.isfinite(codes.scales).all():
-        raise RefusedError(layer.weight.name or layer.name, "holds NaN or infinity: it has no integer form",
-                           "repair the weight, or name the layer in exclude")
+        raise RefusedError(
+            layer.weight.name or layer.name,
+            "holds NaN or infinity: it has no integer form",
+            "repair the weight, or name the layer in exclude",
+        )
     return codes
 
 
@@ -84,7 +103,9 @@ def plan(model: ir.Model, request: Request) -> tuple[list[Part], list[Declined]]
     parts: list[Part] = []
     declined: list[Declined] = []
     for graph in all_graphs(model):
-        layers, reasons = find_layers(graph, request.rules, request.include, request.exclude)
+        layers, reasons = find_layers(
+            graph, request.rules, request.include, request.exclude
+        )
         declined += reasons
         in_function = isinstance(graph, ir.Function)
         part = Part(model.graph if in_function else graph, request.choose(layers))  # type: ignore[arg-type]
@@ -104,7 +125,9 @@ def plan(model: ir.Model, request: Request) -> tuple[list[Part], list[Declined]]
     return parts, declined
 
 
-def _why_not(layer: Layer, choice: Choice, calibrated: bool, request: Request) -> str | None:
+def _why_not(
+    layer: Layer, choice: Choice, calibrated: bool, request: Request
+) -> str | None:
     """Why a layer does not become what was chosen for it, or None."""
     if choice.form == FLOAT:
         return "float by an override of the option layers"
@@ -116,7 +139,11 @@ def _why_not(layer: Layer, choice: Choice, calibrated: bool, request: Request) -
     if request.rules.why_not:
         return request.rules.why_not
     if engine == "static":
-        reason = _why_not_static(layer, request.rules) if calibrated else _needs_ranges(layer, request)
+        reason = (
+            _why_not_static(layer, request.rules)
+            if calibrated
+            else _needs_ranges(layer, request)
+        )
         return None if calibrated and choice.asked else reason
     if layer.node.op_type not in request.rules.dynamic:
         return _needs_ranges(layer, request)
@@ -124,13 +151,20 @@ def _why_not(layer: Layer, choice: Choice, calibrated: bool, request: Request) -
 
 
 def _why_not_static(layer: Layer, rules: TargetRules) -> str | None:
-    if layer.node.op_type != "Conv" or not layer.input.is_graph_input() or len(layer.output.uses()) > 1:
+    if (
+        layer.node.op_type != "Conv"
+        or not layer.input.is_graph_input()
+        or len(layer.output.uses()) > 1
+    ):
         return None
     shape = layer.tensor.shape.numpy()
     channels = int(shape[1]) * int_attribute(layer.node, "group", 1)
     if len(shape) == IMAGE_RANK or channels > rules.image_channels:
         return None
-    return f"it reads the input's {channels} channels: float is as fast there, and keeps the input's precision"
+    return (
+        f"it reads the input's {channels} channels: float is as fast there, and keeps the "
+        "input's precision"
+    )
 
 
 def _needs_ranges(layer: Layer, request: Request) -> str:

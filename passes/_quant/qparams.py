@@ -17,12 +17,16 @@ from .sums import with_even_sums
 Range = tuple[float, float]
 
 SHARE_LIMIT = 4.0
-"""Values share parameters across a Concat only while the common range is at most this much wider than each own."""
+"""Values share parameters across a Concat only while the common range is at most this much wider
+than each own.
+"""
 
 
 @dataclass(frozen=True)
 class Parameters:
-    """real = scale * (quantized - zero_point), in the target's activation type; codes of fewer bits end earlier."""
+    """real = scale * (quantized - zero_point), in the target's activation type; codes of fewer bits
+    end earlier.
+    """
 
     scale: np.float32
     zero_point: int
@@ -47,36 +51,55 @@ def parameters_of(range_: Range, scale: np.float32, rules: TargetRules) -> Param
 
 
 def coarse_parameters(range_: Range, bits: int, rules: TargetRules) -> Parameters:
-    """The grid of so few bits in the activation type: 2**bits codes from 0, or, two-sided and symmetric, around 0."""
+    """The grid of so few bits in the activation type: 2**bits codes from 0, or, two-sided and
+    symmetric, around 0.
+    """
     low, high = min(range_[0], 0.0), max(range_[1], 0.0)
     steps = 2**bits - 1
     if rules.symmetric and low < 0:
         half = 2 ** (bits - 1)
-        return Parameters(_scale(max(-low / half, high / (half - 1))), 0, -half, half - 1)
+        return Parameters(
+            _scale(max(-low / half, high / (half - 1))), 0, -half, half - 1
+        )
     scale = _scale((high - low) / steps)
-    return Parameters(scale, round(float(np.clip(-low / float(scale), 0, steps))), 0, steps)
+    return Parameters(
+        scale, round(float(np.clip(-low / float(scale), 0, steps))), 0, steps
+    )
 
 
 def _scale(value: float) -> np.float32:
-    """float32, never zero or so small that scale products underflow; 1 for a value that is always zero."""
+    """float32, never zero or so small that scale products underflow; 1 for a value that is always
+    zero.
+    """
     if value == 0.0:
         return np.float32(1.0)
     return np.float32(min(max(value, 1e-12), 1e30))
 
 
-def assign(placement: Placement, ranges: dict[ir.Value, Range], rules: TargetRules) -> dict[ir.Value, Parameters]:
-    """Parameters of every quantized value; values that are only moved, pooled or concatenated share theirs."""
+def assign(
+    placement: Placement, ranges: dict[ir.Value, Range], rules: TargetRules
+) -> dict[ir.Value, Parameters]:
+    """Parameters of every quantized value; values that are only moved, pooled or concatenated share
+    theirs.
+    """
     covered, shared = _shared_ranges(placement, ranges)
-    covered.update({value: with_room(covered[value], rules) for value in placement.limbed})
+    covered.update(
+        {value: with_room(covered[value], rules) for value in placement.limbed}
+    )
     scales = {value: scale_of(covered[value], rules) for value in placement.quantized}
     scales = with_even_sums(placement, scales, shared)
-    return {value: parameters_of(covered[value], scales[value], rules) for value in placement.quantized}
+    return {
+        value: parameters_of(covered[value], scales[value], rules)
+        for value in placement.quantized
+    }
 
 
 def _shared_ranges(
     placement: Placement, ranges: dict[ir.Value, Range]
 ) -> tuple[dict[ir.Value, Range], Sets[ir.Value]]:
-    """Ranges after sharing, and who shares: the values of each mover, joined while their union stays narrow."""
+    """Ranges after sharing, and who shares: the values of each mover, joined while their union
+    stays narrow.
+    """
     shared = Sets[ir.Value]()
     union: dict[ir.Value, Range] = {v: ranges[v] for v in placement.quantized}
     root = shared.root
@@ -96,7 +119,10 @@ def _shared_ranges(
         for member in members[1:]:
             other = root(member)
             if other is not first:
-                union[first] = (min(union[first][0], union[other][0]), max(union[first][1], union[other][1]))
+                union[first] = (
+                    min(union[first][0], union[other][0]),
+                    max(union[first][1], union[other][1]),
+                )
                 shared.join(first, other)
     return {v: union[root(v)] for v in placement.quantized}, shared
 

@@ -13,7 +13,9 @@ from .weights import Layout
 
 
 def offending_pairs(model: ir.Model) -> dict[str, int]:
-    """Pairs that may saturate on x86 CPUs without VNNI, by layer; layers without any are left out."""
+    """Pairs that may saturate on x86 CPUs without VNNI, by layer; layers without any are left
+    out.
+    """
     counts: dict[str, int] = {}
     for layer in integer_layers(all_nodes(model)):
         if count := offending_in(layer):
@@ -34,4 +36,6 @@ def offending_in(layer: IntegerLayer) -> int:
     if not pairs.count:
         return 0
     parts = rows_of(layer.tensor, Layout.of(layer.shape, layer.channel_axis), pairs)
-    return sum(int(offending(rows, pairs.of_part(rows.shape[1])).sum()) for rows, _ in parts)
+    return sum(
+        int(offending(rows, pairs.of_part(rows.shape[1])).sum()) for rows, _ in parts
+    )

@@ -1,4 +1,6 @@
-"""The scale of least squared error of each output channel, without sorting: a few streaming passes over a weight."""
+"""The scale of least squared error of each output channel, without sorting: a few streaming passes
+over a weight.
+"""
 
 from __future__ import annotations
 
@@ -28,28 +30,40 @@ def channel_sums(
     total = np.zeros(layout.channels, np.float64)
     for start, block in blocks(tensor, layout.granule):
         view, channels = layout.view(block, start)
-        values = function(view) if isinstance(function, np.ufunc) else function(view, channels)
+        values = (
+            function(view)
+            if isinstance(function, np.ufunc)
+            else function(view, channels)
+        )
         total[channels] += values.sum(axis=(0, 2), dtype=np.float64)
     return total
 
 
 def least_squares_scales(
-    tensor: ir.TensorProtocol, layout: Layout, low: NDArray[Any], high: NDArray[Any],
+    tensor: ir.TensorProtocol,
+    layout: Layout,
+    low: NDArray[Any],
+    high: NDArray[Any],
     codes: Callable[[NDArray[Any]], NDArray[Any]],
 ) -> Floats:
-    """The scale s within [low, high] that minimizes sum (w - s * codes(w / s))**2, channel by channel.
+    """The scale s within [low, high] that minimizes sum (w - s * codes(w / s))**2, channel by
+    channel.
 
-    Each candidate is judged with the best factor for its codes, <w, c> / <c, c>; the winner's is returned. A channel
-    whose weights lie on the grid of `high` already keeps `high` exactly.
+    Each candidate is judged with the best factor for its codes, <w, c> / <c, c>; the winner's is
+    returned. A channel whose weights lie on the grid of `high` already keeps `high` exactly.
 
-    Shapes: low, high (channels,) -> (channels,) float32. Source: follows from the definition (alternating least
-    squares, started from every rung).
+    Shapes: low, high (channels,) -> (channels,) float32. Source: follows from the definition
+    (alternating least squares, started from every rung).
     """
     if not np.isfinite(high).all():
-        return high.astype(np.float32)  # no scale fits NaN or infinity: for the caller to see
+        return high.astype(
+            np.float32
+        )  # no scale fits NaN or infinity: for the caller to see
     low = np.maximum(low.astype(np.float64), 1e-30)
     high = np.maximum(high.astype(np.float64), low)
-    power = channel_sums(tensor, layout, lambda view, at: np.square(view, dtype=np.float64))
+    power = channel_sums(
+        tensor, layout, lambda view, at: np.square(view, dtype=np.float64)
+    )
     best, least = high.copy(), np.full(layout.channels, np.inf)
     rungs = np.geomspace(high, low, CANDIDATES)
     for _ in range(ROUNDS):
@@ -69,7 +83,9 @@ def least_squares_scales(
 
 
 def _products(
-    tensor: ir.TensorProtocol, layout: Layout, rungs: NDArray[np.float64],
+    tensor: ir.TensorProtocol,
+    layout: Layout,
+    rungs: NDArray[np.float64],
     codes: Callable[[NDArray[Any]], NDArray[Any]],
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """<w, c> and <c, c> of each channel for each rung's codes c: two (rungs, channels) arrays."""

@@ -1,4 +1,6 @@
-"""The forms of `quant` as a table: how each writes weights, and which kernels may run them, best first."""
+"""The forms of `quant` as a table: how each writes weights, and which kernels may run them, best
+first.
+"""
 
 from __future__ import annotations
 
@@ -15,12 +17,21 @@ from .blocked import BLOCKED_OPSET
 from .fp16.convert import to_half
 from .layer_config import FLOAT, Choice
 from .rules import TargetRules
-from .weight_codes import PACKED_BITS, Codes, Fit, Storage, integer_codes, sign_codes, ternary_codes
+from .weight_codes import (
+    PACKED_BITS,
+    Codes,
+    Fit,
+    Storage,
+    integer_codes,
+    sign_codes,
+    ternary_codes,
+)
 from .weights import Layout
 
 Engine = Literal["static", "dynamic", "float", "blocked"]
-"""Int8 with calibrated ranges; int8 with ranges found at run time; float, from weights unpacked at load; float times
-weights in blocks."""
+"""Int8 with calibrated ranges; int8 with ranges found at run time; float, from weights unpacked at
+load; float times weights in blocks.
+"""
 
 PER_CHANNEL_OPSET = 13
 SMALL_TYPES_OPSET = 21
@@ -31,8 +42,8 @@ SMALL_TYPES_OPSET = 21
 class Settings:
     """The options of the pass that forms share.
 
-    `pairs`: of a layer's weights, those that may not saturate an integer kernel; None where nothing limits them.
-    `storage`: of 3- and 4-bit weights.
+    `pairs`: of a layer's weights, those that may not saturate an integer kernel; None where nothing
+    limits them. `storage`: of 3- and 4-bit weights.
     """
 
     bits: int
@@ -44,7 +55,8 @@ class Settings:
 
 @dataclass(frozen=True)
 class Form:
-    """`engines` may run it, the first that the run allows is taken; `encode` writes a weight for them.
+    """`engines` may run it, the first that the run allows is taken; `encode` writes a weight for
+    them.
 
     `opset`: what its weights need. `whole`: converts the whole model instead, layers or not.
     """
@@ -56,7 +68,9 @@ class Form:
 
 
 def _integers(tensor: ir.TensorProtocol, layout: Layout, settings: Settings) -> Codes:
-    return integer_codes(tensor, layout, settings.bits, settings.fit, settings.pairs, settings.storage)
+    return integer_codes(
+        tensor, layout, settings.bits, settings.fit, settings.pairs, settings.storage
+    )
 
 
 def _integer_opset(settings: Settings) -> int:
@@ -70,18 +84,30 @@ FORMS: dict[str, Form] = {
     "int16": Form(("static",), _integers, lambda settings: SMALL_TYPES_OPSET),
     "blocked": Form(("blocked",), opset=lambda settings: BLOCKED_OPSET),
     "fp16": Form(whole=to_half),
-    "ternary": Form(("static", "float"), lambda t, layout, s: ternary_codes(t, layout, s.fit)),
-    "binary": Form(("static", "float"), lambda t, layout, s: sign_codes(t, layout, s.planes, s.fit)),
+    "ternary": Form(
+        ("static", "float"), lambda t, layout, s: ternary_codes(t, layout, s.fit)
+    ),
+    "binary": Form(
+        ("static", "float"), lambda t, layout, s: sign_codes(t, layout, s.planes, s.fit)
+    ),
 }
 
 ONE_LAYER = (FLOAT, *(name for name in FORMS if name not in ("int16", "fp16")))
-"""Forms that a single layer may have beside others; int16 and fp16 change the activations of the whole graph."""
+"""Forms that a single layer may have beside others; int16 and fp16 change the activations of the
+whole graph.
+"""
 
 
-def engine_of(choice: Choice, kernel: str, calibrated: bool, rules: TargetRules) -> Engine:
+def engine_of(
+    choice: Choice, kernel: str, calibrated: bool, rules: TargetRules
+) -> Engine:
     """Which kernels run a layer. `calibrated`: ranges of the values around it are at hand."""
     allowed = FORMS[choice.form].engines
     if len(allowed) > 1 and kernel != "auto":
         allowed = ("float",) if kernel == "float" else ("static", "dynamic")
-    possible = [engine for engine in allowed if engine != "static" or (calibrated and not rules.why_not)]
+    possible = [
+        engine
+        for engine in allowed
+        if engine != "static" or (calibrated and not rules.why_not)
+    ]
     return possible[0] if possible else allowed[-1]

@@ -1,4 +1,6 @@
-"""Symmetric int8 weights, one scale per output channel, streamed: scales in one pass, values when written."""
+"""Symmetric int8 weights, one scale per output channel, streamed: scales in one pass, values when
+written.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,9 @@ class Layout:
 
     @property
     def granule(self) -> int:
-        """Elements that a streamed block must hold a multiple of, so that it reshapes to whole channels."""
+        """Elements that a streamed block must hold a multiple of, so that it reshapes to whole
+        channels.
+        """
         return self.inner if self.outer == 1 else self.channels * self.inner
 
     def view(self, block: NDArray[Any], start: int) -> tuple[NDArray[Any], slice]:
@@ -48,7 +52,9 @@ class Layout:
         return rows, slice(first, first + rows.shape[1])
 
     def rows(self, view: NDArray[Any]) -> NDArray[Any]:
-        """(outer, channels, inner) as (channels, width); a view but where the channels lie between other axes."""
+        """(outer, channels, inner) as (channels, width); a view but where the channels lie between
+        other axes.
+        """
         if len(view) == 1:
             rows = view[0]
         elif self.inner == 1:
@@ -63,21 +69,29 @@ def channel_absmax(tensor: ir.TensorProtocol, layout: Layout) -> Floats:
     out = np.zeros(layout.channels, np.float32)
     for start, block in blocks(tensor, layout.granule):
         view, channels = layout.view(block, start)
-        highest = np.maximum(view.max(axis=(0, 2)), -view.min(axis=(0, 2))).astype(np.float32)
+        highest = np.maximum(view.max(axis=(0, 2)), -view.min(axis=(0, 2))).astype(
+            np.float32
+        )
         out[channels] = np.maximum(out[channels], highest)
     return out
 
 
-def wide_enough(scales: Floats, bias: Floats | None, input_scale: float, has_zero: bool = True) -> Floats:
-    """Scales raised where the layer's bias would overflow int32, or where they are zero or denormal.
+def wide_enough(
+    scales: Floats, bias: Floats | None, input_scale: float, has_zero: bool = True
+) -> Floats:
+    """Scales raised where the layer's bias would overflow int32, or where they are zero or
+    denormal.
 
-    A channel of zeros gets 1/127, or the least usable scale where its codes are not zeros (`has_zero`).
+    A channel of zeros gets 1/127, or the least usable scale where its codes are not zeros
+    (`has_zero`).
 
     Shapes: scales, bias (channels,) -> (channels,) float32, all positive and normal.
     """
     wide = scales.astype(np.float64)
     if bias is not None:
-        wide = np.maximum(wide, np.abs(bias.astype(np.float64)) / (input_scale * 2.0**30))
+        wide = np.maximum(
+            wide, np.abs(bias.astype(np.float64)) / (input_scale * 2.0**30)
+        )
     if has_zero:
         wide = np.where(wide > 0, wide, 1.0 / INT8_LEVELS)
     # float32(input_scale * scale) is the bias's scale: keep it away from denormals.
@@ -85,10 +99,15 @@ def wide_enough(scales: Floats, bias: Floats | None, input_scale: float, has_zer
 
 
 def quantize_weight(
-    tensor: ir.TensorProtocol, layout: Layout, scales: Floats, levels: int = INT8_LEVELS,
+    tensor: ir.TensorProtocol,
+    layout: Layout,
+    scales: Floats,
+    levels: int = INT8_LEVELS,
     pairs: KernelPairs | None = None,
 ) -> DerivedTensor:
-    """round(w / scale) as int8, lazily, no pair of `pairs` beyond the limit. Exact zeros stay zeros."""
+    """round(w / scale) as int8, lazily, no pair of `pairs` beyond the limit. Exact zeros stay
+    zeros.
+    """
     inverse = (1.0 / scales.astype(np.float64)).astype(np.float32)
 
     def kernel(block: NDArray[Any], start: int) -> NDArray[Any]:
@@ -112,8 +131,12 @@ def pair_granule(layout: Layout, pairs: KernelPairs | None) -> int:
     return layout.granule * (2 if isinstance(pairs.first, slice) else layout.outer)
 
 
-def quantize_bias(bias: Floats, input_scale: np.float32, scales: Floats) -> tuple[NDArray[np.int32], Floats]:
-    """The bias as int32 and its scales, exactly float32(input_scale * weight scale): the runtime insists on it."""
+def quantize_bias(
+    bias: Floats, input_scale: np.float32, scales: Floats
+) -> tuple[NDArray[np.int32], Floats]:
+    """The bias as int32 and its scales, exactly float32(input_scale * weight scale): the runtime
+    insists on it.
+    """
     bias_scales = (np.float32(input_scale) * scales).astype(np.float32)
     values = np.rint(bias.astype(np.float64) / bias_scales)
     limit = 2.0**31 - 1
@@ -127,6 +150,6 @@ def transposed(tensor: ir.TensorProtocol) -> ir.LazyTensor:
     def compute() -> ir.TensorProtocol:
         return ir.Tensor(np.ascontiguousarray(tensor.numpy().T), dtype=tensor.dtype)
 
-    return ir.LazyTensor(compute, dtype=tensor.dtype, shape=ir.Shape([columns, rows]), name=tensor.name)
-
-
+    return ir.LazyTensor(
+        compute, dtype=tensor.dtype, shape=ir.Shape([columns, rows]), name=tensor.name
+    )

@@ -9,7 +9,9 @@ from .symbols import symbols_of
 
 
 def inline_branches(model: ir.Model, edit: Edit, positive: frozenset[str]) -> int:
-    """Inline every If of known condition, outer ones first; how many. `positive`: symbols that are at least 1."""
+    """Inline every If of known condition, outer ones first; how many. `positive`: symbols that are
+    at least 1.
+    """
     count = 0
     todo: list[ir.Graph] = [model.graph]
     while todo:
@@ -24,8 +26,12 @@ def inline_branches(model: ir.Model, edit: Edit, positive: frozenset[str]) -> in
     return count
 
 
-def _condition(value: ir.Value | None, edit: Edit, positive: frozenset[str]) -> bool | None:
-    """What a condition always is, if known; through Cast, Not, and comparison of a dim with a number."""
+def _condition(
+    value: ir.Value | None, edit: Edit, positive: frozenset[str]
+) -> bool | None:
+    """What a condition always is, if known; through Cast, Not, and comparison of a dim with a
+    number.
+    """
     constant = array_of(value)
     if constant is not None:
         return bool(constant.reshape(-1)[0]) if constant.size == 1 else None
@@ -46,7 +52,13 @@ def _condition(value: ir.Value | None, edit: Edit, positive: frozenset[str]) -> 
 
 def _comparison(node: ir.Node, edit: Edit, positive: frozenset[str]) -> bool | None:
     """A dim of at least 1 against a number of at most 0."""
-    if node.op_type not in ("Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual"):
+    if node.op_type not in (
+        "Equal",
+        "Greater",
+        "GreaterOrEqual",
+        "Less",
+        "LessOrEqual",
+    ):
         return None
     dim, other = node.inputs
     sides = symbols_of(dim, edit.found), symbols_of(other, edit.found)
@@ -64,11 +76,19 @@ def _low(value: ir.Value | None, edit: Edit, positive: frozenset[str]) -> int:
     if symbols is None or symbols.size != 1:
         return -(2**31)
     element = symbols.reshape(-1)[0]
-    return element if isinstance(element, int) else int(element in positive) if element is not None else -(2**31)
+    return (
+        element
+        if isinstance(element, int)
+        else int(element in positive)
+        if element is not None
+        else -(2**31)
+    )
 
 
 def _inline(node: ir.Node, condition: bool, edit: Edit) -> bool:
-    """Move the nodes of one branch to the place of the If. Not where an output of the If would have to be renamed."""
+    """Move the nodes of one branch to the place of the If. Not where an output of the If would have
+    to be renamed.
+    """
     outer = node.graph
     branch = node.attributes["then_branch" if condition else "else_branch"].as_graph()
     other = node.attributes["else_branch" if condition else "then_branch"].as_graph()
@@ -77,7 +97,9 @@ def _inline(node: ir.Node, condition: bool, edit: Edit) -> bool:
     made = {id(v) for n in branch for v in n.outputs}
     results = list(branch.outputs)
     for old, new in zip(node.outputs, results, strict=True):
-        if old.is_graph_output() and (id(new) not in made or [id(v) for v in results].count(id(new)) > 1):
+        if old.is_graph_output() and (
+            id(new) not in made or [id(v) for v in results].count(id(new)) > 1
+        ):
             return False
     release(other)
     branch.outputs.clear()

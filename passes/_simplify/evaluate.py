@@ -1,4 +1,6 @@
-"""Evaluation of one node whose inputs are constants: which ops, how large the result, what it is."""
+"""Evaluation of one node whose inputs are constants: which ops, how large the result, what it
+is.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,9 @@ def foldable(node: ir.Node) -> bool:
 
 
 def result_elements(node: ir.Node, inputs: Inputs) -> int:
-    """Elements of the largest output of a foldable node. Errors: NotFoldable where its inputs do not fit its op."""
+    """Elements of the largest output of a foldable node. Errors: NotFoldable where its inputs do
+    not fit its op.
+    """
     try:
         return _SIZES[node.op_type](node, inputs)
     except (ValueError, IndexError, OverflowError) as error:
@@ -47,7 +51,11 @@ def evaluate(node: ir.Node, inputs: Inputs, opset: int) -> list[Array]:
     del proto.input[:], proto.output[:]
     proto.input.extend(names)
     proto.output.extend(f"y{i}" for i in range(len(node.outputs)))
-    feeds = {name: array for name, array in zip(names, inputs, strict=True) if array is not None}
+    feeds = {
+        name: array
+        for name, array in zip(names, inputs, strict=True)
+        if array is not None
+    }
     try:
         with np.errstate(all="ignore"):
             results = ReferenceEvaluator(proto, opsets={"": opset}).run(None, feeds)
@@ -55,12 +63,17 @@ def evaluate(node: ir.Node, inputs: Inputs, opset: int) -> list[Array]:
         raise NotFoldable(f"evaluation failed: {error!r}"[:200]) from None
     if not all(isinstance(result, (np.ndarray, np.generic)) for result in results):
         raise NotFoldable("its result is not a tensor")
-    return [_typed(np.asarray(result), value) for result, value in zip(results, node.outputs, strict=True)]
+    return [
+        _typed(np.asarray(result), value)
+        for result, value in zip(results, node.outputs, strict=True)
+    ]
 
 
 def _typed(array: Array, value: ir.Value) -> Array:
     """The type that the graph declares: some reference implementations widen."""
-    return array if value.dtype is None else array.astype(value.dtype.numpy(), copy=False)
+    return (
+        array if value.dtype is None else array.astype(value.dtype.numpy(), copy=False)
+    )
 
 
 def _broadcast(node: ir.Node, inputs: Inputs) -> int:
@@ -87,7 +100,11 @@ def _gather(node: ir.Node, inputs: Inputs) -> int:
     data, indices = inputs[0], inputs[1]
     assert data is not None
     assert indices is not None
-    return int(indices.size * data.size // max(data.shape[node.attributes.get_int("axis", 0)], 1))
+    return int(
+        indices.size
+        * data.size
+        // max(data.shape[node.attributes.get_int("axis", 0)], 1)
+    )
 
 
 def _second(node: ir.Node, inputs: Inputs) -> int:
@@ -118,7 +135,9 @@ def _padded(node: ir.Node, inputs: Inputs) -> int:
     rank = inputs[0].ndim
     if len(pads) != 2 * rank:  # given for some axes only
         return _first(node, inputs) * prod(1 + abs(p) for p in pads)
-    return int(prod(size + pads[i] + pads[i + rank] for i, size in enumerate(inputs[0].shape)))
+    return int(
+        prod(size + pads[i] + pads[i + rank] for i, size in enumerate(inputs[0].shape))
+    )
 
 
 def _one_hot(node: ir.Node, inputs: Inputs) -> int:
@@ -146,18 +165,101 @@ def _product(node: ir.Node, inputs: Inputs) -> int:
 
 
 _ELEMENTWISE = (
-    "Add", "Sub", "Mul", "Div", "Mod", "Pow", "Min", "Max", "Sum", "Mean", "And", "Or", "Xor", "Not", "Equal",
-    "Greater", "Less", "GreaterOrEqual", "LessOrEqual", "Where", "BitShift", "BitwiseAnd", "BitwiseOr",
-    "BitwiseXor", "BitwiseNot", "PRelu",
+    "Add",
+    "Sub",
+    "Mul",
+    "Div",
+    "Mod",
+    "Pow",
+    "Min",
+    "Max",
+    "Sum",
+    "Mean",
+    "And",
+    "Or",
+    "Xor",
+    "Not",
+    "Equal",
+    "Greater",
+    "Less",
+    "GreaterOrEqual",
+    "LessOrEqual",
+    "Where",
+    "BitShift",
+    "BitwiseAnd",
+    "BitwiseOr",
+    "BitwiseXor",
+    "BitwiseNot",
+    "PRelu",
 )
 _UNARY = (
-    "Abs", "Neg", "Sqrt", "Exp", "Log", "Floor", "Ceil", "Round", "Sign", "Reciprocal", "Relu", "Sigmoid",
-    "Tanh", "Erf", "Clip", "Cast", "CastLike", "Identity", "Sin", "Cos", "Tan", "Asin", "Acos", "Atan", "Sinh",
-    "Cosh", "Asinh", "Acosh", "Atanh", "IsNaN", "IsInf", "LeakyRelu", "Elu", "Selu", "Softplus", "Softsign",
-    "HardSigmoid", "HardSwish", "Gelu", "Softmax", "LogSoftmax", "Reshape", "Squeeze", "Unsqueeze", "Flatten",
-    "Transpose", "Split", "Slice", "CumSum", "Trilu", "ScatterND", "ScatterElements", "Compress",
-    "DepthToSpace", "SpaceToDepth", "ReduceSum", "ReduceMean", "ReduceProd", "ReduceMax", "ReduceMin",
-    "ReduceL1", "ReduceL2", "ReduceSumSquare", "ReduceLogSum", "ReduceLogSumExp", "ArgMax", "ArgMin",
+    "Abs",
+    "Neg",
+    "Sqrt",
+    "Exp",
+    "Log",
+    "Floor",
+    "Ceil",
+    "Round",
+    "Sign",
+    "Reciprocal",
+    "Relu",
+    "Sigmoid",
+    "Tanh",
+    "Erf",
+    "Clip",
+    "Cast",
+    "CastLike",
+    "Identity",
+    "Sin",
+    "Cos",
+    "Tan",
+    "Asin",
+    "Acos",
+    "Atan",
+    "Sinh",
+    "Cosh",
+    "Asinh",
+    "Acosh",
+    "Atanh",
+    "IsNaN",
+    "IsInf",
+    "LeakyRelu",
+    "Elu",
+    "Selu",
+    "Softplus",
+    "Softsign",
+    "HardSigmoid",
+    "HardSwish",
+    "Gelu",
+    "Softmax",
+    "LogSoftmax",
+    "Reshape",
+    "Squeeze",
+    "Unsqueeze",
+    "Flatten",
+    "Transpose",
+    "Split",
+    "Slice",
+    "CumSum",
+    "Trilu",
+    "ScatterND",
+    "ScatterElements",
+    "Compress",
+    "DepthToSpace",
+    "SpaceToDepth",
+    "ReduceSum",
+    "ReduceMean",
+    "ReduceProd",
+    "ReduceMax",
+    "ReduceMin",
+    "ReduceL1",
+    "ReduceL2",
+    "ReduceSumSquare",
+    "ReduceLogSum",
+    "ReduceLogSumExp",
+    "ArgMax",
+    "ArgMin",
 )
 _SIZES: dict[str, Size] = {
     **dict.fromkeys(_ELEMENTWISE, _broadcast),
@@ -177,4 +279,6 @@ _SIZES: dict[str, Size] = {
     "MatMul": _product,
     "Gemm": _product,
 }
-"""Deterministic ops with a bound of their result. Quantization ops are missing on purpose: folding undoes them."""
+"""Deterministic ops with a bound of their result. Quantization ops are missing on purpose: folding
+undoes them.
+"""

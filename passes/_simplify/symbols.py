@@ -1,4 +1,6 @@
-"""What is known of small integer tensors that shapes are computed with: each element a number, a symbol, or unknown."""
+"""What is known of small integer tensors that shapes are computed with: each element a number, a
+symbol, or unknown.
+"""
 
 from __future__ import annotations
 
@@ -28,15 +30,20 @@ Memo = dict[ir.Value, Symbols | None]
 """What was found before. Rewrites keep values, so a finding stays true while a graph changes."""
 
 
-def symbols_of(value: ir.Value | None, memo: Memo, depth: int = DEPTH) -> Symbols | None:
-    """The elements of an int32 or int64 tensor as far as they follow from shapes and constants; None if nothing does.
+def symbols_of(
+    value: ir.Value | None, memo: Memo, depth: int = DEPTH
+) -> Symbols | None:
+    """The elements of an int32 or int64 tensor as far as they follow from shapes and constants;
+    None if nothing does.
 
     Two equal symbols are equal numbers in every run. Linear over all calls that share `memo`.
     """
     if value is None or depth == 0:
         return None
     if value not in memo:
-        memo[value] = _constant(value) if is_constant(value) else _computed(value, memo, depth)
+        memo[value] = (
+            _constant(value) if is_constant(value) else _computed(value, memo, depth)
+        )
     return memo[value]
 
 
@@ -49,7 +56,12 @@ def _constant(value: ir.Value) -> Symbols | None:
 
 def _computed(value: ir.Value, memo: Memo, depth: int) -> Symbols | None:
     node = value.producer()
-    if node is None or node.domain != "" or node.op_type not in _OPS or value.dtype not in INTEGERS:
+    if (
+        node is None
+        or node.domain != ""
+        or node.op_type not in _OPS
+        or value.dtype not in INTEGERS
+    ):
         return _unknown(value)
     if node.op_type == "Shape":
         found = _shape(node)
@@ -58,8 +70,15 @@ def _computed(value: ir.Value, memo: Memo, depth: int) -> Symbols | None:
     else:
         data = symbols_of(node.inputs[0], memo, depth - 1)
         try:
-            found = None if data is None else _OPS[node.op_type](node, data, memo, depth - 1)
-        except (ValueError, IndexError):  # axes or shapes that do not fit: the model is wrong, not ours to mend
+            found = (
+                None
+                if data is None
+                else _OPS[node.op_type](node, data, memo, depth - 1)
+            )
+        except (
+            ValueError,
+            IndexError,
+        ):  # axes or shapes that do not fit: the model is wrong, not ours to mend
             found = None
     return _unknown(value) if found is None or found.size > LIMIT else found
 
@@ -78,7 +97,12 @@ def _objects(elements: list[Any], shape: tuple[int, ...]) -> Symbols:
 def _unknown(value: ir.Value | None) -> Symbols | None:
     """A tensor of static shape of whose elements nothing is known."""
     dims = static_dims(value)
-    if value is None or value.dtype not in INTEGERS or dims is None or math.prod(dims) > LIMIT:
+    if (
+        value is None
+        or value.dtype not in INTEGERS
+        or dims is None
+        or math.prod(dims) > LIMIT
+    ):
         return None
     return _objects([None] * math.prod(dims), tuple(dims))
 
@@ -102,7 +126,11 @@ def _same(node: ir.Node, data: Symbols, memo: Memo, depth: int) -> Symbols | Non
 
 
 def _cast(node: ir.Node, data: Symbols, memo: Memo, depth: int) -> Symbols | None:
-    return data if node.attributes.get_int("to", 0) in (ir.DataType.INT64, ir.DataType.INT32) else None
+    return (
+        data
+        if node.attributes.get_int("to", 0) in (ir.DataType.INT64, ir.DataType.INT32)
+        else None
+    )
 
 
 def _gather(node: ir.Node, data: Symbols, memo: Memo, depth: int) -> Symbols | None:
@@ -113,7 +141,9 @@ def _gather(node: ir.Node, data: Symbols, memo: Memo, depth: int) -> Symbols | N
     size = data.shape[axis]
     if not ((indices >= -size) & (indices < size)).all():
         return None
-    return np.asarray(np.take(data, indices, axis), object)  # a single element would come bare
+    return np.asarray(
+        np.take(data, indices, axis), object
+    )  # a single element would come bare
 
 
 def _concat(node: ir.Node, data: Symbols, memo: Memo, depth: int) -> Symbols | None:
@@ -127,7 +157,9 @@ def _concat(node: ir.Node, data: Symbols, memo: Memo, depth: int) -> Symbols | N
 
 
 def axes_of(node: ir.Node) -> list[int] | None:
-    """The `axes` of Squeeze or Unsqueeze, attribute before opset 13, input since; None if absent or not constant."""
+    """The `axes` of Squeeze or Unsqueeze, attribute before opset 13, input since; None if absent or
+    not constant.
+    """
     if "axes" in node.attributes:
         return list(node.attributes.get_ints("axes", []))
     return ints_of(node.inputs[1]) if len(node.inputs) > 1 else None
@@ -138,7 +170,9 @@ def _squeeze(node: ir.Node, data: Symbols, memo: Memo, depth: int) -> Symbols | 
     if axes is None:
         without = len(node.inputs) == 1 and "axes" not in node.attributes
         return data.reshape([d for d in data.shape if d != 1]) if without else None
-    return np.squeeze(data, tuple(axes)) if all(data.shape[a] == 1 for a in axes) else None
+    return (
+        np.squeeze(data, tuple(axes)) if all(data.shape[a] == 1 for a in axes) else None
+    )
 
 
 def _unsqueeze(node: ir.Node, data: Symbols, memo: Memo, depth: int) -> Symbols | None:
@@ -153,11 +187,23 @@ def _reshape(node: ir.Node, data: Symbols, memo: Memo, depth: int) -> Symbols | 
     return data.reshape(target)
 
 
-def slice_parts(node: ir.Node) -> tuple[list[int], list[int], list[int], list[int]] | None:
-    """(starts, ends, axes, steps) of a Slice with constant bounds, in either of its forms; None otherwise."""
+def slice_parts(
+    node: ir.Node,
+) -> tuple[list[int], list[int], list[int], list[int]] | None:
+    """(starts, ends, axes, steps) of a Slice with constant bounds, in either of its forms; None
+    otherwise.
+    """
     if "starts" in node.attributes:
-        starts, ends = list(node.attributes.get_ints("starts", [])), list(node.attributes.get_ints("ends", []))
-        return starts, ends, list(node.attributes.get_ints("axes", range(len(starts)))), [1] * len(starts)
+        starts, ends = (
+            list(node.attributes.get_ints("starts", [])),
+            list(node.attributes.get_ints("ends", [])),
+        )
+        return (
+            starts,
+            ends,
+            list(node.attributes.get_ints("axes", range(len(starts)))),
+            [1] * len(starts),
+        )
     inputs = [*node.inputs[1:], None, None][:4]
     given = [[] if value is None else ints_of(value) for value in inputs]
     if any(part is None for part in given):
@@ -172,13 +218,16 @@ def _slice(node: ir.Node, data: Symbols, memo: Memo, depth: int) -> Symbols | No
         return None
     index: list[slice] = [slice(None)] * data.ndim
     for start, end, axis, step in zip(*parts, strict=True):
-        # a negative step that runs past the front has an end far below zero; Python's slices need None there
+        # a negative step that runs past the front has an end far below zero; Python's slices need
+        # None there
         stop = None if step < 0 and end < -data.shape[axis] else end
         index[axis] = slice(start, stop, step)
     return data[tuple(index)]
 
 
-def _arithmetic(operator: Callable[[int, int], int]) -> Callable[[ir.Node, Symbols, Memo, int], Symbols | None]:
+def _arithmetic(
+    operator: Callable[[int, int], int],
+) -> Callable[[ir.Node, Symbols, Memo, int], Symbols | None]:
     def apply(node: ir.Node, data: Symbols, memo: Memo, depth: int) -> Symbols | None:
         other = symbols_of(node.inputs[1], memo, depth)
         if other is None or max(data.size, other.size) > LIMIT:
@@ -186,6 +235,7 @@ def _arithmetic(operator: Callable[[int, int], int]) -> Callable[[ir.Node, Symbo
         a, b = np.broadcast_arrays(data, other)
         pairs = zip(a.reshape(-1), b.reshape(-1), strict=True)
         return _objects([_combined(operator, x, y) for x, y in pairs], a.shape)
+
     return apply
 
 
@@ -197,7 +247,9 @@ def _combined(operator: Callable[[int, int], int], x: Dim, y: Dim) -> Dim:
 
 
 def _divide(x: int, y: int) -> int:
-    return (abs(x) // abs(y)) * (1 if (x < 0) == (y < 0) else -1)  # integer Div of ONNX truncates
+    return (abs(x) // abs(y)) * (
+        1 if (x < 0) == (y < 0) else -1
+    )  # integer Div of ONNX truncates
 
 
 _OPS: dict[str, Callable[[ir.Node, Symbols, Memo, int], Symbols | None]] = {

@@ -21,10 +21,13 @@ def share(sparsity: float, size: int) -> int:
     return int(Fraction(repr(sparsity)) * size)
 
 
-def allocate(allocation: Allocation, tensors: Sequence[ir.TensorProtocol], sparsity: float) -> list[int]:
+def allocate(
+    allocation: Allocation, tensors: Sequence[ir.TensorProtocol], sparsity: float
+) -> list[int]:
     """How many elements of each tensor to zero; all but `uniform` add up to floor(sparsity * all).
 
-    Every tensor keeps at least one element under `erk` and `lamp`. Errors: NonFiniteError (lamp only).
+    Every tensor keeps at least one element under `erk` and `lamp`. Errors: NonFiniteError (lamp
+    only).
     """
     if allocation == "uniform":
         return [share(sparsity, t.size) for t in tensors]
@@ -35,7 +38,8 @@ def allocate(allocation: Allocation, tensors: Sequence[ir.TensorProtocol], spars
 
 
 def _erk(shapes: Sequence[tuple[int, ...]], total: int) -> list[int]:
-    """Density proportional to sum(shape) / prod(shape), at most 1; what dense layers cannot give the others do.
+    """Density proportional to sum(shape) / prod(shape), at most 1; what dense layers cannot give
+    the others do.
 
     Source: Evci et al., Rigging the Lottery, ICML 2020 (arXiv:1911.11134), section 3 and appendix.
     """
@@ -53,8 +57,12 @@ def _erk(shapes: Sequence[tuple[int, ...]], total: int) -> list[int]:
     return _rounded(pruned.astype(np.float64), sizes.astype(np.int64) - 1, total)
 
 
-def _rounded(exact: NDArray[np.float64], most: NDArray[np.int64], total: int) -> list[int]:
-    """Whole numbers near `exact`, each within [0, most], that add up to `total` where `most` allows."""
+def _rounded(
+    exact: NDArray[np.float64], most: NDArray[np.int64], total: int
+) -> list[int]:
+    """Whole numbers near `exact`, each within [0, most], that add up to `total` where `most`
+    allows.
+    """
     counts = np.clip(np.floor(exact + 1e-9).astype(np.int64), 0, most)
     by_remainder = np.argsort(-(exact - counts), kind="stable")
     missing = min(total, int(most.sum())) - int(counts.sum())
@@ -68,11 +76,13 @@ def _rounded(exact: NDArray[np.float64], most: NDArray[np.int64], total: int) ->
 
 
 def _lamp(tensors: Sequence[ir.TensorProtocol], total: int) -> list[int]:
-    """Zero the smallest LAMP scores w^2 / sum of v^2 over |v| >= |w| of the layer, over all layers together.
+    """Zero the smallest LAMP scores w^2 / sum of v^2 over |v| >= |w| of the layer, over all layers
+    together.
 
-    The score grows with |w| within a layer, so counts suffice. Magnitudes are grouped by their upper 16 bits (8 of
-    the significand); a group shares one score, and the group on the border gives as many as are missing.
-    Source: Lee et al., Layer-adaptive Sparsity for Magnitude-based Pruning, ICLR 2021 (arXiv:2010.07611).
+    The score grows with |w| within a layer, so counts suffice. Magnitudes are grouped by their
+    upper 16 bits (8 of the significand); a group shares one score, and the group on the border
+    gives as many as are missing. Source: Lee et al., Layer-adaptive Sparsity for Magnitude-based
+    Pruning, ICLR 2021 (arXiv:2010.07611).
     """
     layer, score, count = [], [], []
     for index, tensor in enumerate(tensors):
@@ -85,11 +95,19 @@ def _lamp(tensors: Sequence[ir.TensorProtocol], total: int) -> list[int]:
     before = np.cumsum(counts[order]) - counts[order]
     taken = np.clip(total - before, 0, counts[order])
     pruned = np.bincount(layers[order], weights=taken, minlength=len(tensors))
-    return _rounded(pruned.astype(np.float64), np.array([max(t.size - 1, 0) for t in tensors]), total)
+    return _rounded(
+        pruned.astype(np.float64),
+        np.array([max(t.size - 1, 0) for t in tensors]),
+        total,
+    )
 
 
-def _scored_groups(tensor: ir.TensorProtocol, index: int) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """LAMP score and number of elements of each occupied group of magnitudes, from the smallest up."""
+def _scored_groups(
+    tensor: ir.TensorProtocol, index: int
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """LAMP score and number of elements of each occupied group of magnitudes, from the smallest
+    up.
+    """
     kind = key_kind([tensor])
     shift = kind(np.dtype(kind).itemsize * 8 - 16)
     counts, squares = np.zeros(1 << 16, np.int64), np.zeros(1 << 16)

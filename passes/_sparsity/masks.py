@@ -1,6 +1,8 @@
-"""Kernels that zero or clip elements of a weight, block by block: by one threshold, by row thresholds, by N:M.
+"""Kernels that zero or clip elements of a weight, block by block: by one threshold, by row
+thresholds, by N:M.
 
-All work on the float's bits: what is zeroed becomes +0.0 whatever its sign, and the order is that of `_magnitude`.
+All work on the float's bits: what is zeroed becomes +0.0 whatever its sign, and the order is that
+of `_magnitude`.
 """
 
 from __future__ import annotations
@@ -18,11 +20,19 @@ from .magnitude import KeyKind, Keys, compared, key_kind, magnitudes, value_of
 Select = Literal["min", "max"]
 Bools = NDArray[np.bool_]
 
-_BITS: dict[int, type[np.unsignedinteger[Any]]] = {2: np.uint16, 4: np.uint32, 8: np.uint64}
+_BITS: dict[int, type[np.unsignedinteger[Any]]] = {
+    2: np.uint16,
+    4: np.uint32,
+    8: np.uint64,
+}
 
 
-def zero_beyond(tensor: ir.TensorProtocol, select: Select, key: int, cut: int, kind: KeyKind) -> DerivedTensor:
-    """Zero |w| below the key (select=min) or above it (max), and of those equal to it the ones at indices < `cut`."""
+def zero_beyond(
+    tensor: ir.TensorProtocol, select: Select, key: int, cut: int, kind: KeyKind
+) -> DerivedTensor:
+    """Zero |w| below the key (select=min) or above it (max), and of those equal to it the ones at
+    indices < `cut`.
+    """
     strictly = _strictly(select)
 
     def kernel(block: NDArray[Any], start: int) -> NDArray[Any]:
@@ -38,7 +48,9 @@ def zero_beyond(tensor: ir.TensorProtocol, select: Select, key: int, cut: int, k
 
 @dataclass(frozen=True)
 class Rows:
-    """A tensor seen as (groups, rows, channels, inner): each (group, channel) is a pool of rows * inner elements."""
+    """A tensor seen as (groups, rows, channels, inner): each (group, channel) is a pool of rows *
+    inner elements.
+    """
 
     groups: int
     rows: int
@@ -52,9 +64,15 @@ class Rows:
 
 
 def zero_beyond_rows(
-    tensor: ir.TensorProtocol, select: Select, view: Rows, keys_at: Keys, cuts: NDArray[np.int64]
+    tensor: ir.TensorProtocol,
+    select: Select,
+    view: Rows,
+    keys_at: Keys,
+    cuts: NDArray[np.int64],
 ) -> DerivedTensor:
-    """As `zero_beyond`, with one key and one cut a pool. Shapes: keys_at, cuts (groups, channels)."""
+    """As `zero_beyond`, with one key and one cut a pool. Shapes: keys_at, cuts (groups,
+    channels).
+    """
     strictly, kind = _strictly(select), key_kind([tensor])
     uncut = bool((cuts == view.length).all())
 
@@ -64,7 +82,9 @@ def zero_beyond_rows(
         at = keys_at[row // view.rows][:, :, None]
         keep = strictly(keys, at)
         if not uncut:
-            index = (row % view.rows)[:, None, None] * view.inner + np.arange(view.inner)
+            index = (row % view.rows)[:, None, None] * view.inner + np.arange(
+                view.inner
+            )
             keep |= (keys == at) & (index >= cuts[row // view.rows][:, :, None])
         return _kept(block, keep.reshape(-1))
 
@@ -73,8 +93,12 @@ def zero_beyond_rows(
 
 def clip_at(tensor: ir.TensorProtocol, key: int, kind: KeyKind) -> DerivedTensor:
     """Saturate at the key's magnitude, rounded towards zero to the tensor's type."""
-    limit = _rounded_down(value_of(key, kind).reshape(1), np.dtype(tensor.dtype.numpy()))
-    return DerivedTensor(tensor, lambda block, start: _saturated(block, limit), tensor.dtype)
+    limit = _rounded_down(
+        value_of(key, kind).reshape(1), np.dtype(tensor.dtype.numpy())
+    )
+    return DerivedTensor(
+        tensor, lambda block, start: _saturated(block, limit), tensor.dtype
+    )
 
 
 def clip_rows_at(tensor: ir.TensorProtocol, view: Rows, keys_at: Keys) -> DerivedTensor:
@@ -89,8 +113,11 @@ def clip_rows_at(tensor: ir.TensorProtocol, view: Rows, keys_at: Keys) -> Derive
     return DerivedTensor(tensor, kernel, tensor.dtype, view.channels * view.inner)
 
 
-def keep_n_of_m(tensor: ir.TensorProtocol, keep: int, of: int, inner: int) -> DerivedTensor:
-    """In every group of `of` elements along an axis keep the `keep` largest; among equals the later stay.
+def keep_n_of_m(
+    tensor: ir.TensorProtocol, keep: int, of: int, inner: int
+) -> DerivedTensor:
+    """In every group of `of` elements along an axis keep the `keep` largest; among equals the later
+    stay.
 
     `inner`: elements between neighbours along that axis (the product of the dimensions after it).
     """
@@ -98,7 +125,9 @@ def keep_n_of_m(tensor: ir.TensorProtocol, keep: int, of: int, inner: int) -> De
 
     def kernel(block: NDArray[Any], start: int) -> NDArray[Any]:
         keys = magnitudes(block, kind).reshape(-1, of, inner)
-        larger = np.zeros(keys.shape, np.uint8)  # how many of its group outrank each element
+        larger = np.zeros(
+            keys.shape, np.uint8
+        )  # how many of its group outrank each element
         for i in range(of):
             for j in range(i + 1, of):
                 first = keys[:, i] > keys[:, j]
@@ -127,5 +156,7 @@ def _rounded_down(values: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
     rounded = values.astype(dtype)
     over = rounded.astype(values.dtype) > values
     bits = rounded.view(_BITS[dtype.itemsize])
-    lowered: NDArray[Any] = (bits - over.astype(bits.dtype)).astype(bits.dtype).view(dtype)
+    lowered: NDArray[Any] = (
+        (bits - over.astype(bits.dtype)).astype(bits.dtype).view(dtype)
+    )
     return lowered

@@ -1,4 +1,6 @@
-"""Exact thresholds for every row of a weight: one pool for each output, pools contiguous or strided."""
+"""Exact thresholds for every row of a weight: one pool for each output, pools contiguous or
+strided.
+"""
 
 from __future__ import annotations
 
@@ -12,11 +14,16 @@ from .._core.lazy import blocks
 from .magnitude import Keys, NonFiniteError, is_finite, key_kind, magnitudes
 from .masks import Rows, Select
 
-_SLAB = 1 << 22  # elements gathered at a time where a row is strided; the tensor is read once for each slab
+_SLAB = (
+    1 << 22
+)  # elements gathered at a time where a row is strided; the tensor is read once for each slab
 
 
-def row_cuts(tensor: ir.TensorProtocol, view: Rows, select: Select, count: int) -> tuple[Keys, NDArray[np.int64]]:
-    """What `zero_beyond_rows` needs so that `count` elements of each pool are zero, those that are so already included.
+def row_cuts(
+    tensor: ir.TensorProtocol, view: Rows, select: Select, count: int
+) -> tuple[Keys, NDArray[np.int64]]:
+    """What `zero_beyond_rows` needs so that `count` elements of each pool are zero, those that are
+    so already included.
 
     Shapes: both (groups, channels). Errors: NonFiniteError.
     """
@@ -25,36 +32,53 @@ def row_cuts(tensor: ir.TensorProtocol, view: Rows, select: Select, count: int) 
     for groups, channels, keys in _pools(tensor, view):
         at, cut = (_lowest if select == "min" else _highest)(keys, count)
         shape = keys_at[groups, channels].shape
-        keys_at[groups, channels], cuts[groups, channels] = at.reshape(shape), cut.reshape(shape)
+        keys_at[groups, channels], cuts[groups, channels] = (
+            at.reshape(shape),
+            cut.reshape(shape),
+        )
     return keys_at, cuts
 
 
 def row_limits(tensor: ir.TensorProtocol, view: Rows, count: int) -> Keys:
-    """The largest magnitude of each pool once its `count` largest are gone. Shapes: (groups, channels)."""
+    """The largest magnitude of each pool once its `count` largest are gone. Shapes: (groups,
+    channels).
+    """
     keys_at: Keys = np.empty((view.groups, view.channels), key_kind([tensor]))
     rank = view.length - count - 1
     for groups, channels, keys in _pools(tensor, view):
-        keys_at[groups, channels] = np.partition(keys, rank, axis=1)[:, rank].reshape(keys_at[groups, channels].shape)
+        keys_at[groups, channels] = np.partition(keys, rank, axis=1)[:, rank].reshape(
+            keys_at[groups, channels].shape
+        )
     return keys_at
 
 
-def _pools(tensor: ir.TensorProtocol, view: Rows) -> Iterator[tuple[slice, slice, Keys]]:
+def _pools(
+    tensor: ir.TensorProtocol, view: Rows
+) -> Iterator[tuple[slice, slice, Keys]]:
     """(which groups, which channels, their pools as rows): keys are (groups * channels, length)."""
     if view.channels == 1:
         for start, block in blocks(tensor, view.length):
             keys = _finite(tensor, block).reshape(-1, view.length)
-            yield slice(start // view.length, start // view.length + len(keys)), slice(None), keys
+            yield (
+                slice(start // view.length, start // view.length + len(keys)),
+                slice(None),
+                keys,
+            )
         return
     lines = view.groups * view.rows
     width = max(_SLAB // (lines * view.inner), 1)
     for first in range(0, view.channels, width):
         channels = slice(first, min(first + width, view.channels))
-        slab: Keys = np.empty((lines, channels.stop - first, view.inner), key_kind([tensor]))
+        slab: Keys = np.empty(
+            (lines, channels.stop - first, view.inner), key_kind([tensor])
+        )
         for start, block in blocks(tensor, view.channels * view.inner):
             part = _finite(tensor, block).reshape(-1, view.channels, view.inner)
             line = start // (view.channels * view.inner)
             slab[line : line + len(part)] = part[:, channels]
-        by_pool = slab.reshape(view.groups, view.rows, -1, view.inner).transpose(0, 2, 1, 3)
+        by_pool = slab.reshape(view.groups, view.rows, -1, view.inner).transpose(
+            0, 2, 1, 3
+        )
         yield slice(None), channels, by_pool.reshape(-1, view.length)
 
 

@@ -1,4 +1,6 @@
-"""Batches from arrays: .npz and .npy files read as streams (compressed too), and arrays in memory."""
+"""Batches from arrays: .npz and .npy files read as streams (compressed too), and arrays in
+memory.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,9 @@ from ..session import TensorInfo
 
 LABELS = "labels"
 BATCH = 64
-BATCH_BYTES = 4 << 20  # of inputs: activations are some ten times larger, and whole batches are run at once
+BATCH_BYTES = (
+    4 << 20
+)  # of inputs: activations are some ten times larger, and whole batches are run at once
 
 
 class Rows(Protocol):
@@ -61,7 +65,9 @@ class ArraySet:
 
     arrays: dict[str, Stored]
 
-    def batches(self, plan: Plan) -> Iterator[tuple[dict[str, NDArray[Any]], NDArray[Any] | None]]:
+    def batches(
+        self, plan: Plan
+    ) -> Iterator[tuple[dict[str, NDArray[Any]], NDArray[Any] | None]]:
         """(feeds, labels) in order; each batch is read when it is asked for."""
         with ExitStack() as stack:
             whole = {i: self._all(key, stack) for i, key in plan.whole.items()}
@@ -79,7 +85,9 @@ class ArraySet:
 
 def in_memory(arrays: Mapping[str, Any]) -> ArraySet:
     """Arrays that the caller holds."""
-    return ArraySet({str(name): _held(np.asarray(array)) for name, array in arrays.items()})
+    return ArraySet(
+        {str(name): _held(np.asarray(array)) for name, array in arrays.items()}
+    )
 
 
 def _held(array: NDArray[Any]) -> Stored:
@@ -99,22 +107,35 @@ def _held(array: NDArray[Any]) -> Stored:
 def open_file(path: Path) -> ArraySet:
     """The arrays of an .npz (by key) or .npy file (key `data`); only their headers are read.
 
-    Errors: RefusedError for a missing or damaged file, or for pickled objects, which are never loaded.
+    Errors: RefusedError for a missing or damaged file, or for pickled objects, which are never
+    loaded.
     """
     if not path.is_file():
-        raise RefusedError(f"data {path}", "no such file", "give the path of an existing .npz or .npy file")
+        raise RefusedError(
+            f"data {path}",
+            "no such file",
+            "give the path of an existing .npz or .npy file",
+        )
     try:
         if path.suffix == ".npy":
             return ArraySet({"data": _stored(lambda: open(path, "rb"), f"{path.name}")})
         with zipfile.ZipFile(path) as archive:
             names = [name for name in archive.namelist() if name.endswith(".npy")]
-        return ArraySet({
-            name.removesuffix(".npy"): _stored(_member(path, name), f"{path.name}, array '{name.removesuffix('.npy')}'")
-            for name in names
-        })
+        return ArraySet(
+            {
+                name.removesuffix(".npy"): _stored(
+                    _member(path, name),
+                    f"{path.name}, array '{name.removesuffix('.npy')}'",
+                )
+                for name in names
+            }
+        )
     except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise RefusedError(f"data {path.name}", f"cannot be read: {error}",
-                           "write it again with numpy.savez") from error
+        raise RefusedError(
+            f"data {path.name}",
+            f"cannot be read: {error}",
+            "write it again with numpy.savez",
+        ) from error
 
 
 def _member(path: Path, name: str) -> Callable[[], IO[bytes]]:
@@ -132,8 +153,11 @@ def _stored(opener: Callable[[], IO[bytes]], where: str) -> Stored:
     with opener() as file:
         shape, fortran, dtype = _header(file)
     if dtype.hasobject:
-        raise RefusedError(where, "holds pickled Python objects",
-                           "save plain arrays: array.astype('int64') or astype(str)")
+        raise RefusedError(
+            where,
+            "holds pickled Python objects",
+            "save plain arrays: array.astype('int64') or astype(str)",
+        )
 
     def open_rows(stack: ExitStack) -> Rows:
         file = stack.enter_context(opener())
@@ -147,14 +171,24 @@ def _stored(opener: Callable[[], IO[bytes]], where: str) -> Stored:
     return Stored(shape, dtype, open_rows)
 
 
-def _read_rows(file: IO[bytes], shape: tuple[int, ...], dtype: np.dtype[Any], count: int, where: str) -> NDArray[Any]:
+def _read_rows(
+    file: IO[bytes],
+    shape: tuple[int, ...],
+    dtype: np.dtype[Any],
+    count: int,
+    where: str,
+) -> NDArray[Any]:
     rows = (count, *shape[1:]) if shape else ()
     size = int(np.prod(rows, dtype=np.int64)) * dtype.itemsize
     data = bytearray()
     while len(data) < size:
         part = file.read(size - len(data))
         if not part:
-            raise RefusedError(where, "ends early: the file is damaged", "write it again with numpy.savez")
+            raise RefusedError(
+                where,
+                "ends early: the file is damaged",
+                "write it again with numpy.savez",
+            )
         data += part
     return np.frombuffer(data, dtype).reshape(rows)
 
@@ -171,7 +205,11 @@ def _header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
 def plan(arrays: ArraySet, inputs: Sequence[TensorInfo], where: str) -> Plan:
     """Match arrays to inputs and choose the batch: the model's where it is fixed."""
     names = [i.name for i in inputs]
-    keys = {key: stored for key, stored in arrays.arrays.items() if key != LABELS or LABELS in names}
+    keys = {
+        key: stored
+        for key, stored in arrays.arrays.items()
+        if key != LABELS or LABELS in names
+    }
     matched = _matched(list(keys), inputs, where)
     fixed = {i.name for i in inputs if not i.shape}
     batch_dims = {i.name: i.shape[0] for i in inputs if i.shape}
@@ -180,37 +218,69 @@ def plan(arrays: ArraySet, inputs: Sequence[TensorInfo], where: str) -> Plan:
     lead = (open_ended or sliced)[:1]
     samples = _length(keys[matched[lead[0].name]]) if lead else 1
     whole = fixed | {
-        i.name for i in sliced
-        if isinstance(batch_dims[i.name], int) and _length(keys[matched[i.name]]) == batch_dims[i.name] != samples
+        i.name
+        for i in sliced
+        if isinstance(batch_dims[i.name], int)
+        and _length(keys[matched[i.name]]) == batch_dims[i.name] != samples
     }
     steps = {d for n, d in batch_dims.items() if isinstance(d, int) and n not in whole}
     cut = {name: key for name, key in matched.items() if name not in whole}
-    step = next(iter(steps)) if len(steps) == 1 else _open_batch([keys[key] for key in cut.values()])
+    step = (
+        next(iter(steps))
+        if len(steps) == 1
+        else _open_batch([keys[key] for key in cut.values()])
+    )
     labels = LABELS if LABELS in arrays.arrays and LABELS not in keys else None
-    _same_lengths(arrays, [*cut.values(), *([labels] if labels else [])], samples, where)
+    _same_lengths(
+        arrays, [*cut.values(), *([labels] if labels else [])], samples, where
+    )
     if samples == 0:
         raise RefusedError(where, "holds no samples", "give at least one sample")
-    result = Plan(cut, {n: matched[n] for n in whole}, labels, samples, int(step), exact=len(steps) == 1)
+    result = Plan(
+        cut,
+        {n: matched[n] for n in whole},
+        labels,
+        samples,
+        int(step),
+        exact=len(steps) == 1,
+    )
     if result.dropped == samples:
-        raise RefusedError(where, f"holds {samples} samples; the model takes batches of {step}",
-                           f"give at least {step} samples")
+        raise RefusedError(
+            where,
+            f"holds {samples} samples; the model takes batches of {step}",
+            f"give at least {step} samples",
+        )
     return result
 
 
-def _matched(keys: list[str], inputs: Sequence[TensorInfo], where: str) -> dict[str, str]:
+def _matched(
+    keys: list[str], inputs: Sequence[TensorInfo], where: str
+) -> dict[str, str]:
     names = [i.name for i in inputs]
     if len(names) == 1 and len(keys) == 1:
         return {names[0]: keys[0]}
     for name in names:
         if name not in keys:
-            near = difflib.get_close_matches(name, [key for key in keys if key not in names], 1, 0.4)
-            raise RefusedError(where, f"no array for input '{name}'; it holds {', '.join(keys) or 'nothing'}",
-                               f"rename '{near[0]}' to '{name}'" if near else f"the inputs are {', '.join(names)}")
+            near = difflib.get_close_matches(
+                name, [key for key in keys if key not in names], 1, 0.4
+            )
+            raise RefusedError(
+                where,
+                f"no array for input '{name}'; it holds {', '.join(keys) or 'nothing'}",
+                f"rename '{near[0]}' to '{name}'"
+                if near
+                else f"the inputs are {', '.join(names)}",
+            )
     unknown = [key for key in keys if key not in names]
     if unknown:
         near = difflib.get_close_matches(unknown[0], names, 1)
-        raise RefusedError(where, f"the model has no input '{unknown[0]}'",
-                           f"did you mean '{near[0]}'?" if near else f"the inputs are {', '.join(names)}")
+        raise RefusedError(
+            where,
+            f"the model has no input '{unknown[0]}'",
+            f"did you mean '{near[0]}'?"
+            if near
+            else f"the inputs are {', '.join(names)}",
+        )
     return {name: name for name in names}
 
 
@@ -227,5 +297,8 @@ def _length(stored: Stored) -> int:
 def _same_lengths(arrays: ArraySet, keys: list[str], samples: int, where: str) -> None:
     for key in keys:
         if _length(arrays.arrays[key]) != samples:
-            raise RefusedError(where, f"'{key}' holds {_length(arrays.arrays[key])} samples, others {samples}",
-                               "axis 0 of every array is the sample: make them equally long")
+            raise RefusedError(
+                where,
+                f"'{key}' holds {_length(arrays.arrays[key])} samples, others {samples}",
+                "axis 0 of every array is the sample: make them equally long",
+            )

@@ -1,4 +1,6 @@
-"""Batches from a folder of images: `preprocess.toml` says how pixels become inputs; class folders are labels."""
+"""Batches from a folder of images: `preprocess.toml` says how pixels become inputs; class folders
+are labels.
+"""
 
 from __future__ import annotations
 
@@ -23,8 +25,8 @@ _BATCH = 16
 class Preprocess:
     """(pixel * scale - mean) / std, after a resize of the shorter side and a centre crop.
 
-    size: (height, width) in pixels. resize: shorter side before the crop; 0 stretches to `size` instead.
-    mean, std: one number, or one a channel in the order of `channels`.
+    size: (height, width) in pixels. resize: shorter side before the crop; 0 stretches to `size`
+    instead. mean, std: one number, or one a channel in the order of `channels`.
     """
 
     size: tuple[int, int]
@@ -41,7 +43,12 @@ class Preprocess:
         height, width = self.size
         if self.resize:
             factor = self.resize / min(image.size)
-            image = image.resize((max(round(image.width * factor), width), max(round(image.height * factor), height)))
+            image = image.resize(
+                (
+                    max(round(image.width * factor), width),
+                    max(round(image.height * factor), height),
+                )
+            )
             left, top = (image.width - width) // 2, (image.height - height) // 2
             image = image.crop((left, top, left + width, top + height))
         else:
@@ -49,8 +56,12 @@ class Preprocess:
         pixels = np.asarray(image, np.float32).reshape(height, width, -1)
         if self.channels == "BGR":
             pixels = pixels[..., ::-1]
-        sample = (pixels * np.float32(self.scale) - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)
-        return np.ascontiguousarray(sample.transpose(2, 0, 1) if self.layout == "NCHW" else sample)
+        sample = (
+            pixels * np.float32(self.scale) - np.array(self.mean, np.float32)
+        ) / np.array(self.std, np.float32)
+        return np.ascontiguousarray(
+            sample.transpose(2, 0, 1) if self.layout == "NCHW" else sample
+        )
 
 
 @dataclass(frozen=True)
@@ -62,24 +73,40 @@ class ImageFolder:
 
     @staticmethod
     def open(path: Path) -> ImageFolder:
-        """Read the spec and list the files; `path/class/image` gives labels in sorted order of the class folders.
+        """Read the spec and list the files; `path/class/image` gives labels in sorted order of the
+        class folders.
 
         Errors: RefusedError for a faulty spec or a folder without images.
         """
         spec = _read_spec(path / SPEC)
-        classes = sorted(p for p in path.iterdir() if p.is_dir() and not p.name.startswith("."))
+        classes = sorted(
+            p for p in path.iterdir() if p.is_dir() and not p.name.startswith(".")
+        )
         files: list[tuple[Path, int | None]] = [(file, None) for file in _images(path)]
         if not files:
-            files = [(file, index) for index, folder in enumerate(classes) for file in _images(folder)]
+            files = [
+                (file, index)
+                for index, folder in enumerate(classes)
+                for file in _images(folder)
+            ]
         if not files:
-            raise RefusedError(f"data {path}", "holds no images", f"put {', '.join(sorted(_SUFFIXES))} files there")
+            raise RefusedError(
+                f"data {path}",
+                "holds no images",
+                f"put {', '.join(sorted(_SUFFIXES))} files there",
+            )
         return ImageFolder(files, spec)
 
-    def batches(self, names: list[str]) -> Iterator[tuple[dict[str, NDArray[Any]], NDArray[np.int64] | None]]:
+    def batches(
+        self, names: list[str]
+    ) -> Iterator[tuple[dict[str, NDArray[Any]], NDArray[np.int64] | None]]:
         """(feeds, labels), decoded as they are asked for. Needs Pillow."""
         if len(names) != 1:
-            raise RefusedError("images", f"the model has {len(names)} inputs: {', '.join(names)}",
-                               "give an .npz file with one array an input")
+            raise RefusedError(
+                "images",
+                f"the model has {len(names)} inputs: {', '.join(names)}",
+                "give an .npz file with one array an input",
+            )
         for start in range(0, len(self.files), _BATCH):
             part = self.files[start : start + _BATCH]
             array = np.stack([self._load(file) for file, _ in part])
@@ -90,12 +117,18 @@ class ImageFolder:
         try:
             from PIL import Image
         except ImportError:
-            raise RefusedError("images", "Pillow is not installed", 'pip install "onnx-opt[images]"') from None
+            raise RefusedError(
+                "images", "Pillow is not installed", 'pip install "onnx-opt[images]"'
+            ) from None
         try:
             with Image.open(file) as image:
                 return self.preprocess.array(image)
         except (OSError, ValueError, SyntaxError) as error:
-            raise RefusedError(f"image {file}", f"cannot be decoded: {error}", "replace or remove the file") from error
+            raise RefusedError(
+                f"image {file}",
+                f"cannot be decoded: {error}",
+                "replace or remove the file",
+            ) from error
 
 
 def _images(folder: Path) -> list[Path]:
@@ -106,21 +139,32 @@ def _read_spec(path: Path) -> Preprocess:
     try:
         raw = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise RefusedError(str(path), f"is not TOML: {error}", 'write lines such as size = [224, 224]') from error
+        raise RefusedError(
+            str(path), f"is not TOML: {error}", "write lines such as size = [224, 224]"
+        ) from error
     known = [f.name for f in fields(Preprocess)]
     for key in raw:
         if key not in known:
             near = difflib.get_close_matches(key, known, 1)
-            raise RefusedError(f"{path.name}.{key}", "no such key",
-                               f"did you mean '{near[0]}'?" if near else f"the keys are {', '.join(known)}")
+            raise RefusedError(
+                f"{path.name}.{key}",
+                "no such key",
+                f"did you mean '{near[0]}'?"
+                if near
+                else f"the keys are {', '.join(known)}",
+            )
     if "size" not in raw:
-        raise RefusedError(f"{path.name}.size", "is missing", "write size = [height, width]")
+        raise RefusedError(
+            f"{path.name}.size", "is missing", "write size = [height, width]"
+        )
     values = {key: _value(path, key, value) for key, value in raw.items()}
     spec = Preprocess(**values)
     channels = 1 if spec.channels == "L" else 3
     for key, numbers in (("mean", spec.mean), ("std", spec.std)):
         if len(numbers) not in (1, channels):
-            raise RefusedError(f"{path.name}.{key}", f"{len(numbers)} numbers", f"give 1 or {channels}")
+            raise RefusedError(
+                f"{path.name}.{key}", f"{len(numbers)} numbers", f"give 1 or {channels}"
+            )
     if 0 in spec.std:
         raise RefusedError(f"{path.name}.std", "is zero", "give positive numbers")
     return spec
@@ -133,18 +177,37 @@ def _value(path: Path, key: str, value: Any) -> Any:
         choices = ("NCHW", "NHWC") if key == "layout" else ("RGB", "BGR", "L")
         if value in choices:
             return value
-        raise RefusedError(f"{path.name}.{key}", f"{value!r} is not known", f"choose one of {', '.join(choices)}")
-    if not all(isinstance(n, (int, float)) and not isinstance(n, bool) for n in numbers) or not numbers:
-        raise RefusedError(f"{path.name}.{key}", f"{value!r} is not a number or a list of numbers",
-                           f"write {key} = {'[224, 224]' if key == 'size' else '0.5'}")
+        raise RefusedError(
+            f"{path.name}.{key}",
+            f"{value!r} is not known",
+            f"choose one of {', '.join(choices)}",
+        )
+    if (
+        not all(
+            isinstance(n, (int, float)) and not isinstance(n, bool) for n in numbers
+        )
+        or not numbers
+    ):
+        raise RefusedError(
+            f"{path.name}.{key}",
+            f"{value!r} is not a number or a list of numbers",
+            f"write {key} = {'[224, 224]' if key == 'size' else '0.5'}",
+        )
     if key == "size":
         size = [int(n) for n in (numbers * 2 if len(numbers) == 1 else numbers)]
         if len(size) != 2 or min(size) < 1:
-            raise RefusedError(f"{path.name}.size", f"{value!r} is no size", "write size = [height, width]")
+            raise RefusedError(
+                f"{path.name}.size",
+                f"{value!r} is no size",
+                "write size = [height, width]",
+            )
         return tuple(size)
     if key in ("mean", "std"):
         return tuple(float(n) for n in numbers)
     if isinstance(value, list) or value < 0:
-        raise RefusedError(f"{path.name}.{key}", f"{value!r} is not a number of 0 or more",
-                           f"write one number for {key}")
+        raise RefusedError(
+            f"{path.name}.{key}",
+            f"{value!r} is not a number of 0 or more",
+            f"write one number for {key}",
+        )
     return int(value) if key == "resize" else float(value)

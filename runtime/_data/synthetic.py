@@ -1,4 +1,6 @@
-"""Made-up inputs from shapes, types and names: deterministic by seed, in ranges that models usually accept."""
+"""Made-up inputs from shapes, types and names: deterministic by seed, in ranges that models usually
+accept.
+"""
 
 from __future__ import annotations
 
@@ -28,15 +30,26 @@ _STATE = r"state|hidden|cell|^[hc]_?\d*n?$"
 """Recurrent states are (layers, batch, features)."""
 
 
-def shape_of(info: TensorInfo, sizes: Mapping[str, int], overrides: Overrides) -> tuple[int, ...]:
+def shape_of(
+    info: TensorInfo, sizes: Mapping[str, int], overrides: Overrides
+) -> tuple[int, ...]:
     """A concrete shape; `sizes` has lengths for `batch`, `spatial` and `sequence` axes."""
     given = overrides.get(info.name)
     if given is not None and not isinstance(given, int):
         return tuple(given)
-    return tuple(_length(dim, axis, info, sizes, overrides) for axis, dim in enumerate(info.shape))
+    return tuple(
+        _length(dim, axis, info, sizes, overrides)
+        for axis, dim in enumerate(info.shape)
+    )
 
 
-def _length(dim: Dim, axis: int, info: TensorInfo, sizes: Mapping[str, int], overrides: Overrides) -> int:
+def _length(
+    dim: Dim,
+    axis: int,
+    info: TensorInfo,
+    sizes: Mapping[str, int],
+    overrides: Overrides,
+) -> int:
     if isinstance(dim, int):
         return dim
     given = overrides.get(dim) if dim else None
@@ -60,10 +73,16 @@ def _length(dim: Dim, axis: int, info: TensorInfo, sizes: Mapping[str, int], ove
     return sizes["sequence"]
 
 
-def array_for(info: TensorInfo, shape: tuple[int, ...], random: np.random.Generator) -> NDArray[Any]:
-    """Floats from N(0, 1), integers by name or in [0, 2), bytes in [0, 256), booleans, short texts."""
+def array_for(
+    info: TensorInfo, shape: tuple[int, ...], random: np.random.Generator
+) -> NDArray[Any]:
+    """Floats from N(0, 1), integers by name or in [0, 2), bytes in [0, 256), booleans, short
+    texts.
+    """
     if info.dtype == "object":
-        return np.array([f"text {n}" for n in random.integers(0, 9, int(np.prod(shape)))], object).reshape(shape)
+        return np.array(
+            [f"text {n}" for n in random.integers(0, 9, int(np.prod(shape)))], object
+        ).reshape(shape)
     if info.dtype == "bool":
         return random.integers(0, 2, shape).astype(bool)
     if "int" in info.dtype:

@@ -1,4 +1,6 @@
-"""Moments of channels fold by fold: what they would have been on some of the samples, without running again."""
+"""Moments of channels fold by fold: what they would have been on some of the samples, without
+running again.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +10,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 FOLDS = 64
-"""Parts of the data that are kept apart: enough to draw halves from, however many samples there are."""
+"""Parts of the data that are kept apart: enough to draw halves from, however many samples there
+are.
+"""
 
 
 def samples_of(array: NDArray[Any], axis: int, samples: int | None) -> int:
-    """How many equal runs of axis 0 are samples: as many as were fed, or 1 where the axis does not divide so."""
+    """How many equal runs of axis 0 are samples: as many as were fed, or 1 where the axis does not
+    divide so.
+    """
     count = len(array) if samples is None else samples
     return count if axis % array.ndim != 0 and count and len(array) % count == 0 else 1
 
@@ -23,19 +29,24 @@ def fold_sums(rows: NDArray[Any], samples: int, first: int) -> NDArray[np.float6
     rows: (R, C), sample by sample, the first of them being sample `first` of all.
     """
     parts = rows.reshape(samples, -1, rows.shape[-1])
-    sums = np.stack([
-        np.full((samples, rows.shape[-1]), float(parts.shape[1])),
-        parts.sum(axis=1, dtype=np.float64),
-        np.abs(parts).sum(axis=1, dtype=np.float64),
-        np.square(parts, dtype=np.float64).sum(axis=1),
-    ], axis=1)
+    sums = np.stack(
+        [
+            np.full((samples, rows.shape[-1]), float(parts.shape[1])),
+            parts.sum(axis=1, dtype=np.float64),
+            np.abs(parts).sum(axis=1, dtype=np.float64),
+            np.square(parts, dtype=np.float64).sum(axis=1),
+        ],
+        axis=1,
+    )
     total = np.zeros((FOLDS, *sums.shape[1:]))
     np.add.at(total, (first + np.arange(samples)) % FOLDS, sums)
     return total
 
 
 def fold_means(total: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Means of x, |x| and x^2 from summed sums, (folds, 3, C); folds without a sample are left out."""
+    """Means of x, |x| and x^2 from summed sums, (folds, 3, C); folds without a sample are left
+    out.
+    """
     filled = total[total[:, 0, :].any(axis=1)]
     return filled[:, 1:] / filled[:, :1]
 

@@ -1,4 +1,6 @@
-"""Work in a second thread, one call behind: statistics of a batch are taken while the next batch runs."""
+"""Work in a second thread, one call behind: statistics of a batch are taken while the next batch
+runs.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +8,9 @@ import sys
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
-_SWITCH_SECONDS = 0.0005  # ONNX Runtime's outputs wait this long for the interpreter, not 5 ms
+_SWITCH_SECONDS = (
+    0.0005  # ONNX Runtime's outputs wait this long for the interpreter, not 5 ms
+)
 
 
 class Counting:

@@ -12,14 +12,18 @@ from numpy.typing import NDArray
 _BFLOAT16 = "tensor(bfloat16)"
 
 
-def run(session: Any, names: Sequence[str] | None, feeds: Mapping[str, Any]) -> list[Any]:
+def run(
+    session: Any, names: Sequence[str] | None, feeds: Mapping[str, Any]
+) -> list[Any]:
     """`session.run`, for bfloat16 inputs and outputs too."""
     types = {value.type for value in (*session.get_inputs(), *session.get_outputs())}
     if _BFLOAT16 not in types:
         outputs: list[Any] = session.run(names, feeds)
         return outputs
     names = names or [o.name for o in session.get_outputs()]
-    values = session.run_with_ort_values(names, {name: _to_ort(np.asarray(array)) for name, array in feeds.items()})
+    values = session.run_with_ort_values(
+        names, {name: _to_ort(np.asarray(array)) for name, array in feeds.items()}
+    )
     return [_from_ort(value) for value in values]
 
 
@@ -29,7 +33,9 @@ def _to_ort(array: NDArray[Any]) -> Any:
 
     if array.dtype.name == "bfloat16":
         bits = np.ascontiguousarray(array).view(np.uint16)
-        return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(bits, TensorProto.BFLOAT16)
+        return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(
+            bits, TensorProto.BFLOAT16
+        )
     return ort.OrtValue.ortvalue_from_numpy(array)
 
 
@@ -41,13 +47,21 @@ def _from_ort(value: Any) -> NDArray[Any]:
 
     shape = tuple(value.shape())
     data = ctypes.string_at(value.data_ptr(), 2 * int(np.prod(shape)))
-    array: NDArray[Any] = np.frombuffer(data, np.uint16).view(ml_dtypes.bfloat16).reshape(shape)
+    array: NDArray[Any] = (
+        np.frombuffer(data, np.uint16).view(ml_dtypes.bfloat16).reshape(shape)
+    )
     return array
 
 
 def flattened(names: Sequence[str], outputs: Sequence[Any]) -> dict[str, NDArray[Any]]:
-    """Outputs as arrays by name; an item of a sequence is `name[0]`, …; a map is its values by sorted key."""
-    return dict(pair for name, value in zip(names, outputs, strict=True) for pair in _flat(name, value))
+    """Outputs as arrays by name; an item of a sequence is `name[0]`, …; a map is its values by
+    sorted key.
+    """
+    return dict(
+        pair
+        for name, value in zip(names, outputs, strict=True)
+        for pair in _flat(name, value)
+    )
 
 
 def _flat(name: str, value: Any) -> Iterator[tuple[str, NDArray[Any]]]:

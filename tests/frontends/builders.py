@@ -32,7 +32,9 @@ def node(m: onnx.ModelProto, *arguments, **attributes) -> None:
     m.graph.node.append(helper.make_node(*arguments, **attributes))
 
 
-def external(m: onnx.ModelProto, location: str = "m.onnx.data", **more) -> onnx.ModelProto:
+def external(
+    m: onnx.ModelProto, location: str = "m.onnx.data", **more
+) -> onnx.ModelProto:
     """`m` with its first initializer moved to external data (the file is not made)."""
     tensor = m.graph.initializer[0]
     array = onnx.numpy_helper.to_array(tensor)
@@ -45,21 +47,33 @@ def external(m: onnx.ModelProto, location: str = "m.onnx.data", **more) -> onnx.
 
 
 def calling(calls: dict[str, list[str]]) -> onnx.ModelProto:
-    """A model whose function `f` calls the functions listed, one after the other; the graph calls the first."""
+    """A model whose function `f` calls the functions listed, one after the other; the graph calls
+    the first.
+    """
     proto = small()
     proto.opset_import.append(helper.make_opsetid("local", 1))
     imports = [helper.make_opsetid("", 21), helper.make_opsetid("local", 1)]
     for name, callees in calls.items():
-        nodes = [helper.make_node(c, [f"v{i}"], [f"v{i + 1}"], domain="local") for i, c in enumerate(callees)]
+        nodes = [
+            helper.make_node(c, [f"v{i}"], [f"v{i + 1}"], domain="local")
+            for i, c in enumerate(callees)
+        ]
         nodes.append(helper.make_node("Relu", [f"v{len(callees)}"], ["out"]))
-        proto.functions.append(helper.make_function("local", name, ["v0"], ["out"], nodes, imports))
+        proto.functions.append(
+            helper.make_function("local", name, ["v0"], ["out"], nodes, imports)
+        )
     node(proto, next(iter(calls)), ["x"], ["called"], domain="local")
     return proto
 
 
-def sparse(values, indices, dims, name="s", kind=TensorProto.FLOAT) -> onnx.SparseTensorProto:
+def sparse(
+    values, indices, dims, name="s", kind=TensorProto.FLOAT
+) -> onnx.SparseTensorProto:
     indices = np.array(indices, np.int64)
     return helper.make_sparse_tensor(
         helper.make_tensor(name, kind, [len(values)], values),
-        helper.make_tensor(name + "_indices", TensorProto.INT64, indices.shape, indices.ravel()), dims,
+        helper.make_tensor(
+            name + "_indices", TensorProto.INT64, indices.shape, indices.ravel()
+        ),
+        dims,
     )

@@ -1,4 +1,6 @@
-"""Bytes gone wrong: load() answers with a model or with a refusal, quickly, never with another exception."""
+"""Bytes gone wrong: load() answers with a model or with a refusal, quickly, never with another
+exception.
+"""
 
 import time
 
@@ -19,22 +21,37 @@ SEQUENCES = """<ir_version: 10, opset_import: ["" : 21]>
 def seeds() -> list[bytes]:
     """Small valid models that between them have every kind of content."""
     rich = small()
-    rich.graph.initializer.extend([
-        helper.make_tensor("i4", TensorProto.INT4, [5], [1, 2, 3, 4, 5]),
-        helper.make_tensor("text", TensorProto.STRING, [2], ["a", "b"]),
-        helper.make_tensor("half", TensorProto.BFLOAT16, [2], [1.0, 2.0]),
-    ])
+    rich.graph.initializer.extend(
+        [
+            helper.make_tensor("i4", TensorProto.INT4, [5], [1, 2, 3, 4, 5]),
+            helper.make_tensor("text", TensorProto.STRING, [2], ["a", "b"]),
+            helper.make_tensor("half", TensorProto.BFLOAT16, [2], [1.0, 2.0]),
+        ]
+    )
     rich.metadata_props.add(key="a", value="b")
     rich.graph.node[0].metadata_props.add(key="x", value="y")
     rich.graph.quantization_annotation.add(tensor_name="w")
     thin = small()
     thin.graph.sparse_initializer.append(sparse([7.0, 8.0], [1, 5], [2, 3]))
-    constant = helper.make_node("Constant", [], ["k"], sparse_value=sparse([7.0], [1], [2]))
-    inner = helper.make_graph([constant], "t", [], [helper.make_tensor_value_info("k", TensorProto.FLOAT, [2])])
+    constant = helper.make_node(
+        "Constant", [], ["k"], sparse_value=sparse([7.0], [1], [2])
+    )
+    inner = helper.make_graph(
+        [constant],
+        "t",
+        [],
+        [helper.make_tensor_value_info("k", TensorProto.FLOAT, [2])],
+    )
     node(thin, "If", ["c"], ["r"], then_branch=inner, else_branch=inner)
     thin.graph.input.append(helper.make_tensor_value_info("c", TensorProto.BOOL, []))
-    protos = [small(), calling({"f": ["g", "g"], "g": []}), external(small()), rich, thin,
-              parser.parse_model(SEQUENCES)]
+    protos = [
+        small(),
+        calling({"f": ["g", "g"], "g": []}),
+        external(small()),
+        rich,
+        thin,
+        parser.parse_model(SEQUENCES),
+    ]
     return [p.SerializeToString() for p in protos]
 
 
@@ -42,7 +59,7 @@ SEEDS = seeds()
 
 
 def outcome(folder, data: bytes) -> str:
-    """ "loaded" or "refused"; what loads can be saved and loads again."""
+    """Return "loaded" or "refused"; what loads can be saved and loads again."""
     (folder / "m.onnx.data").write_bytes(DATA)
     (folder / "m.onnx").write_bytes(data)
     start = time.perf_counter()
@@ -88,7 +105,11 @@ def test_300_mutations_and_no_other_exception(tmp_path, seed):
     assert "loaded" in outcomes
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=100,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 @given(st.binary(max_size=200))
 def test_any_bytes_are_refused_or_load(tmp_path, data):
     outcome(tmp_path, data)

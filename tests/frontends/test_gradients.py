@@ -34,28 +34,43 @@ def _cross_entropy(w: np.ndarray, x: np.ndarray, label: int) -> float:
 
 
 def test_half_the_square_of_what_is_no_class():
-    mean, square = loss_gradients(_model(LINEAR), [({"x": X}, None)], ["w", "unused"], 8)["w"]
+    mean, square = loss_gradients(
+        _model(LINEAR), [({"x": X}, None)], ["w", "unused"], 8
+    )["w"]
     each = (X @ [[3], [-1]]) * X
     np.testing.assert_allclose(mean[:, 0], each.mean(0))
     np.testing.assert_allclose(square[:, 0], np.square(each).mean(0))
 
 
 def test_a_weight_that_the_loss_does_not_see_is_absent():
-    assert set(loss_gradients(_model(LINEAR), [({"x": X}, None)], ["w", "unused"], 8)) == {"w"}
+    assert set(
+        loss_gradients(_model(LINEAR), [({"x": X}, None)], ["w", "unused"], 8)
+    ) == {"w"}
 
 
 @pytest.mark.parametrize("labels", [np.array([2, 0, 1]), None])
 def test_cross_entropy_against_the_label_or_the_own_choice(labels):
     w = np.array([[1, 0, -1], [0.5, 2, -0.5]])
     wanted = labels if labels is not None else (X @ w).argmax(1)
-    mean, _ = loss_gradients(_model(CLASSES), [({"x": X[:2]}, None if labels is None else labels[:2]),
-                                               ({"x": X[2:]}, None if labels is None else labels[2:])], ["w"], 8)["w"]
+    mean, _ = loss_gradients(
+        _model(CLASSES),
+        [
+            ({"x": X[:2]}, None if labels is None else labels[:2]),
+            ({"x": X[2:]}, None if labels is None else labels[2:]),
+        ],
+        ["w"],
+        8,
+    )["w"]
     numeric = np.zeros_like(w)
     for index in np.ndindex(w.shape):
         step = np.zeros_like(w)
         step[index] = 1e-6
-        numeric[index] = np.mean([(_cross_entropy(w + step, x, c) - _cross_entropy(w - step, x, c)) / 2e-6
-                                  for x, c in zip(X, wanted, strict=True)])
+        numeric[index] = np.mean(
+            [
+                (_cross_entropy(w + step, x, c) - _cross_entropy(w - step, x, c)) / 2e-6
+                for x, c in zip(X, wanted, strict=True)
+            ]
+        )
     np.testing.assert_allclose(mean, numeric, atol=1e-6)
 
 

@@ -17,17 +17,28 @@ ROWS = 64
 
 
 def model_of(*names: str, fill: float = 1.0) -> ir.Model:
-    """MatMuls by (64, 64) float32 weights (16 KiB each), each full of `fill` plus its index, and one small bias."""
-    lines = "\n".join(f"h{i + 1} = MatMul (h{i}, {name})" for i, name in enumerate(names))
+    """MatMuls by (64, 64) float32 weights (16 KiB each), each full of `fill` plus its index, and
+    one small bias.
+    """
+    lines = "\n".join(
+        f"h{i + 1} = MatMul (h{i}, {name})" for i, name in enumerate(names)
+    )
     model = ir.from_onnx_text(f"""<ir_version: 10, opset_import: ["" : 21]>
         stack (float[N, {ROWS}] h0) => (float[N, {ROWS}] y) <float[1] small = {{0.5}}> {{
             {lines}
             y = Add (h{len(names)}, small)
         }}""")
     for i, name in enumerate(names):
-        value = next(v for n in model.graph for v in n.inputs if v is not None and v.name == name)
-        value.const_value = ir.Tensor(np.full((ROWS, ROWS), fill + i, np.float32), name=name)
-        value.shape, value.type = ir.Shape((ROWS, ROWS)), ir.TensorType(ir.DataType.FLOAT)
+        value = next(
+            v for n in model.graph for v in n.inputs if v is not None and v.name == name
+        )
+        value.const_value = ir.Tensor(
+            np.full((ROWS, ROWS), fill + i, np.float32), name=name
+        )
+        value.shape, value.type = (
+            ir.Shape((ROWS, ROWS)),
+            ir.TensorType(ir.DataType.FLOAT),
+        )
         model.graph.register_initializer(value)
     return model
 
@@ -50,7 +61,9 @@ def test_one_file_by_default(tmp_path):
 
 def test_external_on_request_keeps_small_tensors_inline(tmp_path):
     assert save(model_of("a", "b"), tmp_path / "m.onnx", external=True) == [
-        tmp_path / "m.onnx.data", tmp_path / "m.onnx"]
+        tmp_path / "m.onnx.data",
+        tmp_path / "m.onnx",
+    ]
     assert (tmp_path / "m.onnx.data").stat().st_size == 2 * ROWS * ROWS * 4
     initializers = load(tmp_path / "m.onnx").graph.initializers
     assert isinstance(initializers["a"].const_value, ir.ExternalTensor)
@@ -61,7 +74,10 @@ def test_external_on_request_keeps_small_tensors_inline(tmp_path):
 def test_external_follows_the_model_and_the_size(tmp_path, monkeypatch):
     save(model_of("a"), tmp_path / "m.onnx", external=True)
     assert len(save(load(tmp_path / "m.onnx"), tmp_path / "n.onnx")) == 2
-    assert len(save(load(tmp_path / "m.onnx"), tmp_path / "inline.onnx", external=False)) == 1
+    assert (
+        len(save(load(tmp_path / "m.onnx"), tmp_path / "inline.onnx", external=False))
+        == 1
+    )
     monkeypatch.setattr(save_module, "INLINE_LIMIT", 1000)
     assert len(save(model_of("a"), tmp_path / "large.onnx")) == 2
 
@@ -84,7 +100,10 @@ def test_the_model_in_memory_is_unchanged(tmp_path):
 
 def test_a_pair_of_another_model_stays_whole(tmp_path):
     (tmp_path / "m.onnx.data").write_bytes(b"somebody else's")
-    assert save(model_of("a"), tmp_path / "m.onnx", external=True)[0].name == "m.onnx.1.data"
+    assert (
+        save(model_of("a"), tmp_path / "m.onnx", external=True)[0].name
+        == "m.onnx.1.data"
+    )
     assert (tmp_path / "m.onnx.data").read_bytes() == b"somebody else's"
 
 
@@ -101,11 +120,18 @@ def test_in_place_while_the_weights_are_read_from_the_old_file(tmp_path):
     save(model_of("a", "b"), tmp_path / "m.onnx", external=True)
     model = load(tmp_path / "m.onnx")
     value = model.graph.initializers["a"]
-    set_tensor(value, DerivedTensor(value.const_value, lambda block, start: block * 10, ir.DataType.FLOAT))
+    set_tensor(
+        value,
+        DerivedTensor(
+            value.const_value, lambda block, start: block * 10, ir.DataType.FLOAT
+        ),
+    )
     save(model, tmp_path / "m.onnx")
     assert weight(tmp_path / "m.onnx")[0, 0] == 10
     assert weight(tmp_path / "m.onnx", "b")[0, 0] == 2
-    assert value.const_value.numpy()[0, 0] == 10  # the model in memory still reads its old file
+    assert (
+        value.const_value.numpy()[0, 0] == 10
+    )  # the model in memory still reads its old file
 
 
 def test_the_weights_file_itself_is_never_the_target(tmp_path):
@@ -118,21 +144,30 @@ def test_the_weights_file_itself_is_never_the_target(tmp_path):
 
 def test_a_shared_tensor_is_written_once(tmp_path):
     model = model_of("a", "b")
-    model.graph.initializers["b"].const_value = model.graph.initializers["a"].const_value
+    model.graph.initializers["b"].const_value = model.graph.initializers[
+        "a"
+    ].const_value
     save(model, tmp_path / "m.onnx", external=True)
     assert (tmp_path / "m.onnx.data").stat().st_size == ROWS * ROWS * 4
-    np.testing.assert_array_equal(weight(tmp_path / "m.onnx", "a"), weight(tmp_path / "m.onnx", "b"))
+    np.testing.assert_array_equal(
+        weight(tmp_path / "m.onnx", "a"), weight(tmp_path / "m.onnx", "b")
+    )
 
 
 def test_shared_inline_tensors_keep_both_names(tmp_path):
     model = model_of("a", "b")
-    model.graph.initializers["b"].const_value = model.graph.initializers["a"].const_value
+    model.graph.initializers["b"].const_value = model.graph.initializers[
+        "a"
+    ].const_value
     save(model, tmp_path / "m.onnx")
     assert {"a", "b"} <= set(load(tmp_path / "m.onnx").graph.initializers)
 
 
 @pytest.mark.parametrize("external", [False, True])
-@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt(), RuntimeError("boom")])
+@pytest.mark.parametrize(
+    "error",
+    [OSError(28, "No space left on device"), KeyboardInterrupt(), RuntimeError("boom")],
+)
 def test_a_failed_write_leaves_the_former_pair(tmp_path, external, error):
     save(model_of("a"), tmp_path / "m.onnx", external=external)
     before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
@@ -157,7 +192,9 @@ def test_a_failure_at_every_step_leaves_the_former_pair(tmp_path, monkeypatch, s
         calls = iter(range(100))
 
         def failing(*arguments, fatal=fatal, calls=calls):
-            if next(calls) == fatal * (2 if step == "fsync" else 1):  # a folder is synced after each file
+            if next(calls) == fatal * (
+                2 if step == "fsync" else 1
+            ):  # a folder is synced after each file
                 raise KeyboardInterrupt
             return real(*arguments)
 
@@ -184,7 +221,12 @@ def test_an_interrupt_just_after_the_rename_leaves_the_new_pair(tmp_path, monkey
 
 def test_the_check_sees_the_whole_model_and_can_stop_it(tmp_path):
     seen = []
-    save(model_of("a"), tmp_path / "m.onnx", external=True, check=lambda p: seen.append(weight(p)[0, 0]))
+    save(
+        model_of("a"),
+        tmp_path / "m.onnx",
+        external=True,
+        check=lambda p: seen.append(weight(p)[0, 0]),
+    )
     assert seen == [1]
 
     def refuse(path):
@@ -200,8 +242,12 @@ def test_the_check_sees_the_whole_model_and_can_stop_it(tmp_path):
 @pytest.mark.parametrize("external", [False, True])
 def test_a_tensor_that_gives_fewer_bytes_is_an_error_not_a_hole(tmp_path, external):
     model = model_of("a")
-    short = ir.LazyTensor(lambda: ir.Tensor(np.zeros((ROWS, 3), np.float32)), ir.DataType.FLOAT,
-                          shape=ir.Shape((ROWS, ROWS)), name="a")
+    short = ir.LazyTensor(
+        lambda: ir.Tensor(np.zeros((ROWS, 3), np.float32)),
+        ir.DataType.FLOAT,
+        shape=ir.Shape((ROWS, ROWS)),
+        name="a",
+    )
     model.graph.initializers["a"].const_value = short
     with pytest.raises(OnnxOptError, match="768"):
         save(model, tmp_path / "m.onnx", external=external)
@@ -253,7 +299,8 @@ def test_an_initializer_without_data_is_an_error(tmp_path):
         save(model, tmp_path / "m.onnx")
 
 
-# --- check_output --------------------------------------------------------------------------------------------------
+# --- check_output
+# --------------------------------------------------------------------------------------------------
 
 
 def test_good_outputs_pass_and_leave_no_trace(tmp_path):
@@ -264,18 +311,21 @@ def test_good_outputs_pass_and_leave_no_trace(tmp_path):
     assert (tmp_path / "other.onnx").read_bytes() == b"old"
 
 
-@pytest.mark.parametrize(("path", "reason"), [
-    ("", "is a folder"),
-    (".", "is a folder"),
-    ("folder", "is a folder"),
-    ("none/m.onnx", "does not exist"),
-    ("file/m.onnx", "does not exist"),
-    ("fifo", "not a regular file"),
-    ("n" * 300 + ".onnx", "cannot be written"),
-    ("a\0b.onnx", "not a file name"),
-    ("/proc/m.onnx", "cannot be written"),
-    ("/dev/null", "not a regular file"),
-])
+@pytest.mark.parametrize(
+    ("path", "reason"),
+    [
+        ("", "is a folder"),
+        (".", "is a folder"),
+        ("folder", "is a folder"),
+        ("none/m.onnx", "does not exist"),
+        ("file/m.onnx", "does not exist"),
+        ("fifo", "not a regular file"),
+        ("n" * 300 + ".onnx", "cannot be written"),
+        ("a\0b.onnx", "not a file name"),
+        ("/proc/m.onnx", "cannot be written"),
+        ("/dev/null", "not a regular file"),
+    ],
+)
 def test_bad_outputs_are_usage_errors(tmp_path, monkeypatch, path, reason):
     monkeypatch.chdir(tmp_path)
     Path("folder").mkdir()
@@ -286,7 +336,9 @@ def test_bad_outputs_are_usage_errors(tmp_path, monkeypatch, path, reason):
     assert names_in(tmp_path) == ["fifo", "file", "folder"]
 
 
-@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write everywhere")
+@pytest.mark.skipif(
+    not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write everywhere"
+)
 def test_a_folder_without_write_permission_is_named(tmp_path):
     tmp_path.chmod(0o500)
     with pytest.raises(UsageError, match="cannot be written"):
@@ -298,7 +350,12 @@ def test_the_input_is_only_overwritten_by_force(tmp_path):
     source.write_bytes(b"model")
     (tmp_path / "soft.onnx").symlink_to(source)
     os.link(source, tmp_path / "hard.onnx")
-    for same in (source, tmp_path / "soft.onnx", tmp_path / "hard.onnx", tmp_path / "." / "m.onnx"):
+    for same in (
+        source,
+        tmp_path / "soft.onnx",
+        tmp_path / "hard.onnx",
+        tmp_path / "." / "m.onnx",
+    ):
         with pytest.raises(UsageError, match="input model itself"):
             check_output(same, source)
         check_output(same, source, force=True)

@@ -1,4 +1,6 @@
-"""A calibrated context for pass tests: ranges and moments by the smallest means, in this process."""
+"""A calibrated context for pass tests: ranges and moments by the smallest means, in this
+process.
+"""
 
 import dataclasses
 
@@ -12,7 +14,9 @@ from onnx_opt.runtime.moments import MomentObserver
 
 
 class CalibratedContext(NullContext):
-    """Answers `activation_ranges` (min and max), `collect` and `difference` over a list of feeds."""
+    """Answers `activation_ranges` (min and max), `collect` and `difference` over a list of
+    feeds.
+    """
 
     def __init__(self, feeds, target="cpu"):
         super().__init__(target)
@@ -22,28 +26,50 @@ class CalibratedContext(NullContext):
         return True
 
     def collect(self, model, requests, samples):
-        named = [name for r in requests.values() for name in (r.tensor, r.target) if name]
+        named = [
+            name for r in requests.values() for name in (r.tensor, r.target) if name
+        ]
         session = run_session(with_taps(model, named))
         names = [o.name for o in session.get_outputs()]
-        observers = {key: MomentObserver(r.tensor, dataclasses.asdict(r)) for key, r in requests.items()}
+        observers = {
+            key: MomentObserver(r.tensor, dataclasses.asdict(r))
+            for key, r in requests.items()
+        }
         for feeds in self.feeds:
             values = dict(zip(names, session.run(None, feeds), strict=True)) | feeds
             for key, request in requests.items():
-                observers[key].update(values[request.tensor], values[request.target] if request.target else None)
+                observers[key].update(
+                    values[request.tensor],
+                    values[request.target] if request.target else None,
+                )
         return {key: observer.value() for key, observer in observers.items()}
 
     def activation_ranges(self, model, names, method, percentile, samples, levels=255):
         tapped = model.clone()
         present = {v.name for v in tapped.graph.outputs}
         for node in tapped.graph:
-            tapped.graph.outputs.extend(v for v in node.outputs if v.name in names and v.name not in present)
+            tapped.graph.outputs.extend(
+                v for v in node.outputs if v.name in names and v.name not in present
+            )
         session = run_session(tapped)
         ranges = {}
         for feeds in self.feeds:
-            values = dict(zip([o.name for o in session.get_outputs()], session.run(None, feeds), strict=True)) | feeds
+            values = (
+                dict(
+                    zip(
+                        [o.name for o in session.get_outputs()],
+                        session.run(None, feeds),
+                        strict=True,
+                    )
+                )
+                | feeds
+            )
             for name in names:
                 low, high = ranges.get(name, (np.inf, -np.inf))
-                ranges[name] = (min(low, float(values[name].min())), max(high, float(values[name].max())))
+                ranges[name] = (
+                    min(low, float(values[name].min())),
+                    max(high, float(values[name].max())),
+                )
         return ranges
 
     def difference(self, model, other):
@@ -52,20 +78,32 @@ class CalibratedContext(NullContext):
             try:
                 session = run_session(each)
                 names = [o.name for o in session.get_outputs()]
-                outputs.append([dict(zip(names, session.run(None, feeds), strict=True)) for feeds in self.feeds[:2]])
+                outputs.append(
+                    [
+                        dict(zip(names, session.run(None, feeds), strict=True))
+                        for feeds in self.feeds[:2]
+                    ]
+                )
                 failures.append("")
             except Exception as error:  # ONNX Runtime's own types have no common base
                 failures.append(str(error).splitlines()[0])
         if not any(failures):
             failures[1] = unlike(*outputs)
-        return (np.inf if any(failures) else largest_error(*outputs)), failures[1], failures[0]
+        return (
+            (np.inf if any(failures) else largest_error(*outputs)),
+            failures[1],
+            failures[0],
+        )
 
 
 def batches(shape, count=4, seed=0, name="x", spread=None):
     """Normal feeds; `spread`: a factor for each element of the last axes."""
     random = np.random.default_rng(seed)
     factor = 1 if spread is None else np.asarray(spread, np.float32)
-    return [{name: (random.normal(0.3, 1, shape) * factor).astype(np.float32)} for _ in range(count)]
+    return [
+        {name: (random.normal(0.3, 1, shape) * factor).astype(np.float32)}
+        for _ in range(count)
+    ]
 
 
 def run_session(model, optimize=True):
@@ -74,6 +112,10 @@ def run_session(model, optimize=True):
     options.log_severity_level = 3
     options.intra_op_num_threads = 1
     if not optimize:
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        options.graph_optimization_level = (
+            onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        )
     proto = ir.to_proto(model) if isinstance(model, ir.Model) else model
-    return onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(
+        proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )

@@ -14,6 +14,8 @@ def calibrated():
 
 @pytest.fixture
 def one_limb(monkeypatch):
-    """Convs read an image once, for tests whose small nets begin at one and that are not of this rule."""
+    """Convs read an image once, for tests whose small nets begin at one and that are not of this
+    rule.
+    """
     rules = dataclasses.replace(quant_rules.TARGETS["cpu"], image_channels=0)
     monkeypatch.setitem(quant_rules.TARGETS, "cpu", rules)

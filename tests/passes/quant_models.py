@@ -19,7 +19,9 @@ def normal(*shape, scale=1.0):
 
 def model_of(text, **weights):
     proto = onnx.parser.parse_model(text)
-    proto.graph.initializer.extend(onnx.numpy_helper.from_array(a, n) for n, a in weights.items())
+    proto.graph.initializer.extend(
+        onnx.numpy_helper.from_array(a, n) for n, a in weights.items()
+    )
     model = ir.from_proto(proto)
     normalize(model)
     return model
@@ -32,10 +34,14 @@ def session(model, optimize=True, saved=None):
     if saved:
         options.optimized_model_filepath = str(saved)
     if not optimize:
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        options.graph_optimization_level = (
+            onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        )
     proto = ir.to_proto(model)
     onnx.checker.check_model(proto, full_check=True)
-    return onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(
+        proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
 
 
 def outputs(model, feeds, optimize=True):
@@ -43,14 +49,21 @@ def outputs(model, feeds, optimize=True):
 
 
 def everywhere(model, feeds):
-    """The first output by this CPU's kernels, and by models of the kernels of either class of CPU."""
-    return [outputs(model, feeds), *(run_integers(model, feeds, arithmetic)[0] for arithmetic in ARITHMETICS)]
+    """The first output by this CPU's kernels, and by models of the kernels of either class of
+    CPU.
+    """
+    return [
+        outputs(model, feeds),
+        *(run_integers(model, feeds, arithmetic)[0] for arithmetic in ARITHMETICS),
+    ]
 
 
 def kernels(model, folder):
     """How many nodes of each type ONNX Runtime runs."""
     session(model, saved=folder / "optimized.onnx")
-    return collections.Counter(n.op_type for n in onnx.load(folder / "optimized.onnx").graph.node)
+    return collections.Counter(
+        n.op_type for n in onnx.load(folder / "optimized.onnx").graph.node
+    )
 
 
 def ops(model):
@@ -62,29 +75,44 @@ def initial(model, name):
 
 
 def grid(model, name):
-    """(scale, zero point): of the Q that reads the value called `name`, or of what reads the codes stored under it."""
-    quantizers = {n.inputs[0].name: n for n in model.graph if n.op_type == "QuantizeLinear"}
+    """(scale, zero point): of the Q that reads the value called `name`, or of what reads the codes
+    stored under it.
+    """
+    quantizers = {
+        n.inputs[0].name: n for n in model.graph if n.op_type == "QuantizeLinear"
+    }
     node = quantizers.get(name)
     if node is None:
         value = model.graph.initializers[name]
-        while (node := value.uses()[0].node).op_type not in ("DequantizeLinear", "Mul") or not floats(node.inputs[1]):
+        while (node := value.uses()[0].node).op_type not in (
+            "DequantizeLinear",
+            "Mul",
+        ) or not floats(node.inputs[1]):
             value = node.outputs[0]
     return [value.const_value.numpy() for value in node.inputs[1:]]
 
 
 def floats(value):
-    return value.const_value is not None and value.const_value.dtype == ir.DataType.FLOAT
+    return (
+        value.const_value is not None and value.const_value.dtype == ir.DataType.FLOAT
+    )
 
 
 def dequantized(model, name):
     """The name under which the value called `name` comes out of its Q and DQ."""
-    (quantizer,) = [n for n in model.graph if n.op_type == "QuantizeLinear" and n.inputs[0].name == name]
+    (quantizer,) = [
+        n
+        for n in model.graph
+        if n.op_type == "QuantizeLinear" and n.inputs[0].name == name
+    ]
     return quantizer.outputs[0].uses()[0].node.outputs[0].name
 
 
 def sqnr(reference, got):
     reference = reference.astype(np.float64)
-    return 10 * np.log10((reference**2).sum() / max(((reference - got) ** 2).sum(), 1e-300))
+    return 10 * np.log10(
+        (reference**2).sum() / max(((reference - got) ** 2).sum(), 1e-300)
+    )
 
 
 CHAIN = """
@@ -97,12 +125,16 @@ chain (float[N, 3, 9, 9] x) => (float[N, 4] y)
 }
 """
 CHAIN_WEIGHTS = {
-    "w1": normal(8, 3, 3, 3), "b1": normal(8), "w2": normal(7, 8, 3, 3), "b2": normal(7), "w3": normal(4, 7),
+    "w1": normal(8, 3, 3, 3),
+    "b1": normal(8),
+    "w2": normal(7, 8, 3, 3),
+    "b2": normal(7),
+    "w3": normal(4, 7),
     "b3": normal(4),
 }
 FEEDS = {"x": normal(4, 3, 9, 9)}
 
 
 def chain(**other):
-    """conv 3->8, conv 8->7 (504 weights: no multiple of 5), gemm 7->4."""
+    """Conv 3->8, conv 8->7 (504 weights: no multiple of 5), gemm 7->4."""
     return model_of(CHAIN, **{**CHAIN_WEIGHTS, **other})

@@ -1,4 +1,6 @@
-"""Weights stored small: what is left alone, exact stored values, and that ONNX Runtime runs the original's kernels."""
+"""Weights stored small: what is left alone, exact stored values, and that ONNX Runtime runs the
+original's kernels.
+"""
 
 import numpy as np
 import onnx
@@ -18,16 +20,37 @@ MATMUL = "m (float[n, 64] x, float[64, 40] w) => (float[n, 40] y) { y = MatMul (
 CONV = "m (float[1, 8, 9, 9] x, float[16, 8, 3, 3] w) => (float[1, 16, 7, 7] y) { y = Conv (x, w) }"
 GEMM = "m (float[n, 64] x, float[40, 64] w) => (float[n, 40] y) { y = Gemm <transB = 1> (x, w) }"
 LEFT = "m (float[64, n] x, float[40, 64] w) => (float[40, n] y) { y = MatMul (w, x) }"
-TRANSPOSED = ("m (float[n, 64] x, float[40, 64] w) => (float[n, 40] y) "
-              "{ t = Transpose <perm = [1, 0]> (w)\n y = MatMul (x, t) }")
+TRANSPOSED = (
+    "m (float[n, 64] x, float[40, 64] w) => (float[n, 40] y) "
+    "{ t = Transpose <perm = [1, 0]> (w)\n y = MatMul (x, t) }"
+)
 BATCHED = "m (float[2, n, 64] x, float[2, 64, 40] w) => (float[2, n, 40] y) { y = MatMul (x, w) }"
-DECONV = "m (float[1, 64, 4, 4] x, float[64, 5, 2, 2] w) => (float[1, 5, 5, 5] y) { y = ConvTranspose (x, w) }"
+DECONV = (
+    "m (float[1, 64, 4, 4] x, float[64, 5, 2, 2] w) => (float[1, 5, 5, 5] y) { y = "
+    "ConvTranspose (x, w) }"
+)
 TABLE = "m (int64[n] x, float[50, 64] w) => (float[n, 64] y) { y = Gather (w, x) }"
-LSTM = ("m (float[t, 1, 64] x, float[1, 40, 64] w) => (float[t, 1, 1, 10] y) <float[1, 40, 10] r = {"
-        + ", ".join(["0.1"] * 400) + "}> { y = LSTM <hidden_size = 10> (x, w, r) }")
-DEPTHWISE = "m (float[1, 64, 5, 5] x, float[64, 1, 3, 3] w) => (float[1, 64, 3, 3] y) { y = Conv <group = 64> (x, w) }"
-FORMS = {"matmul": MATMUL, "conv": CONV, "gemm": GEMM, "left": LEFT, "transposed": TRANSPOSED, "batched": BATCHED,
-         "deconv": DECONV, "table": TABLE, "lstm": LSTM, "depthwise": DEPTHWISE}
+LSTM = (
+    "m (float[t, 1, 64] x, float[1, 40, 64] w) => (float[t, 1, 1, 10] y) <float[1, 40, 10] r = {"
+    + ", ".join(["0.1"] * 400)
+    + "}> { y = LSTM <hidden_size = 10> (x, w, r) }"
+)
+DEPTHWISE = (
+    "m (float[1, 64, 5, 5] x, float[64, 1, 3, 3] w) => (float[1, 64, 3, 3] y) { y = Conv "
+    "<group = 64> (x, w) }"
+)
+FORMS = {
+    "matmul": MATMUL,
+    "conv": CONV,
+    "gemm": GEMM,
+    "left": LEFT,
+    "transposed": TRANSPOSED,
+    "batched": BATCHED,
+    "deconv": DECONV,
+    "table": TABLE,
+    "lstm": LSTM,
+    "depthwise": DEPTHWISE,
+}
 
 
 def with_weight(text, weight=None, lazy=False):
@@ -35,9 +58,15 @@ def with_weight(text, weight=None, lazy=False):
     model = model_of(text)
     value = model.graph.inputs.pop(1)
     if weight is None:
-        weight = np.random.default_rng(0).normal(size=value.shape.numpy()).astype(np.float32)
+        weight = (
+            np.random.default_rng(0).normal(size=value.shape.numpy()).astype(np.float32)
+        )
     tensor = ir.Tensor(weight, name="w")
-    value.const_value = DerivedTensor(tensor, lambda block, start: block, ir.DataType.FLOAT) if lazy else tensor
+    value.const_value = (
+        DerivedTensor(tensor, lambda block, start: block, ir.DataType.FLOAT)
+        if lazy
+        else tensor
+    )
     value.const_value.name = "w"
     model.graph.register_initializer(value)
     normalize(model)
@@ -53,7 +82,10 @@ def compressed(model, encoding="int8", **options):
     assert list(after.graph.input) == list(before.graph.input)
     assert list(after.graph.output) == list(before.graph.output)
     once = after.SerializeToString(deterministic=True)
-    assert CompressWeights(encoding=encoding, **options).run(model, NullContext()).changed == 0
+    assert (
+        CompressWeights(encoding=encoding, **options).run(model, NullContext()).changed
+        == 0
+    )
     assert ir.to_proto(model).SerializeToString(deterministic=True) == once
     return after, outcome
 
@@ -77,8 +109,12 @@ def optimized_ops(proto, path):
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.optimized_model_filepath = str(path)
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
-    onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    options.graph_optimization_level = (
+        onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    )
+    onnxruntime.InferenceSession(
+        proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
     return [n.op_type for n in onnx.load(path).graph.node]
 
 
@@ -86,20 +122,36 @@ def sqnr(reference, got):
     return 10 * np.log10(np.square(reference).sum() / np.square(got - reference).sum())
 
 
-OVERRIDABLE = "m (float[n, 2] x, float[2, 2] w) => (float[n, 2] y) <float[2, 2] w = {1, 2, 3, 4}> { y = MatMul (x, w) }"
-OUTPUT = "m (float[n, 2] x) => (float[n, 2] y, float[2, 2] w) <float[2, 2] w = {1, 2, 3, 4}> { y = MatMul (x, w) }"
-DOUBLE = "m (double[n, 2] x) => (double[n, 2] y) <double[2, 2] w = {1, 2, 3, 4}> { y = MatMul (x, w) }"
+OVERRIDABLE = (
+    "m (float[n, 2] x, float[2, 2] w) => (float[n, 2] y) <float[2, 2] w = {1, 2, 3, 4}> "
+    "{ y = MatMul (x, w) }"
+)
+OUTPUT = (
+    "m (float[n, 2] x) => (float[n, 2] y, float[2, 2] w) <float[2, 2] w = {1, 2, 3, 4}> "
+    "{ y = MatMul (x, w) }"
+)
+DOUBLE = (
+    "m (double[n, 2] x) => (double[n, 2] y) <double[2, 2] w = {1, 2, 3, 4}> { y = MatMul "
+    "(x, w) }"
+)
 SMALL = "m (float[n, 2] x) => (float[n, 2] y) <float[2, 2] w = {1, 2, 3, 4}> { y = MatMul (x, w) }"
 
 
-@pytest.mark.parametrize(("text", "options", "reason"), [
-    (OVERRIDABLE, {"min_size": 1}, "weight 'w' is also a graph input: callers may override it"),
-    (OUTPUT, {"min_size": 1}, "it is a graph output"),
-    (DOUBLE, {"min_size": 1}, "it is DOUBLE, not FLOAT"),
-    (SMALL, {}, "its 4 elements are fewer than min_size=1024"),
-    (SMALL, {"min_size": 1, "exclude": ("w*",)}, "matched by exclude"),
-    (SMALL, {"min_size": 1, "include": ("other",)}, "not matched by include"),
-])
+@pytest.mark.parametrize(
+    ("text", "options", "reason"),
+    [
+        (
+            OVERRIDABLE,
+            {"min_size": 1},
+            "weight 'w' is also a graph input: callers may override it",
+        ),
+        (OUTPUT, {"min_size": 1}, "it is a graph output"),
+        (DOUBLE, {"min_size": 1}, "it is DOUBLE, not FLOAT"),
+        (SMALL, {}, "its 4 elements are fewer than min_size=1024"),
+        (SMALL, {"min_size": 1, "exclude": ("w*",)}, "matched by exclude"),
+        (SMALL, {"min_size": 1, "include": ("other",)}, "not matched by include"),
+    ],
+)
 def test_leaves_alone(text, options, reason):
     model = model_of(text)
     normalize(model)
@@ -122,20 +174,33 @@ def test_leaves_weights_without_a_stored_form(encoding, bad):
 
 
 def test_fp16_leaves_what_it_cannot_hold():
-    after, outcome = compressed(with_weight(MATMUL, np.full((64, 40), 70000, np.float32)), "fp16")
-    assert outcome.declined[0].reason == "it holds NaN, infinity or numbers beyond 65504"
+    after, outcome = compressed(
+        with_weight(MATMUL, np.full((64, 40), 70000, np.float32)), "fp16"
+    )
+    assert (
+        outcome.declined[0].reason == "it holds NaN, infinity or numbers beyond 65504"
+    )
     assert ops_of(ir.from_proto(after)) == ["MatMul"]
 
 
 @pytest.mark.parametrize("text", FORMS.values(), ids=FORMS.keys())
-@pytest.mark.parametrize(("encoding", "near"), [("int8", 40), ("int4", 18), ("fp16", 70), ("bf16", 50)])
-def test_the_unpacked_weight_is_near_and_the_kernels_are_the_originals(text, encoding, near, tmp_path):
+@pytest.mark.parametrize(
+    ("encoding", "near"), [("int8", 40), ("int4", 18), ("fp16", 70), ("bf16", 50)]
+)
+def test_the_unpacked_weight_is_near_and_the_kernels_are_the_originals(
+    text, encoding, near, tmp_path
+):
     model = with_weight(text)
-    weight, before = model.graph.initializers["w"].const_value.numpy(), ir.to_proto(model)
+    weight, before = (
+        model.graph.initializers["w"].const_value.numpy(),
+        ir.to_proto(model),
+    )
     after, outcome = compressed(model, encoding, min_size=500)
     assert outcome.changed == 1
     assert near < sqnr(weight, unpacked(after)) < 90
-    assert optimized_ops(after, tmp_path / "a.onnx") == optimized_ops(before, tmp_path / "b.onnx")
+    assert optimized_ops(after, tmp_path / "a.onnx") == optimized_ops(
+        before, tmp_path / "b.onnx"
+    )
     feeds = feeds_of(before)
     got, want = (run_session(p).run(None, feeds)[0] for p in (after, before))
     assert sqnr(want, got) > near - 12
@@ -165,20 +230,38 @@ def test_int8_values_and_scales_of_channels():
     np.testing.assert_allclose(unpacked(after), weight, rtol=1e-6)
 
 
-@pytest.mark.parametrize(("text", "block", "shape"), [
-    (MATMUL, 32, [2, 32, 40]), (GEMM, 32, [80, 32, 1]), (CONV, 32, [48, 24, 1]), (BATCHED, 16, [8, 16, 40]),
-    (TABLE, 64, [50, 64, 1]), (DECONV, 10, [8, 8, 20]),
-])
+@pytest.mark.parametrize(
+    ("text", "block", "shape"),
+    [
+        (MATMUL, 32, [2, 32, 40]),
+        (GEMM, 32, [80, 32, 1]),
+        (CONV, 32, [48, 24, 1]),
+        (BATCHED, 16, [8, 16, 40]),
+        (TABLE, 64, [50, 64, 1]),
+        (DECONV, 10, [8, 8, 20]),
+    ],
+)
 def test_a_block_divides_its_channel(text, block, shape):
     after, _ = compressed(with_weight(text), "int4", block=block)
-    assert [list(t.dims) for t in after.graph.initializer if t.data_type == onnx.TensorProto.INT4] == [shape]
+    assert [
+        list(t.dims)
+        for t in after.graph.initializer
+        if t.data_type == onnx.TensorProto.INT4
+    ] == [shape]
 
 
 def test_depthwise_weights_become_fp16_unless_it_cannot_hold_them():
     after, _ = compressed(with_weight(DEPTHWISE), "int8", min_size=500)
     assert [t.data_type for t in after.graph.initializer] == [onnx.TensorProto.FLOAT16]
-    huge, _ = compressed(with_weight(DEPTHWISE, np.full((64, 1, 3, 3), 1e6, np.float32)), "int8", min_size=500)
-    assert sorted(t.data_type for t in huge.graph.initializer) == [onnx.TensorProto.FLOAT, onnx.TensorProto.INT8]
+    huge, _ = compressed(
+        with_weight(DEPTHWISE, np.full((64, 1, 3, 3), 1e6, np.float32)),
+        "int8",
+        min_size=500,
+    )
+    assert sorted(t.data_type for t in huge.graph.initializer) == [
+        onnx.TensorProto.FLOAT,
+        onnx.TensorProto.INT8,
+    ]
     np.testing.assert_allclose(unpacked(huge), 1e6, rtol=1e-6)
 
 
@@ -191,11 +274,17 @@ def test_a_shared_weight_is_stored_once_for_all_its_users():
     """
     after, outcome = compressed(with_weight(text))
     assert outcome.changed == 1
-    assert sum(t.data_type == onnx.TensorProto.INT8 for t in after.graph.initializer) == 1
+    assert (
+        sum(t.data_type == onnx.TensorProto.INT8 for t in after.graph.initializer) == 1
+    )
     table = unpacked(after)
     picked = np.array([3, 1, 4])
-    np.testing.assert_allclose(run_session(after).run(None, {"x": picked})[0], table[picked] @ table.T, rtol=1e-4,
-                               atol=1e-4)
+    np.testing.assert_allclose(
+        run_session(after).run(None, {"x": picked})[0],
+        table[picked] @ table.T,
+        rtol=1e-4,
+        atol=1e-4,
+    )
 
 
 def test_a_weight_of_a_branch_is_unpacked_in_that_branch():
@@ -203,8 +292,10 @@ def test_a_weight_of_a_branch_is_unpacked_in_that_branch():
     m (float[2] x, bool c) => (float[3] y)
     {
         y = If (c) <
-            then_branch = t () => (float[3] a) <float[2, 3] w = {1, 2, 3, 4, 5, 6}> { a = MatMul (x, w) },
-            else_branch = e () => (float[3] b) <float[2, 3] v = {1, 1, 1, 1, 1, 1}> { b = MatMul (x, v) }
+            then_branch = t () => (float[3] a) <float[2, 3] w = {1, 2, 3, 4, 5,
+                6}> { a = MatMul (x, w) },
+            else_branch = e () => (float[3] b) <float[2, 3] v = {1, 1, 1, 1, 1,
+                1}> { b = MatMul (x, v) }
         >
     }
     """
@@ -220,16 +311,25 @@ def test_a_weight_of_a_branch_is_unpacked_in_that_branch():
 @pytest.mark.parametrize("value", [0.0, 1e-42, 1e30])
 @pytest.mark.parametrize("encoding", ["int8", "int4", "bf16"])
 def test_extreme_weights_stay_finite(encoding, value):
-    after, outcome = compressed(with_weight(MATMUL, np.full((64, 40), value, np.float32)), encoding)
+    after, outcome = compressed(
+        with_weight(MATMUL, np.full((64, 40), value, np.float32)), encoding
+    )
     assert outcome.changed == 1
     np.testing.assert_allclose(unpacked(after), value, rtol=0.01, atol=1e-29)
 
 
 @settings(max_examples=15, deadline=None)
-@given(rows=st.integers(1, 90), columns=st.integers(1, 9), block=st.sampled_from([0, 8, 20, 64]),
-       encoding=st.sampled_from(["int8", "int4", "fp16", "bf16"]))
+@given(
+    rows=st.integers(1, 90),
+    columns=st.integers(1, 9),
+    block=st.sampled_from([0, 8, 20, 64]),
+    encoding=st.sampled_from(["int8", "int4", "fp16", "bf16"]),
+)
 def test_any_size_and_a_derived_source(rows, columns, block, encoding):
-    text = f"m (float[n, {rows}] x, float[{rows}, {columns}] w) => (float[n, {columns}] y) {{ y = MatMul (x, w) }}"
+    text = (
+        f"m (float[n, {rows}] x, float[{rows}, {columns}] w) => (float[n, {columns}] y) "
+        f"{{ y = MatMul (x, w) }}"
+    )
     model = with_weight(text, lazy=True)
     weight = model.graph.initializers["w"].const_value.numpy()
     after, _ = compressed(model, encoding, block=block, min_size=1)
@@ -245,12 +345,24 @@ def test_a_weight_of_many_streamed_blocks():
         assert sqnr(weight, unpacked(compressed(model, "int8", block=block)[0])) > 40
 
 
-@pytest.mark.parametrize(("dtype", "size", "granule"), [
-    (ir.DataType.INT4, 600_001, 3), (ir.DataType.UINT4, 524_288, 1), (ir.DataType.INT2, 300_003, 5),
-])
-def test_packed_types_are_written_block_by_block_as_if_whole(dtype, size, granule, tmp_path):
+@pytest.mark.parametrize(
+    ("dtype", "size", "granule"),
+    [
+        (ir.DataType.INT4, 600_001, 3),
+        (ir.DataType.UINT4, 524_288, 1),
+        (ir.DataType.INT2, 300_003, 5),
+    ],
+)
+def test_packed_types_are_written_block_by_block_as_if_whole(
+    dtype, size, granule, tmp_path
+):
     values = np.random.default_rng(0).integers(0, 2, size).astype(np.int8)
-    lazy = DerivedTensor(ir.Tensor(values), lambda block, start: block.astype(dtype.numpy()), dtype, granule)
+    lazy = DerivedTensor(
+        ir.Tensor(values),
+        lambda block, start: block.astype(dtype.numpy()),
+        dtype,
+        granule,
+    )
     whole = ir.Tensor(values.astype(dtype.numpy()), dtype=dtype).tobytes()
     assert lazy.tobytes() == whole
     with open(tmp_path / "w", "wb") as file:

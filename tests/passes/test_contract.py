@@ -1,4 +1,6 @@
-"""The contract that every registered pass keeps, on small models of several kinds: nothing here names a pass."""
+"""The contract that every registered pass keeps, on small models of several kinds: nothing here
+names a pass.
+"""
 
 import contextlib
 import dataclasses
@@ -42,7 +44,10 @@ def outputs(model: ir.Model, feeds) -> list[list[np.ndarray]]:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     session = onnxruntime.InferenceSession(
-        ir.to_proto(model).SerializeToString(), options, providers=["CPUExecutionProvider"])
+        ir.to_proto(model).SerializeToString(),
+        options,
+        providers=["CPUExecutionProvider"],
+    )
     return [session.run(None, batch.feeds) for batch in feeds]
 
 
@@ -56,14 +61,20 @@ def changed_values(option):
         return ["a word", 'quo"ted', "plain"]
     if option.kind == tuple[str, ...]:
         return [("a*", "b c"), ("x,y",)]
-    return [option.kind(bound) for bound in (option.low, option.high) if bound is not None and bound != option.default]
+    return [
+        option.kind(bound)
+        for bound in (option.low, option.high)
+        if bound is not None and bound != option.default
+    ]
 
 
 @pytest.mark.parametrize("name", pass_names())
 def test_the_docstring_has_its_sections_in_order(name):
     kind = pass_class(name)
     lines = inspect.cleandoc(kind.__doc__).splitlines()
-    heads = [section for line in lines for section in SECTIONS if line.startswith(section)]
+    heads = [
+        section for line in lines for section in SECTIONS if line.startswith(section)
+    ]
     assert kind.name == name
     assert heads == [section for section in SECTIONS if section in heads]
     assert set(heads) >= REQUIRED
@@ -85,7 +96,9 @@ def test_the_text_round_trips_with_every_option(name):
     made = [kind()]
     for option in options_of(kind):
         for value in changed_values(option):
-            with contextlib.suppress(UsageError):  # a value that contradicts another option's default
+            with contextlib.suppress(
+                UsageError
+            ):  # a value that contradicts another option's default
                 made.append(kind(**{option.name: value}))
     assert len(made) > 1 or not options_of(kind)
     for pass_ in made:

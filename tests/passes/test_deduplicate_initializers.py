@@ -1,4 +1,6 @@
-"""deduplicate-initializers: what differs in a bit, or may differ later, first; then what is equal."""
+"""deduplicate-initializers: what differs in a bit, or may differ later, first; then what is
+equal.
+"""
 
 import numpy as np
 import onnx_ir as ir
@@ -25,14 +27,17 @@ def test_stays(name):
 
 
 def test_other_types_stay():
-    text = """g (float[2] x) => (float[2] y) <float[2] a = {1, 1}, int32[2] b = {1065353216, 1065353216}>
+    text = """g (float[2] x) => (float[2] y) <float[2] a = {1, 1}, int32[2] b = {1065353216,
+        1065353216}>
     { c = Cast <to: int = 1> (b)  h = Mul (x, a)  y = Mul (h, c) }"""
     assert run_exact(DeduplicateInitializers(), text)[1].changed == 0
 
 
 def test_an_overridable_default_stays():
-    text = "g (float[2] x, float[2] b) => (float[2] y) <float[2] a = {1, 2}, float[2] b = {1, 2}> " \
-           "{ h = Mul (x, a)  y = Add (h, b) }"
+    text = (
+        "g (float[2] x, float[2] b) => (float[2] y) <float[2] a = {1, 2}, float[2] b = {1, 2}> "
+        "{ h = Mul (x, a)  y = Add (h, b) }"
+    )
     assert run_exact(DeduplicateInitializers(), text)[1].changed == 0
 
 
@@ -46,7 +51,8 @@ def test_branches_keep_their_own():
 
 
 def test_equal_ones_become_one():
-    text = """g (float[2] x) => (float[2] y) <float[2] a = {1, 2}, float[2] b = {1, 2}, float[2] c = {1, 2}>
+    text = """g (float[2] x) => (float[2] y) <float[2] a = {1, 2}, float[2] b = {1, 2},
+        float[2] c = {1, 2}>
     { h = Mul (x, a)  i = Add (h, b)  y = Div (i, c) }"""
     model, outcome = run_exact(DeduplicateInitializers(), text)
     assert list(model.graph.initializers) == ["a"]
@@ -70,23 +76,41 @@ def test_texts_are_compared_too():
     model = model_of(text)
     for name, words in (("s", [b"one"]), ("t", [b"one"]), ("u", [b"two"])):
         tensor = ir.StringTensor(words, shape=ir.Shape([1]), name=name)
-        value = ir.Value(name=name, type=ir.TensorType(ir.DataType.STRING), shape=ir.Shape([1]), const_value=tensor)
+        value = ir.Value(
+            name=name,
+            type=ir.TensorType(ir.DataType.STRING),
+            shape=ir.Shape([1]),
+            const_value=tensor,
+        )
         model.graph.register_initializer(value)
     DeduplicateInitializers().run(model, NullContext())
     assert set(model.graph.initializers) == {"a", "s", "u"}
 
 
-def test_a_large_tensor_is_read_no_further_than_its_first_difference(tmp_path, monkeypatch):
+def test_a_large_tensor_is_read_no_further_than_its_first_difference(
+    tmp_path, monkeypatch
+):
     model = model_of("g (float[1] x) => (float[1] y) { y = Neg (x) }")
     size, read = 1 << 20, []
     for index in range(3):
         array = np.zeros(size, np.float32)
         array[0] = index // 2 if index < 2 else 5
         (tmp_path / f"w{index}").write_bytes(array.tobytes())
-        tensor = ir.ExternalTensor(f"w{index}", 0, array.nbytes, ir.DataType.FLOAT, name=f"w{index}",
-                                   shape=ir.Shape([size]), base_dir=str(tmp_path))
-        value = ir.Value(name=f"w{index}", shape=ir.Shape([size]), type=ir.TensorType(ir.DataType.FLOAT),
-                         const_value=tensor)
+        tensor = ir.ExternalTensor(
+            f"w{index}",
+            0,
+            array.nbytes,
+            ir.DataType.FLOAT,
+            name=f"w{index}",
+            shape=ir.Shape([size]),
+            base_dir=str(tmp_path),
+        )
+        value = ir.Value(
+            name=f"w{index}",
+            shape=ir.Shape([size]),
+            type=ir.TensorType(ir.DataType.FLOAT),
+            const_value=tensor,
+        )
         model.graph.register_initializer(value)
     original = deduplicate_initializers.blocks
 

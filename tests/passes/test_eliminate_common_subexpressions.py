@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 from exactness import model_of, ops_of, run_exact
 from onnx_opt.passes._base import NullContext
-from onnx_opt.passes.eliminate_common_subexpressions import EliminateCommonSubexpressions
+from onnx_opt.passes.eliminate_common_subexpressions import (
+    EliminateCommonSubexpressions,
+)
 
 STAYS = {
     "other attributes": "{ a = Elu <alpha: float = 1.0> (x)  b = Elu <alpha: float = 2.0> (x)  y = Add (a, b) }",
@@ -18,7 +20,9 @@ STAYS = {
 @pytest.mark.parametrize("name", STAYS)
 def test_stays(name):
     outputs = "float[2] y, float[2] z" if "outputs" in name else "float[2] y"
-    model, outcome = run_exact(EliminateCommonSubexpressions(), f"g (float[2] x) => ({outputs}) {STAYS[name]}")
+    model, outcome = run_exact(
+        EliminateCommonSubexpressions(), f"g (float[2] x) => ({outputs}) {STAYS[name]}"
+    )
     assert outcome.changed == 0
     assert "Neg" in ops_of(model) or len(model.graph) == 3
 
@@ -63,19 +67,31 @@ def test_a_branch_does_not_share_with_what_comes_later():
 
 MERGES = {
     "equal nodes": ("{ a = Exp (x)  b = Exp (x)  y = Add (a, b) }", ["Exp", "Add"]),
-    "chains of equal nodes": ("{ a = Exp (x)  c = Neg (a)  b = Exp (x)  d = Neg (b)  y = Add (c, d) }",
-                              ["Exp", "Neg", "Add"]),
-    "commuted inputs": ("<float c = {2}> { a = Mul (x, c)  b = Mul (c, x)  y = Add (a, b) }", ["Mul", "Add"]),
-    "equal attributes": ("{ a = Elu <alpha: float = 2.0> (x)  b = Elu <alpha: float = 2.0> (x)  y = Add (a, b) }",
-                         ["Elu", "Add"]),
-    "the second is the output": ("{ a = Exp (x)  y = Exp (x)  b = Neg (a) }", ["Exp", "Neg"]),
+    "chains of equal nodes": (
+        "{ a = Exp (x)  c = Neg (a)  b = Exp (x)  d = Neg (b)  y = Add (c, d) }",
+        ["Exp", "Neg", "Add"],
+    ),
+    "commuted inputs": (
+        "<float c = {2}> { a = Mul (x, c)  b = Mul (c, x)  y = Add (a, b) }",
+        ["Mul", "Add"],
+    ),
+    "equal attributes": (
+        "{ a = Elu <alpha: float = 2.0> (x)  b = Elu <alpha: float = 2.0> (x)  y = Add (a, b) }",
+        ["Elu", "Add"],
+    ),
+    "the second is the output": (
+        "{ a = Exp (x)  y = Exp (x)  b = Neg (a) }",
+        ["Exp", "Neg"],
+    ),
 }
 
 
 @pytest.mark.parametrize("name", MERGES)
 def test_merges(name):
     body, expected = MERGES[name]
-    model, _ = run_exact(EliminateCommonSubexpressions(), f"g (float[2] x) => (float[2] y) {body}")
+    model, _ = run_exact(
+        EliminateCommonSubexpressions(), f"g (float[2] x) => (float[2] y) {body}"
+    )
     assert ops_of(model) == expected
     assert [o.name for o in model.graph.outputs] == ["y"]
 
@@ -94,7 +110,10 @@ def test_a_branch_shares_with_what_comes_before():
 
 def test_many_equal_nodes_take_linear_time():
     lines = "\n".join(f"a{i} = Exp (x)" for i in range(5000))
-    model = model_of(f"g (float[2] x) => (float[2] y) {{ {lines} y = Sum ({', '.join(f'a{i}' for i in range(50))}) }}")
+    model = model_of(
+        f"g (float[2] x) => (float[2] y) {{ {lines} y = Sum "
+        f"({', '.join(f'a{i}' for i in range(50))}) }}"
+    )
     start = time.perf_counter()
     outcome = EliminateCommonSubexpressions().run(model, NullContext())
     assert outcome.stats == {"nodes": 4999}

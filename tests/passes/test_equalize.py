@@ -51,11 +51,14 @@ def made(text, seed=0):
     return model
 
 
-@pytest.mark.parametrize(("text", "reason"), [
-    (CLIPPED, "Clip makes the value"),
-    (RESIDUAL, "something else reads the value too"),
-    (OUTPUT, "something else reads the value too"),
-])
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (CLIPPED, "Clip makes the value"),
+        (RESIDUAL, "something else reads the value too"),
+        (OUTPUT, "something else reads the value too"),
+    ],
+)
 def test_leaves_alone(text, reason):
     model = made(text)
     before = ir.to_proto(model).SerializeToString(deterministic=True)
@@ -72,7 +75,9 @@ def test_outputs_stay_and_a_second_run_changes_nothing(text, pairs):
     assert Equalize().run(model, NullContext()).stats["pairs"] == pairs
     shape = {"chain": (4, 4, 8, 8), "mlp": (4, 8)}[model.graph.name]
     x = np.random.default_rng(1).normal(0, 2, shape).astype(np.float32)
-    want, got = (run_session(m, optimize=False).run(None, {"x": x})[0] for m in (before, model))
+    want, got = (
+        run_session(m, optimize=False).run(None, {"x": x})[0] for m in (before, model)
+    )
     np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5 * np.abs(want).max())
     once = ir.to_proto(model).SerializeToString(deterministic=True)
     assert Equalize().run(model, NullContext()).changed == 0
@@ -82,8 +87,13 @@ def test_outputs_stay_and_a_second_run_changes_nothing(text, pairs):
 def test_both_layers_have_the_same_range_for_each_channel():
     model = made(CHAIN)
     Equalize().run(model, NullContext())
-    k1, k2, k3 = (np.abs(model.graph.initializers[n].const_value.numpy()) for n in ("k1", "k2", "k3"))
-    np.testing.assert_allclose(k1.max(axis=(1, 2, 3)), k2.max(axis=(1, 2, 3)), rtol=2.5e-3)
+    k1, k2, k3 = (
+        np.abs(model.graph.initializers[n].const_value.numpy())
+        for n in ("k1", "k2", "k3")
+    )
+    np.testing.assert_allclose(
+        k1.max(axis=(1, 2, 3)), k2.max(axis=(1, 2, 3)), rtol=2.5e-3
+    )
     read = k3.reshape(2, 3, 4).max(axis=1).reshape(-1)
     np.testing.assert_allclose(k2.max(axis=(1, 2, 3)), read, rtol=2.5e-3)
 

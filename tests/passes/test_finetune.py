@@ -1,4 +1,6 @@
-"""The pass alone: it asks the context, hands over its options, and changes nothing where it cannot train."""
+"""The pass alone: it asks the context, hands over its options, and changes nothing where it cannot
+train.
+"""
 
 import dataclasses
 
@@ -43,20 +45,28 @@ def test_a_context_without_training_is_told_apart():
     assert not isinstance(NullContext(), Trains)
 
 
-@pytest.mark.parametrize(("context", "reason"), [
-    (NullContext(), "this run does not train models"), (Trainer(data=False), "no data to train on"),
-])
+@pytest.mark.parametrize(
+    ("context", "reason"),
+    [
+        (NullContext(), "this run does not train models"),
+        (Trainer(data=False), "no data to train on"),
+    ],
+)
 def test_nothing_changes_where_it_cannot_train(context, reason):
     one = model()
     before = ir.to_proto(one).SerializeToString(deterministic=True)
-    assert Finetune().run(one, context) == PassOutcome(declined=[Declined("linear", reason)])
+    assert Finetune().run(one, context) == PassOutcome(
+        declined=[Declined("linear", reason)]
+    )
     assert ir.to_proto(one).SerializeToString(deterministic=True) == before
 
 
 def test_missing_data_is_said():
     context = Trainer(data=False)
     Finetune().run(model(), context)
-    assert context.warnings == ["finetune: nothing to train on: give --data, labels are not needed"]
+    assert context.warnings == [
+        "finetune: nothing to train on: give --data, labels are not needed"
+    ]
 
 
 def test_options_reach_the_trainer_as_plain_values():
@@ -64,12 +74,16 @@ def test_options_reach_the_trainer_as_plain_values():
     outcome = Finetune(steps=7, features=("h",)).run(model(), context)
     assert outcome == PassOutcome(1, {"steps": 3})
     (recipe,) = context.recipes
-    assert recipe | {"schedule": ()} == dataclasses.asdict(Finetune(steps=7, features=("h",)))
+    assert recipe | {"schedule": ()} == dataclasses.asdict(
+        Finetune(steps=7, features=("h",))
+    )
 
 
 def test_options_are_those_of_the_recipe():
     recipe = pytest.importorskip("onnx_opt.frontends.training.recipe").Recipe
-    own = {f.name: f.default for f in dataclasses.fields(Finetune) if f.name != "schedule"}
+    own = {
+        f.name: f.default for f in dataclasses.fields(Finetune) if f.name != "schedule"
+    }
     assert own == {f.name: f.default for f in dataclasses.fields(recipe)}
 
 
@@ -83,7 +97,12 @@ def test_a_schedule_prunes_before_each_round():
 
     class Watching(Trainer):
         def train(self, model, recipe):
-            seen.append((recipe["steps"], model.graph.initializers["w"].const_value.numpy().ravel().tolist()))
+            seen.append(
+                (
+                    recipe["steps"],
+                    model.graph.initializers["w"].const_value.numpy().ravel().tolist(),
+                )
+            )
             return super().train(model, recipe)
 
     outcome = Finetune(steps=9, schedule=("0.25", "0.5")).run(model(), Watching())
@@ -91,15 +110,22 @@ def test_a_schedule_prunes_before_each_round():
     assert (outcome.changed, outcome.stats) == (1, {"steps": 3, "sparsity": 0.5})
 
 
-@pytest.mark.parametrize("schedule", [("0.5", "0.2"), ("1",), ("much",), ("-0.1",), ("nan",)])
+@pytest.mark.parametrize(
+    "schedule", [("0.5", "0.2"), ("1",), ("much",), ("-0.1",), ("nan",)]
+)
 def test_a_schedule_rises_to_less_than_all(schedule):
     with pytest.raises(UsageError, match="not rising fractions"):
         Finetune(schedule=schedule)
 
 
-@pytest.mark.parametrize("text", [
-    "finetune", "finetune(qad, minutes=2.0)", "finetune(student, steps=10, features=[a, \"b=c\"], flip=true)",
-])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "finetune",
+        "finetune(qad, minutes=2.0)",
+        'finetune(student, steps=10, features=[a, "b=c"], flip=true)',
+    ],
+)
 def test_text_round_trips(text):
     assert str(parse(text)) == text
 
@@ -112,5 +138,7 @@ def test_the_last_round_has_half_of_the_budget():
             seen.append((recipe["steps"], recipe["minutes"]))
             return super().train(model, recipe)
 
-    Finetune(steps=8, minutes=4, schedule=("0.2", "0.4", "0.5")).run(model(), Watching())
+    Finetune(steps=8, minutes=4, schedule=("0.2", "0.4", "0.5")).run(
+        model(), Watching()
+    )
     assert seen == [(2, 1.0), (2, 1.0), (4, 2.0)]

@@ -10,7 +10,8 @@ from onnx_opt.passes.fold_constants import FoldConstants
 
 STAYS = {
     "an overridable default": """
-        g (float[2] x, float[2] c) => (float[2] y) <float[2] c = {1, 2}> { h = Neg (c)  y = Add (x, h) }""",
+        g (float[2] x, float[2] c) => (float[2] y) <float[2] c = {1,
+            2}> { h = Neg (c)  y = Add (x, h) }""",
     "a graph output": "g (float[2] x) => (float[2] y, float[2] z) <float[2] c = {1, 2}> { y = Neg (c)  z = Neg (x) }",
     "quantized weights": """
         g (float[2] x) => (float[2] y) <int8[2] c = {1, 2}, float s = {0.5}>
@@ -49,11 +50,11 @@ BOMBS = {
     "a fill": "<int64[4] s = {1000000, 1000000, 1000, 1000}> { h = ConstantOfShape (s)  y = Add (x, h) }",
     "an expansion": "<float[1] c = {1}, int64[2] s = {1000000, 1000000}> { h = Expand (c, s)  y = Add (x, h) }",
     "a range": "<int64 a = {0}, int64 b = {100000000000}, int64 d = {1}> "
-               "{ r = Range (a, b, d)  h = Cast <to: int = 1> (r)  y = Add (x, h) }",
+    "{ r = Range (a, b, d)  h = Cast <to: int = 1> (r)  y = Add (x, h) }",
     "tiles": "<float[1] c = {1}, int64[1] n = {100000000000}> { h = Tile (c, n)  y = Add (x, h) }",
     "padding": "<float[1] c = {1}, int64[2] n = {100000000000, 1}> { h = Pad (c, n)  y = Add (x, h) }",
     "one-hot": "<int64[1] i = {1}, int64 d = {100000000000}, float[2] v = {0, 1}> "
-               "{ h = OneHot (i, d, v)  y = Add (x, h) }",
+    "{ h = OneHot (i, d, v)  y = Add (x, h) }",
 }
 
 
@@ -77,15 +78,22 @@ def with_weight(text, array):
 def test_a_transpose_of_a_weight_used_elsewhere_would_grow_the_file():
     text = """g (float[256] x) => (float[256] y, float[256] z) <float[1] w = {0}>
     { t = Transpose (w)  y = MatMul (x, t)  z = MatMul (x, w) }"""
-    model = with_weight(text, np.random.default_rng(0).normal(size=(256, 256)).astype(np.float32))
+    model = with_weight(
+        text, np.random.default_rng(0).normal(size=(256, 256)).astype(np.float32)
+    )
     outcome = FoldConstants().run(model, NullContext())
     assert ops_of(model) == ["Transpose", "MatMul", "MatMul"]
-    assert [d.reason for d in outcome.declined] == ["folding would add 262144 bytes to the model"]
+    assert [d.reason for d in outcome.declined] == [
+        "folding would add 262144 bytes to the model"
+    ]
 
 
 def test_a_transpose_of_a_weight_of_its_own_is_folded():
     array = np.random.default_rng(0).normal(size=(256, 256)).astype(np.float32)
-    text = "g (float[256] x) => (float[256] y) <float[1] w = {0}> { t = Transpose (w)  y = MatMul (x, t) }"
+    text = (
+        "g (float[256] x) => (float[256] y) <float[1] w = {0}> { t = Transpose (w)  y = "
+        "MatMul (x, t) }"
+    )
     model = with_weight(text, array)
     outcome = FoldConstants().run(model, NullContext())
     assert ops_of(model) == ["MatMul"]
@@ -101,13 +109,21 @@ def test_pieces_of_a_weight_put_together_are_folded_as_one():
     { p = Slice (w, a, b)  q = Slice (w, b, c)  t = Concat <axis: int = 0> (q, p)  y = MatMul (x, t) }"""
     array = np.random.default_rng(0).normal(size=(256, 256)).astype(np.float32)
     model = with_weight(text, array)
-    assert FoldConstants().run(model, NullContext()).stats["bytes"] == -24  # the bounds of the slices
+    assert (
+        FoldConstants().run(model, NullContext()).stats["bytes"] == -24
+    )  # the bounds of the slices
     assert ops_of(model) == ["MatMul"]
-    assert np.array_equal(model.graph[0].inputs[1].const_value.numpy(), np.concatenate([array[128:], array[:128]]))
+    assert np.array_equal(
+        model.graph[0].inputs[1].const_value.numpy(),
+        np.concatenate([array[128:], array[:128]]),
+    )
 
 
 def test_half_weights_are_not_widened():
-    text = "g (float[256] x) => (float[256] y) <float16[1] w = {0}> { t = Cast <to: int = 1> (w)  y = MatMul (x, t) }"
+    text = (
+        "g (float[256] x) => (float[256] y) <float16[1] w = {0}> { t = Cast <to: int = "
+        "1> (w)  y = MatMul (x, t) }"
+    )
     model = with_weight(text, np.ones((256, 256), np.float16))
     assert FoldConstants().run(model, NullContext()).changed == 0
 
@@ -119,14 +135,16 @@ FOLDS = {
     "types": "<int64[2] a = {1, 2}> { h = Cast <to: int = 1> (a)  y = Add (x, h) }",
     "a product": "<float[2, 2] a = {1, 2, 3, 4}, float[2] b = {1, 1}> { h = MatMul (a, b)  y = Add (x, h) }",
     "several outputs": "<float[4] a = {1, 2, 3, 4}> "
-                       "{ h, i = Split <num_outputs: int = 2> (a)  j = Mul (h, i)  y = Add (x, j) }",
+    "{ h, i = Split <num_outputs: int = 2> (a)  j = Mul (h, i)  y = Add (x, j) }",
     "both sides of a graph output": "<float[2] a = {1, 2}> { h = Neg (a)  i = Exp (h)  y = Add (x, i) }",
 }
 
 
 @pytest.mark.parametrize("name", FOLDS)
 def test_folds(name):
-    model, outcome = run_exact(FoldConstants(), f"g (float[2] x) => (float[2] y) {FOLDS[name]}")
+    model, outcome = run_exact(
+        FoldConstants(), f"g (float[2] x) => (float[2] y) {FOLDS[name]}"
+    )
     assert ops_of(model) == ["Add"]
     assert list(model.graph.initializers) == [model.graph[0].inputs[1].name]
     assert outcome.changed > 0
@@ -145,22 +163,32 @@ def test_folds_inside_a_loop_body():
 BRANCHES = """
 g (float[batch, 2] x, bool dynamic) => (float[batch, 2] y) <{constants}> {{
     {before}
-    h = If (c) <then_branch = t () => (float[n, 2] a) <float two = {{2}}> {{ p = Mul (x, two)  a = Neg (p) }},
+    h = If (c) <then_branch = t () => (float[n, 2] a) <float two = {{2}}> {{ p = Mul (x,
+        two)  a = Neg (p) }},
                 else_branch = e () => (float[m, 2] b) {{ p = Exp (x)  b = Relu (p) }}>
     y = Add (h, x)
 }}"""
 
 
-@pytest.mark.parametrize(("constants", "before", "expected"), [
-    ("bool c = {1}", "", ["Mul", "Neg", "Add"]),
-    ("bool[1] c = {0}", "", ["Exp", "Relu", "Add"]),
-    ("bool o = {0}", "c = Not (o)", ["Mul", "Neg", "Add"]),
-    ("float unused = {0}", "c = Not (dynamic)", None),
-])
+@pytest.mark.parametrize(
+    ("constants", "before", "expected"),
+    [
+        ("bool c = {1}", "", ["Mul", "Neg", "Add"]),
+        ("bool[1] c = {0}", "", ["Exp", "Relu", "Add"]),
+        ("bool o = {0}", "c = Not (o)", ["Mul", "Neg", "Add"]),
+        ("float unused = {0}", "c = Not (dynamic)", None),
+    ],
+)
 def test_an_if_of_constant_condition_becomes_its_branch(constants, before, expected):
-    model, outcome = run_exact(FoldConstants(), BRANCHES.format(constants=constants, before=before))
+    model, outcome = run_exact(
+        FoldConstants(), BRANCHES.format(constants=constants, before=before)
+    )
     assert outcome.stats["branches"] == (expected is not None)
-    assert "If" in ops_of(model) if expected is None else [op for op in ops_of(model) if op != "Not"] == expected
+    assert (
+        "If" in ops_of(model)
+        if expected is None
+        else [op for op in ops_of(model) if op != "Not"] == expected
+    )
 
 
 BATCH = """

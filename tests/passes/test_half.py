@@ -1,4 +1,6 @@
-"""float16 models: where the casts stand, what stays float32 and why, and that ONNX Runtime runs the result."""
+"""float16 models: where the casts stand, what stays float32 and why, and that ONNX Runtime runs the
+result.
+"""
 
 import collections
 
@@ -26,7 +28,9 @@ m (float[n, 4] x) => (float[n, 2] y, float[n, 2] z)
 
 
 def halved(text, context=None):
-    """The float16 form, checked, with the interface of the original; gives (proto, outcome, original)."""
+    """The float16 form, checked, with the interface of the original; gives (proto, outcome,
+    original).
+    """
     model = model_of(text)
     normalize(model)
     before = ir.to_proto(model)
@@ -51,13 +55,16 @@ def ops(proto):
     return [n.op_type for n in proto.graph.node]
 
 
-@pytest.mark.parametrize("text", [
-    "m (int64[n] x) => (int64[n] y) { y = Add (x, x) }",
-    "m (double[n] x) => (double[n] y) { y = Sqrt (x) }",
-    "m (float16[n] x) => (float16[n] y) { y = Relu (x) }",
-    "m (float[n] x) => (float[n] y) { y = Softmax (x) }",
-    "m (float[n] x) => (float16[n] y) { y = Cast <to = 10> (x) }",
-])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "m (int64[n] x) => (int64[n] y) { y = Add (x, x) }",
+        "m (double[n] x) => (double[n] y) { y = Sqrt (x) }",
+        "m (float16[n] x) => (float16[n] y) { y = Relu (x) }",
+        "m (float[n] x) => (float[n] y) { y = Softmax (x) }",
+        "m (float[n] x) => (float16[n] y) { y = Cast <to = 10> (x) }",
+    ],
+)
 def test_leaves_alone(text):
     after, outcome, before = halved(text)
     assert outcome.changed == 0
@@ -67,17 +74,26 @@ def test_leaves_alone(text):
 def test_casts_stand_at_the_borders_and_weights_are_half():
     after, outcome, before = halved(CHAIN)
     assert outcome.stats == {"nodes": 3, "islands": 0, "casts": 3, "weights": 2}
-    assert collections.Counter(ops(after)) == {"Cast": 3, "MatMul": 1, "Add": 1, "Relu": 1}
+    assert collections.Counter(ops(after)) == {
+        "Cast": 3,
+        "MatMul": 1,
+        "Add": 1,
+        "Relu": 1,
+    }
     assert {t.name: t.data_type for t in after.graph.initializer} == {"w": 10, "b": 10}
     x = np.array([[1, -2, 0.5, 0.25]], np.float32)
-    for got, want in zip(*(run_session(p).run(None, {"x": x}) for p in (after, before)), strict=True):
+    for got, want in zip(
+        *(run_session(p).run(None, {"x": x}) for p in (after, before)), strict=True
+    ):
         assert got.dtype == np.float32
         np.testing.assert_array_equal(got, want)  # small integers: exact in float16
 
 
 def test_one_cast_for_each_value_and_direction():
-    after, *_ = halved("m (float[n] x) => (float[n] y) { a = Relu (x)\n b = Abs (x)\n c = Exp (a)\n d = Exp (a)\n"
-                       " e = Add (b, c)\n y = Add (d, e) }")
+    after, *_ = halved(
+        "m (float[n] x) => (float[n] y) { a = Relu (x)\n b = Abs (x)\n c = Exp (a)\n d = Exp (a)\n"
+        " e = Add (b, c)\n y = Add (d, e) }"
+    )
     assert ops(after).count("Cast") == 1 + 1 + 2 + 1  # x, a, (c, d), y
 
 
@@ -85,31 +101,58 @@ def test_an_overridable_initializer_stays_float32():
     text = "m (float[2] x, float[2] w) => (float[2] y) <float[2] w = {1, 2}> { y = Mul (x, w) }"
     after, *_ = halved(text)
     assert after.graph.initializer[0].data_type == onnx.TensorProto.FLOAT
-    assert run_session(after).run(None, {"x": np.ones(2, np.float32), "w": np.full(2, 3, np.float32)})[0].tolist() == [
-        3, 3]
+    assert run_session(after).run(
+        None, {"x": np.ones(2, np.float32), "w": np.full(2, 3, np.float32)}
+    )[0].tolist() == [3, 3]
 
 
 def test_a_weight_of_half_and_single_nodes_is_kept_in_both_types():
-    text = "m (float[2] x) => (float[2] y) <float[2] w = {1, 2}> { a = Mul (x, w)\n b = Pow (a, w)\n y = Add (b, a) }"
+    text = (
+        "m (float[2] x) => (float[2] y) <float[2] w = {1, 2}> { a = Mul (x, w)\n b = Pow "
+        "(a, w)\n y = Add (b, a) }"
+    )
     after, *_ = halved(text)
     assert sorted(t.data_type for t in after.graph.initializer) == [1, 10]
 
 
-@pytest.mark.parametrize(("body", "single"), [
-    ("y = Add (x, big)", {"Add y": "constant 'big' is beyond 65504"}),
-    ("a = Mul (x, big)\n b = Add (a, x)\n y = Softmax (b)",
-     {"Mul a": "constant 'big' is beyond 65504", "Add b": "a number beyond 65504 may reach it",
-      "Softmax y": "exponentials leave its range"}),
-    ("a = Mul (x, infinite)\n y = Relu (a)", {"Mul a": "constant 'infinite' is beyond 65504"}),
-    ("a = Add (x, eps)\n b = Sqrt (a)\n c = Div (x, b)\n y = Mul (c, x)",
-     {"Add a": "constant 'eps' is below 2**-14", "Sqrt b": "a number below 2**-14 may reach it",
-      "Div c": "a number below 2**-14 may reach it"}),
-    ("y = Pow (x, x)", {"Pow y": "small and large arguments lose their digits"}),
-    ("a = Relu (x)\n y = com.example.Own (a)", {"com.example.Own": "nothing says that com.example.Own takes float16"}),
-])
+@pytest.mark.parametrize(
+    ("body", "single"),
+    [
+        ("y = Add (x, big)", {"Add y": "constant 'big' is beyond 65504"}),
+        (
+            "a = Mul (x, big)\n b = Add (a, x)\n y = Softmax (b)",
+            {
+                "Mul a": "constant 'big' is beyond 65504",
+                "Add b": "a number beyond 65504 may reach it",
+                "Softmax y": "exponentials leave its range",
+            },
+        ),
+        (
+            "a = Mul (x, infinite)\n y = Relu (a)",
+            {"Mul a": "constant 'infinite' is beyond 65504"},
+        ),
+        (
+            "a = Add (x, eps)\n b = Sqrt (a)\n c = Div (x, b)\n y = Mul (c, x)",
+            {
+                "Add a": "constant 'eps' is below 2**-14",
+                "Sqrt b": "a number below 2**-14 may reach it",
+                "Div c": "a number below 2**-14 may reach it",
+            },
+        ),
+        ("y = Pow (x, x)", {"Pow y": "small and large arguments lose their digits"}),
+        (
+            "a = Relu (x)\n y = com.example.Own (a)",
+            {"com.example.Own": "nothing says that com.example.Own takes float16"},
+        ),
+    ],
+)
 def test_islands_and_their_reasons(body, single):
-    text = ('<ir_version: 10, opset_import: ["" : 21, "com.example" : 1]> m (float[3] x) => (float[3] y) '
-            "<float[1] big = {-3e38}, float[1] infinite = {-1e30}, float[1] eps = {1e-12}> {" + body + "}")
+    text = (
+        '<ir_version: 10, opset_import: ["" : 21, "com.example" : 1]> m (float[3] x) => (float[3] y) '
+        "<float[1] big = {-3e38}, float[1] infinite = {-1e30}, float[1] eps = {1e-12}> {"
+        + body
+        + "}"
+    )
     model = model_of(text)
     normalize(model)
     outcome = to_half(model, NullContext(), Names(model))
@@ -134,11 +177,17 @@ def test_float_arithmetic_on_sizes_stays_exact():
     """
     after, outcome, _ = halved(text)
     assert [d.reason for d in outcome.declined] == ["it computes sizes or indices"] * 4
-    assert run_session(after).run(None, {"x": np.zeros((9001, 3), np.float32)})[0].shape == (3000,)
+    assert run_session(after).run(None, {"x": np.zeros((9001, 3), np.float32)})[
+        0
+    ].shape == (3000,)
 
 
-@pytest.mark.parametrize(("scale", "where"), [(40000.0, "reaches 4e+04"), (1e-5, "stays below 1e-05")])
-def test_calibration_finds_activations_that_float16_cannot_hold(calibrated, scale, where):
+@pytest.mark.parametrize(
+    ("scale", "where"), [(40000.0, "reaches 4e+04"), (1e-5, "stays below 1e-05")]
+)
+def test_calibration_finds_activations_that_float16_cannot_hold(
+    calibrated, scale, where
+):
     text = "m (float[2] x) => (float[2] y) { a = Mul (x, x)\n b = Relu (a)\n y = Sigmoid (b) }"
     feeds = [{"x": np.full(2, np.sqrt(scale), np.float32)}]
     after, outcome, before = halved(text, calibrated(feeds))
@@ -159,19 +208,28 @@ def test_with_calibration_an_overflow_in_the_middle_is_an_island(calibrated):
     """
     feeds = [{"x": np.array([0.5, 1, 2, 4], np.float32)}]
     after, outcome, before = halved(text, calibrated(feeds))
-    assert reasons(outcome) == {"Mul c": "'c' reaches 4e+06", "Mul d": "'c' reaches 4e+06"}
+    assert reasons(outcome) == {
+        "Mul c": "'c' reaches 4e+06",
+        "Mul d": "'c' reaches 4e+06",
+    }
     got, want = (run_session(p).run(None, feeds[0])[0] for p in (after, before))
     np.testing.assert_allclose(got, want, rtol=2e-3)
-    blind, *_ = halved(text)  # ONNX Runtime's CPU provider computes it in float32: the guard shows only elsewhere
+    blind, *_ = halved(
+        text
+    )  # ONNX Runtime's CPU provider computes it in float32: the guard shows only elsewhere
     with np.errstate(over="ignore"):
         assert not np.isfinite(ReferenceEvaluator(blind).run(None, feeds[0])[0]).all()
-    np.testing.assert_allclose(ReferenceEvaluator(after).run(None, feeds[0])[0], want, rtol=2e-3)
+    np.testing.assert_allclose(
+        ReferenceEvaluator(after).run(None, feeds[0])[0], want, rtol=2e-3
+    )
 
 
 def test_says_that_overflow_is_unchecked_without_data():
     context = NullContext()
     halved(CHAIN, context)
-    assert context.warnings[0].startswith("float16: without data nothing shows which activations overflow")
+    assert context.warnings[0].startswith(
+        "float16: without data nothing shows which activations overflow"
+    )
 
 
 def test_says_that_the_cpu_provider_gains_nothing_but_bytes():
@@ -196,7 +254,9 @@ def test_bodies_of_control_flow_are_converted_behind_float32_borders():
     }
     """
     after, outcome, before = halved(text)
-    assert reasons(outcome) == {"If r": "what enters and leaves its subgraphs stays float32"}
+    assert reasons(outcome) == {
+        "If r": "what enters and leaves its subgraphs stays float32"
+    }
     assert outcome.stats["nodes"] == 5
     for condition in (True, False):
         feeds = {"x": np.array([1, -2], np.float32), "c": np.array(condition)}
@@ -230,7 +290,9 @@ def test_inputs_that_must_be_float32_stay_so():
     assert outcome.changed == 2
     assert after.graph.initializer[0].data_type == onnx.TensorProto.FLOAT
     x = np.arange(4, dtype=np.float32).reshape(1, 1, 2, 2)
-    np.testing.assert_array_equal(run_session(after).run(None, {"x": x})[0], x.repeat(2, 2).repeat(2, 3))
+    np.testing.assert_array_equal(
+        run_session(after).run(None, {"x": x})[0], x.repeat(2, 2).repeat(2, 3)
+    )
 
 
 def test_constants_of_shape_and_casts_change_their_attribute():
@@ -255,13 +317,20 @@ def test_batchnorm_of_an_old_opset_keeps_one_type():
       y = BatchNormalization (a, s, b, mean, var) }
     """
     after, outcome, _ = halved(text)
-    assert reasons(outcome) == {"BatchNormalization y": "constant 'var' is beyond 65504"}
+    assert reasons(outcome) == {
+        "BatchNormalization y": "constant 'var' is beyond 65504"
+    }
     assert all(t.data_type == onnx.TensorProto.FLOAT for t in after.graph.initializer)
-    assert np.isfinite(run_session(after).run(None, {"x": np.ones((1, 2, 2, 2), np.float32)})[0]).all()
+    assert np.isfinite(
+        run_session(after).run(None, {"x": np.ones((1, 2, 2, 2), np.float32)})[0]
+    ).all()
 
 
 def test_a_name_that_is_taken_is_not_used_twice():
-    text = "m (float[2] x) => (float[2] y) { x_half = Relu (x)\n y_half = Abs (x_half)\n y = Neg (y_half) }"
+    text = (
+        "m (float[2] x) => (float[2] y) { x_half = Relu (x)\n y_half = Abs (x_half)\n y "
+        "= Neg (y_half) }"
+    )
     after, *_ = halved(text)
     values = [o for n in after.graph.node for o in n.output]
     assert len(values) == len(set(values))

@@ -9,18 +9,33 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from onnx_opt.passes._core.lazy import DerivedTensor
 from onnx_opt.passes._sparsity import magnitude
-from onnx_opt.passes._sparsity.magnitude import NonFiniteError, Ranked, count_zeros, cut_ties, kth_smallest, value_of
+from onnx_opt.passes._sparsity.magnitude import (
+    NonFiniteError,
+    Ranked,
+    count_zeros,
+    cut_ties,
+    kth_smallest,
+    value_of,
+)
 
 DTYPES = [np.float32, np.float64, np.float16, ml_dtypes.bfloat16]
-CODES = {np.float32: ir.DataType.FLOAT, np.float64: ir.DataType.DOUBLE, np.float16: ir.DataType.FLOAT16,
-         ml_dtypes.bfloat16: ir.DataType.BFLOAT16}
+CODES = {
+    np.float32: ir.DataType.FLOAT,
+    np.float64: ir.DataType.DOUBLE,
+    np.float16: ir.DataType.FLOAT16,
+    ml_dtypes.bfloat16: ir.DataType.BFLOAT16,
+}
 
 
 def expected_rank(arrays, k, kind):
-    magnitudes = np.concatenate([np.abs(a.reshape(-1).astype(np.float64)) for a in arrays])
+    magnitudes = np.concatenate(
+        [np.abs(a.reshape(-1).astype(np.float64)) for a in arrays]
+    )
     value = np.sort(magnitudes)[k - 1]
     key = int(np.asarray(value, magnitude.FLOAT_OF[kind]).view(kind))
-    return Ranked(key, int((magnitudes < value).sum()), int((magnitudes == value).sum()))
+    return Ranked(
+        key, int((magnitudes < value).sum()), int((magnitudes == value).sum())
+    )
 
 
 def normal(size, seed=0, dtype=np.float32):
@@ -36,14 +51,27 @@ def test_matches_a_full_sort(dtype, k):
 
 
 def test_a_pool_of_several_types_and_sizes():
-    arrays = [normal(400_000), normal(3, 1, np.float16), normal(200_000, 2, np.float64), normal(1, 3)]
+    arrays = [
+        normal(400_000),
+        normal(3, 1, np.float16),
+        normal(200_000, 2, np.float64),
+        normal(1, 3),
+    ]
     for k in (1, 300_000, 600_004):
-        assert kth_smallest([ir.Tensor(a) for a in arrays], k) == expected_rank(arrays, k, np.uint64)
+        assert kth_smallest([ir.Tensor(a) for a in arrays], k) == expected_rank(
+            arrays, k, np.uint64
+        )
 
 
 @settings(max_examples=60, deadline=None)
-@given(hnp.arrays(np.float32, st.integers(1, 40), elements=st.sampled_from([0.0, -0.0, 1.0, -1.0, 0.5, 2.0, 1e-45])),
-       st.floats(0, 1))
+@given(
+    hnp.arrays(
+        np.float32,
+        st.integers(1, 40),
+        elements=st.sampled_from([0.0, -0.0, 1.0, -1.0, 0.5, 2.0, 1e-45]),
+    ),
+    st.floats(0, 1),
+)
 def test_ties_and_signs_of_zero(array, fraction):
     k = max(int(fraction * array.size), 1)
     assert kth_smallest([ir.Tensor(array)], k) == expected_rank([array], k, np.uint32)
@@ -61,7 +89,9 @@ def test_radix_agrees_with_the_bracket(dtype, monkeypatch):
 def test_a_sample_that_misleads_is_survived(monkeypatch):
     array = normal(600_000)
     monkeypatch.setattr(magnitude, "_sample", lambda *args: np.full(100, 1, np.uint32))
-    assert kth_smallest([ir.Tensor(array)], 300_000) == expected_rank([array], 300_000, np.uint32)
+    assert kth_smallest([ir.Tensor(array)], 300_000) == expected_rank(
+        [array], 300_000, np.uint32
+    )
 
 
 def test_half_zeros_are_ties_beyond_the_bracket(monkeypatch):
@@ -69,14 +99,23 @@ def test_half_zeros_are_ties_beyond_the_bracket(monkeypatch):
     array[np.abs(array) < 0.6745] = 0
     monkeypatch.setattr(magnitude, "_BRACKET", 1000)
     for k in (1, 250_000, 400_000):
-        assert kth_smallest([ir.Tensor(array)], k) == expected_rank([array], k, np.uint32)
+        assert kth_smallest([ir.Tensor(array)], k) == expected_rank(
+            [array], k, np.uint32
+        )
 
 
 def test_external_and_derived_sources_agree(tmp_path):
     array = normal(900_000)
     array.tofile(tmp_path / "w.bin")
-    external = ir.ExternalTensor("w.bin", 0, array.nbytes, ir.DataType.FLOAT, shape=ir.Shape(array.shape), name="w",
-                                 base_dir=str(tmp_path))
+    external = ir.ExternalTensor(
+        "w.bin",
+        0,
+        array.nbytes,
+        ir.DataType.FLOAT,
+        shape=ir.Shape(array.shape),
+        name="w",
+        base_dir=str(tmp_path),
+    )
     derived = DerivedTensor(external, lambda block, start: block * 2, ir.DataType.FLOAT)
     expected = expected_rank([array], 450_000, np.uint32)
     assert kth_smallest([external], 450_000) == expected
@@ -95,11 +134,27 @@ def test_non_finite_values_name_their_tensor(bad):
 
 
 def test_zeros_of_either_sign_are_counted():
-    assert count_zeros([ir.Tensor(np.array([0.0, -0.0, 1e-45, -1], np.float32)), ir.Tensor(np.zeros(3))]) == 5
+    assert (
+        count_zeros(
+            [
+                ir.Tensor(np.array([0.0, -0.0, 1e-45, -1], np.float32)),
+                ir.Tensor(np.zeros(3)),
+            ]
+        )
+        == 5
+    )
 
 
 def test_ties_are_cut_in_order_of_tensors_and_indices():
-    tensors = [ir.Tensor(np.array(a, np.float32)) for a in ([1, 2, -2], [2, 3, 2], [2, 0, 0])]
+    tensors = [
+        ir.Tensor(np.array(a, np.float32)) for a in ([1, 2, -2], [2, 3, 2], [2, 0, 0])
+    ]
     key = int(np.float32(2).view(np.uint32))
     assert [cut_ties(tensors, key, n) for n in (0, 1, 2, 3, 4, 5)] == [
-        [0, 0, 0], [2, 0, 0], [3, 0, 0], [3, 1, 0], [3, 3, 0], [3, 3, 1]]
+        [0, 0, 0],
+        [2, 0, 0],
+        [3, 0, 0],
+        [3, 1, 0],
+        [3, 3, 0],
+        [3, 3, 1],
+    ]

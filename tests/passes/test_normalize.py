@@ -16,7 +16,9 @@ def normalized(text):
     after = ir.to_proto(model)
     assert_equal_outputs(before, after, {}, 3)
     normalize(model)
-    assert ir.to_proto(model).SerializeToString(deterministic=True) == after.SerializeToString(deterministic=True)
+    assert ir.to_proto(model).SerializeToString(
+        deterministic=True
+    ) == after.SerializeToString(deterministic=True)
     return model
 
 
@@ -27,17 +29,22 @@ def test_a_constant_that_is_an_output_stays():
 
 
 def test_an_overridable_default_stays_an_input():
-    model = normalized("g (float[2] x, float[2] w) => (float[2] y) <float[2] w = {1, 2}> { y = Mul (x, w) }")
+    model = normalized(
+        "g (float[2] x, float[2] w) => (float[2] y) <float[2] w = {1, 2}> { y = Mul (x, w) }"
+    )
     assert [v.name for v in model.graph.inputs] == ["x", "w"]
 
 
-@pytest.mark.parametrize(("attribute", "expected", "kind"), [
-    ("value = float[2] {1, 2}", [1, 2], "float32"),
-    ("value_float: float = 2.5", 2.5, "float32"),
-    ("value_floats: floats = [2.5, 1.0]", [2.5, 1], "float32"),
-    ("value_int: int = 3", 3, "int64"),
-    ("value_ints: ints = [3, 4]", [3, 4], "int64"),
-])
+@pytest.mark.parametrize(
+    ("attribute", "expected", "kind"),
+    [
+        ("value = float[2] {1, 2}", [1, 2], "float32"),
+        ("value_float: float = 2.5", 2.5, "float32"),
+        ("value_floats: floats = [2.5, 1.0]", [2.5, 1], "float32"),
+        ("value_int: int = 3", 3, "int64"),
+        ("value_ints: ints = [3, 4]", [3, 4], "int64"),
+    ],
+)
 def test_constants_of_every_form_are_lifted(attribute, expected, kind):
     model = normalized(f"""g (float[2] x) => (float[2] y)
     {{ c = Constant <{attribute}> ()  f = Cast <to: int = 1> (c)  y = Mul (x, f) }}""")
@@ -65,10 +72,13 @@ f (a) => (b) {{ {body} }}
 """
 
 
-@pytest.mark.parametrize(("body", "expected"), [
-    ("c = Exp (a)  b = Neg (c)", ["Exp", "Neg", "Exp", "Neg", "Neg"]),
-    ("b = Identity (a)", ["Identity", "Identity", "Neg"]),
-])
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        ("c = Exp (a)  b = Neg (c)", ["Exp", "Neg", "Exp", "Neg", "Neg"]),
+        ("b = Identity (a)", ["Identity", "Identity", "Neg"]),
+    ],
+)
 def test_functions_are_inlined(body, expected):
     model = normalized(FUNCTION.format(opset=21, body=body))
     assert ops_of(model) == expected
@@ -84,7 +94,11 @@ def test_a_function_that_hands_its_input_on_does_not_rename_it():
     """
     model = model_of(text)
     normalize(model)
-    assert [v.name for v in (*model.graph.inputs, *model.graph.outputs)] == ["x", "y", "z"]
+    assert [v.name for v in (*model.graph.inputs, *model.graph.outputs)] == [
+        "x",
+        "y",
+        "z",
+    ]
     assert sorted(ops_of(model)) == ["Identity", "Neg"]
 
 
@@ -98,8 +112,9 @@ def test_functions_that_would_explode_stay(monkeypatch):
     monkeypatch.setattr(normalize_module, "INLINE_LIMIT", 100)
     levels = "\n".join(
         f'<domain: "own", opset_import: ["" : 21, "own" : 1]>\n'
-        f'f{i} (a) => (b) {{ c = own.f{i + 1} (a)  b = own.f{i + 1} (c) }}'
-        for i in range(10))
+        f"f{i} (a) => (b) {{ c = own.f{i + 1} (a)  b = own.f{i + 1} (c) }}"
+        for i in range(10)
+    )
     model = model_of(f"""<ir_version: 10, opset_import: ["" : 21, "own" : 1]>
     g (float[2] x) => (float[2] y) {{ y = own.f0 (x) }}
     {levels}
@@ -132,7 +147,10 @@ def test_functions_that_the_runtime_has_kernels_for_stay():
 
 
 def test_stale_shapes_are_inferred_anew():
-    model = model_of("g (float[batch, 3] x) => (float[n, m] y) { h = Neg (x)  y = Concat <axis: int = 1> (h, h) }")
+    model = model_of(
+        "g (float[batch, 3] x) => (float[n, m] y) { h = Neg (x)  y = Concat <axis: "
+        "int = 1> (h, h) }"
+    )
     value = model.graph[0].outputs[0]
     value.shape, value.type = ir.Shape([7, 7, 7]), ir.TensorType(ir.DataType.DOUBLE)
     normalize(model)
@@ -141,9 +159,14 @@ def test_stale_shapes_are_inferred_anew():
 
 def test_shapes_of_other_domains_are_believed_and_passed_on():
     model = model_of("""<ir_version: 10, opset_import: ["" : 21, "own" : 1]>
-    g (float[batch, 3] x) => (float[n, m] y) <float[batch, 5] h> { h = own.Thing (x)  i = Neg (h)  y = Exp (i) }""")
+    g (float[batch, 3] x) => (float[n, m] y) <float[batch,
+        5] h> { h = own.Thing (x)  i = Neg (h)  y = Exp (i) }""")
     normalize(model)
-    assert [str(node.outputs[0].shape) for node in model.graph] == ["[batch,5]", "[batch,5]", "[n,m]"]
+    assert [str(node.outputs[0].shape) for node in model.graph] == [
+        "[batch,5]",
+        "[batch,5]",
+        "[n,m]",
+    ]
 
 
 def test_what_a_loop_carries_may_change_shape():
@@ -160,7 +183,9 @@ def test_what_a_loop_carries_may_change_shape():
 def test_sequences_stay_sequences():
     model = normalized("""g (float[2] x) => (float[2] y) <int64 zero = {0}>
     { s = SequenceConstruct (x, x)  t = Identity (s)  y = SequenceAt (t, zero) }""")
-    assert all(isinstance(node.outputs[0].type, ir.SequenceType) for node in model.graph[:2])
+    assert all(
+        isinstance(node.outputs[0].type, ir.SequenceType) for node in model.graph[:2]
+    )
 
 
 def test_before_ir_4_listed_initializers_are_no_inputs():

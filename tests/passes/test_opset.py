@@ -1,4 +1,6 @@
-"""raise_opset: models that need nothing, first; then conversion, its care for weights, and refusals."""
+"""raise_opset: models that need nothing, first; then conversion, its care for weights, and
+refusals.
+"""
 
 import numpy as np
 import onnx
@@ -36,7 +38,11 @@ def test_attributes_become_inputs_and_outputs_stay_equal():
 
 
 def test_weights_are_the_same_tensors_afterwards():
-    model = model_of(OLD.replace("float[1, 2, 1] x", "float[1, 999, 1] x").replace("[2] y", "[999] y"))
+    model = model_of(
+        OLD.replace("float[1, 2, 1] x", "float[1, 999, 1] x").replace(
+            "[2] y", "[999] y"
+        )
+    )
     value = model.graph.initializers["w"]
     tensor = ir.Tensor(np.arange(999, dtype=np.float32), name="w")
     value.const_value, value.shape = tensor, ir.Shape([999])
@@ -52,7 +58,10 @@ def test_metadata_and_names_stay():
     model.graph[1].metadata_props["layer"] = "7"
     raise_opset(model, 18)
     assert model.metadata_props == {"who": "me"}
-    assert (model.graph[-1].name, model.graph[-1].metadata_props) == ("scale", {"layer": "7"})
+    assert (model.graph[-1].name, model.graph[-1].metadata_props) == (
+        "scale",
+        {"layer": "7"},
+    )
 
 
 def test_branches_are_converted_too():
@@ -69,7 +78,9 @@ def test_branches_are_converted_too():
 
 
 def test_a_model_without_standard_ops_gets_the_import():
-    model = model_of('<ir_version: 10, opset_import: ["own" : 1]> g (float[2] x) => (float[2] y) { y = own.Thing (x) }')
+    model = model_of(
+        '<ir_version: 10, opset_import: ["own" : 1]> g (float[2] x) => (float[2] y) { y = own.Thing (x) }'
+    )
     assert raise_opset(model, 19) is True
     assert model.opset_imports == {"own": 1, "": 19}
 
@@ -80,7 +91,9 @@ def test_a_function_of_an_older_opset_is_refused():
     <domain: "com.microsoft", opset_import: ["" : 11]>
     Thing (a) => (b) { b = Neg (a) }""")
     normalize(model)
-    with pytest.raises(RefusedError, match="function 'Thing' is written for opset 11") as error:
+    with pytest.raises(
+        RefusedError, match="function 'Thing' is written for opset 11"
+    ) as error:
         raise_opset(model, 13)
     assert error.value.fix == "export the model again with opset 13 or newer"
 
@@ -92,7 +105,9 @@ def test_a_failing_converter_is_refused_and_leaves_the_model_whole(monkeypatch):
     monkeypatch.setattr(opset.version_converter, "convert_version", broken)
     model = model_of(OLD)
     before = ir.to_proto(model).SerializeToString(deterministic=True)
-    with pytest.raises(RefusedError, match="cannot be raised from 11 to 13: no adapter for Squeeze"):
+    with pytest.raises(
+        RefusedError, match="cannot be raised from 11 to 13: no adapter for Squeeze"
+    ):
         raise_opset(model, 13)
     assert ir.to_proto(model).SerializeToString(deterministic=True) == before
 

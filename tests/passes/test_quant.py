@@ -1,5 +1,6 @@
-"""quant: what it must leave alone, the exact numbers it writes, and the kernels that ONNX Runtime makes of them."""
-
+"""quant: what it must leave alone, the exact numbers it writes, and the kernels that ONNX Runtime
+makes of them.
+"""
 
 import numpy as np
 import onnx_ir as ir
@@ -9,7 +10,19 @@ from onnx_opt.passes import quant as quant_module
 from onnx_opt.passes._base import NullContext
 from onnx_opt.passes._quant import rules as quant_rules
 from onnx_opt.passes.quant import Quant
-from quant_models import CHAIN, CHAIN_WEIGHTS, everywhere, grid, initial, kernels, model_of, normal, ops, session, sqnr
+from quant_models import (
+    CHAIN,
+    CHAIN_WEIGHTS,
+    everywhere,
+    grid,
+    initial,
+    kernels,
+    model_of,
+    normal,
+    ops,
+    session,
+    sqnr,
+)
 
 MLP = """
 <ir_version: 10, opset_import: ["" : 17]>
@@ -33,33 +46,71 @@ residual (float[N, 3, 12, 12] x) => (float[N, 4] y)
 
 
 def mlp():
-    return model_of(MLP, w1=normal(64, 128, scale=0.1), b1=normal(128), w2=normal(16, 128, scale=0.1), b2=normal(16))
+    return model_of(
+        MLP,
+        w1=normal(64, 128, scale=0.1),
+        b1=normal(128),
+        w2=normal(16, 128, scale=0.1),
+        b2=normal(16),
+    )
 
 
 def residual():
     return model_of(
-        RESIDUAL, w1=normal(8, 3, 3, 3, scale=0.2), b1=normal(8, scale=0.1), w2=normal(8, 8, 3, 3, scale=0.1),
-        b2=normal(8, scale=0.1), w3=normal(4, 8), b3=normal(4),
+        RESIDUAL,
+        w1=normal(8, 3, 3, 3, scale=0.2),
+        b1=normal(8, scale=0.1),
+        w2=normal(8, 8, 3, 3, scale=0.1),
+        b2=normal(8, scale=0.1),
+        w3=normal(4, 8),
+        b3=normal(4),
     )
 
 
-@pytest.mark.parametrize(("text", "weights", "reason"), [
-    ('<ir_version: 10, opset_import: ["" : 17]> g (float[2, 4] x, float[4, 4] w) => (float[2, 4] y) '
-     "<float[4, 4] w = {1,0,0,0, 0,1,0,0, 0,0,1,0, 0,0,0,1}> { y = MatMul (x, w) }", {}, "graph input"),
-    ('<ir_version: 10, opset_import: ["" : 17]> g (double[2, 4] x) => (double[2, 3] y) { y = MatMul (x, w) }',
-     {"w": np.ones((4, 3))}, "DOUBLE"),
-    ('<ir_version: 10, opset_import: ["" : 17]> g (float[2, 4] x) => (float[2, 3] y) { y = MatMul (x, w) }',
-     {"w": np.ones((4, 3), np.float32)}, "too few"),
-    ('<ir_version: 10, opset_import: ["" : 17]> g (float[1, 1, 4, 4] x) => (float[1, 1, 4, 4] y) '
-     "{ c = Conv (x, w)  s = Sigmoid (c)  y = Relu (s) }",
-     {"w": np.ones((1, 1, 1, 1), np.float32)}, "needs calibrated ranges"),
-    ('<ir_version: 10, opset_import: ["" : 17]> g (float[8, 2] x) => (float[2, 3] y) '
-     "{ y = Gemm <transA = 1> (x, w) }", {"w": np.ones((8, 3), np.float32)}, "transA"),
-    ('<ir_version: 10, opset_import: ["" : 17]> g (float[3, 2, 9] x) => (float[3, 2, 5] y) { y = MatMul (x, w) }',
-     {"w": np.ones((3, 9, 5), np.float32)}, "rank 3"),
-    ('<ir_version: 10, opset_import: ["" : 17]> g (float[5, 1, 4] x) => (float[1, 1, 2] h) '
-     "{ s, h = LSTM <hidden_size = 2> (x, w, r) }", {"w": normal(1, 8, 4), "r": normal(1, 8, 2)}, "no int8 LSTM"),
-])
+@pytest.mark.parametrize(
+    ("text", "weights", "reason"),
+    [
+        (
+            '<ir_version: 10, opset_import: ["" : 17]> g (float[2, 4] x, float[4, 4] w) => (float[2, 4] y) '
+            "<float[4, 4] w = {1,0,0,0, 0,1,0,0, 0,0,1,0, 0,0,0,1}> { y = MatMul (x, w) }",
+            {},
+            "graph input",
+        ),
+        (
+            '<ir_version: 10, opset_import: ["" : 17]> g (double[2, 4] x) => (double[2, 3] y) { y = MatMul (x, w) }',
+            {"w": np.ones((4, 3))},
+            "DOUBLE",
+        ),
+        (
+            '<ir_version: 10, opset_import: ["" : 17]> g (float[2, 4] x) => (float[2, 3] y) { y = MatMul (x, w) }',
+            {"w": np.ones((4, 3), np.float32)},
+            "too few",
+        ),
+        (
+            '<ir_version: 10, opset_import: ["" : 17]> g (float[1, 1, 4, 4] x) => (float[1, 1, 4, 4] y) '
+            "{ c = Conv (x, w)  s = Sigmoid (c)  y = Relu (s) }",
+            {"w": np.ones((1, 1, 1, 1), np.float32)},
+            "needs calibrated ranges",
+        ),
+        (
+            '<ir_version: 10, opset_import: ["" : 17]> g (float[8, 2] x) => (float[2, 3] y) '
+            "{ y = Gemm <transA = 1> (x, w) }",
+            {"w": np.ones((8, 3), np.float32)},
+            "transA",
+        ),
+        (
+            '<ir_version: 10, opset_import: ["" : 17]> g (float[3, 2, 9] x) => (float[3, 2, 5] y) { y = MatMul (x, w) }',
+            {"w": np.ones((3, 9, 5), np.float32)},
+            "rank 3",
+        ),
+        (
+            '<ir_version: 10, opset_import: ["" : 17]> g (float[5, 1, 4] x) => (float[1, 1, 2] h) '
+            "{ s, h = LSTM <hidden_size = 2> (x, w, r) }",
+            {"w": normal(1, 8, 4), "r": normal(1, 8, 2)},
+            "no int8 LSTM",
+        ),
+    ],
+)
 def test_declines_with_the_reason(text, weights, reason):
     model = model_of(text, **weights)
     before = ir.to_proto(model).SerializeToString()
@@ -70,8 +121,10 @@ def test_declines_with_the_reason(text, weights, reason):
 
 
 def test_attention_products_are_not_layers():
-    model = model_of('<ir_version: 10, opset_import: ["" : 17]> g (float[2, 4] x) => (float[2, 2] y) '
-                     "{ t = Transpose <perm = [1, 0]> (x)  y = MatMul (x, t) }")
+    model = model_of(
+        '<ir_version: 10, opset_import: ["" : 17]> g (float[2, 4] x) => (float[2, 2] y) '
+        "{ t = Transpose <perm = [1, 0]> (x)  y = MatMul (x, t) }"
+    )
     outcome = Quant().run(model, NullContext())
     assert (outcome.changed, outcome.declined) == (0, [])
 
@@ -103,9 +156,12 @@ def test_numbers_of_one_layer(calibrated):
     """Weights, scales, zero points and bias are the definition's, to the last bit."""
     model = model_of(
         '<ir_version: 10, opset_import: ["" : 17]> g (float[N, 2] x) => (float[N, 2] y) { y = Gemm (x, w, b) }',
-        w=np.array([[1.27, -2.13], [0.0, 4.0]], np.float32), b=np.array([0.5, -1.0], np.float32),
+        w=np.array([[1.27, -2.13], [0.0, 4.0]], np.float32),
+        b=np.array([0.5, -1.0], np.float32),
     )
-    Quant(rounding="nearest").run(model, calibrated([{"x": np.array([[-1.0, 4.1]], np.float32)}]))
+    Quant(rounding="nearest").run(
+        model, calibrated([{"x": np.array([[-1.0, 4.1]], np.float32)}])
+    )
     x_scale = np.float32(5.1 / 255)
     np.testing.assert_array_equal(initial(model, "w_q"), [[127, -68], [0, 127]])
     scales = np.array([1.27 / 127, 4.0 / 127], np.float32)
@@ -114,7 +170,9 @@ def test_numbers_of_one_layer(calibrated):
     assert grid(model, "x")[1] == 50
     bias_scale = grid(model, "x")[0] * grid(model, "w_q")[0]
     np.testing.assert_array_equal(grid(model, "b_q")[0], bias_scale)
-    np.testing.assert_array_equal(initial(model, "b_q"), np.rint([0.5, -1.0] / bias_scale).astype(np.int32))
+    np.testing.assert_array_equal(
+        initial(model, "b_q"), np.rint([0.5, -1.0] / bias_scale).astype(np.int32)
+    )
 
 
 def test_weights_that_lie_on_a_coarser_grid_are_kept_exactly(calibrated):
@@ -123,12 +181,16 @@ def test_weights_that_lie_on_a_coarser_grid_are_kept_exactly(calibrated):
         '<ir_version: 10, opset_import: ["" : 17]> g (float[N, 2] x) => (float[N, 1] y) { y = MatMul (x, w) }',
         w=np.array([[-2.0], [4.0]], np.float32),
     )
-    Quant(rounding="nearest").run(model, calibrated([{"x": np.array([[-1.0, 4.1]], np.float32)}]))
+    Quant(rounding="nearest").run(
+        model, calibrated([{"x": np.array([[-1.0, 4.1]], np.float32)}])
+    )
     np.testing.assert_array_equal(initial(model, "w_q"), [[-63], [126]])
 
 
 @pytest.mark.usefixtures("one_limb")
-def test_every_heavy_op_of_a_residual_net_becomes_an_integer_kernel(calibrated, tmp_path):
+def test_every_heavy_op_of_a_residual_net_becomes_an_integer_kernel(
+    calibrated, tmp_path
+):
     model = residual()
     original = session(model)
     feeds = [{"x": normal(8, 3, 12, 12)}]
@@ -136,24 +198,36 @@ def test_every_heavy_op_of_a_residual_net_becomes_an_integer_kernel(calibrated, 
     assert outcome.stats["layers"] == 3
     found = kernels(model, tmp_path)
     assert found["QLinearConv"] == 2
-    assert found["QLinearAdd"] == found["QLinearGlobalAveragePool"] == found["QGemm"] == 1
+    assert (
+        found["QLinearAdd"] == found["QLinearGlobalAveragePool"] == found["QGemm"] == 1
+    )
     assert not {"Conv", "Gemm", "FusedConv", "DequantizeLinear"} & set(found)
     wanted = original.run(None, feeds[0])[0]
     assert all(sqnr(wanted, got) > 25 for got in everywhere(model, feeds[0]))
 
 
 @pytest.mark.parametrize("effective", [True, False])
-def test_a_sum_that_a_relu_cuts_is_read_to_its_floor_only(calibrated, monkeypatch, effective):
-    """relu(c2 + r1): what lies below -r1 needs no code, so the range of c2 starts at -max(r1) at the lowest."""
+def test_a_sum_that_a_relu_cuts_is_read_to_its_floor_only(
+    calibrated, monkeypatch, effective
+):
+    """relu(c2 + r1): what lies below -r1 needs no code, so the range of c2 starts at -max(r1) at
+    the lowest.
+    """
     if not effective:
-        monkeypatch.setattr(quant_module, "with_effective_values", lambda model, placement: (model, {}))
+        monkeypatch.setattr(
+            quant_module, "with_effective_values", lambda model, placement: (model, {})
+        )
     model = residual()
     weight = model.graph.initializers["b2"]
     weight.const_value = ir.Tensor(np.full(8, -50, np.float32), name="b2")
     feeds = {"x": normal(8, 3, 12, 12)}
     original = session(model).run(None, feeds)[0]
     Quant(calibration="minmax").run(model, calibrated([feeds]))
-    (quantize,) = [n for n in model.graph if n.op_type == "QuantizeLinear" and n.inputs[0].name == "c2"]
+    (quantize,) = [
+        n
+        for n in model.graph
+        if n.op_type == "QuantizeLinear" and n.inputs[0].name == "c2"
+    ]
     scale, zero = (float(v.const_value.numpy()) for v in quantize.inputs[1:])
     assert (-scale * zero > -20) == effective
     assert not effective or sqnr(original, session(model).run(None, feeds)[0]) > 25
@@ -191,11 +265,15 @@ concat (float[N, 4, 8, 8] x) => (float[N, 4, 8, 8] z)
 
 
 def concat_parameters(first, wb, calibrated):
-    model = model_of(CONCAT.format(first=first), wa=normal(4, 4, 1, 1), wb=wb, wc=normal(4, 8, 1, 1))
+    model = model_of(
+        CONCAT.format(first=first), wa=normal(4, 4, 1, 1), wb=wb, wc=normal(4, 8, 1, 1)
+    )
     Quant().run(model, calibrated([{"x": normal(4, 4, 8, 8)}]))
     (node,) = [n for n in model.graph if n.op_type == "Concat"]
     (after,) = node.outputs[0].uses()
-    return {v.producer().inputs[1].name for v in node.inputs} | {after.node.inputs[1].name}
+    return {v.producer().inputs[1].name for v in node.inputs} | {
+        after.node.inputs[1].name
+    }
 
 
 def test_concat_shares_parameters(calibrated):
@@ -203,7 +281,9 @@ def test_concat_shares_parameters(calibrated):
 
 
 def test_concat_of_unlike_ranges_keeps_them_apart(calibrated):
-    assert len(concat_parameters("Relu", normal(4, 4, 1, 1, scale=100.0), calibrated)) > 1
+    assert (
+        len(concat_parameters("Relu", normal(4, 4, 1, 1, scale=100.0), calibrated)) > 1
+    )
     assert len(concat_parameters("LeakyRelu", normal(4, 4, 1, 1), calibrated)) > 1
 
 
@@ -211,22 +291,38 @@ def excluded_between(calibrated, monkeypatch, guard):
     text = """
     <ir_version: 10, opset_import: ["" : 17]>
     chain (float[N, 8, 8, 8] x) => (float[N, 8, 8, 8] z)
-    { a = Conv (x, w1, b1)  ar = Relu (a)  m = Conv (ar, w2, b2)  mr = Relu (m)  c = Conv (mr, w3, b3)
+    { a = Conv (x, w1, b1)  ar = Relu (a)  m = Conv (ar, w2, b2)  mr = Relu (m)  c = Conv (mr,
+        w3, b3)
       z = Softmax (c) }
     """
-    w2 = normal(8, 8, 1, 1) * np.geomspace(1e-3, 1.0, 8, dtype=np.float32)[:, None, None, None]
-    model = model_of(text, w1=normal(8, 8, 1, 1), b1=normal(8), w2=w2, b2=normal(8, scale=1e-3),
-                     w3=normal(8, 8, 1, 1), b3=normal(8))
+    w2 = (
+        normal(8, 8, 1, 1)
+        * np.geomspace(1e-3, 1.0, 8, dtype=np.float32)[:, None, None, None]
+    )
+    model = model_of(
+        text,
+        w1=normal(8, 8, 1, 1),
+        b1=normal(8),
+        w2=w2,
+        b2=normal(8, scale=1e-3),
+        w3=normal(8, 8, 1, 1),
+        b3=normal(8),
+    )
     if not guard:
         rules = quant_rules.TARGETS["cpu"]
         unguarded = quant_rules.TargetRules(**{**rules.__dict__, "guard_float": False})
         monkeypatch.setitem(quant_rules.TARGETS, "cpu", unguarded)
     feeds = {"x": normal(4, 8, 8, 8)}
     Quant(exclude=("w2",)).run(model, calibrated([feeds]))
-    return sqnr(session(model, optimize=False).run(None, feeds)[0], session(model).run(None, feeds)[0])
+    return sqnr(
+        session(model, optimize=False).run(None, feeds)[0],
+        session(model).run(None, feeds)[0],
+    )
 
 
-def test_an_excluded_layer_is_kept_from_the_runtimes_own_quantization(calibrated, monkeypatch, tmp_path):
+def test_an_excluded_layer_is_kept_from_the_runtimes_own_quantization(
+    calibrated, monkeypatch, tmp_path
+):
     guarded = excluded_between(calibrated, monkeypatch, guard=True)
     assert guarded > excluded_between(calibrated, monkeypatch, guard=False) + 3
 
@@ -234,26 +330,40 @@ def test_an_excluded_layer_is_kept_from_the_runtimes_own_quantization(calibrated
 def test_bias_that_would_overflow_widens_its_channel(calibrated):
     model = model_of(
         '<ir_version: 10, opset_import: ["" : 17]> g (float[N, 2] x) => (float[N, 2] y) { y = Gemm (x, w, b) }',
-        w=np.array([[1e-9, 1.0], [1e-9, 1.0]], np.float32), b=np.array([1000.0, 1.0], np.float32),
+        w=np.array([[1e-9, 1.0], [1e-9, 1.0]], np.float32),
+        b=np.array([1000.0, 1.0], np.float32),
     )
     feeds = {"x": np.array([[0.001, 0.001]], np.float32)}
     Quant().run(model, calibrated([feeds]))
     assert np.abs(initial(model, "b_q").astype(np.int64)).max() <= 2**30
-    np.testing.assert_allclose(session(model).run(None, feeds)[0], [[1000.0, 1.002]], rtol=1e-3)
+    np.testing.assert_allclose(
+        session(model).run(None, feeds)[0], [[1000.0, 1.002]], rtol=1e-3
+    )
 
 
-@pytest.mark.parametrize("weight", [np.zeros((2, 2), np.float32), np.full((2, 2), 1e-40, np.float32),
-                                    np.array([[1e6, 1e-6], [1.0, 0.0]], np.float32)])
-@pytest.mark.parametrize("feed", [np.zeros((1, 2), np.float32), np.full((1, 2), 1e-30, np.float32)])
+@pytest.mark.parametrize(
+    "weight",
+    [
+        np.zeros((2, 2), np.float32),
+        np.full((2, 2), 1e-40, np.float32),
+        np.array([[1e6, 1e-6], [1.0, 0.0]], np.float32),
+    ],
+)
+@pytest.mark.parametrize(
+    "feed", [np.zeros((1, 2), np.float32), np.full((1, 2), 1e-30, np.float32)]
+)
 def test_degenerate_weights_and_activations_stay_finite(calibrated, weight, feed):
     model = model_of(
         '<ir_version: 10, opset_import: ["" : 17]> g (float[N, 2] x) => (float[N, 2] y) { y = Gemm (x, w, b) }',
-        w=weight, b=np.array([0.5, 0.0], np.float32),
+        w=weight,
+        b=np.array([0.5, 0.0], np.float32),
     )
     Quant().run(model, calibrated([{"x": feed}]))
     got = session(model).run(None, {"x": feed})[0]
     assert np.isfinite(got).all()
-    resolution = 1e-2 + np.abs(weight).max() / 127  # an int32 bias can be no finer than one step of its channel
+    resolution = (
+        1e-2 + np.abs(weight).max() / 127
+    )  # an int32 bias can be no finer than one step of its channel
     np.testing.assert_allclose(got, [[0.5, 0.0]], atol=resolution)
 
 
@@ -279,9 +389,13 @@ def test_rounding_keeps_outputs_better_than_the_nearest_integers_do(calibrated):
     text = '<ir_version: 10, opset_import: ["" : 17]> g (float[N, 64] x) => (float[N, 16] y) { y = MatMul (x, w) }'
     errors = {}
     for rounding in ("nearest", "gptq"):
-        model = model_of(text, w=np.random.default_rng(3).normal(size=(64, 16)).astype(np.float32))
+        model = model_of(
+            text, w=np.random.default_rng(3).normal(size=(64, 16)).astype(np.float32)
+        )
         expected = session(model).run(None, feeds[0])[0]
-        Quant(bits=4, ends="same", rounding=rounding, smooth=False).run(model, calibrated(feeds))
+        Quant(bits=4, ends="same", rounding=rounding, smooth=False).run(
+            model, calibrated(feeds)
+        )
         errors[rounding] = sqnr(expected, session(model).run(None, feeds[0])[0])
     assert errors["gptq"] > errors["nearest"] + 3
 
@@ -294,7 +408,9 @@ def test_without_data_matmuls_quantize_their_input_at_run_time(tmp_path):
     assert "too few" in outcome.declined[0].reason
     assert kernels(model, tmp_path)["DynamicQuantizeMatMul"] == 1
     feeds = {"x": normal(8, 64)}
-    assert all(sqnr(original.run(None, feeds)[0], got) > 35 for got in everywhere(model, feeds))
+    assert all(
+        sqnr(original.run(None, feeds)[0], got) > 35 for got in everywhere(model, feeds)
+    )
 
 
 def test_one_run_time_quantizer_serves_every_reader():
@@ -304,14 +420,22 @@ def test_one_run_time_quantizer_serves_every_reader():
     { q = MatMul (x, wq)  k = MatMul (x, wk)  x2 = Reshape (x, flat)  v = Gemm <transB = 1> (x2, wv)
       z = Add (q, k)  v3 = Reshape (v, shape)  y = Mul (z, v3) }
     """
-    model = model_of(text, wq=normal(64, 64), wk=normal(64, 64), wv=normal(64, 64),
-                     flat=np.array([-1, 64]), shape=np.array([2, -1, 64]))
+    model = model_of(
+        text,
+        wq=normal(64, 64),
+        wk=normal(64, 64),
+        wv=normal(64, 64),
+        flat=np.array([-1, 64]),
+        shape=np.array([2, -1, 64]),
+    )
     original = session(model)
     Quant().run(model, NullContext())
     assert ops(model)["DynamicQuantizeLinear"] == 2
     assert ops(model)["MatMulInteger"] == 3
     feeds = {"x": normal(2, 5, 64)}
-    assert all(sqnr(original.run(None, feeds)[0], got) > 30 for got in everywhere(model, feeds))
+    assert all(
+        sqnr(original.run(None, feeds)[0], got) > 30 for got in everywhere(model, feeds)
+    )
 
 
 def test_layers_inside_branches_are_quantized_too():
@@ -333,7 +457,11 @@ def test_layers_inside_branches_are_quantized_too():
 def unpacked_chain():
     """The chain with alpha * sign(w) in place of its middle weight: what `binary` must compute."""
     w = CHAIN_WEIGHTS["w2"]
-    alpha = np.abs(w).mean(axis=(1, 2, 3), keepdims=True, dtype=np.float64).astype(np.float32)
+    alpha = (
+        np.abs(w)
+        .mean(axis=(1, 2, 3), keepdims=True, dtype=np.float64)
+        .astype(np.float32)
+    )
     return model_of(CHAIN, **{**CHAIN_WEIGHTS, "w2": np.where(w >= 0, alpha, -alpha)})
 
 
@@ -362,8 +490,10 @@ def test_binary_with_data_runs_in_integer_kernels(calibrated, tmp_path):
 def test_opset_is_raised_where_per_channel_needs_it(calibrated):
     model = model_of(
         '<ir_version: 7, opset_import: ["" : 11]> g (float[N, 3, 8, 8] x) => (float[N, 4] y) '
-        "{ c = Conv (x, w1)  m = GlobalAveragePool (c)  s = Squeeze <axes = [2, 3]> (m)  y = Gemm (s, w2) }",
-        w1=normal(8, 3, 3, 3), w2=normal(8, 4),
+        "{ c = Conv (x, w1)  m = GlobalAveragePool (c)  s = Squeeze <axes = [2, 3]> "
+        "(m)  y = Gemm (s, w2) }",
+        w1=normal(8, 3, 3, 3),
+        w2=normal(8, 4),
     )
     Quant().run(model, calibrated([{"x": normal(2, 3, 8, 8)}]))
     assert model.opset_imports[""] >= 13
@@ -378,9 +508,23 @@ def test_other_targets_follow_their_table(calibrated, target):
     feeds = {"x": normal(4, 3, 12, 12)}
     Quant().run(model, calibrated([feeds], target=target))
     rules = quant_rules.TARGETS[target]
-    zero_points = [n.inputs[2].const_value.numpy() for n in model.graph if n.op_type == "QuantizeLinear"]
+    zero_points = [
+        n.inputs[2].const_value.numpy()
+        for n in model.graph
+        if n.op_type == "QuantizeLinear"
+    ]
     assert {z.dtype.name for z in zero_points} == {rules.activation}
     if rules.symmetric:
         assert not any(z.any() for z in zero_points)
-        assert all(n.inputs[2].const_value is not None for n in model.graph if n.op_type == "Conv")  # bias stays float
-    assert sqnr(original.run(None, feeds)[0], session(model, optimize=False).run(None, feeds)[0]) > 20
+        assert all(
+            n.inputs[2].const_value is not None
+            for n in model.graph
+            if n.op_type == "Conv"
+        )  # bias stays float
+    assert (
+        sqnr(
+            original.run(None, feeds)[0],
+            session(model, optimize=False).run(None, feeds)[0],
+        )
+        > 20
+    )

@@ -1,4 +1,6 @@
-"""Never slower: what measures slower in int8 goes back to float; the clock is an invented one, so that it is exact."""
+"""Never slower: what measures slower in int8 goes back to float; the clock is an invented one, so
+that it is exact.
+"""
 
 import numpy as np
 import onnx
@@ -39,13 +41,20 @@ def three_runs():
 
 
 def int8_layers(model):
-    return {n.name for n in model.graph
-            if n.op_type == "Conv" and n.inputs[1].producer() and n.inputs[1].producer().op_type == "DequantizeLinear"}
+    return {
+        n.name
+        for n in model.graph
+        if n.op_type == "Conv"
+        and n.inputs[1].producer()
+        and n.inputs[1].producer().op_type == "DequantizeLinear"
+    }
 
 
 @pytest.fixture
 def timed(calibrated):
-    """A context in which each layer takes 10 ms in float, and so many in int8; every clock is off by `noise`."""
+    """A context in which each layer takes 10 ms in float, and so many in int8; every clock is off
+    by `noise`.
+    """
 
     class Timed(calibrated):
         def __init__(self, int8_ms, noise=0.0, feeds=FEEDS):
@@ -56,8 +65,11 @@ def timed(calibrated):
 
         def milliseconds(self, model):
             layers = int8_layers(model)
-            return sum(self.int8_ms[n.name] if n.name in layers else FLOAT_MS
-                       for n in model.graph if n.op_type == "Conv")
+            return sum(
+                self.int8_ms[n.name] if n.name in layers else FLOAT_MS
+                for n in model.graph
+                if n.op_type == "Conv"
+            )
 
         def latency_ratio(self, model, other, seconds):
             self.trials += 1
@@ -71,11 +83,17 @@ def timed(calibrated):
     return Timed
 
 
-@pytest.mark.parametrize(("int8_ms", "noise"), [
-    ({"a": 5, "b1": 5, "b2": 5, "c": 5}, 0.0),
-    ({"a": 5, "b1": 14, "b2": 5, "c": 5}, 0.0),  # the whole is faster: nothing is searched
-    ({"a": 11, "b1": 11, "b2": 11, "c": 11}, 0.2),  # slower, but within noise
-])
+@pytest.mark.parametrize(
+    ("int8_ms", "noise"),
+    [
+        ({"a": 5, "b1": 5, "b2": 5, "c": 5}, 0.0),
+        (
+            {"a": 5, "b1": 14, "b2": 5, "c": 5},
+            0.0,
+        ),  # the whole is faster: nothing is searched
+        ({"a": 11, "b1": 11, "b2": 11, "c": 11}, 0.2),  # slower, but within noise
+    ],
+)
 def test_what_is_not_slower_for_certain_stays(timed, int8_ms, noise):
     model, context = three_runs(), timed(int8_ms, noise)
     outcome = Quant().run(model, context)
@@ -90,7 +108,8 @@ def test_a_slow_run_goes_back_to_float_and_the_others_stay(timed):
     assert outcome.changed == 2
     assert {d.where: d.reason for d in outcome.declined} == {
         "Conv b1": "measured 1.38 times as slow in int8 as in float",
-        "Conv b2": "measured 1.38 times as slow in int8 as in float"}
+        "Conv b2": "measured 1.38 times as slow in int8 as in float",
+    }
     onnx.checker.check_model(ir.to_proto(model), full_check=True)
 
 
@@ -100,7 +119,12 @@ def test_where_nothing_is_faster_the_model_stays_as_it_was(timed):
     outcome = Quant().run(model, timed({"a": 11, "b1": 11, "b2": 12, "c": 12}))
     assert ir.to_proto(model).SerializeToString() == before
     assert outcome.changed == 0
-    assert [d.where for d in outcome.declined] == ["Conv a", "Conv c", "Conv b1", "Conv b2"]
+    assert [d.where for d in outcome.declined] == [
+        "Conv a",
+        "Conv c",
+        "Conv b1",
+        "Conv b2",
+    ]
 
 
 def test_each_tensor_is_calibrated_once_for_all_trials(timed):

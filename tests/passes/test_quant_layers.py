@@ -19,19 +19,28 @@ def quantized(layers, calibrated, **options):
 def stored(model, name):
     """How a weight is stored: the ending of its initializer's name, or `float`."""
     names = model.graph.initializers
-    return next((end for end in ("q", "int4", "packed", "q4", "q8") if f"{name}_{end}" in names),
-                "float" if name in names else "missing")
+    return next(
+        (
+            end
+            for end in ("q", "int4", "packed", "q4", "q8")
+            if f"{name}_{end}" in names
+        ),
+        "float" if name in names else "missing",
+    )
 
 
-@pytest.mark.parametrize(("layers", "expected"), [
-    ((), ("q", "q", "q")),
-    (("w2=float",), ("q", "float", "q")),
-    (("w*=int8:4",), ("int4", "int4", "int4")),
-    (("w2=int8:4", "w3=float"), ("q", "int4", "float")),
-    (("w2=binary", "w*=ternary"), ("packed", "packed", "packed")),
-    (("m=int8:3",), ("q", "int4", "q")),  # by the output's name
-    (("w3=blocked:8",), ("q", "q", "float")),  # 7 inputs: fewer than a block
-])
+@pytest.mark.parametrize(
+    ("layers", "expected"),
+    [
+        ((), ("q", "q", "q")),
+        (("w2=float",), ("q", "float", "q")),
+        (("w*=int8:4",), ("int4", "int4", "int4")),
+        (("w2=int8:4", "w3=float"), ("q", "int4", "float")),
+        (("w2=binary", "w*=ternary"), ("packed", "packed", "packed")),
+        (("m=int8:3",), ("q", "int4", "q")),  # by the output's name
+        (("w3=blocked:8",), ("q", "q", "float")),  # 7 inputs: fewer than a block
+    ],
+)
 def test_what_a_layer_becomes(layers, expected, calibrated):
     model, _ = quantized(layers, calibrated)
     assert tuple(stored(model, name) for name in ("w1", "w2", "w3")) == expected
@@ -46,7 +55,11 @@ def test_the_first_match_wins(calibrated):
 
 def test_overrides_come_before_the_ends(calibrated):
     model, _ = quantized(("w1=binary",), calibrated, form="binary")
-    assert (stored(model, "w1"), stored(model, "w2"), stored(model, "w3")) == ("packed", "packed", "q")
+    assert (stored(model, "w1"), stored(model, "w2"), stored(model, "w3")) == (
+        "packed",
+        "packed",
+        "q",
+    )
 
 
 def test_an_override_takes_the_bits_of_the_pass(calibrated):
@@ -56,7 +69,9 @@ def test_an_override_takes_the_bits_of_the_pass(calibrated):
 
 def test_a_layer_left_float_says_so(calibrated):
     _, outcome = quantized(("w2=float",), calibrated)
-    assert [(d.where, "override" in d.reason) for d in outcome.declined] == [("Conv m", True)]
+    assert [(d.where, "override" in d.reason) for d in outcome.declined] == [
+        ("Conv m", True)
+    ]
 
 
 def test_a_layer_may_be_quantized_at_run_time_among_static_ones(calibrated):
@@ -71,20 +86,33 @@ def test_a_layer_may_be_quantized_at_run_time_among_static_ones(calibrated):
     assert ops(model)["DynamicQuantizeLinear"] == ops(model)["MatMulInteger"] == 1
     assert ops(model)["QuantizeLinear"] == 2
     reference = outputs(model_of(text, **weights), feeds)
-    np.testing.assert_allclose(outputs(model, feeds), reference, atol=0.05 * np.abs(reference).max())
+    np.testing.assert_allclose(
+        outputs(model, feeds), reference, atol=0.05 * np.abs(reference).max()
+    )
 
 
 def test_a_table_in_a_file(calibrated, tmp_path):
     path = tmp_path / "layers.toml"
     path.write_text('[layers]\n"w1" = "float"\n"w*" = "int8:4"\n', encoding="utf-8")
     model, _ = quantized((f"@{path}", "w3=binary"), calibrated)
-    assert tuple(stored(model, name) for name in ("w1", "w2", "w3")) == ("float", "int4", "int4")
+    assert tuple(stored(model, name) for name in ("w1", "w2", "w3")) == (
+        "float",
+        "int4",
+        "int4",
+    )
 
 
-@pytest.mark.parametrize(("content", "problem"), [
-    (None, "cannot be read"), ("[layers", "cannot be read"), ("[other]\n", "no table"),
-    ('[layers]\n"w1" = 4\n', "no table"), ('[layers]\n"w1" = "int9"\n', "no form"), (b"\xff\xfe", "cannot be read"),
-])
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (None, "cannot be read"),
+        ("[layers", "cannot be read"),
+        ("[other]\n", "no table"),
+        ('[layers]\n"w1" = 4\n', "no table"),
+        ('[layers]\n"w1" = "int9"\n', "no form"),
+        (b"\xff\xfe", "cannot be read"),
+    ],
+)
 def test_a_bad_file_is_named(content, problem, tmp_path):
     path = tmp_path / "layers.toml"
     if content is not None:
@@ -93,12 +121,19 @@ def test_a_bad_file_is_named(content, problem, tmp_path):
         Quant(layers=(f"@{path}",))
 
 
-@pytest.mark.parametrize(("text", "problem", "fix"), [
-    ("w1", "not PATTERN=FORM", "for example"), ("=float", "not PATTERN=FORM", "for example"),
-    ("w1=flaot", "'flaot' is no form", "did you mean 'float'"), ("w1=int16", "no form of a single layer", ""),
-    ("w1=int8:9", "no number of bits", "2 to 8"), ("w1=int8:", "no number of bits", "2 to 8"),
-    ("w1=int8:-4", "no number of bits", "2 to 8"), ("w1=", "no form", "choose one of"),
-])
+@pytest.mark.parametrize(
+    ("text", "problem", "fix"),
+    [
+        ("w1", "not PATTERN=FORM", "for example"),
+        ("=float", "not PATTERN=FORM", "for example"),
+        ("w1=flaot", "'flaot' is no form", "did you mean 'float'"),
+        ("w1=int16", "no form of a single layer", ""),
+        ("w1=int8:9", "no number of bits", "2 to 8"),
+        ("w1=int8:", "no number of bits", "2 to 8"),
+        ("w1=int8:-4", "no number of bits", "2 to 8"),
+        ("w1=", "no form", "choose one of"),
+    ],
+)
 def test_a_bad_entry_is_refused_with_a_fix(text, problem, fix):
     with pytest.raises(UsageError, match=problem) as error:
         Quant(layers=(text,))
@@ -112,13 +147,19 @@ def test_a_pattern_without_a_layer_names_the_nearest():
     assert "w2" in error.value.fix
 
 
-@pytest.mark.parametrize("text", [
-    'quant(layers=["*conv1*=float", "fc*=int8", "blocks.3*=int8:4"])', 'quant(layers=["@layers file.toml"])',
-    'quant(binary, layers=["a[0-9]=float"], planes=2)',
-])
+@pytest.mark.parametrize(
+    "text",
+    [
+        'quant(layers=["*conv1*=float", "fc*=int8", "blocks.3*=int8:4"])',
+        'quant(layers=["@layers file.toml"])',
+        'quant(binary, layers=["a[0-9]=float"], planes=2)',
+    ],
+)
 def test_the_text_round_trips(text, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "layers file.toml").write_text('[layers]\n"w1" = "float"\n', encoding="utf-8")
+    (tmp_path / "layers file.toml").write_text(
+        '[layers]\n"w1" = "float"\n', encoding="utf-8"
+    )
     assert str(parse(text)) == text
     assert parse(str(parse(text))) == parse(text)
 

@@ -1,4 +1,6 @@
-"""Images in two limbs: what gets them, the numbers they hold, and what the runtime makes of them."""
+"""Images in two limbs: what gets them, the numbers they hold, and what the runtime makes of
+them.
+"""
 
 import numpy as np
 import onnx_ir as ir
@@ -6,17 +8,32 @@ import pytest
 from integer_graphs import run_integers
 from integer_kernels import ARITHMETICS
 from onnx_opt.passes.quant import Quant
-from quant_models import CHAIN, CHAIN_WEIGHTS, grid, initial, kernels, model_of, normal, ops, outputs, session, sqnr
+from quant_models import (
+    CHAIN,
+    CHAIN_WEIGHTS,
+    grid,
+    initial,
+    kernels,
+    model_of,
+    normal,
+    ops,
+    outputs,
+    session,
+    sqnr,
+)
 
 ONE = """
 <ir_version: 10, opset_import: ["" : 17]>
-one (float[N, {channels}, 8, 8] x) => (float[N, 8, 6, 6] y) {{ c = Conv <{group}> (x, w)  y = Softmax (c) }}
+one (float[N, {channels}, 8, 8] x) => (float[N, 8, 6, 6] y) {{ c = Conv <{group}> (x,
+    w)  y = Softmax (c) }}
 """
 
 
 def one(channels, group=1):
     text = ONE.format(channels=channels, group=f"group = {group}")
-    return model_of(text, w=normal(8, channels // group, 3, 3)), {"x": normal(4, channels, 8, 8)}
+    return model_of(text, w=normal(8, channels // group, 3, 3)), {
+        "x": normal(4, channels, 8, 8)
+    }
 
 
 @pytest.mark.parametrize(("channels", "group"), [(5, 1), (4, 4), (4, 2)])
@@ -41,15 +58,23 @@ def test_values_of_int8_layers_and_of_two_readers_are_read_once(calibrated):
     { a = Conv (x, w1)  b = Conv (a, w2)  c = Conv (z, w3)  d = Conv (z, w4)  cd = Add (c, d)
       bc = Add (b, cd)  y = Softmax (bc) }
     """
-    weights = {"w1": normal(3, 8, 1, 1), "w2": normal(4, 3, 3, 3), "w3": normal(4, 3, 3, 3), "w4": normal(4, 3, 3, 3)}
+    weights = {
+        "w1": normal(3, 8, 1, 1),
+        "w2": normal(4, 3, 3, 3),
+        "w3": normal(4, 3, 3, 3),
+        "w4": normal(4, 3, 3, 3),
+    }
     model = model_of(text, **weights)
-    Quant(include=("w*",)).run(model, calibrated([{"x": normal(2, 8, 9, 9), "z": normal(2, 3, 9, 9)}]))
+    Quant(include=("w*",)).run(
+        model, calibrated([{"x": normal(2, 8, 9, 9), "z": normal(2, 3, 9, 9)}])
+    )
     assert [initial(model, f"w{i}_q").shape[1] for i in (1, 2, 3, 4)] == [8, 3, 3, 3]
 
 
 SOUND = """
 <ir_version: 10, opset_import: ["" : 17]>
-g (float[N, 1, 64] x) => (float[N, 8, 58] y) { a = Conv (x, w1)  ar = Relu (a)  b = Conv (ar, w2)  y = Softmax (b) }
+g (float[N, 1, 64] x) => (float[N, 8, 58] y) { a = Conv (x, w1)  ar = Relu (a)  b = Conv (ar,
+    w2)  y = Softmax (b) }
 """
 
 
@@ -58,7 +83,9 @@ def test_a_signal_of_one_dimension_stays_float_unless_asked(calibrated, asked, f
     model = model_of(SOUND, w1=normal(8, 1, 5), w2=normal(8, 8, 3))
     outcome = Quant(layers=asked).run(model, calibrated([{"x": normal(4, 1, 64)}]))
     assert first in model.graph.initializers
-    assert any("reads the input's 1 channels" in d.reason for d in outcome.declined) == (not asked)
+    assert any(
+        "reads the input's 1 channels" in d.reason for d in outcome.declined
+    ) == (not asked)
     assert "Sub" not in ops(model)
 
 
@@ -71,7 +98,9 @@ def test_packed_weights_are_read_once(calibrated):
 
 @pytest.mark.parametrize(("channels", "read"), [(1, 4), (2, 4), (3, 8), (4, 8)])
 def test_numbers(calibrated, channels, read):
-    """Each code and a 16th of it, zeros; and an input that is exact to half a step of the second limb."""
+    """Each code and a 16th of it, zeros; and an input that is exact to half a step of the second
+    limb.
+    """
     model, feeds = one(channels)
     weight = initial(model, "w")
     Quant(rounding="nearest", calibration="minmax").run(model, calibrated([feeds]))
@@ -79,12 +108,20 @@ def test_numbers(calibrated, channels, read):
     assert codes.shape == (8, read, 3, 3)
     first = np.rint(weight / grid(model, "w_q")[0][:, None, None, None])
     np.testing.assert_array_equal(codes[:, : 2 * channels : 2], first)
-    room = 128 - np.abs(first)  # both limbs of a channel meet in one instruction, which must not saturate
-    np.testing.assert_array_equal(codes[:, 1 : 2 * channels : 2], np.clip(np.rint(first / 16), -room, room))
+    room = 128 - np.abs(
+        first
+    )  # both limbs of a channel meet in one instruction, which must not saturate
+    np.testing.assert_array_equal(
+        codes[:, 1 : 2 * channels : 2], np.clip(np.rint(first / 16), -room, room)
+    )
     assert not codes[:, 2 * channels :].any()
     (conv,) = [node for node in model.graph if node.op_type == "Conv"]
     limbs = conv.inputs[0]
-    limbs.name, limbs.type, limbs.shape = "limbs", ir.TensorType(ir.DataType.FLOAT), ir.Shape(["N", read, 8, 8])
+    limbs.name, limbs.type, limbs.shape = (
+        "limbs",
+        ir.TensorType(ir.DataType.FLOAT),
+        ir.Shape(["N", read, 8, 8]),
+    )
     model.graph.outputs[0] = limbs
     got = outputs(model, feeds)
     value = got[:, : 2 * channels : 2] + got[:, 1 : 2 * channels : 2] / 16
@@ -94,7 +131,9 @@ def test_numbers(calibrated, channels, read):
 
 @pytest.mark.parametrize("sign", [1, -1])
 def test_the_rest_has_room_on_both_sides_of_zero(calibrated, sign):
-    """The remainder is signed even where the image is not: a zero point of 0 would cut half of it off."""
+    """The remainder is signed even where the image is not: a zero point of 0 would cut half of it
+    off.
+    """
     model, _ = one(3)
     feeds = {"x": np.abs(normal(4, 3, 8, 8)) * np.float32(sign)}
     Quant(calibration="minmax").run(model, calibrated([feeds]))
@@ -123,8 +162,13 @@ def test_one_integer_kernel_that_loses_less(calibrated, tmp_path, monkeypatch):
     found = kernels(model := quantized(), tmp_path)
     assert found["QLinearConv"] == 2
     assert not {"Conv", "FusedConv"} & set(found)
-    twice = [sqnr(reference, run_integers(first_conv(model), feeds, way)[0]) for way in ARITHMETICS]
-    monkeypatch.setattr("onnx_opt.passes.quant.in_two_limbs", lambda placement, codes, rules: set())
+    twice = [
+        sqnr(reference, run_integers(first_conv(model), feeds, way)[0])
+        for way in ARITHMETICS
+    ]
+    monkeypatch.setattr(
+        "onnx_opt.passes.quant.in_two_limbs", lambda placement, codes, rules: set()
+    )
     once = sqnr(reference, run_integers(first_conv(quantized()), feeds, "exact")[0])
     assert min(twice) > once + 2.5
 
@@ -137,4 +181,6 @@ def test_another_reader_keeps_the_image_as_it_is(calibrated):
     """
     model, feeds = model_of(text, w=normal(8, 3, 3, 3)), {"x": normal(2, 3, 8, 8)}
     Quant().run(model, calibrated([feeds]))
-    np.testing.assert_allclose(session(model).run(["z"], feeds)[0], np.exp(feeds["x"]), rtol=1e-5)
+    np.testing.assert_allclose(
+        session(model).run(["z"], feeds)[0], np.exp(feeds["x"]), rtol=1e-5
+    )

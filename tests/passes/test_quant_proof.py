@@ -1,4 +1,6 @@
-"""Proof after the fact: integer kernels counted, each way to miss one named, in graphs that ONNX Runtime optimizes."""
+"""Proof after the fact: integer kernels counted, each way to miss one named, in graphs that ONNX
+Runtime optimizes.
+"""
 
 import numpy as np
 import onnx
@@ -13,7 +15,12 @@ from onnx_opt.passes.quant import Quant
 RNG = np.random.default_rng(3)
 CONV = RNG.integers(-127, 128, (8, 4, 3, 3)).astype(np.int8)
 DENSE = RNG.integers(-127, 128, (16, 8)).astype(np.int8)
-GRID = {"s": np.float32(0.02), "z": np.uint8(128), "ws": np.full(8, 0.01, np.float32), "wz": np.zeros(8, np.int8)}
+GRID = {
+    "s": np.float32(0.02),
+    "z": np.uint8(128),
+    "ws": np.full(8, 0.01, np.float32),
+    "wz": np.zeros(8, np.int8),
+}
 X = "xq = QuantizeLinear (x, s, z)  xd = DequantizeLinear (xq, s, z) "
 Y = "yq = QuantizeLinear (c, s, z)  y = DequantizeLinear (yq, s, z) "
 WC = "wd = DequantizeLinear <axis = 0> (w, ws, wz) "
@@ -36,15 +43,30 @@ class OptimizingContext(NullContext):
         options.log_severity_level = 3
         options.optimized_model_filepath = str(self.path)
         onnxruntime.InferenceSession(
-            ir.to_proto(model).SerializeToString(), options, providers=["CPUExecutionProvider"])
-        return [(f"{n.domain}.{n.op_type}" if n.domain else n.op_type, n.name, tuple(n.input), tuple(n.output))
-                for n in onnx.load(self.path).graph.node]
+            ir.to_proto(model).SerializeToString(),
+            options,
+            providers=["CPUExecutionProvider"],
+        )
+        return [
+            (
+                f"{n.domain}.{n.op_type}" if n.domain else n.op_type,
+                n.name,
+                tuple(n.input),
+                tuple(n.output),
+            )
+            for n in onnx.load(self.path).graph.node
+        ]
 
 
 def model_of(signature, body, **constants):
-    proto = onnx.parser.parse_model(f'<ir_version: 10, opset_import: ["" : 21]> g {signature} {{ {body} }}')
+    proto = onnx.parser.parse_model(
+        f'<ir_version: 10, opset_import: ["" : 21]> g {signature} {{ {body} }}'
+    )
     proto.graph.initializer.extend(
-        onnx.numpy_helper.from_array(np.asarray(a), n) for n, a in (GRID | constants).items() if n in body)
+        onnx.numpy_helper.from_array(np.asarray(a), n)
+        for n, a in (GRID | constants).items()
+        if n in body
+    )
     model = ir.from_proto(proto)
     normalize(model)
     return model
@@ -56,31 +78,92 @@ def proved(model, tmp_path):
     return outcome, context
 
 
-@pytest.mark.parametrize(("signature", "body", "constants"), [
-    (IMAGES, X + WC + "c = Conv (xd, wd) " + Y, {"w": CONV}),
-    (IMAGES, X + WC + "c = Conv (xd, wd, b) " + Y, {"w": CONV} | BIAS),
-    (ROWS, X + WD + "y = MatMul (xd, wd)", {"w": DENSE}),
-    (ROWS, "wd = DequantizeLinear <axis = 1> (w, ws, wz)  y = MatMul (x, wd)", {"w": DENSE}),
-])
+@pytest.mark.parametrize(
+    ("signature", "body", "constants"),
+    [
+        (IMAGES, X + WC + "c = Conv (xd, wd) " + Y, {"w": CONV}),
+        (IMAGES, X + WC + "c = Conv (xd, wd, b) " + Y, {"w": CONV} | BIAS),
+        (ROWS, X + WD + "y = MatMul (xd, wd)", {"w": DENSE}),
+        (
+            ROWS,
+            "wd = DequantizeLinear <axis = 1> (w, ws, wz)  y = MatMul (x, wd)",
+            {"w": DENSE},
+        ),
+    ],
+)
 def test_integer_kernels_are_counted(signature, body, constants, tmp_path):
     outcome, context = proved(model_of(signature, body, **constants), tmp_path)
     assert outcome.stats == {"int8_kernels": 1, "missed": 0}
     assert (outcome.declined, context.warnings) == ([], [])
 
 
-@pytest.mark.parametrize(("signature", "body", "constants", "where", "cause"), [
-    (IMAGES, WC + "c = Conv (x, wd) " + Y, {"w": CONV}, "Conv c", "no Q/DQ pair in front of it"),
-    (IMAGES, X + WC + "y = Conv (xd, wd)", {"w": CONV}, "Conv y", "an output of the graph"),
-    (IMAGES, X + WC + "c = Conv (xd, wd)  y = Softmax (c)", {"w": CONV}, "Conv c", "no QuantizeLinear after it"),
-    (IMAGES, X + WC + "r = Conv (xd, wd)  c = Relu (r) " + Y, {"w": CONV}, "Conv r", "its zero point is 128, not 0"),
-    ("(float[1, 4, 8, 8] x) => (float[1, 8, 6, 6] y, float[1, 8, 6, 6] t)",
-     X + WC + "c = Conv (xd, wd)  t = Sigmoid (c) " + Y, {"w": CONV}, "Conv c", "read by 2 nodes"),
-    (IMAGES, X + WC + "bd = DequantizeLinear <axis = 0> (b, bs)  c = Conv (xd, wd, bd) " + Y,
-     {"w": CONV, "b": np.ones(8, np.int32), "bs": 2 * RIGHT}, "Conv c", "the scale of its bias"),
-    (ROWS, X + WD + "y = Gemm (xd, wd, b)", {"w": DENSE} | BIAS, "Gemm y", "its bias is float"),
-    (ROWS, X + WD + "a = MatMul (xd, wd)  y = Add (a, b)", {"w": DENSE} | BIAS, "MatMul a", "its bias is float"),
-])
-def test_a_miss_is_named_with_its_cause(signature, body, constants, where, cause, tmp_path):
+@pytest.mark.parametrize(
+    ("signature", "body", "constants", "where", "cause"),
+    [
+        (
+            IMAGES,
+            WC + "c = Conv (x, wd) " + Y,
+            {"w": CONV},
+            "Conv c",
+            "no Q/DQ pair in front of it",
+        ),
+        (
+            IMAGES,
+            X + WC + "y = Conv (xd, wd)",
+            {"w": CONV},
+            "Conv y",
+            "an output of the graph",
+        ),
+        (
+            IMAGES,
+            X + WC + "c = Conv (xd, wd)  y = Softmax (c)",
+            {"w": CONV},
+            "Conv c",
+            "no QuantizeLinear after it",
+        ),
+        (
+            IMAGES,
+            X + WC + "r = Conv (xd, wd)  c = Relu (r) " + Y,
+            {"w": CONV},
+            "Conv r",
+            "its zero point is 128, not 0",
+        ),
+        (
+            "(float[1, 4, 8, 8] x) => (float[1, 8, 6, 6] y, float[1, 8, 6, 6] t)",
+            X + WC + "c = Conv (xd, wd)  t = Sigmoid (c) " + Y,
+            {"w": CONV},
+            "Conv c",
+            "read by 2 nodes",
+        ),
+        (
+            IMAGES,
+            X
+            + WC
+            + "bd = DequantizeLinear <axis = 0> (b, bs)  c = Conv (xd, wd, bd) "
+            + Y,
+            {"w": CONV, "b": np.ones(8, np.int32), "bs": 2 * RIGHT},
+            "Conv c",
+            "the scale of its bias",
+        ),
+        (
+            ROWS,
+            X + WD + "y = Gemm (xd, wd, b)",
+            {"w": DENSE} | BIAS,
+            "Gemm y",
+            "its bias is float",
+        ),
+        (
+            ROWS,
+            X + WD + "a = MatMul (xd, wd)  y = Add (a, b)",
+            {"w": DENSE} | BIAS,
+            "MatMul a",
+            "its bias is float",
+        ),
+    ],
+)
+def test_a_miss_is_named_with_its_cause(
+    signature, body, constants, where, cause, tmp_path
+):
     outcome, _ = proved(model_of(signature, body, **constants), tmp_path)
     assert outcome.stats == {"int8_kernels": 0, "missed": 1}
     assert [d.where for d in outcome.declined] == [where]
@@ -89,27 +172,47 @@ def test_a_miss_is_named_with_its_cause(signature, body, constants, where, cause
 
 @pytest.mark.parametrize(("scale", "warned"), [(RIGHT, []), (2 * RIGHT, ["Gemm y"])])
 def test_a_bias_that_the_runtime_misreads_is_warned_of(scale, warned, tmp_path):
-    model = model_of(ROWS, X + WD + "bd = DequantizeLinear <axis = 0> (b, bs)  y = Gemm (xd, wd, bd)", w=DENSE,
-                     b=np.ones(8, np.int32), bs=scale)
+    model = model_of(
+        ROWS,
+        X + WD + "bd = DequantizeLinear <axis = 0> (b, bs)  y = Gemm (xd, wd, bd)",
+        w=DENSE,
+        b=np.ones(8, np.int32),
+        bs=scale,
+    )
     outcome, context = proved(model, tmp_path)
     assert outcome.stats == {"int8_kernels": 1, "missed": 0}
     assert [text.partition(":")[0] for text in context.warnings] == warned
 
 
 def test_a_float_layer_that_the_runtime_quantizes_by_itself_is_warned_of(tmp_path):
-    _, context = proved(model_of(IMAGES, X + "c = Conv (xd, w) " + Y, w=CONV.astype(np.float32)), tmp_path)
-    assert context.warnings == ["quant: the runtime runs 1 layers on integers by itself that were to stay float"]
+    _, context = proved(
+        model_of(IMAGES, X + "c = Conv (xd, w) " + Y, w=CONV.astype(np.float32)),
+        tmp_path,
+    )
+    assert context.warnings == [
+        "quant: the runtime runs 1 layers on integers by itself that were to stay float"
+    ]
 
 
 def test_without_a_runtime_nothing_is_claimed():
     outcome = PassOutcome()
-    prove(model_of(IMAGES, X + WC + "c = Conv (xd, wd) " + Y, w=CONV), NullContext(), outcome)
+    prove(
+        model_of(IMAGES, X + WC + "c = Conv (xd, wd) " + Y, w=CONV),
+        NullContext(),
+        outcome,
+    )
     assert (outcome.stats, outcome.declined) == ({"int8_kernels": "unproven"}, [])
 
 
 @pytest.mark.parametrize("form", ["dynamic", "blocked"])
 def test_quant_proves_its_own_work(form, tmp_path):
     weight = RNG.normal(size=(64, 96)).astype(np.float32)
-    model = model_of("(float[2, 64] x) => (float[2, 96] y)", "y = MatMul (x, w)", w=weight)
+    model = model_of(
+        "(float[2, 64] x) => (float[2, 96] y)", "y = MatMul (x, w)", w=weight
+    )
     outcome = Quant(form=form).run(model, OptimizingContext(tmp_path))
-    assert (outcome.changed, outcome.stats["int8_kernels"], outcome.stats["missed"]) == (1, 1, 0)
+    assert (
+        outcome.changed,
+        outcome.stats["int8_kernels"],
+        outcome.stats["missed"],
+    ) == (1, 1, 0)

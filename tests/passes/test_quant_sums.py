@@ -1,4 +1,6 @@
-"""Sums of equal scales: when the three values of an Add get one, and that their codes then simply add."""
+"""Sums of equal scales: when the three values of an Add get one, and that their codes then simply
+add.
+"""
 
 import numpy as np
 import onnx_ir as ir
@@ -32,13 +34,23 @@ def widths(rules=CPU, **ranges):
     placement = place(graph, layers, rules)
     given = {"x": (-1.0, 1.0), "c": (-1.0, 1.0), "m": (0.0, ranges["sr"][1]), **ranges}
     found = assign(placement, {v: given[v.name] for v in placement.quantized}, rules)
-    return {v.name: (round(float(p.scale) * 255, 3), p.zero_point) for v, p in found.items()}
+    return {
+        v.name: (round(float(p.scale) * 255, 3), p.zero_point) for v, p in found.items()
+    }
 
 
-@pytest.mark.parametrize(("ar", "b", "sr"), [(4.0, (-1.0, 3.0), 5.0), (2.0, (-2.0, 2.0), 4.0), (4.0, (-6.0, 6.0), 4.0)])
+@pytest.mark.parametrize(
+    ("ar", "b", "sr"),
+    [(4.0, (-1.0, 3.0), 5.0), (2.0, (-2.0, 2.0), 4.0), (4.0, (-6.0, 6.0), 4.0)],
+)
 def test_ranges_too_far_apart_stay(ar, b, sr):
     found = widths(ar=(0.0, ar), b=b, sr=(0.0, sr))
-    assert [found[name][0] for name in ("ar", "b", "sr", "m")] == [ar, b[1] - b[0], sr, sr]
+    assert [found[name][0] for name in ("ar", "b", "sr", "m")] == [
+        ar,
+        b[1] - b[0],
+        sr,
+        sr,
+    ]
 
 
 def test_near_ranges_become_one_scale_with_zero_points_of_their_own():
@@ -53,12 +65,16 @@ def test_what_is_moved_behind_a_sum_keeps_its_scale():
 
 
 def test_symmetric_grids_too():
-    found = widths(quant_rules.TARGETS["tensorrt"], ar=(0.0, 4.2), b=(-4.3, 3.2), sr=(0.0, 5.0))
+    found = widths(
+        quant_rules.TARGETS["tensorrt"], ar=(0.0, 4.2), b=(-4.3, 3.2), sr=(0.0, 5.0)
+    )
     assert found["ar"] == found["b"] == found["sr"] == (round(5 / 127 * 255, 3), 0)
 
 
 def net():
-    """b is 0.15 or -0.9 times ar, by channel: the ranges of ar, b and sr are about R, 1.05 R and 1.15 R."""
+    """B is 0.15 or -0.9 times ar, by channel: the ranges of ar, b and sr are about R, 1.05 R and
+    1.15 R.
+    """
     share = np.array([0.15, -0.9] * 4, np.float32).reshape(8, 1, 1, 1)
     one = np.eye(8, dtype=np.float32).reshape(8, 8, 1, 1)
     gain = np.linspace(0.83, 1, 8, dtype=np.float32).reshape(8, 1, 1, 1)
@@ -66,7 +82,10 @@ def net():
 
 
 STEP = np.float32(6 / 255)
-FEEDS = {"x": np.random.default_rng(5).integers(-127, 129, (32, 8, 6, 6)).astype(np.float32) * STEP}
+FEEDS = {
+    "x": np.random.default_rng(5).integers(-127, 129, (32, 8, 6, 6)).astype(np.float32)
+    * STEP
+}
 
 
 def quantized(calibrated, feeds):
@@ -80,23 +99,32 @@ def values_of(model, *names):
     values = {v.name: v for node in model.graph for v in node.outputs}
     model.graph.outputs.clear()
     for name in names:
-        values[name].type, values[name].shape = ir.TensorType(ir.DataType.FLOAT), ir.Shape(["N", 8, 6, 6])
+        values[name].type, values[name].shape = (
+            ir.TensorType(ir.DataType.FLOAT),
+            ir.Shape(["N", 8, 6, 6]),
+        )
         model.graph.outputs.append(values[name])
     return session(model, optimize=False).run(None, FEEDS)
 
 
 def test_codes_add_without_rounding(calibrated):
     model = quantized(calibrated, FEEDS)
-    left, right, total = values_of(model, *(dequantized(model, name) for name in ("ar", "b", "sr")))
+    left, right, total = values_of(
+        model, *(dequantized(model, name) for name in ("ar", "b", "sr"))
+    )
     assert total.max() > 1
-    np.testing.assert_allclose(total, np.clip(left + right, 0, total.max()), atol=1e-5)  # the top code saturates
+    np.testing.assert_allclose(
+        total, np.clip(left + right, 0, total.max()), atol=1e-5
+    )  # the top code saturates
 
 
 def test_less_is_lost(calibrated, monkeypatch):
     (reference,) = values_of(net(), "sr")
     model = quantized(calibrated, FEEDS)
     even = sqnr(reference, *values_of(model, dequantized(model, "sr")))
-    monkeypatch.setattr(parameters_module, "with_even_sums", lambda placement, scales, shared: scales)
+    monkeypatch.setattr(
+        parameters_module, "with_even_sums", lambda placement, scales, shared: scales
+    )
     model = quantized(calibrated, FEEDS)
     own = sqnr(reference, *values_of(model, dequantized(model, "sr")))
     assert even > own + 0.5

@@ -16,13 +16,16 @@ STAYS = {
         g (float[2] x) => (float[2] y, float[2] z) { y = Identity (x)  z = Identity (x) }""",
     "identity of an output": "g (float[2] x) => (float[2] y, float[2] z) { y = Relu (x)  z = Identity (y) }",
     "mul by one that widens": """
-        g (float[1, 3] x) => (float[2, 3] y) <float[2, 1] c = {1, 1}> { h = Mul (x, c)  y = Neg (h) }""",
+        g (float[1, 3] x) => (float[2, 3] y) <float[2, 1] c = {1, 1}> { h = Mul (x,
+            c)  y = Neg (h) }""",
     "mul by one that adds a rank": """
         g (float[3] x) => (float[1, 3] y) <float[1, 1] c = {1}> { h = Mul (x, c)  y = Neg (h) }""",
     "mul by one against a dim that may be one": """
-        g (float[batch, 3] x) => (float[b, 3] y) <float[3, 1] c = {1, 1, 1}> { h = Mul (x, c)  y = Neg (h) }""",
+        g (float[batch, 3] x) => (float[b, 3] y) <float[3, 1] c = {1, 1, 1}> { h = Mul (x,
+            c)  y = Neg (h) }""",
     "add of an overridable zero": """
-        g (float[2] x, float[2] c) => (float[2] y) <float[2] c = {0, 0}> { h = Add (x, c)  y = Neg (h) }""",
+        g (float[2] x, float[2] c) => (float[2] y) <float[2] c = {0, 0}> { h = Add (x,
+            c)  y = Neg (h) }""",
     "almost one": "g (float[2] x) => (float[2] y) <float c = {1.0000001}> { h = Mul (x, c)  y = Neg (h) }",
     "zero minus x": "g (float[2] x) => (float[2] y) <float c = {0}> { h = Sub (c, x)  y = Exp (h) }",
     "one over x": "g (float[2] x) => (float[2] y) <float c = {1}> { h = Div (c, x)  y = Neg (h) }",
@@ -39,25 +42,31 @@ STAYS = {
         g (float[2, 3] x) => (float[3, 1, 2] y) <int64[2] s = {3, 2}, int64[3] t = {0, 1, 2}>
         { h = Reshape (x, s)  i = Reshape (h, t)  y = Neg (i) }""",
     "slice to a number below the size": """
-        g (float[8] x) => (float[n] y) <int64[1] s = {0}, int64[1] e = {7}> { h = Slice (x, s, e)  y = Neg (h) }""",
+        g (float[8] x) => (float[n] y) <int64[1] s = {0}, int64[1] e = {7}> { h = Slice (x, s,
+            e)  y = Neg (h) }""",
     "slice of a dynamic size to a small number": """
-        g (float[n] x) => (float[m] y) <int64[1] s = {0}, int64[1] e = {8}> { h = Slice (x, s, e)  y = Neg (h) }""",
+        g (float[n] x) => (float[m] y) <int64[1] s = {0}, int64[1] e = {8}> { h = Slice (x, s,
+            e)  y = Neg (h) }""",
     "slice backwards": """
         g (float[4] x) => (float[4] y)
         <int64[1] s = {3}, int64[1] e = {-9}, int64[1] a = {0}, int64[1] k = {-1}>
         { h = Slice (x, s, e, a, k)  y = Neg (h) }""",
     "slices of one axis": """
-        g (float[8] x) => (float[n] y) <int64[1] s = {1}, int64[1] e = {6}, int64[1] t = {-2}, int64[1] f = {9}>
+        g (float[8] x) => (float[n] y) <int64[1] s = {1}, int64[1] e = {6}, int64[1] t = {-2},
+            int64[1] f = {9}>
         { h = Slice (x, s, e)  i = Slice (h, t, f)  y = Neg (i) }""",
     "pad by something": """
         g (float[2] x) => (float[3] y) <int64[2] p = {0, 1}> { h = Pad (x, p)  y = Neg (h) }""",
     "expand that widens": """
-        g (float[1, 3] x) => (float[2, 3] y) <int64[2] s = {2, 1}> { h = Expand (x, s)  y = Neg (h) }""",
+        g (float[1, 3] x) => (float[2, 3] y) <int64[2] s = {2, 1}> { h = Expand (x,
+            s)  y = Neg (h) }""",
     "expand of a dynamic dim to a number": """
-        g (float[batch, 3] x) => (float[b, 3] y) <int64[2] s = {3, 3}> { h = Expand (x, s)  y = Neg (h) }""",
+        g (float[batch, 3] x) => (float[b, 3] y) <int64[2] s = {3, 3}> { h = Expand (x,
+            s)  y = Neg (h) }""",
     "one transpose": "g (float[2, 3] x) => (float[3, 2] y) { y = Transpose <perm = [1, 0]> (x) }",
     "relu of a clip that goes below zero": """
-        g (float[4] x) => (float[4] y) <float a = {-1}, float b = {1}> { h = Clip (x, a, b)  y = Relu (h) }""",
+        g (float[4] x) => (float[4] y) <float a = {-1}, float b = {1}> { h = Clip (x, a,
+            b)  y = Relu (h) }""",
     "clips that do not meet": """
         g (float[4] x) => (float[4] y) <float a = {0}, float b = {1}, float c = {2}, float d = {3}>
         { h = Clip (x, a, b)  i = Clip (h, c, d)  y = Neg (i) }""",
@@ -78,7 +87,11 @@ STAYS = {
 
 @pytest.mark.parametrize("name", STAYS)
 def test_stays(name):
-    feeds = {"x": np.array([3.7, -3.7, 0.2, 1e5], np.float32)} if "float through double" in name else None
+    feeds = (
+        {"x": np.array([3.7, -3.7, 0.2, 1e5], np.float32)}
+        if "float through double" in name
+        else None
+    )
     model, outcome = run_exact(RemoveIdentities(), STAYS[name], feeds)
     assert outcome.changed == 0
     assert ops_of(model) == ops_of(model_of(STAYS[name]))
@@ -92,8 +105,10 @@ def test_a_used_dropout_mask_stays():
 @pytest.mark.parametrize("training", ["bool t = {1}", ""])
 def test_dropout_in_training_stays(training):
     inputs = "float[4] x" if training else "float[4] x, bool t"
-    text = f"g ({inputs}) => (float[4] y) <float r = {{0.5}}{', ' + training if training else ''}>" \
-           "{ h = Dropout (x, r, t)  y = Neg (h) }"
+    text = (
+        f"g ({inputs}) => (float[4] y) <float r = {{0.5}}{', ' + training if training else ''}>"
+        "{ h = Dropout (x, r, t)  y = Neg (h) }"
+    )
     model = model_of(text)
     assert RemoveIdentities().run(model, NullContext()).changed == 0
 
@@ -121,7 +136,12 @@ def test_a_captured_value_stays_alive():
         y = If (c) <then_branch = t () => (float[2] a) { a = Identity (k) },
                     else_branch = e () => (float[2] b) { d = Identity (h)  b = Neg (d) }>
     }"""
-    assert ops_of(run_exact(RemoveIdentities(), text)[0]) == ["Neg", "If", "Identity", "Neg"]
+    assert ops_of(run_exact(RemoveIdentities(), text)[0]) == [
+        "Neg",
+        "If",
+        "Identity",
+        "Neg",
+    ]
 
 
 REWRITES = {
@@ -134,69 +154,142 @@ REWRITES = {
     "div one": ("<float c = {1}> { h = Div (x, c)  y = Neg (h) }", ["Neg"]),
     "pow one": ("<float c = {1}> { h = Pow (x, c)  y = Neg (h) }", ["Neg"]),
     "cast to the same": ("{ h = Cast <to: int = 1> (x)  y = Neg (h) }", ["Neg"]),
-    "cast through a wider type": ("{ h = Cast <to: int = 11> (x)  i = Cast <to: int = 1> (h)  y = Neg (i) }", ["Neg"]),
+    "cast through a wider type": (
+        "{ h = Cast <to: int = 11> (x)  i = Cast <to: int = 1> (h)  y = Neg (i) }",
+        ["Neg"],
+    ),
     "cast like the same": ("{ h = CastLike (x, x)  y = Neg (h) }", ["Neg"]),
-    "transposes that cancel": ("{ h = Transpose (x)  i = Transpose (h)  y = Neg (i) }", ["Neg"]),
-    "transpose by the identity": ("{ h = Transpose <perm = [0, 1]> (x)  y = Neg (h) }", ["Neg"]),
-    "reshape to the same": ("<int64[2] s = {-1, 3}> { h = Reshape (x, s)  y = Neg (h) }", ["Neg"]),
-    "reshape that copies all": ("<int64[2] s = {0, 0}> { h = Reshape (x, s)  y = Neg (h) }", ["Neg"]),
+    "transposes that cancel": (
+        "{ h = Transpose (x)  i = Transpose (h)  y = Neg (i) }",
+        ["Neg"],
+    ),
+    "transpose by the identity": (
+        "{ h = Transpose <perm = [0, 1]> (x)  y = Neg (h) }",
+        ["Neg"],
+    ),
+    "reshape to the same": (
+        "<int64[2] s = {-1, 3}> { h = Reshape (x, s)  y = Neg (h) }",
+        ["Neg"],
+    ),
+    "reshape that copies all": (
+        "<int64[2] s = {0, 0}> { h = Reshape (x, s)  y = Neg (h) }",
+        ["Neg"],
+    ),
     "reshape twice": (
-        "<int64[1] s = {-1}, int64[2] t = {-1, 3}> { h = Reshape (x, s)  i = Reshape (h, t)  y = Neg (i) }", ["Neg"]),
-    "squeeze of unsqueeze": ("<int64[1] a = {1}> { h = Unsqueeze (x, a)  i = Squeeze (h, a)  y = Neg (i) }", ["Neg"]),
+        "<int64[1] s = {-1}, int64[2] t = {-1, 3}> { h = Reshape (x, s)  i = Reshape "
+        "(h, t)  y = Neg (i) }",
+        ["Neg"],
+    ),
+    "squeeze of unsqueeze": (
+        "<int64[1] a = {1}> { h = Unsqueeze (x, a)  i = Squeeze (h, a)  y = Neg (i) }",
+        ["Neg"],
+    ),
     "squeeze of unsqueeze, counted from the end": (
-        "<int64[1] a = {-1}, int64[1] b = {2}> { h = Unsqueeze (x, a)  i = Squeeze (h, b)  y = Neg (i) }", ["Neg"]),
+        "<int64[1] a = {-1}, int64[1] b = {2}> { h = Unsqueeze (x, a)  i = Squeeze "
+        "(h, b)  y = Neg (i) }",
+        ["Neg"],
+    ),
     "slice of everything": (
-        "<int64[1] s = {0}, int64[1] e = {9223372036854775807}> { h = Slice (x, s, e)  y = Neg (h) }", ["Neg"]),
+        "<int64[1] s = {0}, int64[1] e = {9223372036854775807}> { h = Slice (x, s, "
+        "e)  y = Neg (h) }",
+        ["Neg"],
+    ),
     "slice of a static axis": (
-        "<int64[1] s = {-3}, int64[1] e = {3}, int64[1] a = {1}> { h = Slice (x, s, e, a)  y = Neg (h) }", ["Neg"]),
-    "pad by nothing": ("<int64[4] p = {0, 0, 0, 0}> { h = Pad (x, p)  y = Neg (h) }", ["Neg"]),
+        "<int64[1] s = {-3}, int64[1] e = {3}, int64[1] a = {1}> { h = Slice (x, s, "
+        "e, a)  y = Neg (h) }",
+        ["Neg"],
+    ),
+    "pad by nothing": (
+        "<int64[4] p = {0, 0, 0, 0}> { h = Pad (x, p)  y = Neg (h) }",
+        ["Neg"],
+    ),
     "concat of one": ("{ h = Concat <axis: int = 0> (x)  y = Neg (h) }", ["Neg"]),
-    "expand to ones": ("<int64[2] s = {1, 1}> { h = Expand (x, s)  y = Neg (h) }", ["Neg"]),
-    "expand to its own shape": ("{ s = Shape (x)  h = Expand (x, s)  y = Neg (h) }", ["Neg"]),
+    "expand to ones": (
+        "<int64[2] s = {1, 1}> { h = Expand (x, s)  y = Neg (h) }",
+        ["Neg"],
+    ),
+    "expand to its own shape": (
+        "{ s = Shape (x)  h = Expand (x, s)  y = Neg (h) }",
+        ["Neg"],
+    ),
     "tile once": ("<int64[2] s = {1, 1}> { h = Tile (x, s)  y = Neg (h) }", ["Neg"]),
     "relu of relu": ("{ h = Relu (x)  y = Relu (h) }", ["Relu"]),
     "relu of sigmoid": ("{ h = Sigmoid (x)  y = Relu (h) }", ["Sigmoid"]),
-    "relu of clip": ("<float a = {0}, float b = {6}> { h = Clip (x, a, b)  y = Relu (h) }", ["Clip"]),
-    "clip of clip": ("<float a = {-1}, float b = {1}, float c = {0}, float d = {6}> "
-                     "{ h = Clip (x, a, b)  y = Clip (h, c, d) }", ["Clip"]),
+    "relu of clip": (
+        "<float a = {0}, float b = {6}> { h = Clip (x, a, b)  y = Relu (h) }",
+        ["Clip"],
+    ),
+    "clip of clip": (
+        "<float a = {-1}, float b = {1}, float c = {0}, float d = {6}> "
+        "{ h = Clip (x, a, b)  y = Clip (h, c, d) }",
+        ["Clip"],
+    ),
     "neg of neg": ("{ h = Neg (x)  i = Neg (h)  y = Exp (i) }", ["Exp"]),
     "max of one": ("{ h = Max (x)  y = Neg (h) }", ["Neg"]),
     "flatten of a matrix": ("{ h = Flatten (x)  y = Neg (h) }", ["Neg"]),
     "shapes through casts and arithmetic": (
-        "<int64[1] one = {1}, int64 i = {1}> { s = Shape (x)  d = Gather (s, one)  e = Gather (s, i) "
-        "f = Add (d, e)  g = Mul (f, one)  b = Cast <to: int = 1> (g)  y = Mul (x, b) }", ["Cast", "Mul"]),
+        "<int64[1] one = {1}, int64 i = {1}> { s = Shape (x)  d = Gather (s, one)  e "
+        "= Gather (s, i) "
+        "f = Add (d, e)  g = Mul (f, one)  b = Cast <to: int = 1> (g)  y = Mul (x, b) }",
+        ["Cast", "Mul"],
+    ),
 }
 
 
 @pytest.mark.parametrize("name", REWRITES)
 def test_rewrites(name):
     body, expected = REWRITES[name]
-    model, outcome = run_exact(RemoveIdentities(), f"g (float[batch, 3] x) => (float[batch, 3] y) {body}")
+    model, outcome = run_exact(
+        RemoveIdentities(), f"g (float[batch, 3] x) => (float[batch, 3] y) {body}"
+    )
     assert ops_of(model) == expected
     assert outcome.changed > 0
 
 
 MERGES = {
-    "transposes": ("(float[2, 3, 4] x) => (float[4, 3, 2] y)",
-                   "{ h = Transpose <perm = [1, 2, 0]> (x)  y = Transpose <perm = [1, 0, 2]> (h) }", ["Transpose"]),
-    "unsqueezes": ("(float[2, 3] x) => (float[1, 2, 1, 3] y)",
-                   "<int64[1] a = {1}, int64[1] b = {0}> { h = Unsqueeze (x, a)  y = Unsqueeze (h, b) }",
-                   ["Unsqueeze"]),
-    "squeezes": ("(float[1, 2, 1, 3] x) => (float[2, 3] y)",
-                 "<int64[1] a = {0}, int64[1] b = {1}> { h = Squeeze (x, a)  y = Squeeze (h, b) }", ["Squeeze"]),
-    "slices": ("(float[batch, 8, 8] x) => (float[batch, 4, 3] y)",
-               "<int64[1] s = {0}, int64[1] e = {99}, int64[1] a = {1}, int64[1] k = {2}, int64[1] t = {-4}, "
-               "int64[1] f = {-1}, int64[1] b = {2}> { h = Slice (x, s, e, a, k)  y = Slice (h, t, f, b) }", ["Slice"]),
-    "concats": ("(float[2, 3] x) => (float[2, 9] y)",
-                "{ n = Neg (x)  h = Concat <axis: int = 1> (x, n)  y = Concat <axis: int = -1> (h, x) }",
-                ["Neg", "Concat"]),
-    "gather and unsqueeze": ("(float[4, 3] x) => (float[1, 3] y)",
-                             "<int64 i = {2}, int64[1] a = {0}> { h = Gather (x, i)  y = Unsqueeze (h, a) }",
-                             ["Gather"]),
-    "a wider reshape after a flatten": ("(float[2, 3, 4] x) => (float[4, 6] y)",
-                                        "<int64[2] s = {4, 6}> { h = Flatten (x)  y = Reshape (h, s) }", ["Reshape"]),
-    "casts of a small integer": ("(uint8[4] x) => (float[4] y)",
-                                 "{ h = Cast <to: int = 6> (x)  y = Cast <to: int = 1> (h) }", ["Cast"]),
+    "transposes": (
+        "(float[2, 3, 4] x) => (float[4, 3, 2] y)",
+        "{ h = Transpose <perm = [1, 2, 0]> (x)  y = Transpose <perm = [1, 0, 2]> (h) }",
+        ["Transpose"],
+    ),
+    "unsqueezes": (
+        "(float[2, 3] x) => (float[1, 2, 1, 3] y)",
+        "<int64[1] a = {1}, int64[1] b = {0}> { h = Unsqueeze (x, a)  y = Unsqueeze (h, b) }",
+        ["Unsqueeze"],
+    ),
+    "squeezes": (
+        "(float[1, 2, 1, 3] x) => (float[2, 3] y)",
+        "<int64[1] a = {0}, int64[1] b = {1}> { h = Squeeze (x, a)  y = Squeeze (h, b) }",
+        ["Squeeze"],
+    ),
+    "slices": (
+        "(float[batch, 8, 8] x) => (float[batch, 4, 3] y)",
+        "<int64[1] s = {0}, int64[1] e = {99}, int64[1] a = {1}, int64[1] k = {2}, "
+        "int64[1] t = {-4}, "
+        "int64[1] f = {-1}, int64[1] b = {2}> { h = Slice (x, s, e, a, k)  y = Slice "
+        "(h, t, f, b) }",
+        ["Slice"],
+    ),
+    "concats": (
+        "(float[2, 3] x) => (float[2, 9] y)",
+        "{ n = Neg (x)  h = Concat <axis: int = 1> (x, n)  y = Concat <axis: int = -1> (h, x) }",
+        ["Neg", "Concat"],
+    ),
+    "gather and unsqueeze": (
+        "(float[4, 3] x) => (float[1, 3] y)",
+        "<int64 i = {2}, int64[1] a = {0}> { h = Gather (x, i)  y = Unsqueeze (h, a) }",
+        ["Gather"],
+    ),
+    "a wider reshape after a flatten": (
+        "(float[2, 3, 4] x) => (float[4, 6] y)",
+        "<int64[2] s = {4, 6}> { h = Flatten (x)  y = Reshape (h, s) }",
+        ["Reshape"],
+    ),
+    "casts of a small integer": (
+        "(uint8[4] x) => (float[4] y)",
+        "{ h = Cast <to: int = 6> (x)  y = Cast <to: int = 1> (h) }",
+        ["Cast"],
+    ),
 }
 
 
@@ -207,7 +300,8 @@ def test_merges(name):
 
 
 SPLIT_HEADS = """
-g (float[batch, seq, 12] x) => (float[b, s, h, d] y) <int64[1] heads = {3}, int64[1] rest = {4}, int64 zero = {0},
+g (float[batch, seq, 12] x) => (float[b, s, h, d] y) <int64[1] heads = {3}, int64[1] rest = {4},
+    int64 zero = {0},
    int64 one = {1}, int64[1] a = {0}> {
     s = Shape (x)
     i = Gather (s, zero)
@@ -228,7 +322,8 @@ def test_a_computed_target_becomes_constant_and_stays_dynamic():
 
 
 MERGED_BATCH = """
-g (float[batch, seq, 12] x) => (float[n, m] y) <int64 zero = {0}, int64[1] a = {0}, int64[1] minus = {-1}> {
+g (float[batch, seq, 12] x) => (float[n, m] y) <int64 zero = {0}, int64[1] a = {0},
+    int64[1] minus = {-1}> {
     s = Shape (x)
     i = Gather (s, zero)
     k = Unsqueeze (i, a)
@@ -248,16 +343,21 @@ def test_minus_one_beside_a_copied_dim_needs_nonempty_inputs(nonempty, target):
 
 def test_squeeze_axes_as_attribute_before_opset_13():
     text = """<ir_version: 7, opset_import: ["" : 12]>
-    g (float[1, 2, 1, 3] x) => (float[2, 3] y) { h = Squeeze <axes = [0]> (x)  y = Squeeze <axes = [-2]> (h) }"""
+    g (float[1, 2, 1, 3] x) => (float[2,
+        3] y) { h = Squeeze <axes = [0]> (x)  y = Squeeze <axes = [-2]> (h) }"""
     model, _ = run_exact(RemoveIdentities(), text)
     assert ops_of(model) == ["Squeeze"]
     assert list(model.graph[0].attributes.get_ints("axes")) == [0, 2]
 
 
 def test_negative_zero_counts_as_zero():
-    """x + 0.0 turns -0.0 into 0.0; the pass takes the two for equal, as documented."""
-    text = "g (float[2] x) => (float[2] y) <float c = {0}> { h = Add (x, c)  y = Abs (h) }"
-    model, _ = run_exact(RemoveIdentities(), text, {"x": np.array([-0.0, 0.0], np.float32)})
+    """X + 0.0 turns -0.0 into 0.0; the pass takes the two for equal, as documented."""
+    text = (
+        "g (float[2] x) => (float[2] y) <float c = {0}> { h = Add (x, c)  y = Abs (h) }"
+    )
+    model, _ = run_exact(
+        RemoveIdentities(), text, {"x": np.array([-0.0, 0.0], np.float32)}
+    )
     assert ops_of(model) == ["Abs"]
 
 
@@ -269,20 +369,43 @@ def test_work_is_bounded_on_a_doubling_integer_chain():
     assert len(model.graph) == 61
 
 
-@pytest.mark.parametrize(("source", "target", "expected"), [
-    ("FLOAT16", "FLOAT", True), ("FLOAT", "FLOAT16", False), ("BFLOAT16", "FLOAT16", False), ("INT8", "FLOAT16", False),
-    ("INT32", "FLOAT", False), ("INT32", "DOUBLE", True), ("INT64", "DOUBLE", False), ("UINT8", "INT16", True),
-    ("INT8", "UINT16", False), ("UINT32", "INT32", False), ("BOOL", "INT8", True), ("FLOAT", "INT64", False),
-])
+@pytest.mark.parametrize(
+    ("source", "target", "expected"),
+    [
+        ("FLOAT16", "FLOAT", True),
+        ("FLOAT", "FLOAT16", False),
+        ("BFLOAT16", "FLOAT16", False),
+        ("INT8", "FLOAT16", False),
+        ("INT32", "FLOAT", False),
+        ("INT32", "DOUBLE", True),
+        ("INT64", "DOUBLE", False),
+        ("UINT8", "INT16", True),
+        ("INT8", "UINT16", False),
+        ("UINT32", "INT32", False),
+        ("BOOL", "INT8", True),
+        ("FLOAT", "INT64", False),
+    ],
+)
 def test_widens(source, target, expected):
     assert widens(ir.DataType[source], ir.DataType[target]) is expected
 
 
 STEPS = [
-    "{0} = Identity ({1})", "{0} = Neg ({1})", "{0} = Relu ({1})", "{0} = Add ({1}, zero)", "{0} = Mul (one, {1})",
-    "{0} = Transpose <perm = [1, 0, 2]> ({1})", "{0} = Transpose <perm = [2, 0, 1]> ({1})", "{0} = Reshape ({1}, flat)",
-    "{0} = Reshape ({1}, copy)", "{0} = Cast <to: int = 11> ({1})", "{0} = Cast <to: int = 1> ({1})",
-    "{0} = Clip ({1}, low, high)", "{0} = Abs ({1})", "{0} = Slice ({1}, start, stop)", "{0} = Expand ({1}, ones)",
+    "{0} = Identity ({1})",
+    "{0} = Neg ({1})",
+    "{0} = Relu ({1})",
+    "{0} = Add ({1}, zero)",
+    "{0} = Mul (one, {1})",
+    "{0} = Transpose <perm = [1, 0, 2]> ({1})",
+    "{0} = Transpose <perm = [2, 0, 1]> ({1})",
+    "{0} = Reshape ({1}, flat)",
+    "{0} = Reshape ({1}, copy)",
+    "{0} = Cast <to: int = 11> ({1})",
+    "{0} = Cast <to: int = 1> ({1})",
+    "{0} = Clip ({1}, low, high)",
+    "{0} = Abs ({1})",
+    "{0} = Slice ({1}, start, stop)",
+    "{0} = Expand ({1}, ones)",
 ]
 
 
@@ -296,8 +419,9 @@ def test_random_chains_keep_their_outputs(choice):
         lines.append(f"c{index} = Cast <to: int = 1> (s{index})")
         last = f"c{index}"
     text = f"""g (float[2, 3, 4] x) => (float[a, b, c] y)
-    <float zero = {{0}}, float one = {{1}}, int64[3] flat = {{2, 2, 6}}, int64[3] copy = {{0, 0, -1}},
+    <float zero = {{0}}, float one = {{1}}, int64[3] flat = {{2, 2, 6}}, int64[3] copy = {{0, 0,
+        -1}},
      float low = {{-1}}, float high = {{1}}, int64[1] start = {{0}}, int64[1] stop = {{2147483647}},
      int64[3] ones = {{1, 1, 1}}>
-    {{ {' '.join(lines)} y = Neg ({last}) }}"""
+    {{ {" ".join(lines)} y = Neg ({last}) }}"""
     run_exact(RemoveIdentities(), text)

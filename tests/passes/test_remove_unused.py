@@ -31,7 +31,9 @@ STAYS = {
 def test_stays(name):
     model, outcome = run_exact(RemoveUnused(), STAYS[name])
     assert outcome.changed == 0
-    assert len(model.graph.initializers) == any(word in name for word in ("default", "branch", "training"))
+    assert len(model.graph.initializers) == any(
+        word in name for word in ("default", "branch", "training")
+    )
 
 
 def test_nodes_and_what_only_they_use():
@@ -40,7 +42,12 @@ def test_nodes_and_what_only_they_use():
     model, outcome = run_exact(RemoveUnused(), text)
     assert ops_of(model) == ["Neg"]
     assert not model.graph.initializers
-    assert outcome.stats == {"nodes": 2, "initializers": 2, "outputs": 0, "functions": 0}
+    assert outcome.stats == {
+        "nodes": 2,
+        "initializers": 2,
+        "outputs": 0,
+        "functions": 0,
+    }
 
 
 def test_a_branch_and_what_it_captured():
@@ -69,8 +76,12 @@ def test_inside_a_loop_body():
 
 def test_optional_outputs_at_the_end_and_in_the_middle():
     text = """g (float[5, 2, 3] x) => (float[1, 2, 4] h)
-    <float[1, 16, 3] w = {48}, float[1, 16, 4] r = {64}> { y, h, c = LSTM <hidden_size: int = 4> (x, w, r) }"""
-    zeros = {"w": "{" + ", ".join(["0.1"] * 48) + "}", "r": "{" + ", ".join(["0.2"] * 64) + "}"}
+    <float[1, 16, 3] w = {48}, float[1, 16, 4] r = {64}> { y, h,
+        c = LSTM <hidden_size: int = 4> (x, w, r) }"""
+    zeros = {
+        "w": "{" + ", ".join(["0.1"] * 48) + "}",
+        "r": "{" + ", ".join(["0.2"] * 64) + "}",
+    }
     text = text.replace("{48}", zeros["w"]).replace("{64}", zeros["r"])
     model, outcome = run_exact(RemoveUnused(), text)
     assert [o.name for o in model.graph[0].outputs] == ["", "h"]

@@ -1,4 +1,6 @@
-"""What clip-weights, correct-bias, gptq and round-weights share: the grid of `quant`, the bias, what they decline."""
+"""What clip-weights, correct-bias, gptq and round-weights share: the grid of `quant`, the bias,
+what they decline.
+"""
 
 import numpy as np
 import onnx
@@ -29,7 +31,8 @@ from sample_models import model_from
 NET = """
 <ir_version: 10, opset_import: ["" : 21]>
 net (float[n, 4, 6, 6] x) => (float[n, 7] y)
-<float[6, 2, 3, 3] k1, float[6] b1, float[6, 1, 3, 3] k2, float[8, 6, 1, 1] k3, float[8] b3, float[7, 8] w, float[7] b,
+<float[6, 2, 3, 3] k1, float[6] b1, float[6, 1, 3, 3] k2, float[8, 6, 1, 1] k3, float[8] b3,
+    float[7, 8] w, float[7] b,
  int64[2] flat = {0, 8}>
 {
     c1 = Conv <group = 2, pads = [1, 1, 1, 1]> (x, k1, b1)
@@ -65,9 +68,16 @@ def made(key, seed=3):
 
 def codes_of(layer, grid):
     """The integers that `quant` makes of a layer's weight."""
-    tensor, layout = layer.weight.const_value, Layout.of(layer.shape, layer.channel_axis)
+    tensor, layout = (
+        layer.weight.const_value,
+        Layout.of(layer.shape, layer.channel_axis),
+    )
     scales = scales_on(tensor, layout, grid)
-    return quantize_weight(tensor, layout, scales, grid.levels, grid.limited).numpy(), scales, layout
+    return (
+        quantize_weight(tensor, layout, scales, grid.levels, grid.limited).numpy(),
+        scales,
+        layout,
+    )
 
 
 def test_layers_of_fewer_bits_are_left_to_them():
@@ -76,15 +86,22 @@ def test_layers_of_fewer_bits_are_left_to_them():
     narrow = model.graph.initializers["k3"].const_value.numpy()
     outcome = Gptq(bits=8).run(model, context)
     assert outcome.changed == 2
-    assert [d.reason for d in outcome.declined] == ["its weights lie on the 4-bit grid already"] * 2
-    np.testing.assert_array_equal(model.graph.initializers["k3"].const_value.numpy(), narrow)
+    assert [d.reason for d in outcome.declined] == [
+        "its weights lie on the 4-bit grid already"
+    ] * 2
+    np.testing.assert_array_equal(
+        model.graph.initializers["k3"].const_value.numpy(), narrow
+    )
 
 
 def error(before, after, feeds):
     """Squared error of the first output over all feeds."""
     sessions = [run_session(m) for m in (before, after)]
-    return sum(float(((a.run(None, f)[0] - b.run(None, f)[0]) ** 2).sum())
-               for f in feeds for a, b in [sessions])
+    return sum(
+        float(((a.run(None, f)[0] - b.run(None, f)[0]) ** 2).sum())
+        for f in feeds
+        for a, b in [sessions]
+    )
 
 
 @pytest.mark.parametrize("pass_", [CorrectBias(), Gptq(), RoundWeights()])
@@ -97,9 +114,15 @@ def test_without_data_says_what_to_give(pass_):
 @pytest.mark.parametrize("kind", PASSES)
 def test_patterns_choose_and_reasons_name_the_rest(kind):
     model, context = made("net")
-    before = {n: v.const_value.numpy().copy() for n, v in model.graph.initializers.items()}
+    before = {
+        n: v.const_value.numpy().copy() for n, v in model.graph.initializers.items()
+    }
     outcome = kind(bits=4, include=("k*", "w"), exclude=("k2",)).run(model, context)
-    changed = {n for n, v in model.graph.initializers.items() if (v.const_value.numpy() != before[n]).any()}
+    changed = {
+        n
+        for n, v in model.graph.initializers.items()
+        if (v.const_value.numpy() != before[n]).any()
+    }
     assert outcome.changed == 3
     assert changed & {"k1", "k2", "k3", "w"} == {"k1", "k3", "w"}
     assert [d.reason for d in outcome.declined] == ["matched by exclude"]
@@ -118,9 +141,15 @@ def test_quant_finds_the_same_integers(kind, key, bits, target):
     for layer in layers:
         grid = TargetGrids(bits, target)(layer)
         codes, scales, layout = codes_of(layer, grid)
-        back = (codes.reshape(layout.outer, layout.channels, layout.inner) * scales[:, None]).reshape(layer.shape)
-        np.testing.assert_allclose(layer.weight.const_value.numpy(), back, rtol=1e-6, atol=0)
-        rows = np.moveaxis(codes.reshape(layer.shape), layer.channel_axis, 0).reshape(layer.channels, -1)
+        back = (
+            codes.reshape(layout.outer, layout.channels, layout.inner) * scales[:, None]
+        ).reshape(layer.shape)
+        np.testing.assert_allclose(
+            layer.weight.const_value.numpy(), back, rtol=1e-6, atol=0
+        )
+        rows = np.moveaxis(codes.reshape(layer.shape), layer.channel_axis, 0).reshape(
+            layer.channels, -1
+        )
         assert not offending(rows, grid.limited or NO_PAIRS).any()
     onnx.checker.check_model(ir.to_proto(model), full_check=True)
 
@@ -133,14 +162,18 @@ def test_a_second_run_changes_nothing(kind, key):
     once = ir.to_proto(model).SerializeToString(deterministic=True)
     outcome = kind(bits=4).run(model, context)
     assert outcome.changed == 0
-    assert {d.reason for d in outcome.declined} == {"its weights lie on the 4-bit grid already"}
+    assert {d.reason for d in outcome.declined} == {
+        "its weights lie on the 4-bit grid already"
+    }
     assert ir.to_proto(model).SerializeToString(deterministic=True) == once
 
 
 @pytest.mark.parametrize(("key", "least"), [("net", 1.5), ("mlp", 1.2)])
 @pytest.mark.parametrize("kind", [Gptq, RoundWeights])
 def test_output_error_falls_well_below_nearest_rounding(kind, key, least):
-    """Through all layers, on the data that they were rounded for and on other data: for nets on the whole."""
+    """Through all layers, on the data that they were rounded for and on other data: for nets on the
+    whole.
+    """
     shares, gains = [], []
     for seed in range(6):
         original, context = made(key, seed)
@@ -150,8 +183,12 @@ def test_output_error_falls_well_below_nearest_rounding(kind, key, least):
             scales = full_scales(rows, 7)
             layer.set_codes(nearest(rows, scales, grid_of_bits(4)), scales)
         gains.append(kind(bits=4).run(solved, context).stats["gain_db"])
-        shares.append([error(original, plain, feeds) / error(original, solved, feeds)
-                       for feeds in (context.feeds, batches(MODELS[key][1], seed=90 + seed))])
+        shares.append(
+            [
+                error(original, plain, feeds) / error(original, solved, feeds)
+                for feeds in (context.feeds, batches(MODELS[key][1], seed=90 + seed))
+            ]
+        )
     assert (np.exp(np.log(shares).mean(axis=0)) > least).all()
     assert min(gains) > 1
 
@@ -180,16 +217,26 @@ def test_the_bias_takes_the_mean_error_of_the_weights():
 def test_a_matmul_without_bias_gets_an_add_and_keeps_the_output_name():
     model, context = made("mlp")
     CorrectBias(bits=4).run(model, context)
-    assert [n.op_type for n in model.graph] == ["MatMul", "Add", "Relu", "MatMul", "Add"]
+    assert [n.op_type for n in model.graph] == [
+        "MatMul",
+        "Add",
+        "Relu",
+        "MatMul",
+        "Add",
+    ]
     assert [o.name for o in model.graph.outputs] == ["y"]
-    assert run_session(model).run(None, {"x": np.zeros((2, 3, 16), np.float32)})[0].shape == (2, 3, 5)
+    assert run_session(model).run(None, {"x": np.zeros((2, 3, 16), np.float32)})[
+        0
+    ].shape == (2, 3, 5)
 
 
 def test_clipping_never_loses_more_than_the_full_range():
     rows = np.random.default_rng(1).standard_t(3, (50, 80))
 
     def lost(scales):
-        return ((rows - nearest(rows, scales, grid_of_bits(4)) * scales[:, None]) ** 2).sum(axis=1)
+        return (
+            (rows - nearest(rows, scales, grid_of_bits(4)) * scales[:, None]) ** 2
+        ).sum(axis=1)
 
     full, best = full_scales(rows, 7), clipped_scales(rows, grid_of_bits(4))
     assert (lost(best) <= lost(full)).all()
@@ -204,7 +251,11 @@ def test_clip_weights_counts_the_channels_that_it_narrows():
     { y = Gemm <transB = 1> (x, w) }
     """
     model = ir.from_proto(model_from(text))
-    assert ClipWeights(bits=2).run(model, NullContext()).stats == {"layers": 1, "weights": 16, "clipped": 1}
+    assert ClipWeights(bits=2).run(model, NullContext()).stats == {
+        "layers": 1,
+        "weights": 16,
+        "clipped": 1,
+    }
     got = model.graph.initializers["w"].const_value.numpy()
     assert got[0].tolist() == [2, -2, 0, 2, -2, 2, 0, 0]
     assert np.sign(got[1]).tolist() == [1, 1, 1, -1, 1, -1, 1, -1]
@@ -225,11 +276,14 @@ def test_shared_weights_and_computed_ones_are_declined():
 
 
 @pytest.mark.parametrize("kind", PASSES)
-@pytest.mark.parametrize(("values", "expected"), [
-    ([0, 0, 0, 0], [0, 0, 0, 0]),
-    ([1e-40, -1e-40, 0, 0], [0, 0, 0, 0]),
-    ([1e6, 1, -1, 2], [1e6, 0, 0, 0]),
-])
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([0, 0, 0, 0], [0, 0, 0, 0]),
+        ([1e-40, -1e-40, 0, 0], [0, 0, 0, 0]),
+        ([1e6, 1, -1, 2], [1e6, 0, 0, 0]),
+    ],
+)
 def test_zeros_denormals_and_outliers_stay_finite(kind, values, expected):
     text = """
     <ir_version: 10, opset_import: ["" : 21]>
@@ -245,28 +299,40 @@ def test_zeros_denormals_and_outliers_stay_finite(kind, values, expected):
     assert np.isfinite(got).all()
     assert np.isfinite(model.graph.initializers["b"].const_value.numpy()).all()
     if kind is not ClipWeights:
-        np.testing.assert_allclose(np.abs(got[:, 0]), np.abs(expected), rtol=0.61, atol=0)
+        np.testing.assert_allclose(
+            np.abs(got[:, 0]), np.abs(expected), rtol=0.61, atol=0
+        )
 
 
 def test_nan_weights_and_inputs_too_large_to_square_are_declined():
     model, _ = made("mlp")
     weight = model.graph.initializers["w2"]
     weight.const_value = ir.Tensor(np.full((24, 5), np.nan, np.float32), name="w2")
-    outcome = Gptq().run(model, CalibratedContext(batches((4, 3, 16), spread=np.full(16, 1e30))))
+    outcome = Gptq().run(
+        model, CalibratedContext(batches((4, 3, 16), spread=np.full(16, 1e30)))
+    )
     assert outcome.changed == 0
     assert [d.reason for d in outcome.declined] == [
-        "its weight holds NaN or infinity", "its inputs are too large to square on the calibration data"]
+        "its weight holds NaN or infinity",
+        "its inputs are too large to square on the calibration data",
+    ]
 
 
-@pytest.mark.parametrize("grid", [Grid(1), Grid(7), Grid(127), Grid(127, neighbours(30))])
+@pytest.mark.parametrize(
+    "grid", [Grid(1), Grid(7), Grid(127), Grid(127, neighbours(30))]
+)
 @pytest.mark.parametrize("zeros", [0.0, 0.9])
 def test_on_grid_is_what_nearest_leaves(grid, zeros):
     random = np.random.default_rng(0)
     rows = random.normal(size=(6, 30)) * (random.random((6, 30)) >= zeros)
     rows[:, :3] = random.normal(size=(6, 3))
-    scales = full_scales(rows, grid.levels) * 1.1  # the largest code need not be the grid's largest
+    scales = (
+        full_scales(rows, grid.levels) * 1.1
+    )  # the largest code need not be the grid's largest
     assert not is_on_grid(rows, grid)
-    assert is_on_grid((nearest(rows, scales, grid) * scales[:, None]).astype(np.float32), grid)
+    assert is_on_grid(
+        (nearest(rows, scales, grid) * scales[:, None]).astype(np.float32), grid
+    )
 
 
 def test_a_grid_with_offending_pairs_is_none_within_the_limit():

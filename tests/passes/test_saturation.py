@@ -24,45 +24,89 @@ from onnx_opt.passes._core.saturation import (
 CODES = st.integers(-LARGEST_CODE, LARGEST_CODE)
 
 
-@pytest.mark.parametrize(("op", "shape", "groups"), [
-    ("Conv", (8, 1, 3, 3), 8),
-    ("ConvInteger", (8, 4, 3, 3), 1),
-    ("MatMul", (1, 5), 1),
-    ("Conv", (4, 0, 3, 3), 1),
-])
+@pytest.mark.parametrize(
+    ("op", "shape", "groups"),
+    [
+        ("Conv", (8, 1, 3, 3), 8),
+        ("ConvInteger", (8, 4, 3, 3), 1),
+        ("MatMul", (1, 5), 1),
+        ("Conv", (4, 0, 3, 3), 1),
+    ],
+)
 def test_weights_that_never_meet(op, shape, groups):
     assert kernel_pairs(op, shape, groups).count == 0
 
 
-@pytest.mark.parametrize(("op", "shape", "groups", "expected"), [
-    ("MatMul", (5, 3), 1, [(0, 1), (2, 3)]),
-    ("Gemm", (4, 3), 1, [(0, 1), (2, 3)]),
-    ("MatMul", (2, 3, 7), 1, [(0, 1), (3, 4)]),  # the third of each batch stands alone
-    ("MatMul", (2, 2, 7), 1, [(0, 1), (2, 3)]),
-    ("Conv", (8, 2, 1, 2), 1, [(0, 2), (1, 3)]),  # channel fastest: c0k0 c1k0, c0k1 c1k1
-    ("Conv", (8, 3, 2), 1, [(0, 2), (4, 1), (3, 5)]),  # odd: c0k0 c1k0, c2k0 c0k1, c1k1 c2k1
-    ("Conv", (8, 1, 1, 3), 4, [(0, 1)]),  # depthwise with a multiplier pairs kernel positions
-    ("Conv", (8, 1, 1, 3), 1, [(0, 1)]),
-])
+@pytest.mark.parametrize(
+    ("op", "shape", "groups", "expected"),
+    [
+        ("MatMul", (5, 3), 1, [(0, 1), (2, 3)]),
+        ("Gemm", (4, 3), 1, [(0, 1), (2, 3)]),
+        (
+            "MatMul",
+            (2, 3, 7),
+            1,
+            [(0, 1), (3, 4)],
+        ),  # the third of each batch stands alone
+        ("MatMul", (2, 2, 7), 1, [(0, 1), (2, 3)]),
+        (
+            "Conv",
+            (8, 2, 1, 2),
+            1,
+            [(0, 2), (1, 3)],
+        ),  # channel fastest: c0k0 c1k0, c0k1 c1k1
+        (
+            "Conv",
+            (8, 3, 2),
+            1,
+            [(0, 2), (4, 1), (3, 5)],
+        ),  # odd: c0k0 c1k0, c2k0 c0k1, c1k1 c2k1
+        (
+            "Conv",
+            (8, 1, 1, 3),
+            4,
+            [(0, 1)],
+        ),  # depthwise with a multiplier pairs kernel positions
+        ("Conv", (8, 1, 1, 3), 1, [(0, 1)]),
+    ],
+)
 def test_which_weights_meet(op, shape, groups, expected):
     pairs = kernel_pairs(op, shape, groups)
     assert pairs.indices().tolist() == [list(pair) for pair in expected]
     assert pairs.count == len(expected)
 
 
-@pytest.mark.parametrize(("shape", "group"), [((6, 4, 3, 3), 1), ((6, 3, 2, 2), 2), ((4, 1, 3), 2), ((5, 7, 1, 1), 1)])
+@pytest.mark.parametrize(
+    ("shape", "group"),
+    [((6, 4, 3, 3), 1), ((6, 3, 2, 2), 2), ((4, 1, 3), 2), ((5, 7, 1, 1), 1)],
+)
 def test_the_order_is_that_of_the_models_of_kernels(shape, group):
-    """Two implementations that know nothing of each other, the other one proved against the runtime."""
+    """Two implementations that know nothing of each other, the other one proved against the
+    runtime.
+    """
     weight = np.random.default_rng(0).integers(-127, 128, shape).astype(np.int8)
     rows = weight.reshape(shape[0], -1)
-    other = [integer_kernels.may_saturate(rows) for rows in integer_kernels.kernel_order(weight, group)]
+    other = [
+        integer_kernels.may_saturate(rows)
+        for rows in integer_kernels.kernel_order(weight, group)
+    ]
     assert offending(rows, kernel_pairs("Conv", shape, group)).sum() == np.sum(other)
 
 
-@pytest.mark.parametrize(("pair", "safe"), [
-    ((64, 64), True), ((65, 64), False), ((127, 1), True), ((127, 2), False), ((-64, -64), True), ((-65, -64), False),
-    ((127, -127), True), ((-128, 0), True), ((0, 0), True),
-])
+@pytest.mark.parametrize(
+    ("pair", "safe"),
+    [
+        ((64, 64), True),
+        ((65, 64), False),
+        ((127, 1), True),
+        ((127, 2), False),
+        ((-64, -64), True),
+        ((-65, -64), False),
+        ((127, -127), True),
+        ((-128, 0), True),
+        ((0, 0), True),
+    ],
+)
 def test_the_condition(pair, safe):
     assert offending(np.array([pair], np.int8), neighbours(2)).tolist() == [[not safe]]
 
@@ -87,8 +131,14 @@ def test_cutting_takes_the_nearest_codes_that_fit(weights):
     assert (largest_sums(codes, pairs) <= PAIR_LIMIT).all()
     for first, second in pairs.indices():
         x, y = np.abs(exact[0, [first, second]])
-        if before[0, first] * before[0, second] > 0 and abs(before[0, first]) + abs(before[0, second]) > PAIR_LIMIT:
-            best = min((a - x) ** 2 + (PAIR_LIMIT - a - y) ** 2 for a in range(1, LARGEST_CODE + 1))
+        if (
+            before[0, first] * before[0, second] > 0
+            and abs(before[0, first]) + abs(before[0, second]) > PAIR_LIMIT
+        ):
+            best = min(
+                (a - x) ** 2 + (PAIR_LIMIT - a - y) ** 2
+                for a in range(1, LARGEST_CODE + 1)
+            )
             got = (abs(codes[0, first]) - x) ** 2 + (abs(codes[0, second]) - y) ** 2
             assert got <= best + 1e-9
         else:
@@ -106,7 +156,9 @@ def test_an_input_that_matters_more_keeps_more(pair, h, g):
         assert cut[0] <= cut[1]
 
 
-@pytest.mark.parametrize("weights", [[[1.0, 2.0, -3.0, 100.0]], [[127.0, -127.0, 64.0, 64.0]]])
+@pytest.mark.parametrize(
+    "weights", [[[1.0, 2.0, -3.0, 100.0]], [[127.0, -127.0, 64.0, 64.0]]]
+)
 def test_a_channel_without_excess_keeps_its_scale(weights):
     rows = np.array(weights)
     assert not excess(rows, neighbours(4)).any()
@@ -115,7 +167,9 @@ def test_a_channel_without_excess_keeps_its_scale(weights):
 
 @pytest.mark.parametrize("width", [2, 16, 128, 1024])
 def test_the_factor_is_the_one_of_least_error(width):
-    """What was predicted against what rounding and cutting lose with each factor, on average over many channels."""
+    """What was predicted against what rounding and cutting lose with each factor, on average over
+    many channels.
+    """
     random = np.random.default_rng(width)
     rows = random.normal(size=(400, width))
     rows *= 127 / np.abs(rows).max(axis=1, keepdims=True)
@@ -126,8 +180,12 @@ def test_the_factor_is_the_one_of_least_error(width):
         keep_within(codes, rows / factor, pairs)
         lost.append(((rows - codes * factor) ** 2).sum(axis=1))
     factors = channel_factors(excess(rows, pairs), np.full(len(rows), float(width)))
-    chosen = np.array(lost)[np.searchsorted(FACTORS, factors), np.arange(len(rows))].sum()
-    assert chosen <= 1.05 * np.sum(lost, axis=1).min()  # no one factor for all channels is 5 % better
+    chosen = np.array(lost)[
+        np.searchsorted(FACTORS, factors), np.arange(len(rows))
+    ].sum()
+    assert (
+        chosen <= 1.05 * np.sum(lost, axis=1).min()
+    )  # no one factor for all channels is 5 % better
 
 
 def test_excess_adds_up_over_parts_of_a_row():
@@ -151,4 +209,6 @@ def test_the_largest_codes_are_shared_evenly(pair):
     codes = exact.copy()
     keep_within(codes, exact, neighbours(2))
     same = pair[0] * pair[1] > 0
-    assert codes.tolist() == [[np.sign(pair[0]) * 64, np.sign(pair[1]) * 64] if same else list(pair)]
+    assert codes.tolist() == [
+        [np.sign(pair[0]) * 64, np.sign(pair[1]) * 64] if same else list(pair)
+    ]

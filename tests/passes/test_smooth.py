@@ -10,10 +10,15 @@ from sample_models import model_from
 
 SPREAD = 10 ** np.linspace(-2, 1, 16)
 HEAD = '<ir_version: 10, opset_import: ["" : 21]>\nnet (float[n, 3, 16] x) => (float[n, 3, 8] y)\n'
-NORM = HEAD + """<float[16] gamma, float[16] beta, float[16, 8] w, float[8] b>
+NORM = (
+    HEAD
+    + """<float[16] gamma, float[16] beta, float[16, 8] w, float[8] b>
 { h = LayerNormalization (x, gamma, beta) m = MatMul (h, w) y = Add (m, b) }
 """
-NORM_SHARED = HEAD + """<float[16] gamma, float[16] beta, float[16, 8] w, float[16, 8] v>
+)
+NORM_SHARED = (
+    HEAD
+    + """<float[16] gamma, float[16] beta, float[16, 8] w, float[16, 8] v>
 {
     h = LayerNormalization (x, gamma, beta)
     a = MatMul (h, w)
@@ -23,24 +28,41 @@ NORM_SHARED = HEAD + """<float[16] gamma, float[16] beta, float[16, 8] w, float[
     y = Add (c, t)
 }
 """
-MUL = HEAD + """<float[16] g, float[16, 8] w> { h = Mul (g, x) y = MatMul (h, w) }
+)
+MUL = (
+    HEAD
+    + """<float[16] g, float[16, 8] w> { h = Mul (g, x) y = MatMul (h, w) }
 """
-LAYERS = HEAD + """<float[16, 16] u, float[16] c, float[16, 8] w>
+)
+LAYERS = (
+    HEAD
+    + """<float[16, 16] u, float[16] c, float[16, 8] w>
 { m = MatMul (x, u) a = Add (m, c) h = Relu (a) y = MatMul (h, w) }
 """
-SOFTMAX = HEAD + """<float[16, 8] w> { h = Softmax (x) y = MatMul (h, w) }
+)
+SOFTMAX = (
+    HEAD
+    + """<float[16, 8] w> { h = Softmax (x) y = MatMul (h, w) }
 """
-INPUT = HEAD + """<float[16, 8] w> { y = MatMul (x, w) }
+)
+INPUT = (
+    HEAD
+    + """<float[16, 8] w> { y = MatMul (x, w) }
 """
+)
 
 
 def made(text, spread=()):
-    """The model of a text, the initializers named in `spread` uneven over their last axis (`u`: over its columns)."""
+    """The model of a text, the initializers named in `spread` uneven over their last axis (`u`:
+    over its columns).
+    """
     model = ir.from_proto(model_from(text))
     normalize(model)
     for name in spread:
         value = model.graph.initializers[name]
-        value.const_value = ir.Tensor((value.const_value.numpy() * SPREAD).astype(np.float32), name=name)
+        value.const_value = ir.Tensor(
+            (value.const_value.numpy() * SPREAD).astype(np.float32), name=name
+        )
     return model, CalibratedContext(batches((64, 3, 16), count=16))
 
 
@@ -52,10 +74,13 @@ def spread_of(model, name, context):
     return highest.max() / highest.min()
 
 
-@pytest.mark.parametrize(("text", "reason"), [
-    (INPUT, "the value is an input, or made by an op of another domain"),
-    (NORM, "its rounding noise would fall by"),
-])
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (INPUT, "the value is an input, or made by an op of another domain"),
+        (NORM, "its rounding noise would fall by"),
+    ],
+)
 def test_leaves_alone(text, reason):
     model, context = made(text)
     before = ir.to_proto(model).SerializeToString(deterministic=True)
@@ -67,24 +92,47 @@ def test_leaves_alone(text, reason):
 
 
 def test_alpha_0_and_no_spread_of_weights_change_nothing():
-    model, context = made(INPUT.replace("y = MatMul (x, w)", "h = Relu (x) y = MatMul (h, w)"))
+    model, context = made(
+        INPUT.replace("y = MatMul (x, w)", "h = Relu (x) y = MatMul (h, w)")
+    )
     weight = model.graph.initializers["w"]
     weight.const_value = ir.Tensor(np.ones((16, 8), np.float32), name="w")
-    assert Smooth(alpha=0.0, min_gain=0.0, insert_gain=0.0).run(model, context).changed == 0
+    assert (
+        Smooth(alpha=0.0, min_gain=0.0, insert_gain=0.0).run(model, context).changed
+        == 0
+    )
 
 
-@pytest.mark.parametrize(("text", "spread", "value", "ops"), [
-    (NORM, ("gamma", "beta"), "h", ["LayerNormalization", "MatMul", "Add"]),
-    (MUL, ("g",), "h", ["Mul", "MatMul"]),
-    (LAYERS, ("u", "c"), "h", ["MatMul", "Add", "Relu", "MatMul"]),
-    (SOFTMAX, (), "h_smoothed", ["Softmax", "Mul", "MatMul"]),
-    (NORM_SHARED, ("gamma", "beta"), "h_smoothed",
-     ["LayerNormalization", "Mul", "MatMul", "MatMul", "Add", "ReduceMean", "Add"]),
-])
+@pytest.mark.parametrize(
+    ("text", "spread", "value", "ops"),
+    [
+        (NORM, ("gamma", "beta"), "h", ["LayerNormalization", "MatMul", "Add"]),
+        (MUL, ("g",), "h", ["Mul", "MatMul"]),
+        (LAYERS, ("u", "c"), "h", ["MatMul", "Add", "Relu", "MatMul"]),
+        (SOFTMAX, (), "h_smoothed", ["Softmax", "Mul", "MatMul"]),
+        (
+            NORM_SHARED,
+            ("gamma", "beta"),
+            "h_smoothed",
+            [
+                "LayerNormalization",
+                "Mul",
+                "MatMul",
+                "MatMul",
+                "Add",
+                "ReduceMean",
+                "Add",
+            ],
+        ),
+    ],
+)
 def test_evens_the_channels_and_keeps_the_outputs(text, spread, value, ops):
     model, context = made(text, spread)
     if text is SOFTMAX:
-        context.feeds = [{"x": 0.2 * f["x"] + np.log(SPREAD).astype(np.float32)} for f in context.feeds]
+        context.feeds = [
+            {"x": 0.2 * f["x"] + np.log(SPREAD).astype(np.float32)}
+            for f in context.feeds
+        ]
     before = model.clone()
     outcome = Smooth(alpha=1.0).run(model, context)
     assert outcome.changed == 1
@@ -94,12 +142,16 @@ def test_evens_the_channels_and_keeps_the_outputs(text, spread, value, ops):
     assert spread_of(before, "h", context) > 50
     assert spread_of(model, value, context) < 4  # what may yet come keeps some distance
     for feeds in context.feeds:
-        want, got = (run_session(m, optimize=False).run(None, feeds)[0] for m in (before, model))
+        want, got = (
+            run_session(m, optimize=False).run(None, feeds)[0] for m in (before, model)
+        )
         np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5 * np.abs(want).max())
 
 
 @pytest.mark.parametrize("alpha", [0.3, 0.7, 1.0])
-@pytest.mark.parametrize(("text", "spread"), [(NORM, ("gamma", "beta")), (NORM_SHARED, ("gamma", "beta"))])
+@pytest.mark.parametrize(
+    ("text", "spread"), [(NORM, ("gamma", "beta")), (NORM_SHARED, ("gamma", "beta"))]
+)
 def test_a_second_run_finds_nothing_left(text, spread, alpha):
     model, context = made(text, spread)
     pass_ = Smooth(alpha=alpha, min_gain=0.0, insert_gain=0.0)
@@ -127,7 +179,9 @@ def test_few_samples_tell_nothing():
     context.feeds = [{"x": f["x"][:1]} for f in context.feeds[:3]]
     outcome = Smooth(min_gain=0.0).run(model, context)
     assert outcome.changed == 0
-    assert [d.reason for d in outcome.declined] == ["fewer than 4 samples do not tell how far its channels reach"]
+    assert [d.reason for d in outcome.declined] == [
+        "fewer than 4 samples do not tell how far its channels reach"
+    ]
 
 
 def test_without_data_says_what_to_give():

@@ -1,4 +1,6 @@
-"""Smoothing on samples that it has not seen: it never takes a channel for quieter than it may be."""
+"""Smoothing on samples that it has not seen: it never takes a channel for quieter than it may
+be.
+"""
 
 import functools
 
@@ -17,7 +19,9 @@ from onnx_opt.passes.quant import Quant
 from onnx_opt.passes.smooth import LEAST_FACTOR, Smooth, _factors
 
 MARGIN_DB = 1.0
-"""What smoothing may lose: a few samples cannot tell how rare rare values are. Measured on 12 draws of each: 0.05."""
+"""What smoothing may lose: a few samples cannot tell how rare rare values are. Measured on 12 draws
+of each: 0.05.
+"""
 
 WIDTH, HIDDEN, UNSEEN = 48, 64, 2000
 LAYERS = """<ir_version: 8, opset_import: ["": 17]> net (float[n, 48] x) => (float[n, 10] y) {
@@ -28,7 +32,8 @@ LAYERS = """<ir_version: 8, opset_import: ["": 17]> net (float[n, 48] x) => (flo
   r2 = Relu (h2)
   y = Gemm (r2, w3, b3)
 }"""
-NORMALIZED = """<ir_version: 8, opset_import: ["": 17]> net (float[n, 24, 48] x) => (float[n, 24, 48] y) {
+NORMALIZED = """<ir_version: 8, opset_import: ["": 17]> net (float[n, 24, 48] x) => (float[n,
+    24, 48] y) {
   h = LayerNormalization (x, gamma, beta)
   a = MatMul (h, w1)
   s = Sigmoid (a)
@@ -41,7 +46,9 @@ NORMALIZED = """<ir_version: 8, opset_import: ["": 17]> net (float[n, 24, 48] x)
 def net(text, **arrays):
     proto = onnx.parser.parse_model(text)
     for name, array in arrays.items():
-        proto.graph.initializer.append(onnx.numpy_helper.from_array(np.asarray(array, np.float32), name))
+        proto.graph.initializer.append(
+            onnx.numpy_helper.from_array(np.asarray(array, np.float32), name)
+        )
     model = ir.from_proto(proto)
     normalize(model)
     return model
@@ -51,12 +58,22 @@ def layers(random, bias, spread=0.3):
     """Three layers whose inputs' channels differ in size, and so do their weights."""
 
     def weight(inputs, outputs):
-        return random.standard_normal((inputs, outputs)) / inputs**0.5 * 10 ** (
-            spread * random.standard_normal((inputs, 1)))
+        return (
+            random.standard_normal((inputs, outputs))
+            / inputs**0.5
+            * 10 ** (spread * random.standard_normal((inputs, 1)))
+        )
 
-    return net(LAYERS, scale=10 ** (0.5 * random.standard_normal(WIDTH)), w1=weight(WIDTH, HIDDEN),
-               b1=0.3 * random.standard_normal(HIDDEN) + bias, w2=weight(HIDDEN, HIDDEN),
-               b2=0.3 * random.standard_normal(HIDDEN) + bias / 2, w3=weight(HIDDEN, 10), b3=np.zeros(10))
+    return net(
+        LAYERS,
+        scale=10 ** (0.5 * random.standard_normal(WIDTH)),
+        w1=weight(WIDTH, HIDDEN),
+        b1=0.3 * random.standard_normal(HIDDEN) + bias,
+        w2=weight(HIDDEN, HIDDEN),
+        b2=0.3 * random.standard_normal(HIDDEN) + bias / 2,
+        w3=weight(HIDDEN, 10),
+        b3=np.zeros(10),
+    )
 
 
 def normal(random, rows):
@@ -73,16 +90,29 @@ def woken(random, rows, share, size, rest):
 
 NETS = {
     "rarely active behind Relu": (functools.partial(layers, bias=-1.5), normal),
-    "constant, then active": (functools.partial(layers, bias=0.0),
-                              functools.partial(woken, share=0.01, size=20, rest=-0.06)),
-    "silent, then active": (functools.partial(layers, bias=0.0), functools.partial(woken, share=0.05, size=10, rest=0)),
-    "heavy-tailed": (functools.partial(layers, bias=0.0), lambda random, rows: random.standard_t(3, (rows, WIDTH))),
-    "lognormal": (functools.partial(layers, bias=0.0), lambda random, rows: np.exp(1.2 * normal(random, rows))),
+    "constant, then active": (
+        functools.partial(layers, bias=0.0),
+        functools.partial(woken, share=0.01, size=20, rest=-0.06),
+    ),
+    "silent, then active": (
+        functools.partial(layers, bias=0.0),
+        functools.partial(woken, share=0.05, size=10, rest=0),
+    ),
+    "heavy-tailed": (
+        functools.partial(layers, bias=0.0),
+        lambda random, rows: random.standard_t(3, (rows, WIDTH)),
+    ),
+    "lognormal": (
+        functools.partial(layers, bias=0.0),
+        lambda random, rows: np.exp(1.2 * normal(random, rows)),
+    ),
 }
 
 
 def decibels(want, got):
-    return 10 * np.log10(np.square(want, dtype=float).sum() / np.square(want.astype(float) - got).sum())
+    return 10 * np.log10(
+        np.square(want, dtype=float).sum() / np.square(want.astype(float) - got).sum()
+    )
 
 
 def quantized_db(model, seen, unseen):
@@ -91,7 +121,9 @@ def quantized_db(model, seen, unseen):
     found = []
     for smooth in (True, False):
         candidate = model.clone()
-        Quant(measure=False, smooth=smooth).run(candidate, CalibratedContext([{"x": seen}]))
+        Quant(measure=False, smooth=smooth).run(
+            candidate, CalibratedContext([{"x": seen}])
+        )
         found.append(decibels(want, run_session(candidate).run(None, {"x": unseen})[0]))
     return found
 
@@ -103,7 +135,9 @@ def test_quant_never_loses_by_smoothing(kind, samples):
         random = np.random.default_rng([seed, 1])
         made, draw = NETS[kind]
         model = made(random)
-        seen, unseen = (draw(random, rows).astype(np.float32) for rows in (samples, UNSEEN))
+        seen, unseen = (
+            draw(random, rows).astype(np.float32) for rows in (samples, UNSEEN)
+        )
         smooth, plain = quantized_db(model, seen, unseen)
         assert smooth > plain - MARGIN_DB
 
@@ -113,10 +147,18 @@ def test_outlier_channels_of_transformers_still_gain(samples, gain):
     random = np.random.default_rng(0)
     gamma = 1 + 0.2 * random.standard_normal(WIDTH)
     gamma[[3, 30]] *= 30
-    model = net(NORMALIZED, gamma=gamma, beta=0.3 * random.standard_normal(WIDTH),
-                w1=random.standard_normal((WIDTH, 192)) / (WIDTH * np.abs(gamma[:, None])) ** 0.5,
-                w2=random.standard_normal((192, WIDTH)) / 192**0.5)
-    seen, unseen = (random.standard_normal((rows, 24, WIDTH)).astype(np.float32) for rows in (samples, 100))
+    model = net(
+        NORMALIZED,
+        gamma=gamma,
+        beta=0.3 * random.standard_normal(WIDTH),
+        w1=random.standard_normal((WIDTH, 192))
+        / (WIDTH * np.abs(gamma[:, None])) ** 0.5,
+        w2=random.standard_normal((192, WIDTH)) / 192**0.5,
+    )
+    seen, unseen = (
+        random.standard_normal((rows, 24, WIDTH)).astype(np.float32)
+        for rows in (samples, 100)
+    )
     smooth, plain = quantized_db(model, seen, unseen)
     assert smooth > plain + gain
 
@@ -124,12 +166,17 @@ def test_outlier_channels_of_transformers_still_gain(samples, gain):
 @pytest.mark.parametrize("samples", [4, 8, 16, 64])
 def test_equal_channels_that_are_rarely_active_are_left_alone(samples):
     random = np.random.default_rng(0)
-    model = net("""<ir_version: 8, opset_import: ["": 13]> net (float[n, 64] x) => (float[n, 10] y) {
+    model = net(
+        """<ir_version: 8, opset_import: ["": 13]> net (float[n, 64] x) => (float[n, 10] y) {
       h = Gemm (x, w1, b1)
       r = Relu (h)
       y = Gemm (r, w2, b2)
-    }""", w1=random.standard_normal((64, 256)) / 16, b1=np.full(256, -1.0),
-                w2=random.standard_normal((256, 10)) / 10**0.5, b2=np.zeros(10))
+    }""",
+        w1=random.standard_normal((64, 256)) / 16,
+        b1=np.full(256, -1.0),
+        w2=random.standard_normal((256, 10)) / 10**0.5,
+        b2=np.zeros(10),
+    )
     seen = np.random.default_rng(1).standard_normal((samples, 64)).astype(np.float32)
     outcome = Smooth().run(model, CalibratedContext([{"x": seen}]))
     assert outcome.stats["smoothed"] == 0
@@ -137,13 +184,29 @@ def test_equal_channels_that_are_rarely_active_are_left_alone(samples):
 
 @st.composite
 def folds(draw):
-    """Extremes of channels in folds, any: silent ones, constants, outliers; and the largest weight of each."""
+    """Extremes of channels in folds, any: silent ones, constants, outliers; and the largest weight
+    of each.
+    """
     count, channels = draw(st.integers(1, 12)), draw(st.integers(1, 8))
     value = st.floats(-1e6, 1e6, width=32, allow_subnormal=False)
-    ends = np.array(draw(st.lists(value, min_size=2 * count * channels, max_size=2 * count * channels)))
+    ends = np.array(
+        draw(
+            st.lists(
+                value, min_size=2 * count * channels, max_size=2 * count * channels
+            )
+        )
+    )
     ends = np.sort(ends.reshape(count, 2, channels), axis=1)
-    weights = draw(st.lists(st.floats(0, 1e6, width=32, allow_subnormal=False), min_size=channels, max_size=channels))
-    return np.concatenate([np.full((count, 1, channels), 3.0), ends], axis=1), np.array(weights)
+    weights = draw(
+        st.lists(
+            st.floats(0, 1e6, width=32, allow_subnormal=False),
+            min_size=channels,
+            max_size=channels,
+        )
+    )
+    return np.concatenate([np.full((count, 1, channels), 3.0), ends], axis=1), np.array(
+        weights
+    )
 
 
 @settings(max_examples=100, deadline=None)

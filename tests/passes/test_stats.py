@@ -26,30 +26,54 @@ def test_nonzero_is_counted_on_request_only():
 
 
 def test_shapes_and_masks_are_no_parameters():
-    stats = stats_of("""g (float[2, 3] x) => (float[3, 2] y) <int64[2] s = {3, 2}, float[2] w = {1, 0}>
+    stats = stats_of("""g (float[2, 3] x) => (float[3, 2] y) <int64[2] s = {3, 2},
+        float[2] w = {1, 0}>
     { h = Reshape (x, s)  y = Mul (h, w) }""")
     assert (stats.params, stats.nonzero) == (2, 1)
 
 
 def test_constants_count_before_they_are_lifted():
-    text = "g (float[2] x) => (float[2] y) { w = Constant <value = float[2] {1, 0}> ()  y = Mul (x, w) }"
+    text = (
+        "g (float[2] x) => (float[2] y) { w = Constant <value = float[2] {1, 0}> ()  y = "
+        "Mul (x, w) }"
+    )
     stats = model_stats(model_of(text))
     assert (stats.params, stats.nonzero, stats.nodes) == (2, 1, 2)
 
 
-@pytest.mark.parametrize(("signature", "body", "macs"), [
-    ("(float[batch, 3, 8, 8] x, float[4, 3, 3, 3] w) => (float[b, 4, 6, 6] y)", "y = Conv (x, w)", 4 * 6 * 6 * 27),
-    ("(float[2, 4, 8, 8] x, float[4, 1, 3, 3] w) => (float[2, 4, 6, 6] y)", "y = Conv <group: int = 4> (x, w)",
-     2 * 4 * 6 * 6 * 9),
-    ("(float[1, 3, 4, 4] x, float[3, 5, 2, 2] w) => (float[1, 5, 8, 8] y)",
-     "y = ConvTranspose <strides = [2, 2]> (x, w)", 3 * 16 * 20),
-    ("(float[n, 7] x, float[7, 5] w) => (float[n, 5] y)", "y = MatMul (x, w)", 35),
-    ("(float[2, 3, 7] x, float[7] w) => (float[2, 3] y)", "y = MatMul (x, w)", 42),
-    ("(float[7, 2] x, float[5, 7] w) => (float[2, 5] y)", "y = Gemm <transA: int = 1, transB: int = 1> (x, w)", 70),
-    ("(float[9, 2, 3] x, float[1, 16, 3] w, float[1, 16, 4] r) => (float[9, 1, 2, 4] y)",
-     "y = LSTM <hidden_size: int = 4> (x, w, r)", 9 * 2 * 16 * 7),
-    ("(float[2] x) => (float[2] y)", "y = Neg (x)", 0),
-])
+@pytest.mark.parametrize(
+    ("signature", "body", "macs"),
+    [
+        (
+            "(float[batch, 3, 8, 8] x, float[4, 3, 3, 3] w) => (float[b, 4, 6, 6] y)",
+            "y = Conv (x, w)",
+            4 * 6 * 6 * 27,
+        ),
+        (
+            "(float[2, 4, 8, 8] x, float[4, 1, 3, 3] w) => (float[2, 4, 6, 6] y)",
+            "y = Conv <group: int = 4> (x, w)",
+            2 * 4 * 6 * 6 * 9,
+        ),
+        (
+            "(float[1, 3, 4, 4] x, float[3, 5, 2, 2] w) => (float[1, 5, 8, 8] y)",
+            "y = ConvTranspose <strides = [2, 2]> (x, w)",
+            3 * 16 * 20,
+        ),
+        ("(float[n, 7] x, float[7, 5] w) => (float[n, 5] y)", "y = MatMul (x, w)", 35),
+        ("(float[2, 3, 7] x, float[7] w) => (float[2, 3] y)", "y = MatMul (x, w)", 42),
+        (
+            "(float[7, 2] x, float[5, 7] w) => (float[2, 5] y)",
+            "y = Gemm <transA: int = 1, transB: int = 1> (x, w)",
+            70,
+        ),
+        (
+            "(float[9, 2, 3] x, float[1, 16, 3] w, float[1, 16, 4] r) => (float[9, 1, 2, 4] y)",
+            "y = LSTM <hidden_size: int = 4> (x, w, r)",
+            9 * 2 * 16 * 7,
+        ),
+        ("(float[2] x) => (float[2] y)", "y = Neg (x)", 0),
+    ],
+)
 def test_multiply_accumulates(signature, body, macs):
     assert stats_of(f"g {signature} {{ {body} }}").macs == macs
 
@@ -67,7 +91,8 @@ def test_the_larger_branch_counts():
 def test_shapes_that_the_file_does_not_state_are_inferred_on_a_clone():
     model = model_of("""
     <ir_version: 10, opset_import: ["" : 17]>
-    g (float[1, 4] x) => (float[1, 2] y) <float[4, 3] a = {1,2,3,4,5,6,7,8,9,10,11,12}, float[3, 2] b = {1,2,3,4,5,6}>
+    g (float[1, 4] x) => (float[1, 2] y) <float[4, 3] a = {1,2,3,4,5,6,7,8,9,10,11,12}, float[3,
+        2] b = {1,2,3,4,5,6}>
     { h = MatMul (x, a)  y = MatMul (h, b) }
     """)
     hidden = model.graph[0].outputs[0]

@@ -23,12 +23,20 @@ def conv(attributes):
     return model_of(TEXT.replace("ATTRIBUTES", attributes), w=normal(4, 3, 3, 3))
 
 
-@pytest.mark.parametrize(("attributes", "left"), [
-    ("group = 1", set()), ("strides = [1, 1]", set()), ("dilations = [1, 1]", set()),
-    ('auto_pad = "NOTSET"', set()), ("strides = [2, 1]", {"strides"}), ("dilations = [1, 2]", {"dilations"}),
-    ('auto_pad = "SAME_UPPER"', {"auto_pad"}), ("pads = [0, 0, 0, 0]", {"pads"}),
-    ("kernel_shape = [3, 3], group = 1", {"kernel_shape"}),
-])
+@pytest.mark.parametrize(
+    ("attributes", "left"),
+    [
+        ("group = 1", set()),
+        ("strides = [1, 1]", set()),
+        ("dilations = [1, 1]", set()),
+        ('auto_pad = "NOTSET"', set()),
+        ("strides = [2, 1]", {"strides"}),
+        ("dilations = [1, 2]", {"dilations"}),
+        ('auto_pad = "SAME_UPPER"', {"auto_pad"}),
+        ("pads = [0, 0, 0, 0]", {"pads"}),
+        ("kernel_shape = [3, 3], group = 1", {"kernel_shape"}),
+    ],
+)
 def test_attributes_at_their_defaults_go(attributes, left):
     model = conv(attributes)
     feeds = {"x": normal(1, 3, 8, 8)}
@@ -49,12 +57,20 @@ def test_traces_and_types_go_names_and_the_interface_stay():
     node.outputs[0].metadata_props["k"] = "v"
     model.metadata_props["author"] = "me"
     outcome = Strip().run(model, NullContext())
-    assert outcome.stats == {"metadata": 2, "doc_strings": 1, "attributes": 3, "types": 2}
+    assert outcome.stats == {
+        "metadata": 2,
+        "doc_strings": 1,
+        "attributes": 3,
+        "types": 2,
+    }
     proto = ir.to_proto(model)
     assert proto.graph.node[0].name == "first"
     assert [p.key for p in proto.metadata_props] == ["author"]
     assert {v.name for v in proto.graph.value_info} <= {"w"}
-    assert [d.dim_param or d.dim_value for d in proto.graph.output[0].type.tensor_type.shape.dim] == ["N", 4, "K", "K"]
+    assert [
+        d.dim_param or d.dim_value
+        for d in proto.graph.output[0].type.tensor_type.shape.dim
+    ] == ["N", 4, "K", "K"]
     onnx.checker.check_model(proto, full_check=True)
     assert Strip().run(model, NullContext()).changed == 0
 

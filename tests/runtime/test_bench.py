@@ -15,7 +15,9 @@ stack (float[N, 256] x) => (float[N, 256] y)
 }
 """
 LIGHT = STACK.replace("%BODY%", "y = Relu (x)")
-HEAVY = STACK.replace("%BODY%", "a = MatMul (x, t) b = MatMul (a, x) c = MatMul (b, t) y = MatMul (c, x)")
+HEAVY = STACK.replace(
+    "%BODY%", "a = MatMul (x, t) b = MatMul (a, x) c = MatMul (b, t) y = MatMul (c, x)"
+)
 
 
 def feeds(session, rows):
@@ -25,7 +27,9 @@ def feeds(session, rows):
 def test_the_heavier_model_takes_longer(worker, write):
     light = open_session(worker, write(LIGHT, "light.onnx"), threads=1)
     heavy = open_session(worker, write(HEAVY, "heavy.onnx"), threads=1)
-    one, two = interleaved([light, heavy], [feeds(light, 512)] * 2, seconds=0.1, min_rounds=9)
+    one, two = interleaved(
+        [light, heavy], [feeds(light, 512)] * 2, seconds=0.1, min_rounds=9
+    )
     assert one.ratio_to_first == 1
     assert two.ratio_to_first > 1
     assert one.runs == two.runs >= 9
@@ -43,7 +47,9 @@ def test_each_model_may_have_its_own_feeds(worker, write):
     session = open_session(worker, write(LIGHT))
     with pytest.raises(RemoteError):
         interleaved([session], [[{"x": np.zeros((2, 3), np.float32)}]], seconds=0.01)
-    assert isinstance(interleaved([session], [iter(feeds(session, 3))], seconds=0.01)[0], Latency)
+    assert isinstance(
+        interleaved([session], [iter(feeds(session, 3))], seconds=0.01)[0], Latency
+    )
 
 
 def test_nothing_to_time_is_nothing():
@@ -54,7 +60,10 @@ def test_misuse(worker, write):
     session = open_session(worker, write(LIGHT))
     with pytest.raises(UsageError, match="has no feeds"):
         interleaved([session], [[]])
-    with Worker(timeout=30) as other, pytest.raises(UsageError, match="different processes"):
+    with (
+        Worker(timeout=30) as other,
+        pytest.raises(UsageError, match="different processes"),
+    ):
         interleaved([session, open_session(other, session.path)], [[], []])
 
 

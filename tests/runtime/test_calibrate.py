@@ -12,7 +12,8 @@ from onnx_opt.runtime.calibrate import BINS, Clipped, RangeObserver
 
 METHODS = ("minmax", "percentile", "entropy", "mse", "auto")
 VALUES = hnp.arrays(
-    np.float32, st.integers(1, 40),
+    np.float32,
+    st.integers(1, 40),
     elements=st.floats(-(2.0**20), 2.0**20, width=32, allow_subnormal=False),
 )
 
@@ -32,23 +33,34 @@ def merged(one: RangeObserver, two: RangeObserver) -> RangeObserver:
 
 
 def state(observer: RangeObserver) -> tuple:
-    return observer.low, observer.high, observer.count, observer.exponent, observer.bins.tolist()
+    return (
+        observer.low,
+        observer.high,
+        observer.count,
+        observer.exponent,
+        observer.bins.tolist(),
+    )
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize(("values", "expected"), [
-    ([], (0, 0)),
-    ([0.0, 0.0], (0, 0)),
-    ([3.0, 3.0], (0, 3)),
-    ([-2.0], (-2, 0)),
-])
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([], (0, 0)),
+        ([0.0, 0.0], (0, 0)),
+        ([3.0, 3.0], (0, 3)),
+        ([-2.0], (-2, 0)),
+    ],
+)
 def test_nothing_to_cut(method, values, expected):
     assert observed(np.array(values, np.float32)).range(method) == expected
 
 
 @pytest.mark.parametrize("size", [5000, 300_000])
 def test_bins_hold_exactly_what_lies_between_their_edges(size):
-    values = np.random.default_rng(1).normal(size=size).clip(-3.9, 3.9).astype(np.float32)
+    values = (
+        np.random.default_rng(1).normal(size=size).clip(-3.9, 3.9).astype(np.float32)
+    )
     values[0] = 2.5
     observer = observed(values)
     expected, _ = np.histogram(values.astype(np.float64), observer.edges)
@@ -57,7 +69,9 @@ def test_bins_hold_exactly_what_lies_between_their_edges(size):
 
 
 def test_a_range_that_grows_within_an_array_loses_no_counts():
-    values = np.random.default_rng(11).normal(size=4 * calibrate.BLOCK).astype(np.float32)
+    values = (
+        np.random.default_rng(11).normal(size=4 * calibrate.BLOCK).astype(np.float32)
+    )
     values *= np.repeat(np.float32([0.01, 1, 0.1, 50]), calibrate.BLOCK)
     observer = observed(values)
     expected, _ = np.histogram(values.astype(np.float64), observer.edges)
@@ -82,14 +96,22 @@ def test_order_batches_and_merging_change_nothing(arrays, random):
 @settings(max_examples=40, deadline=None)
 def test_merging_is_associative(a, b, c):
     one, two, three = observed(a), observed(b), observed(c)
-    assert state(merged(merged(one, two), three)) == state(merged(one, merged(two, three)))
+    assert state(merged(merged(one, two), three)) == state(
+        merged(one, merged(two, three))
+    )
 
 
 @given(VALUES, st.sampled_from(METHODS))
 @settings(max_examples=100, deadline=None)
 def test_ranges_hold_zero_and_stay_within_what_was_seen(values, method):
     low, high = observed(values).range(method)
-    assert min(0.0, float(values.min())) <= low <= 0 <= high <= max(0.0, float(values.max()))
+    assert (
+        min(0.0, float(values.min()))
+        <= low
+        <= 0
+        <= high
+        <= max(0.0, float(values.max()))
+    )
 
 
 @pytest.mark.parametrize("percentile", [90.0, 99.0, 99.9])
@@ -101,14 +123,20 @@ def test_percentile_agrees_with_numpy_within_a_bin(percentile):
     low, high = observer.range("percentile", percentile)
     width = 2 * 2**observer.exponent / BINS
     for side, end in ((values, low), (-values, -high)):
-        assert np.mean(side < end - width) - one <= tail <= np.mean(side < end + width) + one
+        assert (
+            np.mean(side < end - width) - one
+            <= tail
+            <= np.mean(side < end + width) + one
+        )
 
 
 def test_entropy_cuts_an_outlier_and_spares_a_uniform():
     random = np.random.default_rng(3)
     outlier = observed(np.append(random.normal(size=100_000), 100).astype(np.float32))
     assert 3 < outlier.range("entropy")[1] < 20
-    low, high = observed(random.uniform(-1, 1, 200_000).astype(np.float32)).range("entropy")
+    low, high = observed(random.uniform(-1, 1, 200_000).astype(np.float32)).range(
+        "entropy"
+    )
     assert low < -0.98
     assert high > 0.98
 
@@ -122,7 +150,10 @@ def divergence(counts: np.ndarray, end: int, levels: int) -> float:
         quantized[part][held] = counts[part].sum() / max(held.sum(), 1)
     reference[-1] += counts[end:].sum()
     seen = reference > 0
-    p, q = reference[seen] / reference.sum(), np.maximum(quantized[seen] / quantized.sum(), 1e-12)
+    p, q = (
+        reference[seen] / reference.sum(),
+        np.maximum(quantized[seen] / quantized.sum(), 1e-12),
+    )
     return float(np.sum(p * np.log(p / q)))
 
 
@@ -133,7 +164,9 @@ def test_entropy_finds_the_divergence_of_its_definition(seed):
     counts[random.random(600) < 0.1] = 0
     ends = np.array([255, 256, 300, 431, 599, 600])
     expected = [divergence(counts, int(end), 255) for end in ends]
-    np.testing.assert_allclose(_divergences(counts, ends, 255), expected, rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(
+        _divergences(counts, ends, 255), expected, rtol=1e-9, atol=1e-12
+    )
 
 
 def test_entropy_is_not_drawn_to_the_zeros_of_a_relu():
@@ -168,7 +201,12 @@ def test_least_error_is_as_good_as_trying_every_cut(make, method, clip_weight):
     fractions = np.linspace(0.05, 1, 60)
     lows = [0.0] if values.min() >= 0 else values.min() * fractions
     highs = [0.0] if values.max() <= 0 else values.max() * fractions
-    best = min(error(values, low, high, clip_weight) for low in lows for high in highs if high > low)
+    best = min(
+        error(values, low, high, clip_weight)
+        for low in lows
+        for high in highs
+        if high > low
+    )
     assert found <= 1.05 * best
 
 
@@ -182,14 +220,21 @@ def test_auto_keeps_what_is_not_worth_cutting():
 def test_auto_cuts_between_mse_and_everything(make):
     values = make(np.random.default_rng(9)).astype(np.float32)
     observer = observed(values)
-    widths = [high - low for low, high in (observer.range(m) for m in ("mse", "auto", "minmax"))]
+    widths = [
+        high - low
+        for low, high in (observer.range(m) for m in ("mse", "auto", "minmax"))
+    ]
     assert widths[0] < widths[1] < widths[2]
 
 
 def test_auto_cuts_a_lone_outlier_where_rounding_and_clipping_balance():
-    values = np.append(np.random.default_rng(10).normal(size=1_000_000), 200.0).astype(np.float32)
+    values = np.append(np.random.default_rng(10).normal(size=1_000_000), 200.0).astype(
+        np.float32
+    )
     low, high = observed(values).range("auto")
-    rounding = len(values) / (12 * 255**2)  # minimum of rounding * (high - low)^2 + 4 * (200 - high)^2
+    rounding = len(values) / (
+        12 * 255**2
+    )  # minimum of rounding * (high - low)^2 + 4 * (200 - high)^2
     assert high == pytest.approx((4 * 200 + rounding * low) / (rounding + 4), rel=0.05)
 
 
@@ -216,7 +261,10 @@ def test_values_that_are_not_finite_are_refused_by_name(bad):
 
 
 def test_memory_does_not_grow_with_the_samples():
-    observer, batch = RangeObserver(), np.random.default_rng(7).normal(size=100_000).astype(np.float32)
+    observer, batch = (
+        RangeObserver(),
+        np.random.default_rng(7).normal(size=100_000).astype(np.float32),
+    )
     observer.update(batch)
     tracemalloc.start()
     for factor in range(1, 40):
@@ -227,8 +275,10 @@ def test_memory_does_not_grow_with_the_samples():
 
 
 @given(
-    st.lists(VALUES, min_size=1, max_size=3), st.sampled_from([0.0, -0.5, -3.0, -np.inf]),
-    st.sampled_from([0.0, 0.25, 6.0, np.inf]), st.sampled_from([1, 3000]),
+    st.lists(VALUES, min_size=1, max_size=3),
+    st.sampled_from([0.0, -0.5, -3.0, -np.inf]),
+    st.sampled_from([0.0, 0.25, 6.0, np.inf]),
+    st.sampled_from([1, 3000]),
 )
 @settings(max_examples=80, deadline=None)
 def test_what_is_clipped_is_counted_as_if_it_had_been_seen(arrays, low, high, repeats):
@@ -237,7 +287,11 @@ def test_what_is_clipped_is_counted_as_if_it_had_been_seen(arrays, low, high, re
     for array in arrays:
         source.update(array, [Clipped(clipped, low, high)])
     assert state(source) == state(observed(*arrays))
-    assert state(clipped) == state(observed(*(np.clip(array, np.float32(low), np.float32(high)) for array in arrays)))
+    assert state(clipped) == state(
+        observed(
+            *(np.clip(array, np.float32(low), np.float32(high)) for array in arrays)
+        )
+    )
 
 
 def test_a_narrow_clip_of_wide_values_keeps_its_own_bins():

@@ -27,7 +27,9 @@ def test_figures_follow_their_definitions():
 
 
 def test_top1_counts_rows():
-    assert drift([[1.0, 2], [3, 4], [6, 5]], [[1.0, 2], [4, 3], [6, 5]]).top1_agreement == pytest.approx(2 / 3)
+    assert drift(
+        [[1.0, 2], [3, 4], [6, 5]], [[1.0, 2], [4, 3], [6, 5]]
+    ).top1_agreement == pytest.approx(2 / 3)
     assert drift([[1.0], [2.0]], [[1.0], [2.0]]).top1_agreement is None
     assert drift([[1, 2]], [[1, 2]]).top1_agreement is None
 
@@ -62,27 +64,35 @@ def test_wrong_from_zero_has_no_positive_sqnr():
     assert (d.sqnr_db, d.cosine, d.max_abs, d.max_rel) == (-math.inf, 0.0, 1.0, 0.0)
 
 
-@pytest.mark.parametrize(("reference", "got", "max_abs"), [
-    (np.array([True, False]), np.array([True, True]), 1),
-    (np.array([3, 9], np.int64), np.array([3, 5], np.int64), 4),
-    (np.array([200], np.uint8), np.array([10], np.uint8), 190),
-    (np.array(["a", "b"], object), np.array(["a", "c"], object), 1),
-    (np.zeros((0, 3), np.float32), np.zeros((0, 3), np.float32), 0),
-])
+@pytest.mark.parametrize(
+    ("reference", "got", "max_abs"),
+    [
+        (np.array([True, False]), np.array([True, True]), 1),
+        (np.array([3, 9], np.int64), np.array([3, 5], np.int64), 4),
+        (np.array([200], np.uint8), np.array([10], np.uint8), 190),
+        (np.array(["a", "b"], object), np.array(["a", "c"], object), 1),
+        (np.zeros((0, 3), np.float32), np.zeros((0, 3), np.float32), 0),
+    ],
+)
 def test_other_types(reference, got, max_abs):
     assert drift(reference, got).max_abs == max_abs
 
 
 def test_overall_takes_the_worst_and_adds_the_sums():
     meter = DriftMeter()
-    meter.update({"a": np.array([3.0]), "b": np.array([4.0])}, {"a": np.array([3.0]), "b": np.array([4.5])})
+    meter.update(
+        {"a": np.array([3.0]), "b": np.array([4.0])},
+        {"a": np.array([3.0]), "b": np.array([4.5])},
+    )
     assert list(meter.per_output()) == ["a", "b"]
     assert meter.overall().sqnr_db == pytest.approx(20.0)
     assert meter.overall().max_abs == 0.5
 
 
 def test_shapes_are_not_broadcast():
-    with pytest.raises(CheckError, match=r"output 'y': shape \[1, 2\] instead of \[2, 2\]"):
+    with pytest.raises(
+        CheckError, match=r"output 'y': shape \[1, 2\] instead of \[2, 2\]"
+    ):
         drift(np.zeros((2, 2)), np.zeros((1, 2)))
 
 
@@ -95,4 +105,9 @@ def test_json_has_no_infinity():
     text = json.dumps(drift([1.0], [1.0]).to_json(), allow_nan=False)
     assert json.loads(text)["sqnr_db"] is None
     assert json.loads(text)["identical"] is True
-    assert json.loads(json.dumps(drift([np.inf], [0.0]).to_json(), allow_nan=False))["max_abs"] is None
+    assert (
+        json.loads(json.dumps(drift([np.inf], [0.0]).to_json(), allow_nan=False))[
+            "max_abs"
+        ]
+        is None
+    )

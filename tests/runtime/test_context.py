@@ -8,7 +8,12 @@ import onnx_ir as ir
 import pytest
 from onnx_opt import RefusedError, UsageError
 from onnx_opt.passes._base import Request
-from onnx_opt.runtime.context import RowLimit, RunContext, batch_is_symbolic, micro_batches
+from onnx_opt.runtime.context import (
+    RowLimit,
+    RunContext,
+    batch_is_symbolic,
+    micro_batches,
+)
 from onnx_opt.runtime.feeds import open_feeds
 from onnx_opt.runtime.session import TensorInfo
 
@@ -42,7 +47,9 @@ def model_of(text: str) -> ir.Model:
 
 def context(worker, data, inputs=INPUTS, **keywords) -> RunContext:
     feeds = None if data is None else open_feeds(data, inputs)
-    return RunContext(worker, feeds, "cpu", 0, lambda model, path: ir.save(model, path), **keywords)
+    return RunContext(
+        worker, feeds, "cpu", 0, lambda model, path: ir.save(model, path), **keywords
+    )
 
 
 DATA = {"x": np.array([[1, 2], [3, 4], [-8, 1]], np.float32)}
@@ -50,12 +57,16 @@ DATA = {"x": np.array([[1, 2], [3, 4], [-8, 1]], np.float32)}
 
 def test_ranges_of_inner_tensors_inputs_and_outputs(worker):
     names = ["x", "h", "r", "y", "s", "none"]
-    ranges = context(worker, DATA).activation_ranges(model_of(MODEL), names, "minmax", 100, 64)
+    ranges = context(worker, DATA).activation_ranges(
+        model_of(MODEL), names, "minmax", 100, 64
+    )
     assert ranges == {"x": (-8, 4), "h": (-7, 9), "r": (0, 9), "y": (0, 3)}
 
 
 def test_at_most_the_samples_asked_for(worker):
-    ranges = context(worker, DATA).activation_ranges(model_of(MODEL), ["h"], "minmax", 100, 2)
+    ranges = context(worker, DATA).activation_ranges(
+        model_of(MODEL), ["h"], "minmax", 100, 2
+    )
     assert ranges == {"h": (0, 7)}
 
 
@@ -69,7 +80,9 @@ def test_the_model_is_not_touched(worker):
 def test_tensors_inside_branches_are_absent(worker):
     inputs = [TensorInfo("c", "bool", ()), TensorInfo("x", "float32", (2,))]
     data = [{"c": np.array(True), "x": np.array([-1, 2], np.float32)}]
-    ranges = context(worker, data, inputs).activation_ranges(model_of(BRANCH), ["a", "b", "y"], "minmax", 100, 8)
+    ranges = context(worker, data, inputs).activation_ranges(
+        model_of(BRANCH), ["a", "b", "y"], "minmax", 100, 8
+    )
     assert ranges == {"y": (0, 2)}
 
 
@@ -78,14 +91,18 @@ def test_tensors_of_unknown_type_are_observed_where_they_are_float(worker):
     for node in model.graph:
         if node.outputs[0].name != "y":
             node.outputs[0].type = node.outputs[0].shape = None
-    ranges = context(worker, DATA).activation_ranges(model, ["h", "s"], "minmax", 100, 64)
+    ranges = context(worker, DATA).activation_ranges(
+        model, ["h", "s"], "minmax", 100, 64
+    )
     assert ranges == {"h": (-7, 9)}
 
 
 def test_overflow_in_the_model_names_the_tensor(worker):
     data = {"x": np.array([[1, 2], [3e38, 3e38]], np.float32)}
     with pytest.raises(RefusedError, match="tensor 'h': is NaN or infinite"):
-        context(worker, data).activation_ranges(model_of(MODEL), ["h"], "minmax", 100, 64)
+        context(worker, data).activation_ranges(
+            model_of(MODEL), ["h"], "minmax", 100, 64
+        )
 
 
 def test_without_data_says_what_to_give(worker):
@@ -109,7 +126,12 @@ def test_progress_and_warnings_reach_the_caller(worker):
         steps.append((label, total))
         yield steps.append
 
-    run = context(worker, DATA, progress=progress, warn=lambda where, what: said.append((where, what)))
+    run = context(
+        worker,
+        DATA,
+        progress=progress,
+        warn=lambda where, what: said.append((where, what)),
+    )
     run.activation_ranges(model_of(MODEL), ["h"], "minmax", 100, 64)
     run.warn("h", "odd")
     assert steps == [("calibrating", 64), 1, 2]
@@ -120,7 +142,9 @@ def test_progress_and_warnings_reach_the_caller(worker):
 def test_micro_batches_cover_every_row_once():
     x = np.arange(46, dtype=np.float32).reshape(23, 2)
     limit, parts = RowLimit(), []
-    for feeds, rows in micro_batches(open_feeds([{"x": x[:9]}, {"x": x[9:]}], INPUTS), INPUTS, 20, limit):
+    for feeds, rows in micro_batches(
+        open_feeds([{"x": x[:9]}, {"x": x[9:]}], INPUTS), INPUTS, 20, limit
+    ):
         assert len(feeds["x"]) == rows <= limit.rows
         limit.adapt(4 << 20, 1)
         parts.append(feeds["x"])
@@ -128,29 +152,40 @@ def test_micro_batches_cover_every_row_once():
     assert [len(p) for p in parts] == [1, 8, 8, 3]
 
 
-@pytest.mark.parametrize(("size", "rows", "expected"), [
-    (0, 1, 8),
-    (1, 1, 8),
-    (8 << 20, 1, 4),
-    (64 << 20, 8, 4),
-    (256 << 20, 1, 1),
-])
+@pytest.mark.parametrize(
+    ("size", "rows", "expected"),
+    [
+        (0, 1, 8),
+        (1, 1, 8),
+        (8 << 20, 1, 4),
+        (64 << 20, 8, 4),
+        (256 << 20, 1, 1),
+    ],
+)
 def test_rows_follow_the_memory_of_the_outputs(size, rows, expected):
     limit = RowLimit()
     limit.adapt(size, rows)
     assert limit.rows == expected
 
 
-@pytest.mark.parametrize(("shapes", "expected"), [
-    ([("N", 3)], True),
-    ([(None, 3), ("N", 5)], True),
-    ([("N", 3), ("M", 5)], False),
-    ([(1, 3)], False),
-    ([("N", 3), ()], False),
-    ([], False),
-])
+@pytest.mark.parametrize(
+    ("shapes", "expected"),
+    [
+        ([("N", 3)], True),
+        ([(None, 3), ("N", 5)], True),
+        ([("N", 3), ("M", 5)], False),
+        ([(1, 3)], False),
+        ([("N", 3), ()], False),
+        ([], False),
+    ],
+)
 def test_only_one_symbolic_batch_is_cut(shapes, expected):
-    assert batch_is_symbolic([TensorInfo(f"i{n}", "float32", s) for n, s in enumerate(shapes)]) is expected
+    assert (
+        batch_is_symbolic(
+            [TensorInfo(f"i{n}", "float32", s) for n, s in enumerate(shapes)]
+        )
+        is expected
+    )
 
 
 def test_fixed_batches_stay_whole():
@@ -162,14 +197,24 @@ def test_fixed_batches_stay_whole():
 def test_satisfies_the_protocol_that_passes_declare():
     from onnx_opt.passes._base import Context
 
-    wanted = {name for name in vars(Context) if not name.startswith("_")} | set(Context.__annotations__)
+    wanted = {name for name in vars(Context) if not name.startswith("_")} | set(
+        Context.__annotations__
+    )
     source = Path(RunContext.activation_ranges.__code__.co_filename).read_text()
-    assert all(hasattr(RunContext, name) or re.search(rf"self\.{name}\b", source) for name in wanted)
+    assert all(
+        hasattr(RunContext, name) or re.search(rf"self\.{name}\b", source)
+        for name in wanted
+    )
 
 
 def test_moments_of_inner_tensors_and_inputs(worker):
-    requests = {"a": Request("h", "absmax"), "m": Request("x", "mean"), "g": Request("r", "gram"),
-                "none": Request("none", "mean"), "shape": Request("s", "mean")}
+    requests = {
+        "a": Request("h", "absmax"),
+        "m": Request("x", "mean"),
+        "g": Request("r", "gram"),
+        "none": Request("none", "mean"),
+        "shape": Request("s", "mean"),
+    }
     found = context(worker, DATA).collect(model_of(MODEL), requests, 64)
     assert set(found) == {"a", "m", "g"}
     np.testing.assert_array_equal(found["a"], [7, 9])
@@ -181,4 +226,6 @@ def test_moments_of_inner_tensors_and_inputs(worker):
 
 def test_moments_without_data_say_what_to_give(worker):
     with pytest.raises(UsageError, match="no calibration data"):
-        context(worker, None).collect(model_of(MODEL), {"a": Request("h", "absmax")}, 64)
+        context(worker, None).collect(
+            model_of(MODEL), {"a": Request("h", "absmax")}, 64
+        )

@@ -29,8 +29,14 @@ def model_of(text):
 
 
 def context(worker, feeds=({"x": X},)):
-    opened = None if feeds is None else open_feeds(list(feeds), [TensorInfo("x", "float32", ("N", 2))])
-    return RunContext(worker, opened, "cpu", 0, lambda model, path: ir.save(model, path))
+    opened = (
+        None
+        if feeds is None
+        else open_feeds(list(feeds), [TensorInfo("x", "float32", ("N", 2))])
+    )
+    return RunContext(
+        worker, opened, "cpu", 0, lambda model, path: ir.save(model, path)
+    )
 
 
 def test_a_run_context_resumes(worker):

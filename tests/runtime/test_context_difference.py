@@ -1,4 +1,6 @@
-"""What a run tells its passes about how far apart two models are: real runs, on data and on made-up feeds."""
+"""What a run tells its passes about how far apart two models are: real runs, on data and on made-up
+feeds.
+"""
 
 import math
 
@@ -38,7 +40,9 @@ positive (float[N, 4] x) => (int64[N, 4] y)
 <float zero = {0}>
 { p = Greater (x, zero)  y = Cast <to = 7> (p) }
 """
-ONES = POSITIVE.replace("Cast <to = 7> (p)", "Cast <to = 7> (q)").replace("y =", "n = Not (p)  q = Or (p, n)  y =")
+ONES = POSITIVE.replace("Cast <to = 7> (p)", "Cast <to = 7> (q)").replace(
+    "y =", "n = Not (p)  q = Or (p, n)  y ="
+)
 ROOT = COPY.replace("Identity", "Sqrt")
 INPUTS = [TensorInfo("x", "float32", ("N", 2))]
 DATA = {"x": np.array([[1, 2], [3, 4], [-8, 1]], np.float32)}
@@ -50,7 +54,9 @@ def model_of(text: str) -> ir.Model:
 
 def context(worker, data=None, inputs=INPUTS, **keywords) -> RunContext:
     feeds = None if data is None else open_feeds(data, inputs)
-    return RunContext(worker, feeds, "cpu", 0, lambda model, path: ir.save(model, path), **keywords)
+    return RunContext(
+        worker, feeds, "cpu", 0, lambda model, path: ir.save(model, path), **keywords
+    )
 
 
 def difference(worker, first: str, second: str, data=None) -> tuple[float, str, str]:
@@ -84,19 +90,28 @@ def test_nothing_where_the_run_does_not_run_models(worker):
 
 
 @pytest.mark.parametrize("data", [None, DATA])
-@pytest.mark.parametrize(("changed", "expected"), [
-    (("{1, -1, 1, 1}", "{1.25, -1.25, 1.25, 1.25}"), 0.25),
-    (("{1, 2}", "{0.5, 1}"), 0.5),
-    (("{1, 2}", "{0, 0}"), 1),
-])
-def test_the_error_is_that_of_the_output_that_differs_most(worker, changed, expected, data):
+@pytest.mark.parametrize(
+    ("changed", "expected"),
+    [
+        (("{1, -1, 1, 1}", "{1.25, -1.25, 1.25, 1.25}"), 0.25),
+        (("{1, 2}", "{0.5, 1}"), 0.5),
+        (("{1, 2}", "{0, 0}"), 1),
+    ],
+)
+def test_the_error_is_that_of_the_output_that_differs_most(
+    worker, changed, expected, data
+):
     error, *failures = difference(worker, NET, NET.replace(*changed), data)
     assert error == pytest.approx(expected, rel=1e-6)
     assert failures == ["", ""]
 
 
 def test_an_error_where_the_reference_is_zero_is_infinite(worker):
-    assert difference(worker, NET.replace("{1, 2}", "{0, 0}"), NET) == (math.inf, "", "")
+    assert difference(worker, NET.replace("{1, 2}", "{0, 0}"), NET) == (
+        math.inf,
+        "",
+        "",
+    )
 
 
 @pytest.mark.parametrize("data", [None, DATA, {"x": DATA["x"][:1]}])
@@ -154,14 +169,18 @@ def test_bad_data_is_still_the_users_error(worker):
 
 def test_integers_differ_by_the_fraction_that_is_not_equal(worker):
     x = np.array([[1, -1, 1, 1]], np.float32)
-    found = context(worker, {"x": x}, [TensorInfo("x", "float32", ("N", 4))]).difference(
-        model_of(POSITIVE), model_of(ONES))
+    found = context(
+        worker, {"x": x}, [TensorInfo("x", "float32", ("N", 4))]
+    ).difference(model_of(POSITIVE), model_of(ONES))
     assert found == (0.25, "", "")
 
 
 def test_another_output_is_a_failure(worker):
     assert difference(worker, COPY, POSITIVE.replace("N, 4", "N, 2")) == (
-        math.inf, "output 'y' is int64[1, 2] instead of float32[1, 2]", "")
+        math.inf,
+        "output 'y' is int64[1, 2] instead of float32[1, 2]",
+        "",
+    )
     assert difference(worker, COPY, NET)[1] == "its outputs are y, z instead of y"
 
 
@@ -183,7 +202,10 @@ def test_a_dead_worker_is_a_failure(monkeypatch, dies):
     with Worker(timeout=60) as worker:
         error, *failures = difference(worker, COPY, COPY)
         assert error == math.inf
-        assert [bool(f) for f in failures] == [dies == "other.onnx", dies == "reference.onnx"]
+        assert [bool(f) for f in failures] == [
+            dies == "other.onnx",
+            dies == "reference.onnx",
+        ]
         assert "ONNX Runtime's process died (SIGABRT)" in "".join(failures)
         monkeypatch.undo()
         assert difference(worker, COPY, COPY) == (0, "", "")
@@ -196,27 +218,43 @@ def test_nothing_is_left_on_disk(worker, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(("first", "second", "expected"), [
-    ([np.nan, np.inf, 1], [np.nan, np.inf, 1], 0),
-    ([np.inf, 3, 4], [np.inf, 3, 9], 1),
-    ([1, 1], [1, np.nan], math.inf),
-    ([1, np.nan], [1, 1], math.inf),
-    ([1, np.inf], [1, -np.inf], math.inf),
-    ([1e200, 0], [0.5e200, 0], 0.5),
-    ([], [], 0),
-])
+@pytest.mark.parametrize(
+    ("first", "second", "expected"),
+    [
+        ([np.nan, np.inf, 1], [np.nan, np.inf, 1], 0),
+        ([np.inf, 3, 4], [np.inf, 3, 9], 1),
+        ([1, 1], [1, np.nan], math.inf),
+        ([1, np.nan], [1, 1], math.inf),
+        ([1, np.inf], [1, -np.inf], math.inf),
+        ([1e200, 0], [0.5e200, 0], 0.5),
+        ([], [], 0),
+    ],
+)
 def test_values_that_are_not_finite(first, second, expected):
-    assert largest_error([{"y": np.array(first, float)}], [{"y": np.array(second, float)}]) == expected
+    assert (
+        largest_error([{"y": np.array(first, float)}], [{"y": np.array(second, float)}])
+        == expected
+    )
 
 
 def test_a_symbol_has_one_length_in_all_inputs():
-    inputs = [TensorInfo("lengths", "int64", ("k",)), TensorInfo("x", "float32", ("k", "t", 4)),
-              TensorInfo("mask", "int64", ("k", "t"))]
-    shapes = [{name: array.shape for name, array in batch.feeds.items()}
-              for feeds in next(sized_feeds(inputs, 0, (1, 3))) for batch in feeds]
-    assert shapes == [{"lengths": (n,), "x": (n, 16, 4), "mask": (n, 16)} for n in (1, 3)]
+    inputs = [
+        TensorInfo("lengths", "int64", ("k",)),
+        TensorInfo("x", "float32", ("k", "t", 4)),
+        TensorInfo("mask", "int64", ("k", "t")),
+    ]
+    shapes = [
+        {name: array.shape for name, array in batch.feeds.items()}
+        for feeds in next(sized_feeds(inputs, 0, (1, 3)))
+        for batch in feeds
+    ]
+    assert shapes == [
+        {"lengths": (n,), "x": (n, 16, 4), "mask": (n, 16)} for n in (1, 3)
+    ]
 
 
 def test_fixed_shapes_are_made_up_once():
     sized = list(sized_feeds([TensorInfo("x", "float32", (2, 4))], 0, (1, 3)))
-    assert [[batch.feeds["x"].shape for feeds in kind for batch in feeds] for kind in sized] == [[(2, 4)]]
+    assert [
+        [batch.feeds["x"].shape for feeds in kind for batch in feeds] for kind in sized
+    ] == [[(2, 4)]]

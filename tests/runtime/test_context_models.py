@@ -1,4 +1,6 @@
-"""What a run tells its passes about the models that they make: kernels, time, and what to remember."""
+"""What a run tells its passes about the models that they make: kernels, time, and what to
+remember.
+"""
 
 import numpy as np
 import onnx
@@ -31,13 +33,17 @@ def model_of(text: str) -> ir.Model:
 
 
 def context(worker, **keywords) -> RunContext:
-    return RunContext(worker, None, "cpu", 0, lambda model, path: ir.save(model, path), **keywords)
+    return RunContext(
+        worker, None, "cpu", 0, lambda model, path: ir.save(model, path), **keywords
+    )
 
 
 def test_kernels_are_those_of_the_optimized_graph(worker):
     nodes = context(worker, provider="cpu").kernels(model_of(SMALL))
     assert nodes is not None
-    assert [(op, inputs, outputs) for op, _, inputs, outputs in nodes] == [("Relu", ("x",), ("y",))]
+    assert [(op, inputs, outputs) for op, _, inputs, outputs in nodes] == [
+        ("Relu", ("x",), ("y",))
+    ]
 
 
 @pytest.mark.parametrize("provider", [None, "tensorrt"])
@@ -63,7 +69,9 @@ def test_the_ratio_is_the_second_models_time_to_the_firsts(worker):
 
 def test_quartiles_are_of_pairs(worker, write, monkeypatch):
     sessions = [open_session(worker, write(SMALL)) for _ in range(2)]
-    monkeypatch.setattr(worker, "call", lambda *words, **_: [[1, 2, 4, 8, 16], [2, 6, 4, 16, 64]])
+    monkeypatch.setattr(
+        worker, "call", lambda *words, **_: [[1, 2, 4, 8, 16], [2, 6, 4, 16, 64]]
+    )
     assert paired_quartiles(*sessions, FEEDS, 1.0) == (2.0, 2.0, 3.0)
 
 
@@ -76,8 +84,14 @@ def test_the_float_form_is_a_copy(worker):
 
 
 def test_two_models_are_compared_without_their_outputs_leaving_the_child(worker, write):
-    first, second = open_session(worker, write(SMALL, "a.onnx")), open_session(worker, write(SMALL.replace(
-        "y = Relu (a)", "y = Neg (a)"), "b.onnx"))
-    powers, scalars, size = worker.call("compare", first.handle(), second.handle(), FEEDS[0], [])
+    first, second = (
+        open_session(worker, write(SMALL, "a.onnx")),
+        open_session(
+            worker, write(SMALL.replace("y = Relu (a)", "y = Neg (a)"), "b.onnx")
+        ),
+    )
+    powers, scalars, size = worker.call(
+        "compare", first.handle(), second.handle(), FEEDS[0], []
+    )
     assert powers == {"y": (16.0, 64.0)}
     assert (scalars, size) == ({}, 128)

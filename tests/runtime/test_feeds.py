@@ -11,7 +11,10 @@ from onnx_opt.runtime.session import TensorInfo
 
 X = [TensorInfo("x", "float32", ("N", 2))]
 FIXED = [TensorInfo("x", "float32", (4, 2))]
-TOKENS = [TensorInfo("ids", "int64", ("N", "T")), TensorInfo("mask", "int64", ("N", "T"))]
+TOKENS = [
+    TensorInfo("ids", "int64", ("N", "T")),
+    TensorInfo("mask", "int64", ("N", "T")),
+]
 ROWS = np.arange(20, dtype=np.float32).reshape(10, 2)
 
 
@@ -24,13 +27,18 @@ def rows_of(feeds, name="x"):
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
 def test_npz_is_cut_into_batches_with_labels(tmp_path, save):
-    x, labels = np.random.default_rng(0).normal(size=(150, 2)).astype(np.float32), np.arange(150)
+    x, labels = (
+        np.random.default_rng(0).normal(size=(150, 2)).astype(np.float32),
+        np.arange(150),
+    )
     save(tmp_path / "d.npz", x=x, labels=labels)
     feeds = open_feeds(tmp_path / "d.npz", X)
     assert [len(batch.feeds["x"]) for batch in feeds] == [64, 64, 22]
     for _ in range(2):  # as often as wanted
         np.testing.assert_array_equal(rows_of(feeds), x)
-        np.testing.assert_array_equal(np.concatenate([batch.labels for batch in feeds]), labels)
+        np.testing.assert_array_equal(
+            np.concatenate([batch.labels for batch in feeds]), labels
+        )
 
 
 def test_large_samples_come_in_small_batches():
@@ -47,7 +55,9 @@ def test_single_input_takes_any_single_array(tmp_path):
 
 
 def test_text_labels_are_read(tmp_path):
-    np.savez(tmp_path / "d.npz", x=ROWS, labels=np.array([f"line {n}" for n in range(10)]))
+    np.savez(
+        tmp_path / "d.npz", x=ROWS, labels=np.array([f"line {n}" for n in range(10)])
+    )
     assert next(iter(open_feeds(tmp_path / "d.npz", X))).labels[9] == "line 9"
 
 
@@ -61,27 +71,51 @@ def test_a_model_may_have_an_input_called_labels():
 def test_a_fixed_batch_drops_the_rest_and_says_so():
     feeds = open_feeds({"x": ROWS, "labels": np.arange(10)}, FIXED)
     assert [batch.labels.tolist() for batch in feeds] == [[0, 1, 2, 3], [4, 5, 6, 7]]
-    assert feeds.warnings == ["data: the last 2 of 10 samples are left out: the model takes batches of 4"]
+    assert feeds.warnings == [
+        "data: the last 2 of 10 samples are left out: the model takes batches of 4"
+    ]
 
 
 def test_arrays_without_samples_are_fed_whole():
     state = TensorInfo("state", "float32", (2, "N", 1))
-    inputs = [TensorInfo("x", "float32", ("N", 3)), state, TensorInfo("sr", "int64", ())]
-    data = {"x": np.zeros((5, 3), np.float32), "state": np.ones((2, 5, 1), np.float32), "sr": np.int64(16000)}
+    inputs = [
+        TensorInfo("x", "float32", ("N", 3)),
+        state,
+        TensorInfo("sr", "int64", ()),
+    ]
+    data = {
+        "x": np.zeros((5, 3), np.float32),
+        "state": np.ones((2, 5, 1), np.float32),
+        "sr": np.int64(16000),
+    }
     (batch,) = open_feeds(data, inputs)
-    assert {name: array.shape for name, array in batch.feeds.items()} == {"x": (5, 3), "state": (2, 5, 1), "sr": ()}
+    assert {name: array.shape for name, array in batch.feeds.items()} == {
+        "x": (5, 3),
+        "state": (2, 5, 1),
+        "sr": (),
+    }
 
 
 def test_data_set_folders_are_read_in_order(tmp_path):
     for n in (10, 2):
         folder = tmp_path / f"test_data_set_{n}"
         folder.mkdir()
-        for index, name in enumerate(("", "ids")):  # by position, and by the name inside
+        for index, name in enumerate(
+            ("", "ids")
+        ):  # by position, and by the name inside
             array = np.full((1, 3), n, np.int64)
-            (folder / f"input_{1 - index}.pb").write_bytes(numpy_helper.from_array(array, name).SerializeToString())
+            (folder / f"input_{1 - index}.pb").write_bytes(
+                numpy_helper.from_array(array, name).SerializeToString()
+            )
     feeds = open_feeds(tmp_path, TOKENS)
-    assert rows_of(feeds, "ids").tolist() == rows_of(feeds, "mask").tolist() == [[2] * 3, [10] * 3]
-    assert rows_of(open_feeds(tmp_path / "test_data_set_2", TOKENS), "ids").tolist() == [[2] * 3]
+    assert (
+        rows_of(feeds, "ids").tolist()
+        == rows_of(feeds, "mask").tolist()
+        == [[2] * 3, [10] * 3]
+    )
+    assert rows_of(
+        open_feeds(tmp_path / "test_data_set_2", TOKENS), "ids"
+    ).tolist() == [[2] * 3]
 
 
 def test_damaged_data_sets_are_refused(tmp_path):
@@ -121,7 +155,10 @@ def code(tmp_path):
 def test_file_callable_is_called_anew_at_each_iteration(code):
     feeds = open_feeds(f"{code}:batches", X)
     for _ in range(2):
-        assert [(b.feeds["x"][0, 0], b.labels.tolist()) for b in feeds] == [(0, [0]), (1, [1])]
+        assert [(b.feeds["x"][0, 0], b.labels.tolist()) for b in feeds] == [
+            (0, [0]),
+            (1, [1]),
+        ]
     assert rows_of(open_feeds(f"{code}:alone", X)).shape == (3, 2)
     assert rows_of(open_feeds(f"{code}:Group.batches", X)).shape == (2, 2)
 
@@ -133,16 +170,26 @@ def test_module_callable(code, monkeypatch):
 
 def test_functions_and_lists_are_data():
     batch = {"x": ROWS}
-    for data in (lambda: [batch], [batch], [(batch, np.arange(10))], [Batch(batch)], [ROWS]):
+    for data in (
+        lambda: [batch],
+        [batch],
+        [(batch, np.arange(10))],
+        [Batch(batch)],
+        [ROWS],
+    ):
         np.testing.assert_array_equal(rows_of(open_feeds(data, X)), ROWS)
     feeds = open_feeds([batch], X)
     assert open_feeds(feeds, X) is feeds
 
 
 def test_the_data_set_is_never_held(tmp_path):
-    with zipfile.ZipFile(tmp_path / "d.npz", "w", zipfile.ZIP_DEFLATED) as archive, archive.open("x.npy", "w") as file:
+    with (
+        zipfile.ZipFile(tmp_path / "d.npz", "w", zipfile.ZIP_DEFLATED) as archive,
+        archive.open("x.npy", "w") as file,
+    ):
         np.lib.format.write_array_header_1_0(
-            file, {"shape": (4000, 2000), "fortran_order": False, "descr": "<f4"})
+            file, {"shape": (4000, 2000), "fortran_order": False, "descr": "<f4"}
+        )
         for _ in range(40):
             file.write(bytes(100 * 2000 * 4))
     feeds = open_feeds(tmp_path / "d.npz", [TensorInfo("x", "float32", ("N", 2000))])
@@ -156,21 +203,49 @@ def test_the_data_set_is_never_held(tmp_path):
 # what does not fit
 
 
-@pytest.mark.parametrize(("text", "kind", "problem", "fix"), [
-    ("{code}:batchs", UsageError, "has no 'batchs'", "did you mean 'batches'"),
-    ("{code}:limit", UsageError, "'limit' is a int, not a function", "name a function"),
-    ("{folder}/none.py:f", RefusedError, "no such file", "path of a Python file"),
-    ("no_such_module_here:f", RefusedError, "no module named 'no_such_module_here'", "install it"),
-    ("{folder}/none.npz", RefusedError, "no such file", "existing"),
-    ("{folder}/none", RefusedError, "no such file or folder", "test_data_set"),
-    ("{folder}/bad.npz", RefusedError, "cannot be read", "numpy.savez"),
-    ("{folder}/objects.npz", RefusedError, "pickled Python objects", "plain arrays"),
-    ("{folder}/notes.txt", RefusedError, "'.txt' files are not known", ".npz"),
-    ("{folder}/broken.py:f", RefusedError, "ZeroDivisionError: division by zero at ", "correct"),
-    ("{folder}/syntax.py:f", RefusedError, "SyntaxError", "correct"),
-    ("{folder}/empty", RefusedError, "neither test_data_set_* folders nor images", "preprocess.toml"),
-    (":f", UsageError, "not of the form", "file.py:function"),
-])
+@pytest.mark.parametrize(
+    ("text", "kind", "problem", "fix"),
+    [
+        ("{code}:batchs", UsageError, "has no 'batchs'", "did you mean 'batches'"),
+        (
+            "{code}:limit",
+            UsageError,
+            "'limit' is a int, not a function",
+            "name a function",
+        ),
+        ("{folder}/none.py:f", RefusedError, "no such file", "path of a Python file"),
+        (
+            "no_such_module_here:f",
+            RefusedError,
+            "no module named 'no_such_module_here'",
+            "install it",
+        ),
+        ("{folder}/none.npz", RefusedError, "no such file", "existing"),
+        ("{folder}/none", RefusedError, "no such file or folder", "test_data_set"),
+        ("{folder}/bad.npz", RefusedError, "cannot be read", "numpy.savez"),
+        (
+            "{folder}/objects.npz",
+            RefusedError,
+            "pickled Python objects",
+            "plain arrays",
+        ),
+        ("{folder}/notes.txt", RefusedError, "'.txt' files are not known", ".npz"),
+        (
+            "{folder}/broken.py:f",
+            RefusedError,
+            "ZeroDivisionError: division by zero at ",
+            "correct",
+        ),
+        ("{folder}/syntax.py:f", RefusedError, "SyntaxError", "correct"),
+        (
+            "{folder}/empty",
+            RefusedError,
+            "neither test_data_set_* folders nor images",
+            "preprocess.toml",
+        ),
+        (":f", UsageError, "not of the form", "file.py:function"),
+    ],
+)
 def test_sources_that_cannot_be_opened(tmp_path, code, text, kind, problem, fix):
     (tmp_path / "bad.npz").write_bytes(b"PK nonsense")
     (tmp_path / "notes.txt").write_text("x")
@@ -198,19 +273,30 @@ def test_generators_are_refused_because_they_end():
         open_feeds(5, X)
 
 
-@pytest.mark.parametrize(("batch", "problem", "fix"), [
-    ({"y": ROWS}, "no input 'y'", "its inputs are x"),
-    ({"x": ROWS, "xx": ROWS}, "no input 'xx'", "did you mean 'x'"),
-    ({}, "input 'x' is missing", "inputs are x"),
-    ({"x": ROWS.astype(np.int64)}, "is int64; the model takes float32", "astype('float32')"),
-    ({"x": ROWS[0]}, "shape [2] has rank 1; the model takes [N, 2]", "rank 2"),
-    ({"x": np.zeros((3, 5), np.float32)}, "axis 1 is 5", "[N, 2]"),
-    ({"x": np.array([[np.nan, 0]], np.float32)}, "holds NaN", "finite"),
-    ({"x": np.array([[np.inf, 0]], np.float32)}, "holds an infinite value", "finite"),
-    ({"x": np.zeros((0, 2), np.float32)}, "empty batch", "leave"),
-    (({"x": ROWS}, [1, 2]), "2 labels for 10 samples", "one label a sample"),
-    ("text", "is a str", "dict of input name to array"),
-])
+@pytest.mark.parametrize(
+    ("batch", "problem", "fix"),
+    [
+        ({"y": ROWS}, "no input 'y'", "its inputs are x"),
+        ({"x": ROWS, "xx": ROWS}, "no input 'xx'", "did you mean 'x'"),
+        ({}, "input 'x' is missing", "inputs are x"),
+        (
+            {"x": ROWS.astype(np.int64)},
+            "is int64; the model takes float32",
+            "astype('float32')",
+        ),
+        ({"x": ROWS[0]}, "shape [2] has rank 1; the model takes [N, 2]", "rank 2"),
+        ({"x": np.zeros((3, 5), np.float32)}, "axis 1 is 5", "[N, 2]"),
+        ({"x": np.array([[np.nan, 0]], np.float32)}, "holds NaN", "finite"),
+        (
+            {"x": np.array([[np.inf, 0]], np.float32)},
+            "holds an infinite value",
+            "finite",
+        ),
+        ({"x": np.zeros((0, 2), np.float32)}, "empty batch", "leave"),
+        (({"x": ROWS}, [1, 2]), "2 labels for 10 samples", "one label a sample"),
+        ("text", "is a str", "dict of input name to array"),
+    ],
+)
 def test_batches_that_do_not_fit_are_refused_by_number(batch, problem, fix):
     iterator = iter(open_feeds([{"x": ROWS}, batch], X))
     next(iterator)
@@ -221,14 +307,42 @@ def test_batches_that_do_not_fit_are_refused_by_number(batch, problem, fix):
     assert fix in error.value.fix
 
 
-@pytest.mark.parametrize(("arrays", "inputs", "problem", "fix"), [
-    ({"input_ids": ROWS, "mask": ROWS}, TOKENS, "no array for input 'ids'", "rename 'input_ids' to 'ids'"),
-    ({"ids": ROWS, "mask": ROWS, "maskk": ROWS}, TOKENS, "no input 'maskk'", "did you mean 'mask'"),
-    ({"ids": ROWS, "mask": ROWS[1:]}, TOKENS, "'mask' holds 9 samples, others 10", "equally long"),
-    ({"x": ROWS, "labels": np.arange(9)}, X, "'labels' holds 9 samples, others 10", "equally long"),
-    ({"x": ROWS[:0]}, X, "holds no samples", "at least one"),
-    ({"x": ROWS[:3]}, FIXED, "holds 3 samples; the model takes batches of 4", "at least 4"),
-])
+@pytest.mark.parametrize(
+    ("arrays", "inputs", "problem", "fix"),
+    [
+        (
+            {"input_ids": ROWS, "mask": ROWS},
+            TOKENS,
+            "no array for input 'ids'",
+            "rename 'input_ids' to 'ids'",
+        ),
+        (
+            {"ids": ROWS, "mask": ROWS, "maskk": ROWS},
+            TOKENS,
+            "no input 'maskk'",
+            "did you mean 'mask'",
+        ),
+        (
+            {"ids": ROWS, "mask": ROWS[1:]},
+            TOKENS,
+            "'mask' holds 9 samples, others 10",
+            "equally long",
+        ),
+        (
+            {"x": ROWS, "labels": np.arange(9)},
+            X,
+            "'labels' holds 9 samples, others 10",
+            "equally long",
+        ),
+        ({"x": ROWS[:0]}, X, "holds no samples", "at least one"),
+        (
+            {"x": ROWS[:3]},
+            FIXED,
+            "holds 3 samples; the model takes batches of 4",
+            "at least 4",
+        ),
+    ],
+)
 def test_arrays_that_do_not_fit(arrays, inputs, problem, fix):
     with pytest.raises(RefusedError) as error:
         open_feeds(arrays, inputs)
@@ -252,31 +366,41 @@ def test_a_truncated_npy_is_refused(tmp_path):
 # casts
 
 
-@pytest.mark.parametrize(("given", "wanted", "noted"), [
-    ("float64", "float32", True),
-    ("uint8", "float32", False),
-    ("int32", "int64", False),
-    ("int64", "int32", True),
-    ("float16", "float32", False),
-])
+@pytest.mark.parametrize(
+    ("given", "wanted", "noted"),
+    [
+        ("float64", "float32", True),
+        ("uint8", "float32", False),
+        ("int32", "int64", False),
+        ("int64", "int32", True),
+        ("float16", "float32", False),
+    ],
+)
 def test_casts_that_lose_nothing(given, wanted, noted):
-    feeds = open_feeds([{"x": np.array([1, 2]).astype(given)}] * 3, [TensorInfo("x", wanted, ("N",))])
+    feeds = open_feeds(
+        [{"x": np.array([1, 2]).astype(given)}] * 3, [TensorInfo("x", wanted, ("N",))]
+    )
     assert {batch.feeds["x"].dtype.name for batch in feeds} == {wanted}
     assert len(feeds.warnings) == noted
 
 
-@pytest.mark.parametrize(("value", "wanted"), [
-    (np.int64(2**40), "int32"),
-    (np.float32(1), "float16"),
-    (np.float32(1), "int64"),
-])
+@pytest.mark.parametrize(
+    ("value", "wanted"),
+    [
+        (np.int64(2**40), "int32"),
+        (np.float32(1), "float16"),
+        (np.float32(1), "int64"),
+    ],
+)
 def test_casts_that_would_lose_are_refused(value, wanted):
     with pytest.raises(RefusedError, match=f"the model takes {wanted}"):
         list(open_feeds([{"x": np.array([value])}], [TensorInfo("x", wanted, ("N",))]))
 
 
 def test_text_inputs():
-    (batch,) = open_feeds([{"x": np.array(["a", "bc"])}], [TensorInfo("x", "object", ("N",))])
+    (batch,) = open_feeds(
+        [{"x": np.array(["a", "bc"])}], [TensorInfo("x", "object", ("N",))]
+    )
     assert batch.feeds["x"].dtype == object
 
 
@@ -292,16 +416,19 @@ def test_synthetic_is_the_same_for_the_same_seed():
     assert sum(1 for _ in synthetic_feeds(X, 0, batches=5)) == 5
 
 
-@pytest.mark.parametrize(("info", "shape"), [
-    (TensorInfo("x", "float32", ("batch", 3, None, None)), (2, 3, 64, 64)),
-    (TensorInfo("x", "float32", (1, 3, "height", "width")), (1, 3, 64, 64)),
-    (TensorInfo("ids", "int64", ("batch", "seq")), (2, 16)),
-    (TensorInfo("state", "float32", (2, None, 128)), (2, 2, 128)),
-    (TensorInfo("sr", "int64", ()), ()),
-    (TensorInfo("t", "bool", (None,)), (16,)),
-    (TensorInfo("s", "object", ("N", 1)), (2, 1)),
-    (TensorInfo("h", "bfloat16", ("N", 1)), (2, 1)),
-])
+@pytest.mark.parametrize(
+    ("info", "shape"),
+    [
+        (TensorInfo("x", "float32", ("batch", 3, None, None)), (2, 3, 64, 64)),
+        (TensorInfo("x", "float32", (1, 3, "height", "width")), (1, 3, 64, 64)),
+        (TensorInfo("ids", "int64", ("batch", "seq")), (2, 16)),
+        (TensorInfo("state", "float32", (2, None, 128)), (2, 2, 128)),
+        (TensorInfo("sr", "int64", ()), ()),
+        (TensorInfo("t", "bool", (None,)), (16,)),
+        (TensorInfo("s", "object", ("N", 1)), (2, 1)),
+        (TensorInfo("h", "bfloat16", ("N", 1)), (2, 1)),
+    ],
+)
 def test_synthetic_shapes(info, shape):
     array = next(iter(synthetic_feeds([info], 0))).feeds[info.name]
     assert array.shape == shape
@@ -311,7 +438,9 @@ def test_synthetic_shapes(info, shape):
 def test_synthetic_values_follow_names():
     names = ("input_ids", "attention_mask", "token_type_ids", "position_ids")
     inputs = [TensorInfo(name, "int64", ("N", "T")) for name in names]
-    feeds = next(iter(synthetic_feeds([*inputs, TensorInfo("sr", "int64", ())], 0))).feeds
+    feeds = next(
+        iter(synthetic_feeds([*inputs, TensorInfo("sr", "int64", ())], 0))
+    ).feeds
     assert feeds["input_ids"].min() >= 1
     assert feeds["attention_mask"].min() == 1
     assert feeds["token_type_ids"].max() == 0
@@ -321,12 +450,17 @@ def test_synthetic_values_follow_names():
 
 def test_overrides_by_symbol_and_by_input():
     feeds = synthetic_feeds(TOKENS, 0, overrides={"T": 5, "mask": (1, 7)})
-    assert {n: a.shape for n, a in next(iter(feeds)).feeds.items()} == {"ids": (2, 5), "mask": (1, 7)}
+    assert {n: a.shape for n, a in next(iter(feeds)).feeds.items()} == {
+        "ids": (2, 5),
+        "mask": (1, 7),
+    }
 
 
 def test_candidates_differ_and_end():
     inputs = [TensorInfo("x", "float32", ("N", 3, None, None))]
-    shapes = [next(iter(feeds)).feeds["x"].shape for feeds in candidate_feeds(inputs, 0)]
+    shapes = [
+        next(iter(feeds)).feeds["x"].shape for feeds in candidate_feeds(inputs, 0)
+    ]
     assert shapes[0] == (2, 3, 64, 64)
     assert (2, 3, 224, 224) in shapes
     assert (1, 3, 64, 64) in shapes
@@ -340,5 +474,3 @@ def test_what_cannot_be_made_up():
     feeds = open_feeds([{"s": [1]}], [TensorInfo("s", "seq(tensor(float))", ())])
     with pytest.raises(RefusedError, match="only tensors can be fed"):
         list(itertools.islice(feeds, 1))
-
-

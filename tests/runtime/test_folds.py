@@ -5,7 +5,9 @@ from onnx_opt.runtime.moments import MomentObserver
 
 
 def observer(axis=-1):
-    return MomentObserver("x", {"tensor": "x", "kind": "profile", "axis": axis, "kernel": ()})
+    return MomentObserver(
+        "x", {"tensor": "x", "kind": "profile", "axis": axis, "kernel": ()}
+    )
 
 
 def test_each_sample_is_a_fold_of_its_own_while_there_are_few():
@@ -13,9 +15,13 @@ def test_each_sample_is_a_fold_of_its_own_while_there_are_few():
     x = np.random.default_rng(0).normal(size=(5, 3, 4)).astype(np.float32)
     for part in (x[:2], x[2:]):
         seen.update(part)
-    want = np.stack([x.mean(2), np.abs(x).mean(2), np.square(x.astype(float)).mean(2)], axis=1)
+    want = np.stack(
+        [x.mean(2), np.abs(x).mean(2), np.square(x.astype(float)).mean(2)], axis=1
+    )
     assert seen.value().shape == (5, 3, 3)
-    np.testing.assert_allclose(seen.value(), want, rtol=1e-6, atol=1e-7)  # of sums of numbers around 1
+    np.testing.assert_allclose(
+        seen.value(), want, rtol=1e-6, atol=1e-7
+    )  # of sums of numbers around 1
 
 
 def test_many_samples_share_folds_in_turn():
@@ -41,9 +47,16 @@ def test_windows_of_one_sample_stay_in_its_fold():
     np.testing.assert_array_equal(seen.value()[:, 0, 0], [2, 15])
 
 
-@pytest.mark.parametrize(("shape", "axis", "fed", "count"), [
-    ((4, 3), 1, None, 4), ((8, 3), 1, 4, 4), ((5, 3), 1, 4, 1), ((4, 3), 0, 4, 1), ((4, 3), -2, 4, 1),
-])
+@pytest.mark.parametrize(
+    ("shape", "axis", "fed", "count"),
+    [
+        ((4, 3), 1, None, 4),
+        ((8, 3), 1, 4, 4),
+        ((5, 3), 1, 4, 1),
+        ((4, 3), 0, 4, 1),
+        ((4, 3), -2, 4, 1),
+    ],
+)
 def test_samples_lie_on_axis_0_or_are_not_told_apart(shape, axis, fed, count):
     assert samples_of(np.zeros(shape), axis, fed) == count
 
@@ -61,7 +74,9 @@ def test_shards_merge():
 
 
 def extremes_of(*parts, samples=None):
-    seen = MomentObserver("x", {"tensor": "x", "kind": "extremes", "axis": -1, "kernel": ()})
+    seen = MomentObserver(
+        "x", {"tensor": "x", "kind": "extremes", "axis": -1, "kernel": ()}
+    )
     for part in parts:
         seen.update(np.asarray(part, np.float32), samples=samples)
     return seen
@@ -70,7 +85,9 @@ def extremes_of(*parts, samples=None):
 def test_extremes_of_each_sample_while_there_are_few():
     x = np.random.default_rng(2).normal(size=(5, 3, 4)).astype(np.float32)
     got = extremes_of(x[:2], x[2:]).value()
-    np.testing.assert_array_equal(got, np.stack([np.full((5, 4), 3), x.min(axis=1), x.max(axis=1)], axis=1))
+    np.testing.assert_array_equal(
+        got, np.stack([np.full((5, 4), 3), x.min(axis=1), x.max(axis=1)], axis=1)
+    )
 
 
 def test_extremes_of_many_samples_share_folds_in_turn():
@@ -87,4 +104,6 @@ def test_extremes_of_shards_merge():
     assert first.samples == 6
     got = first.value()  # shards count their samples from 0
     np.testing.assert_array_equal(got[:, 0], [[2] * 3] * 2 + [[1] * 3] * 2)
-    np.testing.assert_array_equal(got[0, 1:], [x[[0, 4]].min(axis=0), x[[0, 4]].max(axis=0)])
+    np.testing.assert_array_equal(
+        got[0, 1:], [x[[0, 4]].min(axis=0), x[[0, 4]].max(axis=0)]
+    )

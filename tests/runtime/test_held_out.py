@@ -9,7 +9,9 @@ FIXED = [TensorInfo("x", "float32", (2, 2))]
 
 
 def numbered(first, rows):
-    return np.repeat(np.arange(first, first + rows, dtype=np.float32)[:, None], 2, axis=1)
+    return np.repeat(
+        np.arange(first, first + rows, dtype=np.float32)[:, None], 2, axis=1
+    )
 
 
 def feeds(rows, each=10, inputs=OPEN, labels=True):
@@ -18,7 +20,10 @@ def feeds(rows, each=10, inputs=OPEN, labels=True):
     def batches():
         for first in range(0, rows, each):
             count = min(each, rows - first)
-            yield {"x": numbered(first, count)}, np.arange(first, first + count) if labels else None
+            yield (
+                {"x": numbered(first, count)},
+                np.arange(first, first + count) if labels else None,
+            )
 
     return Feeds(batches, inputs, "data")
 
@@ -35,7 +40,9 @@ def test_every_eighth_row_judges_and_no_pass_sees_it():
     parts = held_out(feeds(FEWEST))
     assert numbers(parts.batches) == [7, 15, 23, 31]
     assert numbers(parts.others) == [n for n in range(FEWEST) if n % EVERY != EVERY - 1]
-    assert numbers(parts.others) == numbers(parts.others)  # as often as they are iterated
+    assert numbers(parts.others) == numbers(
+        parts.others
+    )  # as often as they are iterated
 
 
 def test_labels_stay_with_their_rows():
@@ -50,7 +57,9 @@ def test_rows_of_one_shape_judge_together():
 def test_batches_that_must_stay_whole_are_held_out_whole():
     parts = held_out(feeds(2 * FEWEST, each=2, inputs=FIXED))
     assert numbers(parts.batches) == [14, 15, 30, 31, 46, 47, 62, 63]
-    assert [len(batch.feeds["x"]) for batch in parts.others] == [2] * (FEWEST - FEWEST // EVERY)
+    assert [len(batch.feeds["x"]) for batch in parts.others] == [2] * (
+        FEWEST - FEWEST // EVERY
+    )
 
 
 def test_batches_of_a_single_row_leave_none_behind():

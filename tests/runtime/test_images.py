@@ -19,24 +19,35 @@ def folder_of(tmp_path, spec, names=("a/1.png", "b/2.png"), size=(8, 4)):
 
 
 def test_class_folders_give_labels(tmp_path):
-    (batch,) = open_feeds(folder_of(tmp_path, "size = [4, 4]", ("b/2.png", "a/1.png", "a/3.PNG")), NCHW)
+    (batch,) = open_feeds(
+        folder_of(tmp_path, "size = [4, 4]", ("b/2.png", "a/1.png", "a/3.PNG")), NCHW
+    )
     assert batch.labels.tolist() == [0, 0, 1]
     np.testing.assert_allclose(batch.feeds["x"][0, :, 0, 0], [1, 0, 0.2], atol=1e-6)
 
 
 def test_flat_folders_have_none(tmp_path):
-    (batch,) = open_feeds(folder_of(tmp_path, "size = 4", ("1.png", "notes.txt.png")), NCHW)
+    (batch,) = open_feeds(
+        folder_of(tmp_path, "size = 4", ("1.png", "notes.txt.png")), NCHW
+    )
     assert batch.labels is None
     assert batch.feeds["x"].shape == (2, 3, 4, 4)
 
 
-@pytest.mark.parametrize(("spec", "shape", "pixel"), [
-    ('size = [4, 4]\nlayout = "NHWC"', (4, 4, 3), [1, 0, 0.2]),
-    ('size = [4, 4]\nlayout = "NHWC"\nchannels = "BGR"', (4, 4, 3), [0.2, 0, 1]),
-    ('size = [4, 4]\nlayout = "NHWC"\nscale = 1', (4, 4, 3), [255, 0, 51]),
-    ('size = [4, 4]\nlayout = "NHWC"\nmean = 0.5\nstd = [0.5, 1, 2]', (4, 4, 3), [1, -0.5, -0.15]),
-    ('size = [4, 2]\nlayout = "NHWC"\nresize = 4', (4, 2, 3), [1, 0, 0.2]),
-])
+@pytest.mark.parametrize(
+    ("spec", "shape", "pixel"),
+    [
+        ('size = [4, 4]\nlayout = "NHWC"', (4, 4, 3), [1, 0, 0.2]),
+        ('size = [4, 4]\nlayout = "NHWC"\nchannels = "BGR"', (4, 4, 3), [0.2, 0, 1]),
+        ('size = [4, 4]\nlayout = "NHWC"\nscale = 1', (4, 4, 3), [255, 0, 51]),
+        (
+            'size = [4, 4]\nlayout = "NHWC"\nmean = 0.5\nstd = [0.5, 1, 2]',
+            (4, 4, 3),
+            [1, -0.5, -0.15],
+        ),
+        ('size = [4, 2]\nlayout = "NHWC"\nresize = 4', (4, 2, 3), [1, 0, 0.2]),
+    ],
+)
 def test_the_spec_decides_the_pixels(tmp_path, spec, shape, pixel):
     inputs = [TensorInfo("x", "float32", ("N", None, None, 3))]
     batch = next(iter(open_feeds(folder_of(tmp_path, spec), inputs)))
@@ -46,22 +57,27 @@ def test_the_spec_decides_the_pixels(tmp_path, spec, shape, pixel):
 
 def test_grey(tmp_path):
     inputs = [TensorInfo("x", "float32", ("N", 1, 4, 4))]
-    batch = next(iter(open_feeds(folder_of(tmp_path, 'size = [4, 4]\nchannels = "L"'), inputs)))
+    batch = next(
+        iter(open_feeds(folder_of(tmp_path, 'size = [4, 4]\nchannels = "L"'), inputs))
+    )
     assert batch.feeds["x"].shape == (2, 1, 4, 4)
 
 
-@pytest.mark.parametrize(("spec", "place", "problem"), [
-    ("size = [4", "preprocess.toml", "is not TOML"),
-    ("", "preprocess.toml.size", "is missing"),
-    ("size = [4, 4]\nmeen = 1", "preprocess.toml.meen", "no such key"),
-    ("size = [4, 4, 4]", "preprocess.toml.size", "is no size"),
-    ("size = [0, 4]", "preprocess.toml.size", "is no size"),
-    ("size = true", "preprocess.toml.size", "not a number"),
-    ("size = 4\nmean = [1, 2]", "preprocess.toml.mean", "2 numbers"),
-    ("size = 4\nstd = 0", "preprocess.toml.std", "is zero"),
-    ("size = 4\nscale = -1", "preprocess.toml.scale", "not a number of 0 or more"),
-    ('size = 4\nlayout = "CHW"', "preprocess.toml.layout", "'CHW' is not known"),
-])
+@pytest.mark.parametrize(
+    ("spec", "place", "problem"),
+    [
+        ("size = [4", "preprocess.toml", "is not TOML"),
+        ("", "preprocess.toml.size", "is missing"),
+        ("size = [4, 4]\nmeen = 1", "preprocess.toml.meen", "no such key"),
+        ("size = [4, 4, 4]", "preprocess.toml.size", "is no size"),
+        ("size = [0, 4]", "preprocess.toml.size", "is no size"),
+        ("size = true", "preprocess.toml.size", "not a number"),
+        ("size = 4\nmean = [1, 2]", "preprocess.toml.mean", "2 numbers"),
+        ("size = 4\nstd = 0", "preprocess.toml.std", "is zero"),
+        ("size = 4\nscale = -1", "preprocess.toml.scale", "not a number of 0 or more"),
+        ('size = 4\nlayout = "CHW"', "preprocess.toml.layout", "'CHW' is not known"),
+    ],
+)
 def test_faulty_specs(tmp_path, spec, place, problem):
     with pytest.raises(RefusedError) as error:
         open_feeds(folder_of(tmp_path, spec), NCHW)
@@ -83,4 +99,9 @@ def test_a_damaged_image_is_named(tmp_path):
 
 def test_images_feed_one_input(tmp_path):
     with pytest.raises(RefusedError, match="the model has 2 inputs"):
-        list(open_feeds(folder_of(tmp_path, "size = 4"), [*NCHW, TensorInfo("y", "float32", ("N",))]))
+        list(
+            open_feeds(
+                folder_of(tmp_path, "size = 4"),
+                [*NCHW, TensorInfo("y", "float32", ("N",))],
+            )
+        )

@@ -5,7 +5,9 @@ from onnx_opt.runtime.feeds import open_feeds
 from onnx_opt.runtime.metrics import METRIC_NAMES, evaluate, metric_named
 from onnx_opt.runtime.session import open_session
 
-SCORES = np.array([[3, 1, 2, 0, 0, 0, 0], [1, 5, 0, 0, 0, 0, 0], [0, 0, 0, 0, 0, 0, 9]], np.float32)
+SCORES = np.array(
+    [[3, 1, 2, 0, 0, 0, 0], [1, 5, 0, 0, 0, 0, 0], [0, 0, 0, 0, 0, 0, 9]], np.float32
+)
 
 
 def score(name, outputs, labels):
@@ -15,8 +17,12 @@ def score(name, outputs, labels):
 def test_top1_and_top5():
     labels = np.array([0, 0, 5])
     assert score("top1", [SCORES], [labels]) == pytest.approx(1 / 3)
-    assert score("top5", [SCORES], [labels]) == pytest.approx(2 / 3)  # ties go by index: class 5 is sixth
-    assert score("top1", [SCORES[:1], SCORES[1:]], [labels[:1], labels[1:]]) == pytest.approx(1 / 3)
+    assert score("top5", [SCORES], [labels]) == pytest.approx(
+        2 / 3
+    )  # ties go by index: class 5 is sixth
+    assert score(
+        "top1", [SCORES[:1], SCORES[1:]], [labels[:1], labels[1:]]
+    ) == pytest.approx(1 / 3)
 
 
 def test_top1_of_token_scores():
@@ -24,16 +30,26 @@ def test_top1_of_token_scores():
 
 
 def test_spearman_shares_ranks_between_ties():
-    assert score("spearman", [np.array([1.0, 2, 3]), np.array([4.0])], [[1, 2, 3], [9]]) == pytest.approx(1)
-    assert score("spearman", [np.array([[3.0], [2], [1]])], [[1, 2, 3]]) == pytest.approx(-1)
+    assert score(
+        "spearman", [np.array([1.0, 2, 3]), np.array([4.0])], [[1, 2, 3], [9]]
+    ) == pytest.approx(1)
+    assert score(
+        "spearman", [np.array([[3.0], [2], [1]])], [[1, 2, 3]]
+    ) == pytest.approx(-1)
     # ranks 1 2.5 2.5 4 against 1 2 3 4: covariance 4.5, variances 4.5 and 5
-    assert score("spearman", [np.array([1.0, 2, 2, 3])], [[1, 2, 3, 4]]) == pytest.approx(4.5 / np.sqrt(4.5 * 5))
+    assert score(
+        "spearman", [np.array([1.0, 2, 2, 3])], [[1, 2, 3, 4]]
+    ) == pytest.approx(4.5 / np.sqrt(4.5 * 5))
 
 
 def test_perplexity_of_a_uniform_guess_is_the_number_of_classes():
     labels = np.array([[3, -100, 1]])
-    assert score("perplexity", [np.zeros((1, 3, 8), np.float32)], [labels]) == pytest.approx(8)
-    assert score("perplexity", [np.full((1, 3, 8), 3e4, np.float32)], [labels]) == pytest.approx(8)
+    assert score(
+        "perplexity", [np.zeros((1, 3, 8), np.float32)], [labels]
+    ) == pytest.approx(8)
+    assert score(
+        "perplexity", [np.full((1, 3, 8), 3e4, np.float32)], [labels]
+    ) == pytest.approx(8)
     assert not metric_named("perplexity").higher_is_better
 
 
@@ -57,11 +73,16 @@ def code(tmp_path):
 def test_user_functions_get_two_lists(code):
     metric = metric_named(f"{code}:mean_gap")
     assert metric.name == f"{code}:mean_gap"
-    assert metric(iter([[np.ones(2)], [np.zeros(2)]]), iter([np.zeros(2), np.zeros(2)])) == 0.5
+    assert (
+        metric(iter([[np.ones(2)], [np.zeros(2)]]), iter([np.zeros(2), np.zeros(2)]))
+        == 0.5
+    )
 
 
 def test_an_error_of_a_user_function_names_file_and_line(code):
-    with pytest.raises(RefusedError, match=r"IndexError: list index out of range at .*mymetric\.py:7"):
+    with pytest.raises(
+        RefusedError, match=r"IndexError: list index out of range at .*mymetric\.py:7"
+    ):
         metric_named(f"{code}:fails")([[np.ones(2)]], [np.zeros(2)])
 
 
@@ -73,18 +94,21 @@ def test_unknown_metrics_get_the_nearest():
     assert METRIC_NAMES == ("top1", "top5", "spearman", "perplexity")
 
 
-@pytest.mark.parametrize(("name", "output", "labels", "problem"), [
-    ("top1", np.zeros(3, np.float32), [0, 1, 2], "class scores are (B, C)"),
-    ("top1", np.zeros((3, 1), np.float32), [0, 0, 0], "class scores are (B, C)"),
-    ("top1", SCORES, [0, 1], "the output needs integers [3]"),
-    ("top1", SCORES, [0.5, 1, 2], "labels are float64"),
-    ("top1", SCORES, [0, 1, 7], "label 7 is outside 0 … 6"),
-    ("top1", SCORES, [0, 1, -100], "label -100 is outside"),
-    ("perplexity", SCORES, [0, 1, 9], "label 9 is outside"),
-    ("perplexity", SCORES, [-100] * 3, "nothing to score"),
-    ("spearman", SCORES, [0, 1, 2], "shape [3, 7] for 3 labels"),
-    ("spearman", np.ones(3), [0, 1, 2], "is undefined"),
-])
+@pytest.mark.parametrize(
+    ("name", "output", "labels", "problem"),
+    [
+        ("top1", np.zeros(3, np.float32), [0, 1, 2], "class scores are (B, C)"),
+        ("top1", np.zeros((3, 1), np.float32), [0, 0, 0], "class scores are (B, C)"),
+        ("top1", SCORES, [0, 1], "the output needs integers [3]"),
+        ("top1", SCORES, [0.5, 1, 2], "labels are float64"),
+        ("top1", SCORES, [0, 1, 7], "label 7 is outside 0 … 6"),
+        ("top1", SCORES, [0, 1, -100], "label -100 is outside"),
+        ("perplexity", SCORES, [0, 1, 9], "label 9 is outside"),
+        ("perplexity", SCORES, [-100] * 3, "nothing to score"),
+        ("spearman", SCORES, [0, 1, 2], "shape [3, 7] for 3 labels"),
+        ("spearman", np.ones(3), [0, 1, 2], "is undefined"),
+    ],
+)
 def test_what_does_not_fit_a_metric(name, output, labels, problem):
     with pytest.raises(RefusedError) as error:
         score(name, [output], [labels])
@@ -108,7 +132,9 @@ def test_evaluate_runs_the_model_batch_by_batch(worker, write):
     session = open_session(worker, write(IDENTITY))
     data = {"x": np.eye(3, dtype=np.float32), "labels": np.array([0, 1, 0])}
     feeds, steps = open_feeds(data, session.inputs), []
-    assert evaluate(session, feeds, metric_named("top1"), steps.append) == pytest.approx(2 / 3)
+    assert evaluate(
+        session, feeds, metric_named("top1"), steps.append
+    ) == pytest.approx(2 / 3)
     assert steps == [1]
 
 

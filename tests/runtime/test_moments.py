@@ -7,9 +7,25 @@ from onnx_opt.runtime.moments import MomentObserver, patches
 RANDOM = np.random.default_rng(0)
 
 
-def request(kind, axis=-1, kernel=(), groups=1, strides=(1, 1), pads=(0, 0, 0, 0), dilations=(1, 1)):
-    return {"tensor": "x", "kind": kind, "axis": axis, "kernel": kernel, "strides": strides, "pads": pads,
-            "dilations": dilations, "groups": groups}
+def request(
+    kind,
+    axis=-1,
+    kernel=(),
+    groups=1,
+    strides=(1, 1),
+    pads=(0, 0, 0, 0),
+    dilations=(1, 1),
+):
+    return {
+        "tensor": "x",
+        "kind": kind,
+        "axis": axis,
+        "kernel": kernel,
+        "strides": strides,
+        "pads": pads,
+        "dilations": dilations,
+        "groups": groups,
+    }
 
 
 def seen(wanted, *arrays):
@@ -27,7 +43,9 @@ def test_maxima_and_means_of_channels():
 
 def test_channels_of_an_inner_axis():
     x = RANDOM.normal(size=(2, 3, 4, 5))
-    np.testing.assert_allclose(seen(request("absmax", 1), x).value(), np.abs(x).max(axis=(0, 2, 3)), rtol=1e-6)
+    np.testing.assert_allclose(
+        seen(request("absmax", 1), x).value(), np.abs(x).max(axis=(0, 2, 3)), rtol=1e-6
+    )
 
 
 def test_gram_holds_products_mean_and_one():
@@ -38,28 +56,48 @@ def test_gram_holds_products_mean_and_one():
     np.testing.assert_allclose(got[0], z.T @ z / 40, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize(("groups", "strides", "pads", "dilations"), [
-    (1, (1, 1), (0, 0, 0, 0), (1, 1)),
-    (1, (2, 1), (1, 1, 0, 2), (1, 1)),
-    (2, (1, 2), (2, 1, 2, 1), (2, 1)),
-    (4, (1, 1), (1, 1, 1, 1), (1, 1)),
-])
+@pytest.mark.parametrize(
+    ("groups", "strides", "pads", "dilations"),
+    [
+        (1, (1, 1), (0, 0, 0, 0), (1, 1)),
+        (1, (2, 1), (1, 1, 0, 2), (1, 1)),
+        (2, (1, 2), (2, 1, 2, 1), (2, 1)),
+        (4, (1, 1), (1, 1, 1, 1), (1, 1)),
+    ],
+)
 def test_patches_are_what_a_convolution_multiplies(groups, strides, pads, dilations):
     import onnx
     import onnxruntime
 
     x = RANDOM.normal(size=(2, 4, 6, 7)).astype(np.float32)
     w = RANDOM.normal(size=(8, 4 // groups, 3, 2)).astype(np.float32)
-    node = onnx.helper.make_node("Conv", ["x", "w"], ["y"], group=groups, strides=strides, pads=pads,
-                                 dilations=dilations)
+    node = onnx.helper.make_node(
+        "Conv",
+        ["x", "w"],
+        ["y"],
+        group=groups,
+        strides=strides,
+        pads=pads,
+        dilations=dilations,
+    )
     infos = [onnx.helper.make_tensor_value_info(n, 1, None) for n in ("x", "w", "y")]
     graph = onnx.helper.make_graph([node], "conv", infos[:2], infos[2:])
-    model = onnx.helper.make_model(graph, ir_version=10, opset_imports=[onnx.helper.make_opsetid("", 21)])
-    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    model = onnx.helper.make_model(
+        graph, ir_version=10, opset_imports=[onnx.helper.make_opsetid("", 21)]
+    )
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), providers=["CPUExecutionProvider"]
+    )
     want = session.run(None, {"x": x, "w": w})[0]
     rows = patches(x, request("gram", 1, (3, 2), groups, strides, pads, dilations))
-    got = rows @ w.reshape(groups, 8 // groups, -1).transpose(0, 2, 1)  # (groups, N * places, M / groups)
-    got = got.reshape(groups, 2, -1, 8 // groups).transpose(1, 0, 3, 2).reshape(want.shape)
+    got = rows @ w.reshape(groups, 8 // groups, -1).transpose(
+        0, 2, 1
+    )  # (groups, N * places, M / groups)
+    got = (
+        got.reshape(groups, 2, -1, 8 // groups)
+        .transpose(1, 0, 3, 2)
+        .reshape(want.shape)
+    )
     np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
 
 
@@ -72,10 +110,16 @@ def test_few_positions_of_a_large_image_always_the_same_ones(monkeypatch):
     np.testing.assert_array_equal(rows[:, :20], patches(x[:1], wanted))
 
 
-@pytest.mark.parametrize("wanted", [
-    request("absmax", 1), request("mean", 1), request("gram", 1), request("gram", 1, (3, 3)),
-    request("mean", 1, (3, 3), 2),
-])
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        request("absmax", 1),
+        request("mean", 1),
+        request("gram", 1),
+        request("gram", 1, (3, 3)),
+        request("mean", 1, (3, 3), 2),
+    ],
+)
 def test_shards_merge_to_the_same_moment(wanted):
     x = RANDOM.normal(size=(6, 2, 5, 5))
     whole, first, second = seen(wanted, x), seen(wanted, x[:2]), seen(wanted, x[2:])
@@ -99,11 +143,19 @@ def test_nan_and_infinity_name_the_tensor(bad):
 
 
 def test_a_regression_has_the_products_with_its_target_behind_the_gram_matrix():
-    x, y = RANDOM.normal(size=(30, 3)).astype(np.float32), RANDOM.normal(size=(30, 2)).astype(np.float32)
+    x, y = (
+        RANDOM.normal(size=(30, 3)).astype(np.float32),
+        RANDOM.normal(size=(30, 2)).astype(np.float32),
+    )
     observer = MomentObserver("x", request("regression"))
     observer.update(x, y)
     z = np.concatenate([x, np.ones((30, 1))], axis=1)
-    np.testing.assert_allclose(observer.value(), [z.T @ np.concatenate([z, y], axis=1) / 30], rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(
+        observer.value(),
+        [z.T @ np.concatenate([z, y], axis=1) / 30],
+        rtol=1e-4,
+        atol=1e-6,
+    )
 
 
 def test_halves_are_multiplied_in_single_precision():

@@ -43,19 +43,30 @@ pair (float[2] x) => (seq(float[2]) s)
 
 def test_describes_the_interface_and_runs(worker, write):
     session = open_session(worker, write(LINEAR))
-    assert session.inputs == [TensorInfo("x", "float32", ("N", 4)), TensorInfo("unused", "int64", (2,))]
+    assert session.inputs == [
+        TensorInfo("x", "float32", ("N", 4)),
+        TensorInfo("unused", "int64", (2,)),
+    ]
     assert session.outputs == [TensorInfo("y", "float32", ("N", 2))]
-    got = session.run({"x": np.array([[1, 2, 3, 4]], np.float32), "unused": np.zeros(2, np.int64)})
+    got = session.run(
+        {"x": np.array([[1, 2, 3, 4]], np.float32), "unused": np.zeros(2, np.int64)}
+    )
     np.testing.assert_array_equal(got["y"], [[1, 2]])
 
 
 def test_counts_the_ops_of_the_optimized_graph_with_subgraphs(worker, write):
-    assert open_session(worker, write(BRANCHES)).optimized_ops() == {"If": 1, "Abs": 1, "Neg": 1}
+    assert open_session(worker, write(BRANCHES)).optimized_ops() == {
+        "If": 1,
+        "Abs": 1,
+        "Neg": 1,
+    }
 
 
 def test_without_optimization_the_graph_stays(worker, write):
     session = open_session(worker, write(LINEAR), optimize=False, threads=1)
-    assert session.run({"x": np.ones((1, 4), np.float32), "unused": np.zeros(2, np.int64)})["y"].tolist() == [[1, 1]]
+    assert session.run(
+        {"x": np.ones((1, 4), np.float32), "unused": np.zeros(2, np.int64)}
+    )["y"].tolist() == [[1, 1]]
 
 
 def test_bfloat16_goes_in_and_comes_out(worker, write):
@@ -71,13 +82,18 @@ def test_sequences_are_flattened(worker, write):
     session = open_session(worker, write(SEQUENCE))
     got = session.run({"x": np.array([1, 2], np.float32)})
     assert not session.outputs[0].is_tensor
-    assert {name: value.tolist() for name, value in got.items()} == {"s[0]": [1, 2], "s[1]": [-1, -2]}
+    assert {name: value.tolist() for name, value in got.items()} == {
+        "s[0]": [1, 2],
+        "s[1]": [-1, -2],
+    }
 
 
 def test_what_cannot_be_loaded_is_refused(worker, tmp_path):
     path = tmp_path / "bad.onnx"
     path.write_bytes(b"hello")
-    with pytest.raises(RefusedError, match=r"^bad\.onnx: ONNX Runtime cannot load it: .*[Pp]rotobuf"):
+    with pytest.raises(
+        RefusedError, match=r"^bad\.onnx: ONNX Runtime cannot load it: .*[Pp]rotobuf"
+    ):
         open_session(worker, path)
     with pytest.raises(RefusedError, match=r"none\.onnx"):
         open_session(worker, tmp_path / "none.onnx")
@@ -85,7 +101,9 @@ def test_what_cannot_be_loaded_is_refused(worker, tmp_path):
 
 def test_a_failing_run_names_the_model_and_the_cause(worker, write):
     session = open_session(worker, write(LINEAR))
-    with pytest.raises(RemoteError, match=r"^model\.onnx: ONNX Runtime fails to run it: .*x"):
+    with pytest.raises(
+        RemoteError, match=r"^model\.onnx: ONNX Runtime fails to run it: .*x"
+    ):
         session.run({"x": np.ones((1, 5), np.float32), "unused": np.zeros(2, np.int64)})
 
 
@@ -111,7 +129,9 @@ def test_a_missing_provider_says_how_to_install_it(worker, write, provider):
 def test_unknown_names_get_the_nearest():
     with pytest.raises(UsageError, match="did you mean 'tensorrt'"):
         provider_named("tensorrrt")
-    with pytest.raises(UsageError, match="choose one of cpu, cpu-vnni, arm64, cuda, tensorrt, generic"):
+    with pytest.raises(
+        UsageError, match="choose one of cpu, cpu-vnni, arm64, cuda, tensorrt, generic"
+    ):
         target_named("xyz")
 
 
@@ -121,7 +141,13 @@ def test_every_target_has_a_provider():
 
 
 def test_threads_that_do_not_spin_compute_the_same(worker, write):
-    path, feeds = write(LINEAR), {"x": np.arange(8, dtype=np.float32).reshape(2, 4), "unused": np.zeros(2, np.int64)}
+    path, feeds = (
+        write(LINEAR),
+        {
+            "x": np.arange(8, dtype=np.float32).reshape(2, 4),
+            "unused": np.zeros(2, np.int64),
+        },
+    )
     spinning, calm = open_session(worker, path), open_session(worker, path, spin=False)
     np.testing.assert_array_equal(calm.run(feeds)["y"], spinning.run(feeds)["y"])
     assert worker.call("run", calm.handle(), feeds)["y"].shape == (2, 2)

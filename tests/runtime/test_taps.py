@@ -31,7 +31,20 @@ net (float[N, 4] x, int64[N, 4] n) => (float[N, 4] y)
     y = ReduceMax (relu)
 }
 """
-NAMES = ["x", "h", "relu", "clip", "off_zero", "open", "unknown", "moved", "again", "input", "y", "k"]
+NAMES = [
+    "x",
+    "h",
+    "relu",
+    "clip",
+    "off_zero",
+    "open",
+    "unknown",
+    "moved",
+    "again",
+    "input",
+    "y",
+    "k",
+]
 
 
 def model_of(text: str) -> ir.Model:
@@ -43,13 +56,16 @@ def test_what_does_not_follow_from_another_is_looked_at(name):
     assert planned_taps(model_of(NET), NAMES)[name] is None
 
 
-@pytest.mark.parametrize(("name", "tap"), [
-    ("relu", Tap("h", 0, math.inf)),
-    ("clip", Tap("h", 0, 6)),
-    ("open", Tap("h", -math.inf, math.inf)),
-    ("moved", Tap("h", -math.inf, math.inf)),
-    ("input", Tap("x", 0, math.inf)),
-])
+@pytest.mark.parametrize(
+    ("name", "tap"),
+    [
+        ("relu", Tap("h", 0, math.inf)),
+        ("clip", Tap("h", 0, 6)),
+        ("open", Tap("h", -math.inf, math.inf)),
+        ("moved", Tap("h", -math.inf, math.inf)),
+        ("input", Tap("x", 0, math.inf)),
+    ],
+)
 def test_what_clips_or_moves_an_observed_tensor_follows_from_it(name, tap):
     assert planned_taps(model_of(NET), NAMES)[name] == tap
 
@@ -69,7 +85,9 @@ def test_bounds_of_old_models_are_attributes():
 
 def test_only_named_floats_become_outputs_and_the_model_stays():
     model = model_of(NET)
-    next(node for node in model.graph if node.outputs[0].name == "integers").outputs[0].dtype = ir.DataType.INT64
+    next(node for node in model.graph if node.outputs[0].name == "integers").outputs[
+        0
+    ].dtype = ir.DataType.INT64
     tapped = with_taps(model, ["h", "y", "integers"])
     assert [value.name for value in tapped.graph.outputs] == ["y", "h"]
     assert [value.name for value in model.graph.outputs] == ["y"]
@@ -101,11 +119,20 @@ def test_ranges_are_those_of_every_tensor_looked_at(worker, method, monkeypatch)
     names = ["x", "k", "h", "r", "c", "f", "y"]
 
     def ranges():
-        run = RunContext(worker, open_feeds({"x": x}, inputs), "cpu", 0, lambda model, path: ir.save(model, path))
+        run = RunContext(
+            worker,
+            open_feeds({"x": x}, inputs),
+            "cpu",
+            0,
+            lambda model, path: ir.save(model, path),
+        )
         return run.activation_ranges(model_of(SMALL), names, method, 99.0, 150)
 
     found = ranges()
-    monkeypatch.setattr("onnx_opt.runtime.context.planned_taps", lambda model, names: dict.fromkeys(names))
+    monkeypatch.setattr(
+        "onnx_opt.runtime.context.planned_taps",
+        lambda model, names: dict.fromkeys(names),
+    )
     monkeypatch.setattr("onnx_opt.runtime.context.constant_names", lambda model: set())
     assert found == ranges()
     assert found["k"] == (0, 0.5)

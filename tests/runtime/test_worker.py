@@ -23,7 +23,12 @@ fill (int64[N] shape) => (float[M] y)
 
 def test_frames_carry_arrays_of_every_layout():
     read, write = os.pipe()
-    message = {"a": np.arange(6.0).reshape(2, 3).T, "b": np.array(["x", "é"]), "c": np.zeros((0, 3), np.int8), "d": 7}
+    message = {
+        "a": np.arange(6.0).reshape(2, 3).T,
+        "b": np.array(["x", "é"]),
+        "c": np.zeros((0, 3), np.int8),
+        "d": 7,
+    }
     with os.fdopen(read, "rb") as reader, os.fdopen(write, "wb") as writer:
         ipc.send(writer, message)
         got = ipc.receive(reader)
@@ -83,7 +88,9 @@ def test_a_session_is_opened_again_after_the_child_died(write):
         session = open_session(worker, write(FILL))
         with pytest.raises(WorkerDied):
             worker.call("abort")
-        np.testing.assert_array_equal(session.run({"shape": np.array([3])})["y"], np.ones(3, np.float32))
+        np.testing.assert_array_equal(
+            session.run({"shape": np.array([3])})["y"], np.ones(3, np.float32)
+        )
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="address-space limits")
@@ -97,7 +104,15 @@ def test_memory_limit_is_an_error_of_its_own(write):
 
 def test_errors_of_the_child_come_back_as_they_were_raised(worker):
     with pytest.raises(RefusedError, match="provider cuda"):
-        worker.call("open_session", "m.onnx", "cuda", [("NoSuchProvider", {})], "install it", 0, True)
+        worker.call(
+            "open_session",
+            "m.onnx",
+            "cuda",
+            [("NoSuchProvider", {})],
+            "install it",
+            0,
+            True,
+        )
     with pytest.raises(RemoteError) as error:
         worker.call("close_session")
     assert error.value.kind == "TypeError"
@@ -154,7 +169,9 @@ def _runs(pid: int) -> bool:
 
 def test_workers_are_independent():
     with Worker(timeout=30) as one, Worker(timeout=30) as two:
-        threads = [threading.Thread(target=w.call, args=("sleep", 0.1)) for w in (one, two)]
+        threads = [
+            threading.Thread(target=w.call, args=("sleep", 0.1)) for w in (one, two)
+        ]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -163,16 +180,26 @@ def test_workers_are_independent():
         assert two.call("sleep", 0) is None
 
 
-@pytest.mark.parametrize(("message", "short"), [
-    ("[ONNXRuntimeError] : 7 : INVALID_PROTOBUF : Load model from x failed:Protobuf parsing failed.",
-     "Load model from x failed:Protobuf parsing failed."),
-    ("[ONNXRuntimeError] : 1 : FAIL : Non-zero status code returned while running If node. Name:'if' Status Message: "
-     "Non-zero status code returned while running Pad node. Name:'pad' Status Message: too short",
-     "Pad node 'pad': too short"),
-    ("first\nsecond", "first"),
-    ("/x/onnxruntime_src/core/a.cc:1 bad", "bad"),
-    ("", ""),
-])
+@pytest.mark.parametrize(
+    ("message", "short"),
+    [
+        (
+            "[ONNXRuntimeError] : 7 : INVALID_PROTOBUF : Load model from x "
+            "failed:Protobuf parsing failed.",
+            "Load model from x failed:Protobuf parsing failed.",
+        ),
+        (
+            "[ONNXRuntimeError] : 1 : FAIL : Non-zero status code returned while "
+            "running If node. Name:'if' Status Message: "
+            "Non-zero status code returned while running Pad node. Name:'pad' Status "
+            "Message: too short",
+            "Pad node 'pad': too short",
+        ),
+        ("first\nsecond", "first"),
+        ("/x/onnxruntime_src/core/a.cc:1 bad", "bad"),
+        ("", ""),
+    ],
+)
 def test_messages_are_one_short_line(message, short):
     assert child_module.shortened(message) == short
 

@@ -43,14 +43,20 @@ def note(m):
     m.metadata_props["author"] = "someone"
 
 
-@pytest.mark.parametrize(("change", "difference"), [
-    (rename, "output 'y: FLOAT [batch, 4]' became 'z: FLOAT [batch, 4]'"),
-    (freeze, "input 'x: FLOAT [batch, 8]' became 'x: FLOAT [1, 8]'"),
-    (retype, "input 'x: FLOAT [batch, 8]' became 'x: DOUBLE [batch, 8]'"),
-    (drop, "1 inputs became 0"),
-    (default, "input 'x: FLOAT [batch, 8]' became 'x: FLOAT [batch, 8] with a default'"),
-    (note, "metadata changed: author"),
-])
+@pytest.mark.parametrize(
+    ("change", "difference"),
+    [
+        (rename, "output 'y: FLOAT [batch, 4]' became 'z: FLOAT [batch, 4]'"),
+        (freeze, "input 'x: FLOAT [batch, 8]' became 'x: FLOAT [1, 8]'"),
+        (retype, "input 'x: FLOAT [batch, 8]' became 'x: DOUBLE [batch, 8]'"),
+        (drop, "1 inputs became 0"),
+        (
+            default,
+            "input 'x: FLOAT [batch, 8]' became 'x: FLOAT [batch, 8] with a default'",
+        ),
+        (note, "metadata changed: author"),
+    ],
+)
 def test_every_change_of_the_interface_is_named(change, difference):
     original = model(MLP)
     changed = original.clone()
@@ -88,12 +94,16 @@ def test_a_wrong_declared_shape_fails_strict_inference():
 
 def test_expected_size_is_that_of_the_written_file():
     original = model(CNN)
-    assert expected_bytes(original) == pytest.approx(ir.to_proto(original).ByteSize(), rel=0.03)
+    assert expected_bytes(original) == pytest.approx(
+        ir.to_proto(original).ByteSize(), rel=0.03
+    )
 
 
 def test_inputs_are_listed_as_a_session_lists_them():
     assert [(i.name, i.dtype, i.shape) for i in input_infos(model(IF))] == [
-        ("flag", "bool", ()), ("x", "float32", ("batch", 4))]
+        ("flag", "bool", ()),
+        ("x", "float32", ("batch", 4)),
+    ]
     overridable = model(MLP)
     default(overridable)
     assert input_infos(overridable) == []

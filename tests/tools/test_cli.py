@@ -35,8 +35,13 @@ def bare(code: str) -> subprocess.CompletedProcess:
     """Run Python code in a fresh process in which `onnx_opt` can be imported."""
     tests = Path(__file__).resolve().parents[1]
     environment = {**os.environ, "PYTHONPATH": str(tests), "ONNX_OPT_DEBUG": ""}
-    return subprocess.run([sys.executable, "-c", f"import conftest\n{code}"], env=environment, capture_output=True,
-                          text=True, check=False)
+    return subprocess.run(
+        [sys.executable, "-c", f"import conftest\n{code}"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
 
 
 @pytest.fixture
@@ -57,22 +62,32 @@ def cnn(tmp_path):
 def labelled(tmp_path):
     path = tmp_path / "labelled.npz"
     random = np.random.default_rng(0)
-    np.savez(path, x=random.standard_normal((24, 8)).astype(np.float32), labels=random.integers(0, 4, 24))
+    np.savez(
+        path,
+        x=random.standard_normal((24, 8)).astype(np.float32),
+        labels=random.integers(0, 4, 24),
+    )
     return path
 
 
 # starting
 
+
 def test_importing_the_command_line_imports_nothing_heavy():
-    done = bare("import sys, onnx_opt.tools.cli as c\n"
-                "for name in c.COMMANDS: c.main.get_command(None, name)\n"
-                f"print(sorted(set({HEAVY!r}) & set(sys.modules)))")
+    done = bare(
+        "import sys, onnx_opt.tools.cli as c\n"
+        "for name in c.COMMANDS: c.main.get_command(None, name)\n"
+        f"print(sorted(set({HEAVY!r}) & set(sys.modules)))"
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout == "[]\n"
 
 
 def test_help_answers_in_under_300_ms():
-    code = "import sys; sys.argv = ['onnx-opt', '--help']; from onnx_opt.tools.cli import main; main()"
+    code = (
+        "import sys; sys.argv = ['onnx-opt', '--help']; from onnx_opt.tools.cli import "
+        "main; main()"
+    )
 
     def seconds(text):
         start = time.perf_counter()
@@ -98,6 +113,7 @@ def test_every_command_has_help_and_json(command):
 
 # words
 
+
 def test_a_model_without_a_command_is_optimized(mlp, tmp_path):
     done = invoke(mlp, "--passes", "prune", "--no-bench")
     assert done.exit_code == 0, done.output
@@ -106,12 +122,15 @@ def test_a_model_without_a_command_is_optimized(mlp, tmp_path):
     assert provenance(load(tmp_path / "mlp.opt.onnx"))["passes"] == "prune"
 
 
-@pytest.mark.parametrize("order", [
-    ("-p", "prune", "--no-bench", "MODEL", "-o", "OUT"),
-    ("run", "MODEL", "-o", "OUT", "-p", "prune", "--no-bench"),
-    ("--json", "run", "MODEL", "-o", "OUT", "-p", "prune", "--no-bench"),
-    ("--json", "MODEL", "-o", "OUT", "-p", "prune", "--no-bench"),
-])
+@pytest.mark.parametrize(
+    "order",
+    [
+        ("-p", "prune", "--no-bench", "MODEL", "-o", "OUT"),
+        ("run", "MODEL", "-o", "OUT", "-p", "prune", "--no-bench"),
+        ("--json", "run", "MODEL", "-o", "OUT", "-p", "prune", "--no-bench"),
+        ("--json", "MODEL", "-o", "OUT", "-p", "prune", "--no-bench"),
+    ],
+)
 def test_options_may_come_first(mlp, tmp_path, order):
     out = tmp_path / "out.onnx"
     done = invoke(*[{"MODEL": mlp, "OUT": out}.get(word, word) for word in order])
@@ -120,15 +139,25 @@ def test_options_may_come_first(mlp, tmp_path, order):
 
 
 def test_passes_repeat_and_join(mlp, tmp_path):
-    done = invoke(mlp, "-p", "remove-unused", "-p", "prune:sparsity=0.25", "--json", "--no-bench")
-    assert [p["text"] for p in json.loads(done.stdout)["passes"]] == ["remove-unused", "prune(sparsity=0.25)"]
+    done = invoke(
+        mlp, "-p", "remove-unused", "-p", "prune:sparsity=0.25", "--json", "--no-bench"
+    )
+    assert [p["text"] for p in json.loads(done.stdout)["passes"]] == [
+        "remove-unused",
+        "prune(sparsity=0.25)",
+    ]
 
 
 def test_passes_come_from_a_recipe(mlp, tmp_path):
     recipe = tmp_path / "recipe.txt"
-    recipe.write_text("# two steps\nremove-unused,\nprune(sparsity=0.25)\n", encoding="utf-8")
+    recipe.write_text(
+        "# two steps\nremove-unused,\nprune(sparsity=0.25)\n", encoding="utf-8"
+    )
     done = invoke(mlp, "-p", f"@{recipe}", "--json", "--no-bench")
-    assert json.loads(done.stdout)["model"]["passes"] == "remove-unused, prune(sparsity=0.25)"
+    assert (
+        json.loads(done.stdout)["model"]["passes"]
+        == "remove-unused, prune(sparsity=0.25)"
+    )
 
 
 def test_dry_run_writes_nothing(mlp, tmp_path):
@@ -142,52 +171,119 @@ def test_dry_run_writes_nothing(mlp, tmp_path):
 
 # JSON
 
+
 def test_json_is_one_object_and_nothing_else(mlp):
     done = invoke(mlp, "-p", "prune", "--json", "--no-bench")
     assert done.stderr == ""
     assert set(json.loads(done.stdout)) == {
-        "model", "input", "output", "passes", "metric", "drift_on", "requires", "hardware", "warnings", "output_path"}
+        "model",
+        "input",
+        "output",
+        "passes",
+        "metric",
+        "drift_on",
+        "requires",
+        "hardware",
+        "warnings",
+        "output_path",
+    }
 
 
 def test_passes_json_describes_every_pass():
     listed = json.loads(invoke("passes", "--json").stdout)["passes"]
     assert [item["pass"] for item in listed] == pass_names()
-    options = {o["name"]: o for p in listed if p["pass"] == "prune" for o in p["options"]}
+    options = {
+        o["name"]: o for p in listed if p["pass"] == "prune" for o in p["options"]
+    }
     assert (options["sparsity"]["default"], options["sparsity"]["low"]) == (0.5, 0.0)
 
 
 def test_finite_replaces_what_json_lacks():
-    assert finite({"a": [np.float32(1.5), float("inf")], 2: (np.int64(3), float("nan"), "x")}) == {
-        "a": [1.5, None], "2": [3, None, "x"]}
+    assert finite(
+        {"a": [np.float32(1.5), float("inf")], 2: (np.int64(3), float("nan"), "x")}
+    ) == {"a": [1.5, None], "2": [3, None, "x"]}
 
 
 # errors
 
-@pytest.mark.parametrize(("words", "code", "lines"), [
-    (("inspct",), 2, ["error: usage: 'inspct' is neither a command nor a file; did you mean 'inspect'?",
-                      "  fix: see onnx-opt --help"]),
-    (("MODEL", "--pases", "prune"), 2, ["error: --pases: no such option", "  fix: did you mean '--passes'?"]),
-    (("MODEL", "-p", "prun"), 2, ["error: passes: prun: no such pass", "  fix: did you mean 'prune'?"]),
-    (("MODEL", "-p", "prune(sparsity=1.5)"), 2, [
-        "error: prune.sparsity: 1.5 is outside [0.0, 0.99]",
-        "  fix: choose a value in [0.0, 0.99]; the default is 0.5"]),
-    (("MODEL", "-p", "prune(sparsity=0.5"), 2, [
-        "error: --passes: column 19: expected ',' or ')' in 'prune(sparsity=0.5'", "  fix: close the parenthesis"]),
-    (("MODEL", "--target", "gpu"), 2, [
-        "error: --target: 'gpu' is not one of 'cpu', 'cpu-vnni', 'arm64', 'cuda', 'tensorrt', 'generic'",
-        "  fix: choose one of cpu, cpu-vnni, arm64, cuda, tensorrt, generic"]),
-    (("passes", "quantt"), 2, ["error: passes: quantt: no such pass", "  fix: did you mean 'quant'?"]),
-    (("eval", "MODEL", "--metric", "top1"), 2, ["error: --data: is missing", "  fix: see onnx-opt eval --help"]),
-    (("MODEL", "-o", "MODEL", "-p", "prune"), 2, None),
-    (("gone.onnx",), 3, None),
-    (("inspect", "gone.onnx"), 3, None),
-    (("verify", "MODEL", "gone.onnx"), 3, None),
-    (("bench", "gone.onnx"), 3, None),
-    (("MODEL", "-p", "prune(sparsity=0.9)", "--min-sqnr", "90", "--no-bench"), 4, None),
-])
-def test_errors_are_two_lines_with_the_right_exit_code(mlp, tmp_path, words, code, lines):
+
+@pytest.mark.parametrize(
+    ("words", "code", "lines"),
+    [
+        (
+            ("inspct",),
+            2,
+            [
+                "error: usage: 'inspct' is neither a command nor a file; did you mean 'inspect'?",
+                "  fix: see onnx-opt --help",
+            ],
+        ),
+        (
+            ("MODEL", "--pases", "prune"),
+            2,
+            ["error: --pases: no such option", "  fix: did you mean '--passes'?"],
+        ),
+        (
+            ("MODEL", "-p", "prun"),
+            2,
+            ["error: passes: prun: no such pass", "  fix: did you mean 'prune'?"],
+        ),
+        (
+            ("MODEL", "-p", "prune(sparsity=1.5)"),
+            2,
+            [
+                "error: prune.sparsity: 1.5 is outside [0.0, 0.99]",
+                "  fix: choose a value in [0.0, 0.99]; the default is 0.5",
+            ],
+        ),
+        (
+            ("MODEL", "-p", "prune(sparsity=0.5"),
+            2,
+            [
+                "error: --passes: column 19: expected ',' or ')' in 'prune(sparsity=0.5'",
+                "  fix: close the parenthesis",
+            ],
+        ),
+        (
+            ("MODEL", "--target", "gpu"),
+            2,
+            [
+                "error: --target: 'gpu' is not one of 'cpu', 'cpu-vnni', 'arm64', "
+                "'cuda', 'tensorrt', 'generic'",
+                "  fix: choose one of cpu, cpu-vnni, arm64, cuda, tensorrt, generic",
+            ],
+        ),
+        (
+            ("passes", "quantt"),
+            2,
+            ["error: passes: quantt: no such pass", "  fix: did you mean 'quant'?"],
+        ),
+        (
+            ("eval", "MODEL", "--metric", "top1"),
+            2,
+            ["error: --data: is missing", "  fix: see onnx-opt eval --help"],
+        ),
+        (("MODEL", "-o", "MODEL", "-p", "prune"), 2, None),
+        (("gone.onnx",), 3, None),
+        (("inspect", "gone.onnx"), 3, None),
+        (("verify", "MODEL", "gone.onnx"), 3, None),
+        (("bench", "gone.onnx"), 3, None),
+        (
+            ("MODEL", "-p", "prune(sparsity=0.9)", "--min-sqnr", "90", "--no-bench"),
+            4,
+            None,
+        ),
+    ],
+)
+def test_errors_are_two_lines_with_the_right_exit_code(
+    mlp, tmp_path, words, code, lines
+):
     before = sorted(tmp_path.iterdir())
-    done = CliRunner().invoke(main, [str(mlp) if word == "MODEL" else word for word in words], prog_name="onnx-opt")
+    done = CliRunner().invoke(
+        main,
+        [str(mlp) if word == "MODEL" else word for word in words],
+        prog_name="onnx-opt",
+    )
     found = done.stderr.splitlines()
     assert done.exit_code == code
     assert len(found) == 2
@@ -197,14 +293,21 @@ def test_errors_are_two_lines_with_the_right_exit_code(mlp, tmp_path, words, cod
     assert sorted(tmp_path.iterdir()) == before
 
 
-@pytest.mark.parametrize(("error", "code", "first"), [
-    (OnnxOptError("disk", "full", "free space"), 1, "error: disk: full"),
-    (UsageError("a", "b", "c"), 2, "error: a: b"),
-    (RefusedError("a", "b", "c"), 3, "error: a: b"),
-    (CheckError("a", "b", "c"), 4, "error: a: b"),
-    (KeyboardInterrupt(), 130, "error: interrupted: stopped by the user"),
-    (ZeroDivisionError("by zero"), 1, "error: internal: ZeroDivisionError: by zero (onnx-opt 0.1.0)"),
-])
+@pytest.mark.parametrize(
+    ("error", "code", "first"),
+    [
+        (OnnxOptError("disk", "full", "free space"), 1, "error: disk: full"),
+        (UsageError("a", "b", "c"), 2, "error: a: b"),
+        (RefusedError("a", "b", "c"), 3, "error: a: b"),
+        (CheckError("a", "b", "c"), 4, "error: a: b"),
+        (KeyboardInterrupt(), 130, "error: interrupted: stopped by the user"),
+        (
+            ZeroDivisionError("by zero"),
+            1,
+            "error: internal: ZeroDivisionError: by zero (onnx-opt 0.1.0)",
+        ),
+    ],
+)
 def test_every_error_has_its_exit_code(capsys, error, code, first):
     assert report_error(error) == code
     lines = capsys.readouterr().err.splitlines()
@@ -226,6 +329,7 @@ def test_names_cannot_write_to_the_terminal():
 
 # the other commands
 
+
 def test_passes_shows_one_pass_with_its_options():
     done = invoke("passes", "prune")
     assert done.exit_code == 0
@@ -243,13 +347,21 @@ def test_verify_a_model_against_itself(mlp):
     assert facts["outputs"]["y"]["max_abs"] == 0
 
 
-@pytest.mark.parametrize(("limit", "problem"), [
-    (("--min-sqnr", "60"), "dB is below 60 dB"),
-    (("--atol", "1e-6"), "output values are outside atol 1e-06 + rtol 0 |y|"),
-])
-def test_verify_past_a_limit_exits_with_4_and_still_reports(mlp, tmp_path, limit, problem):
+@pytest.mark.parametrize(
+    ("limit", "problem"),
+    [
+        (("--min-sqnr", "60"), "dB is below 60 dB"),
+        (("--atol", "1e-6"), "output values are outside atol 1e-06 + rtol 0 |y|"),
+    ],
+)
+def test_verify_past_a_limit_exits_with_4_and_still_reports(
+    mlp, tmp_path, limit, problem
+):
     other = tmp_path / "other.onnx"
-    assert invoke(mlp, "-p", "prune(sparsity=0.8)", "-o", other, "--no-bench").exit_code == 0
+    assert (
+        invoke(mlp, "-p", "prune(sparsity=0.8)", "-o", other, "--no-bench").exit_code
+        == 0
+    )
     assert invoke("verify", mlp, other).exit_code == 0
     done = invoke("verify", mlp, other, "--json", *limit)
     assert done.exit_code == 4
@@ -285,7 +397,9 @@ def test_tables_of_latency_name_the_cpu(mlp):
     assert f"\non {hardware(None).label}\n" in done.stdout
 
 
-@pytest.mark.parametrize("table", [TARGETS, rules.TARGETS, select.CONV_WIDTH, budget.STEP])
+@pytest.mark.parametrize(
+    "table", [TARGETS, rules.TARGETS, select.CONV_WIDTH, budget.STEP]
+)
 def test_every_table_knows_every_target(table):
     assert set(table) == set(targets.TARGETS)
 
@@ -294,14 +408,22 @@ def test_eval_scores_labelled_data(mlp, labelled):
     done = invoke("eval", mlp, "--data", labelled, "--metric", "top1", "--json")
     facts = json.loads(done.stdout)
     with np.load(labelled) as arrays:
-        weights = [onnx.numpy_helper.to_array(t) for t in onnx.load(mlp).graph.initializer]
+        weights = [
+            onnx.numpy_helper.to_array(t) for t in onnx.load(mlp).graph.initializer
+        ]
         outputs = np.maximum(arrays["x"] @ weights[0], 0) @ weights[1]
         expected = float(np.mean(outputs.argmax(1) == arrays["labels"]))
     assert (facts["metric"], facts["value"]) == ("top1", expected)
     assert facts["hardware"] == hardware(None).to_json()
     done = invoke("eval", mlp, "--data", labelled, "--metric", "top1")
-    assert (done.stdout, done.stderr) == (f"top1 {expected:.6g}\n", f"on {hardware(None).label}\n")
-    assert invoke("eval", mlp, "--data", labelled, "--metric", "top1", "--quiet").stderr == ""
+    assert (done.stdout, done.stderr) == (
+        f"top1 {expected:.6g}\n",
+        f"on {hardware(None).label}\n",
+    )
+    assert (
+        invoke("eval", mlp, "--data", labelled, "--metric", "top1", "--quiet").stderr
+        == ""
+    )
 
 
 def test_demo_reports_accuracy_before_and_after():

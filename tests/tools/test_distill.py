@@ -1,4 +1,6 @@
-"""`finetune` in a run, and `distill`: by ONNX Runtime on the written file; bad input leaves no file."""
+"""`finetune` in a run, and `distill`: by ONNX Runtime on the written file; bad input leaves no
+file.
+"""
 
 import json
 
@@ -31,7 +33,12 @@ net (float[n, 6] INPUT) => (float[n, 4] y)
 def net(path, hidden, seed, name="x"):
     random = np.random.default_rng(seed)
     proto = onnx.parser.parse_model(NET.replace("INPUT", name))
-    for key, shape in (("w1", (6, hidden)), ("b1", (hidden,)), ("w2", (hidden, 4)), ("b2", (4,))):
+    for key, shape in (
+        ("w1", (6, hidden)),
+        ("b1", (hidden,)),
+        ("w2", (hidden, 4)),
+        ("b2", (4,)),
+    ):
         size = 2 / np.sqrt(shape[0]) if len(shape) == 2 else 0.1
         array = (size * random.normal(size=shape)).astype(np.float32)
         proto.graph.initializer.append(onnx.numpy_helper.from_array(array, key))
@@ -63,8 +70,15 @@ def files(tmp_path):
 
 def test_a_pruned_model_recovers_and_is_written(files):
     out = files / "out.onnx"
-    result = optimize(files / "teacher.onnx", "prune(sparsity=0.6), finetune(steps=120, labels=0)", out=out,
-                      data=str(files / "data.npz"), metric="top1", eval_data=str(files / "labelled.npz"), bench=False)
+    result = optimize(
+        files / "teacher.onnx",
+        "prune(sparsity=0.6), finetune(steps=120, labels=0)",
+        out=out,
+        data=str(files / "data.npz"),
+        metric="top1",
+        eval_data=str(files / "labelled.npz"),
+        bench=False,
+    )
     tuned = result.passes[1]
     assert tuned.changed == 4
     assert tuned.stats["after"] > tuned.stats["before"]
@@ -73,8 +87,12 @@ def test_a_pruned_model_recovers_and_is_written(files):
 
 
 def test_quantized_weights_train_from_their_floats(files):
-    result = optimize(files / "teacher.onnx", "quant(bits=3, measure=false), finetune(steps=120)",
-                      data=str(files / "data.npz"), bench=False)
+    result = optimize(
+        files / "teacher.onnx",
+        "quant(bits=3, measure=false), finetune(steps=120)",
+        data=str(files / "data.npz"),
+        bench=False,
+    )
     quant, tuned = result.passes
     assert tuned.stats["preset"] == "qad"
     assert tuned.stats.get("after", 1.0) >= tuned.stats.get("before", 0.0)
@@ -91,7 +109,13 @@ def test_too_little_data_writes_nothing(files):
     out = files / "out.onnx"
     np.savez(files / "few.npz", x=np.zeros((5, 6), np.float32))
     with pytest.raises(RefusedError, match="holds 5 samples"):
-        optimize(files / "teacher.onnx", "prune, finetune", out=out, data=str(files / "few.npz"), bench=False)
+        optimize(
+            files / "teacher.onnx",
+            "prune, finetune",
+            out=out,
+            data=str(files / "few.npz"),
+            bench=False,
+        )
     assert not out.exists()
 
 
@@ -106,21 +130,45 @@ def test_without_torch_it_says_so(files, monkeypatch):
             raise ModuleNotFoundError("No module named 'torch'", name="torch")
         return real(name, *rest)
 
-    for name in [n for n in sys.modules if n.startswith(("onnx_opt.frontends.train", "torch"))]:
+    for name in [
+        n for n in sys.modules if n.startswith(("onnx_opt.frontends.train", "torch"))
+    ]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setattr(builtins, "__import__", without)
     out = files / "out.onnx"
     with pytest.raises(UsageError, match="not installed, and training needs it"):
-        optimize(files / "teacher.onnx", "finetune", out=out, data=str(files / "data.npz"), bench=False)
+        optimize(
+            files / "teacher.onnx",
+            "finetune",
+            out=out,
+            data=str(files / "data.npz"),
+            bench=False,
+        )
     assert not out.exists()
 
 
 def test_distill_teaches_an_untrained_student(files):
     out = files / "out.onnx"
-    found = CliRunner().invoke(main, [
-        "distill", str(files / "teacher.onnx"), str(files / "student.onnx"), "--init", "--json", "-o", str(out),
-        "--data", str(files / "data.npz"), "--eval-data", str(files / "labelled.npz"), "--metric", "top1",
-        "--recipe", "steps=300"])
+    found = CliRunner().invoke(
+        main,
+        [
+            "distill",
+            str(files / "teacher.onnx"),
+            str(files / "student.onnx"),
+            "--init",
+            "--json",
+            "-o",
+            str(out),
+            "--data",
+            str(files / "data.npz"),
+            "--eval-data",
+            str(files / "labelled.npz"),
+            "--metric",
+            "top1",
+            "--recipe",
+            "steps=300",
+        ],
+    )
     assert found.exit_code == 0, found.output
     report = json.loads(found.stdout)
     assert report["passes"][0]["pass"] == "finetune"
@@ -131,34 +179,51 @@ def test_distill_teaches_an_untrained_student(files):
 
 def test_a_teacher_whose_input_has_another_name(files):
     net(files / "other.onnx", 16, 0, name="features")
-    result = optimize(files / "student.onnx", "finetune(student, steps=100)", teacher=files / "other.onnx",
-                      data=str(files / "data.npz"), bench=False)
+    result = optimize(
+        files / "student.onnx",
+        "finetune(student, steps=100)",
+        teacher=files / "other.onnx",
+        data=str(files / "data.npz"),
+        bench=False,
+    )
     assert result.passes[0].changed == 4
 
 
-@pytest.mark.parametrize(("arguments", "code", "message"), [
-    ([], 2, "--data"),
-    (["--data", "data.npz", "--recipe", "steps=-1"], 2, "finetune.steps"),
-    (["--data", "data.npz", "--recipe", "setps=1"], 2, "did you mean 'steps'"),
-    (["--data", "nothing.npz"], 3, "no such file"),
-    (["--data", "data.npz", "--recipe", "watch=labels"], 3, "no labels"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        ([], 2, "--data"),
+        (["--data", "data.npz", "--recipe", "steps=-1"], 2, "finetune.steps"),
+        (["--data", "data.npz", "--recipe", "setps=1"], 2, "did you mean 'steps'"),
+        (["--data", "nothing.npz"], 3, "no such file"),
+        (["--data", "data.npz", "--recipe", "watch=labels"], 3, "no labels"),
+    ],
+)
 def test_bad_input(files, monkeypatch, arguments, code, message):
     monkeypatch.chdir(files)
-    found = CliRunner().invoke(main, ["distill", "teacher.onnx", "student.onnx", "-o", "out.onnx", *arguments])
+    found = CliRunner().invoke(
+        main, ["distill", "teacher.onnx", "student.onnx", "-o", "out.onnx", *arguments]
+    )
     assert (found.exit_code, message in found.stderr) == (code, True), found.stderr
     assert not (files / "out.onnx").exists()
 
 
 def test_the_recipe_is_the_options_of_the_pass():
     assert as_pass("").passes == (Finetune(preset="student"),)
-    assert as_pass("recover, minutes=2, flip=true").passes == (Finetune(preset="recover", minutes=2.0, flip=True),)
+    assert as_pass("recover, minutes=2, flip=true").passes == (
+        Finetune(preset="recover", minutes=2.0, flip=True),
+    )
 
 
-@pytest.mark.parametrize(("environment", "follows"), [
-    ({}, False), ({"RANK": "1"}, False), ({"RANK": "0", "WORLD_SIZE": "2"}, False),
-    ({"RANK": "1", "WORLD_SIZE": "2"}, True),
-])
+@pytest.mark.parametrize(
+    ("environment", "follows"),
+    [
+        ({}, False),
+        ({"RANK": "1"}, False),
+        ({"RANK": "0", "WORLD_SIZE": "2"}, False),
+        ({"RANK": "1", "WORLD_SIZE": "2"}, True),
+    ],
+)
 def test_only_the_first_process_writes(environment, follows, monkeypatch):
     for name in ("RANK", "WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
@@ -180,5 +245,10 @@ def test_float_constants_are_found_in_both_places():
         y = Add (a, c)
     }
     """
-    found = training_context.float_constants(ir.from_proto(onnx.parser.parse_model(text)))
-    assert {name: array.tolist() for name, array in found.items()} == {"w": [1, 2], "c": [3, 4]}
+    found = training_context.float_constants(
+        ir.from_proto(onnx.parser.parse_model(text))
+    )
+    assert {name: array.tolist() for name, array in found.items()} == {
+        "w": [1, 2],
+        "c": [3, 4],
+    }

@@ -1,4 +1,6 @@
-"""Drift is measured on data that no pass has seen, where there is enough of it, and the account says which it was."""
+"""Drift is measured on data that no pass has seen, where there is enough of it, and the account
+says which it was.
+"""
 
 import io
 import json
@@ -50,14 +52,19 @@ def first_words(result):
     return console.file.getvalue()
 
 
-@pytest.mark.parametrize(("rows", "on", "words"), [
-    (64, "held-out data", "samples held out of --data, which no pass has seen"),
-    (32, "held-out data", "samples held out of --data"),
-    (31, "calibration data", "the calibration data itself"),
-    (None, "synthetic feeds", "synthetic feeds"),
-])
+@pytest.mark.parametrize(
+    ("rows", "on", "words"),
+    [
+        (64, "held-out data", "samples held out of --data, which no pass has seen"),
+        (32, "held-out data", "samples held out of --data"),
+        (31, "calibration data", "the calibration data itself"),
+        (None, "synthetic feeds", "synthetic feeds"),
+    ],
+)
 def test_the_account_says_what_drift_was_measured_on(net, rows, on, words):
-    result = optimize(net, QUANT, data=None if rows is None else {"x": samples(rows)}, bench=False)
+    result = optimize(
+        net, QUANT, data=None if rows is None else {"x": samples(rows)}, bench=False
+    )
     assert result.drift_on == on
     assert json.loads(result.to_json())["drift_on"] == on
     assert f"SQNR to the original, on {words}" in first_words(result)
@@ -66,7 +73,14 @@ def test_the_account_says_what_drift_was_measured_on(net, rows, on, words):
 def test_other_evaluation_data_judges_and_calibration_keeps_everything(net):
     loud = range(7, 64, 8)  # would be held out, and then leave the range
     labelled = {"x": samples(40, loud=[1]), "labels": np.zeros(40, np.int64)}
-    result = optimize(net, QUANT, data={"x": samples(64, loud)}, eval_data=labelled, metric="top1", bench=False)
+    result = optimize(
+        net,
+        QUANT,
+        data={"x": samples(64, loud)},
+        eval_data=labelled,
+        metric="top1",
+        bench=False,
+    )
     assert result.drift_on == "evaluation data"
     assert result.passes[-1].drift["sqnr_db"] > 15  # below 3 where they were not seen
 
@@ -78,24 +92,49 @@ def test_without_a_run_nothing_is_measured(net):
 
 
 def sqnr_db(net, loud, rows=64):
-    return optimize(net, QUANT, data={"x": samples(rows, loud)}, bench=False).passes[-1].drift["sqnr_db"]
+    return (
+        optimize(net, QUANT, data={"x": samples(rows, loud)}, bench=False)
+        .passes[-1]
+        .drift["sqnr_db"]
+    )
 
 
 def test_calibration_does_not_see_what_drift_is_measured_on(net):
     assert sqnr_db(net, loud=range(7, 64, 8)) < 3  # beyond the range of what was seen
-    assert sqnr_db(net, loud=range(7, 24, 8), rows=31) > 20  # too few: seen, and judged by
+    assert (
+        sqnr_db(net, loud=range(7, 24, 8), rows=31) > 20
+    )  # too few: seen, and judged by
 
 
 def test_min_sqnr_is_that_figure(net):
     loud = {"x": samples(64, range(7, 64, 8))}
-    with pytest.raises(CheckError, match=r"the result has -?[0-9.]+ dB, below the 20 dB asked for"):
+    with pytest.raises(
+        CheckError, match=r"the result has -?[0-9.]+ dB, below the 20 dB asked for"
+    ):
         optimize(net, QUANT, data=loud, min_sqnr=20, bench=False)
 
 
 def test_latency_is_measured_on_batches_as_the_user_gave_them(net):
     batches = [{"x": part} for part in np.array_split(samples(64), 4)]
-    settings = Settings(Path(net), as_pipeline(QUANT), None, "cpu", batches, None, None, 0, False, False, "auto", False,
-                        True, None, 1, None, None)
+    settings = Settings(
+        Path(net),
+        as_pipeline(QUANT),
+        None,
+        "cpu",
+        batches,
+        None,
+        None,
+        0,
+        False,
+        False,
+        "auto",
+        False,
+        True,
+        None,
+        1,
+        None,
+        None,
+    )
     with Run(settings) as run:
         run._load()
         run._gather()

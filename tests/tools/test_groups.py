@@ -35,26 +35,39 @@ def inspect(tmp_path):
         assert done.exit_code == 0, done.stderr
         assert path.read_bytes() == before
         return json.loads(done.stdout) if "--json" in flags else done.stdout
+
     return call
 
 
 def test_a_model_without_channels_has_no_groups(inspect):
     assert inspect(NOTHING, "--json")["groups"] == []
-    assert "0 groups, 0 channels that can go; 0 axes of weights stay." in inspect(NOTHING)
+    assert "0 groups, 0 channels that can go; 0 axes of weights stay." in inspect(
+        NOTHING
+    )
 
 
 def test_a_group_says_where_it_is_and_what_its_channels_weigh(inspect):
     (group,) = inspect(EVEN, "--json")["groups"]
-    assert (group["name"], group["channels"], group["channels_at_first"]) == ("w2:0", 3, 3)
-    assert group["where"] == [{"weight": "w1", "axis": 1, "slots": 1},
-                              {"weight": "w2", "axis": 0, "slots": 1}]
+    assert (group["name"], group["channels"], group["channels_at_first"]) == (
+        "w2:0",
+        3,
+        3,
+    )
+    assert group["where"] == [
+        {"weight": "w1", "axis": 1, "slots": 1},
+        {"weight": "w2", "axis": 0, "slots": 1},
+    ]
     # norms 5, 5, 10 over their mean 20/3 and 1, 1, 2 over 4/3: the same shares twice
-    assert group["importance"] == pytest.approx({"min": 0.75, "median": 0.75, "max": 1.5})
+    assert group["importance"] == pytest.approx(
+        {"min": 0.75, "median": 0.75, "max": 1.5}
+    )
 
 
 def test_weights_that_stay_have_their_reasons(inspect):
     assert inspect(MLP, "--json")["frozen"] == [
-        {"where": "w1:0", "reason": "input 'x' of the model"}, {"where": "w2:1", "reason": "output 'y' of the model"}]
+        {"where": "w1:0", "reason": "input 'x' of the model"},
+        {"where": "w2:1", "reason": "output 'y' of the model"},
+    ]
     frozen = {item["where"]: item["reason"] for item in inspect(IF, "--json")["frozen"]}
     assert "whose subgraphs are not followed" in frozen["w:1"]
 
@@ -71,7 +84,9 @@ def test_the_table_names_groups_and_reasons(inspect):
 def test_a_pruned_model_shows_the_width_that_it_had(inspect, tmp_path):
     path, out = tmp_path / "mlp.onnx", tmp_path / "out.onnx"
     onnx.save(model_from(MLP), path)
-    done = CliRunner().invoke(main, [str(path), "--passes", "prune-channels", "-o", str(out), "--no-bench"])
+    done = CliRunner().invoke(
+        main, [str(path), "--passes", "prune-channels", "-o", str(out), "--no-bench"]
+    )
     assert done.exit_code == 0, done.stderr
     done = CliRunner().invoke(main, ["inspect", str(out), "--groups"])
     assert "8 of 16" in done.stdout

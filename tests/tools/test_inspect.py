@@ -17,12 +17,15 @@ def facts(tmp_path):
         path = tmp_path / "model.onnx"
         onnx.save(model_from(text), path)
         return inspection(path)
+
     return of
 
 
 def test_interface_figures_and_ops(facts):
     found = facts(CNN)
-    assert found["inputs"] == [{"name": "x", "type": "FLOAT", "shape": ["batch", 3, 8, 8], "default": False}]
+    assert found["inputs"] == [
+        {"name": "x", "type": "FLOAT", "shape": ["batch", 3, 8, 8], "default": False}
+    ]
     assert found["figures"]["macs"] == 64 * 16 * 27 + 64 * 16 * 144 + 160
     assert found["ops"]["Conv"] == 2
     assert found["quantized"] == {}
@@ -31,7 +34,12 @@ def test_interface_figures_and_ops(facts):
 
 def test_weights_are_found_in_every_place(facts):
     assert {place: item["bytes"] for place, item in facts(IF)["weights"].items()} == {
-        "main_graph": 64, "main_constants": 0, "subgraphs": 64, "subgraph_constants": 64, "function_constants": 0}
+        "main_graph": 64,
+        "main_constants": 0,
+        "subgraphs": 64,
+        "subgraph_constants": 64,
+        "function_constants": 0,
+    }
 
 
 def test_sparsity_is_the_fraction_of_zeros(facts):
@@ -55,7 +63,9 @@ def test_provenance_and_quantized_parts_are_shown(tmp_path):
     done = CliRunner().invoke(main, ["inspect", str(out)])
     assert done.exit_code == 0
     assert "passes=prune(sparsity=0.75)" in done.stdout.replace("\n", "")
-    shown = json.loads(CliRunner().invoke(main, ["inspect", str(out), "--json", "--top", "1"]).stdout)
+    shown = json.loads(
+        CliRunner().invoke(main, ["inspect", str(out), "--json", "--top", "1"]).stdout
+    )
     assert shown["provenance"]["passes"] == "prune(sparsity=0.75)"
     assert len(shown["layers"]) == 1
     assert shown["sparsity"] == 0.75

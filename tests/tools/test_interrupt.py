@@ -23,11 +23,27 @@ def batches():
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_the_run_with_130_and_no_files(tmp_path, signum):
     (tmp_path / "data.py").write_text(ENDLESS, encoding="utf-8")
-    command = [sys.executable, "-m", "onnx_opt", str(DEMO), "--data", "data.py:batches", "-o", "out.onnx",
-               "--passes", "quant(samples=10000000)"]
-    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    command = [
+        sys.executable,
+        "-m",
+        "onnx_opt",
+        str(DEMO),
+        "--data",
+        "data.py:batches",
+        "-o",
+        "out.onnx",
+        "--passes",
+        "quant(samples=10000000)",
+    ]
+    process = subprocess.Popen(
+        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     deadline = time.monotonic() + 60
-    while not (tmp_path / "started").exists() and process.poll() is None and time.monotonic() < deadline:
+    while (
+        not (tmp_path / "started").exists()
+        and process.poll() is None
+        and time.monotonic() < deadline
+    ):
         time.sleep(0.05)
     time.sleep(1.0)
     process.send_signal(signum)

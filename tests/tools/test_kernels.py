@@ -13,7 +13,13 @@ from click.testing import CliRunner
 from onnx_opt import optimize
 from onnx_opt.frontends.onnx_file import load
 from onnx_opt.runtime import context
-from onnx_opt.runtime.hardware import ARM, X86, Hardware, products_model, products_saturate
+from onnx_opt.runtime.hardware import (
+    ARM,
+    X86,
+    Hardware,
+    products_model,
+    products_saturate,
+)
 from onnx_opt.tools._inspect import inspection
 from onnx_opt.tools._run import driver
 from onnx_opt.tools._run.kernels import Kernels, enough, is_quantized, remedy
@@ -83,7 +89,9 @@ def written(path, text, weights):
 def data(tmp_path):
     """Bright inputs: most sums of two products are beyond 16 bits."""
     path = tmp_path / "data.npz"
-    np.savez(path, x=np.random.default_rng(1).uniform(0.7, 1, (64, WIDTH)).astype(np.float32))
+    np.savez(
+        path, x=np.random.default_rng(1).uniform(0.7, 1, (64, WIDTH)).astype(np.float32)
+    )
     return path
 
 
@@ -100,29 +108,36 @@ def verified(*words):
 
 # when they disagree
 
-@pytest.mark.parametrize(("kernels", "disagree"), [
-    (Kernels(30, 30), False),
-    (Kernels(30, 33), False),
-    (Kernels(30, 33.1), True),
-    (Kernels(33.1, 30), False),
-    (Kernels(float("inf"), float("inf")), False),
-    (Kernels(float("-inf"), 10), True),
-    (Kernels(15, None), False),
-    (Kernels(14.9, None), True),
-])
+
+@pytest.mark.parametrize(
+    ("kernels", "disagree"),
+    [
+        (Kernels(30, 30), False),
+        (Kernels(30, 33), False),
+        (Kernels(30, 33.1), True),
+        (Kernels(33.1, 30), False),
+        (Kernels(float("inf"), float("inf")), False),
+        (Kernels(float("-inf"), 10), True),
+        (Kernels(15, None), False),
+        (Kernels(14.9, None), True),
+    ],
+)
 def test_kernels_disagree_where_they_lose_more_than_3_db(kernels, disagree):
     assert kernels.disagree is disagree
 
 
-@pytest.mark.parametrize(("text", "offending", "machine", "target", "words"), [
-    (FOREIGN, 0, HERE, "cpu", "--explain-loss names"),
-    (FOREIGN, 3, EXACT, "cpu-vnni", "--explain-loss names"),
-    (FOREIGN, 3, HERE, "cpu", "--passes requantize mends"),
-    (DYNAMIC, 3, HERE, None, "--passes requantize mends"),
-    (FOREIGN, 3, HERE, "cpu-vnni", "--target cpu makes"),
-    (FOREIGN, 3, HERE, "arm64", "--target cpu makes"),
-    (BLOCKED, 0, HERE, "cpu", "what blocked weights multiply is rounded to 8 bits"),
-])
+@pytest.mark.parametrize(
+    ("text", "offending", "machine", "target", "words"),
+    [
+        (FOREIGN, 0, HERE, "cpu", "--explain-loss names"),
+        (FOREIGN, 3, EXACT, "cpu-vnni", "--explain-loss names"),
+        (FOREIGN, 3, HERE, "cpu", "--passes requantize mends"),
+        (DYNAMIC, 3, HERE, None, "--passes requantize mends"),
+        (FOREIGN, 3, HERE, "cpu-vnni", "--target cpu makes"),
+        (FOREIGN, 3, HERE, "arm64", "--target cpu makes"),
+        (BLOCKED, 0, HERE, "cpu", "what blocked weights multiply is rounded to 8 bits"),
+    ],
+)
 def test_what_helps(tmp_path, text, offending, machine, target, words):
     model = load(written(tmp_path / "m.onnx", text, codes(offending)))
     assert remedy(model, machine, target).startswith(words)
@@ -138,15 +153,23 @@ def test_a_few_samples_are_enough():
 
 # counted
 
-@pytest.mark.parametrize(("text", "offending"), [
-    (FOREIGN, 0), (FOREIGN, 3), (DYNAMIC, 0), (DYNAMIC, 1)])
+
+@pytest.mark.parametrize(
+    ("text", "offending"), [(FOREIGN, 0), (FOREIGN, 3), (DYNAMIC, 0), (DYNAMIC, 1)]
+)
 def test_pairs_are_counted_whoever_made_the_file(tmp_path, text, offending):
     path = written(tmp_path / "m.onnx", text, codes(offending))
     found = saturating_pairs(load(path))
-    assert (found.offending, found.pairs) == (offending * WIDTH // 2, OUTPUTS * WIDTH // 2)
+    assert (found.offending, found.pairs) == (
+        offending * WIDTH // 2,
+        OUTPUTS * WIDTH // 2,
+    )
     facts = inspection(path)
     assert facts["saturation"] == {
-        "offending_pairs": found.offending, "pairs": 32, "layers": found.by_layer}
+        "offending_pairs": found.offending,
+        "pairs": 32,
+        "layers": found.by_layer,
+    }
     assert facts["hardware"]["saturates"] is SATURATES
 
 
@@ -156,11 +179,17 @@ def test_a_float_model_has_no_pairs_and_names_no_cpu(float_file):
     assert saturating_pairs(load(float_file)) == SaturatingPairs({}, 0)
 
 
-@pytest.mark.parametrize(("offending", "line"), [
-    (0, "none of 32 weight pairs saturates on any CPU"),
-    (3, "24 of 32 weight pairs may saturate on x86 CPUs without VNNI "
-        "(AVX2, and AVX-512 before Cascade Lake): requantize mends it"),
-])
+@pytest.mark.parametrize(
+    ("offending", "line"),
+    [
+        (0, "none of 32 weight pairs saturates on any CPU"),
+        (
+            3,
+            "24 of 32 weight pairs may saturate on x86 CPUs without VNNI "
+            "(AVX2, and AVX-512 before Cascade Lake): requantize mends it",
+        ),
+    ],
+)
 def test_inspect_and_verify_say_how_many_and_where(tmp_path, offending, line):
     path = written(tmp_path / "m.onnx", FOREIGN, codes(offending))
     for words in (("inspect", path), ("verify", path, path)):
@@ -178,6 +207,7 @@ def test_nothing_is_said_of_pairs_where_there_are_none(tmp_path, float_file):
 
 
 # measured
+
 
 @pytest.mark.parametrize("text", [FOREIGN, DYNAMIC])
 def test_verify_compares_kernels_with_the_graph(tmp_path, data, float_file, text):
@@ -210,11 +240,18 @@ def test_between_two_quantized_files_the_graph_is_the_measure(tmp_path, data):
     assert len(facts["warnings"]) == (2 if SATURATES else 0)
 
 
-@pytest.mark.parametrize(("target", "warned"), [
-    ("cpu", []), ("cpu-vnni", ["kernels", "target cpu-vnni"])])
+@pytest.mark.parametrize(
+    ("target", "warned"), [("cpu", []), ("cpu-vnni", ["kernels", "target cpu-vnni"])]
+)
 def test_a_result_for_another_cpu_says_so(tmp_path, data, float_file, target, warned):
-    result = optimize(float_file, "quant(measure=false)", out=tmp_path / "q.onnx", data=str(data),
-                      target=target, bench=False)
+    result = optimize(
+        float_file,
+        "quant(measure=false)",
+        out=tmp_path / "q.onnx",
+        data=str(data),
+        target=target,
+        bench=False,
+    )
     if target == "cpu":
         assert saturating_pairs(result.model).offending == 0
     else:
@@ -227,7 +264,9 @@ def test_a_result_for_another_cpu_says_so(tmp_path, data, float_file, target, wa
 
 def test_a_foreign_file_that_stays_as_it_is(tmp_path, data):
     path = written(tmp_path / "m.onnx", FOREIGN, codes(OUTPUTS))
-    result = optimize(path, "remove-unused", out=None, data=str(data), bench=False, dry_run=True)
+    result = optimize(
+        path, "remove-unused", out=None, data=str(data), bench=False, dry_run=True
+    )
     found = [w for w in result.warnings if w.startswith("kernels: ")]
     assert len(found) == SATURATES
     assert all("requantize" in warning for warning in found)
@@ -235,21 +274,30 @@ def test_a_foreign_file_that_stays_as_it_is(tmp_path, data):
 
 # targets on other CPUs
 
-def test_a_target_whose_cpu_is_not_here_decides_nothing_by_time(data, float_file, monkeypatch):
+
+def test_a_target_whose_cpu_is_not_here_decides_nothing_by_time(
+    data, float_file, monkeypatch
+):
     timed = []
-    monkeypatch.setattr(context, "paired_quartiles", lambda *_: timed.append(1) or (0.5, 0.5, 0.5))
+    monkeypatch.setattr(
+        context, "paired_quartiles", lambda *_: timed.append(1) or (0.5, 0.5, 0.5)
+    )
 
     def warnings_on(machine):
         monkeypatch.setattr(driver, "hardware", lambda worker, provider: machine)
-        result = optimize(float_file, "quant", data=str(data), target="arm64", bench=False)
+        result = optimize(
+            float_file, "quant", data=str(data), target="arm64", bench=False
+        )
         return [w for w in result.warnings if w.startswith("target ")]
 
     assert warnings_on(EXACT) == [
         f"target arm64: made for arm64 CPUs, but this is {EXACT.label}: latency is this CPU's, and "
-        "no layer stays float for being slow here"]
+        "no layer stays float for being slow here"
+    ]
     assert warnings_on(HERE) == [
         f"target arm64: made for arm64 CPUs, but this is {HERE.label}: drift, metric and latency "
-        "are this CPU's, and no layer stays float for being slow here"]
+        "are this CPU's, and no layer stays float for being slow here"
+    ]
     assert timed == []
     assert warnings_on(Hardware("Apple M2", ARM, ("neon", "dot_product"), False)) == []
     assert timed
@@ -257,24 +305,30 @@ def test_a_target_whose_cpu_is_not_here_decides_nothing_by_time(data, float_file
 
 # the account
 
+
 def test_the_account_names_the_cpu(tmp_path, float_file):
     out = tmp_path / "out.onnx"
     result = optimize(float_file, "quant", out=out, bench=False)
     assert result.hardware.saturates is SATURATES
     assert result.as_dict()["hardware"] == result.hardware.to_json()
     assert provenance(load(out))["cpu"] == result.hardware.label
-    done = CliRunner().invoke(main, [str(float_file), "-p", "quant", "-o", str(out), "--no-bench"])
+    done = CliRunner().invoke(
+        main, [str(float_file), "-p", "quant", "-o", str(out), "--no-bench"]
+    )
     assert f"\non {result.hardware.label}\n" in done.stderr
 
 
 def test_where_nothing_is_run_nothing_is_measured(tmp_path, float_file, monkeypatch):
     seen = []
-    monkeypatch.setattr(driver, "hardware", lambda worker, provider: seen.append(worker) or EXACT)
+    monkeypatch.setattr(
+        driver, "hardware", lambda worker, provider: seen.append(worker) or EXACT
+    )
     optimize(float_file, "quant", out=tmp_path / "out.onnx", verify="never")
     assert seen == [None]
 
 
-@pytest.mark.parametrize(("text", "quantized"), [
-    (FLOAT, False), (FOREIGN, True), (DYNAMIC, True)])
+@pytest.mark.parametrize(
+    ("text", "quantized"), [(FLOAT, False), (FOREIGN, True), (DYNAMIC, True)]
+)
 def test_what_is_quantized(tmp_path, text, quantized):
     assert is_quantized(load(written(tmp_path / "m.onnx", text, codes(0)))) is quantized

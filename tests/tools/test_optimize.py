@@ -49,7 +49,9 @@ def file_of(tmp_path, text):
 
 
 class ScaleWeights(ir.passes.InPlacePass):
-    """Claims nothing, and multiplies every initializer: as a foreign pass it is believed exact, wrongly."""
+    """Claims nothing, and multiplies every initializer: as a foreign pass it is believed exact,
+    wrongly.
+    """
 
     def __init__(self, factor: float = 1.5) -> None:
         super().__init__()
@@ -57,7 +59,9 @@ class ScaleWeights(ir.passes.InPlacePass):
 
     def call(self, model):
         for value in model.graph.initializers.values():
-            value.const_value = ir.tensor(value.const_value.numpy() * np.float32(self.factor), name=value.name)
+            value.const_value = ir.tensor(
+                value.const_value.numpy() * np.float32(self.factor), name=value.name
+            )
         return ir.passes.PassResult(model, True)
 
 
@@ -151,12 +155,23 @@ def test_a_second_run_replaces_the_record(mlp, tmp_path):
 def test_the_json_form_has_exactly_the_designs_keys(mlp):
     plain = json.loads(optimize(mlp, "prune", bench=False).to_json())
     figures = {"bytes", "params", "nonzero", "nodes", "macs", "latency_ms"}
-    assert set(plain) == {"model", "input", "output", "passes", "metric", "drift_on", "requires", "hardware",
-                          "warnings", "output_path"}
+    assert set(plain) == {
+        "model",
+        "input",
+        "output",
+        "passes",
+        "metric",
+        "drift_on",
+        "requires",
+        "hardware",
+        "warnings",
+        "output_path",
+    }
     assert set(plain["hardware"]) == {"cpu", "integer", "saturates", "label"}
     assert set(plain["input"]) == set(plain["output"]) == figures
     assert [set(p) for p in plain["passes"]] == [
-        {"pass", "text", "seconds", "changed", "stats", "declined", "drift"}]
+        {"pass", "text", "seconds", "changed", "stats", "declined", "drift"}
+    ]
     assert set(plain["passes"][0]["drift"]) == {"sqnr_db", "cosine", "max_abs"}
     assert plain["input"]["latency_ms"] is None
     assert plain["metric"] is None
@@ -165,7 +180,11 @@ def test_the_json_form_has_exactly_the_designs_keys(mlp):
 def test_infinite_sqnr_is_null_in_json(mlp):
     result = optimize(mlp, "deduplicate-initializers", bench=False)
     assert result.passes[0].drift["sqnr_db"] == float("inf")
-    assert result.as_dict()["passes"][0]["drift"] == {"sqnr_db": None, "cosine": 1.0, "max_abs": 0.0}
+    assert result.as_dict()["passes"][0]["drift"] == {
+        "sqnr_db": None,
+        "cosine": 1.0,
+        "max_abs": 0.0,
+    }
 
 
 def test_an_exact_pass_that_is_not_exact_is_rolled_back(mlp, tmp_path):
@@ -173,7 +192,11 @@ def test_an_exact_pass_that_is_not_exact_is_rolled_back(mlp, tmp_path):
     result = optimize(mlp, [ScaleWeights(), "prune"], out=out, bench=False)
     wrong, prune = result.passes
     assert (wrong.changed, wrong.drift) == (0, None)
-    assert [w for w in result.warnings if "rolled back: output 'y' is off by" in w and "ScaleWeights" in w]
+    assert [
+        w
+        for w in result.warnings
+        if "rolled back: output 'y' is off by" in w and "ScaleWeights" in w
+    ]
     assert prune.changed == 2
     assert provenance(load(out))["passes"] == "prune"
     kept = load(out).graph.initializers["w1"].const_value.numpy()
@@ -184,13 +207,19 @@ def test_an_exact_pass_that_is_not_exact_is_rolled_back(mlp, tmp_path):
 def test_strict_makes_it_an_error_and_writes_nothing(mlp, tmp_path):
     before = folder(tmp_path)
     with pytest.raises(CheckError, match="ScaleWeights: output 'y' is off by"):
-        optimize(mlp, [ScaleWeights()], out=tmp_path / "out.onnx", strict=True, bench=False)
+        optimize(
+            mlp, [ScaleWeights()], out=tmp_path / "out.onnx", strict=True, bench=False
+        )
     assert folder(tmp_path) == before
 
 
 def test_a_change_of_the_interface_is_caught(mlp):
     result = optimize(mlp, [RenameInput()], bench=False, verify="never")
-    assert [w for w in result.warnings if "input 'x: FLOAT [batch, 8]' became 'renamed: FLOAT [batch, 8]'" in w]
+    assert [
+        w
+        for w in result.warnings
+        if "input 'x: FLOAT [batch, 8]' became 'renamed: FLOAT [batch, 8]'" in w
+    ]
     assert result.model.graph.inputs[0].name == "x"
 
 
@@ -201,14 +230,18 @@ def test_a_failing_exact_pass_is_rolled_back_and_named(mlp):
 
 
 def test_a_failing_lossy_pass_is_one_error(mlp):
-    with pytest.raises(OnnxOptError, match="collapse: failed: ZeroDivisionError: division by zero") as caught:
+    with pytest.raises(
+        OnnxOptError, match="collapse: failed: ZeroDivisionError: division by zero"
+    ) as caught:
         optimize(mlp, [Collapse()], bench=False)
     assert caught.value.exit_code == 1
 
 
 def test_values_that_stop_being_finite_are_an_error(mlp, tmp_path):
     before = folder(tmp_path)
-    with pytest.raises(CheckError, match=r"poison: .* output values are no longer finite"):
+    with pytest.raises(
+        CheckError, match=r"poison: .* output values are no longer finite"
+    ):
         optimize(mlp, [Poison()], out=tmp_path / "out.onnx", bench=False)
     assert folder(tmp_path) == before
 
@@ -224,21 +257,34 @@ def test_a_budget_that_is_not_met_keeps_the_former_file(mlp, tmp_path):
     out = tmp_path / "out.onnx"
     optimize(mlp, "prune(sparsity=0.1)", out=out, bench=False)
     before = folder(tmp_path)
-    with pytest.raises(CheckError, match=r"--min-sqnr: the result has .* dB, below the 60 dB asked for"):
+    with pytest.raises(
+        CheckError, match=r"--min-sqnr: the result has .* dB, below the 60 dB asked for"
+    ):
         optimize(mlp, "prune(sparsity=0.9)", out=out, min_sqnr=60, bench=False)
     assert folder(tmp_path) == before
 
 
 def test_the_metric_is_measured_and_its_drop_budgeted(mlp, tmp_path):
     x = np.random.default_rng(1).standard_normal((64, 8)).astype(np.float32)
-    labels = onnx.reference.ReferenceEvaluator(onnx.load(mlp)).run(None, {"x": x})[0].argmax(1)
+    labels = (
+        onnx.reference.ReferenceEvaluator(onnx.load(mlp))
+        .run(None, {"x": x})[0]
+        .argmax(1)
+    )
     data = {"x": x, "labels": labels}
     result = optimize(mlp, "prune(sparsity=0.9)", data=data, metric="top1", bench=False)
     assert result.metric["name"] == "top1"
     assert result.metric["before"] == 1.0
     assert result.metric["after"] < 0.9
     with pytest.raises(CheckError, match="--max-drop: top1 went from 1 to"):
-        optimize(mlp, "prune(sparsity=0.9)", data=data, metric="top1", max_drop=0.01, bench=False)
+        optimize(
+            mlp,
+            "prune(sparsity=0.9)",
+            data=data,
+            metric="top1",
+            max_drop=0.01,
+            bench=False,
+        )
 
 
 def test_latency_is_measured_unless_told_not_to(mlp):
@@ -249,17 +295,30 @@ def test_latency_is_measured_unless_told_not_to(mlp):
 
 def test_dry_run_writes_nothing_and_tells_the_size(mlp, tmp_path):
     before = folder(tmp_path)
-    result = optimize(mlp, "prune", out=tmp_path / "out.onnx", dry_run=True, bench=False)
+    result = optimize(
+        mlp, "prune", out=tmp_path / "out.onnx", dry_run=True, bench=False
+    )
     assert folder(tmp_path) == before
     assert result.output_path is None
-    unseen = optimize(mlp, "prune", out=tmp_path / "out.onnx", dry_run=True, bench=False, verify="never")
+    unseen = optimize(
+        mlp,
+        "prune",
+        out=tmp_path / "out.onnx",
+        dry_run=True,
+        bench=False,
+        verify="never",
+    )
     assert unseen.output.bytes == pytest.approx(result.output.bytes, rel=0.1)
 
 
 def test_a_random_model_is_checked_in_structure_only(tmp_path):
     path = file_of(tmp_path, RANDOM)
     result = optimize(path, "remove-unused", bench=False)
-    assert [w for w in result.warnings if "checked in structure only: two runs of the original differ" in w]
+    assert [
+        w
+        for w in result.warnings
+        if "checked in structure only: two runs of the original differ" in w
+    ]
     assert result.passes[0].drift is None
     with pytest.raises(RefusedError, match="cannot be compared with the original"):
         optimize(path, "remove-unused", strict=True)
@@ -269,7 +328,11 @@ def test_a_model_that_onnxruntime_cannot_load_is_checked_in_structure_only(tmp_p
     path = file_of(tmp_path, CUSTOM)
     out = tmp_path / "out.onnx"
     result = optimize(path, "remove-unused", out=out)
-    assert [w for w in result.warnings if w.startswith("verify: checked in structure only: ")]
+    assert [
+        w
+        for w in result.warnings
+        if w.startswith("verify: checked in structure only: ")
+    ]
     assert out.is_file()
     with pytest.raises(RefusedError, match="ONNX Runtime cannot load it"):
         optimize(path, "remove-unused", strict=True)
@@ -278,18 +341,30 @@ def test_a_model_that_onnxruntime_cannot_load_is_checked_in_structure_only(tmp_p
 
 
 def test_never_verifying_is_said_and_refused_with_budgets(mlp):
-    assert [w for w in optimize(mlp, "prune", verify="never").warnings if w.startswith("verify: ")]
-    with pytest.raises(RefusedError, match="--min-sqnr: cannot be checked: the model is not run"):
+    assert [
+        w
+        for w in optimize(mlp, "prune", verify="never").warnings
+        if w.startswith("verify: ")
+    ]
+    with pytest.raises(
+        RefusedError, match="--min-sqnr: cannot be checked: the model is not run"
+    ):
         optimize(mlp, "prune", verify="never", min_sqnr=30)
 
 
-@pytest.mark.parametrize(("arguments", "message"), [
-    ({"metric": "top1"}, "--metric: 'top1' needs labelled data"),
-    ({"max_drop": 0.1, "data": {"x": np.zeros((1, 8), np.float32)}}, "--max-drop: needs a metric"),
-    ({"verify": "sometimes"}, "--verify: 'sometimes' is not one of"),
-    ({"target": "gpu"}, "target: 'gpu' is not one of"),
-    ({"passes": "prun"}, "did you mean 'prune'"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"metric": "top1"}, "--metric: 'top1' needs labelled data"),
+        (
+            {"max_drop": 0.1, "data": {"x": np.zeros((1, 8), np.float32)}},
+            "--max-drop: needs a metric",
+        ),
+        ({"verify": "sometimes"}, "--verify: 'sometimes' is not one of"),
+        ({"target": "gpu"}, "target: 'gpu' is not one of"),
+        ({"passes": "prun"}, "did you mean 'prune'"),
+    ],
+)
 def test_wrong_calls_are_usage_errors(mlp, arguments, message):
     with pytest.raises(UsageError, match=message):
         optimize(mlp, **{"passes": "prune", **arguments})
@@ -297,18 +372,28 @@ def test_wrong_calls_are_usage_errors(mlp, arguments, message):
 
 def test_a_pipeline_may_be_text_list_or_pipeline(mlp):
     steps = ["prune(sparsity=0.25)", parse("remove-unused").passes[0]]
-    texts = {tuple(s.text for s in optimize(mlp, p, bench=False).passes)
-             for p in (steps, as_pipeline(steps), "prune:sparsity=0.25,remove-unused")}
+    texts = {
+        tuple(s.text for s in optimize(mlp, p, bench=False).passes)
+        for p in (steps, as_pipeline(steps), "prune:sparsity=0.25,remove-unused")
+    }
     assert texts == {("prune(sparsity=0.25)", "remove-unused")}
 
 
 def test_external_weights_are_checked_in_the_written_pair(tmp_path):
     source, out = tmp_path / "m.onnx", tmp_path / "o.onnx"
-    onnx.save(model_from(CNN), source, save_as_external_data=True, location="m.data", size_threshold=0)
+    onnx.save(
+        model_from(CNN),
+        source,
+        save_as_external_data=True,
+        location="m.data",
+        size_threshold=0,
+    )
     result = optimize(source, "prune", out=out, bench=False)
     assert [path.name for path in result.files] == ["o.onnx.data", "o.onnx"]
     assert result.output.bytes == sum(path.stat().st_size for path in result.files)
-    assert np.count_nonzero(load(out).graph.initializers["k2"].const_value.numpy()) == 1152
+    assert (
+        np.count_nonzero(load(out).graph.initializers["k2"].const_value.numpy()) == 1152
+    )
     before = folder(tmp_path)
     with pytest.raises(CheckError, match="--min-sqnr"):
         optimize(source, "prune(sparsity=0.9)", out=out, min_sqnr=60, bench=False)
@@ -322,19 +407,28 @@ def test_the_input_is_replaced_only_with_force(mlp):
     assert mlp.read_bytes() == before
     result = optimize(mlp, "prune", out=mlp, force=True, bench=False)
     assert mlp.read_bytes() != before
-    assert np.count_nonzero(result.model.graph.initializers["w1"].const_value.numpy()) == 64
+    assert (
+        np.count_nonzero(result.model.graph.initializers["w1"].const_value.numpy())
+        == 64
+    )
 
 
 @pytest.mark.parametrize("declared", [False, True])
-def test_inferred_shapes_are_written_only_where_the_input_had_some(mlp, tmp_path, declared):
+def test_inferred_shapes_are_written_only_where_the_input_had_some(
+    mlp, tmp_path, declared
+):
     if declared:
         onnx.save(onnx.shape_inference.infer_shapes(onnx.load(mlp)), mlp)
     out = tmp_path / "out.onnx"
     optimize(mlp, "prune", out=out, bench=False)
-    assert ("h" in [value.name for value in onnx.load(out).graph.value_info]) == declared
+    assert (
+        "h" in [value.name for value in onnx.load(out).graph.value_info]
+    ) == declared
 
 
 def test_a_larger_result_is_said(tmp_path):
-    path = file_of(tmp_path, CUSTOM.replace('my.ops.Mystery', 'Relu').replace(', "my.ops" : 1', ''))
+    path = file_of(
+        tmp_path, CUSTOM.replace("my.ops.Mystery", "Relu").replace(', "my.ops" : 1', "")
+    )
     result = optimize(path, "remove-unused", bench=False)
     assert [w for w in result.warnings if w.startswith("size: the result is larger: ")]

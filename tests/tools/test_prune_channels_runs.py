@@ -1,4 +1,6 @@
-"""Channel pruning as a user meets it: files, data, the next pass, and what is said where it goes wrong."""
+"""Channel pruning as a user meets it: files, data, the next pass, and what is said where it goes
+wrong.
+"""
 
 import json
 import sys
@@ -26,12 +28,18 @@ nothing (float[batch, 4] x) => (float[batch, 2] y) <float[4, 2] w> { y = MatMul 
 
 @pytest.fixture
 def call(tmp_path):
-    """Run the command line on a model given as text; (exit code, stdout, stderr, the file written or None)."""
+    """Run the command line on a model given as text; (exit code, stdout, stderr, the file written
+    or None).
+    """
+
     def run(text, passes, *flags):
         path, out = tmp_path / "model.onnx", tmp_path / "out.onnx"
         onnx.save(model_from(text), path)
-        done = CliRunner().invoke(main, [str(path), "--passes", passes, "--no-bench", "-o", str(out), *flags])
+        done = CliRunner().invoke(
+            main, [str(path), "--passes", passes, "--no-bench", "-o", str(out), *flags]
+        )
         return done.exit_code, done.stdout, done.stderr, out if out.exists() else None
+
     return run
 
 
@@ -55,13 +63,20 @@ def error(path, images):
 def test_a_model_with_nothing_to_prune_is_written_as_it_is(call, tmp_path):
     code, _, words, out = call(NOTHING, "prune-channels")
     assert code == 0
-    assert "nothing changed: input 'x' of the model (1); output 'y' of the model (1)" in words
+    assert (
+        "nothing changed: input 'x' of the model (1); output 'y' of the model (1)"
+        in words
+    )
     before, after = (onnx.load(path).graph for path in (tmp_path / "model.onnx", out))
     assert list(after.input) == list(before.input)
     assert list(after.output) == list(before.output)
-    assert [(node.op_type, node.input, node.output) for node in after.node] == [("MatMul", ["x", "w"], ["y"])]
-    np.testing.assert_array_equal(onnx.numpy_helper.to_array(after.initializer[0]),
-                                  onnx.numpy_helper.to_array(before.initializer[0]))
+    assert [(node.op_type, node.input, node.output) for node in after.node] == [
+        ("MatMul", ["x", "w"], ["y"])
+    ]
+    np.testing.assert_array_equal(
+        onnx.numpy_helper.to_array(after.initializer[0]),
+        onnx.numpy_helper.to_array(before.initializer[0]),
+    )
 
 
 def test_a_file_is_pruned_and_accounted_for(call):
@@ -73,32 +88,89 @@ def test_a_file_is_pruned_and_accounted_for(call):
     assert (step["stats"]["params_before"], step["stats"]["params_after"]) == (192, 48)
     proto = onnx.load(out)
     onnx.checker.check_model(proto, full_check=True)
-    assert {t.name: list(t.dims) for t in proto.graph.initializer} == {"w1": [8, 4], "w2": [4, 4]}
+    assert {t.name: list(t.dims) for t in proto.graph.initializer} == {
+        "w1": [8, 4],
+        "w2": [4, 4],
+    }
 
 
 def test_a_pruned_file_pruned_again_stays(call, tmp_path):
     call(MLP, "prune-channels")
-    again = CliRunner().invoke(main, [str(tmp_path / "out.onnx"), "-p", "prune-channels", "--no-bench", "-o",
-                                      str(tmp_path / "again.onnx")])
+    again = CliRunner().invoke(
+        main,
+        [
+            str(tmp_path / "out.onnx"),
+            "-p",
+            "prune-channels",
+            "--no-bench",
+            "-o",
+            str(tmp_path / "again.onnx"),
+        ],
+    )
     assert again.exit_code == 0
-    assert without_metadata(tmp_path / "again.onnx") == without_metadata(tmp_path / "out.onnx")
-    more = CliRunner().invoke(main, [str(tmp_path / "out.onnx"), "-p", "prune-channels(ratio=0.75)", "--no-bench", "-o",
-                                     str(tmp_path / "more.onnx")])
+    assert without_metadata(tmp_path / "again.onnx") == without_metadata(
+        tmp_path / "out.onnx"
+    )
+    more = CliRunner().invoke(
+        main,
+        [
+            str(tmp_path / "out.onnx"),
+            "-p",
+            "prune-channels(ratio=0.75)",
+            "--no-bench",
+            "-o",
+            str(tmp_path / "more.onnx"),
+        ],
+    )
     assert more.exit_code == 0
     assert list(onnx.load(tmp_path / "more.onnx").graph.initializer[0].dims) == [8, 4]
 
 
-@pytest.mark.parametrize(("passes", "problem", "fix"), [
-    ("prune-channels(ratio=1)", "prune-channels.ratio: 1.0 is outside [0.0, 0.99]", "choose a value in [0.0, 0.99]"),
-    ("prune-channels(ratoi=0.5)", "prune-channels.ratoi: no such option", "did you mean 'ratio'?"),
-    ("prune-channels(importance=l3)", "prune-channels.importance: 'l3' is not one of", "did you mean|choose one of"),
-    ("prune-channels(macs=0.5, size=0.5)", "prune-channels.size: macs and size are set", "leave one of them"),
-    ("prune-channels(drift=0.1)", "prune-channels.drift: importance is auto", "add importance=drift"),
-    ("prune-channels(include=conv9)", "prune-channels.include: 'conv9' matches no weight or node of a group",
-     "onnx-opt inspect MODEL --groups"),
-    ("prune-channels(importance=drift)", "prune-channels.importance: drift ranks by calibration data", "--data"),
-    ("prune-channel", "passes: prune-channel: no such pass", "did you mean 'prune-channels'?"),
-])
+@pytest.mark.parametrize(
+    ("passes", "problem", "fix"),
+    [
+        (
+            "prune-channels(ratio=1)",
+            "prune-channels.ratio: 1.0 is outside [0.0, 0.99]",
+            "choose a value in [0.0, 0.99]",
+        ),
+        (
+            "prune-channels(ratoi=0.5)",
+            "prune-channels.ratoi: no such option",
+            "did you mean 'ratio'?",
+        ),
+        (
+            "prune-channels(importance=l3)",
+            "prune-channels.importance: 'l3' is not one of",
+            "did you mean|choose one of",
+        ),
+        (
+            "prune-channels(macs=0.5, size=0.5)",
+            "prune-channels.size: macs and size are set",
+            "leave one of them",
+        ),
+        (
+            "prune-channels(drift=0.1)",
+            "prune-channels.drift: importance is auto",
+            "add importance=drift",
+        ),
+        (
+            "prune-channels(include=conv9)",
+            "prune-channels.include: 'conv9' matches no weight or node of a group",
+            "onnx-opt inspect MODEL --groups",
+        ),
+        (
+            "prune-channels(importance=drift)",
+            "prune-channels.importance: drift ranks by calibration data",
+            "--data",
+        ),
+        (
+            "prune-channel",
+            "passes: prune-channel: no such pass",
+            "did you mean 'prune-channels'?",
+        ),
+    ],
+)
 def test_a_wrong_call_says_what_and_how_to_mend_it(call, passes, problem, fix):
     code, _, words, out = call(MLP, passes)
     assert code == 2
@@ -111,8 +183,14 @@ def test_a_wrong_call_says_what_and_how_to_mend_it(call, passes, problem, fix):
 def test_pruned_then_quantized_on_data(tmp_path):
     out = tmp_path / "small.onnx"
     result = optimize(
-        DEMO / "digits_cnn.onnx", "prune-channels(samples=128), quant(samples=64)", out=out, bench=False,
-        data=DEMO / "digits_calib.npz", eval_data=DEMO / "digits_test.npz", metric="top1")
+        DEMO / "digits_cnn.onnx",
+        "prune-channels(samples=128), quant(samples=64)",
+        out=out,
+        bench=False,
+        data=DEMO / "digits_calib.npz",
+        eval_data=DEMO / "digits_test.npz",
+        metric="top1",
+    )
     onnx.checker.check_model(onnx.load(out), full_check=True)
     first, second = result.passes
     assert first.stats["groups"] == first.stats["layers"] - 3 == 5
@@ -129,8 +207,13 @@ def test_recovery_mends_outputs_on_images_it_has_not_seen(tmp_path):
     errors = {}
     for recover in ("true", "false"):
         out = tmp_path / f"{recover}.onnx"
-        optimize(DEMO / "digits_cnn.onnx", f"prune-channels(importance=l2, recover={recover}, samples=128)", out=out,
-                 data=DEMO / "digits_calib.npz", bench=False)
+        optimize(
+            DEMO / "digits_cnn.onnx",
+            f"prune-channels(importance=l2, recover={recover}, samples=128)",
+            out=out,
+            data=DEMO / "digits_calib.npz",
+            bench=False,
+        )
         errors[recover] = error(out, images)
     assert errors["true"] < 0.5 * errors["false"]
     assert errors["true"] < 0.35
@@ -138,15 +221,40 @@ def test_recovery_mends_outputs_on_images_it_has_not_seen(tmp_path):
 
 def test_the_benchmark_of_scale_measures_a_transformer(capsys):
     figures = bench_channels_scale.main(
-        ["--layers", "2", "--width", "32", "--hidden", "64", "--heads", "4", "--vocab", "100", "--json"])
+        [
+            "--layers",
+            "2",
+            "--width",
+            "32",
+            "--hidden",
+            "64",
+            "--heads",
+            "4",
+            "--vocab",
+            "100",
+            "--json",
+        ]
+    )
     assert json.loads(capsys.readouterr().out)["groups"] == figures.groups == 5
     assert figures.params_after < 0.4 * figures.params
 
 
 @pytest.mark.slow
 def test_a_transformer_of_28_million_parameters_takes_seconds(capsys):
-    figures = bench_channels_scale.main(["--layers", "6", "--width", "512", "--hidden", "2048", "--heads", "8",
-                                         "--vocab", "16000"])
+    figures = bench_channels_scale.main(
+        [
+            "--layers",
+            "6",
+            "--width",
+            "512",
+            "--hidden",
+            "2048",
+            "--heads",
+            "8",
+            "--vocab",
+            "16000",
+        ]
+    )
     assert "the whole pass" in capsys.readouterr().out
     assert figures.params > 27e6
     assert figures.params_after < 0.35 * figures.params

@@ -1,4 +1,6 @@
-"""What a written file asks of a runtime: least versions, proved; the account, the metadata and `inspect` say it."""
+"""What a written file asks of a runtime: least versions, proved; the account, the metadata and
+`inspect` say it.
+"""
 
 import json
 
@@ -26,21 +28,33 @@ def written(tmp_path):
         change(proto)
         onnx.save(proto, source)
         return optimize(source, passes, out=out, bench=False, **options), onnx.load(out)
+
     return run
 
 
-@pytest.mark.parametrize(("passes", "opset", "ir_version", "release", "because"), [
-    ("simplify", 13, 7, "1.15", "the oldest tried"),
-    ("prune", 13, 7, "1.15", "the oldest tried"),
-    (FOUR_BITS, 21, 10, "1.23", "Cast from INT4"),
-    ("quant(ternary, kernel=float)", 13, 7, "1.15", "the oldest tried"),
-])
-def test_a_file_asks_for_no_more_than_its_content(written, passes, opset, ir_version, release, because):
+@pytest.mark.parametrize(
+    ("passes", "opset", "ir_version", "release", "because"),
+    [
+        ("simplify", 13, 7, "1.15", "the oldest tried"),
+        ("prune", 13, 7, "1.15", "the oldest tried"),
+        (FOUR_BITS, 21, 10, "1.23", "Cast from INT4"),
+        ("quant(ternary, kernel=float)", 13, 7, "1.15", "the oldest tried"),
+    ],
+)
+def test_a_file_asks_for_no_more_than_its_content(
+    written, passes, opset, ir_version, release, because
+):
     result, proto = written(CNN, passes)
     assert result.requires == {
-        "opset": opset, "ir_version": ir_version, "onnxruntime": release, "because": because}
+        "opset": opset,
+        "ir_version": ir_version,
+        "onnxruntime": release,
+        "because": because,
+    }
     assert (proto.opset_import[0].version, proto.ir_version) == (opset, ir_version)
-    assert {p.key: p.value for p in proto.metadata_props}["onnx_opt.min_runtime"] == release
+    assert {p.key: p.value for p in proto.metadata_props}[
+        "onnx_opt.min_runtime"
+    ] == release
     assert result.as_dict()["requires"] == result.requires
     onnx.checker.check_model(proto, full_check=True)
 
@@ -60,7 +74,10 @@ def test_notes_that_stay_need_their_ir_version(written):
 
     result, proto = written(MLP, "prune", noted)
     assert (proto.opset_import[0].version, proto.ir_version) == (13, 10)
-    assert (result.requires["onnxruntime"], result.requires["because"]) == ("1.18", "IR version 10")
+    assert (result.requires["onnxruntime"], result.requires["because"]) == (
+        "1.18",
+        "IR version 10",
+    )
     assert [p.key for p in proto.graph.node[0].metadata_props] == ["pkg.exporter"]
 
 
@@ -76,9 +93,15 @@ def test_outputs_are_equal_to_the_bit(written):
     _, proto = written(CNN, "simplify")
     again = onnx.ModelProto.FromString(proto.SerializeToString())
     again.opset_import[0].version, again.ir_version = 21, 10
-    feeds = {"x": np.random.default_rng(0).standard_normal((2, 3, 8, 8)).astype(np.float32)}
-    sessions = [onnxruntime.InferenceSession(p.SerializeToString(), providers=["CPUExecutionProvider"])
-                for p in (proto, again)]
+    feeds = {
+        "x": np.random.default_rng(0).standard_normal((2, 3, 8, 8)).astype(np.float32)
+    }
+    sessions = [
+        onnxruntime.InferenceSession(
+            p.SerializeToString(), providers=["CPUExecutionProvider"]
+        )
+        for p in (proto, again)
+    ]
     np.testing.assert_array_equal(*(session.run(None, feeds) for session in sessions))
 
 
@@ -107,12 +130,29 @@ def test_lowering_that_fails_leaves_the_model(written, monkeypatch):
     assert "opset: not lowered: RuntimeError: no schema" in result.warnings
 
 
-@pytest.mark.parametrize(("requires", "words"), [
-    ({"opset": 21, "ir_version": 10, "onnxruntime": "1.23", "because": "Cast from INT4"},
-     "needs ONNX Runtime 1.23 or newer (Cast from INT4); opset 21, IR 10"),
-    ({"opset": None, "ir_version": 8, "onnxruntime": None, "because": "operators of own"},
-     "needs an ONNX Runtime, not known which (operators of own); opset none, IR 8"),
-])
+@pytest.mark.parametrize(
+    ("requires", "words"),
+    [
+        (
+            {
+                "opset": 21,
+                "ir_version": 10,
+                "onnxruntime": "1.23",
+                "because": "Cast from INT4",
+            },
+            "needs ONNX Runtime 1.23 or newer (Cast from INT4); opset 21, IR 10",
+        ),
+        (
+            {
+                "opset": None,
+                "ir_version": 8,
+                "onnxruntime": None,
+                "because": "operators of own",
+            },
+            "needs an ONNX Runtime, not known which (operators of own); opset none, IR 8",
+        ),
+    ],
+)
 def test_in_words(requires, words):
     assert needed(requires) == words
 
@@ -121,9 +161,24 @@ def test_the_command_line_and_inspect_say_it(written, tmp_path):
     written(MLP, FOUR_BITS)
     out = tmp_path / "out.onnx"
     assert inspection(out)["requires"] == {
-        "opset": 21, "ir_version": 10, "onnxruntime": "1.23", "because": "Cast from INT4"}
+        "opset": 21,
+        "ir_version": 10,
+        "onnxruntime": "1.23",
+        "because": "Cast from INT4",
+    }
     shown = CliRunner().invoke(main, ["inspect", str(out)]).stdout
-    assert "needs ONNX Runtime 1.23 or newer (Cast from INT4); opset 21, IR 10" in shown.replace("\n", " ")
-    assert json.loads(CliRunner().invoke(main, ["inspect", str(out), "--json"]).stdout)["requires"]["opset"] == 21
-    again = CliRunner().invoke(main, [str(out), "-o", str(tmp_path / "b.onnx"), "--passes", "strip", "--no-bench"])
+    assert (
+        "needs ONNX Runtime 1.23 or newer (Cast from INT4); opset 21, IR 10"
+        in shown.replace("\n", " ")
+    )
+    assert (
+        json.loads(CliRunner().invoke(main, ["inspect", str(out), "--json"]).stdout)[
+            "requires"
+        ]["opset"]
+        == 21
+    )
+    again = CliRunner().invoke(
+        main,
+        [str(out), "-o", str(tmp_path / "b.onnx"), "--passes", "strip", "--no-bench"],
+    )
     assert "needs ONNX Runtime 1.23 or newer" in again.stderr

@@ -14,7 +14,9 @@ SECONDS = 2.0
 
 
 def compare_latency(
-    open_session: Callable[[Path], Session], paths: Sequence[Path], feeds: Sequence[Mapping[str, Any]],
+    open_session: Callable[[Path], Session],
+    paths: Sequence[Path],
+    feeds: Sequence[Mapping[str, Any]],
     seconds: float = SECONDS,
 ) -> list[Latency]:
     """Interleaved latency of the models at `paths` on the same feeds; ratios are to the first."""

@@ -1,4 +1,6 @@
-"""Which layer lost what: each layer's drift in the result, and what its own weights and activations add to it."""
+"""Which layer lost what: each layer's drift in the result, and what its own weights and activations
+add to it.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,9 @@ SAMPLES = 32
 
 @dataclass
 class Stage:
-    """A lossy pass of the run: what it started from, and what it and its refinements made of that."""
+    """A lossy pass of the run: what it started from, and what it and its refinements made of
+    that.
+    """
 
     pass_: Pass
     reference: ir.Model
@@ -41,9 +45,9 @@ class Stage:
 class Loss:
     """What one layer lost, as SQNR in dB of its output (None: not known, inf: nothing).
 
-    sqnr_db: in the result against the reference, all noise of the layers before it included. weight_sqnr_db and
-    activation_sqnr_db: of this layer alone on the reference's values, with only its weights, or only its input, as in
-    the result.
+    sqnr_db: in the result against the reference, all noise of the layers before it included.
+    weight_sqnr_db and activation_sqnr_db: of this layer alone on the reference's values, with only
+    its weights, or only its input, as in the result.
     """
 
     layer: str
@@ -55,33 +59,50 @@ class Loss:
     @property
     def own_db(self) -> float:
         """Both local noises together; what floating this layer would spare."""
-        own = [d for d in (self.weight_sqnr_db, self.activation_sqnr_db) if d is not None]
+        own = [
+            d for d in (self.weight_sqnr_db, self.activation_sqnr_db) if d is not None
+        ]
         noise = sum(10 ** (-d / 10) for d in own)
         return -10 * math.log10(noise) if noise > 0 else math.inf
 
 
-def explain_stage(worker: Worker, stage: Stage, batches: Sequence[Mapping[str, Any]]) -> list[Loss]:
+def explain_stage(
+    worker: Worker, stage: Stage, batches: Sequence[Mapping[str, Any]]
+) -> list[Loss]:
     """The losses of every layer of the main graph that the stage changed, in graph order.
 
-    Runs the reference and the result side by side in the worker, a few rows at a time: memory does not grow with the
-    data. The reference runs without graph optimizations: they would make integer kernels of its added noise.
+    Runs the reference and the result side by side in the worker, a few rows at a time: memory does
+    not grow with the data. The reference runs without graph optimizations: they would make integer
+    kernels of its added noise.
     """
     reference, probes = instrumented(stage.reference, stage.result)
     if not probes:
         return []
     result = _tapped(stage.result, {probe.output for probe in probes})
-    sums = [name for p in probes for name in (p.signal, p.weight, p.activation) if name is not None]
+    sums = [
+        name
+        for p in probes
+        for name in (p.signal, p.weight, p.activation)
+        if name is not None
+    ]
     totals: defaultdict[str, float] = defaultdict(float)
     noise: defaultdict[str, float] = defaultdict(float)
     with tempfile.TemporaryDirectory(prefix="onnx-opt-") as folder:
         paths = [Path(folder, "reference.onnx"), Path(folder, "result.onnx")]
         save(reference, paths[0])
         save(result, paths[1])
-        first, second = open_session(worker, paths[0], optimize=False), open_session(worker, paths[1])
+        first, second = (
+            open_session(worker, paths[0], optimize=False),
+            open_session(worker, paths[1]),
+        )
         limit = RowLimit()
-        feeds = Feeds(lambda: [Batch(dict(batch)) for batch in batches], first.inputs, "data")
+        feeds = Feeds(
+            lambda: [Batch(dict(batch)) for batch in batches], first.inputs, "data"
+        )
         for part, rows in micro_batches(feeds, first.inputs, SAMPLES, limit):
-            powers, scalars, size = worker.call("compare", first.handle(), second.handle(), part, sums)
+            powers, scalars, size = worker.call(
+                "compare", first.handle(), second.handle(), part, sums
+            )
             limit.adapt(size, rows)
             for name, value in scalars.items():
                 totals[name] += value
@@ -92,9 +113,14 @@ def explain_stage(worker: Worker, stage: Stage, batches: Sequence[Mapping[str, A
     return [_loss(probe, totals, noise) for probe in probes]
 
 
-def _loss(probe: Probe, totals: Mapping[str, float], noise: Mapping[str, float]) -> Loss:
+def _loss(
+    probe: Probe, totals: Mapping[str, float], noise: Mapping[str, float]
+) -> Loss:
     signal = totals[probe.signal]
-    own = [None if name is None else decibels(signal, totals[name]) for name in (probe.weight, probe.activation)]
+    own = [
+        None if name is None else decibels(signal, totals[name])
+        for name in (probe.weight, probe.activation)
+    ]
     overall = decibels(signal, noise[probe.output]) if probe.output in noise else None
     return Loss(probe.layer, probe.op, overall, *own)
 
@@ -112,33 +138,65 @@ def _tapped(model: ir.Model, names: set[str]) -> ir.Model:
     """A copy of the model whose outputs are the named values."""
     copy = model.clone()
     copy.graph.outputs.clear()
-    copy.graph.outputs.extend(v for node in copy.graph for v in node.outputs if v.name in names)
+    copy.graph.outputs.extend(
+        v for node in copy.graph for v in node.outputs if v.name in names
+    )
     return copy
 
 
-def explain(worker: Worker, stages: Iterable[Stage], batches: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Every stage's losses with the pass that they are due to; worst first: by what the layer itself adds."""
+def explain(
+    worker: Worker, stages: Iterable[Stage], batches: Sequence[Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    """Every stage's losses with the pass that they are due to; worst first: by what the layer
+    itself adds.
+    """
     rows = []
     for stage in stages:
-        losses = sorted(explain_stage(worker, stage, batches), key=lambda loss: loss.own_db)
-        rows += [{"pass": stage.pass_.name, **dataclasses.asdict(loss)} for loss in losses]
+        losses = sorted(
+            explain_stage(worker, stage, batches), key=lambda loss: loss.own_db
+        )
+        rows += [
+            {"pass": stage.pass_.name, **dataclasses.asdict(loss)} for loss in losses
+        ]
     return rows
 
 
-def next_pipeline(pipeline: Pipeline, losses: Sequence[Mapping[str, Any]]) -> Pipeline | None:
-    """The same pipeline, with the worst layer left out of the pass that it lost to; None where that cannot be said."""
+def next_pipeline(
+    pipeline: Pipeline, losses: Sequence[Mapping[str, Any]]
+) -> Pipeline | None:
+    """The same pipeline, with the worst layer left out of the pass that it lost to; None where that
+    cannot be said.
+    """
     for loss in losses:
         for index, pass_ in enumerate(pipeline.passes):
             if pass_.name == loss["pass"] and hasattr(pass_, "exclude"):
-                changed: Any = dataclasses.replace(pass_, exclude=(*pass_.exclude, glob.escape(loss["layer"])))  # type: ignore[call-arg]
-                return Pipeline((*pipeline.passes[:index], changed, *pipeline.passes[index + 1:]))
+                changed: Any = dataclasses.replace(
+                    pass_, exclude=(*pass_.exclude, glob.escape(loss["layer"]))
+                )  # type: ignore[call-arg]
+                return Pipeline(
+                    (*pipeline.passes[:index], changed, *pipeline.passes[index + 1 :])
+                )
     return None
 
 
-def next_command(model: str, pipeline: Pipeline, data: str | None, losses: Sequence[Mapping[str, Any]]) -> str | None:
-    """What to paste into a shell to try the run without the worst layer; None where no layer lost anything."""
+def next_command(
+    model: str,
+    pipeline: Pipeline,
+    data: str | None,
+    losses: Sequence[Mapping[str, Any]],
+) -> str | None:
+    """What to paste into a shell to try the run without the worst layer; None where no layer lost
+    anything.
+    """
     following = next_pipeline(pipeline, losses)
     if following is None:
         return None
-    words = ["onnx-opt", model, "--passes", str(following), *(["--data", data] if data else []), "--explain-loss"]
+    words = [
+        "onnx-opt",
+        model,
+        "--passes",
+        str(following),
+        *(["--data", data] if data else []),
+        "--explain-loss",
+    ]
     return shlex.join(words)

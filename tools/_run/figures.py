@@ -16,14 +16,18 @@ from .result import Figures
 
 
 def figures_of(model: ir.Model, path: Path | None, count_nonzero: bool) -> Figures:
-    """Everything but latency. `bytes` counts the file at `path`, which holds `model`, and its external data."""
+    """Everything but latency. `bytes` counts the file at `path`, which holds `model`, and its
+    external data.
+    """
     stats = model_stats(model, count_nonzero)
     size = None if path is None else bytes_on_disk(path, model)
     return Figures(size, stats.params, stats.nonzero, stats.nodes, stats.macs)
 
 
 def bytes_on_disk(path: Path, model: ir.Model) -> int:
-    """Bytes of a model file and of the external data files that `model`, loaded from it, refers to."""
+    """Bytes of a model file and of the external data files that `model`, loaded from it, refers
+    to.
+    """
     files = {Path(t.path) for t in _tensors(model) if isinstance(t, ir.ExternalTensor)}
     return os.path.getsize(path) + sum(os.path.getsize(file) for file in files)
 
@@ -34,19 +38,27 @@ def weight_bytes(model: ir.Model) -> int:
 
 
 def expected_bytes(model: ir.Model) -> int:
-    """What the model will take on disk: its graph without the big weights, and those weights; nothing is written."""
+    """What the model will take on disk: its graph without the big weights, and those weights;
+    nothing is written.
+    """
     bare = stripped(model)
     graph = int(ir.to_proto(bare).ByteSize())
     return graph + weight_bytes(model) - weight_bytes(bare)
 
 
 def input_infos(model: ir.Model) -> list[TensorInfo]:
-    """The inputs that a caller must feed, as a session would list them; without running anything."""
+    """The inputs that a caller must feed, as a session would list them; without running
+    anything.
+    """
     return [_info(v) for v in model.graph.inputs if not v.is_initializer()]
 
 
 def _info(value: ir.Value) -> TensorInfo:
-    shape = tuple(d if isinstance(d, int) else d.value for d in value.shape) if value.shape is not None else ()
+    shape = (
+        tuple(d if isinstance(d, int) else d.value for d in value.shape)
+        if value.shape is not None
+        else ()
+    )
     if not isinstance(value.type, ir.TensorType) or value.dtype is None:
         return TensorInfo(value.name or "", f"({value.type})", shape)
     name = "object" if value.dtype == ir.DataType.STRING else value.dtype.numpy().name
@@ -54,7 +66,9 @@ def _info(value: ir.Value) -> TensorInfo:
 
 
 def _tensors(model: ir.Model) -> list[Any]:
-    held: dict[int, Any] = {id(v.const_value): v.const_value for v in initializers(model)}
+    held: dict[int, Any] = {
+        id(v.const_value): v.const_value for v in initializers(model)
+    }
     for graph in all_graphs(model):
         for node in graph:
             for attribute in node.attributes.values():

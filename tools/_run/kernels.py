@@ -25,7 +25,11 @@ SAMPLES = 32
 """How many samples are compared: unfused graphs take several times as long to run."""
 
 IN_INTEGERS = QUANT_OPS - {
-    "QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "MatMulNBits"}
+    "QuantizeLinear",
+    "DequantizeLinear",
+    "DynamicQuantizeLinear",
+    "MatMulNBits",
+}
 """Ops that are integer kernels as written: they saturate whether graphs are optimized or not."""
 
 Open = Callable[..., Session]
@@ -55,8 +59,10 @@ class Kernels:
             found += " to it"
         else:
             found += f" instead of {self.as_written_db:.1f} dB"
-        return (f"the integer kernels of this CPU ({hardware.label}) do not compute what the graph "
-                f"says: {found}")
+        return (
+            f"the integer kernels of this CPU ({hardware.label}) do not compute what the graph "
+            f"says: {found}"
+        )
 
 
 def remedy(model: ir.Model, hardware: Hardware, target: str | None) -> str:
@@ -66,8 +72,10 @@ def remedy(model: ir.Model, hardware: Hardware, target: str | None) -> str:
             return "--target cpu makes weights that saturate on no CPU"
         return "--passes requantize mends weights that saturate"
     if any("block_size" in node.attributes for node in all_nodes(model)):
-        return ("what blocked weights multiply is rounded to 8 bits on every CPU, "
-                "compress-weights(int8) keeps it float")
+        return (
+            "what blocked weights multiply is rounded to 8 bits on every CPU, "
+            "compress-weights(int8) keeps it float"
+        )
     return "--explain-loss names the layers that lose it, quant(exclude=…) leaves them float"
 
 
@@ -77,8 +85,13 @@ def is_quantized(model: ir.Model) -> bool:
 
 
 def compare_kernels(
-    open_session: Open, path: Path, model: ir.Model, hardware: Hardware,
-    batches: Sequence[Arrays], fused: Outputs, reference: Outputs | None,
+    open_session: Open,
+    path: Path,
+    model: ir.Model,
+    hardware: Hardware,
+    batches: Sequence[Arrays],
+    fused: Outputs,
+    reference: Outputs | None,
 ) -> Kernels | None:
     """Run a quantized model as written on a part of `batches`; None where it does not run that way.
 
@@ -97,19 +110,30 @@ def compare_kernels(
             continue  # not loaded that way, as weights that share a zero point are not
         if reference is None:
             return Kernels(meter(written, fused[:count]).overall().sqnr_db, None)
-        return Kernels(*(meter(reference[:count], outputs[:count]).overall().sqnr_db
-                         for outputs in (fused, written)))
+        return Kernels(
+            *(
+                meter(reference[:count], outputs[:count]).overall().sqnr_db
+                for outputs in (fused, written)
+            )
+        )
     return None
 
 
 def enough(batches: Sequence[Arrays]) -> bool:
     """Whether these hold as many samples as are compared."""
-    return sum(max((len(a) for a in feeds.values() if a.ndim), default=1)
-               for feeds in batches) >= SAMPLES
+    return (
+        sum(
+            max((len(a) for a in feeds.values() if a.ndim), default=1)
+            for feeds in batches
+        )
+        >= SAMPLES
+    )
 
 
 def _ways(model: ir.Model, hardware: Hardware) -> list[dict[str, bool]]:
     """How to run the model so that no product saturates, the best first."""
     unfused = {"optimize": False}
     in_integers = any(node.op_type in IN_INTEGERS for node in all_nodes(model))
-    return [{"exact": True}, unfused] if in_integers and hardware.saturates else [unfused]
+    return (
+        [{"exact": True}, unfused] if in_integers and hardware.saturates else [unfused]
+    )

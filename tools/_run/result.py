@@ -18,7 +18,9 @@ from ..console import finite
 
 Verify = Literal["auto", "always", "never"]
 LARGE = 1 << 30
-"""Bytes of weights above which `verify="auto"` does not run the model, and zeros are not counted."""
+"""Bytes of weights above which `verify="auto"` does not run the model, and zeros are not
+counted.
+"""
 
 ProgressBar = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 
@@ -63,7 +65,9 @@ class Figures:
 
 @dataclass
 class Step:
-    """What one pass of the pipeline did. `drift`: from the original's outputs; None where it was not measured."""
+    """What one pass of the pipeline did. `drift`: from the original's outputs; None where it was
+    not measured.
+    """
 
     name: str
     text: str
@@ -83,7 +87,9 @@ class Step:
 
 @dataclass
 class Result:
-    """The optimized model and the account of the run; the same fields as `--json`, where `about` is called `model`."""
+    """The optimized model and the account of the run; the same fields as `--json`, where `about` is
+    called `model`.
+    """
 
     model: ir.Model
     about: dict[str, Any]
@@ -97,27 +103,33 @@ class Result:
     loss: list[dict[str, Any]] | None = None
     """What each layer lost, worst first; None unless it was asked for (`explain_loss`)."""
     requires: dict[str, Any] = field(default_factory=dict)
-    """`opset`, `ir_version`, `onnxruntime` (oldest release that runs the result; None: not known), `because`."""
+    """`opset`, `ir_version`, `onnxruntime` (oldest release that runs the result; None: not known),
+    `because`.
+    """
     drift_on: str | None = None
-    """What the drift of the passes was measured on: held-out, evaluation or calibration data, or synthetic feeds."""
+    """What the drift of the passes was measured on: held-out, evaluation or calibration data, or
+    synthetic feeds.
+    """
     hardware: Hardware | None = None
     """The CPU whose latency and integer kernels the figures are of."""
 
     def as_dict(self) -> dict[str, Any]:
         """The JSON object of `--json`: plain numbers, None for what is unknown or not finite."""
-        plain: dict[str, Any] = finite({
-            "model": self.about,
-            "input": dataclasses.asdict(self.input),
-            "output": dataclasses.asdict(self.output),
-            "passes": [step.as_dict() for step in self.passes],
-            "drift_on": self.drift_on,
-            "metric": self.metric,
-            "requires": self.requires,
-            "hardware": None if self.hardware is None else self.hardware.to_json(),
-            "warnings": self.warnings,
-            "output_path": self.output_path,
-            **({} if self.loss is None else {"loss": self.loss}),
-        })
+        plain: dict[str, Any] = finite(
+            {
+                "model": self.about,
+                "input": dataclasses.asdict(self.input),
+                "output": dataclasses.asdict(self.output),
+                "passes": [step.as_dict() for step in self.passes],
+                "drift_on": self.drift_on,
+                "metric": self.metric,
+                "requires": self.requires,
+                "hardware": None if self.hardware is None else self.hardware.to_json(),
+                "warnings": self.warnings,
+                "output_path": self.output_path,
+                **({} if self.loss is None else {"loss": self.loss}),
+            }
+        )
         return plain
 
     def to_json(self) -> str:

@@ -28,15 +28,21 @@ class SaturatingPairs:
 
     def to_json(self) -> dict[str, Any]:
         """`offending_pairs`, `pairs`, `layers`: offending pairs by layer."""
-        return {"offending_pairs": self.offending, "pairs": self.pairs, "layers": self.by_layer}
+        return {
+            "offending_pairs": self.offending,
+            "pairs": self.pairs,
+            "layers": self.by_layer,
+        }
 
 
 def pair_words(offending_pairs: int, pairs: int, **_: Any) -> str:
     """How many of how many may saturate, where, and what mends it."""
     if not offending_pairs:
         return f"none of {pairs:,} weight pairs saturates on any CPU"
-    return (f"{offending_pairs:,} of {pairs:,} weight pairs may saturate on {SATURATING_CPUS}: "
-            "requantize mends it")
+    return (
+        f"{offending_pairs:,} of {pairs:,} weight pairs may saturate on {SATURATING_CPUS}: "
+        "requantize mends it"
+    )
 
 
 def saturating_pairs(model: ir.Model) -> SaturatingPairs:

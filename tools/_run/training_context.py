@@ -1,4 +1,6 @@
-"""A run's context that can also train, where torch is installed; its teacher is the run's original model."""
+"""A run's context that can also train, where torch is installed; its teacher is the run's original
+model.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,12 @@ from .gradient_context import DifferentiatingContext
 from .result import ProgressBar
 
 Arrays = dict[str, NDArray[Any]]
-FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE)
+FLOATS = (
+    ir.DataType.FLOAT,
+    ir.DataType.FLOAT16,
+    ir.DataType.BFLOAT16,
+    ir.DataType.DOUBLE,
+)
 PARTS = 1000
 """Of a progress bar, whose whole is the budget of a training."""
 
@@ -43,16 +50,34 @@ class TrainingContext(DifferentiatingContext):
         """Train on the calibration feeds. Errors: UsageError without data or without torch."""
         chosen = int(recipe.get("synthesize", 0))
         if self.teacher is None or (self.feeds is None and not chosen):
-            raise UsageError("finetune", "no data to train on", "pass --data (command line) or data= (Python)")
+            raise UsageError(
+                "finetune",
+                "no data to train on",
+                "pass --data (command line) or data= (Python)",
+            )
         from ...frontends.training import Recipe, Setting, train
 
-        batches = self._made_up(chosen) if self.feeds is None else ((b.feeds, b.labels) for b in self.feeds)
+        batches = (
+            self._made_up(chosen)
+            if self.feeds is None
+            else ((b.feeds, b.labels) for b in self.feeds)
+        )
         with telling("finetune", self._progress) as tell:
-            setting = Setting(Sessions(self.worker, self._threads), self.seed, self._originals(), self.resume, tell)
+            setting = Setting(
+                Sessions(self.worker, self._threads),
+                self.seed,
+                self._originals(),
+                self.resume,
+                tell,
+            )
             result = train(model, self.teacher, batches, Recipe.of(recipe), setting)
         for warning in result.warnings:
             self.warn("finetune", warning)
-        declined = [Declined(model.graph.name or "graph", result.reason)] if result.reason else []
+        declined = (
+            [Declined(model.graph.name or "graph", result.reason)]
+            if result.reason
+            else []
+        )
         return PassOutcome(result.weights, result.stats, declined)
 
     def _made_up(self, rows: int) -> Iterator[tuple[Arrays, None]]:
@@ -60,7 +85,10 @@ class TrainingContext(DifferentiatingContext):
         from ...frontends.training.synthesize import synthesize
 
         assert self.teacher is not None
-        self.warn("finetune", "trained on made-up inputs, which is weak: a few hundred real ones do better (--data)")
+        self.warn(
+            "finetune",
+            "trained on made-up inputs, which is weak: a few hundred real ones do better (--data)",
+        )
         for feeds in synthesize(self.teacher, rows, self.seed):
             yield feeds, None
 
@@ -82,12 +110,16 @@ class Sessions:
         self._threads = threads
 
     @contextlib.contextmanager
-    def runner(self, model: ir.Model, names: Sequence[str]) -> Iterator[Callable[[Arrays], Arrays]]:
+    def runner(
+        self, model: ir.Model, names: Sequence[str]
+    ) -> Iterator[Callable[[Arrays], Arrays]]:
         """Outputs and the named values of the model on feeds."""
         with tempfile.TemporaryDirectory(prefix="onnx-opt-") as folder:
             path = Path(folder, "runner.onnx")
             save(with_taps(model, names), path)
-            session = open_session(self._worker, path, threads=self._threads, spin=False)
+            session = open_session(
+                self._worker, path, threads=self._threads, spin=False
+            )
             try:
                 yield session.run
             finally:
@@ -96,8 +128,11 @@ class Sessions:
 
 def float_constants(model: ir.Model) -> dict[str, NDArray[Any]]:
     """Float initializers and outputs of Constant nodes by name, of the main graph."""
-    found = {name: value.const_value.numpy() for name, value in model.graph.initializers.items()
-             if value.const_value is not None and value.const_value.dtype in FLOATS}
+    found = {
+        name: value.const_value.numpy()
+        for name, value in model.graph.initializers.items()
+        if value.const_value is not None and value.const_value.dtype in FLOATS
+    }
     for node in model.graph:
         attribute = node.attributes.get("value") if node.op_type == "Constant" else None
         tensor = None if attribute is None else attribute.as_tensor()
@@ -107,8 +142,12 @@ def float_constants(model: ir.Model) -> dict[str, NDArray[Any]]:
 
 
 @contextlib.contextmanager
-def telling(label: str, progress: ProgressBar) -> Iterator[Callable[[float, str], None]]:
-    """A bar over a training's budget; the yielded function takes how far it is, and words that the bar shows."""
+def telling(
+    label: str, progress: ProgressBar
+) -> Iterator[Callable[[float, str], None]]:
+    """A bar over a training's budget; the yielded function takes how far it is, and words that the
+    bar shows.
+    """
     note: Callable[[str], None] = getattr(progress, "note", lambda words: None)
     done = 0
     with progress(label, PARTS) as advance:
@@ -124,4 +163,7 @@ def telling(label: str, progress: ProgressBar) -> Iterator[Callable[[float, str]
 
 def follows() -> bool:
     """Whether another process of torchrun does the writing."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1 and os.environ.get("RANK", "0") != "0"
+    return (
+        int(os.environ.get("WORLD_SIZE", "1")) > 1
+        and os.environ.get("RANK", "0") != "0"
+    )

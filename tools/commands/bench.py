@@ -15,18 +15,51 @@ if TYPE_CHECKING:
 
 @click.command("bench")
 @click.argument("models", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--provider", default="cpu", show_default=True, help="cpu, cuda or tensorrt.")
-@click.option("--threads", type=click.IntRange(min=0), default=0, help="ONNX Runtime threads; 0: its default.")
-@click.option("--data", metavar="D", help="Feeds; the first batches are used. Default: synthetic, batch 1.")
-@click.option("--seconds", type=click.FloatRange(min=0.1), default=5.0, show_default=True, help="How long to measure.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of synthetic feeds.")
+@click.option(
+    "--provider", default="cpu", show_default=True, help="cpu, cuda or tensorrt."
+)
+@click.option(
+    "--threads",
+    type=click.IntRange(min=0),
+    default=0,
+    help="ONNX Runtime threads; 0: its default.",
+)
+@click.option(
+    "--data",
+    metavar="D",
+    help="Feeds; the first batches are used. Default: synthetic, batch 1.",
+)
+@click.option(
+    "--seconds",
+    type=click.FloatRange(min=0.1),
+    default=5.0,
+    show_default=True,
+    help="How long to measure.",
+)
+@click.option(
+    "--seed",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Seed of synthetic feeds.",
+)
 @shared_options
-def command(models: tuple[Path, ...], as_json: bool, verbosity: int, **options: Any) -> None:
-    """Measure MODELs interleaved in one process: median and 90th percentile latency, ratio to the first, memory."""
+def command(
+    models: tuple[Path, ...], as_json: bool, verbosity: int, **options: Any
+) -> None:
+    """Measure MODELs interleaved in one process: median and 90th percentile latency, ratio to the
+    first, memory.
+    """
     rows, machine = measure(models, **options)
     if as_json:
-        emit_json({"provider": options["provider"], "threads": options["threads"], "models": rows,
-                   "hardware": machine.to_json()})
+        emit_json(
+            {
+                "provider": options["provider"],
+                "threads": options["threads"],
+                "models": rows,
+                "hardware": machine.to_json(),
+            }
+        )
     else:
         from ..tables import measured_on
 
@@ -34,8 +67,14 @@ def command(models: tuple[Path, ...], as_json: bool, verbosity: int, **options: 
         show(measured_on(machine.label))
 
 
-def measure(models: tuple[Path, ...], provider: str, threads: int, data: str | None, seconds: float,
-            seed: int) -> tuple[list[dict[str, Any]], Hardware]:
+def measure(
+    models: tuple[Path, ...],
+    provider: str,
+    threads: int,
+    data: str | None,
+    seconds: float,
+    seed: int,
+) -> tuple[list[dict[str, Any]], Hardware]:
     """One row a model, in the order given, and what measured them."""
     from ...runtime.bench import interleaved
     from ...runtime.hardware import hardware
@@ -46,18 +85,30 @@ def measure(models: tuple[Path, ...], provider: str, threads: int, data: str | N
 
     paths = [checked(model) for model in models]
     with Worker() as worker:
-        sessions = [open_session(worker, path, provider, threads=threads) for path in paths]
+        sessions = [
+            open_session(worker, path, provider, threads=threads) for path in paths
+        ]
         feeds = [limited(feeds_for(session, data, seed)) for session in sessions]
         latencies = interleaved(sessions, feeds, seconds=seconds)
         machine = hardware(worker, provider)
     rows = []
-    for path, model, batches, latency in zip(paths, models, feeds, latencies, strict=True):
+    for path, model, batches, latency in zip(
+        paths, models, feeds, latencies, strict=True
+    ):
         with Worker() as alone:
             open_session(alone, path, provider, threads=threads).run(batches[0])
             peak = alone.call("peak_memory")
-        rows.append({"model": str(model), "median_ms": latency.median_ms, "p90_ms": latency.p90_ms,
-                     "min_ms": latency.min_ms, "ratio_to_first": latency.ratio_to_first, "runs": latency.runs,
-                     "peak_memory_bytes": peak})
+        rows.append(
+            {
+                "model": str(model),
+                "median_ms": latency.median_ms,
+                "p90_ms": latency.p90_ms,
+                "min_ms": latency.min_ms,
+                "ratio_to_first": latency.ratio_to_first,
+                "runs": latency.runs,
+                "peak_memory_bytes": peak,
+            }
+        )
     return rows, machine
 
 
@@ -69,7 +120,13 @@ def latency_table(rows: list[dict[str, Any]]) -> Any:
     figures = ("median", "p90", "min", "ratio", "runs", "peak memory")
     table = plain_table(None, "model", *figures, right=figures)
     for row in rows:
-        table.add_row(markup_safe(row["model"]), milliseconds(row["median_ms"]), milliseconds(row["p90_ms"]),
-                      milliseconds(row["min_ms"]), f"{row['ratio_to_first']:.3f}", str(row["runs"]),
-                      size(row["peak_memory_bytes"]))
+        table.add_row(
+            markup_safe(row["model"]),
+            milliseconds(row["median_ms"]),
+            milliseconds(row["p90_ms"]),
+            milliseconds(row["min_ms"]),
+            f"{row['ratio_to_first']:.3f}",
+            str(row["runs"]),
+            size(row["peak_memory_bytes"]),
+        )
     return table

@@ -13,27 +13,48 @@ PASSES = "simplify, quant(int8)"
 
 
 @click.command("demo")
-@click.option("-o", "--out", type=click.Path(path_type=Path), help="Keep the result here. Default: it is thrown away.")
-@click.option("-p", "--passes", default=PASSES, show_default=True, metavar="TEXT", help="The pipeline.")
+@click.option(
+    "-o",
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Keep the result here. Default: it is thrown away.",
+)
+@click.option(
+    "-p",
+    "--passes",
+    default=PASSES,
+    show_default=True,
+    metavar="TEXT",
+    help="The pipeline.",
+)
 @shared_options
 def command(out: Path | None, passes: str, as_json: bool, verbosity: int) -> None:
-    """Optimize a small digit classifier on real handwritten digits: size, latency and accuracy before and after."""
+    """Optimize a small digit classifier on real handwritten digits: size, latency and accuracy
+    before and after.
+    """
     from ..optimize import optimize
     from ..tables import result_tables
 
     here = Path(__file__).resolve().parents[1] / "demo"
     with tempfile.TemporaryDirectory(prefix="onnx-opt-") as folder:
         result = optimize(
-            here / "digits_cnn.onnx", passes, out=out or Path(folder, "digits_cnn.opt.onnx"),
-            data=str(here / "digits_calib.npz"), eval_data=str(here / "digits_test.npz"), metric="top1",
-            progress=Progress(verbosity - as_json))
+            here / "digits_cnn.onnx",
+            passes,
+            out=out or Path(folder, "digits_cnn.opt.onnx"),
+            data=str(here / "digits_calib.npz"),
+            eval_data=str(here / "digits_test.npz"),
+            metric="top1",
+            progress=Progress(verbosity - as_json),
+        )
     if out is None:
         result.output_path = None
     if as_json:
         emit_json(result.as_dict())
         return
-    click.echo(f"onnx-opt digits_cnn.onnx --passes '{result.about['passes']}' --data digits_calib.npz "
-               "--eval-data digits_test.npz --metric top1\n")
+    click.echo(
+        f"onnx-opt digits_cnn.onnx --passes '{result.about['passes']}' --data digits_calib.npz "
+        "--eval-data digits_test.npz --metric top1\n"
+    )
     for table in result_tables(result, verbosity):
         show(table)
     for warning in result.warnings:

@@ -17,29 +17,79 @@ if TYPE_CHECKING:
 @click.command("distill")
 @click.argument("teacher", type=click.Path(path_type=Path))
 @click.argument("student", type=click.Path(path_type=Path))
-@click.option("--data", metavar="D", required=True,
-              help="What to learn on; labels are not needed: .npz, .npy, a folder, or module:callable.")
-@click.option("-o", "--out", type=click.Path(path_type=Path),
-              help="Where to write. Default: STUDENT's stem + .opt.onnx.")
-@click.option("--recipe", default="", metavar="TEXT",
-              help="Options of the pass finetune, e.g. 'minutes=20, temperature=4, flip=true, shift=4'.")
-@click.option("--init", is_flag=True, help="Start from random weights: STUDENT is only an architecture.")
-@click.option("--eval-data", metavar="D", help="Labelled data for --metric. Default: --data.")
-@click.option("--metric", metavar="M", help="top1, top5, spearman, perplexity, module:callable or file.py:callable.")
-@click.option("--target", type=click.Choice(TARGETS), default="cpu", show_default=True, help=TARGET_HELP)
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of everything random.")
-@click.option("--threads", type=click.IntRange(min=0), default=0, help="ONNX Runtime threads; 0: its default.")
-@click.option("--resume", type=click.Path(path_type=Path, file_okay=False), metavar="FOLDER",
-              help="Keep the state of training here, and go on from what an interrupted run left.")
+@click.option(
+    "--data",
+    metavar="D",
+    required=True,
+    help="What to learn on; labels are not needed: .npz, .npy, a folder, or module:callable.",
+)
+@click.option(
+    "-o",
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Where to write. Default: STUDENT's stem + .opt.onnx.",
+)
+@click.option(
+    "--recipe",
+    default="",
+    metavar="TEXT",
+    help="Options of the pass finetune, e.g. 'minutes=20, temperature=4, flip=true, shift=4'.",
+)
+@click.option(
+    "--init",
+    is_flag=True,
+    help="Start from random weights: STUDENT is only an architecture.",
+)
+@click.option(
+    "--eval-data", metavar="D", help="Labelled data for --metric. Default: --data."
+)
+@click.option(
+    "--metric",
+    metavar="M",
+    help="top1, top5, spearman, perplexity, module:callable or file.py:callable.",
+)
+@click.option(
+    "--target",
+    type=click.Choice(TARGETS),
+    default="cpu",
+    show_default=True,
+    help=TARGET_HELP,
+)
+@click.option(
+    "--seed",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Seed of everything random.",
+)
+@click.option(
+    "--threads",
+    type=click.IntRange(min=0),
+    default=0,
+    help="ONNX Runtime threads; 0: its default.",
+)
+@click.option(
+    "--resume",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="FOLDER",
+    help="Keep the state of training here, and go on from what an interrupted run left.",
+)
 @click.option("--force", is_flag=True, help="Write even over the input itself.")
 @shared_options
 def command(
-    teacher: Path, student: Path, out: Path | None, recipe: str, init: bool, as_json: bool, verbosity: int,
+    teacher: Path,
+    student: Path,
+    out: Path | None,
+    recipe: str,
+    init: bool,
+    as_json: bool,
+    verbosity: int,
     **options: Any,
 ) -> None:
     """Train STUDENT to say what TEACHER says, on data with or without labels.
 
-    The best state of the training is written, if ONNX Runtime finds it better than STUDENT on data held out.
+    The best state of the training is written, if ONNX Runtime finds it better than STUDENT on data
+    held out.
     """
     from ..optimize import default_output, optimize
 
@@ -47,13 +97,22 @@ def command(
     model: Any = student
     if init:
         model = initialized(student, options["seed"])
-    result = optimize(model, passes, out=out or default_output(student), teacher=teacher, bench=False,
-                      progress=Progress(verbosity - as_json), **options)
+    result = optimize(
+        model,
+        passes,
+        out=out or default_output(student),
+        teacher=teacher,
+        bench=False,
+        progress=Progress(verbosity - as_json),
+        **options,
+    )
     show_result(result, as_json, verbosity)
 
 
 def as_pass(recipe: str) -> Pipeline:
-    """The pass `finetune` with these options, for a student unless they name another preset. Errors: UsageError."""
+    """The pass `finetune` with these options, for a student unless they name another preset.
+    Errors: UsageError.
+    """
     import dataclasses
 
     from ...passes._pipeline import Pipeline, parse
@@ -61,11 +120,19 @@ def as_pass(recipe: str) -> Pipeline:
 
     (chosen,) = parse(f"finetune({recipe})" if recipe.strip() else "finetune").passes
     assert isinstance(chosen, Finetune)
-    return Pipeline((dataclasses.replace(chosen, preset="student") if chosen.preset == "auto" else chosen,))
+    return Pipeline(
+        (
+            dataclasses.replace(chosen, preset="student")
+            if chosen.preset == "auto"
+            else chosen,
+        )
+    )
 
 
 def initialized(student: Path, seed: int) -> Any:
-    """The graph with random weights. Errors: UsageError without torch, RefusedError for a file that does not load."""
+    """The graph with random weights. Errors: UsageError without torch, RefusedError for a file that
+    does not load.
+    """
     from ...frontends.onnx_file import load
     from ...frontends.training.initialize import initialize
     from ...passes._core.normalize import normalize

@@ -12,24 +12,79 @@ from ..console import emit_json, say, shared_options, show
 
 @click.command("export")
 @click.argument("source", required=False)
-@click.option("-o", "--output", "out", type=click.Path(path_type=Path), required=True, help="The ONNX file to write.")
-@click.option("--opset", type=click.IntRange(18, 23), default=None, help="ONNX opset.  [default: 21]")
-@click.option("--dynamic", multiple=True, metavar="NAME:AXIS=DIM", help="A dynamic axis of an input; repeatable.")
-@click.option("--input-names", metavar="A,B", default="", help="Names of the inputs, in order.")
-@click.option("--output-names", metavar="A,B", default="", help="Names of the outputs, in order.")
-@click.option("--state-dict", metavar="FILE", type=click.Path(path_type=Path),
-              help="Weights (.safetensors, .pt, .pth) to load before exporting, or to put --onto a graph.")
-@click.option("--onto", metavar="GRAPH.onnx", type=click.Path(path_type=Path),
-              help="Export nothing: put --state-dict onto this graph.")
+@click.option(
+    "-o",
+    "--output",
+    "out",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="The ONNX file to write.",
+)
+@click.option(
+    "--opset",
+    type=click.IntRange(18, 23),
+    default=None,
+    help="ONNX opset.  [default: 21]",
+)
+@click.option(
+    "--dynamic",
+    multiple=True,
+    metavar="NAME:AXIS=DIM",
+    help="A dynamic axis of an input; repeatable.",
+)
+@click.option(
+    "--input-names", metavar="A,B", default="", help="Names of the inputs, in order."
+)
+@click.option(
+    "--output-names", metavar="A,B", default="", help="Names of the outputs, in order."
+)
+@click.option(
+    "--state-dict",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Weights (.safetensors, .pt, .pth) to load before exporting, or to put --onto a graph.",
+)
+@click.option(
+    "--onto",
+    metavar="GRAPH.onnx",
+    type=click.Path(path_type=Path),
+    help="Export nothing: put --state-dict onto this graph.",
+)
 @click.option("--partial", is_flag=True, help="Accept a state dict that fits in part.")
-@click.option("--hf", metavar="DIR", type=click.Path(path_type=Path), help="Export a Hugging Face model folder.")
-@click.option("--atol", type=click.FloatRange(min=0), help="Exit 4 unless every |torch - onnx| <= atol + rtol |torch|.")
-@click.option("--rtol", type=click.FloatRange(min=0), help="The same. Without both: by type, 1e-4 and 1e-3 in float32.")
-@click.option("--verify/--no-verify", default=True, show_default=True, help="Compare with torch in ONNX Runtime.")
+@click.option(
+    "--hf",
+    metavar="DIR",
+    type=click.Path(path_type=Path),
+    help="Export a Hugging Face model folder.",
+)
+@click.option(
+    "--atol",
+    type=click.FloatRange(min=0),
+    help="Exit 4 unless every |torch - onnx| <= atol + rtol |torch|.",
+)
+@click.option(
+    "--rtol",
+    type=click.FloatRange(min=0),
+    help="The same. Without both: by type, 1e-4 and 1e-3 in float32.",
+)
+@click.option(
+    "--verify/--no-verify",
+    default=True,
+    show_default=True,
+    help="Compare with torch in ONNX Runtime.",
+)
 @click.option("--force", is_flag=True, help="Overwrite the output file.")
 @shared_options
-def command(source: str | None, out: Path, onto: Path | None, hf: Path | None, force: bool, as_json: bool,
-            verbosity: int, **options: Any) -> None:
+def command(
+    source: str | None,
+    out: Path,
+    onto: Path | None,
+    hf: Path | None,
+    force: bool,
+    as_json: bool,
+    verbosity: int,
+    **options: Any,
+) -> None:
     """Export a torch model to ONNX, checked against torch on its example inputs.
 
     \b
@@ -47,33 +102,63 @@ def command(source: str | None, out: Path, onto: Path | None, hf: Path | None, f
     sources = [item for item in (source, hf, onto) if item is not None]
     if len(sources) != 1:
         found = f"{len(sources)} sources" if sources else "no source"
-        raise UsageError("export", found, "give one: file.py:callable, a .pt2, a folder, or --onto")
+        raise UsageError(
+            "export", found, "give one: file.py:callable, a .pt2, a folder, or --onto"
+        )
     check_output(out, None if onto is None else onto)
     if out.exists() and not force:
-        raise UsageError(str(out), "exists", "pass --force to overwrite it, or choose another name")
+        raise UsageError(
+            str(out), "exists", "pass --force to overwrite it, or choose another name"
+        )
     if onto is not None:
         _onto(onto, out, as_json, verbosity, options)
         return
     _export(str(source if hf is None else hf), out, as_json, verbosity, options)
 
 
-def _export(source: str, out: Path, as_json: bool, verbosity: int, options: dict[str, Any]) -> None:
+def _export(
+    source: str, out: Path, as_json: bool, verbosity: int, options: dict[str, Any]
+) -> None:
     from .._export import Request, export
 
     request = Request(
-        source, out, options["opset"] or 21, options["dynamic"], _names(options["input_names"]),
-        _names(options["output_names"]), options["state_dict"], options["partial"], options["verify"],
-        options["atol"], options["rtol"], options["opset"] is not None)
+        source,
+        out,
+        options["opset"] or 21,
+        options["dynamic"],
+        _names(options["input_names"]),
+        _names(options["output_names"]),
+        options["state_dict"],
+        options["partial"],
+        options["verify"],
+        options["atol"],
+        options["rtol"],
+        options["opset"] is not None,
+    )
     exported, files = export(request)
     facts: dict[str, Any] = {
-        "output_path": str(out), "files": [str(file) for file in files], "bytes": sum(f.stat().st_size for f in files),
-        "opset": exported.model.opset_imports[""], "nodes": exported.model.graph.num_nodes(),
-        "params": sum(tensor.size for v in exported.model.graph.initializers.values()
-                      if (tensor := v.const_value) is not None),
-        "inputs": _values(exported.model.graph.inputs), "outputs": _values(exported.model.graph.outputs),
-        "checks": [{"sizes": case.sizes, "outputs": {
-            name: {"max_abs": d.max_abs, "max_rel": d.max_rel} for name, d in case.differences.items()}}
-            for case in exported.cases],
+        "output_path": str(out),
+        "files": [str(file) for file in files],
+        "bytes": sum(f.stat().st_size for f in files),
+        "opset": exported.model.opset_imports[""],
+        "nodes": exported.model.graph.num_nodes(),
+        "params": sum(
+            tensor.size
+            for v in exported.model.graph.initializers.values()
+            if (tensor := v.const_value) is not None
+        ),
+        "inputs": _values(exported.model.graph.inputs),
+        "outputs": _values(exported.model.graph.outputs),
+        "checks": [
+            {
+                "sizes": case.sizes,
+                "outputs": {
+                    name: {"max_abs": d.max_abs, "max_rel": d.max_rel}
+                    for name, d in case.differences.items()
+                },
+            }
+            for case in exported.cases
+        ],
         "warnings": [*request.state, *exported.warnings],
     }
     for warning in facts["warnings"]:
@@ -92,9 +177,16 @@ def _names(text: str) -> list[str]:
 
 
 def _values(values: Any) -> list[dict[str, Any]]:
-    return [{"name": v.name, "dtype": v.dtype.name.lower() if v.dtype else None,
-             "shape": None if v.shape is None else [d if isinstance(d, int) else d.value for d in v.shape]}
-            for v in values]
+    return [
+        {
+            "name": v.name,
+            "dtype": v.dtype.name.lower() if v.dtype else None,
+            "shape": None
+            if v.shape is None
+            else [d if isinstance(d, int) else d.value for d in v.shape],
+        }
+        for v in values
+    ]
 
 
 def _account(facts: dict[str, Any]) -> list[Any]:
@@ -105,21 +197,45 @@ def _account(facts: dict[str, Any]) -> list[Any]:
     interface = plain_table(None, "", "name", "type", "shape")
     for kind in ("inputs", "outputs"):
         for value in facts[kind]:
-            shape = "?" if value["shape"] is None else ", ".join(map(str, value["shape"]))
-            interface.add_row(kind[:-1], markup_safe(value["name"]), value["dtype"], markup_safe(f"[{shape}]"))
-    checks = plain_table("ONNX Runtime against torch", "sizes", "output", "max abs error", "max rel error",
-                         right=("max abs error", "max rel error"))
+            shape = (
+                "?" if value["shape"] is None else ", ".join(map(str, value["shape"]))
+            )
+            interface.add_row(
+                kind[:-1],
+                markup_safe(value["name"]),
+                value["dtype"],
+                markup_safe(f"[{shape}]"),
+            )
+    checks = plain_table(
+        "ONNX Runtime against torch",
+        "sizes",
+        "output",
+        "max abs error",
+        "max rel error",
+        right=("max abs error", "max rel error"),
+    )
     for check in facts["checks"]:
-        sizes = " ".join(f"{name}={n}" for name, n in check["sizes"].items()) or "as given"
+        sizes = (
+            " ".join(f"{name}={n}" for name, n in check["sizes"].items()) or "as given"
+        )
         for name, figures in check["outputs"].items():
             errors = (f"{figures[key]:.2e}" for key in ("max_abs", "max_rel"))
             checks.add_row(markup_safe(sizes), markup_safe(name), *errors)
-    line = (f"opset {facts['opset']}, {count(facts['nodes'])} nodes, {count(facts['params'])} parameters, "
-            f"{size(facts['bytes'])}")
-    return [line, interface, *([checks] if facts["checks"] else ["not compared with torch"])]
+    line = (
+        f"opset {facts['opset']}, {count(facts['nodes'])} nodes, "
+        f"{count(facts['params'])} parameters, "
+        f"{size(facts['bytes'])}"
+    )
+    return [
+        line,
+        interface,
+        *([checks] if facts["checks"] else ["not compared with torch"]),
+    ]
 
 
-def _onto(graph: Path, out: Path, as_json: bool, verbosity: int, options: dict[str, Any]) -> None:
+def _onto(
+    graph: Path, out: Path, as_json: bool, verbosity: int, options: dict[str, Any]
+) -> None:
     from ... import UsageError
     from .._export import onto
 
@@ -127,7 +243,13 @@ def _onto(graph: Path, out: Path, as_json: bool, verbosity: int, options: dict[s
         raise UsageError("--onto", "needs weights", "--state-dict FILE")
     loaded, files = onto(graph, options["state_dict"], out, options["partial"])
     if as_json:
-        emit_json({"output_path": str(out), "files": [str(file) for file in files], **loaded.as_dict()})
+        emit_json(
+            {
+                "output_path": str(out),
+                "files": [str(file) for file in files],
+                **loaded.as_dict(),
+            }
+        )
         return
     if verbosity >= 0:
         say(loaded.summary())

@@ -24,12 +24,18 @@ def command(name: str | None, as_json: bool, verbosity: int) -> None:
     if as_json:
         emit_json({"passes": [describe(kind) for kind in kinds]})
         return
-    for part in pass_detail(describe(kinds[0])) if name else [pass_list([describe(kind) for kind in kinds])]:
+    for part in (
+        pass_detail(describe(kinds[0]))
+        if name
+        else [pass_list([describe(kind) for kind in kinds])]
+    ):
         show(part)
 
 
 def describe(kind: type[Pass]) -> dict[str, Any]:
-    """A pass as plain data: name, effect, summary, description, options (with type, default, range, unit, help)."""
+    """A pass as plain data: name, effect, summary, description, options (with type, default, range,
+    unit, help).
+    """
     from inspect import cleandoc
 
     from ...passes._base import options_of
@@ -41,8 +47,17 @@ def describe(kind: type[Pass]) -> dict[str, Any]:
         "summary": " ".join(text.split("\n\n")[0].split()),
         "description": text,
         "options": [
-            {"name": o.name, "type": o.type_text, "default": o.default, "low": o.low, "high": o.high, "unit": o.unit,
-             "choices": list(o.choices), "positional": o.positional, "help": o.help}
+            {
+                "name": o.name,
+                "type": o.type_text,
+                "default": o.default,
+                "low": o.low,
+                "high": o.high,
+                "unit": o.unit,
+                "choices": list(o.choices),
+                "positional": o.positional,
+                "help": o.help,
+            }
             for o in options_of(kind)
         ],
     }

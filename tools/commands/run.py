@@ -15,49 +15,132 @@ if TYPE_CHECKING:
 SHOWN_LOSSES = 20
 """Layers in the table of losses, unless -v asks for all."""
 TARGETS = ("cpu", "cpu-vnni", "arm64", "cuda", "tensorrt", "generic")
-TARGET_HELP = ("What it is made for. cpu, generic: 8-bit weights that saturate on no CPU. cpu-vnni, arm64: their full "
-               "range, exact on x86-64 with VNNI and on arm64; older x86-64 saturates.")
+TARGET_HELP = (
+    "What it is made for. cpu, generic: 8-bit weights that saturate on no CPU. "
+    "cpu-vnni, arm64: their full "
+    "range, exact on x86-64 with VNNI and on arm64; older x86-64 saturates."
+)
 
 
 @click.command("run")
 @click.argument("model", type=click.Path(path_type=Path))
-@click.option("-o", "--out", type=click.Path(path_type=Path), help="Where to write. Default: MODEL's stem + .opt.onnx.")
-@click.option("-p", "--passes", multiple=True, metavar="TEXT",
-              help="The pipeline, or @FILE that holds it; may be repeated. Default: simplify,quant.")
-@click.option("--target", type=click.Choice(TARGETS), default="cpu", show_default=True, help=TARGET_HELP)
-@click.option("--data", metavar="D", help="Feeds for calibration and checks: .npz, .npy, a folder, or module:callable.")
-@click.option("--eval-data", metavar="D", help="Labelled data for --metric. Default: --data.")
-@click.option("--metric", metavar="M", help="top1, top5, spearman, perplexity, module:callable or file.py:callable.")
-@click.option("--max-drop", type=click.FloatRange(min=0), help="Write nothing if the metric drops by more than this.")
-@click.option("--min-sqnr", type=float, metavar="DB", help="Write nothing if the output's SQNR is below this (dB).")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of everything random.")
-@click.option("--threads", type=click.IntRange(min=0), default=0, help="ONNX Runtime threads; 0: its default.")
-@click.option("--verify", type=click.Choice(["auto", "always", "never"]), default="auto", show_default=True,
-              help="Run the model to check it; auto: if its weights are at most 1 GiB.")
+@click.option(
+    "-o",
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Where to write. Default: MODEL's stem + .opt.onnx.",
+)
+@click.option(
+    "-p",
+    "--passes",
+    multiple=True,
+    metavar="TEXT",
+    help="The pipeline, or @FILE that holds it; may be repeated. Default: simplify,quant.",
+)
+@click.option(
+    "--target",
+    type=click.Choice(TARGETS),
+    default="cpu",
+    show_default=True,
+    help=TARGET_HELP,
+)
+@click.option(
+    "--data",
+    metavar="D",
+    help="Feeds for calibration and checks: .npz, .npy, a folder, or module:callable.",
+)
+@click.option(
+    "--eval-data", metavar="D", help="Labelled data for --metric. Default: --data."
+)
+@click.option(
+    "--metric",
+    metavar="M",
+    help="top1, top5, spearman, perplexity, module:callable or file.py:callable.",
+)
+@click.option(
+    "--max-drop",
+    type=click.FloatRange(min=0),
+    help="Write nothing if the metric drops by more than this.",
+)
+@click.option(
+    "--min-sqnr",
+    type=float,
+    metavar="DB",
+    help="Write nothing if the output's SQNR is below this (dB).",
+)
+@click.option(
+    "--seed",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Seed of everything random.",
+)
+@click.option(
+    "--threads",
+    type=click.IntRange(min=0),
+    default=0,
+    help="ONNX Runtime threads; 0: its default.",
+)
+@click.option(
+    "--verify",
+    type=click.Choice(["auto", "always", "never"]),
+    default="auto",
+    show_default=True,
+    help="Run the model to check it; auto: if its weights are at most 1 GiB.",
+)
 @click.option("--no-bench", is_flag=True, help="Do not measure latency.")
-@click.option("--explain-loss", is_flag=True, help="Say which layer lost what, to its weights or its activations.")
-@click.option("--resume", type=click.Path(path_type=Path, file_okay=False), metavar="FOLDER",
-              help="Keep the state of training here, and go on from what an interrupted run left.")
-@click.option("--dry-run", is_flag=True, help="Run the passes, say what would come out, write nothing.")
-@click.option("--strict", is_flag=True, help="Fail where an exact pass is not exact, or nothing can be compared.")
+@click.option(
+    "--explain-loss",
+    is_flag=True,
+    help="Say which layer lost what, to its weights or its activations.",
+)
+@click.option(
+    "--resume",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="FOLDER",
+    help="Keep the state of training here, and go on from what an interrupted run left.",
+)
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Run the passes, say what would come out, write nothing.",
+)
+@click.option(
+    "--strict",
+    is_flag=True,
+    help="Fail where an exact pass is not exact, or nothing can be compared.",
+)
 @click.option("--force", is_flag=True, help="Write even over the input itself.")
 @shared_options
 def command(
-    model: Path, out: Path | None, passes: tuple[str, ...], as_json: bool, verbosity: int, no_bench: bool,
+    model: Path,
+    out: Path | None,
+    passes: tuple[str, ...],
+    as_json: bool,
+    verbosity: int,
+    no_bench: bool,
     **options: Any,
 ) -> None:
     """Optimize MODEL: run passes, check each, measure before and after, write the result."""
     from ..optimize import DEFAULT_PASSES, default_output, optimize
 
-    result = optimize(model, list(passes) or DEFAULT_PASSES, out=out or default_output(model), bench=not no_bench,
-                      progress=Progress(verbosity - as_json), **options)
+    result = optimize(
+        model,
+        list(passes) or DEFAULT_PASSES,
+        out=out or default_output(model),
+        bench=not no_bench,
+        progress=Progress(verbosity - as_json),
+        **options,
+    )
     show_result(result, as_json, verbosity)
     if result.loss and not as_json and verbosity >= 0:
         show_losses(result.loss, model, options["data"], passes, verbosity)
 
 
 def show_result(result: Result, as_json: bool, verbosity: int) -> None:
-    """Tables, warnings and the path of what was written, or JSON; nothing where another process writes."""
+    """Tables, warnings and the path of what was written, or JSON; nothing where another process
+    writes.
+    """
     from .._run.training_context import follows
 
     if follows():
@@ -80,7 +163,11 @@ def show_result(result: Result, as_json: bool, verbosity: int) -> None:
 
 
 def show_losses(
-    losses: list[dict[str, Any]], model: Path, data: str | None, passes: tuple[str, ...], verbosity: int
+    losses: list[dict[str, Any]],
+    model: Path,
+    data: str | None,
+    passes: tuple[str, ...],
+    verbosity: int,
 ) -> None:
     """The worst layers, and the command that spares the worst one."""
     from ...passes._pipeline import as_pipeline
@@ -90,6 +177,8 @@ def show_losses(
     from ..tables import loss_table
 
     show(loss_table(losses, None if verbosity > 0 else SHOWN_LOSSES), stderr=True)
-    command = next_command(str(model), as_pipeline(list(passes) or DEFAULT_PASSES), data, losses)
+    command = next_command(
+        str(model), as_pipeline(list(passes) or DEFAULT_PASSES), data, losses
+    )
     if command is not None:
         say(f"next: {command}")

@@ -17,15 +17,53 @@ if TYPE_CHECKING:
 @click.command("verify")
 @click.argument("a", type=click.Path(path_type=Path))
 @click.argument("b", type=click.Path(path_type=Path))
-@click.option("--data", metavar="D", help="Feeds: .npz, .npy, a folder, or module:callable. Default: synthetic.")
-@click.option("--min-sqnr", type=float, metavar="DB", help="Exit 4 if the SQNR of all outputs is below this (dB).")
-@click.option("--atol", type=click.FloatRange(min=0), help="Exit 4 unless every |a - b| <= atol + rtol |a|.")
-@click.option("--rtol", type=click.FloatRange(min=0), help="The same; each is 0 where only the other is given.")
-@click.option("--threads", type=click.IntRange(min=0), default=0, help="ONNX Runtime threads; 0: its default.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of synthetic feeds.")
+@click.option(
+    "--data",
+    metavar="D",
+    help="Feeds: .npz, .npy, a folder, or module:callable. Default: synthetic.",
+)
+@click.option(
+    "--min-sqnr",
+    type=float,
+    metavar="DB",
+    help="Exit 4 if the SQNR of all outputs is below this (dB).",
+)
+@click.option(
+    "--atol",
+    type=click.FloatRange(min=0),
+    help="Exit 4 unless every |a - b| <= atol + rtol |a|.",
+)
+@click.option(
+    "--rtol",
+    type=click.FloatRange(min=0),
+    help="The same; each is 0 where only the other is given.",
+)
+@click.option(
+    "--threads",
+    type=click.IntRange(min=0),
+    default=0,
+    help="ONNX Runtime threads; 0: its default.",
+)
+@click.option(
+    "--seed",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Seed of synthetic feeds.",
+)
 @shared_options
-def command(a: Path, b: Path, data: str | None, min_sqnr: float | None, atol: float | None, rtol: float | None,
-            threads: int, seed: int, as_json: bool, verbosity: int) -> None:
+def command(
+    a: Path,
+    b: Path,
+    data: str | None,
+    min_sqnr: float | None,
+    atol: float | None,
+    rtol: float | None,
+    threads: int,
+    seed: int,
+    as_json: bool,
+    verbosity: int,
+) -> None:
     """Compare the outputs of model B with those of model A, per output.
 
     Exits with 4 if a limit that was given is not met, or if values became infinite or NaN.
@@ -41,11 +79,22 @@ def command(a: Path, b: Path, data: str | None, min_sqnr: float | None, atol: fl
         for warning in comparison.warnings:
             say(f"warning: {warning}")
     if problem:
-        raise CheckError(str(b), problem, "relax the limit, or see the drift that `onnx-opt run` reports for each pass")
+        raise CheckError(
+            str(b),
+            problem,
+            "relax the limit, or see the drift that `onnx-opt run` reports for each pass",
+        )
 
 
-def compare(a: Path, b: Path, data: str | None, atol: float | None, rtol: float | None, threads: int,
-            seed: int) -> Comparison:
+def compare(
+    a: Path,
+    b: Path,
+    data: str | None,
+    atol: float | None,
+    rtol: float | None,
+    threads: int,
+    seed: int,
+) -> Comparison:
     """Run both models on the same feeds."""
     from ...runtime.worker import Worker
     from .._compare import Closeness, Side, compared, feeds_for
@@ -53,7 +102,13 @@ def compare(a: Path, b: Path, data: str | None, atol: float | None, rtol: float 
     with Worker() as worker:
         first, second = (Side.of(worker, path, threads) for path in (a, b))
         same_inputs(first.session, second.session)
-        return compared(worker, first, second, Closeness(atol, rtol), feeds_for(first.session, data, seed))
+        return compared(
+            worker,
+            first,
+            second,
+            Closeness(atol, rtol),
+            feeds_for(first.session, data, seed),
+        )
 
 
 def same_inputs(first: Session, second: Session) -> None:
@@ -62,24 +117,35 @@ def same_inputs(first: Session, second: Session) -> None:
 
     for one, other in ((first, second), (second, first)):
         for missing in {i.name for i in one.inputs} - {i.name for i in other.inputs}:
-            raise CheckError(other.path.name, f"has no input '{missing}', which {one.path.name} has",
-                             "compare models with the same inputs")
+            raise CheckError(
+                other.path.name,
+                f"has no input '{missing}', which {one.path.name} has",
+                "compare models with the same inputs",
+            )
 
 
-def as_dict(comparison: Comparison, a: Path, b: Path, problem: str | None) -> dict[str, Any]:
+def as_dict(
+    comparison: Comparison, a: Path, b: Path, problem: str | None
+) -> dict[str, Any]:
     """The JSON form."""
     import dataclasses
 
     closeness = comparison.closeness
     outputs = closeness.meter.per_output()
     return {
-        "a": str(a), "b": str(b), "batches": closeness.meter.batches,
+        "a": str(a),
+        "b": str(b),
+        "batches": closeness.meter.batches,
         "outputs": {name: dataclasses.asdict(drift) for name, drift in outputs.items()},
         "overall": dataclasses.asdict(closeness.meter.overall()),
         "outside_tolerance": closeness.outside if closeness.elementwise else None,
-        "within": problem is None, "problem": problem,
+        "within": problem is None,
+        "problem": problem,
         "hardware": comparison.hardware.to_json(),
-        "quantized": {which: each and each.to_json() for which, each in comparison.quantized.items()},
+        "quantized": {
+            which: each and each.to_json()
+            for which, each in comparison.quantized.items()
+        },
         "warnings": comparison.warnings,
     }
 
@@ -108,6 +174,12 @@ def drift_table(closeness: Closeness) -> Any:
         rows.append(("all together", closeness.meter.overall()))
     for name, drift in rows:
         top1 = "" if drift.top1_agreement is None else f"{drift.top1_agreement:.4f}"
-        table.add_row(markup_safe(name), decibels(drift.sqnr_db), f"{drift.cosine:.6f}", f"{drift.max_abs:.3g}",
-                      f"{drift.max_rel:.3g}", top1)
+        table.add_row(
+            markup_safe(name),
+            decibels(drift.sqnr_db),
+            f"{drift.cosine:.6f}",
+            f"{drift.max_abs:.3g}",
+            f"{drift.max_rel:.3g}",
+            top1,
+        )
     return table

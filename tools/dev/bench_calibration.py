@@ -1,12 +1,14 @@
-"""Calibration against onnxruntime's calibrators: time and peak memory on the same tensors and samples.
+"""Calibration against onnxruntime's calibrators: time and peak memory on the same tensors and
+samples.
 
     python tools/dev/bench_calibration.py [--only MODEL,…] [--samples N] [--growth 128,2000] [--repeat 3] [--json F]
 
-Prints two tables. Ranges by entropy and percentile, ours against onnxruntime's: seconds from the model file to the
-ranges (imports excluded) and peak memory, every figure from a fresh process, the least of --repeat in turns; the last
-column leaves out loading the model and opening sessions, too. onnxruntime gets its fastest batch and, as it keeps
-every activation, collects in chunks that fit 12 GiB. Then ours with more and more samples (rows of the calibration
-data, over again): memory must stay flat. Needs the shared data (ONNX_OPT_DATA).
+Prints two tables. Ranges by entropy and percentile, ours against onnxruntime's: seconds from the
+model file to the ranges (imports excluded) and peak memory, every figure from a fresh process, the
+least of --repeat in turns; the last column leaves out loading the model and opening sessions, too.
+onnxruntime gets its fastest batch and, as it keeps every activation, collects in chunks that fit 12
+GiB. Then ours with more and more samples (rows of the calibration data, over again): memory must
+stay flat. Needs the shared data (ONNX_OPT_DATA).
 """
 
 from __future__ import annotations
@@ -37,14 +39,18 @@ from peers._driver import Feed, peak_mb
 from rich.console import Console
 from rich.table import Table
 
-LIMIT = 12 << 30  # bytes of address space for onnxruntime, which keeps every activation it collects
+LIMIT = (
+    12 << 30
+)  # bytes of address space for onnxruntime, which keeps every activation it collects
 PERCENTILE = 99.999
 HELD = 128  # rows in memory
 
 
 @dataclass(frozen=True)
 class Case:
-    """`batch`: rows at once; onnxruntime fails on a last batch that is smaller. `chunk`: rows it collects at once."""
+    """`batch`: rows at once; onnxruntime fails on a last batch that is smaller. `chunk`: rows it
+    collects at once.
+    """
 
     model: str
     loader: str
@@ -60,7 +66,9 @@ CASES = [
 
 
 def feeds_of(case: Case, samples: int) -> Callable[[], Iterator[Feed]]:
-    """Batches of the shared loader: its first 128 rows, read beforehand, over and over up to `samples`."""
+    """Batches of the shared loader: its first 128 rows, read beforehand, over and over up to
+    `samples`.
+    """
     sys.path.insert(0, str(data_folder()))
     import loaders
 
@@ -94,17 +102,27 @@ class Reader:
         return next(self._feeds, None)
 
 
-def run_peer(model: Path, method: str, feeds: Iterator[Feed], chunk: int, out: Path) -> tuple[float, float]:
-    """onnxruntime, `chunk` batches at a time: seconds from the model to the ranges, and of statistics only."""
+def run_peer(
+    model: Path, method: str, feeds: Iterator[Feed], chunk: int, out: Path
+) -> tuple[float, float]:
+    """onnxruntime, `chunk` batches at a time: seconds from the model to the ranges, and of
+    statistics only.
+    """
     from onnxruntime.quantization import CalibrationMethod
     from onnxruntime.quantization.calibrate import create_calibrator
 
     resource.setrlimit(resource.RLIMIT_AS, (LIMIT, LIMIT))
-    kind = {"entropy": CalibrationMethod.Entropy, "percentile": CalibrationMethod.Percentile}[method]
+    kind = {
+        "entropy": CalibrationMethod.Entropy,
+        "percentile": CalibrationMethod.Percentile,
+    }[method]
     start = time.perf_counter()
     calibrator: Any = create_calibrator(
-        model, calibrate_method=kind, augmented_model_path=str(out),
-        extra_options={"percentile": PERCENTILE} if method == "percentile" else {})
+        model,
+        calibrate_method=kind,
+        augmented_model_path=str(out),
+        extra_options={"percentile": PERCENTILE} if method == "percentile" else {},
+    )
     opened = time.perf_counter()
     while part := list(itertools.islice(feeds, chunk)):
         calibrator.collect_data(Reader(iter(part)))
@@ -121,7 +139,9 @@ class TimedWorker(Worker):
         self.began: dict[str, float] = {}
         self.ended: dict[str, float] = {}
 
-    def call(self, function: str, *args: Any, timeout: float | None = None, **kwargs: Any) -> Any:
+    def call(
+        self, function: str, *args: Any, timeout: float | None = None, **kwargs: Any
+    ) -> Any:
         self.began.setdefault(function, time.perf_counter())
         value = super().call(function, *args, timeout=timeout, **kwargs)
         self.ended[function] = time.perf_counter()
@@ -129,9 +149,15 @@ class TimedWorker(Worker):
 
 
 def run_ours(
-    model: Path, method: str, feeds: Callable[[], Iterator[Feed]], samples: int, out: Path
+    model: Path,
+    method: str,
+    feeds: Callable[[], Iterator[Feed]],
+    samples: int,
+    out: Path,
 ) -> tuple[float, float]:
-    """This project, on the tensors that onnxruntime would choose; its worker has imported onnxruntime before."""
+    """This project, on the tensors that onnxruntime would choose; its worker has imported
+    onnxruntime before.
+    """
     from onnxruntime.quantization.calibrate import MinMaxCalibrater
 
     chooser: Any = MinMaxCalibrater(model, augmented_model_path=str(out))
@@ -140,7 +166,9 @@ def run_ours(
         inputs = open_session(worker, model).inputs
         context = RunContext(worker, open_feeds(feeds, inputs), "cpu", 0, save)
         start = time.perf_counter()
-        found = context.activation_ranges(load(model), names, method, PERCENTILE, samples)  # type: ignore[arg-type]
+        found = context.activation_ranges(
+            load(model), names, method, PERCENTILE, samples
+        )  # type: ignore[arg-type]
         seconds = time.perf_counter() - start
     assert len(found) >= len(names) - 1, "a tensor was not observed"
     return seconds, worker.ended["ranges"] - worker.began["observe"]
@@ -154,44 +182,103 @@ def child(who: str, model: str, method: str, samples: int) -> None:
         out = Path(folder, "augmented.onnx")
         try:
             seconds, statistics = (
-                run_peer(path, method, feeds(), max(case.chunk // case.batch, 1), out) if who == "peer"
-                else run_ours(path, method, feeds, samples, out))
-            print(json.dumps({"seconds": seconds, "statistics": statistics, "peak_mb": peak_mb()}), flush=True)
+                run_peer(path, method, feeds(), max(case.chunk // case.batch, 1), out)
+                if who == "peer"
+                else run_ours(path, method, feeds, samples, out)
+            )
+            print(
+                json.dumps(
+                    {"seconds": seconds, "statistics": statistics, "peak_mb": peak_mb()}
+                ),
+                flush=True,
+            )
         except MemoryError as error:
             print(json.dumps({"error": f"MemoryError: {error}"[:70]}), flush=True)
 
 
 def measure(who: str, model: str, method: str, samples: int) -> dict[str, Any]:
     """A fresh process for one measurement."""
-    command = [sys.executable, __file__, "--child", who, "--model", model, "--method", method,
-               "--samples", str(samples)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ)
+    command = [
+        sys.executable,
+        __file__,
+        "--child",
+        who,
+        "--model",
+        model,
+        "--method",
+        method,
+        "--samples",
+        str(samples),
+    ]
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, env=os.environ
+    )
     lines = done.stdout.strip().splitlines()
     with contextlib.suppress(IndexError, json.JSONDecodeError):
-        return {"who": who, "model": model, "method": method, "samples": samples, **json.loads(lines[-1])}
-    problem = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
-    return {"who": who, "model": model, "method": method, "samples": samples, "error": problem[:70]}
+        return {
+            "who": who,
+            "model": model,
+            "method": method,
+            "samples": samples,
+            **json.loads(lines[-1]),
+        }
+    problem = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[
+        -1
+    ]
+    return {
+        "who": who,
+        "model": model,
+        "method": method,
+        "samples": samples,
+        "error": problem[:70],
+    }
 
 
 def least(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """The rows of one contestant as one: the least of each figure."""
     good = [row for row in rows if "error" not in row]
-    figures = {key: min(row[key] for row in good) for key in ("seconds", "statistics", "peak_mb")} if good else {}
+    figures = (
+        {
+            key: min(row[key] for row in good)
+            for key in ("seconds", "statistics", "peak_mb")
+        }
+        if good
+        else {}
+    )
     return {**(good or rows)[0], **figures}
 
 
-def compare(cases: list[Case], samples: int, repeat: int, console: Console) -> list[dict[str, Any]]:
+def compare(
+    cases: list[Case], samples: int, repeat: int, console: Console
+) -> list[dict[str, Any]]:
     """Ours against onnxruntime's calibrators."""
-    table = Table("model", "method", "ours s", "ours MB", "onnxruntime s", "onnxruntime MB", "times faster",
-                  "statistics only", title=f"{samples} samples")
+    table = Table(
+        "model",
+        "method",
+        "ours s",
+        "ours MB",
+        "onnxruntime s",
+        "onnxruntime MB",
+        "times faster",
+        "statistics only",
+        title=f"{samples} samples",
+    )
     rows = []
     for case in cases:
         for method in ("entropy", "percentile"):
-            turns = [[measure(who, case.model, method, samples) for who in ("ours", "peer")] for _ in range(repeat)]
-            own, peer = least([turn[0] for turn in turns]), least([turn[1] for turn in turns])
+            turns = [
+                [measure(who, case.model, method, samples) for who in ("ours", "peer")]
+                for _ in range(repeat)
+            ]
+            own, peer = (
+                least([turn[0] for turn in turns]),
+                least([turn[1] for turn in turns]),
+            )
             rows += [own, peer]
-            ratios = [f"{peer[key] / own[key]:.1f}" if key in own and key in peer else "-"
-                      for key in ("seconds", "statistics")]
+            ratios = [
+                f"{peer[key] / own[key]:.1f}" if key in own and key in peer else "-"
+                for key in ("seconds", "statistics")
+            ]
             table.add_row(case.model, method, *cells(own), *cells(peer), *ratios)
     console.print(table)
     return rows
@@ -210,15 +297,31 @@ def grow(cases: list[Case], steps: list[int], console: Console) -> list[dict[str
 
 
 def cells(row: dict[str, Any]) -> tuple[str, str]:
-    return (row["error"], "-") if "error" in row else (f"{row['seconds']:.2f}", f"{row['peak_mb']:.0f}")
+    return (
+        (row["error"], "-")
+        if "error" in row
+        else (f"{row['seconds']:.2f}", f"{row['peak_mb']:.0f}")
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default=",".join(case.model for case in CASES), help="models, comma separated")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--only",
+        default=",".join(case.model for case in CASES),
+        help="models, comma separated",
+    )
     parser.add_argument("--samples", type=int, default=128, help="of the comparison")
-    parser.add_argument("--growth", default="128,2000", help="sample counts of the second table; empty: leave it out")
-    parser.add_argument("--repeat", type=int, default=2, help="measurements of the comparison, in turns")
+    parser.add_argument(
+        "--growth",
+        default="128,2000",
+        help="sample counts of the second table; empty: leave it out",
+    )
+    parser.add_argument(
+        "--repeat", type=int, default=2, help="measurements of the comparison, in turns"
+    )
     parser.add_argument("--json", type=Path, help="write the rows there too")
     for hidden in ("--child", "--model", "--method"):
         parser.add_argument(hidden, help=argparse.SUPPRESS)

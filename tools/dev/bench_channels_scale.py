@@ -1,11 +1,13 @@
-"""Measure prune-channels on a large transformer with external weights: seconds of each part and peak memory.
+"""Measure prune-channels on a large transformer with external weights: seconds of each part and
+peak memory.
 
     python tools/dev/bench_channels_scale.py [--layers 12] [--width 768] [--hidden 3072] [--heads 12] [--vocab 30000]
                                              [--ratio 0.5] [--dir FOLDER] [--json]
 
-Builds a decoder without a mask: embeddings that the last layer shares, `layers` times attention with separate Q, K and
-V and a feed-forward net, LayerNormalization before each, dynamic batch and length. No data, no run of the model:
-what is measured is loading, the pass (solver, scores, surgery) and writing. Peak memory is that of the whole process.
+Builds a decoder without a mask: embeddings that the last layer shares, `layers` times attention
+with separate Q, K and V and a feed-forward net, LayerNormalization before each, dynamic batch and
+length. No data, no run of the model: what is measured is loading, the pass (solver, scores,
+surgery) and writing. Peak memory is that of the whole process.
 """
 
 from __future__ import annotations
@@ -40,7 +42,9 @@ class Size:
 
 @dataclass(frozen=True)
 class Figures:
-    """`solve`: up to the groups; `run`: the whole pass, `solve` not counted again. Seconds; MB of peak memory."""
+    """`solve`: up to the groups; `run`: the whole pass, `solve` not counted again. Seconds; MB of
+    peak memory.
+    """
 
     params: int
     params_after: int
@@ -67,9 +71,20 @@ class _Builder:
         self._file.close()
 
     def weight(self, name: str, *shape: int) -> str:
-        array = self._random.standard_normal(shape, np.float32) / np.float32(shape[0] ** 0.5)
-        tensor = TensorProto(name=name, data_type=TensorProto.FLOAT, dims=shape, data_location=TensorProto.EXTERNAL)
-        for key, value in (("location", "transformer.data"), ("offset", self._file.tell()), ("length", array.nbytes)):
+        array = self._random.standard_normal(shape, np.float32) / np.float32(
+            shape[0] ** 0.5
+        )
+        tensor = TensorProto(
+            name=name,
+            data_type=TensorProto.FLOAT,
+            dims=shape,
+            data_location=TensorProto.EXTERNAL,
+        )
+        for key, value in (
+            ("location", "transformer.data"),
+            ("offset", self._file.tell()),
+            ("length", array.nbytes),
+        ):
             tensor.external_data.add(key=key, value=str(value))
         self._file.write(array.data)
         self.weights.append(tensor)
@@ -77,24 +92,35 @@ class _Builder:
 
     def integers(self, name: str, values: Sequence[int]) -> str:
         if all(tensor.name != name for tensor in self.weights):
-            self.weights.append(helper.make_tensor(name, TensorProto.INT64, [len(values)], values))
+            self.weights.append(
+                helper.make_tensor(name, TensorProto.INT64, [len(values)], values)
+            )
         return name
 
     def number(self, name: str, value: float) -> str:
         if all(tensor.name != name for tensor in self.weights):
-            self.weights.append(helper.make_tensor(name, TensorProto.FLOAT, [], [value]))
+            self.weights.append(
+                helper.make_tensor(name, TensorProto.FLOAT, [], [value])
+            )
         return name
 
     def op(self, kind: str, name: str, *inputs: str, **attributes: object) -> str:
-        self.nodes.append(helper.make_node(kind, inputs, [name], name=f"node.{name}", **attributes))
+        self.nodes.append(
+            helper.make_node(kind, inputs, [name], name=f"node.{name}", **attributes)
+        )
         return name
 
     def linear(self, name: str, x: str, rows: int, columns: int) -> str:
-        product = self.op("MatMul", f"{name}.product", x, self.weight(f"{name}.weight", rows, columns))
+        product = self.op(
+            "MatMul", f"{name}.product", x, self.weight(f"{name}.weight", rows, columns)
+        )
         return self.op("Add", name, product, self.weight(f"{name}.bias", columns))
 
     def norm(self, name: str, x: str, width: int) -> str:
-        scale, shift = self.weight(f"{name}.scale", width), self.weight(f"{name}.shift", width)
+        scale, shift = (
+            self.weight(f"{name}.scale", width),
+            self.weight(f"{name}.shift", width),
+        )
         return self.op("LayerNormalization", name, x, scale, shift, axis=-1)
 
 
@@ -103,21 +129,50 @@ def build(folder: Path, size: Size) -> Path:
     b = _Builder(folder)
     x = b.op("Gather", "embedded", b.weight("tokens", size.vocab, size.width), "ids")
     length = b.op("Shape", "length", "ids", start=1, end=2)
-    positions = b.op("Slice", "positions", b.weight("places", POSITIONS, size.width), b.integers("zero", [0]), length,
-                     b.integers("axis", [0]))
+    positions = b.op(
+        "Slice",
+        "positions",
+        b.weight("places", POSITIONS, size.width),
+        b.integers("zero", [0]),
+        length,
+        b.integers("axis", [0]),
+    )
     x = b.op("Add", "start", x, positions)
     for i in range(size.layers):
-        x = b.op("Add", f"{i}.mixed", x, _attention(b, f"{i}.attention", b.norm(f"{i}.norm1", x, size.width), size))
-        h = b.linear(f"{i}.up", b.norm(f"{i}.norm2", x, size.width), size.width, size.hidden)
-        x = b.op("Add", f"{i}.out", x, b.linear(f"{i}.down", b.op("Gelu", f"{i}.gelu", h), size.hidden, size.width))
+        x = b.op(
+            "Add",
+            f"{i}.mixed",
+            x,
+            _attention(b, f"{i}.attention", b.norm(f"{i}.norm1", x, size.width), size),
+        )
+        h = b.linear(
+            f"{i}.up", b.norm(f"{i}.norm2", x, size.width), size.width, size.hidden
+        )
+        x = b.op(
+            "Add",
+            f"{i}.out",
+            x,
+            b.linear(
+                f"{i}.down", b.op("Gelu", f"{i}.gelu", h), size.hidden, size.width
+            ),
+        )
     head = b.op("Transpose", "head", "tokens", perm=[1, 0])
     b.op("MatMul", "logits", b.norm("norm", x, size.width), head)
     b.close()
     ids = helper.make_tensor_value_info("ids", TensorProto.INT64, ["batch", "length"])
-    logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", "length", size.vocab])
-    graph = helper.make_graph(b.nodes, "transformer", [ids], [logits], initializer=b.weights)
+    logits = helper.make_tensor_value_info(
+        "logits", TensorProto.FLOAT, ["batch", "length", size.vocab]
+    )
+    graph = helper.make_graph(
+        b.nodes, "transformer", [ids], [logits], initializer=b.weights
+    )
     path = folder / "transformer.onnx"
-    onnx.save(helper.make_model(graph, ir_version=10, opset_imports=[helper.make_opsetid("", 21)]), path)
+    onnx.save(
+        helper.make_model(
+            graph, ir_version=10, opset_imports=[helper.make_opsetid("", 21)]
+        ),
+        path,
+    )
     return path
 
 
@@ -131,9 +186,16 @@ def _attention(b: _Builder, name: str, x: str, size: Size) -> str:
         parts[part] = b.op("Transpose", f"{name}.{part}.heads", cut, perm=order)
     scores = b.op("MatMul", f"{name}.scores", parts["q"], parts["k"])
     scaled = b.op("Mul", f"{name}.scaled", scores, b.number("scale", depth**-0.5))
-    mixed = b.op("MatMul", f"{name}.mixed", b.op("Softmax", f"{name}.shares", scaled, axis=-1), parts["v"])
+    mixed = b.op(
+        "MatMul",
+        f"{name}.mixed",
+        b.op("Softmax", f"{name}.shares", scaled, axis=-1),
+        parts["v"],
+    )
     rows = b.op("Transpose", f"{name}.rows", mixed, perm=[0, 2, 1, 3])
-    joined = b.op("Reshape", f"{name}.joined", rows, b.integers("join_heads", [0, 0, -1]))
+    joined = b.op(
+        "Reshape", f"{name}.joined", rows, b.integers("join_heads", [0, 0, -1])
+    )
     return b.linear(f"{name}.out", joined, size.width, size.width)
 
 
@@ -157,13 +219,25 @@ def measure(path: Path, out: Path, ratio: float) -> Figures:
     clock.append(time.perf_counter())
     load_s, solve_s, run_s, save_s = (b - a for a, b in pairwise(clock))
     peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return Figures(int(stats["params_before"]), int(stats["params_after"]), int(stats["macs_before"]),
-                   int(stats["macs_after"]), groups, load_s, solve_s, run_s, save_s, peak_mb)
+    return Figures(
+        int(stats["params_before"]),
+        int(stats["params_after"]),
+        int(stats["macs_before"]),
+        int(stats["macs_after"]),
+        groups,
+        load_s,
+        solve_s,
+        run_s,
+        save_s,
+        peak_mb,
+    )
 
 
 def main(words: Sequence[str] | None = None) -> Figures:
     """Build, measure, print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     for name, default in asdict(Size()).items():
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--ratio", type=float, default=0.5)
@@ -178,10 +252,16 @@ def main(words: Sequence[str] | None = None) -> Figures:
         print(json.dumps(asdict(figures)))
     else:
         f = figures
-        print(f"{f.params:,} -> {f.params_after:,} parameters, {f.macs:,} -> {f.macs_after:,} MACs (dims as 1), "
-              f"{f.groups} groups")
-        print(f"load {f.load_s:.2f} s, solver alone {f.solve_s:.2f} s, the whole pass {f.run_s:.2f} s, "
-              f"save {f.save_s:.2f} s, peak {f.peak_mb:.0f} MB")
+        print(
+            f"{f.params:,} -> {f.params_after:,} parameters, {f.macs:,} -> "
+            f"{f.macs_after:,} MACs (dims as 1), "
+            f"{f.groups} groups"
+        )
+        print(
+            f"load {f.load_s:.2f} s, solver alone {f.solve_s:.2f} s, the whole pass "
+            f"{f.run_s:.2f} s, "
+            f"save {f.save_s:.2f} s, peak {f.peak_mb:.0f} MB"
+        )
     return figures
 
 

@@ -1,17 +1,20 @@
-"""This project and its peers on the four shared models: the same calibration data, one run, one table a model.
+"""This project and its peers on the four shared models: the same calibration data, one run, one
+table a model.
 
     python tools/dev/bench_peers.py --install ort,nncf,inc,onnxsim,quark,modelopt,aimet   # once, from PyPI
     python tools/dev/bench_peers.py [--only cifar10_resnet20,…] [--peers ort,nncf] [--passes TEXT]…
                                     [--samples 500] [--seconds 6] [--timeout 120] [--envs DIR] [--json FILE]
 
-Every peer runs as a child process in its own environment (--envs) under a time limit; one that is not installed or
-fails has a row with the reason. All results are then measured in one process in turns, with one thread and with all
-cores; where this CPU has VNNI and can hide it, a second time as on a CPU without. Every peer gets the same
-samples: 128, or what there are. Needs the shared data (ONNX_OPT_DATA).
+Every peer runs as a child process in its own environment (--envs) under a time limit; one that is
+not installed or fails has a row with the reason. All results are then measured in one process in
+turns, with one thread and with all cores; where this CPU has VNNI and can hide it, a second time as
+on a CPU without. Every peer gets the same samples: 128, or what there are. Needs the shared data
+(ONNX_OPT_DATA).
 
-Columns: the task's metric and its drop from fp32; SQNR of the outputs in dB; file size and latency as ratios to fp32;
-integer kernels of all Conv, Gemm and MatMul kernels in ONNX Runtime's optimized graph; wall seconds, CPU seconds and
-peak memory (MB) of the optimization, start of the process included.
+Columns: the task's metric and its drop from fp32; SQNR of the outputs in dB; file size and latency
+as ratios to fp32; integer kernels of all Conv, Gemm and MatMul kernels in ONNX Runtime's optimized
+graph; wall seconds, CPU seconds and peak memory (MB) of the optimization, start of the process
+included.
 """
 
 from __future__ import annotations
@@ -42,9 +45,26 @@ from rich.console import Console
 from rich.table import Table
 
 USABLE_DROP = 0.03  # of the metric: beyond it a result counts as broken, however fast
-INTEGER = {"QLinearConv", "ConvInteger", "MatMulInteger", "QLinearMatMul", "QGemm", "MatMulIntegerToFloat",
-           "DynamicQuantizeMatMul", "QAttention"}
-FLOAT = {"Conv", "FusedConv", "Gemm", "FusedGemm", "MatMul", "FusedMatMul", "MatMulNBits", "Attention"}
+INTEGER = {
+    "QLinearConv",
+    "ConvInteger",
+    "MatMulInteger",
+    "QLinearMatMul",
+    "QGemm",
+    "MatMulIntegerToFloat",
+    "DynamicQuantizeMatMul",
+    "QAttention",
+}
+FLOAT = {
+    "Conv",
+    "FusedConv",
+    "Gemm",
+    "FusedGemm",
+    "MatMul",
+    "FusedMatMul",
+    "MatMulNBits",
+    "Attention",
+}
 
 
 def run_task(
@@ -65,8 +85,11 @@ def run_task(
             quantize(peer, path, calibration, folder / f"{index}.onnx", options, row)
         rows.append(row)
         print(f"{task.model}: {peer.name}: {row.note or 'done'}", flush=True)
-    others = without_vnni(Path(__file__), [asdict(row) for row in rows], [
-        "--samples", str(options.samples), "--seconds", str(options.seconds)])
+    others = without_vnni(
+        Path(__file__),
+        [asdict(row) for row in rows],
+        ["--samples", str(options.samples), "--seconds", str(options.seconds)],
+    )
     with Worker(timeout=1800) as worker:
         measure(worker, task, rows, options)
     return rows, [Row(**fields) for fields in others or ()]
@@ -91,15 +114,33 @@ def write_calibration(task: Task, path: Path, out: Path) -> None:
         if sum(map(rows_of, parts)) >= task.samples:
             break
     names = parts[0].feeds
-    np.savez(out, **{name: joined([p.feeds[name] for p in parts])[: task.samples] for name in names})
+    np.savez(
+        out,
+        **{
+            name: joined([p.feeds[name] for p in parts])[: task.samples]
+            for name in names
+        },
+    )
 
 
 def joined(parts: list[np.ndarray]) -> np.ndarray:
     """Batches of one width each as one array: token ids and masks are filled up with zeros."""
     widest = np.max([part.shape[1:] for part in parts], axis=0)
-    return np.concatenate([
-        np.pad(part, [(0, 0), *((0, end - size) for end, size in zip(widest, part.shape[1:], strict=True))])
-        for part in parts])
+    return np.concatenate(
+        [
+            np.pad(
+                part,
+                [
+                    (0, 0),
+                    *(
+                        (0, end - size)
+                        for end, size in zip(widest, part.shape[1:], strict=True)
+                    ),
+                ],
+            )
+            for part in parts
+        ]
+    )
 
 
 def loader(name: str) -> str:
@@ -111,12 +152,17 @@ def rows_of(batch: Batch) -> int:
     return len(next(iter(batch.feeds.values())))
 
 
-def measure(worker: Worker, task: Task, rows: list[Row], options: argparse.Namespace) -> None:
+def measure(
+    worker: Worker, task: Task, rows: list[Row], options: argparse.Namespace
+) -> None:
     """Fill in what needs a session: latencies, kernels, drift and the metric."""
     sessions = opened(worker, [row for row in rows if row.file], 1)
     feeds = open_feeds(loader(task.evaluation), sessions[0][1].inputs)
     batches = evaluation_batches(feeds, options.samples, task.batches_together)
-    timed = [{k: v[: task.rows_timed] for k, v in b.feeds.items()} for b in islice(batches, 4)]
+    timed = [
+        {k: v[: task.rows_timed] for k, v in b.feeds.items()}
+        for b in islice(batches, 4)
+    ]
     for row, latency in timings(sessions, timed, options.seconds):
         row.latency_one = latency
     loaded = [row for row, _ in sessions]
@@ -125,14 +171,22 @@ def measure(worker: Worker, task: Task, rows: list[Row], options: argparse.Names
     sessions = opened(worker, loaded, os.cpu_count() or 1)
     for row, latency in timings(sessions, timed, options.seconds):
         row.latency_all = latency
-    score(sessions, batches, metric_named(task.metric if task.metric == "top1" else loader(task.metric)))
+    score(
+        sessions,
+        batches,
+        metric_named(task.metric if task.metric == "top1" else loader(task.metric)),
+    )
 
 
 def evaluation_batches(feeds: Any, samples: int, together: int) -> list[Batch]:
     """Batches of at least `samples` rows; batches that belong together are not parted."""
     batches: list[Batch] = []
     for batch in feeds:
-        if len(batches) % together == 0 and samples and sum(map(rows_of, batches)) >= samples:
+        if (
+            len(batches) % together == 0
+            and samples
+            and sum(map(rows_of, batches)) >= samples
+        ):
             break
         batches.append(batch)
     return batches
@@ -163,12 +217,21 @@ def kernels(session: Session) -> str:
     return f"{integer}/{integer + sum(n for name, n in counts.items() if name.rsplit('.', 1)[-1] in FLOAT)}"
 
 
-def timings(sessions: list[tuple[Row, Session]], feeds: Any, seconds: float) -> list[tuple[Row, float]]:
-    latencies = interleaved([s for _, s in sessions], [feeds] * len(sessions), seconds=seconds, min_rounds=7)
-    return [(row, latency.ratio_to_first) for (row, _), latency in zip(sessions, latencies, strict=True)]
+def timings(
+    sessions: list[tuple[Row, Session]], feeds: Any, seconds: float
+) -> list[tuple[Row, float]]:
+    latencies = interleaved(
+        [s for _, s in sessions], [feeds] * len(sessions), seconds=seconds, min_rounds=7
+    )
+    return [
+        (row, latency.ratio_to_first)
+        for (row, _), latency in zip(sessions, latencies, strict=True)
+    ]
 
 
-def score(sessions: list[tuple[Row, Session]], batches: list[Batch], metric: Any) -> None:
+def score(
+    sessions: list[tuple[Row, Session]], batches: list[Batch], metric: Any
+) -> None:
     """Drift from the first session's outputs, and the metric, over the same batches."""
     labels = [batch.labels for batch in batches]
     reference = [sessions[0][1].run(batch.feeds) for batch in batches]
@@ -184,30 +247,80 @@ def score(sessions: list[tuple[Row, Session]], batches: list[Batch], metric: Any
 
 
 def show(rows: list[Row], cpu: str, console: Console) -> None:
-    table = Table("variant", "metric", "drop", "SQNR dB", "size", "1 thread", "all cores", "int", "s", "CPU s", "MB",
-                  "note", title=f"{rows[0].model}, {cpu}")
+    table = Table(
+        "variant",
+        "metric",
+        "drop",
+        "SQNR dB",
+        "size",
+        "1 thread",
+        "all cores",
+        "int",
+        "s",
+        "CPU s",
+        "MB",
+        "note",
+        title=f"{rows[0].model}, {cpu}",
+    )
     for r in rows:
-        figures = [(r.metric, ".4f"), (r.drop, "+.4f"), (r.sqnr_db, ".1f"), (r.size_ratio, ".3f"),
-                   (r.latency_one, ".2f"), (r.latency_all, ".2f")]
+        figures = [
+            (r.metric, ".4f"),
+            (r.drop, "+.4f"),
+            (r.sqnr_db, ".1f"),
+            (r.size_ratio, ".3f"),
+            (r.latency_one, ".2f"),
+            (r.latency_all, ".2f"),
+        ]
         costs = [(r.seconds, ".1f"), (r.cpu_seconds, ".1f"), (r.peak_mb, ".0f")]
-        table.add_row(r.variant, *(cell(*f) for f in figures), r.kernels or "-", *(cell(*c) for c in costs), r.note)
+        table.add_row(
+            r.variant,
+            *(cell(*f) for f in figures),
+            r.kernels or "-",
+            *(cell(*c) for c in costs),
+            r.note,
+        )
     console.print(table)
     console.print(verdict(rows), highlight=False)
 
 
 def show_markdown(rows: list[Row], others: list[Row], console: Console) -> None:
     """All models in one table, the figures of both classes of CPU beside each other."""
-    table = Table("model", "tool", "size", "integer kernels", "metric (fp32)", "SQNR dB", "latency",
-                  "without VNNI: metric", "SQNR dB", "latency", box=MARKDOWN)
+    table = Table(
+        "model",
+        "tool",
+        "size",
+        "integer kernels",
+        "metric (fp32)",
+        "SQNR dB",
+        "latency",
+        "without VNNI: metric",
+        "SQNR dB",
+        "latency",
+        box=MARKDOWN,
+    )
     masked = {(r.model, r.variant): r for r in others}
     reference = {r.model: r.metric for r in rows if r.variant == "fp32"}
     for r in (r for r in rows if r.variant != "fp32"):
         other = masked.get((r.model, r.variant))
         name = "**onnx-opt**" if r.own else r.variant
-        figures = [f"{cell(r.metric, '.3f')} ({cell(reference[r.model], '.3f')})", cell(r.sqnr_db, ".1f"),
-                   cell(r.latency_one, ".2f")] if r.metric is not None else ["fails", "", ""]
-        figures += [cell(other.metric, ".3f"), cell(other.sqnr_db, ".1f"), cell(other.latency_one, ".2f")] if (
-            other is not None and other.metric is not None) else ["", "", ""]
+        figures = (
+            [
+                f"{cell(r.metric, '.3f')} ({cell(reference[r.model], '.3f')})",
+                cell(r.sqnr_db, ".1f"),
+                cell(r.latency_one, ".2f"),
+            ]
+            if r.metric is not None
+            else ["fails", "", ""]
+        )
+        figures += (
+            [
+                cell(other.metric, ".3f"),
+                cell(other.sqnr_db, ".1f"),
+                cell(other.latency_one, ".2f"),
+            ]
+            if (other is not None and other.metric is not None)
+            else ["", "", ""]
+        )
         table.add_row(r.model, name, cell(r.size_ratio, ".2f"), r.kernels, *figures)
     console.print(table)
 
@@ -218,28 +331,69 @@ def cell(value: float | None, form: str) -> str:
 
 def verdict(rows: list[Row]) -> str:
     """Ours against the fastest peer that quantized anything and whose metric still stands."""
-    usable = [r for r in rows if r.latency_one is not None and r.drop is not None and r.drop <= USABLE_DROP]
-    own, peers = [r for r in usable if r.own], [r for r in usable if not r.own and not r.kernels.startswith("0/")]
+    usable = [
+        r
+        for r in rows
+        if r.latency_one is not None and r.drop is not None and r.drop <= USABLE_DROP
+    ]
+    own, peers = (
+        [r for r in usable if r.own],
+        [r for r in usable if not r.own and not r.kernels.startswith("0/")],
+    )
     if not own or not peers:
-        return f"{rows[0].model}: nothing to compare (usable: {', '.join(r.variant for r in usable) or 'none'})"
+        return (
+            f"{rows[0].model}: nothing to compare (usable: "
+            f"{', '.join(r.variant for r in usable) or 'none'})"
+        )
     fastest = min(peers, key=lambda r: r.latency_one or 0.0)
     faithful = max(peers, key=lambda r: r.sqnr_db or 0.0)
-    return "\n".join([
-        f"{rows[0].model}: fastest usable peer: {fastest.variant}, most faithful: {faithful.variant}",
-        *(f"  {r.variant}: {(r.latency_one or 0) / (fastest.latency_one or 1):.2f} of the fastest one's time, "
-          f"{(r.sqnr_db or 0) - (fastest.sqnr_db or 0):+.1f} dB" for r in own)])
+    return "\n".join(
+        [
+            f"{rows[0].model}: fastest usable peer: {fastest.variant}, most faithful: "
+            f"{faithful.variant}",
+            *(
+                f"  {r.variant}: "
+                f"{(r.latency_one or 0) / (fastest.latency_one or 1):.2f} of the "
+                "fastest one's time, "
+                f"{(r.sqnr_db or 0) - (fastest.sqnr_db or 0):+.1f} dB"
+                for r in own
+            ),
+        ]
+    )
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--only", default="", help="model names, comma separated")
-    parser.add_argument("--peers", default="", help="environments to run, comma separated; none: all")
-    parser.add_argument("--passes", action="append", help="our pipeline; several give several rows")
-    parser.add_argument("--samples", type=int, default=0, help="evaluation rows; 0: all")
-    parser.add_argument("--seconds", type=float, default=6.0, help="how long to time each model, a thread setting")
-    parser.add_argument("--timeout", type=float, default=120.0, help="seconds a peer may take on one model")
-    parser.add_argument("--envs", type=Path, default=Path.home() / ".cache" / "onnx-opt" / "peers")
-    parser.add_argument("--install", default="", help="environments to make, comma separated; then stop")
+    parser.add_argument(
+        "--peers", default="", help="environments to run, comma separated; none: all"
+    )
+    parser.add_argument(
+        "--passes", action="append", help="our pipeline; several give several rows"
+    )
+    parser.add_argument(
+        "--samples", type=int, default=0, help="evaluation rows; 0: all"
+    )
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=6.0,
+        help="how long to time each model, a thread setting",
+    )
+    parser.add_argument(
+        "--timeout",
+        type=float,
+        default=120.0,
+        help="seconds a peer may take on one model",
+    )
+    parser.add_argument(
+        "--envs", type=Path, default=Path.home() / ".cache" / "onnx-opt" / "peers"
+    )
+    parser.add_argument(
+        "--install", default="", help="environments to make, comma separated; then stop"
+    )
     parser.add_argument("--json", type=Path, help="write the rows there too")
     parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -273,8 +427,16 @@ def main() -> None:
         rows += found
         others += masked
         if options.json:
-            options.json.write_text(json.dumps({
-                "cpu": cpu, "rows": list(map(asdict, rows)), "without_vnni": list(map(asdict, others))}, indent=1))
+            options.json.write_text(
+                json.dumps(
+                    {
+                        "cpu": cpu,
+                        "rows": list(map(asdict, rows)),
+                        "without_vnni": list(map(asdict, others)),
+                    },
+                    indent=1,
+                )
+            )
     console.print(f"CPU: {cpu}", highlight=False)
     show_markdown(rows, others, console)
 

@@ -1,11 +1,13 @@
-"""The table of `quant` on real models: accuracy, size and latency against fp32 and against onnxruntime's quantizer.
+"""The table of `quant` on real models: accuracy, size and latency against fp32 and against
+onnxruntime's quantizer.
 
     python tools/dev/bench_quant.py [--only cifar10_resnet20,...] [--seconds 10] [--no-peers] [--json FILE]
 
-Every variant of one model is timed in one process in turns, on both cores; where this CPU has VNNI and can hide it, all
-is measured a second time as on a CPU without. Needs the shared data (ONNX_OPT_DATA).
-The peers are onnxruntime.quantization.quantize_static with its defaults on the raw model, and its best CPU settings
-(after quant_pre_process: u8 activations, s8 weights, per channel), on the same calibration samples.
+Every variant of one model is timed in one process in turns, on both cores; where this CPU has VNNI
+and can hide it, all is measured a second time as on a CPU without. Needs the shared data
+(ONNX_OPT_DATA). The peers are onnxruntime.quantization.quantize_static with its defaults on the raw
+model, and its best CPU settings (after quant_pre_process: u8 activations, s8 weights, per channel),
+on the same calibration samples.
 """
 
 from __future__ import annotations
@@ -39,7 +41,9 @@ HERE = Path(__file__).resolve().parent
 
 @dataclass(frozen=True)
 class Case:
-    """One model with its data (`loader` names a callable of the shared loaders or of bench_data) and its bars."""
+    """One model with its data (`loader` names a callable of the shared loaders or of bench_data)
+    and its bars.
+    """
 
     model: str
     calibration: str
@@ -53,11 +57,57 @@ class Case:
 
 
 CASES = [
-    Case("cifar10_resnet20", "cifar10_calib", "cifar10_val", "top1", 32, 0.003, 0.32, True, True),
-    Case("cifar10_resnet20_bn", "cifar10_calib", "cifar10_val", "top1", 32, 0.003, None, True),
-    Case("cifar10_resnet56", "cifar10_calib", "cifar10_val", "top1", 32, 0.003, None, True),
-    Case("efficientnet_lite0", "imagenet_calib", "imagenet_val", "top1", 8, 0.015, 0.30, True),
-    Case("minilm_l6_v2", "stsb_calib", "stsb_val", "stsb_spearman", None, 0.01, None, True),
+    Case(
+        "cifar10_resnet20",
+        "cifar10_calib",
+        "cifar10_val",
+        "top1",
+        32,
+        0.003,
+        0.32,
+        True,
+        True,
+    ),
+    Case(
+        "cifar10_resnet20_bn",
+        "cifar10_calib",
+        "cifar10_val",
+        "top1",
+        32,
+        0.003,
+        None,
+        True,
+    ),
+    Case(
+        "cifar10_resnet56",
+        "cifar10_calib",
+        "cifar10_val",
+        "top1",
+        32,
+        0.003,
+        None,
+        True,
+    ),
+    Case(
+        "efficientnet_lite0",
+        "imagenet_calib",
+        "imagenet_val",
+        "top1",
+        8,
+        0.015,
+        0.30,
+        True,
+    ),
+    Case(
+        "minilm_l6_v2",
+        "stsb_calib",
+        "stsb_val",
+        "stsb_spearman",
+        None,
+        0.01,
+        None,
+        True,
+    ),
     Case("minilm_l6_v2", "", "stsb_val", "stsb_spearman", None, 0.01, None, True),
     Case("ch_PP-OCRv4_rec_infer", "ocr_calib", "ocr_val", "ocr_exact"),
     Case("ch_PP-OCRv4_det_infer", "detector_images", "detector_images"),
@@ -66,7 +116,12 @@ CASES = [
     Case("magika_v3_3", "file_bytes", "file_bytes"),
 ]
 CALIBRATION_SAMPLES = 128
-OTHER_CLASS = {"metric": ".4f", "drop": "+.4f", "sqnr_db": ".1f", "latency_ratio": ".2f"}
+OTHER_CLASS = {
+    "metric": ".4f",
+    "drop": "+.4f",
+    "sqnr_db": ".1f",
+    "latency_ratio": ".2f",
+}
 
 
 @dataclass
@@ -91,18 +146,30 @@ class Row:
 
 def source(name: str) -> str:
     """`file.py:callable` of a loader: bench_data has those for models without labelled data."""
-    folder = HERE / "bench_data.py" if name in ("detector_images", "speech_windows", "file_bytes") else (
-        data_folder() / "loaders.py")
+    folder = (
+        HERE / "bench_data.py"
+        if name in ("detector_images", "speech_windows", "file_bytes")
+        else (data_folder() / "loaders.py")
+    )
     return f"{folder}:{name}"
 
 
 def quantize_ours(path: Path, case: Case, out: Path, row: Row) -> None:
     """`--passes quant` as a user runs it; reasons of everything declined go to the row."""
     data = source(case.calibration) if case.calibration else None
-    result = optimize(path, f"quant(samples={CALIBRATION_SAMPLES})", out=out, data=data, bench=False, force=True)
+    result = optimize(
+        path,
+        f"quant(samples={CALIBRATION_SAMPLES})",
+        out=out,
+        data=data,
+        bench=False,
+        force=True,
+    )
     step = result.passes[-1]
     row.declined = dict(Counter(d["reason"] for d in step.declined))
-    row.note = f"{step.changed} layers" + (f", {len(step.declined)} declined" if step.declined else "")
+    row.note = f"{step.changed} layers" + (
+        f", {len(step.declined)} declined" if step.declined else ""
+    )
 
 
 class PeerReader:
@@ -120,8 +187,12 @@ class PeerReader:
         return batch.feeds if batch else None
 
 
-def peer(best: bool, feeds_of: Callable[[Path], Feeds]) -> Callable[[Path, Case, Path, Row], None]:
-    """onnxruntime's static quantizer: its defaults on the raw file, or the settings its guide names for x64 CPUs."""
+def peer(
+    best: bool, feeds_of: Callable[[Path], Feeds]
+) -> Callable[[Path, Case, Path, Row], None]:
+    """Onnxruntime's static quantizer: its defaults on the raw file, or the settings its guide names
+    for x64 CPUs.
+    """
 
     def run(path: Path, case: Case, out: Path, row: Row) -> None:
         from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
@@ -133,8 +204,15 @@ def peer(best: bool, feeds_of: Callable[[Path], Feeds]) -> Callable[[Path, Case,
             return
         prepared = out.with_suffix(".prepared.onnx")
         quant_pre_process(path, prepared)
-        quantize_static(prepared, out, reader, quant_format=QuantFormat.QDQ, per_channel=True,
-                        activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8)
+        quantize_static(
+            prepared,
+            out,
+            reader,
+            quant_format=QuantFormat.QDQ,
+            per_channel=True,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+        )
 
     return run
 
@@ -146,10 +224,13 @@ def run_case(case: Case, folder: Path, seconds: float, peers: bool) -> list[Row]
 
     def calibration(model: Path) -> Feeds:
         with Worker() as worker:
-            return open_feeds(source(case.calibration), open_session(worker, model).inputs)
+            return open_feeds(
+                source(case.calibration), open_session(worker, model).inputs
+            )
 
     makers: dict[str, Callable[[Path, Case, Path, Row], None]] = {
-        "quant" if case.calibration else "quant, no data": quantize_ours}
+        "quant" if case.calibration else "quant, no data": quantize_ours
+    }
     if peers and case.peers:
         makers["ORT defaults"] = peer(False, calibration)
         makers["ORT u8/s8 per channel"] = peer(True, calibration)
@@ -169,12 +250,19 @@ def run_case(case: Case, folder: Path, seconds: float, peers: bool) -> list[Row]
         row.file = str(out)
         rows.append(row)
     made = [r for r in rows if r.file]
-    masked = without_vnni(Path(__file__), [asdict(r) for r in made], [
-        "--case", str(CASES.index(case)), "--seconds", str(seconds)])
+    masked = without_vnni(
+        Path(__file__),
+        [asdict(r) for r in made],
+        ["--case", str(CASES.index(case)), "--seconds", str(seconds)],
+    )
     measure(made, case, seconds)
     for row, other in zip(made, masked or (), strict=False):
-        row.without_vnni = {key: other[key] for key in ("metric", "drop", "sqnr_db", "latency_ratio")}
-        row.met = row.met and meets(Row(**{**other, "size_ratio": row.size_ratio}), case)
+        row.without_vnni = {
+            key: other[key] for key in ("metric", "drop", "sqnr_db", "latency_ratio")
+        }
+        row.met = row.met and meets(
+            Row(**{**other, "size_ratio": row.size_ratio}), case
+        )
     return rows
 
 
@@ -190,7 +278,10 @@ def measure(rows: list[Row], case: Case, seconds: float) -> None:
     with Worker(timeout=1800) as worker:
         sessions = [open_session(worker, row.file) for row in rows]
         feeds = open_feeds(source(case.evaluation), sessions[0].inputs)
-        head = [{k: v[: case.rows] if case.rows else v for k, v in b.feeds.items()} for b in islice(feeds, 4)]
+        head = [
+            {k: v[: case.rows] if case.rows else v for k, v in b.feeds.items()}
+            for b in islice(feeds, 4)
+        ]
         latencies = interleaved(sessions, [head] * len(sessions), seconds=seconds)
         for row, session, latency in zip(rows, sessions, latencies, strict=True):
             row.latency_ratio = latency.ratio_to_first
@@ -207,10 +298,15 @@ def meets(row: Row, case: Case) -> bool | None:
     """Whether the row reaches every bar that the case sets; None where it sets none."""
     checks = [
         case.max_drop is None or (row.drop is not None and row.drop <= case.max_drop),
-        case.max_size is None or (row.size_ratio is not None and row.size_ratio <= case.max_size),
+        case.max_size is None
+        or (row.size_ratio is not None and row.size_ratio <= case.max_size),
         not case.faster or (row.latency_ratio is not None and row.latency_ratio < 1.0),
     ]
-    return None if case.max_drop is None and case.max_size is None and not case.faster else all(checks)
+    return (
+        None
+        if case.max_drop is None and case.max_size is None and not case.faster
+        else all(checks)
+    )
 
 
 def drift(original: Session, session: Session, feeds: Feeds) -> float:
@@ -224,32 +320,71 @@ def drift(original: Session, session: Session, feeds: Feeds) -> float:
 def score(session: Session, feeds: Feeds, metric: str) -> float:
     """The case's metric: a built-in one, or one of the shared loaders."""
     built_in = metric in ("top1", "top5")
-    return evaluate(session, feeds, metric_named(metric if built_in else f"{data_folder() / 'loaders.py'}:{metric}"))
+    return evaluate(
+        session,
+        feeds,
+        metric_named(
+            metric if built_in else f"{data_folder() / 'loaders.py'}:{metric}"
+        ),
+    )
 
 
 def show(rows: list[Row], console: Console) -> None:
     """The table, as Markdown; `bar` says whether the figures asked for were met."""
-    table = Table("model", "variant", "metric", "drop", "SQNR dB", "size", "latency", "without VNNI: metric", "drop",
-                  "SQNR dB", "latency", "made in s", "bar", "note", box=MARKDOWN)
+    table = Table(
+        "model",
+        "variant",
+        "metric",
+        "drop",
+        "SQNR dB",
+        "size",
+        "latency",
+        "without VNNI: metric",
+        "drop",
+        "SQNR dB",
+        "latency",
+        "made in s",
+        "bar",
+        "note",
+        box=MARKDOWN,
+    )
     for r in rows:
+
         def cell(value: float | None, form: str) -> str:
             return "-" if value is None else format(value, form)
 
-        table.add_row(r.model, r.variant, cell(r.metric, ".4f"), cell(r.drop, "+.4f"), cell(r.sqnr_db, ".1f"),
-                      cell(r.size_ratio, ".3f"), cell(r.latency_ratio, ".2f"),
-                      *(cell(r.without_vnni.get(key), form) for key, form in OTHER_CLASS.items()),
-                      cell(r.seconds, ".1f"),
-                      "-" if r.met is None else "met" if r.met else "MISSED", r.note)
+        table.add_row(
+            r.model,
+            r.variant,
+            cell(r.metric, ".4f"),
+            cell(r.drop, "+.4f"),
+            cell(r.sqnr_db, ".1f"),
+            cell(r.size_ratio, ".3f"),
+            cell(r.latency_ratio, ".2f"),
+            *(cell(r.without_vnni.get(key), form) for key, form in OTHER_CLASS.items()),
+            cell(r.seconds, ".1f"),
+            "-" if r.met is None else "met" if r.met else "MISSED",
+            r.note,
+        )
     console.print(table)
     for r in rows:
         for reason, count in r.declined.items():
-            console.print(f"{r.model}, {r.variant}: {count} declined: {reason}", highlight=False)
+            console.print(
+                f"{r.model}, {r.variant}: {count} declined: {reason}", highlight=False
+            )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--only", default="", help="model names, comma separated")
-    parser.add_argument("--seconds", type=float, default=10.0, help="how long to time each model's variants")
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=10.0,
+        help="how long to time each model's variants",
+    )
     parser.add_argument("--no-peers", action="store_true")
     parser.add_argument("--json", type=Path, help="write the rows there too")
     parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
@@ -263,7 +398,9 @@ def main() -> None:
     for case in CASES:
         if not wanted or case.model in wanted:
             with tempfile.TemporaryDirectory() as folder:
-                rows += run_case(case, Path(folder), options.seconds, not options.no_peers)
+                rows += run_case(
+                    case, Path(folder), options.seconds, not options.no_peers
+                )
     console = Console(width=180)
     console.print(f"CPU: {this_cpu().label}", highlight=False)
     show(rows, console)

@@ -30,14 +30,23 @@ def this_cpu() -> Hardware:
 def without_vnni(
     script: Path, rows: Sequence[dict[str, Any]], arguments: Sequence[str] = ()
 ) -> list[dict[str, Any]] | None:
-    """The rows as the script measures them without VNNI; None where this CPU has none or cannot hide it."""
+    """The rows as the script measures them without VNNI; None where this CPU has none or cannot
+    hide it.
+    """
     if this_cpu().saturates or why_not() is not None:
         return None
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "rows.json")
         path.write_text(json.dumps(list(rows)))
-        command = [sys.executable, HERE / "without_vnni.py", sys.executable, script,
-                   "--measure", path, *arguments]
+        command = [
+            sys.executable,
+            HERE / "without_vnni.py",
+            sys.executable,
+            script,
+            "--measure",
+            path,
+            *arguments,
+        ]
         subprocess.run(list(map(str, command)), check=True)
         found: list[dict[str, Any]] = json.loads(path.read_text())
     return found

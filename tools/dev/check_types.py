@@ -1,7 +1,7 @@
 """Run mypy strict over the package: `python tools/dev/check_types.py [mypy arguments]`.
 
-The repository root is the package `onnx_opt`, whatever the checkout's folder is called, so mypy looks at it through a
-temporary folder that holds one symlink of that name.
+The repository root is the package `onnx_opt`, whatever the checkout's folder is called, so mypy
+looks at it through a temporary folder that holds one symlink of that name.
 """
 
 from __future__ import annotations
@@ -19,8 +19,18 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "onnx_opt").symlink_to(ROOT, target_is_directory=True)
         command = [
-            sys.executable, "-m", "mypy", "--config-file", str(ROOT / "pyproject.toml"), "--cache-dir",
-            str(ROOT / ".mypy_cache"), "--exclude", NOT_INSTALLED, "-p", "onnx_opt", *sys.argv[1:],
+            sys.executable,
+            "-m",
+            "mypy",
+            "--config-file",
+            str(ROOT / "pyproject.toml"),
+            "--cache-dir",
+            str(ROOT / ".mypy_cache"),
+            "--exclude",
+            NOT_INSTALLED,
+            "-p",
+            "onnx_opt",
+            *sys.argv[1:],
         ]
         return subprocess.run(command, cwd=folder, check=False).returncode
 

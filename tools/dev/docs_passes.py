@@ -24,7 +24,10 @@ measured, *analysis* changes nothing.
 def page() -> str:
     """The whole page: one row a pass, then one section a pass."""
     passes = [describe(pass_class(name)) for name in pass_names()]
-    rows = [f"| [`{p['pass']}`](#{p['pass']}) | {p['effect']} | {cell(p['summary'])} |" for p in passes]
+    rows = [
+        f"| [`{p['pass']}`](#{p['pass']}) | {p['effect']} | {cell(p['summary'])} |"
+        for p in passes
+    ]
     table = "\n".join(["| pass | effect | does |", "|---|---|---|", *rows])
     return "\n\n".join([HEAD.rstrip(), table, *map(section, passes)]) + "\n"
 
@@ -35,10 +38,13 @@ def section(item: dict[str, Any]) -> str:
     if not item["options"]:
         return text + "\n\nNo options."
     rows = [
-        f"| `{o['name']}` | {cell(o['type'])} | `{default_text(o['default'])}` | {cell(o['help'])} |"
+        f"| `{o['name']}` | {cell(o['type'])} | `{default_text(o['default'])}` | "
+        f"{cell(o['help'])} |"
         for o in item["options"]
     ]
-    return "\n".join([text, "", "| option | type | default | meaning |", "|---|---|---|---|", *rows])
+    return "\n".join(
+        [text, "", "| option | type | default | meaning |", "|---|---|---|---|", *rows]
+    )
 
 
 def cell(text: str) -> str:
@@ -49,13 +55,20 @@ def cell(text: str) -> str:
 def main() -> int:
     """Write the page, or compare it; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 where the page is stale")
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="write nothing; exit 1 where the page is stale",
+    )
     if not parser.parse_args().check:
         PAGE.write_text(page(), encoding="utf-8")
         return 0
     if PAGE.is_file() and PAGE.read_text(encoding="utf-8") == page():
         return 0
-    print(f"error: {PAGE.name}: is stale\n  fix: python tools/dev/docs_passes.py", file=sys.stderr)
+    print(
+        f"error: {PAGE.name}: is stale\n  fix: python tools/dev/docs_passes.py",
+        file=sys.stderr,
+    )
     return 1
 
 

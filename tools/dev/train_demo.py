@@ -1,8 +1,10 @@
-"""Train the demo model on real handwritten digits and write everything that `onnx-opt demo` runs on.
+"""Train the demo model on real handwritten digits and write everything that `onnx-opt demo` runs
+on.
 
-Run: `pip install onnx-opt[torch] scikit-learn`, then `python tools/dev/train_demo.py` (half a minute on two cores).
-Writes into tools/demo/: digits_cnn.onnx, digits_calib.npz (no labels), digits_test.npz. Seeds are fixed; weights still
-differ in the last bits between torch versions, so a new file means new figures.
+Run: `pip install onnx-opt[torch] scikit-learn`, then `python tools/dev/train_demo.py` (half a
+minute on two cores). Writes into tools/demo/: digits_cnn.onnx, digits_calib.npz (no labels),
+digits_test.npz. Seeds are fixed; weights still differ in the last bits between torch versions, so a
+new file means new figures.
 """
 
 from __future__ import annotations
@@ -44,7 +46,9 @@ def load_splits() -> tuple[Split, Split, Split]:
 
 
 class Block(nn.Module):
-    """conv-BN-ReLU-conv-BN plus the shortcut (a 1x1 conv where the shape changes): (N, C, H, W) -> (N, M, H/s, W/s)."""
+    """conv-BN-ReLU-conv-BN plus the shortcut (a 1x1 conv where the shape changes): (N, C, H, W) ->
+    (N, M, H/s, W/s).
+    """
 
     def __init__(self, channels: int, out: int, stride: int = 1) -> None:
         super().__init__()
@@ -52,8 +56,12 @@ class Block(nn.Module):
         self.bn1 = nn.BatchNorm2d(out)
         self.conv2 = nn.Conv2d(out, out, 3, 1, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(out)
-        self.shortcut = nn.Identity() if channels == out else nn.Sequential(
-            nn.Conv2d(channels, out, 1, stride, bias=False), nn.BatchNorm2d(out)
+        self.shortcut = (
+            nn.Identity()
+            if channels == out
+            else nn.Sequential(
+                nn.Conv2d(channels, out, 1, stride, bias=False), nn.BatchNorm2d(out)
+            )
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -68,7 +76,9 @@ class DigitsNet(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(1, 48, 3, 1, 1, bias=False)
         self.bn = nn.BatchNorm2d(48)
-        self.blocks = nn.Sequential(Block(48, 48), Block(48, 48), Block(48, 64, stride=2))
+        self.blocks = nn.Sequential(
+            Block(48, 48), Block(48, 48), Block(48, 64, stride=2)
+        )
         self.dropout = nn.Dropout(0.2)
         self.head = nn.Linear(64, 10)
 
@@ -93,7 +103,9 @@ def train(split: Split, epochs: int) -> DigitsNet:
     model = DigitsNet()
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.02)
     steps = len(split.labels) // 64
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=epochs * steps)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, 3e-3, total_steps=epochs * steps
+    )
     for epoch in range(epochs):
         order = torch.randperm(len(split.labels), generator=generator)
         for batch in order[: steps * 64].split(64):
@@ -116,13 +128,20 @@ def accuracy(model: nn.Module, split: Split) -> float:
 def export(model: DigitsNet, path: Path) -> None:
     """Write the network with BatchNormalization kept, batch dynamic and weights inline.
 
-    The exporter's own optimizer would fold BatchNormalization away, and without it hides BatchNormalization's inputs
-    behind Expand nodes, which ONNX Runtime cannot fold at load: an unfairly slow baseline. Constant folding alone
-    leaves the graph that ONNX Runtime runs best.
+    The exporter's own optimizer would fold BatchNormalization away, and without it hides
+    BatchNormalization's inputs behind Expand nodes, which ONNX Runtime cannot fold at load: an
+    unfairly slow baseline. Constant folding alone leaves the graph that ONNX Runtime runs best.
     """
     program = torch.onnx.export(
-        model, (torch.zeros(2, 1, 8, 8),), input_names=["image"], output_names=["logits"], opset_version=18,
-        dynamic_shapes={"image": {0: "batch"}}, dynamo=True, optimize=False, verbose=False,
+        model,
+        (torch.zeros(2, 1, 8, 8),),
+        input_names=["image"],
+        output_names=["logits"],
+        opset_version=18,
+        dynamic_shapes={"image": {0: "batch"}},
+        dynamo=True,
+        optimize=False,
+        verbose=False,
     )
     assert program is not None
     fold_constants(program.model, input_size_limit=1 << 20, output_size_limit=1 << 20)
@@ -137,13 +156,22 @@ def export(model: DigitsNet, path: Path) -> None:
 def strip_metadata(proto: onnx.ModelProto) -> None:
     """Drop the exporter's notes: stack traces and paths of the machine that trained."""
     graph = proto.graph
-    for holder in (proto, graph, *graph.node, *graph.value_info, *graph.input, *graph.output):
+    for holder in (
+        proto,
+        graph,
+        *graph.node,
+        *graph.value_info,
+        *graph.input,
+        *graph.output,
+    ):
         del holder.metadata_props[:]
         holder.doc_string = ""
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0] if __doc__ else None
+    )
     parser.add_argument("--epochs", type=int, default=40)
     parser.add_argument("--out", type=Path, default=DEMO)
     given = parser.parse_args()
@@ -152,9 +180,13 @@ def main() -> None:
     model = train(train_split, given.epochs)
     print(f"test accuracy {accuracy(model, test_split):.4f} on {TEST} images")
     export(model, given.out / "digits_cnn.onnx")
-    np.savez_compressed(given.out / "digits_calib.npz", image=calib_split.images.numpy())
     np.savez_compressed(
-        given.out / "digits_test.npz", image=test_split.images.numpy(), labels=test_split.labels.numpy()
+        given.out / "digits_calib.npz", image=calib_split.images.numpy()
+    )
+    np.savez_compressed(
+        given.out / "digits_test.npz",
+        image=test_split.images.numpy(),
+        labels=test_split.labels.numpy(),
     )
 
 

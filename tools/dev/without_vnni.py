@@ -55,7 +55,9 @@ def why_not() -> str | None:
     if sys.platform != "linux" or platform.machine() != "x86_64":
         return f"{platform.system()} on {platform.machine()}, not Linux on x86-64"
     call = ctypes.CDLL(None, use_errno=True).syscall
-    if call(_ARCH_PRCTL, _ARCH_SET_CPUID, call(_ARCH_PRCTL, _ARCH_GET_CPUID)) != 0:  # as it is
+    if (
+        call(_ARCH_PRCTL, _ARCH_SET_CPUID, call(_ARCH_PRCTL, _ARCH_GET_CPUID)) != 0
+    ):  # as it is
         return f"this CPU or kernel cannot make CPUID fault ({os.strerror(ctypes.get_errno())})"
     if compiler() is None:
         return "no C compiler: neither $CC nor cc, gcc or clang is there"
@@ -73,7 +75,18 @@ def built(folder: Path) -> Path:
     library = folder / "without_vnni.so"
     cc = compiler()
     assert cc is not None
-    command = [cc, "-O1", "-Wall", "-Wextra", "-shared", "-fPIC", "-o", library, SOURCE, "-ldl"]
+    command = [
+        cc,
+        "-O1",
+        "-Wall",
+        "-Wextra",
+        "-shared",
+        "-fPIC",
+        "-o",
+        library,
+        SOURCE,
+        "-ldl",
+    ]
     subprocess.run(command, check=True)
     return library
 

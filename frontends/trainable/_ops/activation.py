@@ -18,7 +18,11 @@ def identity(x: Any) -> Any:
 
 
 for _name, _function in {
-    "Relu": torch.relu, "Sigmoid": torch.sigmoid, "Tanh": torch.tanh, "Softplus": F.softplus, "Softsign": F.softsign,
+    "Relu": torch.relu,
+    "Sigmoid": torch.sigmoid,
+    "Tanh": torch.tanh,
+    "Softplus": F.softplus,
+    "Softsign": F.softsign,
     "Mish": F.mish,
 }.items():
     op(_name)(_function)
@@ -40,7 +44,12 @@ def celu(x: Tensor, *, alpha: float = 1.0) -> Tensor:
 
 
 @op("Selu")
-def selu(x: Tensor, *, alpha: float = 1.67326319217681884765625, gamma: float = 1.05070102214813232421875) -> Tensor:
+def selu(
+    x: Tensor,
+    *,
+    alpha: float = 1.67326319217681884765625,
+    gamma: float = 1.05070102214813232421875,
+) -> Tensor:
     return gamma * F.elu(x, alpha)
 
 
@@ -52,7 +61,9 @@ def thresholded_relu(x: Tensor, *, alpha: float = 1.0) -> Tensor:
 @op("PRelu")
 def prelu_by_channel(x: Tensor, slope: Tensor) -> Tensor:
     """Before opset 7 one slope for all or one a channel."""
-    return prelu(x, slope if slope.numel() == 1 else slope.reshape(-1, *(1,) * (x.ndim - 2)))
+    return prelu(
+        x, slope if slope.numel() == 1 else slope.reshape(-1, *(1,) * (x.ndim - 2))
+    )
 
 
 @op("PRelu", 7)
@@ -82,7 +93,10 @@ def gelu(x: Tensor, *, approximate: str = "none") -> Tensor:
 
 @op("Shrink")
 def shrink(x: Tensor, *, bias: float = 0.0, lambd: float = 0.5) -> Tensor:
-    low, high = torch.where(x < -lambd, x + bias, 0), torch.where(x > lambd, x - bias, 0)
+    low, high = (
+        torch.where(x < -lambd, x + bias, 0),
+        torch.where(x > lambd, x - bias, 0),
+    )
     return (low + high).to(x.dtype)
 
 
@@ -133,7 +147,11 @@ def dropout_never(x: Tensor, *, ratio: float = 0.5) -> tuple[Tensor, ...]:
 
 @op("Dropout", 12, many=True, host=(1, 2))
 def dropout(
-    x: Tensor, ratio: float | None = None, training: bool | None = None, *, seed: int | None = None
+    x: Tensor,
+    ratio: float | None = None,
+    training: bool | None = None,
+    *,
+    seed: int | None = None,
 ) -> tuple[Tensor, ...]:
     """Drops where the graph's own training input says so, with torch's generator."""
     rate = 0.5 if ratio is None else ratio

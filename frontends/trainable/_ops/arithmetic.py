@@ -17,7 +17,9 @@ D = ir.DataType
 
 
 def aligned(a: Tensor, b: Tensor, axis: int | None) -> Tensor:
-    """`b` as opset 6 broadcasts it: its dims match those of `a` from `axis` on (at the end without one)."""
+    """`b` as opset 6 broadcasts it: its dims match those of `a` from `axis` on (at the end without
+    one).
+    """
     if axis is None or b.ndim == 0:
         return b
     axis = axis % a.ndim
@@ -33,7 +35,9 @@ def wrapped(x: Tensor, dtype: ir.DataType | None) -> Tensor:
 
 def _binary(name: str, function: Kernel, gradient: bool = True) -> None:
     @op(name, gradient=gradient)
-    def with_axis(a: Tensor, b: Tensor, *, axis: int | None = None, broadcast: int = 0) -> Tensor:
+    def with_axis(
+        a: Tensor, b: Tensor, *, axis: int | None = None, broadcast: int = 0
+    ) -> Tensor:
         return function(a, aligned(a, b, axis))
 
     op(name, 7, gradient=gradient)(function)
@@ -57,19 +61,38 @@ def _divide(a: Tensor, b: Tensor) -> Tensor:
 def _power(a: Tensor, b: Tensor) -> Tensor:
     """The result has the type of the base."""
     if a.is_floating_point():
-        return torch.pow(a, b.to(a.dtype) if b.dtype != a.dtype and b.is_floating_point() else b)
-    return torch.pow(a.double(), b).to(a.dtype) if b.is_floating_point() else torch.pow(a, b)
+        return torch.pow(
+            a, b.to(a.dtype) if b.dtype != a.dtype and b.is_floating_point() else b
+        )
+    return (
+        torch.pow(a.double(), b).to(a.dtype)
+        if b.is_floating_point()
+        else torch.pow(a, b)
+    )
 
 
-for _name, _function in {"Add": torch.add, "Sub": torch.sub, "Mul": torch.mul, "Div": _divide}.items():
+for _name, _function in {
+    "Add": torch.add,
+    "Sub": torch.sub,
+    "Mul": torch.mul,
+    "Div": _divide,
+}.items():
     _wrapping(_name, _function)
 
 _binary("Pow", _power)
 
 for _name, _function in {
-    "And": torch.logical_and, "Or": torch.logical_or, "Xor": torch.logical_xor, "Equal": torch.eq,
-    "Greater": torch.gt, "Less": torch.lt, "GreaterOrEqual": torch.ge, "LessOrEqual": torch.le,
-    "BitwiseAnd": torch.bitwise_and, "BitwiseOr": torch.bitwise_or, "BitwiseXor": torch.bitwise_xor,
+    "And": torch.logical_and,
+    "Or": torch.logical_or,
+    "Xor": torch.logical_xor,
+    "Equal": torch.eq,
+    "Greater": torch.gt,
+    "Less": torch.lt,
+    "GreaterOrEqual": torch.ge,
+    "LessOrEqual": torch.le,
+    "BitwiseAnd": torch.bitwise_and,
+    "BitwiseOr": torch.bitwise_or,
+    "BitwiseXor": torch.bitwise_xor,
 }.items():
     _binary(_name, _function, gradient=False)
 
@@ -90,15 +113,33 @@ def bitwise_not(x: Tensor, *, call: Call) -> Tensor:
 
 
 for _name, _function in {
-    "Neg": torch.neg, "Abs": torch.abs, "Sqrt": torch.sqrt, "Reciprocal": torch.reciprocal, "Exp": torch.exp,
-    "Log": torch.log, "Erf": torch.erf, "Sin": torch.sin, "Cos": torch.cos, "Tan": torch.tan, "Asin": torch.asin,
-    "Acos": torch.acos, "Atan": torch.atan, "Sinh": torch.sinh, "Cosh": torch.cosh, "Asinh": torch.asinh,
-    "Acosh": torch.acosh, "Atanh": torch.atanh,
+    "Neg": torch.neg,
+    "Abs": torch.abs,
+    "Sqrt": torch.sqrt,
+    "Reciprocal": torch.reciprocal,
+    "Exp": torch.exp,
+    "Log": torch.log,
+    "Erf": torch.erf,
+    "Sin": torch.sin,
+    "Cos": torch.cos,
+    "Tan": torch.tan,
+    "Asin": torch.asin,
+    "Acos": torch.acos,
+    "Atan": torch.atan,
+    "Sinh": torch.sinh,
+    "Cosh": torch.cosh,
+    "Asinh": torch.asinh,
+    "Acosh": torch.acosh,
+    "Atanh": torch.atanh,
 }.items():
     op(_name)(_function)
 
 for _name, _function in {
-    "Sign": torch.sign, "Floor": torch.floor, "Ceil": torch.ceil, "Round": torch.round, "Not": torch.logical_not,
+    "Sign": torch.sign,
+    "Floor": torch.floor,
+    "Ceil": torch.ceil,
+    "Round": torch.round,
+    "Not": torch.logical_not,
     "IsNaN": torch.isnan,
 }.items():
     op(_name, gradient=False)(_function)
@@ -137,7 +178,9 @@ def min_(*xs: Tensor) -> Tensor:
 
 
 @op("Clip")
-def clip_by_attributes(x: Tensor, *, min: float | None = None, max: float | None = None) -> Tensor:
+def clip_by_attributes(
+    x: Tensor, *, min: float | None = None, max: float | None = None
+) -> Tensor:
     return x if min is None and max is None else torch.clamp(x, min, max)
 
 

@@ -16,7 +16,10 @@ D = ir.DataType
 
 _NATIVE = {D.FLOAT16: torch.float16, D.BFLOAT16: torch.bfloat16}
 _LARGEST = {
-    D.FLOAT8E4M3FN: 448.0, D.FLOAT8E4M3FNUZ: 240.0, D.FLOAT8E5M2: 57344.0, D.FLOAT8E5M2FNUZ: 57344.0,
+    D.FLOAT8E4M3FN: 448.0,
+    D.FLOAT8E4M3FNUZ: 240.0,
+    D.FLOAT8E5M2: 57344.0,
+    D.FLOAT8E5M2FNUZ: 57344.0,
     D.FLOAT4E2M1: 6.0,
 }
 _ONLY_NAN = frozenset({D.FLOAT8E4M3FN, D.FLOAT8E4M3FNUZ, D.FLOAT8E5M2FNUZ})
@@ -30,19 +33,29 @@ def cast_by_name(x: Tensor, *, to: Any, call: Call) -> Tensor:
 
 @op("Cast", 6)
 @op("Cast", 19)
-def cast(x: Tensor, *, to: int, saturate: int = 1, round_mode: str = "up", call: Call) -> Tensor:
+def cast(
+    x: Tensor, *, to: int, saturate: int = 1, round_mode: str = "up", call: Call
+) -> Tensor:
     return converted(x, call.inputs[0], D(to), bool(saturate), round_mode)
 
 
 @op("CastLike", 15)
-def cast_like(x: Tensor, like: Any, *, saturate: int = 1, round_mode: str = "up", call: Call) -> Tensor:
+def cast_like(
+    x: Tensor, like: Any, *, saturate: int = 1, round_mode: str = "up", call: Call
+) -> Tensor:
     return converted(x, call.inputs[0], call.inputs[1], bool(saturate), round_mode)
 
 
 def converted(
-    x: Any, source: ir.DataType | None, target: ir.DataType | None, saturate: bool = True, round_mode: str = "up"
+    x: Any,
+    source: ir.DataType | None,
+    target: ir.DataType | None,
+    saturate: bool = True,
+    round_mode: str = "up",
 ) -> Any:
-    """`x` of an ONNX type as another. Integers on a trained grid (floats by now) stay floats until a float is asked."""
+    """`x` of an ONNX type as another. Integers on a trained grid (floats by now) stay floats until
+    a float is asked.
+    """
     if source == D.STRING or target == D.STRING:
         return _through_text(x, target)
     assert target is not None
@@ -89,7 +102,9 @@ class _Rounded(torch.autograd.Function):  # type: ignore[misc]  # torch comes wi
 
 
 def small_float(x: Tensor, dtype: ir.DataType, saturate: bool = True) -> Tensor:
-    """Rounded to nearest even in `dtype`; what is too large becomes the largest, or infinity or NaN."""
+    """Rounded to nearest even in `dtype`; what is too large becomes the largest, or infinity or
+    NaN.
+    """
     result: Tensor = _Rounded.apply(x.float(), int(dtype), saturate)
     return result
 
@@ -100,7 +115,9 @@ def _to_grid(x: Tensor, dtype: ir.DataType, saturate: bool) -> Tensor:
         x = torch.where(x.isnan(), x, x.clamp(-most, most))
     array = x.detach().cpu().numpy().astype(dtype.numpy()).astype(np.float32)
     result = torch.from_numpy(np.asarray(array)).to(x.device)
-    return torch.where(result.isinf(), torch.nan, result) if dtype in _ONLY_NAN else result
+    return (
+        torch.where(result.isinf(), torch.nan, result) if dtype in _ONLY_NAN else result
+    )
 
 
 def _power_of_two(x: Tensor, saturate: bool, round_mode: str) -> Tensor:
@@ -116,7 +133,12 @@ def _power_of_two(x: Tensor, saturate: bool, round_mode: str) -> Tensor:
     if saturate:
         exponent = exponent.clamp(-127, 127)
     value = torch.ldexp(torch.ones_like(x), exponent)
-    broken = x.isnan() | (x < 0) | (x.isinf() & (not saturate)) | ((exponent > 127) & (not saturate))
+    broken = (
+        x.isnan()
+        | (x < 0)
+        | (x.isinf() & (not saturate))
+        | ((exponent > 127) & (not saturate))
+    )
     value = torch.where(x.isinf() & saturate, 2.0**127, value)
     value = torch.where((x == 0), 2.0**-127, value)
     return torch.where(broken, torch.nan, value)
@@ -126,9 +148,13 @@ def _through_text(x: Any, target: ir.DataType | None) -> Any:
     """Numbers to text and back, as numpy prints and reads them."""
     if target == D.STRING:
         array = x.detach().cpu().numpy()
-        return np.array([str(v) for v in array.reshape(-1)], dtype=object).reshape(array.shape)
+        return np.array([str(v) for v in array.reshape(-1)], dtype=object).reshape(
+            array.shape
+        )
     assert target is not None
-    numbers = np.array([float(str(v)) for v in np.asarray(x).reshape(-1)]).reshape(np.shape(x))
+    numbers = np.array([float(str(v)) for v in np.asarray(x).reshape(-1)]).reshape(
+        np.shape(x)
+    )
     return to_carrier(numbers.astype(target.numpy()), target)
 
 
@@ -140,5 +166,3 @@ def bit_cast(x: Tensor, *, to: int, call: Call) -> Tensor:
     target = D(to)
     array = from_carrier(x, source).view(target.numpy())
     return to_carrier(array, target).to(x.device)
-
-

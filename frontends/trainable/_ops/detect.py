@@ -13,7 +13,12 @@ Tensor = Any
 
 @op("NonMaxSuppression", 10, host=(2, 3, 4), gradient=False)
 def non_max_suppression(
-    boxes: Tensor, scores: Tensor, most: Any = None, overlap: Any = None, lowest: Any = None, *,
+    boxes: Tensor,
+    scores: Tensor,
+    most: Any = None,
+    overlap: Any = None,
+    lowest: Any = None,
+    *,
     center_point_box: int = 0,
 ) -> Tensor:
     """(batch, class, box) of the boxes kept, best first within each class."""
@@ -27,11 +32,16 @@ def non_max_suppression(
             order = torch.sort(values, descending=True, stable=True).indices
             if lowest is not None:
                 order = order[values[order] > _number(lowest, 0.0)]
-            kept += [[image, group, box] for box in _greedy(order.tolist(), overlaps, threshold, limit)]
+            kept += [
+                [image, group, box]
+                for box in _greedy(order.tolist(), overlaps, threshold, limit)
+            ]
     return torch.tensor(kept, dtype=torch.int64, device=boxes.device).reshape(-1, 3)
 
 
-def _greedy(order: list[int], overlaps: Tensor, threshold: float, limit: int) -> list[int]:
+def _greedy(
+    order: list[int], overlaps: Tensor, threshold: float, limit: int
+) -> list[int]:
     chosen: list[int] = []
     for box in order:
         if len(chosen) == limit:
@@ -53,7 +63,9 @@ def _corners(boxes: Tensor, centered: bool) -> Tensor:
     """Low corner, high corner, whichever way boxes are given."""
     if centered:
         x, y, width, height = boxes.unbind(-1)
-        return torch.stack([y - height / 2, x - width / 2, y + height / 2, x + width / 2], -1)
+        return torch.stack(
+            [y - height / 2, x - width / 2, y + height / 2, x + width / 2], -1
+        )
     one, other = boxes[..., :2], boxes[..., 2:]
     return torch.cat([torch.minimum(one, other), torch.maximum(one, other)], -1)
 

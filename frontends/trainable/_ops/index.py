@@ -21,7 +21,7 @@ def positive(indices: Tensor, size: int) -> Tensor:
 def gather(x: Tensor, indices: Tensor, *, axis: int = 0) -> Tensor:
     axis = axis % x.ndim
     picked = x.index_select(axis, positive(indices, x.shape[axis]).reshape(-1))
-    return picked.reshape([*x.shape[:axis], *indices.shape, *x.shape[axis + 1:]])
+    return picked.reshape([*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :]])
 
 
 @op("GatherElements")
@@ -47,7 +47,12 @@ _REDUCE = {"add": "sum", "mul": "prod", "max": "amax", "min": "amin"}
 @op("Scatter")
 @op("ScatterElements")
 def scatter_elements(
-    x: Tensor, indices: Tensor, updates: Tensor, *, axis: int = 0, reduction: str = "none"
+    x: Tensor,
+    indices: Tensor,
+    updates: Tensor,
+    *,
+    axis: int = 0,
+    reduction: str = "none",
 ) -> Tensor:
     at = positive(indices, x.shape[axis])
     if reduction == "none":
@@ -56,7 +61,9 @@ def scatter_elements(
 
 
 @op("ScatterND")
-def scatter_nd(x: Tensor, indices: Tensor, updates: Tensor, *, reduction: str = "none") -> Tensor:
+def scatter_nd(
+    x: Tensor, indices: Tensor, updates: Tensor, *, reduction: str = "none"
+) -> Tensor:
     """Rows of the leading dims flattened to one, so that a scatter along it does all reductions."""
     depth = indices.shape[-1]
     row = torch.zeros(indices.shape[:-1], dtype=torch.int64, device=x.device)
@@ -73,14 +80,24 @@ def scatter_nd(x: Tensor, indices: Tensor, updates: Tensor, *, reduction: str = 
 
 @op("TensorScatter")
 def tensor_scatter(
-    past: Tensor, update: Tensor, write_indices: Tensor | None = None, *, axis: int = -2, mode: str = "linear"
+    past: Tensor,
+    update: Tensor,
+    write_indices: Tensor | None = None,
+    *,
+    axis: int = -2,
+    mode: str = "linear",
 ) -> Tensor:
     """New steps of a cache written at each sequence's own place."""
     axis = axis % past.ndim
     at = torch.arange(update.shape[axis], device=past.device).expand(past.shape[0], -1)
     at = at if write_indices is None else at + write_indices.reshape(-1, 1)
     at = at % past.shape[axis] if mode == "circular" else at
-    shape = [past.shape[0], *(1,) * (axis - 1), update.shape[axis], *(1,) * (past.ndim - axis - 1)]
+    shape = [
+        past.shape[0],
+        *(1,) * (axis - 1),
+        update.shape[axis],
+        *(1,) * (past.ndim - axis - 1),
+    ]
     return past.scatter(axis, at.reshape(shape).expand(update.shape), update)
 
 
@@ -90,7 +107,9 @@ def top_k_by_attribute(x: Tensor, *, axis: int = -1, k: int) -> tuple[Tensor, ..
 
 
 @op("TopK", 10, many=True, host=(1,))
-def top_k(x: Tensor, k: Any, *, axis: int = -1, largest: int = 1, sorted: int = 1) -> tuple[Tensor, ...]:
+def top_k(
+    x: Tensor, k: Any, *, axis: int = -1, largest: int = 1, sorted: int = 1
+) -> tuple[Tensor, ...]:
     return _top_k(x, k[0] if isinstance(k, list) else k, axis, bool(largest))
 
 
@@ -104,17 +123,29 @@ def _top_k(x: Tensor, k: int, axis: int, largest: bool) -> tuple[Tensor, ...]:
 def one_hot(indices: Tensor, depth: Any, values: Tensor, *, axis: int = -1) -> Tensor:
     size = int(depth[0] if isinstance(depth, list) else depth)
     axis = axis + indices.ndim + 1 if axis < 0 else axis
-    classes = torch.arange(size, device=indices.device).reshape(-1, *(1,) * (indices.ndim - axis))
+    classes = torch.arange(size, device=indices.device).reshape(
+        -1, *(1,) * (indices.ndim - axis)
+    )
     at = indices.to(torch.int64).unsqueeze(axis)
-    return torch.where((at % size == classes) & (at >= -size) & (at < size), values[1], values[0])
+    return torch.where(
+        (at % size == classes) & (at >= -size) & (at < size), values[1], values[0]
+    )
 
 
 @op("NonZero", gradient=False)
 def non_zero(x: Tensor) -> Tensor:
-    return torch.stack(torch.nonzero(x, as_tuple=True)) if x.ndim else torch.nonzero(x).T.reshape(0, -1)
+    return (
+        torch.stack(torch.nonzero(x, as_tuple=True))
+        if x.ndim
+        else torch.nonzero(x).T.reshape(0, -1)
+    )
 
 
 @op("Compress")
 def compress(x: Tensor, condition: Tensor, *, axis: int | None = None) -> Tensor:
     where = torch.nonzero(condition)[:, 0]
-    return x.reshape(-1).index_select(0, where) if axis is None else x.index_select(axis, where)
+    return (
+        x.reshape(-1).index_select(0, where)
+        if axis is None
+        else x.index_select(axis, where)
+    )

@@ -17,11 +17,23 @@ op("MatMul")(torch.matmul)
 
 @op("Gemm")
 def gemm(
-    a: Tensor, b: Tensor, c: Tensor | None = None, *, alpha: float = 1.0, beta: float = 1.0, broadcast: int = 0,
-    transA: int = 0, transB: int = 0,  # noqa: N803 - ONNX's names
+    a: Tensor,
+    b: Tensor,
+    c: Tensor | None = None,
+    *,
+    alpha: float = 1.0,
+    beta: float = 1.0,
+    broadcast: int = 0,
+    transA: int = 0,  # noqa: N803 - ONNX's names
+    transB: int = 0,  # noqa: N803 - ONNX's names
 ) -> Tensor:
     a = a.T if transA else a
-    if alpha == 1.0 and beta == 1.0 and (c is None or c.ndim == 1) and a.is_floating_point():
+    if (
+        alpha == 1.0
+        and beta == 1.0
+        and (c is None or c.ndim == 1)
+        and a.is_floating_point()
+    ):
         return F.linear(a, b if transB else b.T, c)
     y = torch.matmul(a, b.T if transB else b)
     y = y if alpha == 1.0 else (y * alpha).to(y.dtype)

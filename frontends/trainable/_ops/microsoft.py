@@ -39,18 +39,37 @@ def bias_gelu(x: Tensor, bias: Tensor) -> Tensor:
 
 @op("SkipLayerNormalization", domain=MICROSOFT, many=True)
 def skip_layer_norm(
-    x: Tensor, skip: Tensor, gamma: Tensor, beta: Tensor | None = None, bias: Tensor | None = None, *,
+    x: Tensor,
+    skip: Tensor,
+    gamma: Tensor,
+    beta: Tensor | None = None,
+    bias: Tensor | None = None,
+    *,
     epsilon: float = 1e-12,
 ) -> tuple[Tensor | None, ...]:
     total = x + skip if bias is None else x + skip + bias
-    return F.layer_norm(total, list(gamma.shape), gamma, beta, epsilon), None, None, total
+    return (
+        F.layer_norm(total, list(gamma.shape), gamma, beta, epsilon),
+        None,
+        None,
+        total,
+    )
 
 
 @op("FusedMatMul", domain=MICROSOFT)
 def fused_matmul(
-    a: Tensor, b: Tensor, *, alpha: float = 1.0, transA: int = 0, transB: int = 0,  # noqa: N803 - their names
-    transBatchA: int = 0, transBatchB: int = 0,  # noqa: N803
+    a: Tensor,
+    b: Tensor,
+    *,
+    alpha: float = 1.0,
+    transA: int = 0,  # noqa: N803 - ONNX's names
+    transB: int = 0,  # noqa: N803 - ONNX's names
+    transBatchA: int = 0,  # noqa: N803 - ONNX's names
+    transBatchB: int = 0,  # noqa: N803 - ONNX's names
 ) -> Tensor:
-    a, b = (x.movedim(0, -2) if batch else x for x, batch in ((a, transBatchA), (b, transBatchB)))
+    a, b = (
+        x.movedim(0, -2) if batch else x
+        for x, batch in ((a, transBatchA), (b, transBatchB))
+    )
     a, b = (x.mT if turn else x for x, turn in ((a, transA), (b, transB)))
     return torch.matmul(a, b) * alpha

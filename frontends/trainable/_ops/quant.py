@@ -1,7 +1,9 @@
-"""Quantization with straight-through gradients: what QuantizeLinear gives stays a float on its grid.
+"""Quantization with straight-through gradients: what QuantizeLinear gives stays a float on its
+grid.
 
-The gradient of rounding is one, that of clipping zero outside the range; both together give a scale that is trained
-the gradient of LSQ. Source: Esser et al., Learned Step Size Quantization, ICLR 2020 (arXiv:1902.08153).
+The gradient of rounding is one, that of clipping zero outside the range; both together give a scale
+that is trained the gradient of LSQ. Source: Esser et al., Learned Step Size Quantization, ICLR 2020
+(arXiv:1902.08153).
 """
 
 from __future__ import annotations
@@ -35,8 +37,8 @@ class _Round(torch.autograd.Function):  # type: ignore[misc]  # torch comes with
 
 
 def on_grid(x: Tensor, low: float, high: float, step: float = 1.0) -> Tensor:
-    """The nearest of low, low + step … high, straight through; at the ends gradients pass. Halves go to even, on
-    wider grids up (a sign of zero is +1).
+    """The nearest of low, low + step … high, straight through; at the ends gradients pass. Halves
+    go to even, on wider grids up (a sign of zero is +1).
     """
     if step == 1.0:
         result: Tensor = _Round.apply(x).clamp(low, high)
@@ -47,7 +49,9 @@ def on_grid(x: Tensor, low: float, high: float, step: float = 1.0) -> Tensor:
 
 @dataclass(frozen=True)
 class PairLimit:
-    """Codes of a weight that may not saturate integer kernels: which columns of its rows meet, and its channel axis."""
+    """Codes of a weight that may not saturate integer kernels: which columns of its rows meet, and
+    its channel axis.
+    """
 
     axis: int
     first: Any
@@ -55,12 +59,17 @@ class PairLimit:
 
     @classmethod
     def of(cls, axis: int, pairs: KernelPairs) -> PairLimit:
-        sides = (side if isinstance(side, slice) else torch.from_numpy(side) for side in (pairs.first, pairs.second))
+        sides = (
+            side if isinstance(side, slice) else torch.from_numpy(side)
+            for side in (pairs.first, pairs.second)
+        )
         return cls(axis, *sides)
 
 
 def within_limit(x: Tensor, code: Tensor, limit: PairLimit) -> Tensor:
-    """The codes of `x`, pairs beyond the limit cut with the least squared error; straight through."""
+    """The codes of `x`, pairs beyond the limit cut with the least squared error; straight
+    through.
+    """
     result: Tensor = _WithinLimit.apply(code, x, limit)
     return result
 
@@ -75,7 +84,9 @@ class _WithinLimit(torch.autograd.Function):  # type: ignore[misc]  # torch come
         a, b = rows[:, limit.first], rows[:, limit.second]
         over = (a * b > 0) & (a.abs() + b.abs() > PAIR_LIMIT)
         larger, other = exact[:, limit.first].abs(), exact[:, limit.second].abs()
-        share = (larger - (larger + other - PAIR_LIMIT) / 2).round().clamp(1, LARGEST_CODE)
+        share = (
+            (larger - (larger + other - PAIR_LIMIT) / 2).round().clamp(1, LARGEST_CODE)
+        )
         rows[:, limit.first] = torch.where(over, a.sign() * share, a)
         rows[:, limit.second] = torch.where(over, b.sign() * (PAIR_LIMIT - share), b)
         return kept
@@ -86,7 +97,9 @@ class _WithinLimit(torch.autograd.Function):  # type: ignore[misc]  # torch come
 
 
 def softened(x: Tensor, code: Tensor, rounding: Tensor) -> Tensor:
-    """Between a weight and its code: the first at 0, the second at 1. Source: alpha-blending, arXiv:1903.01061."""
+    """Between a weight and its code: the first at 0, the second at 1. Source: alpha-blending,
+    arXiv:1903.01061.
+    """
     return x + (code - x) * rounding
 
 
@@ -103,22 +116,35 @@ class _HalfUp(torch.autograd.Function):  # type: ignore[misc]  # torch comes wit
 
 
 class _Codes(torch.autograd.Function):  # type: ignore[misc]  # torch comes without types here
-    """round(x / scale) + shift, clipped; as few passes over memory as that takes. Only `x` has a gradient."""
+    """round(x / scale) + shift, clipped; as few passes over memory as that takes. Only `x` has a
+    gradient.
+    """
 
     @staticmethod
-    def forward(context: Any, x: Tensor, scale: Tensor, shift: Tensor | int, low: float, high: float) -> Tensor:
+    def forward(
+        context: Any,
+        x: Tensor,
+        scale: Tensor,
+        shift: Tensor | int,
+        low: float,
+        high: float,
+    ) -> Tensor:
         codes = (x / scale).round_().add_(shift)
         context.save_for_backward((codes >= low).logical_and_(codes <= high), scale)
         return codes.clamp_(low, high)
 
     @staticmethod
-    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None, None, None, None]:
+    def backward(
+        context: Any, gradient: Tensor
+    ) -> tuple[Tensor, None, None, None, None]:
         inside, scale = context.saved_tensors
         return (gradient * inside).div_(scale), None, None, None, None
 
 
 def spread(parameter: Tensor, x: Tensor, axis: int, block: int = 0) -> Tensor:
-    """A scale or zero point in the rank of `x`: one for all, one a channel of `axis`, or one a block along it."""
+    """A scale or zero point in the rank of `x`: one for all, one a channel of `axis`, or one a
+    block along it.
+    """
     if parameter.ndim == 0 or (parameter.numel() == 1 and parameter.ndim <= 1):
         return parameter.reshape(())
     if parameter.ndim == 1 and x.ndim != 1:
@@ -129,7 +155,9 @@ def spread(parameter: Tensor, x: Tensor, axis: int, block: int = 0) -> Tensor:
 
 
 def eased(scale: Tensor, x: Tensor, highest: float) -> Tensor:
-    """A trained scale whose gradient is weighed by 1 / sqrt(elements * highest), as LSQ weighs it."""
+    """A trained scale whose gradient is weighed by 1 / sqrt(elements * highest), as LSQ weighs
+    it.
+    """
     if not scale.requires_grad:
         return scale
     weight = (x.numel() / scale.numel() * highest) ** -0.5
@@ -139,8 +167,16 @@ def eased(scale: Tensor, x: Tensor, highest: float) -> Tensor:
 
 @op("QuantizeLinear")
 def quantize(
-    x: Tensor, scale: Tensor, zero: Tensor | None = None, *, axis: int = 1, block_size: int = 0,
-    output_dtype: int = 0, precision: int = 0, saturate: int = 1, call: Call,
+    x: Tensor,
+    scale: Tensor,
+    zero: Tensor | None = None,
+    *,
+    axis: int = 1,
+    block_size: int = 0,
+    output_dtype: int = 0,
+    precision: int = 0,
+    saturate: int = 1,
+    call: Call,
 ) -> Tensor:
     target = call.outputs[0]
     assert target is not None
@@ -159,7 +195,13 @@ def quantize(
 
 @op("DequantizeLinear")
 def dequantize(
-    x: Tensor, scale: Tensor, zero: Tensor | None = None, *, axis: int = 1, block_size: int = 0, output_dtype: int = 0,
+    x: Tensor,
+    scale: Tensor,
+    zero: Tensor | None = None,
+    *,
+    axis: int = 1,
+    block_size: int = 0,
+    output_dtype: int = 0,
     call: Call | None = None,
 ) -> Tensor:
     if call is not None and call.inputs[0] in RANGES:
@@ -184,7 +226,9 @@ def dynamic_quantize(x: Tensor, *, call: Call) -> tuple[Tensor, ...]:
 
 
 def _shifted(x: Tensor, zero: Tensor | None, axis: int) -> Tensor:
-    """Codes less their zero point: exact in double where they are integers, in float32 where they train."""
+    """Codes less their zero point: exact in double where they are integers, in float32 where they
+    train.
+    """
     codes = x if x.is_floating_point() else x.double()
     return codes if zero is None else codes - spread(zero, x, axis)
 
@@ -200,42 +244,97 @@ def _pair(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @op("MatMulInteger", 10)
-def matmul_integer(a: Tensor, b: Tensor, a_zero: Tensor | None = None, b_zero: Tensor | None = None) -> Tensor:
+def matmul_integer(
+    a: Tensor, b: Tensor, a_zero: Tensor | None = None, b_zero: Tensor | None = None
+) -> Tensor:
     if a_zero is not None and a_zero.ndim == 1 and a_zero.numel() > 1:
         a_zero = a_zero[:, None]
-    left = _shifted(a, a_zero, -1) if a_zero is None or a_zero.ndim < 2 else a.double() - a_zero
+    left = (
+        _shifted(a, a_zero, -1)
+        if a_zero is None or a_zero.ndim < 2
+        else a.double() - a_zero
+    )
     y = torch.matmul(*_pair(left, _shifted(b, b_zero, -1)))
     return _integers(y, a.is_floating_point() or b.is_floating_point())
 
 
 @op("ConvInteger", 10)
 def conv_integer(
-    x: Tensor, w: Tensor, x_zero: Tensor | None = None, w_zero: Tensor | None = None, *, auto_pad: str = "NOTSET",
-    dilations: list[int] | None = None, group: int = 1, kernel_shape: list[int] | None = None,
-    pads: list[int] | None = None, strides: list[int] | None = None,
+    x: Tensor,
+    w: Tensor,
+    x_zero: Tensor | None = None,
+    w_zero: Tensor | None = None,
+    *,
+    auto_pad: str = "NOTSET",
+    dilations: list[int] | None = None,
+    group: int = 1,
+    kernel_shape: list[int] | None = None,
+    pads: list[int] | None = None,
+    strides: list[int] | None = None,
 ) -> Tensor:
     codes, weights = _pair(_shifted(x, x_zero, 0), _shifted(w, w_zero, 0))
-    y = conv(codes, weights, auto_pad=auto_pad, dilations=dilations, group=group, pads=pads, strides=strides)
+    y = conv(
+        codes,
+        weights,
+        auto_pad=auto_pad,
+        dilations=dilations,
+        group=group,
+        pads=pads,
+        strides=strides,
+    )
     return _integers(y, x.is_floating_point() or w.is_floating_point())
 
 
 @op("QLinearConv", 10)
 def qlinear_conv(
-    x: Tensor, x_scale: Tensor, x_zero: Tensor, w: Tensor, w_scale: Tensor, w_zero: Tensor, y_scale: Tensor,
-    y_zero: Tensor, bias: Tensor | None = None, *, auto_pad: str = "NOTSET", dilations: list[int] | None = None,
-    group: int = 1, kernel_shape: list[int] | None = None, pads: list[int] | None = None,
-    strides: list[int] | None = None, call: Call,
+    x: Tensor,
+    x_scale: Tensor,
+    x_zero: Tensor,
+    w: Tensor,
+    w_scale: Tensor,
+    w_zero: Tensor,
+    y_scale: Tensor,
+    y_zero: Tensor,
+    bias: Tensor | None = None,
+    *,
+    auto_pad: str = "NOTSET",
+    dilations: list[int] | None = None,
+    group: int = 1,
+    kernel_shape: list[int] | None = None,
+    pads: list[int] | None = None,
+    strides: list[int] | None = None,
+    call: Call,
 ) -> Tensor:
-    inputs, weights = dequantize(x, x_scale, x_zero), dequantize(w, w_scale, w_zero, axis=0)
+    inputs, weights = (
+        dequantize(x, x_scale, x_zero),
+        dequantize(w, w_scale, w_zero, axis=0),
+    )
     added = None if bias is None else bias * (x_scale * w_scale)
-    y = conv(inputs, weights, added, auto_pad=auto_pad, dilations=dilations, group=group, pads=pads, strides=strides)
+    y = conv(
+        inputs,
+        weights,
+        added,
+        auto_pad=auto_pad,
+        dilations=dilations,
+        group=group,
+        pads=pads,
+        strides=strides,
+    )
     return quantize(y, y_scale, y_zero, call=call)
 
 
 @op("QLinearMatMul", 10)
 def qlinear_matmul(
-    a: Tensor, a_scale: Tensor, a_zero: Tensor, b: Tensor, b_scale: Tensor, b_zero: Tensor, y_scale: Tensor,
-    y_zero: Tensor, *, call: Call,
+    a: Tensor,
+    a_scale: Tensor,
+    a_zero: Tensor,
+    b: Tensor,
+    b_scale: Tensor,
+    b_zero: Tensor,
+    y_scale: Tensor,
+    y_zero: Tensor,
+    *,
+    call: Call,
 ) -> Tensor:
     y = torch.matmul(_rows(a, a_scale, a_zero), dequantize(b, b_scale, b_zero, axis=-1))
     return quantize(y, y_scale, y_zero, axis=-1, call=call)

@@ -30,12 +30,20 @@ def _extreme(reduce: Callable[..., Any], largest: bool) -> Reduction:
     def apply(x: Tensor, axes: tuple[int, ...], keep: bool) -> Tensor:
         if all(x.shape[a] for a in axes):
             return reduce(x, axes, keep)
-        shape = [1 if d in [a % x.ndim for a in axes] else n for d, n in enumerate(x.shape)]
+        shape = [
+            1 if d in [a % x.ndim for a in axes] else n for d, n in enumerate(x.shape)
+        ]
         if x.is_floating_point():
             empty = -math.inf if largest else math.inf
         else:
             info = torch.iinfo(x.dtype) if x.dtype != torch.bool else None
-            empty = (0 if largest else 1) if info is None else info.min if largest else info.max
+            empty = (
+                (0 if largest else 1)
+                if info is None
+                else info.min
+                if largest
+                else info.max
+            )
         full = x.new_full(shape, empty)
         return full if keep else full.squeeze(axes)
 
@@ -43,7 +51,7 @@ def _extreme(reduce: Callable[..., Any], largest: bool) -> Reduction:
 
 
 def _typed(function: Reduction) -> Reduction:
-    """torch widens integers in sums; ONNX does not."""
+    """Torch widens integers in sums; ONNX does not."""
     return lambda x, axes, keep: function(x, axes, keep).to(x.dtype)
 
 
@@ -56,8 +64,12 @@ REDUCTIONS: dict[str, Reduction] = {
     "ReduceL1": _typed(lambda x, axes, keep: x.abs().sum(axes, keepdim=keep)),
     "ReduceL2": _typed(lambda x, axes, keep: _root(x.square().sum(axes, keepdim=keep))),
     "ReduceSumSquare": _typed(lambda x, axes, keep: x.square().sum(axes, keepdim=keep)),
-    "ReduceLogSum": _typed(lambda x, axes, keep: _floating(x).sum(axes, keepdim=keep).log()),
-    "ReduceLogSumExp": _typed(lambda x, axes, keep: torch.logsumexp(_floating(x), axes, keepdim=keep)),
+    "ReduceLogSum": _typed(
+        lambda x, axes, keep: _floating(x).sum(axes, keepdim=keep).log()
+    ),
+    "ReduceLogSumExp": _typed(
+        lambda x, axes, keep: torch.logsumexp(_floating(x), axes, keepdim=keep)
+    ),
 }
 
 
@@ -71,12 +83,22 @@ def _root(x: Tensor) -> Tensor:
 
 def _declare(name: str, function: Reduction) -> None:
     @op(name)
-    def by_attribute(x: Tensor, *, axes: list[int] | None = None, keepdims: int = 1) -> Tensor:
-        return function(x, tuple(axes or range(x.ndim)), bool(keepdims)) if x.ndim else function(x, (), False)
+    def by_attribute(
+        x: Tensor, *, axes: list[int] | None = None, keepdims: int = 1
+    ) -> Tensor:
+        return (
+            function(x, tuple(axes or range(x.ndim)), bool(keepdims))
+            if x.ndim
+            else function(x, (), False)
+        )
 
     @op(name, 13 if name == "ReduceSum" else 18, host=(1,))
     def by_input(
-        x: Tensor, axes: list[int] | None = None, *, keepdims: int = 1, noop_with_empty_axes: int = 0
+        x: Tensor,
+        axes: list[int] | None = None,
+        *,
+        keepdims: int = 1,
+        noop_with_empty_axes: int = 0,
     ) -> Tensor:
         """Without axes everything is reduced, or only the elementwise part is done."""
         chosen = axes if isinstance(axes, list) or axes is None else [axes]
@@ -84,7 +106,11 @@ def _declare(name: str, function: Reduction) -> None:
             if noop_with_empty_axes:
                 return function(x.unsqueeze(0), (0,), False)
             chosen = list(range(x.ndim))
-        return function(x, tuple(chosen), bool(keepdims)) if x.ndim else function(x.unsqueeze(0), (0,), False)
+        return (
+            function(x, tuple(chosen), bool(keepdims))
+            if x.ndim
+            else function(x.unsqueeze(0), (0,), False)
+        )
 
 
 for _name, _function in REDUCTIONS.items():
@@ -96,21 +122,36 @@ def _place(x: Tensor, axis: int, keep: int, last: int, largest: bool) -> Tensor:
     x = x.to(torch.int64) if x.dtype == torch.bool else x
     size = x.shape[axis]
     source = x.flip(axis) if last else x
-    index = source.argmax(axis, keepdim=bool(keep)) if largest else source.argmin(axis, keepdim=bool(keep))
+    index = (
+        source.argmax(axis, keepdim=bool(keep))
+        if largest
+        else source.argmin(axis, keepdim=bool(keep))
+    )
     return size - 1 - index if last else index
 
 
 @op("ArgMax", gradient=False)
-def arg_max(x: Tensor, *, axis: int = 0, keepdims: int = 1, select_last_index: int = 0) -> Tensor:
+def arg_max(
+    x: Tensor, *, axis: int = 0, keepdims: int = 1, select_last_index: int = 0
+) -> Tensor:
     return _place(x, axis, keepdims, select_last_index, True)
 
 
 @op("ArgMin", gradient=False)
-def arg_min(x: Tensor, *, axis: int = 0, keepdims: int = 1, select_last_index: int = 0) -> Tensor:
+def arg_min(
+    x: Tensor, *, axis: int = 0, keepdims: int = 1, select_last_index: int = 0
+) -> Tensor:
     return _place(x, axis, keepdims, select_last_index, False)
 
 
-def _cumulative(x: Tensor, axis: int, exclusive: int, reverse: int, function: Callable[..., Any], start: int) -> Tensor:
+def _cumulative(
+    x: Tensor,
+    axis: int,
+    exclusive: int,
+    reverse: int,
+    function: Callable[..., Any],
+    start: int,
+) -> Tensor:
     x = x.flip(axis) if reverse else x
     y = function(x, axis).to(x.dtype)
     if exclusive:

@@ -1,4 +1,6 @@
-"""Resampling: Resize in all its modes as one interpolation matrix an axis, and sampling by grids."""
+"""Resampling: Resize in all its modes as one interpolation matrix an axis, and sampling by
+grids.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ Tensor = Any
 
 @dataclass(frozen=True)
 class Sampling:
-    """Resize's attributes that say where an output element lies and what it takes from its neighbours."""
+    """Resize's attributes that say where an output element lies and what it takes from its
+    neighbours.
+    """
 
     mode: str = "nearest"
     coordinates: str = "half_pixel"
@@ -28,7 +32,9 @@ class Sampling:
 
 
 @op("Upsample", 7)
-def upsample_by_attribute(x: Tensor, *, mode: str = "nearest", scales: list[float]) -> Tensor:
+def upsample_by_attribute(
+    x: Tensor, *, mode: str = "nearest", scales: list[float]
+) -> Tensor:
     return resize_10(x, scales, mode=mode)
 
 
@@ -36,19 +42,38 @@ def upsample_by_attribute(x: Tensor, *, mode: str = "nearest", scales: list[floa
 @op("Resize", 10, host=(1,))
 def resize_10(x: Tensor, scales: list[float], *, mode: str = "nearest") -> Tensor:
     sampling = Sampling(mode, "asymmetric", "floor")
-    return _resize(x, sampling, list(range(x.ndim)), _scaled(x.shape, scales), scales, None)
+    return _resize(
+        x, sampling, list(range(x.ndim)), _scaled(x.shape, scales), scales, None
+    )
 
 
 @op("Resize", 11, host=(1, 2, 3))
 def resize(
-    x: Tensor, roi: list[float] | None = None, scales: list[float] | None = None, sizes: list[int] | None = None, *,
-    antialias: int = 0, axes: list[int] | None = None, coordinate_transformation_mode: str = "half_pixel",
-    cubic_coeff_a: float = -0.75, exclude_outside: int = 0, extrapolation_value: float = 0.0,
-    keep_aspect_ratio_policy: str = "stretch", mode: str = "nearest", nearest_mode: str = "round_prefer_floor",
+    x: Tensor,
+    roi: list[float] | None = None,
+    scales: list[float] | None = None,
+    sizes: list[int] | None = None,
+    *,
+    antialias: int = 0,
+    axes: list[int] | None = None,
+    coordinate_transformation_mode: str = "half_pixel",
+    cubic_coeff_a: float = -0.75,
+    exclude_outside: int = 0,
+    extrapolation_value: float = 0.0,
+    keep_aspect_ratio_policy: str = "stretch",
+    mode: str = "nearest",
+    nearest_mode: str = "round_prefer_floor",
 ) -> Tensor:
     chosen = [a % x.ndim for a in axes] if axes else list(range(x.ndim))
-    sampling = Sampling(mode, coordinate_transformation_mode, nearest_mode, cubic_coeff_a, bool(antialias),
-                        bool(exclude_outside), extrapolation_value)
+    sampling = Sampling(
+        mode,
+        coordinate_transformation_mode,
+        nearest_mode,
+        cubic_coeff_a,
+        bool(antialias),
+        bool(exclude_outside),
+        extrapolation_value,
+    )
     lengths = [x.shape[a] for a in chosen]
     if scales:
         out = _cropped(lengths, scales, roi, sampling)
@@ -62,14 +87,21 @@ def _scaled(lengths: Any, scales: list[float]) -> list[int]:
     return [math.floor(n * s) for n, s in zip(lengths, scales, strict=True)]
 
 
-def _cropped(lengths: list[int], scales: list[float], roi: list[float] | None, sampling: Sampling) -> list[int]:
+def _cropped(
+    lengths: list[int], scales: list[float], roi: list[float] | None, sampling: Sampling
+) -> list[int]:
     if sampling.coordinates != "tf_crop_and_resize" or not roi:
         return _scaled(lengths, scales)
     half = len(lengths)
-    return [math.floor(n * (roi[i + half] - roi[i]) * s) for i, (n, s) in enumerate(zip(lengths, scales, strict=True))]
+    return [
+        math.floor(n * (roi[i + half] - roi[i]) * s)
+        for i, (n, s) in enumerate(zip(lengths, scales, strict=True))
+    ]
 
 
-def _fitted(lengths: list[int], sizes: list[int], policy: str) -> tuple[list[float], list[int]]:
+def _fitted(
+    lengths: list[int], sizes: list[int], policy: str
+) -> tuple[list[float], list[int]]:
     """Scales for wanted sizes; with a policy one scale for all axes."""
     scales = [size / n for size, n in zip(sizes, lengths, strict=True)]
     if policy == "stretch":
@@ -79,7 +111,12 @@ def _fitted(lengths: list[int], sizes: list[int], policy: str) -> tuple[list[flo
 
 
 def _resize(
-    x: Tensor, sampling: Sampling, axes: list[int], out: list[int], scales: list[float], roi: list[float] | None
+    x: Tensor,
+    sampling: Sampling,
+    axes: list[int],
+    out: list[int],
+    scales: list[float],
+    roi: list[float] | None,
 ) -> Tensor:
     fast = _fast(x, sampling, axes, out, scales)
     if fast is not None:
@@ -93,16 +130,28 @@ def _resize(
         else:
             window = (0.0, 1.0)
         size = x.shape[axis]
-        at = _coordinates(sampling.coordinates, size, out[i], scales[i], window, x.device)
+        at = _coordinates(
+            sampling.coordinates, size, out[i], scales[i], window, x.device
+        )
         x = _along(x, axis, at, scales[i], sampling)
         if sampling.coordinates == "tf_crop_and_resize":
-            beyond = ((at < 0) | (at > size - 1)).reshape(-1, *(1,) * (x.ndim - axis - 1))
+            beyond = ((at < 0) | (at > size - 1)).reshape(
+                -1, *(1,) * (x.ndim - axis - 1)
+            )
             outside = beyond if outside is None else outside | beyond
-    return x if outside is None else torch.where(outside, torch.tensor(sampling.extrapolation, dtype=x.dtype), x)
+    return (
+        x
+        if outside is None
+        else torch.where(
+            outside, torch.tensor(sampling.extrapolation, dtype=x.dtype), x
+        )
+    )
 
 
-def _fast(x: Tensor, sampling: Sampling, axes: list[int], out: list[int], scales: list[float]) -> Tensor | None:
-    """torch's own kernels for whole multiples of images, nearest or (bi)linear."""
+def _fast(
+    x: Tensor, sampling: Sampling, axes: list[int], out: list[int], scales: list[float]
+) -> Tensor | None:
+    """Torch's own kernels for whole multiples of images, nearest or (bi)linear."""
     spatial = dict(zip(axes, zip(out, scales, strict=True), strict=True))
     plain = all(spatial.get(a, (x.shape[a], 1.0))[1] == 1.0 for a in (0, 1))
     if x.ndim != 4 or not plain or sampling.antialias or not x.is_floating_point():
@@ -110,19 +159,39 @@ def _fast(x: Tensor, sampling: Sampling, axes: list[int], out: list[int], scales
     if any(isinstance(s, float) and s != int(s) for _, s in spatial.values()):
         return None
     size = [spatial.get(a, (x.shape[a], 1.0))[0] for a in (2, 3)]
-    if sampling.mode == "nearest" and (sampling.coordinates, sampling.nearest) in _REPEATING:
+    if (
+        sampling.mode == "nearest"
+        and (sampling.coordinates, sampling.nearest) in _REPEATING
+    ):
         return F.interpolate(x, size, mode="nearest")
-    if sampling.mode == "linear" and sampling.coordinates in ("half_pixel", "align_corners"):
-        return F.interpolate(x, size, mode="bilinear", align_corners=sampling.coordinates == "align_corners")
+    if sampling.mode == "linear" and sampling.coordinates in (
+        "half_pixel",
+        "align_corners",
+    ):
+        return F.interpolate(
+            x,
+            size,
+            mode="bilinear",
+            align_corners=sampling.coordinates == "align_corners",
+        )
     return None
 
 
-_REPEATING = {("asymmetric", "floor"), ("half_pixel", "round_prefer_floor"), ("half_pixel", "round_prefer_ceil")}
+_REPEATING = {
+    ("asymmetric", "floor"),
+    ("half_pixel", "round_prefer_floor"),
+    ("half_pixel", "round_prefer_ceil"),
+}
 """Ways to say that whole multiples repeat elements."""
 
 
 def _coordinates(
-    mode: str, size: int, out: int, scale: float, window: tuple[float, float], device: torch.device
+    mode: str,
+    size: int,
+    out: int,
+    scale: float,
+    window: tuple[float, float],
+    device: torch.device,
 ) -> Tensor:
     """Where each output element lies on the input's axis, in double precision."""
     o = torch.arange(out, dtype=torch.float64, device=device)
@@ -146,7 +215,9 @@ def _coordinates(
     return (o + 0.5) / scale - 0.5
 
 
-def _along(x: Tensor, axis: int, at: Tensor, scale: float, sampling: Sampling) -> Tensor:
+def _along(
+    x: Tensor, axis: int, at: Tensor, scale: float, sampling: Sampling
+) -> Tensor:
     size = x.shape[axis]
     if sampling.mode == "nearest":
         return x.index_select(axis, _nearest(at, sampling.nearest).clamp(0, size - 1))
@@ -157,7 +228,9 @@ def _along(x: Tensor, axis: int, at: Tensor, scale: float, sampling: Sampling) -
     matrix = torch.zeros(at.shape[0], size, dtype=torch.float64, device=x.device)
     matrix = matrix.scatter_add(1, places.clamp(0, size - 1), weights)
     floating = x if x.is_floating_point() else x.float()
-    y = torch.tensordot(floating, matrix.to(floating.dtype), dims=([axis], [1])).movedim(-1, axis)
+    y = torch.tensordot(
+        floating, matrix.to(floating.dtype), dims=([axis], [1])
+    ).movedim(-1, axis)
     return y if x.is_floating_point() else y.to(x.dtype)
 
 
@@ -183,7 +256,11 @@ def _taps(at: Tensor, scale: float, sampling: Sampling) -> tuple[Tensor, Tensor]
     ratio = (at - base)[:, None]
     offsets = torch.arange(first, 2 - first, dtype=torch.float64, device=at.device)
     distance = ((offsets - ratio) * shrink).abs()
-    weights = (1 - distance).clamp(min=0) if sampling.mode == "linear" else _cubic(distance, sampling.cubic)
+    weights = (
+        (1 - distance).clamp(min=0)
+        if sampling.mode == "linear"
+        else _cubic(distance, sampling.cubic)
+    )
     if sampling.antialias:
         weights = weights / weights.sum(1, keepdim=True)
     return (base[:, None] + offsets).to(torch.int64), weights
@@ -197,7 +274,12 @@ def _cubic(d: Tensor, a: float) -> Tensor:
 
 @op("GridSample", 16)
 def grid_sample(
-    x: Tensor, grid: Tensor, *, align_corners: int = 0, mode: str = "bilinear", padding_mode: str = "zeros"
+    x: Tensor,
+    grid: Tensor,
+    *,
+    align_corners: int = 0,
+    mode: str = "bilinear",
+    padding_mode: str = "zeros",
 ) -> Tensor:
     name = {"linear": "bilinear", "cubic": "bicubic"}.get(mode, mode)
     return F.grid_sample(x, grid, name, padding_mode, bool(align_corners))

@@ -23,11 +23,19 @@ def sequence_construct(*xs: Tensor) -> list[Tensor]:
 
 def _index(position: int | list[int] | None, default: int) -> int:
     """ONNX lets a position be a number or a list of one."""
-    return default if position is None else position[0] if isinstance(position, list) else position
+    return (
+        default
+        if position is None
+        else position[0]
+        if isinstance(position, list)
+        else position
+    )
 
 
 @op("SequenceInsert", 11, host=(2,))
-def sequence_insert(xs: list[Tensor], x: Tensor, position: int | None = None) -> list[Tensor]:
+def sequence_insert(
+    xs: list[Tensor], x: Tensor, position: int | None = None
+) -> list[Tensor]:
     at = _index(position, len(xs))
     at = at + len(xs) if at < 0 else at
     return [*xs[:at], x, *xs[at:]]
@@ -36,7 +44,7 @@ def sequence_insert(xs: list[Tensor], x: Tensor, position: int | None = None) ->
 @op("SequenceErase", 11, host=(1,))
 def sequence_erase(xs: list[Tensor], position: int | None = None) -> list[Tensor]:
     at = _index(position, -1) % len(xs)
-    return xs[:at] + xs[at + 1:]
+    return xs[:at] + xs[at + 1 :]
 
 
 @op("SequenceAt", 11, host=(1,))
@@ -50,7 +58,9 @@ def sequence_length(xs: list[Tensor], *, device: torch.device) -> Tensor:
 
 
 @op("SplitToSequence", 11, host=(1,))
-def split_to_sequence(x: Tensor, split: Any = None, *, axis: int = 0, keepdims: int = 1) -> list[Tensor]:
+def split_to_sequence(
+    x: Tensor, split: Any = None, *, axis: int = 0, keepdims: int = 1
+) -> list[Tensor]:
     if split is None:
         return list(torch.split(x, 1, axis)) if keepdims else list(x.unbind(axis))
     return list(torch.split(x, split, axis))

@@ -1,4 +1,6 @@
-"""Ops that give the same elements another shape or order: reshape, transpose, slice, join, split, pad."""
+"""Ops that give the same elements another shape or order: reshape, transpose, slice, join, split,
+pad.
+"""
 
 from __future__ import annotations
 
@@ -67,12 +69,20 @@ def unsqueeze(x: Tensor, axes: Ints) -> Tensor:
 
 
 @op("Slice")
-def slice_by_attributes(x: Tensor, *, starts: Ints, ends: Ints, axes: Ints | None = None) -> Tensor:
+def slice_by_attributes(
+    x: Tensor, *, starts: Ints, ends: Ints, axes: Ints | None = None
+) -> Tensor:
     return slice_(x, starts, ends, axes)
 
 
 @op("Slice", 10, host=(1, 2, 3, 4))
-def slice_(x: Tensor, starts: Ints, ends: Ints, axes: Ints | None = None, steps: Ints | None = None) -> Tensor:
+def slice_(
+    x: Tensor,
+    starts: Ints,
+    ends: Ints,
+    axes: Ints | None = None,
+    steps: Ints | None = None,
+) -> Tensor:
     """Negative steps gather: torch has no views that run backwards."""
     for i, (start, end) in enumerate(zip(starts, ends, strict=True)):
         axis, step = i if axes is None else axes[i], 1 if steps is None else steps[i]
@@ -81,8 +91,12 @@ def slice_(x: Tensor, starts: Ints, ends: Ints, axes: Ints | None = None, steps:
         elif step > 1:
             x = x[(slice(None),) * (axis % x.ndim) + (slice(start, end, step),)]
         else:
-            picked = list(range(x.shape[axis]))[slice(start, None if end < -x.shape[axis] else end, step)]
-            x = x.index_select(axis, torch.tensor(picked, dtype=torch.int64, device=x.device))
+            picked = list(range(x.shape[axis]))[
+                slice(start, None if end < -x.shape[axis] else end, step)
+            ]
+            x = x.index_select(
+                axis, torch.tensor(picked, dtype=torch.int64, device=x.device)
+            )
     return x
 
 
@@ -97,14 +111,26 @@ def concat(*xs: Tensor, axis: int = 1) -> Tensor:
 
 @op("Split", many=True)
 def split_by_attribute(
-    x: Tensor, sizes: Tensor | None = None, *, axis: int = 0, split: Ints | None = None, call: Call
+    x: Tensor,
+    sizes: Tensor | None = None,
+    *,
+    axis: int = 0,
+    split: Ints | None = None,
+    call: Call,
 ) -> tuple[Tensor, ...]:
-    return _split(x, split or (None if sizes is None else sizes.tolist()), axis, call.wanted)
+    return _split(
+        x, split or (None if sizes is None else sizes.tolist()), axis, call.wanted
+    )
 
 
 @op("Split", 13, host=(1,), many=True)
 def split(
-    x: Tensor, sizes: Ints | None = None, *, axis: int = 0, num_outputs: int | None = None, call: Call
+    x: Tensor,
+    sizes: Ints | None = None,
+    *,
+    axis: int = 0,
+    num_outputs: int | None = None,
+    call: Call,
 ) -> tuple[Tensor, ...]:
     return _split(x, sizes, axis, num_outputs or call.wanted)
 
@@ -120,26 +146,41 @@ def _split(x: Tensor, sizes: Ints | None, axis: int, count: int) -> tuple[Tensor
 
 @op("Pad")
 def pad_by_attributes(
-    x: Tensor, *, mode: str = "constant", pads: Ints | None = None, paddings: Ints | None = None, value: float = 0.0
+    x: Tensor,
+    *,
+    mode: str = "constant",
+    pads: Ints | None = None,
+    paddings: Ints | None = None,
+    value: float = 0.0,
 ) -> Tensor:
     return _pad(x, pads or paddings or [], value, mode)
 
 
 @op("Pad", 11, host=(1, 2, 3))
 def pad(
-    x: Tensor, pads: Ints, value: Any = None, axes: Ints | None = None, *, mode: str = "constant"
+    x: Tensor,
+    pads: Ints,
+    value: Any = None,
+    axes: Ints | None = None,
+    *,
+    mode: str = "constant",
 ) -> Tensor:
     if axes is not None:
         full = [0] * (2 * x.ndim)
         for i, axis in enumerate(axes):
-            full[axis % x.ndim], full[axis % x.ndim + x.ndim] = pads[i], pads[i + len(axes)]
+            full[axis % x.ndim], full[axis % x.ndim + x.ndim] = (
+                pads[i],
+                pads[i + len(axes)],
+            )
         pads = full
     fill = value[0] if isinstance(value, list) else value
     return _pad(x, pads, 0 if fill is None else fill, mode)
 
 
 def _pad(x: Tensor, pads: Ints, value: float, mode: str) -> Tensor:
-    """Constant in one go; the other modes gather along each dim, so that any rank and negative pads work."""
+    """Constant in one go; the other modes gather along each dim, so that any rank and negative pads
+    work.
+    """
     if mode == "constant":
         if x.dtype == torch.bool:
             return F.pad(x.to(torch.uint8), torch_pads(pads), value=float(value)).bool()
@@ -147,11 +188,15 @@ def _pad(x: Tensor, pads: Ints, value: float, mode: str) -> Tensor:
     for axis in range(x.ndim):
         begin, end = pads[axis], pads[axis + x.ndim]
         if begin or end:
-            x = x.index_select(axis, _mirrored(x.shape[axis], begin, end, mode, x.device))
+            x = x.index_select(
+                axis, _mirrored(x.shape[axis], begin, end, mode, x.device)
+            )
     return x
 
 
-def _mirrored(size: int, begin: int, end: int, mode: str, device: torch.device) -> Tensor:
+def _mirrored(
+    size: int, begin: int, end: int, mode: str, device: torch.device
+) -> Tensor:
     at = torch.arange(-begin, size + end, device=device)
     if mode == "edge":
         return at.clamp(0, size - 1)
@@ -210,9 +255,17 @@ def trilu(x: Tensor, k: Any = None, *, upper: int = 1) -> Tensor:
 
 
 @op("ReverseSequence", 10)
-def reverse_sequence(x: Tensor, lengths: Tensor, *, batch_axis: int = 1, time_axis: int = 0) -> Tensor:
-    """The first `lengths[b]` steps of each sequence, reversed; time and batch are the first two axes."""
-    return reversed_steps(x, lengths) if time_axis == 0 else reversed_steps(x.transpose(0, 1), lengths).transpose(0, 1)
+def reverse_sequence(
+    x: Tensor, lengths: Tensor, *, batch_axis: int = 1, time_axis: int = 0
+) -> Tensor:
+    """The first `lengths[b]` steps of each sequence, reversed; time and batch are the first two
+    axes.
+    """
+    return (
+        reversed_steps(x, lengths)
+        if time_axis == 0
+        else reversed_steps(x.transpose(0, 1), lengths).transpose(0, 1)
+    )
 
 
 def reversed_steps(x: Tensor, lengths: Tensor) -> Tensor:

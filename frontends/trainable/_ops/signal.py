@@ -20,15 +20,26 @@ def dft_by_attribute(
 
 
 @op("DFT", 20, host=(1, 2))
-def dft(x: Tensor, length: Any = None, axis: Any = -2, *, inverse: int = 0, onesided: int = 0) -> Tensor:
-    """Over `axis`, cut or filled with zeros to `length`; one-sided keeps the first half, or makes real from it."""
+def dft(
+    x: Tensor,
+    length: Any = None,
+    axis: Any = -2,
+    *,
+    inverse: int = 0,
+    onesided: int = 0,
+) -> Tensor:
+    """Over `axis`, cut or filled with zeros to `length`; one-sided keeps the first half, or makes
+    real from it.
+    """
     axis = -2 if axis is None else axis[0] if isinstance(axis, list) else axis
     axis = axis % x.ndim
     size = length[0] if isinstance(length, list) else length
     return _transformed(x.double(), size, axis, inverse, onesided).to(x.dtype)
 
 
-def _transformed(x: Tensor, size: int | None, axis: int, inverse: int, onesided: int) -> Tensor:
+def _transformed(
+    x: Tensor, size: int | None, axis: int, inverse: int, onesided: int
+) -> Tensor:
     if inverse and onesided:
         real = torch.fft.irfft(_complex(x), size, axis)
         return real.unsqueeze(-1)
@@ -51,12 +62,23 @@ def _complex(x: Tensor) -> Tensor:
 
 @op("STFT", 17, host=(1, 3))
 def stft(
-    x: Tensor, step: Any, window: Tensor | None = None, length: Any = None, *, onesided: int = 1
+    x: Tensor,
+    step: Any,
+    window: Tensor | None = None,
+    length: Any = None,
+    *,
+    onesided: int = 1,
 ) -> Tensor:
     """(B, T, 1 or 2) -> (B, frames, bins, 2)."""
     step = step[0] if isinstance(step, list) else step
     length = length[0] if isinstance(length, list) else length
-    size = int(length) if length is not None else window.shape[0] if window is not None else x.shape[1]
+    size = (
+        int(length)
+        if length is not None
+        else window.shape[0]
+        if window is not None
+        else x.shape[1]
+    )
     signal = x if x.ndim == 2 else x[..., 0] if x.shape[-1] == 1 else _complex(x)
     frames = signal.unfold(1, size, step)
     if window is not None:

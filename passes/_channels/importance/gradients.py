@@ -1,4 +1,6 @@
-"""Importance from gradients of the loss: first order (Taylor) and second order (diagonal of the Fisher matrix)."""
+"""Importance from gradients of the loss: first order (Taylor) and second order (diagonal of the
+Fisher matrix).
+"""
 
 from __future__ import annotations
 
@@ -17,51 +19,92 @@ from .scores import Found, ScoreOptions, Scores, by_channel, combined, matrices
 
 
 def taylor(
-    groups: Sequence[Group], solution: Solution, model: ir.Model, context: Context, options: ScoreOptions
+    groups: Sequence[Group],
+    solution: Solution,
+    model: ir.Model,
+    context: Context,
+    options: ScoreOptions,
 ) -> Found:
     """|sum of g w| over a channel's slices: the change of the loss to first order.
 
-    Source: Molchanov et al., Importance Estimation for Neural Network Pruning, CVPR 2019 (arXiv:1906.10771), eq. 8
-    before squaring.
+    Source: Molchanov et al., Importance Estimation for Neural Network Pruning, CVPR 2019
+    (arXiv:1906.10771), eq. 8 before squaring.
     """
     gradients = _gradients(groups, model, context, options)
-    return [_combined(group, solution, gradients, options, square=False) for group in groups]
+    return [
+        _combined(group, solution, gradients, options, square=False) for group in groups
+    ]
 
 
 def fisher(
-    groups: Sequence[Group], solution: Solution, model: ir.Model, context: Context, options: ScoreOptions
+    groups: Sequence[Group],
+    solution: Solution,
+    model: ir.Model,
+    context: Context,
+    options: ScoreOptions,
 ) -> Found:
-    """Sum of w^2 E[g^2] / 2 over a channel's slices: the change of the loss to second order at a minimum.
+    """Sum of w^2 E[g^2] / 2 over a channel's slices: the change of the loss to second order at a
+    minimum.
 
-    Source: LeCun et al., Optimal Brain Damage, NeurIPS 1989, eq. 5, its diagonal being that of the empirical Fisher
-    matrix: Theis et al., Faster gaze prediction with dense networks and Fisher pruning, 2018 (arXiv:1801.05787).
+    Source: LeCun et al., Optimal Brain Damage, NeurIPS 1989, eq. 5, its diagonal being that of the
+    empirical Fisher matrix: Theis et al., Faster gaze prediction with dense networks and Fisher
+    pruning, 2018 (arXiv:1801.05787).
     """
     gradients = _gradients(groups, model, context, options)
-    return [_combined(group, solution, gradients, options, square=True) for group in groups]
+    return [
+        _combined(group, solution, gradients, options, square=True) for group in groups
+    ]
 
 
 def _gradients(
     groups: Sequence[Group], model: ir.Model, context: Context, options: ScoreOptions
 ) -> Mapping[str, Gradient]:
     if not isinstance(context, Differentiates):
-        raise UsageError("importance", "this run cannot differentiate the model",
-                         "choose a criterion without gradients: drift, variance, activation or l2")
-    names = dict.fromkeys(v.name for group in groups for v, _ in matrices(group) if v.name and v.dtype in FLOATS)
+        raise UsageError(
+            "importance",
+            "this run cannot differentiate the model",
+            "choose a criterion without gradients: drift, variance, activation or l2",
+        )
+    names = dict.fromkeys(
+        v.name
+        for group in groups
+        for v, _ in matrices(group)
+        if v.name and v.dtype in FLOATS
+    )
     return context.gradients(model, list(names), options.samples)
 
 
 def _combined(
-    group: Group, solution: Solution, gradients: Mapping[str, Gradient], options: ScoreOptions, *, square: bool
+    group: Group,
+    solution: Solution,
+    gradients: Mapping[str, Gradient],
+    options: ScoreOptions,
+    *,
+    square: bool,
 ) -> Scores | str:
-    parts = [np.abs(by_channel(group, solution, axis, _per_slot(axis, gradients[axis[0].name or ""], square)))
-             for axis in matrices(group) if axis[0].name in gradients]
-    return combined(parts, options) if parts else "the loss has no gradient by its weights"
+    parts = [
+        np.abs(
+            by_channel(
+                group,
+                solution,
+                axis,
+                _per_slot(axis, gradients[axis[0].name or ""], square),
+            )
+        )
+        for axis in matrices(group)
+        if axis[0].name in gradients
+    ]
+    return (
+        combined(parts, options) if parts else "the loss has no gradient by its weights"
+    )
 
 
 def _per_slot(axis: Axis, gradient: Gradient, square: bool) -> Scores:
     value, index = axis
     assert value.const_value is not None
     weight = value.const_value.numpy().astype(np.float64)
-    terms = np.square(weight) * gradient.square / 2 if square else weight * gradient.mean
+    terms = (
+        np.square(weight) * gradient.square / 2 if square else weight * gradient.mean
+    )
     slots: Scores = np.moveaxis(terms, index, 0).reshape(terms.shape[index], -1).sum(1)
     return slots

@@ -1,4 +1,6 @@
-"""Optimal Brain Surgeon on the inputs of one linear layer: what columns cost, and the layer without them."""
+"""Optimal Brain Surgeon on the inputs of one linear layer: what columns cost, and the layer without
+them.
+"""
 
 from __future__ import annotations
 
@@ -13,12 +15,16 @@ from .scores import Scores
 Matrix = NDArray[np.float64]
 
 DEAD = 1e-12
-"""Share of its mean square below which an input's variance is rounding: it costs nothing, the bias has its mean."""
+"""Share of its mean square below which an input's variance is rounding: it costs nothing, the bias
+has its mean.
+"""
 
 
 @dataclass
 class _Block:
-    """One group of a layer: `weight` (M, K), `inverse` of the inputs' covariance (K, K), `owner` of each column."""
+    """One group of a layer: `weight` (M, K), `inverse` of the inputs' covariance (K, K), `owner` of
+    each column.
+    """
 
     weight: Matrix
     inverse: Matrix
@@ -29,14 +35,21 @@ class _Block:
         for owners, index in _columns(self.owner):
             if index.shape[1] == 1:
                 column = index[:, 0]
-                total[owners] += np.square(self.weight[:, column]).sum(0) / np.diagonal(self.inverse)[column]
+                total[owners] += (
+                    np.square(self.weight[:, column]).sum(0)
+                    / np.diagonal(self.inverse)[column]
+                )
                 continue
             inner = np.linalg.inv(self.inverse[index[:, :, None], index[:, None, :]])
             slices = self.weight[:, index].transpose(1, 2, 0)
-            total[owners] += np.einsum("cij,cji->c", inner, slices @ slices.transpose(0, 2, 1))
+            total[owners] += np.einsum(
+                "cij,cji->c", inner, slices @ slices.transpose(0, 2, 1)
+            )
 
     def remove(self, owners: Sequence[int]) -> None:
-        """Take the columns of the owners out; weight and inverse become those of the refitted rest."""
+        """Take the columns of the owners out; weight and inverse become those of the refitted
+        rest.
+        """
         gone = np.isin(self.owner, owners)
         if not gone.any():
             return
@@ -50,14 +63,19 @@ class _Block:
 
 @dataclass
 class Surgeon:
-    """A linear layer some of whose inputs go. Costs are shares of the variance of its whole output."""
+    """A linear layer some of whose inputs go. Costs are shares of the variance of its whole
+    output.
+    """
 
     blocks: list[_Block]
     energy: float
 
     @classmethod
-    def of(cls, weight: Matrix, gram: Matrix, owner: NDArray[np.intp], damp: float) -> Surgeon:
-        """weight (groups, M, K); gram (groups, K + 1, K + 1), the mean of z z^T, z = [x, 1]; owner (groups, K), or -1.
+    def of(
+        cls, weight: Matrix, gram: Matrix, owner: NDArray[np.intp], damp: float
+    ) -> Surgeon:
+        """Weight (groups, M, K); gram (groups, K + 1, K + 1), the mean of z z^T, z = [x, 1]; owner
+        (groups, K), or -1.
 
         Inputs that do not vary are left out: the bias makes up for them exactly.
         """
@@ -68,24 +86,40 @@ class Surgeon:
             alive = np.diagonal(covariance) > DEAD * np.diagonal(moments)[:-1]
             if alive.any():
                 covariance = covariance[np.ix_(alive, alive)]
-                covariance[np.diag_indices(len(covariance))] += damp * np.diagonal(covariance).mean()
-                blocks.append(_Block(rows[:, alive], np.linalg.inv(covariance), own[alive]))
+                covariance[np.diag_indices(len(covariance))] += (
+                    damp * np.diagonal(covariance).mean()
+                )
+                blocks.append(
+                    _Block(rows[:, alive], np.linalg.inv(covariance), own[alive])
+                )
                 energy += float(np.vdot(rows[:, alive] @ covariance, rows[:, alive]))
         return cls(blocks, energy)
 
     def costs(self, count: int) -> Scores:
-        """What each of `count` owners costs now, as a share of the output's variance; 0 for those that are gone."""
+        """What each of `count` owners costs now, as a share of the output's variance; 0 for those
+        that are gone.
+        """
         total = np.zeros(count)
         for block in self.blocks:
             block.costs(total)
-        return np.maximum(total, 0) / self.energy if self.energy > 0 else np.zeros(count)
+        return (
+            np.maximum(total, 0) / self.energy if self.energy > 0 else np.zeros(count)
+        )
 
     def restricted(self, owners: NDArray[np.intp]) -> Surgeon:
-        """The same layer seen by these owners alone: their costs, and those after one of them goes, stay right."""
+        """The same layer seen by these owners alone: their costs, and those after one of them goes,
+        stay right.
+        """
         parts = []
         for block in self.blocks:
             own = np.isin(block.owner, owners)
-            parts.append(_Block(block.weight[:, own], block.inverse[np.ix_(own, own)], block.owner[own]))
+            parts.append(
+                _Block(
+                    block.weight[:, own],
+                    block.inverse[np.ix_(own, own)],
+                    block.owner[own],
+                )
+            )
         return Surgeon(parts, self.energy)
 
     def remove(self, owners: Sequence[int]) -> None:
@@ -94,10 +128,19 @@ class Surgeon:
             block.remove(owners)
 
 
-def _columns(owner: NDArray[np.intp]) -> list[tuple[NDArray[np.intp], NDArray[np.intp]]]:
+def _columns(
+    owner: NDArray[np.intp],
+) -> list[tuple[NDArray[np.intp], NDArray[np.intp]]]:
     """(owners, their columns as (owners, width)) for each width that occurs."""
     order = np.argsort(owner, kind="stable")
     order = order[owner[order] >= 0]
-    names, starts, counts = np.unique(owner[order], return_index=True, return_counts=True)
-    return [(names[counts == width], order[starts[counts == width][:, None] + np.arange(width)])
-            for width in np.unique(counts)]
+    names, starts, counts = np.unique(
+        owner[order], return_index=True, return_counts=True
+    )
+    return [
+        (
+            names[counts == width],
+            order[starts[counts == width][:, None] + np.arange(width)],
+        )
+        for width in np.unique(counts)
+    ]

@@ -1,4 +1,6 @@
-"""What every importance criterion is made of: scores of channels, and how those of several weights become one."""
+"""What every importance criterion is made of: scores of channels, and how those of several weights
+become one.
+"""
 
 from __future__ import annotations
 
@@ -29,11 +31,12 @@ Base = Literal["activation", "variance"]
 
 @dataclass(frozen=True)
 class ScoreOptions:
-    """How scores are made. `aggregate`: of the weights (or consumers) of a group, `first`: the producer's alone.
+    """How scores are made. `aggregate`: of the weights (or consumers) of a group, `first`: the
+    producer's alone.
 
-    `normalise`: what each weight's scores are divided by before. `samples`: of calibration, at most. For `stability`:
-    `ratio` that would go (fraction), `rounds` of halves of the data, `base` criterion. For `drift`: `damp`, the share
-    of the mean variance added to every variance.
+    `normalise`: what each weight's scores are divided by before. `samples`: of calibration, at
+    most. For `stability`: `ratio` that would go (fraction), `rounds` of halves of the data, `base`
+    criterion. For `drift`: `damp`, the share of the mean variance added to every variance.
     """
 
     aggregate: Aggregate = "mean"
@@ -50,7 +53,9 @@ Score = Callable[[Sequence[Group], Solution, ir.Model, Context, ScoreOptions], F
 
 @dataclass(frozen=True)
 class Criterion:
-    """A way to say which channels matter. `needs_gradients`: of a context that can differentiate."""
+    """A way to say which channels matter. `needs_gradients`: of a context that can
+    differentiate.
+    """
 
     name: str
     needs_data: bool
@@ -70,21 +75,35 @@ def combined(parts: Sequence[Scores], options: ScoreOptions) -> Scores:
 
 
 def normalised(scores: Scores, how: Normalise) -> Scores:
-    """Scores over their mean, largest or standard deviation; zeros stay zeros, and all-equal ones have no deviation."""
+    """Scores over their mean, largest or standard deviation; zeros stay zeros, and all-equal ones
+    have no deviation.
+    """
     if how == "none":
         return scores
-    scale = float(scores.mean() if how == "mean" else scores.max() if how == "max" else scores.std())
+    scale = float(
+        scores.mean()
+        if how == "mean"
+        else scores.max()
+        if how == "max"
+        else scores.std()
+    )
     return scores / scale if scale > 0 else scores
 
 
-def by_channel(group: Group, solution: Solution, axis: Axis, per_slot: Scores) -> Scores:
+def by_channel(
+    group: Group, solution: Solution, axis: Axis, per_slot: Scores
+) -> Scores:
     """Sum what the slots of an axis have over the channels of a group."""
     place = channel_places(group, solution, axis)
-    return np.bincount(place, per_slot, len(group.channels) + 1)[:-1].astype(np.float64, copy=False)
+    return np.bincount(place, per_slot, len(group.channels) + 1)[:-1].astype(
+        np.float64, copy=False
+    )
 
 
 def channel_places(group: Group, solution: Solution, axis: Axis) -> NDArray[np.intp]:
-    """Of each slot of an axis its position in `group.channels`; their count where it is none of the group's."""
+    """Of each slot of an axis its position in `group.channels`; their count where it is none of the
+    group's.
+    """
     slots = solution.slots(*axis)
     number = np.full(solution.count + 1, len(group.channels))
     number[group.channels] = np.arange(len(group.channels))
@@ -92,18 +111,26 @@ def channel_places(group: Group, solution: Solution, axis: Axis) -> NDArray[np.i
 
 
 def power_sums(value: ir.Value, axis: int, power: int) -> Scores:
-    """sum |w|^power over everything but `axis`, (d_axis,). Streams."""
+    """Sum |w|^power over everything but `axis`, (d_axis,). Streams."""
     tensor = value.const_value
     assert tensor is not None
     shape = [int(d) for d in tensor.shape.numpy()]
     after = int(np.prod(shape[axis + 1 :], dtype=np.int64))
     total = np.zeros(shape[axis])
     for _, block in blocks(tensor, max(shape[axis] * after, 1)):
-        parts = np.abs(block.astype(np.float32, copy=False)).reshape(-1, shape[axis], after)
-        total += np.einsum("aib,aib->i", parts, parts) if power == 2 else parts.sum((0, 2))
+        parts = np.abs(block.astype(np.float32, copy=False)).reshape(
+            -1, shape[axis], after
+        )
+        total += (
+            np.einsum("aib,aib->i", parts, parts) if power == 2 else parts.sum((0, 2))
+        )
     return total
 
 
 def matrices(group: Group) -> list[Axis]:
     """(initializer, axis) of the group's kernels, matrices and tables: what is not a vector."""
-    return [(v, axis) for v, axis in group.weights if v.const_value is not None and len(v.const_value.shape) > 1]
+    return [
+        (v, axis)
+        for v, axis in group.weights
+        if v.const_value is not None and len(v.const_value.shape) > 1
+    ]

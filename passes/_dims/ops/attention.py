@@ -1,8 +1,8 @@
 """Fused attention: queries, keys and values of heads x head size, in one axis or in two.
 
-Whole heads go, or head sizes: those of queries with those of keys, those of values with those of the result. With fewer
-key heads than query heads (grouped queries) a key head takes its queries along; one that is cached stays, and as many
-queries of each go.
+Whole heads go, or head sizes: those of queries with those of keys, those of values with those of
+the result. With fewer key heads than query heads (grouped queries) a key head takes its queries
+along; one that is cached stays, and as many queries of each go.
 """
 
 from __future__ import annotations
@@ -34,9 +34,19 @@ def _named(node: ir.Node, *names: str) -> Parts:
 
 @rule("Attention")
 def attention(node: ir.Node, relations: Relations) -> None:
-    """Q (N, L, g*k*d) or (N, k*g, L, d), K and V with k heads, past and present (N, k, S, d), mask (.., k*g, L, S)."""
-    parts = _named(node, "query", "key", "value", "mask", "past_key", "past_value", "lengths")
-    parts |= dict(zip(("result", "present_key", "present_value", "scores"), node.outputs, strict=False))
+    """Q (N, L, g*k*d) or (N, k*g, L, d), K and V with k heads, past and present (N, k, S, d), mask
+    (.., k*g, L, S).
+    """
+    parts = _named(
+        node, "query", "key", "value", "mask", "past_key", "past_value", "lengths"
+    )
+    parts |= dict(
+        zip(
+            ("result", "present_key", "present_value", "scores"),
+            node.outputs,
+            strict=False,
+        )
+    )
     heads = _head_counts(node, relations)
     query = parts["query"]
     assert query is not None
@@ -50,10 +60,14 @@ def _head_counts(node: ir.Node, relations: Relations) -> tuple[int, int]:
     query, key = (relations.shape(value) or () for value in node.inputs[:2])
     if len(query) == 4:
         return query[1], key[1]
-    return node.attributes.get_int("q_num_heads", 1), node.attributes.get_int("kv_num_heads", 1)
+    return node.attributes.get_int("q_num_heads", 1), node.attributes.get_int(
+        "kv_num_heads", 1
+    )
 
 
-def _attend(node: ir.Node, parts: Parts, heads: tuple[int, int], relations: Relations) -> None:
+def _attend(
+    node: ir.Node, parts: Parts, heads: tuple[int, int], relations: Relations
+) -> None:
     """Heads (k, g) and head sizes (d of keys, v of values), cut as each tensor has them."""
     queries, keys = heads
     query, key, value, result = (parts[name] for name in MAIN)
@@ -62,11 +76,23 @@ def _attend(node: ir.Node, parts: Parts, heads: tuple[int, int], relations: Rela
     assert value is not None
     assert result is not None
     packed = len(relations.shape(query) or ()) == 3
-    widths = [(relations.shape(one) or ())[-1] // (keys if packed else 1) for one in (key, value)]
+    widths = [
+        (relations.shape(one) or ())[-1] // (keys if packed else 1)
+        for one in (key, value)
+    ]
     axes: list[tuple[Axis, tuple[int, ...]]] = []
-    for one, own, size in ((query, (0, 1), 2), (key, (0,), 2), (value, (0,), 3), (result, (0, 1), 3)):
+    for one, own, size in (
+        (query, (0, 1), 2),
+        (key, (0,), 2),
+        (value, (0,), 3),
+        (result, (0, 1), 3),
+    ):
         axes.append(((one, 2), (*own, size)) if packed else ((one, 1), own))
-    caches = [(name, size) for name, size in CACHES.items() if relations.shape(parts.get(name))]
+    caches = [
+        (name, size)
+        for name, size in CACHES.items()
+        if relations.shape(parts.get(name))
+    ]
     for name, size in caches:
         cache = parts[name]
         assert cache is not None
@@ -75,7 +101,9 @@ def _attend(node: ir.Node, parts: Parts, heads: tuple[int, int], relations: Rela
             axes.append(((cache, 3), (size,)))
         else:
             relations.same(cache, 3, key if size == 2 else value, 3)
-    axes += [((one, rank - 3), (0, 1)) for one, rank in _by_head(parts, queries, relations)]
+    axes += [
+        ((one, rank - 3), (0, 1)) for one, rank in _by_head(parts, queries, relations)
+    ]
     options = [(1,) if keys == 1 or caches else (0,), *([(2, 3)] if packed else [])]
     sizes = (keys, queries // keys, *(widths if packed else ()))
     relations.grouped(f"{node.op_type} {node.name}", sizes, axes, options, heads=(0, 1))
@@ -87,7 +115,9 @@ def _attend(node: ir.Node, parts: Parts, heads: tuple[int, int], relations: Rela
     _positions(parts, packed, relations)
 
 
-def _by_head(parts: Parts, queries: int, relations: Relations) -> Iterator[tuple[ir.Value, int]]:
+def _by_head(
+    parts: Parts, queries: int, relations: Relations
+) -> Iterator[tuple[ir.Value, int]]:
     """Masks and scores that differ by head, with their rank."""
     for one in (parts.get(name) for name in SCORES):
         shape = relations.shape(one) or ()
@@ -96,7 +126,9 @@ def _by_head(parts: Parts, queries: int, relations: Relations) -> Iterator[tuple
 
 
 def _positions(parts: Parts, packed: bool, relations: Relations) -> None:
-    """Samples and positions of queries stay apart; keys are summed over by position, so those stay."""
+    """Samples and positions of queries stay apart; keys are summed over by position, so those
+    stay.
+    """
     query, row = parts["query"], 1 if packed else 2
     assert query is not None
     for name in (*MAIN[1:], *CACHES):
@@ -125,7 +157,9 @@ def fewer_heads(node: ir.Node, surgery: Surgery) -> None:
     assert query is not None
     assert key is not None
     packed = len(surgery.before(query)) == 3
-    size = surgery.before(query)[-1] // (node.attributes.get_int("q_num_heads", 1) if packed else 1)
+    size = surgery.before(query)[-1] // (
+        node.attributes.get_int("q_num_heads", 1) if packed else 1
+    )
     if packed:
         for value, name in ((query, "q_num_heads"), (key, "kv_num_heads")):
             _recount(node, name, value, size, surgery)
@@ -133,7 +167,9 @@ def fewer_heads(node: ir.Node, surgery: Surgery) -> None:
         node.attributes["scale"] = ir.AttrFloat32("scale", 1 / sqrt(size))
 
 
-def _recount(node: ir.Node, name: str, value: ir.Value, size: int, surgery: Surgery) -> None:
+def _recount(
+    node: ir.Node, name: str, value: ir.Value, size: int, surgery: Surgery
+) -> None:
     """Set a number of heads to those of which some slot of the last axis stays."""
     kept = surgery.kept(value, -1)
     if kept is not None:
@@ -143,8 +179,21 @@ def _recount(node: ir.Node, name: str, value: ir.Value, size: int, surgery: Surg
 @rule("MultiHeadAttention", domain=MICROSOFT)
 def heads_attention(node: ir.Node, relations: Relations) -> None:
     """Separate queries, keys and values (N, L, h*d) without a cache; bias (q + k + v,)."""
-    parts = _named(node, "query", "key", "value", "bias", "padding", "mask", "past_key", "past_value")
-    plain = all(len(relations.shape(parts[name]) or ()) == 3 for name in ("query", "key", "value"))
+    parts = _named(
+        node,
+        "query",
+        "key",
+        "value",
+        "bias",
+        "padding",
+        "mask",
+        "past_key",
+        "past_value",
+    )
+    plain = all(
+        len(relations.shape(parts[name]) or ()) == 3
+        for name in ("query", "key", "value")
+    )
     if not plain or len(node.inputs) > 6 or len(node.outputs) > 1:
         for value in (*node.inputs, *node.outputs):
             relations.freeze_all(value, "a packed or cached MultiHeadAttention")
@@ -161,7 +210,9 @@ def heads_attention(node: ir.Node, relations: Relations) -> None:
             slots = np.arange((relations.shape(one) or ())[2])
             relations.link(bias, 0, offset + slots, one, 2, slots)
             offset += len(slots)
-    relations.mix(node, "contract", (0, 2), *([] if parts["bias"] is None else [(3, 0)]))
+    relations.mix(
+        node, "contract", (0, 2), *([] if parts["bias"] is None else [(3, 0)])
+    )
 
 
 @mend("MultiHeadAttention", domain=MICROSOFT)
@@ -182,24 +233,39 @@ def packed_attention(node: ir.Node, relations: Relations) -> None:
     assert data is not None
     assert weight is not None
     width = (relations.shape(weight) or ())[1]
-    cached = len(node.outputs) > 1 or any(value is not None for value in (*node.inputs[4:5], *node.inputs[6:]))
+    cached = len(node.outputs) > 1 or any(
+        value is not None for value in (*node.inputs[4:5], *node.inputs[6:])
+    )
     sizes = list(node.attributes.get_ints("qkv_hidden_sizes", [width // 3] * 3))
     rotated = node.attributes.get_int("do_rotary", 0)
     if cached or rotated or sizes != [width // 3] * 3 or sum(sizes) != width:
         for value in (*node.inputs, *node.outputs):
-            relations.freeze_all(value, "Attention with a cache, rotation or sizes of its own")
+            relations.freeze_all(
+                value, "Attention with a cache, rotation or sizes of its own"
+            )
         return
     relations.same(data, 2, weight, 0)
     for axis in (0, 1):
         relations.same(data, axis, result, axis)
     for value in node.inputs[3:]:
         relations.freeze_all(value, "an attention mask")
-    axes: list[tuple[Axis, tuple[int, ...]]] = [((weight, 1), (0, 1, 2)), ((result, 2), (1, 2))]
+    axes: list[tuple[Axis, tuple[int, ...]]] = [
+        ((weight, 1), (0, 1, 2)),
+        ((result, 2), (1, 2)),
+    ]
     if bias is not None:
         axes.append(((bias, 0), (0, 1, 2)))
-    biased = any((relations.shape(value) or (1,) * 4)[1] > 1 for value in node.inputs[5:6])
+    biased = any(
+        (relations.shape(value) or (1,) * 4)[1] > 1 for value in node.inputs[5:6]
+    )
     options = [(2,)] if biased else [(1,), (2,)]
-    relations.grouped(f"{node.op_type} {node.name}", (3, heads, width // 3 // heads), axes, options, heads=(1,))
+    relations.grouped(
+        f"{node.op_type} {node.name}",
+        (3, heads, width // 3 // heads),
+        axes,
+        options,
+        heads=(1,),
+    )
     relations.mix(node, "contract", (0, 2), (1, 1), *([] if bias is None else [(2, 0)]))
 
 
@@ -212,6 +278,10 @@ def fewer_packed_heads(node: ir.Node, surgery: Surgery) -> None:
     if kept is not None:
         if "scale" not in node.attributes:
             node.attributes["scale"] = ir.AttrFloat32("scale", 1 / sqrt(size))
-        node.attributes["num_heads"] = ir.AttrInt64("num_heads", len(np.unique(kept // size)))
+        node.attributes["num_heads"] = ir.AttrInt64(
+            "num_heads", len(np.unique(kept // size))
+        )
         if "qkv_hidden_sizes" in node.attributes:
-            node.attributes["qkv_hidden_sizes"] = ir.AttrInt64s("qkv_hidden_sizes", [len(kept)] * 3)
+            node.attributes["qkv_hidden_sizes"] = ir.AttrInt64s(
+                "qkv_hidden_sizes", [len(kept)] * 3
+            )

@@ -38,21 +38,40 @@ def convolution(node: ir.Node, relations: Relations) -> None:
         relations.summed(data, 1, weight, read)
         relations.same(weight, made, result, 1)
         return
-    if (relations.shape(data) or ())[1] != (relations.shape(weight) or ())[read] * (1 if read == 0 else groups):
+    if (relations.shape(data) or ())[1] != (relations.shape(weight) or ())[read] * (
+        1 if read == 0 else groups
+    ):
         for value, axis in ((data, 1), (weight, 0), (weight, 1), (result, 1)):
             relations.freeze(value, axis, "in groups of an axis of open size")
         return
-    width, out = (relations.shape(data) or ())[1] // groups, (relations.shape(result) or ())[1] // groups
+    width, out = (
+        (relations.shape(data) or ())[1] // groups,
+        (relations.shape(result) or ())[1] // groups,
+    )
     own = [(0, 2), (1,)] if read == 1 else [(0, 1), (2,)]
     relations.grouped(
-        f"{node.op_type} {node.name}", (groups, width, out),
-        [((data, 1), (0, 1)), ((weight, 0), own[0]), ((weight, 1), own[1]), ((result, 1), (0, 2))],
+        f"{node.op_type} {node.name}",
+        (groups, width, out),
+        [
+            ((data, 1), (0, 1)),
+            ((weight, 0), own[0]),
+            ((weight, 1), own[1]),
+            ((result, 1), (0, 2)),
+        ],
         [(0,), (1, 2)],
     )
 
 
-def _spatial(node: ir.Node, data: ir.Value, weight: ir.Value, result: ir.Value, relations: Relations) -> None:
-    """A kernel one wide, in steps of one, leaves the positions of an axis apart from each other; others stay."""
+def _spatial(
+    node: ir.Node,
+    data: ir.Value,
+    weight: ir.Value,
+    result: ir.Value,
+    relations: Relations,
+) -> None:
+    """A kernel one wide, in steps of one, leaves the positions of an axis apart from each other;
+    others stay.
+    """
     freeze_spatial(weight, relations)
     kernel = (relations.shape(weight) or ())[2:]
     strides = node.attributes.get_ints("strides", [1] * len(kernel))
@@ -77,7 +96,15 @@ def regroup(node: ir.Node, surgery: Surgery) -> None:
         node.attributes["group"] = ir.AttrInt64("group", groups)
 
 
-@rule("AveragePool", "GlobalAveragePool", "GlobalLpPool", "GlobalMaxPool", "LpPool", "MaxPool", "LRN")
+@rule(
+    "AveragePool",
+    "GlobalAveragePool",
+    "GlobalLpPool",
+    "GlobalMaxPool",
+    "LpPool",
+    "MaxPool",
+    "LRN",
+)
 def pooling(node: ir.Node, relations: Relations) -> None:
     """Each channel by itself; LRN looks at neighbouring channels, so they stay."""
     data = node.inputs[0]
@@ -110,7 +137,9 @@ def regions(node: ir.Node, relations: Relations) -> None:
 
 @rule("DeformConv")
 def deformable(node: ir.Node, relations: Relations) -> None:
-    """A Conv with offsets and masks (N, o*k, H, W); with several groups, of either kind, the input channels stay."""
+    """A Conv with offsets and masks (N, o*k, H, W); with several groups, of either kind, the input
+    channels stay.
+    """
     data, weight, offsets, bias, mask = [*node.inputs, None, None][:5]
     result = node.outputs[0]
     assert data is not None
@@ -123,7 +152,10 @@ def deformable(node: ir.Node, relations: Relations) -> None:
     relations.same(data, 1, weight, 1)
     if bias is not None:
         relations.same(bias, 0, result, 1)
-    groups, apart = node.attributes.get_int("group", 1), node.attributes.get_int("offset_group", 1)
+    groups, apart = (
+        node.attributes.get_int("group", 1),
+        node.attributes.get_int("offset_group", 1),
+    )
     if groups > 1 or apart > 1:
         relations.freeze(data, 1, "a DeformConv of several groups")
         relations.freeze(weight, 1, "a DeformConv of several groups")
@@ -140,11 +172,17 @@ def resize(node: ir.Node, relations: Relations) -> None:
     data, result = node.inputs[0], node.outputs[0]
     assert data is not None
     before, after = relations.shape(data) or (), relations.shape(result) or ()
-    kept = {"GridSample": (0, 1), "AffineGrid": (0,), "Col2Im": (0,)}.get(node.op_type, tuple(range(len(before))))
+    kept = {"GridSample": (0, 1), "AffineGrid": (0,), "Col2Im": (0,)}.get(
+        node.op_type, tuple(range(len(before)))
+    )
     for value in node.inputs[1:]:
         relations.freeze_all(value, f"read by {node.op_type}")
     for axis in range(max(len(before), len(after))):
-        if axis in kept and before[axis] == after[axis] and (axis < 2 or node.op_type == "Resize"):
+        if (
+            axis in kept
+            and before[axis] == after[axis]
+            and (axis < 2 or node.op_type == "Resize")
+        ):
             relations.same(data, axis, result, axis)
         else:
             for value, shape in ((data, before), (result, after)):

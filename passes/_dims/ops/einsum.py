@@ -20,7 +20,9 @@ def einsum(node: ir.Node, relations: Relations) -> None:
             places.setdefault(one, []).append((index, (value, position)))
     for one, found in places.items():
         # an axis of width 1 is broadcast: the widest stands for the label
-        index, widest = max(found, key=lambda place: relations.sizes[relations.find(*place[1])])
+        index, widest = max(
+            found, key=lambda place: relations.sizes[relations.find(*place[1])]
+        )
         for _, (value, axis) in found:
             relations.same(value, axis, *widest)
         if one not in made:
@@ -32,15 +34,25 @@ def einsum(node: ir.Node, relations: Relations) -> None:
 
 
 def _labels(node: ir.Node, relations: Relations) -> tuple[list[list[str]], list[str]]:
-    """The label of every axis of every operand and of the result; the axes of an ellipsis are numbered from the end."""
-    left, arrow, right = node.attributes.get_string("equation", "").replace(" ", "").partition("->")
+    """The label of every axis of every operand and of the result; the axes of an ellipsis are
+    numbered from the end.
+    """
+    left, arrow, right = (
+        node.attributes.get_string("equation", "").replace(" ", "").partition("->")
+    )
     ranks = [len(relations.shape(value) or ()) for value in node.inputs]
-    operands = [_term(text, rank) for text, rank in zip(left.split(","), ranks, strict=True)]
+    operands = [
+        _term(text, rank) for text, rank in zip(left.split(","), ranks, strict=True)
+    ]
     if arrow:
         return operands, _term(right, len(relations.shape(node.outputs[0]) or ()))
     counts = [one for labels in operands for one in labels]
-    dots = sorted({one for one in counts if one[0] == "."}, key=lambda one: -int(one[1:]))
-    return operands, dots + sorted(one for one in set(counts) if one[0] != "." and counts.count(one) == 1)
+    dots = sorted(
+        {one for one in counts if one[0] == "."}, key=lambda one: -int(one[1:])
+    )
+    return operands, dots + sorted(
+        one for one in set(counts) if one[0] != "." and counts.count(one) == 1
+    )
 
 
 def _term(text: str, rank: int) -> list[str]:

@@ -18,7 +18,9 @@ rule("BiasAdd", "BiasGelu", "FastGelu", domain=MICROSOFT)(broadcast)
 
 @rule("SkipLayerNormalization", "SkipSimplifiedLayerNormalization", domain=MICROSOFT)
 def skip_norm(node: ir.Node, relations: Relations) -> None:
-    """Data, skip, scale, shifts: all aligned at the last axis, over which their sum is normalised."""
+    """Data, skip, scale, shifts: all aligned at the last axis, over which their sum is
+    normalised.
+    """
     data = node.inputs[0]
     assert data is not None
     for value in (*node.inputs[1:], *node.outputs):
@@ -36,12 +38,17 @@ def simplified_norm(node: ir.Node, relations: Relations) -> None:
 @rule("FusedMatMul", domain=MICROSOFT)
 def fused_matmul(node: ir.Node, relations: Relations) -> None:
     """MatMul of either side transposed in its last two axes, scaled."""
-    flags = [bool(node.attributes.get_int(name, 0)) for name in ("transA", "transB", "transBatchA", "transBatchB")]
+    flags = [
+        bool(node.attributes.get_int(name, 0))
+        for name in ("transA", "transB", "transBatchA", "transBatchB")
+    ]
     left, right = node.inputs[:2]
     ranks = [len(relations.shape(value) or ()) for value in (left, right)]
     if any(flags[2:]) or min(ranks) < 2:
         for value in (left, right, *node.outputs):
-            relations.freeze_all(value, "FusedMatMul of vectors or of swapped batch axes")
+            relations.freeze_all(
+                value, "FusedMatMul of vectors or of swapped batch axes"
+            )
         return
     product(node, relations, flags[0], flags[1])
 

@@ -1,4 +1,6 @@
-"""Ops that look elements up, write them in place, rank or count them: indexed axes stay, the others go along."""
+"""Ops that look elements up, write them in place, rank or count them: indexed axes stay, the others
+go along.
+"""
 
 from __future__ import annotations
 
@@ -15,10 +17,14 @@ INDEXED = "addressed by indices"
 
 def axis_of(node: ir.Node, relations: Relations, default: int) -> int:
     """The attribute `axis` as a non-negative number of an axis of the first input."""
-    return node.attributes.get_int("axis", default) % max(len(relations.shape(node.inputs[0]) or ()), 1)
+    return node.attributes.get_int("axis", default) % max(
+        len(relations.shape(node.inputs[0]) or ()), 1
+    )
 
 
-def stays(value: ir.Value | None, axes: Collection[int], reason: str, relations: Relations) -> None:
+def stays(
+    value: ir.Value | None, axes: Collection[int], reason: str, relations: Relations
+) -> None:
     """Freeze some axes of a value, negative ones counted from its end."""
     rank = len(relations.shape(value) or ())
     for axis in axes:
@@ -26,8 +32,12 @@ def stays(value: ir.Value | None, axes: Collection[int], reason: str, relations:
             relations.freeze(value, axis, reason)
 
 
-def matching(one: ir.Value | None, other: ir.Value | None, axis: int, relations: Relations) -> None:
-    """One axis of two tensors that are walked side by side; where sizes differ, the first slots are meant."""
+def matching(
+    one: ir.Value | None, other: ir.Value | None, axis: int, relations: Relations
+) -> None:
+    """One axis of two tensors that are walked side by side; where sizes differ, the first slots are
+    meant.
+    """
     assert one is not None
     assert other is not None
     if (relations.shape(one) or ())[axis] == (relations.shape(other) or ())[axis]:
@@ -113,7 +123,9 @@ def ranked(node: ir.Node, relations: Relations) -> None:
             continue
         for axis in range(len(relations.shape(data) or ())):
             if axis != chosen:
-                relations.same(data, axis, result, axis if keep or axis < chosen else axis - 1)
+                relations.same(
+                    data, axis, result, axis if keep or axis < chosen else axis - 1
+                )
             elif keep:
                 relations.freeze(result, axis, f"{node.op_type} runs along it")
     for value in node.inputs[1:]:
@@ -154,7 +166,10 @@ def _positional(node: ir.Node, rank: int, relations: Relations) -> set[int]:
     if node.op_type in ("Trilu", "Det"):
         return {rank - 2, rank - 1}
     if node.op_type == "ReverseSequence":
-        return {node.attributes.get_int("time_axis", 0), node.attributes.get_int("batch_axis", 1)}
+        return {
+            node.attributes.get_int("time_axis", 0),
+            node.attributes.get_int("batch_axis", 1),
+        }
     if node.op_type == "DFT":
         return {rank - 1} | _transformed(node, rank, relations)
     if node.op_type == "Compress" and "axis" in node.attributes:

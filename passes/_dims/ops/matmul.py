@@ -12,11 +12,15 @@ from .elementwise import elementwise
 
 @rule("MatMul")
 def matmul(node: ir.Node, relations: Relations) -> None:
-    """A (*B, M, K), B (*B, K, N) -> (*B, M, N), vectors as in numpy. Batch axes of two activations are heads."""
+    """A (*B, M, K), B (*B, K, N) -> (*B, M, N), vectors as in numpy. Batch axes of two activations
+    are heads.
+    """
     product(node, relations, False, False)
 
 
-def product(node: ir.Node, relations: Relations, flip_left: bool, flip_right: bool) -> None:
+def product(
+    node: ir.Node, relations: Relations, flip_left: bool, flip_right: bool
+) -> None:
     """What MatMul says of its axes, with the last two of either side swapped where asked."""
     left, right, result = node.inputs[0], node.inputs[1], node.outputs[0]
     assert left is not None

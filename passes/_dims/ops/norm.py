@@ -16,7 +16,9 @@ SUMS = frozenset({"ReduceSum", "ReduceSumSquare", "ReduceL1", "ReduceL2"})
 
 @rule("BatchNormalization", "InstanceNormalization")
 def per_channel(node: ir.Node, relations: Relations) -> None:
-    """X (N, C, *S) and vectors (C,). InstanceNormalization normalises over S, BatchNormalization in training N too."""
+    """X (N, C, *S) and vectors (C,). InstanceNormalization normalises over S, BatchNormalization in
+    training N too.
+    """
     data, result = node.inputs[0], node.outputs[0]
     assert data is not None
     elementwise(data, result, relations)
@@ -26,7 +28,15 @@ def per_channel(node: ir.Node, relations: Relations) -> None:
     training = bool(node.attributes.get_int("training_mode", 0))
     if node.op_type == "InstanceNormalization" or training:
         rank = len(relations.shape(data) or ())
-        relations.mix(node, "normalise", *((0, axis) for axis in range(rank) if axis > 1 or (training and axis == 0)))
+        relations.mix(
+            node,
+            "normalise",
+            *(
+                (0, axis)
+                for axis in range(rank)
+                if axis > 1 or (training and axis == 0)
+            ),
+        )
 
 
 @rule("LayerNormalization", "RMSNormalization")
@@ -48,7 +58,9 @@ def trailing(node: ir.Node, relations: Relations) -> None:
 
 @rule("GroupNormalization")
 def group_norm(node: ir.Node, relations: Relations) -> None:
-    """X (N, g*c, *S); scale and bias (g*c,), (g,) before opset 21. Whole groups go, or as many channels of each."""
+    """X (N, g*c, *S); scale and bias (g*c,), (g,) before opset 21. Whole groups go, or as many
+    channels of each.
+    """
     data, result = node.inputs[0], node.outputs[0]
     assert data is not None
     elementwise(data, result, relations)
@@ -63,7 +75,9 @@ def group_norm(node: ir.Node, relations: Relations) -> None:
             mixed.append((index, 0))
         elif value is not None:
             relations.same(value, 0, data, 1)
-    relations.grouped(f"{node.op_type} {node.name}", (groups, width), axes, [(0,), (1,)])
+    relations.grouped(
+        f"{node.op_type} {node.name}", (groups, width), axes, [(0,), (1,)]
+    )
     relations.mix(node, "normalise", *mixed)
 
 
@@ -75,12 +89,22 @@ def fewer_groups(node: ir.Node, surgery: Surgery) -> None:
     if data is None or kept is None:
         return
     width = surgery.before(data)[1] // node.attributes.get_int("num_groups", 1)
-    node.attributes["num_groups"] = ir.AttrInt64("num_groups", len(set((kept // width).tolist())))
+    node.attributes["num_groups"] = ir.AttrInt64(
+        "num_groups", len(set((kept // width).tolist()))
+    )
 
 
 @rule(
-    "ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceLogSumExp", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd",
-    "ReduceSum", "ReduceSumSquare",
+    "ReduceL1",
+    "ReduceL2",
+    "ReduceLogSum",
+    "ReduceLogSumExp",
+    "ReduceMax",
+    "ReduceMean",
+    "ReduceMin",
+    "ReduceProd",
+    "ReduceSum",
+    "ReduceSumSquare",
 )
 def reduction(node: ir.Node, relations: Relations) -> None:
     """Reduced axes are mixed; the others are those of the result."""
@@ -113,11 +137,23 @@ def reduced_axes(node: ir.Node, relations: Relations) -> set[int] | None:
         if given is None:
             return None
     if not given:
-        return set() if node.attributes.get_int("noop_with_empty_axes", 0) else set(range(rank))
+        return (
+            set()
+            if node.attributes.get_int("noop_with_empty_axes", 0)
+            else set(range(rank))
+        )
     return {axis % rank for axis in given}
 
 
-@rule("Softmax", "LogSoftmax", "Hardmax", "LpNormalization", "MeanVarianceNormalization", "CumSum", "CumProd")
+@rule(
+    "Softmax",
+    "LogSoftmax",
+    "Hardmax",
+    "LpNormalization",
+    "MeanVarianceNormalization",
+    "CumSum",
+    "CumProd",
+)
 def along_axis(node: ir.Node, relations: Relations) -> None:
     """Elementwise on all axes but the one it runs along, which stays."""
     data, result = node.inputs[0], node.outputs[0]
@@ -138,6 +174,9 @@ def _run_along(node: ir.Node, rank: int, relations: Relations) -> list[int]:
         return list(range(rank)) if given is None else [given[0] % rank]
     default = -1
     axis = node.attributes.get_int("axis", default)
-    if node.op_type in ("Softmax", "LogSoftmax", "Hardmax") and relations.trace.opset < 13:
+    if (
+        node.op_type in ("Softmax", "LogSoftmax", "Hardmax")
+        and relations.trace.opset < 13
+    ):
         return list(range(node.attributes.get_int("axis", 1) % rank, rank))
     return [axis % rank]

@@ -1,4 +1,6 @@
-"""Quantized tensors: scales and zero points follow the axis that they belong to. Sums of integers stay as they are."""
+"""Quantized tensors: scales and zero points follow the axis that they belong to. Sums of integers
+stay as they are.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,9 @@ from .elementwise import elementwise
 
 @rule("QuantizeLinear", "DequantizeLinear")
 def quantized(node: ir.Node, relations: Relations) -> None:
-    """Scale and zero point: one number, one for each slot of `axis`, or one for each block of `block_size` of them."""
+    """Scale and zero point: one number, one for each slot of `axis`, or one for each block of
+    `block_size` of them.
+    """
     data, result = node.inputs[0], node.outputs[0]
     assert data is not None
     elementwise(data, result, relations)
@@ -35,7 +39,11 @@ def quantized(node: ir.Node, relations: Relations) -> None:
 
 
 INTEGER = (
-    "ConvInteger", "DynamicQuantizeLinear", "MatMulInteger", "QLinearConv", "QLinearMatMul",
+    "ConvInteger",
+    "DynamicQuantizeLinear",
+    "MatMulInteger",
+    "QLinearConv",
+    "QLinearMatMul",
 )
 
 

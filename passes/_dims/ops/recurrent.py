@@ -1,4 +1,6 @@
-"""Recurrent layers: a hidden unit is one row of every gate, one column of the recurrence, one slot of every state."""
+"""Recurrent layers: a hidden unit is one row of every gate, one column of the recurrence, one slot
+of every state.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +13,14 @@ from ..table import mend, rule
 
 GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
 
+
 @rule(*GATES)
 def recurrent(node: ir.Node, relations: Relations) -> None:
-    """X (T, N, C), W (D, g*H, C), R (D, g*H, H), B (D, 2*g*H), P (D, 3*H), states (D, N, H) -> Y (T, D, N, H).
+    """X (T, N, C), W (D, g*H, C), R (D, g*H, H), B (D, 2*g*H), P (D, 3*H), states (D, N, H) -> Y
+    (T, D, N, H).
 
-    With `layout` 1 the batch comes first. Both directions lose the same units: their weights are one tensor.
+    With `layout` 1 the batch comes first. Both directions lose the same units: their weights are
+    one tensor.
     """
     data, weight, recurrence = node.inputs[:3]
     assert data is not None
@@ -39,7 +44,12 @@ def recurrent(node: ir.Node, relations: Relations) -> None:
     relations.mix(node, "contract", (2, 2))
 
 
-def _steps(node: ir.Node, data: ir.Value, states: tuple[ir.Value | None, ...], relations: Relations) -> None:
+def _steps(
+    node: ir.Node,
+    data: ir.Value,
+    states: tuple[ir.Value | None, ...],
+    relations: Relations,
+) -> None:
     """Time runs in order, so it stays; samples are apart from each other."""
     batch_first = node.attributes.get_int("layout", 0)
     time, batch = (1, 0) if batch_first else (0, 1)
@@ -60,4 +70,6 @@ def fewer_units(node: ir.Node, surgery: Surgery) -> None:
     recurrence = node.inputs[2]
     assert recurrence is not None
     if surgery.narrowed(recurrence, 2):
-        node.attributes["hidden_size"] = ir.AttrInt64("hidden_size", surgery.after(recurrence)[2])
+        node.attributes["hidden_size"] = ir.AttrInt64(
+            "hidden_size", surgery.after(recurrence)[2]
+        )

@@ -1,4 +1,6 @@
-"""Rotary embeddings: the two head dimensions of a pair turn together, by one column of the angle tables."""
+"""Rotary embeddings: the two head dimensions of a pair turn together, by one column of the angle
+tables.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,9 @@ def rotary_of_runtime(node: ir.Node, relations: Relations) -> None:
     relations.freeze_all(node.inputs[1], "positions")
 
 
-def _rotate(node: ir.Node, tables: Sequence[ir.Value | None], relations: Relations) -> None:
+def _rotate(
+    node: ir.Node, tables: Sequence[ir.Value | None], relations: Relations
+) -> None:
     data, (cosine, sine) = node.inputs[0], tables
     assert data is not None
     assert cosine is not None
@@ -41,18 +45,34 @@ def _rotate(node: ir.Node, tables: Sequence[ir.Value | None], relations: Relatio
             relations.freeze(value, axis, "positions")
     relations.same(cosine, -1, sine, -1)
     size, last = _head_size(node, shape, turned), (data, len(shape) - 1)
-    interleaved, where = node.attributes.get_int("interleaved", 0), f"{node.op_type} {node.name}"
+    interleaved, where = (
+        node.attributes.get_int("interleaved", 0),
+        f"{node.op_type} {node.name}",
+    )
     if size == turned:
         pairs = (size // 2, 2) if interleaved else (2, size // 2)
         column = 1 if interleaved else 2
-        relations.grouped(where, (shape[-1] // size, *pairs), [(last, (0, 1, 2)), ((cosine, -1), (column,))],
-                          [(0,), (column,)], heads=(0,))
+        relations.grouped(
+            where,
+            (shape[-1] // size, *pairs),
+            [(last, (0, 1, 2)), ((cosine, -1), (column,))],
+            [(0,), (column,)],
+            heads=(0,),
+        )
     elif shape[-1] == size:
         slots = np.arange(turned)
-        relations.link(*last, slots, cosine, -1, slots // 2 if interleaved else slots % (turned // 2))
+        relations.link(
+            *last,
+            slots,
+            cosine,
+            -1,
+            slots // 2 if interleaved else slots % (turned // 2),
+        )
     else:
         relations.freeze(cosine, -1, "some head dimensions turn, others do not")
-        relations.grouped(where, (shape[-1] // size, size), [(last, (0, 1))], [(0,)], heads=(0,))
+        relations.grouped(
+            where, (shape[-1] // size, size), [(last, (0, 1))], [(0,)], heads=(0,)
+        )
 
 
 def _turned(table: Sequence[int]) -> int:
@@ -61,7 +81,9 @@ def _turned(table: Sequence[int]) -> int:
 
 
 def _head_size(node: ir.Node, shape: Sequence[int], turned: int) -> int:
-    """The head size of X (N, h, L, d), or of (N, L, h*d) by its head count; without one all of a head turns."""
+    """The head size of X (N, h, L, d), or of (N, L, h*d) by its head count; without one all of a
+    head turns.
+    """
     heads = node.attributes.get_int("num_heads", 0)
     if len(shape) == 4:
         return shape[-1]
@@ -91,6 +113,9 @@ def _fit(node: ir.Node, cosine: ir.Value | None, surgery: Surgery) -> None:
     left = int((np.unique(kept % size) < turned).sum())
     if not left:
         raise SurgeryError(node, "none of the dimensions that it turns would stay")
-    for name, count in (("num_heads", len(np.unique(kept // size))), ("rotary_embedding_dim", left)):
+    for name, count in (
+        ("num_heads", len(np.unique(kept // size))),
+        ("rotary_embedding_dim", left),
+    ):
         if node.attributes.get_int(name, 0):
             node.attributes[name] = ir.AttrInt64(name, count)

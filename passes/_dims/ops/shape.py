@@ -34,8 +34,11 @@ def reshape(node: ir.Node, relations: Relations) -> None:
         if (left, right) == (starts[0] + 1, starts[1] + 1):
             relations.same(data, left - 1, result, right - 1)
         else:
-            relations.block(f"{node.op_type} {node.name}", [(data, i) for i in range(starts[0], left)],
-                            [(result, i) for i in range(starts[1], right)])
+            relations.block(
+                f"{node.op_type} {node.name}",
+                [(data, i) for i in range(starts[0], left)],
+                [(result, i) for i in range(starts[1], right)],
+            )
 
 
 @rule("Transpose")
@@ -61,11 +64,15 @@ def tile(node: ir.Node, relations: Relations) -> None:
     """Copies along an axis go together."""
     data, result = node.inputs[0], node.outputs[0]
     assert data is not None
-    for axis, (size, total) in enumerate(zip(relations.shape(data) or (), relations.shape(result) or (), strict=True)):
+    for axis, (size, total) in enumerate(
+        zip(relations.shape(data) or (), relations.shape(result) or (), strict=True)
+    ):
         if size == total:
             relations.same(data, axis, result, axis)
         elif size > 1 and total:
-            relations.link(result, axis, np.arange(total), data, axis, np.arange(total) % size)
+            relations.link(
+                result, axis, np.arange(total), data, axis, np.arange(total) % size
+            )
 
 
 @rule("Concat")
@@ -80,7 +87,12 @@ def split(node: ir.Node, relations: Relations) -> None:
     _parts(node.inputs[0], node.outputs, node, relations)
 
 
-def _parts(whole: ir.Value, parts: Sequence[ir.Value | None], node: ir.Node, relations: Relations) -> None:
+def _parts(
+    whole: ir.Value,
+    parts: Sequence[ir.Value | None],
+    node: ir.Node,
+    relations: Relations,
+) -> None:
     """`whole` is its parts one after the other along the node's axis."""
     rank = len(relations.shape(whole) or ())
     cut = node.attributes.get_int("axis", 0) % rank
@@ -91,7 +103,9 @@ def _parts(whole: ir.Value, parts: Sequence[ir.Value | None], node: ir.Node, rel
             if axis != cut:
                 relations.same(whole, axis, value, axis)
         size = (relations.shape(value) or ())[cut]
-        relations.link(whole, cut, offset + np.arange(size), value, cut, np.arange(size))
+        relations.link(
+            whole, cut, offset + np.arange(size), value, cut, np.arange(size)
+        )
         offset += size
 
 
@@ -107,7 +121,9 @@ def split_sizes(node: ir.Node, surgery: Surgery) -> None:
 Ints = Callable[[ir.Value | None], list[int] | None]
 
 
-def _constant_slice(bounds: list[list[int] | None], rank: int) -> dict[int, slice] | None:
+def _constant_slice(
+    bounds: list[list[int] | None], rank: int
+) -> dict[int, slice] | None:
     """By axis, what a Slice with known bounds takes."""
     if any(part is None for part in bounds):
         return None
@@ -118,7 +134,9 @@ def _constant_slice(bounds: list[list[int] | None], rank: int) -> dict[int, slic
 
 
 def _taken(cut: slice, size: int) -> Slots:
-    """The positions that a Slice takes of an axis: ONNX clamps an end below -size, Python would wrap it."""
+    """The positions that a Slice takes of an axis: ONNX clamps an end below -size, Python would
+    wrap it.
+    """
     step = cut.step
     stop = None if step < 0 and cut.stop < -size else cut.stop
     return np.arange(size)[slice(cut.start, stop, step)]
@@ -131,7 +149,9 @@ def _bounds(node: ir.Node, ints: Ints) -> list[list[int] | None]:
 
 @rule("Slice")
 def cut_out(node: ir.Node, relations: Relations) -> None:
-    """Slots that are taken go with those they become; bounds that are computed freeze the axes they cut."""
+    """Slots that are taken go with those they become; bounds that are computed freeze the axes they
+    cut.
+    """
     data, result = node.inputs[0], node.outputs[0]
     assert data is not None
     before, after = relations.shape(data) or (), relations.shape(result) or ()
@@ -154,7 +174,9 @@ def move_bounds(node: ir.Node, surgery: Surgery) -> None:
     assert data is not None
     before = surgery.before(data)
     cuts = _constant_slice(_bounds(node, surgery.old_constants), len(before))
-    if cuts is None or not any(surgery.narrowed(v, axis) for v in (data, result) for axis in cuts):
+    if cuts is None or not any(
+        surgery.narrowed(v, axis) for v in (data, result) for axis in cuts
+    ):
         return
     for axis, cut in list(cuts.items()):
         if not surgery.narrowed(data, axis) and not surgery.narrowed(result, axis):
@@ -167,14 +189,23 @@ def move_bounds(node: ir.Node, surgery: Surgery) -> None:
         else:
             surgery.select(node, 0, axis, now)
             cuts[axis] = slice(0, len(now), 1)
-    for index, part in enumerate(([c.start for c in cuts.values()], [c.stop for c in cuts.values()], list(cuts),
-                                  [c.step for c in cuts.values()]), 1):
+    for index, part in enumerate(
+        (
+            [c.start for c in cuts.values()],
+            [c.stop for c in cuts.values()],
+            list(cuts),
+            [c.step for c in cuts.values()],
+        ),
+        1,
+    ):
         surgery.constant(node, index, part)
 
 
 @rule("Gather")
 def gather(node: ir.Node, relations: Relations) -> None:
-    """Constant indices: slots go with those they become. Computed indices (tokens): the axis stays."""
+    """Constant indices: slots go with those they become. Computed indices (tokens): the axis
+    stays.
+    """
     data, indices, result = node.inputs[0], node.inputs[1], node.outputs[0]
     assert data is not None
     assert indices is not None
@@ -182,7 +213,9 @@ def gather(node: ir.Node, relations: Relations) -> None:
     axis = node.attributes.get_int("axis", 0) % len(before)
     for other in range(len(before)):
         if other != axis:
-            relations.same(data, other, result, other if other < axis else other + len(places) - 1)
+            relations.same(
+                data, other, result, other if other < axis else other + len(places) - 1
+            )
     known = relations.trace.constants(indices)
     if known is None:
         relations.freeze(data, axis, "looked up by computed indices")
@@ -207,7 +240,9 @@ def renumber(node: ir.Node, surgery: Surgery) -> None:
     assert indices is not None
     axis = node.attributes.get_int("axis", 0) % len(surgery.before(data))
     shape = surgery.before(indices)
-    if not surgery.narrowed(data, axis) and not (len(shape) == 1 and surgery.narrowed(result, axis)):
+    if not surgery.narrowed(data, axis) and not (
+        len(shape) == 1 and surgery.narrowed(result, axis)
+    ):
         return
     old = surgery.old_constants(indices)
     if old is None:
@@ -225,7 +260,9 @@ def renumber(node: ir.Node, surgery: Surgery) -> None:
 
 @rule("Pad")
 def pad(node: ir.Node, relations: Relations) -> None:
-    """Padding with a constant makes new slots around the old ones (a ResNet's shortcut of option A)."""
+    """Padding with a constant makes new slots around the old ones (a ResNet's shortcut of option
+    A).
+    """
     data, result = node.inputs[0], node.outputs[0]
     assert data is not None
     before = relations.shape(data) or ()
@@ -263,18 +300,24 @@ def repad(node: ir.Node, surgery: Surgery) -> None:
     assert data is not None
     before = surgery.before(data)
     pads = _pads(node, surgery.old_constants, len(before))
-    if pads is None or not any(surgery.narrowed(v, a) for v in (data, result) for a in range(len(before))):
+    if pads is None or not any(
+        surgery.narrowed(v, a) for v in (data, result) for a in range(len(before))
+    ):
         return
     for axis, size in enumerate(before):
         left, right = pads[axis]
-        if (left, right) == (0, 0) or not (surgery.narrowed(data, axis) or surgery.narrowed(result, axis)):
+        if (left, right) == (0, 0) or not (
+            surgery.narrowed(data, axis) or surgery.narrowed(result, axis)
+        ):
             continue
         out, into = surgery.kept(result, axis), surgery.kept(data, axis)
         out = np.arange(size + left + right) if out is None else out
         into = np.arange(size) if into is None else into
         pads[axis] = (
             int((out < left).sum()) if left >= 0 else -int((into < -left).sum()),
-            int((out >= left + size).sum()) if right >= 0 else -int((into >= size + right).sum()),
+            int((out >= left + size).sum())
+            if right >= 0
+            else -int((into >= size + right).sum()),
         )
     surgery.constant(node, 1, [p[0] for p in pads] + [p[1] for p in pads])
     if len(node.inputs) > 3:
@@ -286,7 +329,9 @@ def depth_to_space(node: ir.Node, relations: Relations) -> None:
     """The blocksize^2 channels that become one go together."""
     data, result = node.inputs[0], node.outputs[0]
     assert data is not None
-    _between_depth_and_space(data, result, node.attributes.get_string("mode", "DCR") == "CRD", relations)
+    _between_depth_and_space(
+        data, result, node.attributes.get_string("mode", "DCR") == "CRD", relations
+    )
 
 
 @rule("SpaceToDepth")
@@ -296,7 +341,9 @@ def space_to_depth(node: ir.Node, relations: Relations) -> None:
     _between_depth_and_space(result, data, False, relations)
 
 
-def _between_depth_and_space(deep: ir.Value, wide: ir.Value, column: bool, relations: Relations) -> None:
+def _between_depth_and_space(
+    deep: ir.Value, wide: ir.Value, column: bool, relations: Relations
+) -> None:
     """Channels of `deep` are (r*r, C), or (C, r*r) in column order, of `wide`."""
     count, channels = (relations.shape(deep) or ())[1], (relations.shape(wide) or ())[1]
     slots = np.arange(count)

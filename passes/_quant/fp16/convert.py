@@ -1,7 +1,9 @@
-"""A whole model in float16, its inputs and outputs float32, with float32 islands where float16 cannot hold the numbers.
+"""A whole model in float16, its inputs and outputs float32, with float32 islands where float16
+cannot hold the numbers.
 
-Nodes are half or single; a Cast stands where a value passes from one to the other, one for each value and direction,
-right behind its producer (so that subgraphs reach it too). Weights are cast when they are written.
+Nodes are half or single; a Cast stands where a value passes from one to the other, one for each
+value and direction, right behind its producer (so that subgraphs reach it too). Weights are cast
+when they are written.
 """
 
 from __future__ import annotations
@@ -32,31 +34,45 @@ HALF, SINGLE = ir.DataType.FLOAT16, ir.DataType.FLOAT
 
 
 def to_half(model: ir.Model, context: Context, names: Names) -> PassOutcome:
-    """Make every node half whose operator, constants and (with data) ranges allow it; the interface stays float32.
+    """Make every node half whose operator, constants and (with data) ranges allow it; the interface
+    stays float32.
 
-    Shapes: unchanged. Stats: `nodes` (count, now float16), `islands` (count of nodes kept float32), `casts` (count of
-    Cast nodes added), `weights` (count, now float16). Function bodies stay as they are.
-    Numbers below 6e-8 become 0 and those below 6.1e-5 lose digits; layers made of such numbers stay float32.
+    Shapes: unchanged. Stats: `nodes` (count, now float16), `islands` (count of nodes kept float32),
+    `casts` (count of Cast nodes added), `weights` (count, now float16). Function bodies stay as
+    they are. Numbers below 6e-8 become 0 and those below 6.1e-5 lose digits; layers made of such
+    numbers stay float32.
     """
     slots, reasons = half_nodes(model, context)
     outcome = PassOutcome(changed=len(slots))
-    outcome.declined = [Declined(label(node), reason) for node, reason in reasons.items()]
+    outcome.declined = [
+        Declined(label(node), reason) for node, reason in reasons.items()
+    ]
     if not slots:
         return outcome
     if context.target in ("cpu", "cpu-vnni"):
-        context.warn("float16", "ONNX Runtime's CPU provider computes in float32 all the same: "
-                                "compress-weights(fp16) makes as small a file and keeps every fused kernel")
+        context.warn(
+            "float16",
+            "ONNX Runtime's CPU provider computes in float32 all the same: "
+            "compress-weights(fp16) makes as small a file and keeps every fused kernel",
+        )
     caster = _Caster(names, slots)
     for graph in list(model.graphs()):
         caster.convert(graph)
     for node, slot in slots.items():
         _retype(node, slot)
     refresh_shapes(model)
-    outcome.stats = {"nodes": len(slots), "islands": len(reasons), "casts": caster.casts, "weights": caster.weights}
+    outcome.stats = {
+        "nodes": len(slots),
+        "islands": len(reasons),
+        "casts": caster.casts,
+        "weights": caster.weights,
+    }
     return outcome
 
 
-def half_nodes(model: ir.Model, context: Context) -> tuple[dict[ir.Node, Slots], Reasons]:
+def half_nodes(
+    model: ir.Model, context: Context
+) -> tuple[dict[ir.Node, Slots], Reasons]:
     """The nodes to make half, and why each other node that touches float32 stays single."""
     slots: dict[ir.Node, Slots] = {}
     reasons: Reasons = {}
@@ -75,7 +91,10 @@ def half_nodes(model: ir.Model, context: Context) -> tuple[dict[ir.Node, Slots],
     if slots and context.has_data():
         reasons |= ranges_out_of_range(model, context, slots)
     elif slots:
-        context.warn("float16", "without data nothing shows which activations overflow: --data keeps those float32")
+        context.warn(
+            "float16",
+            "without data nothing shows which activations overflow: --data keeps those float32",
+        )
     return {n: s for n, s in slots.items() if n not in reasons}, reasons
 
 
@@ -89,7 +108,9 @@ class _Caster:
         self.weights = 0
 
     def convert(self, graph: ir.Graph) -> None:
-        """Handle the values that `graph` owns: its inputs, initializers and the outputs of its nodes."""
+        """Handle the values that `graph` owns: its inputs, initializers and the outputs of its
+        nodes.
+        """
         inserter = Inserter(graph, self.names)
         for value in list(graph.initializers.values()):
             if is_float(value) and is_constant(value):
@@ -109,7 +130,11 @@ class _Caster:
                     self._single(inserter, value)
 
     def _half_uses(self, value: ir.Value) -> list[tuple[ir.Node, int]]:
-        return [(n, i) for n, i in value.uses() if n in self.slots and i in self.slots[n].inputs]
+        return [
+            (n, i)
+            for n, i in value.uses()
+            if n in self.slots and i in self.slots[n].inputs
+        ]
 
     def _constant(self, inserter: Inserter, value: ir.Value) -> None:
         uses = self._half_uses(value)
@@ -134,7 +159,9 @@ class _Caster:
                 node.replace_input_with(index, cast)
 
     def _half(self, inserter: Inserter, value: ir.Value) -> None:
-        """A value that is made in float16: single users and the graph's outputs read a Cast of it."""
+        """A value that is made in float16: single users and the graph's outputs read a Cast of
+        it.
+        """
         half = set(self._half_uses(value))
         others = [(n, i) for n, i in value.uses() if (n, i) not in half]
         name, is_output = value.name or "value", value.is_graph_output()
@@ -148,7 +175,9 @@ class _Caster:
                 self._become_output(inserter.graph, value, cast, name)
         value.type = ir.TensorType(HALF)
 
-    def _become_output(self, graph: ir.Graph, value: ir.Value, cast: ir.Value, name: str) -> None:
+    def _become_output(
+        self, graph: ir.Graph, value: ir.Value, cast: ir.Value, name: str
+    ) -> None:
         """`cast` is the graph's output now, under the old name and with what was said of it."""
         cast.name, cast.doc_string = name, value.doc_string
         cast.metadata_props.update(value.metadata_props)
@@ -156,7 +185,9 @@ class _Caster:
             if output is value:
                 graph.outputs[index] = cast
 
-    def _cast(self, inserter: Inserter, value: ir.Value, dtype: ir.DataType) -> ir.Value:
+    def _cast(
+        self, inserter: Inserter, value: ir.Value, dtype: ir.DataType
+    ) -> ir.Value:
         shape = None if value.shape is None else value.shape.copy()
         node = inserter.node("Cast", [value], "cast", dtype, shape, {"to": int(dtype)})
         inserter.place_after(value, [node])
@@ -177,4 +208,6 @@ def _retype(node: ir.Node, slot: Slots) -> None:
     elif node.op_type == "ConstantOfShape":
         given = node.attributes.get("value")
         value = np.zeros(1, np.float32) if given is None else given.as_tensor().numpy()
-        node.attributes["value"] = ir.AttrTensor("value", ir.Tensor(value.astype(np.float16)))
+        node.attributes["value"] = ir.AttrTensor(
+            "value", ir.Tensor(value.astype(np.float16))
+        )

@@ -1,4 +1,6 @@
-"""Rules for elementwise ops that change nothing, and for pairs of ops of which one does the work of both."""
+"""Rules for elementwise ops that change nothing, and for pairs of ops of which one does the work of
+both.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,9 @@ import onnx_ir as ir
 from ..._core.edit import Edit, array_of, dims_of, ints_of, used_once
 
 IDEMPOTENT = frozenset({"Relu", "Abs", "Ceil", "Floor", "Round", "Sign"})
-NOT_NEGATIVE = frozenset({"Abs", "Sigmoid", "Softmax", "Exp", "Sqrt", "Softplus", "HardSigmoid", "Relu"})
+NOT_NEGATIVE = frozenset(
+    {"Abs", "Sigmoid", "Softmax", "Exp", "Sqrt", "Softplus", "HardSigmoid", "Relu"}
+)
 INVOLUTIONS = frozenset({"Neg", "Not", "BitwiseNot"})
 
 
@@ -32,7 +36,9 @@ def dropout(node: ir.Node, edit: Edit) -> bool:
 
 
 def neutral(element: float, sides: tuple[int, ...]) -> Callable[[ir.Node, Edit], bool]:
-    """x op c = x where every element of c is neutral and c does not widen x. Also takes -0.0 + 0.0 = 0.0 for -0.0."""
+    """X op c = x where every element of c is neutral and c does not widen x. Also takes -0.0 + 0.0
+    = 0.0 for -0.0.
+    """
 
     def rule(node: ir.Node, edit: Edit) -> bool:
         for side in sides:
@@ -48,13 +54,17 @@ def neutral(element: float, sides: tuple[int, ...]) -> Callable[[ir.Node, Edit],
 
 
 def _keeps_shape(value: ir.Value, operand: tuple[int, ...]) -> bool:
-    """Whether broadcasting `value` with a tensor of shape `operand` gives the shape of `value` in every run."""
+    """Whether broadcasting `value` with a tensor of shape `operand` gives the shape of `value` in
+    every run.
+    """
     if operand == ():
         return True
     dims = dims_of(value)
     if dims is None or len(operand) > len(dims):
         return False
-    return all(size in (1, dim) for size, dim in zip(operand[::-1], dims[::-1], strict=False))
+    return all(
+        size in (1, dim) for size, dim in zip(operand[::-1], dims[::-1], strict=False)
+    )
 
 
 def one_input(node: ir.Node, edit: Edit) -> bool:
@@ -69,13 +79,17 @@ def repeated(node: ir.Node, edit: Edit) -> bool:
     if inner is None or inner.domain != "":
         return False
     same = inner.op_type == node.op_type and node.op_type in IDEMPOTENT
-    return (same or (node.op_type == "Relu" and _not_negative(inner))) and identity(node, edit)
+    return (same or (node.op_type == "Relu" and _not_negative(inner))) and identity(
+        node, edit
+    )
 
 
 def _not_negative(node: ir.Node) -> bool:
     if node.op_type == "Clip":
         low = array_of(node.inputs[1]) if len(node.inputs) > 1 else None
-        return (low is not None and low.size == 1 and bool(low >= 0)) or node.attributes.get_float("min", -1.0) >= 0
+        return (
+            low is not None and low.size == 1 and bool(low >= 0)
+        ) or node.attributes.get_float("min", -1.0) >= 0
     return node.op_type in NOT_NEGATIVE
 
 
@@ -83,16 +97,29 @@ def involution(node: ir.Node, edit: Edit) -> bool:
     """Neg(Neg(x)) = x, Not(Not(x)) = x."""
     source = node.inputs[0]
     inner = source.producer() if source is not None else None
-    if inner is None or inner.op_type != node.op_type or inner.domain != "" or inner.inputs[0] is None:
+    if (
+        inner is None
+        or inner.op_type != node.op_type
+        or inner.domain != ""
+        or inner.inputs[0] is None
+    ):
         return False
     return edit.bypass(node, inner.inputs[0])
 
 
 def clip_clip(node: ir.Node, edit: Edit) -> bool:
-    """Clip(Clip(x, a, b), c, d) = Clip(x, max(a, c), min(b, d)) where the intervals meet; opset 11 and newer."""
+    """Clip(Clip(x, a, b), c, d) = Clip(x, max(a, c), min(b, d)) where the intervals meet; opset 11
+    and newer.
+    """
     source = node.inputs[0]
     inner = source.producer() if source is not None else None
-    if source is None or inner is None or inner.op_type != "Clip" or inner.domain != "" or edit.opset < 11:
+    if (
+        source is None
+        or inner is None
+        or inner.op_type != "Clip"
+        or inner.domain != ""
+        or edit.opset < 11
+    ):
         return False
     if not used_once(source):
         return False
@@ -124,7 +151,9 @@ def _bounds(node: ir.Node) -> tuple[float | None, float | None] | None:
     return found[0], found[1]
 
 
-def _set_bound(node: ir.Node, inner: ir.Node, index: int, wanted: float, edit: Edit) -> None:
+def _set_bound(
+    node: ir.Node, inner: ir.Node, index: int, wanted: float, edit: Edit
+) -> None:
     for source in (node, inner):
         value = source.inputs[index] if index < len(source.inputs) else None
         array = array_of(value)
@@ -136,5 +165,7 @@ def _set_bound(node: ir.Node, inner: ir.Node, index: int, wanted: float, edit: E
 
 def pad_nothing(node: ir.Node, edit: Edit) -> bool:
     """Pad by zero on every side."""
-    pads = list(node.attributes.get_ints("pads", [])) or (ints_of(node.inputs[1]) if len(node.inputs) > 1 else None)
+    pads = list(node.attributes.get_ints("pads", [])) or (
+        ints_of(node.inputs[1]) if len(node.inputs) > 1 else None
+    )
     return bool(pads) and not np.any(pads) and identity(node, edit)

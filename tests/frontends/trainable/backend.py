@@ -13,31 +13,142 @@ import torch
 from onnx_opt.frontends.trainable import to_torch
 from onnx_opt.frontends.trainable._reference import to_numpy
 
-KINDS = frozenset({
-    "OnnxBackendNodeModelTest", "OnnxBackendPyTorchConvertedModelTest", "OnnxBackendPyTorchOperatorModelTest",
-    "OnnxBackendSimpleModelTest",
-})
+KINDS = frozenset(
+    {
+        "OnnxBackendNodeModelTest",
+        "OnnxBackendPyTorchConvertedModelTest",
+        "OnnxBackendPyTorchOperatorModelTest",
+        "OnnxBackendSimpleModelTest",
+    }
+)
 """All of the suite but the models that it would download."""
 
-NETWORK_OPS = frozenset({
-    "Abs", "Add", "AffineGrid", "Attention", "AveragePool", "BatchNormalization", "CausalConvWithState", "Celu",
-    "Clip", "Col2Im", "Concat", "Conv", "ConvTranspose", "Cos", "CumSum", "DeformConv", "DepthToSpace",
-    "DequantizeLinear", "Div", "Dropout", "Einsum", "Elu", "Erf", "Exp", "Expand", "Flatten", "GRU", "Gather",
-    "GatherElements", "GatherND", "Gelu", "Gemm", "GlobalAveragePool", "GlobalLpPool", "GlobalMaxPool",
-    "GridSample", "GroupNormalization", "HardSigmoid", "HardSwish", "Identity", "InstanceNormalization", "LRN",
-    "LSTM", "LayerNormalization", "LeakyRelu", "LinearAttention", "Log", "LogSoftmax", "LpNormalization",
-    "LpPool", "MatMul", "Max", "MaxPool", "MaxUnpool", "Mean", "MeanVarianceNormalization", "Min", "Mish", "Mul",
-    "Neg", "NegativeLogLikelihoodLoss", "PRelu", "Pad", "Pow", "RMSNormalization", "RNN", "Reciprocal",
-    "ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceLogSumExp", "ReduceMax", "ReduceMean", "ReduceMin",
-    "ReduceProd", "ReduceSum", "ReduceSumSquare", "Relu", "Reshape", "Resize", "RoiAlign", "RotaryEmbedding",
-    "STFT", "ScatterElements", "ScatterND", "Selu", "Shrink", "Sigmoid", "Sin", "Slice", "Softmax",
-    "SoftmaxCrossEntropyLoss", "Softplus", "Softsign", "SpaceToDepth", "Split", "Sqrt", "Squeeze", "Sub", "Sum",
-    "SwiGLU", "Swish", "Tanh", "TensorScatter", "ThresholdedRelu", "Tile", "TopK", "Transpose", "Trilu",
-    "Unsqueeze", "Upsample", "Where",
-})
-"""Ops through which networks train; their cases of one node with float outputs are counted apart."""
+NETWORK_OPS = frozenset(
+    {
+        "Abs",
+        "Add",
+        "AffineGrid",
+        "Attention",
+        "AveragePool",
+        "BatchNormalization",
+        "CausalConvWithState",
+        "Celu",
+        "Clip",
+        "Col2Im",
+        "Concat",
+        "Conv",
+        "ConvTranspose",
+        "Cos",
+        "CumSum",
+        "DeformConv",
+        "DepthToSpace",
+        "DequantizeLinear",
+        "Div",
+        "Dropout",
+        "Einsum",
+        "Elu",
+        "Erf",
+        "Exp",
+        "Expand",
+        "Flatten",
+        "GRU",
+        "Gather",
+        "GatherElements",
+        "GatherND",
+        "Gelu",
+        "Gemm",
+        "GlobalAveragePool",
+        "GlobalLpPool",
+        "GlobalMaxPool",
+        "GridSample",
+        "GroupNormalization",
+        "HardSigmoid",
+        "HardSwish",
+        "Identity",
+        "InstanceNormalization",
+        "LRN",
+        "LSTM",
+        "LayerNormalization",
+        "LeakyRelu",
+        "LinearAttention",
+        "Log",
+        "LogSoftmax",
+        "LpNormalization",
+        "LpPool",
+        "MatMul",
+        "Max",
+        "MaxPool",
+        "MaxUnpool",
+        "Mean",
+        "MeanVarianceNormalization",
+        "Min",
+        "Mish",
+        "Mul",
+        "Neg",
+        "NegativeLogLikelihoodLoss",
+        "PRelu",
+        "Pad",
+        "Pow",
+        "RMSNormalization",
+        "RNN",
+        "Reciprocal",
+        "ReduceL1",
+        "ReduceL2",
+        "ReduceLogSum",
+        "ReduceLogSumExp",
+        "ReduceMax",
+        "ReduceMean",
+        "ReduceMin",
+        "ReduceProd",
+        "ReduceSum",
+        "ReduceSumSquare",
+        "Relu",
+        "Reshape",
+        "Resize",
+        "RoiAlign",
+        "RotaryEmbedding",
+        "STFT",
+        "ScatterElements",
+        "ScatterND",
+        "Selu",
+        "Shrink",
+        "Sigmoid",
+        "Sin",
+        "Slice",
+        "Softmax",
+        "SoftmaxCrossEntropyLoss",
+        "Softplus",
+        "Softsign",
+        "SpaceToDepth",
+        "Split",
+        "Sqrt",
+        "Squeeze",
+        "Sub",
+        "Sum",
+        "SwiGLU",
+        "Swish",
+        "Tanh",
+        "TensorScatter",
+        "ThresholdedRelu",
+        "Tile",
+        "TopK",
+        "Transpose",
+        "Trilu",
+        "Unsqueeze",
+        "Upsample",
+        "Where",
+    }
+)
+"""Ops through which networks train; their cases of one node with float outputs are counted
+apart.
+"""
 
-FLOATS = {onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16}
+FLOATS = {
+    onnx.TensorProto.FLOAT,
+    onnx.TensorProto.DOUBLE,
+    onnx.TensorProto.FLOAT16,
+    onnx.TensorProto.BFLOAT16,
+}
 
 
 class TorchModel(onnx.backend.base.BackendRep):
@@ -51,7 +162,12 @@ class TorchModel(onnx.backend.base.BackendRep):
         with torch.no_grad():
             outputs = self.module(*inputs)
         outputs = (outputs,) if len(self.module.provenance.outputs) == 1 else outputs
-        return [_bare(to_numpy(o, d)) for o, d in zip(outputs, self.module.provenance.outputs.values(), strict=True)]
+        return [
+            _bare(to_numpy(o, d))
+            for o, d in zip(
+                outputs, self.module.provenance.outputs.values(), strict=True
+            )
+        ]
 
 
 def _bare(value):
@@ -59,7 +175,9 @@ def _bare(value):
 
 
 class TorchBackend(onnx.backend.base.Backend):
-    """`onnx.backend.test` calls `prepare` for every case; what it made last is kept for the count."""
+    """`onnx.backend.test` calls `prepare` for every case; what it made last is kept for the
+    count.
+    """
 
     proto = None
     model = None
@@ -77,7 +195,9 @@ class TorchBackend(onnx.backend.base.Backend):
 
 @dataclass
 class Count:
-    """Cases of the suite: names that passed; failed names with the reason; how many there are of some kinds."""
+    """Cases of the suite: names that passed; failed names with the reason; how many there are of
+    some kinds.
+    """
 
     passed: list[str] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
@@ -101,7 +221,9 @@ class Outcomes(unittest.TestResult):
 
     def addError(self, test, err):  # noqa: N802 - unittest's name
         text = str(err[1]).strip().splitlines() or [""]
-        self.count.failed[_case(test)] = f"{err[0].__name__}: {' '.join(text[:6])[:160]}"
+        self.count.failed[_case(test)] = (
+            f"{err[0].__name__}: {' '.join(text[:6])[:160]}"
+        )
         self.count.network += _of_network(TorchBackend.proto)
 
     addFailure = addError  # noqa: N815 - unittest's name
@@ -114,7 +236,9 @@ def _case(test):
 def _of_network(proto):
     nodes, outputs = proto.graph.node, proto.graph.output
     single = len(nodes) == 1 and nodes[0].op_type in NETWORK_OPS
-    return single and all(output.type.tensor_type.elem_type in FLOATS for output in outputs)
+    return single and all(
+        output.type.tensor_type.elem_type in FLOATS for output in outputs
+    )
 
 
 def run_suite(pattern=None):

@@ -13,7 +13,8 @@ repeated (float[2, 3] x, int64 turns) => (float[2, 3] last, float[n, 2, 3] all)
 <float[3, 3] w = {0.5, 0, 0.1, 0, 0.5, 0, 0.2, 0, 0.5}, bool true = {1}>
 {
     last, all = Loop (turns, true, x) <
-        body = body (int64 i, bool going, float[2, 3] s) => (bool again, float[2, 3] t, float[2, 3] scan) {
+        body = body (int64 i, bool going, float[2, 3] s) => (bool again, float[2, 3] t, float[2,
+            3] scan) {
             again = Identity (going)
             m = MatMul (s, w)
             f = Cast <to = 1> (i)
@@ -110,12 +111,15 @@ def test_functions_are_inlined_with_their_attributes():
     assert torch.allclose(module(x), x @ module.w @ module.w * 0.125, atol=1e-6)
 
 
-@pytest.mark.parametrize(("text", "feeds"), [
-    (LOOP, {"x": normal(2, 3), "turns": np.array(3)}),
-    (SCAN, {"x": normal(4, 2), "start": normal(2)}),
-    (FUNCTION, {"x": normal(2, 4)}),
-    (IF, {"flag": np.array(True), "x": normal(3, 4)}),
-])
+@pytest.mark.parametrize(
+    ("text", "feeds"),
+    [
+        (LOOP, {"x": normal(2, 3), "turns": np.array(3)}),
+        (SCAN, {"x": normal(4, 2), "start": normal(2)}),
+        (FUNCTION, {"x": normal(2, 4)}),
+        (IF, {"flag": np.array(True), "x": normal(3, 4)}),
+    ],
+)
 def test_gradients_pass_through_control_flow(text, feeds):
     names = {"w"} if "flag" in feeds else None
     assert gradient_error(text, feeds, names) < 1e-6
@@ -134,8 +138,13 @@ def test_differentiable_models_have_no_cuts():
 
 def test_cuts_name_the_node_the_reason_and_the_outputs_behind():
     module = to_torch(ir_model(TAIL))
-    cuts = {(cut.node.split()[0], cut.outputs): cut.reason for cut in module.provenance.cuts}
-    assert cuts == {("ArgMax", ("best",)): "it has no gradient", ("Round", ("rounded",)): "it has no gradient"}
+    cuts = {
+        (cut.node.split()[0], cut.outputs): cut.reason for cut in module.provenance.cuts
+    }
+    assert cuts == {
+        ("ArgMax", ("best",)): "it has no gradient",
+        ("Round", ("rounded",)): "it has no gradient",
+    }
     feeds = {"x": normal(3, 8)}
     assert difference(module, feeds) < 1e-6
     module.run(feeds)["y"].sum().backward()
@@ -155,8 +164,10 @@ def test_values_are_freed_after_their_last_use():
 
 BOXES = """
 <ir_version: 10, opset_import: ["" : 21]>
-boxes (float[1, 3, 4] x, string[2] words) => (float[1, 3, 4] moved, int64[n, 3] kept, string[2] lower)
-<float[4] shift = {0, 0, 1, 1}, float[1, 1, 3] scores = {0.9, 0.8, 0.7}, int64 most = {3}, float overlap = {0.5}>
+boxes (float[1, 3, 4] x, string[2] words) => (float[1, 3, 4] moved, int64[n, 3] kept,
+    string[2] lower)
+<float[4] shift = {0, 0, 1, 1}, float[1, 1, 3] scores = {0.9, 0.8, 0.7}, int64 most = {3},
+    float overlap = {0.5}>
 {
     moved = Add (x, shift)
     kept = NonMaxSuppression (moved, scores, most, overlap)
@@ -167,7 +178,7 @@ boxes (float[1, 3, 4] x, string[2] words) => (float[1, 3, 4] moved, int64[n, 3] 
 
 def test_tails_that_torch_cannot_run_are_run_detached():
     module = to_torch(ir_model(BOXES))
-    cut, = module.provenance.cuts
+    (cut,) = module.provenance.cuts
     assert (cut.node, cut.outputs) == ("NonMaxSuppression kept", ("kept",))
     assert cut.reason == "it has no gradient"
     assert module.provenance.detached == ["StringNormalizer lower"]

@@ -5,7 +5,10 @@ import torch
 from onnx_opt.frontends.trainable import to_torch
 from torch import nn
 
-pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # the exporter warns about itself
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore"),
+]  # the exporter warns about itself
 
 
 class Residual(nn.Module):
@@ -30,7 +33,9 @@ class Encoder(nn.Module):
         super().__init__()
         self.embed = nn.Embedding(50, 16)
         self.place = nn.Parameter(torch.randn(12, 16))
-        self.layer = nn.TransformerEncoderLayer(16, 4, 32, batch_first=True, activation="gelu")
+        self.layer = nn.TransformerEncoderLayer(
+            16, 4, 32, batch_first=True, activation="gelu"
+        )
 
     def forward(self, tokens):
         x = self.embed(tokens) + self.place[: tokens.shape[1]]
@@ -50,9 +55,15 @@ class Recurrent(nn.Module):
 
 
 CASES = {
-    "residual": (Residual, torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))),
+    "residual": (
+        Residual,
+        torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(0)),
+    ),
     "encoder": (Encoder, torch.arange(24).reshape(2, 12) * 7 % 50),
-    "recurrent": (Recurrent, torch.randn(5, 2, 6, generator=torch.Generator().manual_seed(0))),
+    "recurrent": (
+        Recurrent,
+        torch.randn(5, 2, 6, generator=torch.Generator().manual_seed(0)),
+    ),
 }
 
 
@@ -61,17 +72,26 @@ def test_gradients_are_those_of_the_module_that_was_exported(name):
     torch.manual_seed(0)
     make, x = CASES[name]
     original = make().eval()
-    program = torch.onnx.export(original, (x,), dynamo=True, optimize=False, verbose=False)
+    program = torch.onnx.export(
+        original, (x,), dynamo=True, optimize=False, verbose=False
+    )
     ours = to_torch(program.model)
     expected, got = original(x), ours(x)
     assert float((expected - got).detach().abs().max()) < 1e-5
     for output in (expected, got):
-        (output * torch.linspace(-1, 1, output.numel()).reshape(output.shape)).sum().backward()
-    given = {origin.name: ours.get_parameter(key).grad for key, origin in ours.origins.items()}
+        (
+            output * torch.linspace(-1, 1, output.numel()).reshape(output.shape)
+        ).sum().backward()
+    given = {
+        origin.name: ours.get_parameter(key).grad
+        for key, origin in ours.origins.items()
+    }
     checked = 0
     for key, parameter in original.named_parameters():
         if key in given:
-            error = (given[key] - parameter.grad).norm() / parameter.grad.norm().clamp(min=1e-6)
+            error = (given[key] - parameter.grad).norm() / parameter.grad.norm().clamp(
+                min=1e-6
+            )
             assert float(error) <= 1e-5, key
             checked += 1
     assert checked == len(list(original.parameters()))

@@ -1,4 +1,6 @@
-"""Gradients of parameters against central differences, an op family at a time; and against a hand-written module."""
+"""Gradients of parameters against central differences, an op family at a time; and against a
+hand-written module.
+"""
 
 import os
 import statistics
@@ -13,58 +15,125 @@ from onnx_opt.frontends.trainable import to_torch
 from torch.nn import functional as F  # noqa: N812 - torch's own convention
 from trainable_models import difference, gradient_error, ir_model, normal
 
-DATA = Path(os.environ.get("ONNX_OPT_DATA", Path(__file__).resolve().parents[4] / "shared" / "data"))
+DATA = Path(
+    os.environ.get(
+        "ONNX_OPT_DATA", Path(__file__).resolve().parents[4] / "shared" / "data"
+    )
+)
 
 HEAD = '<ir_version: 10, opset_import: ["" : 21]>\n'
 
 NETS = {
-    "conv": ("""net (float[2, 4, 7, 6] x) => (float[a, b, c, d] y) <float[6, 2, 3, 3] k, float[6] b>
-        { y = Conv <group = 2, pads = [1, 0, 2, 1], strides = [2, 1], dilations = [1, 2]> (x, k, b) }""", (2, 4, 7, 6)),
-    "same": ("""net (float[2, 4, 7, 6] x) => (float[a, b, c, d] y) <float[3, 4, 4, 3] k>
-        { y = Conv <auto_pad = "SAME_LOWER", strides = [2, 2]> (x, k) }""", (2, 4, 7, 6)),
-    "transposed": ("""net (float[1, 4, 5, 5] x) => (float[a, b, c, d] y) <float[4, 3, 3, 3] k, float[6] b>
-        { y = ConvTranspose <group = 2, strides = [2, 2], pads = [1, 0, 0, 1], output_padding = [1, 1]> (x, k, b) }""",
-        (1, 4, 5, 5)),
-    "norms": ("""net (float[2, 4, 5, 3] x) => (float[a, b, c, d] y)
-        <float[4] s, float[4] t, float[4] m, float[4] v = {1, 2, 3, 4}, float[3] g, float[3] h, float[4] i, float[4] j>
+    "conv": (
+        """net (float[2, 4, 7, 6] x) => (float[a, b, c, d] y) <float[6, 2, 3, 3] k, float[6] b>
+        { y = Conv <group = 2, pads = [1, 0, 2, 1], strides = [2, 1], dilations = [1, 2]> (x, k,
+            b) }""",
+        (2, 4, 7, 6),
+    ),
+    "same": (
+        """net (float[2, 4, 7, 6] x) => (float[a, b, c, d] y) <float[3, 4, 4, 3] k>
+        { y = Conv <auto_pad = "SAME_LOWER", strides = [2, 2]> (x, k) }""",
+        (2, 4, 7, 6),
+    ),
+    "transposed": (
+        """net (float[1, 4, 5, 5] x) => (float[a, b, c, d] y) <float[4, 3, 3, 3] k, float[6] b>
+        { y = ConvTranspose <group = 2, strides = [2, 2], pads = [1, 0, 0, 1],
+            output_padding = [1, 1]> (x, k, b) }""",
+        (1, 4, 5, 5),
+    ),
+    "norms": (
+        """net (float[2, 4, 5, 3] x) => (float[a, b, c, d] y)
+        <float[4] s, float[4] t, float[4] m, float[4] v = {1, 2, 3, 4}, float[3] g, float[3] h,
+            float[4] i, float[4] j>
         { n = BatchNormalization (x, s, t, m, v) l = LayerNormalization (n, g, h)
-          y = GroupNormalization <num_groups = 2> (l, i, j) }""", (2, 4, 5, 3)),
-    "pools": ("""net (float[2, 4, 6, 6] x) => (float[a, b, c, d] y) <float[4, 4, 1, 1] k>
+          y = GroupNormalization <num_groups = 2> (l, i, j) }""",
+        (2, 4, 5, 3),
+    ),
+    "pools": (
+        """net (float[2, 4, 6, 6] x) => (float[a, b, c, d] y) <float[4, 4, 1, 1] k>
         { c = Conv (x, k) m = MaxPool <kernel_shape = [3, 3], pads = [1, 1, 1, 1]> (c)
-          y = AveragePool <kernel_shape = [2, 2], strides = [2, 2], ceil_mode = 1> (m) }""", (2, 4, 6, 6)),
-    "activations": ("""net (float[3, 5] x) => (float[a, b] y) <float[5, 5] w, float[5] slope>
+          y = AveragePool <kernel_shape = [2, 2], strides = [2, 2], ceil_mode = 1> (m) }""",
+        (2, 4, 6, 6),
+    ),
+    "activations": (
+        """net (float[3, 5] x) => (float[a, b] y) <float[5, 5] w, float[5] slope>
         { h = MatMul (x, w) p = PRelu (h, slope) g = Gelu (p) s = HardSwish (g) t = Tanh (s) e = Elu (t)
-          l = Softplus (e) y = Softmax (l) }""", (3, 5)),
-    "shapes": ("""net (float[2, 3, 4] x) => (float[a, b] y)
-        <float[1, 3, 4] w, int64[2] flat = {2, -1}, int64[1] one = {1}, int64[1] end = {-9}, int64[1] start = {-1},
-         int64[1] back = {-1}, int64[1] axis = {2}, int64[6] pads = {0, 1, 0, 0, 0, 2}, int64[3] idx = {2, 0, -1}>
+          l = Softplus (e) y = Softmax (l) }""",
+        (3, 5),
+    ),
+    "shapes": (
+        """net (float[2, 3, 4] x) => (float[a, b] y)
+        <float[1, 3, 4] w, int64[2] flat = {2, -1}, int64[1] one = {1}, int64[1] end = {-9},
+            int64[1] start = {-1},
+         int64[1] back = {-1}, int64[1] axis = {2}, int64[6] pads = {0, 1, 0, 0, 0, 2},
+             int64[3] idx = {2, 0, -1}>
         { m = Mul (x, w) r = Slice (m, start, end, axis, back) p = Pad <mode = "reflect"> (r, pads)
-          g = Gather <axis = 1> (p, idx) t = Transpose <perm = [0, 2, 1]> (g) y = Reshape (t, flat) }""", (2, 3, 4)),
-    "reductions": ("""net (float[3, 4] x) => (float[a] y) <float[4, 4] w, int64[1] axis = {1}>
+          g = Gather <axis = 1> (p, idx) t = Transpose <perm = [0, 2, 1]> (g) y = Reshape (t,
+              flat) }""",
+        (2, 3, 4),
+    ),
+    "reductions": (
+        """net (float[3, 4] x) => (float[a] y) <float[4, 4] w, int64[1] axis = {1}>
         { h = MatMul (x, w) a = ReduceL2 <keepdims = 0> (h, axis) b = ReduceLogSumExp <keepdims = 0> (h, axis)
           c = ReduceProd <keepdims = 0> (h, axis) d = ReduceMax <keepdims = 0> (h, axis)
-          y = Sum (a, b, c, d) }""", (3, 4)),
-    "resize": ("""net (float[1, 2, 4, 4] x) => (float[a, b, c, d] y)
+          y = Sum (a, b, c, d) }""",
+        (3, 4),
+    ),
+    "resize": (
+        """net (float[1, 2, 4, 4] x) => (float[a, b, c, d] y)
         <float[2, 2, 1, 1] k, float[4] s = {1, 1, 1.7, 0.6}>
-        { h = Conv (x, k) y = Resize <mode = "cubic", antialias = 1> (h, , s) }""", (1, 2, 4, 4)),
-    "attention": ("""net (float[2, 4, 6] x) => (float[a, b, c] y) <float[6, 6] q, float[6, 6] k, float[6, 6] v>
+        { h = Conv (x, k) y = Resize <mode = "cubic", antialias = 1> (h, , s) }""",
+        (1, 2, 4, 4),
+    ),
+    "attention": (
+        """net (float[2, 4, 6] x) => (float[a, b, c] y) <float[6, 6] q, float[6, 6] k, float[6,
+            6] v>
         { a = MatMul (x, q) b = MatMul (x, k) c = MatMul (x, v) t = Transpose <perm = [0, 2, 1]> (b)
-          s = MatMul (a, t) p = Softmax (s) y = MatMul (p, c) }""", (2, 4, 6)),
-    "einsum": ("""net (float[2, 3, 4] x) => (float[a, b, c] y) <float[4, 5] w>
-        { y = Einsum <equation = "bij,jk->bki"> (x, w) }""", (2, 3, 4)),
-    "lstm": ("""net (float[4, 2, 3] x) => (float[a, b, c, d] y) <float[2, 8, 3] w, float[2, 8, 2] r, float[2, 16] b>
-        { y = LSTM <hidden_size = 2, direction = "bidirectional"> (x, w, r, b) }""", (4, 2, 3)),
-    "peephole": ("""net (float[4, 2, 3] x) => (float[a, b, c, d] y)
+          s = MatMul (a, t) p = Softmax (s) y = MatMul (p, c) }""",
+        (2, 4, 6),
+    ),
+    "einsum": (
+        """net (float[2, 3, 4] x) => (float[a, b, c] y) <float[4, 5] w>
+        { y = Einsum <equation = "bij,jk->bki"> (x, w) }""",
+        (2, 3, 4),
+    ),
+    "lstm": (
+        """net (float[4, 2, 3] x) => (float[a, b, c, d] y) <float[2, 8, 3] w, float[2, 8, 2] r,
+            float[2, 16] b>
+        { y = LSTM <hidden_size = 2, direction = "bidirectional"> (x, w, r, b) }""",
+        (4, 2, 3),
+    ),
+    "peephole": (
+        """net (float[4, 2, 3] x) => (float[a, b, c, d] y)
         <float[1, 8, 3] w, float[1, 8, 2] r, float[1, 16] b, float[1, 6] p>
-        { y = LSTM <hidden_size = 2> (x, w, r, b, , , , p) }""", (4, 2, 3)),
-    "gru": ("""net (float[4, 2, 3] x) => (float[a, b, c, d] y) <float[1, 6, 3] w, float[1, 6, 2] r, float[1, 12] b>
-        { y = GRU <hidden_size = 2, linear_before_reset = 1, direction = "reverse"> (x, w, r, b) }""", (4, 2, 3)),
-    "gru_reset_first": ("""net (float[4, 2, 3] x) => (float[a, b, c, d] y) <float[1, 6, 3] w, float[1, 6, 2] r>
-        { y = GRU <hidden_size = 2> (x, w, r) }""", (4, 2, 3)),
-    "rnn": ("""net (float[4, 2, 3] x) => (float[a, b, c, d] y) <float[1, 2, 3] w, float[1, 2, 2] r, float[1, 4] b>
-        { y = RNN <hidden_size = 2, activations = ["Affine"], activation_alpha = [0.5]> (x, w, r, b) }""", (4, 2, 3)),
-    "scatter": ("""net (float[3, 4] x) => (float[a, b] y) <float[2, 4] u, int64[2, 1] rows = {2, 0}, float[4, 4] w>
-        { h = MatMul (x, w) y = ScatterND <reduction = "add"> (h, rows, u) }""", (3, 4)),
+        { y = LSTM <hidden_size = 2> (x, w, r, b, , , , p) }""",
+        (4, 2, 3),
+    ),
+    "gru": (
+        """net (float[4, 2, 3] x) => (float[a, b, c, d] y) <float[1, 6, 3] w, float[1, 6, 2] r,
+            float[1, 12] b>
+        { y = GRU <hidden_size = 2, linear_before_reset = 1, direction = "reverse"> (x, w, r,
+            b) }""",
+        (4, 2, 3),
+    ),
+    "gru_reset_first": (
+        """net (float[4, 2, 3] x) => (float[a, b, c, d] y) <float[1, 6, 3] w, float[1, 6, 2] r>
+        { y = GRU <hidden_size = 2> (x, w, r) }""",
+        (4, 2, 3),
+    ),
+    "rnn": (
+        """net (float[4, 2, 3] x) => (float[a, b, c, d] y) <float[1, 2, 3] w, float[1, 2, 2] r,
+            float[1, 4] b>
+        { y = RNN <hidden_size = 2, activations = ["Affine"], activation_alpha = [0.5]> (x, w,
+            r, b) }""",
+        (4, 2, 3),
+    ),
+    "scatter": (
+        """net (float[3, 4] x) => (float[a, b] y) <float[2, 4] u, int64[2, 1] rows = {2, 0},
+            float[4, 4] w>
+        { h = MatMul (x, w) y = ScatterND <reduction = "add"> (h, rows, u) }""",
+        (3, 4),
+    ),
 }
 
 
@@ -89,8 +158,11 @@ class ResNet56(torch.nn.Module):
         widths = [16] * 9 + [32] * 9 + [64] * 9
         pairs = zip([16, *widths], widths, strict=False)
         self.blocks = torch.nn.ModuleList(
-            torch.nn.ModuleList([torch.nn.Conv2d(i, o, 3, o // i, 1), torch.nn.Conv2d(o, o, 3, 1, 1)])
-            for i, o in pairs)
+            torch.nn.ModuleList(
+                [torch.nn.Conv2d(i, o, 3, o // i, 1), torch.nn.Conv2d(o, o, 3, 1, 1)]
+            )
+            for i, o in pairs
+        )
         self.last = torch.nn.Linear(64, 10)
 
     def forward(self, x):
@@ -110,9 +182,15 @@ def resnets():
     if not path.exists():
         pytest.skip("no real models here")
     ours, hand = to_torch(load(path)), ResNet56()
-    layers = [m for m in hand.modules() if isinstance(m, (torch.nn.Conv2d, torch.nn.Linear))]
+    layers = [
+        m for m in hand.modules() if isinstance(m, (torch.nn.Conv2d, torch.nn.Linear))
+    ]
     lines = ours.provenance.source.splitlines()
-    used = [line.split("self.")[1:3] for line in lines if "Conv_1(" in line or "Gemm_1(" in line]
+    used = [
+        line.split("self.")[1:3]
+        for line in lines
+        if "Conv_1(" in line or "Gemm_1(" in line
+    ]
     pairs = {}
     for layer, names in zip(layers, used, strict=True):
         for parameter, name in zip((layer.weight, layer.bias), names, strict=True):

@@ -1,4 +1,6 @@
-"""Training within the limit of pairs: what no CPU's kernels saturate before, none does afterwards."""
+"""Training within the limit of pairs: what no CPU's kernels saturate before, none does
+afterwards.
+"""
 
 import numpy as np
 import onnx_ir as ir
@@ -6,7 +8,12 @@ import pytest
 import torch
 from onnx_opt.frontends.trainable import to_torch, write_back
 from onnx_opt.frontends.trainable._ops.quant import PairLimit, on_grid, within_limit
-from onnx_opt.passes._core.saturation import keep_within, kernel_pairs, neighbours, offending
+from onnx_opt.passes._core.saturation import (
+    keep_within,
+    kernel_pairs,
+    neighbours,
+    offending,
+)
 from trainable_models import ir_model, normal
 
 CONV = """
@@ -33,11 +40,16 @@ qdq (float[2, 9] x) => (float[2, 4] y)
     y = MatMul (xd, wd)
 }
 """
-LAYERS = {"Conv": (CONV, (4, 3, 3, 3), 0, (2, 3, 5, 5)), "MatMul": (MATMUL, (9, 4), 1, (2, 9))}
+LAYERS = {
+    "Conv": (CONV, (4, 3, 3, 3), 0, (2, 3, 5, 5)),
+    "MatMul": (MATMUL, (9, 4), 1, (2, 9)),
+}
 
 
 def model_with(kind, limited):
-    """A layer of large codes, and the (channels, width) rows of them; `limited`: no pair of them saturates."""
+    """A layer of large codes, and the (channels, width) rows of them; `limited`: no pair of them
+    saturates.
+    """
     text, shape, axis, feed = LAYERS[kind]
     codes = np.random.default_rng(0).integers(-127, 128, shape).astype(np.float64)
     rows = np.moveaxis(codes, axis, 0).reshape(shape[axis], -1)
@@ -47,7 +59,9 @@ def model_with(kind, limited):
         first = (shape[axis], *(d for i, d in enumerate(shape) if i != axis))
         codes = np.moveaxis(rows.reshape(first), 0, axis)
     model = ir_model(text)
-    model.graph.initializers["w_q"].const_value = ir.Tensor(np.ascontiguousarray(codes).astype(np.int8), name="w_q")
+    model.graph.initializers["w_q"].const_value = ir.Tensor(
+        np.ascontiguousarray(codes).astype(np.int8), name="w_q"
+    )
     return model, normal(*feed)
 
 
@@ -62,7 +76,12 @@ def trained_rows(model, x, kind):
         forward = module(torch.from_numpy(x)).numpy()
     codes = write_back(module).graph.initializers["w_q"].const_value.numpy()
     assert (codes != before).any()
-    np.testing.assert_allclose(to_torch(model)(torch.from_numpy(x)).detach().numpy(), forward, rtol=1e-5, atol=1e-4)
+    np.testing.assert_allclose(
+        to_torch(model)(torch.from_numpy(x)).detach().numpy(),
+        forward,
+        rtol=1e-5,
+        atol=1e-4,
+    )
     axis = LAYERS[kind][2]
     return np.moveaxis(codes, axis, 0).reshape(codes.shape[axis], -1)
 
@@ -83,7 +102,9 @@ def test_weights_of_the_whole_range_keep_it(kind):
 
 @pytest.mark.parametrize("width", [2, 7, 40])
 def test_codes_are_cut_as_passes_cut_them(width):
-    exact = np.random.default_rng(width).uniform(-127, 127, (5, width)).astype(np.float32)
+    exact = (
+        np.random.default_rng(width).uniform(-127, 127, (5, width)).astype(np.float32)
+    )
     expected, pairs = np.rint(exact), neighbours(width)
     keep_within(expected, exact, pairs)
     x = torch.from_numpy(exact).requires_grad_()

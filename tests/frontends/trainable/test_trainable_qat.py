@@ -1,4 +1,6 @@
-"""Quantized graphs: straight-through gradients, latents in grid units, packed weights, write-back onto the grid."""
+"""Quantized graphs: straight-through gradients, latents in grid units, packed weights, write-back
+onto the grid.
+"""
 
 import copy
 
@@ -12,14 +14,21 @@ from onnx_opt.frontends.trainable import to_torch, write_back
 from onnx_opt.frontends.trainable._ops.quant import on_grid
 from onnx_opt.passes._core.graph import Names
 from onnx_opt.passes._quant.inserter import Inserter
-from onnx_opt.passes._quant.packing import NIBBLES, SIGNS, TRITS, packed_weight, sign_table
+from onnx_opt.passes._quant.packing import (
+    NIBBLES,
+    SIGNS,
+    TRITS,
+    packed_weight,
+    sign_table,
+)
 from sample_models import CNN
 from trainable_models import difference, ir_model, normal, ort_run
 
 QDQ = """
 <ir_version: 10, opset_import: ["" : 21]>
 qdq (float[3, 4] x) => (float[3, 2] y)
-<float xs = {0.125}, uint8 xz = {128}, TYPE[4, 2] w_q = {1, -2, 0, 3, -4, 2, 1, -1}, float[2] ws = {0.5, 0.25},
+<float xs = {0.125}, uint8 xz = {128}, TYPE[4, 2] w_q = {1, -2, 0, 3, -4, 2, 1, -1},
+    float[2] ws = {0.5, 0.25},
  int32[2] b_q = {100, -50}, float[2] bs = {0.0625, 0.03125}>
 {
     xq = QuantizeLinear (x, xs, xz)
@@ -31,21 +40,38 @@ qdq (float[3, 4] x) => (float[3, 2] y)
 """
 INT8 = QDQ.replace("TYPE", "int8")
 
-SMALL_TYPES = {"int8": ir.DataType.INT8, "int4": ir.DataType.INT4, "int2": ir.DataType.INT2}
+SMALL_TYPES = {
+    "int8": ir.DataType.INT8,
+    "int4": ir.DataType.INT4,
+    "int2": ir.DataType.INT2,
+}
 
 
 def qdq_model(dtype):
     model = ir_model(INT8)
     codes = np.array([[1, -2], [0, 1], [-2, 1], [1, -1]]).astype(dtype.numpy())
-    model.graph.initializers["w_q"].const_value = ir.Tensor(codes, dtype=dtype, name="w_q")
+    model.graph.initializers["w_q"].const_value = ir.Tensor(
+        codes, dtype=dtype, name="w_q"
+    )
     model.graph.initializers["w_q"].dtype = dtype
     return model
 
 
-@pytest.mark.parametrize(("x", "low", "high", "step", "expected", "slope"), [
-    (0.4, -7, 7, 1, 0, 1), (0.5, -7, 7, 1, 0, 1), (1.5, -7, 7, 1, 2, 1), (7.4, -7, 7, 1, 7, 1), (7.6, -7, 7, 1, 7, 0),
-    (-0.2, -1, 1, 2, -1, 1), (0.0, -1, 1, 2, 1, 1), (1.8, -1, 1, 2, 1, 1), (2.2, -1, 1, 2, 1, 0), (0.9, -3, 3, 2, 1, 1),
-])
+@pytest.mark.parametrize(
+    ("x", "low", "high", "step", "expected", "slope"),
+    [
+        (0.4, -7, 7, 1, 0, 1),
+        (0.5, -7, 7, 1, 0, 1),
+        (1.5, -7, 7, 1, 2, 1),
+        (7.4, -7, 7, 1, 7, 1),
+        (7.6, -7, 7, 1, 7, 0),
+        (-0.2, -1, 1, 2, -1, 1),
+        (0.0, -1, 1, 2, 1, 1),
+        (1.8, -1, 1, 2, 1, 1),
+        (2.2, -1, 1, 2, 1, 0),
+        (0.9, -3, 3, 2, 1, 1),
+    ],
+)
 def test_rounding_passes_gradients_inside_the_grid(x, low, high, step, expected, slope):
     value = torch.tensor(x, requires_grad=True)
     y = on_grid(value, low, high, step)
@@ -60,21 +86,40 @@ def test_the_forward_pass_is_that_of_the_integers(mode):
 
 
 def test_what_trains_depends_on_the_mode():
-    names = {mode: sorted(to_torch(ir_model(INT8), qat=mode).origins) for mode in ("off", "fixed", "learned")}
-    assert names == {"off": [], "fixed": ["b_q", "w_q"], "learned": ["b_q", "w_q", "ws", "xs"]}
+    names = {
+        mode: sorted(to_torch(ir_model(INT8), qat=mode).origins)
+        for mode in ("off", "fixed", "learned")
+    }
+    assert names == {
+        "off": [],
+        "fixed": ["b_q", "w_q"],
+        "learned": ["b_q", "w_q", "ws", "xs"],
+    }
 
 
-@pytest.mark.parametrize(("dtype", "bias", "trained"), [
-    ("int4", "float", True), ("int4", "int32", False), ("int8", "float", False),
-])
+@pytest.mark.parametrize(
+    ("dtype", "bias", "trained"),
+    [
+        ("int4", "float", True),
+        ("int4", "int32", False),
+        ("int8", "float", False),
+    ],
+)
 def test_scales_of_few_bits_train_where_no_bias_follows_them(dtype, bias, trained):
     text = QDQ.replace("TYPE", dtype)
-    model = ir_model(text if bias == "int32" else text.replace(
-        "int32[2] b_q = {100, -50}, float[2] bs = {0.0625, 0.03125}", "float[2] bd = {6.25, -1.5}").replace(
-        "    bd = DequantizeLinear <axis = 0> (b_q, bs)\n", ""))
+    model = ir_model(
+        text
+        if bias == "int32"
+        else text.replace(
+            "int32[2] b_q = {100, -50}, float[2] bs = {0.0625, 0.03125}",
+            "float[2] bd = {6.25, -1.5}",
+        ).replace("    bd = DequantizeLinear <axis = 0> (b_q, bs)\n", "")
+    )
     codes = np.array([[1, -2], [0, 3], [-4, 2], [1, -1 if dtype == "int4" else 100]])
     stored = codes.astype(SMALL_TYPES[dtype].numpy())
-    model.graph.initializers["w_q"].const_value = ir.Tensor(stored, dtype=SMALL_TYPES[dtype], name="w_q")
+    model.graph.initializers["w_q"].const_value = ir.Tensor(
+        stored, dtype=SMALL_TYPES[dtype], name="w_q"
+    )
     origins = to_torch(model, qat="weights").origins
     assert ("ws" in origins) == trained
     assert "xs" not in origins
@@ -88,9 +133,14 @@ def test_a_bias_of_32_bits_follows_its_scales():
         module.xs.mul_(0.9)
     wanted = 100 * 0.0625, -50 * 0.03125
     write_back(module)
-    kept = {name: value.const_value.numpy() for name, value in model.graph.initializers.items()}
+    kept = {
+        name: value.const_value.numpy()
+        for name, value in model.graph.initializers.items()
+    }
     np.testing.assert_allclose(kept["bs"], kept["xs"] * kept["ws"], rtol=1e-6)
-    np.testing.assert_allclose(kept["b_q"] * kept["bs"], wanted, atol=kept["bs"].max() / 2)
+    np.testing.assert_allclose(
+        kept["b_q"] * kept["bs"], wanted, atol=kept["bs"].max() / 2
+    )
     assert difference(to_torch(model), {"x": normal(3, 4)}, optimize=False) < 1e-6
 
 
@@ -101,7 +151,10 @@ def test_a_bias_with_one_scale_for_all_channels_stays_as_it_is(scales):
     with torch.no_grad():
         module.ws.mul_(1.25)
     write_back(module)
-    kept = {name: value.const_value.numpy() for name, value in model.graph.initializers.items()}
+    kept = {
+        name: value.const_value.numpy()
+        for name, value in model.graph.initializers.items()
+    }
     assert (kept["bs"].item(), kept["b_q"].tolist()) == (0.0625, [100, -50])
 
 
@@ -136,7 +189,9 @@ def test_zeros_of_the_original_are_held():
     with torch.no_grad():
         module.w_q.add_(2.0)
     write_back(module)
-    np.testing.assert_array_equal(model.graph.initializers["w_q"].const_value.numpy() == 0, original == 0)
+    np.testing.assert_array_equal(
+        model.graph.initializers["w_q"].const_value.numpy() == 0, original == 0
+    )
 
 
 @pytest.mark.parametrize("name", SMALL_TYPES)
@@ -145,12 +200,16 @@ def test_write_back_rounds_and_clamps_to_the_stored_type(name):
     model = qdq_model(dtype)
     module = to_torch(model)
     with torch.no_grad():
-        module.w_q.copy_(torch.tensor([[0.4, -9.0], [1.5, 0.6], [-1.7, 0.5], [9.0, -0.5]]))
+        module.w_q.copy_(
+            torch.tensor([[0.4, -9.0], [1.5, 0.6], [-1.7, 0.5], [9.0, -0.5]])
+        )
     y = module(normal(3, 4))
     write_back(module)
     stored = model.graph.initializers["w_q"].const_value
     assert stored.dtype == dtype
-    np.testing.assert_array_equal(stored.numpy().astype(int), [[0, -2], [1, 1], [-2, 0], [1, 0]])
+    np.testing.assert_array_equal(
+        stored.numpy().astype(int), [[0, -2], [1, 1], [-2, 0], [1, 0]]
+    )
     again = to_torch(model, qat="off")(normal(3, 4))
     assert float((y - again).abs().max().detach()) < 1e-6
     if name != "int2":  # ONNX Runtime has no int2 in this opset
@@ -162,11 +221,17 @@ def test_32_bit_biases_go_back_exactly():
     codes = np.array([2**30 + 1, -(2**30) - 3], np.int32)
     model.graph.initializers["b_q"].const_value = ir.tensor(codes, name="b_q")
     write_back(to_torch(model))
-    np.testing.assert_array_equal(model.graph.initializers["b_q"].const_value.numpy(), codes)
+    np.testing.assert_array_equal(
+        model.graph.initializers["b_q"].const_value.numpy(), codes
+    )
 
 
 def test_learned_scales_have_the_gradient_of_lsq():
-    module = to_torch(ir_model(INT8.replace("uint8 xz = {128}", "int8 xz = {0}")), qat="learned", train=["xs"])
+    module = to_torch(
+        ir_model(INT8.replace("uint8 xz = {128}", "int8 xz = {0}")),
+        qat="learned",
+        train=["xs"],
+    )
     x = torch.tensor([[0.2, 0.3, -0.1, 20.0]] * 3)
     module(x)[:, 0].sum().backward()
     v = (x / 0.125).numpy()
@@ -189,10 +254,32 @@ packed (float[3, 5] x) => (float[3, 3] y)
 """
 
 CODES = {
-    "signs": (SIGNS, 1, np.array([[1, -1, 1], [-1, -1, 1], [1, 1, -1], [1, -1, -1], [-1, 1, 1]], np.int8)),
-    "trits": (TRITS, 1, np.array([[1, 0, 1], [-1, 0, 1], [1, 1, -1], [0, -1, -1], [-1, 1, 0]], np.int8)),
-    "nibbles": (NIBBLES, 1, np.array([[7, 0, -7], [-1, 2, 1], [1, -2, -7], [2, -1, -2], [-1, 1, 7]], np.int8)),
-    "planes": (SIGNS, 2, np.array([[1, -3, 1], [-1, -1, 3], [3, 1, -1], [1, -3, -1], [-1, 1, 1]], np.int8)),
+    "signs": (
+        SIGNS,
+        1,
+        np.array(
+            [[1, -1, 1], [-1, -1, 1], [1, 1, -1], [1, -1, -1], [-1, 1, 1]], np.int8
+        ),
+    ),
+    "trits": (
+        TRITS,
+        1,
+        np.array([[1, 0, 1], [-1, 0, 1], [1, 1, -1], [0, -1, -1], [-1, 1, 0]], np.int8),
+    ),
+    "nibbles": (
+        NIBBLES,
+        1,
+        np.array(
+            [[7, 0, -7], [-1, 2, 1], [1, -2, -7], [2, -1, -2], [-1, 1, 7]], np.int8
+        ),
+    ),
+    "planes": (
+        SIGNS,
+        2,
+        np.array(
+            [[1, -3, 1], [-1, -1, 3], [3, 1, -1], [1, -3, -1], [-1, 1, 1]], np.int8
+        ),
+    ),
 }
 
 
@@ -211,7 +298,9 @@ def packed_model(kind):
 def test_packed_weights_train_as_their_codes(kind):
     model, codes = packed_model(kind)
     module = to_torch(model)
-    ((name, origin),) = [(n, o) for n, o in module.origins.items() if o.latent is not None]
+    ((name, origin),) = [
+        (n, o) for n, o in module.origins.items() if o.latent is not None
+    ]
     np.testing.assert_array_equal(module.get_parameter(name).detach().numpy(), codes)
     np.testing.assert_array_equal(origin.latent.scale, [0.5, 2, 1])
     assert difference(module, {"x": normal(3, 5)}) < 1e-6
@@ -225,8 +314,14 @@ def test_packed_weights_are_packed_again(kind):
     packed = model.graph.initializers["w_packed"].const_value.numpy().copy()
     module = to_torch(model)
     write_back(module)
-    np.testing.assert_array_equal(model.graph.initializers["w_packed"].const_value.numpy(), packed)
-    parameter = next(module.get_parameter(n) for n, o in module.origins.items() if o.latent is not None)
+    np.testing.assert_array_equal(
+        model.graph.initializers["w_packed"].const_value.numpy(), packed
+    )
+    parameter = next(
+        module.get_parameter(n)
+        for n, o in module.origins.items()
+        if o.latent is not None
+    )
     with torch.no_grad():
         parameter.copy_(torch.from_numpy(codes[::-1].copy() * 1.2))
     write_back(module)
@@ -239,7 +334,9 @@ def test_packed_weights_are_packed_again(kind):
 def test_the_table_of_a_packed_weight_stays():
     model, _ = packed_model("signs")
     write_back(to_torch(model))
-    np.testing.assert_array_equal(model.graph.initializers["signs_table"].const_value.numpy(), sign_table())
+    np.testing.assert_array_equal(
+        model.graph.initializers["signs_table"].const_value.numpy(), sign_table()
+    )
 
 
 DYNAMIC = """
@@ -283,7 +380,9 @@ def test_training_a_quantized_graph_lowers_its_loss():
         losses.append(loss.item())
     assert losses[-1] < 0.2 * losses[0]
     write_back(module)
-    step = float(model.graph.initializers["bs"].const_value.numpy().max())  # the bias went over to another grid
+    step = float(
+        model.graph.initializers["bs"].const_value.numpy().max()
+    )  # the bias went over to another grid
     feeds = {"x": x.numpy()[:3]}
     largest = max(np.abs(ort_run(model, feeds, optimize=False)[0]).max(), 1)
     assert difference(module, feeds, optimize=False) * largest < step / 2 + 1e-5
@@ -300,29 +399,48 @@ def test_constraints_hold_latents_within_their_grid():
 def test_rates_of_latents_are_in_grid_units():
     module = to_torch(ir_model(INT8), qat="learned")
     rates = {group["name"]: group["lr"] for group in module.parameter_groups(0.375)}
-    assert rates == pytest.approx({"b_q": 8.0, "w_q": 1.0, "xs": 0.375 / 255, "ws": 0.375 / 127})
+    assert rates == pytest.approx(
+        {"b_q": 8.0, "w_q": 1.0, "xs": 0.375 / 255, "ws": 0.375 / 127}
+    )
     torch.optim.SGD(module.parameter_groups(0.1))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("form", "rate", "share"), [
-    ("quant(int8, bits=4, ends=same, measure=false)", 1e-4, 0.95), ("quant(ternary, measure=false)", 1e-3, 0.15),
-])
-def test_fine_tuning_brings_a_quantized_model_nearer_to_its_original(form, rate, share, tmp_path):
-    """Squared error to the float model's outputs, without labels; judged by ONNX Runtime on the written model.
+@pytest.mark.parametrize(
+    ("form", "rate", "share"),
+    [
+        ("quant(int8, bits=4, ends=same, measure=false)", 1e-4, 0.95),
+        ("quant(ternary, measure=false)", 1e-3, 0.15),
+    ],
+)
+def test_fine_tuning_brings_a_quantized_model_nearer_to_its_original(
+    form, rate, share, tmp_path
+):
+    """Squared error to the float model's outputs, without labels; judged by ONNX Runtime on the
+    written model.
 
-    Steps over rounded codes may lead astray for a while, so the best state is kept. Over 14 nets of 4 bits the error
-    fell to 0.54 to 0.81 of what it was; judged are the rows that were learned from and as many others.
+    Steps over rounded codes may lead astray for a while, so the best state is kept. Over 14 nets of
+    4 bits the error fell to 0.54 to 0.81 of what it was; judged are the rows that were learned from
+    and as many others.
     """
     original = ir_model(CNN)
     feeds = [{"x": normal(16, 3, 8, 8, seed=seed)} for seed in range(8)]
     everything = {"x": np.concatenate([batch["x"] for batch in feeds])}
     judged = {"x": np.concatenate([normal(128, 3, 8, 8, seed=99), everything["x"]])}
     ir.save(original, tmp_path / "cnn.onnx")
-    optimize(tmp_path / "cnn.onnx", form, data=feeds, out=tmp_path / "q.onnx", bench=False, verify="never")
+    optimize(
+        tmp_path / "cnn.onnx",
+        form,
+        data=feeds,
+        out=tmp_path / "q.onnx",
+        bench=False,
+        verify="never",
+    )
     quantized = load(tmp_path / "q.onnx")
     before = squared_error(quantized, original, judged)
-    floats = {v.name: v.const_value.numpy() for v in original.graph.initializers.values()}
+    floats = {
+        v.name: v.const_value.numpy() for v in original.graph.initializers.values()
+    }
     module = to_torch(quantized, originals=floats, qat="learned")
     train_to_the_best(module, original, feeds, everything, rate)
     write_back(module)
@@ -352,11 +470,16 @@ def train_to_the_best(module, original, feeds, everything, rate):
     module.load_state_dict(min(states, key=lambda state: state[0])[1])
 
 
-@pytest.mark.parametrize("dtype", [ir.DataType.FLOAT8E4M3FN, ir.DataType.FLOAT8E5M2, ir.DataType.FLOAT4E2M1])
+@pytest.mark.parametrize(
+    "dtype", [ir.DataType.FLOAT8E4M3FN, ir.DataType.FLOAT8E5M2, ir.DataType.FLOAT4E2M1]
+)
 def test_small_floats_are_grids_too(dtype):
     model = ir_model(INT8.replace('"" : 21', '"" : 23'))
     model.graph.initializers["w_q"].const_value = ir.Tensor(
-        np.array([[1, -2], [0, 3], [-4, 2], [1, -1]]).astype(dtype.numpy()), dtype=dtype, name="w_q")
+        np.array([[1, -2], [0, 3], [-4, 2], [1, -1]]).astype(dtype.numpy()),
+        dtype=dtype,
+        name="w_q",
+    )
     module = to_torch(model)
     assert torch.equal(module(normal(3, 4)), to_torch(ir_model(INT8))(normal(3, 4)))
     with torch.no_grad():
@@ -367,6 +490,10 @@ def test_small_floats_are_grids_too(dtype):
     write_back(module)
     stored = model.graph.initializers["w_q"].const_value
     assert stored.dtype == dtype
-    expected = np.array([[1.3, -1.7], [0.3, 3.3], [-3.7, 2.3], [1.3, -0.7]]).astype(dtype.numpy())
-    np.testing.assert_array_equal(stored.numpy().astype(np.float32), expected.astype(np.float32))
+    expected = np.array([[1.3, -1.7], [0.3, 3.3], [-3.7, 2.3], [1.3, -0.7]]).astype(
+        dtype.numpy()
+    )
+    np.testing.assert_array_equal(
+        stored.numpy().astype(np.float32), expected.astype(np.float32)
+    )
     assert torch.equal(y, to_torch(model, qat="off")(normal(3, 4)))

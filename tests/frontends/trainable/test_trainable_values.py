@@ -1,4 +1,6 @@
-"""Shape arithmetic outside of tensors, element types, half precision, devices of inputs, and life without torch."""
+"""Shape arithmetic outside of tensors, element types, half precision, devices of inputs, and life
+without torch.
+"""
 
 import subprocess
 import sys
@@ -15,7 +17,8 @@ from trainable_models import difference, ir_model, normal, ort_run
 SHAPES = """
 <ir_version: 10, opset_import: ["" : 21]>
 shapes (float[n, 3, h, w] x) => (float[a, b, c] y, int64[3] dims, int64 count)
-<int64 zero = {0}, int64[1] first = {0}, int64[1] minus = {-1}, int64[2] last = {2, 3}, int64 two = {2}>
+<int64 zero = {0}, int64[1] first = {0}, int64[1] minus = {-1}, int64[2] last = {2, 3},
+    int64 two = {2}>
 {
     s = Shape (x)
     n = Gather (s, first)
@@ -66,15 +69,20 @@ def test_dynamic_shapes_compile_to_one_graph(text, shape):
     for rows in (shape[0], shape[0] + 3):
         x = torch.from_numpy(normal(rows, *shape[1:]))
         got, expected = compiled(x), module(x)
-        for one, other in zip(got if isinstance(got, tuple) else [got],
-                              expected if isinstance(expected, tuple) else [expected], strict=True):
+        for one, other in zip(
+            got if isinstance(got, tuple) else [got],
+            expected if isinstance(expected, tuple) else [expected],
+            strict=True,
+        ):
             assert torch.equal(one, other)
 
 
 def test_half_precision_trains_in_float32_and_goes_back_in_half():
     model = ir_model(MLP.replace("float[", "float16["))
     for value in model.graph.initializers.values():
-        value.const_value = ir.tensor(normal(*value.shape).astype(np.float16), name=value.name)
+        value.const_value = ir.tensor(
+            normal(*value.shape).astype(np.float16), name=value.name
+        )
     module = to_torch(model)
     assert {p.dtype for p in module.parameters()} == {torch.float32}
     x = normal(2, 8).astype(np.float16)
@@ -86,7 +94,9 @@ def test_half_precision_trains_in_float32_and_goes_back_in_half():
     assert np.abs(module(x).detach().numpy() - ort_run(model, {"x": x})[0]).max() < 0.02
 
 
-@pytest.mark.parametrize(("feeds", "problem"), [({}, "'x' is not given"), ({"x": 1, "z": 1}, "no input 'z'")])
+@pytest.mark.parametrize(
+    ("feeds", "problem"), [({}, "'x' is not given"), ({"x": 1, "z": 1}, "no input 'z'")]
+)
 def test_wrong_feeds_are_refused(feeds, problem):
     with pytest.raises(UsageError, match=problem):
         to_torch(ir_model(MLP)).run(feeds)
@@ -95,14 +105,24 @@ def test_wrong_feeds_are_refused(feeds, problem):
 def test_inputs_may_be_arrays_or_tensors_by_place_or_name():
     module, x = to_torch(ir_model(MLP)), normal(2, 8)
     expected = module(torch.from_numpy(x))
-    for got in (module(x), module(x=x), module(torch.from_numpy(x).double()), module.run({"x": x})["y"]):
+    for got in (
+        module(x),
+        module(x=x),
+        module(torch.from_numpy(x).double()),
+        module.run({"x": x})["y"],
+    ):
         assert torch.equal(got, expected)
 
 
 def test_a_module_moves_as_a_whole():
     module = to_torch(ir_model(SHAPES)).to("meta")
     y, dims, count = module(torch.empty(2, 3, 4, 6, device="meta"))
-    assert (y.shape, y.device.type, dims.device.type, count.device.type) == ((2, 3, 24), "meta", "meta", "meta")
+    assert (y.shape, y.device.type, dims.device.type, count.device.type) == (
+        (2, 3, 24),
+        "meta",
+        "meta",
+        "meta",
+    )
 
 
 def test_without_torch_everything_else_works_and_this_says_how_to_get_it():
@@ -115,5 +135,7 @@ try:
 except onnx_opt.UsageError as error:
     print(error.where, "|", error.fix)
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
     assert done.stdout.strip() == "torch | pip install 'onnx-opt[torch]'"

@@ -16,7 +16,8 @@ from trainable_models import difference, ir_model, normal, ort_run
 NO_WEIGHTS = """
 <ir_version: 10, opset_import: ["" : 21]>
 settings (float[2, 1, 4, 4] x) => (float[2, 1, 8, 8] y)
-<float low = {-1}, float high = {1}, float[4] scales = {1, 1, 2, 2}, float[2] pads_value = {0.5, 0.5},
+<float low = {-1}, float high = {1}, float[4] scales = {1, 1, 2, 2}, float[2] pads_value = {0.5,
+    0.5},
  float exponent = {2}, float[1] two = {2}, float eps = {0.001}>
 {
     c = Clip (x, low, high)
@@ -85,7 +86,10 @@ def test_tied_weights_are_one_parameter_and_stay_one_initializer():
 def test_weights_of_branches_and_constant_nodes_remember_where_they_came_from():
     module = to_torch(ir_model(IF))
     assert {(o.graph, o.name) for o in module.origins.values()} == {
-        ("branches", "w"), ("then_graph", "u"), ("else_graph", "k")}
+        ("branches", "w"),
+        ("then_graph", "u"),
+        ("else_graph", "k"),
+    }
     with torch.no_grad():
         for parameter in module.parameters():
             parameter.add_(0.25)
@@ -100,14 +104,18 @@ def test_only_named_weights_are_trained_scalars_too():
     assert list(to_torch(ir_model(MLP), train=False).parameters()) == []
 
 
-@pytest.mark.parametrize(("options", "name"), [({"train": ["nope"]}, "nope"), ({"taps": ["nope"]}, "nope")])
+@pytest.mark.parametrize(
+    ("options", "name"), [({"train": ["nope"]}, "nope"), ({"taps": ["nope"]}, "nope")]
+)
 def test_unknown_names_are_refused(options, name):
     with pytest.raises(UsageError, match=name):
         to_torch(ir_model(MLP), **options)
 
 
 def test_an_unknown_op_is_refused_with_its_place():
-    text = MLP.replace("Relu (h)", "com.example.Magic (h)").replace('"" : 21', '"" : 21, "com.example" : 1')
+    text = MLP.replace("Relu (h)", "com.example.Magic (h)").replace(
+        '"" : 21', '"" : 21, "com.example" : 1'
+    )
     with pytest.raises(RefusedError, match=r"no kernel for com\.example\.Magic"):
         to_torch(ir_model(text))
 
@@ -146,7 +154,9 @@ def test_pruned_weights_keep_their_zeros():
         module.constrain()
         assert torch.equal(module.w1 == 0, torch.from_numpy(weight == 0))
     write_back(module)
-    np.testing.assert_array_equal(model.graph.initializers["w1"].const_value.numpy() == 0, weight == 0)
+    np.testing.assert_array_equal(
+        model.graph.initializers["w1"].const_value.numpy() == 0, weight == 0
+    )
     assert difference(module, {"x": normal(4, 8)}) < 1e-5
 
 
@@ -155,10 +165,14 @@ def test_a_given_mask_holds_at_write_back():
     kept = np.arange(64).reshape(16, 4) % 3 > 0
     module = to_torch(model, masks={"w2": kept})
     write_back(module)
-    np.testing.assert_array_equal(model.graph.initializers["w2"].const_value.numpy() != 0, kept)
+    np.testing.assert_array_equal(
+        model.graph.initializers["w2"].const_value.numpy() != 0, kept
+    )
 
 
-@pytest.mark.parametrize(("text", "shape"), [(MLP, (4, 8)), (CNN, (2, 3, 8, 8)), (LSTM, (7, 2, 6))])
+@pytest.mark.parametrize(
+    ("text", "shape"), [(MLP, (4, 8)), (CNN, (2, 3, 8, 8)), (LSTM, (7, 2, 6))]
+)
 def test_onnx_runtime_agrees_after_training(text, shape):
     model = ir_model(text)
     module = to_torch(model)
@@ -205,7 +219,13 @@ def test_a_weight_that_is_a_setting_elsewhere_is_untied_when_it_changes():
         module.ones.mul_(3)
     write_back(module)
     assert sorted(model.graph.initializers) == ["ones", "ones_fixed", "zeros"]
-    assert [v.name for v in model.graph[0].inputs] == ["x", "ones", "zeros", "zeros", "ones_fixed"]
+    assert [v.name for v in model.graph[0].inputs] == [
+        "x",
+        "ones",
+        "zeros",
+        "zeros",
+        "ones_fixed",
+    ]
     x = normal(2, 3, 4)
     assert difference(module, {"x": x}) < 1e-5
     assert torch.allclose(module(x), torch.from_numpy(3 * x), rtol=1e-4)
@@ -234,9 +254,20 @@ def test_taps_on_outputs_and_inputs_are_no_second_outputs():
     assert list(module.run({"x": normal(2, 8)})) == ["y", "x"]
 
 
-@pytest.mark.parametrize("name", [
-    "model", "anchor", "training", "forward", "rounding", "lambda", "constant_0", "a_kept", "0.w",
-])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "model",
+        "anchor",
+        "training",
+        "forward",
+        "rounding",
+        "lambda",
+        "constant_0",
+        "a_kept",
+        "0.w",
+    ],
+)
 def test_any_name_is_a_parameter(name):
     text = """
     <ir_version: 10, opset_import: ["" : 21]>
@@ -245,8 +276,12 @@ def test_any_name_is_a_parameter(name):
     proto = onnx.parser.parse_model(text)
     proto.graph.node[0].input[1] = name
     for stem, array in ((name, np.arange(12.0).reshape(4, 3)), ("shift", np.ones(3))):
-        proto.graph.initializer.append(onnx.numpy_helper.from_array(array.astype(np.float32), stem))
-    module = to_torch(ir.from_proto(proto), masks={"shift": np.array([True, False, True])})
+        proto.graph.initializer.append(
+            onnx.numpy_helper.from_array(array.astype(np.float32), stem)
+        )
+    module = to_torch(
+        ir.from_proto(proto), masks={"shift": np.array([True, False, True])}
+    )
     assert {origin.name for origin in module.origins.values()} == {name, "shift"}
     x = np.ones((2, 4), np.float32)
     assert module.run({"x": x})["y"][0].tolist() == [19.0, 23.0, 27.0]

@@ -1,4 +1,6 @@
-"""What the tests of the trainable module share: models from text, ONNX Runtime's answer, numeric gradients."""
+"""What the tests of the trainable module share: models from text, ONNX Runtime's answer, numeric
+gradients.
+"""
 
 import numpy as np
 import onnx_ir as ir
@@ -20,18 +22,29 @@ def ort_run(model, feeds, optimize=True):
     options.intra_op_num_threads = 1
     options.log_severity_level = 3
     if not optimize:
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        options.graph_optimization_level = (
+            onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        )
     data = ir.to_proto(model).SerializeToString()
-    session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(
+        data, options, providers=["CPUExecutionProvider"]
+    )
     return session.run(None, feeds)
 
 
 def difference(module, feeds, optimize=True):
-    """Largest difference between the module and ONNX Runtime on its model, in units of the largest value if over 1."""
+    """Largest difference between the module and ONNX Runtime on its model, in units of the largest
+    value if over 1.
+    """
     expected = ort_run(module.model, feeds, optimize)
     got = module.run(feeds)
-    return max(float(np.abs(got[n].detach().double().numpy() - e).max(initial=0) / max(np.abs(e).max(initial=0), 1))
-               for n, e in zip(module.provenance.outputs, expected, strict=True))
+    return max(
+        float(
+            np.abs(got[n].detach().double().numpy() - e).max(initial=0)
+            / max(np.abs(e).max(initial=0), 1)
+        )
+        for n, e in zip(module.provenance.outputs, expected, strict=True)
+    )
 
 
 def normal(*shape, seed=1):
@@ -39,15 +52,24 @@ def normal(*shape, seed=1):
 
 
 def gradient_error(text, feeds, names=None, step=1e-4, seed=0, **options):
-    """Largest relative error of gradients against central differences, in double precision, over all parameters."""
+    """Largest relative error of gradients against central differences, in double precision, over
+    all parameters.
+    """
     module = to_torch(ir_model(text, seed), **options).double()
-    inputs = {n: torch.from_numpy(v).double() if v.dtype == np.float32 else torch.from_numpy(v)
-              for n, v in feeds.items()}
+    inputs = {
+        n: torch.from_numpy(v).double()
+        if v.dtype == np.float32
+        else torch.from_numpy(v)
+        for n, v in feeds.items()
+    }
     module._accept = lambda value, dtype: value
 
     def loss():
         outputs = module.run(inputs).values()
-        return sum((o.double() * torch.linspace(0.5, 1.5, o.numel()).reshape(o.shape)).sum() for o in outputs)
+        return sum(
+            (o.double() * torch.linspace(0.5, 1.5, o.numel()).reshape(o.shape)).sum()
+            for o in outputs
+        )
 
     loss().backward()
     worst = 0.0

@@ -1,4 +1,6 @@
-"""These tests need torch, which is an extra: without it they are not collected. One thread is enough for them."""
+"""These tests need torch, which is an extra: without it they are not collected. One thread is
+enough for them.
+"""
 
 from importlib.util import find_spec
 

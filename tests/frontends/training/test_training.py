@@ -1,4 +1,6 @@
-"""Training from end to end on small nets: it recovers, holds what it must, refuses what it should."""
+"""Training from end to end on small nets: it recovers, holds what it must, refuses what it
+should.
+"""
 
 import contextlib
 import sys
@@ -39,7 +41,10 @@ FRESH = rows(512, seed=9)
 def test_a_pruned_net_agrees_again_without_labels(text):
     teacher = model_of(text)
     student = pruned(teacher, 0.6)
-    before, zeros = agreement(student, teacher, FRESH), {n: w == 0 for n, w in weights(student).items()}
+    before, zeros = (
+        agreement(student, teacher, FRESH),
+        {n: w == 0 for n, w in weights(student).items()},
+    )
     result = trained(student, teacher, batches(rows()), steps=150)
     assert result.weights == 4
     assert agreement(student, teacher, FRESH) > before + 0.05
@@ -57,16 +62,30 @@ def test_values_that_are_no_classes():
     assert relative_error(student, teacher, FRESH) < 0.5 * before
 
 
-@pytest.mark.parametrize("options", [
-    {"loss": "dist"}, {"loss": "dkd"}, {"loss": "mse"}, {"loss": "cosine"}, {"optimizer": "sgd", "rate": 0.05},
-    {"features": ("r",)}, {"features": ("h=h",), "feature_loss": "relation"}, {"accumulate": 2, "batch": 16},
-    {"scales": "all"}, {"temperature": 4.0, "logit_mse": 0.0}, {"epochs": 20.0, "steps": 0},
-])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"loss": "dist"},
+        {"loss": "dkd"},
+        {"loss": "mse"},
+        {"loss": "cosine"},
+        {"optimizer": "sgd", "rate": 0.05},
+        {"features": ("r",)},
+        {"features": ("h=h",), "feature_loss": "relation"},
+        {"accumulate": 2, "batch": 16},
+        {"scales": "all"},
+        {"temperature": 4.0, "logit_mse": 0.0},
+        {"epochs": 20.0, "steps": 0},
+    ],
+)
 def test_every_way_to_train_gets_nearer(options):
     teacher = model_of(MLP)
     student = pruned(teacher, 0.6)
     before = agreement(student, teacher, FRESH)
-    assert trained(student, teacher, batches(rows()), **{"steps": 150, **options}).weights == 4
+    assert (
+        trained(student, teacher, batches(rows()), **{"steps": 150, **options}).weights
+        == 4
+    )
     assert agreement(student, teacher, FRESH) > before
 
 
@@ -77,14 +96,18 @@ def test_a_student_that_is_its_teacher_stays_as_it_is():
     result = trained(student, teacher, batches(rows()), rate=1e-6, steps=5)
     assert (result.weights, serialized(student)) == (0, before)
     assert "no" in result.reason
-    assert "better" in result.reason  # said by the loop or, where rounding looks like a gain, by ONNX Runtime
+    assert (
+        "better" in result.reason
+    )  # said by the loop or, where rounding looks like a gain, by ONNX Runtime
 
 
 def test_a_rate_that_ruins_it_leaves_it_as_it_was():
     teacher = model_of(MLP)
     student = pruned(teacher, 0.2)
     before = serialized(student)
-    result = trained(student, teacher, batches(rows()), rate=30.0, clip=0.0, steps=20, warmup=0.0)
+    result = trained(
+        student, teacher, batches(rows()), rate=30.0, clip=0.0, steps=20, warmup=0.0
+    )
     assert (result.weights, serialized(student)) == (0, before)
 
 
@@ -110,7 +133,15 @@ def test_training_leaves_the_random_state_of_the_caller():
 def test_labels_teach_what_the_teacher_does_not():
     teacher, student = model_of(MLP, seed=1), model_of(MLP, seed=2)
     truth = (rows()[:, 0] > 0).astype(np.int64)
-    trained(student, teacher, batches(rows(), labels=truth), labels=1.0, watch="labels", steps=200, distill=False)
+    trained(
+        student,
+        teacher,
+        batches(rows(), labels=truth),
+        labels=1.0,
+        watch="labels",
+        steps=200,
+        distill=False,
+    )
     right = np.mean(outputs(student, FRESH).argmax(1) == (FRESH[:, 0] > 0))
     assert right > 0.9
 
@@ -118,14 +149,23 @@ def test_labels_teach_what_the_teacher_does_not():
 def test_wanted_values_as_labels():
     teacher, student = model_of(VALUES, seed=1), model_of(VALUES, seed=2)
     truth = outputs(model_of(VALUES, seed=3), rows())
-    result = trained(student, teacher, batches(rows(), labels=truth), labels=1.0, watch="loss", steps=100)
+    result = trained(
+        student,
+        teacher,
+        batches(rows(), labels=truth),
+        labels=1.0,
+        watch="loss",
+        steps=100,
+    )
     assert result.stats["loss_last"] < 0.5 * result.stats["loss_first"]
 
 
 def test_a_narrower_student_learns_features_through_a_projection():
     teacher, student = model_of(MLP), model_of(NARROW, seed=5)
     before = agreement(student, teacher, FRESH)
-    result = trained(student, teacher, batches(rows()), preset="student", features=("r",), steps=200)
+    result = trained(
+        student, teacher, batches(rows()), preset="student", features=("r",), steps=200
+    )
     assert result.weights == 4
     assert agreement(student, teacher, FRESH) > before + 0.2
 
@@ -134,7 +174,17 @@ def test_only_the_weights_that_are_included():
     teacher = model_of(MLP)
     student = pruned(teacher, 0.6)
     before = weights(student)
-    assert trained(student, teacher, batches(rows()), include=("w*",), exclude=("w1",), watch="loss").weights == 1
+    assert (
+        trained(
+            student,
+            teacher,
+            batches(rows()),
+            include=("w*",),
+            exclude=("w1",),
+            watch="loss",
+        ).weights
+        == 1
+    )
     after = weights(student)
     assert [n for n in before if not np.array_equal(before[n], after[n])] == ["w2"]
 
@@ -144,7 +194,9 @@ def test_penalties_shrink_weights():
     sizes = []
     for penalty in ({}, {"l1": 0.01}, {"group_lasso": 0.01}, {"l2": 0.5}):
         student = pruned(teacher, 0.5)
-        assert trained(student, teacher, batches(rows()), steps=100, watch="loss", **penalty).weights
+        assert trained(
+            student, teacher, batches(rows()), steps=100, watch="loss", **penalty
+        ).weights
         sizes.append(float(np.abs(weights(student)["w1"]).sum()))
     assert all(size < 0.97 * sizes[0] for size in sizes[1:])
 
@@ -154,22 +206,40 @@ def test_batch_statistics_move_and_are_written():
     data = rows(256, (1, 6, 6)) + 2
     result = trained(student, teacher, batches(data), preset="student", steps=150)
     assert result.weights > 0
-    assert not np.allclose(weights(student)["mean"], weights(model_of(CNN, seed=7))["mean"], atol=0.01)
+    assert not np.allclose(
+        weights(student)["mean"], weights(model_of(CNN, seed=7))["mean"], atol=0.01
+    )
     fresh = rows(256, (1, 6, 6), seed=9) + 2
-    assert agreement(student, teacher, fresh) > agreement(model_of(CNN, seed=7), teacher, fresh)
+    assert agreement(student, teacher, fresh) > agreement(
+        model_of(CNN, seed=7), teacher, fresh
+    )
 
 
-@pytest.mark.parametrize("change", [{"flip": True}, {"shift": 1}, {"mixup": 0.3}, {"cutmix": 1.0}])
+@pytest.mark.parametrize(
+    "change", [{"flip": True}, {"shift": 1}, {"mixup": 0.3}, {"cutmix": 1.0}]
+)
 def test_images_change_and_the_teacher_sees_the_change(change):
     teacher = model_of(CNN)
     student = pruned(teacher, 0.6)
-    result = trained(student, teacher, batches(rows(128, (1, 6, 6))), labels=0.0, steps=60, watch="loss", **change)
+    result = trained(
+        student,
+        teacher,
+        batches(rows(128, (1, 6, 6))),
+        labels=0.0,
+        steps=60,
+        watch="loss",
+        **change,
+    )
     assert result.weights > 0
 
 
 def test_data_in_batches_of_unequal_shape():
-    text = MLP.replace("float[n, 6] x", "float[n, t, 6] x").replace("float[n, 4] y", "float[n, t, 4] y")
-    teacher = model_of(text.replace("y = Add (c, b2)", "z = Add (c, b2)\n    y = Softmax (z)"))
+    text = MLP.replace("float[n, 6] x", "float[n, t, 6] x").replace(
+        "float[n, 4] y", "float[n, t, 4] y"
+    )
+    teacher = model_of(
+        text.replace("y = Add (c, b2)", "z = Add (c, b2)\n    y = Softmax (z)")
+    )
     student = pruned(teacher, 0.6)
     data = [({"x": rows(8, (2 + i % 3, 6), seed=i)}, None) for i in range(24)]
     result = trained(student, teacher, data, batch=16)
@@ -186,14 +256,24 @@ def test_a_model_with_a_fixed_batch():
 
 def test_it_stops_early():
     teacher = model_of(MLP)
-    result = trained(pruned(teacher, 0.1), teacher, batches(rows()), rate=1e-9, steps=100, checks=50, patience=3)
+    result = trained(
+        pruned(teacher, 0.1),
+        teacher,
+        batches(rows()),
+        rate=1e-9,
+        steps=100,
+        checks=50,
+        patience=3,
+    )
     assert result.stats["steps"] < 20
     assert "no better for 3 checks" in result.stats["stopped"]
 
 
 def test_a_budget_of_time_ends_it():
     teacher = model_of(MLP)
-    result = trained(pruned(teacher, 0.5), teacher, batches(rows()), steps=0, minutes=0.02)
+    result = trained(
+        pruned(teacher, 0.5), teacher, batches(rows()), steps=0, minutes=0.02
+    )
     assert 1.0 < result.stats["seconds"] < 10
 
 
@@ -201,18 +281,27 @@ def test_inputs_made_up_from_statistics():
     teacher = model_of(CNN)
     data = rows(512, (1, 6, 6)) * 0.5 + 1
     with_data = model_of(CNN, seed=7)
-    trained(with_data, teacher, batches(data), preset="student", steps=60)  # its statistics are those of the data
+    trained(
+        with_data, teacher, batches(data), preset="student", steps=60
+    )  # its statistics are those of the data
     made = synthesize(with_data, 64, 0)
     assert [batch["x"].shape for batch in made] == [(64, 1, 6, 6)]
     taps = Local().runner(with_data, ["c"])
     with taps as run:
-        real, own, noise = (run({"x": x})["c"].mean((0, 2, 3)) for x in (data, made[0]["x"], rows(64, (1, 6, 6))))
+        real, own, noise = (
+            run({"x": x})["c"].mean((0, 2, 3))
+            for x in (data, made[0]["x"], rows(64, (1, 6, 6)))
+        )
     assert np.abs(own - real).mean() < 0.5 * np.abs(noise - real).mean()
 
 
-@pytest.mark.parametrize(("text", "message"), [
-    (MLP, "no BatchNormalization"), (CNN.replace("1, 6, 6] x", "1, h, w] x"), "axes are known"),
-])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (MLP, "no BatchNormalization"),
+        (CNN.replace("1, 6, 6] x", "1, h, w] x"), "axes are known"),
+    ],
+)
 def test_what_inputs_cannot_be_made_up_for(text, message):
     with pytest.raises(RefusedError, match=message):
         synthesize(model_of(text), 64, 0)
@@ -221,21 +310,74 @@ def test_what_inputs_cannot_be_made_up_for(text, message):
 # bad input: a clear error, and the student as it was
 
 
-@pytest.mark.parametrize(("data", "options", "kind", "message"), [
-    (lambda: batches(rows(10)), {}, RefusedError, "holds 10 samples"),
-    (lambda: batches(rows(), labels=np.zeros((256, 2), np.int64)), {}, RefusedError, r"int64 \[\d+, 2\].*needs"),
-    (lambda: batches(rows(), labels=np.zeros(256, np.float32)), {}, RefusedError, "float32"),
-    (lambda: batches(rows(), labels=np.full(256, 7)), {}, RefusedError, r"class 7 is outside 0 … 3"),
-    (lambda: batches(rows()), {"watch": "labels"}, RefusedError, "no labels"),
-    (lambda: batches(rows()), {"distill": False}, RefusedError, "nothing to learn from"),
-    (lambda: batches(rows()), {"features": ("nowhere",)}, UsageError, "the student has no value 'nowhere'"),
-    (lambda: batches(rows()), {"output_weights": ("y",)}, UsageError, "not name=weight"),
-    (lambda: batches(rows()), {"output_weights": ("z=1",)}, RefusedError, "no trained output 'z'"),
-    (lambda: batches(rows()), {"flip": True}, RefusedError, "0 inputs are batches of float images"),
-    (lambda: batches(rows()), {"include": ("none*",)}, RefusedError, "no weights that train"),
-    (lambda: batches(np.full((64, 6), np.nan, np.float32)), {}, RefusedError, "not finite for batch 0"),
-    (lambda: batches(rows()), {"device": "cuda"}, UsageError, "finds no GPU"),
-])
+@pytest.mark.parametrize(
+    ("data", "options", "kind", "message"),
+    [
+        (lambda: batches(rows(10)), {}, RefusedError, "holds 10 samples"),
+        (
+            lambda: batches(rows(), labels=np.zeros((256, 2), np.int64)),
+            {},
+            RefusedError,
+            r"int64 \[\d+, 2\].*needs",
+        ),
+        (
+            lambda: batches(rows(), labels=np.zeros(256, np.float32)),
+            {},
+            RefusedError,
+            "float32",
+        ),
+        (
+            lambda: batches(rows(), labels=np.full(256, 7)),
+            {},
+            RefusedError,
+            r"class 7 is outside 0 … 3",
+        ),
+        (lambda: batches(rows()), {"watch": "labels"}, RefusedError, "no labels"),
+        (
+            lambda: batches(rows()),
+            {"distill": False},
+            RefusedError,
+            "nothing to learn from",
+        ),
+        (
+            lambda: batches(rows()),
+            {"features": ("nowhere",)},
+            UsageError,
+            "the student has no value 'nowhere'",
+        ),
+        (
+            lambda: batches(rows()),
+            {"output_weights": ("y",)},
+            UsageError,
+            "not name=weight",
+        ),
+        (
+            lambda: batches(rows()),
+            {"output_weights": ("z=1",)},
+            RefusedError,
+            "no trained output 'z'",
+        ),
+        (
+            lambda: batches(rows()),
+            {"flip": True},
+            RefusedError,
+            "0 inputs are batches of float images",
+        ),
+        (
+            lambda: batches(rows()),
+            {"include": ("none*",)},
+            RefusedError,
+            "no weights that train",
+        ),
+        (
+            lambda: batches(np.full((64, 6), np.nan, np.float32)),
+            {},
+            RefusedError,
+            "not finite for batch 0",
+        ),
+        (lambda: batches(rows()), {"device": "cuda"}, UsageError, "finds no GPU"),
+    ],
+)
 def test_bad_input(data, options, kind, message):
     teacher = model_of(MLP)
     student = pruned(teacher, 0.5)
@@ -245,7 +387,10 @@ def test_bad_input(data, options, kind, message):
     assert serialized(student) == before
 
 
-@pytest.mark.parametrize(("text", "message"), [(NOTHING, "no weights that train"), (ROUNDED, "reached by a gradient")])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [(NOTHING, "no weights that train"), (ROUNDED, "reached by a gradient")],
+)
 def test_nothing_trainable(text, message):
     model = model_of(text)
     with pytest.raises(RefusedError, match=message):
@@ -253,13 +398,17 @@ def test_nothing_trainable(text, message):
 
 
 def test_a_teacher_of_another_question():
-    with pytest.raises(RefusedError, match=r"student gives \[2, 4\], the teacher \[2, 6\]"):
+    with pytest.raises(
+        RefusedError, match=r"student gives \[2, 4\], the teacher \[2, 6\]"
+    ):
         trained(model_of(MLP), model_of(NOTHING), batches(rows()))
 
 
 def test_no_float_output():
     text = MLP.replace("float[n, 4] y", "int64[n] y").replace(
-        "y = Add (c, b2)", "z = Add (c, b2)\n    y = ArgMax <axis = 1, keepdims = 0> (z)")
+        "y = Add (c, b2)",
+        "z = Add (c, b2)\n    y = ArgMax <axis = 1, keepdims = 0> (z)",
+    )
     with pytest.raises(RefusedError, match="no float output in common"):
         trained(model_of(text), model_of(text), batches(rows()))
 
@@ -279,7 +428,9 @@ def test_a_loss_that_is_not_finite_at_once(monkeypatch):
     teacher = model_of(MLP)
     student = pruned(teacher, 0.5)
     before = serialized(student)
-    with pytest.raises(CheckError, match=r"loss is not finite at step 1 \(epoch 1, batch 1: rows \d+"):
+    with pytest.raises(
+        CheckError, match=r"loss is not finite at step 1 \(epoch 1, batch 1: rows \d+"
+    ):
         trained(student, teacher, batches(rows()))
     assert serialized(student) == before
 
@@ -302,11 +453,22 @@ def test_the_teacher_is_not_changed():
 
 
 def test_tied_weights_stay_tied():
-    text = MLP.replace("16", "6").replace("r = Relu (h)", "q = Relu (h)\n    t = MatMul (q, w1)\n    r = Relu (t)")
+    text = MLP.replace("16", "6").replace(
+        "r = Relu (h)", "q = Relu (h)\n    t = MatMul (q, w1)\n    r = Relu (t)"
+    )
     teacher = model_of(text)
     student = pruned(teacher, 0.4)
     assert trained(student, teacher, batches(rows())).weights == 4
-    assert len([n for n in student.graph if n.op_type == "MatMul" and n.inputs[1].name == "w1"]) == 2
+    assert (
+        len(
+            [
+                n
+                for n in student.graph
+                if n.op_type == "MatMul" and n.inputs[1].name == "w1"
+            ]
+        )
+        == 2
+    )
     assert isinstance(student.graph.initializers["w1"].const_value, ir.TensorProtocol)
 
 
@@ -316,7 +478,14 @@ def test_a_weight_that_is_a_setting_elsewhere(preset):
     teacher = model_of(text)
     student = pruned(teacher, 0.6)
     variance = weights(student)["var"]
-    result = trained(student, teacher, batches(rows(128, (1, 6, 6))), preset=preset, steps=40, watch="loss")
+    result = trained(
+        student,
+        teacher,
+        batches(rows(128, (1, 6, 6))),
+        preset=preset,
+        steps=40,
+        watch="loss",
+    )
     assert result.weights > 0 or preset == "block"
     node = next(n for n in student.graph if n.op_type == "BatchNormalization")
     np.testing.assert_array_equal(node.inputs[4].const_value.numpy(), variance)
@@ -338,10 +507,22 @@ def test_curves_for_tensorboard(monkeypatch, tmp_path):
         def add_scalar(self, name, figure, step):
             seen.append((name, step, figure))
 
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", types.SimpleNamespace(SummaryWriter=Writer))
-    trained(pruned(teacher, 0.6), teacher, batches(rows()), steps=20, checks=2, tensorboard=str(tmp_path))
-    assert [entry[:2] for entry in seen[:-1]] == [(name, step) for step in (10, 20)
-                                                  for name in ("held out", "rate", "loss")]
+    monkeypatch.setitem(
+        sys.modules,
+        "torch.utils.tensorboard",
+        types.SimpleNamespace(SummaryWriter=Writer),
+    )
+    trained(
+        pruned(teacher, 0.6),
+        teacher,
+        batches(rows()),
+        steps=20,
+        checks=2,
+        tensorboard=str(tmp_path),
+    )
+    assert [entry[:2] for entry in seen[:-1]] == [
+        (name, step) for step in (10, 20) for name in ("held out", "rate", "loss")
+    ]
     assert seen[-1] == str(tmp_path)
 
 
@@ -349,7 +530,13 @@ def test_without_tensorboard_it_says_so_before_training(monkeypatch, tmp_path):
     teacher = model_of(MLP)
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with pytest.raises(UsageError, match="not installed"):
-        trained(pruned(teacher, 0.6), teacher, batches(rows()), steps=20, tensorboard=str(tmp_path))
+        trained(
+            pruned(teacher, 0.6),
+            teacher,
+            batches(rows()),
+            steps=20,
+            tensorboard=str(tmp_path),
+        )
 
 
 @pytest.mark.parametrize("options", [{}, {"flip": True}])
@@ -359,7 +546,15 @@ def test_halves_learn_nearly_what_floats_do(options):
     found = {}
     for precision in ("float32", "bfloat16"):
         student = pruned(teacher, 0.6)
-        result = trained(student, teacher, batches(images), steps=60, precision=precision, watch="loss", **options)
+        result = trained(
+            student,
+            teacher,
+            batches(images),
+            steps=60,
+            precision=precision,
+            watch="loss",
+            **options,
+        )
         assert result.stats["after"] > result.stats["before"]
         assert weights(student)["k"].dtype == np.float32
         found[precision] = result.stats["loss_last"]
@@ -377,9 +572,20 @@ def test_features_are_asked_of_the_teacher_step_by_step():
         def runner(self, model, names):
             with super().runner(model, names) as run:
                 asked.append([tuple(names), 0])
-                yield lambda feeds, count=asked[-1]: (count.__setitem__(1, count[1] + 1), run(feeds))[1]
+                yield lambda feeds, count=asked[-1]: (
+                    count.__setitem__(1, count[1] + 1),
+                    run(feeds),
+                )[1]
 
-    trained(student, teacher, batches(rows()), steps=30, features=("r",), precision="float32", runtime=Watching())
+    trained(
+        student,
+        teacher,
+        batches(rows()),
+        steps=30,
+        features=("r",),
+        precision="float32",
+        runtime=Watching(),
+    )
     kept, often = asked[0], asked[1]
     assert (kept[0], often[0]) == (("y",), ("y", "r"))
     assert kept[1] < often[1]

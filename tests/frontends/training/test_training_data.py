@@ -1,4 +1,6 @@
-"""Rows collected, spilled, split and drawn; batches that do not come apart; changes to images; scores."""
+"""Rows collected, spilled, split and drawn; batches that do not come apart; changes to images;
+scores.
+"""
 
 import numpy as np
 import pytest
@@ -13,13 +15,23 @@ from onnx_opt.frontends.training.score import Score, Scorer
 
 
 def example(start, count, width=2, labels=True):
-    x = np.arange(start, start + count, dtype=np.float32)[:, None] * np.ones((1, width), np.float32)
-    return Example({"x": x}, np.arange(start, start + count) if labels else None, {"t": 10 * x})
+    x = np.arange(start, start + count, dtype=np.float32)[:, None] * np.ones(
+        (1, width), np.float32
+    )
+    return Example(
+        {"x": x}, np.arange(start, start + count) if labels else None, {"t": 10 * x}
+    )
 
 
-@pytest.mark.parametrize(("whole", "rows", "expected"), [
-    (False, 3, [0, 6, 11]), (False, 100, list(range(12))), (True, 8, [0, 2]), (True, 1, [0]),
-])
+@pytest.mark.parametrize(
+    ("whole", "rows", "expected"),
+    [
+        (False, 3, [0, 6, 11]),
+        (False, 100, list(range(12))),
+        (True, 8, [0, 2]),
+        (True, 1, [0]),
+    ],
+)
 def test_a_few_rows_are_of_all_the_data(tmp_path, whole, rows, expected):
     samples = Samples(whole, tmp_path)
     for start in (0, 4, 8):
@@ -44,7 +56,12 @@ def test_rows_in_any_order_from_memory_and_from_files(limit, monkeypatch, tmp_pa
 def test_rows_in_pieces():
     samples = Samples(False, None)
     samples.add(example(0, 9))
-    for count, most, wanted in ((5, 2, [2, 2, 1]), (9, 8, [5, 4]), (8, 8, [8]), (0, 8, [])):
+    for count, most, wanted in (
+        (5, 2, [2, 2, 1]),
+        (9, 8, [5, 4]),
+        (8, 8, [8]),
+        (0, 8, []),
+    ):
         assert [piece.rows for piece in samples.take(np.arange(count), most)] == wanted
 
 
@@ -67,7 +84,9 @@ def test_one_batch_without_labels_takes_them_from_all():
     assert samples.take(np.array([0]), 1)[0].labels is None
 
 
-@given(rows=st.integers(16, 300), fraction=st.floats(0.01, 0.5), seed=st.integers(0, 99))
+@given(
+    rows=st.integers(16, 300), fraction=st.floats(0.01, 0.5), seed=st.integers(0, 99)
+)
 def test_rows_held_out_are_never_trained_on(rows, fraction, seed):
     samples = Samples(False, None)
     samples.add(example(0, rows))
@@ -95,7 +114,9 @@ def test_one_batch_that_does_not_come_apart(tmp_path):
 def test_every_epoch_sees_units_once(units, each, seed):
     order = Order(np.arange(units), each, seed)
     for epoch in range(2):
-        seen = np.concatenate([order.units(epoch * order.steps + step) for step in range(order.steps)])
+        seen = np.concatenate(
+            [order.units(epoch * order.steps + step) for step in range(order.steps)]
+        )
         assert len(set(seen.tolist())) == len(seen) > units - each
 
 
@@ -106,7 +127,9 @@ def test_the_order_is_a_function_of_seed_and_step():
     assert one.units(17).tolist() != Order(np.arange(50), 8, 4).units(17).tolist()
 
 
-IMAGES = Example({"x": np.arange(32, dtype=np.float32).reshape(2, 1, 4, 4)}, np.array([0, 1]))
+IMAGES = Example(
+    {"x": np.arange(32, dtype=np.float32).reshape(2, 1, 4, 4)}, np.array([0, 1])
+)
 
 
 def test_no_change_is_no_change():
@@ -128,7 +151,12 @@ def test_shifts_move_and_repeat_edges():
         changed, _ = Augment(shift=1)(IMAGES, np.random.default_rng(seed))
         moved = changed.feeds["x"][0, 0]
         padded = np.pad(image, 1, mode="edge")
-        found = [(r, c) for r in range(3) for c in range(3) if (padded[r : r + 4, c : c + 4] == moved).all()]
+        found = [
+            (r, c)
+            for r in range(3)
+            for c in range(3)
+            if (padded[r : r + 4, c : c + 4] == moved).all()
+        ]
         assert found
         seen.update(found)
     assert len(seen) > 4
@@ -138,7 +166,9 @@ def test_mixtures_know_their_partners():
     changed, partner = Augment(mixup=0.5)(IMAGES, np.random.default_rng(1))
     other, share = partner
     images = IMAGES.feeds["x"]
-    np.testing.assert_allclose(changed.feeds["x"], share * images + (1 - share) * images[other], rtol=1e-6)
+    np.testing.assert_allclose(
+        changed.feeds["x"], share * images + (1 - share) * images[other], rtol=1e-6
+    )
 
 
 def test_pasted_rectangles_know_their_partners():
@@ -172,11 +202,15 @@ def test_agreement_counts_first_choices():
 
 
 def test_right_labels_count_instead():
-    assert score(TEACHER, "labels", np.array([0, 1, 0, -100])).value == pytest.approx(2 / 3)
+    assert score(TEACHER, "labels", np.array([0, 1, 0, -100])).value == pytest.approx(
+        2 / 3
+    )
 
 
 def test_values_by_relative_error():
-    assert score(0.5 * TEACHER, head=Head("y", "y", "y", "values")).value == pytest.approx(0.75)
+    assert score(
+        0.5 * TEACHER, head=Head("y", "y", "y", "values")
+    ).value == pytest.approx(0.75)
 
 
 def test_what_is_not_finite_is_worst():

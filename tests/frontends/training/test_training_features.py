@@ -24,17 +24,34 @@ net (float[n, 1, 8, 8] x) => (float[n, 4] y)
 }
 """
 NARROW = STAGES.replace("[6", "[5").replace(", 6, 3", ", 5, 3").replace("n, ", "rows, ")
-OTHERS = (("c", "c2"), ("r", "r2"), ("d", "d2"), ("s", "s2"), ("t", "t2"), ("u", "u2"), ("p", "p2"), ("f", "f2"))
+OTHERS = (
+    ("c", "c2"),
+    ("r", "r2"),
+    ("d", "d2"),
+    ("s", "s2"),
+    ("t", "t2"),
+    ("u", "u2"),
+    ("p", "p2"),
+    ("f", "f2"),
+)
 
 
 def other_names(text):
     for old, new in OTHERS:
-        text = text.replace(f" {old} =", f" {new} =").replace(f"({old})", f"({new})").replace(f"({old}, ", f"({new}, ")
+        text = (
+            text.replace(f" {old} =", f" {new} =")
+            .replace(f"({old})", f"({new})")
+            .replace(f"({old}, ", f"({new}, ")
+        )
     return text.replace("(d2, r)", "(d2, r2)")
 
 
 def test_by_themselves_the_last_of_each_size():
-    assert find_taps(model_of(STAGES), model_of(STAGES), ["auto"]) == [Tap("t", "t"), Tap("u", "u"), Tap("p", "p")]
+    assert find_taps(model_of(STAGES), model_of(STAGES), ["auto"]) == [
+        Tap("t", "t"),
+        Tap("u", "u"),
+        Tap("p", "p"),
+    ]
 
 
 def test_of_another_graph_those_of_the_same_size():
@@ -46,7 +63,16 @@ def test_a_narrow_student_learns_by_them():
     teacher, student = model_of(STAGES), pruned(model_of(NARROW, seed=7), 0.3)
     fresh = rows(512, (1, 8, 8), seed=9)
     before = agreement(student, teacher, fresh)
-    assert trained(student, teacher, batches(rows(256, (1, 8, 8))), steps=150, features=("auto",)).weights == 6
+    assert (
+        trained(
+            student,
+            teacher,
+            batches(rows(256, (1, 8, 8))),
+            steps=150,
+            features=("auto",),
+        ).weights
+        == 6
+    )
     assert agreement(student, teacher, fresh) > before
 
 

@@ -17,7 +17,10 @@ def softmax(x):
 
 @pytest.mark.parametrize("temperature", [1.0, 4.0])
 def test_kl_by_hand(temperature):
-    p, q = softmax(P.numpy().astype(float) / temperature), softmax(Q.numpy().astype(float) / temperature)
+    p, q = (
+        softmax(P.numpy().astype(float) / temperature),
+        softmax(Q.numpy().astype(float) / temperature),
+    )
     wanted = float((p * np.log(p / q)).sum(1).mean() * temperature**2)
     assert losses.kl(Q, P, temperature).item() == pytest.approx(wanted, rel=1e-5)
 
@@ -40,10 +43,14 @@ def test_classes_do_not_see_a_shift_of_all_logits(name):
 
 
 def test_dkd_with_weight_one_for_each_part_is_kl():
-    """KL = first + (1 - p_top) * rest; with the rest weighted so for each row, both agree. arXiv:2203.08679, eq. 7."""
+    """KL = first + (1 - p_top) * rest; with the rest weighted so for each row, both agree.
+    arXiv:2203.08679, eq. 7.
+    """
     p = F.softmax(P[:1], -1)
     others = float(1 - p.max())
-    assert losses.dkd(Q[:1], P[:1], 1.0, others).item() == pytest.approx(losses.kl(Q[:1], P[:1], 1.0).item(), rel=1e-4)
+    assert losses.dkd(Q[:1], P[:1], 1.0, others).item() == pytest.approx(
+        losses.kl(Q[:1], P[:1], 1.0).item(), rel=1e-4
+    )
 
 
 def test_dist_by_correlation():
@@ -55,7 +62,9 @@ def test_dist_by_correlation():
 
 def test_mse_is_one_for_the_mean():
     variance = P.var(correction=0).item()
-    assert losses.mse(torch.full_like(P, P.mean()), P, variance).item() == pytest.approx(1)
+    assert losses.mse(
+        torch.full_like(P, P.mean()), P, variance
+    ).item() == pytest.approx(1)
     assert losses.mse(P, P, variance).item() == 0
 
 
@@ -77,4 +86,6 @@ def test_relation_compares_widths_that_differ():
 @pytest.mark.parametrize("name", ["kl", "dist", "dkd", "binary"])
 def test_sequences_of_classes_are_rows(name):
     loss = getattr(losses, name)
-    assert loss(Q[None], P[None], 1.0).item() == pytest.approx(loss(Q, P, 1.0).item(), rel=1e-5)
+    assert loss(Q[None], P[None], 1.0).item() == pytest.approx(
+        loss(Q, P, 1.0).item(), rel=1e-5
+    )

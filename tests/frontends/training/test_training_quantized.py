@@ -1,4 +1,6 @@
-"""Quantized graphs train as they run: codes stay on their grid, start where the graph has them, ONNX Runtime agrees."""
+"""Quantized graphs train as they run: codes stay on their grid, start where the graph has them,
+ONNX Runtime agrees.
+"""
 
 import textwrap
 
@@ -10,13 +12,24 @@ from onnx_opt.frontends.training.blocks import Block, find_blocks
 from onnx_opt.frontends.training.separators import Separator, separators
 from onnx_opt.frontends.training.student import Student
 from onnx_opt.frontends.training.train import Recipe
-from training_models import MLP, batches, model_of, outputs, relative_error, rows, trained, weights
+from training_models import (
+    MLP,
+    batches,
+    model_of,
+    outputs,
+    relative_error,
+    rows,
+    trained,
+    weights,
+)
 
 BITS = {4: (ir.DataType.INT4, 7), 8: (ir.DataType.INT8, 127), 2: (ir.DataType.INT8, 1)}
 
 
 def quantized(model: ir.Model, bits: int, keep: float = 1.0) -> ir.Model:
-    """A copy whose matrices are integers of `bits` behind DequantizeLinear, one scale each; small ones become zero."""
+    """A copy whose matrices are integers of `bits` behind DequantizeLinear, one scale each; small
+    ones become zero.
+    """
     copy = model.clone()
     dtype, top = BITS[bits]
     for node in [n for n in copy.graph if n.op_type == "MatMul"]:
@@ -24,11 +37,20 @@ def quantized(model: ir.Model, bits: int, keep: float = 1.0) -> ir.Model:
         array = weights(copy)[name]
         scale = np.abs(array).max() / top
         codes = np.clip(np.rint(array / scale), -top, top).astype(dtype.numpy())
-        made = {f"{name}_quantized": ir.Tensor(codes, dtype=dtype, name=f"{name}_quantized"),
-                f"{name}_scale": ir.tensor(np.float32(scale), name=f"{name}_scale")}
+        made = {
+            f"{name}_quantized": ir.Tensor(
+                codes, dtype=dtype, name=f"{name}_quantized"
+            ),
+            f"{name}_scale": ir.tensor(np.float32(scale), name=f"{name}_scale"),
+        }
         values = []
         for key, tensor in made.items():
-            value = ir.Value(name=key, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
+            value = ir.Value(
+                name=key,
+                shape=tensor.shape,
+                type=ir.TensorType(tensor.dtype),
+                const_value=tensor,
+            )
             copy.graph.register_initializer(value)
             values.append(value)
         dequantize = ir.node("DequantizeLinear", values)
@@ -52,7 +74,10 @@ def test_codes_train_on_their_grid(bits, with_originals):
     assert after["w1_quantized"].dtype == BITS[bits][0].numpy()
     assert np.abs(after["w1_quantized"].astype(int)).max() <= BITS[bits][1]
     assert result.stats["after"] > result.stats["before"]
-    assert relative_error(student, teacher, rows(512, seed=9)) < (1.0 if bits == 4 else 1.25) * before
+    assert (
+        relative_error(student, teacher, rows(512, seed=9))
+        < (1.0 if bits == 4 else 1.25) * before
+    )
 
 
 def test_latents_start_in_the_cell_of_their_code():
@@ -61,14 +86,18 @@ def test_latents_start_in_the_cell_of_their_code():
     codes = student.graph.initializers["w1_quantized"]
     moved = codes.const_value.numpy().astype(int)
     moved[0, 0] += 1 if moved[0, 0] < 7 else -1
-    codes.const_value = ir.Tensor(moved.astype(ir.DataType.INT4.numpy()), dtype=ir.DataType.INT4, name=codes.name)
+    codes.const_value = ir.Tensor(
+        moved.astype(ir.DataType.INT4.numpy()), dtype=ir.DataType.INT4, name=codes.name
+    )
     scale = float(weights(student)["w1_scale"])
     learner = Student(student, ["y"], Recipe(soft=0), weights(teacher))
     latent = learner.runs.w1_quantized.detach().numpy()
     np.testing.assert_array_equal(np.rint(latent), moved)
     elsewhere = np.ones(moved.shape, bool)
     elsewhere[0, 0] = False
-    np.testing.assert_allclose(latent[elsewhere], (weights(teacher)["w1"] / scale)[elsewhere], atol=0.02)
+    np.testing.assert_allclose(
+        latent[elsewhere], (weights(teacher)["w1"] / scale)[elsewhere], atol=0.02
+    )
 
 
 def test_qat_off_leaves_codes_alone():
@@ -83,7 +112,10 @@ def test_qat_off_leaves_codes_alone():
 
 def test_zeros_of_a_pruned_original_stay_zero_codes():
     teacher = model_of(MLP)
-    sparse = {name: np.where(np.abs(w) < 0.4, 0, w) if w.ndim == 2 else w for name, w in weights(teacher).items()}
+    sparse = {
+        name: np.where(np.abs(w) < 0.4, 0, w) if w.ndim == 2 else w
+        for name, w in weights(teacher).items()
+    }
     net = teacher.clone()
     for name, value in net.graph.initializers.items():
         value.const_value = ir.Tensor(sparse[name], name=name)
@@ -103,19 +135,35 @@ def test_scales_train_and_stay_positive():
 
 
 def test_blocks_learn_their_rounding_one_after_another():
-    """Better blocks need not make a better net; where they do not, it stays as it was. Some nets gain much."""
+    """Better blocks need not make a better net; where they do not, it stays as it was. Some nets
+    gain much.
+    """
     fresh, shares = rows(512, seed=9), []
     for seed in range(3):
         teacher = model_of(MLP, seed)
         student = quantized(teacher, 2)
-        codes, before = weights(student)["w1_quantized"].astype(int), relative_error(student, teacher, fresh)
-        result = trained(student, teacher, batches(rows()), originals=weights(teacher), preset="block", steps=60,
-                         watch="loss")
+        codes, before = (
+            weights(student)["w1_quantized"].astype(int),
+            relative_error(student, teacher, fresh),
+        )
+        result = trained(
+            student,
+            teacher,
+            batches(rows()),
+            originals=weights(teacher),
+            preset="block",
+            steps=60,
+            watch="loss",
+        )
         moved = np.abs(weights(student)["w1_quantized"].astype(int) - codes)
         shares.append(relative_error(student, teacher, fresh) / before)
         assert result.stats["blocks"] == 2
         assert result.stats["better_blocks"] >= 1
-        assert bool(result.weights) == (result.stats["after"] > result.stats["before"]) == (shares[-1] != 1)
+        assert (
+            bool(result.weights)
+            == (result.stats["after"] > result.stats["before"])
+            == (shares[-1] != 1)
+        )
         assert moved.max() <= 1
     assert min(shares) < 0.95
 
@@ -133,7 +181,12 @@ def test_separators_are_what_everything_passes_through():
     }
     """
     model = model_of(textwrap.dedent(text))
-    assert list(separators(model)) == [Separator("a", 1), Separator("b", 1), Separator("d", 2), Separator("y", 2)]
+    assert list(separators(model)) == [
+        Separator("a", 1),
+        Separator("b", 1),
+        Separator("d", 2),
+        Separator("y", 2),
+    ]
     assert list(find_blocks(model, model)) == [Block("", "a"), Block("a", "d")]
 
 
@@ -157,8 +210,21 @@ masked (float[n, 6] x, float[n, 16] mask) => (float[n, 4] y)
 
 def test_a_mask_may_pass_beside():
     model = model_of(MASKED)
-    assert [s.name for s in separators(model)] == ["a", "b", "c", "d", "e", "f", "z", "y"]
-    assert list(find_blocks(model, model)) == [Block("", "a"), Block("a", "d"), Block("d", "z")]
+    assert [s.name for s in separators(model)] == [
+        "a",
+        "b",
+        "c",
+        "d",
+        "e",
+        "f",
+        "z",
+        "y",
+    ]
+    assert list(find_blocks(model, model)) == [
+        Block("", "a"),
+        Block("a", "d"),
+        Block("d", "z"),
+    ]
 
 
 def test_what_a_layer_made_does_not_pass_beside():
@@ -167,27 +233,58 @@ def test_what_a_layer_made_does_not_pass_beside():
 
 
 def test_what_follows_from_weights_and_shapes_alone_passes_beside():
-    text = MASKED.replace("gate = Sigmoid (mask)", """size = Shape (x)
+    text = (
+        MASKED.replace(
+            "gate = Sigmoid (mask)",
+            """size = Shape (x)
     wide = Cast <to = 1> (size)
     sum = ReduceSum (wide)
     row = Unsqueeze (sum, axis)
-    gate = MatMul (row, table)""").replace("float[16, 4] w3", "float[16, 4] w3, float[1, 16] table").replace(
-        "{\n", "{\n    axis = Constant <value = int64[1] {0}> ()\n")
-    assert [s.name for s in separators(model_of(text))] == ["a", "b", "c", "d", "e", "f", "z", "y"]
+    gate = MatMul (row, table)""",
+        )
+        .replace("float[16, 4] w3", "float[16, 4] w3, float[1, 16] table")
+        .replace("{\n", "{\n    axis = Constant <value = int64[1] {0}> ()\n")
+    )
+    assert [s.name for s in separators(model_of(text))] == [
+        "a",
+        "b",
+        "c",
+        "d",
+        "e",
+        "f",
+        "z",
+        "y",
+    ]
 
 
 def test_blocks_see_the_inputs_that_pass_beside_and_leave_what_they_share():
-    """Better blocks need not make a better net; where they do not, it stays as it was. Most nets gain."""
+    """Better blocks need not make a better net; where they do not, it stays as it was. Most nets
+    gain.
+    """
     random = np.random.default_rng(3)
-    data = [({"x": rows(64, seed=i), "mask": random.normal(size=(64, 16)).astype(np.float32)}, None) for i in range(6)]
+    data = [
+        (
+            {
+                "x": rows(64, seed=i),
+                "mask": random.normal(size=(64, 16)).astype(np.float32),
+            },
+            None,
+        )
+        for i in range(6)
+    ]
     gains = []
     for seed in range(3):
         teacher = model_of(MASKED, seed)
         student = quantized(teacher, 2)
         before = weights(student)
-        result = trained(student, teacher, data, originals=weights(teacher), preset="block", steps=60)
+        result = trained(
+            student, teacher, data, originals=weights(teacher), preset="block", steps=60
+        )
         after = weights(student)
-        moved = any(not np.array_equal(after[f"w{i}_quantized"], before[f"w{i}_quantized"]) for i in (1, 2, 3))
+        moved = any(
+            not np.array_equal(after[f"w{i}_quantized"], before[f"w{i}_quantized"])
+            for i in (1, 2, 3)
+        )
         gains.append(result.stats["after"] - result.stats["before"])
         assert result.stats["blocks"] == 3
         assert result.stats["better_blocks"] >= 1
@@ -201,7 +298,9 @@ def test_rounding_sets_in_slowly_where_levels_are_few():
     learner = Student(quantized(teacher, 2), ["y"], Recipe(), weights(teacher))
     x = rows(32)
     floats = outputs(teacher, x)
-    codes = Student(quantized(teacher, 2), ["y"], Recipe(soft=0), weights(teacher)).values({"x": x})["y"]
+    codes = Student(
+        quantized(teacher, 2), ["y"], Recipe(soft=0), weights(teacher)
+    ).values({"x": x})["y"]
     found = []
     for progress in (0.0, 0.3, learner.soft, 1.0):
         learner.harden(progress)
@@ -211,20 +310,36 @@ def test_rounding_sets_in_slowly_where_levels_are_few():
     assert not np.allclose(found[1], codes, atol=0.1)
     for hard in found[2:]:
         np.testing.assert_allclose(hard, codes, atol=1e-5)
-    np.testing.assert_allclose(learner.values({"x": x})["y"], codes, atol=1e-5)  # judged as it will run
+    np.testing.assert_allclose(
+        learner.values({"x": x})["y"], codes, atol=1e-5
+    )  # judged as it will run
 
 
-@pytest.mark.parametrize(("bits", "with_originals", "asked", "soft"), [
-    (2, True, -1.0, True), (4, True, -1.0, False), (4, True, 0.5, True), (2, False, -1.0, False), (2, True, 0.0, False),
-])
+@pytest.mark.parametrize(
+    ("bits", "with_originals", "asked", "soft"),
+    [
+        (2, True, -1.0, True),
+        (4, True, -1.0, False),
+        (4, True, 0.5, True),
+        (2, False, -1.0, False),
+        (2, True, 0.0, False),
+    ],
+)
 def test_when_rounding_is_soft(bits, with_originals, asked, soft):
     teacher = model_of(MLP)
-    learner = Student(quantized(teacher, bits), ["y"], Recipe(soft=asked), weights(teacher) if with_originals else None)
+    learner = Student(
+        quantized(teacher, bits),
+        ["y"],
+        Recipe(soft=asked),
+        weights(teacher) if with_originals else None,
+    )
     assert bool(learner.soft) == soft
     assert (learner.trains is learner.runs) != soft
 
 
-@pytest.mark.parametrize(("agreement", "rate", "soft"), [(0.2, 0.02, 0.6), (0.8, 0.004, 0.0)])
+@pytest.mark.parametrize(
+    ("agreement", "rate", "soft"), [(0.2, 0.02, 0.6), (0.8, 0.004, 0.0)]
+)
 def test_codes_that_are_good_are_mended(agreement, rate, soft):
     recipe = Recipe().completed(True, 2, agreement)
     assert (recipe.rate, recipe.softness(2)) == (rate, soft)
@@ -246,5 +361,11 @@ def test_latents_are_free_until_rounding_is_complete():
 @pytest.mark.parametrize(("bits", "rate"), [(2, 0.02), (4, 0.004), (8, 0.004)])
 def test_the_rate_follows_the_bits(bits, rate):
     teacher = model_of(MLP)
-    result = trained(quantized(teacher, bits), teacher, batches(rows()), originals=weights(teacher), steps=5)
+    result = trained(
+        quantized(teacher, bits),
+        teacher,
+        batches(rows()),
+        originals=weights(teacher),
+        steps=5,
+    )
     assert result.stats["rate"] == rate

@@ -12,7 +12,16 @@ import onnx_ir as ir
 import pytest
 from onnx_opt import RefusedError
 from onnx_opt.frontends.training import loop as loop_module
-from training_models import MLP, batches, model_of, pruned, rows, serialized, trained, weights
+from training_models import (
+    MLP,
+    batches,
+    model_of,
+    pruned,
+    rows,
+    serialized,
+    trained,
+    weights,
+)
 
 HERE = Path(__file__).parent
 WORKER = """
@@ -57,7 +66,9 @@ def test_an_interrupted_training_ends_where_a_whole_one_does(tmp_path, monkeypat
             trained(student, teacher, batches(rows()), steps=50, folder=tmp_path)
     assert serialized(student) == serialized(pruned(teacher, 0.6))
     (state,) = tmp_path.iterdir()
-    interrupted_at(monkeypatch, 29)  # it was saved at step 30: no step before that is done again
+    interrupted_at(
+        monkeypatch, 29
+    )  # it was saved at step 30: no step before that is done again
     result = trained(student, teacher, batches(rows()), steps=50, folder=tmp_path)
     assert result.stats["steps"] == 50
     assert serialized(student) == serialized(whole)
@@ -80,8 +91,24 @@ def test_blocks_that_are_done_are_not_trained_anew(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(loop_module.Loop, "run", stopping)
         with pytest.raises(Interruption):
-            trained(student, teacher, batches(rows()), preset="block", steps=30, watch="loss", folder=tmp_path)
-        result = trained(student, teacher, batches(rows()), preset="block", steps=30, watch="loss", folder=tmp_path)
+            trained(
+                student,
+                teacher,
+                batches(rows()),
+                preset="block",
+                steps=30,
+                watch="loss",
+                folder=tmp_path,
+            )
+        result = trained(
+            student,
+            teacher,
+            batches(rows()),
+            preset="block",
+            steps=30,
+            watch="loss",
+            folder=tmp_path,
+        )
     assert len(fits) == 3  # two blocks: the first once, the second once more
     assert result.stats["blocks"] == 2
     assert serialized(student) == serialized(whole)
@@ -90,7 +117,14 @@ def test_blocks_that_are_done_are_not_trained_anew(tmp_path, monkeypatch):
 def test_another_training_does_not_take_its_state(tmp_path):
     teacher = model_of(MLP)
     for options in ({}, {"seed": 1}, {"rate": 0.02}):
-        trained(pruned(teacher, 0.6), teacher, batches(rows()), steps=5, folder=tmp_path, **options)
+        trained(
+            pruned(teacher, 0.6),
+            teacher,
+            batches(rows()),
+            steps=5,
+            folder=tmp_path,
+            **options,
+        )
     assert len(list(tmp_path.iterdir())) == 3
 
 
@@ -100,17 +134,29 @@ def test_a_damaged_state_is_named(tmp_path):
     (state,) = tmp_path.iterdir()
     state.write_bytes(b"not a checkpoint")
     with pytest.raises(RefusedError, match="cannot be read"):
-        trained(pruned(teacher, 0.6), teacher, batches(rows()), steps=5, folder=tmp_path)
+        trained(
+            pruned(teacher, 0.6), teacher, batches(rows()), steps=5, folder=tmp_path
+        )
 
 
 def processes(count: int, out: Path) -> list[bytes]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    team = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+    team = {
+        "WORLD_SIZE": str(count),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "OMP_NUM_THREADS": "1",
+    }
     paths = [str(HERE), str(HERE.parents[1])]
-    running = [subprocess.Popen([sys.executable, "-c", WORKER, str(out), *paths], env={
-        **os.environ, **team, "RANK": str(rank)}) for rank in range(count)]
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-c", WORKER, str(out), *paths],
+            env={**os.environ, **team, "RANK": str(rank)},
+        )
+        for rank in range(count)
+    ]
     assert [p.wait(120) for p in running] == [0] * count
     return [Path(f"{out}{rank}").read_bytes() for rank in range(count)]
 
@@ -121,9 +167,10 @@ def test_two_processes_do_what_one_does(tmp_path):
     trained(alone, teacher, batches(rows()), steps=40, batch=32, precision="float32")
     first, second = processes(2, tmp_path / "team")
     assert first == second
-    one, two = weights(alone), weights(ir.from_proto(onnx.load_model_from_string(first)))
+    one, two = (
+        weights(alone),
+        weights(ir.from_proto(onnx.load_model_from_string(first))),
+    )
     for name, weight in one.items():
         np.testing.assert_allclose(two[name], weight, atol=1e-4)
     assert not np.array_equal(one["w1"], weights(pruned(model_of(MLP), 0.6))["w1"])
-
-

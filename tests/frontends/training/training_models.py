@@ -36,7 +36,8 @@ ROUNDED = MLP.replace("y = Add (c, b2)", "z = Add (c, b2)\n    y = Round (z)")
 CNN = """
 <ir_version: 10, opset_import: ["" : 21]>
 cnn (float[n, 1, 6, 6] x) => (float[n, 4] y)
-<float[8, 1, 3, 3] k, float[8] scale, float[8] shift, float[8] mean, float[8] var, float[8, 4] w, float[4] b>
+<float[8, 1, 3, 3] k, float[8] scale, float[8] shift, float[8] mean, float[8] var, float[8,
+    4] w, float[4] b>
 {
     c = Conv <pads = [1, 1, 1, 1]> (x, k)
     s = BatchNormalization (c, scale, shift, mean, var)
@@ -50,8 +51,12 @@ cnn (float[n, 1, 6, 6] x) => (float[n, 4] y)
 
 def model_of(text: str, seed: int = 0) -> ir.Model:
     """The model with random weights, small biases, and ones for `var` and `scale`."""
-    declared = text[text.index("<float") + 1 : text.rindex(">\n{")] if "<float" in text else ""
-    proto = onnx.parser.parse_model(text.replace(f"<{declared}>", "") if declared else text)
+    declared = (
+        text[text.index("<float") + 1 : text.rindex(">\n{")] if "<float" in text else ""
+    )
+    proto = onnx.parser.parse_model(
+        text.replace(f"<{declared}>", "") if declared else text
+    )
     random = np.random.default_rng(seed)
     for part in declared.split(", float"):
         if not part:
@@ -59,8 +64,14 @@ def model_of(text: str, seed: int = 0) -> ir.Model:
         shape_text, name = part.removeprefix("float").rsplit(" ", 1)
         shape = [int(d) for d in shape_text.strip("[]").split(",")]
         size = 0.1 if len(shape) == 1 else 2 / np.sqrt(np.prod(shape[:-1]))
-        array = np.ones(shape) if name in ("var", "scale") else size * random.normal(size=shape)
-        proto.graph.initializer.append(onnx.numpy_helper.from_array(array.astype(np.float32), name))
+        array = (
+            np.ones(shape)
+            if name in ("var", "scale")
+            else size * random.normal(size=shape)
+        )
+        proto.graph.initializer.append(
+            onnx.numpy_helper.from_array(array.astype(np.float32), name)
+        )
     return ir.from_proto(onnx.shape_inference.infer_shapes(proto))
 
 
@@ -75,13 +86,18 @@ def pruned(model: ir.Model, fraction: float) -> ir.Model:
     return copy
 
 
-def rows(count: int = ROWS, shape: tuple[int, ...] = (WIDTH,), seed: int = 1) -> np.ndarray:
+def rows(
+    count: int = ROWS, shape: tuple[int, ...] = (WIDTH,), seed: int = 1
+) -> np.ndarray:
     return np.random.default_rng(seed).normal(size=(count, *shape)).astype(np.float32)
 
 
 def batches(array: np.ndarray, size: int = 64, labels: np.ndarray | None = None):
     for start in range(0, len(array), size):
-        yield {"x": array[start : start + size]}, None if labels is None else labels[start : start + size]
+        yield (
+            {"x": array[start : start + size]},
+            None if labels is None else labels[start : start + size],
+        )
 
 
 class Local:
@@ -95,9 +111,13 @@ class Local:
             for value in node.outputs:
                 if value.name in names and value.name not in present:
                     copy.graph.outputs.append(value)
-        session = onnxruntime.InferenceSession(serialized(copy), providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(
+            serialized(copy), providers=["CPUExecutionProvider"]
+        )
         output_names = [o.name for o in session.get_outputs()]
-        yield lambda feeds: dict(zip(output_names, session.run(None, feeds), strict=True))
+        yield lambda feeds: dict(
+            zip(output_names, session.run(None, feeds), strict=True)
+        )
 
 
 def serialized(model: ir.Model) -> bytes:
@@ -105,15 +125,31 @@ def serialized(model: ir.Model) -> bytes:
 
 
 def trained(
-    student: ir.Model, teacher: ir.Model, data, seed: int = 0, folder=None, originals=None, runtime=None, **options
+    student: ir.Model,
+    teacher: ir.Model,
+    data,
+    seed: int = 0,
+    folder=None,
+    originals=None,
+    runtime=None,
+    **options,
 ):
     """`train` with a recipe from options; 60 steps unless they say more."""
     recipe = Recipe.of({"steps": 60, "holdout": 0.25, **options})
-    return train(student, teacher, data, recipe, Setting(runtime or Local(), seed, originals, folder))
+    return train(
+        student,
+        teacher,
+        data,
+        recipe,
+        Setting(runtime or Local(), seed, originals, folder),
+    )
 
 
 def weights(model: ir.Model) -> dict[str, np.ndarray]:
-    return {name: value.const_value.numpy() for name, value in model.graph.initializers.items()}
+    return {
+        name: value.const_value.numpy()
+        for name, value in model.graph.initializers.items()
+    }
 
 
 def outputs(model: ir.Model, x: np.ndarray) -> np.ndarray:

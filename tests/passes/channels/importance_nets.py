@@ -15,17 +15,22 @@ RAW = ScoreOptions(normalise="none", aggregate="sum")
 def solved(model):
     """(model, solution, groups) of a model or of text without its header."""
     if isinstance(model, str):
-        model = ir.from_proto(onnx.parser.parse_model(f'<ir_version: 10, opset_import: ["" : 21]>\n{model}'))
+        model = ir.from_proto(
+            onnx.parser.parse_model(
+                f'<ir_version: 10, opset_import: ["" : 21]>\n{model}'
+            )
+        )
     solution = solve(relate(model, traced(model)))
     return model, solution, channel_groups(solution)
 
 
 def mlp(w, v, middle="r = Relu (h)"):
-    """x -> MatMul w -> middle -> MatMul v -> y; w (I, C) and v (C, O)."""
+    """X -> MatMul w -> middle -> MatMul v -> y; w (I, C) and v (C, O)."""
     w, v = np.asarray(w), np.asarray(v)
     return solved(f"""
         mlp (float[N, {w.shape[0]}] x) => (float[N, {v.shape[1]}] y)
-        <float[{w.shape[0]}, {w.shape[1]}] w = {literal(w)}, float[{v.shape[0]}, {v.shape[1]}] v = {literal(v)}>
+        <float[{w.shape[0]}, {w.shape[1]}] w = {literal(w)}, float[{v.shape[0]},
+            {v.shape[1]}] v = {literal(v)}>
         {{
             h = MatMul (x, w)
             {middle}
@@ -36,4 +41,8 @@ def mlp(w, v, middle="r = Relu (h)"):
 
 def literal(array):
     """An array as the values of a tensor in ONNX text."""
-    return "{" + ", ".join(f"{float(value):.9g}" for value in np.asarray(array).reshape(-1)) + "}"
+    return (
+        "{"
+        + ", ".join(f"{float(value):.9g}" for value in np.asarray(array).reshape(-1))
+        + "}"
+    )

@@ -13,7 +13,9 @@ from onnx_opt.passes._core.normalize import normalize
 from onnx_opt.passes.prune_channels import PruneChannels
 
 HEAD = '<ir_version: 10, opset_import: ["" : 18]>\n'
-DEAD = HEAD + """
+DEAD = (
+    HEAD
+    + """
 dead (float[n, 2] x) => (float[n, 2] y)
 <float[2, 4] w = {1, 0, 5, 0, 2, 0, -7, 0}, float[4] b = {1, 3, 0.5, -2},
  float[4, 2] v = {1, 2, 3, 4, 5, 6, 7, 8}, float[2] c = {0.5, 0.25}>
@@ -25,17 +27,23 @@ dead (float[n, 2] x) => (float[n, 2] y)
     y = Add (p, c)
 }
 """
-PADDED = HEAD + """
+)
+PADDED = (
+    HEAD
+    + """
 padded (float[n, 1, 4] x) => (float[n, 1, 4] y)
 <float[2, 1, 1] w = {1, 0}, float[2] b = {0, 3}, float[1, 2, 3] v = {1, 1, 1, 2, 2, 2}>
 { h = Conv (x, w, b)  y = Conv <pads = [1, 1]> (h, v) }
 """
+)
 ALIVE = DEAD.replace("w = {1, 0, 5, 0, 2, 0, -7, 0}", "w = {1, 1, 5, 1, 2, 1, -7, 1}")
 
 
 def _outputs(model: ir.Model, x: np.ndarray) -> np.ndarray:
     data = ir.to_proto(model).SerializeToString()
-    return onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"]).run(None, {"x": x})[0]
+    return onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"]).run(
+        None, {"x": x}
+    )[0]
 
 
 def test_a_layer_that_uses_all_its_weights_has_no_constant_channels():
@@ -55,7 +63,9 @@ def test_constant_channels_go_first_and_their_readers_keep_what_they_gave(import
     model = ir.from_proto(onnx.parser.parse_model(DEAD))
     x = np.random.default_rng(0).standard_normal((5, 2)).astype(np.float32)
     expected = _outputs(model, x)
-    outcome = PruneChannels(ratio=0.5, importance=importance, include=("w:1",)).run(model, NullContext())
+    outcome = PruneChannels(ratio=0.5, importance=importance, include=("w:1",)).run(
+        model, NullContext()
+    )
     assert outcome.stats["channels"] == 2
     np.testing.assert_allclose(_outputs(model, x), expected, rtol=1e-6)
 

@@ -5,7 +5,11 @@ import onnx
 import onnx_ir as ir
 import pytest
 from calibrated_context import run_session
-from onnx_opt.passes._channels.contractions import consumers_of, contractions, producers_of
+from onnx_opt.passes._channels.contractions import (
+    consumers_of,
+    contractions,
+    producers_of,
+)
 from onnx_opt.passes._dims.groups import channel_groups
 from onnx_opt.passes._dims.rules import relate
 from onnx_opt.passes._dims.solve import solve
@@ -22,7 +26,9 @@ def solved(text):
         shape = value.const_value.shape.numpy()
         if value.dtype == ir.DataType.FLOAT:
             rng = np.random.default_rng(sum(shape))
-            value.const_value = ir.Tensor(rng.normal(size=shape).astype(np.float32), name=value.name)
+            value.const_value = ir.Tensor(
+                rng.normal(size=shape).astype(np.float32), name=value.name
+            )
     return model, solve(relate(model, traced(model)))
 
 
@@ -43,7 +49,8 @@ mlp (float[N, 2] x) => (float[N, 3] y)
 
 DEPTHWISE = f"""
 depthwise (float[N, 2, 6, 6] x) => (float[N, 2, 4, 4] y)
-<float[4, 2, 1, 1] w = {zeros(4, 2)}, float[4, 1, 3, 3] d = {zeros(4, 9)}, float[2, 4, 1, 1] v = {zeros(2, 4)}>
+<float[4, 2, 1, 1] w = {zeros(4, 2)}, float[4, 1, 3, 3] d = {zeros(4, 9)}, float[2, 4, 1,
+    1] v = {zeros(2, 4)}>
 {{
     h = Conv (x, w)
     r = Relu (h)
@@ -84,21 +91,29 @@ left (float[2, 5] x) => (float[3, 5] y)
 
 
 def names(found):
-    return [(c.node.op_type, c.tensor.name, c.axis, c.weight.name, c.weight_axis, c.groups) for c in found]
+    return [
+        (c.node.op_type, c.tensor.name, c.axis, c.weight.name, c.weight_axis, c.groups)
+        for c in found
+    ]
 
 
-@pytest.mark.parametrize(("text", "readers", "makers"), [
-    (MLP, [("MatMul", "r", 1, "v", 1, 1)], [("w", 1)]),
-    (DEPTHWISE, [("Conv", "m", 1, "v", 1, 1)], [("w", 0), ("d", 0)]),
-    (GROUPED, [("Conv", "r", 1, "v", 1, 2)], [("w", 0)]),
-    (UP, [("ConvTranspose", "r", 1, "v", 0, 2)], [("w", 0)]),
-    (LEFT, [("Gemm", "r", 0, "v", 0, 1)], [("w", 0)]),
-])
+@pytest.mark.parametrize(
+    ("text", "readers", "makers"),
+    [
+        (MLP, [("MatMul", "r", 1, "v", 1, 1)], [("w", 1)]),
+        (DEPTHWISE, [("Conv", "m", 1, "v", 1, 1)], [("w", 0), ("d", 0)]),
+        (GROUPED, [("Conv", "r", 1, "v", 1, 2)], [("w", 0)]),
+        (UP, [("ConvTranspose", "r", 1, "v", 0, 2)], [("w", 0)]),
+        (LEFT, [("Gemm", "r", 0, "v", 0, 1)], [("w", 0)]),
+    ],
+)
 def test_who_reads_a_group_and_who_makes_it(text, readers, makers):
     _, solution = solved(text)
     groups = channel_groups(solution)
     assert names(consumers_of(groups, solution)[0]) == readers
-    assert [(p.weight.name, p.weight_axis) for p in producers_of(groups, solution)[0]] == makers
+    assert [
+        (p.weight.name, p.weight_axis) for p in producers_of(groups, solution)[0]
+    ] == makers
 
 
 def test_products_of_two_activations_have_no_consumer():
@@ -121,13 +136,17 @@ def test_products_of_two_activations_have_no_consumer():
 @pytest.mark.parametrize("text", [MLP, GROUPED, UP, LEFT, DEPTHWISE])
 def test_a_matrix_goes_back_into_its_weight(text):
     for consumer in contractions(solved(text)[1]):
-        np.testing.assert_array_equal(consumer.stored(consumer.matrix()), consumer.weight.const_value.numpy())
+        np.testing.assert_array_equal(
+            consumer.stored(consumer.matrix()), consumer.weight.const_value.numpy()
+        )
 
 
 @pytest.mark.parametrize("text", [MLP, GROUPED, UP, LEFT, DEPTHWISE])
 def test_squares_are_those_of_the_slices(text):
     for consumer in contractions(solved(text)[1]):
-        weight = np.moveaxis(consumer.weight.const_value.numpy().astype(float), consumer.weight_axis, 0)
+        weight = np.moveaxis(
+            consumer.weight.const_value.numpy().astype(float), consumer.weight_axis, 0
+        )
         slots = consumer.columns().max() + 1
         width = len(weight)
         if slots == width:
@@ -147,7 +166,13 @@ def test_the_gram_matrix_gives_the_energy_of_the_output(text):
     feeds = {"x": rng.normal(size=shape).astype(np.float32)}
     output = consumer.node.outputs[0].name
     session = run_session(with_taps(model, [consumer.tensor.name, output]))
-    values = dict(zip([o.name for o in session.get_outputs()], session.run(None, feeds), strict=True))
+    values = dict(
+        zip(
+            [o.name for o in session.get_outputs()],
+            session.run(None, feeds),
+            strict=True,
+        )
+    )
     observer = MomentObserver("t", dataclasses.asdict(consumer.request()))
     observer.update(values[consumer.tensor.name])
     matrix, grams = consumer.matrix(), consumer.grams(observer.value())[:, :-1, :-1]

@@ -25,7 +25,8 @@ def zeros(*shape):
 
 CONV = f"""
     conv (float[N, 2, 5, 5] x) => (float[N, 3, 5, 5] y)
-    <float[4, 2, 3, 3] a = {zeros(4, 2, 3, 3)}, float[4] b = {zeros(4)}, float[3, 4, 1, 1] c = {zeros(3, 4, 1, 1)}>
+    <float[4, 2, 3, 3] a = {zeros(4, 2, 3, 3)}, float[4] b = {zeros(4)}, float[3, 4, 1,
+        1] c = {zeros(3, 4, 1, 1)}>
     {{
         h = Conv <pads = [1, 1, 1, 1]> (x, a, b)
         y = Conv (h, c)
@@ -85,7 +86,9 @@ def test_with_one_hidden_channel_less(text, _params, _macs, params, macs):
 
 
 def test_no_channels_no_cost():
-    assert cost(MATMUL, lambda solution, groups: [g.channels for g in groups]) == Cost(0, 0, 0)
+    assert cost(MATMUL, lambda solution, groups: [g.channels for g in groups]) == Cost(
+        0, 0, 0
+    )
 
 
 def test_a_product_of_activations_shrinks_with_its_width():
@@ -111,4 +114,8 @@ def test_what_one_channel_takes_is_the_difference_of_two_costs(text, kind):
     for group, saved in zip(groups, costs.saved_by_one(groups, kind), strict=True):
         gone = nothing.copy()
         gone[group.channels[0]] = True
-        assert saved == getattr(costs.of(nothing), kind) - getattr(costs.of(gone), kind) > 0
+        assert (
+            saved
+            == getattr(costs.of(nothing), kind) - getattr(costs.of(gone), kind)
+            > 0
+        )

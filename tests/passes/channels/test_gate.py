@@ -1,4 +1,6 @@
-"""The proof: whatever a rule, a mend or the surgery gets wrong, the group stays, is named, and the rest is pruned."""
+"""The proof: whatever a rule, a mend or the surgery gets wrong, the group stays, is named, and the
+rest is pruned.
+"""
 
 import numpy as np
 import onnx
@@ -18,7 +20,9 @@ from onnx_opt.passes._dims.trace import traced
 from onnx_opt.passes.prune_channels import PruneChannels
 from sample_models import model_from
 
-TWO_WAYS = HEADER + """
+TWO_WAYS = (
+    HEADER
+    + """
 two_ways (float[batch, 3] x) => (float[batch, 2] y)
 <float[3, 8] a, float[8, 8] b, float[8, 6] c, float[6, 2] d>
 {
@@ -31,10 +35,14 @@ two_ways (float[batch, 3] x) => (float[batch, 2] y)
     y = MatMul (s, d)
 }
 """
+)
 
-GROUPED = HEADER + """
+GROUPED = (
+    HEADER
+    + """
 grouped (float[batch, 8, 6, 6] x) => (float[batch, 3, 6, 6] y)
-<float[16, 8, 1, 1] first, float[16, 1, 3, 3] middle, float[12, 16, 1, 1] last, float[3, 12, 1, 1] end>
+<float[16, 8, 1, 1] first, float[16, 1, 3, 3] middle, float[12, 16, 1, 1] last, float[3, 12, 1,
+    1] end>
 {
     a = Conv (x, first)
     b = Conv <group = 16, pads = [1, 1, 1, 1]> (a, middle)
@@ -43,6 +51,7 @@ grouped (float[batch, 8, 6, 6] x) => (float[batch, 3, 6, 6] y)
     y = Conv (r, end)
 }
 """
+)
 
 
 def model_of(text):
@@ -51,8 +60,12 @@ def model_of(text):
 
 def context_of(text):
     random = np.random.default_rng(0)
-    shape = [d if isinstance(d, int) else 3 for d in model_of(text).graph.inputs[0].shape]
-    return CalibratedContext([{"x": random.standard_normal(shape).astype(np.float32)} for _ in range(2)])
+    shape = [
+        d if isinstance(d, int) else 3 for d in model_of(text).graph.inputs[0].shape
+    ]
+    return CalibratedContext(
+        [{"x": random.standard_normal(shape).astype(np.float32)} for _ in range(2)]
+    )
 
 
 def pruned(text, context=None, **options):
@@ -68,7 +81,11 @@ def shape(model, name):
 
 
 def proofs_failed(outcome):
-    return {d.where: d.reason for d in outcome.declined if d.reason.startswith("the proof failed")}
+    return {
+        d.where: d.reason
+        for d in outcome.declined
+        if d.reason.startswith("the proof failed")
+    }
 
 
 def test_nothing_is_declined_where_all_is_right():
@@ -83,7 +100,9 @@ def test_a_rule_that_ties_the_wrong_slots_is_caught(monkeypatch, mix):
     def backwards(node, relations):
         value, result = node.inputs[0], node.outputs[0]
         slots = np.arange(relations.shape(result)[-1])
-        relations.link(value, 1, slots, result, 1, slots[::-1].copy() if mix else np.roll(slots, 1))
+        relations.link(
+            value, 1, slots, result, 1, slots[::-1].copy() if mix else np.roll(slots, 1)
+        )
 
     monkeypatch.setitem(RULES, ("", "Tanh"), backwards)
     model, outcome = pruned(TWO_WAYS)
@@ -103,7 +122,9 @@ def test_a_rule_that_forgets_its_op_is_caught(monkeypatch):
     monkeypatch.setitem(RULES, ("", "Tanh"), silent)
     model, outcome = pruned(TWO_WAYS)
     assert len(proofs_failed(outcome)) == 2  # b's columns and c's rows, each by itself
-    assert all(": Tanh Tanh_t: makes" in reason for reason in proofs_failed(outcome).values())
+    assert all(
+        ": Tanh Tanh_t: makes" in reason for reason in proofs_failed(outcome).values()
+    )
     assert shape(model, "a") == (3, 4)
     assert shape(model, "b") == (4, 8)
     assert shape(model, "d") == (3, 2)
@@ -133,13 +154,20 @@ def test_slices_of_the_wrong_channels_are_caught(monkeypatch):
     right = remove.SlicedTensor
 
     def shifted(source, kept):
-        wrong = {axis: np.arange(len(slots)) for axis, slots in kept.items()} if source.name == "c" else kept
+        wrong = (
+            {axis: np.arange(len(slots)) for axis, slots in kept.items()}
+            if source.name == "c"
+            else kept
+        )
         return right(source, wrong)
 
     monkeypatch.setattr(remove, "SlicedTensor", shifted)
     model, outcome = pruned(TWO_WAYS, importance="random")
     assert 1 <= len(proofs_failed(outcome)) <= 2
-    assert all("of what the masked model gives" in reason for reason in proofs_failed(outcome).values())
+    assert all(
+        "of what the masked model gives" in reason
+        for reason in proofs_failed(outcome).values()
+    )
     assert shape(model, "a") == (3, 4)
     assert outcome.stats["error"] < 1e-5
 
@@ -158,8 +186,17 @@ def test_a_model_that_does_not_survive_is_caught(monkeypatch):
 
 
 def test_everything_wrong_leaves_the_model_as_it_was(monkeypatch):
-    monkeypatch.setattr(verify, "structural_problem", lambda model: "bad" if shape(model, "a") != (3, 8) or
-                        shape(model, "d") != (6, 2) or shape(model, "b") != (8, 8) else "")
+    monkeypatch.setattr(
+        verify,
+        "structural_problem",
+        lambda model: (
+            "bad"
+            if shape(model, "a") != (3, 8)
+            or shape(model, "d") != (6, 2)
+            or shape(model, "b") != (8, 8)
+            else ""
+        ),
+    )
     model = model_of(TWO_WAYS)
     before = ir.to_proto(model).SerializeToString(deterministic=True)
     outcome = PruneChannels().run(model, NullContext())
@@ -192,13 +229,20 @@ def test_a_reference_that_alone_cannot_run_is_no_proof():
 
     model, outcome = pruned(TWO_WAYS, Unmasked(context_of(TWO_WAYS).feeds))
     assert set(proofs_failed(outcome).values()) == {
-        "the proof failed: its masked form does not run: no kernel for this op"}
+        "the proof failed: its masked form does not run: no kernel for this op"
+    }
     assert (outcome.changed, shape(model, "a")) == (0, (3, 8))
 
 
-@pytest.mark.parametrize(("bad", "parts", "found"), [
-    ({3}, range(8), [3]), ({0}, range(5), [0]), ({7, 2}, range(8), [2]), ({4}, [4], [4]),
-])
+@pytest.mark.parametrize(
+    ("bad", "parts", "found"),
+    [
+        ({3}, range(8), [3]),
+        ({0}, range(5), [0]),
+        ({7, 2}, range(8), [2]),
+        ({4}, [4], [4]),
+    ],
+)
 def test_the_one_that_is_wrong_is_found_by_halving(bad, parts, found):
     asked = []
 

@@ -26,7 +26,9 @@ def net():
 
 
 @pytest.mark.parametrize("name", sorted(set(CRITERIA) - {"taylor", "fisher"}))
-def test_scores_are_one_finite_number_a_channel_and_never_negative(name, net, calibrated):
+def test_scores_are_one_finite_number_a_channel_and_never_negative(
+    name, net, calibrated
+):
     model, solution, groups = net
     context = calibrated([{"x": RANDOM.normal(size=(9, 3)).astype(np.float32)}])
     scores, declined = scores_of(name, groups, solution, model, context, OPTIONS)
@@ -34,16 +36,22 @@ def test_scores_are_one_finite_number_a_channel_and_never_negative(name, net, ca
     assert np.isfinite(scores[0]).all()
     assert (scores[0] >= 0).all()
     assert [d.reason for d in declined] == (
-        ["bn-scale: it has no BatchNormalization; scored by l2"] if name == "bn-scale" else [])
+        ["bn-scale: it has no BatchNormalization; scored by l2"]
+        if name == "bn-scale"
+        else []
+    )
 
 
 @pytest.mark.parametrize("name", ["activation", "variance", "drift", "stability"])
 def test_without_data_norms_serve_and_it_is_said(name, net):
     model, solution, groups = net
     scores, declined = scores_of(name, groups, solution, model, NullContext(), OPTIONS)
-    np.testing.assert_array_equal(scores, l2(groups, solution, model, NullContext(), OPTIONS))
+    np.testing.assert_array_equal(
+        scores, l2(groups, solution, model, NullContext(), OPTIONS)
+    )
     assert [(d.where, d.reason) for d in declined] == [
-        (groups[0].name, f"{name}: there is no calibration data (--data); scored by l2")]
+        (groups[0].name, f"{name}: there is no calibration data (--data); scored by l2")
+    ]
 
 
 @pytest.mark.parametrize("name", ["taylor", "fisher"])
@@ -60,7 +68,10 @@ def test_an_unknown_name():
 
 def test_every_criterion_names_its_source():
     assert all(c.source and c.name == name for name, c in CRITERIA.items())
-    assert {name for name, c in CRITERIA.items() if c.needs_gradients} == {"taylor", "fisher"}
+    assert {name for name, c in CRITERIA.items() if c.needs_gradients} == {
+        "taylor",
+        "fisher",
+    }
 
 
 @pytest.mark.parametrize("name", ["activation", "variance", "drift", "stability"])
@@ -77,9 +88,14 @@ def test_a_channel_that_does_not_vary_goes_first(name, calibrated):
 
 @pytest.mark.slow
 def test_criteria_beat_chance_on_a_trained_network(calibrated):
-    """Digits, 30 % of one group at a time, nothing made up for: the error of the outputs, mean over groups."""
+    """Digits, 30 % of one group at a time, nothing made up for: the error of the outputs, mean over
+    groups.
+    """
     model = ir.load(DEMO / "digits_cnn.onnx")
-    images = {name: np.load(DEMO / f"digits_{name}.npz")["image"] for name in ("calib", "test")}
+    images = {
+        name: np.load(DEMO / f"digits_{name}.npz")["image"]
+        for name in ("calib", "test")
+    }
     context = calibrated([{"image": images["calib"][:64]}])
     prepare(model, context)
     model, solution, groups = solved(model)
@@ -88,14 +104,30 @@ def test_criteria_beat_chance_on_a_trained_network(calibrated):
     def error(name, seed=0):
         context.seed = seed
         errors = []
-        for group, scores in zip(groups, scores_of(name, groups, solution, model, context, OPTIONS)[0], strict=True):
-            gone = group.channels[np.argsort(scores, kind="stable")[: int(0.3 * len(scores))]]
+        for group, scores in zip(
+            groups,
+            scores_of(name, groups, solution, model, context, OPTIONS)[0],
+            strict=True,
+        ):
+            gone = group.channels[
+                np.argsort(scores, kind="stable")[: int(0.3 * len(scores))]
+            ]
             masked = masked_reference(model, solution, kept_slots(solution, gone))
             got = run_session(masked).run(None, {"image": images["test"]})[0]
-            errors.append(np.sqrt(np.square(got - want).mean() / np.square(want).mean()))
+            errors.append(
+                np.sqrt(np.square(got - want).mean() / np.square(want).mean())
+            )
         return np.mean(errors)
 
     control = np.mean([error("random", seed) for seed in range(4)])
     assert len(groups) == 5
-    for name in ("l1", "l2", "geometric-median", "activation", "variance", "stability", "drift"):
+    for name in (
+        "l1",
+        "l2",
+        "geometric-median",
+        "activation",
+        "variance",
+        "stability",
+        "drift",
+    ):
         assert error(name) < 0.9 * control, name

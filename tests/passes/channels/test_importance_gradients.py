@@ -23,18 +23,23 @@ class Differentiating(NullContext):
 
 
 def both(g, h):
-    return {"w": Gradient(np.array(g, float), np.square(np.array(g, float)) + 1),
-            "v": Gradient(np.array(h, float), np.square(np.array(h, float)))}
+    return {
+        "w": Gradient(np.array(g, float), np.square(np.array(g, float)) + 1),
+        "v": Gradient(np.array(h, float), np.square(np.array(h, float))),
+    }
 
 
-@pytest.mark.parametrize(("criterion", "want"), [
-    (taylor, [abs(1 * 1 + 3 * -2) + abs(2 * 3), abs(-2 * 0.5) + abs(-1 * -4)]),
-    (fisher, [(1 * 2 + 9 * 5) / 2 + 4 * 9 / 2, (4 * 1.25) / 2 + 1 * 16 / 2]),
-])
+@pytest.mark.parametrize(
+    ("criterion", "want"),
+    [
+        (taylor, [abs(1 * 1 + 3 * -2) + abs(2 * 3), abs(-2 * 0.5) + abs(-1 * -4)]),
+        (fisher, [(1 * 2 + 9 * 5) / 2 + 4 * 9 / 2, (4 * 1.25) / 2 + 1 * 16 / 2]),
+    ],
+)
 def test_two_channels_by_hand(criterion, want):
     model, solution, groups = mlp(W, V)
     context = Differentiating(both([[1, 0.5], [-2, 7]], [[3], [-4]]))
-    found, = criterion(groups, solution, model, context, RAW)
+    (found,) = criterion(groups, solution, model, context, RAW)
     np.testing.assert_allclose(found, want)
     assert context.asked == [(["w", "v"], 64)]
 
@@ -42,8 +47,12 @@ def test_two_channels_by_hand(criterion, want):
 def test_weights_without_a_gradient_do_not_count():
     model, solution, groups = mlp(W, V)
     only = {"v": both(W, V)["v"]}
-    np.testing.assert_allclose(taylor(groups, solution, model, Differentiating(only), RAW)[0], [4, 1])
-    assert taylor(groups, solution, model, Differentiating({}), RAW) == ["the loss has no gradient by its weights"]
+    np.testing.assert_allclose(
+        taylor(groups, solution, model, Differentiating(only), RAW)[0], [4, 1]
+    )
+    assert taylor(groups, solution, model, Differentiating({}), RAW) == [
+        "the loss has no gradient by its weights"
+    ]
 
 
 @pytest.mark.parametrize("criterion", [taylor, fisher])

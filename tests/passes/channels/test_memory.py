@@ -1,4 +1,6 @@
-"""What a pruned model remembers, under any order of prunings, and what it makes of a memory that is broken."""
+"""What a pruned model remembers, under any order of prunings, and what it makes of a memory that is
+broken.
+"""
 
 import json
 
@@ -39,7 +41,9 @@ attention (float[batch, length, 4] x) => (float[batch, length, 4] y)
 
 
 def model_of(text):
-    return ir.from_proto(model_from(text if text.lstrip().startswith("<") else HEADER + text))
+    return ir.from_proto(
+        model_from(text if text.lstrip().startswith("<") else HEADER + text)
+    )
 
 
 def prune(model, **options):
@@ -54,13 +58,22 @@ def test_an_unpruned_model_remembers_nothing():
     assert Memory.of(model_of(MLP)) == Memory()
 
 
-@pytest.mark.parametrize("broken", [
-    "", "{", "[]", "null", "7", '{"widths": {}}', '{"widths": [], "cost": {}, "last": "", "now": {}}',
-    '{"widths": {"w2:0×1": "many"}, "cost": {"params": 1, "bytes": 1, "macs": 1}, "last": "", "now": {}}',
-    '{"widths": {}, "cost": {"params": "x", "bytes": 1, "macs": 1}, "last": "", "now": {}}',
-    '{"widths": {}, "cost": {"params": 1}, "last": "", "now": {}}',
-    '{"widths": {}, "cost": {"params": 1, "bytes": 1, "macs": 1}, "last": "", "now": {"w1": 8}}',
-])
+@pytest.mark.parametrize(
+    "broken",
+    [
+        "",
+        "{",
+        "[]",
+        "null",
+        "7",
+        '{"widths": {}}',
+        '{"widths": [], "cost": {}, "last": "", "now": {}}',
+        '{"widths": {"w2:0×1": "many"}, "cost": {"params": 1, "bytes": 1, "macs": 1}, "last": "", "now": {}}',
+        '{"widths": {}, "cost": {"params": "x", "bytes": 1, "macs": 1}, "last": "", "now": {}}',
+        '{"widths": {}, "cost": {"params": 1}, "last": "", "now": {}}',
+        '{"widths": {}, "cost": {"params": 1, "bytes": 1, "macs": 1}, "last": "", "now": {"w1": 8}}',
+    ],
+)
 def test_a_memory_that_cannot_be_read_counts_as_none(broken):
     model = model_of(MLP)
     model.metadata_props[KEY] = broken
@@ -79,7 +92,16 @@ def test_it_is_stored_with_the_model():
     assert found["cost"] == {"params": 192, "bytes": 768, "macs": 192}
 
 
-@pytest.mark.parametrize("ratios", [(0.25, 0.5), (0.25, 0.25, 0.5), (0.5, 0.25), (0.1, 0.2, 0.3, 0.4, 0.5), (0.5, 0.5)])
+@pytest.mark.parametrize(
+    "ratios",
+    [
+        (0.25, 0.5),
+        (0.25, 0.25, 0.5),
+        (0.5, 0.25),
+        (0.1, 0.2, 0.3, 0.4, 0.5),
+        (0.5, 0.5),
+    ],
+)
 def test_the_largest_ratio_is_what_went_in_all(ratios):
     model = model_of(MLP)
     for ratio in ratios:
@@ -90,11 +112,23 @@ def test_the_largest_ratio_is_what_went_in_all(ratios):
 def test_groups_side_by_side_on_one_axis_are_told_apart():
     model = model_of(BESIDE)
     prune(model, ratio=0.5, include=("a",))
-    assert (shape(model, "a"), shape(model, "b"), shape(model, "c")) == ((3, 4), (3, 8), (12, 2))
+    assert (shape(model, "a"), shape(model, "b"), shape(model, "c")) == (
+        (3, 4),
+        (3, 8),
+        (12, 2),
+    )
     prune(model, ratio=0.25)
-    assert (shape(model, "a"), shape(model, "b"), shape(model, "c")) == ((3, 4), (3, 6), (10, 2))
+    assert (shape(model, "a"), shape(model, "b"), shape(model, "c")) == (
+        (3, 4),
+        (3, 6),
+        (10, 2),
+    )
     prune(model, ratio=0.5)
-    assert (shape(model, "a"), shape(model, "b"), shape(model, "c")) == ((3, 4), (3, 4), (8, 2))
+    assert (shape(model, "a"), shape(model, "b"), shape(model, "c")) == (
+        (3, 4),
+        (3, 4),
+        (8, 2),
+    )
 
 
 def test_heads_and_dimensions_of_heads_count_by_themselves():
@@ -108,7 +142,9 @@ def test_heads_and_dimensions_of_heads_count_by_themselves():
     for attention in ("dims", "heads", "dims"):
         prune(model, ratio=0.25, attention=attention)
         assert [shape(model, name)[1] for name in ("q", "k", "v", "up")] == [8, 8, 8, 4]
-    assert len(ir.to_proto(model).SerializeToString(deterministic=True)) <= len(once) + 600
+    assert (
+        len(ir.to_proto(model).SerializeToString(deterministic=True)) <= len(once) + 600
+    )
 
 
 def test_a_layer_of_one_channel_is_left_alone_when_repeated():
@@ -121,7 +157,9 @@ def test_a_layer_of_one_channel_is_left_alone_when_repeated():
 
 
 def test_channels_that_only_appear_afterwards_wait_for_another_text():
-    """Where one head is left its dimensions are a group of their own, which there was none before."""
+    """Where one head is left its dimensions are a group of their own, which there was none
+    before.
+    """
     model = model_of(ATTENTION)
     assert prune(model, ratio=0.9).changed > 0
     once = ir.to_proto(model).SerializeToString(deterministic=True)

@@ -1,4 +1,6 @@
-"""The form in which channels are looked for: exact, small shared constants apart, large ones together."""
+"""The form in which channels are looked for: exact, small shared constants apart, large ones
+together.
+"""
 
 import numpy as np
 import onnx
@@ -13,7 +15,9 @@ from onnx_opt.passes._core.lazy import set_tensor
 from onnx_opt.passes._dims.sliced import SlicedTensor
 from sample_models import CNN, model_from
 
-THREE = HEADER + """
+THREE = (
+    HEADER
+    + """
 three (float[batch, 4] x) => (float[batch, 4] y)
 <float[4] none = {0, 0, 0, 0}, float[4, 4] a, float[4, 4] b, float[4, 4] c>
 {
@@ -22,6 +26,7 @@ three (float[batch, 4] x) => (float[batch, 4] y)
     y = Gemm (g, c, none)
 }
 """
+)
 
 
 def model_of(text):
@@ -57,7 +62,10 @@ def test_every_node_has_a_name_of_its_own():
 
 def test_a_constant_of_one_user_keeps_its_name():
     model = model_of(THREE)
-    assert prepare(model, NullContext()) == {biases(model)[1]: "none", biases(model)[2]: "none"}
+    assert prepare(model, NullContext()) == {
+        biases(model)[1]: "none",
+        biases(model)[2]: "none",
+    }
     assert biases(model)[0] == "none"
     assert len(set(biases(model))) == 3
     tensors = {id(model.graph.initializers[name].const_value) for name in biases(model)}
@@ -72,30 +80,41 @@ def test_large_constants_stay_shared(monkeypatch):
 
 
 def test_what_callers_may_override_or_read_stays_shared():
-    model = model_of(HEADER + """
+    model = model_of(
+        HEADER
+        + """
         read (float[batch, 4] x, float[4] given) => (float[batch, 4] y, float[4] seen)
         <float[4] given = {1, 2, 3, 4}, float[4] seen = {0, 0, 0, 0}, float[4, 4] a>
         { h = Gemm (x, a, seen)  g = Gemm (h, a, given)  i = Add (g, given)  y = Add (i, seen) }
-        """)
+        """
+    )
     origins = prepare(model, NullContext())
     assert set(origins.values()) <= {"a"}
 
 
 def test_old_operator_sets_are_raised():
-    model = ir.from_proto(onnx.parser.parse_model("""
+    model = ir.from_proto(
+        onnx.parser.parse_model(
+            """
         <ir_version: 7, opset_import: ["" : 11]>
-        old (float[2, 4] x) => (float[2, 1] y) { s = Squeeze <axes = [0]> (x)  y = ReduceSum <axes = [1]> (x) }
-        """.replace("s = Squeeze <axes = [0]> (x)", "")))
+        old (float[2, 4] x) => (float[2,
+            1] y) { s = Squeeze <axes = [0]> (x)  y = ReduceSum <axes = [1]> (x) }
+        """.replace("s = Squeeze <axes = [0]> (x)", "")
+        )
+    )
     prepare(model, NullContext())
     assert model.opset_imports[""] >= OLDEST
 
 
-@pytest.mark.parametrize(("cuts", "left"), [
-    ([(), (), ()], 1),
-    ([(0, 1), (0, 1), (0, 1)], 1),
-    ([(0, 1), (0, 1), (0, 2)], 2),
-    ([(0, 1), (), (0, 2)], 3),
-])
+@pytest.mark.parametrize(
+    ("cuts", "left"),
+    [
+        ([(), (), ()], 1),
+        ([(0, 1), (0, 1), (0, 1)], 1),
+        ([(0, 1), (0, 1), (0, 2)], 2),
+        ([(0, 1), (), (0, 2)], 3),
+    ],
+)
 def test_copies_that_stayed_equal_are_one_again(cuts, left):
     model = model_of(THREE)
     origins = prepare(model, NullContext())
@@ -104,7 +123,10 @@ def test_copies_that_stayed_equal_are_one_again(cuts, left):
             cut(model, name, *slots)
     share_again(model, origins)
     assert len(set(biases(model))) == left
-    assert len([name for name in model.graph.initializers if name.startswith("none")]) == left
+    assert (
+        len([name for name in model.graph.initializers if name.startswith("none")])
+        == left
+    )
 
 
 def test_a_copy_that_was_fitted_stays():

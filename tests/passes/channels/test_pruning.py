@@ -16,7 +16,9 @@ from onnx_opt.passes._dims.solve import solve
 from onnx_opt.passes._dims.trace import traced
 from sample_models import CNN, IF, MLP, model_from
 
-CONCAT = HEADER + """
+CONCAT = (
+    HEADER
+    + """
 concat (float[batch, 3] x) => (float[batch, 2] y)
 <float[3, 12] a, float[12, 2] c>
 {
@@ -28,9 +30,12 @@ concat (float[batch, 3] x) => (float[batch, 2] y)
     y = MatMul (j, c)
 }
 """
+)
 """Two groups on the same axes of the same two weights."""
 
-THREE = HEADER + """
+THREE = (
+    HEADER
+    + """
 three (float[batch, 4] x) => (float[batch, 3] y)
 <float[4, 8] a, float[8, 6] b, float[6, 10] c, float[10, 3] d, float[8] bias>
 {
@@ -44,10 +49,16 @@ three (float[batch, 4] x) => (float[batch, 3] y)
     y = MatMul (s, d)
 }
 """
+)
 
 
 def pruning_of(text, **options):
-    return Pruning(ir.from_proto(model_from(text)), NullContext(), "heads", **{"keep_batchnorm": False, **options})
+    return Pruning(
+        ir.from_proto(model_from(text)),
+        NullContext(),
+        "heads",
+        **{"keep_batchnorm": False, **options},
+    )
 
 
 def scores_of(pruning, seed=0):
@@ -56,7 +67,11 @@ def scores_of(pruning, seed=0):
 
 
 def parameters(model):
-    return sum(v.const_value.size for v in model.graph.initializers.values() if v.const_value.dtype.is_floating_point())
+    return sum(
+        v.const_value.size
+        for v in model.graph.initializers.values()
+        if v.const_value.dtype.is_floating_point()
+    )
 
 
 def test_the_model_itself_stays_until_the_end():
@@ -78,34 +93,46 @@ def test_groups_on_the_same_axes_are_numbered():
     pruning = pruning_of(CONCAT)
     assert sorted(group.name for group in pruning.groups) == ["c:0", "c:0#2"]
     model = ir.from_proto(model_from(CONCAT))
-    assert [len(g.channels) for g in channel_groups(solve(relate(model, traced(model))))] == [6, 6]
+    assert [
+        len(g.channels) for g in channel_groups(solve(relate(model, traced(model))))
+    ] == [6, 6]
 
 
 def test_frozen_weights_are_declined_with_their_reasons():
     assert pruning_of(IF).groups == []
-    assert {d.where: d.reason for d in pruning_of(IF).declined}["w:0"] == "input 'x' of the model"
+    assert {d.where: d.reason for d in pruning_of(IF).declined}[
+        "w:0"
+    ] == "input 'x' of the model"
 
 
-@pytest.mark.parametrize(("include", "exclude", "left"), [
-    ((), (), ["b:0", "c:0", "d:0"]),
-    (("a",), (), ["b:0"]),
-    (("bias",), (), ["b:0"]),
-    (("MatMul_m",), (), ["c:0", "d:0"]),
-    (("*:0",), (), ["b:0", "c:0", "d:0"]),
-    ((), ("b",), ["d:0"]),
-    ((), ("*",), []),
-    (("c:1", "a:1"), ("d",), ["b:0"]),
-])
+@pytest.mark.parametrize(
+    ("include", "exclude", "left"),
+    [
+        ((), (), ["b:0", "c:0", "d:0"]),
+        (("a",), (), ["b:0"]),
+        (("bias",), (), ["b:0"]),
+        (("MatMul_m",), (), ["c:0", "d:0"]),
+        (("*:0",), (), ["b:0", "c:0", "d:0"]),
+        ((), ("b",), ["d:0"]),
+        ((), ("*",), []),
+        (("c:1", "a:1"), ("d",), ["b:0"]),
+    ],
+)
 def test_patterns_match_weights_axes_and_nodes(include, exclude, left):
     pruning = pruning_of(THREE)
     pruning.limit_to(include, exclude)
     assert [group.name for group in pruning.groups] == left
-    assert sum(d.reason == "left out by include or exclude" for d in pruning.declined) == 3 - len(left)
+    assert sum(
+        d.reason == "left out by include or exclude" for d in pruning.declined
+    ) == 3 - len(left)
 
 
 def test_a_pattern_for_nothing_is_refused_before_anything_is_left_out():
     pruning = pruning_of(THREE)
-    with pytest.raises(UsageError, match=r"prune-channels\.exclude: 'zzz' matches no weight or node of a group"):
+    with pytest.raises(
+        UsageError,
+        match=r"prune-channels\.exclude: 'zzz' matches no weight or node of a group",
+    ):
         pruning.limit_to(("a",), ("b", "zzz"))
     assert len(pruning.groups) == 3
 
@@ -122,7 +149,10 @@ def test_costs_are_those_of_the_model_that_comes_out(choice, seed):
     onnx.checker.check_model(ir.to_proto(model), full_check=True)
     assert cost.params == parameters(model)
     assert cost.bytes == 4 * cost.params
-    assert cost.macs == parameters(model) - model.graph.initializers["bias"].const_value.size
+    assert (
+        cost.macs
+        == parameters(model) - model.graph.initializers["bias"].const_value.size
+    )
 
 
 def test_a_group_may_lose_all_only_where_the_rest_works_without():

@@ -7,22 +7,31 @@ from importance_nets import literal, mlp, solved
 from onnx_opt.passes._channels import sensitivity
 from onnx_opt.passes._channels.sensitivity import output_losses
 
-FEEDS = [{"x": np.random.default_rng(seed).normal(size=(64, 3)).astype(np.float32)} for seed in range(3)]
+FEEDS = [
+    {"x": np.random.default_rng(seed).normal(size=(64, 3)).astype(np.float32)}
+    for seed in range(3)
+]
 WEIGHT = np.random.default_rng(5).normal(size=(3, 4))
 HEAD = np.random.default_rng(6).normal(size=(4, 2))
 SCORES = [np.array([0.3, 0.1, 0.2, 0.9])]
 
 
 def measured(model, solution, groups, scores, feeds=FEEDS, damp=1e-9):
-    return output_losses(groups, solution, model, scores, CalibratedContext(feeds), 192, damp)
+    return output_losses(
+        groups, solution, model, scores, CalibratedContext(feeds), 192, damp
+    )
 
 
 def lost_share(model, hidden, head, gone):
-    """Share of the mean square of y that a least-squares fit of y on the hidden units that stay, and 1, leaves."""
+    """Share of the mean square of y that a least-squares fit of y on the hidden units that stay,
+    and 1, leaves.
+    """
     x = np.concatenate([feeds["x"] for feeds in FEEDS])
     units = hidden(x.astype(np.float64))
     y = units @ head
-    stays = np.concatenate([np.delete(units, gone, axis=1), np.ones((len(x), 1))], axis=1)
+    stays = np.concatenate(
+        [np.delete(units, gone, axis=1), np.ones((len(x), 1))], axis=1
+    )
     rest = y - stays @ np.linalg.lstsq(stays, y, rcond=None)[0]
     return np.square(rest).sum() / np.square(y).sum()
 
@@ -36,10 +45,13 @@ def test_where_readers_are_the_outputs_losses_are_what_a_fit_leaves():
 
 
 def shortcut(weight):
-    """x -> MatMul a -> Relu -> MatMul b, times `weight`, added to x: what the branch loses reaches y in part."""
+    """X -> MatMul a -> Relu -> MatMul b, times `weight`, added to x: what the branch loses reaches
+    y in part.
+    """
     return solved(f"""
         shortcut (float[N, 3] x) => (float[N, 3] y)
-        <float[3, 4] a = {literal(WEIGHT)}, float[4, 3] b = {literal(np.ones((4, 3)))}, float f = {{{weight}}}>
+        <float[3, 4] a = {literal(WEIGHT)}, float[4, 3] b = {literal(np.ones((4, 3)))},
+            float f = {{{weight}}}>
         {{
             h = MatMul (x, a)
             r = Relu (h)
@@ -69,13 +81,16 @@ def test_variants_in_several_runs_measure_the_same(monkeypatch):
     model, solution, groups = shortcut(1.0)
     together = measured(model, solution, groups, SCORES)
     monkeypatch.setattr(sensitivity, "MEMORY", 1)
-    np.testing.assert_allclose(measured(model, solution, groups, SCORES)[0], together[0], rtol=1e-5)
+    np.testing.assert_allclose(
+        measured(model, solution, groups, SCORES)[0], together[0], rtol=1e-5
+    )
 
 
 def test_groups_without_linear_readers_reach_as_far_as_the_median():
     model, solution, groups = solved(f"""
         tied (float[N, 3] x) => (float[N, 2] y)
-        <float[3, 4] a = {literal(WEIGHT)}, float[3, 4] t = {literal(WEIGHT)}, float[4, 2] b = {literal(HEAD)}>
+        <float[3, 4] a = {literal(WEIGHT)}, float[3, 4] t = {literal(WEIGHT)}, float[4,
+            2] b = {literal(HEAD)}>
         {{
             h = MatMul (x, a)
             r = Relu (h)
@@ -101,7 +116,8 @@ def test_the_model_stays_as_it_was():
 def test_elements_that_are_not_finite_do_not_count():
     model, solution, groups = solved(f"""
         masked (float[N, 3] x) => (float[N, 2] y)
-        <float[3, 4] a = {literal(WEIGHT)}, float[4, 2] b = {literal(HEAD)}, float one = {{1}}, float zero = {{0}}>
+        <float[3, 4] a = {literal(WEIGHT)}, float[4, 2] b = {literal(HEAD)}, float one = {{1}},
+            float zero = {{0}}>
         {{
             h = MatMul (x, a)
             r = Relu (h)
@@ -127,7 +143,10 @@ def test_outputs_whose_sizes_vary_between_batches():
             y = Transpose <perm = [0, 2, 1]> (k)
         }}
         """)
-    feeds = [{"x": np.random.default_rng(t).normal(size=(2, t, 3)).astype(np.float32)} for t in (5, 9)]
+    feeds = [
+        {"x": np.random.default_rng(t).normal(size=(2, t, 3)).astype(np.float32)}
+        for t in (5, 9)
+    ]
     (losses,) = measured(model, solution, groups, SCORES, feeds)
     assert 0 < losses[1] < losses[4]
 

@@ -1,4 +1,6 @@
-"""Layers are fitted to what they computed in the whole model, on the inputs that the pruned one gives them."""
+"""Layers are fitted to what they computed in the whole model, on the inputs that the pruned one
+gives them.
+"""
 
 import dataclasses
 
@@ -20,14 +22,23 @@ from onnx_opt.runtime._statistics.taps import with_taps
 
 RANDOM = np.random.default_rng(1)
 FEEDS = [{"x": RANDOM.normal(size=(128, 4)).astype(np.float32)} for _ in range(3)]
-A, B, C = RANDOM.normal(size=(4, 6)), RANDOM.normal(size=(6, 4)), RANDOM.normal(size=(4, 2))
-B[5] = B[4]  # what the last two hidden units do is alike, so one can do it for both when they are alike, too
+A, B, C = (
+    RANDOM.normal(size=(4, 6)),
+    RANDOM.normal(size=(6, 4)),
+    RANDOM.normal(size=(4, 2)),
+)
+B[5] = B[
+    4
+]  # what the last two hidden units do is alike, so one can do it for both when they are alike, too
 A[:, 5] = A[:, 4]
 
 
 def whole_model(a=A, b=B, c=C):
-    """x -> a, Relu, b, + x, Relu -> c: hidden units behind a shortcut, and a layer that keeps its inputs."""
-    model = ir.from_proto(onnx.parser.parse_model(f"""
+    """X -> a, Relu, b, + x, Relu -> c: hidden units behind a shortcut, and a layer that keeps its
+    inputs.
+    """
+    model = ir.from_proto(
+        onnx.parser.parse_model(f"""
         <ir_version: 10, opset_import: ["" : 21]>
         whole (float[N, 4] x) => (float[N, 2] y)
         <float[4, 6] a = {literal(a)}, float[6, 4] b = {literal(b)}, float[4, 2] c = {literal(c)}>
@@ -38,7 +49,8 @@ def whole_model(a=A, b=B, c=C):
             s = Add (k, x)
             t = Relu (s)
             y = MatMul (t, c)
-        }}"""))
+        }}""")
+    )
     for node in model.graph:
         node.name = f"make_{node.outputs[0].name}"
     refresh_shapes(model)
@@ -56,7 +68,9 @@ def pruned_of(whole, units):
 
 
 class Resuming(CalibratedContext):
-    """A context that can go on from stored tensors; counts how often it does, and what nodes it runs."""
+    """A context that can go on from stored tensors; counts how often it does, and what nodes it
+    runs.
+    """
 
     def __init__(self, feeds, log=None):
         super().__init__(feeds)
@@ -117,7 +131,9 @@ def test_the_layer_behind_the_drift_is_fitted_too():
     again = whole.clone()
     lost_only, _ = pruned_of(again, [0, 1])
     first = next(n for n in pruned.graph if n.name == "make_k")
-    for node in lost_only.graph:  # the same fit of the layer that lost inputs, and the last layer as it was
+    for node in (
+        lost_only.graph
+    ):  # the same fit of the layer that lost inputs, and the last layer as it was
         if node.name == "make_k":
             node.inputs[1].const_value = first.inputs[1].const_value
     assert error(whole, pruned) < error(whole, lost_only) < 1
@@ -130,11 +146,20 @@ def test_the_last_layer_is_the_least_squares_fit():
     last = next(node for node in pruned.graph if node.name == "make_y")
     session = run_session(with_taps(pruned, [last.inputs[0].name]))
     names = [o.name for o in session.get_outputs()]
-    inputs = np.concatenate([session.run(None, feeds)[names.index(last.inputs[0].name)] for feeds in FEEDS])
-    inputs = np.concatenate([inputs, np.ones((len(inputs), 1))], axis=1).astype(np.float64)
-    best = inputs @ np.linalg.lstsq(inputs, outputs(whole).astype(np.float64), rcond=None)[0]
+    inputs = np.concatenate(
+        [session.run(None, feeds)[names.index(last.inputs[0].name)] for feeds in FEEDS]
+    )
+    inputs = np.concatenate([inputs, np.ones((len(inputs), 1))], axis=1).astype(
+        np.float64
+    )
+    best = (
+        inputs
+        @ np.linalg.lstsq(inputs, outputs(whole).astype(np.float64), rcond=None)[0]
+    )
     wanted = outputs(whole)
-    assert np.linalg.norm(outputs(pruned) - wanted) <= 1.01 * np.linalg.norm(best - wanted)
+    assert np.linalg.norm(outputs(pruned) - wanted) <= 1.01 * np.linalg.norm(
+        best - wanted
+    )
 
 
 @pytest.mark.parametrize("units", [[0], [1, 2, 3]])
@@ -213,7 +238,11 @@ def test_requests_ask_for_the_layers_own_patches():
     recover(whole, pruned, kept, Asked(FEEDS), 384, 1e-3)
     assert {r.kind for r in asked} == {"regression"}
     assert [(r.tensor, r.part) for r in asked] == [
-        ("pruned/r", "even"), ("pruned/r", "odd"), ("pruned/t", "even"), ("pruned/t", "odd")]
+        ("pruned/r", "even"),
+        ("pruned/r", "odd"),
+        ("pruned/t", "even"),
+        ("pruned/t", "odd"),
+    ]
 
 
 def test_few_samples_of_a_noisy_target_pull_towards_the_weights():
@@ -223,7 +252,13 @@ def test_few_samples_of_a_noisy_target_pull_towards_the_weights():
     start = np.concatenate([layer.rows(), layer.bias_row()[:, None]], axis=1)
     halves = []
     for _ in range(2):
-        z = np.concatenate([rng.standard_normal((layer.width + 2, layer.width)), np.ones((layer.width + 2, 1))], axis=1)
+        z = np.concatenate(
+            [
+                rng.standard_normal((layer.width + 2, layer.width)),
+                np.ones((layer.width + 2, 1)),
+            ],
+            axis=1,
+        )
         y = z @ start.T + 50 * rng.standard_normal((len(z), len(start)))
         halves.append((z.T @ np.concatenate([z, y], axis=1) / len(z))[None])
     assert _best_pull(layer, halves, 1e-3) == PULLS[-1]

@@ -10,8 +10,12 @@ from onnx_opt.passes._channels.select import Candidates
 
 
 def candidates(groups, widths):
-    return Candidates(groups, [np.arange(len(g.channels), dtype=float) for g in groups], widths,
-                      [len(g.channels) for g in groups])
+    return Candidates(
+        groups,
+        [np.arange(len(g.channels), dtype=float) for g in groups],
+        widths,
+        [len(g.channels) for g in groups],
+    )
 
 
 def two_layers(width=4):
@@ -49,24 +53,35 @@ def every(groups):
 def test_a_budget_that_is_met_takes_nothing():
     groups = two_layers()
     losses = [np.array([0, 1, 2, 4, 8.0])] * 2
-    assert thriftiest(candidates(groups, [np.arange(1, 5)] * 2), losses, cost, 1.0, "cpu") == [0, 0]
+    assert thriftiest(
+        candidates(groups, [np.arange(1, 5)] * 2), losses, cost, 1.0, "cpu"
+    ) == [0, 0]
 
 
 @pytest.mark.parametrize("most", [0.9, 0.75, 0.6, 0.4, 0.25])
 def test_no_other_choice_within_the_budget_loses_less(most):
     groups = two_layers()
     losses = [np.array([0, 0.1, 0.4, 1.2, 5]), np.array([0, 0.3, 0.7, 1.5, 5])]
-    found = thriftiest(candidates(groups, [np.arange(1, 5)] * 2), losses, cost, most, "cpu")
+    found = thriftiest(
+        candidates(groups, [np.arange(1, 5)] * 2), losses, cost, most, "cpu"
+    )
     assert cost(found) <= most
-    least = min(sum(loss[n] for loss, n in zip(losses, choice, strict=True))
-                for choice in every(groups) if cost(choice) <= most)
-    assert sum(loss[n] for loss, n in zip(losses, found, strict=True)) == pytest.approx(least)
+    least = min(
+        sum(loss[n] for loss, n in zip(losses, choice, strict=True))
+        for choice in every(groups)
+        if cost(choice) <= most
+    )
+    assert sum(loss[n] for loss, n in zip(losses, found, strict=True)) == pytest.approx(
+        least
+    )
 
 
 def test_a_budget_out_of_reach_gives_the_cheapest_choice():
     groups = two_layers()
     losses = [np.array([0, 1, 2, 4, 8.0])] * 2
-    assert thriftiest(candidates(groups, [np.arange(2, 5)] * 2), losses, cost, 0.1, "cpu") == [2, 2]
+    assert thriftiest(
+        candidates(groups, [np.arange(2, 5)] * 2), losses, cost, 0.1, "cpu"
+    ) == [2, 2]
 
 
 def test_only_allowed_widths_are_taken():
@@ -79,7 +94,9 @@ def test_only_allowed_widths_are_taken():
 
 @pytest.mark.parametrize(("target", "kept"), [("cpu", [16, 32]), ("cuda", [24, 24])])
 def test_channels_within_a_block_that_stays_count_for_little(target, kept):
-    """Two equal convolutions of 32 channels: a quarter of all goes where the target saves most for what it loses."""
+    """Two equal convolutions of 32 channels: a quarter of all goes where the target saves most for
+    what it loses.
+    """
     kernel = ", ".join(["0.1"] * 32)
     _, _, groups = solved(f"""
         convs (float[N, 1, 4, 4] x) => (float[N, 1, 4, 4] y)
@@ -95,13 +112,23 @@ def test_channels_within_a_block_that_stays_count_for_little(target, kept):
         }}
         """)
     curve = np.arange(33.0) ** 1.5  # convex: alone, it would take as much of each
-    found = thriftiest(candidates(groups, [np.arange(1, 33)] * 2), [curve, curve],
-                       lambda choice: 1 - sum(choice) / 64, 0.75, target)
+    found = thriftiest(
+        candidates(groups, [np.arange(1, 33)] * 2),
+        [curve, curve],
+        lambda choice: 1 - sum(choice) / 64,
+        0.75,
+        target,
+    )
     assert sorted(32 - n for n in found) == kept
 
 
 def test_whole_groups_go_where_width_zero_is_allowed():
     _, _, groups = mlp(np.ones((3, 4)), np.ones((4, 2)))
-    found = thriftiest(candidates(groups, [np.arange(0, 5)]), [np.array([0, 1, 1, 1, 1.0])],
-                       lambda choice: 1 - choice[0] / 4, 0.2, "cpu")
+    found = thriftiest(
+        candidates(groups, [np.arange(0, 5)]),
+        [np.array([0, 1, 1, 1, 1.0])],
+        lambda choice: 1 - choice[0] / 4,
+        0.2,
+        "cpu",
+    )
     assert found == [4]

@@ -1,30 +1,56 @@
 """By op family: a model as text, and which slots of it must go together (letters; a dot stays)."""
 
 MODELS = {
-    "lstm": ("""
+    "lstm": (
+        """
         g (float[T, N, 3] x) => (float[T, N, 2] y)
-        <float[3, 4] a, float[1, 12, 4] w, float[1, 12, 3] r, float[1, 24] b, float[1, 9] p, float[3, 2] c,
+        <float[3, 4] a, float[1, 12, 4] w, float[1, 12, 3] r, float[1, 24] b, float[1, 9] p,
+            float[3, 2] c,
          int64[2] s = {0, 2}, int64[1] one = {1}> {
             u = MatMul (x, a)
             h = LSTM <hidden_size = 3> (u, w, r, b, , , , p)
             k = Squeeze (h, one)
             y = MatMul (k, c)
-        }""", {"a[1]": "abcd", "w[2]": "abcd", "w[1]": "efg" * 4, "r[1]": "efg" * 4, "r[2]": "efg", "b[1]": "efg" * 8,
-               "p[1]": "efg" * 3, "c[0]": "efg", "w[0]": "."}),
-    "two directions of a gru under another layer": ("""
+        }""",
+        {
+            "a[1]": "abcd",
+            "w[2]": "abcd",
+            "w[1]": "efg" * 4,
+            "r[1]": "efg" * 4,
+            "r[2]": "efg",
+            "b[1]": "efg" * 8,
+            "p[1]": "efg" * 3,
+            "c[0]": "efg",
+            "w[0]": ".",
+        },
+    ),
+    "two directions of a gru under another layer": (
+        """
         g (float[5, N, 3] x) => (float[5, N, 2] y)
-        <float[2, 6, 3] w, float[2, 6, 2] r, float[2, 12] b, float[2, 9, 4] w2, float[2, 9, 3] r2, float[6, 2] c,
+        <float[2, 6, 3] w, float[2, 6, 2] r, float[2, 12] b, float[2, 9, 4] w2, float[2, 9,
+            3] r2, float[6, 2] c,
          int64[3] s = {0, 0, -1}> {
-            h = GRU <hidden_size = 2, direction = "bidirectional", linear_before_reset = 1> (x, w, r, b)
+            h = GRU <hidden_size = 2, direction = "bidirectional", linear_before_reset = 1> (x,
+                w, r, b)
             t = Transpose <perm = [0, 2, 1, 3]> (h)
             k = Reshape (t, s)
             h2 = GRU <hidden_size = 3, direction = "bidirectional"> (k, w2, r2)
             t2 = Transpose <perm = [0, 2, 1, 3]> (h2)
             k2 = Reshape (t2, s)
             y = MatMul (k2, c)
-        }""", {"r[2]": "ab", "w[1]": "ababab", "b[1]": "ab" * 6, "w2[2]": "abab", "r2[2]": "cde", "c[0]": "cdecde",
-               "w[2]": "..."}),
-    "last states of an rnn": ("""
+        }""",
+        {
+            "r[2]": "ab",
+            "w[1]": "ababab",
+            "b[1]": "ab" * 6,
+            "w2[2]": "abab",
+            "r2[2]": "cde",
+            "c[0]": "cdecde",
+            "w[2]": "...",
+        },
+    ),
+    "last states of an rnn": (
+        """
         g (float[5, N, 3] x, float[N, 3] i) => (float[N, 2] y)
         <float[1, 4, 3] w, float[1, 4, 4] r, float[3, 4] a, float[4, 2] c, int64[1] zero = {0}> {
             j = MatMul (i, a)
@@ -32,20 +58,35 @@ MODELS = {
             h, l = RNN <hidden_size = 4> (x, w, r, , , k)
             m = Squeeze (l, zero)
             y = MatMul (m, c)
-        }""", {"r[2]": "abcd", "r[1]": "abcd", "w[1]": "abcd", "a[1]": "abcd", "c[0]": "abcd"}),
-    "both states of an lstm": ("""
+        }""",
+        {
+            "r[2]": "abcd",
+            "r[1]": "abcd",
+            "w[1]": "abcd",
+            "a[1]": "abcd",
+            "c[0]": "abcd",
+        },
+    ),
+    "both states of an lstm": (
+        """
         g (float[5, N, 3] x) => (float[1, N, 2] y)
         <float[1, 16, 3] w, float[1, 16, 4] r, float[8, 2] c> {
             h, l, m = LSTM <hidden_size = 4> (x, w, r)
             k = Concat <axis = 2> (l, m)
             y = MatMul (k, c)
-        }""", {"r[2]": "abcd", "c[0]": "abcdabcd"}),
-    "einsum": ("""
+        }""",
+        {"r[2]": "abcd", "c[0]": "abcdabcd"},
+    ),
+    "einsum": (
+        """
         g (float[N, 3] x) => (float[N, 2] y) <float[3, 4] a, float[4, 2] b> {
             h = Einsum <equation = "...i,ij->...j"> (x, a)
             y = Einsum <equation = "nj, jk"> (h, b)
-        }""", {"a[0]": "...", "a[1]": "abcd", "b[0]": "abcd", "b[1]": ".."}),
-    "heads through einsum": ("""
+        }""",
+        {"a[0]": "...", "a[1]": "abcd", "b[0]": "abcd", "b[1]": ".."},
+    ),
+    "heads through einsum": (
+        """
         g (float[N, 5, 3] x) => (float[N, 5, 3] y)
         <float[3, 2, 4] q, float[3, 2, 4] k, float[3, 2, 4] v, float[2, 4, 3] o> {
             a = Einsum <equation = "nti,ihd->nhtd"> (x, q)
@@ -55,9 +96,20 @@ MODELS = {
             p = Softmax (s)
             d = Einsum <equation = "nhts,nhsd->nhtd"> (p, c)
             y = Einsum <equation = "nhtd,hdi->nti"> (d, o)
-        }""", {"q[1]": "ab", "k[1]": "ab", "v[1]": "ab", "o[0]": "ab", "q[2]": "cdef", "k[2]": "cdef", "v[2]": "ghij",
-               "o[1]": "ghij"}),
-    "grouped queries": ("""
+        }""",
+        {
+            "q[1]": "ab",
+            "k[1]": "ab",
+            "v[1]": "ab",
+            "o[0]": "ab",
+            "q[2]": "cdef",
+            "k[2]": "cdef",
+            "v[2]": "ghij",
+            "o[1]": "ghij",
+        },
+    ),
+    "grouped queries": (
+        """
         <ir_version: 10, opset_import: ["" : 23]>
         g (float[N, 5, 3] x) => (float[N, 5, 3] y)
         <float[3, 8] q, float[3, 4] k, float[3, 6] v, float[12, 3] o> {
@@ -66,11 +118,15 @@ MODELS = {
             c = MatMul (x, v)
             d = Attention <q_num_heads = 4, kv_num_heads = 2> (a, b, c)
             y = MatMul (d, o)
-        }""", {"q[1]": "aaaabbbb", "k[1]": "aabb", "v[1]": "aaabbb", "o[0]": "aaaaaabbbbbb"}),
-    "attention with axes of heads": ("""
+        }""",
+        {"q[1]": "aaaabbbb", "k[1]": "aabb", "v[1]": "aaabbb", "o[0]": "aaaaaabbbbbb"},
+    ),
+    "attention with axes of heads": (
+        """
         <ir_version: 10, opset_import: ["" : 23]>
         g (float[N, 5, 3] x) => (float[N, 5, 3] y)
-        <float[3, 24] q, float[8, 3] o, float[1, 4, 5, 5] m, int64[5] s = {0, 0, 3, 4, 2}, int64[3] t = {0, 0, -1},
+        <float[3, 24] q, float[8, 3] o, float[1, 4, 5, 5] m, int64[5] s = {0, 0, 3, 4, 2},
+            int64[3] t = {0, 0, -1},
          int64[1] two = {2}> {
             a = MatMul (x, q)
             b = Reshape (a, s)
@@ -83,8 +139,11 @@ MODELS = {
             n = Transpose <perm = [0, 2, 1, 3]> (l)
             z = Reshape (n, t)
             y = MatMul (z, o)
-        }""", {"q[1]": "aabbccdd" * 3, "o[0]": "aabbccdd", "m[1]": "abcd"}),
-    "rotary": ("""
+        }""",
+        {"q[1]": "aabbccdd" * 3, "o[0]": "aabbccdd", "m[1]": "abcd"},
+    ),
+    "rotary": (
+        """
         <ir_version: 10, opset_import: ["" : 23]>
         g (float[N, 5, 3] x, int64[N, 5] p) => (float[N, 5, 3] y)
         <float[3, 8] q, float[3, 8] k, float[3, 8] v, float[8, 3] o, float[5, 2] c, float[5, 2] s> {
@@ -95,8 +154,16 @@ MODELS = {
             b2 = RotaryEmbedding <num_heads = 2> (b, c, s, p)
             d = Attention <q_num_heads = 2, kv_num_heads = 2> (a2, b2, e)
             y = MatMul (d, o)
-        }""", {"q[1]": "aaaabbbb", "k[1]": "aaaabbbb", "v[1]": "aaaabbbb", "o[0]": "aaaabbbb"}),
-    "queries of cached keys": ("""
+        }""",
+        {
+            "q[1]": "aaaabbbb",
+            "k[1]": "aaaabbbb",
+            "v[1]": "aaaabbbb",
+            "o[0]": "aaaabbbb",
+        },
+    ),
+    "queries of cached keys": (
+        """
         <ir_version: 10, opset_import: ["" : 23]>
         g (float[N, 5, 3] x, float[N, 2, 4, 2] i, float[N, 2, 4, 3] j)
             => (float[N, 5, 3] y, float[N, 2, 9, 2] m, float[N, 2, 9, 3] n)
@@ -106,8 +173,11 @@ MODELS = {
             c = MatMul (x, v)
             d, m, n = Attention <q_num_heads = 4, kv_num_heads = 2> (a, b, c, , i, j)
             y = MatMul (d, o)
-        }""", {"q[1]": "aabbaabb", "k[1]": "....", "v[1]": "......", "o[0]": "aaabbbaaabbb"}),
-    "queries of one key": ("""
+        }""",
+        {"q[1]": "aabbaabb", "k[1]": "....", "v[1]": "......", "o[0]": "aaabbbaaabbb"},
+    ),
+    "queries of one key": (
+        """
         <ir_version: 10, opset_import: ["" : 23]>
         g (float[N, 5, 3] x, float[N, 1, 5, 5] e) => (float[N, 5, 3] y)
         <float[3, 4] q, float[3, 2] k, float[3, 2] v, float[4, 3] o> {
@@ -116,8 +186,11 @@ MODELS = {
             c = MatMul (x, v)
             d = Attention <q_num_heads = 2, kv_num_heads = 1, scale = 0.7> (a, b, c, e)
             y = MatMul (d, o)
-        }""", {"q[1]": "aabb", "k[1]": "..", "v[1]": "..", "o[0]": "aabb"}),
-    "rotary in pairs beside plain dimensions": ("""
+        }""",
+        {"q[1]": "aabb", "k[1]": "..", "v[1]": "..", "o[0]": "aabb"},
+    ),
+    "rotary in pairs beside plain dimensions": (
+        """
         <ir_version: 10, opset_import: ["" : 23]>
         g (float[N, 5, 3] x, int64[N, 5] p) => (float[N, 2, 5, 3] y)
         <float[5, 4] c, float[5, 4] s, float[12, 3] o, int64[4] z = {0, 5, 2, 12}, float[3, 24] w> {
@@ -126,48 +199,86 @@ MODELS = {
             d = Transpose <perm = [0, 2, 1, 3]> (b)
             e = RotaryEmbedding <interleaved = 1, rotary_embedding_dim = 8> (d, c, s, p)
             y = MatMul (e, o)
-        }""", {"o[0]": "aabbccddefgh", "c[1]": "abcd", "s[1]": "abcd", "w[1]": "aabbccddefgh" * 2}),
-    "four bits in blocks": ("""
+        }""",
+        {
+            "o[0]": "aabbccddefgh",
+            "c[1]": "abcd",
+            "s[1]": "abcd",
+            "w[1]": "aabbccddefgh" * 2,
+        },
+    ),
+    "four bits in blocks": (
+        """
         g (float[N, 3] x) => (float[N, 2] y)
         <float[3, 8] w, uint4[8, 3] v, float[4, 3] t, uint4[4, 3] z, float[3, 2] u> {
             h = MatMul (x, w)
             c = DequantizeLinear <axis = 0, block_size = 2> (v, t, z)
             k = MatMul (h, c)
             y = MatMul (k, u)
-        }""", {"w[1]": "aabbccdd", "v[0]": "aabbccdd", "t[0]": "abcd", "z[0]": "abcd", "v[1]": "efg", "t[1]": "efg",
-               "u[0]": "efg"}),
-    "half precision": ("""
+        }""",
+        {
+            "w[1]": "aabbccdd",
+            "v[0]": "aabbccdd",
+            "t[0]": "abcd",
+            "z[0]": "abcd",
+            "v[1]": "efg",
+            "t[1]": "efg",
+            "u[0]": "efg",
+        },
+    ),
+    "half precision": (
+        """
         g (float16[N, 3] x) => (float16[N, 2] y) <float16[3, 4] w, float16[4, 2] v> {
             a = MatMul (x, w)
             b = Tanh (a)
             y = MatMul (b, v)
-        }""", {"w[1]": "abcd", "v[0]": "abcd"}),
-    "what a branch captures stays": ("""
-        g (float[N, 3] x, bool c) => (float[N, 2] y) <float[3, 4] w, float[4, 2] v, float[3, 5] q, float[5, 2] r> {
+        }""",
+        {"w[1]": "abcd", "v[0]": "abcd"},
+    ),
+    "what a branch captures stays": (
+        """
+        g (float[N, 3] x, bool c) => (float[N, 2] y) <float[3, 4] w, float[4, 2] v, float[3,
+            5] q, float[5, 2] r> {
             a = MatMul (x, w)
             b = If (c) <then_branch = t () => (float[N, 2] d) { d = MatMul (a, v) },
                         else_branch = e () => (float[N, 2] f) { h = MatMul (a, v)  f = Neg (h) }>
             k = MatMul (x, q)
             m = MatMul (k, r)
             y = Add (b, m)
-        }""", {"w[1]": "....", "v[0]": "....", "q[1]": "abcde", "r[0]": "abcde"}),
-    "weights behind DequantizeLinear": ("""
+        }""",
+        {"w[1]": "....", "v[0]": "....", "q[1]": "abcde", "r[0]": "abcde"},
+    ),
+    "weights behind DequantizeLinear": (
+        """
         g (float[N, 3] x) => (float[N, 2] y)
         <int8[4, 3] w, float[4] s, int8[4] z, float[4] b, int8[4, 2] v, float[2, 2] t> {
             a = DequantizeLinear <axis = 0> (w, s, z)
             h = Gemm <transB = 1> (x, a, b)
             c = DequantizeLinear <axis = 0, block_size = 2> (v, t)
             y = MatMul (h, c)
-        }""", {"w[0]": "aabb", "s[0]": "aabb", "z[0]": "aabb", "b[0]": "aabb", "v[0]": "aabb", "t[0]": "ab"}),
-    "quantized activations": ("""
+        }""",
+        {
+            "w[0]": "aabb",
+            "s[0]": "aabb",
+            "z[0]": "aabb",
+            "b[0]": "aabb",
+            "v[0]": "aabb",
+            "t[0]": "ab",
+        },
+    ),
+    "quantized activations": (
+        """
         g (float[N, 3] x) => (float[N, 2] y)
         <float[3, 4] w, float[4, 2] v, float s = {0.1}, uint8 z = {128}> {
             a = MatMul (x, w)
             b = QuantizeLinear (a, s, z)
             c = DequantizeLinear (b, s, z)
             y = MatMul (c, v)
-        }""", {"w[1]": "abcd", "v[0]": "abcd"}),
-    "integer sums stay": ("""
+        }""",
+        {"w[1]": "abcd", "v[0]": "abcd"},
+    ),
+    "integer sums stay": (
+        """
         g (float[N, 3] x) => (float[N, 2] y)
         <float[3, 4] w, uint8[4, 2] v, float s = {0.1}> {
             a = MatMul (x, w)
@@ -175,17 +286,24 @@ MODELS = {
             e = MatMulInteger (b, v, d)
             f = Cast <to = 1> (e)
             y = Mul (f, c)
-        }""", {"w[1]": "....", "v[0]": "...."}),
-    "group norm by groups": ("""
+        }""",
+        {"w[1]": "....", "v[0]": "...."},
+    ),
+    "group norm by groups": (
+        """
         g (float[N, 3, 4, 4] x) => (float[N, 2, 4, 4] y)
         <float[4, 3, 1, 1] w, float[4] s, float[4] b, float[2, 4, 1, 1] v> {
             a = Conv (x, w)
             c = GroupNormalization <num_groups = 2> (a, s, b)
             y = Conv (c, v)
-        }""", {"w[0]": "abab", "s[0]": "abab", "v[1]": "abab"}),
-    "group norm as a reshaped instance norm": ("""
+        }""",
+        {"w[0]": "abab", "s[0]": "abab", "v[1]": "abab"},
+    ),
+    "group norm as a reshaped instance norm": (
+        """
         g (float[N, 3, 4, 4] x) => (float[N, 2, 4, 4] y)
-        <float[6, 3, 1, 1] w, float[2] s, float[2] b, float[6, 1, 1] t, float[2, 6, 1, 1] v, int64[3] r = {0, 2, -1}> {
+        <float[6, 3, 1, 1] w, float[2] s, float[2] b, float[6, 1, 1] t, float[2, 6, 1, 1] v,
+            int64[3] r = {0, 2, -1}> {
             a = Conv (x, w)
             c = Reshape (a, r)
             d = InstanceNormalization (c, s, b)
@@ -193,29 +311,42 @@ MODELS = {
             e = Reshape (d, f)
             h = Mul (e, t)
             y = Conv (h, v)
-        }""", {"w[0]": "abcabc", "t[0]": "abcabc", "v[1]": "abcabc"}),
-    "batch norm in training": ("""
+        }""",
+        {"w[0]": "abcabc", "t[0]": "abcabc", "v[1]": "abcabc"},
+    ),
+    "batch norm in training": (
+        """
         g (float[N, 3, 4, 4] x) => (float[N, 2, 4, 4] y)
         <float[4, 3, 1, 1] w, float[4] s, float[4] b, float[4] m, float[4] q, float[2, 4, 1, 1] v> {
             a = Conv (x, w)
             c, d, e = BatchNormalization <training_mode = 1> (a, s, b, m, q)
             y = Conv (c, v)
-        }""", {"w[0]": "abcd", "s[0]": "abcd", "m[0]": "abcd", "v[1]": "abcd"}),
-    "normalised over space and samples": ("""
-        g (float[2, 3, 4, 4] x) => (float[2, 2, 4, 4] y) <float[4, 3, 1, 1] w, float[2, 4, 1, 1] v> {
+        }""",
+        {"w[0]": "abcd", "s[0]": "abcd", "m[0]": "abcd", "v[1]": "abcd"},
+    ),
+    "normalised over space and samples": (
+        """
+        g (float[2, 3, 4, 4] x) => (float[2, 2, 4, 4] y) <float[4, 3, 1, 1] w, float[2, 4, 1,
+            1] v> {
             a = Conv (x, w)
             b = MeanVarianceNormalization (a)
             y = Conv (b, v)
-        }""", {"w[0]": "abcd", "v[1]": "abcd"}),
-    "looked up along another axis": ("""
+        }""",
+        {"w[0]": "abcd", "v[1]": "abcd"},
+    ),
+    "looked up along another axis": (
+        """
         g (float[N, 5, 3] x, int64[N, 2, 1] i) => (float[N, 2, 2] y)
         <float[3, 4] w, float[4, 2] v, int64[3] e = {1, 1, 4}> {
             a = MatMul (x, w)
             j = Expand (i, e)
             b = GatherElements <axis = 1> (a, j)
             y = MatMul (b, v)
-        }""", {"w[1]": "abcd", "v[0]": "abcd"}),
-    "rows gathered and scattered": ("""
+        }""",
+        {"w[1]": "abcd", "v[0]": "abcd"},
+    ),
+    "rows gathered and scattered": (
+        """
         g (float[7, 3] x, int64[2, 1] i) => (float[2, 2] y, float[7, 2] z)
         <float[3, 4] w, float[4, 2] v, float[4, 2] u> {
             a = MatMul (x, w)
@@ -224,8 +355,11 @@ MODELS = {
             d = Neg (b)
             c = ScatterND (a, i, d)
             z = MatMul (c, u)
-        }""", {"w[1]": "abcd", "v[0]": "abcd", "u[0]": "abcd"}),
-    "ranked along another axis": ("""
+        }""",
+        {"w[1]": "abcd", "v[0]": "abcd", "u[0]": "abcd"},
+    ),
+    "ranked along another axis": (
+        """
         g (float[N, 5, 3] x) => (float[N, 2, 2] y, int64[N, 5] z)
         <float[3, 4] w, float[4, 2] v, float[3, 3] u, int64[1] two = {2}> {
             a = MatMul (x, w)
@@ -233,18 +367,26 @@ MODELS = {
             y = MatMul (b, v)
             c = MatMul (x, u)
             z = ArgMax <axis = 2, keepdims = 0> (c)
-        }""", {"w[1]": "abcd", "v[0]": "abcd", "u[1]": "..."}),
-    "regions": ("""
+        }""",
+        {"w[1]": "abcd", "v[0]": "abcd", "u[1]": "..."},
+    ),
+    "regions": (
+        """
         g (float[2, 3, 8, 8] x) => (float[2, 2, 2, 2] y)
-        <float[4, 3, 1, 1] w, float[2, 4, 1, 1] v, float[2, 4] r = {0, 0, 4, 4, 1, 1, 6, 5}, int64[2] i = {0, 1}> {
+        <float[4, 3, 1, 1] w, float[2, 4, 1, 1] v, float[2, 4] r = {0, 0, 4, 4, 1, 1, 6, 5},
+            int64[2] i = {0, 1}> {
             a = Conv (x, w)
             b = RoiAlign <output_height = 2, output_width = 2> (a, r, i)
             y = Conv (b, v)
-        }""", {"w[0]": "abcd", "v[1]": "abcd"}),
-    "runtime's fused ops": ("""
+        }""",
+        {"w[0]": "abcd", "v[1]": "abcd"},
+    ),
+    "runtime's fused ops": (
+        """
         <ir_version: 10, opset_import: ["" : 21, "com.microsoft" : 1]>
         g (float[N, 5, 3] x) => (float[N, 5, 2] y)
-        <float[3, 4] e, float[4] s, float[4] t, float[3, 4] w, float[3] c, float[3, 4] o, float[4] u, float[2, 4] v> {
+        <float[3, 4] e, float[4] s, float[4] t, float[3, 4] w, float[3] c, float[3, 4] o,
+            float[4] u, float[2, 4] v> {
             a = MatMul (x, e)
             f = com.microsoft.FusedMatMul <transB = 1, alpha = 0.5> (a, w)
             g2 = com.microsoft.BiasGelu (f, c)
@@ -253,17 +395,39 @@ MODELS = {
             m = com.microsoft.QuickGelu (l)
             n = Add (k, m)
             y = com.microsoft.FusedMatMul <transB = 1> (n, v)
-        }""", {"e[1]": "abcd", "s[0]": "abcd", "w[1]": "abcd", "w[0]": "efg", "c[0]": "efg", "o[0]": "efg",
-               "u[0]": "abcd", "v[1]": "abcd"}),
-    "runtime's attention": ("""
+        }""",
+        {
+            "e[1]": "abcd",
+            "s[0]": "abcd",
+            "w[1]": "abcd",
+            "w[0]": "efg",
+            "c[0]": "efg",
+            "o[0]": "efg",
+            "u[0]": "abcd",
+            "v[1]": "abcd",
+        },
+    ),
+    "runtime's attention": (
+        """
         <ir_version: 10, opset_import: ["" : 21, "com.microsoft" : 1]>
         g (float[N, 5, 4] x) => (float[N, 5, 2] y)
-        <float[4, 6] i, float[6, 24] w, float[24] b, float[8, 4] k, float[4, 4] l, float[12] c, float[4, 2] v> {
+        <float[4, 6] i, float[6, 24] w, float[24] b, float[8, 4] k, float[4, 4] l, float[12] c,
+            float[4, 2] v> {
             e = MatMul (x, i)
             a = com.microsoft.Attention <num_heads = 2> (e, w, b)
             m = MatMul (a, k)
             d = com.microsoft.MultiHeadAttention <num_heads = 2> (m, m, m, c)
             y = MatMul (d, v)
-        }""", {"i[1]": "abcdef", "w[0]": "abcdef", "w[1]": "gggghhhh" * 3, "b[0]": "gggghhhh" * 3, "k[0]": "gggghhhh",
-               "k[1]": "iijj", "c[0]": "iijj" * 3, "v[0]": "iijj"}),
+        }""",
+        {
+            "i[1]": "abcdef",
+            "w[0]": "abcdef",
+            "w[1]": "gggghhhh" * 3,
+            "b[0]": "gggghhhh" * 3,
+            "k[0]": "gggghhhh",
+            "k[1]": "iijj",
+            "c[0]": "iijj" * 3,
+            "v[0]": "iijj",
+        },
+    ),
 }

@@ -1,4 +1,6 @@
-"""Each op family: which slots go together, and that taking them out computes what shutting them off does."""
+"""Each op family: which slots go together, and that taking them out computes what shutting them off
+does.
+"""
 
 import pytest
 from odd_models import MODELS as ODD

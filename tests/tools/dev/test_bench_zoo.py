@@ -1,4 +1,6 @@
-"""The zoo names its graphs without building them, builds valid ones, and its benchmark judges files by themselves."""
+"""The zoo names its graphs without building them, builds valid ones, and its benchmark judges files
+by themselves.
+"""
 
 import sys
 from pathlib import Path
@@ -33,7 +35,10 @@ def saved(text, path):
     return path
 
 
-@pytest.mark.parametrize("name", ["text.gather_permuted", "text.rms_norm_23", "text.split_unequal_in_constants"])
+@pytest.mark.parametrize(
+    "name",
+    ["text.gather_permuted", "text.rms_norm_23", "text.split_unequal_in_constants"],
+)
 def test_a_built_graph_is_valid_and_stays(tmp_path, name):
     ((found, build),) = zoo.graphs(name)
     assert found == name
@@ -75,11 +80,26 @@ def test_a_file_that_computes_the_same_shapes_is_sound(tmp_path, worker):
     assert bench_zoo.problem_of(original, original, worker) == ""
 
 
-@pytest.mark.parametrize(("old", "new", "problem"), [
-    ("float[4, 2] w = {1, 2, 3, 4, 5, 6, 7, 8}", "float[3, 2] w = {1, 2, 3, 4, 5, 6}", "Incompatible dimensions"),
-    ("h = Relu (x)", "h = Relu (missing)", "Nodes in a graph must be topologically sorted"),
-    ("y = MatMul (h, w)", "z = MatMul (h, w)  y = Transpose <perm = [1, 0]> (z)", "y is (2, 1) instead of (1, 2)"),
-])
+@pytest.mark.parametrize(
+    ("old", "new", "problem"),
+    [
+        (
+            "float[4, 2] w = {1, 2, 3, 4, 5, 6, 7, 8}",
+            "float[3, 2] w = {1, 2, 3, 4, 5, 6}",
+            "Incompatible dimensions",
+        ),
+        (
+            "h = Relu (x)",
+            "h = Relu (missing)",
+            "Nodes in a graph must be topologically sorted",
+        ),
+        (
+            "y = MatMul (h, w)",
+            "z = MatMul (h, w)  y = Transpose <perm = [1, 0]> (z)",
+            "y is (2, 1) instead of (1, 2)",
+        ),
+    ],
+)
 def test_a_file_that_does_not_run_is_named(tmp_path, worker, old, new, problem):
     original = saved(SOUND, tmp_path / "original.onnx")
     pruned = saved(SOUND.replace(old, new), tmp_path / "pruned.onnx")
@@ -96,4 +116,5 @@ def test_the_summary_counts_what_is_pruned_invalid_and_exact():
     assert [row.ok for row in rows] == [True, False, False, True]
     assert bench_zoo.summary(rows) == (
         "4 graphs: 2 pruned (50.0%), median cut 75.0% of the parameters, 1 invalid or failed, "
-        "1 of 2 exact (largest error 2.0e-03), 0 s")
+        "1 of 2 exact (largest error 2.0e-03), 0 s"
+    )

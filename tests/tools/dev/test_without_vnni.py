@@ -12,7 +12,9 @@ import without_vnni
 
 ROOT = Path(__file__).resolve().parents[3]
 WHY_NOT = without_vnni.why_not()
-possible = pytest.mark.skipif(WHY_NOT is not None, reason=f"CPUID cannot be masked: {WHY_NOT}")
+possible = pytest.mark.skipif(
+    WHY_NOT is not None, reason=f"CPUID cannot be masked: {WHY_NOT}"
+)
 
 PROBE = """
 import sys
@@ -48,13 +50,16 @@ def test_asking_whether_it_is_possible_changes_nothing():
 
 
 @possible
-@pytest.mark.parametrize(("code", "expected"), [
-    ("pass", 0),
-    ("raise SystemExit(5)", 5),
-    (SEGMENTATION_FAULT, 139),
-    ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", 139),
-    ("import os, signal; os.kill(os.getpid(), signal.SIGTERM)", 143),
-])
+@pytest.mark.parametrize(
+    ("code", "expected"),
+    [
+        ("pass", 0),
+        ("raise SystemExit(5)", 5),
+        (SEGMENTATION_FAULT, 139),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", 139),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGTERM)", 143),
+    ],
+)
 def test_the_exit_code_is_the_commands(code, expected):
     assert masked(sys.executable, "-c", code).returncode == expected
 
@@ -63,11 +68,13 @@ def test_the_exit_code_is_the_commands(code, expected):
 def test_the_program_still_handles_its_own_faults():
     done = masked(sys.executable, "-X", "faulthandler", "-c", SEGMENTATION_FAULT)
     assert done.stderr.startswith("Fatal Python error: Segmentation fault")
-    code = ("import os, signal; handle = lambda *_: print('handled');"
-            "print(signal.signal(signal.SIGSEGV, handle) == signal.SIG_DFL);"
-            "os.kill(os.getpid(), signal.SIGSEGV);"
-            "print(signal.signal(signal.SIGSEGV, signal.SIG_IGN) is handle);"
-            "os.kill(os.getpid(), signal.SIGSEGV)")
+    code = (
+        "import os, signal; handle = lambda *_: print('handled');"
+        "print(signal.signal(signal.SIGSEGV, handle) == signal.SIG_DFL);"
+        "os.kill(os.getpid(), signal.SIGSEGV);"
+        "print(signal.signal(signal.SIGSEGV, signal.SIG_IGN) is handle);"
+        "os.kill(os.getpid(), signal.SIGSEGV)"
+    )
     done = masked(sys.executable, "-c", code)
     assert (done.returncode, done.stdout.split()) == (0, ["True", "handled", "True"])
 
@@ -76,7 +83,9 @@ def test_the_program_still_handles_its_own_faults():
 def test_a_command_that_is_not_there():
     done = masked("no-such-command")
     assert (done.returncode, done.stderr) == (
-        127, "without_vnni: no-such-command: No such file or directory\n")
+        127,
+        "without_vnni: no-such-command: No such file or directory\n",
+    )
 
 
 def test_where_it_is_not_possible_it_says_so(monkeypatch, capsys):

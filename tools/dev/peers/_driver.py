@@ -1,7 +1,9 @@
-"""What all drivers share: `python by_x.py RECIPE MODEL CALIBRATION.npz OUT` quantizes and prints one JSON line.
+"""What all drivers share: `python by_x.py RECIPE MODEL CALIBRATION.npz OUT` quantizes and prints
+one JSON line.
 
-The line holds `cpu_seconds` and `peak_mb` of this process and those it waited for, and `error`, the first line of what
-the peer raised, if it did. Runs in the peer's own environment, so it uses numpy and the standard library only.
+The line holds `cpu_seconds` and `peak_mb` of this process and those it waited for, and `error`, the
+first line of what the peer raised, if it did. Runs in the peer's own environment, so it uses numpy
+and the standard library only.
 """
 
 from __future__ import annotations
@@ -23,7 +25,9 @@ Recipe = Callable[[str, list[Feed], str], None]
 
 
 class Reader:
-    """Calibration samples in the form of onnxruntime's CalibrationDataReader, which three peers take."""
+    """Calibration samples in the form of onnxruntime's CalibrationDataReader, which three peers
+    take.
+    """
 
     def __init__(self, feeds: list[Feed]) -> None:
         self._feeds = feeds
@@ -46,7 +50,10 @@ def rows_of(path: str) -> list[Feed]:
     """One feed a sample, batch of 1, from arrays whose axis 0 counts samples."""
     with np.load(path) as arrays:
         held = {name: arrays[name] for name in arrays.files}
-    return [{name: array[i : i + 1] for name, array in held.items()} for i in range(len(next(iter(held.values()))))]
+    return [
+        {name: array[i : i + 1] for name, array in held.items()}
+        for i in range(len(next(iter(held.values()))))
+    ]
 
 
 def main(recipes: dict[str, Recipe]) -> None:
@@ -70,7 +77,10 @@ def main(recipes: dict[str, Recipe]) -> None:
 
 
 def cpu_seconds() -> float:
-    usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    usages = [
+        resource.getrusage(who)
+        for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    ]
     return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
 
@@ -78,8 +88,14 @@ def peak_mb() -> float:
     """This process's peak plus the largest child's: they live at the same time."""
     status = Path("/proc/self/status")
     own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    if status.exists():  # there ru_maxrss also counts what the parent held when it started this process
-        own = next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+    if (
+        status.exists()
+    ):  # there ru_maxrss also counts what the parent held when it started this process
+        own = next(
+            int(line.split()[1])
+            for line in status.read_text().splitlines()
+            if line.startswith("VmHWM")
+        )
     children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
     unit = 1 << 20 if sys.platform == "darwin" else 1 << 10
     return (own + children) / unit

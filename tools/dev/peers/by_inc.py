@@ -9,8 +9,12 @@ from onnx_neural_compressor.quantization import QuantType, config, quantize
 def static(model: str, feeds: list[Feed], out: str) -> None:
     """Static int8: u8 activations, s8 weights, per channel."""
     settings = config.StaticQuantConfig(
-        calibration_data_reader=Reader(feeds), activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8,
-        per_channel=True, execution_provider="CPUExecutionProvider")
+        calibration_data_reader=Reader(feeds),
+        activation_type=QuantType.QUInt8,
+        weight_type=QuantType.QInt8,
+        per_channel=True,
+        execution_provider="CPUExecutionProvider",
+    )
     quantize(model, out, settings)
 
 

@@ -17,8 +17,12 @@ def transformer(model: str, feeds: list[Feed], out: str) -> None:
     _quantize(model, feeds, out, nncf.ModelType.TRANSFORMER)
 
 
-def _quantize(model: str, feeds: list[Feed], out: str, kind: nncf.ModelType | None) -> None:
-    quantized = nncf.quantize(onnx.load(model), nncf.Dataset(feeds), model_type=kind, subset_size=len(feeds))
+def _quantize(
+    model: str, feeds: list[Feed], out: str, kind: nncf.ModelType | None
+) -> None:
+    quantized = nncf.quantize(
+        onnx.load(model), nncf.Dataset(feeds), model_type=kind, subset_size=len(feeds)
+    )
     onnx.save(quantized, out)
 
 

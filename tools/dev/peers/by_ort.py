@@ -1,4 +1,6 @@
-"""onnxruntime.quantization: its defaults, the settings its guide names for x64, and two recipes made by hand."""
+"""onnxruntime.quantization: its defaults, the settings its guide names for x64, and two recipes
+made by hand.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +8,12 @@ from pathlib import Path
 
 from _driver import Feed, Reader, main
 from _prepare import lifted_to_17
-from onnxruntime.quantization import QuantFormat, QuantType, quantize_dynamic, quantize_static
+from onnxruntime.quantization import (
+    QuantFormat,
+    QuantType,
+    quantize_dynamic,
+    quantize_static,
+)
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
 
@@ -28,7 +35,9 @@ def matmul(model: str, feeds: list[Feed], out: str) -> None:
 
 
 def by_hand(model: str, feeds: list[Feed], out: str) -> None:
-    """What an expert does: opset 17, weights lifted from Constant nodes, no symbolic shapes where they fail."""
+    """What an expert does: opset 17, weights lifted from Constant nodes, no symbolic shapes where
+    they fail.
+    """
     _static(_prepared(lifted_to_17(model, out), out), feeds, out, None)
 
 
@@ -42,17 +51,35 @@ def _prepared(model: str, out: str) -> str:
     prepared = f"{out}.prepared.onnx"
     try:
         quant_pre_process(model, prepared)
-    except Exception as error:  # a bare Exception, or whatever the inference stumbles over
+    except (
+        Exception
+    ) as error:  # a bare Exception, or whatever the inference stumbles over
         print(f"symbolic shape inference failed: {error}")
         quant_pre_process(model, prepared, skip_symbolic_shape=True)
     return prepared
 
 
 def _static(prepared: str, feeds: list[Feed], out: str, only: list[str] | None) -> None:
-    quantize_static(prepared, out, Reader(feeds), quant_format=QuantFormat.QDQ, per_channel=True,
-                    op_types_to_quantize=only, activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8)
+    quantize_static(
+        prepared,
+        out,
+        Reader(feeds),
+        quant_format=QuantFormat.QDQ,
+        per_channel=True,
+        op_types_to_quantize=only,
+        activation_type=QuantType.QUInt8,
+        weight_type=QuantType.QInt8,
+    )
     Path(prepared).unlink()
 
 
 if __name__ == "__main__":
-    main({"defaults": defaults, "guide": guide, "matmul": matmul, "by hand": by_hand, "dynamic": dynamic})
+    main(
+        {
+            "defaults": defaults,
+            "guide": guide,
+            "matmul": matmul,
+            "by hand": by_hand,
+            "dynamic": dynamic,
+        }
+    )

@@ -1,7 +1,8 @@
 """Small ONNX graphs of many architectures: what a structured pruner must survive.
 
-Each is an architecture written compactly in plain torch, or by hand in ONNX text, with random weights from a fixed
-seed. `graphs()` names them without building any; a builder writes one file below 5 MB.
+Each is an architecture written compactly in plain torch, or by hand in ONNX text, with random
+weights from a fixed seed. `graphs()` names them without building any; a builder writes one file
+below 5 MB.
 """
 
 from __future__ import annotations
@@ -13,14 +14,25 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 FAMILIES = (
-    "vision_cnn", "vision_mobile", "vision_dense", "vision_transformers", "vision_mixers", "language", "decoders",
-    "recurrent", "audio", "unusual", "hand_written", "hand_written_new",
+    "vision_cnn",
+    "vision_mobile",
+    "vision_dense",
+    "vision_transformers",
+    "vision_mixers",
+    "language",
+    "decoders",
+    "recurrent",
+    "audio",
+    "unusual",
+    "hand_written",
+    "hand_written_new",
 )
 Builder = Callable[[Path], Path]
 
 
 def graphs(only: str = "*") -> Iterator[tuple[str, Builder]]:
-    """Name and builder of every graph that matches a glob `only`; a builder reuses the file its folder already holds.
+    """Name and builder of every graph that matches a glob `only`; a builder reuses the file its
+    folder already holds.
 
     Without torch only the hand-written graphs are there.
     """

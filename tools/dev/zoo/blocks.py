@@ -7,22 +7,37 @@ from torch import Tensor, nn
 
 
 def conv(
-    i: int, o: int, k: int = 3, s: int = 1, g: int = 1, act: type[nn.Module] | None = nn.ReLU, d: int = 1
+    i: int,
+    o: int,
+    k: int = 3,
+    s: int = 1,
+    g: int = 1,
+    act: type[nn.Module] | None = nn.ReLU,
+    d: int = 1,
 ) -> nn.Sequential:
     """Conv (no bias), BatchNorm, activation; same padding."""
-    parts: list[nn.Module] = [nn.Conv2d(i, o, k, s, d * (k // 2), d, g, bias=False), nn.BatchNorm2d(o)]
+    parts: list[nn.Module] = [
+        nn.Conv2d(i, o, k, s, d * (k // 2), d, g, bias=False),
+        nn.BatchNorm2d(o),
+    ]
     return nn.Sequential(*parts, *([act()] if act else []))
 
 
 def classifier(width: int, classes: int = 10) -> nn.Sequential:
     """Global average pool and a Linear layer."""
-    return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, classes))
+    return nn.Sequential(
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, classes)
+    )
 
 
 class SqueezeExcite(nn.Module):
-    def __init__(self, width: int, hidden: int, gate: type[nn.Module] = nn.Sigmoid) -> None:
+    def __init__(
+        self, width: int, hidden: int, gate: type[nn.Module] = nn.Sigmoid
+    ) -> None:
         super().__init__()
-        self.gate = nn.Sequential(nn.Conv2d(width, hidden, 1), nn.ReLU(), nn.Conv2d(hidden, width, 1), gate())
+        self.gate = nn.Sequential(
+            nn.Conv2d(width, hidden, 1), nn.ReLU(), nn.Conv2d(hidden, width, 1), gate()
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return x * self.gate(x.mean((2, 3), keepdim=True))
@@ -31,9 +46,18 @@ class SqueezeExcite(nn.Module):
 class Residual(nn.Module):
     """x + body(x), or shortcut(x) + body(x), then `act`."""
 
-    def __init__(self, body: nn.Module, shortcut: nn.Module | None = None, act: nn.Module | None = None) -> None:
+    def __init__(
+        self,
+        body: nn.Module,
+        shortcut: nn.Module | None = None,
+        act: nn.Module | None = None,
+    ) -> None:
         super().__init__()
-        self.body, self.shortcut, self.act = body, shortcut or nn.Identity(), act or nn.Identity()
+        self.body, self.shortcut, self.act = (
+            body,
+            shortcut or nn.Identity(),
+            act or nn.Identity(),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return self.act(self.shortcut(x) + self.body(x))
@@ -96,15 +120,25 @@ class Attention(nn.Module):
     def project(self, x: Tensor, kv: Tensor | None = None) -> list[Tensor]:
         if self.fused:
             b, t, c = x.shape
-            return list(self.qkv(x).reshape(b, t, 3, self.heads, c // self.heads).permute(2, 0, 3, 1, 4).unbind(0))
+            return list(
+                self.qkv(x)
+                .reshape(b, t, 3, self.heads, c // self.heads)
+                .permute(2, 0, 3, 1, 4)
+                .unbind(0)
+            )
         source = x if kv is None else kv
-        return [split_heads(y, self.heads) for y in (self.q(x), self.k(source), self.v(source))]
+        return [
+            split_heads(y, self.heads)
+            for y in (self.q(x), self.k(source), self.v(source))
+        ]
 
     def weights(self, q: Tensor, k: Tensor, bias: Tensor | None) -> Tensor:
         scores = q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5
         return (scores if bias is None else scores + bias).softmax(-1)
 
-    def forward(self, x: Tensor, kv: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, kv: Tensor | None = None, bias: Tensor | None = None
+    ) -> Tensor:
         q, k, v = self.project(x, kv)
         return self.out(merge_heads(self.weights(q, k, bias) @ v))
 
@@ -112,17 +146,29 @@ class Attention(nn.Module):
 class SdpaAttention(Attention):
     """The same through torch's fused operator."""
 
-    def forward(self, x: Tensor, kv: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, kv: Tensor | None = None, bias: Tensor | None = None
+    ) -> Tensor:
         q, k, v = self.project(x, kv)
         if bias is not None:
-            bias = bias.expand(-1, -1, x.shape[1], -1)  # ONNX Runtime's Attention does not broadcast over the queries
-        return self.out(merge_heads(nn.functional.scaled_dot_product_attention(q, k, v, bias)))
+            bias = bias.expand(
+                -1, -1, x.shape[1], -1
+            )  # ONNX Runtime's Attention does not broadcast over the queries
+        return self.out(
+            merge_heads(nn.functional.scaled_dot_product_attention(q, k, v, bias))
+        )
 
 
 class Encoder(nn.Module):
     """A pre-norm transformer block."""
 
-    def __init__(self, width: int, attention: nn.Module, hidden: int = 0, act: type[nn.Module] = nn.GELU) -> None:
+    def __init__(
+        self,
+        width: int,
+        attention: nn.Module,
+        hidden: int = 0,
+        act: type[nn.Module] = nn.GELU,
+    ) -> None:
         super().__init__()
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
         self.attention, self.mlp = attention, Mlp(width, hidden or 4 * width, act)

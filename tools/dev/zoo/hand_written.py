@@ -1,4 +1,6 @@
-"""Graphs written as ONNX text: weights in unusual places, channel algebra, shapes computed in the graph."""
+"""Graphs written as ONNX text: weights in unusual places, channel algebra, shapes computed in the
+graph.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,8 @@ WEIGHTS: Texts = {
     y = Conv (c, v)
 }""",
     "shared_bias": """(float[N, 3, 8, 8] x) => (float[N, 4, 8, 8] y)
-<float[32, 3, 3, 3] w1, float[32, 32, 3, 3] w2, float[32, 32, 1, 1] w3, float[32] b, float[4, 32, 1, 1] v>
+<float[32, 3, 3, 3] w1, float[32, 32, 3, 3] w2, float[32, 32, 1, 1] w3, float[32] b, float[4,
+    32, 1, 1] v>
 {
     h1 = Conv <pads = [1, 1, 1, 1]> (x, w1, b)
     a1 = Relu (h1)
@@ -58,8 +61,10 @@ WEIGHTS: Texts = {
     y = MatMul (a, v)
 }""",
     "weight_dequantized": """(float[N, 8, 8, 8] x) => (float[N, 4] y)
-<int8[32, 8, 3, 3] w, float[32] w_scale, int8[32] w_zero = {0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
-    0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}, float[32] b, int8[64, 32, 1, 1] u, float u_scale, float[64, 4] v>
+<int8[32, 8, 3, 3] w, float[32] w_scale, int8[32] w_zero = {0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
+    0, 0, 0, 0, 0, 0, 0, 0,
+    0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}, float[32] b, int8[64, 32, 1, 1] u, float u_scale,
+        float[64, 4] v>
 {
     wf = DequantizeLinear <axis = 0> (w, w_scale, w_zero)
     h = Conv <pads = [1, 1, 1, 1]> (x, wf, b)
@@ -92,7 +97,8 @@ WEIGHTS: Texts = {
     y = Gemm (e, v, d)
 }""",
     "einsum": """(float[N, 10, 32] x) => (float[N, 10, 8] y)
-<float[32, 4, 16] wq, float[32, 4, 16] wk, float[32, 4, 16] wv, float[4, 16, 32] wo, float[32, 64] w1, float[64, 8] w2,
+<float[32, 4, 16] wq, float[32, 4, 16] wk, float[32, 4, 16] wv, float[4, 16, 32] wo, float[32,
+    64] w1, float[64, 8] w2,
     float scale = {0.25}>
 {
     q = Einsum <equation = "btc,chd->bthd"> (x, wq)
@@ -121,7 +127,8 @@ CHANNELS: Texts = {
     y = Conv (c, v)
 }""",
     "split_unequal": """(float[N, 3, 8, 8] x) => (float[N, 4, 8, 8] y)
-<float[64, 3, 3, 3] w, float[64] b, float[32, 16, 3, 3] u, float[4, 80, 1, 1] v, int64[2] sizes = {16, 48}>
+<float[64, 3, 3, 3] w, float[64] b, float[32, 16, 3, 3] u, float[4, 80, 1, 1] v,
+    int64[2] sizes = {16, 48}>
 {
     h = Conv <pads = [1, 1, 1, 1]> (x, w, b)
     a = Relu (h)
@@ -166,7 +173,8 @@ CHANNELS: Texts = {
     y = Conv (s, v)
 }""",
     "group_counts": """(float[N, 6, 8, 8] x) => (float[N, 4, 8, 8] y)
-<float[48, 3, 3, 3] w1, float[48] b, float[48, 8, 3, 3] w2, float[96, 1, 3, 3] w3, float[48, 24, 1, 1] w4,
+<float[48, 3, 3, 3] w1, float[48] b, float[48, 8, 3, 3] w2, float[96, 1, 3, 3] w3, float[48, 24,
+    1, 1] w4,
     float[4, 48, 1, 1] v>
 {
     h = Conv <group = 2, pads = [1, 1, 1, 1]> (x, w1, b)
@@ -188,7 +196,8 @@ CHANNELS: Texts = {
     y = Conv <pads = [1, 1, 1, 1]> (e, v)
 }""",
     "constant_factors": """(float[N, 3, 8, 8] x) => (float[N, 4, 8, 8] y)
-<float[32, 3, 3, 3] w, float[32, 1, 1] m, float[1, 32, 1, 1] s, float one = {1.5}, float[1, 32, 8, 8] full,
+<float[32, 3, 3, 3] w, float[32, 1, 1] m, float[1, 32, 1, 1] s, float one = {1.5}, float[1, 32,
+    8, 8] full,
     float[32, 32, 1, 1] u,
     float[4, 32, 1, 1] v, float[8] last>
 {
@@ -202,7 +211,8 @@ CHANNELS: Texts = {
     y = Conv (e, v)
 }""",
     "frozen_branch": """(float[N, 3, 8, 8] x) => (float[N, 4, 8, 8] y, float[N, 5, 8, 8] best)
-<float[32, 3, 3, 3] w, float[32] b, float[16, 32, 3, 3] u, float[64, 32, 3, 3] t, float[4, 64, 1, 1] v,
+<float[32, 3, 3, 3] w, float[32] b, float[16, 32, 3, 3] u, float[64, 32, 3, 3] t, float[4, 64,
+    1, 1] v,
     int64[1] k = {5}>
 {
     h = Conv <pads = [1, 1, 1, 1]> (x, w, b)
@@ -227,7 +237,8 @@ CHANNELS: Texts = {
 
 SHAPES: Texts = {
     "shape_arithmetic": """(float[N, 3, H, W] x) => (float[N, 4] y)
-<float[32, 3, 3, 3] w, float[32] b, float[32, 4] v, int64[1] zero = {0}, int64[1] one = {1}, int64[1] minus = {-1}>
+<float[32, 3, 3, 3] w, float[32] b, float[32, 4] v, int64[1] zero = {0}, int64[1] one = {1},
+    int64[1] minus = {-1}>
 {
     h = Conv <pads = [1, 1, 1, 1]> (x, w, b)
     a = Relu (h)
@@ -252,7 +263,8 @@ SHAPES: Texts = {
     y = Conv (m, v)
 }""",
     "flatten_unflatten": """(float[N, 3, 8, 8] x) => (float[N, 3, 8, 8] y)
-<float[32, 3, 3, 3] w, float[32] b, float[512, 64] d, float[64, 512] u, float[32, 3, 2, 2] v, int64[2] flat = {0, -1},
+<float[32, 3, 3, 3] w, float[32] b, float[512, 64] d, float[64, 512] u, float[32, 3, 2, 2] v,
+    int64[2] flat = {0, -1},
     int64[4] maps = {-1, 32, 4, 4}>
 {
     h = Conv <pads = [1, 1, 1, 1], strides = [2, 2]> (x, w, b)
@@ -295,7 +307,8 @@ SHAPES: Texts = {
     y = MatMul (c, v)
 }""",
     "masked": """(float[N, 10, 16] x, bool[N, 10] mask) => (float[N, 4] y)
-<float[16, 48] w, float[48] b, float[48, 4] v, int64[1] last = {-1}, int64[1] middle = {1}, float low = {-9.0}>
+<float[16, 48] w, float[48] b, float[48, 4] v, int64[1] last = {-1}, int64[1] middle = {1},
+    float low = {-9.0}>
 {
     h = MatMul (x, w)
     hb = Add (h, b)
@@ -322,7 +335,8 @@ SHAPES: Texts = {
 
 RECURRENT: Texts = {
     "lstm_states": """(float[12, N, 16] x, float[1, N, 32] h0) => (float[12, N, 4] y)
-<float[1, 160, 16] w, float[1, 160, 40] r, float[1, 320] b, float[32, 40] p, float[40, 4] v, int64[1] one = {1}>
+<float[1, 160, 16] w, float[1, 160, 40] r, float[1, 320] b, float[32, 40] p, float[40, 4] v,
+    int64[1] one = {1}>
 {
     i = MatMul (h0, p)
     out, hn, cn = LSTM <hidden_size = 40> (x, w, r, b, , i)
@@ -330,10 +344,12 @@ RECURRENT: Texts = {
     y = MatMul (s, v)
 }""",
     "gru_two_directions": """(float[12, N, 16] x) => (float[N, 4] y)
-<float[16, 32] e, float[2, 120, 32] w, float[2, 120, 40] r, float[2, 240] b, float[80, 4] v, int64[2] rows = {-1, 80}>
+<float[16, 32] e, float[2, 120, 32] w, float[2, 120, 40] r, float[2, 240] b, float[80, 4] v,
+    int64[2] rows = {-1, 80}>
 {
     x1 = MatMul (x, e)
-    out, hn = GRU <hidden_size = 40, direction = "bidirectional", linear_before_reset = 1> (x1, w, r, b)
+    out, hn = GRU <hidden_size = 40, direction = "bidirectional", linear_before_reset = 1> (x1,
+        w, r, b)
     t = Transpose <perm = [1, 0, 2]> (hn)
     f = Reshape (t, rows)
     y = MatMul (f, v)
@@ -344,4 +360,9 @@ RECURRENT: Texts = {
 def graphs() -> Iterator[tuple[str, Callable[[Path], None]]]:
     for texts in (WEIGHTS, CHANNELS, SHAPES, RECURRENT):
         yield from text_graphs(texts, 18, 9)
-    yield from text_graphs({f"{k}_in_constants": CHANNELS[k] for k in ("concat_twice", "split_unequal")}, 18, 9, True)
+    yield from text_graphs(
+        {f"{k}_in_constants": CHANNELS[k] for k in ("concat_twice", "split_unequal")},
+        18,
+        9,
+        True,
+    )

@@ -9,7 +9,8 @@ from .onnx_text import Texts, text_graphs
 
 OPSET_21: Texts = {
     "group_norm_21": """(float[N, 3, 8, 8] x) => (float[N, 4, 8, 8] y)
-<float[48, 3, 3, 3] w, float[48] b, float[48] gain, float[48] shift, float[32, 48, 3, 3] u, float[32] g2,
+<float[48, 3, 3, 3] w, float[48] b, float[48] gain, float[48] shift, float[32, 48, 3, 3] u,
+    float[32] g2,
     float[32] s2, float[4, 32, 1, 1] v>
 {
     h = Conv <pads = [1, 1, 1, 1]> (x, w, b)
@@ -29,7 +30,8 @@ OPSET_21: Texts = {
     y = Conv (a, v)
 }""",
     "layer_norm_17": """(float[N, 10, 16] x) => (float[N, 10, 4] y)
-<float[16, 48] w, float[48] b, float[48] gain, float[48] shift, float[48, 64] u, float[64] gain2, float[64, 4] v>
+<float[16, 48] w, float[48] b, float[48] gain, float[48] shift, float[48, 64] u,
+    float[64] gain2, float[64, 4] v>
 {
     h = MatMul (x, w)
     hb = Add (h, b)
@@ -40,7 +42,8 @@ OPSET_21: Texts = {
     y = MatMul (m, v)
 }""",
     "quantized_linear": """(float[N, 16] x) => (float[N, 4] y)
-<int8[64, 16] w, float[64] w_scale, float[64] b, float a_scale = {0.05}, uint8 a_zero = {0}, int8[4, 64] v,
+<int8[64, 16] w, float[64] w_scale, float[64] b, float a_scale = {0.05}, uint8 a_zero = {0},
+    int8[4, 64] v,
     float[4] v_scale>
 {
     wf = DequantizeLinear <axis = 0> (w, w_scale)
@@ -99,7 +102,8 @@ OPSET_21: Texts = {
 
 OPSET_23: Texts = {
     "attention_23": """(float[N, 10, 32] x) => (float[N, 10, 8] y)
-<float[32, 64] wq, float[32, 64] wk, float[32, 64] wv, float[64] bq, float[64, 32] wo, float[32, 8] w>
+<float[32, 64] wq, float[32, 64] wk, float[32, 64] wv, float[64] bq, float[64, 32] wo, float[32,
+    8] w>
 {
     q0 = MatMul (x, wq)
     q = Add (q0, bq)
@@ -122,8 +126,10 @@ OPSET_23: Texts = {
     y = MatMul (c, w)
 }""",
     "attention_23_heads": """(float[N, 10, 32] x) => (float[N, 10, 8] y)
-<float[32, 192] wqkv, float[192] b, float[4, 1, 1] slopes, float[1, 10, 10] distance, float[64, 8] wo,
-    int64[5] split = {0, 10, 3, 4, 16}, int64[3] merged = {0, 10, 64}, int64 i0 = {0}, int64 i1 = {1}, int64 i2 = {2}>
+<float[32, 192] wqkv, float[192] b, float[4, 1, 1] slopes, float[1, 10, 10] distance, float[64,
+    8] wo,
+    int64[5] split = {0, 10, 3, 4, 16}, int64[3] merged = {0, 10, 64}, int64 i0 = {0},
+        int64 i1 = {1}, int64 i2 = {2}>
 {
     p = MatMul (x, wqkv)
     pb = Add (p, b)
@@ -139,7 +145,8 @@ OPSET_23: Texts = {
     y = MatMul (m, wo)
 }""",
     "rotary_23": """(float[N, 10, 32] x) => (float[N, 10, 8] y)
-<float[32, 64] wq, float[32, 64] wk, float[32, 64] wv, float[10, 8] angles, float[64, 8] wo, int64[1] zero = {0},
+<float[32, 64] wq, float[32, 64] wk, float[32, 64] wv, float[10, 8] angles, float[64, 8] wo,
+    int64[1] zero = {0},
     int64[1] one = {1},
     int64[1] rest = {-1}, int64[2] ends = {10, 8}>
 {
@@ -159,7 +166,8 @@ OPSET_23: Texts = {
     y = MatMul (o, wo)
 }""",
     "rms_norm_23": """(float[N, 10, 32] x) => (float[N, 10, 8] y)
-<float[32, 48] e, float[48] g1, float[48, 96] wg, float[48, 96] wu, float[96, 48] wd, float[48] g2, float[48, 8] w>
+<float[32, 48] e, float[48] g1, float[48, 96] wg, float[48, 96] wu, float[96, 48] wd,
+    float[48] g2, float[48, 8] w>
 {
     z = MatMul (x, e)
     n = RMSNormalization <axis = -1> (z, g1)

@@ -1,4 +1,6 @@
-"""Text encoders and encoder-decoders: BERT, ALBERT, DistilBERT, T5, BART, experts, convolutions over text."""
+"""Text encoders and encoder-decoders: BERT, ALBERT, DistilBERT, T5, BART, experts, convolutions
+over text.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ from .export import Input, Net, graphs_of, tokens
 class PostNorm(nn.Module):
     """BERT's layer: norms after the additions, an additive mask."""
 
-    def __init__(self, width: int, attention: type[Attention] = Attention, hidden: int = 256) -> None:
+    def __init__(
+        self, width: int, attention: type[Attention] = Attention, hidden: int = 256
+    ) -> None:
         super().__init__()
         self.attention, self.mlp = attention(width), Mlp(width, hidden)
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
@@ -37,17 +41,30 @@ class Embeddings(nn.Module):
 
     def forward(self, ids: Tensor) -> Tensor:
         positions = self.positions(torch.arange(ids.shape[1]))
-        return self.norm(self.words(ids) + positions + self.types(torch.zeros_like(ids)))
+        return self.norm(
+            self.words(ids) + positions + self.types(torch.zeros_like(ids))
+        )
 
 
 class Bert(nn.Module):
-    """With a pooler and a classifier; with `lm` instead a masked-language head tied to the embedding."""
+    """With a pooler and a classifier; with `lm` instead a masked-language head tied to the
+    embedding.
+    """
 
-    def __init__(self, attention: type[Attention] = Attention, lm: bool = False, width: int = 64) -> None:
+    def __init__(
+        self, attention: type[Attention] = Attention, lm: bool = False, width: int = 64
+    ) -> None:
         super().__init__()
-        self.embeddings, self.layers = Embeddings(width), nn.ModuleList(PostNorm(width, attention) for _ in range(2))
+        self.embeddings, self.layers = (
+            Embeddings(width),
+            nn.ModuleList(PostNorm(width, attention) for _ in range(2)),
+        )
         self.pooler, self.head = nn.Linear(width, width), nn.Linear(width, 3)
-        self.transform = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.LayerNorm(width)) if lm else None
+        self.transform = (
+            nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.LayerNorm(width))
+            if lm
+            else None
+        )
         self.bias = nn.Parameter(torch.zeros(200))
 
     def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
@@ -65,7 +82,11 @@ class Albert(nn.Module):
 
     def __init__(self, width: int = 64) -> None:
         super().__init__()
-        self.embeddings, self.expand, self.layer = Embeddings(32), nn.Linear(32, width), PostNorm(width)
+        self.embeddings, self.expand, self.layer = (
+            Embeddings(32),
+            nn.Linear(32, width),
+            PostNorm(width),
+        )
         self.head = nn.Linear(width, 3)
 
     def forward(self, ids: Tensor) -> Tensor:
@@ -80,14 +101,19 @@ class SentenceEncoder(nn.Module):
 
     def __init__(self, width: int = 64) -> None:
         super().__init__()
-        self.embeddings, self.layers = Embeddings(width), nn.ModuleList(PostNorm(width) for _ in range(2))
+        self.embeddings, self.layers = (
+            Embeddings(width),
+            nn.ModuleList(PostNorm(width) for _ in range(2)),
+        )
 
     def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
         weights = (mask > 0).float()
         x = self.embeddings(ids)
         for layer in self.layers:
             x = layer(x, (1.0 - weights)[:, None, None] * -10000.0)
-        summed = (x * weights[..., None]).sum(1) / weights.sum(1, keepdim=True).clamp(min=1e-6)
+        summed = (x * weights[..., None]).sum(1) / weights.sum(1, keepdim=True).clamp(
+            min=1e-6
+        )
         return F.normalize(summed, dim=-1)
 
 
@@ -96,9 +122,13 @@ class TorchEncoder(nn.Module):
 
     def __init__(self, width: int = 64) -> None:
         super().__init__()
-        torch.backends.mha.set_fastpath_enabled(False)  # one operator that no exporter knows
+        torch.backends.mha.set_fastpath_enabled(
+            False
+        )  # one operator that no exporter knows
         self.embed = nn.Embedding(200, width)
-        layer = nn.TransformerEncoderLayer(width, 4, 128, batch_first=True, activation="gelu")
+        layer = nn.TransformerEncoderLayer(
+            width, 4, 128, batch_first=True, activation="gelu"
+        )
         self.encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
         self.head = nn.Linear(width, 3)
 
@@ -126,8 +156,10 @@ class T5Block(nn.Module):
         super().__init__()
         self.own, self.cross = Attention(width), Attention(width) if cross else None
         self.norms = nn.ModuleList(RMSNorm(width) for _ in range(3 if cross else 2))
-        self.gate, self.up, self.down = (nn.Linear(a, b, bias=False) for a, b in (
-            (width, 128), (width, 128), (128, width)))
+        self.gate, self.up, self.down = (
+            nn.Linear(a, b, bias=False)
+            for a, b in ((width, 128), (width, 128), (128, width))
+        )
 
     def forward(self, x: Tensor, bias: Tensor, memory: Tensor | None = None) -> Tensor:
         x = x + self.own(self.norms[0](x), bias=bias)
@@ -141,7 +173,10 @@ class T5Encoder(nn.Module):
     def __init__(self, width: int = 64) -> None:
         super().__init__()
         self.embed, self.bias = nn.Embedding(200, width), RelativeBias()
-        self.layers, self.norm = nn.ModuleList(T5Block(width) for _ in range(2)), RMSNorm(width)
+        self.layers, self.norm = (
+            nn.ModuleList(T5Block(width) for _ in range(2)),
+            RMSNorm(width),
+        )
 
     def forward(self, ids: Tensor) -> Tensor:
         x, bias = self.embed(ids), self.bias(ids.shape[1])
@@ -155,7 +190,11 @@ class T5(nn.Module):
 
     def __init__(self, width: int = 64) -> None:
         super().__init__()
-        self.encoder, self.bias, self.norm = T5Encoder(width), RelativeBias(), RMSNorm(width)
+        self.encoder, self.bias, self.norm = (
+            T5Encoder(width),
+            RelativeBias(),
+            RMSNorm(width),
+        )
         self.layers = nn.ModuleList(T5Block(width, cross=True) for _ in range(2))
 
     def forward(self, ids: Tensor, decoded: Tensor) -> Tensor:
@@ -174,26 +213,38 @@ class Bart(nn.Module):
         super().__init__()
         self.embed, self.positions = nn.Embedding(200, width), nn.Embedding(32, width)
         self.encoder, self.decoder = PostNorm(width, SdpaAttention), PostNorm(width)
-        self.cross, self.norm, self.head = Attention(width), nn.LayerNorm(width), nn.Linear(width, 200)
+        self.cross, self.norm, self.head = (
+            Attention(width),
+            nn.LayerNorm(width),
+            nn.Linear(width, 200),
+        )
 
     def embedded(self, ids: Tensor) -> Tensor:
         return self.embed(ids) * 8.0 + self.positions(torch.arange(ids.shape[1]))
 
     def forward(self, ids: Tensor, decoded: Tensor) -> Tensor:
         memory, length = self.encoder(self.embedded(ids)), decoded.shape[1]
-        x = self.decoder(self.embedded(decoded), torch.full((length, length), -10000.0).triu(1))
+        x = self.decoder(
+            self.embedded(decoded), torch.full((length, length), -10000.0).triu(1)
+        )
         return self.head(self.norm(x + self.cross(x, memory)))
 
 
 class Experts(nn.Module):
-    """A mixture of experts as batched products: (E, C, F) and (E, F, C) weights, a softmax router."""
+    """A mixture of experts as batched products: (E, C, F) and (E, F, C) weights, a softmax
+    router.
+    """
 
     def __init__(self, width: int = 64, hidden: int = 96, experts: int = 4) -> None:
         super().__init__()
         self.embed, self.router = nn.Embedding(200, width), nn.Linear(width, experts)
         self.up = nn.Parameter(torch.randn(experts, width, hidden) * width**-0.5)
         self.down = nn.Parameter(torch.randn(experts, hidden, width) * hidden**-0.5)
-        self.attention, self.norm, self.head = Attention(width), nn.LayerNorm(width), nn.Linear(width, 5)
+        self.attention, self.norm, self.head = (
+            Attention(width),
+            nn.LayerNorm(width),
+            nn.Linear(width, 5),
+        )
 
     def forward(self, ids: Tensor) -> Tensor:
         x = self.embed(ids)
@@ -218,7 +269,10 @@ class TextCnn(nn.Module):
 
 PAIR = (Input((2, 12), 200), Input((2, 12), 2))
 TWO_TEXTS = (Input((2, 12), 200), Input((2, 8), 200))
-OPEN_PAIR = (Input((2, 12), 200, ("batch", "length")), Input((2, 12), 2, ("batch", "length")))
+OPEN_PAIR = (
+    Input((2, 12), 200, ("batch", "length")),
+    Input((2, 12), 2, ("batch", "length")),
+)
 
 NETS = [
     Net("bert", Bert, PAIR, "dynamo18 dynamo20-raw legacy13 legacy17-static"),

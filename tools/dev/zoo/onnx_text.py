@@ -1,7 +1,8 @@
 """Graphs from ONNX text, with their weights filled in.
 
-A tensor that is declared in <...> without a value becomes an initializer with random values: one-dimensional ones in
-[0.5, 1.5], `*_scale` in [0.005, 0.015], the others normal with a deviation of 1 / sqrt(inputs).
+A tensor that is declared in <...> without a value becomes an initializer with random values:
+one-dimensional ones in [0.5, 1.5], `*_scale` in [0.005, 0.015], the others normal with a deviation
+of 1 / sqrt(inputs).
 """
 
 from __future__ import annotations
@@ -22,7 +23,12 @@ def text_graphs(
     """`text.NAME` and its writer."""
     header = f'<ir_version: {ir_version}, opset_import: ["" : {opset}, "local" : 1]>'
     for name, text in texts.items():
-        yield f"text.{name}", lambda path, name=name, text=text: write(f"{header} {name} {text}", path, in_nodes)
+        yield (
+            f"text.{name}",
+            lambda path, name=name, text=text: write(
+                f"{header} {name} {text}", path, in_nodes
+            ),
+        )
 
 
 def write(text: str, path: Path, in_nodes: bool = False) -> None:
@@ -30,11 +36,16 @@ def write(text: str, path: Path, in_nodes: bool = False) -> None:
     model = onnx.parser.parse_model(text)
     graph, random = model.graph, np.random.default_rng(0)
     made = {name for node in graph.node for name in node.output}
-    weights = [numpy_helper.from_array(_values(info, random), info.name) for info in graph.value_info
-               if info.name not in made]
+    weights = [
+        numpy_helper.from_array(_values(info, random), info.name)
+        for info in graph.value_info
+        if info.name not in made
+    ]
     if in_nodes:
         for position, tensor in enumerate(weights):
-            graph.node.insert(position, helper.make_node("Constant", [], [tensor.name], value=tensor))
+            graph.node.insert(
+                position, helper.make_node("Constant", [], [tensor.name], value=tensor)
+            )
     else:
         graph.initializer.extend(weights)
     del graph.value_info[:]

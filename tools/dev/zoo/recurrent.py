@@ -1,4 +1,6 @@
-"""Recurrent nets: LSTM, GRU and RNN in both directions, stacked, attended, with their states in the interface."""
+"""Recurrent nets: LSTM, GRU and RNN in both directions, stacked, attended, with their states in the
+interface.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,13 @@ from .export import Input, Net, graphs_of, sequence, tokens
 class Tagger(nn.Module):
     """An embedding, a stacked recurrent layer, a label per token."""
 
-    def __init__(self, kind: type[nn.RNNBase], layers: int = 1, both: bool = False, hidden: int = 48) -> None:
+    def __init__(
+        self,
+        kind: type[nn.RNNBase],
+        layers: int = 1,
+        both: bool = False,
+        hidden: int = 48,
+    ) -> None:
         super().__init__()
         self.embed = nn.Embedding(200, 32)
         self.layers = kind(32, hidden, layers, batch_first=True, bidirectional=both)
@@ -30,7 +38,10 @@ class LastState(nn.Module):
 
     def __init__(self, kind: type[nn.RNNBase], hidden: int = 48) -> None:
         super().__init__()
-        self.project, self.layers = nn.Linear(32, 64), kind(64, hidden, 1, batch_first=True, bidirectional=True)
+        self.project, self.layers = (
+            nn.Linear(32, 64),
+            kind(64, hidden, 1, batch_first=True, bidirectional=True),
+        )
         self.norm, self.head = nn.LayerNorm(2 * hidden), nn.Linear(2 * hidden, 4)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -44,7 +55,10 @@ class Stateful(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.first, self.second = nn.GRU(32, 48, batch_first=True), nn.GRU(48, 40, batch_first=True)
+        self.first, self.second = (
+            nn.GRU(32, 48, batch_first=True),
+            nn.GRU(48, 40, batch_first=True),
+        )
         self.head = nn.Sequential(nn.Linear(40, 64), nn.ReLU(), nn.Linear(64, 5))
 
     def forward(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
@@ -59,7 +73,10 @@ class Seq2Seq(nn.Module):
     def __init__(self, width: int = 48) -> None:
         super().__init__()
         self.embed = nn.Embedding(200, 32)
-        self.encoder, self.decoder = nn.GRU(32, width, batch_first=True), nn.GRU(32, width, batch_first=True)
+        self.encoder, self.decoder = (
+            nn.GRU(32, width, batch_first=True),
+            nn.GRU(32, width, batch_first=True),
+        )
         self.combine, self.head = nn.Linear(2 * width, 64), nn.Linear(64, 200)
 
     def forward(self, ids: Tensor, decoded: Tensor) -> Tensor:
@@ -70,13 +87,24 @@ class Seq2Seq(nn.Module):
 
 
 class SpeechRecognizer(nn.Module):
-    """CRNN and DeepSpeech: 2-D convolutions, channels and height folded into features, a recurrent stack."""
+    """CRNN and DeepSpeech: 2-D convolutions, channels and height folded into features, a recurrent
+    stack.
+    """
 
     def __init__(self) -> None:
         super().__init__()
-        self.convs = nn.Sequential(nn.Conv2d(1, 32, 3, (2, 1), 1), nn.BatchNorm2d(32), nn.Hardtanh(0, 20),
-                                   nn.Conv2d(32, 48, 3, (2, 1), 1), nn.BatchNorm2d(48), nn.Hardtanh(0, 20))
-        self.recurrent, self.head = nn.LSTM(48 * 4, 40, 2, bidirectional=True), nn.Linear(80, 29)
+        self.convs = nn.Sequential(
+            nn.Conv2d(1, 32, 3, (2, 1), 1),
+            nn.BatchNorm2d(32),
+            nn.Hardtanh(0, 20),
+            nn.Conv2d(32, 48, 3, (2, 1), 1),
+            nn.BatchNorm2d(48),
+            nn.Hardtanh(0, 20),
+        )
+        self.recurrent, self.head = (
+            nn.LSTM(48 * 4, 40, 2, bidirectional=True),
+            nn.Linear(80, 29),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.convs(x).flatten(1, 2).permute(2, 0, 1)
@@ -88,8 +116,18 @@ WITH_STATE = (*sequence(), Input((1, 2, 40), open=(None, "batch")))
 
 NETS = [
     Net("lstm_tagger", partial(Tagger, nn.LSTM), tokens(), "legacy14 legacy17-static"),
-    Net("lstm_stacked", partial(Tagger, nn.LSTM, 2), tokens(), "dynamo18-static legacy17"),
-    Net("lstm_bidirectional", partial(Tagger, nn.LSTM, 2, True), tokens(), "legacy13 legacy17"),
+    Net(
+        "lstm_stacked",
+        partial(Tagger, nn.LSTM, 2),
+        tokens(),
+        "dynamo18-static legacy17",
+    ),
+    Net(
+        "lstm_bidirectional",
+        partial(Tagger, nn.LSTM, 2, True),
+        tokens(),
+        "legacy13 legacy17",
+    ),
     Net("gru_tagger", partial(Tagger, nn.GRU), tokens(), "dynamo20-static legacy17"),
     Net("gru_bidirectional", partial(Tagger, nn.GRU, 2, True), tokens(), "legacy16"),
     Net("rnn_tagger", partial(Tagger, nn.RNN, 2), tokens(), "legacy17"),

@@ -25,7 +25,10 @@ class LayerScale(nn.Module):
 class Affine(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.alpha, self.beta = nn.Parameter(torch.ones(width)), nn.Parameter(torch.zeros(width))
+        self.alpha, self.beta = (
+            nn.Parameter(torch.ones(width)),
+            nn.Parameter(torch.zeros(width)),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.addcmul(self.beta, self.alpha, x)
@@ -47,29 +50,53 @@ class ResponseNorm(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.gamma, self.beta = nn.Parameter(torch.zeros(width)), nn.Parameter(torch.zeros(width))
+        self.gamma, self.beta = (
+            nn.Parameter(torch.zeros(width)),
+            nn.Parameter(torch.zeros(width)),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         size = x.norm(2, (1, 2), keepdim=True)
-        return x + self.gamma * x * (size / (size.mean(-1, keepdim=True) + 1e-6)) + self.beta
+        return (
+            x
+            + self.gamma * x * (size / (size.mean(-1, keepdim=True) + 1e-6))
+            + self.beta
+        )
 
 
 class ConvNext(nn.Module):
     def __init__(self, width: int, second: bool = False) -> None:
         super().__init__()
-        self.depthwise, self.norm = nn.Conv2d(width, width, 7, padding=3, groups=width), nn.LayerNorm(width)
+        self.depthwise, self.norm = (
+            nn.Conv2d(width, width, 7, padding=3, groups=width),
+            nn.LayerNorm(width),
+        )
         mlp = Mlp(width, 4 * width)
-        self.mlp = nn.Sequential(mlp[0], mlp[1], ResponseNorm(4 * width), mlp[2]) if second else nn.Sequential(
-            mlp, LayerScale(width))
+        self.mlp = (
+            nn.Sequential(mlp[0], mlp[1], ResponseNorm(4 * width), mlp[2])
+            if second
+            else nn.Sequential(mlp, LayerScale(width))
+        )
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.mlp(self.norm(self.depthwise(x).permute(0, 2, 3, 1))).permute(0, 3, 1, 2)
+        return x + self.mlp(self.norm(self.depthwise(x).permute(0, 2, 3, 1))).permute(
+            0, 3, 1, 2
+        )
 
 
 def convnext(second: bool = False) -> nn.Module:
-    return nn.Sequential(nn.Conv2d(3, 48, 4, 4), LayerNorm2d(48), ConvNext(48, second), LayerNorm2d(48),
-                         nn.Conv2d(48, 96, 2, 2), ConvNext(96, second), nn.AdaptiveAvgPool2d(1), LayerNorm2d(96),
-                         nn.Flatten(), nn.Linear(96, 10))
+    return nn.Sequential(
+        nn.Conv2d(3, 48, 4, 4),
+        LayerNorm2d(48),
+        ConvNext(48, second),
+        LayerNorm2d(48),
+        nn.Conv2d(48, 96, 2, 2),
+        ConvNext(96, second),
+        nn.AdaptiveAvgPool2d(1),
+        LayerNorm2d(96),
+        nn.Flatten(),
+        nn.Linear(96, 10),
+    )
 
 
 class InceptionNext(nn.Module):
@@ -80,19 +107,31 @@ class InceptionNext(nn.Module):
         g = width // 8
         self.sizes = [width - 3 * g, g, g, g]
         kernels = ((3, 3), (1, 7), (7, 1))
-        self.convs = nn.ModuleList(nn.Conv2d(g, g, k, padding=(k[0] // 2, k[1] // 2), groups=g) for k in kernels)
+        self.convs = nn.ModuleList(
+            nn.Conv2d(g, g, k, padding=(k[0] // 2, k[1] // 2), groups=g)
+            for k in kernels
+        )
         self.norm = nn.BatchNorm2d(width)
-        self.mlp = nn.Sequential(nn.Conv2d(width, 3 * width, 1), nn.GELU(), nn.Conv2d(3 * width, width, 1))
+        self.mlp = nn.Sequential(
+            nn.Conv2d(width, 3 * width, 1), nn.GELU(), nn.Conv2d(3 * width, width, 1)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         same, *parts = x.split(self.sizes, 1)
-        y = torch.cat([same, *(c(p) for c, p in zip(self.convs, parts, strict=True))], 1)
+        y = torch.cat(
+            [same, *(c(p) for c, p in zip(self.convs, parts, strict=True))], 1
+        )
         return x + self.mlp(self.norm(y))
 
 
 def inception_next() -> nn.Module:
-    return nn.Sequential(nn.Conv2d(3, 64, 4, 4), nn.BatchNorm2d(64), InceptionNext(64), InceptionNext(64),
-                         classifier(64))
+    return nn.Sequential(
+        nn.Conv2d(3, 64, 4, 4),
+        nn.BatchNorm2d(64),
+        InceptionNext(64),
+        InceptionNext(64),
+        classifier(64),
+    )
 
 
 class Patches(nn.Module):
@@ -116,16 +155,34 @@ class MeanHead(nn.Module):
 
 
 def mixer(width: int = 64, count: int = 64) -> nn.Module:
-    layers = [part for _ in range(2) for part in (
-        Residual(nn.Sequential(nn.LayerNorm(width), Transposed(Mlp(count, 32)))),
-        Residual(nn.Sequential(nn.LayerNorm(width), Mlp(width, 4 * width))))]
+    layers = [
+        part
+        for _ in range(2)
+        for part in (
+            Residual(nn.Sequential(nn.LayerNorm(width), Transposed(Mlp(count, 32)))),
+            Residual(nn.Sequential(nn.LayerNorm(width), Mlp(width, 4 * width))),
+        )
+    ]
     return nn.Sequential(Patches(width), *layers, MeanHead(width))
 
 
 def resmlp(width: int = 64, count: int = 64) -> nn.Module:
-    layers = [part for _ in range(2) for part in (
-        Residual(nn.Sequential(Affine(width), Transposed(nn.Linear(count, count)), LayerScale(width))),
-        Residual(nn.Sequential(Affine(width), Mlp(width, 4 * width), LayerScale(width))))]
+    layers = [
+        part
+        for _ in range(2)
+        for part in (
+            Residual(
+                nn.Sequential(
+                    Affine(width),
+                    Transposed(nn.Linear(count, count)),
+                    LayerScale(width),
+                )
+            ),
+            Residual(
+                nn.Sequential(Affine(width), Mlp(width, 4 * width), LayerScale(width))
+            ),
+        )
+    ]
     return nn.Sequential(Patches(width), *layers, Affine(width), MeanHead(width))
 
 
@@ -143,8 +200,16 @@ class SpatialGate(nn.Module):
 
 def gmlp(width: int = 64, count: int = 64) -> nn.Module:
     def layer() -> nn.Module:
-        return Residual(nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 4 * width), nn.GELU(),
-                                      SpatialGate(2 * width, count), nn.Linear(2 * width, width)))
+        return Residual(
+            nn.Sequential(
+                nn.LayerNorm(width),
+                nn.Linear(width, 4 * width),
+                nn.GELU(),
+                SpatialGate(2 * width, count),
+                nn.Linear(2 * width, width),
+            )
+        )
+
     return nn.Sequential(Patches(width), layer(), layer(), MeanHead(width))
 
 
@@ -156,17 +221,36 @@ class PoolMix(nn.Module):
 def poolformer(width: int = 64) -> nn.Module:
     def layer(w: int) -> nn.Module:
         mlp = nn.Sequential(nn.Conv2d(w, 4 * w, 1), nn.GELU(), nn.Conv2d(4 * w, w, 1))
-        return nn.Sequential(Residual(nn.Sequential(nn.GroupNorm(1, w), PoolMix())),
-                             Residual(nn.Sequential(nn.GroupNorm(1, w), mlp)))
-    return nn.Sequential(nn.Conv2d(3, width, 7, 4, 2), layer(width), nn.Conv2d(width, width, 3, 2, 1), layer(width),
-                         classifier(width))
+        return nn.Sequential(
+            Residual(nn.Sequential(nn.GroupNorm(1, w), PoolMix())),
+            Residual(nn.Sequential(nn.GroupNorm(1, w), mlp)),
+        )
+
+    return nn.Sequential(
+        nn.Conv2d(3, width, 7, 4, 2),
+        layer(width),
+        nn.Conv2d(width, width, 3, 2, 1),
+        layer(width),
+        classifier(width),
+    )
 
 
 def conv_mixer(width: int = 64) -> nn.Module:
     def block(g: int, k: int) -> nn.Module:
-        return nn.Sequential(nn.Conv2d(width, width, k, padding=k // 2, groups=g), nn.GELU(), nn.BatchNorm2d(width))
+        return nn.Sequential(
+            nn.Conv2d(width, width, k, padding=k // 2, groups=g),
+            nn.GELU(),
+            nn.BatchNorm2d(width),
+        )
+
     layers = [nn.Sequential(Residual(block(width, 5)), block(1, 1)) for _ in range(2)]
-    return nn.Sequential(nn.Conv2d(3, width, 4, 4), nn.GELU(), nn.BatchNorm2d(width), *layers, classifier(width))
+    return nn.Sequential(
+        nn.Conv2d(3, width, 4, 4),
+        nn.GELU(),
+        nn.BatchNorm2d(width),
+        *layers,
+        classifier(width),
+    )
 
 
 class FocalModulation(nn.Module):
@@ -176,7 +260,11 @@ class FocalModulation(nn.Module):
         super().__init__()
         self.width, self.project = width, nn.Linear(width, 2 * width + 3)
         self.levels = nn.ModuleList(
-            nn.Sequential(nn.Conv2d(width, width, k, padding=k // 2, groups=width), nn.GELU()) for k in (3, 5))
+            nn.Sequential(
+                nn.Conv2d(width, width, k, padding=k // 2, groups=width), nn.GELU()
+            )
+            for k in (3, 5)
+        )
         self.mix, self.out = nn.Conv2d(width, width, 1), nn.Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -187,12 +275,19 @@ class FocalModulation(nn.Module):
             context = level(context)
             total = total + context * gates[:, k : k + 1]
         total = total + F.gelu(context.mean((2, 3), keepdim=True)) * gates[:, 2:]
-        return x + self.out((q * self.mix(total)).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        return x + self.out((q * self.mix(total)).permute(0, 2, 3, 1)).permute(
+            0, 3, 1, 2
+        )
 
 
 def focalnet() -> nn.Module:
-    return nn.Sequential(nn.Conv2d(3, 64, 4, 4), LayerNorm2d(64), FocalModulation(64), FocalModulation(64),
-                         classifier(64))
+    return nn.Sequential(
+        nn.Conv2d(3, 64, 4, 4),
+        LayerNorm2d(64),
+        FocalModulation(64),
+        FocalModulation(64),
+        classifier(64),
+    )
 
 
 NETS = [

@@ -16,11 +16,19 @@ from .vision_mixers import LayerScale, MeanHead, Patches
 
 
 class ClassToken(nn.Module):
-    """Patches, a class token, positions, `layers`; the class token is classified. `distilled`: a second token."""
+    """Patches, a class token, positions, `layers`; the class token is classified. `distilled`: a
+    second token.
+    """
 
-    def __init__(self, layers: list[nn.Module], width: int = 64, distilled: bool = False) -> None:
+    def __init__(
+        self, layers: list[nn.Module], width: int = 64, distilled: bool = False
+    ) -> None:
         super().__init__()
-        self.patches, self.layers, self.norm = Patches(width), nn.Sequential(*layers), nn.LayerNorm(width)
+        self.patches, self.layers, self.norm = (
+            Patches(width),
+            nn.Sequential(*layers),
+            nn.LayerNorm(width),
+        )
         self.extra = 2 if distilled else 1
         self.token = nn.Parameter(torch.randn(1, self.extra, width))
         self.positions = nn.Parameter(torch.randn(1, 64 + self.extra, width))
@@ -33,8 +41,12 @@ class ClassToken(nn.Module):
         return sum(head(x[:, k]) for k, head in enumerate(self.heads)) / self.extra
 
 
-def vit(attention: type[Attention], fused: bool = True, distilled: bool = False) -> nn.Module:
-    return ClassToken([Encoder(64, attention(64, fused=fused)) for _ in range(2)], distilled=distilled)
+def vit(
+    attention: type[Attention], fused: bool = True, distilled: bool = False
+) -> nn.Module:
+    return ClassToken(
+        [Encoder(64, attention(64, fused=fused)) for _ in range(2)], distilled=distilled
+    )
 
 
 class TalkingHeads(Attention):
@@ -45,7 +57,9 @@ class TalkingHeads(Attention):
         self.before, self.after = nn.Linear(4, 4), nn.Linear(4, 4)
 
     def weights(self, q: Tensor, k: Tensor, bias: Tensor | None) -> Tensor:
-        scores = self.before((q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1)).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        scores = self.before(
+            (q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1)).permute(0, 2, 3, 1)
+        ).permute(0, 3, 1, 2)
         return self.after(scores.softmax(-1).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
@@ -54,10 +68,20 @@ class ClassAttention(nn.Module):
 
     def __init__(self, width: int = 64) -> None:
         super().__init__()
-        layers = [Residual(nn.Sequential(nn.LayerNorm(width), body, LayerScale(width)))
-                  for _ in range(2) for body in (TalkingHeads(width), Mlp(width, 4 * width))]
-        self.body, self.token = nn.Sequential(Patches(width), *layers), nn.Parameter(torch.randn(1, 1, width))
-        self.norm, self.attention, self.head = nn.LayerNorm(width), Attention(width), nn.Linear(width, 10)
+        layers = [
+            Residual(nn.Sequential(nn.LayerNorm(width), body, LayerScale(width)))
+            for _ in range(2)
+            for body in (TalkingHeads(width), Mlp(width, 4 * width))
+        ]
+        self.body, self.token = (
+            nn.Sequential(Patches(width), *layers),
+            nn.Parameter(torch.randn(1, 1, width)),
+        )
+        self.norm, self.attention, self.head = (
+            nn.LayerNorm(width),
+            Attention(width),
+            nn.Linear(width, 10),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.body(x)
@@ -67,22 +91,28 @@ class ClassAttention(nn.Module):
 
 
 class WindowAttention(Attention):
-    """Swin: attention in 4 x 4 windows of an 8 x 8 map, shifted in every second block, with a relative bias."""
+    """Swin: attention in 4 x 4 windows of an 8 x 8 map, shifted in every second block, with a
+    relative bias.
+    """
 
     def __init__(self, width: int, shift: int, cosine: bool = False) -> None:
         super().__init__(width, fused=True)
         self.shift, self.cosine, w = shift, cosine, 4
         self.table = nn.Parameter(torch.randn((2 * w - 1) ** 2, self.heads))
         self.scale = nn.Parameter(torch.full((self.heads, 1, 1), 5.0))
-        cells = torch.stack(torch.meshgrid(torch.arange(w), torch.arange(w), indexing="ij")).flatten(1)
+        cells = torch.stack(
+            torch.meshgrid(torch.arange(w), torch.arange(w), indexing="ij")
+        ).flatten(1)
         offsets = (cells[:, :, None] - cells[:, None] + w - 1).permute(1, 2, 0)
         self.register_buffer("index", offsets[..., 0] * (2 * w - 1) + offsets[..., 1])
         self.register_buffer("mask_fixed", self.mask() if shift else None)
 
     def mask(self) -> Tensor:
         region = torch.zeros(8)
-        region[4:-self.shift], region[-self.shift:] = 1, 2
-        cells = self.windows((region[:, None] * 3 + region)[None, ..., None]).squeeze(-1)
+        region[4 : -self.shift], region[-self.shift :] = 1, 2
+        cells = self.windows((region[:, None] * 3 + region)[None, ..., None]).squeeze(
+            -1
+        )
         return (cells[:, None] != cells[:, :, None]).float() * -100
 
     def windows(self, x: Tensor) -> Tensor:
@@ -91,16 +121,27 @@ class WindowAttention(Attention):
 
     def weights(self, q: Tensor, k: Tensor, bias: Tensor | None) -> Tensor:
         if self.cosine:
-            scores = F.normalize(q, dim=-1) @ F.normalize(k, dim=-1).transpose(-2, -1) * self.scale
+            scores = (
+                F.normalize(q, dim=-1)
+                @ F.normalize(k, dim=-1).transpose(-2, -1)
+                * self.scale
+            )
         else:
             scores = q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1)
-        scores = scores + self.table[self.index.flatten()].reshape(16, 16, -1).permute(2, 0, 1)
+        scores = scores + self.table[self.index.flatten()].reshape(16, 16, -1).permute(
+            2, 0, 1
+        )
         if self.shift:
-            scores = scores.reshape(-1, 4, self.heads, 16, 16) + self.mask_fixed[None, :, None]
+            scores = (
+                scores.reshape(-1, 4, self.heads, 16, 16)
+                + self.mask_fixed[None, :, None]
+            )
             scores = scores.reshape(-1, self.heads, 16, 16)
         return scores.softmax(-1)
 
-    def forward(self, x: Tensor, kv: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, kv: Tensor | None = None, bias: Tensor | None = None
+    ) -> Tensor:
         c = x.shape[-1]
         x = x.reshape(-1, 8, 8, c)
         if self.shift:
@@ -117,7 +158,10 @@ class PatchMerging(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.norm, self.reduce = nn.LayerNorm(4 * width), nn.Linear(4 * width, 2 * width, bias=False)
+        self.norm, self.reduce = (
+            nn.LayerNorm(4 * width),
+            nn.Linear(4 * width, 2 * width, bias=False),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         x = x.reshape(-1, 8, 8, x.shape[-1])
@@ -126,9 +170,15 @@ class PatchMerging(nn.Module):
 
 
 def swin(cosine: bool = False) -> nn.Module:
-    return nn.Sequential(Patches(64), nn.LayerNorm(64), Encoder(64, WindowAttention(64, 0, cosine)),
-                         Encoder(64, WindowAttention(64, 2, cosine)), PatchMerging(64),
-                         Encoder(128, Attention(128, fused=True)), MeanHead(128))
+    return nn.Sequential(
+        Patches(64),
+        nn.LayerNorm(64),
+        Encoder(64, WindowAttention(64, 0, cosine)),
+        Encoder(64, WindowAttention(64, 2, cosine)),
+        PatchMerging(64),
+        Encoder(128, Attention(128, fused=True)),
+        MeanHead(128),
+    )
 
 
 class ReducedAttention(Attention):
@@ -142,8 +192,16 @@ class ReducedAttention(Attention):
 
     def project(self, x: Tensor, kv: Tensor | None = None) -> list[Tensor]:
         b, _, c = x.shape
-        small = self.norm(self.reduce(x.transpose(1, 2).reshape(b, c, 8, 8)).flatten(2).transpose(1, 2))
-        k, v = self.kv(small).reshape(b, -1, 2, self.heads, c // self.heads).permute(2, 0, 3, 1, 4)
+        small = self.norm(
+            self.reduce(x.transpose(1, 2).reshape(b, c, 8, 8))
+            .flatten(2)
+            .transpose(1, 2)
+        )
+        k, v = (
+            self.kv(small)
+            .reshape(b, -1, 2, self.heads, c // self.heads)
+            .permute(2, 0, 3, 1, 4)
+        )
         return [split_heads(self.q(x), self.heads), k, v]
 
 
@@ -158,12 +216,19 @@ class MixMlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.up(x)
-        y = self.depthwise(y.transpose(1, 2).reshape(y.shape[0], -1, 8, 8)).flatten(2).transpose(1, 2)
+        y = (
+            self.depthwise(y.transpose(1, 2).reshape(y.shape[0], -1, 8, 8))
+            .flatten(2)
+            .transpose(1, 2)
+        )
         return self.down(F.gelu(y))
 
 
 def pvt() -> nn.Module:
-    layers = [Residual(nn.Sequential(nn.LayerNorm(64), body)) for body in (ReducedAttention(64), MixMlp(64)) * 2]
+    layers = [
+        Residual(nn.Sequential(nn.LayerNorm(64), body))
+        for body in (ReducedAttention(64), MixMlp(64)) * 2
+    ]
     return nn.Sequential(Patches(64), *layers, MeanHead(64))
 
 
@@ -172,20 +237,35 @@ class CrossCovariance(nn.Module):
 
     def __init__(self, width: int, heads: int = 4) -> None:
         super().__init__()
-        self.heads, self.qkv, self.out = heads, nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.heads, self.qkv, self.out = (
+            heads,
+            nn.Linear(width, 3 * width),
+            nn.Linear(width, width),
+        )
         self.temperature = nn.Parameter(torch.ones(heads, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
         b, t, c = x.shape
-        q, k, v = self.qkv(x).reshape(b, t, 3, self.heads, c // self.heads).permute(2, 0, 3, 4, 1).unbind(0)
-        weights = (F.normalize(q, dim=-1) @ F.normalize(k, dim=-1).transpose(-2, -1) * self.temperature).softmax(-1)
+        q, k, v = (
+            self.qkv(x)
+            .reshape(b, t, 3, self.heads, c // self.heads)
+            .permute(2, 0, 3, 4, 1)
+            .unbind(0)
+        )
+        weights = (
+            F.normalize(q, dim=-1)
+            @ F.normalize(k, dim=-1).transpose(-2, -1)
+            * self.temperature
+        ).softmax(-1)
         return self.out((weights @ v).permute(0, 3, 1, 2).reshape(b, t, c))
 
 
 class LocalPatch(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.a, self.b = (nn.Conv2d(width, width, 3, padding=1, groups=width) for _ in range(2))
+        self.a, self.b = (
+            nn.Conv2d(width, width, 3, padding=1, groups=width) for _ in range(2)
+        )
         self.norm = nn.BatchNorm2d(width)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -195,19 +275,31 @@ class LocalPatch(nn.Module):
 
 
 def xcit() -> nn.Module:
-    layers = [Residual(nn.Sequential(nn.LayerNorm(64), body, LayerScale(64)))
-              for body in (CrossCovariance(64), LocalPatch(64), Mlp(64, 256))]
+    layers = [
+        Residual(nn.Sequential(nn.LayerNorm(64), body, LayerScale(64)))
+        for body in (CrossCovariance(64), LocalPatch(64), Mlp(64, 256))
+    ]
     return nn.Sequential(Patches(64), *layers, MeanHead(64))
 
 
 class MobileVit(nn.Module):
-    """Convolutions, unfolding into 2 x 2 patches, a transformer across patches, folding back, fusion."""
+    """Convolutions, unfolding into 2 x 2 patches, a transformer across patches, folding back,
+    fusion.
+    """
 
     def __init__(self, width: int = 32, inner: int = 64) -> None:
         super().__init__()
-        self.stem = nn.Sequential(conv(3, width, s=2, act=nn.SiLU), conv(width, width, act=nn.SiLU))
-        self.local, self.encoder = nn.Conv2d(width, inner, 1, bias=False), Encoder(inner, Attention(inner, fused=True))
-        self.back, self.fuse = conv(inner, width, 1, act=nn.SiLU), conv(2 * width, width, act=nn.SiLU)
+        self.stem = nn.Sequential(
+            conv(3, width, s=2, act=nn.SiLU), conv(width, width, act=nn.SiLU)
+        )
+        self.local, self.encoder = (
+            nn.Conv2d(width, inner, 1, bias=False),
+            Encoder(inner, Attention(inner, fused=True)),
+        )
+        self.back, self.fuse = (
+            conv(inner, width, 1, act=nn.SiLU),
+            conv(2 * width, width, act=nn.SiLU),
+        )
         self.head = nn.Linear(width, 10)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -215,7 +307,12 @@ class MobileVit(nn.Module):
         y = self.local(x)
         b, c = y.shape[:2]
         y = y.reshape(b, c, 8, 2, 8, 2).permute(0, 3, 5, 2, 4, 1).reshape(b * 4, 64, c)
-        y = self.encoder(y).reshape(b, 2, 2, 8, 8, c).permute(0, 5, 3, 1, 4, 2).reshape(b, c, 16, 16)
+        y = (
+            self.encoder(y)
+            .reshape(b, 2, 2, 8, 8, c)
+            .permute(0, 5, 3, 1, 4, 2)
+            .reshape(b, c, 16, 16)
+        )
         return self.head(self.fuse(torch.cat([x, self.back(y)], 1)).mean((2, 3)))
 
 
@@ -229,7 +326,9 @@ class LinearAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         b, _, h, w = x.shape
-        q, k, v = self.qkv(x).reshape(b, -1, 3 * self.d, h * w).transpose(2, 3).chunk(3, -1)
+        q, k, v = (
+            self.qkv(x).reshape(b, -1, 3 * self.d, h * w).transpose(2, 3).chunk(3, -1)
+        )
         q, k = F.relu(q), F.relu(k)
         y = q @ (k.transpose(-2, -1) @ v) / (q @ k.sum(-2).unsqueeze(-1) + 1e-3)
         return x + self.out(y.transpose(2, 3).reshape(b, -1, h, w))
@@ -240,15 +339,29 @@ class Detr(nn.Module):
 
     def __init__(self, width: int = 64) -> None:
         super().__init__()
-        self.backbone = nn.Sequential(conv(3, 32, s=2), basic(32, 64, 2), nn.Conv2d(64, width, 1))
-        self.positions, self.queries = nn.Parameter(torch.randn(1, 64, width)), nn.Parameter(torch.randn(1, 5, width))
+        self.backbone = nn.Sequential(
+            conv(3, 32, s=2), basic(32, 64, 2), nn.Conv2d(64, width, 1)
+        )
+        self.positions, self.queries = (
+            nn.Parameter(torch.randn(1, 64, width)),
+            nn.Parameter(torch.randn(1, 5, width)),
+        )
         self.encoder = Encoder(width, Attention(width))
-        self.own, self.cross, self.mlp = Attention(width), Attention(width), Mlp(width, 128, nn.ReLU)
+        self.own, self.cross, self.mlp = (
+            Attention(width),
+            Attention(width),
+            Mlp(width, 128, nn.ReLU),
+        )
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(3))
-        self.classes, self.boxes = nn.Linear(width, 6), nn.Sequential(Mlp(width, width, nn.ReLU), nn.Linear(width, 4))
+        self.classes, self.boxes = (
+            nn.Linear(width, 6),
+            nn.Sequential(Mlp(width, width, nn.ReLU), nn.Linear(width, 4)),
+        )
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        memory = self.encoder(self.backbone(x).flatten(2).transpose(1, 2) + self.positions)
+        memory = self.encoder(
+            self.backbone(x).flatten(2).transpose(1, 2) + self.positions
+        )
         q = self.queries.expand(x.shape[0], -1, -1)
         q = self.norms[0](q + self.own(q))
         q = self.norms[1](q + self.cross(q, memory))
@@ -261,8 +374,15 @@ class Perceiver(nn.Module):
 
     def __init__(self, width: int = 64) -> None:
         super().__init__()
-        self.embed, self.latents = nn.Linear(24, width), nn.Parameter(torch.randn(8, width))
-        self.cross, self.norm, self.own = SdpaAttention(width), nn.LayerNorm(width), Encoder(width, Attention(width))
+        self.embed, self.latents = (
+            nn.Linear(24, width),
+            nn.Parameter(torch.randn(8, width)),
+        )
+        self.cross, self.norm, self.own = (
+            SdpaAttention(width),
+            nn.LayerNorm(width),
+            Encoder(width, Attention(width)),
+        )
         self.head = nn.Linear(width, 10)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -278,9 +398,18 @@ class TwoTowers(nn.Module):
 
     def __init__(self, width: int = 64) -> None:
         super().__init__()
-        self.image = nn.Sequential(Patches(width), Encoder(width, Attention(width)), nn.LayerNorm(width))
-        self.text = nn.Sequential(nn.Embedding(200, width), Encoder(width, SdpaAttention(width)), nn.LayerNorm(width))
-        self.left, self.right = nn.Linear(width, 32, bias=False), nn.Linear(width, 32, bias=False)
+        self.image = nn.Sequential(
+            Patches(width), Encoder(width, Attention(width)), nn.LayerNorm(width)
+        )
+        self.text = nn.Sequential(
+            nn.Embedding(200, width),
+            Encoder(width, SdpaAttention(width)),
+            nn.LayerNorm(width),
+        )
+        self.left, self.right = (
+            nn.Linear(width, 32, bias=False),
+            nn.Linear(width, 32, bias=False),
+        )
 
     def forward(self, x: Tensor, ids: Tensor) -> Tensor:
         a, b = self.left(self.image(x).mean(1)), self.right(self.text(ids)[:, -1])
@@ -288,13 +417,29 @@ class TwoTowers(nn.Module):
 
 
 def efficient_vit() -> nn.Module:
-    return nn.Sequential(conv(3, 64, s=4, act=nn.Hardswish), LinearAttention(), LinearAttention(),
-                         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10))
+    return nn.Sequential(
+        conv(3, 64, s=4, act=nn.Hardswish),
+        LinearAttention(),
+        LinearAttention(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(64, 10),
+    )
 
 
 NETS = [
-    Net("vit", lambda: vit(Attention), image(), "dynamo18 dynamo20-raw legacy13 legacy17-static"),
-    Net("vit_sdpa", lambda: vit(SdpaAttention, fused=False), image(), "dynamo23 legacy17"),
+    Net(
+        "vit",
+        lambda: vit(Attention),
+        image(),
+        "dynamo18 dynamo20-raw legacy13 legacy17-static",
+    ),
+    Net(
+        "vit_sdpa",
+        lambda: vit(SdpaAttention, fused=False),
+        image(),
+        "dynamo23 legacy17",
+    ),
     Net("deit_distilled", lambda: vit(Attention, distilled=True), image(), "legacy17"),
     Net("cait", ClassAttention, image(), "dynamo20 legacy17"),
     Net("swin", swin, image(), "dynamo18 legacy14 legacy17-static"),
