@@ -21,7 +21,8 @@ from typing import Any
 import onnx_ir as ir
 
 from .. import UsageError
-from ._base import Pass, options_of
+from ._base import Pass
+from ._core.options import options_of
 from ._registry import ForeignPass, foreign_pass, pass_class
 
 

@@ -14,7 +14,8 @@ import onnx_ir as ir
 
 from .. import UsageError
 from . import __path__ as _folder
-from ._base import Context, Effect, Pass, PassOutcome, quoted
+from ._base import Context, Effect, Pass, PassOutcome
+from ._core.options import quoted
 
 
 def pass_names() -> list[str]:

@@ -18,6 +18,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from ._base import Context, Declined, Effect, Option, Pass, PassOutcome
+from ._core.channel_layout import Layout
 from ._core.graph import Names, Weight, weights_of
 from ._core.lazy import DerivedTensor, blocks
 from ._core.notes import drop_notes
@@ -28,7 +29,6 @@ from ._quant.inserter import Inserter
 from ._quant.weights import (
     INT8_LEVELS,
     Floats,
-    Layout,
     channel_absmax,
     quantize_weight,
     wide_enough,

@@ -13,7 +13,8 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from ._base import Context, Effect, Pass, PassOutcome
-from ._core.edit import is_constant, subgraphs
+from ._core.edit import is_constant
+from ._core.graph import subgraphs
 from ._core.lazy import blocks
 
 

@@ -9,8 +9,9 @@ from typing import ClassVar
 import onnx_ir as ir
 
 from ._base import Context, Effect, Pass, PassOutcome
-from ._core.edit import Edit, holds_graphs, subgraphs
-from ._core.graph import QUANT_OPS
+from ._core.edit import Edit
+from ._core.graph import holds_graphs, subgraphs
+from ._core.ops import QUANT_OPS
 
 RANDOM_OPS = frozenset(
     {

@@ -9,8 +9,8 @@ import numpy as np
 import onnx_ir as ir
 
 from ._base import Context, Declined, Effect, Pass, PassOutcome
-from ._core.edit import Edit, array_of, label, rank_of
-from ._core.graph import graphs_of
+from ._core.edit import Edit, array_of, rank_of
+from ._core.graph import graphs_of, label
 from ._simplify.affine import Affine, Channels, Target, fold, target_of
 
 

@@ -9,8 +9,8 @@ import numpy as np
 import onnx_ir as ir
 
 from ._base import Context, Declined, Effect, Pass, PassOutcome
-from ._core.edit import Edit, is_constant, label, rank_of, used_once
-from ._core.graph import graphs_of
+from ._core.edit import Edit, is_constant, rank_of, used_once
+from ._core.graph import graphs_of, label
 from ._simplify.affine import FLOATS, Affine, Target, fold, target_of
 
 

@@ -10,8 +10,8 @@ from typing import ClassVar
 import onnx_ir as ir
 
 from ._base import Context, Declined, Effect, Option, Pass, PassOutcome
-from ._core.edit import Edit, is_constant, label
-from ._core.graph import graphs_of
+from ._core.edit import Edit, is_constant
+from ._core.graph import graphs_of, label
 from ._simplify.branches import inline_branches
 from ._simplify.evaluate import Array, NotFoldable, evaluate, foldable, result_elements
 from .remove_identities import input_symbols

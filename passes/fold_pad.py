@@ -8,8 +8,8 @@ from typing import ClassVar
 import onnx_ir as ir
 
 from ._base import Context, Declined, Effect, Pass, PassOutcome
-from ._core.edit import Edit, array_of, ints_of, label, rank_of, used_once
-from ._core.graph import graphs_of
+from ._core.edit import Edit, array_of, ints_of, rank_of, used_once
+from ._core.graph import graphs_of, label
 
 
 @dataclass(frozen=True)

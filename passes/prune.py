@@ -17,8 +17,9 @@ import onnx_ir as ir
 
 from .. import UsageError
 from ._base import Context, Declined, Effect, Option, Pass, PassOutcome
-from ._core.graph import WEIGHT_INPUTS, Weight, weights_of
+from ._core.graph import Weight, weights_of
 from ._core.lazy import DerivedTensor, blocks, set_tensor
+from ._core.ops import WEIGHTED_OPS
 from ._core.weight_axes import NoAxisError, elements_after, input_axis, rows_of
 from ._sparsity.allocation import allocate, share
 from ._sparsity.magnitude import (
@@ -197,11 +198,11 @@ def _check_combinations(options: Prune) -> None:
     if options.select == "max" and (options.pattern or options.allocation != "uniform"):
         refuse("select", f"max contradicts {chosen[0]}", "keep one of them")
     for op in options.ops:
-        if op not in WEIGHT_INPUTS:
+        if op not in WEIGHTED_OPS:
             refuse(
                 "ops",
                 f"'{op}' is not an op with weights",
-                f"choose among {', '.join(WEIGHT_INPUTS)}",
+                f"choose among {', '.join(WEIGHTED_OPS)}",
             )
 
 

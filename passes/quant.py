@@ -19,6 +19,7 @@ from ._calibrated.layers import Linear
 from ._core.graph import Names, all_graphs, all_nodes, refresh_shapes
 from ._core.notes import drop_notes
 from ._core.opset import raise_opset
+from ._core.targets import TARGETS, QuantRules
 from ._quant.blocked import insert_blocked
 from ._quant.dynamic import insert_dynamic
 from ._quant.effective import with_effective_values
@@ -43,7 +44,6 @@ from ._quant.plan import Part, Request, plan
 from ._quant.prepare import drop_unused_initializers, mean_to_pool
 from ._quant.qparams import Parameters, assign, coarse_parameters
 from ._quant.residual_input import in_two_limbs
-from ._quant.rules import TARGETS, TargetRules
 from ._quant.saturating import offending_pairs
 from ._quant.schemes import FORMS, ONE_LAYER, Settings
 from ._quant.weight_codes import Storage
@@ -293,9 +293,9 @@ class Quant(Pass):
             )
             rounding.run_on(model, context, functools.partial(_grid_of, bits, limited))
 
-    def _rules(self, target: str) -> tuple[TargetRules, str]:
+    def _rules(self, target: str) -> tuple[QuantRules, str]:
         """The target's table, and why the form is not for it."""
-        rules = TARGETS[target]
+        rules = TARGETS[target].quant
         if self.form == "int16":
             return replace(
                 rules, activation="uint16"
@@ -309,7 +309,7 @@ class Quant(Pass):
     def _overrides(self) -> tuple[Override, ...]:
         return read_overrides(self.layers, self.bits, ONE_LAYER)
 
-    def _request(self, rules: TargetRules, context: Context) -> Request:
+    def _request(self, rules: QuantRules, context: Context) -> Request:
         default = Choice(self.form, self.bits, activation_bits=self.activation_bits)
         overrides = self._overrides()
         return Request(
@@ -393,7 +393,7 @@ class Quant(Pass):
         )
 
     def _coarse_grids(
-        self, model: ir.Model, reads: list[Coarse], rules: TargetRules, context: Context
+        self, model: ir.Model, reads: list[Coarse], rules: QuantRules, context: Context
     ) -> dict[Coarse, Parameters]:
         """On which grids values are read with fewer bits: fewer levels want shorter ranges."""
         found: dict[Coarse, Parameters] = {}
@@ -414,7 +414,7 @@ class Quant(Pass):
         return found
 
 
-def _limited(part: Part, placement: Placement, rules: TargetRules) -> list[Layer]:
+def _limited(part: Part, placement: Placement, rules: QuantRules) -> list[Layer]:
     """Find what is read in two limbs; the layers whose weights must not saturate: the others, on
     most targets.
     """

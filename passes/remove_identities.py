@@ -10,8 +10,8 @@ from typing import ClassVar
 import onnx_ir as ir
 
 from ._base import Context, Effect, Option, Pass, PassOutcome
-from ._core.edit import Edit, subgraphs
-from ._core.graph import graphs_of
+from ._core.edit import Edit
+from ._core.graph import graphs_of, subgraphs
 from ._simplify.rules import arithmetic as arithmetic
 from ._simplify.rules import cast as cast
 from ._simplify.rules import shape as shape

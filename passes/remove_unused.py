@@ -11,8 +11,8 @@ import onnx
 import onnx_ir as ir
 
 from ._base import Context, Effect, Pass, PassOutcome
-from ._core.edit import release, subgraphs
-from ._core.graph import all_graphs, all_nodes, graphs_of
+from ._core.edit import release
+from ._core.graph import all_graphs, all_nodes, graphs_of, subgraphs
 
 
 @dataclass(frozen=True)

@@ -11,18 +11,18 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from ._base import Context, Declined, Effect, Option, Pass, PassOutcome, Request
+from ._base import Context, Declined, Effect, MomentRequest, Option, Pass, PassOutcome
 from ._calibrated.grid import best_scales, nearest
 from ._calibrated.layers import Codes, Rows, input_request
 from ._calibrated.rounding import compensated, damped, input_power
 from ._calibrated.select import moments_of
-from ._core.edit import Edit, label
-from ._core.graph import all_graphs, all_nodes
+from ._core.edit import Edit
+from ._core.graph import all_graphs, all_nodes, label
 from ._core.integer_layers import IntegerLayer, Place, integer_layers, value_at
 from ._core.lazy import set_tensor
+from ._core.targets import TARGETS
 from ._quant.grids import Grid
 from ._quant.prepare import drop_unused_initializers
-from ._quant.rules import TARGETS
 from ._quant.saturating import offending_in
 from ._quant.weights import INT8_LEVELS, Floats
 
@@ -71,7 +71,7 @@ class Requantize(Pass):
         outcome = PassOutcome(
             stats={"layers": 0, "weights": 0, "mended": 0, "offending_pairs": 0}
         )
-        if not TARGETS[context.target].limits_pairs:
+        if not TARGETS[context.target].quant.limits_pairs:
             reason = (
                 "its kernels do not saturate: weights may use the whole 8-bit range"
             )
@@ -129,7 +129,7 @@ class _Observed:
     def groups(self) -> int:
         return self.layer.groups
 
-    def request(self, kind: Literal["mean", "gram"]) -> Request:
+    def request(self, kind: Literal["mean", "gram"]) -> MomentRequest:
         return input_request(self.layer.node, self.layer.shape, self.layer.groups, kind)
 
 

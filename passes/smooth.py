@@ -10,7 +10,7 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
-from ._base import Context, Declined, Effect, Option, Pass, PassOutcome, Request
+from ._base import Context, Declined, Effect, MomentRequest, Option, Pass, PassOutcome
 from ._calibrated.layers import Linear, Rows, linear_layers
 from ._calibrated.levels import FEWEST_FOLDS, expected_levels, largest, left_out, noise
 from ._calibrated.scaling import (
@@ -132,9 +132,9 @@ class Smooth(Pass):
         return PassOutcome(len(gains), dict(stats), declined)
 
 
-def _requests(all_readers: list[Readers]) -> dict[str, Request]:
+def _requests(all_readers: list[Readers]) -> dict[str, MomentRequest]:
     return {
-        str(i): Request(r.value.name or "", "extremes", axis=r.axis)
+        str(i): MomentRequest(r.value.name or "", "extremes", axis=r.axis)
         for i, r in enumerate(all_readers)
     }
 

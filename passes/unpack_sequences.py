@@ -10,8 +10,8 @@ import numpy as np
 import onnx_ir as ir
 
 from ._base import Context, Declined, Effect, Pass, PassOutcome
-from ._core.edit import Edit, dims_of, ints_of, label
-from ._core.graph import graphs_of
+from ._core.edit import Edit, dims_of, ints_of
+from ._core.graph import graphs_of, label
 
 SPLIT_INPUT = 13
 """Opset from which Split takes its sizes as an input."""

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import UsageError
+from ..passes._core.context import LatencyRatio
 from .feeds import Batch
 from .session import Session
 
@@ -83,7 +84,7 @@ def paired_quartiles(
     feeds: Sequence[Mapping[str, NDArray[Any]]],
     seconds: float,
     min_rounds: int = 9,
-) -> tuple[float, float, float]:
+) -> LatencyRatio:
     """Quartiles over the rounds of the second session's time divided by the first's in the same
     round.
     """
@@ -99,7 +100,7 @@ def paired_quartiles(
         timeout=worker.timeout + seconds,
     )
     low, middle, high = np.percentile(np.array(other) / np.array(own), [25, 50, 75])
-    return float(low), float(middle), float(high)
+    return LatencyRatio(float(low), float(middle), float(high))
 
 
 def peak_memory(session: Session) -> int | None:

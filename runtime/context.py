@@ -18,6 +18,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from .. import UsageError
+from ..passes._core.context import Difference, KernelNode, LatencyRatio, MomentRequest
 from ._statistics.taps import constant_names, planned_taps, with_taps
 from .bench import paired_quartiles
 from .difference import difference
@@ -84,9 +85,7 @@ class RunContext:
     ) -> contextlib.AbstractContextManager[Callable[[int], None]]:
         return self._progress(label, total)
 
-    def kernels(
-        self, model: ir.Model
-    ) -> list[tuple[str, str, tuple[str, ...], tuple[str, ...]]] | None:
+    def kernels(self, model: ir.Model) -> list[KernelNode] | None:
         """Nodes of the optimized graph. None without a provider, and for those that compile the
         graph out of sight.
         """
@@ -97,16 +96,14 @@ class RunContext:
 
     def latency_ratio(
         self, model: ir.Model, other: ir.Model, seconds: float
-    ) -> tuple[float, float, float] | None:
+    ) -> LatencyRatio | None:
         """Quartiles of time(other) / time(model), in turns in one process."""
         if self._provider is None or not self._latency_feeds:
             return None
         with self._opened(model, other) as (first, second):
             return paired_quartiles(first, second, self._latency_feeds, seconds)
 
-    def difference(
-        self, model: ir.Model, other: ir.Model
-    ) -> tuple[float, str, str] | None:
+    def difference(self, model: ir.Model, other: ir.Model) -> Difference | None:
         """Of both on calibration feeds, else synthetic ones, always on the CPU. None where the run
         compares nothing.
 
@@ -202,7 +199,7 @@ class RunContext:
         return found
 
     def collect(
-        self, model: ir.Model, requests: Mapping[str, Any], samples: int
+        self, model: ir.Model, requests: Mapping[str, MomentRequest], samples: int
     ) -> dict[str, NDArray[np.float64]]:
         """Moments of tensors, accumulated in the child; `requests` are `passes._base.Request` by
         any key.

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import OnnxOptError, RefusedError
+from ..passes._core.context import Difference
 from .feeds import Feeds, candidate_feeds, sized_feeds
 from .session import Session, TensorInfo, open_session
 from .worker import Worker, WorkerDied
@@ -32,7 +33,7 @@ def difference(
     seed: int,
     threads: int = 0,
     optimize: bool = True,
-) -> tuple[float, str, str]:
+) -> Difference:
     """(error, failure of `other`, failure of `reference`) of two model files, on the CPU; see
     `largest_error`.
 
@@ -43,18 +44,18 @@ def difference(
         first, reference_failure = _opened(stack, worker, reference, threads, optimize)
         second, failure = _opened(stack, worker, other, threads, optimize)
         if first is None or second is None:
-            return math.inf, failure, reference_failure
+            return Difference(math.inf, failure, reference_failure)
         batches, expected, reference_failure = _reference_outputs(first, feeds, seed)
         if reference_failure:
-            return math.inf, "", reference_failure
+            return Difference(math.inf, "", reference_failure)
         try:
             got = [second.run(batch) for batch in batches]
         except OnnxOptError as error:
-            return math.inf, _line(error), ""
+            return Difference(math.inf, _line(error), "")
     failure = unlike(expected, got)
-    return (
-        (math.inf, failure, "") if failure else (largest_error(expected, got), "", "")
-    )
+    if failure:
+        return Difference(math.inf, failure, "")
+    return Difference(largest_error(expected, got), "", "")
 
 
 def unlike(expected: Outputs, got: Outputs) -> str:

@@ -22,12 +22,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .. import OnnxOptError
+from ..passes._core.targets import ARM, X86
 
 if TYPE_CHECKING:
     from .worker import Worker
 
 UNKNOWN = "unknown"
-X86, ARM = "x86-64", "arm64"
 
 _MACHINES = {"x86_64": X86, "amd64": X86, "arm64": ARM, "aarch64": ARM}
 _CPUINFO = Path("/proc/cpuinfo")

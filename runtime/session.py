@@ -12,6 +12,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from .. import RefusedError
+from ..passes._core.context import KernelNode
 from .targets import provider_named
 from .worker import RemoteError, Worker
 
@@ -111,18 +112,12 @@ class Session:
         )
         return counts
 
-    def optimized_nodes(
-        self,
-    ) -> list[tuple[str, str, tuple[str, ...], tuple[str, ...]]]:
-        """(`domain.op`, name, inputs, outputs) of each node of ONNX Runtime's own optimized
-        graph.
-        """
-        nodes: list[tuple[str, str, tuple[str, ...], tuple[str, ...]]] = (
-            self.worker.call(
-                "optimized_nodes", str(self.path), self._providers(), self.threads
-            )
+    def optimized_nodes(self) -> list[KernelNode]:
+        """Nodes of ONNX Runtime's own optimized graph, those of subgraphs included."""
+        nodes = self.worker.call(
+            "optimized_nodes", str(self.path), self._providers(), self.threads
         )
-        return nodes
+        return [KernelNode(*fields) for fields in nodes]
 
     def close(self) -> None:
         """Free the session in the child."""

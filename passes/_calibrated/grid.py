@@ -11,11 +11,12 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from .._core.channel_layout import Layout
 from .._core.saturation import channel_factors, excess, keep_within
+from .._core.targets import TARGETS
 from .._quant.grids import Grid, held_tops
 from .._quant.residual_input import reads_an_image
-from .._quant.rules import TARGETS
-from .._quant.weights import Layout, channel_absmax
+from .._quant.weights import channel_absmax
 from .layers import Codes, Linear, Rows
 
 RATIOS = np.linspace(1.0, 0.4, 25)
@@ -36,7 +37,7 @@ class TargetGrids:
     target: str
 
     def __call__(self, layer: Linear) -> Grid:
-        rules = TARGETS[self.target]
+        rules = TARGETS[self.target].quant
         limited = rules.limits_pairs and not reads_an_image(
             layer.node, layer.shape, rules
         )

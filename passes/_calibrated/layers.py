@@ -12,11 +12,12 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from .._base import Declined, Request
-from .._core.edit import Edit, is_constant, label, used_once
+from .._base import Declined, MomentRequest
+from .._core.channel_layout import Layout
+from .._core.edit import Edit, is_constant, used_once
+from .._core.graph import label
 from .._core.lazy import DerivedTensor, set_tensor
 from .._core.saturation import KernelPairs, kernel_pairs
-from .._quant.weights import Layout
 
 Rows = NDArray[np.float64]
 Codes = NDArray[np.int8]
@@ -156,23 +157,23 @@ class Linear:
             edit.set_input(self.node, 2, value)
         self.bias = value
 
-    def request(self, kind: Any) -> Request:
+    def request(self, kind: Any) -> MomentRequest:
         """The moment `kind` of what this layer multiplies."""
         return input_request(self.node, self.shape, self.groups, kind)
 
 
 def input_request(
     node: ir.Node, shape: tuple[int, ...], groups: int, kind: Any
-) -> Request:
+) -> MomentRequest:
     """The moment `kind` of what a Conv, Gemm or MatMul with a weight of that shape multiplies."""
     value = node.inputs[0]
     assert value is not None
     assert value.name is not None
     if node.op_type != "Conv":
-        return Request(value.name, kind)
+        return MomentRequest(value.name, kind)
     rank = len(shape) - 2
     ones = (1,) * rank
-    return Request(
+    return MomentRequest(
         value.name,
         kind,
         axis=1,

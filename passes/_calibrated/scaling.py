@@ -12,9 +12,9 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from .._core.channel_layout import Layout
 from .._core.edit import Edit, is_constant, used_once
 from .._core.lazy import DerivedTensor, set_tensor
-from .._quant.weights import Layout
 from .layers import Linear, Rows
 
 HOMOGENEOUS = {"Relu", "MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool"}

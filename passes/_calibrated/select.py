@@ -10,8 +10,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from .._base import Context, Declined, Request
-from .._core.edit import label
+from .._base import Context, Declined, MomentRequest
+from .._core.graph import label
 from .._quant.grids import Grid
 from .grid import GridOf, is_on_grid
 from .layers import LARGEST_WIDTH, Linear, linear_layers
@@ -74,7 +74,7 @@ class Observed(Protocol):
     def width(self) -> int: ...
     @property
     def groups(self) -> int: ...
-    def request(self, kind: Any) -> Request: ...
+    def request(self, kind: Any) -> MomentRequest: ...
 
 
 AnyLayer = TypeVar("AnyLayer", bound=Observed)
@@ -124,10 +124,10 @@ def moments_of(
 
 def _parts(
     layers: list[AnyLayer], kind: Literal["mean", "gram"]
-) -> Iterator[list[tuple[AnyLayer, Request]]]:
+) -> Iterator[list[tuple[AnyLayer, MomentRequest]]]:
     """Runs of layers whose moments fit into HELD bytes together."""
-    part: list[tuple[AnyLayer, Request]] = []
-    held, seen = 0, set[Request]()
+    part: list[tuple[AnyLayer, MomentRequest]] = []
+    held, seen = 0, set[MomentRequest]()
     for layer in layers:
         request = layer.request(kind)
         size = (

@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from .._base import Context, NullContext, Request
+from .._base import Context, MomentRequest, NullContext
 from .._calibrated.layers import linear_layers
 from .._core.edit import Edit, is_constant
 from .._core.graph import refresh_shapes
@@ -108,7 +108,7 @@ def take_means(model: ir.Model, kept: Kept, context: Context, samples: int) -> N
     """Give layers that are about to lose all inputs the mean of what they made as their bias."""
     layers = [layer for layer in linear_layers(model)[0] if _emptied(layer.node, kept)]
     requests = {
-        str(i): Request(
+        str(i): MomentRequest(
             layer.output.name or "",
             "mean",
             axis=1 if layer.node.op_type == "Conv" else -1,

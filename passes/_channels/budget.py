@@ -10,8 +10,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from .._core.targets import TARGETS
 from .._dims.groups import Group
-from .select import CONV_WIDTH, Candidates, Choice
+from .select import Candidates, Choice
 
 Curve = NDArray[np.float64]
 """Something of a group once its first n channels are gone, n = 0 .. all."""
@@ -22,11 +23,6 @@ Budget = Callable[[Choice], float]
 IDLE = 0.05
 """Of what a channel costs, the share saved when it leaves a block of which others stay (measured: 0
 to 0.1).
-"""
-
-STEP = {"cpu": 4, "cpu-vnni": 4, "arm64": 4, "cuda": 8, "tensorrt": 8, "generic": 4}
-"""Widths of convolutions that are tried are multiples of it: on a CPU, 15 channels take longer than
-16 (measured).
 """
 
 ROUNDS = 4
@@ -91,9 +87,11 @@ def _offer(candidates: Candidates, index: int, loss: Curve, target: str) -> Offe
     group, widths = candidates.groups[index], candidates.widths[index]
     size, block = len(group.channels), 1
     if _convolved(group):
-        block = CONV_WIDTH[target]
+        block = TARGETS[target].conv_width
         widths = widths[
-            (widths % STEP[target] == 0) | (widths == widths[0]) | (widths == size)
+            (widths % TARGETS[target].width_step == 0)
+            | (widths == widths[0])
+            | (widths == size)
         ]
     counts = np.sort(size - widths)
     blocks = (-(-size // block) - -(-(size - counts) // block)) * block

@@ -13,7 +13,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from .._base import Request
+from .._base import MomentRequest
 from .._core.edit import is_constant
 from .._dims.groups import Group
 from .._dims.solve import FROZEN, Solution
@@ -115,16 +115,16 @@ class Consumer:
         )
         return total
 
-    def request(self) -> Request:
+    def request(self) -> MomentRequest:
         """The Gram matrix of what the node multiplies: (groups, K + 1, K + 1) of Conv, (1, C + 1, C
         + 1) elsewhere.
         """
         assert self.tensor.name is not None
         if self.node.op_type != "Conv":
-            return Request(self.tensor.name, "gram", axis=self.axis)
+            return MomentRequest(self.tensor.name, "gram", axis=self.axis)
         rank, attributes = len(self.kernel), self.node.attributes
         ones = (1,) * rank
-        return Request(
+        return MomentRequest(
             self.tensor.name,
             "gram",
             axis=1,

@@ -10,7 +10,8 @@ import numpy as np
 import onnx_ir as ir
 
 from .._calibrated.layers import Linear
-from .._core.edit import Edit, holds_graphs, is_constant
+from .._core.edit import Edit, is_constant
+from .._core.graph import holds_graphs
 from .._dims.surgery import Kept
 
 WHOLE, PRUNED = "whole/", "pruned/"

@@ -17,7 +17,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from .._base import Context, Request, Resumes
+from .._base import Context, MomentRequest, Resumes
 from .._calibrated.layers import LARGEST_WIDTH, Linear, Rows, linear_layers
 from .._core.edit import Edit
 from .._dims.surgery import Kept
@@ -169,7 +169,7 @@ def _waves(model: ir.Model, layers: Sequence[Linear]) -> Iterator[list[Linear]]:
     return (waves[key] for key in sorted(waves))
 
 
-def _request(layer: Linear, joint: SideBySide) -> Request:
+def _request(layer: Linear, joint: SideBySide) -> MomentRequest:
     return replace(
         layer.request("regression"),
         tensor=joint.name_of(layer.input),

@@ -13,6 +13,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from .._core.targets import TARGETS
 from .._dims.groups import Group
 from .._sparsity.allocation import share
 from .importance.scores import Scores
@@ -20,19 +21,6 @@ from .importance.scores import Scores
 Scope = Literal["layer", "global", "isomorphic"]
 Choice = list[int]
 """How many channels of each group go, the least important first."""
-
-CONV_WIDTH = {
-    "cpu": 16,
-    "cpu-vnni": 16,
-    "arm64": 16,
-    "cuda": 8,
-    "tensorrt": 8,
-    "generic": 8,
-}
-"""Channels that a convolution kernel of a target handles at once. CPU: AVX-512 in ONNX Runtime's
-blocked layout, where 33 to 47 channels take the time of 48 and 63 more than 64 (measured); half of
-it for narrow layers.
-"""
 
 
 @dataclass(frozen=True)
@@ -92,7 +80,7 @@ def allowed_widths(
     """
     size = len(group.channels)
     if multiple == 0:
-        multiple = CONV_WIDTH[target] if convolved else 1
+        multiple = TARGETS[target].conv_width if convolved else 1
         while multiple > 1 and was < 2 * multiple:
             multiple //= 2
     slots = max(count for _, count in group.places)

@@ -16,10 +16,10 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from .._base import Context, Request
+from .._base import Context, MomentRequest
 from .._calibrated.layers import LARGEST_WIDTH, Linear, linear_layers
 from .._core.edit import Edit
-from .._core.lazy import FLOATS
+from .._core.ops import FLOATS
 from .._dims.groups import Group
 from .._dims.solve import Solution
 from .contractions import Consumer, consumers_of
@@ -201,15 +201,15 @@ def _output_drift(
     inputs = [
         value.name or "" for value in model.graph.inputs if not value.is_initializer()
     ]
-    requests: dict[str, Request] = {}
+    requests: dict[str, MomentRequest] = {}
     edit = Edit(family)
     for name in outputs:
-        requests[WHOLE + name] = Request(
+        requests[WHOLE + name] = MomentRequest(
             _mean_square(values[WHOLE + name], edit), "mean"
         )
         for prefix in prefixes:
             lost = _appended("Sub", [values[prefix + name], values[WHOLE + name]], edit)
-            requests[prefix + name] = Request(_mean_square(lost, edit), "mean")
+            requests[prefix + name] = MomentRequest(_mean_square(lost, edit), "mean")
     found = context.collect(
         part(family, inputs, [r.tensor for r in requests.values()]), requests, samples
     )

@@ -4,14 +4,13 @@ the interface.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from .graph import Names
+from .graph import Names, subgraphs
 from .lazy import set_tensor
 
 SMALL = 64 * 1024
@@ -19,22 +18,6 @@ SMALL = 64 * 1024
 
 Dim = int | str | None
 """A dim: its size, the name of a symbol that always stands for the same size, or unknown."""
-
-
-def subgraphs(node: ir.Node) -> Iterator[ir.Graph]:
-    """The graphs that a node holds as attributes (If, Loop, Scan, SequenceMap)."""
-    for attribute in node.attributes.values():
-        if attribute.is_ref():
-            continue
-        if attribute.type == ir.AttributeType.GRAPH:
-            yield attribute.as_graph()
-        elif attribute.type == ir.AttributeType.GRAPHS:
-            yield from attribute.as_graphs()
-
-
-def holds_graphs(node: ir.Node) -> bool:
-    """Whether a node has subgraphs."""
-    return next(subgraphs(node), None) is not None
 
 
 def release(graph: ir.Graph) -> None:
@@ -115,13 +98,6 @@ def static_dims(value: ir.Value | None) -> list[int] | None:
 def used_once(value: ir.Value) -> bool:
     """Whether exactly one node input, and no graph output, needs the value."""
     return not value.is_graph_output() and len(value.uses()) == 1
-
-
-def label(node: ir.Node) -> str:
-    """What a report calls a node: its op and its name."""
-    return (
-        f"{node.op_type} {node.name or (node.outputs[0].name if node.outputs else '')}"
-    )
 
 
 class Edit:

@@ -8,46 +8,14 @@ from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
-from .._base import Declined
 from .infer import infer_types
-from .lazy import FLOATS
-
-WEIGHT_INPUTS: dict[str, tuple[int, ...]] = {
-    "Conv": (1,),
-    "ConvTranspose": (1,),
-    "Gemm": (0, 1),
-    "MatMul": (0, 1),
-    "LSTM": (1, 2),
-    "GRU": (1, 2),
-    "RNN": (1, 2),
-}
-"""Inputs that an op multiplies its data by; an initializer there is a weight."""
+from .ops import FLOATS, WEIGHTED_OPS, is_standard
+from .outcome import Declined
 
 CHAIN_OPS = ("Identity", "Transpose")
 """Ops between an initializer and its user through which it is still the same weight, elements
 reordered at most.
 """
-
-QUANT_OPS = frozenset(
-    {
-        "QuantizeLinear",
-        "DequantizeLinear",
-        "DynamicQuantizeLinear",
-        "QLinearConv",
-        "QLinearMatMul",
-        "ConvInteger",
-        "MatMulInteger",
-        "QLinearAdd",
-        "QLinearMul",
-        "QGemm",
-        "QLinearConcat",
-        "QLinearGlobalAveragePool",
-        "MatMulNBits",
-        "DynamicQuantizeMatMul",
-        "MatMulIntegerToFloat",
-    }
-)
-"""Ops that show that a part of the graph is quantized already."""
 
 
 @dataclass
@@ -91,22 +59,39 @@ def all_graphs(model: ir.Model) -> Iterator[ir.Graph | ir.Function]:
 
 def _subgraphs(graph: ir.Graph | ir.Function) -> Iterator[ir.Graph]:
     """Every graph that a node of `graph` holds, each followed by those within it; no recursion."""
-    waiting = _held(graph)[::-1]
+    waiting = _held_by(graph)
     while waiting:
         inner = waiting.pop()
         yield inner
-        waiting.extend(_held(inner)[::-1])
+        waiting.extend(_held_by(inner))
 
 
-def _held(graph: ir.Graph | ir.Function) -> list[ir.Graph]:
-    held: list[ir.Graph] = []
-    for node in graph:
-        for attribute in node.attributes.values():
-            if attribute.type == ir.AttributeType.GRAPH and not attribute.is_ref():
-                held.append(attribute.as_graph())
-            elif attribute.type == ir.AttributeType.GRAPHS and not attribute.is_ref():
-                held.extend(attribute.as_graphs())
-    return held
+def _held_by(graph: ir.Graph | ir.Function) -> list[ir.Graph]:
+    """Graphs that the nodes of `graph` hold, the last first: the order of a stack."""
+    held = [inner for node in graph for inner in subgraphs(node)]
+    return held[::-1]
+
+
+def subgraphs(node: ir.Node) -> Iterator[ir.Graph]:
+    """Graphs that a node holds as attributes (If, Loop, Scan, SequenceMap)."""
+    for attribute in node.attributes.values():
+        if attribute.is_ref():
+            continue
+        if attribute.type == ir.AttributeType.GRAPH:
+            yield attribute.as_graph()
+        elif attribute.type == ir.AttributeType.GRAPHS:
+            yield from attribute.as_graphs()
+
+
+def holds_graphs(node: ir.Node) -> bool:
+    """Whether a node has subgraphs."""
+    return next(subgraphs(node), None) is not None
+
+
+def label(node: ir.Node) -> str:
+    """Name of a node in reports: its op and its name, or its first output's where it has none."""
+    name = node.name or (node.outputs[0].name if node.outputs else "")
+    return f"{node.op_type} {name}"
 
 
 def all_nodes(model: ir.Model) -> Iterator[ir.Node]:
@@ -128,20 +113,16 @@ def weights_of(model: ir.Model) -> tuple[list[Weight], list[Declined]]:
     found: dict[int, Weight] = {}
     declined: list[Declined] = []
     for node in all_nodes(model):
-        if node.domain not in ("", "ai.onnx"):
+        if not is_standard(node, *WEIGHTED_OPS):
             continue
-        for index in WEIGHT_INPUTS.get(node.op_type, ()):
+        for index in WEIGHTED_OPS[node.op_type].weights:
             value = node.inputs[index] if index < len(node.inputs) else None
             source, transposed = _behind_chain(value)
             if source is None:
                 continue
             reason = _not_a_weight(source)
             if reason:
-                declined.append(
-                    Declined(
-                        f"{node.op_type} {node.name or node.outputs[0].name}", reason
-                    )
-                )
+                declined.append(Declined(label(node), reason))
             elif source.is_initializer():
                 weight = found.setdefault(id(source), Weight(source))
                 weight.uses.append((node, index))
@@ -235,7 +216,7 @@ def refresh_shapes(model: ir.Model) -> bool:
     ]
     former: list[tuple[ir.Value, ir.TypeProtocol | None]] = []
     for node in all_nodes(model):
-        if node.domain not in ("", "ai.onnx"):
+        if not is_standard(node):
             continue
         if node.op_type == "Loop":
             for value in node.attributes["body"].as_graph().inputs[2:]:

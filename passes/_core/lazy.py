@@ -186,10 +186,4 @@ def set_tensor(value: ir.Value, tensor: Any) -> None:
     value.type = ir.TensorType(tensor.dtype)
 
 
-FLOATS = {
-    ir.DataType.FLOAT,
-    ir.DataType.FLOAT16,
-    ir.DataType.DOUBLE,
-    ir.DataType.BFLOAT16,
-}
 """Types whose values are weights; bfloat16 arrays are `ml_dtypes.bfloat16`."""

@@ -10,10 +10,12 @@ from typing import ClassVar
 import onnx_ir as ir
 from onnx import helper
 
-from .._base import Context, Effect, Pass, PassOutcome
+from .context import Context
+from .contract import Pass
 from .graph import all_graphs, all_nodes
 from .infer import infer_types
 from .ir_versions import FOR_NOTES, has_notes, ir_version_of_content
+from .outcome import Effect, PassOutcome
 from .schemas import is_standard, least_version, means_the_same, schema_of
 
 FLOOR = 13

@@ -5,11 +5,29 @@ output).
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from .._sparsity.masks import Rows
 from .graph import Weight
+from .ops import group_count, summed_axes
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A tensor seen as (groups, rows, channels, inner): each (group, channel) is a pool of rows *
+    inner elements.
+    """
+
+    groups: int
+    rows: int
+    channels: int
+    inner: int
+
+    @property
+    def length(self) -> int:
+        """Elements of one pool."""
+        return self.rows * self.inner
 
 
 class NoAxisError(Exception):
@@ -27,7 +45,11 @@ def input_axis(weight: Weight, multiple: int) -> int:
         raise NoAxisError("its uses read it along different axes")
     axis = axes.pop()
     groups = max(
-        (_groups(node) for node, _ in weight.uses if node.op_type == "ConvTranspose"),
+        (
+            group_count(node)
+            for node, _ in weight.uses
+            if node.op_type == "ConvTranspose"
+        ),
         default=1,
     )
     length = _dims(weight)[axis] // groups
@@ -44,7 +66,8 @@ def rows_of(weight: Weight) -> Rows:
     if len(summed) > 1:
         raise NoAxisError("its uses sum it over different axes")
     if any(
-        node.op_type == "ConvTranspose" and _groups(node) > 1 for node, _ in weight.uses
+        node.op_type == "ConvTranspose" and group_count(node) > 1
+        for node, _ in weight.uses
     ):
         raise NoAxisError(
             "the rows of a grouped ConvTranspose are not slices of its weight"
@@ -77,30 +100,13 @@ def _dims(weight: Weight) -> list[int]:
     return [int(d) for d in weight.tensor.shape.numpy()]
 
 
-def _groups(node: ir.Node) -> int:
-    return node.attributes.get_int("group", 1)
-
-
 def _summed(weight: Weight, node: ir.Node, index: int) -> list[int]:
     """Axes of the stored weight that this use sums over, the input axis first."""
     rank = len(_dims(weight))
     return [
         _through_chain(node.inputs[index], weight.value, axis, rank)
-        for axis in _summed_by_op(node, index, rank)
+        for axis in summed_axes(node, index, rank)
     ]
-
-
-def _summed_by_op(node: ir.Node, index: int, rank: int) -> list[int]:
-    if node.op_type == "Conv":
-        return list(range(1, rank))
-    if node.op_type == "ConvTranspose":
-        return [0, *range(2, rank)]
-    if node.op_type == "Gemm":
-        flag = node.attributes.get_int("transA" if index == 0 else "transB", 0)
-        return [1 - flag] if index == 0 else [flag]
-    if node.op_type == "MatMul":
-        return [max(rank - 2, 0)] if index == 1 else [rank - 1]
-    return [rank - 1]  # LSTM, GRU, RNN: (directions, gates, inputs)
 
 
 def _through_chain(

@@ -12,7 +12,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from .._core.lazy import FLOATS
+from .._core.ops import FLOATS
 from .relations import Axis
 from .solve import FROZEN, Solution
 from .surgery import Kept

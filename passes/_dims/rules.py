@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from .._core.edit import holds_graphs, label, subgraphs
+from .._core.graph import holds_graphs, label, subgraphs
 from .ops import enter_rules
 from .relations import Relations
 from .table import RULES

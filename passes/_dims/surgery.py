@@ -15,7 +15,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from .._core.edit import Edit, label
+from .._core.edit import Edit
+from .._core.graph import label
 from .relations import Slots
 from .shapes import Shape
 from .trace import Trace

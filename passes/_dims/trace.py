@@ -15,7 +15,8 @@ import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from .._core.edit import holds_graphs, is_constant
+from .._core.edit import is_constant
+from .._core.graph import holds_graphs
 from .._simplify.evaluate import NotFoldable, evaluate, foldable, result_elements
 from .shapes import SHAPES, Shape
 

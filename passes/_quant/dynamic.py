@@ -9,9 +9,11 @@ import onnx_ir as ir
 from .._core.graph import Names
 from .inserter import Inserter, take_over
 from .layers import Layer, int_attribute
-from .rules import MIN_DYNAMIC_WEIGHTS
 from .weight_codes import Codes
 from .weights import Floats, transposed, wide_enough
+
+MIN_DYNAMIC_WEIGHTS = 4096
+"""A MatMul with fewer weights costs more in quantizing its input at run time than it gains."""
 
 
 def worth_dynamic(layer: Layer) -> str | None:

@@ -14,6 +14,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from .._core.channel_layout import Layout
 from .._core.lazy import blocks
 from .._core.saturation import (
     BINS,
@@ -23,7 +24,7 @@ from .._core.saturation import (
     excess,
     largest_sums,
 )
-from .weights import LEAST_SCALE, Floats, Layout, channel_absmax, pair_granule
+from .weights import LEAST_SCALE, Floats, channel_absmax, pair_granule
 
 ON_GRID = 1e-4
 """Steps from the grid within which weights count as lying on it: far above float noise, far below

@@ -9,13 +9,13 @@ import numpy as np
 import onnx_ir as ir
 
 from .._core.graph import Names
+from .._core.targets import QuantRules
 from .inserter import Inserter
 from .layers import Layer
 from .low_bit_activations import Coarse, insert_coarse
 from .placement import Placement
 from .qparams import Parameters
 from .residual_input import insert_limbs, limbed_weight
-from .rules import TargetRules
 from .weight_codes import Codes
 from .weights import Floats, quantize_bias, wide_enough
 
@@ -28,7 +28,7 @@ def insert_static(
     names: Names,
     placement: Placement,
     parameters: dict[ir.Value, Parameters],
-    rules: TargetRules,
+    rules: QuantRules,
     codes: dict[Layer, Codes],
     reads: Mapping[Coarse, Parameters] = NOTHING,
 ) -> dict[str, int]:
@@ -170,7 +170,7 @@ def _insert_pair(
     value: ir.Value,
     parameters: Parameters,
     placement: Placement,
-    rules: TargetRules,
+    rules: QuantRules,
 ) -> ir.Value:
     """Value -> Q -> DQ -> its int8 consumers; all where the value exists as int8 only. Returns DQ's
     output.

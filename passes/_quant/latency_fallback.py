@@ -13,10 +13,10 @@ import onnx_ir as ir
 
 from .._base import Context, Declined, PassOutcome
 from .._core.graph import become
+from .._core.targets import TARGETS, QuantRules
 from .._core.union_find import Sets
 from .kernel_audit import prove, quantized_layers
 from .layers import label
-from .rules import TARGETS, TargetRules
 
 SLOWER = 1.03
 """Slower for certain: three of four paired runs take longer than this many times the float model's
@@ -77,7 +77,7 @@ def keep_faster(
     ratio = _slower(before, model, context)
     if ratio is None:
         return outcome
-    regions = regions_of(model, before, TARGETS[context.target])
+    regions = regions_of(model, before, TARGETS[context.target].quant)
     search = _Search(quantize, before, context, regions)
     kept = search.kept_of_halves(regions)
     if kept and not search.is_faster(kept):
@@ -163,7 +163,7 @@ class _Search:
         return candidate, self.quantize(candidate, self.context, tuple(excluded))
 
 
-def regions_of(model: ir.Model, before: ir.Model, rules: TargetRules) -> list[Region]:
+def regions_of(model: ir.Model, before: ir.Model, rules: QuantRules) -> list[Region]:
     """Groups of quantized layers connected by int8 values; short ones, which pay most for their
     borders, first.
     """

@@ -12,9 +12,9 @@ import numpy as np
 import onnx_ir as ir
 
 from .._base import Declined
-from .._core.graph import WEIGHT_INPUTS
+from .._core.ops import WEIGHTED_OPS
 from .._core.saturation import KernelPairs, kernel_pairs
-from .rules import Heavy, TargetRules
+from .._core.targets import Heavy, QuantRules
 
 
 @dataclass(eq=False)
@@ -85,7 +85,7 @@ def label(node: ir.Node) -> str:
 
 def find_layers(
     nodes: Iterable[ir.Node],
-    rules: TargetRules,
+    rules: QuantRules,
     include: tuple[str, ...],
     exclude: tuple[str, ...],
 ) -> tuple[list[Layer], list[Declined]]:
@@ -107,7 +107,7 @@ def _has_weight(node: ir.Node) -> bool:
     """Whether the node multiplies by anything but activations: attention's MatMuls are no
     layers.
     """
-    for index in WEIGHT_INPUTS[node.op_type]:
+    for index in WEIGHTED_OPS[node.op_type].weights:
         value = node.inputs[index] if index < len(node.inputs) else None
         producer = value.producer() if value is not None else None
         if value is not None and (
@@ -120,7 +120,7 @@ def _has_weight(node: ir.Node) -> bool:
 
 def _layer(
     node: ir.Node,
-    rules: TargetRules,
+    rules: QuantRules,
     include: tuple[str, ...],
     exclude: tuple[str, ...],
 ) -> Layer | str:
@@ -164,7 +164,7 @@ def heavy_nodes(nodes: Iterable[ir.Node]) -> list[ir.Node]:
     return [
         n
         for n in nodes
-        if n.domain in ("", "ai.onnx") and n.op_type in WEIGHT_INPUTS and _has_weight(n)
+        if n.domain in ("", "ai.onnx") and n.op_type in WEIGHTED_OPS and _has_weight(n)
     ]
 
 
@@ -255,7 +255,7 @@ def _constant_size(value: ir.Value) -> int | None:
     return value.const_value.size if one_axis else None
 
 
-def after_activation(value: ir.Value, rules: TargetRules) -> ir.Value:
+def after_activation(value: ir.Value, rules: QuantRules) -> ir.Value:
     """The value behind the activation that the quantization of `value` will absorb, or `value`
     itself.
     """

@@ -16,11 +16,11 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from .._core.targets import QuantRules
 from .inserter import Inserter
 from .layers import Layer, constant_scalar
 from .placement import Placement
 from .qparams import Parameters
-from .rules import TargetRules
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,7 +66,7 @@ def insert_coarse(
     read: Coarse,
     source: ir.Value,
     parameters: Parameters,
-    rules: TargetRules,
+    rules: QuantRules,
 ) -> None:
     """Source -> Q -> Clip -> DQ -> the layers of `read`. `source`: the value, or its dequantized
     8-bit form.

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
+from .._core.targets import QuantRules
 from .layers import Layer, after_activation, constant_scalar, string_attribute
-from .rules import TargetRules
 
 
 @dataclass(eq=False)
@@ -41,7 +41,7 @@ class Placement:
     limbed: set[ir.Value] = field(default_factory=set)
 
 
-def place(graph: ir.Graph, layers: list[Layer], rules: TargetRules) -> Placement:
+def place(graph: ir.Graph, layers: list[Layer], rules: QuantRules) -> Placement:
     """Decide for one graph. Linear in its nodes and edges."""
     carried = _run_closure(graph, layers, rules)
     placement = Placement(layers, carried)
@@ -68,7 +68,7 @@ def place(graph: ir.Graph, layers: list[Layer], rules: TargetRules) -> Placement
 
 
 def _run_closure(
-    graph: ir.Graph, layers: list[Layer], rules: TargetRules
+    graph: ir.Graph, layers: list[Layer], rules: QuantRules
 ) -> list[Carried]:
     """Carrying ops fed by int8 data whose result reaches a layer through such ops only."""
     by_node = {layer.node: layer for layer in layers}
@@ -92,7 +92,7 @@ def _run_closure(
 
 
 def _carried(
-    node: ir.Node, available: set[ir.Value], rules: TargetRules
+    node: ir.Node, available: set[ir.Value], rules: QuantRules
 ) -> Carried | None:
     kind = rules.carry.get(node.op_type) if node.domain in ("", "ai.onnx") else None
     if kind is None or not _carries(node):

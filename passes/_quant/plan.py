@@ -11,16 +11,16 @@ import onnx_ir as ir
 
 from ... import RefusedError
 from .._base import Declined
+from .._core.channel_layout import Layout
 from .._core.graph import all_graphs
+from .._core.targets import QuantRules
 from .blocked import why_not_blocked
 from .dynamic import worth_dynamic
 from .layer_config import FLOAT, Choice
 from .layers import Layer, find_layers, int_attribute
 from .residual_input import IMAGE_RANK
-from .rules import TargetRules
 from .schemes import FORMS, PER_CHANNEL_OPSET, Engine, Settings, engine_of
 from .weight_codes import Codes
-from .weights import Layout
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Request:
     depend on.
     """
 
-    rules: TargetRules
+    rules: QuantRules
     include: tuple[str, ...]
     exclude: tuple[str, ...]
     kernel: str
@@ -150,7 +150,7 @@ def _why_not(
     return None if choice.asked else worth_dynamic(layer)
 
 
-def _why_not_static(layer: Layer, rules: TargetRules) -> str | None:
+def _why_not_static(layer: Layer, rules: QuantRules) -> str | None:
     if (
         layer.node.op_type != "Conv"
         or not layer.input.is_graph_input()

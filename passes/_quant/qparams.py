@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from .._core.targets import QuantRules
 from .._core.union_find import Sets
 from .placement import Placement
 from .residual_input import with_room
-from .rules import TargetRules
 from .sums import with_even_sums
 
 Range = tuple[float, float]
@@ -34,7 +34,7 @@ class Parameters:
     highest: int = 255
 
 
-def scale_of(range_: Range, rules: TargetRules) -> np.float32:
+def scale_of(range_: Range, rules: QuantRules) -> np.float32:
     """The step of the grid that covers [low, high] and 0."""
     low, high = min(range_[0], 0.0), max(range_[1], 0.0)
     if rules.symmetric:
@@ -42,7 +42,7 @@ def scale_of(range_: Range, rules: TargetRules) -> np.float32:
     return _scale((high - low) / int(np.iinfo(rules.activation).max))
 
 
-def parameters_of(range_: Range, scale: np.float32, rules: TargetRules) -> Parameters:
+def parameters_of(range_: Range, scale: np.float32, rules: QuantRules) -> Parameters:
     """The grid of that scale that begins at low and holds 0 exactly."""
     if rules.symmetric:
         return Parameters(scale, 0)
@@ -50,7 +50,7 @@ def parameters_of(range_: Range, scale: np.float32, rules: TargetRules) -> Param
     return Parameters(scale, round(float(np.clip(-low / float(scale), 0, levels))))
 
 
-def coarse_parameters(range_: Range, bits: int, rules: TargetRules) -> Parameters:
+def coarse_parameters(range_: Range, bits: int, rules: QuantRules) -> Parameters:
     """The grid of so few bits in the activation type: 2**bits codes from 0, or, two-sided and
     symmetric, around 0.
     """
@@ -77,7 +77,7 @@ def _scale(value: float) -> np.float32:
 
 
 def assign(
-    placement: Placement, ranges: dict[ir.Value, Range], rules: TargetRules
+    placement: Placement, ranges: dict[ir.Value, Range], rules: QuantRules
 ) -> dict[ir.Value, Parameters]:
     """Parameters of every quantized value; values that are only moved, pooled or concatenated share
     theirs.

@@ -22,10 +22,10 @@ import numpy as np
 import onnx_ir as ir
 
 from .._core.saturation import PAIR_LIMIT
+from .._core.targets import QuantRules
 from .inserter import Inserter
 from .layers import Layer, int_attribute
 from .placement import Placement
-from .rules import TargetRules
 
 if TYPE_CHECKING:
     from .qparams import Parameters
@@ -45,7 +45,7 @@ the first.
 
 
 def in_two_limbs(
-    placement: Placement, packed: Container[Layer], rules: TargetRules
+    placement: Placement, packed: Container[Layer], rules: QuantRules
 ) -> set[ir.Value]:
     """The values that are cheaply given twice: what a Conv reads of an image, and no other int8
     node.
@@ -63,7 +63,7 @@ def in_two_limbs(
     return found
 
 
-def reads_an_image(node: ir.Node, shape: Sequence[int], rules: TargetRules) -> bool:
+def reads_an_image(node: ir.Node, shape: Sequence[int], rules: QuantRules) -> bool:
     """Whether a layer that nothing is quantized around yet will read its input in two limbs."""
     value = node.inputs[0]
     return (
@@ -74,7 +74,7 @@ def reads_an_image(node: ir.Node, shape: Sequence[int], rules: TargetRules) -> b
     )
 
 
-def _has_few_channels(node: ir.Node, shape: Sequence[int], rules: TargetRules) -> bool:
+def _has_few_channels(node: ir.Node, shape: Sequence[int], rules: QuantRules) -> bool:
     """Whether a node is a 2-D Conv without groups of as few channels as images have."""
     plain = (
         node.op_type == "Conv"
@@ -84,7 +84,7 @@ def _has_few_channels(node: ir.Node, shape: Sequence[int], rules: TargetRules) -
     return plain and 0 < int(shape[1]) <= rules.image_channels
 
 
-def with_room(range_: tuple[float, float], rules: TargetRules) -> tuple[float, float]:
+def with_room(range_: tuple[float, float], rules: QuantRules) -> tuple[float, float]:
     """The range widened where the zero point would leave less than `ROOM` codes on either side."""
     levels = int(np.iinfo(rules.activation).max)
     low, high = min(range_[0], 0.0), max(range_[1], 0.0)
@@ -92,11 +92,11 @@ def with_room(range_: tuple[float, float], rules: TargetRules) -> tuple[float, f
     return min(low, -least), max(high, least)
 
 
-def _padding(channels: int, rules: TargetRules) -> int:
+def _padding(channels: int, rules: QuantRules) -> int:
     return -2 * channels % rules.channel_multiple
 
 
-def limbed_weight(codes: ir.TensorProtocol, rules: TargetRules) -> ir.TensorProtocol:
+def limbed_weight(codes: ir.TensorProtocol, rules: QuantRules) -> ir.TensorProtocol:
     """(M, C, *K) int8 codes -> (M, 2 C + padding, *K): each code and a 16th of it, zeros; small
     enough to hold.
 
@@ -115,7 +115,7 @@ def limbed_weight(codes: ir.TensorProtocol, rules: TargetRules) -> ir.TensorProt
 
 
 def insert_limbs(
-    inserter: Inserter, layer: Layer, parameters: Parameters, rules: TargetRules
+    inserter: Inserter, layer: Layer, parameters: Parameters, rules: QuantRules
 ) -> None:
     """What `layer` reads: both limbs of its input, quantized and dequantized."""
     value, channels = layer.input, int(layer.tensor.shape.numpy()[1])

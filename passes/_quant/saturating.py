@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from .._core.edit import label
-from .._core.graph import all_nodes
+from .._core.channel_layout import Layout
+from .._core.graph import all_nodes, label
 from .._core.integer_layers import IntegerLayer, integer_layers
 from .._core.saturation import offending
 from .grids import rows_of
-from .weights import Layout
 
 
 def offending_pairs(model: ir.Model) -> dict[str, int]:

@@ -11,8 +11,9 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from .._core.channel_layout import Layout
 from .._core.lazy import blocks
-from .weights import Floats, Layout
+from .weights import Floats
 
 CANDIDATES = 12
 """Scales tried in one pass over the weight, a geometric ladder from low to high."""

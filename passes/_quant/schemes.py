@@ -11,12 +11,13 @@ from typing import Literal
 import onnx_ir as ir
 
 from .._base import Context, PassOutcome
+from .._core.channel_layout import Layout
 from .._core.graph import Names
 from .._core.saturation import KernelPairs
+from .._core.targets import QuantRules
 from .blocked import BLOCKED_OPSET
 from .fp16.convert import to_half
 from .layer_config import FLOAT, Choice
-from .rules import TargetRules
 from .weight_codes import (
     PACKED_BITS,
     Codes,
@@ -26,7 +27,6 @@ from .weight_codes import (
     sign_codes,
     ternary_codes,
 )
-from .weights import Layout
 
 Engine = Literal["static", "dynamic", "float", "blocked"]
 """Int8 with calibrated ranges; int8 with ranges found at run time; float, from weights unpacked at
@@ -99,7 +99,7 @@ whole graph.
 
 
 def engine_of(
-    choice: Choice, kernel: str, calibrated: bool, rules: TargetRules
+    choice: Choice, kernel: str, calibrated: bool, rules: QuantRules
 ) -> Engine:
     """Which kernels run a layer. `calibrated`: ranges of the values around it are at hand."""
     allowed = FORMS[choice.form].engines

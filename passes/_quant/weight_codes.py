@@ -12,13 +12,14 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from .._core.channel_layout import Layout
 from .._core.lazy import DerivedTensor
 from .._core.saturation import KernelPairs
 from .grids import Grid, scales_on
 from .inserter import Inserter
 from .packing import TRITS, int4_weight, nibble_weight, packed_weight
 from .scales import channel_sums, least_squares_scales
-from .weights import Floats, Layout, channel_absmax, quantize_weight
+from .weights import Floats, channel_absmax, quantize_weight
 
 Fit = Literal["mse", "mean"]
 Store = Callable[[Inserter, str, ir.TensorProtocol, ir.Node], ir.Value]

@@ -11,7 +11,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from .._core.edit import Edit, is_constant, label, used_once
+from .._core.edit import Edit, is_constant, used_once
+from .._core.graph import label
 
 LARGEST = 256 * 2**20
 """Bytes of the largest weight that is multiplied out; larger ones keep their op."""

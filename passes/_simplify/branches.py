@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from .._core.edit import Edit, array_of, release, subgraphs
+from .._core.edit import Edit, array_of, release
+from .._core.graph import subgraphs
 from .symbols import symbols_of
 
 

@@ -7,7 +7,6 @@ of `_magnitude`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -15,6 +14,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from .._core.lazy import DerivedTensor
+from .._core.weight_axes import Rows
 from .magnitude import KeyKind, Keys, compared, key_kind, magnitudes, value_of
 
 Select = Literal["min", "max"]
@@ -44,23 +44,6 @@ def zero_beyond(
         return _kept(block, keep)
 
     return DerivedTensor(tensor, kernel, tensor.dtype)
-
-
-@dataclass(frozen=True)
-class Rows:
-    """A tensor seen as (groups, rows, channels, inner): each (group, channel) is a pool of rows *
-    inner elements.
-    """
-
-    groups: int
-    rows: int
-    channels: int
-    inner: int
-
-    @property
-    def length(self) -> int:
-        """Elements of one pool."""
-        return self.rows * self.inner
 
 
 def zero_beyond_rows(

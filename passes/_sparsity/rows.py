@@ -11,8 +11,9 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from .._core.lazy import blocks
+from .._core.weight_axes import Rows
 from .magnitude import Keys, NonFiniteError, is_finite, key_kind, magnitudes
-from .masks import Rows, Select
+from .masks import Select
 
 _SLAB = (
     1 << 22

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 from calibrated_context import CalibratedContext
-from onnx_opt.passes._quant import rules as quant_rules
+from onnx_opt.passes._core import targets
 
 
 @pytest.fixture
@@ -13,9 +13,22 @@ def calibrated():
 
 
 @pytest.fixture
-def one_limb(monkeypatch):
+def with_rules(monkeypatch):
+    """A function that changes how `quant` lays out layers for the target cpu."""
+
+    def change(**rules):
+        cpu = targets.TARGETS["cpu"]
+        quant = dataclasses.replace(cpu.quant, **rules)
+        monkeypatch.setitem(
+            targets.TARGETS, "cpu", dataclasses.replace(cpu, quant=quant)
+        )
+
+    return change
+
+
+@pytest.fixture
+def one_limb(with_rules):
     """Convs read an image once, for tests whose small nets begin at one and that are not of this
     rule.
     """
-    rules = dataclasses.replace(quant_rules.TARGETS["cpu"], image_channels=0)
-    monkeypatch.setitem(quant_rules.TARGETS, "cpu", rules)
+    with_rules(image_channels=0)

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from onnx_opt import RefusedError
 from onnx_opt.passes._core.graph import Names
 from onnx_opt.passes._core.lazy import DerivedTensor
+from onnx_opt.passes._core.targets import TARGETS
 from onnx_opt.passes._quant.blocked import (
     LEVELS,
     block_scales,
@@ -21,7 +22,6 @@ from onnx_opt.passes._quant.blocked import (
     why_not_blocked,
 )
 from onnx_opt.passes._quant.layers import find_layers
-from onnx_opt.passes._quant.rules import TARGETS
 
 MATMUL = "m (float[n, {k}] x, float[{k}, {n}] w) => (float[n, {n}] y) {{ y = MatMul (x, w) }}"
 GEMM = (
@@ -47,7 +47,7 @@ def with_weight(text, weight, **sizes):
 
 
 def layers_of(model):
-    return find_layers(model.graph, TARGETS["cpu"], (), ())[0]
+    return find_layers(model.graph, TARGETS["cpu"].quant, (), ())[0]
 
 
 def blocked(model, bits, block):

@@ -14,8 +14,8 @@ import pytest
 from exactness import assert_close
 from onnx_opt import UsageError
 from onnx_opt.frontends.onnx_file import save
-from onnx_opt.passes._base import options_of
 from onnx_opt.passes._core.normalize import normalize
+from onnx_opt.passes._core.options import options_of
 from onnx_opt.passes._pipeline import Pipeline, parse
 from onnx_opt.passes._registry import pass_class, pass_names
 from onnx_opt.runtime.context import RunContext

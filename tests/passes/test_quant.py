@@ -8,7 +8,7 @@ import pytest
 from onnx_opt import UsageError
 from onnx_opt.passes import quant as quant_module
 from onnx_opt.passes._base import NullContext
-from onnx_opt.passes._quant import rules as quant_rules
+from onnx_opt.passes._core import targets
 from onnx_opt.passes.quant import Quant
 from quant_models import (
     CHAIN,
@@ -287,7 +287,7 @@ def test_concat_of_unlike_ranges_keeps_them_apart(calibrated):
     assert len(concat_parameters("LeakyRelu", normal(4, 4, 1, 1), calibrated)) > 1
 
 
-def excluded_between(calibrated, monkeypatch, guard):
+def excluded_between(calibrated, with_rules, guard):
     text = """
     <ir_version: 10, opset_import: ["" : 17]>
     chain (float[N, 8, 8, 8] x) => (float[N, 8, 8, 8] z)
@@ -309,9 +309,7 @@ def excluded_between(calibrated, monkeypatch, guard):
         b3=normal(8),
     )
     if not guard:
-        rules = quant_rules.TARGETS["cpu"]
-        unguarded = quant_rules.TargetRules(**{**rules.__dict__, "guard_float": False})
-        monkeypatch.setitem(quant_rules.TARGETS, "cpu", unguarded)
+        with_rules(guard_float=False)
     feeds = {"x": normal(4, 8, 8, 8)}
     Quant(exclude=("w2",)).run(model, calibrated([feeds]))
     return sqnr(
@@ -321,10 +319,10 @@ def excluded_between(calibrated, monkeypatch, guard):
 
 
 def test_an_excluded_layer_is_kept_from_the_runtimes_own_quantization(
-    calibrated, monkeypatch, tmp_path
+    calibrated, with_rules, tmp_path
 ):
-    guarded = excluded_between(calibrated, monkeypatch, guard=True)
-    assert guarded > excluded_between(calibrated, monkeypatch, guard=False) + 3
+    guarded = excluded_between(calibrated, with_rules, guard=True)
+    assert guarded > excluded_between(calibrated, with_rules, guard=False) + 3
 
 
 def test_bias_that_would_overflow_widens_its_channel(calibrated):
@@ -507,7 +505,7 @@ def test_other_targets_follow_their_table(calibrated, target):
     original = session(model)
     feeds = {"x": normal(4, 3, 12, 12)}
     Quant().run(model, calibrated([feeds], target=target))
-    rules = quant_rules.TARGETS[target]
+    rules = targets.TARGETS[target].quant
     zero_points = [
         n.inputs[2].const_value.numpy()
         for n in model.graph

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from onnx_opt.passes._core.channel_layout import Layout
 from onnx_opt.passes._quant.weight_codes import integer_codes, sign_codes, ternary_codes
-from onnx_opt.passes._quant.weights import Layout
 
 RNG = np.random.default_rng(11)
 

@@ -7,9 +7,9 @@ import onnx
 import onnx_ir as ir
 import pytest
 from onnx_opt import UsageError
-from onnx_opt.passes._base import NullContext, options_of
+from onnx_opt.passes._base import NullContext
+from onnx_opt.passes._core.options import options_of
 from onnx_opt.passes._quant import packing
-from onnx_opt.passes._quant import rules as quant_rules
 from onnx_opt.passes._quant import weight_codes as quant_codes
 from onnx_opt.passes._quant.schemes import FORMS
 from onnx_opt.passes.quant import Quant
@@ -373,19 +373,12 @@ def test_no_redundant_types_are_written(calibrated):
     ) == len([n for n in proto.graph.node if n.op_type == "QuantizeLinear"])
 
 
-def test_packed_convs_leave_their_bias_to_the_runtime(
-    calibrated, tmp_path, monkeypatch
-):
+def test_packed_convs_leave_their_bias_to_the_runtime(calibrated, tmp_path, with_rules):
     """ONNX Runtime makes the float bias of a Conv the same int32 that we would store."""
     lean = chain()
     Quant(form="binary").run(lean, calibrated([FEEDS]))
     assert "b2" in lean.graph.initializers
-    rules = quant_rules.TARGETS["cpu"]
-    monkeypatch.setitem(
-        quant_rules.TARGETS,
-        "cpu",
-        quant_rules.TargetRules(**{**rules.__dict__, "quantizes_bias": ()}),
-    )
+    with_rules(quantizes_bias=())
     whole = chain()
     Quant(form="binary").run(whole, calibrated([FEEDS]))
     assert "b2_q" in whole.graph.initializers

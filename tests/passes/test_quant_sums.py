@@ -5,15 +5,15 @@ add.
 import numpy as np
 import onnx_ir as ir
 import pytest
+from onnx_opt.passes._core import targets
 from onnx_opt.passes._quant import qparams as parameters_module
-from onnx_opt.passes._quant import rules as quant_rules
 from onnx_opt.passes._quant.layers import find_layers
 from onnx_opt.passes._quant.placement import place
 from onnx_opt.passes._quant.qparams import assign
 from onnx_opt.passes.quant import Quant
 from quant_models import dequantized, model_of, normal, session, sqnr
 
-CPU = quant_rules.TARGETS["cpu"]
+CPU = targets.TARGETS["cpu"].quant
 NET = """
 <ir_version: 10, opset_import: ["" : 17]>
 net (float[N, 8, 6, 6] x) => (float[N, 8, 3, 3] y)
@@ -66,7 +66,7 @@ def test_what_is_moved_behind_a_sum_keeps_its_scale():
 
 def test_symmetric_grids_too():
     found = widths(
-        quant_rules.TARGETS["tensorrt"], ar=(0.0, 4.2), b=(-4.3, 3.2), sr=(0.0, 5.0)
+        targets.TARGETS["tensorrt"].quant, ar=(0.0, 4.2), b=(-4.3, 3.2), sr=(0.0, 5.0)
     )
     assert found["ar"] == found["b"] == found["sr"] == (round(5 / 127 * 255, 3), 0)
 

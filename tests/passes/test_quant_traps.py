@@ -2,8 +2,6 @@
 guard.
 """
 
-import dataclasses
-
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -12,7 +10,7 @@ from onnx_opt import RefusedError
 from onnx_opt.passes._base import NullContext
 from onnx_opt.passes._core import normalize as normalize_module
 from onnx_opt.passes._core.normalize import normalize
-from onnx_opt.passes._quant import insert, rules
+from onnx_opt.passes._quant import insert
 from onnx_opt.passes.quant import Quant
 from quant_models import (
     FEEDS,
@@ -60,9 +58,7 @@ def test_the_bias_scale_is_the_product_of_the_other_two(calibrated, monkeypatch)
     assert wrong < 20
 
 
-def test_activations_are_unsigned_where_values_branch(
-    calibrated, monkeypatch, tmp_path
-):
+def test_activations_are_unsigned_where_values_branch(calibrated, with_rules, tmp_path):
     """ONNX Runtime turns int8 activations into uint8 only along a chain: at a branch its Convs stay
     float.
     """
@@ -80,10 +76,7 @@ def test_activations_are_unsigned_where_values_branch(
         return kernels(model, tmp_path)["QLinearConv"]
 
     assert fused() == 4
-    signed = dataclasses.replace(
-        rules.TARGETS["cpu"], activation="int8", symmetric=True
-    )
-    monkeypatch.setitem(rules.TARGETS, "cpu", signed)
+    with_rules(activation="int8", symmetric=True)
     assert fused() < 4
 
 

@@ -18,10 +18,11 @@ from onnx_opt.passes._calibrated.grid import (
     nearest,
 )
 from onnx_opt.passes._calibrated.layers import linear_layers
+from onnx_opt.passes._core.channel_layout import Layout
 from onnx_opt.passes._core.normalize import normalize
 from onnx_opt.passes._core.saturation import NO_PAIRS, neighbours, offending
 from onnx_opt.passes._quant.grids import Grid, scales_on
-from onnx_opt.passes._quant.weights import Layout, quantize_weight
+from onnx_opt.passes._quant.weights import quantize_weight
 from onnx_opt.passes.clip_weights import ClipWeights
 from onnx_opt.passes.correct_bias import CorrectBias
 from onnx_opt.passes.gptq import Gptq

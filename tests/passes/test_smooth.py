@@ -68,9 +68,9 @@ def made(text, spread=()):
 
 def spread_of(model, name, context):
     """Largest over smallest max|x| of the channels of a value."""
-    from onnx_opt.passes._base import Request
+    from onnx_opt.passes._base import MomentRequest
 
-    highest = context.collect(model, {"a": Request(name, "absmax")}, 64)["a"]
+    highest = context.collect(model, {"a": MomentRequest(name, "absmax")}, 64)["a"]
     return highest.max() / highest.min()
 
 

@@ -7,7 +7,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 from onnx_opt import RefusedError, UsageError
-from onnx_opt.passes._base import Request
+from onnx_opt.passes._base import MomentRequest
 from onnx_opt.runtime.context import (
     RowLimit,
     RunContext,
@@ -209,11 +209,11 @@ def test_satisfies_the_protocol_that_passes_declare():
 
 def test_moments_of_inner_tensors_and_inputs(worker):
     requests = {
-        "a": Request("h", "absmax"),
-        "m": Request("x", "mean"),
-        "g": Request("r", "gram"),
-        "none": Request("none", "mean"),
-        "shape": Request("s", "mean"),
+        "a": MomentRequest("h", "absmax"),
+        "m": MomentRequest("x", "mean"),
+        "g": MomentRequest("r", "gram"),
+        "none": MomentRequest("none", "mean"),
+        "shape": MomentRequest("s", "mean"),
     }
     found = context(worker, DATA).collect(model_of(MODEL), requests, 64)
     assert set(found) == {"a", "m", "g"}
@@ -227,5 +227,5 @@ def test_moments_of_inner_tensors_and_inputs(worker):
 def test_moments_without_data_say_what_to_give(worker):
     with pytest.raises(UsageError, match="no calibration data"):
         context(worker, None).collect(
-            model_of(MODEL), {"a": Request("h", "absmax")}, 64
+            model_of(MODEL), {"a": MomentRequest("h", "absmax")}, 64
         )

@@ -5,7 +5,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 from onnx_opt import UsageError
-from onnx_opt.passes._base import Request, Resumes
+from onnx_opt.passes._base import MomentRequest, Resumes
 from onnx_opt.runtime import context as context_module
 from onnx_opt.runtime.context import RunContext
 from onnx_opt.runtime.feeds import open_feeds
@@ -45,13 +45,13 @@ def test_a_run_context_resumes(worker):
 
 def test_what_follows_sees_the_tensors_of_every_batch(worker):
     resumed = context(worker).after(model_of(FIRST), ["h", "x", "shape"], 100)
-    found = resumed.collect(model_of(SECOND), {"y": Request("y", "mean")}, 100)
+    found = resumed.collect(model_of(SECOND), {"y": MomentRequest("y", "mean")}, 100)
     np.testing.assert_allclose(found["y"], np.maximum(-X, 0).mean(0), rtol=1e-6)
 
 
 def test_inputs_that_were_fed_can_be_looked_at(worker):
     resumed = context(worker).after(model_of(FIRST), ["h", "x", "shape"], 100)
-    request = Request("h", "regression", target="x")
+    request = MomentRequest("h", "regression", target="x")
     moments = resumed.collect(model_of(SECOND), {"h": request}, 100)["h"]
     h = np.maximum(X, 0)
     np.testing.assert_allclose(moments[0, :2, 3:], h.T @ X / 10, rtol=1e-5)

@@ -13,14 +13,10 @@ import pytest
 from click.testing import CliRunner
 from onnx_opt import CheckError, OnnxOptError, RefusedError, UsageError
 from onnx_opt.frontends.onnx_file import load, save
-from onnx_opt.passes._channels import budget, select
-from onnx_opt.passes._quant import rules
 from onnx_opt.passes._registry import pass_names
-from onnx_opt.runtime import targets
 from onnx_opt.runtime.hardware import hardware
 from onnx_opt.tools._run.provenance import provenance
 from onnx_opt.tools.cli import COMMANDS, main, report_error
-from onnx_opt.tools.commands.run import TARGETS
 from onnx_opt.tools.console import escaped, finite
 from sample_models import CNN, MLP, model_from
 
@@ -395,13 +391,6 @@ def test_tables_of_latency_name_the_cpu(mlp):
     assert done.stdout.endswith(f"\non {hardware(None).label}\n")
     done = invoke("demo", "--passes", "prune")
     assert f"\non {hardware(None).label}\n" in done.stdout
-
-
-@pytest.mark.parametrize(
-    "table", [TARGETS, rules.TARGETS, select.CONV_WIDTH, budget.STEP]
-)
-def test_every_table_knows_every_target(table):
-    assert set(table) == set(targets.TARGETS)
 
 
 def test_eval_scores_labelled_data(mlp, labelled):

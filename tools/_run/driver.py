@@ -18,15 +18,16 @@ import onnx_ir as ir
 from ... import CheckError, OnnxOptError, RefusedError, UsageError
 from ...frontends.onnx_file import check_output, load, save
 from ...passes._base import Pass, PassOutcome
-from ...passes._core.graph import QUANT_OPS, all_nodes
+from ...passes._core.graph import all_nodes
 from ...passes._core.normalize import normalize
+from ...passes._core.ops import QUANT_OPS
 from ...passes._core.requirements import requirements_of
 from ...passes._core.stats import model_macs
 from ...passes._core.versions import LeastVersions
 from ...runtime.compare import Drift
 from ...runtime.hardware import hardware
 from ...runtime.session import Session, open_session
-from ...runtime.targets import target_named
+from ...runtime.targets import covers, target_named
 from ...runtime.worker import Worker
 from .bench import compare_latency
 from .checks import (
@@ -228,7 +229,7 @@ class Run:
         """Whether this CPU is one that the result is made for, so that its timings decide
         anything.
         """
-        return target_named(self.settings.target).covers(self.hardware)
+        return covers(target_named(self.settings.target), self.hardware)
 
     def _say_if_another_cpu(self) -> None:
         if self._on_target() or self.hardware.saturates is None:

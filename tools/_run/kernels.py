@@ -9,7 +9,8 @@ from pathlib import Path
 import onnx_ir as ir
 
 from ... import OnnxOptError
-from ...passes._core.graph import QUANT_OPS, all_nodes
+from ...passes._core.graph import all_nodes
+from ...passes._core.ops import QUANT_OPS
 from ...runtime.hardware import Hardware
 from ...runtime.session import Session
 from ...runtime.targets import TARGETS

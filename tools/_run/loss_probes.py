@@ -10,7 +10,8 @@ from typing import Any
 
 import onnx_ir as ir
 
-from ...passes._core.graph import WEIGHT_INPUTS, Names
+from ...passes._core.graph import Names
+from ...passes._core.ops import WEIGHTED_OPS
 from ...passes._core.opset import raise_opset
 
 
@@ -44,7 +45,7 @@ def instrumented(reference: ir.Model, result: ir.Model) -> tuple[ir.Model, list[
     outputs: list[ir.Value] = []
     probes = []
     for node in list(copy.graph):
-        found = _probe(builder, node, twins) if node.op_type in WEIGHT_INPUTS else None
+        found = _probe(builder, node, twins) if node.op_type in WEIGHTED_OPS else None
         if found is not None:
             probes.append(found[0])
             outputs += found[1]
@@ -122,7 +123,7 @@ def _stored_changes(
         "Pad",
     )  # each channel's codes, then its rest
     weights: dict[int, MakeWeight] = {}
-    for index in WEIGHT_INPUTS[node.op_type]:
+    for index in WEIGHTED_OPS[node.op_type].weights:
         before = node.inputs[index] if index < len(node.inputs) else None
         after = twin.inputs[index] if index < len(twin.inputs) else None
         if (

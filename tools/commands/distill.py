@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ...passes._core.targets import TARGETS
 from ..console import Progress, shared_options
-from .run import TARGET_HELP, TARGETS, show_result
+from .run import TARGET_HELP, show_result
 
 if TYPE_CHECKING:
     from ...passes._pipeline import Pipeline

@@ -38,7 +38,7 @@ def describe(kind: type[Pass]) -> dict[str, Any]:
     """
     from inspect import cleandoc
 
-    from ...passes._base import options_of
+    from ...passes._core.options import options_of
 
     text = cleandoc(kind.__doc__ or "")
     return {

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ...passes._core.targets import TARGETS
 from ..console import Progress, emit_json, say, shared_options
 
 if TYPE_CHECKING:
@@ -14,7 +15,6 @@ if TYPE_CHECKING:
 
 SHOWN_LOSSES = 20
 """Layers in the table of losses, unless -v asks for all."""
-TARGETS = ("cpu", "cpu-vnni", "arm64", "cuda", "tensorrt", "generic")
 TARGET_HELP = (
     "What it is made for. cpu, generic: 8-bit weights that saturate on no CPU. "
     "cpu-vnni, arm64: their full "

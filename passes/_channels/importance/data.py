@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from ..._base import Context, Request
+from ..._base import Context, MomentRequest
 from ..._dims.groups import Group
 from ..._dims.solve import Solution
 from ..contractions import Consumer, consumers_of
@@ -119,7 +119,7 @@ def profiles(
     them.
     """
     requests = {
-        key_of(c): Request(c.tensor.name or "", "profile", axis=c.axis)
+        key_of(c): MomentRequest(c.tensor.name or "", "profile", axis=c.axis)
         for c in consumers
     }
     return context.collect(model, requests, samples) if requests else {}

@@ -16,9 +16,9 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from ..._base import Context, Request
+from ..._base import Context, MomentRequest
 from ..._calibrated.layers import LARGEST_WIDTH
-from ..._core.edit import label
+from ..._core.graph import label
 from ..._dims.groups import Group
 from ..._dims.solve import Solution
 from ..contractions import Consumer, consumers_of
@@ -164,7 +164,7 @@ def _batches(readers: Sequence[Sequence[Consumer]]) -> Iterator[list[int]]:
     one in each.
     """
     batch: list[int] = []
-    held: dict[Request, int] = {}
+    held: dict[MomentRequest, int] = {}
     for index, each in enumerate(readers):
         own = {c.request(): _bytes(c) for c in each}
         if batch and sum((held | own).values()) > MEMORY:

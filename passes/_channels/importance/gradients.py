@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from .... import UsageError
 from ..._base import Context, Differentiates, Gradient
-from ..._core.lazy import FLOATS
+from ..._core.ops import FLOATS
 from ..._dims.groups import Group
 from ..._dims.relations import Axis
 from ..._dims.solve import Solution

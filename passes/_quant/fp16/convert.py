@@ -18,6 +18,7 @@ from ..._base import Context, Declined, PassOutcome
 from ..._core.edit import is_constant
 from ..._core.graph import Names, refresh_shapes
 from ..._core.lazy import DerivedTensor, set_tensor
+from ..._core.targets import TARGETS
 from ..inserter import Inserter
 from ..layers import label
 from .precision import (
@@ -49,7 +50,7 @@ def to_half(model: ir.Model, context: Context, names: Names) -> PassOutcome:
     ]
     if not slots:
         return outcome
-    if context.target in ("cpu", "cpu-vnni"):
+    if not TARGETS[context.target].computes_half:
         context.warn(
             "float16",
             "ONNX Runtime's CPU provider computes in float32 all the same: "

@@ -12,9 +12,10 @@ import onnx
 import onnx_ir as ir
 
 from ..._base import Context
-from ..._core.edit import holds_graphs, is_constant
-from ..._core.graph import QUANT_OPS
+from ..._core.edit import is_constant
+from ..._core.graph import holds_graphs
 from ..._core.lazy import blocks
+from ..._core.ops import QUANT_OPS
 
 LARGEST = 65504.0
 SMALLEST_NORMAL = 2.0**-14

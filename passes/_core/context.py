@@ -1,0 +1,279 @@
+"""What a pass may ask of the run that it is part of, and the values it gets. `runtime` and `frontends` implement it."""
+
+from __future__ import annotations
+
+import contextlib
+import typing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, Protocol
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from ... import UsageError
+from .outcome import PassOutcome
+
+
+class KernelNode(NamedTuple):
+    """One node of a runtime's optimized graph; `op`: `domain.op`, standard ops without a domain."""
+
+    op: str
+    name: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+
+class Difference(NamedTuple):
+    """Distance of a model from a reference.
+
+    `error`: the largest over outputs and batches of the root mean square of y - y' over that of y
+    (of integers, booleans and texts: the fraction that differs); infinite where one alone has a
+    value that is not finite, and after a failure. `failure` and `reference_failure`: why the model
+    or the reference did not run, "" where it did.
+    """
+
+    error: float
+    failure: str
+    reference_failure: str
+
+
+class LatencyRatio(NamedTuple):
+    """Quartiles of time(other) / time(model) over paired runs; above 1: `other` is slower."""
+
+    low: float
+    median: float
+    high: float
+
+
+MomentKind = Literal["absmax", "mean", "gram", "profile", "extremes", "regression"]
+RangeMethod = Literal["minmax", "percentile", "entropy", "mse", "auto"]
+
+
+@dataclass(frozen=True)
+class MomentRequest:
+    """A moment of one float tensor over the calibration data, for `Context.collect`.
+
+    `absmax`: max|x| of each channel, (C,). `mean`: (C,), or (groups, K) of patches. `profile`:
+    means of x, |x| and x^2, (folds, 3, C), in up to 64 folds of the samples. `extremes`: count,
+    lowest and highest x in those folds, (folds, 3, C). `gram`: the mean of z z^T with z = [x, 1],
+    (groups, K + 1, K + 1). `regression`: the mean of z [z, y]^T, (groups, K + 1, K + 1 + M /
+    groups), y the values of the tensor `target` at the same places (a layer's output, channels on
+    the same axis as the input's). `axis`: where the channels are. With a `kernel` x is what a
+    convolution multiplies, a patch of K = C / groups * prod(kernel) values, at a sample of its
+    output positions.
+    """
+
+    tensor: str
+    kind: MomentKind
+    axis: int = -1
+    kernel: tuple[int, ...] = ()
+    strides: tuple[int, ...] = ()
+    pads: tuple[int, ...] = ()
+    dilations: tuple[int, ...] = ()
+    groups: int = 1
+    target: str = ""
+    part: Literal["all", "even", "odd"] = "all"
+    """Of a regression: which micro-batches count, so that a fit to one half can be judged on the
+    other.
+    """
+
+
+@dataclass(frozen=True)
+class Gradient:
+    """Gradient of the loss by one weight, in the weight's shape.
+
+    `mean` over the samples, and mean `square` of each sample's own.
+    """
+
+    mean: NDArray[np.float64]
+    square: NDArray[np.float64]
+
+
+class Context(Protocol):
+    """Services of the run that a pass is part of.
+
+    `runtime` implements it; `NullContext` serves without a run.
+    """
+
+    target: str
+    seed: int
+
+    def has_data(self) -> bool:
+        """Whether calibration feeds are at hand."""
+        ...
+
+    def activation_ranges(
+        self,
+        model: ir.Model,
+        names: Sequence[str],
+        method: RangeMethod,
+        percentile: float,
+        samples: int,
+        levels: int = 255,
+    ) -> dict[str, tuple[float, float]]:
+        """Range (low, high) to quantize each named float tensor in, for a grid of `levels` steps.
+
+        The model runs over at most `samples` calibration samples.
+
+        Tensors that a run never produced (an untaken branch) are absent from the result.
+        """
+        ...
+
+    def collect(
+        self, model: ir.Model, requests: Mapping[str, MomentRequest], samples: int
+    ) -> dict[str, NDArray[np.float64]]:
+        """Run the model over at most `samples` calibration samples; the moment that each request
+        names.
+
+        Absent from the result: tensors that a run never produced, that are not float, or that the
+        model lacks.
+        """
+        ...
+
+    def kernels(self, model: ir.Model) -> list[KernelNode] | None:
+        """Each node that the target's runtime makes of the model, in its optimized graph; None if
+        not known.
+
+        Not known: the target's runtime is not here, shows no graph, or this run does not run
+        models.
+        """
+        ...
+
+    def latency_ratio(
+        self, model: ir.Model, other: ir.Model, seconds: float
+    ) -> LatencyRatio | None:
+        """Time of `other` over that of `model`, on the run's feeds; None where nothing can be
+        measured.
+        """
+        ...
+
+    def difference(self, model: ir.Model, other: ir.Model) -> Difference | None:
+        """Distance of `other` from `model` on the same feeds, at two batch sizes where those are open.
+
+        A model that does not load, run or survive is a failure, not an exception. None where this
+        run does not run models.
+        """
+        ...
+
+    def remember_float(self, model: ir.Model) -> None:
+        """Say what the lossy changes that follow start from, so that losses can be explained layer
+        by layer.
+        """
+        ...
+
+    def warn(self, where: str, message: str) -> None:
+        """Tell the user something that does not stop the run."""
+        ...
+
+    def progress(
+        self, label: str, total: int
+    ) -> contextlib.AbstractContextManager[Callable[[int], None]]:
+        """A progress bar over `total` steps; the yielded function advances it."""
+        ...
+
+
+@typing.runtime_checkable
+class Differentiates(Protocol):
+    """A context that can differentiate; passes ask `isinstance(context, Differentiates)`."""
+
+    def gradients(
+        self, model: ir.Model, weights: Sequence[str], samples: int
+    ) -> Mapping[str, Gradient]:
+        """Gradients of the loss by the named initializers over at most `samples` calibration
+        samples.
+
+        The loss is that of the labels where the data has them, else the distance from the model's
+        own outputs. Absent from the result: weights that the loss does not depend on. Errors:
+        UsageError without data.
+        """
+        ...
+
+
+@typing.runtime_checkable
+class Resumes(Protocol):
+    """A context that can keep tensors of a run, so that later runs start behind them."""
+
+    def after(
+        self, model: ir.Model, tensors: Sequence[str], samples: int
+    ) -> Context | None:
+        """A context whose calibration data are these inputs and outputs of the model on at most
+        `samples` samples.
+
+        It serves models that take them as inputs. None where they are too large to be held. Errors:
+        UsageError without data.
+        """
+        ...
+
+
+@typing.runtime_checkable
+class Trains(Protocol):
+    """A context that can train; passes ask `isinstance(context, Trains)`."""
+
+    def train(self, model: ir.Model, recipe: Mapping[str, Any]) -> PassOutcome:
+        """Train the model's weights in place, to say of the run's data what the run's original
+        model says.
+
+        `recipe`: plain values by the names of the options of `finetune`. The model is changed only
+        for the better. Errors: UsageError without torch, RefusedError for data or a graph that
+        cannot be trained on.
+        """
+        ...
+
+
+class NullContext:
+    """A context without data or a terminal: a pass alone, in a test or inside another tool."""
+
+    def __init__(self, target: str = "cpu", seed: int = 0) -> None:
+        self.target = target
+        self.seed = seed
+        self.warnings: list[str] = []
+
+    def has_data(self) -> bool:
+        return False
+
+    def activation_ranges(
+        self,
+        model: ir.Model,
+        names: Sequence[str],
+        method: RangeMethod,
+        percentile: float,
+        samples: int,
+        levels: int = 255,
+    ) -> dict[str, tuple[float, float]]:
+        raise UsageError(
+            "calibration",
+            "no calibration data",
+            "pass --data (command line) or data= (Python)",
+        )
+
+    def collect(
+        self, model: ir.Model, requests: Mapping[str, MomentRequest], samples: int
+    ) -> dict[str, NDArray[np.float64]]:
+        raise UsageError(
+            "calibration",
+            "no calibration data",
+            "pass --data (command line) or data= (Python)",
+        )
+
+    def kernels(self, model: ir.Model) -> list[KernelNode] | None:
+        return None
+
+    def latency_ratio(
+        self, model: ir.Model, other: ir.Model, seconds: float
+    ) -> LatencyRatio | None:
+        return None
+
+    def difference(self, model: ir.Model, other: ir.Model) -> Difference | None:
+        return None
+
+    def remember_float(self, model: ir.Model) -> None:
+        return None
+
+    def warn(self, where: str, message: str) -> None:
+        self.warnings.append(f"{where}: {message}")
+
+    @contextlib.contextmanager
+    def progress(self, label: str, total: int) -> Iterator[Callable[[int], None]]:
+        yield lambda steps: None

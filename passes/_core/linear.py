@@ -1,0 +1,453 @@
+"""Linear layers: nodes that multiply an activation by a constant weight, and the weight as a matrix.
+
+A weight is seen as (groups, M, K): M outputs and K inputs of each group. The K columns of a
+convolution are the values of one patch, (C / groups, *kernel) flattened.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from .channel_layout import Layout
+from .context import MomentKind, MomentRequest
+from .edit import Edit, is_constant, used_once
+from .graph import label
+from .lazy import DerivedTensor, set_tensor
+from .ops import (
+    CONVOLUTIONS,
+    WEIGHTED_OPS,
+    group_count,
+    is_standard,
+    output_axis,
+    summed_axes,
+)
+from .outcome import Declined
+from .saturation import KernelPairs, kernel_pairs
+
+Matrices = NDArray[np.float64]
+"""Weights (groups, M, K), or rows (channels, K)."""
+
+LINEAR_OPS = frozenset({"Conv", "Gemm", "MatMul"})
+"""Operators that make linear layers: recurrent ones and ConvTranspose have kernels of their own."""
+
+
+@dataclass(frozen=True, eq=False)
+class WeightView:
+    """A stored weight as the node sees it that multiplies by it.
+
+    `index`: the input of `node` at which the weight arrives. `stored`: the initializer, which
+    Identity, Cast and Transpose nodes may lie behind. `permutation`: axes of `stored` in the order
+    in which the node sees them.
+    """
+
+    node: ir.Node
+    index: int
+    stored: ir.Value
+    permutation: tuple[int, ...]
+
+    @property
+    def tensor(self) -> ir.TensorProtocol:
+        """Values of the stored weight."""
+        assert self.stored.const_value is not None
+        return self.stored.const_value
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the weight as the node sees it."""
+        stored = self.tensor.shape.numpy()
+        return tuple(int(stored[axis]) for axis in self.permutation)
+
+    @property
+    def kernel(self) -> tuple[int, ...]:
+        """Spatial sizes of a convolution's weight, () of other nodes."""
+        return self.shape[2:] if self.node.op_type in CONVOLUTIONS else ()
+
+    @property
+    def groups(self) -> int:
+        """Groups of a convolution; 1 of every other node."""
+        return group_count(self.node)
+
+    @property
+    def input_axis(self) -> int:
+        """Axis of the seen weight along which input channels lie (of one group, for a Conv)."""
+        return summed_axes(self.node, self.index, len(self.permutation))[0]
+
+    @property
+    def output_axis(self) -> int | None:
+        """Axis of the seen weight along which output channels lie; None where none is."""
+        return output_axis(self.node, self.index, len(self.permutation))
+
+    def matrix(self) -> Matrices:
+        """Weight as (groups, M, K) in float64, K in the order of `columns`."""
+        seen = self.tensor.numpy().astype(np.float64).transpose(self.permutation)
+        if self.node.op_type == "Conv":
+            matrix = seen.reshape(self.groups, seen.shape[0] // self.groups, -1)
+        elif self.node.op_type == "ConvTranspose":
+            matrix = seen.reshape(self.groups, seen.shape[0] // self.groups, -1)
+            matrix = matrix.transpose(0, 2, 1)
+        else:
+            last = np.moveaxis(seen, self.input_axis, -1)
+            matrix = last.reshape(1, -1, seen.shape[self.input_axis])
+        return np.ascontiguousarray(matrix)
+
+    def restored(self, matrix: NDArray[Any]) -> NDArray[Any]:
+        """Matrix (groups, M, K) in the shape of the stored weight: the inverse of `matrix`."""
+        shape = self.shape
+        if self.node.op_type == "Conv":
+            seen = matrix.reshape(shape)
+        elif self.node.op_type == "ConvTranspose":
+            seen = matrix.transpose(0, 2, 1).reshape(shape)
+        else:
+            rest = [size for axis, size in enumerate(shape) if axis != self.input_axis]
+            seen = matrix.reshape(*rest, shape[self.input_axis])
+            seen = np.moveaxis(seen, -1, self.input_axis)
+        return np.ascontiguousarray(seen.transpose(np.argsort(self.permutation)))
+
+    def columns(self) -> NDArray[np.intp]:
+        """Input channel that each column of `matrix` multiplies, (groups, K)."""
+        shape = self.shape
+        if self.node.op_type == "Conv":
+            channels = np.arange(self.groups * shape[1]).repeat(math.prod(shape[2:]))
+        elif self.node.op_type == "ConvTranspose":
+            channels = np.arange(shape[0])
+        else:
+            channels = np.arange(shape[self.input_axis])
+        return channels.reshape(self.groups, -1)
+
+    def request(
+        self,
+        kind: MomentKind,
+        data: ir.Value | None = None,
+        axis: int = -1,
+        target: str = "",
+    ) -> MomentRequest:
+        """Moment of what the weight multiplies.
+
+        `data`: the activation, by default the node's first input. `axis`: where its channels lie;
+        that of a Conv is known.
+        """
+        data = self.node.inputs[0] if data is None else data
+        assert data is not None
+        assert data.name is not None
+        if self.node.op_type != "Conv":
+            return MomentRequest(data.name, kind, axis=axis, target=target)
+        rank, attributes = len(self.kernel), self.node.attributes
+        return MomentRequest(
+            data.name,
+            kind,
+            axis=1,
+            kernel=self.kernel,
+            groups=self.groups,
+            strides=tuple(attributes.get_ints("strides") or (1,) * rank),
+            pads=tuple(attributes.get_ints("pads") or (0,) * 2 * rank),
+            dilations=tuple(attributes.get_ints("dilations") or (1,) * rank),
+            target=target,
+        )
+
+    def not_a_product(self) -> str | None:
+        """Reason why the node is not one product of a matrix with what `request` measures."""
+        padding = self.node.attributes.get_string("auto_pad", "NOTSET")
+        if padding not in ("NOTSET", "VALID"):
+            return "its padding follows its input's size (auto_pad)"
+        if self.node.op_type in ("Gemm", "MatMul") and len(self.permutation) != 2:
+            return f"its weight has rank {len(self.permutation)}, not 2"
+        return None
+
+
+@dataclass(eq=False)
+class LinearLayer:
+    """A Conv, Gemm or MatMul that multiplies an activation by a constant weight, and its bias.
+
+    `bias_add`: the Add that holds a MatMul's bias, if any.
+    """
+
+    node: ir.Node
+    weight: ir.Value
+    bias: ir.Value | None
+    bias_add: ir.Node | None
+
+    @property
+    def name(self) -> str:
+        """Name in reports."""
+        return label(self.node)
+
+    @property
+    def input(self) -> ir.Value:
+        """Activation that the weight multiplies."""
+        value = self.node.inputs[0]
+        assert value is not None
+        return value
+
+    @property
+    def output(self) -> ir.Value:
+        """Value after the bias."""
+        return (self.bias_add or self.node).outputs[0]
+
+    @property
+    def view(self) -> WeightView:
+        """The weight as the node sees it."""
+        return WeightView(self.node, 1, self.weight, tuple(range(len(self.shape))))
+
+    @property
+    def tensor(self) -> ir.TensorProtocol:
+        """Values of the weight."""
+        assert self.weight.const_value is not None
+        return self.weight.const_value
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the weight: (M, C / groups, *K) of a Conv, two axes of the others."""
+        return tuple(int(d) for d in self.tensor.shape.numpy())
+
+    @property
+    def channel_axis(self) -> int:
+        """Axis of the weight along which output channels lie."""
+        axis = output_axis(self.node, 1, len(self.shape))
+        assert axis is not None
+        return axis
+
+    @property
+    def channels(self) -> int:
+        """Output channels."""
+        return self.shape[self.channel_axis]
+
+    @property
+    def groups(self) -> int:
+        """Groups of a Conv, 1 of the others."""
+        return group_count(self.node)
+
+    @property
+    def width(self) -> int:
+        """Inputs of one output channel."""
+        return math.prod(self.shape) // max(self.channels, 1)
+
+    @property
+    def pairs(self) -> KernelPairs:
+        """Columns of `rows` that meet in integer kernels."""
+        flipped = self.node.op_type != "Conv" and self.channel_axis == 0
+        shape = self.shape[::-1] if flipped else self.shape
+        return kernel_pairs(self.node.op_type, shape, self.groups)
+
+    def rows(self) -> Matrices:
+        """Weight as (channels, width) in float64."""
+        array = self.tensor.numpy().astype(np.float64)
+        rows = np.moveaxis(array, self.channel_axis, 0).reshape(self.channels, -1)
+        return np.ascontiguousarray(rows)
+
+    def restored(self, rows: NDArray[Any]) -> NDArray[Any]:
+        """Rows (channels, width) in the weight's own shape: the inverse of `rows`."""
+        rest = [
+            size for axis, size in enumerate(self.shape) if axis != self.channel_axis
+        ]
+        first = rows.reshape(self.channels, *rest)
+        return np.ascontiguousarray(np.moveaxis(first, 0, self.channel_axis))
+
+    def set_rows(self, rows: Matrices) -> None:
+        """Make (channels, width) the weight, rounded once to float32."""
+        set_tensor(self.weight, ir.Tensor(self.restored(rows).astype(np.float32)))
+
+    def set_codes(self, codes: NDArray[np.int8], scales: Matrices) -> None:
+        """Make codes (channels, width) times the scale of each channel the weight.
+
+        Only the codes are held; products are computed while the file is written.
+        """
+        layout = Layout.of(self.shape, self.channel_axis)
+        factors = scales.astype(np.float32)
+
+        def kernel(block: NDArray[Any], start: int) -> NDArray[Any]:
+            view, channels = layout.view(block, start)
+            product = np.multiply(view, factors[channels][:, None], dtype=np.float32)
+            flat: NDArray[Any] = product.reshape(-1)
+            return flat
+
+        source = ir.Tensor(self.restored(codes), name=self.weight.name)
+        tensor = DerivedTensor(source, kernel, ir.DataType.FLOAT, layout.granule)
+        set_tensor(self.weight, tensor)
+
+    def bias_row(self) -> Matrices:
+        """Bias as (channels,) in float64; zeros where there is none."""
+        if self.bias is None:
+            return np.zeros(self.channels)
+        assert self.bias.const_value is not None
+        flat = self.bias.const_value.numpy().astype(np.float64).reshape(-1)
+        return np.zeros(self.channels) + flat
+
+    def set_bias(self, row: Matrices, edit: Edit) -> None:
+        """Make (channels,) the bias; a node without one is given it (a MatMul by an Add)."""
+        array = row.astype(np.float32)
+        if (
+            self.bias is not None
+            and used_once(self.bias)
+            and not self.bias.is_graph_input()
+        ):
+            assert self.bias.const_value is not None
+            shape = tuple(self.bias.const_value.shape.numpy())
+            fits = math.prod(shape) == array.size
+            set_tensor(self.bias, ir.Tensor(array.reshape(shape) if fits else array))
+            return
+        graph = self.node.graph
+        assert isinstance(graph, ir.Graph)
+        value = edit.constant(graph, array, f"{self.weight.name}_bias")
+        if self.bias_add is not None:
+            place = list(self.bias_add.inputs).index(self.bias)
+            edit.set_input(self.bias_add, place, value)
+        elif self.node.op_type == "MatMul":
+            self.bias_add = _add_behind(self.node, value, edit)
+        else:
+            edit.set_input(self.node, 2, value)
+        self.bias = value
+
+    def request(self, kind: MomentKind) -> MomentRequest:
+        """Moment `kind` of what the layer multiplies."""
+        return self.view.request(kind)
+
+    def not_fittable(self) -> str | None:
+        """Reason why the weight cannot be changed by what the layer multiplies; None if it can."""
+        if not used_once(self.weight):
+            return f"weight '{self.weight.name}' is shared"
+        return self.view.not_a_product()
+
+
+def is_linear(node: ir.Node) -> bool:
+    """Whether a node is of an operator that multiplies by a weight, and does so.
+
+    An attention's MatMul of two activations does not.
+    """
+    if not is_standard(node, *WEIGHTED_OPS):
+        return False
+    if node.op_type not in ("MatMul", "Gemm"):
+        return True
+    for index in WEIGHTED_OPS[node.op_type].weights:
+        value = node.inputs[index] if index < len(node.inputs) else None
+        if value is None:
+            continue
+        producer = value.producer()
+        dequantized = producer is not None and producer.op_type == "DequantizeLinear"
+        if value.is_initializer() or dequantized:
+            return True
+    return False
+
+
+def linear_layers(nodes: Iterable[ir.Node]) -> tuple[list[LinearLayer], list[Declined]]:
+    """Linear layers among the nodes, in order, and a reason for every other that has a weight."""
+    layers: list[LinearLayer] = []
+    declined: list[Declined] = []
+    for node in nodes:
+        if not is_linear(node):
+            continue
+        found = linear_layer(node)
+        if isinstance(found, LinearLayer):
+            layers.append(found)
+        else:
+            declined.append(Declined(label(node), found))
+    return layers, declined
+
+
+def linear_layer(node: ir.Node) -> LinearLayer | str:
+    """The node as a linear layer, or the reason why it is none."""
+    if node.op_type not in LINEAR_OPS:
+        return f"{node.op_type} is no linear layer"
+    weight = node.inputs[1]
+    problem = _weight_problem(weight) or _spelling_problem(node)
+    if problem:
+        return problem
+    assert weight is not None
+    if node.op_type == "MatMul":
+        assert weight.const_value is not None
+        add, bias = _bias_behind(
+            node.outputs[0], int(weight.const_value.shape.numpy()[1])
+        )
+        return LinearLayer(node, weight, bias, add)
+    bias = node.inputs[2] if len(node.inputs) > 2 else None
+    layer = LinearLayer(node, weight, bias, None)
+    if bias is not None and _size_along_last_axis(bias) not in (1, layer.channels):
+        return "its bias is computed at run time, or not one number a channel"
+    return layer
+
+
+def _weight_problem(weight: ir.Value | None) -> str | None:
+    if weight is None or weight.const_value is None:
+        producer = weight.producer() if weight is not None else None
+        if producer is not None and producer.op_type == "DequantizeLinear":
+            return "already quantized"
+        return "its weight is computed at run time"
+    if weight.is_graph_input():
+        return "its weight is also a graph input: callers may override it"
+    if weight.dtype != ir.DataType.FLOAT:
+        return f"its weight is {weight.dtype}, not FLOAT"
+    if weight.const_value.size == 0:
+        return "its weight is empty"
+    return None
+
+
+def _spelling_problem(node: ir.Node) -> str | None:
+    """Reason why this spelling of the operator is no plain product; None if it is."""
+    data, weight = node.inputs[0], node.inputs[1]
+    assert weight is not None
+    assert weight.const_value is not None
+    if data is None or data.dtype not in (None, ir.DataType.FLOAT):
+        return "its input is not FLOAT"
+    if data.const_value is not None:
+        return "its input is constant"
+    rank = len(weight.const_value.shape.numpy())
+    if node.op_type == "MatMul" and rank != 2:
+        return f"its weight has rank {rank}, not 2"
+    if node.op_type != "Gemm":
+        return None
+    if node.attributes.get_int("transA", 0):
+        return "transA=1 has no int8 kernel"
+    alpha = node.attributes.get_float("alpha", 1.0)
+    beta = node.attributes.get_float("beta", 1.0)
+    if alpha != 1.0 or beta != 1.0:
+        return "alpha or beta is not 1"
+    return None
+
+
+def _bias_behind(
+    output: ir.Value, channels: int
+) -> tuple[ir.Node | None, ir.Value | None]:
+    """The Add of one constant a channel that alone reads `output`, and the constant."""
+    uses = list(output.uses())
+    if (
+        len(uses) != 1
+        or output.is_graph_output()
+        or not is_standard(uses[0].node, "Add")
+    ):
+        return None, None
+    add = uses[0].node
+    other = add.inputs[1 - uses[0].idx]
+    if other is None or _size_along_last_axis(other) != channels:
+        return None, None
+    return add, other
+
+
+def _size_along_last_axis(value: ir.Value) -> int | None:
+    """Elements of a constant that varies along its last axis at most; None of every other value."""
+    if not is_constant(value):
+        return None
+    assert value.const_value is not None
+    shape = value.const_value.shape.numpy()
+    size = math.prod(shape)
+    if size == 1:
+        return 1
+    return size if shape and size == shape[-1] else None
+
+
+def _add_behind(node: ir.Node, bias: ir.Value, edit: Edit) -> ir.Node:
+    """Insert an Add of `bias` that everything which read the node's output reads instead."""
+    old, graph = node.outputs[0], node.graph
+    assert graph is not None
+    add = ir.node("Add", [bias, bias], name=edit.fresh(f"{node.name or 'MatMul'}_bias"))
+    add.outputs[0].name = edit.fresh(f"{old.name}_biased")
+    graph.insert_after(node, add)
+    edit.replace(old, add.outputs[0])
+    old.type, old.shape = add.outputs[0].type, add.outputs[0].shape
+    add.replace_input_with(0, old)
+    return add

@@ -1,0 +1,158 @@
+"""Facts about ONNX operators, each stated once: weights and their axes, moves of elements, types."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+STANDARD_DOMAINS = ("", "ai.onnx")
+"""Two spellings of the domain of ONNX's own operators."""
+
+
+def is_standard(node: ir.Node, *op_types: str) -> bool:
+    """Whether a node is an operator of ONNX itself, and one of `op_types` if any are given."""
+    return node.domain in STANDARD_DOMAINS and (
+        not op_types or node.op_type in op_types
+    )
+
+
+# types
+
+
+FLOATS = frozenset(
+    {ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE}
+)
+"""Types that weights and activations of a float model have."""
+
+SMALL_FLOATS = frozenset(
+    {
+        ir.DataType.FLOAT8E4M3FN,
+        ir.DataType.FLOAT8E4M3FNUZ,
+        ir.DataType.FLOAT8E5M2,
+        ir.DataType.FLOAT8E5M2FNUZ,
+        ir.DataType.FLOAT4E2M1,
+    }
+)
+"""Float types that serve as codes of quantized weights, never as activations."""
+
+
+# operators that multiply by a weight
+
+
+@dataclass(frozen=True)
+class WeightedOp:
+    """Inputs of an operator that multiplies its data by a weight.
+
+    `weights`: inputs that may hold it; an initializer there is a weight. `bias`: the input that is
+    added, None where there is none.
+    """
+
+    weights: tuple[int, ...]
+    bias: int | None = None
+
+
+CONVOLUTIONS = frozenset({"Conv", "ConvTranspose"})
+
+RECURRENT = frozenset({"LSTM", "GRU", "RNN"})
+
+WEIGHTED_OPS: dict[str, WeightedOp] = {
+    "Conv": WeightedOp((1,), bias=2),
+    "ConvTranspose": WeightedOp((1,), bias=2),
+    "Gemm": WeightedOp((0, 1), bias=2),
+    "MatMul": WeightedOp((0, 1)),
+    "LSTM": WeightedOp((1, 2), bias=3),
+    "GRU": WeightedOp((1, 2), bias=3),
+    "RNN": WeightedOp((1, 2), bias=3),
+}
+"""Standard operators that multiply data by a float weight."""
+
+
+def summed_axes(node: ir.Node, index: int, rank: int) -> list[int]:
+    """Axes of input `index`, a weight of that rank, that a node sums over, the input axis first.
+
+    Conv: weight (M, C / group, *K). ConvTranspose: (C, M / group, *K). Gemm, MatMul: matrices.
+    LSTM, GRU, RNN: (directions, gates, inputs).
+    """
+    if node.op_type == "Conv":
+        return list(range(1, rank))
+    if node.op_type == "ConvTranspose":
+        return [0, *range(2, rank)]
+    if node.op_type == "Gemm" and index == 0:
+        return [0 if node.attributes.get_int("transA", 0) else 1]
+    if node.op_type == "Gemm":
+        return [1 if node.attributes.get_int("transB", 0) else 0]
+    if node.op_type == "MatMul" and index == 1:
+        return [max(rank - 2, 0)]
+    return [rank - 1]
+
+
+def output_axis(node: ir.Node, index: int, rank: int) -> int | None:
+    """Axis of input `index`, a weight of that rank, along which a node's output channels lie.
+
+    None where the outputs are no axis of the weight: a vector, or a recurrent operator's gates. Of
+    a grouped ConvTranspose the axis holds the channels of one group.
+    """
+    if node.op_type == "Conv":
+        return 0
+    if node.op_type == "ConvTranspose":
+        return 1
+    if node.op_type in RECURRENT or rank < 2:
+        return None
+    (summed,) = summed_axes(node, index, rank)
+    return rank - 2 if summed == rank - 1 else rank - 1
+
+
+def group_count(node: ir.Node) -> int:
+    """Groups of a convolution; 1 of every other node."""
+    return node.attributes.get_int("group", 1) if node.op_type in CONVOLUTIONS else 1
+
+
+# operators whose outputs hold nothing but elements of their inputs
+
+
+COPIES = frozenset({"Identity"})
+"""The same tensor."""
+
+VIEWS = frozenset({"Reshape", "Flatten", "Squeeze", "Unsqueeze"})
+"""The same elements in the same order, in another shape."""
+
+PERMUTATIONS = frozenset({"Transpose", "DepthToSpace", "SpaceToDepth"})
+"""Every element once, in another order."""
+
+REARRANGEMENTS = COPIES | VIEWS | PERMUTATIONS
+"""Every element of the first input exactly once."""
+
+SELECTIONS = frozenset({"Slice", "Split", "Gather"})
+"""Some of the elements."""
+
+REPETITIONS = frozenset({"Expand", "Tile"})
+"""Every element, perhaps several times."""
+
+MOVES = REARRANGEMENTS | SELECTIONS | REPETITIONS | {"Concat"}
+"""Outputs hold no value that no input holds."""
+
+
+# quantized operators
+
+
+QUANT_OPS = frozenset(
+    {
+        "QuantizeLinear",
+        "DequantizeLinear",
+        "DynamicQuantizeLinear",
+        "QLinearConv",
+        "QLinearMatMul",
+        "ConvInteger",
+        "MatMulInteger",
+        "QLinearAdd",
+        "QLinearMul",
+        "QGemm",
+        "QLinearConcat",
+        "QLinearGlobalAveragePool",
+        "MatMulNBits",
+        "DynamicQuantizeMatMul",
+        "MatMulIntegerToFloat",
+    }
+)
+"""Operators, of ONNX and com.microsoft, that show that a part of a graph is quantized already."""

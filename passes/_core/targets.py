@@ -1,0 +1,256 @@
+"""Facts about targets, one row each: what a graph is made for, and what suits its runtime there.
+
+Every number was measured (docs/quantization.md and docs/channels.md say how); a fact is changed
+here, not in code.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from ... import UsageError
+
+X86, ARM = "x86-64", "arm64"
+
+Carry = Literal["own", "shared"]
+"""How an op runs on int8 data: `own` output range, or `shared` with its inputs (it only moves
+values).
+"""
+
+
+@dataclass(frozen=True)
+class Heavy:
+    """An op worth running in int8: where its weight, bias and output channels are.
+
+    `channel_axis`: axis of the weight that indexes output channels (Gemm: of the untransposed
+    weight). `needs_output`: the int8 kernel exists only with a quantized output (Conv), or can emit
+    float (Gemm, MatMul).
+    """
+
+    weight: int
+    bias: int | None
+    channel_axis: int
+    needs_output: bool
+
+
+@dataclass(frozen=True)
+class QuantRules:
+    """How `quant` lays out integer layers for one target's runtime.
+
+    `why_not` declines integer kernels with a reason, `why_not_int16` those of 16-bit activations.
+    """
+
+    activation: Literal["uint8", "int8", "uint16"] = "uint8"
+    symmetric: bool = False
+    integer_bias: bool = True
+    quantizes_bias: tuple[str, ...] = ()
+    """Ops whose float bias the runtime itself makes int32 at load; with packed weights, whose point
+    is the file's size, that saves a scale a channel and a node.
+    """
+    heavy: dict[str, Heavy] = field(default_factory=dict)
+    carry: dict[str, Carry] = field(default_factory=dict)
+    folded: tuple[str, ...] = ()
+    """Activations that vanish into the quantization of their input's producer."""
+    dynamic: tuple[str, ...] = ()
+    """Ops for which activations quantized at run time are faster than float."""
+    image_channels: int = 0
+    """A 2-D Conv that reads at most so many channels, of a value that no int8 layer makes, reads it
+    in two limbs of 8 bits: what an image loses by rounding no later layer gives back, and the Conv
+    is as fast as with one. Another Conv on so few channels of a graph input stays float, where one
+    node alone reads its result (behind a branch, the runtime would transpose the run to NHWC at
+    every Add).
+    """
+    channel_multiple: int = 1
+    """The runtime's fast integer Conv wants its input channels in multiples of this: limbs are
+    padded to it.
+    """
+    limits_pairs: bool = False
+    """Keep 8-bit weights where no CPU's kernels saturate (_core/saturation.py): the file may run on
+    any of them.
+    """
+    guard_float: bool = False
+    """Keep an excluded float layer between int8 neighbours from being quantized by the runtime
+    itself.
+    """
+    why_not: str = ""
+    why_not_int16: str = ""
+
+
+@dataclass(frozen=True)
+class Target:
+    """One target: where its graphs run, and what suits them.
+
+    `provider`: the execution provider that a graph is verified and measured on by default.
+    `cpus`: the only CPUs it is made for, in words; "" for any. They have that `architecture`, and
+    their 8-bit products do not saturate.
+    """
+
+    name: str
+    provider: str
+    help: str
+    quant: QuantRules
+    conv_width: int
+    """Channels that a convolution kernel handles at once. CPU: AVX-512 in ONNX Runtime's blocked
+    layout, where 33 to 47 channels take the time of 48 and 63 more than 64 (measured).
+    """
+    width_step: int
+    """Convolutions are cut to multiples of this: on a CPU 15 channels take longer than 16
+    (measured).
+    """
+    computes_half: bool = True
+    """Whether float16 is computed as such: ONNX Runtime's CPU provider casts it to float32."""
+    cpus: str = ""
+    architecture: str = ""
+
+
+HEAVY = {
+    "Conv": Heavy(weight=1, bias=2, channel_axis=0, needs_output=True),
+    "Gemm": Heavy(weight=1, bias=2, channel_axis=1, needs_output=False),
+    "MatMul": Heavy(weight=1, bias=None, channel_axis=-1, needs_output=False),
+}
+
+MOVERS: dict[str, Carry] = {
+    "MaxPool": "shared",
+    "Reshape": "shared",
+    "Flatten": "shared",
+    "Transpose": "shared",
+    "Squeeze": "shared",
+    "Unsqueeze": "shared",
+    "Slice": "shared",
+    "Split": "shared",
+    "Pad": "shared",
+    "Concat": "shared",
+    "Resize": "shared",
+    "DepthToSpace": "shared",
+}
+
+_CPU_INTEGERS = QuantRules(
+    # u8 activations, s8 weights per channel, int32 bias. Softmax, LayerNormalization, Gelu,
+    # HardSwish, AveragePool and linear Resize have no good int8 kernel and stay float.
+    quantizes_bias=("Conv",),
+    heavy=HEAVY,
+    carry={
+        "Add": "own",
+        "Mul": "own",
+        "GlobalAveragePool": "own",
+        "Sigmoid": "own",
+        "LeakyRelu": "own",
+        **MOVERS,
+    },
+    folded=("Relu", "Clip"),
+    dynamic=("MatMul", "Gemm"),
+    image_channels=4,
+    channel_multiple=4,
+    guard_float=True,
+    why_not_int16="ONNX Runtime's CPU provider fuses no 16-bit activations: Conv runs at 0.74, MatMul at 0.79 of "
+    "fp32's speed; use int8, and layers= to leave sensitive layers float",
+)
+_TENSORRT_INTEGERS = QuantRules(
+    # explicit quantization: signed, zero point 0, float bias; residual skips are quantized, graph
+    # outputs are not
+    activation="int8",
+    symmetric=True,
+    integer_bias=False,
+    heavy=HEAVY,
+    carry={"Add": "own", "GlobalAveragePool": "own", **MOVERS},
+    folded=("Relu", "Clip"),
+    why_not_int16="TensorRT has no 16-bit integers: use fp16",
+)
+_GENERIC_INTEGERS = QuantRules(
+    # plain QDQ that any runtime may read, on any CPU
+    heavy=HEAVY,
+    carry={"Add": "own", "GlobalAveragePool": "own", **MOVERS},
+    folded=("Relu", "Clip"),
+    dynamic=("MatMul", "Gemm"),
+    limits_pairs=True,
+)
+_NO_INTEGERS = QuantRules(
+    heavy=HEAVY,
+    why_not="ONNX Runtime's CUDA provider has no int8 Conv or MatMul: a QDQ graph runs slower there than fp32",
+)
+
+TARGETS: dict[str, Target] = {
+    target.name: target
+    for target in (
+        Target(
+            "cpu",
+            "cpu",
+            "any x86-64 or arm64 CPU, ONNX Runtime's CPU provider: 8-bit weights "
+            "that saturate on none",
+            quant=dataclasses.replace(_CPU_INTEGERS, limits_pairs=True),
+            conv_width=16,
+            width_step=4,
+            computes_half=False,
+        ),
+        # the next two add products in 32 bits: VNNI by its instruction, ARM because its kernels
+        # widen first
+        Target(
+            "cpu-vnni",
+            "cpu",
+            "x86-64 CPUs with VNNI: the full range of 8-bit weights, exact there and on arm64; "
+            "saturates on x86-64 without VNNI",
+            quant=_CPU_INTEGERS,
+            conv_width=16,
+            width_step=4,
+            computes_half=False,
+            cpus="x86-64 CPUs with VNNI",
+            architecture=X86,
+        ),
+        Target(
+            "arm64",
+            "cpu",
+            "arm64 CPUs: the full range of 8-bit weights, exact there and on x86-64 with VNNI; "
+            "saturates on x86-64 without VNNI",
+            quant=_CPU_INTEGERS,
+            conv_width=16,
+            width_step=4,
+            cpus="arm64 CPUs",
+            architecture=ARM,
+        ),
+        Target(
+            "cuda",
+            "cuda",
+            "NVIDIA GPUs, ONNX Runtime's CUDA provider",
+            quant=_NO_INTEGERS,
+            conv_width=8,
+            width_step=8,
+        ),
+        Target(
+            "tensorrt",
+            "tensorrt",
+            "NVIDIA GPUs, TensorRT 10 through ONNX Runtime",
+            quant=_TENSORRT_INTEGERS,
+            conv_width=8,
+            width_step=8,
+        ),
+        Target(
+            "generic",
+            "cpu",
+            "any ONNX runtime: standard operators only, 8-bit weights that saturate on no CPU",
+            quant=_GENERIC_INTEGERS,
+            conv_width=8,
+            width_step=4,
+        ),
+    )
+}
+
+
+def target_named(name: str) -> Target:
+    """Return the target of that name. Errors: UsageError with the nearest name."""
+    if name not in TARGETS:
+        raise UsageError(
+            "target",
+            f"'{name}' is not one of {', '.join(TARGETS)}",
+            nearest(name, TARGETS),
+        )
+    return TARGETS[name]
+
+
+def nearest(name: str, known: Mapping[str, object]) -> str:
+    """Fix for a word that is not among those known: the nearest of them, or all."""
+    near = difflib.get_close_matches(name, known, 1)
+    return f"did you mean '{near[0]}'?" if near else f"choose one of {', '.join(known)}"
