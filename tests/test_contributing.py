@@ -88,7 +88,7 @@ def test_the_example_is_found_without_registration(example):
     done = run(
         example,
         "-c",
-        "import conftest; from onnx_opt.passes._registry import pass_names; print(pass_names())",
+        "import conftest; from onnx_opt.passes._core.registry import pass_names; print(pass_names())",
     )
     assert done.returncode == 0, done.stderr
     assert "'keep-bits'" in done.stdout

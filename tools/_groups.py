@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 
 from ..frontends.onnx_file import load
-from ..passes._base import NullContext
 from ..passes._channels.branches import droppable
 from ..passes._channels.importance.scores import Scores
 from ..passes._channels.importance.weights import magnitude
 from ..passes._channels.pruning import Pruning
+from ..passes._core.context import NullContext
 from ..passes._dims.groups import Group
 
 

@@ -13,13 +13,14 @@ import onnx_ir as ir
 
 from .. import OnnxOptError
 from ..frontends.onnx_file import load
-from ..passes._base import NullContext, Pass
+from ..passes._core.context import NullContext
+from ..passes._core.contract import Pass
 from ..passes._core.graph import all_nodes, weights_of
 from ..passes._core.lazy import blocks
 from ..passes._core.normalize import normalize
 from ..passes._core.ops import QUANT_OPS
+from ..passes._core.registry import pass_class, pass_names
 from ..passes._core.requirements import requirements_of
-from ..passes._registry import pass_class, pass_names
 from ..runtime.hardware import hardware
 from ..runtime.worker import Worker
 from ._run.checks import Port, first_line, interface_of

@@ -12,8 +12,8 @@ from typing import Any
 import onnx_ir as ir
 
 from .. import UsageError
-from ..passes._base import Pass
-from ..passes._pipeline import Pipeline, as_pipeline
+from ..passes._core.contract import Pass
+from ..passes._core.pipeline import Pipeline, as_pipeline
 from ._run.driver import Run
 from ._run.result import ProgressBar, Result, Settings, Verify
 from ._run.training_context import follows

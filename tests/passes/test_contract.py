@@ -16,8 +16,8 @@ from onnx_opt import UsageError
 from onnx_opt.frontends.onnx_file import save
 from onnx_opt.passes._core.normalize import normalize
 from onnx_opt.passes._core.options import options_of
-from onnx_opt.passes._pipeline import Pipeline, parse
-from onnx_opt.passes._registry import pass_class, pass_names
+from onnx_opt.passes._core.pipeline import Pipeline, parse
+from onnx_opt.passes._core.registry import pass_class, pass_names
 from onnx_opt.runtime.context import RunContext
 from onnx_opt.runtime.feeds import candidate_feeds
 from onnx_opt.runtime.worker import Worker

@@ -9,7 +9,7 @@ import onnx_ir as ir
 import pytest
 from onnx_opt import UsageError
 from onnx_opt.passes._base import Declined, NullContext, PassOutcome, Trains
-from onnx_opt.passes._pipeline import parse
+from onnx_opt.passes._core.pipeline import parse
 from onnx_opt.passes.finetune import Finetune
 
 LINEAR = """

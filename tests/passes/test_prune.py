@@ -15,7 +15,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from onnx_opt import UsageError
 from onnx_opt.passes._base import NullContext
-from onnx_opt.passes._pipeline import parse
+from onnx_opt.passes._core.pipeline import parse
 from onnx_opt.passes._sparsity import rows as rows_module
 from onnx_opt.passes.prune import Prune
 

@@ -12,7 +12,7 @@ from exactness import HEADER
 from onnx_opt import UsageError
 from onnx_opt.passes._base import NullContext
 from onnx_opt.passes._channels.importance.criteria import CRITERIA
-from onnx_opt.passes._pipeline import parse
+from onnx_opt.passes._core.pipeline import parse
 from onnx_opt.passes.prune_channels import PruneChannels
 from sample_models import model_from
 

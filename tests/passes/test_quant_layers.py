@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from onnx_opt import UsageError
 from onnx_opt.passes._base import NullContext
-from onnx_opt.passes._pipeline import parse
+from onnx_opt.passes._core.pipeline import parse
 from onnx_opt.passes.quant import Quant
 from quant_models import FEEDS, chain, initial, model_of, normal, ops, outputs, session
 

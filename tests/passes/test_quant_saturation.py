@@ -11,7 +11,7 @@ from calibrated_context import run_session
 from generated_layers import KINDS, WEIGHTS, drawn, float_model
 from integer_graphs import offending_pairs, run_integers
 from onnx_opt.passes._core.normalize import normalize
-from onnx_opt.passes._pipeline import parse
+from onnx_opt.passes._core.pipeline import parse
 
 PRODUCTS = [kind for kind in KINDS if "Conv" not in kind]
 SOME = ("Conv of odd channels", "grouped Conv", "transposed Gemm", "MatMul")

@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner
 from onnx_opt import CheckError, OnnxOptError, RefusedError, UsageError
 from onnx_opt.frontends.onnx_file import load, save
-from onnx_opt.passes._registry import pass_names
+from onnx_opt.passes._core.registry import pass_names
 from onnx_opt.runtime.hardware import hardware
 from onnx_opt.tools._run.provenance import provenance
 from onnx_opt.tools.cli import COMMANDS, main, report_error

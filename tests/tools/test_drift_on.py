@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx_opt import CheckError, optimize
-from onnx_opt.passes._pipeline import as_pipeline
+from onnx_opt.passes._core.pipeline import as_pipeline
 from onnx_opt.tools._run.driver import Run
 from onnx_opt.tools._run.result import Settings
 from onnx_opt.tools.tables import result_tables

@@ -10,7 +10,7 @@ import onnx
 import pytest
 from click.testing import CliRunner
 from onnx_opt import optimize
-from onnx_opt.passes._pipeline import parse
+from onnx_opt.passes._core.pipeline import parse
 from onnx_opt.tools._run.explain_loss import Loss, next_command, next_pipeline
 from onnx_opt.tools.cli import main
 

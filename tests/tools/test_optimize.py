@@ -13,7 +13,7 @@ import pytest
 from onnx_opt import CheckError, OnnxOptError, RefusedError, UsageError, optimize
 from onnx_opt.frontends.onnx_file import load
 from onnx_opt.passes._base import Pass, PassOutcome
-from onnx_opt.passes._pipeline import as_pipeline, parse
+from onnx_opt.passes._core.pipeline import as_pipeline, parse
 from onnx_opt.tools._run.provenance import provenance, sha256_of
 from sample_models import CNN, MLP, model_from
 

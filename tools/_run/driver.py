@@ -17,10 +17,11 @@ import onnx_ir as ir
 
 from ... import CheckError, OnnxOptError, RefusedError, UsageError
 from ...frontends.onnx_file import check_output, load, save
-from ...passes._base import Pass, PassOutcome
+from ...passes._core.contract import Pass
 from ...passes._core.graph import all_nodes
 from ...passes._core.normalize import normalize
 from ...passes._core.ops import QUANT_OPS
+from ...passes._core.outcome import PassOutcome
 from ...passes._core.requirements import requirements_of
 from ...passes._core.stats import model_macs
 from ...passes._core.versions import LeastVersions

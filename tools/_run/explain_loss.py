@@ -18,8 +18,8 @@ from typing import Any
 import onnx_ir as ir
 
 from ...frontends.onnx_file import save
-from ...passes._base import Pass
-from ...passes._pipeline import Pipeline
+from ...passes._core.contract import Pass
+from ...passes._core.pipeline import Pipeline
 from ...runtime.context import RowLimit, micro_batches
 from ...runtime.feeds import Batch, Feeds
 from ...runtime.session import open_session

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import onnx_ir as ir
 
 from ... import UsageError
-from ...passes._base import Gradient
+from ...passes._core.context import Gradient
 from ...runtime.context import RunContext
 
 

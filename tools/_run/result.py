@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import onnx_ir as ir
 
-from ...passes._pipeline import Pipeline
+from ...passes._core.pipeline import Pipeline
 from ...runtime.hardware import Hardware
 from ..console import finite
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from ... import UsageError
 from ...frontends.onnx_file import save
-from ...passes._base import Declined, PassOutcome
+from ...passes._core.outcome import Declined, PassOutcome
 from ...runtime._statistics.taps import with_taps
 from ...runtime.session import open_session
 from ...runtime.worker import Worker

@@ -12,7 +12,7 @@ from ..console import Progress, shared_options
 from .run import TARGET_HELP, show_result
 
 if TYPE_CHECKING:
-    from ...passes._pipeline import Pipeline
+    from ...passes._core.pipeline import Pipeline
 
 
 @click.command("distill")
@@ -116,7 +116,7 @@ def as_pass(recipe: str) -> Pipeline:
     """
     import dataclasses
 
-    from ...passes._pipeline import Pipeline, parse
+    from ...passes._core.pipeline import Pipeline, parse
     from ...passes.finetune import Finetune
 
     (chosen,) = parse(f"finetune({recipe})" if recipe.strip() else "finetune").passes

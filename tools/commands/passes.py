@@ -9,7 +9,7 @@ import click
 from ..console import emit_json, shared_options, show
 
 if TYPE_CHECKING:
-    from ...passes._base import Pass
+    from ...passes._core.contract import Pass
 
 
 @click.command("passes")
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 @shared_options
 def command(name: str | None, as_json: bool, verbosity: int) -> None:
     """List the passes, or show one: its options, its effect, its source."""
-    from ...passes._registry import pass_class, pass_names
+    from ...passes._core.registry import pass_class, pass_names
     from ..tables import pass_detail, pass_list
 
     kinds = [pass_class(name)] if name else [pass_class(n) for n in pass_names()]

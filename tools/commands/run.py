@@ -170,7 +170,7 @@ def show_losses(
     verbosity: int,
 ) -> None:
     """The worst layers, and the command that spares the worst one."""
-    from ...passes._pipeline import as_pipeline
+    from ...passes._core.pipeline import as_pipeline
     from .._run.explain_loss import next_command
     from ..console import show
     from ..optimize import DEFAULT_PASSES

@@ -202,8 +202,8 @@ def _attention(b: _Builder, name: str, x: str, size: Size) -> str:
 def measure(path: Path, out: Path, ratio: float) -> Figures:
     """Load, prune and save once."""
     from onnx_opt.frontends.onnx_file import load, save
-    from onnx_opt.passes._base import NullContext
     from onnx_opt.passes._channels.pruning import Pruning
+    from onnx_opt.passes._core.context import NullContext
     from onnx_opt.passes._core.normalize import normalize
     from onnx_opt.passes.prune_channels import PruneChannels
 

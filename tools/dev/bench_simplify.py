@@ -30,7 +30,7 @@ import onnx
 import onnx_ir as ir
 import onnxruntime
 from onnx import helper
-from onnx_opt.passes._base import NullContext
+from onnx_opt.passes._core.context import NullContext
 from onnx_opt.passes._core.graph import all_nodes
 from onnx_opt.passes.simplify import Simplify
 from rich.console import Console

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from onnx_opt.passes._registry import pass_class, pass_names
+from onnx_opt.passes._core.registry import pass_class, pass_names
 from onnx_opt.tools.commands.passes import describe
 from onnx_opt.tools.tables import default_text
 

@@ -12,10 +12,14 @@ from typing import Any, ClassVar
 
 import onnx_ir as ir
 
-from .. import UsageError
-from . import __path__ as _folder
-from ._base import Context, Effect, Pass, PassOutcome
-from ._core.options import quoted
+from ... import UsageError
+from .. import __path__ as _folder
+from .context import Context
+from .contract import Pass
+from .options import quoted
+from .outcome import Effect, PassOutcome
+
+_PASSES = __name__.rpartition("._core")[0]
 
 
 def pass_names() -> list[str]:
@@ -38,7 +42,7 @@ def pass_class(name: str) -> type[Pass]:
             if near
             else f"choose among {', '.join(pass_names())}",
         )
-    module = import_module("." + name.replace("-", "_"), __package__)
+    module = import_module(f"{_PASSES}.{name.replace('-', '_')}")
     found = [
         c
         for c in vars(module).values()

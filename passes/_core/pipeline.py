@@ -1,0 +1,241 @@
+"""Pipeline text: `simplify, prune(sparsity=0.6), quant(int8)` or, shell-safe,
+`prune:sparsity=0.6,quant:int8`.
+
+    pipeline := pass ("," pass)*
+    pass     := name | name "(" [argument ("," argument)*] ")" | name (":" argument)+
+    argument := [option "="] value            only the first argument may lack its option's name
+    value    := word | "quoted" | "[" [word ("," word)*] "]"
+
+In the shell-safe spelling a later segment without "=" belongs to the value before it
+(`prune:pattern=2:4`).
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from ... import UsageError
+from .contract import Pass
+from .options import options_of
+from .registry import ForeignPass, foreign_pass, pass_class
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """Passes in the order in which they run; `str()` is the canonical text."""
+
+    passes: tuple[Pass, ...]
+
+    def __str__(self) -> str:
+        return ", ".join(map(str, self.passes))
+
+
+def parse(text: str) -> Pipeline:
+    """Parse pipeline text, or `@file` holding it (lines starting with # are comments).
+
+    Errors: UsageError naming the column (1-based) for a syntax error; the pass and option for a
+    wrong value.
+    """
+    if text.startswith("@"):
+        text = _read_recipe(Path(text[1:]))
+    return Pipeline(tuple(_Parser(text).pipeline()))
+
+
+def as_pipeline(
+    passes: str | Pipeline | Iterable[str | Pass | ir.passes.PassBase],
+) -> Pipeline:
+    """A Pipeline from text, or from a list of texts, passes and foreign `onnx_ir` passes."""
+    if isinstance(passes, Pipeline):
+        return passes
+    if isinstance(passes, str):
+        return parse(passes)
+    steps: list[Pass] = []
+    for step in passes:
+        if isinstance(step, str):
+            steps.extend(parse(step).passes)
+        else:
+            steps.append(step if isinstance(step, Pass) else ForeignPass(step))
+    return Pipeline(tuple(steps))
+
+
+def build(name: str, arguments: dict[str, Any], positional: Any = None) -> Pass:
+    """Make the pass `name` from option texts; `positional` is the value given without a name."""
+    if "." in name:
+        return foreign_pass(name, arguments)
+    kind = pass_class(name)
+    options = {option.name: option for option in options_of(kind)}
+    if positional is not None:
+        first = next(iter(options.values()), None)
+        if first is None or not first.positional:
+            raise UsageError(
+                name, f"'{positional}' has no option name", "write option=value"
+            )
+        arguments = {first.name: positional, **arguments}
+    for key in arguments:
+        if key not in options:
+            near = difflib.get_close_matches(key, options, 1)
+            known = (
+                f"choose among {', '.join(options)}"
+                if options
+                else f"{name} takes no options"
+            )
+            raise UsageError(
+                f"{name}.{key}",
+                "no such option",
+                f"did you mean '{near[0]}'?" if near else known,
+            )
+    return kind(
+        **{key: options[key].parse(name, value) for key, value in arguments.items()}
+    )
+
+
+def _read_recipe(path: Path) -> str:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(
+            f"--passes @{path}", f"cannot be read ({error})", "give a UTF-8 text file"
+        ) from None
+    return " ".join(line for line in lines if not line.lstrip().startswith("#"))
+
+
+class _Parser:
+    """Recursive descent over one line; `self.at` is the next character."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self.at = 0
+
+    def pipeline(self) -> list[Pass]:
+        passes = [self._pass()]
+        while self._peek() == ",":
+            self.at += 1
+            if self._peek() == "":
+                break  # a trailing comma
+            passes.append(self._pass())
+        if self._peek():
+            raise self._error(
+                f"unexpected '{self._peek()}'", "separate passes with commas"
+            )
+        return passes
+
+    def _pass(self) -> Pass:
+        name = self._word(",():=[]", "a pass name")
+        if self._peek() == "(":
+            self.at += 1
+            return self._finish(name, self._arguments())
+        if self._peek() == ":":
+            return self._finish(name, self._segments())
+        return build(name, {})
+
+    def _finish(self, name: str, arguments: list[tuple[str | None, Any, int]]) -> Pass:
+        named: dict[str, Any] = {}
+        positional: Any = None
+        for index, (key, value, column) in enumerate(arguments):
+            if key is None and index == 0:
+                positional = value
+            elif key is None:
+                raise self._error(
+                    f"'{value}' has no option name", "write option=value", column
+                )
+            elif key in named:
+                raise self._error(
+                    f"option '{key}' is given twice", "keep one of them", column
+                )
+            else:
+                named[key] = value
+        return build(name, named, positional)
+
+    def _arguments(self) -> list[tuple[str | None, Any, int]]:
+        found: list[tuple[str | None, Any, int]] = []
+        while self._peek() != ")":
+            column = self.at
+            value = self._value(",()[]=")
+            if self._peek() == "=":
+                self.at += 1
+                found.append((str(value), self._value(",()[]="), column))
+            else:
+                found.append((None, value, column))
+            if self._peek() == ",":
+                self.at += 1
+            elif self._peek() != ")":
+                raise self._error("expected ',' or ')'", "close the parenthesis")
+        self.at += 1
+        return found
+
+    def _segments(self) -> list[tuple[str | None, Any, int]]:
+        found: list[tuple[str | None, Any, int]] = []
+        while self._peek() == ":":
+            self.at += 1
+            column = self.at
+            value = self._value(",()[]=:")
+            if self._peek() == "=":
+                self.at += 1
+                found.append((str(value), self._value(",()[]=:"), column))
+            elif found and isinstance(found[-1][1], str):
+                key, head, start = found[-1]
+                found[-1] = (key, f"{head}:{value}", start)
+            else:
+                found.append((None, value, column))
+        return found
+
+    def _value(self, stops: str) -> Any:
+        if self._peek() == "[":
+            self.at += 1
+            items: list[str] = []
+            while self._peek() != "]":
+                items.append(str(self._scalar(",[]()")))
+                if self._peek() == ",":
+                    self.at += 1
+                elif self._peek() != "]":
+                    raise self._error("expected ',' or ']'", "close the bracket")
+            self.at += 1
+            return items
+        return self._scalar(stops)
+
+    def _scalar(self, stops: str) -> str:
+        if self._peek() != '"':
+            return self._word(stops, "a value")
+        out: list[str] = []
+        self.at += 1
+        while self.at < len(self.text) and self.text[self.at] != '"':
+            self.at += self.text[self.at] == "\\"
+            out.append(self.text[self.at : self.at + 1])
+            self.at += 1
+        if self.at >= len(self.text):
+            raise self._error("the quote is not closed", 'add "')
+        self.at += 1
+        return "".join(out)
+
+    def _word(self, stops: str, what: str) -> str:
+        self._peek()
+        start = self.at
+        while (
+            self.at < len(self.text)
+            and self.text[self.at] not in stops
+            and not self.text[self.at].isspace()
+        ):
+            self.at += 1
+        if start == self.at:
+            raise self._error(
+                f"expected {what}",
+                "for example: --passes 'prune(sparsity=0.5), quant(int8)'",
+            )
+        return self.text[start : self.at]
+
+    def _peek(self) -> str:
+        while self.at < len(self.text) and self.text[self.at].isspace():
+            self.at += 1
+        return self.text[self.at : self.at + 1]
+
+    def _error(self, problem: str, fix: str, at: int | None = None) -> UsageError:
+        column = (self.at if at is None else at) + 1
+        return UsageError(
+            f"--passes: column {column}", f"{problem} in '{self.text}'", fix
+        )
