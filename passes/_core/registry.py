@@ -13,7 +13,6 @@ from typing import Any, ClassVar
 import onnx_ir as ir
 
 from ... import UsageError
-from .. import __path__ as _folder
 from .context import Context
 from .contract import Pass
 from .options import quoted
@@ -26,7 +25,7 @@ def pass_names() -> list[str]:
     """Names of all passes, sorted, without importing them."""
     return sorted(
         m.name.replace("_", "-")
-        for m in pkgutil.iter_modules(_folder)
+        for m in pkgutil.iter_modules(import_module(_PASSES).__path__)
         if not m.name.startswith("_")
     )
 

@@ -158,7 +158,7 @@ def test_folds(name, bias):
     constants = ", ".join(f"float[1] {name} = {{0}}" for name in arrays)
     text = (
         f"t ({inputs}) => ({output}) <{constants}> {{ h = {call}  y = BatchNormalization "
-        "(h, g, b, m, v) }}"
+        "(h, g, b, m, v) }"
     )
     assert folded(text, arrays) == expected
 
