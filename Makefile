@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint types docs docs-write clean
+.PHONY: help demo test check lint types structure docs docs-write clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -15,7 +15,7 @@ demo: $(VENV)/.light ## Optimize the trained model shipped with the project; siz
 test: $(VENV)/.dev ## Run the test suite
 	$(BIN)/python -m pytest $(ARGS)
 
-check: lint types docs ## Everything CI checks besides the tests
+check: lint types docs structure ## Everything CI checks besides the tests
 
 lint: $(VENV)/.dev ## Check style
 	$(BIN)/ruff check .
@@ -23,6 +23,9 @@ lint: $(VENV)/.dev ## Check style
 
 types: $(VENV)/.dev ## Check types (mypy strict)
 	$(BIN)/python tools/dev/check_types.py
+
+structure: $(VENV)/.dev ## Fail where the source is less readable than recorded
+	$(BIN)/python tools/dev/check_structure.py
 
 docs: $(VENV)/.dev ## Fail where the generated docs are stale
 	$(BIN)/python tools/dev/docs_passes.py --check
