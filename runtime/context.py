@@ -1,17 +1,17 @@
-"""What passes ask of a run, answered by running the model: implements `passes._base.Context` by
-structure.
+"""Answers to what passes ask of a run, found by running models in a worker.
+
+Implements the protocol `passes._core.context.Context` by its structure.
 """
 
 from __future__ import annotations
 
 import contextlib
 import copy
-import dataclasses
 import itertools
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx_ir as ir
@@ -19,19 +19,28 @@ from numpy.typing import NDArray
 
 from .. import UsageError
 from ..passes._core.context import Difference, KernelNode, LatencyRatio, MomentRequest
-from ._statistics.taps import constant_names, planned_taps, with_taps
 from .bench import paired_quartiles
 from .difference import difference
 from .feeds import Batch, Feeds, StoredFeeds
 from .session import Session, TensorInfo, open_session
+from .taps import constant_names, planned_taps, with_taps
 from .worker import Worker
 
 Progress = Callable[
     [str, int], contextlib.AbstractContextManager[Callable[[int], None]]
 ]
+
 _MICRO_BATCH = 8
-_HELD_BYTES = 1 << 30  # of tensors kept between runs
-_MICRO_BYTES = 32 << 20  # of tapped outputs of one batch; two are held at once
+"""Rows that are run at once, at most. Chosen by hand; not measured."""
+
+_MICRO_BYTES = 32 << 20
+"""Bytes of tapped outputs of one run, at most, unless one row has more.
+
+Two runs are held at once, one being counted while the next is made. Chosen by hand; not measured.
+"""
+
+_HELD_BYTES = 1 << 30
+"""Bytes of tensors that are kept between runs, at most. Chosen by hand; not measured."""
 
 
 class RunContext:
@@ -39,8 +48,8 @@ class RunContext:
 
     `save`: writes an ir.Model to a path. `warn`: takes (where, message). `progress`: makes a
     progress bar. `provider`: where candidates may be run and timed, on `latency_feeds`; None: they
-    must not be, or cannot. `runs`: whether the run compares models by running them. `float_form`: a
-    clone of what a pass last said that its lossy changes start from.
+    must not be, or cannot. `runs`: True if the run compares models by running them. `float_form`:
+    a clone of the model that a pass's lossy changes start from, None until one remembers it.
     """
 
     def __init__(
@@ -86,9 +95,8 @@ class RunContext:
         return self._progress(label, total)
 
     def kernels(self, model: ir.Model) -> list[KernelNode] | None:
-        """Nodes of the optimized graph. None without a provider, and for those that compile the
-        graph out of sight.
-        """
+        """Nodes of ONNX Runtime's optimized graph; None where it is not known."""
+        # other providers compile their part of the graph out of sight
         if self._provider != "cpu":
             return None
         with self._opened(model) as (session,):
@@ -97,33 +105,34 @@ class RunContext:
     def latency_ratio(
         self, model: ir.Model, other: ir.Model, seconds: float
     ) -> LatencyRatio | None:
-        """Quartiles of time(other) / time(model), in turns in one process."""
+        """Quartiles of time(other) / time(model), timed in turns in one process.
+
+        None without a provider or feeds.
+        """
         if self._provider is None or not self._latency_feeds:
             return None
         with self._opened(model, other) as (first, second):
             return paired_quartiles(first, second, self._latency_feeds, seconds)
 
     def difference(self, model: ir.Model, other: ir.Model) -> Difference | None:
-        """Of both on calibration feeds, else synthetic ones, always on the CPU. None where the run
-        compares nothing.
+        """Difference of both on calibration feeds, else synthetic ones, always on the CPU.
 
-        Quantized models run as written: ONNX Runtime fuses their kernels in one form of a graph and
-        not in another.
+        None where the run compares nothing.
         """
         if not self._runs:
             return None
-        as_written = any(
-            node.op_type == "QuantizeLinear"
-            for each in (model, other)
-            for node in each.graph
-        )
+        # quantized models run as written: ONNX Runtime fuses their kernels in one form of a graph
+        # and not in another, and what they compute changes with that
+        as_written = _quantizes(model) or _quantizes(other)
         with tempfile.TemporaryDirectory(prefix="onnx-opt-") as folder:
-            paths = Path(folder, "reference.onnx"), Path(folder, "other.onnx")
-            for path, each in zip(paths, (model, other), strict=True):
-                self._save(each, path)
+            reference_path = Path(folder, "reference.onnx")
+            other_path = Path(folder, "other.onnx")
+            self._save(model, reference_path)
+            self._save(other, other_path)
             return difference(
                 self.worker,
-                *paths,
+                reference_path,
+                other_path,
                 self.feeds,
                 self.seed,
                 self._threads,
@@ -135,8 +144,9 @@ class RunContext:
 
     @contextlib.contextmanager
     def _opened(self, *models: ir.Model) -> Iterator[list[Session]]:
-        """A session of each model, on the run's provider; files and sessions go when the block
-        ends.
+        """Open a session of each model on the run's provider.
+
+        Files and sessions go when the block ends.
         """
         assert self._provider is not None
         sessions: list[Session] = []
@@ -145,11 +155,10 @@ class RunContext:
                 for index, model in enumerate(models):
                     path = Path(folder, f"{index}.onnx")
                     self._save(model, path)
-                    sessions.append(
-                        open_session(
-                            self.worker, path, self._provider, threads=self._threads
-                        )
+                    session = open_session(
+                        self.worker, path, self._provider, threads=self._threads
                     )
+                    sessions.append(session)
                 yield sessions
             finally:
                 for session in sessions:
@@ -164,33 +173,25 @@ class RunContext:
         samples: int,
         levels: int = 255,
     ) -> dict[str, tuple[float, float]]:
-        """Run a copy of the model with the named tensors as outputs, always on the CPU; ranges come
-        from the child.
+        """Ranges from a copy of the model with the named tensors as outputs, always on the CPU.
 
-        Tensors in subgraphs, tensors that are not float and names that the model lacks are absent
-        from the result.
+        Absent from the result: tensors in subgraphs, tensors that are not float, and names that the
+        model lacks. Errors: UsageError without data.
         """
-        if self.feeds is None:
-            raise UsageError(
-                "calibration",
-                "no calibration data",
-                "pass --data (command line) or data= (Python)",
-            )
-        plan, constant = planned_taps(model, names), constant_names(model)
+        feeds = self._calibration_feeds()
+        plan = planned_taps(model, names)
+        constant = constant_names(model)
         varying = {name: tap for name, tap in plan.items() if name not in constant}
+        # constants are the same in every run: the first one shows them
+        by_run = itertools.chain([plan], itertools.repeat(varying))
+        fetched = [name for name, tap in plan.items() if tap is None]
         with tempfile.TemporaryDirectory(prefix="onnx-opt-") as folder:
             path = Path(folder, "calibration.onnx")
-            self._save(
-                with_taps(model, [name for name, tap in plan.items() if tap is None]),
-                path,
-            )
-            session = open_session(
-                self.worker, path, spin=False
-            )  # the counting thread needs a core, too
+            self._save(with_taps(model, fetched), path)
+            # the thread that counts needs a core, too
+            session = open_session(self.worker, path, spin=False)
             try:
-                self._observe(
-                    session, itertools.chain([plan], itertools.repeat(varying)), samples
-                )
+                self._observe(session, feeds, "observe", by_run, samples)
                 found: dict[str, tuple[float, float]] = self.worker.call(
                     "ranges", session.handle(), method, percentile, levels
                 )
@@ -201,25 +202,23 @@ class RunContext:
     def collect(
         self, model: ir.Model, requests: Mapping[str, MomentRequest], samples: int
     ) -> dict[str, NDArray[np.float64]]:
-        """Moments of tensors, accumulated in the child; `requests` are `passes._base.Request` by
-        any key.
+        """Moments of tensors, accumulated in the child, by the keys of their requests.
+
+        Errors: UsageError without data.
         """
-        if self.feeds is None:
-            raise UsageError(
-                "calibration",
-                "no calibration data",
-                "pass --data (command line) or data= (Python)",
-            )
-        plain = {key: dataclasses.asdict(request) for key, request in requests.items()}
+        feeds = self._calibration_feeds()
+        fetched = []
+        for request in requests.values():
+            fetched.append(request.tensor)
+            if request.target:
+                fetched.append(request.target)
         with tempfile.TemporaryDirectory(prefix="onnx-opt-") as folder:
             path = Path(folder, "moments.onnx")
-            named = [
-                r[key] for r in plain.values() for key in ("tensor", "target") if r[key]
-            ]
-            self._save(with_taps(model, named), path)
+            self._save(with_taps(model, fetched), path)
             session = open_session(self.worker, path)
             try:
-                self._observe(session, itertools.repeat(plain), samples, "accumulate")
+                by_run = itertools.repeat(dict(requests))
+                self._observe(session, feeds, "accumulate", by_run, samples)
                 found: dict[str, NDArray[np.float64]] = self.worker.call(
                     "moments", session.handle()
                 )
@@ -230,30 +229,25 @@ class RunContext:
     def after(
         self, model: ir.Model, tensors: Sequence[str], samples: int
     ) -> RunContext | None:
-        """A context fed with tensors of this one's runs, batch by batch; None where they take more
-        than 1 GiB.
+        """Make a context fed with tensors of this one's runs, batch by batch.
+
+        None where they take more than 1 GiB. Errors: UsageError without data.
         """
-        if self.feeds is None:
-            raise UsageError(
-                "calibration",
-                "no calibration data",
-                "pass --data (command line) or data= (Python)",
-            )
+        calibration = self._calibration_feeds()
         batches: list[Batch] = []
-        limit, held = RowLimit(), 0
+        limit = RowLimit()
+        held = 0
         with tempfile.TemporaryDirectory(prefix="onnx-opt-") as folder:
             path = Path(folder, "resumed.onnx")
             self._save(model, path)
             session = open_session(self.worker, path)
             try:
-                for feeds, rows in micro_batches(
-                    self.feeds, session.inputs, samples, limit
-                ):
+                parts = micro_batches(calibration, session.inputs, samples, limit)
+                for feeds, rows in parts:
                     values = feeds | session.run(feeds)
-                    batches.append(
-                        Batch({name: values[name] for name in tensors}, None)
-                    )
-                    size = sum(array.nbytes for array in batches[-1].feeds.values())
+                    kept = {name: values[name] for name in tensors}
+                    batches.append(Batch(kept, None))
+                    size = sum(array.nbytes for array in kept.values())
                     held += size
                     if held > _HELD_BYTES:
                         return None
@@ -264,32 +258,46 @@ class RunContext:
         resumed.feeds = StoredFeeds(batches)
         return resumed
 
+    def _calibration_feeds(self) -> Feeds:
+        if self.feeds is None:
+            raise UsageError(
+                "calibration",
+                "no calibration data",
+                "pass --data (command line) or data= (Python)",
+            )
+        return self.feeds
+
     def _observe(
         self,
         session: Session,
-        wanted: Iterator[Any],
+        feeds: Feeds,
+        function: str,
+        by_run: Iterator[Any],
         samples: int,
-        function: str = "observe",
     ) -> None:
-        """Have the child take every micro-batch, and what is `wanted` of it, into its statistics by
-        a function.
+        """Have the child take every micro-batch into its statistics.
+
+        `function`: the child's function that does so; `by_run`: its last argument, for each run.
         """
-        assert self.feeds is not None
         handle = session.handle()
+        limit = RowLimit()
         with self.progress("calibrating", samples) as advance:
-            limit = RowLimit()
-            for feeds, rows in micro_batches(
-                self.feeds, session.inputs, samples, limit
-            ):
-                limit.adapt(
-                    self.worker.call(function, handle, feeds, next(wanted)), rows
-                )
+            parts = micro_batches(feeds, session.inputs, samples, limit)
+            for part, rows in parts:
+                size = self.worker.call(function, handle, part, next(by_run))
+                limit.adapt(size, rows)
                 advance(rows)
 
 
+def _quantizes(model: ir.Model) -> bool:
+    # of any domain: com.microsoft has a QuantizeLinear, too
+    return any(node.op_type == "QuantizeLinear" for node in model.graph)
+
+
 class RowLimit:
-    """How many rows to run at once: 1 at first, then as many as keep the tapped outputs within 32
-    MiB, at most 8.
+    """Limit of rows to run at once.
+
+    1 at first, then as many as keep the tapped outputs within 32 MiB, at most 8.
     """
 
     def __init__(self) -> None:
@@ -297,57 +305,68 @@ class RowLimit:
 
     def adapt(self, size: int, rows: int) -> None:
         """Learn that `rows` rows gave `size` bytes of outputs."""
-        self.rows = max(min(_MICRO_BYTES * rows // max(size, 1), _MICRO_BATCH), 1)
+        affordable = _MICRO_BYTES * rows // max(size, 1)
+        self.rows = max(min(affordable, _MICRO_BATCH), 1)
+
+
+class MicroBatch(NamedTuple):
+    """Part of a batch that is run at once; `rows`: its samples."""
+
+    feeds: dict[str, NDArray[Any]]
+    rows: int
 
 
 def micro_batches(
     feeds: Feeds, inputs: Sequence[TensorInfo], samples: int, limit: RowLimit
-) -> Iterator[tuple[dict[str, NDArray[Any]], int]]:
-    """(feeds, rows) of `samples` rows, `limit.rows` at a time where axis 0 of every input is one
-    symbolic batch.
+) -> Iterator[MicroBatch]:
+    """Cut feeds into micro-batches, of `samples` rows together.
 
-    Where it is not, batches stay whole, and the last may go past `samples`.
+    `limit.rows` at a time where axis 0 of every input is one symbolic batch. Where it is not,
+    batches stay whole, and the last may go past `samples`.
     """
-    splittable, seen = batch_is_symbolic(inputs), 0
+    splittable = batch_is_symbolic(inputs)
+    seen = 0
     for batch in feeds:
         rows = batch_rows(batch.feeds)
-        if not (splittable and same_rows(batch.feeds)):
-            yield batch.feeds, rows
-        else:
+        if splittable and same_rows(batch.feeds):
             rows = min(rows, samples - seen)
             start = 0
             while start < rows:
+                # read each time: the consumer adapts it to what the last part took
                 stop = min(start + limit.rows, rows)
-                yield (
-                    {name: array[start:stop] for name, array in batch.feeds.items()},
-                    stop - start,
-                )
+                part = {name: a[start:stop] for name, a in batch.feeds.items()}
+                yield MicroBatch(part, stop - start)
                 start = stop
+        else:
+            yield MicroBatch(batch.feeds, rows)
         seen += rows
         if seen >= samples:
             return
 
 
 def batch_is_symbolic(inputs: Sequence[TensorInfo]) -> bool:
-    """Whether every input has a first axis of open length, the same symbol where it is named."""
-    first = [i.shape[0] if i.shape else 0 for i in inputs]
-    named = {dim for dim in first if isinstance(dim, str)}
-    return (
-        bool(first)
-        and not any(isinstance(dim, int) for dim in first)
-        and len(named) <= 1
-    )
+    """Return whether every input has a first axis of open length, the same symbol if named."""
+    symbols = set()
+    for info in inputs:
+        # a scalar has no axis to be cut along
+        length = info.shape[0] if info.shape else 0
+        if isinstance(length, int):
+            return False
+        if isinstance(length, str):
+            symbols.add(length)
+    return len(inputs) > 0 and len(symbols) <= 1
 
 
 def batch_rows(feeds: Mapping[str, NDArray[Any]]) -> int:
-    """Samples in a batch: the length of the first input's axis 0, 1 without one."""
+    """Count the samples in a batch: the length of the first input's axis 0, 1 without one."""
     first = next(iter(feeds.values()), np.zeros(()))
     return len(first) if first.ndim else 1
 
 
 def same_rows(feeds: Mapping[str, NDArray[Any]]) -> bool:
-    """Whether axis 0 of all arrays has one length."""
-    return len({len(array) if array.ndim else -1 for array in feeds.values()}) == 1
+    """True if axis 0 of all arrays has one length."""
+    lengths = {len(array) if array.ndim else -1 for array in feeds.values()}
+    return len(lengths) == 1
 
 
 @contextlib.contextmanager

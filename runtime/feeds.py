@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from .. import RefusedError, UsageError
 from ._data import arrays as arrays_module
 from ._data import folders
-from ._data.callables import load_callable, user_code
 from ._data.synthetic import Overrides, array_for, shape_of
+from .callables import load_callable, user_code
 from .session import TensorInfo
 
 Arrays = dict[str, NDArray[Any]]

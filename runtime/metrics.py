@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import RefusedError, UsageError
-from ._data.callables import failure, load_callable
+from .callables import failure, load_callable
 from .feeds import Feeds
 from .session import Session
 

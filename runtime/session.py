@@ -1,5 +1,6 @@
-"""Sessions of ONNX Runtime in a worker: on the provider that was asked for, or an error; never a
-silent fallback.
+"""Sessions of ONNX Runtime in a worker.
+
+They run on the provider that was asked for, or are an error; never a silent fallback.
 """
 
 from __future__ import annotations
@@ -13,11 +14,14 @@ from numpy.typing import NDArray
 
 from .. import RefusedError
 from ..passes._core.context import KernelNode
+from ._worker.ipc import OpenedSession, OrtTensor
 from .targets import provider_named
 from .worker import RemoteError, Worker
 
 Dim = int | str | None
+"""Length of an axis: a number, the name of a symbol, or None where nothing is known."""
 
+# ONNX Runtime names element types as C++ does, numpy by their bits
 _DTYPES = {
     "float": "float32",
     "double": "float64",
@@ -38,10 +42,10 @@ _DTYPES = {
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """An input or output: name, numpy dtype name (`object` for text), shape with symbolic dims by
-    name or None.
+    """An input or output of a model.
 
-    What is not a tensor keeps ONNX Runtime's type text as its dtype, e.g. `seq(tensor(float))`.
+    `dtype`: numpy's name of it, `object` for text; what is not a tensor keeps ONNX Runtime's words,
+    such as `seq(tensor(float))`. `shape`: axes without a fixed length are symbols by name, or None.
     """
 
     name: str
@@ -50,13 +54,12 @@ class TensorInfo:
 
     @property
     def is_tensor(self) -> bool:
+        """True unless it is a sequence, map or optional value."""
         return "(" not in self.dtype
 
 
 class Session:
-    """A model loaded in a worker. If the worker died meanwhile, the next use loads the model
-    again.
-    """
+    """A model loaded in a worker; the next use after the worker died loads it again."""
 
     def __init__(
         self,
@@ -83,13 +86,20 @@ class Session:
         self._handle = -1
 
     def handle(self) -> int:
-        """The session's number in the child as it runs now."""
-        if self._generation != self.worker.generation or not self.worker.alive:
+        """Number of the session in the child that runs now."""
+        if not self._is_open():
             self._open()
         return self._handle
 
+    def _is_open(self) -> bool:
+        # a child that was started again knows nothing of its forerunner's sessions
+        return self.worker.alive and self._generation == self.worker.generation
+
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """Outputs by name. Errors: RemoteError with ONNX Runtime's message; WorkerDied."""
+        """Run the model on one batch of feeds: outputs by name.
+
+        Errors: RemoteError with ONNX Runtime's message; WorkerDied.
+        """
         try:
             outputs: dict[str, NDArray[Any]] = self.worker.call(
                 "run", self.handle(), dict(feeds)
@@ -103,47 +113,36 @@ class Session:
             ) from None
         return outputs
 
-    def optimized_ops(self) -> dict[str, int]:
-        """Counts of `domain.op` in ONNX Runtime's own optimized graph (`Conv`,
-        `com.microsoft.QLinearAdd`).
-        """
-        counts: dict[str, int] = self.worker.call(
-            "optimized_ops", str(self.path), self._providers(), self.threads
-        )
-        return counts
-
     def optimized_nodes(self) -> list[KernelNode]:
         """Nodes of ONNX Runtime's own optimized graph, those of subgraphs included."""
-        nodes = self.worker.call(
+        nodes: list[KernelNode] = self.worker.call(
             "optimized_nodes", str(self.path), self._providers(), self.threads
         )
-        return [KernelNode(*fields) for fields in nodes]
+        return nodes
 
     def close(self) -> None:
         """Free the session in the child."""
-        if (
-            self._handle >= 0
-            and self.worker.alive
-            and self._generation == self.worker.generation
-        ):
+        if self._handle >= 0 and self._is_open():
             self.worker.call("close_session", self._handle)
-        self._handle, self._generation = -1, 0
+        self._handle = -1
+        # no child has this generation: the next use opens the session again
+        self._generation = 0
 
     def _providers(self) -> list[tuple[str, dict[str, str]]]:
-        partner: list[tuple[str, dict[str, str]]] = (
-            [(self.provider.partner, {})] if self.provider.partner else []
-        )
-        return [(self.provider.ort_name, self.options), *partner]
+        """Providers and their options, the preferred one first, as ONNX Runtime takes them."""
+        providers = [(self.provider.ort_name, self.options)]
+        if self.provider.partner:
+            providers.append((self.provider.partner, {}))
+        return providers
 
     def _open(self) -> None:
-        p = self.provider
         try:
-            self._handle, inputs, outputs = self.worker.call(
+            opened: OpenedSession = self.worker.call(
                 "open_session",
                 str(self.path),
-                p.name,
+                self.provider.name,
                 self._providers(),
-                p.install,
+                self.provider.install,
                 self.threads,
                 self.optimize,
                 self.spin,
@@ -155,9 +154,11 @@ class Session:
                 f"ONNX Runtime cannot load it: {error.problem}",
                 "run `onnx-opt inspect` on it; a newer onnxruntime may know its operators",
             ) from None
+        self._handle = opened.handle
+        # after the call, which may have started the child
         self._generation = self.worker.generation
-        self.inputs = [_tensor_info(*i) for i in inputs]
-        self.outputs = [_tensor_info(*o) for o in outputs]
+        self.inputs = [_tensor_info(value) for value in opened.inputs]
+        self.outputs = [_tensor_info(value) for value in opened.outputs]
 
 
 def open_session(
@@ -170,11 +171,13 @@ def open_session(
     spin: bool = True,
     exact: bool = False,
 ) -> Session:
-    """Load a model in the worker's child. `threads` 0 is ONNX Runtime's choice; `optimize` its
-    graph optimizations; `spin` whether its threads burn their cores while they wait, which is
-    faster where nothing else runs; `exact` makes ONNX Runtime use slower kernels where 8-bit
-    products saturate (`session.x64quantprecision`), which it does to optimized graphs alone, and
-    not where layers share a zero point.
+    """Load a model in the worker's child.
+
+    `options`: of the provider, in ONNX Runtime's words. `threads`: 0 is ONNX Runtime's choice.
+    `optimize`: let ONNX Runtime optimize the graph. `spin`: let its threads burn their cores while
+    they wait, which is faster where nothing else runs. `exact`: have it use slower kernels where
+    8-bit products saturate (`session.x64quantprecision`), which it does to optimized graphs alone,
+    and not where layers share a zero point.
 
     Errors: RefusedError when ONNX Runtime cannot load the model or lacks the provider; WorkerDied
     when it crashes.
@@ -193,17 +196,24 @@ def open_session(
     return session
 
 
-def _tensor_info(name: str, kind: str, shape: list[Any]) -> TensorInfo:
-    inner = kind.removeprefix("tensor(").removesuffix(")")
-    dtype = (
-        _DTYPES.get(inner, inner if "(" not in inner else kind)
-        if kind.startswith("tensor(")
-        else kind
-    )
-    dims = tuple(
-        d
-        if isinstance(d, int) and d >= 0
-        else (d if isinstance(d, str) and d else None)
-        for d in shape
-    )
-    return TensorInfo(name, dtype, dims)
+def _tensor_info(value: OrtTensor) -> TensorInfo:
+    dims = tuple(_dim(length) for length in value.shape)
+    return TensorInfo(value.name, _dtype(value.type), dims)
+
+
+def _dtype(ort_type: str) -> str:
+    if not ort_type.startswith("tensor("):
+        return ort_type
+    element = ort_type.removeprefix("tensor(").removesuffix(")")
+    if "(" in element:
+        return ort_type
+    return _DTYPES.get(element, element)
+
+
+def _dim(length: Any) -> Dim:
+    if isinstance(length, int):
+        # some exporters write -1 for an open length
+        return length if length >= 0 else None
+    if isinstance(length, str) and length:
+        return length
+    return None

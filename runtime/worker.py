@@ -1,5 +1,6 @@
-"""A child process that runs ONNX Runtime: valid models can abort the process they run in, or never
-return.
+"""A child process that runs ONNX Runtime.
+
+Valid models can abort the process that they run in, or never return.
 """
 
 from __future__ import annotations
@@ -18,22 +19,42 @@ from typing import IO, Any
 from .. import CheckError, OnnxOptError, RefusedError, UsageError
 from ._worker import ipc
 
+# imports this very package by its folder: the parent may have found it in a way that the child's
+# sys.path does not know
 _BOOTSTRAP = """
 import importlib.util, sys
 root = sys.argv[1]
-spec = importlib.util.spec_from_file_location("onnx_opt", root + "/__init__.py", submodule_search_locations=[root])
+spec = importlib.util.spec_from_file_location(
+    "onnx_opt", root + "/__init__.py", submodule_search_locations=[root]
+)
 sys.modules["onnx_opt"] = module = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(module)
 from onnx_opt.runtime._worker import child
 child.serve(int(sys.argv[2]), int(sys.argv[3]))
 """
+"""The child's program; its arguments are the package's folder and those of `child.serve`."""
+
 _ERRORS: dict[str, type[OnnxOptError]] = {
-    c.__name__: c for c in (OnnxOptError, UsageError, RefusedError, CheckError)
+    "OnnxOptError": OnnxOptError,
+    "UsageError": UsageError,
+    "RefusedError": RefusedError,
+    "CheckError": CheckError,
 }
+
+_EXIT_SECONDS = 10
+"""Seconds that a child which closed its pipe may take to end. Chosen by hand; not measured."""
+
 _STDERR_LINES = 3
-_RESERVED_BY_A_THREAD = (
-    192 << 20
-)  # stack and glibc's heap arena: counted as address space, not used
+_STDERR_BYTES = 4096
+_STDERR_CHARACTERS = 400
+"""The end of a dead child's stderr that is read, and the part of it that an error shows. Chosen by
+hand; not measured.
+"""
+
+_RESERVED_BY_A_THREAD = 192 << 20
+"""Bytes of address space that a thread reserves and does not use: its stack and glibc's arena of
+the heap. Chosen by hand from their defaults on 64-bit Linux (8 MiB and up to 2 x 64 MiB).
+"""
 
 
 class WorkerDied(OnnxOptError):
@@ -41,8 +62,9 @@ class WorkerDied(OnnxOptError):
 
 
 class RemoteError(OnnxOptError):
-    """An exception in the child, with ONNX Runtime's message; `kind` is the exception's class name
-    there.
+    """An exception in the child, with ONNX Runtime's message.
+
+    `kind` is the name of the exception's class there.
     """
 
     def __init__(self, where: str, problem: str, fix: str, kind: str) -> None:
@@ -51,10 +73,10 @@ class RemoteError(OnnxOptError):
 
 
 class Worker:
-    """One child process; starts at the first call, and again at the first call after it died.
+    """One child process, started at the first call, and again at the first call after it died.
 
-    `timeout`: seconds a call may take. `memory_bytes`: limit of the child's address space; None is
-    the machine's physical memory and what its threads reserve (not on Windows, nor for GPU
+    `timeout`: seconds that a call may take. `memory_bytes`: limit of the child's address space;
+    None is the machine's physical memory and what its threads reserve (not on Windows, nor for GPU
     providers, which reserve far more than they use). One call at a time: not for use from several
     threads. `generation` counts the starts: handles from an earlier generation are void.
     """
@@ -79,7 +101,7 @@ class Worker:
 
     @property
     def alive(self) -> bool:
-        """Whether the child is running."""
+        """True while the child is running."""
         return self._process is not None and self._process.poll() is None
 
     def call(
@@ -87,8 +109,9 @@ class Worker:
     ) -> Any:
         """Run one function of `_worker/child.py` in the child and return its value.
 
-        Errors: WorkerDied when the child ended or went past a limit, RemoteError for an exception
-        in it; the project's own errors come back as they were raised.
+        `timeout`: seconds for this call. Errors: WorkerDied when the child ended or went past a
+        limit, RemoteError for an exception in it; the project's own errors come back as they were
+        raised.
         """
         self.start()
         limit = self.timeout if timeout is None else timeout
@@ -97,15 +120,19 @@ class Worker:
         timer.daemon = True
         timer.start()
         try:
-            reply = self._exchange((function, args, kwargs))
+            reply = self._exchange(ipc.Call(function, args, kwargs))
         except (EOFError, OSError):
-            raise self._death(function, limit if expired.is_set() else None) from None
+            exceeded = limit if expired.is_set() else None
+            raise self._death(function, exceeded) from None
         except BaseException:
+            # interrupted between two messages: an answer may still come, to no question
             self._kill()
             raise
         finally:
             timer.cancel()
-        return self._value(function, reply)
+        if reply.failure is not None:
+            raise self._error(function, reply.failure)
+        return reply.value
 
     def start(self) -> None:
         """Start the child unless it runs."""
@@ -114,20 +141,15 @@ class Worker:
         self._kill()
         root = Path(__file__).resolve().parents[1]
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the child
+        program = [sys.executable, "-P", "-c", _BOOTSTRAP]
+        arguments = [str(root), str(os.getpid()), str(self.memory_bytes)]
         self._process = subprocess.Popen(
-            [
-                sys.executable,
-                "-P",
-                "-c",
-                _BOOTSTRAP,
-                str(root),
-                str(os.getpid()),
-                str(self.memory_bytes),
-            ],
+            program + arguments,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._stderr,
-            start_new_session=True,  # Ctrl-C in the terminal is the parent's to handle
+            # Ctrl-C in the terminal is the parent's to handle
+            start_new_session=True,
         )
         self.generation += 1
 
@@ -135,84 +157,88 @@ class Worker:
         """End the child."""
         self._kill()
 
-    def _exchange(self, message: Any) -> Any:
+    def _exchange(self, call: ipc.Call) -> ipc.Reply:
         assert self._process
         assert self._process.stdin
         assert self._process.stdout
-        ipc.send(self._process.stdin, message)  # type: ignore[arg-type]
-        return ipc.receive(self._process.stdout)  # type: ignore[arg-type]
+        ipc.send(self._process.stdin, call)  # type: ignore[arg-type]
+        reply: ipc.Reply = ipc.receive(self._process.stdout)  # type: ignore[arg-type]
+        return reply
 
-    def _value(self, function: str, reply: tuple[str, Any]) -> Any:
-        status, value = reply
-        if status == "ok":
-            return value
-        kind, where, problem, fix = value
+    def _error(self, function: str, failure: ipc.Failure) -> OnnxOptError:
+        """Make the error to raise for a failure in the child."""
+        kind, where, problem, fix = failure
         if kind == "MemoryError":
+            # what it holds would leave the next call as little memory
             self._kill()
-            raise WorkerDied(
+            return WorkerDied(
                 where,
                 f"needs more than the {self.memory_bytes / 2**30:.1f} GiB allowed",
                 "use smaller batches, or a machine with more memory",
             )
         if kind in _ERRORS:
-            raise _ERRORS[kind](where, problem, fix)
-        raise RemoteError(where or function, problem, fix, kind)
+            return _ERRORS[kind](where, problem, fix)
+        return RemoteError(where or function, problem, fix, kind)
 
-    def _death(self, function: str, expired: float | None) -> WorkerDied:
-        if expired is not None:
+    def _death(self, function: str, exceeded: float | None) -> WorkerDied:
+        """Make the error for a child that is gone; `exceeded`: the seconds that it had, if those
+        were too few.
+        """
+        if exceeded is not None:
             self._kill()
             return WorkerDied(
                 function,
-                f"ran past {expired:g} s and was stopped",
+                f"ran past {exceeded:g} s and was stopped",
                 "use a smaller model or less data, or raise the time limit",
             )
-        process, tail = self._process, ""
+        process = self._process
         assert process is not None
+        # the pipe closes before the process has ended
         with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(10)
+            process.wait(_EXIT_SECONDS)
         code = process.poll()
-        if self._stderr is not None:
-            tail = self._last_words(self._stderr)
+        tail = "" if self._stderr is None else self._last_words(self._stderr)
         self._kill()
-        how = (
-            signal_name(-code) if code is not None and code < 0 else f"exit code {code}"
-        )
+        how = f"exit code {code}"
+        if code is not None and code < 0:
+            how = signal_name(-code)
+        problem = f"ONNX Runtime's process died ({how})"
+        if tail:
+            problem += f": {tail}"
         fix = (
             "the model triggers a fault in ONNX Runtime: try another version of it, or "
             "report it there"
         )
+        # ONNX Runtime does not kill itself; Linux does so when memory runs out
         if how == "SIGKILL":
             fix = (
                 "the system ended it, usually for want of memory: use smaller batches or "
                 "a larger machine"
             )
-        return WorkerDied(
-            function,
-            f"ONNX Runtime's process died ({how}){': ' + tail if tail else ''}",
-            fix,
-        )
+        return WorkerDied(function, problem, fix)
 
     def _last_words(self, stderr: IO[bytes]) -> str:
-        stderr.seek(max(stderr.seek(0, os.SEEK_END) - 4096, 0))
-        lines = [
-            line.strip()
-            for line in stderr.read().decode(errors="replace").splitlines()
-            if line.strip()
-        ]
-        return " | ".join(lines[-_STDERR_LINES:])[:400]
+        length = stderr.seek(0, os.SEEK_END)
+        stderr.seek(max(length - _STDERR_BYTES, 0))
+        text = stderr.read().decode(errors="replace")
+        lines = [line.strip() for line in text.splitlines() if line.strip()]
+        return " | ".join(lines[-_STDERR_LINES:])[:_STDERR_CHARACTERS]
 
     def _expire(self, expired: threading.Event) -> None:
+        # set before the kill: `call` must see it when the pipe closes
         expired.set()
         if self._process is not None:
             self._process.kill()
 
     def _kill(self) -> None:
-        process, self._process = self._process, None
+        process = self._process
+        self._process = None
         if process is not None:
             process.kill()
             for pipe in (process.stdin, process.stdout):
                 assert pipe is not None
-                with contextlib.suppress(OSError):  # unsent bytes have nowhere to go
+                # unsent bytes have nowhere to go
+                with contextlib.suppress(OSError):
                     pipe.close()
             process.wait()
         if self._stderr is not None:
@@ -224,7 +250,7 @@ class Worker:
 
 
 def signal_name(number: int) -> str:
-    """The name of a signal: 11 is SIGSEGV."""
+    """Name of a signal: 11 is SIGSEGV."""
     try:
         return signal.Signals(number).name
     except ValueError:
@@ -232,10 +258,12 @@ def signal_name(number: int) -> str:
 
 
 def default_limit() -> int:
-    """Bytes of memory of this machine and of the address space of its threads; 0 (no limit) if it
-    does not tell.
+    """Bytes of this machine's memory and of the address space that its threads reserve.
+
+    0, which is no limit, where the system does not tell.
     """
     if not hasattr(os, "sysconf"):
         return 0
     physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return physical + (os.cpu_count() or 1) * _RESERVED_BY_A_THREAD
+    threads = os.cpu_count() or 1
+    return physical + threads * _RESERVED_BY_A_THREAD

@@ -14,7 +14,7 @@ from .. import CheckError, OnnxOptError, RefusedError, UsageError, __version__
 from ..frontends.from_torch import Exported, export_torch, require_torch
 from ..frontends.onnx_file import load, save
 from ..frontends.state_dicts import Loaded, load_into_module, load_state_dict
-from ..runtime._data.callables import failure, load_callable
+from ..runtime.callables import failure, load_callable
 from ..runtime.session import open_session
 from ..runtime.worker import Worker
 from ._run.provenance import PREFIX

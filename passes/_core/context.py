@@ -6,14 +6,17 @@ import contextlib
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 import numpy as np
-import onnx_ir as ir
 from numpy.typing import NDArray
 
 from ... import UsageError
 from .outcome import PassOutcome
+
+if TYPE_CHECKING:
+    # the worker's child receives these values, and need not pay for onnx_ir
+    import onnx_ir as ir
 
 
 class KernelNode(NamedTuple):

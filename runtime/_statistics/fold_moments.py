@@ -1,5 +1,6 @@
-"""Moments of channels fold by fold: what they would have been on some of the samples, without
-running again.
+"""Moments of channels fold by fold.
+
+They tell what a moment would have been on some of the samples, without running the model again.
 """
 
 from __future__ import annotations
@@ -10,59 +11,77 @@ import numpy as np
 from numpy.typing import NDArray
 
 FOLDS = 64
-"""Parts of the data that are kept apart: enough to draw halves from, however many samples there
-are.
+"""Parts of the data that are kept apart.
+
+Enough to draw halves from, however many samples there are. Chosen by hand; not measured.
 """
 
 
 def samples_of(array: NDArray[Any], axis: int, samples: int | None) -> int:
-    """How many equal runs of axis 0 are samples: as many as were fed, or 1 where the axis does not
-    divide so.
+    """Count the equal runs of axis 0 that are samples.
+
+    As many as were fed (None: as axis 0 has), or 1 where the axis does not divide so.
     """
+    if axis % array.ndim == 0:
+        # channels lie there: a sample has no rows of its own
+        return 1
     count = len(array) if samples is None else samples
-    return count if axis % array.ndim != 0 and count and len(array) % count == 0 else 1
+    if count and len(array) % count == 0:
+        return count
+    return 1
 
 
 def fold_sums(rows: NDArray[Any], samples: int, first: int) -> NDArray[np.float64]:
-    """Sums of 1, x, |x| and x^2 by fold, (FOLDS, 4, C); sample i counts to fold i mod FOLDS.
+    """Sums of 1, x, |x| and x^2 by fold: (R, C) -> (FOLDS, 4, C).
 
-    rows: (R, C), sample by sample, the first of them being sample `first` of all.
+    `rows` lie sample by sample; the first is sample `first` of all that were seen. Sample i counts
+    to fold i mod FOLDS.
     """
-    parts = rows.reshape(samples, -1, rows.shape[-1])
-    sums = np.stack(
-        [
-            np.full((samples, rows.shape[-1]), float(parts.shape[1])),
-            parts.sum(axis=1, dtype=np.float64),
-            np.abs(parts).sum(axis=1, dtype=np.float64),
-            np.square(parts, dtype=np.float64).sum(axis=1),
-        ],
-        axis=1,
-    )
+    channels = rows.shape[-1]
+    parts = rows.reshape(samples, -1, channels)
+    counts = np.full((samples, channels), float(parts.shape[1]))
+    # in float64 throughout: means of equal values must leave a variance of zero
+    values = parts.sum(axis=1, dtype=np.float64)
+    magnitudes = np.abs(parts).sum(axis=1, dtype=np.float64)
+    squares = np.square(parts, dtype=np.float64).sum(axis=1)
+    sums = np.stack([counts, values, magnitudes, squares], axis=1)
     total = np.zeros((FOLDS, *sums.shape[1:]))
-    np.add.at(total, (first + np.arange(samples)) % FOLDS, sums)
+    # ufunc.at, as += with an index counts only the last of several samples in one fold
+    np.add.at(total, _folds_of(samples, first), sums)
     return total
 
 
+def _folds_of(samples: int, first: int) -> NDArray[np.int64]:
+    """Fold of each of so many samples, from number `first` on."""
+    numbers = first + np.arange(samples)
+    return numbers % FOLDS
+
+
 def fold_means(total: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Means of x, |x| and x^2 from summed sums, (folds, 3, C); folds without a sample are left
-    out.
+    """Means of x, |x| and x^2 from `fold_sums`: (FOLDS, 4, C) -> (folds, 3, C).
+
+    Folds without a sample are left out.
     """
-    filled = total[total[:, 0, :].any(axis=1)]
+    filled = seen_folds(total)
     return filled[:, 1:] / filled[:, :1]
 
 
 def fold_extremes(rows: NDArray[Any], samples: int, first: int) -> NDArray[np.float64]:
-    """Count, lowest and highest x by fold, (FOLDS, 3, C), infinities where a fold has no sample.
+    """Count, lowest and highest x by fold: (R, C) -> (FOLDS, 3, C).
 
-    Arguments as of `fold_sums`.
+    Arguments as of `fold_sums`. Infinities where a fold has no sample.
     """
-    parts = rows.reshape(samples, -1, rows.shape[-1])
-    total = np.zeros((FOLDS, 3, rows.shape[-1]))
-    total[:, 1], total[:, 2] = np.inf, -np.inf
-    folds = (first + np.arange(samples)) % FOLDS
+    channels = rows.shape[-1]
+    parts = rows.reshape(samples, -1, channels)
+    lowest = parts.min(axis=1)
+    highest = parts.max(axis=1)
+    total = np.zeros((FOLDS, 3, channels))
+    total[:, 1] = np.inf
+    total[:, 2] = -np.inf
+    folds = _folds_of(samples, first)
     np.add.at(total[:, 0], folds, float(parts.shape[1]))
-    np.minimum.at(total[:, 1], folds, parts.min(axis=1).astype(np.float64))
-    np.maximum.at(total[:, 2], folds, parts.max(axis=1).astype(np.float64))
+    np.minimum.at(total[:, 1], folds, lowest.astype(np.float64))
+    np.maximum.at(total[:, 2], folds, highest.astype(np.float64))
     return total
 
 
@@ -74,5 +93,6 @@ def take_extremes(total: NDArray[np.float64], part: NDArray[np.float64]) -> None
 
 
 def seen_folds(total: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The folds of `fold_extremes` that have a sample."""
-    return total[total[:, 0].any(axis=1)]
+    """Folds that have a sample; `total`: sums by fold, the first of which counts values."""
+    counts = total[:, 0]
+    return total[counts.any(axis=1)]

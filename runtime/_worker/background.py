@@ -1,6 +1,4 @@
-"""Work in a second thread, one call behind: statistics of a batch are taken while the next batch
-runs.
-"""
+"""Work in a second thread, one call behind: statistics of a batch are taken during the next run."""
 
 from __future__ import annotations
 
@@ -8,34 +6,46 @@ import sys
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
-_SWITCH_SECONDS = (
-    0.0005  # ONNX Runtime's outputs wait this long for the interpreter, not 5 ms
-)
+_SWITCH_SECONDS = 0.0005
+"""Seconds after which a thread must hand over the interpreter; Python's default is 0.005.
+
+The thread that runs the model needs the interpreter only to fetch outputs, and would wait for it
+as long. Chosen by hand; not measured.
+"""
 
 
-class Counting:
-    """At most one call at a time; a call's error is raised where it is waited for."""
+class BackgroundExecutor:
+    """A background thread that runs one call at a time.
+
+    An error of a call is raised where the call is waited for.
+    """
 
     def __init__(self) -> None:
-        self._threads: ThreadPoolExecutor | None = None
+        self._thread: ThreadPoolExecutor | None = None
         self._pending: Future[None] | None = None
 
     def start(self, call: Callable[[], None]) -> None:
-        """Wait for the call before, then begin this one."""
+        """Begin a call, after waiting for the one before. Errors: whatever that one raised."""
         self.finish()
-        if self._threads is None:
+        if self._thread is None:
             sys.setswitchinterval(_SWITCH_SECONDS)
-            self._threads = ThreadPoolExecutor(1)
-        self._pending = self._threads.submit(call)
+            self._thread = ThreadPoolExecutor(1)
+        self._pending = self._thread.submit(call)
 
     def finish(self) -> None:
-        """Wait until nothing is under way. Errors: whatever the call raised."""
-        pending, self._pending = self._pending, None
+        """Wait until no call is under way. Errors: whatever the call raised."""
+        pending = self._take_pending()
         if pending is not None:
             pending.result()
 
     def abandon(self) -> None:
-        """Wait until nothing is under way, whatever became of it."""
-        pending, self._pending = self._pending, None
+        """Wait until no call is under way, and forget an error that it raised."""
+        pending = self._take_pending()
         if pending is not None:
             pending.exception()
+
+    def _take_pending(self) -> Future[None] | None:
+        # forgotten before it is waited for: an error is raised once, not by every later call
+        pending = self._pending
+        self._pending = None
+        return pending

@@ -1,48 +1,114 @@
-"""Messages between the worker and its parent: length-prefixed pickles, arrays beside them without a
-copy.
+"""Messages between the worker and its child: what they hold, and how they cross a pipe.
+
+A message is a length-prefixed pickle; arrays travel beside it without a copy.
 """
 
 from __future__ import annotations
 
 import pickle
 import struct
-from typing import Any, BinaryIO
+from collections.abc import Mapping
+from typing import Any, BinaryIO, NamedTuple
 
 _LENGTH = struct.Struct("<Q")
 
 
+class Call(NamedTuple):
+    """A request to run one of the child's functions."""
+
+    function: str
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+
+
+class Failure(NamedTuple):
+    """An exception in the child; `kind` is the name of its class."""
+
+    kind: str
+    where: str
+    problem: str
+    fix: str
+
+
+class Reply(NamedTuple):
+    """The answer to a call: the function's value, or the failure that ended it."""
+
+    value: Any = None
+    failure: Failure | None = None
+
+
+class OrtTensor(NamedTuple):
+    """Input or output of a session in ONNX Runtime's own words, such as `tensor(float)`."""
+
+    name: str
+    type: str
+    shape: list[Any]
+
+
+class OpenedSession(NamedTuple):
+    """A session in the child: the number that calls name it by, and its interface."""
+
+    handle: int
+    inputs: list[OrtTensor]
+    outputs: list[OrtTensor]
+
+
+class Powers(NamedTuple):
+    """Sums of y^2 and of (y - y')^2 over an output; `noise` is NaN where the shapes differ."""
+
+    signal: float
+    noise: float
+
+
+class Comparison(NamedTuple):
+    """Two sessions on the same feeds: powers by output, values of scalars, bytes of outputs."""
+
+    powers: dict[str, Powers]
+    scalars: dict[str, float]
+    size: int
+
+
 def send(file: BinaryIO, message: Any) -> None:
-    """Write one message: the pickle, then the buffers of its arrays, each after its length in
-    bytes.
-    """
+    """Write one message: the number of parts, then each part after its length in bytes."""
     buffers: list[pickle.PickleBuffer] = []
-    parts: list[Any] = [
-        pickle.dumps(message, protocol=5, buffer_callback=buffers.append)
-    ]
-    parts += [buffer.raw() for buffer in buffers]
+    # protocol 5 hands out the buffers of arrays, which are written as they lie in memory
+    pickled = pickle.dumps(message, protocol=5, buffer_callback=buffers.append)
+    parts: list[Any] = [pickled]
+    parts.extend(buffer.raw() for buffer in buffers)
     file.write(_LENGTH.pack(len(parts)))
     for part in parts:
-        file.write(_LENGTH.pack(memoryview(part).nbytes))
+        size = memoryview(part).nbytes
+        file.write(_LENGTH.pack(size))
         file.write(part)
     file.flush()
 
 
 def receive(file: BinaryIO) -> Any:
-    """Read one message. Errors: EOFError when the other side is gone, also in the middle of a
-    message.
+    """Read one message.
+
+    Errors: EOFError when the other side is gone, also in the middle of a message.
     """
-    (count,) = _LENGTH.unpack(_read(file, _LENGTH.size))
-    parts = [
-        _read(file, _LENGTH.unpack(_read(file, _LENGTH.size))[0]) for _ in range(count)
-    ]
+    count = _read_length(file)
+    parts = []
+    for _ in range(count):
+        size = _read_length(file)
+        parts.append(_read(file, size))
+    # bytearrays, not bytes: the receiver may write into its arrays
     return pickle.loads(parts[0], buffers=parts[1:])
+
+
+def _read_length(file: BinaryIO) -> int:
+    (length,) = _LENGTH.unpack(_read(file, _LENGTH.size))
+    return int(length)
 
 
 def _read(file: BinaryIO, size: int) -> bytearray:
     data = bytearray(size)
-    view, filled = memoryview(data), 0
+    view = memoryview(data)
+    filled = 0
     while filled < size:
-        got = file.readinto(view[filled:])  # type: ignore[attr-defined]  # every buffered reader has it
+        rest = view[filled:]
+        got = file.readinto(rest)  # type: ignore[attr-defined]  # every buffered reader has it
         if not got:
             raise EOFError
         filled += got

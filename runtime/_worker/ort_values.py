@@ -15,15 +15,16 @@ _BFLOAT16 = "tensor(bfloat16)"
 def run(
     session: Any, names: Sequence[str] | None, feeds: Mapping[str, Any]
 ) -> list[Any]:
-    """`session.run`, for bfloat16 inputs and outputs too."""
-    types = {value.type for value in (*session.get_inputs(), *session.get_outputs())}
+    """Run a session as `session.run` does, with bfloat16 inputs and outputs too."""
+    types = {value.type for value in session.get_inputs()}
+    types.update(value.type for value in session.get_outputs())
     if _BFLOAT16 not in types:
         outputs: list[Any] = session.run(names, feeds)
         return outputs
-    names = names or [o.name for o in session.get_outputs()]
-    values = session.run_with_ort_values(
-        names, {name: _to_ort(np.asarray(array)) for name, array in feeds.items()}
-    )
+    # session.run takes and gives numpy arrays alone, and fails on bfloat16 either way
+    names = names or [output.name for output in session.get_outputs()]
+    ort_feeds = {name: _to_ort(np.asarray(array)) for name, array in feeds.items()}
+    values = session.run_with_ort_values(names, ort_feeds)
     return [_from_ort(value) for value in values]
 
 
@@ -31,12 +32,10 @@ def _to_ort(array: NDArray[Any]) -> Any:
     import onnxruntime as ort
     from onnx import TensorProto
 
-    if array.dtype.name == "bfloat16":
-        bits = np.ascontiguousarray(array).view(np.uint16)
-        return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(
-            bits, TensorProto.BFLOAT16
-        )
-    return ort.OrtValue.ortvalue_from_numpy(array)
+    if array.dtype.name != "bfloat16":
+        return ort.OrtValue.ortvalue_from_numpy(array)
+    bits = np.ascontiguousarray(array).view(np.uint16)
+    return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(bits, TensorProto.BFLOAT16)
 
 
 def _from_ort(value: Any) -> NDArray[Any]:
@@ -45,23 +44,25 @@ def _from_ort(value: Any) -> NDArray[Any]:
         return plain
     import ml_dtypes
 
+    # `numpy()` refuses bfloat16: its two bytes an element are read where they lie
     shape = tuple(value.shape())
-    data = ctypes.string_at(value.data_ptr(), 2 * int(np.prod(shape)))
-    array: NDArray[Any] = (
-        np.frombuffer(data, np.uint16).view(ml_dtypes.bfloat16).reshape(shape)
-    )
+    size = 2 * int(np.prod(shape))
+    data = ctypes.string_at(value.data_ptr(), size)
+    bits = np.frombuffer(data, np.uint16)
+    array: NDArray[Any] = bits.view(ml_dtypes.bfloat16).reshape(shape)
     return array
 
 
 def flattened(names: Sequence[str], outputs: Sequence[Any]) -> dict[str, NDArray[Any]]:
-    """Outputs as arrays by name; an item of a sequence is `name[0]`, …; a map is its values by
-    sorted key.
+    """Flatten outputs into arrays by name.
+
+    An item of a sequence is `name[0]`, …; a map is the array of its values by sorted key. An
+    optional output without a value is left out.
     """
-    return dict(
-        pair
-        for name, value in zip(names, outputs, strict=True)
-        for pair in _flat(name, value)
-    )
+    arrays: dict[str, NDArray[Any]] = {}
+    for name, value in zip(names, outputs, strict=True):
+        arrays.update(_flat(name, value))
+    return arrays
 
 
 def _flat(name: str, value: Any) -> Iterator[tuple[str, NDArray[Any]]]:

@@ -2,15 +2,13 @@
 process.
 """
 
-import dataclasses
-
 import numpy as np
 import onnx_ir as ir
 import onnxruntime
 from onnx_opt.passes._base import NullContext
-from onnx_opt.runtime._statistics.taps import with_taps
 from onnx_opt.runtime.difference import largest_error, unlike
 from onnx_opt.runtime.moments import MomentObserver
+from onnx_opt.runtime.taps import with_taps
 
 
 class CalibratedContext(NullContext):
@@ -31,10 +29,7 @@ class CalibratedContext(NullContext):
         ]
         session = run_session(with_taps(model, named))
         names = [o.name for o in session.get_outputs()]
-        observers = {
-            key: MomentObserver(r.tensor, dataclasses.asdict(r))
-            for key, r in requests.items()
-        }
+        observers = {key: MomentObserver(request) for key, request in requests.items()}
         for feeds in self.feeds:
             values = dict(zip(names, session.run(None, feeds), strict=True)) | feeds
             for key, request in requests.items():

@@ -8,7 +8,7 @@ from hypothesis.extra import numpy as hnp
 from onnx_opt import RefusedError
 from onnx_opt.runtime import calibrate
 from onnx_opt.runtime._statistics.thresholds import _divergences
-from onnx_opt.runtime.calibrate import BINS, Clipped, RangeObserver
+from onnx_opt.runtime.calibrate import BINS, ClippedObserver, RangeObserver
 
 METHODS = ("minmax", "percentile", "entropy", "mse", "auto")
 VALUES = hnp.arrays(
@@ -285,7 +285,7 @@ def test_what_is_clipped_is_counted_as_if_it_had_been_seen(arrays, low, high, re
     arrays = [np.tile(array, repeats) for array in arrays]
     source, clipped = RangeObserver(), RangeObserver()
     for array in arrays:
-        source.update(array, [Clipped(clipped, low, high)])
+        source.update(array, [ClippedObserver(clipped, low, high)])
     assert state(source) == state(observed(*arrays))
     assert state(clipped) == state(
         observed(
@@ -297,7 +297,7 @@ def test_what_is_clipped_is_counted_as_if_it_had_been_seen(arrays, low, high, re
 def test_a_narrow_clip_of_wide_values_keeps_its_own_bins():
     values = np.random.default_rng(12).normal(size=50_000).astype(np.float32) * 1000
     source, relu6 = RangeObserver(), RangeObserver()
-    source.update(values, [Clipped(relu6, 0.0, 6.0)])
+    source.update(values, [ClippedObserver(relu6, 0.0, 6.0)])
     assert (source.exponent, relu6.exponent) == (13, 3)
     assert relu6.bins[BINS // 2 + 6 * BINS // 16] == np.count_nonzero(values >= 6)
 

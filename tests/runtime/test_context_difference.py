@@ -190,7 +190,7 @@ def test_outputs_that_are_not_finite_serve_where_there_are_no_others(worker):
 
 
 @pytest.mark.parametrize("dies", ["reference.onnx", "other.onnx"])
-def test_a_dead_worker_is_a_failure(monkeypatch, dies):
+def test_a_dead_worker_is_a_failure(monkeypatch, sleepy, dies):
     run = Session.run
 
     def dying(self, feeds):

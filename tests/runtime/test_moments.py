@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 from onnx_opt import RefusedError
+from onnx_opt.passes._core.context import MomentRequest
 from onnx_opt.runtime import moments
 from onnx_opt.runtime.moments import MomentObserver, patches
 
@@ -16,20 +17,20 @@ def request(
     pads=(0, 0, 0, 0),
     dilations=(1, 1),
 ):
-    return {
-        "tensor": "x",
-        "kind": kind,
-        "axis": axis,
-        "kernel": kernel,
-        "strides": strides,
-        "pads": pads,
-        "dilations": dilations,
-        "groups": groups,
-    }
+    return MomentRequest(
+        "x",
+        kind,
+        axis=axis,
+        kernel=kernel,
+        strides=strides,
+        pads=pads,
+        dilations=dilations,
+        groups=groups,
+    )
 
 
 def seen(wanted, *arrays):
-    observer = MomentObserver("x", wanted)
+    observer = MomentObserver(wanted)
     for array in arrays:
         observer.update(np.asarray(array, np.float32))
     return observer
@@ -147,7 +148,7 @@ def test_a_regression_has_the_products_with_its_target_behind_the_gram_matrix():
         RANDOM.normal(size=(30, 3)).astype(np.float32),
         RANDOM.normal(size=(30, 2)).astype(np.float32),
     )
-    observer = MomentObserver("x", request("regression"))
+    observer = MomentObserver(request("regression"))
     observer.update(x, y)
     z = np.concatenate([x, np.ones((30, 1))], axis=1)
     np.testing.assert_allclose(
@@ -159,6 +160,6 @@ def test_a_regression_has_the_products_with_its_target_behind_the_gram_matrix():
 
 
 def test_halves_are_multiplied_in_single_precision():
-    observer = MomentObserver("x", request("gram"))
+    observer = MomentObserver(request("gram"))
     observer.update(np.full((100, 1), 300, np.float16))
     np.testing.assert_array_equal(observer.value()[0], [[90000, 300], [300, 1]])

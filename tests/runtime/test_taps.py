@@ -4,11 +4,11 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from onnx_opt.runtime._statistics.taps import constant_names, planned_taps, with_taps
-from onnx_opt.runtime.calibrate import Tap
+from onnx_opt.runtime.calibrate import DerivedTap
 from onnx_opt.runtime.context import RunContext
 from onnx_opt.runtime.feeds import open_feeds
 from onnx_opt.runtime.session import TensorInfo
+from onnx_opt.runtime.taps import constant_names, planned_taps, with_taps
 
 NET = """
 <ir_version: 10, opset_import: ["" : 21]>
@@ -59,11 +59,11 @@ def test_what_does_not_follow_from_another_is_looked_at(name):
 @pytest.mark.parametrize(
     ("name", "tap"),
     [
-        ("relu", Tap("h", 0, math.inf)),
-        ("clip", Tap("h", 0, 6)),
-        ("open", Tap("h", -math.inf, math.inf)),
-        ("moved", Tap("h", -math.inf, math.inf)),
-        ("input", Tap("x", 0, math.inf)),
+        ("relu", DerivedTap("h", 0, math.inf)),
+        ("clip", DerivedTap("h", 0, 6)),
+        ("open", DerivedTap("h", -math.inf, math.inf)),
+        ("moved", DerivedTap("h", -math.inf, math.inf)),
+        ("input", DerivedTap("x", 0, math.inf)),
     ],
 )
 def test_what_clips_or_moves_an_observed_tensor_follows_from_it(name, tap):
@@ -80,7 +80,10 @@ def test_bounds_of_old_models_are_attributes():
     <ir_version: 3, opset_import: ["" : 6]>
     net (float[4] x) => (float[4] y) { y = Clip <min = -1.0, max = 2.0> (x) }
     """
-    assert planned_taps(model_of(text), ["x", "y"]) == {"x": None, "y": Tap("x", -1, 2)}
+    assert planned_taps(model_of(text), ["x", "y"]) == {
+        "x": None,
+        "y": DerivedTap("x", -1, 2),
+    }
 
 
 def test_only_named_floats_become_outputs_and_the_model_stays():

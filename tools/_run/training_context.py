@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from ... import UsageError
 from ...frontends.onnx_file import save
 from ...passes._core.outcome import Declined, PassOutcome
-from ...runtime._statistics.taps import with_taps
 from ...runtime.session import open_session
+from ...runtime.taps import with_taps
 from ...runtime.worker import Worker
 from .gradient_context import DifferentiatingContext
 from .result import ProgressBar

@@ -23,6 +23,7 @@ import argparse
 import json
 import os
 import tempfile
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import islice
@@ -212,7 +213,7 @@ def opened(worker: Worker, rows: list[Row], threads: int) -> list[tuple[Row, Ses
 
 def kernels(session: Session) -> str:
     """Integer kernels / all kernels that multiply."""
-    counts = session.optimized_ops()
+    counts = Counter(node.op for node in session.optimized_nodes())
     integer = sum(n for name, n in counts.items() if name.rsplit(".", 1)[-1] in INTEGER)
     return f"{integer}/{integer + sum(n for name, n in counts.items() if name.rsplit('.', 1)[-1] in FLOAT)}"
 

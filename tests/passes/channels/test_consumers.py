@@ -1,5 +1,3 @@
-import dataclasses
-
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -14,8 +12,8 @@ from onnx_opt.passes._dims.groups import channel_groups
 from onnx_opt.passes._dims.rules import relate
 from onnx_opt.passes._dims.solve import solve
 from onnx_opt.passes._dims.trace import traced
-from onnx_opt.runtime._statistics.taps import with_taps
 from onnx_opt.runtime.moments import MomentObserver
+from onnx_opt.runtime.taps import with_taps
 
 HEAD = '<ir_version: 10, opset_import: ["" : 21]>\n'
 
@@ -173,7 +171,7 @@ def test_the_gram_matrix_gives_the_energy_of_the_output(text):
             strict=True,
         )
     )
-    observer = MomentObserver("t", dataclasses.asdict(consumer.request()))
+    observer = MomentObserver(consumer.request())
     observer.update(values[consumer.tensor.name])
     matrix, grams = consumer.matrix(), consumer.grams(observer.value())[:, :-1, :-1]
     assert len(grams) == consumer.groups

@@ -4,7 +4,7 @@ from calibrated_context import run_session
 from importance_nets import RAW, literal, mlp, solved
 from onnx_opt.passes._base import NullContext
 from onnx_opt.passes._channels.importance.data import UNREAD, activation, variance
-from onnx_opt.runtime._statistics.taps import with_taps
+from onnx_opt.runtime.taps import with_taps
 
 EYE = [[1, 0, 0], [0, 1, 0], [0, 0, 1]]
 V = [[3, 4], [1, 0], [0, 2]]

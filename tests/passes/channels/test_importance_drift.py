@@ -10,8 +10,9 @@ from onnx_opt.passes._channels.importance.data import UNREAD
 from onnx_opt.passes._channels.importance.drift import drift, drift_order
 from onnx_opt.passes._channels.importance.obs import Surgeon
 from onnx_opt.passes._channels.importance.scores import ScoreOptions
-from onnx_opt.runtime._statistics.taps import with_taps
+from onnx_opt.passes._core.context import MomentRequest
 from onnx_opt.runtime.moments import patches
+from onnx_opt.runtime.taps import with_taps
 
 EXACT = ScoreOptions(damp=0.0)
 RANDOM = np.random.default_rng(0)
@@ -107,13 +108,16 @@ def test_patches_of_convolutions_go_together(calibrated, reader_groups):
     (found,) = drift_order(
         groups, solution, model, calibrated([feeds]), ScoreOptions(damp=1e-9)
     )
-    window = {
-        "kernel": (3, 3),
-        "strides": (1, 1),
-        "pads": (1, 1, 1, 1),
-        "dilations": (1, 1),
-        "groups": reader_groups,
-    }
+    window = MomentRequest(
+        "r",
+        "gram",
+        axis=1,
+        kernel=(3, 3),
+        strides=(1, 1),
+        pads=(1, 1, 1, 1),
+        dilations=(1, 1),
+        groups=reader_groups,
+    )
     hidden = run_session(with_taps(model, ["r"])).run(["r"], feeds)[0]
     rows = patches(hidden, window).astype(float)
     weight = (

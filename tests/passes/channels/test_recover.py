@@ -18,7 +18,7 @@ from onnx_opt.passes._dims.remove import remove_slots
 from onnx_opt.passes._dims.rules import relate
 from onnx_opt.passes._dims.solve import solve
 from onnx_opt.passes._dims.trace import traced
-from onnx_opt.runtime._statistics.taps import with_taps
+from onnx_opt.runtime.taps import with_taps
 
 RANDOM = np.random.default_rng(1)
 FEEDS = [{"x": RANDOM.normal(size=(128, 4)).astype(np.float32)} for _ in range(3)]

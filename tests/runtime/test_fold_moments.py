@@ -1,13 +1,12 @@
 import numpy as np
 import pytest
+from onnx_opt.passes._core.context import MomentRequest
 from onnx_opt.runtime._statistics.fold_moments import FOLDS, samples_of
 from onnx_opt.runtime.moments import MomentObserver
 
 
 def observer(axis=-1):
-    return MomentObserver(
-        "x", {"tensor": "x", "kind": "profile", "axis": axis, "kernel": ()}
-    )
+    return MomentObserver(MomentRequest("x", "profile", axis))
 
 
 def test_each_sample_is_a_fold_of_its_own_while_there_are_few():
@@ -74,9 +73,7 @@ def test_shards_merge():
 
 
 def extremes_of(*parts, samples=None):
-    seen = MomentObserver(
-        "x", {"tensor": "x", "kind": "extremes", "axis": -1, "kernel": ()}
-    )
+    seen = MomentObserver(MomentRequest("x", "extremes"))
     for part in parts:
         seen.update(np.asarray(part, np.float32), samples=samples)
     return seen

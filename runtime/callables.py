@@ -14,7 +14,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from ... import OnnxOptError, RefusedError, UsageError
+from .. import OnnxOptError, RefusedError, UsageError
 
 
 def load_callable(text: str, where: str) -> Callable[..., Any]:
@@ -118,9 +118,7 @@ def user_code(function: Callable[[], Iterable[Any]], text: str) -> Iterator[Any]
 def failure(text: str, error: Exception) -> RefusedError:
     """An exception of user code as ours: what, and the file and line where it was raised."""
     frames = traceback.extract_tb(error.__traceback__)
-    own = [
-        f for f in frames if not f.filename.startswith(str(Path(__file__).parents[1]))
-    ]
+    own = [f for f in frames if not f.filename.startswith(str(Path(__file__).parent))]
     place = f" at {own[-1].filename}:{own[-1].lineno}" if own else ""
     if isinstance(error, SyntaxError):
         place = f" at {error.filename}:{error.lineno}"

@@ -1,0 +1,236 @@
+"""Sessions that the child holds, by handle: opening, running, comparing and timing them."""
+
+from __future__ import annotations
+
+import math
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ... import RefusedError
+from ...passes._core.context import KernelNode
+from . import ort_values
+from .ipc import Comparison, OpenedSession, OrtTensor, Powers
+
+Feeds = Mapping[str, Any]
+Providers = list[tuple[str, dict[str, str]]]
+
+# as passes/_core/ops.py has it, which would bring onnx_ir into the child: a second at its start
+_STANDARD_DOMAINS = ("", "ai.onnx")
+
+_SESSIONS: dict[int, Any] = {}
+
+_WARM_UP_BATCHES = 2
+"""Untimed runs before a timing: the first of a shape allocates memory and starts the threads.
+
+Chosen by hand; not measured.
+"""
+
+
+def session_at(handle: int) -> Any:
+    """Get the session of a handle, an `onnxruntime.InferenceSession`."""
+    return _SESSIONS[handle]
+
+
+def open_session(
+    path: str,
+    provider: str,
+    providers: Providers,
+    install: str,
+    threads: int,
+    optimize: bool,
+    spin: bool = True,
+    exact: bool = False,
+) -> OpenedSession:
+    """Create a session on the first of `providers`, never on another one.
+
+    `provider`: our name of it. Errors: RefusedError, with `install` as its fix, where ONNX Runtime
+    lacks the provider or cannot start it.
+    """
+    import onnxruntime as ort
+
+    ort_name = providers[0][0]
+    if ort_name not in ort.get_available_providers():
+        raise RefusedError(
+            f"provider {provider}",
+            f"this onnxruntime ({ort.__version__}) has no {ort_name}",
+            install,
+        )
+    if provider != "cpu":
+        _prepare_gpu(provider)
+    settings = _session_options(threads, optimize)
+    if not spin:
+        settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if exact:
+        settings.add_session_config_entry("session.x64quantprecision", "1")
+    session = ort.InferenceSession(path, settings, providers=providers)
+    # ONNX Runtime only logs that a provider does not start, and runs everything on the CPU
+    if ort_name not in session.get_providers():
+        raise RefusedError(
+            f"provider {provider}",
+            f"{ort_name} does not start here: its libraries or a device are missing",
+            install,
+        )
+    session.disable_fallback()
+    # handles are never used twice: closed sessions keep their place, as None
+    handle = len(_SESSIONS)
+    _SESSIONS[handle] = session
+    inputs = [_described(value) for value in session.get_inputs()]
+    outputs = [_described(value) for value in session.get_outputs()]
+    return OpenedSession(handle, inputs, outputs)
+
+
+def _described(value: Any) -> OrtTensor:
+    return OrtTensor(value.name, value.type, list(value.shape))
+
+
+def _session_options(threads: int, optimize: bool) -> Any:
+    import onnxruntime as ort
+
+    settings = ort.SessionOptions()
+    # 4: only what ends the process; every other error comes back as an exception
+    settings.log_severity_level = 4
+    settings.intra_op_num_threads = threads
+    # idle sessions would slow the one that is timed
+    settings.add_session_config_entry("session.force_spinning_stop", "1")
+    levels = ort.GraphOptimizationLevel
+    level = levels.ORT_ENABLE_ALL if optimize else levels.ORT_DISABLE_ALL
+    settings.graph_optimization_level = level
+    return settings
+
+
+def _prepare_gpu(provider: str) -> None:
+    """Lift the address-space limit and load the libraries of pip's packages."""
+    import importlib
+    import importlib.util
+
+    import onnxruntime as ort
+
+    if sys.platform != "win32":
+        import resource
+
+        # CUDA reserves far more address space than it uses
+        hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+        resource.setrlimit(resource.RLIMIT_AS, (hard, hard))
+    ort.preload_dlls()
+    if provider == "tensorrt" and importlib.util.find_spec("tensorrt"):
+        importlib.import_module("tensorrt")
+
+
+def close(handle: int) -> None:
+    """Free a session."""
+    _SESSIONS[handle] = None
+
+
+def run(handle: int, feeds: Feeds) -> dict[str, NDArray[Any]]:
+    """Run a session: outputs by name; items of a sequence are `name[0]`, `name[1]`, …"""
+    session = _SESSIONS[handle]
+    names = [output.name for output in session.get_outputs()]
+    return ort_values.flattened(names, ort_values.run(session, None, feeds))
+
+
+def optimized_nodes(path: str, providers: Providers, threads: int) -> list[KernelNode]:
+    """Nodes of ONNX Runtime's optimized graph, those of subgraphs included."""
+    model = _optimized_model(path, providers, threads)
+    nodes: list[KernelNode] = []
+    pending = [model.graph]
+    while pending:
+        for node in pending.pop().node:
+            domain = "" if node.domain in _STANDARD_DOMAINS else f"{node.domain}."
+            op = domain + node.op_type
+            inputs = tuple(node.input)
+            outputs = tuple(node.output)
+            nodes.append(KernelNode(op, node.name, inputs, outputs))
+            for attribute in node.attribute:
+                if attribute.HasField("g"):
+                    pending.append(attribute.g)
+                else:
+                    pending.extend(attribute.graphs)
+    return nodes
+
+
+def _optimized_model(path: str, providers: Providers, threads: int) -> Any:
+    """Have ONNX Runtime write its optimized graph, and read that without the weights."""
+    import onnx
+    import onnxruntime as ort
+
+    with tempfile.TemporaryDirectory() as folder:
+        settings = _session_options(threads, optimize=True)
+        settings.optimized_model_filepath = str(Path(folder, "optimized.onnx"))
+        # weights in a file beside it: a graph above 2 GB could not be written at all
+        settings.add_session_config_entry(
+            "session.optimized_model_external_initializers_file_name", "weights.bin"
+        )
+        settings.add_session_config_entry(
+            "session.optimized_model_external_initializers_min_size_in_bytes", "1024"
+        )
+        ort.InferenceSession(path, settings, providers=providers)
+        return onnx.load(settings.optimized_model_filepath, load_external_data=False)
+
+
+def compare(
+    handle: int, other: int, feeds: Feeds, scalars: Sequence[str]
+) -> Comparison:
+    """Run two sessions on the same feeds and compare their common outputs.
+
+    `scalars`: outputs of the first session, of one element each, whose values are returned.
+    """
+    first = run(handle, feeds)
+    second = run(other, feeds)
+    powers = {}
+    for name in first.keys() & second.keys():
+        powers[name] = _powers(first[name], second[name])
+    values = {name: float(first[name]) for name in scalars}
+    arrays = (*first.values(), *second.values())
+    size = sum(array.nbytes for array in arrays)
+    return Comparison(powers, values, size)
+
+
+def _powers(reference: NDArray[Any], got: NDArray[Any]) -> Powers:
+    y = np.asarray(reference, np.float64)
+    signal = float(np.vdot(y, y))
+    if y.shape != got.shape:
+        return Powers(signal, math.nan)
+    error = y - np.asarray(got, np.float64)
+    return Powers(signal, float(np.vdot(error, error)))
+
+
+def time_rounds(
+    handles: Sequence[int],
+    feeds: Sequence[Sequence[Feeds]],
+    seconds: float,
+    min_rounds: int,
+    max_rounds: int,
+) -> list[list[float]]:
+    """Time sessions in rounds, in each of which every session runs once: ms, one list a session.
+
+    `feeds`: batches of each session, used in turn. It ends after `seconds` or `max_rounds`, but not
+    before `min_rounds`.
+    """
+    sessions = [_SESSIONS[handle] for handle in handles]
+    for session, batches in zip(sessions, feeds, strict=True):
+        for batch in batches[:_WARM_UP_BATCHES]:
+            ort_values.run(session, None, batch)
+    times: list[list[float]] = [[] for _ in sessions]
+    forwards = list(range(len(sessions)))
+    backwards = forwards[::-1]
+    end = time.perf_counter() + seconds
+    turn = 0
+    while turn < min_rounds or (turn < max_rounds and time.perf_counter() < end):
+        # the order alternates: going first, with cold caches, costs each session alike
+        order = forwards if turn % 2 == 0 else backwards
+        for index in order:
+            batches = feeds[index]
+            batch = batches[turn % len(batches)]
+            start = time.perf_counter()
+            ort_values.run(sessions[index], None, batch)
+            elapsed = time.perf_counter() - start
+            times[index].append(elapsed * 1e3)
+        turn += 1
+    return times

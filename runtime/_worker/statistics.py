@@ -1,0 +1,147 @@
+"""Statistics of tensors that the child gathers while its sessions run."""
+
+from __future__ import annotations
+
+import functools
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...passes._core.context import MomentRequest
+from ..calibrate import ClippedObserver, DerivedTap, RangeObserver
+from ..moments import MomentObserver
+from . import ort_values
+from .background import BackgroundExecutor
+from .sessions import Feeds, session_at
+
+_HELD_BYTES = 256 << 20
+"""Bytes of outputs above which counting does not overlap with the next run, so that only one batch
+of them is held. Chosen by hand; not measured.
+"""
+
+_OBSERVERS: dict[int, dict[str, RangeObserver]] = {}
+_MOMENTS: dict[int, dict[str, MomentObserver]] = {}
+_BACKGROUND = BackgroundExecutor()
+
+
+def forget(handle: int) -> None:
+    """Drop the statistics of a session."""
+    _BACKGROUND.abandon()
+    _OBSERVERS.pop(handle, None)
+    _MOMENTS.pop(handle, None)
+
+
+def observe(handle: int, feeds: Feeds, taps: Mapping[str, DerivedTap | None]) -> int:
+    """Run the feeds and count tapped outputs (or inputs) in the session's observers.
+
+    Returns the bytes of the outputs. A name with a `DerivedTap` is not fetched: it follows from the
+    tap's source. Counting goes on while the next feeds run; an error in it is raised by the next
+    call.
+    """
+    observers = _OBSERVERS.setdefault(handle, {})
+    fetched = [name for name, tap in taps.items() if tap is None]
+    outputs = _run_for(handle, fetched, feeds)
+    size = _bytes_of(outputs)
+    arrays = {name: outputs.get(name, feeds.get(name)) for name in fetched}
+    _BACKGROUND.start(functools.partial(_count, observers, arrays, taps))
+    if size > _HELD_BYTES:
+        _BACKGROUND.finish()
+    return size
+
+
+def _run_for(handle: int, names: Iterable[str], feeds: Feeds) -> dict[str, Any]:
+    """Run a session for those of the names that are its outputs; nothing is run for none."""
+    session = session_at(handle)
+    produced = {output.name for output in session.get_outputs()}
+    wanted = [name for name in names if name in produced]
+    if not wanted:
+        return {}
+    outputs = ort_values.run(session, wanted, feeds)
+    return dict(zip(wanted, outputs, strict=True))
+
+
+def _bytes_of(outputs: Mapping[str, Any]) -> int:
+    return sum(array.nbytes for array in outputs.values())
+
+
+def _count(
+    observers: dict[str, RangeObserver],
+    arrays: dict[str, Any],
+    taps: Mapping[str, DerivedTap | None],
+) -> None:
+    """Update the observers, emptying `arrays`."""
+    clipped: defaultdict[str, list[ClippedObserver]] = defaultdict(list)
+    for name, tap in taps.items():
+        if tap is None or not _is_float(arrays.get(tap.source)):
+            continue
+        observer = observers.setdefault(name, RangeObserver(name))
+        follower = ClippedObserver(observer, tap.low, tap.high)
+        clipped[tap.source].append(follower)
+    for name in list(arrays):
+        # taken out, so that each array is freed as soon as it is counted
+        array = arrays.pop(name)
+        if _is_float(array):
+            observer = observers.setdefault(name, RangeObserver(name))
+            observer.update(array, clipped[name])
+
+
+def _is_float(array: Any) -> bool:
+    if array is None:
+        return False
+    return np.issubdtype(np.asarray(array).dtype, np.floating)
+
+
+def ranges(
+    handle: int, method: str, percentile: float, levels: int
+) -> dict[str, tuple[float, float]]:
+    """Range (low, high) of every tensor that was observed in this session."""
+    _BACKGROUND.finish()
+    found = {}
+    for name, observer in _OBSERVERS.get(handle, {}).items():
+        if observer.count:
+            found[name] = observer.range(method, percentile, levels)
+    return found
+
+
+def accumulate(handle: int, feeds: Feeds, requests: Mapping[str, MomentRequest]) -> int:
+    """Run the feeds and take what the requests name into this session's moments.
+
+    Returns the bytes of the outputs.
+    """
+    observers = _MOMENTS.setdefault(handle, {})
+    names: dict[str, None] = {}
+    for request in requests.values():
+        names[request.tensor] = None
+        if request.target:
+            names[request.target] = None
+    outputs = _run_for(handle, names, feeds)
+    values = {**feeds, **outputs}
+    samples = _samples_in(feeds)
+    for key, request in requests.items():
+        array = values.get(request.tensor)
+        if not _is_float(array):
+            continue
+        target = values.get(request.target) if request.target else None
+        observer = observers.setdefault(key, MomentObserver(request))
+        observer.update(array, target, samples=samples)
+    return _bytes_of(outputs)
+
+
+def _samples_in(feeds: Feeds) -> int:
+    """Samples in the feeds: the length of axis 0 of the first array that has one."""
+    for array in feeds.values():
+        if np.ndim(array):
+            return int(np.shape(array)[0])
+    return 1
+
+
+def moments(handle: int) -> dict[str, NDArray[np.float64]]:
+    """Every moment that was observed in this session, by the request's key."""
+    found = {}
+    for key, observer in _MOMENTS.get(handle, {}).items():
+        if observer.count:
+            found[key] = observer.value()
+    return found
