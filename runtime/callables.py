@@ -1,5 +1,6 @@
-"""User functions named as text: `module:callable` and `file.py:callable`, and their failures as one
-clear line.
+"""User functions named as text, `module:callable` or `file.py:callable`.
+
+Their failures become one clear line.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from .. import OnnxOptError, RefusedError, UsageError
 
 
 def load_callable(text: str, where: str) -> Callable[..., Any]:
-    """The function that `module:name` or `file.py:name` names.
+    """Load the function that `module:name` or `file.py:name` names; `where` says what it is for.
 
     Errors: UsageError when the text has no such form or the name is not there, RefusedError when
     its module fails.
@@ -30,25 +31,20 @@ def load_callable(text: str, where: str) -> Callable[..., Any]:
             "is not of the form module:callable",
             "write file.py:function",
         )
-    module = (
-        _load_file(Path(source), text)
-        if source.endswith(".py")
-        else _load_module(source, text)
-    )
+    if source.endswith(".py"):
+        module = _load_file(Path(source), text)
+    else:
+        module = _load_module(source, text)
     function: Any = module
     for part in name.split("."):
         function = getattr(function, part, None)
     if function is None:
-        near = difflib.get_close_matches(
-            name, [n for n in vars(module) if not n.startswith("_")], 1
-        )
-        raise UsageError(
-            f"{where} {text}",
-            f"{source} has no '{name}'",
-            f"did you mean '{near[0]}'?"
-            if near
-            else f"define a function '{name}' in {source}",
-        )
+        public = [other for other in vars(module) if not other.startswith("_")]
+        near = difflib.get_close_matches(name, public, 1)
+        fix = f"define a function '{name}' in {source}"
+        if near:
+            fix = f"did you mean '{near[0]}'?"
+        raise UsageError(f"{where} {text}", f"{source} has no '{name}'", fix)
     if not callable(function):
         raise UsageError(
             f"{where} {text}",
@@ -70,7 +66,8 @@ def _load_file(path: Path, text: str) -> ModuleType:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses and pickle look their module up
+    # dataclasses and pickle look their module up
+    sys.modules[spec.name] = module
     try:
         spec.loader.exec_module(module)
     except Exception as error:
@@ -82,6 +79,7 @@ def _load_module(name: str, text: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
+        # else a module that the user's own one imports is missing
         if error.name and (name == error.name or name.startswith(f"{error.name}.")):
             raise RefusedError(
                 text,
@@ -94,8 +92,9 @@ def _load_module(name: str, text: str) -> ModuleType:
 
 
 def user_code(function: Callable[[], Iterable[Any]], text: str) -> Iterator[Any]:
-    """Call a user's function and iterate what it returns; its exceptions become RefusedError with
-    file and line.
+    """Call a user's function and iterate over its result.
+
+    Errors: RefusedError, with file and line, for any exception of it.
     """
     try:
         iterator = iter(function())
@@ -116,15 +115,21 @@ def user_code(function: Callable[[], Iterable[Any]], text: str) -> Iterator[Any]
 
 
 def failure(text: str, error: Exception) -> RefusedError:
-    """An exception of user code as ours: what, and the file and line where it was raised."""
-    frames = traceback.extract_tb(error.__traceback__)
-    own = [f for f in frames if not f.filename.startswith(str(Path(__file__).parent))]
-    place = f" at {own[-1].filename}:{own[-1].lineno}" if own else ""
-    if isinstance(error, SyntaxError):
-        place = f" at {error.filename}:{error.lineno}"
+    """Make a RefusedError of user code's exception, with the file and line that raised it."""
+    problem = type(error).__name__
     first = (str(error).splitlines() or [""])[0]
-    return RefusedError(
-        text,
-        f"{type(error).__name__}{': ' + first if first else ''}{place}",
-        "correct that function",
-    )
+    if first:
+        problem += f": {first}"
+    return RefusedError(text, problem + _place(error), "correct that function")
+
+
+def _place(error: Exception) -> str:
+    if isinstance(error, SyntaxError):
+        # raised by the import, not in the file that holds it
+        return f" at {error.filename}:{error.lineno}"
+    frames = traceback.extract_tb(error.__traceback__)
+    folder = str(Path(__file__).parent)
+    theirs = [frame for frame in frames if not frame.filename.startswith(folder)]
+    if not theirs:
+        return ""
+    return f" at {theirs[-1].filename}:{theirs[-1].lineno}"

@@ -1,5 +1,6 @@
-"""Data for a model: batches of named arrays, checked against its inputs, iterated and never held
-whole.
+"""Data for a model: batches of named arrays, checked against its inputs.
+
+They are iterated and never held whole.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ import difflib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +22,9 @@ from .callables import load_callable, user_code
 from .session import TensorInfo
 
 Arrays = dict[str, NDArray[Any]]
+_Shapes = tuple[tuple[int, ...], ...]
+
+# image sides, and lengths of texts and signals, that models in the wild are fixed to inside
 _SIZES: tuple[dict[str, int], ...] = (
     {"batch": 2, "spatial": 64, "sequence": 16},
     {"batch": 2, "spatial": 224, "sequence": 64},
@@ -31,7 +35,8 @@ _SIZES: tuple[dict[str, int], ...] = (
     {"batch": 1, "spatial": 224, "sequence": 576},
     {"batch": 1, "spatial": 640, "sequence": 1},
 )
-"""Lengths to try for open axes, likeliest first."""
+"""Lengths to try for open axes, likeliest first. Chosen by hand; not measured."""
+
 _FORMS = (
     "an .npz or .npy file, a folder of test_data_set_* or of images, module:callable or "
     "file.py:callable"
@@ -47,8 +52,10 @@ class Batch:
 
 
 class Feeds:
-    """Checked batches, as often as they are iterated. `warnings` holds what was adapted or left
-    out, each once.
+    """Checked batches, as often as they are iterated.
+
+    `warnings` tells what was adapted or left out, each once. Iterating raises RefusedError for a
+    batch that does not fit the inputs.
     """
 
     def __init__(
@@ -63,10 +70,11 @@ class Feeds:
         self.warnings: list[str] = []
 
     def __iter__(self) -> Iterator[Batch]:
-        count = 0
-        for count, item in enumerate(self._source(), 1):
-            yield self._checked(item, f"{self.where}, batch {count - 1}")
-        if not count:
+        empty = True
+        for number, item in enumerate(self._source()):
+            empty = False
+            yield self._checked(item, f"{self.where}, batch {number}")
+        if empty:
             raise RefusedError(
                 self.where, "holds no batches", "give at least one sample"
             )
@@ -80,15 +88,17 @@ class Feeds:
         raw, labels = _split(item, list(self.inputs), where)
         _same_names(raw, self.inputs, where)
         feeds = {name: self._array(name, raw[name], where) for name in self.inputs}
-        rows = next((len(a) for a in feeds.values() if a.ndim), None)
+        lengths = [len(array) for array in feeds.values() if array.ndim]
+        rows = lengths[0] if lengths else None
         if rows == 0:
             raise RefusedError(where, "is an empty batch", "leave empty batches out")
-        return Batch(
-            feeds, None if labels is None else _label_array(labels, rows, where)
-        )
+        if labels is None:
+            return Batch(feeds)
+        return Batch(feeds, _label_array(labels, rows, where))
 
     def _array(self, name: str, value: Any, where: str) -> NDArray[Any]:
-        info, place = self.inputs[name], f"{where}, input '{name}'"
+        info = self.inputs[name]
+        place = f"{where}, input '{name}'"
         if not info.is_tensor:
             raise RefusedError(
                 place,
@@ -96,21 +106,8 @@ class Feeds:
                 "export the model with tensor inputs",
             )
         array = self._cast(np.asarray(value), info, place)
-        if array.ndim != len(info.shape):
-            raise RefusedError(
-                place,
-                f"shape {_shape(array.shape)} has rank {array.ndim}; the model takes "
-                f"{_shape(info.shape)}",
-                f"give arrays of rank {len(info.shape)}",
-            )
-        for axis, (have, want) in enumerate(zip(array.shape, info.shape, strict=True)):
-            if isinstance(want, int) and have != want:
-                raise RefusedError(
-                    place,
-                    f"shape {_shape(array.shape)}: axis {axis} is {have}; the model takes "
-                    f"{_shape(info.shape)}",
-                    f"give arrays of shape {_shape(info.shape)}",
-                )
+        _check_shape(array, info, place)
+        # not of bfloat16, whose kind is V: numpy's own functions do not know it
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             bad = "NaN" if np.isnan(array).any() else "an infinite value"
             raise RefusedError(
@@ -121,16 +118,17 @@ class Feeds:
         return array
 
     def _cast(self, array: NDArray[Any], info: TensorInfo, place: str) -> NDArray[Any]:
-        """The array in the input's type: only casts that lose nothing, and float64 to float32."""
-        if array.dtype.name == info.dtype or (
-            info.dtype == "object" and array.dtype.kind in "OUS"
-        ):
-            return array.astype(object) if info.dtype == "object" else array
+        """Cast to the input's type: only where that loses nothing, and float64 to float32."""
+        if info.dtype == "object" and array.dtype.kind in "OUS":
+            return array.astype(object)
+        if array.dtype.name == info.dtype:
+            return array
         wanted = _numpy_dtype(info.dtype)
         if wanted is not None and _can_cast(array, wanted):
             if not np.can_cast(array.dtype, wanted):
+                own = array.dtype.name
                 self.note(
-                    f"{self.where}: input '{info.name}' is {array.dtype.name}, fed as {info.dtype}"
+                    f"{self.where}: input '{info.name}' is {own}, fed as {info.dtype}"
                 )
             return array.astype(wanted)
         raise RefusedError(
@@ -152,10 +150,10 @@ class StoredFeeds(Feeds):
 
 
 def open_feeds(data: Any, inputs: Sequence[TensorInfo]) -> Feeds:
-    """Feeds from any form of data: a path or `module:callable` text, a dict of arrays, a callable,
-    a list of batches.
+    """Open feeds of any form of data.
 
-    A batch is a dict of input name to array (an array alone for a model with one input), or (batch,
+    `data`: a path or `module:callable` text, a dict of arrays, a callable, or a list of batches. A
+    batch is a dict of input name to array (an array alone for a model with one input), or (batch,
     labels). Errors: UsageError for a form that is not known, RefusedError for data that does not
     fit; the batches themselves are checked as they are iterated.
     """
@@ -166,17 +164,19 @@ def open_feeds(data: Any, inputs: Sequence[TensorInfo]) -> Feeds:
     if isinstance(data, Mapping):
         return _from_arrays(arrays_module.in_memory(data), inputs, "data")
     if callable(data):
+        # instances of a class with __call__ have no name of their own
         name = getattr(data, "__qualname__", type(data).__name__)
         return Feeds(lambda: user_code(data, name), inputs, name)
     if isinstance(data, np.ndarray):
         return _from_arrays(arrays_module.in_memory({"data": data}), inputs, "data")
+    # an iterator returns itself; it is spent after the first pass, and passes need several
     if isinstance(data, Iterable) and iter(data) is not data:
         return Feeds(lambda: data, inputs, "data")
-    problem = (
-        f"a {type(data).__name__} can be iterated only once"
-        if isinstance(data, Iterator)
-        else (f"a {type(data).__name__} is no data")
-    )
+    kind = type(data).__name__
+    if isinstance(data, Iterator):
+        problem = f"a {kind} can be iterated only once"
+    else:
+        problem = f"a {kind} is no data"
     raise UsageError(
         "data",
         problem,
@@ -217,10 +217,12 @@ def _from_arrays(
 
 
 def _split(item: Any, names: list[str], where: str) -> tuple[Mapping[str, Any], Any]:
-    """A raw batch as (feeds, labels or None)."""
+    """Split a raw batch into feeds, and labels or None."""
     if isinstance(item, Batch):
         return item.feeds, item.labels
-    feeds, labels = item if isinstance(item, tuple) and len(item) == 2 else (item, None)
+    feeds, labels = item, None
+    if isinstance(item, tuple) and len(item) == 2:
+        feeds, labels = item
     if isinstance(feeds, Mapping):
         return feeds, labels
     if len(names) == 1 and isinstance(feeds, np.ndarray):
@@ -252,16 +254,13 @@ def _same_names(
     given: Mapping[str, Any], inputs: Mapping[str, TensorInfo], where: str
 ) -> None:
     unknown = [name for name in given if name not in inputs]
-    missing = [name for name in inputs if name not in given]
     if unknown:
         near = difflib.get_close_matches(str(unknown[0]), inputs, 1)
-        raise RefusedError(
-            where,
-            f"the model has no input '{unknown[0]}'",
-            f"did you mean '{near[0]}'?"
-            if near
-            else f"its inputs are {', '.join(inputs)}",
-        )
+        fix = f"its inputs are {', '.join(inputs)}"
+        if near:
+            fix = f"did you mean '{near[0]}'?"
+        raise RefusedError(where, f"the model has no input '{unknown[0]}'", fix)
+    missing = [name for name in inputs if name not in given]
     if missing:
         raise RefusedError(
             where,
@@ -270,8 +269,29 @@ def _same_names(
         )
 
 
+def _check_shape(array: NDArray[Any], info: TensorInfo, place: str) -> None:
+    """Refuse an array of another rank, or of another length where the model's is fixed."""
+    have = _shape(array.shape)
+    want = _shape(info.shape)
+    if array.ndim != len(info.shape):
+        raise RefusedError(
+            place,
+            f"shape {have} has rank {array.ndim}; the model takes {want}",
+            f"give arrays of rank {len(info.shape)}",
+        )
+    for axis, length in enumerate(info.shape):
+        own = array.shape[axis]
+        if isinstance(length, int) and own != length:
+            raise RefusedError(
+                place,
+                f"shape {have}: axis {axis} is {own}; the model takes {want}",
+                f"give arrays of shape {want}",
+            )
+
+
 def _numpy_dtype(name: str) -> np.dtype[Any] | None:
-    """The type, or None; importing ml_dtypes registers bfloat16 with numpy."""
+    """Find the type of that name; None where numpy has none."""
+    # registers bfloat16 with numpy
     import ml_dtypes  # noqa: F401
 
     try:
@@ -281,16 +301,19 @@ def _numpy_dtype(name: str) -> np.dtype[Any] | None:
 
 
 def _can_cast(array: NDArray[Any], wanted: np.dtype[Any]) -> bool:
-    if np.can_cast(array.dtype, wanted) or (
-        array.dtype == np.float64 and wanted == np.float32
-    ):
+    if np.can_cast(array.dtype, wanted):
         return True
-    integers = array.dtype.kind in "iu" and wanted.kind in "iu"
-    return bool(integers and (array == array.astype(wanted)).all())
+    # numpy makes float64 unless it is told otherwise: what it loses, users do not mean
+    if array.dtype == np.float64 and wanted == np.float32:
+        return True
+    if array.dtype.kind not in "iu" or wanted.kind not in "iu":
+        return False
+    return bool((array == array.astype(wanted)).all())
 
 
 def _shape(shape: Sequence[Any]) -> str:
-    return "[" + ", ".join("?" if d is None else str(d) for d in shape) + "]"
+    lengths = ["?" if length is None else str(length) for length in shape]
+    return f"[{', '.join(lengths)}]"
 
 
 def synthetic_feeds(
@@ -300,8 +323,10 @@ def synthetic_feeds(
     overrides: Overrides | None = None,
     sizes: Mapping[str, int] | None = None,
 ) -> Feeds:
-    """Made-up batches, the same for the same seed. `sizes`: lengths of open `batch`, `spatial`,
-    `sequence` axes.
+    """Make up batches, the same for the same seed.
+
+    `overrides`: lengths of symbols or shapes of inputs. `sizes`: lengths of open `batch`, `spatial`
+    and `sequence` axes. Errors: RefusedError for an input that is no tensor of numbers or texts.
     """
     chosen = {**_SIZES[0], **(sizes or {})}
     for info in inputs:
@@ -313,12 +338,14 @@ def synthetic_feeds(
             )
 
     def make() -> Iterator[Arrays]:
+        # made anew for every iteration, which gives the same batches
         random = np.random.default_rng(seed)
         for _ in range(batches):
-            yield {
-                i.name: array_for(i, shape_of(i, chosen, overrides or {}), random)
-                for i in inputs
-            }
+            batch = {}
+            for info in inputs:
+                shape = shape_of(info, chosen, overrides or {})
+                batch[info.name] = array_for(info, shape, random)
+            yield batch
 
     return Feeds(make, inputs, "synthetic data")
 
@@ -326,53 +353,65 @@ def synthetic_feeds(
 def candidate_feeds(
     inputs: Sequence[TensorInfo], seed: int, batches: int = 2
 ) -> Iterator[Feeds]:
-    """Synthetic feeds of several sizes, likeliest first: take the first for which the original's
-    outputs are finite.
+    """Make up feeds of several sizes, likeliest first.
+
+    Callers take the first for which the original's outputs are finite.
     """
-    tried: set[tuple[tuple[int, ...], ...]] = set()
+    tried: set[_Shapes] = set()
     for sizes in _SIZES:
-        shapes = tuple(shape_of(i, sizes, {}) for i in inputs)
+        shapes = _shapes_of(inputs, sizes, {})
         if shapes not in tried:
             tried.add(shapes)
             yield synthetic_feeds(inputs, seed, batches, sizes=sizes)
 
 
+def _shapes_of(
+    inputs: Sequence[TensorInfo], sizes: Mapping[str, int], overrides: Overrides
+) -> _Shapes:
+    return tuple(shape_of(info, sizes, overrides) for info in inputs)
+
+
+class _Lengths(NamedTuple):
+    """Lengths of open axes, by kind of axis and by symbol."""
+
+    sizes: dict[str, int]
+    symbols: dict[str, int]
+
+
 def sized_feeds(
     inputs: Sequence[TensorInfo], seed: int, rows: Sequence[int]
 ) -> Iterator[list[Feeds]]:
-    """Synthetic feeds of one batch for each length in `rows`, likeliest other sizes first; a symbol
-    has one length.
+    """Make up feeds of one batch for each length in `rows`, likeliest other sizes first.
 
-    Lengths that make no difference to the shapes are left out.
+    A symbol has one length in all inputs. Lengths that make no difference to the shapes are left
+    out.
     """
-    tried: set[tuple[tuple[int, ...], ...]] = set()
+    tried: set[_Shapes] = set()
     for sizes in _SIZES:
-        plans: dict[
-            tuple[tuple[int, ...], ...], tuple[dict[str, int], dict[str, int]]
-        ] = {}
+        plans: dict[_Shapes, _Lengths] = {}
         for count in rows:
             chosen = {**sizes, "batch": count}
             symbols = _symbol_lengths(inputs, chosen)
-            plans.setdefault(
-                tuple(shape_of(i, chosen, symbols) for i in inputs), (chosen, symbols)
-            )
-        if not tried.issuperset(plans):
-            tried.update(plans)
-            yield [
-                synthetic_feeds(inputs, seed, 1, symbols, chosen)
-                for chosen, symbols in plans.values()
-            ]
+            shapes = _shapes_of(inputs, chosen, symbols)
+            plans.setdefault(shapes, _Lengths(chosen, symbols))
+        if tried.issuperset(plans):
+            continue
+        tried.update(plans)
+        sized = []
+        for plan in plans.values():
+            sized.append(synthetic_feeds(inputs, seed, 1, plan.symbols, plan.sizes))
+        yield sized
 
 
 def _symbol_lengths(
     inputs: Sequence[TensorInfo], sizes: Mapping[str, int]
 ) -> dict[str, int]:
-    """A length for each symbol, as the input of the highest rank has it: names alone may tell less
-    of a vector.
-    """
+    """Length of each symbol, as the input of the highest rank has it."""
     lengths: dict[str, int] = {}
+    # where a symbol stands in a vector tells less of what it is
     for info in sorted(inputs, key=lambda i: -len(i.shape)):
-        for dim, length in zip(info.shape, shape_of(info, sizes, lengths), strict=True):
+        shape = shape_of(info, sizes, lengths)
+        for dim, length in zip(info.shape, shape, strict=True):
             if isinstance(dim, str):
                 lengths.setdefault(dim, length)
     return lengths

@@ -1,6 +1,4 @@
-"""Batches from arrays: .npz and .npy files read as streams (compressed too), and arrays in
-memory.
-"""
+"""Batches from arrays: .npz and .npy files read as streams, and arrays in memory."""
 
 from __future__ import annotations
 
@@ -21,42 +19,52 @@ from ... import RefusedError
 from ..session import TensorInfo
 
 LABELS = "labels"
+"""Name of the array that holds labels, unless an input has that name."""
+
 BATCH = 64
-BATCH_BYTES = (
-    4 << 20
-)  # of inputs: activations are some ten times larger, and whole batches are run at once
+"""Samples of a batch, at most, where the model takes any number. Chosen by hand; not measured."""
+
+BATCH_BYTES = 4 << 20
+"""Bytes of the inputs of a batch, at most, where the model takes any number of samples.
+
+Activations are some ten times larger, and whole batches are run at once. Chosen by hand; samples of
+megabytes then took several times less time and memory than batches of 64.
+"""
 
 
-class Rows(Protocol):
-    """An array read from the front, so many rows at a time."""
+class RowReader(Protocol):
+    """A function that reads an array from the front, so many rows at a time."""
 
     def __call__(self, count: int) -> NDArray[Any]: ...
 
 
 @dataclass(frozen=True)
 class Stored:
-    """An array that is not loaded: its shape and type, and how to open it as rows."""
+    """An array that is not loaded: its shape and type, and a function that opens it as rows."""
 
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
-    open: Callable[[ExitStack], Rows]
+    open: Callable[[ExitStack], RowReader]
 
 
 @dataclass(frozen=True)
-class Plan:
-    """How arrays become batches: `sliced` and `whole` map input names to array names."""
+class BatchPlan:
+    """Which arrays become batches: `sliced` and `whole` map input names to array names.
+
+    `batch`: samples of a batch; `exact`: the model takes no other number.
+    """
 
     sliced: dict[str, str]
     whole: dict[str, str]
     labels: str | None
     samples: int
     batch: int
+    exact: bool = False
 
     @property
     def dropped(self) -> int:
+        """Number of samples at the end that make no whole batch."""
         return self.samples % self.batch if self.exact else 0
-
-    exact: bool = False
 
 
 @dataclass(frozen=True)
@@ -66,38 +74,44 @@ class ArraySet:
     arrays: dict[str, Stored]
 
     def batches(
-        self, plan: Plan
+        self, plan: BatchPlan
     ) -> Iterator[tuple[dict[str, NDArray[Any]], NDArray[Any] | None]]:
-        """(feeds, labels) in order; each batch is read when it is asked for."""
+        """Yield (feeds, labels) in order; each batch is read when it is asked for."""
         with ExitStack() as stack:
             whole = {i: self._all(key, stack) for i, key in plan.whole.items()}
-            rows = {i: self.arrays[key].open(stack) for i, key in plan.sliced.items()}
-            labels = self.arrays[plan.labels].open(stack) if plan.labels else None
+            readers = {i: self._open(key, stack) for i, key in plan.sliced.items()}
+            read_labels = self._open(plan.labels, stack) if plan.labels else None
             for start in range(0, plan.samples - plan.dropped, plan.batch):
                 count = min(plan.batch, plan.samples - start)
-                feeds = {name: read(count) for name, read in rows.items()} | whole
-                yield feeds, labels(count) if labels else None
+                feeds = {name: read(count) for name, read in readers.items()}
+                labels = read_labels(count) if read_labels else None
+                yield feeds | whole, labels
+
+    def _open(self, key: str, stack: ExitStack) -> RowReader:
+        return self.arrays[key].open(stack)
 
     def _all(self, key: str, stack: ExitStack) -> NDArray[Any]:
-        stored = self.arrays[key]
-        return stored.open(stack)(stored.shape[0] if stored.shape else 1)
+        read = self._open(key, stack)
+        return read(_length(self.arrays[key]))
 
 
 def in_memory(arrays: Mapping[str, Any]) -> ArraySet:
-    """Arrays that the caller holds."""
-    return ArraySet(
-        {str(name): _held(np.asarray(array)) for name, array in arrays.items()}
-    )
+    """Make a set of arrays that the caller holds."""
+    held = {str(name): _held(np.asarray(array)) for name, array in arrays.items()}
+    return ArraySet(held)
 
 
 def _held(array: NDArray[Any]) -> Stored:
-    def open_rows(stack: ExitStack) -> Rows:
+    def open_rows(stack: ExitStack) -> RowReader:
         position = 0
 
         def read(count: int) -> NDArray[Any]:
             nonlocal position
+            if array.ndim == 0:
+                return array
+            start = position
             position += count
-            return array[position - count : position] if array.ndim else array
+            return array[start:position]
 
         return read
 
@@ -105,7 +119,7 @@ def _held(array: NDArray[Any]) -> Stored:
 
 
 def open_file(path: Path) -> ArraySet:
-    """The arrays of an .npz (by key) or .npy file (key `data`); only their headers are read.
+    """Open the arrays of an .npz (by key) or .npy file (key `data`); only headers are read.
 
     Errors: RefusedError for a missing or damaged file, or for pickled objects, which are never
     loaded.
@@ -118,18 +132,8 @@ def open_file(path: Path) -> ArraySet:
         )
     try:
         if path.suffix == ".npy":
-            return ArraySet({"data": _stored(lambda: open(path, "rb"), f"{path.name}")})
-        with zipfile.ZipFile(path) as archive:
-            names = [name for name in archive.namelist() if name.endswith(".npy")]
-        return ArraySet(
-            {
-                name.removesuffix(".npy"): _stored(
-                    _member(path, name),
-                    f"{path.name}, array '{name.removesuffix('.npy')}'",
-                )
-                for name in names
-            }
-        )
+            return ArraySet({"data": _stored(lambda: open(path, "rb"), path.name)})
+        return _open_archive(path)
     except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise RefusedError(
             f"data {path.name}",
@@ -138,13 +142,24 @@ def open_file(path: Path) -> ArraySet:
         ) from error
 
 
+def _open_archive(path: Path) -> ArraySet:
+    with zipfile.ZipFile(path) as archive:
+        members = [name for name in archive.namelist() if name.endswith(".npy")]
+    arrays = {}
+    for member in members:
+        key = member.removesuffix(".npy")
+        arrays[key] = _stored(_member(path, member), f"{path.name}, array '{key}'")
+    return ArraySet(arrays)
+
+
 def _member(path: Path, name: str) -> Callable[[], IO[bytes]]:
     def open_member() -> IO[bytes]:
         archive = zipfile.ZipFile(path)
         try:
             return archive.open(name)
         finally:
-            archive.close()  # the member keeps the file open until it is closed itself
+            # the member keeps the file open until it is closed itself
+            archive.close()
 
     return open_member
 
@@ -159,10 +174,11 @@ def _stored(opener: Callable[[], IO[bytes]], where: str) -> Stored:
             "save plain arrays: array.astype('int64') or astype(str)",
         )
 
-    def open_rows(stack: ExitStack) -> Rows:
+    def open_rows(stack: ExitStack) -> RowReader:
         file = stack.enter_context(opener())
         _header(file)
         if fortran and len(shape) > 1:
+            # rows lie scattered over a file in column order: it is read whole
             data = file.read()
             array = np.frombuffer(data, dtype).reshape(shape[::-1]).T
             return _held(np.ascontiguousarray(array)).open(stack)
@@ -179,8 +195,9 @@ def _read_rows(
     where: str,
 ) -> NDArray[Any]:
     rows = (count, *shape[1:]) if shape else ()
-    size = int(np.prod(rows, dtype=np.int64)) * dtype.itemsize
+    size = math.prod(rows) * dtype.itemsize
     data = bytearray()
+    # a compressed member gives less than was asked for
     while len(data) < size:
         part = file.read(size - len(data))
         if not part:
@@ -202,48 +219,37 @@ def _header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
     return shape, fortran, dtype
 
 
-def plan(arrays: ArraySet, inputs: Sequence[TensorInfo], where: str) -> Plan:
-    """Match arrays to inputs and choose the batch: the model's where it is fixed."""
+def plan(arrays: ArraySet, inputs: Sequence[TensorInfo], where: str) -> BatchPlan:
+    """Match arrays to inputs and choose the batch: the model's where it is fixed.
+
+    Errors: RefusedError for arrays that do not fit the inputs, or too few samples.
+    """
     names = [i.name for i in inputs]
-    keys = {
-        key: stored
-        for key, stored in arrays.arrays.items()
-        if key != LABELS or LABELS in names
-    }
-    matched = _matched(list(keys), inputs, where)
-    fixed = {i.name for i in inputs if not i.shape}
-    batch_dims = {i.name: i.shape[0] for i in inputs if i.shape}
-    sliced = [i for i in inputs if i.name not in fixed]
-    open_ended = [i for i in sliced if not isinstance(batch_dims[i.name], int)]
-    lead = (open_ended or sliced)[:1]
-    samples = _length(keys[matched[lead[0].name]]) if lead else 1
-    whole = fixed | {
-        i.name
-        for i in sliced
-        if isinstance(batch_dims[i.name], int)
-        and _length(keys[matched[i.name]]) == batch_dims[i.name] != samples
-    }
-    steps = {d for n, d in batch_dims.items() if isinstance(d, int) and n not in whole}
-    cut = {name: key for name, key in matched.items() if name not in whole}
-    step = (
-        next(iter(steps))
-        if len(steps) == 1
-        else _open_batch([keys[key] for key in cut.values()])
-    )
-    labels = LABELS if LABELS in arrays.arrays and LABELS not in keys else None
-    _same_lengths(
-        arrays, [*cut.values(), *([labels] if labels else [])], samples, where
-    )
+    labels = LABELS if LABELS in arrays.arrays and LABELS not in names else None
+    keys = [key for key in arrays.arrays if key != labels]
+    matched = _matched(keys, inputs, where)
+    lengths = {name: _length(arrays.arrays[key]) for name, key in matched.items()}
+    samples = _samples_in(lengths, inputs)
+    whole = _whole_inputs(lengths, inputs, samples)
+    sliced = {name: key for name, key in matched.items() if name not in whole}
+    steps = set()
+    for info in inputs:
+        if info.name not in whole and isinstance(info.shape[0], int):
+            steps.add(info.shape[0])
+    # several fixed lengths: no step suits them, and the batches are refused one by one
+    exact = len(steps) == 1
+    if exact:
+        step = steps.pop()
+    else:
+        step = _open_batch([arrays.arrays[key] for key in sliced.values()])
+    cut = list(sliced.values())
+    if labels:
+        cut.append(labels)
+    _same_lengths(arrays, cut, samples, where)
     if samples == 0:
         raise RefusedError(where, "holds no samples", "give at least one sample")
-    result = Plan(
-        cut,
-        {n: matched[n] for n in whole},
-        labels,
-        samples,
-        int(step),
-        exact=len(steps) == 1,
-    )
+    kept_whole = {name: matched[name] for name in whole}
+    result = BatchPlan(sliced, kept_whole, labels, samples, step, exact)
     if result.dropped == samples:
         raise RefusedError(
             where,
@@ -253,41 +259,69 @@ def plan(arrays: ArraySet, inputs: Sequence[TensorInfo], where: str) -> Plan:
     return result
 
 
+def _samples_in(lengths: Mapping[str, int], inputs: Sequence[TensorInfo]) -> int:
+    """Count the samples: as the first input with an open batch has them, else the first that has
+    axes.
+    """
+    with_axes = [i for i in inputs if i.shape]
+    for info in with_axes:
+        if not isinstance(info.shape[0], int):
+            return lengths[info.name]
+    return lengths[with_axes[0].name] if with_axes else 1
+
+
+def _whole_inputs(
+    lengths: Mapping[str, int], inputs: Sequence[TensorInfo], samples: int
+) -> set[str]:
+    """Names of the inputs whose array goes into every batch as it is.
+
+    Scalars, and arrays that have exactly the fixed length that the model asks for: tables rather
+    than samples.
+    """
+    whole = set()
+    for info in inputs:
+        length = lengths[info.name]
+        if not info.shape or (length == info.shape[0] and length != samples):
+            whole.add(info.name)
+    return whole
+
+
 def _matched(
     keys: list[str], inputs: Sequence[TensorInfo], where: str
 ) -> dict[str, str]:
+    """Name of the array of each input."""
     names = [i.name for i in inputs]
     if len(names) == 1 and len(keys) == 1:
         return {names[0]: keys[0]}
+    unknown = [key for key in keys if key not in names]
     for name in names:
         if name not in keys:
-            near = difflib.get_close_matches(
-                name, [key for key in keys if key not in names], 1, 0.4
-            )
+            # far names too: a file's own names often share little with the model's
+            near = difflib.get_close_matches(name, unknown, 1, 0.4)
+            fix = f"the inputs are {', '.join(names)}"
+            if near:
+                fix = f"rename '{near[0]}' to '{name}'"
             raise RefusedError(
                 where,
                 f"no array for input '{name}'; it holds {', '.join(keys) or 'nothing'}",
-                f"rename '{near[0]}' to '{name}'"
-                if near
-                else f"the inputs are {', '.join(names)}",
+                fix,
             )
-    unknown = [key for key in keys if key not in names]
     if unknown:
         near = difflib.get_close_matches(unknown[0], names, 1)
-        raise RefusedError(
-            where,
-            f"the model has no input '{unknown[0]}'",
-            f"did you mean '{near[0]}'?"
-            if near
-            else f"the inputs are {', '.join(names)}",
-        )
+        fix = f"the inputs are {', '.join(names)}"
+        if near:
+            fix = f"did you mean '{near[0]}'?"
+        raise RefusedError(where, f"the model has no input '{unknown[0]}'", fix)
     return {name: name for name in names}
 
 
 def _open_batch(sliced: list[Stored]) -> int:
-    """Rows of a batch that may have any: at most BATCH, and no more than fit BATCH_BYTES."""
-    row = sum(math.prod(stored.shape[1:]) * stored.dtype.itemsize for stored in sliced)
-    return max(min(BATCH, BATCH_BYTES // max(row, 1)), 1)
+    """Choose the rows of a batch that may have any: at most BATCH, within BATCH_BYTES."""
+    row_bytes = 0
+    for stored in sliced:
+        row_bytes += math.prod(stored.shape[1:]) * stored.dtype.itemsize
+    affordable = BATCH_BYTES // max(row_bytes, 1)
+    return max(min(BATCH, affordable), 1)
 
 
 def _length(stored: Stored) -> int:
@@ -296,9 +330,10 @@ def _length(stored: Stored) -> int:
 
 def _same_lengths(arrays: ArraySet, keys: list[str], samples: int, where: str) -> None:
     for key in keys:
-        if _length(arrays.arrays[key]) != samples:
+        length = _length(arrays.arrays[key])
+        if length != samples:
             raise RefusedError(
                 where,
-                f"'{key}' holds {_length(arrays.arrays[key])} samples, others {samples}",
+                f"'{key}' holds {length} samples, others {samples}",
                 "axis 0 of every array is the sample: make them equally long",
             )

@@ -15,8 +15,9 @@ from .images import SPEC, ImageFolder
 
 
 def open_folder(path: Path, names: list[str]) -> Callable[[], Iterator[Any]]:
-    """The batches of a folder, whichever kind it is. Errors: RefusedError for an unknown or empty
-    one.
+    """Open a folder of either kind; the result yields its batches, each time it is called.
+
+    `names`: of the model's inputs. Errors: RefusedError for an unknown or empty folder.
     """
     sets = sorted(path.glob("test_data_set_*"), key=_number)
     if not sets and path.name.startswith("test_data_set_"):
@@ -24,8 +25,8 @@ def open_folder(path: Path, names: list[str]) -> Callable[[], Iterator[Any]]:
     if sets:
         return lambda: (_test_data(folder, names) for folder in sets)
     if (path / SPEC).is_file():
-        folder = ImageFolder.open(path)
-        return lambda: folder.batches(names)
+        images = ImageFolder.open(path)
+        return lambda: images.batches(names)
     raise RefusedError(
         f"data {path}",
         f"has neither test_data_set_* folders nor images with a {SPEC}",
@@ -34,18 +35,17 @@ def open_folder(path: Path, names: list[str]) -> Callable[[], Iterator[Any]]:
 
 
 def _number(path: Path) -> tuple[int, str]:
+    """Key that sorts names by the number at their end: 2 before 10."""
     digits = re.search(r"(\d+)$", path.name)
-    return (int(digits[1]) if digits else -1, path.name)
+    number = int(digits[1]) if digits else -1
+    return number, path.name
 
 
 def _test_data(folder: Path, names: list[str]) -> dict[str, NDArray[Any]]:
-    """One data set: input_0.pb … in the order of the model's inputs, or by the name inside the
-    tensor.
-    """
-    import onnx
-    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
-    from onnx import numpy_helper
+    """Read one data set, input_0.pb and so on.
 
+    A file belongs to the input that its tensor is named after, else to the input of its number.
+    """
     files = sorted(folder.glob("input_*.pb"), key=lambda p: _number(p.with_suffix("")))
     if not files:
         raise RefusedError(
@@ -55,16 +55,29 @@ def _test_data(folder: Path, names: list[str]) -> dict[str, NDArray[Any]]:
         )
     feeds: dict[str, NDArray[Any]] = {}
     for index, file in enumerate(files):
-        tensor = onnx.TensorProto()
-        try:
-            tensor.ParseFromString(file.read_bytes())
-            array = np.asarray(numpy_helper.to_array(tensor))
-        except (DecodeError, ValueError, TypeError) as error:
-            raise RefusedError(
-                f"data {file}",
-                f"is not a tensor: {error}",
-                "write it with onnx.numpy_helper",
-            ) from error
-        positional = names[index] if index < len(names) else f"input_{index}"
-        feeds[tensor.name if tensor.name in names else positional] = array
+        own_name, array = _read_tensor(file)
+        # a file too many gets a name that no input has, and is refused by it later
+        name = names[index] if index < len(names) else f"input_{index}"
+        if own_name in names:
+            name = own_name
+        feeds[name] = array
     return feeds
+
+
+def _read_tensor(file: Path) -> tuple[str, NDArray[Any]]:
+    """Name and values of a serialized TensorProto."""
+    import onnx
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+    from onnx import numpy_helper
+
+    tensor = onnx.TensorProto()
+    try:
+        tensor.ParseFromString(file.read_bytes())
+        array = np.asarray(numpy_helper.to_array(tensor))
+    except (DecodeError, ValueError, TypeError) as error:
+        raise RefusedError(
+            f"data {file}",
+            f"is not a tensor: {error}",
+            "write it with onnx.numpy_helper",
+        ) from error
+    return tensor.name, array

@@ -1,12 +1,13 @@
-"""Made-up inputs from shapes, types and names: deterministic by seed, in ranges that models usually
-accept.
+"""Made-up inputs from shapes, types and names.
+
+Deterministic by seed, in ranges that models usually accept.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,31 +17,42 @@ from ..session import Dim, TensorInfo
 Overrides = Mapping[str, int | Sequence[int]]
 """Length by symbol (`{"seq": 64}`), or a whole shape by input name (`{"x": (1, 3, 64, 64)}`)."""
 
-_INT_HINTS: tuple[tuple[str, int, int], ...] = (
-    (r"mask", 1, 2),
-    (r"type_ids|token_type|segment", 0, 1),
-    (r"(^|_)(sr|sample_?rate)$", 16000, 16001),
-    (r"bytes|pixel|image", 0, 256),
-    (r"ids|token", 1, 100),
+
+class _IntegerRange(NamedTuple):
+    """Integers in [low, high) for inputs whose name has a pattern."""
+
+    pattern: str
+    low: int
+    high: int
+
+
+# the first that fits decides, so that a mask of tokens is a mask
+_INTEGER_RANGES = (
+    _IntegerRange(r"mask", 1, 2),
+    _IntegerRange(r"type_ids|token_type|segment", 0, 1),
+    _IntegerRange(r"(^|_)(sr|sample_?rate)$", 16000, 16001),
+    _IntegerRange(r"bytes|pixel|image", 0, 256),
+    _IntegerRange(r"ids|token", 1, 100),
 )
-"""Name pattern -> integers in [low, high)."""
+"""Ranges that models of common kinds accept: nothing is masked, one segment, speech at 16 kHz,
+bytes, tokens of any vocabulary. Chosen by hand; not measured.
+"""
+
 _STATE = r"state|hidden|cell|^[hc]_?\d*n?$"
-"""Recurrent states are (layers, batch, features)."""
-_STATE = r"state|hidden|cell|^[hc]_?\d*n?$"
-"""Recurrent states are (layers, batch, features)."""
+"""Names of recurrent states, which are (layers, batch, features)."""
 
 
 def shape_of(
     info: TensorInfo, sizes: Mapping[str, int], overrides: Overrides
 ) -> tuple[int, ...]:
-    """A concrete shape; `sizes` has lengths for `batch`, `spatial` and `sequence` axes."""
+    """Choose a concrete shape; `sizes`: lengths for `batch`, `spatial` and `sequence` axes."""
     given = overrides.get(info.name)
     if given is not None and not isinstance(given, int):
         return tuple(given)
-    return tuple(
-        _length(dim, axis, info, sizes, overrides)
-        for axis, dim in enumerate(info.shape)
-    )
+    lengths = []
+    for axis, dim in enumerate(info.shape):
+        lengths.append(_length(dim, axis, info, sizes, overrides))
+    return tuple(lengths)
 
 
 def _length(
@@ -55,6 +67,7 @@ def _length(
     given = overrides.get(dim) if dim else None
     if isinstance(given, int):
         return given
+    # what the symbol is called says more than where it stands
     word = (dim or "").lower()
     if re.search(r"batch|^n$|^b$|^bs$", word):
         return sizes["batch"]
@@ -62,43 +75,53 @@ def _length(
         return sizes["spatial"]
     if re.search(r"seq|len|time|token|sample|^t$|^l$", word):
         return sizes["sequence"]
-    if axis == 0 and len(info.shape) > 1:
+    rank = len(info.shape)
+    if axis == 0 and rank > 1:
         return sizes["batch"]
     if axis == 1 and re.search(_STATE, info.name.lower()):
         return sizes["batch"]
-    if axis == 1 and re.search(_STATE, info.name.lower()):
-        return sizes["batch"]
-    if len(info.shape) >= 4:
-        return 3 if axis == 1 else sizes["spatial"]
-    return sizes["sequence"]
+    if rank < 4:
+        return sizes["sequence"]
+    # an image: three channels, if they are not told, before height and width
+    return 3 if axis == 1 else sizes["spatial"]
 
 
 def array_for(
     info: TensorInfo, shape: tuple[int, ...], random: np.random.Generator
 ) -> NDArray[Any]:
-    """Floats from N(0, 1), integers by name or in [0, 2), bytes in [0, 256), booleans, short
-    texts.
+    """Make up an array of an input's type.
+
+    Floats from N(0, 1), integers by name or in [0, 2), bytes in [0, 256), booleans, short texts.
     """
     if info.dtype == "object":
-        return np.array(
-            [f"text {n}" for n in random.integers(0, 9, int(np.prod(shape)))], object
-        ).reshape(shape)
+        numbers = random.integers(0, 9, int(np.prod(shape)))
+        texts = [f"text {number}" for number in numbers]
+        return np.array(texts, object).reshape(shape)
     if info.dtype == "bool":
         return random.integers(0, 2, shape).astype(bool)
     if "int" in info.dtype:
-        low, high = _int_range(info)
-        if info.name.lower().startswith("position") and shape:
-            return np.broadcast_to(np.arange(shape[-1]), shape).astype(info.dtype)
-        return random.integers(low, high, shape).astype(info.dtype)
+        return _integers(info, shape, random)
     if info.dtype == "bfloat16":
         import ml_dtypes
 
         return random.standard_normal(shape).astype(ml_dtypes.bfloat16)
+    # without a shape standard_normal gives a Python float
     return np.asarray(random.standard_normal(shape)).astype(info.dtype)
 
 
-def _int_range(info: TensorInfo) -> tuple[int, int]:
-    for pattern, low, high in _INT_HINTS:
+def _integers(
+    info: TensorInfo, shape: tuple[int, ...], random: np.random.Generator
+) -> NDArray[Any]:
+    if info.name.lower().startswith("position") and shape:
+        return np.broadcast_to(np.arange(shape[-1]), shape).astype(info.dtype)
+    low, high = _integer_bounds(info)
+    return random.integers(low, high, shape).astype(info.dtype)
+
+
+def _integer_bounds(info: TensorInfo) -> tuple[int, int]:
+    """Bounds [low, high) of the integers that an input may hold."""
+    for pattern, low, high in _INTEGER_RANGES:
         if re.search(pattern, info.name.lower()):
-            return (low, high) if info.dtype != "int8" else (low, min(high, 128))
+            # larger ones would wrap around in int8
+            return low, min(high, 128) if info.dtype == "int8" else high
     return (0, 256) if info.dtype == "uint8" else (0, 2)
