@@ -1,5 +1,6 @@
-"""Latency of models against each other: timed in turns in one process, so that a busy machine
-troubles all alike.
+"""Latency of models against each other.
+
+They are timed in turns in one process, so that a busy machine troubles all alike.
 """
 
 from __future__ import annotations
@@ -16,8 +17,15 @@ from .. import UsageError
 from ..passes._core.context import LatencyRatio
 from .feeds import Batch
 from .session import Session
+from .worker import Worker
 
 _BATCHES = 8
+"""Batches of feeds that are timed in turn, so that no single one decides. Chosen by hand; not
+measured.
+"""
+
+_MAX_ROUNDS = 10_000
+"""Rounds after which a timing ends before its seconds are over. Chosen by hand; not measured."""
 
 
 @dataclass(frozen=True)
@@ -40,16 +48,17 @@ def interleaved(
     sessions: Sequence[Session],
     feeds_for_each: Sequence[Iterable[Batch | Mapping[str, NDArray[Any]]]],
     seconds: float = 2.0,
-    rounds: int = 10_000,
+    rounds: int = _MAX_ROUNDS,
     min_rounds: int = 5,
 ) -> list[Latency]:
     """Time every session once a round, in alternating order, until `seconds` or `rounds` are spent.
 
-    The first 8 batches of each session's feeds are used in turn. Errors: UsageError unless all
-    sessions live in one worker.
+    The first 8 batches of each session's feeds are used in turn. At least `min_rounds` are timed.
+    Errors: UsageError unless all sessions live in one worker.
     """
     if not sessions:
         return []
+    # handles are of one child, and runs in two of them could not take turns
     worker = sessions[0].worker
     if any(session.worker is not worker for session in sessions):
         raise UsageError(
@@ -57,25 +66,17 @@ def interleaved(
             "the sessions live in different processes",
             "open them all in one Worker",
         )
-    feeds = [
-        [_arrays(batch) for batch in islice(batches, _BATCHES)]
-        for batches in feeds_for_each
-    ]
+    feeds = []
+    for batches in feeds_for_each:
+        first = islice(batches, _BATCHES)
+        feeds.append([_arrays(batch) for batch in first])
     if len(feeds) != len(sessions) or not all(feeds):
         raise UsageError(
             "bench", "a session has no feeds", "give each session at least one batch"
         )
     handles = [session.handle() for session in sessions]
-    times = worker.call(
-        "time_rounds",
-        handles,
-        feeds,
-        seconds,
-        min_rounds,
-        max(rounds, min_rounds),
-        timeout=worker.timeout + seconds,
-    )
-    return [_latency(np.array(own), np.array(times[0])) for own in times]
+    times = _timed(worker, handles, feeds, seconds, min_rounds, max(rounds, min_rounds))
+    return [_latency(own, times[0]) for own in times]
 
 
 def paired_quartiles(
@@ -85,27 +86,52 @@ def paired_quartiles(
     seconds: float,
     min_rounds: int = 9,
 ) -> LatencyRatio:
-    """Quartiles over the rounds of the second session's time divided by the first's in the same
-    round.
-    """
+    """Quartiles of the second session's time divided by the first's in the same round."""
     batches = [dict(batch) for batch in feeds]
-    worker = first.worker
-    own, other = worker.call(
-        "time_rounds",
-        [first.handle(), second.handle()],
+    handles = [first.handle(), second.handle()]
+    own, other = _timed(
+        first.worker,
+        handles,
         [batches, batches],
         seconds,
         min_rounds,
-        10_000,
+        _MAX_ROUNDS,
+    )
+    # of pairs: what slows the machine for a while slows both runs of a round
+    ratios = other / own
+    low, median, high = np.percentile(ratios, [25, 50, 75])
+    return LatencyRatio(
+        low=float(low),
+        median=float(median),
+        high=float(high),
+    )
+
+
+def _timed(
+    worker: Worker,
+    handles: list[int],
+    feeds: list[list[dict[str, NDArray[Any]]]],
+    seconds: float,
+    min_rounds: int,
+    max_rounds: int,
+) -> list[NDArray[np.float64]]:
+    """Time of each run in ms, one array a session."""
+    times = worker.call(
+        "time_rounds",
+        handles,
+        feeds,
+        seconds,
+        min_rounds,
+        max_rounds,
         timeout=worker.timeout + seconds,
     )
-    low, middle, high = np.percentile(np.array(other) / np.array(own), [25, 50, 75])
-    return LatencyRatio(float(low), float(middle), float(high))
+    return [np.array(own) for own in times]
 
 
 def peak_memory(session: Session) -> int | None:
-    """Peak resident memory in bytes of the process that runs the session, since it started; None if
-    not told.
+    """Peak resident memory, in bytes, of the process that runs the session, since it started.
+
+    None where the system does not tell.
     """
     peak: int | None = session.worker.call("peak_memory")
     return peak
@@ -113,11 +139,11 @@ def peak_memory(session: Session) -> int | None:
 
 def _latency(own: NDArray[np.float64], first: NDArray[np.float64]) -> Latency:
     return Latency(
-        float(np.median(own)),
-        float(np.percentile(own, 90)),
-        float(own.min()),
-        float(np.median(own / first)),
-        len(own),
+        median_ms=float(np.median(own)),
+        p90_ms=float(np.percentile(own, 90)),
+        min_ms=float(own.min()),
+        ratio_to_first=float(np.median(own / first)),
+        runs=len(own),
     )
 
 

@@ -1,6 +1,4 @@
-"""How far outputs drifted from the original's: streaming figures, one set an output and one
-overall.
-"""
+"""Drift of outputs from the original's: streaming figures, one set an output and one overall."""
 
 from __future__ import annotations
 
@@ -34,59 +32,67 @@ class Drift:
 
     @property
     def identical(self) -> bool:
+        """True if no value differs."""
         return self.max_abs == 0 and self.nonfinite == 0
 
     def to_json(self) -> dict[str, Any]:
-        """The figures as JSON values: an infinite SQNR, which JSON cannot hold, is null beside
-        `identical`: true.
+        """Give the figures as JSON values.
+
+        JSON cannot hold infinity: an infinite SQNR is null, beside `identical`: true.
         """
         return {
-            "sqnr_db": self.sqnr_db if math.isfinite(self.sqnr_db) else None,
+            "sqnr_db": _finite_or_none(self.sqnr_db),
             "cosine": self.cosine,
-            "max_abs": self.max_abs if math.isfinite(self.max_abs) else None,
-            "max_rel": self.max_rel if math.isfinite(self.max_rel) else None,
+            "max_abs": _finite_or_none(self.max_abs),
+            "max_rel": _finite_or_none(self.max_rel),
             "top1_agreement": self.top1_agreement,
             "nonfinite": self.nonfinite,
             "identical": self.identical,
         }
 
 
+def _finite_or_none(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
 class _Sums:
     """Running sums of one output, in float64."""
 
     def __init__(self) -> None:
-        self.signal = self.noise = self.product = self.power = 0.0
-        self.max_abs = self.max_rel = 0.0
-        self.rows = self.agreeing = self.nonfinite = 0
+        self.signal = 0.0
+        self.noise = 0.0
+        self.product = 0.0
+        self.power = 0.0
+        self.max_abs = 0.0
+        self.max_rel = 0.0
+        self.rows = 0
+        self.agreeing = 0
+        self.nonfinite = 0
 
     def update(self, reference: NDArray[Any], got: NDArray[Any]) -> None:
-        if (
-            reference.dtype.kind in "fV"
-            and reference.ndim >= 2
-            and reference.shape[-1] > 1
-            and reference.size
-        ):
+        if _has_classes(reference):
             self.rows += reference.size // reference.shape[-1]
-            self.agreeing += int(np.sum(reference.argmax(-1) == got.argmax(-1)))
+            same_class = reference.argmax(-1) == got.argmax(-1)
+            self.agreeing += int(np.sum(same_class))
         y, z = _numbers(reference, got)
         with np.errstate(invalid="ignore", over="ignore"):
             same = (y == z) | (np.isnan(y) & np.isnan(z))
-        lost = np.isfinite(y) & ~np.isfinite(z)
+        y_finite = np.isfinite(y)
+        z_finite = np.isfinite(z)
+        lost = y_finite & ~z_finite
         self.nonfinite += int(np.count_nonzero(lost))
-        usable = np.isfinite(y) & np.isfinite(z)
-        unlike = ~(
-            same | lost | usable
-        )  # infinite or NaN in the reference, something else in the other
+        usable = y_finite & z_finite
+        # infinite or NaN in the reference, something else in the other
+        unlike = ~(same | lost | usable)
         if unlike.any():
             self.max_abs = math.inf
-        y, z = y[usable], z[usable]
-        self._add(y, z, np.abs(y - z))
+        self._add(y[usable], z[usable])
 
-    def _add(
-        self, y: NDArray[np.float64], z: NDArray[np.float64], error: NDArray[np.float64]
-    ) -> None:
+    def _add(self, y: NDArray[np.float64], z: NDArray[np.float64]) -> None:
+        """Add finite values."""
         if not y.size:
             return
+        error = np.abs(y - z)
         self.signal += float(y @ y)
         self.noise += float(error @ error)
         self.product += float(y @ z)
@@ -94,47 +100,50 @@ class _Sums:
         self.max_abs = max(self.max_abs, float(error.max()))
         nonzero = y != 0
         if nonzero.any():
-            self.max_rel = max(
-                self.max_rel, float((error[nonzero] / np.abs(y[nonzero])).max())
-            )
+            relative = error[nonzero] / np.abs(y[nonzero])
+            self.max_rel = max(self.max_rel, float(relative.max()))
 
     def add(self, other: _Sums) -> None:
-        for name in (
-            "signal",
-            "noise",
-            "product",
-            "power",
-            "rows",
-            "agreeing",
-            "nonfinite",
-        ):
-            setattr(self, name, getattr(self, name) + getattr(other, name))
-        self.max_abs, self.max_rel = (
-            max(self.max_abs, other.max_abs),
-            max(self.max_rel, other.max_rel),
-        )
+        """Add the sums of another output."""
+        self.signal += other.signal
+        self.noise += other.noise
+        self.product += other.product
+        self.power += other.power
+        self.max_abs = max(self.max_abs, other.max_abs)
+        self.max_rel = max(self.max_rel, other.max_rel)
+        self.rows += other.rows
+        self.agreeing += other.agreeing
+        self.nonfinite += other.nonfinite
 
     def drift(self) -> Drift:
-        broken = self.nonfinite > 0 or math.isinf(self.max_abs)
-        if self.noise == 0:
-            sqnr, cosine = (-math.inf, 0.0) if broken else (math.inf, 1.0)
-        else:
-            sqnr = (
-                10 * math.log10(self.signal / self.noise)
-                if self.signal > 0
-                else -math.inf
-            )
-            norm = math.sqrt(self.signal) * math.sqrt(self.power)
-            cosine = self.product / norm if norm > 0 else 0.0
-        top1 = self.agreeing / self.rows if self.rows else None
+        # rounding can carry a cosine past 1
+        cosine = min(max(self._cosine(), -1.0), 1.0)
         return Drift(
-            sqnr,
-            min(max(cosine, -1.0), 1.0),
-            self.max_abs,
-            self.max_rel,
-            top1,
-            self.nonfinite,
+            sqnr_db=self._sqnr(),
+            cosine=cosine,
+            max_abs=self.max_abs,
+            max_rel=self.max_rel,
+            top1_agreement=self.agreeing / self.rows if self.rows else None,
+            nonfinite=self.nonfinite,
         )
+
+    @property
+    def _is_broken(self) -> bool:
+        return self.nonfinite > 0 or math.isinf(self.max_abs)
+
+    def _sqnr(self) -> float:
+        if self.noise == 0:
+            # values that are not finite have no part in the sums, and must not pass for equal
+            return -math.inf if self._is_broken else math.inf
+        if self.signal == 0:
+            return -math.inf
+        return 10 * math.log10(self.signal / self.noise)
+
+    def _cosine(self) -> float:
+        if self.noise == 0:
+            return 0.0 if self._is_broken else 1.0
+        norm = math.sqrt(self.signal) * math.sqrt(self.power)
+        return self.product / norm if norm > 0 else 0.0
 
 
 class DriftMeter:
@@ -147,8 +156,9 @@ class DriftMeter:
     def update(
         self, reference: Mapping[str, NDArray[Any]], got: Mapping[str, NDArray[Any]]
     ) -> None:
-        """Take one batch of outputs. Errors: CheckError when an output is missing or has another
-        shape or kind.
+        """Take one batch of outputs.
+
+        Errors: CheckError when an output is missing or has another shape or kind.
         """
         if set(reference) != set(got):
             raise CheckError(
@@ -156,15 +166,17 @@ class DriftMeter:
                 f"{_names(got)} instead of {_names(reference)}",
                 "compare models with the same outputs",
             )
-        for name, expected in reference.items():
+        for name, value in reference.items():
+            expected = np.asarray(value)
             actual = np.asarray(got[name])
-            if np.shape(expected) != actual.shape:
+            if expected.shape != actual.shape:
                 raise CheckError(
                     f"output '{name}'",
-                    f"shape {_shape(actual)} instead of {_shape(np.asarray(expected))}",
+                    f"shape {_shape(actual)} instead of {_shape(expected)}",
                     "compare models with the same interface on the same data",
                 )
-            self._sums.setdefault(name, _Sums()).update(np.asarray(expected), actual)
+            sums = self._sums.setdefault(name, _Sums())
+            sums.update(expected, actual)
         self.batches += 1
 
     def per_output(self) -> dict[str, Drift]:
@@ -172,23 +184,32 @@ class DriftMeter:
         return {name: sums.drift() for name, sums in self._sums.items()}
 
     def overall(self) -> Drift:
-        """All outputs together: sums added, worst maxima."""
+        """Drift of all outputs together: sums added, worst maxima."""
         total = _Sums()
         for sums in self._sums.values():
             total.add(sums)
         return total.drift()
 
 
+def _has_classes(output: NDArray[Any]) -> bool:
+    """Return whether an argmax over the last axis can mean something: float scores of rows."""
+    # kind V is bfloat16
+    if output.dtype.kind not in "fV" or output.ndim < 2:
+        return False
+    return output.shape[-1] > 1 and output.size > 0
+
+
 def _numbers(
     reference: NDArray[Any], got: NDArray[Any]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Both as flat float64; text becomes 1 and, where it differs, 0."""
+    """Flatten both to float64; text becomes 1 and, where it differs, 0."""
     if reference.dtype.kind in "OUS":
-        equal = np.asarray(
-            reference.astype(str) == got.astype(str), np.float64
-        ).reshape(-1)
+        same_text = reference.astype(str) == got.astype(str)
+        equal = np.asarray(same_text, np.float64).reshape(-1)
         return np.ones_like(equal), equal
-    return reference.astype(np.float64).reshape(-1), got.astype(np.float64).reshape(-1)
+    y = reference.astype(np.float64)
+    z = got.astype(np.float64)
+    return y.reshape(-1), z.reshape(-1)
 
 
 def _names(outputs: Mapping[str, Any]) -> str:

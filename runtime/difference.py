@@ -1,6 +1,4 @@
-"""How far apart two models compute: both run on the same feeds, at two batch sizes, in the
-worker.
-"""
+"""Difference of two models: both run on the same feeds, at two batch sizes, in the worker."""
 
 from __future__ import annotations
 
@@ -9,7 +7,7 @@ import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,8 +19,20 @@ from .session import Session, TensorInfo, open_session
 from .worker import Worker, WorkerDied
 
 Arrays = Mapping[str, NDArray[Any]]
-Outputs = list[dict[str, NDArray[Any]]]
+BatchOutputs = list[dict[str, NDArray[Any]]]
+
 _ROWS = (1, 3)
+"""Samples of the two batches: a graph that is right for one length of an open batch may be wrong
+for another. Chosen by hand; not measured.
+"""
+
+
+class _Reference(NamedTuple):
+    """Batches that the reference accepts, its outputs, and the failure where there are none."""
+
+    batches: list[Arrays]
+    outputs: BatchOutputs
+    failure: str
 
 
 def difference(
@@ -34,8 +44,7 @@ def difference(
     threads: int = 0,
     optimize: bool = True,
 ) -> Difference:
-    """(error, failure of `other`, failure of `reference`) of two model files, on the CPU; see
-    `largest_error`.
+    """Compare two model files on the CPU; see `largest_error`.
 
     Run on batches of 1 and of 3 samples of `feeds`, or made up without them; on whole batches where
     the reference accepts no others. The error is infinite where there is a failure.
@@ -44,66 +53,78 @@ def difference(
         first, reference_failure = _opened(stack, worker, reference, threads, optimize)
         second, failure = _opened(stack, worker, other, threads, optimize)
         if first is None or second is None:
-            return Difference(math.inf, failure, reference_failure)
-        batches, expected, reference_failure = _reference_outputs(first, feeds, seed)
-        if reference_failure:
-            return Difference(math.inf, "", reference_failure)
+            return _failed(failure, reference_failure)
+        expected = _reference_outputs(first, feeds, seed)
+        if expected.failure:
+            return _failed(reference_failure=expected.failure)
         try:
-            got = [second.run(batch) for batch in batches]
+            got = [second.run(batch) for batch in expected.batches]
         except OnnxOptError as error:
-            return Difference(math.inf, _line(error), "")
-    failure = unlike(expected, got)
+            return _failed(_line(error))
+    failure = unlike(expected.outputs, got)
     if failure:
-        return Difference(math.inf, failure, "")
-    return Difference(largest_error(expected, got), "", "")
+        return _failed(failure)
+    distance = largest_error(expected.outputs, got)
+    return Difference(distance, failure="", reference_failure="")
 
 
-def unlike(expected: Outputs, got: Outputs) -> str:
-    """Why outputs cannot be compared: other names, types or shapes; "" where they can."""
+def _failed(failure: str = "", reference_failure: str = "") -> Difference:
+    return Difference(math.inf, failure, reference_failure)
+
+
+def unlike(expected: BatchOutputs, got: BatchOutputs) -> str:
+    """Say why outputs cannot be compared: other names, types or shapes; "" where they can."""
     for reference, other in zip(expected, got, strict=True):
         if reference.keys() != other.keys():
             return (
                 f"its outputs are {', '.join(other)} instead of {', '.join(reference)}"
             )
         for name, array in reference.items():
-            have, want = (
-                f"{a.dtype.name}{list(a.shape)}" for a in (other[name], array)
-            )
+            have = _described(other[name])
+            want = _described(array)
             if have != want:
                 return f"output '{name}' is {have} instead of {want}"
     return ""
 
 
-def largest_error(expected: Outputs, got: Outputs) -> float:
-    """The largest error of an output of a batch: 0 where equal, infinite where only one has a value
-    not finite.
+def _described(array: NDArray[Any]) -> str:
+    return f"{array.dtype.name}{list(array.shape)}"
 
-    Of floats: root mean square of y - y' over that of y. Of integers, booleans and texts: the
-    fraction that differs.
+
+def largest_error(expected: BatchOutputs, got: BatchOutputs) -> float:
+    """Largest error of an output of a batch.
+
+    0 where equal, infinite where only one has a value that is not finite. Of floats: root mean
+    square of y - y' over that of y. Of integers, booleans and texts: the fraction that differs.
     """
-    pairs = (
-        (array, other[name])
-        for reference, other in zip(expected, got, strict=True)
-        for name, array in reference.items()
-    )
-    return max((_error(array, other) for array, other in pairs), default=0.0)
+    largest = 0.0
+    for reference, other in zip(expected, got, strict=True):
+        for name, array in reference.items():
+            error = _error(array, other[name])
+            largest = max(largest, error)
+    return largest
 
 
 def _error(expected: NDArray[Any], got: NDArray[Any]) -> float:
     if not _is_float(expected):
-        return float(np.mean(expected != got)) if expected.size else 0.0
-    y, z = expected.astype(np.float64), got.astype(np.float64)
+        differs = expected != got
+        return float(np.mean(differs)) if expected.size else 0.0
+    y = expected.astype(np.float64)
+    z = got.astype(np.float64)
     finite = np.isfinite(y) & np.isfinite(z)
     if not np.array_equal(y[~finite], z[~finite], equal_nan=True):
         return math.inf
-    y, z = y[finite], z[finite]
-    scale = max(np.abs(y).max(initial=0), np.abs(z).max(initial=0))
+    y = y[finite]
+    z = z[finite]
     if np.array_equal(y, z):
         return 0.0
-    noise, signal = (
-        np.linalg.norm(y / scale - z / scale),
-        np.linalg.norm(y / scale),
-    )  # squares stay in range
+    # scaled by the largest magnitude, so that squares stay in range
+    y_largest = np.abs(y).max(initial=0)
+    z_largest = np.abs(z).max(initial=0)
+    scale = max(y_largest, z_largest)
+    y_scaled = y / scale
+    noise = np.linalg.norm(y_scaled - z / scale)
+    signal = np.linalg.norm(y_scaled)
     return float(noise / signal) if signal else math.inf
 
 
@@ -114,7 +135,7 @@ def _opened(
     threads: int,
     optimize: bool,
 ) -> tuple[Session | None, str]:
-    """A session that goes with the stack, or why there is none."""
+    """Open a session that goes with the stack; None and the failure where that fails."""
     try:
         session = open_session(worker, path, threads=threads, optimize=optimize)
     except OnnxOptError as error:
@@ -123,70 +144,94 @@ def _opened(
     return session, ""
 
 
-def _reference_outputs(
-    session: Session, feeds: Feeds | None, seed: int
-) -> tuple[list[Arrays], Outputs, str]:
-    """Batches that the reference accepts, what it makes of them, and why there are none."""
+def _reference_outputs(session: Session, feeds: Feeds | None, seed: int) -> _Reference:
+    """Find batches that the reference accepts: of the data, or made up without it."""
     if feeds is not None:
-        return _first_accepted(session, _of_data(feeds), any_value=True)
+        return _first_accepted(session, _cut_from(feeds), any_value=True)
+    made_up = _made_up(session.inputs, seed)
     try:
-        return _first_accepted(session, _made_up(session.inputs, seed), any_value=False)
-    except RefusedError as error:  # an input that cannot be made up
-        return [], [], _line(error)
+        return _first_accepted(session, made_up, any_value=False)
+    except RefusedError as error:
+        # an input that cannot be made up
+        return _Reference([], [], _line(error))
 
 
 def _first_accepted(
     session: Session, kinds: Iterable[list[Arrays]], any_value: bool
-) -> tuple[list[Arrays], Outputs, str]:
-    """The first kind of batches that runs; unless `any_value`, rather one with finite outputs."""
-    failure, second_best = "", None
+) -> _Reference:
+    """Take the first kind of batches that runs; unless `any_value`, one with finite outputs.
+
+    Where no kind has finite outputs, the first that ran.
+    """
+    failure = ""
+    second_best: _Reference | None = None
     for batches in kinds:
         try:
             outputs = [session.run(batch) for batch in batches]
         except OnnxOptError as error:
             failure = failure or _line(error)
             if isinstance(error, WorkerDied):
-                break  # each further kind could cost as much time or memory
+                # each further kind could cost as much time or memory
+                break
             continue
-        if any_value or all(
-            np.isfinite(a.astype(np.float64)).all()
-            for o in outputs
-            for a in o.values()
-            if _is_float(a)
-        ):
-            return batches, outputs, ""
-        second_best = second_best or (batches, outputs, "")
-    return second_best or ([], [], failure)
+        found = _Reference(batches, outputs, failure="")
+        if any_value or _all_finite(outputs):
+            return found
+        if second_best is None:
+            second_best = found
+    return second_best or _Reference([], [], failure)
 
 
-def _of_data(feeds: Feeds) -> Iterator[list[Arrays]]:
-    """The first two batches cut to 1 and repeated to 3 samples, where every input has as many; then
-    as they are.
+def _all_finite(outputs: BatchOutputs) -> bool:
+    for batch in outputs:
+        for array in batch.values():
+            # integers are finite; casting bfloat16 makes it a type that numpy's functions know
+            if _is_float(array) and not np.isfinite(array.astype(np.float64)).all():
+                return False
+    return True
+
+
+def _cut_from(feeds: Feeds) -> Iterator[list[Arrays]]:
+    """Yield the first two batches, of 1 and 3 samples where every input has as many, and as they
+    are.
     """
     given: list[Arrays] = [batch.feeds for batch in itertools.islice(feeds, 2)]
-    if all(
-        len({len(a) if a.ndim else 0 for a in batch.values()} - {0}) == 1
-        for batch in given
-    ):
-        yield [
-            {
-                name: np.take(a, np.arange(rows) % len(a), axis=0) if a.ndim else a
-                for name, a in batch.items()
-            }
-            for rows, batch in zip(_ROWS, (given[0], given[-1]), strict=True)
-        ]
+    if all(_have_one_length(batch) for batch in given):
+        first, last = given[0], given[-1]
+        yield [_resized(first, _ROWS[0]), _resized(last, _ROWS[1])]
     yield given
+
+
+def _have_one_length(batch: Arrays) -> bool:
+    """True if all arrays with axes have one length, which is not 0."""
+    lengths = {len(array) for array in batch.values() if array.ndim}
+    lengths.discard(0)
+    return len(lengths) == 1
+
+
+def _resized(batch: Arrays, rows: int) -> Arrays:
+    """Cut a batch to so many samples, or repeat its samples in turn."""
+    resized = {}
+    for name, array in batch.items():
+        if array.ndim:
+            chosen = np.arange(rows) % len(array)
+            array = np.take(array, chosen, axis=0)
+        resized[name] = array
+    return resized
 
 
 def _made_up(inputs: Sequence[TensorInfo], seed: int) -> Iterator[list[Arrays]]:
     for sized in sized_feeds(inputs, seed, _ROWS):
-        yield [batch.feeds for feeds in sized for batch in feeds]
+        batches = itertools.chain.from_iterable(sized)
+        yield [batch.feeds for batch in batches]
+    # a model that is exported for one batch size may accept neither
     for feeds in candidate_feeds(inputs, seed):
         yield [batch.feeds for batch in feeds]
 
 
 def _is_float(array: NDArray[Any]) -> bool:
-    return array.dtype.kind in "fV"  # V: bfloat16
+    # kind V is bfloat16
+    return array.dtype.kind in "fV"
 
 
 def _line(error: OnnxOptError) -> str:

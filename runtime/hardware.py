@@ -31,15 +31,16 @@ UNKNOWN = "unknown"
 
 _MACHINES = {"x86_64": X86, "amd64": X86, "arm64": ARM, "aarch64": ARM}
 _CPUINFO = Path("/proc/cpuinfo")
+_SYSCTL_SECONDS = 10
+"""Seconds that a call of sysctl may take. Chosen by hand; not measured."""
 _TRADEMARKS = re.compile(r"\((?:R|TM|C)\)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class _Feature:
-    """An instruction set: how we, people, Linux, macOS and numpy call it.
+    """An instruction set, and its names: here, for people, in Linux, in macOS and in numpy.
 
-    `exact`: it adds products of 8 bits in 32. Numpy asks the CPU itself when it is imported, and so
-    sees what every library of this process sees.
+    `exact`: it adds products of 8 bits in 32.
     """
 
     name: str
@@ -53,6 +54,7 @@ class _Feature:
 _FEATURES = {
     X86: (
         _Feature("avx2", "AVX2", "avx2", "AVX2", "AVX2"),
+        # BW: the kernels multiply bytes and add words
         _Feature("avx512", "AVX-512", "avx512bw", "AVX512BW", "AVX512BW"),
         _Feature(
             "avx512_vnni",
@@ -80,7 +82,7 @@ _FEATURES = {
     ),
 }
 _NEEDS = {"avx512_vnni": "avx512", "amx_int8": "avx512"}
-"""No CPU has the first without the second: where that is hidden, so is this."""
+"""Features that no CPU has without another one: where that is hidden, so are these."""
 
 _ARM_CORES = {
     "0xd03": "Cortex-A53",
@@ -104,10 +106,11 @@ _ARM_CORES = {
 
 @dataclass(frozen=True)
 class Hardware:
-    """`cpu`: its name, or "unknown". `architecture`: "x86-64", "arm64", or the system's own word.
+    """A CPU, as far as it matters to integer kernels.
 
+    `cpu`: its name, or "unknown". `architecture`: "x86-64", "arm64", or the system's own word.
     `integer`: those of its instruction sets that ONNX Runtime has 8-bit kernels for. `saturates`:
-    whether these cut the sum of two 8-bit products to 16 bits; None where it was not measured.
+    True if these cut the sum of two 8-bit products to 16 bits; None where it was not measured.
     `provider`: what runs the models; beside a GPU's the CPU is only its host.
     """
 
@@ -119,23 +122,28 @@ class Hardware:
 
     @property
     def label(self) -> str:
-        """For people: `AMD EPYC 7B12, AVX2 without VNNI (8-bit products saturate)`."""
-        name = "unknown CPU" if self.cpu == UNKNOWN else _TRADEMARKS.sub("", self.cpu)
-        label = f"{' '.join(name.split())}, {self._products()}"
-        return (
-            label
-            if self.provider == "cpu"
-            else f"{self.provider} provider, host {label}"
-        )
+        """Words for people: `AMD EPYC 7B12, AVX2 without VNNI (8-bit products saturate)`."""
+        name = "unknown CPU"
+        if self.cpu != UNKNOWN:
+            name = " ".join(_TRADEMARKS.sub("", self.cpu).split())
+        label = f"{name}, {self._products()}"
+        if self.provider == "cpu":
+            return label
+        return f"{self.provider} provider, host {label}"
 
     def _products(self) -> str:
-        known = [
-            f for f in _FEATURES.get(self.architecture, ()) if f.name in self.integer
-        ]
-        widest = next(
-            (f.words for f in reversed(known) if not f.exact), self.architecture
-        )
-        exact = ", ".join(f.words for f in known if f.exact)
+        """Instructions that multiply 8-bit values, and what becomes of the products."""
+        widest = self.architecture
+        exact_ones = []
+        # the table has the narrow ones first
+        for feature in _FEATURES.get(self.architecture, ()):
+            if feature.name not in self.integer:
+                continue
+            if feature.exact:
+                exact_ones.append(feature.words)
+            else:
+                widest = feature.words
+        exact = ", ".join(exact_ones)
         if self.saturates:
             lacks = " without VNNI" if self.architecture == X86 else ""
             return f"{widest}{lacks} (8-bit products saturate)"
@@ -144,7 +152,7 @@ class Hardware:
         return f"{widest} (8-bit products exact)"
 
     def to_json(self) -> dict[str, Any]:
-        """`cpu`, `integer`, `saturates`, `label`."""
+        """Give `cpu`, `integer`, `saturates` and `label` as JSON values."""
         return {
             "cpu": self.cpu,
             "integer": list(self.integer),
@@ -154,13 +162,17 @@ class Hardware:
 
 
 def hardware(worker: Worker | None, provider: str = "cpu") -> Hardware:
-    """This machine's CPU. `worker` measures it, once a process; None: nothing is measured.
+    """Describe this machine's CPU.
 
-    Never an error: what cannot be found out is "unknown" or None.
+    `worker` measures it, once a process; None: nothing is measured. Never an error: what cannot be
+    found out is "unknown" or None.
     """
-    saturates = _measured_in(worker)
     return described(
-        machine_architecture(), cpu_name(), instruction_sets(), saturates, provider
+        architecture=machine_architecture(),
+        cpu=cpu_name(),
+        integer=instruction_sets(),
+        saturates=_measured_in(worker),
+        provider=provider,
     )
 
 
@@ -171,8 +183,11 @@ def described(
     saturates: bool | None,
     provider: str = "cpu",
 ) -> Hardware:
-    """What is known of a CPU, without instructions that the measurement shows not to be used."""
-    unused = {f.name for f in _FEATURES.get(architecture, ()) if f.exact and saturates}
+    """Describe a CPU, without instructions that the measurement shows not to be used."""
+    unused = set()
+    if saturates:
+        features = _FEATURES.get(architecture, ())
+        unused = {feature.name for feature in features if feature.exact}
     kept = tuple(name for name in integer if name not in unused)
     return Hardware(cpu, architecture, kept, saturates, provider)
 
@@ -191,10 +206,12 @@ products (uint8[3, 2] rows, uint8[1, 2, 3, 3] image)
     conv = QLinearConv (image, one, zero, kernels, one, weight_zero, step, zero)
 }
 """.replace("%COLUMNS%", ", ".join(["127"] * 32))
-"""Two products 255 * 127 in each kernel that may add them in 16 bits, as fused QDQ layers do."""
+"""A model with two products 255 * 127 in each kernel that may add them in 16 bits, as fused QDQ
+layers do.
+"""
 
 _EXACT = {"integer": 2 * 255 * 127, "matmul": 127, "conv": 127}
-"""`integer` as it is, the others in steps of 512."""
+"""Outputs of that model where nothing saturates: `integer` as it is, the others in steps of 512."""
 
 _measured: bool | None = None
 
@@ -209,7 +226,7 @@ def _measured_in(worker: Worker | None) -> bool | None:
 
 @functools.cache
 def products_model() -> bytes:
-    """The model that `products_saturate` runs."""
+    """Make the model that `products_saturate` runs."""
     import onnx.parser
 
     serialized: bytes = onnx.parser.parse_model(_PRODUCTS).SerializeToString()
@@ -217,33 +234,44 @@ def products_model() -> bytes:
 
 
 def products_saturate(model: bytes) -> bool:
-    """Whether ONNX Runtime's CPU provider, in this process, cuts the sum of two 8-bit products."""
+    """Return whether ONNX Runtime's CPU provider, in this process, cuts sums of 8-bit products."""
     import onnxruntime as ort
 
     settings = ort.SessionOptions()
-    settings.intra_op_num_threads, settings.log_severity_level = 1, 4
-    session = ort.InferenceSession(model, settings, providers=["CPUExecutionProvider"])
-    full = {i.name: np.full(i.shape, 255, np.uint8) for i in session.get_inputs()}
-    found = zip(session.get_outputs(), session.run(None, full), strict=True)
-    return any(bool(np.any(values != _EXACT[output.name])) for output, values in found)
+    settings.intra_op_num_threads = 1
+    settings.log_severity_level = 4
+    session = ort.InferenceSession(
+        model,
+        settings,
+        providers=["CPUExecutionProvider"],
+    )
+    feeds = {}
+    for info in session.get_inputs():
+        feeds[info.name] = np.full(info.shape, 255, np.uint8)
+    outputs = session.run(None, feeds)
+    for info, values in zip(session.get_outputs(), outputs, strict=True):
+        if np.any(values != _EXACT[info.name]):
+            return True
+    return False
 
 
 # told by the system
 
 
 def machine_architecture() -> str:
-    """Name of the architecture: "x86-64", "arm64", or the system's own word."""
+    """Name of the machine's architecture: "x86-64", "arm64", or the system's own word."""
     machine = platform.machine() or UNKNOWN
     return _MACHINES.get(machine.lower(), machine)
 
 
 @functools.cache
 def cpu_name() -> str:
-    """The CPU's name as the system has it; "unknown" where it does not tell."""
+    """Name of the CPU in the system's words; "unknown" where it does not tell."""
     name = ""
+    # ImportError: Python for Windows can lack its registry module
     with contextlib.suppress(OSError, subprocess.SubprocessError, ImportError):
         if sys.platform == "linux":
-            name = linux_name(_CPUINFO.read_text(encoding="utf-8", errors="replace"))
+            name = linux_name(_read_cpuinfo())
         elif sys.platform == "darwin":
             name = _sysctl("machdep.cpu.brand_string")
         elif sys.platform == "win32":
@@ -251,23 +279,27 @@ def cpu_name() -> str:
     return " ".join(name.split()) or UNKNOWN
 
 
+def _read_cpuinfo() -> str:
+    return _CPUINFO.read_text(encoding="utf-8", errors="replace")
+
+
 def linux_name(cpuinfo: str) -> str:
-    """The CPU's name in the text of /proc/cpuinfo; empty where it has none."""
+    """Name of the CPU in the text of /proc/cpuinfo; empty where it has none."""
     fields = _fields(cpuinfo)
     if fields.get("model name"):
         return fields["model name"]
-    implementer, part = fields.get("cpu implementer", ""), fields.get("cpu part", "")
+    implementer = fields.get("cpu implementer", "")
+    part = fields.get("cpu part", "")
+    # 0x41 is Arm; other makers number their parts anew
     if implementer == "0x41" and part in _ARM_CORES:
         return f"Arm {_ARM_CORES[part]}"
-    return (
-        fields.get("model", "")
-        if not part
-        else f"CPU implementer {implementer} part {part}"
-    )
+    if part:
+        return f"CPU implementer {implementer} part {part}"
+    return fields.get("model", "")
 
 
 def _fields(cpuinfo: str) -> dict[str, str]:
-    """The first of each field of /proc/cpuinfo, keys in lower case."""
+    """First value of each field of /proc/cpuinfo, keys in lower case."""
     fields: dict[str, str] = {}
     for line in cpuinfo.splitlines():
         key, colon, value = line.partition(":")
@@ -287,60 +319,69 @@ def _windows_name() -> str:
 
 
 def _sysctl(name: str) -> str:
-    """A value of macOS' sysctl; empty where it has no such name."""
-    command = ["/usr/sbin/sysctl", "-n", name]
+    """Value of a name in macOS' sysctl; empty where it has no such name."""
     done = subprocess.run(
-        command, capture_output=True, text=True, timeout=10, check=False
+        ["/usr/sbin/sysctl", "-n", name],
+        capture_output=True,
+        text=True,
+        timeout=_SYSCTL_SECONDS,
+        check=False,
     )
     return done.stdout.strip()
 
 
 @functools.cache
 def instruction_sets() -> tuple[str, ...]:
-    """Those of the CPU's instruction sets that 8-bit kernels use, as far as this process sees."""
+    """Names of the CPU's instruction sets for 8-bit kernels, as far as this process sees."""
     told: set[str] = set()
     architecture = machine_architecture()
     with contextlib.suppress(OSError, subprocess.SubprocessError):
         if sys.platform == "linux":
-            told = linux_flags(_CPUINFO.read_text(encoding="utf-8", errors="replace"))
+            told = linux_flags(_read_cpuinfo())
         elif sys.platform == "darwin":
             told = _macos_flags(architecture)
     return seen(architecture, told, _seen_by_numpy())
 
 
 def linux_flags(cpuinfo: str) -> set[str]:
-    """The flags (arm64: features) of the first processor in the text of /proc/cpuinfo."""
+    """Flags (arm64: features) of the first processor in the text of /proc/cpuinfo."""
     fields = _fields(cpuinfo)
-    return set((fields.get("flags") or fields.get("features") or "").split())
+    words = fields.get("flags") or fields.get("features") or ""
+    return set(words.split())
 
 
 def _macos_flags(architecture: str) -> set[str]:
     if architecture == X86:
-        return set(_sysctl("machdep.cpu.leaf7_features").upper().split())
-    return {
-        f.macos
-        for f in _FEATURES.get(architecture, ())
-        if f.macos and _sysctl(f.macos) == "1"
-    }
+        flags = _sysctl("machdep.cpu.leaf7_features")
+        return set(flags.upper().split())
+    told = set()
+    for feature in _FEATURES.get(architecture, ()):
+        if feature.macos and _sysctl(feature.macos) == "1":
+            told.add(feature.macos)
+    return told
 
 
 def _seen_by_numpy() -> Mapping[str, bool]:
-    with contextlib.suppress(
-        ImportError, AttributeError
-    ):  # numpy promises nothing about it
-        return dict(
-            importlib.import_module("numpy._core._multiarray_umath").__cpu_features__
-        )
+    """Features that numpy found in the CPU, by its own names.
+
+    It asks the CPU itself when it is imported, and so sees what every library of this process sees.
+    """
+    # numpy promises nothing about this table
+    with contextlib.suppress(ImportError, AttributeError):
+        module = importlib.import_module("numpy._core._multiarray_umath")
+        return dict(module.__cpu_features__)
     return {}
 
 
 def seen(
     architecture: str, told: set[str], by_numpy: Mapping[str, bool]
 ) -> tuple[str, ...]:
-    """Names of the features that the CPU has: as numpy found, and of others as the system tells."""
+    """Choose the features that the CPU has: as numpy found; of others as the system tells."""
     names: list[str] = []
     for feature in _FEATURES.get(architecture, ()):
-        found = by_numpy.get(feature.numpy, bool(told & {feature.linux, feature.macos}))
+        system_tells = feature.linux in told or feature.macos in told
+        # a program may be made to see less than the system: numpy's word counts first
+        found = by_numpy.get(feature.numpy, system_tells)
         needed = _NEEDS.get(feature.name)
         if found and (needed is None or needed in names):
             names.append(feature.name)

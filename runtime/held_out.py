@@ -1,6 +1,4 @@
-"""Data in two parts: what passes calibrate, round and train on, and rows that judge what they made
-of it.
-"""
+"""Data in two parts: what passes calibrate, round and train on, and rows that judge the result."""
 
 from __future__ import annotations
 
@@ -14,21 +12,27 @@ from .context import batch_is_symbolic, batch_rows, same_rows
 from .feeds import Batch, Feeds
 
 EVERY = 8
-"""One sample in so many judges: spread over the data, which may be sorted."""
+"""One sample in so many is held out, spread over the data, which may be sorted. Chosen by hand; not
+measured.
+"""
 
 FEWEST = 32
-"""Samples below which none is spared: a small calibration set needs every one."""
+"""Samples below which none is spared: a small calibration set needs every one. Chosen by hand; not
+measured.
+"""
 
 SPAN = 512
-"""Samples at the beginning of the data that are shared out; what lies behind is for passes
-alone.
+"""Samples at the beginning of the data that are shared out; what lies behind is for passes alone.
+
+As many as passes calibrate on by default. Chosen by hand; not measured.
 """
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """`others`: the data without what is held out; `batches`: that, samples of one shape
-    together.
+    """Data in two parts.
+
+    `others`: the data without what is held out. `batches`: what is, samples of one shape together.
     """
 
     others: Feeds
@@ -49,7 +53,9 @@ def held_out(feeds: Feeds) -> HeldOut | None:
             held.append(part.held)
         if count >= SPAN:
             break
-    return HeldOut(_Others(feeds), _joined(held)) if count >= FEWEST else None
+    if count < FEWEST:
+        return None
+    return HeldOut(_Others(feeds), _joined(held))
 
 
 class _Others(Feeds):
@@ -58,16 +64,19 @@ class _Others(Feeds):
     def __init__(self, feeds: Feeds) -> None:
         super().__init__(lambda: (), (), feeds.where)
         self._feeds = feeds
+        # the same objects: what is noted while one of the two is iterated, both tell
         self.inputs = feeds.inputs
         self.warnings = feeds.warnings
 
     def __iter__(self) -> Iterator[Batch]:
-        return (part.rest for part in _parts(self._feeds) if part.rest is not None)
+        for part in _parts(self._feeds):
+            if part.rest is not None:
+                yield part.rest
 
 
 @dataclass(frozen=True)
 class _Part:
-    """A batch in two; `stop`: how many samples end with it."""
+    """A batch in two; `stop`: number of samples up to its end."""
 
     rest: Batch | None
     held: Batch | None
@@ -75,61 +84,68 @@ class _Part:
 
 
 def _parts(feeds: Feeds) -> Iterator[_Part]:
-    """Every batch, shared out by the numbers of its samples."""
-    splittable, start = batch_is_symbolic(list(feeds.inputs.values())), 0
+    """Share out every batch by the numbers of its samples."""
+    splittable = batch_is_symbolic(list(feeds.inputs.values()))
+    start = 0
     for batch in feeds:
-        single = not (splittable and same_rows(batch.feeds))
-        stop = start + (1 if single else batch_rows(batch.feeds))
+        # a batch that cannot be taken apart is one sample
+        rows = 1
+        if splittable and same_rows(batch.feeds):
+            rows = batch_rows(batch.feeds)
+        stop = start + rows
         numbers = np.arange(start, stop)
-        judges = (numbers % EVERY == EVERY - 1) & (numbers < SPAN)
+        last_of_each = numbers % EVERY == EVERY - 1
+        judges = last_of_each & (numbers < SPAN)
         if judges.all():
-            yield _Part(None, batch, stop)
+            yield _Part(rest=None, held=batch, stop=stop)
         elif not judges.any():
-            yield _Part(batch, None, stop)
+            yield _Part(rest=batch, held=None, stop=stop)
         else:
-            yield _Part(_rows(batch, ~judges), _rows(batch, judges), stop)
+            rest = _rows(batch, ~judges)
+            held = _rows(batch, judges)
+            yield _Part(rest, held, stop)
         start = stop
 
 
 def _rows(batch: Batch, chosen: NDArray[np.bool_]) -> Batch:
-    """Some rows of a batch."""
+    """Take some rows of a batch."""
+    feeds = {name: array[chosen] for name, array in batch.feeds.items()}
     labels = batch.labels
-    some = (
-        labels[chosen]
-        if labels is not None and labels.ndim and len(labels) == len(chosen)
-        else labels
-    )
-    return Batch({name: array[chosen] for name, array in batch.feeds.items()}, some)
+    # labels that are not one a row stay whole
+    if labels is not None and labels.ndim and len(labels) == len(chosen):
+        labels = labels[chosen]
+    return Batch(feeds, labels)
 
 
 def _joined(batches: list[Batch]) -> list[Batch]:
-    """Neighbouring batches of rows of one shape as one; labels are not kept."""
-    joined: list[list[Batch]] = []
+    """Join neighbouring batches of rows of one shape; labels are not kept."""
+    groups: list[list[Batch]] = []
     for batch in batches:
-        if (
-            joined
-            and same_rows(batch.feeds)
-            and _shapes(joined[-1][0]) == _shapes(batch)
-        ):
-            joined[-1].append(batch)
+        if groups and _fits(batch, groups[-1][0]):
+            groups[-1].append(batch)
         else:
-            joined.append([batch])
-    return [
-        Batch(
-            {
-                name: np.concatenate([b.feeds[name] for b in group])
-                for name in group[0].feeds
-            }
-        )
-        if len(group) > 1
-        else group[0]
-        for group in joined
-    ]
+            groups.append([batch])
+    return [_concatenated(group) for group in groups]
+
+
+def _fits(batch: Batch, other: Batch) -> bool:
+    return same_rows(batch.feeds) and _shapes(other) == _shapes(batch)
+
+
+def _concatenated(group: list[Batch]) -> Batch:
+    if len(group) == 1:
+        return group[0]
+    feeds = {}
+    for name in group[0].feeds:
+        parts = [batch.feeds[name] for batch in group]
+        feeds[name] = np.concatenate(parts)
+    return Batch(feeds)
 
 
 def _shapes(batch: Batch) -> dict[str, tuple[int, ...]]:
-    """Of single rows; of a batch that has no rows to be taken apart, one that equals no other."""
-    return {
-        name: array.shape[1:] if array.ndim else (-id(batch),)
-        for name, array in batch.feeds.items()
-    }
+    """Shapes of single rows."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name, array in batch.feeds.items():
+        # without rows to be taken apart, a shape that equals no other batch's
+        shapes[name] = array.shape[1:] if array.ndim else (-id(batch),)
+    return shapes

@@ -18,25 +18,24 @@ from .session import Session
 Outputs = list[NDArray[Any]]
 Pair = tuple[Outputs, Any]
 _IGNORED_LABEL = -100
+"""Label of positions that have none, as in torch's CrossEntropyLoss."""
 
 
 @dataclass(frozen=True)
 class Metric:
-    """A score over (outputs, labels) of all batches. `higher_is_better` says which way is good."""
+    """A score over (outputs, labels) of all batches; `higher_is_better` says which way is good."""
 
     name: str
     over: Callable[[Iterable[Pair]], float]
     higher_is_better: bool = True
 
     def __call__(self, outputs: Iterable[Outputs], labels: Iterable[Any]) -> float:
-        """The score of `outputs` (a list of arrays a batch) against `labels` (one array a
-        batch).
-        """
+        """Score `outputs` (a list of arrays a batch) against `labels` (one array a batch)."""
         return self.over(zip(outputs, labels, strict=True))
 
 
 def metric_named(text: str) -> Metric:
-    """The metric of that name, or of a user's `module:callable` or `file.py:callable`.
+    """Get the metric of that name, or of a user's `module:callable` or `file.py:callable`.
 
     A user's function gets two lists, over the batches: the outputs (each a list of arrays) and the
     labels; it returns a number. Errors: UsageError with the nearest name.
@@ -45,12 +44,13 @@ def metric_named(text: str) -> Metric:
         return _BUILT_IN[text]
     if ":" not in text:
         near = difflib.get_close_matches(text, _BUILT_IN, 1)
+        fix = "name one of them, or module:callable"
+        if near:
+            fix = f"did you mean '{near[0]}'?"
         raise UsageError(
             "metric",
             f"'{text}' is not one of {', '.join(_BUILT_IN)}",
-            f"did you mean '{near[0]}'?"
-            if near
-            else "name one of them, or module:callable",
+            fix,
         )
     function = load_callable(text, "metric")
     return Metric(text, lambda pairs: _user_score(function, text, pairs))
@@ -62,8 +62,9 @@ def evaluate(
     metric: Metric,
     advance: Callable[[int], None] | None = None,
 ) -> float:
-    """Run the session over labelled feeds and score it. Errors: RefusedError when a batch has no
-    labels.
+    """Run the session over labelled feeds and score it.
+
+    `advance` is called with 1 after each batch. Errors: RefusedError when a batch has no labels.
     """
 
     def pairs() -> Iterator[Pair]:
@@ -74,7 +75,8 @@ def evaluate(
                     f"has no labels; {metric.name} needs them",
                     "put them under 'labels' in the .npz, or yield (feeds, labels)",
                 )
-            yield list(session.run(batch.feeds).values()), batch.labels
+            outputs = session.run(batch.feeds)
+            yield list(outputs.values()), batch.labels
             if advance is not None:
                 advance(1)
 
@@ -96,30 +98,42 @@ def _user_score(
 
 
 def _top(k: int) -> Callable[[Iterable[Pair]], float]:
-    """Fraction of rows whose label is among the k highest scores of the first output (B, *, C);
-    ties go by index.
+    """Make the score of rows whose label is among the k highest of the first output (B, *, C).
+
+    A fraction; ties go by index.
     """
+    name = f"top{k}"
 
     def score(pairs: Iterable[Pair]) -> float:
-        right = total = 0
+        right = 0
+        total = 0
         for outputs, labels in pairs:
-            scores, truth = _scores_and_classes(outputs, labels, f"top{k}")
-            own = np.take_along_axis(scores, truth[:, None], 1)
-            ahead = (scores > own).sum(1) + (
-                (scores == own) & (np.arange(scores.shape[1]) < truth[:, None])
-            ).sum(1)
-            right += int(np.sum(ahead < k))
+            scores, truth = _scores_and_classes(outputs, labels, name)
+            right += int(np.sum(_ranked_before(scores, truth) < k))
             total += len(truth)
-        return right / _at_least_one(total, f"top{k}")
+        return right / _at_least_one(total, name)
 
     return score
+
+
+def _ranked_before(scores: NDArray[Any], truth: NDArray[np.int64]) -> NDArray[Any]:
+    """Count the classes that come before the true one in each row: (N, C), (N,) -> (N,)."""
+    truth_column = truth[:, None]
+    own = np.take_along_axis(scores, truth_column, 1)
+    higher = scores > own
+    # as a sort that keeps the order of equals would have it
+    classes = np.arange(scores.shape[1])
+    ties_before = (scores == own) & (classes < truth_column)
+    return np.asarray(higher.sum(1) + ties_before.sum(1))
 
 
 def _scores_and_classes(
     outputs: Outputs, labels: Any, name: str
 ) -> tuple[NDArray[Any], NDArray[np.int64]]:
-    """First output as (N, C) and labels as (N,), checked against each other."""
-    scores, truth = np.asarray(outputs[0]), np.asarray(labels)
+    """Reshape the first output to (N, C) and labels to (N,), checked against each other."""
+    scores = np.asarray(outputs[0])
+    truth = np.asarray(labels)
+    # kind V is bfloat16
     if scores.ndim < 2 or scores.shape[-1] < 2 or scores.dtype.kind not in "fV":
         raise RefusedError(
             f"metric {name}",
@@ -133,14 +147,17 @@ def _scores_and_classes(
             f"the output needs integers {list(scores.shape[:-1])}",
             "give one class number a row",
         )
-    return scores.reshape(-1, scores.shape[-1]), _in_range(
-        truth.reshape(-1), scores.shape[-1], name
-    )
+    classes = scores.shape[-1]
+    flat_truth = _in_range(truth.reshape(-1), classes, name)
+    return scores.reshape(-1, classes), flat_truth
 
 
 def _in_range(truth: NDArray[Any], classes: int, name: str) -> NDArray[np.int64]:
-    wrong = truth[((truth < 0) | (truth >= classes)) & (truth != _IGNORED_LABEL)]
-    if wrong.size or (name != "perplexity" and (truth < 0).any()):
+    """Refuse labels that are no class. Only perplexity leaves labels out."""
+    is_class = (truth >= 0) & (truth < classes)
+    is_ignored = truth == _IGNORED_LABEL
+    wrong = truth[~is_class & ~is_ignored]
+    if wrong.size or (name != "perplexity" and is_ignored.any()):
         bad = wrong[0] if wrong.size else _IGNORED_LABEL
         raise RefusedError(
             f"metric {name}",
@@ -151,31 +168,35 @@ def _in_range(truth: NDArray[Any], classes: int, name: str) -> NDArray[np.int64]
 
 
 def _perplexity(pairs: Iterable[Pair]) -> float:
-    """Exp of the mean negative log-likelihood of labels (B, T) under logits (B, T, V), position by
-    position.
+    """Exp of the mean negative log-likelihood of labels (B, T) under logits (B, T, V).
 
     Labels are the targets of their positions (already shifted); -100 is left out.
     """
-    loss, total = 0.0, 0
+    loss = 0.0
+    total = 0
     for outputs, labels in pairs:
-        logits, truth = _scores_and_classes(outputs, labels, "perplexity")
-        kept = truth != _IGNORED_LABEL
-        rows, truth = logits[kept].astype(np.float64), truth[kept]
+        logits, all_truth = _scores_and_classes(outputs, labels, "perplexity")
+        kept = all_truth != _IGNORED_LABEL
+        truth = all_truth[kept]
+        rows = logits[kept].astype(np.float64)
+        # the largest logit is taken out of the exponentials, which would overflow
         top = rows.max(1, initial=-np.inf, keepdims=True)
-        norm = np.log(np.exp(rows - top).sum(1)) + top[:, 0]
-        loss += float(np.sum(norm - np.take_along_axis(rows, truth[:, None], 1)[:, 0]))
+        sums = np.exp(rows - top).sum(1)
+        norm = np.log(sums) + top[:, 0]
+        own = np.take_along_axis(rows, truth[:, None], 1)
+        loss += float(np.sum(norm - own[:, 0]))
         total += len(truth)
-    return float(np.exp(loss / _at_least_one(total, "perplexity")))
+    mean_loss = loss / _at_least_one(total, "perplexity")
+    return float(np.exp(mean_loss))
 
 
 def _spearman(pairs: Iterable[Pair]) -> float:
-    """Rank correlation of the first output, (B,) or (B, 1), with the labels (B,); ties share their
-    mean rank.
-    """
+    """Rank correlation of the first output, (B,) or (B, 1), with the labels (B,)."""
     values: list[NDArray[Any]] = []
     truth: list[NDArray[Any]] = []
     for outputs, labels in pairs:
-        scores, wanted = np.asarray(outputs[0]), np.asarray(labels).reshape(-1)
+        scores = np.asarray(outputs[0])
+        wanted = np.asarray(labels).reshape(-1)
         if scores.size != len(wanted):
             raise RefusedError(
                 "metric spearman",
@@ -185,9 +206,10 @@ def _spearman(pairs: Iterable[Pair]) -> float:
         values.append(scores.reshape(-1).astype(np.float64))
         truth.append(wanted.astype(np.float64))
     _at_least_one(len(values), "spearman")
-    left, right = _ranks(np.concatenate(values)), _ranks(np.concatenate(truth))
-    left, right = left - left.mean(), right - right.mean()
-    norm = float(np.sqrt((left @ left) * (right @ right)))
+    left = _centred_ranks(np.concatenate(values))
+    right = _centred_ranks(np.concatenate(truth))
+    power = (left @ left) * (right @ right)
+    norm = float(np.sqrt(power))
     if norm == 0:
         raise RefusedError(
             "metric spearman",
@@ -197,10 +219,13 @@ def _spearman(pairs: Iterable[Pair]) -> float:
     return float(left @ right) / norm
 
 
-def _ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
+def _centred_ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Ranks less their mean; ties share their mean rank."""
     _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    ranks: NDArray[np.float64] = (np.cumsum(counts) - (counts - 1) / 2)[inverse]
-    return ranks
+    last_ranks = np.cumsum(counts)
+    mean_ranks = last_ranks - (counts - 1) / 2
+    ranks: NDArray[np.float64] = mean_ranks[inverse]
+    return ranks - ranks.mean()
 
 
 def _at_least_one(total: int, name: str) -> int:
@@ -212,12 +237,11 @@ def _at_least_one(total: int, name: str) -> int:
 
 
 _BUILT_IN: dict[str, Metric] = {
-    m.name: m
-    for m in (
-        Metric("top1", _top(1)),
-        Metric("top5", _top(5)),
-        Metric("spearman", _spearman),
-        Metric("perplexity", _perplexity, higher_is_better=False),
-    )
+    "top1": Metric("top1", _top(1)),
+    "top5": Metric("top5", _top(5)),
+    "spearman": Metric("spearman", _spearman),
+    "perplexity": Metric("perplexity", _perplexity, higher_is_better=False),
 }
+
 METRIC_NAMES = tuple(_BUILT_IN)
+"""Names of the metrics that need no code of the user's."""

@@ -78,25 +78,32 @@ class MomentObserver:
         if array.size == 0 or self._is_left_out():
             return
         self._check_finite(array, target)
-        # squares of half-precision values overflow soon
-        wide = array if array.dtype.itemsize >= 4 else array.astype(np.float32)
-        rows = self._rows(wide)
-        count = rows.shape[1]
-        if self.request.kind == "absmax":
+        if array.dtype.itemsize < 4:
+            # squares of half-precision values overflow soon
+            array = array.astype(np.float32)
+        rows = self._rows(array)
+        kind = self.request.kind
+        if kind == "absmax":
             highest = np.abs(rows).max(axis=1)
-            self._take(highest.astype(np.float64), count)
-        elif self.request.kind == "mean":
-            self._take(rows.sum(axis=1, dtype=np.float64), count)
-        elif self.request.kind in ("profile", "extremes"):
+            part = highest.astype(np.float64)
+        elif kind == "mean":
+            part = rows.sum(axis=1, dtype=np.float64)
+        elif kind == "profile" or kind == "extremes":
             fed = samples_of(array, self.request.axis, samples)
-            by_fold = fold_sums if self.request.kind == "profile" else fold_extremes
-            self._take(by_fold(rows[0], fed, self.samples), count)
+            part = self._by_fold(rows[0], fed)
             self.samples += fed
-        elif target is None:
-            self._take(_products(rows), count)
         else:
-            cross = _cross(rows, self._targets(target, array.shape[1]))
-            self._take(np.concatenate([_products(rows), cross], axis=2), count)
+            part = _products(rows)
+            if target is not None:
+                wanted = self._targets(target, channels=array.shape[1])
+                cross = _cross(rows, wanted)
+                part = np.concatenate([part, cross], axis=2)
+        self._take(part, count=rows.shape[1])
+
+    def _by_fold(self, rows: NDArray[Any], fed: int) -> NDArray[np.float64]:
+        if self.request.kind == "profile":
+            return fold_sums(rows, fed, first=self.samples)
+        return fold_extremes(rows, fed, first=self.samples)
 
     def _is_left_out(self) -> bool:
         """True if this update, the first being even, is of the half that is not asked for."""
@@ -104,10 +111,9 @@ class MomentObserver:
         return self.request.part == other_part
 
     def _check_finite(self, array: NDArray[Any], target: NDArray[Any] | None) -> None:
-        finite = np.isfinite(array).all()
-        if target is not None:
-            finite = finite and np.isfinite(target).all()
-        if not finite:
+        for values in (array, target):
+            if values is None or np.isfinite(values).all():
+                continue
             raise RefusedError(
                 f"tensor '{self.request.tensor}'",
                 "is NaN or infinite on the calibration data",
@@ -119,23 +125,23 @@ class MomentObserver:
 
         (N, M, *S) -> (groups, rows, M / groups).
         """
-        groups = self.request.groups
         if not self.request.kernel:
-            axis = self.request.axis % target.ndim
-            return np.moveaxis(target, axis, -1).reshape(1, -1, target.shape[axis])
+            return _as_rows(target, self.request.axis)
+        groups = self.request.groups
         samples = len(target)
         places = math.prod(target.shape[2:])
         chosen = looked_at(self.request, channels, places)
-        flat = target.reshape(samples, groups, -1, places)[..., chosen]
-        rows = flat.transpose(1, 0, 3, 2)
-        return rows.reshape(groups, samples * len(chosen), -1)
+        flat = target.reshape(samples, groups, -1, places)
+        seen = flat[..., chosen]
+        rows = seen.transpose(1, 0, 3, 2)
+        count = samples * len(chosen)
+        return rows.reshape(groups, count, -1)
 
     def _rows(self, array: NDArray[Any]) -> NDArray[Any]:
         """Vectors that a layer multiplies, (groups, rows, K); one group without a kernel."""
         if self.request.kernel:
             return patches(array, self.request)
-        axis = self.request.axis % array.ndim
-        return np.moveaxis(array, axis, -1).reshape(1, -1, array.shape[axis])
+        return _as_rows(array, self.request.axis)
 
     def _take(self, part: NDArray[np.float64], count: int) -> None:
         if self.total is None:
@@ -164,10 +170,20 @@ class MomentObserver:
             return fold_means(self.total)
         if kind == "extremes":
             return seen_folds(self.total)
-        result = self.total if kind == "absmax" else self.total / self.count
+        result = self.total
+        if kind != "absmax":
+            result = result / self.count
         if self.request.kernel or kind in ("gram", "regression"):
             return result
+        # moments of channels have no groups
         return result[0]
+
+
+def _as_rows(array: NDArray[Any], axis: int) -> NDArray[Any]:
+    """Move the channels to the end: (*, C, *) -> (1, rows, C)."""
+    moved = np.moveaxis(array, axis, -1)
+    channels = moved.shape[-1]
+    return moved.reshape(1, -1, channels)
 
 
 def _products(rows: NDArray[Any]) -> NDArray[np.float64]:
@@ -176,10 +192,13 @@ def _products(rows: NDArray[Any]) -> NDArray[np.float64]:
     Products are computed in the type of the rows and may overflow.
     """
     groups, count, width = rows.shape
-    out = np.empty((groups, width + 1, width + 1))
+    columns = rows.transpose(0, 2, 1)
     with np.errstate(over="ignore", invalid="ignore"):
-        out[:, :width, :width] = np.matmul(rows.transpose(0, 2, 1), rows)
+        products = np.matmul(columns, rows)
     sums = rows.sum(axis=1, dtype=np.float64)
+    side = width + 1
+    out = np.empty((groups, side, side))
+    out[:, :width, :width] = products
     out[:, width, :width] = sums
     out[:, :width, width] = sums
     out[:, width, width] = count
@@ -191,10 +210,15 @@ def _cross(rows: NDArray[Any], targets: NDArray[Any]) -> NDArray[np.float64]:
 
     Products are computed in the type of the rows and may overflow.
     """
+    columns = rows.transpose(0, 2, 1)
     with np.errstate(over="ignore", invalid="ignore"):
-        product = np.matmul(rows.transpose(0, 2, 1), targets).astype(np.float64)
-    sums = targets.sum(axis=1, keepdims=True, dtype=np.float64)
-    return np.concatenate([product, sums], axis=1)
+        products = np.matmul(columns, targets)
+    sums = targets.sum(
+        axis=1,
+        keepdims=True,
+        dtype=np.float64,
+    )
+    return np.concatenate([products.astype(np.float64), sums], axis=1)
 
 
 def patches(array: NDArray[Any], window: MomentRequest) -> NDArray[Any]:
@@ -202,34 +226,68 @@ def patches(array: NDArray[Any], window: MomentRequest) -> NDArray[Any]:
 
     (N, C, *S) -> (groups, N * places, C / groups * K), K being the elements of the kernel.
     """
-    rank = len(window.kernel)
-    begins, ends = window.pads[:rank], window.pads[rank:]
-    pads = [(0, 0), (0, 0), *zip(begins, ends, strict=True)]
-    padded = np.pad(array, pads) if any(window.pads) else array
-    sizes = padded.shape[2:]
+    padded = _padded(array, window)
+    samples, channels, *sizes = padded.shape
     outs = _output_sizes(sizes, window)
-    chosen = looked_at(window, array.shape[1], math.prod(outs))
+    chosen = looked_at(window, channels, math.prod(outs))
+    places = np.unravel_index(chosen, outs)
+    taps = np.unravel_index(
+        np.arange(math.prod(window.kernel)),
+        window.kernel,
+    )
     # spatial axes are flattened, so that a place and a tap of the kernel are offsets to be added
-    steps = [math.prod(sizes[axis + 1 :]) for axis in range(rank)]
-    taps = np.arange(math.prod(window.kernel))
-    starts = _offsets(np.unravel_index(chosen, outs), window.strides, steps)
-    reach = _offsets(np.unravel_index(taps, window.kernel), window.dilations, steps)
-    samples, channels = padded.shape[:2]
+    steps = _steps(sizes)
+    starts = _offsets(places, window.strides, steps)
+    reach = _offsets(taps, window.dilations, steps)
     flat = padded.reshape(samples, channels, -1)
-    seen = flat[:, :, starts[:, None] + reach]  # (N, C, places, K)
-    places, width = seen.shape[2:]
-    each = channels // window.groups
-    grouped = seen.reshape(samples, window.groups, each, places, width)
+    # (N, C, places, K)
+    seen = flat[:, :, starts[:, None] + reach]
+    groups = window.groups
+    each = channels // groups
+    grouped = seen.reshape(
+        samples,
+        groups,
+        each,
+        len(starts),
+        len(reach),
+    )
     rows = grouped.transpose(1, 0, 3, 2, 4)
-    return rows.reshape(window.groups, samples * places, each * width)
+    return rows.reshape(
+        groups,
+        samples * len(starts),
+        each * len(reach),
+    )
+
+
+def _padded(array: NDArray[Any], window: MomentRequest) -> NDArray[Any]:
+    if not any(window.pads):
+        return array
+    # the beginnings of all axes stand before the ends
+    rank = len(window.kernel)
+    begins = window.pads[:rank]
+    ends = window.pads[rank:]
+    spatial = zip(begins, ends, strict=True)
+    return np.pad(array, [(0, 0), (0, 0), *spatial])
+
+
+def _steps(sizes: Sequence[int]) -> list[int]:
+    """Elements from one position to the next of each axis, in an array of those sizes."""
+    steps = []
+    step = 1
+    for size in reversed(sizes):
+        steps.append(step)
+        step *= size
+    return steps[::-1]
 
 
 def _output_sizes(sizes: Sequence[int], window: MomentRequest) -> list[int]:
     """Lengths of a convolution's output, from those of its padded input."""
     found = []
     for axis, size in enumerate(sizes):
-        covered = window.dilations[axis] * (window.kernel[axis] - 1) + 1
-        found.append((size - covered) // window.strides[axis] + 1)
+        gaps = window.kernel[axis] - 1
+        covered = window.dilations[axis] * gaps + 1
+        steps = (size - covered) // window.strides[axis]
+        found.append(steps + 1)
     return found
 
 
@@ -250,6 +308,7 @@ def _offsets(
 ) -> NDArray[np.int64]:
     """Offsets in a flattened array of coordinates, one array an axis, times a scale each."""
     total = np.zeros(len(index[0]), np.int64)
-    for coordinate, scale, step in zip(index, scales, steps, strict=True):
+    axes = zip(index, scales, steps, strict=True)
+    for coordinate, scale, step in axes:
         total += coordinate * (scale * step)
     return total

@@ -19,8 +19,9 @@ class Provider:
     install: str
     options: Mapping[str, str] = field(default_factory=dict)
     partner: str = ""
-    """ONNX Runtime's provider for the nodes that this one does not take; the CPU takes the rest in
-    any case.
+    """ONNX Runtime's provider for the nodes that this one does not take.
+
+    The CPU takes the rest in any case.
     """
 
 
@@ -34,37 +35,53 @@ __all__ = [
     "target_named",
 ]
 
-_GPU_WHEEL = 'pip uninstall -y onnxruntime && pip install "onnxruntime-gpu[cuda,cudnn]" (CUDA 13, an NVIDIA GPU and its driver)'
+# both wheels have the module `onnxruntime`: the plain one must go first
+_GPU_WHEEL = (
+    'pip uninstall -y onnxruntime && pip install "onnxruntime-gpu[cuda,cudnn]" '
+    "(CUDA 13, an NVIDIA GPU and its driver)"
+)
+
+_CPU = Provider(
+    name="cpu",
+    ort_name="CPUExecutionProvider",
+    install="pip install onnxruntime",
+)
+_CUDA = Provider(
+    name="cuda",
+    ort_name="CUDAExecutionProvider",
+    install=_GPU_WHEEL,
+    options={"device_id": "0"},
+)
+_TENSORRT = Provider(
+    name="tensorrt",
+    ort_name="TensorrtExecutionProvider",
+    install=f'{_GPU_WHEEL}; pip install "tensorrt<11"',
+    options={
+        "device_id": "0",
+        "trt_fp16_enable": "1",
+        # TensorRT 10 refuses Q/DQ graphs without it
+        "trt_int8_enable": "1",
+    },
+    partner="CUDAExecutionProvider",
+)
 
 PROVIDERS: dict[str, Provider] = {
-    p.name: p
-    for p in (
-        Provider("cpu", "CPUExecutionProvider", "pip install onnxruntime"),
-        Provider("cuda", "CUDAExecutionProvider", _GPU_WHEEL, {"device_id": "0"}),
-        Provider(
-            "tensorrt",
-            "TensorrtExecutionProvider",
-            f'{_GPU_WHEEL}; pip install "tensorrt<11"',
-            {
-                "device_id": "0",
-                "trt_fp16_enable": "1",
-                "trt_int8_enable": "1",  # TensorRT 10 refuses Q/DQ graphs without it
-            },
-            partner="CUDAExecutionProvider",
-        ),
-    )
+    "cpu": _CPU,
+    "cuda": _CUDA,
+    "tensorrt": _TENSORRT,
 }
+"""Execution providers by name."""
 
 
 def covers(target: Target, hardware: Hardware) -> bool:
-    """Whether the target is made for that CPU: what is measured there is true of the target."""
+    """Return whether the target is made for that CPU, so that measurements there tell of it."""
     if not target.cpus:
         return True
     return target.architecture == hardware.architecture and not hardware.saturates
 
 
 def provider_named(name: str) -> Provider:
-    """The provider of that name. Errors: UsageError with the nearest name."""
+    """Get the provider of that name. Errors: UsageError with the nearest name."""
     if name not in PROVIDERS:
         raise UsageError(
             "provider",

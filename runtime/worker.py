@@ -120,7 +120,7 @@ class Worker:
         timer.daemon = True
         timer.start()
         try:
-            reply = self._exchange(ipc.Call(function, args, kwargs))
+            reply = self._exchange(ipc.FunctionCall(function, args, kwargs))
         except (EOFError, OSError):
             exceeded = limit if expired.is_set() else None
             raise self._death(function, exceeded) from None
@@ -157,7 +157,7 @@ class Worker:
         """End the child."""
         self._kill()
 
-    def _exchange(self, call: ipc.Call) -> ipc.Reply:
+    def _exchange(self, call: ipc.FunctionCall) -> ipc.Reply:
         assert self._process
         assert self._process.stdin
         assert self._process.stdout

@@ -25,8 +25,9 @@ def samples_of(array: NDArray[Any], axis: int, samples: int | None) -> int:
     if axis % array.ndim == 0:
         # channels lie there: a sample has no rows of its own
         return 1
-    count = len(array) if samples is None else samples
-    if count and len(array) % count == 0:
+    rows = len(array)
+    count = rows if samples is None else samples
+    if count and rows % count == 0:
         return count
     return 1
 
@@ -39,15 +40,20 @@ def fold_sums(rows: NDArray[Any], samples: int, first: int) -> NDArray[np.float6
     """
     channels = rows.shape[-1]
     parts = rows.reshape(samples, -1, channels)
-    counts = np.full((samples, channels), float(parts.shape[1]))
+    each = parts.shape[1]
     # in float64 throughout: means of equal values must leave a variance of zero
-    values = parts.sum(axis=1, dtype=np.float64)
-    magnitudes = np.abs(parts).sum(axis=1, dtype=np.float64)
-    squares = np.square(parts, dtype=np.float64).sum(axis=1)
-    sums = np.stack([counts, values, magnitudes, squares], axis=1)
-    total = np.zeros((FOLDS, *sums.shape[1:]))
+    magnitudes = np.abs(parts)
+    squares = np.square(parts, dtype=np.float64)
+    sums = [
+        np.full((samples, channels), float(each)),
+        parts.sum(axis=1, dtype=np.float64),
+        magnitudes.sum(axis=1, dtype=np.float64),
+        squares.sum(axis=1),
+    ]
+    folds = _folds_of(samples, first)
+    total = np.zeros((FOLDS, len(sums), channels))
     # ufunc.at, as += with an index counts only the last of several samples in one fold
-    np.add.at(total, _folds_of(samples, first), sums)
+    np.add.at(total, folds, np.stack(sums, axis=1))
     return total
 
 
@@ -62,8 +68,10 @@ def fold_means(total: NDArray[np.float64]) -> NDArray[np.float64]:
 
     Folds without a sample are left out.
     """
-    filled = seen_folds(total)
-    return filled[:, 1:] / filled[:, :1]
+    seen = seen_folds(total)
+    counts = seen[:, :1]
+    sums = seen[:, 1:]
+    return sums / counts
 
 
 def fold_extremes(rows: NDArray[Any], samples: int, first: int) -> NDArray[np.float64]:
@@ -73,23 +81,32 @@ def fold_extremes(rows: NDArray[Any], samples: int, first: int) -> NDArray[np.fl
     """
     channels = rows.shape[-1]
     parts = rows.reshape(samples, -1, channels)
+    each = parts.shape[1]
     lowest = parts.min(axis=1)
     highest = parts.max(axis=1)
-    total = np.zeros((FOLDS, 3, channels))
-    total[:, 1] = np.inf
-    total[:, 2] = -np.inf
     folds = _folds_of(samples, first)
-    np.add.at(total[:, 0], folds, float(parts.shape[1]))
-    np.minimum.at(total[:, 1], folds, lowest.astype(np.float64))
-    np.maximum.at(total[:, 2], folds, highest.astype(np.float64))
+    total = np.zeros((FOLDS, 3, channels))
+    counts, lows, highs = _by_statistic(total)
+    lows[:] = np.inf
+    highs[:] = -np.inf
+    np.add.at(counts, folds, float(each))
+    np.minimum.at(lows, folds, lowest.astype(np.float64))
+    np.maximum.at(highs, folds, highest.astype(np.float64))
     return total
+
+
+def _by_statistic(total: NDArray[np.float64]) -> NDArray[np.float64]:
+    """View of the counts, lows and highs of all folds: (FOLDS, 3, C) -> (3, FOLDS, C)."""
+    return total.swapaxes(0, 1)
 
 
 def take_extremes(total: NDArray[np.float64], part: NDArray[np.float64]) -> None:
     """Make `total` what it and `part` saw together."""
-    total[:, 0] += part[:, 0]
-    np.minimum(total[:, 1], part[:, 1], out=total[:, 1])
-    np.maximum(total[:, 2], part[:, 2], out=total[:, 2])
+    counts, lows, highs = _by_statistic(total)
+    more, lower, higher = _by_statistic(part)
+    counts += more
+    np.minimum(lows, lower, out=lows)
+    np.maximum(highs, higher, out=highs)
 
 
 def seen_folds(total: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -46,10 +46,10 @@ def serve(parent: int, memory_bytes: int) -> None:
         except EOFError:
             # without cleanup: a thread of ONNX Runtime may never end
             os._exit(0)
-        ipc.send(replies, _answer(ipc.Call(*call)))
+        ipc.send(replies, _answer(ipc.FunctionCall(*call)))
 
 
-def _answer(call: ipc.Call) -> ipc.Reply:
+def _answer(call: ipc.FunctionCall) -> ipc.Reply:
     try:
         value = FUNCTIONS[call.function](*call.args, **call.kwargs)
     except OnnxOptError as error:

@@ -13,7 +13,7 @@ from typing import Any, BinaryIO, NamedTuple
 _LENGTH = struct.Struct("<Q")
 
 
-class Call(NamedTuple):
+class FunctionCall(NamedTuple):
     """A request to run one of the child's functions."""
 
     function: str
@@ -60,7 +60,7 @@ class Powers(NamedTuple):
     noise: float
 
 
-class Comparison(NamedTuple):
+class OutputComparison(NamedTuple):
     """Two sessions on the same feeds: powers by output, values of scalars, bytes of outputs."""
 
     powers: dict[str, Powers]

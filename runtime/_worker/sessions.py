@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from ... import RefusedError
 from ...passes._core.context import KernelNode
 from . import ort_values
-from .ipc import Comparison, OpenedSession, OrtTensor, Powers
+from .ipc import OpenedSession, OrtTensor, OutputComparison, Powers
 
 Feeds = Mapping[str, Any]
 Providers = list[tuple[str, dict[str, str]]]
@@ -176,7 +176,7 @@ def _optimized_model(path: str, providers: Providers, threads: int) -> Any:
 
 def compare(
     handle: int, other: int, feeds: Feeds, scalars: Sequence[str]
-) -> Comparison:
+) -> OutputComparison:
     """Run two sessions on the same feeds and compare their common outputs.
 
     `scalars`: outputs of the first session, of one element each, whose values are returned.
@@ -189,7 +189,7 @@ def compare(
     values = {name: float(first[name]) for name in scalars}
     arrays = (*first.values(), *second.values())
     size = sum(array.nbytes for array in arrays)
-    return Comparison(powers, values, size)
+    return OutputComparison(powers, values, size)
 
 
 def _powers(reference: NDArray[Any], got: NDArray[Any]) -> Powers:
