@@ -84,25 +84,32 @@ class RangeObserver:
         low, high = extremes(flat)
         self._extend(low, high, flat.size)
         sharing = []
+        finest = self.exponent
         for clip in clipped:
             if self._can_share(clip, low, high, flat.size):
-                clip.observer._extend(clip.of(low), clip.of(high), flat.size)
+                clip.extend(low, high, flat.size)
                 sharing.append(clip)
+                finest = min(finest, clip.observer.exponent)
             else:
-                clip.observer.update(np.clip(flat, clip.low, clip.high))
-        finest = min([self.exponent, *(clip.observer.exponent for clip in sharing)])
-        bins = BINS << (self.exponent - finest)
-        counts = bin_counts(flat, finest, bins, negative=low < 0)
+                own = np.clip(flat, clip.low, clip.high)
+                clip.observer.update(own)
+        counts = bin_counts(
+            flat,
+            exponent=finest,
+            bins=BINS << (self.exponent - finest),
+            negative=low < 0,
+        )
         self._add(counts, finest)
         for clip in sharing:
-            clip.observer._add(clip.counts_of(counts, finest), finest)
+            clip.add(counts, finest)
 
     def _can_share(
         self, clip: ClippedObserver, low: float, high: float, size: int
     ) -> bool:
         """True if a count of `size` elements in [low, high] serves the clipped ones too."""
         needed = needed_exponent(clip.of(low), clip.of(high))
-        steps = self.exponent - max(clip.observer.exponent, needed)
+        exponent = max(clip.observer.exponent, needed)
+        steps = self.exponent - exponent
         # with more bins than elements a second count costs less than adding up the bins
         return steps <= FINER and size >= BINS << steps
 
@@ -125,7 +132,9 @@ class RangeObserver:
         There may be more than BINS of them, continued both ways; none counts out of range.
         """
         for _ in range(self.exponent - exponent):
-            counts = counts[::2] + counts[1::2]
+            even = counts[::2]
+            odd = counts[1::2]
+            counts = even + odd
         beyond = (len(counts) - BINS) // 2
         self.bins += counts[beyond : beyond + BINS]
 
@@ -143,10 +152,11 @@ class RangeObserver:
         half = BINS // 2
         # after so many only the two bins beside zero are left, which more steps do not change
         steps = min(steps, half.bit_length())
+        quarter = half // 2
         for _ in range(steps):
+            pairs = self.bins.reshape(-1, 2)
             merged = np.zeros(BINS, np.int64)
-            inner = slice(half // 2, half + half // 2)
-            merged[inner] = self.bins.reshape(-1, 2).sum(1)
+            merged[quarter : half + quarter] = pairs.sum(1)
             self.bins = merged
 
     def merge(self, other: RangeObserver) -> None:
@@ -168,9 +178,10 @@ class RangeObserver:
     @property
     def edges(self) -> NDArray[np.float64]:
         """Edges of the bins, (BINS + 1,)."""
-        width = np.float64(math.ldexp(2 / BINS, self.exponent))
+        width = math.ldexp(2 / BINS, self.exponent)
         numbers = np.arange(BINS + 1, dtype=np.float64)
-        return (numbers - BINS / 2) * width
+        from_zero = numbers - BINS / 2
+        return from_zero * np.float64(width)
 
     def range(
         self, method: str = "minmax", percentile: float = 99.99, levels: int = 255
@@ -190,8 +201,17 @@ class RangeObserver:
             # a constant: no distribution to cut
             return lowest, highest
         cut = METHODS[method]
-        low, high = cut(self.bins, self.edges, self.low, self.high, percentile, levels)
-        return max(min(low, 0.0), lowest), min(max(high, 0.0), highest)
+        low, high = cut(
+            self.bins,
+            self.edges,
+            self.low,
+            self.high,
+            percentile,
+            levels,
+        )
+        low = max(min(low, 0.0), lowest)
+        high = min(max(high, 0.0), highest)
+        return low, high
 
 
 @dataclass(frozen=True)
@@ -218,25 +238,40 @@ class ClippedObserver:
         """Clip one value."""
         return min(max(value, self.low), self.high)
 
+    def extend(self, low: float, high: float, count: int) -> None:
+        """Widen the observer to what `count` values in [low, high] need, clipped."""
+        self.observer._extend(self.of(low), self.of(high), count)
+
+    def add(self, counts: NDArray[np.int64], exponent: int) -> None:
+        """Add counts of x to the observer, clipped; the bins are those of `counts_of`."""
+        own = self.counts_of(counts, exponent)
+        self.observer._add(own, exponent)
+
     def counts_of(self, counts: NDArray[np.int64], exponent: int) -> NDArray[np.int64]:
         """Counts of clipped values from those of x, in the same bins.
 
         The bins are those of [-2^exponent, 2^exponent), continued both ways. A value beyond a bound
         goes where the bound itself lies, so the counts are exact.
         """
-        first = _bin_of(self.low, exponent, len(counts))
-        last = _bin_of(self.high, exponent, len(counts))
-        inside = np.zeros_like(counts)
-        inside[first : last + 1] = counts[first : last + 1]
-        inside[first] += counts[:first].sum()
-        inside[last] += counts[last + 1 :].sum()
+        bins = len(counts)
+        first = _bin_of(self.low, exponent, bins)
+        last = _bin_of(self.high, exponent, bins)
+        below = counts[:first]
+        above = counts[last + 1 :]
+        inside = counts.copy()
+        inside[:first] = 0
+        inside[last + 1 :] = 0
+        inside[first] += below.sum()
+        inside[last] += above.sum()
         return inside
 
 
 def _bin_of(bound: float, exponent: int, bins: int) -> int:
     """Number of the bin that a bound lies in; of the outermost one if it lies beyond."""
-    place = bound * math.ldexp(BINS / 2, -exponent) + bins / 2
-    return int(min(max(place, 0), bins - 1))
+    scale = math.ldexp(BINS / 2, -exponent)
+    place = bound * scale + bins / 2
+    inside = min(max(place, 0), bins - 1)
+    return int(inside)
 
 
 def extremes(flat: NDArray[Any]) -> tuple[float, float]:
@@ -254,8 +289,12 @@ def extremes(flat: NDArray[Any]) -> tuple[float, float]:
 
 def needed_exponent(low: float, high: float) -> int:
     """Smallest k such that [low, high] lies within [-2^k, 2^k), at least -60."""
-    exponents = [math.frexp(bound)[1] for bound in (low, high) if bound]
-    return max([_MIN_EXPONENT, *exponents])
+    needed = _MIN_EXPONENT
+    for bound in (low, high):
+        if bound:
+            _, exponent = math.frexp(bound)
+            needed = max(needed, exponent)
+    return needed
 
 
 def bin_counts(
@@ -271,25 +310,29 @@ def bin_counts(
     offsets = _lane_offsets(BLOCK, lanes, bins)
     size = min(BLOCK, flat.size)
     # scratch arrays of all blocks
-    scaled = np.empty(size, flat.dtype)
-    short = np.empty(size, np.int16)
-    index = np.empty(size, np.intp)
+    all_scaled = np.empty(size, flat.dtype)
+    all_short = np.empty(size, np.int16)
+    all_index = np.empty(size, np.intp)
     scale = flat.dtype.type(math.ldexp(BINS / 2, -exponent))
     counts = np.zeros(lanes * bins, np.int64)
     for start in range(0, flat.size, BLOCK):
         block = flat[start : start + BLOCK]
-        part = slice(0, block.size)
-        np.multiply(block, scale, out=scaled[part])
+        length = block.size
+        scaled = all_scaled[:length]
+        short = all_short[:length]
+        index = all_index[:length]
+        np.multiply(block, scale, out=scaled)
         if negative:
             # not by truncating a shifted value: tiny negatives would be rounded up to zero
-            np.floor(scaled[part], out=scaled[part])
-        np.copyto(short[part], scaled[part], casting="unsafe")
-        code = short[part].view(np.uint16)
+            np.floor(scaled, out=scaled)
+        np.copyto(short, scaled, casting="unsafe")
+        code = short.view(np.uint16)
         # modulo 2^16, which is what makes negative numbers right
-        np.add(code, offsets[part], out=code)
-        np.copyto(index[part], code)
-        np.add.at(counts, index[part], 1)
-    total: NDArray[np.int64] = counts.reshape(lanes, bins).sum(0)
+        np.add(code, offsets[:length], out=code)
+        np.copyto(index, code)
+        np.add.at(counts, index, 1)
+    by_lane = counts.reshape(lanes, bins)
+    total: NDArray[np.int64] = by_lane.sum(0)
     return total
 
 

@@ -61,10 +61,17 @@ def by_percentile(
     total = below[-1]
     tail = (1 - percentile / 100) / 2 * total
     # only where the cumulative count really rises: it cannot be inverted where it is flat
-    occupied = np.flatnonzero(np.diff(below) > 0)
-    points = np.concatenate([[occupied[0]], occupied + 1])
-    low, high = np.interp([tail, total - tail], below[points], edges[points])
-    return max(float(low), lowest), min(float(high), highest)
+    (occupied,) = np.nonzero(bins)
+    first = occupied[0]
+    points = np.concatenate([[first], occupied + 1])
+    low, high = np.interp(
+        [tail, total - tail],
+        below[points],
+        edges[points],
+    )
+    low = max(float(low), lowest)
+    high = min(float(high), highest)
+    return low, high
 
 
 def by_entropy(
@@ -85,12 +92,21 @@ def by_entropy(
     right = bins[half:]
     left = bins[:half][::-1]
     if lowest >= 0:
-        return 0.0, _least_divergent(right, positive, levels, highest)
+        cut = _least_divergent(right, positive, levels, highest)
+        return 0.0, cut
     if highest <= 0:
-        return -_least_divergent(left, positive, levels, -lowest), 0.0
-    largest = max(-lowest, highest)
-    cut = _least_divergent(right + left, positive, (levels + 1) // 2, largest)
-    return max(lowest, -cut), min(highest, cut)
+        cut = _least_divergent(left, positive, levels, -lowest)
+        return -cut, 0.0
+    cut = _least_divergent(
+        bins=right + left,
+        edges=positive,
+        levels=(levels + 1) // 2,
+        highest=max(-lowest, highest),
+    )
+    # the shorter side is not cut beyond its end
+    low = max(lowest, -cut)
+    high = min(highest, cut)
+    return low, high
 
 
 def _least_divergent(bins: Bins, edges: Edges, levels: int, highest: float) -> float:
@@ -101,15 +117,19 @@ def _least_divergent(bins: Bins, edges: Edges, levels: int, highest: float) -> f
     bins = bins.copy()
     # zero is on every grid, and a Relu's many zeros would decide alone
     bins[0] = 0
-    if not bins.any():
+    (occupied,) = np.nonzero(bins)
+    if not len(occupied):
         return highest
-    last = int(np.flatnonzero(bins)[-1]) + 1
+    last = occupied[-1] + 1
     if last <= levels:
         return highest
-    ends = np.unique(np.linspace(levels, last, _CANDIDATES).astype(int))
+    candidates = np.linspace(levels, last, _CANDIDATES)
+    ends = np.unique(candidates.astype(int))
     divergences = _divergences(bins, ends, levels)
-    best = int(ends[int(np.argmin(divergences))])
-    return highest if best == last else float(edges[best])
+    best = ends[np.argmin(divergences)]
+    if best == last:
+        return highest
+    return float(edges[best])
 
 
 def _divergences(bins: Bins, ends: NDArray[np.int64], levels: int) -> Floats:
@@ -123,20 +143,27 @@ def _divergences(bins: Bins, ends: NDArray[np.int64], levels: int) -> Floats:
     below = _prefix_sums(counts)
     occupied = _prefix_sums(counts > 0)
     self_information = _prefix_sums(_times_log(counts))
-    borders = np.arange(levels + 1) * ends[:, None] // levels
+    numbers = np.arange(levels + 1)
+    borders = numbers * ends[:, None] // levels
     totals = np.diff(below[borders])
     members = np.diff(occupied[borders])
     everything = below[-1]
     inside = below[ends]
     tail = everything - inside
-    last = counts[ends - 1]
-    level = totals / (np.maximum(members, 1) * np.maximum(inside, 1)[:, None])
+    before = ends - 1
+    last = counts[before]
+    # empty levels have no members, an empty histogram no values: neither may divide by zero
+    members = np.maximum(members, 1)
+    some = np.maximum(inside, 1)
+    level = totals / (members * some[:, None])
     # the last bin's own Q is zero where only the tail fills it
     of_last = np.where(last > 0, level[:, -1], _FLOOR)
-    information = self_information[ends - 1] + _times_log(last + tail)
+    information = self_information[before] + _times_log(last + tail)
     p_log_p = information / everything - np.log(everything)
-    of_levels = np.sum(totals * np.log(np.maximum(level, _FLOOR)), axis=1)
-    p_log_q = (of_levels + tail * np.log(of_last)) / everything
+    log_level = np.log(np.maximum(level, _FLOOR))
+    of_levels = np.sum(totals * log_level, axis=1)
+    of_tail = tail * np.log(of_last)
+    p_log_q = (of_levels + of_tail) / everything
     return np.asarray(p_log_p - p_log_q)
 
 
@@ -148,7 +175,8 @@ def _prefix_sums(values: NDArray[Any]) -> Floats:
 def _times_log(counts: Floats) -> Floats:
     """Compute c log c of counts, 0 at 0."""
     # counts are 0 or at least 1
-    return np.asarray(counts * np.log(np.maximum(counts, 1.0)))
+    logarithms = np.log(np.maximum(counts, 1.0))
+    return np.asarray(counts * logarithms)
 
 
 def by_squared_error(
@@ -163,7 +191,14 @@ def by_squared_error(
 
     Values outside are clipped, values inside rounded.
     """
-    return _least_costly(bins, edges, lowest, highest, levels, clip_weight=1.0)
+    return _least_costly(
+        bins,
+        edges,
+        lowest,
+        highest,
+        levels,
+        clip_weight=1.0,
+    )
 
 
 def by_output_error(
@@ -181,7 +216,14 @@ def by_output_error(
     one sign and come together, so they add up and weigh more. The largest values are also those
     that a few calibration samples show too few of.
     """
-    return _least_costly(bins, edges, lowest, highest, levels, _CLIP_WEIGHT)
+    return _least_costly(
+        bins,
+        edges,
+        lowest,
+        highest,
+        levels,
+        clip_weight=_CLIP_WEIGHT,
+    )
 
 
 def _least_costly(
@@ -194,19 +236,34 @@ def _least_costly(
 ) -> tuple[float, float]:
     """Search a grid over both ends of the range, then a finer one around its best point."""
     half = len(bins) // 2
-    mids = (edges[:-1] + edges[1:]) / 2
-    lows = np.array([0.0]) if lowest >= 0 else np.linspace(lowest, 0.0, _CANDIDATES)
-    highs = np.array([0.0]) if highest <= 0 else np.linspace(highest, 0.0, _CANDIDATES)
-    rounded = bins.copy()
+    starts = edges[:-1]
+    ends = edges[1:]
+    mids = (starts + ends) / 2
     # the bins beside zero are not rounded: zero is on the grid
-    rounded[half - 1 : half + 1] = 0
+    rounded = bins.copy()
+    rounded[half - 1] = 0
+    rounded[half] = 0
+    lows = _candidates(lowest) if lowest < 0 else np.zeros(1)
+    highs = _candidates(highest) if highest > 0 else np.zeros(1)
     low = 0.0
     high = 0.0
     for _ in range(2):
-        low, high = _best_pair(bins, rounded, mids, lows, highs, levels, clip_weight)
+        low, high = _best_pair(
+            bins,
+            rounded,
+            mids,
+            lows,
+            highs,
+            levels,
+            clip_weight,
+        )
         lows = _around(low, lows, lowest, 0.0)
         highs = _around(high, highs, 0.0, highest)
     return low, high
+
+
+def _candidates(farthest: float) -> Floats:
+    return np.linspace(farthest, 0.0, _CANDIDATES)
 
 
 def _best_pair(
@@ -220,17 +277,26 @@ def _best_pair(
 ) -> tuple[float, float]:
     """Pair of ends with the least cost; `rounded`: the bins whose values rounding moves."""
     above = _clip_cost(bins, mids, highs)
-    below = _clip_cost(bins[::-1], -mids[::-1], -lows)
-    clipped = above[None, :] + below[:, None]
+    below = _clip_cost(
+        bins=bins[::-1],
+        mids=-mids[::-1],
+        cuts=-lows,
+    )
     first = np.searchsorted(mids, lows)
     last = np.searchsorted(mids, highs, "right")
-    counted = np.concatenate([[0.0], np.cumsum(rounded)])
-    inside = counted[last][None, :] - counted[first][:, None]
-    step = (highs[None, :] - lows[:, None]) / levels
+    counted = _prefix_sums(rounded)
+    # (lows, highs): every low end with every high end
+    clipped = above + below[:, None]
+    inside = counted[last] - counted[first][:, None]
+    step = (highs - lows[:, None]) / levels
     # a rounding error is uniform over a step: its variance is step^2 / 12
-    cost = clip_weight * clipped + inside * step**2 / 12
-    row, column = np.unravel_index(int(np.argmin(cost)), cost.shape)
-    return float(lows[row]), float(highs[column])
+    rounding = inside * step**2 / 12
+    cost = clip_weight * clipped + rounding
+    best = np.argmin(cost)
+    row, column = np.unravel_index(best, cost.shape)
+    low = float(lows[row])
+    high = float(highs[column])
+    return low, high
 
 
 def _clip_cost(bins: Bins, mids: Floats, cuts: Floats) -> Floats:
@@ -238,12 +304,18 @@ def _clip_cost(bins: Bins, mids: Floats, cuts: Floats) -> Floats:
     above = np.searchsorted(mids, cuts, "right")
     moments = []
     for power in range(3):
-        suffix_sums = np.cumsum((bins * mids**power)[::-1])[::-1]
-        moments.append(np.append(suffix_sums, 0.0)[above])
+        sums = _suffix_sums(bins * mids**power)
+        moments.append(sums[above])
     count, first, second = moments
     cost: Floats = second - 2 * cuts * first + cuts**2 * count
     # differences of large sums can come out below zero
     return np.maximum(cost, 0.0)
+
+
+def _suffix_sums(values: Floats) -> Floats:
+    """Sums of all values, of all but the first, and so on, down to 0."""
+    backwards = np.cumsum(values[::-1])
+    return np.append(backwards[::-1], 0.0)
 
 
 def _around(best: float, grid: Floats, bottom: float, top: float) -> Floats:
@@ -251,8 +323,13 @@ def _around(best: float, grid: Floats, bottom: float, top: float) -> Floats:
     if len(grid) == 1:
         return grid
     step = abs(float(grid[1] - grid[0]))
-    finer = np.linspace(best - step, best + step, _CANDIDATES)
-    return np.unique(np.clip(finer, bottom, top))
+    finer = np.linspace(
+        best - step,
+        best + step,
+        _CANDIDATES,
+    )
+    clipped = np.clip(finer, bottom, top)
+    return np.unique(clipped)
 
 
 METHODS: dict[str, Method] = {
