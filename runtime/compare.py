@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 
 from .. import CheckError
 
+Outputs = Mapping[str, NDArray[Any]]
+
 
 @dataclass(frozen=True)
 class Drift:
@@ -71,8 +73,8 @@ class _Sums:
 
     def update(self, reference: NDArray[Any], got: NDArray[Any]) -> None:
         if _has_classes(reference):
-            self.rows += reference.size // reference.shape[-1]
             same_class = reference.argmax(-1) == got.argmax(-1)
+            self.rows += same_class.size
             self.agreeing += int(np.sum(same_class))
         y, z = _numbers(reference, got)
         with np.errstate(invalid="ignore", over="ignore"):
@@ -100,7 +102,8 @@ class _Sums:
         self.max_abs = max(self.max_abs, float(error.max()))
         nonzero = y != 0
         if nonzero.any():
-            relative = error[nonzero] / np.abs(y[nonzero])
+            magnitude = np.abs(y[nonzero])
+            relative = error[nonzero] / magnitude
             self.max_rel = max(self.max_rel, float(relative.max()))
 
     def add(self, other: _Sums) -> None:
@@ -116,14 +119,15 @@ class _Sums:
         self.nonfinite += other.nonfinite
 
     def drift(self) -> Drift:
-        # rounding can carry a cosine past 1
-        cosine = min(max(self._cosine(), -1.0), 1.0)
+        top1_agreement = None
+        if self.rows:
+            top1_agreement = self.agreeing / self.rows
         return Drift(
             sqnr_db=self._sqnr(),
-            cosine=cosine,
+            cosine=self._cosine(),
             max_abs=self.max_abs,
             max_rel=self.max_rel,
-            top1_agreement=self.agreeing / self.rows if self.rows else None,
+            top1_agreement=top1_agreement,
             nonfinite=self.nonfinite,
         )
 
@@ -137,13 +141,18 @@ class _Sums:
             return -math.inf if self._is_broken else math.inf
         if self.signal == 0:
             return -math.inf
-        return 10 * math.log10(self.signal / self.noise)
+        ratio = self.signal / self.noise
+        return 10 * math.log10(ratio)
 
     def _cosine(self) -> float:
         if self.noise == 0:
             return 0.0 if self._is_broken else 1.0
         norm = math.sqrt(self.signal) * math.sqrt(self.power)
-        return self.product / norm if norm > 0 else 0.0
+        if norm == 0:
+            return 0.0
+        cosine = self.product / norm
+        # rounding can carry it past 1
+        return min(max(cosine, -1.0), 1.0)
 
 
 class DriftMeter:
@@ -153,9 +162,7 @@ class DriftMeter:
         self._sums: dict[str, _Sums] = {}
         self.batches = 0
 
-    def update(
-        self, reference: Mapping[str, NDArray[Any]], got: Mapping[str, NDArray[Any]]
-    ) -> None:
+    def update(self, reference: Outputs, got: Outputs) -> None:
         """Take one batch of outputs.
 
         Errors: CheckError when an output is missing or has another shape or kind.
@@ -205,16 +212,20 @@ def _numbers(
     """Flatten both to float64; text becomes 1 and, where it differs, 0."""
     if reference.dtype.kind in "OUS":
         same_text = reference.astype(str) == got.astype(str)
-        equal = np.asarray(same_text, np.float64).reshape(-1)
-        return np.ones_like(equal), equal
+        equal = np.asarray(same_text, np.float64)
+        z = equal.reshape(-1)
+        return np.ones_like(z), z
     y = reference.astype(np.float64)
     z = got.astype(np.float64)
     return y.reshape(-1), z.reshape(-1)
 
 
-def _names(outputs: Mapping[str, Any]) -> str:
-    return ", ".join(f"'{name}'" for name in outputs) or "no outputs"
+def _names(outputs: Outputs) -> str:
+    if not outputs:
+        return "no outputs"
+    quoted = [f"'{name}'" for name in outputs]
+    return ", ".join(quoted)
 
 
 def _shape(array: NDArray[Any]) -> str:
-    return "[" + ", ".join(map(str, array.shape)) + "]"
+    return str(list(array.shape))

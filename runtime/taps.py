@@ -30,12 +30,13 @@ def with_taps(model: ir.Model, names: Collection[str]) -> ir.Model:
     copy = model.clone()
     present = {id(value) for value in copy.graph.outputs}
     wanted = set(names)
-    for node in list(copy.graph):
+    outputs = copy.graph.outputs
+    for node in copy.graph:
         for value in node.outputs:
             if value.name not in wanted or id(value) in present:
                 continue
             if _may_be_observed(value):
-                copy.graph.outputs.append(value)
+                outputs.append(value)
                 present.add(id(value))
     return copy
 
@@ -48,15 +49,23 @@ def planned_taps(model: ir.Model, names: Sequence[str]) -> dict[str, DerivedTap 
     plan: dict[str, DerivedTap | None] = dict.fromkeys(names)
     for node in model.graph:
         bounds = _bounds(node)
-        source = node.inputs[0] if node.inputs else None
-        if bounds is None or source is None or source.name not in plan:
+        if bounds is None or not node.inputs:
+            continue
+        source = node.inputs[0]
+        if source is None or source.name not in plan:
             continue
         # a source that follows from a third tensor has no counts of its own to share
-        if plan[source.name] is not None or not _is_run_time(model, source):
+        if plan[source.name] is not None:
             continue
         result = node.outputs[0]
-        if result.name in plan and _may_be_observed(result):
-            plan[result.name] = DerivedTap(source.name, bounds.low, bounds.high)
+        if result.name not in plan or not _may_be_observed(result):
+            continue
+        if _is_run_time(model, source):
+            plan[result.name] = DerivedTap(
+                source.name,
+                bounds.low,
+                bounds.high,
+            )
     return plan
 
 
@@ -65,7 +74,8 @@ def constant_names(model: ir.Model) -> set[str]:
     names = set()
     for node in model.graph:
         if is_standard(node, "Constant"):
-            names.update(value.name for value in node.outputs if value.name)
+            (value,) = node.outputs
+            names.add(value.name)
     return names
 
 
@@ -106,10 +116,13 @@ def _clip_bound(
     """
     if attribute in node.attributes:
         return node.attributes[attribute].as_float()
-    value = node.inputs[index] if index < len(node.inputs) else None
+    if index >= len(node.inputs):
+        return default
+    value = node.inputs[index]
     if value is None:
         return default
     tensor = ir.convenience.get_const_tensor(value)
     if tensor is None or tensor.size != 1:
         return None
-    return float(tensor.numpy().item())
+    bound = tensor.numpy().item()
+    return float(bound)

@@ -5,6 +5,7 @@ Deterministic by seed, in ranges that models usually accept.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -51,7 +52,14 @@ def shape_of(
         return tuple(given)
     lengths = []
     for axis, dim in enumerate(info.shape):
-        lengths.append(_length(dim, axis, info, sizes, overrides))
+        length = _length(
+            dim,
+            axis,
+            info,
+            sizes,
+            overrides,
+        )
+        lengths.append(length)
     return tuple(lengths)
 
 
@@ -78,12 +86,19 @@ def _length(
     rank = len(info.shape)
     if axis == 0 and rank > 1:
         return sizes["batch"]
-    if axis == 1 and re.search(_STATE, info.name.lower()):
+    if axis == 1 and _has_word(info, _STATE):
         return sizes["batch"]
     if rank < 4:
         return sizes["sequence"]
     # an image: three channels, if they are not told, before height and width
-    return 3 if axis == 1 else sizes["spatial"]
+    if axis == 1:
+        return 3
+    return sizes["spatial"]
+
+
+def _has_word(info: TensorInfo, pattern: str) -> bool:
+    name = info.name.lower()
+    return re.search(pattern, name) is not None
 
 
 def array_for(
@@ -94,34 +109,47 @@ def array_for(
     Floats from N(0, 1), integers by name or in [0, 2), bytes in [0, 256), booleans, short texts.
     """
     if info.dtype == "object":
-        numbers = random.integers(0, 9, int(np.prod(shape)))
-        texts = [f"text {number}" for number in numbers]
-        return np.array(texts, object).reshape(shape)
+        return _texts(shape, random)
     if info.dtype == "bool":
-        return random.integers(0, 2, shape).astype(bool)
+        bits = random.integers(0, 2, shape)
+        return bits.astype(bool)
     if "int" in info.dtype:
         return _integers(info, shape, random)
     if info.dtype == "bfloat16":
-        import ml_dtypes
-
-        return random.standard_normal(shape).astype(ml_dtypes.bfloat16)
+        # registers bfloat16 with numpy
+        import ml_dtypes  # noqa: F401
     # without a shape standard_normal gives a Python float
-    return np.asarray(random.standard_normal(shape)).astype(info.dtype)
+    floats = np.asarray(random.standard_normal(shape))
+    return floats.astype(info.dtype)
+
+
+def _texts(shape: tuple[int, ...], random: np.random.Generator) -> NDArray[Any]:
+    count = math.prod(shape)
+    numbers = random.integers(0, 9, count)
+    texts = [f"text {number}" for number in numbers]
+    return np.array(texts, object).reshape(shape)
 
 
 def _integers(
     info: TensorInfo, shape: tuple[int, ...], random: np.random.Generator
 ) -> NDArray[Any]:
-    if info.name.lower().startswith("position") and shape:
-        return np.broadcast_to(np.arange(shape[-1]), shape).astype(info.dtype)
-    low, high = _integer_bounds(info)
-    return random.integers(low, high, shape).astype(info.dtype)
+    if shape and _has_word(info, "^position"):
+        positions = np.arange(shape[-1])
+        integers = np.broadcast_to(positions, shape)
+    else:
+        low, high = _integer_bounds(info)
+        integers = random.integers(low, high, shape)
+    return integers.astype(info.dtype)
 
 
 def _integer_bounds(info: TensorInfo) -> tuple[int, int]:
     """Bounds [low, high) of the integers that an input may hold."""
     for pattern, low, high in _INTEGER_RANGES:
-        if re.search(pattern, info.name.lower()):
-            # larger ones would wrap around in int8
-            return low, min(high, 128) if info.dtype == "int8" else high
-    return (0, 256) if info.dtype == "uint8" else (0, 2)
+        if _has_word(info, pattern):
+            if info.dtype == "int8":
+                # larger ones would wrap around
+                high = min(high, 128)
+            return low, high
+    if info.dtype == "uint8":
+        return 0, 256
+    return 0, 2

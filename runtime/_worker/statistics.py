@@ -41,12 +41,18 @@ def observe(handle: int, feeds: Feeds, taps: Mapping[str, DerivedTap | None]) ->
     tap's source. Counting goes on while the next feeds run; an error in it is raised by the next
     call.
     """
-    observers = _OBSERVERS.setdefault(handle, {})
     fetched = [name for name, tap in taps.items() if tap is None]
     outputs = _run_for(handle, fetched, feeds)
     size = _bytes_of(outputs)
-    arrays = {name: outputs.get(name, feeds.get(name)) for name in fetched}
-    _BACKGROUND.start(functools.partial(_count, observers, arrays, taps))
+    # graph inputs are no outputs: they are looked at as they were fed
+    values = {**feeds, **outputs}
+    count = functools.partial(
+        _count,
+        observers=_OBSERVERS.setdefault(handle, {}),
+        arrays={name: values.get(name) for name in fetched},
+        taps=taps,
+    )
+    _BACKGROUND.start(count)
     if size > _HELD_BYTES:
         _BACKGROUND.finish()
     return size
@@ -60,7 +66,8 @@ def _run_for(handle: int, names: Iterable[str], feeds: Feeds) -> dict[str, Any]:
     if not wanted:
         return {}
     outputs = ort_values.run(session, wanted, feeds)
-    return dict(zip(wanted, outputs, strict=True))
+    pairs = zip(wanted, outputs, strict=True)
+    return dict(pairs)
 
 
 def _bytes_of(outputs: Mapping[str, Any]) -> int:
@@ -75,23 +82,36 @@ def _count(
     """Update the observers, emptying `arrays`."""
     clipped: defaultdict[str, list[ClippedObserver]] = defaultdict(list)
     for name, tap in taps.items():
-        if tap is None or not _is_float(arrays.get(tap.source)):
+        if tap is None:
             continue
-        observer = observers.setdefault(name, RangeObserver(name))
-        follower = ClippedObserver(observer, tap.low, tap.high)
+        source = arrays.get(tap.source)
+        if not _is_float(source):
+            continue
+        follower = ClippedObserver(
+            _observer_of(observers, name),
+            tap.low,
+            tap.high,
+        )
         clipped[tap.source].append(follower)
     for name in list(arrays):
         # taken out, so that each array is freed as soon as it is counted
         array = arrays.pop(name)
         if _is_float(array):
-            observer = observers.setdefault(name, RangeObserver(name))
+            observer = _observer_of(observers, name)
             observer.update(array, clipped[name])
+
+
+def _observer_of(observers: dict[str, RangeObserver], name: str) -> RangeObserver:
+    if name not in observers:
+        observers[name] = RangeObserver(name)
+    return observers[name]
 
 
 def _is_float(array: Any) -> bool:
     if array is None:
         return False
-    return np.issubdtype(np.asarray(array).dtype, np.floating)
+    dtype = np.asarray(array).dtype
+    return np.issubdtype(dtype, np.floating)
 
 
 def ranges(
@@ -99,10 +119,15 @@ def ranges(
 ) -> dict[str, tuple[float, float]]:
     """Range (low, high) of every tensor that was observed in this session."""
     _BACKGROUND.finish()
+    observers = _OBSERVERS.get(handle, {})
     found = {}
-    for name, observer in _OBSERVERS.get(handle, {}).items():
+    for name, observer in observers.items():
         if observer.count:
-            found[name] = observer.range(method, percentile, levels)
+            found[name] = observer.range(
+                method,
+                percentile,
+                levels,
+            )
     return found
 
 
@@ -124,9 +149,14 @@ def accumulate(handle: int, feeds: Feeds, requests: Mapping[str, MomentRequest])
         array = values.get(request.tensor)
         if not _is_float(array):
             continue
-        target = values.get(request.target) if request.target else None
-        observer = observers.setdefault(key, MomentObserver(request))
-        observer.update(array, target, samples=samples)
+        if key not in observers:
+            observers[key] = MomentObserver(request)
+        observers[key].update(
+            array,
+            # no tensor has an empty name
+            target=values.get(request.target),
+            samples=samples,
+        )
     return _bytes_of(outputs)
 
 
@@ -140,8 +170,9 @@ def _samples_in(feeds: Feeds) -> int:
 
 def moments(handle: int) -> dict[str, NDArray[np.float64]]:
     """Every moment that was observed in this session, by the request's key."""
+    observers = _MOMENTS.get(handle, {})
     found = {}
-    for key, observer in _MOMENTS.get(handle, {}).items():
+    for key, observer in observers.items():
         if observer.count:
             found[key] = observer.value()
     return found
