@@ -50,8 +50,20 @@ def difference(
     the reference accepts no others. The error is infinite where there is a failure.
     """
     with contextlib.ExitStack() as stack:
-        first, reference_failure = _opened(stack, worker, reference, threads, optimize)
-        second, failure = _opened(stack, worker, other, threads, optimize)
+        first, reference_failure = _opened(
+            stack,
+            worker,
+            reference,
+            threads,
+            optimize,
+        )
+        second, failure = _opened(
+            stack,
+            worker,
+            other,
+            threads,
+            optimize,
+        )
         if first is None or second is None:
             return _failed(failure, reference_failure)
         expected = _reference_outputs(first, feeds, seed)
@@ -76,9 +88,9 @@ def unlike(expected: BatchOutputs, got: BatchOutputs) -> str:
     """Say why outputs cannot be compared: other names, types or shapes; "" where they can."""
     for reference, other in zip(expected, got, strict=True):
         if reference.keys() != other.keys():
-            return (
-                f"its outputs are {', '.join(other)} instead of {', '.join(reference)}"
-            )
+            have = ", ".join(other)
+            want = ", ".join(reference)
+            return f"its outputs are {have} instead of {want}"
         for name, array in reference.items():
             have = _described(other[name])
             want = _described(array)
@@ -112,7 +124,8 @@ def _error(expected: NDArray[Any], got: NDArray[Any]) -> float:
     y = expected.astype(np.float64)
     z = got.astype(np.float64)
     finite = np.isfinite(y) & np.isfinite(z)
-    if not np.array_equal(y[~finite], z[~finite], equal_nan=True):
+    others = ~finite
+    if not np.array_equal(y[others], z[others], equal_nan=True):
         return math.inf
     y = y[finite]
     z = z[finite]
@@ -123,9 +136,12 @@ def _error(expected: NDArray[Any], got: NDArray[Any]) -> float:
     z_largest = np.abs(z).max(initial=0)
     scale = max(y_largest, z_largest)
     y_scaled = y / scale
-    noise = np.linalg.norm(y_scaled - z / scale)
+    z_scaled = z / scale
+    noise = np.linalg.norm(y_scaled - z_scaled)
     signal = np.linalg.norm(y_scaled)
-    return float(noise / signal) if signal else math.inf
+    if not signal:
+        return math.inf
+    return float(noise / signal)
 
 
 def _opened(
@@ -185,8 +201,11 @@ def _first_accepted(
 def _all_finite(outputs: BatchOutputs) -> bool:
     for batch in outputs:
         for array in batch.values():
-            # integers are finite; casting bfloat16 makes it a type that numpy's functions know
-            if _is_float(array) and not np.isfinite(array.astype(np.float64)).all():
+            if not _is_float(array):
+                continue
+            # numpy's functions do not know bfloat16 without the cast
+            wide = array.astype(np.float64)
+            if not np.isfinite(wide).all():
                 return False
     return True
 
@@ -195,10 +214,14 @@ def _cut_from(feeds: Feeds) -> Iterator[list[Arrays]]:
     """Yield the first two batches, of 1 and 3 samples where every input has as many, and as they
     are.
     """
-    given: list[Arrays] = [batch.feeds for batch in itertools.islice(feeds, 2)]
+    first_two = itertools.islice(feeds, 2)
+    given: list[Arrays] = [batch.feeds for batch in first_two]
     if all(_have_one_length(batch) for batch in given):
-        first, last = given[0], given[-1]
-        yield [_resized(first, _ROWS[0]), _resized(last, _ROWS[1])]
+        few, more = _ROWS
+        yield [
+            _resized(given[0], few),
+            _resized(given[-1], more),
+        ]
     yield given
 
 

@@ -397,10 +397,16 @@ def sized_feeds(
         if tried.issuperset(plans):
             continue
         tried.update(plans)
-        sized = []
-        for plan in plans.values():
-            sized.append(synthetic_feeds(inputs, seed, 1, plan.symbols, plan.sizes))
-        yield sized
+        yield [
+            synthetic_feeds(
+                inputs,
+                seed,
+                batches=1,
+                overrides=plan.symbols,
+                sizes=plan.sizes,
+            )
+            for plan in plans.values()
+        ]
 
 
 def _symbol_lengths(

@@ -94,25 +94,32 @@ def _parts(feeds: Feeds) -> Iterator[_Part]:
             rows = batch_rows(batch.feeds)
         stop = start + rows
         numbers = np.arange(start, stop)
-        last_of_each = numbers % EVERY == EVERY - 1
-        judges = last_of_each & (numbers < SPAN)
+        is_last = numbers % EVERY == EVERY - 1
+        in_span = numbers < SPAN
+        judges = is_last & in_span
         if judges.all():
             yield _Part(rest=None, held=batch, stop=stop)
         elif not judges.any():
             yield _Part(rest=batch, held=None, stop=stop)
         else:
-            rest = _rows(batch, ~judges)
-            held = _rows(batch, judges)
-            yield _Part(rest, held, stop)
+            yield _Part(
+                rest=_rows(batch, ~judges),
+                held=_rows(batch, judges),
+                stop=stop,
+            )
         start = stop
 
 
 def _rows(batch: Batch, chosen: NDArray[np.bool_]) -> Batch:
     """Take some rows of a batch."""
-    feeds = {name: array[chosen] for name, array in batch.feeds.items()}
+    feeds = {}
+    for name, array in batch.feeds.items():
+        feeds[name] = array[chosen]
     labels = batch.labels
+    if labels is None or not labels.ndim:
+        return Batch(feeds, labels)
     # labels that are not one a row stay whole
-    if labels is not None and labels.ndim and len(labels) == len(chosen):
+    if len(labels) == len(chosen):
         labels = labels[chosen]
     return Batch(feeds, labels)
 
@@ -120,11 +127,13 @@ def _rows(batch: Batch, chosen: NDArray[np.bool_]) -> Batch:
 def _joined(batches: list[Batch]) -> list[Batch]:
     """Join neighbouring batches of rows of one shape; labels are not kept."""
     groups: list[list[Batch]] = []
+    group: list[Batch] = []
     for batch in batches:
-        if groups and _fits(batch, groups[-1][0]):
-            groups[-1].append(batch)
+        if group and _fits(batch, group[0]):
+            group.append(batch)
         else:
-            groups.append([batch])
+            group = [batch]
+            groups.append(group)
     return [_concatenated(group) for group in groups]
 
 
@@ -144,8 +153,11 @@ def _concatenated(group: list[Batch]) -> Batch:
 
 def _shapes(batch: Batch) -> dict[str, tuple[int, ...]]:
     """Shapes of single rows."""
-    shapes: dict[str, tuple[int, ...]] = {}
+    shapes = {}
     for name, array in batch.feeds.items():
-        # without rows to be taken apart, a shape that equals no other batch's
-        shapes[name] = array.shape[1:] if array.ndim else (-id(batch),)
+        shape = array.shape[1:]
+        if not array.ndim:
+            # without rows to be taken apart, a shape that equals no other batch's
+            shape = (-id(batch),)
+        shapes[name] = shape
     return shapes

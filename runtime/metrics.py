@@ -109,7 +109,8 @@ def _top(k: int) -> Callable[[Iterable[Pair]], float]:
         total = 0
         for outputs, labels in pairs:
             scores, truth = _scores_and_classes(outputs, labels, name)
-            right += int(np.sum(_ranked_before(scores, truth) < k))
+            before = _ranked_before(scores, truth)
+            right += int(np.sum(before < k))
             total += len(truth)
         return right / _at_least_one(total, name)
 
@@ -134,22 +135,25 @@ def _scores_and_classes(
     scores = np.asarray(outputs[0])
     truth = np.asarray(labels)
     # kind V is bfloat16
-    if scores.ndim < 2 or scores.shape[-1] < 2 or scores.dtype.kind not in "fV":
+    is_float = scores.dtype.kind in "fV"
+    if not is_float or scores.ndim < 2 or scores.shape[-1] < 2:
         raise RefusedError(
             f"metric {name}",
             f"the first output has shape {list(scores.shape)}; class scores are (B, C)",
             "use a metric that fits the model, or module:callable",
         )
-    if truth.dtype.kind not in "iu" or truth.shape != scores.shape[:-1]:
+    *rows, classes = scores.shape
+    is_integer = truth.dtype.kind in "iu"
+    if not is_integer or list(truth.shape) != rows:
         raise RefusedError(
             f"metric {name}",
             f"labels are {truth.dtype} {list(truth.shape)}; "
-            f"the output needs integers {list(scores.shape[:-1])}",
+            f"the output needs integers {rows}",
             "give one class number a row",
         )
-    classes = scores.shape[-1]
-    flat_truth = _in_range(truth.reshape(-1), classes, name)
-    return scores.reshape(-1, classes), flat_truth
+    flat_scores = scores.reshape(-1, classes)
+    flat_truth = truth.reshape(-1)
+    return flat_scores, _in_range(flat_truth, classes, name)
 
 
 def _in_range(truth: NDArray[Any], classes: int, name: str) -> NDArray[np.int64]:
@@ -180,11 +184,17 @@ def _perplexity(pairs: Iterable[Pair]) -> float:
         truth = all_truth[kept]
         rows = logits[kept].astype(np.float64)
         # the largest logit is taken out of the exponentials, which would overflow
-        top = rows.max(1, initial=-np.inf, keepdims=True)
-        sums = np.exp(rows - top).sum(1)
+        top = rows.max(
+            axis=1,
+            initial=-np.inf,
+            keepdims=True,
+        )
+        exponentials = np.exp(rows - top)
+        sums = exponentials.sum(1)
         norm = np.log(sums) + top[:, 0]
         own = np.take_along_axis(rows, truth[:, None], 1)
-        loss += float(np.sum(norm - own[:, 0]))
+        losses = norm - own[:, 0]
+        loss += float(np.sum(losses))
         total += len(truth)
     mean_loss = loss / _at_least_one(total, "perplexity")
     return float(np.exp(mean_loss))
@@ -203,7 +213,8 @@ def _spearman(pairs: Iterable[Pair]) -> float:
                 f"the first output has shape {list(scores.shape)} for {len(wanted)} labels",
                 "the output must be (B,) or (B, 1); for pairs of sentences write module:callable",
             )
-        values.append(scores.reshape(-1).astype(np.float64))
+        flat_scores = scores.reshape(-1)
+        values.append(flat_scores.astype(np.float64))
         truth.append(wanted.astype(np.float64))
     _at_least_one(len(values), "spearman")
     left = _centred_ranks(np.concatenate(values))
@@ -221,11 +232,16 @@ def _spearman(pairs: Iterable[Pair]) -> float:
 
 def _centred_ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
     """Ranks less their mean; ties share their mean rank."""
-    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    _, inverse, counts = np.unique(
+        values,
+        return_inverse=True,
+        return_counts=True,
+    )
     last_ranks = np.cumsum(counts)
     mean_ranks = last_ranks - (counts - 1) / 2
-    ranks: NDArray[np.float64] = mean_ranks[inverse]
-    return ranks - ranks.mean()
+    ranks = mean_ranks[inverse]
+    centred: NDArray[np.float64] = ranks - ranks.mean()
+    return centred
 
 
 def _at_least_one(total: int, name: str) -> int:

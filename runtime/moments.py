@@ -173,10 +173,10 @@ class MomentObserver:
         result = self.total
         if kind != "absmax":
             result = result / self.count
-        if self.request.kernel or kind in ("gram", "regression"):
-            return result
-        # moments of channels have no groups
-        return result[0]
+        if not self.request.kernel and kind in ("absmax", "mean"):
+            # one group, as nothing is grouped
+            result = result[0]
+        return result
 
 
 def _as_rows(array: NDArray[Any], axis: int) -> NDArray[Any]:

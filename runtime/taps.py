@@ -71,11 +71,10 @@ def planned_taps(model: ir.Model, names: Sequence[str]) -> dict[str, DerivedTap 
 
 def constant_names(model: ir.Model) -> set[str]:
     """Names of the outputs of Constant nodes: the same in every run."""
-    names = set()
+    names: set[str] = set()
     for node in model.graph:
         if is_standard(node, "Constant"):
-            (value,) = node.outputs
-            names.add(value.name)
+            names.update(value.name for value in node.outputs if value.name)
     return names
 
 

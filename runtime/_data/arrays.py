@@ -49,7 +49,7 @@ class Stored:
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """Which arrays become batches: `sliced` and `whole` map input names to array names.
+    """A choice of batches: `sliced` and `whole` map input names to array names.
 
     `batch`: samples of a batch; `exact`: the model takes no other number.
     """
@@ -78,11 +78,17 @@ class ArraySet:
     ) -> Iterator[tuple[dict[str, NDArray[Any]], NDArray[Any] | None]]:
         """Yield (feeds, labels) in order; each batch is read when it is asked for."""
         with ExitStack() as stack:
-            whole = {i: self._all(key, stack) for i, key in plan.whole.items()}
-            readers = {i: self._open(key, stack) for i, key in plan.sliced.items()}
+            whole = {}
+            for name, key in plan.whole.items():
+                whole[name] = self._all(key, stack)
+            readers = {}
+            for name, key in plan.sliced.items():
+                readers[name] = self._open(key, stack)
             read_labels = self._open(plan.labels, stack) if plan.labels else None
-            for start in range(0, plan.samples - plan.dropped, plan.batch):
-                count = min(plan.batch, plan.samples - start)
+            left = plan.samples - plan.dropped
+            while left > 0:
+                count = min(plan.batch, left)
+                left -= count
                 feeds = {name: read(count) for name, read in readers.items()}
                 labels = read_labels(count) if read_labels else None
                 yield feeds | whole, labels
@@ -97,7 +103,9 @@ class ArraySet:
 
 def in_memory(arrays: Mapping[str, Any]) -> ArraySet:
     """Make a set of arrays that the caller holds."""
-    held = {str(name): _held(np.asarray(array)) for name, array in arrays.items()}
+    held = {}
+    for name, array in arrays.items():
+        held[str(name)] = _held(np.asarray(array))
     return ArraySet(held)
 
 
@@ -148,7 +156,10 @@ def _open_archive(path: Path) -> ArraySet:
     arrays = {}
     for member in members:
         key = member.removesuffix(".npy")
-        arrays[key] = _stored(_member(path, member), f"{path.name}, array '{key}'")
+        arrays[key] = _stored(
+            opener=_member(path, member),
+            where=f"{path.name}, array '{key}'",
+        )
     return ArraySet(arrays)
 
 
@@ -180,8 +191,9 @@ def _stored(opener: Callable[[], IO[bytes]], where: str) -> Stored:
         if fortran and len(shape) > 1:
             # rows lie scattered over a file in column order: it is read whole
             data = file.read()
-            array = np.frombuffer(data, dtype).reshape(shape[::-1]).T
-            return _held(np.ascontiguousarray(array)).open(stack)
+            columns = np.frombuffer(data, dtype).reshape(shape[::-1])
+            array = np.ascontiguousarray(columns.T)
+            return _held(array).open(stack)
         return lambda count: _read_rows(file, shape, dtype, count, where)
 
     return Stored(shape, dtype, open_rows)
@@ -212,7 +224,10 @@ def _read_rows(
 
 def _header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
     version = npy.read_magic(file)
-    readers = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
+    readers = {
+        (1, 0): npy.read_array_header_1_0,
+        (2, 0): npy.read_array_header_2_0,
+    }
     if version not in readers:
         raise ValueError(f".npy version {version} is not known")
     shape, fortran, dtype = readers[version](file)
@@ -224,32 +239,37 @@ def plan(arrays: ArraySet, inputs: Sequence[TensorInfo], where: str) -> BatchPla
 
     Errors: RefusedError for arrays that do not fit the inputs, or too few samples.
     """
-    names = [i.name for i in inputs]
-    labels = LABELS if LABELS in arrays.arrays and LABELS not in names else None
+    labels = _label_key(arrays, inputs)
     keys = [key for key in arrays.arrays if key != labels]
     matched = _matched(keys, inputs, where)
-    lengths = {name: _length(arrays.arrays[key]) for name, key in matched.items()}
+    lengths = {}
+    for name, key in matched.items():
+        lengths[name] = _length(arrays.arrays[key])
     samples = _samples_in(lengths, inputs)
-    whole = _whole_inputs(lengths, inputs, samples)
-    sliced = {name: key for name, key in matched.items() if name not in whole}
-    steps = set()
-    for info in inputs:
-        if info.name not in whole and isinstance(info.shape[0], int):
-            steps.add(info.shape[0])
-    # several fixed lengths: no step suits them, and the batches are refused one by one
-    exact = len(steps) == 1
-    if exact:
-        step = steps.pop()
-    else:
-        step = _open_batch([arrays.arrays[key] for key in sliced.values()])
+    whole_names = _whole_inputs(lengths, inputs, samples)
+    sliced: dict[str, str] = {}
+    whole: dict[str, str] = {}
+    for name, key in matched.items():
+        part = whole if name in whole_names else sliced
+        part[name] = key
     cut = list(sliced.values())
+    step = _fixed_batch(inputs, sliced)
+    exact = step is not None
+    if step is None:
+        step = _open_batch([arrays.arrays[key] for key in cut])
     if labels:
         cut.append(labels)
     _same_lengths(arrays, cut, samples, where)
     if samples == 0:
         raise RefusedError(where, "holds no samples", "give at least one sample")
-    kept_whole = {name: matched[name] for name in whole}
-    result = BatchPlan(sliced, kept_whole, labels, samples, step, exact)
+    result = BatchPlan(
+        sliced,
+        whole,
+        labels,
+        samples,
+        batch=step,
+        exact=exact,
+    )
     if result.dropped == samples:
         raise RefusedError(
             where,
@@ -257,6 +277,25 @@ def plan(arrays: ArraySet, inputs: Sequence[TensorInfo], where: str) -> BatchPla
             f"give at least {step} samples",
         )
     return result
+
+
+def _label_key(arrays: ArraySet, inputs: Sequence[TensorInfo]) -> str | None:
+    """Name of the array of labels, None without one."""
+    if LABELS not in arrays.arrays:
+        return None
+    if any(info.name == LABELS for info in inputs):
+        return None
+    return LABELS
+
+
+def _fixed_batch(inputs: Sequence[TensorInfo], sliced: Mapping[str, str]) -> int | None:
+    """Samples of a batch where the sliced inputs fix one number, None where they do not."""
+    steps = set()
+    for info in inputs:
+        if info.name in sliced and isinstance(info.shape[0], int):
+            steps.add(info.shape[0])
+    # several fixed lengths: none suits them all, and the batches are refused one by one
+    return steps.pop() if len(steps) == 1 else None
 
 
 def _samples_in(lengths: Mapping[str, int], inputs: Sequence[TensorInfo]) -> int:
@@ -281,7 +320,8 @@ def _whole_inputs(
     whole = set()
     for info in inputs:
         length = lengths[info.name]
-        if not info.shape or (length == info.shape[0] and length != samples):
+        is_scalar = not info.shape
+        if is_scalar or (length == info.shape[0] and length != samples):
             whole.add(info.name)
     return whole
 
@@ -319,7 +359,8 @@ def _open_batch(sliced: list[Stored]) -> int:
     """Choose the rows of a batch that may have any: at most BATCH, within BATCH_BYTES."""
     row_bytes = 0
     for stored in sliced:
-        row_bytes += math.prod(stored.shape[1:]) * stored.dtype.itemsize
+        values = math.prod(stored.shape[1:])
+        row_bytes += values * stored.dtype.itemsize
     affordable = BATCH_BYTES // max(row_bytes, 1)
     return max(min(BATCH, affordable), 1)
 

@@ -43,34 +43,46 @@ class Preprocess:
 
     def array(self, image: Any) -> NDArray[np.float32]:
         """Turn a Pillow image into one sample, (C, H, W) or (H, W, C)."""
-        image = image.convert("L" if self.channels == "L" else "RGB")
+        # BGR is RGB to Pillow; its channels are reversed below
+        mode = "L" if self.channels == "L" else "RGB"
+        image = image.convert(mode)
         height, width = self.size
-        if self.resize:
-            image = self._cropped(image)
-        else:
-            image = image.resize((width, height))
         # a grey image comes without an axis of channels
-        pixels = np.asarray(image, np.float32).reshape(height, width, -1)
+        pixels = np.asarray(self._resized(image), np.float32)
+        pixels = pixels.reshape(height, width, -1)
         if self.channels == "BGR":
             pixels = pixels[..., ::-1]
         mean = np.array(self.mean, np.float32)
         std = np.array(self.std, np.float32)
-        sample = (pixels * np.float32(self.scale) - mean) / std
+        scaled = pixels * np.float32(self.scale)
+        sample = (scaled - mean) / std
         if self.layout == "NCHW":
             sample = sample.transpose(2, 0, 1)
         return np.ascontiguousarray(sample)
 
-    def _cropped(self, image: Any) -> Any:
-        """Resize the shorter side of a Pillow image, and cut the centre out."""
+    def _resized(self, image: Any) -> Any:
+        """Resize a Pillow image to `size`: stretched, or by its shorter side and cropped."""
         height, width = self.size
+        if not self.resize:
+            return image.resize((width, height))
         factor = self.resize / min(image.size)
+        resized_width = round(image.width * factor)
+        resized_height = round(image.height * factor)
         # never smaller than the crop, which would be filled up with black
-        resized_width = max(round(image.width * factor), width)
-        resized_height = max(round(image.height * factor), height)
-        image = image.resize((resized_width, resized_height))
+        size = (
+            max(resized_width, width),
+            max(resized_height, height),
+        )
+        image = image.resize(size)
         left = (image.width - width) // 2
         top = (image.height - height) // 2
-        return image.crop((left, top, left + width, top + height))
+        box = (
+            left,
+            top,
+            left + width,
+            top + height,
+        )
+        return image.crop(box)
 
 
 class LabelledFile(NamedTuple):
@@ -124,8 +136,8 @@ class ImageFolder:
             part = self.files[start : start + _BATCH]
             samples = [self._load(file.path) for file in part]
             labels = [file.label for file in part if file.label is not None]
-            batch_labels = np.array(labels, np.int64) if labels else None
-            yield {names[0]: np.stack(samples)}, batch_labels
+            feeds = {names[0]: np.stack(samples)}
+            yield feeds, np.array(labels, np.int64) if labels else None
 
     def _load(self, file: Path) -> NDArray[np.float32]:
         try:
@@ -147,12 +159,21 @@ class ImageFolder:
 
 
 def _images(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.iterdir() if p.suffix.lower() in _SUFFIXES)
+    files = [path for path in folder.iterdir() if _is_image(path)]
+    return sorted(files)
+
+
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower() in _SUFFIXES
 
 
 def _class_folders(path: Path) -> list[Path]:
-    folders = [p for p in path.iterdir() if p.is_dir()]
-    return sorted(p for p in folders if not p.name.startswith("."))
+    folders = []
+    for entry in path.iterdir():
+        hidden = entry.name.startswith(".")
+        if entry.is_dir() and not hidden:
+            folders.append(entry)
+    return sorted(folders)
 
 
 def _read_spec(path: Path) -> Preprocess:
@@ -169,7 +190,11 @@ def _read_spec(path: Path) -> Preprocess:
             fix = f"the keys are {', '.join(known)}"
             if near:
                 fix = f"did you mean '{near[0]}'?"
-            raise RefusedError(f"{path.name}.{key}", "no such key", fix)
+            raise RefusedError(
+                f"{path.name}.{key}",
+                "no such key",
+                fix,
+            )
     if "size" not in raw:
         raise RefusedError(
             f"{path.name}.size", "is missing", "write size = [height, width]"
@@ -180,7 +205,9 @@ def _read_spec(path: Path) -> Preprocess:
     for key, numbers in (("mean", spec.mean), ("std", spec.std)):
         if len(numbers) not in (1, channels):
             raise RefusedError(
-                f"{path.name}.{key}", f"{len(numbers)} numbers", f"give 1 or {channels}"
+                f"{path.name}.{key}",
+                f"{len(numbers)} numbers",
+                f"give 1 or {channels}",
             )
     if 0 in spec.std:
         raise RefusedError(f"{path.name}.std", "is zero", "give positive numbers")

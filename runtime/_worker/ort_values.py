@@ -33,10 +33,8 @@ def run(
 
 
 def _has_bfloat16(session: Any) -> bool:
-    for value in (*session.get_inputs(), *session.get_outputs()):
-        if value.type == _BFLOAT16:
-            return True
-    return False
+    values = (*session.get_inputs(), *session.get_outputs())
+    return any(value.type == _BFLOAT16 for value in values)
 
 
 def _to_ort(array: NDArray[Any]) -> Any:

@@ -87,7 +87,11 @@ def open_session(
 
 
 def _described(value: Any) -> OrtTensor:
-    return OrtTensor(value.name, value.type, list(value.shape))
+    return OrtTensor(
+        name=value.name,
+        type=value.type,
+        shape=list(value.shape),
+    )
 
 
 def _session_options(threads: int, optimize: bool) -> Any:
@@ -144,9 +148,13 @@ def optimized_nodes(path: str, providers: Providers, threads: int) -> list[Kerne
         for node in pending.pop().node:
             domain = "" if node.domain in _STANDARD_DOMAINS else f"{node.domain}."
             op = domain + node.op_type
-            inputs = tuple(node.input)
-            outputs = tuple(node.output)
-            nodes.append(KernelNode(op, node.name, inputs, outputs))
+            kernel = KernelNode(
+                op,
+                node.name,
+                inputs=tuple(node.input),
+                outputs=tuple(node.output),
+            )
+            nodes.append(kernel)
             for attribute in node.attribute:
                 if attribute.HasField("g"):
                     pending.append(attribute.g)

@@ -146,7 +146,7 @@ def accumulate(handle: int, feeds: Feeds, requests: Mapping[str, MomentRequest])
     values = {**feeds, **outputs}
     samples = _samples_in(feeds)
     for key, request in requests.items():
-        array = values.get(request.tensor)
+        array: Any = values.get(request.tensor)
         if not _is_float(array):
             continue
         if key not in observers:
