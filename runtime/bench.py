@@ -138,6 +138,7 @@ def peak_memory(session: Session) -> int | None:
 
 
 def _latency(own: NDArray[np.float64], first: NDArray[np.float64]) -> Latency:
+    # the ratio is paired: a round's load troubles both of its times
     return Latency(
         median_ms=float(np.median(own)),
         p90_ms=float(np.percentile(own, 90)),

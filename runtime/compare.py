@@ -100,6 +100,7 @@ class _Sums:
         self.product += float(y @ z)
         self.power += float(z @ z)
         self.max_abs = max(self.max_abs, float(error.max()))
+        # relative to zero every error would be infinite
         nonzero = y != 0
         if nonzero.any():
             magnitude = np.abs(y[nonzero])

@@ -86,6 +86,7 @@ def evaluate(
 def _user_score(
     function: Callable[..., Any], text: str, pairs: Iterable[Pair]
 ) -> float:
+    # all batches are held: a user's function may need them together, as a ranking does
     outputs: list[Outputs] = []
     labels: list[Any] = []
     for out, label in pairs:
@@ -219,6 +220,7 @@ def _spearman(pairs: Iterable[Pair]) -> float:
     _at_least_one(len(values), "spearman")
     left = _centred_ranks(np.concatenate(values))
     right = _centred_ranks(np.concatenate(truth))
+    # Pearson's coefficient of the ranks: the formula by squared differences fails on ties
     power = (left @ left) * (right @ right)
     norm = float(np.sqrt(power))
     if norm == 0:

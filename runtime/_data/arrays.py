@@ -178,6 +178,7 @@ def _member(path: Path, name: str) -> Callable[[], IO[bytes]]:
 def _stored(opener: Callable[[], IO[bytes]], where: str) -> Stored:
     with opener() as file:
         shape, fortran, dtype = _header(file)
+    # unpickling would run code of whoever wrote the file
     if dtype.hasobject:
         raise RefusedError(
             where,
@@ -303,6 +304,7 @@ def _samples_in(lengths: Mapping[str, int], inputs: Sequence[TensorInfo]) -> int
     axes.
     """
     with_axes = [i for i in inputs if i.shape]
+    # a fixed axis may be a table's, which has another length than the data
     for info in with_axes:
         if not isinstance(info.shape[0], int):
             return lengths[info.name]
@@ -331,6 +333,7 @@ def _matched(
 ) -> dict[str, str]:
     """Name of the array of each input."""
     names = [i.name for i in inputs]
+    # one array for one input needs no name: an .npy file has none
     if len(names) == 1 and len(keys) == 1:
         return {names[0]: keys[0]}
     unknown = [key for key in keys if key not in names]

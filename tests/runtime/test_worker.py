@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from onnx_opt import RefusedError
+from onnx_opt.runtime import worker as worker_module
 from onnx_opt.runtime._worker import child as child_module
 from onnx_opt.runtime._worker import ipc
 from onnx_opt.runtime.session import open_session
@@ -50,6 +51,16 @@ def test_a_cut_message_is_an_end_of_file(tmp_path):
 def test_calls_return_and_the_child_is_another_process(worker):
     assert worker.call("peak_memory") > 10 << 20
     assert worker._process.pid != os.getpid()
+
+
+def test_the_child_starts_without_onnx_ir():
+    """It takes a second to import, and values that cross the pipe do not need it."""
+    root = Path(child_module.__file__).parents[2]
+    script = worker_module._BOOTSTRAP.partition("child.serve(")[0]
+    script += "print('onnx_ir' in sys.modules)"
+    command = [sys.executable, "-P", "-c", script, str(root)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
 
 
 def test_death_names_the_signal_and_the_next_call_restarts(sleepy):
