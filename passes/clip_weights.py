@@ -9,19 +9,20 @@ import onnx_ir as ir
 
 from ._base import Context, Effect, Option, Pass, PassOutcome
 from ._calibrated.grid import TargetGrids, best_scales, clipped_scales, nearest
-from ._calibrated.select import layers_to_round
+from ._calibrated.select import layers_to_round, require_named_layers
 
 
 @dataclass(frozen=True)
 class ClipWeights(Pass):
-    """Give each output channel the range with the least squared error, and round its weights to
-    that grid.
+    """Round weights on the range of each output channel that has the least squared error.
 
     Effect: lossy. Touches Conv, Gemm and MatMul with constant float32 weights; needs no data.
     Ranges from 40 to 100 % of max|w| are tried; what lies outside is clipped. `quant` with the same
     bits then finds exactly the same integers.
 
     Shapes: weight (M, C, *K) or (K, N) -> same.
+
+    Errors: UsageError for a pattern that matches no layer.
 
     Stats: `layers`, `weights`, `clipped` (counts; the last one of channels).
 
@@ -41,17 +42,19 @@ class ClipWeights(Pass):
     )
 
     def run(self, model: ir.Model, context: Context) -> PassOutcome:
+        require_named_layers(self.name, model, self.include, self.exclude)
         grid_of = TargetGrids(self.bits, context.target)
         layers, declined = layers_to_round(model, grid_of, self.include, self.exclude)
-        weights = clipped = 0
+        weights = 0
+        clipped = 0
         for layer in layers:
-            rows, grid = layer.rows(), grid_of(layer)
+            rows = layer.rows()
+            grid = grid_of(layer)
             scales = clipped_scales(rows, grid)
             layer.set_codes(nearest(rows, scales, grid), scales)
             weights += rows.size
-            clipped += int((scales < best_scales(rows, grid)).sum())
-        return PassOutcome(
-            len(layers),
-            {"layers": len(layers), "weights": weights, "clipped": clipped},
-            declined,
-        )
+            # best_scales is what `quant` would take by itself, cuts of pairs weighed in
+            narrower = scales < best_scales(rows, grid)
+            clipped += int(narrower.sum())
+        stats = {"layers": len(layers), "weights": weights, "clipped": clipped}
+        return PassOutcome(len(layers), dict(stats), declined)

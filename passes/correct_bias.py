@@ -1,6 +1,4 @@
-"""Bias correction: round the weights as `quant` will, and take what that shifts each channel by off
-its bias.
-"""
+"""Bias correction: weights rounded as `quant` will, the mean error taken off each bias."""
 
 from __future__ import annotations
 
@@ -12,14 +10,13 @@ import onnx_ir as ir
 from ._base import Context, Effect, Option, Pass, PassOutcome
 from ._calibrated.grid import TargetGrids, best_scales, nearest
 from ._calibrated.rounding import output_shift
-from ._calibrated.select import layers_to_round, moments_of
+from ._calibrated.select import layers_to_round, moments_of, require_named_layers
 from ._core.edit import Edit
 
 
 @dataclass(frozen=True)
 class CorrectBias(Pass):
-    """Round weights to the nearest point of `quant`'s grid and subtract the mean output error from
-    the bias.
+    """Round weights to the nearest points of `quant`'s grid and take the mean error off the bias.
 
     Effect: lossy. Touches Conv, Gemm and MatMul with constant float32 weights; bias -= (Q(w) - w)
     E[x], where E[x] is the mean over calibration data of what the layer multiplies. A layer without
@@ -28,7 +25,8 @@ class CorrectBias(Pass):
 
     Shapes: weight (M, C, *K) or (K, N), bias (M,) -> same.
 
-    Errors: UsageError without calibration data; RefusedError if it meets NaN or infinity.
+    Errors: UsageError without calibration data, or for a pattern that matches no layer;
+    RefusedError if it meets NaN or infinity.
 
     Stats: `layers`, `weights` (counts).
 
@@ -51,20 +49,24 @@ class CorrectBias(Pass):
     )
 
     def run(self, model: ir.Model, context: Context) -> PassOutcome:
+        require_named_layers(self.name, model, self.include, self.exclude)
         grid_of = TargetGrids(self.bits, context.target)
         layers, declined = layers_to_round(model, grid_of, self.include, self.exclude)
-        outcome = PassOutcome(0, {"layers": 0, "weights": 0}, declined)
-        edit, weights = Edit(model), 0
-        for layer, mean in moments_of(
-            model, context, layers, "mean", self.samples, declined
-        ):
-            rows, grid = layer.rows(), grid_of(layer)
+        edit = Edit(model)
+        changed = 0
+        weights = 0
+        moments = moments_of(model, context, layers, "mean", self.samples, declined)
+        for layer, mean in moments:
+            rows = layer.rows()
+            grid = grid_of(layer)
             scales = best_scales(rows, grid)
             codes = nearest(rows, scales, grid)
-            shift = output_shift(codes * scales[:, None] - rows, mean)
+            difference = codes * scales[:, None] - rows
+            # subtracted from the bias, the shift of the mean is gone
+            shift = output_shift(difference, mean)
             layer.set_bias(layer.bias_row() - shift, edit)
             layer.set_codes(codes, scales)
-            outcome.changed += 1
+            changed += 1
             weights += rows.size
-        outcome.stats.update(layers=outcome.changed, weights=weights)
-        return outcome
+        stats = {"layers": changed, "weights": weights}
+        return PassOutcome(changed, dict(stats), declined)

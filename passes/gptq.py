@@ -1,6 +1,4 @@
-"""Column-wise weight quantization: what rounding one input's weights loses, the other inputs'
-weights make up for.
-"""
+"""Column-wise weight quantization: the weights of other inputs make up for each rounding loss."""
 
 from __future__ import annotations
 
@@ -8,8 +6,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from ._base import Effect
-from ._calibrated.layers import Rows
-from ._calibrated.rounding import Solution, compensated, damped
+from ._calibrated.compensation import compensated
+from ._calibrated.layers import Grams, PerChannel, Rows
+from ._calibrated.rounding import RoundedLayer, damped
 from ._calibrated.rounding_pass import RoundingPass
 from ._quant.grids import Grid
 
@@ -25,7 +24,8 @@ class Gptq(RoundingPass):
 
     Shapes: weight (M, C, *K) or (K, N), bias (M,) -> same; one (K + 1, K + 1) Gram matrix a group.
 
-    Errors: UsageError without calibration data; RefusedError if it meets NaN or infinity.
+    Errors: UsageError without calibration data, or for a pattern that matches no layer;
+    RefusedError if it meets NaN or infinity.
 
     Stats: `layers`, `weights` (counts), `gain_db` (dB of output error below plain rounding, mean
     over layers).
@@ -39,7 +39,14 @@ class Gptq(RoundingPass):
     effect: ClassVar[Effect] = "lossy"
 
     def solve(
-        self, rows: Rows, bias: Rows, gram: Rows, scales: Rows, grid: Grid
-    ) -> Solution:
-        codes, shifted = compensated(rows, bias, damped(gram, self.damp), scales, grid)
-        return Solution(codes, scales, shifted)
+        self,
+        rows: Rows,
+        bias: PerChannel,
+        gram: Grams,
+        scales: PerChannel,
+        grid: Grid,
+    ) -> RoundedLayer:
+        # damping keeps the Gram matrix invertible where inputs depend on each other
+        invertible = damped(gram, self.damp)
+        codes, shifted = compensated(rows, bias, invertible, scales, grid)
+        return RoundedLayer(codes, scales, shifted)

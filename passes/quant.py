@@ -15,8 +15,8 @@ import onnx_ir as ir
 from .. import UsageError
 from ._base import Context, Declined, Effect, Option, Pass, PassOutcome, RangeMethod
 from ._calibrated.grid import grid_of_bits
-from ._calibrated.layers import Linear
 from ._core.graph import Names, all_graphs, all_nodes, refresh_shapes
+from ._core.linear import LinearLayer
 from ._core.notes import drop_notes
 from ._core.opset import raise_opset
 from ._core.targets import TARGETS, QuantRules
@@ -427,7 +427,7 @@ def _limited(part: Part, placement: Placement, rules: QuantRules) -> list[Layer]
     )
 
 
-def _grid_of(bits: int, limited: Collection[str], layer: Linear) -> Grid:
+def _grid_of(bits: int, limited: Collection[str], layer: LinearLayer) -> Grid:
     return grid_of_bits(bits, layer if layer.weight.name in limited else None)
 
 

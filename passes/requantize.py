@@ -12,14 +12,16 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from ._base import Context, Declined, Effect, MomentRequest, Option, Pass, PassOutcome
+from ._calibrated.compensation import compensated
 from ._calibrated.grid import best_scales, nearest
-from ._calibrated.layers import Codes, Rows, input_request
-from ._calibrated.rounding import compensated, damped, input_power
+from ._calibrated.layers import Codes, Rows
+from ._calibrated.rounding import damped, input_power
 from ._calibrated.select import moments_of
 from ._core.edit import Edit
 from ._core.graph import all_graphs, all_nodes, label
 from ._core.integer_layers import IntegerLayer, Place, integer_layers, value_at
 from ._core.lazy import set_tensor
+from ._core.linear import WeightView
 from ._core.targets import TARGETS
 from ._quant.grids import Grid
 from ._quant.prepare import drop_unused_initializers
@@ -130,7 +132,8 @@ class _Observed:
         return self.layer.groups
 
     def request(self, kind: Literal["mean", "gram"]) -> MomentRequest:
-        return input_request(self.layer.node, self.layer.shape, self.layer.groups, kind)
+        axes = tuple(range(len(self.layer.shape)))
+        return WeightView(self.node, 1, self.layer.stored, axes).request(kind)
 
 
 def _is_plain(layer: IntegerLayer) -> bool:

@@ -6,16 +6,16 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from ._base import Effect, Option
-from ._calibrated.layers import Rows
-from ._calibrated.rounding import Solution, covariance, damped, descended, output_shift
+from ._calibrated.descent import descended
+from ._calibrated.layers import Grams, PerChannel, Rows
+from ._calibrated.rounding import RoundedLayer, covariance, damped, output_shift
 from ._calibrated.rounding_pass import RoundingPass
 from ._quant.grids import Grid
 
 
 @dataclass(frozen=True)
 class RoundWeights(RoundingPass):
-    """Choose for each weight the grid point below or above it, by coordinate descent on the layer's
-    output error.
+    """Choose the grid point below or above each weight by descent on the layer's output error.
 
     Effect: lossy. Touches Conv, Gemm and MatMul with constant float32 weights. Solves AdaRound's
     layer-wise problem, min (dW) H (dW)^T over up/down choices, without its relaxation: starting
@@ -26,7 +26,8 @@ class RoundWeights(RoundingPass):
     Shapes: weight (M, C, *K) or (K, N), bias (M,) -> same; one (K, K) matrix a group while it is
     worked on.
 
-    Errors: UsageError without calibration data; RefusedError if it meets NaN or infinity.
+    Errors: UsageError without calibration data, or for a pattern that matches no layer;
+    RefusedError if it meets NaN or infinity.
 
     Stats: `layers`, `weights` (counts), `gain_db` (dB of output error below plain rounding, mean
     over layers).
@@ -43,10 +44,17 @@ class RoundWeights(RoundingPass):
     )
 
     def solve(
-        self, rows: Rows, bias: Rows, gram: Rows, scales: Rows, grid: Grid
-    ) -> Solution:
+        self,
+        rows: Rows,
+        bias: PerChannel,
+        gram: Grams,
+        scales: PerChannel,
+        grid: Grid,
+    ) -> RoundedLayer:
+        # the bias takes the mean error, so that only the spread of the inputs counts
         hessian, mean = covariance(gram)
-        codes = descended(rows, damped(hessian, self.damp), scales, grid, self.sweeps)
-        return Solution(
-            codes, scales, bias - output_shift(codes * scales[:, None] - rows, mean)
-        )
+        hessian = damped(hessian, self.damp)
+        codes = descended(rows, hessian, scales, grid, self.sweeps)
+        difference = codes * scales[:, None] - rows
+        shift = output_shift(difference, mean)
+        return RoundedLayer(codes, scales, bias - shift)

@@ -1,9 +1,8 @@
-"""Activation outliers into weights: what a layer reads becomes even over channels, its weights take
-the factors.
-"""
+"""Activation outliers into weights: layers read even channels, their weights take the factors."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -11,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from ._base import Context, Declined, Effect, MomentRequest, Option, Pass, PassOutcome
-from ._calibrated.layers import Linear, Rows, linear_layers
+from ._calibrated.layers import PerChannel, Rows, fittable_layers
 from ._calibrated.levels import FEWEST_FOLDS, expected_levels, largest, left_out, noise
 from ._calibrated.scaling import (
     Readers,
@@ -25,18 +24,24 @@ from ._calibrated.scaling import (
     source_of,
 )
 from ._core.edit import Edit
+from ._core.linear import LinearLayer
 
 NOISE = 0.01
-"""Gains (dB) below this are rounding of the factors themselves: there is nothing left to smooth."""
+"""Gain in dB below which there is nothing left to smooth: it is rounding of the factors
+themselves.
+"""
 
 LEAST_FACTOR = 2.0**-16
-"""Of a channel: what is quieter by more is float noise."""
+"""Least factor of a channel, in units of the loudest one's: what is quieter by more is float
+noise.
+"""
 
 
 @dataclass(frozen=True)
 class Smooth(Pass):
-    """Divide what layers read by one factor a channel and multiply their weights by it, so that 8
-    bits hold both.
+    """Divide what layers read by a factor a channel, and multiply their weights by it.
+
+    Quiet channels become louder, so that the 8 bits of one range hold all of them.
 
     Effect: exact. Touches MatMul and Gemm with constant float32 weights. The factor max|x|^alpha /
     max|w|^(1 - alpha) goes into what makes the value, where nothing else reads it: a
@@ -85,90 +90,102 @@ class Smooth(Pass):
     )
 
     def run(self, model: ir.Model, context: Context) -> PassOutcome:
-        layers, declined = linear_layers(model)
-        all_readers = list(readers_of([v for v in layers if v.node.op_type != "Conv"]))
-        seen = (
-            context.collect(model, _requests(all_readers), self.samples)
-            if all_readers
-            else {}
-        )
+        layers, declined = fittable_layers(model)
+        products = [layer for layer in layers if layer.node.op_type != "Conv"]
+        all_readers = list(readers_of(products))
+        seen: Mapping[str, Rows] = {}
+        if all_readers:
+            seen = context.collect(model, _requests(all_readers), self.samples)
         makers = {layer.output: layer for layer in layers}
-        edit, gains, inserted = Edit(model), list[float](), 0
+        edit = Edit(model)
+        gains: list[float] = []
+        inserted = 0
         for index, readers in enumerate(all_readers):
-            where = f"value {readers.value.name}"
             source = source_of(readers, makers)
-            if isinstance(source, str) and readers.value.producer() is None:
-                declined.append(Declined(where, source))
-                continue
-            factors, gain = _judged(readers, seen.get(str(index)), self.alpha)
-            least = self.insert_gain if isinstance(source, str) else self.min_gain
-            if factors is None and len(seen.get(str(index), ())) in range(
-                1, FEWEST_FOLDS
-            ):
-                why = f"fewer than {FEWEST_FOLDS} samples do not tell how far its channels reach"
-                declined.append(Declined(where, why))
-                continue
-            if factors is None or gain < max(least, NOISE):
-                why = (
-                    f"; {source}, and a Mul costs time"
-                    if isinstance(source, str)
-                    else ""
-                )
-                declined.append(
-                    Declined(
-                        where,
-                        f"its rounding noise would fall by {gain:.1f} dB only{why}",
-                    )
-                )
+            smoothing = self._smoothing(readers, source, seen.get(str(index)))
+            if isinstance(smoothing, str):
+                where = f"value {readers.value.name}"
+                declined.append(Declined(where, smoothing))
                 continue
             inserted += isinstance(source, str)
-            gains.append(gain)
-            _move(readers, source, factors, edit)
+            gains.append(smoothing.gain)
+            _move(readers, source, smoothing.factors, edit)
+        mean_gain = float(np.mean(gains or [0]))
         stats = {
             "smoothed": len(gains),
             "inserted": inserted,
-            "gain_db": round(float(np.mean(gains or [0])), 2),
+            "gain_db": round(mean_gain, 2),
         }
         return PassOutcome(len(gains), dict(stats), declined)
 
+    def _smoothing(
+        self,
+        readers: Readers,
+        source: LinearLayer | ir.Node | str,
+        seen: Rows | None,
+    ) -> Smoothing | str:
+        """Factors for a value, or the reason why it is left as it is.
+
+        `source`: what can take the factors, or why nothing can. `seen`: extremes of the value,
+        (folds, 3, C).
+        """
+        inserts = isinstance(source, str)
+        if isinstance(source, str) and readers.value.producer() is None:
+            return source
+        found = _judged(readers, seen, self.alpha)
+        if found is None and seen is not None and 0 < len(seen) < FEWEST_FOLDS:
+            return f"fewer than {FEWEST_FOLDS} samples do not tell how far its channels reach"
+        least = self.insert_gain if inserts else self.min_gain
+        if found is not None and found.gain >= max(least, NOISE):
+            return found
+        gain = 0.0 if found is None else found.gain
+        why = f"; {source}, and a Mul costs time" if inserts else ""
+        return f"its rounding noise would fall by {gain:.1f} dB only{why}"
+
+
+@dataclass(frozen=True)
+class Smoothing:
+    """Divisors of the channels, (C,), and the fall in dB of the noise of 8-bit activations."""
+
+    factors: PerChannel
+    gain: float
+
 
 def _requests(all_readers: list[Readers]) -> dict[str, MomentRequest]:
-    return {
-        str(i): MomentRequest(r.value.name or "", "extremes", axis=r.axis)
-        for i, r in enumerate(all_readers)
-    }
+    requests = {}
+    for index, readers in enumerate(all_readers):
+        name = readers.value.name or ""
+        requests[str(index)] = MomentRequest(name, "extremes", axis=readers.axis)
+    return requests
 
 
-def _judged(
-    readers: Readers, seen: Rows | None, alpha: float
-) -> tuple[Rows | None, float]:
-    """The divisor of each channel, and the dB that the noise of 8-bit activations falls by.
+def _judged(readers: Readers, seen: Rows | None, alpha: float) -> Smoothing | None:
+    """Factors and their gain; None where too little was seen, or weights are not finite.
 
     The gain is that on samples which had no part in the factors: parts of those that were seen are
     left out in turn, and the least of their gains counts.
     """
     weights = np.max([input_maxima(layer) for layer in readers.layers], axis=0)
-    if (
-        seen is None
-        or len(seen) < FEWEST_FOLDS
-        or seen.shape[2] != weights.size
-        or not np.isfinite(weights).all()
-    ):
-        return None, 0.0
+    if seen is None or len(seen) < FEWEST_FOLDS:
+        return None
+    if seen.shape[2] != weights.size or not np.isfinite(weights).all():
+        return None
     energy = np.sum([input_energies(layer) for layer in readers.layers], axis=0)
+    unscaled = np.ones(weights.size)
     gains = []
     for others, held in left_out(seen):
-        before = noise(others, held, np.ones(weights.size), energy)
-        after = noise(others, held, _factors(others, weights, alpha), energy)
-        gains.append(
-            10 * float(np.log10(before / after)) if before > 0 and after > 0 else 0.0
-        )
-    return _factors(seen, weights, alpha), min(gains)
+        factors = _factors(others, weights, alpha)
+        before = noise(others, held, unscaled, energy)
+        after = noise(others, held, factors, energy)
+        gain = 0.0
+        if before > 0 and after > 0:
+            gain = 10 * float(np.log10(before / after))
+        gains.append(gain)
+    return Smoothing(_factors(seen, weights, alpha), min(gains))
 
 
-def _factors(seen: Rows, weights: Rows, alpha: float) -> Rows:
-    """What to divide channels by so that the largest |x| of all stays: 1 for the loudest, less to
-    make others louder.
+def _factors(seen: Rows, weights: PerChannel, alpha: float) -> PerChannel:
+    """Divisors of the channels that keep the largest |x| of all: 1 for the loudest, others less.
 
     No channel is made so loud that what it may yet reach (`expected_levels`) would go beyond it.
     """
@@ -176,19 +193,25 @@ def _factors(seen: Rows, weights: Rows, alpha: float) -> Rows:
     used = (highest > 0) & (weights > 0)
     if not used.any():
         return np.ones(weights.size)
+    loudest = highest.max()
     wanted = np.ones(weights.size)
+    # equation 4 of SmoothQuant, then all factors times one number that keeps the range
     wanted[used] = highest[used] ** alpha / weights[used] ** (1 - alpha)
-    wanted[used] *= (highest[used] / wanted[used]).max() / highest.max()
-    least = np.clip(expected_levels(seen) / highest.max(), LEAST_FACTOR, 1.0)
-    factors: Rows = np.clip(wanted, least, 1.0)
+    wanted[used] *= (highest[used] / wanted[used]).max() / loudest
+    levels = expected_levels(seen) / loudest
+    least = np.clip(levels, LEAST_FACTOR, 1.0)
+    factors: PerChannel = np.clip(wanted, least, 1.0)
     return factors
 
 
 def _move(
-    readers: Readers, source: Linear | ir.Node | str, factors: Rows, edit: Edit
+    readers: Readers,
+    source: LinearLayer | ir.Node | str,
+    factors: PerChannel,
+    edit: Edit,
 ) -> None:
     """Divide where the value is made, multiply where it is read."""
-    if isinstance(source, Linear):
+    if isinstance(source, LinearLayer):
         scale_outputs(source, 1 / factors, edit)
     elif isinstance(source, ir.Node):
         scale_parameters(source, 1 / factors, edit)

@@ -1,6 +1,4 @@
-"""What the passes that round weights on calibration data have in common: their options and their
-walk over layers.
-"""
+"""Base of the passes that round weights on calibration data: their options and walk over layers."""
 
 from __future__ import annotations
 
@@ -12,13 +10,14 @@ import onnx_ir as ir
 from .._base import Context, Option, Pass, PassOutcome
 from .._quant.grids import Grid
 from .grid import GridOf, TargetGrids
-from .layers import Rows
-from .rounding import Clip, Solution, round_layers, scales_for
+from .layers import Grams, PerChannel, Rows
+from .rounding import Clip, RoundedLayer, round_layers, scales_for
+from .select import require_named_layers
 
 
 @dataclass(frozen=True)
 class RoundingPass(Pass):
-    """Stores for every layer what `solve` finds."""
+    """Store for every layer the codes that `solve` finds."""
 
     bits: int = Option(8, "Bits of a weight, as quant will store it.", low=2, high=8)
     samples: int = Option(
@@ -42,24 +41,42 @@ class RoundingPass(Pass):
     )
 
     def run(self, model: ir.Model, context: Context) -> PassOutcome:
-        return self.run_on(model, context, TargetGrids(self.bits, context.target))
+        require_named_layers(self.name, model, self.include, self.exclude)
+        grids = TargetGrids(self.bits, context.target)
+        return self.run_on(model, context, grids)
 
     def run_on(self, model: ir.Model, context: Context, grid_of: GridOf) -> PassOutcome:
         """Run with each layer's grid given."""
 
-        def solve(rows: Rows, bias: Rows, gram: Rows, grid: Grid) -> Solution:
-            return self.solve(
-                rows, bias, gram, scales_for(rows, gram, grid, self.clip), grid
-            )
+        def solve(
+            rows: Rows,
+            bias: PerChannel,
+            gram: Grams,
+            grid: Grid,
+        ) -> RoundedLayer:
+            scales = scales_for(rows, gram, grid, self.clip)
+            return self.solve(rows, bias, gram, scales, grid)
 
         return round_layers(
-            model, context, grid_of, self.samples, self.include, self.exclude, solve
+            model,
+            context,
+            grid_of,
+            self.samples,
+            self.include,
+            self.exclude,
+            solve,
         )
 
     @abc.abstractmethod
     def solve(
-        self, rows: Rows, bias: Rows, gram: Rows, scales: Rows, grid: Grid
-    ) -> Solution:
-        """What to store of a layer: rows (M, K), bias (M,), gram (groups, K + 1, K + 1), scales
-        (M,).
+        self,
+        rows: Rows,
+        bias: PerChannel,
+        gram: Grams,
+        scales: PerChannel,
+        grid: Grid,
+    ) -> RoundedLayer:
+        """Return what to store of a layer.
+
+        Shapes: rows (M, K), bias (M,), gram (groups, K + 1, K + 1), scales (M,).
         """

@@ -1,5 +1,6 @@
-"""Moving one factor a channel from where a value is made into the layers that read it: equal
-outputs, other ranges.
+"""One factor a channel, moved from where a value is made into the layers that read it.
+
+Outputs stay equal, ranges change: f(x / s) = f(x) / s and (W * s) (x / s) = W x.
 """
 
 from __future__ import annotations
@@ -15,9 +16,13 @@ from numpy.typing import NDArray
 from .._core.channel_layout import Layout
 from .._core.edit import Edit, is_constant, used_once
 from .._core.lazy import DerivedTensor, set_tensor
-from .layers import Linear, Rows
+from .._core.linear import LinearLayer
+from .._core.ops import is_standard
+from .layers import PerChannel, Rows
 
-HOMOGENEOUS = {"Relu", "MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool"}
+HOMOGENEOUS = frozenset(
+    {"Relu", "MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool"}
+)
 """Ops for which f(x / s) = f(x) / s, channel by channel, s > 0 (LeakyRelu is one too, and has a
 slope to mind).
 """
@@ -28,194 +33,204 @@ class Readers:
     """The layers that multiply one value, channels along `axis` of it."""
 
     value: ir.Value
-    layers: list[Linear]
+    layers: list[LinearLayer]
     axis: int
 
     @property
     def channels(self) -> int:
+        """Channels of the value."""
         return input_channels(self.layers[0])
 
     @property
     def alone(self) -> bool:
-        """Whether nothing but these layers reads the value."""
-        return not self.value.is_graph_output() and len(self.value.uses()) == len(
-            self.layers
-        )
+        """True if nothing but these layers reads the value."""
+        uses = len(self.value.uses())
+        return not self.value.is_graph_output() and uses == len(self.layers)
 
 
-def readers_of(layers: list[Linear]) -> Iterator[Readers]:
-    """The layers by the value that they read, in order; Convs and MatMuls of one value are not
-    mixed.
+def readers_of(layers: list[LinearLayer]) -> Iterator[Readers]:
+    """The layers by the value that they read, in order.
+
+    Convs and MatMuls of one value are not mixed: their channels lie along different axes.
     """
     found: dict[tuple[ir.Value, int], Readers] = {}
     for layer in layers:
         axis = 1 if layer.node.op_type == "Conv" else -1
-        found.setdefault(
-            (layer.input, axis), Readers(layer.input, [], axis)
-        ).layers.append(layer)
+        key = (layer.input, axis)
+        if key not in found:
+            found[key] = Readers(layer.input, [], axis)
+        found[key].layers.append(layer)
     yield from found.values()
 
 
-def input_channels(layer: Linear) -> int:
+# --- weights by input channel ---------------------------------------------------
+
+
+def input_channels(layer: LinearLayer) -> int:
     """Channels of the layer's input."""
     if layer.node.op_type == "Conv":
         return layer.shape[1] * layer.groups
     return layer.shape[1 - layer.channel_axis]
 
 
-def input_blocks(layer: Linear) -> Rows:
-    """max|w| of each pair of an output and an input channel, as (groups, M / groups, C /
-    groups).
-    """
-    rows = np.abs(layer.rows())
-    inputs = input_channels(layer) // layer.groups
-    highest: Rows = rows.reshape(layer.groups, -1, inputs, rows.shape[1] // inputs).max(
-        axis=3
-    )
-    return highest
-
-
-def input_maxima(layer: Linear) -> Rows:
-    """max|w| of each input channel: (C,)."""
-    highest: Rows = input_blocks(layer).max(axis=1).reshape(-1)
-    return highest
-
-
-def input_energies(layer: Linear) -> Rows:
-    """Sum of w^2 of each input channel: (C,)."""
+def _by_channels(layer: LinearLayer) -> Rows:
+    """The weight as (groups, M / groups, C / groups, *K flattened)."""
     rows = layer.rows()
     inputs = input_channels(layer) // layer.groups
-    energies: Rows = (
-        (rows * rows)
-        .reshape(layer.groups, -1, inputs, rows.shape[1] // inputs)
-        .sum(axis=(1, 3))
-    )
+    kernel = rows.shape[1] // inputs
+    return rows.reshape(layer.groups, -1, inputs, kernel)
+
+
+def input_blocks(layer: LinearLayer) -> Rows:
+    """max|w| of each pair of an output and an input channel: (groups, M / groups, C / groups)."""
+    highest: Rows = np.abs(_by_channels(layer)).max(axis=3)
+    return highest
+
+
+def input_maxima(layer: LinearLayer) -> PerChannel:
+    """max|w| of each input channel: (C,)."""
+    highest: PerChannel = input_blocks(layer).max(axis=1)
+    return highest.reshape(-1)
+
+
+def input_energies(layer: LinearLayer) -> PerChannel:
+    """Sum of w^2 of each input channel: (C,)."""
+    weights = _by_channels(layer)
+    energies: PerChannel = (weights * weights).sum(axis=(1, 3))
     return energies.reshape(-1)
 
 
-def scale_inputs(layer: Linear, factors: Rows) -> None:
+def scale_inputs(layer: LinearLayer, factors: PerChannel) -> None:
     """Multiply the weights of each input channel by its factor (C,), when they are read."""
     if layer.node.op_type != "Conv":
-        _scale(layer.weight, Layout.of(layer.shape, 1 - layer.channel_axis), factors)
+        layout = Layout.of(layer.shape, 1 - layer.channel_axis)
+        _scale(layer.weight, layout, factors)
         return
+    # (M, C / groups) of a Conv as one axis: each output channel reads the channels of its group
     outputs = layer.channels // layer.groups
-    pairs = np.repeat(factors.reshape(layer.groups, 1, -1), outputs, axis=1).reshape(-1)
-    _scale(layer.weight, Layout(1, pairs.size, layer.width // layer.shape[1]), pairs)
+    by_group = factors.reshape(layer.groups, 1, -1)
+    pairs = np.repeat(by_group, outputs, axis=1).reshape(-1)
+    kernel = layer.width // layer.shape[1]
+    _scale(layer.weight, Layout(1, pairs.size, kernel), pairs)
 
 
-def scale_outputs(layer: Linear, factors: Rows, edit: Edit) -> None:
+def scale_outputs(layer: LinearLayer, factors: PerChannel, edit: Edit) -> None:
     """Multiply the weights and the bias of each output channel by its factor (M,)."""
-    _scale(layer.weight, Layout.of(layer.shape, layer.channel_axis), factors)
+    layout = Layout.of(layer.shape, layer.channel_axis)
+    _scale(layer.weight, layout, factors)
     if layer.bias is not None:
         layer.set_bias(layer.bias_row() * factors, edit)
 
 
-def _scale(weight: ir.Value, layout: Layout, factors: Rows) -> None:
-    tensor, small = weight.const_value, factors.astype(np.float32)
+def _scale(weight: ir.Value, layout: Layout, factors: PerChannel) -> None:
+    tensor = weight.const_value
     assert tensor is not None
+    small = factors.astype(np.float32)
 
     def kernel(block: NDArray[Any], start: int) -> NDArray[Any]:
         view, channels = layout.view(block, start)
-        flat: NDArray[Any] = np.multiply(
-            view, small[channels][:, None], dtype=np.float32
-        ).reshape(-1)
-        return flat
+        column = small[channels][:, None]
+        scaled: NDArray[Any] = np.multiply(view, column, dtype=np.float32)
+        return scaled.reshape(-1)
 
-    set_tensor(weight, DerivedTensor(tensor, kernel, ir.DataType.FLOAT, layout.granule))
+    scaled = DerivedTensor(tensor, kernel, ir.DataType.FLOAT, layout.granule)
+    set_tensor(weight, scaled)
+
+
+# --- where a value is made ------------------------------------------------------
 
 
 def source_of(
-    readers: Readers, makers: dict[ir.Value, Linear]
-) -> Linear | ir.Node | str:
-    """What can take a factor for each channel of the value: a layer, a LayerNormalization or Mul;
-    or why nothing can.
+    readers: Readers,
+    makers: dict[ir.Value, LinearLayer],
+) -> LinearLayer | ir.Node | str:
+    """The layer, LayerNormalization or Mul that can take a factor for each channel of the value.
 
-    `makers`: layers by their output. Looks back through ops that pass factors on, as long as
-    nothing else reads.
+    Or the reason why nothing can. `makers`: layers by their output. Looks back through ops that
+    pass factors on, as long as nothing else reads.
     """
     if not readers.alone:
         return "something else reads the value too"
     value = readers.value
     while value not in makers:
         node = value.producer()
-        if node is None or node.domain != "":
+        if node is None or not is_standard(node):
             return "the value is an input, or made by an op of another domain"
         if node.op_type in ("LayerNormalization", "Mul"):
-            return (
-                node
-                if readers.axis == -1 and _parameters(node, readers.channels)
-                else "its maker has no factors"
-            )
-        source = node.inputs[0] if node.inputs else None
-        if node.op_type not in HOMOGENEOUS or (
-            readers.axis == -1 and node.op_type != "Relu"
-        ):
+            if readers.axis == -1 and _parameters(node, readers.channels):
+                return node
+            return "its maker has no factors"
+        # pooling runs over spatial axes, the last ones: a MatMul's channels lie there
+        passes_on = node.op_type in HOMOGENEOUS
+        if not passes_on or (readers.axis == -1 and node.op_type != "Relu"):
             return f"{node.op_type} makes the value"
+        source = node.inputs[0]
         if source is None or not used_once(source):
             return f"the input of {node.op_type} is read elsewhere too"
         value = source
     maker = makers[value]
-    same_axis = (maker.node.op_type == "Conv") == (readers.axis == 1)
-    return (
-        maker
-        if same_axis and maker.channels == readers.channels
-        else "its maker has other channels"
-    )
+    is_conv = maker.node.op_type == "Conv"
+    same_axis = is_conv == (readers.axis == 1)
+    if same_axis and maker.channels == readers.channels:
+        return maker
+    return "its maker has other channels"
 
 
 def _parameters(node: ir.Node, channels: int) -> list[int]:
-    """Inputs of a LayerNormalization or Mul that hold one number a channel, all to be scaled; empty
-    if it cannot be.
+    """Inputs of a LayerNormalization or Mul that hold one number a channel, all to be scaled.
+
+    Empty if the node cannot take factors.
     """
-    indices = [i for i in (1, 2) if i < len(node.inputs) and node.inputs[i] is not None]
-    if (
-        node.op_type == "LayerNormalization"
-        and node.attributes.get_int("axis", -1) != -1
-    ):
-        return []
     if node.op_type == "Mul":
-        indices = [i for i in (0, 1) if is_constant(node.inputs[i])][:1]
+        constants = [i for i in (0, 1) if is_constant(node.inputs[i])]
+        indices = constants[:1]
+    elif node.attributes.get_int("axis", -1) != -1:
+        return []
+    else:
+        present = range(1, min(len(node.inputs), 3))
+        indices = [i for i in present if node.inputs[i] is not None]
     for index in indices:
-        value = node.inputs[index]
-        if value is None or not is_constant(value) or value.const_value is None:
-            return []
-        if value.dtype != ir.DataType.FLOAT or tuple(
-            value.const_value.shape.numpy()
-        ) != (channels,):
+        if not _is_one_a_channel(node.inputs[index], channels):
             return []
     return indices
 
 
-def scale_parameters(node: ir.Node, factors: Rows, edit: Edit) -> None:
-    """Multiply the parameters of a LayerNormalization or the constant of a Mul by a factor for each
-    channel.
-    """
+def _is_one_a_channel(value: ir.Value | None, channels: int) -> bool:
+    if value is None or not is_constant(value) or value.const_value is None:
+        return False
+    shape = tuple(value.const_value.shape.numpy())
+    return value.dtype == ir.DataType.FLOAT and shape == (channels,)
+
+
+def scale_parameters(node: ir.Node, factors: PerChannel, edit: Edit) -> None:
+    """Multiply parameters of a LayerNormalization, or the constant of a Mul, by factors (C,)."""
     graph = node.graph
     assert isinstance(graph, ir.Graph)
     for index in _parameters(node, factors.size):
         value = node.inputs[index]
         assert value is not None
         assert value.const_value is not None
-        scaled = (value.const_value.numpy().astype(np.float64) * factors).astype(
-            np.float32
-        )
+        wide = value.const_value.numpy().astype(np.float64)
+        scaled = (wide * factors).astype(np.float32)
         if used_once(value):
             set_tensor(value, ir.Tensor(scaled))
         else:
-            edit.set_input(
-                node, index, edit.constant(graph, scaled, f"{value.name}_scaled")
-            )
+            constant = edit.constant(graph, scaled, f"{value.name}_scaled")
+            edit.set_input(node, index, constant)
 
 
-def insert_mul(readers: Readers, factors: Rows, edit: Edit) -> None:
+def insert_mul(readers: Readers, factors: PerChannel, edit: Edit) -> None:
     """Multiply the value by a factor for each channel in front of these layers only."""
-    graph, value = readers.layers[0].node.graph, readers.value
+    value = readers.value
+    first = readers.layers[0].node
+    graph = first.graph
     assert isinstance(graph, ir.Graph)
-    constant = edit.constant(
-        graph, factors.astype(np.float32), f"{value.name}_smoothing"
-    )
-    mul = edit.node_before(readers.layers[0].node, "Mul", [value, constant])
-    mul.outputs[0].name = edit.fresh(f"{value.name}_smoothed")
-    mul.outputs[0].type, mul.outputs[0].shape = value.type, value.shape
+    small = factors.astype(np.float32)
+    constant = edit.constant(graph, small, f"{value.name}_smoothing")
+    mul = edit.node_before(first, "Mul", [value, constant])
+    product = mul.outputs[0]
+    product.name = edit.fresh(f"{value.name}_smoothed")
+    product.type = value.type
+    product.shape = value.shape
     for layer in readers.layers:
-        layer.node.replace_input_with(0, mul.outputs[0])
+        layer.node.replace_input_with(0, product)

@@ -1,66 +1,91 @@
-"""Which layers a rounding pass works on, and their moments, a bounded number of bytes at a time."""
+"""Choice of the layers that a rounding pass works on, and their moments.
+
+Moments are collected a bounded number of bytes at a time.
+"""
 
 from __future__ import annotations
 
-import fnmatch
-from collections.abc import Iterator
-from typing import Any, Literal, Protocol, TypeVar
+from collections.abc import Iterable, Iterator
+from typing import Literal, Protocol, TypeVar
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from .._base import Context, Declined, MomentRequest
-from .._core.graph import label
+from .._core.context import Context, MomentRequest
+from .._core.graph import all_nodes, label
+from .._core.linear import LinearLayer
+from .._core.ops import WEIGHTED_OPS, is_standard
+from .._core.outcome import Declined
+from .._core.patterns import layer_names, left_out, require_matches
 from .._quant.grids import Grid
 from .grid import GridOf, is_on_grid
-from .layers import LARGEST_WIDTH, Linear, linear_layers
+from .layers import LARGEST_WIDTH, Grams, fittable_layers
 
 HELD = 512 << 20
-"""Bytes of Gram matrices collected in one run of the model; larger models are run more often."""
+"""Bytes of Gram matrices collected in one run of the model; larger models are run more often.
+
+As much as one layer of LARGEST_WIDTH needs.
+"""
+
+FEWEST_BITS = 2
+MOST_BITS = 8
+"""Bits of the grids on which weights may lie already: those that `quant` has."""
+
+Kind = Literal["mean", "gram"]
+
+
+def require_named_layers(
+    pass_name: str,
+    model: ir.Model,
+    include: tuple[str, ...],
+    exclude: tuple[str, ...],
+) -> None:
+    """Raise UsageError for a pattern that names no layer of the model, with the nearest names."""
+    if not include and not exclude:
+        return
+    names: list[str] = []
+    for node in all_nodes(model):
+        if is_standard(node, *WEIGHTED_OPS):
+            names.extend(layer_names(node))
+    require_matches(f"{pass_name}.include", include, names)
+    require_matches(f"{pass_name}.exclude", exclude, names)
 
 
 def layers_to_round(
-    model: ir.Model, grid_of: GridOf, include: tuple[str, ...], exclude: tuple[str, ...]
-) -> tuple[list[Linear], list[Declined]]:
-    """The layers that the patterns name and whose weights lie on no grid yet; why the others are
-    not.
+    model: ir.Model,
+    grid_of: GridOf,
+    include: tuple[str, ...],
+    exclude: tuple[str, ...],
+) -> tuple[list[LinearLayer], list[Declined]]:
+    """Layers that the patterns name and whose weights lie on no grid yet; the others' reasons.
+
+    A pattern that matches no layer is no error here: `quant` names layers of subgraphs too.
     """
-    layers, declined = linear_layers(model)
+    layers, declined = fittable_layers(model)
     chosen = []
     for layer in layers:
-        reason = _unnamed(layer, include, exclude) or _unfit(layer, grid_of(layer))
+        names = layer_names(layer.node, layer.weight)
+        reason = left_out(names, include, exclude)
+        if reason is None:
+            reason = _unfit(layer, grid_of(layer))
         if reason is None:
             chosen.append(layer)
         else:
-            declined.append(Declined(label(layer.node), reason))
+            declined.append(Declined(layer.name, reason))
     return chosen, declined
 
 
-def _unnamed(
-    layer: Linear, include: tuple[str, ...], exclude: tuple[str, ...]
-) -> str | None:
-    names = [
-        n for n in (layer.node.name, layer.weight.name, layer.node.outputs[0].name) if n
-    ]
-
-    def matches(patterns: tuple[str, ...]) -> bool:
-        return any(
-            fnmatch.fnmatchcase(name, pattern) for name in names for pattern in patterns
-        )
-
-    if include and not matches(include):
-        return "not matched by include"
-    return "matched by exclude" if matches(exclude) else None
-
-
-def _unfit(layer: Linear, grid: Grid) -> str | None:
+def _unfit(layer: LinearLayer, grid: Grid) -> str | None:
     rows = layer.rows()
     if not np.isfinite(rows).all():
         return "its weight holds NaN or infinity"
-    for bits in range(2, 9):
+    # layers that an earlier pass rounded to fewer bits are left to it
+    for bits in range(FEWEST_BITS, MOST_BITS + 1):
         levels = 2 ** (bits - 1) - 1
-        if levels <= grid.levels and is_on_grid(rows, Grid(levels, grid.pairs)):
+        if levels > grid.levels:
+            break
+        if is_on_grid(rows, Grid(levels, grid.pairs)):
             return f"its weights lie on the {bits}-bit grid already"
     return None
 
@@ -74,7 +99,7 @@ class Observed(Protocol):
     def width(self) -> int: ...
     @property
     def groups(self) -> int: ...
-    def request(self, kind: Any) -> MomentRequest: ...
+    def request(self, kind: Kind) -> MomentRequest: ...
 
 
 AnyLayer = TypeVar("AnyLayer", bound=Observed)
@@ -84,63 +109,80 @@ def moments_of(
     model: ir.Model,
     context: Context,
     layers: list[AnyLayer],
-    kind: Literal["mean", "gram"],
+    kind: Kind,
     samples: int,
     declined: list[Declined],
-) -> Iterator[tuple[AnyLayer, NDArray[np.float64]]]:
-    """Each layer with its moment; layers of one input share it. What cannot be had is declined."""
+) -> Iterator[tuple[AnyLayer, Grams]]:
+    """Each layer with its moment; layers of one input share it. What cannot be had is declined.
+
+    Shapes: mean (groups, K), gram (groups, K + 1, K + 1).
+    """
     fit = []
     for layer in layers:
         if kind == "gram" and layer.width > LARGEST_WIDTH:
-            declined.append(
-                Declined(
-                    label(layer.node),
-                    f"its {layer.width} inputs make too large a Gram matrix",
-                )
-            )
+            reason = f"its {layer.width} inputs make too large a Gram matrix"
+            declined.append(Declined(label(layer.node), reason))
         else:
             fit.append(layer)
     for part in _parts(fit, kind):
-        requests = {
-            str(index): request
-            for index, request in enumerate(dict.fromkeys(r for _, r in part))
-        }
-        keys = {request: key for key, request in requests.items()}
+        keys = _keys(request for _, request in part)
+        requests = {key: request for request, key in keys.items()}
         found = context.collect(model, requests, samples)
         for layer, request in part:
             moment = found.get(keys[request])
-            if moment is None or not np.isfinite(moment).all():
-                reason = (
-                    "its input was not produced"
-                    if moment is None
-                    else "its inputs are too large to square"
-                )
-                declined.append(
-                    Declined(label(layer.node), f"{reason} on the calibration data")
-                )
+            reason = _unusable(moment)
+            if moment is None or reason:
+                where = label(layer.node)
+                declined.append(Declined(where, f"{reason} on the calibration data"))
+            elif moment.ndim == 1:
+                yield layer, moment[None]
             else:
-                yield layer, moment if moment.ndim > 1 else moment[None]
+                yield layer, moment
+
+
+def _keys(requests: Iterable[MomentRequest]) -> dict[MomentRequest, str]:
+    """A key for each request that differs from those before it."""
+    keys: dict[MomentRequest, str] = {}
+    for request in requests:
+        keys.setdefault(request, str(len(keys)))
+    return keys
+
+
+def _unusable(moment: NDArray[np.float64] | None) -> str:
+    """Reason why a moment is of no use; empty if it is of use."""
+    if moment is None:
+        return "its input was not produced"
+    if not np.isfinite(moment).all():
+        return "its inputs are too large to square"
+    return ""
 
 
 def _parts(
-    layers: list[AnyLayer], kind: Literal["mean", "gram"]
+    layers: list[AnyLayer], kind: Kind
 ) -> Iterator[list[tuple[AnyLayer, MomentRequest]]]:
     """Runs of layers whose moments fit into HELD bytes together."""
     part: list[tuple[AnyLayer, MomentRequest]] = []
-    held, seen = 0, set[MomentRequest]()
+    held = 0
+    seen = set[MomentRequest]()
     for layer in layers:
         request = layer.request(kind)
-        size = (
-            0
-            if request in seen
-            else layer.groups * (layer.width + 1) ** (2 if kind == "gram" else 1) * 8
-        )
-        if part and held + size > HELD:
+        size = _moment_bytes(layer, kind)
+        added = 0 if request in seen else size
+        if part and held + added > HELD:
             yield part
-            part, held, seen = [], 0, set()
-            size = layer.groups * (layer.width + 1) ** (2 if kind == "gram" else 1) * 8
+            # another run of the model: what the last one found is not kept
+            part = []
+            seen = set()
+            held = 0
+            added = size
         part.append((layer, request))
-        held += size
         seen.add(request)
+        held += added
     if part:
         yield part
+
+
+def _moment_bytes(layer: Observed, kind: Kind) -> int:
+    inputs = layer.width + 1
+    numbers = inputs * inputs if kind == "gram" else inputs
+    return layer.groups * numbers * 8

@@ -17,7 +17,7 @@ from onnx_opt.passes._calibrated.grid import (
     is_on_grid,
     nearest,
 )
-from onnx_opt.passes._calibrated.layers import linear_layers
+from onnx_opt.passes._calibrated.layers import fittable_layers
 from onnx_opt.passes._core.channel_layout import Layout
 from onnx_opt.passes._core.normalize import normalize
 from onnx_opt.passes._core.saturation import NO_PAIRS, neighbours, offending
@@ -129,6 +129,18 @@ def test_patterns_choose_and_reasons_name_the_rest(kind):
     assert [d.reason for d in outcome.declined] == ["matched by exclude"]
 
 
+@pytest.mark.parametrize("option", ["include", "exclude"])
+@pytest.mark.parametrize("kind", PASSES)
+def test_a_pattern_that_matches_no_layer_is_an_error(kind, option):
+    model, context = made("net")
+    wrong = kind(**{option: ("k1", "k9")})
+    with pytest.raises(UsageError) as error:
+        wrong.run(model, context)
+    assert error.value.where == f"{kind.name}.{option}"
+    assert error.value.problem == "'k9' matches no layer"
+    assert "k1" in error.value.fix
+
+
 @pytest.mark.parametrize("target", ["cpu", "cpu-vnni"])
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
 @pytest.mark.parametrize("key", MODELS)
@@ -137,7 +149,7 @@ def test_quant_finds_the_same_integers(kind, key, bits, target):
     model, context = made(key)
     context.target = target
     outcome = kind(bits=bits).run(model, context)
-    layers, _ = linear_layers(model)
+    layers, _ = fittable_layers(model)
     assert outcome.changed == len(layers)
     for layer in layers:
         grid = TargetGrids(bits, target)(layer)
@@ -179,7 +191,7 @@ def test_output_error_falls_well_below_nearest_rounding(kind, key, least):
     for seed in range(6):
         original, context = made(key, seed)
         plain, solved = original.clone(), original.clone()
-        for layer in linear_layers(plain)[0]:
+        for layer in fittable_layers(plain)[0]:
             rows = layer.rows()
             scales = full_scales(rows, 7)
             layer.set_codes(nearest(rows, scales, grid_of_bits(4)), scales)

@@ -1,0 +1,190 @@
+"""GPTQ's column-wise rounding: columns still to come make up for what each rounded one loses.
+
+Source: Frantar et al., GPTQ, ICLR 2023 (arXiv:2210.17323), section 3 and its `act-order`.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .._core.saturation import LARGEST_CODE, PAIR_LIMIT, sums_of_one_sign
+from .._quant.grids import Grid
+from .layers import Codes, Grams, PerChannel, Rows
+
+BLOCK = 64
+"""Columns after which compensation reaches the rest of the weight: matrix products instead of
+rank-one updates. Even, so that no block cuts a pair apart.
+"""
+
+
+def compensated(
+    rows: Rows,
+    bias: PerChannel,
+    gram: Grams,
+    scales: PerChannel,
+    grid: Grid,
+) -> tuple[Codes, PerChannel]:
+    """Round column by column, the most used input first; columns behind make up for the loss.
+
+    The two columns of a limited pair follow each other. The bias counts as a last column,
+    multiplied by 1 and never rounded; zeros, pruned perhaps, stay zero.
+
+    Shapes: rows (M, K), bias (M,), gram (groups, K + 1, K + 1), invertible -> codes (M, K), bias
+    (M,).
+    """
+    groups = len(gram)
+    width = rows.shape[1]
+    power = np.einsum("gkk->gk", gram)[:, :width]
+    order, paired = _column_order(power, grid)
+    weights = np.concatenate([rows, bias[:, None]], axis=1)
+    weights = weights.reshape(groups, -1, width + 1)
+    weights = np.take_along_axis(weights, order[:, None], axis=2)
+    sorted_gram = np.take_along_axis(gram, order[:, :, None], axis=1)
+    sorted_gram = np.take_along_axis(sorted_gram, order[:, None], axis=2)
+    # row i of this factor is the update that rounding column i asks of those behind it
+    inverse = np.linalg.inv(sorted_gram)
+    upper = np.linalg.cholesky(inverse).transpose(0, 2, 1)
+    columns = _Columns(
+        weights,
+        scales.reshape(groups, -1),
+        upper,
+        grid.levels,
+    )
+    for start in range(0, width, BLOCK):
+        stop = min(start + BLOCK, width)
+        columns.round_block(slice(start, stop), paired)
+    back = np.argsort(order[:, :width], axis=1, kind="stable")
+    codes = np.take_along_axis(columns.codes, back[:, None], axis=2)
+    moved_bias = weights[:, :, width].reshape(-1)
+    return codes.reshape(rows.shape), moved_bias
+
+
+def _column_order(
+    power: NDArray[np.float64], grid: Grid
+) -> tuple[NDArray[np.intp], int]:
+    """Columns from the most used input to the least, (groups, K + 1); how many are in pairs.
+
+    Limited pairs come together and first, the bias last. Shapes: power (groups, K), the mean square
+    of each input.
+    """
+    groups, width = power.shape
+    pairs = np.zeros((0, 2), np.intp)
+    if grid.limited is not None:
+        pairs = grid.limited.indices()
+    members = power[:, pairs]  # (groups, pairs, 2)
+    inner = np.argsort(-members, axis=2, kind="stable")
+    together = np.broadcast_to(pairs, members.shape)
+    together = np.take_along_axis(together, inner, axis=2)
+    strongest = members.max(axis=2)
+    ranked = np.argsort(-strongest, axis=1, kind="stable")
+    together = np.take_along_axis(together, ranked[:, :, None], axis=1)
+    together = together.reshape(groups, -1)
+    alone = np.setdiff1d(np.arange(width), pairs)
+    single = alone[np.argsort(-power[:, alone], axis=1, kind="stable")]
+    bias = np.full((groups, 1), width)
+    order = np.concatenate([together, single, bias], axis=1)
+    return order, pairs.size
+
+
+class _Columns:
+    """The columns of a weight while they are rounded one after another.
+
+    Shapes: weights (groups, M, K + 1), changed in place; steps (groups, M); upper (groups, K + 1, K
+    + 1), the Cholesky factor of the inverse Gram matrix; zeros (groups, M, K + 1); codes (groups,
+    M, K).
+    """
+
+    def __init__(
+        self,
+        weights: Rows,
+        steps: Rows,
+        upper: Rows,
+        largest: int,
+    ) -> None:
+        self.weights = weights
+        self.steps = steps
+        self.upper = upper
+        self.largest = largest
+        self.zeros: NDArray[np.bool_] = weights == 0
+        width = weights.shape[2] - 1
+        self.codes: Codes = np.zeros((*steps.shape, width), np.int8)
+
+    def round_block(self, columns: slice, paired: int) -> None:
+        """Round the columns of one block, then let the columns behind it make up for all of it.
+
+        The first `paired` columns of all are pairs; a block holds an even number of them.
+        """
+        size = columns.stop - columns.start
+        errors = np.empty((*self.steps.shape, size))
+        for column in range(columns.start, columns.stop):
+            if column >= paired:
+                chosen = self._rounded(column, self.weights[:, :, column])
+            elif column % 2 == 0:
+                chosen, second = self._pair(column)
+            else:
+                chosen = second
+            self.codes[:, :, column] = chosen
+            error = self._error(column, self.weights[:, :, column], chosen)
+            errors[:, :, column - columns.start] = error
+            behind = slice(column + 1, columns.stop)
+            passed = self.upper[:, None, column, behind]
+            self.weights[:, :, behind] -= error[:, :, None] * passed
+        rest = slice(columns.stop, None)
+        passed_on = self.upper[:, columns, rest]
+        self.weights[:, :, rest] -= errors @ passed_on
+
+    def _rounded(self, column: int, current: Rows) -> Rows:
+        exact = current / self.steps
+        chosen = np.clip(np.rint(exact), -self.largest, self.largest)
+        return np.where(self.zeros[:, :, column], 0.0, chosen)
+
+    def _error(self, column: int, current: Rows, chosen: Rows) -> Rows:
+        """Loss that the columns behind make up for, in units in which its square is the error."""
+        lost = current - chosen * self.steps
+        error: Rows = lost / self.upper[:, None, column, column]
+        return error
+
+    def _pair(self, column: int) -> tuple[Rows, Rows]:
+        """Codes of a column and the next, the best two within the limit if plain ones exceed it."""
+        current = self.weights[:, :, column]
+        after = self.weights[:, :, column + 1]
+        first = self._rounded(column, current)
+        error = self._error(column, current, first)
+        passed = self.upper[:, None, column, column + 1]
+        second = self._rounded(column + 1, after - error * passed)
+        beyond = sums_of_one_sign(first, second) > PAIR_LIMIT
+        group, row = np.nonzero(beyond)
+        if group.size:
+            best = self._within_limit(column, group, row, np.sign(first[group, row]))
+            first[group, row], second[group, row] = best
+        return first, second
+
+    def _within_limit(
+        self,
+        column: int,
+        group: NDArray[np.intp],
+        row: NDArray[np.intp],
+        sign: PerChannel,
+    ) -> tuple[PerChannel, PerChannel]:
+        """Codes of a column and the next for some rows, of least loss among those within the limit.
+
+        Every code of the first column is tried with the second column's best partner for it.
+        """
+        sign = sign[:, None]
+        step = self.steps[group, row, None]
+        current = self.weights[group, row, column][:, None]
+        after = self.weights[group, row, column + 1][:, None]
+        own_unit = self.upper[group, column, column][:, None]
+        passed = self.upper[group, column, column + 1][:, None]
+        other_unit = self.upper[group, column + 1, column + 1][:, None]
+        tried = sign * np.arange(LARGEST_CODE + 1)
+        own = (current - tried * step) / own_unit
+        left = after - own * passed
+        most = np.minimum(PAIR_LIMIT - np.abs(tried), self.largest)
+        wanted = np.rint(left * sign / step)
+        partner = sign * np.clip(wanted, -self.largest, most)
+        other = (left - partner * step) / other_unit
+        best = (own**2 + other**2).argmin(axis=1)
+        each = np.arange(len(best))
+        return tried[each, best], partner[each, best]

@@ -1,0 +1,104 @@
+"""Coordinate descent on the error of a layer's outputs: weights flip up or down while that pays.
+
+Source: the quadratic problem of Nagel et al., Up or Down?, ICML 2020 (arXiv:2004.10568), section 3,
+solved without its relaxation.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .._core.saturation import PAIR_LIMIT, sums_of_one_sign
+from .._quant.grids import Grid
+from .grid import nearest
+from .layers import Codes, PerChannel, Rows
+
+NOISE = 1e-12
+"""Fraction of a flip's first-order term below which its gain is float noise: without it flips could
+go back and forth.
+"""
+
+ALONE = -1
+"""Partner of a column that is in no limited pair."""
+
+
+def descended(
+    rows: Rows,
+    hessian: NDArray[np.float64],
+    scales: PerChannel,
+    grid: Grid,
+    sweeps: int,
+) -> Codes:
+    """Flip codes up or down from the nearest ones, column by column, where that lowers the error.
+
+    Shapes: rows (M, K), hessian (groups, K, K) -> codes (M, K), each floor or ceil of w / scale,
+    but where a pair had to be cut; no flip brings a pair beyond the limit. Deterministic.
+    """
+    groups = len(hessian)
+    width = rows.shape[1]
+    weights = rows.reshape(groups, -1, width)
+    steps = scales.reshape(groups, -1)
+    codes = nearest(rows, scales, grid).reshape(weights.shape)
+    descent = _Descent(weights, steps, hessian, codes.astype(np.float64), grid)
+    for _ in range(sweeps):
+        if not descent.sweep():
+            break
+    return descent.codes.astype(np.int8).reshape(rows.shape)
+
+
+class _Descent:
+    """Codes (groups, M, K) on their way down, and half the slope of the error at each of them."""
+
+    def __init__(
+        self,
+        weights: Rows,
+        steps: Rows,
+        hessian: NDArray[np.float64],
+        codes: Rows,
+        grid: Grid,
+    ) -> None:
+        self.steps = steps
+        self.hessian = hessian
+        self.codes = codes
+        exact = weights / steps[:, :, None]
+        self.low = np.floor(exact)
+        self.high = np.ceil(exact)
+        # a code that a pair's cut moved farther than to a neighbour has nowhere to flip to
+        beside = (codes == self.low) | (codes == self.high)
+        inside = (self.low >= -grid.levels) & (self.high <= grid.levels)
+        self.movable = (self.high > self.low) & inside & beside
+        self.slope = (codes * steps[:, :, None] - weights) @ hessian
+        self.partner = np.full(weights.shape[2], ALONE)
+        if grid.limited is not None:
+            first, second = grid.limited.indices().T
+            self.partner[first] = second
+            self.partner[second] = first
+
+    def sweep(self) -> int:
+        """Flip codes column by column, all rows at once; return how many flipped."""
+        flips = 0
+        for column in range(self.codes.shape[2]):
+            flips += self._flip_column(column)
+        return flips
+
+    def _flip_column(self, column: int) -> int:
+        codes = self.codes[:, :, column]
+        slope = self.slope[:, :, column]
+        other = self.low[:, :, column] + self.high[:, :, column] - codes
+        move = (other - codes) * self.steps
+        curvature = self.hessian[:, None, column, column]
+        gain = move * (2 * slope + move * curvature)
+        pays = gain < -NOISE * np.abs(move * slope)
+        flip = self.movable[:, :, column] & pays
+        partner = self.partner[column]
+        if partner != ALONE:
+            sums = sums_of_one_sign(other, self.codes[:, :, partner])
+            flip &= sums <= PAIR_LIMIT
+        if not flip.any():
+            return 0
+        self.codes[:, :, column] = np.where(flip, other, codes)
+        group, row = np.nonzero(flip)
+        moved = move[group, row, None]
+        self.slope[group, row] += moved * self.hessian[group, column]
+        return len(row)
