@@ -9,7 +9,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from .._base import Context, MomentRequest, NullContext
-from .._calibrated.layers import linear_layers
+from .._calibrated.layers import fittable_layers
 from .._core.edit import Edit, is_constant
 from .._core.graph import refresh_shapes
 from .._dims.groups import Group
@@ -106,7 +106,9 @@ def drop_branches(
 
 def take_means(model: ir.Model, kept: Kept, context: Context, samples: int) -> None:
     """Give layers that are about to lose all inputs the mean of what they made as their bias."""
-    layers = [layer for layer in linear_layers(model)[0] if _emptied(layer.node, kept)]
+    layers = [
+        layer for layer in fittable_layers(model)[0] if _emptied(layer.node, kept)
+    ]
     requests = {
         str(i): MomentRequest(
             layer.output.name or "",

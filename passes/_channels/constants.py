@@ -15,8 +15,9 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from .._calibrated.layers import Linear, linear_layers
+from .._calibrated.layers import fittable_layers
 from .._core.edit import Edit, is_constant
+from .._core.linear import LinearLayer
 from .._dims.groups import Group
 from .._dims.ops.elementwise import BROADCAST, FIRST_INPUT, UNARY
 from .._dims.solve import Solution
@@ -35,7 +36,7 @@ Values = NDArray[np.float64]
 class Reader:
     """A layer and what is known of the channels that it sums."""
 
-    layer: Linear
+    layer: LinearLayer
     values: Values
 
 
@@ -43,8 +44,8 @@ def constant_readers(model: ir.Model) -> Iterator[Reader]:
     """Layers of the main graph that read channels of which some are constant. Weights are read once
     each.
     """
-    layers = linear_layers(model)[0]
-    by_input: dict[ir.Value, list[Linear]] = {}
+    layers = fittable_layers(model)[0]
+    by_input: dict[ir.Value, list[LinearLayer]] = {}
     for layer in layers:
         by_input.setdefault(layer.input, []).append(layer)
     for maker in layers:
@@ -59,7 +60,7 @@ def constant_readers(model: ir.Model) -> Iterator[Reader]:
                 )
 
 
-def _axis(layer: Linear) -> int:
+def _axis(layer: LinearLayer) -> int:
     return 1 if layer.node.op_type == "Conv" else -1
 
 
@@ -163,7 +164,7 @@ def keep_constants(model: ir.Model, kept: Kept) -> int:
     return done
 
 
-def _padded(layer: Linear) -> bool:
+def _padded(layer: LinearLayer) -> bool:
     return (
         any(layer.node.attributes.get_ints("pads", []))
         or layer.node.attributes.get_string("auto_pad", "") == "SAME"

@@ -9,9 +9,9 @@ from collections.abc import Collection, Mapping, Sequence
 import numpy as np
 import onnx_ir as ir
 
-from .._calibrated.layers import Linear
 from .._core.edit import Edit, is_constant
 from .._core.graph import holds_graphs
+from .._core.linear import LinearLayer
 from .._dims.surgery import Kept
 
 WHOLE, PRUNED = "whole/", "pruned/"
@@ -35,7 +35,7 @@ class SideBySide:
         """What makes some tensors of others, as a model of its own."""
         return part(self.model, inputs, outputs)
 
-    def frontier(self, pending: Sequence[Linear]) -> list[str] | None:
+    def frontier(self, pending: Sequence[LinearLayer]) -> list[str] | None:
         """Tensors from which everything follows that depends on pending layers of the pruned model;
         inputs among them.
 

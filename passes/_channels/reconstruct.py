@@ -18,8 +18,9 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from .._base import Context, MomentRequest, Resumes
-from .._calibrated.layers import LARGEST_WIDTH, Linear, Rows, linear_layers
+from .._calibrated.layers import LARGEST_WIDTH, Rows, fittable_layers
 from .._core.edit import Edit
+from .._core.linear import LinearLayer
 from .._dims.surgery import Kept
 from .joint_graph import SideBySide
 
@@ -51,8 +52,8 @@ class Stage:
         )
 
     def measured(
-        self, joint: SideBySide, layers: Sequence[Linear], samples: int
-    ) -> dict[Linear, list[NDArray[np.float64]]]:
+        self, joint: SideBySide, layers: Sequence[LinearLayer], samples: int
+    ) -> dict[LinearLayer, list[NDArray[np.float64]]]:
         """The moments of both halves of the data that layers are fitted from, but for what the data
         never reached.
         """
@@ -77,7 +78,7 @@ class Stage:
         }
 
     def behind(
-        self, joint: SideBySide, pending: Sequence[Linear], samples: int
+        self, joint: SideBySide, pending: Sequence[LinearLayer], samples: int
     ) -> Stage:
         """The stage from which only what depends on pending layers is left to run; this one where
         it cannot be kept.
@@ -127,11 +128,11 @@ def recover(
     return fitted, left
 
 
-def _to_fit(model: ir.Model, kept: Kept) -> list[Linear]:
+def _to_fit(model: ir.Model, kept: Kept) -> list[LinearLayer]:
     """Layers that lost inputs, and those whose inputs drift because others did."""
     own = {
         layer.node: layer
-        for layer in linear_layers(model)[0]
+        for layer in fittable_layers(model)[0]
         if layer.width <= LARGEST_WIDTH
     }
     drifts: set[ir.Value] = set()
@@ -147,18 +148,20 @@ def _to_fit(model: ir.Model, kept: Kept) -> list[Linear]:
     return layers
 
 
-def _lost_inputs(layer: Linear, kept: Kept) -> bool:
+def _lost_inputs(layer: LinearLayer, kept: Kept) -> bool:
     axis = 1 if layer.node.op_type == "Conv" else len(layer.input.shape or ()) - 1
     return axis in kept.get(layer.input.name or "", {})
 
 
-def _waves(model: ir.Model, layers: Sequence[Linear]) -> Iterator[list[Linear]]:
+def _waves(
+    model: ir.Model, layers: Sequence[LinearLayer]
+) -> Iterator[list[LinearLayer]]:
     """Layers of equal depth, counted in layers to fit: those of one wave do not depend on each
     other.
     """
     own = {layer.output.producer(): layer for layer in layers}
     depth: dict[ir.Value, int] = {}
-    waves: dict[int, list[Linear]] = {}
+    waves: dict[int, list[LinearLayer]] = {}
     for node in model.graph:
         before = max((depth.get(v, 0) for v in node.inputs if v is not None), default=0)
         if node in own:
@@ -169,7 +172,7 @@ def _waves(model: ir.Model, layers: Sequence[Linear]) -> Iterator[list[Linear]]:
     return (waves[key] for key in sorted(waves))
 
 
-def _request(layer: Linear, joint: SideBySide) -> MomentRequest:
+def _request(layer: LinearLayer, joint: SideBySide) -> MomentRequest:
     return replace(
         layer.request("regression"),
         tensor=joint.name_of(layer.input),
@@ -178,7 +181,7 @@ def _request(layer: Linear, joint: SideBySide) -> MomentRequest:
 
 
 def _fit(
-    layer: Linear, halves: Sequence[NDArray[np.float64]], damp: float, edit: Edit
+    layer: LinearLayer, halves: Sequence[NDArray[np.float64]], damp: float, edit: Edit
 ) -> None:
     """Give a layer the weights that the moments (groups, K + 1, K + 1 + M / groups) of the halves
     ask for.
@@ -196,7 +199,7 @@ def _fit(
 
 
 def _best_pull(
-    layer: Linear, halves: Sequence[NDArray[np.float64]], damp: float
+    layer: LinearLayer, halves: Sequence[NDArray[np.float64]], damp: float
 ) -> float:
     """The factor of `damp` with which a fit to one half of the data does best on the other."""
     losses = [
@@ -212,7 +215,7 @@ def _best_pull(
 
 
 def _parts(
-    layer: Linear, moments: NDArray[np.float64]
+    layer: LinearLayer, moments: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """The Gram matrices and the products with the target."""
     return moments[:, :, : layer.width + 1], moments[:, :, layer.width + 1 :]
@@ -232,7 +235,7 @@ def _loss(
 
 
 def solved(
-    layer: Linear,
+    layer: LinearLayer,
     gram: NDArray[np.float64],
     cross: NDArray[np.float64],
     damp: float,

@@ -17,8 +17,9 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from .._base import Context, MomentRequest
-from .._calibrated.layers import LARGEST_WIDTH, Linear, linear_layers
+from .._calibrated.layers import LARGEST_WIDTH, fittable_layers
 from .._core.edit import Edit
+from .._core.linear import LinearLayer
 from .._core.ops import FLOATS
 from .._dims.groups import Group
 from .._dims.solve import Solution
@@ -64,7 +65,7 @@ def output_losses(
     """
     layers = {
         layer.node.name or "": layer
-        for layer in linear_layers(model)[0]
+        for layer in fittable_layers(model)[0]
         if layer.width <= LARGEST_WIDTH
     }
     local = [np.append(0.0, np.maximum(np.sort(each), 0.0)) for each in scores]
@@ -108,7 +109,7 @@ def _readers(
     consumers: Sequence[Consumer],
     first: NDArray[np.intp],
     solution: Solution,
-    layers: Mapping[str, Linear],
+    layers: Mapping[str, LinearLayer],
 ) -> list[Reader]:
     """The linear layers that read a group, and which of their inputs go with its channels at the
     positions `first`.
@@ -141,7 +142,9 @@ def _curve(drift: Scores, reach: Mapping[int, float]) -> Scores:
 
 
 def _batches(
-    readers: Sequence[Sequence[Reader]], layers: Mapping[str, Linear], model: ir.Model
+    readers: Sequence[Sequence[Reader]],
+    layers: Mapping[str, LinearLayer],
+    model: ir.Model,
 ) -> Iterator[list[int]]:
     """Indices of groups with readers, cut into runs that fit `MEMORY`, at least one in each."""
     weights = sum(
@@ -169,7 +172,7 @@ def _batches(
 def _output_drift(
     model: ir.Model,
     variants: Sequence[Sequence[Reader]],
-    layers: Mapping[str, Linear],
+    layers: Mapping[str, LinearLayer],
     context: Context,
     samples: int,
     damp: float,
@@ -266,7 +269,7 @@ def _variant(
     """A copy whose readers give the columns that go no weight, and are fitted to do without."""
     copy = model.clone()
     edit = Edit(copy)
-    layers = {layer.node.name or "": layer for layer in linear_layers(copy)[0]}
+    layers = {layer.node.name or "": layer for layer in fittable_layers(copy)[0]}
     for reader in readers:
         if reader.name in grams:
             layer, gram = layers[reader.name], grams[reader.name]
@@ -276,7 +279,7 @@ def _variant(
     return copy
 
 
-def _aimed(layer: Linear, gram: NDArray[np.float64]) -> NDArray[np.float64]:
+def _aimed(layer: LinearLayer, gram: NDArray[np.float64]) -> NDArray[np.float64]:
     """The mean of z y^T, (groups, K + 1, M / groups), y being what the layer itself makes of z =
     [x, 1].
     """

@@ -10,7 +10,7 @@ import onnx_ir as ir
 import pytest
 from calibrated_context import CalibratedContext, run_session
 from importance_nets import literal
-from onnx_opt.passes._calibrated.layers import linear_layers
+from onnx_opt.passes._calibrated.layers import fittable_layers
 from onnx_opt.passes._channels.reconstruct import PULLS, _best_pull, recover
 from onnx_opt.passes._core.graph import refresh_shapes
 from onnx_opt.passes._dims.groups import kept_slots
@@ -247,7 +247,7 @@ def test_requests_ask_for_the_layers_own_patches():
 
 def test_few_samples_of_a_noisy_target_pull_towards_the_weights():
     whole = whole_model()
-    layer = linear_layers(whole)[0][0]
+    layer = fittable_layers(whole)[0][0]
     rng = np.random.default_rng(0)
     start = np.concatenate([layer.rows(), layer.bias_row()[:, None]], axis=1)
     halves = []

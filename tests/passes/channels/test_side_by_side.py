@@ -6,7 +6,7 @@ import onnx_ir as ir
 import pytest
 from calibrated_context import run_session
 from importance_nets import literal
-from onnx_opt.passes._calibrated.layers import linear_layers
+from onnx_opt.passes._calibrated.layers import fittable_layers
 from onnx_opt.passes._channels.joint_graph import SideBySide, joined
 from onnx_opt.passes._core.graph import refresh_shapes
 
@@ -111,7 +111,9 @@ def test_a_part_runs_only_what_it_needs(joint):
     ],
 )
 def test_the_frontier_is_all_that_pending_layers_need(joint, pruned, pending, expected):
-    layers = [layer for layer in linear_layers(pruned)[0] if layer.node.name in pending]
+    layers = [
+        layer for layer in fittable_layers(pruned)[0] if layer.node.name in pending
+    ]
     assert joint.frontier(layers) == expected
     wanted = [
         name
