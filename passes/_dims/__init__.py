@@ -1,3 +1,1 @@
-"""The dimension solver: which slices of which tensors must go together, and how to take them
-out.
-"""
+"""The dimension solver: slices of tensors that must go together, and the way to take them out."""

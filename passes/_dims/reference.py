@@ -1,9 +1,8 @@
-"""What a pruned model must compute, built another way: the whole model with the removed slots shut
-off.
+"""The output that a pruned model must have, computed another way: removed slots are shut off.
 
-Every sum over an axis gets a mask of ones and zeros on what it sums; every normalisation sees only
-the slots that stay. No tensor is sliced but around a normalisation, so the surgery is checked by
-something that shares nothing with it.
+Every sum over an axis of the whole model gets a mask of ones and zeros on what it sums; every
+normalisation sees only the slots that stay. No tensor is sliced but around a normalisation, so the
+surgery is checked by something that shares nothing with it.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ import onnx_ir as ir
 
 from .._core.edit import Edit
 from .._core.graph import refresh_shapes
-from .relations import Mix, Slots
+from .relations import Mix, Slots, required_input
 from .solve import Solution
 from .surgery import Kept
 
@@ -26,17 +25,19 @@ def masked_reference(model: ir.Model, solution: Solution, kept: Kept) -> ir.Mode
     masking = _Masking(Edit(copy), solution, kept)
     twins = dict(zip(model.graph, copy.graph, strict=True))
     for mix in solution.relations.mixes:
+        twin = twins[mix.node]
         if mix.kind == "contract":
-            masking.shut_off(mix, twins[mix.node])
+            masking.shut_off(mix, twin)
         else:
-            masking.gather_and_spread(mix, twins[mix.node])
+            masking.gather_and_spread(mix, twin)
     refresh_shapes(copy)
     return copy
 
 
 class _Masking:
-    """Edits of one copy. `mix.node` is a node of the solved model, `twin` the same node of the
-    copy.
+    """Edits of one copy.
+
+    `mix.node` is a node of the solved model, `twin` the same node of the copy.
     """
 
     def __init__(self, edit: Edit, solution: Solution, kept: Kept) -> None:
@@ -44,26 +45,26 @@ class _Masking:
         self.solution = solution
         self.kept = kept
 
-    def _shape(self, value: ir.Value) -> tuple[int, ...]:
-        return self.solution.relations.trace.shapes[value]
-
     def shut_off(self, mix: Mix, twin: ir.Node) -> None:
         """Multiply what a node sums over by 1 where a slot stays and by 0 where it goes."""
         for index, axis in mix.axes:
-            source, value = self._source(mix, index), twin.inputs[index]
-            stays = self.kept.get(source.name or "", {}).get(axis)
+            source = required_input(mix.node, index)
+            stays = self._stays(source, axis)
             if stays is None:
                 continue
             shape = self._shape(source)
-            mask = np.zeros(
-                shape[axis],
-                np.float32 if source.dtype is None else source.dtype.numpy(),
-            )
+            dtype = source.dtype or ir.DataType.FLOAT
+            mask = np.zeros(shape[axis], dtype.numpy())
             mask[stays] = 1
-            graph = twin.graph
-            assert isinstance(graph, ir.Graph)
-            aligned = mask.reshape([-1 if i == axis else 1 for i in range(len(shape))])
-            ones = self.edit.constant(graph, aligned, f"{source.name}_mask")
+            aligned = [1] * len(shape)
+            aligned[axis] = -1
+            graph = _graph_of(twin)
+            ones = self.edit.constant(
+                graph,
+                mask.reshape(aligned),
+                f"{source.name}_mask",
+            )
+            value = twin.inputs[index]
             product = self.edit.node_before(twin, "Mul", [value, ones])
             product.outputs[0].type = source.type
             self.edit.set_input(twin, index, product.outputs[0])
@@ -74,73 +75,85 @@ class _Masking:
         What the spread puts in the place of a removed slot does not matter: every sum over it is
         masked.
         """
-        classes = {
-            self.solution.classes[self._source(mix, index), axis]
-            for index, axis in mix.axes
-        }
-        for index, source in enumerate(mix.node.inputs):
-            for axis, stays in self._lost(source, classes):
-                value = twin.inputs[index]
-                assert value is not None
+        classes = set()
+        for index, axis in mix.axes:
+            source = required_input(mix.node, index)
+            classes.add(self.solution.classes[source, axis])
+        for index, original in enumerate(mix.node.inputs):
+            for axis, stays in self._lost(original, classes):
+                value = required_input(twin, index)
                 gathered = self._gather(twin, value, axis, stays)
                 self.edit.set_input(twin, index, gathered)
         if mix.node.op_type == "GroupNormalization":
             self._fit_groups(mix, twin)
-        for source, value in zip(mix.node.outputs, twin.outputs, strict=True):
-            for axis, stays in self._lost(source, classes):
-                back = np.zeros(self._shape(source)[axis], np.intp)
+        for made, value in zip(mix.node.outputs, twin.outputs, strict=True):
+            for axis, stays in self._lost(made, classes):
+                back = np.zeros(self._shape(made)[axis], np.intp)
                 back[stays] = np.arange(len(stays))
                 self._spread(twin, value, axis, back)
 
-    def _source(self, mix: Mix, index: int) -> ir.Value:
-        source = mix.node.inputs[index]
-        assert source is not None
-        return source
+    def _shape(self, value: ir.Value) -> tuple[int, ...]:
+        return self.solution.relations.trace.shapes[value]
+
+    def _stays(self, value: ir.Value, axis: int) -> Slots | None:
+        """Slots of an axis that stay; None if all do."""
+        axes = self.kept.get(value.name or "", {})
+        return axes.get(axis)
 
     def _lost(
         self, value: ir.Value | None, classes: set[int]
     ) -> Iterator[tuple[int, Slots]]:
         """(axis, slots that stay) of the axes of the given classes that lose some."""
-        if value is not None:
-            for axis, stays in self.kept.get(value.name or "", {}).items():
-                if self.solution.classes[value, axis] in classes:
-                    yield axis, stays
+        if value is None:
+            return
+        for axis, stays in self.kept.get(value.name or "", {}).items():
+            if self.solution.classes[value, axis] in classes:
+                yield axis, stays
 
     def _gather(
         self, before: ir.Node, value: ir.Value, axis: int, slots: Slots
     ) -> ir.Value:
-        graph = before.graph
-        assert isinstance(graph, ir.Graph)
         indices = self.edit.constant(
-            graph, slots.astype(np.int64), f"{value.name}_stays"
+            _graph_of(before),
+            slots.astype(np.int64),
+            f"{value.name}_stays",
         )
         node = self.edit.node_before(before, "Gather", [value, indices], axis=axis)
         node.outputs[0].type = value.type
         return node.outputs[0]
 
     def _spread(self, node: ir.Node, value: ir.Value, axis: int, back: Slots) -> None:
+        # the new node reads the value too: its readers of now are noted before
         users = [(use.node, use.idx) for use in value.uses()]
         assert not value.is_graph_output()  # outputs of the model are frozen
-        graph = node.graph
-        assert isinstance(graph, ir.Graph)
-        indices = self.edit.constant(graph, back.astype(np.int64), f"{value.name}_back")
+        graph = _graph_of(node)
+        indices = self.edit.constant(
+            graph,
+            back.astype(np.int64),
+            f"{value.name}_back",
+        )
         spread = ir.node("Gather", [value, indices], attributes={"axis": axis})
         spread.name = self.edit.fresh(f"{node.name}_spread")
-        spread.outputs[0].name = self.edit.fresh(f"{value.name}_spread")
-        spread.outputs[0].type = value.type
+        result = spread.outputs[0]
+        result.name = self.edit.fresh(f"{value.name}_spread")
+        result.type = value.type
         graph.insert_after(node, spread)
         for user, index in users:
-            user.replace_input_with(index, spread.outputs[0])
+            user.replace_input_with(index, result)
 
     def _fit_groups(self, mix: Mix, twin: ir.Node) -> None:
-        """As many groups as have a channel that stays."""
+        """Set as many groups as have a channel that stays."""
         index, axis = mix.axes[0]
-        source = self._source(mix, index)
-        stays = self.kept.get(source.name or "", {}).get(axis)
-        if stays is not None:
-            width = self._shape(source)[axis] // mix.node.attributes.get_int(
-                "num_groups", 1
-            )
-            twin.attributes["num_groups"] = ir.AttrInt64(
-                "num_groups", len(set((stays // width).tolist()))
-            )
+        source = required_input(mix.node, index)
+        stays = self._stays(source, axis)
+        if stays is None:
+            return
+        groups = mix.node.attributes.get_int("num_groups", 1)
+        width = self._shape(source)[axis] // groups
+        left = len(np.unique(stays // width))
+        twin.attributes["num_groups"] = ir.AttrInt64("num_groups", left)
+
+
+def _graph_of(node: ir.Node) -> ir.Graph:
+    assert isinstance(node.graph, ir.Graph)
+    return node.graph

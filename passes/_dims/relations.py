@@ -1,4 +1,4 @@
-"""What the rules of the ops say about the axes of the tensors they read and make.
+"""Relations between the axes of tensors, as the rules of the ops state them.
 
 An axis is (value, index). Every axis is an index space; its elements are slots. Rules state
 equalities: of whole axes (`same`), of single slots (`link`), of the factors of a reshape (`block`);
@@ -9,17 +9,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate, pairwise
+from itertools import pairwise
 from typing import Literal
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from .shapes import Shape
 from .trace import Trace
 
 Axis = tuple[ir.Value, int]
+
+Factors = tuple[int, ...]
+"""Numbers of the factors whose product an axis is, outermost first."""
+
 Slots = NDArray[np.intp]
+
 MixKind = Literal["contract", "normalise"]
 
 
@@ -35,8 +41,7 @@ class Link:
 
 @dataclass(frozen=True)
 class Block:
-    """Axes that hold the same elements cut differently: each axis is a run of common factors,
-    outermost first.
+    """Axes that hold the same elements cut differently: each is a run of common factors.
 
     `options`: sets of factors along which channels may go, one set to be chosen. An axis has at
     most one of them. `heads`: factors that are known to count attention heads.
@@ -44,23 +49,23 @@ class Block:
 
     where: str
     sizes: tuple[int, ...]
-    axes: tuple[tuple[int, tuple[int, ...]], ...]
-    options: tuple[tuple[int, ...], ...]
-    heads: tuple[int, ...] = ()
+    axes: tuple[tuple[int, Factors], ...]
+    options: tuple[Factors, ...]
+    heads: Factors = ()
 
-    def coordinate(self, factors: tuple[int, ...], wanted: int) -> Slots:
-        """The coordinate along one factor of every slot of an axis made of `factors`."""
-        shape = [self.sizes[f] for f in factors]
-        grid = np.arange(self.sizes[wanted]).reshape(
-            [-1 if f == wanted else 1 for f in factors]
-        )
+    def coordinate(self, factors: Factors, wanted: int) -> Slots:
+        """Coordinate along one factor of every slot of an axis made of `factors`."""
+        shape = [self.sizes[factor] for factor in factors]
+        aligned = [-1 if factor == wanted else 1 for factor in factors]
+        grid = np.arange(self.sizes[wanted]).reshape(aligned)
         return np.broadcast_to(grid, shape).reshape(-1)
 
 
 @dataclass(frozen=True)
 class Mix:
-    """A node that sums (`contract`) or normalises over axes of its inputs: (input index, axis) of
-    each.
+    """A node that sums (`contract`) or normalises over axes of its inputs.
+
+    `axes`: (input index, axis) of each.
     """
 
     node: ir.Node
@@ -70,7 +75,11 @@ class Mix:
 
 @dataclass
 class Relations:
-    """All that was said so far. Axes of width 1 take part in nothing: they cannot shrink."""
+    """All that was stated so far. Axes of width 1 take part in nothing: they cannot shrink.
+
+    `sizes` is by class; `frozen`, `links`, `blocks` and `heads` name axes by numbers, which `root`
+    turns into their class of now.
+    """
 
     trace: Trace
     sizes: list[int] = field(default_factory=list)
@@ -83,30 +92,42 @@ class Relations:
     _ids: dict[Axis, int] = field(default_factory=dict)
     _parent: list[int] = field(default_factory=list)
 
-    def shape(self, value: ir.Value | None) -> tuple[int, ...] | None:
-        """The shape of a value under the probe sizes."""
+    # --- shapes -----------------------------------------------------------------
+
+    def shape(self, value: ir.Value | None) -> Shape | None:
+        """Shape of a value under the probe sizes; None if unknown or absent."""
         return self.trace.shape(value)
 
-    def known(self, *values: ir.Value | None) -> bool:
-        """Whether the shapes of all given values are known (absent ones count as known)."""
-        return all(value is None or value in self.trace.shapes for value in values)
+    def dims(self, value: ir.Value | None) -> Shape:
+        """Shape of a value under the probe sizes; () if unknown or absent."""
+        return self.trace.shape(value) or ()
+
+    def rank(self, value: ir.Value | None) -> int:
+        """Number of axes of a value; 0 if unknown or absent."""
+        return len(self.dims(value))
+
+    # --- classes of axes --------------------------------------------------------
 
     def find(self, value: ir.Value, axis: int) -> int:
-        """The class of an axis: one number for all axes that are the same. Negative axes count from
-        the end.
+        """Class of an axis: one number for all axes that are the same.
+
+        Negative axes count from the end.
         """
         shape = self.trace.shapes[value]
-        key = (value, axis % len(shape))
+        position = axis % len(shape)
+        key = (value, position)
         if key not in self._ids:
-            self._ids[key] = len(self._parent)
-            self._parent.append(len(self._parent))
-            self.sizes.append(shape[key[1]])
+            number = len(self._parent)
+            self._ids[key] = number
+            self._parent.append(number)
+            self.sizes.append(shape[position])
         return self.root(self._ids[key])
 
     def root(self, index: int) -> int:
-        """The class that an axis number belongs to now."""
+        """Class that an axis number belongs to now."""
         parent = self._parent
         while parent[index] != index:
+            # halving the path keeps later walks short
             parent[index] = parent[parent[index]]
             index = parent[index]
         return index
@@ -115,26 +136,37 @@ class Relations:
         """Every axis that was mentioned, with its class."""
         return [(axis, self.root(index)) for axis, index in self._ids.items()]
 
+    # --- statements of rules ----------------------------------------------------
+
     def same(
         self, value: ir.Value, axis: int, other: ir.Value, other_axis: int
     ) -> None:
-        """Two axes are one index space; axes of width 1, and of widths that differ (broadcast), are
-        not related.
+        """State that two axes are one index space.
+
+        Axes of width 1, and of widths that differ (broadcast), are not related.
         """
-        a, b = self.find(value, axis), self.find(other, other_axis)
-        if self.sizes[a] == self.sizes[b] and self.sizes[a] != 1 and a != b:
-            self._parent[max(a, b)] = min(a, b)
+        a = self.find(value, axis)
+        b = self.find(other, other_axis)
+        size = self.sizes[a]
+        if a == b or size == 1 or size != self.sizes[b]:
+            return
+        # the older class stays, so that classes are numbered in graph order
+        self._parent[max(a, b)] = min(a, b)
 
     def summed(
         self, value: ir.Value, axis: int, other: ir.Value, other_axis: int
     ) -> None:
-        """As `same`, of axes summed over together: where an open dim of an input has no right size,
-        both stay.
+        """State `same` of axes that are summed over together.
+
+        Where the probe size of an open dim is not the right one, both stay.
         """
         self.same(value, axis, other, other_axis)
-        if self.trace.shapes[value][axis] != self.trace.shapes[other][other_axis]:
-            for each, index in ((value, axis), (other, other_axis)):
-                self.freeze(each, index, "summed with an axis of open size")
+        size = self.trace.shapes[value][axis]
+        other_size = self.trace.shapes[other][other_axis]
+        if size != other_size:
+            reason = "summed with an axis of open size"
+            self.freeze(value, axis, reason)
+            self.freeze(other, other_axis, reason)
 
     def link(
         self,
@@ -145,72 +177,89 @@ class Relations:
         other_axis: int,
         theirs: Slots,
     ) -> None:
-        """Slot mine[i] of one axis goes with slot theirs[i] of the other; the only slot of an axis
-        stays.
+        """State that slot mine[i] of one axis goes with slot theirs[i] of the other.
+
+        The only slot of an axis stays.
         """
+        reason = "one channel by itself"
         if self.trace.shapes[other][other_axis] == 1:
-            self.freeze(value, axis, "one channel by itself", mine)
+            self.freeze(value, axis, reason, mine)
         elif self.trace.shapes[value][axis] == 1:
-            self.freeze(other, other_axis, "one channel by itself", theirs)
+            self.freeze(other, other_axis, reason, theirs)
         else:
-            self.links.append(
-                Link(self.find(value, axis), mine, self.find(other, other_axis), theirs)
-            )
+            first = self.find(value, axis)
+            second = self.find(other, other_axis)
+            self.links.append(Link(first, mine, second, theirs))
 
     def freeze(
-        self, value: ir.Value | None, axis: int, reason: str, slots: Slots | None = None
+        self,
+        value: ir.Value | None,
+        axis: int,
+        reason: str,
+        slots: Slots | None = None,
     ) -> None:
-        """The axis (or some of its slots) stays as it is. `reason` is a clause for the report."""
-        if (
-            value is None
-            or value not in self.trace.shapes
-            or not self.trace.shapes[value]
-        ):
+        """State that an axis, or some of its slots, stays. `reason` is a clause for the report."""
+        if value is None or not self.dims(value):
             return
+        number = self.find(value, axis)
         if slots is None:
-            self.frozen.append((self.find(value, axis), reason))
+            self.frozen.append((number, reason))
         else:
-            self.partly_frozen.append((self.find(value, axis), slots, reason))
+            self.partly_frozen.append((number, slots, reason))
 
     def freeze_all(self, value: ir.Value | None, reason: str) -> None:
-        """Every axis of the value stays."""
-        for axis in range(len(self.shape(value) or ())):
+        """State that every axis of a value stays."""
+        for axis in range(self.rank(value)):
             self.freeze(value, axis, reason)
 
     def block(self, where: str, before: Sequence[Axis], after: Sequence[Axis]) -> None:
-        """The axes of `before`, flattened together, are the axes of `after`: a reshape of equal
-        products.
-        """
-        order = sorted(_cuts(self._sizes(before)) | _cuts(self._sizes(after)))
-        if any(big % small for small, big in pairwise(order)):
-            for value, axis in (*before, *after):
-                self.freeze(value, axis, f"{where} cuts it across its channels")
-            return
-        sizes = tuple(big // small for small, big in pairwise(order))[::-1]
-        axes = []
-        for side in (before, after):
-            position = 0
-            for (value, axis), size in zip(side, self._sizes(side), strict=True):
-                product, taken = 1, []
-                while product < size:
-                    product *= sizes[position]
-                    taken.append(position)
-                    position += 1
-                axes.append((self.find(value, axis), tuple(taken)))
+        """State that the axes of `before`, flattened together, are those of `after`: a reshape."""
+        sides = (before, after)
+        borders = set[int]()
+        for side in sides:
+            borders |= _borders(self._sizes(side))
+        order = sorted(borders)
+        factors = []
+        for small, big in pairwise(order):
+            # as (2, 3) to (3, 2): no factor is common to both sides
+            if big % small:
+                for value, axis in (*before, *after):
+                    self.freeze(value, axis, f"{where} cuts it across its channels")
+                return
+            factors.append(big // small)
+        sizes = tuple(reversed(factors))
+        axes: list[tuple[int, Factors]] = []
+        for side in sides:
+            axes.extend(self._factored(side, sizes))
         options = tuple((factor,) for factor in range(len(sizes)))
-        self.blocks.append(Block(where, sizes, tuple(a for a in axes if a[1]), options))
+        self.blocks.append(Block(where, sizes, tuple(axes), options))
+
+    def _factored(
+        self, side: Sequence[Axis], sizes: tuple[int, ...]
+    ) -> list[tuple[int, Factors]]:
+        """Class and factors of each axis of a flattened run; axes of width 1 have no factors."""
+        found = []
+        position = 0
+        for value, axis in side:
+            start = position
+            product = 1
+            while product < self.trace.shapes[value][axis]:
+                product *= sizes[position]
+                position += 1
+            number = self.find(value, axis)
+            if position > start:
+                found.append((number, tuple(range(start, position))))
+        return found
 
     def grouped(
         self,
         where: str,
         sizes: tuple[int, ...],
-        axes: Sequence[tuple[Axis, tuple[int, ...]]],
-        options: Sequence[tuple[int, ...]],
-        heads: tuple[int, ...] = (),
+        axes: Sequence[tuple[Axis, Factors]],
+        options: Sequence[Factors],
+        heads: Factors = (),
     ) -> None:
-        """A block given by its factors: their sizes, which make up each axis, and which may lose
-        channels together.
-        """
+        """State a block by the sizes of its factors, those of each axis, and the options."""
         named = tuple((self.find(*axis), factors) for axis, factors in axes)
         self.blocks.append(Block(where, sizes, named, tuple(options), heads))
 
@@ -218,18 +267,43 @@ class Relations:
         return [self.trace.shapes[value][index] for value, index in axes]
 
     def tag_heads(self, value: ir.Value, axis: int) -> None:
-        """The axis counts attention heads: activations are multiplied separately for each of its
-        slots.
-        """
+        """State that an axis counts attention heads: each slot is multiplied by itself."""
         self.heads.add(self.find(value, axis))
 
     def mix(self, node: ir.Node, kind: MixKind, *axes: tuple[int, int]) -> None:
-        """The node sums or normalises over these (input index, axis)."""
+        """State that the node sums or normalises over these (input index, axis)."""
         self.mixes.append(Mix(node, kind, axes))
 
 
-def _cuts(sizes: Sequence[int]) -> set[int]:
-    """Where the axes of a flattened run of axes begin, counted from the right: 1, last, last *
-    second last ...
+def _borders(sizes: Sequence[int]) -> set[int]:
+    """Elements behind each border between the axes of a flattened run: 1, last, last * second last
+    and so on.
     """
-    return {1, *accumulate(reversed(sizes), lambda a, b: a * b)}
+    product = 1
+    found = {product}
+    for size in reversed(sizes):
+        product *= size
+        found.add(product)
+    return found
+
+
+def required_input(node: ir.Node, index: int) -> ir.Value:
+    """Input of a node that its schema requires."""
+    value = node.inputs[index]
+    assert value is not None
+    return value
+
+
+def optional_input(node: ir.Node, index: int) -> ir.Value | None:
+    """Input of a node; None where it is left out."""
+    return node.inputs[index] if index < len(node.inputs) else None
+
+
+def axis_attribute(node: ir.Node, default: int, rank: int) -> int:
+    """Attribute `axis` as a non-negative number of an axis of a tensor of that rank."""
+    return node.attributes.get_int("axis", default) % max(rank, 1)
+
+
+def name_of(node: ir.Node) -> str:
+    """Name of a node in reasons: its op and its name."""
+    return f"{node.op_type} {node.name}"

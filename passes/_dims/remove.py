@@ -1,8 +1,11 @@
-"""The walk that takes channels out of a model: slice what is constant, mend every node, check every
-shape.
+"""The walk that takes channels out of a model.
+
+It slices what is constant, updates every node, and checks every shape.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -11,153 +14,175 @@ from numpy.typing import NDArray
 from .._core.edit import is_constant
 from .._core.graph import refresh_shapes
 from .._core.lazy import set_tensor
+from .._core.ops import is_standard
 from .ops.elementwise import broadcast
+from .relations import optional_input
 from .sliced import SlicedTensor
 from .surgery import TARGETS, Kept, Surgery, SurgeryError
-from .table import MENDS, RULES
+from .table import RULES, UPDATES
 from .trace import Trace
+
+COPIED = 0
+"""In the shape given to a Reshape without `allowzero`: the size of the same axis of its input."""
+
+REST = -1
+"""In the shape given to a Reshape: the size that the others leave."""
 
 
 def remove_slots(model: ir.Model, kept: Kept, old: Trace) -> None:
-    """Keep only `kept` of every tensor, in place. `old`: the trace of the model as it is, or of its
-    original.
+    """Keep only `kept` of every tensor, in place. Weights are not copied.
 
-    Weights are not copied. Errors: SurgeryError at the first node that cannot be made to fit; the
-    model is then spoilt.
+    `old`: the trace of the model as it is, or of its original. Errors: SurgeryError at the first
+    node that cannot be made to fit; the model is then spoilt.
     """
     for name, axes in kept.items():
         value = model.graph.initializers.get(name)
         if value is not None and value.const_value is not None:
             set_tensor(value, SlicedTensor(value.const_value, axes))
-    surgery = Surgery(model, old, Trace(model, old.sizes), kept)
+    new = Trace(model, old.sizes)
+    surgery = Surgery(model, old, new, kept)
+    # a copy of the list: updates insert nodes in front of those they fit
     for node in list(model.graph):
-        if (mend := MENDS.get((node.domain, node.op_type))) is not None and _narrowed(
-            node, kept
-        ):
-            mend(node, surgery)
+        update = UPDATES.get((node.domain, node.op_type))
+        if update is not None and _touches(node, kept):
+            update(node, surgery)
         _hold_numbers(node, surgery)
         _follow(node, surgery)
     refresh_shapes(model)
 
 
-def _narrowed(node: ir.Node, kept: Kept) -> bool:
-    return any(v is not None and v.name in kept for v in (*node.inputs, *node.outputs))
+def _touches(node: ir.Node, kept: Kept) -> bool:
+    """Return whether a value that the node reads or makes loses slots."""
+    both = (*node.inputs, *node.outputs)
+    return any(value.name in kept for value in both if value is not None)
+
+
+# --- numbers that come from shapes ----------------------------------------------
 
 
 def _hold_numbers(node: ir.Node, surgery: Surgery) -> None:
-    """Sizes that enter the arithmetic of activations, as in 1 / sqrt(width), keep the value that
-    they had.
-    """
-    if any(
-        surgery.old.arrays.get(old) is not None
-        for old in map(surgery.former, node.outputs)
-        if old is not None
-    ):
+    """Keep the value of sizes that enter the arithmetic of activations, as in 1 / sqrt(width)."""
+    if _makes_numbers(node, surgery):
         return
     for index, value in enumerate(node.inputs):
         old = surgery.former(value)
-        if (
-            value is None
-            or old is None
-            or is_constant(value)
-            or old not in surgery.old.arrays
-        ):
+        if value is None or old is None or is_constant(value):
             continue
-        before, now = surgery.old.arrays[old], surgery.new.arrays.get(value)
-        enters = (
-            before.dtype.kind == "f"
-            or RULES.get((node.domain, node.op_type)) is broadcast
-        )
-        if not enters or (now is not None and np.array_equal(before, now)):
+        before = surgery.old.arrays.get(old)
+        if before is None or not _enters_arithmetic(node, before):
             continue
+        now = surgery.new.arrays.get(value)
+        if now is not None and np.array_equal(before, now):
+            continue
+        # under other sizes of the input the number is another: no constant can stand for it
         twin = surgery.old.twin
         if twin is not None and not np.array_equal(before, twin.arrays.get(old, ())):
             raise SurgeryError(
                 node,
-                f"it computes with sizes that follow both channels and the input ('{value.name}')",
+                "it computes with sizes that follow both channels and the input "
+                f"('{value.name}')",
             )
         surgery.constant(node, index, before)
 
 
+def _makes_numbers(node: ir.Node, surgery: Surgery) -> bool:
+    """Return whether a node was itself part of a computation of sizes, none of activations."""
+    for value in node.outputs:
+        old = surgery.former(value)
+        if old is not None and old in surgery.old.arrays:
+            return True
+    return False
+
+
+def _enters_arithmetic(node: ir.Node, numbers: NDArray[np.generic]) -> bool:
+    rule = RULES.get((node.domain, node.op_type))
+    return numbers.dtype.kind == "f" or rule is broadcast
+
+
+# --- shapes that are given ------------------------------------------------------
+
+
 def _follow(node: ir.Node, surgery: Surgery) -> None:
+    """Trace a node, and give it another output shape where the one it makes is wrong."""
     surgery.new.step(node)
     wrong = _misfit(node, surgery)
-    if wrong is not None and node.op_type in TARGETS and node.domain == "":
+    if wrong is not None and is_standard(node, *TARGETS):
         _retarget(node, surgery)
         surgery.new.step(node)
         wrong = _misfit(node, surgery)
     if wrong is not None:
-        raise SurgeryError(
-            node, f"makes {surgery.new.shape(wrong)}, not {surgery.after(wrong)}"
-        )
+        made = surgery.new.shape(wrong)
+        expected = surgery.after(wrong)
+        raise SurgeryError(node, f"makes {made}, not {expected}")
 
 
 def _misfit(node: ir.Node, surgery: Surgery) -> ir.Value | None:
     """An output whose shape is not the expected one."""
     for value in node.outputs:
-        if value.name in surgery.names and surgery.new.shape(value) != surgery.after(
-            value
-        ):
+        if value.name not in surgery.names:
+            continue
+        if surgery.new.shape(value) != surgery.after(value):
             return value
     return None
 
 
 def _retarget(node: ir.Node, surgery: Surgery) -> None:
-    """Give the op the shape it must make: constants where static, its own computation where dims
-    are dynamic.
+    """Give the op the shape it must make.
+
+    Constants where a dim is static, the op's own computation where it is dynamic.
     """
     index = TARGETS[node.op_type]
-    value = node.inputs[index] if index < len(node.inputs) else None
+    value = optional_input(node, index)
     given = surgery.new.ints(value)
     expected = surgery.after(node.outputs[0])
     if value is None or given is None or len(given) != len(expected):
         raise SurgeryError(node, "the shape it is told is not known")
-    free = node.op_type == "Reshape" and not node.attributes.get_int("allowzero", 0)
-    wanted: list[int | None] = []
     result = surgery.names[node.outputs[0].name or ""]
-    for axis, (told, size) in enumerate(zip(given, expected, strict=True)):
+    wanted: list[int | None] = []
+    for axis, (number, size) in enumerate(zip(given, expected, strict=True)):
         dynamic = surgery.old.varies(result, axis)
-        if (
-            told == size
-            or (free and told == 0)
-            or (node.op_type == "Expand" and told == 1)
-        ):
-            wanted.append(told if told in (0, 1) or not dynamic else None)
-        elif dynamic:
-            wanted.append(-1 if free else None)
-        else:
-            wanted.append(size)
-    if wanted.count(-1) > 1:
+        wanted.append(_wanted(node, number, size, dynamic))
+    if wanted.count(REST) > 1:
         raise SurgeryError(node, "two dynamic dims of the shape it is told change")
     _set_target(node, index, value, wanted, surgery)
+
+
+def _wanted(node: ir.Node, number: int, size: int, dynamic: bool) -> int | None:
+    """Number to give for one axis, None for the one that the graph computes.
+
+    `number`: the one given now; `size`: the size that the axis must have.
+    """
+    has_rest = node.op_type == "Reshape" and not node.attributes.get_int("allowzero", 0)
+    copies = has_rest and number == COPIED
+    broadcasts = node.op_type == "Expand" and number == 1
+    if number == size or copies or broadcasts:
+        # 0 and 1 say the same whatever the input's size is
+        return number if number in (0, 1) or not dynamic else None
+    if not dynamic:
+        return size
+    return REST if has_rest else None
 
 
 def _set_target(
     node: ir.Node,
     index: int,
     value: ir.Value,
-    wanted: list[int | None],
+    wanted: Sequence[int | None],
     surgery: Surgery,
 ) -> None:
-    """A new shape tensor: given numbers, and what the old one computes where None is asked."""
-    if None not in wanted:
-        surgery.constant(node, index, [n for n in wanted if n is not None])
+    """Set a new shape tensor: given numbers, and what the old one computes where None is asked."""
+    dynamic = np.array([number is None for number in wanted])
+    static = np.array([number or 0 for number in wanted], np.int64)
+    if not dynamic.any():
+        surgery.constant(node, index, static)
         return
     graph = node.graph
     assert isinstance(graph, ir.Graph)
-    keep = surgery.edit.constant(graph, _mask(wanted), f"{value.name}_dynamic")
-    numbers = surgery.edit.constant(graph, _numbers(wanted), f"{value.name}_static")
-    where = surgery.edit.node_before(node, "Where", [keep, value, numbers])
+    mask = surgery.edit.constant(graph, dynamic, f"{value.name}_dynamic")
+    numbers = surgery.edit.constant(graph, static, f"{value.name}_static")
+    where = surgery.edit.node_before(node, "Where", [mask, value, numbers])
     where.outputs[0].type = ir.TensorType(ir.DataType.INT64)
-    for constant in (keep, numbers):
-        surgery.new.know(constant)
+    surgery.new.know(mask)
+    surgery.new.know(numbers)
     surgery.new.step(where)
     surgery.edit.set_input(node, index, where.outputs[0])
-
-
-def _mask(wanted: list[int | None]) -> NDArray[np.bool_]:
-    return np.array([n is None for n in wanted])
-
-
-def _numbers(wanted: list[int | None]) -> NDArray[np.int64]:
-    return np.array([0 if n is None else n for n in wanted], np.int64)

@@ -1,8 +1,11 @@
-"""All relations of a model: every node asked by its op's rule; what has no rule stays, with that as
-the reason.
+"""All relations of a model: every node asked by its op's rule.
+
+A value that a node without a rule touches stays, with that as the reason.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterable
 
 import onnx_ir as ir
 
@@ -16,14 +19,15 @@ enter_rules()
 
 
 def relate(model: ir.Model, trace: Trace) -> Relations:
-    """What all nodes of the main graph say of its axes. Linear in nodes."""
+    """Relations that all nodes of the main graph state of its axes. Linear in nodes."""
     relations = Relations(trace)
     for value in model.graph.inputs:
         relations.freeze_all(value, f"input '{value.name}' of the model")
     for value in model.graph.outputs:
         relations.freeze_all(value, f"output '{value.name}' of the model")
+    # an axis of a weight that no rule mentions is a class by itself
     for value in model.graph.initializers.values():
-        for axis in range(len(relations.shape(value) or ())):
+        for axis in range(relations.rank(value)):
             relations.find(value, axis)
     for node in model.graph:
         _relate_node(node, relations)
@@ -31,46 +35,53 @@ def relate(model: ir.Model, trace: Trace) -> Relations:
 
 
 def _relate_node(node: ir.Node, relations: Relations) -> None:
-    values = [v for v in (*node.inputs, *node.outputs) if v is not None and v.name]
-    missing = next((v for v in values if v not in relations.trace.shapes), None)
-    entry = RULES.get((node.domain, node.op_type))
+    values = _named_values(node)
     if holds_graphs(node):
-        outer = [
-            v
-            for graph in subgraphs(node)
-            for inner in graph.all_nodes()
-            for v in inner.inputs
-            if v is not None
-        ]
-        _freeze(
-            [*values, *outer],
-            f"used by {label(node)}, whose subgraphs are not followed",
-            relations,
-        )
-    elif missing is not None:
-        _freeze(
-            values,
-            f"{label(node)}: the shape of '{missing.name}' is unknown",
-            relations,
-        )
-    elif _computes_shapes(node, relations):
-        _freeze(
-            [*node.outputs, *(v for v in node.inputs if v in relations.trace.arrays)],
-            "a shape",
-            relations,
-        )
-    elif entry is None:
+        reason = f"used by {label(node)}, whose subgraphs are not followed"
+        _freeze([*values, *_outer_values(node)], reason, relations)
+        return
+    for value in values:
+        if value not in relations.trace.shapes:
+            reason = f"{label(node)}: the shape of '{value.name}' is unknown"
+            _freeze(values, reason, relations)
+            return
+    if _computes_shapes(node, relations):
+        known = [v for v in node.inputs if v in relations.trace.arrays]
+        _freeze([*node.outputs, *known], "a shape", relations)
+        return
+    entry = RULES.get((node.domain, node.op_type))
+    if entry is None:
         _freeze(values, f"{label(node)}: no rule for this op", relations)
     else:
         entry(node, relations)
 
 
-def _freeze(values: list[ir.Value], reason: str, relations: Relations) -> None:
+def _named_values(node: ir.Node) -> list[ir.Value]:
+    """Inputs and outputs of a node that are not left out."""
+    both = (*node.inputs, *node.outputs)
+    return [value for value in both if value is not None and value.name]
+
+
+def _outer_values(node: ir.Node) -> list[ir.Value]:
+    """Everything that the subgraphs of a node read, values of the main graph among it."""
+    found: list[ir.Value] = []
+    for graph in subgraphs(node):
+        for inner in graph.all_nodes():
+            found.extend(value for value in inner.inputs if value is not None)
+    return found
+
+
+def _freeze(
+    values: Iterable[ir.Value | None], reason: str, relations: Relations
+) -> None:
     for value in values:
         relations.freeze_all(value, reason)
 
 
 def _computes_shapes(node: ir.Node, relations: Relations) -> bool:
-    """Whether all that a node makes is small whole numbers that are known: sizes, axes, indices."""
-    arrays = [relations.trace.arrays.get(value) for value in node.outputs]
-    return all(array is not None and array.dtype.kind in "iub" for array in arrays)
+    """True if all that a node makes is small whole numbers that are known: sizes, axes, indices."""
+    for value in node.outputs:
+        array = relations.trace.arrays.get(value)
+        if array is None or array.dtype.kind not in "iub":
+            return False
+    return True

@@ -1,5 +1,6 @@
-"""Output shapes of ops for which onnx infers none: those of ONNX Runtime's own domain, odd forms of
-standard ones.
+"""Output shapes of ops for which onnx infers none.
+
+They are those of ONNX Runtime's own domain, and odd forms of standard ones.
 """
 
 from __future__ import annotations
@@ -9,9 +10,11 @@ from collections.abc import Callable, Sequence
 import onnx_ir as ir
 
 MICROSOFT = "com.microsoft"
+"""Domain of ONNX Runtime's own ops."""
 
 Shape = tuple[int, ...]
-Shaper = Callable[[ir.Node, Sequence[Shape | None]], list[Shape | None]]
+Shapes = Sequence[Shape | None]
+Shaper = Callable[[ir.Node, Shapes], list[Shape | None]]
 
 SHAPES: dict[tuple[str, str], Shaper] = {}
 """By (domain, op): from the shapes of the inputs, None where unknown or absent, to those of the
@@ -20,17 +23,18 @@ outputs.
 
 
 def shaper(*ops: str, domain: str = "") -> Callable[[Shaper], Shaper]:
-    """Enter how the named ops make the shapes of their outputs."""
+    """Enter a function from input to output shapes for the named ops."""
 
     def enter(function: Shaper) -> Shaper:
-        SHAPES.update({(domain, op): function for op in ops})
+        for op in ops:
+            SHAPES[domain, op] = function
         return function
 
     return enter
 
 
-def at(inputs: Sequence[Shape | None], index: int) -> Shape | None:
-    """The shape of an input that may be absent."""
+def at(inputs: Shapes, index: int) -> Shape | None:
+    """Shape of an input that may be absent."""
     return inputs[index] if index < len(inputs) else None
 
 
@@ -49,49 +53,70 @@ def at(inputs: Sequence[Shape | None], index: int) -> Shape | None:
     "RotaryEmbedding",
     domain=MICROSOFT,
 )
-def as_first(node: ir.Node, inputs: Sequence[Shape | None]) -> list[Shape | None]:
+def as_first(node: ir.Node, inputs: Shapes) -> list[Shape | None]:
     """One tensor like the first input."""
     return [at(inputs, 0)]
 
 
 @shaper("SkipLayerNormalization", "SkipSimplifiedLayerNormalization", domain=MICROSOFT)
-def skip_norm(node: ir.Node, inputs: Sequence[Shape | None]) -> list[Shape | None]:
+def skip_norm(node: ir.Node, inputs: Shapes) -> list[Shape | None]:
     """The normalised sum; mean and deviation (N, L, 1); the sum."""
     data = at(inputs, 0)
-    column = None if data is None else (*data[:-1], 1)
+    column = None
+    if data is not None:
+        column = (*data[:-1], 1)
     return [data, column, column, data]
 
 
 @shaper("FusedMatMul", domain=MICROSOFT)
-def fused_matmul(node: ir.Node, inputs: Sequence[Shape | None]) -> list[Shape | None]:
+def fused_matmul(node: ir.Node, inputs: Shapes) -> list[Shape | None]:
     """As MatMul, with the last two axes of either side swapped where asked."""
-    left, right = at(inputs, 0), at(inputs, 1)
-    if left is None or right is None or min(len(left), len(right)) < 2:
+    left = at(inputs, 0)
+    right = at(inputs, 1)
+    if left is None or right is None:
         return []
-    rows = left[-1] if node.attributes.get_int("transA", 0) else left[-2]
-    columns = right[-2] if node.attributes.get_int("transB", 0) else right[-1]
+    if len(left) < 2 or len(right) < 2:
+        return []
+    flip_left = node.attributes.get_int("transA", 0)
+    flip_right = node.attributes.get_int("transB", 0)
+    rows = left[-1] if flip_left else left[-2]
+    columns = right[-2] if flip_right else right[-1]
     rank = max(len(left), len(right)) - 2
-    batch = [(1,) * (rank + 2 - len(side)) + side[:-2] for side in (left, right)]
-    return [(*(max(pair) for pair in zip(*batch, strict=True)), rows, columns)]
+    batch = []
+    for axis in range(rank):
+        sizes = (
+            _batch_size(left, axis - rank),
+            _batch_size(right, axis - rank),
+        )
+        batch.append(max(sizes))
+    return [(*batch, rows, columns)]
+
+
+def _batch_size(shape: Shape, back: int) -> int:
+    """Size of a batch axis counted from the last one (-1); 1 where the tensor has none."""
+    batch = shape[:-2]
+    return batch[back] if -back <= len(batch) else 1
 
 
 @shaper("MultiHeadAttention", domain=MICROSOFT)
-def heads_attention(
-    node: ir.Node, inputs: Sequence[Shape | None]
-) -> list[Shape | None]:
+def heads_attention(node: ir.Node, inputs: Shapes) -> list[Shape | None]:
     """Separate queries (N, L, h*d) and values (N, S, h*v) -> (N, L, h*v)."""
-    query, value = at(inputs, 0), at(inputs, 2)
-    plain = query is not None and value is not None and len(query) == len(value) == 3
-    return [(*query[:2], value[2])] if plain and query and value else []
+    query = at(inputs, 0)
+    value = at(inputs, 2)
+    if query is None or value is None:
+        return []
+    if len(query) != 3 or len(value) != 3:
+        return []
+    return [(*query[:2], value[2])]
 
 
 @shaper("Attention", domain=MICROSOFT)
-def packed_attention(
-    node: ir.Node, inputs: Sequence[Shape | None]
-) -> list[Shape | None]:
+def packed_attention(node: ir.Node, inputs: Shapes) -> list[Shape | None]:
     """Input (N, L, C), weight (C, q + k + v) -> (N, L, v)."""
-    data, weight = at(inputs, 0), at(inputs, 1)
+    data = at(inputs, 0)
+    weight = at(inputs, 1)
     if data is None or weight is None:
         return []
-    sizes = node.attributes.get_ints("qkv_hidden_sizes", [weight[1] // 3] * 3)
+    equal = [weight[1] // 3] * 3
+    sizes = node.attributes.get_ints("qkv_hidden_sizes", equal)
     return [(*data[:-1], sizes[2])]

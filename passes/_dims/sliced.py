@@ -1,6 +1,4 @@
-"""A tensor of which only some slots of some axes are kept, lazily: weights are re-described, not
-copied.
-"""
+"""A tensor of which only some slots of some axes are kept: weights are re-described, not copied."""
 
 from __future__ import annotations
 
@@ -16,69 +14,70 @@ from .._core.lazy import DerivedTensor, blocks
 
 
 class SlicedTensor(DerivedTensor):
-    """Shapes: (d0, d1, ...) -> (len(kept[0]) or d0, ...). Streams in whole rows of the first axis.
+    """A tensor that streams some slots of another, in whole rows of the first axis.
 
-    `kept`: by axis, the indices that stay, ascending. Errors: none beyond those of reading the
-    source.
+    Shapes: (d0, d1, ...) -> (len(kept[0]) or d0, ...). `kept`: by axis, the indices that stay,
+    ascending. Errors: none beyond those of reading the source.
     """
 
     def __init__(
-        self, source: ir.TensorProtocol, kept: Mapping[int, NDArray[np.intp]]
+        self,
+        source: ir.TensorProtocol,
+        kept: Mapping[int, NDArray[np.intp]],
     ) -> None:
         super().__init__(source, _unused, source.dtype)
-        before = [int(d) for d in source.shape.numpy()]
         self.kept = dict(kept)
-        self._after = [
-            len(kept[i]) if i in kept else size for i, size in enumerate(before)
-        ]
+        self._before = [int(size) for size in source.shape.numpy()]
+        self._after = list(self._before)
+        for axis, slots in self.kept.items():
+            self._after[axis] = len(slots)
         self.shape = ir.Shape(self._after)
-        self._before = before
 
     @property
     def size(self) -> int:
         return prod(self._after)
 
     def blocks(self, granule: int = 1) -> Iterator[tuple[int, NDArray[Any]]]:
-        """Yield (start, flat block) in order; lengths are multiples of `granule`, the last may be
-        short.
+        """Yield (start, flat block) in order.
+
+        Lengths are multiples of `granule`; the last may be short.
         """
-        start, rest = 0, np.empty(0, self.dtype.numpy())
+        start = 0
+        rest = np.empty(0, self.dtype.numpy())
         for rows in self._rows():
             rest = np.concatenate([rest, rows]) if rest.size else rows
             whole = rest.size // granule * granule
             if whole:
                 yield start, rest[:whole]
-                start, rest = start + whole, rest[whole:]
+                start += whole
+                rest = rest[whole:]
         if rest.size:
             yield start, rest
 
     def _rows(self) -> Iterator[NDArray[Any]]:
-        inner = [np.arange(n) for n in self._before[1:]]
-        for axis, slots in self.kept.items():
-            if axis:
-                inner[axis - 1] = slots
-        wanted = self.kept.get(0, np.arange(self._before[0]))
+        wanted = self.kept.get(0)
+        if wanted is None:
+            wanted = np.arange(self._before[0])
+        inner = self._before[1:]
+        row_size = max(prod(inner), 1)
         row = 0
-        for _, block in blocks(self.source, max(prod(self._before[1:]), 1)):
-            slab = block.reshape(-1, *self._before[1:])
-            here = wanted[(wanted >= row) & (wanted < row + len(slab))] - row
-            row += len(slab)
+        for _, block in blocks(self.source, row_size):
+            slab = block.reshape(-1, *inner)
+            end = row + len(slab)
+            here = wanted[(wanted >= row) & (wanted < end)] - row
+            row = end
             if len(here):
-                yield _taken(slab, here, inner, self.kept).reshape(-1)
+                yield self._taken(slab, here).reshape(-1)
 
-
-def _taken(
-    slab: NDArray[Any],
-    rows: NDArray[np.intp],
-    inner: list[NDArray[np.intp]],
-    kept: Mapping[int, Any],
-) -> Any:
-    """Axis by axis, the outermost first: each take reads no more than the one before left."""
-    out = slab if len(rows) == len(slab) else slab[rows]
-    for axis, slots in enumerate(inner, 1):
-        if axis in kept:
-            out = np.take(out, slots, axis)
-    return out
+    def _taken(self, slab: NDArray[Any], rows: NDArray[np.intp]) -> NDArray[Any]:
+        """Take the slots of some rows, axis by axis: each take reads what the one before left."""
+        taken = slab
+        if len(rows) < len(slab):
+            taken = slab[rows]
+        for axis in range(1, slab.ndim):
+            if axis in self.kept:
+                taken = np.take(taken, self.kept[axis], axis)
+        return taken
 
 
 def _unused(block: NDArray[Any], start: int) -> NDArray[Any]:

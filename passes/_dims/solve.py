@@ -1,5 +1,4 @@
-"""From relations to channel groups: a union of slots, and one choice per reshape of which factor
-carries the channels.
+"""From relations to channel groups: a union of slots, and one choice of a factor for each reshape.
 
 An axis that a reshape cuts into several factors (heads x head size, groups x channels) can lose
 slots along one of them only. The choice is forced where the other factors are frozen; else heads or
@@ -9,7 +8,7 @@ in which choices settle.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,19 +16,24 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from .relations import Axis, Block, Relations, Slots
+from .relations import Axis, Block, Factors, Relations, Slots
 
 Attention = Literal["heads", "dims"]
+
 FROZEN = -1
+"""In the place of a channel: the slot stays."""
+
+COUPLED = "coupled with slots that stay"
+"""Reason for a class that nothing froze by itself."""
 
 
 @dataclass(frozen=True)
 class Solution:
-    """Which slots go together. `classes`: the class of every axis; `channels`: per class, the
-    channel of every slot.
+    """Slots that go together. `classes`: the class of every axis; `channels`: the channel of every
+    slot, by class.
 
     A channel is a number below `count`; slots of one channel go together, in every class where it
-    appears. `FROZEN` marks slots that stay; `reasons` says why, per class.
+    appears. `FROZEN` marks slots that stay; `reasons` says why, by class.
     """
 
     relations: Relations
@@ -39,7 +43,7 @@ class Solution:
     count: int
 
     def slots(self, value: ir.Value, axis: int) -> NDArray[np.intp]:
-        """The channel of every slot of an axis, `FROZEN` where it stays."""
+        """Channel of every slot of an axis, `FROZEN` where it stays."""
         return self.channels[self.classes[value, axis]]
 
 
@@ -51,7 +55,11 @@ def solve(relations: Relations, attention: Attention = "heads") -> Solution:
 
 
 class _Unions:
-    """Labels of slots, merged eagerly; classes that are frozen whole have none."""
+    """Labels of slots, merged eagerly; classes that are frozen whole have none.
+
+    `start`: by class, the place of its first slot in `labels`. `frozen` is by label, `slot_reason`
+    by class.
+    """
 
     def __init__(self, relations: Relations) -> None:
         self.relations = relations
@@ -65,14 +73,14 @@ class _Unions:
             self.start[root] = total
             total += relations.sizes[root]
         self.labels = np.arange(total)
-        self.frozen = np.zeros(total, bool)  # by label
-        self.slot_reason: dict[int, str] = {}  # by class
+        self.frozen = np.zeros(total, bool)
+        self.slot_reason: dict[int, str] = {}
         self._apply_links()
 
+    # --- frozen classes ---------------------------------------------------------
+
     def _spread_whole_classes(self) -> None:
-        """Freeze classes made of frozen factors only, and those linked to frozen classes slot by
-        slot.
-        """
+        """Freeze classes made of frozen factors only, until no more become so."""
         changed = True
         while changed:
             changed = False
@@ -80,11 +88,13 @@ class _Unions:
                 dead = self._dead(block)
                 for index, factors in block.axes:
                     root = self.relations.root(index)
-                    if root not in self.reasons and dead.issuperset(factors):
-                        self.reasons[root] = (
-                            f"{block.where} makes it of axes that stay: {self._why(block, factors)}"
-                        )
-                        changed = True
+                    if root in self.reasons or not dead.issuperset(factors):
+                        continue
+                    why = self._why(block, factors)
+                    self.reasons[root] = (
+                        f"{block.where} makes it of axes that stay: {why}"
+                    )
+                    changed = True
 
     def _why(self, block: Block, factors: Iterable[int]) -> str:
         wanted = set(factors)
@@ -95,27 +105,28 @@ class _Unions:
         return "coupled axes"
 
     def _dead(self, block: Block) -> set[int]:
-        """Factors of which some axis is frozen whole."""
-        dead = {f for f, size in enumerate(block.sizes) if size == 1}
+        """Factors of which some axis is frozen whole, and those of size 1."""
+        dead = {factor for factor, size in enumerate(block.sizes) if size == 1}
         for index, factors in block.axes:
             if self.relations.root(index) in self.reasons:
                 dead.update(factors)
         return dead
 
-    def _involved(self) -> Iterator[int]:
-        """Classes that links, blocks or partial freezes speak of, unless frozen whole; each once,
-        in order.
+    def _involved(self) -> list[int]:
+        """Classes that links, blocks or partial freezes speak of, unless frozen whole.
+
+        Each once, in that order.
         """
-        relations = self.relations
-        roots = dict.fromkeys(
-            relations.root(i)
-            for i in (
-                *(x for link in relations.links for x in (link.axis, link.other)),
-                *(x for block in relations.blocks for x, _ in block.axes),
-                *(x for x, _, _ in relations.partly_frozen),
-            )
-        )
-        return (root for root in roots if root not in self.reasons)
+        numbers: list[int] = []
+        for link in self.relations.links:
+            numbers += (link.axis, link.other)
+        for block in self.relations.blocks:
+            numbers += (index for index, _ in block.axes)
+        numbers += (index for index, _, _ in self.relations.partly_frozen)
+        roots = dict.fromkeys(self.relations.root(number) for number in numbers)
+        return [root for root in roots if root not in self.reasons]
+
+    # --- unions of slots --------------------------------------------------------
 
     def _apply_links(self) -> None:
         relations = self.relations
@@ -138,12 +149,17 @@ class _Unions:
             self.freeze(b, self.reasons[a], theirs)
 
     def _union(self, left: Slots, right: Slots) -> None:
-        a, b = self.labels[left], self.labels[right]
+        """Make slot left[i] one with slot right[i]; frozen ones freeze what they join."""
+        a = self.labels[left]
+        b = self.labels[right]
         differ = a != b
         if not differ.any():
             return
-        names, edges = np.unique(np.stack([a[differ], b[differ]]), return_inverse=True)
-        target = _components(len(names), *edges.reshape(2, -1))
+        pairs = np.stack([a[differ], b[differ]])
+        # only labels that meet are numbered: the work is that of the link, not of the model
+        names, edges = np.unique(pairs, return_inverse=True)
+        first, second = edges.reshape(2, -1)
+        target = _components(len(names), first, second)
         final = np.arange(len(self.labels))
         final[names] = names[target]
         self.labels = final[self.labels]
@@ -154,34 +170,36 @@ class _Unions:
         if root not in self.start:
             self.reasons.setdefault(root, reason)
             return
-        index = self.start[root] + (
-            np.arange(self.relations.sizes[root]) if slots is None else slots
-        )
-        self.frozen[self.labels[index]] = True
+        if slots is None:
+            slots = np.arange(self.relations.sizes[root])
+        labels = self.labels[self.start[root] + slots]
+        self.frozen[labels] = True
         self.slot_reason.setdefault(root, reason)
 
-    def _range(self, root: int) -> slice:
-        return slice(self.start[root], self.start[root] + self.relations.sizes[root])
+    def _labels_of(self, root: int) -> Slots:
+        """Labels of the slots of a class."""
+        start = self.start[root]
+        return self.labels[start : start + self.relations.sizes[root]]
 
-    # choices
-    # ----------------------------------------------------------------------------------------------------
+    # --- choices of factors -----------------------------------------------------
 
     def settle(self, attention: Attention) -> None:
-        """Choose a factor for every block: forced choices first, then those of heads, then the
-        rest.
-        """
+        """Choose a factor for every block: forced choices first, then heads, then the rest."""
         waiting = self.relations.blocks
         while waiting:
             left = [block for block in waiting if not self._forced(block)]
             if len(left) == len(waiting):
-                tagged = [block for block in left if self._heads(block)]
-                for block in tagged or left:
+                # nothing is forced any more: a choice may force others, so heads come first
+                with_heads = [block for block in left if self._head_options(block)]
+                chosen = with_heads or left
+                for block in chosen:
                     self._choose(block, self._preferred(block, attention))
-                chosen = {id(block) for block in tagged or left}
-                left = [block for block in left if id(block) not in chosen]
+                done = {id(block) for block in chosen}
+                left = [block for block in left if id(block) not in done]
             waiting = left
 
     def _forced(self, block: Block) -> bool:
+        """Choose for a block that leaves no choice; return whether it was such a one."""
         candidates = self._candidates(block)
         if len(candidates) > 1:
             return False
@@ -189,120 +207,115 @@ class _Unions:
         return True
 
     def _candidates(self, block: Block) -> dict[int, int]:
-        """Options of factors along which channels can go, with how many free channels each has."""
-        free = {}
+        """Options of factors along which channels can go, with the free channels of each."""
+        candidates = {}
         dead = self._dead(block)
         for option, factors in enumerate(block.options):
-            count = sum(
-                self._free(block, f, block.sizes[f]) for f in factors if f not in dead
-            )
+            live = [factor for factor in factors if factor not in dead]
+            count = sum(self._free_channels(block, factor) for factor in live)
             if count:
-                free[option] = count
-        return free
+                candidates[option] = count
+        return candidates
 
-    def _free(self, block: Block, factor: int, size: int) -> int:
-        """Channels that stay apart and free when the block is cut along `factor`; 0 if none could
-        go.
+    def _free_channels(self, block: Block, factor: int) -> int:
+        """Channels that stay apart and free when the block is cut along `factor`.
+
+        0 if none could go.
         """
-        labels, coordinates = [], []
+        size = block.sizes[factor]
+        labels = []
+        coordinates = []
         for index, factors in block.axes:
             if factor in factors:
-                labels.append(self.labels[self._range(self.relations.root(index))])
+                labels.append(self._labels_of(self.relations.root(index)))
                 coordinates.append(block.coordinate(factors, factor))
         names, position = np.unique(np.concatenate(labels), return_inverse=True)
         where = np.concatenate(coordinates)
-        merged = _components(size + len(names), where, size + position)
-        stays = np.zeros(size + len(names), bool)
-        stays[merged[size:][self.frozen[names]]] = True
+        # coordinates and labels as the two sides of one graph: an edge for every slot
+        count = size + len(names)
+        merged = _components(count, where, size + position)
+        stays = np.zeros(count, bool)
+        frozen = merged[size:][self.frozen[names]]
+        stays[frozen] = True
         parts = np.unique(merged[:size])
-        return int((~stays[parts]).sum()) if len(parts) > 1 else 0
+        if len(parts) == 1:
+            return 0
+        return int((~stays[parts]).sum())
 
-    def _heads(self, block: Block) -> set[int]:
-        """Options that count attention heads, as an axis by themselves or as a factor known for
-        it.
-        """
-        heads = {self.relations.root(index) for index in self.relations.heads}
-        alone = {
-            f[0]
-            for index, f in block.axes
-            if len(f) == 1 and self.relations.root(index) in heads
-        }
-        alone.update(block.heads)
-        return {
-            option
-            for option, factors in enumerate(block.options)
-            if alone.issuperset(factors)
-        }
+    def _head_options(self, block: Block) -> set[int]:
+        """Options that count attention heads, as an axis by themselves or as a known factor."""
+        head_classes = {self.relations.root(index) for index in self.relations.heads}
+        head_factors = set(block.heads)
+        for index, factors in block.axes:
+            if len(factors) == 1 and self.relations.root(index) in head_classes:
+                head_factors.add(factors[0])
+        options = enumerate(block.options)
+        return {option for option, own in options if head_factors.issuperset(own)}
 
     def _preferred(self, block: Block, attention: Attention) -> int | None:
-        candidates, heads = self._candidates(block), self._heads(block)
+        candidates = self._candidates(block)
+        heads = self._head_options(block)
         if heads and len(candidates) > 1:
+            asks_for_heads = attention == "heads"
             wanted = {
-                f: n
-                for f, n in candidates.items()
-                if (f in heads) == (attention == "heads")
+                option: count
+                for option, count in candidates.items()
+                if (option in heads) == asks_for_heads
             }
             candidates = wanted or candidates
-        return max(candidates, key=lambda f: (candidates[f], f), default=None)
+        return max(
+            candidates,
+            key=lambda option: (candidates[option], option),
+            default=None,
+        )
 
     def _choose(self, block: Block, option: int | None) -> None:
-        """Let channels go along the factors of one option of a block; axes that have none of them
-        stay.
-        """
-        dead = self._dead(block)
-        live = (
-            ()
-            if option is None
-            else tuple(f for f in block.options[option] if f not in dead)
-        )
-        first: dict[int, Slots] = {}
+        """Let channels go along the factors of one option; axes that have none of them stay."""
+        live: Factors = ()
+        reason = f"{block.where} couples all of it"
+        if option is not None:
+            dead = self._dead(block)
+            live = tuple(f for f in block.options[option] if f not in dead)
+            reason = f"{block.where} cuts it another way"
+        representatives: dict[int, Slots] = {}
         for index, factors in block.axes:
             root = self.relations.root(index)
             factor = next((f for f in live if f in factors), None)
             if factor is None or root not in self.start:
-                reason = (
-                    f"{block.where} couples all of it"
-                    if option is None
-                    else f"{block.where} cuts it another way"
-                )
                 self.freeze(root, self.reasons.get(root, reason))
                 continue
-            slots, where = (
-                np.arange(self.relations.sizes[root]) + self.start[root],
-                block.coordinate(factors, factor),
-            )
-            if factor not in first:
-                first[factor] = np.empty(block.sizes[factor], np.intp)
-                first[factor][where[::-1]] = slots[::-1]
-            self._union(slots, first[factor][where])
+            slots = np.arange(self.relations.sizes[root]) + self.start[root]
+            where = block.coordinate(factors, factor)
+            if factor not in representatives:
+                # written backwards, the first slot of each coordinate stays
+                first = np.empty(block.sizes[factor], np.intp)
+                first[where[::-1]] = slots[::-1]
+                representatives[factor] = first
+            self._union(slots, representatives[factor][where])
 
-    # result
-    # -----------------------------------------------------------------------------------------------------
+    # --- result -----------------------------------------------------------------
 
     def solution(self) -> Solution:
         """Number the channels that are left free."""
         relations = self.relations
-        free = (
-            np.unique(self.labels[~self.frozen[self.labels]])
-            if len(self.labels)
-            else np.empty(0, np.intp)
-        )
+        free = np.unique(self.labels[~self.frozen[self.labels]])
         number = np.full(len(self.labels), FROZEN)
         number[free] = np.arange(len(free))
         classes = dict(relations.axes())
-        channels, count = {}, len(free)
+        channels = {}
+        count = len(free)
         for root in dict.fromkeys(classes.values()):
             size = relations.sizes[root]
             if root in self.start:
-                slots = number[self.labels[self._range(root)]]
+                slots = number[self._labels_of(root)]
                 if (slots == FROZEN).all():
-                    self.reasons.setdefault(
-                        root, self.slot_reason.get(root, "coupled with slots that stay")
-                    )
+                    why = self.slot_reason.get(root, COUPLED)
+                    self.reasons.setdefault(root, why)
             elif root in self.reasons or size == 1:
                 self.reasons.setdefault(root, "one channel wide")
                 slots = np.full(size, FROZEN)
             else:
+                # nothing relates its slots to others: each is a channel by itself
                 slots = np.arange(count, count + size)
                 count += size
             channels[root] = slots
@@ -310,8 +323,9 @@ class _Unions:
 
 
 def _components(count: int, a: Slots, b: Slots) -> Slots:
-    """The smallest member of the connected part of each of `count` nodes, under the edges a[i] -
-    b[i].
+    """Smallest member of the connected part of each of `count` nodes, under the edges a[i] - b[i].
+
+    Labels fall along edges and labels of labels are followed, so that long chains take few rounds.
     """
     label = np.arange(count)
     while True:

@@ -1,9 +1,9 @@
-"""Taking channels out: every tensor sliced, every attribute and shape constant made to fit, node by
-node.
+"""Taking channels out: every tensor sliced, every attribute and shape constant made to fit.
 
-The graph is walked once in its order. A node's inputs are already in their new shape; its mend fits
-attributes and constants; tracing it then must give the expected shape of its outputs. Where it does
-not, a computed shape is replaced by one that is right, or the surgery fails and names the node.
+The graph is walked once in its order. A node's inputs are already in their new shape; its update
+fits attributes and constants; tracing it then must give the expected shape of its outputs. Where it
+does not, a computed shape is replaced by one that is right, or the surgery fails and names the
+node.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Kept = Mapping[str, Mapping[int, Slots]]
 """By value name and axis: the slots that stay, ascending. What is absent stays whole."""
 
 TARGETS = {"Reshape": 1, "Expand": 1, "ConstantOfShape": 0, "Resize": 3}
-"""Ops that are told the shape of their output, and by which input."""
+"""Ops that are given the shape of their output, and by which input."""
 
 
 class SurgeryError(Exception):
@@ -38,8 +38,9 @@ class SurgeryError(Exception):
 
 
 class Surgery:
-    """One removal of slots from one model, in place. `old` is the trace of the model before; `new`
-    grows on the way.
+    """One removal of slots from one model, in place.
+
+    `old` is the trace of the model before; `new` grows on the way.
     """
 
     def __init__(self, model: ir.Model, old: Trace, new: Trace, kept: Kept) -> None:
@@ -47,74 +48,49 @@ class Surgery:
         self.old = old
         self.new = new
         self._kept = kept
+        # the trace may be of the original model: values of both are told by their names
         self.names = {value.name: value for value in old.shapes if value.name}
 
+    # --- before and after -------------------------------------------------------
+
     def kept(self, value: ir.Value | None, axis: int) -> Slots | None:
-        """The slots of an axis that stay; None if all do."""
-        axes = None if value is None else self._kept.get(value.name or "")
-        return (
-            None
-            if value is None or axes is None
-            else axes.get(axis % len(self.before(value)))
-        )
+        """Slots of an axis that stay; None if all do."""
+        if value is None:
+            return None
+        axes = self._kept.get(value.name or "")
+        if axes is None:
+            return None
+        rank = len(self.before(value))
+        return axes.get(axis % rank)
+
+    def narrowed(self, value: ir.Value | None, axis: int) -> bool:
+        """Return whether an axis lost slots."""
+        return self.kept(value, axis) is not None
 
     def before(self, value: ir.Value) -> Shape:
-        """The shape of a value before the surgery."""
+        """Shape of a value before the surgery."""
         return self.old.shapes[self.names[value.name or ""]]
 
-    def old_constants(self, value: ir.Value | None) -> list[int] | None:
-        """The known integers that a tensor held before the surgery, whatever size the symbolic dims
-        have.
-        """
-        return self.old.constants(self.former(value))
-
     def after(self, value: ir.Value) -> Shape:
-        """The shape that a value must have after the surgery."""
+        """Shape that a value must have after the surgery."""
         kept = self._kept.get(value.name or "", {})
-        return tuple(
-            len(kept[i]) if i in kept else size
-            for i, size in enumerate(self.before(value))
-        )
+        sizes = list(self.before(value))
+        for axis, slots in kept.items():
+            sizes[axis] = len(slots)
+        return tuple(sizes)
 
     def former(self, value: ir.Value | None) -> ir.Value | None:
         """The value of that name before the surgery."""
-        return None if value is None or not value.name else self.names.get(value.name)
+        if value is None or not value.name:
+            return None
+        return self.names.get(value.name)
 
-    def constant(
-        self, node: ir.Node, index: int, values: Sequence[int] | NDArray[Any]
-    ) -> None:
-        """Make input `index` of a node a constant: an int64 vector, or an array as given."""
-        graph = node.graph
-        assert isinstance(graph, ir.Graph)
-        array = values if isinstance(values, np.ndarray) else np.array(values, np.int64)
-        value = self.edit.constant(
-            graph, array, f"{node.name or node.outputs[0].name}_{index}"
-        )
-        self.edit.set_input(node, index, value)
-        self.new.know(value)
-
-    def select(self, node: ir.Node, index: int, axis: int, slots: Slots) -> None:
-        """Let a node read only the given positions of an axis of input `index`, through a new
-        Gather.
-        """
-        graph, source = node.graph, node.inputs[index]
-        assert isinstance(graph, ir.Graph)
-        assert source is not None
-        indices = self.edit.constant(
-            graph, slots.astype(np.int64), f"{source.name}_kept"
-        )
-        gather = self.edit.node_before(node, "Gather", [source, indices], axis=axis)
-        gather.outputs[0].type = source.type
-        self.new.know(indices)
-        self.new.step(gather)
-        self.edit.set_input(node, index, gather.outputs[0])
-
-    def narrowed(self, value: ir.Value | None, axis: int) -> bool:
-        """Whether an axis lost slots."""
-        return self.kept(value, axis) is not None
+    def old_constants(self, value: ir.Value | None) -> list[int] | None:
+        """Integers that a tensor held before the surgery, whatever size the symbolic dims have."""
+        return self.old.constants(self.former(value))
 
     def positions(self, value: ir.Value, axis: int, slots: Slots) -> Slots:
-        """Where old slots of an axis are now; they must all have stayed."""
+        """Places of old slots of an axis now; they must all have stayed."""
         kept = self.kept(value, axis)
         if kept is None:
             return slots
@@ -122,3 +98,33 @@ class Surgery:
         assert (found < len(kept)).all()
         assert (kept[found] == slots).all()
         return found
+
+    # --- changes ----------------------------------------------------------------
+
+    def constant(
+        self, node: ir.Node, index: int, values: Sequence[int] | NDArray[Any]
+    ) -> None:
+        """Make input `index` of a node a constant: an int64 vector, or an array as given."""
+        graph = node.graph
+        assert isinstance(graph, ir.Graph)
+        array = values
+        if not isinstance(array, np.ndarray):
+            array = np.array(array, np.int64)
+        stem = node.name or node.outputs[0].name
+        value = self.edit.constant(graph, array, f"{stem}_{index}")
+        self.edit.set_input(node, index, value)
+        self.new.know(value)
+
+    def select(self, node: ir.Node, index: int, axis: int, slots: Slots) -> None:
+        """Let a node read only some positions of an axis of input `index`, by a new Gather."""
+        graph = node.graph
+        source = node.inputs[index]
+        assert isinstance(graph, ir.Graph)
+        assert source is not None
+        positions = slots.astype(np.int64)
+        indices = self.edit.constant(graph, positions, f"{source.name}_kept")
+        gather = self.edit.node_before(node, "Gather", [source, indices], axis=axis)
+        gather.outputs[0].type = source.type
+        self.new.know(indices)
+        self.new.step(gather)
+        self.edit.set_input(node, index, gather.outputs[0])

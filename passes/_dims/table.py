@@ -1,6 +1,4 @@
-"""The table of op rules: what each op says about axes (`rule`), and how it is mended after they
-shrank (`mend`).
-"""
+"""The table of op rules: relations of axes (`rule`), and updates after they shrank (`update`)."""
 
 from __future__ import annotations
 
@@ -12,31 +10,35 @@ from .relations import Relations
 from .surgery import Surgery
 
 Rule = Callable[[ir.Node, Relations], None]
-Mend = Callable[[ir.Node, Surgery], None]
+Update = Callable[[ir.Node, Surgery], None]
 
 RULES: dict[tuple[str, str], Rule] = {}
-MENDS: dict[tuple[str, str], Mend] = {}
+"""By (domain, op): the statement of a node's relations."""
+
+UPDATES: dict[tuple[str, str], Update] = {}
+"""By (domain, op): the update of a node's attributes and constants."""
 
 
 def rule(*ops: str, domain: str = "") -> Callable[[Rule], Rule]:
-    """Enter a rule for the named ops. It is called with the shapes of all inputs and outputs
-    known.
-    """
+    """Enter a rule for the named ops; it is called once the shapes of all values are known."""
 
     def enter(function: Rule) -> Rule:
-        RULES.update({(domain, op): function for op in ops})
+        for op in ops:
+            RULES[domain, op] = function
         return function
 
     return enter
 
 
-def mend(*ops: str, domain: str = "") -> Callable[[Mend], Mend]:
-    """Enter how attributes and constants of the named ops follow shrunk axes; called before the
-    node is traced.
+def update(*ops: str, domain: str = "") -> Callable[[Update], Update]:
+    """Enter an update of the named ops' attributes and constants, called before a node is traced.
+
+    Inputs have their new shapes then.
     """
 
-    def enter(function: Mend) -> Mend:
-        MENDS.update({(domain, op): function for op in ops})
+    def enter(function: Update) -> Update:
+        for op in ops:
+            UPDATES[domain, op] = function
         return function
 
     return enter

@@ -17,12 +17,13 @@ from numpy.typing import NDArray
 
 from .._core.edit import is_constant
 from .._core.graph import holds_graphs
+from .._core.ops import is_standard
 from .._simplify.evaluate import NotFoldable, evaluate, foldable, result_elements
 from .shapes import SHAPES, Shape
 
 KNOWN = 4096
 """Elements of the largest tensor whose values are followed: shapes, axes, indices; never
-weights.
+weights. Chosen by hand; not measured.
 """
 
 PRIMES = (
@@ -68,6 +69,10 @@ FAILURES = (
     ValueError,
     TypeError,
 )
+"""Exceptions of onnx's inference for a node that it cannot follow."""
+
+Sizes = dict[str, int]
+"""The size that stands for each symbol, and for each dim that is a number."""
 
 
 class Trace:
@@ -89,77 +94,78 @@ class Trace:
         self.arrays: dict[ir.Value, NDArray[Any]] = {}
         for value in model.graph.inputs:
             if value.shape is not None:
-                self.shapes[value] = tuple(
-                    sizes[_symbol(value, i, d)] for i, d in enumerate(value.shape)
-                )
+                symbols = _symbols(value)
+                self.shapes[value] = tuple(sizes[symbol] for symbol in symbols)
         for value in model.graph.initializers.values():
             self.know(value)
 
     def know(self, value: ir.Value) -> None:
         """Take the shape, and where small the values, of an initializer."""
-        if value.const_value is None:
-            return
-        self.shapes[value] = tuple(int(d) for d in value.const_value.shape.numpy())
-        self.arrays.pop(value, None)
         tensor = value.const_value
-        if (
-            is_constant(value)
-            and tensor.size <= KNOWN
-            and tensor.dtype != ir.DataType.STRING
-        ):
+        if tensor is None:
+            return
+        self.shapes[value] = tuple(int(size) for size in tensor.shape.numpy())
+        self.arrays.pop(value, None)
+        small = tensor.size <= KNOWN and tensor.dtype != ir.DataType.STRING
+        if is_constant(value) and small:
             self.arrays[value] = tensor.numpy()
 
+    # --- facts ------------------------------------------------------------------
+
     def shape(self, value: ir.Value | None) -> Shape | None:
-        """The shape of a value under the probe sizes; None if unknown or absent."""
+        """Shape of a value under the probe sizes; None if unknown or absent."""
         return None if value is None else self.shapes.get(value)
 
     def ints(self, value: ir.Value | None) -> list[int] | None:
         """A known small integer tensor as a flat list."""
         array = None if value is None else self.arrays.get(value)
-        return (
-            None
-            if array is None or array.dtype.kind not in "iu"
-            else [int(v) for v in array.reshape(-1)]
-        )
+        if array is None or array.dtype.kind not in "iu":
+            return None
+        return [int(number) for number in array.reshape(-1)]
 
     def constants(self, value: ir.Value | None) -> list[int] | None:
         """As `ints`, for numbers that are the same whatever size the symbolic dims have."""
         mine = self.ints(value)
-        return mine if self.twin is None or self.twin.ints(value) == mine else None
+        if self.twin is None or self.twin.ints(value) == mine:
+            return mine
+        return None
 
     def varies(self, value: ir.Value, axis: int) -> bool:
-        """Whether the size of an axis depends on a symbolic dim, as far as can be seen."""
+        """Return whether the size of an axis depends on a symbolic dim, as far as can be seen."""
         if self.twin is None:
             return False
         other = self.twin.shape(value)
         return other is None or other[axis] != self.shapes[value][axis]
 
+    # --- one node ---------------------------------------------------------------
+
     def step(self, node: ir.Node) -> bool:
-        """Follow one node; whether every output's shape is known then. Never raises on what a node
-        cannot do.
+        """Follow one node; return whether every output's shape is known then.
+
+        Never raises on what a node cannot do.
         """
         for value in node.outputs:
             self.shapes.pop(value, None)
             self.arrays.pop(value, None)
         if holds_graphs(node):
             self._declared(node)
-        elif node.op_type == "Shape" and node.domain == "":
+        elif is_standard(node, "Shape"):
             self._shape(node)
         elif not self._evaluated(node):
             self._inferred(node)
-            self._told(node)
-        return all(value in self.shapes for value in node.outputs if value.name)
+            self._inferred_by_us(node)
+        return self._is_complete(node)
+
+    def _is_complete(self, node: ir.Node) -> bool:
+        named = [value for value in node.outputs if value.name]
+        return all(value in self.shapes for value in named)
 
     def _shape(self, node: ir.Node) -> None:
         shape = self.shape(node.inputs[0])
         if shape is not None:
+            start = node.attributes.get_int("start", 0)
             end = node.attributes.get_int("end", len(shape))
-            self._set(
-                node.outputs[0],
-                np.array(
-                    shape[slice(node.attributes.get_int("start", 0), end)], np.int64
-                ),
-            )
+            self._set(node.outputs[0], np.array(shape[start:end], np.int64))
 
     def _set(self, value: ir.Value, array: NDArray[Any]) -> None:
         self.shapes[value] = array.shape
@@ -167,67 +173,59 @@ class Trace:
             self.arrays[value] = array
 
     def _evaluated(self, node: ir.Node) -> bool:
-        arrays = [None if v is None else self.arrays.get(v) for v in node.inputs]
-        if any(
-            v is not None and a is None
-            for v, a in zip(node.inputs, arrays, strict=True)
-        ) or not foldable(node):
+        """Compute a node all of whose inputs are known; return whether that was possible."""
+        arrays: list[NDArray[Any] | None] = []
+        for value in node.inputs:
+            array = None if value is None else self.arrays.get(value)
+            if value is not None and array is None:
+                return False
+            arrays.append(array)
+        if not foldable(node):
             return False
         try:
+            # the size is computed first: a small input can make a tensor of any size
             if result_elements(node, arrays) > KNOWN:
                 return False
             results = evaluate(node, arrays, self.opset)
         except NotFoldable:
             return False
-        for value, array in zip(node.outputs, results, strict=True):
-            self._set(value, array)
+        for output, result in zip(node.outputs, results, strict=True):
+            self._set(output, result)
         return True
 
     def _declared(self, node: ir.Node) -> None:
-        """What a node with subgraphs says of its outputs, where it is static; an If is followed
-        into its branches.
-        """
+        """Take the static shapes that a node with subgraphs declares; an If is followed inside."""
         for value in node.outputs:
             if value.shape is not None and value.shape.is_static():
-                self.shapes[value] = tuple(int(d) for d in value.shape.numpy())
-        if node.op_type == "If" and node.domain == "":
+                self.shapes[value] = tuple(int(size) for size in value.shape.numpy())
+        if is_standard(node, "If"):
             self._branches(node)
 
     def _branches(self, node: ir.Node) -> None:
-        """The shapes that the branches agree on, or those of the one that is taken."""
-        condition = None if node.inputs[0] is None else self.arrays.get(node.inputs[0])
-        ends = []
-        for name in ("then_branch", "else_branch"):
-            graph = node.attributes[name].as_graph()
-            for value in graph.initializers.values():
-                self.know(value)
-            for inner in graph:
-                self.step(inner)
-            ends.append([self.shape(value) for value in graph.outputs])
-        for value, yes, no in zip(node.outputs, *ends, strict=True):
-            shape = (
-                (yes if yes == no else None)
-                if condition is None
-                else yes
-                if condition.all()
-                else no
-            )
+        """Take the shapes that the branches agree on, or those of the one that is taken."""
+        yes = self._branch(node.attributes["then_branch"].as_graph())
+        no = self._branch(node.attributes["else_branch"].as_graph())
+        condition = None
+        if node.inputs[0] is not None:
+            condition = self.arrays.get(node.inputs[0])
+        for value, if_true, if_false in zip(node.outputs, yes, no, strict=True):
+            if condition is not None:
+                shape = if_true if condition.all() else if_false
+            else:
+                shape = if_true if if_true == if_false else None
             if shape is not None and value.name:
                 self.shapes[value] = shape
 
-    def _told(self, node: ir.Node) -> None:
-        """Shapes by this project's own rules, where onnx has none."""
-        entry = SHAPES.get((node.domain, node.op_type))
-        if entry is None or all(
-            value in self.shapes for value in node.outputs if value.name
-        ):
-            return
-        inputs = [self.shape(value) for value in node.inputs]
-        for value, shape in zip(node.outputs, entry(node, inputs), strict=False):
-            if shape is not None and value.name:
-                self.shapes.setdefault(value, shape)
+    def _branch(self, graph: ir.Graph) -> list[Shape | None]:
+        """Follow a branch; return the shapes of its outputs."""
+        for value in graph.initializers.values():
+            self.know(value)
+        for inner in graph:
+            self.step(inner)
+        return [self.shape(value) for value in graph.outputs]
 
     def _inferred(self, node: ir.Node) -> None:
+        """Take the shapes that onnx infers from the shapes, and small values, of the inputs."""
         types: dict[str, onnx.TypeProto] = {}
         data: dict[str, onnx.TensorProto] = {}
         for value in node.inputs:
@@ -235,71 +233,119 @@ class Trace:
                 continue
             types[value.name] = _type_proto(value, self.shapes.get(value))
             array = self.arrays.get(value)
-            if (
-                array is not None
-                and array.dtype.kind in "iuf"
-                and array.dtype.itemsize > 1
-            ):
+            if array is not None and _feeds_inference(array):
                 data[value.name] = onnx.numpy_helper.from_array(array, value.name)
         try:
-            schema = onnx.defs.get_schema(
-                node.op_type, self.opsets.get(node.domain, 1), node.domain
-            )
-            opsets = [onnx.helper.make_opsetid(d, v) for d, v in self.opsets.items()]
-            proto = ir.to_proto(node)
-            found = onnx.shape_inference.infer_node_outputs(
-                schema, proto, types, data, opset_imports=opsets
-            )
+            found = self._infer(node, types, data)
         except FAILURES:
             return
         for value in node.outputs:
-            if (
-                value.name
-                and value.name in found
-                and (shape := _static_shape(found[value.name])) is not None
-            ):
+            if not value.name or value.name not in found:
+                continue
+            shape = _static_shape(found[value.name])
+            if shape is not None:
                 self.shapes[value] = shape
+
+    def _infer(
+        self,
+        node: ir.Node,
+        types: dict[str, onnx.TypeProto],
+        data: dict[str, onnx.TensorProto],
+    ) -> dict[str, onnx.TypeProto]:
+        """Onnx's inference of one node: types of its outputs by name. Raises FAILURES."""
+        version = self.opsets.get(node.domain, 1)
+        schema = onnx.defs.get_schema(node.op_type, version, node.domain)
+        opsets = [onnx.helper.make_opsetid(d, v) for d, v in self.opsets.items()]
+        found: dict[str, onnx.TypeProto] = onnx.shape_inference.infer_node_outputs(
+            schema,
+            ir.to_proto(node),
+            types,
+            data,
+            opset_imports=opsets,
+        )
+        return found
+
+    def _inferred_by_us(self, node: ir.Node) -> None:
+        """Take shapes by this project's own rules, where onnx has none."""
+        entry = SHAPES.get((node.domain, node.op_type))
+        if entry is None or self._is_complete(node):
+            return
+        inputs = [self.shape(value) for value in node.inputs]
+        shapes = entry(node, inputs)
+        for value, shape in zip(node.outputs, shapes, strict=False):
+            if shape is not None and value.name:
+                self.shapes.setdefault(value, shape)
+
+
+def _feeds_inference(array: NDArray[Any]) -> bool:
+    """Return whether onnx's inference reads such values: neither booleans nor single bytes."""
+    return array.dtype.kind in "iuf" and array.dtype.itemsize > 1
+
+
+def _type_proto(value: ir.Value, shape: Iterable[int] | None) -> onnx.TypeProto:
+    if value.type is not None and not isinstance(value.type, ir.TensorType):
+        return ir.serde.serialize_type(value.type)
+    # the type does not matter to a shape; inference asks for one
+    dtype = value.dtype or ir.DataType.FLOAT
+    return onnx.helper.make_tensor_type_proto(int(dtype), shape)
+
+
+def _static_shape(found: onnx.TypeProto) -> Shape | None:
+    if not found.HasField("tensor_type") or not found.tensor_type.HasField("shape"):
+        return None
+    dims = found.tensor_type.shape.dim
+    if not all(dim.HasField("dim_value") for dim in dims):
+        return None
+    return tuple(dim.dim_value for dim in dims)
+
+
+# --- the whole graph ------------------------------------------------------------
 
 
 def traced(model: ir.Model) -> Trace:
-    """A trace of the whole main graph under the first probe sizes that fit all its nodes, else the
-    one that fits most.
+    """A trace of the main graph under the first probe sizes that fit all its nodes.
 
-    `model` is normalized. Linear in nodes.
+    Where none fit all, those that fit most. `model` is normalized. Linear in nodes.
     """
     known, symbols = _dims(model)
-    best: tuple[int, Trace, dict[str, int]] | None = None
-    for sizes, others in _probes(known, symbols):
-        trace, unknown = _walk(model, sizes)
-        if best is None or unknown < best[0]:
-            best = (unknown, trace, others)
-        if not unknown:
+    probes = _probes(known, symbols)
+    sizes, others = next(probes)
+    trace, unknown = _walk(model, sizes)
+    while unknown:
+        probe = next(probes, None)
+        if probe is None:
             break
-    assert best is not None
-    unknown, trace, others = best
+        tried, still_unknown = _walk(model, probe[0])
+        if still_unknown < unknown:
+            trace = tried
+            unknown = still_unknown
+            others = probe[1]
     if symbols and trace.sizes == others:
-        sizes = _loosened(model, others, symbols, unknown)
-        trace, others = (
-            _walk(model, sizes)[0],
-            _loosened(model, sizes, symbols, unknown, twin=True),
-        )
+        # one small size fits: most symbols take another by themselves, and show what varies
+        loosened = _loosened(model, others, symbols, unknown)
+        trace, _ = _walk(model, loosened)
+        others = _loosened(model, loosened, symbols, unknown, twin=True)
     if trace.sizes != others:
-        trace.twin = _walk(model, others)[0]
+        trace.twin, _ = _walk(model, others)
     return trace
 
 
 def _walk(model: ir.Model, sizes: Mapping[str, int]) -> tuple[Trace, int]:
-    """A trace of every node, and of how many the shapes stayed unknown."""
+    """A trace of every node, and the number of nodes whose shapes stayed unknown."""
     trace = Trace(model, sizes)
-    return trace, sum(not trace.step(node) for node in model.graph)
+    unknown = 0
+    for node in model.graph:
+        unknown += not trace.step(node)
+    return trace, unknown
 
 
-def _dims(model: ir.Model) -> tuple[dict[str, int], list[str]]:
-    """The sizes that the inputs state, and the symbols that they leave open."""
-    known, symbols = {}, dict[str, None]()
+def _dims(model: ir.Model) -> tuple[Sizes, list[str]]:
+    """Sizes that the inputs state, and the symbols that they leave open."""
+    known: Sizes = {}
+    symbols = dict[str, None]()
     for value in model.graph.inputs:
-        for index, dim in enumerate(value.shape or ()):
-            name = _symbol(value, index, dim)
+        names = _symbols(value)
+        for name, dim in zip(names, value.shape or (), strict=True):
             if isinstance(dim, int):
                 known[name] = dim
             else:
@@ -307,11 +353,10 @@ def _dims(model: ir.Model) -> tuple[dict[str, int], list[str]]:
     return known, list(symbols)
 
 
-def _probes(
-    known: dict[str, int], symbols: list[str]
-) -> Iterator[tuple[dict[str, int], dict[str, int]]]:
-    """Two sizes for every symbol: primes, multiples of them, small numbers; one probe where nothing
-    is symbolic.
+def _probes(known: Sizes, symbols: list[str]) -> Iterator[tuple[Sizes, Sizes]]:
+    """Two sizes for every symbol: primes, multiples of them, small numbers.
+
+    One probe where nothing is symbolic.
     """
     if not symbols:
         yield known, known
@@ -319,10 +364,11 @@ def _probes(
     for first, scale in SCALES:
         pair = []
         for start in (0, len(symbols)):
-            primes = (
-                _prime(start + i) * (scale if i else first) for i in range(len(symbols))
-            )
-            pair.append(known | dict(zip(symbols, primes, strict=True)))
+            sizes = dict(known)
+            for index, symbol in enumerate(symbols):
+                factor = scale if index else first
+                sizes[symbol] = _prime(start + index) * factor
+            pair.append(sizes)
         yield pair[0], pair[1]
     for size in SMALL:
         sizes = known | dict.fromkeys(symbols, size)
@@ -331,52 +377,47 @@ def _probes(
 
 def _loosened(
     model: ir.Model,
-    sizes: dict[str, int],
+    sizes: Sizes,
     symbols: list[str],
     unknown: int,
     *,
     twin: bool = False,
-) -> dict[str, int]:
-    """Sizes that fit as well as the given ones, with a prime (or a multiple) for every symbol that
-    takes one by itself.
+) -> Sizes:
+    """Sizes that fit as well, with a prime for every symbol that takes one by itself.
 
-    A `twin` differs from `sizes` in every symbol that takes more than one size.
+    Or a multiple of a prime. A `twin` differs from `sizes` in every symbol that takes more than one
+    size.
     """
+    start = len(symbols) if twin else 0
     for index, symbol in enumerate(symbols):
-        prime = _prime(index + twin * len(symbols))
-        for size in (*(prime * factor for factor in STRETCH), *(SMALL if twin else ())):
+        prime = _prime(start + index)
+        candidates = [prime * factor for factor in STRETCH]
+        if twin:
+            candidates.extend(SMALL)
+        for size in candidates:
+            if size == sizes[symbol]:
+                continue
             trial = sizes | {symbol: size}
-            if size != sizes[symbol] and _walk(model, trial)[1] <= unknown:
+            _, still_unknown = _walk(model, trial)
+            if still_unknown <= unknown:
                 sizes = trial
                 break
     return sizes
 
 
 def _prime(index: int) -> int:
-    return PRIMES[index] if index < len(PRIMES) else 2 * index * (index + 1) + 211
+    if index < len(PRIMES):
+        return PRIMES[index]
+    # models with so many symbols: numbers that differ must do
+    return 2 * index * (index + 1) + 211
 
 
-def _symbol(value: ir.Value, index: int, dim: int | ir.SymbolicDim) -> str:
-    """What stands for a dim: its own name where it has one, else its place."""
-    if isinstance(dim, int):
-        return f"={dim}"
-    return dim.value or f"{value.name}[{index}]"
-
-
-def _type_proto(value: ir.Value, shape: Iterable[int] | None) -> onnx.TypeProto:
-    if value.type is not None and not isinstance(value.type, ir.TensorType):
-        return ir.serde.serialize_type(value.type)
-    return onnx.helper.make_tensor_type_proto(
-        int(value.dtype or ir.DataType.FLOAT), shape
-    )
-
-
-def _static_shape(found: onnx.TypeProto) -> Shape | None:
-    if not found.HasField("tensor_type") or not found.tensor_type.HasField("shape"):
-        return None
-    dims = found.tensor_type.shape.dim
-    return (
-        tuple(d.dim_value for d in dims)
-        if all(d.HasField("dim_value") for d in dims)
-        else None
-    )
+def _symbols(value: ir.Value) -> list[str]:
+    """A name for each dim of a value: of a symbol its own where it has one, else its place."""
+    names = []
+    for index, dim in enumerate(value.shape or ()):
+        if isinstance(dim, int):
+            names.append(f"={dim}")
+        else:
+            names.append(dim.value or f"{value.name}[{index}]")
+    return names

@@ -1,4 +1,4 @@
-"""How each op relates the axes of its inputs and outputs, one file a family of ops."""
+"""Relations between the axes of inputs and outputs, one file a family of ops."""
 
 from importlib import import_module
 from pkgutil import iter_modules

@@ -8,28 +8,64 @@ along; one that is cached stays, and as many queries of each go.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from math import sqrt
 
 import numpy as np
 import onnx_ir as ir
 
-from ..relations import Axis, Relations
+from ..relations import (
+    Axis,
+    Factors,
+    Relations,
+    name_of,
+    optional_input,
+    required_input,
+)
 from ..shapes import MICROSOFT
 from ..surgery import Surgery
-from ..table import mend, rule
+from ..table import rule, update
 
-Parts = dict[str, ir.Value | None]
+# factors of the axes of an attention
+KEY_HEAD = 0
+QUERY_OF_HEAD = 1
+KEY_SIZE = 2
+VALUE_SIZE = 3
 
-MAIN = ("query", "key", "value", "result")
-CACHES = {"past_key": 2, "past_value": 3, "present_key": 2, "present_value": 3}
-"""(N, k, S, d) each; which factor their last axis is."""
+CACHE_SIZES = {
+    "past_key": KEY_SIZE,
+    "past_value": VALUE_SIZE,
+    "present_key": KEY_SIZE,
+    "present_value": VALUE_SIZE,
+}
+"""Caches are (N, k, S, d) each; by name, which factor their last axis is."""
 
-SCORES = ("mask", "scores")
-"""(N, k*g, L, S), axes of width 1 or absent in masks."""
+ATTENDED = "attended over"
 
 
-def _named(node: ir.Node, *names: str) -> Parts:
-    return dict(zip(names, [*node.inputs, *[None] * len(names)], strict=False))
+@dataclass(frozen=True)
+class Parts:
+    """Tensors of an attention. `others` are masks and scores (N, k*g, L, S), axes of width 1 or
+    absent in masks; `caches` (N, k, S, d), by their names in CACHE_SIZES.
+    """
+
+    query: ir.Value
+    key: ir.Value
+    value: ir.Value
+    result: ir.Value
+    others: list[ir.Value]
+    caches: dict[str, ir.Value]
+
+
+def _present(
+    relations: Relations, values: dict[str, ir.Value | None]
+) -> dict[str, ir.Value]:
+    """Values that are not left out and have axes."""
+    return {
+        name: value
+        for name, value in values.items()
+        if value is not None and relations.rank(value)
+    }
 
 
 @rule("Attention")
@@ -37,134 +73,135 @@ def attention(node: ir.Node, relations: Relations) -> None:
     """Q (N, L, g*k*d) or (N, k*g, L, d), K and V with k heads, past and present (N, k, S, d), mask
     (.., k*g, L, S).
     """
-    parts = _named(
-        node, "query", "key", "value", "mask", "past_key", "past_value", "lengths"
-    )
-    parts |= dict(
-        zip(
-            ("result", "present_key", "present_value", "scores"),
-            node.outputs,
-            strict=False,
-        )
+    outputs: list[ir.Value | None] = [*node.outputs, None, None, None]
+    caches = {
+        "past_key": optional_input(node, 4),
+        "past_value": optional_input(node, 5),
+        "present_key": outputs[1],
+        "present_value": outputs[2],
+    }
+    others = {"mask": optional_input(node, 3), "scores": outputs[3]}
+    parts = Parts(
+        required_input(node, 0),
+        required_input(node, 1),
+        required_input(node, 2),
+        node.outputs[0],
+        list(_present(relations, others).values()),
+        _present(relations, caches),
     )
     heads = _head_counts(node, relations)
-    query = parts["query"]
-    assert query is not None
     _attend(node, parts, heads, relations)
-    relations.freeze_all(parts["lengths"], "sequence lengths")
-    relations.mix(node, "contract", (0, len(relations.shape(query) or ()) - 1))
+    relations.freeze_all(optional_input(node, 6), "sequence lengths")
+    last = relations.rank(parts.query) - 1
+    relations.mix(node, "contract", (0, last))
 
 
 def _head_counts(node: ir.Node, relations: Relations) -> tuple[int, int]:
     """Heads of queries, heads of keys."""
-    query, key = (relations.shape(value) or () for value in node.inputs[:2])
+    query = relations.dims(node.inputs[0])
     if len(query) == 4:
-        return query[1], key[1]
-    return node.attributes.get_int("q_num_heads", 1), node.attributes.get_int(
-        "kv_num_heads", 1
-    )
+        return query[1], relations.dims(node.inputs[1])[1]
+    queries = node.attributes.get_int("q_num_heads", 1)
+    keys = node.attributes.get_int("kv_num_heads", 1)
+    return queries, keys
 
 
 def _attend(
     node: ir.Node, parts: Parts, heads: tuple[int, int], relations: Relations
 ) -> None:
-    """Heads (k, g) and head sizes (d of keys, v of values), cut as each tensor has them."""
+    """Relate heads and head sizes, cut as each tensor has them."""
     queries, keys = heads
-    query, key, value, result = (parts[name] for name in MAIN)
-    assert query is not None
-    assert key is not None
-    assert value is not None
-    assert result is not None
-    packed = len(relations.shape(query) or ()) == 3
-    widths = [
-        (relations.shape(one) or ())[-1] // (keys if packed else 1)
-        for one in (key, value)
-    ]
-    axes: list[tuple[Axis, tuple[int, ...]]] = []
-    for one, own, size in (
-        (query, (0, 1), 2),
-        (key, (0,), 2),
-        (value, (0,), 3),
-        (result, (0, 1), 3),
-    ):
-        axes.append(((one, 2), (*own, size)) if packed else ((one, 1), own))
-    caches = [
-        (name, size)
-        for name, size in CACHES.items()
-        if relations.shape(parts.get(name))
-    ]
-    for name, size in caches:
-        cache = parts[name]
-        assert cache is not None
-        axes.append(((cache, 1), (0,)))
-        if packed:
-            axes.append(((cache, 3), (size,)))
-        else:
-            relations.same(cache, 3, key if size == 2 else value, 3)
-    axes += [
-        ((one, rank - 3), (0, 1)) for one, rank in _by_head(parts, queries, relations)
-    ]
-    options = [(1,) if keys == 1 or caches else (0,), *([(2, 3)] if packed else [])]
-    sizes = (keys, queries // keys, *(widths if packed else ()))
-    relations.grouped(f"{node.op_type} {node.name}", sizes, axes, options, heads=(0, 1))
+    packed = relations.rank(parts.query) == 3
+    sizes: tuple[int, ...] = (keys, queries // keys)
+    # one key head cannot go, and a cached one stays: then as many queries of each go
+    head = QUERY_OF_HEAD if keys == 1 or parts.caches else KEY_HEAD
+    options: list[Factors] = [(head,)]
+    if packed:
+        sizes += (
+            relations.dims(parts.key)[-1] // keys,
+            relations.dims(parts.value)[-1] // keys,
+        )
+        options.append((KEY_SIZE, VALUE_SIZE))
+    relations.grouped(
+        name_of(node),
+        sizes,
+        axes=list(_factored_axes(parts, packed, queries, relations)),
+        options=options,
+        heads=(KEY_HEAD, QUERY_OF_HEAD),
+    )
     if not packed:
-        for one in (query, key, value, result):
-            relations.tag_heads(one, 1)
-        relations.same(query, 3, key, 3)
-        relations.same(value, 3, result, 3)
-    _positions(parts, packed, relations)
+        for value in (parts.query, parts.key, parts.value, parts.result):
+            relations.tag_heads(value, 1)
+        relations.same(parts.query, 3, parts.key, 3)
+        relations.same(parts.value, 3, parts.result, 3)
+    _relate_positions(parts, packed, relations)
 
 
-def _by_head(
-    parts: Parts, queries: int, relations: Relations
-) -> Iterator[tuple[ir.Value, int]]:
-    """Masks and scores that differ by head, with their rank."""
-    for one in (parts.get(name) for name in SCORES):
-        shape = relations.shape(one) or ()
-        if one is not None and len(shape) > 2 and shape[-3] == queries:
-            yield one, len(shape)
+def _factored_axes(
+    parts: Parts, packed: bool, queries: int, relations: Relations
+) -> Iterator[tuple[Axis, Factors]]:
+    """Axes that heads and head sizes make up; head sizes of caches by themselves are related."""
+    made_of: list[tuple[ir.Value, Factors, int]] = [
+        (parts.query, (KEY_HEAD, QUERY_OF_HEAD), KEY_SIZE),
+        (parts.key, (KEY_HEAD,), KEY_SIZE),
+        (parts.value, (KEY_HEAD,), VALUE_SIZE),
+        (parts.result, (KEY_HEAD, QUERY_OF_HEAD), VALUE_SIZE),
+    ]
+    for value, heads, size in made_of:
+        if packed:
+            yield (value, 2), (*heads, size)
+        else:
+            yield (value, 1), heads
+    for name, cache in parts.caches.items():
+        size = CACHE_SIZES[name]
+        yield (cache, 1), (KEY_HEAD,)
+        if packed:
+            yield (cache, 3), (size,)
+        else:
+            uncached = parts.key if size == KEY_SIZE else parts.value
+            relations.same(cache, 3, uncached, 3)
+    for other in parts.others:
+        rank = relations.rank(other)
+        # a mask may be the same for all heads
+        if rank > 2 and relations.dims(other)[-3] == queries:
+            yield (other, rank - 3), (KEY_HEAD, QUERY_OF_HEAD)
 
 
-def _positions(parts: Parts, packed: bool, relations: Relations) -> None:
+def _relate_positions(parts: Parts, packed: bool, relations: Relations) -> None:
     """Samples and positions of queries stay apart; keys are summed over by position, so those
     stay.
     """
-    query, row = parts["query"], 1 if packed else 2
-    assert query is not None
-    for name in (*MAIN[1:], *CACHES):
-        one = parts.get(name)
-        if one is None or not relations.shape(one):
-            continue
-        relations.same(one, 0, query, 0)
-        if name == "result":
-            relations.same(one, row, query, row)
-        else:
-            relations.freeze(one, 2 if name in CACHES else row, "attended over")
-    for one in (parts.get(name) for name in SCORES):
-        rank = len(relations.shape(one) or ())
-        if one is not None and rank:
-            relations.freeze(one, -1, "attended over")
-        if one is not None and rank > 1:
-            relations.same(one, -2, query, row)
-        if one is not None and rank == 4:
-            relations.same(one, 0, query, 0)
+    query = parts.query
+    row = 1 if packed else 2
+    for value in (parts.key, parts.value):
+        relations.same(value, 0, query, 0)
+        relations.freeze(value, row, ATTENDED)
+    relations.same(parts.result, 0, query, 0)
+    relations.same(parts.result, row, query, row)
+    for cache in parts.caches.values():
+        relations.same(cache, 0, query, 0)
+        relations.freeze(cache, 2, ATTENDED)
+    for other in parts.others:
+        rank = relations.rank(other)
+        relations.freeze(other, -1, ATTENDED)
+        if rank > 1:
+            relations.same(other, -2, query, row)
+        if rank == 4:
+            relations.same(other, 0, query, 0)
 
 
-@mend("Attention")
+@update("Attention")
 def fewer_heads(node: ir.Node, surgery: Surgery) -> None:
-    """The head counts of what stays, and the scale of the head size that was."""
-    query, key = node.inputs[:2]
-    assert query is not None
-    assert key is not None
-    packed = len(surgery.before(query)) == 3
-    size = surgery.before(query)[-1] // (
-        node.attributes.get_int("q_num_heads", 1) if packed else 1
-    )
-    if packed:
-        for value, name in ((query, "q_num_heads"), (key, "kv_num_heads")):
-            _recount(node, name, value, size, surgery)
-    if "scale" not in node.attributes and surgery.narrowed(query, -1):
-        node.attributes["scale"] = ir.AttrFloat32("scale", 1 / sqrt(size))
+    """Set the head counts of what stays, and the scale of the head size that was."""
+    query = required_input(node, 0)
+    key = required_input(node, 1)
+    size = surgery.before(query)[-1]
+    if len(surgery.before(query)) == 3:
+        size //= node.attributes.get_int("q_num_heads", 1)
+        _recount(node, "q_num_heads", query, size, surgery)
+        _recount(node, "kv_num_heads", key, size, surgery)
+    if surgery.narrowed(query, -1):
+        _keep_scale(node, size)
 
 
 def _recount(
@@ -173,115 +210,132 @@ def _recount(
     """Set a number of heads to those of which some slot of the last axis stays."""
     kept = surgery.kept(value, -1)
     if kept is not None:
-        node.attributes[name] = ir.AttrInt64(name, len(np.unique(kept // size)))
+        heads = np.unique(kept // size)
+        node.attributes[name] = ir.AttrInt64(name, len(heads))
+
+
+def _keep_scale(node: ir.Node, size: int) -> None:
+    """Write out the scale of a head size: left out, it follows the size that stays."""
+    if "scale" not in node.attributes:
+        node.attributes["scale"] = ir.AttrFloat32("scale", 1 / sqrt(size))
 
 
 @rule("MultiHeadAttention", domain=MICROSOFT)
 def heads_attention(node: ir.Node, relations: Relations) -> None:
     """Separate queries, keys and values (N, L, h*d) without a cache; bias (q + k + v,)."""
-    parts = _named(
-        node,
-        "query",
-        "key",
-        "value",
-        "bias",
-        "padding",
-        "mask",
-        "past_key",
-        "past_value",
-    )
-    plain = all(
-        len(relations.shape(parts[name]) or ()) == 3
-        for name in ("query", "key", "value")
-    )
-    if not plain or len(node.inputs) > 6 or len(node.outputs) > 1:
-        for value in (*node.inputs, *node.outputs):
-            relations.freeze_all(value, "a packed or cached MultiHeadAttention")
+    separate = [value for value in node.inputs[:3] if relations.rank(value) == 3]
+    cached = len(node.inputs) > 6 or len(node.outputs) > 1
+    if len(separate) < 3 or cached:
+        for each in (*node.inputs, *node.outputs):
+            relations.freeze_all(each, "a packed or cached MultiHeadAttention")
         return
     heads = node.attributes.get_int("num_heads", 1)
-    parts["result"] = node.outputs[0]
-    _attend(node, parts, (heads, heads), relations)
-    relations.freeze_all(parts["padding"], "a padding mask")
-    offset = 0
-    for name in ("query", "key", "value"):
-        one, bias = parts[name], parts["bias"]
-        assert one is not None
-        if bias is not None:
-            slots = np.arange((relations.shape(one) or ())[2])
-            relations.link(bias, 0, offset + slots, one, 2, slots)
-            offset += len(slots)
-    relations.mix(
-        node, "contract", (0, 2), *([] if parts["bias"] is None else [(3, 0)])
+    bias = optional_input(node, 3)
+    mask = {"mask": optional_input(node, 5)}
+    parts = Parts(
+        required_input(node, 0),
+        required_input(node, 1),
+        required_input(node, 2),
+        node.outputs[0],
+        list(_present(relations, mask).values()),
+        {},
     )
+    _attend(node, parts, (heads, heads), relations)
+    relations.freeze_all(optional_input(node, 4), "a padding mask")
+    summed = [(0, 2)]
+    if bias is not None:
+        offset = 0
+        for value in (parts.query, parts.key, parts.value):
+            slots = np.arange(relations.dims(value)[2])
+            relations.link(bias, 0, offset + slots, value, 2, slots)
+            offset += len(slots)
+        summed.append((3, 0))
+    relations.mix(node, "contract", *summed)
 
 
-@mend("MultiHeadAttention", domain=MICROSOFT)
+@update("MultiHeadAttention", domain=MICROSOFT)
 def fewer_separate_heads(node: ir.Node, surgery: Surgery) -> None:
-    query = node.inputs[0]
-    assert query is not None
+    """Set the head count of what stays, and the scale of the head size that was."""
+    query = required_input(node, 0)
     size = surgery.before(query)[-1] // node.attributes.get_int("num_heads", 1)
-    if "scale" not in node.attributes and surgery.narrowed(query, -1):
-        node.attributes["scale"] = ir.AttrFloat32("scale", 1 / sqrt(size))
+    if surgery.narrowed(query, -1):
+        _keep_scale(node, size)
     _recount(node, "num_heads", query, size, surgery)
+
+
+# factors of the axes of an attention whose weight makes queries, keys and values together
+PACKED = 0
+HEAD = 1
+HEAD_SIZE = 2
 
 
 @rule("Attention", domain=MICROSOFT)
 def packed_attention(node: ir.Node, relations: Relations) -> None:
     """Input (N, L, C), weight (C, 3*h*d), bias (3*h*d,) -> (N, L, h*d), without a cache."""
-    data, weight, bias = [*node.inputs, None][:3]
-    result, heads = node.outputs[0], node.attributes.get_int("num_heads", 1)
-    assert data is not None
-    assert weight is not None
-    width = (relations.shape(weight) or ())[1]
-    cached = len(node.outputs) > 1 or any(
-        value is not None for value in (*node.inputs[4:5], *node.inputs[6:])
-    )
-    sizes = list(node.attributes.get_ints("qkv_hidden_sizes", [width // 3] * 3))
-    rotated = node.attributes.get_int("do_rotary", 0)
-    if cached or rotated or sizes != [width // 3] * 3 or sum(sizes) != width:
+    data = required_input(node, 0)
+    weight = required_input(node, 1)
+    bias = optional_input(node, 2)
+    result = node.outputs[0]
+    if not _is_plain(node, relations):
+        reason = "Attention with a cache, rotation or sizes of its own"
         for value in (*node.inputs, *node.outputs):
-            relations.freeze_all(
-                value, "Attention with a cache, rotation or sizes of its own"
-            )
+            relations.freeze_all(value, reason)
         return
     relations.same(data, 2, weight, 0)
-    for axis in (0, 1):
-        relations.same(data, axis, result, axis)
+    relations.same(data, 0, result, 0)
+    relations.same(data, 1, result, 1)
     for value in node.inputs[3:]:
         relations.freeze_all(value, "an attention mask")
-    axes: list[tuple[Axis, tuple[int, ...]]] = [
-        ((weight, 1), (0, 1, 2)),
-        ((result, 2), (1, 2)),
+    axes: list[tuple[Axis, Factors]] = [
+        ((weight, 1), (PACKED, HEAD, HEAD_SIZE)),
+        ((result, 2), (HEAD, HEAD_SIZE)),
     ]
+    summed = [(0, 2), (1, 1)]
     if bias is not None:
-        axes.append(((bias, 0), (0, 1, 2)))
-    biased = any(
-        (relations.shape(value) or (1,) * 4)[1] > 1 for value in node.inputs[5:6]
-    )
-    options = [(2,)] if biased else [(1,), (2,)]
+        axes.append(((bias, 0), (PACKED, HEAD, HEAD_SIZE)))
+        summed.append((2, 0))
+    options: list[Factors] = [(HEAD,), (HEAD_SIZE,)]
+    # a score bias (N, h, L, S) that differs by head is not cut: heads stay
+    scores_bias = relations.dims(optional_input(node, 5))
+    if scores_bias and scores_bias[1] > 1:
+        options = [(HEAD_SIZE,)]
+    heads = node.attributes.get_int("num_heads", 1)
+    width = relations.dims(weight)[1] // 3
     relations.grouped(
-        f"{node.op_type} {node.name}",
-        (3, heads, width // 3 // heads),
-        axes,
-        options,
-        heads=(1,),
+        name_of(node),
+        sizes=(3, heads, width // heads),
+        axes=axes,
+        options=options,
+        heads=(HEAD,),
     )
-    relations.mix(node, "contract", (0, 2), (1, 1), *([] if bias is None else [(2, 0)]))
+    relations.mix(node, "contract", *summed)
 
 
-@mend("Attention", domain=MICROSOFT)
+def _is_plain(node: ir.Node, relations: Relations) -> bool:
+    """Return whether it has no cache, no rotation, and queries, keys and values of one size."""
+    width = relations.dims(node.inputs[1])[1]
+    equal = [width // 3] * 3
+    sizes = node.attributes.get_ints("qkv_hidden_sizes", equal)
+    if list(sizes) != equal or sum(equal) != width:
+        return False
+    if node.attributes.get_int("do_rotary", 0) or len(node.outputs) > 1:
+        return False
+    of_cache = (*node.inputs[4:5], *node.inputs[6:])
+    return all(value is None for value in of_cache)
+
+
+@update("Attention", domain=MICROSOFT)
 def fewer_packed_heads(node: ir.Node, surgery: Surgery) -> None:
-    result, weight = node.outputs[0], node.inputs[1]
-    assert weight is not None
-    kept = surgery.kept(result, 2)
-    size = surgery.before(weight)[1] // 3 // node.attributes.get_int("num_heads", 1)
-    if kept is not None:
-        if "scale" not in node.attributes:
-            node.attributes["scale"] = ir.AttrFloat32("scale", 1 / sqrt(size))
-        node.attributes["num_heads"] = ir.AttrInt64(
-            "num_heads", len(np.unique(kept // size))
-        )
-        if "qkv_hidden_sizes" in node.attributes:
-            node.attributes["qkv_hidden_sizes"] = ir.AttrInt64s(
-                "qkv_hidden_sizes", [len(kept)] * 3
-            )
+    """Set head count and sizes of what stays, and the scale of the head size that was."""
+    weight = required_input(node, 1)
+    kept = surgery.kept(node.outputs[0], 2)
+    if kept is None:
+        return
+    width = surgery.before(weight)[1] // 3
+    size = width // node.attributes.get_int("num_heads", 1)
+    _keep_scale(node, size)
+    heads = len(np.unique(kept // size))
+    node.attributes["num_heads"] = ir.AttrInt64("num_heads", heads)
+    if "qkv_hidden_sizes" in node.attributes:
+        sizes = [len(kept)] * 3
+        node.attributes["qkv_hidden_sizes"] = ir.AttrInt64s("qkv_hidden_sizes", sizes)

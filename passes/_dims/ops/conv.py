@@ -4,95 +4,116 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from ..relations import Relations
+from ..._core.ops import CONVOLUTIONS
+from ..relations import Relations, name_of, optional_input, required_input
 from ..surgery import Surgery
-from ..table import mend, rule
+from ..table import rule, update
 
 SPATIAL = "a spatial axis"
 
+# factors of the axes of a grouped convolution
+GROUP = 0
+CHANNEL_READ = 1
+CHANNEL_MADE = 2
+
 
 def freeze_spatial(value: ir.Value | None, relations: Relations) -> None:
-    """Everything behind axis 1 stays."""
-    for axis in range(2, len(relations.shape(value) or ())):
+    """Freeze everything behind axis 1."""
+    for axis in range(2, relations.rank(value)):
         relations.freeze(value, axis, SPATIAL)
 
 
-@rule("Conv", "ConvTranspose")
+@rule(*CONVOLUTIONS)
 def convolution(node: ir.Node, relations: Relations) -> None:
     """Conv: X (N, g*c, *S), W (g*m, c, *K), Y (N, g*m, *S). ConvTranspose: W (g*c, m, *K).
 
     Grouped: whole groups go, or as many channels in each group.
     """
-    data, weight, result = node.inputs[0], node.inputs[1], node.outputs[0]
-    bias = node.inputs[2] if len(node.inputs) > 2 else None
-    assert data is not None
-    assert weight is not None
-    _spatial(node, data, weight, result, relations)
+    data = required_input(node, 0)
+    weight = required_input(node, 1)
+    bias = optional_input(node, 2)
+    result = node.outputs[0]
+    _relate_spatial(node, relations)
     relations.same(data, 0, result, 0)
     relations.mix(node, "contract", (0, 1))
-    read, made = (0, 1) if node.op_type == "ConvTranspose" else (1, 0)
-    groups = node.attributes.get_int("group", 1)
     if bias is not None:
         relations.same(bias, 0, result, 1)
-    if groups == 1:
-        relations.summed(data, 1, weight, read)
-        relations.same(weight, made, result, 1)
-        return
-    if (relations.shape(data) or ())[1] != (relations.shape(weight) or ())[read] * (
-        1 if read == 0 else groups
-    ):
-        for value, axis in ((data, 1), (weight, 0), (weight, 1), (result, 1)):
-            relations.freeze(value, axis, "in groups of an axis of open size")
-        return
-    width, out = (
-        (relations.shape(data) or ())[1] // groups,
-        (relations.shape(result) or ())[1] // groups,
-    )
-    own = [(0, 2), (1,)] if read == 1 else [(0, 1), (2,)]
-    relations.grouped(
-        f"{node.op_type} {node.name}",
-        (groups, width, out),
-        [
-            ((data, 1), (0, 1)),
-            ((weight, 0), own[0]),
-            ((weight, 1), own[1]),
-            ((result, 1), (0, 2)),
-        ],
-        [(0,), (1, 2)],
-    )
+    if node.attributes.get_int("group", 1) != 1:
+        _relate_groups(node, relations)
+    elif node.op_type == "ConvTranspose":
+        relations.summed(data, 1, weight, 0)
+        relations.same(weight, 1, result, 1)
+    else:
+        relations.summed(data, 1, weight, 1)
+        relations.same(weight, 0, result, 1)
 
 
-def _spatial(
-    node: ir.Node,
-    data: ir.Value,
-    weight: ir.Value,
-    result: ir.Value,
-    relations: Relations,
-) -> None:
-    """A kernel one wide, in steps of one, leaves the positions of an axis apart from each other;
-    others stay.
+def _relate_spatial(node: ir.Node, relations: Relations) -> None:
+    """Positions stay, but those of an axis along which the kernel is one wide, in steps of one.
+
+    Such an axis keeps its positions apart from each other.
     """
+    data = required_input(node, 0)
+    weight = required_input(node, 1)
+    result = node.outputs[0]
     freeze_spatial(weight, relations)
-    kernel = (relations.shape(weight) or ())[2:]
+    kernel = relations.dims(weight)[2:]
     strides = node.attributes.get_ints("strides", [1] * len(kernel))
     padded = any(node.attributes.get_ints("pads", []))
     for axis, (width, step) in enumerate(zip(kernel, strides, strict=True), 2):
-        if width == step == 1 and not padded:
+        if width == 1 and step == 1 and not padded:
             relations.same(data, axis, result, axis)
         else:
             relations.freeze(data, axis, SPATIAL)
             relations.freeze(result, axis, SPATIAL)
 
 
-@mend("Conv", "ConvTranspose")
+def _relate_groups(node: ir.Node, relations: Relations) -> None:
+    """Channels as groups times channels of one group."""
+    data = required_input(node, 0)
+    weight = required_input(node, 1)
+    result = node.outputs[0]
+    groups = node.attributes.get_int("group", 1)
+    channels = relations.dims(data)[1]
+    channels_of_weight = relations.dims(weight)[0]
+    if node.op_type != "ConvTranspose":
+        channels_of_weight = relations.dims(weight)[1] * groups
+    if channels != channels_of_weight:
+        reason = "in groups of an axis of open size"
+        for value, axis in ((data, 1), (weight, 0), (weight, 1), (result, 1)):
+            relations.freeze(value, axis, reason)
+        return
+    if node.op_type == "ConvTranspose":
+        weight_factors = [(GROUP, CHANNEL_READ), (CHANNEL_MADE,)]
+    else:
+        weight_factors = [(GROUP, CHANNEL_MADE), (CHANNEL_READ,)]
+    relations.grouped(
+        name_of(node),
+        sizes=(
+            groups,
+            channels // groups,
+            relations.dims(result)[1] // groups,
+        ),
+        axes=[
+            ((data, 1), (GROUP, CHANNEL_READ)),
+            ((weight, 0), weight_factors[0]),
+            ((weight, 1), weight_factors[1]),
+            ((result, 1), (GROUP, CHANNEL_MADE)),
+        ],
+        options=[(GROUP,), (CHANNEL_READ, CHANNEL_MADE)],
+    )
+
+
+@update(*CONVOLUTIONS)
 def regroup(node: ir.Node, surgery: Surgery) -> None:
-    """As many groups as the weight has room for."""
-    data, weight = node.inputs[0], node.inputs[1]
-    assert data is not None
-    assert weight is not None
+    """Set as many groups as the weight has room for."""
+    data = required_input(node, 0)
+    weight = required_input(node, 1)
+    # axis 1 of the weight holds the channels of one group, read ones or made ones
     whole = node.outputs[0] if node.op_type == "ConvTranspose" else data
     groups = surgery.after(whole)[1] // surgery.after(weight)[1]
-    if 1 != node.attributes.get_int("group", 1) != groups:
+    before = node.attributes.get_int("group", 1)
+    if before != 1 and before != groups:
         node.attributes["group"] = ir.AttrInt64("group", groups)
 
 
@@ -107,13 +128,12 @@ def regroup(node: ir.Node, surgery: Surgery) -> None:
 )
 def pooling(node: ir.Node, relations: Relations) -> None:
     """Each channel by itself; LRN looks at neighbouring channels, so they stay."""
-    data = node.inputs[0]
-    assert data is not None
+    data = required_input(node, 0)
     for result in node.outputs:
         if relations.shape(result) is None:
             continue
-        for axis in (0, 1):
-            relations.same(data, axis, result, axis)
+        relations.same(data, 0, result, 0)
+        relations.same(data, 1, result, 1)
         freeze_spatial(result, relations)
     freeze_spatial(data, relations)
     if node.op_type == "LRN":
@@ -125,8 +145,8 @@ def pooling(node: ir.Node, relations: Relations) -> None:
 @rule("MaxRoiPool", "RoiAlign")
 def regions(node: ir.Node, relations: Relations) -> None:
     """X (N, C, H, W), regions (R, 4 or 5) -> (R, C, h, w), each channel by itself."""
-    data, result = node.inputs[0], node.outputs[0]
-    assert data is not None
+    data = required_input(node, 0)
+    result = node.outputs[0]
     relations.same(data, 1, result, 1)
     for value in (data, result):
         freeze_spatial(value, relations)
@@ -137,54 +157,64 @@ def regions(node: ir.Node, relations: Relations) -> None:
 
 @rule("DeformConv")
 def deformable(node: ir.Node, relations: Relations) -> None:
-    """A Conv with offsets and masks (N, o*k, H, W); with several groups, of either kind, the input
-    channels stay.
+    """A Conv with offsets and masks (N, o*k, H, W).
+
+    With several groups, of either kind, the input channels stay.
     """
-    data, weight, offsets, bias, mask = [*node.inputs, None, None][:5]
+    data = required_input(node, 0)
+    weight = required_input(node, 1)
+    offsets = required_input(node, 2)
+    bias = optional_input(node, 3)
+    mask = optional_input(node, 4)
     result = node.outputs[0]
-    assert data is not None
-    assert weight is not None
-    for one in (data, weight, offsets, mask, result):
-        freeze_spatial(one, relations)
-    for one in (offsets, mask):
-        relations.freeze(one, 1, "offsets of a kernel's positions")
+    for value in (data, weight, offsets, mask, result):
+        freeze_spatial(value, relations)
+    for value in (offsets, mask):
+        relations.freeze(value, 1, "offsets of a kernel's positions")
     relations.same(data, 0, result, 0)
     relations.same(data, 1, weight, 1)
     if bias is not None:
         relations.same(bias, 0, result, 1)
-    groups, apart = (
-        node.attributes.get_int("group", 1),
-        node.attributes.get_int("offset_group", 1),
-    )
-    if groups > 1 or apart > 1:
-        relations.freeze(data, 1, "a DeformConv of several groups")
-        relations.freeze(weight, 1, "a DeformConv of several groups")
+    groups = node.attributes.get_int("group", 1)
+    offset_groups = node.attributes.get_int("offset_group", 1)
+    several = "a DeformConv of several groups"
+    if groups > 1 or offset_groups > 1:
+        relations.freeze(data, 1, several)
+        relations.freeze(weight, 1, several)
     if groups > 1:
-        relations.freeze(weight, 0, "a DeformConv of several groups")
-        relations.freeze(result, 1, "a DeformConv of several groups")
+        relations.freeze(weight, 0, several)
+        relations.freeze(result, 1, several)
     relations.same(weight, 0, result, 1)
     relations.mix(node, "contract", (0, 1))
 
 
-@rule("Resize", "Upsample", "GridSample", "AffineGrid", "Col2Im")
+NEVER_RESAMPLED = {
+    "Resize": None,
+    "Upsample": (0, 1),
+    "GridSample": (0, 1),
+    "AffineGrid": (0,),
+    "Col2Im": (0,),
+}
+"""Axes that keep their slots where they keep their size; None: every axis may."""
+
+
+@rule(*NEVER_RESAMPLED)
 def resize(node: ir.Node, relations: Relations) -> None:
     """Resize keeps the axes that keep their size; GridSample reads each channel by itself."""
-    data, result = node.inputs[0], node.outputs[0]
-    assert data is not None
-    before, after = relations.shape(data) or (), relations.shape(result) or ()
-    kept = {"GridSample": (0, 1), "AffineGrid": (0,), "Col2Im": (0,)}.get(
-        node.op_type, tuple(range(len(before)))
-    )
+    data = required_input(node, 0)
+    result = node.outputs[0]
+    before = relations.dims(data)
+    after = relations.dims(result)
+    candidates = NEVER_RESAMPLED[node.op_type]
     for value in node.inputs[1:]:
         relations.freeze_all(value, f"read by {node.op_type}")
+    reason = f"resampled by {node.op_type}"
     for axis in range(max(len(before), len(after))):
-        if (
-            axis in kept
-            and before[axis] == after[axis]
-            and (axis < 2 or node.op_type == "Resize")
-        ):
+        kept = axis < len(before) and (candidates is None or axis in candidates)
+        if kept and before[axis] == after[axis]:
             relations.same(data, axis, result, axis)
-        else:
-            for value, shape in ((data, before), (result, after)):
-                if axis < len(shape):
-                    relations.freeze(value, axis, f"resampled by {node.op_type}")
+            continue
+        if axis < len(before):
+            relations.freeze(data, axis, reason)
+        if axis < len(after):
+            relations.freeze(result, axis, reason)

@@ -5,57 +5,70 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from ..._core.edit import is_constant
-from ..relations import Axis, Relations
+from ..relations import Axis, Relations, required_input
 from ..table import rule
+
+DOTS = "..."
+DOT = "."
+"""First letter of the label of an axis that an ellipsis stands for; its number follows."""
+
+Place = tuple[int, Axis]
+"""An operand, and the axis of it that has a label."""
 
 
 @rule("Einsum")
 def einsum(node: ir.Node, relations: Relations) -> None:
     """Labels that two computed operands share with the result count heads."""
     operands, made = _labels(node, relations)
-    places: dict[str, list[tuple[int, Axis]]] = {}
-    for index, (value, labels) in enumerate(zip(node.inputs, operands, strict=True)):
-        assert value is not None
-        for position, one in enumerate(labels):
-            places.setdefault(one, []).append((index, (value, position)))
-    for one, found in places.items():
+    places: dict[str, list[Place]] = {}
+    for index, labels in enumerate(operands):
+        value = required_input(node, index)
+        for axis, label in enumerate(labels):
+            places.setdefault(label, []).append((index, (value, axis)))
+    for label, found in places.items():
         # an axis of width 1 is broadcast: the widest stands for the label
-        index, widest = max(
-            found, key=lambda place: relations.sizes[relations.find(*place[1])]
-        )
+        index, widest = max(found, key=lambda place: _width(place, relations))
         for _, (value, axis) in found:
             relations.same(value, axis, *widest)
-        if one not in made:
+        if label not in made:
             relations.mix(node, "contract", (index, widest[1]))
             continue
-        relations.same(*widest, node.outputs[0], made.index(one))
-        if len({i for i, (value, _) in found if not is_constant(value)}) > 1:
+        relations.same(*widest, node.outputs[0], made.index(label))
+        computed = {i for i, (value, _) in found if not is_constant(value)}
+        if len(computed) > 1:
             relations.tag_heads(*widest)
 
 
+def _width(place: Place, relations: Relations) -> int:
+    _, (value, axis) = place
+    return relations.sizes[relations.find(value, axis)]
+
+
 def _labels(node: ir.Node, relations: Relations) -> tuple[list[list[str]], list[str]]:
-    """The label of every axis of every operand and of the result; the axes of an ellipsis are
-    numbered from the end.
+    """Labels of the axes of every operand, and of the result.
+
+    The axes of an ellipsis are numbered from the end.
     """
-    left, arrow, right = (
-        node.attributes.get_string("equation", "").replace(" ", "").partition("->")
-    )
-    ranks = [len(relations.shape(value) or ()) for value in node.inputs]
-    operands = [
-        _term(text, rank) for text, rank in zip(left.split(","), ranks, strict=True)
-    ]
+    equation = node.attributes.get_string("equation", "").replace(" ", "")
+    left, arrow, right = equation.partition("->")
+    operands = []
+    for index, text in enumerate(left.split(",")):
+        rank = relations.rank(node.inputs[index])
+        operands.append(_term(text, rank))
     if arrow:
-        return operands, _term(right, len(relations.shape(node.outputs[0]) or ()))
-    counts = [one for labels in operands for one in labels]
-    dots = sorted(
-        {one for one in counts if one[0] == "."}, key=lambda one: -int(one[1:])
-    )
-    return operands, dots + sorted(
-        one for one in set(counts) if one[0] != "." and counts.count(one) == 1
-    )
+        return operands, _term(right, relations.rank(node.outputs[0]))
+    # without an arrow the result has the ellipsis, then what appears once, by the alphabet
+    every = [label for labels in operands for label in labels]
+    dots = {label for label in every if label.startswith(DOT)}
+    letters = set(every) - dots
+    once = [label for label in letters if every.count(label) == 1]
+    outermost_first = sorted(dots, key=lambda label: -int(label[1:]))
+    return operands, outermost_first + sorted(once)
 
 
 def _term(text: str, rank: int) -> list[str]:
-    before, dots, after = text.partition("...")
+    """Labels of a tensor of that rank."""
+    before, dots, after = text.partition(DOTS)
     count = rank - len(before) - len(after) if dots else 0
-    return [*before, *(f".{count - i}" for i in range(count)), *after]
+    ellipsis = [f"{DOT}{count - i}" for i in range(count)]
+    return [*before, *ellipsis, *after]

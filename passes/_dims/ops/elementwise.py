@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from ..relations import Relations
+from ..relations import Relations, required_input
 from ..table import rule
 
 UNARY = (
@@ -56,6 +56,8 @@ UNARY = (
     "RandomNormalLike",
     "RandomUniformLike",
 )
+"""Elementwise, and of one input."""
+
 FIRST_INPUT = ("CastLike", "Clip", "Dropout")
 """Elementwise in their first input; the others are scalars or only lend their type."""
 
@@ -85,27 +87,28 @@ BROADCAST = (
     "Where",
     "Xor",
 )
+"""Elementwise in all inputs, which are broadcast against each other."""
 
 
 def elementwise(source: ir.Value, result: ir.Value, relations: Relations) -> None:
-    """Relate the axes of two tensors that are aligned at their last axis; broadcast axes stay
-    apart.
-    """
-    before, after = relations.shape(source) or (), relations.shape(result) or ()
-    for back in range(1, min(len(before), len(after)) + 1):
+    """Relate the axes of two tensors aligned at their last axis; broadcast axes stay apart."""
+    shared = min(relations.rank(source), relations.rank(result))
+    for back in range(1, shared + 1):
         relations.same(source, -back, result, -back)
 
 
 @rule(*UNARY, *FIRST_INPUT)
 def first_input(node: ir.Node, relations: Relations) -> None:
-    assert node.inputs[0] is not None
+    """Outputs like the first input: the mask of a Dropout too."""
+    source = required_input(node, 0)
     for result in node.outputs:
         if relations.shape(result) is not None:
-            elementwise(node.inputs[0], result, relations)
+            elementwise(source, result, relations)
 
 
 @rule(*BROADCAST)
 def broadcast(node: ir.Node, relations: Relations) -> None:
+    """One output, aligned with every input."""
     for source in node.inputs:
         if source is not None:
             elementwise(source, node.outputs[0], relations)

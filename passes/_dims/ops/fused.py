@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from ..relations import Relations
+from ..relations import Relations, optional_input, required_input
 from ..shapes import MICROSOFT
 from ..surgery import Surgery
-from ..table import mend, rule
+from ..table import rule, update
 from .conv import convolution, regroup
 from .elementwise import broadcast, elementwise, first_input
 from .matmul import product
@@ -18,15 +18,13 @@ rule("BiasAdd", "BiasGelu", "FastGelu", domain=MICROSOFT)(broadcast)
 
 @rule("SkipLayerNormalization", "SkipSimplifiedLayerNormalization", domain=MICROSOFT)
 def skip_norm(node: ir.Node, relations: Relations) -> None:
-    """Data, skip, scale, shifts: all aligned at the last axis, over which their sum is
-    normalised.
-    """
-    data = node.inputs[0]
-    assert data is not None
+    """Data, skip, scale, shifts: aligned at the last axis, over which their sum is normalised."""
+    data = required_input(node, 0)
     for value in (*node.inputs[1:], *node.outputs):
-        if value is not None and relations.shape(value):
+        if value is not None and relations.rank(value):
             elementwise(value, data, relations)
-    relations.mix(node, "normalise", (0, len(relations.shape(data) or ()) - 1))
+    last = relations.rank(data) - 1
+    relations.mix(node, "normalise", (0, last))
 
 
 @rule("SimplifiedLayerNormalization")
@@ -38,29 +36,35 @@ def simplified_norm(node: ir.Node, relations: Relations) -> None:
 @rule("FusedMatMul", domain=MICROSOFT)
 def fused_matmul(node: ir.Node, relations: Relations) -> None:
     """MatMul of either side transposed in its last two axes, scaled."""
-    flags = [
-        bool(node.attributes.get_int(name, 0))
-        for name in ("transA", "transB", "transBatchA", "transBatchB")
-    ]
     left, right = node.inputs[:2]
-    ranks = [len(relations.shape(value) or ()) for value in (left, right)]
-    if any(flags[2:]) or min(ranks) < 2:
+    has_vector = relations.rank(left) < 2 or relations.rank(right) < 2
+    if has_vector or _is_set(node, "transBatchA") or _is_set(node, "transBatchB"):
+        reason = "FusedMatMul of vectors or of swapped batch axes"
         for value in (left, right, *node.outputs):
-            relations.freeze_all(
-                value, "FusedMatMul of vectors or of swapped batch axes"
-            )
+            relations.freeze_all(value, reason)
         return
-    product(node, relations, flags[0], flags[1])
+    product(
+        node,
+        relations,
+        flip_left=_is_set(node, "transA"),
+        flip_right=_is_set(node, "transB"),
+    )
+
+
+def _is_set(node: ir.Node, attribute: str) -> bool:
+    return bool(node.attributes.get_int(attribute, 0))
 
 
 @rule("FusedConv", domain=MICROSOFT)
 def fused_convolution(node: ir.Node, relations: Relations) -> None:
     """Conv with an activation, and a fourth input that is added in front of it."""
     convolution(node, relations)
-    if len(node.inputs) > 3 and node.inputs[3] is not None:
-        elementwise(node.inputs[3], node.outputs[0], relations)
+    added = optional_input(node, 3)
+    if added is not None:
+        elementwise(added, node.outputs[0], relations)
 
 
-@mend("FusedConv", domain=MICROSOFT)
+@update("FusedConv", domain=MICROSOFT)
 def regroup_fused(node: ir.Node, surgery: Surgery) -> None:
+    """Set as many groups as the weight has room for."""
     regroup(node, surgery)

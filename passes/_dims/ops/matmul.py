@@ -5,53 +5,66 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from ..._core.edit import is_constant
-from ..relations import Relations
+from ..relations import Relations, optional_input, required_input
 from ..table import rule
 from .elementwise import elementwise
 
 
 @rule("MatMul")
 def matmul(node: ir.Node, relations: Relations) -> None:
-    """A (*B, M, K), B (*B, K, N) -> (*B, M, N), vectors as in numpy. Batch axes of two activations
-    are heads.
-    """
-    product(node, relations, False, False)
+    """A (*B, M, K), B (*B, K, N) -> (*B, M, N), vectors as in numpy."""
+    product(node, relations, flip_left=False, flip_right=False)
 
 
 def product(
-    node: ir.Node, relations: Relations, flip_left: bool, flip_right: bool
+    node: ir.Node,
+    relations: Relations,
+    *,
+    flip_left: bool,
+    flip_right: bool,
 ) -> None:
-    """What MatMul says of its axes, with the last two of either side swapped where asked."""
-    left, right, result = node.inputs[0], node.inputs[1], node.outputs[0]
-    assert left is not None
-    assert right is not None
-    a, b = relations.shape(left) or (), relations.shape(right) or ()
+    """Relate the axes of a MatMul, the last two of either side swapped where asked.
+
+    Batch axes of two activations count attention heads.
+    """
+    left = required_input(node, 0)
+    right = required_input(node, 1)
+    result = node.outputs[0]
+    left_rank = relations.rank(left)
+    right_rank = relations.rank(right)
     row, summed = (-1, -2) if flip_left else (-2, -1)
     summed_right, column = (-1, -2) if flip_right else (-2, -1)
-    relations.summed(left, summed, right, summed_right if len(b) > 1 else -1)
-    relations.mix(node, "contract", (0, len(a) + summed))
-    if len(b) > 1:
+    # a vector has one axis, which is summed over, and none in the result
+    if right_rank == 1:
+        summed_right = -1
+    relations.summed(left, summed, right, summed_right)
+    relations.mix(node, "contract", (0, left_rank + summed))
+    if right_rank > 1:
         relations.same(right, column, result, -1)
-    if len(a) > 1:
-        relations.same(left, row, result, -2 if len(b) > 1 else -1)
-    both = not is_constant(left) and not is_constant(right)
-    for value, shape in ((left, a), (right, b)):
-        for back in range(3, len(shape) + 1):
-            relations.same(value, -back, result, -back + (len(b) < 2) + (len(a) < 2))
-            if both:
+    if left_rank > 1:
+        row_of_result = -2 if right_rank > 1 else -1
+        relations.same(left, row, result, row_of_result)
+    vectors = (left_rank < 2) + (right_rank < 2)
+    both_computed = not is_constant(left) and not is_constant(right)
+    for value in (left, right):
+        for back in range(3, relations.rank(value) + 1):
+            relations.same(value, -back, result, vectors - back)
+            if both_computed:
                 relations.tag_heads(value, -back)
 
 
 @rule("Gemm")
 def gemm(node: ir.Node, relations: Relations) -> None:
     """op(A) (M, K), op(B) (K, N), C broadcast to (M, N)."""
-    left, right, result = node.inputs[0], node.inputs[1], node.outputs[0]
-    assert left is not None
-    assert right is not None
-    a, b = node.attributes.get_int("transA", 0), node.attributes.get_int("transB", 0)
-    relations.summed(left, 0 if a else 1, right, 1 if b else 0)
-    relations.same(left, 1 if a else 0, result, 0)
-    relations.same(right, 0 if b else 1, result, 1)
-    relations.mix(node, "contract", (0, 0 if a else 1))
-    if len(node.inputs) > 2 and node.inputs[2] is not None:
-        elementwise(node.inputs[2], result, relations)
+    left = required_input(node, 0)
+    right = required_input(node, 1)
+    result = node.outputs[0]
+    row, summed = (1, 0) if node.attributes.get_int("transA", 0) else (0, 1)
+    summed_right, column = (1, 0) if node.attributes.get_int("transB", 0) else (0, 1)
+    relations.summed(left, summed, right, summed_right)
+    relations.same(left, row, result, 0)
+    relations.same(right, column, result, 1)
+    relations.mix(node, "contract", (0, summed))
+    bias = optional_input(node, 2)
+    if bias is not None:
+        elementwise(bias, result, relations)

@@ -2,50 +2,58 @@
 
 from __future__ import annotations
 
+import numpy as np
 import onnx_ir as ir
 
-from ..relations import Axis, Relations
+from ..relations import (
+    Axis,
+    Factors,
+    MixKind,
+    Relations,
+    axis_attribute,
+    name_of,
+    optional_input,
+    required_input,
+)
 from ..surgery import Surgery
-from ..table import mend, rule
+from ..table import rule, update
 from .conv import freeze_spatial
 from .elementwise import elementwise
 
 SUMS = frozenset({"ReduceSum", "ReduceSumSquare", "ReduceL1", "ReduceL2"})
 """Reductions to which a zero adds nothing: they contract; the others normalise."""
 
+# factors of the axes of a GroupNormalization
+GROUP = 0
+CHANNEL = 1
+
 
 @rule("BatchNormalization", "InstanceNormalization")
 def per_channel(node: ir.Node, relations: Relations) -> None:
-    """X (N, C, *S) and vectors (C,). InstanceNormalization normalises over S, BatchNormalization in
-    training N too.
+    """X (N, C, *S) and vectors (C,).
+
+    InstanceNormalization normalises over S, BatchNormalization in training over N too.
     """
-    data, result = node.inputs[0], node.outputs[0]
-    assert data is not None
-    elementwise(data, result, relations)
+    data = required_input(node, 0)
+    elementwise(data, node.outputs[0], relations)
     for value in (*node.inputs[1:], *node.outputs[1:]):
-        if value is not None and relations.shape(value):
+        if value is not None and relations.rank(value):
             relations.same(value, 0, data, 1)
-    training = bool(node.attributes.get_int("training_mode", 0))
-    if node.op_type == "InstanceNormalization" or training:
-        rank = len(relations.shape(data) or ())
-        relations.mix(
-            node,
-            "normalise",
-            *(
-                (0, axis)
-                for axis in range(rank)
-                if axis > 1 or (training and axis == 0)
-            ),
-        )
+    axes = list(range(2, relations.rank(data)))
+    if node.attributes.get_int("training_mode", 0):
+        axes.insert(0, 0)
+    elif node.op_type != "InstanceNormalization":
+        return
+    relations.mix(node, "normalise", *((0, axis) for axis in axes))
 
 
 @rule("LayerNormalization", "RMSNormalization")
 def trailing(node: ir.Node, relations: Relations) -> None:
     """Normalises over the axes from `axis` on; scale and bias are aligned at the last axis."""
-    data, result = node.inputs[0], node.outputs[0]
-    assert data is not None
-    rank = len(relations.shape(data) or ())
-    first = node.attributes.get_int("axis", -1) % rank
+    data = required_input(node, 0)
+    result = node.outputs[0]
+    rank = relations.rank(data)
+    first = axis_attribute(node, -1, rank)
     for value in node.inputs[1:]:
         if value is not None:
             elementwise(value, result, relations)
@@ -58,40 +66,44 @@ def trailing(node: ir.Node, relations: Relations) -> None:
 
 @rule("GroupNormalization")
 def group_norm(node: ir.Node, relations: Relations) -> None:
-    """X (N, g*c, *S); scale and bias (g*c,), (g,) before opset 21. Whole groups go, or as many
-    channels of each.
+    """X (N, g*c, *S); scale and bias (g*c,), (g,) before opset 21.
+
+    Whole groups go, or as many channels of each.
     """
-    data, result = node.inputs[0], node.outputs[0]
-    assert data is not None
-    elementwise(data, result, relations)
+    data = required_input(node, 0)
+    elementwise(data, node.outputs[0], relations)
     freeze_spatial(data, relations)
     groups = node.attributes.get_int("num_groups", 1)
-    width = (relations.shape(data) or ())[1] // groups
-    axes: list[tuple[Axis, tuple[int, ...]]] = [((data, 1), (0, 1))]
+    width = relations.dims(data)[1] // groups
+    axes: list[tuple[Axis, Factors]] = [((data, 1), (GROUP, CHANNEL))]
     mixed = [(0, 1)]
     for index, value in enumerate(node.inputs[1:], 1):
-        if value is not None and relations.shape(value) == (groups,) and width > 1:
-            axes.append(((value, 0), (0,)))
+        if value is None:
+            continue
+        if relations.shape(value) == (groups,) and width > 1:
+            axes.append(((value, 0), (GROUP,)))
             mixed.append((index, 0))
-        elif value is not None:
+        else:
             relations.same(value, 0, data, 1)
     relations.grouped(
-        f"{node.op_type} {node.name}", (groups, width), axes, [(0,), (1,)]
+        name_of(node),
+        sizes=(groups, width),
+        axes=axes,
+        options=[(GROUP,), (CHANNEL,)],
     )
     relations.mix(node, "normalise", *mixed)
 
 
-@mend("GroupNormalization")
+@update("GroupNormalization")
 def fewer_groups(node: ir.Node, surgery: Surgery) -> None:
-    """The groups of which some channel stays."""
-    data = node.inputs[0]
+    """Set the groups of which some channel stays."""
+    data = required_input(node, 0)
     kept = surgery.kept(data, 1)
-    if data is None or kept is None:
+    if kept is None:
         return
     width = surgery.before(data)[1] // node.attributes.get_int("num_groups", 1)
-    node.attributes["num_groups"] = ir.AttrInt64(
-        "num_groups", len(set((kept // width).tolist()))
-    )
+    groups = np.unique(kept // width)
+    node.attributes["num_groups"] = ir.AttrInt64("num_groups", len(groups))
 
 
 @rule(
@@ -108,41 +120,42 @@ def fewer_groups(node: ir.Node, surgery: Surgery) -> None:
 )
 def reduction(node: ir.Node, relations: Relations) -> None:
     """Reduced axes are mixed; the others are those of the result."""
-    data, result = node.inputs[0], node.outputs[0]
-    assert data is not None
-    before, after = relations.shape(data) or (), relations.shape(result) or ()
+    data = required_input(node, 0)
+    result = node.outputs[0]
     axes = reduced_axes(node, relations)
     if axes is None:
-        relations.freeze_all(data, f"{node.op_type} over axes that are computed")
-        relations.freeze_all(result, f"{node.op_type} over axes that are computed")
+        reason = f"{node.op_type} over axes that are computed"
+        relations.freeze_all(data, reason)
+        relations.freeze_all(result, reason)
         return
-    keep = node.attributes.get_int("keepdims", 1)
+    keeps_reduced = bool(node.attributes.get_int("keepdims", 1))
     position = 0
-    for axis in range(len(before)):
+    for axis in range(relations.rank(data)):
         if axis not in axes:
             relations.same(data, axis, result, position)
-        position += keep or axis not in axes
-    assert position == len(after)
+        if keeps_reduced or axis not in axes:
+            position += 1
+    assert position == relations.rank(result)
     if axes:
-        kind = "contract" if node.op_type in SUMS else "normalise"
-        relations.mix(node, kind, *((0, axis) for axis in sorted(axes)))  # type: ignore[arg-type]
+        kind: MixKind = "contract" if node.op_type in SUMS else "normalise"
+        relations.mix(node, kind, *((0, axis) for axis in sorted(axes)))
 
 
 def reduced_axes(node: ir.Node, relations: Relations) -> set[int] | None:
-    """The axes of a reduction as non-negative numbers; None if they are computed."""
-    rank = len(relations.shape(node.inputs[0]) or ())
+    """Axes of a reduction as non-negative numbers; None if they are computed."""
+    rank = relations.rank(node.inputs[0])
+    # an attribute in old opsets, an input since 13 or 18
     given: list[int] | None = list(node.attributes.get_ints("axes", []))
-    if len(node.inputs) > 1 and node.inputs[1] is not None:
-        given = relations.trace.constants(node.inputs[1])
+    computed = optional_input(node, 1)
+    if computed is not None:
+        given = relations.trace.constants(computed)
         if given is None:
             return None
-    if not given:
-        return (
-            set()
-            if node.attributes.get_int("noop_with_empty_axes", 0)
-            else set(range(rank))
-        )
-    return {axis % rank for axis in given}
+    if given:
+        return {axis % rank for axis in given}
+    if node.attributes.get_int("noop_with_empty_axes", 0):
+        return set()
+    return set(range(rank))
 
 
 @rule(
@@ -156,10 +169,9 @@ def reduced_axes(node: ir.Node, relations: Relations) -> set[int] | None:
 )
 def along_axis(node: ir.Node, relations: Relations) -> None:
     """Elementwise on all axes but the one it runs along, which stays."""
-    data, result = node.inputs[0], node.outputs[0]
-    assert data is not None
-    elementwise(data, result, relations)
-    rank = len(relations.shape(data) or ())
+    data = required_input(node, 0)
+    elementwise(data, node.outputs[0], relations)
+    rank = relations.rank(data)
     for axis in _run_along(node, rank, relations):
         relations.freeze(data, axis, f"{node.op_type} runs along it")
     for value in node.inputs[1:]:
@@ -168,15 +180,12 @@ def along_axis(node: ir.Node, relations: Relations) -> None:
 
 def _run_along(node: ir.Node, rank: int, relations: Relations) -> list[int]:
     if node.op_type == "MeanVarianceNormalization":
-        return [a % rank for a in node.attributes.get_ints("axes", [0, 2, 3])]
+        axes = node.attributes.get_ints("axes", [0, 2, 3])
+        return [axis % rank for axis in axes]
     if node.op_type in ("CumSum", "CumProd"):
         given = relations.trace.constants(node.inputs[1])
         return list(range(rank)) if given is None else [given[0] % rank]
-    default = -1
-    axis = node.attributes.get_int("axis", default)
-    if (
-        node.op_type in ("Softmax", "LogSoftmax", "Hardmax")
-        and relations.trace.opset < 13
-    ):
-        return list(range(node.attributes.get_int("axis", 1) % rank, rank))
-    return [axis % rank]
+    if node.op_type != "LpNormalization" and relations.trace.opset < 13:
+        # the axes from `axis` on were flattened and normalised together
+        return list(range(axis_attribute(node, 1, rank), rank))
+    return [axis_attribute(node, -1, rank)]

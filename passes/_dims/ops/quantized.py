@@ -1,5 +1,6 @@
-"""Quantized tensors: scales and zero points follow the axis that they belong to. Sums of integers
-stay as they are.
+"""Quantized tensors: scales and zero points follow the axis that they belong to.
+
+Sums of integers stay as they are.
 """
 
 from __future__ import annotations
@@ -7,36 +8,9 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from ..relations import Relations
+from ..relations import Relations, axis_attribute, required_input
 from ..table import rule
 from .elementwise import elementwise
-
-
-@rule("QuantizeLinear", "DequantizeLinear")
-def quantized(node: ir.Node, relations: Relations) -> None:
-    """Scale and zero point: one number, one for each slot of `axis`, or one for each block of
-    `block_size` of them.
-    """
-    data, result = node.inputs[0], node.outputs[0]
-    assert data is not None
-    elementwise(data, result, relations)
-    shape = relations.shape(data) or ()
-    axis = node.attributes.get_int("axis", 1) % max(len(shape), 1)
-    block = node.attributes.get_int("block_size", 0)
-    for value in node.inputs[1:]:
-        own = relations.shape(value) or ()
-        if value is None or not own:
-            continue
-        if len(own) == 1 and not block:
-            if own[0] > 1:
-                relations.same(value, 0, data, axis)
-            continue
-        for other in range(len(own)):
-            if other != axis:
-                relations.same(value, other, data, other)
-        slots = np.arange(shape[axis])
-        relations.link(data, axis, slots, value, axis, slots // max(block, 1))
-
 
 INTEGER = (
     "ConvInteger",
@@ -45,6 +19,41 @@ INTEGER = (
     "QLinearConv",
     "QLinearMatMul",
 )
+"""Standard ops that compute in integers."""
+
+
+@rule("QuantizeLinear", "DequantizeLinear")
+def quantized(node: ir.Node, relations: Relations) -> None:
+    """Scale and zero point: one number, one for each slot of `axis`, or one for each block.
+
+    A block is `block_size` slots of the axis.
+    """
+    data = required_input(node, 0)
+    elementwise(data, node.outputs[0], relations)
+    axis = axis_attribute(node, 1, relations.rank(data))
+    block = node.attributes.get_int("block_size", 0)
+    for value in node.inputs[1:]:
+        if value is None or not relations.rank(value):
+            continue
+        if relations.rank(value) > 1 or block:
+            _relate_blocks(data, value, axis, max(block, 1), relations)
+        elif relations.dims(value)[0] > 1:
+            relations.same(value, 0, data, axis)
+
+
+def _relate_blocks(
+    data: ir.Value,
+    scales: ir.Value,
+    axis: int,
+    block: int,
+    relations: Relations,
+) -> None:
+    """One scale for so many slots of an axis: they go together."""
+    for other in range(relations.rank(scales)):
+        if other != axis:
+            relations.same(scales, other, data, other)
+    slots = np.arange(relations.dims(data)[axis])
+    relations.link(data, axis, slots, scales, axis, slots // block)
 
 
 @rule(*INTEGER)

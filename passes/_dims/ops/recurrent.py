@@ -1,5 +1,5 @@
-"""Recurrent layers: a hidden unit is one row of every gate, one column of the recurrence, one slot
-of every state.
+"""Recurrent layers: a hidden unit is a row of every gate, a column of the recurrence, a slot of
+every state.
 """
 
 from __future__ import annotations
@@ -7,14 +7,15 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from ..relations import Relations
+from ..._core.ops import RECURRENT
+from ..relations import Relations, optional_input, required_input
 from ..surgery import Surgery
-from ..table import mend, rule
+from ..table import rule, update
 
-GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
+DIRECTIONS = "directions"
 
 
-@rule(*GATES)
+@rule(*RECURRENT)
 def recurrent(node: ir.Node, relations: Relations) -> None:
     """X (T, N, C), W (D, g*H, C), R (D, g*H, H), B (D, 2*g*H), P (D, 3*H), states (D, N, H) -> Y
     (T, D, N, H).
@@ -22,29 +23,34 @@ def recurrent(node: ir.Node, relations: Relations) -> None:
     With `layout` 1 the batch comes first. Both directions lose the same units: their weights are
     one tensor.
     """
-    data, weight, recurrence = node.inputs[:3]
-    assert data is not None
-    assert weight is not None
-    assert recurrence is not None
-    width = relations.sizes[relations.find(recurrence, 2)]
+    data = required_input(node, 0)
+    weight = required_input(node, 1)
+    recurrence = required_input(node, 2)
+    bias = optional_input(node, 3)
+    lengths = optional_input(node, 4)
+    hidden = optional_input(node, 5)
+    cell = optional_input(node, 6)
+    peephole = optional_input(node, 7)
+    units = relations.sizes[relations.find(recurrence, 2)]
     relations.same(data, 2, weight, 2)
-    bias, lengths, hidden, cell, peephole = [*node.inputs[3:], *[None] * 5][:5]
-    for value in (weight, recurrence, bias, peephole):
-        relations.freeze(value, 0, "directions")
+    by_gate = (weight, recurrence, bias, peephole)
+    for value in by_gate:
+        relations.freeze(value, 0, DIRECTIONS)
     relations.freeze_all(lengths, "sequence lengths")
-    for value, axis in ((weight, 1), (recurrence, 1), (bias, 1), (peephole, 1)):
+    for value in by_gate:
         if value is not None:
-            slots = np.arange((relations.shape(value) or ())[axis])
-            relations.link(value, axis, slots, recurrence, 2, slots % width)
+            # row after row of each gate in turn: row i belongs to unit i modulo H
+            rows = np.arange(relations.dims(value)[1])
+            relations.link(value, 1, rows, recurrence, 2, rows % units)
     for value in (hidden, cell, *node.outputs):
-        if value is not None and relations.shape(value):
+        if value is not None and relations.rank(value):
             relations.same(value, -1, recurrence, 2)
-    _steps(node, data, (hidden, cell), relations)
+    _relate_steps(node, data, (hidden, cell), relations)
     relations.mix(node, "contract", (0, 2))
     relations.mix(node, "contract", (2, 2))
 
 
-def _steps(
+def _relate_steps(
     node: ir.Node,
     data: ir.Value,
     states: tuple[ir.Value | None, ...],
@@ -56,20 +62,21 @@ def _steps(
     relations.freeze(data, time, f"{node.op_type} runs along it")
     every, *last = node.outputs
     if relations.shape(every) is not None:
+        batch_of_every, directions = (0, 2) if batch_first else (2, 1)
         relations.same(data, time, every, time)
-        relations.same(data, batch, every, 0 if batch_first else 2)
-        relations.freeze(every, 2 if batch_first else 1, "directions")
+        relations.same(data, batch, every, batch_of_every)
+        relations.freeze(every, directions, DIRECTIONS)
+    batch_of_state, directions = (0, 1) if batch_first else (1, 0)
     for value in (*states, *last):
-        if value is not None and relations.shape(value):
-            relations.same(value, 0 if batch_first else 1, data, batch)
-            relations.freeze(value, 1 if batch_first else 0, "directions")
+        if value is not None and relations.rank(value):
+            relations.same(value, batch_of_state, data, batch)
+            relations.freeze(value, directions, DIRECTIONS)
 
 
-@mend(*GATES)
+@update(*RECURRENT)
 def fewer_units(node: ir.Node, surgery: Surgery) -> None:
-    recurrence = node.inputs[2]
-    assert recurrence is not None
+    """Set the hidden size to the units that stay."""
+    recurrence = required_input(node, 2)
     if surgery.narrowed(recurrence, 2):
-        node.attributes["hidden_size"] = ir.AttrInt64(
-            "hidden_size", surgery.after(recurrence)[2]
-        )
+        units = surgery.after(recurrence)[2]
+        node.attributes["hidden_size"] = ir.AttrInt64("hidden_size", units)

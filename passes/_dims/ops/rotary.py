@@ -9,16 +9,16 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
-from ..relations import Relations
-from ..shapes import MICROSOFT
+from ..relations import Relations, name_of, required_input
+from ..shapes import MICROSOFT, Shape
 from ..surgery import Surgery, SurgeryError
-from ..table import mend, rule
+from ..table import rule, update
 
 
 @rule("RotaryEmbedding")
 def rotary(node: ir.Node, relations: Relations) -> None:
     """X (N, h, L, d) or (N, L, h*d), tables (P, d/2) or (N, L, d/2)."""
-    _rotate(node, node.inputs[1:3], relations)
+    _rotate(node, 1, relations)
     for value in node.inputs[3:]:
         relations.freeze_all(value, "positions")
 
@@ -26,63 +26,78 @@ def rotary(node: ir.Node, relations: Relations) -> None:
 @rule("RotaryEmbedding", domain=MICROSOFT)
 def rotary_of_runtime(node: ir.Node, relations: Relations) -> None:
     """The same with the positions second."""
-    _rotate(node, node.inputs[2:4], relations)
+    _rotate(node, 2, relations)
     relations.freeze_all(node.inputs[1], "positions")
 
 
-def _rotate(
-    node: ir.Node, tables: Sequence[ir.Value | None], relations: Relations
-) -> None:
-    data, (cosine, sine) = node.inputs[0], tables
-    assert data is not None
-    assert cosine is not None
-    assert sine is not None
-    shape, turned = relations.shape(data) or (), _turned(relations.shape(cosine) or ())
+def _rotate(node: ir.Node, table: int, relations: Relations) -> None:
+    """Relate data and both tables of angles; `table`: the input that holds the cosines."""
+    data = required_input(node, 0)
+    cosine = required_input(node, table)
+    sine = required_input(node, table + 1)
+    shape = relations.dims(data)
+    turned = _turned(relations.dims(cosine))
     for axis in range(len(shape)):
         relations.same(data, axis, node.outputs[0], axis)
     for value in (cosine, sine):
-        for axis in range(len(relations.shape(value) or ()) - 1):
+        for axis in range(relations.rank(value) - 1):
             relations.freeze(value, axis, "positions")
     relations.same(cosine, -1, sine, -1)
-    size, last = _head_size(node, shape, turned), (data, len(shape) - 1)
-    interleaved, where = (
-        node.attributes.get_int("interleaved", 0),
-        f"{node.op_type} {node.name}",
-    )
+    size = _head_size(node, shape, turned)
+    interleaved = bool(node.attributes.get_int("interleaved", 0))
     if size == turned:
-        pairs = (size // 2, 2) if interleaved else (2, size // 2)
-        column = 1 if interleaved else 2
-        relations.grouped(
-            where,
-            (shape[-1] // size, *pairs),
-            [(last, (0, 1, 2)), ((cosine, -1), (column,))],
-            [(0,), (column,)],
-            heads=(0,),
-        )
+        _turn_whole_heads(node, data, cosine, size, interleaved, relations)
     elif shape[-1] == size:
+        # one head on the axis: slots that turn go with their column, the others are free
         slots = np.arange(turned)
-        relations.link(
-            *last,
-            slots,
-            cosine,
-            -1,
-            slots // 2 if interleaved else slots % (turned // 2),
-        )
+        columns = slots // 2 if interleaved else slots % (turned // 2)
+        relations.link(data, len(shape) - 1, slots, cosine, -1, columns)
     else:
         relations.freeze(cosine, -1, "some head dimensions turn, others do not")
         relations.grouped(
-            where, (shape[-1] // size, size), [(last, (0, 1))], [(0,)], heads=(0,)
+            name_of(node),
+            sizes=(shape[-1] // size, size),
+            axes=[((data, len(shape) - 1), (0, 1))],
+            options=[(0,)],
+            heads=(0,),
         )
 
 
+def _turn_whole_heads(
+    node: ir.Node,
+    data: ir.Value,
+    cosine: ir.Value,
+    size: int,
+    interleaved: bool,
+    relations: Relations,
+) -> None:
+    """Factors of the last axis: heads, and pairs of dimensions, of which one factor is the column.
+
+    Interleaved pairs lie side by side, the others half a head apart.
+    """
+    shape = relations.dims(data)
+    heads = shape[-1] // size
+    column = 1 if interleaved else 2
+    half = size // 2
+    sizes = (heads, half, 2) if interleaved else (heads, 2, half)
+    relations.grouped(
+        name_of(node),
+        sizes,
+        axes=[((data, len(shape) - 1), (0, 1, 2)), ((cosine, -1), (column,))],
+        options=[(0,), (column,)],
+        heads=(0,),
+    )
+
+
 def _turned(table: Sequence[int]) -> int:
-    """How many dimensions of a head are rotated."""
+    """Dimensions of a head that are rotated."""
     return 2 * table[-1]
 
 
-def _head_size(node: ir.Node, shape: Sequence[int], turned: int) -> int:
-    """The head size of X (N, h, L, d), or of (N, L, h*d) by its head count; without one all of a
-    head turns.
+def _head_size(node: ir.Node, shape: Shape, turned: int) -> int:
+    """Head size of X (N, h, L, d), or of (N, L, h*d) by its head count.
+
+    Without a head count all of a head turns.
     """
     heads = node.attributes.get_int("num_heads", 0)
     if len(shape) == 4:
@@ -90,32 +105,35 @@ def _head_size(node: ir.Node, shape: Sequence[int], turned: int) -> int:
     return shape[-1] // heads if heads else turned
 
 
-@mend("RotaryEmbedding")
+@update("RotaryEmbedding")
 def turn_fewer(node: ir.Node, surgery: Surgery) -> None:
-    _fit(node, node.inputs[1], surgery)
+    """Set the heads and rotated dimensions that stay."""
+    _fit(node, required_input(node, 1), surgery)
 
 
-@mend("RotaryEmbedding", domain=MICROSOFT)
+@update("RotaryEmbedding", domain=MICROSOFT)
 def turn_fewer_of_runtime(node: ir.Node, surgery: Surgery) -> None:
-    _fit(node, node.inputs[2], surgery)
+    """The same with the positions second."""
+    _fit(node, required_input(node, 2), surgery)
 
 
-def _fit(node: ir.Node, cosine: ir.Value | None, surgery: Surgery) -> None:
-    """As many heads, and rotated dimensions of each, as stay."""
-    data = node.inputs[0]
-    assert data is not None
-    assert cosine is not None
-    kept, before = surgery.kept(data, -1), surgery.before(data)
+def _fit(node: ir.Node, cosine: ir.Value, surgery: Surgery) -> None:
+    """Set as many heads, and rotated dimensions of each, as stay."""
+    data = required_input(node, 0)
+    kept = surgery.kept(data, -1)
     if kept is None:
         return
     turned = _turned(surgery.before(cosine))
-    size = _head_size(node, before, turned)
-    left = int((np.unique(kept % size) < turned).sum())
+    size = _head_size(node, surgery.before(data), turned)
+    dimensions = np.unique(kept % size)
+    left = int((dimensions < turned).sum())
     if not left:
         raise SurgeryError(node, "none of the dimensions that it turns would stay")
-    for name, count in (
-        ("num_heads", len(np.unique(kept // size))),
-        ("rotary_embedding_dim", left),
-    ):
+    counts = {
+        "num_heads": len(np.unique(kept // size)),
+        "rotary_embedding_dim": left,
+    }
+    for name, count in counts.items():
+        # 0, the default, says that the shapes tell it
         if node.attributes.get_int(name, 0):
             node.attributes[name] = ir.AttrInt64(name, count)

@@ -2,160 +2,208 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import onnx_ir as ir
 
-from ..relations import Relations, Slots
+from ..._core.ops import VIEWS
+from ..relations import (
+    Relations,
+    Slots,
+    axis_attribute,
+    name_of,
+    optional_input,
+    required_input,
+)
+from ..shapes import Shape
 from ..surgery import Surgery, SurgeryError
-from ..table import mend, rule
+from ..table import rule, update
+from .conv import SPATIAL
+
+Ints = Callable[[ir.Value | None], list[int] | None]
+"""Reads a small integer tensor; None where it is computed."""
 
 
-@rule("Reshape", "Flatten", "Squeeze", "Unsqueeze")
+# --- one order of elements ------------------------------------------------------
+
+
+@rule(*VIEWS)
 def reshape(node: ir.Node, relations: Relations) -> None:
     """The same elements in the same order: runs of axes with equal products are blocks."""
-    data, result = node.inputs[0], node.outputs[0]
-    assert data is not None
-    before, after = relations.shape(data) or (), relations.shape(result) or ()
+    data = required_input(node, 0)
+    result = node.outputs[0]
+    before = relations.dims(data)
+    after = relations.dims(result)
     if 0 in before:
         for value in (data, result):
             relations.freeze_all(value, "the tensor is empty")
         return
-    left, right = 0, 0
-    while left < len(before) and right < len(after):
-        starts, a, b = (left, right), before[left], after[right]
-        left, right = left + 1, right + 1
-        while a != b:
-            if a < b:
-                a, left = a * before[left], left + 1
-            else:
-                b, right = b * after[right], right + 1
-        if (left, right) == (starts[0] + 1, starts[1] + 1):
-            relations.same(data, left - 1, result, right - 1)
+    for old_axes, new_axes in _equal_runs(before, after):
+        if len(old_axes) == 1 and len(new_axes) == 1:
+            relations.same(data, old_axes[0], result, new_axes[0])
         else:
             relations.block(
-                f"{node.op_type} {node.name}",
-                [(data, i) for i in range(starts[0], left)],
-                [(result, i) for i in range(starts[1], right)],
+                name_of(node),
+                [(data, axis) for axis in old_axes],
+                [(result, axis) for axis in new_axes],
             )
+
+
+def _equal_runs(before: Shape, after: Shape) -> Iterator[tuple[range, range]]:
+    """Shortest runs of axes of both shapes with the same number of elements, in order."""
+    left = 0
+    right = 0
+    while left < len(before) and right < len(after):
+        first_left = left
+        first_right = right
+        old = before[left]
+        new = after[right]
+        left += 1
+        right += 1
+        while old != new:
+            if old < new:
+                old *= before[left]
+                left += 1
+            else:
+                new *= after[right]
+                right += 1
+        yield range(first_left, left), range(first_right, right)
 
 
 @rule("Transpose")
 def transpose(node: ir.Node, relations: Relations) -> None:
-    data, result = node.inputs[0], node.outputs[0]
-    assert data is not None
-    rank = len(relations.shape(data) or ())
-    for after, before in enumerate(node.attributes.get_ints("perm", range(rank)[::-1])):
+    """The axes in another order, by default the reverse one."""
+    data = required_input(node, 0)
+    result = node.outputs[0]
+    reverse = range(relations.rank(data))[::-1]
+    order = node.attributes.get_ints("perm", reverse)
+    for after, before in enumerate(order):
         relations.same(data, before, result, after)
+
+
+# --- repetition -----------------------------------------------------------------
 
 
 @rule("Expand")
 def expand(node: ir.Node, relations: Relations) -> None:
     """Axes that keep their size; those repeated from 1 are new ones."""
-    data, result = node.inputs[0], node.outputs[0]
-    assert data is not None
-    for back in range(1, len(relations.shape(data) or ()) + 1):
+    data = required_input(node, 0)
+    result = node.outputs[0]
+    for back in range(1, relations.rank(data) + 1):
         relations.same(data, -back, result, -back)
 
 
 @rule("Tile")
 def tile(node: ir.Node, relations: Relations) -> None:
     """Copies along an axis go together."""
-    data, result = node.inputs[0], node.outputs[0]
-    assert data is not None
-    for axis, (size, total) in enumerate(
-        zip(relations.shape(data) or (), relations.shape(result) or (), strict=True)
-    ):
+    data = required_input(node, 0)
+    result = node.outputs[0]
+    totals = relations.dims(result)
+    for axis, size in enumerate(relations.dims(data)):
+        total = totals[axis]
         if size == total:
             relations.same(data, axis, result, axis)
         elif size > 1 and total:
-            relations.link(
-                result, axis, np.arange(total), data, axis, np.arange(total) % size
-            )
+            copies = np.arange(total)
+            relations.link(result, axis, copies, data, axis, copies % size)
+
+
+# --- parts ----------------------------------------------------------------------
 
 
 @rule("Concat")
 def concat(node: ir.Node, relations: Relations) -> None:
     """Slots of the result are those of the parts, one after the other."""
-    _parts(node.outputs[0], node.inputs, node, relations)
+    _relate_parts(node.outputs[0], node.inputs, node, relations)
 
 
 @rule("Split")
 def split(node: ir.Node, relations: Relations) -> None:
-    assert node.inputs[0] is not None
-    _parts(node.inputs[0], node.outputs, node, relations)
+    """Slots of the data are those of the parts, one after the other."""
+    _relate_parts(required_input(node, 0), node.outputs, node, relations)
 
 
-def _parts(
+def _relate_parts(
     whole: ir.Value,
     parts: Sequence[ir.Value | None],
     node: ir.Node,
     relations: Relations,
 ) -> None:
     """`whole` is its parts one after the other along the node's axis."""
-    rank = len(relations.shape(whole) or ())
-    cut = node.attributes.get_int("axis", 0) % rank
+    rank = relations.rank(whole)
+    cut = axis_attribute(node, 0, rank)
     offset = 0
     for value in parts:
         assert value is not None
         for axis in range(rank):
             if axis != cut:
                 relations.same(whole, axis, value, axis)
-        size = (relations.shape(value) or ())[cut]
-        relations.link(
-            whole, cut, offset + np.arange(size), value, cut, np.arange(size)
-        )
-        offset += size
+        slots = np.arange(relations.dims(value)[cut])
+        relations.link(whole, cut, offset + slots, value, cut, slots)
+        offset += len(slots)
 
 
-@mend("Split")
+@update("Split")
 def split_sizes(node: ir.Node, surgery: Surgery) -> None:
+    """Set the sizes of the parts that stay."""
     cut = node.attributes.get_int("axis", 0)
-    if any(surgery.narrowed(value, cut) for value in (node.inputs[0], *node.outputs)):
+    if _any_narrowed((node.inputs[0], *node.outputs), [cut], surgery):
         sizes = [surgery.after(value)[cut] for value in node.outputs]
         node.attributes.pop("num_outputs", None)
         surgery.constant(node, 1, sizes)
 
 
-Ints = Callable[[ir.Value | None], list[int] | None]
+def _any_narrowed(
+    values: Sequence[ir.Value | None],
+    axes: Sequence[int],
+    surgery: Surgery,
+) -> bool:
+    places = itertools.product(values, axes)
+    return any(surgery.narrowed(value, axis) for value, axis in places)
 
 
-def _constant_slice(
-    bounds: list[list[int] | None], rank: int
-) -> dict[int, slice] | None:
-    """By axis, what a Slice with known bounds takes."""
-    if any(part is None for part in bounds):
-        return None
-    starts, ends, axes, steps = (part or [] for part in bounds)
-    axes, steps = axes or list(range(len(starts))), steps or [1] * len(starts)
-    cuts = zip(axes, starts, ends, steps, strict=True)
-    return {axis % rank: slice(start, end, step) for axis, start, end, step in cuts}
+# --- Slice ----------------------------------------------------------------------
+
+
+def _cuts(node: ir.Node, ints: Ints, rank: int) -> dict[int, slice] | None:
+    """By axis, what a Slice takes; None where a bound is computed."""
+    bounds = []
+    for index in range(1, 5):
+        value = optional_input(node, index)
+        part = [] if value is None else ints(value)
+        if part is None:
+            return None
+        bounds.append(part)
+    starts, ends, axes, steps = bounds
+    axes = axes or list(range(len(starts)))
+    steps = steps or [1] * len(starts)
+    cuts = {}
+    for axis, start, end, step in zip(axes, starts, ends, steps, strict=True):
+        cuts[axis % rank] = slice(start, end, step)
+    return cuts
 
 
 def _taken(cut: slice, size: int) -> Slots:
-    """The positions that a Slice takes of an axis: ONNX clamps an end below -size, Python would
-    wrap it.
-    """
-    step = cut.step
-    stop = None if step < 0 and cut.stop < -size else cut.stop
-    return np.arange(size)[slice(cut.start, stop, step)]
-
-
-def _bounds(node: ir.Node, ints: Ints) -> list[list[int] | None]:
-    inputs = [*node.inputs[1:], None, None, None, None][:4]
-    return [[] if value is None else ints(value) for value in inputs]
+    """Positions that a Slice takes of an axis of that size."""
+    # ONNX clamps an end below -size, Python would wrap it
+    clamped = cut.step < 0 and cut.stop < -size
+    stop = None if clamped else cut.stop
+    return np.arange(size)[slice(cut.start, stop, cut.step)]
 
 
 @rule("Slice")
 def cut_out(node: ir.Node, relations: Relations) -> None:
-    """Slots that are taken go with those they become; bounds that are computed freeze the axes they
-    cut.
+    """Slots that are taken go with those they become.
+
+    Bounds that are computed freeze the axes they cut.
     """
-    data, result = node.inputs[0], node.outputs[0]
-    assert data is not None
-    before, after = relations.shape(data) or (), relations.shape(result) or ()
-    cuts = _constant_slice(_bounds(node, relations.trace.constants), len(before))
+    data = required_input(node, 0)
+    result = node.outputs[0]
+    before = relations.dims(data)
+    after = relations.dims(result)
+    cuts = _cuts(node, relations.trace.constants, len(before))
     for axis, size in enumerate(before):
         if cuts is None and size != after[axis]:
             relations.freeze(data, axis, "cut at computed bounds")
@@ -164,126 +212,131 @@ def cut_out(node: ir.Node, relations: Relations) -> None:
             relations.same(data, axis, result, axis)
         else:
             taken = _taken(cuts[axis], size)
-            relations.link(result, axis, np.arange(len(taken)), data, axis, taken)
+            slots = np.arange(len(taken))
+            relations.link(result, axis, slots, data, axis, taken)
 
 
-@mend("Slice")
+@update("Slice")
 def move_bounds(node: ir.Node, surgery: Surgery) -> None:
-    """New bounds where what stays is one run; else a Gather of that axis."""
-    data, result = node.inputs[0], node.outputs[0]
-    assert data is not None
+    """Set new bounds where what stays is one run; else put a Gather of that axis in front."""
+    data = required_input(node, 0)
+    result = node.outputs[0]
     before = surgery.before(data)
-    cuts = _constant_slice(_bounds(node, surgery.old_constants), len(before))
-    if cuts is None or not any(
-        surgery.narrowed(v, axis) for v in (data, result) for axis in cuts
-    ):
+    cuts = _cuts(node, surgery.old_constants, len(before))
+    if cuts is None or not _any_narrowed((data, result), list(cuts), surgery):
         return
     for axis, cut in list(cuts.items()):
-        if not surgery.narrowed(data, axis) and not surgery.narrowed(result, axis):
+        if not _any_narrowed((data, result), [axis], surgery):
             continue
         taken = _taken(cut, before[axis])
         kept = surgery.kept(result, axis)
-        now = surgery.positions(data, axis, taken if kept is None else taken[kept])
+        if kept is not None:
+            taken = taken[kept]
+        now = surgery.positions(data, axis, taken)
         if len(now) and (np.diff(now) == 1).all():
             cuts[axis] = slice(int(now[0]), int(now[-1]) + 1, 1)
         else:
             surgery.select(node, 0, axis, now)
             cuts[axis] = slice(0, len(now), 1)
-    for index, part in enumerate(
-        (
-            [c.start for c in cuts.values()],
-            [c.stop for c in cuts.values()],
-            list(cuts),
-            [c.step for c in cuts.values()],
-        ),
-        1,
-    ):
-        surgery.constant(node, index, part)
+    surgery.constant(node, 1, [cut.start for cut in cuts.values()])
+    surgery.constant(node, 2, [cut.stop for cut in cuts.values()])
+    surgery.constant(node, 3, list(cuts))
+    surgery.constant(node, 4, [cut.step for cut in cuts.values()])
+
+
+# --- Gather ---------------------------------------------------------------------
 
 
 @rule("Gather")
 def gather(node: ir.Node, relations: Relations) -> None:
-    """Constant indices: slots go with those they become. Computed indices (tokens): the axis
-    stays.
-    """
-    data, indices, result = node.inputs[0], node.inputs[1], node.outputs[0]
-    assert data is not None
-    assert indices is not None
-    before, places = relations.shape(data) or (), relations.shape(indices) or ()
-    axis = node.attributes.get_int("axis", 0) % len(before)
+    """Constant indices: slots go with those they become. Computed ones (tokens): the axis stays."""
+    data = required_input(node, 0)
+    indices = required_input(node, 1)
+    result = node.outputs[0]
+    before = relations.dims(data)
+    places = relations.rank(indices)
+    axis = axis_attribute(node, 0, len(before))
     for other in range(len(before)):
         if other != axis:
-            relations.same(
-                data, other, result, other if other < axis else other + len(places) - 1
-            )
+            moved = other if other < axis else other + places - 1
+            relations.same(data, other, result, moved)
     known = relations.trace.constants(indices)
     if known is None:
         relations.freeze(data, axis, "looked up by computed indices")
-        for i in range(len(places)):
-            relations.same(indices, i, result, axis + i)
+        for place in range(places):
+            relations.same(indices, place, result, axis + place)
         return
     taken = np.array(known, np.intp) % max(before[axis], 1)
     relations.freeze_all(indices, "indices")
-    if len(places) == 1:
+    if places == 1:
         relations.link(result, axis, np.arange(len(taken)), data, axis, taken)
-    else:
-        relations.freeze(data, axis, "some of its slots are picked out", taken)
-        for i in range(len(places)):
-            relations.freeze(result, axis + i, "picked out by constant indices")
+        return
+    relations.freeze(data, axis, "some of its slots are picked out", taken)
+    for place in range(places):
+        relations.freeze(result, axis + place, "picked out by constant indices")
 
 
-@mend("Gather")
+@update("Gather")
 def renumber(node: ir.Node, surgery: Surgery) -> None:
-    """Constant indices into an axis that shrank, and only those that stay."""
-    data, indices, result = node.inputs[0], node.inputs[1], node.outputs[0]
-    assert data is not None
-    assert indices is not None
-    axis = node.attributes.get_int("axis", 0) % len(surgery.before(data))
+    """Number constant indices into an axis that shrank anew, only those that stay."""
+    data = required_input(node, 0)
+    indices = required_input(node, 1)
+    result = node.outputs[0]
+    before = surgery.before(data)
+    axis = axis_attribute(node, 0, len(before))
     shape = surgery.before(indices)
-    if not surgery.narrowed(data, axis) and not (
-        len(shape) == 1 and surgery.narrowed(result, axis)
-    ):
+    # of one index, or of a table of them, every one stays
+    kept = surgery.kept(result, axis) if len(shape) == 1 else None
+    if kept is None and not surgery.narrowed(data, axis):
         return
     old = surgery.old_constants(indices)
     if old is None:
         raise SurgeryError(node, "its indices are computed")
-    taken = np.array(old, np.intp) % surgery.before(data)[axis]
-    kept = surgery.kept(result, axis) if len(shape) == 1 else None
-    now = surgery.positions(data, axis, taken if kept is None else taken[kept])
+    taken = np.array(old, np.intp) % before[axis]
+    if kept is not None:
+        taken = taken[kept]
+    now = surgery.positions(data, axis, taken).astype(np.int64)
     graph = node.graph
     assert isinstance(graph, ir.Graph)
-    array = now.astype(np.int64).reshape(-1 if len(shape) == 1 else shape)
+    array = now if len(shape) == 1 else now.reshape(shape)
     value = surgery.edit.constant(graph, array, f"{indices.name}_kept")
     surgery.edit.set_input(node, 1, value)
     surgery.new.know(value)
 
 
+# --- Pad ------------------------------------------------------------------------
+
+
 @rule("Pad")
 def pad(node: ir.Node, relations: Relations) -> None:
-    """Padding with a constant makes new slots around the old ones (a ResNet's shortcut of option
-    A).
+    """Padding with a constant makes new slots around the old ones.
+
+    So does a ResNet's shortcut of option A.
     """
-    data, result = node.inputs[0], node.outputs[0]
-    assert data is not None
-    before = relations.shape(data) or ()
+    data = required_input(node, 0)
+    result = node.outputs[0]
+    before = relations.dims(data)
     pads = _pads(node, relations.trace.constants, len(before))
     constant = node.attributes.get_string("mode", "constant") == "constant"
     for axis, size in enumerate(before):
-        if pads is None or ((pads[axis] != (0, 0)) and not constant):
+        if pads is not None and pads[axis] == (0, 0):
+            relations.same(data, axis, result, axis)
+        elif pads is None or not constant:
             relations.freeze(data, axis, "padded")
             relations.freeze(result, axis, "padded")
-        elif pads[axis] == (0, 0):
-            relations.same(data, axis, result, axis)
         else:
             left, right = pads[axis]
-            old = np.arange(max(-left, 0), size - max(-right, 0))
+            # negative pads cut slots off
+            first = max(-left, 0)
+            last = size - max(-right, 0)
+            old = np.arange(first, last)
             relations.link(result, axis, old + left, data, axis, old)
 
 
 def _pads(node: ir.Node, ints: Ints, rank: int) -> list[tuple[int, int]] | None:
     """(before, after) by axis; None if computed."""
     given = ints(node.inputs[1])
-    chosen = node.inputs[3] if len(node.inputs) > 3 else None
+    chosen = optional_input(node, 3)
     axes = list(range(rank)) if chosen is None else ints(chosen)
     if given is None or axes is None:
         return None
@@ -293,66 +346,93 @@ def _pads(node: ir.Node, ints: Ints, rank: int) -> list[tuple[int, int]] | None:
     return pads
 
 
-@mend("Pad")
+@update("Pad")
 def repad(node: ir.Node, surgery: Surgery) -> None:
-    """As many new slots on each side as stay of them."""
-    data, result = node.inputs[0], node.outputs[0]
-    assert data is not None
+    """Set as many new slots on each side as stay of them."""
+    data = required_input(node, 0)
+    result = node.outputs[0]
     before = surgery.before(data)
     pads = _pads(node, surgery.old_constants, len(before))
-    if pads is None or not any(
-        surgery.narrowed(v, a) for v in (data, result) for a in range(len(before))
-    ):
+    if pads is None or not _any_narrowed((data, result), range(len(before)), surgery):
         return
     for axis, size in enumerate(before):
-        left, right = pads[axis]
-        if (left, right) == (0, 0) or not (
-            surgery.narrowed(data, axis) or surgery.narrowed(result, axis)
-        ):
-            continue
-        out, into = surgery.kept(result, axis), surgery.kept(data, axis)
-        out = np.arange(size + left + right) if out is None else out
-        into = np.arange(size) if into is None else into
-        pads[axis] = (
-            int((out < left).sum()) if left >= 0 else -int((into < -left).sum()),
-            int((out >= left + size).sum())
-            if right >= 0
-            else -int((into >= size + right).sum()),
-        )
-    surgery.constant(node, 1, [p[0] for p in pads] + [p[1] for p in pads])
+        narrowed = _any_narrowed((data, result), [axis], surgery)
+        if narrowed and pads[axis] != (0, 0):
+            left, right = pads[axis]
+            made = surgery.kept(result, axis)
+            read = surgery.kept(data, axis)
+            if made is None:
+                made = np.arange(size + left + right)
+            if read is None:
+                read = np.arange(size)
+            pads[axis] = (
+                _left_pad(left, made, read),
+                _right_pad(left, right, size, made, read),
+            )
+    surgery.constant(node, 1, [left for left, _ in pads] + [right for _, right in pads])
+    # the new pads are of all axes
     if len(node.inputs) > 3:
         surgery.edit.set_input(node, 3, None)
+
+
+def _left_pad(left: int, made: Slots, read: Slots) -> int:
+    """Slots to add in front, negative ones to cut off, by those made and read that stay."""
+    if left >= 0:
+        return int((made < left).sum())
+    return -int((read < -left).sum())
+
+
+def _right_pad(left: int, right: int, size: int, made: Slots, read: Slots) -> int:
+    """Slots to add behind, negative ones to cut off, by those made and read that stay."""
+    if right >= 0:
+        return int((made >= left + size).sum())
+    return -int((read >= size + right).sum())
+
+
+# --- depth and space ------------------------------------------------------------
 
 
 @rule("DepthToSpace")
 def depth_to_space(node: ir.Node, relations: Relations) -> None:
     """The blocksize^2 channels that become one go together."""
-    data, result = node.inputs[0], node.outputs[0]
-    assert data is not None
+    channels_first = node.attributes.get_string("mode", "DCR") == "CRD"
     _between_depth_and_space(
-        data, result, node.attributes.get_string("mode", "DCR") == "CRD", relations
+        required_input(node, 0),
+        node.outputs[0],
+        channels_first,
+        relations,
     )
 
 
 @rule("SpaceToDepth")
 def space_to_depth(node: ir.Node, relations: Relations) -> None:
-    data, result = node.inputs[0], node.outputs[0]
-    assert data is not None
-    _between_depth_and_space(result, data, False, relations)
+    """The blocksize^2 channels that one becomes go together."""
+    _between_depth_and_space(
+        node.outputs[0],
+        required_input(node, 0),
+        False,
+        relations,
+    )
 
 
 def _between_depth_and_space(
-    deep: ir.Value, wide: ir.Value, column: bool, relations: Relations
+    deep: ir.Value,
+    wide: ir.Value,
+    channels_first: bool,
+    relations: Relations,
 ) -> None:
-    """Channels of `deep` are (r*r, C), or (C, r*r) in column order, of `wide`."""
-    count, channels = (relations.shape(deep) or ())[1], (relations.shape(wide) or ())[1]
+    """Channels of `deep` are (r*r, C) of `wide`, or (C, r*r) where channels come first."""
+    count = relations.dims(deep)[1]
+    channels = relations.dims(wide)[1]
     slots = np.arange(count)
-    mine = slots // (count // channels) if column else slots % channels
-    relations.link(deep, 1, slots, wide, 1, mine)
+    channel = slots % channels
+    if channels_first:
+        channel = slots // (count // channels)
+    relations.link(deep, 1, slots, wide, 1, channel)
     relations.same(deep, 0, wide, 0)
     for value in (deep, wide):
         for axis in (2, 3):
-            relations.freeze(value, axis, "a spatial axis")
+            relations.freeze(value, axis, SPATIAL)
 
 
 @rule("Shape", "Size", "ConstantOfShape")

@@ -1,5 +1,5 @@
-"""The proof: whatever a rule, a mend or the surgery gets wrong, the group stays, is named, and the
-rest is pruned.
+"""The proof: whatever a rule, an update or the surgery gets wrong, the group stays, is named,
+and the rest is pruned.
 """
 
 import numpy as np
@@ -15,7 +15,7 @@ from onnx_opt.passes._dims import remove, surgery
 from onnx_opt.passes._dims.groups import channel_groups
 from onnx_opt.passes._dims.rules import relate
 from onnx_opt.passes._dims.solve import solve
-from onnx_opt.passes._dims.table import MENDS, RULES
+from onnx_opt.passes._dims.table import RULES, UPDATES
 from onnx_opt.passes._dims.trace import traced
 from onnx_opt.passes.prune_channels import PruneChannels
 from sample_models import model_from
@@ -131,7 +131,7 @@ def test_a_rule_that_forgets_its_op_is_caught(monkeypatch):
 
 
 def test_a_mend_that_does_nothing_is_caught(monkeypatch):
-    monkeypatch.setitem(MENDS, ("", "Conv"), lambda node, surgery: None)
+    monkeypatch.setitem(UPDATES, ("", "Conv"), lambda node, surgery: None)
     model, outcome = pruned(GROUPED)
     assert len(proofs_failed(outcome)) == 1
     assert shape(model, "middle") == (16, 1, 3, 3)
@@ -143,7 +143,7 @@ def test_a_mend_that_crashes_the_surgery_is_caught(monkeypatch):
     def refuses(node, found):
         raise surgery.SurgeryError(node, "made to fail")
 
-    monkeypatch.setitem(MENDS, ("", "Sigmoid"), refuses)
+    monkeypatch.setitem(UPDATES, ("", "Sigmoid"), refuses)
     model, outcome = pruned(TWO_WAYS)
     (reason,) = proofs_failed(outcome).values()
     assert "made to fail" in reason
