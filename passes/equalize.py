@@ -97,9 +97,12 @@ class LayerPair:
         second = blocks[self.second]
         made = first.max(axis=2).reshape(-1)
         read = second.max(axis=1).reshape(-1)
-        used = (made > 0) & (read > 0) & np.isfinite(made) & np.isfinite(read)
+        positive = (made > 0) & (read > 0)
+        finite = np.isfinite(made) & np.isfinite(read)
+        used = positive & finite
         logs = np.zeros(made.size)
-        logs[used] = 0.5 * (np.log(made[used]) - np.log(read[used]))
+        difference = np.log(made[used]) - np.log(read[used])
+        logs[used] = 0.5 * difference
         if np.abs(logs).max() < SETTLED:
             return False
         step = np.exp(np.clip(logs, -LARGEST_LOG, LARGEST_LOG))

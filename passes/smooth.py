@@ -102,7 +102,8 @@ class Smooth(Pass):
         inserted = 0
         for index, readers in enumerate(all_readers):
             source = source_of(readers, makers)
-            smoothing = self._smoothing(readers, source, seen.get(str(index)))
+            extremes = seen.get(str(index))
+            smoothing = self._smoothing(readers, source, extremes)
             if isinstance(smoothing, str):
                 where = f"value {readers.value.name}"
                 declined.append(Declined(where, smoothing))
@@ -165,12 +166,14 @@ def _judged(readers: Readers, seen: Rows | None, alpha: float) -> Smoothing | No
     The gain is that on samples which had no part in the factors: parts of those that were seen are
     left out in turn, and the least of their gains counts.
     """
-    weights = np.max([input_maxima(layer) for layer in readers.layers], axis=0)
+    maxima = [input_maxima(layer) for layer in readers.layers]
+    weights = np.max(maxima, axis=0)
     if seen is None or len(seen) < FEWEST_FOLDS:
         return None
     if seen.shape[2] != weights.size or not np.isfinite(weights).all():
         return None
-    energy = np.sum([input_energies(layer) for layer in readers.layers], axis=0)
+    energies = [input_energies(layer) for layer in readers.layers]
+    energy = np.sum(energies, axis=0)
     unscaled = np.ones(weights.size)
     gains = []
     for others, held in left_out(seen):
@@ -196,8 +199,10 @@ def _factors(seen: Rows, weights: PerChannel, alpha: float) -> PerChannel:
     loudest = highest.max()
     wanted = np.ones(weights.size)
     # equation 4 of SmoothQuant, then all factors times one number that keeps the range
-    wanted[used] = highest[used] ** alpha / weights[used] ** (1 - alpha)
-    wanted[used] *= (highest[used] / wanted[used]).max() / loudest
+    activations = highest[used] ** alpha
+    raw = activations / weights[used] ** (1 - alpha)
+    largest_scaled = (highest[used] / raw).max()
+    wanted[used] = raw * (largest_scaled / loudest)
     levels = expected_levels(seen) / loudest
     least = np.clip(levels, LEAST_FACTOR, 1.0)
     factors: PerChannel = np.clip(wanted, least, 1.0)

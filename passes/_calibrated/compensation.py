@@ -81,7 +81,8 @@ def _column_order(
     together = np.take_along_axis(together, ranked[:, :, None], axis=1)
     together = together.reshape(groups, -1)
     alone = np.setdiff1d(np.arange(width), pairs)
-    single = alone[np.argsort(-power[:, alone], axis=1, kind="stable")]
+    by_power = np.argsort(-power[:, alone], axis=1, kind="stable")
+    single = alone[by_power]
     bias = np.full((groups, 1), width)
     order = np.concatenate([together, single, bias], axis=1)
     return order, pairs.size
@@ -108,7 +109,8 @@ class _Columns:
         self.largest = largest
         self.zeros: NDArray[np.bool_] = weights == 0
         width = weights.shape[2] - 1
-        self.codes: Codes = np.zeros((*steps.shape, width), np.int8)
+        shape = (*steps.shape, width)
+        self.codes: Codes = np.zeros(shape, np.int8)
 
     def round_block(self, columns: slice, paired: int) -> None:
         """Round the columns of one block, then let the columns behind it make up for all of it.
@@ -118,31 +120,36 @@ class _Columns:
         size = columns.stop - columns.start
         errors = np.empty((*self.steps.shape, size))
         for column in range(columns.start, columns.stop):
+            current = self.weights[:, :, column]
             if column >= paired:
-                chosen = self._rounded(column, self.weights[:, :, column])
+                chosen = self._rounded(column, current)
             elif column % 2 == 0:
                 chosen, second = self._pair(column)
             else:
                 chosen = second
             self.codes[:, :, column] = chosen
-            error = self._error(column, self.weights[:, :, column], chosen)
+            error = self._error(column, current, chosen)
             errors[:, :, column - columns.start] = error
             behind = slice(column + 1, columns.stop)
             passed = self.upper[:, None, column, behind]
-            self.weights[:, :, behind] -= error[:, :, None] * passed
+            update = error[:, :, None] * passed
+            self.weights[:, :, behind] -= update
         rest = slice(columns.stop, None)
         passed_on = self.upper[:, columns, rest]
         self.weights[:, :, rest] -= errors @ passed_on
 
     def _rounded(self, column: int, current: Rows) -> Rows:
-        exact = current / self.steps
-        chosen = np.clip(np.rint(exact), -self.largest, self.largest)
-        return np.where(self.zeros[:, :, column], 0.0, chosen)
+        nearest = np.rint(current / self.steps)
+        chosen = np.clip(nearest, -self.largest, self.largest)
+        # pruned weights stay pruned
+        zeros = self.zeros[:, :, column]
+        return np.where(zeros, 0.0, chosen)
 
     def _error(self, column: int, current: Rows, chosen: Rows) -> Rows:
         """Loss that the columns behind make up for, in units in which its square is the error."""
         lost = current - chosen * self.steps
-        error: Rows = lost / self.upper[:, None, column, column]
+        unit = self.upper[:, None, column, column]
+        error: Rows = lost / unit
         return error
 
     def _pair(self, column: int) -> tuple[Rows, Rows]:
@@ -152,12 +159,15 @@ class _Columns:
         first = self._rounded(column, current)
         error = self._error(column, current, first)
         passed = self.upper[:, None, column, column + 1]
-        second = self._rounded(column + 1, after - error * passed)
+        moved = after - error * passed
+        second = self._rounded(column + 1, moved)
         beyond = sums_of_one_sign(first, second) > PAIR_LIMIT
         group, row = np.nonzero(beyond)
         if group.size:
-            best = self._within_limit(column, group, row, np.sign(first[group, row]))
-            first[group, row], second[group, row] = best
+            sign = np.sign(first[group, row])
+            best_first, best_second = self._within_limit(column, group, row, sign)
+            first[group, row] = best_first
+            second[group, row] = best_second
         return first, second
 
     def _within_limit(
@@ -171,19 +181,23 @@ class _Columns:
 
         Every code of the first column is tried with the second column's best partner for it.
         """
+        after_column = column + 1
         sign = sign[:, None]
         step = self.steps[group, row, None]
-        current = self.weights[group, row, column][:, None]
-        after = self.weights[group, row, column + 1][:, None]
-        own_unit = self.upper[group, column, column][:, None]
-        passed = self.upper[group, column, column + 1][:, None]
-        other_unit = self.upper[group, column + 1, column + 1][:, None]
+        current = self.weights[group, row, column, None]
+        after = self.weights[group, row, after_column, None]
+        own_unit = self.upper[group, column, column, None]
+        passed = self.upper[group, column, after_column, None]
+        other_unit = self.upper[group, after_column, after_column, None]
         tried = sign * np.arange(LARGEST_CODE + 1)
         own = (current - tried * step) / own_unit
         left = after - own * passed
-        most = np.minimum(PAIR_LIMIT - np.abs(tried), self.largest)
+        # codes of one sign share the limit; a partner of the other sign has all of it
+        room = PAIR_LIMIT - np.abs(tried)
+        most = np.minimum(room, self.largest)
         wanted = np.rint(left * sign / step)
-        partner = sign * np.clip(wanted, -self.largest, most)
+        clipped = np.clip(wanted, -self.largest, most)
+        partner = sign * clipped
         other = (left - partner * step) / other_unit
         best = (own**2 + other**2).argmin(axis=1)
         each = np.arange(len(best))

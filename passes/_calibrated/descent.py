@@ -39,8 +39,9 @@ def descended(
     width = rows.shape[1]
     weights = rows.reshape(groups, -1, width)
     steps = scales.reshape(groups, -1)
-    codes = nearest(rows, scales, grid).reshape(weights.shape)
-    descent = _Descent(weights, steps, hessian, codes.astype(np.float64), grid)
+    codes = nearest(rows, scales, grid).astype(np.float64)
+    codes = codes.reshape(weights.shape)
+    descent = _Descent(weights, steps, hessian, codes, grid)
     for _ in range(sweeps):
         if not descent.sweep():
             break
@@ -61,14 +62,18 @@ class _Descent:
         self.steps = steps
         self.hessian = hessian
         self.codes = codes
-        exact = weights / steps[:, :, None]
+        scales = steps[:, :, None]
+        exact = weights / scales
         self.low = np.floor(exact)
         self.high = np.ceil(exact)
         # a code that a pair's cut moved farther than to a neighbour has nowhere to flip to
         beside = (codes == self.low) | (codes == self.high)
-        inside = (self.low >= -grid.levels) & (self.high <= grid.levels)
-        self.movable = (self.high > self.low) & inside & beside
-        self.slope = (codes * steps[:, :, None] - weights) @ hessian
+        above = self.low >= -grid.levels
+        below = self.high <= grid.levels
+        between = self.high > self.low
+        self.movable = above & below & between & beside
+        difference = codes * scales - weights
+        self.slope = difference @ hessian
         self.partner = np.full(weights.shape[2], ALONE)
         if grid.limited is not None:
             first, second = grid.limited.indices().T
@@ -85,11 +90,15 @@ class _Descent:
     def _flip_column(self, column: int) -> int:
         codes = self.codes[:, :, column]
         slope = self.slope[:, :, column]
-        other = self.low[:, :, column] + self.high[:, :, column] - codes
+        low = self.low[:, :, column]
+        high = self.high[:, :, column]
+        # of two neighbours the one that the code is not
+        other = low + high - codes
         move = (other - codes) * self.steps
         curvature = self.hessian[:, None, column, column]
         gain = move * (2 * slope + move * curvature)
-        pays = gain < -NOISE * np.abs(move * slope)
+        first_order = np.abs(move * slope)
+        pays = gain < -NOISE * first_order
         flip = self.movable[:, :, column] & pays
         partner = self.partner[column]
         if partner != ALONE:
@@ -99,6 +108,6 @@ class _Descent:
             return 0
         self.codes[:, :, column] = np.where(flip, other, codes)
         group, row = np.nonzero(flip)
-        moved = move[group, row, None]
-        self.slope[group, row] += moved * self.hessian[group, column]
+        change = move[group, row, None] * self.hessian[group, column]
+        self.slope[group, row] += change
         return len(row)

@@ -87,22 +87,22 @@ def expected_levels(seen: Rows) -> PerChannel:
         return levels
     # peaks over a threshold: the threshold is the largest movement that is not in the tail
     longest = max(folds // TAIL, 1)
-    tail = np.minimum(np.clip(active, 1, longest), folds - 1)
+    tail = np.clip(active, 1, longest)
+    tail = np.minimum(tail, folds - 1)
     threshold = np.take_along_axis(moved, tail[None], axis=0)[0]
     in_tail = np.arange(folds)[:, None] < tail
     beyond = np.where(in_tail, moved - threshold, 0)
     excess = beyond.sum(axis=0) / tail
     values = seen[:, 0].sum(axis=0)
     rarer = np.maximum(tail / (RARE * values), 1.0)
-    growth = _growth(tail_index(moved[:, known]), rarer)
+    index = tail_index(moved[:, known])
+    extrapolated = threshold + excess * _growth(index, rarer)
     # no level lies below what was seen, whatever the tail says
-    reached = np.maximum(threshold + excess * growth, moved[0])
-    levels[known] = (np.abs(middle) + reached)[known]
-    stretch = np.median(levels[known] / highest[known])
-    levels[known] = np.maximum(
-        levels[known],
-        highest[known] * stretch,
-    )
+    reached = np.maximum(extrapolated, moved[0])
+    own = (np.abs(middle) + reached)[known]
+    seen_highest = highest[known]
+    stretch = np.median(own / seen_highest)
+    levels[known] = np.maximum(own, seen_highest * stretch)
     return levels
 
 
@@ -148,14 +148,16 @@ def _growth(index: float, rarer: PerChannel) -> PerChannel:
     steps = np.log(rarer)
     if index < EXPONENTIAL:
         return np.asarray(steps)
-    return np.asarray((1 - index) * np.expm1(index * steps) / index)
+    growth = (1 - index) * np.expm1(index * steps) / index
+    return np.asarray(growth)
 
 
 def left_out(seen: Rows) -> Iterator[tuple[Rows, Rows]]:
     """(the other folds, the folds left out), part after part."""
     part = np.arange(len(seen)) % LEFT_OUT
     for index in range(min(LEFT_OUT, len(seen))):
-        yield seen[part != index], seen[part == index]
+        held = part == index
+        yield seen[~held], seen[held]
 
 
 def noise(

@@ -95,7 +95,8 @@ def _gain_db(
     0 where either loses nothing: a ratio with 0 says nothing.
     """
     scales = best_scales(rows, grid)
-    plain = nearest(rows, scales, grid) * scales[:, None]
+    codes = nearest(rows, scales, grid)
+    plain = codes * scales[:, None]
     unmoved = np.zeros_like(bias)
     before = _output_error(plain - rows, unmoved, gram)
     solved = solution.codes * solution.scales[:, None]
@@ -119,7 +120,8 @@ def scales_for(rows: Rows, gram: Grams, grid: Grid, clip: Clip) -> PerChannel:
     Weights count by the power of their input.
     """
     channels_each = len(rows) // len(gram)
-    if clip == "never" or (clip == "auto" and grid.levels > CLIP_LEVELS):
+    clips = grid.levels <= CLIP_LEVELS if clip == "auto" else clip == "always"
+    if not clips:
         power = input_power(gram)
         importance = np.repeat(power, channels_each, axis=0)
         return best_scales(rows, grid, importance)
@@ -169,5 +171,6 @@ def output_shift(difference: Rows, mean: NDArray[np.float64]) -> PerChannel:
     Shapes: difference (M, K), mean of the inputs (groups, K) -> (M,).
     """
     by_group = difference.reshape(len(mean), -1, difference.shape[1])
+    # groups after each other are the output channels in their order
     shift: PerChannel = np.einsum("gmk,gk->gm", by_group, mean)
     return shift.reshape(-1)

@@ -44,8 +44,9 @@ class Readers:
     @property
     def alone(self) -> bool:
         """True if nothing but these layers reads the value."""
-        uses = len(self.value.uses())
-        return not self.value.is_graph_output() and uses == len(self.layers)
+        if self.value.is_graph_output():
+            return False
+        return len(self.value.uses()) == len(self.layers)
 
 
 def readers_of(layers: list[LinearLayer]) -> Iterator[Readers]:
@@ -160,9 +161,9 @@ def source_of(
             if readers.axis == -1 and _parameters(node, readers.channels):
                 return node
             return "its maker has no factors"
-        # pooling runs over spatial axes, the last ones: a MatMul's channels lie there
-        passes_on = node.op_type in HOMOGENEOUS
-        if not passes_on or (readers.axis == -1 and node.op_type != "Relu"):
+        # pooling runs over the last axes, where the channels of a MatMul lie
+        passing = HOMOGENEOUS if readers.axis == 1 else {"Relu"}
+        if node.op_type not in passing:
             return f"{node.op_type} makes the value"
         source = node.inputs[0]
         if source is None or not used_once(source):
@@ -198,8 +199,10 @@ def _parameters(node: ir.Node, channels: int) -> list[int]:
 def _is_one_a_channel(value: ir.Value | None, channels: int) -> bool:
     if value is None or not is_constant(value) or value.const_value is None:
         return False
+    if value.dtype != ir.DataType.FLOAT:
+        return False
     shape = tuple(value.const_value.shape.numpy())
-    return value.dtype == ir.DataType.FLOAT and shape == (channels,)
+    return shape == (channels,)
 
 
 def scale_parameters(node: ir.Node, factors: PerChannel, edit: Edit) -> None:

@@ -64,13 +64,18 @@ def channel_groups(solution: Solution) -> list[Group]:
         for root, _ in where:
             weights.extend(by_class.get(root, ()))
         # vectors alone, as a scale and its shift, are no layer that becomes smaller
-        has_matrix = any(_rank(value) > 1 for value, _ in weights)
-        if len(channels) > 1 and has_matrix:
+        largest_rank = max((_rank(value) for value, _ in weights), default=0)
+        if len(channels) > 1 and largest_rank > 1:
             numbers = np.array(channels)
             name = _name(weights)
             groups.append(Group(numbers, where, tuple(weights), name))
-    order = {value: i for i, value in enumerate(solution.relations.trace.shapes)}
-    groups.sort(key=lambda group: min(order[value] for value, _ in group.weights))
+    shapes = solution.relations.trace.shapes
+    order = {value: index for index, value in enumerate(shapes)}
+
+    def first_weight(group: Group) -> int:
+        return min(order[value] for value, _ in group.weights)
+
+    groups.sort(key=first_weight)
     return _numbered(groups)
 
 
@@ -101,7 +106,8 @@ def _name(weights: Sequence[Axis]) -> str:
 
     def rank(place: Axis) -> tuple[bool, int, bool]:
         value, axis = place
-        return _rank(value) > 1, -_length(place), axis == 0
+        is_matrix = _rank(value) > 1
+        return is_matrix, -_length(place), axis == 0
 
     value, axis = max(weights, key=rank)
     return f"{value.name}:{axis}"

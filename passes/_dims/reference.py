@@ -88,7 +88,8 @@ class _Masking:
             self._fit_groups(mix, twin)
         for made, value in zip(mix.node.outputs, twin.outputs, strict=True):
             for axis, stays in self._lost(made, classes):
-                back = np.zeros(self._shape(made)[axis], np.intp)
+                size = self._shape(made)[axis]
+                back = np.zeros(size, np.intp)
                 back[stays] = np.arange(len(stays))
                 self._spread(twin, value, axis, back)
 
@@ -106,7 +107,8 @@ class _Masking:
         """(axis, slots that stay) of the axes of the given classes that lose some."""
         if value is None:
             return
-        for axis, stays in self.kept.get(value.name or "", {}).items():
+        kept = self.kept.get(value.name or "", {})
+        for axis, stays in kept.items():
             if self.solution.classes[value, axis] in classes:
                 yield axis, stays
 

@@ -148,10 +148,11 @@ class Relations:
         a = self.find(value, axis)
         b = self.find(other, other_axis)
         size = self.sizes[a]
-        if a == b or size == 1 or size != self.sizes[b]:
+        if size == 1 or size != self.sizes[b]:
             return
-        # the older class stays, so that classes are numbered in graph order
-        self._parent[max(a, b)] = min(a, b)
+        # a class is called by its oldest axis
+        first = min(a, b)
+        self._parent[max(a, b)] = first
 
     def summed(
         self, value: ir.Value, axis: int, other: ir.Value, other_axis: int
@@ -232,7 +233,8 @@ class Relations:
         for side in sides:
             axes.extend(self._factored(side, sizes))
         options = tuple((factor,) for factor in range(len(sizes)))
-        self.blocks.append(Block(where, sizes, tuple(axes), options))
+        block = Block(where, sizes, tuple(axes), options)
+        self.blocks.append(block)
 
     def _factored(
         self, side: Sequence[Axis], sizes: tuple[int, ...]
@@ -260,8 +262,11 @@ class Relations:
         heads: Factors = (),
     ) -> None:
         """State a block by the sizes of its factors, those of each axis, and the options."""
-        named = tuple((self.find(*axis), factors) for axis, factors in axes)
-        self.blocks.append(Block(where, sizes, named, tuple(options), heads))
+        numbered = []
+        for (value, axis), factors in axes:
+            numbered.append((self.find(value, axis), factors))
+        block = Block(where, sizes, tuple(numbered), tuple(options), heads)
+        self.blocks.append(block)
 
     def _sizes(self, axes: Sequence[Axis]) -> list[int]:
         return [self.trace.shapes[value][index] for value, index in axes]
@@ -296,7 +301,9 @@ def required_input(node: ir.Node, index: int) -> ir.Value:
 
 def optional_input(node: ir.Node, index: int) -> ir.Value | None:
     """Input of a node; None where it is left out."""
-    return node.inputs[index] if index < len(node.inputs) else None
+    if index >= len(node.inputs):
+        return None
+    return node.inputs[index]
 
 
 def axis_attribute(node: ir.Node, default: int, rank: int) -> int:

@@ -152,7 +152,8 @@ def _wanted(node: ir.Node, number: int, size: int, dynamic: bool) -> int | None:
 
     `number`: the one given now; `size`: the size that the axis must have.
     """
-    has_rest = node.op_type == "Reshape" and not node.attributes.get_int("allowzero", 0)
+    allows_zero = node.attributes.get_int("allowzero", 0)
+    has_rest = node.op_type == "Reshape" and not allows_zero
     copies = has_rest and number == COPIED
     broadcasts = node.op_type == "Expand" and number == 1
     if number == size or copies or broadcasts:

@@ -64,7 +64,8 @@ class SlicedTensor(DerivedTensor):
         for _, block in blocks(self.source, row_size):
             slab = block.reshape(-1, *inner)
             end = row + len(slab)
-            here = wanted[(wanted >= row) & (wanted < end)] - row
+            first, last = np.searchsorted(wanted, (row, end))
+            here = wanted[first:last] - row
             row = end
             if len(here):
                 yield self._taken(slab, here).reshape(-1)

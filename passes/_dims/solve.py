@@ -142,7 +142,9 @@ class _Unions:
 
     def _join(self, a: int, mine: Slots, b: int, theirs: Slots) -> None:
         if a in self.start and b in self.start:
-            self._union(self.start[a] + mine, self.start[b] + theirs)
+            left = self.start[a] + mine
+            right = self.start[b] + theirs
+            self._union(left, right)
         elif a in self.start:
             self.freeze(a, self.reasons[b], mine)
         elif b in self.start:
@@ -163,7 +165,8 @@ class _Unions:
         final = np.arange(len(self.labels))
         final[names] = names[target]
         self.labels = final[self.labels]
-        np.logical_or.at(self.frozen, final[names], self.frozen[names])
+        frozen = self.frozen[names]
+        np.logical_or.at(self.frozen, final[names], frozen)
 
     def freeze(self, root: int, reason: str, slots: Slots | None = None) -> None:
         """Freeze a class, or some of its slots and with them all that they are joined to."""
@@ -179,7 +182,8 @@ class _Unions:
     def _labels_of(self, root: int) -> Slots:
         """Labels of the slots of a class."""
         start = self.start[root]
-        return self.labels[start : start + self.relations.sizes[root]]
+        stop = start + self.relations.sizes[root]
+        return self.labels[start:stop]
 
     # --- choices of factors -----------------------------------------------------
 
@@ -284,7 +288,8 @@ class _Unions:
             if factor is None or root not in self.start:
                 self.freeze(root, self.reasons.get(root, reason))
                 continue
-            slots = np.arange(self.relations.sizes[root]) + self.start[root]
+            start = self.start[root]
+            slots = start + np.arange(self.relations.sizes[root])
             where = block.coordinate(factors, factor)
             if factor not in representatives:
                 # written backwards, the first slot of each coordinate stays
@@ -298,7 +303,8 @@ class _Unions:
     def solution(self) -> Solution:
         """Number the channels that are left free."""
         relations = self.relations
-        free = np.unique(self.labels[~self.frozen[self.labels]])
+        stays = self.frozen[self.labels]
+        free = np.unique(self.labels[~stays])
         number = np.full(len(self.labels), FROZEN)
         number[free] = np.arange(len(free))
         classes = dict(relations.axes())

@@ -104,7 +104,7 @@ class Trace:
         tensor = value.const_value
         if tensor is None:
             return
-        self.shapes[value] = tuple(int(size) for size in tensor.shape.numpy())
+        self.shapes[value] = _shape_of(tensor)
         self.arrays.pop(value, None)
         small = tensor.size <= KNOWN and tensor.dtype != ir.DataType.STRING
         if is_constant(value) and small:
@@ -135,7 +135,9 @@ class Trace:
         if self.twin is None:
             return False
         other = self.twin.shape(value)
-        return other is None or other[axis] != self.shapes[value][axis]
+        if other is None:
+            return True
+        return other[axis] != self.shapes[value][axis]
 
     # --- one node ---------------------------------------------------------------
 
@@ -165,7 +167,8 @@ class Trace:
         if shape is not None:
             start = node.attributes.get_int("start", 0)
             end = node.attributes.get_int("end", len(shape))
-            self._set(node.outputs[0], np.array(shape[start:end], np.int64))
+            numbers = np.array(shape[start:end], np.int64)
+            self._set(node.outputs[0], numbers)
 
     def _set(self, value: ir.Value, array: NDArray[Any]) -> None:
         self.shapes[value] = array.shape
@@ -197,7 +200,7 @@ class Trace:
         """Take the static shapes that a node with subgraphs declares; an If is followed inside."""
         for value in node.outputs:
             if value.shape is not None and value.shape.is_static():
-                self.shapes[value] = tuple(int(size) for size in value.shape.numpy())
+                self.shapes[value] = _numbers(value.shape)
         if is_standard(node, "If"):
             self._branches(node)
 
@@ -255,7 +258,9 @@ class Trace:
         """Onnx's inference of one node: types of its outputs by name. Raises FAILURES."""
         version = self.opsets.get(node.domain, 1)
         schema = onnx.defs.get_schema(node.op_type, version, node.domain)
-        opsets = [onnx.helper.make_opsetid(d, v) for d, v in self.opsets.items()]
+        opsets = []
+        for domain, number in self.opsets.items():
+            opsets.append(onnx.helper.make_opsetid(domain, number))
         found: dict[str, onnx.TypeProto] = onnx.shape_inference.infer_node_outputs(
             schema,
             ir.to_proto(node),
@@ -275,6 +280,15 @@ class Trace:
         for value, shape in zip(node.outputs, shapes, strict=False):
             if shape is not None and value.name:
                 self.shapes.setdefault(value, shape)
+
+
+def _shape_of(tensor: ir.TensorProtocol) -> Shape:
+    return _numbers(tensor.shape)
+
+
+def _numbers(shape: ir.Shape | ir.ShapeProtocol) -> Shape:
+    """A static shape as plain numbers."""
+    return tuple(int(size) for size in shape.numpy())
 
 
 def _feeds_inference(array: NDArray[Any]) -> bool:

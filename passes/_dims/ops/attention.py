@@ -100,7 +100,8 @@ def _head_counts(node: ir.Node, relations: Relations) -> tuple[int, int]:
     """Heads of queries, heads of keys."""
     query = relations.dims(node.inputs[0])
     if len(query) == 4:
-        return query[1], relations.dims(node.inputs[1])[1]
+        key = relations.dims(node.inputs[1])
+        return query[1], key[1]
     queries = node.attributes.get_int("q_num_heads", 1)
     keys = node.attributes.get_int("kv_num_heads", 1)
     return queries, keys
@@ -163,7 +164,8 @@ def _factored_axes(
     for other in parts.others:
         rank = relations.rank(other)
         # a mask may be the same for all heads
-        if rank > 2 and relations.dims(other)[-3] == queries:
+        heads_of_other = relations.dims(other)[-3:-2]
+        if heads_of_other == (queries,):
             yield (other, rank - 3), (KEY_HEAD, QUERY_OF_HEAD)
 
 
@@ -217,7 +219,8 @@ def _recount(
 def _keep_scale(node: ir.Node, size: int) -> None:
     """Write out the scale of a head size: left out, it follows the size that stays."""
     if "scale" not in node.attributes:
-        node.attributes["scale"] = ir.AttrFloat32("scale", 1 / sqrt(size))
+        scale = 1 / sqrt(size)
+        node.attributes["scale"] = ir.AttrFloat32("scale", scale)
 
 
 @rule("MultiHeadAttention", domain=MICROSOFT)
@@ -257,7 +260,8 @@ def heads_attention(node: ir.Node, relations: Relations) -> None:
 def fewer_separate_heads(node: ir.Node, surgery: Surgery) -> None:
     """Set the head count of what stays, and the scale of the head size that was."""
     query = required_input(node, 0)
-    size = surgery.before(query)[-1] // node.attributes.get_int("num_heads", 1)
+    heads = node.attributes.get_int("num_heads", 1)
+    size = surgery.before(query)[-1] // heads
     if surgery.narrowed(query, -1):
         _keep_scale(node, size)
     _recount(node, "num_heads", query, size, surgery)

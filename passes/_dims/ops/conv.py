@@ -80,8 +80,10 @@ def _relate_groups(node: ir.Node, relations: Relations) -> None:
         channels_of_weight = relations.dims(weight)[1] * groups
     if channels != channels_of_weight:
         reason = "in groups of an axis of open size"
-        for value, axis in ((data, 1), (weight, 0), (weight, 1), (result, 1)):
-            relations.freeze(value, axis, reason)
+        relations.freeze(data, 1, reason)
+        relations.freeze(weight, 0, reason)
+        relations.freeze(weight, 1, reason)
+        relations.freeze(result, 1, reason)
         return
     if node.op_type == "ConvTranspose":
         weight_factors = [(GROUP, CHANNEL_READ), (CHANNEL_MADE,)]
@@ -111,7 +113,8 @@ def regroup(node: ir.Node, surgery: Surgery) -> None:
     weight = required_input(node, 1)
     # axis 1 of the weight holds the channels of one group, read ones or made ones
     whole = node.outputs[0] if node.op_type == "ConvTranspose" else data
-    groups = surgery.after(whole)[1] // surgery.after(weight)[1]
+    channels = surgery.after(whole)[1]
+    groups = channels // surgery.after(weight)[1]
     before = node.attributes.get_int("group", 1)
     if before != 1 and before != groups:
         node.attributes["group"] = ir.AttrInt64("group", groups)
@@ -210,8 +213,9 @@ def resize(node: ir.Node, relations: Relations) -> None:
         relations.freeze_all(value, f"read by {node.op_type}")
     reason = f"resampled by {node.op_type}"
     for axis in range(max(len(before), len(after))):
-        kept = axis < len(before) and (candidates is None or axis in candidates)
-        if kept and before[axis] == after[axis]:
+        kept = candidates is None or axis in candidates
+        # an empty slice stands for an axis that a tensor lacks
+        if kept and before[axis : axis + 1] == after[axis : axis + 1]:
             relations.same(data, axis, result, axis)
             continue
         if axis < len(before):

@@ -24,7 +24,8 @@ def einsum(node: ir.Node, relations: Relations) -> None:
     for index, labels in enumerate(operands):
         value = required_input(node, index)
         for axis, label in enumerate(labels):
-            places.setdefault(label, []).append((index, (value, axis)))
+            place = (index, (value, axis))
+            places.setdefault(label, []).append(place)
     for label, found in places.items():
         # an axis of width 1 is broadcast: the widest stands for the label
         index, widest = max(found, key=lambda place: _width(place, relations))
@@ -34,7 +35,10 @@ def einsum(node: ir.Node, relations: Relations) -> None:
             relations.mix(node, "contract", (index, widest[1]))
             continue
         relations.same(*widest, node.outputs[0], made.index(label))
-        computed = {i for i, (value, _) in found if not is_constant(value)}
+        computed = set()
+        for operand, (value, _) in found:
+            if not is_constant(value):
+                computed.add(operand)
         if len(computed) > 1:
             relations.tag_heads(*widest)
 
@@ -56,7 +60,8 @@ def _labels(node: ir.Node, relations: Relations) -> tuple[list[list[str]], list[
         rank = relations.rank(node.inputs[index])
         operands.append(_term(text, rank))
     if arrow:
-        return operands, _term(right, relations.rank(node.outputs[0]))
+        rank = relations.rank(node.outputs[0])
+        return operands, _term(right, rank)
     # without an arrow the result has the ellipsis, then what appears once, by the alphabet
     every = [label for labels in operands for label in labels]
     dots = {label for label in every if label.startswith(DOT)}
@@ -69,6 +74,7 @@ def _labels(node: ir.Node, relations: Relations) -> tuple[list[list[str]], list[
 def _term(text: str, rank: int) -> list[str]:
     """Labels of a tensor of that rank."""
     before, dots, after = text.partition(DOTS)
-    count = rank - len(before) - len(after) if dots else 0
-    ellipsis = [f"{DOT}{count - i}" for i in range(count)]
+    letters = len(before) + len(after)
+    count = rank - letters if dots else 0
+    ellipsis = [f"{DOT}{number}" for number in range(count, 0, -1)]
     return [*before, *ellipsis, *after]

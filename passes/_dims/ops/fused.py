@@ -37,7 +37,8 @@ def simplified_norm(node: ir.Node, relations: Relations) -> None:
 def fused_matmul(node: ir.Node, relations: Relations) -> None:
     """MatMul of either side transposed in its last two axes, scaled."""
     left, right = node.inputs[:2]
-    has_vector = relations.rank(left) < 2 or relations.rank(right) < 2
+    lowest_rank = min(relations.rank(left), relations.rank(right))
+    has_vector = lowest_rank < 2
     if has_vector or _is_set(node, "transBatchA") or _is_set(node, "transBatchB"):
         reason = "FusedMatMul of vectors or of swapped batch axes"
         for value in (left, right, *node.outputs):

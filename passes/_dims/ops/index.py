@@ -34,7 +34,8 @@ def matching(one: ir.Value, other: ir.Value, axis: int, relations: Relations) ->
 
     Where sizes differ, the first slots are meant.
     """
-    if relations.dims(one)[axis] == relations.dims(other)[axis]:
+    size = relations.dims(one)[axis]
+    if relations.dims(other)[axis] == size:
         relations.same(one, axis, other, axis)
     else:
         stays(one, [axis], INDEXED, relations)
@@ -124,8 +125,9 @@ def ranked(node: ir.Node, relations: Relations) -> None:
             if axis == chosen and keeps_axis:
                 relations.freeze(result, axis, reason)
             elif axis != chosen:
-                dropped = axis > chosen and not keeps_axis
-                relations.same(data, axis, result, axis - 1 if dropped else axis)
+                moves_up = axis > chosen and not keeps_axis
+                after = axis - 1 if moves_up else axis
+                relations.same(data, axis, result, after)
     for value in node.inputs[1:]:
         relations.freeze_all(value, f"read by {node.op_type}")
 

@@ -32,8 +32,14 @@ def product(
     result = node.outputs[0]
     left_rank = relations.rank(left)
     right_rank = relations.rank(right)
-    row, summed = (-1, -2) if flip_left else (-2, -1)
-    summed_right, column = (-1, -2) if flip_right else (-2, -1)
+    row = -2
+    summed = -1
+    if flip_left:
+        row, summed = summed, row
+    summed_right = -2
+    column = -1
+    if flip_right:
+        summed_right, column = column, summed_right
     # a vector has one axis, which is summed over, and none in the result
     if right_rank == 1:
         summed_right = -1
@@ -59,8 +65,14 @@ def gemm(node: ir.Node, relations: Relations) -> None:
     left = required_input(node, 0)
     right = required_input(node, 1)
     result = node.outputs[0]
-    row, summed = (1, 0) if node.attributes.get_int("transA", 0) else (0, 1)
-    summed_right, column = (1, 0) if node.attributes.get_int("transB", 0) else (0, 1)
+    row = 0
+    summed = 1
+    if node.attributes.get_int("transA", 0):
+        row, summed = summed, row
+    summed_right = 0
+    column = 1
+    if node.attributes.get_int("transB", 0):
+        summed_right, column = column, summed_right
     relations.summed(left, summed, right, summed_right)
     relations.same(left, row, result, 0)
     relations.same(right, column, result, 1)

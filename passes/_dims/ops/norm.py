@@ -44,7 +44,8 @@ def per_channel(node: ir.Node, relations: Relations) -> None:
         axes.insert(0, 0)
     elif node.op_type != "InstanceNormalization":
         return
-    relations.mix(node, "normalise", *((0, axis) for axis in axes))
+    normalised = [(0, axis) for axis in axes]
+    relations.mix(node, "normalise", *normalised)
 
 
 @rule("LayerNormalization", "RMSNormalization")
@@ -61,7 +62,8 @@ def trailing(node: ir.Node, relations: Relations) -> None:
     for value in node.outputs[1:]:
         if relations.shape(value) is not None:
             elementwise(data, value, relations)
-    relations.mix(node, "normalise", *((0, axis) for axis in range(first, rank)))
+    normalised = [(0, axis) for axis in range(first, rank)]
+    relations.mix(node, "normalise", *normalised)
 
 
 @rule("GroupNormalization")
@@ -101,9 +103,10 @@ def fewer_groups(node: ir.Node, surgery: Surgery) -> None:
     kept = surgery.kept(data, 1)
     if kept is None:
         return
-    width = surgery.before(data)[1] // node.attributes.get_int("num_groups", 1)
-    groups = np.unique(kept // width)
-    node.attributes["num_groups"] = ir.AttrInt64("num_groups", len(groups))
+    before = node.attributes.get_int("num_groups", 1)
+    width = surgery.before(data)[1] // before
+    groups = len(np.unique(kept // width))
+    node.attributes["num_groups"] = ir.AttrInt64("num_groups", groups)
 
 
 @rule(
@@ -138,7 +141,8 @@ def reduction(node: ir.Node, relations: Relations) -> None:
     assert position == relations.rank(result)
     if axes:
         kind: MixKind = "contract" if node.op_type in SUMS else "normalise"
-        relations.mix(node, kind, *((0, axis) for axis in sorted(axes)))
+        summed = [(0, axis) for axis in sorted(axes)]
+        relations.mix(node, kind, *summed)
 
 
 def reduced_axes(node: ir.Node, relations: Relations) -> set[int] | None:
@@ -184,7 +188,9 @@ def _run_along(node: ir.Node, rank: int, relations: Relations) -> list[int]:
         return [axis % rank for axis in axes]
     if node.op_type in ("CumSum", "CumProd"):
         given = relations.trace.constants(node.inputs[1])
-        return list(range(rank)) if given is None else [given[0] % rank]
+        if given is None:
+            return list(range(rank))
+        return [given[0] % rank]
     if node.op_type != "LpNormalization" and relations.trace.opset < 13:
         # the axes from `axis` on were flattened and normalised together
         return list(range(axis_attribute(node, 1, rank), rank))

@@ -53,7 +53,8 @@ def _relate_blocks(
         if other != axis:
             relations.same(scales, other, data, other)
     slots = np.arange(relations.dims(data)[axis])
-    relations.link(data, axis, slots, scales, axis, slots // block)
+    blocks = slots // block
+    relations.link(data, axis, slots, scales, axis, blocks)
 
 
 @rule(*INTEGER)

@@ -51,7 +51,7 @@ def _rotate(node: ir.Node, table: int, relations: Relations) -> None:
         # one head on the axis: slots that turn go with their column, the others are free
         slots = np.arange(turned)
         columns = slots // 2 if interleaved else slots % (turned // 2)
-        relations.link(data, len(shape) - 1, slots, cosine, -1, columns)
+        relations.link(data, -1, slots, cosine, -1, columns)
     else:
         relations.freeze(cosine, -1, "some head dimensions turn, others do not")
         relations.grouped(

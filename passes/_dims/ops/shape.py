@@ -107,7 +107,8 @@ def tile(node: ir.Node, relations: Relations) -> None:
             relations.same(data, axis, result, axis)
         elif size > 1 and total:
             copies = np.arange(total)
-            relations.link(result, axis, copies, data, axis, copies % size)
+            originals = copies % size
+            relations.link(result, axis, copies, data, axis, originals)
 
 
 # --- parts ----------------------------------------------------------------------
@@ -141,7 +142,8 @@ def _relate_parts(
             if axis != cut:
                 relations.same(whole, axis, value, axis)
         slots = np.arange(relations.dims(value)[cut])
-        relations.link(whole, cut, offset + slots, value, cut, slots)
+        places = offset + slots
+        relations.link(whole, cut, places, value, cut, slots)
         offset += len(slots)
 
 
@@ -149,7 +151,8 @@ def _relate_parts(
 def split_sizes(node: ir.Node, surgery: Surgery) -> None:
     """Set the sizes of the parts that stay."""
     cut = node.attributes.get_int("axis", 0)
-    if _any_narrowed((node.inputs[0], *node.outputs), [cut], surgery):
+    both = (node.inputs[0], *node.outputs)
+    if _any_narrowed(both, [cut], surgery):
         sizes = [surgery.after(value)[cut] for value in node.outputs]
         node.attributes.pop("num_outputs", None)
         surgery.constant(node, 1, sizes)
@@ -188,9 +191,11 @@ def _cuts(node: ir.Node, ints: Ints, rank: int) -> dict[int, slice] | None:
 def _taken(cut: slice, size: int) -> Slots:
     """Positions that a Slice takes of an axis of that size."""
     # ONNX clamps an end below -size, Python would wrap it
-    clamped = cut.step < 0 and cut.stop < -size
-    stop = None if clamped else cut.stop
-    return np.arange(size)[slice(cut.start, stop, cut.step)]
+    stop = cut.stop
+    if cut.step < 0 and stop < -size:
+        stop = None
+    slots = np.arange(size)
+    return slots[cut.start : stop : cut.step]
 
 
 @rule("Slice")
@@ -234,14 +239,16 @@ def move_bounds(node: ir.Node, surgery: Surgery) -> None:
             taken = taken[kept]
         now = surgery.positions(data, axis, taken)
         if len(now) and (np.diff(now) == 1).all():
-            cuts[axis] = slice(int(now[0]), int(now[-1]) + 1, 1)
+            first = int(now[0])
+            cuts[axis] = slice(first, first + len(now), 1)
         else:
             surgery.select(node, 0, axis, now)
             cuts[axis] = slice(0, len(now), 1)
-    surgery.constant(node, 1, [cut.start for cut in cuts.values()])
-    surgery.constant(node, 2, [cut.stop for cut in cuts.values()])
+    slices = list(cuts.values())
+    surgery.constant(node, 1, [cut.start for cut in slices])
+    surgery.constant(node, 2, [cut.stop for cut in slices])
     surgery.constant(node, 3, list(cuts))
-    surgery.constant(node, 4, [cut.step for cut in cuts.values()])
+    surgery.constant(node, 4, [cut.step for cut in slices])
 
 
 # --- Gather ---------------------------------------------------------------------
@@ -266,10 +273,13 @@ def gather(node: ir.Node, relations: Relations) -> None:
         for place in range(places):
             relations.same(indices, place, result, axis + place)
         return
-    taken = np.array(known, np.intp) % max(before[axis], 1)
+    size = max(before[axis], 1)
+    # negative indices count from the end
+    taken = np.array(known, np.intp) % size
     relations.freeze_all(indices, "indices")
     if places == 1:
-        relations.link(result, axis, np.arange(len(taken)), data, axis, taken)
+        slots = np.arange(len(taken))
+        relations.link(result, axis, slots, data, axis, taken)
         return
     relations.freeze(data, axis, "some of its slots are picked out", taken)
     for place in range(places):
@@ -330,19 +340,24 @@ def pad(node: ir.Node, relations: Relations) -> None:
             first = max(-left, 0)
             last = size - max(-right, 0)
             old = np.arange(first, last)
-            relations.link(result, axis, old + left, data, axis, old)
+            places = old + left
+            relations.link(result, axis, places, data, axis, old)
 
 
 def _pads(node: ir.Node, ints: Ints, rank: int) -> list[tuple[int, int]] | None:
     """(before, after) by axis; None if computed."""
     given = ints(node.inputs[1])
     chosen = optional_input(node, 3)
-    axes = list(range(rank)) if chosen is None else ints(chosen)
+    axes: list[int] | None = list(range(rank))
+    if chosen is not None:
+        axes = ints(chosen)
     if given is None or axes is None:
         return None
     pads = [(0, 0)] * rank
     for position, axis in enumerate(axes):
-        pads[axis % rank] = (given[position], given[position + len(axes)])
+        left = given[position]
+        right = given[position + len(axes)]
+        pads[axis % rank] = (left, right)
     return pads
 
 
@@ -353,7 +368,8 @@ def repad(node: ir.Node, surgery: Surgery) -> None:
     result = node.outputs[0]
     before = surgery.before(data)
     pads = _pads(node, surgery.old_constants, len(before))
-    if pads is None or not _any_narrowed((data, result), range(len(before)), surgery):
+    axes = range(len(before))
+    if pads is None or not _any_narrowed((data, result), axes, surgery):
         return
     for axis, size in enumerate(before):
         narrowed = _any_narrowed((data, result), [axis], surgery)
@@ -369,7 +385,9 @@ def repad(node: ir.Node, surgery: Surgery) -> None:
                 _left_pad(left, made, read),
                 _right_pad(left, right, size, made, read),
             )
-    surgery.constant(node, 1, [left for left, _ in pads] + [right for _, right in pads])
+    fronts = [left for left, _ in pads]
+    ends = [right for _, right in pads]
+    surgery.constant(node, 1, fronts + ends)
     # the new pads are of all axes
     if len(node.inputs) > 3:
         surgery.edit.set_input(node, 3, None)
