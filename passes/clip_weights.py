@@ -42,9 +42,19 @@ class ClipWeights(Pass):
     )
 
     def run(self, model: ir.Model, context: Context) -> PassOutcome:
-        require_named_layers(self.name, model, self.include, self.exclude)
+        require_named_layers(
+            self.name,
+            model,
+            self.include,
+            self.exclude,
+        )
         grid_of = TargetGrids(self.bits, context.target)
-        layers, declined = layers_to_round(model, grid_of, self.include, self.exclude)
+        layers, declined = layers_to_round(
+            model,
+            grid_of,
+            self.include,
+            self.exclude,
+        )
         weights = 0
         clipped = 0
         for layer in layers:

@@ -49,13 +49,30 @@ class CorrectBias(Pass):
     )
 
     def run(self, model: ir.Model, context: Context) -> PassOutcome:
-        require_named_layers(self.name, model, self.include, self.exclude)
+        require_named_layers(
+            self.name,
+            model,
+            self.include,
+            self.exclude,
+        )
         grid_of = TargetGrids(self.bits, context.target)
-        layers, declined = layers_to_round(model, grid_of, self.include, self.exclude)
+        layers, declined = layers_to_round(
+            model,
+            grid_of,
+            self.include,
+            self.exclude,
+        )
         edit = Edit(model)
         changed = 0
         weights = 0
-        moments = moments_of(model, context, layers, "mean", self.samples, declined)
+        moments = moments_of(
+            model,
+            context,
+            layers,
+            "mean",
+            self.samples,
+            declined,
+        )
         for layer, mean in moments:
             rows = layer.rows()
             grid = grid_of(layer)

@@ -48,5 +48,11 @@ class Gptq(RoundingPass):
     ) -> RoundedLayer:
         # damping keeps the Gram matrix invertible where inputs depend on each other
         invertible = damped(gram, self.damp)
-        codes, shifted = compensated(rows, bias, invertible, scales, grid)
+        codes, shifted = compensated(
+            rows,
+            bias,
+            invertible,
+            scales,
+            grid,
+        )
         return RoundedLayer(codes, scales, shifted)

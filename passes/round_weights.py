@@ -54,7 +54,13 @@ class RoundWeights(RoundingPass):
         # the bias takes the mean error, so that only the spread of the inputs counts
         hessian, mean = covariance(gram)
         hessian = damped(hessian, self.damp)
-        codes = descended(rows, hessian, scales, grid, self.sweeps)
+        codes = descended(
+            rows,
+            hessian,
+            scales,
+            grid,
+            self.sweeps,
+        )
         difference = codes * scales[:, None] - rows
         shift = output_shift(difference, mean)
         return RoundedLayer(codes, scales, bias - shift)

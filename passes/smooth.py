@@ -95,7 +95,11 @@ class Smooth(Pass):
         all_readers = list(readers_of(products))
         seen: Mapping[str, Rows] = {}
         if all_readers:
-            seen = context.collect(model, _requests(all_readers), self.samples)
+            seen = context.collect(
+                model,
+                _requests(all_readers),
+                self.samples,
+            )
         makers = {layer.output: layer for layer in layers}
         edit = Edit(model)
         gains: list[float] = []
@@ -156,7 +160,11 @@ def _requests(all_readers: list[Readers]) -> dict[str, MomentRequest]:
     requests = {}
     for index, readers in enumerate(all_readers):
         name = readers.value.name or ""
-        requests[str(index)] = MomentRequest(name, "extremes", axis=readers.axis)
+        requests[str(index)] = MomentRequest(
+            name,
+            "extremes",
+            axis=readers.axis,
+        )
     return requests
 
 

@@ -39,9 +39,21 @@ def compensated(
     order, paired = _column_order(power, grid)
     weights = np.concatenate([rows, bias[:, None]], axis=1)
     weights = weights.reshape(groups, -1, width + 1)
-    weights = np.take_along_axis(weights, order[:, None], axis=2)
-    sorted_gram = np.take_along_axis(gram, order[:, :, None], axis=1)
-    sorted_gram = np.take_along_axis(sorted_gram, order[:, None], axis=2)
+    weights = np.take_along_axis(
+        weights,
+        order[:, None],
+        axis=2,
+    )
+    sorted_gram = np.take_along_axis(
+        gram,
+        order[:, :, None],
+        axis=1,
+    )
+    sorted_gram = np.take_along_axis(
+        sorted_gram,
+        order[:, None],
+        axis=2,
+    )
     # row i of this factor is the update that rounding column i asks of those behind it
     inverse = np.linalg.inv(sorted_gram)
     upper = np.linalg.cholesky(inverse).transpose(0, 2, 1)
@@ -55,7 +67,11 @@ def compensated(
         stop = min(start + BLOCK, width)
         columns.round_block(slice(start, stop), paired)
     back = np.argsort(order[:, :width], axis=1, kind="stable")
-    codes = np.take_along_axis(columns.codes, back[:, None], axis=2)
+    codes = np.take_along_axis(
+        columns.codes,
+        back[:, None],
+        axis=2,
+    )
     moved_bias = weights[:, :, width].reshape(-1)
     return codes.reshape(rows.shape), moved_bias
 
@@ -78,7 +94,11 @@ def _column_order(
     together = np.take_along_axis(together, inner, axis=2)
     strongest = members.max(axis=2)
     ranked = np.argsort(-strongest, axis=1, kind="stable")
-    together = np.take_along_axis(together, ranked[:, :, None], axis=1)
+    together = np.take_along_axis(
+        together,
+        ranked[:, :, None],
+        axis=1,
+    )
     together = together.reshape(groups, -1)
     alone = np.setdiff1d(np.arange(width), pairs)
     by_power = np.argsort(-power[:, alone], axis=1, kind="stable")
@@ -165,7 +185,12 @@ class _Columns:
         group, row = np.nonzero(beyond)
         if group.size:
             sign = np.sign(first[group, row])
-            best_first, best_second = self._within_limit(column, group, row, sign)
+            best_first, best_second = self._within_limit(
+                column,
+                group,
+                row,
+                sign,
+            )
             first[group, row] = best_first
             second[group, row] = best_second
         return first, second

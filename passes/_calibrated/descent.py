@@ -41,7 +41,13 @@ def descended(
     steps = scales.reshape(groups, -1)
     codes = nearest(rows, scales, grid).astype(np.float64)
     codes = codes.reshape(weights.shape)
-    descent = _Descent(weights, steps, hessian, codes, grid)
+    descent = _Descent(
+        weights,
+        steps,
+        hessian,
+        codes,
+        grid,
+    )
     for _ in range(sweeps):
         if not descent.sweep():
             break

@@ -60,7 +60,12 @@ def round_layers(
     solve: Solver,
 ) -> PassOutcome:
     """Store what `solve` finds for every layer; stats `layers`, `weights` and `gain_db`."""
-    layers, declined = layers_to_round(model, grid_of, include, exclude)
+    layers, declined = layers_to_round(
+        model,
+        grid_of,
+        include,
+        exclude,
+    )
     edit = Edit(model)
     weights = 0
     gains: list[float] = []

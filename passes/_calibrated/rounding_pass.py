@@ -41,7 +41,12 @@ class RoundingPass(Pass):
     )
 
     def run(self, model: ir.Model, context: Context) -> PassOutcome:
-        require_named_layers(self.name, model, self.include, self.exclude)
+        require_named_layers(
+            self.name,
+            model,
+            self.include,
+            self.exclude,
+        )
         grids = TargetGrids(self.bits, context.target)
         return self.run_on(model, context, grids)
 
@@ -55,7 +60,13 @@ class RoundingPass(Pass):
             grid: Grid,
         ) -> RoundedLayer:
             scales = scales_for(rows, gram, grid, self.clip)
-            return self.solve(rows, bias, gram, scales, grid)
+            return self.solve(
+                rows,
+                bias,
+                gram,
+                scales,
+                grid,
+            )
 
         return round_layers(
             model,

@@ -59,7 +59,11 @@ def readers_of(layers: list[LinearLayer]) -> Iterator[Readers]:
         axis = 1 if layer.node.op_type == "Conv" else -1
         key = (layer.input, axis)
         if key not in found:
-            found[key] = Readers(layer.input, [], axis)
+            found[key] = Readers(
+                layer.input,
+                [],
+                axis,
+            )
         found[key].layers.append(layer)
     yield from found.values()
 
@@ -112,7 +116,11 @@ def scale_inputs(layer: LinearLayer, factors: PerChannel) -> None:
     by_group = factors.reshape(layer.groups, 1, -1)
     pairs = np.repeat(by_group, outputs, axis=1).reshape(-1)
     kernel = layer.width // layer.shape[1]
-    _scale(layer.weight, Layout(1, pairs.size, kernel), pairs)
+    _scale(
+        layer.weight,
+        Layout(1, pairs.size, kernel),
+        pairs,
+    )
 
 
 def scale_outputs(layer: LinearLayer, factors: PerChannel, edit: Edit) -> None:
@@ -131,10 +139,19 @@ def _scale(weight: ir.Value, layout: Layout, factors: PerChannel) -> None:
     def kernel(block: NDArray[Any], start: int) -> NDArray[Any]:
         view, channels = layout.view(block, start)
         column = small[channels][:, None]
-        scaled: NDArray[Any] = np.multiply(view, column, dtype=np.float32)
+        scaled: NDArray[Any] = np.multiply(
+            view,
+            column,
+            dtype=np.float32,
+        )
         return scaled.reshape(-1)
 
-    scaled = DerivedTensor(tensor, kernel, ir.DataType.FLOAT, layout.granule)
+    scaled = DerivedTensor(
+        tensor,
+        kernel,
+        ir.DataType.FLOAT,
+        layout.granule,
+    )
     set_tensor(weight, scaled)
 
 
@@ -218,7 +235,11 @@ def scale_parameters(node: ir.Node, factors: PerChannel, edit: Edit) -> None:
         if used_once(value):
             set_tensor(value, ir.Tensor(scaled))
         else:
-            constant = edit.constant(graph, scaled, f"{value.name}_scaled")
+            constant = edit.constant(
+                graph,
+                scaled,
+                f"{value.name}_scaled",
+            )
             edit.set_input(node, index, constant)
 
 
@@ -229,7 +250,11 @@ def insert_mul(readers: Readers, factors: PerChannel, edit: Edit) -> None:
     graph = first.graph
     assert isinstance(graph, ir.Graph)
     small = factors.astype(np.float32)
-    constant = edit.constant(graph, small, f"{value.name}_smoothing")
+    constant = edit.constant(
+        graph,
+        small,
+        f"{value.name}_smoothing",
+    )
     mul = edit.node_before(first, "Mul", [value, constant])
     product = mul.outputs[0]
     product.name = edit.fresh(f"{value.name}_smoothed")

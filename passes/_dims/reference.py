@@ -65,9 +65,17 @@ class _Masking:
                 f"{source.name}_mask",
             )
             value = twin.inputs[index]
-            product = self.edit.node_before(twin, "Mul", [value, ones])
+            product = self.edit.node_before(
+                twin,
+                "Mul",
+                [value, ones],
+            )
             product.outputs[0].type = source.type
-            self.edit.set_input(twin, index, product.outputs[0])
+            self.edit.set_input(
+                twin,
+                index,
+                product.outputs[0],
+            )
 
     def gather_and_spread(self, mix: Mix, twin: ir.Node) -> None:
         """Gather the slots that stay in front of a normalisation, and spread its results behind it.
@@ -120,7 +128,12 @@ class _Masking:
             slots.astype(np.int64),
             f"{value.name}_stays",
         )
-        node = self.edit.node_before(before, "Gather", [value, indices], axis=axis)
+        node = self.edit.node_before(
+            before,
+            "Gather",
+            [value, indices],
+            axis=axis,
+        )
         node.outputs[0].type = value.type
         return node.outputs[0]
 
@@ -134,7 +147,11 @@ class _Masking:
             back.astype(np.int64),
             f"{value.name}_back",
         )
-        spread = ir.node("Gather", [value, indices], attributes={"axis": axis})
+        spread = ir.node(
+            "Gather",
+            [value, indices],
+            attributes={"axis": axis},
+        )
         spread.name = self.edit.fresh(f"{node.name}_spread")
         result = spread.outputs[0]
         result.name = self.edit.fresh(f"{value.name}_spread")

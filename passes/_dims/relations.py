@@ -265,7 +265,13 @@ class Relations:
         numbered = []
         for (value, axis), factors in axes:
             numbered.append((self.find(value, axis), factors))
-        block = Block(where, sizes, tuple(numbered), tuple(options), heads)
+        block = Block(
+            where,
+            sizes,
+            tuple(numbered),
+            tuple(options),
+            heads,
+        )
         self.blocks.append(block)
 
     def _sizes(self, axes: Sequence[Axis]) -> list[int]:

@@ -144,7 +144,13 @@ def _retarget(node: ir.Node, surgery: Surgery) -> None:
         wanted.append(_wanted(node, number, size, dynamic))
     if wanted.count(REST) > 1:
         raise SurgeryError(node, "two dynamic dims of the shape it is told change")
-    _set_target(node, index, value, wanted, surgery)
+    _set_target(
+        node,
+        index,
+        value,
+        wanted,
+        surgery,
+    )
 
 
 def _wanted(node: ir.Node, number: int, size: int, dynamic: bool) -> int | None:
@@ -179,11 +185,27 @@ def _set_target(
         return
     graph = node.graph
     assert isinstance(graph, ir.Graph)
-    mask = surgery.edit.constant(graph, dynamic, f"{value.name}_dynamic")
-    numbers = surgery.edit.constant(graph, static, f"{value.name}_static")
-    where = surgery.edit.node_before(node, "Where", [mask, value, numbers])
+    mask = surgery.edit.constant(
+        graph,
+        dynamic,
+        f"{value.name}_dynamic",
+    )
+    numbers = surgery.edit.constant(
+        graph,
+        static,
+        f"{value.name}_static",
+    )
+    where = surgery.edit.node_before(
+        node,
+        "Where",
+        [mask, value, numbers],
+    )
     where.outputs[0].type = ir.TensorType(ir.DataType.INT64)
     surgery.new.know(mask)
     surgery.new.know(numbers)
     surgery.new.step(where)
-    surgery.edit.set_input(node, index, where.outputs[0])
+    surgery.edit.set_input(
+        node,
+        index,
+        where.outputs[0],
+    )

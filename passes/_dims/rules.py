@@ -38,7 +38,11 @@ def _relate_node(node: ir.Node, relations: Relations) -> None:
     values = _named_values(node)
     if holds_graphs(node):
         reason = f"used by {label(node)}, whose subgraphs are not followed"
-        _freeze([*values, *_outer_values(node)], reason, relations)
+        _freeze(
+            [*values, *_outer_values(node)],
+            reason,
+            relations,
+        )
         return
     for value in values:
         if value not in relations.trace.shapes:
@@ -47,7 +51,11 @@ def _relate_node(node: ir.Node, relations: Relations) -> None:
             return
     if _computes_shapes(node, relations):
         known = [v for v in node.inputs if v in relations.trace.arrays]
-        _freeze([*node.outputs, *known], "a shape", relations)
+        _freeze(
+            [*node.outputs, *known],
+            "a shape",
+            relations,
+        )
         return
     entry = RULES.get((node.domain, node.op_type))
     if entry is None:

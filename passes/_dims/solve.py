@@ -325,7 +325,13 @@ class _Unions:
                 slots = np.arange(count, count + size)
                 count += size
             channels[root] = slots
-        return Solution(relations, classes, channels, self.reasons, count)
+        return Solution(
+            relations,
+            classes,
+            channels,
+            self.reasons,
+            count,
+        )
 
 
 def _components(count: int, a: Slots, b: Slots) -> Slots:

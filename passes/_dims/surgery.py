@@ -111,7 +111,11 @@ class Surgery:
         if not isinstance(array, np.ndarray):
             array = np.array(array, np.int64)
         stem = node.name or node.outputs[0].name
-        value = self.edit.constant(graph, array, f"{stem}_{index}")
+        value = self.edit.constant(
+            graph,
+            array,
+            f"{stem}_{index}",
+        )
         self.edit.set_input(node, index, value)
         self.new.know(value)
 
@@ -122,9 +126,22 @@ class Surgery:
         assert isinstance(graph, ir.Graph)
         assert source is not None
         positions = slots.astype(np.int64)
-        indices = self.edit.constant(graph, positions, f"{source.name}_kept")
-        gather = self.edit.node_before(node, "Gather", [source, indices], axis=axis)
+        indices = self.edit.constant(
+            graph,
+            positions,
+            f"{source.name}_kept",
+        )
+        gather = self.edit.node_before(
+            node,
+            "Gather",
+            [source, indices],
+            axis=axis,
+        )
         gather.outputs[0].type = source.type
         self.new.know(indices)
         self.new.step(gather)
-        self.edit.set_input(node, index, gather.outputs[0])
+        self.edit.set_input(
+            node,
+            index,
+            gather.outputs[0],
+        )

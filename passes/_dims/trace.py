@@ -257,7 +257,11 @@ class Trace:
     ) -> dict[str, onnx.TypeProto]:
         """Onnx's inference of one node: types of its outputs by name. Raises FAILURES."""
         version = self.opsets.get(node.domain, 1)
-        schema = onnx.defs.get_schema(node.op_type, version, node.domain)
+        schema = onnx.defs.get_schema(
+            node.op_type,
+            version,
+            node.domain,
+        )
         opsets = []
         for domain, number in self.opsets.items():
             opsets.append(onnx.helper.make_opsetid(domain, number))
@@ -338,7 +342,13 @@ def traced(model: ir.Model) -> Trace:
         # one small size fits: most symbols take another by themselves, and show what varies
         loosened = _loosened(model, others, symbols, unknown)
         trace, _ = _walk(model, loosened)
-        others = _loosened(model, loosened, symbols, unknown, twin=True)
+        others = _loosened(
+            model,
+            loosened,
+            symbols,
+            unknown,
+            twin=True,
+        )
     if trace.sizes != others:
         trace.twin, _ = _walk(model, others)
     return trace

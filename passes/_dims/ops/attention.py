@@ -250,7 +250,14 @@ def heads_attention(node: ir.Node, relations: Relations) -> None:
         offset = 0
         for value in (parts.query, parts.key, parts.value):
             slots = np.arange(relations.dims(value)[2])
-            relations.link(bias, 0, offset + slots, value, 2, slots)
+            relations.link(
+                bias,
+                0,
+                offset + slots,
+                value,
+                2,
+                slots,
+            )
             offset += len(slots)
         summed.append((3, 0))
     relations.mix(node, "contract", *summed)

@@ -32,7 +32,11 @@ def einsum(node: ir.Node, relations: Relations) -> None:
         for _, (value, axis) in found:
             relations.same(value, axis, *widest)
         if label not in made:
-            relations.mix(node, "contract", (index, widest[1]))
+            relations.mix(
+                node,
+                "contract",
+                (index, widest[1]),
+            )
             continue
         relations.same(*widest, node.outputs[0], made.index(label))
         computed = set()

@@ -85,7 +85,12 @@ def gather_nd(node: ir.Node, relations: Relations) -> None:
     for axis in range(len(places)):
         relations.same(indices, axis, result, axis)
     stays(indices, [-1], "indices", relations)
-    stays(data, range(batch, batch + depth), INDEXED, relations)
+    stays(
+        data,
+        range(batch, batch + depth),
+        INDEXED,
+        relations,
+    )
     rest = relations.rank(data) - batch - depth
     for back in range(1, rest + 1):
         relations.same(data, -back, result, -back)

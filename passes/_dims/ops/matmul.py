@@ -44,7 +44,11 @@ def product(
     if right_rank == 1:
         summed_right = -1
     relations.summed(left, summed, right, summed_right)
-    relations.mix(node, "contract", (0, left_rank + summed))
+    relations.mix(
+        node,
+        "contract",
+        (0, left_rank + summed),
+    )
     if right_rank > 1:
         relations.same(right, column, result, -1)
     if left_rank > 1:

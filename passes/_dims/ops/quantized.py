@@ -36,7 +36,13 @@ def quantized(node: ir.Node, relations: Relations) -> None:
         if value is None or not relations.rank(value):
             continue
         if relations.rank(value) > 1 or block:
-            _relate_blocks(data, value, axis, max(block, 1), relations)
+            _relate_blocks(
+                data,
+                value,
+                axis,
+                max(block, 1),
+                relations,
+            )
         elif relations.dims(value)[0] > 1:
             relations.same(value, 0, data, axis)
 
@@ -54,7 +60,14 @@ def _relate_blocks(
             relations.same(scales, other, data, other)
     slots = np.arange(relations.dims(data)[axis])
     blocks = slots // block
-    relations.link(data, axis, slots, scales, axis, blocks)
+    relations.link(
+        data,
+        axis,
+        slots,
+        scales,
+        axis,
+        blocks,
+    )
 
 
 @rule(*INTEGER)

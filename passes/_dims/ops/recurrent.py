@@ -41,7 +41,14 @@ def recurrent(node: ir.Node, relations: Relations) -> None:
         if value is not None:
             # row after row of each gate in turn: row i belongs to unit i modulo H
             rows = np.arange(relations.dims(value)[1])
-            relations.link(value, 1, rows, recurrence, 2, rows % units)
+            relations.link(
+                value,
+                1,
+                rows,
+                recurrence,
+                2,
+                rows % units,
+            )
     for value in (hidden, cell, *node.outputs):
         if value is not None and relations.rank(value):
             relations.same(value, -1, recurrence, 2)

@@ -46,12 +46,26 @@ def _rotate(node: ir.Node, table: int, relations: Relations) -> None:
     size = _head_size(node, shape, turned)
     interleaved = bool(node.attributes.get_int("interleaved", 0))
     if size == turned:
-        _turn_whole_heads(node, data, cosine, size, interleaved, relations)
+        _turn_whole_heads(
+            node,
+            data,
+            cosine,
+            size,
+            interleaved,
+            relations,
+        )
     elif shape[-1] == size:
         # one head on the axis: slots that turn go with their column, the others are free
         slots = np.arange(turned)
         columns = slots // 2 if interleaved else slots % (turned // 2)
-        relations.link(data, -1, slots, cosine, -1, columns)
+        relations.link(
+            data,
+            -1,
+            slots,
+            cosine,
+            -1,
+            columns,
+        )
     else:
         relations.freeze(cosine, -1, "some head dimensions turn, others do not")
         relations.grouped(

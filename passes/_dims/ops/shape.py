@@ -108,7 +108,14 @@ def tile(node: ir.Node, relations: Relations) -> None:
         elif size > 1 and total:
             copies = np.arange(total)
             originals = copies % size
-            relations.link(result, axis, copies, data, axis, originals)
+            relations.link(
+                result,
+                axis,
+                copies,
+                data,
+                axis,
+                originals,
+            )
 
 
 # --- parts ----------------------------------------------------------------------
@@ -117,13 +124,23 @@ def tile(node: ir.Node, relations: Relations) -> None:
 @rule("Concat")
 def concat(node: ir.Node, relations: Relations) -> None:
     """Slots of the result are those of the parts, one after the other."""
-    _relate_parts(node.outputs[0], node.inputs, node, relations)
+    _relate_parts(
+        node.outputs[0],
+        node.inputs,
+        node,
+        relations,
+    )
 
 
 @rule("Split")
 def split(node: ir.Node, relations: Relations) -> None:
     """Slots of the data are those of the parts, one after the other."""
-    _relate_parts(required_input(node, 0), node.outputs, node, relations)
+    _relate_parts(
+        required_input(node, 0),
+        node.outputs,
+        node,
+        relations,
+    )
 
 
 def _relate_parts(
@@ -143,7 +160,14 @@ def _relate_parts(
                 relations.same(whole, axis, value, axis)
         slots = np.arange(relations.dims(value)[cut])
         places = offset + slots
-        relations.link(whole, cut, places, value, cut, slots)
+        relations.link(
+            whole,
+            cut,
+            places,
+            value,
+            cut,
+            slots,
+        )
         offset += len(slots)
 
 
@@ -208,7 +232,11 @@ def cut_out(node: ir.Node, relations: Relations) -> None:
     result = node.outputs[0]
     before = relations.dims(data)
     after = relations.dims(result)
-    cuts = _cuts(node, relations.trace.constants, len(before))
+    cuts = _cuts(
+        node,
+        relations.trace.constants,
+        len(before),
+    )
     for axis, size in enumerate(before):
         if cuts is None and size != after[axis]:
             relations.freeze(data, axis, "cut at computed bounds")
@@ -218,7 +246,14 @@ def cut_out(node: ir.Node, relations: Relations) -> None:
         else:
             taken = _taken(cuts[axis], size)
             slots = np.arange(len(taken))
-            relations.link(result, axis, slots, data, axis, taken)
+            relations.link(
+                result,
+                axis,
+                slots,
+                data,
+                axis,
+                taken,
+            )
 
 
 @update("Slice")
@@ -245,10 +280,22 @@ def move_bounds(node: ir.Node, surgery: Surgery) -> None:
             surgery.select(node, 0, axis, now)
             cuts[axis] = slice(0, len(now), 1)
     slices = list(cuts.values())
-    surgery.constant(node, 1, [cut.start for cut in slices])
-    surgery.constant(node, 2, [cut.stop for cut in slices])
+    surgery.constant(
+        node,
+        1,
+        [cut.start for cut in slices],
+    )
+    surgery.constant(
+        node,
+        2,
+        [cut.stop for cut in slices],
+    )
     surgery.constant(node, 3, list(cuts))
-    surgery.constant(node, 4, [cut.step for cut in slices])
+    surgery.constant(
+        node,
+        4,
+        [cut.step for cut in slices],
+    )
 
 
 # --- Gather ---------------------------------------------------------------------
@@ -279,7 +326,14 @@ def gather(node: ir.Node, relations: Relations) -> None:
     relations.freeze_all(indices, "indices")
     if places == 1:
         slots = np.arange(len(taken))
-        relations.link(result, axis, slots, data, axis, taken)
+        relations.link(
+            result,
+            axis,
+            slots,
+            data,
+            axis,
+            taken,
+        )
         return
     relations.freeze(data, axis, "some of its slots are picked out", taken)
     for place in range(places):
@@ -309,7 +363,11 @@ def renumber(node: ir.Node, surgery: Surgery) -> None:
     graph = node.graph
     assert isinstance(graph, ir.Graph)
     array = now if len(shape) == 1 else now.reshape(shape)
-    value = surgery.edit.constant(graph, array, f"{indices.name}_kept")
+    value = surgery.edit.constant(
+        graph,
+        array,
+        f"{indices.name}_kept",
+    )
     surgery.edit.set_input(node, 1, value)
     surgery.new.know(value)
 
@@ -326,7 +384,11 @@ def pad(node: ir.Node, relations: Relations) -> None:
     data = required_input(node, 0)
     result = node.outputs[0]
     before = relations.dims(data)
-    pads = _pads(node, relations.trace.constants, len(before))
+    pads = _pads(
+        node,
+        relations.trace.constants,
+        len(before),
+    )
     constant = node.attributes.get_string("mode", "constant") == "constant"
     for axis, size in enumerate(before):
         if pads is not None and pads[axis] == (0, 0):
@@ -341,7 +403,14 @@ def pad(node: ir.Node, relations: Relations) -> None:
             last = size - max(-right, 0)
             old = np.arange(first, last)
             places = old + left
-            relations.link(result, axis, places, data, axis, old)
+            relations.link(
+                result,
+                axis,
+                places,
+                data,
+                axis,
+                old,
+            )
 
 
 def _pads(node: ir.Node, ints: Ints, rank: int) -> list[tuple[int, int]] | None:
@@ -372,7 +441,11 @@ def repad(node: ir.Node, surgery: Surgery) -> None:
     if pads is None or not _any_narrowed((data, result), axes, surgery):
         return
     for axis, size in enumerate(before):
-        narrowed = _any_narrowed((data, result), [axis], surgery)
+        narrowed = _any_narrowed(
+            (data, result),
+            [axis],
+            surgery,
+        )
         if narrowed and pads[axis] != (0, 0):
             left, right = pads[axis]
             made = surgery.kept(result, axis)
@@ -446,7 +519,14 @@ def _between_depth_and_space(
     channel = slots % channels
     if channels_first:
         channel = slots // (count // channels)
-    relations.link(deep, 1, slots, wide, 1, channel)
+    relations.link(
+        deep,
+        1,
+        slots,
+        wide,
+        1,
+        channel,
+    )
     relations.same(deep, 0, wide, 0)
     for value in (deep, wide):
         for axis in (2, 3):
