@@ -68,6 +68,7 @@ class Equalize(Pass):
         while count < self.sweeps and _sweep(pairs, blocks):
             count += 1
         edit = Edit(model)
+        # products of steps may come back to 1: such a pair is as it was
         changed = [pair for pair in pairs if (pair.factors != 1).any()]
         for pair in changed:
             scale_outputs(pair.first, 1 / pair.factors, edit)
@@ -106,6 +107,7 @@ class LayerPair:
         if np.abs(logs).max() < SETTLED:
             return False
         step = np.exp(np.clip(logs, -LARGEST_LOG, LARGEST_LOG))
+        # what one layer gives up the other takes: the product of both stays
         first /= step.reshape(first.shape[0], -1, 1)
         second *= step.reshape(second.shape[0], 1, -1)
         self.factors = self.factors * step

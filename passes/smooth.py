@@ -140,6 +140,7 @@ class Smooth(Pass):
         found = _judged(readers, seen, self.alpha)
         if found is None and seen is not None and 0 < len(seen) < FEWEST_FOLDS:
             return f"fewer than {FEWEST_FOLDS} samples do not tell how far its channels reach"
+        # a Mul costs time in every run, a factor in a parameter nothing
         least = self.insert_gain if inserts else self.min_gain
         if found is not None and found.gain >= max(least, NOISE):
             return found
@@ -185,6 +186,7 @@ def _judged(readers: Readers, seen: Rows | None, alpha: float) -> Smoothing | No
     unscaled = np.ones(weights.size)
     gains = []
     for others, held in left_out(seen):
+        # factors made without the folds that judge them
         factors = _factors(others, weights, alpha)
         before = noise(others, held, unscaled, energy)
         after = noise(others, held, factors, energy)

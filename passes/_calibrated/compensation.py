@@ -37,6 +37,7 @@ def compensated(
     width = rows.shape[1]
     power = np.einsum("gkk->gk", gram)[:, :width]
     order, paired = _column_order(power, grid)
+    # the bias is the weight of an input that is always 1
     weights = np.concatenate([rows, bias[:, None]], axis=1)
     weights = weights.reshape(groups, -1, width + 1)
     weights = np.take_along_axis(
@@ -66,6 +67,7 @@ def compensated(
     for start in range(0, width, BLOCK):
         stop = min(start + BLOCK, width)
         columns.round_block(slice(start, stop), paired)
+    # argsort of an order is the way back
     back = np.argsort(order[:, :width], axis=1, kind="stable")
     codes = np.take_along_axis(
         columns.codes,
@@ -92,6 +94,7 @@ def _column_order(
     inner = np.argsort(-members, axis=2, kind="stable")
     together = np.broadcast_to(pairs, members.shape)
     together = np.take_along_axis(together, inner, axis=2)
+    # a pair has the rank of its more used column
     strongest = members.max(axis=2)
     ranked = np.argsort(-strongest, axis=1, kind="stable")
     together = np.take_along_axis(
@@ -141,6 +144,7 @@ class _Columns:
         errors = np.empty((*self.steps.shape, size))
         for column in range(columns.start, columns.stop):
             current = self.weights[:, :, column]
+            # an odd column of a pair was chosen together with the even one before it
             if column >= paired:
                 chosen = self._rounded(column, current)
             elif column % 2 == 0:
@@ -154,6 +158,7 @@ class _Columns:
             passed = self.upper[:, None, column, behind]
             update = error[:, :, None] * passed
             self.weights[:, :, behind] -= update
+        # one product of matrices instead of an update for each column of the block
         rest = slice(columns.stop, None)
         passed_on = self.upper[:, columns, rest]
         self.weights[:, :, rest] -= errors @ passed_on
@@ -181,6 +186,7 @@ class _Columns:
         passed = self.upper[:, None, column, column + 1]
         moved = after - error * passed
         second = self._rounded(column + 1, moved)
+        # few pairs exceed the limit: only their rows are searched
         beyond = sums_of_one_sign(first, second) > PAIR_LIMIT
         group, row = np.nonzero(beyond)
         if group.size:

@@ -101,6 +101,7 @@ class _Descent:
         # of two neighbours the one that the code is not
         other = low + high - codes
         move = (other - codes) * self.steps
+        # the error is quadratic: a move changes it by 2 * slope * move + curvature * move^2
         curvature = self.hessian[:, None, column, column]
         gain = move * (2 * slope + move * curvature)
         first_order = np.abs(move * slope)
@@ -108,12 +109,14 @@ class _Descent:
         flip = self.movable[:, :, column] & pays
         partner = self.partner[column]
         if partner != ALONE:
+            # no flip may bring a pair beyond what kernels can add
             sums = sums_of_one_sign(other, self.codes[:, :, partner])
             flip &= sums <= PAIR_LIMIT
         if not flip.any():
             return 0
         self.codes[:, :, column] = np.where(flip, other, codes)
         group, row = np.nonzero(flip)
+        # one flip changes the slope at every column of its row
         change = move[group, row, None] * self.hessian[group, column]
         self.slope[group, row] += change
         return len(row)

@@ -62,6 +62,7 @@ def grid_of_bits(bits: int, limited: LinearLayer | None = None) -> Grid:
 def full_scales(rows: Rows, levels: int) -> PerChannel:
     """max|w| / L of each channel; 1 / L for a channel of zeros: (M, K) -> (M,)."""
     highest = np.abs(rows).max(axis=1)
+    # any scale stores zeros
     usable = np.where(highest > TINY, highest, 1.0)
     return usable / levels
 
@@ -89,6 +90,7 @@ def best_scales(
 
 def is_on_grid(rows: Rows, grid: Grid) -> bool:
     """Return whether `quant` would leave these weights as they are."""
+    # `quant` sees the weight as it is stored
     tensor = ir.Tensor(rows.astype(np.float32))
     layout = Layout(1, *rows.shape)
     highest = channel_absmax(tensor, layout)

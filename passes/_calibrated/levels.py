@@ -127,6 +127,7 @@ def tail_index(moved: Rows) -> float:
     """
     median = np.median(moved, axis=0)
     usable = median > 0
+    # one index for all channels: alone each has too few folds in its tail
     alike = moved[:, usable] / median[usable]
     if alike.size < POOLED:
         return HEAVIEST
@@ -154,6 +155,7 @@ def _growth(index: float, rarer: PerChannel) -> PerChannel:
 
 def left_out(seen: Rows) -> Iterator[tuple[Rows, Rows]]:
     """(the other folds, the folds left out), part after part."""
+    # every eighth fold, not neighbours: data may be in some order
     part = np.arange(len(seen)) % LEFT_OUT
     for index in range(min(LEFT_OUT, len(seen))):
         held = part == index
@@ -184,5 +186,6 @@ def noise(
     below = np.maximum(low - divided[:, 0], 0.0)
     beyond = above**2 + below**2
     values = np.maximum(other[:, 0], 1.0)
+    # one value of each fold and channel lies there: its share of all is 1 / count
     clipping = (beyond * power / values).sum(axis=1).mean()
     return float(rounding + clipping)

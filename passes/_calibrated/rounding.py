@@ -75,6 +75,7 @@ def round_layers(
         grid = grid_of(layer)
         solution = solve(rows, bias, gram, grid)
         gains.append(_gain_db(rows, bias, gram, solution, grid))
+        # a layer without a bias is not given one for nothing
         if (solution.bias != bias).any():
             layer.set_bias(solution.bias, edit)
         layer.set_codes(solution.codes, solution.scales)
@@ -114,6 +115,7 @@ def _gain_db(
 
 def _output_error(difference: Rows, shift: PerChannel, gram: Grams) -> float:
     """Mean squared change of the layer's outputs, summed over channels."""
+    # the last input of a Gram matrix is the constant 1, which the bias multiplies
     change = np.concatenate([difference, shift[:, None]], axis=1)
     change = change.reshape(len(gram), -1, gram.shape[1])
     return float(((change @ gram) * change).sum())

@@ -56,6 +56,7 @@ def readers_of(layers: list[LinearLayer]) -> Iterator[Readers]:
     """
     found: dict[tuple[ir.Value, int], Readers] = {}
     for layer in layers:
+        # images have channels behind the batch, rows at their end
         axis = 1 if layer.node.op_type == "Conv" else -1
         key = (layer.input, axis)
         if key not in found:
@@ -138,6 +139,7 @@ def _scale(weight: ir.Value, layout: Layout, factors: PerChannel) -> None:
 
     def kernel(block: NDArray[Any], start: int) -> NDArray[Any]:
         view, channels = layout.view(block, start)
+        # a block holds some channels: the layout tells which
         column = small[channels][:, None]
         scaled: NDArray[Any] = np.multiply(
             view,
@@ -232,6 +234,7 @@ def scale_parameters(node: ir.Node, factors: PerChannel, edit: Edit) -> None:
         assert value.const_value is not None
         wide = value.const_value.numpy().astype(np.float64)
         scaled = (wide * factors).astype(np.float32)
+        # a parameter that others read too stays for them
         if used_once(value):
             set_tensor(value, ir.Tensor(scaled))
         else:
@@ -258,6 +261,7 @@ def insert_mul(readers: Readers, factors: PerChannel, edit: Edit) -> None:
     mul = edit.node_before(first, "Mul", [value, constant])
     product = mul.outputs[0]
     product.name = edit.fresh(f"{value.name}_smoothed")
+    # shapes are not inferred anew: the product is like the value
     product.type = value.type
     product.shape = value.shape
     for layer in readers.layers:

@@ -126,6 +126,7 @@ def moments_of(
             fit.append(layer)
     for part in _parts(fit, kind):
         keys = _keys(request for _, request in part)
+        # layers that read one value ask for the same moment: it is collected once
         requests = {key: request for request, key in keys.items()}
         found = context.collect(model, requests, samples)
         for layer, request in part:
@@ -134,6 +135,7 @@ def moments_of(
             if moment is None or reason:
                 where = label(layer.node)
                 declined.append(Declined(where, f"{reason} on the calibration data"))
+            # the mean of a tensor has no axis of groups, that of patches has
             elif moment.ndim == 1:
                 yield layer, moment[None]
             else:

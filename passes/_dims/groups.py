@@ -70,6 +70,7 @@ def channel_groups(solution: Solution) -> list[Group]:
             name = _name(weights)
             groups.append(Group(numbers, where, tuple(weights), name))
     shapes = solution.relations.trace.shapes
+    # the trace met initializers in the order of the graph
     order = {value: index for index, value in enumerate(shapes)}
 
     def first_weight(group: Group) -> int:
@@ -83,6 +84,7 @@ def _places(solution: Solution) -> dict[int, list[Place]]:
     """Places of each channel, classes in the order of the solution."""
     places: dict[int, list[Place]] = defaultdict(list)
     for root, slots in solution.channels.items():
+        # a channel may take several slots of a class, as copies by Tile do
         free = slots[slots != FROZEN]
         found, counts = np.unique(free, return_counts=True)
         for channel, count in zip(found.tolist(), counts.tolist(), strict=True):

@@ -70,6 +70,7 @@ class _Masking:
                 "Mul",
                 [value, ones],
             )
+            # strict checks want a type; the shape is inferred at the end
             product.outputs[0].type = source.type
             self.edit.set_input(
                 twin,
@@ -94,6 +95,7 @@ class _Masking:
                 self.edit.set_input(twin, index, gathered)
         if mix.node.op_type == "GroupNormalization":
             self._fit_groups(mix, twin)
+        # statistics are of the slots that stay; others read tensors of the old shape
         for made, value in zip(mix.node.outputs, twin.outputs, strict=True):
             for axis, stays in self._lost(made, classes):
                 size = self._shape(made)[axis]

@@ -216,6 +216,7 @@ class Relations:
     def block(self, where: str, before: Sequence[Axis], after: Sequence[Axis]) -> None:
         """State that the axes of `before`, flattened together, are those of `after`: a reshape."""
         sides = (before, after)
+        # every border of either side is one of a factor, and no other is
         borders = set[int]()
         for side in sides:
             borders |= _borders(self._sizes(side))
@@ -245,6 +246,7 @@ class Relations:
         for value, axis in side:
             start = position
             product = 1
+            # factors are taken until their product is the axis
             while product < self.trace.shapes[value][axis]:
                 product *= sizes[position]
                 position += 1

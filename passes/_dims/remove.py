@@ -106,6 +106,7 @@ def _follow(node: ir.Node, surgery: Surgery) -> None:
     """Trace a node, and give it another output shape where the one it makes is wrong."""
     surgery.new.step(node)
     wrong = _misfit(node, surgery)
+    # a shape that the graph computes may follow the channels by itself
     if wrong is not None and is_standard(node, *TARGETS):
         _retarget(node, surgery)
         surgery.new.step(node)
@@ -179,6 +180,7 @@ def _set_target(
 ) -> None:
     """Set a new shape tensor: given numbers, and what the old one computes where None is asked."""
     dynamic = np.array([number is None for number in wanted])
+    # a shape of which parts are computed keeps those, by a Where
     static = np.array([number or 0 for number in wanted], np.int64)
     if not dynamic.any():
         surgery.constant(node, index, static)

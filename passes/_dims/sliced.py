@@ -46,6 +46,7 @@ class SlicedTensor(DerivedTensor):
         rest = np.empty(0, self.dtype.numpy())
         for rows in self._rows():
             rest = np.concatenate([rest, rows]) if rest.size else rows
+            # what does not fill a granule waits for the next rows
             whole = rest.size // granule * granule
             if whole:
                 yield start, rest[:whole]
@@ -62,6 +63,7 @@ class SlicedTensor(DerivedTensor):
         row_size = max(prod(inner), 1)
         row = 0
         for _, block in blocks(self.source, row_size):
+            # blocks of the source are whole rows, as many as it likes
             slab = block.reshape(-1, *inner)
             end = row + len(slab)
             first, last = np.searchsorted(wanted, (row, end))

@@ -90,6 +90,7 @@ class _Unions:
                     root = self.relations.root(index)
                     if root in self.reasons or not dead.issuperset(factors):
                         continue
+                    # the reason of one frozen axis stands for all
                     why = self._why(block, factors)
                     self.reasons[root] = (
                         f"{block.where} makes it of axes that stay: {why}"
@@ -173,6 +174,7 @@ class _Unions:
         if root not in self.start:
             self.reasons.setdefault(root, reason)
             return
+        # labels are frozen, not slots: what is joined to them later is frozen too
         if slots is None:
             slots = np.arange(self.relations.sizes[root])
         labels = self.labels[self.start[root] + slots]
@@ -266,6 +268,7 @@ class _Unions:
                 for option, count in candidates.items()
                 if (option in heads) == asks_for_heads
             }
+            # where none is as asked, another choice is better than none
             candidates = wanted or candidates
         return max(
             candidates,
@@ -305,6 +308,7 @@ class _Unions:
         relations = self.relations
         stays = self.frozen[self.labels]
         free = np.unique(self.labels[~stays])
+        # labels have gaps since they merged: channels are numbered without
         number = np.full(len(self.labels), FROZEN)
         number[free] = np.arange(len(free))
         classes = dict(relations.axes())
@@ -347,6 +351,7 @@ def _components(count: int, a: Slots, b: Slots) -> Slots:
         np.minimum.at(label, label[b], low)
         np.minimum.at(label, a, low)
         np.minimum.at(label, b, low)
+        # a label that fell lets those that point to it fall in the same round
         label = label[label]
         if (label == before).all():
             return label

@@ -94,6 +94,7 @@ class Surgery:
         kept = self.kept(value, axis)
         if kept is None:
             return slots
+        # kept slots ascend: a place is the count of those before
         found = np.searchsorted(kept, slots)
         assert (found < len(kept)).all()
         assert (kept[found] == slots).all()
@@ -131,6 +132,7 @@ class Surgery:
             positions,
             f"{source.name}_kept",
         )
+        # the walk is at this node: what is put in front is traced at once
         gather = self.edit.node_before(
             node,
             "Gather",

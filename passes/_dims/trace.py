@@ -146,6 +146,7 @@ class Trace:
 
         Never raises on what a node cannot do.
         """
+        # surgery steps over a node twice: what the first step found may be wrong
         for value in node.outputs:
             self.shapes.pop(value, None)
             self.arrays.pop(value, None)
@@ -235,6 +236,7 @@ class Trace:
             if value is None or value.name is None:
                 continue
             types[value.name] = _type_proto(value, self.shapes.get(value))
+            # values of shape tensors matter to Reshape, Slice and their kind
             array = self.arrays.get(value)
             if array is not None and _feeds_inference(array):
                 data[value.name] = onnx.numpy_helper.from_array(array, value.name)
@@ -277,6 +279,7 @@ class Trace:
     def _inferred_by_us(self, node: ir.Node) -> None:
         """Take shapes by this project's own rules, where onnx has none."""
         entry = SHAPES.get((node.domain, node.op_type))
+        # onnx goes first: these stand in where it says nothing
         if entry is None or self._is_complete(node):
             return
         inputs = [self.shape(value) for value in node.inputs]
@@ -349,6 +352,7 @@ def traced(model: ir.Model) -> Trace:
             unknown,
             twin=True,
         )
+    # where nothing is symbolic one walk says it all
     if trace.sizes != others:
         trace.twin, _ = _walk(model, others)
     return trace

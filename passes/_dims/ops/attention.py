@@ -93,6 +93,7 @@ def attention(node: ir.Node, relations: Relations) -> None:
     _attend(node, parts, heads, relations)
     relations.freeze_all(optional_input(node, 6), "sequence lengths")
     last = relations.rank(parts.query) - 1
+    # scores sum over the head size of queries and keys
     relations.mix(node, "contract", (0, last))
 
 
@@ -150,8 +151,10 @@ def _factored_axes(
     ]
     for value, heads, size in made_of:
         if packed:
+            # (N, L, heads * size)
             yield (value, 2), (*heads, size)
         else:
+            # (N, heads, L, size)
             yield (value, 1), heads
     for name, cache in parts.caches.items():
         size = CACHE_SIZES[name]
@@ -249,6 +252,7 @@ def heads_attention(node: ir.Node, relations: Relations) -> None:
     if bias is not None:
         offset = 0
         for value in (parts.query, parts.key, parts.value):
+            # one bias for all three, after each other
             slots = np.arange(relations.dims(value)[2])
             relations.link(
                 bias,
@@ -343,6 +347,7 @@ def fewer_packed_heads(node: ir.Node, surgery: Surgery) -> None:
     if kept is None:
         return
     width = surgery.before(weight)[1] // 3
+    # channels of the result are heads times head size, as those of each third of the weight
     size = width // node.attributes.get_int("num_heads", 1)
     _keep_scale(node, size)
     heads = len(np.unique(kept // size))

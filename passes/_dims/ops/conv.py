@@ -38,6 +38,7 @@ def convolution(node: ir.Node, relations: Relations) -> None:
     relations.mix(node, "contract", (0, 1))
     if bias is not None:
         relations.same(bias, 0, result, 1)
+    # FusedConv of ONNX Runtime comes here too, so the attribute is read as it is
     if node.attributes.get_int("group", 1) != 1:
         _relate_groups(node, relations)
     elif node.op_type == "ConvTranspose":
@@ -141,6 +142,7 @@ def pooling(node: ir.Node, relations: Relations) -> None:
     freeze_spatial(data, relations)
     if node.op_type == "LRN":
         relations.freeze(data, 1, "LRN sums over neighbouring channels")
+    # such indices are offsets into all channels
     if len(node.outputs) > 1 and node.outputs[1].uses():
         relations.freeze(data, 1, "MaxPool gives indices into the whole tensor")
 

@@ -104,6 +104,7 @@ def scatter_nd(node: ir.Node, relations: Relations) -> None:
     updates = required_input(node, 2)
     *places, depth = relations.dims(indices)
     elementwise(data, node.outputs[0], relations)
+    # an index addresses the first axes of the data, so many as it has numbers
     stays(data, range(depth), INDEXED, relations)
     stays(indices, [-1], "indices", relations)
     for axis in range(len(places)):
@@ -146,6 +147,7 @@ def one_hot(node: ir.Node, relations: Relations) -> None:
     new = axis_attribute(node, -1, rank)
     relations.freeze(result, new, "OneHot counts along it")
     for axis in range(rank - 1):
+        # the new axis moves those behind it
         after = axis if axis < new else axis + 1
         relations.same(indices, axis, result, after)
 

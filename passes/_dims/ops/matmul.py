@@ -54,7 +54,9 @@ def product(
     if left_rank > 1:
         row_of_result = -2 if right_rank > 1 else -1
         relations.same(left, row, result, row_of_result)
+    # batch axes move to the right by each axis that the result lacks
     vectors = (left_rank < 2) + (right_rank < 2)
+    # a product with a weight counts no heads
     both_computed = not is_constant(left) and not is_constant(right)
     for value in (left, right):
         for back in range(3, relations.rank(value) + 1):

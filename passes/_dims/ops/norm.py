@@ -54,6 +54,7 @@ def trailing(node: ir.Node, relations: Relations) -> None:
     data = required_input(node, 0)
     result = node.outputs[0]
     rank = relations.rank(data)
+    # mean and deviation, the further outputs, have axes of width 1 there
     first = axis_attribute(node, -1, rank)
     for value in node.inputs[1:]:
         if value is not None:
@@ -82,6 +83,7 @@ def group_norm(node: ir.Node, relations: Relations) -> None:
     for index, value in enumerate(node.inputs[1:], 1):
         if value is None:
             continue
+        # one number a group before opset 21; a group one wide cannot be told from a channel
         if relations.shape(value) == (groups,) and width > 1:
             axes.append(((value, 0), (GROUP,)))
             mixed.append((index, 0))

@@ -62,6 +62,7 @@ def _equal_runs(before: Shape, after: Shape) -> Iterator[tuple[range, range]]:
         new = after[right]
         left += 1
         right += 1
+        # the smaller product takes the next axis until both are equal
         while old != new:
             if old < new:
                 old *= before[left]
@@ -105,6 +106,7 @@ def tile(node: ir.Node, relations: Relations) -> None:
         total = totals[axis]
         if size == total:
             relations.same(data, axis, result, axis)
+        # an axis of width 1 cannot lose its slot: copies of it are new ones
         elif size > 1 and total:
             copies = np.arange(total)
             originals = copies % size
@@ -178,6 +180,7 @@ def split_sizes(node: ir.Node, surgery: Surgery) -> None:
     both = (node.inputs[0], *node.outputs)
     if _any_narrowed(both, [cut], surgery):
         sizes = [surgery.after(value)[cut] for value in node.outputs]
+        # parts need not be equal any more
         node.attributes.pop("num_outputs", None)
         surgery.constant(node, 1, sizes)
 
@@ -277,6 +280,7 @@ def move_bounds(node: ir.Node, surgery: Surgery) -> None:
             first = int(now[0])
             cuts[axis] = slice(first, first + len(now), 1)
         else:
+            # no bounds and step give these: the Slice takes all of a Gather
             surgery.select(node, 0, axis, now)
             cuts[axis] = slice(0, len(now), 1)
     slices = list(cuts.values())
@@ -312,6 +316,7 @@ def gather(node: ir.Node, relations: Relations) -> None:
     axis = axis_attribute(node, 0, len(before))
     for other in range(len(before)):
         if other != axis:
+            # the indices' axes stand in the place of one
             moved = other if other < axis else other + places - 1
             relations.same(data, other, result, moved)
     known = relations.trace.constants(indices)
@@ -335,6 +340,7 @@ def gather(node: ir.Node, relations: Relations) -> None:
             taken,
         )
         return
+    # a table of indices is not renumbered in part
     relations.freeze(data, axis, "some of its slots are picked out", taken)
     for place in range(places):
         relations.freeze(result, axis + place, "picked out by constant indices")
@@ -458,6 +464,7 @@ def repad(node: ir.Node, surgery: Surgery) -> None:
                 _left_pad(left, made, read),
                 _right_pad(left, right, size, made, read),
             )
+    # ONNX has all pads in front first, then all behind
     fronts = [left for left, _ in pads]
     ends = [right for _, right in pads]
     surgery.constant(node, 1, fronts + ends)
@@ -536,5 +543,6 @@ def _between_depth_and_space(
 @rule("Shape", "Size", "ConstantOfShape")
 def sizes(node: ir.Node, relations: Relations) -> None:
     """The numbers follow the axes by themselves; a tensor of given shape is told its new one."""
+    # surgery gives it another shape to make, as to Reshape
     if node.op_type != "ConstantOfShape":
         relations.freeze_all(node.outputs[0], "a shape")
