@@ -8,7 +8,7 @@ from typing import ClassVar
 import onnx_ir as ir
 
 from ._base import Context, Effect, Option, Pass, PassOutcome
-from ._calibrated.grid import TargetGrids, best_scales, nearest
+from ._calibrated.grid import TargetGrids, best_scales, nearest, values_of
 from ._calibrated.rounding import output_shift
 from ._calibrated.select import layers_to_round, moments_of, require_named_layers
 from ._core.edit import Edit
@@ -78,7 +78,7 @@ class CorrectBias(Pass):
             grid = grid_of(layer)
             scales = best_scales(rows, grid)
             codes = nearest(rows, scales, grid)
-            difference = codes * scales[:, None] - rows
+            difference = values_of(codes, scales) - rows
             # subtracted from the bias, the shift of the mean is gone
             shift = output_shift(difference, mean)
             layer.set_bias(layer.bias_row() - shift, edit)

@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from ._base import Effect, Option
 from ._calibrated.descent import descended
+from ._calibrated.grid import values_of
 from ._calibrated.layers import Grams, PerChannel, Rows
 from ._calibrated.rounding import RoundedLayer, covariance, damped, output_shift
 from ._calibrated.rounding_pass import RoundingPass
@@ -61,6 +62,6 @@ class RoundWeights(RoundingPass):
             grid,
             self.sweeps,
         )
-        difference = codes * scales[:, None] - rows
+        difference = values_of(codes, scales) - rows
         shift = output_shift(difference, mean)
         return RoundedLayer(codes, scales, bias - shift)

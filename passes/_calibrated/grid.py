@@ -114,6 +114,11 @@ def nearest(
     return codes.astype(np.int8)
 
 
+def values_of(codes: Codes, scales: PerChannel) -> Rows:
+    """Weights that codes stand for: (channels, width), (channels,) -> (channels, width)."""
+    return codes * scales[:, None]
+
+
 def clipped_scales(
     rows: Rows,
     grid: Grid,
@@ -132,7 +137,7 @@ def clipped_scales(
     for ratio in RATIOS:
         scales = full * ratio
         codes = nearest(rows, scales, grid, importance)
-        difference = rows - codes * scales[:, None]
+        difference = rows - values_of(codes, scales)
         error = (weights * difference**2).sum(axis=1)
         # of ranges that lose the same the widest stays: it is tried first
         better = error < least * LESS

@@ -18,7 +18,7 @@ from .._core.context import Context
 from .._core.edit import Edit
 from .._core.outcome import PassOutcome
 from .._quant.grids import Grid
-from .grid import GridOf, best_scales, clipped_scales, nearest
+from .grid import GridOf, best_scales, clipped_scales, nearest, values_of
 from .layers import Codes, Grams, PerChannel, Rows
 from .select import layers_to_round, moments_of
 
@@ -102,10 +102,10 @@ def _gain_db(
     """
     scales = best_scales(rows, grid)
     codes = nearest(rows, scales, grid)
-    plain = codes * scales[:, None]
+    plain = values_of(codes, scales)
     unmoved = np.zeros_like(bias)
     before = _output_error(plain - rows, unmoved, gram)
-    solved = solution.codes * solution.scales[:, None]
+    solved = values_of(solution.codes, solution.scales)
     shift = solution.bias - bias
     after = _output_error(solved - rows, shift, gram)
     if before > 0 and after > 0:

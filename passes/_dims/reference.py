@@ -7,7 +7,7 @@ surgery is checked by something that shares nothing with it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import onnx_ir as ir
@@ -16,7 +16,7 @@ from .._core.edit import Edit
 from .._core.graph import refresh_shapes
 from .relations import Mix, Slots, required_input
 from .solve import Solution
-from .surgery import Kept
+from .surgery import Kept, set_int
 
 
 def masked_reference(model: ir.Model, solution: Solution, kept: Kept) -> ir.Model:
@@ -108,8 +108,11 @@ class _Masking:
 
     def _stays(self, value: ir.Value, axis: int) -> Slots | None:
         """Slots of an axis that stay; None if all do."""
-        axes = self.kept.get(value.name or "", {})
-        return axes.get(axis)
+        return self._kept_of(value).get(axis)
+
+    def _kept_of(self, value: ir.Value) -> Mapping[int, Slots]:
+        """By axis that loses some: the slots that stay."""
+        return self.kept.get(value.name or "", {})
 
     def _lost(
         self, value: ir.Value | None, classes: set[int]
@@ -117,8 +120,7 @@ class _Masking:
         """(axis, slots that stay) of the axes of the given classes that lose some."""
         if value is None:
             return
-        kept = self.kept.get(value.name or "", {})
-        for axis, stays in kept.items():
+        for axis, stays in self._kept_of(value).items():
             if self.solution.classes[value, axis] in classes:
                 yield axis, stays
 
@@ -172,7 +174,7 @@ class _Masking:
         groups = mix.node.attributes.get_int("num_groups", 1)
         width = self._shape(source)[axis] // groups
         left = len(np.unique(stays // width))
-        twin.attributes["num_groups"] = ir.AttrInt64("num_groups", left)
+        set_int(twin, "num_groups", left)
 
 
 def _graph_of(node: ir.Node) -> ir.Graph:

@@ -106,6 +106,14 @@ class Relations:
         """Number of axes of a value; 0 if unknown or absent."""
         return len(self.dims(value))
 
+    def size(self, value: ir.Value | None, axis: int) -> int:
+        """Slots of an axis of a value whose shape is known."""
+        return self.dims(value)[axis]
+
+    def slots(self, value: ir.Value, axis: int) -> Slots:
+        """Numbers of all slots of an axis, in order."""
+        return np.arange(self.size(value, axis))
+
     # --- classes of axes --------------------------------------------------------
 
     def find(self, value: ir.Value, axis: int) -> int:
@@ -212,6 +220,16 @@ class Relations:
         """State that every axis of a value stays."""
         for axis in range(self.rank(value)):
             self.freeze(value, axis, reason)
+
+    def freeze_node(self, node: ir.Node, reason: str) -> None:
+        """State that every axis of all that a node reads and makes stays."""
+        for value in (*node.inputs, *node.outputs):
+            self.freeze_all(value, reason)
+
+    def freeze_further_inputs(self, node: ir.Node) -> None:
+        """State that every axis of all inputs but the first stays: what they hold steers the op."""
+        for value in node.inputs[1:]:
+            self.freeze_all(value, f"read by {node.op_type}")
 
     def block(self, where: str, before: Sequence[Axis], after: Sequence[Axis]) -> None:
         """State that the axes of `before`, flattened together, are those of `after`: a reshape."""

@@ -37,6 +37,11 @@ class SurgeryError(Exception):
         self.reason = reason
 
 
+def set_int(node: ir.Node, name: str, value: int) -> None:
+    """Set an integer attribute of a node."""
+    node.attributes[name] = ir.AttrInt64(name, value)
+
+
 class Surgery:
     """One removal of slots from one model, in place.
 

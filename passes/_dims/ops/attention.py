@@ -23,7 +23,7 @@ from ..relations import (
     required_input,
 )
 from ..shapes import MICROSOFT
-from ..surgery import Surgery
+from ..surgery import Surgery, set_int
 from ..table import rule, update
 
 # factors of the axes of an attention
@@ -120,8 +120,8 @@ def _attend(
     options: list[Factors] = [(head,)]
     if packed:
         sizes += (
-            relations.dims(parts.key)[-1] // keys,
-            relations.dims(parts.value)[-1] // keys,
+            relations.size(parts.key, -1) // keys,
+            relations.size(parts.value, -1) // keys,
         )
         options.append((KEY_SIZE, VALUE_SIZE))
     relations.grouped(
@@ -216,7 +216,7 @@ def _recount(
     kept = surgery.kept(value, -1)
     if kept is not None:
         heads = np.unique(kept // size)
-        node.attributes[name] = ir.AttrInt64(name, len(heads))
+        set_int(node, name, len(heads))
 
 
 def _keep_scale(node: ir.Node, size: int) -> None:
@@ -232,8 +232,7 @@ def heads_attention(node: ir.Node, relations: Relations) -> None:
     separate = [value for value in node.inputs[:3] if relations.rank(value) == 3]
     cached = len(node.inputs) > 6 or len(node.outputs) > 1
     if len(separate) < 3 or cached:
-        for each in (*node.inputs, *node.outputs):
-            relations.freeze_all(each, "a packed or cached MultiHeadAttention")
+        relations.freeze_node(node, "a packed or cached MultiHeadAttention")
         return
     heads = node.attributes.get_int("num_heads", 1)
     bias = optional_input(node, 3)
@@ -253,7 +252,7 @@ def heads_attention(node: ir.Node, relations: Relations) -> None:
         offset = 0
         for value in (parts.query, parts.key, parts.value):
             # one bias for all three, after each other
-            slots = np.arange(relations.dims(value)[2])
+            slots = relations.slots(value, 2)
             relations.link(
                 bias,
                 0,
@@ -293,8 +292,7 @@ def packed_attention(node: ir.Node, relations: Relations) -> None:
     result = node.outputs[0]
     if not _is_plain(node, relations):
         reason = "Attention with a cache, rotation or sizes of its own"
-        for value in (*node.inputs, *node.outputs):
-            relations.freeze_all(value, reason)
+        relations.freeze_node(node, reason)
         return
     relations.same(data, 2, weight, 0)
     relations.same(data, 0, result, 0)
@@ -315,7 +313,7 @@ def packed_attention(node: ir.Node, relations: Relations) -> None:
     if scores_bias and scores_bias[1] > 1:
         options = [(HEAD_SIZE,)]
     heads = node.attributes.get_int("num_heads", 1)
-    width = relations.dims(weight)[1] // 3
+    width = relations.size(weight, 1) // 3
     relations.grouped(
         name_of(node),
         sizes=(3, heads, width // heads),
@@ -328,7 +326,7 @@ def packed_attention(node: ir.Node, relations: Relations) -> None:
 
 def _is_plain(node: ir.Node, relations: Relations) -> bool:
     """Return whether it has no cache, no rotation, and queries, keys and values of one size."""
-    width = relations.dims(node.inputs[1])[1]
+    width = relations.size(node.inputs[1], 1)
     equal = [width // 3] * 3
     sizes = node.attributes.get_ints("qkv_hidden_sizes", equal)
     if list(sizes) != equal or sum(equal) != width:
@@ -351,7 +349,7 @@ def fewer_packed_heads(node: ir.Node, surgery: Surgery) -> None:
     size = width // node.attributes.get_int("num_heads", 1)
     _keep_scale(node, size)
     heads = len(np.unique(kept // size))
-    node.attributes["num_heads"] = ir.AttrInt64("num_heads", heads)
+    set_int(node, "num_heads", heads)
     if "qkv_hidden_sizes" in node.attributes:
         sizes = [len(kept)] * 3
         node.attributes["qkv_hidden_sizes"] = ir.AttrInt64s("qkv_hidden_sizes", sizes)

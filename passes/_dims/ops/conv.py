@@ -6,7 +6,7 @@ import onnx_ir as ir
 
 from ..._core.ops import CONVOLUTIONS
 from ..relations import Relations, name_of, optional_input, required_input
-from ..surgery import Surgery
+from ..surgery import Surgery, set_int
 from ..table import rule, update
 
 SPATIAL = "a spatial axis"
@@ -75,10 +75,10 @@ def _relate_groups(node: ir.Node, relations: Relations) -> None:
     weight = required_input(node, 1)
     result = node.outputs[0]
     groups = node.attributes.get_int("group", 1)
-    channels = relations.dims(data)[1]
-    channels_of_weight = relations.dims(weight)[0]
+    channels = relations.size(data, 1)
+    channels_of_weight = relations.size(weight, 0)
     if node.op_type != "ConvTranspose":
-        channels_of_weight = relations.dims(weight)[1] * groups
+        channels_of_weight = relations.size(weight, 1) * groups
     if channels != channels_of_weight:
         reason = "in groups of an axis of open size"
         relations.freeze(data, 1, reason)
@@ -95,7 +95,7 @@ def _relate_groups(node: ir.Node, relations: Relations) -> None:
         sizes=(
             groups,
             channels // groups,
-            relations.dims(result)[1] // groups,
+            relations.size(result, 1) // groups,
         ),
         axes=[
             ((data, 1), (GROUP, CHANNEL_READ)),
@@ -118,7 +118,7 @@ def regroup(node: ir.Node, surgery: Surgery) -> None:
     groups = channels // surgery.after(weight)[1]
     before = node.attributes.get_int("group", 1)
     if before != 1 and before != groups:
-        node.attributes["group"] = ir.AttrInt64("group", groups)
+        set_int(node, "group", groups)
 
 
 @rule(
@@ -156,8 +156,7 @@ def regions(node: ir.Node, relations: Relations) -> None:
     for value in (data, result):
         freeze_spatial(value, relations)
         relations.freeze(value, 0, "samples and regions")
-    for other in node.inputs[1:]:
-        relations.freeze_all(other, f"read by {node.op_type}")
+    relations.freeze_further_inputs(node)
 
 
 @rule("DeformConv")
@@ -211,8 +210,7 @@ def resize(node: ir.Node, relations: Relations) -> None:
     before = relations.dims(data)
     after = relations.dims(result)
     candidates = NEVER_RESAMPLED[node.op_type]
-    for value in node.inputs[1:]:
-        relations.freeze_all(value, f"read by {node.op_type}")
+    relations.freeze_further_inputs(node)
     reason = f"resampled by {node.op_type}"
     for axis in range(max(len(before), len(after))):
         kept = candidates is None or axis in candidates

@@ -92,8 +92,18 @@ BROADCAST = (
 
 def elementwise(source: ir.Value, result: ir.Value, relations: Relations) -> None:
     """Relate the axes of two tensors aligned at their last axis; broadcast axes stay apart."""
-    shared = min(relations.rank(source), relations.rank(result))
-    for back in range(1, shared + 1):
+    ranks = (relations.rank(source), relations.rank(result))
+    last_axes(source, result, min(ranks), relations)
+
+
+def last_axes(
+    source: ir.Value,
+    result: ir.Value,
+    count: int,
+    relations: Relations,
+) -> None:
+    """Relate the last so many axes of two tensors."""
+    for back in range(1, count + 1):
         relations.same(source, -back, result, -back)
 
 

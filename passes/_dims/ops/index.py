@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from ..relations import Relations, axis_attribute, optional_input, required_input
 from ..table import rule
-from .elementwise import elementwise
+from .elementwise import elementwise, last_axes
 
 INDEXED = "addressed by indices"
 
@@ -34,8 +34,8 @@ def matching(one: ir.Value, other: ir.Value, axis: int, relations: Relations) ->
 
     Where sizes differ, the first slots are meant.
     """
-    size = relations.dims(one)[axis]
-    if relations.dims(other)[axis] == size:
+    size = relations.size(one, axis)
+    if relations.size(other, axis) == size:
         relations.same(one, axis, other, axis)
     else:
         stays(one, [axis], INDEXED, relations)
@@ -92,8 +92,7 @@ def gather_nd(node: ir.Node, relations: Relations) -> None:
         relations,
     )
     rest = relations.rank(data) - batch - depth
-    for back in range(1, rest + 1):
-        relations.same(data, -back, result, -back)
+    last_axes(data, result, rest, relations)
 
 
 @rule("ScatterND")
@@ -110,8 +109,7 @@ def scatter_nd(node: ir.Node, relations: Relations) -> None:
     for axis in range(len(places)):
         relations.same(indices, axis, updates, axis)
     rest = relations.rank(data) - depth
-    for back in range(1, rest + 1):
-        relations.same(data, -back, updates, -back)
+    last_axes(data, updates, rest, relations)
 
 
 @rule("TopK", "ArgMax", "ArgMin")
@@ -134,8 +132,7 @@ def ranked(node: ir.Node, relations: Relations) -> None:
                 moves_up = axis > chosen and not keeps_axis
                 after = axis - 1 if moves_up else axis
                 relations.same(data, axis, result, after)
-    for value in node.inputs[1:]:
-        relations.freeze_all(value, f"read by {node.op_type}")
+    relations.freeze_further_inputs(node)
 
 
 @rule("OneHot")
@@ -168,8 +165,7 @@ def some_axes(node: ir.Node, relations: Relations) -> None:
             continue
         stays(data, [axis], reason, relations)
         stays(result, [axis], reason, relations)
-    for other in node.inputs[1:]:
-        relations.freeze_all(other, f"read by {node.op_type}")
+    relations.freeze_further_inputs(node)
 
 
 def _positional(node: ir.Node, rank: int, relations: Relations) -> set[int]:
@@ -231,5 +227,4 @@ MIXED = {
 def mixed(node: ir.Node, relations: Relations) -> None:
     """Left whole."""
     reason = f"{node.op_type} makes {MIXED[node.op_type]}"
-    for value in (*node.inputs, *node.outputs):
-        relations.freeze_all(value, reason)
+    relations.freeze_node(node, reason)

@@ -15,7 +15,7 @@ from ..relations import (
     optional_input,
     required_input,
 )
-from ..surgery import Surgery
+from ..surgery import Surgery, set_int
 from ..table import rule, update
 from .conv import freeze_spatial
 from .elementwise import elementwise
@@ -77,7 +77,7 @@ def group_norm(node: ir.Node, relations: Relations) -> None:
     elementwise(data, node.outputs[0], relations)
     freeze_spatial(data, relations)
     groups = node.attributes.get_int("num_groups", 1)
-    width = relations.dims(data)[1] // groups
+    width = relations.size(data, 1) // groups
     axes: list[tuple[Axis, Factors]] = [((data, 1), (GROUP, CHANNEL))]
     mixed = [(0, 1)]
     for index, value in enumerate(node.inputs[1:], 1):
@@ -108,7 +108,7 @@ def fewer_groups(node: ir.Node, surgery: Surgery) -> None:
     before = node.attributes.get_int("num_groups", 1)
     width = surgery.before(data)[1] // before
     groups = len(np.unique(kept // width))
-    node.attributes["num_groups"] = ir.AttrInt64("num_groups", groups)
+    set_int(node, "num_groups", groups)
 
 
 @rule(
@@ -180,8 +180,7 @@ def along_axis(node: ir.Node, relations: Relations) -> None:
     rank = relations.rank(data)
     for axis in _run_along(node, rank, relations):
         relations.freeze(data, axis, f"{node.op_type} runs along it")
-    for value in node.inputs[1:]:
-        relations.freeze_all(value, f"read by {node.op_type}")
+    relations.freeze_further_inputs(node)
 
 
 def _run_along(node: ir.Node, rank: int, relations: Relations) -> list[int]:

@@ -5,7 +5,6 @@ Sums of integers stay as they are.
 
 from __future__ import annotations
 
-import numpy as np
 import onnx_ir as ir
 
 from ..relations import Relations, axis_attribute, required_input
@@ -43,7 +42,7 @@ def quantized(node: ir.Node, relations: Relations) -> None:
                 max(block, 1),
                 relations,
             )
-        elif relations.dims(value)[0] > 1:
+        elif relations.size(value, 0) > 1:
             relations.same(value, 0, data, axis)
 
 
@@ -58,7 +57,7 @@ def _relate_blocks(
     for other in range(relations.rank(scales)):
         if other != axis:
             relations.same(scales, other, data, other)
-    slots = np.arange(relations.dims(data)[axis])
+    slots = relations.slots(data, axis)
     blocks = slots // block
     relations.link(
         data,
@@ -73,5 +72,4 @@ def _relate_blocks(
 @rule(*INTEGER)
 def integer(node: ir.Node, relations: Relations) -> None:
     """Left whole: what a removed slot adds to such a sum depends on zero points."""
-    for value in (*node.inputs, *node.outputs):
-        relations.freeze_all(value, f"{node.op_type} computes in integers")
+    relations.freeze_node(node, f"{node.op_type} computes in integers")

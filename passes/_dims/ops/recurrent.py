@@ -4,12 +4,11 @@ every state.
 
 from __future__ import annotations
 
-import numpy as np
 import onnx_ir as ir
 
 from ..._core.ops import RECURRENT
 from ..relations import Relations, optional_input, required_input
-from ..surgery import Surgery
+from ..surgery import Surgery, set_int
 from ..table import rule, update
 
 DIRECTIONS = "directions"
@@ -40,7 +39,7 @@ def recurrent(node: ir.Node, relations: Relations) -> None:
     for value in by_gate:
         if value is not None:
             # row after row of each gate in turn: row i belongs to unit i modulo H
-            rows = np.arange(relations.dims(value)[1])
+            rows = relations.slots(value, 1)
             relations.link(
                 value,
                 1,
@@ -86,4 +85,4 @@ def fewer_units(node: ir.Node, surgery: Surgery) -> None:
     recurrence = required_input(node, 2)
     if surgery.narrowed(recurrence, 2):
         units = surgery.after(recurrence)[2]
-        node.attributes["hidden_size"] = ir.AttrInt64("hidden_size", units)
+        set_int(node, "hidden_size", units)

@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from ..relations import Relations, name_of, required_input
 from ..shapes import MICROSOFT, Shape
-from ..surgery import Surgery, SurgeryError
+from ..surgery import Surgery, SurgeryError, set_int
 from ..table import rule, update
 
 
@@ -151,4 +151,4 @@ def _fit(node: ir.Node, cosine: ir.Value, surgery: Surgery) -> None:
     for name, count in counts.items():
         # 0, the default, says that the shapes tell it
         if node.attributes.get_int(name, 0):
-            node.attributes[name] = ir.AttrInt64(name, count)
+            set_int(node, name, count)

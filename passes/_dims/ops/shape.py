@@ -21,6 +21,7 @@ from ..shapes import Shape
 from ..surgery import Surgery, SurgeryError
 from ..table import rule, update
 from .conv import SPATIAL
+from .elementwise import elementwise
 
 Ints = Callable[[ir.Value | None], list[int] | None]
 """Reads a small integer tensor; None where it is computed."""
@@ -92,8 +93,7 @@ def expand(node: ir.Node, relations: Relations) -> None:
     """Axes that keep their size; those repeated from 1 are new ones."""
     data = required_input(node, 0)
     result = node.outputs[0]
-    for back in range(1, relations.rank(data) + 1):
-        relations.same(data, -back, result, -back)
+    elementwise(data, result, relations)
 
 
 @rule("Tile")
@@ -160,7 +160,7 @@ def _relate_parts(
         for axis in range(rank):
             if axis != cut:
                 relations.same(whole, axis, value, axis)
-        slots = np.arange(relations.dims(value)[cut])
+        slots = relations.slots(value, cut)
         places = offset + slots
         relations.link(
             whole,
@@ -520,8 +520,8 @@ def _between_depth_and_space(
     relations: Relations,
 ) -> None:
     """Channels of `deep` are (r*r, C) of `wide`, or (C, r*r) where channels come first."""
-    count = relations.dims(deep)[1]
-    channels = relations.dims(wide)[1]
+    count = relations.size(deep, 1)
+    channels = relations.size(wide, 1)
     slots = np.arange(count)
     channel = slots % channels
     if channels_first:
