@@ -69,7 +69,7 @@ class Equalize(Pass):
             count += 1
         edit = Edit(model)
         # products of steps may come back to 1: such a pair is as it was
-        changed = [pair for pair in pairs if (pair.factors != 1).any()]
+        changed = [pair for pair in pairs if pair.is_changed]
         for pair in changed:
             scale_outputs(pair.first, 1 / pair.factors, edit)
             scale_inputs(pair.second, pair.factors)
@@ -88,6 +88,11 @@ class LayerPair:
     second: LinearLayer
     factors: PerChannel
 
+    @property
+    def is_changed(self) -> bool:
+        """True if some factor is not 1."""
+        return bool((self.factors != 1).any())
+
     def equalize(self, blocks: dict[LinearLayer, Rows]) -> bool:
         """Make the ranges of both layers equal in `blocks`, and return whether they were not.
 
@@ -96,8 +101,10 @@ class LayerPair:
         """
         first = blocks[self.first]
         second = blocks[self.second]
-        made = first.max(axis=2).reshape(-1)
-        read = second.max(axis=1).reshape(-1)
+        made = first.max(axis=2)
+        made = made.reshape(-1)
+        read = second.max(axis=1)
+        read = read.reshape(-1)
         positive = (made > 0) & (read > 0)
         finite = np.isfinite(made) & np.isfinite(read)
         used = positive & finite
@@ -106,10 +113,13 @@ class LayerPair:
         logs[used] = 0.5 * difference
         if np.abs(logs).max() < SETTLED:
             return False
-        step = np.exp(np.clip(logs, -LARGEST_LOG, LARGEST_LOG))
+        limited = np.clip(logs, -LARGEST_LOG, LARGEST_LOG)
+        step = np.exp(limited)
         # what one layer gives up the other takes: the product of both stays
-        first /= step.reshape(first.shape[0], -1, 1)
-        second *= step.reshape(second.shape[0], 1, -1)
+        groups_of_first = len(first)
+        groups_of_second = len(second)
+        first /= step.reshape(groups_of_first, -1, 1)
+        second *= step.reshape(groups_of_second, 1, -1)
         self.factors = self.factors * step
         return True
 

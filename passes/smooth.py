@@ -192,9 +192,11 @@ def _judged(readers: Readers, seen: Rows | None, alpha: float) -> Smoothing | No
         after = noise(others, held, factors, energy)
         gain = 0.0
         if before > 0 and after > 0:
-            gain = 10 * float(np.log10(before / after))
+            bels = np.log10(before / after)
+            gain = 10 * float(bels)
         gains.append(gain)
-    return Smoothing(_factors(seen, weights, alpha), min(gains))
+    factors = _factors(seen, weights, alpha)
+    return Smoothing(factors, min(gains))
 
 
 def _factors(seen: Rows, weights: PerChannel, alpha: float) -> PerChannel:
@@ -210,7 +212,8 @@ def _factors(seen: Rows, weights: PerChannel, alpha: float) -> PerChannel:
     wanted = np.ones(weights.size)
     # equation 4 of SmoothQuant, then all factors times one number that keeps the range
     activations = highest[used] ** alpha
-    raw = activations / weights[used] ** (1 - alpha)
+    by_weights = weights[used] ** (1 - alpha)
+    raw = activations / by_weights
     largest_scaled = (highest[used] / raw).max()
     wanted[used] = raw * (largest_scaled / loudest)
     levels = expected_levels(seen) / loudest

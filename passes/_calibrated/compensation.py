@@ -35,10 +35,12 @@ def compensated(
     """
     groups = len(gram)
     width = rows.shape[1]
-    power = np.einsum("gkk->gk", gram)[:, :width]
+    diagonals = np.einsum("gkk->gk", gram)
+    power = diagonals[:, :width]
     order, paired = _column_order(power, grid)
     # the bias is the weight of an input that is always 1
-    weights = np.concatenate([rows, bias[:, None]], axis=1)
+    last = bias[:, None]
+    weights = np.concatenate([rows, last], axis=1)
     weights = weights.reshape(groups, -1, width + 1)
     weights = np.take_along_axis(
         weights,
@@ -57,7 +59,8 @@ def compensated(
     )
     # row i of this factor is the update that rounding column i asks of those behind it
     inverse = np.linalg.inv(sorted_gram)
-    upper = np.linalg.cholesky(inverse).transpose(0, 2, 1)
+    lower = np.linalg.cholesky(inverse)
+    upper = lower.transpose(0, 2, 1)
     columns = _Columns(
         weights,
         scales.reshape(groups, -1),
@@ -68,7 +71,8 @@ def compensated(
         stop = min(start + BLOCK, width)
         columns.round_block(slice(start, stop), paired)
     # argsort of an order is the way back
-    back = np.argsort(order[:, :width], axis=1, kind="stable")
+    rounded = order[:, :width]
+    back = np.argsort(rounded, axis=1, kind="stable")
     codes = np.take_along_axis(
         columns.codes,
         back[:, None],
@@ -104,7 +108,8 @@ def _column_order(
     )
     together = together.reshape(groups, -1)
     alone = np.setdiff1d(np.arange(width), pairs)
-    by_power = np.argsort(-power[:, alone], axis=1, kind="stable")
+    power_alone = power[:, alone]
+    by_power = np.argsort(-power_alone, axis=1, kind="stable")
     single = alone[by_power]
     bias = np.full((groups, 1), width)
     order = np.concatenate([together, single, bias], axis=1)
@@ -141,7 +146,8 @@ class _Columns:
         The first `paired` columns of all are pairs; a block holds an even number of them.
         """
         size = columns.stop - columns.start
-        errors = np.empty((*self.steps.shape, size))
+        shape = (*self.steps.shape, size)
+        errors = np.empty(shape)
         for column in range(columns.start, columns.stop):
             current = self.weights[:, :, column]
             # an odd column of a pair was chosen together with the even one before it
@@ -230,6 +236,7 @@ class _Columns:
         clipped = np.clip(wanted, -self.largest, most)
         partner = sign * clipped
         other = (left - partner * step) / other_unit
-        best = (own**2 + other**2).argmin(axis=1)
+        loss = own**2 + other**2
+        best = loss.argmin(axis=1)
         each = np.arange(len(best))
         return tried[each, best], partner[each, best]

@@ -73,14 +73,17 @@ class _Descent:
         self.low = np.floor(exact)
         self.high = np.ceil(exact)
         # a code that a pair's cut moved farther than to a neighbour has nowhere to flip to
-        beside = (codes == self.low) | (codes == self.high)
+        at_low = codes == self.low
+        at_high = codes == self.high
+        beside = at_low | at_high
         above = self.low >= -grid.levels
         below = self.high <= grid.levels
         between = self.high > self.low
         self.movable = above & below & between & beside
         difference = codes * scales - weights
         self.slope = difference @ hessian
-        self.partner = np.full(weights.shape[2], ALONE)
+        width = weights.shape[2]
+        self.partner = np.full(width, ALONE)
         if grid.limited is not None:
             first, second = grid.limited.indices().T
             self.partner[first] = second
@@ -103,14 +106,16 @@ class _Descent:
         move = (other - codes) * self.steps
         # the error is quadratic: a move changes it by 2 * slope * move + curvature * move^2
         curvature = self.hessian[:, None, column, column]
-        gain = move * (2 * slope + move * curvature)
+        second_order = move * curvature
+        gain = move * (2 * slope + second_order)
         first_order = np.abs(move * slope)
         pays = gain < -NOISE * first_order
         flip = self.movable[:, :, column] & pays
         partner = self.partner[column]
         if partner != ALONE:
             # no flip may bring a pair beyond what kernels can add
-            sums = sums_of_one_sign(other, self.codes[:, :, partner])
+            partner_codes = self.codes[:, :, partner]
+            sums = sums_of_one_sign(other, partner_codes)
             flip &= sums <= PAIR_LIMIT
         if not flip.any():
             return 0

@@ -108,7 +108,8 @@ def nearest(
     """round(w / scale), clipped to the grid, pairs cut where they are beyond the limit."""
     exact = rows / scales[:, None]
     rounded = np.rint(exact)
-    codes = np.clip(rounded, -grid.levels, grid.levels)
+    largest = grid.levels
+    codes = np.clip(rounded, -largest, largest)
     if grid.limited is not None:
         keep_within(codes, exact, grid.limited, importance)
     return codes.astype(np.int8)
@@ -138,7 +139,8 @@ def clipped_scales(
         scales = full * ratio
         codes = nearest(rows, scales, grid, importance)
         difference = rows - values_of(codes, scales)
-        error = (weights * difference**2).sum(axis=1)
+        weighed = weights * difference**2
+        error = weighed.sum(axis=1)
         # of ranges that lose the same the widest stays: it is tried first
         better = error < least * LESS
         best[better] = scales[better]

@@ -81,7 +81,8 @@ def expected_levels(seen: Rows) -> PerChannel:
     folds = len(seen)
     levels = np.full(highest.shape, np.inf)
     middle, moved = _movements(seen)
-    active = (moved > ACTIVE * highest).sum(axis=0)
+    moves = moved > ACTIVE * highest
+    active = moves.sum(axis=0)
     known = active >= ESTABLISHED
     if folds < LEAST_KEPT or not known.any():
         return levels
@@ -90,19 +91,24 @@ def expected_levels(seen: Rows) -> PerChannel:
     tail = np.clip(active, 1, longest)
     tail = np.minimum(tail, folds - 1)
     threshold = np.take_along_axis(moved, tail[None], axis=0)[0]
-    in_tail = np.arange(folds)[:, None] < tail
+    ranks = np.arange(folds)[:, None]
+    in_tail = ranks < tail
     beyond = np.where(in_tail, moved - threshold, 0)
     excess = beyond.sum(axis=0) / tail
     values = seen[:, 0].sum(axis=0)
-    rarer = np.maximum(tail / (RARE * values), 1.0)
+    wanted = RARE * values
+    rarer = np.maximum(tail / wanted, 1.0)
     index = tail_index(moved[:, known])
-    extrapolated = threshold + excess * _growth(index, rarer)
+    growth = _growth(index, rarer)
+    extrapolated = threshold + excess * growth
     # no level lies below what was seen, whatever the tail says
     reached = np.maximum(extrapolated, moved[0])
-    own = (np.abs(middle) + reached)[known]
+    own = np.abs(middle) + reached
+    own = own[known]
     seen_highest = highest[known]
     stretch = np.median(own / seen_highest)
-    levels[known] = np.maximum(own, seen_highest * stretch)
+    usual = seen_highest * stretch
+    levels[known] = np.maximum(own, usual)
     return levels
 
 
@@ -115,7 +121,8 @@ def _movements(seen: Rows) -> tuple[PerChannel, Rows]:
     middle = np.median(extremes.mean(axis=1), axis=0)
     above = seen[:, 2] - middle
     below = middle - seen[:, 1]
-    ascending = np.sort(np.maximum(above, below), axis=0)
+    farthest = np.maximum(above, below)
+    ascending = np.sort(farthest, axis=0)
     return middle, ascending[::-1]
 
 
@@ -140,7 +147,8 @@ def tail_index(moved: Rows) -> float:
     if not variance > 0:
         return 0.0
     # the method of moments: mean^2 / variance of the excesses is 1 - 2 * index
-    index = (1 - excess.mean() ** 2 / variance) / 2
+    mean = excess.mean()
+    index = (1 - mean**2 / variance) / 2
     return float(np.clip(index, 0, HEAVIEST))
 
 
@@ -149,7 +157,8 @@ def _growth(index: float, rarer: PerChannel) -> PerChannel:
     steps = np.log(rarer)
     if index < EXPONENTIAL:
         return np.asarray(steps)
-    growth = (1 - index) * np.expm1(index * steps) / index
+    growth = np.expm1(index * steps)
+    growth = (1 - index) * growth / index
     return np.asarray(growth)
 
 
@@ -177,15 +186,20 @@ def noise(
     scaled = seen[:, 1:] / factors
     divided = other[:, 1:] / factors
     # quantized ranges always hold zero
-    low = min(scaled[:, 0].min(), 0.0)
-    high = max(scaled[:, 1].max(), 0.0)
+    lowest = scaled[:, 0].min()
+    highest = scaled[:, 1].max()
+    low = min(lowest, 0.0)
+    high = max(highest, 0.0)
     power = energy * factors**2
     step = (high - low) / STEPS
     rounding = step**2 / 12 * power.sum()
-    above = np.maximum(divided[:, 1] - high, 0.0)
-    below = np.maximum(low - divided[:, 0], 0.0)
+    other_lowest = divided[:, 0]
+    other_highest = divided[:, 1]
+    above = np.maximum(other_highest - high, 0.0)
+    below = np.maximum(low - other_lowest, 0.0)
     beyond = above**2 + below**2
     values = np.maximum(other[:, 0], 1.0)
     # one value of each fold and channel lies there: its share of all is 1 / count
-    clipping = (beyond * power / values).sum(axis=1).mean()
+    by_channel = beyond * power / values
+    clipping = by_channel.sum(axis=1).mean()
     return float(rounding + clipping)

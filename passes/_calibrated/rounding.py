@@ -74,17 +74,18 @@ def round_layers(
         bias = layer.bias_row()
         grid = grid_of(layer)
         solution = solve(rows, bias, gram, grid)
-        gains.append(_gain_db(rows, bias, gram, solution, grid))
+        gain = _gain_db(rows, bias, gram, solution, grid)
+        gains.append(gain)
         # a layer without a bias is not given one for nothing
         if (solution.bias != bias).any():
             layer.set_bias(solution.bias, edit)
         layer.set_codes(solution.codes, solution.scales)
         weights += rows.size
-    gain = float(np.mean(gains)) if gains else 0.0
+    mean_gain = float(np.mean(gains)) if gains else 0.0
     stats: dict[str, int | float | str] = {
         "layers": len(gains),
         "weights": weights,
-        "gain_db": round(gain, 2),
+        "gain_db": round(mean_gain, 2),
     }
     return PassOutcome(len(gains), stats, declined)
 
@@ -109,7 +110,8 @@ def _gain_db(
     shift = solution.bias - bias
     after = _output_error(solved - rows, shift, gram)
     if before > 0 and after > 0:
-        return 10 * float(np.log10(before / after))
+        gain = np.log10(before / after)
+        return 10 * float(gain)
     return 0.0
 
 
@@ -117,8 +119,10 @@ def _output_error(difference: Rows, shift: PerChannel, gram: Grams) -> float:
     """Mean squared change of the layer's outputs, summed over channels."""
     # the last input of a Gram matrix is the constant 1, which the bias multiplies
     change = np.concatenate([difference, shift[:, None]], axis=1)
-    change = change.reshape(len(gram), -1, gram.shape[1])
-    return float(((change @ gram) * change).sum())
+    groups, inputs, _ = gram.shape
+    change = change.reshape(groups, -1, inputs)
+    squares = (change @ gram) * change
+    return float(squares.sum())
 
 
 def scales_for(rows: Rows, gram: Grams, grid: Grid, clip: Clip) -> PerChannel:
@@ -126,13 +130,15 @@ def scales_for(rows: Rows, gram: Grams, grid: Grid, clip: Clip) -> PerChannel:
 
     Weights count by the power of their input.
     """
-    channels_each = len(rows) // len(gram)
+    groups = len(gram)
+    channels_each = len(rows) // groups
     clips = grid.levels <= CLIP_LEVELS if clip == "auto" else clip == "always"
     if not clips:
         power = input_power(gram)
         importance = np.repeat(power, channels_each, axis=0)
         return best_scales(rows, grid, importance)
-    measured = _diagonals(gram)[:, : rows.shape[1]]
+    width = rows.shape[1]
+    measured = _diagonals(gram)[:, :width]
     importance = np.repeat(measured, channels_each, axis=0)
     return clipped_scales(rows, grid, importance)
 
@@ -151,7 +157,8 @@ def damped(gram: Grams, share: float) -> Grams:
 
     It keeps them invertible where inputs depend on each other; all-zero ones become the identity.
     """
-    extra = share * _diagonals(gram).mean(axis=1, keepdims=True)
+    means = _diagonals(gram).mean(axis=1, keepdims=True)
+    extra = share * means
     extra = np.where(extra > 0, extra, 1.0)
     out = gram.copy()
     _diagonals(out)[...] += extra
@@ -168,8 +175,9 @@ def covariance(gram: Grams) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Covariance (groups, K, K) and mean (groups, K) of x, from Gram matrices of [x, 1]."""
     mean = gram[:, :-1, -1]
     squares = gram[:, :-1, :-1]
-    outer = mean[:, :, None] * mean[:, None]
-    return squares - outer, mean
+    column = mean[:, :, None]
+    row = mean[:, None]
+    return squares - column * row, mean
 
 
 def output_shift(difference: Rows, mean: NDArray[np.float64]) -> PerChannel:
@@ -177,7 +185,8 @@ def output_shift(difference: Rows, mean: NDArray[np.float64]) -> PerChannel:
 
     Shapes: difference (M, K), mean of the inputs (groups, K) -> (M,).
     """
-    by_group = difference.reshape(len(mean), -1, difference.shape[1])
+    groups, inputs = mean.shape
+    by_group = difference.reshape(groups, -1, inputs)
     # groups after each other are the output channels in their order
     shift: PerChannel = np.einsum("gmk,gk->gm", by_group, mean)
     return shift.reshape(-1)

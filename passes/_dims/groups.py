@@ -56,7 +56,8 @@ def channel_groups(solution: Solution) -> list[Group]:
     places = _places(solution)
     together: dict[tuple[Place, ...], list[int]] = defaultdict(list)
     for channel in sorted(places):
-        together[tuple(places[channel])].append(channel)
+        where = tuple(places[channel])
+        together[where].append(channel)
     by_class = _weights_by_class(solution)
     groups = []
     for where, channels in together.items():
@@ -87,8 +88,9 @@ def _places(solution: Solution) -> dict[int, list[Place]]:
         # a channel may take several slots of a class, as copies by Tile do
         free = slots[slots != FROZEN]
         found, counts = np.unique(free, return_counts=True)
-        for channel, count in zip(found.tolist(), counts.tolist(), strict=True):
-            places[channel].append((root, count))
+        for index, channel in enumerate(found.tolist()):
+            place = (root, int(counts[index]))
+            places[channel].append(place)
     return places
 
 
@@ -116,7 +118,9 @@ def _name(weights: Sequence[Axis]) -> str:
 
 
 def _rank(value: ir.Value) -> int:
-    return 0 if value.const_value is None else len(value.const_value.shape)
+    if value.const_value is None:
+        return 0
+    return len(value.const_value.shape)
 
 
 def _length(place: Axis) -> int:
@@ -146,7 +150,8 @@ def kept_slots(
     """Slots that stay of every axis that loses some when the given channels go, by value name."""
     # one more entry, never set: FROZEN (-1) as an index reads it
     gone = np.zeros(solution.count + 1, bool)
-    gone[np.array(list(removed), np.intp)] = True
+    channels = np.array(list(removed), np.intp)
+    gone[channels] = True
     stays = {}
     for root, slots in solution.channels.items():
         lost = gone[slots] & (slots != FROZEN)
@@ -170,4 +175,5 @@ def frozen_weights(solution: Solution) -> Iterator[tuple[Axis, str]]:
         slots = solution.channels[root]
         whole = (slots == FROZEN).all()
         if _rank(value) > 1 and len(slots) > 1 and whole:
-            yield (value, axis), solution.reasons.get(root, COUPLED)
+            reason = solution.reasons.get(root, COUPLED)
+            yield (value, axis), reason

@@ -207,18 +207,17 @@ def resize(node: ir.Node, relations: Relations) -> None:
     """Resize keeps the axes that keep their size; GridSample reads each channel by itself."""
     data = required_input(node, 0)
     result = node.outputs[0]
-    before = relations.dims(data)
-    after = relations.dims(result)
+    ranks = (relations.rank(data), relations.rank(result))
     candidates = NEVER_RESAMPLED[node.op_type]
     relations.freeze_further_inputs(node)
     reason = f"resampled by {node.op_type}"
-    for axis in range(max(len(before), len(after))):
+    for axis in range(max(ranks)):
         kept = candidates is None or axis in candidates
-        # an empty slice stands for an axis that a tensor lacks
-        if kept and before[axis : axis + 1] == after[axis : axis + 1]:
+        if kept and relations.size(data, axis) == relations.size(result, axis):
             relations.same(data, axis, result, axis)
             continue
-        if axis < len(before):
+        # an AffineGrid makes more axes than it reads
+        if axis < ranks[0]:
             relations.freeze(data, axis, reason)
-        if axis < len(after):
+        if axis < ranks[1]:
             relations.freeze(result, axis, reason)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import onnx_ir as ir
 
 from ..._core.edit import is_constant
@@ -67,7 +69,7 @@ def _labels(node: ir.Node, relations: Relations) -> tuple[list[list[str]], list[
         rank = relations.rank(node.outputs[0])
         return operands, _term(right, rank)
     # without an arrow the result has the ellipsis, then what appears once, by the alphabet
-    every = [label for labels in operands for label in labels]
+    every = list(itertools.chain.from_iterable(operands))
     dots = {label for label in every if label.startswith(DOT)}
     letters = set(every) - dots
     once = [label for label in letters if every.count(label) == 1]

@@ -32,14 +32,8 @@ def product(
     result = node.outputs[0]
     left_rank = relations.rank(left)
     right_rank = relations.rank(right)
-    row = -2
-    summed = -1
-    if flip_left:
-        row, summed = summed, row
-    summed_right = -2
-    column = -1
-    if flip_right:
-        summed_right, column = column, summed_right
+    row, summed = _read_as((-2, -1), flip_left)
+    summed_right, column = _read_as((-2, -1), flip_right)
     # a vector has one axis, which is summed over, and none in the result
     if right_rank == 1:
         summed_right = -1
@@ -65,20 +59,24 @@ def product(
                 relations.tag_heads(value, -back)
 
 
+def _read_as(axes: tuple[int, int], flipped: bool) -> tuple[int, int]:
+    """Axes of a matrix as rows and columns, exchanged where it is read transposed."""
+    first, second = axes
+    if flipped:
+        return second, first
+    return first, second
+
+
 @rule("Gemm")
 def gemm(node: ir.Node, relations: Relations) -> None:
     """op(A) (M, K), op(B) (K, N), C broadcast to (M, N)."""
     left = required_input(node, 0)
     right = required_input(node, 1)
     result = node.outputs[0]
-    row = 0
-    summed = 1
-    if node.attributes.get_int("transA", 0):
-        row, summed = summed, row
-    summed_right = 0
-    column = 1
-    if node.attributes.get_int("transB", 0):
-        summed_right, column = column, summed_right
+    flip_left = bool(node.attributes.get_int("transA", 0))
+    flip_right = bool(node.attributes.get_int("transB", 0))
+    row, summed = _read_as((0, 1), flip_left)
+    summed_right, column = _read_as((0, 1), flip_right)
     relations.summed(left, summed, right, summed_right)
     relations.same(left, row, result, 0)
     relations.same(right, column, result, 1)
