@@ -67,4 +67,8 @@ class ClipWeights(Pass):
             narrower = scales < best_scales(rows, grid)
             clipped += int(narrower.sum())
         stats = {"layers": len(layers), "weights": weights, "clipped": clipped}
-        return PassOutcome(len(layers), dict(stats), declined)
+        return PassOutcome(
+            len(layers),
+            dict(stats),
+            declined,
+        )

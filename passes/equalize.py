@@ -71,10 +71,18 @@ class Equalize(Pass):
         # products of steps may come back to 1: such a pair is as it was
         changed = [pair for pair in pairs if pair.is_changed]
         for pair in changed:
-            scale_outputs(pair.first, 1 / pair.factors, edit)
+            scale_outputs(
+                pair.first,
+                1 / pair.factors,
+                edit,
+            )
             scale_inputs(pair.second, pair.factors)
         stats = {"pairs": len(changed), "sweeps": count}
-        return PassOutcome(len(changed), dict(stats), declined)
+        return PassOutcome(
+            len(changed),
+            dict(stats),
+            declined,
+        )
 
 
 @dataclass(eq=False)

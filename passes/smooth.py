@@ -121,7 +121,11 @@ class Smooth(Pass):
             "inserted": inserted,
             "gain_db": round(mean_gain, 2),
         }
-        return PassOutcome(len(gains), dict(stats), declined)
+        return PassOutcome(
+            len(gains),
+            dict(stats),
+            declined,
+        )
 
     def _smoothing(
         self,

@@ -74,7 +74,13 @@ def round_layers(
         bias = layer.bias_row()
         grid = grid_of(layer)
         solution = solve(rows, bias, gram, grid)
-        gain = _gain_db(rows, bias, gram, solution, grid)
+        gain = _gain_db(
+            rows,
+            bias,
+            gram,
+            solution,
+            grid,
+        )
         gains.append(gain)
         # a layer without a bias is not given one for nothing
         if (solution.bias != bias).any():
@@ -105,10 +111,18 @@ def _gain_db(
     codes = nearest(rows, scales, grid)
     plain = values_of(codes, scales)
     unmoved = np.zeros_like(bias)
-    before = _output_error(plain - rows, unmoved, gram)
+    before = _output_error(
+        plain - rows,
+        unmoved,
+        gram,
+    )
     solved = values_of(solution.codes, solution.scales)
     shift = solution.bias - bias
-    after = _output_error(solved - rows, shift, gram)
+    after = _output_error(
+        solved - rows,
+        shift,
+        gram,
+    )
     if before > 0 and after > 0:
         gain = np.log10(before / after)
         return 10 * float(gain)

@@ -59,7 +59,12 @@ class RoundingPass(Pass):
             gram: Grams,
             grid: Grid,
         ) -> RoundedLayer:
-            scales = scales_for(rows, gram, grid, self.clip)
+            scales = scales_for(
+                rows,
+                gram,
+                grid,
+                self.clip,
+            )
             return self.solve(
                 rows,
                 bias,

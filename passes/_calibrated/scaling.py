@@ -258,7 +258,11 @@ def insert_mul(readers: Readers, factors: PerChannel, edit: Edit) -> None:
         small,
         f"{value.name}_smoothing",
     )
-    mul = edit.node_before(first, "Mul", [value, constant])
+    mul = edit.node_before(
+        first,
+        "Mul",
+        [value, constant],
+    )
     product = mul.outputs[0]
     product.name = edit.fresh(f"{value.name}_smoothed")
     # shapes are not inferred anew: the product is like the value

@@ -91,7 +91,12 @@ class _Masking:
         for index, original in enumerate(mix.node.inputs):
             for axis, stays in self._lost(original, classes):
                 value = required_input(twin, index)
-                gathered = self._gather(twin, value, axis, stays)
+                gathered = self._gather(
+                    twin,
+                    value,
+                    axis,
+                    stays,
+                )
                 self.edit.set_input(twin, index, gathered)
         if mix.node.op_type == "GroupNormalization":
             self._fit_groups(mix, twin)

@@ -252,7 +252,12 @@ class Relations:
         for side in sides:
             axes.extend(self._factored(side, sizes))
         options = tuple((factor,) for factor in range(len(sizes)))
-        block = Block(where, sizes, tuple(axes), options)
+        block = Block(
+            where,
+            sizes,
+            tuple(axes),
+            options,
+        )
         self.blocks.append(block)
 
     def _factored(

@@ -59,7 +59,11 @@ def _relate_node(node: ir.Node, relations: Relations) -> None:
         return
     entry = RULES.get((node.domain, node.op_type))
     if entry is None:
-        _freeze(values, f"{label(node)}: no rule for this op", relations)
+        _freeze(
+            values,
+            f"{label(node)}: no rule for this op",
+            relations,
+        )
     else:
         entry(node, relations)
 

@@ -239,7 +239,11 @@ class _Unions:
         where = np.concatenate(coordinates)
         # coordinates and labels as the two sides of one graph: an edge for every slot
         count = size + len(names)
-        merged = _components(count, where, size + position)
+        merged = _components(
+            count,
+            where,
+            size + position,
+        )
         stays = np.zeros(count, bool)
         frozen = merged[size:][self.frozen[names]]
         stays[frozen] = True

@@ -245,7 +245,12 @@ def heads_attention(node: ir.Node, relations: Relations) -> None:
         list(_present(relations, mask).values()),
         {},
     )
-    _attend(node, parts, (heads, heads), relations)
+    _attend(
+        node,
+        parts,
+        (heads, heads),
+        relations,
+    )
     relations.freeze_all(optional_input(node, 4), "a padding mask")
     summed = [(0, 2)]
     if bias is not None:

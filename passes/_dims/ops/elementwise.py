@@ -119,6 +119,7 @@ def first_input(node: ir.Node, relations: Relations) -> None:
 @rule(*BROADCAST)
 def broadcast(node: ir.Node, relations: Relations) -> None:
     """One output, aligned with every input."""
+    result = node.outputs[0]
     for source in node.inputs:
         if source is not None:
-            elementwise(source, node.outputs[0], relations)
+            elementwise(source, result, relations)

@@ -62,7 +62,8 @@ def fused_convolution(node: ir.Node, relations: Relations) -> None:
     convolution(node, relations)
     added = optional_input(node, 3)
     if added is not None:
-        elementwise(added, node.outputs[0], relations)
+        result = node.outputs[0]
+        elementwise(added, result, relations)
 
 
 @update("FusedConv", domain=MICROSOFT)

@@ -49,7 +49,8 @@ def gather_elements(node: ir.Node, relations: Relations) -> None:
     indices = required_input(node, 1)
     rank = relations.rank(data)
     chosen = axis_attribute(node, 0, rank)
-    elementwise(indices, node.outputs[0], relations)
+    result = node.outputs[0]
+    elementwise(indices, result, relations)
     relations.freeze(data, chosen, INDEXED)
     for axis in range(rank):
         if axis != chosen:
@@ -64,7 +65,8 @@ def scatter_elements(node: ir.Node, relations: Relations) -> None:
     updates = required_input(node, 2)
     rank = relations.rank(data)
     chosen = axis_attribute(node, 0, rank)
-    elementwise(data, node.outputs[0], relations)
+    result = node.outputs[0]
+    elementwise(data, result, relations)
     relations.freeze(data, chosen, INDEXED)
     for axis in range(rank):
         relations.same(updates, axis, indices, axis)
@@ -102,7 +104,8 @@ def scatter_nd(node: ir.Node, relations: Relations) -> None:
     indices = required_input(node, 1)
     updates = required_input(node, 2)
     *places, depth = relations.dims(indices)
-    elementwise(data, node.outputs[0], relations)
+    result = node.outputs[0]
+    elementwise(data, result, relations)
     # an index addresses the first axes of the data, so many as it has numbers
     stays(data, range(depth), INDEXED, relations)
     stays(indices, [-1], "indices", relations)
@@ -118,7 +121,11 @@ def ranked(node: ir.Node, relations: Relations) -> None:
     data = required_input(node, 0)
     rank = relations.rank(data)
     is_top = node.op_type == "TopK"
-    chosen = axis_attribute(node, -1 if is_top else 0, rank)
+    chosen = axis_attribute(
+        node,
+        -1 if is_top else 0,
+        rank,
+    )
     reason = f"{node.op_type} runs along it"
     relations.freeze(data, chosen, reason)
     keeps_axis = is_top or bool(node.attributes.get_int("keepdims", 1))

@@ -35,7 +35,8 @@ def per_channel(node: ir.Node, relations: Relations) -> None:
     InstanceNormalization normalises over S, BatchNormalization in training over N too.
     """
     data = required_input(node, 0)
-    elementwise(data, node.outputs[0], relations)
+    result = node.outputs[0]
+    elementwise(data, result, relations)
     for value in (*node.inputs[1:], *node.outputs[1:]):
         if value is not None and relations.rank(value):
             relations.same(value, 0, data, 1)
@@ -74,7 +75,8 @@ def group_norm(node: ir.Node, relations: Relations) -> None:
     Whole groups go, or as many channels of each.
     """
     data = required_input(node, 0)
-    elementwise(data, node.outputs[0], relations)
+    result = node.outputs[0]
+    elementwise(data, result, relations)
     freeze_spatial(data, relations)
     groups = node.attributes.get_int("num_groups", 1)
     width = relations.size(data, 1) // groups
@@ -176,7 +178,8 @@ def reduced_axes(node: ir.Node, relations: Relations) -> set[int] | None:
 def along_axis(node: ir.Node, relations: Relations) -> None:
     """Elementwise on all axes but the one it runs along, which stays."""
     data = required_input(node, 0)
-    elementwise(data, node.outputs[0], relations)
+    result = node.outputs[0]
+    elementwise(data, result, relations)
     rank = relations.rank(data)
     for axis in _run_along(node, rank, relations):
         relations.freeze(data, axis, f"{node.op_type} runs along it")

@@ -28,8 +28,13 @@ def quantized(node: ir.Node, relations: Relations) -> None:
     A block is `block_size` slots of the axis.
     """
     data = required_input(node, 0)
-    elementwise(data, node.outputs[0], relations)
-    axis = axis_attribute(node, 1, relations.rank(data))
+    result = node.outputs[0]
+    elementwise(data, result, relations)
+    axis = axis_attribute(
+        node,
+        1,
+        relations.rank(data),
+    )
     block = node.attributes.get_int("block_size", 0)
     for value in node.inputs[1:]:
         if value is None or not relations.rank(value):

@@ -51,7 +51,12 @@ def recurrent(node: ir.Node, relations: Relations) -> None:
     for value in (hidden, cell, *node.outputs):
         if value is not None and relations.rank(value):
             relations.same(value, -1, recurrence, 2)
-    _relate_steps(node, data, (hidden, cell), relations)
+    _relate_steps(
+        node,
+        data,
+        (hidden, cell),
+        relations,
+    )
     relations.mix(node, "contract", (0, 2))
     relations.mix(node, "contract", (2, 2))
 

@@ -138,7 +138,11 @@ def _fit(node: ir.Node, cosine: ir.Value, surgery: Surgery) -> None:
     if kept is None:
         return
     turned = _turned(surgery.before(cosine))
-    size = _head_size(node, surgery.before(data), turned)
+    size = _head_size(
+        node,
+        surgery.before(data),
+        turned,
+    )
     # the dimensions that turn are the first of each head
     dimensions = np.unique(kept % size)
     left = int((dimensions < turned).sum())

@@ -265,7 +265,11 @@ def move_bounds(node: ir.Node, surgery: Surgery) -> None:
     data = required_input(node, 0)
     result = node.outputs[0]
     before = surgery.before(data)
-    cuts = _cuts(node, surgery.old_constants, len(before))
+    cuts = _cuts(
+        node,
+        surgery.old_constants,
+        len(before),
+    )
     if cuts is None or not _any_narrowed((data, result), list(cuts), surgery):
         return
     for axis, cut in list(cuts.items()):
@@ -442,7 +446,11 @@ def repad(node: ir.Node, surgery: Surgery) -> None:
     data = required_input(node, 0)
     result = node.outputs[0]
     before = surgery.before(data)
-    pads = _pads(node, surgery.old_constants, len(before))
+    pads = _pads(
+        node,
+        surgery.old_constants,
+        len(before),
+    )
     axes = range(len(before))
     if pads is None or not _any_narrowed((data, result), axes, surgery):
         return
