@@ -40,7 +40,7 @@ class Link:
 
 
 @dataclass(frozen=True)
-class Block:
+class Factorization:
     """Axes that hold the same elements cut differently: each is a run of common factors.
 
     `options`: sets of factors along which channels may go, one set to be chosen. An axis has at
@@ -86,7 +86,7 @@ class Relations:
     frozen: list[tuple[int, str]] = field(default_factory=list)
     partly_frozen: list[tuple[int, Slots, str]] = field(default_factory=list)
     links: list[Link] = field(default_factory=list)
-    blocks: list[Block] = field(default_factory=list)
+    blocks: list[Factorization] = field(default_factory=list)
     heads: set[int] = field(default_factory=set)
     mixes: list[Mix] = field(default_factory=list)
     _ids: dict[Axis, int] = field(default_factory=dict)
@@ -252,7 +252,7 @@ class Relations:
         for side in sides:
             axes.extend(self._factored(side, sizes))
         options = tuple((factor,) for factor in range(len(sizes)))
-        block = Block(
+        block = Factorization(
             where,
             sizes,
             tuple(axes),
@@ -290,7 +290,7 @@ class Relations:
         numbered = []
         for (value, axis), factors in axes:
             numbered.append((self.find(value, axis), factors))
-        block = Block(
+        block = Factorization(
             where,
             sizes,
             tuple(numbered),

@@ -16,7 +16,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from .relations import Axis, Block, Factors, Relations, Slots
+from .relations import Axis, Factorization, Factors, Relations, Slots
 
 Attention = Literal["heads", "dims"]
 
@@ -97,7 +97,7 @@ class _Unions:
                     )
                     changed = True
 
-    def _why(self, block: Block, factors: Iterable[int]) -> str:
+    def _why(self, block: Factorization, factors: Iterable[int]) -> str:
         wanted = set(factors)
         for index, own in block.axes:
             root = self.relations.root(index)
@@ -105,7 +105,7 @@ class _Unions:
                 return self.reasons[root]
         return "coupled axes"
 
-    def _dead(self, block: Block) -> set[int]:
+    def _dead(self, block: Factorization) -> set[int]:
         """Factors of which some axis is frozen whole, and those of size 1."""
         dead = {factor for factor, size in enumerate(block.sizes) if size == 1}
         for index, factors in block.axes:
@@ -204,7 +204,7 @@ class _Unions:
                 left = [block for block in left if id(block) not in done]
             waiting = left
 
-    def _forced(self, block: Block) -> bool:
+    def _forced(self, block: Factorization) -> bool:
         """Choose for a block that leaves no choice; return whether it was such a one."""
         candidates = self._candidates(block)
         if len(candidates) > 1:
@@ -212,7 +212,7 @@ class _Unions:
         self._choose(block, next(iter(candidates), None))
         return True
 
-    def _candidates(self, block: Block) -> dict[int, int]:
+    def _candidates(self, block: Factorization) -> dict[int, int]:
         """Options of factors along which channels can go, with the free channels of each."""
         candidates = {}
         dead = self._dead(block)
@@ -223,7 +223,7 @@ class _Unions:
                 candidates[option] = count
         return candidates
 
-    def _free_channels(self, block: Block, factor: int) -> int:
+    def _free_channels(self, block: Factorization, factor: int) -> int:
         """Channels that stay apart and free when the block is cut along `factor`.
 
         0 if none could go.
@@ -252,7 +252,7 @@ class _Unions:
             return 0
         return int((~stays[parts]).sum())
 
-    def _head_options(self, block: Block) -> set[int]:
+    def _head_options(self, block: Factorization) -> set[int]:
         """Options that count attention heads, as an axis by themselves or as a known factor."""
         head_classes = {self.relations.root(index) for index in self.relations.heads}
         head_factors = set(block.heads)
@@ -262,7 +262,7 @@ class _Unions:
         options = enumerate(block.options)
         return {option for option, own in options if head_factors.issuperset(own)}
 
-    def _preferred(self, block: Block, attention: Attention) -> int | None:
+    def _preferred(self, block: Factorization, attention: Attention) -> int | None:
         candidates = self._candidates(block)
         heads = self._head_options(block)
         if heads and len(candidates) > 1:
@@ -280,7 +280,7 @@ class _Unions:
             default=None,
         )
 
-    def _choose(self, block: Block, option: int | None) -> None:
+    def _choose(self, block: Factorization, option: int | None) -> None:
         """Let channels go along the factors of one option; axes that have none of them stay."""
         live: Factors = ()
         reason = f"{block.where} couples all of it"

@@ -288,22 +288,14 @@ def move_bounds(node: ir.Node, surgery: Surgery) -> None:
             surgery.select(node, 0, axis, now)
             cuts[axis] = slice(0, len(now), 1)
     slices = list(cuts.values())
-    surgery.constant(
-        node,
-        1,
-        [cut.start for cut in slices],
-    )
-    surgery.constant(
-        node,
-        2,
-        [cut.stop for cut in slices],
-    )
-    surgery.constant(node, 3, list(cuts))
-    surgery.constant(
-        node,
-        4,
-        [cut.step for cut in slices],
-    )
+    starts = [cut.start for cut in slices]
+    ends = [cut.stop for cut in slices]
+    axes = list(cuts)
+    steps = [cut.step for cut in slices]
+    surgery.constant(node, 1, starts)
+    surgery.constant(node, 2, ends)
+    surgery.constant(node, 3, axes)
+    surgery.constant(node, 4, steps)
 
 
 # --- Gather ---------------------------------------------------------------------
