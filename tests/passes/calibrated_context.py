@@ -1,20 +1,17 @@
-"""A calibrated context for pass tests: ranges and moments by the smallest means, in this
-process.
-"""
+"""A calibrated context for pass tests: ranges and moments by the smallest means, in process."""
 
 import numpy as np
 import onnx_ir as ir
 import onnxruntime
 from onnx_opt.passes._base import NullContext
+from onnx_opt.passes._core.context import Difference
 from onnx_opt.runtime.difference import largest_error, unlike
 from onnx_opt.runtime.moments import MomentObserver
 from onnx_opt.runtime.taps import with_taps
 
 
 class CalibratedContext(NullContext):
-    """Answers `activation_ranges` (min and max), `collect` and `difference` over a list of
-    feeds.
-    """
+    """Answers `activation_ranges` (min and max), `collect` and `difference` over some feeds."""
 
     def __init__(self, feeds, target="cpu"):
         super().__init__(target)
@@ -84,11 +81,9 @@ class CalibratedContext(NullContext):
                 failures.append(str(error).splitlines()[0])
         if not any(failures):
             failures[1] = unlike(*outputs)
-        return (
-            (np.inf if any(failures) else largest_error(*outputs)),
-            failures[1],
-            failures[0],
-        )
+        reference_failure, failure = failures
+        error = np.inf if any(failures) else largest_error(*outputs)
+        return Difference(error, failure, reference_failure)
 
 
 def batches(shape, count=4, seed=0, name="x", spread=None):
