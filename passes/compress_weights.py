@@ -8,7 +8,6 @@ w (float32)  ->  Cast(q)                      fp16, bf16
 
 from __future__ import annotations
 
-import fnmatch
 import math
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -23,6 +22,7 @@ from ._core.graph import Names, Weight, weights_of
 from ._core.lazy import DerivedTensor, blocks
 from ._core.notes import drop_notes
 from ._core.opset import raise_opset
+from ._core.patterns import left_out, require_matches, weight_names, weighted_names
 from ._core.weight_axes import NoAxisError, input_axis
 from ._quant.blocked import DTYPES, LEVELS, best_scales
 from ._quant.inserter import Inserter
@@ -65,7 +65,8 @@ class CompressWeights(Pass):
 
     Shapes: unchanged.
 
-    Errors: RefusedError if the opset cannot be raised (int4 needs 21, bf16 13).
+    Errors: RefusedError if the opset cannot be raised (int4 needs 21, bf16 13); UsageError for a
+    pattern of include or exclude that matches no layer.
 
     Stats: `weights` (count), `bytes_before`, `bytes_after` (of these weights, scales included),
     `notes` (count of metadata entries and doc strings dropped).
@@ -88,10 +89,11 @@ class CompressWeights(Pass):
         1024, "Leave weights with fewer elements.", low=1, high=1_000_000_000
     )
     include: tuple[str, ...] = Option(
-        (), "Touch only weights whose own or whose node's name matches a pattern."
+        (),
+        "Only weights of layers whose node, weight or output name matches a pattern.",
     )
     exclude: tuple[str, ...] = Option(
-        (), "Leave weights whose own or whose node's name matches a pattern."
+        (), "Leave out layers whose node, weight or output name matches a pattern."
     )
     notes: Literal["drop", "keep"] = Option(
         "drop",
@@ -126,8 +128,13 @@ class CompressWeights(Pass):
     def _chosen(self, model: ir.Model) -> tuple[list[Weight], list[Declined]]:
         """The weights to store, and the reason for each other one."""
         found, declined = weights_of(model)
+        found.extend(_tables(model, {id(weight.value) for weight in found}))
+        if self.include or self.exclude:
+            names = weighted_names(model, tables=True)
+            require_matches("compress-weights.include", self.include, names)
+            require_matches("compress-weights.exclude", self.exclude, names)
         chosen = []
-        for weight in [*found, *_tables(model, {id(w.value) for w in found})]:
+        for weight in found:
             reason = self._why_not(weight)
             if reason is None:
                 chosen.append(weight)
@@ -136,27 +143,9 @@ class CompressWeights(Pass):
         return chosen, declined
 
     def _why_not(self, weight: Weight) -> str | None:
-        names = [
-            weight.name,
-            *(
-                n
-                for node, _ in weight.uses
-                for n in (node.name, node.outputs[0].name)
-                if n
-            ),
-        ]
-
-        def matches(patterns: tuple[str, ...]) -> bool:
-            return any(
-                fnmatch.fnmatchcase(name, pattern)
-                for name in names
-                for pattern in patterns
-            )
-
-        if self.include and not matches(self.include):
-            return "not matched by include"
-        if matches(self.exclude):
-            return "matched by exclude"
+        reason = left_out(weight_names(weight), self.include, self.exclude)
+        if reason is not None:
+            return reason
         if weight.value.dtype != ir.DataType.FLOAT:
             return f"it is {weight.value.dtype}, not FLOAT"
         if weight.value.is_graph_output():

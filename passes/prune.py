@@ -8,7 +8,6 @@ import zlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from functools import partial
 from typing import ClassVar, Literal
 
@@ -20,6 +19,7 @@ from ._base import Context, Declined, Effect, Option, Pass, PassOutcome
 from ._core.graph import Weight, weights_of
 from ._core.lazy import DerivedTensor, blocks, set_tensor
 from ._core.ops import WEIGHTED_OPS
+from ._core.patterns import left_out, require_matches, weight_names, weighted_names
 from ._core.weight_axes import NoAxisError, elements_after, input_axis, rows_of
 from ._sparsity.allocation import allocate, share
 from ._sparsity.magnitude import (
@@ -62,7 +62,8 @@ class Prune(Pass):
     `pattern=N:M` each group of M along the op's input axis keeps N. With `threshold` |w| <=
     threshold goes (select=max: |w| >= threshold, or is clipped to it).
 
-    Errors: UsageError where options contradict each other.
+    Errors: UsageError where options contradict each other, or a pattern of include or exclude
+    matches no layer.
 
     Stats: `weights` (count), `zeros` (count), `sparsity` (fraction), `clipped` (count, mode=clip),
     `select`, `zipped_bytes` (all these weights under zlib level 1; absent above 256 MiB of
@@ -103,10 +104,11 @@ class Prune(Pass):
         "Sparsity by layer: all alike, by Erdos-Renyi kernel, or by LAMP score.",
     )
     include: tuple[str, ...] = Option(
-        (), "Only weights whose name, or whose node's name, matches one of these."
+        (),
+        "Only weights of layers whose node, weight or output name matches a pattern.",
     )
     exclude: tuple[str, ...] = Option(
-        (), "Not the weights whose name, or whose node's name, matches one of these."
+        (), "Leave out layers whose node, weight or output name matches a pattern."
     )
     ops: tuple[str, ...] = Option(
         (), "Only weights of these op types; all weighted ops by default."
@@ -117,12 +119,7 @@ class Prune(Pass):
         _check_combinations(self)
 
     def run(self, model: ir.Model, context: Context) -> PassOutcome:
-        found, declined = weights_of(model)
-        weights = [w for w in found if not _declines(w, self, declined)]
-        if self.include and not weights:
-            context.warn(
-                "prune.include", f"no weight matches {', '.join(self.include)}"
-            )
+        weights, declined = _chosen(model, self)
         if self.select == "max" and self.mode == "zero":
             context.warn(
                 "prune.select",
@@ -218,28 +215,34 @@ def _parse_pattern(text: str) -> tuple[int, int]:
     return keep, of
 
 
-def _declines(weight: Weight, options: Prune, declined: list[Declined]) -> bool:
-    """Whether the user's choice or its emptiness keeps this weight out; says why in `declined`."""
-    names = [weight.name, *(node.name or "" for node, _ in weight.uses)]
-    reason = ""
-    excluding = next((p for p in options.exclude if _matches(names, p)), None)
+def _chosen(model: ir.Model, options: Prune) -> tuple[list[Weight], list[Declined]]:
+    """The weights to prune, and the reason for each other one.
+
+    Errors: UsageError for a pattern that matches no layer.
+    """
+    found, declined = weights_of(model)
+    if options.include or options.exclude:
+        names = weighted_names(model)
+        require_matches("prune.include", options.include, names)
+        require_matches("prune.exclude", options.exclude, names)
+    chosen = []
+    for weight in found:
+        reason = _why_not(weight, options)
+        if reason is None:
+            chosen.append(weight)
+        else:
+            declined.append(Declined(weight.name, reason))
+    return chosen, declined
+
+
+def _why_not(weight: Weight, options: Prune) -> str | None:
+    """Reason why this weight is not to be pruned; None if it is."""
     if not weight.size:
-        reason = "is empty"
-    elif options.ops and not any(
-        node.op_type in options.ops for node, _ in weight.uses
-    ):
-        reason = f"no use is one of ops=[{', '.join(options.ops)}]"
-    elif options.include and not any(_matches(names, p) for p in options.include):
-        reason = "matches no pattern of include"
-    elif excluding is not None:
-        reason = f"excluded by '{excluding}'"
-    if reason:
-        declined.append(Declined(weight.name, reason))
-    return bool(reason)
-
-
-def _matches(names: Sequence[str], pattern: str) -> bool:
-    return any(name == pattern or fnmatchcase(name, pattern) for name in names)
+        return "is empty"
+    ops = [node.op_type for node, _ in weight.uses]
+    if options.ops and not any(op in options.ops for op in ops):
+        return f"no use is one of ops=[{', '.join(options.ops)}]"
+    return left_out(weight_names(weight), options.include, options.exclude)
 
 
 def _prune_pool(

@@ -88,6 +88,11 @@ def holds_graphs(node: ir.Node) -> bool:
     return next(subgraphs(node), None) is not None
 
 
+def input_of(node: ir.Node, index: int) -> ir.Value | None:
+    """Input `index` of a node; None where it is left out."""
+    return node.inputs[index] if index < len(node.inputs) else None
+
+
 def label(node: ir.Node) -> str:
     """Name of a node in reports: its op and its name, or its first output's where it has none."""
     name = node.name or (node.outputs[0].name if node.outputs else "")
@@ -116,8 +121,7 @@ def weights_of(model: ir.Model) -> tuple[list[Weight], list[Declined]]:
         if not is_standard(node, *WEIGHTED_OPS):
             continue
         for index in WEIGHTED_OPS[node.op_type].weights:
-            value = node.inputs[index] if index < len(node.inputs) else None
-            source, transposed = _behind_chain(value)
+            source, transposed = behind_chain(input_of(node, index))
             if source is None:
                 continue
             reason = _not_a_weight(source)
@@ -130,13 +134,13 @@ def weights_of(model: ir.Model) -> tuple[list[Weight], list[Declined]]:
     return list(found.values()), declined
 
 
-def _behind_chain(value: ir.Value | None) -> tuple[ir.Value | None, bool]:
+def behind_chain(value: ir.Value | None) -> tuple[ir.Value | None, bool]:
+    """The value that Identity and Transpose nodes make `value` from; True if one transposes."""
     transposed = False
-    while (
-        value is not None
-        and (producer := value.producer()) is not None
-        and producer.op_type in CHAIN_OPS
-    ):
+    while value is not None:
+        producer = value.producer()
+        if producer is None or producer.op_type not in CHAIN_OPS:
+            break
         transposed |= producer.op_type == "Transpose"
         value = producer.inputs[0]
     return value, transposed

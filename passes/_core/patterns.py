@@ -13,16 +13,21 @@ from fnmatch import fnmatchcase
 import onnx_ir as ir
 
 from ... import UsageError
+from .graph import Weight, all_nodes, behind_chain, input_of
+from .ops import FLOATS, WEIGHTED_OPS, is_standard
 
 NEAREST = 3
-"""Names that an error shows for a pattern that matches none."""
+"""Most names that an error shows for a pattern that matches none: a line of them."""
 
 SIMILARITY = 0.3
-"""Similarity from which a name is shown (difflib's ratio, 0-1): patterns are parts of names."""
+"""Similarity from which a name is shown (difflib's ratio, 0-1).
+
+Below difflib's own 0.6 since a pattern is often a part of a name; chosen by hand, not measured.
+"""
 
 
 def matches(names: Iterable[str], patterns: Sequence[str]) -> bool:
-    """Whether any of the patterns matches any of the names."""
+    """Return whether any of the patterns matches any of the names."""
     for name in names:
         for pattern in patterns:
             # equality first: names such as `w[0]` read as a pattern match something else
@@ -51,23 +56,24 @@ def require_matches(where: str, patterns: Sequence[str], names: Iterable[str]) -
     pattern.
     """
     known = sorted(set(names))
+    if not known:
+        return
     for pattern in patterns:
-        if known and not matches(known, [pattern]):
-            near = difflib.get_close_matches(
-                pattern.strip("*"), known, NEAREST, SIMILARITY
-            )
-            shown = near or known[:NEAREST]
-            raise UsageError(
-                where,
-                f"'{pattern}' matches no layer",
-                f"the nearest names are {', '.join(shown)}",
-            )
+        if matches(known, [pattern]):
+            continue
+        near = difflib.get_close_matches(pattern.strip("*"), known, NEAREST, SIMILARITY)
+        shown = near or known[:NEAREST]
+        raise UsageError(
+            where,
+            f"'{pattern}' matches no layer",
+            f"the nearest names are {', '.join(shown)}",
+        )
 
 
 def layer_names(node: ir.Node, weight: ir.Value | None = None) -> list[str]:
     """Names that a pattern may call a layer by: its node's, its weight's and its output's.
 
-    `weight`: the initializer; by default what the node's second input leads to.
+    `weight`: the initializer; by default the node's second input.
     """
     names = [node.name]
     if weight is None and len(node.inputs) > 1:
@@ -76,3 +82,41 @@ def layer_names(node: ir.Node, weight: ir.Value | None = None) -> list[str]:
         names.append(weight.name)
     names.append(node.outputs[0].name)
     return [name for name in names if name]
+
+
+def weight_names(weight: Weight) -> list[str]:
+    """Names that a pattern may call a weight by: those of every layer that uses it."""
+    names: list[str] = []
+    for node, _ in weight.uses:
+        names.extend(layer_names(node, weight.value))
+    return names
+
+
+def weighted_names(model: ir.Model, tables: bool = False) -> list[str]:
+    """Names for `require_matches`, of every layer of a model that has or may have a weight.
+
+    Layers with a weight that a pass declines (quantized, computed at run time) are among them.
+    `tables`: also those of Gather, which takes rows from a table of floats.
+    """
+    names: list[str | None] = []
+    for node in all_nodes(model):
+        for index in _weight_inputs(node, tables):
+            names.extend((node.name, node.outputs[0].name))
+            # computed values too: a weight that `compress-weights` stored keeps its name on one
+            weight, _ = behind_chain(input_of(node, index))
+            if weight is not None and not _is_fed(weight):
+                names.append(weight.name)
+    return [name for name in names if name]
+
+
+def _is_fed(value: ir.Value) -> bool:
+    return value.is_graph_input() and value.const_value is None
+
+
+def _weight_inputs(node: ir.Node, tables: bool) -> tuple[int, ...]:
+    if is_standard(node, *WEIGHTED_OPS):
+        return WEIGHTED_OPS[node.op_type].weights
+    if tables and is_standard(node, "Gather"):
+        data = input_of(node, 0)
+        return (0,) if data is not None and data.dtype in FLOATS else ()
+    return ()

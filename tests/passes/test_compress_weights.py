@@ -11,6 +11,7 @@ from calibrated_context import run_session
 from exactness import model_of, ops_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from onnx_opt import UsageError
 from onnx_opt.passes._base import NullContext
 from onnx_opt.passes._core.lazy import DerivedTensor
 from onnx_opt.passes._core.normalize import normalize
@@ -149,7 +150,7 @@ SMALL = "m (float[n, 2] x) => (float[n, 2] y) <float[2, 2] w = {1, 2, 3, 4}> { y
         (DOUBLE, {"min_size": 1}, "it is DOUBLE, not FLOAT"),
         (SMALL, {}, "its 4 elements are fewer than min_size=1024"),
         (SMALL, {"min_size": 1, "exclude": ("w*",)}, "matched by exclude"),
-        (SMALL, {"min_size": 1, "include": ("other",)}, "not matched by include"),
+        (SMALL, {"min_size": 1, "exclude": ("y",)}, "matched by exclude"),
     ],
 )
 def test_leaves_alone(text, options, reason):
@@ -160,6 +161,38 @@ def test_leaves_alone(text, options, reason):
     assert [d.reason for d in outcome.declined] == [reason]
     assert outcome.changed == 0
     assert after == before
+
+
+def test_leaves_alone_what_include_does_not_match():
+    text = (
+        "m (float[n, 2] x) => (float[n, 2] y) <float[2, 2] w = {1, 2, 3, 4}, "
+        "float[2, 2] v = {1, 2, 3, 4}> { h = MatMul (x, w)\n y = MatMul (h, v) }"
+    )
+    _, outcome = compressed(model_of(text), min_size=1, include=("v",))
+    assert outcome.changed == 1
+    assert [d.reason for d in outcome.declined] == ["not matched by include"]
+
+
+@pytest.mark.parametrize("option", ["include", "exclude"])
+def test_a_pattern_without_a_layer_is_refused(option):
+    with pytest.raises(UsageError, match="'other' matches no layer") as caught:
+        compressed(model_of(SMALL), min_size=1, **{option: ("other",)})
+    assert caught.value.where == f"compress-weights.{option}"
+    assert caught.value.fix == "the nearest names are w, y"
+
+
+def test_a_name_equal_to_its_pattern_matches():
+    model = with_weight(MATMUL)
+    model.graph.initializers["w"].name = "w[0]"
+    _, outcome = compressed(model, include=("w[0]",))
+    assert (outcome.changed, outcome.declined) == (1, [])
+
+
+def test_a_table_is_matched_by_the_name_of_its_gather():
+    model = with_weight(TABLE)
+    model.graph[0].name = "embedding"
+    _, outcome = compressed(model, include=("embed*",))
+    assert (outcome.changed, outcome.declined) == (1, [])
 
 
 @pytest.mark.parametrize("encoding", ["int8", "int4", "fp16", "bf16"])

@@ -145,7 +145,6 @@ def test_leaves_what_is_not_a_float_weight_with_reasons():
     [
         {"sparsity": 0.0},
         {"exclude": ("w",)},
-        {"include": ("v*",)},
         {"ops": ("Conv",)},
         {"threshold": 0.5},
         {"sparsity": 0.0, "scope": "row"},
@@ -455,9 +454,53 @@ def test_names_and_ops_choose_weights():
             n for n in ("body0", "body1", "head") if (weight(model, n) == 0).any()
         ] == names
         assert len(outcome.declined) == 3 - len(names)
-    context = NullContext()
-    Prune(include=("nothing",)).run(model_of(text), context)
-    assert context.warnings == ["prune.include: no weight matches nothing"]
+
+
+def test_reasons_for_weights_that_names_leave_out():
+    text = """
+        <ir_version: 10, opset_import: ["" : 21]>
+        named (float[1, 2] x) => (float[1, 2] y)
+        <float[2, 2] head = {1, 2, 3, 4}, float[2, 2] body = {1, 2, 3, 4}>
+        { a = MatMul (x, body)  y = MatMul (a, head) }
+        """
+    for options, reason in (
+        ({"include": ("head",)}, "not matched by include"),
+        ({"include": ("y",)}, "not matched by include"),
+        ({"exclude": ("bo*",)}, "matched by exclude"),
+        ({"exclude": ("a",)}, "matched by exclude"),
+    ):
+        outcome = Prune(**options).run(model_of(text), NullContext())
+        assert [(d.where, d.reason) for d in outcome.declined] == [("body", reason)]
+
+
+def test_a_name_equal_to_its_pattern_matches():
+    array = np.arange(1, 5, dtype=np.float32).reshape(2, 2)
+    model = one_op("MatMul", {}, array, [1, 2])
+    model.graph.initializers["w"].name = "w[0]"
+    outcome = Prune(include=("w[0]",)).run(model, NullContext())
+    assert (outcome.changed, outcome.declined) == (1, [])
+
+
+@pytest.mark.parametrize("option", ["include", "exclude"])
+def test_a_pattern_without_a_layer_is_refused_with_the_nearest_names(option):
+    array = np.ones((2, 2), np.float32)
+    model = one_op("MatMul", {}, array, [1, 2])
+    with pytest.raises(UsageError, match="'layers' matches no layer") as caught:
+        Prune(**{option: ("w", "layers")}).run(model, NullContext())
+    assert caught.value.where == f"prune.{option}"
+    assert caught.value.fix.startswith("the nearest names are layer")
+
+
+def test_a_pattern_is_no_error_where_there_is_nothing_to_prune():
+    model = model_of("m (float[1] x) => (float[1] y) { y = Relu (x) }")
+    outcome = Prune(include=("w",)).run(model, NullContext())
+    assert (outcome.changed, outcome.declined) == (0, [])
+
+
+def test_a_pattern_may_name_a_quantized_layer():
+    model = model_of(NOTHING_TO_PRUNE)
+    outcome = Prune(exclude=("z",)).run(model, NullContext())
+    assert "already quantized" in [d.reason for d in outcome.declined]
 
 
 @pytest.mark.parametrize(
