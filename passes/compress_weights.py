@@ -79,9 +79,9 @@ class CompressWeights(Pass):
     effect: ClassVar[Effect] = "lossy"
 
     encoding: Encoding = Option("int8", "How weights are stored.")
-    block: int = Option(
-        0,
-        "Weights of a channel that share a scale, at most; 0: 64 for int8, 32 for int4.",
+    block: int | None = Option(
+        None,
+        "Weights of a channel that share a scale, at most; by default 64 for int8, 32 for int4.",
         low=0,
         high=65_536,
     )

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, NoReturn
 
 import numpy as np
 import onnx_ir as ir
@@ -83,8 +83,8 @@ class Prune(Pass):
         low=0.0,
         high=0.99,
     )
-    threshold: float = Option(
-        0.0, "Absolute magnitude to prune at, instead of a sparsity; 0 is off.", low=0.0
+    threshold: float | None = Option(
+        None, "Absolute magnitude to prune at, instead of a sparsity.", low=0.0
     )
     select: Literal["min", "max"] = Option(
         "min", "Prune the smallest magnitudes, or the largest."
@@ -96,8 +96,9 @@ class Prune(Pass):
         "layer",
         "Rank weights within each layer, across the model, or within each output row.",
     )
-    pattern: str = Option(
-        "", "N:M, keep N of every M along the input axis, e.g. 2:4; sets the sparsity."
+    pattern: str | None = Option(
+        None,
+        "N:M, keep N of every M along the input axis, e.g. 2:4; sets the sparsity.",
     )
     allocation: Literal["uniform", "erk", "lamp"] = Option(
         "uniform",
@@ -157,50 +158,46 @@ class _Pruned:
 
 
 def _check_combinations(options: Prune) -> None:
-    def refuse(option: str, problem: str, fix: str) -> None:
-        raise UsageError(f"prune.{option}", problem, fix)
-
-    if not math.isfinite(options.threshold):
-        refuse(
-            "threshold",
-            f"{options.threshold} is not finite",
-            "give a magnitude, for example 0.01",
-        )
+    threshold = options.threshold
+    if threshold is not None and not math.isfinite(threshold):
+        problem = f"{threshold} is not finite"
+        _refuse("threshold", problem, "give a magnitude, for example 0.01")
     if options.mode == "clip" and options.select != "max":
-        refuse("mode", "clip saturates the largest magnitudes only", "add select=max")
+        _refuse("mode", "clip saturates the largest magnitudes only", "add select=max")
     if options.pattern:
         _parse_pattern(options.pattern)
-    chosen = [
-        f"{name}={value}"
-        for name, value, off in (
-            ("threshold", options.threshold, 0.0),
-            ("pattern", options.pattern, ""),
-            ("scope", options.scope, "layer"),
-            ("allocation", options.allocation, "uniform"),
-        )
-        if value != off
-    ]
-    if len(chosen) > 1:
-        refuse(
-            chosen[0].split("=")[0],
-            f"{chosen[0]} contradicts {chosen[1]}",
-            "keep one of them",
-        )
-    if options.pattern and options.sparsity != 0.5:
-        refuse(
-            "sparsity",
-            f"{options.sparsity} contradicts pattern={options.pattern}",
-            "leave one of them out",
-        )
-    if options.select == "max" and (options.pattern or options.allocation != "uniform"):
-        refuse("select", f"max contradicts {chosen[0]}", "keep one of them")
+    _check_criteria(options)
     for op in options.ops:
         if op not in WEIGHTED_OPS:
-            refuse(
-                "ops",
-                f"'{op}' is not an op with weights",
-                f"choose among {', '.join(WEIGHTED_OPS)}",
-            )
+            problem = f"'{op}' is not an op with weights"
+            _refuse("ops", problem, f"choose among {', '.join(WEIGHTED_OPS)}")
+
+
+def _check_criteria(options: Prune) -> None:
+    """Raise UsageError unless at most one option says how many weights go, and where."""
+    chosen = []
+    # 0 and "" are what pipeline text of older files calls off
+    if options.threshold:
+        chosen.append(f"threshold={options.threshold}")
+    if options.pattern:
+        chosen.append(f"pattern={options.pattern}")
+    if options.scope != "layer":
+        chosen.append(f"scope={options.scope}")
+    if options.allocation != "uniform":
+        chosen.append(f"allocation={options.allocation}")
+    if len(chosen) > 1:
+        first, second = chosen[:2]
+        option = first.split("=")[0]
+        _refuse(option, f"{first} contradicts {second}", "keep one of them")
+    if options.pattern and options.sparsity != 0.5:
+        problem = f"{options.sparsity} contradicts pattern={options.pattern}"
+        _refuse("sparsity", problem, "leave one of them out")
+    if options.select == "max" and (options.pattern or options.allocation != "uniform"):
+        _refuse("select", f"max contradicts {chosen[0]}", "keep one of them")
+
+
+def _refuse(option: str, problem: str, fix: str) -> NoReturn:
+    raise UsageError(f"prune.{option}", problem, fix)
 
 
 def _parse_pattern(text: str) -> tuple[int, int]:

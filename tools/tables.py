@@ -253,6 +253,8 @@ def pass_detail(item: Mapping[str, Any]) -> list[RenderableType]:
 
 def default_text(value: Any) -> str:
     """A default as pipeline text spells it."""
+    if value is None:
+        return "none"
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, (tuple, list)):

@@ -15,8 +15,9 @@ from .outcome import Effect, PassOutcome
 
 @dataclass(frozen=True)
 class Pass(abc.ABC):
-    """A transformation of a model, in place. Subclasses are frozen dataclasses whose fields are
-    their options.
+    """A transformation of a model, in place.
+
+    Subclasses are frozen dataclasses; their fields are their options, checked when one is made.
     """
 
     name: ClassVar[str]
@@ -31,12 +32,12 @@ class Pass(abc.ABC):
         """Transform `model` in place and account for it."""
 
     def __str__(self) -> str:
-        """Canonical pipeline text: the options that differ from their defaults, a leading word
-        positionally.
-        """
+        """Canonical pipeline text: the options that differ from their defaults, in field order."""
         given = []
         for option in options_of(type(self)):
             value = getattr(self, option.name)
             if value != option.default:
                 given.append(option.render(value))
-        return f"{self.name}({', '.join(given)})" if given else self.name
+        if not given:
+            return self.name
+        return f"{self.name}({', '.join(given)})"

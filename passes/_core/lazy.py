@@ -1,12 +1,13 @@
-"""Weights re-described, not copied: a tensor that is a source and a kernel, streamed block by block
-when it is written.
+"""Weights re-described, not copied: a tensor is a source and a kernel, streamed when it is written.
 
-Peak memory is one block however large the tensor; passes compose by nesting. Measured shape:
-reference of the design.
+Peak memory is one block however large the tensor; passes compose by nesting. Why, and what it
+closes: docs/decisions/2026-11-22-weights-are-described.md.
 """
 
 from __future__ import annotations
 
+import functools
+import io
 from collections.abc import Callable, Iterator, MutableMapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, BinaryIO
@@ -15,13 +16,18 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-BLOCK = 256 * 1024  # elements: 1 MiB of float32, small enough to stay in the cache
-WRITE = (
-    1 << 18
-)  # bytes handed over at a time: measured 3 to 4 times faster on ext4 than 1 MiB, whose pages are huge
-np.empty(
-    1 << 24, np.uint8
-)  # freed at once: glibc then keeps freed blocks up to this size instead of unmapping each
+BLOCK = 256 * 1024
+"""Elements of a block: 1 MiB of float32, small enough to stay in the cache."""
+
+WRITE = 1 << 18
+"""Bytes handed to the file at a time.
+
+Measured 3 to 4 times faster on ext4 than 1 MiB, for which the kernel takes huge pages.
+"""
+
+KEPT = 1 << 24
+"""Bytes up to which the heap keeps a freed array, above every block that is usual."""
+
 Kernel = Callable[[NDArray[Any], int], NDArray[Any]]
 """(flat block, index of its first element) -> flat block of as many elements, in the new type."""
 
@@ -62,7 +68,8 @@ class DerivedTensor:
 
     def blocks(self, granule: int = 1) -> Iterator[tuple[int, NDArray[Any]]]:
         """Yield (start, flat block) in order; lengths are multiples of both granules."""
-        for start, block in blocks(self.source, int(np.lcm(granule, self.granule))):
+        both = int(np.lcm(granule, self.granule))
+        for start, block in blocks(self.source, both):
             out = self.kernel(block, start)
             assert out.size == block.size, (
                 f"{self.name}: kernel returned {out.size} of {block.size} elements"
@@ -78,7 +85,9 @@ class DerivedTensor:
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
         array = self.numpy()
-        return array if dtype is None else array.astype(dtype)
+        if dtype is None:
+            return array
+        return array.astype(dtype)
 
     def __dlpack__(self, *, stream: Any = None) -> Any:
         return self.numpy().__dlpack__()
@@ -88,48 +97,58 @@ class DerivedTensor:
 
     def tobytes(self) -> bytes:
         data = b"".join(self._byte_blocks())
-        assert len(data) == self.nbytes, (
-            f"{self.name}: {len(data)} bytes computed, {self.nbytes} declared"
-        )
+        self._require_length(len(data))
         return data
 
     def tofile(self, file: BinaryIO) -> None:
         """Write the bytes block by block (the hook of onnx_ir's external data writer)."""
+        keep_freed_blocks()
+        chunks = self._byte_blocks()
+        # a second thread does not pay for tensors of one or two blocks
+        if self.size > 2 * BLOCK:
+            chunks = _one_ahead(chunks)
         written = 0
-        for data in (
-            _one_ahead(self._byte_blocks())
-            if self.size > 2 * BLOCK
-            else self._byte_blocks()
-        ):
-            view = memoryview(data)
+        for chunk in chunks:
+            view = memoryview(chunk)
             for start in range(0, view.nbytes, WRITE):
                 file.write(view[start : start + WRITE])
             written += view.nbytes
-        assert written == self.nbytes, (
-            f"{self.name}: {written} bytes written, {self.nbytes} declared"
+        self._require_length(written)
+
+    def _require_length(self, nbytes: int) -> None:
+        # a short tensor would shift or zero what the file holds behind it, unnoticed
+        assert nbytes == self.nbytes, (
+            f"{self.name}: {nbytes} bytes made, {self.nbytes} declared"
         )
 
-    def _byte_blocks(self) -> Iterator[Any]:
-        if (
-            self.dtype.bitwidth < 8
-        ):  # a block of whole bytes is packed like a tensor of its own
-            for _, block in self.blocks(8 // self.dtype.bitwidth):
+    def _byte_blocks(self) -> Iterator[bytes | memoryview]:
+        bits = self.dtype.bitwidth
+        if bits < 8:
+            # blocks of whole bytes, so that each is packed like a tensor of its own
+            for _, block in self.blocks(granule=8 // bits):
                 yield ir.Tensor(block, dtype=self.dtype).tobytes()
             return
         for _, block in self.blocks():
-            little = np.ascontiguousarray(block)
-            if not np.little_endian:
-                little = little.byteswap()
-            yield little.reshape(-1).view(np.uint8).data
+            flat = np.ascontiguousarray(block).reshape(-1)
+            yield _little_endian(flat).view(np.uint8).data
 
     def __repr__(self) -> str:
         return f"DerivedTensor({self.name!r}, {self.dtype}{list(self.shape.numpy())})"
 
 
-def _one_ahead(items: Iterator[Any]) -> Iterator[Any]:
-    """The same items, each computed on a second thread while the caller works on the one before
-    it.
+@functools.cache
+def keep_freed_blocks() -> None:
+    """Have glibc keep freed blocks in the heap, for the rest of the process.
+
+    It unmaps every freed block above 128 KiB at first, and the page faults of the next one cost
+    more than a kernel. Once a larger block has been freed, it keeps all below that size
+    (`mallopt(3)`, M_MMAP_THRESHOLD is dynamic); other allocators lose nothing.
     """
+    np.empty(KEPT, np.uint8)
+
+
+def _one_ahead(items: Iterator[Any]) -> Iterator[Any]:
+    """The same items, each computed on a second thread while the caller works on the last."""
     end = object()
     with ThreadPoolExecutor(1) as thread:
         ahead = thread.submit(next, items, end)
@@ -138,52 +157,59 @@ def _one_ahead(items: Iterator[Any]) -> Iterator[Any]:
             yield item
 
 
+def _little_endian(array: NDArray[Any]) -> NDArray[Any]:
+    """Numbers in the byte order of files, or of files in that of the machine."""
+    return array if np.little_endian else array.byteswap()
+
+
 def blocks(
     tensor: ir.TensorProtocol, granule: int = 1
 ) -> Iterator[tuple[int, NDArray[Any]]]:
-    """Stream a tensor as (start, flat block); lengths are multiples of `granule` elements, the last
-    may be short.
+    """Stream a tensor as (start, flat block), in order.
 
-    External data is read with plain reads, never mapped whole. A granule larger than BLOCK makes
-    larger blocks.
+    Lengths are multiples of `granule` elements; that of the last block may not be. External data is
+    read with plain reads, never mapped whole. A granule larger than BLOCK makes larger blocks.
     """
     step = max(BLOCK // granule, 1) * granule
     if isinstance(tensor, DerivedTensor):
         yield from tensor.blocks(granule)
-    elif isinstance(tensor, ir.ExternalTensor) and tensor.dtype.bitwidth >= 8:
+        return
+    # types below 8 bits are packed, which onnx_ir undoes for a whole tensor only
+    if isinstance(tensor, ir.ExternalTensor) and tensor.dtype.bitwidth >= 8:
         yield from _read_external(tensor, step)
-    else:
-        flat = tensor.numpy().reshape(-1)
-        for start in range(0, flat.size, step):
-            yield start, flat[start : start + step]
+        return
+    flat = tensor.numpy().reshape(-1)
+    for start in range(0, flat.size, step):
+        yield start, flat[start : start + step]
 
 
 def _read_external(
     tensor: ir.ExternalTensor, step: int
 ) -> Iterator[tuple[int, NDArray[Any]]]:
+    keep_freed_blocks()
     dtype = np.dtype(tensor.dtype.numpy())
     with open(tensor.path, "rb", buffering=0) as file:
         file.seek(tensor.offset or 0)
         for start in range(0, tensor.size, step):
             block = np.empty(min(step, tensor.size - start), dtype)
-            view = block.view(np.uint8).data
-            filled = 0
-            while filled < len(view):
-                got = file.readinto(view[filled:])
-                if not got:
-                    raise OSError(f"{tensor.path}: ends inside tensor '{tensor.name}'")
-                filled += got
-            yield start, block if np.little_endian else block.byteswap()
+            _fill(block, file, tensor)
+            yield start, _little_endian(block)
+
+
+def _fill(block: NDArray[Any], file: io.FileIO, tensor: ir.ExternalTensor) -> None:
+    """Read a whole block from an unbuffered file, which may give less than it is asked for."""
+    view = block.view(np.uint8).data
+    filled = 0
+    while filled < len(view):
+        got = file.readinto(view[filled:])
+        if not got:
+            raise OSError(f"{tensor.path}: ends inside tensor '{tensor.name}'")
+        filled += got
 
 
 def set_tensor(value: ir.Value, tensor: Any) -> None:
-    """Replace an initializer's tensor and its declared shape and type together (they drift apart
-    otherwise).
-    """
+    """Replace an initializer's tensor, with its declared shape and type, which would be stale."""
     tensor.name = value.name
     value.const_value = tensor
     value.shape = ir.Shape(tensor.shape.numpy())
     value.type = ir.TensorType(tensor.dtype)
-
-
-"""Types whose values are weights; bfloat16 arrays are `ml_dtypes.bfloat16`."""

@@ -1,4 +1,4 @@
-"""Facts about ONNX operators, each stated once: weights and their axes, moves of elements, types."""
+"""Facts about ONNX operators, each stated once: weights, their axes, moves of elements, types."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ STANDARD_DOMAINS = ("", "ai.onnx")
 
 
 def is_standard(node: ir.Node, *op_types: str) -> bool:
-    """Whether a node is an operator of ONNX itself, and one of `op_types` if any are given."""
+    """Return whether a node is an operator of ONNX itself, and of `op_types` if any are given."""
     return node.domain in STANDARD_DOMAINS and (
         not op_types or node.op_type in op_types
     )
@@ -24,6 +24,9 @@ FLOATS = frozenset(
     {ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE}
 )
 """Types that weights and activations of a float model have."""
+
+HALF_FLOATS = frozenset({ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
+"""Types of 16 bits: arithmetic on weights rounds them by more than float noise."""
 
 SMALL_FLOATS = frozenset(
     {

@@ -1,4 +1,4 @@
-"""Options of a pass: declared by its fields, parsed from pipeline text, validated, shown in help and docs."""
+"""Options of a pass: declared by its fields, parsed from pipeline text, validated, documented."""
 
 from __future__ import annotations
 
@@ -23,18 +23,21 @@ def Option(  # noqa: N802 - reads as a declaration, like dataclasses.field
     high: float | None = None,
     unit: str = "",
 ) -> Any:
-    """Declare one option of a pass: its default, one sentence of help, its inclusive range and its
-    unit.
+    """Declare one option of a pass: its default, a sentence of help, its range and its unit.
+
+    `low` and `high` belong to the range. A field of type `T | None` may be unset: `none` in
+    pipeline text.
     """
-    return dataclasses.field(
-        default=default, metadata={"help": help, "low": low, "high": high, "unit": unit}
-    )
+    metadata = {"help": help, "low": low, "high": high, "unit": unit}
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True)
 class OptionSpec:
-    """One option as declared by a field of a pass: the single source for text, help, docs and
-    validation.
+    """One option as a field of a pass declares it, from which text, help and checks follow.
+
+    `kind`: type of its values, without `None`. `optional`: it may be unset. `positional`: pipeline
+    text may give it without its name.
     """
 
     name: str
@@ -56,31 +59,36 @@ class OptionSpec:
 
     @property
     def type_text(self) -> str:
-        """Kind of value for people: `fraction in [0, 1]`, `int8 | binary`, `list of text`."""
+        """Kind of value for people: `number in [0, 1]`, `int8 | binary`, `list of text`."""
+        text = self._value_text
+        return f"{text} or {NONE}" if self.optional else text
+
+    @property
+    def _value_text(self) -> str:
+        """Kind of value that is set."""
         if self.choices:
             return " | ".join(self.choices)
-        names = {
-            float: "number",
-            int: "integer",
-            bool: "true | false",
-            str: "text",
-            tuple[str, ...]: "list of text",
-        }
-        text = names[self.kind]
-        if self.low is not None or self.high is not None:
+        text = _KIND_NAMES[self.kind]
+        if self._is_bounded:
             low = "" if self.low is None else self.low
             high = "" if self.high is None else self.high
             text += f" in [{low}, {high}]"
         return f"{text} ({self.unit})" if self.unit else text
 
+    @property
+    def _is_bounded(self) -> bool:
+        return self.low is not None or self.high is not None
+
     def parse(self, where: str, value: Any) -> Any:
-        """Turn a value of pipeline text (str, or list of str) into this option's type; UsageError
-        if it cannot be.
+        """Turn a value of pipeline text, str or list of str, into this option's type.
+
+        Errors: UsageError, naming the pass `where`, for text that is no such value.
         """
         if self.optional and value == NONE:
             return None
+        parser = _PARSERS[str if self.choices else self.kind]
         try:
-            return _PARSERS[str if self.choices else self.kind](value)
+            return parser(value)
         except (ValueError, TypeError, KeyError):
             raise UsageError(
                 f"{where}.{self.name}",
@@ -94,22 +102,24 @@ class OptionSpec:
             return
         place = f"{where}.{self.name}"
         if self.choices:
-            if value not in self.choices:
-                near = difflib.get_close_matches(str(value), self.choices, 1)
-                raise UsageError(
-                    place,
-                    f"{_shown(value)} is not one of {', '.join(self.choices)}",
-                    f"did you mean '{near[0]}'?" if near else self._fix(),
-                )
+            self._require_choice(place, value)
             return
         if not _HAS_TYPE[self.kind](value):
-            raise UsageError(
-                place, f"{_shown(value)} is not {self.type_text}", self._fix()
-            )
+            problem = f"{_shown(value)} is not {self.type_text}"
+            raise UsageError(place, problem, self._fix())
         if isinstance(value, (int, float)) and not self._in_range(value):
-            raise UsageError(
-                place, f"{value} is outside [{self.low}, {self.high}]", self._fix()
-            )
+            problem = f"{value} is outside [{self.low}, {self.high}]"
+            raise UsageError(place, problem, self._fix())
+
+    def _require_choice(self, place: str, value: Any) -> None:
+        if value in self.choices:
+            return
+        near = difflib.get_close_matches(str(value), self.choices, 1)
+        raise UsageError(
+            place,
+            f"{_shown(value)} is not one of {', '.join(self.choices)}",
+            f"did you mean '{near[0]}'?" if near else self._fix(),
+        )
 
     def _in_range(self, value: float) -> bool:
         # written so that NaN, which compares with nothing, lies outside
@@ -118,23 +128,21 @@ class OptionSpec:
         return above and below
 
     def render(self, value: Any) -> str:
-        """The option as pipeline text."""
-        if value is None:
-            text = NONE
-        elif isinstance(value, bool):
-            text = "true" if value else "false"
-        elif isinstance(value, tuple):
-            text = "[" + ", ".join(map(quoted, value)) + "]"
-        else:
-            text = quoted(value) if isinstance(value, str) else repr(value)
+        """The option with a value as pipeline text."""
+        text = _value_as_text(value)
         return text if self.positional else f"{self.name}={text}"
 
     def _fix(self) -> str:
         if self.choices:
-            return f"choose one of {', '.join(self.choices)}; the default is {self.default}"
-        if self.low is not None or self.high is not None:
-            return f"choose a value in [{self.low}, {self.high}]; the default is {self.default}"
-        return f"give {self.type_text}; the default is {self.default!r}"
+            default = NONE if self.default is None else self.default
+            return f"choose one of {', '.join(self.choices)}; the default is {default}"
+        if self._is_bounded:
+            default = NONE if self.default is None else self.default
+            return (
+                f"choose a value in [{self.low}, {self.high}]; the default is {default}"
+            )
+        default = NONE if self.default is None else repr(self.default)
+        return f"give {self.type_text}; the default is {default}"
 
 
 def options_of(kind: type) -> list[OptionSpec]:
@@ -147,19 +155,18 @@ def options_of(kind: type) -> list[OptionSpec]:
     for index, field in enumerate(dataclasses.fields(kind)):
         annotation, optional = _without_none(hints[field.name])
         positional = index == 0 and typing.get_origin(annotation) is Literal
-        specs.append(
-            OptionSpec(
-                name=field.name,
-                kind=annotation,
-                optional=optional,
-                default=field.default,
-                help=field.metadata["help"],
-                low=field.metadata["low"],
-                high=field.metadata["high"],
-                unit=field.metadata["unit"],
-                positional=positional,
-            )
+        spec = OptionSpec(
+            name=field.name,
+            kind=annotation,
+            optional=optional,
+            default=field.default,
+            help=field.metadata["help"],
+            low=field.metadata["low"],
+            high=field.metadata["high"],
+            unit=field.metadata["unit"],
+            positional=positional,
         )
+        specs.append(spec)
     return specs
 
 
@@ -168,14 +175,27 @@ def _without_none(annotation: Any) -> tuple[Any, bool]:
     kinds = typing.get_args(annotation)
     if type(None) not in kinds:
         return annotation, False
-    (kind,) = (k for k in kinds if k is not type(None))
+    (kind,) = (each for each in kinds if each is not type(None))
     return kind, True
 
 
 def quoted(text: str) -> str:
     """A word as pipeline text: bare where the grammar allows, in double quotes otherwise."""
-    bare = bool(text) and not any(c.isspace() or c in ',()[]="\\' for c in text)
-    return text if bare else '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    if text and not any(c.isspace() or c in ',()[]="\\' for c in text):
+        return text
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'
+
+
+def _value_as_text(value: Any) -> str:
+    if value is None:
+        return NONE
+    # before numbers: to Python, True and False are integers
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, tuple):
+        return "[" + ", ".join(map(quoted, value)) + "]"
+    return quoted(value) if isinstance(value, str) else repr(value)
 
 
 def _shown(value: Any) -> str:
@@ -183,7 +203,9 @@ def _shown(value: Any) -> str:
 
 
 def _parse_number(value: str) -> float:
-    return float(value[:-1]) / 100 if value.endswith("%") else float(value)
+    if value.endswith("%"):
+        return float(value[:-1]) / 100
+    return float(value)
 
 
 def _parse_words(value: str | list[str]) -> tuple[str, ...]:
@@ -196,6 +218,26 @@ def _parse_text(value: Any) -> str:
     return value
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_words(value: Any) -> bool:
+    return isinstance(value, tuple) and all(isinstance(word, str) for word in value)
+
+
+_KIND_NAMES: dict[Any, str] = {
+    float: "number",
+    int: "integer",
+    bool: "true | false",
+    str: "text",
+    tuple[str, ...]: "list of text",
+}
+
 _PARSERS: dict[Any, Callable[[Any], Any]] = {
     float: _parse_number,
     int: int,
@@ -204,13 +246,10 @@ _PARSERS: dict[Any, Callable[[Any], Any]] = {
     tuple[str, ...]: _parse_words,
 }
 
-
 _HAS_TYPE: dict[Any, Callable[[Any], bool]] = {
-    float: lambda v: isinstance(v, (int, float)) and not isinstance(v, bool),
-    int: lambda v: isinstance(v, int) and not isinstance(v, bool),
-    bool: lambda v: isinstance(v, bool),
-    str: lambda v: isinstance(v, str),
-    tuple[str, ...]: lambda v: (
-        isinstance(v, tuple) and all(isinstance(s, str) for s in v)
-    ),
+    float: _is_number,
+    int: _is_integer,
+    bool: lambda value: isinstance(value, bool),
+    str: lambda value: isinstance(value, str),
+    tuple[str, ...]: _is_words,
 }

@@ -13,11 +13,12 @@ from numpy.typing import NDArray
 
 from .._core.edit import Edit, is_constant, used_once
 from .._core.graph import label
+from .._core.ops import FLOATS, HALF_FLOATS, group_count, is_standard
 
 LARGEST = 256 * 2**20
 """Bytes of the largest weight that is multiplied out; larger ones keep their op."""
 
-FLOATS = {ir.DataType.FLOAT, ir.DataType.DOUBLE}
+FOLDABLE = FLOATS - HALF_FLOATS
 """Types whose rounding is float noise; 16-bit weights would lose more."""
 
 Channels = NDArray[np.float64]
@@ -65,7 +66,7 @@ def target_of(value: ir.Value | None) -> Target | str | None:
         return f"a weight of {label(node)} is not a constant"
     tensor = weight.const_value
     assert tensor is not None
-    if tensor.dtype not in FLOATS:
+    if tensor.dtype not in FOLDABLE:
         return f"weights of type {tensor.dtype} would be rounded"
     if not used_once(weight):
         return f"weight '{weight.name}' is shared"

@@ -15,6 +15,7 @@ from onnx_opt import UsageError
 from onnx_opt.passes._base import NullContext
 from onnx_opt.passes._core.lazy import DerivedTensor
 from onnx_opt.passes._core.normalize import normalize
+from onnx_opt.passes._core.pipeline import parse
 from onnx_opt.passes.compress_weights import CompressWeights
 
 MATMUL = "m (float[n, 64] x, float[64, 40] w) => (float[n, 40] y) { y = MatMul (x, w) }"
@@ -171,6 +172,15 @@ def test_leaves_alone_what_include_does_not_match():
     _, outcome = compressed(model_of(text), min_size=1, include=("v",))
     assert outcome.changed == 1
     assert [d.reason for d in outcome.declined] == ["not matched by include"]
+
+
+def test_a_block_of_zero_weights_is_the_default():
+    weight = np.random.default_rng(0).normal(size=(64, 40)).astype(np.float32)
+    default, _ = compressed(with_weight(MATMUL, weight), "int4")
+    (explicit,) = parse("compress-weights(int4, block=0)").passes
+    assert explicit == CompressWeights("int4", block=0)
+    zero, _ = compressed(with_weight(MATMUL, weight), "int4", block=0)
+    assert zero == default
 
 
 @pytest.mark.parametrize("option", ["include", "exclude"])

@@ -147,6 +147,7 @@ def test_leaves_what_is_not_a_float_weight_with_reasons():
         {"exclude": ("w",)},
         {"ops": ("Conv",)},
         {"threshold": 0.5},
+        {"sparsity": 0.0, "threshold": 0.0, "pattern": ""},
         {"sparsity": 0.0, "scope": "row"},
         {"sparsity": 0.0, "scope": "model", "select": "max", "mode": "clip"},
     ],
@@ -163,6 +164,7 @@ def test_options_that_select_nothing_change_nothing(options):
     ("options", "kept"),
     [
         ({}, [0, -8, 0, 7, 0, 6, 0, 5]),
+        ({"threshold": 0.0, "pattern": ""}, [0, -8, 0, 7, 0, 6, 0, 5]),
         ({"sparsity": 0.49}, [0, -8, 0, 7, 0, 6, 4, 5]),
         ({"select": "max"}, [1, 0, 2, 0, -3, 0, 4, 0]),
         (
@@ -541,6 +543,19 @@ def test_refuses_options_that_contradict_each_other(options, where):
 )
 def test_text_round_trips(text):
     assert str(parse(text)) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "options"),
+    [
+        ("prune(threshold=0.0)", {"threshold": 0.0}),
+        ('prune(pattern="")', {"pattern": ""}),
+        ("prune(threshold=0, scope=row)", {"threshold": 0.0, "scope": "row"}),
+        ("prune(threshold=none, pattern=none)", {}),
+    ],
+)
+def test_text_of_options_that_are_off_replays(text, options):
+    assert list(parse(text).passes) == [Prune(**options)]
 
 
 def test_shell_safe_text_carries_a_pattern():

@@ -19,23 +19,19 @@ from ..._core.edit import (
     static_dims,
     used_once,
 )
+from ..._core.ops import VIEWS, is_standard
 from ..symbols import all_ints, axes_of, slice_parts, symbols_of
 
 TO_THE_END = 2**31 - 1
 """Slice ends from here on mean "to the end", whatever the size."""
 
-VIEWS = frozenset({"Reshape", "Squeeze", "Unsqueeze", "Flatten"})
-"""Ops that give the same elements in the same order."""
-
 
 def _behind(value: ir.Value | None, *op_types: str) -> ir.Node | None:
     """The standard node of one of these types that makes `value`."""
     node = value.producer() if value is not None else None
-    return (
-        node
-        if node is not None and node.domain == "" and node.op_type in op_types
-        else None
-    )
+    if node is None or not is_standard(node, *op_types):
+        return None
+    return node
 
 
 def shape_constant(node: ir.Node, edit: Edit) -> bool:
