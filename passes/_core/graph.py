@@ -93,6 +93,14 @@ def input_of(node: ir.Node, index: int) -> ir.Value | None:
     return node.inputs[index] if index < len(node.inputs) else None
 
 
+def producer_of(value: ir.Value | None, *op_types: str) -> ir.Node | None:
+    """The standard node that makes a value, if it is of one of `op_types` where any are given."""
+    node = value.producer() if value is not None else None
+    if node is None or not is_standard(node, *op_types):
+        return None
+    return node
+
+
 def label(node: ir.Node) -> str:
     """Name of a node in reports: its op and its name, or its first output's where it has none."""
     name = node.name or (node.outputs[0].name if node.outputs else "")

@@ -1,4 +1,4 @@
-"""How many weights each layer loses: uniform, by the Erdos-Renyi kernel, or by LAMP scores."""
+"""Number of weights that each layer loses: uniform, by Erdos-Renyi kernel, or by LAMP scores."""
 
 from __future__ import annotations
 
@@ -24,93 +24,102 @@ def share(sparsity: float, size: int) -> int:
 def allocate(
     allocation: Allocation, tensors: Sequence[ir.TensorProtocol], sparsity: float
 ) -> list[int]:
-    """How many elements of each tensor to zero; all but `uniform` add up to floor(sparsity * all).
+    """Number of elements of each tensor to zero; all but `uniform` add up to floor(sparsity * all).
 
     Every tensor keeps at least one element under `erk` and `lamp`. Errors: NonFiniteError (lamp
     only).
     """
     if allocation == "uniform":
-        return [share(sparsity, t.size) for t in tensors]
-    total = share(sparsity, sum(t.size for t in tensors))
-    if allocation == "erk":
-        return _erk([tuple(int(d) for d in t.shape.numpy()) for t in tensors], total)
-    return _lamp(tensors, total)
+        return [share(sparsity, tensor.size) for tensor in tensors]
+    total = share(sparsity, sum(tensor.size for tensor in tensors))
+    if allocation == "lamp":
+        return _lamp(tensors, total)
+    shapes = [tuple(int(d) for d in tensor.shape.numpy()) for tensor in tensors]
+    return _erk(shapes, total)
 
 
 def _erk(shapes: Sequence[tuple[int, ...]], total: int) -> list[int]:
-    """Density proportional to sum(shape) / prod(shape), at most 1; what dense layers cannot give
-    the others do.
+    """Density proportional to sum(shape) / prod(shape); a layer whose density exceeds 1 is dense.
+
+    The others then share what is left to prune.
 
     Source: Evci et al., Rigging the Lottery, ICML 2020 (arXiv:1911.11134), section 3 and appendix.
     """
-    sizes = np.array([int(np.prod(s)) for s in shapes], np.float64)
-    weight = np.array([sum(s) for s in shapes], np.float64)  # size * sum / prod
+    sizes = np.array([int(np.prod(shape)) for shape in shapes], np.float64)
+    # elements kept at a density of sum / prod: the size cancels the product
+    raw = np.array([sum(shape) for shape in shapes], np.float64)
     dense = np.zeros(len(shapes), bool)
     kept = sizes.sum() - total
     while True:
-        scale = (kept - sizes[dense].sum()) / max(weight[~dense].sum(), 1)
-        over = ~dense & (scale * weight > sizes)
+        kept_of_sparse = kept - sizes[dense].sum()
+        scale = kept_of_sparse / max(raw[~dense].sum(), 1)
+        over = ~dense & (scale * raw > sizes)
         if not over.any():
             break
         dense |= over
-    pruned = np.where(dense, 0.0, sizes - scale * weight)
-    return _rounded(pruned.astype(np.float64), sizes.astype(np.int64) - 1, total)
+    pruned = np.where(dense, 0.0, sizes - scale * raw)
+    most = sizes.astype(np.int64) - 1
+    return _rounded(pruned.astype(np.float64), most, total)
 
 
 def _rounded(
     exact: NDArray[np.float64], most: NDArray[np.int64], total: int
 ) -> list[int]:
-    """Whole numbers near `exact`, each within [0, most], that add up to `total` where `most`
-    allows.
+    """Whole numbers near `exact`, each within [0, most], with the sum `total` if `most` allows it.
+
+    By largest remainders.
     """
-    counts = np.clip(np.floor(exact + 1e-9).astype(np.int64), 0, most)
+    # 1e-9: a whole number that arithmetic left just below itself is not to lose one
+    whole = np.floor(exact + 1e-9).astype(np.int64)
+    counts = np.clip(whole, 0, most)
     by_remainder = np.argsort(-(exact - counts), kind="stable")
     missing = min(total, int(most.sum())) - int(counts.sum())
     while missing:
         step = 1 if missing > 0 else -1
         for i in by_remainder:
-            if missing and 0 <= counts[i] + step <= most[i]:
-                counts[i] += step
+            if not missing:
+                break
+            changed = counts[i] + step
+            if changed >= 0 and changed <= most[i]:
+                counts[i] = changed
                 missing -= step
-    return [int(c) for c in counts]
+    return [int(count) for count in counts]
 
 
 def _lamp(tensors: Sequence[ir.TensorProtocol], total: int) -> list[int]:
-    """Zero the smallest LAMP scores w^2 / sum of v^2 over |v| >= |w| of the layer, over all layers
-    together.
+    """Zero the smallest LAMP scores, over all layers together.
 
-    The score grows with |w| within a layer, so counts suffice. Magnitudes are grouped by their
-    upper 16 bits (8 of the significand); a group shares one score, and the group on the border
-    gives as many as are missing. Source: Lee et al., Layer-adaptive Sparsity for Magnitude-based
-    Pruning, ICLR 2021 (arXiv:2010.07611).
+    The score of w is w^2 / sum of v^2 over |v| >= |w| of its layer. It grows with |w| within a
+    layer, so counts suffice. Magnitudes are grouped by their upper 16 bits (8 of the significand);
+    a group shares one score, and the group on the border gives as many as are missing. Source: Lee
+    et al., Layer-adaptive Sparsity for Magnitude-based Pruning, ICLR 2021 (arXiv:2010.07611).
     """
-    layer, score, count = [], [], []
+    layer_parts = []
+    score_parts = []
+    count_parts = []
     for index, tensor in enumerate(tensors):
-        scores, counts = _scored_groups(tensor, index)
-        layer.append(np.full(scores.size, index))
-        score.append(scores)
-        count.append(counts)
-    layers, counts = np.concatenate(layer), np.concatenate(count)
-    order = np.argsort(np.concatenate(score), kind="stable")
-    before = np.cumsum(counts[order]) - counts[order]
-    taken = np.clip(total - before, 0, counts[order])
-    pruned = np.bincount(layers[order], weights=taken, minlength=len(tensors))
-    return _rounded(
-        pruned.astype(np.float64),
-        np.array([max(t.size - 1, 0) for t in tensors]),
-        total,
-    )
+        of_groups, sizes = _scored_groups(tensor, index)
+        layer_parts.append(np.full(of_groups.size, index))
+        score_parts.append(of_groups)
+        count_parts.append(sizes)
+    order = np.argsort(np.concatenate(score_parts), kind="stable")
+    layers = np.concatenate(layer_parts)[order]
+    counts = np.concatenate(count_parts)[order]
+    before = np.cumsum(counts) - counts
+    taken = np.clip(total - before, 0, counts)
+    pruned = np.bincount(layers, weights=taken, minlength=len(tensors))
+    most = np.array([max(tensor.size - 1, 0) for tensor in tensors])
+    return _rounded(pruned.astype(np.float64), most, total)
 
 
 def _scored_groups(
     tensor: ir.TensorProtocol, index: int
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """LAMP score and number of elements of each occupied group of magnitudes, from the smallest
-    up.
-    """
+    """LAMP score and size of each occupied group of magnitudes, from the smallest up."""
     kind = key_kind([tensor])
     shift = kind(np.dtype(kind).itemsize * 8 - 16)
-    counts, squares = np.zeros(1 << 16, np.int64), np.zeros(1 << 16)
+    counts = np.zeros(1 << 16, np.int64)
+    squares = np.zeros(1 << 16)
     for _, block in blocks(tensor):
         keys = magnitudes(block, kind)
         values = value_of(keys, kind).astype(np.float64)
@@ -120,6 +129,11 @@ def _scored_groups(
         counts += np.bincount(group, minlength=1 << 16)
         squares += np.bincount(group, weights=values * values, minlength=1 << 16)
     occupied = np.flatnonzero(counts)
-    counts, squares = counts[occupied], squares[occupied]
-    rest = np.cumsum(squares[::-1])[::-1]
-    return squares / counts / np.where(rest > 0, rest, 1), counts
+    counts = counts[occupied]
+    squares = squares[occupied]
+    # sums from the largest magnitude down, each with its own group
+    not_smaller = np.cumsum(squares[::-1])[::-1]
+    # 0 where a layer has nothing but zeros, whose scores are 0 too
+    divisor = np.where(not_smaller > 0, not_smaller, 1)
+    mean_square = squares / counts
+    return mean_square / divisor, counts

@@ -35,10 +35,17 @@ _UNSIGNED: dict[KeyKind, int] = {
     np.uint64: 0x7FFF_FFFF_FFFF_FFFF,
 }
 
-_WHOLE = 1 << 18  # pools up to this many elements are their own sample
-_SAMPLE = (1 << 16, 1 << 20)  # elements sampled: least, most
-_CHUNK = 64  # neighbouring elements read together when sampling a file
-_BRACKET = 1 << 23  # elements kept at most; more means ties or a bad sample
+_WHOLE = 1 << 18
+"""Elements of the largest pool that needs no sample: a bracket holds all of it."""
+
+_SAMPLE = (1 << 16, 1 << 20)
+"""Elements sampled, at least and at most; chosen by hand, not measured."""
+
+_CHUNK = 64
+"""Neighbouring elements read together when a file is sampled; chosen by hand, not measured."""
+
+_BRACKET = 1 << 23
+"""Elements of a bracket kept at most: 32 MiB of float32. More means ties or a bad sample."""
 
 _held = threading.local()
 
@@ -53,8 +60,9 @@ class NonFiniteError(Exception):
 
 @dataclass(frozen=True)
 class Ranked:
-    """The k-th smallest magnitude as a key, and how many elements are smaller than it and equal to
-    it.
+    """The k-th smallest magnitude, and its place among the elements of the pool.
+
+    `key`: its key. `below`: how many elements are smaller. `equal`: how many are equal.
     """
 
     key: int
@@ -63,12 +71,12 @@ class Ranked:
 
 
 def key_kind(tensors: Sequence[ir.TensorProtocol]) -> KeyKind:
-    """The key type in which all of these tensors compare exactly: 64 bits if any is double, else
-    32.
+    """The key type in which all of these tensors compare exactly.
+
+    64 bits if any is double, else 32.
     """
-    return (
-        np.uint64 if any(t.dtype == ir.DataType.DOUBLE for t in tensors) else np.uint32
-    )
+    has_double = any(tensor.dtype == ir.DataType.DOUBLE for tensor in tensors)
+    return np.uint64 if has_double else np.uint32
 
 
 def magnitudes(block: NDArray[Any], kind: KeyKind, scratch: bool = False) -> Keys:
@@ -78,8 +86,11 @@ def magnitudes(block: NDArray[Any], kind: KeyKind, scratch: bool = False) -> Key
     allocating a megabyte for every block costs more than the arithmetic.
     """
     wide = np.ascontiguousarray(block, FLOAT_OF[kind]).view(kind)
-    out = _scratch("keys", wide.size, kind).reshape(wide.shape) if scratch else None
-    keys: Keys = np.bitwise_and(wide, kind(_UNSIGNED[kind]), out=out)
+    out = None
+    if scratch:
+        out = _scratch("keys", wide.size, kind).reshape(wide.shape)
+    without_sign = kind(_UNSIGNED[kind])
+    keys: Keys = np.bitwise_and(wide, without_sign, out=out)
     return keys
 
 
@@ -92,6 +103,7 @@ def compared(
 
 
 def _scratch(name: str, size: int, kind: type[Any]) -> NDArray[Any]:
+    # thread-local, since pools are pruned on several threads at once
     held = _held.__dict__.setdefault(name, {})
     if kind not in held or held[kind].size < size:
         held[kind] = np.empty(size, kind)
@@ -100,8 +112,11 @@ def _scratch(name: str, size: int, kind: type[Any]) -> NDArray[Any]:
 
 
 def is_finite(keys: Keys) -> bool:
-    """Whether none of the keys is that of NaN or infinity."""
-    return not keys.size or int(keys.max()) < _INFINITY[keys.dtype.type]
+    """True if none of the keys is that of NaN or infinity."""
+    if not keys.size:
+        return True
+    # the exponent of both is all ones, above that of every number
+    return int(keys.max()) < _INFINITY[keys.dtype.type]
 
 
 def key_of(value: float, kind: KeyKind) -> int:
@@ -119,40 +134,53 @@ def kth_smallest(tensors: Sequence[ir.TensorProtocol], k: int) -> Ranked:
 
     Errors: NonFiniteError where an element is NaN or infinite.
     """
-    kind, size = key_kind(tensors), sum(t.size for t in tensors)
+    kind = key_kind(tensors)
+    size = sum(tensor.size for tensor in tensors)
     assert 1 <= k <= size, f"rank {k} of {size}"
-    low, high = (
-        (0, _INFINITY[kind])
-        if size <= _WHOLE
-        else _bracket(_sample(tensors, size, kind), k / size)
-    )
+    if size <= _WHOLE:
+        low, high = 0, _INFINITY[kind]
+    else:
+        sample = _sample(tensors, size, kind)
+        low, high = _bracket(sample, k / size)
     return _within(tensors, k, low, high, kind) or _radix(tensors, k, kind)
 
 
 def count_zeros(tensors: Sequence[ir.TensorProtocol]) -> int:
     """Elements equal to zero. Errors: NonFiniteError."""
-    kind = key_kind(tensors)
-    return sum(
-        keys.size - int(np.count_nonzero(keys)) for keys in _stream(tensors, kind)
-    )
+    zeros = 0
+    for keys in _stream(tensors, key_kind(tensors)):
+        zeros += keys.size - int(np.count_nonzero(keys))
+    return zeros
 
 
 def cut_ties(tensors: Sequence[ir.TensorProtocol], key: int, ties: int) -> list[int]:
-    """For each tensor the flat index before which elements equal to `key` are among the first
-    `ties` of the pool.
+    """Where each tensor's share of the pool's first `ties` elements equal to `key` ends.
+
+    Elements equal to `key` at flat indices below a tensor's cut are among them.
     """
-    kind, cuts = key_kind(tensors), []
+    kind = key_kind(tensors)
+    cuts = []
     for tensor in tensors:
-        cut = tensor.size if ties else 0
-        for start, block in blocks(tensor) if ties else ():
-            at = np.flatnonzero(magnitudes(block, kind) == kind(key))
-            if at.size >= ties:
-                cut, ties = start + int(at[ties - 1]) + 1, 0
-                break
-            ties -= at.size
+        if ties == 0:
+            cuts.append(0)
+            continue
+        cut, ties = _cut(tensor, key, ties, kind)
         cuts.append(cut)
     assert ties == 0, f"{ties} ties not found"
     return cuts
+
+
+def _cut(
+    tensor: ir.TensorProtocol, key: int, ties: int, kind: KeyKind
+) -> tuple[int, int]:
+    """(cut of one tensor, ties left for the tensors after it)."""
+    for start, block in blocks(tensor):
+        at = np.flatnonzero(magnitudes(block, kind) == kind(key))
+        if at.size >= ties:
+            last = int(at[ties - 1])
+            return start + last + 1, 0
+        ties -= at.size
+    return tensor.size, ties
 
 
 def _stream(tensors: Sequence[ir.TensorProtocol], kind: KeyKind) -> Iterator[Keys]:
@@ -167,13 +195,16 @@ def _stream(tensors: Sequence[ir.TensorProtocol], kind: KeyKind) -> Iterator[Key
 def _within(
     tensors: Sequence[ir.TensorProtocol], k: int, low: int, high: int, kind: KeyKind
 ) -> Ranked | None:
-    """Rank k if it lies in [low, high] and the bracket fits, else None. A bracket of one key is
-    only counted.
+    """Rank k if it lies in [low, high] and the bracket fits into memory, else None.
+
+    A bracket of one key, whose elements are all alike, is only counted.
     """
-    below, inside, kept = 0, 0, []
+    below = inside = 0
+    kept: list[Keys] = []
     for keys in _stream(tensors, kind):
         below += int(np.count_nonzero(compared(np.less, keys, low, kind)))
-        np.subtract(keys, kind(low), out=keys)  # wraps around below `low`
+        # unsigned: keys below `low` wrap around, beyond every key of the bracket
+        np.subtract(keys, kind(low), out=keys)
         hit = compared(np.less_equal, keys, high - low, kind)
         if low == high:
             inside += int(np.count_nonzero(hit))
@@ -182,73 +213,77 @@ def _within(
         inside += kept[-1].size
         if inside > _BRACKET:
             return None
-    if not below < k <= below + inside:
+    if k <= below or k > below + inside:
         return None
     if low == high:
         return Ranked(low, below, inside)
     pool = np.concatenate(kept)
-    pool.partition(k - below - 1)
-    key = pool[k - below - 1]
-    return Ranked(
-        low + int(key),
-        below + int(np.count_nonzero(pool < key)),
-        int(np.count_nonzero(pool == key)),
-    )
+    place = k - below - 1
+    pool.partition(place)
+    key = pool[place]
+    smaller = int(np.count_nonzero(pool < key))
+    equal = int(np.count_nonzero(pool == key))
+    return Ranked(low + int(key), below + smaller, equal)
 
 
 def _bracket(sample: Keys, fraction: float) -> tuple[int, int]:
-    """Keys that hold the quantile `fraction` of the pool between them, four standard errors either
-    side.
+    """Keys that hold the quantile `fraction` of the pool between them.
+
+    Four standard errors of the sample's quantile on either side, and eight elements more where the
+    normal approximation is poor.
     """
     sample = np.sort(sample)
-    centre = fraction * sample.size
-    reach = 4 * float(np.sqrt(sample.size * fraction * (1 - fraction))) + 8
-    low, high = int(centre - reach), int(centre + reach) + 1
     kind: KeyKind = sample.dtype.type
-    return (
-        int(sample[low]) if low >= 0 else 0,
-        int(sample[high]) if high < sample.size else _INFINITY[kind],
-    )
+    centre = fraction * sample.size
+    variance = sample.size * fraction * (1 - fraction)
+    reach = 4 * float(np.sqrt(variance)) + 8
+    first = int(centre - reach)
+    last = int(centre + reach) + 1
+    low = int(sample[first]) if first >= 0 else 0
+    high = int(sample[last]) if last < sample.size else _INFINITY[kind]
+    return low, high
 
 
 def _sample(tensors: Sequence[ir.TensorProtocol], size: int, kind: KeyKind) -> Keys:
-    """About 64 K elements, more from large pools so that the bracket stays small; each tensor by
-    its share.
+    """About 64 K elements of a pool, each tensor by its share.
+
+    More of a large pool: the bracket holds about 8 sqrt(f (1 - f) / sample) of it, and must fit
+    into memory.
     """
     wanted = int(np.clip((size / 500_000) ** 2, *_SAMPLE))
-    random = np.random.default_rng(
-        0
-    )  # a fixed seed: which elements are looked at must not change between runs
+    # a fixed seed: which elements are looked at must not change between runs
+    random = np.random.default_rng(0)
     found = []
     for tensor in tensors:
-        share = max(wanted * tensor.size // size, 1)
+        count = max(wanted * tensor.size // size, 1)
         if isinstance(tensor, ir.ExternalTensor):
-            found.append(magnitudes(_sample_file(tensor, share, random), kind))
-        elif tensor.size:
-            stride = max(tensor.size // share, 1)
-            found.extend(
-                magnitudes(block[-start % stride :: stride], kind)
-                for start, block in blocks(tensor)
-            )
+            found.append(magnitudes(_sample_file(tensor, count, random), kind))
+            continue
+        if not tensor.size:
+            continue
+        stride = max(tensor.size // count, 1)
+        for start, block in blocks(tensor):
+            # blocks need not start at a multiple of the stride
+            found.append(magnitudes(block[-start % stride :: stride], kind))
     return np.concatenate(found)
 
 
 def _sample_file(
     tensor: ir.ExternalTensor, count: int, random: np.random.Generator
 ) -> NDArray[Any]:
-    """`count` elements at least, in short runs spread over the file, one run in each equal
-    stretch.
-    """
+    """At least `count` elements of a file, in short runs, one in each equal stretch of it."""
     dtype = np.dtype(tensor.dtype.numpy())
     chunk = min(_CHUNK, tensor.size)
     runs = -(-count // chunk)
-    spread = (np.arange(runs) + random.random(runs)) / runs * (tensor.size - chunk)
+    positions = (np.arange(runs) + random.random(runs)) / runs
+    starts = (positions * (tensor.size - chunk)).astype(np.int64)
     out = np.empty(runs * chunk, dtype)
     view = out.view(np.uint8).data
     length = chunk * dtype.itemsize
+    base = tensor.offset or 0
     with open(tensor.path, "rb", buffering=0) as file:
-        for run, start in enumerate(spread.astype(np.int64)):
-            file.seek((tensor.offset or 0) + int(start) * dtype.itemsize)
+        for run, start in enumerate(starts):
+            file.seek(base + int(start) * dtype.itemsize)
             got = file.readinto(view[run * length : (run + 1) * length])
             if got != length:
                 raise OSError(f"{tensor.path}: ends inside tensor '{tensor.name}'")
@@ -257,17 +292,19 @@ def _sample_file(
 
 def _radix(tensors: Sequence[ir.TensorProtocol], k: int, kind: KeyKind) -> Ranked:
     """Rank k by counting 16 bits at a time from the top: one pass over the pool for each."""
-    bits = np.dtype(kind).itemsize * 8
-    prefix, below, equal = 0, 0, 0
-    for shift in range(bits - 16, -1, -16):
+    top = np.dtype(kind).itemsize * 8 - 16
+    prefix = below = equal = 0
+    for shift in range(top, -1, -16):
         counts = np.zeros(1 << 16, np.int64)
         for keys in _stream(tensors, kind):
-            if shift < bits - 16:
+            # from the second digit on, only keys that begin with the digits found so far count
+            if shift < top:
                 keys = keys[keys >> kind(shift + 16) == kind(prefix)]
             digits = (keys >> kind(shift)) & kind(0xFFFF)
             counts += np.bincount(digits.astype(np.intp), minlength=1 << 16)
-        upto = np.cumsum(counts)
-        digit = int(np.searchsorted(upto, k - below))
-        prefix, equal = prefix << 16 | digit, int(counts[digit])
-        below += int(upto[digit]) - equal
+        up_to = np.cumsum(counts)
+        digit = int(np.searchsorted(up_to, k - below))
+        prefix = prefix << 16 | digit
+        equal = int(counts[digit])
+        below += int(up_to[digit]) - equal
     return Ranked(prefix, below, equal)

@@ -1,8 +1,7 @@
-"""Kernels that zero or clip elements of a weight, block by block: by one threshold, by row
-thresholds, by N:M.
+"""Kernels that zero or clip elements of a weight, block by block.
 
-All work on the float's bits: what is zeroed becomes +0.0 whatever its sign, and the order is that
-of `_magnitude`.
+By one threshold, by a threshold for each row, by N:M. All work on the float's bits: what is zeroed
+becomes +0.0 whatever its sign, and magnitudes are ordered as in `magnitude`.
 """
 
 from __future__ import annotations
@@ -30,8 +29,9 @@ _BITS: dict[int, type[np.unsignedinteger[Any]]] = {
 def zero_beyond(
     tensor: ir.TensorProtocol, select: Select, key: int, cut: int, kind: KeyKind
 ) -> DerivedTensor:
-    """Zero |w| below the key (select=min) or above it (max), and of those equal to it the ones at
-    indices < `cut`.
+    """Zero |w| below the key (select=min) or above it (max).
+
+    Of the elements equal to it, zero those at indices < `cut`.
     """
     strictly = _strictly(select)
 
@@ -39,6 +39,7 @@ def zero_beyond(
         keys = magnitudes(block, kind, scratch=True)
         keep = compared(strictly, keys, key, kind)
         if cut < start + block.size:
+            # equal elements from the cut on stay
             first = max(cut - start, 0)
             keep[first:] |= keys[first:] == kind(key)
         return _kept(block, keep)
@@ -53,70 +54,83 @@ def zero_beyond_rows(
     keys_at: Keys,
     cuts: NDArray[np.int64],
 ) -> DerivedTensor:
-    """As `zero_beyond`, with one key and one cut a pool. Shapes: keys_at, cuts (groups,
-    channels).
+    """Zero as `zero_beyond` does, with one key and one cut a pool.
+
+    Shapes: keys_at, cuts (groups, channels).
     """
-    strictly, kind = _strictly(select), key_kind([tensor])
-    uncut = bool((cuts == view.length).all())
+    strictly = _strictly(select)
+    kind = key_kind([tensor])
+    all_equal_go = bool((cuts == view.length).all())
 
     def kernel(block: NDArray[Any], start: int) -> NDArray[Any]:
         keys = magnitudes(block, kind).reshape(-1, view.channels, view.inner)
-        row = start // (view.channels * view.inner) + np.arange(len(keys))
-        at = keys_at[row // view.rows][:, :, None]
-        keep = strictly(keys, at)
-        if not uncut:
-            index = (row % view.rows)[:, None, None] * view.inner + np.arange(
-                view.inner
-            )
-            keep |= (keys == at) & (index >= cuts[row // view.rows][:, :, None])
+        row = _row_numbers(view, start, len(keys))
+        group = row // view.rows
+        key = keys_at[group][:, :, None]
+        keep = strictly(keys, key)
+        if not all_equal_go:
+            row_of_pool = (row % view.rows)[:, None, None]
+            index = row_of_pool * view.inner + np.arange(view.inner)
+            cut = cuts[group][:, :, None]
+            keep |= (keys == key) & (index >= cut)
         return _kept(block, keep.reshape(-1))
 
-    return DerivedTensor(tensor, kernel, tensor.dtype, view.channels * view.inner)
+    granule = view.channels * view.inner
+    return DerivedTensor(tensor, kernel, tensor.dtype, granule)
 
 
 def clip_at(tensor: ir.TensorProtocol, key: int, kind: KeyKind) -> DerivedTensor:
     """Saturate at the key's magnitude, rounded towards zero to the tensor's type."""
-    limit = _rounded_down(
-        value_of(key, kind).reshape(1), np.dtype(tensor.dtype.numpy())
-    )
-    return DerivedTensor(
-        tensor, lambda block, start: _saturated(block, limit), tensor.dtype
-    )
+    dtype = np.dtype(tensor.dtype.numpy())
+    limit = _rounded_down(value_of(key, kind).reshape(1), dtype)
+
+    def kernel(block: NDArray[Any], start: int) -> NDArray[Any]:
+        return _saturated(block, limit)
+
+    return DerivedTensor(tensor, kernel, tensor.dtype)
 
 
 def clip_rows_at(tensor: ir.TensorProtocol, view: Rows, keys_at: Keys) -> DerivedTensor:
-    """As `clip_at`, with one key a pool. Shapes: keys_at (groups, channels)."""
+    """Saturate as `clip_at` does, with one key a pool. Shapes: keys_at (groups, channels)."""
     limits = value_of(keys_at, key_kind([tensor])).astype(tensor.dtype.numpy())
 
     def kernel(block: NDArray[Any], start: int) -> NDArray[Any]:
         values = block.reshape(-1, view.channels, view.inner)
-        row = start // (view.channels * view.inner) + np.arange(len(values))
-        return _saturated(values, limits[row // view.rows][:, :, None]).reshape(-1)
+        group = _row_numbers(view, start, len(values)) // view.rows
+        limit = limits[group][:, :, None]
+        return _saturated(values, limit).reshape(-1)
 
-    return DerivedTensor(tensor, kernel, tensor.dtype, view.channels * view.inner)
+    granule = view.channels * view.inner
+    return DerivedTensor(tensor, kernel, tensor.dtype, granule)
+
+
+def _row_numbers(view: Rows, start: int, count: int) -> NDArray[np.intp]:
+    """Numbers, over all groups, of the `count` rows that begin at flat index `start`."""
+    first = start // (view.channels * view.inner)
+    return first + np.arange(count)
 
 
 def keep_n_of_m(
     tensor: ir.TensorProtocol, keep: int, of: int, inner: int
 ) -> DerivedTensor:
-    """In every group of `of` elements along an axis keep the `keep` largest; among equals the later
-    stay.
+    """In every group of `of` elements along an axis keep the `keep` largest.
 
-    `inner`: elements between neighbours along that axis (the product of the dimensions after it).
+    Among equals the later ones stay. `inner`: elements between neighbours along that axis, the
+    product of the dimensions after it.
     """
     kind = key_kind([tensor])
 
     def kernel(block: NDArray[Any], start: int) -> NDArray[Any]:
         keys = magnitudes(block, kind).reshape(-1, of, inner)
-        larger = np.zeros(
-            keys.shape, np.uint8
-        )  # how many of its group outrank each element
+        # elements of the group that outrank each one: no sort, since `of` is small
+        outranked_by = np.zeros(keys.shape, np.uint8)
         for i in range(of):
             for j in range(i + 1, of):
-                first = keys[:, i] > keys[:, j]
-                larger[:, j] += first
-                larger[:, i] += ~first
-        return _kept(block, (larger < keep).reshape(-1))
+                first_is_larger = keys[:, i] > keys[:, j]
+                outranked_by[:, j] += first_is_larger
+                outranked_by[:, i] += ~first_is_larger
+        keep_here = outranked_by < keep
+        return _kept(block, keep_here.reshape(-1))
 
     return DerivedTensor(tensor, kernel, tensor.dtype, of * inner)
 
@@ -126,20 +140,23 @@ def _strictly(select: Select) -> np.ufunc:
 
 
 def _kept(block: NDArray[Any], keep: Bools) -> NDArray[Any]:
+    # times 0 or 1 as integers: a float times 0 would keep its sign
     bits = np.ascontiguousarray(block).view(_BITS[block.dtype.itemsize])
     kept: NDArray[Any] = np.multiply(bits, keep).view(block.dtype)
     return kept
 
 
 def _saturated(values: NDArray[Any], limit: NDArray[Any]) -> NDArray[Any]:
-    return np.where(values > limit, limit, np.where(values < -limit, -limit, values))
+    not_too_low = np.where(values < -limit, -limit, values)
+    return np.where(values > limit, limit, not_too_low)
 
 
 def _rounded_down(values: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
+    """Magnitudes in a narrower type, none larger than it was."""
     rounded = values.astype(dtype)
     over = rounded.astype(values.dtype) > values
+    # the next smaller magnitude is one less as an integer
     bits = rounded.view(_BITS[dtype.itemsize])
-    lowered: NDArray[Any] = (
-        (bits - over.astype(bits.dtype)).astype(bits.dtype).view(dtype)
-    )
-    return lowered
+    lowered = (bits - over.astype(bits.dtype)).astype(bits.dtype)
+    result: NDArray[Any] = lowered.view(dtype)
+    return result

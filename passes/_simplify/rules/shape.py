@@ -1,10 +1,13 @@
-"""Rules for ops that only move or view data: Reshape, Transpose, Squeeze, Slice, Concat, Expand,
-Flatten, Gather.
+"""Rules for ops that only move or view data: Reshape, Transpose, Squeeze, Slice, Concat, Gather.
+
+A rule looks at one node; it changes the graph and returns True, or returns False. Its first line is
+the equation.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -14,115 +17,116 @@ from ..._core.edit import (
     Edit,
     array_of,
     dims_of,
+    ints_given,
     ints_of,
     rank_of,
     static_dims,
     used_once,
 )
-from ..._core.ops import VIEWS, is_standard
+from ..._core.graph import input_of, producer_of
+from ..._core.ops import VIEWS
 from ..symbols import all_ints, axes_of, slice_parts, symbols_of
 
 TO_THE_END = 2**31 - 1
-"""Slice ends from here on mean "to the end", whatever the size."""
-
-
-def _behind(value: ir.Value | None, *op_types: str) -> ir.Node | None:
-    """The standard node of one of these types that makes `value`."""
-    node = value.producer() if value is not None else None
-    if node is None or not is_standard(node, *op_types):
-        return None
-    return node
+"""Slice ends from here on mean "to the end", whatever the size (exporters write INT32 or INT64
+maximum).
+"""
 
 
 def shape_constant(node: ir.Node, edit: Edit) -> bool:
     """An integer tensor computed from shapes, every element of which is known, is a constant."""
     output = node.outputs[0]
-    if (
-        output.is_graph_output()
-        or node.graph is None
-        or not isinstance(node.graph, ir.Graph)
-    ):
+    if output.is_graph_output() or not isinstance(node.graph, ir.Graph):
         return False
     symbols = symbols_of(output, edit.found)
     if symbols is None or not all_ints(symbols):
         return False
     kind = np.int32 if output.dtype == ir.DataType.INT32 else np.int64
-    return edit.bypass(
-        node, edit.constant(node.graph, symbols.astype(kind), f"{output.name}_value")
-    )
+    elements = symbols.astype(kind)
+    constant = edit.constant(node.graph, elements, f"{output.name}_value")
+    return edit.bypass(node, constant)
 
 
 def transpose(node: ir.Node, edit: Edit) -> bool:
     """Transpose by the identity; Transpose of a Transpose is one by the composed permutation."""
-    perm = list(node.attributes.get_ints("perm", []))
     source = node.inputs[0]
-    rank = rank_of(source)
-    if not perm and rank is not None:
-        perm = list(range(rank))[::-1]
-    if perm and perm == sorted(perm) and source is not None:
-        return edit.bypass(node, source)
-    inner = _behind(source, "Transpose")
-    first = list(inner.attributes.get_ints("perm", [])) if inner is not None else []
-    if inner is None or not perm:
+    perm = _permutation(node, rank_of(source))
+    if not perm or source is None:
         return False
-    first = first or list(range(len(perm)))[::-1]
-    node.attributes["perm"] = ir.AttrInt64s("perm", [first[p] for p in perm])
+    if perm == sorted(perm):
+        return edit.bypass(node, source)
+    inner = producer_of(source, "Transpose")
+    if inner is None:
+        return False
+    first = _permutation(inner, len(perm))
+    composed = [first[axis] for axis in perm]
+    node.attributes["perm"] = ir.AttrInt64s("perm", composed)
     edit.set_input(node, 0, inner.inputs[0])
     return True
 
 
+def _permutation(node: ir.Node, rank: int | None) -> list[int]:
+    """Axes of a Transpose, reversed by default; empty if the rank is needed and not known."""
+    perm = list(node.attributes.get_ints("perm", []))
+    if not perm and rank is not None:
+        perm = list(range(rank))[::-1]
+    return perm
+
+
 def reshape_same(node: ir.Node, edit: Edit) -> bool:
     """Reshape to the shape that the tensor has."""
-    source, dims = node.inputs[0], dims_of(node.inputs[0])
-    target = symbols_of(node.inputs[1], edit.found) if len(node.inputs) > 1 else None
-    if source is None or dims is None or target is None or target.shape != (len(dims),):
+    source = node.inputs[0]
+    dims = dims_of(source)
+    target = symbols_of(input_of(node, 1), edit.found)
+    if source is None or dims is None:
         return False
-    copies = node.attributes.get_int("allowzero", 0) == 0
-    wanted: list[Dim] = list(target)
-    kept = [
-        t is not None and (t == d or (t == 0 and copies))
-        for t, d in zip(wanted, dims, strict=True)
-    ]
-    others = [t for t, same in zip(wanted, kept, strict=True) if not same]
-    return others in ([], [-1]) and edit.bypass(node, source)
+    if target is None or target.shape != (len(dims),):
+        return False
+    zero_copies = node.attributes.get_int("allowzero", 0) == 0
+    others: list[Dim] = []
+    for wanted, dim in zip(target, dims, strict=True):
+        is_same = wanted is not None and wanted == dim
+        is_copied = wanted == 0 and zero_copies
+        if not is_same and not is_copied:
+            others.append(wanted)
+    # one -1 can only stand for the dim that the others leave
+    if others and others != [-1]:
+        return False
+    return edit.bypass(node, source)
 
 
 def reshape_view(node: ir.Node, edit: Edit) -> bool:
-    """Reshape(Reshape(x)) = Reshape(x), likewise of Squeeze, Unsqueeze, Flatten, where no dim is
-    copied by a 0.
-    """
-    inner = _behind(node.inputs[0], *VIEWS)
-    target = ints_of(node.inputs[1]) if len(node.inputs) > 1 else None
-    if inner is None or target is None or 0 in target or inner.inputs[0] is None:
+    """Reshape(Reshape(x)) = Reshape(x), likewise of Squeeze, Unsqueeze and Flatten."""
+    inner = producer_of(node.inputs[0], *VIEWS)
+    target = ints_of(input_of(node, 1))
+    if inner is None or inner.inputs[0] is None:
+        return False
+    # a 0 would copy a dim of the inner result
+    if target is None or 0 in target:
         return False
     edit.set_input(node, 0, inner.inputs[0])
     return True
 
 
 def reshape_target(positive: frozenset[str]) -> Callable[[ir.Node, Edit], bool]:
-    """A computed target of which all but one dim are known, or copied from the input, is a constant
-    with 0 and -1.
+    """A computed target of which all but one dim are known or copied is a constant with 0 and -1.
 
     `positive`: symbols that are at least 1 in every run; a -1 beside a copied dim needs them.
     """
 
     def rule(node: ir.Node, edit: Edit) -> bool:
-        if (
-            len(node.inputs) < 2
-            or ints_of(node.inputs[1]) is not None
-            or bool(node.attributes.get_int("allowzero", 0))
-        ):
+        if len(node.inputs) < 2 or node.attributes.get_int("allowzero", 0):
             return False
-        symbols, dims = symbols_of(node.inputs[1], edit.found), dims_of(node.inputs[0])
+        if ints_of(node.inputs[1]) is not None:
+            return False
+        symbols = symbols_of(node.inputs[1], edit.found)
         if symbols is None or symbols.ndim != 1:
             return False
-        target = _materialized(list(symbols), dims or [], positive)
+        dims = dims_of(node.inputs[0]) or []
+        target = _materialized(list(symbols), dims, positive)
         if target is None or not isinstance(node.graph, ir.Graph):
             return False
-        stem = f"{node.outputs[0].name}_shape"
-        edit.set_input(
-            node, 1, edit.constant(node.graph, np.array(target, np.int64), stem)
-        )
+        _set_ints(node, 1, target, "shape", edit)
         return True
 
     rule.__name__ = "reshape_target"
@@ -132,20 +136,24 @@ def reshape_target(positive: frozenset[str]) -> Callable[[ir.Node, Edit], bool]:
 def _materialized(
     wanted: list[Dim], dims: list[Dim], positive: frozenset[str]
 ) -> list[int] | None:
+    """The target of a Reshape as numbers, 0 for a copied dim and -1 for an unknown one."""
     target: list[int] = []
     copied_maybe_empty = False
     for index, dim in enumerate(wanted):
+        own = dims[index] if index < len(dims) else None
         if isinstance(dim, int):
             target.append(dim)
-            copied_maybe_empty |= dim == 0 and not _positive(
-                dims[index] if index < len(dims) else None, positive
-            )
-        elif dim is not None and index < len(dims) and dims[index] == dim:
+            if dim == 0:
+                copied_maybe_empty |= not _positive(own, positive)
+        elif dim is not None and own == dim:
             target.append(0)
             copied_maybe_empty |= not _positive(dim, positive)
         else:
             target.append(-1)
-    if target.count(-1) > 1 or (-1 in target and copied_maybe_empty):
+    if target.count(-1) > 1:
+        return None
+    # where a copied dim is 0, no number of elements decides the -1
+    if -1 in target and copied_maybe_empty:
         return None
     return target
 
@@ -157,87 +165,94 @@ def _positive(dim: Dim, positive: frozenset[str]) -> bool:
 def flatten(node: ir.Node, edit: Edit) -> bool:
     """Flatten at axis 1 of a matrix."""
     source = node.inputs[0]
-    if (
-        source is None
-        or rank_of(source) != 2
-        or node.attributes.get_int("axis", 1) not in (1, -1)
-    ):
+    if source is None or rank_of(source) != 2:
+        return False
+    if node.attributes.get_int("axis", 1) not in (1, -1):
         return False
     return edit.bypass(node, source)
 
 
 def squeeze_pair(node: ir.Node, edit: Edit) -> bool:
     """Squeeze(Unsqueeze(x)) = x and Unsqueeze(Squeeze(x)) = x at the same axes."""
-    inner = _behind(
-        node.inputs[0], "Unsqueeze" if node.op_type == "Squeeze" else "Squeeze"
-    )
+    inverse = "Unsqueeze" if node.op_type == "Squeeze" else "Squeeze"
+    inner = producer_of(node.inputs[0], inverse)
     if inner is None or inner.inputs[0] is None:
         return False
-    wide = _expanded_rank(inner if inner.op_type == "Unsqueeze" else node)
-    axes = [_normal(axes_of(n), wide) for n in (inner, node)]
-    return (
-        axes[0] is not None
-        and axes[0] == axes[1]
-        and edit.bypass(node, inner.inputs[0])
-    )
+    unsqueeze = inner if inner.op_type == "Unsqueeze" else node
+    rank = _expanded_rank(unsqueeze)
+    axes = _normal(axes_of(inner), rank)
+    if axes is None or axes != _normal(axes_of(node), rank):
+        return False
+    return edit.bypass(node, inner.inputs[0])
 
 
 def _expanded_rank(unsqueeze: ir.Node) -> int | None:
-    rank, axes = rank_of(unsqueeze.inputs[0]), axes_of(unsqueeze)
-    return None if rank is None or axes is None else rank + len(axes)
+    rank = rank_of(unsqueeze.inputs[0])
+    axes = axes_of(unsqueeze)
+    if rank is None or axes is None:
+        return None
+    return rank + len(axes)
 
 
 def _normal(axes: list[int] | None, rank: int | None) -> list[int] | None:
     """Axes sorted and counted from the front; None if they cannot be."""
-    if axes is None or (rank is None and any(a < 0 for a in axes)):
+    if axes is None:
         return None
-    return sorted(a + (rank or 0) if a < 0 else a for a in axes)
+    counted = []
+    for axis in axes:
+        if axis >= 0:
+            counted.append(axis)
+        elif rank is None:
+            return None
+        else:
+            counted.append(axis + rank)
+    return sorted(counted)
 
 
 def unsqueeze_unsqueeze(node: ir.Node, edit: Edit) -> bool:
     """Unsqueeze(Unsqueeze(x)) = Unsqueeze(x) at the axes of both."""
-    inner = _behind(node.inputs[0], "Unsqueeze")
+    inner = producer_of(node.inputs[0], "Unsqueeze")
     if inner is None or not used_once(inner.outputs[0]):
         return False
-    first, second = (
-        _normal(axes_of(inner), _expanded_rank(inner)),
-        _normal(axes_of(node), _expanded_rank(node)),
-    )
+    first = _normal(axes_of(inner), _expanded_rank(inner))
+    second = _normal(axes_of(node), _expanded_rank(node))
     if first is None or second is None:
         return False
-    # the axes of the outer are final; those of the inner lie among the places that the outer leaves
-    left = [
-        a
-        for a in range(len(first) + len(second) + max([*first, *second]) + 1)
-        if a not in second
-    ]
-    return _set_axes(node, inner, sorted([*second, *(left[a] for a in first)]), edit)
+    # the outer axes are final; the inner ones count among the places that the outer ones leave
+    merged = [*second, *_places_without(second, first)]
+    return _set_axes(node, inner, sorted(merged), edit)
 
 
 def squeeze_squeeze(node: ir.Node, edit: Edit) -> bool:
     """Squeeze(Squeeze(x)) = Squeeze(x) at the axes of both."""
-    inner = _behind(node.inputs[0], "Squeeze")
+    inner = producer_of(node.inputs[0], "Squeeze")
     if inner is None or not used_once(inner.outputs[0]):
         return False
-    wide = rank_of(inner.inputs[0])
-    first = _normal(axes_of(inner), wide)
-    second = _normal(
-        axes_of(node), None if wide is None or first is None else wide - len(first)
-    )
-    if first is None or second is None:
+    rank = rank_of(inner.inputs[0])
+    first = _normal(axes_of(inner), rank)
+    if first is None:
         return False
-    left = [a for a in range(len(first) + max([*first, *second]) + 1) if a not in first]
-    return _set_axes(node, inner, sorted([*first, *(left[a] for a in second)]), edit)
+    rank_between = None if rank is None else rank - len(first)
+    second = _normal(axes_of(node), rank_between)
+    if second is None:
+        return False
+    # the inner axes are final; the outer ones count among the places that the inner ones leave
+    merged = [*first, *_places_without(first, second)]
+    return _set_axes(node, inner, sorted(merged), edit)
+
+
+def _places_without(taken: list[int], numbers: list[int]) -> list[int]:
+    """The axes that `numbers` count among all but the taken ones."""
+    enough = len(taken) + max([*taken, *numbers], default=0) + 1
+    left = [axis for axis in range(enough + len(numbers)) if axis not in taken]
+    return [left[number] for number in numbers]
 
 
 def _set_axes(node: ir.Node, inner: ir.Node, axes: list[int], edit: Edit) -> bool:
     if edit.opset < 13:
         node.attributes["axes"] = ir.AttrInt64s("axes", axes)
     elif isinstance(node.graph, ir.Graph):
-        stem = f"{node.outputs[0].name}_axes"
-        edit.set_input(
-            node, 1, edit.constant(node.graph, np.array(axes, np.int64), stem)
-        )
+        _set_ints(node, 1, axes, "axes", edit)
     else:
         return False
     edit.set_input(node, 0, inner.inputs[0])
@@ -245,84 +260,96 @@ def _set_axes(node: ir.Node, inner: ir.Node, axes: list[int], edit: Edit) -> boo
     return True
 
 
+def _set_ints(
+    node: ir.Node,
+    index: int,
+    numbers: list[int],
+    name: str,
+    edit: Edit,
+    kind: type[np.integer[Any]] = np.int64,
+) -> None:
+    """Make a new constant, called after the node's output and `name`, input `index` of a node."""
+    assert isinstance(node.graph, ir.Graph)
+    stem = f"{node.outputs[0].name}_{name}"
+    constant = edit.constant(node.graph, np.array(numbers, kind), stem)
+    edit.set_input(node, index, constant)
+
+
 def slice_all(node: ir.Node, edit: Edit) -> bool:
     """Slice that keeps everything."""
-    source, parts = node.inputs[0], slice_parts(node)
-    dims = dims_of(source)
+    source = node.inputs[0]
+    parts = slice_parts(node)
     if source is None or parts is None:
         return False
+    dims = dims_of(source) or []
     for start, end, axis, step in zip(*parts, strict=True):
-        size = (
-            dims[axis] if dims is not None and -len(dims) <= axis < len(dims) else None
-        )
-        known = size if isinstance(size, int) else TO_THE_END
-        if (
-            step != 1
-            or end < known
-            or not (start == 0 or (isinstance(size, int) and start <= -size))
-        ):
+        is_axis = axis >= -len(dims) and axis < len(dims)
+        dim = dims[axis] if is_axis else None
+        if step != 1 or not _is_whole(start, end, dim):
             return False
     return edit.bypass(node, source)
 
 
+def _is_whole(start: int, end: int, dim: Dim) -> bool:
+    """True if a slice by steps of 1 is the whole axis."""
+    if not isinstance(dim, int):
+        return start == 0 and end >= TO_THE_END
+    return end >= dim and (start == 0 or start <= -dim)
+
+
 def slice_slice(node: ir.Node, edit: Edit) -> bool:
     """Slice(Slice(x)) along other axes is one Slice."""
-    inner = _behind(node.inputs[0], "Slice")
-    if (
-        inner is None
-        or edit.opset < 10
-        or not used_once(inner.outputs[0])
-        or not isinstance(node.graph, ir.Graph)
-    ):
+    inner = producer_of(node.inputs[0], "Slice")
+    if inner is None or not used_once(inner.outputs[0]):
         return False
-    first, second = slice_parts(inner), slice_parts(node)
+    if edit.opset < 10 or not isinstance(node.graph, ir.Graph):
+        return False
+    first = slice_parts(inner)
+    second = slice_parts(node)
     if first is None or second is None:
         return False
     rank = rank_of(inner.inputs[0])
-    axes = [_normal(part[2], rank) for part in (first, second)]
-    if axes[0] is None or axes[1] is None or set(axes[0]) & set(axes[1]):
+    inner_axes = _normal(first[2], rank)
+    axes = _normal(second[2], rank)
+    if inner_axes is None or axes is None or set(inner_axes) & set(axes):
         return False
-    kinds = {v.dtype for n in (inner, node) for v in n.inputs[1:] if v is not None}
-    kind = np.int32 if kinds == {ir.DataType.INT32} else np.int64
-    if len(node.inputs) > 4:
-        edit.set_input(node, 4, None)
-        node.resize_inputs(4)
-    for index, name in enumerate(("starts", "ends", "axes", "steps")):
-        numbers = [*first[index], *second[index]]
-        if name == "steps" and set(numbers) == {1}:
-            continue
-        stem = f"{node.outputs[0].name}_{name}"
-        edit.set_input(
-            node, index + 1, edit.constant(node.graph, np.array(numbers, kind), stem)
-        )
+    parts = [[*a, *b] for a, b in zip(first, second, strict=True)]
+    _merge_slices(node, inner, parts, edit)
     edit.set_input(node, 0, inner.inputs[0])
     edit.remove(inner)
     return True
 
 
+def _merge_slices(
+    node: ir.Node, inner: ir.Node, parts: list[list[int]], edit: Edit
+) -> None:
+    """Give a Slice the (starts, ends, axes, steps) of itself and the Slice before it."""
+    bounds = [*inner.inputs[1:], *node.inputs[1:]]
+    kinds = {value.dtype for value in bounds if value is not None}
+    # all bounds of a Slice have one type
+    kind = np.int32 if kinds == {ir.DataType.INT32} else np.int64
+    if len(node.inputs) > 4:
+        edit.set_input(node, 4, None)
+        node.resize_inputs(4)
+    for index, name in enumerate(("starts", "ends", "axes", "steps")):
+        numbers = parts[index]
+        if name == "steps" and set(numbers) == {1}:
+            continue
+        _set_ints(node, index + 1, numbers, name, edit, kind)
+
+
 def concat_concat(node: ir.Node, edit: Edit) -> bool:
     """Concat(Concat(a, b), c) = Concat(a, b, c) along the same axis."""
-    axis = node.attributes.get_int("axis", 0)
-    rank = next((r for r in map(rank_of, node.inputs) if r is not None), None)
     inputs: list[ir.Value | None] = []
     merged: list[ir.Node] = []
+    rank = _first_rank(node)
     for value in node.inputs:
-        inner = _behind(value, "Concat")
-        inner_axis = inner.attributes.get_int("axis", 0) if inner is not None else 0
-        same = inner_axis == axis or (
-            rank is not None and inner_axis % rank == axis % rank
-        )
-        if (
-            inner is None
-            or value is None
-            or not used_once(value)
-            or not same
-            or inner.graph is not node.graph
-        ):
-            inputs.append(value)
-        else:
+        inner = producer_of(value, "Concat")
+        if inner is not None and _can_merge(inner, node, rank):
             inputs.extend(inner.inputs)
             merged.append(inner)
+        else:
+            inputs.append(value)
     if not merged:
         return False
     node.resize_inputs(len(inputs))
@@ -333,58 +360,65 @@ def concat_concat(node: ir.Node, edit: Edit) -> bool:
     return True
 
 
+def _first_rank(node: ir.Node) -> int | None:
+    """Rank that the inputs of a Concat have, if it is known of one of them."""
+    for value in node.inputs:
+        rank = rank_of(value)
+        if rank is not None:
+            return rank
+    return None
+
+
+def _can_merge(inner: ir.Node, outer: ir.Node, rank: int | None) -> bool:
+    """True if nothing else reads a Concat, and it runs along the axis of the outer one."""
+    if not used_once(inner.outputs[0]) or inner.graph is not outer.graph:
+        return False
+    inner_axis = inner.attributes.get_int("axis", 0)
+    axis = outer.attributes.get_int("axis", 0)
+    if inner_axis == axis:
+        return True
+    return rank is not None and inner_axis % rank == axis % rank
+
+
 def expand_same(node: ir.Node, edit: Edit) -> bool:
     """Expand to the shape that the tensor has, or to ones."""
-    source, dims = node.inputs[0], dims_of(node.inputs[0])
+    source = node.inputs[0]
+    dims = dims_of(source)
     target = symbols_of(node.inputs[1], edit.found)
-    if (
-        source is None
-        or dims is None
-        or target is None
-        or target.ndim != 1
-        or target.size > len(dims)
-    ):
+    if source is None or dims is None:
         return False
-    pairs = zip(list(target)[::-1], dims[::-1], strict=False)
-    return all(t is not None and t in (1, d) for t, d in pairs) and edit.bypass(
-        node, source
-    )
+    if target is None or target.ndim != 1 or target.size > len(dims):
+        return False
+    # broadcasting aligns shapes at their ends
+    for wanted, dim in zip(target[::-1], dims[::-1], strict=False):
+        if wanted is None or wanted not in (1, dim):
+            return False
+    return edit.bypass(node, source)
 
 
 def unsqueeze_gather(node: ir.Node, edit: Edit) -> bool:
     """Unsqueeze(Gather(x, i)) at the gathered axis = Gather(x, [i]) for a scalar i."""
-    inner = _behind(node.inputs[0], "Gather")
-    if (
-        inner is None
-        or not used_once(inner.outputs[0])
-        or not isinstance(inner.graph, ir.Graph)
-    ):
+    inner = producer_of(node.inputs[0], "Gather")
+    if inner is None or not used_once(inner.outputs[0]):
         return False
-    index, rank, axes = (
-        array_of(inner.inputs[1]),
-        rank_of(inner.inputs[0]),
-        axes_of(node),
-    )
+    index = array_of(inner.inputs[1])
+    if index is None or index.ndim != 0 or not isinstance(inner.graph, ir.Graph):
+        return False
+    axes = axes_of(node)
+    rank = rank_of(inner.inputs[0])
+    if axes is None or len(axes) != 1 or rank is None:
+        return False
     axis = inner.attributes.get_int("axis", 0)
-    if (
-        index is None
-        or index.ndim != 0
-        or axes is None
-        or len(axes) != 1
-        or rank is None
-    ):
-        return False
     if axes[0] % rank != axis % rank:
         return False
-    listed = edit.constant(
-        inner.graph, index.reshape(1), f"{inner.outputs[0].name}_indices"
-    )
+    old = node.outputs[0]
+    stem = f"{inner.outputs[0].name}_indices"
+    listed = edit.constant(inner.graph, index.reshape(1), stem)
     gather = edit.node_before(node, "Gather", [inner.inputs[0], listed], axis=axis)
-    gather.outputs[0].type, gather.outputs[0].shape = (
-        node.outputs[0].type,
-        node.outputs[0].shape,
-    )
-    if not edit.bypass(node, gather.outputs[0]):
+    new = gather.outputs[0]
+    new.type = old.type
+    new.shape = old.shape
+    if not edit.bypass(node, new):
         return False
     edit.remove(inner)
     return True
@@ -393,26 +427,22 @@ def unsqueeze_gather(node: ir.Node, edit: Edit) -> bool:
 def tile_once(node: ir.Node, edit: Edit) -> bool:
     """Tile once along every axis."""
     source = node.inputs[0]
+    # opset 1 had two inputs more, with another meaning
     repeats = ints_of(node.inputs[1]) if len(node.inputs) == 2 else None
-    return (
-        source is not None
-        and repeats is not None
-        and set(repeats) <= {1}
-        and edit.bypass(node, source)
-    )
+    if source is None or repeats is None:
+        return False
+    return set(repeats) <= {1} and edit.bypass(node, source)
 
 
 def reduce_nothing(node: ir.Node, edit: Edit) -> bool:
     """Sum, mean, product, maximum or minimum over axes of size 1, dims kept."""
-    source, dims = node.inputs[0], static_dims(node.inputs[0])
-    axes = list(node.attributes.get_ints("axes", [])) or (
-        ints_of(node.inputs[1]) if len(node.inputs) > 1 else None
-    )
-    if (
-        source is None
-        or dims is None
-        or not axes
-        or not node.attributes.get_int("keepdims", 1)
-    ):
+    source = node.inputs[0]
+    dims = static_dims(source)
+    axes = ints_given(node, "axes", 1)
+    if source is None or dims is None or not axes:
         return False
-    return all(dims[a] == 1 for a in axes) and edit.bypass(node, source)
+    if not node.attributes.get_int("keepdims", 1):
+        return False
+    if any(dims[axis] != 1 for axis in axes):
+        return False
+    return edit.bypass(node, source)
