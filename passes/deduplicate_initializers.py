@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -38,30 +38,40 @@ class DeduplicateInitializers(Pass):
     effect: ClassVar[Effect] = "exact"
 
     def run(self, model: ir.Model, context: Context) -> PassOutcome:
-        scopes = list(_scopes(model.graph, ()))
-        groups: dict[Hashable, list[tuple[tuple[int, ...], ir.Value]]] = defaultdict(
-            list
-        )
-        for path, graph in scopes:
-            for value in graph.initializers.values():
-                if is_constant(value) and not value.is_graph_output():
-                    assert value.const_value is not None
-                    shape = tuple(value.const_value.shape.numpy())
-                    groups[value.const_value.dtype, shape].append((path, value))
         count = saved = 0
-        for group in groups.values():
-            for same in _equal(group) if len(group) > 1 else []:
+        for group in _groups(model):
+            if len(group) == 1:
+                continue
+            for same in _equal(group):
                 for value in _merge(same):
-                    count += 1
                     assert value.const_value is not None
+                    count += 1
                     saved += value.const_value.nbytes
         return PassOutcome(count, {"initializers": count, "bytes": saved})
 
 
-def _scopes(
-    graph: ir.Graph, path: tuple[int, ...]
-) -> Iterator[tuple[tuple[int, ...], ir.Graph]]:
-    """Every graph after those around it, with the path of graphs that leads to it."""
+Path = tuple[int, ...]
+"""Ids of the graphs that lead to a graph, the main graph first and itself last."""
+
+Group = list[tuple[Path, ir.Value]]
+"""Initializers, each with the path of its graph."""
+
+
+def _groups(model: ir.Model) -> Iterable[Group]:
+    """Constants that may go, those of one type and shape together, outer graphs first."""
+    groups: dict[Hashable, Group] = defaultdict(list)
+    for path, graph in _scopes(model.graph, ()):
+        for value in graph.initializers.values():
+            if not is_constant(value) or value.is_graph_output():
+                continue
+            assert value.const_value is not None
+            shape = tuple(value.const_value.shape.numpy())
+            groups[value.const_value.dtype, shape].append((path, value))
+    return groups.values()
+
+
+def _scopes(graph: ir.Graph, path: Path) -> Iterator[tuple[Path, ir.Graph]]:
+    """Every graph after those around it, with the path that leads to it."""
     path = (*path, id(graph))
     yield path, graph
     for node in graph:
@@ -69,30 +79,32 @@ def _scopes(
             yield from _scopes(inner, path)
 
 
-Group = list[tuple[tuple[int, ...], ir.Value]]
-
-
 def _equal(group: Group) -> Iterator[Group]:
-    """Split a group of one type and shape into groups of equal content, reading no more than
-    needed.
-    """
-    for digest in (_digest_of_first_block, _digest):
-        parts: dict[bytes, Group] = defaultdict(list)
-        for item in group:
-            tensor = item[1].const_value
-            assert tensor is not None
-            parts[digest(tensor)].append(item)
-        candidates = [part for part in parts.values() if len(part) > 1]
-        if digest is _digest:
-            yield from candidates
-        else:
-            group = [item for part in candidates for item in part]
+    """Split a group of one type and shape into groups of equal content."""
+    # most large tensors differ in their first block: the rest of them is never read
+    for likely in _alike(group, _digest_of_first_block):
+        yield from _alike(likely, _digest)
+
+
+def _alike(
+    group: Group, digest: Callable[[ir.TensorProtocol], bytes]
+) -> Iterator[Group]:
+    """Groups of two or more whose tensors have one digest."""
+    parts: dict[bytes, Group] = defaultdict(list)
+    for path, value in group:
+        assert value.const_value is not None
+        parts[digest(value.const_value)].append((path, value))
+    for part in parts.values():
+        if len(part) > 1:
+            yield part
 
 
 def _digest_of_first_block(tensor: ir.TensorProtocol) -> bytes:
     if tensor.dtype == ir.DataType.STRING:
         return _digest(tensor)
-    return next((_bytes(block) for _, block in blocks(tensor)), b"")
+    for _, block in blocks(tensor):
+        return hashlib.blake2b(_bytes(block), digest_size=16).digest()
+    return b""
 
 
 def _digest(tensor: ir.TensorProtocol) -> bytes:
@@ -100,21 +112,19 @@ def _digest(tensor: ir.TensorProtocol) -> bytes:
         return repr(tensor.numpy().tolist()).encode()
     digest = hashlib.blake2b(digest_size=16)
     for _, block in blocks(tensor):
-        digest.update(np.ascontiguousarray(block).view(np.uint8).data)
+        digest.update(_bytes(block))
     return digest.digest()
 
 
-def _bytes(block: NDArray[Any]) -> bytes:
-    return hashlib.blake2b(
-        np.ascontiguousarray(block).view(np.uint8).data, digest_size=16
-    ).digest()
+def _bytes(block: NDArray[Any]) -> memoryview:
+    return np.ascontiguousarray(block).view(np.uint8).data
 
 
 def _merge(same: Group) -> Iterator[ir.Value]:
     """Replace each value by the first one that it can see; yield those that went."""
     kept: Group = []
     for path, value in same:
-        seen = next((v for p, v in kept if path[: len(p)] == p), None)
+        seen = _visible(path, kept)
         if seen is None:
             kept.append((path, value))
             continue
@@ -123,3 +133,11 @@ def _merge(same: Group) -> Iterator[ir.Value]:
         assert value.name is not None
         del value.graph.initializers[value.name]
         yield value
+
+
+def _visible(path: Path, kept: Group) -> ir.Value | None:
+    """The first value whose graph is the one at `path` or around it."""
+    for outer, value in kept:
+        if path[: len(outer)] == outer:
+            return value
+    return None

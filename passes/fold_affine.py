@@ -11,13 +11,15 @@ import onnx_ir as ir
 from ._base import Context, Declined, Effect, Pass, PassOutcome
 from ._core.edit import Edit, array_of, rank_of
 from ._core.graph import graphs_of, label
-from ._simplify.affine import Affine, Channels, Target, fold, target_of
+from ._core.ops import is_standard
+from ._simplify.affine import Affine, Channels, FoldTarget, fold, target_of
 
 
 @dataclass(frozen=True)
 class FoldAffine(Pass):
-    """Fold Mul, Div, Add and Sub of one constant per channel into the Conv, ConvTranspose or Gemm
-    before them.
+    """Fold Mul, Div, Add and Sub of one constant per channel into the layer before them.
+
+    That is a Conv, a ConvTranspose or a Gemm.
 
     Effect: exact. Weights are recomputed in float64 and rounded once. Declines constants that vary
     along other axes or widen the tensor, weights that are shared, overridable or of 16 bits,
@@ -35,27 +37,28 @@ class FoldAffine(Pass):
     effect: ClassVar[Effect] = "exact"
 
     def run(self, model: ir.Model, context: Context) -> PassOutcome:
-        edit, declined, count = Edit(model), list[Declined](), 0
+        edit = Edit(model)
+        outcome = PassOutcome()
         for graph in graphs_of(model):
             for node in graph:
-                if (
-                    node.op_type in ("Mul", "Div", "Add", "Sub")
-                    and node.domain == ""
-                    and len(node.inputs) == 2
-                ):
-                    reason = _fold(node, edit)
-                    count += reason is None
-                    if reason:
-                        declined.append(Declined(label(node), reason))
-        return PassOutcome(count, {"folded": count}, declined)
+                if not is_standard(node, "Mul", "Div", "Add", "Sub"):
+                    continue
+                if len(node.inputs) != 2:
+                    continue
+                reason = _fold(node, edit)
+                if reason is None:
+                    outcome.changed += 1
+                elif reason:
+                    outcome.declined.append(Declined(label(node), reason))
+        outcome.stats["folded"] = outcome.changed
+        return outcome
 
 
 def _fold(node: ir.Node, edit: Edit) -> str | None:
-    """Fold one node; otherwise the reason why it stays, empty where there is nothing to fold
-    into.
-    """
+    """Fold one node; otherwise the reason why it stays, "" where nothing is there to fold into."""
     side = 1 if array_of(node.inputs[1]) is not None else 0
-    constant, source = array_of(node.inputs[side]), node.inputs[1 - side]
+    constant = array_of(node.inputs[side])
+    source = node.inputs[1 - side]
     target = target_of(source)
     if constant is None or target is None:
         return ""
@@ -74,40 +77,44 @@ def _fold(node: ir.Node, edit: Edit) -> str | None:
 
 
 def _per_channel(
-    constant: Channels, target: Target, source: ir.Value | None
+    constant: Channels, target: FoldTarget, source: ir.Value | None
 ) -> Channels | None:
-    """The constant as (M,), if broadcasting it neither widens the output nor varies along other
-    axes.
+    """The constant as (M,); None if it varies along other axes or widens the output.
+
+    `source`: the target's output.
     """
     assert target.weight.const_value is not None
     rank = 2 if target.node.op_type == "Gemm" else len(target.weight.const_value.shape)
     if constant.ndim > rank or rank_of(source) not in (None, rank):
         return None
+    # broadcasting aligns shapes at their ends; channels are axis 1
     aligned = (1,) * (rank - constant.ndim) + constant.shape
-    if any(size != 1 for axis, size in enumerate(aligned) if axis != 1) or aligned[
-        1
-    ] not in (1, target.channels):
+    batch, channels, *spatial = aligned
+    if batch != 1 or any(size != 1 for size in spatial):
+        return None
+    if channels not in (1, target.channels):
         return None
     return np.broadcast_to(constant.reshape(-1), (target.channels,))
 
 
 def _affine(op_type: str, constant: Channels, side: int) -> Affine | None:
-    """What the node does to each channel; None for a constant divided by the tensor, and for wild
-    factors.
+    """The map of a node whose constant is input `side`.
+
+    None for a constant divided by the tensor, and for factors that are 0 or beyond 2^±24.
     """
-    one, zero = np.ones_like(constant), np.zeros_like(constant)
-    if op_type == "Div" and side == 0:
-        return None
-    if op_type in ("Mul", "Div"):
-        if not (
-            np.isfinite(constant).all()
-            and (np.abs(constant) < 2**24).all()
-            and (np.abs(constant) > 2**-24).all()
-        ):
-            return None
-        return Affine(constant if op_type == "Mul" else one / constant, zero)
+    one = np.ones_like(constant)
+    zero = np.zeros_like(constant)
     if not np.isfinite(constant).all():
         return None
     if op_type == "Add":
         return Affine(one, constant)
-    return Affine(one, -constant) if side == 1 else Affine(-one, constant)
+    if op_type == "Sub":
+        return Affine(one, -constant) if side == 1 else Affine(-one, constant)
+    if op_type == "Div" and side == 0:
+        return None
+    magnitude = np.abs(constant)
+    # beyond the 24 bits of float32's significand, rounding would no longer be noise
+    if (magnitude >= 2**24).any() or (magnitude <= 2**-24).any():
+        return None
+    factor = constant if op_type == "Mul" else one / constant
+    return Affine(factor, zero)

@@ -10,8 +10,9 @@ import onnx_ir as ir
 
 from ._base import Context, Declined, Effect, Pass, PassOutcome
 from ._core.edit import Edit, is_constant, rank_of, used_once
-from ._core.graph import graphs_of, label
-from ._simplify.affine import FLOATS, Affine, Target, fold, target_of
+from ._core.graph import graphs_of, label, producer_of
+from ._core.ops import is_standard
+from ._simplify.affine import FOLDABLE, Affine, FoldTarget, fold, target_of
 
 
 @dataclass(frozen=True)
@@ -35,33 +36,28 @@ class FoldBatchnorm(Pass):
     effect: ClassVar[Effect] = "exact"
 
     def run(self, model: ir.Model, context: Context) -> PassOutcome:
-        edit, declined, count = Edit(model), list[Declined](), 0
+        edit = Edit(model)
+        outcome = PassOutcome()
         for graph in graphs_of(model):
             for node in graph:
-                if node.op_type == "BatchNormalization" and node.domain == "":
-                    reason = _fold(node, edit)
-                    count += reason is None
-                    if reason is not None:
-                        declined.append(Declined(label(node), reason))
-        return PassOutcome(count, {"folded": count}, declined)
+                if not is_standard(node, "BatchNormalization"):
+                    continue
+                reason = _fold(node, edit)
+                if reason is None:
+                    outcome.changed += 1
+                else:
+                    outcome.declined.append(Declined(label(node), reason))
+        outcome.stats["folded"] = outcome.changed
+        return outcome
 
 
 def _fold(node: ir.Node, edit: Edit) -> str | None:
     """Fold one node; the reason if it stays."""
-    if any(o.uses() or o.is_graph_output() for o in node.outputs[1:]) or (
-        node.attributes.get_int("training_mode", 0) != 0
-    ):
-        return "it is in training mode"
-    if not node.attributes.get_int("spatial", 1) or (
-        edit.opset < 7 and not node.attributes.get_int("is_test", 0)
-    ):
-        return "an old form of the op, that is not a fixed factor for each channel"
-    if not all(is_constant(v) for v in node.inputs[1:5]):
-        return "its parameters are not constants"
-    if any(v is None or v.dtype not in FLOATS for v in node.inputs[1:5]):
-        return "parameters of 16 bits would be rounded"
+    reason = _not_a_fixed_map(node, edit.opset)
+    if reason is not None:
+        return reason
     affine = _affine(node)
-    target = _target(node, edit, len(affine.scale))
+    target = _target(node, edit)
     if target is None:
         return (
             "no Conv, ConvTranspose, Gemm or MatMul of constant weight makes its input"
@@ -69,45 +65,65 @@ def _fold(node: ir.Node, edit: Edit) -> str | None:
     if isinstance(target, str):
         return target
     if target.channels != len(affine.scale):
-        return f"it has {len(affine.scale)} channels and {label(target.node)} has {target.channels}"
+        own = len(affine.scale)
+        return f"it has {own} channels and {label(target.node)} has {target.channels}"
     if not edit.bypass(node, target.node.outputs[0]):
         return "its output must keep its name"
     fold(target, affine, edit)
     return None
 
 
+def _not_a_fixed_map(node: ir.Node, opset: int) -> str | None:
+    """Reason why a BatchNormalization is no known factor and shift for each channel."""
+    trains = node.attributes.get_int("training_mode", 0) != 0
+    # further outputs are statistics, which only training computes
+    if trains or any(o.uses() or o.is_graph_output() for o in node.outputs[1:]):
+        return "it is in training mode"
+    old_form = "an old form of the op, that is not a fixed factor for each channel"
+    # spatial=0, of opsets before 9: a factor for each element
+    if not node.attributes.get_int("spatial", 1):
+        return old_form
+    if opset < 7 and not node.attributes.get_int("is_test", 0):
+        return old_form
+    parameters = node.inputs[1:5]
+    if not all(is_constant(value) for value in parameters):
+        return "its parameters are not constants"
+    if any(value is None or value.dtype not in FOLDABLE for value in parameters):
+        return "parameters of 16 bits would be rounded"
+    return None
+
+
 def _affine(node: ir.Node) -> Affine:
+    """Scale and shift of each channel, from constant parameters."""
     parameters = []
     for value in node.inputs[1:5]:
         assert value is not None
         assert value.const_value is not None
         parameters.append(value.const_value.numpy().astype(np.float64))
     gamma, beta, mean, variance = parameters
-    scale = gamma / np.sqrt(variance + node.attributes.get_float("epsilon", 1e-5))
+    epsilon = node.attributes.get_float("epsilon", 1e-5)
+    scale = gamma / np.sqrt(variance + epsilon)
     return Affine(scale, beta - mean * scale)
 
 
-def _target(node: ir.Node, edit: Edit, channels: int) -> Target | str | None:
+def _target(node: ir.Node, edit: Edit) -> FoldTarget | str | None:
+    """The node before, as in `target_of`; a MatMul becomes a Gemm, which has a bias."""
     source = node.inputs[0]
-    matmul = source.producer() if source is not None else None
-    if (
-        source is None
-        or matmul is None
-        or matmul.op_type != "MatMul"
-        or matmul.domain != ""
-    ):
+    matmul = producer_of(source, "MatMul")
+    if source is None or matmul is None:
         return target_of(source)
     weight = matmul.inputs[1]
-    if (
-        rank_of(matmul.inputs[0]) != 2
-        or not is_constant(weight)
-        or weight is None
-        or rank_of(weight) != 2
-    ):
-        return "the MatMul before it is not one of a matrix and constant weights"
-    if not used_once(source) or not used_once(weight) or weight.dtype not in FLOATS:
+    no_matrices = "the MatMul before it is not one of a matrix and constant weights"
+    if rank_of(matmul.inputs[0]) != 2 or rank_of(weight) != 2:
+        return no_matrices
+    if weight is None or not is_constant(weight):
+        return no_matrices
+    is_shared = not used_once(source) or not used_once(weight)
+    if is_shared or weight.dtype not in FOLDABLE:
         return "the MatMul before it is shared"
     gemm = edit.node_before(matmul, "Gemm", [matmul.inputs[0], weight])
-    gemm.outputs[0].type, gemm.outputs[0].shape = source.type, source.shape
-    edit.bypass(matmul, gemm.outputs[0])
-    return target_of(gemm.outputs[0])
+    output = gemm.outputs[0]
+    output.type = source.type
+    output.shape = source.shape
+    edit.bypass(matmul, output)
+    return target_of(output)

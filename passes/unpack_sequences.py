@@ -11,16 +11,16 @@ import onnx_ir as ir
 
 from ._base import Context, Declined, Effect, Pass, PassOutcome
 from ._core.edit import Edit, dims_of, ints_of
-from ._core.graph import graphs_of, label
+from ._core.graph import graphs_of, input_of, label
+from ._core.ops import is_standard
 
 SPLIT_INPUT = 13
-"""Opset from which Split takes its sizes as an input."""
+"""Opset from which Split takes its sizes as an input, as the new nodes give them."""
 
 
 @dataclass(frozen=True)
 class UnpackSequences(Pass):
-    """Replace SplitToSequence and SequenceConstruct by the tensors that SequenceAt takes out of
-    them.
+    """Replace SplitToSequence and SequenceConstruct by the tensors that SequenceAt takes from them.
 
     Effect: exact. Only where every user of the sequence is a SequenceAt with a constant position
     and the sizes of the parts are known. Exporters write torch's `chunk`, `split` and `unbind` this
@@ -43,84 +43,94 @@ class UnpackSequences(Pass):
         edit = Edit(model)
         for graph in graphs_of(model):
             for node in list(graph):
-                if node.domain == "" and node.op_type in _PARTS:
-                    problem = _unpack(node, edit)
-                    if problem:
-                        outcome.declined.append(Declined(label(node), problem))
-                    else:
-                        outcome.changed += 1
+                if not is_standard(node, *_SIZES):
+                    continue
+                reason = _unpack(node, edit)
+                if reason is None:
+                    outcome.changed += 1
+                else:
+                    outcome.declined.append(Declined(label(node), reason))
         outcome.stats["sequences"] = outcome.changed
         return outcome
 
 
-def _unpack(node: ir.Node, edit: Edit) -> str:
-    """Give every user of the sequence its tensor; why not, or "" when it is done."""
+def _unpack(node: ir.Node, edit: Edit) -> str | None:
+    """Give every user of the sequence its tensor; the reason if one cannot have it."""
     sequence = node.outputs[0]
     users = [use.node for use in sequence.uses()]
     if not users or sequence.is_graph_output():
         return "its sequence is not taken apart"
-    sizes = _PARTS[node.op_type](node)
+    sizes = _SIZES[node.op_type](node)
     if sizes is None:
         return "the sizes of its parts are not known"
-    wanted = [_position(user, len(sizes)) for user in users]
-    if any(position is None for position in wanted):
-        return "its sequence is used in another way, or at computed positions"
+    positions: list[int] = []
+    for user in users:
+        position = _position(user, len(sizes))
+        if position is None:
+            return "its sequence is used in another way, or at computed positions"
+        positions.append(position)
     parts = _tensors(node, sizes, edit)
-    for user, position in zip(users, wanted, strict=True):
-        assert position is not None
+    for user, position in zip(users, positions, strict=True):
         if not edit.bypass(user, parts[position]):
             return "a part is an output of the model"
     edit.remove(node)
-    return ""
+    return None
 
 
 def _position(user: ir.Node, count: int) -> int | None:
-    """Which part a SequenceAt takes, if that is constant."""
-    given = ints_of(user.inputs[1]) if user.op_type == "SequenceAt" else None
-    return (
-        given[0] % count if given is not None and -count <= given[0] < count else None
-    )
+    """Number of the part that a SequenceAt takes, if it is constant and one of `count`."""
+    if user.op_type != "SequenceAt":
+        return None
+    given = ints_of(user.inputs[1])
+    if given is None or given[0] < -count or given[0] >= count:
+        return None
+    return given[0] % count
 
 
 def _constructed(node: ir.Node) -> list[int] | None:
+    # only their number counts: the parts are there already
     return [1] * len(node.inputs)
 
 
 def _split(node: ir.Node) -> list[int] | None:
-    """The sizes of the parts of SplitToSequence; None if they are not known."""
+    """Sizes of the parts of SplitToSequence; None if they are not known."""
     dims = dims_of(node.inputs[0])
-    axis = node.attributes.get_int("axis", 0)
-    size = None if dims is None else dims[axis]
+    if dims is None:
+        return None
+    size = dims[node.attributes.get_int("axis", 0)]
     if not isinstance(size, int):
         return None
-    if len(node.inputs) < 2 or node.inputs[1] is None:
+    split = input_of(node, 1)
+    if split is None:
         return [1] * size
-    given = ints_of(node.inputs[1])
+    given = ints_of(split)
     if given is None:
         return None
-    value = node.inputs[1].const_value
-    if value is not None and len(value.shape) == 0:
-        step = given[0]
-        return (
-            [min(step, size - start) for start in range(0, size, step)]
-            if step > 0
-            else None
-        )
+    if split.const_value is not None and len(split.const_value.shape) == 0:
+        return _equal_parts(size, given[0])
     return given if sum(given) == size else None
 
 
-_PARTS = {"SplitToSequence": _split, "SequenceConstruct": _constructed}
+def _equal_parts(size: int, step: int) -> list[int] | None:
+    """Parts of `step` elements, the last one shorter where they do not divide the size."""
+    if step <= 0:
+        return None
+    return [min(step, size - start) for start in range(0, size, step)]
+
+
+_SIZES = {"SplitToSequence": _split, "SequenceConstruct": _constructed}
+"""Sizes of the parts of a sequence along its axis, by the op that makes it."""
 
 
 def _tensors(node: ir.Node, sizes: Sequence[int], edit: Edit) -> list[ir.Value]:
     """The parts as tensors, made by new nodes in front of `node`."""
     if node.op_type == "SequenceConstruct":
         return [value for value in node.inputs if value is not None]
-    graph, axis = node.graph, node.attributes.get_int("axis", 0)
+    graph = node.graph
     assert isinstance(graph, ir.Graph)
-    lengths = edit.constant(
-        graph, np.array(sizes, np.int64), f"{node.outputs[0].name}_sizes"
-    )
+    axis = node.attributes.get_int("axis", 0)
+    sequence = node.outputs[0].name
+    lengths = edit.constant(graph, np.array(sizes, np.int64), f"{sequence}_sizes")
     split = ir.node(
         "Split",
         [node.inputs[0], lengths],
@@ -129,16 +139,14 @@ def _tensors(node: ir.Node, sizes: Sequence[int], edit: Edit) -> list[ir.Value]:
     )
     split.name = edit.fresh(f"{node.name or 'Split'}_split")
     for value in split.outputs:
-        value.name = edit.fresh(f"{node.outputs[0].name}_part")
+        value.name = edit.fresh(f"{sequence}_part")
         if node.inputs[0] is not None:
             value.type = node.inputs[0].type
     graph.insert_before(node, split)
-    whole = len(node.inputs) > 1 and node.inputs[1] is not None
-    if whole or node.attributes.get_int("keepdims", True):
+    # keepdims counts only without given sizes
+    if input_of(node, 1) is not None or node.attributes.get_int("keepdims", True):
         return list(split.outputs)
-    axes = edit.constant(
-        graph, np.array([axis], np.int64), f"{node.outputs[0].name}_axis"
-    )
+    axes = edit.constant(graph, np.array([axis], np.int64), f"{sequence}_axis")
     return [_squeezed(node, value, axes, edit) for value in split.outputs]
 
 

@@ -20,32 +20,34 @@ class Layout:
 
     @classmethod
     def of(cls, shape: tuple[int, ...], axis: int) -> Layout:
+        """The layout of a weight of `shape` whose output channels lie along `axis`."""
         axis %= len(shape)
-        return cls(math.prod(shape[:axis]), shape[axis], math.prod(shape[axis + 1 :]))
+        outer = math.prod(shape[:axis])
+        inner = math.prod(shape[axis + 1 :])
+        return cls(outer, shape[axis], inner)
 
     @property
     def granule(self) -> int:
-        """Elements that a streamed block must hold a multiple of, so that it reshapes to whole
-        channels.
-        """
+        """Elements of which a streamed block must hold a multiple to reshape to whole channels."""
         return self.inner if self.outer == 1 else self.channels * self.inner
 
     def view(self, block: NDArray[Any], start: int) -> tuple[NDArray[Any], slice]:
-        """A flat block as (outer, channels, inner), and which channels it holds."""
+        """A flat block as (outer, channels, inner), and the channels that it holds."""
         if self.outer > 1:
             return block.reshape(-1, self.channels, self.inner), slice(None)
+        # channels lie one behind the other: a block holds some of them
         first = start // max(self.inner, 1)
         rows = block.reshape(1, -1, self.inner)
         return rows, slice(first, first + rows.shape[1])
 
     def rows(self, view: NDArray[Any]) -> NDArray[Any]:
-        """(outer, channels, inner) as (channels, width); a view but where the channels lie between
-        other axes.
+        """(outer, channels, inner) as (channels, width).
+
+        Copied only where the channels lie between other axes.
         """
         if len(view) == 1:
-            rows = view[0]
-        elif self.inner == 1:
-            rows = view[:, :, 0].T
-        else:
-            rows = np.moveaxis(view, 1, 0).reshape(view.shape[1], -1)
-        return np.asarray(rows)
+            return np.asarray(view[0])
+        if self.inner == 1:
+            return np.asarray(view[:, :, 0].T)
+        channels_first = np.moveaxis(view, 1, 0)
+        return channels_first.reshape(view.shape[1], -1)

@@ -1,4 +1,4 @@
-"""Linear layers: nodes that multiply an activation by a constant weight, and the weight as a matrix.
+"""Linear layers: nodes that multiply an activation by a constant weight, seen as a matrix.
 
 A weight is seen as (groups, M, K): M outputs and K inputs of each group. The K columns of a
 convolution are the values of one patch, (C / groups, *kernel) flattened.
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from .channel_layout import Layout
 from .context import MomentKind, MomentRequest
 from .edit import Edit, is_constant, used_once
-from .graph import label
+from .graph import input_of, label, producer_of
 from .lazy import DerivedTensor, set_tensor
 from .ops import (
     CONVOLUTIONS,
@@ -86,15 +86,16 @@ class WeightView:
 
     def matrix(self) -> Matrices:
         """Weight as (groups, M, K) in float64, K in the order of `columns`."""
-        seen = self.tensor.numpy().astype(np.float64).transpose(self.permutation)
-        if self.node.op_type == "Conv":
-            matrix = seen.reshape(self.groups, seen.shape[0] // self.groups, -1)
-        elif self.node.op_type == "ConvTranspose":
-            matrix = seen.reshape(self.groups, seen.shape[0] // self.groups, -1)
+        stored = self.tensor.numpy().astype(np.float64)
+        seen = stored.transpose(self.permutation)
+        if self.node.op_type not in CONVOLUTIONS:
+            inputs_last = np.moveaxis(seen, self.input_axis, -1)
+            matrix = inputs_last.reshape(1, -1, seen.shape[self.input_axis])
+            return np.ascontiguousarray(matrix)
+        matrix = seen.reshape(self.groups, seen.shape[0] // self.groups, -1)
+        # weight (C, M / groups, *K): inputs come first
+        if self.node.op_type == "ConvTranspose":
             matrix = matrix.transpose(0, 2, 1)
-        else:
-            last = np.moveaxis(seen, self.input_axis, -1)
-            matrix = last.reshape(1, -1, seen.shape[self.input_axis])
         return np.ascontiguousarray(matrix)
 
     def restored(self, matrix: NDArray[Any]) -> NDArray[Any]:
@@ -105,20 +106,22 @@ class WeightView:
         elif self.node.op_type == "ConvTranspose":
             seen = matrix.transpose(0, 2, 1).reshape(shape)
         else:
-            rest = [size for axis, size in enumerate(shape) if axis != self.input_axis]
-            seen = matrix.reshape(*rest, shape[self.input_axis])
-            seen = np.moveaxis(seen, -1, self.input_axis)
-        return np.ascontiguousarray(seen.transpose(np.argsort(self.permutation)))
+            outputs = [
+                size for axis, size in enumerate(shape) if axis != self.input_axis
+            ]
+            inputs_last = matrix.reshape(*outputs, shape[self.input_axis])
+            seen = np.moveaxis(inputs_last, -1, self.input_axis)
+        # argsort inverts a permutation
+        stored = seen.transpose(np.argsort(self.permutation))
+        return np.ascontiguousarray(stored)
 
     def columns(self) -> NDArray[np.intp]:
         """Input channel that each column of `matrix` multiplies, (groups, K)."""
-        shape = self.shape
+        channels = np.arange(self.shape[self.input_axis])
         if self.node.op_type == "Conv":
-            channels = np.arange(self.groups * shape[1]).repeat(math.prod(shape[2:]))
-        elif self.node.op_type == "ConvTranspose":
-            channels = np.arange(shape[0])
-        else:
-            channels = np.arange(shape[self.input_axis])
+            # the input axis holds the channels of one group; each has a column for each position
+            channels = np.arange(self.groups * self.shape[1])
+            channels = channels.repeat(math.prod(self.kernel))
         return channels.reshape(self.groups, -1)
 
     def request(
@@ -133,21 +136,24 @@ class WeightView:
         `data`: the activation, by default the node's first input. `axis`: where its channels lie;
         that of a Conv is known.
         """
-        data = self.node.inputs[0] if data is None else data
+        if data is None:
+            data = self.node.inputs[0]
         assert data is not None
         assert data.name is not None
         if self.node.op_type != "Conv":
             return MomentRequest(data.name, kind, axis=axis, target=target)
-        rank, attributes = len(self.kernel), self.node.attributes
+        ones = (1,) * len(self.kernel)
+        no_pads = (0, 0) * len(self.kernel)
+        attributes = self.node.attributes
         return MomentRequest(
             data.name,
             kind,
             axis=1,
             kernel=self.kernel,
             groups=self.groups,
-            strides=tuple(attributes.get_ints("strides") or (1,) * rank),
-            pads=tuple(attributes.get_ints("pads") or (0,) * 2 * rank),
-            dilations=tuple(attributes.get_ints("dilations") or (1,) * rank),
+            strides=tuple(attributes.get_ints("strides") or ones),
+            pads=tuple(attributes.get_ints("pads") or no_pads),
+            dilations=tuple(attributes.get_ints("dilations") or ones),
             target=target,
         )
 
@@ -231,27 +237,30 @@ class LinearLayer:
     @property
     def pairs(self) -> KernelPairs:
         """Columns of `rows` that meet in integer kernels."""
-        flipped = self.node.op_type != "Conv" and self.channel_axis == 0
-        shape = self.shape[::-1] if flipped else self.shape
+        # a Gemm with transB stores (N, K) where kernels read (K, N)
+        is_flipped = self.node.op_type != "Conv" and self.channel_axis == 0
+        shape = self.shape[::-1] if is_flipped else self.shape
         return kernel_pairs(self.node.op_type, shape, self.groups)
 
     def rows(self) -> Matrices:
         """Weight as (channels, width) in float64."""
         array = self.tensor.numpy().astype(np.float64)
-        rows = np.moveaxis(array, self.channel_axis, 0).reshape(self.channels, -1)
+        channels_first = np.moveaxis(array, self.channel_axis, 0)
+        rows = channels_first.reshape(self.channels, -1)
         return np.ascontiguousarray(rows)
 
     def restored(self, rows: NDArray[Any]) -> NDArray[Any]:
         """Rows (channels, width) in the weight's own shape: the inverse of `rows`."""
-        rest = [
-            size for axis, size in enumerate(self.shape) if axis != self.channel_axis
-        ]
-        first = rows.reshape(self.channels, *rest)
-        return np.ascontiguousarray(np.moveaxis(first, 0, self.channel_axis))
+        rest = list(self.shape)
+        del rest[self.channel_axis]
+        channels_first = rows.reshape(self.channels, *rest)
+        restored = np.moveaxis(channels_first, 0, self.channel_axis)
+        return np.ascontiguousarray(restored)
 
     def set_rows(self, rows: Matrices) -> None:
         """Make (channels, width) the weight, rounded once to float32."""
-        set_tensor(self.weight, ir.Tensor(self.restored(rows).astype(np.float32)))
+        array = self.restored(rows).astype(np.float32)
+        set_tensor(self.weight, ir.Tensor(array))
 
     def set_codes(self, codes: NDArray[np.int8], scales: Matrices) -> None:
         """Make codes (channels, width) times the scale of each channel the weight.
@@ -263,7 +272,8 @@ class LinearLayer:
 
         def kernel(block: NDArray[Any], start: int) -> NDArray[Any]:
             view, channels = layout.view(block, start)
-            product = np.multiply(view, factors[channels][:, None], dtype=np.float32)
+            factor = factors[channels][:, None]
+            product = np.multiply(view, factor, dtype=np.float32)
             flat: NDArray[Any] = product.reshape(-1)
             return flat
 
@@ -282,16 +292,16 @@ class LinearLayer:
     def set_bias(self, row: Matrices, edit: Edit) -> None:
         """Make (channels,) the bias; a node without one is given it (a MatMul by an Add)."""
         array = row.astype(np.float32)
-        if (
-            self.bias is not None
-            and used_once(self.bias)
-            and not self.bias.is_graph_input()
-        ):
-            assert self.bias.const_value is not None
-            shape = tuple(self.bias.const_value.shape.numpy())
-            fits = math.prod(shape) == array.size
-            set_tensor(self.bias, ir.Tensor(array.reshape(shape) if fits else array))
+        bias = self.bias
+        if bias is not None and used_once(bias) and not bias.is_graph_input():
+            assert bias.const_value is not None
+            shape = tuple(bias.const_value.shape.numpy())
+            # one number for all channels becomes one for each
+            if math.prod(shape) == array.size:
+                array = array.reshape(shape)
+            set_tensor(bias, ir.Tensor(array))
             return
+        # others see the old bias too, so the layer is given one of its own
         graph = self.node.graph
         assert isinstance(graph, ir.Graph)
         value = edit.constant(graph, array, f"{self.weight.name}_bias")
@@ -316,7 +326,7 @@ class LinearLayer:
 
 
 def is_linear(node: ir.Node) -> bool:
-    """Whether a node is of an operator that multiplies by a weight, and does so.
+    """True if a node is of an operator that multiplies by a weight, and does so.
 
     An attention's MatMul of two activations does not.
     """
@@ -325,14 +335,14 @@ def is_linear(node: ir.Node) -> bool:
     if node.op_type not in ("MatMul", "Gemm"):
         return True
     for index in WEIGHTED_OPS[node.op_type].weights:
-        value = node.inputs[index] if index < len(node.inputs) else None
-        if value is None:
-            continue
-        producer = value.producer()
-        dequantized = producer is not None and producer.op_type == "DequantizeLinear"
-        if value.is_initializer() or dequantized:
+        value = input_of(node, index)
+        if value is not None and (value.is_initializer() or _is_dequantized(value)):
             return True
     return False
+
+
+def _is_dequantized(value: ir.Value) -> bool:
+    return producer_of(value, "DequantizeLinear") is not None
 
 
 def linear_layers(nodes: Iterable[ir.Node]) -> tuple[list[LinearLayer], list[Declined]]:
@@ -361,11 +371,10 @@ def linear_layer(node: ir.Node) -> LinearLayer | str:
     assert weight is not None
     if node.op_type == "MatMul":
         assert weight.const_value is not None
-        add, bias = _bias_behind(
-            node.outputs[0], int(weight.const_value.shape.numpy()[1])
-        )
+        channels = int(weight.const_value.shape.numpy()[1])
+        add, bias = _bias_behind(node.outputs[0], channels)
         return LinearLayer(node, weight, bias, add)
-    bias = node.inputs[2] if len(node.inputs) > 2 else None
+    bias = input_of(node, 2)
     layer = LinearLayer(node, weight, bias, None)
     if bias is not None and _size_along_last_axis(bias) not in (1, layer.channels):
         return "its bias is computed at run time, or not one number a channel"
@@ -373,9 +382,10 @@ def linear_layer(node: ir.Node) -> LinearLayer | str:
 
 
 def _weight_problem(weight: ir.Value | None) -> str | None:
-    if weight is None or weight.const_value is None:
-        producer = weight.producer() if weight is not None else None
-        if producer is not None and producer.op_type == "DequantizeLinear":
+    if weight is None:
+        return "its weight is computed at run time"
+    if weight.const_value is None:
+        if _is_dequantized(weight):
             return "already quantized"
         return "its weight is computed at run time"
     if weight.is_graph_input():
@@ -414,18 +424,15 @@ def _bias_behind(
     output: ir.Value, channels: int
 ) -> tuple[ir.Node | None, ir.Value | None]:
     """The Add of one constant a channel that alone reads `output`, and the constant."""
-    uses = list(output.uses())
-    if (
-        len(uses) != 1
-        or output.is_graph_output()
-        or not is_standard(uses[0].node, "Add")
-    ):
+    if not used_once(output):
         return None, None
-    add = uses[0].node
-    other = add.inputs[1 - uses[0].idx]
-    if other is None or _size_along_last_axis(other) != channels:
+    (use,) = output.uses()
+    if not is_standard(use.node, "Add"):
         return None, None
-    return add, other
+    bias = use.node.inputs[1 - use.idx]
+    if bias is None or _size_along_last_axis(bias) != channels:
+        return None, None
+    return use.node, bias
 
 
 def _size_along_last_axis(value: ir.Value) -> int | None:
@@ -442,12 +449,17 @@ def _size_along_last_axis(value: ir.Value) -> int | None:
 
 def _add_behind(node: ir.Node, bias: ir.Value, edit: Edit) -> ir.Node:
     """Insert an Add of `bias` that everything which read the node's output reads instead."""
-    old, graph = node.outputs[0], node.graph
+    old = node.outputs[0]
+    graph = node.graph
     assert graph is not None
-    add = ir.node("Add", [bias, bias], name=edit.fresh(f"{node.name or 'MatMul'}_bias"))
-    add.outputs[0].name = edit.fresh(f"{old.name}_biased")
+    name = edit.fresh(f"{node.name or 'MatMul'}_bias")
+    # the node's output comes in last: before that, replacing it would make the Add read itself
+    add = ir.node("Add", [bias, bias], name=name)
+    new = add.outputs[0]
+    new.name = edit.fresh(f"{old.name}_biased")
     graph.insert_after(node, add)
-    edit.replace(old, add.outputs[0])
-    old.type, old.shape = add.outputs[0].type, add.outputs[0].shape
+    edit.replace(old, new)
+    old.type = new.type
+    old.shape = new.shape
     add.replace_input_with(0, old)
     return add

@@ -1,4 +1,4 @@
-"""Disjoint sets: what belongs together, joined pair by pair."""
+"""Disjoint sets of members that belong together, joined pair by pair (union-find)."""
 
 from __future__ import annotations
 
@@ -15,13 +15,19 @@ class Sets(Generic[Member]):
         self._parent: dict[Member, Member] = {}
 
     def root(self, member: Member) -> Member:
-        while (parent := self._parent.get(member, member)) != member:
-            self._parent[member] = self._parent.get(parent, parent)
+        """The member that names the set of `member`."""
+        parent = self._parent.get(member, member)
+        while parent != member:
+            # path halving: every second member on the way points past its parent from now on
+            grandparent = self._parent.get(parent, parent)
+            self._parent[member] = grandparent
             member = parent
+            parent = grandparent
         return member
 
     def join(self, one: Member, other: Member) -> None:
         """Put both sets together; the root of `one` stays."""
-        first, second = self.root(one), self.root(other)
+        first = self.root(one)
+        second = self.root(other)
         if first != second:
             self._parent[second] = first

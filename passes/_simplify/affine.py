@@ -1,6 +1,4 @@
-"""Folding `y * scale + shift`, one number per channel, into the weights of the node that makes
-y.
-"""
+"""Folding of `y * scale + shift`, one number per channel, into the weights of y's producer."""
 
 from __future__ import annotations
 
@@ -12,11 +10,14 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from .._core.edit import Edit, is_constant, used_once
-from .._core.graph import label
-from .._core.ops import FLOATS, HALF_FLOATS, group_count, is_standard
+from .._core.graph import input_of, label, producer_of
+from .._core.ops import FLOATS, HALF_FLOATS, group_count, output_axis
 
 LARGEST = 256 * 2**20
-"""Bytes of the largest weight that is multiplied out; larger ones keep their op."""
+"""Bytes of the largest weight that is multiplied out; larger ones keep their op.
+
+The product is held in float64. Chosen by hand, not measured.
+"""
 
 FOLDABLE = FLOATS - HALF_FLOATS
 """Types whose rounding is float noise; 16-bit weights would lose more."""
@@ -26,14 +27,14 @@ Channels = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Affine:
-    """scale and shift of each output channel, both (M,) in float64."""
+    """Scale and shift of each output channel, both (M,) in float64."""
 
     scale: Channels
     shift: Channels
 
 
 @dataclass(frozen=True)
-class Target:
+class FoldTarget:
     """A node whose weight and bias can take an affine map of its output."""
 
     node: ir.Node
@@ -42,27 +43,21 @@ class Target:
     channels: int
 
 
-def target_of(value: ir.Value | None) -> Target | str | None:
-    """The Conv, ConvTranspose or Gemm that makes `value`, a reason why it cannot take a factor, or
-    None for others.
+def target_of(value: ir.Value | None) -> FoldTarget | str | None:
+    """The Conv, ConvTranspose or Gemm that makes `value`, if it can take a factor.
+
+    A reason where such a node cannot; None where another node makes the value.
     """
-    node = value.producer() if value is not None else None
-    if (
-        value is None
-        or node is None
-        or node.domain != ""
-        or node.op_type not in ("Conv", "ConvTranspose", "Gemm")
-    ):
+    node = producer_of(value, "Conv", "ConvTranspose", "Gemm")
+    if node is None:
         return None
-    weight = node.inputs[1]
-    bias = node.inputs[2] if len(node.inputs) > 2 else None
-    if not used_once(value):
+    if not used_once(node.outputs[0]):
         return f"the output of {label(node)} is used elsewhere too"
-    if (
-        weight is None
-        or not is_constant(weight)
-        or (bias is not None and not is_constant(bias))
-    ):
+    weight = node.inputs[1]
+    bias = input_of(node, 2)
+    if weight is None or not is_constant(weight):
+        return f"a weight of {label(node)} is not a constant"
+    if bias is not None and not is_constant(bias):
         return f"a weight of {label(node)} is not a constant"
     tensor = weight.const_value
     assert tensor is not None
@@ -72,40 +67,45 @@ def target_of(value: ir.Value | None) -> Target | str | None:
         return f"weight '{weight.name}' is shared"
     if tensor.nbytes > LARGEST:
         return f"weight '{weight.name}' is larger than {LARGEST >> 20} MiB"
-    return _with_channels(node, weight, bias)
+    if node.op_type == "Gemm":
+        return _gemm_target(node, weight, bias)
+    return FoldTarget(node, weight, bias, _channels(node, weight))
 
 
-def _with_channels(
+def _gemm_target(
     node: ir.Node, weight: ir.Value, bias: ir.Value | None
-) -> Target | str:
-    assert weight.const_value is not None
-    shape = weight.const_value.shape.numpy()
-    if node.op_type == "Conv":
-        return Target(node, weight, bias, shape[0])
-    if node.op_type == "ConvTranspose":
-        return Target(
-            node, weight, bias, shape[1] * node.attributes.get_int("group", 1)
-        )
-    channels = shape[0] if node.attributes.get_int("transB", 0) else shape[1]
+) -> FoldTarget | str:
+    channels = _channels(node, weight)
     if bias is not None:
         assert bias.const_value is not None
         size = bias.const_value.size
-        if (
-            size not in (1, channels)
-            or (bias.const_value.shape.numpy() or (1,))[-1] != size
-        ):
+        shape = bias.const_value.shape.numpy() or (1,)
+        if size not in (1, channels) or shape[-1] != size:
             return f"the bias of {label(node)} varies along the batch"
-    if (
-        node.attributes.get_float("beta", 1.0) == 0
-        or node.attributes.get_float("alpha", 1.0) == 0
-    ):
+    beta = node.attributes.get_float("beta", 1.0)
+    alpha = node.attributes.get_float("alpha", 1.0)
+    if beta == 0 or alpha == 0:
         return f"{label(node)} has a zero factor"
-    return Target(node, weight, bias, channels)
+    return FoldTarget(node, weight, bias, channels)
 
 
-def fold(target: Target, affine: Affine, edit: Edit) -> None:
-    """Multiply the weight by scale and give the node the bias (bias * scale + shift), in float64,
-    rounded once.
+def _channels(node: ir.Node, weight: ir.Value) -> int:
+    """Output channels of a node."""
+    assert weight.const_value is not None
+    shape = weight.const_value.shape.numpy()
+    axis = output_axis(node, 1, len(shape))
+    assert axis is not None
+    of_group = int(shape[axis])
+    if node.op_type == "ConvTranspose":
+        return of_group * group_count(node)
+    return of_group
+
+
+def fold(target: FoldTarget, affine: Affine, edit: Edit) -> None:
+    """Make the node give y * scale + shift instead of y.
+
+    Its weight is multiplied by scale and its bias becomes bias * scale + shift, in float64, rounded
+    once.
     """
     node, graph = target.node, target.node.graph
     assert isinstance(graph, ir.Graph)
@@ -113,43 +113,45 @@ def fold(target: Target, affine: Affine, edit: Edit) -> None:
     kind = target.weight.const_value.dtype.numpy()
     weight = target.weight.const_value.numpy().astype(np.float64)
     if (affine.scale != 1).any():
-        scaled = (weight * _along(target, affine.scale, weight.shape)).astype(kind)
-        edit.set_input(
-            node, 1, edit.constant(graph, scaled, f"{target.weight.name}_scaled")
-        )
+        factors = _along(target, affine.scale, weight.shape)
+        scaled = (weight * factors).astype(kind)
+        new = edit.constant(graph, scaled, f"{target.weight.name}_scaled")
+        edit.set_input(node, 1, new)
         _drop(target.weight)
+    # Gemm multiplies its bias by beta, so the shift is divided by it first
     beta = node.attributes.get_float("beta", 1.0) if node.op_type == "Gemm" else 1.0
     bias = np.zeros(target.channels)
+    named_after = target.weight
     if target.bias is not None:
         assert target.bias.const_value is not None
         bias = bias + target.bias.const_value.numpy().astype(np.float64).reshape(-1)
+        named_after = target.bias
     shifted = (bias * affine.scale + affine.shift / beta).astype(kind)
-    stem = (
-        f"{target.bias.name if target.bias is not None else target.weight.name}_shifted"
-    )
-    edit.set_input(node, 2, edit.constant(graph, shifted, stem))
+    new = edit.constant(graph, shifted, f"{named_after.name}_shifted")
+    edit.set_input(node, 2, new)
     if target.bias is not None:
         _drop(target.bias)
 
 
 def _drop(value: ir.Value) -> None:
-    if not value.uses() and not value.is_graph_output() and value.graph is not None:
+    """Remove an initializer that nothing uses any more."""
+    if value.uses() or value.is_graph_output():
+        return
+    if value.graph is not None:
         del value.graph.initializers[value.name or ""]
 
 
-def _along(target: Target, scale: Channels, shape: tuple[int, ...]) -> NDArray[Any]:
+def _along(target: FoldTarget, scale: Channels, shape: tuple[int, ...]) -> NDArray[Any]:
     """`scale` (M,) laid along the output channels of a weight of `shape`."""
-    node, rest = target.node, (1,) * (len(shape) - 2)
-    if node.op_type == "Conv":
-        return scale.reshape(-1, 1, *rest)
-    if node.op_type == "Gemm":
-        return (
-            scale.reshape(-1, 1)
-            if node.attributes.get_int("transB", 0)
-            else scale.reshape(1, -1)
-        )
-    group = node.attributes.get_int(
-        "group", 1
-    )  # weight (C, M/group, *K): input channels of a group share its outputs
-    per_input = np.repeat(scale.reshape(group, -1), shape[0] // group, axis=0)
-    return per_input.reshape(shape[0], shape[1], *rest)
+    node = target.node
+    if node.op_type == "ConvTranspose":
+        # weight (C, M / group, *K): the input channels of a group share its outputs
+        groups = group_count(node)
+        by_group = scale.reshape(groups, -1)
+        per_input = np.repeat(by_group, shape[0] // groups, axis=0)
+        return per_input.reshape(shape[0], shape[1], *(1,) * (len(shape) - 2))
+    dims = [1] * len(shape)
+    axis = output_axis(node, 1, len(shape))
+    assert axis is not None
+    dims[axis] = -1
+    return scale.reshape(dims)

@@ -4,24 +4,32 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from .._core.edit import Edit, array_of, release
-from .._core.graph import subgraphs
+from .._core.edit import Dim, Edit, array_of, release
+from .._core.graph import input_of, producer_of, subgraphs
+from .._core.ops import is_standard
 from .symbols import symbols_of
+
+COMPARISONS = frozenset({"Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual"})
+
+LOWEST = -(2**31)
+"""Lower bound of a number of which nothing is known: `symbols` follows none below it."""
 
 
 def inline_branches(model: ir.Model, edit: Edit, positive: frozenset[str]) -> int:
-    """Inline every If of known condition, outer ones first; how many. `positive`: symbols that are
-    at least 1.
+    """Inline every If of known condition, outer ones first; the number of them.
+
+    `positive`: symbols that are at least 1 in every run.
     """
     count = 0
     todo: list[ir.Graph] = [model.graph]
     while todo:
         graph = todo.pop()
         for node in graph:
-            if node.op_type == "If" and node.domain == "":
+            if is_standard(node, "If"):
                 condition = _condition(node.inputs[0], edit, positive)
                 if condition is not None and _inline(node, condition, edit):
-                    count += 1  # the walk goes on with the nodes put in its place
+                    # the walk goes on with the nodes that stand in its place now
+                    count += 1
                     continue
             todo.extend(subgraphs(node))
     return count
@@ -30,84 +38,95 @@ def inline_branches(model: ir.Model, edit: Edit, positive: frozenset[str]) -> in
 def _condition(
     value: ir.Value | None, edit: Edit, positive: frozenset[str]
 ) -> bool | None:
-    """What a condition always is, if known; through Cast, Not, and comparison of a dim with a
-    number.
+    """A condition's value in every run, if known.
+
+    Followed through Cast, Not, Identity, and the comparison of a dim with a number.
     """
     constant = array_of(value)
     if constant is not None:
         return bool(constant.reshape(-1)[0]) if constant.size == 1 else None
-    node = value.producer() if value is not None else None
-    if node is None or node.domain != "":
+    node = producer_of(value)
+    if node is None:
         return None
+    source = input_of(node, 0)
     if node.op_type == "Not":
-        inner = _condition(node.inputs[0], edit, positive)
+        inner = _condition(source, edit, positive)
         return None if inner is None else not inner
     if node.op_type == "Identity":
-        return _condition(node.inputs[0], edit, positive)
+        return _condition(source, edit, positive)
     if node.op_type == "Cast" and node.attributes.get_int("to", 0) == ir.DataType.BOOL:
-        if node.inputs[0] is not None and node.inputs[0].dtype == ir.DataType.BOOL:
-            return _condition(node.inputs[0], edit, positive)
-        return True if _low(node.inputs[0], edit, positive) >= 1 else None
+        if source is not None and source.dtype == ir.DataType.BOOL:
+            return _condition(source, edit, positive)
+        return True if _low(source, edit, positive) >= 1 else None
     return _comparison(node, edit, positive)
 
 
 def _comparison(node: ir.Node, edit: Edit, positive: frozenset[str]) -> bool | None:
-    """A dim of at least 1 against a number of at most 0."""
-    if node.op_type not in (
-        "Equal",
-        "Greater",
-        "GreaterOrEqual",
-        "Less",
-        "LessOrEqual",
-    ):
+    """Result of comparing a dim with a number that it always exceeds."""
+    if node.op_type not in COMPARISONS:
         return None
     dim, other = node.inputs
-    sides = symbols_of(dim, edit.found), symbols_of(other, edit.found)
-    if any(side is None or side.size != 1 for side in sides):
+    bound = _element(other, edit)
+    if _element(dim, edit) is None or not isinstance(bound, int):
         return None
-    number = sides[1].reshape(-1)[0] if sides[1] is not None else None
-    if isinstance(number, int) and number < _low(dim, edit, positive):
+    if bound < _low(dim, edit, positive):
         return node.op_type in ("Greater", "GreaterOrEqual")
     return None
 
 
 def _low(value: ir.Value | None, edit: Edit, positive: frozenset[str]) -> int:
     """A lower bound of a one-element integer tensor that is a dim."""
+    element = _element(value, edit)
+    if isinstance(element, int):
+        return element
+    if isinstance(element, str):
+        return 1 if element in positive else 0
+    return LOWEST
+
+
+def _element(value: ir.Value | None, edit: Edit) -> Dim:
+    """The element of a one-element integer tensor; None if nothing is known."""
     symbols = symbols_of(value, edit.found)
     if symbols is None or symbols.size != 1:
-        return -(2**31)
-    element = symbols.reshape(-1)[0]
-    return (
-        element
-        if isinstance(element, int)
-        else int(element in positive)
-        if element is not None
-        else -(2**31)
-    )
+        return None
+    element: Dim = symbols.reshape(-1)[0]
+    return element
 
 
 def _inline(node: ir.Node, condition: bool, edit: Edit) -> bool:
-    """Move the nodes of one branch to the place of the If. Not where an output of the If would have
-    to be renamed.
+    """Move the nodes of one branch to the place of the If.
+
+    Not where an output of the If, which is one of a graph, would have to be renamed.
     """
     outer = node.graph
-    branch = node.attributes["then_branch" if condition else "else_branch"].as_graph()
-    other = node.attributes["else_branch" if condition else "then_branch"].as_graph()
+    taken, dropped = "then_branch", "else_branch"
+    if not condition:
+        taken, dropped = dropped, taken
+    branch = node.attributes[taken].as_graph()
     if not isinstance(outer, ir.Graph):
         return False
-    made = {id(v) for n in branch for v in n.outputs}
     results = list(branch.outputs)
-    for old, new in zip(node.outputs, results, strict=True):
-        if old.is_graph_output() and (
-            id(new) not in made or [id(v) for v in results].count(id(new)) > 1
-        ):
-            return False
-    release(other)
+    if not _can_take_names(node, branch):
+        return False
+    release(node.attributes[dropped].as_graph())
+    # a value that is still an output of the branch could not be one of the outer graph
     branch.outputs.clear()
     _move(branch, outer, node, edit)
     for old, new in zip(node.outputs, results, strict=True):
         edit.replace(old, new)
     edit.remove(node)
+    return True
+
+
+def _can_take_names(node: ir.Node, branch: ir.Graph) -> bool:
+    """True if for each name that must stay the branch makes a value that is one output only."""
+    made = {id(value) for inner in branch for value in inner.outputs}
+    results = [id(value) for value in branch.outputs]
+    for old, result in zip(node.outputs, results, strict=True):
+        if not old.is_graph_output():
+            continue
+        if result not in made or results.count(result) > 1:
+            return False
     return True
 
 

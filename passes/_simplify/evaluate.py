@@ -1,6 +1,4 @@
-"""Evaluation of one node whose inputs are constants: which ops, how large the result, what it
-is.
-"""
+"""Evaluation of one node whose inputs are constants, and a bound of its result before that."""
 
 from __future__ import annotations
 
@@ -13,27 +11,30 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
 
+from .._core.ops import is_standard
+
 Array = NDArray[Any]
 Inputs = list[Array | None]
 Size = Callable[[ir.Node, Inputs], int]
 """Elements of the largest output, from the inputs alone: nothing is allocated for it."""
 
 MATMUL_LIMIT = 10**8
-"""Multiply-accumulates of the largest product that is computed here."""
+"""Multiply-accumulates of the largest product that is computed here. Chosen by hand."""
 
 
 class NotFoldable(Exception):
-    """Why a node is left as it is."""
+    """A node is left as it is; the text is the reason."""
 
 
 def foldable(node: ir.Node) -> bool:
-    """Whether a node's op is deterministic and has a bound of its result."""
-    return node.domain == "" and node.op_type in _SIZES
+    """True if a node's op is deterministic and has a bound of its result."""
+    return is_standard(node, *_SIZES)
 
 
 def result_elements(node: ir.Node, inputs: Inputs) -> int:
-    """Elements of the largest output of a foldable node. Errors: NotFoldable where its inputs do
-    not fit its op.
+    """Elements of the largest output of a foldable node.
+
+    Errors: NotFoldable where its inputs do not fit its op.
     """
     try:
         return _SIZES[node.op_type](node, inputs)
@@ -46,38 +47,47 @@ def evaluate(node: ir.Node, inputs: Inputs, opset: int) -> list[Array]:
 
     Errors: NotFoldable where the implementation gives up or returns something that is not an array.
     """
-    names = ["" if array is None else f"x{i}" for i, array in enumerate(inputs)]
+    names = []
+    feeds = {}
+    for index, array in enumerate(inputs):
+        if array is None:
+            names.append("")
+            continue
+        name = f"x{index}"
+        names.append(name)
+        feeds[name] = array
     proto = ir.to_proto(node)
     del proto.input[:], proto.output[:]
     proto.input.extend(names)
-    proto.output.extend(f"y{i}" for i in range(len(node.outputs)))
-    feeds = {
-        name: array
-        for name, array in zip(names, inputs, strict=True)
-        if array is not None
-    }
+    proto.output.extend(f"y{index}" for index in range(len(node.outputs)))
     try:
+        evaluator = ReferenceEvaluator(proto, opsets={"": opset})
         with np.errstate(all="ignore"):
-            results = ReferenceEvaluator(proto, opsets={"": opset}).run(None, feeds)
-    except Exception as error:  # the reference implementation raises anything; the reason goes into the report
+            results = evaluator.run(None, feeds)
+    # the reference implementation raises anything; the reason goes into the report
+    except Exception as error:
         raise NotFoldable(f"evaluation failed: {error!r}"[:200]) from None
-    if not all(isinstance(result, (np.ndarray, np.generic)) for result in results):
-        raise NotFoldable("its result is not a tensor")
-    return [
-        _typed(np.asarray(result), value)
-        for result, value in zip(results, node.outputs, strict=True)
-    ]
+    outputs = []
+    for result, value in zip(results, node.outputs, strict=True):
+        if not isinstance(result, (np.ndarray, np.generic)):
+            raise NotFoldable("its result is not a tensor")
+        outputs.append(_typed(np.asarray(result), value))
+    return outputs
 
 
 def _typed(array: Array, value: ir.Value) -> Array:
     """The type that the graph declares: some reference implementations widen."""
-    return (
-        array if value.dtype is None else array.astype(value.dtype.numpy(), copy=False)
-    )
+    if value.dtype is None:
+        return array
+    return array.astype(value.dtype.numpy(), copy=False)
+
+
+# bounds of results
 
 
 def _broadcast(node: ir.Node, inputs: Inputs) -> int:
-    return int(prod(np.broadcast_shapes(*(a.shape for a in inputs if a is not None))))
+    shapes = [array.shape for array in inputs if array is not None]
+    return int(prod(np.broadcast_shapes(*shapes)))
 
 
 def _first(node: ir.Node, inputs: Inputs) -> int:
@@ -89,22 +99,22 @@ def _small(node: ir.Node, inputs: Inputs) -> int:
 
 
 def _total(node: ir.Node, inputs: Inputs) -> int:
-    return sum(int(a.size) for a in inputs if a is not None)
+    return sum(int(array.size) for array in inputs if array is not None)
 
 
 def _numbers(array: Array | None) -> list[int]:
-    return [] if array is None else [int(v) for v in array.reshape(-1)]
+    if array is None:
+        return []
+    return [int(element) for element in array.reshape(-1)]
 
 
 def _gather(node: ir.Node, inputs: Inputs) -> int:
     data, indices = inputs[0], inputs[1]
     assert data is not None
     assert indices is not None
-    return int(
-        indices.size
-        * data.size
-        // max(data.shape[node.attributes.get_int("axis", 0)], 1)
-    )
+    axis = node.attributes.get_int("axis", 0)
+    length = max(data.shape[axis], 1)
+    return int(indices.size * data.size // length)
 
 
 def _second(node: ir.Node, inputs: Inputs) -> int:
@@ -117,7 +127,8 @@ def _filled(node: ir.Node, inputs: Inputs) -> int:
 
 def _expanded(node: ir.Node, inputs: Inputs) -> int:
     assert inputs[0] is not None
-    return prod(np.broadcast_shapes(inputs[0].shape, tuple(_numbers(inputs[1]))))
+    target = tuple(_numbers(inputs[1]))
+    return prod(np.broadcast_shapes(inputs[0].shape, target))
 
 
 def _tiled(node: ir.Node, inputs: Inputs) -> int:
@@ -125,19 +136,26 @@ def _tiled(node: ir.Node, inputs: Inputs) -> int:
 
 
 def _ranged(node: ir.Node, inputs: Inputs) -> int:
-    start, limit, delta = (float(a.reshape(-1)[0]) for a in inputs if a is not None)
-    return max(int(np.ceil((limit - start) / delta)), 0) if delta else 0
+    numbers = [float(array.reshape(-1)[0]) for array in inputs if array is not None]
+    start, limit, delta = numbers
+    if not delta:
+        return 0
+    steps = int(np.ceil((limit - start) / delta))
+    return max(steps, 0)
 
 
 def _padded(node: ir.Node, inputs: Inputs) -> int:
+    data = inputs[0]
+    assert data is not None
     pads = list(node.attributes.get_ints("pads", [])) or _numbers(inputs[1])
-    assert inputs[0] is not None
-    rank = inputs[0].ndim
-    if len(pads) != 2 * rank:  # given for some axes only
-        return _first(node, inputs) * prod(1 + abs(p) for p in pads)
-    return int(
-        prod(size + pads[i] + pads[i + rank] for i, size in enumerate(inputs[0].shape))
-    )
+    if len(pads) != 2 * data.ndim:
+        # for some axes only: a bound that holds whichever they are
+        return int(data.size) * prod(1 + abs(pad) for pad in pads)
+    befores, afters = pads[: data.ndim], pads[data.ndim :]
+    size = 1
+    for dim, before, after in zip(data.shape, befores, afters, strict=True):
+        size *= dim + before + after
+    return size
 
 
 def _one_hot(node: ir.Node, inputs: Inputs) -> int:
@@ -152,13 +170,17 @@ def _product(node: ir.Node, inputs: Inputs) -> int:
     a, b = inputs[0], inputs[1]
     assert a is not None
     assert b is not None
-    if node.op_type == "Gemm":
-        a = a.T if node.attributes.get_int("transA", 0) else a
-        b = b.T if node.attributes.get_int("transB", 0) else b
-    rows, summed = (a.shape[:-1] or (1,)), a.shape[-1]
-    columns = b.shape[-1] if b.ndim > 1 else 1
-    batch = np.broadcast_shapes(rows[:-1], b.shape[:-2]) if b.ndim > 1 else rows[:-1]
-    size = int(prod(batch) * rows[-1] * columns)
+    if node.op_type == "Gemm" and node.attributes.get_int("transA", 0):
+        a = a.T
+    if node.op_type == "Gemm" and node.attributes.get_int("transB", 0):
+        b = b.T
+    *outer, rows, summed = (1, *a.shape) if a.ndim == 1 else a.shape
+    batch: tuple[int, ...] = tuple(outer)
+    columns = 1
+    if b.ndim > 1:
+        batch = np.broadcast_shapes(batch, b.shape[:-2])
+        columns = b.shape[-1]
+    size = int(prod(batch) * rows * columns)
     if size * summed > MATMUL_LIMIT:
         raise NotFoldable("its product is too much work to do here")
     return size
@@ -279,6 +301,7 @@ _SIZES: dict[str, Size] = {
     "MatMul": _product,
     "Gemm": _product,
 }
-"""Deterministic ops with a bound of their result. Quantization ops are missing on purpose: folding
-undoes them.
+"""Deterministic ops, each with a bound of its result.
+
+Quantization ops are missing on purpose: folding undoes them.
 """

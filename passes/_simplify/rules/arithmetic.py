@@ -1,15 +1,13 @@
-"""Rules for elementwise ops that change nothing, and for pairs of ops of which one does the work of
-both.
-"""
+"""Rules for elementwise ops that change nothing, and for pairs of which one does both's work."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-import numpy as np
 import onnx_ir as ir
 
-from ..._core.edit import Edit, array_of, dims_of, ints_of, used_once
+from ..._core.edit import Edit, array_of, dims_of, ints_given, used_once
+from ..._core.graph import input_of, producer_of
 
 IDEMPOTENT = frozenset({"Relu", "Abs", "Ceil", "Floor", "Round", "Sign"})
 NOT_NEGATIVE = frozenset(
@@ -26,26 +24,32 @@ def identity(node: ir.Node, edit: Edit) -> bool:
 
 def dropout(node: ir.Node, edit: Edit) -> bool:
     """Dropout(x) = x in inference; not where the mask is used or training may be on."""
-    if any(o.uses() or o.is_graph_output() for o in node.outputs[1:]) or edit.opset < 7:
+    if any(mask.uses() or mask.is_graph_output() for mask in node.outputs[1:]):
         return False
-    if len(node.inputs) > 2 and node.inputs[2] is not None:
-        training = array_of(node.inputs[2])
+    # up to opset 6 an attribute may turn training on
+    if edit.opset < 7:
+        return False
+    flag = input_of(node, 2)
+    if flag is not None:
+        training = array_of(flag)
         if training is None or training.any():
             return False
     return identity(node, edit)
 
 
 def neutral(element: float, sides: tuple[int, ...]) -> Callable[[ir.Node, Edit], bool]:
-    """X op c = x where every element of c is neutral and c does not widen x. Also takes -0.0 + 0.0
-    = 0.0 for -0.0.
+    """X op c = x where every element of c is neutral and c does not widen x.
+
+    `sides`: inputs at which c may stand. Adding 0.0 to -0.0 gives 0.0, which counts as the same.
     """
 
     def rule(node: ir.Node, edit: Edit) -> bool:
         for side in sides:
-            constant, other = array_of(node.inputs[side]), node.inputs[1 - side]
-            if constant is None or other is None or not (constant == element).all():
+            constant = array_of(node.inputs[side])
+            other = node.inputs[1 - side]
+            if constant is None or other is None:
                 continue
-            if _keeps_shape(other, constant.shape):
+            if (constant == element).all() and _keeps_shape(other, constant.shape):
                 return edit.bypass(node, other)
         return False
 
@@ -54,17 +58,15 @@ def neutral(element: float, sides: tuple[int, ...]) -> Callable[[ir.Node, Edit],
 
 
 def _keeps_shape(value: ir.Value, operand: tuple[int, ...]) -> bool:
-    """Whether broadcasting `value` with a tensor of shape `operand` gives the shape of `value` in
-    every run.
-    """
+    """True if broadcasting `value` with a tensor of shape `operand` never changes its shape."""
     if operand == ():
         return True
     dims = dims_of(value)
     if dims is None or len(operand) > len(dims):
         return False
-    return all(
-        size in (1, dim) for size, dim in zip(operand[::-1], dims[::-1], strict=False)
-    )
+    # broadcasting aligns shapes at their ends
+    aligned = zip(operand[::-1], dims[::-1], strict=False)
+    return all(size in (1, dim) for size, dim in aligned)
 
 
 def one_input(node: ir.Node, edit: Edit) -> bool:
@@ -74,98 +76,106 @@ def one_input(node: ir.Node, edit: Edit) -> bool:
 
 def repeated(node: ir.Node, edit: Edit) -> bool:
     """f(f(x)) = f(x), and Relu of what is never negative."""
-    source = node.inputs[0]
-    inner = source.producer() if source is not None else None
-    if inner is None or inner.domain != "":
+    inner = producer_of(node.inputs[0])
+    if inner is None:
         return False
-    same = inner.op_type == node.op_type and node.op_type in IDEMPOTENT
-    return (same or (node.op_type == "Relu" and _not_negative(inner))) and identity(
-        node, edit
-    )
+    if inner.op_type == node.op_type and node.op_type in IDEMPOTENT:
+        return identity(node, edit)
+    if node.op_type == "Relu" and _not_negative(inner):
+        return identity(node, edit)
+    return False
 
 
 def _not_negative(node: ir.Node) -> bool:
-    if node.op_type == "Clip":
-        low = array_of(node.inputs[1]) if len(node.inputs) > 1 else None
-        return (
-            low is not None and low.size == 1 and bool(low >= 0)
-        ) or node.attributes.get_float("min", -1.0) >= 0
-    return node.op_type in NOT_NEGATIVE
+    if node.op_type != "Clip":
+        return node.op_type in NOT_NEGATIVE
+    low = array_of(input_of(node, 1))
+    if low is not None and low.size == 1 and bool(low >= 0):
+        return True
+    # the bound of opsets before 11; without one, below every number
+    return node.attributes.get_float("min", -1.0) >= 0
 
 
 def involution(node: ir.Node, edit: Edit) -> bool:
     """Neg(Neg(x)) = x, Not(Not(x)) = x."""
-    source = node.inputs[0]
-    inner = source.producer() if source is not None else None
-    if (
-        inner is None
-        or inner.op_type != node.op_type
-        or inner.domain != ""
-        or inner.inputs[0] is None
-    ):
+    inner = producer_of(node.inputs[0], node.op_type)
+    if inner is None or inner.inputs[0] is None:
         return False
     return edit.bypass(node, inner.inputs[0])
 
 
 def clip_clip(node: ir.Node, edit: Edit) -> bool:
-    """Clip(Clip(x, a, b), c, d) = Clip(x, max(a, c), min(b, d)) where the intervals meet; opset 11
-    and newer.
+    """Clip(Clip(x, a, b), c, d) = Clip(x, max(a, c), min(b, d)) where the intervals meet.
+
+    Of opset 11 and newer, where bounds are inputs.
     """
-    source = node.inputs[0]
-    inner = source.producer() if source is not None else None
-    if (
-        source is None
-        or inner is None
-        or inner.op_type != "Clip"
-        or inner.domain != ""
-        or edit.opset < 11
-    ):
+    inner = producer_of(node.inputs[0], "Clip")
+    if inner is None or edit.opset < 11:
         return False
-    if not used_once(source):
+    if not used_once(inner.outputs[0]):
         return False
-    bounds = [_bounds(inner), _bounds(node)]
-    if bounds[0] is None or bounds[1] is None:
+    first = _bounds(inner)
+    second = _bounds(node)
+    if first is None or second is None:
         return False
-    lows = [low for low, _ in (bounds[0], bounds[1]) if low is not None]
-    highs = [high for _, high in (bounds[0], bounds[1]) if high is not None]
-    low, high = max(lows, default=None), min(highs, default=None)
+    low = _tighter(max, first[0], second[0])
+    high = _tighter(min, first[1], second[1])
+    # disjoint: the result is a constant, which the formula does not give
     if low is not None and high is not None and low > high:
         return False
-    for index, wanted in ((1, low), (2, high)):
-        if wanted is not None:
-            _set_bound(node, inner, index, wanted, edit)
+    if low is not None:
+        _set_bound(node, inner, 1, low, edit)
+    if high is not None:
+        _set_bound(node, inner, 2, high, edit)
     edit.set_input(node, 0, inner.inputs[0])
     edit.remove(inner)
     return True
+
+
+def _tighter(
+    choose: Callable[[float, float], float], first: float | None, second: float | None
+) -> float | None:
+    """The bound that holds where two do, None where both are open."""
+    if first is None:
+        return second
+    if second is None:
+        return first
+    return choose(first, second)
 
 
 def _bounds(node: ir.Node) -> tuple[float | None, float | None] | None:
     """(low, high) of a Clip, None where open; None if a bound is computed."""
     found: list[float | None] = []
     for index in (1, 2):
-        value = node.inputs[index] if index < len(node.inputs) else None
+        value = input_of(node, index)
+        if value is None:
+            found.append(None)
+            continue
         array = array_of(value)
-        if value is not None and (array is None or array.size != 1):
+        if array is None or array.size != 1:
             return None
-        found.append(None if array is None else array.item())
-    return found[0], found[1]
+        found.append(array.item())
+    low, high = found
+    return low, high
 
 
 def _set_bound(
     node: ir.Node, inner: ir.Node, index: int, wanted: float, edit: Edit
 ) -> None:
+    """Make the constant that holds `wanted`, of either Clip, input `index` of the outer one."""
     for source in (node, inner):
-        value = source.inputs[index] if index < len(source.inputs) else None
+        value = input_of(source, index)
         array = array_of(value)
-        if array is not None and array.item() == wanted:
-            if source is inner:
-                edit.set_input(node, index, value)
-            return
+        if array is None or array.item() != wanted:
+            continue
+        if source is inner:
+            edit.set_input(node, index, value)
+        return
 
 
 def pad_nothing(node: ir.Node, edit: Edit) -> bool:
     """Pad by zero on every side."""
-    pads = list(node.attributes.get_ints("pads", [])) or (
-        ints_of(node.inputs[1]) if len(node.inputs) > 1 else None
-    )
-    return bool(pads) and not np.any(pads) and identity(node, edit)
+    pads = ints_given(node, "pads", 1)
+    if not pads or any(pads):
+        return False
+    return identity(node, edit)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from ..._core.edit import Edit
+from ..._core.graph import producer_of
 
 D = ir.DataType
 SIGNED = [D.INT8, D.INT16, D.INT32, D.INT64]
@@ -16,83 +17,83 @@ FLOAT_BITS = {
     D.FLOAT: (24, 8),
     D.DOUBLE: (53, 11),
 }
-"""Significand bits (with the hidden one) and exponent bits."""
+"""Significand bits (with the hidden one) and exponent bits (IEEE 754; bfloat16: 8 and 8)."""
 
 
 def widens(source: ir.DataType, target: ir.DataType) -> bool:
-    """Whether every value of `source` is a value of `target`, so that casting loses nothing."""
+    """True if every value of `source` is a value of `target`, so that casting loses nothing."""
     if source == target or source == D.BOOL:
         return True
     if source in FLOAT_BITS and target in FLOAT_BITS:
-        return all(
-            a <= b for a, b in zip(FLOAT_BITS[source], FLOAT_BITS[target], strict=True)
-        )
+        significand, exponent = FLOAT_BITS[source]
+        wide_significand, wide_exponent = FLOAT_BITS[target]
+        return significand <= wide_significand and exponent <= wide_exponent
     if source not in INTEGERS:
         return False
-    bits = source.bitwidth - (source in SIGNED)
     if target in FLOAT_BITS:
-        return bits <= FLOAT_BITS[target][0] and target != D.FLOAT16
-    if target not in INTEGERS or (source in SIGNED and target in UNSIGNED):
+        return _magnitude_bits(source) <= FLOAT_BITS[target][0] and target != D.FLOAT16
+    if target not in INTEGERS:
         return False
-    return bits <= target.bitwidth - (target in SIGNED)
+    if source in SIGNED and target in UNSIGNED:
+        return False
+    return _magnitude_bits(source) <= _magnitude_bits(target)
+
+
+def _magnitude_bits(integer: ir.DataType) -> int:
+    return integer.bitwidth - 1 if integer in SIGNED else integer.bitwidth
 
 
 def cast_to_same(node: ir.Node, edit: Edit) -> bool:
     """Cast(x) = x where x has that type already."""
     source = node.inputs[0]
-    if (
-        source is None
-        or source.dtype is None
-        or source.dtype != node.attributes.get_int("to", 0)
-    ):
+    if source is None or source.dtype is None:
+        return False
+    if source.dtype != node.attributes.get_int("to", 0):
         return False
     return edit.bypass(node, source)
 
 
 def cast_cast(node: ir.Node, edit: Edit) -> bool:
-    """Cast(Cast(x)) = Cast(x) where the inner cast loses nothing and the outer sees the same
-    number.
-    """
-    middle = node.inputs[0]
-    inner = middle.producer() if middle is not None else None
-    if (
-        inner is None
-        or inner.op_type != "Cast"
-        or inner.domain != ""
-        or inner.inputs[0] is None
-    ):
+    """Cast(Cast(x)) = Cast(x) where the inner cast loses nothing and the outer sees the same."""
+    inner = producer_of(node.inputs[0], "Cast")
+    if inner is None or inner.inputs[0] is None:
         return False
-    first, between = inner.inputs[0].dtype, D(inner.attributes.get_int("to", 0))
+    first = inner.inputs[0].dtype
+    between = D(inner.attributes.get_int("to", 0))
     last = D(node.attributes.get_int("to", 0))
     if first is None or not widens(first, between):
         return False
-    all_integers = {first, between, last} <= INTEGERS | {D.BOOL}
-    to_float = last in FLOAT_BITS and (
-        first in FLOAT_BITS or first in INTEGERS or first == D.BOOL
-    )
-    if not (last in (first, D.BOOL) or all_integers or to_float):
+    if not _sees_the_same(first, between, last):
         return False
     edit.set_input(node, 0, inner.inputs[0])
     return True
 
 
-def cast_like(node: ir.Node, edit: Edit) -> bool:
-    """CastLike(x, y) = Cast(x) to the type of y, where that is known: y need not be computed for
-    it.
+def _sees_the_same(first: ir.DataType, between: ir.DataType, last: ir.DataType) -> bool:
+    """True if a cast to `last` gives the same from `first` as from the wider `between`.
+
+    A float that becomes an integer of another type is left alone.
     """
+    if last in (first, D.BOOL):
+        return True
+    if {first, between, last} <= INTEGERS | {D.BOOL}:
+        return True
+    is_number = first in FLOAT_BITS or first in INTEGERS or first == D.BOOL
+    return last in FLOAT_BITS and is_number
+
+
+def cast_like(node: ir.Node, edit: Edit) -> bool:
+    """CastLike(x, y) = Cast(x) to the type of y, where that is known: y may then go."""
     like = node.inputs[1]
     if like is None or like.dtype is None:
         return False
-    attributes = (
-        {"saturate": node.attributes.get_int("saturate", 1)}
-        if "saturate" in node.attributes
-        else {}
-    )
-    cast = edit.node_before(
-        node, "Cast", [node.inputs[0]], to=int(like.dtype), **attributes
-    )
-    cast.outputs[0].type, cast.outputs[0].shape = (
-        node.outputs[0].type,
-        node.outputs[0].shape,
-    )
-    return edit.bypass(node, cast.outputs[0])
+    attributes = {}
+    if "saturate" in node.attributes:
+        attributes["saturate"] = node.attributes.get_int("saturate", 1)
+    to = int(like.dtype)
+    cast = edit.node_before(node, "Cast", [node.inputs[0]], to=to, **attributes)
+    old = node.outputs[0]
+    new = cast.outputs[0]
+    new.type = old.type
+    new.shape = old.shape
+    return edit.bypass(node, new)
