@@ -11,7 +11,7 @@ import onnx_ir as ir
 from ._base import Context, Effect, Pass, PassOutcome
 from ._core.edit import Edit
 from ._core.graph import holds_graphs, subgraphs
-from ._core.ops import QUANT_OPS
+from ._core.ops import QUANT_OPS, is_standard
 
 RANDOM_OPS = frozenset(
     {
@@ -24,7 +24,7 @@ RANDOM_OPS = frozenset(
         "Dropout",
     }
 )
-"""Ops whose every run may give something else."""
+"""Ops whose every run may give something else (Dropout: where it trains)."""
 
 COMMUTATIVE_OPS = frozenset({"Add", "Mul", "And", "Or", "Xor", "Equal", "Sum"})
 
@@ -77,36 +77,34 @@ def _eliminate(graph: ir.Graph, outer: list[Seen], edit: Edit) -> int:
 
 
 def _replace(node: ir.Node, first: ir.Node, edit: Edit) -> bool:
-    """All outputs or none: look before replacing, since graph outputs cannot always be."""
-    pairs = list(zip(node.outputs, first.outputs, strict=True))
-    for old, new in pairs:
-        if old.is_graph_output() and (
-            new.is_graph_output() or first.graph is not node.graph
-        ):
+    """Replace all outputs of a node by those of the first, or none."""
+    needed = []
+    for old, new in zip(node.outputs, first.outputs, strict=True):
+        if old.uses() or old.is_graph_output():
+            needed.append((old, new))
+    # all are looked at before one is replaced: a graph output cannot always be
+    for old, new in needed:
+        if not new.name:
+            # an output that the first node left out
             return False
-        if not new.name and (old.uses() or old.is_graph_output()):
-            return False  # an output that the first node left out
-    return all(
-        edit.replace(old, new)
-        for old, new in pairs
-        if old.uses() or old.is_graph_output()
-    )
+        if not old.is_graph_output():
+            continue
+        if new.is_graph_output() or first.graph is not node.graph:
+            return False
+    return all(edit.replace(old, new) for old, new in needed)
 
 
 def _key(node: ir.Node) -> Hashable | None:
-    if (
-        node.domain != ""
-        or node.op_type in RANDOM_OPS
-        or node.op_type in QUANT_OPS
-        or holds_graphs(node)
-    ):
+    """A key that only nodes of one computation share; None for a node that must stay."""
+    if not is_standard(node) or holds_graphs(node):
         return None
-    inputs = [id(v) for v in node.inputs]
+    if node.op_type in RANDOM_OPS or node.op_type in QUANT_OPS:
+        return None
+    inputs = [id(value) for value in node.inputs]
     if node.op_type in COMMUTATIVE_OPS:
         inputs.sort()
-    attributes = tuple(
-        sorted((name, _frozen(a)) for name, a in node.attributes.items())
-    )
+    frozen = [(name, _frozen(a)) for name, a in node.attributes.items()]
+    attributes = tuple(sorted(frozen))
     return node.op_type, node.overload, tuple(inputs), attributes, len(node.outputs)
 
 
@@ -115,6 +113,7 @@ def _frozen(attribute: ir.Attr) -> str:
         return f"ref {attribute.ref_attr_name}"
     if attribute.type == ir.AttributeType.TENSOR:
         tensor = attribute.as_tensor()
+        # the elements of large ones are not compared
         same = tensor.tobytes().hex() if tensor.nbytes <= 1024 else str(id(tensor))
         return f"{tensor.dtype} {tensor.shape} {same}"
     return repr(attribute.value)

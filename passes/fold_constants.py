@@ -12,25 +12,35 @@ import onnx_ir as ir
 from ._base import Context, Declined, Effect, Option, Pass, PassOutcome
 from ._core.edit import Edit, is_constant
 from ._core.graph import graphs_of, label
+from ._core.union_find import Sets
 from ._simplify.branches import inline_branches
 from ._simplify.evaluate import Array, NotFoldable, evaluate, foldable, result_elements
 from .remove_identities import input_symbols
 
 FREE = 64 * 1024
-"""Bytes that a result may have whatever its inputs, and by which folding may make the whole model
-grow.
+"""Bytes that a result may have whatever its inputs, and by which folding may grow the whole model.
+
+Chosen by hand: nothing beside a model's weights.
 """
 
 LARGEST = 32 * 2**20
-"""Bytes of the largest tensor that is read or made: what is larger, ONNX Runtime folds when it
-loads the model.
+"""Bytes of the largest tensor that is read or made. Chosen by hand.
+
+A larger one ONNX Runtime folds when it loads the model.
+"""
+
+SHARED = 1024
+"""Bytes of a constant above which its users are folded together or not at all.
+
+Only together do they free it. Smaller ones, shapes and scalars, would join half of the model.
 """
 
 
 @dataclass(frozen=True)
 class FoldConstants(Pass):
-    """Replace nodes whose inputs are all constant by their results, and an If of constant condition
-    by its branch.
+    """Replace nodes whose inputs are all constant by their results.
+
+    An If whose condition is constant gives way to its branch.
 
     Effect: exact. Never folds random ops, loops, quantization ops, a default that callers may
     override, or a result larger than its inputs and 64 KiB; and no group of nodes whose folding
@@ -57,9 +67,8 @@ class FoldConstants(Pass):
         edit = Edit(model)
         evaluated, declined = _evaluate_all(model, edit)
         nodes, grown = _commit(evaluated, edit, declined)
-        branches = inline_branches(
-            model, edit, input_symbols(model) if self.nonempty else frozenset()
-        )
+        positive = input_symbols(model) if self.nonempty else frozenset[str]()
+        branches = inline_branches(model, edit, positive)
         stats = {"nodes": nodes, "branches": branches, "bytes": grown}
         return PassOutcome(nodes + branches, dict(stats), declined)
 
@@ -73,10 +82,9 @@ class Evaluated:
 
 
 def _evaluate_all(model: ir.Model, edit: Edit) -> tuple[Evaluated, list[Declined]]:
-    """Evaluate in order, so that results are inputs of what follows; graphs before the subgraphs
-    they hold.
-    """
-    done, declined = Evaluated(), []
+    """Evaluate in order, so that results are inputs of later nodes; outer graphs come first."""
+    done = Evaluated()
+    declined = []
     for graph in graphs_of(model):
         for node in graph:
             if not foldable(node) or not _inputs_known(node, done):
@@ -92,7 +100,12 @@ def _evaluate_all(model: ir.Model, edit: Edit) -> tuple[Evaluated, list[Declined
 
 
 def _inputs_known(node: ir.Node, done: Evaluated) -> bool:
-    return all(v is None or v in done.results or _readable(v) for v in node.inputs)
+    for value in node.inputs:
+        if value is None or value in done.results:
+            continue
+        if not _readable(value):
+            return False
+    return True
 
 
 def _readable(value: ir.Value) -> bool:
@@ -104,19 +117,18 @@ def _readable(value: ir.Value) -> bool:
 
 
 def _results(node: ir.Node, done: Evaluated, opset: int) -> list[Array]:
-    tensors = [
-        None if v is None or v in done.results else v.const_value for v in node.inputs
-    ]
-    if any(t is not None and t.nbytes > LARGEST for t in tensors):
-        raise NotFoldable(
-            f"a constant of more than {LARGEST >> 20} MiB: ONNX Runtime folds it when "
-            "it loads the model"
-        )
-    inputs = [
-        None if v is None else done.results[v] if v in done.results else _array(v)
-        for v in node.inputs
-    ]
-    given = sum(a.nbytes for a in inputs if a is not None)
+    """The outputs of a node of known inputs. Errors: NotFoldable beyond the budget."""
+    # before any is read
+    for value in node.inputs:
+        if value is None or value in done.results:
+            continue
+        if _array_bytes(value) > LARGEST:
+            raise NotFoldable(
+                f"a constant of more than {LARGEST >> 20} MiB: ONNX Runtime folds it when "
+                "it loads the model"
+            )
+    inputs = [_input_array(value, done) for value in node.inputs]
+    given = sum(array.nbytes for array in inputs if array is not None)
     made = result_elements(node, inputs) * _item_size(node)
     if made > max(given, FREE) or made > LARGEST:
         raise NotFoldable(
@@ -125,32 +137,38 @@ def _results(node: ir.Node, done: Evaluated, opset: int) -> list[Array]:
     return evaluate(node, inputs, opset)
 
 
+def _input_array(value: ir.Value | None, done: Evaluated) -> Array | None:
+    if value is None:
+        return None
+    if value in done.results:
+        return done.results[value]
+    return _array(value)
+
+
 def _array(value: ir.Value) -> Array:
     assert value.const_value is not None
     return value.const_value.numpy()
 
 
 def _item_size(node: ir.Node) -> int:
+    """Bytes of an element of a node's first output; the most that one has where it is not known."""
     kind = node.outputs[0].dtype
-    return 8 if kind is None or kind.bitwidth < 8 else kind.bitwidth // 8
+    if kind is None or kind.bitwidth < 8:
+        return 8
+    return kind.bitwidth // 8
 
 
 def _commit(done: Evaluated, edit: Edit, declined: list[Declined]) -> tuple[int, int]:
     """Put in the results that pay: group by group, those that shrink the model first."""
     inside = set(done.nodes)
-    groups = sorted(
-        (
-            (_growth(group, inside, done), i, group)
-            for i, group in enumerate(_groups(done))
-        )
-    )
+    priced = [(_growth(group, inside, done), group) for group in _groups(done)]
+    # a stable sort: groups that grow alike stay in the order of the graph
+    priced.sort(key=lambda pair: pair[0])
     folded = grown = 0
-    for growth, _, group in groups:
+    for growth, group in priced:
         if growth > 0 and grown + growth > FREE:
-            declined.extend(
-                Declined(label(node), f"folding would add {growth} bytes to the model")
-                for node in group
-            )
+            reason = f"folding would add {growth} bytes to the model"
+            declined.extend(Declined(label(node), reason) for node in group)
             continue
         for node in group:
             _put(node, inside, done, edit)
@@ -162,30 +180,23 @@ def _commit(done: Evaluated, edit: Edit, declined: list[Declined]) -> tuple[int,
 
 def _groups(done: Evaluated) -> Iterator[list[ir.Node]]:
     """Nodes that share results or constants, together; each group in order."""
-    parent: dict[ir.Node, ir.Node] = {node: node for node in done.nodes}
-
-    def root(node: ir.Node) -> ir.Node:
-        while parent[node] is not node:
-            parent[node] = node = parent[parent[node]]
-        return node
-
+    together: Sets[ir.Node] = Sets()
     first_user: dict[ir.Value, ir.Node] = {}
     for node in done.nodes:
         for value in node.inputs:
-            if value is None or (
-                value not in done.results and _array_bytes(value) <= 1024
-            ):
+            if value is None:
                 continue
-            other = (
-                value.producer()
-                if value in done.results
-                else first_user.setdefault(value, node)
-            )
+            if value in done.results:
+                other = value.producer()
+            elif _array_bytes(value) > SHARED:
+                other = first_user.setdefault(value, node)
+            else:
+                continue
             assert other is not None
-            parent[root(other)] = root(node)
+            together.join(node, other)
     groups: dict[ir.Node, list[ir.Node]] = defaultdict(list)
     for node in done.nodes:
-        groups[root(node)].append(node)
+        groups[together.root(node)].append(node)
     yield from groups.values()
 
 
@@ -194,26 +205,27 @@ def _array_bytes(value: ir.Value) -> int:
 
 
 def _escapes(value: ir.Value, inside: set[ir.Node]) -> bool:
-    return value.is_graph_output() or any(
-        user not in inside for user in value.consumers()
-    )
+    """True if something other than the nodes inside needs a value."""
+    if value.is_graph_output():
+        return True
+    return any(user not in inside for user in value.consumers())
 
 
 def _growth(group: list[ir.Node], inside: set[ir.Node], done: Evaluated) -> int:
-    """Bytes of results that stay, minus bytes of constants and nodes that go."""
-    made = sum(
-        done.results[v].nbytes
-        for node in group
-        for v in node.outputs
-        if _escapes(v, inside)
-    )
-    inputs = {
-        v
-        for node in group
-        for v in node.inputs
-        if v is not None and v not in done.results
-    }
-    freed = sum(_array_bytes(v) for v in inputs if not _escapes(v, inside))
+    """Bytes of results that stay, minus bytes of constants that go."""
+    made = 0
+    inputs = set()
+    for node in group:
+        for value in node.outputs:
+            if _escapes(value, inside):
+                made += done.results[value].nbytes
+        for source in node.inputs:
+            if source is not None and source not in done.results:
+                inputs.add(source)
+    freed = 0
+    for source in inputs:
+        if not _escapes(source, inside):
+            freed += _array_bytes(source)
     return made - freed
 
 
@@ -222,23 +234,28 @@ def _put(node: ir.Node, inside: set[ir.Node], done: Evaluated, edit: Edit) -> No
     graph = node.graph
     assert isinstance(graph, ir.Graph)
     for value in node.outputs:
-        if not value.is_graph_output() and _escapes(value, inside):
-            edit.replace(
-                value, edit.constant(graph, done.results[value], f"{value.name}_folded")
-            )
+        # a graph output stays with the node that makes it
+        if value.is_graph_output() or not _escapes(value, inside):
+            continue
+        name = f"{value.name}_folded"
+        constant = edit.constant(graph, done.results[value], name)
+        edit.replace(value, constant)
 
 
 def _remove_dead(group: list[ir.Node], edit: Edit) -> int:
     """Remove nodes of a group that nobody needs any more, and the constants that only they used."""
     count = 0
+    # users before what they use
     for node in reversed(group):
-        if any(v.uses() or v.is_graph_output() for v in node.outputs):
+        if any(value.uses() or value.is_graph_output() for value in node.outputs):
             continue
-        inputs = {v for v in node.inputs if v is not None}
+        inputs = {value for value in node.inputs if value is not None}
         edit.remove(node)
         count += 1
         for value in inputs:
-            if is_constant(value) and not value.uses() and not value.is_graph_output():
+            if value.uses() or value.is_graph_output():
+                continue
+            if is_constant(value):
                 assert value.graph is not None
                 del value.graph.initializers[value.name or ""]
     return count

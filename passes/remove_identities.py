@@ -1,4 +1,4 @@
-"""Removal of ops that change nothing, and of pairs of ops of which one does the work of both."""
+"""Removal of ops that change nothing, and of pairs of which one op does the work of both."""
 
 from __future__ import annotations
 
@@ -11,15 +11,12 @@ import onnx_ir as ir
 
 from ._base import Context, Effect, Option, Pass, PassOutcome
 from ._core.edit import Edit
-from ._core.graph import graphs_of, subgraphs
-from ._simplify.rules import arithmetic as arithmetic
-from ._simplify.rules import cast as cast
-from ._simplify.rules import shape as shape
+from ._core.graph import graphs_of, holds_graphs
+from ._core.ops import is_standard
+from ._simplify.rules import arithmetic, cast, shape
 
 Rule = Callable[[ir.Node, Edit], bool]
-"""Try to rewrite at a node; whether it did. A rule does constant work, so that the whole pass is
-linear.
-"""
+"""Try to rewrite at a node; True if it did. Constant work, so that the whole pass is linear."""
 
 
 @dataclass(frozen=True)
@@ -48,44 +45,44 @@ class RemoveIdentities(Pass):
     )
 
     def run(self, model: ir.Model, context: Context) -> PassOutcome:
-        counts = rewrite(
-            model, rule_table(input_symbols(model) if self.nonempty else frozenset())
-        )
-        return PassOutcome(counts.total(), {"rewrites": counts.total(), **counts})
+        positive = input_symbols(model) if self.nonempty else frozenset[str]()
+        counts = rewrite(model, rule_table(positive))
+        stats = {"rewrites": counts.total(), **counts}
+        return PassOutcome(counts.total(), dict(stats))
 
 
 def input_symbols(model: ir.Model) -> frozenset[str]:
     """Names of the symbolic dims of the model's inputs."""
-    return frozenset(
-        d.value
-        for v in model.graph.inputs
-        for d in v.shape or ()
-        if not isinstance(d, int) and d.value is not None
-    )
+    names = set()
+    for value in model.graph.inputs:
+        for dim in value.shape or ():
+            if not isinstance(dim, int) and dim.value is not None:
+                names.add(dim.value)
+    return frozenset(names)
 
 
 def rewrite(model: ir.Model, table: dict[str, list[Rule]]) -> Counter[str]:
-    """Apply the rules to every node of all graphs, and again around every change; how often each
-    applied.
+    """Apply the rules to every node of all graphs, and again around every change.
+
+    Returns how often each rule applied.
     """
-    edit, counts = Edit(model), Counter[str]()
+    edit = Edit(model)
+    counts = Counter[str]()
     queue = deque(node for graph in graphs_of(model) for node in graph)
     waiting = set(queue)
     while queue:
         node = queue.popleft()
         waiting.discard(node)
-        if node.graph is None or node.domain != "":
+        # removed while it waited, or of a domain that no rule knows
+        if node.graph is None or not is_standard(node):
             continue
-        if not any(o.uses() or o.is_graph_output() for o in node.outputs):
-            if next(subgraphs(node), None) is None:
-                edit.remove(node)
-        else:
-            applied = next(
-                (rule for rule in table.get(node.op_type, ()) if rule(node, edit)), None
-            )
+        if any(value.uses() or value.is_graph_output() for value in node.outputs):
+            applied = _apply(node, table, edit)
             if applied is not None:
-                counts[applied.__name__.replace("_", "-")] += 1
+                counts[applied.replace("_", "-")] += 1
                 edit.touched.append(node)
+        elif not holds_graphs(node):
+            edit.remove(node)
         for other in edit.touched:
             if other not in waiting and other.graph is not None:
                 waiting.add(other)
@@ -94,8 +91,19 @@ def rewrite(model: ir.Model, table: dict[str, list[Rule]]) -> Counter[str]:
     return counts
 
 
+def _apply(node: ir.Node, table: dict[str, list[Rule]], edit: Edit) -> str | None:
+    """Name of the first rule that rewrites a node; None if none does."""
+    for rule in table.get(node.op_type, ()):
+        if rule(node, edit):
+            return rule.__name__
+    return None
+
+
 def rule_table(positive: frozenset[str]) -> dict[str, list[Rule]]:
-    """Op type to its rules, the first that applies wins."""
+    """Op type to its rules; the first that applies wins.
+
+    `positive`: symbols that are at least 1 in every run.
+    """
     views = {"Squeeze": shape.squeeze_squeeze, "Unsqueeze": shape.unsqueeze_unsqueeze}
     table: dict[str, list[Rule]] = {
         "Identity": [shape.shape_constant, arithmetic.identity],

@@ -1,6 +1,4 @@
-"""Removal of what no output depends on: nodes, initializers, optional outputs, functions, opset
-imports.
-"""
+"""Removal of parts on which no output depends: nodes, initializers, functions, opset imports."""
 
 from __future__ import annotations
 
@@ -13,12 +11,12 @@ import onnx_ir as ir
 from ._base import Context, Effect, Pass, PassOutcome
 from ._core.edit import release
 from ._core.graph import all_graphs, all_nodes, graphs_of, subgraphs
+from ._core.ops import is_standard
 
 
 @dataclass(frozen=True)
 class RemoveUnused(Pass):
-    """Remove nodes, initializers, optional outputs, functions and opset imports that no graph
-    output needs.
+    """Remove nodes, initializers, optional outputs, functions and imports that no output needs.
 
     Effect: exact. Inputs and outputs of the model stay, used or not, also initializers that are
     inputs.
@@ -35,7 +33,8 @@ class RemoveUnused(Pass):
 
     def run(self, model: ir.Model, context: Context) -> PassOutcome:
         removed = Removed()
-        for graph in [model.graph, *(f.graph for f in model.functions.values())]:
+        bodies = [function.graph for function in model.functions.values()]
+        for graph in [model.graph, *bodies]:
             _remove_nodes(graph, model, removed)
         functions = _remove_functions(model)
         for subgraph in graphs_of(model):
@@ -60,11 +59,13 @@ class Removed:
 
 
 def _remove_nodes(graph: ir.Graph, model: ir.Model, removed: Removed) -> None:
-    """Last node first, so that one walk suffices; subgraphs before the nodes that they capture
-    from.
+    """Remove nodes that nothing needs from a graph and those it holds.
+
+    Last node first, so that one walk suffices: a subgraph comes before the nodes whose values it
+    captures.
     """
     for node in reversed(graph):
-        if not any(o.uses() or o.is_graph_output() for o in node.outputs):
+        if not any(value.uses() or value.is_graph_output() for value in node.outputs):
             for inner in subgraphs(node):
                 release(inner)
             graph.remove(node, safe=True)
@@ -77,30 +78,33 @@ def _remove_nodes(graph: ir.Graph, model: ir.Model, removed: Removed) -> None:
 
 def _drop_outputs(node: ir.Node, model: ir.Model) -> int:
     """Unname unused optional outputs, and cut them off at the end of the list."""
-    unused = [
-        i
-        for i, o in enumerate(node.outputs)
-        if o.name and not o.uses() and not o.is_graph_output()
-    ]
-    training = node.attributes.get_int(
-        "training_mode", 0
-    )  # BatchNormalization must then have all its outputs
-    if not unused or len(node.outputs) == 1 or node.domain != "" or training:
+    # BatchNormalization that trains must have all its outputs
+    trains = node.attributes.get_int("training_mode", 0)
+    if len(node.outputs) == 1 or trains or not is_standard(node):
+        return 0
+    unused = [index for index, value in enumerate(node.outputs) if _is_unused(value)]
+    if not unused:
         return 0
     optional = _optional_outputs(node.op_type, model.opset_imports.get("", 1))
-    dropped = [i for i in unused if i in optional]
+    dropped = [index for index in unused if index in optional]
     for index in dropped:
-        node.outputs[index].name = ""
-        node.outputs[index].shape = node.outputs[index].type = None
+        value = node.outputs[index]
+        value.name = ""
+        value.shape = None
+        value.type = None
     size = len(node.outputs)
-    while (
-        size > 1
-        and node.outputs[size - 1].name == ""
-        and not node.outputs[size - 1].uses()
-    ):
+    while size > 1 and _is_left_out(node.outputs[size - 1]):
         size -= 1
     node.resize_outputs(size)
     return len(dropped)
+
+
+def _is_unused(output: ir.Value) -> bool:
+    return bool(output.name) and not output.uses() and not output.is_graph_output()
+
+
+def _is_left_out(output: ir.Value) -> bool:
+    return output.name == "" and not output.uses()
 
 
 def _optional_outputs(op_type: str, opset: int) -> set[int]:
@@ -113,11 +117,11 @@ def _optional_outputs(op_type: str, opset: int) -> set[int]:
 
 
 def _remove_initializers(graph: ir.Graph) -> int:
-    unused = [
-        name
-        for name, v in graph.initializers.items()
-        if not v.uses() and not v.is_graph_input() and not v.is_graph_output()
-    ]
+    unused = []
+    for name, value in graph.initializers.items():
+        is_port = value.is_graph_input() or value.is_graph_output()
+        if not is_port and not value.uses():
+            unused.append(name)
     for name in unused:
         del graph.initializers[name]
     return len(unused)
@@ -128,11 +132,11 @@ def _remove_functions(model: ir.Model) -> int:
     todo = [node.op_identifier() for node in model.graph.all_nodes()]
     while todo:
         identifier = todo.pop()
-        if identifier in model.functions and identifier not in reached:
-            reached.add(identifier)
-            todo.extend(
-                node.op_identifier() for node in model.functions[identifier].all_nodes()
-            )
+        if identifier not in model.functions or identifier in reached:
+            continue
+        reached.add(identifier)
+        function = model.functions[identifier]
+        todo.extend(node.op_identifier() for node in function.all_nodes())
     unused = [identifier for identifier in model.functions if identifier not in reached]
     for identifier in unused:
         del model.functions[identifier]
@@ -140,11 +144,10 @@ def _remove_functions(model: ir.Model) -> int:
 
 
 def _remove_imports(model: ir.Model) -> None:
-    used = {
-        "",
-        *(node.domain for node in all_nodes(model)),
-        *(domain for domain, _, _ in model.functions),
-    }
+    used = {""}
+    used.update(node.domain for node in all_nodes(model))
+    used.update(domain for domain, _, _ in model.functions)
     for graph in all_graphs(model):
-        for domain in [d for d in graph.opset_imports if d not in used]:
+        unused = [domain for domain in graph.opset_imports if domain not in used]
+        for domain in unused:
             del graph.opset_imports[domain]

@@ -54,13 +54,24 @@ class Simplify(Pass):
         before = _count(model)
         normalize(model)
         passes = self._passes()
-        changed, declined, rounds = Counter[str](), dict[Declined, None](), 0
+        changed = Counter[str]()
+        # a dict keeps the order, and each reason once
+        declined: dict[Declined, None] = {}
+        rounds = 0
         while rounds < ROUNDS:
             rounds += 1
-            outcomes = [(p.name, p.run(model, context)) for p in passes]
-            declined = {d: None for _, outcome in outcomes for d in outcome.declined}
-            changed.update({name: outcome.changed for name, outcome in outcomes})
-            if not any(outcome.changed for _, outcome in outcomes):
+            # reasons of earlier rounds may have gone with their nodes
+            declined.clear()
+            counts: dict[str, int] = {}
+            is_changed = False
+            for each in passes:
+                outcome = each.run(model, context)
+                # of remove-unused, which runs twice, the second run is reported
+                counts[each.name] = outcome.changed
+                is_changed |= outcome.changed > 0
+                declined.update(dict.fromkeys(outcome.declined))
+            changed.update(counts)
+            if not is_changed:
                 break
             refresh_shapes(model)
         stats = {

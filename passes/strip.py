@@ -1,6 +1,4 @@
-"""Taking out of a model what no runtime reads: exporters' traces, doc strings, implied shapes and
-attributes.
-"""
+"""Removal of parts that no runtime reads: exporters' traces, doc strings, implied attributes."""
 
 from __future__ import annotations
 
@@ -13,13 +11,13 @@ import onnx_ir as ir
 from ._base import Context, Effect, Option, Pass, PassOutcome
 from ._core.graph import all_nodes
 from ._core.notes import drop_notes
-from ._core.schemas import is_standard, schema_of, states_default
+from ._core.ops import is_standard
+from ._core.schemas import schema_of, states_default
 
 
 @dataclass(frozen=True)
 class Strip(Pass):
-    """Remove what no runtime reads: node metadata, doc strings, implied shapes and attributes at
-    their defaults.
+    """Remove parts that no runtime reads: metadata, doc strings, implied shapes and attributes.
 
     For files that must be small: in a 1-bit ResNet-56 the exporter's stack traces weigh as much as
     the weights. Put it last: shapes of values between nodes are gone from the file until someone
@@ -46,26 +44,25 @@ class Strip(Pass):
         counts.update(attributes=0, types=0)
         for node in all_nodes(model):
             counts["attributes"] += _drop_defaults(node)
-            for value in node.outputs if self.types else ():
+            if not self.types:
+                continue
+            for value in node.outputs:
                 counts["types"] += _forget_type(value)
         return PassOutcome(changed=counts.total(), stats=dict(counts))
 
 
 def _drop_defaults(node: ir.Node) -> int:
-    """Attributes of a standard op whose value is the one that the op has without them."""
-    version = node.graph.opset_imports.get("") if node.graph is not None else None
-    schema = (
-        schema_of(node.op_type, version)
-        if is_standard(node) and version is not None
-        else None
-    )
+    """Drop attributes of a standard op that say what it does without them; the number of them."""
+    if node.graph is None or not is_standard(node):
+        return 0
+    version = node.graph.opset_imports.get("")
+    schema = None if version is None else schema_of(node.op_type, version)
     if schema is None:
         return 0
-    implied = [
-        name
-        for name, attribute in node.attributes.items()
-        if _is_default(schema, attribute)
-    ]
+    implied = []
+    for name, attribute in node.attributes.items():
+        if _is_default(schema, attribute):
+            implied.append(name)
     for name in implied:
         del node.attributes[name]
     return len(implied)
@@ -74,12 +71,11 @@ def _drop_defaults(node: ir.Node) -> int:
 def _is_default(schema: onnx.defs.OpSchema, attribute: ir.Attr) -> bool:
     if states_default(schema, attribute):
         return True
-    windows = (
-        schema.name in _WINDOWS
-        and attribute.name in ("dilations", "strides")
-        and not attribute.is_ref()
-    )
-    return windows and set(attribute.as_ints()) == {1}
+    if schema.name not in _WINDOWS or attribute.is_ref():
+        return False
+    if attribute.name not in ("dilations", "strides"):
+        return False
+    return set(attribute.as_ints()) == {1}
 
 
 _WINDOWS = ("Conv", "ConvTranspose", "MaxPool", "AveragePool")
@@ -87,7 +83,10 @@ _WINDOWS = ("Conv", "ConvTranspose", "MaxPool", "AveragePool")
 
 
 def _forget_type(value: ir.Value) -> bool:
-    if value.is_graph_output() or (value.type is None and value.shape is None):
+    if value.is_graph_output():
         return False
-    value.type = value.shape = None
+    if value.type is None and value.shape is None:
+        return False
+    value.type = None
+    value.shape = None
     return True

@@ -1,5 +1,4 @@
-"""Pairs of 8-bit weights that saturate integer kernels of x86 CPUs without VNNI, and how to keep
-them from it.
+"""Pairs of 8-bit weights that saturate integer kernels of x86 CPUs without VNNI, and remedies.
 
 Those kernels multiply unsigned 8-bit activations by signed 8-bit weights with an instruction that
 adds two neighbouring products in a *saturating* 16-bit integer. Two weights that meet in it are a
@@ -24,11 +23,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 PAIR_LIMIT = 128
-"""Largest sum of two weights of one sign: 255 * 128 = 32640 still fits into 16 bits, 255 * 129 does
-not.
+"""Largest sum of two weights of one sign.
+
+255 * 128 = 32640 still fits into 16 bits, 255 * 129 does not.
 """
 
 LARGEST_CODE = 127
+"""Largest magnitude of a weight's code: int8 without -128, so that ranges are symmetric."""
 
 SATURATING_CPUS = "x86 CPUs without VNNI (AVX2, and AVX-512 before Cascade Lake)"
 
@@ -36,12 +37,13 @@ NEVER_SATURATING = frozenset({"ConvInteger"})
 """Ops on 8-bit integers whose kernels add products in 32 bits on every CPU."""
 
 FACTORS = np.linspace(1.0, 2.0, 33)
-"""Scales tried for a channel, in units of the one that makes its largest weight 127. With twice
-that no two codes reach the limit.
+"""Scales tried for a channel, in units of the one that makes its largest weight 127.
+
+With twice that no two codes reach the limit. The number of steps was chosen by hand.
 """
 
 BINS = 2 * LARGEST_CODE - PAIR_LIMIT + 1
-"""Of histograms over the sum of a pair: one for each of 128 … 254."""
+"""Bins of a histogram over the sum of a pair: one for each of 128 … 254."""
 
 Index = slice | NDArray[np.intp]
 Rows = NDArray[Any]
@@ -49,10 +51,9 @@ Rows = NDArray[Any]
 
 @dataclass(frozen=True, eq=False)
 class KernelPairs:
-    """Which two columns of a weight's rows meet in one instruction: `first[i]` and `second[i]`; the
-    rest stand alone.
+    """Columns of a weight's rows that meet in one instruction: `first[i]` and `second[i]`.
 
-    Slices where the pairs are neighbours, so that taking them copies nothing.
+    The rest stand alone. Slices where the pairs are neighbours, so that taking them copies nothing.
     """
 
     first: Index
@@ -64,31 +65,33 @@ class KernelPairs:
         return rows[:, self.first], rows[:, self.second]
 
     def of_part(self, width: int) -> KernelPairs:
-        """The pairs within a part of the rows that is so wide and cuts none of them apart."""
+        """The pairs within the first `width` columns, which cut none of them apart."""
         return neighbours(width) if isinstance(self.first, slice) else self
 
     def indices(self) -> NDArray[np.intp]:
         """Both columns of every pair as one array (pairs, 2)."""
-        columns = [
-            np.arange(i.stop)[i] if isinstance(i, slice) else i
-            for i in (self.first, self.second)
-        ]
+        columns = [_as_array(self.first), _as_array(self.second)]
         return np.stack(columns, axis=1).astype(np.intp)
 
 
+def _as_array(index: Index) -> NDArray[np.intp]:
+    if isinstance(index, slice):
+        return np.arange(index.stop)[index]
+    return index
+
+
 NO_PAIRS = KernelPairs(slice(0, 0), slice(0, 0), 0)
-"""Of weights that never meet in a saturating instruction."""
+"""Pairs of a weight whose elements never meet in a saturating instruction: none."""
 
 
 @functools.lru_cache(256)
 def neighbours(width: int) -> KernelPairs:
-    """Pairs of weights that lie next to each other in a row of so many."""
-    even = width // 2 * 2
-    return (
-        KernelPairs(slice(0, even, 2), slice(1, even, 2), width // 2)
-        if even
-        else NO_PAIRS
-    )
+    """Pairs of weights that lie next to each other in a row of `width`."""
+    count = width // 2
+    if count == 0:
+        return NO_PAIRS
+    end = 2 * count
+    return KernelPairs(slice(0, end, 2), slice(1, end, 2), count)
 
 
 def kernel_pairs(op_type: str, shape: Sequence[int], groups: int = 1) -> KernelPairs:
@@ -102,12 +105,16 @@ def kernel_pairs(op_type: str, shape: Sequence[int], groups: int = 1) -> KernelP
     if op_type in NEVER_SATURATING or math.prod(shape) == 0:
         return NO_PAIRS
     if "Conv" in op_type:
-        return _conv_pairs(tuple(int(d) for d in shape), groups)
+        dims = tuple(int(dim) for dim in shape)
+        return _conv_pairs(dims, groups)
     width = math.prod(shape[:-1])
     inner = int(shape[-2]) if len(shape) > 2 else width
     if inner % 2 == 0 or inner == width:
         return neighbours(width)
-    starts = np.arange(0, width, inner)[:, None] + np.arange(0, inner - 1, 2)
+    # each matrix of a batch is read by itself: the last row of an odd one stands alone
+    matrices = np.arange(0, width, inner)
+    within = np.arange(0, inner - 1, 2)
+    starts = matrices[:, None] + within
     first = starts.reshape(-1).astype(np.intp)
     return KernelPairs(first, first + 1, first.size)
 
@@ -115,37 +122,40 @@ def kernel_pairs(op_type: str, shape: Sequence[int], groups: int = 1) -> KernelP
 @functools.lru_cache(256)
 def _conv_pairs(shape: tuple[int, ...], groups: int) -> KernelPairs:
     outputs, channels, *kernel = shape
-    if channels == 1 and groups == outputs and groups > 1:
+    is_depthwise = channels == 1 and groups == outputs and groups > 1
+    if is_depthwise:
         return NO_PAIRS
-    width = channels * math.prod(kernel)
-    if channels == 1 or math.prod(kernel) == 1:
+    positions = math.prod(kernel)
+    width = channels * positions
+    if channels == 1 or positions == 1:
         return neighbours(width)
-    order = np.moveaxis(
-        np.arange(width, dtype=np.intp).reshape(channels, *kernel), 0, -1
-    ).reshape(-1)
-    even = width // 2 * 2
-    return KernelPairs(order[0:even:2], order[1:even:2], width // 2)
+    stored = np.arange(width, dtype=np.intp).reshape(channels, *kernel)
+    order = np.moveaxis(stored, 0, -1).reshape(-1)
+    count = width // 2
+    end = 2 * count
+    return KernelPairs(order[0:end:2], order[1:end:2], count)
 
 
 def offending(codes: Rows, pairs: KernelPairs) -> NDArray[np.bool_]:
-    """Which pairs saturate for some input: (channels, width) whole numbers -> (channels, pairs)."""
+    """Mask of pairs that saturate for some input.
+
+    Shapes: codes (channels, width), whole numbers -> (channels, pairs).
+    """
     beyond: NDArray[np.bool_] = largest_sums(codes, pairs) > PAIR_LIMIT
     return beyond
 
 
 def largest_sums(codes: Rows, pairs: KernelPairs) -> Rows:
-    """The larger of what the positive and what the negative weights of each pair sum to, without
-    its sign.
-    """
+    """Magnitude of the larger sum of each pair, of its positive or of its negative weights."""
     return sums_of_one_sign(*pairs.of(codes))
 
 
 def sums_of_one_sign(first: Rows, second: Rows) -> Rows:
-    """|a + b| where both have one sign, else the larger of |a| and |b|: elementwise, int8 as
-    int16.
-    """
+    """|a + b| where both have one sign, else the larger of |a| and |b|, elementwise."""
+    # two of int8 may sum to more than it holds
     if first.dtype == np.int8:
-        first, second = first.astype(np.int16), second.astype(np.int16)
+        first = first.astype(np.int16)
+        second = second.astype(np.int16)
     highest = np.maximum(first, 0) + np.maximum(second, 0)
     lowest = np.minimum(first, 0) + np.minimum(second, 0)
     largest: Rows = np.maximum(highest, -lowest)
@@ -155,8 +165,7 @@ def sums_of_one_sign(first: Rows, second: Rows) -> Rows:
 def keep_within(
     codes: Rows, exact: Rows, pairs: KernelPairs, importance: Rows | None = None
 ) -> None:
-    """Cut the offending pairs of `codes` in place, with the least squared error among codes that
-    fit.
+    """Cut the offending pairs of `codes` in place, with the least squared error.
 
     Shapes: codes, exact (channels, width), `exact` the weights in units of a code; importance
     (channels or 1, width) of each weight's squared error, all equal where it is None. Follows from
@@ -166,18 +175,22 @@ def keep_within(
     row, pair = np.nonzero(offending(codes, pairs))
     if not row.size:
         return
-    columns = pairs.indices()[pair]
-    first, second = columns[:, 0], columns[:, 1]
+    first, second = pairs.indices()[pair].T
+    # both weights of an offending pair have one sign
     sign = np.sign(codes[row, first])
-    x, y = exact[row, first] * sign, exact[row, second] * sign
+    x = exact[row, first] * sign
+    y = exact[row, second] * sign
     share = np.full(row.size, 0.5)
     if importance is not None:
         weights = np.broadcast_to(importance, exact.shape)
-        total = weights[row, first] + weights[row, second]
-        share = np.where(
-            total > 0, weights[row, second] / np.where(total > 0, total, 1.0), 0.5
-        )
-    kept = np.clip(np.rint(x - (x + y - PAIR_LIMIT) * share), 1, LARGEST_CODE)
+        h = weights[row, first]
+        g = weights[row, second]
+        total = h + g
+        divisor = np.where(total > 0, total, 1.0)
+        share = np.where(total > 0, g / divisor, 0.5)
+    excess_of_pair = x + y - PAIR_LIMIT
+    best = np.rint(x - excess_of_pair * share)
+    kept = np.clip(best, 1, LARGEST_CODE)
     codes[row, first] = sign * kept
     codes[row, second] = sign * (PAIR_LIMIT - kept)
 
@@ -185,41 +198,44 @@ def keep_within(
 def excess(
     exact: Rows, pairs: KernelPairs, importance: Rows | None = None
 ) -> NDArray[np.float64]:
-    """How the pairs of one sign that sum to more than the limit are spread: (channels, 127), bin i
-    of sum 128 + i.
+    """Histogram of the pairs of one sign that sum to more than the limit, bin i of sum 128 + i.
 
-    Shapes: exact (channels, width) in units of a code; each pair weighs h g / (h + g), what cutting
-    it costs by the square, with `importance` as in `keep_within`. Additive over parts of a row.
+    Shapes: exact (channels, width) in units of a code -> (channels, 127). Each pair weighs
+    h g / (h + g), the cost of cutting it by the square, with `importance` as in `keep_within`.
+    Additive over parts of a row.
     """
     first, second = pairs.of(exact)
-    total = np.where(first * second > 0, np.abs(first) + np.abs(second), 0.0)
+    magnitude = np.abs(first) + np.abs(second)
+    total = np.where(first * second > 0, magnitude, 0.0)
     row, pair = np.nonzero(total > PAIR_LIMIT)
     cost: Any = 0.5
     if importance is not None:
-        h, g = (
-            np.broadcast_to(side, total.shape)[row, pair]
-            for side in pairs.of(np.atleast_2d(importance))
-        )
+        of_first, of_second = pairs.of(np.atleast_2d(importance))
+        h = np.broadcast_to(of_first, total.shape)[row, pair]
+        g = np.broadcast_to(of_second, total.shape)[row, pair]
         cost = h * g / np.maximum(h + g, 1e-300)
-    bins = row * BINS + np.minimum(
-        np.rint(total[row, pair]).astype(np.intp) - PAIR_LIMIT, BINS - 1
-    )
-    weights = np.broadcast_to(cost, bins.shape)
-    counted = np.bincount(bins, weights=weights, minlength=len(exact) * BINS)
+    sums = np.rint(total[row, pair]).astype(np.intp)
+    bins = np.minimum(sums - PAIR_LIMIT, BINS - 1)
+    # one histogram a channel, side by side
+    flat = row * BINS + bins
+    weights = np.broadcast_to(cost, flat.shape)
+    counted = np.bincount(flat, weights=weights, minlength=len(exact) * BINS)
     return counted.reshape(len(exact), BINS).astype(np.float64)
 
 
 def channel_factors(
     spread: NDArray[np.float64], importance: NDArray[np.float64] | float
 ) -> NDArray[np.float64]:
-    """The factor on each channel's scale with the least expected error: (channels, 127),
-    (channels,) -> (channels,).
+    """The factor on each channel's scale with the least expected error.
 
     A larger scale rounds every weight more coarsely, factor**2 / 12 each, and cuts fewer pairs.
     `importance`: summed over the weights of a channel that are not zero. 1 where nothing exceeds
-    the limit.
+    the limit. Shapes: spread (channels, 127), importance (channels,) -> (channels,).
     """
     sums = PAIR_LIMIT + np.arange(BINS)
-    cut = np.maximum(sums[:, None] - PAIR_LIMIT * FACTORS, 0.0) ** 2
-    error = spread @ cut + np.asarray(importance).reshape(-1, 1) * FACTORS**2 / 12
-    return np.asarray(FACTORS[error.argmin(axis=1)])
+    beyond = np.maximum(sums[:, None] - PAIR_LIMIT * FACTORS, 0.0)
+    cutting = spread @ beyond**2
+    # 1/12: variance of rounding to the nearest whole number
+    rounding = np.asarray(importance).reshape(-1, 1) * FACTORS**2 / 12
+    best = (cutting + rounding).argmin(axis=1)
+    return np.asarray(FACTORS[best])

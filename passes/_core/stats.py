@@ -10,10 +10,11 @@ from math import prod
 import numpy as np
 import onnx_ir as ir
 
-from .graph import all_nodes, initializers
+from .graph import all_nodes, initializers, subgraphs
 from .infer import infer_types
 from .lazy import blocks
 from .normalize import constant_tensor
+from .ops import RECURRENT, STANDARD_DOMAINS, is_standard
 
 NOT_PARAMETERS = {ir.DataType.INT64, ir.DataType.BOOL, ir.DataType.STRING}
 """Types that hold shapes, axes, masks and texts, not parameters."""
@@ -38,39 +39,45 @@ class ModelStats:
 
 
 def model_stats(model: ir.Model, count_nonzero: bool = True) -> ModelStats:
-    """The figures of `model`; `count_nonzero=False` leaves the weights unread. Streams, never holds
-    a weight whole.
+    """Figures of a model; `count_nonzero=False` leaves the weights unread.
+
+    Weights are streamed, never held whole.
     """
     tensors = [t for t in _tensors(model) if t.dtype not in NOT_PARAMETERS]
-    ops = Counter(
-        f"{n.domain}.{n.op_type}" if n.domain not in ("", "ai.onnx") else n.op_type
-        for n in all_nodes(model)
-    )
+    nonzero = None
+    if count_nonzero:
+        nonzero = sum(_nonzero(tensor) for tensor in tensors)
+    ops = Counter(_op_name(node) for node in all_nodes(model))
     return ModelStats(
-        params=sum(t.size for t in tensors),
-        nonzero=sum(map(_nonzero, tensors)) if count_nonzero else None,
+        params=sum(tensor.size for tensor in tensors),
+        nonzero=nonzero,
         nodes=ops.total(),
         macs=model_macs(model),
         ops=dict(ops.most_common()),
     )
 
 
+def _op_name(node: ir.Node) -> str:
+    if is_standard(node):
+        return node.op_type
+    return f"{node.domain}.{node.op_type}"
+
+
 def model_macs(model: ir.Model) -> int | None:
-    """Those of the main graph; shapes that the file does not state are inferred, on a clone."""
+    """Multiply-accumulates of the main graph; shapes that are not stated are inferred, on a clone."""
     count = graph_macs(model.graph)
-    if count is None and any(
-        v.shape is None for node in model.graph for v in node.outputs
-    ):
-        inferred = model.clone()
-        infer_types(inferred, data_prop=True)
-        count = graph_macs(inferred.graph)
-    return count
+    if count is not None:
+        return count
+    outputs = (value for node in model.graph for value in node.outputs)
+    if all(value.shape is not None for value in outputs):
+        return None
+    inferred = model.clone()
+    infer_types(inferred, data_prop=True)
+    return graph_macs(inferred.graph)
 
 
 def graph_macs(graph: ir.Graph) -> int | None:
-    """Multiply-accumulates of one run of `graph`, subgraphs included; None where a shape is
-    unknown.
-    """
+    """Multiply-accumulates of one run of `graph` and its subgraphs; None for an unknown shape."""
     total = 0
     for node in graph:
         count = node_macs(node)
@@ -81,30 +88,26 @@ def graph_macs(graph: ir.Graph) -> int | None:
 
 
 def node_macs(node: ir.Node) -> int | None:
-    """Multiply-accumulates of one node, symbolic dims as 1; 0 for ops without, None where a shape
-    is unknown.
+    """Multiply-accumulates of one node, symbolic dims as 1.
+
+    0 for ops without, None where a shape is unknown.
     """
-    if node.op_type in _MACS and node.domain in ("", "ai.onnx", "com.microsoft"):
+    if node.op_type in _MACS and node.domain in DOMAINS:
         try:
             return _MACS[node.op_type](node)
         except _UnknownShapeError:
             return None
-    branches = [graph_macs(graph) for graph in _subgraphs(node)]
-    if any(count is None for count in branches):
-        return None
-    return max((count for count in branches if count is not None), default=0)
+    largest = 0
+    for graph in subgraphs(node):
+        count = graph_macs(graph)
+        if count is None:
+            return None
+        largest = max(largest, count)
+    return largest
 
 
 class _UnknownShapeError(Exception):
     pass
-
-
-def _subgraphs(node: ir.Node) -> Iterator[ir.Graph]:
-    for attribute in node.attributes.values():
-        if attribute.type == ir.AttributeType.GRAPH:
-            yield attribute.as_graph()
-        elif attribute.type == ir.AttributeType.GRAPHS:
-            yield from attribute.as_graphs()
 
 
 def _tensors(model: ir.Model) -> Iterator[ir.TensorProtocol]:
@@ -112,7 +115,7 @@ def _tensors(model: ir.Model) -> Iterator[ir.TensorProtocol]:
         assert value.const_value is not None
         yield value.const_value
     for node in all_nodes(model):
-        if node.op_type == "Constant" and node.domain in ("", "ai.onnx"):
+        if is_standard(node, "Constant"):
             tensor = constant_tensor(node)
             if tensor is not None:
                 yield tensor
@@ -125,41 +128,51 @@ def _nonzero(tensor: ir.TensorProtocol) -> int:
 def _dims(value: ir.Value | None) -> list[int]:
     if value is None or value.shape is None:
         raise _UnknownShapeError
-    return [d if isinstance(d, int) else 1 for d in value.shape]
+    return [dim if isinstance(dim, int) else 1 for dim in value.shape]
+
+
+def _size(value: ir.Value | None) -> int:
+    return prod(_dims(value))
 
 
 def _conv(weight: int) -> Callable[[ir.Node], int]:
-    """Output elements times the weights that each sums over: weight (M, C/group, *K) gives C/group
-    * prod(K).
+    """Output elements times the weights that each sums over.
+
+    `weight`: its input. Shape (M, C / group, *K) gives C / group * prod(K).
     """
-    return lambda node: (
-        prod(_dims(node.outputs[0])) * prod(_dims(node.inputs[weight])[1:])
-    )
+
+    def count(node: ir.Node) -> int:
+        summed = _dims(node.inputs[weight])[1:]
+        return _size(node.outputs[0]) * prod(summed)
+
+    return count
 
 
 def _conv_transpose(node: ir.Node) -> int:
-    """Every input element meets every weight of its channel: weight (C, M/group, *K) gives M/group
-    * prod(K).
-    """
-    return prod(_dims(node.inputs[0])) * prod(_dims(node.inputs[1])[1:])
+    """Input elements times the weights that each meets: (C, M / group, *K) gives M / group * prod(K)."""
+    met = _dims(node.inputs[1])[1:]
+    return _size(node.inputs[0]) * prod(met)
 
 
 def _matmul(node: ir.Node) -> int:
     """Output elements times the summed length, the last axis of the first input."""
-    return prod(_dims(node.outputs[0])) * (_dims(node.inputs[0]) or [1])[-1]
+    # a scalar is no input of MatMul, but files may say so
+    dims = _dims(node.inputs[0]) or [1]
+    return _size(node.outputs[0]) * dims[-1]
 
 
 def _gemm(node: ir.Node) -> int:
-    rows = _dims(node.inputs[0])
-    summed = rows[0] if node.attributes.get_int("transA", 0) else rows[-1]
-    return prod(_dims(node.outputs[0])) * summed
+    """Output elements times the summed length, of the first input."""
+    dims = _dims(node.inputs[0])
+    is_transposed = node.attributes.get_int("transA", 0)
+    summed = dims[0] if is_transposed else dims[-1]
+    return _size(node.outputs[0]) * summed
 
 
 def _recurrent(node: ir.Node) -> int:
     """Steps and batch of X (T, B, I) times all weights W (D, G*H, I) and R (D, G*H, H)."""
-    return prod(_dims(node.inputs[0])[:2]) * (
-        prod(_dims(node.inputs[1])) + prod(_dims(node.inputs[2]))
-    )
+    steps = prod(_dims(node.inputs[0])[:2])
+    return steps * (_size(node.inputs[1]) + _size(node.inputs[2]))
 
 
 _MACS: dict[str, Callable[[ir.Node], int]] = {
@@ -177,7 +190,9 @@ _MACS: dict[str, Callable[[ir.Node], int]] = {
     "DynamicQuantizeMatMul": _matmul,
     "MatMulNBits": _matmul,
     "QLinearMatMul": _matmul,
-    "LSTM": _recurrent,
-    "GRU": _recurrent,
-    "RNN": _recurrent,
+    **dict.fromkeys(RECURRENT, _recurrent),
 }
+"""Multiply-accumulates of a node by its op, quantized and fused forms among them."""
+
+DOMAINS = (*STANDARD_DOMAINS, "com.microsoft")
+"""Domains whose ops the table means."""
