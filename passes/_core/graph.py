@@ -1,4 +1,4 @@
-"""Small facts about a graph that several passes need: its weights, its names, its shapes."""
+"""Walks over a model's graphs, and facts about them: weights, names, shapes."""
 
 from __future__ import annotations
 
@@ -13,9 +13,7 @@ from .ops import FLOATS, WEIGHTED_OPS, is_standard
 from .outcome import Declined
 
 CHAIN_OPS = ("Identity", "Transpose")
-"""Ops between an initializer and its user through which it is still the same weight, elements
-reordered at most.
-"""
+"""Ops between an initializer and its user that leave it the same weight, reordered at most."""
 
 
 @dataclass
@@ -25,7 +23,7 @@ class Weight:
     value: ir.Value
     uses: list[tuple[ir.Node, int]] = field(default_factory=list)
     transposed: bool = False
-    """Whether some use sees it through a Transpose (its axes are then not the op's axes)."""
+    """True if some use sees it through a Transpose (its axes are then not the op's axes)."""
 
     @property
     def name(self) -> str:
@@ -42,8 +40,9 @@ class Weight:
 
 
 def graphs_of(model: ir.Model) -> Iterator[ir.Graph]:
-    """The main graph and every subgraph under it, outer ones first (onnx_ir's own walk costs ten
-    times as much).
+    """The main graph and every subgraph under it, outer ones first.
+
+    onnx_ir's own walk costs ten times as much.
     """
     yield model.graph
     yield from _subgraphs(model.graph)
@@ -68,8 +67,11 @@ def _subgraphs(graph: ir.Graph | ir.Function) -> Iterator[ir.Graph]:
 
 def _held_by(graph: ir.Graph | ir.Function) -> list[ir.Graph]:
     """Graphs that the nodes of `graph` hold, the last first: the order of a stack."""
-    held = [inner for node in graph for inner in subgraphs(node)]
-    return held[::-1]
+    held: list[ir.Graph] = []
+    for node in graph:
+        held.extend(subgraphs(node))
+    held.reverse()
+    return held
 
 
 def subgraphs(node: ir.Node) -> Iterator[ir.Graph]:
@@ -84,7 +86,7 @@ def subgraphs(node: ir.Node) -> Iterator[ir.Graph]:
 
 
 def holds_graphs(node: ir.Node) -> bool:
-    """Whether a node has subgraphs."""
+    """True if a node has subgraphs."""
     return next(subgraphs(node), None) is not None
 
 
@@ -116,13 +118,13 @@ def all_nodes(model: ir.Model) -> Iterator[ir.Node]:
 def initializers(model: ir.Model) -> Iterator[ir.Value]:
     """Every initializer that has data, of the main graph and of every subgraph."""
     for graph in graphs_of(model):
-        yield from (v for v in graph.initializers.values() if v.const_value is not None)
+        for value in graph.initializers.values():
+            if value.const_value is not None:
+                yield value
 
 
 def weights_of(model: ir.Model) -> tuple[list[Weight], list[Declined]]:
-    """All weights in graph order, each once however many nodes share it; and what is declined, with
-    reasons.
-    """
+    """All weights in graph order, each once however many nodes share it, and what is declined."""
     found: dict[int, Weight] = {}
     declined: list[Declined] = []
     for node in all_nodes(model):
@@ -155,6 +157,7 @@ def behind_chain(value: ir.Value | None) -> tuple[ir.Value | None, bool]:
 
 
 def _not_a_weight(source: ir.Value) -> str | None:
+    """Reason why a value that stands where a weight may stand is none to change."""
     producer = source.producer()
     if producer is not None:
         return "already quantized" if producer.op_type == "DequantizeLinear" else None
@@ -176,23 +179,25 @@ class Names:
         self.take(model)
 
     def take(self, model: ir.Model) -> None:
-        """Give no name that this model has either: names of nodes that are gone by now stay theirs
-        in reports.
+        """Give no name that this model has either.
+
+        In reports, names of nodes that are gone by now stay theirs.
         """
         for graph in all_graphs(model):
-            self._taken.update(v.name or "" for v in graph.inputs)
+            self._taken.update(value.name or "" for value in graph.inputs)
             if isinstance(graph, ir.Graph):
                 self._taken.update(graph.initializers)
             for node in graph:
                 self._taken.add(node.name or "")
-                self._taken.update(o.name or "" for o in node.outputs)
+                self._taken.update(value.name or "" for value in node.outputs)
 
     def fresh(self, stem: str) -> str:
         """`stem`, or `stem_1`, `stem_2` … whichever is free first."""
-        name, n = stem, 0
+        name = stem
+        number = 0
         while name in self._taken:
-            n += 1
-            name = f"{stem}_{n}"
+            number += 1
+            name = f"{stem}_{number}"
         self._taken.add(name)
         return name
 
@@ -221,41 +226,42 @@ def refresh_shapes(model: ir.Model) -> bool:
     (it may change shape from turn to turn); so do those of nodes that are not standard ops. Where
     inference finds nothing the former type is kept. Returns whether inference succeeded.
     """
-    outputs = {id(v) for g in all_graphs(model) for v in g.outputs}
-    declared = [
-        (v, None if v.shape is None else v.shape.copy())
-        for v in (*model.graph.inputs, *model.graph.outputs)
-    ]
+    outputs: set[int] = set()
+    for graph in all_graphs(model):
+        outputs.update(id(value) for value in graph.outputs)
+    declared = []
+    for value in (*model.graph.inputs, *model.graph.outputs):
+        declared.append((value, None if value.shape is None else value.shape.copy()))
     former: list[tuple[ir.Value, ir.TypeProtocol | None]] = []
     for node in all_nodes(model):
         if not is_standard(node):
             continue
         if node.op_type == "Loop":
+            # behind the trip count and the condition come the carried values
             for value in node.attributes["body"].as_graph().inputs[2:]:
                 value.shape = None
         for value in node.outputs:
             if id(value) not in outputs:
                 former.append((value, value.type))
-                value.shape, value.type = None, None
+                value.shape = None
+                value.type = None
     for initializer in initializers(model):
         tensor = initializer.const_value
         assert tensor is not None
-        initializer.shape, initializer.type = (
-            ir.Shape(tensor.shape.numpy()),
-            ir.TensorType(tensor.dtype),
-        )
+        initializer.shape = ir.Shape(tensor.shape.numpy())
+        initializer.type = ir.TensorType(tensor.dtype)
     done = _infer(model)
-    for value, declared_shape in declared:
-        value.shape = declared_shape  # inference names unknown dims (unk__7)
+    # inference invents names for unknown dims (unk__7)
+    for value, shape in declared:
+        value.shape = shape
     for value, type_ in former:
         value.type = value.type or type_
     return done
 
 
 def _infer(model: ir.Model) -> bool:
-    """Onnx's inference, lenient; a second try without data propagation where the first gives up."""
-    return (
-        len(model.graph) == 0
-        or infer_types(model, data_prop=True)
-        or infer_types(model, data_prop=False)
-    )
+    """Infer by onnx, leniently; False if it gives up."""
+    if len(model.graph) == 0 or infer_types(model, data_prop=True):
+        return True
+    # some models fail only where elements of shape tensors are followed
+    return infer_types(model, data_prop=False)

@@ -9,10 +9,7 @@ import onnx
 import onnx_ir as ir
 
 SMALL = 1024
-"""Bytes up to which a tensor is shown to onnx: it reads axes, shapes and scales there, never
-weights.
-"""
-
+"""Bytes up to which a tensor is shown to onnx: it reads axes, shapes and scales, never weights."""
 
 PROTOBUF_LIMIT = 2**31
 """Bytes that a serialized model cannot reach."""
@@ -23,7 +20,7 @@ FAILURES = (
     RuntimeError,
     ValueError,
 )
-"""What onnx's own functions raise on a model that they cannot handle."""
+"""Exceptions of onnx's own functions on a model that they cannot handle."""
 
 
 def infer_types(model: ir.Model, data_prop: bool) -> bool:
@@ -34,9 +31,8 @@ def infer_types(model: ir.Model, data_prop: bool) -> bool:
     """
     with without_weights(model):
         proto = ir.to_proto(model)
-    if (
-        proto.ByteSize() >= PROTOBUF_LIMIT
-    ):  # weights of subgraphs, or that callers may override
+    # weights of subgraphs, and those that callers may override, are still there
+    if proto.ByteSize() >= PROTOBUF_LIMIT:
         return False
     try:
         proto = onnx.shape_inference.infer_shapes(
@@ -57,8 +53,7 @@ def infer_types(model: ir.Model, data_prop: bool) -> bool:
 
 
 def structural_problem(model: ir.Model) -> str:
-    """What onnx's checker or its strict shape inference says against a model, in one line; empty if
-    nothing.
+    """Complaint of onnx's checker or strict shape inference in one line; "" if there is none.
 
     The weights stay out of it. Empty also for a model too large to be shown to them.
     """
@@ -87,17 +82,9 @@ def without_weights(model: ir.Model) -> Iterator[None]:
     """While open, big initializers of the main graph are plain inputs behind the real ones."""
     graph = model.graph
     order = list(graph.initializers.values())
-    overridable = {id(v) for v in graph.inputs}
-    big = [
-        v
-        for v in order
-        if v.const_value is not None
-        and v.const_value.nbytes > SMALL
-        and id(v) not in overridable
-    ]
     inputs = list(graph.inputs)
     try:
-        for value in big:
+        for value in _big(order, inputs):
             assert value.name is not None
             del graph.initializers[value.name]
             graph.inputs.append(value)
@@ -105,6 +92,19 @@ def without_weights(model: ir.Model) -> Iterator[None]:
     finally:
         graph.inputs.clear()
         graph.inputs.extend(inputs)
+        # all of them, so that their order stays
         graph.initializers.clear()
         for value in order:
             graph.initializers.add(value)
+
+
+def _big(initializers: list[ir.Value], inputs: list[ir.Value]) -> list[ir.Value]:
+    """Initializers too big to be shown to onnx that are no inputs already."""
+    overridable = {id(value) for value in inputs}
+    big = []
+    for value in initializers:
+        if value.const_value is None or id(value) in overridable:
+            continue
+        if value.const_value.nbytes > SMALL:
+            big.append(value)
+    return big

@@ -1,5 +1,4 @@
-"""Layers that integer kernels run, whoever quantized them: where their 8-bit weights are, and which
-pairs saturate.
+"""Layers that integer kernels run, whoever quantized them, and the places of their weights.
 
 Found are layers between Q/DQ nodes and the integer operators themselves, of ONNX and of
 com.microsoft. A layer counts where unsigned 8-bit activations meet signed 8-bit weights: in other
@@ -14,14 +13,15 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from .graph import input_of
+from .linear import LINEAR_OPS
+from .ops import is_standard
 from .saturation import KernelPairs, kernel_pairs
-
-QDQ_OPS = frozenset({"Conv", "Gemm", "MatMul"})
 
 
 @dataclass(frozen=True)
-class Slots:
-    """Which inputs of an integer operator hold what; None where it has no such input."""
+class OperandIndices:
+    """Inputs of an integer operator by what they hold; None where it has no such input."""
 
     data: int
     data_zero: int | None
@@ -31,13 +31,13 @@ class Slots:
     bias: int | None = None
 
 
-INTEGER_OPS: dict[str, Slots] = {
-    "QLinearConv": Slots(0, 2, 3, 4, 5, 8),
-    "QLinearMatMul": Slots(0, 2, 3, 4, 5),
-    "QGemm": Slots(0, 2, 3, 4, 5, 6),
-    "MatMulInteger": Slots(0, 2, 1, None, 3),
-    "MatMulIntegerToFloat": Slots(0, 4, 1, 3, 5, 6),
-    "DynamicQuantizeMatMul": Slots(0, None, 1, 2, 3, 4),
+INTEGER_OPS: dict[str, OperandIndices] = {
+    "QLinearConv": OperandIndices(0, 2, 3, 4, 5, 8),
+    "QLinearMatMul": OperandIndices(0, 2, 3, 4, 5),
+    "QGemm": OperandIndices(0, 2, 3, 4, 5, 6),
+    "MatMulInteger": OperandIndices(0, 2, 1, None, 3),
+    "MatMulIntegerToFloat": OperandIndices(0, 4, 1, 3, 5, 6),
+    "DynamicQuantizeMatMul": OperandIndices(0, None, 1, 2, 3, 4),
 }
 """Operators whose kernels multiply 8-bit weights in pairs."""
 
@@ -91,18 +91,18 @@ class IntegerLayer:
     @property
     def pairs(self) -> KernelPairs:
         """The columns of the codes' rows that meet in integer kernels."""
-        flipped = "Conv" not in self.node.op_type and self.channel_axis == 0
-        return kernel_pairs(
-            self.node.op_type, self.shape[::-1] if flipped else self.shape, self.groups
-        )
+        # a transposed matrix stores (N, K) where kernels read (K, N)
+        is_flipped = "Conv" not in self.node.op_type and self.channel_axis == 0
+        shape = self.shape[::-1] if is_flipped else self.shape
+        return kernel_pairs(self.node.op_type, shape, self.groups)
 
 
 def value_at(place: Place | None) -> ir.Value | None:
-    """What is read there."""
+    """The value that is read at a place."""
     if place is None:
         return None
     node, index = place
-    return node.inputs[index] if index < len(node.inputs) else None
+    return input_of(node, index)
 
 
 def integer_layers(nodes: Iterable[ir.Node]) -> Iterator[IntegerLayer]:
@@ -114,176 +114,177 @@ def integer_layers(nodes: Iterable[ir.Node]) -> Iterator[IntegerLayer]:
 
 
 def _operator(node: ir.Node) -> IntegerLayer | None:
-    slots = INTEGER_OPS[node.op_type]
-    codes = _input(node, slots.weight)
-    if not _is_signed_constant(codes) or not _reads_unsigned(node, slots):
+    operands = INTEGER_OPS[node.op_type]
+    codes = input_of(node, operands.weight)
+    if not _is_signed_constant(codes) or not _reads_unsigned(node, operands):
         return None
     assert codes is not None
-    flipped = node.op_type == "QGemm" and bool(node.attributes.get_int("transB", 0))
-    first = "Conv" in node.op_type or flipped
-    scale, zero, bias = (
-        None if index is None else (node, index)
-        for index in (slots.scale, slots.zero, slots.bias)
-    )
+    is_transposed = node.op_type == "QGemm" and node.attributes.get_int("transB", 0)
+    channels_first = "Conv" in node.op_type or bool(is_transposed)
+    scale = _place(node, operands.scale)
     if node.op_type == "MatMulInteger":
         scale = _scale_behind(node.outputs[0])
     return IntegerLayer(
         node,
-        (node, slots.weight),
-        0 if first else _last_axis(codes),
-        scale,
-        zero,
-        bias,
-        None,
+        codes=(node, operands.weight),
+        channel_axis=0 if channels_first else _last_axis(codes),
+        scale=scale,
+        zero=_place(node, operands.zero),
+        bias=_place(node, operands.bias),
+        dequantize=None,
     )
+
+
+def _place(node: ir.Node, index: int | None) -> Place | None:
+    return None if index is None else (node, index)
 
 
 def _scale_behind(product: ir.Value) -> Place | None:
-    """Where a product of integers, cast to float, is multiplied by a constant: at once or as part
-    of a product.
+    """The constant by which a product of integers, cast to float, is multiplied.
+
+    At once, or as part of a product: x_scale * w_scale.
     """
     for cast in product.consumers():
-        for scaled in cast.outputs[0].consumers() if cast.op_type == "Cast" else ():
+        if cast.op_type != "Cast":
+            continue
+        for scaled in cast.outputs[0].consumers():
             if scaled.op_type != "Mul":
                 continue
-            for index, value in enumerate(scaled.inputs):
-                if _is_constant(value):
-                    return scaled, index
-                maker = value.producer() if value is not None else None
-                if maker is not None and maker.op_type == "Mul":
-                    found = [
-                        (maker, i)
-                        for i, v in enumerate(maker.inputs)
-                        if _is_constant(v)
-                    ]
-                    if found:
-                        return found[0]
+            found = _constant_factor(scaled)
+            if found is not None:
+                return found
     return None
 
 
-def _reads_unsigned(node: ir.Node, slots: Slots) -> bool:
-    """Whether the data is uint8: its own type says so, or that of its zero point; some operators
-    quantize floats.
+def _constant_factor(scaled: ir.Node) -> Place | None:
+    """The constant input of a Mul, or of a Mul that makes one of its inputs."""
+    for index, value in enumerate(scaled.inputs):
+        if _is_constant(value):
+            return scaled, index
+        inner = value.producer() if value is not None else None
+        if inner is None or inner.op_type != "Mul":
+            continue
+        for place, factor in enumerate(inner.inputs):
+            if _is_constant(factor):
+                return inner, place
+    return None
+
+
+def _reads_unsigned(node: ir.Node, operands: OperandIndices) -> bool:
+    """True if the data is uint8: its own type says so, or that of its zero point.
+
+    Some operators quantize floats themselves, to uint8.
     """
     if node.op_type == "DynamicQuantizeMatMul":
         return True
-    data = _input(node, slots.data)
-    zero = _input(node, slots.data_zero) if slots.data_zero is not None else None
-    maker = data.producer() if data is not None else None
-    if maker is not None and maker.op_type == "DynamicQuantizeLinear":
+    data = input_of(node, operands.data)
+    producer = data.producer() if data is not None else None
+    if producer is not None and producer.op_type == "DynamicQuantizeLinear":
         return True
-    given = (
-        _input(maker, 2)
-        if maker is not None and maker.op_type == "QuantizeLinear"
-        else None
-    )
-    return all(v is None or v.dtype != ir.DataType.INT8 for v in (data, zero, given))
+    signs = [data]
+    if operands.data_zero is not None:
+        signs.append(input_of(node, operands.data_zero))
+    if producer is not None and producer.op_type == "QuantizeLinear":
+        signs.append(input_of(producer, 2))
+    # uint8 is the default where nothing says otherwise
+    return all(value is None or value.dtype != ir.DataType.INT8 for value in signs)
 
 
 def _between_pairs(node: ir.Node) -> IntegerLayer | None:
     """A float node whose data and weight are both dequantized, the weight from a constant."""
-    if node.op_type not in QDQ_OPS or node.domain not in ("", "ai.onnx"):
+    if not is_standard(node, *LINEAR_OPS):
         return None
-    data, weight = _dequantizer(_input(node, 0)), _input(node, 1)
-    maker = weight.producer() if weight is not None else None
-    flipped = (
-        maker is not None and maker.op_type == "Transpose" and node.op_type == "MatMul"
-    )
-    dequantize = (
-        _dequantizer(maker.inputs[0])
-        if flipped and maker is not None
-        else _dequantizer(weight)
-    )
+    data = _dequantizer(input_of(node, 0))
+    weight = input_of(node, 1)
+    is_flipped = False
+    if node.op_type == "MatMul":
+        transpose = weight.producer() if weight is not None else None
+        if transpose is not None and transpose.op_type == "Transpose":
+            is_flipped = True
+            weight = transpose.inputs[0]
+    dequantize = _dequantizer(weight)
     if data is None or dequantize is None or not _is_unsigned(data):
         return None
     codes = dequantize.inputs[0]
     if not _is_signed_constant(codes):
         return None
     assert codes is not None
+    # blocked weights have kernels of their own
     if dequantize.attributes.get_int("block_size", 0):
-        return None  # blocked weights have kernels of their own
-    first = (
-        node.op_type == "Conv" or bool(node.attributes.get_int("transB", 0)) != flipped
-    )
-    bias = (
-        _added_integers(node)
-        if node.op_type == "MatMul"
-        else (node, 2)
-        if _input(node, 2) is not None
-        else None
-    )
-    axis = 0 if first else _last_axis(codes)
+        return None
+    is_transposed = bool(node.attributes.get_int("transB", 0))
+    channels_first = node.op_type == "Conv" or is_transposed != is_flipped
     return IntegerLayer(
-        node, (dequantize, 0), axis, (dequantize, 1), (dequantize, 2), bias, dequantize
+        node,
+        codes=(dequantize, 0),
+        channel_axis=0 if channels_first else _last_axis(codes),
+        scale=(dequantize, 1),
+        zero=(dequantize, 2),
+        bias=_bias(node),
+        dequantize=dequantize,
     )
+
+
+def _bias(node: ir.Node) -> Place | None:
+    if node.op_type == "MatMul":
+        return _added_integers(node)
+    return None if input_of(node, 2) is None else (node, 2)
 
 
 def _added_integers(node: ir.Node) -> Place | None:
-    """Where a dequantized bias of whole numbers is added behind a MatMul: runtimes make one kernel
-    of both.
-    """
+    """The dequantized int32 bias added behind a MatMul: runtimes make one kernel of both."""
     users = node.outputs[0].consumers()
     if len(users) != 1 or users[0].op_type != "Add":
         return None
     for index, value in enumerate(users[0].inputs):
-        maker = _dequantizer(value)
-        if (
-            maker is not None
-            and maker.inputs[0] is not None
-            and maker.inputs[0].dtype == ir.DataType.INT32
-        ):
+        dequantize = _dequantizer(value)
+        if dequantize is None or dequantize.inputs[0] is None:
+            continue
+        if dequantize.inputs[0].dtype == ir.DataType.INT32:
             return users[0], index
     return None
 
 
 def _dequantizer(value: ir.Value | None) -> ir.Node | None:
-    maker = value.producer() if value is not None else None
-    return maker if maker is not None and maker.op_type == "DequantizeLinear" else None
+    """The DequantizeLinear that makes a value, of ONNX or of com.microsoft."""
+    node = value.producer() if value is not None else None
+    if node is None or node.op_type != "DequantizeLinear":
+        return None
+    return node
 
 
 def _is_unsigned(dequantize: ir.Node) -> bool:
-    """Whether a DequantizeLinear reads uint8: its zero point says so, or what quantized its
-    input.
+    """True if a DequantizeLinear reads uint8.
+
+    Its input or zero point says so, or the zero point of the QuantizeLinear before it.
     """
-    known = [
-        v.dtype
-        for v in dequantize.inputs
-        if v is not None and v.dtype in (ir.DataType.UINT8, ir.DataType.INT8)
-    ]
-    if known:
-        return known[0] == ir.DataType.UINT8
-    value = dequantize.inputs[0]
-    maker = value.producer() if value is not None else None
-    zero = (
-        _input(maker, 2)
-        if maker is not None and maker.op_type == "QuantizeLinear"
-        else None
-    )
+    for value in dequantize.inputs:
+        if value is not None and value.dtype in (ir.DataType.UINT8, ir.DataType.INT8):
+            return value.dtype == ir.DataType.UINT8
+    data = dequantize.inputs[0]
+    quantize = data.producer() if data is not None else None
+    if quantize is None or quantize.op_type != "QuantizeLinear":
+        return True
+    zero = input_of(quantize, 2)
     return zero is None or zero.dtype != ir.DataType.INT8
 
 
 def _is_signed_constant(value: ir.Value | None) -> bool:
-    """Whether a value is a constant matrix or more of int8."""
+    """True if a value is a constant of int8 with two axes or more."""
     if value is None or value.const_value is None or not _is_constant(value):
         return False
     tensor = value.const_value
-    return (
-        tensor.dtype == ir.DataType.INT8
-        and len(tensor.shape.numpy()) > 1
-        and tensor.size > 0
-    )
+    if tensor.dtype != ir.DataType.INT8 or tensor.size == 0:
+        return False
+    return len(tensor.shape.numpy()) > 1
 
 
 def _is_constant(value: ir.Value | None) -> bool:
-    return (
-        value is not None and value.const_value is not None and value.producer() is None
-    )
+    if value is None or value.const_value is None:
+        return False
+    return value.producer() is None
 
 
 def _last_axis(value: ir.Value) -> int:
     assert value.const_value is not None
     return len(value.const_value.shape.numpy()) - 1
-
-
-def _input(node: ir.Node, index: int) -> ir.Value | None:
-    return node.inputs[index] if index < len(node.inputs) else None

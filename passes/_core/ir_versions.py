@@ -28,38 +28,40 @@ FOR_NOTES = 10
 
 
 def ir_version_of_content(model: ir.Model) -> int:
-    """The lowest IR version that can express the tensors and functions of a model; its notes are
-    not looked at.
+    """The lowest IR version that can express the tensors and functions of a model.
 
     Initializers apart from inputs need 4, functions 8, their default attributes 9, overloads of a
-    name 10.
+    name 10. Metadata is not looked at.
     """
-    needed = [1]
+    needed = 1
     for function in model.functions.values():
-        defaults = any(
-            attribute.value is not None for attribute in function.attributes.values()
-        )
-        needed.append(10 if function.overload else 9 if defaults else 8)
+        needed = max(needed, _for_function(function))
     for graph in _graphs(model):
         if isinstance(graph, ir.Graph):
-            needed += [
-                1 if v.is_graph_input() else 4 for v in graph.initializers.values()
-            ]
-        needed += [FOR_TYPE.get(dtype.name, 1) for dtype in _types(graph)]
-    return max(needed)
+            for value in graph.initializers.values():
+                needed = max(needed, 1 if value.is_graph_input() else 4)
+        for dtype in _types(graph):
+            needed = max(needed, FOR_TYPE.get(dtype.name, 1))
+    return needed
+
+
+def _for_function(function: ir.Function) -> int:
+    if function.overload:
+        return 10
+    if any(attribute.value is not None for attribute in function.attributes.values()):
+        return 9
+    return 8
 
 
 def has_notes(model: ir.Model) -> bool:
-    """Whether anything below the model itself holds metadata."""
+    """True if anything below the model itself holds metadata."""
     for graph in _graphs(model):
         holders: list[Any] = [graph, *graph.inputs]
         if isinstance(graph, ir.Graph):
-            holders += [
-                holder
-                for v in graph.initializers.values()
-                for holder in (v, v.const_value)
-                if holder
-            ]
+            for value in graph.initializers.values():
+                holders.append(value)
+                if value.const_value is not None:
+                    holders.append(value.const_value)
         for node in graph:
             holders += [node, *node.outputs]
         if any(holder.metadata_props for holder in holders):
@@ -76,15 +78,16 @@ def _graphs(model: ir.Model) -> Iterator[ir.Graph | ir.Function]:
 
 def _types(graph: ir.Graph | ir.Function) -> Iterator[ir.DataType]:
     """The type of every value and tensor of one graph."""
-    for value in (*graph.inputs, *(v for node in graph for v in node.outputs)):
+    values = list(graph.inputs)
+    for node in graph:
+        values.extend(node.outputs)
+    for value in values:
         if value.dtype is not None:
             yield value.dtype
     if isinstance(graph, ir.Graph):
-        yield from (
-            v.const_value.dtype
-            for v in graph.initializers.values()
-            if v.const_value is not None
-        )
+        for value in graph.initializers.values():
+            if value.const_value is not None:
+                yield value.const_value.dtype
     for node in graph:
         for attribute in node.attributes.values():
             if attribute.type == ir.AttributeType.TENSOR and not attribute.is_ref():

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from .channel_layout import Layout
 from .context import MomentKind, MomentRequest
 from .edit import Edit, is_constant, used_once
-from .graph import input_of, label, producer_of
+from .graph import input_of, label
 from .lazy import DerivedTensor, set_tensor
 from .ops import (
     CONVOLUTIONS,
@@ -342,7 +342,9 @@ def is_linear(node: ir.Node) -> bool:
 
 
 def _is_dequantized(value: ir.Value) -> bool:
-    return producer_of(value, "DequantizeLinear") is not None
+    """True if a DequantizeLinear, of ONNX or of com.microsoft, makes a value."""
+    producer = value.producer()
+    return producer is not None and producer.op_type == "DequantizeLinear"
 
 
 def linear_layers(nodes: Iterable[ir.Node]) -> tuple[list[LinearLayer], list[Declined]]:

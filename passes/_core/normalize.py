@@ -1,6 +1,4 @@
-"""The form that every pass may rely on: constants are initializers, functions are inlined, shapes
-are fresh.
-"""
+"""The form that every pass may rely on: constants are initializers, shapes are fresh."""
 
 from __future__ import annotations
 
@@ -10,21 +8,23 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from .graph import all_graphs, graphs_of, refresh_shapes
+from .graph import all_graphs, all_nodes, graphs_of, refresh_shapes
+from .ops import STANDARD_DOMAINS, is_standard
 
 INLINE_LIMIT = 200_000
-"""Nodes that inlining may make in all; functions that would make more stay functions."""
+"""Nodes that inlining may make in all; functions that would make more stay functions.
 
-KERNEL_DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml", "com.microsoft"})
-"""Functions of these domains stay: ONNX Runtime has kernels of its own for their ops, faster than
-the body.
+Nested calls multiply, so that a small file may hold billions. Chosen by hand.
 """
+
+KERNEL_DOMAINS = frozenset({*STANDARD_DOMAINS, "ai.onnx.ml", "com.microsoft"})
+"""Domains whose functions stay: ONNX Runtime's own kernels are faster than the bodies."""
 
 
 def normalize(model: ir.Model) -> None:
-    """Lift Constants to initializers in every graph, inline functions, forget stale shapes and
-    infer anew.
+    """Bring a model, in place, into the form that passes rely on.
 
+    Constants become initializers in every graph, functions are inlined, shapes are inferred anew.
     A Constant that is itself a graph output stays. Before IR 4 every initializer had to be listed
     as a graph input and no runtime lets callers override it: those inputs go, and the model becomes
     IR 4. Names, order, types and shapes of all other inputs and of the outputs stay. Running it
@@ -51,7 +51,7 @@ def _name_default_domain(model: ir.Model) -> None:
 def _unlist_initializers(model: ir.Model) -> None:
     if model.ir_version is None or model.ir_version >= 4:
         return
-    kept = [v for v in model.graph.inputs if not v.is_initializer()]
+    kept = [value for value in model.graph.inputs if not value.is_initializer()]
     model.graph.inputs.clear()
     model.graph.inputs.extend(kept)
     model.ir_version = 4
@@ -64,72 +64,74 @@ def _inline_functions(model: ir.Model) -> None:
     for identifier in chosen:
         _make_inlinable(model.functions[identifier])
     common.InlinePass(criteria=lambda function: function.identifier() in chosen)(model)
+    # the pass leaves those that nothing called
     for identifier in chosen & model.functions.keys():
-        del model.functions[identifier]  # never called
+        del model.functions[identifier]
 
 
 def _inlinable(model: ir.Model) -> set[ir.OperatorIdentifier]:
-    """Functions that can be inlined with the same meaning and within the limit; none when calls are
-    cyclic.
+    """Functions that can be inlined with the same meaning and within the limit.
+
+    None when calls are cyclic.
     """
     calls = {
-        identifier: [
-            node.op_identifier()
-            for node in function.all_nodes()
-            if node.op_identifier() in model.functions
-        ]
+        identifier: _calls(function, model)
         for identifier, function in model.functions.items()
     }
     try:
         order = list(TopologicalSorter(calls).static_order())
     except CycleError:
         return set()
+    # callees first, so that each size is that with all calls inside inlined
     expanded: dict[ir.OperatorIdentifier, int] = {}
     for identifier in order:
         function = model.functions[identifier]
-        expanded[identifier] = sum(1 for _ in function.all_nodes()) + sum(
-            expanded[c] for c in calls[identifier]
-        )
-    total = sum(
-        expanded.get(node.op_identifier(), 0) for node in model.graph.all_nodes()
-    )
+        own = sum(1 for _ in function.all_nodes())
+        called = sum(expanded[callee] for callee in calls[identifier])
+        expanded[identifier] = own + called
+    total = 0
+    for node in model.graph.all_nodes():
+        total += expanded.get(node.op_identifier(), 0)
     if total > INLINE_LIMIT:
         return set()
     refused = {
-        node.op_identifier()
-        for graph in all_graphs(model)
-        for node in graph
-        if _passes_a_graph(node)
+        node.op_identifier() for node in all_nodes(model) if _passes_a_graph(node)
     }
-    return {
-        i
-        for i, f in model.functions.items()
-        if i not in refused and _means_the_same_inline(f, model)
-    }
+    chosen = set()
+    for identifier, function in model.functions.items():
+        if identifier not in refused and _means_the_same_inline(function, model):
+            chosen.add(identifier)
+    return chosen
+
+
+def _calls(function: ir.Function, model: ir.Model) -> list[ir.OperatorIdentifier]:
+    """The functions of the model that a function calls, once for each call."""
+    called = [node.op_identifier() for node in function.all_nodes()]
+    return [identifier for identifier in called if identifier in model.functions]
 
 
 def _passes_a_graph(node: ir.Node) -> bool:
-    return any(
-        a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
-        for a in node.attributes.values()
-    )
+    kinds = {attribute.type for attribute in node.attributes.values()}
+    return not kinds.isdisjoint((ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS))
 
 
 def _means_the_same_inline(function: ir.Function, model: ir.Model) -> bool:
     if function.domain in KERNEL_DOMAINS:
         return False
-    return all(
-        model.opset_imports.get(d, version) == version
-        for d, version in function.opset_imports.items()
-    )
+    for domain, version in function.opset_imports.items():
+        if model.opset_imports.get(domain, version) != version:
+            return False
+    return True
 
 
 def _make_inlinable(function: ir.Function) -> None:
-    """Put an Identity behind every output that is an input or a second mention (inlining would
-    rename the caller's value), and prefix inner names with the function's, so that they cannot meet
-    names of subgraphs.
+    """Avoid two traps of inlining.
+
+    An output that is an input or a second mention is given an Identity, since inlining would rename
+    the caller's value. Inner names get the function's as a prefix, so that they cannot meet names
+    of subgraphs.
     """
-    seen = {id(v) for v in function.inputs}
+    seen = {id(value) for value in function.inputs}
     for index, output in enumerate(function.outputs):
         if id(output) in seen:
             copy = ir.node("Identity", [output])
@@ -144,38 +146,37 @@ def _make_inlinable(function: ir.Function) -> None:
 
 
 def lift_constants(model: ir.Model) -> None:
-    """Turn Constant nodes into initializers of their graph, of every size; those that are graph
-    outputs stay.
+    """Turn Constant nodes of every size into initializers of their graph.
+
+    Those that are graph outputs stay.
     """
     for graph in graphs_of(model):
         for node in graph:
-            if (
-                node.op_type != "Constant"
-                or node.domain != ""
-                or node.outputs[0].is_graph_output()
-            ):
+            if not is_standard(node, "Constant"):
                 continue
             tensor = constant_tensor(node)
-            if tensor is None:
-                continue
-            old = node.outputs[0]
-            value = ir.Value(
-                name=old.name,
-                shape=ir.Shape(tensor.shape.numpy()),
-                type=ir.TensorType(tensor.dtype),
-                const_value=tensor,
-            )
-            value.metadata_props.update(old.metadata_props)
-            old.replace_all_uses_with(value)
-            graph.remove(node, safe=True)
-            tensor.name = value.name
-            graph.register_initializer(value)
+            if tensor is not None and not node.outputs[0].is_graph_output():
+                _lift(node, tensor, graph)
+
+
+def _lift(node: ir.Node, tensor: ir.TensorProtocol, graph: ir.Graph) -> None:
+    old = node.outputs[0]
+    value = ir.Value(
+        name=old.name,
+        shape=ir.Shape(tensor.shape.numpy()),
+        type=ir.TensorType(tensor.dtype),
+        const_value=tensor,
+    )
+    value.metadata_props.update(old.metadata_props)
+    old.replace_all_uses_with(value)
+    # first the node, whose output has the name that the initializer takes
+    graph.remove(node, safe=True)
+    tensor.name = value.name
+    graph.register_initializer(value)
 
 
 def constant_tensor(node: ir.Node) -> ir.TensorProtocol | None:
-    """The tensor of a Constant node; None for a sparse value or one that refers to a function's
-    attribute.
-    """
+    """The tensor of a Constant node; None for a sparse value or a function's attribute."""
     attribute = next(iter(node.attributes.values()), None)
     if attribute is None or attribute.is_ref():
         return None

@@ -1,6 +1,4 @@
-"""What exporters leave in a model for people: metadata and doc strings of its parts, which no
-runtime reads.
-"""
+"""Metadata and doc strings that exporters leave for people in a model, and no runtime reads."""
 
 from __future__ import annotations
 
@@ -21,6 +19,7 @@ def drop_notes(model: ir.Model, ports: bool = True) -> Counter[str]:
     outputs, unless `ports`. Counts: `metadata` (entries), `doc_strings`.
     """
     counts = Counter(metadata=0, doc_strings=0)
+    # users read those of the interface
     described = set() if ports else {*model.graph.inputs, *model.graph.outputs}
     for graph in all_graphs(model):
         for holder in _holders(graph):

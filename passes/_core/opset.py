@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import onnx_ir as ir
 from onnx import version_converter
 
@@ -32,7 +34,8 @@ def raise_opset(model: ir.Model, minimum: int) -> bool:
         converted = _converted(model, version, minimum)
         _adopt_tensors(model, converted, version, minimum)
         model.graph = converted.graph
-        lift_constants(model)  # the converter writes axes as Constants
+        # the converter writes axes as Constants
+        lift_constants(model)
         refresh_shapes(model)
     model.ir_version = max(model.ir_version or 0, least_ir_version(model))
     return True
@@ -50,22 +53,22 @@ def _check_functions(model: ir.Model, minimum: int) -> None:
     for function in model.functions.values():
         version = function.opset_imports.get("", minimum)
         if version < minimum:
-            raise _refused(
-                version,
-                minimum,
-                f"function '{function.name}' is written for opset {version}",
-            )
+            problem = f"function '{function.name}' is written for opset {version}"
+            raise _refused(version, minimum, problem)
 
 
 def _converted(model: ir.Model, version: int, minimum: int) -> ir.Model:
+    """The model as onnx's converter makes it of the shapes of its weights alone."""
     inputs = len(model.graph.inputs)
     with without_weights(model):
         proto = ir.to_proto(model)
     try:
         converted = ir.from_proto(version_converter.convert_version(proto, minimum))
     except FAILURES as error:
-        raise _refused(version, minimum, str(error).strip().splitlines()[0]) from None
+        first_line = str(error).strip().splitlines()[0]
+        raise _refused(version, minimum, first_line) from None
     assert isinstance(converted, ir.Model)
+    # weights went in as inputs behind the real ones, and become initializers again
     kept = list(converted.graph.inputs)[:inputs]
     added = list(converted.graph.inputs)[inputs:]
     converted.graph.inputs.clear()
@@ -81,10 +84,12 @@ def _converted(model: ir.Model, version: int, minimum: int) -> ir.Model:
 def _adopt_tensors(
     model: ir.Model, converted: ir.Model, version: int, minimum: int
 ) -> None:
-    """Give the converted model the original's own tensors, metadata and interface; refuse if
-    anything is missing.
+    """Give the converted model the original's own tensors, metadata and interface.
+
+    Errors: RefusedError if anything is missing.
     """
-    before, after = list(model.graphs()), list(converted.graphs())
+    before = list(model.graphs())
+    after = list(converted.graphs())
     if len(before) != len(after):
         raise _refused(version, minimum, "the converter lost a subgraph")
     for old, new in zip(before, after, strict=True):
@@ -93,22 +98,34 @@ def _adopt_tensors(
                 new.initializers[name].const_value = value.const_value
             elif value.uses():
                 raise _refused(version, minimum, f"the converter lost tensor '{name}'")
-        for olds, news in ((old.inputs, new.inputs), (old.outputs, new.outputs)):
-            if [v.name for v in olds] != [v.name for v in news]:
-                raise _refused(
-                    version, minimum, "the converter changed inputs or outputs"
-                )
-            for source, target in zip(olds, news, strict=True):
-                target.type, target.shape = source.type, source.shape
+        is_same = _adopt_ports(old.inputs, new.inputs)
+        is_same = _adopt_ports(old.outputs, new.outputs) and is_same
+        if not is_same:
+            problem = "the converter changed inputs or outputs"
+            raise _refused(version, minimum, problem)
         _adopt_metadata(old, new)
 
 
+def _adopt_ports(old: Sequence[ir.Value], new: Sequence[ir.Value]) -> bool:
+    """Give inputs or outputs their former types and shapes; False if they are others."""
+    if [value.name for value in old] != [value.name for value in new]:
+        return False
+    for source, target in zip(old, new, strict=True):
+        target.type = source.type
+        target.shape = source.shape
+    return True
+
+
 def _adopt_metadata(old: ir.Graph, new: ir.Graph) -> None:
+    """Give a graph and the nodes that make the same values their former names and metadata."""
     new.metadata_props.update(old.metadata_props)
-    new.name, new.doc_string = old.name, old.doc_string
+    new.name = old.name
+    new.doc_string = old.doc_string
     producers = {node.outputs[0].name: node for node in old if node.outputs}
     for node in new:
-        source = producers.get(node.outputs[0].name) if node.outputs else None
+        if not node.outputs:
+            continue
+        source = producers.get(node.outputs[0].name)
         if source is not None and source.op_type == node.op_type:
             node.name = source.name
             node.metadata_props.update(source.metadata_props)

@@ -1,4 +1,4 @@
-"""What a pass reports: how much it changed, figures, and what it declined to touch, with reasons."""
+"""The report of a pass: changes, figures, and reasons for everything it declined to touch."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 Effect = Literal["exact", "lossy", "analysis"]
-
+"""`exact`: outputs stay up to float noise; `lossy`: they drift; `analysis`: nothing changes."""
 
 Stat = int | float | str
 
@@ -22,8 +22,9 @@ class Declined:
 
 @dataclass
 class PassOutcome:
-    """What a pass did: `changed` counts altered nodes or tensors; `stats` have their units in the
-    pass's docstring.
+    """Account of one run of a pass.
+
+    `changed` counts altered nodes or tensors; the pass's docstring gives the units of `stats`.
     """
 
     changed: int = 0

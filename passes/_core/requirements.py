@@ -1,5 +1,4 @@
-"""What a model needs of whoever runs it: opset, IR version, and the oldest ONNX Runtime that loads
-and runs it.
+"""Requirements of a model: opset, IR version, and the oldest ONNX Runtime that loads and runs it.
 
 Every rule was tried on releases 1.15 to 1.32 (`tools/dev/bench_runtimes.py`), older ones were not.
 """
@@ -13,7 +12,7 @@ from typing import Any
 import onnx_ir as ir
 
 from .graph import all_nodes
-from .schemas import is_standard
+from .ops import STANDARD_DOMAINS, is_standard
 
 OLDEST = (1, 15)
 """The oldest release that was tried."""
@@ -36,15 +35,17 @@ IR_VERSIONS = {9: (1, 15), 10: (1, 18), 11: (1, 23), 13: (1, 24), 14: (1, 32)}
 ML_OPSETS = {3: (1, 15), 4: (1, 17), 5: (1, 18)}
 """Highest version of ai.onnx.ml -> the first release that accepts it."""
 
-KNOWN = frozenset({"", "ai.onnx", "ai.onnx.ml"})
+KNOWN = frozenset({*STANDARD_DOMAINS, "ai.onnx.ml"})
+"""Domains whose needs the tables state."""
 
 Release = tuple[int, int]
 
 
 @dataclass(frozen=True)
 class Requirements:
-    """The standard opset, the IR version, the oldest ONNX Runtime ("1.23"; None: not known), and
-    what asks for it.
+    """The standard opset, the IR version, and the oldest ONNX Runtime with the reason for it.
+
+    `onnxruntime`: as "1.23"; None where it is not known.
     """
 
     opset: int | None
@@ -67,68 +68,76 @@ class Rule:
 
 
 def _reads_four_bits(node: ir.Node) -> bool:
-    return any(
-        value is not None and value.dtype in (ir.DataType.INT4, ir.DataType.UINT4)
-        for value in node.inputs
-    )
+    types = {value.dtype for value in node.inputs if value is not None}
+    return not types.isdisjoint((ir.DataType.INT4, ir.DataType.UINT4))
 
 
 def _reads_blocks(node: ir.Node) -> bool:
+    if node.op_type != "DequantizeLinear":
+        return False
     attribute = node.attributes.get("block_size")
-    return (
-        node.op_type == "DequantizeLinear"
-        and attribute is not None
-        and attribute.as_int() > 0
-    )
+    return attribute is not None and attribute.as_int() > 0
+
+
+def _casts_four_bits(node: ir.Node) -> bool:
+    return node.op_type == "Cast" and _reads_four_bits(node)
 
 
 RULES = (
-    Rule(
-        (1, 23),
-        "Cast from INT4",
-        lambda node: node.op_type == "Cast" and _reads_four_bits(node),
-    ),
+    Rule((1, 23), "Cast from INT4", _casts_four_bits),
     Rule((1, 19), "tensors of INT4", _reads_four_bits),
     Rule((1, 19), "DequantizeLinear in blocks", _reads_blocks),
 )
 
 
 def requirements_of(model: ir.Model) -> Requirements:
-    """What the model needs, by the tables and rules above; what other domains need was not
-    tried.
-    """
-    opset, ir_version = model.opset_imports.get(""), model.ir_version
-    needs: list[tuple[Release | None, str]] = [(OLDEST, "the oldest tried")]
-    for table, number, name in (
-        (OPSETS, opset, "opset"),
-        (IR_VERSIONS, ir_version, "IR version"),
-        (ML_OPSETS, model.opset_imports.get("ai.onnx.ml"), "ai.onnx.ml"),
-    ):
-        if number is not None:
-            needs.append((_first(table, number), f"{name} {number}"))
+    """Requirements by the tables and rules above; those of other domains were not tried."""
+    opset = model.opset_imports.get("")
+    ml_opset = model.opset_imports.get("ai.onnx.ml")
+    needs: list[Need] = [(OLDEST, "the oldest tried")]
+    needs += _by_number(OPSETS, opset, "opset")
+    needs += _by_number(IR_VERSIONS, model.ir_version, "IR version")
+    needs += _by_number(ML_OPSETS, ml_opset, "ai.onnx.ml")
     nodes = list(all_nodes(model))
-    foreign = {
-        n.domain
-        for n in nodes
-        if n.domain not in KNOWN and n.op_identifier() not in model.functions
-    }
-    needs += [(None, f"operators of {domain}") for domain in sorted(foreign)]
-    needs += [
-        (rule.release, rule.because)
-        for rule in RULES
-        if any(is_standard(n) and rule.holds(n) for n in nodes)
-    ]
-    unknown = [because for release, because in needs if release is None]
-    if unknown:
-        return Requirements(opset, ir_version, None, unknown[0])
-    release, because = max(
-        ((r, b) for r, b in needs if r is not None), key=lambda need: need[0]
-    )
-    return Requirements(opset, ir_version, ".".join(map(str, release)), because)
+    for domain in sorted(_foreign_domains(nodes, model)):
+        needs.append((None, f"operators of {domain}"))
+    standard = [node for node in nodes if is_standard(node)]
+    for rule in RULES:
+        if any(rule.holds(node) for node in standard):
+            needs.append((rule.release, rule.because))
+    newest, reason = OLDEST, ""
+    for release, because in needs:
+        if release is None:
+            return Requirements(opset, model.ir_version, None, because)
+        # of two needs of one release, the first is named
+        if release > newest or not reason:
+            newest, reason = release, because
+    text = ".".join(map(str, newest))
+    return Requirements(opset, model.ir_version, text, reason)
+
+
+Need = tuple[Release | None, str]
+"""(first release that will do, None where it is not known; what asks for it)."""
+
+
+def _by_number(table: dict[int, Release], number: int | None, name: str) -> list[Need]:
+    if number is None:
+        return []
+    return [(_first(table, number), f"{name} {number}")]
+
+
+def _foreign_domains(nodes: list[ir.Node], model: ir.Model) -> set[str]:
+    """Domains of which nothing is known, and whose ops the model does not define itself."""
+    domains = set()
+    for node in nodes:
+        if node.domain not in KNOWN and node.op_identifier() not in model.functions:
+            domains.add(node.domain)
+    return domains
 
 
 def _first(table: dict[int, Release], number: int) -> Release | None:
     """The first release whose highest number is at least this; None where there is none."""
-    return next(
-        (table[highest] for highest in sorted(table) if highest >= number), None
-    )
+    for highest in sorted(table):
+        if highest >= number:
+            return table[highest]
+    return None

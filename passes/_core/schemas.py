@@ -1,4 +1,4 @@
-"""What a standard op was at other versions of the opset, and whether a node means the same there.
+"""Standard ops at other versions of the opset, and the test that a node means the same there.
 
 Most new versions of an op only allow more types. Some add attributes or inputs that leave the op as
 it was where a node does not use them, and some give an attribute new values. The rest is another op
@@ -15,12 +15,13 @@ from typing import Any
 import onnx
 import onnx_ir as ir
 
-Slots = Sequence[Any]
+Parameters = Sequence[Any]
 """The inputs or outputs of an op: `onnx.defs.OpSchema.FormalParameter`."""
 
 REVIEWED = range(13, 29)
-"""Opsets between which the tables below are complete: every change of an op was read. No node is
-moved beyond them.
+"""Opsets between which the tables below are complete: every change of an op was read.
+
+No node is moved beyond them.
 """
 
 ADDITIONS = frozenset(
@@ -64,48 +65,34 @@ NEW_VALUES = {
 """Versions that define an attribute's values anew, or for the first time, and which ones."""
 
 
-def is_standard(node: ir.Node) -> bool:
-    """Whether the node is an op of the standard domain."""
-    return node.domain in ("", "ai.onnx")
-
-
 @functools.cache
 def schema_of(op_type: str, version: int) -> onnx.defs.OpSchema | None:
     """The standard op as of an opset; None where it has none."""
-    return (
-        onnx.defs.get_schema(op_type, version)
-        if onnx.defs.has(op_type, version)
-        else None
-    )
+    if not onnx.defs.has(op_type, version):
+        return None
+    return onnx.defs.get_schema(op_type, version)
 
 
 def plain(attribute: ir.Attr) -> object:
     """An attribute's value as onnx holds it: texts as bytes."""
-    return (
-        attribute.value.encode()
-        if isinstance(attribute.value, str)
-        else attribute.value
-    )
+    value: object = attribute.value
+    return value.encode() if isinstance(value, str) else value
 
 
 def states_default(schema: onnx.defs.OpSchema, attribute: ir.Attr) -> bool:
-    """Whether the schema gives the attribute a default, and that is its value."""
+    """True if the schema gives the attribute a default, and that is its value."""
     known = schema.attributes.get(attribute.name)
-    if (
-        known is None
-        or known.required
-        or attribute.is_ref()
-        or not known.default_value.name
-    ):
+    if known is None or known.required or attribute.is_ref():
         return False
-    return bool(
-        onnx.helper.get_attribute_value(known.default_value) == plain(attribute)
-    )
+    # an attribute without a default has an empty one
+    if not known.default_value.name:
+        return False
+    default = onnx.helper.get_attribute_value(known.default_value)
+    return bool(default == plain(attribute))
 
 
 def least_version(node: ir.Node, version: int, floor: int) -> int:
-    """The lowest opset, from `floor` up, at which a standard node of opset `version` means what it
-    means there.
+    """The lowest opset, from `floor` up, at which a node of opset `version` means the same.
 
     Types of its inputs and outputs should be known: a value without one is taken to be of any type
     that its op allows.
@@ -120,35 +107,33 @@ def least_version(node: ir.Node, version: int, floor: int) -> int:
 
 
 def means_the_same(node: ir.Node, version: int, other: int) -> bool:
-    """Whether a standard node of opset `version` means the same at `other`."""
+    """True if a standard node of opset `version` means the same at `other`."""
     low, high = sorted((version, other))
     if schema_of(node.op_type, low) is None or low not in REVIEWED:
         return low == high
-    return all(
-        _same(node, older, newer)
-        for older, newer in itertools.pairwise(_versions(node.op_type, low, high))
-    )
+    steps = itertools.pairwise(_versions(node.op_type, low, high))
+    return all(_same(node, older, newer) for older, newer in steps)
 
 
 @functools.cache
 def _versions(op_type: str, low: int, high: int) -> list[onnx.defs.OpSchema]:
     """The op as of each opset from `low` to `high`, every version of it once."""
-    found = {
-        schema.since_version: schema
-        for version in range(low, high + 1)
-        if (schema := schema_of(op_type, version)) is not None
-    }
+    found = {}
+    for version in range(low, high + 1):
+        schema = schema_of(op_type, version)
+        if schema is not None:
+            found[schema.since_version] = schema
     return [found[version] for version in sorted(found)]
 
 
 def _same(node: ir.Node, older: onnx.defs.OpSchema, newer: onnx.defs.OpSchema) -> bool:
-    """Whether the node is allowed by both versions of its op, and means the same in both."""
+    """True if the node is allowed by both versions of its op, and means the same in both."""
     if older.deprecated or newer.deprecated or newer.since_version not in REVIEWED:
         return False
     return (
         _same_attributes(node, older, newer)
         and _same_values(node, newer)
-        and _same_slots(node, older, newer)
+        and _same_parameters(node, older, newer)
         and _types_allowed(node, older, newer)
     )
 
@@ -156,16 +141,21 @@ def _same(node: ir.Node, older: onnx.defs.OpSchema, newer: onnx.defs.OpSchema) -
 def _same_attributes(
     node: ir.Node, older: onnx.defs.OpSchema, newer: onnx.defs.OpSchema
 ) -> bool:
-    if any(
-        name not in newer.attributes or _default(older, name) != _default(newer, name)
-        for name in older.attributes
-    ):
-        return False
+    for name in older.attributes:
+        if name not in newer.attributes:
+            return False
+        if _default(older, name) != _default(newer, name):
+            return False
     added = [name for name in newer.attributes if name not in older.attributes]
-    if added and ((newer.name, newer.since_version) not in ADDITIONS):
+    if added and not _only_adds(newer):
         return False
     given = [node.attributes[name] for name in added if name in node.attributes]
     return all(states_default(newer, attribute) for attribute in given)
+
+
+def _only_adds(schema: onnx.defs.OpSchema) -> bool:
+    """True if without its new attributes and inputs the op is as it was before this version."""
+    return (schema.name, schema.since_version) in ADDITIONS
 
 
 def _default(schema: onnx.defs.OpSchema, name: str) -> tuple[bool, bytes]:
@@ -179,42 +169,37 @@ def _same_values(node: ir.Node, newer: onnx.defs.OpSchema) -> bool:
         return True
     attribute = node.attributes.get(name)
     if attribute is None:
-        return (
-            onnx.helper.get_attribute_value(newer.attributes[name].default_value)
-            not in values
-        )
+        default = newer.attributes[name].default_value
+        return onnx.helper.get_attribute_value(default) not in values
     return not attribute.is_ref() and plain(attribute) not in values
 
 
-def _same_slots(
+def _same_parameters(
     node: ir.Node, older: onnx.defs.OpSchema, newer: onnx.defs.OpSchema
 ) -> bool:
-    """Whether every input and output that the node uses is one in both versions."""
+    """True if every input and output that the node uses is one in both versions."""
+    if len(older.inputs) != len(newer.inputs) and not _only_adds(newer):
+        return False
     inputs = _used(node.inputs)
-    if (
-        len(older.inputs) != len(newer.inputs)
-        and (newer.name, newer.since_version) not in ADDITIONS
-    ):
+    if inputs > min(older.max_input, newer.max_input):
         return False
-    if inputs > min(older.max_input, newer.max_input) or inputs < max(
-        older.min_input, newer.min_input
-    ):
+    if inputs < max(older.min_input, newer.min_input):
         return False
-    used = _used(node.outputs)
-    if used > min(older.max_output, newer.max_output):
+    outputs = _used(node.outputs)
+    if outputs > min(older.max_output, newer.max_output):
         return False
-    return all(
-        a.name == b.name
-        for a, b in zip(older.outputs[:used], newer.outputs[:used], strict=False)
-    )
+    # outputs that change places keep their names
+    pairs = zip(older.outputs[:outputs], newer.outputs[:outputs], strict=False)
+    return all(before.name == after.name for before, after in pairs)
 
 
 def _used(values: Iterable[ir.Value | None]) -> int:
-    """How many slots count: those up to the last that holds a named value."""
-    return max(
-        (i for i, value in enumerate(values, 1) if value is not None and value.name),
-        default=0,
-    )
+    """Number of values up to the last that has a name."""
+    used = 0
+    for count, value in enumerate(values, 1):
+        if value is not None and value.name:
+            used = count
+    return used
 
 
 def _types_allowed(
@@ -224,20 +209,28 @@ def _types_allowed(
     return inputs and _allowed(node.outputs, older.outputs, newer.outputs)
 
 
-def _allowed(values: Sequence[ir.Value | None], older: Slots, newer: Slots) -> bool:
-    """Whether both versions allow the type of every value that stands in these slots."""
+def _allowed(
+    values: Sequence[ir.Value | None], older: Parameters, newer: Parameters
+) -> bool:
+    """True if both versions allow the type of every value that stands for these parameters."""
     for index, value in enumerate(values):
         if value is None or not value.name:
             continue
-        before, after = (
-            slots[min(index, len(slots) - 1)].types for slots in (older, newer)
-        )  # variadic: the last
+        before = _types_of(older, index)
+        after = _types_of(newer, index)
         text = type_text(value.type)
-        if text is None and before != after:
-            return False
-        if text is not None and not (text in before and text in after):
+        if text is None:
+            if before != after:
+                return False
+        elif text not in before or text not in after:
             return False
     return True
+
+
+def _types_of(parameters: Parameters, index: int) -> Any:
+    """Types that the parameter of a number allows, the last one where it is variadic."""
+    last = len(parameters) - 1
+    return parameters[min(index, last)].types
 
 
 def type_text(kind: ir.TypeProtocol | None) -> str | None:
@@ -245,16 +238,10 @@ def type_text(kind: ir.TypeProtocol | None) -> str | None:
     match kind:
         case ir.SequenceType() | ir.OptionalType():
             inner = type_text(kind.elem_type)
-            return (
-                inner
-                and f"{'seq' if isinstance(kind, ir.SequenceType) else 'optional'}({inner})"
-            )
+            outer = "seq" if isinstance(kind, ir.SequenceType) else "optional"
+            return inner and f"{outer}({inner})"
         case ir.SparseTensorType():
             return f"sparse_tensor({kind.dtype.name.lower()})"
-        case ir.TensorType():
-            return (
-                f"tensor({kind.dtype.name.lower()})"
-                if kind.dtype != ir.DataType.UNDEFINED
-                else None
-            )
+        case ir.TensorType() if kind.dtype != ir.DataType.UNDEFINED:
+            return f"tensor({kind.dtype.name.lower()})"
     return None

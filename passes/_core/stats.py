@@ -64,7 +64,7 @@ def _op_name(node: ir.Node) -> str:
 
 
 def model_macs(model: ir.Model) -> int | None:
-    """Multiply-accumulates of the main graph; shapes that are not stated are inferred, on a clone."""
+    """Multiply-accumulates of the main graph; shapes not stated are inferred, on a clone."""
     count = graph_macs(model.graph)
     if count is not None:
         return count
@@ -149,7 +149,10 @@ def _conv(weight: int) -> Callable[[ir.Node], int]:
 
 
 def _conv_transpose(node: ir.Node) -> int:
-    """Input elements times the weights that each meets: (C, M / group, *K) gives M / group * prod(K)."""
+    """Input elements times the weights that each meets.
+
+    Shape (C, M / group, *K) of the weight gives M / group * prod(K).
+    """
     met = _dims(node.inputs[1])[1:]
     return _size(node.inputs[0]) * prod(met)
 

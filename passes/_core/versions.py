@@ -1,6 +1,4 @@
-"""The least opset and IR version that a model's content allows, and moving between versions that
-mean the same.
-"""
+"""The least opset and IR version that a model's content allows, and moves between versions."""
 
 from __future__ import annotations
 
@@ -15,24 +13,27 @@ from .contract import Pass
 from .graph import all_graphs, all_nodes
 from .infer import infer_types
 from .ir_versions import FOR_NOTES, has_notes, ir_version_of_content
+from .ops import is_standard
 from .outcome import Effect, PassOutcome
-from .schemas import is_standard, least_version, means_the_same, schema_of
+from .schemas import least_version, means_the_same, schema_of
 
 FLOOR = 13
-"""Below it no opset is lowered: weights have one scale a channel from here on, and older runtimes
-are not tried.
+"""Opset below which none is lowered.
+
+Weights have one scale a channel from here on, and older runtimes are not tried.
 """
 
 
 @dataclass(frozen=True)
 class LeastVersions(Pass):
-    """Lower the opset and the IR version as far as the content allows: the last step of every run,
-    on no list.
+    """Lower the opset and the IR version as far as the content allows.
+
+    The last step of every run; on no list of passes.
 
     Effect: exact. Touches nothing else but attributes that state a default which the lower opset
     does not spell.
 
-    Source: the schemas of ONNX's operators; see `_schemas`.
+    Source: the schemas of ONNX's operators; see `schemas`.
     """
 
     name: ClassVar[str] = "least-versions"
@@ -59,43 +60,38 @@ def lower_versions(model: ir.Model) -> bool:
 
 
 def least_opset(model: ir.Model) -> int:
-    """The lowest opset, 13 or above, at which every standard node means what it means at the
-    model's own.
-    """
+    """The lowest opset, 13 or above, at which every standard node keeps its meaning."""
     version = model.opset_imports.get("", 0)
     if version <= FLOOR or not _one_opset(model):
         return version
-    nodes = [node for node in all_nodes(_typed(model)) if is_standard(node)]
-    return max((least_version(node, version, FLOOR) for node in nodes), default=FLOOR)
+    least = FLOOR
+    for node in all_nodes(_typed(model)):
+        if is_standard(node):
+            least = max(least, least_version(node, version, FLOOR))
+    return least
 
 
 def least_ir_version(model: ir.Model) -> int:
-    """The lowest IR version that can express the model, and that is at least as new as its
-    opsets.
-    """
-    opsets = [
-        helper.make_opsetid(domain, version)
-        for domain, version in model.opset_imports.items()
-    ]
+    """The lowest IR version that can express the model, at least as new as its opsets."""
+    opsets = []
+    for domain, version in model.opset_imports.items():
+        opsets.append(helper.make_opsetid(domain, version))
     paired = int(helper.find_min_ir_version_for(opsets, ignore_unknown=True))
-    return max(
-        paired, ir_version_of_content(model), FOR_NOTES if has_notes(model) else 1
-    )
+    for_notes = FOR_NOTES if has_notes(model) else 1
+    return max(paired, ir_version_of_content(model), for_notes)
 
 
 def renumber(model: ir.Model, version: int) -> bool:
-    """Make `version` the standard opset if every node means the same there; False, and no change,
-    otherwise.
+    """Make `version` the standard opset if every node means the same there.
+
+    False, and no change, otherwise.
     """
     before = model.opset_imports.get("", 0)
     if min(before, version) < FLOOR or not _one_opset(model):
         return False
-    if not all(
-        means_the_same(node, before, version)
-        for node in all_nodes(_typed(model))
-        if is_standard(node)
-    ):
-        return False
+    for node in all_nodes(_typed(model)):
+        if is_standard(node) and not means_the_same(node, before, version):
+            return False
     _set_opset(model, version)
     return True
 
@@ -108,23 +104,24 @@ def _typed(model: ir.Model) -> ir.Model:
 
 
 def _one_opset(model: ir.Model) -> bool:
-    """Whether functions are written for the opset of the model."""
+    """True if functions are written for the opset of the model."""
     version = model.opset_imports.get("", 0)
-    return all(
-        function.opset_imports.get("", version) == version
-        for function in model.functions.values()
-    )
+    for function in model.functions.values():
+        if function.opset_imports.get("", version) != version:
+            return False
+    return True
 
 
 def _set_opset(model: ir.Model, version: int) -> None:
     for node in all_nodes(model):
-        if is_standard(node):
-            schema = schema_of(node.op_type, version)
-            assert schema is not None, node.op_type
-            for name in [
-                name for name in node.attributes if name not in schema.attributes
-            ]:
-                del node.attributes[name]
+        if not is_standard(node):
+            continue
+        schema = schema_of(node.op_type, version)
+        assert schema is not None, node.op_type
+        # they state their defaults, or the node would not mean the same
+        unknown = [name for name in node.attributes if name not in schema.attributes]
+        for name in unknown:
+            del node.attributes[name]
     for graph in all_graphs(model):
         if "" in graph.opset_imports:
             graph.opset_imports[""] = version
