@@ -1,5 +1,4 @@
-"""Weights stored small for float kernels: fp16, bf16, int8 or int4, unpacked by nodes that ONNX
-Runtime folds at load.
+"""Weights stored small for float kernels, unpacked by nodes that ONNX Runtime folds at load.
 
 w (float32)  ->  Cast(q)                      fp16, bf16
                  Cast(q) * scale              one scale a channel
@@ -18,9 +17,10 @@ from numpy.typing import NDArray
 
 from ._base import Context, Declined, Effect, Option, Pass, PassOutcome
 from ._core.channel_layout import Layout
-from ._core.graph import Names, Weight, weights_of
+from ._core.graph import Names, Weight, graphs_of, weights_of
 from ._core.lazy import DerivedTensor, blocks
 from ._core.notes import drop_notes
+from ._core.ops import is_standard
 from ._core.opset import raise_opset
 from ._core.patterns import left_out, require_matches, weight_names, weighted_names
 from ._core.weight_axes import NoAxisError, input_axis
@@ -37,13 +37,27 @@ from ._quant.weights import (
 Encoding = Literal["int8", "int4", "fp16", "bf16"]
 
 OPSETS = {"int8": 7, "int4": 21, "fp16": 7, "bf16": 13}
+"""Least opset of the nodes that unpack a weight.
+
+Mul broadcasts from 7, Cast reads bf16 from 13 and int4 from 21.
+"""
+
 FLOAT_TYPES = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
+
 LIMITS = {"fp16": 65504.0, "bf16": 3.38e38, "int8": 1e38, "int4": 1e38}
+"""Largest magnitude that is stored: the type's own; of integers chosen by hand."""
+
 BLOCKS = {"int8": 64, "int4": 32}
+"""Weights of a channel that share a scale by default; chosen by hand."""
+
 SHORTEST_BLOCK = 8
+"""Weights below which a block is not worth a scale of its own; chosen by hand."""
+
 SHORT = 32
-"""Channels of fewer weights (depthwise convolutions) are stored as fp16: with a scale each,
-integers would be hardly smaller, and these layers lose most (measured on EfficientNet-Lite0).
+"""Weights of a channel below which it is stored as fp16 (depthwise convolutions).
+
+With a scale each, integers would be hardly smaller, and these layers lose most (measured on
+EfficientNet-Lite0).
 """
 
 
@@ -97,7 +111,7 @@ class CompressWeights(Pass):
     )
     notes: Literal["drop", "keep"] = Option(
         "drop",
-        "What exporters say of nodes and values (metadata, doc strings): it may "
+        "Notes of exporters on nodes and values (metadata, doc strings): they may "
         "outweigh the weights.",
     )
 
@@ -107,7 +121,8 @@ class CompressWeights(Pass):
         if not weights:
             return outcome
         if raise_opset(model, OPSETS[self.encoding]):
-            weights, _ = self._chosen(model)  # raising makes another graph
+            # that may have made another graph
+            weights, _ = self._chosen(model)
         names = Names(model)
         before = after = 0
         with context.progress(self.name, len(weights)) as advance:
@@ -152,53 +167,54 @@ class CompressWeights(Pass):
             return "it is a graph output"
         if weight.size < self.min_size:
             return f"its {weight.size} elements are fewer than min_size={self.min_size}"
+        # so that NaN, which compares with nothing, is refused
         if not absmax(weight.tensor) <= LIMITS[self.encoding]:
             return f"it holds NaN, infinity or numbers beyond {LIMITS[self.encoding]:g}"
         return None
 
     def _form(self, weight: Weight, rows: _Rows) -> Encoding:
-        short = self.encoding in BLOCKS and rows.length < SHORT
-        return (
-            "fp16"
-            if short and absmax(weight.tensor) <= LIMITS["fp16"]
-            else self.encoding
-        )
+        """The encoding of one weight: fp16 in place of integers where channels are short."""
+        if self.encoding not in BLOCKS or rows.length >= SHORT:
+            return self.encoding
+        fits = absmax(weight.tensor) <= LIMITS["fp16"]
+        return "fp16" if fits else self.encoding
 
     def _store(self, weight: Weight, names: Names) -> int:
-        """Replace the initializer by its stored form and the nodes that unpack it; the bytes that
-        it takes now.
-        """
-        graph, value = weight.value.graph, weight.value
+        """Replace a weight by its stored form and the nodes that unpack it; the bytes it takes."""
+        value = weight.value
+        graph = value.graph
         assert isinstance(graph, ir.Graph)
         assert value.name is not None
         unpacker = _Unpacker(Inserter(graph, names), value)
         rows = _rows(weight)
         encoding = self._form(weight, rows)
         if encoding in FLOAT_TYPES:
-            unpacker.cast(_rounded(weight.tensor, FLOAT_TYPES[encoding]), encoding)
+            stored = _rounded(weight.tensor, FLOAT_TYPES[encoding])
+            unpacker.cast(stored, encoding)
         else:
             self._store_integers(weight, rows, unpacker)
         unpacker.take_over()
         return unpacker.bytes
 
     def _store_integers(self, weight: Weight, rows: _Rows, unpacker: _Unpacker) -> None:
+        tensor = weight.tensor
+        # 0 is the default in pipelines that were stored before `none` was a value
         block = _dividing(rows.length, self.block or BLOCKS[self.encoding])
         if self.encoding == "int8" and block == rows.length:
+            absmax_of_channels = channel_absmax(tensor, rows.layout)
             scales = wide_enough(
-                channel_absmax(weight.tensor, rows.layout) / np.float32(INT8_LEVELS),
+                absmax_of_channels / np.float32(INT8_LEVELS),
                 None,
                 1.0,
             )
-            unpacker.cast(quantize_weight(weight.tensor, rows.layout, scales), "int8")
+            unpacker.cast(quantize_weight(tensor, rows.layout, scales), "int8")
             unpacker.scale(scales.reshape(rows.scale_dims))
             return
         bits = 8 if self.encoding == "int8" else 4
         inner = rows.layout.channels if rows.columns else 1
-        scales = _block_scales(weight.tensor, bits, block, inner)
-        stored = _reshaped(
-            _quantized(weight.tensor, scales, bits, block, inner),
-            [len(scales), block, inner],
-        )
+        scales = _block_scales(tensor, bits, block, inner)
+        codes = _quantized(tensor, scales, bits, block, inner)
+        stored = _reshaped(codes, [len(scales), block, inner])
         unpacker.cast(stored, self.encoding)
         unpacker.scale(scales[:, None])
         unpacker.reshape()
@@ -207,26 +223,27 @@ class CompressWeights(Pass):
 def _tables(model: ir.Model, known: set[int]) -> list[Weight]:
     """Initializers from which Gather takes whole rows, unless they are weights already."""
     found: dict[int, Weight] = {}
-    for graph in model.graphs():
+    for graph in graphs_of(model):
         for node in graph:
-            value = (
-                node.inputs[0]
-                if node.op_type == "Gather" and node.domain == ""
-                else None
-            )
-            if (
-                value is None
-                or not value.is_initializer()
-                or value.is_graph_input()
-                or id(value) in known
-                or value.dtype != ir.DataType.FLOAT
-                or value.shape is None
-                or len(value.shape) < 2
-                or node.attributes.get_int("axis", 0) != 0
-            ):
+            if not is_standard(node, "Gather"):
                 continue
-            found.setdefault(id(value), Weight(value)).uses.append((node, 0))
+            table = node.inputs[0]
+            if table is None or id(table) in known or not _is_table(table):
+                continue
+            if node.attributes.get_int("axis", 0) != 0:
+                continue
+            weight = found.setdefault(id(table), Weight(table))
+            weight.uses.append((node, 0))
     return list(found.values())
+
+
+def _is_table(value: ir.Value) -> bool:
+    """True if a value is a float32 initializer with rows, which no caller can override."""
+    if not value.is_initializer() or value.is_graph_input():
+        return False
+    if value.dtype != ir.DataType.FLOAT or value.shape is None:
+        return False
+    return len(value.shape) >= 2
 
 
 @dataclass(frozen=True)
@@ -243,36 +260,44 @@ class _Rows:
 
 
 def _rows(weight: Weight) -> _Rows:
-    shape = tuple(int(d) for d in weight.tensor.shape.numpy())
-    try:
-        node = weight.uses[0][0]
-        axis = 1 if node.op_type == "Gather" else input_axis(weight, 1)
-    except NoAxisError:  # used along several axes: any choice is right, none is best
-        axis = len(shape) - 1
-    whole = not weight.transposed and {node.op_type for node, _ in weight.uses} <= {
-        "Conv",
-        "Gather",
-    }
-    if whole or axis == len(shape) - 1:
+    shape = tuple(int(dim) for dim in weight.tensor.shape.numpy())
+    axis = _input_axis(weight, len(shape))
+    last = len(shape) - 1
+    ops = {node.op_type for node, _ in weight.uses}
+    # everything behind the first axis of a Conv's weight or a table is one channel
+    is_whole = not weight.transposed and ops <= {"Conv", "Gather"}
+    if is_whole or axis == last:
         length = math.prod(shape[axis:])
         layout = Layout(1, math.prod(shape[:axis]), length)
-        return _Rows(layout, length, False, shape[:axis] + (1,) * (len(shape) - axis))
-    layout = Layout(math.prod(shape[: axis + 1]), math.prod(shape[axis + 1 :]), 1)
-    return _Rows(layout, shape[axis], True, (1,) * (axis + 1) + shape[axis + 1 :])
+        ones = (1,) * (len(shape) - axis)
+        return _Rows(layout, length, columns=False, scale_dims=shape[:axis] + ones)
+    behind = shape[axis + 1 :]
+    layout = Layout(math.prod(shape[: axis + 1]), math.prod(behind), 1)
+    ones = (1,) * (axis + 1)
+    return _Rows(layout, shape[axis], columns=True, scale_dims=ones + behind)
+
+
+def _input_axis(weight: Weight, rank: int) -> int:
+    """Axis along which the numbers of a channel begin."""
+    node, _ = weight.uses[0]
+    if node.op_type == "Gather":
+        return 1
+    try:
+        return input_axis(weight, 1)
+    except NoAxisError:
+        # used along several axes: any choice is right, none is best
+        return rank - 1
 
 
 def _dividing(length: int, block: int) -> int:
-    """The longest block that divides the length, at most `block`; the whole length if all such are
-    too short.
+    """The longest block that divides the length, at most `block`.
+
+    The whole length if all such are too short.
     """
-    return next(
-        (
-            b
-            for b in range(min(block, length), SHORTEST_BLOCK - 1, -1)
-            if length % b == 0
-        ),
-        length,
-    )
+    for candidate in range(min(block, length), SHORTEST_BLOCK - 1, -1):
+        if length % candidate == 0:
+            return candidate
+    return length
 
 
 def absmax(tensor: ir.TensorProtocol) -> float:
@@ -282,19 +307,19 @@ def absmax(tensor: ir.TensorProtocol) -> float:
 
 
 def _rounded(tensor: ir.TensorProtocol, dtype: ir.DataType) -> DerivedTensor:
-    return DerivedTensor(
-        tensor, lambda block, start: block.astype(dtype.numpy()), dtype
-    )
+    def kernel(block: NDArray[Any], start: int) -> NDArray[Any]:
+        return block.astype(dtype.numpy())
+
+    return DerivedTensor(tensor, kernel, dtype)
 
 
 def _block_scales(
     tensor: ir.TensorProtocol, bits: int, block: int, inner: int
 ) -> Floats:
     """Shapes: (n * block * inner,) in this order -> (n, inner)."""
-    found = [
-        best_scales(part.reshape(-1, block, inner), bits)
-        for _, part in blocks(tensor, block * inner)
-    ]
+    found = []
+    for _, part in blocks(tensor, block * inner):
+        found.append(best_scales(part.reshape(-1, block, inner), bits))
     return np.concatenate(found)
 
 
@@ -306,10 +331,10 @@ def _quantized(
     def kernel(part: NDArray[Any], start: int) -> NDArray[Any]:
         view = part.reshape(-1, block, inner)
         first = start // (block * inner)
-        scaled = np.rint(view / scales[first : first + len(view), None])
-        return np.asarray(
-            np.clip(scaled, low, high).astype(DTYPES[bits].numpy())
-        ).reshape(-1)
+        scale = scales[first : first + len(view), None]
+        rounded = np.rint(view / scale)
+        codes = np.clip(rounded, low, high).astype(DTYPES[bits].numpy())
+        return np.asarray(codes).reshape(-1)
 
     return DerivedTensor(tensor, kernel, DTYPES[bits], block * inner)
 
@@ -330,30 +355,25 @@ class _Unpacker:
 
     def cast(self, stored: ir.TensorProtocol, encoding: str) -> None:
         value = self._initializer(encoding, stored)
-        self._step(
-            "Cast",
-            [value],
-            ir.Shape(stored.shape.numpy()),
-            {"to": int(ir.DataType.FLOAT)},
-        )
+        shape = ir.Shape(stored.shape.numpy())
+        self._step("Cast", [value], shape, {"to": int(ir.DataType.FLOAT)})
 
     def scale(self, scales: Floats) -> None:
         cast = self.nodes[-1].outputs[0]
-        self._step(
-            "Mul", [cast, self._initializer("scale", ir.Tensor(scales))], cast.shape, {}
-        )
+        scale = self._initializer("scale", ir.Tensor(scales))
+        self._step("Mul", [cast, scale], cast.shape, {})
 
     def reshape(self) -> None:
-        dims = self.inserter.constant("shape", np.array(self.weight.shape, np.int64))
-        self._step("Reshape", [self.nodes[-1].outputs[0], dims], self.weight.shape, {})
+        shape = np.array(self.weight.shape, np.int64)
+        dims = self.inserter.constant("shape", shape)
+        blocked = self.nodes[-1].outputs[0]
+        self._step("Reshape", [blocked, dims], self.weight.shape, {})
 
     def take_over(self) -> None:
         """The unpacked weight replaces the initializer under its name."""
-        graph, name, unpacked = (
-            self.inserter.graph,
-            self.weight.name,
-            self.nodes[-1].outputs[0],
-        )
+        graph = self.inserter.graph
+        name = self.weight.name
+        unpacked = self.nodes[-1].outputs[0]
         assert name is not None
         graph.insert_before(graph[0], self.nodes)
         self.weight.replace_all_uses_with(unpacked)
@@ -371,8 +391,6 @@ class _Unpacker:
         shape: ir.Shape | None,
         attributes: dict[str, int],
     ) -> None:
-        self.nodes.append(
-            self.inserter.node(
-                op, inputs, "unpacked", ir.DataType.FLOAT, shape, attributes
-            )
-        )
+        kind = ir.DataType.FLOAT
+        node = self.inserter.node(op, inputs, "unpacked", kind, shape, attributes)
+        self.nodes.append(node)

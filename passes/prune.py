@@ -43,15 +43,15 @@ from ._sparsity.masks import (
 )
 from ._sparsity.rows import row_cuts, row_limits
 
-_ZIP_LIMIT = (
-    256 << 20
-)  # bytes of weights above which zipping them would cost more than the pruning
+_ZIP_LIMIT = 256 << 20
+"""Bytes of weights above which zipping them would cost more than the pruning."""
 
 
 @dataclass(frozen=True)
 class Prune(Pass):
-    """Zero the weights of smallest magnitude (or, as a control and for outliers, zero or clip the
-    largest).
+    """Zero the weights of smallest magnitude, layer by layer or over the whole model.
+
+    As a control, and for outliers, zero or clip the largest.
 
     Effect: lossy. Touches float weights of Conv, ConvTranspose, Gemm, MatMul, LSTM, GRU and RNN, in
     every subgraph; shapes, dtypes and names stay. A weight that several nodes share is one weight.
@@ -127,29 +127,29 @@ class Prune(Pass):
                 "max zeroes the largest weights: a control experiment, outputs suffer most",
             )
         together = self.scope == "model" or self.allocation != "uniform"
-        pools = [weights] if together else [[w] for w in weights]
+        pools = [weights] if together else [[weight] for weight in weights]
         pruned: list[_Pruned] = []
+        prune_pool = partial(_prune_pool, self)
         with (
             context.progress("prune", len(weights)) as advance,
             ThreadPoolExecutor(2) as threads,
         ):
-            for pool, (done, refused) in zip(
-                pools, threads.map(partial(_prune_pool, self), pools), strict=True
-            ):
+            results = threads.map(prune_pool, pools)
+            for pool, (done, refused) in zip(pools, results, strict=True):
                 pruned += done
                 declined += refused
                 advance(len(pool))
+        changed = 0
         for each in pruned:
             if each.tensor is not None:
                 set_tensor(each.weight.value, each.tensor)
-        return PassOutcome(
-            sum(p.tensor is not None for p in pruned), _stats(pruned, self), declined
-        )
+                changed += 1
+        return PassOutcome(changed, _stats(pruned, self), declined)
 
 
 @dataclass(frozen=True)
 class _Pruned:
-    """A weight and what it becomes (None: it stays); its zeros and clipped elements afterwards."""
+    """A weight, the tensor that it becomes (None: it stays), and its zeros and clipped elements."""
 
     weight: Weight
     tensor: DerivedTensor | None
@@ -201,15 +201,14 @@ def _refuse(option: str, problem: str, fix: str) -> NoReturn:
 
 
 def _parse_pattern(text: str) -> tuple[int, int]:
+    """(N, M) of `N:M`. Errors: UsageError."""
     match = re.fullmatch(r"(\d{1,2}):(\d{1,2})", text)
-    keep, of = (int(match[1]), int(match[2])) if match else (0, 0)
-    if not 1 <= keep < of <= 64:
-        raise UsageError(
-            "prune.pattern",
-            f"'{text}' is not N:M with 1 <= N < M <= 64",
-            "write for example pattern=2:4",
-        )
-    return keep, of
+    if match:
+        keep, of = int(match[1]), int(match[2])
+        if keep >= 1 and keep < of and of <= 64:
+            return keep, of
+    problem = f"'{text}' is not N:M with 1 <= N < M <= 64"
+    _refuse("pattern", problem, "write for example pattern=2:4")
 
 
 def _chosen(model: ir.Model, options: Prune) -> tuple[list[Weight], list[Declined]]:
@@ -237,7 +236,7 @@ def _why_not(weight: Weight, options: Prune) -> str | None:
     if not weight.size:
         return "is empty"
     ops = [node.op_type for node, _ in weight.uses]
-    if options.ops and not any(op in options.ops for op in ops):
+    if options.ops and not set(ops) & set(options.ops):
         return f"no use is one of ops=[{', '.join(options.ops)}]"
     return left_out(weight_names(weight), options.include, options.exclude)
 
@@ -245,21 +244,19 @@ def _why_not(weight: Weight, options: Prune) -> str | None:
 def _prune_pool(
     options: Prune, pool: list[Weight]
 ) -> tuple[list[_Pruned], list[Declined]]:
-    """Prune what can be: weights that are not finite, or lack the axis, are declined and the rest
-    is ranked anew.
+    """Prune the weights of a pool that can be, and decline the others.
+
+    Without a weight that is not finite the rest is ranked anew.
     """
     declined: list[Declined] = []
     while pool:
         try:
             return _pruned(pool, options), declined
         except NonFiniteError as error:
-            declined.append(
-                Declined(
-                    pool[error.index].name,
-                    "holds NaN or infinity: magnitudes have no order",
-                )
-            )
-            pool = [w for i, w in enumerate(pool) if i != error.index]
+            bad = pool[error.index]
+            reason = "holds NaN or infinity: magnitudes have no order"
+            declined.append(Declined(bad.name, reason))
+            pool = [weight for weight in pool if weight is not bad]
         except NoAxisError as error:
             declined.append(Declined(pool[0].name, str(error)))
             break
@@ -267,100 +264,116 @@ def _prune_pool(
 
 
 def _pruned(pool: list[Weight], options: Prune) -> list[_Pruned]:
+    """The weights of a pool after pruning. Errors: NonFiniteError, NoAxisError."""
     if options.scope == "model":
-        size = sum(w.size for w in pool)
-        if options.mode == "clip":
-            return _clipped(pool, share(options.sparsity, size))
-        return _zeroed(pool, share(options.sparsity, size), options.select)
+        size = sum(weight.size for weight in pool)
+        return _ranked(pool, share(options.sparsity, size), options)
     if options.threshold:
-        return [_measured(w, _beyond_threshold(w.tensor, options)) for w in pool]
+        key = options.threshold
+        return [_measured(w, _beyond_threshold(w.tensor, key, options)) for w in pool]
     if options.pattern:
-        return [
-            _measured(w, _patterned(w, *_parse_pattern(options.pattern))) for w in pool
-        ]
+        keep, of = _parse_pattern(options.pattern)
+        return [_measured(weight, _patterned(weight, keep, of)) for weight in pool]
     if options.scope == "row":
-        return [_measured(w, _by_rows(w, options)) for w in pool]
+        return [_measured(weight, _by_rows(weight, options)) for weight in pool]
     found: list[_Pruned] = []
-    for index, count in enumerate(
-        allocate(options.allocation, [w.tensor for w in pool], options.sparsity)
-    ):
+    tensors = [weight.tensor for weight in pool]
+    counts = allocate(options.allocation, tensors, options.sparsity)
+    for index, count in enumerate(counts):
         try:
-            one = pool[index : index + 1]
-            found += (
-                _clipped(one, count)
-                if options.mode == "clip"
-                else _zeroed(one, count, options.select)
-            )
+            found += _ranked([pool[index]], count, options)
         except NonFiniteError:
+            # the index is that in the pool of one
             raise NonFiniteError(index) from None
     return found
 
 
+def _ranked(pool: list[Weight], count: int, options: Prune) -> list[_Pruned]:
+    """Zero or clip `count` elements of the pool by their rank."""
+    if options.mode == "clip":
+        return _clipped(pool, count)
+    return _zeroed(pool, count, options.select)
+
+
 def _zeroed(pool: list[Weight], count: int, select: Select) -> list[_Pruned]:
     """Bring the zeros of the pool to `count`; where there are as many already nothing changes."""
-    tensors = [w.tensor for w in pool]
-    kind, size = key_kind(tensors), sum(t.size for t in tensors)
-    missing = count - count_zeros(tensors) if select == "max" else count
+    tensors = [weight.tensor for weight in pool]
+    missing = count
+    # among the smallest the zeros come first, so that they are counted by rank
+    if select == "max":
+        missing -= count_zeros(tensors)
     if missing <= 0:
-        return [_Pruned(w, None, count_zeros([w.tensor])) for w in pool]
+        return [_unchanged(weight) for weight in pool]
+    size = sum(tensor.size for tensor in tensors)
     if select == "min":
         ranked = kth_smallest(tensors, missing)
         ties = missing - ranked.below
     else:
         ranked = kth_smallest(tensors, size - missing + 1)
-        ties = missing - (size - ranked.below - ranked.equal)
+        above = size - ranked.below - ranked.equal
+        ties = missing - above
     if not ranked.key:
-        return [_Pruned(w, None, count_zeros([w.tensor])) for w in pool]
-    cuts = (
-        [t.size for t in tensors]
-        if ties == ranked.equal
-        else cut_ties(tensors, ranked.key, ties)
-    )
-    masked = [
-        zero_beyond(t, select, ranked.key, cut, kind)
-        for t, cut in zip(tensors, cuts, strict=True)
-    ]
-    if len(pool) == 1:
-        return [_Pruned(pool[0], masked[0], count)]
-    return [_measured(w, m) for w, m in zip(pool, masked, strict=True)]
+        return [_unchanged(weight) for weight in pool]
+    if ties == ranked.equal:
+        cuts = [tensor.size for tensor in tensors]
+    else:
+        cuts = cut_ties(tensors, ranked.key, ties)
+    kind = key_kind(tensors)
+    found = []
+    for weight, cut in zip(pool, cuts, strict=True):
+        masked = zero_beyond(weight.tensor, select, ranked.key, cut, kind)
+        # the zeros of a single weight are known without counting them
+        if len(pool) == 1:
+            found.append(_Pruned(weight, masked, count))
+        else:
+            found.append(_measured(weight, masked))
+    return found
+
+
+def _unchanged(weight: Weight) -> _Pruned:
+    return _Pruned(weight, None, count_zeros([weight.tensor]))
 
 
 def _clipped(pool: list[Weight], count: int) -> list[_Pruned]:
-    tensors = [w.tensor for w in pool]
-    kind, size = key_kind(tensors), sum(t.size for t in tensors)
+    """Saturate the `count` largest magnitudes of the pool at the largest that remains."""
+    tensors = [weight.tensor for weight in pool]
+    kind = key_kind(tensors)
+    size = sum(tensor.size for tensor in tensors)
     key = kth_smallest(tensors, size - count).key
-    return [_measured(w, clip_at(w.tensor, key, kind)) for w in pool]
+    return [_measured(weight, clip_at(weight.tensor, key, kind)) for weight in pool]
 
 
-def _beyond_threshold(tensor: ir.TensorProtocol, options: Prune) -> DerivedTensor:
+def _beyond_threshold(
+    tensor: ir.TensorProtocol, threshold: float, options: Prune
+) -> DerivedTensor:
     kind = key_kind([tensor])
-    key = key_of(
-        float(np.array([options.threshold]).astype(tensor.dtype.numpy())[0]), kind
-    )
+    # rounded to the weight's own type first, as its elements are
+    rounded = np.array([threshold]).astype(tensor.dtype.numpy())
+    key = key_of(float(rounded[0]), kind)
     if options.mode == "clip":
         return clip_at(tensor, key, kind)
     return zero_beyond(tensor, options.select, key, tensor.size, kind)
 
 
 def _patterned(weight: Weight, keep: int, of: int) -> DerivedTensor:
-    return keep_n_of_m(
-        weight.tensor, keep, of, elements_after(weight, input_axis(weight, of))
-    )
+    axis = input_axis(weight, of)
+    return keep_n_of_m(weight.tensor, keep, of, elements_after(weight, axis))
 
 
 def _by_rows(weight: Weight, options: Prune) -> DerivedTensor:
-    tensor, view = weight.tensor, rows_of(weight)
+    tensor = weight.tensor
+    view = rows_of(weight)
     count = share(options.sparsity, view.length)
     if options.mode == "clip":
         return clip_rows_at(tensor, view, row_limits(tensor, view, count))
-    return zero_beyond_rows(
-        tensor, options.select, view, *row_cuts(tensor, view, options.select, count)
-    )
+    keys, cuts = row_cuts(tensor, view, options.select, count)
+    return zero_beyond_rows(tensor, options.select, view, keys, cuts)
 
 
 def _measured(weight: Weight, derived: DerivedTensor) -> _Pruned:
-    """Count what the kernel does, in one pass; a kernel that alters nothing is dropped. Errors:
-    NonFiniteError.
+    """Count in one pass the elements that a kernel alters; one that alters none is dropped.
+
+    Errors: NonFiniteError.
     """
     kind: KeyKind = key_kind([weight.tensor])
     zeros = altered = clipped = 0
@@ -374,21 +387,24 @@ def _measured(weight: Weight, derived: DerivedTensor) -> _Pruned:
         differs = before != after
         altered += int(np.count_nonzero(differs))
         clipped += int(np.count_nonzero(after[differs]))
-    return _Pruned(weight, derived if altered else None, zeros, clipped)
+    tensor = derived if altered else None
+    return _Pruned(weight, tensor, zeros, clipped)
 
 
 def _stats(pruned: list[_Pruned], options: Prune) -> dict[str, int | float | str]:
-    size, zeros = sum(p.weight.size for p in pruned), sum(p.zeros for p in pruned)
+    size = sum(each.weight.size for each in pruned)
+    zeros = sum(each.zeros for each in pruned)
     stats: dict[str, int | float | str] = {
         "weights": size,
         "zeros": zeros,
         "sparsity": zeros / size if size else 0.0,
     }
     if options.mode == "clip":
-        stats["clipped"] = sum(p.clipped for p in pruned)
+        stats["clipped"] = sum(each.clipped for each in pruned)
     stats["select"] = options.select
-    if sum(p.weight.tensor.nbytes for p in pruned) <= _ZIP_LIMIT:
-        stats["zipped_bytes"] = _zipped_bytes([p.weight.tensor for p in pruned])
+    tensors = [each.weight.tensor for each in pruned]
+    if sum(tensor.nbytes for tensor in tensors) <= _ZIP_LIMIT:
+        stats["zipped_bytes"] = _zipped_bytes(tensors)
     return stats
 
 
@@ -397,7 +413,6 @@ def _zipped_bytes(tensors: Sequence[ir.TensorProtocol]) -> int:
     size = 0
     for tensor in tensors:
         for _, block in blocks(tensor):
-            size += len(
-                packer.compress(np.ascontiguousarray(block).view(np.uint8).data)
-            )
+            data = np.ascontiguousarray(block).view(np.uint8).data
+            size += len(packer.compress(data))
     return size + len(packer.flush())

@@ -1,4 +1,4 @@
-"""What a pass may ask of the run that it is part of, and the values it gets. `runtime` and `frontends` implement it."""
+"""Services that a pass may ask of its run; runtime and frontends implement them."""
 
 from __future__ import annotations
 
@@ -78,9 +78,7 @@ class MomentRequest:
     groups: int = 1
     target: str = ""
     part: Literal["all", "even", "odd"] = "all"
-    """Of a regression: which micro-batches count, so that a fit to one half can be judged on the
-    other.
-    """
+    """Micro-batches that count, of a regression: a fit to one half can be judged on the other."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +102,7 @@ class Context(Protocol):
     seed: int
 
     def has_data(self) -> bool:
-        """Whether calibration feeds are at hand."""
+        """True if calibration feeds are at hand."""
         ...
 
     def activation_ranges(
@@ -127,8 +125,7 @@ class Context(Protocol):
     def collect(
         self, model: ir.Model, requests: Mapping[str, MomentRequest], samples: int
     ) -> dict[str, NDArray[np.float64]]:
-        """Run the model over at most `samples` calibration samples; the moment that each request
-        names.
+        """The moment that each request names, over at most `samples` calibration samples.
 
         Absent from the result: tensors that a run never produced, that are not float, or that the
         model lacks.
@@ -136,8 +133,7 @@ class Context(Protocol):
         ...
 
     def kernels(self, model: ir.Model) -> list[KernelNode] | None:
-        """Each node that the target's runtime makes of the model, in its optimized graph; None if
-        not known.
+        """Nodes of the graph that the target's runtime makes of the model; None if not known.
 
         Not known: the target's runtime is not here, shows no graph, or this run does not run
         models.
@@ -147,13 +143,11 @@ class Context(Protocol):
     def latency_ratio(
         self, model: ir.Model, other: ir.Model, seconds: float
     ) -> LatencyRatio | None:
-        """Time of `other` over that of `model`, on the run's feeds; None where nothing can be
-        measured.
-        """
+        """Time of `other` over that of `model` on the run's feeds; None if not measurable."""
         ...
 
     def difference(self, model: ir.Model, other: ir.Model) -> Difference | None:
-        """Distance of `other` from `model` on the same feeds, at two batch sizes where those are open.
+        """Distance of `other` from `model` on the same feeds, at two batch sizes where both fit.
 
         A model that does not load, run or survive is a failure, not an exception. None where this
         run does not run models.
@@ -161,9 +155,7 @@ class Context(Protocol):
         ...
 
     def remember_float(self, model: ir.Model) -> None:
-        """Say what the lossy changes that follow start from, so that losses can be explained layer
-        by layer.
-        """
+        """Take the model as the one that lossy changes start from, to explain losses by layer."""
         ...
 
     def warn(self, where: str, message: str) -> None:
@@ -184,8 +176,7 @@ class Differentiates(Protocol):
     def gradients(
         self, model: ir.Model, weights: Sequence[str], samples: int
     ) -> Mapping[str, Gradient]:
-        """Gradients of the loss by the named initializers over at most `samples` calibration
-        samples.
+        """Gradients of the loss by the named initializers, over at most `samples` samples.
 
         The loss is that of the labels where the data has them, else the distance from the model's
         own outputs. Absent from the result: weights that the loss does not depend on. Errors:
@@ -201,8 +192,7 @@ class Resumes(Protocol):
     def after(
         self, model: ir.Model, tensors: Sequence[str], samples: int
     ) -> Context | None:
-        """A context whose calibration data are these inputs and outputs of the model on at most
-        `samples` samples.
+        """A context whose calibration data are the given tensors, on at most `samples` samples.
 
         It serves models that take them as inputs. None where they are too large to be held. Errors:
         UsageError without data.
@@ -215,8 +205,7 @@ class Trains(Protocol):
     """A context that can train; passes ask `isinstance(context, Trains)`."""
 
     def train(self, model: ir.Model, recipe: Mapping[str, Any]) -> PassOutcome:
-        """Train the model's weights in place, to say of the run's data what the run's original
-        model says.
+        """Train the model's weights in place towards the outputs of the run's original model.
 
         `recipe`: plain values by the names of the options of `finetune`. The model is changed only
         for the better. Errors: UsageError without torch, RefusedError for data or a graph that
@@ -245,20 +234,12 @@ class NullContext:
         samples: int,
         levels: int = 255,
     ) -> dict[str, tuple[float, float]]:
-        raise UsageError(
-            "calibration",
-            "no calibration data",
-            "pass --data (command line) or data= (Python)",
-        )
+        raise _no_data()
 
     def collect(
         self, model: ir.Model, requests: Mapping[str, MomentRequest], samples: int
     ) -> dict[str, NDArray[np.float64]]:
-        raise UsageError(
-            "calibration",
-            "no calibration data",
-            "pass --data (command line) or data= (Python)",
-        )
+        raise _no_data()
 
     def kernels(self, model: ir.Model) -> list[KernelNode] | None:
         return None
@@ -280,3 +261,11 @@ class NullContext:
     @contextlib.contextmanager
     def progress(self, label: str, total: int) -> Iterator[Callable[[int], None]]:
         yield lambda steps: None
+
+
+def _no_data() -> UsageError:
+    return UsageError(
+        "calibration",
+        "no calibration data",
+        "pass --data (command line) or data= (Python)",
+    )

@@ -229,9 +229,8 @@ def refresh_shapes(model: ir.Model) -> bool:
     outputs: set[int] = set()
     for graph in all_graphs(model):
         outputs.update(id(value) for value in graph.outputs)
-    declared = []
-    for value in (*model.graph.inputs, *model.graph.outputs):
-        declared.append((value, None if value.shape is None else value.shape.copy()))
+    ports = [*model.graph.inputs, *model.graph.outputs]
+    declared = [(value, _copied(value.shape)) for value in ports]
     former: list[tuple[ir.Value, ir.TypeProtocol | None]] = []
     for node in all_nodes(model):
         if not is_standard(node):
@@ -257,6 +256,10 @@ def refresh_shapes(model: ir.Model) -> bool:
     for value, type_ in former:
         value.type = value.type or type_
     return done
+
+
+def _copied(shape: ir.Shape | None) -> ir.Shape | None:
+    return None if shape is None else shape.copy()
 
 
 def _infer(model: ir.Model) -> bool:

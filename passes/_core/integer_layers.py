@@ -119,8 +119,10 @@ def _operator(node: ir.Node) -> IntegerLayer | None:
     if not _is_signed_constant(codes) or not _reads_unsigned(node, operands):
         return None
     assert codes is not None
-    is_transposed = node.op_type == "QGemm" and node.attributes.get_int("transB", 0)
-    channels_first = "Conv" in node.op_type or bool(is_transposed)
+    is_transposed = bool(node.attributes.get_int("transB", 0))
+    channels_first = "Conv" in node.op_type
+    if node.op_type == "QGemm":
+        channels_first = is_transposed
     scale = _place(node, operands.scale)
     if node.op_type == "MatMulInteger":
         scale = _scale_behind(node.outputs[0])

@@ -1,5 +1,4 @@
-"""Pipeline text: `simplify, prune(sparsity=0.6), quant(int8)` or, shell-safe,
-`prune:sparsity=0.6,quant:int8`.
+"""Pipeline text: `simplify, prune(sparsity=0.6)` or, shell-safe, `simplify,prune:sparsity=0.6`.
 
     pipeline := pass ("," pass)*
     pass     := name | name "(" [argument ("," argument)*] ")" | name (":" argument)+
@@ -79,20 +78,22 @@ def build(name: str, arguments: dict[str, Any], positional: Any = None) -> Pass:
         arguments = {first.name: positional, **arguments}
     for key in arguments:
         if key not in options:
-            near = difflib.get_close_matches(key, options, 1)
-            known = (
-                f"choose among {', '.join(options)}"
-                if options
-                else f"{name} takes no options"
-            )
-            raise UsageError(
-                f"{name}.{key}",
-                "no such option",
-                f"did you mean '{near[0]}'?" if near else known,
-            )
-    return kind(
-        **{key: options[key].parse(name, value) for key, value in arguments.items()}
-    )
+            raise _no_option(name, key, list(options))
+    values = {}
+    for key, value in arguments.items():
+        values[key] = options[key].parse(name, value)
+    return kind(**values)
+
+
+def _no_option(name: str, key: str, options: list[str]) -> UsageError:
+    near = difflib.get_close_matches(key, options, 1)
+    if near:
+        fix = f"did you mean '{near[0]}'?"
+    elif options:
+        fix = f"choose among {', '.join(options)}"
+    else:
+        fix = f"{name} takes no options"
+    return UsageError(f"{name}.{key}", "no such option", fix)
 
 
 def _read_recipe(path: Path) -> str:
@@ -116,8 +117,9 @@ class _Parser:
         passes = [self._pass()]
         while self._peek() == ",":
             self.at += 1
+            # after a trailing comma
             if self._peek() == "":
-                break  # a trailing comma
+                break
             passes.append(self._pass())
         if self._peek():
             raise self._error(
@@ -179,6 +181,7 @@ class _Parser:
                 self.at += 1
                 found.append((str(value), self._value(",()[]=:"), column))
             elif found and isinstance(found[-1][1], str):
+                # `pattern=2:4`: the colon belongs to the value
                 key, head, start = found[-1]
                 found[-1] = (key, f"{head}:{value}", start)
             else:
@@ -205,7 +208,9 @@ class _Parser:
         out: list[str] = []
         self.at += 1
         while self.at < len(self.text) and self.text[self.at] != '"':
-            self.at += self.text[self.at] == "\\"
+            # a backslash keeps the next character as it is
+            if self.text[self.at] == "\\":
+                self.at += 1
             out.append(self.text[self.at : self.at + 1])
             self.at += 1
         if self.at >= len(self.text):
@@ -216,11 +221,10 @@ class _Parser:
     def _word(self, stops: str, what: str) -> str:
         self._peek()
         start = self.at
-        while (
-            self.at < len(self.text)
-            and self.text[self.at] not in stops
-            and not self.text[self.at].isspace()
-        ):
+        while self.at < len(self.text):
+            character = self.text[self.at]
+            if character in stops or character.isspace():
+                break
             self.at += 1
         if start == self.at:
             raise self._error(
@@ -230,6 +234,7 @@ class _Parser:
         return self.text[start : self.at]
 
     def _peek(self) -> str:
+        """The next character that is not a space; "" at the end."""
         while self.at < len(self.text) and self.text[self.at].isspace():
             self.at += 1
         return self.text[self.at : self.at + 1]

@@ -1,6 +1,4 @@
-"""The registry: every public module of this folder is one pass, found by walking; a dotted name is
-a foreign pass.
-"""
+"""The registry: every public module of `passes` is one pass; a dotted name is a foreign pass."""
 
 from __future__ import annotations
 
@@ -23,42 +21,39 @@ _PASSES = __name__.rpartition("._core")[0]
 
 def pass_names() -> list[str]:
     """Names of all passes, sorted, without importing them."""
+    folder = import_module(_PASSES).__path__
+    modules = [module.name for module in pkgutil.iter_modules(folder)]
     return sorted(
-        m.name.replace("_", "-")
-        for m in pkgutil.iter_modules(import_module(_PASSES).__path__)
-        if not m.name.startswith("_")
+        name.replace("_", "-") for name in modules if not name.startswith("_")
     )
 
 
 def pass_class(name: str) -> type[Pass]:
     """The class of the pass called `name`; UsageError with a near name otherwise."""
-    if name not in pass_names():
-        near = difflib.get_close_matches(name, pass_names(), 1)
-        raise UsageError(
-            f"passes: {name}",
-            "no such pass",
-            f"did you mean '{near[0]}'?"
-            if near
-            else f"choose among {', '.join(pass_names())}",
-        )
+    known = pass_names()
+    if name not in known:
+        near = difflib.get_close_matches(name, known, 1)
+        fix = f"choose among {', '.join(known)}"
+        if near:
+            fix = f"did you mean '{near[0]}'?"
+        raise UsageError(f"passes: {name}", "no such pass", fix)
     module = import_module(f"{_PASSES}.{name.replace('-', '_')}")
-    found = [
-        c
-        for c in vars(module).values()
-        if isinstance(c, type)
-        and issubclass(c, Pass)
-        and c.__module__ == module.__name__
-    ]
+    # passes that the module imports from others are not its own
+    found = []
+    for value in vars(module).values():
+        if not isinstance(value, type) or not issubclass(value, Pass):
+            continue
+        if value.__module__ == module.__name__:
+            found.append(value)
     assert len(found) == 1, f"{module.__name__} must define exactly one pass"
     return found[0]
 
 
 @dataclass(frozen=True)
 class ForeignPass(Pass):
-    """Run any `onnx_ir.passes.PassBase` as a step of a pipeline; believed exact, and verified like
-    one.
+    """Run any `onnx_ir.passes.PassBase` as a step of a pipeline.
 
-    Effect: exact. Rolled back when the outputs change.
+    Effect: exact. Believed to be, and verified: rolled back when the outputs change.
 
     Source: follows from the definition of `onnx_ir.passes.PassBase`.
     """
@@ -70,6 +65,7 @@ class ForeignPass(Pass):
     arguments: tuple[tuple[str, Any], ...] = ()
 
     def __post_init__(self) -> None:
+        # in place of the check of options, which a foreign pass has not
         if not isinstance(self.instance, ir.passes.PassBase):
             raise UsageError(
                 "passes",
@@ -79,10 +75,11 @@ class ForeignPass(Pass):
 
     def __str__(self) -> str:
         kind = type(self.instance)
-        arguments = ", ".join(f"{k}={_python_text(v)}" for k, v in self.arguments)
-        return f"{kind.__module__}.{kind.__qualname__}" + (
-            f"({arguments})" if arguments else ""
-        )
+        path = f"{kind.__module__}.{kind.__qualname__}"
+        if not self.arguments:
+            return path
+        arguments = [f"{key}={_python_text(value)}" for key, value in self.arguments]
+        return f"{path}({', '.join(arguments)})"
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, ForeignPass) and str(self) == str(other)
@@ -110,15 +107,12 @@ class AsIrPass(ir.passes.InPlacePass):
         self.context = context
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        return ir.passes.PassResult(
-            model, self.inner.run(model, self.context).changed > 0
-        )
+        outcome = self.inner.run(model, self.context)
+        return ir.passes.PassResult(model, modified=outcome.changed > 0)
 
 
 def foreign_pass(path: str, arguments: dict[str, Any]) -> ForeignPass:
-    """Build the foreign pass named by its dotted path, e.g.
-    `onnx_ir.passes.common.IdentityEliminationPass`.
-    """
+    """Build the foreign pass of a dotted path, `onnx_ir.passes.common.IdentityEliminationPass`."""
     module_name, _, attribute = path.rpartition(".")
     try:
         kind = getattr(import_module(module_name), attribute)
@@ -130,7 +124,8 @@ def foreign_pass(path: str, arguments: dict[str, Any]) -> ForeignPass:
         ) from None
     values = {key: _python_value(value) for key, value in arguments.items()}
     try:
-        return ForeignPass(kind(**values), tuple(sorted(values.items())))
+        instance = kind(**values)
+        return ForeignPass(instance, tuple(sorted(values.items())))
     except TypeError as error:
         raise UsageError(
             f"passes: {path}", str(error), "give the arguments that its class takes"
@@ -138,6 +133,7 @@ def foreign_pass(path: str, arguments: dict[str, Any]) -> ForeignPass:
 
 
 def _python_value(text: Any) -> Any:
+    """Pipeline text as the value that it looks like: the class declares no types to go by."""
     if text in ("true", "false"):
         return text == "true"
     for kind in (int, float):

@@ -17,14 +17,12 @@ from ... import UsageError
 X86, ARM = "x86-64", "arm64"
 
 Carry = Literal["own", "shared"]
-"""How an op runs on int8 data: `own` output range, or `shared` with its inputs (it only moves
-values).
-"""
+"""Output range of an op on int8 data: its `own`, or `shared` with the inputs that it moves."""
 
 
 @dataclass(frozen=True)
 class Heavy:
-    """An op worth running in int8: where its weight, bias and output channels are.
+    """An op worth running in int8, and the places of its weight, bias and output channels.
 
     `channel_axis`: axis of the weight that indexes output channels (Gemm: of the untransposed
     weight). `needs_output`: the int8 kernel exists only with a quantized output (Conv), or can emit
@@ -48,8 +46,9 @@ class QuantRules:
     symmetric: bool = False
     integer_bias: bool = True
     quantizes_bias: tuple[str, ...] = ()
-    """Ops whose float bias the runtime itself makes int32 at load; with packed weights, whose point
-    is the file's size, that saves a scale a channel and a node.
+    """Ops whose float bias the runtime itself makes int32 at load.
+
+    With packed weights, whose point is the file's size, that saves a scale a channel and a node.
     """
     heavy: dict[str, Heavy] = field(default_factory=dict)
     carry: dict[str, Carry] = field(default_factory=dict)
@@ -58,24 +57,19 @@ class QuantRules:
     dynamic: tuple[str, ...] = ()
     """Ops for which activations quantized at run time are faster than float."""
     image_channels: int = 0
-    """A 2-D Conv that reads at most so many channels, of a value that no int8 layer makes, reads it
-    in two limbs of 8 bits: what an image loses by rounding no later layer gives back, and the Conv
-    is as fast as with one. Another Conv on so few channels of a graph input stays float, where one
-    node alone reads its result (behind a branch, the runtime would transpose the run to NHWC at
+    """Most channels of what counts as an image, which a 2-D Conv reads in two terms of 8 bits.
+
+    No int8 layer makes an image. What it loses by rounding no later layer gives back, and the Conv
+    is as fast as with one term. Another Conv on so few channels of a graph input stays float, where
+    one node alone reads its result (behind a branch, the runtime would transpose the run to NHWC at
     every Add).
     """
     channel_multiple: int = 1
-    """The runtime's fast integer Conv wants its input channels in multiples of this: limbs are
-    padded to it.
-    """
+    """Multiple to which the terms of an image are padded: the fast integer Conv wants it."""
     limits_pairs: bool = False
-    """Keep 8-bit weights where no CPU's kernels saturate (_core/saturation.py): the file may run on
-    any of them.
-    """
+    """Keep 8-bit weights where no CPU's kernels saturate (saturation.py): any may run the file."""
     guard_float: bool = False
-    """Keep an excluded float layer between int8 neighbours from being quantized by the runtime
-    itself.
-    """
+    """Keep the runtime itself from quantizing an excluded layer between int8 neighbours."""
     why_not: str = ""
     why_not_int16: str = ""
 
@@ -94,15 +88,15 @@ class Target:
     help: str
     quant: QuantRules
     conv_width: int
-    """Channels that a convolution kernel handles at once. CPU: AVX-512 in ONNX Runtime's blocked
-    layout, where 33 to 47 channels take the time of 48 and 63 more than 64 (measured).
+    """Channels that a convolution kernel handles at once.
+
+    CPU: AVX-512 in ONNX Runtime's blocked layout, where 33 to 47 channels take the time of 48 and
+    63 more than 64 (measured).
     """
     width_step: int
-    """Convolutions are cut to multiples of this: on a CPU 15 channels take longer than 16
-    (measured).
-    """
+    """Multiple of channels that convolutions keep: 15 take a CPU longer than 16 (measured)."""
     computes_half: bool = True
-    """Whether float16 is computed as such: ONNX Runtime's CPU provider casts it to float32."""
+    """True if float16 is computed as such: ONNX Runtime's CPU provider casts it to float32."""
     cpus: str = ""
     architecture: str = ""
 
@@ -146,8 +140,8 @@ _CPU_INTEGERS = QuantRules(
     image_channels=4,
     channel_multiple=4,
     guard_float=True,
-    why_not_int16="ONNX Runtime's CPU provider fuses no 16-bit activations: Conv runs at 0.74, MatMul at 0.79 of "
-    "fp32's speed; use int8, and layers= to leave sensitive layers float",
+    why_not_int16="ONNX Runtime's CPU provider fuses no 16-bit activations: Conv runs at 0.74, "
+    "MatMul at 0.79 of fp32's speed; use int8, and layers= to leave sensitive layers float",
 )
 _TENSORRT_INTEGERS = QuantRules(
     # explicit quantization: signed, zero point 0, float bias; residual skips are quantized, graph
@@ -170,7 +164,8 @@ _GENERIC_INTEGERS = QuantRules(
 )
 _NO_INTEGERS = QuantRules(
     heavy=HEAVY,
-    why_not="ONNX Runtime's CUDA provider has no int8 Conv or MatMul: a QDQ graph runs slower there than fp32",
+    why_not="ONNX Runtime's CUDA provider has no int8 Conv or MatMul: a QDQ graph runs slower "
+    "there than fp32",
 )
 
 TARGETS: dict[str, Target] = {

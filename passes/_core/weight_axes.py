@@ -1,5 +1,6 @@
-"""Which axes of a stored weight an op sums over: its input axis, and its rows (one pool for each
-output).
+"""Axes of a stored weight that its users sum over: the input axis, and rows, one for each output.
+
+A weight may have several users and lie behind Transposes; `linear.WeightView` is one user's view.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ from .ops import group_count, summed_axes
 
 @dataclass(frozen=True)
 class Rows:
-    """A tensor seen as (groups, rows, channels, inner): each (group, channel) is a pool of rows *
-    inner elements.
+    """A tensor seen as (groups, rows, channels, inner).
+
+    Each (group, channel) is a pool of rows * inner elements.
     """
 
     groups: int
@@ -35,24 +37,15 @@ class NoAxisError(Exception):
 
 
 def input_axis(weight: Weight, multiple: int) -> int:
-    """The axis of the stored weight along which inputs lie; its length (within a group) is a
-    multiple of `multiple`.
+    """The axis of the stored weight along which inputs lie.
 
-    Errors: NoAxisError.
+    Its length, within a group, is a multiple of `multiple`. Errors: NoAxisError.
     """
     axes = {_summed(weight, node, index)[0] for node, index in weight.uses}
     if len(axes) > 1:
         raise NoAxisError("its uses read it along different axes")
     axis = axes.pop()
-    groups = max(
-        (
-            group_count(node)
-            for node, _ in weight.uses
-            if node.op_type == "ConvTranspose"
-        ),
-        default=1,
-    )
-    length = _dims(weight)[axis] // groups
+    length = _dims(weight)[axis] // _groups_along_inputs(weight)
     if length % multiple:
         raise NoAxisError(
             f"its input axis has {length} elements, not a multiple of {multiple}"
@@ -60,15 +53,21 @@ def input_axis(weight: Weight, multiple: int) -> int:
     return axis
 
 
+def _groups_along_inputs(weight: Weight) -> int:
+    """Groups whose inputs share the input axis: those of a ConvTranspose."""
+    groups = 1
+    for node, _ in weight.uses:
+        if node.op_type == "ConvTranspose":
+            groups = max(groups, group_count(node))
+    return groups
+
+
 def rows_of(weight: Weight) -> Rows:
     """The weight as pools, one for each output of the op. Errors: NoAxisError."""
     summed = {frozenset(_summed(weight, node, index)) for node, index in weight.uses}
     if len(summed) > 1:
         raise NoAxisError("its uses sum it over different axes")
-    if any(
-        node.op_type == "ConvTranspose" and group_count(node) > 1
-        for node, _ in weight.uses
-    ):
+    if _groups_along_inputs(weight) > 1:
         raise NoAxisError(
             "the rows of a grouped ConvTranspose are not slices of its weight"
         )
@@ -76,20 +75,23 @@ def rows_of(weight: Weight) -> Rows:
     if len(runs) > 4:
         raise NoAxisError("a Transpose scatters its rows")
     groups, rows, channels, inner = runs + [1] * (4 - len(runs))
-    return (
-        Rows(groups, rows, channels, inner)
-        if channels > 1
-        else Rows(groups, 1, 1, rows * inner)
-    )
+    # without channels between them, rows and inner are one run
+    if channels == 1:
+        return Rows(groups, 1, 1, rows * inner)
+    return Rows(groups, rows, channels, inner)
 
 
 def _runs(dims: list[int], summed: frozenset[int]) -> list[int]:
-    """Sizes of alternating runs of kept and summed axes, starting with kept ones; axes of length 1
-    join any run.
+    """Sizes of alternating runs of kept and summed axes, starting with kept ones.
+
+    Axes of length 1 join any run.
     """
-    runs, in_summed = [1], False
+    runs = [1]
+    in_summed = False
     for axis, size in enumerate(dims):
-        if size != 1 and (axis in summed) != in_summed:
+        if size == 1:
+            continue
+        if (axis in summed) != in_summed:
             runs.append(1)
             in_summed = not in_summed
         runs[-1] *= size
@@ -103,24 +105,22 @@ def _dims(weight: Weight) -> list[int]:
 def _summed(weight: Weight, node: ir.Node, index: int) -> list[int]:
     """Axes of the stored weight that this use sums over, the input axis first."""
     rank = len(_dims(weight))
-    return [
-        _through_chain(node.inputs[index], weight.value, axis, rank)
-        for axis in summed_axes(node, index, rank)
-    ]
+    seen = node.inputs[index]
+    axes = summed_axes(node, index, rank)
+    return [_through_chain(seen, weight.value, axis, rank) for axis in axes]
 
 
 def _through_chain(
     value: ir.Value | None, source: ir.Value, axis: int, rank: int
 ) -> int:
-    """The axis of `source` that is `axis` of `value`, which Identity and Transpose nodes make from
-    it.
-    """
+    """The axis of `source` that Identity and Transpose nodes make `axis` of `value`."""
     while value is not source:
         assert value is not None
         node = value.producer()
         assert node is not None
         if node.op_type == "Transpose":
             permutation = node.attributes.get_ints("perm")
+            # axes are reversed by default
             axis = permutation[axis] if permutation else rank - 1 - axis
         value = node.inputs[0]
     return axis

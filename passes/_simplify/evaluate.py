@@ -170,10 +170,11 @@ def _product(node: ir.Node, inputs: Inputs) -> int:
     a, b = inputs[0], inputs[1]
     assert a is not None
     assert b is not None
-    if node.op_type == "Gemm" and node.attributes.get_int("transA", 0):
-        a = a.T
-    if node.op_type == "Gemm" and node.attributes.get_int("transB", 0):
-        b = b.T
+    if node.op_type == "Gemm":
+        if node.attributes.get_int("transA", 0):
+            a = a.T
+        if node.attributes.get_int("transB", 0):
+            b = b.T
     *outer, rows, summed = (1, *a.shape) if a.ndim == 1 else a.shape
     batch: tuple[int, ...] = tuple(outer)
     columns = 1

@@ -115,7 +115,9 @@ def reshape_target(positive: frozenset[str]) -> Callable[[ir.Node, Edit], bool]:
     """
 
     def rule(node: ir.Node, edit: Edit) -> bool:
-        if len(node.inputs) < 2 or node.attributes.get_int("allowzero", 0):
+        if len(node.inputs) < 2:
+            return False
+        if node.attributes.get_int("allowzero", 0):
             return False
         if ints_of(node.inputs[1]) is not None:
             return False
