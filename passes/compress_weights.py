@@ -158,7 +158,11 @@ class CompressWeights(Pass):
         return chosen, declined
 
     def _why_not(self, weight: Weight) -> str | None:
-        reason = left_out(weight_names(weight), self.include, self.exclude)
+        reason = left_out(
+            weight_names(weight),
+            self.include,
+            self.exclude,
+        )
         if reason is not None:
             return reason
         if weight.value.dtype != ir.DataType.FLOAT:
@@ -268,13 +272,31 @@ def _rows(weight: Weight) -> _Rows:
     is_whole = not weight.transposed and ops <= {"Conv", "Gather"}
     if is_whole or axis == last:
         length = math.prod(shape[axis:])
-        layout = Layout(1, math.prod(shape[:axis]), length)
+        layout = Layout(
+            1,
+            math.prod(shape[:axis]),
+            length,
+        )
         ones = (1,) * (len(shape) - axis)
-        return _Rows(layout, length, columns=False, scale_dims=shape[:axis] + ones)
+        return _Rows(
+            layout,
+            length,
+            columns=False,
+            scale_dims=shape[:axis] + ones,
+        )
     behind = shape[axis + 1 :]
-    layout = Layout(math.prod(shape[: axis + 1]), math.prod(behind), 1)
+    layout = Layout(
+        math.prod(shape[: axis + 1]),
+        math.prod(behind),
+        1,
+    )
     ones = (1,) * (axis + 1)
-    return _Rows(layout, shape[axis], columns=True, scale_dims=ones + behind)
+    return _Rows(
+        layout,
+        shape[axis],
+        columns=True,
+        scale_dims=ones + behind,
+    )
 
 
 def _input_axis(weight: Weight, rank: int) -> int:
@@ -336,7 +358,12 @@ def _quantized(
         codes = np.clip(rounded, low, high).astype(DTYPES[bits].numpy())
         return np.asarray(codes).reshape(-1)
 
-    return DerivedTensor(tensor, kernel, DTYPES[bits], block * inner)
+    return DerivedTensor(
+        tensor,
+        kernel,
+        DTYPES[bits],
+        block * inner,
+    )
 
 
 def _reshaped(tensor: DerivedTensor, dims: list[int]) -> DerivedTensor:
@@ -356,7 +383,12 @@ class _Unpacker:
     def cast(self, stored: ir.TensorProtocol, encoding: str) -> None:
         value = self._initializer(encoding, stored)
         shape = ir.Shape(stored.shape.numpy())
-        self._step("Cast", [value], shape, {"to": int(ir.DataType.FLOAT)})
+        self._step(
+            "Cast",
+            [value],
+            shape,
+            {"to": int(ir.DataType.FLOAT)},
+        )
 
     def scale(self, scales: Floats) -> None:
         cast = self.nodes[-1].outputs[0]
@@ -367,7 +399,12 @@ class _Unpacker:
         shape = np.array(self.weight.shape, np.int64)
         dims = self.inserter.constant("shape", shape)
         blocked = self.nodes[-1].outputs[0]
-        self._step("Reshape", [blocked, dims], self.weight.shape, {})
+        self._step(
+            "Reshape",
+            [blocked, dims],
+            self.weight.shape,
+            {},
+        )
 
     def take_over(self) -> None:
         """The unpacked weight replaces the initializer under its name."""
@@ -392,5 +429,12 @@ class _Unpacker:
         attributes: dict[str, int],
     ) -> None:
         kind = ir.DataType.FLOAT
-        node = self.inserter.node(op, inputs, "unpacked", kind, shape, attributes)
+        node = self.inserter.node(
+            op,
+            inputs,
+            "unpacked",
+            kind,
+            shape,
+            attributes,
+        )
         self.nodes.append(node)

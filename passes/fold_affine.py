@@ -64,7 +64,11 @@ def _fold(node: ir.Node, edit: Edit) -> str | None:
         return ""
     if isinstance(target, str):
         return target
-    channels = _per_channel(constant.astype(np.float64), target, source)
+    channels = _per_channel(
+        constant.astype(np.float64),
+        target,
+        source,
+    )
     if channels is None:
         return "its constant is not one number for each channel"
     affine = _affine(node.op_type, channels, side)

@@ -121,7 +121,11 @@ def _target(node: ir.Node, edit: Edit) -> FoldTarget | str | None:
     is_shared = not used_once(source) or not used_once(weight)
     if is_shared or weight.dtype not in FOLDABLE:
         return "the MatMul before it is shared"
-    gemm = edit.node_before(matmul, "Gemm", [matmul.inputs[0], weight])
+    gemm = edit.node_before(
+        matmul,
+        "Gemm",
+        [matmul.inputs[0], weight],
+    )
     output = gemm.outputs[0]
     output.type = source.type
     output.shape = source.shape

@@ -238,7 +238,11 @@ def _put(node: ir.Node, inside: set[ir.Node], done: Evaluated, edit: Edit) -> No
         if value.is_graph_output() or not _escapes(value, inside):
             continue
         name = f"{value.name}_folded"
-        constant = edit.constant(graph, done.results[value], name)
+        constant = edit.constant(
+            graph,
+            done.results[value],
+            name,
+        )
         edit.replace(value, constant)
 
 

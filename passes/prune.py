@@ -321,7 +321,13 @@ def _zeroed(pool: list[Weight], count: int, select: Select) -> list[_Pruned]:
     kind = key_kind(tensors)
     found = []
     for weight, cut in zip(pool, cuts, strict=True):
-        masked = zero_beyond(weight.tensor, select, ranked.key, cut, kind)
+        masked = zero_beyond(
+            weight.tensor,
+            select,
+            ranked.key,
+            cut,
+            kind,
+        )
         # the zeros of a single weight are known without counting them
         if len(pool) == 1:
             found.append(_Pruned(weight, masked, count))
@@ -357,7 +363,12 @@ def _beyond_threshold(
 
 def _patterned(weight: Weight, keep: int, of: int) -> DerivedTensor:
     axis = input_axis(weight, of)
-    return keep_n_of_m(weight.tensor, keep, of, elements_after(weight, axis))
+    return keep_n_of_m(
+        weight.tensor,
+        keep,
+        of,
+        elements_after(weight, axis),
+    )
 
 
 def _by_rows(weight: Weight, options: Prune) -> DerivedTensor:
@@ -366,7 +377,12 @@ def _by_rows(weight: Weight, options: Prune) -> DerivedTensor:
     count = share(options.sparsity, view.length)
     if options.mode == "clip":
         return clip_rows_at(tensor, view, row_limits(tensor, view, count))
-    keys, cuts = row_cuts(tensor, view, options.select, count)
+    keys, cuts = row_cuts(
+        tensor,
+        view,
+        options.select,
+        count,
+    )
     return zero_beyond_rows(tensor, options.select, view, keys, cuts)
 
 
@@ -377,7 +393,11 @@ def _measured(weight: Weight, derived: DerivedTensor) -> _Pruned:
     """
     kind: KeyKind = key_kind([weight.tensor])
     zeros = altered = clipped = 0
-    pairs = zip(blocks(weight.tensor, derived.granule), derived.blocks(), strict=True)
+    pairs = zip(
+        blocks(weight.tensor, derived.granule),
+        derived.blocks(),
+        strict=True,
+    )
     for (_, old), (_, new) in pairs:
         before = magnitudes(old, kind)
         if not is_finite(before):

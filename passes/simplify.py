@@ -80,7 +80,11 @@ class Simplify(Pass):
             "nodes_after": _count(model),
             **changed,
         }
-        return PassOutcome(changed.total(), dict(stats), list(declined))
+        return PassOutcome(
+            changed.total(),
+            dict(stats),
+            list(declined),
+        )
 
     def _passes(self) -> list[Pass]:
         return [

@@ -130,7 +130,11 @@ def _tensors(node: ir.Node, sizes: Sequence[int], edit: Edit) -> list[ir.Value]:
     assert isinstance(graph, ir.Graph)
     axis = node.attributes.get_int("axis", 0)
     sequence = node.outputs[0].name
-    lengths = edit.constant(graph, np.array(sizes, np.int64), f"{sequence}_sizes")
+    lengths = edit.constant(
+        graph,
+        np.array(sizes, np.int64),
+        f"{sequence}_sizes",
+    )
     split = ir.node(
         "Split",
         [node.inputs[0], lengths],
@@ -146,7 +150,11 @@ def _tensors(node: ir.Node, sizes: Sequence[int], edit: Edit) -> list[ir.Value]:
     # keepdims counts only without given sizes
     if input_of(node, 1) is not None or node.attributes.get_int("keepdims", True):
         return list(split.outputs)
-    axes = edit.constant(graph, np.array([axis], np.int64), f"{sequence}_axis")
+    axes = edit.constant(
+        graph,
+        np.array([axis], np.int64),
+        f"{sequence}_axis",
+    )
     return [_squeezed(node, value, axes, edit) for value in split.outputs]
 
 

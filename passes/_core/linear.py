@@ -82,7 +82,11 @@ class WeightView:
     @property
     def output_axis(self) -> int | None:
         """Axis of the seen weight along which output channels lie; None where none is."""
-        return output_axis(self.node, self.index, len(self.permutation))
+        return output_axis(
+            self.node,
+            self.index,
+            len(self.permutation),
+        )
 
     def matrix(self) -> Matrices:
         """Weight as (groups, M, K) in float64, K in the order of `columns`."""
@@ -90,9 +94,17 @@ class WeightView:
         seen = stored.transpose(self.permutation)
         if self.node.op_type not in CONVOLUTIONS:
             inputs_last = np.moveaxis(seen, self.input_axis, -1)
-            matrix = inputs_last.reshape(1, -1, seen.shape[self.input_axis])
+            matrix = inputs_last.reshape(
+                1,
+                -1,
+                seen.shape[self.input_axis],
+            )
             return np.ascontiguousarray(matrix)
-        matrix = seen.reshape(self.groups, seen.shape[0] // self.groups, -1)
+        matrix = seen.reshape(
+            self.groups,
+            seen.shape[0] // self.groups,
+            -1,
+        )
         # weight (C, M / groups, *K): inputs come first
         if self.node.op_type == "ConvTranspose":
             matrix = matrix.transpose(0, 2, 1)
@@ -199,7 +211,12 @@ class LinearLayer:
     @property
     def view(self) -> WeightView:
         """The weight as the node sees it."""
-        return WeightView(self.node, 1, self.weight, tuple(range(len(self.shape))))
+        return WeightView(
+            self.node,
+            1,
+            self.weight,
+            tuple(range(len(self.shape))),
+        )
 
     @property
     def tensor(self) -> ir.TensorProtocol:
@@ -278,7 +295,12 @@ class LinearLayer:
             return flat
 
         source = ir.Tensor(self.restored(codes), name=self.weight.name)
-        tensor = DerivedTensor(source, kernel, ir.DataType.FLOAT, layout.granule)
+        tensor = DerivedTensor(
+            source,
+            kernel,
+            ir.DataType.FLOAT,
+            layout.granule,
+        )
         set_tensor(self.weight, tensor)
 
     def bias_row(self) -> Matrices:
@@ -304,7 +326,11 @@ class LinearLayer:
         # others see the old bias too, so the layer is given one of its own
         graph = self.node.graph
         assert isinstance(graph, ir.Graph)
-        value = edit.constant(graph, array, f"{self.weight.name}_bias")
+        value = edit.constant(
+            graph,
+            array,
+            f"{self.weight.name}_bias",
+        )
         if self.bias_add is not None:
             place = list(self.bias_add.inputs).index(self.bias)
             edit.set_input(self.bias_add, place, value)

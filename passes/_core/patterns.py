@@ -61,7 +61,12 @@ def require_matches(where: str, patterns: Sequence[str], names: Iterable[str]) -
     for pattern in patterns:
         if matches(known, [pattern]):
             continue
-        near = difflib.get_close_matches(pattern.strip("*"), known, NEAREST, SIMILARITY)
+        near = difflib.get_close_matches(
+            pattern.strip("*"),
+            known,
+            NEAREST,
+            SIMILARITY,
+        )
         shown = near or known[:NEAREST]
         raise UsageError(
             where,

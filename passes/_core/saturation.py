@@ -91,7 +91,11 @@ def neighbours(width: int) -> KernelPairs:
     if count == 0:
         return NO_PAIRS
     end = 2 * count
-    return KernelPairs(slice(0, end, 2), slice(1, end, 2), count)
+    return KernelPairs(
+        slice(0, end, 2),
+        slice(1, end, 2),
+        count,
+    )
 
 
 def kernel_pairs(op_type: str, shape: Sequence[int], groups: int = 1) -> KernelPairs:
@@ -133,7 +137,11 @@ def _conv_pairs(shape: tuple[int, ...], groups: int) -> KernelPairs:
     order = np.moveaxis(stored, 0, -1).reshape(-1)
     count = width // 2
     end = 2 * count
-    return KernelPairs(order[0:end:2], order[1:end:2], count)
+    return KernelPairs(
+        order[0:end:2],
+        order[1:end:2],
+        count,
+    )
 
 
 def offending(codes: Rows, pairs: KernelPairs) -> NDArray[np.bool_]:
@@ -187,7 +195,11 @@ def keep_within(
         g = weights[row, second]
         total = h + g
         divisor = np.where(total > 0, total, 1.0)
-        share = np.where(total > 0, g / divisor, 0.5)
+        share = np.where(
+            total > 0,
+            g / divisor,
+            0.5,
+        )
     excess_of_pair = x + y - PAIR_LIMIT
     best = np.rint(x - excess_of_pair * share)
     kept = np.clip(best, 1, LARGEST_CODE)
@@ -206,7 +218,11 @@ def excess(
     """
     first, second = pairs.of(exact)
     magnitude = np.abs(first) + np.abs(second)
-    total = np.where(first * second > 0, magnitude, 0.0)
+    total = np.where(
+        first * second > 0,
+        magnitude,
+        0.0,
+    )
     row, pair = np.nonzero(total > PAIR_LIMIT)
     cost: Any = 0.5
     if importance is not None:
@@ -219,7 +235,11 @@ def excess(
     # one histogram a channel, side by side
     flat = row * BINS + bins
     weights = np.broadcast_to(cost, flat.shape)
-    counted = np.bincount(flat, weights=weights, minlength=len(exact) * BINS)
+    counted = np.bincount(
+        flat,
+        weights=weights,
+        minlength=len(exact) * BINS,
+    )
     return counted.reshape(len(exact), BINS).astype(np.float64)
 
 

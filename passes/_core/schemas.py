@@ -189,7 +189,11 @@ def _same_parameters(
     if outputs > min(older.max_output, newer.max_output):
         return False
     # outputs that change places keep their names
-    pairs = zip(older.outputs[:outputs], newer.outputs[:outputs], strict=False)
+    pairs = zip(
+        older.outputs[:outputs],
+        newer.outputs[:outputs],
+        strict=False,
+    )
     return all(before.name == after.name for before, after in pairs)
 
 

@@ -115,7 +115,11 @@ def fold(target: FoldTarget, affine: Affine, edit: Edit) -> None:
     if (affine.scale != 1).any():
         factors = _along(target, affine.scale, weight.shape)
         scaled = (weight * factors).astype(kind)
-        new = edit.constant(graph, scaled, f"{target.weight.name}_scaled")
+        new = edit.constant(
+            graph,
+            scaled,
+            f"{target.weight.name}_scaled",
+        )
         edit.set_input(node, 1, new)
         _drop(target.weight)
     # Gemm multiplies its bias by beta, so the shift is divided by it first
@@ -127,7 +131,11 @@ def fold(target: FoldTarget, affine: Affine, edit: Edit) -> None:
         bias = bias + target.bias.const_value.numpy().astype(np.float64).reshape(-1)
         named_after = target.bias
     shifted = (bias * affine.scale + affine.shift / beta).astype(kind)
-    new = edit.constant(graph, shifted, f"{named_after.name}_shifted")
+    new = edit.constant(
+        graph,
+        shifted,
+        f"{named_after.name}_shifted",
+    )
     edit.set_input(node, 2, new)
     if target.bias is not None:
         _drop(target.bias)
@@ -148,8 +156,16 @@ def _along(target: FoldTarget, scale: Channels, shape: tuple[int, ...]) -> NDArr
         # weight (C, M / group, *K): the input channels of a group share its outputs
         groups = group_count(node)
         by_group = scale.reshape(groups, -1)
-        per_input = np.repeat(by_group, shape[0] // groups, axis=0)
-        return per_input.reshape(shape[0], shape[1], *(1,) * (len(shape) - 2))
+        per_input = np.repeat(
+            by_group,
+            shape[0] // groups,
+            axis=0,
+        )
+        return per_input.reshape(
+            shape[0],
+            shape[1],
+            *(1,) * (len(shape) - 2),
+        )
     dims = [1] * len(shape)
     axis = output_axis(node, 1, len(shape))
     assert axis is not None

@@ -244,7 +244,11 @@ def _arithmetic(operator: Operator) -> Rule:
         if other is None or max(data.size, other.size) > LIMIT:
             return None
         a, b = np.broadcast_arrays(data, other)
-        pairs = zip(a.reshape(-1), b.reshape(-1), strict=True)
+        pairs = zip(
+            a.reshape(-1),
+            b.reshape(-1),
+            strict=True,
+        )
         results = [_combined(operator, x, y) for x, y in pairs]
         return _objects(results, a.shape)
 

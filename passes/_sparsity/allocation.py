@@ -57,7 +57,11 @@ def _erk(shapes: Sequence[tuple[int, ...]], total: int) -> list[int]:
         if not over.any():
             break
         dense |= over
-    pruned = np.where(dense, 0.0, sizes - scale * raw)
+    pruned = np.where(
+        dense,
+        0.0,
+        sizes - scale * raw,
+    )
     most = sizes.astype(np.int64) - 1
     return _rounded(pruned.astype(np.float64), most, total)
 
@@ -107,7 +111,11 @@ def _lamp(tensors: Sequence[ir.TensorProtocol], total: int) -> list[int]:
     counts = np.concatenate(count_parts)[order]
     before = np.cumsum(counts) - counts
     taken = np.clip(total - before, 0, counts)
-    pruned = np.bincount(layers, weights=taken, minlength=len(tensors))
+    pruned = np.bincount(
+        layers,
+        weights=taken,
+        minlength=len(tensors),
+    )
     most = np.array([max(tensor.size - 1, 0) for tensor in tensors])
     return _rounded(pruned.astype(np.float64), most, total)
 

@@ -205,7 +205,12 @@ def _within(
         below += int(np.count_nonzero(compared(np.less, keys, low, kind)))
         # unsigned: keys below `low` wrap around, beyond every key of the bracket
         np.subtract(keys, kind(low), out=keys)
-        hit = compared(np.less_equal, keys, high - low, kind)
+        hit = compared(
+            np.less_equal,
+            keys,
+            high - low,
+            kind,
+        )
         if low == high:
             inside += int(np.count_nonzero(hit))
             continue
@@ -223,7 +228,11 @@ def _within(
     key = pool[place]
     smaller = int(np.count_nonzero(pool < key))
     equal = int(np.count_nonzero(pool == key))
-    return Ranked(low + int(key), below + smaller, equal)
+    return Ranked(
+        low + int(key),
+        below + smaller,
+        equal,
+    )
 
 
 def _bracket(sample: Keys, fraction: float) -> tuple[int, int]:

@@ -63,7 +63,11 @@ def zero_beyond_rows(
     all_equal_go = bool((cuts == view.length).all())
 
     def kernel(block: NDArray[Any], start: int) -> NDArray[Any]:
-        keys = magnitudes(block, kind).reshape(-1, view.channels, view.inner)
+        keys = magnitudes(block, kind).reshape(
+            -1,
+            view.channels,
+            view.inner,
+        )
         row = _row_numbers(view, start, len(keys))
         group = row // view.rows
         key = keys_at[group][:, :, None]
@@ -95,7 +99,11 @@ def clip_rows_at(tensor: ir.TensorProtocol, view: Rows, keys_at: Keys) -> Derive
     limits = value_of(keys_at, key_kind([tensor])).astype(tensor.dtype.numpy())
 
     def kernel(block: NDArray[Any], start: int) -> NDArray[Any]:
-        values = block.reshape(-1, view.channels, view.inner)
+        values = block.reshape(
+            -1,
+            view.channels,
+            view.inner,
+        )
         group = _row_numbers(view, start, len(values)) // view.rows
         limit = limits[group][:, :, None]
         return _saturated(values, limit).reshape(-1)
@@ -121,7 +129,11 @@ def keep_n_of_m(
     kind = key_kind([tensor])
 
     def kernel(block: NDArray[Any], start: int) -> NDArray[Any]:
-        keys = magnitudes(block, kind).reshape(-1, of, inner)
+        keys = magnitudes(block, kind).reshape(
+            -1,
+            of,
+            inner,
+        )
         # elements of the group that outrank each one: no sort, since `of` is small
         outranked_by = np.zeros(keys.shape, np.uint8)
         for i in range(of):
@@ -147,7 +159,11 @@ def _kept(block: NDArray[Any], keep: Bools) -> NDArray[Any]:
 
 
 def _saturated(values: NDArray[Any], limit: NDArray[Any]) -> NDArray[Any]:
-    not_too_low = np.where(values < -limit, -limit, values)
+    not_too_low = np.where(
+        values < -limit,
+        -limit,
+        values,
+    )
     return np.where(values > limit, limit, not_too_low)
 
 

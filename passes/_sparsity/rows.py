@@ -67,7 +67,12 @@ def _pools(
     for first in range(0, view.channels, width):
         channels = slice(first, min(first + width, view.channels))
         slab = _slab(tensor, view, channels)
-        by_group = slab.reshape(view.groups, view.rows, -1, view.inner)
+        by_group = slab.reshape(
+            view.groups,
+            view.rows,
+            -1,
+            view.inner,
+        )
         by_pool = by_group.transpose(0, 2, 1, 3)
         yield slice(None), channels, by_pool.reshape(-1, view.length)
 
@@ -78,7 +83,11 @@ def _slab(tensor: ir.TensorProtocol, view: Rows, channels: slice) -> Keys:
     slab: Keys = np.empty(shape, key_kind([tensor]))
     granule = view.channels * view.inner
     for start, block in blocks(tensor, granule):
-        part = _finite(tensor, block).reshape(-1, view.channels, view.inner)
+        part = _finite(tensor, block).reshape(
+            -1,
+            view.channels,
+            view.inner,
+        )
         row = start // granule
         slab[row : row + len(part)] = part[:, channels]
     return slab
@@ -116,7 +125,11 @@ def _highest(keys: Keys, count: int) -> tuple[Keys, NDArray[np.int64]]:
 def _cuts(keys: Keys, at: Keys, ties: NDArray[np.intp]) -> NDArray[np.int64]:
     """The index in each pool before which elements equal to its key are its first `ties`."""
     equal = keys == at[:, None]
-    cuts = np.where(ties > 0, keys.shape[1], 0)
+    cuts = np.where(
+        ties > 0,
+        keys.shape[1],
+        0,
+    )
     some_equal_stay = (ties > 0) & (ties < np.count_nonzero(equal, axis=1))
     for pool in np.flatnonzero(some_equal_stay):
         of_pool = np.flatnonzero(equal[pool])

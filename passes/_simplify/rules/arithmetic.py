@@ -65,7 +65,11 @@ def _keeps_shape(value: ir.Value, operand: tuple[int, ...]) -> bool:
     if dims is None or len(operand) > len(dims):
         return False
     # broadcasting aligns shapes at their ends
-    aligned = zip(operand[::-1], dims[::-1], strict=False)
+    aligned = zip(
+        operand[::-1],
+        dims[::-1],
+        strict=False,
+    )
     return all(size in (1, dim) for size, dim in aligned)
 
 

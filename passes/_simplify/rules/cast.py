@@ -91,7 +91,13 @@ def cast_like(node: ir.Node, edit: Edit) -> bool:
     if "saturate" in node.attributes:
         attributes["saturate"] = node.attributes.get_int("saturate", 1)
     to = int(like.dtype)
-    cast = edit.node_before(node, "Cast", [node.inputs[0]], to=to, **attributes)
+    cast = edit.node_before(
+        node,
+        "Cast",
+        [node.inputs[0]],
+        to=to,
+        **attributes,
+    )
     old = node.outputs[0]
     new = cast.outputs[0]
     new.type = old.type

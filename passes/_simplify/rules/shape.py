@@ -43,7 +43,11 @@ def shape_constant(node: ir.Node, edit: Edit) -> bool:
         return False
     kind = np.int32 if output.dtype == ir.DataType.INT32 else np.int64
     elements = symbols.astype(kind)
-    constant = edit.constant(node.graph, elements, f"{output.name}_value")
+    constant = edit.constant(
+        node.graph,
+        elements,
+        f"{output.name}_value",
+    )
     return edit.bypass(node, constant)
 
 
@@ -273,7 +277,11 @@ def _set_ints(
     """Make a new constant, called after the node's output and `name`, input `index` of a node."""
     assert isinstance(node.graph, ir.Graph)
     stem = f"{node.outputs[0].name}_{name}"
-    constant = edit.constant(node.graph, np.array(numbers, kind), stem)
+    constant = edit.constant(
+        node.graph,
+        np.array(numbers, kind),
+        stem,
+    )
     edit.set_input(node, index, constant)
 
 
@@ -337,7 +345,14 @@ def _merge_slices(
         numbers = parts[index]
         if name == "steps" and set(numbers) == {1}:
             continue
-        _set_ints(node, index + 1, numbers, name, edit, kind)
+        _set_ints(
+            node,
+            index + 1,
+            numbers,
+            name,
+            edit,
+            kind,
+        )
 
 
 def concat_concat(node: ir.Node, edit: Edit) -> bool:
@@ -415,8 +430,17 @@ def unsqueeze_gather(node: ir.Node, edit: Edit) -> bool:
         return False
     old = node.outputs[0]
     stem = f"{inner.outputs[0].name}_indices"
-    listed = edit.constant(inner.graph, index.reshape(1), stem)
-    gather = edit.node_before(node, "Gather", [inner.inputs[0], listed], axis=axis)
+    listed = edit.constant(
+        inner.graph,
+        index.reshape(1),
+        stem,
+    )
+    gather = edit.node_before(
+        node,
+        "Gather",
+        [inner.inputs[0], listed],
+        axis=axis,
+    )
     new = gather.outputs[0]
     new.type = old.type
     new.shape = old.shape
