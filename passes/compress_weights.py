@@ -232,7 +232,11 @@ def _tables(model: ir.Model, known: set[int]) -> list[Weight]:
             if not is_standard(node, "Gather"):
                 continue
             table = node.inputs[0]
-            if table is None or id(table) in known or not _is_table(table):
+            if table is None:
+                continue
+            if id(table) in known:
+                continue
+            if not _is_table(table):
                 continue
             if node.attributes.get_int("axis", 0) != 0:
                 continue
@@ -245,7 +249,9 @@ def _is_table(value: ir.Value) -> bool:
     """True if a value is a float32 initializer with rows, which no caller can override."""
     if not value.is_initializer() or value.is_graph_input():
         return False
-    if value.dtype != ir.DataType.FLOAT or value.shape is None:
+    if value.dtype != ir.DataType.FLOAT:
+        return False
+    if value.shape is None:
         return False
     return len(value.shape) >= 2
 

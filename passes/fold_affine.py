@@ -89,12 +89,16 @@ def _per_channel(
     """
     assert target.weight.const_value is not None
     rank = 2 if target.node.op_type == "Gemm" else len(target.weight.const_value.shape)
-    if constant.ndim > rank or rank_of(source) not in (None, rank):
+    if constant.ndim > rank:
+        return None
+    if rank_of(source) not in (None, rank):
         return None
     # broadcasting aligns shapes at their ends; channels are axis 1
     aligned = (1,) * (rank - constant.ndim) + constant.shape
     batch, channels, *spatial = aligned
-    if batch != 1 or any(size != 1 for size in spatial):
+    if batch != 1:
+        return None
+    if any(size != 1 for size in spatial):
         return None
     if channels not in (1, target.channels):
         return None
@@ -118,7 +122,9 @@ def _affine(op_type: str, constant: Channels, side: int) -> Affine | None:
         return None
     magnitude = np.abs(constant)
     # beyond the 24 bits of float32's significand, rounding would no longer be noise
-    if (magnitude >= 2**24).any() or (magnitude <= 2**-24).any():
+    if (magnitude >= 2**24).any():
+        return None
+    if (magnitude <= 2**-24).any():
         return None
     factor = constant if op_type == "Mul" else one / constant
     return Affine(factor, zero)

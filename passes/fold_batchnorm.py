@@ -77,7 +77,9 @@ def _not_a_fixed_map(node: ir.Node, opset: int) -> str | None:
     """Reason why a BatchNormalization is no known factor and shift for each channel."""
     trains = node.attributes.get_int("training_mode", 0) != 0
     # further outputs are statistics, which only training computes
-    if trains or any(o.uses() or o.is_graph_output() for o in node.outputs[1:]):
+    if trains:
+        return "it is in training mode"
+    if any(o.uses() or o.is_graph_output() for o in node.outputs[1:]):
         return "it is in training mode"
     old_form = "an old form of the op, that is not a fixed factor for each channel"
     # spatial=0, of opsets before 9: a factor for each element
@@ -114,7 +116,9 @@ def _target(node: ir.Node, edit: Edit) -> FoldTarget | str | None:
         return target_of(source)
     weight = matmul.inputs[1]
     no_matrices = "the MatMul before it is not one of a matrix and constant weights"
-    if rank_of(matmul.inputs[0]) != 2 or rank_of(weight) != 2:
+    if rank_of(matmul.inputs[0]) != 2:
+        return no_matrices
+    if rank_of(weight) != 2:
         return no_matrices
     if weight is None or not is_constant(weight):
         return no_matrices

@@ -57,7 +57,9 @@ def _fold(pad: ir.Node, conv: ir.Node, edit: Edit) -> str | None:
         return "it does not pad with zeros"
     rank = rank_of(conv.inputs[1])
     sides = None if rank is None else _sides(pad, rank)
-    if sides is None or any(low < 0 or high < 0 for low, high in sides):
+    if sides is None:
+        return "its pads are computed or negative"
+    if any(low < 0 or high < 0 for low, high in sides):
         return "its pads are computed or negative"
     batch, channels, *spatial = sides
     if batch != (0, 0) or channels != (0, 0):
@@ -98,7 +100,11 @@ def _sides(pad: ir.Node, rank: int) -> list[tuple[int, int]] | None:
     pads = ints_given(pad, "pads", 1)
     listed = input_of(pad, 3)
     axes = list(range(rank)) if listed is None else ints_of(listed)
-    if pads is None or axes is None or len(pads) != 2 * len(axes):
+    if pads is None:
+        return None
+    if axes is None:
+        return None
+    if len(pads) != 2 * len(axes):
         return None
     sides = [(0, 0)] * rank
     for place, axis in enumerate(axes):

@@ -80,7 +80,11 @@ def _drop_outputs(node: ir.Node, model: ir.Model) -> int:
     """Unname unused optional outputs, and cut them off at the end of the list."""
     # BatchNormalization that trains must have all its outputs
     trains = node.attributes.get_int("training_mode", 0)
-    if len(node.outputs) == 1 or trains or not is_standard(node):
+    if len(node.outputs) == 1:
+        return 0
+    if trains:
+        return 0
+    if not is_standard(node):
         return 0
     unused = [index for index, value in enumerate(node.outputs) if _is_unused(value)]
     if not unused:

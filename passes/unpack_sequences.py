@@ -82,7 +82,11 @@ def _position(user: ir.Node, count: int) -> int | None:
     if user.op_type != "SequenceAt":
         return None
     given = ints_of(user.inputs[1])
-    if given is None or given[0] < -count or given[0] >= count:
+    if given is None:
+        return None
+    if given[0] < -count:
+        return None
+    if given[0] >= count:
         return None
     return given[0] % count
 

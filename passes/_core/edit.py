@@ -46,7 +46,9 @@ def array_of(value: ir.Value | None) -> NDArray[Any] | None:
         return None
     tensor = value.const_value
     assert tensor is not None
-    if tensor.size > SMALL or tensor.dtype == ir.DataType.STRING:
+    if tensor.size > SMALL:
+        return None
+    if tensor.dtype == ir.DataType.STRING:
         return None
     if tensor.dtype.bitwidth < 8:
         return None

@@ -236,7 +236,9 @@ def _bias(node: ir.Node) -> Place | None:
 def _added_integers(node: ir.Node) -> Place | None:
     """The dequantized int32 bias added behind a MatMul: runtimes make one kernel of both."""
     users = node.outputs[0].consumers()
-    if len(users) != 1 or users[0].op_type != "Add":
+    if len(users) != 1:
+        return None
+    if users[0].op_type != "Add":
         return None
     for index, value in enumerate(users[0].inputs):
         dequantize = _dequantizer(value)
@@ -273,10 +275,16 @@ def _is_unsigned(dequantize: ir.Node) -> bool:
 
 def _is_signed_constant(value: ir.Value | None) -> bool:
     """True if a value is a constant of int8 with two axes or more."""
-    if value is None or value.const_value is None or not _is_constant(value):
+    if value is None:
+        return False
+    if value.const_value is None:
+        return False
+    if not _is_constant(value):
         return False
     tensor = value.const_value
-    if tensor.dtype != ir.DataType.INT8 or tensor.size == 0:
+    if tensor.dtype != ir.DataType.INT8:
+        return False
+    if tensor.size == 0:
         return False
     return len(tensor.shape.numpy()) > 1
 

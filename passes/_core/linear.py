@@ -430,7 +430,9 @@ def _spelling_problem(node: ir.Node) -> str | None:
     data, weight = node.inputs[0], node.inputs[1]
     assert weight is not None
     assert weight.const_value is not None
-    if data is None or data.dtype not in (None, ir.DataType.FLOAT):
+    if data is None:
+        return "its input is not FLOAT"
+    if data.dtype not in (None, ir.DataType.FLOAT):
         return "its input is not FLOAT"
     if data.const_value is not None:
         return "its input is constant"

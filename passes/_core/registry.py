@@ -41,7 +41,9 @@ def pass_class(name: str) -> type[Pass]:
     # passes that the module imports from others are not its own
     found = []
     for value in vars(module).values():
-        if not isinstance(value, type) or not issubclass(value, Pass):
+        if not isinstance(value, type):
+            continue
+        if not issubclass(value, Pass):
             continue
         if value.__module__ == module.__name__:
             found.append(value)

@@ -87,7 +87,9 @@ def renumber(model: ir.Model, version: int) -> bool:
     False, and no change, otherwise.
     """
     before = model.opset_imports.get("", 0)
-    if min(before, version) < FLOOR or not _one_opset(model):
+    if min(before, version) < FLOOR:
+        return False
+    if not _one_opset(model):
         return False
     for node in all_nodes(_typed(model)):
         if is_standard(node) and not means_the_same(node, before, version):

@@ -67,7 +67,9 @@ def _comparison(node: ir.Node, edit: Edit, positive: frozenset[str]) -> bool | N
         return None
     dim, other = node.inputs
     bound = _element(other, edit)
-    if _element(dim, edit) is None or not isinstance(bound, int):
+    if _element(dim, edit) is None:
+        return None
+    if not isinstance(bound, int):
         return None
     if bound < _low(dim, edit, positive):
         return node.op_type in ("Greater", "GreaterOrEqual")

@@ -100,7 +100,11 @@ def _objects(elements: list[Any], shape: tuple[int, ...]) -> Symbols:
 def _unknown(value: ir.Value | None) -> Symbols | None:
     """A tensor of static shape of whose elements nothing is known."""
     dims = static_dims(value)
-    if value is None or dims is None or value.dtype not in INTEGERS:
+    if value is None:
+        return None
+    if dims is None:
+        return None
+    if value.dtype not in INTEGERS:
         return None
     size = math.prod(dims)
     if size > LIMIT:
@@ -136,10 +140,16 @@ def _cast(node: ir.Node, data: Symbols, memo: Memo, depth: int) -> Symbols | Non
 def _gather(node: ir.Node, data: Symbols, memo: Memo, depth: int) -> Symbols | None:
     indices = array_of(node.inputs[1])
     axis = node.attributes.get_int("axis", 0)
-    if indices is None or axis < -data.ndim or axis >= data.ndim:
+    if indices is None:
+        return None
+    if axis < -data.ndim:
+        return None
+    if axis >= data.ndim:
         return None
     size = data.shape[axis]
-    if (indices < -size).any() or (indices >= size).any():
+    if (indices < -size).any():
+        return None
+    if (indices >= size).any():
         return None
     taken = np.take(data, indices, axis)
     # a single element would come bare
@@ -241,7 +251,9 @@ Rule = Callable[[ir.Node, Symbols, Memo, int], Symbols | None]
 def _arithmetic(operator: Operator) -> Rule:
     def apply(node: ir.Node, data: Symbols, memo: Memo, depth: int) -> Symbols | None:
         other = symbols_of(node.inputs[1], memo, depth)
-        if other is None or max(data.size, other.size) > LIMIT:
+        if other is None:
+            return None
+        if max(data.size, other.size) > LIMIT:
             return None
         a, b = np.broadcast_arrays(data, other)
         pairs = zip(
@@ -256,7 +268,9 @@ def _arithmetic(operator: Operator) -> Rule:
 
 
 def _combined(operator: Operator, x: Dim, y: Dim) -> Dim:
-    if not isinstance(x, int) or not isinstance(y, int):
+    if not isinstance(x, int):
+        return None
+    if not isinstance(y, int):
         return None
     if operator is _divide and y == 0:
         return None

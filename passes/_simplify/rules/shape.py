@@ -36,7 +36,9 @@ maximum).
 def shape_constant(node: ir.Node, edit: Edit) -> bool:
     """An integer tensor computed from shapes, every element of which is known, is a constant."""
     output = node.outputs[0]
-    if output.is_graph_output() or not isinstance(node.graph, ir.Graph):
+    if output.is_graph_output():
+        return False
+    if not isinstance(node.graph, ir.Graph):
         return False
     symbols = symbols_of(output, edit.found)
     if symbols is None or not all_ints(symbols):
@@ -84,7 +86,9 @@ def reshape_same(node: ir.Node, edit: Edit) -> bool:
     target = symbols_of(input_of(node, 1), edit.found)
     if source is None or dims is None:
         return False
-    if target is None or target.shape != (len(dims),):
+    if target is None:
+        return False
+    if target.shape != (len(dims),):
         return False
     zero_copies = node.attributes.get_int("allowzero", 0) == 0
     others: list[Dim] = []
@@ -130,7 +134,9 @@ def reshape_target(positive: frozenset[str]) -> Callable[[ir.Node, Edit], bool]:
             return False
         dims = dims_of(node.inputs[0]) or []
         target = _materialized(list(symbols), dims, positive)
-        if target is None or not isinstance(node.graph, ir.Graph):
+        if target is None:
+            return False
+        if not isinstance(node.graph, ir.Graph):
             return False
         _set_ints(node, 1, target, "shape", edit)
         return True
@@ -187,7 +193,9 @@ def squeeze_pair(node: ir.Node, edit: Edit) -> bool:
     unsqueeze = inner if inner.op_type == "Unsqueeze" else node
     rank = _expanded_rank(unsqueeze)
     axes = _normal(axes_of(inner), rank)
-    if axes is None or axes != _normal(axes_of(node), rank):
+    if axes is None:
+        return False
+    if axes != _normal(axes_of(node), rank):
         return False
     return edit.bypass(node, inner.inputs[0])
 
@@ -312,7 +320,9 @@ def slice_slice(node: ir.Node, edit: Edit) -> bool:
     inner = producer_of(node.inputs[0], "Slice")
     if inner is None or not used_once(inner.outputs[0]):
         return False
-    if edit.opset < 10 or not isinstance(node.graph, ir.Graph):
+    if edit.opset < 10:
+        return False
+    if not isinstance(node.graph, ir.Graph):
         return False
     first = slice_parts(inner)
     second = slice_parts(node)
@@ -321,7 +331,11 @@ def slice_slice(node: ir.Node, edit: Edit) -> bool:
     rank = rank_of(inner.inputs[0])
     inner_axes = _normal(first[2], rank)
     axes = _normal(second[2], rank)
-    if inner_axes is None or axes is None or set(inner_axes) & set(axes):
+    if inner_axes is None:
+        return False
+    if axes is None:
+        return False
+    if set(inner_axes) & set(axes):
         return False
     parts = [[*a, *b] for a, b in zip(first, second, strict=True)]
     _merge_slices(node, inner, parts, edit)
@@ -388,7 +402,9 @@ def _first_rank(node: ir.Node) -> int | None:
 
 def _can_merge(inner: ir.Node, outer: ir.Node, rank: int | None) -> bool:
     """True if nothing else reads a Concat, and it runs along the axis of the outer one."""
-    if not used_once(inner.outputs[0]) or inner.graph is not outer.graph:
+    if not used_once(inner.outputs[0]):
+        return False
+    if inner.graph is not outer.graph:
         return False
     inner_axis = inner.attributes.get_int("axis", 0)
     axis = outer.attributes.get_int("axis", 0)
@@ -404,7 +420,11 @@ def expand_same(node: ir.Node, edit: Edit) -> bool:
     target = symbols_of(node.inputs[1], edit.found)
     if source is None or dims is None:
         return False
-    if target is None or target.ndim != 1 or target.size > len(dims):
+    if target is None:
+        return False
+    if target.ndim != 1:
+        return False
+    if target.size > len(dims):
         return False
     # broadcasting aligns shapes at their ends
     for wanted, dim in zip(target[::-1], dims[::-1], strict=False):
@@ -419,11 +439,19 @@ def unsqueeze_gather(node: ir.Node, edit: Edit) -> bool:
     if inner is None or not used_once(inner.outputs[0]):
         return False
     index = array_of(inner.inputs[1])
-    if index is None or index.ndim != 0 or not isinstance(inner.graph, ir.Graph):
+    if index is None:
+        return False
+    if index.ndim != 0:
+        return False
+    if not isinstance(inner.graph, ir.Graph):
         return False
     axes = axes_of(node)
     rank = rank_of(inner.inputs[0])
-    if axes is None or len(axes) != 1 or rank is None:
+    if axes is None:
+        return False
+    if len(axes) != 1:
+        return False
+    if rank is None:
         return False
     axis = inner.attributes.get_int("axis", 0)
     if axes[0] % rank != axis % rank:
