@@ -1,5 +1,6 @@
 """What a pass is written with, in one import: the contract, its options, the context it runs in."""
 
+# one import for passes outside of this repository; those inside may use it or `_core`
 from ._core.context import (
     Context,
     Difference,

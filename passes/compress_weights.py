@@ -167,6 +167,7 @@ class CompressWeights(Pass):
             return reason
         if weight.value.dtype != ir.DataType.FLOAT:
             return f"it is {weight.value.dtype}, not FLOAT"
+        # the interface keeps what it states
         if weight.value.is_graph_output():
             return "it is a graph output"
         if weight.size < self.min_size:
@@ -421,6 +422,7 @@ class _Unpacker:
         graph.insert_before(graph[0], self.nodes)
         self.weight.replace_all_uses_with(unpacked)
         del graph.initializers[name]
+        # the name is free only now
         unpacked.name = name
 
     def _initializer(self, what: str, tensor: ir.TensorProtocol) -> ir.Value:

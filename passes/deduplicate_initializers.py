@@ -62,6 +62,7 @@ def _groups(model: ir.Model) -> Iterable[Group]:
     groups: dict[Hashable, Group] = defaultdict(list)
     for path, graph in _scopes(model.graph, ()):
         for value in graph.initializers.values():
+            # an output keeps its name, so that it cannot give way
             if not is_constant(value) or value.is_graph_output():
                 continue
             assert value.const_value is not None

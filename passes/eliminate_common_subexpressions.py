@@ -62,6 +62,7 @@ def _eliminate(graph: ir.Graph, outer: list[Seen], edit: Edit) -> int:
     scopes = [seen, *outer]
     count = 0
     for node in graph:
+        # a subgraph sees the nodes before its own
         for inner in subgraphs(node):
             count += _eliminate(inner, scopes, edit)
         key = _key(node)

@@ -56,6 +56,7 @@ class FoldAffine(Pass):
 
 def _fold(node: ir.Node, edit: Edit) -> str | None:
     """Fold one node; otherwise the reason why it stays, "" where nothing is there to fold into."""
+    # either side of Add and Mul may be constant
     side = 1 if array_of(node.inputs[1]) is not None else 0
     constant = array_of(node.inputs[side])
     source = node.inputs[1 - side]

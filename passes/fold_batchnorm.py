@@ -125,6 +125,7 @@ def _target(node: ir.Node, edit: Edit) -> FoldTarget | str | None:
     is_shared = not used_once(source) or not used_once(weight)
     if is_shared or weight.dtype not in FOLDABLE:
         return "the MatMul before it is shared"
+    # a MatMul has no bias to fold the shift into
     gemm = edit.node_before(
         matmul,
         "Gemm",

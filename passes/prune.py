@@ -233,6 +233,7 @@ def _chosen(model: ir.Model, options: Prune) -> tuple[list[Weight], list[Decline
 
 def _why_not(weight: Weight, options: Prune) -> str | None:
     """Reason why this weight is not to be pruned; None if it is."""
+    # nothing to rank
     if not weight.size:
         return "is empty"
     ops = [node.op_type for node, _ in weight.uses]
@@ -312,6 +313,7 @@ def _zeroed(pool: list[Weight], count: int, select: Select) -> list[_Pruned]:
         ranked = kth_smallest(tensors, size - missing + 1)
         above = size - ranked.below - ranked.equal
         ties = missing - above
+    # the elements to go are zero already
     if not ranked.key:
         return [_unchanged(weight) for weight in pool]
     if ties == ranked.equal:

@@ -80,7 +80,9 @@ def rewrite(model: ir.Model, table: dict[str, list[Rule]]) -> Counter[str]:
             applied = _apply(node, table, edit)
             if applied is not None:
                 counts[applied.replace("_", "-")] += 1
+                # another rule may apply now
                 edit.touched.append(node)
+        # subgraphs use values of outer graphs; remove-unused releases them
         elif not holds_graphs(node):
             edit.remove(node)
         for other in edit.touched:

@@ -91,6 +91,7 @@ def _drop_outputs(node: ir.Node, model: ir.Model) -> int:
         return 0
     optional = _optional_outputs(node.op_type, model.opset_imports.get("", 1))
     dropped = [index for index in unused if index in optional]
+    # an output in the middle keeps its place, without a name
     for index in dropped:
         value = node.outputs[index]
         value.name = ""

@@ -83,6 +83,7 @@ _WINDOWS = ("Conv", "ConvTranspose", "MaxPool", "AveragePool")
 
 
 def _forget_type(value: ir.Value) -> bool:
+    # the interface stays
     if value.is_graph_output():
         return False
     if value.type is None and value.shape is None:

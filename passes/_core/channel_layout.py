@@ -47,6 +47,7 @@ class Layout:
         """
         if len(view) == 1:
             return np.asarray(view[0])
+        # a transposed view, without a copy
         if self.inner == 1:
             return np.asarray(view[:, :, 0].T)
         channels_first = np.moveaxis(view, 1, 0)

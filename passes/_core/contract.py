@@ -24,6 +24,7 @@ class Pass(abc.ABC):
     effect: ClassVar[Effect]
 
     def __post_init__(self) -> None:
+        # also those made in Python, without pipeline text
         for option in options_of(type(self)):
             option.validate(self.name, getattr(self, option.name))
 

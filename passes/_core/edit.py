@@ -85,6 +85,7 @@ def dims_of(value: ir.Value | None) -> list[Dim] | None:
     if is_constant(value):
         assert value.const_value is not None
         return list(value.const_value.shape.numpy())
+    # what is declared there is a promise of the exporter, not a proof
     if value.is_graph_output() and value.producer() is not None:
         return None
     if value.shape is None:
@@ -128,6 +129,7 @@ class Edit:
 
     def fresh(self, stem: str) -> str:
         """A name that no value or node of the model has."""
+        # the walk over all names is spared where nothing new is named
         if self._names is None:
             self._names = Names(self.model)
         return self._names.fresh(stem)
@@ -135,6 +137,7 @@ class Edit:
     def constant(self, graph: ir.Graph, array: NDArray[Any], stem: str) -> ir.Value:
         """A new initializer of `graph` holding `array`."""
         value = ir.Value(name=self.fresh(stem))
+        # ascontiguousarray makes a scalar one axis
         set_tensor(value, ir.Tensor(np.ascontiguousarray(array).reshape(array.shape)))
         graph.register_initializer(value)
         return value
@@ -216,6 +219,7 @@ class Edit:
 
     def set_input(self, node: ir.Node, index: int, value: ir.Value | None) -> None:
         """Make `value` input `index` of `node`, which is extended if it has fewer."""
+        # optional inputs between are left out
         if index >= len(node.inputs):
             node.resize_inputs(index + 1)
         old = node.inputs[index]

@@ -77,6 +77,7 @@ def _held_by(graph: ir.Graph | ir.Function) -> list[ir.Graph]:
 def subgraphs(node: ir.Node) -> Iterator[ir.Graph]:
     """Graphs that a node holds as attributes (If, Loop, Scan, SequenceMap)."""
     for attribute in node.attributes.values():
+        # in a function it stands for the caller's attribute
         if attribute.is_ref():
             continue
         if attribute.type == ir.AttributeType.GRAPH:
@@ -105,6 +106,7 @@ def producer_of(value: ir.Value | None, *op_types: str) -> ir.Node | None:
 
 def label(node: ir.Node) -> str:
     """Name of a node in reports: its op and its name, or its first output's where it has none."""
+    # nodes need no name; outputs do
     name = node.name or (node.outputs[0].name if node.outputs else "")
     return f"{node.op_type} {name}"
 
@@ -137,6 +139,7 @@ def weights_of(model: ir.Model) -> tuple[list[Weight], list[Declined]]:
             reason = _not_a_weight(source)
             if reason:
                 declined.append(Declined(label(node), reason))
+            # an activation, of a MatMul of two, is no weight and no refusal either
             elif source.is_initializer():
                 weight = found.setdefault(id(source), Weight(source))
                 weight.uses.append((node, index))
@@ -159,6 +162,7 @@ def behind_chain(value: ir.Value | None) -> tuple[ir.Value | None, bool]:
 def _not_a_weight(source: ir.Value) -> str | None:
     """Reason why a value that stands where a weight may stand is none to change."""
     producer = source.producer()
+    # an activation has a producer too, and is passed over in silence
     if producer is not None:
         return "already quantized" if producer.op_type == "DequantizeLinear" else None
     if source.const_value is None:

@@ -42,11 +42,13 @@ def infer_types(model: ir.Model, data_prop: bool) -> bool:
         return False
     inferred = ir.from_proto(proto)
     assert isinstance(inferred, ir.Model)
+    # by name: inference keeps names and may add values
     for ours, theirs in zip(model.graphs(), inferred.graphs(), strict=True):
         found = {value.name: value for value in _values(theirs)}
         for value in _values(ours):
             other = found.get(value.name)
             if other is not None:
+                # what onnx does not find stays as it was
                 value.type = other.type or value.type
                 value.shape = other.shape or value.shape
     return True

@@ -124,6 +124,7 @@ def _operator(node: ir.Node) -> IntegerLayer | None:
     if node.op_type == "QGemm":
         channels_first = is_transposed
     scale = _place(node, operands.scale)
+    # its product is scaled by nodes behind it
     if node.op_type == "MatMulInteger":
         scale = _scale_behind(node.outputs[0])
     return IntegerLayer(

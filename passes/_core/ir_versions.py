@@ -38,6 +38,7 @@ def ir_version_of_content(model: ir.Model) -> int:
         needed = max(needed, _for_function(function))
     for graph in _graphs(model):
         if isinstance(graph, ir.Graph):
+            # before IR 4 every initializer had to be an input
             for value in graph.initializers.values():
                 needed = max(needed, 1 if value.is_graph_input() else 4)
         for dtype in _types(graph):
@@ -60,6 +61,7 @@ def has_notes(model: ir.Model) -> bool:
         if isinstance(graph, ir.Graph):
             for value in graph.initializers.values():
                 holders.append(value)
+                # the tensor has metadata of its own
                 if value.const_value is not None:
                     holders.append(value.const_value)
         for node in graph:

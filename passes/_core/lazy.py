@@ -56,6 +56,7 @@ class DerivedTensor:
         self.shape: ir.ShapeProtocol = source.shape
         self.source = source
         self.kernel = kernel
+        # a granule of 0 is that of a weight without elements
         self.granule = max(granule, 1)
 
     @property
@@ -93,7 +94,8 @@ class DerivedTensor:
         return self.numpy().__dlpack__()
 
     def __dlpack_device__(self) -> tuple[int, int]:
-        return (1, 0)  # kDLCPU
+        # kDLCPU, device 0
+        return (1, 0)
 
     def tobytes(self) -> bytes:
         data = b"".join(self._byte_blocks())

@@ -294,6 +294,7 @@ class LinearLayer:
             flat: NDArray[Any] = product.reshape(-1)
             return flat
 
+        # one byte a weight instead of four until the file is written
         source = ir.Tensor(self.restored(codes), name=self.weight.name)
         tensor = DerivedTensor(
             source,
@@ -358,6 +359,7 @@ def is_linear(node: ir.Node) -> bool:
     """
     if not is_standard(node, *WEIGHTED_OPS):
         return False
+    # a Conv and a recurrent operator multiply by nothing else
     if node.op_type not in ("MatMul", "Gemm"):
         return True
     for index in WEIGHTED_OPS[node.op_type].weights:
@@ -434,6 +436,7 @@ def _spelling_problem(node: ir.Node) -> str | None:
         return "its input is not FLOAT"
     if data.dtype not in (None, ir.DataType.FLOAT):
         return "its input is not FLOAT"
+    # fold-constants makes one constant of both
     if data.const_value is not None:
         return "its input is constant"
     rank = len(weight.const_value.shape.numpy())

@@ -150,6 +150,7 @@ def options_of(kind: type) -> list[OptionSpec]:
 
     A field of type `T | None` may be unset: None, which pipeline text spells `none`.
     """
+    # annotations are texts, since modules defer their evaluation
     hints = typing.get_type_hints(kind)
     specs = []
     for index, field in enumerate(dataclasses.fields(kind)):
@@ -213,6 +214,7 @@ def _parse_words(value: str | list[str]) -> tuple[str, ...]:
 
 
 def _parse_text(value: Any) -> str:
+    # a list in brackets is no text
     if not isinstance(value, str):
         raise TypeError
     return value

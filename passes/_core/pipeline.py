@@ -103,6 +103,7 @@ def _read_recipe(path: Path) -> str:
         raise UsageError(
             f"--passes @{path}", f"cannot be read ({error})", "give a UTF-8 text file"
         ) from None
+    # line breaks are spaces of the grammar
     return " ".join(line for line in lines if not line.lstrip().startswith("#"))
 
 

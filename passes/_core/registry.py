@@ -30,6 +30,7 @@ def pass_names() -> list[str]:
 
 def pass_class(name: str) -> type[Pass]:
     """The class of the pass called `name`; UsageError with a near name otherwise."""
+    # names first, so that one module is imported and not all
     known = pass_names()
     if name not in known:
         near = difflib.get_close_matches(name, known, 1)
@@ -91,6 +92,7 @@ class ForeignPass(Pass):
 
     def run(self, model: ir.Model, context: Context) -> PassOutcome:
         result = self.instance(model)
+        # callers hold the model that they gave
         if result.model is not model:
             raise UsageError(
                 str(self),
@@ -138,6 +140,7 @@ def _python_value(text: Any) -> Any:
     """Pipeline text as the value that it looks like: the class declares no types to go by."""
     if text in ("true", "false"):
         return text == "true"
+    # whole numbers stay whole
     for kind in (int, float):
         try:
             return kind(text)

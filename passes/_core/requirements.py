@@ -107,6 +107,7 @@ def requirements_of(model: ir.Model) -> Requirements:
             needs.append((rule.release, rule.because))
     newest, reason = OLDEST, ""
     for release, because in needs:
+        # nothing is claimed where one need is not known
         if release is None:
             return Requirements(opset, model.ir_version, None, because)
         # of two needs of one release, the first is named

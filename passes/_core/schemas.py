@@ -100,6 +100,7 @@ def least_version(node: ir.Node, version: int, floor: int) -> int:
     if schema_of(node.op_type, version) is None:
         return version
     schemas = _versions(node.op_type, floor, version)
+    # from the newest change down, until one matters to the node
     for older, newer in reversed(list(itertools.pairwise(schemas))):
         if not _same(node, older, newer):
             return int(newer.since_version)
@@ -108,6 +109,7 @@ def least_version(node: ir.Node, version: int, floor: int) -> int:
 
 def means_the_same(node: ir.Node, version: int, other: int) -> bool:
     """True if a standard node of opset `version` means the same at `other`."""
+    # versions change step by step, so the way between them is the same both ways
     low, high = sorted((version, other))
     if schema_of(node.op_type, low) is None or low not in REVIEWED:
         return low == high
@@ -223,6 +225,7 @@ def _allowed(
         before = _types_of(older, index)
         after = _types_of(newer, index)
         text = type_text(value.type)
+        # a value of unknown type fits where both versions allow the same types
         if text is None:
             if before != after:
                 return False

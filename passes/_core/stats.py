@@ -71,6 +71,7 @@ def model_macs(model: ir.Model) -> int | None:
     outputs = (value for node in model.graph for value in node.outputs)
     if all(value.shape is not None for value in outputs):
         return None
+    # types and shapes of the model itself stay as they are
     inferred = model.clone()
     infer_types(inferred, data_prop=True)
     return graph_macs(inferred.graph)
@@ -92,6 +93,7 @@ def node_macs(node: ir.Node) -> int | None:
 
     0 for ops without, None where a shape is unknown.
     """
+    # an op of the same name in another domain may be anything
     if node.op_type in _MACS and node.domain in DOMAINS:
         try:
             return _MACS[node.op_type](node)
@@ -102,6 +104,7 @@ def node_macs(node: ir.Node) -> int | None:
         count = graph_macs(graph)
         if count is None:
             return None
+        # one branch of an If runs; a Loop or Scan has one body
         largest = max(largest, count)
     return largest
 

@@ -107,6 +107,8 @@ HEAVY = {
     "MatMul": Heavy(weight=1, bias=None, channel_axis=-1, needs_output=False),
 }
 
+# a table of its own beside `ops.MOVES`: MaxPool, Pad and Resize keep their input's range too, and
+# not every move has an int8 kernel
 MOVERS: dict[str, Carry] = {
     "MaxPool": "shared",
     "Reshape": "shared",

@@ -52,6 +52,7 @@ def lower_versions(model: ir.Model) -> bool:
     """
     version = model.opset_imports.get("", 0)
     least = least_opset(model)
+    # the opset first: the IR version must be as new as it
     if least < version:
         _set_opset(model, least)
     if model.ir_version is not None:
@@ -91,6 +92,7 @@ def renumber(model: ir.Model, version: int) -> bool:
         return False
     if not _one_opset(model):
         return False
+    # a node whose types are known means the same at more versions
     for node in all_nodes(_typed(model)):
         if is_standard(node) and not means_the_same(node, before, version):
             return False

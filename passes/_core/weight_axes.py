@@ -72,6 +72,7 @@ def rows_of(weight: Weight) -> Rows:
             "the rows of a grouped ConvTranspose are not slices of its weight"
         )
     runs = _runs(_dims(weight), summed.pop())
+    # more runs than (groups, rows, channels, inner) have names
     if len(runs) > 4:
         raise NoAxisError("a Transpose scatters its rows")
     groups, rows, channels, inner = runs + [1] * (4 - len(runs))

@@ -63,6 +63,7 @@ def target_of(value: ir.Value | None) -> FoldTarget | str | None:
     assert tensor is not None
     if tensor.dtype not in FOLDABLE:
         return f"weights of type {tensor.dtype} would be rounded"
+    # others would see the scaled weight
     if not used_once(weight):
         return f"weight '{weight.name}' is shared"
     if tensor.nbytes > LARGEST:
@@ -80,6 +81,7 @@ def _gemm_target(
         assert bias.const_value is not None
         size = bias.const_value.size
         shape = bias.const_value.shape.numpy() or (1,)
+        # Gemm broadcasts its bias: one number for each row of the batch is possible
         if size not in (1, channels) or shape[-1] != size:
             return f"the bias of {label(node)} varies along the batch"
     beta = node.attributes.get_float("beta", 1.0)
@@ -112,6 +114,7 @@ def fold(target: FoldTarget, affine: Affine, edit: Edit) -> None:
     assert target.weight.const_value is not None
     kind = target.weight.const_value.dtype.numpy()
     weight = target.weight.const_value.numpy().astype(np.float64)
+    # a weight that stays need not be copied
     if (affine.scale != 1).any():
         factors = _along(target, affine.scale, weight.shape)
         scaled = (weight * factors).astype(kind)

@@ -57,6 +57,7 @@ def evaluate(node: ir.Node, inputs: Inputs, opset: int) -> list[Array]:
         names.append(name)
         feeds[name] = array
     proto = ir.to_proto(node)
+    # names of the graph may be empty or appear twice
     del proto.input[:], proto.output[:]
     proto.input.extend(names)
     proto.output.extend(f"y{index}" for index in range(len(node.outputs)))

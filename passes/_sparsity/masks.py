@@ -96,6 +96,7 @@ def clip_at(tensor: ir.TensorProtocol, key: int, kind: KeyKind) -> DerivedTensor
 
 def clip_rows_at(tensor: ir.TensorProtocol, view: Rows, keys_at: Keys) -> DerivedTensor:
     """Saturate as `clip_at` does, with one key a pool. Shapes: keys_at (groups, channels)."""
+    # keys of a narrow type are exact in it: rounding changes nothing
     limits = value_of(keys_at, key_kind([tensor])).astype(tensor.dtype.numpy())
 
     def kernel(block: NDArray[Any], start: int) -> NDArray[Any]:

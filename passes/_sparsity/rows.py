@@ -44,6 +44,7 @@ def row_limits(tensor: ir.TensorProtocol, view: Rows, count: int) -> Keys:
     Shapes: (groups, channels).
     """
     keys_at: Keys = np.empty((view.groups, view.channels), key_kind([tensor]))
+    # the largest that stays, counted from 0
     rank = view.length - count - 1
     for groups, channels, keys in _pools(tensor, view):
         at = np.partition(keys, rank, axis=1)[:, rank]
@@ -62,6 +63,7 @@ def _pools(
             first = start // view.length
             yield slice(first, first + len(keys)), slice(None), keys
         return
+    # a pool is scattered over the tensor: gather some channels of every row
     lines = view.groups * view.rows
     width = max(_SLAB // (lines * view.inner), 1)
     for first in range(0, view.channels, width):

@@ -53,6 +53,7 @@ def neutral(element: float, sides: tuple[int, ...]) -> Callable[[ir.Node, Edit],
                 return edit.bypass(node, other)
         return False
 
+    # counts of rules go by this name
     rule.__name__ = "neutral_operand"
     return rule
 

@@ -22,6 +22,7 @@ FLOAT_BITS = {
 
 def widens(source: ir.DataType, target: ir.DataType) -> bool:
     """True if every value of `source` is a value of `target`, so that casting loses nothing."""
+    # True and False are 1 and 0 in every numeric type
     if source == target or source == D.BOOL:
         return True
     if source in FLOAT_BITS and target in FLOAT_BITS:
@@ -34,6 +35,7 @@ def widens(source: ir.DataType, target: ir.DataType) -> bool:
         return _magnitude_bits(source) <= FLOAT_BITS[target][0] and target != D.FLOAT16
     if target not in INTEGERS:
         return False
+    # negative numbers would wrap around
     if source in SIGNED and target in UNSIGNED:
         return False
     return _magnitude_bits(source) <= _magnitude_bits(target)
@@ -88,6 +90,7 @@ def cast_like(node: ir.Node, edit: Edit) -> bool:
     if like is None or like.dtype is None:
         return False
     attributes = {}
+    # of casts to 8-bit floats; older opsets do not know it
     if "saturate" in node.attributes:
         attributes["saturate"] = node.attributes.get_int("saturate", 1)
     to = int(like.dtype)

@@ -141,6 +141,7 @@ def reshape_target(positive: frozenset[str]) -> Callable[[ir.Node, Edit], bool]:
         _set_ints(node, 1, target, "shape", edit)
         return True
 
+    # counts of rules go by this name
     rule.__name__ = "reshape_target"
     return rule
 
@@ -357,6 +358,7 @@ def _merge_slices(
         node.resize_inputs(4)
     for index, name in enumerate(("starts", "ends", "axes", "steps")):
         numbers = parts[index]
+        # steps of 1 are the default
         if name == "steps" and set(numbers) == {1}:
             continue
         _set_ints(
