@@ -68,7 +68,9 @@ def rewrite(model: ir.Model, table: dict[str, list[Rule]]) -> Counter[str]:
     """
     edit = Edit(model)
     counts = Counter[str]()
-    queue = deque(node for graph in graphs_of(model) for node in graph)
+    queue: deque[ir.Node] = deque()
+    for graph in graphs_of(model):
+        queue.extend(graph)
     waiting = set(queue)
     while queue:
         node = queue.popleft()

@@ -68,13 +68,16 @@ def model_macs(model: ir.Model) -> int | None:
     count = graph_macs(model.graph)
     if count is not None:
         return count
-    outputs = (value for node in model.graph for value in node.outputs)
-    if all(value.shape is not None for value in outputs):
+    if not any(_lacks_shape(node) for node in model.graph):
         return None
     # types and shapes of the model itself stay as they are
     inferred = model.clone()
     infer_types(inferred, data_prop=True)
     return graph_macs(inferred.graph)
+
+
+def _lacks_shape(node: ir.Node) -> bool:
+    return any(value.shape is None for value in node.outputs)
 
 
 def graph_macs(graph: ir.Graph) -> int | None:

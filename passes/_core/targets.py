@@ -37,7 +37,7 @@ class Heavy:
 
 @dataclass(frozen=True)
 class QuantRules:
-    """How `quant` lays out integer layers for one target's runtime.
+    """Layout of integer layers by `quant` for one target's runtime.
 
     `why_not` declines integer kernels with a reason, `why_not_int16` those of 16-bit activations.
     """
@@ -107,8 +107,7 @@ HEAVY = {
     "MatMul": Heavy(weight=1, bias=None, channel_axis=-1, needs_output=False),
 }
 
-# a table of its own beside `ops.MOVES`: MaxPool, Pad and Resize keep their input's range too, and
-# not every move has an int8 kernel
+# a table of its own beside `ops.MOVES`: MaxPool, Pad and Resize keep their input's range too
 MOVERS: dict[str, Carry] = {
     "MaxPool": "shared",
     "Reshape": "shared",

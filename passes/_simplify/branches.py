@@ -122,7 +122,9 @@ def _inline(node: ir.Node, condition: bool, edit: Edit) -> bool:
 
 def _can_take_names(node: ir.Node, branch: ir.Graph) -> bool:
     """True if for each name that must stay the branch makes a value that is one output only."""
-    made = {id(value) for inner in branch for value in inner.outputs}
+    made: set[int] = set()
+    for inner in branch:
+        made.update(id(value) for value in inner.outputs)
     results = [id(value) for value in branch.outputs]
     for old, result in zip(node.outputs, results, strict=True):
         if not old.is_graph_output():

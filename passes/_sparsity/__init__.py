@@ -1,1 +1,1 @@
-"""Which weights become zero: magnitudes, masks, whole rows and budgets over layers."""
+"""Choice of the weights that become zero: magnitudes, masks, rows, budgets over layers."""

@@ -154,7 +154,7 @@ def count_zeros(tensors: Sequence[ir.TensorProtocol]) -> int:
 
 
 def cut_ties(tensors: Sequence[ir.TensorProtocol], key: int, ties: int) -> list[int]:
-    """Where each tensor's share of the pool's first `ties` elements equal to `key` ends.
+    """The end, in each tensor, of the pool's first `ties` elements equal to `key`.
 
     Elements equal to `key` at flat indices below a tensor's cut are among them.
     """

@@ -11,7 +11,8 @@ from onnx_opt.passes.eliminate_common_subexpressions import (
 )
 
 STAYS = {
-    "other attributes": "{ a = Elu <alpha: float = 1.0> (x)  b = Elu <alpha: float = 2.0> (x)  y = Add (a, b) }",
+    "other attributes": "{ a = Elu <alpha: float = 1.0> (x) "
+    " b = Elu <alpha: float = 2.0> (x)  y = Add (a, b) }",
     "other order of inputs": "<float c = {2}> { a = Sub (x, c)  b = Sub (c, x)  y = Add (a, b) }",
     "two outputs of the graph": "{ y = Neg (x)  z = Neg (x) }",
 }

@@ -12,7 +12,8 @@ STAYS = {
     "an overridable default": """
         g (float[2] x, float[2] c) => (float[2] y) <float[2] c = {1,
             2}> { h = Neg (c)  y = Add (x, h) }""",
-    "a graph output": "g (float[2] x) => (float[2] y, float[2] z) <float[2] c = {1, 2}> { y = Neg (c)  z = Neg (x) }",
+    "a graph output": "g (float[2] x) => (float[2] y, float[2] z) <float[2] c = {1, 2}> { y "
+    "= Neg (c)  z = Neg (x) }",
     "quantized weights": """
         g (float[2] x) => (float[2] y) <int8[2] c = {1, 2}, float s = {0.5}>
         { h = DequantizeLinear (c, s)  y = Add (x, h) }""",
@@ -47,12 +48,15 @@ def test_a_loop_is_not_run_here():
 
 
 BOMBS = {
-    "a fill": "<int64[4] s = {1000000, 1000000, 1000, 1000}> { h = ConstantOfShape (s)  y = Add (x, h) }",
-    "an expansion": "<float[1] c = {1}, int64[2] s = {1000000, 1000000}> { h = Expand (c, s)  y = Add (x, h) }",
+    "a fill": "<int64[4] s = {1000000, 1000000, 1000, 1000}> { h = ConstantOfShape (s) "
+    " y = Add (x, h) }",
+    "an expansion": "<float[1] c = {1}, int64[2] s = {1000000, 1000000}> { h = Expand (c, "
+    "s)  y = Add (x, h) }",
     "a range": "<int64 a = {0}, int64 b = {100000000000}, int64 d = {1}> "
     "{ r = Range (a, b, d)  h = Cast <to: int = 1> (r)  y = Add (x, h) }",
     "tiles": "<float[1] c = {1}, int64[1] n = {100000000000}> { h = Tile (c, n)  y = Add (x, h) }",
-    "padding": "<float[1] c = {1}, int64[2] n = {100000000000, 1}> { h = Pad (c, n)  y = Add (x, h) }",
+    "padding": "<float[1] c = {1}, int64[2] n = {100000000000, 1}> { h = Pad (c, n) "
+    " y = Add (x, h) }",
     "one-hot": "<int64[1] i = {1}, int64 d = {100000000000}, float[2] v = {0, 1}> "
     "{ h = OneHot (i, d, v)  y = Add (x, h) }",
 }
@@ -106,7 +110,8 @@ def test_pieces_of_a_weight_put_together_are_folded_as_one():
     """Each slice alone would grow the model; all of them together do not."""
     text = """g (float[256] x) => (float[256] y)
     <float[1] w = {0}, int64[1] a = {0}, int64[1] b = {128}, int64[1] c = {256}>
-    { p = Slice (w, a, b)  q = Slice (w, b, c)  t = Concat <axis: int = 0> (q, p)  y = MatMul (x, t) }"""
+    { p = Slice (w, a, b)  q = Slice (w, b, c)  t = Concat <axis: int = 0> (q, p)
+        y = MatMul (x, t) }"""
     array = np.random.default_rng(0).normal(size=(256, 256)).astype(np.float32)
     model = with_weight(text, array)
     assert (
@@ -129,14 +134,17 @@ def test_half_weights_are_not_widened():
 
 
 FOLDS = {
-    "arithmetic": "<float[2] a = {1, 2}, float b = {3}> { h = Mul (a, b)  i = Add (h, a)  y = Add (x, i) }",
+    "arithmetic": "<float[2] a = {1, 2}, float b = {3}> { h = Mul (a, b) "
+    " i = Add (h, a)  y = Add (x, i) }",
     "shapes": "<int64[1] s = {2}, float a = {7}> { h = Expand (a, s)  y = Add (x, h) }",
     "a fill": "<int64[1] s = {2}> { h = ConstantOfShape (s)  y = Add (x, h) }",
     "types": "<int64[2] a = {1, 2}> { h = Cast <to: int = 1> (a)  y = Add (x, h) }",
-    "a product": "<float[2, 2] a = {1, 2, 3, 4}, float[2] b = {1, 1}> { h = MatMul (a, b)  y = Add (x, h) }",
+    "a product": "<float[2, 2] a = {1, 2, 3, 4}, float[2] b = {1, 1}> { h = MatMul (a, b)  "
+    "y = Add (x, h) }",
     "several outputs": "<float[4] a = {1, 2, 3, 4}> "
     "{ h, i = Split <num_outputs: int = 2> (a)  j = Mul (h, i)  y = Add (x, j) }",
-    "both sides of a graph output": "<float[2] a = {1, 2}> { h = Neg (a)  i = Exp (h)  y = Add (x, i) }",
+    "both sides of a graph output": "<float[2] a = {1, 2}> { h = Neg (a)  "
+    "i = Exp (h)  y = Add (x, i) }",
 }
 
 

@@ -57,8 +57,10 @@ def test_constants_of_every_form_are_lifted(attribute, expected, kind):
 def test_constants_of_bodies_are_lifted_into_them():
     model = normalized("""
     g (float[2] x, bool c) => (float[2] y) {
-        y = If (c) <then_branch = t () => (float[2] a) { k = Constant <value_float: float = 2.0> ()  a = Mul (x, k) },
-                    else_branch = e () => (float[2] b) { k = Constant <value_float: float = 3.0> ()  b = Mul (x, k) }>
+        y = If (c) <then_branch = t () => (float[2] a) { k = Constant <value_float: float =
+        2.0> ()  a = Mul (x, k) },
+                    else_branch = e () => (float[2] b) { k = Constant <value_float: float =
+                    3.0> ()  b = Mul (x, k) }>
     }""")
     assert ops_of(model) == ["If", "Mul", "Mul"]
     assert [list(graph.initializers) for graph in model.graphs()] == [[], ["k"], ["k"]]

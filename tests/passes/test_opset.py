@@ -68,7 +68,8 @@ def test_branches_are_converted_too():
     text = """<ir_version: 7, opset_import: ["" : 12]>
     g (float[1, 2] x, bool c) => (float[2] y) {
         y = If (c) <then_branch = t () => (float[2] a) { a = Squeeze <axes = [0]> (x) },
-                    else_branch = e () => (float[2] b) { p = Squeeze <axes = [0]> (x)  b = Neg (p) }>
+                    else_branch = e () => (float[2] b) { p = Squeeze <axes = [0]> (x)
+                    b = Neg (p) }>
     }"""
     model = model_of(text)
     before = ir.to_proto(model)
@@ -79,7 +80,8 @@ def test_branches_are_converted_too():
 
 def test_a_model_without_standard_ops_gets_the_import():
     model = model_of(
-        '<ir_version: 10, opset_import: ["own" : 1]> g (float[2] x) => (float[2] y) { y = own.Thing (x) }'
+        '<ir_version: 10, opset_import: ["own" : 1]> g (float[2] x) => (float[2] y) { y = '
+        "own.Thing (x) }"
     )
     assert raise_opset(model, 19) is True
     assert model.opset_imports == {"own": 1, "": 19}

@@ -64,7 +64,9 @@ def test_a_foreign_pass_that_makes_another_model_is_refused():
 
 
 def test_the_text_of_a_foreign_pass_round_trips():
-    pipeline = parse("onnx_ir.passes.common.LiftConstantsToInitializersPass:size_limit=5")
+    pipeline = parse(
+        "onnx_ir.passes.common.LiftConstantsToInitializersPass:size_limit=5"
+    )
     (step,) = pipeline.passes
     assert isinstance(step, ForeignPass)
     assert step.instance.size_limit == 5

@@ -14,7 +14,8 @@ STAYS = {
     "identity between input and output": "g (float[2] x) => (float[2] y) { y = Identity (x) }",
     "input that is an output twice over": """
         g (float[2] x) => (float[2] y, float[2] z) { y = Identity (x)  z = Identity (x) }""",
-    "identity of an output": "g (float[2] x) => (float[2] y, float[2] z) { y = Relu (x)  z = Identity (y) }",
+    "identity of an output": "g (float[2] x) => (float[2] y, float[2] z) { y = Relu (x)  z "
+    "= Identity (y) }",
     "mul by one that widens": """
         g (float[1, 3] x) => (float[2, 3] y) <float[2, 1] c = {1, 1}> { h = Mul (x,
             c)  y = Neg (h) }""",
@@ -26,18 +27,25 @@ STAYS = {
     "add of an overridable zero": """
         g (float[2] x, float[2] c) => (float[2] y) <float[2] c = {0, 0}> { h = Add (x,
             c)  y = Neg (h) }""",
-    "almost one": "g (float[2] x) => (float[2] y) <float c = {1.0000001}> { h = Mul (x, c)  y = Neg (h) }",
-    "zero minus x": "g (float[2] x) => (float[2] y) <float c = {0}> { h = Sub (c, x)  y = Exp (h) }",
+    "almost one": "g (float[2] x) => (float[2] y) <float c = {1.0000001}> { h = Mul (x, c)  "
+    "y = Neg (h) }",
+    "zero minus x": "g (float[2] x) => (float[2] y) <float c = {0}> { h = Sub (c, x) "
+    " y = Exp (h) }",
     "one over x": "g (float[2] x) => (float[2] y) <float c = {1}> { h = Div (c, x)  y = Neg (h) }",
-    "one to the power of x": "g (float[2] x) => (float[2] y) <float c = {1}> { h = Pow (c, x)  y = Neg (h) }",
+    "one to the power of x": "g (float[2] x) => (float[2] y) <float c = {1}> { h = Pow (c, "
+    "x)  y = Neg (h) }",
     "cast to int and back": """
-        g (float[4] x) => (float[4] y) { i = Cast <to: int = 7> (x)  h = Cast <to: int = 1> (i)  y = Neg (h) }""",
+        g (float[4] x) => (float[4] y) { i = Cast <to: int = 7> (x)
+        h = Cast <to: int = 1> (i)  y = Neg (h) }""",
     "cast to half and back": """
-        g (float[4] x) => (float[4] y) { i = Cast <to: int = 10> (x)  h = Cast <to: int = 1> (i)  y = Neg (h) }""",
+        g (float[4] x) => (float[4] y) { i = Cast <to: int = 10> (x)
+        h = Cast <to: int = 1> (i)  y = Neg (h) }""",
     "long to double and back, which rounds": """
-        g (int64[4] x) => (int64[4] y) { i = Cast <to: int = 11> (x)  h = Cast <to: int = 7> (i)  y = Neg (h) }""",
+        g (int64[4] x) => (int64[4] y) { i = Cast <to: int = 11> (x)
+        h = Cast <to: int = 7> (i)  y = Neg (h) }""",
     "float through double to int": """
-        g (float[4] x) => (int64[4] y) { i = Cast <to: int = 11> (x)  h = Cast <to: int = 7> (i)  y = Neg (h) }""",
+        g (float[4] x) => (int64[4] y) { i = Cast <to: int = 11> (x)
+        h = Cast <to: int = 7> (i)  y = Neg (h) }""",
     "reshape that copies a dim of the inner one": """
         g (float[2, 3] x) => (float[3, 1, 2] y) <int64[2] s = {3, 2}, int64[3] t = {0, 1, 2}>
         { h = Reshape (x, s)  i = Reshape (h, t)  y = Neg (i) }""",
@@ -78,7 +86,8 @@ STAYS = {
     "concat of concats along other axes": """
         g (float[2, 2] x) => (float[4, 4] y)
         { h = Concat <axis: int = 1> (x, x)  y = Concat <axis: int = 0> (h, h) }""",
-    "flatten of a cube": "g (float[2, 3, 4] x) => (float[2, 12] y) { h = Flatten (x)  y = Neg (h) }",
+    "flatten of a cube": "g (float[2, 3, 4] x) => (float[2, 12] y) { h = Flatten (x) "
+    " y = Neg (h) }",
     "reduce that drops the axis": """
         g (float[3, 1] x) => (float[3] y) <int64[1] a = {1}>
         { h = ReduceSum <keepdims: int = 0> (x, a)  y = Neg (h) }""",

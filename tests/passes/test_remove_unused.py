@@ -9,7 +9,8 @@ from onnx_opt.passes.remove_unused import RemoveUnused
 
 STAYS = {
     "an unused input": "g (float[2] x, float[3] z) => (float[2] y) { y = Neg (x) }",
-    "an unused input with a default": "g (float[2] x, float[1] z) => (float[2] y) <float[1] z = {1}> { y = Neg (x) }",
+    "an unused input with a default": "g (float[2] x, float[1] z) => (float[2] y) <float[1] "
+    "z = {1}> { y = Neg (x) }",
     "a used mask": "g (float[2] x) => (float[2] y, bool[2] m) { y, m = Dropout (x) }",
     "values captured by a branch": """
         g (float[2] x, bool c) => (float[2] y) <float[2] w = {1, 2}> {

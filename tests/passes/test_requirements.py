@@ -14,7 +14,8 @@ def of(body="y = Relu (x)", opset=13, ir_version=7, weights="", imports=""):
     return requirements_of(
         ir.from_proto(
             model_from(
-                f'<ir_version: {ir_version}, opset_import: ["" : {opset}{imports}]> g (float[4] x) => (float[N] y) {declared} '
+                f'<ir_version: {ir_version}, opset_import: ["" : {opset}{imports}]> g '
+                f"(float[4] x) => (float[N] y) {declared} "
                 f"{{ {body} }}"
             )
         )

@@ -99,7 +99,8 @@ def test_a_function_is_inlined_and_simplified():
     <ir_version: 10, opset_import: ["" : 21, "own" : 1]>
     g (float[2] x) => (float[2] y) { h = own.scaled (x)  e = Exp (h)  y = own.scaled (e) }
     <domain: "own", opset_import: ["" : 21]>
-    scaled (a) => (b) { one = Constant <value_float: float = 1.0> ()  c = Mul (a, one)  b = Neg (c) }
+    scaled (a) => (b) { one = Constant <value_float: float = 1.0> ()  c = Mul (a, one)
+        b = Neg (c) }
     """
     model, _ = run_exact(Simplify(), text)
     assert ops_of(model) == ["Neg", "Exp", "Neg"]
