@@ -1,95 +1,108 @@
-"""32-bit biases in step with the scales of their layer: runtimes read them in units of input scale
-x weight scale.
+"""32-bit biases in step with the scales of their layer.
+
+Runtimes read such a bias in units of input scale x weight scale, whatever its own scale says.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
-LAYERS = ("Conv", "Gemm", "MatMul")
+from ...passes._core.graph import Names
+from ...passes._core.linear import LINEAR_OPS
+
 LARGEST = 2.0**31 - 1
+"""Largest code of a 32-bit bias; its negative is the lowest that is used."""
 
 
 def integer_biases(model: ir.Model) -> Iterator[tuple[ir.Node, ir.Node, ir.Node]]:
-    """The DequantizeLinear nodes of the bias, of the input and of the weight, of each layer that
-    has all three.
+    """Yield the DequantizeLinear nodes of bias, input and weight of each layer that has all three.
+
+    The bias is an input of the layer, or is added to its output (a MatMul has no other).
     """
     for layer in model.graph:
-        if layer.op_type not in LAYERS:
+        if layer.op_type not in LINEAR_OPS:
             continue
-        made = [None if value is None else value.producer() for value in layer.inputs]
-        adds = [user for user, _ in layer.outputs[0].uses() if user.op_type == "Add"]
-        made += [
-            value.producer()
-            for add in adds
-            for value in add.inputs
-            if value is not None
-        ]
-        bias = next((m for m in made if is_integer_bias(m)), None)
-        source, weight = made[:2]
-        if (
-            bias is not None
-            and source is not None
-            and weight is not None
-            and {source.op_type, weight.op_type} == {"DequantizeLinear"}
-        ):
+        makers = _makers(layer)
+        for user, _ in layer.outputs[0].uses():
+            if user.op_type == "Add":
+                makers += [maker for maker in _makers(user) if maker is not None]
+        bias = next((maker for maker in makers if is_integer_bias(maker)), None)
+        source, weight = makers[:2]
+        if bias is None or source is None or weight is None:
+            continue
+        if _dequantizes(source) and _dequantizes(weight):
             yield bias, source, weight
 
 
+def _makers(node: ir.Node) -> list[ir.Node | None]:
+    """List the nodes that make the inputs of a node; None where none does."""
+    return [None if value is None else value.producer() for value in node.inputs]
+
+
+def _dequantizes(node: ir.Node) -> bool:
+    return node.op_type == "DequantizeLinear"
+
+
 def is_integer_bias(maker: ir.Node | None) -> bool:
-    """Whether a node dequantizes 32-bit codes."""
-    codes = (
-        None
-        if maker is None or maker.op_type != "DequantizeLinear"
-        else maker.inputs[0]
-    )
+    """Return whether a node dequantizes 32-bit codes."""
+    if maker is None or not _dequantizes(maker):
+        return False
+    codes = maker.inputs[0]
     return codes is not None and codes.dtype == ir.DataType.INT32
 
 
-def tie_biases(model: ir.Model) -> None:
-    """Give biases the scale that follows from their layer's, and codes that say the same as
-    before.
+def tie_biases(model: ir.Model, names: Names) -> None:
+    """Give biases the scale that follows from their layer's, and codes that say the same as before.
+
+    `names`: fresh names for the constants that are shared with other nodes.
     """
     for bias, source, weight in integer_biases(model):
-        constants = [
-            node.inputs[1].const_value if node.inputs[1] is not None else None
-            for node in (bias, source, weight)
-        ]
-        codes = bias.inputs[0]
-        if (
-            any(c is None for c in constants)
-            or codes is None
-            or codes.const_value is None
-        ):
+        codes = _constant_at(bias, 0)
+        old = _constant_at(bias, 1)
+        source_scale = _constant_at(source, 1)
+        weight_scale = _constant_at(weight, 1)
+        if codes is None or old is None:
             continue
-        old, *factors = (c.numpy() for c in constants if c is not None)
-        product = (factors[0] * factors[1]).astype(np.float32)
+        if source_scale is None or weight_scale is None:
+            continue
+        product = (source_scale * weight_scale).astype(np.float32)
         if product.size not in (1, old.size) or not (product > 0).all():
-            continue  # one scale for all channels, or none that divides: no runtime makes one kernel of that
-        wanted = np.broadcast_to(
-            product.reshape(-1) if product.size > 1 else product.reshape(()), old.shape
-        )
+            # one scale for all channels, or none that divides: no runtime makes one
+            # kernel of that layer, so nothing reads the bias in units of the product
+            continue
+        scale = product.reshape(()) if product.size == 1 else product.reshape(-1)
+        wanted = np.broadcast_to(scale, old.shape)
         if np.allclose(old, wanted, rtol=1e-6, atol=0.0):
             continue
-        values = codes.const_value.numpy() * old.astype(np.float64)
-        stored = np.clip(np.rint(values / wanted), -LARGEST, LARGEST).astype(np.int32)
-        for index, array in ((0, stored), (1, np.array(wanted))):
-            _put(bias, index, array, model.graph)
+        values = codes * old.astype(np.float64)
+        rounded = np.clip(np.rint(values / wanted), -LARGEST, LARGEST)
+        _put(bias, 0, rounded.astype(np.int32), model.graph, names)
+        _put(bias, 1, np.array(wanted), model.graph, names)
 
 
-def _put(node: ir.Node, index: int, array: np.ndarray, graph: ir.Graph) -> None:
-    """Another constant at a node's input; others that share the old one keep it."""
+def _constant_at(node: ir.Node, index: int) -> NDArray[Any] | None:
+    """Return the initializer that a node reads at an input; None for anything else."""
+    value = node.inputs[index]
+    if value is None or value.const_value is None:
+        return None
+    return value.const_value.numpy()
+
+
+def _put(
+    node: ir.Node, index: int, array: NDArray[Any], graph: ir.Graph, names: Names
+) -> None:
+    """Put another constant at a node's input; other nodes that share the old one keep it."""
     value = node.inputs[index]
     assert value is not None
     if len(value.uses()) == 1:
         value.const_value = ir.Tensor(array, name=value.name)
         return
-    name = f"{value.name}_own"
-    while name in graph.initializers:
-        name += "_"
+    name = names.fresh(f"{value.name}_own")
     own = ir.Value(
         name=name,
         shape=ir.Shape(array.shape),

@@ -1,19 +1,22 @@
-"""Nodes to lines of source: a host op, a folded constant, a kernel, an inlined function, or the
+"""Lines of source for nodes: a host op, a folded constant, a kernel, an inlined function, or the
 reference's kernel.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
-from dataclasses import replace
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import onnx_ir as ir
 import torch
 
 from ... import RefusedError
+from ...passes._core.graph import label
+from ...passes._core.ops import is_standard
 from . import _control
+from ._constants import stored_tensor
 from ._dtypes import CARRIERS, to_carrier
 from ._expand import function_of
 from ._fold import fold
@@ -24,7 +27,7 @@ from ._registry import Call, Entry, entry_of
 from ._scalar_ops import HOST_OPS, as_tensor, length_of, to_host
 from ._scope import Scope, last_uses
 from ._types import output_dtypes
-from ._weights import behind_identities, is_setting, stored_tensor
+from ._weights import behind_identities, is_setting
 
 IGNORED = frozenset({"consumed_inputs", "is_test", "spatial"})
 """Attributes of old opsets that say nothing about inference."""
@@ -52,12 +55,32 @@ ABSENT = Known("None", None)
 """An optional input of a function that its call leaves out."""
 
 
+@dataclass(frozen=True)
+class NodeInputs:
+    """A node with what is known of its inputs and its attributes, where it stands."""
+
+    node: ir.Node
+    inputs: list[Known | None]
+    attributes: dict[str, Any]
+    scope: Scope
+
+    @property
+    def dtypes(self) -> list[ir.DataType | None]:
+        """Element types of the inputs, None where unknown or left out."""
+        return [None if known is None else known.dtype for known in self.inputs]
+
+    @property
+    def present(self) -> list[Known]:
+        """Inputs that are not left out."""
+        return [known for known in self.inputs if known is not None]
+
+
 class Emitter:
     """Writes the source of one model's graph into `program`.
 
     `weights`: values that are parameters, with the source that gives them. `functions`: the model's
-    own. `shared`: those of them that are settings elsewhere. `detached`: nodes that onnx's
-    reference runs.
+    own. `qat`: quantized values stay floats on their grid. `shared`: those of the weights that are
+    settings elsewhere. `detached`: nodes that onnx's reference runs.
     """
 
     def __init__(
@@ -73,34 +96,40 @@ class Emitter:
         self.functions = functions
         self.qat = qat
         self.detached: list[str] = []
-        self.fixed = {value: self._as_stored(value) for value in shared}
+        self.fixed = {value: _as_stored(stored_tensor(value)) for value in shared}
         program.names.update(torch=torch, as_tensor=as_tensor, to_host=to_host)
 
     def block(
         self, nodes: Sequence[ir.Node], scope: Scope, kept: Sequence[ir.Value | None]
     ) -> None:
-        """Nodes in order; what this block made and nothing after reads is freed, `kept` is not."""
+        """Write nodes in order; what this block made and nothing after reads is freed.
+
+        `kept`: values that stay.
+        """
         made: set[ir.Value] = set()
         for node, dying in zip(nodes, last_uses(nodes), strict=True):
             self.node(node, scope)
             made.update(node.outputs)
-            dead = [
-                v for v in dying if v in made and v not in kept and v in scope.values
-            ]
-            names = [name for v in dead for name in _variables(scope.values.pop(v))]
+            names: list[str] = []
+            for value in dying:
+                # outer values may be read again by what surrounds this block
+                if value in made and value not in kept and value in scope.values:
+                    names.extend(_variables(scope.values.pop(value)))
             if names:
                 self.program.line(f"del {', '.join(names)}")
 
     def value(self, value: ir.Value | None, scope: Scope) -> Known | None:
-        """What is known of a value; a constant becomes known when it is first asked for."""
+        """Look a value up; a constant becomes known when it is first asked for.
+
+        Returns None for one that is left out. Errors: RefusedError for one that nothing makes.
+        """
         if value is None or (value.name == "" and value.producer() is None):
             return None
         if value not in scope.values:
             tensor = value.const_value
             if tensor is None:
-                where = f"graph '{scope.graph}'"
                 raise RefusedError(
-                    where,
+                    f"graph '{scope.graph}'",
                     f"value '{value.name}' is read but never made",
                     "export the model again",
                 )
@@ -109,34 +138,24 @@ class Emitter:
         return None if known is ABSENT else known
 
     def read(self, node: ir.Node, index: int, scope: Scope) -> Known | None:
-        """What a node reads; a weight that is a setting here, as it was stored."""
+        """Look up an input of a node; a weight that is a setting here, as it was stored."""
         value = node.inputs[index]
-        if (
-            self.fixed
-            and is_setting(node, index)
-            and (source := behind_identities(value)) in self.fixed
-        ):
-            return self.fixed[source]
+        if self.fixed and is_setting(node, index):
+            source = behind_identities(value)
+            if source in self.fixed:
+                return self.fixed[source]
         return self.value(value, scope)
 
     def constant(self, value: ir.Value, tensor: ir.TensorProtocol) -> Known:
-        """A parameter, or a constant in its carrier; strings stay numpy arrays."""
+        """Return a parameter, or a constant in its carrier; strings stay numpy arrays."""
         if value in self.weights:
             return self.parameter(value, tensor.dtype)
         if tensor.dtype not in CARRIERS:
             return Known(self.program.bind("text", tensor.numpy()), tensor.dtype)
-        return Known(
-            None, tensor.dtype, constant=to_carrier(tensor.numpy(), tensor.dtype)
-        )
-
-    def _as_stored(self, value: ir.Value) -> Known:
-        tensor = stored_tensor(value)
-        return Known(
-            None, tensor.dtype, constant=to_carrier(tensor.numpy(), tensor.dtype)
-        )
+        return _as_stored(tensor)
 
     def parameter(self, value: ir.Value, dtype: ir.DataType | None) -> Known:
-        """A value that is trained."""
+        """Return a value that is trained."""
         return Known(
             self.weights[value],
             dtype,
@@ -147,264 +166,217 @@ class Emitter:
 
     def node(self, node: ir.Node, scope: Scope) -> None:
         """Write one node and make its outputs known."""
-        if (
-            node.op_type != "Constant"
-            and node.outputs
-            and node.outputs[0] in self.weights
-        ):
-            scope.values[node.outputs[0]] = self.parameter(
-                node.outputs[0], node.outputs[0].dtype
-            )
-            return None
-        domain = "" if node.domain == "ai.onnx" else node.domain
-        if domain == "" and node.op_type == "Constant":
-            return _control.emit_constant(self, node, scope)
-        if domain == "" and node.op_type in _control.EMITTERS:
-            return _control.EMITTERS[node.op_type](self, node, scope)
+        if self._is_replaced(node):
+            value = node.outputs[0]
+            scope.values[value] = self.parameter(value, value.dtype)
+            return
+        if is_standard(node, "Constant"):
+            _control.emit_constant(self, node, scope)
+            return
+        if is_standard(node, *_control.EMITTERS):
+            _control.EMITTERS[node.op_type](self, node, scope)
+            return
         inputs = [self.read(node, index, scope) for index in range(len(node.inputs))]
-        attributes = scope.attributes_of(node)
+        found = NodeInputs(node, inputs, scope.attributes_of(node), scope)
         function = self.functions.get(node.op_identifier())
         if function is not None:
-            return self.inline(function, node, inputs, attributes, scope)
-        if domain == "" and self._host(node, inputs, attributes, scope):
-            return None
-        opset = scope.opset(domain)
-        dtypes = [None if k is None else k.dtype for k in inputs]
+            self.inline(function, found)
+            return
+        if is_standard(node) and self._on_host(found):
+            return
+        self._in_tensors(found)
+
+    def _is_replaced(self, node: ir.Node) -> bool:
+        """Return whether a parameter stands for what a node makes: codes, unpacked by nodes."""
+        if node.op_type == "Constant" or not node.outputs:
+            return False
+        return node.outputs[0] in self.weights
+
+    def _in_tensors(self, found: NodeInputs) -> None:
+        """Write a node by its kernel, by the standard's function, or by the reference."""
+        node = found.node
+        domain = "" if is_standard(node) else node.domain
+        opset = found.scope.opset(domain)
+        dtypes = found.dtypes
         outputs = output_dtypes(
-            domain, node.op_type, opset, attributes, dtypes, len(node.outputs)
+            domain, node.op_type, opset, found.attributes, dtypes, len(node.outputs)
         )
+        # ops that onnx does not define mostly give what they are given
         fallback = dtypes[0] if dtypes else None
-        outputs = [
-            known or value.dtype or fallback
-            for known, value in zip(outputs, node.outputs, strict=True)
-        ]
+        for index, value in enumerate(node.outputs):
+            outputs[index] = outputs[index] or value.dtype or fallback
         entry = entry_of(domain, node.op_type, opset)
         call = Call(tuple(dtypes), tuple(outputs), opset, self.qat)
         textual = ir.DataType.STRING in dtypes and node.op_type not in TEXT_OPS
-        if entry is not None and not textual and _accepted(entry, attributes):
-            return self._kernel(entry, node, inputs, attributes, call, scope)
-        body = function_of(domain, node, opset, attributes, inputs)
+        if entry is not None and not textual and _accepted(entry, found.attributes):
+            self._kernel(entry, found, call)
+            return
+        body = function_of(domain, node, opset, found.attributes, found.inputs)
         if body is not None:
-            return self.inline(body, node, inputs, attributes, scope)
-        return self._reference(node, inputs, attributes, call, scope)
+            self.inline(body, found)
+            return
+        self._reference(found, call)
 
-    def _host(
-        self,
-        node: ir.Node,
-        inputs: list[Known | None],
-        attributes: dict[str, Any],
-        scope: Scope,
-    ) -> bool:
+    # --- Python numbers -------------------------------------------------------------
+
+    def _on_host(self, found: NodeInputs) -> bool:
         """Write a node on Python numbers, if it can be."""
+        node = found.node
         if node.op_type in ("Shape", "Size"):
-            return self._measure(node, inputs[0], attributes, scope)
+            return self._measure(found)
         entry = HOST_OPS.get(node.op_type)
-        present = [k for k in inputs if k is not None]
-        if (
-            entry is None
-            or not any(k.host for k in present)
-            or not all(k.hostable for k in present)
-        ):
+        present = found.present
+        if entry is None or not any(known.host for known in present):
             return False
-        dtypes = [None if k is None else k.dtype for k in inputs]
-        (dtype,) = output_dtypes(
-            "", node.op_type, scope.opset(""), attributes, dtypes, 1
-        )
-        operands = [None if k is None else k.operand() for k in inputs]
-        rank = entry.rank(operands, attributes)
+        if not all(known.hostable for known in present):
+            return False
+        operands = [
+            None if known is None else known.operand() for known in found.inputs
+        ]
+        rank = entry.rank(operands, found.attributes)
         if rank is None:
             return False
-        codes = ["None" if k is None else self.program.host_code(k) for k in inputs]
-        codes += [
-            f"{name}={self.program.value_code(_number(value), name)}"
-            for name, value in attributes.items()
-        ]
-        name = self.program.shared(f"host_{node.op_type}", entry.function)
-        out = self.program.fresh("h")
-        self.program.line(f"{out} = {name}({', '.join(codes)})")
-        length = length_of(node.op_type, operands) if rank == 1 else None
-        self.define(
-            node.outputs[0],
-            Known(out, dtype, host=True, rank=rank, length=length),
-            scope,
+        (dtype,) = output_dtypes(
+            "", node.op_type, found.scope.opset(""), found.attributes, found.dtypes, 1
         )
+        arguments = [self._operand(known, True) for known in found.inputs]
+        for name, value in found.attributes.items():
+            arguments.append(self._keyword(name, _number(value)))
+        function = self.program.shared(f"host_{node.op_type}", entry.function)
+        code = self.program.fresh("h")
+        self.program.line(f"{code} = {function}({', '.join(arguments)})")
+        length = length_of(node.op_type, operands) if rank == 1 else None
+        known = Known(code, dtype, host=True, rank=rank, length=length)
+        self.define(node.outputs[0], known, found.scope)
         return True
 
-    def _measure(
-        self,
-        node: ir.Node,
-        source: Known | None,
-        attributes: dict[str, Any],
-        scope: Scope,
-    ) -> bool:
-        """Shape and Size: of a weight and of a list of known length constants, of other tensors
-        Python numbers.
+    def _measure(self, found: NodeInputs) -> bool:
+        """Write Shape or Size, if it can be outside of tensors.
+
+        Of a weight and of a list of known length it is a constant, of other tensors Python numbers.
         """
+        node = found.node
+        source = found.inputs[0]
         if source is None or source.dtype not in CARRIERS:
             return False
+        part = slice(found.attributes.get("start", 0), found.attributes.get("end"))
         shape = _static_shape(source)
         if shape is not None:
-            found = shape[attributes.get("start", 0) : attributes.get("end")]
-            constant = torch.tensor(
-                found if node.op_type == "Shape" else math.prod(shape),
-                dtype=torch.int64,
-            )
-            self.define(
-                node.outputs[0],
-                Known(None, ir.DataType.INT64, constant=constant),
-                scope,
-            )
+            size = shape[part] if node.op_type == "Shape" else math.prod(shape)
+            constant = torch.tensor(size, dtype=torch.int64)
+            known = Known(None, ir.DataType.INT64, constant=constant)
+            self.define(node.outputs[0], known, found.scope)
             return True
         if source.code is None or (source.host and source.rank != 1):
             return False
-        out, rank = self.program.fresh("h"), int(node.op_type == "Shape")
-        if source.host:
-            self.program.line(
-                f"{out} = [len({source.code})]"
-                if rank
-                else f"{out} = len({source.code})"
-            )
-        elif rank:
-            start, end = attributes.get("start", 0), attributes.get("end")
-            part = (
-                ""
-                if not start and end is None
-                else f"[{start}:{'' if end is None else end}]"
-            )
-            self.program.line(f"{out} = list({source.code}.shape{part})")
-        else:
-            self.program.line(f"{out} = {source.code}.numel()")
-        known = Known(out, ir.DataType.INT64, host=True, rank=rank)
+        rank = 1 if node.op_type == "Shape" else 0
+        code = self.program.fresh("h")
+        self.program.line(f"{code} = {_measured(source, rank, part)}")
+        known = Known(code, ir.DataType.INT64, host=True, rank=rank)
         if source.host:
             known.length = 1
         elif rank and source.shape is not None:
-            known.length = len(
-                range(len(source.shape))[
-                    attributes.get("start", 0) : attributes.get("end")
-                ]
-            )
-        self.define(node.outputs[0], known, scope)
+            known.length = len(range(len(source.shape))[part])
+        self.define(node.outputs[0], known, found.scope)
         return True
 
-    def _kernel(
-        self,
-        entry: Entry,
-        node: ir.Node,
-        inputs: list[Known | None],
-        attributes: dict[str, Any],
-        call: Call,
-        scope: Scope,
-    ) -> None:
-        kept = {
-            name: _number(value)
-            for name, value in attributes.items()
-            if name in entry.accepts
-        }
-        folded = fold(entry, node, inputs, kept, call)
+    # --- tensors --------------------------------------------------------------------
+
+    def _kernel(self, entry: Entry, found: NodeInputs, call: Call) -> None:
+        """Write a call of a kernel, or what it gives for constants."""
+        node = found.node
+        attributes = {}
+        for name, value in found.attributes.items():
+            if name in entry.accepts:
+                attributes[name] = _number(value)
+        folded = fold(entry, node, found.inputs, attributes, call)
         if folded is not None:
             for value, dtype, tensor in zip(
                 node.outputs, call.outputs, folded, strict=True
             ):
-                self.define(value, Known(None, dtype, constant=tensor), scope)
+                self.define(value, Known(None, dtype, constant=tensor), found.scope)
             return
-        codes = [
-            self._operand(k, index in entry.host) for index, k in enumerate(inputs)
-        ]
-        codes += [
-            f"{name}={self.program.value_code(value, name)}"
-            for name, value in kept.items()
-        ]
-        codes += ["device=device"] if "device" in entry.extras else []
-        codes += (
-            [f"call={self.program.bind('call', call)}"]
-            if "call" in entry.extras
-            else []
-        )
-        prefix = (
-            ""
-            if node.domain in ("", "ai.onnx")
-            else f"{node.domain.replace('.', '_')}_"
-        )
-        name = self.program.shared(
+        arguments = []
+        for index, known in enumerate(found.inputs):
+            arguments.append(self._operand(known, index in entry.host))
+        for name, value in attributes.items():
+            arguments.append(self._keyword(name, value))
+        if "device" in entry.extras:
+            arguments.append("device=device")
+        if "call" in entry.extras:
+            arguments.append(f"call={self.program.bind('call', call)}")
+        prefix = "" if is_standard(node) else f"{node.domain.replace('.', '_')}_"
+        function = self.program.shared(
             f"{prefix}{entry.name}_{entry.since}", entry.function
         )
+        code = f"{function}({', '.join(arguments)})"
         obstacle = "" if entry.gradient else "it has no gradient"
-        self._assign(
-            f"{name}({', '.join(codes)})",
-            entry.many,
-            node,
-            inputs,
-            call,
-            obstacle,
-            scope,
-        )
+        self._assign(code, entry.many, found, call, obstacle)
 
     def _operand(self, known: Known | None, host: bool) -> str:
+        """Return the code of an input, as a Python value or as a tensor."""
         if known is None:
             return "None"
-        return (
-            self.program.host_code(known) if host else self.program.tensor_code(known)
-        )
+        if host:
+            return self.program.host_code(known)
+        return self.program.tensor_code(known)
+
+    def _keyword(self, name: str, value: Any) -> str:
+        """Return the code of an attribute in a call."""
+        return f"{name}={self.program.value_code(value, name)}"
 
     def _assign(
-        self,
-        code: str,
-        many: bool,
-        node: ir.Node,
-        inputs: Sequence[Known | None],
-        call: Call,
-        obstacle: str,
-        scope: Scope,
+        self, code: str, many: bool, found: NodeInputs, call: Call, obstacle: str
     ) -> None:
-        names = [self.program.fresh() for _ in node.outputs]
-        picked = (
-            code
-            if not many
-            else f"{code}[0]"
-            if len(names) == 1
-            else f"{code}[:{len(names)}]"
-        )
-        label = "".join(
-            c if c.isprintable() else " " for c in node.name or node.op_type
-        )
-        self.program.line(f"{', '.join(names)} = {picked}  # {label}")
-        for value, name, dtype in zip(node.outputs, names, call.outputs, strict=True):
-            gradient, cuts = follow(node, inputs, dtype, obstacle, self.qat)
-            self.define(value, Known(name, dtype, gradient=gradient, cuts=cuts), scope)
+        """Assign what a call gives to the outputs of a node.
 
-    def inline(
-        self,
-        function: ir.Function,
-        node: ir.Node,
-        inputs: Sequence[Known | None],
-        attributes: dict[str, Any],
-        scope: Scope,
-    ) -> None:
+        `many`: it gives a tuple, which may be longer than the node's outputs.
+        """
+        node = found.node
+        names = [self.program.fresh() for _ in node.outputs]
+        if many and len(names) == 1:
+            code = f"{code}[0]"
+        elif many:
+            code = f"{code}[:{len(names)}]"
+        comment = _printable(node.name or node.op_type)
+        self.program.line(f"{', '.join(names)} = {code}  # {comment}")
+        for value, name, dtype in zip(node.outputs, names, call.outputs, strict=True):
+            gradient, cuts = follow(node, found.inputs, dtype, obstacle, self.qat)
+            known = Known(name, dtype, gradient=gradient, cuts=cuts)
+            self.define(value, known, found.scope)
+
+    def _reference(self, found: NodeInputs, call: Call) -> None:
+        """Write a call of onnx's own kernel."""
+        kernel = reference_kernel(found.node, found.attributes, call)
+        self.detached.append(label(found.node))
+        arguments = [self._operand(known, False) for known in found.inputs]
+        name = self.program.bind("reference", kernel)
+        code = f"{name}({', '.join(['device', *arguments])})"
+        obstacle = "onnx's reference computes it, without gradients"
+        self._assign(code, True, found, call, obstacle)
+
+    # --- functions and bodies -------------------------------------------------------
+
+    def inline(self, function: ir.Function, found: NodeInputs) -> None:
         """Write a function's body in place of the node that calls it."""
-        defaults = {
-            name: a.value
-            for name, a in function.attributes.items()
-            if a.value is not None
-        }
-        inner = Scope(
-            function.name,
-            {**scope.opsets, **function.opset_imports},
-            defaults | attributes,
-        )
-        for value, known in zip(function.inputs, inputs, strict=False):
+        scope = found.scope
+        attributes = {}
+        for name, attribute in function.attributes.items():
+            if attribute.value is not None:
+                attributes[name] = attribute.value
+        attributes |= found.attributes
+        opsets = {**scope.opsets, **function.opset_imports}
+        inner = Scope(function.name, opsets, attributes)
+        for value, known in zip(function.inputs, found.inputs, strict=False):
             if known is not None:
                 inner.values[value] = known
-        inner.values.update(
-            {v: ABSENT for v in function.inputs if v not in inner.values}
-        )
+        for value in function.inputs:
+            inner.values.setdefault(value, ABSENT)
         self.block(list(function), inner, function.outputs)
-        self.hand_over(
-            node,
-            function.outputs,
-            [o for n in function for o in n.outputs],
-            inner,
-            scope,
-        )
+        made: list[ir.Value] = []
+        for node in function:
+            made.extend(node.outputs)
+        self.hand_over(found.node, function.outputs, made, inner, scope)
 
     def hand_over(
         self,
@@ -414,48 +386,29 @@ class Emitter:
         inner: Scope,
         scope: Scope,
     ) -> None:
-        """Make what a body gave the outputs of its node; variables that the body made change
-        hands.
+        """Make what a body gave the outputs of its node.
+
+        Variables that the body made change hands. What it gives twice, or was given itself, is
+        copied, so that each output has a variable of its own.
         """
         own = set(made)
+        given = list(results)
         for value, result in zip(node.outputs, results, strict=False):
             known = self.value(result, inner)
             assert known is not None, (
                 f"the body of {node.op_type} gives an output that it was not given"
             )
-            once = list(results).count(result) == 1 and result in own
+            once = given.count(result) == 1 and result in own
             self.define(value, known if once else self.copy(known), scope)
 
     def copy(self, known: Known) -> Known:
-        """The same value under a variable of its own, so that freeing one frees no other."""
+        """Return the same value under a variable of its own, so that freeing one frees no other."""
         if known.code is None or known.code.startswith("self."):
+            # constants and attributes of the module are never freed
             return known
         name = self.program.fresh("h" if known.host else "v")
         self.program.line(f"{name} = {known.code}")
         return replace(known, code=name, on_device=None)
-
-    def _reference(
-        self,
-        node: ir.Node,
-        inputs: list[Known | None],
-        attributes: dict[str, Any],
-        call: Call,
-        scope: Scope,
-    ) -> None:
-        kernel = reference_kernel(node, attributes, call)
-        obstacle = "onnx's reference computes it, without gradients"
-        self.detached.append(f"{node.op_type} {node.name or node.outputs[0].name}")
-        codes = [self._operand(k, False) for k in inputs]
-        name = self.program.bind("reference", kernel)
-        self._assign(
-            f"{name}({', '.join(['device', *codes])})",
-            True,
-            node,
-            inputs,
-            call,
-            obstacle,
-            scope,
-        )
 
     def define(self, value: ir.Value, known: Known, scope: Scope) -> None:
         """Make an output known; types and shapes that the graph declares are kept with it."""
@@ -464,47 +417,65 @@ class Emitter:
         scope.values[value] = known
 
 
-def _variables(known: Known) -> list[str]:
-    """Local variables that hold a value and can be freed."""
-    codes = [known.code, known.on_device]
-    return [
-        code
-        for code in codes
-        if code is not None and code.isidentifier() and code not in ("None", "device")
-    ]
+def _as_stored(tensor: ir.TensorProtocol) -> Known:
+    """Return a constant in its carrier."""
+    constant = to_carrier(tensor.numpy(), tensor.dtype)
+    return Known(None, tensor.dtype, constant=constant)
+
+
+def _variables(known: Known) -> Iterable[str]:
+    """Yield the local variables that hold a value and can be freed."""
+    for code in (known.code, known.on_device):
+        # literals and attributes of the module are no identifiers
+        if code is None or not code.isidentifier():
+            continue
+        if code not in ("None", "device"):
+            yield code
 
 
 def _number(value: Any) -> Any:
-    """A tensor attribute of one element as a number."""
-    return (
-        value.numpy().reshape(-1)[0].item()
-        if isinstance(value, ir.TensorProtocol)
-        else value
-    )
+    """Return a tensor attribute of one element as a number, the rest as it is."""
+    if isinstance(value, ir.TensorProtocol):
+        return value.numpy().reshape(-1)[0].item()
+    return value
+
+
+def _printable(text: str) -> str:
+    """Return a text that fits a comment: a line break in it would end the comment."""
+    return "".join(c if c.isprintable() else " " for c in text)
+
+
+def _measured(source: Known, rank: int, part: slice) -> str:
+    """Return the code of the shape (rank 1) or size (rank 0) of a list or tensor."""
+    if source.host:
+        length = f"len({source.code})"
+        return f"[{length}]" if rank else length
+    if not rank:
+        return f"{source.code}.numel()"
+    code = f"{source.code}.shape"
+    if part.start or part.stop is not None:
+        end = "" if part.stop is None else part.stop
+        code += f"[{part.start}:{end}]"
+    return f"list({code})"
 
 
 def _static_shape(known: Known) -> list[int] | None:
-    """The shape of what cannot have another: parameters, and lists of known length."""
+    """Return the shape of what cannot have another; None for the rest.
+
+    That is what parameters have, and lists of known length.
+    """
     if known.host and known.rank < 2:
-        return (
-            [] if not known.rank else None if known.length is None else [known.length]
-        )
-    fixed = (
-        known.code is not None
-        and known.code.startswith("self.")
-        and known.shape is not None
-    )
-    dims = (
-        [d for d in known.shape if isinstance(d, int)]
-        if fixed and known.shape is not None
-        else []
-    )
-    return (
-        dims
-        if fixed and known.shape is not None and len(dims) == len(known.shape)
-        else None
-    )
+        if not known.rank:
+            return []
+        return None if known.length is None else [known.length]
+    if known.shape is None or known.code is None:
+        return None
+    if not known.code.startswith("self."):
+        return None
+    sizes = [size for size in known.shape if isinstance(size, int)]
+    return sizes if len(sizes) == len(known.shape) else None
 
 
 def _accepted(entry: Entry, attributes: dict[str, Any]) -> bool:
+    """Return whether a kernel knows every attribute of a node that means something."""
     return all(name in entry.accepts or name in IGNORED for name in attributes)

@@ -5,224 +5,334 @@ them.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
 import numpy as np
 import onnx_ir as ir
 import torch
 
 from ... import RefusedError
+from ...passes._core.graph import label
 from ._dtypes import carrier
-from ._program import Known
+from ._program import Known, Program
 from ._scope import Scope
 
-if TYPE_CHECKING:
-    from ._codegen import Emitter
+
+class BlockWriter(Protocol):
+    """Writer of the nodes around a body, as control flow needs it; `Emitter` is one."""
+
+    program: Program
+
+    def block(
+        self, nodes: Sequence[ir.Node], scope: Scope, kept: Sequence[ir.Value | None]
+    ) -> None:
+        """Write nodes in order."""
+
+    def value(self, value: ir.Value | None, scope: Scope) -> Known | None:
+        """Look a value up; None for one that is left out."""
+
+    def constant(self, value: ir.Value, tensor: ir.TensorProtocol) -> Known:
+        """Make a constant known."""
+
+    def define(self, value: ir.Value, known: Known, scope: Scope) -> None:
+        """Make an output known."""
+
+    def hand_over(
+        self,
+        node: ir.Node,
+        results: Sequence[ir.Value],
+        made: Sequence[ir.Value],
+        inner: Scope,
+        scope: Scope,
+    ) -> None:
+        """Make the results of a body the outputs of its node."""
 
 
-def emit_constant(emitter: Emitter, node: ir.Node, scope: Scope) -> None:
-    """A Constant node: nothing runs, its value becomes known."""
+# --- constants ---------------------------------------------------------------------
+
+
+def emit_constant(writer: BlockWriter, node: ir.Node, scope: Scope) -> None:
+    """Make the value of a Constant node known; nothing runs."""
     value = node.outputs[0]
     attributes = scope.attributes_of(node)
     if not attributes:
-        raise RefusedError(
-            f"Constant {node.name}", "has no value", "export the model again"
-        )
+        raise RefusedError(label(node), "has no value", "export the model again")
     ((name, content),) = attributes.items()
-    tensor = (
-        content.to_dense()
-        if name == "sparse_value" and hasattr(content, "to_dense")
-        else content
-    )
-    if name == "sparse_value" and not hasattr(content, "to_dense"):
-        tensor = _dense(content)
-    elif name in ("value_int", "value_ints"):
-        tensor = ir.Tensor(np.array(content, np.int64))
-    elif name in ("value_float", "value_floats"):
-        tensor = ir.Tensor(np.array(content, np.float32))
-    elif name in ("value_string", "value_strings"):
+    if name in ("value_string", "value_strings"):
         array = np.array(content, dtype=object)
-        scope.values[value] = Known(
-            emitter.program.bind("text", array), ir.DataType.STRING
-        )
+        code = writer.program.bind("text", array)
+        scope.values[value] = Known(code, ir.DataType.STRING)
         return
-    scope.values[value] = emitter.constant(value, tensor)
+    tensor = _constant_tensor(name, content)
+    scope.values[value] = writer.constant(value, tensor)
+
+
+def _constant_tensor(name: str, content: Any) -> ir.TensorProtocol:
+    """Return the tensor that an attribute of a Constant node describes."""
+    if name in ("value_int", "value_ints"):
+        return ir.Tensor(np.array(content, np.int64))
+    if name in ("value_float", "value_floats"):
+        return ir.Tensor(np.array(content, np.float32))
+    if name == "sparse_value":
+        return _dense(content)
+    tensor: ir.TensorProtocol = content
+    return tensor
 
 
 def _dense(sparse: Any) -> ir.TensorProtocol:
-    dims = [int(d) for d in sparse.dims]
-    dense = np.zeros(dims, sparse.values.numpy().dtype)
+    """Return a sparse tensor with its zeros."""
+    if hasattr(sparse, "to_dense"):
+        dense: ir.TensorProtocol = sparse.to_dense()
+        return dense
+    dims = [int(size) for size in sparse.dims]
+    values = sparse.values.numpy()
+    array = np.zeros(dims, values.dtype)
     indices = sparse.indices.numpy()
-    where = np.unravel_index(indices, dims) if indices.ndim == 1 else tuple(indices.T)
-    dense[where] = sparse.values.numpy()
-    return ir.Tensor(dense)
+    if indices.ndim == 1:
+        array.reshape(-1)[indices] = values
+    else:
+        # one row of coordinates a value
+        array[tuple(indices.T)] = values
+    return ir.Tensor(array)
 
 
-def emit_if(emitter: Emitter, node: ir.Node, scope: Scope) -> None:
-    """Both branches as blocks that assign the same variables; a condition known by now takes its
-    branch at once.
+# --- If ----------------------------------------------------------------------------
+
+
+def emit_if(writer: BlockWriter, node: ir.Node, scope: Scope) -> None:
+    """Write both branches as blocks that assign the same variables.
+
+    A condition known by now takes its branch at once.
     """
-    program = emitter.program
-    condition = emitter.value(node.inputs[0], scope)
+    program = writer.program
+    condition = writer.value(node.inputs[0], scope)
     assert condition is not None
-    branches = [
-        node.attributes[name].as_graph() for name in ("then_branch", "else_branch")
-    ]
+    then_branch = node.attributes["then_branch"].as_graph()
+    else_branch = node.attributes["else_branch"].as_graph()
     if condition.constant is not None:
-        graph = branches[0] if bool(condition.constant.reshape(-1)[0]) else branches[1]
-        emitter.block(list(graph), scope, graph.outputs)
-        emitter.hand_over(
-            node, graph.outputs, [o for n in graph for o in n.outputs], scope, scope
-        )
+        holds = bool(condition.constant.reshape(-1)[0])
+        _emit_branch_alone(writer, node, then_branch if holds else else_branch, scope)
         return
     names = [program.fresh() for _ in node.outputs]
-    program.line(
-        f"if {condition.code if condition.host else f'bool({condition.code})'}:"
-    )
-    results = _branch(emitter, branches[0], names, scope)
+    code = condition.code if condition.host else f"bool({condition.code})"
+    program.line(f"if {code}:")
+    results = _branch(writer, then_branch, names, scope)
     program.line("else:")
-    others = _branch(emitter, branches[1], names, scope)
+    others = _branch(writer, else_branch, names, scope)
     for value, name, one, other in zip(
         node.outputs, names, results, others, strict=True
     ):
-        emitter.define(value, _either(name, one, other), scope)
+        writer.define(value, _either(name, one, other), scope)
+
+
+def _emit_branch_alone(
+    writer: BlockWriter, node: ir.Node, branch: ir.Graph, scope: Scope
+) -> None:
+    """Write a branch in place of its If."""
+    made = _made_in(branch)
+    writer.block(list(branch), scope, branch.outputs)
+    writer.hand_over(node, branch.outputs, made, scope, scope)
+
+
+def _made_in(graph: ir.Graph) -> list[ir.Value]:
+    """List the values that the nodes of a graph make."""
+    made: list[ir.Value] = []
+    for node in graph:
+        made.extend(node.outputs)
+    return made
 
 
 def _either(name: str, *choices: Known | None) -> Known:
-    """A variable that holds one of several values."""
-    present = [k for k in choices if k is not None]
-    dtype = next((k.dtype for k in present if k.dtype is not None), None)
-    gradient = any(k.gradient for k in present)
-    cuts = (
-        frozenset() if gradient else frozenset[Any]().union(*(k.cuts for k in present))
-    )
-    return Known(name, dtype, gradient=gradient, cuts=cuts)
+    """Return a variable that holds one of several values."""
+    present = [known for known in choices if known is not None]
+    dtype = next((known.dtype for known in present if known.dtype is not None), None)
+    if any(known.gradient for known in present):
+        return Known(name, dtype, gradient=True)
+    cuts = frozenset[Any]().union(*(known.cuts for known in present))
+    return Known(name, dtype, cuts=cuts)
 
 
 def _branch(
-    emitter: Emitter, graph: ir.Graph, names: list[str], scope: Scope
+    writer: BlockWriter, graph: ir.Graph, names: list[str], scope: Scope
 ) -> list[Known | None]:
-    program = emitter.program
+    """Write a branch that assigns its outputs to `names`, and return them."""
+    program = writer.program
     with program.indented():
-        emitter.block(list(graph), scope, graph.outputs)
-        results = [emitter.value(value, scope) for value in graph.outputs]
+        writer.block(list(graph), scope, graph.outputs)
+        results = [writer.value(value, scope) for value in graph.outputs]
         for name, known in zip(names, results, strict=True):
-            program.line(f"{name} = {_code(emitter, known)}")
-        made = {o for node in graph for o in node.outputs} & set(graph.outputs)
-        dead = {
-            code
-            for v in made
-            if (code := scope.values[v].code) is not None and code.isidentifier()
-        }
+            program.line(f"{name} = {_code(writer, known)}")
+        # outputs were kept alive to the end of the block, and have other names by now
+        dead = set()
+        for value in set(_made_in(graph)) & set(graph.outputs):
+            code = scope.values[value].code
+            if code is not None and code.isidentifier():
+                dead.add(code)
         if dead:
             program.line(f"del {', '.join(sorted(dead))}")
     return results
 
 
-def _code(emitter: Emitter, known: Known | None) -> str:
-    """A value as a tensor."""
-    return "None" if known is None else emitter.program.tensor_code(known)
+def _code(writer: BlockWriter, known: Known | None) -> str:
+    """Return the code of a value as a tensor."""
+    return "None" if known is None else writer.program.tensor_code(known)
 
 
-def emit_loop(emitter: Emitter, node: ir.Node, scope: Scope) -> None:
-    """A while loop: at most M turns, as long as the condition holds; scan outputs are stacked."""
-    program, body = emitter.program, node.attributes["body"].as_graph()
-    limit, condition = (emitter.value(v, scope) for v in (*node.inputs, None, None)[:2])
-    turn, going = program.fresh("turn"), program.fresh("going")
+# --- Loop --------------------------------------------------------------------------
+
+
+@dataclass
+class Carried:
+    """Variables of a loop: `names` hold the values that it carries, `initial` what they start as.
+
+    `scans`: lists that collect what each turn gives.
+    """
+
+    names: list[str]
+    initial: list[Known | None]
+    scans: list[str]
+
+    def finals(self, results: Sequence[Known | None]) -> list[Known]:
+        """Return what is carried after the last turn: as it began, if there was no turn."""
+        # results hold the scanned values too, behind the carried ones
+        found = []
+        for name, first, last in zip(self.names, self.initial, results, strict=False):
+            found.append(_either(name, first, last))
+        return found
+
+
+def _open_loop(
+    writer: BlockWriter, carried: Sequence[ir.Value | None], scans: int, scope: Scope
+) -> Carried:
+    """Assign the variables of a loop: what it carries in, and `scans` empty lists."""
+    program = writer.program
+    initial = [writer.value(value, scope) for value in carried]
+    names = [program.fresh() for _ in initial]
+    for name, known in zip(names, initial, strict=True):
+        program.line(f"{name} = {_code(writer, known)}")
+    lists = [program.fresh("scan") for _ in range(scans)]
+    for name in lists:
+        program.line(f"{name} = []")
+    return Carried(names, initial, lists)
+
+
+def emit_loop(writer: BlockWriter, node: ir.Node, scope: Scope) -> None:
+    """Write a while loop: at most M turns, as long as the condition holds.
+
+    Scan outputs are stacked.
+    """
+    program = writer.program
+    body = node.attributes["body"].as_graph()
+    limit, condition = _limit_and_condition(writer, node, scope)
+    turn = program.fresh("turn")
+    going = program.fresh("going")
     tests = [going]
     if limit is not None:
         most = program.fresh("most")
-        program.line(
-            f"{most} = int({program.host_code(limit) if limit.hostable else limit.code})"
-        )
+        code = program.host_code(limit) if limit.hostable else limit.code
+        program.line(f"{most} = int({code})")
         tests.append(f"{turn} < {most}")
     program.line(f"{turn} = 0")
-    program.line(
-        f"{going} = {'True' if condition is None else _truth(emitter, condition)}"
-    )
-    carried = [emitter.value(v, scope) for v in node.inputs[2:]]
-    names = [program.fresh() for _ in carried]
-    for name, known in zip(names, carried, strict=True):
-        program.line(f"{name} = {_code(emitter, known)}")
-    scans = [program.fresh("scan") for _ in body.outputs[1 + len(names) :]]
-    for scan in scans:
-        program.line(f"{scan} = []")
+    start = "True" if condition is None else _truth(writer, condition)
+    program.line(f"{going} = {start}")
+    # the body gives its condition first, then what it carries, then what is scanned
+    initial = node.inputs[2:]
+    scans = len(body.outputs) - 1 - len(initial)
+    carried = _open_loop(writer, initial, scans, scope)
     program.line(f"while {' and '.join(tests)}:")
     with program.indented():
-        scope.values[body.inputs[0]] = Known(turn, ir.DataType.INT64, host=True)
-        if len(body.inputs) > 1:
-            scope.values[body.inputs[1]] = Known(going, ir.DataType.BOOL, host=True)
-        for value, name, known in zip(body.inputs[2:], names, carried, strict=True):
-            scope.values[value] = replace(_either(name, known), type=value.type)
-        emitter.block(list(body), scope, body.outputs)
-        results = [emitter.value(v, scope) for v in body.outputs[1:]]
-        again = emitter.value(body.outputs[0], scope)
+        _enter_turn(body, turn, going, carried, scope)
+        writer.block(list(body), scope, body.outputs)
+        results = [writer.value(value, scope) for value in body.outputs[1:]]
+        again = writer.value(body.outputs[0], scope)
         assert again is not None
+        # The condition is read before anything moves on: it may be one of the values
+        # that are carried.
         stop = program.fresh("going")
-        program.line(f"{stop} = {_truth(emitter, again)}")
-        _advance(emitter, names, scans, results)
+        program.line(f"{stop} = {_truth(writer, again)}")
+        _advance(writer, carried, results)
         program.line(f"{going} = {stop}")
         program.line(f"{turn} = {turn} + 1")
-    finals = [
-        _either(name, *pair)
-        for name, *pair in zip(names, carried, results, strict=False)
-    ]
-    _finish(
-        emitter, node, body.outputs[1:], finals, scans, results, [0] * len(scans), scope
-    )
+    axes = [0] * scans
+    _finish(writer, node, body.outputs[1:], carried, results, axes, scope)
 
 
-def _truth(emitter: Emitter, known: Known) -> str:
+def _limit_and_condition(
+    writer: BlockWriter, node: ir.Node, scope: Scope
+) -> tuple[Known | None, Known | None]:
+    """Return the first two inputs of a Loop, either of which may be left out."""
+    given: list[Known | None] = [None, None]
+    for index, value in enumerate(node.inputs[:2]):
+        given[index] = writer.value(value, scope)
+    return given[0], given[1]
+
+
+def _enter_turn(
+    body: ir.Graph, turn: str, going: str, carried: Carried, scope: Scope
+) -> None:
+    """Make the inputs of a Loop's body known: turn, condition, and what is carried."""
+    scope.values[body.inputs[0]] = Known(turn, ir.DataType.INT64, host=True)
+    if len(body.inputs) > 1:
+        scope.values[body.inputs[1]] = Known(going, ir.DataType.BOOL, host=True)
+    for value, name, known in zip(
+        body.inputs[2:], carried.names, carried.initial, strict=True
+    ):
+        # no shape: it may change from turn to turn
+        scope.values[value] = replace(_either(name, known), type=value.type)
+
+
+def _truth(writer: BlockWriter, known: Known) -> str:
     if known.hostable:
-        return emitter.program.host_code(known)
-    return f"bool({emitter.program.tensor_code(known)})"
+        return writer.program.host_code(known)
+    return f"bool({writer.program.tensor_code(known)})"
 
 
 def _advance(
-    emitter: Emitter, names: list[str], scans: list[str], results: list[Known | None]
+    writer: BlockWriter, carried: Carried, results: Sequence[Known | None]
 ) -> None:
-    """End of a turn: what is scanned is kept, what is carried moves on (all at once: outputs may
-    swap inputs).
-    """
-    codes = [_code(emitter, known) for known in results]
-    for scan, code in zip(scans, codes[len(names) :], strict=True):
-        emitter.program.line(f"{scan}.append({code})")
-    if names:
-        emitter.program.line(f"{', '.join(names)} = {', '.join(codes[: len(names)])}")
+    """End a turn: what is scanned is kept, what is carried moves on."""
+    codes = [_code(writer, known) for known in results]
+    count = len(carried.names)
+    for scan, code in zip(carried.scans, codes[count:], strict=True):
+        writer.program.line(f"{scan}.append({code})")
+    if carried.names:
+        # all at once, since outputs may swap inputs
+        targets = ", ".join(carried.names)
+        writer.program.line(f"{targets} = {', '.join(codes[:count])}")
 
 
 def _finish(
-    emitter: Emitter,
+    writer: BlockWriter,
     node: ir.Node,
     outputs: Sequence[ir.Value],
-    finals: list[Known],
-    scans: list[str],
-    results: list[Known | None],
-    axes: list[int],
+    carried: Carried,
+    results: Sequence[Known | None],
+    axes: Sequence[int],
     scope: Scope,
 ) -> None:
-    """What a loop gives: what it carried, then what it scanned, stacked."""
-    stack = emitter.program.shared("stack", stack_scan)
+    """Define the outputs of a loop: what it carried, then what it scanned, stacked along `axes`."""
+    program = writer.program
+    stack = program.shared("stack", stack_scan)
+    finals = carried.finals(results)
     for value, final in zip(node.outputs, finals, strict=False):
-        emitter.define(value, final, scope)
-    for index, scan in enumerate(scans, len(finals)):
+        writer.define(value, final, scope)
+    for place, scan in enumerate(carried.scans):
+        index = place + len(finals)
         known = _either(scan, results[index])
         dtype = carrier(known.dtype or ir.DataType.FLOAT)
-        shape = _static_shape(outputs[index])
-        emitter.program.line(
-            f"{scan} = {stack}({scan}, {axes[index - len(finals)]}, {shape}, {dtype}, device)"
-        )
+        shape = _shape_of_no_turns(outputs[index])
+        arguments = f"{scan}, {axes[place]}, {shape}, {dtype}, device"
+        program.line(f"{scan} = {stack}({arguments})")
         if index < len(node.outputs):
-            emitter.define(node.outputs[index], known, scope)
+            writer.define(node.outputs[index], known, scope)
 
 
-def _static_shape(value: ir.Value) -> list[int]:
-    return (
-        [d if isinstance(d, int) else 0 for d in value.shape]
-        if value.shape is not None
-        else []
-    )
+def _shape_of_no_turns(value: ir.Value) -> list[int]:
+    """Return the declared shape, with 0 for what is not known: nothing is there to ask."""
+    if value.shape is None:
+        return []
+    return [size if isinstance(size, int) else 0 for size in value.shape]
 
 
 def stack_scan(
@@ -232,48 +342,47 @@ def stack_scan(
     dtype: torch.dtype,
     device: torch.device,
 ) -> torch.Tensor:
-    """What each turn gave, along a new axis; of no turns an empty tensor."""
-    return (
-        torch.stack(items, axis)
-        if items
-        else torch.empty([0, *shape], dtype=dtype, device=device)
-    )
+    """Stack what each turn gave along a new axis; no turns give an empty tensor (0, *shape)."""
+    if items:
+        return torch.stack(items, axis)
+    return torch.empty([0, *shape], dtype=dtype, device=device)
 
 
-def emit_scan(emitter: Emitter, node: ir.Node, scope: Scope) -> None:
-    """A for loop over slices of the scanned inputs. Opset 8's form has a batch axis in front of
-    everything.
+# --- Scan --------------------------------------------------------------------------
+
+
+def emit_scan(writer: BlockWriter, node: ir.Node, scope: Scope) -> None:
+    """Write a for loop over slices of the scanned inputs.
+
+    Errors: RefusedError for opset 8's form, which has a batch axis in front of everything.
     """
     if scope.opset("") < 9:
-        return _emit_batched_scan(emitter, node, scope)
-    return _emit_scan(emitter, node, list(node.inputs), scope)
-
-
-def _emit_scan(
-    emitter: Emitter, node: ir.Node, inputs: list[ir.Value | None], scope: Scope
-) -> None:
-    program, body = emitter.program, node.attributes["body"].as_graph()
+        raise RefusedError(
+            f"Scan {node.name}",
+            "the batched Scan of opset 8 is not supported",
+            "convert the model to opset 9 or later",
+        )
+    program = writer.program
+    body = node.attributes["body"].as_graph()
     attributes = scope.attributes_of(node)
     scanned = attributes["num_scan_inputs"]
-    states = len(inputs) - scanned
+    states = len(node.inputs) - scanned
     outputs = len(body.outputs) - states
+    initial = node.inputs[:states]
+    sources = []
+    for value in node.inputs[states:]:
+        known = writer.value(value, scope)
+        sources.append((_code(writer, known), known))
+    carried = _open_loop(writer, initial, outputs, scope)
     axes = attributes.get("scan_input_axes") or [0] * scanned
     backwards = attributes.get("scan_input_directions") or [0] * scanned
-    carried = [emitter.value(v, scope) for v in inputs[:states]]
-    sources = [
-        (_code(emitter, known), known)
-        for known in (emitter.value(v, scope) for v in inputs[states:])
-    ]
-    names = [program.fresh() for _ in carried]
-    for name, known in zip(names, carried, strict=True):
-        program.line(f"{name} = {_code(emitter, known)}")
-    scans = [program.fresh("scan") for _ in range(outputs)]
-    for scan in scans:
-        program.line(f"{scan} = []")
-    turn, count = program.fresh("turn"), f"{sources[0][0]}.shape[{axes[0]}]"
-    program.line(f"for {turn} in range({count}):")
+    turn = program.fresh("turn")
+    first_source, _ = sources[0]
+    program.line(f"for {turn} in range({first_source}.shape[{axes[0]}]):")
     with program.indented():
-        for value, name, known in zip(body.inputs, names, carried, strict=False):
+        for value, name, known in zip(
+            body.inputs, carried.names, carried.initial, strict=False
+        ):
             scope.values[value] = _either(name, known)
         for value, (code, known), axis, back in zip(
             body.inputs[states:], sources, axes, backwards, strict=True
@@ -282,31 +391,18 @@ def _emit_scan(
             place = f"{code}.shape[{axis}] - 1 - {turn}" if back else turn
             program.line(f"{part} = {code}.select({axis}, {place})")
             scope.values[value] = _either(part, known)
-        emitter.block(list(body), scope, body.outputs)
-        results = [emitter.value(v, scope) for v in body.outputs]
-        _advance(emitter, names, scans, results)
-    for scan, back in zip(
-        scans, attributes.get("scan_output_directions") or [0] * outputs, strict=True
-    ):
+        writer.block(list(body), scope, body.outputs)
+        results = [writer.value(value, scope) for value in body.outputs]
+        _advance(writer, carried, results)
+    reverse = attributes.get("scan_output_directions") or [0] * outputs
+    for scan, back in zip(carried.scans, reverse, strict=True):
         if back:
             program.line(f"{scan}.reverse()")
     out_axes = attributes.get("scan_output_axes") or [0] * outputs
-    finals = [
-        _either(name, *pair)
-        for name, *pair in zip(names, carried, results, strict=False)
-    ]
-    _finish(emitter, node, body.outputs, finals, scans, results, out_axes, scope)
+    _finish(writer, node, body.outputs, carried, results, out_axes, scope)
 
 
-def _emit_batched_scan(emitter: Emitter, node: ir.Node, scope: Scope) -> None:
-    raise RefusedError(
-        f"Scan {node.name}",
-        "the batched Scan of opset 8 is not supported",
-        "convert the model to opset 9 or later",
-    )
-
-
-EMITTERS: dict[str, Callable[[Emitter, ir.Node, Scope], None]] = {
+EMITTERS: dict[str, Callable[[BlockWriter, ir.Node, Scope], None]] = {
     "If": emit_if,
     "Loop": emit_loop,
     "Scan": emit_scan,

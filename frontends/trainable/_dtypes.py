@@ -1,4 +1,4 @@
-"""What carries an ONNX element type in torch, and how values get there and back.
+"""ONNX element types in torch: which dtype carries each, and how values get there and back.
 
 torch lacks arithmetic for 16 to 64 bit unsigned integers and has no types below eight bits: those
 travel in wider tensors, their ONNX type stays known beside them. Half precision is computed in
@@ -14,6 +14,8 @@ import onnx_ir as ir
 import torch
 from numpy.typing import NDArray
 
+from ...passes._core.ops import FLOATS, SMALL_FLOATS
+
 D = ir.DataType
 
 CARRIERS: dict[ir.DataType, torch.dtype] = {
@@ -28,6 +30,7 @@ CARRIERS: dict[ir.DataType, torch.dtype] = {
     D.UINT8: torch.uint8,
     D.UINT16: torch.int32,
     D.UINT32: torch.int64,
+    # of the same width: values from 2**63 on travel as negative numbers
     D.UINT64: torch.int64,
     D.BOOL: torch.bool,
     D.INT4: torch.int8,
@@ -43,20 +46,10 @@ CARRIERS: dict[ir.DataType, torch.dtype] = {
     D.COMPLEX64: torch.complex64,
     D.COMPLEX128: torch.complex128,
 }
+"""Torch dtype that holds the values of each ONNX type."""
 
-WEIGHT_TYPES = frozenset({D.FLOAT, D.FLOAT16, D.BFLOAT16, D.DOUBLE})
-"""Types that train as they are; narrower floats are grids."""
-
-FLOATS = WEIGHT_TYPES | {
-    D.FLOAT8E4M3FN,
-    D.FLOAT8E4M3FNUZ,
-    D.FLOAT8E5M2,
-    D.FLOAT8E5M2FNUZ,
-    D.FLOAT8E8M0,
-    D.FLOAT4E2M1,
-    D.COMPLEX64,
-    D.COMPLEX128,
-}
+DIFFERENTIABLE = FLOATS | SMALL_FLOATS | {D.FLOAT8E8M0, D.COMPLEX64, D.COMPLEX128}
+"""Types whose carriers have gradients: the floats of a model, and those that serve as codes."""
 
 RANGES: dict[ir.DataType, tuple[int, int]] = {
     D.INT2: (-2, 1),
@@ -74,34 +67,6 @@ RANGES: dict[ir.DataType, tuple[int, int]] = {
 }
 """Lowest and highest value of each integer type."""
 
-
-def carrier(dtype: ir.DataType) -> torch.dtype:
-    """The torch dtype that holds values of `dtype`."""
-    return CARRIERS[dtype]
-
-
-def to_carrier(array: NDArray[Any], dtype: ir.DataType) -> torch.Tensor:
-    """A numpy array of an ONNX type (ml_dtypes for the small ones) as a tensor of its own
-    memory.
-    """
-    if dtype == D.UINT64:
-        return torch.from_numpy(array.astype(np.uint64).view(np.int64).copy())
-    plain = np.array(array, dtype=_NUMPY[CARRIERS[dtype]])
-    return torch.from_numpy(plain)
-
-
-def from_carrier(tensor: torch.Tensor, dtype: ir.DataType) -> NDArray[Any]:
-    """The values of a tensor as a numpy array of the ONNX type; integers carried in floats are
-    rounded and clamped.
-    """
-    array: NDArray[Any] = tensor.detach().cpu().numpy()
-    if dtype in RANGES and array.dtype.kind == "f":
-        array = np.clip(np.rint(array), *RANGES[dtype])
-    if dtype == D.UINT64:
-        return array.astype(np.int64).view(np.uint64)
-    return array.astype(dtype.numpy())
-
-
 _NUMPY: dict[torch.dtype, Any] = {
     torch.float32: np.float32,
     torch.float64: np.float64,
@@ -114,3 +79,34 @@ _NUMPY: dict[torch.dtype, Any] = {
     torch.complex64: np.complex64,
     torch.complex128: np.complex128,
 }
+"""numpy's type for each carrier."""
+
+
+def carrier(dtype: ir.DataType) -> torch.dtype:
+    """Return the torch dtype that holds values of `dtype`."""
+    return CARRIERS[dtype]
+
+
+def to_carrier(array: NDArray[Any], dtype: ir.DataType) -> torch.Tensor:
+    """Copy a numpy array of an ONNX type (ml_dtypes for the small ones) into a tensor."""
+    if dtype == D.UINT64:
+        # a cast would refuse the upper half of the range; its bits fit
+        signed = array.astype(np.uint64).view(np.int64)
+        return torch.from_numpy(signed.copy())
+    wanted = _NUMPY[CARRIERS[dtype]]
+    plain = np.array(array, dtype=wanted)
+    return torch.from_numpy(plain)
+
+
+def from_carrier(tensor: torch.Tensor, dtype: ir.DataType) -> NDArray[Any]:
+    """Return the values of a tensor as a numpy array of the ONNX type.
+
+    Integers carried in floats, as trained codes are, are rounded and clamped.
+    """
+    array: NDArray[Any] = tensor.detach().cpu().numpy()
+    if dtype in RANGES and array.dtype.kind == "f":
+        low, high = RANGES[dtype]
+        array = np.clip(np.rint(array), low, high)
+    if dtype == D.UINT64:
+        return array.astype(np.int64).view(np.uint64)
+    return array.astype(dtype.numpy())

@@ -19,7 +19,7 @@ def function_of(
     attributes: dict[str, Any],
     inputs: list[Known | None],
 ) -> ir.Function | None:
-    """The body of an op's schema for this node; None if the standard has none."""
+    """Return the body of an op's schema for this node; None if the standard has none."""
     schema = schema_of(domain, node.op_type, opset)
     if schema is None:
         return None
@@ -31,12 +31,13 @@ def function_of(
 
 
 def _fixed(schema: Any, domain: str, opset: int) -> ir.Function | None:
-    versions = [
-        v for v in schema.function_opset_versions if v <= opset
-    ] or schema.function_opset_versions
-    data = schema.get_function_with_opset_version(
-        max(versions) if versions[0] <= opset else versions[0]
-    )
+    """Return a body that is the same for every node."""
+    versions = schema.function_opset_versions
+    fitting = [version for version in versions if version <= opset]
+    # Bodies may use ops that are newer than the op itself; a model older than all of
+    # them gets the first.
+    version = max(fitting) if fitting else versions[0]
+    data = schema.get_function_with_opset_version(version)
     return _function(data, schema, domain, opset)
 
 
@@ -48,32 +49,39 @@ def _dependent(
     attributes: dict[str, Any],
     inputs: list[Known | None],
 ) -> ir.Function | None:
-    resolved = [
-        ir.Attr(name, node.attributes[name].type, value)
-        for name, value in attributes.items()
-    ]
-    plain = ir.Node(domain, node.op_type, [], resolved, num_outputs=len(node.outputs))
-    proto = ir.to_proto(plain)
-    proto.input.extend(
-        f"i{n}" if known is not None else "" for n, known in enumerate(inputs)
-    )
-    del proto.output[:]
-    proto.output.extend(
-        "" if value.name == "" else f"o{n}" for n, value in enumerate(node.outputs)
-    )
-    types = [_type_of(known).SerializeToString() for known in inputs]
-    versions = [
-        v for v in schema.context_dependent_function_opset_versions if v <= opset
-    ]
-    if not versions:
+    """Return a body that onnx writes for this node: for its attributes, inputs and their types."""
+    versions = schema.context_dependent_function_opset_versions
+    fitting = [version for version in versions if version <= opset]
+    if not fitting:
         return None
+    proto = _node_proto(node, attributes, inputs)
+    types = [_type_of(known).SerializeToString() for known in inputs]
     data = schema.get_context_dependent_function_with_opset_version(
-        max(versions), proto.SerializeToString(), types
+        max(fitting), proto.SerializeToString(), types
     )
     return _function(data, schema, domain, opset)
 
 
+def _node_proto(
+    node: ir.Node, attributes: dict[str, Any], inputs: list[Known | None]
+) -> onnx.NodeProto:
+    """Write a node on its own; empty names say which inputs and outputs it leaves out."""
+    resolved = []
+    for name, value in attributes.items():
+        resolved.append(ir.Attr(name, node.attributes[name].type, value))
+    outputs = len(node.outputs)
+    plain = ir.Node(node.domain, node.op_type, [], resolved, num_outputs=outputs)
+    proto = ir.to_proto(plain)
+    for index, known in enumerate(inputs):
+        proto.input.append(f"i{index}" if known is not None else "")
+    del proto.output[:]
+    for index, value in enumerate(node.outputs):
+        proto.output.append("" if value.name == "" else f"o{index}")
+    return proto
+
+
 def _type_of(known: Known | None) -> onnx.TypeProto:
+    """Return the type of a value with its shape, as far as they are known."""
     proto = onnx.TypeProto()
     if known is None:
         return proto
@@ -83,6 +91,7 @@ def _type_of(known: Known | None) -> onnx.TypeProto:
     dims = known.shape if known.constant is None else known.constant.shape
     if dims is None:
         return proto
+    # present even without dims: a scalar's shape is not an unknown one
     proto.tensor_type.shape.SetInParent()
     for dim in dims:
         entry = proto.tensor_type.shape.dim.add()
@@ -92,6 +101,7 @@ def _type_of(known: Known | None) -> onnx.TypeProto:
 
 
 def _function(data: bytes, schema: Any, domain: str, opset: int) -> ir.Function | None:
+    """Read a body; the schema's defaults become those of the function."""
     if not data:
         return None
     proto = onnx.FunctionProto.FromString(data)
@@ -106,12 +116,14 @@ def _function(data: bytes, schema: Any, domain: str, opset: int) -> ir.Function 
 
 
 def _make_unwanted(proto: onnx.FunctionProto) -> None:
-    """Bodies leave out outputs that the node does not want; something must stand in their place,
-    read by nobody.
+    """Stand something in for outputs that a body leaves out, since the node does not want them.
+
+    Nobody reads it.
     """
-    made = {name for node in proto.node for name in node.output} | {*proto.input}
+    made = set(proto.input)
+    for node in proto.node:
+        made.update(node.output)
     for name in proto.output:
         if name not in made:
-            proto.node.append(
-                onnx.helper.make_node("Identity", [proto.output[0]], [name])
-            )
+            copy = onnx.helper.make_node("Identity", [proto.output[0]], [name])
+            proto.node.append(copy)

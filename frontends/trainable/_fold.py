@@ -1,4 +1,6 @@
-"""What depends on constants alone is computed once, while the source is written."""
+"""Constant folding: nodes whose inputs are all constants are run once, while the source is
+written.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,13 @@ from ._program import Known
 from ._registry import Call, Entry
 
 LIMIT = 1 << 22
-"""Elements that a folded result may have."""
+"""Elements that a folded result may have: 16 MiB of float32. Chosen by hand; not measured."""
+
+COUNTED_ELEMENTS = 64
+"""Elements of an integer operand that is taken for sizes; longer ones are data.
+
+A shape has no more dims than that. Chosen by hand; not measured.
+"""
 
 GROWING = frozenset(
     {
@@ -42,6 +50,21 @@ RANDOM = frozenset(
         "Dropout",
     }
 )
+"""Ops that may give something else every time that they run."""
+
+REFUSALS = (
+    ArithmeticError,
+    AssertionError,
+    LookupError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+"""Errors of torch and of kernels that are given what their op does not accept.
+
+Sizes that do not fit, indices out of range, a type without arithmetic, an attribute's word that no
+table holds. Anything else is a defect of a kernel and is not caught.
+"""
 
 
 def fold(
@@ -51,55 +74,62 @@ def fold(
     attributes: dict[str, Any],
     call: Call,
 ) -> list[torch.Tensor] | None:
-    """Outputs of a node whose inputs are all constants; None where they are not, or where it had
-    better be run.
+    """Return the outputs of a node whose inputs are all constants; None where it is to be run.
 
-    A kernel that fails here is left to fail when it runs, if it ever does: its branch may never be
-    taken.
+    That is where an input is computed, where results differ from run to run, or are too large to
+    keep.
     """
-    present = [k for k in inputs if k is not None]
-    if not present or entry.name in RANDOM or any(k.constant is None for k in present):
+    present = [known for known in inputs if known is not None]
+    if not present or entry.name in RANDOM:
+        return None
+    if any(known.constant is None for known in present):
         return None
     if entry.name in GROWING and _bound(present) > LIMIT:
         return None
     try:
         with torch.no_grad():
-            results = _run(entry, inputs, attributes, call)
-    except Exception:
+            returned = _run(entry, inputs, attributes, call)
+    except REFUSALS:
+        # The node is written as it is and raises the same when it runs, if it ever does:
+        # the branch that it stands in may never be taken.
         return None
-    results = list(results[: len(node.outputs)]) if entry.many else [results]
-    if len(results) < len(node.outputs) or not all(
-        isinstance(r, torch.Tensor) for r in results
-    ):
+    results = list(returned[: len(node.outputs)]) if entry.many else [returned]
+    if len(results) < len(node.outputs):
         return None
-    return results if all(r.numel() <= LIMIT for r in results) else None
+    # sequences and optionals are no constants that a buffer could hold
+    if not all(isinstance(result, torch.Tensor) for result in results):
+        return None
+    if any(result.numel() > LIMIT for result in results):
+        return None
+    return results
 
 
 def _run(
     entry: Entry, inputs: list[Known | None], attributes: dict[str, Any], call: Call
 ) -> Any:
-    arguments = []
+    """Call a kernel on constants, as the generated source would."""
+    arguments: list[Any] = []
     for index, known in enumerate(inputs):
         constant = None if known is None else known.constant
-        arguments.append(
-            constant.tolist()
-            if constant is not None and index in entry.host
-            else constant
-        )
-    extras: dict[str, Any] = {"call": call, "device": torch.device("cpu")}
-    return entry.function(
-        *arguments, **attributes, **{name: extras[name] for name in entry.extras}
-    )
+        if constant is not None and index in entry.host:
+            arguments.append(constant.tolist())
+        else:
+            arguments.append(constant)
+    available = {"call": call, "device": torch.device("cpu")}
+    extras = {name: available[name] for name in entry.extras}
+    return entry.function(*arguments, **attributes, **extras)
 
 
 def _bound(present: list[Known]) -> float:
-    """An upper bound of the elements that integer operands can ask for."""
+    """Return an upper bound of the elements that integer operands can ask for."""
     bound = 1.0
     for known in present:
-        assert known.constant is not None
-        bound *= max(known.constant.numel(), 1)
-        if not known.constant.is_floating_point() and known.constant.numel() <= 64:
-            bound *= math.prod(
-                max(abs(int(v)), 1) for v in known.constant.reshape(-1).tolist()
-            )
+        constant = known.constant
+        assert constant is not None
+        bound *= max(constant.numel(), 1)
+        if constant.is_floating_point() or constant.numel() > COUNTED_ELEMENTS:
+            continue
+        # any of them may be a size or a repeat, so all are multiplied
+        sizes = [max(abs(int(size)), 1) for size in constant.reshape(-1).tolist()]
+        bound *= math.prod(sizes)
     return bound

@@ -1,4 +1,4 @@
-"""Where gradients go and where they end: carried beside every value while the source is written."""
+"""Reach of gradients: what carries them and where they end, found while the source is written."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from ._dtypes import FLOATS, RANGES
+from ...passes._core.graph import label
+from ._dtypes import DIFFERENTIABLE, RANGES
 from ._program import Known
 
 
@@ -30,7 +31,11 @@ GRID_OPS = frozenset(
         "ConvInteger",
     }
 )
-"""Ops whose integers carry gradients when they train."""
+"""Ops whose integer outputs carry gradients when their inputs train.
+
+Those of `QUANT_OPS` (passes/_core/ops.py) that give integers and have a torch kernel:
+DequantizeLinear gives floats, and the ops of com.microsoft have none.
+"""
 
 
 def follow(
@@ -40,32 +45,39 @@ def follow(
     obstacle: str,
     qat: bool,
 ) -> tuple[bool, frozenset[Cut]]:
-    """(whether an output carries gradients, the cuts behind it). `obstacle`: why the kernel has
-    none, or empty.
+    """Return whether an output carries gradients, and the cuts behind it.
+
+    `output`: its element type. `obstacle`: why the kernel has no gradient, empty if it has one.
+    `qat`: integers on a trained grid carry gradients.
     """
-    sources = [k for k in inputs if k is not None]
-    behind = frozenset[Cut]().union(*(k.cuts for k in sources))
-    arriving = [k for k in sources if k.gradient]
+    sources = [known for known in inputs if known is not None]
+    behind = frozenset[Cut]().union(*(known.cuts for known in sources))
+    arriving = [known for known in sources if known.gradient]
     if not arriving:
         return False, behind
-    grid = (
-        qat
-        and output in RANGES
-        and (node.op_type in GRID_OPS or any(k.dtype in RANGES for k in arriving))
-    )
-    if not obstacle and not grid and output not in FLOATS:
-        obstacle = "its result is not float"
+    if not obstacle and output not in DIFFERENTIABLE:
+        on_grid = qat and output in RANGES and _keeps_grid(node, arriving)
+        if not on_grid:
+            obstacle = "its result is not float"
     if not obstacle:
+        # one way that gradients pass is enough: what other inputs lack is no loss then
         return True, frozenset()
-    name = f"{node.op_type} {node.name or node.outputs[0].name}"
-    return False, behind | {Cut(name, obstacle)}
+    return False, behind | {Cut(label(node), obstacle)}
+
+
+def _keeps_grid(node: ir.Node, arriving: Sequence[Known]) -> bool:
+    """Return whether integers that a node gives are floats on a grid by now."""
+    if node.op_type in GRID_OPS:
+        return True
+    return any(known.dtype in RANGES for known in arriving)
 
 
 def cuts_of(outputs: Sequence[tuple[str, Known | None]]) -> list[Cut]:
-    """The cuts that leave some graph output without gradients, each with those outputs."""
+    """List the cuts that leave some graph output without gradients, each with those outputs."""
     found: dict[Cut, list[str]] = {}
     for name, known in outputs:
-        if known is not None and not known.gradient:
-            for cut in sorted(known.cuts, key=lambda c: c.node):
-                found.setdefault(cut, []).append(name)
+        if known is None or known.gradient:
+            continue
+        for cut in sorted(known.cuts, key=lambda cut: cut.node):
+            found.setdefault(cut, []).append(name)
     return [Cut(cut.node, cut.reason, tuple(names)) for cut, names in found.items()]

@@ -1,5 +1,4 @@
-"""Stored integers as weights that train: a float for each, in units of its grid, rounded whenever
-it is used.
+"""Stored integers as weights that train: a float for each, in units of its grid, rounded in use.
 
 Found are integers behind DequantizeLinear, behind a Cast to float, in integer kernels, and codes
 that are unpacked from bytes by a table (signs and trits, several planes of them).
@@ -17,30 +16,26 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from ... import UsageError
+from ...passes._core.graph import all_nodes
 from ...passes._core.integer_layers import IntegerLayer, integer_layers
+from ...passes._core.ops import SMALL_FLOATS
 from ...passes._core.saturation import PAIR_LIMIT, offending
 from ._biases import integer_biases
+from ._constants import PASSING, constants_of, tensor_of
 from ._dtypes import RANGES
 from ._ops.quant import PairLimit
-from ._weights import PASSING, all_nodes, constants_of, tensor_of
 
 D = ir.DataType
 Floats = NDArray[np.float64]
 Packer = Callable[[NDArray[Any]], NDArray[np.uint8]]
+"""Codes to the bytes that store them."""
 
-SMALL_FLOATS = frozenset(
-    {
-        D.FLOAT8E4M3FN,
-        D.FLOAT8E4M3FNUZ,
-        D.FLOAT8E5M2,
-        D.FLOAT8E5M2FNUZ,
-        D.FLOAT4E2M1,
-    }
+SMALL_INTEGERS = frozenset(
+    {D.INT2, D.UINT2, D.INT4, D.UINT4, D.INT8, D.UINT8, D.INT16, D.UINT16}
 )
-CODES = (
-    frozenset({D.INT2, D.UINT2, D.INT4, D.UINT4, D.INT8, D.UINT8, D.INT16, D.UINT16})
-    | SMALL_FLOATS
-)
+CODES = SMALL_INTEGERS | SMALL_FLOATS
+"""Types of quantized weights; 32-bit integers count as biases only."""
+
 CODE_INPUTS = {
     "DequantizeLinear": (0,),
     "MatMulInteger": (0, 1),
@@ -48,13 +43,27 @@ CODE_INPUTS = {
     "QLinearConv": (3,),
     "QLinearMatMul": (0, 3),
 }
-"""Inputs where a constant is a quantized weight."""
+"""Inputs where a constant is a quantized weight that trains.
 
+Not the table of passes/_core/integer_layers.py, which says where kernels read 8-bit weights in
+pairs: here codes of any width count, on either side of a product, in ops that have a torch kernel.
+"""
+
+UNPACKING = frozenset({"Cast", "Mul", "ReduceSum", "Reshape", "Slice"})
+"""Ops by which graphs packed by `quant` turn rows of a table into codes."""
 
 FEW = 16
-"""Grids with fewer steps have 4 bits or fewer; their scales are worth training."""
+"""Steps of a grid: with fewer it has 4 bits or fewer, and its scale is worth training.
+
+Measured in docs/decisions/2026-11-22-training-few-bits.md.
+"""
+
 IN_CELL = 0.49
-"""Of a step to either side of a code: still rounded to it."""
+"""Largest distance of a latent from its code, in steps: below a half, so that it rounds to it.
+
+Measured in docs/decisions/2026-11-22-trainable-graphs.md: starting outside of the cell undoes
+rounding that was chosen with data.
+"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,83 +94,93 @@ class Latent:
 
     @property
     def limit(self) -> PairLimit | None:
-        """Within which codes stay, if any."""
-        return (
-            None
-            if self.limited is None
-            else PairLimit.of(self.limited.channel_axis, self.limited.pairs)
-        )
+        """Limit within which pairs of codes stay, if any."""
+        if self.limited is None:
+            return None
+        return PairLimit.of(self.limited.channel_axis, self.limited.pairs)
 
     @property
     def steps(self) -> float:
-        """Of its grid: 1 of one bit, 254 of 8 bits; infinite where codes are floats."""
-        return (self.high - self.low) / self.step if self.step else math.inf
+        """Steps of the grid: 1 of one bit, 254 of 8 bits; infinite where codes are floats."""
+        if not self.step:
+            return math.inf
+        return (self.high - self.low) / self.step
 
     def expression(self, parameter: str, soft: bool = False, limit: str = "") -> str:
-        """Source that rounds the parameter to the grid; `soft`: as far as the module's `rounding`
-        says.
+        """Source that rounds the parameter to the grid.
 
-        `limit`: the name of its `PairLimit` there, where it has one.
+        `soft`: as far as the module's `rounding` says. `limit`: name of its `PairLimit` in the
+        source, where it has one.
         """
         if self.step == 0:
             return f"small_float({parameter}, {int(self.dtype)})"
         code = f"on_grid({parameter}, {self.low!r}, {self.high!r}, {self.step!r})"
         if self.limited is not None:
             code = f"within_limit({parameter}, {code}, {limit})"
-        return f"softened({parameter}, {code}, self.rounding)" if soft else code
+        if soft:
+            code = f"softened({parameter}, {code}, self.rounding)"
+        return code
 
 
 def find_latents(
     model: ir.Model, originals: Mapping[str, NDArray[Any]] | None
 ) -> dict[ir.Value, Latent]:
-    """Every stored weight on a grid, by the value that its latents replace.
+    """Find every stored weight on a grid, by the value that its latents replace.
 
     `originals`: initializer name -> float weight (the name it had before quantization serves too).
     Errors: UsageError if an original has another shape than the codes.
     """
-    layers = {layer.stored: layer for layer in integer_layers(all_nodes(model))}
-    started = (_started(latent, originals or {}) for latent in _stored(model))
-    return {
-        latent.codes: replace(latent, limited=_limited(latent, layers))
-        for latent in started
-    }
+    layers = {}
+    for layer in integer_layers(all_nodes(model)):
+        layers[layer.stored] = layer
+    found = {}
+    for stored in _stored_latents(model):
+        latent = _near_original(stored, originals or {})
+        found[latent.codes] = replace(latent, limited=_limited_by(latent, layers))
+    return found
 
 
-def _limited(
+def _limited_by(
     latent: Latent, layers: Mapping[ir.Value, IntegerLayer]
 ) -> IntegerLayer | None:
-    """The layer that reads 8-bit codes of which no pair saturates; training keeps what it finds
-    so.
+    """Return the layer that reads 8-bit codes of which no pair saturates.
+
+    Training keeps a limit that it finds kept, and imposes none: the file may be made for CPUs that
+    need none.
     """
     layer = layers.get(latent.codes)
+    # two codes of half the limit or less never exceed it
     if layer is None or latent.high <= PAIR_LIMIT // 2 or not layer.pairs.count:
         return None
     codes = layer.tensor.numpy()
-    rows = np.moveaxis(codes, layer.channel_axis, 0).reshape(
-        codes.shape[layer.channel_axis], -1
-    )
-    return None if offending(rows, layer.pairs).any() else layer
+    channels = codes.shape[layer.channel_axis]
+    rows = np.moveaxis(codes, layer.channel_axis, 0).reshape(channels, -1)
+    saturates = offending(rows, layer.pairs).any()
+    return None if saturates else layer
 
 
-def _stored(model: ir.Model) -> Iterator[Latent]:
+def _stored_latents(model: ir.Model) -> Iterator[Latent]:
     """Every stored weight on a grid, one after another, starting at its codes."""
     for graph, value, tensor in constants_of(model):
-        if tensor.dtype in CODES or (tensor.dtype == D.INT32 and _is_bias(value)):
-            latent = _packed(graph, value, tensor) or _plain(graph, value, tensor)
-            if latent is not None:
-                yield latent
+        is_bias = tensor.dtype == D.INT32 and _is_dequantized(value)
+        if tensor.dtype not in CODES and not is_bias:
+            continue
+        latent = _packed(graph, value, tensor) or _plain(graph, value, tensor)
+        if latent is not None:
+            yield latent
 
 
 def coarsest_grid(model: ir.Model) -> float:
-    """The fewest steps that a grid of stored weights has; infinite without any."""
-    return min((latent.steps for latent in _stored(model)), default=math.inf)
+    """Return the fewest steps that a grid of stored weights has; infinite without any."""
+    steps = [latent.steps for latent in _stored_latents(model)]
+    return min(steps, default=math.inf)
 
 
 def scales_of(model: ir.Model, latents: Iterable[Latent]) -> dict[ir.Value, float]:
-    """Scales of weights of few bits, with their largest code: few levels want other scales once
-    their codes move.
+    """Find the scales of weights of few bits, with their largest code.
 
-    A scale that a 32-bit bias follows stays: runtimes read that bias in units of it.
+    Few levels want other scales once their codes move. A scale that a 32-bit bias follows stays:
+    runtimes read that bias in units of it.
     """
     tied = {weight for _, _, weight in integer_biases(model)}
     found: dict[ir.Value, float] = {}
@@ -169,51 +188,58 @@ def scales_of(model: ir.Model, latents: Iterable[Latent]) -> dict[ir.Value, floa
         if latent.steps >= FEW:
             continue
         for node, index in latent.codes.uses():
-            scale = (
-                node.inputs[1]
-                if node.op_type == "DequantizeLinear" and index == 0
-                else None
-            )
-            if scale is None or scale.const_value is None or len(scale.uses()) > 1:
+            if not _is_dequantization(node, index) or node in tied:
                 continue
-            if node not in tied:
+            scale = node.inputs[1]
+            if scale is None or scale.const_value is None:
+                continue
+            # a scale with other users would move them too
+            if len(scale.uses()) == 1:
                 found[scale] = latent.high
     return found
 
 
-def _is_bias(value: ir.Value) -> bool:
-    return any(
-        node.op_type == "DequantizeLinear" and index == 0
-        for node, index in value.uses()
-    )
+def _is_dequantization(node: ir.Node, index: int) -> bool:
+    """Return whether a node dequantizes what it reads at an input."""
+    return node.op_type == "DequantizeLinear" and index == 0
+
+
+def _is_dequantized(value: ir.Value) -> bool:
+    return any(_is_dequantization(node, index) for node, index in value.uses())
+
+
+# --- codes stored as they are --------------------------------------------------
 
 
 def _plain(graph: str, value: ir.Value, tensor: ir.TensorProtocol) -> Latent | None:
-    """Codes stored as they are, a type of their own or a wider one."""
-    if tensor.size < 2 or not any(
-        _multiplies(node, index) for node, index in _users(value)
-    ):
+    """Codes stored one by one, in a type of their own or a wider one; None if nothing multiplies
+    by them.
+    """
+    if tensor.size < 2:
+        return None
+    if not any(_multiplies(node, index) for node, index in _users(value)):
         return None
     codes = tensor.numpy().astype(np.float64)
-    low, high = (
-        (0.0, 0.0) if tensor.dtype in SMALL_FLOATS else _grid_of(codes, tensor.dtype)
-    )
-    step = 0.0 if tensor.dtype in SMALL_FLOATS else 1.0
+    if tensor.dtype in SMALL_FLOATS:
+        low, high, step = 0.0, 0.0, 0.0
+    else:
+        low, high = _grid_of(codes, tensor.dtype)
+        step = 1.0
     return Latent(
         graph,
         value,
-        value,
-        tensor.dtype,
-        low,
-        high,
-        step,
-        codes,
-        _scale_of(value, codes.shape),
+        codes=value,
+        dtype=tensor.dtype,
+        low=low,
+        high=high,
+        step=step,
+        start=codes,
+        scale=_scale_of(value, codes.shape),
     )
 
 
 def _users(value: ir.Value) -> Iterator[tuple[ir.Node, int]]:
-    """Who reads a value, through ops that only move or widen elements."""
+    """Yield the (node, input) that read a value, through ops that only move or widen elements."""
     waiting = [value]
     while waiting:
         for node, index in waiting.pop().uses():
@@ -223,13 +249,13 @@ def _users(value: ir.Value) -> Iterator[tuple[ir.Node, int]]:
 
 
 def _gives_float(node: ir.Node) -> bool:
+    """Return whether a node casts to a float type."""
+    if node.op_type != "Cast":
+        return False
     to = node.attributes.get("to")
-    return (
-        node.op_type == "Cast"
-        and to is not None
-        and not to.is_ref()
-        and D(to.as_int()) not in RANGES
-    )
+    if to is None or to.is_ref():
+        return False
+    return D(to.as_int()) not in RANGES
 
 
 def _multiplies(node: ir.Node, index: int) -> bool:
@@ -237,217 +263,269 @@ def _multiplies(node: ir.Node, index: int) -> bool:
 
 
 def _grid_of(codes: Floats, dtype: ir.DataType) -> tuple[float, float]:
-    """The narrowest grid of whole bits that holds the codes; symmetric if they leave its lowest
-    value unused.
+    """Return the narrowest grid of whole bits that holds the codes.
+
+    It is symmetric if they leave its lowest value unused: an integer type wider than the grid says
+    nothing about how the weight was quantized.
     """
     low, high = RANGES[dtype]
     if dtype == D.INT32 or low == 0:
         return float(low), float(high)
     bits = 2
-    while codes.min() < -(2 ** (bits - 1)) or codes.max() > 2 ** (bits - 1) - 1:
+    half = 2
+    while codes.min() < -half or codes.max() > half - 1:
         bits += 1
-    symmetric = codes.min() > -(2 ** (bits - 1))
-    return float(-(2 ** (bits - 1)) + symmetric), float(2 ** (bits - 1) - 1)
+        half = 2 ** (bits - 1)
+    symmetric = codes.min() > -half
+    lowest = -half + 1 if symmetric else -half
+    return float(lowest), float(half - 1)
 
 
 def _scale_of(codes: ir.Value, shape: tuple[int, ...]) -> Floats | None:
-    """Constant floats per grid unit, as codes broadcast: of a DequantizeLinear, of a Cast and a
-    Mul, or the weight's part of the product that an integer kernel's result is multiplied by.
+    """Return the constant floats per grid unit, so that they broadcast over codes of `shape`.
+
+    They are those of a DequantizeLinear, of a Cast and a Mul, or the weight's part of the product
+    that an integer kernel's result is multiplied by. None where they are not constant.
     """
     for node, index in codes.uses():
-        if node.op_type == "DequantizeLinear" and index == 0:
+        if _is_dequantization(node, index):
             scale = _constant(node.inputs[1])
             return None if scale is None else _aligned(scale, node, shape)
         if node.op_type in ("MatMulInteger", "ConvInteger"):
             return _factor_behind(node.outputs[0])
         if node.op_type == "Cast":
-            return (
-                _scale_of(node.outputs[0], shape)
-                if not _gives_float(node)
-                else _factor_of(node.outputs[0])
-            )
+            if _gives_float(node):
+                return _factor_of(node.outputs[0])
+            return _scale_of(node.outputs[0], shape)
     return None
 
 
 def _factor_of(value: ir.Value) -> Floats | None:
-    """The constant that a value is multiplied by."""
-    for user, place in value.uses():
+    """Return the constant that a value is multiplied by."""
+    for user, index in value.uses():
         if user.op_type == "Mul":
-            return _constant(user.inputs[1 - place])
+            other = user.inputs[1 - index]
+            return _constant(other)
     return None
 
 
 def _factor_behind(product: ir.Value) -> Floats | None:
-    """Integer product -> Cast -> Mul by (run-time scale x constant scale): the constant."""
+    """Return the constant of: integer product -> Cast -> Mul by (run-time scale x constant)."""
     cast = _only_user(product, "Cast")
-    scaled = None if cast is None else _only_user(cast.outputs[0], "Mul")
-    for value in () if scaled is None else scaled.inputs:
+    if cast is None:
+        return None
+    scaled = _only_user(cast.outputs[0], "Mul")
+    if scaled is None:
+        return None
+    for value in scaled.inputs:
         producer = None if value is None else value.producer()
         if producer is not None and producer.op_type == "Mul":
-            return next(
-                (c for v in producer.inputs if (c := _constant(v)) is not None), None
-            )
+            return _first_constant(producer.inputs)
+    return None
+
+
+def _first_constant(values: Iterable[ir.Value | None]) -> Floats | None:
+    for value in values:
+        constant = _constant(value)
+        if constant is not None:
+            return constant
     return None
 
 
 def _aligned(parameter: Floats, node: ir.Node, shape: tuple[int, ...]) -> Floats:
-    """A scale or zero point of a DequantizeLinear, so that it broadcasts over codes of `shape`."""
+    """Reshape a scale or zero point of a DequantizeLinear to broadcast over codes of `shape`."""
     if parameter.size == 1:
         return parameter.reshape(())
     axis = node.attributes.get_int("axis", 1) % len(shape)
-    if block := node.attributes.get_int("block_size", 0):
-        return np.repeat(parameter, block, axis).take(range(shape[axis]), axis)
-    return parameter.reshape(-1, *(1,) * (len(shape) - axis - 1))
+    block = node.attributes.get_int("block_size", 0)
+    if block:
+        # the last block may be cut short by the end of the axis
+        repeated = np.repeat(parameter, block, axis)
+        return repeated.take(range(shape[axis]), axis)
+    trailing = (1,) * (len(shape) - axis - 1)
+    return parameter.reshape(-1, *trailing)
 
 
 def _constant(value: ir.Value | None) -> Floats | None:
-    producer = None if value is None else value.producer()
-    tensor = (
-        None
-        if value is None
-        else value.const_value
-        if producer is None
-        else tensor_of(producer)
-    )
+    """Return the values of a constant; None for anything else."""
+    if value is None:
+        return None
+    producer = value.producer()
+    tensor = value.const_value if producer is None else tensor_of(producer)
     return None if tensor is None else tensor.numpy().astype(np.float64)
 
 
+# --- codes unpacked from bytes --------------------------------------------------
+
+
 def _packed(graph: str, value: ir.Value, tensor: ir.TensorProtocol) -> Latent | None:
-    """Bytes -> Cast -> Gather from a table -> ... -> codes: the table says what each byte stands
-    for.
+    """Codes of: bytes -> Cast -> Gather from a table -> ... -> codes; None for other graphs.
+
+    A row of the table says which signs or trits a byte stands for. Several planes of signs are the
+    binary digits of a code, the highest first.
     """
-    cast = _only_user(value, "Cast")
-    gather = None if cast is None else _only_user(cast.outputs[0], "Gather")
-    held = None if gather is None else gather.inputs[0]
-    table = None if held is None else held.const_value
-    if (
-        gather is None
-        or table is None
-        or table.dtype != D.INT8
-        or len(table.shape) != 2
-    ):
+    unpacking = _table_behind(value)
+    if unpacking is None:
         return None
+    gather, table = unpacking
     end, shape = _end_of_chain(gather)
     if shape is None:
         return None
     rows = table.numpy().astype(np.int64)
     stored = tensor.numpy()
     planes = stored.shape[0] if stored.ndim == 2 else 1
-    signs = rows[stored].reshape(planes, -1)
-    powers = 2 ** np.arange(planes)[::-1]
-    codes = (
-        (signs * powers[:, None])
-        .sum(0)[: int(np.prod(shape))]
-        .reshape(shape)
-        .astype(np.float64)
-    )
+    codes = _unpacked(rows, stored, planes, shape)
     high = float(rows.max() * (2**planes - 1))
-    step = 1.0 if 0 in rows else 2.0
     return Latent(
         graph,
         value,
-        end,
-        tensor.dtype,
-        -high,
-        high,
-        step,
-        codes,
-        _scale_of(end, codes.shape),
-        _packer(rows, planes, stored.shape),
+        codes=end,
+        dtype=tensor.dtype,
+        low=-high,
+        high=high,
+        # signs alone have no zero: -1 and 1 are two apart
+        step=1.0 if 0 in rows else 2.0,
+        start=codes,
+        scale=_scale_of(end, codes.shape),
+        pack=_packer(rows, planes, stored.shape),
     )
 
 
+def _table_behind(value: ir.Value) -> tuple[ir.Node, ir.TensorProtocol] | None:
+    """Return the Gather that looks bytes up, and its table of int8 rows."""
+    cast = _only_user(value, "Cast")
+    if cast is None:
+        return None
+    gather = _only_user(cast.outputs[0], "Gather")
+    if gather is None or gather.inputs[0] is None:
+        return None
+    table = gather.inputs[0].const_value
+    if table is None or table.dtype != D.INT8 or len(table.shape) != 2:
+        return None
+    return gather, table
+
+
+def _unpacked(
+    rows: NDArray[np.int64], stored: NDArray[Any], planes: int, shape: list[int]
+) -> Floats:
+    """Codes of `shape` from stored bytes (planes, bytes); bytes may hold a few too many at the
+    end.
+    """
+    digits = rows[stored].reshape(planes, -1)
+    powers = 2 ** np.arange(planes)[::-1]
+    codes = (digits * powers[:, None]).sum(0)
+    size = int(np.prod(shape))
+    return codes[:size].reshape(shape).astype(np.float64)
+
+
 def _only_user(value: ir.Value, op: str) -> ir.Node | None:
+    """Return the one node that reads a value, if it is an `op`."""
     users = [node for node, _ in value.uses()]
-    return users[0] if len(users) == 1 and users[0].op_type == op else None
+    if len(users) != 1 or users[0].op_type != op:
+        return None
+    return users[0]
 
 
 def _end_of_chain(gather: ir.Node) -> tuple[ir.Value, list[int] | None]:
-    """The last integer value of an unpacking chain, and its shape."""
-    value, shape = gather.outputs[0], None
+    """Return the last integer value of an unpacking chain, and its shape."""
+    value = gather.outputs[0]
+    shape = None
     while True:
         users = [node for node, _ in value.uses()]
-        if len(users) != 1 or users[0].op_type not in (
-            "Cast",
-            "Mul",
-            "ReduceSum",
-            "Reshape",
-            "Slice",
-        ):
+        if len(users) != 1 or users[0].op_type not in UNPACKING:
             return value, shape
         node = users[0]
         if _gives_float(node):
             return value, shape
         if node.op_type == "Reshape":
             wanted = _constant(node.inputs[1])
-            shape = None if wanted is None else [int(d) for d in wanted]
+            shape = None if wanted is None else [int(size) for size in wanted]
         value = node.outputs[0]
 
 
 def _packer(rows: NDArray[np.int64], planes: int, stored: tuple[int, ...]) -> Packer:
-    """The inverse of the table: digits of a row, in its own base, say which byte it is."""
-    low, base = rows.min(), len(np.unique(rows))
+    """Invert the table: digits of a row, in its own base, say which byte it is."""
+    low = rows.min()
+    base = len(np.unique(rows))
+    width = rows.shape[1]
+    # trits are one apart, signs two
     unit = 1 if base > 2 else rows.max() - low
-    weights = base ** np.arange(rows.shape[1])
-    byte_of = np.zeros(base ** rows.shape[1], np.uint8)
+    weights = base ** np.arange(width)
+    byte_of = np.zeros(base**width, np.uint8)
     byte_of[(rows - low) // unit @ weights] = np.arange(len(rows))
 
     def pack(codes: NDArray[Any]) -> NDArray[np.uint8]:
         flat = codes.reshape(-1).astype(np.int64)
-        count = stored[-1] * rows.shape[1]
+        count = stored[-1] * width
         out = np.empty((planes, stored[-1]), np.uint8)
         for plane in range(planes):
-            digits = (
-                (flat - low) // unit
-                if planes == 1
-                else ((flat + 2**planes - 1) // 2 >> (planes - 1 - plane)) % 2
-            )
-            padded = np.concatenate([digits, np.zeros(count - flat.size, np.int64)])
-            out[plane] = byte_of[padded.reshape(-1, rows.shape[1]) @ weights]
+            if planes == 1:
+                digits = (flat - low) // unit
+            else:
+                # odd codes -(2^p - 1) ... 2^p - 1 counted from zero, then one binary digit
+                level = (flat + 2**planes - 1) // 2
+                digits = (level >> (planes - 1 - plane)) % 2
+            padding = np.zeros(count - flat.size, np.int64)
+            padded = np.concatenate([digits, padding])
+            out[plane] = byte_of[padded.reshape(-1, width) @ weights]
         return out.reshape(stored)
 
     return pack
 
 
-def _started(latent: Latent, originals: Mapping[str, NDArray[Any]]) -> Latent:
-    """Latents as near the float original as they can be without another code, in grid units, where
-    it is given and the scale is known: rounding that was chosen with data stays, and who is near
-    the next code can reach it.
+# --- the float original -----------------------------------------------------------
+
+
+def _near_original(latent: Latent, originals: Mapping[str, NDArray[Any]]) -> Latent:
+    """Start latents as near the float original as they can be without another code.
+
+    Rounding that was chosen with data stays, and what is near the next code can reach it. Needs the
+    original and the scale; without them the latents start at their codes.
     """
     name = latent.value.name or ""
-    key = max(
-        (k for k in originals if name == k or name.startswith(f"{k}_")),
-        key=len,
-        default=None,
-    )
+    key = _original_name(name, originals)
     if key is None or latent.scale is None or latent.step == 0:
         return latent
     weight = np.asarray(originals[key], np.float64)
     if weight.shape != latent.start.shape:
         if name != key:
-            return latent  # only resembles it, or was given more channels since
+            # a name that only resembles it, or a weight that got more channels since
+            return latent
         raise UsageError(
             f"originals['{key}']",
             f"has shape {weight.shape}, its codes {latent.start.shape}",
             "give the float weight that was quantized",
         )
     zero = _zero_of(latent.codes, weight.shape)
-    margin = latent.step * IN_CELL
     exact = weight / latent.scale + zero
-    start = np.clip(
-        np.clip(exact, latent.start - margin, latent.start + margin),
-        latent.low,
-        latent.high,
-    )
-    holds_zeros = latent.step == 1.0 and not np.any(zero)
+    margin = latent.step * IN_CELL
+    in_cell = np.clip(exact, latent.start - margin, latent.start + margin)
     return replace(
-        latent, start=start, original=exact.astype(np.float32), holds_zeros=holds_zeros
+        latent,
+        start=np.clip(in_cell, latent.low, latent.high),
+        original=exact.astype(np.float32),
+        # zeros of the original are zeros of the latents only where nothing shifts them and
+        # the grid has a zero at all
+        holds_zeros=latent.step == 1.0 and not np.any(zero),
     )
+
+
+def _original_name(name: str, originals: Mapping[str, NDArray[Any]]) -> str | None:
+    """Return the float weight that an initializer's codes came from, by name alone.
+
+    This relies on the passes that quantize: they store the codes of `w` as `w_q`, `w_q4`,
+    `w_packed` or `w_int4` (passes/_quant), always the weight's name, an underscore and more. The
+    graph says nothing else about where codes came from. Of several names that fit the longest is
+    taken, since `conv_1` and `conv` may both be weights. A wrong guess shows by its shape only.
+    """
+    fitting = [key for key in originals if name == key or name.startswith(f"{key}_")]
+    return max(fitting, key=len, default=None)
 
 
 def _zero_of(codes: ir.Value, shape: tuple[int, ...]) -> Any:
+    """Return the zero point of codes, so that it broadcasts over `shape`; 0 without one."""
     for node, index in codes.uses():
-        if node.op_type == "DequantizeLinear" and index == 0 and len(node.inputs) > 2:
+        if _is_dequantization(node, index) and len(node.inputs) > 2:
             zero = _constant(node.inputs[2])
             return 0.0 if zero is None else _aligned(zero, node, shape)
     return 0.0

@@ -1,6 +1,4 @@
-"""Python source in the making: its lines, the objects it refers to, and what is known of every ONNX
-value in it.
-"""
+"""Python source in the making: its lines, the objects it refers to, and the values in it."""
 
 from __future__ import annotations
 
@@ -13,16 +11,18 @@ from typing import Any
 import onnx_ir as ir
 import torch
 
-from ._dtypes import RANGES
+from ._dtypes import carrier
 from ._scalar_ops import TYPES, Operand
 
 HOST_ELEMENTS = 1024
-"""Constants of more elements never become literals in the source."""
+"""Elements of a constant that may become a literal in the source; longer lists are slow to
+compile. Chosen by hand; not measured.
+"""
 
 
 @dataclass(eq=False)
 class Known:
-    """What is known of an ONNX value while source is written.
+    """An ONNX value, as far as it is known while source is written.
 
     `code`: the variable that holds it, None for a constant nobody asked for yet. `host`: it is a
     Python number or list; `rank`, `length` are then its own. `constant`: its value, in its carrier.
@@ -45,36 +45,30 @@ class Known:
 
     @property
     def hostable(self) -> bool:
-        """Whether it is, or can be written as, a Python number or flat list."""
+        """True if it is, or can be written as, a Python number or flat list."""
         if self.host:
             return True
-        small = (
-            self.constant is not None
-            and self.constant.ndim <= 1
-            and self.constant.numel() <= HOST_ELEMENTS
-        )
-        return small and self.dtype in TYPES
+        if self.constant is None or self.dtype not in TYPES:
+            return False
+        return self.constant.ndim <= 1 and self.constant.numel() <= HOST_ELEMENTS
 
     def literal(self) -> str:
-        """A constant as Python source."""
+        """Return a constant as Python source."""
         assert self.constant is not None
         return repr(self.constant.tolist())
 
     def operand(self) -> Operand:
-        """What rank rules of host ops may know of it."""
+        """Return the part of it that rank rules of host ops may use."""
         if self.constant is None:
             return Operand(self.rank, self.length)
         value = self.constant.tolist()
-        return Operand(
-            self.constant.ndim, len(value) if isinstance(value, list) else None, value
-        )
+        length = len(value) if isinstance(value, list) else None
+        return Operand(self.constant.ndim, length, value)
 
 
 @dataclass
 class Program:
-    """Everything that generated source needs: `names` are its globals, `buffers` and `parameters`
-    the module's.
-    """
+    """Everything that generated source needs: `names` are its globals, `buffers` the module's."""
 
     lines: list[str] = field(default_factory=list)
     names: dict[str, Any] = field(default_factory=dict)
@@ -89,8 +83,10 @@ class Program:
 
     @contextmanager
     def indented(self) -> Iterator[None]:
-        """Lines of a nested block; tensors made of host values in it are forgotten at its end (it
-        may not run).
+        """Write lines of a nested block.
+
+        Tensors made of host values in it are forgotten at its end: the block may not run, and then
+        their variables would not exist.
         """
         self.depth += 1
         self._scratch.append([])
@@ -103,35 +99,28 @@ class Program:
         self.depth -= 1
 
     def fresh(self, stem: str = "v") -> str:
-        """A variable name not used before."""
+        """Return a variable name not used before."""
         self._count += 1
         return f"{stem}{self._count}"
 
     def bind(self, stem: str, thing: Any) -> str:
-        """Make `thing` a global of the source."""
+        """Make `thing` a global of the source, under a name of its own."""
         name = stem if stem not in self.names else self.fresh(f"{stem}_")
         self.names[name] = thing
         return name
 
     def shared(self, name: str, thing: Any) -> str:
-        """A global that is the same object wherever it is named."""
+        """Make `thing` a global that is the same object wherever it is named."""
         assert self.names.setdefault(name, thing) is thing, f"{name} means two things"
         return name
 
     def tensor_code(self, known: Known) -> str:
-        """Code of a value as a tensor: constants become buffers, host values are put on the device,
-        once each.
+        """Return the code of a value as a tensor.
+
+        Constants become buffers, host values are put on the device, once each.
         """
         if known.host:
-            if known.on_device is None:
-                known.on_device = self.fresh("t")
-                dtype = self.dtype_code(known.dtype)
-                self.line(
-                    f"{known.on_device} = as_tensor({known.code}, {dtype}, device)"
-                )
-                if self._scratch:
-                    self._scratch[-1].append(known)
-            return known.on_device
+            return self._device_code(known)
         if known.code is None:
             assert known.constant is not None
             name = f"constant_{len(self.buffers)}"
@@ -139,42 +128,44 @@ class Program:
             known.code = f"self.{name}"
         return known.code
 
+    def _device_code(self, known: Known) -> str:
+        if known.on_device is None:
+            known.on_device = self.fresh("t")
+            dtype = self.dtype_code(known.dtype)
+            self.line(f"{known.on_device} = as_tensor({known.code}, {dtype}, device)")
+            if self._scratch:
+                self._scratch[-1].append(known)
+        return known.on_device
+
     def host_code(self, known: Known) -> str:
-        """Code of a value as a Python number or list; a computed tensor is waited for."""
+        """Return the code of a value as a Python number or list; waits for computed tensors."""
         if known.host:
             assert known.code is not None
             return known.code
-        if known.constant is not None and known.constant.numel() <= HOST_ELEMENTS:
-            return (
-                known.literal()
-                if _written(known.constant)
-                else self.bind("numbers", known.constant.tolist())
-            )
-        return f"to_host({self.tensor_code(known)})"
+        constant = known.constant
+        if constant is None or constant.numel() > HOST_ELEMENTS:
+            return f"to_host({self.tensor_code(known)})"
+        if _is_literal(constant):
+            return known.literal()
+        return self.bind("numbers", constant.tolist())
 
     def dtype_code(self, dtype: ir.DataType | None) -> str:
-        """Code of the torch dtype that carries `dtype`."""
-        from ._dtypes import carrier
-
+        """Return the code of the torch dtype that carries `dtype`."""
         assert dtype is not None
         return repr(carrier(dtype))
 
     def value_code(self, value: Any, stem: str) -> str:
-        """Code of an attribute: a literal where one can be read back, else a global."""
-        plain = isinstance(value, (bool, int, str)) or (
-            isinstance(value, float) and math.isfinite(value)
-        )
-        listed = isinstance(value, list) and all(
-            isinstance(v, (bool, int)) for v in value
-        )
-        return repr(value) if plain or listed else self.bind(f"{stem}_value", value)
+        """Return the code of an attribute: a literal where one can be read back, else a global."""
+        if isinstance(value, float):
+            literal = math.isfinite(value)
+        elif isinstance(value, list):
+            literal = all(isinstance(item, (bool, int)) for item in value)
+        else:
+            literal = isinstance(value, (bool, int, str))
+        return repr(value) if literal else self.bind(f"{stem}_value", value)
 
 
-def _written(tensor: torch.Tensor) -> bool:
-    """Whether repr of its list can be read back as source."""
+def _is_literal(tensor: torch.Tensor) -> bool:
+    """Return whether repr of a tensor's list can be read back as source."""
+    # Python prints `inf` and `nan`, which are no literals
     return not tensor.is_floating_point() or bool(torch.isfinite(tensor).all())
-
-
-def is_integer(dtype: ir.DataType | None) -> bool:
-    """Whether values of `dtype` are integers."""
-    return dtype in RANGES

@@ -1,4 +1,4 @@
-"""Which torch function computes which ONNX op, from which opset on."""
+"""The torch function that computes each ONNX op, from which opset on."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ Kernel = Callable[..., Any]
 
 @dataclass(frozen=True)
 class Call:
-    """What is known of one node before it runs; given to kernels that have a parameter `call`.
+    """One node before it runs, as kernels see it that have a parameter `call`.
 
-    `inputs`, `outputs`: ONNX element types, None where unknown or absent. `wanted`: how many
-    outputs the node has. `qat`: quantized values stay floats on their grid, with gradients.
+    `inputs`, `outputs`: ONNX element types, None where unknown or absent. `opset`: version of the
+    node's domain. `qat`: quantized values stay floats on their grid, with gradients.
     """
 
     inputs: tuple[ir.DataType | None, ...]
@@ -32,6 +32,7 @@ class Call:
 
     @property
     def wanted(self) -> int:
+        """Number of outputs that the node has."""
         return len(self.outputs)
 
 
@@ -40,9 +41,9 @@ class Entry:
     """A kernel: ONNX inputs are its positional parameters, attributes its keywords with ONNX's
     defaults.
 
-    `host`: inputs that it takes as Python numbers and lists. `many`: it returns a tuple. `accepts`:
-    its attributes, `extras` what else it wants (`call`, `device`). `gradient`: whether gradients
-    pass through it.
+    `since`: first opset for which it holds. `host`: inputs that it takes as Python numbers and
+    lists. `many`: it returns a tuple. `gradient`: gradients pass through it. `accepts`: its
+    attributes; `extras`: what else it wants (`call`, `device`).
     """
 
     name: str
@@ -56,7 +57,10 @@ class Entry:
 
 
 _EXTRAS = frozenset({"call", "device"})
+"""Keywords that are no attributes of ONNX."""
+
 _ENTRIES: dict[tuple[str, str], list[Entry]] = {}
+"""Entries of each (domain, op), by opset."""
 
 
 def op(
@@ -79,13 +83,12 @@ def op(
             frozenset(host),
             many,
             gradient,
-            keywords - _EXTRAS,
-            keywords & _EXTRAS,
+            accepts=keywords - _EXTRAS,
+            extras=keywords & _EXTRAS,
         )
         entries = _ENTRIES.setdefault((domain, name), [])
-        assert all(known.since != since for known in entries), (
-            f"{name} since {since} is declared twice"
-        )
+        versions = [known.since for known in entries]
+        assert since not in versions, f"{name} since {since} is declared twice"
         entries.append(entry)
         entries.sort(key=lambda known: known.since)
         return function
@@ -98,27 +101,23 @@ def _keywords(function: Kernel) -> frozenset[str]:
     if inspect.isbuiltin(function):
         return frozenset()
     parameters = inspect.signature(function).parameters.values()
-    return frozenset(
-        p.name for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY
-    )
+    keyword_only = inspect.Parameter.KEYWORD_ONLY
+    return frozenset(p.name for p in parameters if p.kind is keyword_only)
 
 
 def entry_of(domain: str, name: str, opset: int) -> Entry | None:
-    """The latest entry that is not newer than the model's opset."""
+    """Return the latest entry that is not newer than the model's opset; None if there is none.
+
+    Exact versions would fail on every new opset, most of whose ops are what they were.
+    """
     _declare_all()
-    found = [
-        entry for entry in _ENTRIES.get((domain, name), ()) if entry.since <= opset
-    ]
-    return found[-1] if found else None
+    entries = _ENTRIES.get((domain, name), [])
+    fitting = [entry for entry in entries if entry.since <= opset]
+    return fitting[-1] if fitting else None
 
 
 @cache
 def _declare_all() -> None:
+    """Import every file of kernels, which declares what is in it."""
     for family in pkgutil.iter_modules(_ops.__path__):
         import_module(f"{_ops.__name__}.{family.name}")
-
-
-def known_ops() -> set[tuple[str, str]]:
-    """(domain, name) of every op that has a kernel."""
-    _declare_all()
-    return set(_ENTRIES)

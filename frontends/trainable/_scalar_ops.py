@@ -1,8 +1,8 @@
-"""Shape arithmetic on Python numbers: what Shape gives stays outside of tensors, so that
-torch.compile sees no break.
+"""Shape arithmetic on Python numbers: results of Shape stay outside of tensors.
 
-A host value is an int, bool or float (rank 0), a list of them (rank 1), or a list of such lists
-(rank 2: the pads of older exporters). Under torch.compile the ints may be symbols.
+So torch.compile sees no break, and nothing waits for a device. A host value is an int, bool or
+float (rank 0), a list of them (rank 1), or a list of such lists (rank 2: the pads of older
+exporters). Under torch.compile the ints may be symbols.
 """
 
 from __future__ import annotations
@@ -27,37 +27,37 @@ TYPES = frozenset({D.INT64, D.INT32, D.BOOL, D.FLOAT, D.DOUBLE})
 
 @dataclass(frozen=True)
 class Operand:
-    """What a rank rule may know of an input: its rank, its length if a list, its value if
-    constant.
-    """
+    """An input as rank rules see it: its rank, its length if a list, its value if constant."""
 
     rank: int
     length: int | None = None
     constant: Host | None = None
 
 
-RankRule = Callable[[Sequence[Operand | None], dict[str, Any]], int | None]
-LengthRule = Callable[[Sequence[Operand | None]], int | None]
+Operands = Sequence[Operand | None]
+RankRule = Callable[[Operands, dict[str, Any]], int | None]
+"""(operands, attributes) -> rank of the result, None where it must be computed in tensors."""
 
 
 @dataclass(frozen=True)
 class HostEntry:
-    """A host op; `rank` tells the rank of its result, None where it must be computed in tensors."""
+    """A host op and the rule for the rank of its result."""
 
     function: Callable[..., Host]
     rank: RankRule
 
 
 HOST_OPS: dict[str, HostEntry] = {}
+"""Host ops by name, for every opset: they take bounds and axes as attributes and as inputs."""
 
 
 def as_tensor(value: Host, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """A host value as a tensor of rank 0 or 1."""
+    """Return a host value as a tensor of the same rank."""
     return torch.tensor(value, dtype=dtype, device=device)
 
 
 def to_host(tensor: torch.Tensor) -> Host:
-    """A tensor of rank 0 or 1 as a host value; waits for the device."""
+    """Return a tensor as a host value; waits for the device."""
     return tensor.tolist()
 
 
@@ -71,57 +71,138 @@ def _host(
     return declare
 
 
-def _broadcast_rank(
-    operands: Sequence[Operand | None], attributes: dict[str, Any]
-) -> int | None:
-    rank = max(o.rank for o in operands if o is not None)
+# --- ranks and lengths -------------------------------------------------------------
+
+
+def _rank_of(operands: Operands, index: int = 0) -> int | None:
+    """Return the rank of an operand; None if the node leaves it out."""
+    operand = operands[index]
+    return None if operand is None else operand.rank
+
+
+def _broadcast_rank(operands: Operands, attributes: dict[str, Any]) -> int | None:
+    rank = max(operand.rank for operand in operands if operand is not None)
+    # elementwise functions spread numbers over lists, not over lists of lists
     return rank if rank < 2 else None
 
 
-def _first_rank(
-    operands: Sequence[Operand | None], attributes: dict[str, Any]
-) -> int | None:
+def _first_rank(operands: Operands, attributes: dict[str, Any]) -> int | None:
     return _broadcast_rank(operands[:1], attributes)
 
 
-def length_of(name: str, operands: Sequence[Operand | None]) -> int | None:
-    """Length of the list that an op gives, where it is known before any run."""
-    lengths = [o.length if o.rank else 1 for o in operands if o is not None]
-    if any(length is None for length in lengths):
+def _same_rank(operands: Operands, attributes: dict[str, Any]) -> int | None:
+    return _rank_of(operands)
+
+
+def _gathered_rank(operands: Operands, attributes: dict[str, Any]) -> int | None:
+    return _rank_of(operands, 1) if _rank_of(operands) == 1 else None
+
+
+def _joined_rank(operands: Operands, attributes: dict[str, Any]) -> int | None:
+    for index in range(len(operands)):
+        if _rank_of(operands, index) != 1:
+            return None
+    return 1
+
+
+def _unsqueezed_rank(operands: Operands, attributes: dict[str, Any]) -> int | None:
+    return 1 if _rank_of(operands) == 0 else None
+
+
+def _squeezed_rank(operands: Operands, attributes: dict[str, Any]) -> int | None:
+    return 0 if _rank_of(operands) == 1 else None
+
+
+def _shape_rank(operands: Operands, attributes: dict[str, Any]) -> int | None:
+    """Return the length of the constant shape that is asked for, up to two."""
+    shape = operands[1] if len(operands) > 1 else None
+    if shape is None or not isinstance(shape.constant, list):
         return None
-    known = [length for length in lengths if length is not None]
-    match name:
-        case "Concat":
-            return sum(known)
-        case "Gather":
-            return known[1]
-        case "Unsqueeze":
-            return 1
-        case (
-            "Reshape"
-            | "Cast"
-            | "Clip"
-            | "Identity"
-            | "Neg"
-            | "Abs"
-            | "Not"
-            | "Floor"
-            | "Ceil"
-            | "Sqrt"
-        ):
-            return known[0]
-        case "Add" | "Sub" | "Mul" | "Div" | "Mod" | "Equal" | "Where" | "Max" | "Min":
-            return max(known)
+    rank = len(shape.constant)
+    if rank > 2:
+        return None
+    # rows of a width that is yet to be found (-1, or 0: as it was)
+    if rank == 2 and shape.constant[1] < 1:
+        return None
+    return rank
+
+
+def _expanded_rank(operands: Operands, attributes: dict[str, Any]) -> int | None:
+    if _shape_rank(operands, attributes) != 1:
+        return None
+    return None if _first_rank(operands, attributes) is None else 1
+
+
+def _filled_rank(operands: Operands, attributes: dict[str, Any]) -> int | None:
+    """Return the rank of a tensor filled by a shape: the length of that shape."""
+    shape = operands[0]
+    if shape is None or shape.length not in (0, 1):
+        return None
+    return shape.length
+
+
+def _reduced_rank(operands: Operands, attributes: dict[str, Any]) -> int | None:
+    if _rank_of(operands) != 1:
+        return None
+    rank: int = attributes.get("keepdims", 1)
+    return rank
+
+
+_KEEP_LENGTH = frozenset(
+    {
+        "Reshape",
+        "Cast",
+        "Clip",
+        "Identity",
+        "Neg",
+        "Abs",
+        "Not",
+        "Floor",
+        "Ceil",
+        "Sqrt",
+    }
+)
+_BROADCAST_LENGTH = frozenset(
+    {"Add", "Sub", "Mul", "Div", "Mod", "Equal", "Where", "Max", "Min"}
+)
+
+
+def length_of(name: str, operands: Operands) -> int | None:
+    """Return the length of the list that an op gives, where it is known before any run."""
+    lengths = []
+    for operand in operands:
+        if operand is None:
+            continue
+        length = operand.length if operand.rank else 1
+        if length is None:
+            return None
+        lengths.append(length)
+    if name == "Concat":
+        return sum(lengths)
+    if name == "Gather":
+        return lengths[1]
+    if name == "Unsqueeze":
+        return 1
+    if name in _KEEP_LENGTH:
+        return lengths[0]
+    if name in _BROADCAST_LENGTH:
+        return max(lengths)
     return None
 
 
+# --- elementwise -------------------------------------------------------------------
+
+
 def _elementwise(function: Callable[..., Scalar]) -> Callable[..., Host]:
+    """Apply a function of numbers to numbers and lists, which broadcast."""
+
     def apply(*operands: Host, **attributes: Any) -> Host:
-        lengths = [len(o) for o in operands if isinstance(o, list)]
+        lengths = [len(operand) for operand in operands if isinstance(operand, list)]
         if not lengths:
             return function(*operands)
         longer = [length for length in lengths if length != 1]
-        spread = [_spread(o, longer[0] if longer else 1) for o in operands]
+        size = longer[0] if longer else 1
+        spread = [_spread(operand, size) for operand in operands]
         return [function(*items) for items in zip(*spread, strict=True)]
 
     return apply
@@ -135,16 +216,25 @@ def _spread(operand: Host, size: int) -> list[Scalar]:
 
 def _single(x: Scalar) -> Scalar:
     """Round a concrete float to float32, as ONNX computes."""
-    if isinstance(x, float) and not torch.compiler.is_compiling() and math.isfinite(x):
-        return struct.unpack("f", struct.pack("f", x))[0]
-    return x
+    # symbols of torch.compile cannot be packed, and struct refuses infinities
+    if not isinstance(x, float) or torch.compiler.is_compiling():
+        return x
+    if not math.isfinite(x):
+        return x
+    return struct.unpack("f", struct.pack("f", x))[0]
+
+
+def _is_float(x: Scalar) -> bool:
+    return isinstance(x, (float, torch.SymFloat))
 
 
 def _quotient(a: Scalar, b: Scalar) -> Scalar:
     """Integers divide towards zero."""
-    if isinstance(a, (float, torch.SymFloat)) or isinstance(b, (float, torch.SymFloat)):
+    if _is_float(a) or _is_float(b):
         return _single(a / b)
-    return a // b if (a >= 0) == (b > 0) else -(-a // b)
+    # Python's own division rounds down
+    same_sign = (a >= 0) == (b > 0)
+    return a // b if same_sign else -(-a // b)
 
 
 Functions = dict[str, Callable[..., Any]]
@@ -184,7 +274,11 @@ for _name, _function in _UNARY.items():
 @_host("Mod", _broadcast_rank)
 def mod(a: Host, b: Host, *, fmod: int = 0) -> Host:
     """Sign of the divisor, or of the dividend with `fmod`."""
-    return _elementwise(lambda x, y: x - y * _quotient(x, y) if fmod else x % y)(a, b)
+
+    def remainder(x: Scalar, y: Scalar) -> Scalar:
+        return x - y * _quotient(x, y) if fmod else x % y
+
+    return _elementwise(remainder)(a, b)
 
 
 @_host("Clip", _first_rank)
@@ -197,9 +291,13 @@ def clip(
     max: Scalar = None,
 ) -> Host:
     """Bounds are inputs from opset 11 on, attributes before."""
-    low, high = min if low is None else low, max if high is None else high
-    x = x if low is None else HOST_OPS["Max"].function(x, low)
-    return x if high is None else HOST_OPS["Min"].function(x, high)
+    low = min if low is None else low
+    high = max if high is None else high
+    if low is not None:
+        x = HOST_OPS["Max"].function(x, low)
+    if high is not None:
+        x = HOST_OPS["Min"].function(x, high)
+    return x
 
 
 @_host("Cast", _first_rank)
@@ -214,25 +312,22 @@ def cast(x: Host, *, to: int) -> Host:
 
 
 def _integer(x: Scalar) -> Scalar:
-    return math.trunc(x) if isinstance(x, (float, torch.SymFloat)) else x + 0
+    # adding zero makes an int of a bool and leaves symbols symbols
+    return math.trunc(x) if _is_float(x) else x + 0
 
 
-@_host(
-    "Gather",
-    lambda operands, attributes: (
-        operands[1].rank if operands[1] and _rank_of(operands[0]) == 1 else None
-    ),
-)
+# --- lists -------------------------------------------------------------------------
+
+
+@_host("Gather", _gathered_rank)
 def gather(data: list[Scalar], indices: Host, *, axis: int = 0) -> Host:
     """Items of a list."""
-    return [data[i] for i in indices] if isinstance(indices, list) else data[indices]
+    if isinstance(indices, list):
+        return [data[index] for index in indices]
+    return data[indices]
 
 
-def _rank_of(operand: Operand | None) -> int | None:
-    return None if operand is None else operand.rank
-
-
-@_host("Slice", lambda operands, attributes: _rank_of(operands[0]))
+@_host("Slice", _same_rank)
 def slice_(
     data: list[Scalar],
     starts: Host = None,
@@ -242,49 +337,35 @@ def slice_(
     **old: Any,
 ) -> Host:
     """Bounds are inputs from opset 10 on, attributes before."""
-    start, end = (starts or old["starts"])[0], (ends or old["ends"])[0]
+    start = (starts or old["starts"])[0]
+    end = (ends or old["ends"])[0]
     step = steps[0] if steps else 1
+    # ONNX ends before the first item where Python would count from the end
     if step < 0 and end < -len(data):
         return data[start::step]
     return data[start:end:step]
 
 
-@_host(
-    "Concat",
-    lambda operands, attributes: 1 if all(_rank_of(o) == 1 for o in operands) else None,
-)
+@_host("Concat", _joined_rank)
 def concat(*lists: list[Scalar], axis: int = 0) -> Host:
     """Lists end to end."""
-    return [item for items in lists for item in items]
+    joined: list[Scalar] = []
+    for items in lists:
+        joined.extend(items)
+    return joined
 
 
-@_host(
-    "Unsqueeze", lambda operands, attributes: 1 if _rank_of(operands[0]) == 0 else None
-)
+@_host("Unsqueeze", _unsqueezed_rank)
 def unsqueeze(x: Scalar, axes_input: Host = None, *, axes: Any = None) -> Host:
     """A number becomes a list of one."""
     return [x]
 
 
-@_host(
-    "Squeeze", lambda operands, attributes: 0 if _rank_of(operands[0]) == 1 else None
-)
+@_host("Squeeze", _squeezed_rank)
 def squeeze(x: list[Scalar], axes_input: Host = None, *, axes: Any = None) -> Host:
     """A list of one becomes a number."""
     (item,) = x
     return item
-
-
-def _shape_rank(
-    operands: Sequence[Operand | None], attributes: dict[str, Any]
-) -> int | None:
-    shape = (
-        operands[1].constant if len(operands) > 1 and operands[1] is not None else None
-    )
-    rank = len(shape) if isinstance(shape, list) else None
-    if rank == 2 and isinstance(shape, list) and shape[1] < 1:
-        return None
-    return rank if rank is not None and rank < 3 else None
 
 
 @_host("Reshape", _shape_rank)
@@ -293,33 +374,26 @@ def reshape(x: Host, shape: list[int], *, allowzero: int = 0) -> Host:
     items = _flat(x)
     if len(shape) == 2:
         width = shape[1]
-        return [items[start : start + width] for start in range(0, len(items), width)]
+        starts = range(0, len(items), width)
+        return [items[start : start + width] for start in starts]
     return items if shape else items[0]
 
 
 def _flat(x: Host) -> list[Scalar]:
     if not isinstance(x, list):
         return [x]
-    return [item for row in x for item in row] if x and isinstance(x[0], list) else x
+    if x and isinstance(x[0], list):
+        items: list[Scalar] = concat(*x)
+        return items
+    return x
 
 
-@_host("Transpose", lambda operands, attributes: _rank_of(operands[0]))
+@_host("Transpose", _same_rank)
 def transpose(x: Host, *, perm: list[int] | None = None) -> Host:
     """Rows become columns; a flat list stays."""
     if not isinstance(x, list) or not isinstance(x[0], list) or perm == [0, 1]:
         return x
-    return [[row[i] for row in x] for i in range(len(x[0]))]
-
-
-def _expanded_rank(
-    operands: Sequence[Operand | None], attributes: dict[str, Any]
-) -> int | None:
-    rank = _shape_rank(operands, attributes)
-    return (
-        rank
-        if rank == 1 and _broadcast_rank(operands[:1], attributes) is not None
-        else None
-    )
+    return [[row[column] for row in x] for column in range(len(x[0]))]
 
 
 @_host("Expand", _expanded_rank)
@@ -329,24 +403,11 @@ def expand(x: Host, shape: list[int]) -> Host:
     return items * shape[0] if len(items) == 1 else items
 
 
-def _filled_rank(
-    operands: Sequence[Operand | None], attributes: dict[str, Any]
-) -> int | None:
-    shape = operands[0]
-    return shape.length if shape is not None and shape.length in (0, 1) else None
-
-
 @_host("ConstantOfShape", _filled_rank)
 def constant_of_shape(shape: list[Any], *, value: Any = None) -> Host:
     """One value, repeated."""
     fill = 0.0 if value is None else value
     return [fill] * shape[0] if shape else fill
-
-
-def _reduced_rank(
-    operands: Sequence[Operand | None], attributes: dict[str, Any]
-) -> int | None:
-    return attributes.get("keepdims", 1) if _rank_of(operands[0]) == 1 else None
 
 
 def _reduction(function: Callable[[list[Scalar]], Scalar]) -> Callable[..., Host]:

@@ -48,8 +48,9 @@ def output_dtypes(
     inputs: Sequence[Dtype],
     count: int,
 ) -> list[Dtype]:
-    """Element types of `count` outputs; of sequences and optionals those of what they hold, None
-    where unknown.
+    """Return the element types of `count` outputs, None where unknown.
+
+    Of sequences and optionals they are those of what they hold.
     """
     if domain == "" and op in _BY_ATTRIBUTE:
         return [_by_attribute(op, attributes, inputs)] * count
@@ -74,57 +75,61 @@ def _by_attribute(
     index = _BY_INPUT.get(op, 0)
     if index < len(inputs) and inputs[index] is not None:
         return inputs[index]
-    return (
-        ir.DataType.UINT8 if op == "QuantizeLinear" else inputs[0] if inputs else None
-    )
+    if op == "QuantizeLinear":
+        # the standard's type of a zero point that is left out
+        return ir.DataType.UINT8
+    return inputs[0] if inputs else None
 
 
 def _by_schema(schema: Any, inputs: Sequence[Dtype], index: int) -> Dtype:
+    # a variadic output is declared once, as the last one
     formal = schema.outputs[min(index, len(schema.outputs) - 1)]
     bound = _bound(schema, inputs)
     if formal.type_str in bound:
         return bound[formal.type_str]
-    allowed = {
-        t
-        for c in schema.type_constraints
-        if c.type_param_str == formal.type_str
-        for t in c.allowed_type_strs
-    }
-    allowed = allowed or {formal.type_str}
+    allowed = _allowed_types(schema, formal.type_str) or {formal.type_str}
     elements = {_element(text) for text in allowed}
     return elements.pop() if len(elements) == 1 else None
 
 
+def _allowed_types(schema: Any, variable: str) -> set[str]:
+    """Return the types that a type variable of a schema may stand for."""
+    allowed: set[str] = set()
+    for constraint in schema.type_constraints:
+        if constraint.type_param_str == variable:
+            allowed.update(constraint.allowed_type_strs)
+    return allowed
+
+
 def _bound(schema: Any, inputs: Sequence[Dtype]) -> dict[str, Dtype]:
-    """Type variable -> element type, from the inputs present; heterogeneous variadics bind by their
-    first.
+    """Map type variables to element types, from the inputs present.
+
+    Heterogeneous variadics bind by their first.
     """
     bound: dict[str, Dtype] = {}
     for position, dtype in enumerate(inputs):
         formal = schema.inputs[min(position, len(schema.inputs) - 1)]
-        if dtype is not None and not formal.type_str.startswith(
-            ("tensor(", "seq(", "optional(")
-        ):
-            bound.setdefault(formal.type_str, dtype)
+        if dtype is None or formal.type_str.startswith(_CONTAINERS):
+            continue
+        bound.setdefault(formal.type_str, dtype)
     return bound
+
+
+_CONTAINERS = ("optional(", "seq(", "tensor(")
+"""Beginnings of the types that schemas write out, in the order in which they nest."""
 
 
 def _element(text: str) -> Dtype:
     """`seq(tensor(float))` -> FLOAT; None for maps."""
-    inner = (
-        text.removeprefix("optional(")
-        .removeprefix("seq(")
-        .removeprefix("tensor(")
-        .rstrip(")")
-    )
-    return (
-        ir.DataType[inner.upper()] if inner.upper() in ir.DataType.__members__ else None
-    )
+    for container in _CONTAINERS:
+        text = text.removeprefix(container)
+    name = text.rstrip(")").upper()
+    return ir.DataType[name] if name in ir.DataType.__members__ else None
 
 
 @lru_cache(maxsize=4096)
 def schema_of(domain: str, op: str, opset: int) -> Any | None:
-    """The latest schema that is not newer than `opset`; None for ops that onnx does not define."""
+    """Return the latest schema not newer than `opset`; None for ops that onnx does not define."""
     try:
         return onnx.defs.get_schema(op, opset, domain)
     except onnx.defs.SchemaError:

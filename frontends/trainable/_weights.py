@@ -1,42 +1,56 @@
-"""Which constants of a graph are weights: float tensors that an op learns by, not its settings."""
+"""The weights of a graph: float tensors that an op learns by, as opposed to its settings."""
 
 from __future__ import annotations
 
 import keyword
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx_ir as ir
 
-from ._dtypes import RANGES, WEIGHT_TYPES
+from ...passes._core.ops import FLOATS, WEIGHTED_OPS, is_standard
+from ._constants import PASSING, constants_of
+from ._dtypes import RANGES
+from ._latents import Latent
 
-if TYPE_CHECKING:
-    from ._latents import Latent
+InputTable = dict[str, tuple[int, ...] | None]
+"""Op -> indices of some of its inputs; None: all of them."""
 
-LEARNED: dict[str, tuple[int, ...] | None] = {
-    "Conv": (1, 2),
-    "ConvTranspose": (1, 2),
-    "Gemm": (0, 1, 2),
-    "MatMul": (0, 1),
+PEEPHOLES = 7
+"""Input of an LSTM that lets its gates see the cell."""
+
+
+def _multiplied_inputs() -> dict[str, tuple[int, ...]]:
+    """Return the inputs of weighted operators that are learned: weights, biases, peepholes."""
+    table: dict[str, tuple[int, ...]] = {}
+    for name, weighted in WEIGHTED_OPS.items():
+        bias = () if weighted.bias is None else (weighted.bias,)
+        table[name] = weighted.weights + bias
+    table["LSTM"] += (PEEPHOLES,)
+    return table
+
+
+LEARNED: InputTable = {
+    **_multiplied_inputs(),
     "BatchNormalization": (1, 2),
     "InstanceNormalization": (1, 2),
     "LayerNormalization": (1, 2),
     "GroupNormalization": (1, 2),
     "RMSNormalization": (1,),
     "PRelu": (1,),
-    "LSTM": (1, 2, 3, 7),
-    "GRU": (1, 2, 3),
-    "RNN": (1, 2, 3),
     "DeformConv": (1, 3),
     "Gather": (0,),
     "Einsum": None,
 }
-"""Inputs that are weights whatever their size; None: all."""
+"""Inputs that are weights whatever their size.
 
-SETTINGS: dict[str, tuple[int, ...] | None] = {
+More than `WEIGHTED_OPS` of passes/_core/ops.py, whose passes prune and quantize matrices only:
+training moves biases, norms and embeddings too.
+"""
+
+SETTINGS: InputTable = {
     "BatchNormalization": (3, 4),
     "Clip": (1, 2),
     "Pad": (1, 2, 3),
@@ -74,32 +88,17 @@ SETTINGS: dict[str, tuple[int, ...] | None] = {
     "QLinearMatMul": None,
     "QLinearAdd": None,
 }
-"""Inputs that set how an op works and are never trained; None: all."""
-
-PASSING = (
-    "Identity",
-    "Transpose",
-    "Reshape",
-    "Cast",
-    "Unsqueeze",
-    "Squeeze",
-    "Flatten",
-    "Slice",
-    "Concat",
-    "Expand",
-)
-"""Ops whose result is still the same weight: who uses it decides."""
+"""Inputs that set how an op works and are never trained."""
 
 
 @dataclass(frozen=True, eq=False)
 class Origin:
-    """Where a trained tensor came from: a value that is an initializer, or the output of a Constant
-    node.
+    """The constant behind a trained tensor: an initializer, or the output of a Constant node.
 
     `latent`: set for stored codes; the parameter is then in units of their grid. `shared`: it is a
     weight here and a setting there (exporters store equal tensors once: a scale of ones, a variance
-    of ones); there it is not trained. `reach`: how far a step of one moves what is computed with
-    it, the largest code for a scale, else 1.
+    of ones); there it is not trained. `reach`: largest code that the tensor scales, 1 for anything
+    but a scale: how far a step of one moves what is computed with it.
     """
 
     graph: str
@@ -111,154 +110,102 @@ class Origin:
 
     @property
     def name(self) -> str:
+        """Name of the constant in its graph."""
         return self.value.name or ""
 
 
 def trainable_values(
     model: ir.Model, train: bool | Collection[str], scales: bool
 ) -> dict[ir.Value, Origin]:
-    """Float constants to train, in graph order: `True` all weights, `False` none, names exactly
-    those (scalars too).
+    """Find the float constants to train, in graph order.
 
-    `scales`: with the weights those of quantization.
+    `train`: True for all weights, False for none, names for exactly those (scalars too). `scales`:
+    with all weights also the scales of quantization.
     """
     found: dict[ir.Value, Origin] = {}
+    if train is False:
+        return found
     for graph, value, tensor in constants_of(model):
-        if tensor.dtype not in WEIGHT_TYPES or tensor.size == 0:
+        if tensor.dtype not in FLOATS or tensor.size == 0:
             continue
         weight = is_weight(value, tensor)
-        reach = _largest_code(value)
-        chosen = (
-            weight or (scales and reach > 1)
-            if isinstance(train, bool)
-            else value.name in train
+        largest_code = _largest_code(value)
+        if isinstance(train, bool):
+            chosen = weight or (scales and largest_code > 1)
+        else:
+            chosen = value.name in train
+        if not chosen:
+            continue
+        found[value] = Origin(
+            graph,
+            value,
+            tensor.dtype,
+            shared=weight and bool(setting_uses(value)),
+            reach=max(largest_code, 1.0),
         )
-        if chosen and train is not False:
-            shared = weight and bool(setting_uses(value))
-            found[value] = Origin(
-                graph, value, tensor.dtype, shared=shared, reach=max(reach, 1.0)
-            )
     return found
 
 
-def constants_of(model: ir.Model) -> Iterator[tuple[str, ir.Value, ir.TensorProtocol]]:
-    """(graph name, value, tensor) of every constant that callers cannot override: initializers and
-    Constant nodes.
-    """
-    stack: list[ir.Graph | ir.Function] = [model.graph, *model.functions.values()]
-    while stack:
-        graph = stack.pop(0)
-        for value in graph.initializers.values() if isinstance(graph, ir.Graph) else ():
-            if value.const_value is not None and not (
-                value.is_graph_input() and _overridable(model)
-            ):
-                yield graph.name or "", value, value.const_value
-        for node in graph:
-            if node.op_type == "Constant" and (tensor := tensor_of(node)) is not None:
-                yield graph.name or "", node.outputs[0], tensor
-            stack.extend(held_graphs(node))
-
-
-def all_nodes(model: ir.Model) -> Iterator[ir.Node]:
-    """Every node, those of bodies, branches and functions included."""
-    stack: list[ir.Graph | ir.Function] = [model.graph, *model.functions.values()]
-    while stack:
-        for node in stack.pop(0):
-            yield node
-            stack.extend(held_graphs(node))
-
-
-def _overridable(model: ir.Model) -> bool:
-    """Before IR 4 every initializer was listed as an input, and no runtime let callers override
-    it.
-    """
-    return model.ir_version is None or model.ir_version >= 4
-
-
-def held_graphs(node: ir.Node) -> list[ir.Graph]:
-    """Bodies and branches of a node."""
-    held: list[ir.Graph] = []
-    for attribute in node.attributes.values():
-        if attribute.type == ir.AttributeType.GRAPH and not attribute.is_ref():
-            held.append(attribute.as_graph())
-        elif attribute.type == ir.AttributeType.GRAPHS and not attribute.is_ref():
-            held.extend(attribute.as_graphs())
-    return held
-
-
-def tensor_of(node: ir.Node) -> ir.TensorProtocol | None:
-    """The dense numeric tensor of a Constant node; None for the rest."""
-    attribute = node.attributes.get("value")
-    if (
-        attribute is not None
-        and not attribute.is_ref()
-        and attribute.type == ir.AttributeType.TENSOR
-    ):
-        return attribute.as_tensor()
-    floats = node.attributes.get("value_floats")
-    if floats is not None and not floats.is_ref():
-        return ir.Tensor(np.array(floats.as_floats(), np.float32))
-    return None
-
-
-def stored_tensor(value: ir.Value) -> ir.TensorProtocol:
-    """The tensor of an initializer or of a Constant node's output."""
-    producer = value.producer()
-    tensor = value.const_value if producer is None else tensor_of(producer)
-    assert tensor is not None, f"{value.name} is not constant"
-    return tensor
-
-
 def is_weight(value: ir.Value, tensor: ir.TensorProtocol) -> bool:
-    """Whether some op learns by `value`: a weight or bias position at any size, elsewhere two
-    elements or more.
+    """Return whether some op learns by a constant.
 
-    Infinite entries make it a mask.
+    In the position of a weight or bias it counts at any size, elsewhere from two elements on: a
+    single number is a factor or an epsilon. Infinite entries make it a mask.
     """
-    learned, plain, settings = 0, 0, 0
-    waiting, seen = [value], {value}
+    learned = 0
+    plain = 0
+    waiting = [value]
+    seen = {value}
     while waiting:
         for node, index in waiting.pop().uses():
-            if node.domain not in ("", "ai.onnx"):
+            if not is_standard(node):
                 plain += 1
             elif _within(LEARNED, node, index):
                 learned += 1
             elif node.op_type in PASSING and index == 0:
-                waiting.extend(o for o in node.outputs if o not in seen)
+                waiting.extend(out for out in node.outputs if out not in seen)
                 seen.update(node.outputs)
-            elif _within(SETTINGS, node, index):
-                settings += 1
-            else:
+            elif not _within(SETTINGS, node, index):
                 plain += 1
-    if not learned and (not plain or tensor.size < 2):
+    by_size = plain > 0 and tensor.size >= 2
+    if not learned and not by_size:
         return False
-    return bool(np.isfinite(tensor.numpy().astype(np.float32)).all())
+    values = tensor.numpy().astype(np.float32)
+    return bool(np.isfinite(values).all())
 
 
 def _largest_code(value: ir.Value) -> float:
-    """Of what a value scales; 0 if it is no scale. Those of 32-bit biases are none: they follow
-    from others.
-    """
+    """Return the largest code that a value scales; 0 if it is no scale."""
     largest = 0.0
     for node, index in value.uses():
-        if index == 1 and node.op_type in ("QuantizeLinear", "DequantizeLinear"):
-            codes = (
-                node.inputs[0]
-                if node.op_type == "DequantizeLinear"
-                else node.outputs[0]
-            )
-            known = None if codes is None else codes.dtype
-            zero = node.inputs[2] if len(node.inputs) > 2 else None
-            dtype = (
-                known or (zero.dtype if zero is not None else None) or ir.DataType.UINT8
-            )
-            if dtype != ir.DataType.INT32 and dtype in RANGES:
-                largest = max(largest, float(RANGES[dtype][1]))
+        if index != 1:
+            continue
+        dtype = _dtype_of_codes(node)
+        # 32-bit codes are biases, whose scale follows from two others
+        if dtype in RANGES and dtype != ir.DataType.INT32:
+            largest = max(largest, float(RANGES[dtype][1]))
     return largest
 
 
+def _dtype_of_codes(node: ir.Node) -> ir.DataType | None:
+    """Return the type of the integers that a node quantizes to or from; None for other nodes."""
+    if node.op_type == "QuantizeLinear":
+        codes: ir.Value | None = node.outputs[0]
+    elif node.op_type == "DequantizeLinear":
+        codes = node.inputs[0]
+    else:
+        return None
+    if codes is not None and codes.dtype:
+        return codes.dtype
+    zero = node.inputs[2] if len(node.inputs) > 2 else None
+    if zero is not None and zero.dtype:
+        return zero.dtype
+    # the standard's type where no zero point names one
+    return ir.DataType.UINT8
+
+
 def setting_uses(value: ir.Value) -> list[tuple[ir.Node, int]]:
-    """Who reads a value as a setting, through Identities too."""
+    """List the (node, input) that read a value as a setting, through Identities too."""
     found: list[tuple[ir.Node, int]] = []
     waiting = [value]
     while waiting:
@@ -271,29 +218,23 @@ def setting_uses(value: ir.Value) -> list[tuple[ir.Node, int]]:
 
 
 def behind_identities(value: ir.Value | None) -> ir.Value | None:
-    """What a value is, but for Identities."""
-    while (
-        value is not None
-        and (node := value.producer()) is not None
-        and node.op_type == "Identity"
-    ):
+    """Follow a value back through Identities."""
+    while value is not None:
+        node = value.producer()
+        if node is None or node.op_type != "Identity":
+            return value
         value = node.inputs[0]
-    return value
+    return None
 
 
 def is_setting(node: ir.Node, index: int) -> bool:
-    """Whether an op reads the input as a setting."""
-    standard = node.domain in ("", "ai.onnx")
-    return (
-        standard
-        and not _within(LEARNED, node, index)
-        and _within(SETTINGS, node, index)
-    )
+    """Return whether an op reads the input as a setting."""
+    if not is_standard(node) or _within(LEARNED, node, index):
+        return False
+    return _within(SETTINGS, node, index)
 
 
-def _within(
-    table: dict[str, tuple[int, ...] | None], node: ir.Node, index: int
-) -> bool:
+def _within(table: InputTable, node: ir.Node, index: int) -> bool:
     if node.op_type not in table:
         return False
     indexes = table[node.op_type]
@@ -301,14 +242,19 @@ def _within(
 
 
 def attribute_name(name: str, taken: Collection[str]) -> str:
-    """`name` as an identifier that is not `taken`, nor reads like a keyword, a buffer of a constant
-    or of a mask.
+    """Make an initializer's name a free attribute of the module.
+
+    `taken`: attributes that the module has. The result is no keyword and reads like no buffer of a
+    constant or of a mask.
     """
+    # Names of passes/_core/graph.py keeps the names of a graph apart; these are Python's.
     stem = re.sub(r"\W", "_", name) or "weight"
-    stem = stem if stem[0].isalpha() else f"w{stem}"
+    if not stem[0].isalpha():
+        stem = f"w{stem}"
     if keyword.iskeyword(stem) or re.fullmatch(r"constant_\d+|.*_kept", stem):
         stem = f"{stem}_"
-    candidate, number = stem, 0
+    candidate = stem
+    number = 0
     while candidate in taken:
         number += 1
         candidate = f"{stem}_{number}"

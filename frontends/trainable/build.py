@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import linecache
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 
 from ... import RefusedError, UsageError
 from ._codegen import Emitter
+from ._constants import stored_tensor
 from ._dtypes import to_carrier
 from ._gradient_flow import cuts_of
 from ._latents import find_latents, scales_of
@@ -20,10 +22,12 @@ from ._ops.cast import small_float
 from ._ops.quant import on_grid, softened, within_limit
 from ._program import Known, Program
 from ._scope import Scope
-from ._weights import Origin, attribute_name, stored_tensor, trainable_values
+from ._weights import Origin, attribute_name, trainable_values
 from .module import ATTRIBUTES, Provenance, TrainableModule
 
 Qat = Literal["off", "fixed", "weights", "learned"]
+Arrays = Mapping[str, NDArray[Any]]
+"""Arrays by the name of an initializer."""
 
 
 def to_torch(
@@ -32,11 +36,11 @@ def to_torch(
     train: bool | Collection[str] = True,
     taps: Sequence[str] = (),
     qat: Qat = "fixed",
-    originals: Mapping[str, NDArray[Any]] | None = None,
-    masks: Mapping[str, NDArray[Any]] | None = None,
+    originals: Arrays | None = None,
+    masks: Arrays | None = None,
     soft: bool = False,
 ) -> TrainableModule:
-    """A module that computes what `model` computes and whose Parameters are the model's weights.
+    """Make a module that computes what `model` computes, with the model's weights as Parameters.
 
     `train`: True for all weights, False for none, or the names of the constants to train. `taps`:
     values of the main graph to return too. `qat`: "fixed" trains stored integers as floats on their
@@ -50,11 +54,106 @@ def to_torch(
     an unknown name in `train` or `taps`.
     """
     origins = _origins(model, train, qat, originals)
-    inputs, tapped = _callable_inputs(model), _tapped(model, taps)
-    program = Program()
     names, sources = _named(origins, soft)
     shared = [value for value, origin in origins.items() if origin.shared]
-    emitter = Emitter(program, sources, dict(model.functions), qat != "off", shared)
+    program = Program()
+    functions = dict(model.functions)
+    emitter = Emitter(program, sources, functions, qat != "off", shared)
+    _bind_rounding(program, origins, names)
+    written = _write_graph(emitter, model, _tapped(model, taps))
+    provenance = Provenance(
+        model,
+        {names[value]: origin for value, origin in origins.items()},
+        cuts_of(list(written.outputs.items())),
+        emitter.detached,
+        written.source,
+        {_name(value): value.dtype for value in written.inputs},
+        frozenset(_name(v) for v in written.inputs if v.const_value is not None),
+        {name: _dtype(known) for name, known in written.outputs.items()},
+    )
+    run = _compiled(written.source, program, _graph_name(model))
+    module = TrainableModule(provenance, run, program.buffers)
+    _add_parameters(module, masks or {}, soft)
+    return module
+
+
+def _name(value: ir.Value) -> str:
+    return value.name or ""
+
+
+def _dtype(known: Known | None) -> ir.DataType | None:
+    return None if known is None else known.dtype
+
+
+def _graph_name(model: ir.Model) -> str:
+    return model.graph.name or "graph"
+
+
+def _origins(
+    model: ir.Model,
+    train: bool | Collection[str],
+    qat: Qat,
+    originals: Arrays | None,
+) -> dict[ir.Value, Origin]:
+    """Find the constants to train, by the value that a parameter stands for."""
+    origins = trainable_values(model, train, qat == "learned")
+    if train is False:
+        return origins
+    latents = find_latents(model, originals) if qat != "off" else {}
+    for codes, latent in latents.items():
+        if _is_chosen(latent.value, train):
+            origins[codes] = Origin(latent.graph, latent.value, latent.dtype, latent)
+    if qat == "weights":
+        graph = model.graph.name or ""
+        for scale, reach in scales_of(model, latents.values()).items():
+            if _is_chosen(scale, train):
+                dtype = stored_tensor(scale).dtype
+                origins[scale] = Origin(graph, scale, dtype, reach=reach)
+    if not isinstance(train, bool):
+        _check_found(train, origins.values())
+    return origins
+
+
+def _is_chosen(value: ir.Value, train: bool | Collection[str]) -> bool:
+    return train if isinstance(train, bool) else value.name in train
+
+
+def _check_found(train: Collection[str], origins: Iterable[Origin]) -> None:
+    missing = set(train) - {origin.name for origin in origins}
+    if missing:
+        raise UsageError(
+            "train",
+            f"no weight '{', '.join(sorted(missing))}'",
+            "name initializers, or pass True",
+        )
+
+
+def _named(
+    origins: Mapping[ir.Value, Origin], soft: bool
+) -> tuple[dict[ir.Value, str], dict[ir.Value, str]]:
+    """Return for each trained value its parameter's name, and the source that gives the value."""
+    names: dict[ir.Value, str] = {}
+    sources: dict[ir.Value, str] = {}
+    taken = set(ATTRIBUTES)
+    for value, origin in origins.items():
+        name = attribute_name(origin.name, taken)
+        taken.add(name)
+        names[value] = name
+        source = f"self.{name}"
+        if origin.latent is not None:
+            source = origin.latent.expression(source, soft, _limit_name(name))
+        sources[value] = source
+    return names, sources
+
+
+def _limit_name(parameter: str) -> str:
+    return f"{parameter}_limit"
+
+
+def _bind_rounding(
+    program: Program, origins: Mapping[ir.Value, Origin], names: Mapping[ir.Value, str]
+) -> None:
+    """Bind the names that the expressions of latents use."""
     program.names.update(
         on_grid=on_grid,
         small_float=small_float,
@@ -64,135 +163,98 @@ def to_torch(
     for value, origin in origins.items():
         if origin.latent is not None and origin.latent.limited is not None:
             program.names[_limit_name(names[value])] = origin.latent.limit
-    scope = Scope(model.graph.name or "graph", dict(model.opset_imports))
-    outputs = list(dict.fromkeys([*model.graph.outputs, *tapped]))
-    _open(program, inputs, scope)
-    emitter.block(list(model.graph), scope, outputs)
-    known = _close(emitter, outputs, scope)
-    source = "\n".join(program.lines) + "\n"
-    provenance = Provenance(
-        model,
-        {names[value]: origin for value, origin in origins.items()},
-        cuts_of([(v.name or "", k) for v, k in zip(outputs, known, strict=True)]),
-        emitter.detached,
-        source,
-        {v.name or "": v.dtype for v in inputs},
-        frozenset(v.name or "" for v in inputs if v.const_value is not None),
-        {
-            v.name or "": None if k is None else k.dtype
-            for v, k in zip(outputs, known, strict=True)
-        },
-    )
-    module = TrainableModule(
-        provenance, _compiled(source, program, scope.graph), program.buffers
-    )
+
+
+def _add_parameters(module: TrainableModule, masks: Arrays, soft: bool) -> None:
+    """Register the parameters of a module and the masks that hold their zeros."""
     for name, origin in module.origins.items():
-        module.register_parameter(name, torch.nn.Parameter(_start(origin, soft)))
-        if (kept := _kept(origin, (masks or {}).get(origin.name))) is not None:
+        parameter = torch.nn.Parameter(_start(origin, soft))
+        module.register_parameter(name, parameter)
+        kept = _kept(origin, masks.get(origin.name))
+        if kept is not None:
             module.mask(name, kept)
-    return module
-
-
-def _origins(
-    model: ir.Model,
-    train: bool | Collection[str],
-    qat: Qat,
-    originals: Mapping[str, NDArray[Any]] | None,
-) -> dict[ir.Value, Origin]:
-    """What is trained, by the value that it stands for."""
-    origins = trainable_values(model, train, qat == "learned")
-    latents = (
-        find_latents(model, originals) if qat != "off" and train is not False else {}
-    )
-    for codes, latent in latents.items():
-        if isinstance(train, bool) or latent.value.name in train:
-            origins[codes] = Origin(latent.graph, latent.value, latent.dtype, latent)
-    if qat == "weights" and train is not False:
-        for scale, reach in scales_of(model, latents.values()).items():
-            if train is True or scale.name in train:
-                dtype = stored_tensor(scale).dtype
-                origins[scale] = Origin(
-                    model.graph.name or "", scale, dtype, reach=reach
-                )
-    missing = (
-        set()
-        if isinstance(train, bool)
-        else set(train) - {o.name for o in origins.values()}
-    )
-    if missing:
-        raise UsageError(
-            "train",
-            f"no weight '{', '.join(sorted(missing))}'",
-            "name initializers, or pass True",
-        )
-    return origins
-
-
-def _named(
-    origins: Mapping[ir.Value, Origin], soft: bool
-) -> tuple[dict[ir.Value, str], dict[ir.Value, str]]:
-    """For each trained value the parameter's name, and the source that gives the value."""
-    names: dict[ir.Value, str] = {}
-    taken = set(ATTRIBUTES)
-    sources: dict[ir.Value, str] = {}
-    for value, origin in origins.items():
-        names[value] = attribute_name(origin.name, taken)
-        taken.add(names[value])
-        parameter = f"self.{names[value]}"
-        sources[value] = (
-            parameter
-            if origin.latent is None
-            else origin.latent.expression(parameter, soft, _limit_name(names[value]))
-        )
-    return names, sources
-
-
-def _limit_name(parameter: str) -> str:
-    return f"{parameter}_limit"
 
 
 def _start(origin: Origin, soft: bool) -> torch.Tensor:
-    """A parameter's first value; 32-bit codes need double precision."""
-    if origin.latent is None:
+    """Return a parameter's first value."""
+    latent = origin.latent
+    if latent is None:
         return to_carrier(stored_tensor(origin.value).numpy(), origin.dtype)
+    # 32-bit codes are more than float32 has digits for
     wide = torch.float64 if origin.dtype == ir.DataType.INT32 else torch.float32
-    start = (
-        origin.latent.original
-        if soft and origin.latent.original is not None
-        else origin.latent.start
-    )
-    return torch.from_numpy(start).to(wide)
+    if soft and latent.original is not None:
+        return torch.from_numpy(latent.original).to(wide)
+    return torch.from_numpy(latent.start).to(wide)
 
 
 def _kept(origin: Origin, mask: NDArray[Any] | None) -> torch.Tensor | None:
-    """Which elements of a parameter may differ from zero; None for all.
+    """Return which elements of a parameter may differ from zero; None for all.
 
     Rounded codes are zero here and there by chance: of latents only zeros of a float original
     count.
     """
     if mask is None:
-        latent = origin.latent
-        if latent is not None and not latent.holds_zeros:
-            return None
-        values = stored_tensor(origin.value).numpy() if latent is None else latent.start
-        if values.ndim < 2:
-            return None
-        mask = values != 0
-    return None if mask.all() else torch.from_numpy(np.array(mask, dtype=bool))
+        mask = _nonzero(origin)
+    if mask is None or mask.all():
+        return None
+    return torch.from_numpy(np.array(mask, dtype=bool))
+
+
+def _nonzero(origin: Origin) -> NDArray[Any] | None:
+    """Return which elements of a weight are not zero; None where its zeros mean nothing."""
+    latent = origin.latent
+    if latent is None:
+        values = stored_tensor(origin.value).numpy()
+    elif latent.holds_zeros:
+        values = latent.start
+    else:
+        return None
+    # a vector is a bias or a scale: nobody prunes it, and a bias often starts at zero
+    if values.ndim < 2:
+        return None
+    return np.asarray(values != 0)
+
+
+@dataclass(frozen=True)
+class WrittenGraph:
+    """A main graph as source: its inputs, and its outputs and taps by name."""
+
+    source: str
+    inputs: list[ir.Value]
+    outputs: dict[str, Known | None]
+
+
+def _write_graph(
+    emitter: Emitter, model: ir.Model, tapped: Sequence[ir.Value]
+) -> WrittenGraph:
+    """Write the function that computes the outputs of the main graph and what is tapped."""
+    program = emitter.program
+    scope = Scope(_graph_name(model), dict(model.opset_imports))
+    inputs = _callable_inputs(model)
+    # a tap may be an output too
+    outputs = list(dict.fromkeys([*model.graph.outputs, *tapped]))
+    _open(program, inputs, scope)
+    emitter.block(list(model.graph), scope, outputs)
+    known = _close(emitter, outputs, scope)
+    source = "\n".join(program.lines) + "\n"
+    names = [_name(value) for value in outputs]
+    return WrittenGraph(source, inputs, dict(zip(names, known, strict=True)))
 
 
 def _callable_inputs(model: ir.Model) -> list[ir.Value]:
-    """Graph inputs that callers give; initializers that IR 3 lists among them are none."""
-    old = model.ir_version is not None and model.ir_version < 4
-    return [v for v in model.graph.inputs if not (old and v.is_initializer())]
+    """List the graph inputs that callers give."""
+    if model.ir_version is None or model.ir_version >= 4:
+        return list(model.graph.inputs)
+    # before IR 4 every initializer is listed among the inputs
+    return [value for value in model.graph.inputs if not value.is_initializer()]
 
 
 def _tapped(model: ir.Model, taps: Sequence[str]) -> list[ir.Value]:
-    made = [v for node in model.graph for v in node.outputs]
-    known = {
-        v.name or "": v
-        for v in (*model.graph.inputs, *model.graph.initializers.values(), *made)
-    }
+    """List the values of the main graph that have the names of `taps`."""
+    values = [*model.graph.inputs, *model.graph.initializers.values()]
+    for node in model.graph:
+        values.extend(node.outputs)
+    known = {_name(value): value for value in values}
     for name in taps:
         if name not in known:
             raise UsageError(
@@ -204,18 +266,18 @@ def _tapped(model: ir.Model, taps: Sequence[str]) -> list[ir.Value]:
 
 
 def _open(program: Program, inputs: Sequence[ir.Value], scope: Scope) -> None:
+    """Write the head of the function; inputs with defaults get them."""
     names = [f"x{index}" for index in range(len(inputs))]
+    parameters = ["self", *(f"{name}=None" for name in names)]
     program.depth = 0
-    program.line(f"def run({', '.join(['self', *(f'{n}=None' for n in names)])}):")
+    program.line(f"def run({', '.join(parameters)}):")
     program.depth = 1
     program.line("device = self.anchor.device")
     for value, name in zip(inputs, names, strict=True):
-        if value.const_value is not None:
-            default = Known(
-                None,
-                value.dtype,
-                constant=to_carrier(value.const_value.numpy(), value.const_value.dtype),
-            )
+        tensor = value.const_value
+        if tensor is not None:
+            constant = to_carrier(tensor.numpy(), tensor.dtype)
+            default = Known(None, value.dtype, constant=constant)
             program.line(f"if {name} is None: {name} = {program.tensor_code(default)}")
         scope.values[value] = Known(
             name, value.dtype, type=value.type, shape=value.shape
@@ -226,27 +288,27 @@ def _close(
     emitter: Emitter, outputs: Sequence[ir.Value], scope: Scope
 ) -> list[Known | None]:
     known = [emitter.value(value, scope) for value in outputs]
-    codes = ["None" if k is None else emitter.program.tensor_code(k) for k in known]
+    codes = [
+        "None" if output is None else emitter.program.tensor_code(output)
+        for output in known
+    ]
     emitter.program.line(f"return ({', '.join(codes)},)")
     return known
 
 
 def _compiled(source: str, program: Program, graph: str) -> Any:
-    """The generated function; tracebacks show its lines."""
+    """Return the generated function; tracebacks show its lines."""
     filename = f"<onnx graph {graph} {id(program):x}>"
     try:
         code = compile(source, filename, "exec")
     except (SyntaxError, RecursionError, MemoryError) as error:
+        # the parser has a limit of nested blocks, and raises any of these beyond it
         raise RefusedError(
             f"graph '{graph}'",
             f"cannot be written as Python: {error}",
             "flatten nested Ifs",
         ) from error
-    linecache.cache[filename] = (
-        len(source),
-        None,
-        source.splitlines(keepends=True),
-        filename,
-    )
+    lines = source.splitlines(keepends=True)
+    linecache.cache[filename] = (len(source), None, lines, filename)
     exec(code, program.names)
     return program.names["run"]

@@ -1,6 +1,4 @@
-"""The module that runs an ONNX graph: its float weights are Parameters, its graph is straight-line
-source.
-"""
+"""The module that runs an ONNX graph: its float weights are Parameters, its graph is source."""
 
 from __future__ import annotations
 
@@ -20,11 +18,11 @@ from ._weights import Origin
 
 @dataclass(frozen=True)
 class Provenance:
-    """What a module was made from and what was found on the way. Copies of the module share it.
+    """The model behind a module and all that was found on the way; copies of the module share it.
 
-    `origins`: parameter name -> where it came from. `cuts`: where gradients end. `detached`: nodes
-    that onnx's own numpy kernels run. `source`: the Python that runs. `inputs`, `outputs`: names
-    and element types.
+    `origins`: parameter name -> constant that it came from. `cuts`: where gradients end.
+    `detached`: nodes that onnx's own numpy kernels run. `source`: the Python that runs. `inputs`,
+    `outputs`: names and element types. `optional`: inputs that have a default.
     """
 
     model: ir.Model
@@ -37,6 +35,7 @@ class Provenance:
     outputs: dict[str, ir.DataType | None]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Provenance:
+        # copies of a module write back into the same graph
         return self
 
 
@@ -58,7 +57,9 @@ class TrainableModule(torch.nn.Module):  # type: ignore[misc]  # torch comes wit
         self.provenance = provenance
         self._run = run
         self._kept: dict[str, str] = {}
+        # empty, but it moves with the module: its device is where inputs go
         self.register_buffer("anchor", torch.empty(0), persistent=False)
+        # 1: codes are rounded all the way; training sets it from 0 on
         self.register_buffer("rounding", torch.ones(()), persistent=False)
         for name, tensor in buffers.items():
             self.register_buffer(name, tensor)
@@ -70,93 +71,100 @@ class TrainableModule(torch.nn.Module):  # type: ignore[misc]  # torch comes wit
 
     @property
     def origins(self) -> dict[str, Origin]:
-        """Parameter name -> where it came from."""
+        """Parameter name -> constant that it came from."""
         return self.provenance.origins
 
     def forward(self, *inputs: Any, **named: Any) -> Any:
-        """Outputs and taps of the graph; see the class."""
+        """Compute outputs and taps of the graph; see the class."""
         dtypes = self.provenance.inputs
-        given = [
-            *inputs,
-            *(named[name] for name in list(dtypes)[len(inputs) :] if name in named),
-        ]
-        values = [
-            self._accept(value, dtype)
-            for value, dtype in zip(given, dtypes.values(), strict=False)
-        ]
+        rest = list(dtypes)[len(inputs) :]
+        given = [*inputs, *(named[name] for name in rest if name in named)]
+        values = []
+        for value, dtype in zip(given, dtypes.values(), strict=False):
+            values.append(self._accept(value, dtype))
         results = self._run(self, *values)
         return results[0] if len(results) == 1 else results
 
     def run(self, feeds: Mapping[str, Any]) -> dict[str, Any]:
-        """Named inputs to named outputs and taps.
+        """Compute named outputs and taps from named inputs.
 
         Errors: UsageError for an input that is missing or unknown.
         """
         inputs = self.provenance.inputs
+        self._check_names(feeds)
+        values = []
+        for name, dtype in inputs.items():
+            values.append(self._accept(feeds.get(name), dtype))
+        results = self._run(self, *values)
+        return dict(zip(self.provenance.outputs, results, strict=True))
+
+    def _check_names(self, feeds: Mapping[str, Any]) -> None:
+        inputs = self.provenance.inputs
         for name in sorted({*feeds} ^ {*inputs}):
-            if name not in inputs or name not in self.provenance.optional:
-                problem = (
-                    f"input '{name}' is not given"
-                    if name in inputs
-                    else f"no input '{name}'"
-                )
-                raise UsageError(
-                    "feeds", problem, f"the model's inputs are {', '.join(inputs)}"
-                )
-        values = [
-            self._accept(feeds.get(name), dtype) for name, dtype in inputs.items()
-        ]
-        return dict(zip(self.provenance.outputs, self._run(self, *values), strict=True))
+            if name not in inputs:
+                problem = f"no input '{name}'"
+            elif name not in self.provenance.optional:
+                problem = f"input '{name}' is not given"
+            else:
+                continue
+            fix = f"the model's inputs are {', '.join(inputs)}"
+            raise UsageError("feeds", problem, fix)
 
     def mask(self, parameter: str, kept: torch.Tensor) -> None:
-        """From now on `constrain` holds a parameter at zero where `kept` is false."""
+        """Make `constrain` hold a parameter at zero where `kept` is false, from now on."""
         self._kept[parameter] = f"{parameter}_kept"
         self.register_buffer(f"{parameter}_kept", kept, persistent=False)
 
     def constrain(self, grids: bool = True) -> None:
-        """To be called after every step of an optimizer: pruned zeros are zero again, latents
-        within their `grids`.
+        """Set pruned weights to zero and clamp latents to their grids; call it after every step.
+
+        `grids`: False leaves latents where they are, while they are still blended with floats.
         """
         with torch.no_grad():
             for name, kept in self._kept.items():
                 self.get_parameter(name).mul_(self.get_buffer(kept))
+            if not grids:
+                return
             for name, origin in self.origins.items():
-                if grids and origin.latent is not None and origin.latent.step:
-                    self.get_parameter(name).clamp_(
-                        origin.latent.low, origin.latent.high
-                    )
+                latent = origin.latent
+                if latent is not None and latent.step:
+                    self.get_parameter(name).clamp_(latent.low, latent.high)
 
     def parameter_groups(self, rate: float) -> list[dict[str, Any]]:
-        """Groups for an optimizer in which one step moves weights equally far, whatever their grid:
-        the rate of latents is in grid units (`rate` over floats per unit, the mean over channels),
-        that of a scale over its largest code.
+        """Make optimizer groups in which one step moves weights equally far, whatever their grid.
+
+        `rate`: floats a step. The rate of latents is in grid units (`rate` over floats per unit,
+        the mean over channels), that of a scale over its largest code.
         """
         groups = []
         for name, parameter in self.named_parameters():
             origin = self.origins[name]
-            scale = None if origin.latent is None else origin.latent.scale
-            unit = 1.0 if scale is None else float(np.abs(scale).mean()) or 1.0
-            groups.append(
-                {
-                    "params": [parameter],
-                    "lr": rate / (unit * origin.reach),
-                    "name": name,
-                }
-            )
+            unit = _floats_per_unit(origin)
+            own_rate = rate / (unit * origin.reach)
+            groups.append({"params": [parameter], "lr": own_rate, "name": name})
         return groups
 
     def _accept(self, value: Any, dtype: ir.DataType | None) -> Any:
+        """Return an input in its carrier, on the module's device."""
         if isinstance(value, torch.Tensor):
             wanted = CARRIERS.get(dtype) if dtype is not None else None
-            return (
-                value if wanted is None or value.dtype == wanted else value.to(wanted)
-            )
+            if wanted is None or value.dtype == wanted:
+                return value
+            return value.to(wanted)
         if isinstance(value, list):
             return [self._accept(item, dtype) for item in value]
         if isinstance(value, (np.ndarray, np.generic)) and dtype in CARRIERS:
             assert dtype is not None
             return to_carrier(np.asarray(value), dtype).to(self.anchor.device)
+        # strings and absent optional inputs
         return value
+
+
+def _floats_per_unit(origin: Origin) -> float:
+    """Return the mean scale of a latent's grid; 1 without one, or where it is zero."""
+    if origin.latent is None or origin.latent.scale is None:
+        return 1.0
+    return float(np.abs(origin.latent.scale).mean()) or 1.0
 
 
 ATTRIBUTES = (

@@ -11,35 +11,43 @@ import onnx_ir as ir
 import torch
 from numpy.typing import NDArray
 
+from ...passes._core.graph import Names
 from ._biases import tie_biases
+from ._constants import stored_tensor
 from ._dtypes import from_carrier
 from ._ops.quant import on_grid, within_limit
-from ._weights import Origin, setting_uses, stored_tensor
+from ._weights import Origin, setting_uses
 from .module import TrainableModule
 
 
 def write_back(module: TrainableModule) -> ir.Model:
-    """Put the module's parameters into `module.model`, rounded to the types that the graph has;
-    returns it.
+    """Put the module's parameters into `module.model`, rounded to the types of the graph.
 
-    Zeros are held and latents clamped first. Tied weights stay tied: one value, one tensor.
+    Returns that model. Zeros are held and latents clamped first. Tied weights stay tied: one value,
+    one tensor.
     """
     module.constrain()
+    names = Names(module.model)
     for name, origin in module.origins.items():
         array = stored(module.get_parameter(name), origin)
-        if not np.array_equal(array, stored_tensor(origin.value).numpy()):
-            if origin.shared:
-                _keep_settings(origin.value)
-            _put(origin, ir.Tensor(array, dtype=origin.dtype, name=origin.name))
-    if any(
-        origin.latent is None and origin.reach > 1 for origin in module.origins.values()
-    ):
-        tie_biases(module.model)
+        if np.array_equal(array, stored_tensor(origin.value).numpy()):
+            continue
+        if origin.shared:
+            _keep_settings(origin.value, names)
+        tensor = ir.Tensor(array, dtype=origin.dtype, name=origin.name)
+        _put(origin, tensor)
+    if any(_is_scale(origin) for origin in module.origins.values()):
+        tie_biases(module.model, names)
     return module.model
 
 
+def _is_scale(origin: Origin) -> bool:
+    """Return whether a parameter is a scale of quantization."""
+    return origin.latent is None and origin.reach > 1
+
+
 def stored(parameter: torch.Tensor, origin: Origin) -> NDArray[Any]:
-    """A parameter as the graph stores it."""
+    """Return a parameter as the graph stores it."""
     latent = origin.latent
     if latent is None or latent.step == 0:
         return from_carrier(parameter, origin.dtype)
@@ -52,14 +60,15 @@ def stored(parameter: torch.Tensor, origin: Origin) -> NDArray[Any]:
     return from_carrier(codes, origin.dtype)
 
 
-def _keep_settings(value: ir.Value) -> None:
+def _keep_settings(value: ir.Value, names: Names) -> None:
     """Give the ops that read a shared weight as a setting a copy of their own, as it was."""
-    uses, graph = setting_uses(value), value.graph
+    uses = setting_uses(value)
+    graph = value.graph
+    # once they have their copy, a later call finds no setting that reads the weight
     if not uses or not isinstance(graph, ir.Graph):
         return
-    tensor, name = stored_tensor(value), f"{value.name}_fixed"
-    while name in graph.initializers:
-        name += "_"
+    tensor = stored_tensor(value)
+    name = names.fresh(f"{value.name}_fixed")
     copy = ir.Value(
         name=name,
         shape=ir.Shape(tensor.shape.numpy()),
@@ -72,9 +81,11 @@ def _keep_settings(value: ir.Value) -> None:
 
 
 def _put(origin: Origin, tensor: ir.TensorProtocol) -> None:
+    """Store a tensor where the constant is: as initializer, or as attribute of its node."""
     producer = origin.value.producer()
     if producer is None:
         origin.value.const_value = tensor
         return
+    # the node may have held `value_floats`, and may hold one attribute only
     producer.attributes.clear()
     producer.attributes["value"] = ir.AttrTensor("value", tensor)

@@ -10,7 +10,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from ..trainable._weights import Origin, stored_tensor, trainable_values
+from ..trainable._constants import stored_tensor
+from ..trainable._weights import Origin, trainable_values
 
 Array = NDArray[Any]
 _STATISTICS = {3: 0.0, 4: 1.0}
