@@ -413,9 +413,10 @@ def _unpacked(
     """
     digits = rows[stored].reshape(planes, -1)
     powers = 2 ** np.arange(planes)[::-1]
-    codes = (digits * powers[:, None]).sum(0)
+    codes = (digits * powers[:, None]).sum(0).astype(np.float64)
     size = int(np.prod(shape))
-    return codes[:size].reshape(shape).astype(np.float64)
+    unpacked: Floats = codes[:size].reshape(shape)
+    return unpacked
 
 
 def _only_user(value: ir.Value, op: str) -> ir.Node | None:

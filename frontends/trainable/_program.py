@@ -50,7 +50,9 @@ class Known:
             return True
         if self.constant is None or self.dtype not in TYPES:
             return False
-        return self.constant.ndim <= 1 and self.constant.numel() <= HOST_ELEMENTS
+        if self.constant.ndim > 1:
+            return False
+        return bool(self.constant.numel() <= HOST_ELEMENTS)
 
     def literal(self) -> str:
         """Return a constant as Python source."""

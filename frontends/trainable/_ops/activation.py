@@ -8,6 +8,7 @@ import torch
 from torch.nn import functional as F  # noqa: N812 - torch's own convention
 
 from .._registry import op
+from .conv import by_channel
 
 Tensor = Any
 
@@ -61,9 +62,9 @@ def thresholded_relu(x: Tensor, *, alpha: float = 1.0) -> Tensor:
 @op("PRelu")
 def prelu_by_channel(x: Tensor, slope: Tensor) -> Tensor:
     """Before opset 7 one slope for all or one a channel."""
-    return prelu(
-        x, slope if slope.numel() == 1 else slope.reshape(-1, *(1,) * (x.ndim - 2))
-    )
+    if slope.numel() != 1:
+        slope = by_channel(slope, x.ndim - 2)
+    return prelu(x, slope)
 
 
 @op("PRelu", 7)
@@ -73,17 +74,20 @@ def prelu(x: Tensor, slope: Tensor) -> Tensor:
 
 @op("HardSigmoid")
 def hard_sigmoid(x: Tensor, *, alpha: float = 0.2, beta: float = 0.5) -> Tensor:
-    return torch.clamp(x * alpha + beta, 0.0, 1.0)
+    line = x * alpha + beta
+    return torch.clamp(line, 0.0, 1.0)
 
 
 @op("HardSwish")
 def hard_swish(x: Tensor) -> Tensor:
-    return x * torch.clamp(x / 6 + 0.5, 0.0, 1.0)
+    gate = torch.clamp(x / 6 + 0.5, 0.0, 1.0)
+    return x * gate
 
 
 @op("Swish")
 def swish(x: Tensor, *, alpha: float = 1.0) -> Tensor:
-    return x * torch.sigmoid(x * alpha)
+    gate = torch.sigmoid(x * alpha)
+    return x * gate
 
 
 @op("Gelu")
@@ -93,22 +97,22 @@ def gelu(x: Tensor, *, approximate: str = "none") -> Tensor:
 
 @op("Shrink")
 def shrink(x: Tensor, *, bias: float = 0.0, lambd: float = 0.5) -> Tensor:
-    low, high = (
-        torch.where(x < -lambd, x + bias, 0),
-        torch.where(x > lambd, x - bias, 0),
-    )
+    low = torch.where(x < -lambd, x + bias, 0)
+    high = torch.where(x > lambd, x - bias, 0)
     return (low + high).to(x.dtype)
 
 
 def _flat(x: Tensor, axis: int) -> Tensor:
-    """Before opset 13: all dims from `axis` on are one."""
+    """Make one dim of all from `axis` on, as ops before opset 13 see them."""
     axis = axis % x.ndim
-    return x.reshape(*x.shape[:axis], -1)
+    kept = x.shape[:axis]
+    return x.reshape(*kept, -1)
 
 
 @op("Softmax")
 def softmax_flat(x: Tensor, *, axis: int = 1) -> Tensor:
-    return torch.softmax(_flat(x, axis), -1).reshape(x.shape)
+    y = torch.softmax(_flat(x, axis), -1)
+    return y.reshape(x.shape)
 
 
 @op("Softmax", 13)
@@ -118,7 +122,8 @@ def softmax(x: Tensor, *, axis: int = -1) -> Tensor:
 
 @op("LogSoftmax")
 def log_softmax_flat(x: Tensor, *, axis: int = 1) -> Tensor:
-    return torch.log_softmax(_flat(x, axis), -1).reshape(x.shape)
+    y = torch.log_softmax(_flat(x, axis), -1)
+    return y.reshape(x.shape)
 
 
 @op("LogSoftmax", 13)
@@ -127,12 +132,14 @@ def log_softmax(x: Tensor, *, axis: int = -1) -> Tensor:
 
 
 def _one_at_largest(x: Tensor, axis: int) -> Tensor:
-    return torch.zeros_like(x).scatter(axis, x.argmax(axis, keepdim=True), 1.0)
+    largest = x.argmax(axis, keepdim=True)
+    return torch.zeros_like(x).scatter(axis, largest, 1.0)
 
 
 @op("Hardmax", gradient=False)
 def hardmax_flat(x: Tensor, *, axis: int = 1) -> Tensor:
-    return _one_at_largest(_flat(x, axis), -1).reshape(x.shape)
+    y = _one_at_largest(_flat(x, axis), -1)
+    return y.reshape(x.shape)
 
 
 @op("Hardmax", 13, gradient=False)
@@ -142,7 +149,9 @@ def hardmax(x: Tensor, *, axis: int = -1) -> Tensor:
 
 @op("Dropout", many=True)
 def dropout_never(x: Tensor, *, ratio: float = 0.5) -> tuple[Tensor, ...]:
-    return x, torch.ones_like(x, dtype=torch.bool)
+    """Before opset 12 nothing in the graph says that it trains."""
+    mask = torch.ones_like(x, dtype=torch.bool)
+    return x, mask
 
 
 @op("Dropout", 12, many=True, host=(1, 2))
@@ -156,6 +165,7 @@ def dropout(
     """Drops where the graph's own training input says so, with torch's generator."""
     rate = 0.5 if ratio is None else ratio
     if not training or rate == 0.0:
-        return x, torch.ones_like(x, dtype=torch.bool)
+        return dropout_never(x)
     kept = torch.rand_like(x) >= rate
-    return x * kept / (1.0 - rate), kept
+    y = x * kept / (1.0 - rate)
+    return y, kept

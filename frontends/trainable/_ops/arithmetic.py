@@ -17,23 +17,28 @@ D = ir.DataType
 
 
 def aligned(a: Tensor, b: Tensor, axis: int | None) -> Tensor:
-    """`b` as opset 6 broadcasts it: its dims match those of `a` from `axis` on (at the end without
-    one).
+    """Return `b` as opset 6 broadcasts it.
+
+    Its dims match those of `a` from `axis` on, or the last ones where there is no `axis`.
     """
     if axis is None or b.ndim == 0:
         return b
-    axis = axis % a.ndim
-    return b.reshape(*b.shape, *(1,) * (a.ndim - axis - b.ndim))
+    behind = a.ndim - axis % a.ndim - b.ndim
+    return b.reshape(*b.shape, *(1,) * behind)
 
 
 def wrapped(x: Tensor, dtype: ir.DataType | None) -> Tensor:
-    """Integers that travel in a wider tensor, wrapped around at their own width."""
+    """Return integers that travel in a wider tensor, wrapped around at their own width."""
+    # codes that train are floats by now, and do not wrap
     if dtype in (D.UINT16, D.UINT32) and not x.is_floating_point():
-        return x & RANGES[dtype][1]
+        largest = RANGES[dtype][1]
+        return x & largest
     return x
 
 
 def _binary(name: str, function: Kernel, gradient: bool = True) -> None:
+    """Declare an op of two operands, and its form before opset 7, which broadcasts by an axis."""
+
     @op(name, gradient=gradient)
     def with_axis(
         a: Tensor, b: Tensor, *, axis: int | None = None, broadcast: int = 0
@@ -44,12 +49,14 @@ def _binary(name: str, function: Kernel, gradient: bool = True) -> None:
 
 
 def _wrapping(name: str, function: Kernel) -> None:
-    """Arithmetic that may leave the range of a type carried in a wider one."""
+    """Declare arithmetic that may leave the range of a type carried in a wider one."""
     _binary(name, function)
 
+    # types of 8 and 16 bits are allowed from opset 14 on
     @op(name, 14)
     def narrow(a: Tensor, b: Tensor, *, call: Call) -> Tensor:
-        return wrapped(function(a, b), call.outputs[0])
+        y = function(a, b)
+        return wrapped(y, call.outputs[0])
 
 
 def _divide(a: Tensor, b: Tensor) -> Tensor:
@@ -60,15 +67,14 @@ def _divide(a: Tensor, b: Tensor) -> Tensor:
 
 def _power(a: Tensor, b: Tensor) -> Tensor:
     """The result has the type of the base."""
+    floating = b.is_floating_point()
     if a.is_floating_point():
-        return torch.pow(
-            a, b.to(a.dtype) if b.dtype != a.dtype and b.is_floating_point() else b
-        )
-    return (
-        torch.pow(a.double(), b).to(a.dtype)
-        if b.is_floating_point()
-        else torch.pow(a, b)
-    )
+        # a float exponent of another width would change the type of the result
+        exponent = b.to(a.dtype) if floating else b
+        return torch.pow(a, exponent)
+    if floating:
+        return torch.pow(a.double(), b).to(a.dtype)
+    return torch.pow(a, b)
 
 
 for _name, _function in {
@@ -99,17 +105,22 @@ for _name, _function in {
 
 @op("Mod")
 def mod(a: Tensor, b: Tensor, *, fmod: int = 0) -> Tensor:
-    return torch.fmod(a, b) if fmod else torch.remainder(a, b)
+    """Sign of the divisor, or of the dividend with `fmod`."""
+    if fmod:
+        return torch.fmod(a, b)
+    return torch.remainder(a, b)
 
 
 @op("BitShift", gradient=False)
 def bit_shift(a: Tensor, b: Tensor, *, direction: str, call: Call) -> Tensor:
-    return wrapped(a << b if direction == "LEFT" else a >> b, call.outputs[0])
+    shifted = a << b if direction == "LEFT" else a >> b
+    return wrapped(shifted, call.outputs[0])
 
 
 @op("BitwiseNot", gradient=False)
 def bitwise_not(x: Tensor, *, call: Call) -> Tensor:
-    return wrapped(torch.bitwise_not(x), call.outputs[0])
+    inverted = torch.bitwise_not(x)
+    return wrapped(inverted, call.outputs[0])
 
 
 for _name, _function in {
@@ -148,8 +159,11 @@ for _name, _function in {
 @op("IsInf", gradient=False)
 def is_inf(x: Tensor, *, detect_negative: int = 1, detect_positive: int = 1) -> Tensor:
     found = torch.isinf(x)
-    found = found if detect_negative else found & (x > 0)
-    return found if detect_positive else found & (x < 0)
+    if not detect_negative:
+        found = found & (x > 0)
+    if not detect_positive:
+        found = found & (x < 0)
+    return found
 
 
 @op("Where")
@@ -164,7 +178,8 @@ def sum_(*xs: Tensor) -> Tensor:
 
 @op("Mean")
 def mean(*xs: Tensor) -> Tensor:
-    return reduce(operator.add, xs) / len(xs)
+    total = reduce(operator.add, xs)
+    return total / len(xs)
 
 
 @op("Max")
@@ -181,11 +196,17 @@ def min_(*xs: Tensor) -> Tensor:
 def clip_by_attributes(
     x: Tensor, *, min: float | None = None, max: float | None = None
 ) -> Tensor:
-    return x if min is None and max is None else torch.clamp(x, min, max)
+    # torch refuses to clamp by nothing
+    if min is None and max is None:
+        return x
+    return torch.clamp(x, min, max)
 
 
 @op("Clip", 11)
 def clip(x: Tensor, low: Tensor | None = None, high: Tensor | None = None) -> Tensor:
-    """Where low > high the result is high."""
-    x = x if low is None else torch.maximum(x, low)
-    return x if high is None else torch.minimum(x, high)
+    """The result is `high` where the bounds cross."""
+    if low is not None:
+        x = torch.maximum(x, low)
+    if high is not None:
+        x = torch.minimum(x, high)
+    return x

@@ -1,4 +1,4 @@
-"""Casts, to small floats too: their values travel in float32, rounded as their own type would."""
+"""Casts, to small floats too: they travel in float32, rounded as their own type would be."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ Tensor = Any
 D = ir.DataType
 
 _NATIVE = {D.FLOAT16: torch.float16, D.BFLOAT16: torch.bfloat16}
+"""Half precision travels in float32, and is rounded where something is cast to it."""
+
 _LARGEST = {
     D.FLOAT8E4M3FN: 448.0,
     D.FLOAT8E4M3FNUZ: 240.0,
@@ -22,6 +24,8 @@ _LARGEST = {
     D.FLOAT8E5M2FNUZ: 57344.0,
     D.FLOAT4E2M1: 6.0,
 }
+"""Largest finite value of each small float type."""
+
 _ONLY_NAN = frozenset({D.FLOAT8E4M3FN, D.FLOAT8E4M3FNUZ, D.FLOAT8E5M2FNUZ})
 """Types without infinity."""
 
@@ -53,14 +57,17 @@ def converted(
     saturate: bool = True,
     round_mode: str = "up",
 ) -> Any:
-    """`x` of an ONNX type as another. Integers on a trained grid (floats by now) stay floats until
-    a float is asked.
+    """Convert `x` of one ONNX type to another.
+
+    Integers on a trained grid (floats by now) stay floats until a float is asked for. `saturate`:
+    what a small float type cannot hold becomes its largest value. `round_mode`: of exponents.
     """
     if source == D.STRING or target == D.STRING:
         return _through_text(x, target)
     assert target is not None
     if target in _NATIVE:
-        return x.to(_NATIVE[target]).to(torch.float32)
+        rounded = x.to(_NATIVE[target])
+        return rounded.to(torch.float32)
     if target in _LARGEST:
         return small_float(x, target, saturate)
     if target == D.FLOAT8E8M0:
@@ -71,16 +78,17 @@ def converted(
 
 
 def _integer(x: Tensor, source: ir.DataType | None, target: ir.DataType) -> Tensor:
-    if x.is_floating_point() and source in RANGES:
+    floating = x.is_floating_point()
+    if floating and source in RANGES:
+        # codes that train
         return x
-    carrier = CARRIERS[target]
-    if not x.is_floating_point() and target == D.UINT64:
-        return x.to(carrier)
-    wide = x.to(torch.int64) if x.is_floating_point() or target in _WRAPPED else x
+    if floating or target in _WRAPPED:
+        # torch's own cast of a float to a narrow integer is undefined beyond its range
+        x = x.to(torch.int64)
     if target in _WRAPPED:
         low, high = RANGES[target]
-        wide = (wide - low) % (high - low + 1) + low
-    return wide.to(carrier)
+        x = (x - low) % (high - low + 1) + low
+    return x.to(CARRIERS[target])
 
 
 _WRAPPED = frozenset({D.INT2, D.INT4, D.UINT2, D.UINT4, D.UINT16, D.UINT32})
@@ -102,60 +110,63 @@ class _Rounded(torch.autograd.Function):  # type: ignore[misc]  # torch comes wi
 
 
 def small_float(x: Tensor, dtype: ir.DataType, saturate: bool = True) -> Tensor:
-    """Rounded to nearest even in `dtype`; what is too large becomes the largest, or infinity or
-    NaN.
+    """Round to nearest even in `dtype`.
+
+    What is too large becomes the largest value, or infinity or NaN without `saturate`.
     """
     result: Tensor = _Rounded.apply(x.float(), int(dtype), saturate)
     return result
 
 
 def _to_grid(x: Tensor, dtype: ir.DataType, saturate: bool) -> Tensor:
-    most = _LARGEST[dtype]
+    # 4 bits have neither infinity nor NaN, so that they always saturate
     if saturate or dtype == D.FLOAT4E2M1:
-        x = torch.where(x.isnan(), x, x.clamp(-most, most))
-    array = x.detach().cpu().numpy().astype(dtype.numpy()).astype(np.float32)
-    result = torch.from_numpy(np.asarray(array)).to(x.device)
-    return (
-        torch.where(result.isinf(), torch.nan, result) if dtype in _ONLY_NAN else result
-    )
+        largest = _LARGEST[dtype]
+        clamped = x.clamp(-largest, largest)
+        x = torch.where(x.isnan(), x, clamped)
+    # numpy's types (ml_dtypes) know how each of them rounds; torch has not all of them
+    exact = x.detach().cpu().numpy()
+    rounded = exact.astype(dtype.numpy()).astype(np.float32)
+    result = torch.from_numpy(np.asarray(rounded)).to(x.device)
+    if dtype in _ONLY_NAN:
+        result = torch.where(result.isinf(), torch.nan, result)
+    return result
 
 
 def _power_of_two(x: Tensor, saturate: bool, round_mode: str) -> Tensor:
-    """Exponents only; by default the next power of two above."""
+    """Round to a type that has exponents only, -127 to 127; by default to the next one above."""
+    # x = mantissa * 2**exponent, with mantissas from 0.5 to below 1
     mantissa, exponent = torch.frexp(x)
-    whole = mantissa == 0.5
+    below = exponent - 1
     if round_mode == "up":
-        exponent = torch.where(whole, exponent - 1, exponent)
+        exponent = torch.where(mantissa == 0.5, below, exponent)
     elif round_mode == "down":
-        exponent = exponent - 1
+        exponent = below
     else:
-        exponent = torch.where(mantissa >= 0.75, exponent, exponent - 1)
+        exponent = torch.where(mantissa >= 0.75, exponent, below)
+    # the type has no sign, and no zero either
+    broken = x.isnan() | (x < 0)
     if saturate:
         exponent = exponent.clamp(-127, 127)
+    else:
+        broken = broken | x.isinf() | (exponent > 127)
     value = torch.ldexp(torch.ones_like(x), exponent)
-    broken = (
-        x.isnan()
-        | (x < 0)
-        | (x.isinf() & (not saturate))
-        | ((exponent > 127) & (not saturate))
-    )
-    value = torch.where(x.isinf() & saturate, 2.0**127, value)
-    value = torch.where((x == 0), 2.0**-127, value)
+    if saturate:
+        value = torch.where(x.isinf(), 2.0**127, value)
+    value = torch.where(x == 0, 2.0**-127, value)
     return torch.where(broken, torch.nan, value)
 
 
 def _through_text(x: Any, target: ir.DataType | None) -> Any:
-    """Numbers to text and back, as numpy prints and reads them."""
+    """Convert numbers to text or back, as numpy prints and Python reads them."""
     if target == D.STRING:
         array = x.detach().cpu().numpy()
-        return np.array([str(v) for v in array.reshape(-1)], dtype=object).reshape(
-            array.shape
-        )
+        texts = [str(value) for value in array.reshape(-1)]
+        return np.array(texts, dtype=object).reshape(array.shape)
     assert target is not None
-    numbers = np.array([float(str(v)) for v in np.asarray(x).reshape(-1)]).reshape(
-        np.shape(x)
-    )
-    return to_carrier(numbers.astype(target.numpy()), target)
+    numbers = [float(str(value)) for value in np.asarray(x).reshape(-1)]
+    array = np.array(numbers).reshape(np.shape(x))
+    return to_carrier(array.astype(target.numpy()), target)
 
 
 @op("BitCast", gradient=False)
@@ -164,5 +175,7 @@ def bit_cast(x: Tensor, *, to: int, call: Call) -> Tensor:
     source = call.inputs[0]
     assert source is not None
     target = D(to)
-    array = from_carrier(x, source).view(target.numpy())
-    return to_carrier(array, target).to(x.device)
+    # carriers may be wider than the type: the bits are those of numpy's array
+    array = from_carrier(x, source)
+    read_again = array.view(target.numpy())
+    return to_carrier(read_again, target).to(x.device)

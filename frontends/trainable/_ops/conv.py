@@ -12,6 +12,8 @@ from .._registry import op
 Tensor = Any
 _CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 _TRANSPOSED = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
+SAME = ("SAME_UPPER", "SAME_LOWER")
+"""Values of `auto_pad` that leave ceil(size / stride) positions."""
 
 
 def same_pads(
@@ -21,27 +23,43 @@ def same_pads(
     dilations: Sequence[int],
     upper: bool,
 ) -> list[int]:
-    """ONNX pads (all begins, then all ends) for which the output has ceil(size / stride)
-    positions.
+    """Return ONNX pads for which the output has ceil(size / stride) positions.
+
+    All begins, then all ends. `upper`: of an odd pad the larger half goes to the end.
     """
-    begins, ends = [], []
+    begins = []
+    ends = []
     for size, k, stride, dilation in zip(
         sizes, kernel, strides, dilations, strict=True
     ):
-        total = max(
-            (-(-size // stride) - 1) * stride + (k - 1) * dilation + 1 - size, 0
-        )
-        begins.append(total // 2 if upper else total - total // 2)
-        ends.append(total - begins[-1])
+        positions = ceil_divided(size, stride)
+        span = (k - 1) * dilation + 1
+        covered = (positions - 1) * stride + span
+        total = max(covered - size, 0)
+        smaller = total // 2
+        larger = total - smaller
+        begins.append(smaller if upper else larger)
+        ends.append(larger if upper else smaller)
     return begins + ends
 
 
+def ceil_divided(a: int, b: int) -> int:
+    """Return a / b rounded up, in integers."""
+    return -(-a // b)
+
+
 def torch_pads(pads: Sequence[int]) -> list[int]:
-    """ONNX pads as `F.pad` takes them: last dim first, begin and end of each."""
+    """Return ONNX pads as `F.pad` takes them: last dim first, begin and end of each."""
     half = len(pads) // 2
-    return [
-        pad for dim in reversed(range(half)) for pad in (pads[dim], pads[dim + half])
-    ]
+    found: list[int] = []
+    for dim in reversed(range(half)):
+        found += [pads[dim], pads[dim + half]]
+    return found
+
+
+def by_channel(parameter: Tensor, dims: int) -> Tensor:
+    """Reshape (C) so that it broadcasts over (N, C, *dims)."""
+    return parameter.reshape(-1, *(1,) * dims)
 
 
 @op("Conv")
@@ -58,15 +76,18 @@ def conv(
     strides: list[int] | None = None,
 ) -> Tensor:
     dims = x.ndim - 2
-    strides, dilations = strides or [1] * dims, dilations or [1] * dims
-    if auto_pad in ("SAME_UPPER", "SAME_LOWER"):
-        pads = same_pads(
-            x.shape[2:], w.shape[2:], strides, dilations, auto_pad == "SAME_UPPER"
-        )
-    pads = pads if pads and auto_pad != "VALID" else [0] * (2 * dims)
+    strides = strides or [1] * dims
+    dilations = dilations or [1] * dims
+    if auto_pad in SAME:
+        upper = auto_pad == "SAME_UPPER"
+        pads = same_pads(x.shape[2:], w.shape[2:], strides, dilations, upper)
+    if not pads or auto_pad == "VALID":
+        pads = [0] * (2 * dims)
     padding = pads[:dims]
     if padding != pads[dims:]:
-        x, padding = F.pad(x, torch_pads(pads)), [0] * dims
+        # torch pads both ends alike
+        x = F.pad(x, torch_pads(pads))
+        padding = [0] * dims
     return _CONVOLUTIONS[dims](x, w, b, strides, padding, dilations, group)
 
 
@@ -87,26 +108,51 @@ def conv_transpose(
 ) -> Tensor:
     """Computed without padding, then cropped (or padded) to what `pads` or `output_shape` leave."""
     dims = x.ndim - 2
-    strides, dilations = strides or [1] * dims, dilations or [1] * dims
+    strides = strides or [1] * dims
+    dilations = dilations or [1] * dims
     extra = output_padding or [0] * dims
-    full = [
-        (n - 1) * s + (k - 1) * d + 1 + e
-        for n, s, k, d, e in zip(
-            x.shape[2:], strides, w.shape[2:], dilations, extra, strict=True
-        )
-    ]
-    if output_shape is None and auto_pad in ("SAME_UPPER", "SAME_LOWER"):
-        output_shape = [n * s for n, s in zip(x.shape[2:], strides, strict=True)]
+    if output_shape is None and auto_pad in SAME:
+        sizes = zip(x.shape[2:], strides, strict=True)
+        output_shape = [size * stride for size, stride in sizes]
     if output_shape is not None:
-        totals = [
-            size - wanted
-            for size, wanted in zip(full, output_shape[-dims:], strict=True)
-        ]
-        begins = [t - t // 2 if auto_pad != "SAME_UPPER" else t // 2 for t in totals]
-        pads = begins + [t - b for t, b in zip(totals, begins, strict=True)]
+        full = _transposed_sizes(x, w, strides, dilations, extra)
+        pads = _cropping_pads(full, output_shape[-dims:], auto_pad == "SAME_UPPER")
     pads = pads or [0] * (2 * dims)
-    y = _TRANSPOSED[dims](x, w, None, strides, [0] * dims, [0] * dims, group, dilations)
-    crop = torch_pads([-p for p in pads])
-    grow = torch_pads([0] * dims + extra)
-    y = F.pad(y, [c + g for c, g in zip(crop, grow, strict=True)])
-    return y if b is None else y + b.reshape(-1, *(1,) * dims)
+    none = [0] * dims
+    y = _TRANSPOSED[dims](x, w, None, strides, none, none, group, dilations)
+    # torch's own padding is the same at both ends, and never negative
+    crop = torch_pads([-pad for pad in pads])
+    grow = torch_pads(none + extra)
+    change = [cut + grown for cut, grown in zip(crop, grow, strict=True)]
+    y = F.pad(y, change)
+    return y if b is None else y + by_channel(b, dims)
+
+
+def _transposed_sizes(
+    x: Tensor, w: Tensor, strides: list[int], dilations: list[int], extra: list[int]
+) -> list[int]:
+    """Return the spatial sizes that a ConvTranspose without pads gives, `extra` at the ends."""
+    full = []
+    for size, stride, k, dilation, more in zip(
+        x.shape[2:], strides, w.shape[2:], dilations, extra, strict=True
+    ):
+        span = (k - 1) * dilation + 1
+        full.append((size - 1) * stride + span + more)
+    return full
+
+
+def _cropping_pads(full: list[int], wanted: list[int], upper: bool) -> list[int]:
+    """Return the pads that crop sizes `full` to `wanted`.
+
+    `upper`: of an odd crop the larger half goes to the end. Only SAME_UPPER asks for that; an
+    `output_shape` alone crops like SAME_LOWER.
+    """
+    begins = []
+    ends = []
+    for size, target in zip(full, wanted, strict=True):
+        total = size - target
+        smaller = total // 2
+        larger = total - smaller
+        begins.append(smaller if upper else larger)
+        ends.append(larger if upper else smaller)
+    return begins + ends

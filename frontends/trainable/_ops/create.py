@@ -12,38 +12,62 @@ from .._registry import Call, op
 Tensor = Any
 
 
+def _dtype(call: Call) -> torch.dtype:
+    """Return the dtype of the first output."""
+    dtype = call.outputs[0]
+    assert dtype is not None
+    return carrier(dtype)
+
+
 @op("ConstantOfShape", 9, host=(0,), gradient=False)
 def constant_of_shape(
     shape: list[int], *, value: float = 0.0, call: Call, device: torch.device
 ) -> Tensor:
-    assert call.outputs[0] is not None
-    return torch.full(shape, value, dtype=carrier(call.outputs[0]), device=device)
+    return torch.full(shape, value, dtype=_dtype(call), device=device)
 
 
 @op("Range", 11, host=(0, 1, 2), gradient=False)
 def range_(
     start: Any, limit: Any, delta: Any, *, call: Call, device: torch.device
 ) -> Tensor:
-    assert call.outputs[0] is not None
-    dtype = carrier(call.outputs[0])
-    start, limit, delta = (
-        v[0] if isinstance(v, list) else v for v in (start, limit, delta)
-    )
-    if (limit - start) * delta <= 0:
-        return torch.empty(0, dtype=dtype, device=device)
-    return torch.arange(start, limit, delta, dtype=dtype, device=device)
+    first = _number(start)
+    end = _number(limit)
+    step = _number(delta)
+    # torch refuses ranges that run the wrong way
+    if (end - first) * step <= 0:
+        return torch.empty(0, dtype=_dtype(call), device=device)
+    return torch.arange(first, end, step, dtype=_dtype(call), device=device)
+
+
+def _number(value: Any) -> Any:
+    """Some exporters write a list of one where ONNX asks for a number."""
+    return value[0] if isinstance(value, list) else value
 
 
 @op("EyeLike", gradient=False)
 def eye_like(x: Tensor, *, dtype: int | None = None, k: int = 0, call: Call) -> Tensor:
-    assert call.outputs[0] is not None
+    # one diagonal is what two triangles differ by
     ones = torch.ones(x.shape, dtype=torch.int8, device=x.device)
-    return (torch.triu(ones, k) - torch.triu(ones, k + 1)).to(carrier(call.outputs[0]))
+    diagonal = torch.triu(ones, k) - torch.triu(ones, k + 1)
+    return diagonal.to(_dtype(call))
+
+
+# --- random numbers: ONNX fixes a stream by its seed, but not which stream it is ----
 
 
 def _generator(seed: float | None, device: torch.device) -> torch.Generator | None:
-    """ONNX fixes a stream by its seed but not the stream itself."""
-    return None if seed is None else torch.Generator(device).manual_seed(int(seed))
+    """Return torch's generator for a seed; None for the one that all share."""
+    if seed is None:
+        return None
+    return torch.Generator(device).manual_seed(int(seed))
+
+
+def _normal(shape: Any, seed: float | None, device: torch.device) -> Tensor:
+    return torch.randn(shape, generator=_generator(seed, device), device=device)
+
+
+def _uniform(shape: Any, seed: float | None, device: torch.device) -> Tensor:
+    return torch.rand(shape, generator=_generator(seed, device), device=device)
 
 
 @op("RandomNormal", gradient=False)
@@ -56,10 +80,7 @@ def random_normal(
     seed: float | None = None,
     device: torch.device,
 ) -> Tensor:
-    return (
-        torch.randn(shape, generator=_generator(seed, device), device=device) * scale
-        + mean
-    )
+    return _normal(shape, seed, device) * scale + mean
 
 
 @op("RandomUniform", gradient=False)
@@ -72,11 +93,7 @@ def random_uniform(
     seed: float | None = None,
     device: torch.device,
 ) -> Tensor:
-    return (
-        torch.rand(shape, generator=_generator(seed, device), device=device)
-        * (high - low)
-        + low
-    )
+    return _uniform(shape, seed, device) * (high - low) + low
 
 
 @op("RandomNormalLike", gradient=False)
@@ -88,11 +105,7 @@ def random_normal_like(
     scale: float = 1.0,
     seed: float | None = None,
 ) -> Tensor:
-    return (
-        torch.randn(x.shape, generator=_generator(seed, x.device), device=x.device)
-        * scale
-        + mean
-    )
+    return _normal(x.shape, seed, x.device) * scale + mean
 
 
 @op("RandomUniformLike", gradient=False)
@@ -104,18 +117,12 @@ def random_uniform_like(
     low: float = 0.0,
     seed: float | None = None,
 ) -> Tensor:
-    return (
-        torch.rand(x.shape, generator=_generator(seed, x.device), device=x.device)
-        * (high - low)
-        + low
-    )
+    return _uniform(x.shape, seed, x.device) * (high - low) + low
 
 
 @op("Bernoulli", 15, gradient=False)
 def bernoulli(
     x: Tensor, *, dtype: int | None = None, seed: float | None = None, call: Call
 ) -> Tensor:
-    assert call.outputs[0] is not None
-    return (
-        torch.rand(x.shape, generator=_generator(seed, x.device), device=x.device) < x
-    ).to(carrier(call.outputs[0]))
+    drawn = _uniform(x.shape, seed, x.device) < x
+    return drawn.to(_dtype(call))

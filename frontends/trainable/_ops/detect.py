@@ -1,4 +1,4 @@
-"""Boxes: which of them stay."""
+"""Choice among boxes that overlap."""
 
 from __future__ import annotations
 
@@ -22,32 +22,44 @@ def non_max_suppression(
     center_point_box: int = 0,
 ) -> Tensor:
     """(batch, class, box) of the boxes kept, best first within each class."""
-    limit, threshold = int(_number(most, 0)), _number(overlap, 0.0)
+    limit = int(_number(most, 0))
+    threshold = _number(overlap, 0.0)
     corners = _corners(boxes.detach(), bool(center_point_box))
-    kept = []
+    kept: list[list[int]] = []
     for image in range(scores.shape[0]):
         overlaps = _overlaps(corners[image])
         for group in range(scores.shape[1]):
-            values = scores[image, group].detach()
-            order = torch.sort(values, descending=True, stable=True).indices
-            if lowest is not None:
-                order = order[values[order] > _number(lowest, 0.0)]
-            kept += [
-                [image, group, box]
-                for box in _greedy(order.tolist(), overlaps, threshold, limit)
-            ]
-    return torch.tensor(kept, dtype=torch.int64, device=boxes.device).reshape(-1, 3)
+            order = _by_score(scores[image, group].detach(), lowest)
+            boxes_kept = _greedy(order, overlaps, threshold, limit)
+            kept.extend([image, group, box] for box in boxes_kept)
+    # without boxes there is no row to tell the three columns from
+    indices = torch.tensor(kept, dtype=torch.int64, device=boxes.device)
+    return indices.reshape(-1, 3)
+
+
+def _by_score(scores: Tensor, lowest: Any) -> list[int]:
+    """Return boxes by falling score, those above `lowest` only, if it is given."""
+    order = torch.sort(scores, descending=True, stable=True).indices
+    if lowest is not None:
+        above = scores[order] > _number(lowest, 0.0)
+        order = order[above]
+    boxes: list[int] = order.tolist()
+    return boxes
 
 
 def _greedy(
     order: list[int], overlaps: Tensor, threshold: float, limit: int
 ) -> list[int]:
+    """Return the boxes, of `limit` at most, that overlap no better one beyond the threshold."""
     chosen: list[int] = []
     for box in order:
         if len(chosen) == limit:
             break
-        if not chosen or not bool((overlaps[box, chosen] > threshold).any()):
-            chosen.append(box)
+        if chosen:
+            too_close = overlaps[box, chosen] > threshold
+            if bool(too_close.any()):
+                continue
+        chosen.append(box)
     return chosen
 
 
@@ -60,20 +72,29 @@ def _number(value: Any, default: float) -> float:
 
 
 def _corners(boxes: Tensor, centered: bool) -> Tensor:
-    """Low corner, high corner, whichever way boxes are given."""
+    """Return low corner, high corner, whichever way boxes are given."""
     if centered:
         x, y, width, height = boxes.unbind(-1)
-        return torch.stack(
-            [y - height / 2, x - width / 2, y + height / 2, x + width / 2], -1
-        )
-    one, other = boxes[..., :2], boxes[..., 2:]
-    return torch.cat([torch.minimum(one, other), torch.maximum(one, other)], -1)
+        top = y - height / 2
+        left = x - width / 2
+        bottom = y + height / 2
+        right = x + width / 2
+        return torch.stack([top, left, bottom, right], -1)
+    # the standard lets the two be any diagonal pair of corners
+    one = boxes[..., :2]
+    other = boxes[..., 2:]
+    low = torch.minimum(one, other)
+    high = torch.maximum(one, other)
+    return torch.cat([low, high], -1)
 
 
 def _overlaps(corners: Tensor) -> Tensor:
-    """Intersection over union of all pairs."""
-    low = torch.maximum(corners[:, None, :2], corners[None, :, :2])
-    high = torch.minimum(corners[:, None, 2:], corners[None, :, 2:])
+    """Return the intersection over union of all pairs, (boxes, boxes)."""
+    lows = corners[:, :2]
+    highs = corners[:, 2:]
+    low = torch.maximum(lows[:, None], lows[None])
+    high = torch.minimum(highs[:, None], highs[None])
     inside = (high - low).clamp(min=0).prod(-1)
-    areas = (corners[:, 2:] - corners[:, :2]).prod(-1)
-    return inside / (areas[:, None] + areas[None, :] - inside)
+    areas = (highs - lows).prod(-1)
+    union = areas[:, None] + areas[None, :] - inside
+    return inside / union

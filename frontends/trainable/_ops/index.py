@@ -12,7 +12,7 @@ Tensor = Any
 
 
 def positive(indices: Tensor, size: int) -> Tensor:
-    """Indices that count from the end, from the front."""
+    """Return indices that may count from the end as indices from the front."""
     indices = indices.to(torch.int64)
     return torch.where(indices < 0, indices + size, indices)
 
@@ -20,8 +20,10 @@ def positive(indices: Tensor, size: int) -> Tensor:
 @op("Gather")
 def gather(x: Tensor, indices: Tensor, *, axis: int = 0) -> Tensor:
     axis = axis % x.ndim
-    picked = x.index_select(axis, positive(indices, x.shape[axis]).reshape(-1))
-    return picked.reshape([*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :]])
+    flat = positive(indices, x.shape[axis]).reshape(-1)
+    picked = x.index_select(axis, flat)
+    shape = [*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :]]
+    return picked.reshape(shape)
 
 
 @op("GatherElements")
@@ -31,17 +33,23 @@ def gather_elements(x: Tensor, indices: Tensor, *, axis: int = 0) -> Tensor:
 
 @op("GatherND")
 def gather_nd(x: Tensor, indices: Tensor, *, batch_dims: int = 0) -> Tensor:
-    depth = indices.shape[-1]
-    lead = []
+    """(*batch, *positions, depth) indices of the first `depth` dims behind the batch dims."""
+    places = []
+    # along a batch dim every index stays at its own row
     for dim in range(batch_dims):
+        size = x.shape[dim]
         shape = [1] * (indices.ndim - 1)
-        shape[dim] = x.shape[dim]
-        lead.append(torch.arange(x.shape[dim], device=x.device).reshape(shape))
-    tail = [positive(indices[..., i], x.shape[batch_dims + i]) for i in range(depth)]
-    return x[tuple(lead + tail)]
+        shape[dim] = size
+        rows = torch.arange(size, device=x.device)
+        places.append(rows.reshape(shape))
+    for i in range(indices.shape[-1]):
+        size = x.shape[batch_dims + i]
+        places.append(positive(indices[..., i], size))
+    return x[tuple(places)]
 
 
 _REDUCE = {"add": "sum", "mul": "prod", "max": "amax", "min": "amin"}
+"""ONNX's words for reductions -> torch's."""
 
 
 @op("Scatter")
@@ -68,14 +76,17 @@ def scatter_nd(
     depth = indices.shape[-1]
     row = torch.zeros(indices.shape[:-1], dtype=torch.int64, device=x.device)
     for dim in range(depth):
-        row = row * x.shape[dim] + positive(indices[..., dim], x.shape[dim])
+        size = x.shape[dim]
+        row = row * size + positive(indices[..., dim], size)
     inner = x.shape[depth:].numel()
     flat = x.reshape(-1, inner)
     at = row.reshape(-1, 1).expand(-1, inner)
     values = updates.reshape(-1, inner)
     if reduction == "none":
-        return flat.scatter(0, at, values).reshape(x.shape)
-    return flat.scatter_reduce(0, at, values, _REDUCE[reduction]).reshape(x.shape)
+        y = flat.scatter(0, at, values)
+    else:
+        y = flat.scatter_reduce(0, at, values, _REDUCE[reduction])
+    return y.reshape(x.shape)
 
 
 @op("TensorScatter")
@@ -89,16 +100,18 @@ def tensor_scatter(
 ) -> Tensor:
     """New steps of a cache written at each sequence's own place."""
     axis = axis % past.ndim
-    at = torch.arange(update.shape[axis], device=past.device).expand(past.shape[0], -1)
-    at = at if write_indices is None else at + write_indices.reshape(-1, 1)
-    at = at % past.shape[axis] if mode == "circular" else at
-    shape = [
-        past.shape[0],
-        *(1,) * (axis - 1),
-        update.shape[axis],
-        *(1,) * (past.ndim - axis - 1),
-    ]
-    return past.scatter(axis, at.reshape(shape).expand(update.shape), update)
+    batch = past.shape[0]
+    steps = update.shape[axis]
+    at = torch.arange(steps, device=past.device).expand(batch, -1)
+    if write_indices is not None:
+        at = at + write_indices.reshape(-1, 1)
+    if mode == "circular":
+        at = at % past.shape[axis]
+    shape = [1] * past.ndim
+    shape[0] = batch
+    shape[axis] = steps
+    index = at.reshape(shape).expand(update.shape)
+    return past.scatter(axis, index, update)
 
 
 @op("TopK", many=True)
@@ -110,42 +123,41 @@ def top_k_by_attribute(x: Tensor, *, axis: int = -1, k: int) -> tuple[Tensor, ..
 def top_k(
     x: Tensor, k: Any, *, axis: int = -1, largest: int = 1, sorted: int = 1
 ) -> tuple[Tensor, ...]:
-    return _top_k(x, k[0] if isinstance(k, list) else k, axis, bool(largest))
+    count = k[0] if isinstance(k, list) else k
+    return _top_k(x, count, axis, bool(largest))
 
 
 def _top_k(x: Tensor, k: int, axis: int, largest: bool) -> tuple[Tensor, ...]:
-    """Of equal elements the first comes first (torch.topk promises no order)."""
+    """Sort all: equal elements must come in their own order, and torch.topk promises none."""
     values, where = torch.sort(x, dim=axis, descending=largest, stable=True)
     return values.narrow(axis, 0, k), where.narrow(axis, 0, k)
 
 
 @op("OneHot", 9, host=(1,), gradient=False)
 def one_hot(indices: Tensor, depth: Any, values: Tensor, *, axis: int = -1) -> Tensor:
+    """`values`: (off, on); indices out of range are off everywhere."""
     size = int(depth[0] if isinstance(depth, list) else depth)
-    axis = axis + indices.ndim + 1 if axis < 0 else axis
-    classes = torch.arange(size, device=indices.device).reshape(
-        -1, *(1,) * (indices.ndim - axis)
-    )
+    if axis < 0:
+        axis += indices.ndim + 1
+    trailing = (1,) * (indices.ndim - axis)
+    classes = torch.arange(size, device=indices.device).reshape(-1, *trailing)
     at = indices.to(torch.int64).unsqueeze(axis)
-    return torch.where(
-        (at % size == classes) & (at >= -size) & (at < size), values[1], values[0]
-    )
+    inside = (at >= -size) & (at < size)
+    chosen = (at % size == classes) & inside
+    return torch.where(chosen, values[1], values[0])
 
 
 @op("NonZero", gradient=False)
 def non_zero(x: Tensor) -> Tensor:
-    return (
-        torch.stack(torch.nonzero(x, as_tuple=True))
-        if x.ndim
-        else torch.nonzero(x).T.reshape(0, -1)
-    )
+    """(rank, count) indices; a scalar has rank 0."""
+    if x.ndim:
+        return torch.stack(torch.nonzero(x, as_tuple=True))
+    return torch.nonzero(x).T.reshape(0, -1)
 
 
 @op("Compress")
 def compress(x: Tensor, condition: Tensor, *, axis: int | None = None) -> Tensor:
     where = torch.nonzero(condition)[:, 0]
-    return (
-        x.reshape(-1).index_select(0, where)
-        if axis is None
-        else x.index_select(axis, where)
-    )
+    if axis is None:
+        return x.reshape(-1).index_select(0, where)
+    return x.index_select(axis, where)

@@ -1,4 +1,4 @@
-"""Matrix products and what is made of them."""
+"""Matrix products, determinants and sums of products."""
 
 from __future__ import annotations
 
@@ -27,24 +27,29 @@ def gemm(
     transA: int = 0,  # noqa: N803 - ONNX's names
     transB: int = 0,  # noqa: N803 - ONNX's names
 ) -> Tensor:
-    a = a.T if transA else a
-    if (
-        alpha == 1.0
-        and beta == 1.0
-        and (c is None or c.ndim == 1)
-        and a.is_floating_point()
-    ):
+    if transA:
+        a = a.T
+    plain = alpha == 1.0 and beta == 1.0 and a.is_floating_point()
+    if plain and (c is None or c.ndim == 1):
+        # one kernel for product and sum
         return F.linear(a, b if transB else b.T, c)
     y = torch.matmul(a, b.T if transB else b)
-    y = y if alpha == 1.0 else (y * alpha).to(y.dtype)
+    # floats would make floats of integer matrices
+    if alpha != 1.0:
+        y = (y * alpha).to(y.dtype)
     if c is None:
         return y
-    return y + (c if beta == 1.0 else (c * beta).to(y.dtype))
+    if beta != 1.0:
+        c = (c * beta).to(y.dtype)
+    return y + c
 
 
 @op("Einsum")
 def einsum(*xs: Tensor, equation: str) -> Tensor:
-    return torch.einsum(equation.lower() if equation.isupper() else equation, *xs)
+    # letters mean the same in either case, as long as there is one case
+    if equation.isupper():
+        equation = equation.lower()
+    return torch.einsum(equation, *xs)
 
 
 @op("Det")

@@ -24,12 +24,15 @@ def gelu(x: Tensor) -> Tensor:
 
 @op("QuickGelu", domain=MICROSOFT)
 def quick_gelu(x: Tensor, *, alpha: float = 1.702) -> Tensor:
-    return x * torch.sigmoid(alpha * x)
+    gate = torch.sigmoid(alpha * x)
+    return x * gate
 
 
 @op("FastGelu", domain=MICROSOFT)
 def fast_gelu(x: Tensor, bias: Tensor | None = None) -> Tensor:
-    return F.gelu(x if bias is None else x + bias, approximate="tanh")
+    if bias is not None:
+        x = x + bias
+    return F.gelu(x, approximate="tanh")
 
 
 @op("BiasGelu", domain=MICROSOFT)
@@ -47,13 +50,12 @@ def skip_layer_norm(
     *,
     epsilon: float = 1e-12,
 ) -> tuple[Tensor | None, ...]:
-    total = x + skip if bias is None else x + skip + bias
-    return (
-        F.layer_norm(total, list(gamma.shape), gamma, beta, epsilon),
-        None,
-        None,
-        total,
-    )
+    """(normalized, mean, inverse deviation, sum); nothing but training reads the two between."""
+    total = x + skip
+    if bias is not None:
+        total = total + bias
+    y = F.layer_norm(total, list(gamma.shape), gamma, beta, epsilon)
+    return y, None, None, total
 
 
 @op("FusedMatMul", domain=MICROSOFT)
@@ -67,9 +69,13 @@ def fused_matmul(
     transBatchA: int = 0,  # noqa: N803 - ONNX's names
     transBatchB: int = 0,  # noqa: N803 - ONNX's names
 ) -> Tensor:
-    a, b = (
-        x.movedim(0, -2) if batch else x
-        for x, batch in ((a, transBatchA), (b, transBatchB))
-    )
-    a, b = (x.mT if turn else x for x, turn in ((a, transA), (b, transB)))
-    return torch.matmul(a, b) * alpha
+    left = _turned(a, transBatchA, transA)
+    right = _turned(b, transBatchB, transB)
+    return torch.matmul(left, right) * alpha
+
+
+def _turned(x: Tensor, batch: int, matrix: int) -> Tensor:
+    """Put a leading dim of rows behind the batch dims, then transpose, as far as is asked."""
+    if batch:
+        x = x.movedim(0, -2)
+    return x.mT if matrix else x

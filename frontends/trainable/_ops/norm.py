@@ -9,6 +9,7 @@ import torch
 from torch.nn import functional as F  # noqa: N812 - torch's own convention
 
 from .._registry import Call, op
+from .conv import by_channel
 
 Tensor = Any
 
@@ -21,13 +22,14 @@ def _fixed_batch_norm(
     variance: Tensor,
     epsilon: float,
 ) -> Tensor:
-    """With the graph's own statistics. Those may be computed (standardized weights), and then take
-    gradients.
-    """
+    """Normalize with the graph's own statistics."""
     if mean.requires_grad or variance.requires_grad:
-        shape = (-1, *(1,) * (x.ndim - 2))
+        # Statistics that the graph computes, as of standardized weights, take gradients;
+        # torch's kernel gives them none.
+        dims = x.ndim - 2
         factor = scale * torch.rsqrt(variance + epsilon)
-        return (x - mean.reshape(shape)) * factor.reshape(shape) + bias.reshape(shape)
+        centered = x - by_channel(mean, dims)
+        return centered * by_channel(factor, dims) + by_channel(bias, dims)
     return F.batch_norm(x, mean, variance, scale, bias, False, 0.0, epsilon)
 
 
@@ -40,20 +42,21 @@ def _batch_norm(
     epsilon: float,
     momentum: float,
 ) -> tuple[Tensor, ...]:
-    """With the batch's statistics; the running ones move towards them.
-
-    They come out of the kernel that normalizes: asked for on their own they take ten times as long
-    as it does.
-    """
+    """Normalize with the batch's statistics; the running ones move towards them."""
+    # The kernel that normalizes gives its statistics too: asked for on their own they
+    # take ten times as long as it does.
     y, batch_mean, inverse = torch.native_batch_norm(
         x, scale, bias, None, None, True, 0.0, epsilon
     )
     batch_variance = (inverse.square().reciprocal() - epsilon).clamp_min(0)
-    moved = [
-        running * momentum + now.to(running.dtype) * (1 - momentum)
-        for running, now in ((mean, batch_mean), (variance, batch_variance))
-    ]
-    return y, *moved
+    new_mean = _moved(mean, batch_mean, momentum)
+    new_variance = _moved(variance, batch_variance, momentum)
+    return y, new_mean, new_variance
+
+
+def _moved(running: Tensor, now: Tensor, momentum: float) -> Tensor:
+    """Return a running statistic after a batch; `momentum` is the share that stays."""
+    return running * momentum + now.to(running.dtype) * (1 - momentum)
 
 
 @op("BatchNormalization", many=True)
@@ -116,11 +119,14 @@ def layer_norm(
     shape = list(x.shape[axis:])
     if call.wanted == 1 and list(scale.shape) == shape:
         return (F.layer_norm(x, shape, scale, bias, epsilon),)
+    # torch's kernel gives no statistics, and takes no scale that broadcasts
     over = tuple(range(axis, x.ndim))
     variance, mean = torch.var_mean(x, dim=over, correction=0, keepdim=True)
     inverse = torch.rsqrt(variance + epsilon)
     y = (x - mean) * inverse * scale
-    return (y if bias is None else y + bias), mean, inverse
+    if bias is not None:
+        y = y + bias
+    return y, mean, inverse
 
 
 @op("RMSNormalization")
@@ -133,7 +139,8 @@ def rms_norm(
     stash_type: int = 1,
 ) -> Tensor:
     over = tuple(range(axis % x.ndim, x.ndim))
-    return x * torch.rsqrt(x.square().mean(dim=over, keepdim=True) + epsilon) * scale
+    mean_square = x.square().mean(dim=over, keepdim=True)
+    return x * torch.rsqrt(mean_square + epsilon) * scale
 
 
 @op("GroupNormalization", 18)
@@ -141,14 +148,10 @@ def group_norm_by_group(
     x: Tensor, scale: Tensor, bias: Tensor, *, num_groups: int, epsilon: float = 1e-5
 ) -> Tensor:
     """Opset 18: one scale a group."""
-    each = x.shape[1] // num_groups
-    return F.group_norm(
-        x,
-        num_groups,
-        scale.repeat_interleave(each),
-        bias.repeat_interleave(each),
-        epsilon,
-    )
+    channels_each = x.shape[1] // num_groups
+    scales = scale.repeat_interleave(channels_each)
+    biases = bias.repeat_interleave(channels_each)
+    return F.group_norm(x, num_groups, scales, biases, epsilon)
 
 
 @op("GroupNormalization", 21)
@@ -168,8 +171,11 @@ def group_norm(
 def local_response_norm(
     x: Tensor, *, size: int, alpha: float = 1e-4, beta: float = 0.75, bias: float = 1.0
 ) -> Tensor:
+    # torch's own puts the odd neighbour of an even size on the other side
     before = (size - 1) // 2
-    squares = F.pad(x.square(), [0, 0] * (x.ndim - 2) + [before, size - 1 - before])
+    after = size - 1 - before
+    pads = [0, 0] * (x.ndim - 2) + [before, after]
+    squares = F.pad(x.square(), pads)
     total = squares.unfold(1, size, 1).sum(-1)
     return x / (bias + alpha / size * total) ** beta
 
@@ -178,4 +184,5 @@ def local_response_norm(
 def lp_norm(x: Tensor, *, axis: int = -1, p: int = 2) -> Tensor:
     """Zero where the norm is."""
     norm = torch.linalg.vector_norm(x, p, axis, keepdim=True)
-    return x / norm.masked_fill(norm == 0, math.inf)
+    divisor = norm.masked_fill(norm == 0, math.inf)
+    return x / divisor

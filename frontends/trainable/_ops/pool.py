@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch.nn import functional as F  # noqa: N812 - torch's own convention
 
 from .._registry import Call, op
-from .conv import same_pads, torch_pads
+from .conv import SAME, ceil_divided, same_pads, torch_pads
 
 Tensor = Any
 _MAX = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
@@ -18,8 +19,9 @@ _AVERAGE = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
 
 
 class Windows:
-    """Where windows of a pool lie: kernel, strides, dilations, ONNX pads, with what `ceil_mode`
-    adds at the ends.
+    """Places of a pool's windows: kernel, strides, dilations and ONNX pads, all of each dim.
+
+    `extra`: what `ceil_mode` adds at the ends.
     """
 
     def __init__(
@@ -33,43 +35,70 @@ class Windows:
         ceil: int,
     ) -> None:
         dims = len(kernel)
-        self.kernel, self.dims = kernel, dims
-        self.strides, self.dilations = strides or [1] * dims, dilations or [1] * dims
+        self.kernel = kernel
+        self.dims = dims
+        self.strides = strides or [1] * dims
+        self.dilations = dilations or [1] * dims
         sizes = x.shape[2:]
-        if auto_pad in ("SAME_UPPER", "SAME_LOWER"):
-            pads = same_pads(
-                sizes, kernel, self.strides, self.dilations, auto_pad == "SAME_UPPER"
-            )
-        self.pads = pads if pads and auto_pad != "VALID" else [0] * (2 * dims)
-        self.extra = [self._extra(i, sizes[i]) if ceil else 0 for i in range(dims)]
+        if auto_pad in SAME:
+            upper = auto_pad == "SAME_UPPER"
+            pads = same_pads(sizes, kernel, self.strides, self.dilations, upper)
+        if not pads or auto_pad == "VALID":
+            pads = [0] * (2 * dims)
+        self.pads = pads
+        self.extra = [0] * dims
+        if ceil:
+            self.extra = [self._extra(dim, sizes[dim]) for dim in range(dims)]
+
+    @property
+    def begins(self) -> list[int]:
+        """Pads at the begin of each dim."""
+        return self.pads[: self.dims]
+
+    @property
+    def ends(self) -> list[int]:
+        """Pads at the end of each dim."""
+        return self.pads[self.dims :]
+
+    @property
+    def symmetric(self) -> bool:
+        """True if torch's own padding does: both ends alike, and at most half a window."""
+        if self.begins != self.ends or any(self.extra):
+            return False
+        sizes = zip(self.begins, self.kernel, strict=True)
+        return all(2 * pad <= k for pad, k in sizes)
 
     def _extra(self, dim: int, size: int) -> int:
-        """Positions past the end that the last window needs; one that would start in the end
-        padding is left out.
-        """
-        begin, end = self.pads[dim], self.pads[dim + self.dims]
-        span = self.dilations[dim] * (self.kernel[dim] - 1) + 1
+        """Return how many positions past the end the last window needs."""
+        begin = self.begins[dim]
+        padded = begin + size + self.ends[dim]
         stride = self.strides[dim]
-        count = -(-(size + begin + end - span) // stride) + 1
+        span = self.dilations[dim] * (self.kernel[dim] - 1) + 1
+        count = ceil_divided(padded - span, stride) + 1
+        # a window that would start in the padding at the end is left out
         if (count - 1) * stride >= size + begin:
             count -= 1
-        return max((count - 1) * stride + span - (size + begin + end), 0)
+        covered = (count - 1) * stride + span
+        return max(covered - padded, 0)
 
     def padded(self, x: Tensor, value: float, extra: bool = True) -> Tensor:
-        """The input with its pads filled with `value`."""
-        ends = [
-            p + (e if extra else 0)
-            for p, e in zip(self.pads[self.dims :], self.extra, strict=True)
-        ]
-        pads = self.pads[: self.dims] + ends
-        return F.pad(x, torch_pads(pads), value=value) if any(pads) else x
+        """Return the input with its pads filled with `value`, and what `ceil_mode` adds too."""
+        ends = self.ends
+        if extra:
+            pairs = zip(self.ends, self.extra, strict=True)
+            ends = [end + more for end, more in pairs]
+        pads = self.begins + ends
+        if not any(pads):
+            return x
+        return F.pad(x, torch_pads(pads), value=value)
 
     def views(self, x: Tensor) -> Tensor:
-        """(N, C, *positions, prod(kernel)): what each window sees of an input padded already."""
-        for dim, (k, s, d) in enumerate(
-            zip(self.kernel, self.strides, self.dilations, strict=True)
-        ):
-            x = x.unfold(dim + 2, d * (k - 1) + 1, s)[..., ::d]
+        """(N, C, *positions, prod(kernel)): windows of an input that is padded already."""
+        for dim in range(self.dims):
+            dilation = self.dilations[dim]
+            span = dilation * (self.kernel[dim] - 1) + 1
+            windows = x.unfold(dim + 2, span, self.strides[dim])
+            x = windows[..., ::dilation]
         return x.flatten(-self.dims)
 
 
@@ -87,59 +116,48 @@ def max_pool(
     call: Call,
 ) -> tuple[Tensor, ...]:
     windows = Windows(x, kernel_shape, strides, pads, dilations, auto_pad, ceil_mode)
-    floating = x if x.is_floating_point() else x.float()
-    half = windows.dims
-    fits = all(
-        2 * p <= k for p, k in zip(windows.pads, windows.kernel * 2, strict=True)
-    )
-    plain = (
-        windows.pads[:half] == windows.pads[half:] and not any(windows.extra) and fits
-    )
-    padded = floating if plain else windows.padded(floating, -math.inf)
-    padding = windows.pads[:half] if plain else [0] * half
-    pool = _MAX[half]
+    # torch pools no integers
+    padded = x if x.is_floating_point() else x.float()
+    padding = windows.begins
+    if not windows.symmetric:
+        padded = windows.padded(padded, -math.inf)
+        padding = [0] * windows.dims
+    pool = _MAX[windows.dims]
+    kernel = windows.kernel
+    strides = windows.strides
+    dilations = windows.dilations
     if call.wanted == 1:
-        return (
-            pool(
-                padded, windows.kernel, windows.strides, padding, windows.dilations
-            ).to(x.dtype),
-        )
-    y, where = pool(
-        padded,
-        windows.kernel,
-        windows.strides,
-        padding,
-        windows.dilations,
-        return_indices=True,
-    )
+        y = pool(padded, kernel, strides, padding, dilations)
+        return (y.to(x.dtype),)
+    y, where = pool(padded, kernel, strides, padding, dilations, return_indices=True)
     return y.to(x.dtype), _positions(where, x, padded, windows, storage_order)
 
 
 def _positions(
     where: Tensor, x: Tensor, padded: Tensor, windows: Windows, column_major: int
 ) -> Tensor:
-    """Indices into one padded plane as ONNX indices into the whole of `x`."""
-    begins = (
-        [p - 0 for p in windows.pads[: windows.dims]]
-        if padded is not x and padded.shape != x.shape
-        else None
-    )
+    """Turn indices into one padded plane into ONNX indices into the whole of `x`."""
     coordinates = []
     for size in reversed(padded.shape[2:]):
         coordinates.append(where % size)
         where = where // size
     coordinates.reverse()
-    if begins is not None:
-        coordinates = [c - b for c, b in zip(coordinates, begins, strict=True)]
+    # torch does not count the padding that it adds itself
+    if padded.shape != x.shape:
+        pairs = zip(coordinates, windows.begins, strict=True)
+        coordinates = [coordinate - begin for coordinate, begin in pairs]
     sizes = list(x.shape[2:])
-    order = range(len(sizes))
-    index, step = torch.zeros_like(where), 1
-    for dim in order if column_major else reversed(order):
+    order = list(range(len(sizes)))
+    if not column_major:
+        order.reverse()
+    index = torch.zeros_like(where)
+    step = 1
+    for dim in order:
         index = index + coordinates[dim] * step
         step *= sizes[dim]
-    planes = torch.arange(x.shape[0] * x.shape[1], device=x.device).reshape(
-        x.shape[0], x.shape[1], *(1,) * len(sizes)
-    )
+    batch, channels = x.shape[:2]
+    planes = torch.arange(batch * channels, device=x.device)
+    planes = planes.reshape(batch, channels, *(1,) * len(sizes))
     return index + planes * step
 
 
@@ -156,26 +174,20 @@ def average_pool(
     strides: list[int] | None = None,
 ) -> Tensor:
     windows = Windows(x, kernel_shape, strides, pads, dilations, auto_pad, ceil_mode)
-    half = windows.dims
-    dilated = any(d != 1 for d in windows.dilations)
-    fits = all(
-        2 * p <= k for p, k in zip(windows.pads, windows.kernel * 2, strict=True)
-    )
-    if (
-        not dilated
-        and windows.pads[:half] == windows.pads[half:]
-        and not any(windows.extra)
-        and fits
-    ):
+    dilated = any(dilation != 1 for dilation in windows.dilations)
+    if not dilated and windows.symmetric:
+        ceil = False
         include = bool(count_include_pad)
-        return _AVERAGE[half](
-            x, windows.kernel, windows.strides, windows.pads[:half], False, include
-        )
+        pool = _AVERAGE[windows.dims]
+        return pool(x, windows.kernel, windows.strides, windows.begins, ceil, include)
+    # What is counted: elements, and pads if they are included, but never what
+    # `ceil_mode` adds behind them.
     ones = torch.ones_like(x[:1, :1])
     ones = windows.padded(ones, 1.0 if count_include_pad else 0.0, extra=False)
-    tail = [e for e in reversed(windows.extra) for e in (0, e)]
+    tail = torch_pads([0] * windows.dims + windows.extra)
     counts = windows.views(F.pad(ones, tail)).sum(-1)
-    return windows.views(windows.padded(x, 0.0)).sum(-1) / counts
+    sums = windows.views(windows.padded(x, 0.0)).sum(-1)
+    return sums / counts
 
 
 @op("LpPool")
@@ -191,7 +203,9 @@ def lp_pool(
     strides: list[int] | None = None,
 ) -> Tensor:
     windows = Windows(x, kernel_shape, strides, pads, dilations, auto_pad, ceil_mode)
-    return windows.views(windows.padded(x.abs(), 0.0)).pow(p).sum(-1).pow(1.0 / p)
+    padded = windows.padded(x.abs(), 0.0)
+    powers = windows.views(padded).pow(p)
+    return powers.sum(-1).pow(1.0 / p)
 
 
 def _spatial(x: Tensor) -> tuple[int, ...]:
@@ -210,7 +224,8 @@ def global_max_pool(x: Tensor) -> Tensor:
 
 @op("GlobalLpPool")
 def global_lp_pool(x: Tensor, *, p: float = 2) -> Tensor:
-    return x.abs().pow(p).sum(dim=_spatial(x), keepdim=True).pow(1.0 / p)
+    powers = x.abs().pow(p)
+    return powers.sum(dim=_spatial(x), keepdim=True).pow(1.0 / p)
 
 
 @op("MaxUnpool", host=(2,))
@@ -227,29 +242,18 @@ def max_unpool(
     for.
     """
     dims = len(kernel_shape)
-    strides, pads = strides or [1] * dims, pads or [0] * (2 * dims)
-    implied = [
-        (n - 1) * s - pads[i] - pads[i + dims] + k
-        for i, (n, s, k) in enumerate(
-            zip(x.shape[2:], strides, kernel_shape, strict=True)
-        )
-    ]
-    full = [*x.shape[:2], *implied]
-    y = (
-        x.new_zeros(math.prod(full))
-        .scatter(0, indices.reshape(-1), x.reshape(-1))
-        .reshape(full)
-    )
+    strides = strides or [1] * dims
+    pads = pads or [0] * (2 * dims)
+    full = list(x.shape[:2])
+    for dim in range(dims):
+        covered = (x.shape[dim + 2] - 1) * strides[dim] + kernel_shape[dim]
+        full.append(covered - pads[dim] - pads[dim + dims])
+    zeros = x.new_zeros(math.prod(full))
+    y = zeros.scatter(0, indices.reshape(-1), x.reshape(-1)).reshape(full)
     if shape is None or list(shape) == full:
         return y
-    return F.pad(
-        y,
-        [
-            pad
-            for new, old in zip(reversed(shape), reversed(full), strict=True)
-            for pad in (0, new - old)
-        ],
-    )
+    growth = [new - old for new, old in zip(shape, full, strict=True)]
+    return F.pad(y, torch_pads([0] * len(full) + growth))
 
 
 @op("RoiAlign", 10)
@@ -264,17 +268,8 @@ def roi_align_10(
     sampling_ratio: int = 0,
     spatial_scale: float = 1.0,
 ) -> Tensor:
-    return _roi_align(
-        x,
-        rois,
-        batch,
-        mode,
-        output_height,
-        output_width,
-        sampling_ratio,
-        spatial_scale,
-        0.0,
-    )
+    bins = Bins(mode, output_height, output_width, sampling_ratio)
+    return _roi_align(x, rois, batch, bins, spatial_scale, 0.0)
 
 
 @op("RoiAlign", 16)
@@ -290,80 +285,94 @@ def roi_align(
     sampling_ratio: int = 0,
     spatial_scale: float = 1.0,
 ) -> Tensor:
+    bins = Bins(mode, output_height, output_width, sampling_ratio)
     offset = 0.5 if coordinate_transformation_mode == "half_pixel" else 0.0
-    return _roi_align(
-        x,
-        rois,
-        batch,
-        mode,
-        output_height,
-        output_width,
-        sampling_ratio,
-        spatial_scale,
-        offset,
-    )
+    return _roi_align(x, rois, batch, bins, spatial_scale, offset)
+
+
+@dataclass(frozen=True)
+class Bins:
+    """Bins of a box: how many, samples a side of each (0: one a pixel), and how they are pooled."""
+
+    mode: str
+    height: int
+    width: int
+    sampling: int
+
+    def samples(self, side: Tensor, bins: int) -> int:
+        """Return the samples of a bin along a side of the box."""
+        return self.sampling or math.ceil(float(side) / bins)
 
 
 def _roi_align(
-    x: Tensor,
-    rois: Tensor,
-    batch: Tensor,
-    mode: str,
-    height: int,
-    width: int,
-    sampling: int,
-    scale: float,
-    offset: float,
+    x: Tensor, rois: Tensor, batch: Tensor, bins: Bins, scale: float, offset: float
 ) -> Tensor:
-    """One box at a time: bilinear samples of a grid within each bin, averaged or maximal."""
+    """Pool one box at a time: bilinear samples of a grid within each bin, averaged or maximal."""
     pooled = []
     for roi, image in zip(rois, batch.tolist(), strict=True):
         left, top, right, bottom = (roi * scale - offset).unbind()
-        across, down = right - left, bottom - top
+        across = right - left
+        down = bottom - top
         if offset == 0.0:
-            across, down = across.clamp(min=1.0), down.clamp(min=1.0)
-        rows, columns = (
-            sampling or math.ceil(float(side) / bins)
-            for side, bins in ((down, height), (across, width))
-        )
-        y = top + (torch.arange(height * rows, device=x.device) + 0.5) * down / (
-            height * rows
-        )
-        z = left + (torch.arange(width * columns, device=x.device) + 0.5) * across / (
-            width * columns
-        )
-        corners = _bilinear_corners(x[image], y, z)
-        if mode == "avg":
-            grid = torch.stack(corners).sum(0)
-            pooled.append(
-                grid.reshape(-1, height, rows, width, columns).mean(dim=(2, 4))
-            )
-        else:
-            best = torch.stack(corners).amax(0)
-            pooled.append(
-                best.reshape(-1, height, rows, width, columns).amax(dim=(2, 4))
-            )
-    return torch.stack(pooled) if pooled else x.new_zeros(0, x.shape[1], height, width)
+            # the older form has no boxes below one pixel
+            across = across.clamp(min=1.0)
+            down = down.clamp(min=1.0)
+        rows = bins.samples(down, bins.height)
+        columns = bins.samples(across, bins.width)
+        y = _sampled(top, down, bins.height * rows)
+        z = _sampled(left, across, bins.width * columns)
+        corners = torch.stack(_bilinear_corners(x[image], y, z))
+        # by ONNX the largest of the weighted neighbours counts, not of the interpolated samples
+        averages = bins.mode == "avg"
+        values = corners.sum(0) if averages else corners.amax(0)
+        grid = values.reshape(-1, bins.height, rows, bins.width, columns)
+        box = grid.mean(dim=(2, 4)) if averages else grid.amax(dim=(2, 4))
+        pooled.append(box)
+    if not pooled:
+        return x.new_zeros(0, x.shape[1], bins.height, bins.width)
+    return torch.stack(pooled)
+
+
+def _sampled(start: Tensor, length: Tensor, count: int) -> Tensor:
+    """Return the middles of `count` equal parts of a length."""
+    middles = torch.arange(count, device=start.device) + 0.5
+    return start + middles * length / count
 
 
 def _bilinear_corners(plane: Tensor, y: Tensor, x: Tensor) -> list[Tensor]:
-    """The four weighted neighbours of every (y, x) of a grid; samples more than one pixel outside
-    count zero.
+    """Return the four weighted neighbours of every (y, x) of a grid.
+
+    Samples more than one pixel outside count zero.
     """
-    (y0, y1, fy, in_y), (x0, x1, fx, in_x) = (
-        _neighbours(y, plane.shape[1]),
-        _neighbours(x, plane.shape[2]),
-    )
-    inside = (in_y[:, None] & in_x[None, :]).to(plane.dtype)
-    corners = itertools.product(((y0, 1 - fy), (y1, fy)), ((x0, 1 - fx), (x1, fx)))
-    return [
-        plane[:, r][:, :, c] * (wr[:, None] * wc[None, :] * inside)
-        for (r, wr), (c, wc) in corners
-    ]
+    rows = _neighbours(y, plane.shape[1])
+    columns = _neighbours(x, plane.shape[2])
+    inside = (rows.inside[:, None] & columns.inside[None, :]).to(plane.dtype)
+    corners = []
+    for (r, row_weight), (c, column_weight) in itertools.product(
+        rows.weighted(), columns.weighted()
+    ):
+        weight = row_weight[:, None] * column_weight[None, :] * inside
+        corners.append(plane[:, r][:, :, c] * weight)
+    return corners
 
 
-def _neighbours(at: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+@dataclass(frozen=True)
+class Neighbours:
+    """Indices below and above places of an axis, the fraction between, and what lies inside."""
+
+    low: Tensor
+    high: Tensor
+    fraction: Tensor
+    inside: Tensor
+
+    def weighted(self) -> list[tuple[Tensor, Tensor]]:
+        """Return both indices, each with its weight."""
+        return [(self.low, 1 - self.fraction), (self.high, self.fraction)]
+
+
+def _neighbours(at: Tensor, size: int) -> Neighbours:
     inside = (at >= -1.0) & (at <= size)
     at = at.clamp(0, size - 1)
     low = at.floor().long()
-    return low, (low + 1).clamp(max=size - 1), at - low, inside
+    high = (low + 1).clamp(max=size - 1)
+    return Neighbours(low, high, at - low, inside)

@@ -1,5 +1,4 @@
-"""Quantization with straight-through gradients: what QuantizeLinear gives stays a float on its
-grid.
+"""Quantization with straight-through gradients: codes that train stay floats on their grid.
 
 The gradient of rounding is one, that of clipping zero outside the range; both together give a scale
 that is trained the gradient of LSQ. Source: Esser et al., Learned Step Size Quantization, ICLR 2020
@@ -18,7 +17,7 @@ from ....passes._core.saturation import LARGEST_CODE, PAIR_LIMIT, KernelPairs
 from .._dtypes import RANGES, carrier
 from .._registry import Call, op
 from .cast import small_float
-from .conv import conv
+from .conv import by_channel, conv
 
 Tensor = Any
 D = ir.DataType
@@ -37,20 +36,24 @@ class _Round(torch.autograd.Function):  # type: ignore[misc]  # torch comes with
 
 
 def on_grid(x: Tensor, low: float, high: float, step: float = 1.0) -> Tensor:
-    """The nearest of low, low + step … high, straight through; at the ends gradients pass. Halves
-    go to even, on wider grids up (a sign of zero is +1).
+    """Round to the nearest of low, low + step … high, straight through; at the ends gradients pass.
+
+    Halves go to even, on wider grids up (a sign of zero is +1).
     """
     if step == 1.0:
         result: Tensor = _Round.apply(x).clamp(low, high)
         return result
     level = (x - low) / step
-    return (low + step * _HalfUp.apply(level)).clamp(low, high)
+    rounded = low + step * _HalfUp.apply(level)
+    return rounded.clamp(low, high)
 
 
 @dataclass(frozen=True)
 class PairLimit:
-    """Codes of a weight that may not saturate integer kernels: which columns of its rows meet, and
-    its channel axis.
+    """Pairs of columns whose codes may not saturate integer kernels.
+
+    `axis`: output channels of the weight; its other axes, flattened in order, are the columns.
+    `first`, `second`: the two columns of each pair.
     """
 
     axis: int
@@ -59,34 +62,43 @@ class PairLimit:
 
     @classmethod
     def of(cls, axis: int, pairs: KernelPairs) -> PairLimit:
-        sides = (
-            side if isinstance(side, slice) else torch.from_numpy(side)
-            for side in (pairs.first, pairs.second)
-        )
-        return cls(axis, *sides)
+        """Make the limit of a layer's pairs, for tensors."""
+        return cls(axis, _columns(pairs.first), _columns(pairs.second))
+
+
+def _columns(side: Any) -> Any:
+    """Return one side of pairs as an index of tensors; slices serve as they are."""
+    return side if isinstance(side, slice) else torch.from_numpy(side)
 
 
 def within_limit(x: Tensor, code: Tensor, limit: PairLimit) -> Tensor:
-    """The codes of `x`, pairs beyond the limit cut with the least squared error; straight
-    through.
+    """Return the codes of `x`, pairs beyond the limit cut with the least squared error.
+
+    Gradients pass straight through.
     """
     result: Tensor = _WithinLimit.apply(code, x, limit)
     return result
 
 
 class _WithinLimit(torch.autograd.Function):  # type: ignore[misc]  # torch comes without types here
-    """What `keep_within` of passes/_core/saturation.py does to arrays; the gradient passes."""
+    """Does to tensors what `keep_within` of passes/_core/saturation.py does to arrays."""
 
     @staticmethod
     def forward(context: Any, code: Tensor, x: Tensor, limit: PairLimit) -> Tensor:
         kept = code.clone()
-        rows, exact = (t.movedim(limit.axis, 0).flatten(1) for t in (kept, x.detach()))
-        a, b = rows[:, limit.first], rows[:, limit.second]
+        # A view, through which `kept` changes: weights of convolutions (axis 0) and
+        # matrices flatten without a copy.
+        rows = kept.movedim(limit.axis, 0).flatten(1)
+        exact = x.detach().movedim(limit.axis, 0).flatten(1)
+        a = rows[:, limit.first]
+        b = rows[:, limit.second]
+        # codes of opposite signs cancel, and saturate nothing
         over = (a * b > 0) & (a.abs() + b.abs() > PAIR_LIMIT)
-        larger, other = exact[:, limit.first].abs(), exact[:, limit.second].abs()
-        share = (
-            (larger - (larger + other - PAIR_LIMIT) / 2).round().clamp(1, LARGEST_CODE)
-        )
+        first = exact[:, limit.first].abs()
+        second = exact[:, limit.second].abs()
+        # both give way by the same amount: the least squared error
+        excess = first + second - PAIR_LIMIT
+        share = (first - excess / 2).round().clamp(1, LARGEST_CODE)
         rows[:, limit.first] = torch.where(over, a.sign() * share, a)
         rows[:, limit.second] = torch.where(over, b.sign() * (PAIR_LIMIT - share), b)
         return kept
@@ -97,8 +109,9 @@ class _WithinLimit(torch.autograd.Function):  # type: ignore[misc]  # torch come
 
 
 def softened(x: Tensor, code: Tensor, rounding: Tensor) -> Tensor:
-    """Between a weight and its code: the first at 0, the second at 1. Source: alpha-blending,
-    arXiv:1903.01061.
+    """Blend a weight with its code: the weight at 0, the code at 1.
+
+    Source: alpha-blending, arXiv:1903.01061.
     """
     return x + (code - x) * rounding
 
@@ -116,8 +129,9 @@ class _HalfUp(torch.autograd.Function):  # type: ignore[misc]  # torch comes wit
 
 
 class _Codes(torch.autograd.Function):  # type: ignore[misc]  # torch comes without types here
-    """round(x / scale) + shift, clipped; as few passes over memory as that takes. Only `x` has a
-    gradient.
+    """round(x / scale) + shift, clipped, in as few passes over memory as that takes.
+
+    Only `x` has a gradient.
     """
 
     @staticmethod
@@ -130,7 +144,8 @@ class _Codes(torch.autograd.Function):  # type: ignore[misc]  # torch comes with
         high: float,
     ) -> Tensor:
         codes = (x / scale).round_().add_(shift)
-        context.save_for_backward((codes >= low).logical_and_(codes <= high), scale)
+        inside = (codes >= low).logical_and_(codes <= high)
+        context.save_for_backward(inside, scale)
         return codes.clamp_(low, high)
 
     @staticmethod
@@ -138,29 +153,35 @@ class _Codes(torch.autograd.Function):  # type: ignore[misc]  # torch comes with
         context: Any, gradient: Tensor
     ) -> tuple[Tensor, None, None, None, None]:
         inside, scale = context.saved_tensors
-        return (gradient * inside).div_(scale), None, None, None, None
+        of_x = (gradient * inside).div_(scale)
+        return of_x, None, None, None, None
 
 
 def spread(parameter: Tensor, x: Tensor, axis: int, block: int = 0) -> Tensor:
-    """A scale or zero point in the rank of `x`: one for all, one a channel of `axis`, or one a
-    block along it.
+    """Reshape a scale or zero point to broadcast over `x`.
+
+    There is one for all, one a channel of `axis`, or one a block along it.
     """
-    if parameter.ndim == 0 or (parameter.numel() == 1 and parameter.ndim <= 1):
+    if parameter.ndim <= 1 and parameter.numel() == 1:
         return parameter.reshape(())
     if parameter.ndim == 1 and x.ndim != 1:
-        return parameter.reshape(-1, *(1,) * (x.ndim - axis % x.ndim - 1))
+        return by_channel(parameter, x.ndim - axis % x.ndim - 1)
     if block:
-        return parameter.repeat_interleave(block, axis).narrow(axis, 0, x.shape[axis])
+        # the last block may be cut short by the end of the axis
+        repeated = parameter.repeat_interleave(block, axis)
+        return repeated.narrow(axis, 0, x.shape[axis])
     return parameter
 
 
-def eased(scale: Tensor, x: Tensor, highest: float) -> Tensor:
-    """A trained scale whose gradient is weighed by 1 / sqrt(elements * highest), as LSQ weighs
-    it.
+def lsq_scaled(scale: Tensor, x: Tensor, highest: float) -> Tensor:
+    """Return a trained scale whose gradient is weighed by 1 / sqrt(elements * highest).
+
+    `elements`: how many of `x` one scale serves. Source: LSQ, section 2.2.
     """
     if not scale.requires_grad:
         return scale
-    weight = (x.numel() / scale.numel() * highest) ** -0.5
+    elements = x.numel() / scale.numel()
+    weight = (elements * highest) ** -0.5
     fixed = scale.detach()
     return fixed + (scale - fixed) * weight
 
@@ -181,15 +202,18 @@ def quantize(
     target = call.outputs[0]
     assert target is not None
     if call.qat and target in RANGES:
-        scale = eased(scale, x, RANGES[target][1])
-    x, scale = x.to(scale.dtype), spread(scale, x, axis, block_size)
+        _, highest = RANGES[target]
+        scale = lsq_scaled(scale, x, highest)
+    x = x.to(scale.dtype)
+    scale = spread(scale, x, axis, block_size)
     if target not in RANGES:
         return small_float(x / scale, target, bool(saturate))
+    low, high = RANGES[target]
     shift = 0 if zero is None else spread(zero, x, axis, block_size)
     if scale.requires_grad:
-        codes = (_Round.apply(x / scale) + shift).clamp(*RANGES[target])
+        codes = (_Round.apply(x / scale) + shift).clamp(low, high)
     else:
-        codes = _Codes.apply(x, scale, shift, *RANGES[target])
+        codes = _Codes.apply(x, scale, shift, low, high)
     return codes if call.qat else codes.to(carrier(target))
 
 
@@ -205,30 +229,41 @@ def dequantize(
     call: Call | None = None,
 ) -> Tensor:
     if call is not None and call.inputs[0] in RANGES:
-        scale = eased(scale, x, RANGES[call.inputs[0]][1])
+        _, highest = RANGES[call.inputs[0]]
+        scale = lsq_scaled(scale, x, highest)
+    # 32-bit codes are more than float32 has digits for
     wide = torch.float64 if x.dtype in (torch.int32, torch.float64) else scale.dtype
-    codes, scale = x.to(wide), spread(scale, x, axis, block_size)
+    codes = x.to(wide)
+    scale = spread(scale, x, axis, block_size)
     if zero is None:
         return (codes * scale).to(scale.dtype)
     codes = codes - spread(zero, x, axis, block_size)
-    return (codes * scale if scale.requires_grad else codes.mul_(scale)).to(scale.dtype)
+    # the difference is new, so that it may be overwritten unless the scale's gradient needs it
+    values = codes * scale if scale.requires_grad else codes.mul_(scale)
+    return values.to(scale.dtype)
 
 
 @op("DynamicQuantizeLinear", many=True)
 def dynamic_quantize(x: Tensor, *, call: Call) -> tuple[Tensor, ...]:
     """To uint8 over the range of `x`, zero included; range and zero point take no gradient."""
-    low, high = x.detach().amin().clamp(max=0.0), x.detach().amax().clamp(min=0.0)
+    exact = x.detach()
+    low = exact.amin().clamp(max=0.0)
+    high = exact.amax().clamp(min=0.0)
     scale = (high - low) / 255
+    # all zeros have no range
     scale = torch.where(scale == 0, torch.ones_like(scale), scale)
     zero = (-low / scale).round().clamp(0, 255)
     codes = (_Round.apply(x / scale) + zero).clamp(0, 255)
-    return codes if call.qat else codes.to(torch.uint8), scale, zero.to(torch.uint8)
+    if not call.qat:
+        codes = codes.to(torch.uint8)
+    return codes, scale, zero.to(torch.uint8)
 
 
 def _shifted(x: Tensor, zero: Tensor | None, axis: int) -> Tensor:
-    """Codes less their zero point: exact in double where they are integers, in float32 where they
+    """Subtract the zero point from codes: in double where they are integers, as floats where they
     train.
     """
+    # products of 8 bits, summed, are exact in double and may not be in float32
     codes = x if x.is_floating_point() else x.double()
     return codes if zero is None else codes - spread(zero, x, axis)
 
@@ -238,7 +273,7 @@ def _integers(y: Tensor, trained: bool) -> Tensor:
 
 
 def _pair(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """Both in one float type."""
+    """Return both in one float type."""
     dtype = torch.promote_types(a.dtype, b.dtype)
     return a.to(dtype), b.to(dtype)
 
@@ -247,15 +282,19 @@ def _pair(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 def matmul_integer(
     a: Tensor, b: Tensor, a_zero: Tensor | None = None, b_zero: Tensor | None = None
 ) -> Tensor:
-    if a_zero is not None and a_zero.ndim == 1 and a_zero.numel() > 1:
-        a_zero = a_zero[:, None]
-    left = (
-        _shifted(a, a_zero, -1)
-        if a_zero is None or a_zero.ndim < 2
-        else a.double() - a_zero
-    )
-    y = torch.matmul(*_pair(left, _shifted(b, b_zero, -1)))
+    left = _shifted_rows(a, a_zero)
+    right = _shifted(b, b_zero, -1)
+    y = torch.matmul(*_pair(left, right))
     return _integers(y, a.is_floating_point() or b.is_floating_point())
+
+
+def _shifted_rows(a: Tensor, zero: Tensor | None) -> Tensor:
+    """Subtract the zero points of a left matrix: one for all, or one a row."""
+    if zero is not None and zero.ndim == 1 and zero.numel() > 1:
+        zero = zero[:, None]
+    if zero is not None and zero.ndim >= 2:
+        return a.double() - zero
+    return _shifted(a, zero, -1)
 
 
 @op("ConvInteger", 10)
@@ -305,10 +344,9 @@ def qlinear_conv(
     strides: list[int] | None = None,
     call: Call,
 ) -> Tensor:
-    inputs, weights = (
-        dequantize(x, x_scale, x_zero),
-        dequantize(w, w_scale, w_zero, axis=0),
-    )
+    inputs = dequantize(x, x_scale, x_zero)
+    weights = dequantize(w, w_scale, w_zero, axis=0)
+    # the bias is stored in units of input scale x weight scale
     added = None if bias is None else bias * (x_scale * w_scale)
     y = conv(
         inputs,
@@ -336,9 +374,9 @@ def qlinear_matmul(
     *,
     call: Call,
 ) -> Tensor:
-    y = torch.matmul(_rows(a, a_scale, a_zero), dequantize(b, b_scale, b_zero, axis=-1))
+    # several scales are one a row on the left, one a column on the right
+    rows = -2 if a.ndim > 1 else -1
+    left = dequantize(a, a_scale, a_zero, axis=rows)
+    right = dequantize(b, b_scale, b_zero, axis=-1)
+    y = torch.matmul(left, right)
     return quantize(y, y_scale, y_zero, axis=-1, call=call)
-
-
-def _rows(a: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
-    return dequantize(a, scale, zero, axis=-2 if a.ndim > 1 else -1)

@@ -1,4 +1,4 @@
-"""Reductions, cumulative sums, and where the largest is."""
+"""Reductions, cumulative sums, and places of extremes."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ from .._registry import op
 
 Tensor = Any
 Reduction = Callable[[Any, tuple[int, ...], bool], Any]
+"""(x, axes, keep the axes with one element) -> reduced."""
 
 
 def _product(x: Tensor, axes: tuple[int, ...], keep: bool) -> Tensor:
+    # torch multiplies along one axis at a time; the last first, so that no other moves
     for axis in sorted((a % x.ndim for a in axes), reverse=True):
         x = x.prod(axis, keepdim=keep)
     return x
@@ -23,35 +25,38 @@ def _product(x: Tensor, axes: tuple[int, ...], keep: bool) -> Tensor:
 def _mean(x: Tensor, axes: tuple[int, ...], keep: bool) -> Tensor:
     if x.is_floating_point():
         return x.mean(axes, keepdim=keep)
-    return x.double().mean(axes, keepdim=keep).trunc().to(x.dtype)
+    mean = x.double().mean(axes, keepdim=keep)
+    return mean.trunc().to(x.dtype)
 
 
 def _extreme(reduce: Callable[..., Any], largest: bool) -> Reduction:
+    """Make a reduction to the largest or smallest, which torch refuses over no elements."""
+
     def apply(x: Tensor, axes: tuple[int, ...], keep: bool) -> Tensor:
-        if all(x.shape[a] for a in axes):
+        if all(x.shape[axis] for axis in axes):
             return reduce(x, axes, keep)
-        shape = [
-            1 if d in [a % x.ndim for a in axes] else n for d, n in enumerate(x.shape)
-        ]
-        if x.is_floating_point():
-            empty = -math.inf if largest else math.inf
-        else:
-            info = torch.iinfo(x.dtype) if x.dtype != torch.bool else None
-            empty = (
-                (0 if largest else 1)
-                if info is None
-                else info.min
-                if largest
-                else info.max
-            )
-        full = x.new_full(shape, empty)
+        shape = list(x.shape)
+        for axis in axes:
+            shape[axis] = 1
+        full = x.new_full(shape, _neutral(x.dtype, largest))
         return full if keep else full.squeeze(axes)
 
     return apply
 
 
+def _neutral(dtype: torch.dtype, largest: bool) -> float:
+    """Return the value that the largest (or smallest) of nothing is."""
+    if dtype == torch.bool:
+        return 0 if largest else 1
+    if dtype.is_floating_point:
+        return -math.inf if largest else math.inf
+    limits = torch.iinfo(dtype)
+    bound: int = limits.min if largest else limits.max
+    return bound
+
+
 def _typed(function: Reduction) -> Reduction:
-    """Torch widens integers in sums; ONNX does not."""
+    """Give the result the type of the input: torch widens integers in sums, ONNX does not."""
     return lambda x, axes, keep: function(x, axes, keep).to(x.dtype)
 
 
@@ -71,6 +76,7 @@ REDUCTIONS: dict[str, Reduction] = {
         lambda x, axes, keep: torch.logsumexp(_floating(x), axes, keepdim=keep)
     ),
 }
+"""Reductions by the name of their op."""
 
 
 def _floating(x: Tensor) -> Tensor:
@@ -82,16 +88,18 @@ def _root(x: Tensor) -> Tensor:
 
 
 def _declare(name: str, function: Reduction) -> None:
+    """Declare both forms of a reduction: axes as an attribute, and as an input."""
+
     @op(name)
     def by_attribute(
         x: Tensor, *, axes: list[int] | None = None, keepdims: int = 1
     ) -> Tensor:
-        return (
-            function(x, tuple(axes or range(x.ndim)), bool(keepdims))
-            if x.ndim
-            else function(x, (), False)
-        )
+        if not x.ndim:
+            return function(x, (), False)
+        chosen = tuple(axes or range(x.ndim))
+        return function(x, chosen, bool(keepdims))
 
+    # ReduceSum took its axes as an input long before the others
     @op(name, 13 if name == "ReduceSum" else 18, host=(1,))
     def by_input(
         x: Tensor,
@@ -102,15 +110,11 @@ def _declare(name: str, function: Reduction) -> None:
     ) -> Tensor:
         """Without axes everything is reduced, or only the elementwise part is done."""
         chosen = axes if isinstance(axes, list) or axes is None else [axes]
-        if not chosen:
-            if noop_with_empty_axes:
-                return function(x.unsqueeze(0), (0,), False)
-            chosen = list(range(x.ndim))
-        return (
-            function(x, tuple(chosen), bool(keepdims))
-            if x.ndim
-            else function(x.unsqueeze(0), (0,), False)
-        )
+        elementwise = not chosen and noop_with_empty_axes
+        if elementwise or not x.ndim:
+            # over a new axis of one element nothing but the elementwise part is left
+            return function(x.unsqueeze(0), (0,), False)
+        return function(x, tuple(chosen or range(x.ndim)), bool(keepdims))
 
 
 for _name, _function in REDUCTIONS.items():
@@ -118,16 +122,16 @@ for _name, _function in REDUCTIONS.items():
 
 
 def _place(x: Tensor, axis: int, keep: int, last: int, largest: bool) -> Tensor:
-    """Index of the first (or last) extreme element."""
-    x = x.to(torch.int64) if x.dtype == torch.bool else x
-    size = x.shape[axis]
+    """Return the index of the first (or last) extreme element."""
+    if x.dtype == torch.bool:
+        x = x.to(torch.int64)
+    # torch promises the first of equal elements, so the last is found from behind
     source = x.flip(axis) if last else x
-    index = (
-        source.argmax(axis, keepdim=bool(keep))
-        if largest
-        else source.argmin(axis, keepdim=bool(keep))
-    )
-    return size - 1 - index if last else index
+    find = source.argmax if largest else source.argmin
+    index = find(axis, keepdim=bool(keep))
+    if last:
+        index = x.shape[axis] - 1 - index
+    return index
 
 
 @op("ArgMax", gradient=False)
@@ -152,15 +156,23 @@ def _cumulative(
     function: Callable[..., Any],
     start: int,
 ) -> Tensor:
-    x = x.flip(axis) if reverse else x
+    """Accumulate along an axis.
+
+    `exclusive`: without the element itself, so that the first result is `start`. `reverse`: from
+    the end.
+    """
+    if reverse:
+        x = x.flip(axis)
     y = function(x, axis).to(x.dtype)
     if exclusive:
         first = torch.full_like(y.narrow(axis, 0, 1), start)
-        y = torch.cat([first, y.narrow(axis, 0, y.shape[axis] - 1)], axis)
+        rest = y.narrow(axis, 0, y.shape[axis] - 1)
+        y = torch.cat([first, rest], axis)
     return y.flip(axis) if reverse else y
 
 
 def _number(axis: int | list[int]) -> int:
+    """ONNX lets an axis be a number or a list of one."""
     return axis[0] if isinstance(axis, list) else axis
 
 

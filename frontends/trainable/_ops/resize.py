@@ -1,5 +1,7 @@
-"""Resampling: Resize in all its modes as one interpolation matrix an axis, and sampling by
-grids.
+"""Resampling: Resize in all its modes as one interpolation matrix an axis, and sampling by grids.
+
+Where the standard's own suite and ONNX Runtime differ (align_corners with scales), ONNX Runtime is
+followed: docs/decisions/2026-11-22-trainable-graphs.md.
 """
 
 from __future__ import annotations
@@ -12,15 +14,15 @@ import torch
 from torch.nn import functional as F  # noqa: N812 - torch's own convention
 
 from .._registry import op
+from .conv import by_channel
 
 Tensor = Any
+CROP = "tf_crop_and_resize"
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """Resize's attributes that say where an output element lies and what it takes from its
-    neighbours.
-    """
+    """Attributes of Resize: where an output element lies, and what it takes from its neighbours."""
 
     mode: str = "nearest"
     coordinates: str = "half_pixel"
@@ -41,10 +43,11 @@ def upsample_by_attribute(
 @op("Upsample", 9, host=(1,))
 @op("Resize", 10, host=(1,))
 def resize_10(x: Tensor, scales: list[float], *, mode: str = "nearest") -> Tensor:
+    """Before opset 11 there was one way to place elements."""
     sampling = Sampling(mode, "asymmetric", "floor")
-    return _resize(
-        x, sampling, list(range(x.ndim)), _scaled(x.shape, scales), scales, None
-    )
+    axes = list(range(x.ndim))
+    sizes = _scaled(x.shape, scales)
+    return _resize(x, sampling, axes, sizes, scales, None)
 
 
 @op("Resize", 11, host=(1, 2, 3))
@@ -64,7 +67,9 @@ def resize(
     mode: str = "nearest",
     nearest_mode: str = "round_prefer_floor",
 ) -> Tensor:
-    chosen = [a % x.ndim for a in axes] if axes else list(range(x.ndim))
+    chosen = list(range(x.ndim))
+    if axes:
+        chosen = [axis % x.ndim for axis in axes]
     sampling = Sampling(
         mode,
         coordinate_transformation_mode,
@@ -74,7 +79,7 @@ def resize(
         bool(exclude_outside),
         extrapolation_value,
     )
-    lengths = [x.shape[a] for a in chosen]
+    lengths = [x.shape[axis] for axis in chosen]
     if scales:
         out = _cropped(lengths, scales, roi, sampling)
     else:
@@ -84,30 +89,36 @@ def resize(
 
 
 def _scaled(lengths: Any, scales: list[float]) -> list[int]:
-    return [math.floor(n * s) for n, s in zip(lengths, scales, strict=True)]
+    pairs = zip(lengths, scales, strict=True)
+    return [math.floor(length * scale) for length, scale in pairs]
 
 
 def _cropped(
     lengths: list[int], scales: list[float], roi: list[float] | None, sampling: Sampling
 ) -> list[int]:
-    if sampling.coordinates != "tf_crop_and_resize" or not roi:
+    """Return the sizes that scales give; of a crop, those of its part."""
+    if sampling.coordinates != CROP or not roi:
         return _scaled(lengths, scales)
-    half = len(lengths)
-    return [
-        math.floor(n * (roi[i + half] - roi[i]) * s)
-        for i, (n, s) in enumerate(zip(lengths, scales, strict=True))
-    ]
+    # all starts, then all ends, as fractions of the axes
+    starts = roi[: len(lengths)]
+    ends = roi[len(lengths) :]
+    sizes = []
+    for length, start, end, scale in zip(lengths, starts, ends, scales, strict=True):
+        sizes.append(math.floor(length * (end - start) * scale))
+    return sizes
 
 
 def _fitted(
     lengths: list[int], sizes: list[int], policy: str
 ) -> tuple[list[float], list[int]]:
-    """Scales for wanted sizes; with a policy one scale for all axes."""
-    scales = [size / n for size, n in zip(sizes, lengths, strict=True)]
+    """Return scales for wanted sizes, and the sizes; with a policy one scale for all axes."""
+    scales = [size / length for size, length in zip(sizes, lengths, strict=True)]
     if policy == "stretch":
         return scales, sizes
     one = min(scales) if policy == "not_larger" else max(scales)
-    return [one] * len(lengths), [math.floor(one * n + 0.5) for n in lengths]
+    # halves go up; Python's round would send them to even
+    rounded = [math.floor(one * length + 0.5) for length in lengths]
+    return [one] * len(lengths), rounded
 
 
 def _resize(
@@ -118,62 +129,57 @@ def _resize(
     scales: list[float],
     roi: list[float] | None,
 ) -> Tensor:
+    """Resample one axis after another.
+
+    `axes`: those that change; `out`, `scales`: sizes and scales of these, `roi` their crop.
+    """
     fast = _fast(x, sampling, axes, out, scales)
     if fast is not None:
         return fast
+    cropping = sampling.coordinates == CROP
     outside = None
     for i, axis in enumerate(axes):
-        if sampling.coordinates == "tf_crop_and_resize" and roi:
+        window = (0.0, 1.0)
+        if cropping and roi:
             window = (roi[i], roi[i + len(axes)])
         elif out[i] == x.shape[axis] and scales[i] == 1.0:
             continue
-        else:
-            window = (0.0, 1.0)
         size = x.shape[axis]
         at = _coordinates(
             sampling.coordinates, size, out[i], scales[i], window, x.device
         )
         x = _along(x, axis, at, scales[i], sampling)
-        if sampling.coordinates == "tf_crop_and_resize":
-            beyond = ((at < 0) | (at > size - 1)).reshape(
-                -1, *(1,) * (x.ndim - axis - 1)
-            )
+        if cropping:
+            beyond = by_channel((at < 0) | (at > size - 1), x.ndim - axis - 1)
             outside = beyond if outside is None else outside | beyond
-    return (
-        x
-        if outside is None
-        else torch.where(
-            outside, torch.tensor(sampling.extrapolation, dtype=x.dtype), x
-        )
-    )
+    if outside is None:
+        return x
+    # a crop may reach over the borders
+    fill = torch.tensor(sampling.extrapolation, dtype=x.dtype)
+    return torch.where(outside, fill, x)
 
 
 def _fast(
     x: Tensor, sampling: Sampling, axes: list[int], out: list[int], scales: list[float]
 ) -> Tensor | None:
-    """Torch's own kernels for whole multiples of images, nearest or (bi)linear."""
-    spatial = dict(zip(axes, zip(out, scales, strict=True), strict=True))
-    plain = all(spatial.get(a, (x.shape[a], 1.0))[1] == 1.0 for a in (0, 1))
-    if x.ndim != 4 or not plain or sampling.antialias or not x.is_floating_point():
+    """Run torch's own kernels, which do whole multiples of images, nearest or (bi)linear."""
+    if x.ndim != 4 or sampling.antialias or not x.is_floating_point():
         return None
-    if any(isinstance(s, float) and s != int(s) for _, s in spatial.values()):
+    sizes = dict(zip(axes, out, strict=True))
+    factors = dict(zip(axes, scales, strict=True))
+    # torch resizes neither batch nor channels
+    if factors.get(0, 1.0) != 1.0 or factors.get(1, 1.0) != 1.0:
         return None
-    size = [spatial.get(a, (x.shape[a], 1.0))[0] for a in (2, 3)]
-    if (
-        sampling.mode == "nearest"
-        and (sampling.coordinates, sampling.nearest) in _REPEATING
-    ):
+    # of other multiples torch and ONNX place the elements differently
+    if any(isinstance(scale, float) and scale != int(scale) for scale in scales):
+        return None
+    size = [sizes.get(axis, x.shape[axis]) for axis in (2, 3)]
+    places = (sampling.coordinates, sampling.nearest)
+    if sampling.mode == "nearest" and places in _REPEATING:
         return F.interpolate(x, size, mode="nearest")
-    if sampling.mode == "linear" and sampling.coordinates in (
-        "half_pixel",
-        "align_corners",
-    ):
-        return F.interpolate(
-            x,
-            size,
-            mode="bilinear",
-            align_corners=sampling.coordinates == "align_corners",
-        )
+    if sampling.mode == "linear" and sampling.coordinates in _BILINEAR:
+        corners = sampling.coordinates == "align_corners"
+        return F.interpolate(x, size, mode="bilinear", align_corners=corners)
     return None
 
 
@@ -184,6 +190,9 @@ _REPEATING = {
 }
 """Ways to say that whole multiples repeat elements."""
 
+_BILINEAR = ("half_pixel", "align_corners")
+"""Places of elements that torch's bilinear kernel knows."""
+
 
 def _coordinates(
     mode: str,
@@ -193,7 +202,7 @@ def _coordinates(
     window: tuple[float, float],
     device: torch.device,
 ) -> Tensor:
-    """Where each output element lies on the input's axis, in double precision."""
+    """Return the place of each output element on the input's axis, in double precision."""
     o = torch.arange(out, dtype=torch.float64, device=device)
     match mode:
         case "asymmetric":
@@ -205,33 +214,41 @@ def _coordinates(
         case "tf_half_pixel_for_nn":
             return (o + 0.5) / scale
         case "half_pixel_symmetric":
+            # centers the output where its size was rounded down
             offset = size / 2 * (1 - out / (scale * size))
             return offset + (o + 0.5) / scale - 0.5
         case "tf_crop_and_resize":
             start, end = window
+            last = size - 1
             if out > 1:
-                return start * (size - 1) + o * (end - start) * (size - 1) / (out - 1)
-            return o * 0 + 0.5 * (start + end) * (size - 1)
+                return start * last + o * (end - start) * last / (out - 1)
+            return o * 0 + 0.5 * (start + end) * last
     return (o + 0.5) / scale - 0.5
 
 
 def _along(
     x: Tensor, axis: int, at: Tensor, scale: float, sampling: Sampling
 ) -> Tensor:
-    size = x.shape[axis]
+    """Resample one axis at the places `at`; places outside take the border."""
+    last = x.shape[axis] - 1
     if sampling.mode == "nearest":
-        return x.index_select(axis, _nearest(at, sampling.nearest).clamp(0, size - 1))
+        picked = _nearest(at, sampling.nearest).clamp(0, last)
+        return x.index_select(axis, picked)
+    matrix = _interpolation(at, last, scale, sampling)
+    floating = x if x.is_floating_point() else x.float()
+    y = torch.tensordot(floating, matrix.to(floating.dtype), dims=([axis], [1]))
+    return y.movedim(-1, axis).to(x.dtype)
+
+
+def _interpolation(at: Tensor, last: int, scale: float, sampling: Sampling) -> Tensor:
+    """Return the matrix (out, last + 1) that interpolates an axis, in double precision."""
     places, weights = _taps(at, scale, sampling)
     if sampling.exclude_outside:
-        weights = weights * ((places >= 0) & (places < size))
+        weights = weights * ((places >= 0) & (places <= last))
         weights = weights / weights.sum(1, keepdim=True)
-    matrix = torch.zeros(at.shape[0], size, dtype=torch.float64, device=x.device)
-    matrix = matrix.scatter_add(1, places.clamp(0, size - 1), weights)
-    floating = x if x.is_floating_point() else x.float()
-    y = torch.tensordot(
-        floating, matrix.to(floating.dtype), dims=([axis], [1])
-    ).movedim(-1, axis)
-    return y if x.is_floating_point() else y.to(x.dtype)
+    matrix = torch.zeros(at.shape[0], last + 1, dtype=torch.float64, device=at.device)
+    # several places outside add up at the border
+    return matrix.scatter_add(1, places.clamp(0, last), weights)
 
 
 def _nearest(at: Tensor, mode: str) -> Tensor:
@@ -248,28 +265,38 @@ def _nearest(at: Tensor, mode: str) -> Tensor:
 
 
 def _taps(at: Tensor, scale: float, sampling: Sampling) -> tuple[Tensor, Tensor]:
-    """(out, taps) positions and weights; antialiasing widens the filter of an axis that shrinks."""
+    """Return positions and weights of the filter, (out, taps) both.
+
+    Antialiasing widens the filter of an axis that shrinks.
+    """
     shrink = min(scale, 1.0) if sampling.antialias else 1.0
-    reach = 1.0 if sampling.mode == "linear" else 2.0
-    first = math.floor(-reach / shrink) + 1
+    # reach of the filter to either side, so that it has 2 taps, or 4 of a cubic
+    radius = 1.0 if sampling.mode == "linear" else 2.0
+    first = math.floor(-radius / shrink) + 1
     base = at.floor()
     ratio = (at - base)[:, None]
     offsets = torch.arange(first, 2 - first, dtype=torch.float64, device=at.device)
     distance = ((offsets - ratio) * shrink).abs()
-    weights = (
-        (1 - distance).clamp(min=0)
-        if sampling.mode == "linear"
-        else _cubic(distance, sampling.cubic)
-    )
+    weights = _filter(distance, sampling)
     if sampling.antialias:
         weights = weights / weights.sum(1, keepdim=True)
-    return (base[:, None] + offsets).to(torch.int64), weights
+    places = (base[:, None] + offsets).to(torch.int64)
+    return places, weights
+
+
+def _filter(distance: Tensor, sampling: Sampling) -> Tensor:
+    """Return the weights of elements at distances from a place."""
+    if sampling.mode == "linear":
+        return (1 - distance).clamp(min=0)
+    return _cubic(distance, sampling.cubic)
 
 
 def _cubic(d: Tensor, a: float) -> Tensor:
+    """Return the weights at distances `d`; Keys' kernel with its free parameter `a`."""
     near = ((a + 2) * d - (a + 3)) * d * d + 1
     far = ((a * d - 5 * a) * d + 8 * a) * d - 4 * a
-    return torch.where(d <= 1, near, torch.where(d < 2, far, 0.0))
+    beyond = torch.where(d < 2, far, 0.0)
+    return torch.where(d <= 1, near, beyond)
 
 
 @op("GridSample", 16)
@@ -281,6 +308,7 @@ def grid_sample(
     mode: str = "bilinear",
     padding_mode: str = "zeros",
 ) -> Tensor:
+    # opset 20 gave the modes other names, those of any number of dims
     name = {"linear": "bilinear", "cubic": "bicubic"}.get(mode, mode)
     return F.grid_sample(x, grid, name, padding_mode, bool(align_corners))
 

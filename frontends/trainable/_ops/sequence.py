@@ -22,14 +22,10 @@ def sequence_construct(*xs: Tensor) -> list[Tensor]:
 
 
 def _index(position: int | list[int] | None, default: int) -> int:
-    """ONNX lets a position be a number or a list of one."""
-    return (
-        default
-        if position is None
-        else position[0]
-        if isinstance(position, list)
-        else position
-    )
+    """Return a position, which ONNX lets be left out, a number, or a list of one."""
+    if position is None:
+        return default
+    return position[0] if isinstance(position, list) else position
 
 
 @op("SequenceInsert", 11, host=(2,))
@@ -37,19 +33,24 @@ def sequence_insert(
     xs: list[Tensor], x: Tensor, position: int | None = None
 ) -> list[Tensor]:
     at = _index(position, len(xs))
-    at = at + len(xs) if at < 0 else at
+    if at < 0:
+        at += len(xs)
+    # a new list: other nodes may read the old one
     return [*xs[:at], x, *xs[at:]]
 
 
 @op("SequenceErase", 11, host=(1,))
 def sequence_erase(xs: list[Tensor], position: int | None = None) -> list[Tensor]:
     at = _index(position, -1) % len(xs)
-    return xs[:at] + xs[at + 1 :]
+    before = xs[:at]
+    after = xs[at + 1 :]
+    return before + after
 
 
 @op("SequenceAt", 11, host=(1,))
 def sequence_at(xs: list[Tensor], position: int) -> Tensor:
-    return xs[_index(position, 0)]
+    at = _index(position, 0)
+    return xs[at]
 
 
 @op("SequenceLength", 11, gradient=False)
@@ -61,14 +62,18 @@ def sequence_length(xs: list[Tensor], *, device: torch.device) -> Tensor:
 def split_to_sequence(
     x: Tensor, split: Any = None, *, axis: int = 0, keepdims: int = 1
 ) -> list[Tensor]:
-    if split is None:
-        return list(torch.split(x, 1, axis)) if keepdims else list(x.unbind(axis))
-    return list(torch.split(x, split, axis))
+    if split is not None:
+        return list(torch.split(x, split, axis))
+    # without sizes one by one; only then may the axis go
+    parts = torch.split(x, 1, axis) if keepdims else x.unbind(axis)
+    return list(parts)
 
 
 @op("ConcatFromSequence", 11)
 def concat_from_sequence(xs: list[Tensor], *, axis: int, new_axis: int = 0) -> Tensor:
-    return torch.stack(xs, axis) if new_axis else torch.cat(xs, axis)
+    if new_axis:
+        return torch.stack(xs, axis)
+    return torch.cat(xs, axis)
 
 
 @op("Optional", 15)

@@ -1,6 +1,4 @@
-"""Ops that give the same elements another shape or order: reshape, transpose, slice, join, split,
-pad.
-"""
+"""Other shapes and orders of the same elements: reshape, transpose, slice, join, split, pad."""
 
 from __future__ import annotations
 
@@ -11,14 +9,14 @@ import torch
 from torch.nn import functional as F  # noqa: N812 - torch's own convention
 
 from .._registry import Call, op
-from .conv import torch_pads
+from .conv import ceil_divided, torch_pads
 
 Tensor = Any
 Ints = list[int]
 
 
 def listed(value: int | Ints) -> Ints:
-    """Some exporters write a number where ONNX asks for a list of one."""
+    """Return a list; some exporters write a number where ONNX asks for a list of one."""
     return value if isinstance(value, list) else [value]
 
 
@@ -29,30 +27,40 @@ def reshape_by_attribute(x: Tensor, *, shape: Ints) -> Tensor:
 
 @op("Reshape", 5, host=(1,))
 def reshape(x: Tensor, shape: Ints, *, allowzero: int = 0) -> Tensor:
-    if not allowzero:
-        shape = [x.shape[i] if size == 0 else size for i, size in enumerate(shape)]
-    return x.reshape(shape)
+    if allowzero:
+        return x.reshape(shape)
+    # zero: as it was
+    sizes = [size if size else x.shape[dim] for dim, size in enumerate(shape)]
+    return x.reshape(sizes)
 
 
 @op("Flatten")
 def flatten(x: Tensor, *, axis: int = 1) -> Tensor:
-    axis = axis + x.ndim if axis < 0 else axis
-    return x.reshape(math.prod(x.shape[:axis]), math.prod(x.shape[axis:]))
+    # not modulo: an axis that equals the rank leaves one column
+    if axis < 0:
+        axis += x.ndim
+    rows = math.prod(x.shape[:axis])
+    columns = math.prod(x.shape[axis:])
+    return x.reshape(rows, columns)
 
 
 @op("Transpose")
 def transpose(x: Tensor, *, perm: Ints | None = None) -> Tensor:
-    return x.permute(perm or list(reversed(range(x.ndim))))
+    if not perm:
+        perm = list(reversed(range(x.ndim)))
+    return x.permute(perm)
 
 
 @op("Squeeze")
 def squeeze_by_attribute(x: Tensor, *, axes: Ints | None = None) -> Tensor:
-    return x.squeeze() if axes is None else x.squeeze(tuple(axes))
+    return squeeze(x, axes)
 
 
 @op("Squeeze", 13, host=(1,))
 def squeeze(x: Tensor, axes: Ints | None = None) -> Tensor:
-    return x.squeeze() if axes is None else x.squeeze(tuple(listed(axes)))
+    if axes is None:
+        return x.squeeze()
+    return x.squeeze(tuple(listed(axes)))
 
 
 @op("Unsqueeze")
@@ -62,8 +70,10 @@ def unsqueeze_by_attribute(x: Tensor, *, axes: Ints) -> Tensor:
 
 @op("Unsqueeze", 13, host=(1,))
 def unsqueeze(x: Tensor, axes: Ints) -> Tensor:
-    rank = x.ndim + len(listed(axes))
-    for axis in sorted(a % rank for a in listed(axes)):
+    wanted = listed(axes)
+    rank = x.ndim + len(wanted)
+    # axes count in the result, so the first ones must be there before the next are
+    for axis in sorted(axis % rank for axis in wanted):
         x = x.unsqueeze(axis)
     return x
 
@@ -83,25 +93,25 @@ def slice_(
     axes: Ints | None = None,
     steps: Ints | None = None,
 ) -> Tensor:
-    """Negative steps gather: torch has no views that run backwards."""
     for i, (start, end) in enumerate(zip(starts, ends, strict=True)):
-        axis, step = i if axes is None else axes[i], 1 if steps is None else steps[i]
-        if step == 1:
-            x = _narrowed(x, axis, start, end)
-        elif step > 1:
-            x = x[(slice(None),) * (axis % x.ndim) + (slice(start, end, step),)]
-        else:
-            picked = list(range(x.shape[axis]))[
-                slice(start, None if end < -x.shape[axis] else end, step)
-            ]
-            x = x.index_select(
-                axis, torch.tensor(picked, dtype=torch.int64, device=x.device)
-            )
+        axis = i if axes is None else axes[i]
+        step = 1 if steps is None else steps[i]
+        if step < 0:
+            x = _sliced_backwards(x, axis, start, end, step)
+            continue
+        before = (slice(None),) * (axis % x.ndim)
+        x = x[(*before, slice(start, end, step))]
     return x
 
 
-def _narrowed(x: Tensor, axis: int, start: int, end: int) -> Tensor:
-    return x[(slice(None),) * (axis % x.ndim) + (slice(start, end),)]
+def _sliced_backwards(x: Tensor, axis: int, start: int, end: int, step: int) -> Tensor:
+    """Gather the elements: torch has no views that run backwards."""
+    size = x.shape[axis]
+    # beyond the first element is an end that Python writes as None
+    part = slice(start, None if end < -size else end, step)
+    picked = list(range(size))[part]
+    indices = torch.tensor(picked, dtype=torch.int64, device=x.device)
+    return x.index_select(axis, indices)
 
 
 @op("Concat")
@@ -118,9 +128,10 @@ def split_by_attribute(
     split: Ints | None = None,
     call: Call,
 ) -> tuple[Tensor, ...]:
-    return _split(
-        x, split or (None if sizes is None else sizes.tolist()), axis, call.wanted
-    )
+    # opset 1 had the sizes as an input too
+    if not split and sizes is not None:
+        split = sizes.tolist()
+    return _split(x, split or None, axis, call.wanted)
 
 
 @op("Split", 13, host=(1,), many=True)
@@ -139,8 +150,11 @@ def _split(x: Tensor, sizes: Ints | None, axis: int, count: int) -> tuple[Tensor
     """Without sizes into equal parts, the last one smaller if need be."""
     if sizes is None:
         whole = x.shape[axis]
-        part = -(-whole // count)
-        sizes = [max(min(part, whole - i * part), 0) for i in range(count)]
+        part = ceil_divided(whole, count)
+        sizes = []
+        for index in range(count):
+            left = whole - index * part
+            sizes.append(max(min(part, left), 0))
     return tuple(torch.split(x, sizes, axis))
 
 
@@ -166,42 +180,58 @@ def pad(
     mode: str = "constant",
 ) -> Tensor:
     if axes is not None:
-        full = [0] * (2 * x.ndim)
-        for i, axis in enumerate(axes):
-            full[axis % x.ndim], full[axis % x.ndim + x.ndim] = (
-                pads[i],
-                pads[i + len(axes)],
-            )
-        pads = full
+        pads = _pads_of_all_axes(pads, axes, x.ndim)
     fill = value[0] if isinstance(value, list) else value
-    return _pad(x, pads, 0 if fill is None else fill, mode)
+    if fill is None:
+        fill = 0
+    return _pad(x, pads, fill, mode)
+
+
+def _pads_of_all_axes(pads: Ints, axes: Ints, rank: int) -> Ints:
+    """Return the pads of some axes as those of all: zero for the others."""
+    full = [0] * (2 * rank)
+    for i, axis in enumerate(axes):
+        begin = axis % rank
+        full[begin] = pads[i]
+        full[begin + rank] = pads[i + len(axes)]
+    return full
 
 
 def _pad(x: Tensor, pads: Ints, value: float, mode: str) -> Tensor:
-    """Constant in one go; the other modes gather along each dim, so that any rank and negative pads
-    work.
+    """Pad with a constant in one go.
+
+    The other modes gather along each dim, so that any rank and negative pads work.
     """
     if mode == "constant":
-        if x.dtype == torch.bool:
-            return F.pad(x.to(torch.uint8), torch_pads(pads), value=float(value)).bool()
-        return F.pad(x, torch_pads(pads), value=value)
+        return _pad_constant(x, pads, value)
     for axis in range(x.ndim):
-        begin, end = pads[axis], pads[axis + x.ndim]
+        begin = pads[axis]
+        end = pads[axis + x.ndim]
         if begin or end:
-            x = x.index_select(
-                axis, _mirrored(x.shape[axis], begin, end, mode, x.device)
-            )
+            at = _mirrored(x.shape[axis], begin, end, mode, x.device)
+            x = x.index_select(axis, at)
     return x
+
+
+def _pad_constant(x: Tensor, pads: Ints, value: float) -> Tensor:
+    if x.dtype != torch.bool:
+        return F.pad(x, torch_pads(pads), value=value)
+    # torch does not pad booleans
+    numbers = x.to(torch.uint8)
+    padded = F.pad(numbers, torch_pads(pads), value=float(value))
+    return padded.bool()
 
 
 def _mirrored(
     size: int, begin: int, end: int, mode: str, device: torch.device
 ) -> Tensor:
+    """Return the index that each position of a padded axis is filled from."""
     at = torch.arange(-begin, size + end, device=device)
     if mode == "edge":
         return at.clamp(0, size - 1)
     if mode == "wrap":
         return at % size
+    # forth and back, the ends once each; an axis of one element has no way back
     period = max(2 * (size - 1), 1)
     at = at % period
     return torch.where(at < size, at, period - at)
@@ -213,13 +243,18 @@ def expand(x: Tensor, shape: Ints) -> Tensor:
     rank = max(x.ndim, len(shape))
     wanted = [1] * (rank - len(shape)) + shape
     have = [1] * (rank - x.ndim) + list(x.shape)
-    return x.expand([h if w == 1 else w for h, w in zip(have, wanted, strict=True)])
+    sizes = []
+    for old, new in zip(have, wanted, strict=True):
+        sizes.append(old if new == 1 else new)
+    return x.expand(sizes)
 
 
 @op("Tile", host=(1, 2))
 def tile_along(x: Tensor, tiles: Any, axis: Any) -> Tensor:
+    """Before opset 6 along one axis."""
     repeats = [1] * x.ndim
-    repeats[listed(axis)[0]] = listed(tiles)[0]
+    along = listed(axis)[0]
+    repeats[along] = listed(tiles)[0]
     return x.repeat(repeats)
 
 
@@ -230,59 +265,71 @@ def tile(x: Tensor, repeats: Ints) -> Tensor:
 
 @op("DepthToSpace")
 def depth_to_space(x: Tensor, *, blocksize: int, mode: str = "DCR") -> Tensor:
+    """(N, C, H, W) -> (N, C / b^2, H b, W b); DCR has the block before the channels, CRD behind."""
     n, c, h, w = x.shape
     b = blocksize
+    depth = c // (b * b)
     if mode == "DCR":
-        parts = x.reshape(n, b, b, c // (b * b), h, w).permute(0, 3, 4, 1, 5, 2)
+        parts = x.reshape(n, b, b, depth, h, w)
+        parts = parts.permute(0, 3, 4, 1, 5, 2)
     else:
-        parts = x.reshape(n, c // (b * b), b, b, h, w).permute(0, 1, 4, 2, 5, 3)
-    return parts.reshape(n, c // (b * b), h * b, w * b)
+        parts = x.reshape(n, depth, b, b, h, w)
+        parts = parts.permute(0, 1, 4, 2, 5, 3)
+    return parts.reshape(n, depth, h * b, w * b)
 
 
 @op("SpaceToDepth")
 def space_to_depth(x: Tensor, *, blocksize: int, mode: str = "DCR") -> Tensor:
     n, c, h, w = x.shape
     b = blocksize
-    parts = x.reshape(n, c, h // b, b, w // b, b)
+    rows = h // b
+    columns = w // b
+    parts = x.reshape(n, c, rows, b, columns, b)
     order = (0, 3, 5, 1, 2, 4) if mode == "DCR" else (0, 1, 3, 5, 2, 4)
-    return parts.permute(order).reshape(n, c * b * b, h // b, w // b)
+    return parts.permute(order).reshape(n, c * b * b, rows, columns)
 
 
 @op("Trilu", 14, host=(1,))
 def trilu(x: Tensor, k: Any = None, *, upper: int = 1) -> Tensor:
     diagonal = 0 if k is None else listed(k)[0]
-    return torch.triu(x, diagonal) if upper else torch.tril(x, diagonal)
+    if upper:
+        return torch.triu(x, diagonal)
+    return torch.tril(x, diagonal)
 
 
 @op("ReverseSequence", 10)
 def reverse_sequence(
     x: Tensor, lengths: Tensor, *, batch_axis: int = 1, time_axis: int = 0
 ) -> Tensor:
-    """The first `lengths[b]` steps of each sequence, reversed; time and batch are the first two
-    axes.
+    """The first `lengths[b]` steps of each sequence, reversed.
+
+    Time and batch are the first two axes, in either order.
     """
-    return (
-        reversed_steps(x, lengths)
-        if time_axis == 0
-        else reversed_steps(x.transpose(0, 1), lengths).transpose(0, 1)
-    )
+    if time_axis == 0:
+        return reversed_steps(x, lengths)
+    time_first = x.transpose(0, 1)
+    return reversed_steps(time_first, lengths).transpose(0, 1)
 
 
 def reversed_steps(x: Tensor, lengths: Tensor) -> Tensor:
-    """`x` (T, B, …) with the first `lengths[b]` steps of sequence b in reverse."""
+    """Return `x` (T, B, …) with the first `lengths[b]` steps of sequence b in reverse."""
     steps = torch.arange(x.shape[0], device=x.device)[:, None]
     back = lengths.to(torch.int64)[None, :] - 1 - steps
+    # steps behind the end of a sequence stay where they are
     at = torch.where(back >= 0, back, steps)
-    return x.gather(0, at.reshape(*at.shape, *(1,) * (x.ndim - 2)).expand(x.shape))
+    trailing = (1,) * (x.ndim - 2)
+    index = at.reshape(*at.shape, *trailing).expand(x.shape)
+    return x.gather(0, index)
 
 
 @op("Shape", gradient=False)
 def shape_(x: Any, *, start: int = 0, end: int | None = None) -> Tensor:
-    """Of values that are no plain tensors; those are measured outside of tensors."""
+    """For arrays of strings and sequences; tensors are measured outside of tensors."""
     sizes = list(x.shape) if hasattr(x, "shape") else [len(x)]
     return torch.tensor(sizes[start:end], dtype=torch.int64)
 
 
 @op("Size", gradient=False)
 def size(x: Any) -> Tensor:
-    return torch.tensor(math.prod(x.shape), dtype=torch.int64)
+    count = math.prod(x.shape)
+    return torch.tensor(count, dtype=torch.int64)

@@ -28,13 +28,19 @@ def dft(
     inverse: int = 0,
     onesided: int = 0,
 ) -> Tensor:
-    """Over `axis`, cut or filled with zeros to `length`; one-sided keeps the first half, or makes
-    real from it.
+    """Over `axis`, cut or filled with zeros to `length`.
+
+    One-sided keeps the first half; the inverse of that makes real numbers.
     """
-    axis = -2 if axis is None else axis[0] if isinstance(axis, list) else axis
-    axis = axis % x.ndim
-    size = length[0] if isinstance(length, list) else length
-    return _transformed(x.double(), size, axis, inverse, onesided).to(x.dtype)
+    along = -2 if axis is None else _number(axis)
+    size = None if length is None else _number(length)
+    y = _transformed(x.double(), size, along % x.ndim, inverse, onesided)
+    return y.to(x.dtype)
+
+
+def _number(value: int | list[int]) -> int:
+    """ONNX lets a setting be a number or a list of one."""
+    return value[0] if isinstance(value, list) else value
 
 
 def _transformed(
@@ -43,18 +49,26 @@ def _transformed(
     if inverse and onesided:
         real = torch.fft.irfft(_complex(x), size, axis)
         return real.unsqueeze(-1)
-    signal = x[..., 0] if x.shape[-1] == 1 else _complex(x)
+    signal = _signal(x)
     if inverse:
-        return torch.view_as_real(torch.fft.ifft(signal, size, axis))
-    if onesided and not signal.is_complex():
-        return torch.view_as_real(torch.fft.rfft(signal, size, axis))
-    spectrum = torch.fft.fft(signal, size, axis)
-    if onesided:
-        spectrum = spectrum.narrow(axis, 0, spectrum.shape[axis] // 2 + 1)
+        spectrum = torch.fft.ifft(signal, size, axis)
+    elif onesided and not signal.is_complex():
+        spectrum = torch.fft.rfft(signal, size, axis)
+    else:
+        spectrum = torch.fft.fft(signal, size, axis)
+        if onesided:
+            half = spectrum.shape[axis] // 2 + 1
+            spectrum = spectrum.narrow(axis, 0, half)
     return torch.view_as_real(spectrum.resolve_conj())
 
 
+def _signal(x: Tensor) -> Tensor:
+    """Return real numbers where the last dim is one, else complex ones."""
+    return x[..., 0] if x.shape[-1] == 1 else _complex(x)
+
+
 def _complex(x: Tensor) -> Tensor:
+    """Return complex numbers whose parts are the last dim; one part is real."""
     if x.shape[-1] == 1:
         x = torch.cat([x, torch.zeros_like(x)], -1)
     return torch.view_as_complex(x.contiguous())
@@ -70,20 +84,21 @@ def stft(
     onesided: int = 1,
 ) -> Tensor:
     """(B, T, 1 or 2) -> (B, frames, bins, 2)."""
-    step = step[0] if isinstance(step, list) else step
-    length = length[0] if isinstance(length, list) else length
-    size = (
-        int(length)
-        if length is not None
-        else window.shape[0]
-        if window is not None
-        else x.shape[1]
-    )
-    signal = x if x.ndim == 2 else x[..., 0] if x.shape[-1] == 1 else _complex(x)
-    frames = signal.unfold(1, size, step)
+    size = x.shape[1]
+    if length is not None:
+        size = int(_number(length))
+    elif window is not None:
+        size = window.shape[0]
+    signal = x if x.ndim == 2 else _signal(x)
+    frames = signal.unfold(1, size, _number(step))
     if window is not None:
-        frames = frames * F.pad(window, [0, size - window.shape[0]])
-    real = not frames.is_complex()
-    spectrum = torch.fft.rfft(frames) if onesided and real else torch.fft.fft(frames)
-    spectrum = spectrum[..., : size // 2 + 1] if onesided else spectrum
+        padding = [0, size - window.shape[0]]
+        frames = frames * F.pad(window, padding)
+    if onesided and not frames.is_complex():
+        spectrum = torch.fft.rfft(frames)
+    else:
+        spectrum = torch.fft.fft(frames)
+    if onesided:
+        # all that rfft gives; complex frames have the mirrored half too
+        spectrum = spectrum[..., : size // 2 + 1]
     return torch.view_as_real(spectrum)
