@@ -71,17 +71,19 @@ def tie_biases(model: ir.Model, names: Names) -> None:
         if source_scale is None or weight_scale is None:
             continue
         product = (source_scale * weight_scale).astype(np.float32)
-        if product.size not in (1, old.size) or not (product > 0).all():
+        fits = product.size in (1, old.size)
+        if not fits or not (product > 0).all():
             # one scale for all channels, or none that divides: no runtime makes one
             # kernel of that layer, so nothing reads the bias in units of the product
             continue
-        scale = product.reshape(()) if product.size == 1 else product.reshape(-1)
-        wanted = np.broadcast_to(scale, old.shape)
+        shape = () if product.size == 1 else (-1,)
+        wanted = np.broadcast_to(product.reshape(shape), old.shape)
         if np.allclose(old, wanted, rtol=1e-6, atol=0.0):
             continue
         values = codes * old.astype(np.float64)
-        rounded = np.clip(np.rint(values / wanted), -LARGEST, LARGEST)
-        _put(bias, 0, rounded.astype(np.int32), model.graph, names)
+        rounded = np.rint(values / wanted)
+        new_codes = np.clip(rounded, -LARGEST, LARGEST).astype(np.int32)
+        _put(bias, 0, new_codes, model.graph, names)
         _put(bias, 1, np.array(wanted), model.graph, names)
 
 

@@ -123,7 +123,10 @@ class Emitter:
 
         Returns None for one that is left out. Errors: RefusedError for one that nothing makes.
         """
-        if value is None or (value.name == "" and value.producer() is None):
+        if value is None:
+            return None
+        # an empty name says that an input is left out
+        if value.name == "" and value.producer() is None:
             return None
         if value not in scope.values:
             tensor = value.const_value
@@ -176,8 +179,10 @@ class Emitter:
         if is_standard(node, *_control.EMITTERS):
             _control.EMITTERS[node.op_type](self, node, scope)
             return
-        inputs = [self.read(node, index, scope) for index in range(len(node.inputs))]
-        found = NodeInputs(node, inputs, scope.attributes_of(node), scope)
+        count = len(node.inputs)
+        inputs = [self.read(node, index, scope) for index in range(count)]
+        attributes = scope.attributes_of(node)
+        found = NodeInputs(node, inputs, attributes, scope)
         function = self.functions.get(node.op_identifier())
         if function is not None:
             self.inline(function, found)
@@ -199,14 +204,24 @@ class Emitter:
         opset = found.scope.opset(domain)
         dtypes = found.dtypes
         outputs = output_dtypes(
-            domain, node.op_type, opset, found.attributes, dtypes, len(node.outputs)
+            domain,
+            op=node.op_type,
+            opset=opset,
+            attributes=found.attributes,
+            inputs=dtypes,
+            count=len(node.outputs),
         )
         # ops that onnx does not define mostly give what they are given
         fallback = dtypes[0] if dtypes else None
         for index, value in enumerate(node.outputs):
             outputs[index] = outputs[index] or value.dtype or fallback
         entry = entry_of(domain, node.op_type, opset)
-        call = Call(tuple(dtypes), tuple(outputs), opset, self.qat)
+        call = Call(
+            inputs=tuple(dtypes),
+            outputs=tuple(outputs),
+            opset=opset,
+            qat=self.qat,
+        )
         textual = ir.DataType.STRING in dtypes and node.op_type not in TEXT_OPS
         if entry is not None and not textual and _accepted(entry, found.attributes):
             self._kernel(entry, found, call)
@@ -237,7 +252,12 @@ class Emitter:
         if rank is None:
             return False
         (dtype,) = output_dtypes(
-            "", node.op_type, found.scope.opset(""), found.attributes, found.dtypes, 1
+            domain="",
+            op=node.op_type,
+            opset=found.scope.opset(""),
+            attributes=found.attributes,
+            inputs=found.dtypes,
+            count=1,
         )
         arguments = [self._operand(known, True) for known in found.inputs]
         for name, value in found.attributes.items():
@@ -259,10 +279,14 @@ class Emitter:
         source = found.inputs[0]
         if source is None or source.dtype not in CARRIERS:
             return False
-        part = slice(found.attributes.get("start", 0), found.attributes.get("end"))
+        start = found.attributes.get("start", 0)
+        end = found.attributes.get("end")
+        part = slice(start, end)
         shape = _static_shape(source)
         if shape is not None:
-            size = shape[part] if node.op_type == "Shape" else math.prod(shape)
+            size: Any = shape[part]
+            if node.op_type == "Size":
+                size = math.prod(shape)
             constant = torch.tensor(size, dtype=torch.int64)
             known = Known(None, ir.DataType.INT64, constant=constant)
             self.define(node.outputs[0], known, found.scope)
@@ -276,7 +300,8 @@ class Emitter:
         if source.host:
             known.length = 1
         elif rank and source.shape is not None:
-            known.length = len(range(len(source.shape))[part])
+            dims = range(len(source.shape))
+            known.length = len(dims[part])
         self.define(node.outputs[0], known, found.scope)
         return True
 
@@ -292,22 +317,31 @@ class Emitter:
         folded = fold(entry, node, found.inputs, attributes, call)
         if folded is not None:
             for value, dtype, tensor in zip(
-                node.outputs, call.outputs, folded, strict=True
+                node.outputs,
+                call.outputs,
+                folded,
+                strict=True,
             ):
-                self.define(value, Known(None, dtype, constant=tensor), found.scope)
+                known = Known(None, dtype, constant=tensor)
+                self.define(value, known, found.scope)
             return
         arguments = []
-        for index, known in enumerate(found.inputs):
-            arguments.append(self._operand(known, index in entry.host))
+        for index, operand in enumerate(found.inputs):
+            on_host = index in entry.host
+            arguments.append(self._operand(operand, on_host))
         for name, value in attributes.items():
             arguments.append(self._keyword(name, value))
         if "device" in entry.extras:
             arguments.append("device=device")
         if "call" in entry.extras:
             arguments.append(f"call={self.program.bind('call', call)}")
-        prefix = "" if is_standard(node) else f"{node.domain.replace('.', '_')}_"
+        prefix = ""
+        if not is_standard(node):
+            # ops of other domains share names with standard ones
+            prefix = node.domain.replace(".", "_") + "_"
         function = self.program.shared(
-            f"{prefix}{entry.name}_{entry.since}", entry.function
+            f"{prefix}{entry.name}_{entry.since}",
+            entry.function,
         )
         code = f"{function}({', '.join(arguments)})"
         obstacle = "" if entry.gradient else "it has no gradient"
@@ -339,7 +373,8 @@ class Emitter:
         elif many:
             code = f"{code}[:{len(names)}]"
         comment = _printable(node.name or node.op_type)
-        self.program.line(f"{', '.join(names)} = {code}  # {comment}")
+        targets = ", ".join(names)
+        self.program.line(f"{targets} = {code}  # {comment}")
         for value, name, dtype in zip(node.outputs, names, call.outputs, strict=True):
             gradient, cuts = follow(node, found.inputs, dtype, obstacle, self.qat)
             known = Known(name, dtype, gradient=gradient, cuts=cuts)
@@ -351,7 +386,8 @@ class Emitter:
         self.detached.append(label(found.node))
         arguments = [self._operand(known, False) for known in found.inputs]
         name = self.program.bind("reference", kernel)
-        code = f"{name}({', '.join(['device', *arguments])})"
+        arguments.insert(0, "device")
+        code = f"{name}({', '.join(arguments)})"
         obstacle = "onnx's reference computes it, without gradients"
         self._assign(code, True, found, call, obstacle)
 
@@ -376,7 +412,13 @@ class Emitter:
         made: list[ir.Value] = []
         for node in function:
             made.extend(node.outputs)
-        self.hand_over(found.node, function.outputs, made, inner, scope)
+        self.hand_over(
+            node=found.node,
+            results=function.outputs,
+            made=made,
+            inner=inner,
+            scope=scope,
+        )
 
     def hand_over(
         self,
@@ -399,7 +441,9 @@ class Emitter:
                 f"the body of {node.op_type} gives an output that it was not given"
             )
             once = given.count(result) == 1 and result in own
-            self.define(value, known if once else self.copy(known), scope)
+            if not once:
+                known = self.copy(known)
+            self.define(value, known, scope)
 
     def copy(self, known: Known) -> Known:
         """Return the same value under a variable of its own, so that freeing one frees no other."""

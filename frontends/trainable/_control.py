@@ -121,7 +121,11 @@ def emit_if(writer: BlockWriter, node: ir.Node, scope: Scope) -> None:
     program.line("else:")
     others = _branch(writer, else_branch, names, scope)
     for value, name, one, other in zip(
-        node.outputs, names, results, others, strict=True
+        node.outputs,
+        names,
+        results,
+        others,
+        strict=True,
     ):
         writer.define(value, _either(name, one, other), scope)
 
@@ -146,11 +150,14 @@ def _made_in(graph: ir.Graph) -> list[ir.Value]:
 def _either(name: str, *choices: Known | None) -> Known:
     """Return a variable that holds one of several values."""
     present = [known for known in choices if known is not None]
-    dtype = next((known.dtype for known in present if known.dtype is not None), None)
+    dtypes = [known.dtype for known in present if known.dtype is not None]
+    dtype = dtypes[0] if dtypes else None
     if any(known.gradient for known in present):
         return Known(name, dtype, gradient=True)
-    cuts = frozenset[Any]().union(*(known.cuts for known in present))
-    return Known(name, dtype, cuts=cuts)
+    cuts: set[Any] = set()
+    for known in present:
+        cuts.update(known.cuts)
+    return Known(name, dtype, cuts=frozenset(cuts))
 
 
 def _branch(
@@ -183,7 +190,7 @@ def _code(writer: BlockWriter, known: Known | None) -> str:
 
 
 @dataclass
-class Carried:
+class LoopVariables:
     """Variables of a loop: `names` hold the values that it carries, `initial` what they start as.
 
     `scans`: lists that collect what each turn gives.
@@ -204,7 +211,7 @@ class Carried:
 
 def _open_loop(
     writer: BlockWriter, carried: Sequence[ir.Value | None], scans: int, scope: Scope
-) -> Carried:
+) -> LoopVariables:
     """Assign the variables of a loop: what it carries in, and `scans` empty lists."""
     program = writer.program
     initial = [writer.value(value, scope) for value in carried]
@@ -214,7 +221,7 @@ def _open_loop(
     lists = [program.fresh("scan") for _ in range(scans)]
     for name in lists:
         program.line(f"{name} = []")
-    return Carried(names, initial, lists)
+    return LoopVariables(names, initial, lists)
 
 
 def emit_loop(writer: BlockWriter, node: ir.Node, scope: Scope) -> None:
@@ -269,17 +276,23 @@ def _limit_and_condition(
 
 
 def _enter_turn(
-    body: ir.Graph, turn: str, going: str, carried: Carried, scope: Scope
+    body: ir.Graph, turn: str, going: str, carried: LoopVariables, scope: Scope
 ) -> None:
     """Make the inputs of a Loop's body known: turn, condition, and what is carried."""
-    scope.values[body.inputs[0]] = Known(turn, ir.DataType.INT64, host=True)
+    number = Known(turn, ir.DataType.INT64, host=True)
+    scope.values[body.inputs[0]] = number
     if len(body.inputs) > 1:
-        scope.values[body.inputs[1]] = Known(going, ir.DataType.BOOL, host=True)
+        condition = Known(going, ir.DataType.BOOL, host=True)
+        scope.values[body.inputs[1]] = condition
     for value, name, known in zip(
-        body.inputs[2:], carried.names, carried.initial, strict=True
+        body.inputs[2:],
+        carried.names,
+        carried.initial,
+        strict=True,
     ):
         # no shape: it may change from turn to turn
-        scope.values[value] = replace(_either(name, known), type=value.type)
+        variable = _either(name, known)
+        scope.values[value] = replace(variable, type=value.type)
 
 
 def _truth(writer: BlockWriter, known: Known) -> str:
@@ -289,7 +302,7 @@ def _truth(writer: BlockWriter, known: Known) -> str:
 
 
 def _advance(
-    writer: BlockWriter, carried: Carried, results: Sequence[Known | None]
+    writer: BlockWriter, carried: LoopVariables, results: Sequence[Known | None]
 ) -> None:
     """End a turn: what is scanned is kept, what is carried moves on."""
     codes = [_code(writer, known) for known in results]
@@ -299,14 +312,15 @@ def _advance(
     if carried.names:
         # all at once, since outputs may swap inputs
         targets = ", ".join(carried.names)
-        writer.program.line(f"{targets} = {', '.join(codes[:count])}")
+        values = ", ".join(codes[:count])
+        writer.program.line(f"{targets} = {values}")
 
 
 def _finish(
     writer: BlockWriter,
     node: ir.Node,
     outputs: Sequence[ir.Value],
-    carried: Carried,
+    carried: LoopVariables,
     results: Sequence[Known | None],
     axes: Sequence[int],
     scope: Scope,
@@ -378,14 +392,22 @@ def emit_scan(writer: BlockWriter, node: ir.Node, scope: Scope) -> None:
     backwards = attributes.get("scan_input_directions") or [0] * scanned
     turn = program.fresh("turn")
     first_source, _ = sources[0]
-    program.line(f"for {turn} in range({first_source}.shape[{axes[0]}]):")
+    turns = f"{first_source}.shape[{axes[0]}]"
+    program.line(f"for {turn} in range({turns}):")
     with program.indented():
         for value, name, known in zip(
-            body.inputs, carried.names, carried.initial, strict=False
+            body.inputs,
+            carried.names,
+            carried.initial,
+            strict=False,
         ):
             scope.values[value] = _either(name, known)
         for value, (code, known), axis, back in zip(
-            body.inputs[states:], sources, axes, backwards, strict=True
+            body.inputs[states:],
+            sources,
+            axes,
+            backwards,
+            strict=True,
         ):
             part = program.fresh()
             place = f"{code}.shape[{axis}] - 1 - {turn}" if back else turn

@@ -57,7 +57,9 @@ def _dependent(
     proto = _node_proto(node, attributes, inputs)
     types = [_type_of(known).SerializeToString() for known in inputs]
     data = schema.get_context_dependent_function_with_opset_version(
-        max(fitting), proto.SerializeToString(), types
+        max(fitting),
+        proto.SerializeToString(),
+        types,
     )
     return _function(data, schema, domain, opset)
 
@@ -68,15 +70,18 @@ def _node_proto(
     """Write a node on its own; empty names say which inputs and outputs it leaves out."""
     resolved = []
     for name, value in attributes.items():
-        resolved.append(ir.Attr(name, node.attributes[name].type, value))
+        kind = node.attributes[name].type
+        resolved.append(ir.Attr(name, kind, value))
     outputs = len(node.outputs)
     plain = ir.Node(node.domain, node.op_type, [], resolved, num_outputs=outputs)
     proto = ir.to_proto(plain)
     for index, known in enumerate(inputs):
-        proto.input.append(f"i{index}" if known is not None else "")
+        name = "" if known is None else f"i{index}"
+        proto.input.append(name)
     del proto.output[:]
     for index, value in enumerate(node.outputs):
-        proto.output.append("" if value.name == "" else f"o{index}")
+        name = "" if value.name == "" else f"o{index}"
+        proto.output.append(name)
     return proto
 
 

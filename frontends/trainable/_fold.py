@@ -4,7 +4,6 @@ written.
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import onnx_ir as ir
@@ -93,8 +92,10 @@ def fold(
         # The node is written as it is and raises the same when it runs, if it ever does:
         # the branch that it stands in may never be taken.
         return None
-    results = list(returned[: len(node.outputs)]) if entry.many else [returned]
-    if len(results) < len(node.outputs):
+    # a kernel may give more than the node has outputs
+    wanted = len(node.outputs)
+    results = list(returned[:wanted]) if entry.many else [returned]
+    if len(results) < wanted:
         return None
     # sequences and optionals are no constants that a buffer could hold
     if not all(isinstance(result, torch.Tensor) for result in results):
@@ -129,7 +130,7 @@ def _bound(present: list[Known]) -> float:
         bound *= max(constant.numel(), 1)
         if constant.is_floating_point() or constant.numel() > COUNTED_ELEMENTS:
             continue
-        # any of them may be a size or a repeat, so all are multiplied
-        sizes = [max(abs(int(size)), 1) for size in constant.reshape(-1).tolist()]
-        bound *= math.prod(sizes)
+        # any of these may be a size or a repeat, so that all are multiplied
+        for size in constant.reshape(-1).tolist():
+            bound *= max(abs(int(size)), 1)
     return bound

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 
@@ -51,10 +51,12 @@ def follow(
     `qat`: integers on a trained grid carry gradients.
     """
     sources = [known for known in inputs if known is not None]
-    behind = frozenset[Cut]().union(*(known.cuts for known in sources))
+    behind: set[Cut] = set()
+    for known in sources:
+        behind.update(known.cuts)
     arriving = [known for known in sources if known.gradient]
     if not arriving:
-        return False, behind
+        return False, frozenset(behind)
     if not obstacle and output not in DIFFERENTIABLE:
         on_grid = qat and output in RANGES and _keeps_grid(node, arriving)
         if not on_grid:
@@ -62,7 +64,8 @@ def follow(
     if not obstacle:
         # one way that gradients pass is enough: what other inputs lack is no loss then
         return True, frozenset()
-    return False, behind | {Cut(label(node), obstacle)}
+    behind.add(Cut(label(node), obstacle))
+    return False, frozenset(behind)
 
 
 def _keeps_grid(node: ir.Node, arriving: Sequence[Known]) -> bool:
@@ -74,10 +77,14 @@ def _keeps_grid(node: ir.Node, arriving: Sequence[Known]) -> bool:
 
 def cuts_of(outputs: Sequence[tuple[str, Known | None]]) -> list[Cut]:
     """List the cuts that leave some graph output without gradients, each with those outputs."""
-    found: dict[Cut, list[str]] = {}
+    stopped: dict[Cut, list[str]] = {}
     for name, known in outputs:
         if known is None or known.gradient:
             continue
+        # sets have no order of their own, and reports should
         for cut in sorted(known.cuts, key=lambda cut: cut.node):
-            found.setdefault(cut, []).append(name)
-    return [Cut(cut.node, cut.reason, tuple(names)) for cut, names in found.items()]
+            stopped.setdefault(cut, []).append(name)
+    found = []
+    for cut, names in stopped.items():
+        found.append(replace(cut, outputs=tuple(names)))
+    return found

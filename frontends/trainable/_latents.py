@@ -136,7 +136,8 @@ def find_latents(
     found = {}
     for stored in _stored_latents(model):
         latent = _near_original(stored, originals or {})
-        found[latent.codes] = replace(latent, limited=_limited_by(latent, layers))
+        limited = _limited_by(latent, layers)
+        found[latent.codes] = replace(latent, limited=limited)
     return found
 
 
@@ -150,11 +151,12 @@ def _limited_by(
     """
     layer = layers.get(latent.codes)
     # two codes of half the limit or less never exceed it
-    if layer is None or latent.high <= PAIR_LIMIT // 2 or not layer.pairs.count:
+    if layer is None or latent.high <= PAIR_LIMIT // 2:
         return None
-    codes = layer.tensor.numpy()
-    channels = codes.shape[layer.channel_axis]
-    rows = np.moveaxis(codes, layer.channel_axis, 0).reshape(channels, -1)
+    if not layer.pairs.count:
+        return None
+    codes = np.moveaxis(layer.tensor.numpy(), layer.channel_axis, 0)
+    rows = codes.reshape(codes.shape[0], -1)
     saturates = offending(rows, layer.pairs).any()
     return None if saturates else layer
 
@@ -375,6 +377,7 @@ def _packed(graph: str, value: ir.Value, tensor: ir.TensorProtocol) -> Latent | 
     stored = tensor.numpy()
     planes = stored.shape[0] if stored.ndim == 2 else 1
     codes = _unpacked(rows, stored, planes, shape)
+    # the digits of all planes at their largest
     high = float(rows.max() * (2**planes - 1))
     return Latent(
         graph,
@@ -413,7 +416,8 @@ def _unpacked(
     """
     digits = rows[stored].reshape(planes, -1)
     powers = 2 ** np.arange(planes)[::-1]
-    codes = (digits * powers[:, None]).sum(0).astype(np.float64)
+    weighted = digits * powers[:, None]
+    codes = weighted.sum(0).astype(np.float64)
     size = int(np.prod(shape))
     unpacked: Floats = codes[:size].reshape(shape)
     return unpacked
@@ -452,8 +456,9 @@ def _packer(rows: NDArray[np.int64], planes: int, stored: tuple[int, ...]) -> Pa
     # trits are one apart, signs two
     unit = 1 if base > 2 else rows.max() - low
     weights = base ** np.arange(width)
+    numbers = (rows - low) // unit @ weights
     byte_of = np.zeros(base**width, np.uint8)
-    byte_of[(rows - low) // unit @ weights] = np.arange(len(rows))
+    byte_of[numbers] = np.arange(len(rows))
 
     def pack(codes: NDArray[Any]) -> NDArray[np.uint8]:
         flat = codes.reshape(-1).astype(np.int64)
@@ -468,7 +473,8 @@ def _packer(rows: NDArray[np.int64], planes: int, stored: tuple[int, ...]) -> Pa
                 digits = (level >> (planes - 1 - plane)) % 2
             padding = np.zeros(count - flat.size, np.int64)
             padded = np.concatenate([digits, padding])
-            out[plane] = byte_of[padded.reshape(-1, width) @ weights]
+            numbers = padded.reshape(-1, width) @ weights
+            out[plane] = byte_of[numbers]
         return out.reshape(stored)
 
     return pack
@@ -500,7 +506,9 @@ def _near_original(latent: Latent, originals: Mapping[str, NDArray[Any]]) -> Lat
     zero = _zero_of(latent.codes, weight.shape)
     exact = weight / latent.scale + zero
     margin = latent.step * IN_CELL
-    in_cell = np.clip(exact, latent.start - margin, latent.start + margin)
+    lowest = latent.start - margin
+    highest = latent.start + margin
+    in_cell = np.clip(exact, lowest, highest)
     return replace(
         latent,
         start=np.clip(in_cell, latent.low, latent.high),
@@ -519,7 +527,8 @@ def _original_name(name: str, originals: Mapping[str, NDArray[Any]]) -> str | No
     graph says nothing else about where codes came from. Of several names that fit the longest is
     taken, since `conv_1` and `conv` may both be weights. A wrong guess shows by its shape only.
     """
-    fitting = [key for key in originals if name == key or name.startswith(f"{key}_")]
+    # `w` fits `w` and `w_q`, but not `weight`
+    fitting = [key for key in originals if f"{name}_".startswith(f"{key}_")]
     return max(fitting, key=len, default=None)
 
 

@@ -107,7 +107,9 @@ class Program:
 
     def bind(self, stem: str, thing: Any) -> str:
         """Make `thing` a global of the source, under a name of its own."""
-        name = stem if stem not in self.names else self.fresh(f"{stem}_")
+        name = stem
+        if name in self.names:
+            name = self.fresh(f"{stem}_")
         self.names[name] = thing
         return name
 

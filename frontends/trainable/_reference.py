@@ -76,7 +76,8 @@ def _single_node(
     """Make a model of one node, with the attributes of the enclosing function's call."""
     resolved = []
     for name, value in attributes.items():
-        resolved.append(ir.Attr(name, node.attributes[name].type, value))
+        kind = node.attributes[name].type
+        resolved.append(ir.Attr(name, kind, value))
     plain = ir.Node(node.domain, node.op_type, [], resolved, num_outputs=len(outputs))
     proto = ir.to_proto(plain)
     del proto.output[:]

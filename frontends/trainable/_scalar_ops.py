@@ -391,9 +391,11 @@ def _flat(x: Host) -> list[Scalar]:
 @_host("Transpose", _same_rank)
 def transpose(x: Host, *, perm: list[int] | None = None) -> Host:
     """Rows become columns; a flat list stays."""
-    if not isinstance(x, list) or not isinstance(x[0], list) or perm == [0, 1]:
+    is_matrix = isinstance(x, list) and isinstance(x[0], list)
+    if not is_matrix or perm == [0, 1]:
         return x
-    return [[row[column] for row in x] for column in range(len(x[0]))]
+    columns = zip(*x, strict=True)
+    return [list(column) for column in columns]
 
 
 @_host("Expand", _expanded_rank)

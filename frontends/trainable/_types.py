@@ -56,7 +56,8 @@ def output_dtypes(
         return [_by_attribute(op, attributes, inputs)] * count
     if domain == "" and op == "ConstantOfShape":
         value = attributes.get("value")
-        return [ir.DataType.FLOAT if value is None else value.dtype] * count
+        dtype = ir.DataType.FLOAT if value is None else value.dtype
+        return [dtype] * count
     if domain == "" and op == "CastLike":
         return [inputs[1]] * count
     schema = schema_of(domain, op, opset)
@@ -83,7 +84,8 @@ def _by_attribute(
 
 def _by_schema(schema: Any, inputs: Sequence[Dtype], index: int) -> Dtype:
     # a variadic output is declared once, as the last one
-    formal = schema.outputs[min(index, len(schema.outputs) - 1)]
+    last = len(schema.outputs) - 1
+    formal = schema.outputs[min(index, last)]
     bound = _bound(schema, inputs)
     if formal.type_str in bound:
         return bound[formal.type_str]
@@ -107,8 +109,9 @@ def _bound(schema: Any, inputs: Sequence[Dtype]) -> dict[str, Dtype]:
     Heterogeneous variadics bind by their first.
     """
     bound: dict[str, Dtype] = {}
+    last = len(schema.inputs) - 1
     for position, dtype in enumerate(inputs):
-        formal = schema.inputs[min(position, len(schema.inputs) - 1)]
+        formal = schema.inputs[min(position, last)]
         if dtype is None or formal.type_str.startswith(_CONTAINERS):
             continue
         bound.setdefault(formal.type_str, dtype)

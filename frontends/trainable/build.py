@@ -63,13 +63,15 @@ def to_torch(
     written = _write_graph(emitter, model, _tapped(model, taps))
     provenance = Provenance(
         model,
-        {names[value]: origin for value, origin in origins.items()},
-        cuts_of(list(written.outputs.items())),
-        emitter.detached,
-        written.source,
-        {_name(value): value.dtype for value in written.inputs},
-        frozenset(_name(v) for v in written.inputs if v.const_value is not None),
-        {name: _dtype(known) for name, known in written.outputs.items()},
+        origins={names[value]: origin for value, origin in origins.items()},
+        cuts=cuts_of(list(written.outputs.items())),
+        detached=emitter.detached,
+        source=written.source,
+        inputs={_name(value): value.dtype for value in written.inputs},
+        optional=frozenset(
+            _name(v) for v in written.inputs if v.const_value is not None
+        ),
+        outputs={name: _dtype(known) for name, known in written.outputs.items()},
     )
     run = _compiled(written.source, program, _graph_name(model))
     module = TrainableModule(provenance, run, program.buffers)
@@ -181,7 +183,8 @@ def _start(origin: Origin, soft: bool) -> torch.Tensor:
     if latent is None:
         return to_carrier(stored_tensor(origin.value).numpy(), origin.dtype)
     # 32-bit codes are more than float32 has digits for
-    wide = torch.float64 if origin.dtype == ir.DataType.INT32 else torch.float32
+    is_wide = origin.dtype == ir.DataType.INT32
+    wide = torch.float64 if is_wide else torch.float32
     if soft and latent.original is not None:
         return torch.from_numpy(latent.original).to(wide)
     return torch.from_numpy(latent.start).to(wide)
@@ -278,9 +281,13 @@ def _open(program: Program, inputs: Sequence[ir.Value], scope: Scope) -> None:
         if tensor is not None:
             constant = to_carrier(tensor.numpy(), tensor.dtype)
             default = Known(None, value.dtype, constant=constant)
-            program.line(f"if {name} is None: {name} = {program.tensor_code(default)}")
+            code = program.tensor_code(default)
+            program.line(f"if {name} is None: {name} = {code}")
         scope.values[value] = Known(
-            name, value.dtype, type=value.type, shape=value.shape
+            name,
+            value.dtype,
+            type=value.type,
+            shape=value.shape,
         )
 
 

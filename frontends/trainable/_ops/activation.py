@@ -165,7 +165,7 @@ def dropout(
     """Drops where the graph's own training input says so, with torch's generator."""
     rate = 0.5 if ratio is None else ratio
     if not training or rate == 0.0:
-        return dropout_never(x)
+        return x, torch.ones_like(x, dtype=torch.bool)
     kept = torch.rand_like(x) >= rate
     y = x * kept / (1.0 - rate)
     return y, kept

@@ -40,14 +40,26 @@ def cast_by_name(x: Tensor, *, to: Any, call: Call) -> Tensor:
 def cast(
     x: Tensor, *, to: int, saturate: int = 1, round_mode: str = "up", call: Call
 ) -> Tensor:
-    return converted(x, call.inputs[0], D(to), bool(saturate), round_mode)
+    return converted(
+        x,
+        source=call.inputs[0],
+        target=D(to),
+        saturate=bool(saturate),
+        round_mode=round_mode,
+    )
 
 
 @op("CastLike", 15)
 def cast_like(
     x: Tensor, like: Any, *, saturate: int = 1, round_mode: str = "up", call: Call
 ) -> Tensor:
-    return converted(x, call.inputs[0], call.inputs[1], bool(saturate), round_mode)
+    return converted(
+        x,
+        source=call.inputs[0],
+        target=call.inputs[1],
+        saturate=bool(saturate),
+        round_mode=round_mode,
+    )
 
 
 def converted(
@@ -87,7 +99,8 @@ def _integer(x: Tensor, source: ir.DataType | None, target: ir.DataType) -> Tens
         x = x.to(torch.int64)
     if target in _WRAPPED:
         low, high = RANGES[target]
-        x = (x - low) % (high - low + 1) + low
+        period = high - low + 1
+        x = (x - low) % period + low
     return x.to(CARRIERS[target])
 
 
@@ -100,7 +113,8 @@ class _Rounded(torch.autograd.Function):  # type: ignore[misc]  # torch comes wi
 
     @staticmethod
     def forward(context: Any, x: Tensor, dtype: int, saturate: bool) -> Tensor:
-        context.save_for_backward(x.abs() <= _LARGEST[D(dtype)])
+        inside = x.abs() <= _LARGEST[D(dtype)]
+        context.save_for_backward(inside)
         return _to_grid(x, D(dtype), saturate)
 
     @staticmethod
@@ -164,8 +178,9 @@ def _through_text(x: Any, target: ir.DataType | None) -> Any:
         texts = [str(value) for value in array.reshape(-1)]
         return np.array(texts, dtype=object).reshape(array.shape)
     assert target is not None
-    numbers = [float(str(value)) for value in np.asarray(x).reshape(-1)]
-    array = np.array(numbers).reshape(np.shape(x))
+    source = np.asarray(x)
+    numbers = [float(str(text)) for text in source.reshape(-1)]
+    array = np.array(numbers).reshape(source.shape)
     return to_carrier(array.astype(target.numpy()), target)
 
 

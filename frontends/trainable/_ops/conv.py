@@ -30,7 +30,11 @@ def same_pads(
     begins = []
     ends = []
     for size, k, stride, dilation in zip(
-        sizes, kernel, strides, dilations, strict=True
+        sizes,
+        kernel,
+        strides,
+        dilations,
+        strict=True,
     ):
         positions = ceil_divided(size, stride)
         span = (k - 1) * dilation + 1
@@ -80,7 +84,13 @@ def conv(
     dilations = dilations or [1] * dims
     if auto_pad in SAME:
         upper = auto_pad == "SAME_UPPER"
-        pads = same_pads(x.shape[2:], w.shape[2:], strides, dilations, upper)
+        pads = same_pads(
+            sizes=x.shape[2:],
+            kernel=w.shape[2:],
+            strides=strides,
+            dilations=dilations,
+            upper=upper,
+        )
     if not pads or auto_pad == "VALID":
         pads = [0] * (2 * dims)
     padding = pads[:dims]
@@ -88,7 +98,16 @@ def conv(
         # torch pads both ends alike
         x = F.pad(x, torch_pads(pads))
         padding = [0] * dims
-    return _CONVOLUTIONS[dims](x, w, b, strides, padding, dilations, group)
+    convolution = _CONVOLUTIONS[dims]
+    return convolution(
+        x,
+        w,
+        b,
+        stride=strides,
+        padding=padding,
+        dilation=dilations,
+        groups=group,
+    )
 
 
 @op("ConvTranspose")
@@ -118,11 +137,17 @@ def conv_transpose(
         full = _transposed_sizes(x, w, strides, dilations, extra)
         pads = _cropping_pads(full, output_shape[-dims:], auto_pad == "SAME_UPPER")
     pads = pads or [0] * (2 * dims)
-    none = [0] * dims
-    y = _TRANSPOSED[dims](x, w, None, strides, none, none, group, dilations)
+    transposed = _TRANSPOSED[dims]
+    y = transposed(
+        x,
+        w,
+        stride=strides,
+        dilation=dilations,
+        groups=group,
+    )
     # torch's own padding is the same at both ends, and never negative
     crop = torch_pads([-pad for pad in pads])
-    grow = torch_pads(none + extra)
+    grow = torch_pads([0] * dims + extra)
     change = [cut + grown for cut, grown in zip(crop, grow, strict=True)]
     y = F.pad(y, change)
     return y if b is None else y + by_channel(b, dims)
@@ -134,7 +159,12 @@ def _transposed_sizes(
     """Return the spatial sizes that a ConvTranspose without pads gives, `extra` at the ends."""
     full = []
     for size, stride, k, dilation, more in zip(
-        x.shape[2:], strides, w.shape[2:], dilations, extra, strict=True
+        x.shape[2:],
+        strides,
+        w.shape[2:],
+        dilations,
+        extra,
+        strict=True,
     ):
         span = (k - 1) * dilation + 1
         full.append((size - 1) * stride + span + more)

@@ -48,8 +48,9 @@ def _number(value: Any) -> Any:
 def eye_like(x: Tensor, *, dtype: int | None = None, k: int = 0, call: Call) -> Tensor:
     # one diagonal is what two triangles differ by
     ones = torch.ones(x.shape, dtype=torch.int8, device=x.device)
-    diagonal = torch.triu(ones, k) - torch.triu(ones, k + 1)
-    return diagonal.to(_dtype(call))
+    upper = torch.triu(ones, k)
+    above = torch.triu(ones, k + 1)
+    return (upper - above).to(_dtype(call))
 
 
 # --- random numbers: ONNX fixes a stream by its seed, but not which stream it is ----
@@ -80,7 +81,8 @@ def random_normal(
     seed: float | None = None,
     device: torch.device,
 ) -> Tensor:
-    return _normal(shape, seed, device) * scale + mean
+    drawn = _normal(shape, seed, device)
+    return drawn * scale + mean
 
 
 @op("RandomUniform", gradient=False)
@@ -93,7 +95,8 @@ def random_uniform(
     seed: float | None = None,
     device: torch.device,
 ) -> Tensor:
-    return _uniform(shape, seed, device) * (high - low) + low
+    drawn = _uniform(shape, seed, device)
+    return drawn * (high - low) + low
 
 
 @op("RandomNormalLike", gradient=False)
@@ -105,7 +108,8 @@ def random_normal_like(
     scale: float = 1.0,
     seed: float | None = None,
 ) -> Tensor:
-    return _normal(x.shape, seed, x.device) * scale + mean
+    drawn = _normal(x.shape, seed, x.device)
+    return drawn * scale + mean
 
 
 @op("RandomUniformLike", gradient=False)
@@ -117,7 +121,8 @@ def random_uniform_like(
     low: float = 0.0,
     seed: float | None = None,
 ) -> Tensor:
-    return _uniform(x.shape, seed, x.device) * (high - low) + low
+    drawn = _uniform(x.shape, seed, x.device)
+    return drawn * (high - low) + low
 
 
 @op("Bernoulli", 15, gradient=False)

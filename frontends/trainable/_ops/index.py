@@ -22,8 +22,9 @@ def gather(x: Tensor, indices: Tensor, *, axis: int = 0) -> Tensor:
     axis = axis % x.ndim
     flat = positive(indices, x.shape[axis]).reshape(-1)
     picked = x.index_select(axis, flat)
-    shape = [*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :]]
-    return picked.reshape(shape)
+    before = x.shape[:axis]
+    after = x.shape[axis + 1 :]
+    return picked.reshape([*before, *indices.shape, *after])
 
 
 @op("GatherElements")
@@ -77,7 +78,8 @@ def scatter_nd(
     row = torch.zeros(indices.shape[:-1], dtype=torch.int64, device=x.device)
     for dim in range(depth):
         size = x.shape[dim]
-        row = row * size + positive(indices[..., dim], size)
+        place = positive(indices[..., dim], size)
+        row = row * size + place
     inner = x.shape[depth:].numel()
     flat = x.reshape(-1, inner)
     at = row.reshape(-1, 1).expand(-1, inner)

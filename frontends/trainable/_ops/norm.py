@@ -30,7 +30,15 @@ def _fixed_batch_norm(
         factor = scale * torch.rsqrt(variance + epsilon)
         centered = x - by_channel(mean, dims)
         return centered * by_channel(factor, dims) + by_channel(bias, dims)
-    return F.batch_norm(x, mean, variance, scale, bias, False, 0.0, epsilon)
+    return F.batch_norm(
+        x,
+        mean,
+        variance,
+        weight=scale,
+        bias=bias,
+        training=False,
+        eps=epsilon,
+    )
 
 
 def _batch_norm(
@@ -46,7 +54,14 @@ def _batch_norm(
     # The kernel that normalizes gives its statistics too: asked for on their own they
     # take ten times as long as it does.
     y, batch_mean, inverse = torch.native_batch_norm(
-        x, scale, bias, None, None, True, 0.0, epsilon
+        x,
+        weight=scale,
+        bias=bias,
+        running_mean=None,
+        running_var=None,
+        training=True,
+        momentum=0.0,
+        eps=epsilon,
     )
     batch_variance = (inverse.square().reciprocal() - epsilon).clamp_min(0)
     new_mean = _moved(mean, batch_mean, momentum)
@@ -75,7 +90,13 @@ def batch_norm_by_outputs(
     if call.wanted == 1:
         return (_fixed_batch_norm(x, scale, bias, mean, variance, epsilon),)
     y, new_mean, new_variance = _batch_norm(
-        x, scale, bias, mean, variance, epsilon, momentum
+        x,
+        scale,
+        bias,
+        mean,
+        variance,
+        epsilon,
+        momentum,
     )
     return y, new_mean, new_variance, mean, variance
 

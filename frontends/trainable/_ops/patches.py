@@ -35,11 +35,15 @@ def col2im(
     for size, begin, end in zip(image, begins, ends, strict=True):
         padded.append(size + begin + end)
     at = _patch_indices(padded, block, strides, dilations, x.device)
-    patches = x.reshape(x.shape[0], -1, at.numel())
-    flat = patches.new_zeros(*patches.shape[:2], math.prod(padded))
+    batch = x.shape[0]
+    patches = x.reshape(batch, -1, at.numel())
+    channels = patches.shape[1]
+    flat = patches.new_zeros(batch, channels, math.prod(padded))
     summed = flat.index_add(2, at.reshape(-1), patches)
-    y = summed.reshape(*patches.shape[:2], *padded)
-    inside = [slice(b, b + size) for b, size in zip(begins, image, strict=True)]
+    y = summed.reshape(batch, channels, *padded)
+    inside = []
+    for begin, size in zip(begins, image, strict=True):
+        inside.append(slice(begin, begin + size))
     return y[(..., *inside)]
 
 
@@ -58,9 +62,11 @@ def _patch_indices(
         count = (size - span) // stride + 1
         inside = torch.arange(k, device=device) * dilation
         starts = torch.arange(count, device=device) * stride
-        outer = at[:, None, :, None] * size
-        grid = outer + inside[None, :, None, None] + starts[None, None, None, :]
-        at = grid.reshape(at.shape[0] * k, -1)
+        grid = at[:, None, :, None] * size
+        grid = grid + inside[None, :, None, None]
+        grid = grid + starts[None, None, None, :]
+        rows = at.shape[0] * k
+        at = grid.reshape(rows, -1)
     return at
 
 
@@ -89,20 +95,40 @@ def deform_conv(
     strides = strides or [1, 1]
     dilations = dilations or [1, 1]
     pads = pads or [0, 0, 0, 0]
-    moved = offset.reshape(n * offset_group, rows, columns, 2, *out)
-    down = _places(rows, out[0], strides[0], dilations[0], pads[0], x.device)
-    across = _places(columns, out[1], strides[1], dilations[1], pads[1], x.device)
-    y = down[:, None, :, None] + moved[:, :, :, 0]
-    z = across[None, :, None, :] + moved[:, :, :, 1]
+    images = n * offset_group
+    moved = offset.reshape(images, rows, columns, 2, *out)
+    moved_down = moved[:, :, :, 0]
+    moved_across = moved[:, :, :, 1]
+    down = _places(
+        k=rows,
+        out=out[0],
+        stride=strides[0],
+        dilation=dilations[0],
+        pad=pads[0],
+        device=x.device,
+    )
+    across = _places(
+        k=columns,
+        out=out[1],
+        stride=strides[1],
+        dilation=dilations[1],
+        pad=pads[1],
+        device=x.device,
+    )
+    y = down[:, None, :, None] + moved_down
+    z = across[None, :, None, :] + moved_across
     depth = channels // offset_group
     elements = rows * columns
-    source = x.reshape(n * offset_group, depth, height, width)
+    source = x.reshape(images, depth, height, width)
     taken = _bilinear(source, y.flatten(1), z.flatten(1))
     taken = taken.reshape(n, offset_group, depth, elements, *out)
     if mask is not None:
-        taken = taken * mask.reshape(n, offset_group, 1, elements, *out)
-    patches = taken.reshape(n, group, channels // group * elements, -1)
-    kernels = w.reshape(group, w.shape[0] // group, -1)
+        weights = mask.reshape(n, offset_group, 1, elements, *out)
+        taken = taken * weights
+    group_inputs = channels // group * elements
+    group_outputs = w.shape[0] // group
+    patches = taken.reshape(n, group, group_inputs, -1)
+    kernels = w.reshape(group, group_outputs, -1)
     products = torch.einsum("gok,ngkp->ngop", kernels, patches)
     result = products.reshape(n, -1, *out)
     return result if b is None else result + by_channel(b, 2)
@@ -117,14 +143,18 @@ def _bilinear(images: Tensor, y: Tensor, x: Tensor) -> Tensor:
     for row, column in itertools.product((0, 1), (0, 1)):
         r = y.floor() + row
         c = x.floor() + column
-        inside = (r >= 0) & (r < height) & (c >= 0) & (c < width)
-        weight = (1 - (y - r).abs()) * (1 - (x - c).abs()) * inside
+        inside_rows = (r >= 0) & (r < height)
+        inside_columns = (c >= 0) & (c < width)
+        row_weight = 1 - (y - r).abs()
+        column_weight = 1 - (x - c).abs()
+        weight = row_weight * column_weight * (inside_rows & inside_columns)
         # places outside are read at the border; their weight is zero
         nearest_row = r.clamp(0, height - 1)
         nearest_column = c.clamp(0, width - 1)
         at = (nearest_row * width + nearest_column).long()
         index = at[:, None].expand(-1, channels, -1)
-        total = total + flat.gather(2, index) * weight[:, None]
+        picked = flat.gather(2, index)
+        total = total + picked * weight[:, None]
     return total
 
 

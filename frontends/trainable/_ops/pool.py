@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -48,7 +49,8 @@ class Windows:
         self.pads = pads
         self.extra = [0] * dims
         if ceil:
-            self.extra = [self._extra(dim, sizes[dim]) for dim in range(dims)]
+            for dim in range(dims):
+                self.extra[dim] = self._extra(dim, sizes[dim])
 
     @property
     def begins(self) -> list[int]:
@@ -122,15 +124,19 @@ def max_pool(
     if not windows.symmetric:
         padded = windows.padded(padded, -math.inf)
         padding = [0] * windows.dims
-    pool = _MAX[windows.dims]
-    kernel = windows.kernel
-    strides = windows.strides
-    dilations = windows.dilations
+    pool = partial(
+        _MAX[windows.dims],
+        kernel_size=windows.kernel,
+        stride=windows.strides,
+        padding=padding,
+        dilation=windows.dilations,
+    )
     if call.wanted == 1:
-        y = pool(padded, kernel, strides, padding, dilations)
+        y = pool(padded)
         return (y.to(x.dtype),)
-    y, where = pool(padded, kernel, strides, padding, dilations, return_indices=True)
-    return y.to(x.dtype), _positions(where, x, padded, windows, storage_order)
+    y, where = pool(padded, return_indices=True)
+    places = _positions(where, x, padded, windows, storage_order)
+    return y.to(x.dtype), places
 
 
 def _positions(
@@ -176,17 +182,23 @@ def average_pool(
     windows = Windows(x, kernel_shape, strides, pads, dilations, auto_pad, ceil_mode)
     dilated = any(dilation != 1 for dilation in windows.dilations)
     if not dilated and windows.symmetric:
-        ceil = False
-        include = bool(count_include_pad)
         pool = _AVERAGE[windows.dims]
-        return pool(x, windows.kernel, windows.strides, windows.begins, ceil, include)
+        return pool(
+            x,
+            kernel_size=windows.kernel,
+            stride=windows.strides,
+            padding=windows.begins,
+            count_include_pad=bool(count_include_pad),
+        )
     # What is counted: elements, and pads if they are included, but never what
     # `ceil_mode` adds behind them.
     ones = torch.ones_like(x[:1, :1])
     ones = windows.padded(ones, 1.0 if count_include_pad else 0.0, extra=False)
     tail = torch_pads([0] * windows.dims + windows.extra)
-    counts = windows.views(F.pad(ones, tail)).sum(-1)
-    sums = windows.views(windows.padded(x, 0.0)).sum(-1)
+    counted = F.pad(ones, tail)
+    counts = windows.views(counted).sum(-1)
+    padded = windows.padded(x, 0.0)
+    sums = windows.views(padded).sum(-1)
     return sums / counts
 
 
@@ -246,10 +258,15 @@ def max_unpool(
     pads = pads or [0] * (2 * dims)
     full = list(x.shape[:2])
     for dim in range(dims):
-        covered = (x.shape[dim + 2] - 1) * strides[dim] + kernel_shape[dim]
-        full.append(covered - pads[dim] - pads[dim + dims])
+        steps = x.shape[dim + 2] - 1
+        covered = steps * strides[dim] + kernel_shape[dim]
+        begin = pads[dim]
+        end = pads[dim + dims]
+        full.append(covered - begin - end)
     zeros = x.new_zeros(math.prod(full))
-    y = zeros.scatter(0, indices.reshape(-1), x.reshape(-1)).reshape(full)
+    at = indices.reshape(-1)
+    y = zeros.scatter(0, at, x.reshape(-1))
+    y = y.reshape(full)
     if shape is None or list(shape) == full:
         return y
     growth = [new - old for new, old in zip(shape, full, strict=True)]
@@ -269,7 +286,14 @@ def roi_align_10(
     spatial_scale: float = 1.0,
 ) -> Tensor:
     bins = Bins(mode, output_height, output_width, sampling_ratio)
-    return _roi_align(x, rois, batch, bins, spatial_scale, 0.0)
+    return _roi_align(
+        x,
+        rois,
+        batch,
+        bins,
+        scale=spatial_scale,
+        offset=0.0,
+    )
 
 
 @op("RoiAlign", 16)
@@ -310,7 +334,8 @@ def _roi_align(
     """Pool one box at a time: bilinear samples of a grid within each bin, averaged or maximal."""
     pooled = []
     for roi, image in zip(rois, batch.tolist(), strict=True):
-        left, top, right, bottom = (roi * scale - offset).unbind()
+        box = roi * scale - offset
+        left, top, right, bottom = box.unbind()
         across = right - left
         down = bottom - top
         if offset == 0.0:
@@ -326,8 +351,8 @@ def _roi_align(
         averages = bins.mode == "avg"
         values = corners.sum(0) if averages else corners.amax(0)
         grid = values.reshape(-1, bins.height, rows, bins.width, columns)
-        box = grid.mean(dim=(2, 4)) if averages else grid.amax(dim=(2, 4))
-        pooled.append(box)
+        within = (2, 4)
+        pooled.append(grid.mean(dim=within) if averages else grid.amax(dim=within))
     if not pooled:
         return x.new_zeros(0, x.shape[1], bins.height, bins.width)
     return torch.stack(pooled)
@@ -346,13 +371,16 @@ def _bilinear_corners(plane: Tensor, y: Tensor, x: Tensor) -> list[Tensor]:
     """
     rows = _neighbours(y, plane.shape[1])
     columns = _neighbours(x, plane.shape[2])
-    inside = (rows.inside[:, None] & columns.inside[None, :]).to(plane.dtype)
+    inside = rows.inside[:, None] & columns.inside[None, :]
+    inside = inside.to(plane.dtype)
     corners = []
     for (r, row_weight), (c, column_weight) in itertools.product(
-        rows.weighted(), columns.weighted()
+        rows.weighted(),
+        columns.weighted(),
     ):
-        weight = row_weight[:, None] * column_weight[None, :] * inside
-        corners.append(plane[:, r][:, :, c] * weight)
+        weight = row_weight[:, None] * column_weight[None, :]
+        picked = plane[:, r][:, :, c]
+        corners.append(picked * (weight * inside))
     return corners
 
 
@@ -367,7 +395,10 @@ class Neighbours:
 
     def weighted(self) -> list[tuple[Tensor, Tensor]]:
         """Return both indices, each with its weight."""
-        return [(self.low, 1 - self.fraction), (self.high, self.fraction)]
+        return [
+            (self.low, 1 - self.fraction),
+            (self.high, self.fraction),
+        ]
 
 
 def _neighbours(at: Tensor, size: int) -> Neighbours:

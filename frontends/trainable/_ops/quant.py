@@ -93,14 +93,17 @@ class _WithinLimit(torch.autograd.Function):  # type: ignore[misc]  # torch come
         a = rows[:, limit.first]
         b = rows[:, limit.second]
         # codes of opposite signs cancel, and saturate nothing
-        over = (a * b > 0) & (a.abs() + b.abs() > PAIR_LIMIT)
+        same_sign = a * b > 0
+        over = same_sign & (a.abs() + b.abs() > PAIR_LIMIT)
         first = exact[:, limit.first].abs()
         second = exact[:, limit.second].abs()
         # both give way by the same amount: the least squared error
         excess = first + second - PAIR_LIMIT
         share = (first - excess / 2).round().clamp(1, LARGEST_CODE)
-        rows[:, limit.first] = torch.where(over, a.sign() * share, a)
-        rows[:, limit.second] = torch.where(over, b.sign() * (PAIR_LIMIT - share), b)
+        cut_a = a.sign() * share
+        cut_b = b.sign() * (PAIR_LIMIT - share)
+        rows[:, limit.first] = torch.where(over, cut_a, a)
+        rows[:, limit.second] = torch.where(over, cut_b, b)
         return kept
 
     @staticmethod
@@ -211,7 +214,8 @@ def quantize(
     low, high = RANGES[target]
     shift = 0 if zero is None else spread(zero, x, axis, block_size)
     if scale.requires_grad:
-        codes = (_Round.apply(x / scale) + shift).clamp(low, high)
+        codes = _Round.apply(x / scale) + shift
+        codes = codes.clamp(low, high)
     else:
         codes = _Codes.apply(x, scale, shift, low, high)
     return codes if call.qat else codes.to(carrier(target))
@@ -253,7 +257,8 @@ def dynamic_quantize(x: Tensor, *, call: Call) -> tuple[Tensor, ...]:
     # all zeros have no range
     scale = torch.where(scale == 0, torch.ones_like(scale), scale)
     zero = (-low / scale).round().clamp(0, 255)
-    codes = (_Round.apply(x / scale) + zero).clamp(0, 255)
+    codes = _Round.apply(x / scale) + zero
+    codes = codes.clamp(0, 255)
     if not call.qat:
         codes = codes.to(torch.uint8)
     return codes, scale, zero.to(torch.uint8)
@@ -311,7 +316,9 @@ def conv_integer(
     pads: list[int] | None = None,
     strides: list[int] | None = None,
 ) -> Tensor:
-    codes, weights = _pair(_shifted(x, x_zero, 0), _shifted(w, w_zero, 0))
+    codes = _shifted(x, x_zero, 0)
+    weights = _shifted(w, w_zero, 0)
+    codes, weights = _pair(codes, weights)
     y = conv(
         codes,
         weights,

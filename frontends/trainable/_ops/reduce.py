@@ -138,14 +138,26 @@ def _place(x: Tensor, axis: int, keep: int, last: int, largest: bool) -> Tensor:
 def arg_max(
     x: Tensor, *, axis: int = 0, keepdims: int = 1, select_last_index: int = 0
 ) -> Tensor:
-    return _place(x, axis, keepdims, select_last_index, True)
+    return _place(
+        x,
+        axis,
+        keep=keepdims,
+        last=select_last_index,
+        largest=True,
+    )
 
 
 @op("ArgMin", gradient=False)
 def arg_min(
     x: Tensor, *, axis: int = 0, keepdims: int = 1, select_last_index: int = 0
 ) -> Tensor:
-    return _place(x, axis, keepdims, select_last_index, False)
+    return _place(
+        x,
+        axis,
+        keep=keepdims,
+        last=select_last_index,
+        largest=False,
+    )
 
 
 def _cumulative(
@@ -178,9 +190,23 @@ def _number(axis: int | list[int]) -> int:
 
 @op("CumSum", 11, host=(1,))
 def cum_sum(x: Tensor, axis: int, *, exclusive: int = 0, reverse: int = 0) -> Tensor:
-    return _cumulative(x, _number(axis), exclusive, reverse, torch.cumsum, 0)
+    return _cumulative(
+        x,
+        axis=_number(axis),
+        exclusive=exclusive,
+        reverse=reverse,
+        function=torch.cumsum,
+        start=0,
+    )
 
 
 @op("CumProd", host=(1,))
 def cum_prod(x: Tensor, axis: int, *, exclusive: int = 0, reverse: int = 0) -> Tensor:
-    return _cumulative(x, _number(axis), exclusive, reverse, torch.cumprod, 1)
+    return _cumulative(
+        x,
+        axis=_number(axis),
+        exclusive=exclusive,
+        reverse=reverse,
+        function=torch.cumprod,
+        start=1,
+    )

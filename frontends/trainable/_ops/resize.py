@@ -47,7 +47,14 @@ def resize_10(x: Tensor, scales: list[float], *, mode: str = "nearest") -> Tenso
     sampling = Sampling(mode, "asymmetric", "floor")
     axes = list(range(x.ndim))
     sizes = _scaled(x.shape, scales)
-    return _resize(x, sampling, axes, sizes, scales, None)
+    return _resize(
+        x,
+        sampling,
+        axes,
+        out=sizes,
+        scales=scales,
+        roi=None,
+    )
 
 
 @op("Resize", 11, host=(1, 2, 3))
@@ -72,12 +79,12 @@ def resize(
         chosen = [axis % x.ndim for axis in axes]
     sampling = Sampling(
         mode,
-        coordinate_transformation_mode,
-        nearest_mode,
-        cubic_coeff_a,
-        bool(antialias),
-        bool(exclude_outside),
-        extrapolation_value,
+        coordinates=coordinate_transformation_mode,
+        nearest=nearest_mode,
+        cubic=cubic_coeff_a,
+        antialias=bool(antialias),
+        exclude_outside=bool(exclude_outside),
+        extrapolation=extrapolation_value,
     )
     lengths = [x.shape[axis] for axis in chosen]
     if scales:
@@ -104,7 +111,8 @@ def _cropped(
     ends = roi[len(lengths) :]
     sizes = []
     for length, start, end, scale in zip(lengths, starts, ends, scales, strict=True):
-        sizes.append(math.floor(length * (end - start) * scale))
+        part = length * (end - start)
+        sizes.append(math.floor(part * scale))
     return sizes
 
 
@@ -146,11 +154,17 @@ def _resize(
             continue
         size = x.shape[axis]
         at = _coordinates(
-            sampling.coordinates, size, out[i], scales[i], window, x.device
+            mode=sampling.coordinates,
+            size=size,
+            out=out[i],
+            scale=scales[i],
+            window=window,
+            device=x.device,
         )
         x = _along(x, axis, at, scales[i], sampling)
         if cropping:
-            beyond = by_channel((at < 0) | (at > size - 1), x.ndim - axis - 1)
+            beyond = (at < 0) | (at > size - 1)
+            beyond = by_channel(beyond, x.ndim - axis - 1)
             outside = beyond if outside is None else outside | beyond
     if outside is None:
         return x
@@ -208,21 +222,27 @@ def _coordinates(
         case "asymmetric":
             return o / scale
         case "align_corners":
-            return o * ((size - 1) / (out - 1)) if out > 1 else o * 0
+            if out == 1:
+                return o * 0
+            return o * ((size - 1) / (out - 1))
         case "pytorch_half_pixel":
-            return (o + 0.5) / scale - 0.5 if out > 1 else o * 0
+            if out == 1:
+                return o * 0
         case "tf_half_pixel_for_nn":
             return (o + 0.5) / scale
         case "half_pixel_symmetric":
             # centers the output where its size was rounded down
-            offset = size / 2 * (1 - out / (scale * size))
+            unrounded = scale * size
+            offset = size / 2 * (1 - out / unrounded)
             return offset + (o + 0.5) / scale - 0.5
         case "tf_crop_and_resize":
             start, end = window
             last = size - 1
-            if out > 1:
-                return start * last + o * (end - start) * last / (out - 1)
-            return o * 0 + 0.5 * (start + end) * last
+            if out == 1:
+                middle = 0.5 * (start + end) * last
+                return o * 0 + middle
+            return start * last + o * (end - start) * last / (out - 1)
+    # half_pixel
     return (o + 0.5) / scale - 0.5
 
 
@@ -236,8 +256,10 @@ def _along(
         return x.index_select(axis, picked)
     matrix = _interpolation(at, last, scale, sampling)
     floating = x if x.is_floating_point() else x.float()
-    y = torch.tensordot(floating, matrix.to(floating.dtype), dims=([axis], [1]))
-    return y.movedim(-1, axis).to(x.dtype)
+    matrix = matrix.to(floating.dtype)
+    y = torch.tensordot(floating, matrix, dims=([axis], [1]))
+    y = y.movedim(-1, axis)
+    return y.to(x.dtype)
 
 
 def _interpolation(at: Tensor, last: int, scale: float, sampling: Sampling) -> Tensor:
@@ -280,8 +302,8 @@ def _taps(at: Tensor, scale: float, sampling: Sampling) -> tuple[Tensor, Tensor]
     weights = _filter(distance, sampling)
     if sampling.antialias:
         weights = weights / weights.sum(1, keepdim=True)
-    places = (base[:, None] + offsets).to(torch.int64)
-    return places, weights
+    places = base[:, None] + offsets
+    return places.to(torch.int64), weights
 
 
 def _filter(distance: Tensor, sampling: Sampling) -> Tensor:

@@ -108,7 +108,15 @@ def gru(
     plain = lengths is None and not clip and _default(activations, _GRU)
     # torch's GRU always resets behind the recurrent product
     if plain and linear_before_reset:
-        return _fused(torch.gru, (1, 0, 2), x, weights, [h], direction, layout)
+        return _fused(
+            kernel=torch.gru,
+            order=(1, 0, 2),
+            x=x,
+            weights=weights,
+            states=[h],
+            direction=direction,
+            layout=layout,
+        )
     names = activations or _GRU * 2
     chosen = _activations(names, activation_alpha, activation_beta, 2)
 
@@ -119,8 +127,10 @@ def gru(
         xz, xr, xh = gates.chunk(3, -1)
         rz, rr, rh = own.recurrent.chunk(3, 0)
         bz, br, bh = own.bias.chunk(3, -1)
-        z = act[0](_clipped(xz + hidden @ rz.T + bz, clip))
-        reset = act[0](_clipped(xr + hidden @ rr.T + br, clip))
+        update_gate = xz + hidden @ rz.T + bz
+        reset_gate = xr + hidden @ rr.T + br
+        z = act[0](_clipped(update_gate, clip))
+        reset = act[0](_clipped(reset_gate, clip))
         if linear_before_reset:
             candidate = xh + reset * (hidden @ rh.T + bh)
         else:
@@ -129,8 +139,21 @@ def gru(
         return [(1 - z) * new + z * hidden]
 
     # the recurrent bias of the hidden gate is inside the reset
-    unrolled = Unrolled(step, 3, chosen, split_bias=True)
-    return _unrolled(unrolled, x, weights, lengths, [h], direction, layout)
+    unrolled = Unrolled(
+        step,
+        gates=3,
+        activations=chosen,
+        split_bias=True,
+    )
+    return _unrolled(
+        op=unrolled,
+        x=x,
+        weights=weights,
+        lengths=lengths,
+        states=[h],
+        direction=direction,
+        layout=layout,
+    )
 
 
 @op("RNN", many=True)
@@ -154,7 +177,15 @@ def rnn(
 ) -> tuple[Tensor, ...]:
     weights = Weights(w, r, b)
     if lengths is None and not clip and _default(activations, _RNN):
-        return _fused(torch.rnn_tanh, (0,), x, weights, [h], direction, layout)
+        return _fused(
+            kernel=torch.rnn_tanh,
+            order=(0,),
+            x=x,
+            weights=weights,
+            states=[h],
+            direction=direction,
+            layout=layout,
+        )
     names = activations or _RNN * 2
     chosen = _activations(names, activation_alpha, activation_beta, 1)
 
@@ -166,7 +197,15 @@ def rnn(
         return [act[0](_clipped(total, clip))]
 
     unrolled = Unrolled(step, 1, chosen)
-    return _unrolled(unrolled, x, weights, lengths, [h], direction, layout)
+    return _unrolled(
+        op=unrolled,
+        x=x,
+        weights=weights,
+        lengths=lengths,
+        states=[h],
+        direction=direction,
+        layout=layout,
+    )
 
 
 def _default(activations: list[str] | None, names: list[str]) -> bool:
@@ -262,16 +301,20 @@ def _fused(
         start.append(state.contiguous())
     # the LSTM takes two states as a tuple, the others one
     first = tuple(start) if len(start) > 1 else start[0]
-    has_bias = weights.bias is not None
-    layers = 1
-    dropout = 0.0
-    train = False
-    bidirectional = ways == 2
-    batch_first = False
     y, *last = kernel(
-        x, first, flat, has_bias, layers, dropout, train, bidirectional, batch_first
+        x,
+        first,
+        flat,
+        has_biases=weights.bias is not None,
+        num_layers=1,
+        dropout=0.0,
+        train=False,
+        bidirectional=ways == 2,
+        batch_first=False,
     )
-    y = y.reshape(y.shape[0], y.shape[1], ways, hidden).transpose(1, 2)
+    steps, batch = y.shape[:2]
+    y = y.reshape(steps, batch, ways, hidden)
+    y = y.transpose(1, 2)
     if flip:
         y = y.flip(0)
     return _laid_out(y, list(last), layout)

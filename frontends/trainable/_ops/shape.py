@@ -30,7 +30,9 @@ def reshape(x: Tensor, shape: Ints, *, allowzero: int = 0) -> Tensor:
     if allowzero:
         return x.reshape(shape)
     # zero: as it was
-    sizes = [size if size else x.shape[dim] for dim, size in enumerate(shape)]
+    sizes = []
+    for dim, size in enumerate(shape):
+        sizes.append(size if size else x.shape[dim])
     return x.reshape(sizes)
 
 
@@ -208,7 +210,13 @@ def _pad(x: Tensor, pads: Ints, value: float, mode: str) -> Tensor:
         begin = pads[axis]
         end = pads[axis + x.ndim]
         if begin or end:
-            at = _mirrored(x.shape[axis], begin, end, mode, x.device)
+            at = _mirrored(
+                size=x.shape[axis],
+                begin=begin,
+                end=end,
+                mode=mode,
+                device=x.device,
+            )
             x = x.index_select(axis, at)
     return x
 
@@ -286,7 +294,8 @@ def space_to_depth(x: Tensor, *, blocksize: int, mode: str = "DCR") -> Tensor:
     columns = w // b
     parts = x.reshape(n, c, rows, b, columns, b)
     order = (0, 3, 5, 1, 2, 4) if mode == "DCR" else (0, 1, 3, 5, 2, 4)
-    return parts.permute(order).reshape(n, c * b * b, rows, columns)
+    parts = parts.permute(order)
+    return parts.reshape(n, c * b * b, rows, columns)
 
 
 @op("Trilu", 14, host=(1,))
@@ -313,8 +322,10 @@ def reverse_sequence(
 
 def reversed_steps(x: Tensor, lengths: Tensor) -> Tensor:
     """Return `x` (T, B, …) with the first `lengths[b]` steps of sequence b in reverse."""
-    steps = torch.arange(x.shape[0], device=x.device)[:, None]
-    back = lengths.to(torch.int64)[None, :] - 1 - steps
+    steps = torch.arange(x.shape[0], device=x.device)
+    steps = steps[:, None]
+    ends = lengths.to(torch.int64)[None, :]
+    back = ends - 1 - steps
     # steps behind the end of a sequence stay where they are
     at = torch.where(back >= 0, back, steps)
     trailing = (1,) * (x.ndim - 2)

@@ -34,7 +34,13 @@ def dft(
     """
     along = -2 if axis is None else _number(axis)
     size = None if length is None else _number(length)
-    y = _transformed(x.double(), size, along % x.ndim, inverse, onesided)
+    y = _transformed(
+        x=x.double(),
+        size=size,
+        axis=along % x.ndim,
+        inverse=inverse,
+        onesided=onesided,
+    )
     return y.to(x.dtype)
 
 
