@@ -226,6 +226,7 @@ class Emitter:
         if entry is not None and not textual and _accepted(entry, found.attributes):
             self._kernel(entry, found, call)
             return
+        # only ops without a kernel of ours are expanded
         body = function_of(domain, node, opset, found.attributes, found.inputs)
         if body is not None:
             self.inline(body, found)
@@ -241,6 +242,7 @@ class Emitter:
             return self._measure(found)
         entry = HOST_OPS.get(node.op_type)
         present = found.present
+        # at least one must be a Python number already: of constants alone tensors are folded
         if entry is None or not any(known.host for known in present):
             return False
         if not all(known.hostable for known in present):
@@ -277,6 +279,7 @@ class Emitter:
         """
         node = found.node
         source = found.inputs[0]
+        # strings, and types that nothing is known of
         if source is None or source.dtype not in CARRIERS:
             return False
         start = found.attributes.get("start", 0)
@@ -402,6 +405,7 @@ class Emitter:
                 attributes[name] = attribute.value
         attributes |= found.attributes
         opsets = {**scope.opsets, **function.opset_imports}
+        # a scope of its own: the body sees nothing of where it is called
         inner = Scope(function.name, opsets, attributes)
         for value, known in zip(function.inputs, found.inputs, strict=False):
             if known is not None:

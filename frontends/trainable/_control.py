@@ -246,6 +246,7 @@ def emit_loop(writer: BlockWriter, node: ir.Node, scope: Scope) -> None:
     # the body gives its condition first, then what it carries, then what is scanned
     initial = node.inputs[2:]
     scans = len(body.outputs) - 1 - len(initial)
+    # what is carried lives in variables that each turn assigns anew
     carried = _open_loop(writer, initial, scans, scope)
     program.line(f"while {' and '.join(tests)}:")
     with program.indented():

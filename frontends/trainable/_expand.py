@@ -113,6 +113,7 @@ def _function(data: bytes, schema: Any, domain: str, opset: int) -> ir.Function 
     _make_unwanted(proto)
     function = ir.from_proto(proto)
     assert isinstance(function, ir.Function)
+    # in case the body does not import the domain of its own op
     function.opset_imports.setdefault(domain, opset)
     for name, attribute in schema.attributes.items():
         if attribute.default_value.type:

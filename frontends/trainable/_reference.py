@@ -52,6 +52,7 @@ def reference_kernel(
         results = evaluator.run(None, feeds)
         return tuple(to_torch_value(result, device) for result in results)
 
+    # a graph break: torch cannot trace onnx's evaluator
     kernel: Callable[..., tuple[Any, ...]] = torch.compiler.disable(run)
     return kernel
 

@@ -110,6 +110,7 @@ def entry_of(domain: str, name: str, opset: int) -> Entry | None:
 
     Exact versions would fail on every new opset, most of whose ops are what they were.
     """
+    # lazily: kernels import this module
     _declare_all()
     entries = _ENTRIES.get((domain, name), [])
     fitting = [entry for entry in entries if entry.since <= opset]

@@ -52,6 +52,7 @@ def output_dtypes(
 
     Of sequences and optionals they are those of what they hold.
     """
+    # what a schema cannot say: the type is in an attribute, or in another input
     if domain == "" and op in _BY_ATTRIBUTE:
         return [_by_attribute(op, attributes, inputs)] * count
     if domain == "" and op == "ConstantOfShape":
@@ -86,6 +87,7 @@ def _by_schema(schema: Any, inputs: Sequence[Dtype], index: int) -> Dtype:
     # a variadic output is declared once, as the last one
     last = len(schema.outputs) - 1
     formal = schema.outputs[min(index, last)]
+    # "T" of an input is "T" of an output: the one tells the other
     bound = _bound(schema, inputs)
     if formal.type_str in bound:
         return bound[formal.type_str]
@@ -132,7 +134,7 @@ def _element(text: str) -> Dtype:
 
 @lru_cache(maxsize=4096)
 def schema_of(domain: str, op: str, opset: int) -> Any | None:
-    """Return the latest schema not newer than `opset`; None for ops that onnx does not define."""
+    """Return the latest schema not newer than `opset`; None for ops onnx does not define."""
     try:
         return onnx.defs.get_schema(op, opset, domain)
     except onnx.defs.SchemaError:

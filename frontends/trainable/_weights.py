@@ -128,6 +128,7 @@ def trainable_values(
     for graph, value, tensor in constants_of(model):
         if tensor.dtype not in FLOATS or tensor.size == 0:
             continue
+        # names choose among all floats, so that a setting can be trained on request
         weight = is_weight(value, tensor)
         largest_code = _largest_code(value)
         if isinstance(train, bool):
@@ -158,6 +159,7 @@ def is_weight(value: ir.Value, tensor: ir.TensorProtocol) -> bool:
     seen = {value}
     while waiting:
         for node, index in waiting.pop().uses():
+            # of other domains' ops nothing is known: what they read may be a weight
             if not is_standard(node):
                 plain += 1
             elif _within(LEARNED, node, index):

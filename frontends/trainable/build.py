@@ -102,6 +102,8 @@ def _origins(
     if train is False:
         return origins
     latents = find_latents(model, originals) if qat != "off" else {}
+    # keyed by the codes, which may be unpacked from what is stored: the parameter replaces
+    # all of the unpacking
     for codes, latent in latents.items():
         if _is_chosen(latent.value, train):
             origins[codes] = Origin(latent.graph, latent.value, latent.dtype, latent)

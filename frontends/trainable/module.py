@@ -125,6 +125,7 @@ class TrainableModule(torch.nn.Module):  # type: ignore[misc]  # torch comes wit
                 self.get_parameter(name).mul_(self.get_buffer(kept))
             if not grids:
                 return
+            # outside of its grid a latent gets no gradient, and would never come back
             for name, origin in self.origins.items():
                 latent = origin.latent
                 if latent is not None and latent.step:
@@ -140,6 +141,7 @@ class TrainableModule(torch.nn.Module):  # type: ignore[misc]  # torch comes wit
         for name, parameter in self.named_parameters():
             origin = self.origins[name]
             unit = _floats_per_unit(origin)
+            # a step of one moves a latent by its scale, and a scale moves its largest code
             own_rate = rate / (unit * origin.reach)
             groups.append({"params": [parameter], "lr": own_rate, "name": name})
         return groups

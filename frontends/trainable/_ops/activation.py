@@ -51,6 +51,7 @@ def selu(
     alpha: float = 1.67326319217681884765625,
     gamma: float = 1.05070102214813232421875,
 ) -> Tensor:
+    # torch's own has fixed parameters
     return gamma * F.elu(x, alpha)
 
 
@@ -97,6 +98,7 @@ def gelu(x: Tensor, *, approximate: str = "none") -> Tensor:
 
 @op("Shrink")
 def shrink(x: Tensor, *, bias: float = 0.0, lambd: float = 0.5) -> Tensor:
+    # no element is in both
     low = torch.where(x < -lambd, x + bias, 0)
     high = torch.where(x > lambd, x - bias, 0)
     return (low + high).to(x.dtype)
@@ -167,5 +169,6 @@ def dropout(
     if not training or rate == 0.0:
         return x, torch.ones_like(x, dtype=torch.bool)
     kept = torch.rand_like(x) >= rate
+    # what is kept grows, so that the mean stays
     y = x * kept / (1.0 - rate)
     return y, kept

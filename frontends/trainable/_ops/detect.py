@@ -27,6 +27,7 @@ def non_max_suppression(
     corners = _corners(boxes.detach(), bool(center_point_box))
     kept: list[list[int]] = []
     for image in range(scores.shape[0]):
+        # of all pairs at once: all classes of an image share them
         overlaps = _overlaps(corners[image])
         for group in range(scores.shape[1]):
             order = _by_score(scores[image, group].detach(), lowest)

@@ -20,6 +20,7 @@ def positive(indices: Tensor, size: int) -> Tensor:
 @op("Gather")
 def gather(x: Tensor, indices: Tensor, *, axis: int = 0) -> Tensor:
     axis = axis % x.ndim
+    # index_select takes a vector of indices only
     flat = positive(indices, x.shape[axis]).reshape(-1)
     picked = x.index_select(axis, flat)
     before = x.shape[:axis]
@@ -108,6 +109,7 @@ def tensor_scatter(
     if write_indices is not None:
         at = at + write_indices.reshape(-1, 1)
     if mode == "circular":
+        # a full cache overwrites its oldest steps
         at = at % past.shape[axis]
     shape = [1] * past.ndim
     shape[0] = batch
@@ -144,6 +146,7 @@ def one_hot(indices: Tensor, depth: Any, values: Tensor, *, axis: int = -1) -> T
     trailing = (1,) * (indices.ndim - axis)
     classes = torch.arange(size, device=indices.device).reshape(-1, *trailing)
     at = indices.to(torch.int64).unsqueeze(axis)
+    # negative indices count from the end, down to -depth
     inside = (at >= -size) & (at < size)
     chosen = (at % size == classes) & inside
     return torch.where(chosen, values[1], values[0])

@@ -135,6 +135,7 @@ def max_pool(
         y = pool(padded)
         return (y.to(x.dtype),)
     y, where = pool(padded, return_indices=True)
+    # torch counts within a plane of the padded input
     places = _positions(where, x, padded, windows, storage_order)
     return y.to(x.dtype), places
 
@@ -221,6 +222,7 @@ def lp_pool(
 
 
 def _spatial(x: Tensor) -> tuple[int, ...]:
+    """Axes behind batch and channels."""
     return tuple(range(2, x.ndim))
 
 
@@ -402,6 +404,7 @@ class Neighbours:
 
 
 def _neighbours(at: Tensor, size: int) -> Neighbours:
+    # up to one pixel outside, samples take the border
     inside = (at >= -1.0) & (at <= size)
     at = at.clamp(0, size - 1)
     low = at.floor().long()

@@ -36,13 +36,16 @@ class _Round(torch.autograd.Function):  # type: ignore[misc]  # torch comes with
 
 
 def on_grid(x: Tensor, low: float, high: float, step: float = 1.0) -> Tensor:
-    """Round to the nearest of low, low + step … high, straight through; at the ends gradients pass.
+    """Round to the nearest of low, low + step … high, straight through.
+
+    At the ends, too, gradients pass: clamping by torch lets them at the bounds themselves.
 
     Halves go to even, on wider grids up (a sign of zero is +1).
     """
     if step == 1.0:
         result: Tensor = _Round.apply(x).clamp(low, high)
         return result
+    # half to even would make -1 of zero on a grid of two signs
     level = (x - low) / step
     rounded = low + step * _HalfUp.apply(level)
     return rounded.clamp(low, high)
@@ -185,6 +188,7 @@ def lsq_scaled(scale: Tensor, x: Tensor, highest: float) -> Tensor:
         return scale
     elements = x.numel() / scale.numel()
     weight = (elements * highest) ** -0.5
+    # the value stays, the gradient is multiplied
     fixed = scale.detach()
     return fixed + (scale - fixed) * weight
 
@@ -217,6 +221,7 @@ def quantize(
         codes = _Round.apply(x / scale) + shift
         codes = codes.clamp(low, high)
     else:
+        # nobody asks for the gradient of the scale, which would take more passes over memory
         codes = _Codes.apply(x, scale, shift, low, high)
     return codes if call.qat else codes.to(carrier(target))
 

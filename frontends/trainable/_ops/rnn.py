@@ -404,6 +404,7 @@ def _steps(
     outputs = []
     for time in range(gates.shape[0]):
         new = step(gates[time], state, own, activations)
+        # the first state is what the op gives out
         if lengths is None:
             outputs.append(new[0])
             state = new
@@ -436,6 +437,7 @@ def _activations(
 def _activation(name: str, left: dict[str, list[float]]) -> Activation:
     """Return an activation, with the next parameters that are `left`, or ONNX's defaults."""
 
+    # lists of parameters have no gaps: an activation without any takes none
     def take(kind: str, default: float) -> float:
         return left[kind].pop(0) if left[kind] else default
 

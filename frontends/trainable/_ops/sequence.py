@@ -55,7 +55,8 @@ def sequence_at(xs: list[Tensor], position: int) -> Tensor:
 
 @op("SequenceLength", 11, gradient=False)
 def sequence_length(xs: list[Tensor], *, device: torch.device) -> Tensor:
-    return torch.tensor(len(xs), dtype=torch.int64, device=device)
+    count = len(xs)
+    return torch.tensor(count, dtype=torch.int64, device=device)
 
 
 @op("SplitToSequence", 11, host=(1,))

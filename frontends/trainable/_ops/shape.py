@@ -206,6 +206,7 @@ def _pad(x: Tensor, pads: Ints, value: float, mode: str) -> Tensor:
     """
     if mode == "constant":
         return _pad_constant(x, pads, value)
+    # torch reflects the last three dims at most
     for axis in range(x.ndim):
         begin = pads[axis]
         end = pads[axis + x.ndim]

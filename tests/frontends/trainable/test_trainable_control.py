@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from onnx_opt.frontends.trainable import to_torch
+from onnx_opt.frontends.trainable import _fold, to_torch
 from sample_models import IF, MLP
 from trainable_models import difference, gradient_error, ir_model, normal
 
@@ -130,6 +130,36 @@ def test_a_branch_not_taken_gives_no_gradient():
     module.run({"flag": np.array(False), "x": normal(3, 4)})["y"].sum().backward()
     assert module.u.grad is None
     assert module.k.grad.abs().sum() > 0
+
+
+REFUSED = """
+<ir_version: 10, opset_import: ["" : 21]>
+refused (bool flag, float[2] x) => (float[a] y)
+<float[6] six = {1, 2, 3, 4, 5, 6}, int64[1] four = {4}>
+{
+    y = If (flag) <
+        then_branch = good () => (float[a] t) { t = Neg (x) },
+        else_branch = bad () => (float[b] e) { e = Reshape (six, four) }>
+}
+"""
+
+
+def test_constants_that_a_kernel_refuses_fail_only_where_they_run():
+    module = to_torch(ir_model(REFUSED), train=False)
+    x = normal(2)
+    taken = module.run({"flag": np.array(True), "x": x})
+    np.testing.assert_array_equal(taken["y"], -x)
+    with pytest.raises(RuntimeError, match="invalid for input of size 6"):
+        module.run({"flag": np.array(False), "x": x})
+
+
+def test_a_defect_of_a_kernel_is_no_refusal(monkeypatch):
+    def broken(entry, *arguments):
+        raise AttributeError("a defect")
+
+    monkeypatch.setattr(_fold, "_run", broken)
+    with pytest.raises(AttributeError, match="a defect"):
+        to_torch(ir_model(REFUSED), train=False)
 
 
 def test_differentiable_models_have_no_cuts():

@@ -1,4 +1,4 @@
-"""What torch exports comes back as the same module: values, and gradients by parameter name."""
+"""Exports of torch come back as the same module: values, and gradients by parameter name."""
 
 import pytest
 import torch

@@ -57,8 +57,8 @@ NETS = {
     ),
     "activations": (
         """net (float[3, 5] x) => (float[a, b] y) <float[5, 5] w, float[5] slope>
-        { h = MatMul (x, w) p = PRelu (h, slope) g = Gelu (p) s = HardSwish (g) t = Tanh (s) e = Elu (t)
-          l = Softplus (e) y = Softmax (l) }""",
+        { h = MatMul (x, w) p = PRelu (h, slope) g = Gelu (p) s = HardSwish (g) t = Tanh (s)
+          e = Elu (t) l = Softplus (e) y = Softmax (l) }""",
         (3, 5),
     ),
     "shapes": (
@@ -74,7 +74,8 @@ NETS = {
     ),
     "reductions": (
         """net (float[3, 4] x) => (float[a] y) <float[4, 4] w, int64[1] axis = {1}>
-        { h = MatMul (x, w) a = ReduceL2 <keepdims = 0> (h, axis) b = ReduceLogSumExp <keepdims = 0> (h, axis)
+        { h = MatMul (x, w) a = ReduceL2 <keepdims = 0> (h, axis)
+          b = ReduceLogSumExp <keepdims = 0> (h, axis)
           c = ReduceProd <keepdims = 0> (h, axis) d = ReduceMax <keepdims = 0> (h, axis)
           y = Sum (a, b, c, d) }""",
         (3, 4),

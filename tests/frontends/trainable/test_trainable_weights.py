@@ -1,4 +1,4 @@
-"""Which constants become Parameters, what they remember, and how they go back."""
+"""Constants that become Parameters: the choice, their origins, and the way back."""
 
 import copy
 

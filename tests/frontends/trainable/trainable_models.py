@@ -1,6 +1,4 @@
-"""What the tests of the trainable module share: models from text, ONNX Runtime's answer, numeric
-gradients.
-"""
+"""Shared parts of these tests: models from text, ONNX Runtime's answer, numeric gradients."""
 
 import numpy as np
 import onnx_ir as ir
