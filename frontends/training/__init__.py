@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from ..trainable import to_torch as _to_torch  # noqa: F401 - says at once where torch is missing
-from .recipe import Recipe
+from .session import Environment
 from .teacher import Runtime
-from .train import Setting, Trained, train
+from .train import Trained, train
 
-__all__ = ["Recipe", "Runtime", "Setting", "Trained", "train"]
+__all__ = ["Environment", "Runtime", "Trained", "train"]

@@ -1,26 +1,37 @@
-"""Changes to images that keep what they show: flips, shifts, mixtures. Drawn anew for every step,
-by its seed.
+"""Changes to images that keep what they show: flips, shifts and mixtures.
+
+They are drawn anew for every step, by its seed.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ... import RefusedError
+from ...passes._core.training_recipe import TrainingRecipe
 from .data import Example
-from .recipe import Recipe
 
 Array = NDArray[Any]
+Indices = NDArray[np.int64]
+
+
+class Mixture(NamedTuple):
+    """The row that each row was mixed with, and the share (0-1) that is left of its own."""
+
+    other: Indices
+    share: float
 
 
 @dataclass(frozen=True)
 class Augment:
-    """`flip`: left and right by a coin. `shift`: pixels, edges repeated. `mixup`, `cutmix`: alpha
-    of the Beta distribution of a partner's share, of all pixels (arXiv:1710.09412) or of the area
+    """Changes that a recipe asks for.
+
+    `flip`: left to right by a coin. `shift`: pixels, edges repeated. `mixup`, `cutmix`: alpha of
+    the Beta distribution of a partner's share, of all pixels (arXiv:1710.09412) or of the area
     (arXiv:1905.04899).
     """
 
@@ -30,8 +41,8 @@ class Augment:
     cutmix: float = 0.0
 
     @classmethod
-    def of(cls, recipe: Recipe) -> Augment:
-        """What the recipe asks for."""
+    def of(cls, recipe: TrainingRecipe) -> Augment:
+        """Return the changes that the recipe asks for; falsy if it asks for none."""
         return cls(recipe.flip, recipe.shift, recipe.mixup, recipe.cutmix)
 
     def __bool__(self) -> bool:
@@ -39,47 +50,47 @@ class Augment:
 
     def __call__(
         self, example: Example, random: np.random.Generator
-    ) -> tuple[Example, tuple[NDArray[np.int64], float] | None]:
-        """The example changed, without targets; and with which rows its own were mixed, at which
-        share.
-        """
-        name = image_of(example)
+    ) -> tuple[Example, Mixture | None]:
+        """Return the example with changed images, without targets, and how rows were mixed."""
+        name = image_input(example)
         images = example.feeds[name]
         if self.flip:
-            coins = random.random(len(images)) < 0.5
-            images = np.where(coins[:, None, None, None], images[..., ::-1], images)
+            images = _flipped(images, random)
         if self.shift:
-            images = _shifted(
-                images,
-                random.integers(-self.shift, self.shift + 1, (len(images), 2)),
-                self.shift,
-            )
-        partner = None
+            images = _shifted(images, self.shift, random)
+        images, mixture = self._mixed(images, random)
+        feeds = {**example.feeds, name: np.ascontiguousarray(images)}
+        return Example(feeds, example.labels), mixture
+
+    def _mixed(
+        self, images: Array, random: np.random.Generator
+    ) -> tuple[Array, Mixture | None]:
+        """Mix rows with others, pixel by pixel or by a pasted rectangle."""
+        # of both one by a coin, which is not drawn for one alone
         cut = bool(self.cutmix) and (not self.mixup or random.random() < 0.5)
-        if alpha := self.cutmix if cut else self.mixup:
-            share = float(random.beta(alpha, alpha))
-            other = random.permutation(len(images)).astype(np.int64)
-            if cut:
-                images, share = _pasted(images, images[other], share, random)
-            else:
-                images = (share * images + (1 - share) * images[other]).astype(
-                    images.dtype
-                )
-            partner = (other, share)
-        return Example(
-            {**example.feeds, name: np.ascontiguousarray(images)}, example.labels
-        ), partner
+        alpha = self.cutmix if cut else self.mixup
+        if not alpha:
+            return images, None
+        share = float(random.beta(alpha, alpha))
+        other = random.permutation(len(images)).astype(np.int64)
+        partners = images[other]
+        if cut:
+            images, share = _pasted(images, partners, share, random)
+        else:
+            blend = share * images + (1 - share) * partners
+            images = blend.astype(images.dtype)
+        return images, Mixture(other, share)
 
 
-def image_of(example: Example) -> str:
-    """The one input that is a batch of images, (N, C, H, W). Errors: RefusedError for none or
-    several.
+def image_input(example: Example) -> str:
+    """Return the one input that is a batch of float images (N, C, H, W).
+
+    Errors: RefusedError for none or several.
     """
-    found = [
-        name
-        for name, array in example.feeds.items()
-        if array.ndim == 4 and array.dtype.kind == "f"
-    ]
+    found = []
+    for name, array in example.feeds.items():
+        if array.ndim == 4 and array.dtype.kind == "f":
+            found.append(name)
     if len(found) != 1:
         raise RefusedError(
             "finetune",
@@ -89,32 +100,43 @@ def image_of(example: Example) -> str:
     return found[0]
 
 
+def _flipped(images: Array, random: np.random.Generator) -> Array:
+    coins = random.random(len(images)) < 0.5
+    return np.where(coins[:, None, None, None], images[..., ::-1], images)
+
+
+def _shifted(images: Array, most: int, random: np.random.Generator) -> Array:
+    """Move each image by up to `most` pixels along both axes, repeating its edges."""
+    offsets = random.integers(-most, most + 1, (len(images), 2))
+    height, width = images.shape[2:]
+    border = (most, most)
+    padded = np.pad(images, ((0, 0), (0, 0), border, border), mode="edge")
+    rows = most + offsets[:, :1] + np.arange(height)
+    columns = most + offsets[:, 1:] + np.arange(width)
+    # one index array an axis, broadcast against each other to (N, C, H, W)
+    index = np.arange(len(images))[:, None, None, None]
+    channels = np.arange(images.shape[1])[None, :, None, None]
+    row_index = rows[:, None, :, None]
+    column_index = columns[:, None, None, :]
+    return np.asarray(padded[index, channels, row_index, column_index])
+
+
 def _pasted(
     images: Array, others: Array, share: float, random: np.random.Generator
 ) -> tuple[Array, float]:
-    """The others' pixels in one rectangle of about 1 - share of the area; and the share that is
-    left, exactly.
+    """Paste the others' pixels into one rectangle of about 1 - `share` of the area.
+
+    Returns the images, and the share that is left of their own, exactly.
     """
     size = np.array(images.shape[2:])
     half = np.sqrt(1 - share) * size / 2
     middle = random.random(2) * size
-    low, high = (
-        np.clip(np.rint(middle + side * half), 0, size).astype(int) for side in (-1, 1)
-    )
+    low = np.clip(np.rint(middle - half), 0, size).astype(int)
+    high = np.clip(np.rint(middle + half), 0, size).astype(int)
+    rows = slice(low[0], high[0])
+    columns = slice(low[1], high[1])
     mixed = images.copy()
-    mixed[:, :, low[0] : high[0], low[1] : high[1]] = others[
-        :, :, low[0] : high[0], low[1] : high[1]
-    ]
-    return mixed, 1 - float(np.prod(high - low) / np.prod(size))
-
-
-def _shifted(images: Array, offsets: NDArray[np.int64], most: int) -> Array:
-    height, width = images.shape[2:]
-    padded = np.pad(images, ((0, 0), (0, 0), (most, most), (most, most)), mode="edge")
-    rows = most + offsets[:, :1] + np.arange(height)
-    columns = most + offsets[:, 1:] + np.arange(width)
-    index = np.arange(len(images))[:, None, None, None]
-    channels = np.arange(images.shape[1])[None, :, None, None]
-    return np.asarray(
-        padded[index, channels, rows[:, None, :, None], columns[:, None, None, :]]
-    )
+    mixed[:, :, rows, columns] = others[:, :, rows, columns]
+    # the rectangle is cut off at the edges: its area is less than the share drawn
+    pasted = np.prod(high - low) / np.prod(size)
+    return mixed, 1 - float(pasted)

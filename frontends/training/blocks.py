@@ -1,78 +1,114 @@
-"""Block reconstruction: the weights between two values that everything passes through learn to make
-the second one.
+"""Block reconstruction: parts of a graph, one after another, learn to make the teacher's values.
 
-Source: AdaRound (arXiv:2004.10568): a weight's code is one of the two beside the float; BRECQ
-(arXiv:2102.05426): block by block, from what the compressed blocks before give; QDrop
-(arXiv:2203.05740): half of a block's input, drawn anew for each step, is the teacher's. Codes round
-straight through here, in place of AdaRound's relaxation.
+A part lies between two values that everything passes through. Source: AdaRound (arXiv:2004.10568):
+a weight's code is one of the two beside the float; BRECQ (arXiv:2102.05426): block by block, from
+what the compressed blocks before give; QDrop (arXiv:2203.05740): half of a block's input, drawn
+anew for each step, is the teacher's. Codes round straight through here, in place of AdaRound's
+relaxation.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
 
 from ... import RefusedError
-from .checkpoint import Checkpoint
-from .data import Example, Samples, Split, spread
-from .device import Device
-from .distributed import Team
+from ...passes._core.training_recipe import TrainingRecipe
+from .data import Example, Samples, Split, Units, spread
 from .heads import Head
-from .loop import Job, Loop, Tell
-from .objective import Objective
-from .recipe import Recipe
+from .learner import Learner, State
+from .loop import Loop
+from .objective import ComparedValues, Objective, variances
 from .separators import Separator, separators
-from .student import State, Student
+from .session import ProgressCallback, Session
+from .tensorboard import no_log
 
 MOST_ROWS = 1024
-"""Rows that a block learns from."""
-CHUNK = 64
+"""Rows that a block learns from, as in BRECQ; more were not measured."""
+
+ROWS_AT_A_TIME = 64
+"""Rows of one run that collects what a block sees."""
+
+DEFAULT_IR_VERSION = 10
+"""IR version of a part whose model names none."""
 
 
 @dataclass(frozen=True)
 class Block:
-    """A part of a graph between two values, the first of them "" where it begins at the graph's
-    inputs.
-    """
+    """A part of a graph between two values; `start` is "" where it begins at the graph's inputs."""
 
     start: str
     end: str
 
 
-def reconstruct(
-    student: ir.Model,
-    teacher: ir.Model,
-    samples: Samples,
-    rows: Split,
-    recipe: Recipe,
-    setting: Any,
-    team: Team,
-    folder: Path,
-    device: Device,
-    checkpoint: Checkpoint | None,
-) -> dict[str, int | float | str]:
-    """Train `student` block after block, in place; figures for the report. Blocks of a checkpoint
-    are not trained anew.
+@dataclass(frozen=True)
+class Reconstruction:
+    """A trained copy of the student, its number of blocks and of those that got better."""
+
+    model: ir.Model
+    blocks: int
+    better_blocks: int
+
+
+def reconstruct(session: Session) -> Reconstruction:
+    """Train a copy of the student block after block; blocks of a checkpoint are not trained anew.
 
     Errors: RefusedError where no values are in both graphs that everything passes through.
     """
-    blocks = list(find_blocks(student, teacher))
+    student = session.student.clone()
+    blocks = list(find_blocks(student, session.teacher))
     if not blocks:
         raise RefusedError(
             "finetune.preset",
             "block finds no part of the graph between values that both models have",
             "use preset=qad or recover",
         )
+    # all parts are cut out before the first is trained: what they share is known by then
     parts = [_segment(student, block) for block in blocks]
-    recipe = dataclasses.replace(
+    session = dataclasses.replace(
+        session, student=student, recipe=_block_recipe(session.recipe, parts)
+    )
+    states = _saved_states(session)
+    better = 0
+    for index, (block, part) in enumerate(zip(blocks, parts, strict=True)):
+        learner = _learner(part, block, session)
+        if index == len(states):
+            state: State = {}
+            if learner is not None:
+                progress = _block_progress(session.progress, index, len(blocks))
+                state = _train_block(session, learner, block, part, progress)
+            states.append(state)
+            if session.checkpoint is not None and session.group.is_leader:
+                session.checkpoint.save({"blocks": states})
+        if learner is not None and states[index]:
+            learner.put(states[index], part)
+            better += _adopt(student, part)
+    return Reconstruction(student, len(blocks), better)
+
+
+def find_blocks(student: ir.Model, teacher: ir.Model) -> Iterator[Block]:
+    """Yield the blocks of the student in order, each with layers.
+
+    They lie between values that both graphs have and that separate them. A block ends as soon as it
+    can: before an activation that would hide what is below zero (behind it was worse, by
+    docs/decisions/2026-11-22-training-few-bits.md).
+    """
+    known = {value.name for node in teacher.graph for value in node.outputs}
+    start = Separator("", 0)
+    for end in separators(student):
+        if end.name in known and end.layers > start.layers:
+            yield Block(start.name, end.name)
+            start = end
+
+
+def _block_recipe(recipe: TrainingRecipe, parts: Sequence[ir.Model]) -> TrainingRecipe:
+    """Return the recipe without all that looks at a whole graph: outputs, labels, images."""
+    return dataclasses.replace(
         recipe,
         logit_mse=0.0,
         labels=0.0,
@@ -86,161 +122,117 @@ def reconstruct(
         loss="mse",
         accumulate=1,
         distill=True,
-        exclude=(*recipe.exclude, *_shared(parts)),
+        exclude=(*recipe.exclude, *_shared_constants(parts)),
     )
-    saved = None if checkpoint is None else checkpoint.load()
-    states: list[State] = [] if saved is None else saved["blocks"]
-    better = 0
-    learned = spread(rows.train, MOST_ROWS, samples)
-    for index, (block, part) in enumerate(zip(blocks, parts, strict=True)):
-        learner = _learner(part, block, recipe, setting)
-        if index == len(states):
-            fed = _around(
-                student,
-                teacher,
-                block,
-                part,
-                samples,
-                np.concatenate([learned, rows.held]),
-                setting,
-                folder,
-            )
-            split = Split(np.arange(len(learned)), np.arange(len(learned), fed.units))
-            tell = _telling(setting.tell, index, len(blocks), block)
-            states.append(
-                {}
-                if learner is None
-                else _learned(
-                    learner, block, fed, split, recipe, setting.seed, team, device, tell
-                )
-            )
-            fed.close()
-            if checkpoint is not None and team.leads:
-                checkpoint.save({"blocks": states})
-        if learner is not None and states[index]:
-            learner.put(states[index], part)
-            better += _adopted(student, part)
-    return {"blocks": len(blocks), "better_blocks": better}
 
 
-def find_blocks(student: ir.Model, teacher: ir.Model) -> Iterator[Block]:
-    """Parts of the student in order, each with layers, between values that both graphs have and
-    that separate them.
+def _shared_constants(parts: Iterable[ir.Model]) -> list[str]:
+    """Return constants of several parts: values that one learned would not suit the others."""
+    counts: Counter[str] = Counter()
+    for part in parts:
+        counts.update(part.graph.initializers.keys())
+    return [name for name, count in counts.items() if count > 1]
 
-    A part ends as soon as it can: before an activation that would hide what is below zero.
-    """
-    known = {value.name for node in teacher.graph for value in node.outputs}
-    start = Separator("", 0)
-    for end in separators(student):
-        if end.name in known and end.layers > start.layers:
-            yield Block(start.name, end.name)
-            start = end
+
+def _saved_states(session: Session) -> list[State]:
+    """Return the states of the blocks that an interrupted training has done."""
+    saved = None if session.checkpoint is None else session.checkpoint.load()
+    return [] if saved is None else list(saved["blocks"])
 
 
 def _segment(model: ir.Model, block: Block) -> ir.Model:
-    """A copy of the part, as a model of its own: of where it starts, and of inputs that pass
-    beside.
-    """
+    """Return a copy of the block as a model: of its start and of inputs that pass beside."""
+    starts = [block.start] if block.start else []
     fed = [value for value in model.graph.inputs if value.const_value is None]
-    graph = ir.convenience.extract(
-        model.graph, [*([block.start] if block.start else []), *fed], [block.end]
-    )
+    graph = ir.convenience.extract(model.graph, [*starts, *fed], [block.end])
     for value in tuple(graph.inputs):
         if not value.uses():
             graph.inputs.remove(value)
     return ir.Model(
         graph,
-        ir_version=model.ir_version or 10,
+        ir_version=model.ir_version or DEFAULT_IR_VERSION,
         functions=list(model.functions.values()),
     )
 
 
-def _shared(parts: Iterable[ir.Model]) -> list[str]:
-    """Constants of several parts: what one of them learned would not suit the others."""
-    counts = Counter(name for part in parts for name in part.graph.initializers)
-    return [name for name, count in counts.items() if count > 1]
-
-
-def _around(
-    student: ir.Model,
-    teacher: ir.Model,
-    block: Block,
-    part: ir.Model,
-    samples: Samples,
-    units: NDArray[np.int64],
-    setting: Any,
-    folder: Path,
-) -> Samples:
-    """What the student gives before a block, beside what the teacher gives there and behind it."""
-    made = Samples(samples.ragged, folder)
-    starts = [block.start] if block.start else []
-    inputs = [value.name or "" for value in part.graph.inputs]
-    with (
-        setting.runtime.runner(student, starts) as own,
-        setting.runtime.runner(teacher, [*starts, block.end]) as theirs,
-    ):
-        for example in samples.take(units, CHUNK):
-            fed, right = own(example.feeds) | example.feeds, theirs(example.feeds)
-            made.add(
-                Example(
-                    {name: fed[name] for name in inputs},
-                    None,
-                    {name: right[name] for name in (*starts, block.end)},
-                )
-            )
-    return made
-
-
-def _learner(
-    part: ir.Model, block: Block, recipe: Recipe, setting: Any
-) -> Student | None:
-    """The block as it trains; None where all its weights are excluded."""
+def _learner(part: ir.Model, block: Block, session: Session) -> Learner | None:
+    """Return the block as it trains, None where all its weights are excluded."""
+    originals = session.environment.originals
     try:
-        return Student(part, [block.end], recipe, setting.originals)
+        return Learner(part, [block.end], session.recipe, originals)
     except RefusedError:
         return None
 
 
-def _learned(
-    learner: Student,
+def _train_block(
+    session: Session,
+    learner: Learner,
     block: Block,
-    fed: Samples,
-    split: Split,
-    recipe: Recipe,
-    seed: int,
-    team: Team,
-    device: Device,
-    tell: Tell,
+    part: ir.Model,
+    progress: ProgressCallback,
 ) -> State:
-    """What a block learns; empty where it got no better."""
+    """Return what a block learned; empty where it got no better."""
+    learned = spread(session.split.train, MOST_ROWS, session.samples)
+    units = np.concatenate([learned, session.split.held])
+    samples = _block_samples(session, block, part, units)
+    split = Split(
+        train=np.arange(len(learned)), held=np.arange(len(learned), samples.units)
+    )
+    targets = samples.take(split.train, MOST_ROWS)[0].targets
+    head = Head(block.end, block.end, block.end, "values")
     objective = Objective(
-        [Head(block.end, block.end, block.end, "values")], (), recipe, labelled=False
+        ComparedValues((head,)),
+        session.recipe,
+        variances({block.end: targets[block.end]}),
     )
-    objective.measure(
-        {block.end: fed.take(split.train, MOST_ROWS)[0].targets[block.end]}
+    learner.to(session.device.name)
+    block_session = dataclasses.replace(
+        session,
+        learner=learner,
+        objective=objective,
+        samples=samples,
+        split=split,
+        progress=progress,
+        # targets are those of this block; states are kept by block, curves are of the whole
+        live_teacher=None,
+        checkpoint=None,
+        log=no_log,
+        mixed_input=block.start,
     )
-    learner.to(device.name)
-    account = Loop(
-        Job(
-            learner,
-            objective,
-            fed,
-            split,
-            recipe,
-            None,
-            team,
-            seed,
-            tell,
-            None,
-            device,
-            drop=block.start,
-        )
-    ).run()
+    account = Loop(block_session).run()
+    samples.close()
     return account.state if account.best_step else {}
 
 
-def _adopted(student: ir.Model, part: ir.Model) -> bool:
+def _block_samples(
+    session: Session, block: Block, part: ir.Model, units: Units
+) -> Samples:
+    """Return the student's values before a block, beside the teacher's there and behind it."""
+    samples = Samples(session.samples.ragged, session.folder)
+    starts = [block.start] if block.start else []
+    targets = [*starts, block.end]
+    inputs = [value.name or "" for value in part.graph.inputs]
+    runtime = session.environment.runtime
+    with (
+        runtime.runner(session.student, starts) as run_student,
+        runtime.runner(session.teacher, targets) as run_teacher,
+    ):
+        for example in session.samples.take(units, ROWS_AT_A_TIME):
+            own = run_student(example.feeds) | example.feeds
+            theirs = run_teacher(example.feeds)
+            samples.add(
+                Example(
+                    feeds={name: own[name] for name in inputs},
+                    labels=None,
+                    targets={name: theirs[name] for name in targets},
+                )
+            )
+    return samples
+
+
+def _adopt(student: ir.Model, part: ir.Model) -> bool:
     """Put a block's weights back, unless one of them is a setting elsewhere."""
+    # such a weight got a tensor of its own, under a name that the whole graph has not
     if not set(part.graph.initializers) <= set(student.graph.initializers):
         return False
     for name, value in part.graph.initializers.items():
@@ -248,7 +240,13 @@ def _adopted(student: ir.Model, part: ir.Model) -> bool:
     return True
 
 
-def _telling(tell: Tell, index: int, count: int, block: Block) -> Tell:
-    return lambda progress, words: tell(
-        (index + progress) / count, f"block {index + 1} of {count}, {words}"
-    )
+def _block_progress(
+    progress: ProgressCallback, index: int, count: int
+) -> ProgressCallback:
+    """Return a callback that takes a block's progress and tells that of all blocks."""
+
+    def report(part: float, words: str) -> None:
+        whole = (index + part) / count
+        progress(whole, f"block {index + 1} of {count}, {words}")
+
+    return report

@@ -11,37 +11,42 @@ from typing import Any
 import torch
 
 from ... import RefusedError
-from .recipe import Recipe
+from ...passes._core.training_recipe import TrainingRecipe
 
-VERSION = 1
+VERSION = 2
+"""Version of what is stored: a state of another one would go on with other random draws."""
 
 
 class Checkpoint:
-    """One training's file in a folder: named by what is trained, on what and how, so that nothing
-    else resumes it.
+    """The file of one training in a folder.
+
+    Its name is a digest of the weights, the data and the recipe, so that nothing else resumes it.
     """
 
     def __init__(
         self,
         folder: Path,
         parameters: Mapping[str, Any],
-        recipe: Recipe,
+        recipe: TrainingRecipe,
         seed: int,
         data: str,
     ) -> None:
         digest = hashlib.sha256(f"{VERSION} {recipe} {seed} {data}".encode())
         for name, parameter in sorted(parameters.items()):
+            array = parameter.detach().cpu().numpy()
             digest.update(name.encode())
-            digest.update(parameter.detach().cpu().numpy().tobytes())
+            digest.update(array.tobytes())
         self.path = folder / f"finetune-{digest.hexdigest()[:16]}.pt"
 
     def load(self) -> dict[str, Any] | None:
-        """The state that was saved last; None where there is none. Errors: RefusedError for a
-        damaged file.
+        """Return the state that was saved last, None where there is none.
+
+        Errors: RefusedError for a damaged file.
         """
         if not self.path.exists():
             return None
         try:
+            # without weights_only a file that someone sent could run code
             state: dict[str, Any] = torch.load(
                 self.path, map_location="cpu", weights_only=True
             )

@@ -1,4 +1,4 @@
-"""Where and in which floats training computes."""
+"""The device that training computes on, and the floats that it computes in."""
 
 from __future__ import annotations
 
@@ -11,39 +11,43 @@ import numpy as np
 import torch
 
 from ... import UsageError
-from .recipe import Recipe
+from ...passes._core.training_recipe import TrainingRecipe
 
 Tensor = Any
 
 
 @dataclass(frozen=True)
 class Device:
-    """`name`: torch's. `half`: products are bfloat16's where it learns; weights, and what is
-    judged, are not.
+    """A device by torch's `name`.
+
+    `half`: products are bfloat16 while learning; weights, and the values that are judged, are not.
     """
 
     name: str = "cpu"
     half: bool = False
 
     @classmethod
-    def of(cls, recipe: Recipe) -> Device:
-        """What the recipe asks for, or what is fastest here. Errors: UsageError for a GPU that is
-        not there.
+    def of(cls, recipe: TrainingRecipe) -> Device:
+        """Return what the recipe asks for, or what is fastest here.
+
+        Errors: UsageError for a GPU that is not there.
         """
-        gpu = torch.cuda.is_available()
-        if recipe.device == "cuda" and not gpu:
+        has_gpu = torch.cuda.is_available()
+        if recipe.device == "cuda" and not has_gpu:
             raise UsageError(
                 "finetune.device", "torch finds no GPU", "choose device=cpu or auto"
             )
-        name = "cuda" if gpu and recipe.device != "cpu" else "cpu"
-        able = name == "cuda" or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-        return cls(
-            name, able if recipe.precision == "auto" else recipe.precision == "bfloat16"
-        )
+        name = "cuda" if has_gpu and recipe.device != "cpu" else "cpu"
+        if recipe.precision != "auto":
+            return cls(name, recipe.precision == "bfloat16")
+        # a CPU without instructions for bfloat16 emulates it, slower than float32
+        native = bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+        return cls(name, name == "cuda" or native)
 
     def halved(self) -> AbstractContextManager[Any]:
-        """Convolutions and products of matrices in bfloat16 if `half`, the rest where torch deems
-        it safe.
+        """Compute convolutions and matrix products in bfloat16 if `half`.
+
+        Everything else follows where torch's autocast deems it safe.
         """
         manager: AbstractContextManager[Any] = torch.autocast(
             self.name, torch.bfloat16, enabled=self.half
@@ -51,13 +55,16 @@ class Device:
         return manager
 
 
-def laid_out(feeds: Mapping[str, Any], device: Any) -> dict[str, Any]:
-    """Images with their channels last in memory, which convolutions are faster with."""
-    return {
-        name: torch.from_numpy(array)
-        .to(device)
-        .contiguous(memory_format=torch.channels_last)
-        if array.ndim == 4 and array.dtype == np.float32
-        else array
-        for name, array in feeds.items()
-    }
+def channels_last(feeds: Mapping[str, Any], device: Any) -> dict[str, Any]:
+    """Return feeds with images (N, C, H, W) on the device, their channels last in memory.
+
+    Convolutions are faster with that layout; all other arrays are passed on as they are.
+    """
+    placed: dict[str, Any] = {}
+    for name, array in feeds.items():
+        if array.ndim == 4 and array.dtype == np.float32:
+            tensor = torch.from_numpy(array).to(device)
+            placed[name] = tensor.contiguous(memory_format=torch.channels_last)
+        else:
+            placed[name] = array
+    return placed

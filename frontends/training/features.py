@@ -1,10 +1,8 @@
-"""Which values inside are matched: those that are named, or by themselves the last of each size of
-map.
-"""
+"""Values inside a graph that are matched: those that are named, or the last of each map size."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -13,6 +11,10 @@ from ... import RefusedError, UsageError
 from .separators import separators
 
 AUTO = "auto"
+"""Word of the option `features` that has values found by themselves."""
+
+MAP_RANK = 3
+"""Rank from which a value is a map or a sequence: rows, channels, and axes that have a size."""
 
 
 @dataclass(frozen=True)
@@ -24,37 +26,37 @@ class Tap:
 
 
 def find_taps(student: ir.Model, teacher: ir.Model, texts: Sequence[str]) -> list[Tap]:
-    """The values of `name`, `student_name=teacher_name`, and of `auto`.
+    """Return taps for the texts `name`, `student_name=teacher_name` and `auto`.
 
     Errors: UsageError for a name that a graph has not, RefusedError where auto finds none.
     """
     taps: list[Tap] = []
     for text in texts:
         if text == AUTO:
-            taps += _found(student, teacher)
+            taps += _ends_in_common(student, teacher)
             continue
         own, _, theirs = text.partition("=")
         taps.append(Tap(own, theirs or own))
-    for model, names, whose in (
-        (student, [t.student for t in taps], "student"),
-        (teacher, [t.teacher for t in taps], "teacher"),
-    ):
-        known = {value.name for node in model.graph for value in node.outputs}
-        for name in names:
-            if name not in known:
-                raise UsageError(
-                    "finetune.features",
-                    f"the {whose} has no value '{name}'",
-                    "name a value of both graphs, or student_value=teacher_value, or auto",
-                )
+    _require_values(student, [tap.student for tap in taps], "student")
+    _require_values(teacher, [tap.teacher for tap in taps], "teacher")
     return taps
 
 
-def _found(student: ir.Model, teacher: ir.Model) -> list[Tap]:
-    """Ends of stages: the last value of each size that separates the graph, where the other has one
-    of that size.
-    """
-    own, theirs = (_ends_of_stages(model) for model in (student, teacher))
+def _require_values(model: ir.Model, names: Iterable[str], role: str) -> None:
+    known = {value.name for node in model.graph for value in node.outputs}
+    for name in names:
+        if name not in known:
+            raise UsageError(
+                "finetune.features",
+                f"the {role} has no value '{name}'",
+                "name a value of both graphs, or student_value=teacher_value, or auto",
+            )
+
+
+def _ends_in_common(student: ir.Model, teacher: ir.Model) -> list[Tap]:
+    """Return the ends of stages whose map size the other graph has too."""
+    own = _ends_of_stages(student)
+    theirs = _ends_of_stages(teacher)
     taps = [Tap(name, theirs[size]) for size, name in own.items() if size in theirs]
     if not taps:
         raise RefusedError(
@@ -66,28 +68,33 @@ def _found(student: ir.Model, teacher: ir.Model) -> list[Tap]:
 
 
 def _ends_of_stages(model: ir.Model) -> dict[tuple[str, ...], str]:
-    """By size of a map, rows and channels left out, the last separator that has it; inputs and
-    outputs are none.
+    """Return by map size, rows and channels left out, the last separator that has it.
+
+    Inputs and outputs are none: the loss compares outputs anyway.
     """
     values = {value.name: value for node in model.graph for value in node.outputs}
     outputs = {value.name for value in model.graph.outputs}
     found: dict[tuple[str, ...], str] = {}
-    for name in (separator.name for separator in separators(model)):
-        shape = values[name].shape if name not in outputs else None
-        if shape is not None and len(shape) > 2:
-            rank = len(shape)
-            found[
-                tuple(
-                    str(shape[axis])
-                    for axis in range(1, rank)
-                    if axis != channel_axis(rank)
-                )
-            ] = name
+    for separator in separators(model):
+        shape = values[separator.name].shape
+        if separator.name in outputs or shape is None or len(shape) < MAP_RANK:
+            continue
+        # a later separator of the same size replaces the one before it
+        found[_map_size(shape)] = separator.name
     return found
 
 
+def _map_size(shape: ir.Shape) -> tuple[str, ...]:
+    """Return the axes besides rows and channels; as texts, since some are symbols."""
+    rank = len(shape)
+    channels = channel_axis(rank)
+    return tuple(str(shape[axis]) for axis in range(1, rank) if axis != channels)
+
+
 def channel_axis(rank: int) -> int:
-    """Where a value of this rank has its channels: behind the rows for vectors and maps, last for
-    sequences.
+    """Return the axis of the channels of a value of this rank.
+
+    It comes after the rows in vectors and maps, (N, C) and (N, C, *K), and last in sequences, (N,
+    S, C).
     """
     return 1 if rank in (2, 4, 5) else rank - 1

@@ -1,32 +1,48 @@
-"""What a model's outputs are to a loss: classes by their logits, yes or no by theirs, or plain
-values.
-"""
+"""Kinds of outputs that a loss tells apart: classes or yes-or-no by their logits, or plain values."""
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal
 
 import onnx_ir as ir
 
 from ... import RefusedError
+from ...passes._core.ops import (
+    COPIES,
+    FLOATS,
+    RECURRENT,
+    VIEWS,
+    WEIGHTED_OPS,
+    is_standard,
+)
 
 Kind = Literal["classes", "binary", "values"]
-_SAME = {"Identity", "QuantizeLinear", "DequantizeLinear", "Cast", "Dropout"}
-_MOVED = _SAME | {"Reshape", "Squeeze", "Unsqueeze", "Flatten", "Transpose"}
-_LINEAR = {"Gemm", "MatMul", "Conv", "MatMulInteger", "QLinearMatMul"}
-_FLOATS = {
-    ir.DataType.FLOAT,
-    ir.DataType.FLOAT16,
-    ir.DataType.BFLOAT16,
-    ir.DataType.DOUBLE,
+
+SAME_VALUES = COPIES | {"QuantizeLinear", "DequantizeLinear", "Cast", "Dropout"}
+"""Operators whose output stands for their first input, element by element."""
+
+MOVED_VALUES = SAME_VALUES | VIEWS | {"Transpose"}
+"""The same, and operators that only bring the elements into another shape or order."""
+
+# Linear layers that classifiers end with. Recurrent layers end in tanh or sigmoid, and a
+# ConvTranspose draws maps: neither gives logits of classes.
+CLASSIFIER_LAYERS = (WEIGHTED_OPS.keys() - RECURRENT - {"ConvTranspose"}) | {
+    "MatMulInteger",
+    "QLinearMatMul",
 }
+
+LOGITS_AXIS_OPSET = 13
+"""Opset since which the default axis of Softmax is the last; before, it is 1."""
 
 
 @dataclass(frozen=True)
 class Head:
-    """One output. `student`, `teacher`: the values to compare, logits where `kind` says so. `axis`:
-    of the classes.
+    """One output that is trained.
+
+    `student`, `teacher`: names of the values to compare, logits unless `kind` is "values". `axis`:
+    that of the classes.
     """
 
     output: str
@@ -36,29 +52,25 @@ class Head:
     axis: int = -1
 
 
+@dataclass(frozen=True)
+class Logits:
+    """The value that a loss compares for an output."""
+
+    kind: Kind
+    value: ir.Value
+    axis: int = -1
+
+
 def find_heads(student: ir.Model, teacher: ir.Model) -> list[Head]:
-    """The float outputs of both; whether one is of classes, the teacher says.
+    """Return the float outputs that both models have; the teacher decides their kinds.
 
     Errors: RefusedError where the models have no float output in common.
     """
-    known = {value.name: value for value in teacher.graph.outputs}
     heads = []
-    for value in student.graph.outputs:
-        other = known.get(value.name)
-        if (
-            other is None
-            and len(student.graph.outputs) == len(teacher.graph.outputs) == 1
-        ):
-            other = teacher.graph.outputs[0]
-        if other is None or other.dtype not in _FLOATS or value.dtype not in _FLOATS:
-            continue
-        kind, theirs, axis = _logits(other, teacher)
-        own_kind, own, _ = _logits(value, student)
-        if kind != own_kind and "values" in (kind, own_kind):
-            kind, own, theirs = "values", value, other
-        heads.append(
-            Head(value.name or "", own.name or "", theirs.name or "", kind, axis)
-        )
+    for output in student.graph.outputs:
+        other = _counterpart(output, student, teacher)
+        if other is not None and other.dtype in FLOATS and output.dtype in FLOATS:
+            heads.append(_head(output, other, student, teacher))
     if not heads:
         raise RefusedError(
             "finetune",
@@ -69,45 +81,84 @@ def find_heads(student: ir.Model, teacher: ir.Model) -> list[Head]:
     return heads
 
 
-def _logits(output: ir.Value, model: ir.Model) -> tuple[Kind, ir.Value, int]:
-    """(kind, the value of the logits, axis of classes) of an output."""
-    value = _behind(output, _SAME)
-    node = value.producer()
-    if node is not None and not node.domain:
-        if node.op_type in ("Softmax", "LogSoftmax") and node.inputs[0] is not None:
-            default = -1 if model.opset_imports.get("", 13) >= 13 else 1
-            return "classes", node.inputs[0], node.attributes.get_int("axis", default)
-        if node.op_type == "Sigmoid" and node.inputs[0] is not None:
-            return "binary", node.inputs[0], -1
-        if _scores_of_classes(output):
-            return "classes", output, -1
-    return "values", output, -1
+def _counterpart(
+    output: ir.Value, student: ir.Model, teacher: ir.Model
+) -> ir.Value | None:
+    """Return the teacher's output of the same name, or its only one."""
+    outputs = teacher.graph.outputs
+    for other in outputs:
+        if other.name == output.name:
+            return other
+    if len(student.graph.outputs) == 1 and len(outputs) == 1:
+        return outputs[0]
+    return None
 
 
-def _scores_of_classes(output: ir.Value) -> bool:
-    """Whether an output (N, C) comes straight from a linear layer: most likely logits."""
+def _head(
+    output: ir.Value, other: ir.Value, student: ir.Model, teacher: ir.Model
+) -> Head:
+    theirs = _logits(other, teacher)
+    own = _logits(output, student)
+    # logits of one model have no counterpart in the other: compare the outputs themselves
+    if own.kind != theirs.kind and "values" in (own.kind, theirs.kind):
+        theirs = Logits("values", other, theirs.axis)
+        own = Logits("values", output)
+    return Head(
+        output=output.name or "",
+        student=own.value.name or "",
+        teacher=theirs.value.name or "",
+        kind=theirs.kind,
+        axis=theirs.axis,
+    )
+
+
+def _logits(output: ir.Value, model: ir.Model) -> Logits:
+    node = _source(output, SAME_VALUES).producer()
+    if node is None or not is_standard(node):
+        return Logits("values", output)
+    before = node.inputs[0] if node.inputs else None
+    if node.op_type in ("Softmax", "LogSoftmax") and before is not None:
+        opset = model.opset_imports.get("", LOGITS_AXIS_OPSET)
+        default = -1 if opset >= LOGITS_AXIS_OPSET else 1
+        axis = node.attributes.get_int("axis", default)
+        return Logits("classes", before, axis)
+    if node.op_type == "Sigmoid" and before is not None:
+        return Logits("binary", before)
+    if _is_classifier(output):
+        return Logits("classes", output)
+    return Logits("values", output)
+
+
+def _is_classifier(output: ir.Value) -> bool:
+    """True if an output (N, C) comes straight from a linear layer: most likely logits."""
     shape = output.shape
-    if (
-        shape is None
-        or len(shape) != 2
-        or not isinstance(shape[1], int)
-        or shape[1] < 2
-    ):
+    if shape is None or len(shape) != 2:
         return False
-    value = _behind(output, _MOVED)
-    node = value.producer()
-    if node is not None and node.op_type == "Add":
-        found = [_behind(i, _MOVED).producer() for i in node.inputs if i is not None]
-        return any(n is not None and n.op_type in _LINEAR for n in found)
-    return node is not None and node.op_type in _LINEAR
+    classes = shape[1]
+    if not isinstance(classes, int) or classes < 2:
+        return False
+    node = _source(output, MOVED_VALUES).producer()
+    if node is None:
+        return False
+    if node.op_type != "Add":
+        return node.op_type in CLASSIFIER_LAYERS
+    # a MatMul and its bias
+    for value in node.inputs:
+        if value is None:
+            continue
+        addend = _source(value, MOVED_VALUES).producer()
+        if addend is not None and addend.op_type in CLASSIFIER_LAYERS:
+            return True
+    return False
 
 
-def _behind(value: ir.Value, ops: set[str]) -> ir.Value:
-    while (
-        (node := value.producer()) is not None
-        and node.op_type in ops
-        and node.inputs
-        and node.inputs[0] is not None
-    ):
-        value = node.inputs[0]
-    return value
+def _source(value: ir.Value, through: Collection[str]) -> ir.Value:
+    """Follow first inputs back through these operators."""
+    while True:
+        node = value.producer()
+        if node is None or node.op_type not in through or not node.inputs:
+            return value
+        before = node.inputs[0]
+        if before is None:
+            return value
+        value = before

@@ -3,89 +3,97 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from ...passes._core.ops import WEIGHTED_OPS, is_standard, summed_axes
 from ..trainable._constants import stored_tensor
 from ..trainable._weights import Origin, trainable_values
 
 Array = NDArray[Any]
-_STATISTICS = {3: 0.0, 4: 1.0}
-"""Inputs of BatchNormalization that become zeros and ones: mean and variance."""
-_EMBEDDING = 0.02
-"""Standard deviation of tables that are looked up in."""
+
+SEED_STREAM = 4
+"""Second word of the seed: training draws with 1 to 3 from the same seed."""
+
+FRESH_STATISTICS = {3: 0.0, 4: 1.0}
+"""Inputs of BatchNormalization and their fill: mean and variance of normalized values."""
+
+EMBEDDING_DEVIATION = 0.02
+"""Standard deviation of tables that are looked up in: that of BERT's (arXiv:1810.04805)."""
 
 
 def initialize(model: ir.Model, seed: int) -> int:
-    """Draw every weight anew, in place: He's normal for what multiplies, ones for scales of
-    normalizations, zeros for biases and other vectors, fresh running statistics. Returns how many
-    tensors changed.
+    """Draw every weight anew, in place; return how many tensors changed.
 
-    BatchNormalizations that share a tensor of statistics get one each. Source: He et al. 2015
-    (arXiv:1502.01852).
+    He's normal for factors, ones for scales of normalizations, zeros for biases and other vectors,
+    fresh running statistics. BatchNormalizations that share a tensor of statistics get one each.
+    Source: He et al. 2015 (arXiv:1502.01852).
     """
-    random = np.random.default_rng([seed, 4])
-    _own_statistics(model)
+    random = np.random.default_rng([seed, SEED_STREAM])
+    _unshare_statistics(model)
     origins = trainable_values(model, True, False)
     for value, origin in origins.items():
-        _put(origin, _drawn(value, stored_tensor(value).numpy(), random))
-    count = len(origins)
+        old = stored_tensor(value).numpy()
+        _store(origin, _drawn(value, old, random))
+    return len(origins) + _reset_statistics(model)
+
+
+def _batch_normalizations(model: ir.Model) -> Iterator[ir.Node]:
     for node in model.graph:
-        if node.op_type == "BatchNormalization" and not node.domain:
-            for index, fill in _STATISTICS.items():
-                held = node.inputs[index]
-                if (
-                    held is not None
-                    and held.is_initializer()
-                    and held.const_value is not None
-                ):
-                    held.const_value = ir.Tensor(
-                        np.full_like(held.const_value.numpy(), fill), name=held.name
-                    )
-                    count += 1
+        if is_standard(node, "BatchNormalization"):
+            yield node
+
+
+def _reset_statistics(model: ir.Model) -> int:
+    """Fill running statistics; return how many."""
+    count = 0
+    for node in _batch_normalizations(model):
+        for index, fill in FRESH_STATISTICS.items():
+            held = node.inputs[index]
+            if held is None or not held.is_initializer() or held.const_value is None:
+                continue
+            array = np.full_like(held.const_value.numpy(), fill)
+            held.const_value = ir.Tensor(array, name=held.name)
+            count += 1
     return count
 
 
 def _drawn(value: ir.Value, old: Array, random: np.random.Generator) -> Array:
-    node, index = next(((n, i) for n, i in _users(value)), (None, 0))
-    if node is not None and "Normalization" in node.op_type:
-        return np.full_like(old, 1.0 if index == 1 else 0.0)
-    if old.ndim < 2 or node is None:
-        return np.zeros_like(old) if old.ndim == 1 else old
+    """Return a fresh array in place of a weight, by the first operator that reads it."""
+    uses = _uses_behind_moves(value)
+    if uses and "Normalization" in uses[0][0].op_type:
+        scale = uses[0][1] == 1
+        return np.full_like(old, 1.0 if scale else 0.0)
+    if old.ndim == 1:
+        return np.zeros_like(old)
+    if old.ndim == 0 or not uses:
+        return old
+    node, index = uses[0]
     if node.op_type == "Gather":
-        deviation = _EMBEDDING
+        deviation = EMBEDDING_DEVIATION
     else:
-        inputs = (
-            _FAN_IN[node.op_type](node, old.shape)
-            if node.op_type in _FAN_IN
-            else old.shape[-2]
-        )
-        deviation = math.sqrt((2.0 if old.ndim > 2 else 1.0) / max(inputs, 1))
-    drawn: Array = (deviation * random.standard_normal(old.shape)).astype(old.dtype)
-    return drawn
+        # He's factor 2 makes up for a Relu behind, as convolutions mostly have one
+        gain = 2.0 if old.ndim > 2 else 1.0
+        deviation = math.sqrt(gain / max(_fan_in(node, index, old.shape), 1))
+    drawn: Array = deviation * random.standard_normal(old.shape)
+    return drawn.astype(old.dtype)
 
 
-def _gemm(node: ir.Node, shape: tuple[int, ...]) -> int:
-    return shape[1] if node.attributes.get_int("transB", 0) else shape[0]
+def _fan_in(node: ir.Node, index: int, shape: tuple[int, ...]) -> int:
+    """Return the number of products that one output adds up."""
+    rank = len(shape)
+    axes = [rank - 2]
+    if node.op_type in WEIGHTED_OPS:
+        axes = summed_axes(node, index, rank)
+    return math.prod(shape[axis] for axis in axes)
 
 
-_FAN_IN: dict[str, Callable[[ir.Node, tuple[int, ...]], int]] = {
-    "Conv": lambda node, shape: int(np.prod(shape[1:])),
-    "ConvTranspose": lambda node, shape: int(shape[0] * np.prod(shape[2:])),
-    "Gemm": _gemm,
-    "LSTM": lambda node, shape: shape[-1],
-    "GRU": lambda node, shape: shape[-1],
-    "RNN": lambda node, shape: shape[-1],
-}
-"""How many products an output adds up."""
-
-
-def _users(value: ir.Value) -> list[tuple[ir.Node, int]]:
-    """Who multiplies by a weight, through what only moves it."""
+def _uses_behind_moves(value: ir.Value) -> list[tuple[ir.Node, int]]:
+    """Return the nodes that read a weight, and as which input, behind Identity and the like."""
     found: list[tuple[ir.Node, int]] = []
     waiting = [value]
     while waiting:
@@ -97,18 +105,17 @@ def _users(value: ir.Value) -> list[tuple[ir.Node, int]]:
     return found
 
 
-def _own_statistics(model: ir.Model) -> None:
-    for node in model.graph:
-        if node.op_type != "BatchNormalization" or node.domain:
-            continue
+def _unshare_statistics(model: ir.Model) -> None:
+    """Give each BatchNormalization tensors of its own.
+
+    Exporters store equal tensors once; fresh ones would be moved by several layers.
+    """
+    for node in _batch_normalizations(model):
         for index in (1, 2, 3, 4):
             value = node.inputs[index]
-            if (
-                value is None
-                or value.const_value is None
-                or not value.is_initializer()
-                or len(value.uses()) == 1
-            ):
+            if value is None or not value.is_initializer():
+                continue
+            if value.const_value is None or len(value.uses()) == 1:
                 continue
             copy = ir.Value(
                 name=f"{value.name}_{node.name or node.outputs[0].name}_{index}",
@@ -120,11 +127,12 @@ def _own_statistics(model: ir.Model) -> None:
             node.replace_input_with(index, copy)
 
 
-def _put(origin: Origin, array: Array) -> None:
+def _store(origin: Origin, array: Array) -> None:
     tensor = ir.Tensor(array, dtype=origin.dtype, name=origin.name)
     producer = origin.value.producer()
     if producer is None:
         origin.value.const_value = tensor
-    else:
-        producer.attributes.clear()
-        producer.attributes["value"] = ir.AttrTensor("value", tensor)
+        return
+    # a Constant may spell its tensor in several attributes, of which only one may stay
+    producer.attributes.clear()
+    producer.attributes["value"] = ir.AttrTensor("value", tensor)

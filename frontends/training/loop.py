@@ -1,12 +1,11 @@
-"""The loop: steps under a budget, checks on rows held out, the best kept, interruptions
-survived.
-"""
+"""The loop of a training: steps under a budget, checks on rows held out, the best state kept."""
 
 from __future__ import annotations
 
+import enum
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,31 +13,51 @@ import numpy as np
 import torch
 
 from .augment import Augment
-from .checkpoint import Checkpoint
-from .data import Example, Order, Samples, Split
-from .device import Device
-from .distributed import Team
-from .objective import Objective
+from .data import Example, Order, Units
+from .learner import State
 from .optimizer import make_optimizer, parameter_groups, penalty, set_rate
-from .recipe import Recipe
+from .presets import batch_rows
 from .score import Score, Scorer
-from .student import State, Student
-from .teacher import Said
-from .tensorboard import Log
+from .session import Session
 
 Tensor = Any
-Tell = Callable[[float, str], None]
-"""Takes how far the run is, 0 to 1, and a few words on it."""
-MICRO_ROWS = 128
+
+ROWS_AT_A_TIME = 128
+"""Rows that go through the module together; larger batches add up gradients of several parts."""
+
+STEP_STREAM = 3
+"""Second word of the seed that a step draws numpy's numbers by; see `data` for others."""
+
+MIXED_PART = 0.5
+"""Part of a block's input that is the teacher's: the probability that QDrop uses."""
+
+UNITS_SHOWN = 5
+"""Rows that a message about a step names."""
+
+
+class StopReason(enum.Enum):
+    """Reasons for which a training ends before its budget; values are stored in checkpoints."""
+
+    NOT_FINITE = "not finite"
+    NO_PROGRESS = "no progress"
+
+
+@dataclass(frozen=True)
+class Stop:
+    """An end before the budget: its reason, and the message for people."""
+
+    reason: StopReason
+    message: str
 
 
 @dataclass
 class Account:
-    """How a training went. `first`, `best`: scores of the start and of the best state, which
-    `state` holds.
+    """Account of a training so far; all of it is stored in checkpoints.
 
-    `trouble`: why it stopped before its budget; "" where it did not. `losses`: means between
-    checks.
+    `first`, `best`: scores of the start and of the best state, which `state` holds; `best_step` is
+    its step. `losses`: means between checks. `scores`: held out, at each check. `checks`: number of
+    the recipe's checks that progress has passed. `idle`: checks since the best state. `stop`: None
+    where the budget was spent.
     """
 
     first: Score
@@ -49,254 +68,271 @@ class Account:
     losses: list[float] = field(default_factory=list)
     scores: list[float] = field(default_factory=list)
     best_step: int = 0
-    trouble: str = ""
+    checks: int = 0
+    idle: int = 0
+    stop: Stop | None = None
 
+    def stored(self) -> dict[str, Any]:
+        """Return the account as plain values, which a checkpoint reads without running code."""
+        stop = self.stop
+        return {
+            "first": [self.first.value, self.first.closeness],
+            "best": [self.best.value, self.best.closeness],
+            "state": self.state,
+            "steps": self.steps,
+            "seconds": self.seconds,
+            "losses": self.losses,
+            "scores": self.scores,
+            "best_step": self.best_step,
+            "checks": self.checks,
+            "idle": self.idle,
+            "stop": None if stop is None else [stop.reason.value, stop.message],
+        }
 
-@dataclass
-class Job:
-    """What is trained, on what, and who says how it goes on.
-
-    `teacher`: asked at every step; None where what is kept of it is enough.
-    `drop`: an input of which half the elements, drawn anew for each step, are the teacher's.
-    """
-
-    student: Student
-    objective: Objective
-    samples: Samples
-    split: Split
-    recipe: Recipe
-    teacher: Said | None
-    team: Team
-    seed: int
-    tell: Tell
-    checkpoint: Checkpoint | None = None
-    device: Device = field(default_factory=Device)
-    drop: str = ""
-    log: Log = lambda step, figures: None
+    @classmethod
+    def of_stored(cls, stored: Mapping[str, Any]) -> Account:
+        """Return the account that `stored` gave."""
+        values = dict(stored)
+        values["first"] = Score(*stored["first"])
+        values["best"] = Score(*stored["best"])
+        if stored["stop"] is not None:
+            reason, message = stored["stop"]
+            values["stop"] = Stop(StopReason(reason), message)
+        return cls(**values)
 
 
 class Loop:
-    """One training from its first step, or from its checkpoint, to the end of its budget."""
+    """One training from its first step, or from its checkpoint, to the end of its budget.
 
-    def __init__(self, job: Job) -> None:
-        self.job, recipe = job, job.recipe
+    `batch`: rows of a batch; `order`: the units of each step; `account`: how far it is. Errors:
+    those of the model on its data.
+    """
+
+    def __init__(self, session: Session) -> None:
+        began = time.monotonic()
+        self.session = session
+        recipe = session.recipe
+        rows_per_unit = session.samples.rows_per_unit()
+        self.batch = batch_rows(recipe, round(len(session.split.train) * rows_per_unit))
+        units = max(round(self.batch / rows_per_unit), 1) * recipe.accumulate
+        self.order = Order(session.split.train, units, session.environment.seed)
         self.augment = Augment.of(recipe)
-        rows = job.samples.rows_of_a_unit()
-        self.batch = recipe.batch_of(round(len(job.split.train) * rows))
-        self.order = Order(
-            job.split.train,
-            max(round(self.batch / rows), 1) * recipe.accumulate,
-            job.seed,
+        groups = parameter_groups(
+            session.learner.runs, recipe, session.objective.parameters()
         )
-        whole = [recipe.steps] if recipe.steps else []
-        whole += (
-            [max(round(recipe.epochs * self.order.steps), 1)] if recipe.epochs else []
-        )
-        self.total = min(whole, default=0)
-        groups = parameter_groups(job.student.runs, recipe, job.objective.parameters())
-        self.optimizer = make_optimizer(
-            [g for g in groups if g["params"][0].requires_grad], recipe
-        )
-        self.trained = [p for g in self.optimizer.param_groups for p in g["params"]]
+        # running statistics are parameters, too, but no optimizer's
+        trained = [group for group in groups if group["params"][0].requires_grad]
+        self.optimizer = make_optimizer(trained, recipe)
+        self.account = self._first_account()
+        self._total_steps = self._budget_in_steps()
+        self._started = began - self.account.seconds
+        self._recent_losses: list[float] = []
+        session.group.broadcast(session.learner.runs.parameters())
+        session.group.broadcast(session.objective.parameters())
+
+    def _budget_in_steps(self) -> int:
+        """Return the smaller of the budgets in steps and epochs, 0 where there is neither."""
+        recipe = self.session.recipe
+        budgets = []
+        if recipe.steps:
+            budgets.append(recipe.steps)
+        if recipe.epochs:
+            budgets.append(max(round(recipe.epochs * self.order.steps), 1))
+        return min(budgets, default=0)
+
+    def _first_account(self) -> Account:
+        checkpoint = self.session.checkpoint
+        saved = None if checkpoint is None else checkpoint.load()
+        if saved is not None:
+            return self._resumed(saved)
+        first = self._score()
+        state = self.session.learner.state()
+        return Account(first, first, state, scores=[first.value])
 
     def run(self) -> Account:
-        """Train. Errors: those of the model on its data."""
-        self._begin()
-        while (progress := self._progress()) < 1 and not self.account.trouble:
-            set_rate(self.optimizer, progress, self.job.recipe.warmup)
-            self.job.student.harden(progress)
+        """Train, and leave the learner in the best state."""
+        recipe = self.session.recipe
+        learner = self.session.learner
+        while True:
+            progress = self._progress()
+            if progress >= 1 or self.account.stop is not None:
+                break
+            set_rate(self.optimizer, progress, recipe.warmup)
+            learner.anneal_rounding(progress)
             self._step()
             progress = self._progress()
-            if (
-                self.account.trouble
-                or progress >= (self.checks + 1) / self.job.recipe.checks
-                or progress >= 1
-            ):
+            next_check = min((self.account.checks + 1) / recipe.checks, 1.0)
+            if self.account.stop is not None or progress >= next_check:
                 self._check(progress)
-        self.job.student.restore(self.account.state)
+        learner.restore(self.account.state)
         return self.account
 
-    def _begin(self) -> None:
-        self.started, self.checks, self.idle = time.monotonic(), 0, 0
-        self.recent: list[float] = []
-        saved = self.job.checkpoint.load() if self.job.checkpoint is not None else None
-        if saved is not None:
-            self._resume(saved)
-        else:
-            first = self._score()
-            self.account = Account(
-                first, first, self.job.student.state(), scores=[first.value]
-            )
-        self.job.team.spread(self.job.student.runs.parameters())
-        self.job.team.spread(self.job.objective.parameters())
-
     def _progress(self) -> float:
-        """How much of the budget is spent, 0 to 1: of steps or of time, whichever is further."""
-        spent = self.account.steps / self.total if self.total else 0.0
-        if not self.job.recipe.minutes:
+        """Return the part of the budget that is spent: of steps or of time, the larger one."""
+        spent = self.account.steps / self._total_steps if self._total_steps else 0.0
+        minutes = self.session.recipe.minutes
+        if not minutes:
             return spent
-        passed = (time.monotonic() - self.started) / (60 * self.job.recipe.minutes)
-        (passed,) = self.job.team.of_leader(passed)
+        passed = (time.monotonic() - self._started) / (60 * minutes)
+        # clocks differ, and processes that stop at different steps wait for each other forever
+        (passed,) = self.session.group.from_leader(passed)
         return max(spent, passed)
 
     def _step(self) -> None:
-        units = self.order.units(self.account.steps)
-        rows = self.job.samples.rows_in(units)
-        loss = 0.0
+        session = self.session
+        step = self.account.steps
+        seed = session.environment.seed
+        units = self.order.units(step)
+        rows = session.samples.rows_in(units)
+        # random numbers depend on the step alone: a resumed training draws the same ones
+        torch.manual_seed(_step_seed(seed, step))
+        random = np.random.default_rng([seed, STEP_STREAM, step, session.group.rank])
         self.optimizer.zero_grad(set_to_none=True)
-        torch.manual_seed(hash((self.job.seed, self.account.steps)) % 2**63)
-        random = np.random.default_rng(
-            [self.job.seed, 3, self.account.steps, self.job.team.rank]
-        )
-        for example in self.job.samples.take(self.job.team.share(units), MICRO_ROWS):
+        loss = 0.0
+        own_units = session.group.shard(units)
+        for example in session.samples.take(own_units, ROWS_AT_A_TIME):
+            # parts and processes add up to the mean over all rows of the step
             part = self._loss(example, random) * (example.rows / rows)
             part.backward()
             loss += float(part.detach())
-        loss = self.job.team.total(loss)
-        self.job.team.add_gradients(self.trained)
+        loss = session.group.sum(loss)
+        session.group.sum_gradients(self._parameters())
         if not math.isfinite(loss):
             self._stop_at(units, "loss")
-            return
-        if not self._move():
+        elif not self._move():
             self._stop_at(units, "gradient")
-            return
-        self.account.steps += 1
-        self.recent.append(loss)
+        else:
+            self.account.steps += 1
+            self._recent_losses.append(loss)
+
+    def _parameters(self) -> list[Tensor]:
+        return [p for group in self.optimizer.param_groups for p in group["params"]]
 
     def _loss(self, example: Example, random: np.random.Generator) -> Tensor:
-        partner = None
-        targets: dict[str, Any] = example.targets
+        session = self.session
+        mixture = None
+        targets: Mapping[str, Any] = example.targets
         if self.augment:
-            example, partner = self.augment(example, random)
-        if self.job.teacher is not None:
-            targets = self.job.teacher(example.feeds)
-        if self.job.drop:
-            own, name = example.feeds[self.job.drop], self.job.drop
-            mixed = np.where(random.random(own.shape) < 0.5, targets[name], own)
-            example = Example({**example.feeds, name: mixed}, example.labels)
-        with self.job.device.halved():
-            values = self.job.student.learn(example.feeds)
-        loss = self.job.objective(
-            values, self._tensors(targets), example.labels, partner
-        )
-        if self.job.recipe.l1 or self.job.recipe.group_lasso:
-            loss = loss + penalty(self.job.student.runs, self.job.recipe)
+            example, mixture = self.augment(example, random)
+        if session.live_teacher is not None:
+            targets = session.live_teacher(example.feeds)
+        if session.mixed_input:
+            example = self._with_mixed_input(example, targets, random)
+        with session.device.halved():
+            values = session.learner.learn(example.feeds)
+        wanted = {
+            name: torch.as_tensor(value).to(session.device.name)
+            for name, value in targets.items()
+        }
+        loss = session.objective(values, wanted, example.labels, mixture)
+        if session.recipe.l1 or session.recipe.group_lasso:
+            loss = loss + penalty(session.learner.runs, session.recipe)
         return loss
 
+    def _with_mixed_input(
+        self, example: Example, targets: Mapping[str, Any], random: np.random.Generator
+    ) -> Example:
+        name = self.session.mixed_input
+        own = example.feeds[name]
+        theirs = random.random(own.shape) < MIXED_PART
+        mixed = np.where(theirs, targets[name], own)
+        return Example({**example.feeds, name: mixed}, example.labels)
+
     def _move(self) -> bool:
-        """One step of the optimizer; whether the gradients were finite."""
-        limit = self.job.recipe.clip or math.inf
-        norm = torch.nn.utils.clip_grad_norm_(self.trained, limit)
+        """Do one step of the optimizer; False where the gradients are not finite."""
+        limit = self.session.recipe.clip or math.inf
+        norm = torch.nn.utils.clip_grad_norm_(self._parameters(), limit)
         if not bool(torch.isfinite(norm)):
             return False
         self.optimizer.step()
-        self.job.student.constrain()
+        self.session.learner.constrain()
         return True
 
     def _check(self, progress: float) -> None:
-        """Score, keep the best, save, say how it goes, stop where nothing comes of it any more."""
-        account, student = self.account, self.job.student
-        self.checks = int(progress * self.job.recipe.checks)
-        score = self._score() if not account.trouble else account.best
-        account.seconds = time.monotonic() - self.started
-        if self.recent:
-            account.losses.append(float(np.mean(self.recent)))
-            self.recent = []
+        """Score, keep the best state, save, report, and stop where nothing comes of it any more."""
+        account = self.account
+        recipe = self.session.recipe
+        account.checks = int(progress * recipe.checks)
+        # a state that is not finite has no score; that of the best one stands in the report
+        score = account.best if account.stop is not None else self._score()
+        account.seconds = time.monotonic() - self._started
+        if self._recent_losses:
+            account.losses.append(float(np.mean(self._recent_losses)))
+            self._recent_losses = []
         account.scores.append(score.value)
         if score > account.best and score.finite:
-            account.best, account.state, account.best_step, self.idle = (
-                score,
-                student.state(),
-                account.steps,
-                0,
-            )
+            account.best = score
+            account.state = self.session.learner.state()
+            account.best_step = account.steps
+            account.idle = 0
         else:
-            self.idle += 1
-        if (
-            self.job.recipe.patience
-            and self.idle >= self.job.recipe.patience
-            and not account.trouble
-        ):
-            account.trouble = f"no better for {self.idle} checks"
-        if self.job.checkpoint is not None and self.job.team.leads:
-            self.job.checkpoint.save(self._state())
+            account.idle += 1
+        patience = recipe.patience
+        if patience and account.idle >= patience and account.stop is None:
+            message = f"no better for {account.idle} checks"
+            account.stop = Stop(StopReason.NO_PROGRESS, message)
+        if self.session.checkpoint is not None and self.session.group.is_leader:
+            self.session.checkpoint.save(self._stored())
+        self._report(score, progress)
+
+    def _report(self, score: Score, progress: float) -> None:
         figures = {
             "held out": score.value,
             "rate": self.optimizer.param_groups[0]["lr"],
         }
-        self.job.log(
-            account.steps,
-            figures | ({"loss": account.losses[-1]} if account.losses else {}),
-        )
-        loss = f"loss {account.losses[-1]:.3g}, " if account.losses else ""
-        self.job.tell(min(progress, 1.0), f"{loss}held out {score.value:.4f}")
+        words = f"held out {score.value:.4f}"
+        if self.account.losses:
+            loss = self.account.losses[-1]
+            figures["loss"] = loss
+            words = f"loss {loss:.3g}, {words}"
+        self.session.log(self.account.steps, figures)
+        self.session.progress(min(progress, 1.0), words)
 
     def _score(self) -> Score:
-        """Of the student as it is, on the rows held out; the leader's, for all."""
-        values = (0.0, 0.0)
-        if self.job.team.leads:
-            with self.job.device.halved():
-                self.job.student.settle()
-            scorer = Scorer(self.job.objective.heads, self.job.recipe.watch)
-            for example in self.job.samples.take(self.job.split.held, MICRO_ROWS):
-                scorer.add(
-                    self.job.student.values(example.feeds),
-                    example.targets,
-                    example.labels,
-                )
+        """Return the score of the learner as it is, on the rows held out; the leader's, for all."""
+        session = self.session
+        score = Score(0.0, 0.0)
+        if session.group.is_leader:
+            with session.device.halved():
+                session.learner.recalibrate_batchnorm()
+            scorer = Scorer(session.objective.compared.heads, session.recipe.watch)
+            for example in session.samples.take(session.split.held, ROWS_AT_A_TIME):
+                values = session.learner.values(example.feeds)
+                scorer.add(values, example.targets, example.labels)
             score = scorer.score()
-            values = (score.value, score.closeness)
-        return Score(*self.job.team.of_leader(*values))
+        value, closeness = session.group.from_leader(score.value, score.closeness)
+        return Score(value, closeness)
 
-    def _stop_at(self, units: Any, what: str) -> None:
-        epoch, batch = divmod(self.account.steps, self.order.steps)
-        shown = ", ".join(map(str, units[:5])) + (", …" if len(units) > 5 else "")
-        kind = "batches" if self.job.samples.ragged else "rows"
-        self.account.trouble = (
-            f"the {what} is not finite at step {self.account.steps + 1} "
+    def _stop_at(self, units: Units, what: str) -> None:
+        step = self.account.steps
+        epoch, batch = divmod(step, self.order.steps)
+        shown = ", ".join(map(str, units[:UNITS_SHOWN]))
+        if len(units) > UNITS_SHOWN:
+            shown += ", …"
+        kind = "batches" if self.session.samples.ragged else "rows"
+        message = (
+            f"the {what} is not finite at step {step + 1} "
             f"(epoch {epoch + 1}, batch {batch + 1}: {kind} {shown} of the data)"
         )
+        self.account.stop = Stop(StopReason.NOT_FINITE, message)
 
-    def _state(self) -> dict[str, Any]:
-        account = self.account
+    def _stored(self) -> dict[str, Any]:
         return {
-            "steps": account.steps,
-            "seconds": account.seconds,
-            "checks": self.checks,
-            "idle": self.idle,
-            "losses": account.losses,
-            "scores": account.scores,
-            "best_step": account.best_step,
-            "trouble": account.trouble,
-            "first": [account.first.value, account.first.closeness],
-            "best": [account.best.value, account.best.closeness],
-            "state": account.state,
-            "now": self.job.student.state(),
+            "account": self.account.stored(),
+            "now": self.session.learner.state(),
             "optimizer": self.optimizer.state_dict(),
-            "projections": self.job.objective.state_dict(),
+            "projections": self.session.objective.state_dict(),
         }
 
-    def _resume(self, saved: dict[str, Any]) -> None:
+    def _resumed(self, saved: Mapping[str, Any]) -> Account:
         """Go on from a checkpoint: the steps that follow see the data that they would have seen."""
-        self.account = Account(
-            Score(*saved["first"]),
-            Score(*saved["best"]),
-            saved["state"],
-            saved["steps"],
-            saved["seconds"],
-            saved["losses"],
-            saved["scores"],
-            saved["best_step"],
-            saved["trouble"],
-        )
-        self.checks, self.idle = saved["checks"], saved["idle"]
-        self.started = time.monotonic() - saved["seconds"]
-        self.job.student.restore(saved["now"])
+        self.session.learner.restore(saved["now"])
         self.optimizer.load_state_dict(saved["optimizer"])
-        self.job.objective.load_state_dict(saved["projections"])
+        self.session.objective.load_state_dict(saved["projections"])
+        return Account.of_stored(saved["account"])
 
-    def _tensors(self, targets: dict[str, Any]) -> dict[str, Tensor]:
-        return {
-            name: torch.as_tensor(value).to(self.job.device.name)
-            for name, value in targets.items()
-        }
+
+def _step_seed(seed: int, step: int) -> int:
+    """Return torch's seed of a step, the same in every process and every version of Python."""
+    sequence = np.random.SeedSequence([seed, step])
+    return int(sequence.generate_state(1, np.uint64)[0])

@@ -1,10 +1,10 @@
-"""What training minimizes: the distance from the teacher, from labels where they are used, and
-penalties on weights.
-"""
+"""The objective of a training: distance from the teacher, from labels, and between features."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,204 +12,239 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional as F  # noqa: N812 - torch's own convention
 
-from ... import RefusedError
+from ... import RefusedError, UsageError
+from ...passes._core.training_recipe import TrainingRecipe
 from . import losses
-from .augment import Augment
+from .augment import Augment, Mixture
 from .features import Tap, channel_axis
 from .heads import Head
-from .recipe import Recipe, weights_by_output
 
 Tensor = Any
-IGNORED = -100
+Values = Mapping[str, Tensor]
+Labels = NDArray[Any]
+
+IGNORED_LABEL = -100
+"""Class number of rows that do not count: torch's own default."""
+
+AUTO_LOSSES = {"classes": "kl", "binary": "binary", "values": "mse"}
+"""Loss of each kind of output where the recipe says auto."""
+
+
+@dataclass(frozen=True)
+class ComparedValues:
+    """Pairs of values, of student and teacher, that a loss compares: outputs and values inside."""
+
+    heads: tuple[Head, ...]
+    taps: tuple[Tap, ...] = ()
+
+    def student_names(self) -> list[str]:
+        """Return the student's values, each once."""
+        names = [head.student for head in self.heads]
+        names += [tap.student for tap in self.taps]
+        return list(dict.fromkeys(names))
+
+    def teacher_names(self) -> list[str]:
+        """Return the teacher's values, each once."""
+        names = [head.teacher for head in self.heads]
+        names += [tap.teacher for tap in self.taps]
+        return list(dict.fromkeys(names))
+
+
+def needs_live_teacher(compared: ComparedValues, recipe: TrainingRecipe) -> bool:
+    """True if the loss needs more of the teacher than is cached: images change, features are large."""
+    if compared.taps:
+        return True
+    return recipe.distill and bool(Augment.of(recipe))
+
+
+def variances(values: Mapping[str, Any]) -> dict[str, float]:
+    """Return the variance of each array, over all its elements."""
+    found = {}
+    for name, array in values.items():
+        found[name] = float(torch.as_tensor(array).double().var(correction=0))
+    return found
 
 
 class Objective(torch.nn.Module):  # type: ignore[misc]  # torch comes without types here
-    """The loss of one example, a mean over its rows. Its own parameters are the projections of
-    features.
+    """The loss of one example, a mean over its rows.
+
+    `variance`: of the teacher's values by name, which squared distances are relative to.
+    `labelled`: True if labels are learned from. `projections`: see `projections_for`; they are the
+    objective's own parameters. Errors: UsageError and RefusedError for weights of outputs that do
+    not fit.
     """
 
     def __init__(
-        self, heads: Sequence[Head], taps: Sequence[Tap], recipe: Recipe, labelled: bool
+        self,
+        compared: ComparedValues,
+        recipe: TrainingRecipe,
+        variance: Mapping[str, float],
+        labelled: bool = False,
+        projections: torch.nn.ModuleDict | None = None,
     ) -> None:
         super().__init__()
-        self.heads, self.taps, self.recipe = list(heads), list(taps), recipe
-        self.labelled = labelled and recipe.labels > 0
-        given = weights_by_output(recipe)
-        for name in set(given) - {h.output for h in heads}:
-            raise RefusedError(
-                "finetune.output_weights",
-                f"no trained output '{name}'",
-                f"the outputs are {', '.join(h.output for h in heads)}",
-            )
-        self.weights = [given.get(h.output, 1.0) for h in heads]
-        self.projections = torch.nn.ModuleDict()
-        self.variance: dict[str, float] = {}
-
-    def measure(self, teacher: Mapping[str, Any]) -> None:
-        """Take the variance of the teacher's values from an example: squared distances are relative
-        to it.
-        """
-        self.variance |= {
-            name: float(torch.as_tensor(values).double().var(correction=0))
-            for name, values in teacher.items()
-        }
-
-    def student_names(self) -> list[str]:
-        """Values of the student that the loss reads."""
-        return list(
-            dict.fromkeys(
-                [h.student for h in self.heads] + [t.student for t in self.taps]
-            )
-        )
-
-    def teacher_names(self) -> list[str]:
-        """Values of the teacher that the loss reads."""
-        return list(
-            dict.fromkeys(
-                [h.teacher for h in self.heads] + [t.teacher for t in self.taps]
-            )
-        )
-
-    def asks_always(self) -> bool:
-        """Whether the teacher must say more at each step than is kept of it: images change,
-        features are large.
-        """
-        return bool(self.taps) or (
-            self.recipe.distill and bool(Augment.of(self.recipe))
-        )
-
-    def project(
-        self, student: Mapping[str, Tensor], teacher: Mapping[str, Tensor]
-    ) -> None:
-        """Make a learned 1 x 1 projection for each feature whose channels differ, from one example
-        of both.
-
-        Errors: RefusedError for a feature whose other axes differ.
-        """
-        if self.recipe.feature_loss != "mse":
-            return
-        for index, tap in enumerate(self.taps):
-            own, theirs = student[tap.student], teacher[tap.teacher]
-            if own.shape == theirs.shape:
-                continue
-            axis = channel_axis(own.ndim)
-            same = (
-                own.ndim == theirs.ndim
-                and own.ndim > 1
-                and _without(own, axis) == _without(theirs, axis)
-            )
-            if not same:
-                raise RefusedError(
-                    f"finetune.features '{tap.student}'",
-                    f"has shape {list(own.shape)}, the teacher's {list(theirs.shape)}",
-                    "tap values that differ in channels only, or use feature_loss=relation",
-                )
-            layer = torch.nn.Linear(own.shape[axis], theirs.shape[axis])
-            self.projections[str(index)] = layer.to(own.device)
+        self.compared = compared
+        self.recipe = recipe
+        self.labelled = labelled
+        self.head_weights = head_weights(recipe, compared.heads)
+        self.projections = torch.nn.ModuleDict() if projections is None else projections
+        self._variance = variance
 
     def forward(
         self,
-        student: Mapping[str, Tensor],
-        teacher: Mapping[str, Tensor],
-        labels: NDArray[Any] | None,
-        partner: tuple[NDArray[np.int64], float] | None = None,
+        student: Values,
+        teacher: Values,
+        labels: Labels | None,
+        mixture: Mixture | None = None,
     ) -> Tensor:
-        """`partner`: with which rows these were mixed, and the share that is their own (labels are
-        mixed likewise).
-        """
+        """Return the loss, a scalar. `mixture`: how rows were mixed; labels are mixed likewise."""
         total: Tensor = 0.0
         share = self.recipe.labels if self.labelled else 0.0
-        for head, weight in zip(self.heads, self.weights, strict=True):
-            own = student[head.student].float()
-            if self.recipe.distill:
-                total = total + weight * (1 - share) * self._distance(
-                    head, own, teacher[head.teacher].float()
-                )
+        if self.recipe.distill:
+            heads = zip(self.compared.heads, self.head_weights, strict=True)
+            for head, weight in heads:
+                own = student[head.student].float()
+                theirs = teacher[head.teacher].float()
+                total = total + weight * (1 - share) * self._distance(head, own, theirs)
         if share:
-            total = total + share * self._against_labels(student, labels, partner)
-        for index, tap in enumerate(self.taps):
-            total = total + self.recipe.feature_weight * self._feature(
-                index, student[tap.student].float(), teacher[tap.teacher].float()
-            )
+            assert labels is not None
+            total = total + share * self._label_loss(student, labels, mixture)
+        for index, tap in enumerate(self.compared.taps):
+            own = student[tap.student].float()
+            theirs = teacher[tap.teacher].float()
+            distance = self._feature_distance(index, own, theirs)
+            total = total + self.recipe.feature_weight * distance
         return total
 
     def _distance(self, head: Head, own: Tensor, theirs: Tensor) -> Tensor:
-        kind, temperature = self.recipe.loss, self.recipe.temperature
+        kind: str = self.recipe.loss
         if kind == "auto":
-            kind = {"classes": "kl", "binary": "binary", "values": "mse"}[head.kind]
-        if kind in ("mse", "cosine"):
-            return (
-                self._mse(own, theirs, head.teacher)
-                if kind == "mse"
-                else losses.cosine(own, theirs)
-            )
-        own, theirs = own.movedim(head.axis, -1), theirs.movedim(head.axis, -1)
-        distance = getattr(losses, kind)(own, theirs, temperature)
+            kind = AUTO_LOSSES[head.kind]
+        if kind == "mse":
+            return self._mse(own, theirs, head.teacher)
+        if kind == "cosine":
+            return losses.cosine(own, theirs)
+        own = own.movedim(head.axis, -1)
+        theirs = theirs.movedim(head.axis, -1)
+        distance = losses.SOFT_LOSSES[kind](own, theirs, self.recipe.temperature)
         if self.recipe.logit_mse:
-            distance = distance + self.recipe.logit_mse * self._mse(
-                own, theirs, head.teacher
-            )
+            squared = self._mse(own, theirs, head.teacher)
+            distance = distance + self.recipe.logit_mse * squared
         return distance
 
-    def _against_labels(
-        self,
-        student: Mapping[str, Tensor],
-        labels: NDArray[Any] | None,
-        partner: tuple[NDArray[np.int64], float] | None,
+    def _label_loss(
+        self, student: Values, labels: Labels, mixture: Mixture | None
     ) -> Tensor:
-        head = self.heads[0]
+        head = self.compared.heads[0]
         own = student[head.student].float()
-        assert labels is not None
         if head.kind != "classes":
-            return F.mse_loss(
-                own, torch.as_tensor(labels, dtype=own.dtype, device=own.device)
-            )
+            wanted = torch.as_tensor(labels, dtype=own.dtype, device=own.device)
+            return F.mse_loss(own, wanted)
         logits = own.movedim(head.axis, -1).flatten(0, -2)
+        if mixture is None:
+            return _cross_entropy(logits, labels)
+        other, share = mixture
+        own_part = share * _cross_entropy(logits, labels)
+        return own_part + (1 - share) * _cross_entropy(logits, labels[other])
 
-        def entropy(truth: NDArray[Any]) -> Tensor:
-            wanted = torch.as_tensor(
-                truth.astype(np.int64), device=own.device
-            ).flatten()
-            return F.cross_entropy(logits, wanted, ignore_index=IGNORED)
-
-        if partner is None:
-            return entropy(labels)
-        other, share = partner
-        return share * entropy(labels) + (1 - share) * entropy(labels[other])
-
-    def _feature(self, index: int, own: Tensor, theirs: Tensor) -> Tensor:
+    def _feature_distance(self, index: int, own: Tensor, theirs: Tensor) -> Tensor:
         if self.recipe.feature_loss != "mse":
-            return getattr(losses, self.recipe.feature_loss)(own, theirs)
+            return losses.FEATURE_LOSSES[self.recipe.feature_loss](own, theirs)
         if str(index) in self.projections:
             axis = channel_axis(own.ndim)
-            own = self.projections[str(index)](own.movedim(axis, -1)).movedim(-1, axis)
-        return self._mse(own, theirs, self.taps[index].teacher)
+            project = self.projections[str(index)]
+            own = project(own.movedim(axis, -1)).movedim(-1, axis)
+        return self._mse(own, theirs, self.compared.taps[index].teacher)
 
     def _mse(self, own: Tensor, theirs: Tensor, name: str) -> Tensor:
-        return losses.mse(own, theirs, self.variance[name])
+        return losses.mse(own, theirs, self._variance[name])
 
 
-def _without(value: Tensor, axis: int) -> list[int]:
-    shape = list(value.shape)
-    del shape[axis]
-    return shape
+def _cross_entropy(logits: Tensor, labels: Labels) -> Tensor:
+    classes = torch.as_tensor(labels.astype(np.int64), device=logits.device)
+    return F.cross_entropy(logits, classes.flatten(), ignore_index=IGNORED_LABEL)
 
 
-def check_labels(labels: NDArray[Any], wanted: Sequence[int], head: Head) -> None:
-    """Whether labels fit the first output, whose logits have the shape `wanted`. Errors:
-    RefusedError.
+def projections_for(
+    taps: Sequence[Tap], recipe: TrainingRecipe, student: Values, teacher: Values
+) -> torch.nn.ModuleDict:
+    """Return a learned 1 x 1 projection, by the tap's number, where channels differ.
+
+    `student`, `teacher`: values of one example. Errors: RefusedError for a feature whose other axes
+    differ.
     """
-    fix = "give one class number a row, or labels=0 to learn from the teacher alone"
+    projections = torch.nn.ModuleDict()
+    if recipe.feature_loss != "mse":
+        return projections
+    for index, tap in enumerate(taps):
+        own = student[tap.student]
+        theirs = teacher[tap.teacher]
+        if own.shape == theirs.shape:
+            continue
+        if not _differ_in_channels_only(own, theirs):
+            raise RefusedError(
+                f"finetune.features '{tap.student}'",
+                f"has shape {list(own.shape)}, the teacher's {list(theirs.shape)}",
+                "tap values that differ in channels only, or use feature_loss=relation",
+            )
+        axis = channel_axis(own.ndim)
+        layer = torch.nn.Linear(own.shape[axis], theirs.shape[axis])
+        projections[str(index)] = layer.to(own.device)
+    return projections
+
+
+def _differ_in_channels_only(own: Tensor, theirs: Tensor) -> bool:
+    if own.ndim != theirs.ndim or own.ndim < 2:
+        return False
+    axis = channel_axis(own.ndim)
+    own_shape = list(own.shape)
+    own_shape[axis] = theirs.shape[axis]
+    return own_shape == list(theirs.shape)
+
+
+def head_weights(recipe: TrainingRecipe, heads: Sequence[Head]) -> list[float]:
+    """Return the weight of each head, from texts `name=weight`.
+
+    Errors: UsageError for another form, RefusedError for a name that is no head.
+    """
+    given = _weights_by_output(recipe.output_weights)
+    outputs = [head.output for head in heads]
+    for name in given:
+        if name not in outputs:
+            raise RefusedError(
+                "finetune.output_weights",
+                f"no trained output '{name}'",
+                f"the outputs are {', '.join(outputs)}",
+            )
+    return [given.get(name, 1.0) for name in outputs]
+
+
+def _weights_by_output(texts: Sequence[str]) -> dict[str, float]:
+    weights: dict[str, float] = {}
+    for text in texts:
+        # the last equals sign: names may have some of their own
+        name, _, number = text.rpartition("=")
+        try:
+            weight = float(number)
+        except ValueError:
+            weight = math.nan
+        if not name or not 0 <= weight < math.inf:
+            raise UsageError(
+                "finetune.output_weights",
+                f"'{text}' is not name=weight",
+                "write for example logits=0.5",
+            )
+        weights[name] = weight
+    return weights
+
+
+def check_labels(labels: Labels, wanted: Sequence[int], head: Head) -> None:
+    """Raise RefusedError unless labels fit an output whose logits have the shape `wanted`."""
     shape = list(wanted)
     if head.kind != "classes":
-        if list(labels.shape) != shape or labels.dtype.kind not in "fiu":
-            raise RefusedError(
-                "finetune, labels",
-                f"are {labels.dtype} {list(labels.shape)}; output '{head.output}' "
-                f"is {shape}",
-                "give wanted values in the output's shape, or labels=0",
-            )
+        _check_wanted_values(labels, shape, head)
         return
+    fix = "give one class number a row, or labels=0 to learn from the teacher alone"
     classes = shape.pop(head.axis)
     if labels.dtype.kind not in "iu" or list(labels.shape) != shape:
         raise RefusedError(
@@ -218,10 +253,20 @@ def check_labels(labels: NDArray[Any], wanted: Sequence[int], head: Head) -> Non
             f"integers {shape}",
             fix,
         )
-    wrong = labels[((labels < 0) & (labels != IGNORED)) | (labels >= classes)]
+    negative = (labels < 0) & (labels != IGNORED_LABEL)
+    wrong = labels[negative | (labels >= classes)]
     if wrong.size:
         raise RefusedError(
             "finetune, labels",
             f"class {wrong.flat[0]} is outside 0 … {classes - 1}",
             fix,
+        )
+
+
+def _check_wanted_values(labels: Labels, shape: list[int], head: Head) -> None:
+    if list(labels.shape) != shape or labels.dtype.kind not in "fiu":
+        raise RefusedError(
+            "finetune, labels",
+            f"are {labels.dtype} {list(labels.shape)}; output '{head.output}' is {shape}",
+            "give wanted values in the output's shape, or labels=0",
         )

@@ -1,4 +1,4 @@
-"""Learning rates that fit every tensor, the schedule over a run, and penalties on weights."""
+"""Optimizers: learning rates that fit every tensor, their schedule, and penalties on weights."""
 
 from __future__ import annotations
 
@@ -6,78 +6,107 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
+import onnx_ir as ir
 import torch
 
+from ...passes._core.training_recipe import TrainingRecipe
 from ..trainable import TrainableModule
-from .recipe import Recipe
 
 Tensor = Any
+
 LEAST_SIZE = 0.01
-"""Root mean square that a tensor counts as having at least: biases that start at zero must move."""
+"""Root mean square that a tensor counts as having at least: biases that start at zero must move.
+
+Chosen by hand; not measured.
+"""
+
 SCALE_RATE = 0.1
-"""Rate of a quantization scale against that of weights: all of a tensor hang on one."""
+"""Rate of a quantization scale against that of weights: all codes of a tensor depend on one.
+
+Chosen by hand; not measured.
+"""
+
+EXTRA_RATE = 0.1
+"""Rate of tensors beside the graph's, against that of weights; chosen by hand, not measured."""
+
+ADAM_BETAS = (0.9, 0.99)
+"""Decay of AdamW's means. The second forgets faster than the usual 0.999: runs are short.
+
+Chosen by hand; not measured.
+"""
+
+SGD_MOMENTUM = 0.9
+"""Momentum of SGD, the usual one."""
+
+LEAST_WARMUP_FACTOR = 0.01
+"""Factor of the rate at the first step, which would be 0 otherwise and move nothing."""
+
+SMALLEST_NORM_SQUARED = 1e-12
+"""Floor under the root of a norm: at 0 its gradient is not finite."""
 
 
 def parameter_groups(
-    module: TrainableModule, recipe: Recipe, extra: Iterable[Tensor] = ()
+    module: TrainableModule, recipe: TrainingRecipe, extra: Iterable[Tensor] = ()
 ) -> list[dict[str, Any]]:
-    """One group a tensor. AdamW: a step moves each by about `rate` times its own root mean square
-    (zeros that are held do not count), in the units that it has: latents thus in units of their
-    grid. SGD: `rate` times the gradient, for latents as if they were the floats that they stand
-    for. `extra`: tensors beside the graph's.
+    """Return one group a tensor, with its full rate under `full`.
+
+    AdamW: a step moves each by about `rate` times its own root mean square (zeros that are held do
+    not count), in the units that it has: latents thus in units of their grid. SGD: `rate` times the
+    gradient, for latents as if they were the floats that they stand for. `extra`: tensors beside
+    the graph's.
     """
     groups = []
     for group in module.parameter_groups(1.0):
-        parameter, per_float = group["params"][0], group["lr"]
+        parameter = group["params"][0]
         origin = module.origins[group["name"]]
-        rate = recipe.rate * (SCALE_RATE if is_scale(origin.value) else 1.0)
+        # 1 / step of the grid for latents, 1 / largest code for scales, 1 for all others
+        units_per_float = group["lr"]
+        rate = recipe.rate
+        if is_scale(origin.value):
+            rate *= SCALE_RATE
         if recipe.optimizer == "sgd":
-            rate *= per_float**2
+            # once for the gradient's units, once for the step's
+            rate *= units_per_float**2
         else:
-            rate *= _size(
-                parameter, LEAST_SIZE * per_float if origin.latent else LEAST_SIZE
-            )
+            least = LEAST_SIZE * units_per_float if origin.latent else LEAST_SIZE
+            rate *= _root_mean_square(parameter, least)
         decay = recipe.l2 if parameter.ndim > 1 else 0.0
-        groups.append(
-            {"params": [parameter], "lr": rate, "full": rate, "weight_decay": decay}
-        )
+        groups.append(_group([parameter], rate, decay))
     rest = list(extra)
     if rest:
-        groups.append(
-            {
-                "params": rest,
-                "lr": recipe.rate * 0.1,
-                "full": recipe.rate * 0.1,
-                "weight_decay": 0.0,
-            }
-        )
+        groups.append(_group(rest, recipe.rate * EXTRA_RATE, 0.0))
     return groups
 
 
-def make_optimizer(groups: list[dict[str, Any]], recipe: Recipe) -> Any:
-    """AdamW, or SGD with Nesterov's momentum."""
+def _group(parameters: list[Tensor], rate: float, decay: float) -> dict[str, Any]:
+    return {"params": parameters, "lr": rate, "full": rate, "weight_decay": decay}
+
+
+def make_optimizer(groups: list[dict[str, Any]], recipe: TrainingRecipe) -> Any:
+    """Return AdamW, or SGD with Nesterov's momentum."""
     if recipe.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=recipe.rate, momentum=0.9, nesterov=True)
-    return torch.optim.AdamW(groups, lr=recipe.rate, betas=(0.9, 0.99))
+        return torch.optim.SGD(
+            groups, lr=recipe.rate, momentum=SGD_MOMENTUM, nesterov=True
+        )
+    return torch.optim.AdamW(groups, lr=recipe.rate, betas=ADAM_BETAS)
 
 
 def set_rate(optimizer: Any, progress: float, warmup: float) -> None:
-    """Rates at a point of the run, 0 to 1: up in a line over `warmup`, then down along half a
-    cosine.
-    """
+    """Set rates for a point of the run, 0 to 1: a linear rise over `warmup`, then half a cosine."""
     if progress < warmup:
-        factor = max(progress / warmup, 0.01)
+        factor = max(progress / warmup, LEAST_WARMUP_FACTOR)
     else:
-        factor = 0.5 * (
-            1 + math.cos(math.pi * min((progress - warmup) / (1 - warmup), 1.0))
-        )
+        passed = min((progress - warmup) / (1 - warmup), 1.0)
+        factor = 0.5 * (1 + math.cos(math.pi * passed))
     for group in optimizer.param_groups:
         group["lr"] = group["full"] * factor
 
 
-def penalty(module: TrainableModule, recipe: Recipe) -> Tensor:
-    """L1, and group lasso over the slices along axis 0 (output channels of a Conv), of weights of
-    two axes or more.
+def penalty(module: TrainableModule, recipe: TrainingRecipe) -> Tensor:
+    """Return L1 and group lasso of the weights of two axes or more.
+
+    Groups are slices along axis 0, the output channels of a Conv, each weighed by the root of its
+    size.
     """
     total: Tensor = 0.0
     for parameter in module.parameters():
@@ -86,25 +115,26 @@ def penalty(module: TrainableModule, recipe: Recipe) -> Tensor:
         if recipe.l1:
             total = total + recipe.l1 * parameter.abs().sum()
         if recipe.group_lasso:
-            norms = parameter.flatten(1).square().sum(1).clamp_min(1e-12).sqrt()
-            total = (
-                total + recipe.group_lasso * norms.sum() * parameter[0].numel() ** 0.5
-            )
+            squares = parameter.flatten(1).square().sum(1)
+            norms = squares.clamp_min(SMALLEST_NORM_SQUARED).sqrt()
+            size_root = parameter[0].numel() ** 0.5
+            total = total + recipe.group_lasso * norms.sum() * size_root
     return total
 
 
-def is_scale(value: Any) -> bool:
-    """Whether a trained constant is the scale of a quantization."""
-    return any(
-        n.op_type in ("QuantizeLinear", "DequantizeLinear") and index == 1
-        for n, index in value.uses()
-    )
+def is_scale(value: ir.Value) -> bool:
+    """True if a trained constant is the scale of a quantization."""
+    for node, index in value.uses():
+        if index == 1 and node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+            return True
+    return False
 
 
-def _size(parameter: Tensor, least: float) -> float:
-    """Root mean square of what is not zero."""
+def _root_mean_square(parameter: Tensor, least: float) -> float:
+    """Return the root mean square of the elements that are not zero, `least` at the least."""
     with torch.no_grad():
         kept = parameter[parameter != 0]
-        return max(
-            float(kept.double().square().mean().sqrt()) if kept.numel() else 0.0, least
-        )
+        if not kept.numel():
+            return max(0.0, least)
+        mean_square = kept.double().square().mean()
+        return max(float(mean_square.sqrt()), least)

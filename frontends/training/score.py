@@ -1,4 +1,4 @@
-"""How well a student does on rows held out: agreement with its teacher, or with labels."""
+"""Scores of a student on rows held out: agreement with its teacher, or with labels."""
 
 from __future__ import annotations
 
@@ -11,17 +11,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .heads import Head
-from .objective import IGNORED
+from .objective import IGNORED_LABEL
 
 Values = Mapping[str, NDArray[Any]]
+Floats = NDArray[np.float64]
+
+SMALLEST_COUNT = 1e-30
+"""Count or power that sums are divided by at least: teachers that give zeros alone have none."""
 
 
 @dataclass(frozen=True, order=True)
 class Score:
-    """`value`: 0 to 1, higher is better. `closeness` settles ties: the negative distance from the
-    teacher.
+    """A score, higher is better.
+
+    `value`: 0 to 1, or below 0 where distances are watched. `closeness` settles ties: the negative
+    distance from the teacher.
     """
 
+    # the order of the fields is the order of the comparison
     value: float
     closeness: float
 
@@ -31,75 +38,83 @@ class Score:
 
 
 class Scorer:
-    """Adds up examples. `watch` says what counts: "agreement" of first choices with the teacher (of
-    plain values 1 - relative square error), "labels" (first choices that are right), or "loss" (the
-    distance alone).
+    """Sums over examples that become a score.
+
+    `watch` says what counts: "agreement" of first choices with the teacher (of plain values 1 -
+    relative square error), "labels" (first choices that are right), or "loss" (the distance alone).
     """
 
     def __init__(self, heads: Sequence[Head], watch: str) -> None:
         self._heads = heads
         self._watch = watch
-        self._right = self._rows = 0.0
-        self._errors = [np.zeros(2) for _ in heads]
-        self._agree = [np.zeros(2) for _ in heads]
+        self._right_labels = 0.0
+        self._labels = 0.0
+        # (sum, count) of each head
+        self._distances = [np.zeros(2) for _ in heads]
+        self._agreements = [np.zeros(2) for _ in heads]
 
     def add(
         self, student: Values, teacher: Values, labels: NDArray[Any] | None
     ) -> None:
+        """Add an example: values by name, labels of the first head."""
         for index, head in enumerate(self._heads):
-            own, theirs = _wide(student[head.student]), _wide(teacher[head.teacher])
+            own = np.asarray(student[head.student], np.float64)
+            theirs = np.asarray(teacher[head.teacher], np.float64)
             if head.kind == "classes":
-                own, theirs = (
-                    np.moveaxis(own, head.axis, -1),
-                    np.moveaxis(theirs, head.axis, -1),
-                )
-                self._errors[index] += _divergence(own, theirs)
-                same = own.argmax(-1) == theirs.argmax(-1)
-                self._agree[index] += np.sum(same), same.size
+                own = np.moveaxis(own, head.axis, -1)
+                theirs = np.moveaxis(theirs, head.axis, -1)
+                self._add_classes(index, own, theirs)
                 if index == 0 and labels is not None and self._watch == "labels":
-                    counted = labels != IGNORED
-                    self._right += float(
-                        np.sum(
-                            (own.argmax(-1) == labels)
-                            & counted
-                            & np.isfinite(own).all(-1)
-                        )
-                    )
-                    self._rows += float(np.sum(counted))
+                    self._add_labels(own, labels)
             else:
-                error, power = (
-                    float(np.square(own - theirs).sum()),
-                    float(np.square(theirs).sum()),
-                )
-                self._errors[index] += error, power
-                self._agree[index] += power - error, power
+                self._add_values(index, own, theirs)
+
+    def _add_classes(self, index: int, own: Floats, theirs: Floats) -> None:
+        same = own.argmax(-1) == theirs.argmax(-1)
+        self._distances[index] += _divergence(own, theirs)
+        self._agreements[index] += np.sum(same), same.size
+
+    def _add_labels(self, own: Floats, labels: NDArray[Any]) -> None:
+        counted = labels != IGNORED_LABEL
+        # argmax of NaN is its place: without this such rows could count as right
+        sound = np.isfinite(own).all(-1)
+        right = (own.argmax(-1) == labels) & counted & sound
+        self._right_labels += float(np.sum(right))
+        self._labels += float(np.sum(counted))
+
+    def _add_values(self, index: int, own: Floats, theirs: Floats) -> None:
+        error = float(np.square(own - theirs).sum())
+        power = float(np.square(theirs).sum())
+        self._distances[index] += error, power
+        self._agreements[index] += power - error, power
 
     def score(self) -> Score:
-        """Means over heads; what is not finite counts as the worst there is."""
-        distance = float(np.mean([e / max(n, 1e-30) for e, n in self._errors]))
+        """Return the mean over heads; values that are not finite make the worst there is."""
+        distance = _mean_ratio(self._distances)
         if not math.isfinite(distance):
             return Score(-math.inf, -math.inf)
         if self._watch == "loss":
             return Score(-distance, -distance)
         if self._watch == "labels":
-            return Score(self._right / max(self._rows, 1.0), -distance)
-        return Score(
-            float(np.mean([a / max(n, 1e-30) for a, n in self._agree])), -distance
-        )
+            return Score(self._right_labels / max(self._labels, 1.0), -distance)
+        return Score(_mean_ratio(self._agreements), -distance)
 
 
-def _divergence(
-    own: NDArray[np.float64], theirs: NDArray[np.float64]
-) -> tuple[float, float]:
-    """Sum over rows of KL(teacher || student), and the rows."""
-    q, p = _log_softmax(own), _log_softmax(theirs)
-    return float((np.exp(p) * (p - q)).sum()), float(np.prod(own.shape[:-1]))
+def _mean_ratio(sums: Sequence[Floats]) -> float:
+    ratios = [total / max(count, SMALLEST_COUNT) for total, count in sums]
+    return float(np.mean(ratios))
 
 
-def _log_softmax(x: NDArray[np.float64]) -> NDArray[np.float64]:
-    x = x - x.max(-1, keepdims=True)
-    return np.asarray(x - np.log(np.exp(x).sum(-1, keepdims=True)))
+def _divergence(own: Floats, theirs: Floats) -> tuple[float, float]:
+    """Return the sum over rows of KL(teacher || student), and the number of rows."""
+    log_q = _log_softmax(own)
+    log_p = _log_softmax(theirs)
+    total = (np.exp(log_p) * (log_p - log_q)).sum()
+    return float(total), float(np.prod(own.shape[:-1]))
 
 
-def _wide(array: NDArray[Any]) -> NDArray[np.float64]:
-    return np.asarray(array, np.float64)
+def _log_softmax(x: Floats) -> Floats:
+    # exp of large logits would overflow
+    shifted = x - x.max(-1, keepdims=True)
+    normalizer = np.exp(shifted).sum(-1, keepdims=True)
+    return np.asarray(shifted - np.log(normalizer))

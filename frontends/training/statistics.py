@@ -1,4 +1,4 @@
-"""Batch normalization as it trains: with the batch's own statistics, the running ones following."""
+"""Batch normalization as it trains: by the batch's own statistics, the running ones following."""
 
 from __future__ import annotations
 
@@ -10,17 +10,24 @@ import onnx_ir as ir
 import torch
 from numpy.typing import NDArray
 
+from ...passes._core.ops import is_standard
 from ..trainable import TrainableModule
 
 Tensor = Any
 Arrays = Mapping[str, NDArray[Any]]
+
 LEAST_OPSET = 14
-"""Since when a node says by an attribute that it trains."""
+"""Opset since which an attribute of BatchNormalization says that it trains."""
+
+DEFAULT_MOMENTUM = 0.9
+"""Momentum of a BatchNormalization without one, by the ONNX standard."""
 
 
 @dataclass(frozen=True)
-class Running:
-    """One running statistic: its name, that of the value that a batch gives, and how much of it
+class RunningStatistic:
+    """A running mean or variance.
+
+    `name`: its initializer. `batch`: the value that a batch gives. `momentum`: the part (0-1) that
     stays at a step.
     """
 
@@ -30,15 +37,15 @@ class Running:
 
 
 @dataclass(frozen=True)
-class Statistics:
+class BatchStatistics:
     """A copy of a graph whose BatchNormalizations train, and the statistics that they own."""
 
     model: ir.Model
-    running: tuple[Running, ...]
+    running: tuple[RunningStatistic, ...]
 
     def freeze(self, module: TrainableModule) -> None:
-        """No optimizer changes statistics."""
-        names = {running.name for running in self.running}
+        """Exclude the statistics from what optimizers change."""
+        names = {statistic.name for statistic in self.running}
         for name, origin in module.origins.items():
             if origin.name in names:
                 module.get_parameter(name).requires_grad_(False)
@@ -49,48 +56,47 @@ class Statistics:
         values: Mapping[str, Tensor],
         stays: float | None = None,
     ) -> None:
-        """Let the running statistics move to what a run gave. `stays`: which part of them, for
-        all.
+        """Move running statistics towards those of a batch.
+
+        `values`: from a run of the graph. `stays`: the part that stays, in place of each momentum.
         """
-        names = {origin.name: name for name, origin in module.origins.items()}
+        parameters = {origin.name: name for name, origin in module.origins.items()}
         with torch.no_grad():
-            for running in self.running:
-                now, kept = (
-                    module.get_parameter(names[running.name]),
-                    running.momentum if stays is None else stays,
-                )
-                now.lerp_(values[running.batch].detach().to(now.dtype), 1 - kept)
+            for statistic in self.running:
+                running = module.get_parameter(parameters[statistic.name])
+                kept = statistic.momentum if stays is None else stays
+                batch = values[statistic.batch].detach().to(running.dtype)
+                running.lerp_(batch, 1 - kept)
 
 
-def with_batch_statistics(model: ir.Model) -> Statistics | None:
-    """The graph as it trains; None where it has no BatchNormalization with statistics of its
-    own.
-    """
+def with_batch_statistics(model: ir.Model) -> BatchStatistics | None:
+    """Return the graph as it trains; None where no BatchNormalization owns its statistics."""
     if model.opset_imports.get("", 0) < LEAST_OPSET:
         return None
     copy = model.clone()
-    running: list[Running] = []
+    running: list[RunningStatistic] = []
     for node in copy.graph:
-        if (
-            node.op_type != "BatchNormalization"
-            or node.domain
-            or len(node.outputs) != 1
-        ):
-            continue
-        owned = [
-            value
-            for value in node.inputs[3:5]
-            if value is not None and value.is_initializer()
-        ]
-        if len(owned) < 2 or any(len(value.uses()) != 1 for value in owned):
-            continue
-        momentum = node.attributes.get_float("momentum", 0.9)
-        node.attributes["training_mode"] = ir.AttrInt64("training_mode", 1)
-        node.attributes["momentum"] = ir.AttrFloat32(
-            "momentum", 0.0
-        )  # its outputs are the batch's own
-        node.resize_outputs(3)
-        for value, output in zip(owned, node.outputs[1:], strict=True):
-            output.name, output.type = f"{value.name}_moved", value.type
-            running.append(Running(value.name or "", output.name, momentum))
-    return Statistics(copy, tuple(running)) if running else None
+        if is_standard(node, "BatchNormalization") and len(node.outputs) == 1:
+            running += _train_by_batch(node)
+    return BatchStatistics(copy, tuple(running)) if running else None
+
+
+def _train_by_batch(node: ir.Node) -> list[RunningStatistic]:
+    """Let a node give its batch's statistics; empty where it shares its own with others."""
+    owned = []
+    for value in node.inputs[3:5]:
+        if value is not None and value.is_initializer() and len(value.uses()) == 1:
+            owned.append(value)
+    if len(owned) < 2:
+        return []
+    momentum = node.attributes.get_float("momentum", DEFAULT_MOMENTUM)
+    node.attributes["training_mode"] = ir.AttrInt64("training_mode", 1)
+    # with a momentum of 0 the outputs are the batch's own statistics, not the moved ones
+    node.attributes["momentum"] = ir.AttrFloat32("momentum", 0.0)
+    node.resize_outputs(3)
+    running = []
+    for value, output in zip(owned, node.outputs[1:], strict=True):
+        output.name = f"{value.name}_moved"
+        output.type = value.type
+        running.append(RunningStatistic(value.name or "", output.name, momentum))
+    return running

@@ -1,5 +1,6 @@
-"""What the teacher says: once of every row as it is, and at every step where rows are changed or
-features compared.
+"""Outputs of the teacher: cached once for every row, or asked live at every step.
+
+Live ones are needed where rows change from step to step, or where features are compared.
 """
 
 from __future__ import annotations
@@ -14,110 +15,120 @@ import onnx_ir as ir
 import torch
 
 from ... import RefusedError
+from ...passes._core.training_recipe import TrainingRecipe
 from ..trainable import to_torch
 from .data import Arrays
-from .device import Device, laid_out
-from .objective import Objective
+from .device import Device, channels_last
+from .objective import ComparedValues, needs_live_teacher
 
 Runner = Callable[[Arrays], Arrays]
-Said = Callable[[Arrays], dict[str, Any]]
+TeacherFunction = Callable[[Arrays], dict[str, Any]]
 """Takes a student's feeds; gives the teacher's values by name, as arrays or tensors."""
 
 
 class Runtime(Protocol):
-    """Runs models as they will be run."""
+    """Runs models the way their users will."""
 
     def runner(
         self, model: ir.Model, names: Sequence[str]
     ) -> AbstractContextManager[Runner]:
-        """A function from feeds to the model's outputs and the named values."""
+        """Return a function from feeds to the model's outputs and the named values."""
         ...
 
 
 @dataclass(frozen=True)
-class Teacher:
-    """`once`: exactly, outputs alone, for targets that are kept. `often`: as precisely as the
-    student learns, with all that the loss reads, for every step: features of a whole data set would
-    fill a disk.
+class TeacherOutputs:
+    """Two ways to ask the teacher.
+
+    `cached`: exactly, outputs alone, for targets that are kept. `live`: as precisely as the student
+    learns, with all values that the loss reads: features of a whole data set would fill a disk.
     """
 
-    once: Said
-    often: Said
+    cached: TeacherFunction
+    live: TeacherFunction
 
 
 @contextlib.contextmanager
-def teacher_of(
+def teacher_outputs(
     student: ir.Model,
     teacher: ir.Model,
-    objective: Objective,
+    compared: ComparedValues,
+    recipe: TrainingRecipe,
     runtime: Runtime,
     device: Device,
-) -> Iterator[Teacher]:
-    """ONNX Runtime says it, or torch where that is faster (on a GPU, or in bfloat16 for every step)
-    or asked for.
+) -> Iterator[TeacherOutputs]:
+    """Run the teacher by ONNX Runtime, or by torch where that is faster or asked for.
 
-    Errors: RefusedError where both take different inputs.
+    Torch is faster on a GPU, and in bfloat16 for what is asked at every step. Errors: RefusedError
+    where student and teacher take different inputs.
     """
-    renamed, chosen = _renamed(student, teacher), objective.recipe.teacher
-    outputs, names = (
-        [head.teacher for head in objective.heads],
-        objective.teacher_names(),
-    )
-    if chosen == "torch" or (chosen == "auto" and device.name != "cpu"):
-        yield Teacher(
-            _by_torch(teacher, outputs, renamed, Device(device.name)),
-            _by_torch(teacher, names, renamed, device),
+    rename = _renaming(student, teacher)
+    outputs = [head.teacher for head in compared.heads]
+    names = compared.teacher_names()
+    if recipe.teacher == "torch" or (recipe.teacher == "auto" and device.name != "cpu"):
+        exact = Device(device.name)
+        yield TeacherOutputs(
+            cached=_by_torch(teacher, outputs, rename, exact),
+            live=_by_torch(teacher, names, rename, device),
         )
         return
     with contextlib.ExitStack() as sessions:
 
-        def by_runtime(names: Sequence[str]) -> Said:
+        def by_runtime(names: Sequence[str]) -> TeacherFunction:
             run = sessions.enter_context(runtime.runner(teacher, names))
-            return lambda feeds: {
-                name: value
-                for name, value in run(renamed(feeds)).items()
-                if name in names
-            }
 
-        once = by_runtime(outputs)
-        if not objective.asks_always():
-            yield Teacher(once, once)
-        elif chosen == "auto" and device.half:
-            yield Teacher(once, _by_torch(teacher, names, renamed, device))
+            def ask(feeds: Arrays) -> dict[str, Any]:
+                values = run(rename(feeds))
+                return {name: values[name] for name in values if name in names}
+
+            return ask
+
+        cached = by_runtime(outputs)
+        if not needs_live_teacher(compared, recipe):
+            live = cached
+        elif recipe.teacher == "auto" and device.half:
+            live = _by_torch(teacher, names, rename, device)
         else:
-            yield Teacher(once, by_runtime(names))
+            live = by_runtime(names)
+        yield TeacherOutputs(cached, live)
 
 
 def _by_torch(
-    teacher: ir.Model, names: Sequence[str], renamed: Runner, device: Device
-) -> Said:
+    teacher: ir.Model, names: Sequence[str], rename: Runner, device: Device
+) -> TeacherFunction:
     outputs = {value.name for value in teacher.graph.outputs}
-    module = to_torch(
-        teacher, train=False, taps=[n for n in names if n not in outputs], qat="off"
-    ).to(device.name)
+    taps = [name for name in names if name not in outputs]
+    module = to_torch(teacher, train=False, taps=taps, qat="off").to(device.name)
 
-    def says(feeds: Arrays) -> dict[str, Any]:
+    def ask(feeds: Arrays) -> dict[str, Any]:
+        placed = channels_last(rename(feeds), device.name)
         with torch.no_grad(), device.halved():
-            values = module.run(laid_out(renamed(feeds), device.name))
+            values = module.run(placed)
         return {name: values[name] for name in names}
 
-    return says
+    return ask
 
 
-def _renamed(student: ir.Model, teacher: ir.Model) -> Runner:
-    """The student's feeds under the teacher's names. Errors: RefusedError where they take different
-    inputs.
+def _renaming(student: ir.Model, teacher: ir.Model) -> Runner:
+    """Return a function from the student's feeds to the same under the teacher's names.
+
+    Errors: RefusedError where they take different inputs.
     """
-    own, theirs = (
-        [v.name or "" for v in m.graph.inputs if v.const_value is None]
-        for m in (student, teacher)
-    )
+    own = _fed_inputs(student)
+    theirs = _fed_inputs(teacher)
     if set(own) == set(theirs):
         return lambda feeds: feeds
-    if len(own) == len(theirs) == 1:
+    # the only input of both is the same thing, whatever it is called
+    if len(own) == 1 and len(theirs) == 1:
         return lambda feeds: {theirs[0]: feeds[own[0]]}
     raise RefusedError(
         "finetune, teacher",
         f"takes {', '.join(theirs)}; the student {', '.join(own)}",
         "rename the inputs: both must be fed the same data",
     )
+
+
+def _fed_inputs(model: ir.Model) -> list[str]:
+    """Return the inputs without a default value."""
+    inputs = [value for value in model.graph.inputs if value.const_value is None]
+    return [value.name or "" for value in inputs]

@@ -6,13 +6,14 @@ import contextlib
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ... import UsageError
 from .outcome import PassOutcome
+from .training_recipe import TrainingRecipe
 
 if TYPE_CHECKING:
     # the worker's child receives these values, and need not pay for onnx_ir
@@ -204,12 +205,11 @@ class Resumes(Protocol):
 class Trains(Protocol):
     """A context that can train; passes ask `isinstance(context, Trains)`."""
 
-    def train(self, model: ir.Model, recipe: Mapping[str, Any]) -> PassOutcome:
+    def train(self, model: ir.Model, recipe: TrainingRecipe) -> PassOutcome:
         """Train the model's weights in place towards the outputs of the run's original model.
 
-        `recipe`: plain values by the names of the options of `finetune`. The model is changed only
-        for the better. Errors: UsageError without torch, RefusedError for data or a graph that
-        cannot be trained on.
+        The model is changed only for the better. Errors: UsageError without torch, RefusedError for
+        data or a graph that cannot be trained on.
         """
         ...
 

@@ -2,14 +2,14 @@
 train.
 """
 
-import dataclasses
-
 import onnx.parser
 import onnx_ir as ir
 import pytest
 from onnx_opt import UsageError
 from onnx_opt.passes._base import Declined, NullContext, PassOutcome, Trains
+from onnx_opt.passes._core.options import options_of
 from onnx_opt.passes._core.pipeline import parse
+from onnx_opt.passes._core.training_recipe import TrainingRecipe
 from onnx_opt.passes.finetune import Finetune
 
 LINEAR = """
@@ -69,27 +69,30 @@ def test_missing_data_is_said():
     ]
 
 
-def test_options_reach_the_trainer_as_plain_values():
+def test_options_reach_the_trainer_as_a_recipe():
     context = Trainer()
     outcome = Finetune(steps=7, features=("h",)).run(model(), context)
     assert outcome == PassOutcome(1, {"steps": 3})
-    (recipe,) = context.recipes
-    assert recipe | {"schedule": ()} == dataclasses.asdict(
-        Finetune(steps=7, features=("h",))
-    )
+    assert context.recipes == [TrainingRecipe(steps=7, features=("h",))]
 
 
-def test_options_are_those_of_the_recipe():
-    recipe = pytest.importorskip("onnx_opt.frontends.training.recipe").Recipe
-    own = {
-        f.name: f.default for f in dataclasses.fields(Finetune) if f.name != "schedule"
-    }
-    assert own == {f.name: f.default for f in dataclasses.fields(recipe)}
+def test_only_the_schedule_is_no_option_of_the_recipe():
+    own = [option.name for option in options_of(Finetune)]
+    assert own == [option.name for option in options_of(TrainingRecipe)] + ["schedule"]
 
 
-def test_nothing_to_learn_from():
+@pytest.mark.parametrize("kind", [Finetune, TrainingRecipe])
+def test_nothing_to_learn_from(kind):
     with pytest.raises(UsageError, match="nothing to learn from"):
-        Finetune(labels=0.0, distill=False)
+        kind(labels=0.0, distill=False)
+
+
+@pytest.mark.parametrize("kind", [Finetune, TrainingRecipe])
+def test_values_out_of_range(kind):
+    with pytest.raises(
+        UsageError, match=r"finetune\.warmup: 2\.0 is outside \[0\.0, 0\.9\]"
+    ):
+        kind(warmup=2.0)
 
 
 def test_a_schedule_prunes_before_each_round():
@@ -99,7 +102,7 @@ def test_a_schedule_prunes_before_each_round():
         def train(self, model, recipe):
             seen.append(
                 (
-                    recipe["steps"],
+                    recipe.steps,
                     model.graph.initializers["w"].const_value.numpy().ravel().tolist(),
                 )
             )
@@ -135,7 +138,7 @@ def test_the_last_round_has_half_of_the_budget():
 
     class Watching(Trainer):
         def train(self, model, recipe):
-            seen.append((recipe["steps"], recipe["minutes"]))
+            seen.append((recipe.steps, recipe.minutes))
             return super().train(model, recipe)
 
     Finetune(steps=8, minutes=4, schedule=("0.2", "0.4", "0.5")).run(

@@ -5,6 +5,7 @@ import onnx_ir as ir
 import pytest
 from onnx_opt import UsageError
 from onnx_opt.frontends.onnx_file import save
+from onnx_opt.passes._core.training_recipe import TrainingRecipe
 from onnx_opt.runtime.worker import Worker
 from onnx_opt.tools._run import training_context
 
@@ -29,7 +30,9 @@ def test_floats_outlast_the_pass_that_names_them():
 
 def test_training_without_data_is_an_error():
     with pytest.raises(UsageError, match="no data to train on"):
-        context().train(ir.from_proto(onnx.parser.parse_model(LINEAR)), {})
+        context().train(
+            ir.from_proto(onnx.parser.parse_model(LINEAR)), TrainingRecipe()
+        )
 
 
 def test_a_bar_moves_by_parts_and_shows_words():

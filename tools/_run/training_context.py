@@ -7,7 +7,7 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from ... import UsageError
 from ...frontends.onnx_file import save
 from ...passes._core.outcome import Declined, PassOutcome
+from ...passes._core.training_recipe import TrainingRecipe
 from ...runtime.session import open_session
 from ...runtime.taps import with_taps
 from ...runtime.worker import Worker
@@ -46,38 +47,35 @@ class TrainingContext(DifferentiatingContext):
     resume: Path | None = None
     floats: ir.Model | None = None
 
-    def train(self, model: ir.Model, recipe: Mapping[str, Any]) -> PassOutcome:
+    def train(self, model: ir.Model, recipe: TrainingRecipe) -> PassOutcome:
         """Train on the calibration feeds. Errors: UsageError without data or without torch."""
-        chosen = int(recipe.get("synthesize", 0))
-        if self.teacher is None or (self.feeds is None and not chosen):
+        if self.teacher is None or (self.feeds is None and not recipe.synthesize):
             raise UsageError(
                 "finetune",
                 "no data to train on",
                 "pass --data (command line) or data= (Python)",
             )
-        from ...frontends.training import Recipe, Setting, train
+        from ...frontends.training import Environment, train
 
-        batches = (
-            self._made_up(chosen)
-            if self.feeds is None
-            else ((b.feeds, b.labels) for b in self.feeds)
-        )
+        batches: Iterable[tuple[Arrays, NDArray[Any] | None]]
+        if self.feeds is None:
+            batches = self._made_up(recipe.synthesize)
+        else:
+            batches = ((batch.feeds, batch.labels) for batch in self.feeds)
         with telling("finetune", self._progress) as tell:
-            setting = Setting(
-                Sessions(self.worker, self._threads),
-                self.seed,
-                self._originals(),
-                self.resume,
-                tell,
+            environment = Environment(
+                runtime=Sessions(self.worker, self._threads),
+                seed=self.seed,
+                originals=self._originals(),
+                checkpoints=self.resume,
+                progress=tell,
             )
-            result = train(model, self.teacher, batches, Recipe.of(recipe), setting)
+            result = train(model, self.teacher, batches, recipe, environment)
         for warning in result.warnings:
             self.warn("finetune", warning)
-        declined = (
-            [Declined(model.graph.name or "graph", result.reason)]
-            if result.reason
-            else []
-        )
+        declined = []
+        if result.reason:
+            declined.append(Declined(model.graph.name or "graph", result.reason))
         return PassOutcome(result.weights, result.stats, declined)
 
     def _made_up(self, rows: int) -> Iterator[tuple[Arrays, None]]:

@@ -41,7 +41,7 @@ def test_a_few_rows_are_of_all_the_data(tmp_path, whole, rows, expected):
 
 @pytest.mark.parametrize("limit", [1 << 30, 0])
 def test_rows_in_any_order_from_memory_and_from_files(limit, monkeypatch, tmp_path):
-    monkeypatch.setattr(data_module, "HELD_BYTES", limit)
+    monkeypatch.setattr(data_module, "MEMORY_BYTES", limit)
     samples = Samples(False, tmp_path)
     for start in (0, 4, 8):
         samples.add(example(start, 4))

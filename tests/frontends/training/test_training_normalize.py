@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 from onnx_opt.frontends.trainable import to_torch
-from onnx_opt.frontends.training import Recipe
+from onnx_opt.frontends.training.learner import Learner
 from onnx_opt.frontends.training.normalize import normalized
 from onnx_opt.frontends.training.statistics import with_batch_statistics
-from onnx_opt.frontends.training.student import Student
+from onnx_opt.passes._core.training_recipe import TrainingRecipe
 from training_models import (
     Local,
     batches,
@@ -78,14 +78,14 @@ def test_the_statistics_are_those_of_the_data():
 @pytest.mark.parametrize("seed", [0, 1])
 def test_channels_of_a_pruned_net_go_back_to_the_size_that_they_had(seed):
     original, student = model_of(FOLDED, seed), pruned(model_of(FOLDED, seed), 0.5)
-    learner = Student(
+    learner = Learner(
         student,
         ["y", "c", "d"],
-        Recipe(preset="recover", statistics="batch"),
+        TrainingRecipe(preset="recover", statistics="batch"),
         data=feeds,
         teacher=original,
     )
-    learner.settle()
+    learner.recalibrate_batchnorm()
     with (
         Local().runner(original, ["c", "d"]) as run,
         Local().runner(student, ["c", "d"]) as lost,
@@ -110,8 +110,8 @@ def test_an_original_of_other_widths_tells_nothing():
 def test_what_was_learned_folds_away():
     model = model_of(FOLDED)
     student = pruned(model, 0.5)
-    learner = Student(
-        student, ["y"], Recipe(preset="recover", statistics="batch"), data=feeds
+    learner = Learner(
+        student, ["y"], TrainingRecipe(preset="recover", statistics="batch"), data=feeds
     )
     with torch.no_grad():
         for parameter in learner.runs.parameters():
@@ -174,10 +174,10 @@ def test_which_convolutions_get_none(old, new, expected):
 def test_weights_that_were_not_chosen_stay():
     student = model_of(FOLDED)
     before = weights(student)
-    learner = Student(
+    learner = Learner(
         student,
         ["y"],
-        Recipe(preset="recover", statistics="batch", exclude=("m",)),
+        TrainingRecipe(preset="recover", statistics="batch", exclude=("m",)),
         data=feeds,
     )
     assert [layer.weight for layer in learner.normalized.layers] == ["k"]
@@ -195,10 +195,10 @@ def test_names_that_are_taken():
 
 
 def test_settling_takes_the_mean_over_the_data():
-    learner = Student(
+    learner = Learner(
         model_of(FOLDED),
         ["y"],
-        Recipe(preset="recover", statistics="batch"),
+        TrainingRecipe(preset="recover", statistics="batch"),
         data=feeds,
     )
     before = learner.state()
@@ -206,7 +206,7 @@ def test_settling_takes_the_mean_over_the_data():
         for parameter in learner.runs.parameters():
             if not parameter.requires_grad:
                 parameter.fill_(3.0)
-    learner.settle()
+    learner.recalibrate_batchnorm()
     for name, tensor in learner.state().items():
         np.testing.assert_allclose(tensor, before[name], atol=1e-5)
 

@@ -9,9 +9,10 @@ import onnx_ir as ir
 import pytest
 import torch
 from onnx_opt.frontends.training.blocks import Block, find_blocks
+from onnx_opt.frontends.training.learner import Learner
+from onnx_opt.frontends.training.presets import completed, soft_part
 from onnx_opt.frontends.training.separators import Separator, separators
-from onnx_opt.frontends.training.student import Student
-from onnx_opt.frontends.training.train import Recipe
+from onnx_opt.passes._core.training_recipe import TrainingRecipe
 from training_models import (
     MLP,
     batches,
@@ -90,7 +91,7 @@ def test_latents_start_in_the_cell_of_their_code():
         moved.astype(ir.DataType.INT4.numpy()), dtype=ir.DataType.INT4, name=codes.name
     )
     scale = float(weights(student)["w1_scale"])
-    learner = Student(student, ["y"], Recipe(soft=0), weights(teacher))
+    learner = Learner(student, ["y"], TrainingRecipe(soft=0), weights(teacher))
     latent = learner.runs.w1_quantized.detach().numpy()
     np.testing.assert_array_equal(np.rint(latent), moved)
     elsewhere = np.ones(moved.shape, bool)
@@ -295,15 +296,15 @@ def test_blocks_see_the_inputs_that_pass_beside_and_leave_what_they_share():
 
 def test_rounding_sets_in_slowly_where_levels_are_few():
     teacher = model_of(MLP)
-    learner = Student(quantized(teacher, 2), ["y"], Recipe(), weights(teacher))
+    learner = Learner(quantized(teacher, 2), ["y"], TrainingRecipe(), weights(teacher))
     x = rows(32)
     floats = outputs(teacher, x)
-    codes = Student(
-        quantized(teacher, 2), ["y"], Recipe(soft=0), weights(teacher)
+    codes = Learner(
+        quantized(teacher, 2), ["y"], TrainingRecipe(soft=0), weights(teacher)
     ).values({"x": x})["y"]
     found = []
     for progress in (0.0, 0.3, learner.soft, 1.0):
-        learner.harden(progress)
+        learner.anneal_rounding(progress)
         found.append(learner.learn({"x": x})["y"].detach().numpy())
     np.testing.assert_allclose(found[0], floats, atol=1e-5)
     assert not np.allclose(found[1], floats, atol=0.1)
@@ -327,10 +328,10 @@ def test_rounding_sets_in_slowly_where_levels_are_few():
 )
 def test_when_rounding_is_soft(bits, with_originals, asked, soft):
     teacher = model_of(MLP)
-    learner = Student(
+    learner = Learner(
         quantized(teacher, bits),
         ["y"],
-        Recipe(soft=asked),
+        TrainingRecipe(soft=asked),
         weights(teacher) if with_originals else None,
     )
     assert bool(learner.soft) == soft
@@ -341,19 +342,21 @@ def test_when_rounding_is_soft(bits, with_originals, asked, soft):
     ("agreement", "rate", "soft"), [(0.2, 0.02, 0.6), (0.8, 0.004, 0.0)]
 )
 def test_codes_that_are_good_are_mended(agreement, rate, soft):
-    recipe = Recipe().completed(True, 2, agreement)
-    assert (recipe.rate, recipe.softness(2)) == (rate, soft)
-    asked = Recipe(rate=0.1, soft=0.3).completed(True, 2, agreement)
-    assert (asked.rate, asked.softness(2)) == (0.1, 0.3)
+    recipe = completed(TrainingRecipe(), True, 2, agreement)
+    assert (recipe.rate, soft_part(recipe, 2)) == (rate, soft)
+    asked = completed(TrainingRecipe(rate=0.1, soft=0.3), True, 2, agreement)
+    assert (asked.rate, soft_part(asked, 2)) == (0.1, 0.3)
 
 
 def test_latents_are_free_until_rounding_is_complete():
     teacher = model_of(MLP)
-    learner = Student(quantized(teacher, 2), ["y"], Recipe(soft=0.5), weights(teacher))
+    learner = Learner(
+        quantized(teacher, 2), ["y"], TrainingRecipe(soft=0.5), weights(teacher)
+    )
     with torch.no_grad():
         learner.runs.w1_quantized.mul_(4)
     for progress, within in ((0.4, False), (0.5, True)):
-        learner.harden(progress)
+        learner.anneal_rounding(progress)
         learner.constrain()
         assert bool((learner.runs.w1_quantized.abs() <= 1).all()) == within
 

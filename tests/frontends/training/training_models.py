@@ -9,7 +9,8 @@ import onnx
 import onnx.parser
 import onnx_ir as ir
 import onnxruntime
-from onnx_opt.frontends.training import Recipe, Setting, train
+from onnx_opt.frontends.training import Environment, train
+from onnx_opt.passes._core.training_recipe import TrainingRecipe
 
 CLASSES, WIDTH, ROWS = 4, 6, 256
 
@@ -135,14 +136,9 @@ def trained(
     **options,
 ):
     """`train` with a recipe from options; 60 steps unless they say more."""
-    recipe = Recipe.of({"steps": 60, "holdout": 0.25, **options})
-    return train(
-        student,
-        teacher,
-        data,
-        recipe,
-        Setting(runtime or Local(), seed, originals, folder),
-    )
+    recipe = TrainingRecipe(**{"steps": 60, "holdout": 0.25, **options})
+    environment = Environment(runtime or Local(), seed, originals, folder)
+    return train(student, teacher, data, recipe, environment)
 
 
 def weights(model: ir.Model) -> dict[str, np.ndarray]:

@@ -1,0 +1,389 @@
+"""Preparation of a training: data collected, open decisions taken, everything tried once.
+
+Errors that bad data or models cause are raised here, before the first step.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import torch
+
+from ... import RefusedError
+from ...passes._core.graph import graphs_of
+from ...passes._core.ops import QUANT_OPS
+from ...passes._core.training_recipe import TrainingRecipe
+from ..trainable import coarsest_grid
+from .acceptance import AcceptanceTest, check_shapes
+from .augment import Augment, image_input
+from .checkpoint import Checkpoint
+from .data import Arrays, Example, Samples, Split, TrainingBatch, split, spread
+from .device import Device
+from .distributed import ProcessGroup, process_group
+from .features import find_taps
+from .heads import find_heads
+from .learner import Learner
+from .objective import (
+    ComparedValues,
+    Objective,
+    check_labels,
+    head_weights,
+    needs_live_teacher,
+    projections_for,
+    variances,
+)
+from .presets import SOFT_LEVELS, batch_rows, completed
+from .session import Environment, Session
+from .teacher import TeacherFunction, TeacherOutputs, teacher_outputs
+from .tensorboard import Log, logging_to
+
+MEASURED_ROWS = 1000
+"""Rows from which variances and statistics are taken, spread over the data; chosen by hand."""
+
+FEW_ROWS = 200
+"""Rows held out below which the distance from the teacher is watched, not agreement.
+
+The share of 200 rows has a deviation of up to 3.5 %: too coarse to tell states apart. Chosen by
+hand; not measured.
+"""
+
+FEATURE_ROWS = 200
+"""Rows from which variances of features are taken: all of them are in memory at once."""
+
+LEAST_BATCH = 32
+"""Rows of a batch from which its statistics may stand for those of all; chosen by hand."""
+
+LABEL_ROWS = 4096
+"""Rows whose labels are checked at a time."""
+
+CUTS_SHOWN = 3
+"""Nodes that an error names where gradients end."""
+
+
+@dataclass(frozen=True)
+class _Material:
+    """Parts of a session that do not depend on the recipe's open decisions."""
+
+    student: ir.Model
+    teacher: ir.Model
+    compared: ComparedValues
+    outputs: TeacherOutputs
+    samples: Samples
+    split: Split
+    acceptance: AcceptanceTest
+    environment: Environment
+    group: ProcessGroup
+    device: Device
+    folder: Path
+    log: Log
+
+    def examples(self, rows: int, at_a_time: int) -> list[Example]:
+        """Return about so many rows to train on, spread over the data."""
+        units = spread(self.split.train, rows, self.samples)
+        return self.samples.take(units, at_a_time)
+
+
+@contextlib.contextmanager
+def training_session(
+    student: ir.Model,
+    teacher: ir.Model,
+    batches: Iterable[TrainingBatch],
+    asked: TrainingRecipe,
+    environment: Environment,
+) -> Iterator[Session]:
+    """Make everything that a training needs; it is dropped when the context ends.
+
+    `batches` are read once. Errors: UsageError for options, RefusedError for models and data.
+    """
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_threads(asked.threads))
+        stack.enter_context(torch.random.fork_rng())
+        torch.manual_seed(environment.seed)
+        material = _collect(student, teacher, batches, asked, environment, stack)
+        recipe = _decided(asked, material)
+        learner = _learner(material, recipe)
+        objective = _objective(material, recipe, learner)
+        outputs = material.outputs
+        live = needs_live_teacher(material.compared, recipe)
+        yield Session(
+            student=student,
+            teacher=teacher,
+            learner=learner,
+            objective=objective,
+            samples=material.samples,
+            split=material.split,
+            recipe=recipe,
+            environment=environment,
+            acceptance=material.acceptance,
+            group=material.group,
+            device=material.device,
+            folder=material.folder,
+            log=material.log,
+            progress=environment.progress,
+            live_teacher=outputs.live if live else None,
+            checkpoint=_checkpoint(material, recipe, learner),
+        )
+
+
+@contextlib.contextmanager
+def _threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    if count:
+        torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+# data
+
+
+def _collect(
+    student: ir.Model,
+    teacher: ir.Model,
+    batches: Iterable[TrainingBatch],
+    asked: TrainingRecipe,
+    environment: Environment,
+    stack: contextlib.ExitStack,
+) -> _Material:
+    """Open what the training holds until `stack` closes, then read the data."""
+    group = stack.enter_context(process_group())
+    temporary = tempfile.TemporaryDirectory(prefix="onnx-opt-")
+    folder = Path(stack.enter_context(temporary))
+    device = Device.of(asked)
+    curves = asked.tensorboard if group.is_leader else ""
+    log = stack.enter_context(logging_to(curves))
+    compared = ComparedValues(
+        heads=tuple(find_heads(student, teacher)),
+        taps=tuple(find_taps(student, teacher, asked.features)),
+    )
+    # called for its errors, which should come before the data is read
+    head_weights(asked, compared.heads)
+    runtime = environment.runtime
+    outputs = stack.enter_context(
+        teacher_outputs(student, teacher, compared, asked, runtime, device)
+    )
+    samples = Samples(_has_fixed_batch(student), folder)
+    stack.callback(samples.close)
+    _add_batches(samples, batches, outputs.cached)
+    parts = split(samples, asked.holdout, environment.seed)
+    return _Material(
+        student=student,
+        teacher=teacher,
+        compared=compared,
+        outputs=outputs,
+        samples=samples,
+        split=parts,
+        acceptance=AcceptanceTest(compared.heads, samples, parts.held, runtime, group),
+        environment=environment,
+        group=group,
+        device=device,
+        folder=folder,
+        log=log,
+    )
+
+
+def _add_batches(
+    samples: Samples, batches: Iterable[TrainingBatch], ask: TeacherFunction
+) -> None:
+    """Keep all data with the teacher's outputs beside.
+
+    Errors: RefusedError where those are not finite.
+    """
+    for index, (feeds, labels) in enumerate(batches):
+        targets = _as_arrays(ask(dict(feeds)))
+        for name, value in targets.items():
+            if not np.isfinite(value).all():
+                raise RefusedError(
+                    "finetune, teacher",
+                    f"'{name}' is not finite for batch {index} of the data",
+                    "leave that data out, or give a teacher that is sound",
+                )
+        samples.add(Example(dict(feeds), labels, targets))
+
+
+def _has_fixed_batch(model: ir.Model) -> bool:
+    """True if some input's first axis has a fixed size, so that batches stay as they came."""
+    for value in model.graph.inputs:
+        # an input without axes is no row of anything either
+        if value.shape is None or len(value.shape) == 0:
+            return True
+        if isinstance(value.shape[0], int):
+            return True
+    return False
+
+
+def _as_arrays(values: Mapping[str, Any]) -> Arrays:
+    arrays: Arrays = {}
+    for name, value in values.items():
+        if isinstance(value, torch.Tensor):
+            arrays[name] = value.float().cpu().numpy()
+        else:
+            arrays[name] = np.asarray(value)
+    return arrays
+
+
+# decisions
+
+
+def _decided(asked: TrainingRecipe, material: _Material) -> TrainingRecipe:
+    """Return the recipe with everything decided that depends on the graph or the data."""
+    student = material.student
+    quantized = _is_quantized(student)
+    levels = coarsest_grid(student) if quantized else math.inf
+    agreement = 0.0
+    # scoring costs a run: only codes of few levels are trained by how good they are already
+    if levels < SOFT_LEVELS:
+        agreement = material.acceptance.score(student, "agreement").value
+    recipe = completed(asked, quantized, levels, agreement)
+    watch = recipe.watch
+    if watch == "auto":
+        held = material.samples.rows_in(material.split.held)
+        watch = "loss" if held < FEW_ROWS else "agreement"
+    statistics = recipe.statistics
+    if statistics == "auto":
+        by_batch = recipe.preset == "student"
+        if recipe.preset == "recover":
+            by_batch = _batches_stand_for_all(recipe, material)
+        statistics = "batch" if by_batch else "fixed"
+    return dataclasses.replace(recipe, watch=watch, statistics=statistics)
+
+
+def _is_quantized(model: ir.Model) -> bool:
+    for graph in graphs_of(model):
+        if any(node.op_type in QUANT_OPS for node in graph):
+            return True
+    return False
+
+
+def _batches_stand_for_all(recipe: TrainingRecipe, material: _Material) -> bool:
+    """True if normalizations may go by batches: of many rows, of one process."""
+    samples = material.samples
+    rows = round(len(material.split.train) * samples.rows_per_unit())
+    enough = batch_rows(recipe, rows) >= LEAST_BATCH
+    return enough and not samples.ragged and material.group.size == 1
+
+
+# the learner and its objective
+
+
+def _learner(material: _Material, recipe: TrainingRecipe) -> Learner:
+    def feeds(rows: int) -> Iterator[Arrays]:
+        for example in material.examples(MEASURED_ROWS, rows):
+            yield example.feeds
+
+    # a graph is sized by what it was once; another teacher's channels say nothing of it
+    original = material.teacher if recipe.preset == "recover" else None
+    learner = Learner(
+        material.student,
+        material.compared.student_names(),
+        recipe,
+        material.environment.originals,
+        feeds,
+        original,
+    )
+    learner.to(material.device.name)
+    return learner
+
+
+def _objective(
+    material: _Material, recipe: TrainingRecipe, learner: Learner
+) -> Objective:
+    """Return the loss, after one example went through everything that the loop does with it."""
+    compared = material.compared
+    labelled = recipe.labels > 0 and material.samples.labelled
+    example = material.samples.take(material.split.train[:2], 2)[0]
+    values = learner.trains.run(example.feeds)
+    targets = {}
+    for name, value in material.outputs.live(example.feeds).items():
+        targets[name] = torch.as_tensor(value).to(material.device.name)
+    for head in compared.heads:
+        check_shapes(head, values[head.student].shape, targets[head.teacher].shape)
+    if labelled or recipe.watch == "labels":
+        _check_all_labels(material)
+    if not labelled and not recipe.distill and not compared.taps:
+        raise RefusedError(
+            "finetune",
+            "there is nothing to learn from: no teacher's loss and no labels",
+            "give labelled data, or leave distill on",
+        )
+    if Augment.of(recipe):
+        image_input(example)  # called for its errors
+    projections = projections_for(compared.taps, recipe, values, targets)
+    variance = _variances(material)
+    _check_gradients(learner, compared.student_names(), values)
+    return Objective(compared, recipe, variance, labelled, projections)
+
+
+def _check_all_labels(material: _Material) -> None:
+    if not material.samples.labelled:
+        raise RefusedError(
+            "finetune.watch",
+            "the data has no labels",
+            "give labels, or watch=agreement",
+        )
+    head = material.compared.heads[0]
+    units = np.concatenate([material.split.train, material.split.held])
+    for piece in material.samples.take(units, LABEL_ROWS):
+        assert piece.labels is not None
+        check_labels(piece.labels, piece.targets[head.teacher].shape, head)
+
+
+def _variances(material: _Material) -> dict[str, float]:
+    """Return the variance of the teacher's values by name."""
+    found: dict[str, float] = {}
+    if material.compared.taps:
+        few = material.examples(FEATURE_ROWS, FEATURE_ROWS)[0]
+        found |= variances(material.outputs.live(few.feeds))
+    # outputs are cached, so that more rows cost nothing: these replace the ones above
+    many = material.examples(MEASURED_ROWS, MEASURED_ROWS)[0]
+    return found | variances(many.targets)
+
+
+def _check_gradients(
+    learner: Learner, names: Sequence[str], values: Mapping[str, Any]
+) -> None:
+    """Raise RefusedError unless the compared values depend on some weight, at these rows."""
+    floats = [values[name] for name in names if values[name].requires_grad]
+    found: Sequence[Any] = ()
+    if floats:
+        # weighted at random: a plain sum of softmax outputs, say, has a gradient of zero
+        probe = sum((value * torch.randn_like(value)).sum() for value in floats)
+        found = torch.autograd.grad(probe, learner.parameters(), allow_unused=True)
+    if any(gradient is not None and bool(gradient.any()) for gradient in found):
+        return
+    cuts = {f"{cut.node}: {cut.reason}" for cut in learner.trains.provenance.cuts}
+    shown = "; ".join(sorted(cuts)[:CUTS_SHOWN])
+    problem = "no weight is reached by a gradient"
+    if shown:
+        problem += f" ({shown})"
+    raise RefusedError(
+        "finetune",
+        problem,
+        "train a graph whose outputs follow from its weights by differentiable operations",
+    )
+
+
+def _checkpoint(
+    material: _Material, recipe: TrainingRecipe, learner: Learner
+) -> Checkpoint | None:
+    environment = material.environment
+    if environment.checkpoints is None:
+        return None
+    samples = material.samples
+    processes = material.group.size
+    data = f"{samples.rows} rows in {samples.units} units, {processes} processes"
+    parameters = dict(learner.runs.named_parameters())
+    return Checkpoint(
+        environment.checkpoints, parameters, recipe, environment.seed, data
+    )

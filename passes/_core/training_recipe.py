@@ -1,0 +1,193 @@
+"""Options of training, declared once: the pass `finetune` shows them, a trainer follows them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from ... import UsageError
+from .options import Option, options_of
+
+PASS = "finetune"
+"""Name of the pass whose options these are; errors begin with it."""
+
+
+@dataclass(frozen=True)
+class TrainingRecipe:
+    """One way to train a model. `Context.train` takes it, the pass `finetune` inherits it.
+
+    0 (`rate`, `temperature`, `steps`), "auto" and -1 (`logit_mse`, `soft`) leave the choice to the
+    trainer: it knows the graph and the data.
+
+    Errors: UsageError for values out of range, and where nothing is left to learn from.
+    """
+
+    preset: Literal["auto", "recover", "qad", "block", "student"] = Option(
+        "auto",
+        "Defaults of what is 0, -1 or auto below: recover for floats, qad for quantized graphs.",
+    )
+    steps: int = Option(0, "Budget in steps; 0: other budgets, or the preset's.", low=0)
+    epochs: float = Option(0.0, "Budget in epochs; 0: other budgets.", low=0.0)
+    minutes: float = Option(
+        0.0,
+        "Budget of time; 0: other budgets. Where the clock ends it, seeds do not reproduce.",
+        low=0.0,
+        unit="minutes",
+    )
+    batch: int = Option(
+        0, "Samples of a step; 0: up to 128, by the amount of data.", low=0
+    )
+    accumulate: int = Option(1, "Batches of a step.", low=1, high=1024)
+    loss: Literal["auto", "kl", "dist", "dkd", "mse", "cosine"] = Option(
+        "auto", "Distance from the teacher; auto: kl of classes, mse of other values."
+    )
+    temperature: float = Option(
+        0.0,
+        "Softens classes in kl, dist and dkd; 0: the preset's.",
+        low=0.0,
+        high=100.0,
+    )
+    logit_mse: float = Option(
+        -1.0,
+        "Weight of the square distance of logits beside kl, dist, dkd; -1: the preset's.",
+        low=-1.0,
+        high=100.0,
+    )
+    labels: float = Option(
+        0.1, "Share of the labels' loss, where the data has labels.", low=0.0, high=1.0
+    )
+    distill: bool = Option(True, "Learn from the teacher; false: from labels alone.")
+    features: tuple[str, ...] = Option(
+        (),
+        "Values inside to match as well: name, student_name=teacher_name, or auto: "
+        "the last of each size of map.",
+    )
+    feature_loss: Literal["mse", "attention", "relation"] = Option(
+        "mse", "Distance of features."
+    )
+    feature_weight: float = Option(1.0, "Weight of each feature's distance.", low=0.0)
+    output_weights: tuple[str, ...] = Option(
+        (), "Weights of outputs, as name=weight; 1 where not given."
+    )
+    l1: float = Option(0.0, "Weight of the sum of magnitudes.", low=0.0)
+    l2: float = Option(0.0, "Decay of weights, of each step times the rate.", low=0.0)
+    group_lasso: float = Option(
+        0.0,
+        "Weight of the norms of output channels, which empties whole channels.",
+        low=0.0,
+    )
+    optimizer: Literal["auto", "adamw", "sgd"] = Option(
+        "auto", "AdamW, or SGD with momentum."
+    )
+    rate: float = Option(
+        0.0,
+        "Learning rate: adamw moves a tensor by this part of its size a step; 0: the preset's.",
+        low=0.0,
+    )
+    warmup: float = Option(
+        0.05,
+        "Part of the budget over which the rate rises; then it falls along a cosine.",
+        low=0.0,
+        high=0.9,
+    )
+    clip: float = Option(1.0, "Largest norm of the gradient; 0: any.", low=0.0)
+    flip: bool = Option(
+        False,
+        "Mirror images left to right by a coin; the teacher sees what the student sees.",
+    )
+    shift: int = Option(
+        0,
+        "Move images by up to so many pixels, edges repeated.",
+        low=0,
+        high=64,
+        unit="pixels",
+    )
+    mixup: float = Option(
+        0.0,
+        "Mix pairs of images: alpha of the Beta distribution of their shares; 0: never.",
+        low=0.0,
+        high=10.0,
+    )
+    cutmix: float = Option(
+        0.0,
+        "Paste a rectangle of another image: alpha, as for mixup; with both, one by a coin.",
+        low=0.0,
+        high=10.0,
+    )
+    holdout: float = Option(
+        0.1, "Part of the data to judge by, at most 1,000 samples.", low=0.01, high=0.5
+    )
+    checks: int = Option(10, "How often to judge.", low=1, high=10000)
+    patience: int = Option(
+        0, "Stop after so many checks without a better one; 0: never.", low=0
+    )
+    watch: Literal["auto", "agreement", "labels", "loss"] = Option(
+        "auto",
+        "What is better: agreement with the teacher, right labels, or a smaller "
+        "distance (scored below 0). "
+        "auto: agreement, but the distance where under 200 samples are held out.",
+    )
+    statistics: Literal["auto", "fixed", "batch"] = Option(
+        "auto",
+        "BatchNormalization by the graph's statistics, or by the batch's; then "
+        "convolutions without one have "
+        "one while they learn. auto: batch for student, and for recover in batches of 32 or more.",
+    )
+    qat: bool = Option(
+        True, "Train quantized weights, rounded as they run; false: leave them."
+    )
+    scales: Literal["none", "weights", "all"] = Option(
+        "weights",
+        "Scales of quantization to train: of weights of 4 bits or fewer, or of "
+        "activations as well.",
+    )
+    include: tuple[str, ...] = Option(
+        (), "Only weights whose name matches one of these."
+    )
+    exclude: tuple[str, ...] = Option(
+        (), "Not the weights whose name matches one of these."
+    )
+    device: Literal["auto", "cpu", "cuda"] = Option(
+        "auto", "Where torch trains; auto: on a GPU if there is one."
+    )
+    teacher: Literal["auto", "onnxruntime", "torch"] = Option(
+        "auto",
+        "What runs the teacher; auto: ONNX Runtime; torch on a GPU, and of images "
+        "changed at every step.",
+    )
+    precision: Literal["auto", "float32", "bfloat16"] = Option(
+        "auto",
+        "What learning computes in, weights staying float32; auto: bfloat16 on a "
+        "GPU, and on a CPU that has "
+        "instructions for it.",
+    )
+    threads: int = Option(0, "Threads of torch; 0: its default.", low=0)
+    synthesize: int = Option(
+        0,
+        "Samples to make up from statistics of BatchNormalization where there are no data (weak).",
+        low=0,
+        high=100_000,
+    )
+    soft: float = Option(
+        -1.0,
+        "Part of the budget over which rounding of weights sets in; -1: 0.6 for one "
+        "bit and ternary that agree "
+        "with the teacher on less than 0.75, else 0.",
+        low=-1.0,
+        high=1.0,
+    )
+    tensorboard: str = Option(
+        "",
+        "Folder for curves of loss, score and rate, for TensorBoard if that is installed.",
+    )
+
+    def __post_init__(self) -> None:
+        # of a subclass all options, so that the pass has its own validated too
+        for option in options_of(type(self)):
+            option.validate(PASS, getattr(self, option.name))
+        if self.labels == 0 and not self.distill and not self.features:
+            raise UsageError(
+                f"{PASS}.distill",
+                "false leaves nothing to learn from with labels=0",
+                "leave one of them out",
+            )
