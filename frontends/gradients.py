@@ -3,25 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from ..passes._core.context import Gradient
 from .trainable import TrainableModule, to_torch
 
-Moments = tuple[NDArray[np.float64], NDArray[np.float64]]
+Array = NDArray[Any]
+Batches = Iterable[tuple[Mapping[str, Array], Array | None]]
+"""Feeds by input name, and labels or None."""
+
+Tensor = Any
+
+
+class Sample(NamedTuple):
+    """One row, or a batch that does not come apart: feeds by name, label or None."""
+
+    feeds: dict[str, Array]
+    label: Array | None
 
 
 def loss_gradients(
-    model: ir.Model,
-    batches: Iterable[tuple[Mapping[str, NDArray[Any]], NDArray[Any] | None]],
-    weights: Sequence[str],
-    samples: int,
-) -> dict[str, Moments]:
-    """By initializer the mean of the samples' gradients and the mean of their squares, in the
-    weight's shape.
+    model: ir.Model, batches: Batches, weights: Sequence[str], samples: int
+) -> dict[str, Gradient]:
+    """Return gradients by initializer, over at most `samples` samples.
 
     The loss of a sample: cross-entropy of the first output (N, C) against its label, or without
     labels against its own most likely class; half the mean square of the float outputs where they
@@ -30,77 +38,121 @@ def loss_gradients(
     """
     import torch
 
-    module = to_torch(model, train=weights, qat="off")
-    sums: dict[str, list[NDArray[np.float64]]] = {}
+    module = to_torch(
+        model,
+        train=weights,
+        qat="off",
+    )
+    sums: dict[str, Gradient] = {}
     seen = 0
+    # callers may have gradients switched off
     with torch.enable_grad():
-        for feeds, label in _rows(batches, samples):
-            loss = _loss(list(module.run(feeds).values()), label)
+        for sample in _samples(batches, samples):
+            outputs = module.run(sample.feeds)
+            loss = _loss(list(outputs.values()), sample.label)
             seen += 1
+            # it counts all the same: its gradient is zero
             if loss is None:
                 continue
+            # squares are of each sample's own gradient: none may add up
             module.zero_grad(set_to_none=True)
             loss.backward()
-            for name, gradient in _gradients(module):
-                mean, square = sums.setdefault(
-                    name, [np.zeros(gradient.shape), np.zeros(gradient.shape)]
-                )
-                mean += gradient
-                square += np.square(gradient)
-    return {name: (mean / seen, square / seen) for name, (mean, square) in sums.items()}
+            _add_gradients(module, sums)
+    found = {}
+    for name, total in sums.items():
+        found[name] = Gradient(
+            mean=total.mean / seen,
+            square=total.square / seen,
+        )
+    return found
 
 
-def _rows(
-    batches: Iterable[tuple[Mapping[str, NDArray[Any]], NDArray[Any] | None]],
-    samples: int,
-) -> Iterator[tuple[dict[str, NDArray[Any]], Any]]:
-    """One sample at a time; a batch whose inputs do not share their first axis stays whole."""
-    left = samples
+def _samples(batches: Batches, count: int) -> Iterator[Sample]:
+    """Yield one sample at a time; batches whose inputs do not share their first axis stay whole."""
+    left = count
     for feeds, labels in batches:
-        lengths = {array.shape[0] if array.ndim else -1 for array in feeds.values()}
-        if len(lengths) != 1 or -1 in lengths:
-            yield dict(feeds), labels
+        rows = _shared_rows(feeds)
+        if rows is None:
+            yield Sample(dict(feeds), labels)
             left -= 1
         else:
-            for row in range(min(lengths.pop(), left)):
-                one = {name: array[row : row + 1] for name, array in feeds.items()}
-                yield one, None if labels is None else labels[row : row + 1]
-                left -= 1
+            taken = min(rows, left)
+            for row in range(taken):
+                yield _sample(feeds, labels, row)
+            left -= taken
         if left <= 0:
             return
 
 
-def _loss(outputs: list[Any], label: NDArray[Any] | None) -> Any:
-    """The loss of one sample; None where nothing that comes out has a gradient."""
+def _shared_rows(feeds: Mapping[str, Array]) -> int | None:
+    """Return the length of the first axis that all inputs share, None if they do not."""
+    lengths = set()
+    for array in feeds.values():
+        if array.ndim == 0:
+            return None
+        lengths.add(array.shape[0])
+    if len(lengths) != 1:
+        return None
+    return int(lengths.pop())
+
+
+def _sample(feeds: Mapping[str, Array], labels: Array | None, row: int) -> Sample:
+    """Return one row, its first axis kept at a length of 1."""
+    place = slice(row, row + 1)
+    one = {name: array[place] for name, array in feeds.items()}
+    label = None if labels is None else labels[place]
+    return Sample(one, label)
+
+
+def _loss(outputs: list[Tensor], label: Array | None) -> Tensor:
+    """Return the loss of one sample, None where no output has a gradient."""
+    first = outputs[0]
+    if _is_float(first) and first.ndim == 2 and first.shape[1] > 1:
+        return _class_loss(first, label)
+    # integer outputs, such as boxes' classes, have no gradient
+    loss = None
+    for output in outputs:
+        if _is_float(output) and output.requires_grad:
+            energy = output.square().mean() / 2
+            loss = energy if loss is None else loss + energy
+    return loss
+
+
+def _is_float(output: Tensor) -> bool:
     import torch
 
-    first = outputs[0]
-    if (
-        isinstance(first, torch.Tensor)
-        and first.is_floating_point()
-        and first.ndim == 2
-        and first.shape[1] > 1
-    ):
-        integers = label is not None and label.ndim == 1 and label.dtype.kind in "iu"
-        wanted = (
-            torch.from_numpy(np.asarray(label, np.int64))
-            if integers
-            else first.detach().argmax(1)
-        )
-        loss = torch.nn.functional.cross_entropy(first, wanted.to(first.device))
-        return loss if loss.requires_grad else None
-    floats = [
-        y
-        for y in outputs
-        if isinstance(y, torch.Tensor) and y.is_floating_point() and y.requires_grad
-    ]
-    return sum(y.square().mean() / 2 for y in floats) if floats else None
+    return isinstance(output, torch.Tensor) and output.is_floating_point()
 
 
-def _gradients(module: TrainableModule) -> Iterator[tuple[str, NDArray[np.float64]]]:
-    for name, parameter in module.named_parameters():
-        if parameter.grad is not None:
-            yield (
-                module.origins[name].name,
-                parameter.grad.detach().cpu().double().numpy(),
+def _class_loss(logits: Tensor, label: Array | None) -> Tensor:
+    """Return the cross-entropy of the label, or of the most likely class without a class number."""
+    import torch
+
+    if label is not None and label.ndim == 1 and label.dtype.kind in "iu":
+        wanted = torch.from_numpy(np.asarray(label, np.int64))
+    else:
+        wanted = logits.detach().argmax(1)
+    loss = torch.nn.functional.cross_entropy(
+        logits,
+        wanted.to(logits.device),
+    )
+    return loss if loss.requires_grad else None
+
+
+def _add_gradients(module: TrainableModule, sums: dict[str, Gradient]) -> None:
+    """Add the gradients of one sample, and their squares, to the sums by initializer."""
+    for parameter_name, parameter in module.named_parameters():
+        if parameter.grad is None:
+            continue
+        # in double, and on the CPU: sums of many small squares lose digits in float32
+        gradient = parameter.grad.detach().cpu().double().numpy()
+        name = module.origins[parameter_name].name
+        if name not in sums:
+            sums[name] = Gradient(
+                mean=np.zeros(gradient.shape),
+                square=np.zeros(gradient.shape),
             )
+        total = sums[name]
+        # in place: the arrays of a frozen value may change
+        total.mean[...] += gradient
+        total.square[...] += np.square(gradient)

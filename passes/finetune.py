@@ -83,8 +83,10 @@ class Finetune(TrainingRecipe, Pass):
 
     def _recipe(self) -> TrainingRecipe:
         """The options without the pass around them: trainers know nothing of schedules."""
-        names = [field.name for field in dataclasses.fields(TrainingRecipe)]
-        return TrainingRecipe(**{name: getattr(self, name) for name in names})
+        values = {}
+        for field in dataclasses.fields(TrainingRecipe):
+            values[field.name] = getattr(self, field.name)
+        return TrainingRecipe(**values)
 
     def _prune_and_train(self, model: ir.Model, context: Context) -> PassOutcome:
         """Prune to each sparsity of the schedule in turn and train after it.
@@ -97,6 +99,7 @@ class Finetune(TrainingRecipe, Pass):
         changed = 0
         shares = _budget_shares(len(self.schedule))
         for sparsity, share in zip(self._sparsities(), shares, strict=True):
+            # rounded up: a share of a step would be no budget at all, which means the preset's
             recipe = dataclasses.replace(
                 self._recipe(),
                 steps=math.ceil(self.steps * share),
@@ -104,6 +107,7 @@ class Finetune(TrainingRecipe, Pass):
                 minutes=self.minutes * share,
             )
             pruned = Prune(sparsity=sparsity, allocation="lamp").run(model, context)
+            # training holds zeros, so that the next round prunes on from here
             outcome = context.train(model, recipe)
             outcome.stats["sparsity"] = pruned.stats["sparsity"]
             declined.extend(outcome.declined)

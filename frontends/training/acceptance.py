@@ -36,22 +36,24 @@ class AcceptanceTest:
 
         Errors: RefusedError where its outputs have other shapes than the teacher's.
         """
-        found = Score(0.0, 0.0)
+        score = Score(0.0, 0.0)
         if self.group.is_leader:
-            found = self._run(model, watch)
-        value, closeness = self.group.from_leader(found.value, found.closeness)
+            score = self._run(model, watch)
+        value, closeness = self.group.from_leader(score.value, score.closeness)
         return Score(value, closeness)
 
     def _run(self, model: ir.Model, watch: str) -> Score:
         scorer = Scorer(self.heads, watch)
         names = [head.student for head in self.heads]
+        examples = self.samples.take(self.held, ROWS_AT_A_TIME)
         with self.runtime.runner(model, names) as run:
-            for example in self.samples.take(self.held, ROWS_AT_A_TIME):
+            for example in examples:
                 values = run(example.feeds)
+                # shapes that broadcast would be compared without an error
                 for head in self.heads:
-                    own = values[head.student].shape
-                    theirs = example.targets[head.teacher].shape
-                    check_shapes(head, own, theirs)
+                    own = values[head.student]
+                    theirs = example.targets[head.teacher]
+                    check_shapes(head, own.shape, theirs.shape)
                 scorer.add(values, example.targets, example.labels)
         return scorer.score()
 

@@ -53,33 +53,38 @@ class Augment:
     ) -> tuple[Example, Mixture | None]:
         """Return the example with changed images, without targets, and how rows were mixed."""
         name = image_input(example)
-        images = example.feeds[name]
+        feeds = dict(example.feeds)
+        images = feeds[name]
         if self.flip:
             images = _flipped(images, random)
         if self.shift:
             images = _shifted(images, self.shift, random)
+        # last, so that a partner is flipped and shifted as well
         images, mixture = self._mixed(images, random)
-        feeds = {**example.feeds, name: np.ascontiguousarray(images)}
+        feeds[name] = np.ascontiguousarray(images)
         return Example(feeds, example.labels), mixture
 
     def _mixed(
         self, images: Array, random: np.random.Generator
     ) -> tuple[Array, Mixture | None]:
         """Mix rows with others, pixel by pixel or by a pasted rectangle."""
+        cut = bool(self.cutmix)
         # of both one by a coin, which is not drawn for one alone
-        cut = bool(self.cutmix) and (not self.mixup or random.random() < 0.5)
+        if cut and self.mixup:
+            cut = random.random() < 0.5
         alpha = self.cutmix if cut else self.mixup
         if not alpha:
             return images, None
         share = float(random.beta(alpha, alpha))
-        other = random.permutation(len(images)).astype(np.int64)
+        order = random.permutation(len(images))
+        other = order.astype(np.int64)
         partners = images[other]
         if cut:
-            images, share = _pasted(images, partners, share, random)
+            mixed, share = _pasted(images, partners, share, random)
         else:
             blend = share * images + (1 - share) * partners
-            images = blend.astype(images.dtype)
-        return images, Mixture(other, share)
+            mixed = blend.astype(images.dtype)
+        return mixed, Mixture(other, share)
 
 
 def image_input(example: Example) -> str:
@@ -102,23 +107,33 @@ def image_input(example: Example) -> str:
 
 def _flipped(images: Array, random: np.random.Generator) -> Array:
     coins = random.random(len(images)) < 0.5
-    return np.where(coins[:, None, None, None], images[..., ::-1], images)
+    flipped = images.copy()
+    flipped[coins] = images[coins, ..., ::-1]
+    return flipped
 
 
 def _shifted(images: Array, most: int, random: np.random.Generator) -> Array:
     """Move each image by up to `most` pixels along both axes, repeating its edges."""
-    offsets = random.integers(-most, most + 1, (len(images), 2))
     height, width = images.shape[2:]
+    offsets = random.integers(
+        low=-most,
+        high=most + 1,
+        size=(len(images), 2),
+    )
+    # an offset of -most begins at the border's edge, one of 0 at the image's own
+    starts = offsets + most
     border = (most, most)
-    padded = np.pad(images, ((0, 0), (0, 0), border, border), mode="edge")
-    rows = most + offsets[:, :1] + np.arange(height)
-    columns = most + offsets[:, 1:] + np.arange(width)
-    # one index array an axis, broadcast against each other to (N, C, H, W)
-    index = np.arange(len(images))[:, None, None, None]
-    channels = np.arange(images.shape[1])[None, :, None, None]
-    row_index = rows[:, None, :, None]
-    column_index = columns[:, None, None, :]
-    return np.asarray(padded[index, channels, row_index, column_index])
+    padded = np.pad(
+        images,
+        pad_width=((0, 0), (0, 0), border, border),
+        mode="edge",
+    )
+    shifted = np.empty_like(images)
+    for index, (top, left) in enumerate(starts):
+        rows = slice(top, top + height)
+        columns = slice(left, left + width)
+        shifted[index] = padded[index, :, rows, columns]
+    return shifted
 
 
 def _pasted(
@@ -131,12 +146,21 @@ def _pasted(
     size = np.array(images.shape[2:])
     half = np.sqrt(1 - share) * size / 2
     middle = random.random(2) * size
-    low = np.clip(np.rint(middle - half), 0, size).astype(int)
-    high = np.clip(np.rint(middle + half), 0, size).astype(int)
-    rows = slice(low[0], high[0])
-    columns = slice(low[1], high[1])
+    low = _nearest_pixels(middle - half, size)
+    high = _nearest_pixels(middle + half, size)
+    top, left = low
+    bottom, right = high
+    rows = slice(top, bottom)
+    columns = slice(left, right)
     mixed = images.copy()
     mixed[:, :, rows, columns] = others[:, :, rows, columns]
     # the rectangle is cut off at the edges: its area is less than the share drawn
-    pasted = np.prod(high - low) / np.prod(size)
+    area = np.prod(high - low)
+    pasted = area / np.prod(size)
     return mixed, 1 - float(pasted)
+
+
+def _nearest_pixels(places: NDArray[np.float64], size: Indices) -> Indices:
+    pixels = np.rint(places)
+    inside = np.clip(pixels, 0, size)
+    return inside.astype(np.int64)

@@ -60,6 +60,7 @@ def reconstruct(session: Session) -> Reconstruction:
 
     Errors: RefusedError where no values are in both graphs that everything passes through.
     """
+    # a copy: blocks that get better one by one may make a worse whole
     student = session.student.clone()
     blocks = list(find_blocks(student, session.teacher))
     if not blocks:
@@ -77,6 +78,7 @@ def reconstruct(session: Session) -> Reconstruction:
     better = 0
     for index, (block, part) in enumerate(zip(blocks, parts, strict=True)):
         learner = _learner(part, block, session)
+        # blocks before come from the checkpoint: their weights are put back below, in order
         if index == len(states):
             state: State = {}
             if learner is not None:
@@ -88,7 +90,11 @@ def reconstruct(session: Session) -> Reconstruction:
         if learner is not None and states[index]:
             learner.put(states[index], part)
             better += _adopt(student, part)
-    return Reconstruction(student, len(blocks), better)
+    return Reconstruction(
+        model=student,
+        blocks=len(blocks),
+        better_blocks=better,
+    )
 
 
 def find_blocks(student: ir.Model, teacher: ir.Model) -> Iterator[Block]:
@@ -98,7 +104,9 @@ def find_blocks(student: ir.Model, teacher: ir.Model) -> Iterator[Block]:
     can: before an activation that would hide what is below zero (behind it was worse, by
     docs/decisions/2026-11-22-training-few-bits.md).
     """
-    known = {value.name for node in teacher.graph for value in node.outputs}
+    known: set[str | None] = set()
+    for node in teacher.graph:
+        known.update(value.name for value in node.outputs)
     start = Separator("", 0)
     for end in separators(student):
         if end.name in known and end.layers > start.layers:
@@ -108,6 +116,7 @@ def find_blocks(student: ir.Model, teacher: ir.Model) -> Iterator[Block]:
 
 def _block_recipe(recipe: TrainingRecipe, parts: Sequence[ir.Model]) -> TrainingRecipe:
     """Return the recipe without all that looks at a whole graph: outputs, labels, images."""
+    # changed images would need the student's values anew at every step
     return dataclasses.replace(
         recipe,
         logit_mse=0.0,
@@ -144,7 +153,12 @@ def _segment(model: ir.Model, block: Block) -> ir.Model:
     """Return a copy of the block as a model: of its start and of inputs that pass beside."""
     starts = [block.start] if block.start else []
     fed = [value for value in model.graph.inputs if value.const_value is None]
-    graph = ir.convenience.extract(model.graph, [*starts, *fed], [block.end])
+    graph = ir.convenience.extract(
+        model.graph,
+        inputs=[*starts, *fed],
+        outputs=[block.end],
+    )
+    # a runtime would have inputs that nothing reads fed all the same
     for value in tuple(graph.inputs):
         if not value.uses():
             graph.inputs.remove(value)
@@ -158,6 +172,7 @@ def _segment(model: ir.Model, block: Block) -> ir.Model:
 def _learner(part: ir.Model, block: Block, session: Session) -> Learner | None:
     """Return the block as it trains, None where all its weights are excluded."""
     originals = session.environment.originals
+    # a block without weights that train is no error of the whole
     try:
         return Learner(part, [block.end], session.recipe, originals)
     except RefusedError:
@@ -172,14 +187,23 @@ def _train_block(
     progress: ProgressCallback,
 ) -> State:
     """Return what a block learned; empty where it got no better."""
-    learned = spread(session.split.train, MOST_ROWS, session.samples)
+    learned = spread(
+        session.split.train,
+        rows=MOST_ROWS,
+        samples=session.samples,
+    )
     units = np.concatenate([learned, session.split.held])
     samples = _block_samples(session, block, part, units)
     split = Split(
         train=np.arange(len(learned)), held=np.arange(len(learned), samples.units)
     )
     targets = samples.take(split.train, MOST_ROWS)[0].targets
-    head = Head(block.end, block.end, block.end, "values")
+    head = Head(
+        output=block.end,
+        student=block.end,
+        teacher=block.end,
+        kind="values",
+    )
     objective = Objective(
         ComparedValues((head,)),
         session.recipe,
@@ -218,6 +242,7 @@ def _block_samples(
         runtime.runner(session.teacher, targets) as run_teacher,
     ):
         for example in session.samples.take(units, ROWS_AT_A_TIME):
+            # the student's own values, so that a block makes up for errors of those before
             own = run_student(example.feeds) | example.feeds
             theirs = run_teacher(example.feeds)
             samples.add(

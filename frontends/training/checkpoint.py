@@ -31,12 +31,15 @@ class Checkpoint:
         seed: int,
         data: str,
     ) -> None:
-        digest = hashlib.sha256(f"{VERSION} {recipe} {seed} {data}".encode())
+        text = f"{VERSION} {recipe} {seed} {data}"
+        digest = hashlib.sha256(text.encode())
         for name, parameter in sorted(parameters.items()):
-            array = parameter.detach().cpu().numpy()
             digest.update(name.encode())
-            digest.update(array.tobytes())
-        self.path = folder / f"finetune-{digest.hexdigest()[:16]}.pt"
+            values = parameter.detach().cpu()
+            digest.update(values.numpy().tobytes())
+        # 64 bits tell the few trainings of a folder apart, and keep its listing readable
+        short = digest.hexdigest()[:16]
+        self.path = folder / f"finetune-{short}.pt"
 
     def load(self) -> dict[str, Any] | None:
         """Return the state that was saved last, None where there is none.

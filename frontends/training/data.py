@@ -95,7 +95,8 @@ class Column:
 
     def _write(self, rows: Array) -> None:
         assert self._file is not None
-        self._file.write(np.ascontiguousarray(rows).tobytes())
+        contiguous = np.ascontiguousarray(rows)
+        self._file.write(contiguous.tobytes())
 
     def close(self) -> None:
         """Drop the file; rows that were drawn are copies and stay."""
@@ -107,16 +108,24 @@ class Column:
         """Return a copy of these rows."""
         if self._rows is None:
             self._rows = self._joined()
-        return np.asarray(self._rows[np.asarray(index)])
+        # indexing by an array copies, also from a mapped file
+        places = np.asarray(index)
+        return np.asarray(self._rows[places])
 
     def _joined(self) -> Array:
         """All rows as one array; of a file, mapped."""
         first = self._parts[0]
         if self._file is not None:
             self._file.flush()
-            shape = (self.length, *first.shape[1:])
-            return np.memmap(self._file, first.dtype, "r", shape=shape)
-        rows = np.concatenate(self._parts) if len(self._parts) > 1 else first
+            return np.memmap(
+                self._file,
+                dtype=first.dtype,
+                mode="r",
+                shape=(self.length, *first.shape[1:]),
+            )
+        rows = first
+        if len(self._parts) > 1:
+            rows = np.concatenate(self._parts)
         # dropped at once: parts and rows together would be twice the data
         self._parts = []
         return rows
@@ -171,7 +180,8 @@ class Samples:
 
     def add(self, batch: Example) -> None:
         """Keep a batch."""
-        self._unlabelled |= batch.labels is None
+        if batch.labels is None:
+            self._unlabelled = True
         form = _row_form(batch)
         fits = form is not None and self._row_form in (None, form)
         if not self.ragged and not fits:
@@ -180,11 +190,13 @@ class Samples:
             self._batches.append(batch)
             return
         self._row_form = form
+        # kept for the case that a later batch does not fit and all become batches again
         self._lengths.append(batch.rows)
         self._append(self._feeds, batch.feeds)
         self._append(self._targets, batch.targets)
         if batch.labels is not None:
-            self._labels = self._labels or Column()
+            if self._labels is None:
+                self._labels = Column()
             self._bytes_in_memory += self._labels.append(batch.labels)
         if self._bytes_in_memory > MEMORY_BYTES:
             for column in self._columns():
@@ -192,8 +204,9 @@ class Samples:
 
     def _append(self, columns: dict[str, Column], arrays: Arrays) -> None:
         for name, array in arrays.items():
-            column = columns.setdefault(name, Column())
-            self._bytes_in_memory += column.append(array)
+            if name not in columns:
+                columns[name] = Column()
+            self._bytes_in_memory += columns[name].append(array)
 
     def _columns(self) -> list[Column]:
         """Columns that may go to files; labels stay in memory."""
@@ -212,10 +225,11 @@ class Samples:
         """
         if self.ragged:
             return [self._batches[unit] for unit in units]
-        pieces = max(math.ceil(len(units) / most), 1)
-        return [
-            self._example(part) for part in np.array_split(units, pieces) if len(part)
-        ]
+        count = math.ceil(len(units) / most)
+        count = max(count, 1)
+        # pieces differ by one row at most
+        pieces = np.array_split(units, count)
+        return [self._example(piece) for piece in pieces if len(piece)]
 
     def _rejoin_batches(self) -> None:
         """Turn rows back into the batches that they came in."""
@@ -231,22 +245,31 @@ class Samples:
         # one batch without labels leaves all without: a part of them has no use
         if self._labels is not None and not self._unlabelled:
             labels = self._labels.rows(index)
-        feeds = {name: column.rows(index) for name, column in self._feeds.items()}
-        targets = {name: column.rows(index) for name, column in self._targets.items()}
-        return Example(feeds, labels, targets)
+        return Example(
+            feeds=_rows_of(self._feeds, index),
+            labels=labels,
+            targets=_rows_of(self._targets, index),
+        )
+
+
+def _rows_of(columns: Mapping[str, Column], index: Units) -> Arrays:
+    return {name: column.rows(index) for name, column in columns.items()}
 
 
 def _row_form(batch: Example) -> list[tuple[Any, ...]] | None:
     """Return what batches must share to be taken apart into rows, None if this one cannot be."""
+    form = []
+    lengths = set()
     arrays = {**batch.feeds, **batch.targets}
-    lengths = {array.shape[0] if array.ndim else -1 for array in arrays.values()}
-    if len(lengths) != 1 or -1 in lengths:
+    for name, array in sorted(arrays.items()):
+        if array.ndim == 0:
+            return None
+        lengths.add(array.shape[0])
+        form.append((name, array.dtype, array.shape[1:]))
+    if len(lengths) != 1:
         return None
     if batch.labels is not None and len(batch.labels) != batch.rows:
         return None
-    form = []
-    for name, array in sorted(arrays.items()):
-        form.append((name, array.dtype, array.shape[1:]))
     return form
 
 
@@ -274,12 +297,16 @@ def split(
             f"{problem}: too few to train on and to judge by",
             f"give at least {LEAST_ROWS} samples, hundreds are better; labels are not needed",
         )
-    rows = min(max(fraction * samples.rows, LEAST_HELD_ROWS), most)
-    wanted = round(rows / samples.rows_per_unit())
-    held = min(max(wanted, 1), samples.units - 1)
+    rows = max(fraction * samples.rows, LEAST_HELD_ROWS)
+    units = round(min(rows, most) / samples.rows_per_unit())
+    # one unit at least on both sides, whatever its rows
+    count = min(max(units, 1), samples.units - 1)
     random = np.random.default_rng([seed, SPLIT_STREAM])
     order = random.permutation(samples.units)
-    return Split(train=np.sort(order[held:]), held=np.sort(order[:held]))
+    return Split(
+        train=np.sort(order[count:]),
+        held=np.sort(order[:count]),
+    )
 
 
 def spread(units: Units, rows: int, samples: Samples) -> Units:
@@ -289,8 +316,13 @@ def spread(units: Units, rows: int, samples: Samples) -> Units:
     """
     wanted = round(rows / samples.rows_per_unit())
     count = max(min(wanted, len(units)), 1)
-    places = np.linspace(0, len(units) - 1, count)
-    return units[places.round().astype(np.int64)]
+    places = np.linspace(
+        start=0,
+        stop=len(units) - 1,
+        num=count,
+    )
+    nearest = places.round()
+    return units[nearest.astype(np.int64)]
 
 
 class Order:
@@ -309,7 +341,10 @@ class Order:
     def units(self, step: int) -> Units:
         """Return the units of a step, counted from 0 over all epochs."""
         epoch, place = divmod(step, self.steps)
-        random = np.random.default_rng([self._seed, ORDER_STREAM, epoch])
+        seed = [self._seed, ORDER_STREAM, epoch]
+        random = np.random.default_rng(seed)
         order = random.permutation(len(self._units))
         start = place * self._each
-        return self._units[order[start : start + self._each]]
+        stop = start + self._each
+        chosen = order[start:stop]
+        return self._units[chosen]

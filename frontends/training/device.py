@@ -39,10 +39,13 @@ class Device:
             )
         name = "cuda" if has_gpu and recipe.device != "cpu" else "cpu"
         if recipe.precision != "auto":
-            return cls(name, recipe.precision == "bfloat16")
-        # a CPU without instructions for bfloat16 emulates it, slower than float32
-        native = bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-        return cls(name, name == "cuda" or native)
+            half = recipe.precision == "bfloat16"
+        elif name == "cuda":
+            half = True
+        else:
+            # a CPU without instructions for bfloat16 emulates it, slower than float32
+            half = bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+        return cls(name, half)
 
     def halved(self) -> AbstractContextManager[Any]:
         """Compute convolutions and matrix products in bfloat16 if `half`.
@@ -60,11 +63,11 @@ def channels_last(feeds: Mapping[str, Any], device: Any) -> dict[str, Any]:
 
     Convolutions are faster with that layout; all other arrays are passed on as they are.
     """
-    placed: dict[str, Any] = {}
+    placed = dict(feeds)
     for name, array in feeds.items():
         if array.ndim == 4 and array.dtype == np.float32:
-            tensor = torch.from_numpy(array).to(device)
-            placed[name] = tensor.contiguous(memory_format=torch.channels_last)
-        else:
-            placed[name] = array
+            tensor = torch.from_numpy(array)
+            # the layout is made where the copy is: on the device
+            moved = tensor.to(device)
+            placed[name] = moved.contiguous(memory_format=torch.channels_last)
     return placed

@@ -35,6 +35,7 @@ def find_taps(student: ir.Model, teacher: ir.Model, texts: Sequence[str]) -> lis
         if text == AUTO:
             taps += _ends_in_common(student, teacher)
             continue
+        # a name alone means the same name in both
         own, _, theirs = text.partition("=")
         taps.append(Tap(own, theirs or own))
     _require_values(student, [tap.student for tap in taps], "student")
@@ -72,23 +73,28 @@ def _ends_of_stages(model: ir.Model) -> dict[tuple[str, ...], str]:
 
     Inputs and outputs are none: the loss compares outputs anyway.
     """
-    values = {value.name: value for node in model.graph for value in node.outputs}
+    shapes = {}
+    for node in model.graph:
+        for value in node.outputs:
+            shapes[value.name] = value.shape
     outputs = {value.name for value in model.graph.outputs}
     found: dict[tuple[str, ...], str] = {}
     for separator in separators(model):
-        shape = values[separator.name].shape
-        if separator.name in outputs or shape is None or len(shape) < MAP_RANK:
+        name = separator.name
+        shape = shapes[name]
+        if name in outputs or shape is None or len(shape) < MAP_RANK:
             continue
         # a later separator of the same size replaces the one before it
-        found[_map_size(shape)] = separator.name
+        found[_map_size(shape)] = name
     return found
 
 
 def _map_size(shape: ir.Shape) -> tuple[str, ...]:
     """Return the axes besides rows and channels; as texts, since some are symbols."""
-    rank = len(shape)
-    channels = channel_axis(rank)
-    return tuple(str(shape[axis]) for axis in range(1, rank) if axis != channels)
+    # symbols of the two graphs match by name
+    texts = [str(dim) for dim in shape]
+    del texts[channel_axis(len(shape))]
+    return tuple(texts[1:])
 
 
 def channel_axis(rank: int) -> int:
@@ -97,4 +103,6 @@ def channel_axis(rank: int) -> int:
     It comes after the rows in vectors and maps, (N, C) and (N, C, *K), and last in sequences, (N,
     S, C).
     """
-    return 1 if rank in (2, 4, 5) else rank - 1
+    if rank in (2, 4, 5):
+        return 1
+    return rank - 1

@@ -1,4 +1,4 @@
-"""Kinds of outputs that a loss tells apart: classes or yes-or-no by their logits, or plain values."""
+"""Kinds of outputs that a loss tells apart: classes, yes-or-no, or plain values."""
 
 from __future__ import annotations
 
@@ -101,7 +101,11 @@ def _head(
     own = _logits(output, student)
     # logits of one model have no counterpart in the other: compare the outputs themselves
     if own.kind != theirs.kind and "values" in (own.kind, theirs.kind):
-        theirs = Logits("values", other, theirs.axis)
+        theirs = Logits(
+            kind="values",
+            value=other,
+            axis=theirs.axis,
+        )
         own = Logits("values", output)
     return Head(
         output=output.name or "",
@@ -113,20 +117,28 @@ def _head(
 
 
 def _logits(output: ir.Value, model: ir.Model) -> Logits:
+    """Return the value before a final softmax or sigmoid, or the output itself."""
+    plain = Logits("values", output)
     node = _source(output, SAME_VALUES).producer()
     if node is None or not is_standard(node):
-        return Logits("values", output)
-    before = node.inputs[0] if node.inputs else None
-    if node.op_type in ("Softmax", "LogSoftmax") and before is not None:
-        opset = model.opset_imports.get("", LOGITS_AXIS_OPSET)
-        default = -1 if opset >= LOGITS_AXIS_OPSET else 1
-        axis = node.attributes.get_int("axis", default)
-        return Logits("classes", before, axis)
-    if node.op_type == "Sigmoid" and before is not None:
-        return Logits("binary", before)
+        return plain
     if _is_classifier(output):
         return Logits("classes", output)
-    return Logits("values", output)
+    before = node.inputs[0] if node.inputs else None
+    if before is None:
+        return plain
+    if node.op_type == "Sigmoid":
+        return Logits("binary", before)
+    if node.op_type not in ("Softmax", "LogSoftmax"):
+        return plain
+    opset = model.opset_imports.get("", LOGITS_AXIS_OPSET)
+    default = -1 if opset >= LOGITS_AXIS_OPSET else 1
+    axis = node.attributes.get_int("axis", default)
+    return Logits(
+        kind="classes",
+        value=before,
+        axis=axis,
+    )
 
 
 def _is_classifier(output: ir.Value) -> bool:

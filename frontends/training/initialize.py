@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx_ir as ir
@@ -26,6 +26,13 @@ EMBEDDING_DEVIATION = 0.02
 """Standard deviation of tables that are looked up in: that of BERT's (arXiv:1810.04805)."""
 
 
+class Use(NamedTuple):
+    """A node that reads a value, and the number of the input by which it does."""
+
+    node: ir.Node
+    place: int
+
+
 def initialize(model: ir.Model, seed: int) -> int:
     """Draw every weight anew, in place; return how many tensors changed.
 
@@ -35,10 +42,15 @@ def initialize(model: ir.Model, seed: int) -> int:
     """
     random = np.random.default_rng([seed, SEED_STREAM])
     _unshare_statistics(model)
-    origins = trainable_values(model, True, False)
+    origins = trainable_values(
+        model,
+        train=True,
+        scales=False,
+    )
     for value, origin in origins.items():
         old = stored_tensor(value).numpy()
-        _store(origin, _drawn(value, old, random))
+        new = _drawn(value, old, random)
+        _store(origin, new)
     return len(origins) + _reset_statistics(model)
 
 
@@ -64,45 +76,48 @@ def _reset_statistics(model: ir.Model) -> int:
 
 def _drawn(value: ir.Value, old: Array, random: np.random.Generator) -> Array:
     """Return a fresh array in place of a weight, by the first operator that reads it."""
-    uses = _uses_behind_moves(value)
-    if uses and "Normalization" in uses[0][0].op_type:
-        scale = uses[0][1] == 1
-        return np.full_like(old, 1.0 if scale else 0.0)
+    use = next(_uses_behind_moves(value), None)
+    if use is not None and "Normalization" in use.node.op_type:
+        fill = 1.0 if use.place == 1 else 0.0
+        return np.full_like(old, fill)
     if old.ndim == 1:
         return np.zeros_like(old)
-    if old.ndim == 0 or not uses:
+    if old.ndim == 0 or use is None:
         return old
-    node, index = uses[0]
-    if node.op_type == "Gather":
+    if use.node.op_type == "Gather":
         deviation = EMBEDDING_DEVIATION
     else:
         # He's factor 2 makes up for a Relu behind, as convolutions mostly have one
         gain = 2.0 if old.ndim > 2 else 1.0
-        deviation = math.sqrt(gain / max(_fan_in(node, index, old.shape), 1))
-    drawn: Array = deviation * random.standard_normal(old.shape)
+        products = _fan_in(use, old.shape)
+        deviation = math.sqrt(gain / max(products, 1))
+    noise = random.standard_normal(old.shape)
+    drawn: Array = deviation * noise
     return drawn.astype(old.dtype)
 
 
-def _fan_in(node: ir.Node, index: int, shape: tuple[int, ...]) -> int:
+def _fan_in(use: Use, shape: tuple[int, ...]) -> int:
     """Return the number of products that one output adds up."""
     rank = len(shape)
+    # of other operators, such as Einsum, the rows of a matrix
     axes = [rank - 2]
-    if node.op_type in WEIGHTED_OPS:
-        axes = summed_axes(node, index, rank)
-    return math.prod(shape[axis] for axis in axes)
+    if use.node.op_type in WEIGHTED_OPS:
+        axes = summed_axes(use.node, use.place, rank)
+    count = 1
+    for axis in axes:
+        count *= shape[axis]
+    return count
 
 
-def _uses_behind_moves(value: ir.Value) -> list[tuple[ir.Node, int]]:
-    """Return the nodes that read a weight, and as which input, behind Identity and the like."""
-    found: list[tuple[ir.Node, int]] = []
+def _uses_behind_moves(value: ir.Value) -> Iterator[Use]:
+    """Yield the uses of a weight, looking through Identity, Transpose and Cast."""
     waiting = [value]
     while waiting:
         for node, index in waiting.pop().uses():
             if node.op_type in ("Identity", "Transpose", "Cast"):
                 waiting.extend(node.outputs)
             else:
-                found.append((node, index))
-    return found
+                yield Use(node, index)
 
 
 def _unshare_statistics(model: ir.Model) -> None:
@@ -111,6 +126,7 @@ def _unshare_statistics(model: ir.Model) -> None:
     Exporters store equal tensors once; fresh ones would be moved by several layers.
     """
     for node in _batch_normalizations(model):
+        stem = node.name or node.outputs[0].name
         for index in (1, 2, 3, 4):
             value = node.inputs[index]
             if value is None or not value.is_initializer():
@@ -118,7 +134,7 @@ def _unshare_statistics(model: ir.Model) -> None:
             if value.const_value is None or len(value.uses()) == 1:
                 continue
             copy = ir.Value(
-                name=f"{value.name}_{node.name or node.outputs[0].name}_{index}",
+                name=f"{value.name}_{stem}_{index}",
                 shape=value.shape,
                 type=value.type,
                 const_value=value.const_value,
@@ -128,7 +144,11 @@ def _unshare_statistics(model: ir.Model) -> None:
 
 
 def _store(origin: Origin, array: Array) -> None:
-    tensor = ir.Tensor(array, dtype=origin.dtype, name=origin.name)
+    tensor = ir.Tensor(
+        array,
+        dtype=origin.dtype,
+        name=origin.name,
+    )
     producer = origin.value.producer()
     if producer is None:
         origin.value.const_value = tensor

@@ -35,7 +35,7 @@ QAT_MODES: dict[str, TrainedScales] = {
 """Names by which `to_torch` knows the words of the option `scales`."""
 
 RECALIBRATION_ROWS = 128
-"""Rows a batch when statistics are taken anew: so many that their mean comes close to the data's."""
+"""Rows of a batch when statistics are taken anew: its own come close to those of the data."""
 
 INSIDE_CELL = 0.49
 """Distance from its code that a latent may start at, in steps of its grid.
@@ -112,23 +112,27 @@ class Learner:
 
         Those that steps left lag behind the weights, and are of augmented images.
         """
-        if self.statistics is None or self._data is None:
+        statistics = self.statistics
+        if statistics is None or self._data is None:
             return
+        device = self.runs.anchor.device
         with torch.no_grad():
             for index, feeds in enumerate(self._data(RECALIBRATION_ROWS)):
-                placed = channels_last(feeds, self.runs.anchor.device)
+                placed = channels_last(feeds, device)
                 values = self.trains.run(placed)
                 # a running mean: all batches count alike, the state before not at all
                 stays = index / (index + 1)
-                self.statistics.move(self.runs, values, stays)
+                statistics.move(self.runs, values, stays)
 
     def values(self, feeds: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
         """Return float values by name as the graph will give them."""
+        placed = channels_last(feeds, self.runs.anchor.device)
         with torch.no_grad():
-            values = self.runs.run(channels_last(feeds, self.runs.anchor.device))
+            values = self.runs.run(placed)
         found = {}
         for name, value in values.items():
             if isinstance(value, torch.Tensor) and value.is_floating_point():
+                # numpy has no bfloat16
                 found[name] = value.float().cpu().numpy()
         return found
 
@@ -156,7 +160,8 @@ class Learner:
         self.runs.constrain(grids=hard)
         with torch.no_grad():
             for name, (low, high) in self._bounds.items():
-                self.runs.get_parameter(name).clamp_(low, high)
+                parameter = self.runs.get_parameter(name)
+                parameter.clamp_(low, high)
 
     def state(self) -> State:
         """Return a copy of the parameters."""
@@ -173,16 +178,23 @@ class Learner:
 
     def put(self, state: State, model: ir.Model) -> None:
         """Write a copy into a model with the same graph as the one that was given."""
-        origins = self.runs.origins
-        tensors = {origins[name].name: tensor for name, tensor in state.items()}
+        tensors = {}
+        for name, tensor in state.items():
+            origin = self.runs.origins[name]
+            tensors[origin.name] = tensor
         trained = self._trained
         if self.normalized is not None:
             tensors = self.normalized.folded(tensors)
             trained = list(tensors)
-        module = self._module(model, (), trained=trained)
+        module = self._module(
+            model,
+            taps=(),
+            trained=trained,
+        )
         with torch.no_grad():
             for name, parameter in module.named_parameters():
-                parameter.copy_(tensors[module.origins[name].name])
+                origin = module.origins[name]
+                parameter.copy_(tensors[origin.name])
         write_back(module)
 
     def to(self, device: str) -> None:
@@ -212,17 +224,25 @@ class Learner:
         """
         names = _names_of(self.runs)
         if self._data is not None:
-            self.normalized = normalized(self.model, names, self._data, teacher)
+            self.normalized = normalized(
+                self.model,
+                trained=names,
+                data=self._data,
+                original=teacher,
+            )
         if self.normalized is not None:
             self.model = self.normalized.model
             # where weights were chosen by name, gains were not among them
-            names += self.normalized.added if self._trained is True else []
-        self.statistics = with_batch_statistics(self.model)
-        if self.statistics is not None:
-            # statistics are parameters as well: they are written back with the weights
-            running = [statistic.name for statistic in self.statistics.running]
-            self._trained = [*names, *running]
-            self.runs = self._module(self.model, self._taps)
+            if self._trained is True:
+                names += self.normalized.added
+        statistics = with_batch_statistics(self.model)
+        if statistics is None:
+            return
+        self.statistics = statistics
+        # statistics are parameters as well: they are written back with the weights
+        names += [statistic.name for statistic in statistics.running]
+        self._trained = names
+        self.runs = self._module(self.model, self._taps)
 
     def _training_module(self) -> TrainableModule:
         """Return the module that learns.
@@ -237,7 +257,11 @@ class Learner:
         if by_batch is not None:
             model = by_batch.model
             taps += [statistic.batch for statistic in by_batch.running]
-        module = self._module(model, taps, soft=bool(self.soft))
+        module = self._module(
+            model,
+            taps=taps,
+            soft=bool(self.soft),
+        )
         # soft latents start at their floats, not in the cells of their codes: those count
         share_parameters(module, self.runs)
         if by_batch is not None:
@@ -266,7 +290,11 @@ class Learner:
         )
         # soft ones start at the originals themselves, whatever their codes
         if self.originals and not soft:
-            coded = to_torch(model, train=names, qat=self._qat())
+            coded = to_torch(
+                model,
+                train=names,
+                qat=self._qat(),
+            )
             _start_inside_cells(module, coded)
         return module
 
@@ -298,11 +326,13 @@ def _code_bounds(module: TrainableModule) -> dict[str, tuple[Tensor, Tensor]]:
     bounds = {}
     for name, origin in module.origins.items():
         latent = origin.latent
-        if latent is not None and latent.step:
-            start = module.get_parameter(name).detach()
-            steps = torch.floor((start - latent.low) / latent.step)
-            low = steps * latent.step + latent.low
-            bounds[name] = (low, low + latent.step)
+        # a step of 0 is a float type, whose codes are not evenly spaced
+        if latent is None or not latent.step:
+            continue
+        start = module.get_parameter(name).detach()
+        steps = (start - latent.low) / latent.step
+        low = torch.floor(steps) * latent.step + latent.low
+        bounds[name] = (low, low + latent.step)
     return bounds
 
 
@@ -310,10 +340,12 @@ def _start_inside_cells(module: TrainableModule, coded: TrainableModule) -> None
     """Move latents to where they round to the codes that the graph has."""
     with torch.no_grad():
         for name, origin in module.origins.items():
-            if origin.latent is None or not origin.latent.step:
+            latent = origin.latent
+            if latent is None or not latent.step:
                 continue
             code = coded.get_parameter(name)
-            most = INSIDE_CELL * origin.latent.step
+            reach = INSIDE_CELL * latent.step
             parameter = module.get_parameter(name)
-            inside = torch.maximum(torch.minimum(parameter, code + most), code - most)
+            inside = torch.minimum(parameter, code + reach)
+            inside = torch.maximum(inside, code - reach)
             parameter.copy_(inside)

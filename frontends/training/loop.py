@@ -93,10 +93,10 @@ class Account:
     def of_stored(cls, stored: Mapping[str, Any]) -> Account:
         """Return the account that `stored` gave."""
         values = dict(stored)
-        values["first"] = Score(*stored["first"])
-        values["best"] = Score(*stored["best"])
-        if stored["stop"] is not None:
-            reason, message = stored["stop"]
+        values["first"] = Score(*values["first"])
+        values["best"] = Score(*values["best"])
+        if values["stop"] is not None:
+            reason, message = values["stop"]
             values["stop"] = Stop(StopReason(reason), message)
         return cls(**values)
 
@@ -110,19 +110,20 @@ class Loop:
 
     def __init__(self, session: Session) -> None:
         began = time.monotonic()
-        self.session = session
         recipe = session.recipe
-        rows_per_unit = session.samples.rows_per_unit()
-        self.batch = batch_rows(recipe, round(len(session.split.train) * rows_per_unit))
-        units = max(round(self.batch / rows_per_unit), 1) * recipe.accumulate
-        self.order = Order(session.split.train, units, session.environment.seed)
+        split = session.split
+        self.session = session
         self.augment = Augment.of(recipe)
-        groups = parameter_groups(
-            session.learner.runs, recipe, session.objective.parameters()
+        rows_per_unit = session.samples.rows_per_unit()
+        rows = round(len(split.train) * rows_per_unit)
+        self.batch = batch_rows(recipe, rows)
+        units = max(round(self.batch / rows_per_unit), 1)
+        self.order = Order(
+            units=split.train,
+            each=units * recipe.accumulate,
+            seed=session.environment.seed,
         )
-        # running statistics are parameters, too, but no optimizer's
-        trained = [group for group in groups if group["params"][0].requires_grad]
-        self.optimizer = make_optimizer(trained, recipe)
+        self.optimizer = _optimizer(session)
         self.account = self._first_account()
         self._total_steps = self._budget_in_steps()
         self._started = began - self.account.seconds
@@ -137,7 +138,8 @@ class Loop:
         if recipe.steps:
             budgets.append(recipe.steps)
         if recipe.epochs:
-            budgets.append(max(round(recipe.epochs * self.order.steps), 1))
+            steps = round(recipe.epochs * self.order.steps)
+            budgets.append(max(steps, 1))
         return min(budgets, default=0)
 
     def _first_account(self) -> Account:
@@ -147,7 +149,12 @@ class Loop:
             return self._resumed(saved)
         first = self._score()
         state = self.session.learner.state()
-        return Account(first, first, state, scores=[first.value])
+        return Account(
+            first=first,
+            best=first,
+            state=state,
+            scores=[first.value],
+        )
 
     def run(self) -> Account:
         """Train, and leave the learner in the best state."""
@@ -169,44 +176,46 @@ class Loop:
 
     def _progress(self) -> float:
         """Return the part of the budget that is spent: of steps or of time, the larger one."""
-        spent = self.account.steps / self._total_steps if self._total_steps else 0.0
+        spent = 0.0
+        if self._total_steps:
+            spent = self.account.steps / self._total_steps
         minutes = self.session.recipe.minutes
         if not minutes:
             return spent
-        passed = (time.monotonic() - self._started) / (60 * minutes)
+        seconds = time.monotonic() - self._started
         # clocks differ, and processes that stop at different steps wait for each other forever
-        (passed,) = self.session.group.from_leader(passed)
+        (passed,) = self.session.group.from_leader(seconds / (60 * minutes))
         return max(spent, passed)
 
     def _step(self) -> None:
         session = self.session
+        group = session.group
         step = self.account.steps
         seed = session.environment.seed
         units = self.order.units(step)
         rows = session.samples.rows_in(units)
         # random numbers depend on the step alone: a resumed training draws the same ones
         torch.manual_seed(_step_seed(seed, step))
-        random = np.random.default_rng([seed, STEP_STREAM, step, session.group.rank])
+        stream = [seed, STEP_STREAM, step, group.rank]
+        random = np.random.default_rng(stream)
         self.optimizer.zero_grad(set_to_none=True)
-        loss = 0.0
-        own_units = session.group.shard(units)
-        for example in session.samples.take(own_units, ROWS_AT_A_TIME):
+        own_loss = 0.0
+        for example in session.samples.take(group.shard(units), ROWS_AT_A_TIME):
+            loss = self._loss(example, random)
             # parts and processes add up to the mean over all rows of the step
-            part = self._loss(example, random) * (example.rows / rows)
+            share = example.rows / rows
+            part = loss * share
             part.backward()
-            loss += float(part.detach())
-        loss = session.group.sum(loss)
-        session.group.sum_gradients(self._parameters())
-        if not math.isfinite(loss):
+            own_loss += float(part.detach())
+        total = group.sum(own_loss)
+        group.sum_gradients(_parameters(self.optimizer))
+        if not math.isfinite(total):
             self._stop_at(units, "loss")
         elif not self._move():
             self._stop_at(units, "gradient")
         else:
             self.account.steps += 1
-            self._recent_losses.append(loss)
-
-    def _parameters(self) -> list[Tensor]:
-        return [p for group in self.optimizer.param_groups for p in group["params"]]
+            self._recent_losses.append(total)
 
     def _loss(self, example: Example, random: np.random.Generator) -> Tensor:
         session = self.session
@@ -220,13 +229,19 @@ class Loop:
             example = self._with_mixed_input(example, targets, random)
         with session.device.halved():
             values = session.learner.learn(example.feeds)
-        wanted = {
-            name: torch.as_tensor(value).to(session.device.name)
-            for name, value in targets.items()
-        }
-        loss = session.objective(values, wanted, example.labels, mixture)
-        if session.recipe.l1 or session.recipe.group_lasso:
-            loss = loss + penalty(session.learner.runs, session.recipe)
+        wanted = {}
+        for name, value in targets.items():
+            tensor = torch.as_tensor(value)
+            wanted[name] = tensor.to(session.device.name)
+        loss = session.objective(
+            student=values,
+            teacher=wanted,
+            labels=example.labels,
+            mixture=mixture,
+        )
+        recipe = session.recipe
+        if recipe.l1 or recipe.group_lasso:
+            loss = loss + penalty(session.learner.runs, recipe)
         return loss
 
     def _with_mixed_input(
@@ -234,14 +249,18 @@ class Loop:
     ) -> Example:
         name = self.session.mixed_input
         own = example.feeds[name]
-        theirs = random.random(own.shape) < MIXED_PART
-        mixed = np.where(theirs, targets[name], own)
-        return Example({**example.feeds, name: mixed}, example.labels)
+        theirs = targets[name]
+        coins = random.random(own.shape)
+        feeds = dict(example.feeds)
+        feeds[name] = np.where(coins < MIXED_PART, theirs, own)
+        return Example(feeds, example.labels)
 
     def _move(self) -> bool:
         """Do one step of the optimizer; False where the gradients are not finite."""
+        # without a limit the norm is still needed, to see whether it is finite
         limit = self.session.recipe.clip or math.inf
-        norm = torch.nn.utils.clip_grad_norm_(self._parameters(), limit)
+        parameters = _parameters(self.optimizer)
+        norm = torch.nn.utils.clip_grad_norm_(parameters, limit)
         if not bool(torch.isfinite(norm)):
             return False
         self.optimizer.step()
@@ -250,35 +269,47 @@ class Loop:
 
     def _check(self, progress: float) -> None:
         """Score, keep the best state, save, report, and stop where nothing comes of it any more."""
+        session = self.session
         account = self.account
-        recipe = self.session.recipe
-        account.checks = int(progress * recipe.checks)
+        account.checks = int(progress * session.recipe.checks)
         # a state that is not finite has no score; that of the best one stands in the report
-        score = account.best if account.stop is not None else self._score()
+        score = account.best
+        if account.stop is None:
+            score = self._score()
         account.seconds = time.monotonic() - self._started
         if self._recent_losses:
-            account.losses.append(float(np.mean(self._recent_losses)))
+            mean = np.mean(self._recent_losses)
+            account.losses.append(float(mean))
             self._recent_losses = []
         account.scores.append(score.value)
-        if score > account.best and score.finite:
+        if score.finite and score > account.best:
             account.best = score
-            account.state = self.session.learner.state()
             account.best_step = account.steps
+            account.state = session.learner.state()
             account.idle = 0
         else:
             account.idle += 1
-        patience = recipe.patience
-        if patience and account.idle >= patience and account.stop is None:
-            message = f"no better for {account.idle} checks"
-            account.stop = Stop(StopReason.NO_PROGRESS, message)
-        if self.session.checkpoint is not None and self.session.group.is_leader:
-            self.session.checkpoint.save(self._stored())
+        self._lose_patience()
+        if session.checkpoint is not None and session.group.is_leader:
+            session.checkpoint.save(self._stored())
         self._report(score, progress)
 
+    def _lose_patience(self) -> None:
+        """Stop where as many checks as the recipe allows gave nothing better."""
+        account = self.account
+        patience = self.session.recipe.patience
+        if not patience or account.idle < patience or account.stop is not None:
+            return
+        account.stop = Stop(
+            StopReason.NO_PROGRESS,
+            f"no better for {account.idle} checks",
+        )
+
     def _report(self, score: Score, progress: float) -> None:
+        (first_group, *_) = self.optimizer.param_groups
         figures = {
             "held out": score.value,
-            "rate": self.optimizer.param_groups[0]["lr"],
+            "rate": first_group["lr"],
         }
         words = f"held out {score.value:.4f}"
         if self.account.losses:
@@ -286,35 +317,44 @@ class Loop:
             figures["loss"] = loss
             words = f"loss {loss:.3g}, {words}"
         self.session.log(self.account.steps, figures)
+        # the clock may have run a little over the budget
         self.session.progress(min(progress, 1.0), words)
 
     def _score(self) -> Score:
         """Return the score of the learner as it is, on the rows held out; the leader's, for all."""
-        session = self.session
         score = Score(0.0, 0.0)
-        if session.group.is_leader:
-            with session.device.halved():
-                session.learner.recalibrate_batchnorm()
-            scorer = Scorer(session.objective.compared.heads, session.recipe.watch)
-            for example in session.samples.take(session.split.held, ROWS_AT_A_TIME):
-                values = session.learner.values(example.feeds)
-                scorer.add(values, example.targets, example.labels)
-            score = scorer.score()
-        value, closeness = session.group.from_leader(score.value, score.closeness)
+        if self.session.group.is_leader:
+            score = self._own_score()
+        value, closeness = self.session.group.from_leader(score.value, score.closeness)
         return Score(value, closeness)
 
+    def _own_score(self) -> Score:
+        session = self.session
+        learner = session.learner
+        with session.device.halved():
+            learner.recalibrate_batchnorm()
+        heads = session.objective.compared.heads
+        scorer = Scorer(heads, session.recipe.watch)
+        for example in session.samples.take(session.split.held, ROWS_AT_A_TIME):
+            values = learner.values(example.feeds)
+            scorer.add(values, example.targets, example.labels)
+        return scorer.score()
+
     def _stop_at(self, units: Units, what: str) -> None:
+        """End the training at a step whose loss or gradient is not finite."""
         step = self.account.steps
         epoch, batch = divmod(step, self.order.steps)
         shown = ", ".join(map(str, units[:UNITS_SHOWN]))
         if len(units) > UNITS_SHOWN:
             shown += ", …"
-        kind = "batches" if self.session.samples.ragged else "rows"
-        message = (
+        kind = "rows"
+        if self.session.samples.ragged:
+            kind = "batches"
+        self.account.stop = Stop(
+            StopReason.NOT_FINITE,
             f"the {what} is not finite at step {step + 1} "
-            f"(epoch {epoch + 1}, batch {batch + 1}: {kind} {shown} of the data)"
+            f"(epoch {epoch + 1}, batch {batch + 1}: {kind} {shown} of the data)",
         )
-        self.account.stop = Stop(StopReason.NOT_FINITE, message)
 
     def _stored(self) -> dict[str, Any]:
         return {
@@ -332,7 +372,30 @@ class Loop:
         return Account.of_stored(saved["account"])
 
 
+def _optimizer(session: Session) -> Any:
+    groups = parameter_groups(
+        session.learner.runs,
+        session.recipe,
+        session.objective.parameters(),
+    )
+    trained = []
+    for group in groups:
+        (first, *_) = group["params"]
+        # running statistics are parameters, too, but no optimizer's
+        if first.requires_grad:
+            trained.append(group)
+    return make_optimizer(trained, session.recipe)
+
+
+def _parameters(optimizer: Any) -> list[Tensor]:
+    found: list[Tensor] = []
+    for group in optimizer.param_groups:
+        found.extend(group["params"])
+    return found
+
+
 def _step_seed(seed: int, step: int) -> int:
     """Return torch's seed of a step, the same in every process and every version of Python."""
     sequence = np.random.SeedSequence([seed, step])
-    return int(sequence.generate_state(1, np.uint64)[0])
+    (state,) = sequence.generate_state(1, np.uint64)
+    return int(state)

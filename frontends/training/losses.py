@@ -28,9 +28,12 @@ def kl(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
 
     The factor keeps gradients alike at every temperature. Source: arXiv:1503.02531.
     """
-    log_q = F.log_softmax(student / temperature, -1)
-    log_p = F.log_softmax(teacher / temperature, -1)
-    return _divergence(log_p, log_q).mean() * temperature**2
+    q = student / temperature
+    p = teacher / temperature
+    log_q = F.log_softmax(q, -1)
+    log_p = F.log_softmax(p, -1)
+    divergence = _divergence(log_p, log_q)
+    return divergence.mean() * temperature**2
 
 
 def dist(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
@@ -38,13 +41,21 @@ def dist(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
 
     Source: arXiv:2205.10536 (DIST), times T^2.
     """
-    rows_q = student.flatten(0, -2)
-    rows_p = teacher.flatten(0, -2)
-    q = F.softmax(rows_q / temperature, -1)
-    p = F.softmax(rows_p / temperature, -1)
-    between_classes = 1 - _pearson(q, p).mean()
-    within_classes = 1 - _pearson(q.T, p.T).mean()
-    return (between_classes + within_classes) * temperature**2
+    q = _softened_rows(student, temperature)
+    p = _softened_rows(teacher, temperature)
+    by_row = _pearson(q, p)
+    by_class = _pearson(q.T, p.T)
+    # the paper's inter-class and intra-class relations
+    between_classes = 1 - by_row.mean()
+    within_classes = 1 - by_class.mean()
+    distance = between_classes + within_classes
+    return distance * temperature**2
+
+
+def _softened_rows(logits: Tensor, temperature: float) -> Tensor:
+    """Return probabilities (rows, C); places of a sequence are rows."""
+    rows = logits.flatten(0, -2)
+    return F.softmax(rows / temperature, -1)
 
 
 def dkd(
@@ -55,24 +66,41 @@ def dkd(
     The target class is the teacher's argmax, so labels are not needed. Source: arXiv:2203.08679
     (alpha 1, beta `others`), times T^2.
     """
+    q = student / temperature
+    p = teacher / temperature
+    # dividing by a temperature leaves the order of the classes
     top = teacher.argmax(-1, keepdim=True)
-    q = F.softmax(student / temperature, -1)
-    p = F.softmax(teacher / temperature, -1)
-    q_top = q.gather(-1, top)
-    p_top = p.gather(-1, top)
-    first = _binary_term(p_top, q_top) + _binary_term(1 - p_top, 1 - q_top)
-    # softmax over the other classes alone: the target's logit falls out of both
-    masked = torch.zeros_like(student).scatter(-1, top, MASKED_LOGIT)
-    log_q = F.log_softmax(student / temperature + masked, -1)
-    log_p = F.log_softmax(teacher / temperature + masked, -1)
-    rest = _divergence(log_p, log_q)
-    return (first + others * rest).mean() * temperature**2
+    first = _first_choice_divergence(q, p, top)
+    rest = _rest_divergence(q, p, top)
+    distance = first + others * rest
+    return distance.mean() * temperature**2
+
+
+def _first_choice_divergence(q: Tensor, p: Tensor, top: Tensor) -> Tensor:
+    """Return KL, from logits, of the class `top` against all others together."""
+    probabilities_q = F.softmax(q, -1)
+    probabilities_p = F.softmax(p, -1)
+    q_top = probabilities_q.gather(-1, top)
+    p_top = probabilities_p.gather(-1, top)
+    chosen = _binary_term(p_top, q_top)
+    others = _binary_term(1 - p_top, 1 - q_top)
+    return chosen + others
+
+
+def _rest_divergence(q: Tensor, p: Tensor, top: Tensor) -> Tensor:
+    """Return KL, from logits, among the classes besides `top`."""
+    zeros = torch.zeros_like(q)
+    mask = zeros.scatter(-1, top, MASKED_LOGIT)
+    log_q = F.log_softmax(q + mask, -1)
+    log_p = F.log_softmax(p + mask, -1)
+    return _divergence(log_p, log_q)
 
 
 def _divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
     """Return KL(p || q) over the last axis, from logarithms."""
-    difference = log_p - log_q
-    return (log_p.exp() * difference).sum(-1)
+    p = log_p.exp()
+    terms = p * (log_p - log_q)
+    return terms.sum(-1)
 
 
 def _binary_term(p: Tensor, q: Tensor) -> Tensor:
@@ -80,7 +108,8 @@ def _binary_term(p: Tensor, q: Tensor) -> Tensor:
     tiny = torch.finfo(q.dtype).tiny
     log_p = p.clamp_min(tiny).log()
     log_q = q.clamp_min(tiny).log()
-    return (p * (log_p - log_q)).sum(-1)
+    terms = p * (log_p - log_q)
+    return terms.sum(-1)
 
 
 def binary(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
@@ -91,7 +120,8 @@ def binary(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     cross_entropy = F.binary_cross_entropy_with_logits(q, target)
     # the least that the cross-entropy can be: without it the teacher itself had a loss
     entropy = F.binary_cross_entropy_with_logits(p, target)
-    return (cross_entropy - entropy) * temperature**2
+    divergence = cross_entropy - entropy
+    return divergence * temperature**2
 
 
 def mse(student: Tensor, teacher: Tensor, variance: float) -> Tensor:
@@ -99,14 +129,18 @@ def mse(student: Tensor, teacher: Tensor, variance: float) -> Tensor:
 
     1 is what a student gets that gives nothing but the teacher's mean.
     """
-    return F.mse_loss(student, teacher) / max(variance, SMALLEST_VARIANCE)
+    error = F.mse_loss(student, teacher)
+    return error / max(variance, SMALLEST_VARIANCE)
 
 
 def cosine(student: Tensor, teacher: Tensor) -> Tensor:
     """Return 1 - cosine of the angle between rows."""
-    rows_q = student.flatten(1)
-    rows_p = teacher.flatten(1)
-    return 1 - F.cosine_similarity(rows_q, rows_p, dim=-1).mean()
+    cosines = F.cosine_similarity(
+        student.flatten(1),
+        teacher.flatten(1),
+        dim=-1,
+    )
+    return 1 - cosines.mean()
 
 
 def attention(student: Tensor, teacher: Tensor) -> Tensor:
@@ -114,13 +148,16 @@ def attention(student: Tensor, teacher: Tensor) -> Tensor:
 
     A map is the mean square over channels of (N, C, *K), to unit norm. Source: arXiv:1612.03928.
     """
-    difference = _attention_map(student) - _attention_map(teacher)
-    return difference.square().sum(-1).mean()
+    own = _attention_map(student)
+    theirs = _attention_map(teacher)
+    squares = (own - theirs).square()
+    return squares.sum(-1).mean()
 
 
 def _attention_map(x: Tensor) -> Tensor:
-    energy = x.square().mean(1).flatten(1)
-    return F.normalize(energy, dim=-1)
+    squares = x.square()
+    energy = squares.mean(1)
+    return F.normalize(energy.flatten(1), dim=-1)
 
 
 def relation(student: Tensor, teacher: Tensor) -> Tensor:
@@ -128,8 +165,10 @@ def relation(student: Tensor, teacher: Tensor) -> Tensor:
 
     Widths need not agree: only rows are compared with each other.
     """
-    difference = _cosines(student) - _cosines(teacher)
-    return difference.square().mean()
+    own = _cosines(student)
+    theirs = _cosines(teacher)
+    squares = (own - theirs).square()
+    return squares.mean()
 
 
 def _cosines(x: Tensor) -> Tensor:
@@ -138,9 +177,13 @@ def _cosines(x: Tensor) -> Tensor:
 
 
 def _pearson(a: Tensor, b: Tensor) -> Tensor:
-    centred_a = a - a.mean(-1, keepdim=True)
-    centred_b = b - b.mean(-1, keepdim=True)
-    return F.cosine_similarity(centred_a, centred_b, dim=-1, eps=1e-8)
+    # correlation is the cosine of centred values
+    return F.cosine_similarity(
+        a - a.mean(-1, keepdim=True),
+        b - b.mean(-1, keepdim=True),
+        dim=-1,
+        eps=1e-8,
+    )
 
 
 SOFT_LOSSES: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {

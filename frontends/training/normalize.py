@@ -12,6 +12,7 @@ Measured in docs/decisions/2026-11-22-training-few-bits.md: at 90 % sparsity, wi
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -82,19 +83,29 @@ class Normalized:
         """Return the tensors of the graph without normalizations, from those of this one."""
         result = dict(tensors)
         for layer in self.layers:
-            mean = result.pop(layer.mean).double()
-            variance = result.pop(layer.variance).double()
-            gain = result.pop(layer.gain, None)
-            if gain is None:
-                # not among the weights chosen to train: as it began
-                gain = self._initial(layer.gain).to(variance.device)
-            factor = gain.double() * torch.rsqrt(variance + EPSILON)
+            mean = result.pop(layer.mean)
+            factor = self._factor(layer, result)
             weight = result[layer.weight]
+            axes_behind = (1,) * (weight.ndim - 1)
+            by_channel = factor.reshape(-1, *axes_behind)
+            scaled = weight * by_channel
+            result[layer.weight] = scaled.to(weight.dtype)
             bias = result[layer.bias]
-            by_channel = factor.reshape(-1, *(1,) * (weight.ndim - 1))
-            result[layer.weight] = (weight * by_channel).to(weight.dtype)
-            result[layer.bias] = (bias - mean * factor).to(bias.dtype)
+            shifted = bias - mean.double() * factor
+            result[layer.bias] = shifted.to(bias.dtype)
         return result
+
+    def _factor(self, layer: NormalizedConv, tensors: dict[str, Tensor]) -> Tensor:
+        """Take gain and variance out of the tensors; return their quotient by channel, (C,)."""
+        variance = tensors.pop(layer.variance)
+        gain = tensors.pop(layer.gain, None)
+        if gain is None:
+            # not among the weights chosen to train: as it began
+            gain = self._initial(layer.gain)
+            gain = gain.to(variance.device)
+        # in double: the products are rounded once, when they are stored
+        inverse_deviation = torch.rsqrt(variance.double() + EPSILON)
+        return gain.double() * inverse_deviation
 
     def _initial(self, name: str) -> Tensor:
         stored = self.model.graph.initializers[name].const_value
@@ -120,17 +131,21 @@ def normalized(
     own = _moments(model, found, data) if found else {}
     if not own:
         return None
-    wanted = {} if original is None else _wanted(original, own, data)
+    wanted = dict(own)
+    if original is not None:
+        wanted |= _moments_of_same_width(original, own, data)
     copy = model.clone()
     layers = []
     for node in list(copy.graph):
         name = node.outputs[0].name or ""
-        if name not in own:
-            continue
-        target = wanted.get(name, own[name])
-        if len(target.mean) != len(own[name].mean):
-            target = own[name]
-        layers.append(_insert(copy.graph, node, own[name], target))
+        if name in own:
+            layer = _insert(
+                copy.graph,
+                conv=node,
+                own=own[name],
+                target=wanted[name],
+            )
+            layers.append(layer)
     return Normalized(copy, tuple(layers))
 
 
@@ -148,89 +163,118 @@ def _convolutions(model: ir.Model, trained: Collection[str]) -> list[str]:
 def _lacks_normalization(node: ir.Node, trained: Collection[str]) -> bool:
     if not is_standard(node, "Conv") or len(node.inputs) < 3:
         return False
-    uses = node.outputs[0].uses()
-    if not uses or any(user.op_type == "BatchNormalization" for user, _ in uses):
+    out = node.outputs[0]
+    users = [user.op_type for user, _ in out.uses()]
+    if not users or "BatchNormalization" in users:
         return False
     return all(_is_own_weight(value, trained) for value in node.inputs[1:3])
 
 
 def _is_own_weight(value: ir.Value | None, trained: Collection[str]) -> bool:
     """True for a trained float initializer that nothing else reads, so that folding changes it."""
-    if value is None or not value.is_initializer() or value.name not in trained:
+    if value is None or not value.is_initializer():
         return False
-    return len(value.uses()) == 1 and value.dtype == ir.DataType.FLOAT
+    if value.name not in trained or len(value.uses()) != 1:
+        return False
+    return value.dtype == ir.DataType.FLOAT
 
 
-def _wanted(
+def _moments_of_same_width(
     original: ir.Model, own: Mapping[str, Moments], data: Feeds
 ) -> dict[str, Moments]:
     """Return the moments in the original of the values that it has by the same names."""
     known = {value.name for node in original.graph for value in node.outputs}
     names = [name for name in own if name in known]
-    return _moments(original, names, data) if names else {}
+    if not names:
+        return {}
+    found = {}
+    for name, moments in _moments(original, names, data).items():
+        width = len(own[name].mean)
+        if len(moments.mean) == width:
+            found[name] = moments
+    return found
 
 
 def _moments(model: ir.Model, names: list[str], data: Feeds) -> dict[str, Moments]:
     """Return the moments of each value over the data; values of few places are left out."""
-    module = to_torch(model, train=False, taps=names, qat="off")
-    # sums over rows of mean and mean square, (2, C): means of batches of unequal size would not do
+    module = to_torch(
+        model,
+        train=False,
+        taps=names,
+        qat="off",
+    )
+    # sums over rows, since batches may be of unequal size
     sums: dict[str, Tensor] = dict.fromkeys(names, 0.0)
-    counts: dict[str, int] = dict.fromkeys(names, 0)
+    rows: Counter[str] = Counter()
     for feeds in data(ROWS_AT_A_TIME):
+        placed = channels_last(feeds, "cpu")
         with torch.no_grad():
-            values = module.run(channels_last(feeds, "cpu"))
+            values = module.run(placed)
         for name in list(sums):
             value = values[name].float()
-            if value[0, 0].numel() < LEAST_PLACES:
+            places = value[0, 0].numel()
+            if places < LEAST_PLACES:
                 del sums[name]
                 continue
-            by_channel = value.flatten(2).transpose(0, 1).flatten(1)
-            variance, mean = torch.var_mean(by_channel, dim=1, correction=0)
-            both = torch.stack([mean, variance + mean**2]).double()
-            counts[name] += len(value)
-            sums[name] = sums[name] + len(value) * both
+            # a value may hold several rows for one of the input's
+            count = len(value)
+            rows[name] += count
+            sums[name] = sums[name] + count * _raw_moments(value)
     found = {}
     for name, total in sums.items():
-        mean, square = total / counts[name]
-        # rounding may make the difference a little less than 0
-        variance = (square - mean**2).clamp_min(0)
-        found[name] = Moments(mean.numpy(), variance.numpy())
+        mean = total / rows[name]
+        found[name] = _central_moments(mean)
     return found
+
+
+def _raw_moments(value: Tensor) -> Tensor:
+    """Return mean and mean square by channel of a value (N, C, *K), as (2, C)."""
+    by_channel = value.flatten(2).transpose(0, 1)
+    variance, mean = torch.var_mean(
+        by_channel.flatten(1),
+        dim=1,
+        correction=0,
+    )
+    square = variance + mean**2
+    return torch.stack([mean, square]).double()
+
+
+def _central_moments(raw: Tensor) -> Moments:
+    mean, square = raw
+    variance = square - mean**2
+    # rounding may make the difference a little less than 0
+    return Moments(
+        mean=mean.numpy(),
+        variance=variance.clamp_min(0).numpy(),
+    )
 
 
 def _insert(
     graph: ir.Graph, conv: ir.Node, own: Moments, target: Moments
 ) -> NormalizedConv:
-    """Put a normalization from its own moments to those wanted behind a convolution.
-
-    It takes over the name that the convolution's output had.
-    """
+    """Put a normalization from its own moments to those wanted behind a convolution."""
     weight, bias = conv.inputs[1:3]
     assert weight is not None
     assert bias is not None
     assert bias.const_value is not None
     stem = weight.name or ""
-    out = conv.outputs[0]
-    uses = list(out.uses())
     # the convolution loses its bias, so the mean behind it is less by that
     plain_mean = own.mean - bias.const_value.numpy()
-    bias.const_value = ir.Tensor(target.mean.astype(np.float32), name=bias.name)
     deviation = np.sqrt(target.variance + EPSILON)
     gain = _add_initializer(graph, f"{stem}_gain", deviation)
     mean = _add_initializer(graph, f"{stem}_mean", plain_mean)
     variance = _add_initializer(graph, f"{stem}_variance", own.variance)
+    bias.const_value = ir.Tensor(
+        target.mean.astype(np.float32),
+        name=bias.name,
+    )
     conv.resize_inputs(2)
     node = ir.node(
-        "BatchNormalization", [out, gain, bias, mean, variance], {"epsilon": EPSILON}
+        "BatchNormalization",
+        inputs=[conv.outputs[0], gain, bias, mean, variance],
+        attributes={"epsilon": EPSILON},
     )
-    new = node.outputs[0]
-    new.name = out.name
-    out.name = f"{out.name}_plain"
-    new.type = out.type
-    new.shape = out.shape
-    for user, index in uses:
-        user.replace_input_with(index, new)
-    graph.insert_after(conv, node)
+    _put_behind(graph, conv, node)
     return NormalizedConv(
         weight=stem,
         bias=bias.name or "",
@@ -238,6 +282,20 @@ def _insert(
         mean=mean.name or "",
         variance=variance.name or "",
     )
+
+
+def _put_behind(graph: ir.Graph, conv: ir.Node, node: ir.Node) -> None:
+    """Insert a node that reads a convolution, and let it take over its name and its users."""
+    out = conv.outputs[0]
+    new = node.outputs[0]
+    new.name = out.name
+    out.name = f"{out.name}_plain"
+    new.type = out.type
+    new.shape = out.shape
+    for user, index in tuple(out.uses()):
+        if user is not node:
+            user.replace_input_with(index, new)
+    graph.insert_after(conv, node)
 
 
 def _add_initializer(graph: ir.Graph, name: str, array: NDArray[Any]) -> ir.Value:

@@ -51,9 +51,10 @@ class ComparedValues:
 
 
 def needs_live_teacher(compared: ComparedValues, recipe: TrainingRecipe) -> bool:
-    """True if the loss needs more of the teacher than is cached: images change, features are large."""
+    """True if the loss needs values of the teacher that are not cached."""
     if compared.taps:
         return True
+    # with labels alone the teacher has no say about changed images
     return recipe.distill and bool(Augment.of(recipe))
 
 
@@ -88,6 +89,7 @@ class Objective(torch.nn.Module):  # type: ignore[misc]  # torch comes without t
         self.labelled = labelled
         self.head_weights = head_weights(recipe, compared.heads)
         self.projections = torch.nn.ModuleDict() if projections is None else projections
+        # no buffer: a checkpoint need not hold what is measured anew at every start
         self._variance = variance
 
     def forward(
@@ -101,18 +103,27 @@ class Objective(torch.nn.Module):  # type: ignore[misc]  # torch comes without t
         total: Tensor = 0.0
         share = self.recipe.labels if self.labelled else 0.0
         if self.recipe.distill:
-            heads = zip(self.compared.heads, self.head_weights, strict=True)
-            for head, weight in heads:
-                own = student[head.student].float()
-                theirs = teacher[head.teacher].float()
-                total = total + weight * (1 - share) * self._distance(head, own, theirs)
+            for head, weight in zip(
+                self.compared.heads, self.head_weights, strict=True
+            ):
+                distance = self._distance(
+                    head,
+                    student[head.student].float(),
+                    teacher[head.teacher].float(),
+                )
+                total = total + weight * (1 - share) * distance
         if share:
             assert labels is not None
-            total = total + share * self._label_loss(student, labels, mixture)
+            # labels belong to the first output
+            head = self.compared.heads[0]
+            own = student[head.student].float()
+            total = total + share * _label_loss(head, own, labels, mixture)
         for index, tap in enumerate(self.compared.taps):
-            own = student[tap.student].float()
-            theirs = teacher[tap.teacher].float()
-            distance = self._feature_distance(index, own, theirs)
+            distance = self._feature_distance(
+                index,
+                student[tap.student].float(),
+                teacher[tap.teacher].float(),
+            )
             total = total + self.recipe.feature_weight * distance
         return total
 
@@ -124,45 +135,66 @@ class Objective(torch.nn.Module):  # type: ignore[misc]  # torch comes without t
             return self._mse(own, theirs, head.teacher)
         if kind == "cosine":
             return losses.cosine(own, theirs)
+        # the loss functions take classes last
         own = own.movedim(head.axis, -1)
         theirs = theirs.movedim(head.axis, -1)
-        distance = losses.SOFT_LOSSES[kind](own, theirs, self.recipe.temperature)
-        if self.recipe.logit_mse:
-            squared = self._mse(own, theirs, head.teacher)
-            distance = distance + self.recipe.logit_mse * squared
+        loss = losses.SOFT_LOSSES[kind]
+        distance = loss(own, theirs, self.recipe.temperature)
+        weight = self.recipe.logit_mse
+        if weight:
+            distance = distance + weight * self._mse(own, theirs, head.teacher)
         return distance
 
-    def _label_loss(
-        self, student: Values, labels: Labels, mixture: Mixture | None
-    ) -> Tensor:
-        head = self.compared.heads[0]
-        own = student[head.student].float()
-        if head.kind != "classes":
-            wanted = torch.as_tensor(labels, dtype=own.dtype, device=own.device)
-            return F.mse_loss(own, wanted)
-        logits = own.movedim(head.axis, -1).flatten(0, -2)
-        if mixture is None:
-            return _cross_entropy(logits, labels)
-        other, share = mixture
-        own_part = share * _cross_entropy(logits, labels)
-        return own_part + (1 - share) * _cross_entropy(logits, labels[other])
-
     def _feature_distance(self, index: int, own: Tensor, theirs: Tensor) -> Tensor:
-        if self.recipe.feature_loss != "mse":
-            return losses.FEATURE_LOSSES[self.recipe.feature_loss](own, theirs)
-        if str(index) in self.projections:
+        kind = self.recipe.feature_loss
+        if kind != "mse":
+            loss = losses.FEATURE_LOSSES[kind]
+            return loss(own, theirs)
+        name = str(index)
+        if name in self.projections:
+            project = self.projections[name]
             axis = channel_axis(own.ndim)
-            project = self.projections[str(index)]
-            own = project(own.movedim(axis, -1)).movedim(-1, axis)
-        return self._mse(own, theirs, self.compared.taps[index].teacher)
+            # linear layers take channels last
+            projected = project(own.movedim(axis, -1))
+            own = projected.movedim(-1, axis)
+        tap = self.compared.taps[index]
+        return self._mse(own, theirs, tap.teacher)
 
     def _mse(self, own: Tensor, theirs: Tensor, name: str) -> Tensor:
         return losses.mse(own, theirs, self._variance[name])
 
 
+def _label_loss(
+    head: Head, own: Tensor, labels: Labels, mixture: Mixture | None
+) -> Tensor:
+    """Return the distance of an output from labels: of classes cross-entropy, else squared."""
+    if head.kind != "classes":
+        wanted = torch.as_tensor(
+            labels,
+            dtype=own.dtype,
+            device=own.device,
+        )
+        return F.mse_loss(own, wanted)
+    logits = own.movedim(head.axis, -1)
+    loss = _cross_entropy(logits, labels)
+    if mixture is None:
+        return loss
+    # the loss of mixed labels is the mixture of losses
+    other, share = mixture
+    other_loss = _cross_entropy(logits, labels[other])
+    return share * loss + (1 - share) * other_loss
+
+
 def _cross_entropy(logits: Tensor, labels: Labels) -> Tensor:
-    classes = torch.as_tensor(labels.astype(np.int64), device=logits.device)
-    return F.cross_entropy(logits, classes.flatten(), ignore_index=IGNORED_LABEL)
+    classes = torch.as_tensor(
+        labels.astype(np.int64),
+        device=logits.device,
+    )
+    return F.cross_entropy(
+        logits.flatten(0, -2),
+        classes.flatten(),
+        ignore_index=IGNORED_LABEL,
+    )
 
 
 def projections_for(
@@ -188,6 +220,7 @@ def projections_for(
                 "tap values that differ in channels only, or use feature_loss=relation",
             )
         axis = channel_axis(own.ndim)
+        # a linear layer over the channels is a 1 x 1 convolution
         layer = torch.nn.Linear(own.shape[axis], theirs.shape[axis])
         projections[str(index)] = layer.to(own.device)
     return projections
@@ -254,6 +287,7 @@ def check_labels(labels: Labels, wanted: Sequence[int], head: Head) -> None:
             fix,
         )
     negative = (labels < 0) & (labels != IGNORED_LABEL)
+    # torch would fail as well, but in the middle of a training and without these words
     wrong = labels[negative | (labels >= classes)]
     if wrong.size:
         raise RefusedError(

@@ -57,7 +57,7 @@ def parameter_groups(
     """
     groups = []
     for group in module.parameter_groups(1.0):
-        parameter = group["params"][0]
+        (parameter,) = group["params"]
         origin = module.origins[group["name"]]
         # 1 / step of the grid for latents, 1 / largest code for scales, 1 for all others
         units_per_float = group["lr"]
@@ -68,18 +68,26 @@ def parameter_groups(
             # once for the gradient's units, once for the step's
             rate *= units_per_float**2
         else:
-            least = LEAST_SIZE * units_per_float if origin.latent else LEAST_SIZE
+            least = LEAST_SIZE
+            if origin.latent:
+                least *= units_per_float
             rate *= _root_mean_square(parameter, least)
         decay = recipe.l2 if parameter.ndim > 1 else 0.0
         groups.append(_group([parameter], rate, decay))
     rest = list(extra)
     if rest:
-        groups.append(_group(rest, recipe.rate * EXTRA_RATE, 0.0))
+        rate = recipe.rate * EXTRA_RATE
+        groups.append(_group(rest, rate, decay=0.0))
     return groups
 
 
 def _group(parameters: list[Tensor], rate: float, decay: float) -> dict[str, Any]:
-    return {"params": parameters, "lr": rate, "full": rate, "weight_decay": decay}
+    return {
+        "params": parameters,
+        "lr": rate,
+        "full": rate,
+        "weight_decay": decay,
+    }
 
 
 def make_optimizer(groups: list[dict[str, Any]], recipe: TrainingRecipe) -> Any:
@@ -88,7 +96,11 @@ def make_optimizer(groups: list[dict[str, Any]], recipe: TrainingRecipe) -> Any:
         return torch.optim.SGD(
             groups, lr=recipe.rate, momentum=SGD_MOMENTUM, nesterov=True
         )
-    return torch.optim.AdamW(groups, lr=recipe.rate, betas=ADAM_BETAS)
+    return torch.optim.AdamW(
+        groups,
+        lr=recipe.rate,
+        betas=ADAM_BETAS,
+    )
 
 
 def set_rate(optimizer: Any, progress: float, warmup: float) -> None:
@@ -96,8 +108,9 @@ def set_rate(optimizer: Any, progress: float, warmup: float) -> None:
     if progress < warmup:
         factor = max(progress / warmup, LEAST_WARMUP_FACTOR)
     else:
-        passed = min((progress - warmup) / (1 - warmup), 1.0)
-        factor = 0.5 * (1 + math.cos(math.pi * passed))
+        passed = (progress - warmup) / (1 - warmup)
+        angle = math.pi * min(passed, 1.0)
+        factor = 0.5 * (1 + math.cos(angle))
     for group in optimizer.param_groups:
         group["lr"] = group["full"] * factor
 
@@ -113,11 +126,13 @@ def penalty(module: TrainableModule, recipe: TrainingRecipe) -> Tensor:
         if parameter.ndim < 2:
             continue
         if recipe.l1:
-            total = total + recipe.l1 * parameter.abs().sum()
+            magnitudes = parameter.abs()
+            total = total + recipe.l1 * magnitudes.sum()
         if recipe.group_lasso:
-            squares = parameter.flatten(1).square().sum(1)
+            slices = parameter.flatten(1)
+            squares = slices.square().sum(1)
             norms = squares.clamp_min(SMALLEST_NORM_SQUARED).sqrt()
-            size_root = parameter[0].numel() ** 0.5
+            size_root = slices.shape[1] ** 0.5
             total = total + recipe.group_lasso * norms.sum() * size_root
     return total
 
@@ -135,6 +150,7 @@ def _root_mean_square(parameter: Tensor, least: float) -> float:
     with torch.no_grad():
         kept = parameter[parameter != 0]
         if not kept.numel():
-            return max(0.0, least)
-        mean_square = kept.double().square().mean()
-        return max(float(mean_square.sqrt()), least)
+            return least
+        squares = kept.double().square()
+        mean = squares.mean()
+        return max(float(mean.sqrt()), least)

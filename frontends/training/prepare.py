@@ -46,6 +46,8 @@ from .session import Environment, Session
 from .teacher import TeacherFunction, TeacherOutputs, teacher_outputs
 from .tensorboard import Log, logging_to
 
+Tensor = Any
+
 MEASURED_ROWS = 1000
 """Rows from which variances and statistics are taken, spread over the data; chosen by hand."""
 
@@ -256,22 +258,28 @@ def _decided(asked: TrainingRecipe, material: _Material) -> TrainingRecipe:
         if recipe.preset == "recover":
             by_batch = _batches_stand_for_all(recipe, material)
         statistics = "batch" if by_batch else "fixed"
-    return dataclasses.replace(recipe, watch=watch, statistics=statistics)
+    return dataclasses.replace(
+        recipe,
+        watch=watch,
+        statistics=statistics,
+    )
 
 
 def _is_quantized(model: ir.Model) -> bool:
+    op_types: set[str] = set()
     for graph in graphs_of(model):
-        if any(node.op_type in QUANT_OPS for node in graph):
-            return True
-    return False
+        op_types.update(node.op_type for node in graph)
+    return not op_types.isdisjoint(QUANT_OPS)
 
 
 def _batches_stand_for_all(recipe: TrainingRecipe, material: _Material) -> bool:
     """True if normalizations may go by batches: of many rows, of one process."""
     samples = material.samples
-    rows = round(len(material.split.train) * samples.rows_per_unit())
-    enough = batch_rows(recipe, rows) >= LEAST_BATCH
-    return enough and not samples.ragged and material.group.size == 1
+    if samples.ragged or material.group.size > 1:
+        return False
+    units = len(material.split.train)
+    rows = round(units * samples.rows_per_unit())
+    return batch_rows(recipe, rows) >= LEAST_BATCH
 
 
 # the learner and its objective
@@ -301,14 +309,17 @@ def _objective(
 ) -> Objective:
     """Return the loss, after one example went through everything that the loop does with it."""
     compared = material.compared
-    labelled = recipe.labels > 0 and material.samples.labelled
-    example = material.samples.take(material.split.train[:2], 2)[0]
+    example = material.samples.take(material.split.train[:2], most=2)[0]
     values = learner.trains.run(example.feeds)
     targets = {}
     for name, value in material.outputs.live(example.feeds).items():
-        targets[name] = torch.as_tensor(value).to(material.device.name)
+        tensor = torch.as_tensor(value)
+        targets[name] = tensor.to(material.device.name)
     for head in compared.heads:
-        check_shapes(head, values[head.student].shape, targets[head.teacher].shape)
+        own = values[head.student]
+        theirs = targets[head.teacher]
+        check_shapes(head, own.shape, theirs.shape)
+    labelled = recipe.labels > 0 and material.samples.labelled
     if labelled or recipe.watch == "labels":
         _check_all_labels(material)
     if not labelled and not recipe.distill and not compared.taps:
@@ -318,11 +329,17 @@ def _objective(
             "give labelled data, or leave distill on",
         )
     if Augment.of(recipe):
-        image_input(example)  # called for its errors
+        # called for its errors
+        image_input(example)
     projections = projections_for(compared.taps, recipe, values, targets)
-    variance = _variances(material)
     _check_gradients(learner, compared.student_names(), values)
-    return Objective(compared, recipe, variance, labelled, projections)
+    return Objective(
+        compared=compared,
+        recipe=recipe,
+        variance=_variances(material),
+        labelled=labelled,
+        projections=projections,
+    )
 
 
 def _check_all_labels(material: _Material) -> None:
@@ -343,10 +360,11 @@ def _variances(material: _Material) -> dict[str, float]:
     """Return the variance of the teacher's values by name."""
     found: dict[str, float] = {}
     if material.compared.taps:
-        few = material.examples(FEATURE_ROWS, FEATURE_ROWS)[0]
-        found |= variances(material.outputs.live(few.feeds))
+        (few, *_) = material.examples(FEATURE_ROWS, FEATURE_ROWS)
+        live = material.outputs.live(few.feeds)
+        found |= variances(live)
     # outputs are cached, so that more rows cost nothing: these replace the ones above
-    many = material.examples(MEASURED_ROWS, MEASURED_ROWS)[0]
+    (many, *_) = material.examples(MEASURED_ROWS, MEASURED_ROWS)
     return found | variances(many.targets)
 
 
@@ -354,12 +372,22 @@ def _check_gradients(
     learner: Learner, names: Sequence[str], values: Mapping[str, Any]
 ) -> None:
     """Raise RefusedError unless the compared values depend on some weight, at these rows."""
-    floats = [values[name] for name in names if values[name].requires_grad]
-    found: Sequence[Any] = ()
-    if floats:
+    probe: Tensor = None
+    for name in names:
+        value = values[name]
+        if not value.requires_grad:
+            continue
         # weighted at random: a plain sum of softmax outputs, say, has a gradient of zero
-        probe = sum((value * torch.randn_like(value)).sum() for value in floats)
-        found = torch.autograd.grad(probe, learner.parameters(), allow_unused=True)
+        weighted = value * torch.randn_like(value)
+        total = weighted.sum()
+        probe = total if probe is None else probe + total
+    found: Sequence[Any] = ()
+    if probe is not None:
+        found = torch.autograd.grad(
+            outputs=probe,
+            inputs=learner.parameters(),
+            allow_unused=True,
+        )
     if any(gradient is not None and bool(gradient.any()) for gradient in found):
         return
     cuts = {f"{cut.node}: {cut.reason}" for cut in learner.trains.provenance.cuts}
@@ -382,8 +410,10 @@ def _checkpoint(
         return None
     samples = material.samples
     processes = material.group.size
-    data = f"{samples.rows} rows in {samples.units} units, {processes} processes"
-    parameters = dict(learner.runs.named_parameters())
     return Checkpoint(
-        environment.checkpoints, parameters, recipe, environment.seed, data
+        folder=environment.checkpoints,
+        parameters=dict(learner.runs.named_parameters()),
+        recipe=recipe,
+        seed=environment.seed,
+        data=f"{samples.rows} rows in {samples.units} units, {processes} processes",
     )

@@ -41,7 +41,7 @@ PRESETS: dict[PresetName, Preset] = {
     # a temperature of 4 is usual for distillation (arXiv:1503.02531); the rest chosen by hand
     "student": Preset(steps=4000, temperature=4.0, rate=0.02, logit_mse=0.0),
 }
-"""Where the comments name no measurement, steps, temperatures and `logit_mse` were chosen by hand."""
+"""Values of the presets; what no comment names a measurement for was chosen by hand."""
 
 SOFT_PART = 0.6
 """Fraction of the budget over which weights of few levels become codes.

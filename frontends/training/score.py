@@ -58,35 +58,45 @@ class Scorer:
     ) -> None:
         """Add an example: values by name, labels of the first head."""
         for index, head in enumerate(self._heads):
-            own = np.asarray(student[head.student], np.float64)
-            theirs = np.asarray(teacher[head.teacher], np.float64)
-            if head.kind == "classes":
-                own = np.moveaxis(own, head.axis, -1)
-                theirs = np.moveaxis(theirs, head.axis, -1)
-                self._add_classes(index, own, theirs)
-                if index == 0 and labels is not None and self._watch == "labels":
-                    self._add_labels(own, labels)
-            else:
+            own = _doubles(student[head.student])
+            theirs = _doubles(teacher[head.teacher])
+            if head.kind != "classes":
                 self._add_values(index, own, theirs)
+                continue
+            # classes last, as in the loss
+            own = np.moveaxis(own, head.axis, -1)
+            theirs = np.moveaxis(theirs, head.axis, -1)
+            self._add_classes(index, own, theirs)
+            if index == 0 and labels is not None:
+                self._add_labels(own, labels)
 
     def _add_classes(self, index: int, own: Floats, theirs: Floats) -> None:
-        same = own.argmax(-1) == theirs.argmax(-1)
-        self._distances[index] += _divergence(own, theirs)
-        self._agreements[index] += np.sum(same), same.size
+        own_choice = own.argmax(-1)
+        their_choice = theirs.argmax(-1)
+        same = own_choice == their_choice
+        self._agreements[index] += same.sum(), same.size
+        divergence = _divergence(own, theirs)
+        self._distances[index] += divergence, same.size
 
     def _add_labels(self, own: Floats, labels: NDArray[Any]) -> None:
+        if self._watch != "labels":
+            return
         counted = labels != IGNORED_LABEL
         # argmax of NaN is its place: without this such rows could count as right
         sound = np.isfinite(own).all(-1)
-        right = (own.argmax(-1) == labels) & counted & sound
-        self._right_labels += float(np.sum(right))
-        self._labels += float(np.sum(counted))
+        hits = own.argmax(-1) == labels
+        right = hits & counted & sound
+        self._right_labels += float(right.sum())
+        self._labels += float(counted.sum())
 
     def _add_values(self, index: int, own: Floats, theirs: Floats) -> None:
-        error = float(np.square(own - theirs).sum())
-        power = float(np.square(theirs).sum())
+        difference = own - theirs
+        error = np.square(difference).sum()
+        power = np.square(theirs).sum()
         self._distances[index] += error, power
-        self._agreements[index] += power - error, power
+        # 1 - error / power, once it is divided
+        explained = power - error
+        self._agreements[index] += explained, power
 
     def score(self) -> Score:
         """Return the mean over heads; values that are not finite make the worst there is."""
@@ -94,10 +104,12 @@ class Scorer:
         if not math.isfinite(distance):
             return Score(-math.inf, -math.inf)
         if self._watch == "loss":
-            return Score(-distance, -distance)
-        if self._watch == "labels":
-            return Score(self._right_labels / max(self._labels, 1.0), -distance)
-        return Score(_mean_ratio(self._agreements), -distance)
+            value = -distance
+        elif self._watch == "labels":
+            value = self._right_labels / max(self._labels, 1.0)
+        else:
+            value = _mean_ratio(self._agreements)
+        return Score(value, closeness=-distance)
 
 
 def _mean_ratio(sums: Sequence[Floats]) -> float:
@@ -105,16 +117,22 @@ def _mean_ratio(sums: Sequence[Floats]) -> float:
     return float(np.mean(ratios))
 
 
-def _divergence(own: Floats, theirs: Floats) -> tuple[float, float]:
-    """Return the sum over rows of KL(teacher || student), and the number of rows."""
+def _divergence(own: Floats, theirs: Floats) -> float:
+    """Return the sum over rows of KL(teacher || student)."""
     log_q = _log_softmax(own)
     log_p = _log_softmax(theirs)
-    total = (np.exp(log_p) * (log_p - log_q)).sum()
-    return float(total), float(np.prod(own.shape[:-1]))
+    terms = np.exp(log_p) * (log_p - log_q)
+    return float(terms.sum())
 
 
 def _log_softmax(x: Floats) -> Floats:
     # exp of large logits would overflow
-    shifted = x - x.max(-1, keepdims=True)
-    normalizer = np.exp(shifted).sum(-1, keepdims=True)
+    largest = x.max(-1, keepdims=True)
+    shifted = x - largest
+    powers = np.exp(shifted)
+    normalizer = powers.sum(-1, keepdims=True)
     return np.asarray(shifted - np.log(normalizer))
+
+
+def _doubles(array: NDArray[Any]) -> Floats:
+    return np.asarray(array, np.float64)

@@ -45,72 +45,106 @@ def separators(model: ir.Model) -> Iterator[Separator]:
     Values that no layer has touched, like the mask of a sequence or the biases of its positions,
     may pass beside: they follow from the inputs at no cost.
     """
-    place: dict[ir.Node, int] = {}
-    nested: list[list[ir.Node]] = []
-    for index, node in enumerate(model.graph):
-        inner_nodes = _with_nested(node)
-        nested.append(inner_nodes)
-        place.update(dict.fromkeys(inner_nodes, index))
-    outputs = set(model.graph.outputs)
-    # values that depend on the inputs, and those of them that a layer made
-    dependent = {value for value in model.graph.inputs if value.const_value is None}
-    made: set[ir.Value] = set()
-    # made values that some later node still reads: where one is left, it separates
-    waiting: set[ir.Value] = set()
+    walk = _Walk(model)
     layers = 0
     for index, node in enumerate(model.graph):
-        read = _inputs_of(nested[index])
-        continues = not made.isdisjoint(read)
-        is_shape = node.op_type in ("Shape", "Size")
-        if not continues and (is_shape or dependent.isdisjoint(read)):
-            continue  # the same for every row: as good as a constant
-        is_layer = any(_is_layer(inner, dependent) for inner in nested[index])
+        read = walk.values_read(index)
+        continues = not walk.made.isdisjoint(read)
+        # the same for every row: as good as a constant
+        varies = not walk.dependent.isdisjoint(read)
+        if node.op_type in ("Shape", "Size"):
+            varies = False
+        if not continues and not varies:
+            continue
+        is_layer = walk.has_layer(index)
         layers += is_layer
-        dependent.update(node.outputs)
+        walk.dependent.update(node.outputs)
         if not continues and not is_layer:
             continue
-        made.update(node.outputs)
-        waiting.update(node.outputs)
-        waiting = {
-            value
-            for value in waiting
-            if value in outputs or _is_read_after(value, index, place)
-        }
-        if len(waiting) != 1:
+        walk.pass_by(node, index)
+        only = walk.only_waiting()
+        if only is None or only not in node.outputs:
             continue
-        (only,) = waiting
-        if only in node.outputs and only.dtype == ir.DataType.FLOAT:
+        if only.dtype == ir.DataType.FLOAT:
             yield Separator(only.name or "", layers)
+
+
+class _Walk:
+    """A walk over the nodes of the main graph, in order.
+
+    `dependent`: values that depend on the inputs. `made`: those of them that a layer made.
+    """
+
+    def __init__(self, model: ir.Model) -> None:
+        self._nested: list[list[ir.Node]] = []
+        self._place: dict[ir.Node, int] = {}
+        for index, node in enumerate(model.graph):
+            nodes = _with_nested(node)
+            self._nested.append(nodes)
+            for inner in nodes:
+                self._place[inner] = index
+        self._outputs = set(model.graph.outputs)
+        # made values that some later node still reads
+        self._waiting: set[ir.Value] = set()
+        self.made: set[ir.Value] = set()
+        self.dependent: set[ir.Value] = set()
+        for value in model.graph.inputs:
+            if value.const_value is None:
+                self.dependent.add(value)
+
+    def values_read(self, index: int) -> set[ir.Value]:
+        """Return what the node of this number reads, in its bodies too."""
+        found: set[ir.Value] = set()
+        for node in self._nested[index]:
+            found.update(value for value in node.inputs if value is not None)
+        return found
+
+    def has_layer(self, index: int) -> bool:
+        """True if the node of this number is a layer, or holds one."""
+        return any(_is_layer(node, self.dependent) for node in self._nested[index])
+
+    def pass_by(self, node: ir.Node, index: int) -> None:
+        """Take a node's outputs as made, and drop what only it or nodes before it read."""
+        self.made.update(node.outputs)
+        self._waiting.update(node.outputs)
+        for value in tuple(self._waiting):
+            if not self._is_needed_after(value, index):
+                self._waiting.remove(value)
+
+    def _is_needed_after(self, value: ir.Value, index: int) -> bool:
+        if value in self._outputs:
+            return True
+        return any(self._place[user] > index for user, _ in value.uses())
+
+    def only_waiting(self) -> ir.Value | None:
+        """Return the value that all goes through from here on, if it is one."""
+        if len(self._waiting) != 1:
+            return None
+        (only,) = self._waiting
+        return only
 
 
 def _with_nested(node: ir.Node) -> list[ir.Node]:
     """Return a node and all nodes of its bodies and branches."""
     found = [node]
     for graph in subgraphs(node):
-        found.extend(ir.traversal.RecursiveGraphIterator(graph))
+        nodes = ir.traversal.RecursiveGraphIterator(graph)
+        found.extend(nodes)
     return found
-
-
-def _inputs_of(nodes: list[ir.Node]) -> set[ir.Value]:
-    found: set[ir.Value] = set()
-    for node in nodes:
-        found.update(value for value in node.inputs if value is not None)
-    return found
-
-
-def _is_read_after(value: ir.Value, index: int, place: dict[ir.Node, int]) -> bool:
-    return any(place[user] > index for user, _ in value.uses())
 
 
 def _is_layer(node: ir.Node, dependent: set[ir.Value]) -> bool:
     """True if a node takes a value that depends on the inputs, and weights that do not."""
+    weights = LAYER_WEIGHTS.get(node.op_type)
+    if weights is None:
+        return False
     constant = set()
     for index, value in enumerate(node.inputs):
         if value is not None and value not in dependent:
             constant.add(index)
-    if len(constant) == len(node.inputs):
+    if len(constant) == len(node.inputs) or constant.isdisjoint(weights):
         return False
-    if constant.isdisjoint(LAYER_WEIGHTS.get(node.op_type, ())):
-        return False
+    if node.op_type != "Gather":
+        return True
     # a Gather of integers looks up positions or shapes, not an embedding
-    return node.op_type != "Gather" or node.outputs[0].dtype == ir.DataType.FLOAT
+    return node.outputs[0].dtype == ir.DataType.FLOAT

@@ -31,7 +31,7 @@ def no_progress(part: float, words: str) -> None:
 
 @dataclass(frozen=True)
 class Environment:
-    """Surroundings of a training, besides its models, data and recipe.
+    """Surroundings of a training: what is neither a model, nor data, nor in the recipe.
 
     `originals`: float weights by initializer name, from before the student was quantized.
     `checkpoints`: the folder where states are kept; None keeps none.
@@ -68,6 +68,7 @@ class Session:
     folder: Path
     log: Log
     progress: ProgressCallback
+    # what a part of a session, such as a block, may leave out
     live_teacher: TeacherFunction | None = None
     checkpoint: Checkpoint | None = None
     mixed_input: str = ""

@@ -63,16 +63,21 @@ class BatchStatistics:
         parameters = {origin.name: name for name, origin in module.origins.items()}
         with torch.no_grad():
             for statistic in self.running:
-                running = module.get_parameter(parameters[statistic.name])
-                kept = statistic.momentum if stays is None else stays
-                batch = values[statistic.batch].detach().to(running.dtype)
-                running.lerp_(batch, 1 - kept)
+                name = parameters[statistic.name]
+                running = module.get_parameter(name)
+                batch = values[statistic.batch].detach()
+                kept = statistic.momentum
+                if stays is not None:
+                    kept = stays
+                # values of half precision must not round the statistics
+                running.lerp_(batch.to(running.dtype), 1 - kept)
 
 
 def with_batch_statistics(model: ir.Model) -> BatchStatistics | None:
     """Return the graph as it trains; None where no BatchNormalization owns its statistics."""
     if model.opset_imports.get("", 0) < LEAST_OPSET:
         return None
+    # a copy: the graph that is written must not train
     copy = model.clone()
     running: list[RunningStatistic] = []
     for node in copy.graph:
@@ -83,10 +88,7 @@ def with_batch_statistics(model: ir.Model) -> BatchStatistics | None:
 
 def _train_by_batch(node: ir.Node) -> list[RunningStatistic]:
     """Let a node give its batch's statistics; empty where it shares its own with others."""
-    owned = []
-    for value in node.inputs[3:5]:
-        if value is not None and value.is_initializer() and len(value.uses()) == 1:
-            owned.append(value)
+    owned = [value for value in node.inputs[3:5] if _is_owned(value)]
     if len(owned) < 2:
         return []
     momentum = node.attributes.get_float("momentum", DEFAULT_MOMENTUM)
@@ -96,7 +98,20 @@ def _train_by_batch(node: ir.Node) -> list[RunningStatistic]:
     node.resize_outputs(3)
     running = []
     for value, output in zip(owned, node.outputs[1:], strict=True):
+        assert value is not None
         output.name = f"{value.name}_moved"
         output.type = value.type
-        running.append(RunningStatistic(value.name or "", output.name, momentum))
+        statistic = RunningStatistic(
+            name=value.name or "",
+            batch=output.name,
+            momentum=momentum,
+        )
+        running.append(statistic)
     return running
+
+
+def _is_owned(value: ir.Value | None) -> bool:
+    """True for an initializer that a node alone reads."""
+    if value is None or not value.is_initializer():
+        return False
+    return len(value.uses()) == 1

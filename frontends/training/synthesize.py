@@ -63,18 +63,42 @@ def synthesize(model: ir.Model, rows: int, seed: int) -> list[dict[str, NDArray[
             "give --data; exporters and simplify fold BatchNormalization away",
         )
     heads = find_heads(model, model)
-    classes = heads[0] if heads[0].kind == "classes" else None
-    outputs = {value.name for value in model.graph.outputs}
-    seen = [tap for tap, _ in wanted]
-    seen += [head.student for head in heads if head.kind == "classes"]
-    taps = [tap for tap in dict.fromkeys(seen) if tap not in outputs]
-    module = to_torch(model, train=False, taps=taps, qat="off")
-    count = -(-rows // BATCH)  # rounded up
+    classes = None
+    if heads[0].kind == "classes":
+        classes = heads[0]
+    module = _module(model, [tap for tap, _ in wanted], heads)
+    batches = []
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return [
-            {name: _batch(module, name, shape, wanted, classes)} for _ in range(count)
-        ]
+        for _ in range(0, rows, BATCH):
+            batch = _batch(
+                module,
+                name=name,
+                shape=shape,
+                wanted=wanted,
+                classes=classes,
+            )
+            batches.append({name: batch})
+    return batches
+
+
+def _module(
+    model: ir.Model, names: Sequence[str], heads: Sequence[Head]
+) -> TrainableModule:
+    """Return the model as a module that gives these values and the logits of its heads."""
+    # by name, each once
+    taps = dict.fromkeys(names)
+    for head in heads:
+        if head.kind == "classes":
+            taps[head.student] = None
+    for output in model.graph.outputs:
+        taps.pop(output.name or "", None)
+    return to_torch(
+        model,
+        train=False,
+        taps=list(taps),
+        qat="off",
+    )
 
 
 def _batch(
@@ -90,17 +114,23 @@ def _batch(
     drawn: Tensor = None
     for _ in range(STEPS):
         values = module.run({name: x})
-        loss = sum(_distance(values[tap], moments) for tap, moments in wanted)
+        loss: Tensor = 0.0
+        for tap, moments in wanted:
+            loss = loss + _distance(values[tap], moments)
         if classes is not None:
-            logits = values[classes.student].movedim(classes.axis, -1).flatten(0, -2)
+            logits = values[classes.student]
+            rows = logits.movedim(classes.axis, -1).flatten(0, -2)
             # drawn once a batch, so that every step pulls a row towards the same class
             if drawn is None:
-                drawn = torch.randint(logits.shape[-1], logits.shape[:1])
-            loss = loss + CLASSES_WEIGHT * F.cross_entropy(logits, drawn)
+                count, number = rows.shape
+                drawn = torch.randint(number, (count,))
+            entropy = F.cross_entropy(rows, drawn)
+            loss = loss + CLASSES_WEIGHT * entropy
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    return np.asarray(x.detach().numpy())
+    array: NDArray[Any] = x.detach().numpy()
+    return array
 
 
 def _only_input(model: ir.Model) -> tuple[str, list[int]]:
@@ -125,27 +155,41 @@ def _running_moments(model: ir.Model) -> list[tuple[str, Moments]]:
     for node in model.graph:
         if not is_standard(node, "BatchNormalization"):
             continue
-        mean = _constant(node.inputs[3])
-        variance = _constant(node.inputs[4])
-        before = node.inputs[0]
-        if mean is not None and variance is not None and before is not None:
-            found.append((before.name or "", Moments(mean, variance)))
+        x, _, _, mean, variance = node.inputs
+        moments = Moments(_constant(mean), _constant(variance))
+        if x is None or moments.mean is None or moments.variance is None:
+            continue
+        found.append((x.name or "", moments))
     return found
 
 
 def _constant(value: ir.Value | None) -> Tensor:
     """Return a constant as a tensor, None for every other value."""
-    stored = None if value is None else ir.convenience.get_const_tensor(value)
+    if value is None:
+        return None
+    stored = ir.convenience.get_const_tensor(value)
+    if stored is None:
+        return None
     # a copy: torch warns about arrays that cannot be written, as stored ones cannot
-    return None if stored is None else torch.from_numpy(np.array(stored.numpy()))
+    array = np.array(stored.numpy())
+    return torch.from_numpy(array)
 
 
 def _distance(x: Tensor, wanted: Moments) -> Tensor:
     """Return the distance of a batch's moments from those wanted, relative to the deviation."""
-    axes = tuple(axis for axis in range(x.ndim) if axis != 1)
-    variance, mean = torch.var_mean(x, dim=axes, correction=0)
-    floor = wanted.variance.clamp_min(LEAST_VARIANCE)
-    deviation = variance.clamp_min(SMALLEST_VARIANCE).sqrt()
-    of_mean = (mean - wanted.mean).square() / floor
-    of_deviation = (deviation - floor.sqrt()).square() / floor
+    # channels are axis 1 of what a BatchNormalization reads
+    axes = list(range(x.ndim))
+    axes.remove(1)
+    variance, mean = torch.var_mean(
+        x,
+        dim=axes,
+        correction=0,
+    )
+    # deviations, not variances: their errors are in units of the inputs
+    floored = variance.clamp_min(SMALLEST_VARIANCE)
+    unit = wanted.variance.clamp_min(LEAST_VARIANCE)
+    mean_error = mean - wanted.mean
+    deviation_error = floored.sqrt() - unit.sqrt()
+    of_mean = mean_error.square() / unit
+    of_deviation = deviation_error.square() / unit
     return of_mean.mean() + of_deviation.mean()

@@ -65,7 +65,9 @@ def teacher_outputs(
     rename = _renaming(student, teacher)
     outputs = [head.teacher for head in compared.heads]
     names = compared.teacher_names()
-    if recipe.teacher == "torch" or (recipe.teacher == "auto" and device.name != "cpu"):
+    automatic = recipe.teacher == "auto"
+    if recipe.teacher == "torch" or (automatic and device.name != "cpu"):
+        # cached targets are judged by: never in half precision
         exact = Device(device.name)
         yield TeacherOutputs(
             cached=_by_torch(teacher, outputs, rename, exact),
@@ -75,10 +77,12 @@ def teacher_outputs(
     with contextlib.ExitStack() as sessions:
 
         def by_runtime(names: Sequence[str]) -> TeacherFunction:
-            run = sessions.enter_context(runtime.runner(teacher, names))
+            runner = runtime.runner(teacher, names)
+            run = sessions.enter_context(runner)
 
             def ask(feeds: Arrays) -> dict[str, Any]:
                 values = run(rename(feeds))
+                # a runner gives all outputs, named or not
                 return {name: values[name] for name in values if name in names}
 
             return ask
@@ -86,7 +90,7 @@ def teacher_outputs(
         cached = by_runtime(outputs)
         if not needs_live_teacher(compared, recipe):
             live = cached
-        elif recipe.teacher == "auto" and device.half:
+        elif automatic and device.half:
             live = _by_torch(teacher, names, rename, device)
         else:
             live = by_runtime(names)
@@ -97,11 +101,17 @@ def _by_torch(
     teacher: ir.Model, names: Sequence[str], rename: Runner, device: Device
 ) -> TeacherFunction:
     outputs = {value.name for value in teacher.graph.outputs}
-    taps = [name for name in names if name not in outputs]
-    module = to_torch(teacher, train=False, taps=taps, qat="off").to(device.name)
+    module = to_torch(
+        teacher,
+        train=False,
+        taps=[name for name in names if name not in outputs],
+        qat="off",
+    )
+    module.to(device.name)
 
     def ask(feeds: Arrays) -> dict[str, Any]:
-        placed = channels_last(rename(feeds), device.name)
+        renamed = rename(feeds)
+        placed = channels_last(renamed, device.name)
         with torch.no_grad(), device.halved():
             values = module.run(placed)
         return {name: values[name] for name in names}

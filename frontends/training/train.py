@@ -88,10 +88,12 @@ def _outcome(session: Session, account: Account) -> Trained:
             reason="training made nothing better on the rows held out",
             warnings=warnings,
         )
+    # judged by the written file's runtime, which rounds otherwise than torch
     trained = session.student.clone()
     learner.put(account.state, trained)
     result = _accepted(session, trained)
     if result.weights:
+        # not copied from `trained`: tensors there may have got names of their own
         learner.put(account.state, session.student)
         result.weights = learner.weights
     result.warnings += warnings
@@ -99,7 +101,10 @@ def _outcome(session: Session, account: Account) -> Trained:
 
 
 def _not_finite_warning(stop: Stop, best_step: int) -> str:
-    """Return the warning of a training that was cut short. Errors: CheckError if it gave nothing."""
+    """Return the warning of a training that was cut short.
+
+    Errors: CheckError if nothing got better before.
+    """
     if best_step == 0:
         raise CheckError(
             "finetune",
@@ -115,6 +120,7 @@ def _accepted(session: Session, trained: ir.Model) -> Trained:
     before = session.acceptance.score(session.student, watch)
     after = session.acceptance.score(trained, watch)
     result = Trained(stats={"before": before.value, "after": after.value})
+    # no better counts as worse: the student stays byte for byte
     if after.finite and after > before:
         result.weights = 1
     else:

@@ -26,6 +26,7 @@ class TrainingRecipe:
         "auto",
         "Defaults of what is 0, -1 or auto below: recover for floats, qad for quantized graphs.",
     )
+    # budget: the first that is spent ends the training
     steps: int = Option(0, "Budget in steps; 0: other budgets, or the preset's.", low=0)
     epochs: float = Option(0.0, "Budget in epochs; 0: other budgets.", low=0.0)
     minutes: float = Option(
@@ -38,6 +39,7 @@ class TrainingRecipe:
         0, "Samples of a step; 0: up to 128, by the amount of data.", low=0
     )
     accumulate: int = Option(1, "Batches of a step.", low=1, high=1024)
+    # distance from the teacher and from labels
     loss: Literal["auto", "kl", "dist", "dkd", "mse", "cosine"] = Option(
         "auto", "Distance from the teacher; auto: kl of classes, mse of other values."
     )
@@ -57,6 +59,7 @@ class TrainingRecipe:
         0.1, "Share of the labels' loss, where the data has labels.", low=0.0, high=1.0
     )
     distill: bool = Option(True, "Learn from the teacher; false: from labels alone.")
+    # values inside, and weights of outputs
     features: tuple[str, ...] = Option(
         (),
         "Values inside to match as well: name, student_name=teacher_name, or auto: "
@@ -69,6 +72,7 @@ class TrainingRecipe:
     output_weights: tuple[str, ...] = Option(
         (), "Weights of outputs, as name=weight; 1 where not given."
     )
+    # penalties on weights
     l1: float = Option(0.0, "Weight of the sum of magnitudes.", low=0.0)
     l2: float = Option(0.0, "Decay of weights, of each step times the rate.", low=0.0)
     group_lasso: float = Option(
@@ -76,6 +80,7 @@ class TrainingRecipe:
         "Weight of the norms of output channels, which empties whole channels.",
         low=0.0,
     )
+    # the optimizer
     optimizer: Literal["auto", "adamw", "sgd"] = Option(
         "auto", "AdamW, or SGD with momentum."
     )
@@ -91,6 +96,7 @@ class TrainingRecipe:
         high=0.9,
     )
     clip: float = Option(1.0, "Largest norm of the gradient; 0: any.", low=0.0)
+    # changes to images
     flip: bool = Option(
         False,
         "Mirror images left to right by a coin; the teacher sees what the student sees.",
@@ -114,6 +120,7 @@ class TrainingRecipe:
         low=0.0,
         high=10.0,
     )
+    # judging on rows held out
     holdout: float = Option(
         0.1, "Part of the data to judge by, at most 1,000 samples.", low=0.01, high=0.5
     )
@@ -127,6 +134,7 @@ class TrainingRecipe:
         "distance (scored below 0). "
         "auto: agreement, but the distance where under 200 samples are held out.",
     )
+    # what trains
     statistics: Literal["auto", "fixed", "batch"] = Option(
         "auto",
         "BatchNormalization by the graph's statistics, or by the batch's; then "
@@ -147,6 +155,7 @@ class TrainingRecipe:
     exclude: tuple[str, ...] = Option(
         (), "Not the weights whose name matches one of these."
     )
+    # the machine
     device: Literal["auto", "cpu", "cuda"] = Option(
         "auto", "Where torch trains; auto: on a GPU if there is one."
     )

@@ -34,12 +34,10 @@ def _cross_entropy(w: np.ndarray, x: np.ndarray, label: int) -> float:
 
 
 def test_half_the_square_of_what_is_no_class():
-    mean, square = loss_gradients(
-        _model(LINEAR), [({"x": X}, None)], ["w", "unused"], 8
-    )["w"]
+    found = loss_gradients(_model(LINEAR), [({"x": X}, None)], ["w", "unused"], 8)["w"]
     each = (X @ [[3], [-1]]) * X
-    np.testing.assert_allclose(mean[:, 0], each.mean(0))
-    np.testing.assert_allclose(square[:, 0], np.square(each).mean(0))
+    np.testing.assert_allclose(found.mean[:, 0], each.mean(0))
+    np.testing.assert_allclose(found.square[:, 0], np.square(each).mean(0))
 
 
 def test_a_weight_that_the_loss_does_not_see_is_absent():
@@ -52,7 +50,7 @@ def test_a_weight_that_the_loss_does_not_see_is_absent():
 def test_cross_entropy_against_the_label_or_the_own_choice(labels):
     w = np.array([[1, 0, -1], [0.5, 2, -0.5]])
     wanted = labels if labels is not None else (X @ w).argmax(1)
-    mean, _ = loss_gradients(
+    found = loss_gradients(
         _model(CLASSES),
         [
             ({"x": X[:2]}, None if labels is None else labels[:2]),
@@ -71,12 +69,12 @@ def test_cross_entropy_against_the_label_or_the_own_choice(labels):
                 for x, c in zip(X, wanted, strict=True)
             ]
         )
-    np.testing.assert_allclose(mean, numeric, atol=1e-6)
+    np.testing.assert_allclose(found.mean, numeric, atol=1e-6)
 
 
 def test_no_more_samples_than_asked():
-    few, _ = loss_gradients(_model(LINEAR), [({"x": X}, None)], ["w"], 1)["w"]
-    np.testing.assert_allclose(few[:, 0], (X[:1] @ [[3], [-1]] * X[:1])[0])
+    few = loss_gradients(_model(LINEAR), [({"x": X}, None)], ["w"], 1)["w"]
+    np.testing.assert_allclose(few.mean[:, 0], (X[:1] @ [[3], [-1]] * X[:1])[0])
 
 
 def test_a_weight_that_is_not_there():

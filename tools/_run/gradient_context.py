@@ -31,5 +31,4 @@ class DifferentiatingContext(RunContext):
         from ...frontends.gradients import loss_gradients
 
         batches = ((batch.feeds, batch.labels) for batch in self.feeds)
-        found = loss_gradients(model, batches, weights, samples)
-        return {name: Gradient(mean, square) for name, (mean, square) in found.items()}
+        return loss_gradients(model, batches, weights, samples)
