@@ -24,7 +24,7 @@ from .heads import Head
 from .learner import Learner, State
 from .loop import Loop
 from .objective import ComparedValues, Objective, variances
-from .separators import Separator, separators
+from .separators import Separator, made_values, separators
 from .session import ProgressCallback, Session
 from .tensorboard import no_log
 
@@ -104,9 +104,7 @@ def find_blocks(student: ir.Model, teacher: ir.Model) -> Iterator[Block]:
     can: before an activation that would hide what is below zero (behind it was worse, by
     docs/decisions/2026-11-22-training-few-bits.md).
     """
-    known: set[str | None] = set()
-    for node in teacher.graph:
-        known.update(value.name for value in node.outputs)
+    known = made_values(teacher)
     start = Separator("", 0)
     for end in separators(student):
         if end.name in known and end.layers > start.layers:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from ... import RefusedError, UsageError
-from .separators import separators
+from .separators import made_values, separators
 
 AUTO = "auto"
 """Word of the option `features` that has values found by themselves."""
@@ -44,7 +44,7 @@ def find_taps(student: ir.Model, teacher: ir.Model, texts: Sequence[str]) -> lis
 
 
 def _require_values(model: ir.Model, names: Iterable[str], role: str) -> None:
-    known = {value.name for node in model.graph for value in node.outputs}
+    known = made_values(model)
     for name in names:
         if name not in known:
             raise UsageError(

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from ...passes._core.ops import is_standard
 from ..trainable import to_torch
 from .device import channels_last
+from .separators import made_values
 from .statistics import LEAST_OPSET, Arrays
 
 Tensor = Any
@@ -183,7 +184,7 @@ def _moments_of_same_width(
     original: ir.Model, own: Mapping[str, Moments], data: Feeds
 ) -> dict[str, Moments]:
     """Return the moments in the original of the values that it has by the same names."""
-    known = {value.name for node in original.graph for value in node.outputs}
+    known = made_values(original)
     names = [name for name in own if name in known]
     if not names:
         return {}

@@ -124,6 +124,14 @@ class _Walk:
         return only
 
 
+def made_values(model: ir.Model) -> set[str]:
+    """Return the names of the values that nodes of the main graph make."""
+    names: set[str] = set()
+    for node in model.graph:
+        names.update(value.name for value in node.outputs if value.name)
+    return names
+
+
 def _with_nested(node: ir.Node) -> list[ir.Node]:
     """Return a node and all nodes of its bodies and branches."""
     found = [node]

@@ -4,6 +4,7 @@ should.
 
 import contextlib
 import sys
+import textwrap
 import types
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 import torch
 from onnx_opt import CheckError, RefusedError, UsageError
 from onnx_opt.frontends.training import loop as loop_module
+from onnx_opt.frontends.training.initialize import initialize
 from onnx_opt.frontends.training.synthesize import synthesize
 from training_models import (
     CNN,
@@ -305,6 +307,26 @@ def test_inputs_made_up_from_statistics():
 def test_what_inputs_cannot_be_made_up_for(text, message):
     with pytest.raises(RefusedError, match=message):
         synthesize(model_of(text), 64, 0)
+
+
+@pytest.mark.parametrize(
+    ("node", "products"),
+    [
+        ("MatMul (x, w)", 40),
+        ("MatMul (w, x)", 90),
+        ("Gemm <transB = 1> (x, w)", 90),
+        ("Gemm (w, x)", 90),
+        ("Gemm <transA = 1> (w, x)", 40),
+    ],
+)
+def test_fresh_weights_are_sized_by_the_products_of_an_output(node, products):
+    text = f"""
+    <ir_version: 10, opset_import: ["" : 21]>
+    net (float[a, b] x) => (float[c, d] y) <float[40, 90] w> {{ y = {node} }}
+    """
+    model = model_of(textwrap.dedent(text).replace("> { y", ">\n{ y"))
+    assert initialize(model, 0) == 1
+    assert weights(model)["w"].std() == pytest.approx(products**-0.5, rel=0.05)
 
 
 # bad input: a clear error, and the student as it was

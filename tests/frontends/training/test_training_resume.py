@@ -75,6 +75,11 @@ def test_an_interrupted_training_ends_where_a_whole_one_does(tmp_path, monkeypat
     assert state.exists()
 
 
+def test_the_seed_of_a_step_is_the_same_in_every_version_of_python():
+    assert loop_module._step_seed(0, 0) == 15793235383387715774
+    assert loop_module._step_seed(3, 7) == 9565533078676835473
+
+
 def test_blocks_that_are_done_are_not_trained_anew(tmp_path, monkeypatch):
     teacher = model_of(MLP)
     whole, student = pruned(teacher, 0.6), pruned(teacher, 0.6)
