@@ -25,7 +25,7 @@ from .learner import Learner, State
 from .loop import Loop
 from .objective import ComparedValues, Objective, variances
 from .separators import Separator, made_values, separators
-from .session import ProgressCallback, Session
+from .session import ProgressCallback, TrainingSession
 from .tensorboard import no_log
 
 MOST_ROWS = 1024
@@ -39,7 +39,7 @@ DEFAULT_IR_VERSION = 10
 
 
 @dataclass(frozen=True)
-class Block:
+class GraphBlock:
     """A part of a graph between two values; `start` is "" where it begins at the graph's inputs."""
 
     start: str
@@ -55,7 +55,7 @@ class Reconstruction:
     better_blocks: int
 
 
-def reconstruct(session: Session) -> Reconstruction:
+def reconstruct(session: TrainingSession) -> Reconstruction:
     """Train a copy of the student block after block; blocks of a checkpoint are not trained anew.
 
     Errors: RefusedError where no values are in both graphs that everything passes through.
@@ -97,7 +97,7 @@ def reconstruct(session: Session) -> Reconstruction:
     )
 
 
-def find_blocks(student: ir.Model, teacher: ir.Model) -> Iterator[Block]:
+def find_blocks(student: ir.Model, teacher: ir.Model) -> Iterator[GraphBlock]:
     """Yield the blocks of the student in order, each with layers.
 
     They lie between values that both graphs have and that separate them. A block ends as soon as it
@@ -108,7 +108,7 @@ def find_blocks(student: ir.Model, teacher: ir.Model) -> Iterator[Block]:
     start = Separator("", 0)
     for end in separators(student):
         if end.name in known and end.layers > start.layers:
-            yield Block(start.name, end.name)
+            yield GraphBlock(start.name, end.name)
             start = end
 
 
@@ -141,13 +141,13 @@ def _shared_constants(parts: Iterable[ir.Model]) -> list[str]:
     return [name for name, count in counts.items() if count > 1]
 
 
-def _saved_states(session: Session) -> list[State]:
+def _saved_states(session: TrainingSession) -> list[State]:
     """Return the states of the blocks that an interrupted training has done."""
     saved = None if session.checkpoint is None else session.checkpoint.load()
     return [] if saved is None else list(saved["blocks"])
 
 
-def _segment(model: ir.Model, block: Block) -> ir.Model:
+def _segment(model: ir.Model, block: GraphBlock) -> ir.Model:
     """Return a copy of the block as a model: of its start and of inputs that pass beside."""
     starts = [block.start] if block.start else []
     fed = [value for value in model.graph.inputs if value.const_value is None]
@@ -167,7 +167,9 @@ def _segment(model: ir.Model, block: Block) -> ir.Model:
     )
 
 
-def _learner(part: ir.Model, block: Block, session: Session) -> Learner | None:
+def _learner(
+    part: ir.Model, block: GraphBlock, session: TrainingSession
+) -> Learner | None:
     """Return the block as it trains, None where all its weights are excluded."""
     originals = session.environment.originals
     # a block without weights that train is no error of the whole
@@ -178,9 +180,9 @@ def _learner(part: ir.Model, block: Block, session: Session) -> Learner | None:
 
 
 def _train_block(
-    session: Session,
+    session: TrainingSession,
     learner: Learner,
-    block: Block,
+    block: GraphBlock,
     part: ir.Model,
     progress: ProgressCallback,
 ) -> State:
@@ -227,7 +229,7 @@ def _train_block(
 
 
 def _block_samples(
-    session: Session, block: Block, part: ir.Model, units: Units
+    session: TrainingSession, block: GraphBlock, part: ir.Model, units: Units
 ) -> Samples:
     """Return the student's values before a block, beside the teacher's there and behind it."""
     samples = Samples(session.samples.ragged, session.folder)

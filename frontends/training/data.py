@@ -87,7 +87,7 @@ class Column:
         """Move rows to a file in the folder; those that follow go there at once."""
         if self._file is not None:
             return
-        self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - lives as long as the column
+        self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - as long as the column
         for part in self._parts:
             self._write(part)
         # the first part stays: it knows dtype and shape of a row

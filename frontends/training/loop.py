@@ -18,7 +18,7 @@ from .learner import State
 from .optimizer import make_optimizer, parameter_groups, penalty, set_rate
 from .presets import batch_rows
 from .score import Score, Scorer
-from .session import Session
+from .session import TrainingSession
 
 Tensor = Any
 
@@ -108,7 +108,7 @@ class Loop:
     those of the model on its data.
     """
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: TrainingSession) -> None:
         began = time.monotonic()
         recipe = session.recipe
         split = session.split
@@ -372,7 +372,7 @@ class Loop:
         return Account.of_stored(saved["account"])
 
 
-def _optimizer(session: Session) -> Any:
+def _optimizer(session: TrainingSession) -> Any:
     groups = parameter_groups(
         session.learner.runs,
         session.recipe,

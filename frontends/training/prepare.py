@@ -42,7 +42,7 @@ from .objective import (
     variances,
 )
 from .presets import SOFT_LEVELS, batch_rows, completed
-from .session import Environment, Session
+from .session import Environment, TrainingSession
 from .teacher import TeacherFunction, TeacherOutputs, teacher_outputs
 from .tensorboard import Log, logging_to
 
@@ -101,7 +101,7 @@ def training_session(
     batches: Iterable[TrainingBatch],
     asked: TrainingRecipe,
     environment: Environment,
-) -> Iterator[Session]:
+) -> Iterator[TrainingSession]:
     """Make everything that a training needs; it is dropped when the context ends.
 
     `batches` are read once. Errors: UsageError for options, RefusedError for models and data.
@@ -116,7 +116,7 @@ def training_session(
         objective = _objective(material, recipe, learner)
         outputs = material.outputs
         live = needs_live_teacher(material.compared, recipe)
-        yield Session(
+        yield TrainingSession(
             student=student,
             teacher=teacher,
             learner=learner,

@@ -45,7 +45,7 @@ class Environment:
 
 
 @dataclass(frozen=True)
-class Session:
+class TrainingSession:
     """A training that is ready to start.
 
     `student`: the graph whose weights are to become better. `recipe`: with nothing left open.

@@ -41,7 +41,7 @@ SMALLEST_VARIANCE = 1e-12
 """Floor of a batch's variance: at 0 the gradient of its root is not finite."""
 
 
-class Moments(NamedTuple):
+class RunningMoments(NamedTuple):
     """Mean and variance by channel, (C,)."""
 
     mean: Tensor
@@ -105,7 +105,7 @@ def _batch(
     module: TrainableModule,
     name: str,
     shape: Sequence[int],
-    wanted: Sequence[tuple[str, Moments]],
+    wanted: Sequence[tuple[str, RunningMoments]],
     classes: Head | None,
 ) -> NDArray[Any]:
     """Return one batch, (BATCH, *shape). `wanted`: moments of values by name."""
@@ -149,14 +149,14 @@ def _only_input(model: ir.Model) -> tuple[str, list[int]]:
     )
 
 
-def _running_moments(model: ir.Model) -> list[tuple[str, Moments]]:
+def _running_moments(model: ir.Model) -> list[tuple[str, RunningMoments]]:
     """Return the input of each BatchNormalization by name, with the moments that it expects."""
     found = []
     for node in model.graph:
         if not is_standard(node, "BatchNormalization"):
             continue
         x, _, _, mean, variance = node.inputs
-        moments = Moments(_constant(mean), _constant(variance))
+        moments = RunningMoments(_constant(mean), _constant(variance))
         if x is None or moments.mean is None or moments.variance is None:
             continue
         found.append((x.name or "", moments))
@@ -175,7 +175,7 @@ def _constant(value: ir.Value | None) -> Tensor:
     return torch.from_numpy(array)
 
 
-def _distance(x: Tensor, wanted: Moments) -> Tensor:
+def _distance(x: Tensor, wanted: RunningMoments) -> Tensor:
     """Return the distance of a batch's moments from those wanted, relative to the deviation."""
     # channels are axis 1 of what a BatchNormalization reads
     axes = list(range(x.ndim))

@@ -16,7 +16,7 @@ from .data import TrainingBatch
 from .loop import Account, Loop, Stop, StopReason
 from .prepare import training_session
 from .score import Score
-from .session import Environment, Session
+from .session import Environment, TrainingSession
 
 
 @dataclass
@@ -55,7 +55,7 @@ def train(
     return result
 
 
-def _train_blocks(session: Session) -> Trained:
+def _train_blocks(session: TrainingSession) -> Trained:
     found = reconstruct(session)
     result = _accepted(session, found.model)
     if result.weights:
@@ -66,7 +66,7 @@ def _train_blocks(session: Session) -> Trained:
     return result
 
 
-def _train_whole(session: Session) -> Trained:
+def _train_whole(session: TrainingSession) -> Trained:
     loop = Loop(session)
     account = loop.run()
     result = _outcome(session, account)
@@ -75,7 +75,7 @@ def _train_whole(session: Session) -> Trained:
     return result
 
 
-def _outcome(session: Session, account: Account) -> Trained:
+def _outcome(session: TrainingSession, account: Account) -> Trained:
     """Keep the best state if the runtime agrees that it is better than what was given."""
     warnings = []
     stop = account.stop
@@ -114,7 +114,7 @@ def _not_finite_warning(stop: Stop, best_step: int) -> str:
     return f"{stop.message}: stopped, and the state of step {best_step} is kept"
 
 
-def _accepted(session: Session, trained: ir.Model) -> Trained:
+def _accepted(session: TrainingSession, trained: ir.Model) -> Trained:
     """Score both models by the runtime; `weights` is 1 if the trained one is better, else 0."""
     watch = session.recipe.watch
     before = session.acceptance.score(session.student, watch)
@@ -147,7 +147,7 @@ def _copy_weights(source: ir.Model, target: ir.Model) -> int:
     return count
 
 
-def _data_figures(session: Session) -> dict[str, Stat]:
+def _data_figures(session: TrainingSession) -> dict[str, Stat]:
     return {
         "preset": session.recipe.preset,
         "rows": session.samples.rows,

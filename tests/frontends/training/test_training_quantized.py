@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 import torch
-from onnx_opt.frontends.training.blocks import Block, find_blocks
+from onnx_opt.frontends.training.blocks import GraphBlock, find_blocks
 from onnx_opt.frontends.training.learner import Learner
 from onnx_opt.frontends.training.presets import completed, soft_part
 from onnx_opt.frontends.training.separators import Separator, separators
@@ -188,7 +188,10 @@ def test_separators_are_what_everything_passes_through():
         Separator("d", 2),
         Separator("y", 2),
     ]
-    assert list(find_blocks(model, model)) == [Block("", "a"), Block("a", "d")]
+    assert list(find_blocks(model, model)) == [
+        GraphBlock("", "a"),
+        GraphBlock("a", "d"),
+    ]
 
 
 MASKED = """
@@ -222,9 +225,9 @@ def test_a_mask_may_pass_beside():
         "y",
     ]
     assert list(find_blocks(model, model)) == [
-        Block("", "a"),
-        Block("a", "d"),
-        Block("d", "z"),
+        GraphBlock("", "a"),
+        GraphBlock("a", "d"),
+        GraphBlock("d", "z"),
     ]
 
 
