@@ -1,37 +1,36 @@
-"""Structured pruning: whole channels, heads and hidden units taken out of every tensor that has
-them.
-"""
+"""Structured pruning: channels, heads and hidden units removed from every tensor that has them."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import onnx_ir as ir
 
 from .. import UsageError
 from ._base import Context, Effect, Option, Pass, PassOutcome, Stat
-from ._channels.budget import thriftiest
 from ._channels.costs import CostKind
+from ._channels.decide import BudgetLimit, SelectionRule, decide
 from ._channels.importance.criteria import CRITERIA, scores_of
 from ._channels.importance.scores import Aggregate, Normalise, ScoreOptions, Scores
-from ._channels.importance.stability import removal_frequencies
+from ._channels.overview import ChannelGroup, ChannelGroups, channel_groups
 from ._channels.pruning import Pruning
-from ._channels.select import Candidates, Choice, Scope, choose, increments, within
-from ._channels.sensitivity import output_losses
+from ._channels.select import Scope
 from ._dims.solve import Attention
 
+__all__ = ["ChannelGroup", "ChannelGroups", "PruneChannels", "channel_groups"]
+
 SCORED = 128
-"""Samples that scores are made from, at most; fitting uses more."""
+"""Samples that scores are made from, at most; fitting uses more. Chosen by hand, not measured."""
 
-MEASURED = 64
-"""Samples on which losses of parts of each group are measured at the model's outputs, at most."""
+BUDGETS: dict[str, CostKind] = {"macs": "macs", "params": "params", "size": "bytes"}
+"""Cost that each option of a budget limits."""
 
-KINDS: dict[str, CostKind] = {"macs": "macs", "params": "params", "size": "bytes"}
-"""What each option of a budget limits."""
+UNSET_BY_ZERO = (*BUDGETS, "drift", "frequency", "multiple")
+"""Options of which 0 means that they are not set, as pipeline text of earlier versions has it."""
 
-MOST_RUNS = 2048
-"""Samples times groups there, at most: models of many groups take fewer."""
+CRITERION_OF = {"drift": "drift", "frequency": "stability"}
+"""Criterion whose scores an option speaks of."""
 
 
 @dataclass(frozen=True)
@@ -88,50 +87,48 @@ class PruneChannels(Pass):
     ] = Option(
         "auto",
         "What channels are ranked by: norms of their weights (l1, l2), how replaceable they are "
-        "(geometric-median), what their readers make of them (activation, variance, "
-        "drift after refitting), how "
-        "surely half of the data agrees (stability), gradients (taylor, fisher). "
-        "auto: drift with data, "
-        "else l2.",
+        "(geometric-median), what their readers make of them (activation, variance, drift after "
+        "refitting), how surely half of the data agrees (stability), gradients (taylor, fisher). "
+        "auto: drift with data, else l2.",
     )
     aggregate: Aggregate = Option(
         "mean", "How the scores of a group's several weights become one."
     )
     normalise: Normalise = Option(
-        "mean", "What the scores of each weight are divided by before."
+        "mean", "Figure of each weight's scores by which they are divided before."
     )
     attention: Attention = Option(
         "heads", "Take whole heads out of attention, or dimensions of every head."
     )
-    macs: float = Option(
-        0.0,
-        "Largest fraction of the multiply-accumulates to leave, instead of a ratio; 0 is off.",
+    macs: float | None = Option(
+        None,
+        "Largest fraction of the multiply-accumulates to leave, instead of a ratio.",
         low=0.0,
         high=1.0,
     )
-    params: float = Option(
-        0.0,
-        "Largest fraction of the parameters to leave, instead of a ratio; 0 is off.",
+    params: float | None = Option(
+        None,
+        "Largest fraction of the parameters to leave, instead of a ratio.",
         low=0.0,
         high=1.0,
     )
-    size: float = Option(
-        0.0,
-        "Largest fraction of the bytes of weights to leave, instead of a ratio; 0 is off.",
+    size: float | None = Option(
+        None,
+        "Largest fraction of the bytes of weights to leave, instead of a ratio.",
         low=0.0,
         high=1.0,
     )
-    drift: float = Option(
-        0.0,
+    drift: float | None = Option(
+        None,
         "Remove as long as each group's readers lose at most this share of their outputs' "
-        "variance (importance=drift), instead of a ratio; 0 is off.",
+        "variance (importance=drift), instead of a ratio.",
         low=0.0,
         high=1.0,
     )
-    frequency: float = Option(
-        0.0,
+    frequency: float | None = Option(
+        None,
         "Remove only channels that at least this share of the halves of the data would "
-        "(importance=stability); 0 is off.",
+        "(importance=stability).",
         low=0.0,
         high=1.0,
     )
@@ -141,9 +138,9 @@ class PruneChannels(Pass):
         low=0,
         high=1_000_000,
     )
-    multiple: int = Option(
-        0,
-        "Widths of convolutions are multiples of it; 0: of what the target computes at once "
+    multiple: int | None = Option(
+        None,
+        "Widths of convolutions are multiples of it; unset: of what the target computes at once "
         "(scope=global within a budget: any that pay there).",
         low=0,
         high=1024,
@@ -173,179 +170,116 @@ class PruneChannels(Pass):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        budgets = [name for name in (*KINDS, "drift") if getattr(self, name)]
-        if len(budgets) > 1:
+        for option in UNSET_BY_ZERO:
+            if getattr(self, option) == 0:
+                # the only way to set a field of a frozen dataclass
+                object.__setattr__(self, option, None)
+        self._refuse_contradictions()
+
+    def _refuse_contradictions(self) -> None:
+        # each of them says how much goes, in place of the ratio
+        aims = [name for name in (*BUDGETS, "drift") if getattr(self, name) is not None]
+        if len(aims) > 1:
             raise UsageError(
-                f"prune-channels.{budgets[1]}",
-                f"{' and '.join(budgets)} are set",
+                f"prune-channels.{aims[1]}",
+                f"{' and '.join(aims)} are set",
                 "leave one of them",
             )
-        for option, wanted in (("drift", "drift"), ("frequency", "stability")):
-            if getattr(self, option) and self.importance != wanted:
+        for option, criterion in CRITERION_OF.items():
+            if getattr(self, option) is not None and self.importance != criterion:
                 raise UsageError(
                     f"prune-channels.{option}",
                     f"importance is {self.importance}",
-                    f"add importance={wanted}",
+                    f"add importance={criterion}",
                 )
 
     def run(self, model: ir.Model, context: Context) -> PassOutcome:
-        pruning = Pruning(
-            model, context, self.attention, keep_batchnorm=self.importance == "bn-scale"
-        )
+        keep_batchnorm = self.importance == "bn-scale"
+        pruning = Pruning(model, context, self.attention, keep_batchnorm=keep_batchnorm)
         pruning.limit_to(self.include, self.exclude)
         if not pruning.groups or pruning.repeated(str(self)):
             return PassOutcome(declined=pruning.declined)
-        scores = self._scores(pruning, context)
-        candidates = pruning.candidates(
-            scores, self.multiple or int(self._priced(context)), self.least
-        )
-        choice, error = pruning.proved(
-            candidates, self._choice(pruning, candidates, context)
-        )
-        if self.multiple:
-            choice, error = pruning.widened(
-                candidates, pruning.candidates(scores, 0, self.least), choice, error
-            )
+        rule = self._rule(context)
+        multiple = self.multiple
+        if multiple is None and rule.weighs_losses(context):
+            # losses and savings decide which widths pay
+            multiple = 1
+        scores = self._scores(rule.criterion, pruning, context)
+        candidates = pruning.candidates(scores, multiple, self.least)
+        choice = decide(rule, pruning, candidates, context)
+        choice, error = pruning.verified(candidates, choice)
+        if self.multiple is not None:
+            # widths asked for may run worse than wider ones
+            suited = pruning.candidates(scores, None, self.least)
+            choice, error = pruning.widened(candidates, suited, choice, error)
         if not any(choice):
             return PassOutcome(declined=pruning.declined)
         removed = candidates.removed(choice)
-        fitted = pruning.finish(
-            model, removed, self.samples if self.recover else 0, self.damp
-        )
-        pruning.remember(model, str(self))
+        samples = self.samples if self.recover else 0
+        fitted = pruning.finish(model, removed, samples, self.damp)
+        pruning.record(model, str(self))
+        before = pruning.before
         after = pruning.cost(choice, candidates.orders())
+        groups = [count for count in choice if count > 0]
         stats: dict[str, Stat] = {
             "channels": len(removed),
-            "groups": sum(map(bool, choice)),
+            "groups": len(groups),
             "layers": fitted,
-            "params_before": pruning.before.params,
+            "params_before": before.params,
             "params_after": after.params,
-            "macs_before": pruning.before.macs,
+            "macs_before": before.macs,
             "macs_after": after.macs,
         }
         if error is not None:
             stats["error"] = error
         return PassOutcome(len(removed), stats, pruning.declined)
 
-    def _scores(self, pruning: Pruning, context: Context) -> list[Scores]:
-        name = self._criterion(context)
+    def _rule(self, context: Context) -> SelectionRule:
+        """The options that decide how many channels go."""
+        budget = None
+        for option, kind in BUDGETS.items():
+            fraction = getattr(self, option)
+            if fraction is not None:
+                budget = BudgetLimit(option, kind, float(fraction))
+        return SelectionRule(
+            criterion=self._criterion(context),
+            scope=self.scope,
+            ratio=self.ratio,
+            budget=budget,
+            drift=self.drift,
+            frequency=self.frequency,
+            samples=self.samples,
+            damp=self.damp,
+        )
+
+    def _criterion(self, context: Context) -> str:
+        """Name of the criterion that scores channels. Errors: UsageError without its data."""
+        if self.importance == "auto":
+            return "drift" if context.has_data() else "l2"
+        if CRITERIA[self.importance].needs_data and not context.has_data():
+            raise UsageError(
+                "prune-channels.importance",
+                f"{self.importance} ranks by calibration data",
+                "pass --data (command line) or data= (Python), or take importance=l2",
+            )
+        return self.importance
+
+    def _scores(
+        self, criterion: str, pruning: Pruning, context: Context
+    ) -> list[Scores]:
         options = ScoreOptions(
-            self.aggregate, self.normalise, min(self.samples, SCORED), self.ratio
+            aggregate=self.aggregate,
+            normalise=self.normalise,
+            samples=min(self.samples, SCORED),
+            ratio=self.ratio,
         )
         scores, declined = scores_of(
-            name, pruning.groups, pruning.solution, pruning.whole, context, options
+            criterion,
+            pruning.groups,
+            pruning.solution,
+            pruning.whole,
+            context,
+            options,
         )
         pruning.declined += declined
         return scores
-
-    def _criterion(self, context: Context) -> str:
-        if self.importance != "auto":
-            if CRITERIA[self.importance].needs_data and not context.has_data():
-                raise UsageError(
-                    "prune-channels.importance",
-                    f"{self.importance} ranks by calibration data",
-                    "pass --data (command line) or data= (Python), or take importance=l2",
-                )
-            return self.importance
-        return "drift" if context.has_data() else "l2"
-
-    def _budget(self) -> str:
-        return next((name for name in KINDS if getattr(self, name)), "")
-
-    def _priced(self, context: Context) -> bool:
-        """Whether widths follow from what losses measure at the model's outputs and channels save
-        on the target.
-        """
-        return (
-            bool(self._budget())
-            and self.scope == "global"
-            and (self._criterion(context) == "drift" and context.has_data())
-        )
-
-    def _choice(
-        self, pruning: Pruning, candidates: Candidates, context: Context
-    ) -> Choice:
-        """How many channels of each group go."""
-        if self.drift:
-            return [
-                candidates.fitted(i, int((s <= self.drift).sum()))
-                for i, s in enumerate(candidates.scores)
-            ]
-        if (
-            self.scope != "layer"
-            and self._criterion(context) == "drift"
-            and not self._priced(context)
-        ):
-            candidates = replace(
-                candidates, scores=[increments(scores) for scores in candidates.scores]
-            )
-        if not self._budget():
-            choice = choose(candidates, self.scope, self.ratio)
-        else:
-            choice = self._within(self._budget(), pruning, candidates, context)
-        if self.frequency:
-            sure = (
-                int(
-                    (
-                        removal_frequencies(s, ScoreOptions.rounds) >= self.frequency
-                    ).sum()
-                )
-                for s in candidates.scores
-            )
-            choice = [
-                candidates.fitted(i, min(c, n))
-                for i, (c, n) in enumerate(zip(choice, sure, strict=True))
-            ]
-        return choice
-
-    def _within(
-        self, budget: str, pruning: Pruning, candidates: Candidates, context: Context
-    ) -> Choice:
-        """The smallest ratio that meets a budget; under scope=global channels count by what they
-        take, too.
-        """
-        whole, fraction = (
-            pruning.memory.cost or pruning.before,
-            float(getattr(self, budget)),
-        )
-        orders = candidates.orders()
-        kind = KINDS[budget]
-
-        def taken(choice: Choice) -> float:
-            left, all_of_it = (
-                int(getattr(cost, kind))
-                for cost in (pruning.cost(choice, orders), whole)
-            )
-            return left / max(all_of_it, 1)
-
-        if self._priced(context):
-            samples = min(
-                self.samples, MEASURED, max(MOST_RUNS // len(pruning.groups), 1)
-            )
-            losses = output_losses(
-                pruning.groups,
-                pruning.solution,
-                pruning.whole,
-                candidates.scores,
-                context,
-                samples,
-                self.damp,
-            )
-            choice = thriftiest(candidates, losses, taken, fraction, context.target)
-            met = taken(choice) <= fraction
-        else:
-            ranked = candidates
-            if self.scope == "global":
-                ranked = candidates.per_gain(
-                    pruning.costs.saved_by_one(pruning.groups, kind)
-                )
-            choice, met = within(
-                taken, fraction, lambda ratio: choose(ranked, self.scope, ratio)
-            )
-        if not met:
-            context.warn(
-                "prune-channels",
-                f"{taken(choice):.0%} of the {budget} stay, not {fraction:.0%}: "
-                "the rest is in what cannot lose channels",
-            )
-        return choice

@@ -1,3 +1,3 @@
-"""Channel pruning on top of the dimension solver: which channels matter least, how many go, what
-makes up for them.
+"""Channel pruning on the dimension solver: which channels matter least, how many go, what makes up
+for them.
 """

@@ -12,8 +12,10 @@ from .._base import Context, MomentRequest, NullContext
 from .._calibrated.layers import fittable_layers
 from .._core.edit import Edit, is_constant
 from .._core.graph import refresh_shapes
+from .._core.ops import CONVOLUTIONS, RECURRENT, WEIGHTED_OPS, is_standard
 from .._dims.groups import Group
 from .._dims.ops.elementwise import BROADCAST, UNARY
+from .._dims.relations import Mix
 from .._dims.rules import relate
 from .._dims.solve import FROZEN, Attention, Solution, solve
 from .._dims.surgery import Kept
@@ -22,140 +24,180 @@ from ..fold_constants import FoldConstants
 from ..remove_identities import RemoveIdentities
 from ..remove_unused import RemoveUnused
 
-LAYERS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
+LAYERS = frozenset(WEIGHTED_OPS) - RECURRENT
+"""Operators that give their bias where no input is left; recurrent ones have gates, and a state."""
+
+DROPPING = (RemoveUnused(), FoldConstants(), RemoveIdentities(), RemoveUnused())
+"""Passes by which everything goes that only fed dropped layers, or only passed on their biases."""
 
 
 def droppable(group: Group, solution: Solution) -> bool:
-    """Whether the model works on when every channel of a group is gone: all who sum over them can
-    be their bias.
+    """Return whether the model works on when every channel of a group is gone.
+
+    It does where all layers that sum over them can become their bias.
     """
-    trace = solution.relations.trace
     roots = {root for root, _ in group.places}
     own = set(group.channels.tolist())
-    if any(not own.issuperset(solution.channels[root].tolist()) for root in roots):
-        return False
-    nodes = [
-        mix.node
-        for mix in solution.relations.mixes
-        if mix.kind == "contract"
-        and any(
-            (value := mix.node.inputs[i]) is not None
-            and solution.classes[value, a] in roots
-            for i, a in mix.axes
-        )
-    ]
-    inside = [node for node in nodes if _makes(node, roots, solution)]
-    ends = [node for node in nodes if node not in inside]
-    return bool(ends) and all(
-        n.op_type in LAYERS and _absorbed(n.outputs[0], trace) for n in ends
-    )
+    # channels of another group on the same axis would be left behind
+    for root in roots:
+        slots = solution.channels[root]
+        if not own.issuperset(slots.tolist()):
+            return False
+    trace = solution.relations.trace
+    has_end = False
+    for mix in solution.relations.mixes:
+        node = mix.node
+        if mix.kind != "contract" or not _sums_over(mix, roots, solution):
+            continue
+        # a depthwise convolution in between goes with the group
+        if _makes(node, roots, solution):
+            continue
+        has_end = True
+        if node.op_type not in LAYERS or not _absorbed(node.outputs[0], trace):
+            return False
+    return has_end
+
+
+def _sums_over(mix: Mix, roots: set[int], solution: Solution) -> bool:
+    """Return whether a node sums over an axis of one of the classes."""
+    for index, axis in mix.axes:
+        value = mix.node.inputs[index]
+        if value is not None and solution.classes[value, axis] in roots:
+            return True
+    return False
 
 
 def _makes(node: ir.Node, roots: set[int], solution: Solution) -> bool:
-    """Whether what a node makes goes with the group: a depthwise convolution."""
+    """Return whether what a node makes goes with the group: a depthwise convolution."""
     shapes = solution.relations.trace.shapes
-    return any(
-        solution.classes.get((value, i)) in roots
-        for value in node.outputs
-        for i in range(len(shapes.get(value, ())))
-    )
+    for value in node.outputs:
+        for axis in range(len(shapes.get(value, ()))):
+            if solution.classes.get((value, axis)) in roots:
+                return True
+    return False
 
 
 def _absorbed(value: ir.Value, trace: Trace) -> bool:
-    """Whether every user of a value broadcasts it against something of the full shape."""
+    """Return whether every user of a value broadcasts it against something of the full shape."""
     if value.is_graph_output() or not value.uses():
         return False
     for use in value.uses():
-        node, out = use.node, use.node.outputs[0]
-        others = [
-            v
-            for i, v in enumerate(node.inputs)
-            if i != use.idx and v is not None and not is_constant(v)
-        ]
-        if node.domain != "" or node.op_type not in (*BROADCAST, *UNARY):
+        node = use.node
+        if not is_standard(node, *BROADCAST, *UNARY):
             return False
-        if any(v is not value and trace.shape(v) == trace.shape(out) for v in others):
+        others = _other_activations(node, use.idx)
+        output = node.outputs[0]
+        shape = trace.shape(output)
+        full = [other for other in others if trace.shape(other) == shape]
+        # a value added to itself has nothing of the full shape to go by
+        if any(other is not value for other in full):
             continue
-        if others or not _absorbed(out, trace):
+        # alone, or with constants only, the smaller result travels on
+        if others or not _absorbed(output, trace):
             return False
     return True
+
+
+def _other_activations(node: ir.Node, index: int) -> list[ir.Value]:
+    """Inputs of a node that are no constants, but for one."""
+    others = []
+    for number, value in enumerate(node.inputs):
+        if number == index or value is None:
+            continue
+        if not is_constant(value):
+            others.append(value)
+    return others
 
 
 def drop_branches(
     model: ir.Model, kept: Kept, attention: Attention
 ) -> tuple[Solution, NDArray[np.intp]]:
-    """Replace layers without inputs by their bias, in place, and drop what only fed them; solve
-    what is left anew.
+    """Replace layers without inputs by their bias, in place, and drop what only fed them.
 
     Returns the solution of the new graph and the channels of it that still have to go.
     """
     edit = Edit(model)
-    empty = [
-        n
-        for n in model.graph
-        if n.op_type in LAYERS and n.domain == "" and _emptied(n, kept)
-    ]
+    layers = [node for node in model.graph if is_standard(node, *LAYERS)]
+    empty = [node for node in layers if _emptied(node, kept)]
     for node in empty:
         edit.bypass(node, _bias(node, edit))
-    for step in (RemoveUnused(), FoldConstants(), RemoveIdentities(), RemoveUnused()):
+    for step in DROPPING:
         step.run(model, NullContext())
     refresh_shapes(model)
-    solution = solve(relate(model, traced(model)), attention)
-    return solution, np.array(sorted(set(_lost(solution, kept))), np.intp)
+    relations = relate(model, traced(model))
+    solution = solve(relations, attention)
+    lost = sorted(set(_lost(solution, kept)))
+    return solution, np.array(lost, np.intp)
 
 
 def take_means(model: ir.Model, kept: Kept, context: Context, samples: int) -> None:
-    """Give layers that are about to lose all inputs the mean of what they made as their bias."""
-    layers = [
-        layer for layer in fittable_layers(model)[0] if _emptied(layer.node, kept)
-    ]
-    requests = {
-        str(i): MomentRequest(
-            layer.output.name or "",
-            "mean",
-            axis=1 if layer.node.op_type == "Conv" else -1,
-        )
-        for i, layer in enumerate(layers)
-    }
-    found = context.collect(model, requests, samples) if requests else {}
+    """Give layers that are about to lose all inputs the mean of their output as their bias."""
+    layers, requests = {}, {}
+    for number, layer in enumerate(fittable_layers(model)[0]):
+        if not _emptied(layer.node, kept):
+            continue
+        key = str(number)
+        name = layer.output.name or ""
+        axis = 1 if layer.node.op_type == "Conv" else -1
+        layers[key] = layer
+        requests[key] = MomentRequest(name, "mean", axis=axis)
+    if not requests:
+        return
+    found = context.collect(model, requests, samples)
     edit = Edit(model)
-    for i, layer in enumerate(layers):
-        if str(i) in found:
-            layer.set_bias(found[str(i)], edit)
+    for key, layer in layers.items():
+        # absent: a branch that no sample took
+        if key in found:
+            layer.set_bias(found[key], edit)
 
 
 def _emptied(node: ir.Node, kept: Kept) -> bool:
-    """Whether the axis that a layer sums over is left without slots."""
+    """Return whether the axis that a layer sums over is left without slots."""
     value = node.inputs[0]
-    return value is not None and any(
-        len(slots) == 0 for slots in kept.get(value.name or "", {}).values()
-    )
+    if value is None:
+        return False
+    axes = kept.get(value.name or "", {})
+    return any(len(slots) == 0 for slots in axes.values())
 
 
 def _bias(node: ir.Node, edit: Edit) -> ir.Value:
-    """What a layer gives of nothing: its bias, shaped to be broadcast over its output."""
-    graph, output = node.graph, node.outputs[0]
+    """Output of a layer that multiplies nothing: its bias, in a shape that broadcasts to it."""
+    graph = node.graph
+    output = node.outputs[0]
     assert isinstance(graph, ir.Graph)
     assert output.dtype is not None
+    rank = len(output.shape or ())
     bias = node.inputs[2] if len(node.inputs) > 2 else None
     if bias is None or bias.const_value is None:
-        zero = np.zeros([1] * len(output.shape or ()), output.dtype.numpy())
+        ones = [1] * rank
+        zero = np.zeros(ones, output.dtype.numpy())
         return edit.constant(graph, zero, f"{output.name}_zero")
     array = bias.const_value.numpy()
-    if node.op_type.startswith("Conv"):
-        array = array.reshape(1, -1, *[1] * (len(output.shape or ()) - 2))
-    return edit.constant(
-        graph, array * node.attributes.get_float("beta", 1.0), f"{output.name}_bias"
-    )
+    if node.op_type in CONVOLUTIONS:
+        # channels are the second axis of the output, behind the batch
+        spatial = [1] * (rank - 2)
+        array = array.reshape(1, -1, *spatial)
+    # Gemm alone scales its bias
+    beta = node.attributes.get_float("beta", 1.0)
+    return edit.constant(graph, array * beta, f"{output.name}_bias")
 
 
 def _lost(solution: Solution, kept: Kept) -> Iterator[int]:
-    """Channels of a solution some slot of which did not stay, tensors being known by their
-    names.
+    """Channels of a solution some slot of which did not stay.
+
+    Tensors are known by their names: `kept` is of another graph.
     """
     for (value, axis), root in solution.classes.items():
-        stays = kept.get(value.name or "", {}).get(axis)
+        axes = kept.get(value.name or "", {})
+        stays = axes.get(axis)
+        if stays is None or len(stays) == 0:
+            continue
         slots = solution.channels[root]
-        if stays is not None and len(stays) and stays[-1] < len(slots):
-            gone = np.setdiff1d(np.arange(len(slots)), stays)
-            yield from (int(c) for c in np.unique(slots[gone]) if c != FROZEN)
+        size = len(slots)
+        # where a dropped layer left a bias that broadcasts, the axis is shorter now
+        if stays[-1] >= size:
+            continue
+        gone = np.setdiff1d(np.arange(size), stays)
+        for channel in np.unique(slots[gone]):
+            if channel != FROZEN:
+                yield int(channel)

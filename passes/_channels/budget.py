@@ -1,6 +1,4 @@
-"""The least loss within a budget: every group gives channels where they save the most for what they
-cost.
-"""
+"""Allocation under a budget: every group gives channels where they save most for their loss."""
 
 from __future__ import annotations
 
@@ -12,30 +10,41 @@ from numpy.typing import NDArray
 
 from .._core.targets import TARGETS
 from .._dims.groups import Group
+from .importance.scores import matrices
 from .select import Candidates, Choice
 
 Curve = NDArray[np.float64]
-"""Something of a group once its first n channels are gone, n = 0 .. all."""
+"""A quantity of a group once its first n channels are gone, n = 0 .. all."""
 
 Budget = Callable[[Choice], float]
-"""What a choice leaves, as a fraction of the whole."""
+"""Cost of what a choice leaves, as a fraction of the whole."""
 
 IDLE = 0.05
-"""Of what a channel costs, the share saved when it leaves a block of which others stay (measured: 0
+"""Share of a channel's cost that is saved when it leaves a block of which others stay (measured: 0
 to 0.1).
 """
 
 ROUNDS = 4
-"""Times that savings are counted anew, at the choice that the last ones led to."""
+"""Times that savings are counted anew, at the choice that the last ones led to. Chosen by hand: the
+best choice of all rounds is taken.
+"""
+
+BISECTIONS = 50
+"""Halvings of the range of prices, in logarithms: 24 decades become less than rounding."""
+
+LOWEST_PRICE, HIGHEST_PRICE = 1e-12, 1e12
+"""Loss per saving at which nothing goes, and at which everything does that may."""
+
+RATIO_BISECTIONS = 24
+"""Halvings of the range of ratios: a ten-millionth, less than one channel of any model."""
 
 
 @dataclass(frozen=True)
 class Offer:
-    """What a group may give: `counts` of channels, ascending from 0, each with its `loss` and what
-    it `saves`.
+    """Channels that a group may give.
 
-    Savings are in channels: those within a block that the target computes at once count less than
-    the last of it.
+    `counts` of channels, ascending from 0, each with its `loss` and what it `saves`. Savings are in
+    channels: those within a block that the target computes at once count less than the last of it.
     """
 
     counts: NDArray[np.intp]
@@ -43,128 +52,184 @@ class Offer:
     saves: Curve
 
 
-def thriftiest(
+def allocate_under_budget(
     candidates: Candidates,
     losses: Sequence[Curve],
     cost: Budget,
     most: float,
     target: str,
 ) -> Choice:
-    """The choice of least total loss whose cost is at most `most`; the cheapest one where there is
-    none.
+    """Choice of least total loss whose cost is at most `most`; the cheapest where there is none.
 
     Every group gives the count at which loss - price * savings is least, for the lowest price that
     meets the budget; what then is left of the budget takes back what loses most for what it saves.
 
     Source: Everett, Generalized Lagrange Multiplier Method, Operations Research 11 (1963), 399-417.
     """
-    offers = [
-        _offer(candidates, index, loss, target) for index, loss in enumerate(losses)
-    ]
+    offers = []
+    for index, curve in enumerate(losses):
+        offer = _offer(candidates, index, curve, target)
+        offers.append(offer)
     everything = [int(offer.counts[-1]) for offer in offers]
-    best, least, choice = everything, np.inf, [0] * len(offers)
+    best = everything
+    least = np.inf
+    choice = [0] * len(offers)
     for _ in range(ROUNDS):
-        priced = [
-            replace(offer, saves=offer.saves * gain)
-            for offer, gain in zip(
-                offers, _gains(choice, everything, cost), strict=True
-            )
-        ]
+        # what a channel saves depends on how wide its neighbours are left
+        gains = _gains(choice, everything, cost)
+        priced = []
+        for offer, gain in zip(offers, gains, strict=True):
+            saves = offer.saves * gain
+            priced.append(replace(offer, saves=saves))
         choice = _at_lowest_price(priced, cost, most)
         if cost(choice) > most:
             break
         choice = _taken_back(choice, priced, cost, most)
-        loss = sum(
-            offer.loss[np.searchsorted(offer.counts, n)]
-            for offer, n in zip(offers, choice, strict=True)
-        )
+        loss = _total_loss(offers, choice)
         if loss < least:
             best, least = choice, loss
     return best
 
 
 def _offer(candidates: Candidates, index: int, loss: Curve, target: str) -> Offer:
-    group, widths = candidates.groups[index], candidates.widths[index]
-    size, block = len(group.channels), 1
-    if _convolved(group):
-        block = TARGETS[target].conv_width
-        widths = widths[
-            (widths % TARGETS[target].width_step == 0)
-            | (widths == widths[0])
-            | (widths == size)
-        ]
+    """Counts that the widths of a group allow; of a convolution those that run well."""
+    group = candidates.groups[index]
+    widths = candidates.widths[index]
+    size = candidates.size(index)
+    block = 1
+    if is_convolved(group):
+        facts = TARGETS[target]
+        block = facts.conv_width
+        fits = widths % facts.width_step == 0
+        # the least width and the present one are offered whatever the step
+        least = widths == widths[0]
+        present = widths == size
+        widths = widths[fits | least | present]
     counts = np.sort(size - widths)
-    blocks = (-(-size // block) - -(-(size - counts) // block)) * block
-    return Offer(
-        counts, loss[counts], IDLE * counts + (1 - IDLE) * np.minimum(blocks, size)
-    )
+    # -(-a // b) is a / b rounded up: a block is computed whole however few channels it holds
+    blocks = -(-size // block)
+    blocks_left = -(-(size - counts) // block)
+    emptied = (blocks - blocks_left) * block
+    in_whole_blocks = np.minimum(emptied, size)
+    saves = IDLE * counts + (1 - IDLE) * in_whole_blocks
+    return Offer(counts, loss[counts], saves)
 
 
-def _convolved(group: Group) -> bool:
-    return any(
-        v.const_value is not None and len(v.const_value.shape) > 2
-        for v, _ in group.weights
-    )
+def is_convolved(group: Group) -> bool:
+    """Return whether a group has places in a convolution's kernel."""
+    for value, _ in matrices(group):
+        tensor = value.const_value
+        # (M, C, *K): a matrix has no spatial axes
+        if tensor is not None and len(tensor.shape) > 2:
+            return True
+    return False
+
+
+def _total_loss(offers: Sequence[Offer], choice: Choice) -> float:
+    total = 0.0
+    for offer, count in zip(offers, choice, strict=True):
+        place = np.searchsorted(offer.counts, count)
+        total += offer.loss[place]
+    return total
 
 
 def _gains(choice: Choice, everything: Choice, cost: Budget) -> list[float]:
-    """Of each group what one channel saves on average, the other groups being as chosen."""
+    """Average saving by one channel of each group, the other groups being as chosen."""
     gains = []
-    for i, most in enumerate(everything):
-        none, all_of_it = (
-            cost([*choice[:i], count, *choice[i + 1 :]]) for count in (0, most)
-        )
-        gains.append((none - all_of_it) / max(most, 1))
+    for index, most in enumerate(everything):
+        before = cost(_with(choice, index, 0))
+        after = cost(_with(choice, index, most))
+        saved = before - after
+        gains.append(saved / max(most, 1))
     return gains
 
 
+def _with(choice: Choice, index: int, count: int) -> Choice:
+    """A choice with another count for one group."""
+    other = list(choice)
+    other[index] = count
+    return other
+
+
 def _at_lowest_price(offers: Sequence[Offer], cost: Budget, most: float) -> Choice:
-    """What every group gives at the lowest price per saving that meets the budget, or at an
-    exorbitant one.
-    """
+    """Choice at the lowest price per saving that meets the budget, or at an exorbitant one."""
 
     def at(price: float) -> Choice:
-        return [
-            int(offer.counts[np.argmin(offer.loss - price * offer.saves)])
-            for offer in offers
-        ]
+        choice = []
+        for offer in offers:
+            balance = offer.loss - price * offer.saves
+            best = np.argmin(balance)
+            choice.append(int(offer.counts[best]))
+        return choice
 
-    low, high = 1e-12, 1e12
-    for _ in range(50):
+    low, high = LOWEST_PRICE, HIGHEST_PRICE
+    for _ in range(BISECTIONS):
         middle = float(np.sqrt(low * high))
-        low, high = (low, middle) if cost(at(middle)) <= most else (middle, high)
+        if cost(at(middle)) <= most:
+            high = middle
+        else:
+            low = middle
     return at(high)
 
 
 def _taken_back(
     choice: Choice, offers: Sequence[Offer], cost: Budget, most: float
 ) -> Choice:
-    """Widen groups while the budget lasts: each time the step that regains most for what it costs,
-    of those left.
+    """Widen groups while the budget lasts.
+
+    Each time by the step that regains most loss for the saving it gives up, of those left.
     """
-    choice, steps = (
-        list(choice),
-        [(_steps(offer, count)) for offer, count in zip(offers, choice, strict=True)],
-    )
+    steps = []
+    for offer, count in zip(offers, choice, strict=True):
+        steps.append(_steps(offer, count))
     while any(steps):
-        i = max((i for i, each in enumerate(steps) if each), key=lambda i: steps[i][0])
-        _, count = steps[i].pop(0)
-        wider = [*choice[:i], count, *choice[i + 1 :]]
+        waiting = [index for index, each in enumerate(steps) if each]
+        # each list begins with the best step of its group
+        index = max(waiting, key=lambda i: steps[i][0])
+        _, count = steps[index].pop(0)
+        wider = _with(choice, index, count)
+        # a step beyond the budget is dropped, smaller ones of the group remain
         if cost(wider) <= most:
-            choice, steps[i] = wider, _steps(offers[i], count)
+            choice = wider
+            steps[index] = _steps(offers[index], count)
     return choice
 
 
 def _steps(offer: Offer, count: int) -> list[tuple[float, int]]:
     """(loss regained for each saving given up, count) for every smaller count, the best first."""
-    place = int(np.searchsorted(offer.counts, count))
-    spent = np.maximum(offer.saves[place] - offer.saves[:place], 1e-12)
-    worth = (offer.loss[place] - offer.loss[:place]) / spent
-    return sorted(
-        (
-            (float(w), int(n))
-            for w, n in zip(worth, offer.counts, strict=False)
-            if w > 0
-        ),
-        reverse=True,
-    )
+    counts = offer.counts
+    loss = offer.loss
+    saves = offer.saves
+    place = int(np.searchsorted(counts, count))
+    spent = saves[place] - saves[:place]
+    regained = loss[place] - loss[:place]
+    # giving back what saves nothing is worth anything
+    spent = np.maximum(spent, 1e-12)
+    worth = regained / spent
+    steps = []
+    for each, smaller in zip(worth, counts[:place], strict=True):
+        if each > 0:
+            step = (float(each), int(smaller))
+            steps.append(step)
+    steps.sort(reverse=True)
+    return steps
+
+
+def smallest_ratio(
+    budget: Budget, fraction: float, pick: Callable[[float], Choice]
+) -> tuple[Choice, bool]:
+    """Choice of the smallest ratio whose cost is at most `fraction` of the whole.
+
+    Returns the choice of ratio 1 and False where none is.
+    """
+    if budget(pick(1.0)) > fraction:
+        return pick(1.0), False
+    low, high = 0.0, 1.0
+    for _ in range(RATIO_BISECTIONS):
+        # rounded, so that `share` reads the ratio as a short decimal number
+        middle = round((low + high) / 2, 9)
+        if budget(pick(middle)) <= fraction:
+            high = middle
+        else:
+            low = middle
+    return pick(high), True

@@ -1,11 +1,9 @@
-"""Parameters, bytes and multiply-accumulates of a model as a function of the channels that are
-removed.
-"""
+"""Parameters, bytes and multiply-accumulates of a model as a function of the channels removed."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Literal
@@ -14,14 +12,14 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from .._core.ops import RECURRENT, WEIGHTED_OPS, is_standard, summed_axes
 from .._core.stats import NOT_PARAMETERS
 from .._dims.groups import Group
 from .._dims.relations import Axis
 from .._dims.solve import FROZEN, Solution
 
 Removed = NDArray[np.bool_]
-"""By channel id: whether it goes."""
-
+"""True for each channel id that goes."""
 
 Term = tuple[tuple[int, ...], int]
 """Classes of axes whose widths are multiplied, and a number: bits of an element, or the product of
@@ -33,8 +31,9 @@ CostKind = Literal["params", "bytes", "macs"]
 
 @dataclass(frozen=True)
 class Cost:
-    """What a model takes: parameters, bytes of weights, multiply-accumulates with symbolic dims as
-    1.
+    """Size and work of a model: parameters, bytes of weights, multiply-accumulates.
+
+    Symbolic dims count as 1.
     """
 
     params: int
@@ -44,175 +43,174 @@ class Cost:
 
 @dataclass(frozen=True)
 class Costs:
-    """Products of widths, each a class of axes or a fixed size, ready to be evaluated for any
-    removal.
+    """Cost terms of a model: products of widths that can be evaluated for any removal.
+
+    `whole`: the width of every class of axes as it is. `shrinking`: channels of the slots of those
+    classes that may lose some.
     """
 
     weights: tuple[Term, ...]
     products: tuple[Term, ...]
     whole: dict[int, int]
-    """The width of every class as it is."""
     shrinking: dict[int, NDArray[np.intp]]
-    """The channels of the slots of those classes that may lose some."""
 
     def of(self, removed: Removed) -> Cost:
-        """The cost once the given channels are gone. Linear in what may shrink, no graph is
-        built.
-        """
-        widths = self.whole | {
-            root: int((~removed[slots] | (slots == FROZEN)).sum())
-            for root, slots in self.shrinking.items()
-        }
-        sizes = [prod(widths[root] for root in roots) for roots, _ in self.weights]
+        """Cost once the given channels are gone. Linear in what may shrink; no graph is built."""
+        widths = dict(self.whole)
+        for root, slots in self.shrinking.items():
+            stays = ~removed[slots] | (slots == FROZEN)
+            widths[root] = int(stays.sum())
+        params = 0
+        bits = 0
+        macs = 0
+        for roots, bits_each in self.weights:
+            size = _product(widths, roots)
+            params += size
+            bits += size * bits_each
+        for roots, fixed in self.products:
+            size = _product(widths, roots)
+            macs += size * fixed
+        # weights of four bits: only the sum is a whole number of bytes
         return Cost(
-            params=sum(sizes),
-            bytes=sum(
-                size * bits for size, (_, bits) in zip(sizes, self.weights, strict=True)
-            )
-            // 8,
-            macs=sum(
-                prod(widths[root] for root in roots) * fixed
-                for roots, fixed in self.products
-            ),
+            params=params,
+            bytes=bits // 8,
+            macs=macs,
         )
 
     def saved_by_one(self, groups: Sequence[Group], kind: CostKind) -> list[float]:
-        """Of each group what one of its channels takes in the whole model. Linear in products and
-        groups.
-        """
-        terms = self.products if kind == "macs" else self.weights
+        """Cost of one channel of each group in the whole model. Linear in terms and groups."""
+        terms = self.weights
+        if kind == "macs":
+            terms = self.products
         by_class: dict[int, list[int]] = defaultdict(list)
         for number, (roots, _) in enumerate(terms):
-            for root in dict.fromkeys(roots):
+            # a square weight may name one class twice
+            for root in set(roots):
                 by_class[root].append(number)
         found = []
         for group in groups:
-            slots, saved = dict(group.places), 0
-            for roots, factor in (
-                terms[n]
-                for n in dict.fromkeys(n for root in slots for n in by_class[root])
-            ):
-                less = prod(self.whole[root] - slots.get(root, 0) for root in roots)
-                saved += (prod(self.whole[root] for root in roots) - less) * (
-                    1 if kind == "params" else factor
-                )
-            found.append(saved / 8 if kind == "bytes" else float(saved))
+            touched: set[int] = set()
+            for root, _ in group.places:
+                touched.update(by_class[root])
+            own = [terms[number] for number in touched]
+            saved = self._saved(group, own, kind)
+            found.append(saved)
         return found
+
+    def _saved(self, group: Group, terms: Iterable[Term], kind: CostKind) -> float:
+        """Part of some terms that one channel of a group takes."""
+        slots = dict(group.places)
+        saved = 0
+        for roots, factor in terms:
+            left = {root: self.whole[root] - slots.get(root, 0) for root in roots}
+            before = _product(self.whole, roots)
+            less = before - _product(left, roots)
+            # a parameter counts once, whatever its bits
+            saved += less if kind == "params" else less * factor
+        if kind == "bytes":
+            return saved / 8
+        return float(saved)
+
+
+def _product(widths: dict[int, int], roots: Iterable[int]) -> int:
+    return prod(widths[root] for root in roots)
 
 
 def costs_of(model: ir.Model, solution: Solution) -> Costs:
-    """The cost terms of the main graph; nodes whose shapes are unknown are left out."""
-    weights, stored = [], set[object]()
+    """Cost terms of the main graph; nodes whose shapes are unknown are left out."""
+    products = []
+    for node in model.graph:
+        for axes in _multiplied_axes(node, solution):
+            products += _term(axes, solution)
+    widths, shrinking = {}, {}
+    for root, slots in solution.channels.items():
+        widths[root] = len(slots)
+        if (slots != FROZEN).any():
+            shrinking[root] = slots
+    return Costs(
+        weights=tuple(_weight_terms(model, solution)),
+        products=tuple(products),
+        whole=widths,
+        shrinking=shrinking,
+    )
+
+
+def _weight_terms(model: ir.Model, solution: Solution) -> Iterator[Term]:
+    """One term for each stored tensor of parameters."""
+    shapes = solution.relations.trace.shapes
+    stored = set[object]()
     for value in model.graph.initializers.values():
         tensor = value.const_value
-        if (
-            tensor is not None
-            and tensor.dtype not in NOT_PARAMETERS
-            and value in solution.relations.trace.shapes
-        ):
-            roots = tuple(
-                solution.classes[value, i]
-                for i in range(len(solution.relations.trace.shapes[value]))
-            )
-            once = (
-                id(tensor),
-                tuple(solution.channels[root].tobytes() for root in roots),
-            )
-            if once not in stored:  # copies that lose the same are one tensor again
-                stored.add(once)
-                weights.append((roots, tensor.dtype.bitwidth))
-    products = [
-        term
-        for node in model.graph
-        if node.op_type in TERMS and node.domain == ""
-        for term in TERMS[node.op_type](node, solution)
-    ]
-    channels = solution.channels
-    shrinking = {
-        root: slots for root, slots in channels.items() if (slots != FROZEN).any()
-    }
-    return Costs(
-        tuple(weights),
-        tuple(products),
-        {root: len(slots) for root, slots in channels.items()},
-        shrinking,
-    )
+        if tensor is None or tensor.dtype in NOT_PARAMETERS or value not in shapes:
+            continue
+        rank = len(shapes[value])
+        roots = tuple(solution.classes[value, axis] for axis in range(rank))
+        channels = tuple(solution.channels[root].tobytes() for root in roots)
+        # copies that lose the same are one tensor again in the file
+        identity = (id(tensor), channels)
+        if identity in stored:
+            continue
+        stored.add(identity)
+        yield roots, tensor.dtype.bitwidth
+
+
+def _multiplied_axes(node: ir.Node, solution: Solution) -> Iterator[list[Axis]]:
+    """Axes whose sizes multiplied are the multiply-accumulates of a node, for each of its weights.
+
+    A sum takes one for each element of its output and of the axes that it sums over. ConvTranspose
+    spreads its input: one for each element of that and of the other axes of the weight.
+    """
+    if not is_standard(node, *WEIGHTED_OPS):
+        return
+    data = _axes(node.inputs[0], solution)
+    if node.op_type in RECURRENT:
+        steps_and_batch = data[:2]
+        for index in WEIGHTED_OPS[node.op_type].weights:
+            weight = _axes(node.inputs[index], solution)
+            yield steps_and_batch + weight
+    elif node.op_type == "ConvTranspose":
+        weight = _axes(node.inputs[1], solution)
+        yield data + weight[1:]
+    else:
+        # a convolution's data has no axis for the kernel: there the weight tells what is summed
+        index = 1 if node.op_type == "Conv" else 0
+        output = _axes(node.outputs[0], solution)
+        summed = _summed(node, index, solution)
+        yield output + summed
+
+
+def _summed(node: ir.Node, index: int, solution: Solution) -> list[Axis]:
+    """Axes of an input that the node sums over; none where its shape is unknown."""
+    axes = _axes(node.inputs[index], solution)
+    rank = len(axes)
+    if rank == 0:
+        return []
+    summed = summed_axes(node, index, rank)
+    return [axes[axis] for axis in summed]
+
+
+def _axes(value: ir.Value | None, solution: Solution) -> list[Axis]:
+    """Axes of a value; none where its shape is unknown."""
+    shape = solution.relations.trace.shape(value)
+    if value is None or shape is None:
+        return []
+    return [(value, axis) for axis in range(len(shape))]
 
 
 def _term(axes: Sequence[Axis], solution: Solution) -> list[Term]:
-    """One product; axes that vary with the input count as 1, those that no rule mentioned by their
-    size.
-    """
+    """One product; axes that vary with the input count as 1, others without a class by size."""
     roots, fixed = [], 1
     trace = solution.relations.trace
     for value, axis in axes:
-        if value not in trace.shapes:
+        shape = trace.shape(value)
+        if shape is None:
             return []
+        # a symbolic dim counts as 1
         if trace.varies(value, axis):
             continue
-        if (value, axis) in solution.classes:
-            roots.append(solution.classes[value, axis])
+        root = solution.classes.get((value, axis))
+        if root is None:
+            fixed *= shape[axis]
         else:
-            fixed *= trace.shapes[value][axis]
+            roots.append(root)
     return [(tuple(roots), fixed)]
-
-
-def _axes(value: ir.Value | None, solution: Solution, start: int = 0) -> list[Axis]:
-    shape = solution.relations.trace.shape(value)
-    return (
-        []
-        if value is None or shape is None
-        else [(value, i) for i in range(start, len(shape))]
-    )
-
-
-def _conv(node: ir.Node, solution: Solution) -> list[Term]:
-    return _term(
-        [*_axes(node.outputs[0], solution), *_axes(node.inputs[1], solution, 1)],
-        solution,
-    )
-
-
-def _conv_transpose(node: ir.Node, solution: Solution) -> list[Term]:
-    return _term(
-        [*_axes(node.inputs[0], solution), *_axes(node.inputs[1], solution, 1)],
-        solution,
-    )
-
-
-def _matmul(node: ir.Node, solution: Solution) -> list[Term]:
-    return _term(
-        [*_axes(node.outputs[0], solution), *_axes(node.inputs[0], solution)[-1:]],
-        solution,
-    )
-
-
-def _gemm(node: ir.Node, solution: Solution) -> list[Term]:
-    left = _axes(node.inputs[0], solution)
-    return _term(
-        [
-            *_axes(node.outputs[0], solution),
-            left[0 if node.attributes.get_int("transA", 0) else 1],
-        ],
-        solution,
-    )
-
-
-def _recurrent(node: ir.Node, solution: Solution) -> list[Term]:
-    steps = _axes(node.inputs[0], solution)[:2]
-    return [
-        term
-        for index in (1, 2)
-        for term in _term([*steps, *_axes(node.inputs[index], solution)], solution)
-    ]
-
-
-TERMS = {
-    "Conv": _conv,
-    "ConvTranspose": _conv_transpose,
-    "MatMul": _matmul,
-    "Gemm": _gemm,
-    "LSTM": _recurrent,
-    "GRU": _recurrent,
-    "RNN": _recurrent,
-}

@@ -1,6 +1,4 @@
-"""What a model remembers of its first channel pruning: later ones count from the widths that it had
-then.
-"""
+"""History of a model's channel prunings: later ones count from the widths before the first."""
 
 from __future__ import annotations
 
@@ -16,17 +14,20 @@ from .._dims.solve import Solution
 from .costs import Cost
 
 KEY = "onnx_opt.channels"
+"""Key of the model's metadata that holds the history as JSON."""
 
 Widths = dict[str, int]
-"""How many channels an axis has, by `weight:axis×slots of a channel`: heads and dimensions of heads
-are told apart.
+"""Channels that an axis has, by `weight:axis×slots of a channel`: heads and dimensions of heads are
+told apart.
 """
 
 
 @dataclass
-class Memory:
-    """`widths`, `cost`: of the unpruned model. `last`, `now`: the pass's text, and shapes of
-    weights behind it.
+class PruningHistory:
+    """Facts of a model's prunings, in the form in which files hold them.
+
+    `widths`, `cost`: of the unpruned model. `last`: text of the pass that pruned last. `now`:
+    shapes of weights after it.
     """
 
     widths: Widths = field(default_factory=dict)
@@ -35,66 +36,81 @@ class Memory:
     now: dict[str, list[int]] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, model: ir.Model) -> Memory:
-        """What the model carries; nothing where it carries none that can be read."""
+    def of(cls, model: ir.Model) -> PruningHistory:
+        """History that a model carries; an empty one where it carries none that can be read."""
         try:
             found = json.loads(model.metadata_props[KEY])
-            cost = Cost(**{key: int(value) for key, value in found["cost"].items()})
-            widths = {
-                str(place): int(width) for place, width in found["widths"].items()
-            }
-            now = {
-                str(name): [int(size) for size in shape]
-                for name, shape in found["now"].items()
-            }
-            return cls(widths, cost, str(found["last"]), now)
+            costs = found["cost"].items()
+            cost = Cost(**{key: int(value) for key, value in costs})
+            widths = {}
+            for place, width in found["widths"].items():
+                widths[str(place)] = int(width)
+            now = {}
+            for name, shape in found["now"].items():
+                now[str(name)] = [int(size) for size in shape]
+            last = str(found["last"])
+            return cls(widths, cost, last, now)
+        # anyone may have written the metadata: whatever does not read as a history is none
         except (AttributeError, KeyError, TypeError, ValueError):
             return cls()
 
     def store(self, model: ir.Model) -> None:
-        """Write it into the model's metadata."""
-        model.metadata_props[KEY] = json.dumps(asdict(self), separators=(",", ":"))
+        """Write the history into a model's metadata."""
+        compact = (",", ":")
+        text = json.dumps(asdict(self), separators=compact)
+        model.metadata_props[KEY] = text
 
     def original(self, places: Sequence[str], width: int) -> int:
-        """The width that a group of these places had at first: now, where the model remembers
-        nothing of it.
-        """
-        return max(
-            [width, *(self.widths[place] for place in places if place in self.widths)]
-        )
+        """Width that a group of these places had at first; `width` where nothing is known of it."""
+        widest = width
+        for place in places:
+            widest = max(widest, self.widths.get(place, 0))
+        return widest
 
     def unchanged(self, weights: Iterable[ir.Value]) -> bool:
-        """Whether weights have the shapes that the last pruning left: those it knew, at least
-        one.
+        """Return whether weights have the shapes that the last pruning left.
+
+        Judged by those that it knew, at least one.
         """
-        known = [value for value in weights if value.name in self.now]
-        return bool(known) and all(
-            shape_of(value) == self.now[value.name or ""] for value in known
-        )
+        known = 0
+        for value in weights:
+            shape = self.now.get(value.name or "")
+            if shape is None:
+                continue
+            known += 1
+            if shape != shape_of(value):
+                return False
+        return known > 0
 
 
 def shape_of(value: ir.Value) -> list[int]:
-    """The shape of an initializer."""
-    assert value.const_value is not None
-    return [int(size) for size in value.const_value.shape.numpy()]
+    """Shape of an initializer."""
+    tensor = value.const_value
+    assert tensor is not None
+    return [int(size) for size in tensor.shape.numpy()]
 
 
 def places_of(groups: Sequence[Group], solution: Solution) -> list[list[str]]:
-    """How a model's memory knows each group: by the axes of weights that it has to itself, else by
-    its name.
+    """Keys under which a history knows each group.
+
+    They are the axes of weights that a group has to itself, else its name.
     """
     named: list[dict[str, int]] = []
+    owners: Counter[str] = Counter()
     for group in groups:
         slots = dict(group.places)
-        named.append(
-            {
-                f"{value.name}:{axis}": slots[solution.classes[value, axis]]
-                for value, axis in group.weights
-            }
-        )
-    owners = Counter(name for each in named for name in each)
+        own = {}
+        for value, axis in group.weights:
+            root = solution.classes[value, axis]
+            own[f"{value.name}:{axis}"] = slots[root]
+        named.append(own)
+        owners.update(own.keys())
     found = []
-    for group, each in zip(groups, named, strict=True):
-        own = [f"{name}×{count}" for name, count in each.items() if owners[name] == 1]
-        found.append(own or [group.name])
+    for group, own in zip(groups, named, strict=True):
+        alone = []
+        for name, count in own.items():
+            # several groups side by side on one axis: its width tells nothing of either
+            if owners[name] == 1:
+                alone.append(f"{name}×{count}")
+        found.append(alone or [group.name])
     return found

@@ -1,10 +1,8 @@
-"""Two models in one graph, fed the same inputs, so that tensors of one can be compared with tensors
-of the other.
-"""
+"""Two models in one graph, fed the same inputs: tensors of one can be compared with the other's."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -12,113 +10,127 @@ import onnx_ir as ir
 from .._core.edit import Edit, is_constant
 from .._core.graph import holds_graphs
 from .._core.linear import LinearLayer
+from .._core.ops import is_standard
 from .._dims.surgery import Kept
 
 WHOLE, PRUNED = "whole/", "pruned/"
+"""Prefixes of the names of either model's values and nodes."""
 
 
-class SideBySide:
-    """`model`: the whole and the pruned graph, every value named after its side; it has no outputs.
+class JointGraph:
+    """The whole and the pruned model as one graph, every value named after its side.
 
-    Weights are shared with both models. `kept`: what stayed of the whole model's tensors, by name.
+    `model` has no outputs; weights are shared with both models. `kept`: what stayed of the whole
+    model's tensors, by name.
     """
 
     def __init__(self, whole: ir.Model, pruned: ir.Model, kept: Kept) -> None:
-        self.model = joined({WHOLE: whole, PRUNED: pruned})
+        sides = {WHOLE: whole, PRUNED: pruned}
+        self.model = join_models(sides)
         self._kept = kept
         self._edit = Edit(self.model)
-        self._values = {
-            v.name: v for v in (*self.model.graph.inputs, *_made(self.model.graph))
-        }
+        self._values = {value.name: value for value in self.model.graph.inputs}
+        for node in self.model.graph:
+            for value in node.outputs:
+                self._values[value.name] = value
 
-    def part(self, inputs: Sequence[str], outputs: Sequence[str]) -> ir.Model:
-        """What makes some tensors of others, as a model of its own."""
-        return part(self.model, inputs, outputs)
+    def submodel(self, inputs: Sequence[str], outputs: Sequence[str]) -> ir.Model:
+        """The nodes that make some tensors from others, as a model of its own."""
+        return submodel(self.model, inputs, outputs)
 
     def frontier(self, pending: Sequence[LinearLayer]) -> list[str] | None:
-        """Tensors from which everything follows that depends on pending layers of the pruned model;
-        inputs among them.
+        """Tensors from which everything follows that depends on pending layers of the pruned model.
 
-        Nodes of the whole model wait for their namesakes. None where the type of one is not known,
-        or no tensor's, and where subgraphs may read tensors on their own.
+        Inputs may be among them. Nodes of the whole model wait for their namesakes. None where the
+        type of one is not known, or no tensor's, and where subgraphs may read tensors on their own.
         """
-        waits = self._waiting({PRUNED + (layer.node.name or "") for layer in pending})
-        live = {
-            value
-            for node in waits
-            for value in node.inputs
-            if value is not None and not is_constant(value)
-        }
-        live |= {
-            value for layer in pending for value in self._target_parts(layer.output)
-        }
-        ordered = sorted(
-            (v for v in live if v.producer() not in waits),
-            key=lambda value: value.name or "",
-        )
-        if any(map(holds_graphs, self.model.graph)) or not all(
-            isinstance(v.type, ir.TensorType) for v in ordered
-        ):
+        if any(holds_graphs(node) for node in self.model.graph):
             return None
-        return [value.name or "" for value in ordered]
+        names = {f"{PRUNED}{layer.node.name}" for layer in pending}
+        waiting = self._waiting(names)
+        wanted: set[ir.Value] = set()
+        for node in waiting:
+            for value in node.inputs:
+                if value is not None and not is_constant(value):
+                    wanted.add(value)
+        for layer in pending:
+            wanted.update(self._target_parts(layer.output))
+        frontier = []
+        for value in wanted:
+            if value.producer() in waiting:
+                continue
+            if not isinstance(value.type, ir.TensorType):
+                return None
+            frontier.append(value.name or "")
+        return sorted(frontier)
 
     def _waiting(self, names: Collection[str]) -> set[ir.Node]:
         """The nodes named, their namesakes in the whole model, and all that depends on them."""
-        waits: set[ir.Node] = set()
-        by_output = {
-            value.name: node for node in self.model.graph for value in node.outputs
-        }
-        for node in sorted(
-            self.model.graph, key=lambda n: (n.name or "").startswith(WHOLE)
-        ):  # stable: pruned first
-            namesake = by_output.get(
-                PRUNED + (node.outputs[0].name or "").removeprefix(WHOLE)
-            )
-            if (
-                node.name in names
-                or namesake in waits
-                or any(
-                    value is not None and value.producer() in waits
-                    for value in node.inputs
-                )
-            ):
-                waits.add(node)
-        return waits
+        waiting: set[ir.Node] = set()
+        by_output = {}
+        for node in self.model.graph:
+            for value in node.outputs:
+                by_output[value.name] = node
+        # the pruned model comes first: its nodes decide for their namesakes
+        for node in self._pruned_first():
+            output = node.outputs[0].name or ""
+            namesake = by_output.get(PRUNED + output.removeprefix(WHOLE))
+            depends = any(_made_by(value, waiting) for value in node.inputs)
+            named = node.name in names
+            if named or depends or namesake in waiting:
+                waiting.add(node)
+        return waiting
+
+    def _pruned_first(self) -> list[ir.Node]:
+        """Nodes of the pruned model, then of the whole one, each side in the order of the graph."""
+
+        # sorting is stable, and False comes first
+        def is_whole(node: ir.Node) -> bool:
+            return (node.name or "").startswith(WHOLE)
+
+        return sorted(self.model.graph, key=is_whole)
 
     def name_of(self, value: ir.Value) -> str:
-        """What a value of the pruned model is called here."""
-        return value.name or "" if value.is_graph_input() else f"{PRUNED}{value.name}"
+        """Name in the joint graph of a value of the pruned model."""
+        if value.is_graph_input():
+            return value.name or ""
+        return f"{PRUNED}{value.name}"
 
     def target_of(self, value: ir.Value) -> str:
-        """A tensor that holds what a layer's output of the pruned model should be.
+        """Name of a tensor that holds what a layer's output of the pruned model should be.
 
         The whole model's tensor of that name, its lost channels left out; behind a shortcut's Add,
         the whole model's sum less the pruned model's shortcut.
         """
         wanted, *present = self._target_parts(value)
-        part = self._kept_part(wanted)
-        return (
-            self._append("Sub", [part, *present], f"{value.name}_target")
-            if present
-            else part
-        ).name or ""
+        target = self._kept_part(wanted)
+        if present:
+            target = self._append("Sub", [target, *present], f"{value.name}_target")
+        return target.name or ""
 
     def _target_parts(self, value: ir.Value) -> list[ir.Value]:
-        """What the target of a layer's output is made of: the whole model's tensor, the shortcut
-        that it lacks.
+        """Tensors that make the target of a layer's output.
+
+        The whole model's tensor, and the shortcut that the layer does not have to give.
         """
         shortcut = _shortcut(value)
         if shortcut is None:
             return [self._values[f"{WHOLE}{value.name}"]]
         total, other = shortcut
-        return [self._values[f"{WHOLE}{total.name}"], self._values[self.name_of(other)]]
+        wanted = self._values[f"{WHOLE}{total.name}"]
+        present = self._values[self.name_of(other)]
+        return [wanted, present]
 
     def _kept_part(self, value: ir.Value) -> ir.Value:
+        """The slots that stayed of a tensor of the whole model."""
+        # `kept` knows the whole model's own names
         name = (value.name or "").removeprefix(WHOLE)
-        for axis, slots in sorted(self._kept.get(name, {}).items()):
-            indices = self._edit.constant(
-                self.model.graph, slots.astype(np.int64), f"{name}_kept"
-            )
+        graph = self.model.graph
+        kept = self._kept.get(name, {})
+        for axis in sorted(kept):
+            slots = kept[axis]
+            slots = slots.astype(np.int64)
+            indices = self._edit.constant(graph, slots, f"{name}_kept")
             value = self._append("Gather", [value, indices], f"{name}_part", axis=axis)
         return value
 
@@ -127,44 +139,41 @@ class SideBySide:
     ) -> ir.Value:
         node = ir.node(op_type, inputs, attributes=attributes)
         node.name = self._edit.fresh(stem)
-        node.outputs[0].name = self._edit.fresh(stem)
-        node.outputs[0].type = inputs[0].type
+        output = node.outputs[0]
+        output.name = self._edit.fresh(stem)
+        # the type alone: the joint graph knows no shapes
+        output.type = inputs[0].type
         self.model.graph.append(node)
-        return node.outputs[0]
+        return output
 
 
-def _made(graph: ir.Graph) -> list[ir.Value]:
-    return [value for node in graph for value in node.outputs]
+def _made_by(value: ir.Value | None, nodes: Collection[ir.Node]) -> bool:
+    return value is not None and value.producer() in nodes
 
 
 def _shortcut(value: ir.Value) -> tuple[ir.Value, ir.Value] | None:
-    """(sum, other summand) where the only user of a value adds another activation of its own shape
-    to it.
-    """
+    """(sum, other summand) where a value is only added to another activation of its own shape."""
     uses = list(value.uses())
-    if (
-        len(uses) != 1
-        or value.is_graph_output()
-        or uses[0].node.op_type != "Add"
-        or uses[0].node.domain != ""
-    ):
+    if len(uses) != 1 or value.is_graph_output():
         return None
-    add = uses[0].node
-    other = add.inputs[1 - uses[0].idx]
-    if (
-        other is None
-        or other is value
-        or is_constant(other)
-        or other.shape is None
-        or other.shape != value.shape
-    ):
+    use = uses[0]
+    add = use.node
+    if not is_standard(add, "Add"):
+        return None
+    other = add.inputs[1 - use.idx]
+    # a constant there is a bias
+    if other is None or other is value or is_constant(other):
+        return None
+    # a shortcut has the sum's own shape; a smaller summand broadcasts
+    if other.shape is None or other.shape != value.shape:
         return None
     return add.outputs[0], other
 
 
-def joined(models: Mapping[str, ir.Model]) -> ir.Model:
-    """Models by prefix in one graph that reads their inputs once; every other value's name begins
-    with its prefix.
+def join_models(models: Mapping[str, ir.Model]) -> ir.Model:
+    """Join models, given by prefix, in one graph that reads their inputs once.
+
+    The name of every other value begins with the prefix of its model.
     """
     first, *others = (_renamed(model, prefix) for prefix, model in models.items())
     for other in others:
@@ -172,29 +181,41 @@ def joined(models: Mapping[str, ir.Model]) -> ir.Model:
     return first
 
 
-def part(model: ir.Model, inputs: Sequence[str], outputs: Sequence[str]) -> ir.Model:
-    """What makes some tensors of others, as a model of its own; weights are shared."""
+def data_inputs(model: ir.Model) -> list[str]:
+    """Names of a model's inputs that are data, not initializers with a default."""
+    inputs = [value for value in model.graph.inputs if not value.is_initializer()]
+    return [value.name or "" for value in inputs]
+
+
+def submodel(
+    model: ir.Model, inputs: Sequence[str], outputs: Iterable[str]
+) -> ir.Model:
+    """The nodes that make some tensors from others, as a model of its own; weights are shared."""
     made = [name for name in dict.fromkeys(outputs) if name not in inputs]
     graph = ir.convenience.extract(model.graph, inputs, made)
     return ir.Model(
-        graph, ir_version=model.ir_version, functions=list(model.functions.values())
+        graph,
+        ir_version=model.ir_version,
+        functions=list(model.functions.values()),
     )
 
 
 def _renamed(model: ir.Model, prefix: str) -> ir.Model:
-    """A copy whose nodes, values and initializers carry a prefix; inputs keep their names, outputs
-    are dropped.
+    """A copy whose nodes, values and initializers carry a prefix.
 
-    Shapes of what nodes make are forgotten: one symbol may have another size in another model.
+    Inputs keep their names, outputs are dropped. Shapes of what nodes make are forgotten: one
+    symbol may have another size in another model.
     """
     copy = model.clone()
     graph = copy.graph
     graph.outputs.clear()
     for value in list(graph.initializers.values()):
-        if not value.is_graph_input():
-            del graph.initializers[value.name or ""]
-            value.name = f"{prefix}{value.name}"
-            graph.initializers[value.name] = value
+        if value.is_graph_input():
+            continue
+        # the table of initializers is by name: take out, rename, put back
+        del graph.initializers[value.name or ""]
+        value.name = f"{prefix}{value.name}"
+        graph.initializers[value.name] = value
     for node in graph:
         if node.name:
             node.name = f"{prefix}{node.name}"
@@ -206,16 +227,17 @@ def _renamed(model: ir.Model, prefix: str) -> ir.Model:
 
 
 def _move(source: ir.Graph, target: ir.Graph) -> None:
-    """Put all nodes and initializers of one graph behind those of another, whose inputs they
-    read.
-    """
+    """Move all nodes and initializers of a graph into another, whose inputs they then read."""
     inputs = {value.name: value for value in target.inputs}
     for value in source.inputs:
-        value.replace_all_uses_with(inputs[value.name])
+        same = inputs[value.name]
+        value.replace_all_uses_with(same)
     nodes = list(source)
-    constants = [v for v in source.initializers.values() if not v.is_graph_input()]
+    values = source.initializers.values()
+    constants = [value for value in values if not value.is_graph_input()]
     for value in constants:
         del source.initializers[value.name or ""]
+    # nodes and values belong to one graph at a time
     source.remove(nodes)
     for value in constants:
         target.initializers[value.name or ""] = value

@@ -1,5 +1,6 @@
-"""The form in which channels are looked for: shape arithmetic folded, small shared constants each
-on their own.
+"""Preparation of a model in which channels are looked for.
+
+Shape arithmetic is folded, and every user of a small shared constant has its own.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from collections import defaultdict
 
 import onnx_ir as ir
 
-from .._base import Context
+from .._base import Context, Pass
 from .._core.edit import is_constant
 from .._core.graph import Names, refresh_shapes
 from .._core.normalize import normalize
@@ -27,7 +28,9 @@ surgery writes.
 """
 
 SHARED = 1 << 20
-"""Bytes above which users of one constant stay coupled: apart they would be stored once each."""
+"""Bytes above which users of one constant stay coupled: apart they would be stored once each.
+Chosen by hand, not measured.
+"""
 
 ROUNDS = 3
 """Rounds of folding at most: the second sees the shapes that the first made known."""
@@ -39,22 +42,22 @@ Origins = dict[str, str]
 def prepare(
     model: ir.Model, context: Context, *, keep_batchnorm: bool = False
 ) -> Origins:
-    """Normalize, fold what does not depend on the input, give every user of a small constant its
-    own; returns copies.
+    """Normalize, fold what does not depend on the input, unshare small constants; returns copies.
 
     Exact. Every node gets a name of its own. Scale factors that exporters compute from a width
     (1/sqrt(head size)) become constants here: pruning must not change them.
     """
     normalize(model)
     raise_opset(model, OLDEST)
-    steps = (
+    steps: list[Pass] = [
         RemoveUnused(),
         UnpackSequences(),
         RemoveIdentities(),
         FoldConstants(),
         EliminateCommonSubexpressions(),
-        *([] if keep_batchnorm else [FoldBatchnorm()]),
-    )
+    ]
+    if not keep_batchnorm:
+        steps.append(FoldBatchnorm())
     for _ in range(ROUNDS):
         changed = sum(step.run(model, context).changed for step in steps)
         refresh_shapes(model)
@@ -65,21 +68,29 @@ def prepare(
 
 
 def _name_nodes(model: ir.Model) -> None:
-    """Nodes are found again by name in copies of the model: give one to those that have none, or
-    another's.
+    """Give a name to nodes that have none, or another's.
+
+    Nodes are found again by name in copies of the model.
     """
-    names, seen = Names(model), set[str]()
+    names = Names(model)
+    seen: set[str] = set()
     for node in model.graph:
         if not node.name or node.name in seen:
-            node.name = names.fresh(f"{node.op_type}_{node.outputs[0].name}")
+            output = node.outputs[0]
+            stem = f"{node.op_type}_{output.name}"
+            node.name = names.fresh(stem)
         seen.add(node.name)
 
 
 def _unshare(model: ir.Model) -> Origins:
-    """Exporters store equal constants once (all-zero biases): their users must not lose the same
+    """Give every user of a small constant its own copy; returns the copies.
+
+    Exporters store equal constants once (all-zero biases): their users must not lose the same
     channels for that.
     """
-    names, origins = Names(model), Origins()
+    names = Names(model)
+    origins = Origins()
+    # copies are added on the way
     for value in list(model.graph.initializers.values()):
         uses = list(value.uses())
         if len(uses) < 2 or not is_constant(value) or value.is_graph_output():
@@ -89,12 +100,12 @@ def _unshare(model: ir.Model) -> Origins:
         if tensor.nbytes > SHARED:
             continue
         for use in uses[1:]:
+            # an initializer of the main graph may serve a subgraph, too
             if use.node.graph is not model.graph:
                 continue
+            user = use.node.name or use.node.op_type
             copy = ir.Value(
-                name=names.fresh(
-                    f"{value.name}_of_{use.node.name or use.node.op_type}"
-                ),
+                name=names.fresh(f"{value.name}_of_{user}"),
                 shape=value.shape,
                 type=value.type,
                 const_value=tensor,
@@ -106,28 +117,36 @@ def _unshare(model: ir.Model) -> Origins:
 
 
 def share_again(model: ir.Model, origins: Origins) -> None:
-    """Let copies that are still equal be one constant again. No weight is read: equal means the
-    same slots of one.
+    """Let copies that are still equal be one constant again.
+
+    No weight is read: equal means the same slots of one tensor.
     """
     families: dict[str, list[ir.Value]] = defaultdict(list)
     for name, value in model.graph.initializers.items():
-        families[origins.get(name, name)].append(value)
+        origin = origins.get(name, name)
+        families[origin].append(value)
     for family in families.values():
+        if len(family) == 1:
+            continue
         firsts: dict[object, ir.Value] = {}
-        for value in family if len(family) > 1 else ():
-            first = firsts.setdefault(_signature(value), value)
+        for value in family:
+            signature = _signature(value)
+            first = firsts.setdefault(signature, value)
+            # copies that lost other channels stay on their own
             if first is not value:
                 value.replace_all_uses_with(first)
                 del model.graph.initializers[value.name or ""]
 
 
 def _signature(value: ir.Value) -> object:
-    tensor, cuts = value.const_value, []
+    """Identity of a tensor and of every cut that was made in it."""
+    tensor = value.const_value
+    cuts = []
     while isinstance(tensor, SlicedTensor):
-        cuts.append(
-            tuple(
-                (axis, slots.tobytes()) for axis, slots in sorted(tensor.kept.items())
-            )
-        )
+        for axis in sorted(tensor.kept):
+            slots = tensor.kept[axis]
+            cuts.append((axis, slots.tobytes()))
+        # tells one cut along two axes from two cuts
+        cuts.append((-1, b""))
         tensor = tensor.source
     return id(tensor), tuple(cuts)

@@ -1,36 +1,36 @@
-"""One channel pruning from the solved model to the proved result."""
+"""One channel pruning, from the solved model to the verified result."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from fnmatch import fnmatchcase
 from functools import partial
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from ... import UsageError
 from .._base import Context, Declined
 from .._core.graph import become
+from .._core.patterns import left_out, require_matches
 from .._dims.groups import Group, channel_groups, frozen_weights, kept_slots
 from .._dims.rules import relate
-from .._dims.solve import Attention, solve
+from .._dims.solve import Attention, Solution, solve
 from .._dims.trace import traced
 from ..eliminate_common_subexpressions import EliminateCommonSubexpressions
 from ..fold_constants import FoldConstants
 from ..remove_identities import RemoveIdentities
 from ..remove_unused import RemoveUnused
 from .branches import droppable, take_means
+from .budget import is_convolved
 from .constants import constants_first, keep_constants
 from .costs import Cost, costs_of
-from .history import Memory, places_of, shape_of
+from .history import PruningHistory, places_of, shape_of
 from .importance.scores import Scores
 from .prepare import prepare, share_again
-from .reconstruct import recover
+from .reconstruct import reconstruct
 from .select import Candidates, Choice, allowed_widths
-from .verify import Verdict, judge, offenders, take_out
-from .wider import wider_if_faster
+from .verify import Verdict, failing_parts, remove_channels, verify_removal
+from .width_fallback import wider_if_faster
 
 CLEANUP = (
     RemoveUnused(),
@@ -39,13 +39,17 @@ CLEANUP = (
     EliminateCommonSubexpressions(),
     RemoveUnused(),
 )
+"""Exact passes over the pruned model: channels that went leave shape arithmetic and copies."""
+
+LISTING = "onnx-opt inspect MODEL --groups"
+"""Command that shows the names of a model's groups."""
 
 
 class Pruning:
-    """`whole`: the prepared copy that was solved. `groups`: those that may lose channels;
-    `declined` names the rest.
+    """The state of one pruning of one model.
 
-    `was`: of each group its width before the model's first pruning.
+    `whole`: the prepared copy that was solved. `groups`: those that may lose channels; `declined`
+    names the rest. `was`: width of each group, by name, before the model's first pruning.
     """
 
     def __init__(
@@ -56,107 +60,124 @@ class Pruning:
         *,
         keep_batchnorm: bool,
     ) -> None:
-        self.memory = Memory.of(model)
-        self.whole = model.clone()
+        whole = model.clone()
+        origins = prepare(whole, context, keep_batchnorm=keep_batchnorm)
+        relations = relate(whole, traced(whole))
+        solution = solve(relations, attention)
+        groups = channel_groups(solution)
+        self.whole = whole
+        self.solution = solution
+        self.groups: list[Group] = groups
+        self.declined: list[Declined] = _frozen(solution)
+        self.costs = costs_of(whole, solution)
+        nothing = np.zeros(solution.count + 1, bool)
+        self.before = self.costs.of(nothing)
+        self.history = PruningHistory.of(model)
+        self.was: dict[str, int] = {}
+        self._places: dict[str, list[str]] = {}
+        every = places_of(groups, solution)
+        for group, places in zip(groups, every, strict=True):
+            name = group.name
+            width = len(group.channels)
+            self.was[name] = self.history.original(places, width)
+            self._places[name] = places
         self._context = context
         self._attention: Attention = attention
-        self._origins = prepare(self.whole, context, keep_batchnorm=keep_batchnorm)
-        self.solution = solve(relate(self.whole, traced(self.whole)), attention)
-        self.groups: list[Group] = channel_groups(self.solution)
-        self.declined = [
-            Declined(f"{value.name}:{axis}", reason)
-            for (value, axis), reason in frozen_weights(self.solution)
-            if reason != "a spatial axis"
-        ]
-        self.costs = costs_of(self.whole, self.solution)
-        self.before = self.cost([0] * len(self.groups), [])
-        self._places = {
-            g.name: own
-            for g, own in zip(
-                self.groups, places_of(self.groups, self.solution), strict=True
-            )
-        }
-        self.was = {
-            g.name: self.memory.original(self._places[g.name], len(g.channels))
-            for g in self.groups
-        }
+        self._origins = origins
 
     def limit_to(self, include: Sequence[str], exclude: Sequence[str]) -> None:
-        """Leave out groups by name. Errors: UsageError where a pattern matches no group."""
+        """Leave out groups by the names of their weights, `weight:axis`, and nodes.
+
+        Errors: UsageError where a pattern matches no group.
+        """
         names = [_names(group) for group in self.groups]
+        every: list[str] = []
+        for own in names:
+            every += own
+        # both are checked before anything is left out
         for option, patterns in (("include", include), ("exclude", exclude)):
-            for pattern in patterns:
-                if self.groups and not any(
-                    fnmatchcase(n, pattern) for each in names for n in each
-                ):
-                    raise UsageError(
-                        f"prune-channels.{option}",
-                        f"'{pattern}' matches no weight or node of a group",
-                        "see the names under `onnx-opt inspect MODEL --groups`",
-                    )
+            where = f"prune-channels.{option}"
+            require_matches(where, patterns, every, LISTING)
         kept = []
         for group, own in zip(self.groups, names, strict=True):
-            if (include and not _matches(own, include)) or _matches(own, exclude):
-                self.declined.append(
-                    Declined(group.name, "left out by include or exclude")
-                )
-            else:
+            reason = left_out(own, include, exclude)
+            if reason is None:
                 kept.append(group)
+            else:
+                self.declined.append(Declined(group.name, reason))
         self.groups = kept
 
     def candidates(
-        self, scores: Sequence[Scores], multiple: int, least: int
+        self, scores: Sequence[Scores], multiple: int | None, least: int
     ) -> Candidates:
-        """The groups with their scores and the widths that suit the target."""
+        """The groups with their scores and the widths that they may have.
+
+        `multiple`: of which a width is one; None for what suits the target.
+        """
         widths = []
         for group in self.groups:
-            convolved = any(
-                v.const_value is not None and len(v.const_value.shape) > 2
-                for v, _ in group.weights
+            fewest = least
+            if least == 0 and not droppable(group, self.solution):
+                fewest = 1
+            allowed = allowed_widths(
+                group,
+                was=self.was[group.name],
+                multiple=multiple,
+                convolved=is_convolved(group),
+                least=fewest,
+                target=self._context.target,
             )
-            fewest = least or (0 if droppable(group, self.solution) else 1)
-            was = self.was[group.name]
-            widths.append(
-                allowed_widths(
-                    group, was, multiple, convolved, fewest, self._context.target
-                )
-            )
-        scores = constants_first(scores, self.groups, self.solution, self.whole)
-        return Candidates(
-            self.groups, scores, widths, [self.was[group.name] for group in self.groups]
-        )
+            widths.append(allowed)
+        ordered = constants_first(scores, self.groups, self.solution, self.whole)
+        was = [self.was[group.name] for group in self.groups]
+        return Candidates(self.groups, ordered, widths, was)
 
     def cost(self, choice: Choice, orders: Sequence[NDArray[np.intp]]) -> Cost:
-        """What the model takes once the first `choice` channels of each order are gone."""
+        """Cost of the model once the first `choice` channels of each order are gone."""
         gone = np.zeros(self.solution.count + 1, bool)
-        for count, order in zip(choice, orders, strict=False):
-            gone[order[:count]] = True
+        for count, order in zip(choice, orders, strict=True):
+            first = order[:count]
+            gone[first] = True
         return self.costs.of(gone)
 
-    def proved(
+    def verified(
         self, candidates: Candidates, choice: Choice
     ) -> tuple[Choice, float | None]:
-        """The choice without the groups for which surgery or proof fails; the error of the rest,
-        None if not run.
+        """A choice without the groups for which surgery or verification fails.
+
+        Returns the error of the rest, too; None if it was not run.
         """
         while True:
-            verdict = self._judged(candidates, choice)
+            verdict = self._verdict(candidates, choice)
             if not verdict.problem:
                 return choice, verdict.error
-            given = [i for i, count in enumerate(choice) if count]
-            found = offenders(given, partial(self._problem, candidates, choice))
-            problem = self._problem(candidates, choice, found) or verdict.problem
-            self.declined += [
-                Declined(self.groups[i].name, f"the proof failed: {problem}")
-                for i in found
-            ]
-            choice = _only(choice, [i for i in given if i not in found])
+            given = [index for index, count in enumerate(choice) if count]
+            problem_of = partial(self._problem, candidates, choice)
+            failing = failing_parts(given, problem_of)
+            # groups that fail only beside others have no problem of their own
+            problem = problem_of(failing) or verdict.problem
+            reason = f"the proof failed: {problem}"
+            for index in failing:
+                group = self.groups[index]
+                self.declined.append(Declined(group.name, reason))
+            left = [index for index in given if index not in failing]
+            choice = _only(choice, left)
 
     def _problem(
         self, candidates: Candidates, choice: Choice, part: Sequence[int]
     ) -> str:
-        """What is wrong with taking out a part of a choice."""
-        return self._judged(candidates, _only(choice, part)).problem
+        """Problem of the groups of a part of a choice alone; empty if there is none."""
+        alone = _only(choice, part)
+        return self._verdict(candidates, alone).problem
+
+    def _verdict(self, candidates: Candidates, choice: Choice) -> Verdict:
+        return verify_removal(
+            self.whole,
+            self.solution,
+            candidates.removed(choice),
+            self._context,
+            self._attention,
+        )
 
     def widened(
         self,
@@ -165,97 +186,117 @@ class Pruning:
         choice: Choice,
         error: float | None,
     ) -> tuple[Choice, float | None]:
-        """A proved choice, or one of wider groups where that measures faster; its error."""
+        """A verified choice, or one of wider groups where that measures faster; its error.
+
+        `suited`: the same groups with widths that suit the target.
+        """
 
         def build(choice: Choice) -> ir.Model:
             model = self.whole.clone()
-            take_out(model, self.solution, candidates.removed(choice), self._attention)
+            removed = candidates.removed(choice)
+            remove_channels(model, self.solution, removed, self._attention)
             return model
 
         wider, declined = wider_if_faster(
-            candidates, suited, choice, build, self._context
-        )
-        self.declined += declined
-        return self.proved(candidates, wider) if declined else (choice, error)
-
-    def _judged(self, candidates: Candidates, choice: Choice) -> Verdict:
-        return judge(
-            self.whole,
-            self.solution,
-            candidates.removed(choice),
+            candidates,
+            suited,
+            choice,
+            build,
             self._context,
-            self._attention,
         )
+        if not declined:
+            return choice, error
+        self.declined += declined
+        return self.verified(candidates, wider)
 
     def finish(
         self, model: ir.Model, removed: NDArray[np.intp], samples: int, damp: float
     ) -> int:
-        """Make `model` the pruned one; returns how many layers were fitted anew (with `samples` and
-        data).
+        """Make `model` the pruned one; returns the number of layers fitted anew.
+
+        Layers are fitted on at most `samples` calibration samples; with 0 or without data none is.
         """
         pruned, kept = self.whole.clone(), kept_slots(self.solution, removed)
-        fit = bool(samples) and self._context.has_data()
+        fit = samples > 0 and self._context.has_data()
+        # either looks at the layers as they are before anything is cut
         if fit:
             take_means(pruned, kept, self._context, samples)
         else:
             keep_constants(pruned, kept)
-        take_out(pruned, self.solution, removed, self._attention)
+        remove_channels(pruned, self.solution, removed, self._attention)
         fitted = 0
         if fit:
-            fitted, left = recover(
-                self.whole, pruned, kept, self._context, samples, damp
+            fitted, left = reconstruct(
+                self.whole,
+                pruned,
+                kept,
+                self._context,
+                samples,
+                damp,
             )
-            self.declined += [
-                Declined(name, "not fitted: the data never reached it") for name in left
-            ]
+            for name in left:
+                reason = "not fitted: the data never reached it"
+                self.declined.append(Declined(name, reason))
         share_again(pruned, self._origins)
         for step in CLEANUP:
             step.run(pruned, self._context)
         become(model, pruned)
         return fitted
 
-    def remember(self, model: ir.Model, text: str) -> None:
-        """Let the model, pruned by now, carry what it was, and what was done."""
-        was = {
-            place: self.was[name]
-            for name, places in self._places.items()
-            for place in places
-        }
-        names = {
-            value.name or "" for group in self.groups for value, _ in group.weights
-        }
-        now = {
-            name: shape_of(value)
-            for name, value in model.graph.initializers.items()
-            if name in names
-        }
-        Memory(
-            {**was, **self.memory.widths}, self.memory.cost or self.before, text, now
-        ).store(model)
+    def record(self, model: ir.Model, text: str) -> None:
+        """Write into the model, pruned by now, what it was, and the pass that pruned it."""
+        widths = {}
+        for name, places in self._places.items():
+            widths.update(dict.fromkeys(places, self.was[name]))
+        # what older files say of places that are gone stays true
+        widths.update(self.history.widths)
+        weights: set[str | None] = set()
+        for group in self.groups:
+            weights.update(value.name for value, _ in group.weights)
+        shapes = {}
+        for name, value in model.graph.initializers.items():
+            if name in weights:
+                shapes[name] = shape_of(value)
+        history = PruningHistory(
+            widths=widths,
+            cost=self.history.cost or self.before,
+            last=text,
+            now=shapes,
+        )
+        history.store(model)
 
     def repeated(self, text: str) -> bool:
-        """Whether this very pass left the model as it is."""
-        weights = (value for group in self.groups for value, _ in group.weights)
-        return self.memory.last == text and self.memory.unchanged(weights)
+        """Return whether this very pass left the model as it is."""
+        if self.history.last != text:
+            return False
+        weights: list[ir.Value] = []
+        for group in self.groups:
+            weights += [value for value, _ in group.weights]
+        return self.history.unchanged(weights)
+
+
+def _frozen(solution: Solution) -> list[Declined]:
+    """Axes of weights that cannot lose any slot, with the reasons; spatial axes left out."""
+    declined = []
+    for (value, axis), reason in frozen_weights(solution):
+        # every kernel has those: they would bury the other reasons
+        if reason != "a spatial axis":
+            declined.append(Declined(f"{value.name}:{axis}", reason))
+    return declined
 
 
 def _only(choice: Choice, part: Sequence[int]) -> Choice:
-    wanted = set(part)
-    return [count if index in wanted else 0 for index, count in enumerate(choice)]
+    """A choice for some groups, nothing of the others."""
+    alone = [0] * len(choice)
+    for index in part:
+        alone[index] = choice[index]
+    return alone
 
 
 def _names(group: Group) -> list[str]:
-    """What patterns may match: weights, `weight:axis`, and the nodes that read them."""
-    return [
-        name or ""
-        for value, axis in group.weights
-        for name in (
-            value.name,
-            f"{value.name}:{axis}",
-            *(n.name for n in value.consumers()),
-        )
-    ]
-
-
-def _matches(names: Sequence[str], patterns: Sequence[str]) -> bool:
-    return any(fnmatchcase(name, pattern) for name in names for pattern in patterns)
+    """Names that patterns may match: weights, `weight:axis`, and the nodes that read them."""
+    names: list[str | None] = []
+    for value, axis in group.weights:
+        names += [value.name, f"{value.name}:{axis}"]
+        names += [node.name for node in value.consumers()]
+    return [name for name in names if name]

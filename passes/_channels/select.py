@@ -1,11 +1,9 @@
-"""Which channels go: a share of each group, of all, or of groups alike; widths that run well; a
-budget if any.
-"""
+"""Selection of channels: a share of each group, of all or of groups alike; allowed widths."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from math import gcd
 from typing import Literal
@@ -16,146 +14,196 @@ from numpy.typing import NDArray
 from .._core.targets import TARGETS
 from .._dims.groups import Group
 from .._sparsity.allocation import share
-from .importance.scores import Scores
+from .importance.scores import Scores, matrices
 
 Scope = Literal["layer", "global", "isomorphic"]
 Choice = list[int]
-"""How many channels of each group go, the least important first."""
+"""Number of channels of each group that go, the least important first."""
 
 
 @dataclass(frozen=True)
 class Candidates:
-    """Groups with the scores of their channels and the widths that they may have."""
+    """Groups with the scores of their channels and the widths that they may have.
+
+    `was`: width of each group before the model was pruned first, from which ratios count.
+    """
 
     groups: Sequence[Group]
     scores: Sequence[Scores]
     widths: Sequence[NDArray[np.intp]]
     was: Sequence[int]
-    """Of each group its width before the model was pruned first: ratios count from there."""
 
     def orders(self) -> list[NDArray[np.intp]]:
         """`order` of every group."""
-        return [self.order(index) for index in range(len(self.groups))]
+        indices = range(len(self.groups))
+        return [self.order(index) for index in indices]
+
+    def size(self, index: int) -> int:
+        """Channels that a group has now."""
+        group = self.groups[index]
+        return len(group.channels)
 
     def already(self, index: int) -> int:
         """Channels that a group has lost before."""
-        return self.was[index] - len(self.groups[index].channels)
+        return self.was[index] - self.size(index)
 
     def order(self, index: int) -> NDArray[np.intp]:
         """Channel ids of a group, the least important first; ties in graph order."""
-        return self.groups[index].channels[
-            np.argsort(self.scores[index], kind="stable")
-        ]
+        group = self.groups[index]
+        ascending = np.argsort(self.scores[index], kind="stable")
+        return group.channels[ascending]
 
     def per_gain(self, gains: Sequence[float]) -> Candidates:
-        """The same groups, scores divided by what one channel of a group saves: equal scores cost
-        equal accuracy.
+        """The same groups, scores divided by what one channel of a group saves.
+
+        Equal scores then cost equal accuracy.
         """
-        scores = [
-            s / max(gain, 1e-12) for s, gain in zip(self.scores, gains, strict=True)
-        ]
+        scores = []
+        for own, gain in zip(self.scores, gains, strict=True):
+            # a group that saves nothing is taken last
+            divisor = max(gain, 1e-12)
+            scores.append(own / divisor)
         return replace(self, scores=scores)
 
     def removed(self, choice: Choice) -> NDArray[np.intp]:
-        """The channel ids that go."""
-        parts = [self.order(i)[:count] for i, count in enumerate(choice)]
-        return np.concatenate(parts) if parts else np.empty(0, np.intp)
+        """Channel ids that go under a choice."""
+        if not choice:
+            return np.empty(0, np.intp)
+        parts = []
+        for index, count in enumerate(choice):
+            order = self.order(index)
+            parts.append(order[:count])
+        return np.concatenate(parts)
 
     def fitted(self, index: int, count: int) -> int:
-        """The number of channels to remove for the allowed width nearest to `count` removed, the
-        wider of two.
-        """
-        size = len(self.groups[index].channels)
+        """Channels to remove for the allowed width nearest to `count` removed, the wider of two."""
+        size = self.size(index)
+        wanted = size - count
+        # widest first, so that argmin prefers the wider of two as near
         widths = self.widths[index][::-1]
-        return size - int(widths[np.argmin(np.abs(widths - (size - count)))])
+        distances = np.abs(widths - wanted)
+        nearest = np.argmin(distances)
+        return size - int(widths[nearest])
+
+    def fitted_at_most(self, index: int, count: int) -> int:
+        """Channels to remove, `count` at most, so that an allowed width stays."""
+        size = self.size(index)
+        widths = self.widths[index]
+        # there is one: the present width is always allowed
+        wide_enough = widths[widths >= size - count]
+        narrowest = int(wide_enough.min())
+        return size - narrowest
 
 
 def allowed_widths(
-    group: Group, was: int, multiple: int, convolved: bool, least: int, target: str
+    group: Group,
+    was: int,
+    multiple: int | None,
+    convolved: bool,
+    least: int,
+    target: str,
 ) -> NDArray[np.intp]:
-    """The widths that a group of formerly `was` channels may have, ascending. `multiple`: 0 for the
-    target's own.
+    """Widths that a group of formerly `was` channels may have, ascending.
 
-    A group whose channels take several slots of one axis keeps the axis a multiple.
+    `multiple`: None for the target's own. A group whose channels take several slots of one axis
+    keeps the axis a multiple.
     """
     size = len(group.channels)
-    if multiple == 0:
-        multiple = TARGETS[target].conv_width if convolved else 1
+    if multiple is None:
+        multiple = 1
+        if convolved:
+            multiple = TARGETS[target].conv_width
+        # a narrow layer would have no choice but all or nothing
         while multiple > 1 and was < 2 * multiple:
             multiple //= 2
     slots = max(count for _, count in group.places)
-    step = max(multiple // gcd(multiple, slots), 1)
+    common = gcd(multiple, slots)
+    step = max(multiple // common, 1)
     widths = np.arange(0, size, step)
-    return np.append(widths[widths >= min(least, size)], size)
+    fewest = min(least, size)
+    enough = widths >= fewest
+    # the present width is allowed, whatever it is
+    return np.append(widths[enough], size)
 
 
 def choose(candidates: Candidates, scope: Scope, ratio: float) -> Choice:
-    """Remove `ratio` of every group, or of all channels of a pool of groups, by score; then fit the
-    widths.
+    """Remove `ratio` of every group, or of all channels of a pool of groups, by score.
+
+    The widths are fitted to those allowed.
     """
     if scope == "layer":
-        wanted = (
-            share(ratio, was) - candidates.already(i)
-            for i, was in enumerate(candidates.was)
-        )
-        return [candidates.fitted(i, max(count, 0)) for i, count in enumerate(wanted)]
+        return _of_each(candidates, ratio)
     choice = [0] * len(candidates.groups)
     for pool in _pools(candidates.groups, scope):
-        scores = np.concatenate([candidates.scores[i] for i in pool])
-        owner = np.repeat(pool, [len(candidates.groups[i].channels) for i in pool])
-        count = share(ratio, sum(candidates.was[i] for i in pool)) - sum(
-            map(candidates.already, pool)
-        )
-        lowest = owner[np.argsort(scores, kind="stable")[: max(count, 0)]]
-        for i in pool:
-            choice[i] = candidates.fitted(i, int((lowest == i).sum()))
+        was = sum(candidates.was[index] for index in pool)
+        already = sum(candidates.already(index) for index in pool)
+        # an earlier pruning may have taken more than this one asks for in all
+        count = max(share(ratio, was) - already, 0)
+        for index, own in _lowest_of(pool, candidates, count):
+            choice[index] = candidates.fitted(index, own)
+    return choice
+
+
+def _lowest_of(
+    pool: Sequence[int], candidates: Candidates, count: int
+) -> Iterator[tuple[int, int]]:
+    """Channels of each group of a pool among the `count` of lowest score."""
+    sizes = [candidates.size(index) for index in pool]
+    owner = np.repeat(pool, sizes)
+    scores = np.concatenate([candidates.scores[index] for index in pool])
+    # ties go in graph order
+    ascending = np.argsort(scores, kind="stable")
+    first = ascending[:count]
+    lowest = owner[first]
+    for index in pool:
+        is_own = lowest == index
+        own = int(is_own.sum())
+        yield index, own
+
+
+def _of_each(candidates: Candidates, ratio: float) -> Choice:
+    choice = []
+    for index, was in enumerate(candidates.was):
+        wanted = share(ratio, was)
+        already = candidates.already(index)
+        count = max(wanted - already, 0)
+        choice.append(candidates.fitted(index, count))
     return choice
 
 
 def increments(scores: Scores) -> Scores:
-    """What each channel adds to a score that counts up along the order of removal; never less than
-    those before.
+    """Part of a score that each channel adds, where scores count up along the order of removal.
+
+    Never less than those before: a channel cannot go before one that is less important.
     """
     order = np.argsort(scores, kind="stable")
+    # constant channels score below zero: they add nothing
+    rising = np.maximum(scores[order], 0.0)
+    steps = np.diff(rising, prepend=0.0)
     added = np.empty(len(scores))
-    added[order] = np.maximum.accumulate(
-        np.diff(np.maximum(scores[order], 0.0), prepend=0.0)
-    )
+    added[order] = np.maximum.accumulate(steps)
     return added
 
 
 def _pools(groups: Sequence[Group], scope: Scope) -> list[list[int]]:
-    """Groups that are ranked together: all, or those of which the same kinds of weights lose the
-    same axes.
+    """Groups that are ranked together: all, or those alike.
+
+    Groups are alike where the same kinds of weights lose the same axes.
 
     Source: Fang et al., Isomorphic Pruning for Vision Models, ECCV 2024 (arXiv:2407.04616).
     """
     pools: dict[object, list[int]] = defaultdict(list)
     for index, group in enumerate(groups):
-        shapes = tuple(
-            sorted(
-                (axis, *value.const_value.shape.numpy()[2:])
-                for value, axis in group.weights
-                if value.const_value is not None and len(value.const_value.shape) > 1
-            )
-        )
-        pools[shapes if scope == "isomorphic" else None].append(index)
+        kind = _kinds(group) if scope == "isomorphic" else None
+        pools[kind].append(index)
     return list(pools.values())
 
 
-def within(
-    budget: Callable[[Choice], float], fraction: float, pick: Callable[[float], Choice]
-) -> tuple[Choice, bool]:
-    """The choice of the smallest ratio whose cost is at most `fraction` of the whole; whether there
-    is one.
-    """
-    low, high = 0.0, 1.0
-    if budget(pick(1.0)) > fraction:
-        return pick(1.0), False
-    for _ in range(24):
-        middle = round((low + high) / 2, 9)
-        if budget(pick(middle)) <= fraction:
-            high = middle
-        else:
-            low = middle
-    return pick(high), True
+def _kinds(group: Group) -> object:
+    """Axes that a group has in kernels and matrices, and the sizes of the kernels."""
+    kinds = []
+    for value, axis in matrices(group):
+        assert value.const_value is not None
+        shape = value.const_value.shape.numpy()
+        kinds.append((axis, *shape[2:]))
+    return tuple(sorted(kinds))

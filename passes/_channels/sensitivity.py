@@ -1,5 +1,4 @@
-"""How far drift reaches: what the readers of a group lose, measured where it counts, at the outputs
-of the model.
+"""Sensitivity of the model's outputs to the drift of a group's readers, measured on data.
 
 The drift of a layer says nothing about what comes after it: a shortcut may carry most of the sum
 that it is added to, and what all layers read costs more than what one reads. So part of each group
@@ -23,28 +22,43 @@ from .._core.linear import LinearLayer
 from .._core.ops import FLOATS
 from .._dims.groups import Group
 from .._dims.solve import Solution
-from .contractions import Consumer, consumers_of
+from .contractions import Contraction, consumers_of, square_bytes
 from .importance.scores import Scores, channel_places
-from .joint_graph import WHOLE, joined, part
-from .reconstruct import solved
+from .joint_graph import WHOLE, data_inputs, join_models, submodel
+from .reconstruct import ridge_fit, rows_with_bias
 
 SHARES = (0.25, 0.5, 1.0)
-"""Of the channels of a group that are shut off to be measured; between them what comes of drift is
-interpolated.
+"""Shares of the channels of a group that are shut off to be measured; between them what comes of
+drift is interpolated. Chosen by hand, not measured.
 """
 
 MEMORY = 1 << 30
-"""Bytes of Gram matrices, and of weights of variants, that are held at once."""
+"""Bytes of Gram matrices, and of weights of variants, that are held at once. Chosen by hand, not
+measured.
+"""
+
+Layers = Mapping[str, LinearLayer]
+"""LinearLayer layers by the names of their nodes."""
 
 
 @dataclass(frozen=True)
 class Reader:
-    """A linear layer of the whole model that multiplies channels of a group. `columns`: by input,
-    whether it goes.
+    """A linear layer of the whole model that multiplies channels of a group.
+
+    `gone`: whether each input goes, (groups, K).
     """
 
     name: str
-    columns: NDArray[np.bool_]
+    gone: NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """The first `count` channels of the group number `index` shut off, and who reads them."""
+
+    index: int
+    count: int
+    readers: list[Reader]
 
 
 def output_losses(
@@ -56,208 +70,284 @@ def output_losses(
     samples: int,
     damp: float,
 ) -> list[Scores]:
-    """Of each group the drift of the model's outputs once its first n channels are gone, n = 0 ..
-    all.
+    """Drift of the model's outputs once the first n channels of each group are gone, n = 0 .. all.
 
     `scores`: drift of the readers once each channel and those before it are gone. Drift is a share
-    of variance, at the outputs of mean squares. Groups that cannot be measured are taken to reach
-    as far as the median of all.
+    of variance, at the outputs of mean squares. Groups that cannot be measured are taken to be as
+    sensitive as the median of all.
     """
-    layers = {
-        layer.node.name or "": layer
-        for layer in fittable_layers(model)[0]
-        if layer.width <= LARGEST_WIDTH
-    }
-    local = [np.append(0.0, np.maximum(np.sort(each), 0.0)) for each in scores]
-    trials = [
-        (index, count)
-        for index, each in enumerate(scores)
-        for count in sorted({max(round(share * len(each)), 1) for share in SHARES})
-    ]
-    consumers = consumers_of(groups, solution)
-    readers = [
-        _readers(
-            groups[i],
-            consumers[i],
-            np.argsort(scores[i], kind="stable")[:count],
-            solution,
+    layers = _layers_by_name(model, LARGEST_WIDTH)
+    reader_drifts = [_ascending(each) for each in scores]
+    trials = _trials(groups, solution, scores, layers)
+    # by group, then by count: output drift for one unit of the readers' drift
+    sensitivities: list[dict[int, float]] = [{} for _ in groups]
+    for batch in _batches(trials, layers, model):
+        drifts = _output_drifts(
+            model,
+            batch,
             layers,
+            context,
+            samples,
+            damp,
         )
-        for i, count in trials
-    ]
-    reach: list[dict[int, float]] = [{} for _ in groups]
-    for batch in _batches(readers, layers, model):
-        drifts = _output_drift(
-            model, [readers[trial] for trial in batch], layers, context, samples, damp
-        )
-        for (index, count), drift in zip(
-            (trials[trial] for trial in batch), drifts, strict=True
-        ):
-            if local[index][count] > 0 and np.isfinite(drift):
-                reach[index][count] = drift / local[index][count]
-    usual = float(
-        np.median([factor for each in reach for factor in each.values()] or [1.0])
-    )
-    return [
-        _curve(drift, each or {len(drift): usual})
-        for drift, each in zip(local, reach, strict=True)
-    ]
+        for trial, drift in zip(batch, drifts, strict=True):
+            index, count = trial.index, trial.count
+            local = reader_drifts[index][count]
+            if local > 0 and np.isfinite(drift):
+                sensitivities[index][count] = drift / local
+    usual = _median(sensitivities)
+    curves = []
+    for own, measured in zip(reader_drifts, sensitivities, strict=True):
+        if not measured:
+            measured = {len(own): usual}
+        curves.append(_curve(own, measured))
+    return curves
+
+
+def _ascending(scores: Scores) -> Scores:
+    """Drift of a group's readers once its first n channels are gone, n = 0 .. all."""
+    drift = np.maximum(np.sort(scores), 0.0)
+    return np.append(0.0, drift)
+
+
+def _median(sensitivities: Sequence[Mapping[int, float]]) -> float:
+    """Median of all sensitivities; 1 where none is known: drift reaches the outputs as it is."""
+    known: list[float] = []
+    for each in sensitivities:
+        known += each.values()
+    return float(np.median(known)) if known else 1.0
+
+
+def _layers_by_name(
+    model: ir.Model, widest: int | None = None
+) -> dict[str, LinearLayer]:
+    """LinearLayer layers of a model, of at most so many inputs."""
+    layers = {}
+    found, _ = fittable_layers(model)
+    for layer in found:
+        if widest is None or layer.width <= widest:
+            name = layer.node.name or ""
+            layers[name] = layer
+    return layers
+
+
+def _trials(
+    groups: Sequence[Group],
+    solution: Solution,
+    scores: Sequence[Scores],
+    layers: Layers,
+) -> list[Trial]:
+    """Trials of every group: the least important shares of its channels shut off."""
+    consumers = consumers_of(groups, solution)
+    trials = []
+    for index, each in enumerate(scores):
+        order = np.argsort(each, kind="stable")
+        size = len(each)
+        counts = {max(round(share * size), 1) for share in SHARES}
+        for count in sorted(counts):
+            first = order[:count]
+            readers = _readers(
+                groups[index],
+                consumers[index],
+                first,
+                solution,
+                layers,
+            )
+            trials.append(Trial(index, count, readers))
+    return trials
 
 
 def _readers(
     group: Group,
-    consumers: Sequence[Consumer],
+    consumers: Sequence[Contraction],
     first: NDArray[np.intp],
     solution: Solution,
-    layers: Mapping[str, LinearLayer],
+    layers: Layers,
 ) -> list[Reader]:
-    """The linear layers that read a group, and which of their inputs go with its channels at the
-    positions `first`.
+    """LinearLayer layers that read a group, and their inputs that go with its channels `first`.
+
+    `first`: positions in `group.channels`.
     """
+    # one more place, for slots that are none of the group's
     gone = np.zeros(len(group.channels) + 1, bool)
     gone[first] = True
-    return [
-        Reader(
-            name,
-            gone[
-                channel_places(group, solution, (each.tensor, each.axis))[
-                    each.columns()
-                ]
-            ],
-        )
-        for each in consumers
-        if (name := each.node.name or "") in layers
-        and each.tensor is layers[name].input
-    ]
+    readers = []
+    for consumer in consumers:
+        name = consumer.node.name or ""
+        # a product whose weight comes first is no linear layer, nor one that is too wide
+        if name not in layers or consumer.tensor is not layers[name].input:
+            continue
+        axis = (consumer.tensor, consumer.axis)
+        places = channel_places(group, solution, axis)
+        columns = consumer.view.columns()
+        readers.append(Reader(name, gone[places[columns]]))
+    return readers
 
 
-def _curve(drift: Scores, reach: Mapping[int, float]) -> Scores:
-    """Drift of the readers times how far it reaches, which is known for some counts of channels."""
-    counts = sorted(reach)
-    factors = np.interp(
-        np.arange(len(drift)), counts, [reach[count] for count in counts]
-    )
+def _curve(drift: Scores, sensitivity: Mapping[int, float]) -> Scores:
+    """Drift of the readers times the sensitivity, which is known for some counts of channels."""
+    counts = sorted(sensitivity)
+    known = [sensitivity[count] for count in counts]
+    every = np.arange(len(drift))
+    # beyond the counts that were measured the nearest one serves
+    factors = np.interp(every, counts, known)
+    # losing more channels cannot cost less
     curve: Scores = np.maximum.accumulate(drift * factors)
     return curve
 
 
 def _batches(
-    readers: Sequence[Sequence[Reader]],
-    layers: Mapping[str, LinearLayer],
-    model: ir.Model,
-) -> Iterator[list[int]]:
-    """Indices of groups with readers, cut into runs that fit `MEMORY`, at least one in each."""
-    weights = sum(
-        v.const_value.nbytes
-        for v in model.graph.initializers.values()
-        if v.const_value is not None
-    )
-    batch: list[int] = []
+    trials: Sequence[Trial], layers: Layers, model: ir.Model
+) -> Iterator[list[Trial]]:
+    """Trials that have readers, in runs that fit in `MEMORY`, at least one in each."""
+    weights = 0
+    for value in model.graph.initializers.values():
+        tensor = value.const_value
+        if tensor is not None:
+            weights += tensor.nbytes
+    batch: list[Trial] = []
     held = 0
-    for index, each in enumerate(readers):
-        if not each:
+    for trial in trials:
+        if not trial.readers:
             continue
-        own = weights + sum(
-            8 * layers[r.name].groups * (layers[r.name].width + 1) ** 2 for r in each
-        )
+        # each variant is a model of its own until they are joined
+        own = weights
+        for reader in trial.readers:
+            layer = layers[reader.name]
+            own += square_bytes(layer.groups, layer.width)
         if batch and held + own > MEMORY:
             yield batch
             batch, held = [], 0
-        batch.append(index)
+        batch.append(trial)
         held += own
     if batch:
         yield batch
 
 
-def _output_drift(
+def _output_drifts(
     model: ir.Model,
-    variants: Sequence[Sequence[Reader]],
-    layers: Mapping[str, LinearLayer],
+    trials: Sequence[Trial],
+    layers: Layers,
     context: Context,
     samples: int,
     damp: float,
 ) -> list[float]:
-    """Of each variant the share of the outputs' mean square that its readers' loss costs, over
-    float outputs.
+    """Share of the outputs' mean square that each trial costs, the mean over float outputs.
 
-    NaN where there is none.
+    NaN where there is none. All trials are variants in one graph, run once.
     """
-    outputs = [
-        v.name or ""
-        for v in model.graph.outputs
-        if v.dtype in FLOATS and v.producer() is not None
-    ]
+    outputs = _float_outputs(model)
     if not outputs:
-        return [float("nan")] * len(variants)
-    names = {reader.name for variant in variants for reader in variant}
-    grams = context.collect(
-        model, {name: layers[name].request("gram") for name in names}, samples
-    )
-    prefixes = [f"{number}/" for number in range(len(variants))]
-    changed = (_variant(model, variant, grams, damp) for variant in variants)
-    family = joined({WHOLE: model, **dict(zip(prefixes, changed, strict=True))})
-    values = {
-        value.name or "": value for node in family.graph for value in node.outputs
-    }
-    for prefix, variant in zip(prefixes, variants, strict=True):
-        _share_prefix(prefix, {reader.name for reader in variant}, model, values)
-    inputs = [
-        value.name or "" for value in model.graph.inputs if not value.is_initializer()
-    ]
+        return [float("nan")] * len(trials)
+    requests = {}
+    for trial in trials:
+        for reader in trial.readers:
+            requests[reader.name] = layers[reader.name].request("gram")
+    grams = context.collect(model, requests, samples)
+    variants = {}
+    for number, trial in enumerate(trials):
+        prefix = f"{number}/"
+        variants[prefix] = _variant(model, trial.readers, grams, damp)
+    family = join_models({WHOLE: model, **variants})
+    values = _values_by_name(family)
+    for prefix, trial in zip(variants, trials, strict=True):
+        changed = {reader.name for reader in trial.readers}
+        _share_unchanged(prefix, changed, model, values)
+    prefixes = list(variants)
+    squares = _square_requests(family, values, outputs, prefixes)
+    tensors = [request.tensor for request in squares.values()]
+    measured = submodel(family, data_inputs(model), tensors)
+    found = context.collect(measured, squares, samples)
+    return [_mean_share(found, prefix, outputs) for prefix in prefixes]
+
+
+def _values_by_name(model: ir.Model) -> dict[str, ir.Value]:
+    """Values that nodes of the main graph make."""
+    values = {}
+    for node in model.graph:
+        for value in node.outputs:
+            values[value.name or ""] = value
+    return values
+
+
+def _float_outputs(model: ir.Model) -> list[str]:
+    """Names of the model's float outputs that a node makes."""
+    floats = [value for value in model.graph.outputs if value.dtype in FLOATS]
+    made = [value for value in floats if value.producer() is not None]
+    return [value.name or "" for value in made]
+
+
+def _square_requests(
+    family: ir.Model,
+    values: Mapping[str, ir.Value],
+    outputs: Sequence[str],
+    prefixes: Sequence[str],
+) -> dict[str, MomentRequest]:
+    """Requests of the mean squares of the whole model's outputs, and of what each variant loses."""
     requests: dict[str, MomentRequest] = {}
     edit = Edit(family)
     for name in outputs:
-        requests[WHOLE + name] = MomentRequest(
-            _mean_square(values[WHOLE + name], edit), "mean"
-        )
+        wanted = values[WHOLE + name]
+        square = _mean_square(wanted, edit)
+        requests[WHOLE + name] = MomentRequest(square, "mean")
         for prefix in prefixes:
-            lost = _appended("Sub", [values[prefix + name], values[WHOLE + name]], edit)
-            requests[prefix + name] = MomentRequest(_mean_square(lost, edit), "mean")
-    found = context.collect(
-        part(family, inputs, [r.tensor for r in requests.values()]), requests, samples
-    )
-    shares = (
-        [
-            float(found[prefix + name][0] / found[WHOLE + name][0])
-            for name in outputs
-            if prefix + name in found and found[WHOLE + name][0] > 0
-        ]
-        for prefix in prefixes
-    )
-    return [float(np.mean(each)) if each else float("nan") for each in shares]
+            own = values[prefix + name]
+            lost = _appended("Sub", [own, wanted], edit)
+            square = _mean_square(lost, edit)
+            requests[prefix + name] = MomentRequest(square, "mean")
+    return requests
+
+
+def _mean_share(
+    found: Mapping[str, NDArray[np.float64]], prefix: str, outputs: Sequence[str]
+) -> float:
+    """Mean over outputs of the share of its mean square that a variant loses; NaN of none."""
+    shares = []
+    for name in outputs:
+        whole = found[WHOLE + name][0]
+        lost = found.get(prefix + name)
+        if lost is not None and whole > 0:
+            shares.append(float(lost[0] / whole))
+    if not shares:
+        return float("nan")
+    return float(np.mean(shares))
 
 
 def _mean_square(value: ir.Value, edit: Edit) -> str:
-    """The name of a new (1, 1) tensor: the mean square of a value's finite elements, the others
-    counted as 0.
+    """Append the mean square of a value's finite elements; the name of the (1, 1) tensor.
+
+    Elements that are not finite count as 0: masks of attention may reach an output.
     """
     graph = edit.model.graph
     floats = _appended("Cast", [value], edit, to=ir.DataType.FLOAT)
-    odd = _appended(
-        "Or",
-        [_appended("IsInf", [floats], edit), _appended("IsNaN", [floats], edit)],
-        edit,
-    )
-    finite = _appended(
-        "Where",
-        [odd, edit.constant(graph, np.zeros((), np.float32), "zero"), floats],
-        edit,
-    )
-    mean = _appended(
-        "ReduceMean", [_appended("Mul", [finite, finite], edit)], edit, keepdims=0
-    )
+    infinite = _appended("IsInf", [floats], edit)
+    not_a_number = _appended("IsNaN", [floats], edit)
+    odd = _appended("Or", [infinite, not_a_number], edit)
+    zero = edit.constant(graph, np.zeros((), np.float32), "zero")
+    finite = _appended("Where", [odd, zero, floats], edit)
+    squares = _appended("Mul", [finite, finite], edit)
+    mean = _appended("ReduceMean", [squares], edit, keepdims=0)
     mean.type = ir.TensorType(ir.DataType.FLOAT)
-    shape = edit.constant(graph, np.ones(2, np.int64), "one_by_one")
-    return _appended("Reshape", [mean, shape], edit).name or ""
+    # moments are taken along an axis, and over batches: a scalar has neither
+    one_by_one = np.ones(2, np.int64)
+    shape = edit.constant(graph, one_by_one, "one_by_one")
+    result = _appended("Reshape", [mean, shape], edit)
+    return result.name or ""
 
 
 def _appended(
     op_type: str, inputs: Sequence[ir.Value], edit: Edit, **attributes: int
 ) -> ir.Value:
-    node = ir.node(op_type, inputs, attributes=attributes, name=edit.fresh(op_type))
-    node.outputs[0].name = edit.fresh(op_type)
+    node = ir.node(
+        op_type,
+        inputs,
+        attributes=attributes,
+        name=edit.fresh(op_type),
+    )
+    output = node.outputs[0]
+    output.name = edit.fresh(op_type)
     edit.model.graph.append(node)
-    return node.outputs[0]
+    return output
 
 
 def _variant(
@@ -266,41 +356,52 @@ def _variant(
     grams: Mapping[str, NDArray[np.float64]],
     damp: float,
 ) -> ir.Model:
-    """A copy whose readers give the columns that go no weight, and are fitted to do without."""
+    """A copy whose readers give the inputs that go no weight, and are fitted to do without."""
     copy = model.clone()
     edit = Edit(copy)
-    layers = {layer.node.name or "": layer for layer in fittable_layers(copy)[0]}
+    layers = _layers_by_name(copy)
     for reader in readers:
-        if reader.name in grams:
-            layer, gram = layers[reader.name], grams[reader.name]
-            rows, bias = solved(layer, gram, _aimed(layer, gram), damp, reader.columns)
-            layer.set_rows(rows)
-            layer.set_bias(bias, edit)
+        # a branch that no sample took
+        if reader.name not in grams:
+            continue
+        layer, gram = layers[reader.name], grams[reader.name]
+        cross = _own_products(layer, gram)
+        rows, bias = ridge_fit(
+            layer,
+            gram,
+            cross,
+            damp,
+            reader.gone,
+        )
+        layer.set_rows(rows)
+        layer.set_bias(bias, edit)
     return copy
 
 
-def _aimed(layer: LinearLayer, gram: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The mean of z y^T, (groups, K + 1, M / groups), y being what the layer itself makes of z =
-    [x, 1].
+def _own_products(layer: LinearLayer, gram: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Mean of z y^T, y being what the layer itself makes of z = [x, 1].
+
+    Shapes: gram (groups, K + 1, K + 1) -> (groups, K + 1, M / groups).
     """
-    start = np.concatenate([layer.rows(), layer.bias_row()[:, None]], axis=1)
-    aimed: NDArray[np.float64] = gram @ start.reshape(
-        len(gram), -1, layer.width + 1
-    ).transpose(0, 2, 1)
-    return aimed
+    groups, size, _ = gram.shape
+    own = rows_with_bias(layer)
+    each = own.reshape(groups, -1, size)
+    weights = each.transpose(0, 2, 1)
+    products: NDArray[np.float64] = gram @ weights
+    return products
 
 
-def _share_prefix(
+def _share_unchanged(
     prefix: str, changed: set[str], model: ir.Model, values: Mapping[str, ir.Value]
 ) -> None:
-    """Let a variant read from the whole model what its changed layers do not reach."""
-    reached: set[ir.Value] = set()
+    """Let a variant read from the whole model whatever its changed layers do not influence."""
+    influenced: set[ir.Value] = set()
     for node in model.graph:
-        if node.name in changed or any(value in reached for value in node.inputs):
-            reached.update(node.outputs)
+        reads = any(value in influenced for value in node.inputs)
+        if reads or node.name in changed:
+            influenced.update(node.outputs)
             continue
         for value in node.outputs:
             if value.name:
-                values[prefix + value.name].replace_all_uses_with(
-                    values[WHOLE + value.name]
-                )
+                same = values[WHOLE + value.name]
+                values[prefix + value.name].replace_all_uses_with(same)

@@ -1,5 +1,7 @@
-"""Proof of a removal: the model without the channels computes what the whole model does with them
-shut off.
+"""Verification of a removal: the pruned model must compute what the masked model does.
+
+The masked model is the whole model with the removed channels shut off; it shares no code with the
+surgery.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from .._dims.groups import kept_slots
 from .._dims.reference import masked_reference
 from .._dims.remove import remove_slots
 from .._dims.solve import Attention, Solution
-from .._dims.surgery import SurgeryError
+from .._dims.surgery import Kept, SurgeryError
 from .branches import drop_branches
 
 TOLERANCE = 1e-3
@@ -26,85 +28,96 @@ TOLERANCE = 1e-3
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether a removal is right. `error`: relative, None where nothing could be run. `problem`:
-    empty if it is.
+    """Result of a verification.
+
+    `error`: relative, None where nothing could be run. `problem`: empty if the removal is right.
     """
 
     error: float | None
     problem: str = ""
 
 
-def take_out(
+def remove_channels(
     model: ir.Model,
     solution: Solution,
     channels: NDArray[np.intp],
     attention: Attention,
 ) -> None:
-    """Remove channels from a model, in place, of which `solution` is the solution or that of its
-    original.
+    """Remove channels from a model, in place.
 
-    Errors: SurgeryError; the model is then spoilt.
+    `solution`: that of the model, or of the original that it is a copy of. Errors: SurgeryError;
+    the model is then spoilt.
     """
     kept = kept_slots(solution, channels)
-    if any(len(slots) == 0 for axes in kept.values() for slots in axes.values()):
+    if _empties_an_axis(kept):
+        # layers without inputs become their bias first; that makes another graph
         solution, channels = drop_branches(model, kept, attention)
         kept = kept_slots(solution, channels)
     if len(channels):
         remove_slots(model, kept, solution.relations.trace)
 
 
-def judge(
+def _empties_an_axis(kept: Kept) -> bool:
+    for axes in kept.values():
+        sizes = [len(slots) for slots in axes.values()]
+        if 0 in sizes:
+            return True
+    return False
+
+
+def verify_removal(
     model: ir.Model,
     solution: Solution,
     channels: NDArray[np.intp],
     context: Context,
     attention: Attention,
 ) -> Verdict:
-    """Try a removal on copies: surgery, checker and strict inference, then both forms on the same
-    feeds.
+    """Try a removal on copies of a model.
+
+    Surgery, checker and strict inference, then the pruned and the masked model on the same feeds.
     """
     pruned = model.clone()
     try:
-        take_out(pruned, solution, channels, attention)
+        remove_channels(pruned, solution, channels, attention)
     except SurgeryError as failed:
         return Verdict(None, str(failed))
     problem = structural_problem(pruned)
+    # a model that was invalid before proves nothing against the surgery
     if problem and not structural_problem(model):
         return Verdict(None, problem)
-    found = context.difference(
-        masked_reference(model, solution, kept_slots(solution, channels)), pruned
-    )
+    masked = masked_reference(model, solution, kept_slots(solution, channels))
+    found = context.difference(masked, pruned)
     if found is None:
         return Verdict(None)
-    error, failure, reference_failure = found
-    if reference_failure:
-        return _unproved(model, pruned, reference_failure, context)
-    if failure:
-        return Verdict(None, failure)
-    return Verdict(
-        error,
-        ""
-        if error <= TOLERANCE
-        else f"it is off by {error:.2g} of what the masked model gives",
-    )
+    if found.reference_failure:
+        return _without_reference(model, pruned, found.reference_failure, context)
+    if found.failure:
+        return Verdict(None, found.failure)
+    if found.error <= TOLERANCE:
+        return Verdict(found.error)
+    problem = f"it is off by {found.error:.2g} of what the masked model gives"
+    return Verdict(found.error, problem)
 
 
-def _unproved(
+def _without_reference(
     model: ir.Model, pruned: ir.Model, failure: str, context: Context
 ) -> Verdict:
-    """Where the masked model does not run: believed only if the whole model does not run here
-    either.
+    """Verdict where the masked model does not run.
+
+    The removal is believed only if the whole model does not run here either.
     """
     found = context.difference(model, pruned)
-    runs = found is not None and not found[2]
-    return Verdict(None, f"its masked form does not run: {failure}" if runs else "")
+    if found is None or found.reference_failure:
+        return Verdict(None)
+    return Verdict(None, f"its masked form does not run: {failure}")
 
 
-def offenders(
+def failing_parts(
     parts: Sequence[int], problem: Callable[[Sequence[int]], str]
 ) -> Sequence[int]:
-    """The smallest run of `parts` found to be a problem by itself, by halving; the later half where
-    only both are.
+    """Smallest run of `parts` found to be a problem by itself, by halving.
+
+    The later half where only both halves together are.
     """
     while len(parts) > 1:
         half = len(parts) // 2

@@ -48,12 +48,14 @@ def left_out(
     return None
 
 
-def require_matches(where: str, patterns: Sequence[str], names: Iterable[str]) -> None:
+def require_matches(
+    where: str, patterns: Sequence[str], names: Iterable[str], listing: str = ""
+) -> None:
     """Raise UsageError for a pattern that matches none of the names, with the nearest of them.
 
     `where`: the pass and its option, as `prune.include`. `names`: those of all layers that the pass
     could touch, and of those that it declines. A model without such layers is not an error of the
-    pattern.
+    pattern. `listing`: a command that lists all names, for the fix.
     """
     known = sorted(set(names))
     if not known:
@@ -68,11 +70,10 @@ def require_matches(where: str, patterns: Sequence[str], names: Iterable[str]) -
             SIMILARITY,
         )
         shown = near or known[:NEAREST]
-        raise UsageError(
-            where,
-            f"'{pattern}' matches no layer",
-            f"the nearest names are {', '.join(shown)}",
-        )
+        fix = f"the nearest names are {', '.join(shown)}"
+        if listing:
+            fix += f"; `{listing}` lists all"
+        raise UsageError(where, f"'{pattern}' matches no layer", fix)
 
 
 def layer_names(node: ir.Node, weight: ir.Value | None = None) -> list[str]:

@@ -156,7 +156,7 @@ def test_a_pruned_file_pruned_again_stays(call, tmp_path):
         ),
         (
             "prune-channels(include=conv9)",
-            "prune-channels.include: 'conv9' matches no weight or node of a group",
+            "prune-channels.include: 'conv9' matches no layer",
             "onnx-opt inspect MODEL --groups",
         ),
         (

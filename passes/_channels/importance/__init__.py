@@ -1,1 +1,1 @@
-"""How much each channel matters: one file a criterion."""
+"""Importance of channels: one file a family of criteria, and the table of them all."""

@@ -1,10 +1,9 @@
-"""The table of importance criteria, and scores that are always there: where a criterion has none,
-group norms serve.
-"""
+"""Importance criteria as a table, and scores by any of them: group norms where one has none."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import onnx_ir as ir
 
@@ -15,77 +14,67 @@ from ..._dims.solve import Solution
 from .data import activation, variance
 from .drift import drift
 from .gradients import fisher, taylor
-from .scores import Criterion, Found, Score, ScoreOptions, Scores
+from .scores import Found, Score, ScoreOptions, Scores
 from .stability import stability
 from .weights import bn_scale, chance, geometric_median, l1, l2, magnitude
 
 
-def _criterion(
-    name: str,
-    function: Score,
-    source: str,
-    *,
-    data: bool = False,
-    gradients: bool = False,
-) -> Criterion:
-    return Criterion(name, data, gradients, source, function)
+@dataclass(frozen=True)
+class Criterion:
+    """A measure of how much channels matter.
+
+    `needs_gradients`: asks for a context that can differentiate.
+    """
+
+    score: Score
+    source: str
+    needs_data: bool = False
+    needs_gradients: bool = False
 
 
 CRITERIA: dict[str, Criterion] = {
-    c.name: c
-    for c in (
-        _criterion(
-            "l1",
-            l1,
-            "Li et al., ICLR 2017 (arXiv:1608.08710); Fang et al., CVPR 2023 (arXiv:2301.12900)",
-        ),
-        _criterion("l2", l2, "Fang et al., DepGraph, CVPR 2023 (arXiv:2301.12900)"),
-        _criterion(
-            "geometric-median",
-            geometric_median,
-            "He et al., FPGM, CVPR 2019 (arXiv:1811.00250)",
-        ),
-        _criterion(
-            "bn-scale",
-            bn_scale,
-            "Liu et al., Network Slimming, ICCV 2017 (arXiv:1708.06519)",
-        ),
-        _criterion("random", chance, "a control"),
-        _criterion(
-            "activation",
-            activation,
-            "Sun et al., Wanda, ICLR 2024 (arXiv:2306.11695)",
-            data=True,
-        ),
-        _criterion("variance", variance, "follows from the definition", data=True),
-        _criterion(
-            "drift",
-            drift,
-            "Hassibi & Stork, NeurIPS 1992; Frantar & Alistarh, NeurIPS 2022 (arXiv:2208.11580)",
-            data=True,
-        ),
-        _criterion(
-            "stability",
-            stability,
-            "Meinshausen & Buehlmann, JRSS B 2010 (arXiv:0809.2932)",
-            data=True,
-        ),
-        _criterion(
-            "taylor",
-            taylor,
-            "Molchanov et al., CVPR 2019 (arXiv:1906.10771)",
-            data=True,
-            gradients=True,
-        ),
-        _criterion(
-            "fisher",
-            fisher,
-            "LeCun et al., NeurIPS 1989; Theis et al., 2018 (arXiv:1801.05787)",
-            data=True,
-            gradients=True,
-        ),
-    )
+    "l1": Criterion(
+        l1,
+        "Li et al., ICLR 2017 (arXiv:1608.08710); Fang et al., CVPR 2023 (arXiv:2301.12900)",
+    ),
+    "l2": Criterion(l2, "Fang et al., DepGraph, CVPR 2023 (arXiv:2301.12900)"),
+    "geometric-median": Criterion(
+        geometric_median, "He et al., FPGM, CVPR 2019 (arXiv:1811.00250)"
+    ),
+    "bn-scale": Criterion(
+        bn_scale, "Liu et al., Network Slimming, ICCV 2017 (arXiv:1708.06519)"
+    ),
+    "random": Criterion(chance, "a control"),
+    "activation": Criterion(
+        activation, "Sun et al., Wanda, ICLR 2024 (arXiv:2306.11695)", needs_data=True
+    ),
+    "variance": Criterion(variance, "follows from the definition", needs_data=True),
+    "drift": Criterion(
+        drift,
+        "Hassibi & Stork, NeurIPS 1992; Frantar & Alistarh, NeurIPS 2022 (arXiv:2208.11580)",
+        needs_data=True,
+    ),
+    "stability": Criterion(
+        stability,
+        "Meinshausen & Buehlmann, JRSS B 2010 (arXiv:0809.2932)",
+        needs_data=True,
+    ),
+    "taylor": Criterion(
+        taylor,
+        "Molchanov et al., CVPR 2019 (arXiv:1906.10771)",
+        needs_data=True,
+        needs_gradients=True,
+    ),
+    "fisher": Criterion(
+        fisher,
+        "LeCun et al., NeurIPS 1989; Theis et al., 2018 (arXiv:1801.05787)",
+        needs_data=True,
+        needs_gradients=True,
+    ),
 }
+"""Every criterion by its name, as the option `importance` and docs/channels.md list them."""
+
+NO_DATA = "there is no calibration data (--data)"
 
 
 def scores_of(
@@ -96,11 +85,10 @@ def scores_of(
     context: Context,
     options: ScoreOptions,
 ) -> tuple[list[Scores], list[Declined]]:
-    """Scores of every group by the criterion, group L2 norms where it has none; those groups and
-    why.
+    """Score every group by a criterion, and by group L2 norms where the criterion has no scores.
 
-    Errors: UsageError for a name that is none, and where gradients are wanted and the context has
-    none.
+    Returns the scores, and the groups without their own with the reasons. Errors: UsageError for a
+    name that is none, and where gradients are wanted and the context has none.
     """
     criterion = CRITERIA.get(name)
     if criterion is None:
@@ -110,24 +98,25 @@ def scores_of(
             f"choose one of {', '.join(CRITERIA)}",
         )
     found: Found
-    if (
-        criterion.needs_data
-        and not criterion.needs_gradients
-        and not context.has_data()
-    ):
-        found = ["there is no calibration data (--data)"] * len(groups)
+    # criteria of gradients say themselves what the run lacks
+    wants_data = criterion.needs_data and not criterion.needs_gradients
+    if wants_data and not context.has_data():
+        found = [NO_DATA] * len(groups)
     else:
-        found = criterion.function(groups, solution, model, context, options)
-    lacking = [
-        group
-        for group, scores in zip(groups, found, strict=True)
-        if isinstance(scores, str)
-    ]
+        found = criterion.score(
+            groups,
+            solution,
+            model,
+            context,
+            options,
+        )
+    lacking = []
+    declined = []
+    for group, scores in zip(groups, found, strict=True):
+        if isinstance(scores, str):
+            lacking.append(group)
+            declined.append(Declined(group.name, f"{name}: {scores}; scored by l2"))
+    # norms are computed for those groups alone: weights may be large
     norms = iter(magnitude(lacking, solution, 2, options))
-    scores = [next(norms) if isinstance(each, str) else each for each in found]
-    declined = [
-        Declined(group.name, f"{name}: {reason}; scored by l2")
-        for group, reason in zip(groups, found, strict=True)
-        if isinstance(reason, str)
-    ]
-    return scores, declined
+    complete = [next(norms) if isinstance(each, str) else each for each in found]
+    return complete, declined

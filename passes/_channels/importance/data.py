@@ -1,10 +1,8 @@
-"""Importance from what calibration data makes of the channels: how large they are, and how much
-they vary.
-"""
+"""Importance from what calibration data makes of the channels: their size and their variance."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -13,11 +11,11 @@ from numpy.typing import NDArray
 from ..._base import Context, MomentRequest
 from ..._dims.groups import Group
 from ..._dims.solve import Solution
-from ..contractions import Consumer, consumers_of
+from ..contractions import Contraction, consumers_of
 from .scores import Base, Found, ScoreOptions, Scores, by_channel, combined
 
 Profiles = dict[str, NDArray[np.float64]]
-"""By `key_of` a consumer: means of x, |x| and x^2 of each channel it reads, (folds, 3, C)."""
+"""Means of x, |x| and x^2 of each channel that a reader multiplies, (folds, 3, C), by `key_of`."""
 
 UNREAD = "no node reads its channels with a constant weight"
 UNSEEN = "no calibration sample reached the nodes that read it"
@@ -40,7 +38,14 @@ def activation(
     Source: Sun et al., A Simple and Effective Pruning Approach for LLMs (Wanda), ICLR 2024
     (arXiv:2306.11695), eq. 1, summed over the rows of a channel.
     """
-    return _scored("activation", groups, solution, model, context, options)
+    return _scored(
+        "activation",
+        groups,
+        solution,
+        model,
+        context,
+        options,
+    )
 
 
 def variance(
@@ -55,7 +60,14 @@ def variance(
     A channel that does not vary scores 0, and removing it is exact. Source: follows from E||W_c
     (a_c - E a_c)||^2 = Var(a_c) ||W_c||^2; for convolutions away from the padded border.
     """
-    return _scored("variance", groups, solution, model, context, options)
+    return _scored(
+        "variance",
+        groups,
+        solution,
+        model,
+        context,
+        options,
+    )
 
 
 def _scored(
@@ -67,64 +79,69 @@ def _scored(
     options: ScoreOptions,
 ) -> Found:
     consumers = consumers_of(groups, solution)
-    found = profiles(
-        (c for each in consumers for c in each), model, context, options.samples
-    )
-    means = {key: profile.mean(0) for key, profile in found.items()}
+    found = profiles(consumers, model, context, options.samples)
+    means = {key: profile.mean(axis=0) for key, profile in found.items()}
     result: Found = []
     for group, each in zip(groups, consumers, strict=True):
-        seen = [
-            (c, per_slot(base, means[key_of(c)], c.squares()))
-            for c in each
-            if key_of(c) in means
-        ]
-        result.append(
-            group_scores(group, solution, seen, options)
-            if seen
-            else UNSEEN
-            if each
-            else UNREAD
-        )
+        seen = []
+        for consumer in each:
+            key = key_of(consumer)
+            if key in means:
+                slots = per_slot(base, means[key], consumer.squares())
+                seen.append((consumer, slots))
+        if seen:
+            result.append(group_scores(group, solution, seen, options))
+        else:
+            result.append(UNSEEN if each else UNREAD)
     return result
 
 
 def group_scores(
     group: Group,
     solution: Solution,
-    seen: Sequence[tuple[Consumer, Scores]],
+    seen: Sequence[tuple[Contraction, Scores]],
     options: ScoreOptions,
 ) -> Scores:
     """Scores of a group from those of the slots that its consumers read."""
-    return combined(
-        [by_channel(group, solution, (c.tensor, c.axis), slots) for c, slots in seen],
-        options,
-    )
+    parts = []
+    for consumer, slots in seen:
+        axis = (consumer.tensor, consumer.axis)
+        parts.append(by_channel(group, solution, axis, slots))
+    return combined(parts, options)
 
 
 def per_slot(base: Base, means: NDArray[np.float64], squares: Scores) -> Scores:
-    """Scores of the slots a consumer reads from their means of x, |x|, x^2, (3, C), and its
-    ||W_s||^2, (C,).
+    """Scores of the slots that a consumer reads.
+
+    Shapes: `means` of x, |x| and x^2 (3, C), `squares` ||W_s||^2 (C,) -> (C,).
     """
+    mean, mean_size, mean_square = means
     if base == "activation":
-        scores: Scores = np.sqrt(squares) * means[1]
+        scores: Scores = np.sqrt(squares) * mean_size
         return scores
-    spread = means[2] - np.square(means[0])
-    return np.where(spread > NOISE * means[2], spread, 0.0) * squares
+    spread = mean_square - np.square(mean)
+    # a constant channel must score 0, not what rounding left of its variance
+    varies = spread > NOISE * mean_square
+    return np.where(varies, spread, 0.0) * squares
 
 
 def profiles(
-    consumers: Iterable[Consumer], model: ir.Model, context: Context, samples: int
+    consumers: Sequence[Sequence[Contraction]],
+    model: ir.Model,
+    context: Context,
+    samples: int,
 ) -> Profiles:
-    """What calibration data makes of the inputs of consumers; absent where no sample reached
-    them.
-    """
-    requests = {
-        key_of(c): MomentRequest(c.tensor.name or "", "profile", axis=c.axis)
-        for c in consumers
-    }
+    """Profiles of the inputs of all groups' consumers; absent where no sample reached them."""
+    requests = {}
+    for each in consumers:
+        for consumer in each:
+            name = consumer.tensor.name or ""
+            request = MomentRequest(name, "profile", axis=consumer.axis)
+            # readers of one tensor share its profile
+            requests[key_of(consumer)] = request
     return context.collect(model, requests, samples) if requests else {}
 
 
-def key_of(consumer: Consumer) -> str:
-    """The same for consumers that read the same axis of the same tensor."""
+def key_of(consumer: Contraction) -> str:
+    """Key of a profile, the same for consumers that read the same axis of the same tensor."""
     return f"{consumer.tensor.name}[{consumer.axis}]"

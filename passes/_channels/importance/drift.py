@@ -1,5 +1,4 @@
-"""Importance as drift: what the readers of a group lose with a channel once the others make up for
-it.
+"""Importance as drift: what a group's readers lose with a channel once the others make up for it.
 
 With S the covariance of what a reader multiplies and W its weight, taking columns c away and
 refitting the rest and the bias costs tr(W_c (S^-1_cc)^-1 W_c^T) of the variance of its output
@@ -9,7 +8,7 @@ two copies of one channel are not both taken to be superfluous.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,32 +20,36 @@ from ..._calibrated.layers import LARGEST_WIDTH
 from ..._core.graph import label
 from ..._dims.groups import Group
 from ..._dims.solve import Solution
-from ..contractions import Consumer, consumers_of
+from ..contractions import Contraction, consumers_of, moment_bytes
 from .data import UNREAD, UNSEEN
-from .obs import Surgeon
-from .scores import Found, ScoreOptions, Scores, channel_places
+from .obs import ObsLayer
+from .scores import Aggregate, Found, ScoreOptions, Scores, aggregated, channel_places
 
 MEMORY = 1 << 30
 """Bytes of Gram matrices held at once: groups whose readers need less in all share a run over the
-data.
+data. Chosen by hand, not measured.
 """
 
 ROUNDS = 64
 """Updates of the whole inverse for one group; between them channels go in turn out of those that
-cost least.
+cost least. Bounds the time at 64 updates, each cubic in the width; chosen by hand.
 """
 
+DAMP = 1e-4
+"""Share of the mean variance of a reader's inputs that is added to each: inverses of covariances
+without full rank stay finite. Chosen by hand, not measured.
+"""
 
 OVERFLOW = "what it gives its readers is too large to be squared"
 
 
 @dataclass(frozen=True)
 class DriftOrder:
-    """`order`: positions in `group.channels`, the first to go first. `drift`: relative drift once
-    each has gone.
+    """Order in which the channels of a group go, and the drift that they cost.
 
-    Drift is the share of the variance of the readers' outputs that is lost after refitting, 0 to 1,
-    over readers as `aggregate` says.
+    `order`: positions in `group.channels`, the first to go first. `drift`: relative drift once each
+    has gone, the share of the variance of the readers' outputs that is lost after refitting, 0 to
+    1, over readers as `aggregate` says.
     """
 
     order: NDArray[np.intp]
@@ -54,8 +57,9 @@ class DriftOrder:
 
     @property
     def scores(self) -> Scores:
-        """Of each channel the drift once it has gone: those at most epsilon are what a budget of
-        epsilon removes.
+        """Drift once each channel has gone, by channel.
+
+        Channels of a score of at most epsilon are what a budget of epsilon removes.
         """
         scores = np.empty(len(self.order))
         scores[self.order] = self.drift
@@ -69,18 +73,23 @@ def drift(
     context: Context,
     options: ScoreOptions,
 ) -> Found:
-    """Relative drift of the readers' outputs once the channel, and all that go before it, are gone
-    and made up for.
+    """Relative drift of the readers' outputs once a channel and all that go before it are gone.
 
-    Not normalised: a share of the output's variance already. Source: Hassibi & Stork, Second Order
-    Derivatives for Network Pruning: Optimal Brain Surgeon, NeurIPS 1992, eq. 5, on a layer's Gram
-    matrix as in Frantar & Alistarh, Optimal Brain Compression, NeurIPS 2022 (arXiv:2208.11580), for
-    blocks of columns.
+    The others make up for them. Not normalised: a share of the output's variance already. Source:
+    Hassibi & Stork, Second Order Derivatives for Network Pruning: Optimal Brain Surgeon, NeurIPS
+    1992, eq. 5, on a layer's Gram matrix as in Frantar & Alistarh, Optimal Brain Compression,
+    NeurIPS 2022 (arXiv:2208.11580), for blocks of columns.
     """
-    return [
-        found if isinstance(found, str) else found.scores
-        for found in drift_order(groups, solution, model, context, options)
-    ]
+    scores: Found = []
+    for found in drift_order(
+        groups,
+        solution,
+        model,
+        context,
+        options,
+    ):
+        scores.append(found if isinstance(found, str) else found.scores)
+    return scores
 
 
 def drift_order(
@@ -90,84 +99,63 @@ def drift_order(
     context: Context,
     options: ScoreOptions,
 ) -> list[DriftOrder | str]:
-    """For each group the order in which its channels go and the drift they cost, or why there is
-    none.
+    """Order in which the channels of each group go, or the reason why there is none.
 
     Readers without a Gram matrix count only where all are so: then the first one's reason is given.
     """
     consumers = consumers_of(groups, solution)
-    readers = [[c for c in each if not _problem(c)] for each in consumers]
-    found: list[DriftOrder | str] = [
-        f"{label(each[0].node)}: {_problem(each[0])}" if each else UNREAD
-        for each in consumers
-    ]
+    readers = []
+    found: list[DriftOrder | str] = []
+    for each in consumers:
+        readers.append([reader for reader in each if _no_gram(reader) is None])
+        if each:
+            first = each[0]
+            found.append(f"{label(first.node)}: {_no_gram(first)}")
+        else:
+            found.append(UNREAD)
     for batch in _batches(readers):
-        wanted = {c.request(): c for index in batch for c in readers[index]}
-        keys = {request: str(number) for number, request in enumerate(wanted)}
-        moments = context.collect(
-            model, {key: request for request, key in keys.items()}, options.samples
+        moments = _collected(
+            readers,
+            batch,
+            model,
+            context,
+            options.samples,
         )
         for index in batch:
-            seen = [
-                (c, moments[key])
-                for c in readers[index]
-                if (key := keys[c.request()]) in moments
-                and np.isfinite(moments[key]).all()
-            ]
-            surgeons = [
-                Surgeon.of(
-                    c.matrix(),
-                    c.grams(moment),
-                    _owners(groups[index], solution, c),
-                    options.damp,
-                )
-                for c, moment in seen
-            ]
-            missing = (
-                OVERFLOW
-                if any(keys[c.request()] in moments for c in readers[index])
-                else UNSEEN
-            )
-            found[index] = (
-                _ordered(surgeons, len(groups[index].channels), options)
-                if surgeons
-                else missing
+            own = readers[index]
+            found[index] = _order_of(
+                groups[index],
+                solution,
+                own,
+                moments,
+                options,
             )
     return found
 
 
-def _problem(consumer: Consumer) -> str:
-    """Why a consumer has no Gram matrix to work with; "" if it has."""
-    if problem := consumer.unsuited():
+def _no_gram(consumer: Contraction) -> str | None:
+    """Reason why a consumer has no Gram matrix to work with; None if it has one."""
+    problem = consumer.view.not_a_product()
+    if problem:
         return problem
-    width = consumer.columns().shape[1]
-    return (
-        f"a Gram matrix of {width} inputs is too large"
-        if width > LARGEST_WIDTH or _bytes(consumer) > MEMORY
-        else ""
-    )
+    width = consumer.view.columns().shape[1]
+    if width > LARGEST_WIDTH or moment_bytes(consumer) > MEMORY:
+        return f"a Gram matrix of {width} inputs is too large"
+    return None
 
 
-def _bytes(consumer: Consumer) -> int:
-    """Of the Gram matrix that the consumer asks for."""
-    columns = consumer.columns()
-    blocks, width = (
-        columns.shape
-        if consumer.kernel and consumer.node.op_type == "Conv"
-        else (1, columns.size)
-    )
-    return 8 * int(blocks) * (int(width) + 1) ** 2
+def _batches(readers: Sequence[Sequence[Contraction]]) -> Iterator[list[int]]:
+    """Indices of groups that have readers, in runs whose Gram matrices fit in `MEMORY`.
 
-
-def _batches(readers: Sequence[Sequence[Consumer]]) -> Iterator[list[int]]:
-    """Indices of groups that have readers, cut into runs whose Gram matrices fit `MEMORY`, at least
-    one in each.
+    At least one group in each.
     """
     batch: list[int] = []
     held: dict[MomentRequest, int] = {}
     for index, each in enumerate(readers):
-        own = {c.request(): _bytes(c) for c in each}
-        if batch and sum((held | own).values()) > MEMORY:
+        own = {reader.request(): moment_bytes(reader) for reader in each}
+        # equal requests are one matrix, also of several groups
+        together = held | own
+        if batch and sum(together.values()) > MEMORY:
             yield batch
             batch, held = [], {}
         if own:
@@ -177,52 +165,122 @@ def _batches(readers: Sequence[Sequence[Consumer]]) -> Iterator[list[int]]:
         yield batch
 
 
-def _owners(group: Group, solution: Solution, consumer: Consumer) -> NDArray[np.intp]:
-    """The position in `group.channels` that each column of the consumer's matrix belongs to, -1 for
-    none.
+def _collected(
+    readers: Sequence[Sequence[Contraction]],
+    batch: Sequence[int],
+    model: ir.Model,
+    context: Context,
+    samples: int,
+) -> dict[MomentRequest, NDArray[np.float64]]:
+    """Gram matrices of the readers of a batch of groups, in one run over the data."""
+    wanted: dict[MomentRequest, None] = {}
+    for index in batch:
+        for reader in readers[index]:
+            wanted[reader.request()] = None
+    requests = {str(number): request for number, request in enumerate(wanted)}
+    moments = context.collect(model, requests, samples)
+    found = {}
+    for key, request in requests.items():
+        if key in moments:
+            found[request] = moments[key]
+    return found
+
+
+def _order_of(
+    group: Group,
+    solution: Solution,
+    readers: Sequence[Contraction],
+    moments: Mapping[MomentRequest, NDArray[np.float64]],
+    options: ScoreOptions,
+) -> DriftOrder | str:
+    """Order of the channels of one group, by the readers whose moments are known and finite."""
+    layers = []
+    reached = False
+    for reader in readers:
+        moment = moments.get(reader.request())
+        if moment is None:
+            continue
+        reached = True
+        if np.isfinite(moment).all():
+            owner = _owners(group, solution, reader)
+            grams = reader.grams(moment)
+            layers.append(ObsLayer.of(reader.view.matrix(), grams, owner, DAMP))
+    if layers:
+        return _greedy_order(layers, len(group.channels), options.aggregate)
+    return OVERFLOW if reached else UNSEEN
+
+
+def _owners(
+    group: Group, solution: Solution, consumer: Contraction
+) -> NDArray[np.intp]:
+    """Position in `group.channels` that each column of a consumer's matrix belongs to.
+
+    -1 for none. Shape (groups, K).
     """
-    place = channel_places(group, solution, (consumer.tensor, consumer.axis))[
-        consumer.columns()
-    ]
-    return np.where(place == len(group.channels), -1, place)
+    axis = (consumer.tensor, consumer.axis)
+    places = channel_places(group, solution, axis)
+    owner = places[consumer.view.columns()]
+    elsewhere = len(group.channels)
+    return np.where(owner == elsewhere, -1, owner)
 
 
-def _ordered(surgeons: list[Surgeon], count: int, options: ScoreOptions) -> DriftOrder:
-    """Take channels out greedily. Between updates of the whole inverses, of a pool of the cheapest
-    ones, exactly.
+def _greedy_order(
+    layers: Sequence[ObsLayer], count: int, aggregate: Aggregate
+) -> DriftOrder:
+    """Take `count` channels out greedily, the cheapest first.
+
+    Costs are exact within a pool of the cheapest channels; the whole inverses are updated after
+    each batch.
     """
     batch = -(-count // ROUNDS)
+    # twice the batch: which channels are cheapest may change as others go
+    pool_size = 2 * batch if batch > 1 else 1
     left = np.ones(count, bool)
     order: list[int] = []
     drift: list[float] = []
+    total = 0.0
     while left.any():
-        costs = np.where(
-            left, _over([s.costs(count) for s in surgeons], options), np.inf
-        )
-        pool = np.argsort(costs, kind="stable")[
-            : min(2 * batch if batch > 1 else 1, int(left.sum()))
-        ]
-        parts = [s.restricted(pool) for s in surgeons]
-        taken: list[int] = []
-        while len(taken) < min(batch, len(pool)):
-            now = np.full(count, np.inf)
-            now[pool] = _over([s.costs(count) for s in parts], options)[pool]
-            now[taken] = np.inf
-            taken.append(int(np.argmin(now)))
-            drift.append(float(now[taken[-1]]) + (drift[-1] if drift else 0.0))
-            for part in parts:
-                part.remove([taken[-1]])
-        for surgeon in surgeons:
-            surgeon.remove(taken)
+        costs = _costs(layers, count, aggregate)
+        costs = np.where(left, costs, np.inf)
+        size = min(pool_size, int(left.sum()))
+        cheapest = np.argsort(costs, kind="stable")
+        pool = cheapest[:size]
+        taken = []
+        # costs are those of the layer as the channels before have left it: they add up
+        for channel, cost in _taken_from(pool, batch, layers, count, aggregate):
+            total = cost + total
+            drift.append(total)
+            taken.append(channel)
+        for layer in layers:
+            layer.remove(taken)
         left[taken] = False
         order += taken
     return DriftOrder(np.array(order, np.intp), np.array(drift))
 
 
-def _over(costs: Sequence[Scores], options: ScoreOptions) -> Scores:
-    """Costs over readers, unscaled: they are shares already."""
-    if options.aggregate == "first":
-        return costs[0]
-    stacked = np.stack(costs)
-    result: Scores = stacked.max(0) if options.aggregate == "max" else stacked.sum(0)
-    return result / len(costs) if options.aggregate == "mean" else result
+def _taken_from(
+    pool: NDArray[np.intp],
+    batch: int,
+    layers: Sequence[ObsLayer],
+    count: int,
+    aggregate: Aggregate,
+) -> Iterator[tuple[int, float]]:
+    """Channels of a pool with their costs, the cheapest first, as each goes; a batch at most."""
+    parts = [layer.restricted(pool) for layer in layers]
+    left = np.zeros(count, bool)
+    left[pool] = True
+    size = min(batch, len(pool))
+    for _ in range(size):
+        costs = _costs(parts, count, aggregate)
+        costs = np.where(left, costs, np.inf)
+        channel = int(np.argmin(costs))
+        cost = float(costs[channel])
+        yield channel, cost
+        left[channel] = False
+        for part in parts:
+            part.remove([channel])
+
+
+def _costs(layers: Sequence[ObsLayer], count: int, aggregate: Aggregate) -> Scores:
+    """Costs of `count` channels over readers, unscaled: they are shares already."""
+    return aggregated([layer.costs(count) for layer in layers], aggregate)

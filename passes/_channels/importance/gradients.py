@@ -1,6 +1,4 @@
-"""Importance from gradients of the loss: first order (Taylor) and second order (diagonal of the
-Fisher matrix).
-"""
+"""Importance from gradients of the loss: first order (Taylor), second order (Fisher's diagonal)."""
 
 from __future__ import annotations
 
@@ -25,15 +23,24 @@ def taylor(
     context: Context,
     options: ScoreOptions,
 ) -> Found:
-    """|sum of g w| over a channel's slices: the change of the loss to first order.
+    """|Sum of g w| over a channel's slices: the change of the loss to first order.
 
     Source: Molchanov et al., Importance Estimation for Neural Network Pruning, CVPR 2019
     (arXiv:1906.10771), eq. 8 before squaring.
     """
     gradients = _gradients(groups, model, context, options)
-    return [
-        _combined(group, solution, gradients, options, square=False) for group in groups
-    ]
+    found: Found = []
+    for group in groups:
+        found.append(
+            _combined(
+                group,
+                solution,
+                gradients,
+                options,
+                square=False,
+            )
+        )
+    return found
 
 
 def fisher(
@@ -43,17 +50,25 @@ def fisher(
     context: Context,
     options: ScoreOptions,
 ) -> Found:
-    """Sum of w^2 E[g^2] / 2 over a channel's slices: the change of the loss to second order at a
-    minimum.
+    """Sum of w^2 E[g^2] / 2 over a channel's slices: the change to second order at a minimum.
 
     Source: LeCun et al., Optimal Brain Damage, NeurIPS 1989, eq. 5, its diagonal being that of the
     empirical Fisher matrix: Theis et al., Faster gaze prediction with dense networks and Fisher
     pruning, 2018 (arXiv:1801.05787).
     """
     gradients = _gradients(groups, model, context, options)
-    return [
-        _combined(group, solution, gradients, options, square=True) for group in groups
-    ]
+    found: Found = []
+    for group in groups:
+        found.append(
+            _combined(
+                group,
+                solution,
+                gradients,
+                options,
+                square=True,
+            )
+        )
+    return found
 
 
 def _gradients(
@@ -65,12 +80,12 @@ def _gradients(
             "this run cannot differentiate the model",
             "choose a criterion without gradients: drift, variance, activation or l2",
         )
-    names = dict.fromkeys(
-        v.name
-        for group in groups
-        for v, _ in matrices(group)
-        if v.name and v.dtype in FLOATS
-    )
+    names: dict[str, None] = {}
+    for group in groups:
+        for value, _ in matrices(group):
+            # gradients exist by float weights only; a shared one is asked for once
+            if value.name and value.dtype in FLOATS:
+                names[value.name] = None
     return context.gradients(model, list(names), options.samples)
 
 
@@ -82,29 +97,25 @@ def _combined(
     *,
     square: bool,
 ) -> Scores | str:
-    parts = [
-        np.abs(
-            by_channel(
-                group,
-                solution,
-                axis,
-                _per_slot(axis, gradients[axis[0].name or ""], square),
-            )
-        )
-        for axis in matrices(group)
-        if axis[0].name in gradients
-    ]
-    return (
-        combined(parts, options) if parts else "the loss has no gradient by its weights"
-    )
+    parts = []
+    for axis in matrices(group):
+        gradient = gradients.get(axis[0].name or "")
+        if gradient is not None:
+            terms = _per_slot(axis, gradient, square)
+            parts.append(np.abs(by_channel(group, solution, axis, terms)))
+    if not parts:
+        return "the loss has no gradient by its weights"
+    return combined(parts, options)
 
 
 def _per_slot(axis: Axis, gradient: Gradient, square: bool) -> Scores:
+    """Change of the loss by the elements of each slot of a weight's axis, summed."""
     value, index = axis
     assert value.const_value is not None
     weight = value.const_value.numpy().astype(np.float64)
-    terms = (
-        np.square(weight) * gradient.square / 2 if square else weight * gradient.mean
-    )
-    slots: Scores = np.moveaxis(terms, index, 0).reshape(terms.shape[index], -1).sum(1)
-    return slots
+    terms = weight * gradient.mean
+    if square:
+        terms = np.square(weight) * gradient.square / 2
+    slots = np.moveaxis(terms, index, 0).reshape(terms.shape[index], -1)
+    sums: Scores = slots.sum(axis=1)
+    return sums

@@ -1,6 +1,4 @@
-"""Optimal Brain Surgeon on the inputs of one linear layer: what columns cost, and the layer without
-them.
-"""
+"""Optimal Brain Surgeon on the inputs of a linear layer: what they cost, the layer without them."""
 
 from __future__ import annotations
 
@@ -21,9 +19,10 @@ has its mean.
 
 
 @dataclass
-class _Block:
-    """One group of a layer: `weight` (M, K), `inverse` of the inputs' covariance (K, K), `owner` of
-    each column.
+class _ObsBlock:
+    """One group of a layer.
+
+    `weight` (M, K), `inverse` of the inputs' covariance (K, K), `owner` of each column (K,).
     """
 
     weight: Matrix
@@ -32,95 +31,117 @@ class _Block:
 
     def costs(self, total: Scores) -> None:
         """Add to `total`, by owner, tr(W_c (H_cc)^-1 W_c^T) for the columns c of each."""
+        diagonal = np.diagonal(self.inverse)
         for owners, index in _columns(self.owner):
-            if index.shape[1] == 1:
-                column = index[:, 0]
-                total[owners] += (
-                    np.square(self.weight[:, column]).sum(0)
-                    / np.diagonal(self.inverse)[column]
-                )
+            width = index.shape[1]
+            if width == 1:
+                # the common case of one column each needs no matrix inverse
+                single = index[:, 0]
+                weight = self.weight[:, single]
+                squares = np.square(weight).sum(axis=0)
+                total[owners] += squares / diagonal[single]
                 continue
-            inner = np.linalg.inv(self.inverse[index[:, :, None], index[:, None, :]])
-            slices = self.weight[:, index].transpose(1, 2, 0)
-            total[owners] += np.einsum(
-                "cij,cji->c", inner, slices @ slices.transpose(0, 2, 1)
-            )
+            row = index[:, :, None]
+            column = index[:, None, :]
+            own = self.inverse[row, column]
+            inner = np.linalg.inv(own)
+            slices = self.weight[:, index]
+            slices = slices.transpose(1, 2, 0)
+            other = slices.transpose(0, 2, 1)
+            products = slices @ other
+            # the trace of each product, without making it
+            traces = np.einsum("cij,cji->c", inner, products)
+            total[owners] += traces
 
     def remove(self, owners: Sequence[int]) -> None:
-        """Take the columns of the owners out; weight and inverse become those of the refitted
-        rest.
-        """
+        """Take the owners' columns out; weight and inverse become those of the refitted rest."""
         gone = np.isin(self.owner, owners)
         if not gone.any():
             return
         stays = ~gone
-        cross = self.inverse[np.ix_(gone, stays)]
-        step = np.linalg.solve(self.inverse[np.ix_(gone, gone)], cross)
-        self.weight = self.weight[:, stays] - self.weight[:, gone] @ step
-        self.inverse = self.inverse[np.ix_(stays, stays)] - cross.T @ step
+        inverse = self.inverse
+        weight = self.weight
+        own = inverse[np.ix_(gone, gone)]
+        cross = inverse[np.ix_(gone, stays)]
+        # the rest takes over what the columns gave; the inverse loses them by a Schur complement
+        step = np.linalg.solve(own, cross)
+        rest = inverse[np.ix_(stays, stays)]
+        taken_over = weight[:, gone] @ step
+        self.weight = weight[:, stays] - taken_over
+        self.inverse = rest - cross.T @ step
         self.owner = self.owner[stays]
+
+    def restricted(self, owners: NDArray[np.intp]) -> _ObsBlock:
+        """The block as these owners alone see it."""
+        own = np.isin(self.owner, owners)
+        return _ObsBlock(
+            weight=self.weight[:, own],
+            inverse=self.inverse[np.ix_(own, own)],
+            owner=self.owner[own],
+        )
 
 
 @dataclass
-class Surgeon:
-    """A linear layer some of whose inputs go. Costs are shares of the variance of its whole
-    output.
-    """
+class ObsLayer:
+    """A linear layer some of whose inputs go. Costs are shares of the variance of its output."""
 
-    blocks: list[_Block]
+    blocks: list[_ObsBlock]
     energy: float
 
     @classmethod
     def of(
         cls, weight: Matrix, gram: Matrix, owner: NDArray[np.intp], damp: float
-    ) -> Surgeon:
-        """Weight (groups, M, K); gram (groups, K + 1, K + 1), the mean of z z^T, z = [x, 1]; owner
-        (groups, K), or -1.
+    ) -> ObsLayer:
+        """Prepare a layer from its weight and the Gram matrices of its inputs.
 
+        Shapes: weight (groups, M, K); gram (groups, K + 1, K + 1), the mean of z z^T, z = [x, 1];
+        owner (groups, K), -1 for none. `damp`: share of the mean variance added to every variance.
         Inputs that do not vary are left out: the bias makes up for them exactly.
         """
         blocks, energy = [], 0.0
         for rows, moments, own in zip(weight, gram, owner, strict=True):
+            # the last row of z z^T, z = [x, 1], holds the means of x
             mean = moments[-1, :-1]
-            covariance = moments[:-1, :-1] - np.outer(mean, mean)
-            alive = np.diagonal(covariance) > DEAD * np.diagonal(moments)[:-1]
-            if alive.any():
-                covariance = covariance[np.ix_(alive, alive)]
-                covariance[np.diag_indices(len(covariance))] += (
-                    damp * np.diagonal(covariance).mean()
-                )
-                blocks.append(
-                    _Block(rows[:, alive], np.linalg.inv(covariance), own[alive])
-                )
-                energy += float(np.vdot(rows[:, alive] @ covariance, rows[:, alive]))
+            products = moments[:-1, :-1]
+            covariance = products - np.outer(mean, mean)
+            variance = np.diagonal(covariance)
+            mean_square = np.diagonal(moments)[:-1]
+            alive = variance > DEAD * mean_square
+            if not alive.any():
+                continue
+            covariance = covariance[np.ix_(alive, alive)]
+            usual = np.diagonal(covariance).mean()
+            diagonal = np.diag_indices(len(covariance))
+            covariance[diagonal] += damp * usual
+            rows = rows[:, alive]
+            block = _ObsBlock(
+                weight=rows,
+                inverse=np.linalg.inv(covariance),
+                owner=own[alive],
+            )
+            blocks.append(block)
+            output = rows @ covariance
+            energy += float(np.vdot(output, rows))
         return cls(blocks, energy)
 
     def costs(self, count: int) -> Scores:
-        """What each of `count` owners costs now, as a share of the output's variance; 0 for those
-        that are gone.
-        """
+        """Cost of each of `count` owners now, a share of the output's variance; 0 once gone."""
         total = np.zeros(count)
         for block in self.blocks:
             block.costs(total)
-        return (
-            np.maximum(total, 0) / self.energy if self.energy > 0 else np.zeros(count)
-        )
+        if self.energy > 0:
+            # rounding leaves tiny negative costs of columns that others make up for
+            return np.maximum(total, 0) / self.energy
+        return np.zeros(count)
 
-    def restricted(self, owners: NDArray[np.intp]) -> Surgeon:
-        """The same layer seen by these owners alone: their costs, and those after one of them goes,
-        stay right.
+    def restricted(self, owners: NDArray[np.intp]) -> ObsLayer:
+        """The layer as these owners alone see it.
+
+        Their costs stay right, also after one of them goes: an inverse restricted to some inputs is
+        that with the others still there to make up for what goes.
         """
-        parts = []
-        for block in self.blocks:
-            own = np.isin(block.owner, owners)
-            parts.append(
-                _Block(
-                    block.weight[:, own],
-                    block.inverse[np.ix_(own, own)],
-                    block.owner[own],
-                )
-            )
-        return Surgeon(parts, self.energy)
+        parts = [block.restricted(owners) for block in self.blocks]
+        return ObsLayer(parts, self.energy)
 
     def remove(self, owners: Sequence[int]) -> None:
         """Take inputs out and let the rest make up for them."""
@@ -133,14 +154,17 @@ def _columns(
 ) -> list[tuple[NDArray[np.intp], NDArray[np.intp]]]:
     """(owners, their columns as (owners, width)) for each width that occurs."""
     order = np.argsort(owner, kind="stable")
-    order = order[owner[order] >= 0]
+    owned = owner[order] >= 0
+    order = order[owned]
     names, starts, counts = np.unique(
-        owner[order], return_index=True, return_counts=True
+        owner[order],
+        return_index=True,
+        return_counts=True,
     )
-    return [
-        (
-            names[counts == width],
-            order[starts[counts == width][:, None] + np.arange(width)],
-        )
-        for width in np.unique(counts)
-    ]
+    found = []
+    for width in np.unique(counts):
+        alike = counts == width
+        first = starts[alike]
+        runs = first[:, None] + np.arange(width)
+        found.append((names[alike], order[runs]))
+    return found

@@ -1,9 +1,8 @@
-"""What every importance criterion is made of: scores of channels, and how those of several weights
-become one.
-"""
+"""Scores of channels: types that all criteria share, and how several weights' scores become one."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -22,115 +21,117 @@ Scores = NDArray[np.float64]
 """One number for each channel of a group, higher for what matters more, never negative."""
 
 Found = list[Scores | str]
-"""For each group its scores, or why a criterion has none for it."""
+"""Scores of each group, or the reason why a criterion has none for it."""
 
 Aggregate = Literal["mean", "max", "sum", "first"]
 Normalise = Literal["mean", "max", "none", "std"]
 Base = Literal["activation", "variance"]
+"""Criteria that score the slots of one reader by means of its input."""
 
 
 @dataclass(frozen=True)
 class ScoreOptions:
-    """How scores are made. `aggregate`: of the weights (or consumers) of a group, `first`: the
-    producer's alone.
+    """Options of making scores.
 
+    `aggregate`: over the weights (or readers) of a group, `first`: the producer's alone.
     `normalise`: what each weight's scores are divided by before. `samples`: of calibration, at
-    most. For `stability`: `ratio` that would go (fraction), `rounds` of halves of the data, `base`
-    criterion. For `drift`: `damp`, the share of the mean variance added to every variance.
+    most. `ratio`: fraction of the channels that would go, for `stability`.
     """
 
     aggregate: Aggregate = "mean"
     normalise: Normalise = "mean"
     samples: int = 64
     ratio: float = 0.5
-    rounds: int = 100
-    base: Base = "variance"
-    damp: float = 1e-4
 
 
 Score = Callable[[Sequence[Group], Solution, ir.Model, Context, ScoreOptions], Found]
-
-
-@dataclass(frozen=True)
-class Criterion:
-    """A way to say which channels matter. `needs_gradients`: of a context that can
-    differentiate.
-    """
-
-    name: str
-    needs_data: bool
-    needs_gradients: bool
-    source: str
-    function: Score
+"""A criterion's function: scores of every group of a solved model."""
 
 
 def combined(parts: Sequence[Scores], options: ScoreOptions) -> Scores:
-    """The scores of one group from those of its weights, at least one, the producer's first."""
+    """Scores of one group from those of its weights, at least one, the producer's first."""
     scaled = [normalised(part, options.normalise) for part in parts]
-    if options.aggregate == "first":
-        return scaled[0]
-    stacked = np.stack(scaled)
-    result: Scores = stacked.max(0) if options.aggregate == "max" else stacked.sum(0)
-    return result / len(scaled) if options.aggregate == "mean" else result
+    return aggregated(scaled, options.aggregate)
+
+
+def aggregated(parts: Sequence[Scores], how: Aggregate) -> Scores:
+    """Scores of several weights or readers as one, unscaled."""
+    if how == "first":
+        return parts[0]
+    stacked = np.stack(parts)
+    if how == "max":
+        highest: Scores = stacked.max(axis=0)
+        return highest
+    total: Scores = stacked.sum(axis=0)
+    if how == "mean":
+        total = total / len(parts)
+    return total
 
 
 def normalised(scores: Scores, how: Normalise) -> Scores:
-    """Scores over their mean, largest or standard deviation; zeros stay zeros, and all-equal ones
-    have no deviation.
+    """Scores over their mean, largest or standard deviation.
+
+    Unchanged where that is zero: zeros stay zeros, and all-equal scores have no deviation.
     """
     if how == "none":
         return scores
-    scale = float(
-        scores.mean()
-        if how == "mean"
-        else scores.max()
-        if how == "max"
-        else scores.std()
-    )
-    return scores / scale if scale > 0 else scores
+    if how == "mean":
+        scale = float(scores.mean())
+    elif how == "max":
+        scale = float(scores.max())
+    else:
+        scale = float(scores.std())
+    if scale > 0:
+        return scores / scale
+    return scores
 
 
 def by_channel(
     group: Group, solution: Solution, axis: Axis, per_slot: Scores
 ) -> Scores:
-    """Sum what the slots of an axis have over the channels of a group."""
+    """Sum over the slots of an axis that each channel of a group takes, (slots,) -> (channels,)."""
+    count = len(group.channels)
     place = channel_places(group, solution, axis)
-    return np.bincount(place, per_slot, len(group.channels) + 1)[:-1].astype(
-        np.float64, copy=False
-    )
+    sums = np.bincount(place, per_slot, count + 1)
+    # the last sum is that of slots which are none of the group's
+    return sums[:-1].astype(np.float64, copy=False)
 
 
 def channel_places(group: Group, solution: Solution, axis: Axis) -> NDArray[np.intp]:
-    """Of each slot of an axis its position in `group.channels`; their count where it is none of the
-    group's.
-    """
+    """Position in `group.channels` of each slot of an axis; their count for slots of no channel."""
     slots = solution.slots(*axis)
-    number = np.full(solution.count + 1, len(group.channels))
-    number[group.channels] = np.arange(len(group.channels))
-    return np.where(slots == FROZEN, len(group.channels), number[slots])
+    elsewhere = len(group.channels)
+    position = np.full(solution.count + 1, elsewhere)
+    position[group.channels] = np.arange(elsewhere)
+    # FROZEN is -1, which as an index would be the last channel
+    return np.where(slots == FROZEN, elsewhere, position[slots])
 
 
-def power_sums(value: ir.Value, axis: int, power: int) -> Scores:
-    """Sum |w|^power over everything but `axis`, (d_axis,). Streams."""
+def power_sums(value: ir.Value, axis: int, power: Literal[1, 2]) -> Scores:
+    """Sum |w|^power over everything but `axis`, (d_axis,). Streams the weight."""
     tensor = value.const_value
     assert tensor is not None
     shape = [int(d) for d in tensor.shape.numpy()]
-    after = int(np.prod(shape[axis + 1 :], dtype=np.int64))
-    total = np.zeros(shape[axis])
-    for _, block in blocks(tensor, max(shape[axis] * after, 1)):
-        parts = np.abs(block.astype(np.float32, copy=False)).reshape(
-            -1, shape[axis], after
-        )
-        total += (
-            np.einsum("aib,aib->i", parts, parts) if power == 2 else parts.sum((0, 2))
-        )
+    slots = shape[axis]
+    inner = math.prod(shape[axis + 1 :])
+    total = np.zeros(slots)
+    granule = max(slots * inner, 1)
+    # blocks hold whole runs along the axis, so that each reshapes
+    for _, block in blocks(tensor, granule):
+        floats = block.astype(np.float32, copy=False)
+        parts = np.abs(floats).reshape(-1, slots, inner)
+        if power == 2:
+            total += np.einsum("aib,aib->i", parts, parts)
+        else:
+            total += parts.sum(axis=(0, 2))
     return total
 
 
 def matrices(group: Group) -> list[Axis]:
-    """(initializer, axis) of the group's kernels, matrices and tables: what is not a vector."""
-    return [
-        (v, axis)
-        for v, axis in group.weights
-        if v.const_value is not None and len(v.const_value.shape) > 1
-    ]
+    """(initializer, axis) of the group's kernels, matrices and tables: no vectors."""
+    found = []
+    for value, axis in group.weights:
+        tensor = value.const_value
+        if tensor is not None and len(tensor.shape) > 1:
+            found.append((value, axis))
+    return found

@@ -5,6 +5,7 @@ chance.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 import onnx_ir as ir
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from ..._base import Context
 from ..._core.edit import is_constant
 from ..._core.lazy import blocks
+from ..._core.ops import is_standard
 from ..._dims.groups import Group
 from ..._dims.relations import Axis
 from ..._dims.solve import Solution
@@ -29,28 +31,31 @@ from .scores import (
 )
 
 COLUMNS = 1 << 14
-"""Elements of each slice that distances take at a time, in float64."""
+"""Elements of each slice that distances take at a time, in float64: 128 KiB a channel."""
+
+DEFAULT = ScoreOptions()
+"""Options of norms where nothing else is asked for."""
 
 
 def magnitude(
     groups: Sequence[Group],
     solution: Solution,
-    power: int,
-    options: ScoreOptions | None = None,
+    power: Literal[1, 2],
+    options: ScoreOptions = DEFAULT,
 ) -> list[Scores]:
-    """Group norms: of each weight the L1 or L2 norm of a channel's slices, then combined over
-    weights.
+    """Group norms: the L1 or L2 norm of a channel's slices of each weight, combined over weights.
 
     Source: Fang et al., DepGraph, CVPR 2023 (arXiv:2301.12900); Li et al., ICLR 2017
     (arXiv:1608.08710) for one layer.
     """
     found = []
-    for group, made in zip(groups, _made_first(groups, solution), strict=True):
+    for group, weights in zip(groups, _made_first(groups, solution), strict=True):
         parts = []
-        for axis in made:
-            sums = by_channel(group, solution, axis, power_sums(*axis, power))
+        for axis in weights:
+            slots = power_sums(*axis, power)
+            sums = by_channel(group, solution, axis, slots)
             parts.append(np.sqrt(sums) if power == 2 else sums)
-        found.append(combined(parts, options or ScoreOptions()))
+        found.append(combined(parts, options))
     return found
 
 
@@ -83,77 +88,86 @@ def geometric_median(
     context: Context,
     options: ScoreOptions,
 ) -> Found:
-    """Sum of the distances of a channel's slice of the producing weight to those of the others:
-    near the median, less.
+    """Sum of the distances of a channel's slice of the producing weight to those of the others.
 
-    O(n^2) in channels. Source: He et al., Filter Pruning via Geometric Median, CVPR 2019
-    (arXiv:1811.00250), eq. 5.
+    Near the median it is small. O(n^2) in channels. Source: He et al., Filter Pruning via Geometric
+    Median, CVPR 2019 (arXiv:1811.00250), eq. 5.
     """
     found: Found = []
-    made = producers_of(groups, solution)
-    for group, producers, axes in zip(
-        groups, made, _made_first(groups, solution), strict=True
-    ):
-        chosen = axes[: len(producers)] or axes[:1]
-        found.append(
-            combined([_distances(group, solution, axis) for axis in chosen], options)
-        )
+    producers = producers_of(groups, solution)
+    weights = _made_first(groups, solution)
+    for group, made, axes in zip(groups, producers, weights, strict=True):
+        # without a producer (a table, a gate) the first weight has to serve
+        count = max(len(made), 1)
+        chosen = axes[:count]
+        parts = [_distances(group, solution, axis) for axis in chosen]
+        found.append(combined(parts, options))
     return found
 
 
 def _made_first(groups: Sequence[Group], solution: Solution) -> list[list[Axis]]:
-    """The matrices of each group: those that make its channels, others (tables), then those that
-    read them.
-    """
+    """Matrices of each group: those that make its channels, others (tables), then its readers'."""
+    producers = producers_of(groups, solution)
+    consumers = consumers_of(groups, solution)
     result = []
-    for group, made, read in zip(
-        groups,
-        producers_of(groups, solution),
-        consumers_of(groups, solution),
-        strict=True,
-    ):
-        rank = {(c.weight, c.weight_axis): 2 for c in read} | {
-            (p.weight, p.weight_axis): 0 for p in made
-        }
-        result.append(
-            [
-                axis
-                for wanted in range(3)
-                for axis in matrices(group)
-                if rank.get(axis, 1) == wanted
-            ]
-        )
+    for group, made, read in zip(groups, producers, consumers, strict=True):
+        rank = {}
+        for reader in read:
+            rank[reader.weight, reader.weight_axis] = 2
+        # a weight that makes and reads the channels counts as a producer
+        for producer in made:
+            rank[producer.weight, producer.weight_axis] = 0
+        own = matrices(group)
+        ranks = [rank.get(axis, 1) for axis in own]
+        # stable: within a rank the weights stay in graph order
+        order = np.argsort(ranks, kind="stable")
+        result.append([own[index] for index in order])
     return result
 
 
 def _distances(group: Group, solution: Solution, axis: Axis) -> Scores:
+    """Sum of the Euclidean distances of each channel's slice to all others, (channels,)."""
     rows = _slices(group, solution, axis)
-    products = np.zeros((len(rows), len(rows)))
-    for start in range(0, rows.shape[1], COLUMNS):
-        part = rows[:, start : start + COLUMNS].astype(np.float64)
+    count, elements = rows.shape
+    products = np.zeros((count, count))
+    for start in range(0, elements, COLUMNS):
+        end = start + COLUMNS
+        part = rows[:, start:end].astype(np.float64)
         products += part @ part.T
     squares = np.diagonal(products)
-    distances: Scores = np.sqrt(
-        np.maximum(squares[:, None] + squares - 2 * products, 0)
-    ).sum(1)
+    # |a - b|^2 = |a|^2 + |b|^2 - 2 a b; rounding may leave it below zero
+    apart = squares[:, None] + squares - 2 * products
+    apart = np.maximum(apart, 0)
+    lengths = np.sqrt(apart)
+    distances: Scores = lengths.sum(axis=1)
     return distances
 
 
 def _slices(group: Group, solution: Solution, axis: Axis) -> NDArray[np.float32]:
-    """(channels, elements): the slices of an initializer that each channel of a group takes. Read
-    block by block.
+    """Slices of an initializer that each channel of a group takes, (channels, elements).
+
+    The weight is read block by block.
     """
     value, index = axis
     tensor = value.const_value
     assert tensor is not None
     shape = [int(d) for d in tensor.shape.numpy()]
-    whole = np.empty(tensor.size, np.float32)
+    flat = np.empty(tensor.size, np.float32)
     for start, block in blocks(tensor):
-        whole[start : start + block.size] = block
-    slots = np.moveaxis(whole.reshape(shape), index, 0).reshape(shape[index], -1)
+        end = start + block.size
+        flat[start:end] = block
+    whole = flat.reshape(shape)
+    slots = np.moveaxis(whole, index, 0)
+    slots = slots.reshape(shape[index], -1)
+    channels = len(group.channels)
     place = channel_places(group, solution, axis)
-    order = np.argsort(place, kind="stable")[: int((place < len(group.channels)).sum())]
-    return np.ascontiguousarray(slots[order]).reshape(len(group.channels), -1)
+    is_taken = place < channels
+    taken = int(is_taken.sum())
+    # slots of one channel come to lie together, those of none come last
+    order = np.argsort(place, kind="stable")
+    order = order[:taken]
+    rows = np.ascontiguousarray(slots[order])
+    return rows.reshape(channels, -1)
 
 
 def bn_scale(
@@ -168,26 +182,36 @@ def bn_scale(
     Source: Liu et al., Learning Efficient Convolutional Networks through Network Slimming, ICCV
     2017 (arXiv:1708.06519).
     """
-    scales: dict[int, list[ir.Value]] = {}
-    for node in model.graph:
-        scale = (
-            node.inputs[1]
-            if node.op_type == "BatchNormalization" and node.domain == ""
-            else None
-        )
-        if scale is not None and is_constant(scale) and (scale, 0) in solution.classes:
-            scales.setdefault(solution.classes[scale, 0], []).append(scale)
+    scales = _batchnorm_scales(model, solution)
     found: Found = []
     for group in groups:
-        own = [scale for root, _ in group.places for scale in scales.get(root, ())]
-        parts = [
-            by_channel(group, solution, (scale, 0), power_sums(scale, 0, 1))
-            for scale in own
-        ]
-        found.append(
-            combined(parts, options) if parts else "it has no BatchNormalization"
-        )
+        parts = []
+        for root, _ in group.places:
+            for scale in scales.get(root, ()):
+                axis = (scale, 0)
+                magnitudes = power_sums(scale, 0, 1)
+                part = by_channel(group, solution, axis, magnitudes)
+                parts.append(part)
+        if parts:
+            found.append(combined(parts, options))
+        else:
+            found.append("it has no BatchNormalization")
     return found
+
+
+def _batchnorm_scales(model: ir.Model, solution: Solution) -> dict[int, list[ir.Value]]:
+    """Constant scales of BatchNormalization nodes by the class of their axis."""
+    scales: dict[int, list[ir.Value]] = {}
+    for node in model.graph:
+        if not is_standard(node, "BatchNormalization"):
+            continue
+        scale = node.inputs[1]
+        if scale is None or not is_constant(scale):
+            continue
+        root = solution.classes.get((scale, 0))
+        if root is not None:
+            scales.setdefault(root, []).append(scale)
+    return scales
 
 
 def chance(
@@ -199,4 +223,5 @@ def chance(
 ) -> Found:
     """Numbers from the run's seed: what every criterion has to beat."""
     random = np.random.default_rng(context.seed)
-    return [random.random(len(group.channels)) for group in groups]
+    sizes = [len(group.channels) for group in groups]
+    return [random.random(size) for size in sizes]

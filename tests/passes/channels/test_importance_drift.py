@@ -8,14 +8,24 @@ from onnx_opt.passes._base import NullContext
 from onnx_opt.passes._channels.importance import drift as drift_module
 from onnx_opt.passes._channels.importance.data import UNREAD
 from onnx_opt.passes._channels.importance.drift import drift, drift_order
-from onnx_opt.passes._channels.importance.obs import Surgeon
+from onnx_opt.passes._channels.importance.obs import ObsLayer
 from onnx_opt.passes._channels.importance.scores import ScoreOptions
 from onnx_opt.passes._core.context import MomentRequest
 from onnx_opt.runtime.moments import patches
 from onnx_opt.runtime.taps import with_taps
 
-EXACT = ScoreOptions(damp=0.0)
+OPTIONS = ScoreOptions()
 RANDOM = np.random.default_rng(0)
+
+
+@pytest.fixture
+def undamped(monkeypatch):
+    monkeypatch.setattr(drift_module, "DAMP", 0.0)
+
+
+@pytest.fixture
+def hardly_damped(monkeypatch):
+    monkeypatch.setattr(drift_module, "DAMP", 1e-9)
 
 
 def lost(inputs, weight, gone):
@@ -63,10 +73,10 @@ def linear(calibrated):
 
 
 def test_what_depends_on_the_rest_goes_first_and_drift_is_what_least_squares_leaves(
-    linear,
+    linear, hardly_damped
 ):
     (model, solution, groups), context, hidden, weight = linear
-    (found,) = drift_order(groups, solution, model, context, ScoreOptions(damp=1e-9))
+    (found,) = drift_order(groups, solution, model, context, OPTIONS)
     assert 4 in found.order[:2]
     assert (
         len({0, 1, 3} & set(found.order[:2])) == 1
@@ -78,8 +88,8 @@ def test_what_depends_on_the_rest_goes_first_and_drift_is_what_least_squares_lea
 
 def test_scores_are_the_drift_at_which_a_channel_goes(linear):
     (model, solution, groups), context, _, _ = linear
-    (scores,) = drift(groups, solution, model, context, ScoreOptions())
-    (order,) = drift_order(groups, solution, model, context, ScoreOptions())
+    (scores,) = drift(groups, solution, model, context, OPTIONS)
+    (order,) = drift_order(groups, solution, model, context, OPTIONS)
     np.testing.assert_array_equal(np.argsort(scores, kind="stable"), order.order)
     assert scores[4] == 0  # it does not vary
     assert scores.max() == pytest.approx(1)  # all of the output's variance
@@ -102,12 +112,10 @@ def conv_net(groups_of_reader):
 
 
 @pytest.mark.parametrize("reader_groups", [1, 2])
-def test_patches_of_convolutions_go_together(calibrated, reader_groups):
+def test_patches_of_convolutions_go_together(calibrated, hardly_damped, reader_groups):
     model, solution, groups = conv_net(reader_groups)
     feeds = {"x": RANDOM.normal(size=(6, 2, 7, 7)).astype(np.float32)}
-    (found,) = drift_order(
-        groups, solution, model, calibrated([feeds]), ScoreOptions(damp=1e-9)
-    )
+    (found,) = drift_order(groups, solution, model, calibrated([feeds]), OPTIONS)
     window = MomentRequest(
         "r",
         "gram",
@@ -153,7 +161,7 @@ def test_of_two_equal_channels_only_one_is_superfluous(calibrated):
     w[:, 2] = w[:, 1]
     model, solution, groups = mlp(w, RANDOM.normal(size=(4, 2)))
     context = calibrated([{"x": RANDOM.normal(size=(50, 3)).astype(np.float32)}])
-    (found,) = drift_order(groups, solution, model, context, ScoreOptions())
+    (found,) = drift_order(groups, solution, model, context, OPTIONS)
     assert found.order[0] in (1, 2)
     assert found.drift[0] < 1e-3
     assert {1, 2} - {found.order[0]} <= set(found.order[2:].tolist()) or found.drift[
@@ -161,7 +169,7 @@ def test_of_two_equal_channels_only_one_is_superfluous(calibrated):
     ] > 1e-3
 
 
-def test_readers_are_combined_as_asked(calibrated):
+def test_readers_are_combined_as_asked(calibrated, undamped):
     a, b = RANDOM.normal(size=(4, 2)), RANDOM.normal(size=(4, 3))
     model, solution, groups = solved(f"""
         fork (float[N, 4] x) => (float[N, 2] y, float[N, 3] z)
@@ -190,29 +198,33 @@ def test_readers_are_combined_as_asked(calibrated):
         "first": shares[0],
     }
     for how, want in wanted.items():
-        options = dataclasses.replace(EXACT, aggregate=how)
+        options = dataclasses.replace(OPTIONS, aggregate=how)
         (found,) = drift_order(groups, solution, model, calibrated([{"x": x}]), options)
         assert found.drift[0] == pytest.approx(want.min(), rel=1e-4)
         assert found.order[0] == want.argmin()
 
 
-def test_few_updates_and_little_memory_find_nearly_the_same(calibrated, monkeypatch):
+def test_few_updates_and_little_memory_find_nearly_the_same(
+    calibrated, undamped, monkeypatch
+):
     x = RANDOM.normal(size=(300, 8)).astype(np.float32)
     net = mlp(RANDOM.normal(size=(8, 20)), RANDOM.normal(size=(20, 5)))
     model, solution, groups = net
-    (exact,) = drift_order(groups, solution, model, calibrated([{"x": x}]), EXACT)
+    (exact,) = drift_order(groups, solution, model, calibrated([{"x": x}]), OPTIONS)
     monkeypatch.setattr(drift_module, "ROUNDS", 5)
-    (fewer,) = drift_order(groups, solution, model, calibrated([{"x": x}]), EXACT)
+    (fewer,) = drift_order(groups, solution, model, calibrated([{"x": x}]), OPTIONS)
     assert sorted(fewer.order) == list(range(20))
     assert fewer.drift[-1] == pytest.approx(1)
     assert fewer.drift[9] < 2 * exact.drift[9]
     monkeypatch.setattr(drift_module, "MEMORY", 100)
-    assert drift_order(groups, solution, model, calibrated([{"x": x}]), EXACT) == [
+    assert drift_order(groups, solution, model, calibrated([{"x": x}]), OPTIONS) == [
         "MatMul y: a Gram matrix of 20 inputs is too large"
     ]
 
 
-def test_groups_share_runs_over_the_data_within_the_memory(calibrated, monkeypatch):
+def test_groups_share_runs_over_the_data_within_the_memory(
+    calibrated, undamped, monkeypatch
+):
     w = [literal(RANDOM.normal(size=(4, 4))) for _ in range(4)]
     model, solution, groups = solved(f"""
         deep (float[N, 4] x) => (float[N, 4] y)
@@ -236,9 +248,9 @@ def test_groups_share_runs_over_the_data_within_the_memory(calibrated, monkeypat
     context.collect = lambda model, requests, samples: (
         runs.append(len(requests)) or collect(model, requests, samples)
     )
-    together = drift(groups, solution, model, context, EXACT)
+    together = drift(groups, solution, model, context, OPTIONS)
     monkeypatch.setattr(drift_module, "MEMORY", 2 * 8 * 25)
-    apart = drift(groups, solution, model, context, EXACT)
+    apart = drift(groups, solution, model, context, OPTIONS)
     assert runs == [3, 2, 1]
     np.testing.assert_array_equal(together, apart)
 
@@ -255,14 +267,14 @@ def test_nothing_reads_it():
             y = MatMul (a, t)
         }}
         """)
-    assert drift(groups, solution, model, NullContext(), EXACT) == [UNREAD]
+    assert drift(groups, solution, model, NullContext(), OPTIONS) == [UNREAD]
 
 
 def test_a_constant_output_has_no_drift():
-    surgeon = Surgeon.of(
+    layer = ObsLayer.of(
         np.ones((1, 2, 3)), np.ones((1, 4, 4)), np.arange(3)[None], 1e-4
     )
-    np.testing.assert_array_equal(surgeon.costs(3), [0, 0, 0])
+    np.testing.assert_array_equal(layer.costs(3), [0, 0, 0])
 
 
 def test_costs_as_least_squares_before_and_after_a_removal():
@@ -271,31 +283,31 @@ def test_costs_as_least_squares_before_and_after_a_removal():
         np.concatenate([x, np.ones((200, 1))], axis=1),
         RANDOM.normal(size=(4, 6)),
     )
-    surgeon = Surgeon.of(
+    layer = ObsLayer.of(
         weight[None], (z.T @ z / 200)[None], np.array([[0, 0, 1, 2, -1, 3]]), 0.0
     )
     columns = {0: [0, 1], 1: [2], 2: [3], 3: [5]}
     np.testing.assert_allclose(
-        surgeon.costs(4), [lost(x, weight, c) for c in columns.values()], rtol=1e-8
+        layer.costs(4), [lost(x, weight, c) for c in columns.values()], rtol=1e-8
     )
-    surgeon.remove([1])
+    layer.remove([1])
     now = lost(x, weight, [2])
     want = [
         0 if own == 1 else lost(x, weight, [2, *c]) - now for own, c in columns.items()
     ]
-    np.testing.assert_allclose(surgeon.costs(4), want, rtol=1e-6)
+    np.testing.assert_allclose(layer.costs(4), want, rtol=1e-6)
     np.testing.assert_allclose(
-        surgeon.restricted(np.array([0, 3])).costs(4)[[0, 3]],
+        layer.restricted(np.array([0, 3])).costs(4)[[0, 3]],
         np.array(want)[[0, 3]],
         rtol=1e-6,
     )
 
 
-def test_what_overflows_has_a_reason(calibrated):
+def test_what_overflows_has_a_reason(calibrated, undamped):
     model, solution, groups = mlp(
         RANDOM.normal(size=(3, 4)) * 1e30, RANDOM.normal(size=(4, 2))
     )
     context = calibrated([{"x": RANDOM.normal(size=(5, 3)).astype(np.float32)}])
-    assert drift(groups, solution, model, context, EXACT) == [
+    assert drift(groups, solution, model, context, OPTIONS) == [
         "what it gives its readers is too large to be squared"
     ]

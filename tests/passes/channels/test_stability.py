@@ -3,16 +3,21 @@ import dataclasses
 import numpy as np
 import pytest
 from importance_nets import RAW, mlp
+from onnx_opt.passes._channels.importance import stability as module
 from onnx_opt.passes._channels.importance.data import UNREAD, variance
 from onnx_opt.passes._channels.importance.stability import (
     FEW,
-    expected_errors,
     removal_frequencies,
     stability,
 )
 
 RANDOM = np.random.default_rng(0)
-OPTIONS = dataclasses.replace(RAW, ratio=0.5, rounds=40)
+OPTIONS = dataclasses.replace(RAW, ratio=0.5)
+
+
+@pytest.fixture(autouse=True)
+def forty_halves(monkeypatch):
+    monkeypatch.setattr(module, "HALVES", 40)
 
 
 @pytest.fixture
@@ -41,7 +46,7 @@ def test_frequencies_are_those_of_a_loop_over_halves(calibrated, net):
         order = random.permutation(21)
         for half in (order[:10], order[10:20]):
             count[np.argsort(x[half].var(0) * 4, kind="stable")[:3]] += 1
-    np.testing.assert_allclose(removal_frequencies(found, 40), count / 40)
+    np.testing.assert_allclose(removal_frequencies(found), count / 40)
     assert count[:2].tolist() == [40, 40]
     assert count[4:].tolist() == [0, 0]
     assert count.sum() == 3 * 40
@@ -59,7 +64,7 @@ def test_the_seed_decides_and_equal_frequencies_follow_all_of_the_data(calibrate
     other = stability(groups, solution, model, context, OPTIONS)[0]
     assert (first != other).any()
     (base,) = variance(groups, solution, model, context, RAW)
-    frequencies = removal_frequencies(first, 40)
+    frequencies = removal_frequencies(first)
     for one in range(6):
         for two in range(6):
             if frequencies[one] == frequencies[two] and base[one] < base[two]:
@@ -75,13 +80,13 @@ def test_nothing_goes_at_a_ratio_of_zero(calibrated, net):
         calibrated(feeds()),
         dataclasses.replace(OPTIONS, ratio=0.0),
     )
-    np.testing.assert_array_equal(removal_frequencies(found, 40), np.zeros(6))
+    np.testing.assert_array_equal(removal_frequencies(found), np.zeros(6))
 
 
 def test_many_samples_are_drawn_in_folds(calibrated, net):
     model, solution, groups = net
     (found,) = stability(groups, solution, model, calibrated(feeds(300)), OPTIONS)
-    assert removal_frequencies(found, 40)[[0, 1, 4, 5]].tolist() == [1, 1, 0, 0]
+    assert removal_frequencies(found)[[0, 1, 4, 5]].tolist() == [1, 1, 0, 0]
 
 
 def test_one_sample_has_no_halves(calibrated, net):
@@ -90,7 +95,3 @@ def test_one_sample_has_no_halves(calibrated, net):
     assert UNREAD not in stability(
         groups, solution, model, calibrated(feeds(1)), OPTIONS
     )
-
-
-def test_bound_of_theorem_one():
-    assert expected_errors(10, 100, 0.9) == pytest.approx(100 / (0.8 * 100))

@@ -8,7 +8,7 @@ import onnx_ir as ir
 import pytest
 from exactness import HEADER
 from onnx_opt.passes._base import NullContext
-from onnx_opt.passes._channels.history import KEY, Memory
+from onnx_opt.passes._channels.history import KEY, PruningHistory
 from onnx_opt.passes.prune_channels import PruneChannels
 from sample_models import MLP, model_from
 
@@ -55,7 +55,7 @@ def shape(model, name):
 
 
 def test_an_unpruned_model_remembers_nothing():
-    assert Memory.of(model_of(MLP)) == Memory()
+    assert PruningHistory.of(model_of(MLP)) == PruningHistory()
 
 
 @pytest.mark.parametrize(
@@ -68,16 +68,18 @@ def test_an_unpruned_model_remembers_nothing():
         "7",
         '{"widths": {}}',
         '{"widths": [], "cost": {}, "last": "", "now": {}}',
-        '{"widths": {"w2:0×1": "many"}, "cost": {"params": 1, "bytes": 1, "macs": 1}, "last": "", "now": {}}',
+        '{"widths": {"w2:0×1": "many"}, "cost": {"params": 1, "bytes": 1, "macs": 1}, '
+        '"last": "", "now": {}}',
         '{"widths": {}, "cost": {"params": "x", "bytes": 1, "macs": 1}, "last": "", "now": {}}',
         '{"widths": {}, "cost": {"params": 1}, "last": "", "now": {}}',
-        '{"widths": {}, "cost": {"params": 1, "bytes": 1, "macs": 1}, "last": "", "now": {"w1": 8}}',
+        '{"widths": {}, "cost": {"params": 1, "bytes": 1, "macs": 1}, '
+        '"last": "", "now": {"w1": 8}}',
     ],
 )
 def test_a_memory_that_cannot_be_read_counts_as_none(broken):
     model = model_of(MLP)
     model.metadata_props[KEY] = broken
-    assert Memory.of(model) == Memory()
+    assert PruningHistory.of(model) == PruningHistory()
     prune(model)
     assert shape(model, "w1") == (8, 8)
 

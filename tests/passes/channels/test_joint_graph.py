@@ -7,7 +7,7 @@ import pytest
 from calibrated_context import run_session
 from importance_nets import literal
 from onnx_opt.passes._calibrated.layers import fittable_layers
-from onnx_opt.passes._channels.joint_graph import SideBySide, joined
+from onnx_opt.passes._channels.joint_graph import JointGraph, join_models
 from onnx_opt.passes._core.graph import refresh_shapes
 
 RANDOM = np.random.default_rng(2)
@@ -62,7 +62,7 @@ def pruned():
 
 @pytest.fixture
 def joint(pruned):
-    return SideBySide(model(WHOLE_H), pruned, KEPT)
+    return JointGraph(model(WHOLE_H), pruned, KEPT)
 
 
 def value(pruned, name):
@@ -70,7 +70,7 @@ def value(pruned, name):
 
 
 def test_both_sides_compute_what_their_models_do(joint):
-    found = run(joint.part(["x"], ["whole/y", "pruned/y"]), {"x": X})
+    found = run(joint.submodel(["x"], ["whole/y", "pruned/y"]), {"x": X})
     hidden = np.maximum(X @ A, 0)
     np.testing.assert_allclose(
         found["whole/y"], (hidden @ B + X) @ C, rtol=1e-4, atol=1e-5
@@ -83,7 +83,7 @@ def test_both_sides_compute_what_their_models_do(joint):
 def test_a_target_is_the_whole_models_tensor_without_what_went(joint, pruned):
     name = joint.target_of(value(pruned, "h"))
     np.testing.assert_allclose(
-        run(joint.part(["x"], [name]), {"x": X})[name],
+        run(joint.submodel(["x"], [name]), {"x": X})[name],
         (X @ A)[:, [0, 2]],
         rtol=1e-4,
         atol=1e-5,
@@ -92,12 +92,12 @@ def test_a_target_is_the_whole_models_tensor_without_what_went(joint, pruned):
 
 def test_behind_a_shortcut_the_target_is_what_the_sum_lacks(joint, pruned):
     name = joint.target_of(value(pruned, "k"))
-    found = run(joint.part(["x"], [name, "whole/s"]), {"x": X})
+    found = run(joint.submodel(["x"], [name, "whole/s"]), {"x": X})
     np.testing.assert_allclose(found[name], found["whole/s"] - X, rtol=1e-5, atol=1e-6)
 
 
 def test_a_part_runs_only_what_it_needs(joint):
-    part = joint.part(["whole/s"], ["whole/y"])
+    part = joint.submodel(["whole/s"], ["whole/y"])
     assert [node.op_type for node in part.graph] == ["MatMul"]
     assert [v.name for v in part.graph.inputs] == ["whole/s"]
 
@@ -120,7 +120,7 @@ def test_the_frontier_is_all_that_pending_layers_need(joint, pruned, pending, ex
         for layer in layers
         for name in (joint.name_of(layer.input), joint.target_of(layer.output))
     ]
-    joint.part(expected, wanted)  # raises where something else is needed
+    joint.submodel(expected, wanted)  # raises where something else is needed
 
 
 def test_subgraphs_have_no_frontier(pruned):
@@ -132,12 +132,12 @@ def test_subgraphs_have_no_frontier(pruned):
                        else_branch = b () => (float[N, 3] v) { v = Neg (x) }> }""")
     )
     whole.graph.outputs[0].name = "y"
-    assert SideBySide(whole, whole.clone(), {}).frontier([]) is None
+    assert JointGraph(whole, whole.clone(), {}).frontier([]) is None
 
 
 def test_models_share_weights_and_inputs():
     first, second = model(WHOLE_H), model([0, 2])
-    both = joined({"a/": first, "b/": second})
+    both = join_models({"a/": first, "b/": second})
     assert [v.name for v in both.graph.inputs] == ["x"]
     assert (
         both.graph.initializers["b/c"].const_value
@@ -156,7 +156,8 @@ def test_one_symbol_may_have_two_sizes():
         for name in ("h", "r"):
             value(side, name).shape = ir.Shape(["N", "units"])
     found = run(
-        SideBySide(whole, small, KEPT).part(["x"], ["whole/r", "pruned/r"]), {"x": X}
+        JointGraph(whole, small, KEPT).submodel(["x"], ["whole/r", "pruned/r"]),
+        {"x": X},
     )
     assert found["whole/r"].shape == (5, 4)
     assert found["pruned/r"].shape == (5, 2)

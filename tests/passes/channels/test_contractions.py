@@ -90,7 +90,14 @@ left (float[2, 5] x) => (float[3, 5] y)
 
 def names(found):
     return [
-        (c.node.op_type, c.tensor.name, c.axis, c.weight.name, c.weight_axis, c.groups)
+        (
+            c.node.op_type,
+            c.tensor.name,
+            c.axis,
+            c.weight.name,
+            c.weight_axis,
+            c.view.groups,
+        )
         for c in found
     ]
 
@@ -135,7 +142,8 @@ def test_products_of_two_activations_have_no_consumer():
 def test_a_matrix_goes_back_into_its_weight(text):
     for consumer in contractions(solved(text)[1]):
         np.testing.assert_array_equal(
-            consumer.stored(consumer.matrix()), consumer.weight.const_value.numpy()
+            consumer.view.restored(consumer.view.matrix()),
+            consumer.weight.const_value.numpy(),
         )
 
 
@@ -145,12 +153,12 @@ def test_squares_are_those_of_the_slices(text):
         weight = np.moveaxis(
             consumer.weight.const_value.numpy().astype(float), consumer.weight_axis, 0
         )
-        slots = consumer.columns().max() + 1
+        slots = consumer.view.columns().max() + 1
         width = len(weight)
         if slots == width:
             want = [np.square(w).sum() for w in weight]
         else:  # a grouped Conv: rows of each group by themselves
-            rows = weight.reshape(width, consumer.groups, -1)
+            rows = weight.reshape(width, consumer.view.groups, -1)
             want = [np.square(rows[s % width, s // width]).sum() for s in range(slots)]
         np.testing.assert_allclose(consumer.squares(), want, rtol=1e-6)
 
@@ -173,8 +181,11 @@ def test_the_gram_matrix_gives_the_energy_of_the_output(text):
     )
     observer = MomentObserver(consumer.request())
     observer.update(values[consumer.tensor.name])
-    matrix, grams = consumer.matrix(), consumer.grams(observer.value())[:, :-1, :-1]
-    assert len(grams) == consumer.groups
+    matrix, grams = (
+        consumer.view.matrix(),
+        consumer.grams(observer.value())[:, :-1, :-1],
+    )
+    assert len(grams) == consumer.view.groups
     energy = np.einsum("gmi,gij,gmj->", matrix, grams, matrix)
     y = values[output].astype(float)
     positions = y.size / (matrix.shape[0] * matrix.shape[1])

@@ -5,8 +5,8 @@ import itertools
 import numpy as np
 import pytest
 from importance_nets import mlp, solved
-from onnx_opt.passes._channels.budget import thriftiest
-from onnx_opt.passes._channels.select import Candidates
+from onnx_opt.passes._channels.budget import allocate_under_budget, smallest_ratio
+from onnx_opt.passes._channels.select import Candidates, choose
 
 
 def candidates(groups, widths):
@@ -53,7 +53,7 @@ def every(groups):
 def test_a_budget_that_is_met_takes_nothing():
     groups = two_layers()
     losses = [np.array([0, 1, 2, 4, 8.0])] * 2
-    assert thriftiest(
+    assert allocate_under_budget(
         candidates(groups, [np.arange(1, 5)] * 2), losses, cost, 1.0, "cpu"
     ) == [0, 0]
 
@@ -62,7 +62,7 @@ def test_a_budget_that_is_met_takes_nothing():
 def test_no_other_choice_within_the_budget_loses_less(most):
     groups = two_layers()
     losses = [np.array([0, 0.1, 0.4, 1.2, 5]), np.array([0, 0.3, 0.7, 1.5, 5])]
-    found = thriftiest(
+    found = allocate_under_budget(
         candidates(groups, [np.arange(1, 5)] * 2), losses, cost, most, "cpu"
     )
     assert cost(found) <= most
@@ -79,7 +79,7 @@ def test_no_other_choice_within_the_budget_loses_less(most):
 def test_a_budget_out_of_reach_gives_the_cheapest_choice():
     groups = two_layers()
     losses = [np.array([0, 1, 2, 4, 8.0])] * 2
-    assert thriftiest(
+    assert allocate_under_budget(
         candidates(groups, [np.arange(2, 5)] * 2), losses, cost, 0.1, "cpu"
     ) == [2, 2]
 
@@ -88,7 +88,7 @@ def test_only_allowed_widths_are_taken():
     groups = two_layers()
     losses = [np.array([0, 0.1, 0.4, 1.2, 5]), np.array([0, 0.3, 0.7, 1.5, 5])]
     widths = [np.array([2, 4]), np.array([1, 4])]
-    found = thriftiest(candidates(groups, widths), losses, cost, 0.8, "cpu")
+    found = allocate_under_budget(candidates(groups, widths), losses, cost, 0.8, "cpu")
     assert [4 - n for n in found] in [[2, 4], [4, 1], [2, 1]]
 
 
@@ -112,7 +112,7 @@ def test_channels_within_a_block_that_stays_count_for_little(target, kept):
         }}
         """)
     curve = np.arange(33.0) ** 1.5  # convex: alone, it would take as much of each
-    found = thriftiest(
+    found = allocate_under_budget(
         candidates(groups, [np.arange(1, 33)] * 2),
         [curve, curve],
         lambda choice: 1 - sum(choice) / 64,
@@ -124,7 +124,7 @@ def test_channels_within_a_block_that_stays_count_for_little(target, kept):
 
 def test_whole_groups_go_where_width_zero_is_allowed():
     _, _, groups = mlp(np.ones((3, 4)), np.ones((4, 2)))
-    found = thriftiest(
+    found = allocate_under_budget(
         candidates(groups, [np.arange(0, 5)]),
         [np.array([0, 1, 1, 1, 1.0])],
         lambda choice: 1 - choice[0] / 4,
@@ -132,3 +132,21 @@ def test_whole_groups_go_where_width_zero_is_allowed():
         "cpu",
     )
     assert found == [4]
+
+
+def test_the_smallest_ratio_within_a_budget():
+    _, _, groups = mlp(np.ones((2, 10)), np.ones((10, 2)))
+    picked = candidates(groups, [np.arange(1, 11)])
+    choice, met = smallest_ratio(
+        lambda c: 1 - c[0] / 10, 0.65, lambda ratio: choose(picked, "layer", ratio)
+    )
+    assert (choice, met) == ([4], True)
+
+
+def test_a_budget_out_of_reach_is_told():
+    _, _, groups = mlp(np.ones((2, 10)), np.ones((10, 2)))
+    picked = candidates(groups, [np.arange(1, 11)])
+    choice, met = smallest_ratio(
+        lambda c: 1 - c[0] / 10, 0.05, lambda ratio: choose(picked, "layer", ratio)
+    )
+    assert (choice, met) == ([9], False)

@@ -11,7 +11,11 @@ import pytest
 from calibrated_context import CalibratedContext, run_session
 from importance_nets import literal
 from onnx_opt.passes._calibrated.layers import fittable_layers
-from onnx_opt.passes._channels.reconstruct import PULLS, _best_pull, recover
+from onnx_opt.passes._channels.reconstruct import (
+    DAMPING_FACTORS,
+    _best_damping_factor,
+    reconstruct,
+)
 from onnx_opt.passes._core.graph import refresh_shapes
 from onnx_opt.passes._dims.groups import kept_slots
 from onnx_opt.passes._dims.remove import remove_slots
@@ -111,7 +115,10 @@ def error(whole, pruned):
 def test_nothing_lost_nothing_fitted():
     whole = whole_model()
     pruned = whole.clone()
-    assert recover(whole, pruned, {}, CalibratedContext(FEEDS), 384, 1e-3) == (0, [])
+    assert reconstruct(whole, pruned, {}, CalibratedContext(FEEDS), 384, 1e-3) == (
+        0,
+        [],
+    )
     np.testing.assert_array_equal(outputs(pruned), outputs(whole))
 
 
@@ -119,14 +126,14 @@ def test_what_another_unit_can_do_is_recovered_exactly():
     whole = whole_model()
     pruned, kept = pruned_of(whole, [5])
     assert error(whole, pruned) > 0.1
-    recover(whole, pruned, kept, CalibratedContext(FEEDS), 384, 1e-9)
+    reconstruct(whole, pruned, kept, CalibratedContext(FEEDS), 384, 1e-9)
     assert error(whole, pruned) < 1e-4
 
 
 def test_the_layer_behind_the_drift_is_fitted_too():
     whole = whole_model()
     pruned, kept = pruned_of(whole, [0, 1])
-    fitted, left = recover(whole, pruned, kept, CalibratedContext(FEEDS), 384, 1e-9)
+    fitted, left = reconstruct(whole, pruned, kept, CalibratedContext(FEEDS), 384, 1e-9)
     assert (fitted, left) == (2, [])
     again = whole.clone()
     lost_only, _ = pruned_of(again, [0, 1])
@@ -142,7 +149,7 @@ def test_the_layer_behind_the_drift_is_fitted_too():
 def test_the_last_layer_is_the_least_squares_fit():
     whole = whole_model()
     pruned, kept = pruned_of(whole, [0, 1])
-    recover(whole, pruned, kept, CalibratedContext(FEEDS), 384, 1e-9)
+    reconstruct(whole, pruned, kept, CalibratedContext(FEEDS), 384, 1e-9)
     last = next(node for node in pruned.graph if node.name == "make_y")
     session = run_session(with_taps(pruned, [last.inputs[0].name]))
     names = [o.name for o in session.get_outputs()]
@@ -167,7 +174,7 @@ def test_recovery_loses_less_than_pruning(units):
     whole = whole_model()
     pruned, kept = pruned_of(whole, units)
     before = error(whole, pruned)
-    recover(whole, pruned, kept, CalibratedContext(FEEDS), 384, 1e-3)
+    reconstruct(whole, pruned, kept, CalibratedContext(FEEDS), 384, 1e-3)
     assert error(whole, pruned) < before
 
 
@@ -176,7 +183,7 @@ def test_strong_damping_leaves_the_weights():
     pruned, kept = pruned_of(whole, [0])
     weight = next(n for n in pruned.graph if n.name == "make_k").inputs[1]
     before = weight.const_value.numpy().copy()
-    recover(whole, pruned, kept, CalibratedContext(FEEDS), 384, 1e6)
+    reconstruct(whole, pruned, kept, CalibratedContext(FEEDS), 384, 1e6)
     np.testing.assert_allclose(weight.const_value.numpy(), before, atol=1e-4)
 
 
@@ -185,7 +192,7 @@ def test_going_on_from_stored_tensors_fits_the_same():
     results = []
     for kind in (CalibratedContext, Resuming, Forgetful):
         pruned, kept = pruned_of(whole, [0, 1])
-        recover(whole, pruned, kept, kind(FEEDS), 384, 1e-6)
+        reconstruct(whole, pruned, kept, kind(FEEDS), 384, 1e-6)
         results.append(outputs(pruned))
     np.testing.assert_allclose(results[1], results[0], rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(results[2], results[0], rtol=1e-4, atol=1e-4)
@@ -197,7 +204,7 @@ def test_what_was_run_is_not_run_again():
         whole = whole_model()
         pruned, kept = pruned_of(whole, [0, 1])
         context = kind(FEEDS)
-        recover(whole, pruned, kept, context, 384, 1e-6)
+        reconstruct(whole, pruned, kept, context, 384, 1e-6)
         logs.append(context.log)
     resumed, anew = logs
     assert resumed[0] == anew[0]
@@ -210,7 +217,7 @@ def test_tensors_of_unknown_type_are_made_again_rather_than_kept():
         node.outputs[0].type = None if node.name == "make_t" else node.outputs[0].type
     pruned, kept = pruned_of(whole, [0, 1])
     context = Resuming(FEEDS)
-    assert recover(whole, pruned, kept, context, 384, 1e-6) == (2, [])
+    assert reconstruct(whole, pruned, kept, context, 384, 1e-6) == (2, [])
     assert context.log[1] > context.log[0]
 
 
@@ -221,7 +228,7 @@ def test_layers_that_the_data_never_reached_are_named():
 
     whole = whole_model()
     pruned, kept = pruned_of(whole, [0])
-    fitted, left = recover(whole, pruned, kept, Blind(FEEDS), 384, 1e-3)
+    fitted, left = reconstruct(whole, pruned, kept, Blind(FEEDS), 384, 1e-3)
     assert (fitted, left) == (0, ["k", "y"])
 
 
@@ -235,7 +242,7 @@ def test_requests_ask_for_the_layers_own_patches():
 
     whole = whole_model()
     pruned, kept = pruned_of(whole, [0])
-    recover(whole, pruned, kept, Asked(FEEDS), 384, 1e-3)
+    reconstruct(whole, pruned, kept, Asked(FEEDS), 384, 1e-3)
     assert {r.kind for r in asked} == {"regression"}
     assert [(r.tensor, r.part) for r in asked] == [
         ("pruned/r", "even"),
@@ -261,4 +268,4 @@ def test_few_samples_of_a_noisy_target_pull_towards_the_weights():
         )
         y = z @ start.T + 50 * rng.standard_normal((len(z), len(start)))
         halves.append((z.T @ np.concatenate([z, y], axis=1) / len(z))[None])
-    assert _best_pull(layer, halves, 1e-3) == PULLS[-1]
+    assert _best_damping_factor(layer, halves, 1e-3) == DAMPING_FACTORS[-1]

@@ -8,9 +8,9 @@ import onnx_ir as ir
 import pytest
 from calibrated_context import CalibratedContext
 from exactness import HEADER
-from onnx_opt.passes._base import NullContext
+from onnx_opt.passes._base import Difference, NullContext
 from onnx_opt.passes._channels import verify
-from onnx_opt.passes._channels.verify import judge, offenders
+from onnx_opt.passes._channels.verify import failing_parts, verify_removal
 from onnx_opt.passes._dims import remove, surgery
 from onnx_opt.passes._dims.groups import channel_groups
 from onnx_opt.passes._dims.rules import relate
@@ -176,7 +176,7 @@ def test_a_model_that_does_not_survive_is_caught(monkeypatch):
     class Fragile(CalibratedContext):
         def difference(self, model, other):
             if shape(other, "c")[1] < 6:
-                return np.inf, "the process died", ""
+                return Difference(np.inf, "the process died", "")
             return super().difference(model, other)
 
     model, outcome = pruned(TWO_WAYS, Fragile(context_of(TWO_WAYS).feeds))
@@ -209,12 +209,14 @@ def test_everything_wrong_leaves_the_model_as_it_was(monkeypatch):
 def test_a_reference_that_cannot_run_proves_nothing():
     class Broken(NullContext):
         def difference(self, model, other):
-            return np.inf, "", "no kernel for this op"
+            return Difference(np.inf, "", "no kernel for this op")
 
     model = model_of(TWO_WAYS)
     solution = solve(relate(model, traced(model)))
     channels = channel_groups(solution)[0].channels[:2]
-    assert judge(model, solution, channels, Broken(), "heads") == verify.Verdict(None)
+    assert verify_removal(
+        model, solution, channels, Broken(), "heads"
+    ) == verify.Verdict(None)
     _, outcome = pruned(TWO_WAYS, Broken())
     assert outcome.stats["groups"] == 3
     assert "error" not in outcome.stats
@@ -224,7 +226,7 @@ def test_a_reference_that_alone_cannot_run_is_no_proof():
     class Unmasked(CalibratedContext):
         def difference(self, model, other):
             if any(node.op_type == "Mul" for node in model.graph):
-                return np.inf, "", "no kernel for this op"
+                return Difference(np.inf, "", "no kernel for this op")
             return super().difference(model, other)
 
     model, outcome = pruned(TWO_WAYS, Unmasked(context_of(TWO_WAYS).feeds))
@@ -250,7 +252,7 @@ def test_the_one_that_is_wrong_is_found_by_halving(bad, parts, found):
         asked.append(list(part))
         return "wrong" if bad & set(part) else ""
 
-    assert list(offenders(list(parts), problem)) == found
+    assert list(failing_parts(list(parts), problem)) == found
     assert len(asked) <= 2 * int(np.ceil(np.log2(max(len(parts), 2))))
 
 
@@ -258,4 +260,4 @@ def test_parts_that_are_wrong_only_together_lose_the_later_half():
     def problem(part):
         return "wrong" if {1, 6} <= set(part) else ""
 
-    assert list(offenders(list(range(8)), problem)) == [4, 5, 6, 7]
+    assert list(failing_parts(list(range(8)), problem)) == [4, 5, 6, 7]

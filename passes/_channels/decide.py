@@ -1,0 +1,209 @@
+"""Decision how many channels of each group go: by a ratio, a budget, a drift or a frequency."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from .._base import Context
+from .budget import allocate_under_budget, smallest_ratio
+from .costs import CostKind
+from .importance.scores import Scores
+from .importance.stability import removal_frequencies
+from .pruning import Pruning
+from .select import Candidates, Choice, Scope, choose, increments
+from .sensitivity import output_losses
+
+MEASURED = 64
+"""Samples on which losses of parts of each group are measured at the model's outputs, at most.
+Chosen by hand, not measured.
+"""
+
+MOST_RUNS = 2048
+"""Samples times groups there, at most: models of many groups take fewer. Chosen by hand, not
+measured.
+"""
+
+
+@dataclass(frozen=True)
+class BudgetLimit:
+    """Largest fraction of a cost that may stay; `option`: the option of the pass that sets it."""
+
+    option: str
+    kind: CostKind
+    fraction: float
+
+
+@dataclass(frozen=True)
+class SelectionRule:
+    """Rule by which the number of channels that go is decided.
+
+    `criterion`: name of the importance by which they are scored. Without `budget` and `drift` the
+    `ratio` counts. `drift`: share of their outputs' variance that a group's readers may lose.
+    `frequency`: share of the halves of the data that must agree, for `stability`. `samples`,
+    `damp`: of calibration data where losses are measured at the model's outputs.
+    """
+
+    criterion: str
+    scope: Scope
+    ratio: float
+    budget: BudgetLimit | None
+    drift: float | None
+    frequency: float | None
+    samples: int
+    damp: float
+
+    def weighs_losses(self, context: Context) -> bool:
+        """Return whether widths follow from losses at the outputs and savings on the target.
+
+        Then any width may pay; else widths are those that run well.
+        """
+        if self.budget is None or self.scope != "global":
+            return False
+        return self.criterion == "drift" and context.has_data()
+
+
+def decide(
+    rule: SelectionRule, pruning: Pruning, candidates: Candidates, context: Context
+) -> Choice:
+    """Number of channels of each group to remove.
+
+    Warns where a budget cannot be met: then the choice is the cheapest.
+    """
+    if rule.drift is not None:
+        return _within_drift(candidates, rule.drift)
+    if rule.budget is not None and rule.weighs_losses(context):
+        choice = _of_least_loss(
+            rule,
+            rule.budget,
+            pruning,
+            candidates,
+            context,
+        )
+    else:
+        if rule.scope != "layer" and rule.criterion == "drift":
+            # drift counts up along a group: ranked with others, each channel is worth its own part
+            added = [increments(scores) for scores in candidates.scores]
+            candidates = replace(candidates, scores=added)
+        if rule.budget is None:
+            choice = choose(candidates, rule.scope, rule.ratio)
+        else:
+            choice = _of_smallest_ratio(
+                rule,
+                rule.budget,
+                pruning,
+                candidates,
+                context,
+            )
+    if rule.frequency is not None:
+        choice = _surely_superfluous(candidates, choice, rule.frequency)
+    return choice
+
+
+def _within_drift(candidates: Candidates, most: float) -> Choice:
+    """All channels of each group that cost its readers at most so much drift."""
+    choice = []
+    for index, scores in enumerate(candidates.scores):
+        count = int((scores <= most).sum())
+        choice.append(candidates.fitted(index, count))
+    return choice
+
+
+def _surely_superfluous(
+    candidates: Candidates, choice: Choice, frequency: float
+) -> Choice:
+    """A choice cut to channels that would go in at least this share of the halves of the data."""
+    cut = []
+    for index, scores in enumerate(candidates.scores):
+        sure = int((removal_frequencies(scores) >= frequency).sum())
+        cut.append(candidates.fitted(index, min(choice[index], sure)))
+    return cut
+
+
+def _of_least_loss(
+    rule: SelectionRule,
+    limit: BudgetLimit,
+    pruning: Pruning,
+    candidates: Candidates,
+    context: Context,
+) -> Choice:
+    """Choice within a budget by which the model's outputs lose least."""
+    losses = _measured_losses(rule, pruning, candidates.scores, context)
+    left = _fraction_left(limit, pruning, candidates)
+    choice = allocate_under_budget(
+        candidates,
+        losses,
+        left,
+        limit.fraction,
+        context.target,
+    )
+    if left(choice) > limit.fraction:
+        _warn_of(limit, left(choice), context)
+    return choice
+
+
+def _measured_losses(
+    rule: SelectionRule, pruning: Pruning, scores: Sequence[Scores], context: Context
+) -> list[Scores]:
+    """Losses at the model's outputs, on as many samples as the number of groups allows."""
+    # every group is measured by variants of the model of its own
+    affordable = max(MOST_RUNS // len(pruning.groups), 1)
+    return output_losses(
+        pruning.groups,
+        pruning.solution,
+        pruning.whole,
+        scores,
+        context,
+        min(rule.samples, MEASURED, affordable),
+        rule.damp,
+    )
+
+
+def _of_smallest_ratio(
+    rule: SelectionRule,
+    limit: BudgetLimit,
+    pruning: Pruning,
+    candidates: Candidates,
+    context: Context,
+) -> Choice:
+    """Choice of the smallest ratio that meets a budget.
+
+    Under scope=global channels count by what they take, too.
+    """
+    left = _fraction_left(limit, pruning, candidates)
+    ranked = candidates
+    # within one layer all channels save alike; across layers they do not
+    if rule.scope == "global":
+        ranked = candidates.per_gain(
+            pruning.costs.saved_by_one(pruning.groups, limit.kind)
+        )
+
+    def pick(ratio: float) -> Choice:
+        return choose(ranked, rule.scope, ratio)
+
+    choice, met = smallest_ratio(left, limit.fraction, pick)
+    if not met:
+        _warn_of(limit, left(choice), context)
+    return choice
+
+
+def _fraction_left(
+    limit: BudgetLimit, pruning: Pruning, candidates: Candidates
+) -> Callable[[Choice], float]:
+    """Fraction of a cost that a choice leaves, counted from the model before its first pruning."""
+    orders = candidates.orders()
+    original = pruning.history.cost or pruning.before
+    whole = max(int(getattr(original, limit.kind)), 1)
+
+    def left(choice: Choice) -> float:
+        return int(getattr(pruning.cost(choice, orders), limit.kind)) / whole
+
+    return left
+
+
+def _warn_of(limit: BudgetLimit, left: float, context: Context) -> None:
+    context.warn(
+        "prune-channels",
+        f"{left:.0%} of the {limit.option} stay, not {limit.fraction:.0%}: "
+        "the rest is in what cannot lose channels",
+    )
