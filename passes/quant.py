@@ -18,41 +18,31 @@ from ._calibrated.grid import grid_of_bits
 from ._core.graph import Names, all_graphs, all_nodes, refresh_shapes
 from ._core.linear import LinearLayer
 from ._core.notes import drop_notes
+from ._core.ops import WEIGHTED_OPS, is_standard
 from ._core.opset import raise_opset
+from ._core.patterns import layer_names, matches, require_matches
+from ._core.provenance import FloatLayer, set_float_layer
 from ._core.targets import TARGETS, QuantRules
-from ._quant.blocked import insert_blocked
-from ._quant.dynamic import insert_dynamic
-from ._quant.effective import with_effective_values
+from ._quant.calibrate import Calibration, Ranges, calibrate
+from ._quant.engine import Counts, Insertion
 from ._quant.grids import Grid
-from ._quant.insert import insert_static
 from ._quant.inserter import forget_redundant
-from ._quant.latency_fallback import checked
-from ._quant.layer_config import (
-    INTEGERS,
-    Choice,
-    Override,
-    check_patterns,
-    choices,
-    is_packed,
-    read_overrides,
-)
-from ._quant.layers import Layer, heavy_nodes
-from ._quant.low_bit_activations import Coarse, coarse_reads
-from ._quant.packed import insert_packed
-from ._quant.placement import Placement, place
-from ._quant.plan import Part, Request, plan
+from ._quant.kernel_audit import audit_kernels
+from ._quant.latency_fallback import keep_faster
+from ._quant.layer_config import Choice, Override, choices, read_overrides
+from ._quant.layers import QuantLayer
+from ._quant.plan import GraphPlan, PlanRequest, QuantPlan, plan
 from ._quant.prepare import drop_unused_initializers, mean_to_pool
-from ._quant.qparams import Parameters, assign, coarse_parameters
-from ._quant.residual_input import in_two_limbs
 from ._quant.saturating import offending_pairs
-from ._quant.schemes import FORMS, ONE_LAYER, Settings
+from ._quant.schemes import ENGINES, FORMS, EncodeOptions, is_integer_only
 from ._quant.weight_codes import Storage
 from .gptq import Gptq
 from .simplify import Simplify
 from .smooth import Smooth
 
-COARSE = ("int8", "ternary", "binary")
-"""Forms whose layers may read fewer than 8 bits."""
+LEAST_BITS_FOR_SPEED = 7
+"""Width of weights (bits) below which a small file is the aim, and nothing is timed."""
+
 ROUNDING_SAMPLES = 64
 """Calibration samples for `gptq`: more change nothing that was measured."""
 
@@ -73,7 +63,7 @@ class Quant(Pass):
 
     Errors: RefusedError if calibration meets NaN or Inf, or the opset cannot be raised to 13 (21
     for 3 and 4 bits, 16-bit activations and blocks). UsageError if an entry of `layers` cannot be
-    read or matches no layer.
+    read, or if it or a pattern of `include` or `exclude` matches no layer.
 
     Stats: `layers` (count), `weights` (count, now 8 bit or less), `pairs` (count of Q/DQ pairs),
     `int8_kernels` (count of the runtime's integer kernels; `unproven` where it was not asked),
@@ -185,11 +175,12 @@ class Quant(Pass):
                 f"form {self.form} has no choice of kernels",
                 "leave it at auto",
             )
-        if self.activation_bits < 8 and self.form not in COARSE:
+        if self.activation_bits < 8 and not form.low_bit_activations:
+            able = [name for name, row in FORMS.items() if row.low_bit_activations]
             raise UsageError(
                 "quant.activation_bits",
                 f"form {self.form} has no activations of fewer than 8 bits",
-                f"choose one of {', '.join(COARSE)}, or leave it at 8",
+                f"choose one of {', '.join(able)}, or leave it at 8",
             )
         if form.whole and (self.layers or self.include or self.exclude):
             raise UsageError(
@@ -199,239 +190,342 @@ class Quant(Pass):
             )
 
     def run(self, model: ir.Model, context: Context) -> PassOutcome:
-        outcome = self._in_its_form(model, context)
+        self._require_matches(model, context)
+        whole = FORMS[self.form].whole
+        if whole is not None:
+            outcome = whole(model, context, Names(model))
+        else:
+            outcome = self._quantize_and_check(model, context)
         if outcome.changed and self.notes == "drop":
             outcome.stats["notes"] = drop_notes(model, ports=False).total()
         return outcome
 
-    def _in_its_form(self, model: ir.Model, context: Context) -> PassOutcome:
-        if whole := FORMS[self.form].whole:
-            return whole(model, context, Names(model))
-        for_speed = (
-            self.form in ("int8", "dynamic", "int16")
-            and self.bits >= 7
-            and self.kernel != "float"
+    def _require_matches(self, model: ir.Model, context: Context) -> None:
+        """Raise UsageError for a name pattern that matches no layer, quantizable or not."""
+        asked = {
+            "include": list(self.include),
+            "exclude": list(self.exclude),
+            "layers": [override.pattern for override in self._overrides()],
+        }
+        patterns = [*asked["include"], *asked["exclude"], *asked["layers"]]
+        if not patterns:
+            return
+        names = _names_of_layers(model)
+        if not all(matches(names, [pattern]) for pattern in patterns):
+            # simplify may give a layer, or its weight, another name
+            trial = model.clone()
+            Simplify().run(trial, context)
+            names += _names_of_layers(trial)
+        for option, found in asked.items():
+            require_matches(f"quant.{option}", found, names)
+
+    def _quantize_and_check(self, model: ir.Model, context: Context) -> PassOutcome:
+        """Quantize layers, put back what that makes slower, ask the runtime what it runs."""
+        # it shares the weights, which passes replace and never change
+        before = model.clone()
+        ranges = Ranges(
+            context,
+            self.calibration,
+            self.percentile,
+            self.samples,
         )
-        outcome = checked(self._but_for, model, context, self.measure and for_speed)
+
+        def quantize(candidate: ir.Model, left_float: tuple[str, ...]) -> PassOutcome:
+            return self._quantize(
+                candidate,
+                left_float,
+                context,
+                ranges,
+            )
+
+        outcome = quantize(model, ())
+        if outcome.changed and self._is_timed():
+            outcome = keep_faster(
+                quantize,
+                before,
+                model,
+                context,
+                outcome,
+            )
         if outcome.changed:
+            audit_kernels(model, context, outcome)
             outcome.stats["offending_pairs"] = sum(offending_pairs(model).values())
         return outcome
 
-    def _but_for(
-        self, model: ir.Model, context: Context, patterns: tuple[str, ...]
-    ) -> PassOutcome:
-        return replace(self, exclude=(*self.exclude, *patterns))._quantize(
-            model, context
-        )
+    def _is_timed(self) -> bool:
+        """True if speed is the aim, so that a slower model would miss it."""
+        if not self.measure or self.kernel == "float":
+            return False
+        return FORMS[self.form].is_timed and self.bits >= LEAST_BITS_FOR_SPEED
 
-    def _quantize(self, model: ir.Model, context: Context) -> PassOutcome:
-        rules, reason = self._rules(context.target)
+    def _quantize(
+        self,
+        model: ir.Model,
+        left_float: tuple[str, ...],
+        context: Context,
+        ranges: Ranges,
+    ) -> PassOutcome:
+        """Plan, prepare, round, calibrate, insert. `left_float`: more patterns to exclude."""
+        rules = self._rules(context.target)
+        reason = self._why_not(rules)
         if reason:
             return PassOutcome(declined=[Declined(f"target {context.target}", reason)])
-        check_patterns(self._overrides(), heavy_nodes(all_nodes(model)))
-        request = self._request(rules, context)
-        parts, declined = plan(model, request)
-        if (
-            not parts and context.has_data()
-        ):  # layers may hide behind what simplify removes
-            trial = model.clone()
-            Simplify().run(trial, context)
-            parts, declined = plan(trial, request)
-        if not parts:
-            return PassOutcome(declined=declined)
+        request = self._request(rules, left_float, context)
+        planned = self._first_plan(model, request, context)
+        if not planned.graphs:
+            return PassOutcome(declined=planned.declined)
+
+        # from before any change: names of nodes that are gone by then stay theirs in reports
         names = Names(model)
-        raise_opset(model, max(part.opset(request.settings) for part in parts))
-        if any("static" in part.engines for part in parts):
-            self._prepare(model, context)
-        parts, declined = plan(model, request)
+        outcome = PassOutcome()
+        inner = _InnerReasons()
+        raise_opset(model, planned.opset(request.options))
+        if planned.needs_ranges:
+            self._prepare(
+                model,
+                context,
+                outcome,
+                inner,
+            )
+        # again: exact rewrites put other nodes in place of the planned ones, and uncover layers
+        planned = plan(model, request)
+        _note_origins(planned)
+        # from here on the model loses: reports compare with this
         context.remember_float(model)
         if self.rounding == "gptq":
-            self._round(model, parts, request, context)
+            self._round(
+                model,
+                planned,
+                request,
+                context,
+                outcome,
+                inner,
+            )
+            # again: rounding gives biases to layers that had none
+            planned = plan(model, request)
         names.take(model)
-        parts, declined = plan(model, request)
-        outcome = PassOutcome(declined=declined)
-        for part in parts:
-            self._insert(model, part, request, context, names, outcome)
+
+        for graph_plan in planned.graphs:
+            self._insert(
+                model,
+                graph_plan,
+                request,
+                ranges,
+                names,
+                outcome,
+            )
+        # float weights that integers have replaced
         drop_unused_initializers(all_graphs(model))
         refresh_shapes(model)
         forget_redundant(all_nodes(model))
+        outcome.declined = planned.declined + inner.besides(planned.declined)
         return outcome
 
-    def _prepare(self, model: ir.Model, context: Context) -> None:
+    def _rules(self, target: str) -> QuantRules:
+        """The target's table, with the activations of the form."""
+        rules = TARGETS[target].quant
+        activation = FORMS[self.form].activation
+        return replace(rules, activation=activation) if activation else rules
+
+    def _why_not(self, rules: QuantRules) -> str:
+        """Reason why the target has no layers of the form, or ""."""
+        form = FORMS[self.form]
+        # an override may still choose a form that is not of integers
+        if is_integer_only(form, self.kernel) and not self.layers and rules.why_not:
+            return rules.why_not
+        return form.why_not(rules)
+
+    def _overrides(self) -> tuple[Override, ...]:
+        return read_overrides(self.layers, self.bits)
+
+    def _request(
+        self, rules: QuantRules, left_float: tuple[str, ...], context: Context
+    ) -> PlanRequest:
+        default = Choice(
+            self.form,
+            self.bits,
+            activation_bits=self.activation_bits,
+        )
+        choose = functools.partial(
+            choices,
+            default=default,
+            ends=self.ends,
+            overrides=self._overrides(),
+        )
+        options = EncodeOptions(
+            bits=self.bits,
+            planes=self.planes,
+            fit=self.fit,
+            storage=self.storage,
+        )
+        return PlanRequest(
+            rules=rules,
+            include=self.include,
+            exclude=(*self.exclude, *left_float),
+            kernel=self.kernel,
+            block=self.block,
+            has_data=context.has_data(),
+            options=options,
+            choose=choose,
+        )
+
+    def _first_plan(
+        self, model: ir.Model, request: PlanRequest, context: Context
+    ) -> QuantPlan:
+        """The plan for the model as it came: where it is empty, nothing may change."""
+        planned = plan(model, request)
+        if planned.graphs or not context.has_data():
+            return planned
+        # layers may hide behind what simplify removes
+        trial = model.clone()
+        Simplify().run(trial, context)
+        return plan(trial, request)
+
+    def _prepare(
+        self,
+        model: ir.Model,
+        context: Context,
+        outcome: PassOutcome,
+        inner: _InnerReasons,
+    ) -> None:
         """Exact rewrites: those without which integer kernels do not form, and evener
         activations.
         """
-        Simplify().run(model, context)
+        simplified = Simplify().run(model, context)
+        inner.add(Simplify.name, simplified.declined)
         if self.smooth:
-            Smooth(samples=self.samples).run(model, context)
-        mean_to_pool(model.graph, Names(model))
+            # before ranges are read: it makes them shorter
+            smoothed = Smooth(samples=self.samples).run(model, context)
+            outcome.stats["smoothed"] = smoothed.changed
+            inner.add(Smooth.name, smoothed.declined)
+        pooled = mean_to_pool(model.graph, Names(model))
+        outcome.stats["simplified"] = simplified.changed + pooled
 
     def _round(
-        self, model: ir.Model, parts: list[Part], request: Request, context: Context
+        self,
+        model: ir.Model,
+        planned: QuantPlan,
+        request: PlanRequest,
+        context: Context,
+        outcome: PassOutcome,
+        inner: _InnerReasons,
     ) -> None:
         """Bring the weights of integer layers onto their grids, each layer's outputs kept."""
-        by_bits: dict[int, list[str]] = {}
+        by_bits: dict[int, list[QuantLayer]] = {}
         limited: set[str] = set()
-        for part in parts:
-            layers = part.engines.get("static", [])
-            limited |= {
-                layer.weight.name or ""
-                for layer in _limited(
-                    part, place(part.graph, layers, request.rules), request.rules
-                )
-            }
-            for layer in layers:
-                if part.choices[layer].form in INTEGERS:
-                    by_bits.setdefault(part.choices[layer].bits, []).append(
-                        glob.escape(layer.weight.name or "")
-                    )
-        for bits, patterns in by_bits.items():
+        for graph_plan in planned.graphs:
+            placement = graph_plan.placement(request.rules)
+            for layer in graph_plan.limited(placement, request.rules):
+                limited.add(layer.weight.name or "")
+            for layer in placement.layers:
+                choice = graph_plan.choices[layer]
+                if FORMS[choice.form].has_bits:
+                    by_bits.setdefault(choice.bits, []).append(layer)
+        rounded = 0
+        # one grid at a time: layers of a model may differ in bits
+        for bits, layers in by_bits.items():
+            names = [glob.escape(layer.weight.name or "") for layer in layers]
+            samples = min(self.samples, ROUNDING_SAMPLES)
             rounding = Gptq(
                 bits=bits,
-                samples=min(self.samples, ROUNDING_SAMPLES),
-                include=tuple(patterns),
+                samples=samples,
+                include=tuple(names),
             )
-            rounding.run_on(model, context, functools.partial(_grid_of, bits, limited))
-
-    def _rules(self, target: str) -> tuple[QuantRules, str]:
-        """The target's table, and why the form is not for it."""
-        rules = TARGETS[target].quant
-        if self.form == "int16":
-            return replace(
-                rules, activation="uint16"
-            ), rules.why_not or rules.why_not_int16
-        integers_only = (
-            not {"float", "blocked"} & set(FORMS[self.form].engines)
-            and self.kernel != "float"
-        )
-        return rules, rules.why_not if integers_only and not self.layers else ""
-
-    def _overrides(self) -> tuple[Override, ...]:
-        return read_overrides(self.layers, self.bits, ONE_LAYER)
-
-    def _request(self, rules: QuantRules, context: Context) -> Request:
-        default = Choice(self.form, self.bits, activation_bits=self.activation_bits)
-        overrides = self._overrides()
-        return Request(
-            rules,
-            self.include,
-            self.exclude,
-            self.kernel,
-            self.block,
-            context.has_data(),
-            Settings(self.bits, self.planes, self.fit, storage=self.storage),
-            choose=lambda layers: choices(layers, default, self.ends, overrides),
-        )
+            grid_of = functools.partial(_grid_of, bits, limited)
+            found = rounding.run_on(model, context, grid_of)
+            rounded += found.changed
+            # it walks all layers, and says of the others that include does not name them
+            labels = {layer.name for layer in layers}
+            inner.add(Gptq.name, [d for d in found.declined if d.where in labels])
+        if by_bits:
+            outcome.stats["rounded"] = rounded
 
     def _insert(
         self,
         model: ir.Model,
-        part: Part,
-        request: Request,
-        context: Context,
+        graph_plan: GraphPlan,
+        request: PlanRequest,
+        ranges: Ranges,
         names: Names,
         outcome: PassOutcome,
     ) -> None:
-        """One graph's layers, engine by engine; calibration comes first, on the float graph."""
-        settings, engines = request.settings, part.engines
-        if layers := engines.get("static"):
-            _count(outcome, self._static(model, part, layers, request, context, names))
-        if layers := engines.get("dynamic"):
-            limited = layers if request.rules.limits_pairs else ()
-            _count(
-                outcome,
-                insert_dynamic(
-                    part.graph, names, layers, part.codes(layers, settings, limited)
-                ),
-            )
-        if layers := engines.get("float"):
-            _count(
-                outcome,
-                insert_packed(part.graph, names, layers, part.codes(layers, settings)),
-            )
-        for bits in (4, 8):
-            if layers := [
-                v for v in engines.get("blocked", ()) if part.choices[v].bits == bits
-            ]:
-                _count(
-                    outcome, insert_blocked(part.graph, names, layers, bits, self.block)
-                )
-
-    def _static(
-        self,
-        model: ir.Model,
-        part: Part,
-        layers: list[Layer],
-        request: Request,
-        context: Context,
-        names: Names,
-    ) -> dict[str, int]:
-        """Quantize the main graph with ranges from calibration."""
+        """Write one graph's layers, engine by engine; calibration comes first."""
         rules = request.rules
-        placement = place(part.graph, layers, rules)
-        limited = _limited(part, placement, rules)
-        codes = part.codes(layers, request.settings, limited)
-        probe, effective = with_effective_values(model, placement)
-        taps = {v: effective.get(v.name, v.name) for v in placement.quantized if v.name}
-        ranges = context.activation_ranges(
-            probe, list(taps.values()), self.calibration, self.percentile, self.samples
-        )
-        parameters = assign(
-            placement, {value: ranges[tap] for value, tap in taps.items()}, rules
-        )
-        reads = coarse_reads(
-            placement, {layer: part.choices[layer].activation_bits for layer in layers}
-        )
-        return insert_static(
-            part.graph,
-            names,
-            placement,
-            parameters,
-            rules,
-            codes,
-            self._coarse_grids(model, reads, rules, context),
-        )
-
-    def _coarse_grids(
-        self, model: ir.Model, reads: list[Coarse], rules: QuantRules, context: Context
-    ) -> dict[Coarse, Parameters]:
-        """On which grids values are read with fewer bits: fewer levels want shorter ranges."""
-        found: dict[Coarse, Parameters] = {}
-        for bits in sorted({read.bits for read in reads}):
-            chosen = [read for read in reads if read.bits == bits]
-            ranges = context.activation_ranges(
+        placement = graph_plan.placement(rules)
+        limited = graph_plan.limited(placement, rules)
+        # before calibration, which a weight of NaN would make fail with a less helpful reason
+        codes = graph_plan.codes(request.options, limited)
+        calibration: Calibration | None = None
+        if placement.layers:
+            calibration = calibrate(
                 model,
-                [read.value.name or "" for read in chosen],
-                self.calibration,
-                self.percentile,
-                self.samples,
-                2**bits - 1,
+                placement,
+                {v: graph_plan.choices[v].activation_bits for v in placement.layers},
+                rules,
+                ranges,
             )
-            found |= {
-                read: coarse_parameters(ranges[read.value.name or ""], bits, rules)
-                for read in chosen
-            }
+        insertion = Insertion(
+            graph=graph_plan.graph,
+            names=names,
+            rules=rules,
+            bits={v: graph_plan.choices[v].bits for v in graph_plan.layers},
+            block=self.block,
+            codes=codes,
+            calibration=calibration,
+        )
+        for engine in ENGINES:
+            layers = graph_plan.engines.get(engine)
+            if layers:
+                _count(outcome, engine.insert(insertion, layers))
+
+
+def _names_of_layers(model: ir.Model) -> list[str]:
+    """Names of all nodes that may hold a weight: patterns may leave out what is no layer yet."""
+    names: list[str] = []
+    for node in all_nodes(model):
+        if is_standard(node, *WEIGHTED_OPS):
+            names += layer_names(node)
+    return names
+
+
+def _note_origins(planned: QuantPlan) -> None:
+    """Note on every layer the name by which patterns find it, before rounding adds nodes."""
+    for graph_plan in planned.graphs:
+        for layer in graph_plan.layers:
+            name = layer.node.name or layer.node.outputs[0].name or ""
+            set_float_layer(layer.node, FloatLayer(name, layer.name))
+
+
+class _InnerReasons:
+    """Reasons of the passes that `quant` runs, with the names of those that gave each."""
+
+    def __init__(self) -> None:
+        self._given_by: dict[Declined, list[str]] = {}
+
+    def add(self, name: str, declined: list[Declined]) -> None:
+        """Note what the pass called `name` declined."""
+        for reason in declined:
+            names = self._given_by.setdefault(reason, [])
+            if name not in names:
+                names.append(name)
+
+    def besides(self, own: list[Declined]) -> list[Declined]:
+        """Each reason once, but for layers that `quant` declines itself: those say so already."""
+        left = {d.where for d in own}
+        found = []
+        for declined, names in self._given_by.items():
+            if declined.where not in left:
+                reason = f"{', '.join(names)}: {declined.reason}"
+                found.append(Declined(declined.where, reason))
         return found
-
-
-def _limited(part: Part, placement: Placement, rules: QuantRules) -> list[Layer]:
-    """Find what is read in two limbs; the layers whose weights must not saturate: the others, on
-    most targets.
-    """
-    packed = [layer for layer in placement.layers if is_packed(part.choices[layer])]
-    placement.limbed = in_two_limbs(placement, packed, rules)
-    return (
-        [v for v in placement.layers if v.input not in placement.limbed]
-        if rules.limits_pairs
-        else []
-    )
 
 
 def _grid_of(bits: int, limited: Collection[str], layer: LinearLayer) -> Grid:
     return grid_of_bits(bits, layer if layer.weight.name in limited else None)
 
 
-def _count(outcome: PassOutcome, stats: dict[str, int]) -> None:
-    outcome.changed += stats["layers"]
-    for key, count in stats.items():
+def _count(outcome: PassOutcome, counts: Counts) -> None:
+    """Add the counts of one engine's layers."""
+    outcome.changed += counts["layers"]
+    for key, count in counts.items():
         outcome.stats[key] = int(outcome.stats.get(key, 0)) + count

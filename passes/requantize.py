@@ -11,7 +11,16 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from ._base import Context, Declined, Effect, MomentRequest, Option, Pass, PassOutcome
+from ._base import (
+    Context,
+    Declined,
+    Effect,
+    MomentRequest,
+    Option,
+    Pass,
+    PassOutcome,
+    Stat,
+)
 from ._calibrated.compensation import compensated
 from ._calibrated.grid import best_scales, nearest
 from ._calibrated.layers import Codes, Rows
@@ -26,16 +35,17 @@ from ._core.targets import TARGETS
 from ._quant.grids import Grid
 from ._quant.prepare import drop_unused_initializers
 from ._quant.saturating import offending_in
-from ._quant.weights import INT8_LEVELS, Floats
+from ._quant.weights import INT8_LEVELS, INT32_LIMIT, Floats
 
 DAMP = 0.01
 """Share of its mean diagonal added to the diagonal of a Gram matrix, as `gptq` does by default."""
 
+STATS = ("layers", "weights", "mended", "offending_pairs")
+
 
 @dataclass(frozen=True)
 class Requantize(Pass):
-    """Round the 8-bit weights of a quantized model anew where products may saturate on x86 CPUs
-    without VNNI.
+    """Round 8-bit weights anew where products may saturate on x86 CPUs without VNNI.
 
     Effect: lossy. Touches weights of layers between Q/DQ nodes and of QLinearConv, QLinearMatMul,
     QGemm, MatMulInteger, MatMulIntegerToFloat and DynamicQuantizeMatMul that hold such pairs,
@@ -70,46 +80,53 @@ class Requantize(Pass):
     )
 
     def run(self, model: ir.Model, context: Context) -> PassOutcome:
-        outcome = PassOutcome(
-            stats={"layers": 0, "weights": 0, "mended": 0, "offending_pairs": 0}
-        )
+        stats: dict[str, Stat] = dict.fromkeys(STATS, 0)
+        outcome = PassOutcome(stats=stats)
         if not TARGETS[context.target].quant.limits_pairs:
             reason = (
                 "its kernels do not saturate: weights may use the whole 8-bit range"
             )
             outcome.declined.append(Declined(f"target {context.target}", reason))
             return outcome
-        counts = {
-            v: count
-            for v in integer_layers(all_nodes(model))
-            if (count := offending_in(v))
-        }
+        counts = _offending_layers(model)
         layers = _each_weight_once(counts, outcome)
         moments = self._moments(model, context, layers)
         edit = Edit(model)
         for layer in layers:
             _round(layer, moments.get(layer), edit)
             outcome.changed += 1
-            _add(outcome, layers=1, weights=layer.tensor.size, mended=counts[layer])
-        left = sum(map(offending_in, integer_layers(all_nodes(model)))) if counts else 0
-        _add(outcome, offending_pairs=left)
+            _add(outcome, "layers", 1)
+            _add(outcome, "weights", layer.tensor.size)
+            _add(outcome, "mended", counts[layer])
+        # of the layers declined, and of those whose weight was rounded for another layer's pairs
+        left = _offending_layers(model) if counts else {}
+        _add(outcome, "offending_pairs", sum(left.values()))
         drop_unused_initializers(all_graphs(model))
         return outcome
 
     def _moments(
         self, model: ir.Model, context: Context, layers: list[IntegerLayer]
     ) -> dict[IntegerLayer, NDArray[np.float64]]:
-        """Gram matrices of what dequantized layers read, where there is data and the layer lies in
-        the main graph.
+        """Gram matrices of what dequantized layers read.
+
+        Only where there is data, and the layer lies in the main graph.
         """
         if self.rounding == "nearest" or not context.has_data():
             return {}
-        observable = [
-            _Observed(v)
-            for v in layers
-            if v.dequantize is not None and v.node.graph is model.graph and _is_plain(v)
-        ]
-        found = moments_of(model, context, observable, "gram", self.samples, [])
+        observable = []
+        for layer in layers:
+            # an integer operator reads codes: there is no float value to observe
+            is_float = layer.dequantize is not None
+            if is_float and layer.node.graph is model.graph and _is_plain(layer):
+                observable.append(_Observed(layer))
+        found = moments_of(
+            model,
+            context,
+            observable,
+            "gram",
+            self.samples,
+            [],
+        )
         return {observed.layer: gram for observed, gram in found}
 
 
@@ -137,34 +154,45 @@ class _Observed:
 
 
 def _is_plain(layer: IntegerLayer) -> bool:
-    """Whether the layer's inputs are what its attributes say without the size of its data."""
+    """True if the layer's inputs are what its attributes say without the size of its data."""
+    attributes = layer.node.attributes
     if layer.node.op_type == "Conv":
-        return layer.node.attributes.get_string("auto_pad", "NOTSET") in (
-            "NOTSET",
-            "VALID",
-        )
-    return len(layer.shape) == 2 and not layer.node.attributes.get_int("transA", 0)
+        return attributes.get_string("auto_pad", "NOTSET") in ("NOTSET", "VALID")
+    return len(layer.shape) == 2 and not attributes.get_int("transA", 0)
+
+
+def _offending_layers(model: ir.Model) -> dict[IntegerLayer, int]:
+    """Layers with pairs that may saturate, and how many those are."""
+    found: dict[IntegerLayer, int] = {}
+    for layer in integer_layers(all_nodes(model)):
+        count = offending_in(layer)
+        if count:
+            found[layer] = count
+    return found
 
 
 def _each_weight_once(
     counts: dict[IntegerLayer, int], outcome: PassOutcome
 ) -> list[IntegerLayer]:
-    """The layers to round: one of those that share codes. What has no scale to adapt is
-    declined.
+    """The layers to round: one of those that share codes.
+
+    A layer that has no scale to adapt is declined.
     """
     layers: dict[ir.Value, IntegerLayer] = {}
     for layer in counts:
+        scale = value_at(layer.scale)
         first = layers.get(layer.stored)
-        if value_at(layer.scale) is None or value_at(layer.scale).const_value is None:  # type: ignore[union-attr]
-            outcome.declined.append(
-                Declined(label(layer.node), "no constant scale of its weight was found")
-            )
+        where = label(layer.node)
+        if scale is None or scale.const_value is None:
+            reason = "no constant scale of its weight was found"
+            outcome.declined.append(Declined(where, reason))
         elif first is None:
+            # those that read the codes through the same place follow
             layers[layer.stored] = layer
         elif first.codes != layer.codes:
-            outcome.declined.append(
-                Declined(label(layer.node), "its weight is shared with another layer")
-            )
+            # another DequantizeLinear reads the codes, with a scale that would not follow
+            reason = "its weight is shared with another layer"
+            outcome.declined.append(Declined(where, reason))
     return list(layers.values())
 
 
@@ -172,137 +200,214 @@ def _round(layer: IntegerLayer, gram: NDArray[np.float64] | None, edit: Edit) ->
     """Store codes within the limit, their scale and zero point, and the bias in units of the new
     scale.
     """
-    grid, rows = Grid(INT8_LEVELS, layer.pairs), _dequantized(layer)
+    grid = Grid(INT8_LEVELS, layer.pairs)
+    rows = _dequantized(layer)
+    # without data every input counts alike
     if gram is None:
         scales = best_scales(rows, grid)
         codes = nearest(rows, scales, grid)
     else:
+        # one Gram matrix a group: its inputs matter alike to each of the group's channels
+        power = input_power(gram)
+        channels = len(rows) // len(gram)
         scales = best_scales(
-            rows, grid, np.repeat(input_power(gram), len(rows) // len(gram), axis=0)
+            rows,
+            grid,
+            np.repeat(
+                power,
+                channels,
+                axis=0,
+            ),
         )
-        codes = _compensated(rows, gram, scales, grid)
+        codes = _compensated(
+            rows,
+            gram,
+            scales,
+            grid,
+        )
     old = _per_channel(layer, layer.scale)
     new = scales.astype(np.float32)
-    _store(layer, codes, new, edit)
-    _follow(layer, old, new, edit)
+    _store(
+        layer,
+        codes,
+        new,
+        edit,
+    )
+    _rescale_bias(
+        layer,
+        old,
+        new,
+        edit,
+    )
 
 
 def _compensated(
     rows: Rows, gram: NDArray[np.float64], scales: Rows, grid: Grid
 ) -> Codes:
-    """Codes by GPTQ with the bias left as it is: it takes no part where the Gram matrix does not
-    couple it.
+    """Codes by GPTQ with the bias left as it is.
+
+    It takes no part where the Gram matrix does not couple it.
     """
     alone = gram.copy()
-    alone[:, -1, :-1] = alone[:, :-1, -1] = 0.0
-    codes, _ = compensated(rows, np.zeros(len(rows)), damped(alone, DAMP), scales, grid)
+    # the last row and column belong to the bias
+    alone[:, -1, :-1] = 0.0
+    alone[:, :-1, -1] = 0.0
+    bias = np.zeros(len(rows))
+    codes, _ = compensated(
+        rows,
+        bias,
+        damped(alone, DAMP),
+        scales,
+        grid,
+    )
     return codes
 
 
 def _dequantized(layer: IntegerLayer) -> Rows:
     """The weight as (channels, width) in float64."""
     array = layer.tensor.numpy().astype(np.float64)
-    rows = np.moveaxis(array, layer.channel_axis, 0).reshape(
-        array.shape[layer.channel_axis], -1
-    )
+    channels = array.shape[layer.channel_axis]
+    rows = np.moveaxis(
+        array,
+        layer.channel_axis,
+        0,
+    ).reshape(channels, -1)
     zero = _per_channel(layer, layer.zero)
-    return (rows - zero[:, None]) * _per_channel(layer, layer.scale)[:, None]
+    scale = _per_channel(layer, layer.scale)
+    return (rows - zero[:, None]) * scale[:, None]
 
 
 def _per_channel(layer: IntegerLayer, place: Place | None) -> NDArray[np.float64]:
     """A parameter of the weight, one for each channel; zeros where there is none."""
-    value, channels = value_at(place), layer.shape[layer.channel_axis]
+    value = value_at(place)
+    channels = layer.shape[layer.channel_axis]
     if value is None or value.const_value is None:
         return np.zeros(channels)
-    return np.broadcast_to(
-        value.const_value.numpy().astype(np.float64).reshape(-1), (channels,)
-    )
+    return np.broadcast_to(_flat(value.const_value), (channels,))
+
+
+def _flat(tensor: ir.TensorProtocol) -> NDArray[np.float64]:
+    return tensor.numpy().astype(np.float64).reshape(-1)
 
 
 def _store(layer: IntegerLayer, codes: Codes, scales: Floats, edit: Edit) -> None:
-    shape, axis = layer.shape, layer.channel_axis
-    first = (shape[axis], *(d for i, d in enumerate(shape) if i != axis))
-    set_tensor(
-        layer.stored,
-        ir.Tensor(np.ascontiguousarray(np.moveaxis(codes.reshape(first), 0, axis))),
-    )
+    """Put codes, scales and zero points where the layer reads them."""
+    shape = layer.shape
+    axis = layer.channel_axis
+    rest = [size for other, size in enumerate(shape) if other != axis]
+    first = codes.reshape(shape[axis], *rest)
+    stored = np.ascontiguousarray(np.moveaxis(first, 0, axis))
+    set_tensor(layer.stored, ir.Tensor(stored))
     _put(layer.scale, scales, edit)
     if layer.zero is not None and value_at(layer.zero) is not None:
         _put(layer.zero, np.zeros(scales.shape, np.int8), edit)
     if layer.dequantize is not None:
+        # a scale a tensor has become one a channel
         layer.dequantize.attributes["axis"] = ir.AttrInt64("axis", axis)
 
 
 def _put(place: Place | None, array: NDArray[np.generic], edit: Edit) -> None:
-    """A constant of its own at an input."""
+    """Put a constant at an input; one of its own, since others may read the old one."""
     assert place is not None
     node, index = place
-    graph, old = node.graph, value_at(place)
+    graph = node.graph
+    old = value_at(place)
     assert isinstance(graph, ir.Graph)
     stem = old.name if old is not None and old.name else "parameter"
     edit.set_input(node, index, edit.constant(graph, array, stem))
 
 
-def _follow(
+def _rescale_bias(
     layer: IntegerLayer, old: NDArray[np.float64], new: Floats, edit: Edit
 ) -> None:
     """Write an int32 bias anew: runtimes read it in units of input scale times weight scale."""
     value = value_at(layer.bias)
     if value is None:
         return
-    if layer.dequantize is None:
-        if value.const_value is not None and value.dtype == ir.DataType.INT32:
-            _put(layer.bias, _rescaled(value.const_value.numpy(), old / new), edit)
-        return
+    if layer.dequantize is not None:
+        _rescale_dequantized_bias(
+            layer,
+            value,
+            old,
+            new,
+            edit,
+        )
+    elif value.const_value is not None and value.dtype == ir.DataType.INT32:
+        bias = _rescaled(value.const_value.numpy(), old / new)
+        _put(layer.bias, bias, edit)
+
+
+def _rescale_dequantized_bias(
+    layer: IntegerLayer,
+    value: ir.Value,
+    old: NDArray[np.float64],
+    new: Floats,
+    edit: Edit,
+) -> None:
+    """Write a bias anew that a DequantizeLinear makes of int32, together with its scale."""
     maker = value.producer()
-    stored = (
-        maker.inputs[0]
-        if maker is not None and maker.op_type == "DequantizeLinear"
-        else None
-    )
-    if (
-        maker is None
-        or stored is None
-        or stored.const_value is None
-        or stored.dtype != ir.DataType.INT32
-    ):
+    if maker is None or maker.op_type != "DequantizeLinear":
+        return
+    stored = maker.inputs[0]
+    if stored is None or stored.const_value is None:
+        return
+    if stored.dtype != ir.DataType.INT32:
         return
     bias_scale = maker.inputs[1]
     assert bias_scale is not None
     assert bias_scale.const_value is not None
-    before = np.broadcast_to(
-        bias_scale.const_value.numpy().astype(np.float64).reshape(-1), new.shape
+    before = np.broadcast_to(_flat(bias_scale.const_value), new.shape)
+    after = _bias_scales(
+        layer,
+        before,
+        old,
+        new,
     )
-    after = (before / old * new).astype(np.float32)
-    source = (
-        layer.node.inputs[0].producer() if layer.node.inputs[0] is not None else None
+    _put(
+        (maker, 0),
+        _rescaled(stored.const_value.numpy(), before / after),
+        edit,
     )
-    known = source.inputs[1] if source is not None and len(source.inputs) > 1 else None
-    if (
-        known is not None
-        and known.const_value is not None
-        and np.allclose(before, known.const_value.numpy() * old)
-    ):
-        after = (known.const_value.numpy().astype(np.float32).reshape(-1) * new).astype(
-            np.float32
-        )
-    _put((maker, 0), _rescaled(stored.const_value.numpy(), before / after), edit)
     _put((maker, 1), after, edit)
+    # one zero point a channel, as many as scales
     if len(maker.inputs) > 2 and maker.inputs[2] is not None:
         _put((maker, 2), np.zeros(after.shape, np.int32), edit)
     maker.attributes["axis"] = ir.AttrInt64("axis", 0)
+
+
+def _bias_scales(
+    layer: IntegerLayer,
+    before: NDArray[np.float64],
+    old: NDArray[np.float64],
+    new: Floats,
+) -> Floats:
+    """The scales of the bias for the new scales of the weight.
+
+    `before`: those that it had with the `old` scales.
+    """
+    data = layer.node.inputs[0]
+    source = data.producer() if data is not None else None
+    known = source.inputs[1] if source is not None and len(source.inputs) > 1 else None
+    if known is not None and known.const_value is not None:
+        input_scale = known.const_value.numpy()
+        if np.allclose(before, input_scale * old):
+            # exactly the float32 product that the runtime checks for
+            flat = input_scale.astype(np.float32).reshape(-1)
+            return (flat * new).astype(np.float32)
+    return (before / old * new).astype(np.float32)
 
 
 def _rescaled(
     bias: NDArray[np.int32], factor: NDArray[np.float64]
 ) -> NDArray[np.int32]:
     """The same numbers in other units."""
-    limit = 2.0**31 - 1
+    exact = bias.astype(np.float64).reshape(-1) * factor
     return np.clip(
-        np.rint(bias.astype(np.float64).reshape(-1) * factor), -limit, limit
+        np.rint(exact),
+        -INT32_LIMIT,
+        INT32_LIMIT,
     ).astype(np.int32)
 
 
-def _add(outcome: PassOutcome, **counts: int) -> None:
-    for key, count in counts.items():
-        outcome.stats[key] = int(outcome.stats[key]) + count
+def _add(outcome: PassOutcome, key: str, count: int) -> None:
+    outcome.stats[key] = int(outcome.stats[key]) + count

@@ -21,21 +21,6 @@ Carry = Literal["own", "shared"]
 
 
 @dataclass(frozen=True)
-class Heavy:
-    """An op worth running in int8, and the places of its weight, bias and output channels.
-
-    `channel_axis`: axis of the weight that indexes output channels (Gemm: of the untransposed
-    weight). `needs_output`: the int8 kernel exists only with a quantized output (Conv), or can emit
-    float (Gemm, MatMul).
-    """
-
-    weight: int
-    bias: int | None
-    channel_axis: int
-    needs_output: bool
-
-
-@dataclass(frozen=True)
 class QuantRules:
     """Layout of integer layers by `quant` for one target's runtime.
 
@@ -50,7 +35,10 @@ class QuantRules:
 
     With packed weights, whose point is the file's size, that saves a scale a channel and a node.
     """
-    heavy: dict[str, Heavy] = field(default_factory=dict)
+    integer_ops: tuple[str, ...] = ("Conv", "Gemm", "MatMul")
+    """Ops that multiply by a weight and have integer kernels."""
+    quantized_output: tuple[str, ...] = ("Conv",)
+    """Those of them whose integer kernel writes integers only; the others can write float."""
     carry: dict[str, Carry] = field(default_factory=dict)
     folded: tuple[str, ...] = ()
     """Activations that vanish into the quantization of their input's producer."""
@@ -101,12 +89,6 @@ class Target:
     architecture: str = ""
 
 
-HEAVY = {
-    "Conv": Heavy(weight=1, bias=2, channel_axis=0, needs_output=True),
-    "Gemm": Heavy(weight=1, bias=2, channel_axis=1, needs_output=False),
-    "MatMul": Heavy(weight=1, bias=None, channel_axis=-1, needs_output=False),
-}
-
 # a table of its own beside `ops.MOVES`: MaxPool, Pad and Resize keep their input's range too
 MOVERS: dict[str, Carry] = {
     "MaxPool": "shared",
@@ -127,7 +109,6 @@ _CPU_INTEGERS = QuantRules(
     # u8 activations, s8 weights per channel, int32 bias. Softmax, LayerNormalization, Gelu,
     # HardSwish, AveragePool and linear Resize have no good int8 kernel and stay float.
     quantizes_bias=("Conv",),
-    heavy=HEAVY,
     carry={
         "Add": "own",
         "Mul": "own",
@@ -150,21 +131,18 @@ _TENSORRT_INTEGERS = QuantRules(
     activation="int8",
     symmetric=True,
     integer_bias=False,
-    heavy=HEAVY,
     carry={"Add": "own", "GlobalAveragePool": "own", **MOVERS},
     folded=("Relu", "Clip"),
     why_not_int16="TensorRT has no 16-bit integers: use fp16",
 )
 _GENERIC_INTEGERS = QuantRules(
     # plain QDQ that any runtime may read, on any CPU
-    heavy=HEAVY,
     carry={"Add": "own", "GlobalAveragePool": "own", **MOVERS},
     folded=("Relu", "Clip"),
     dynamic=("MatMul", "Gemm"),
     limits_pairs=True,
 )
 _NO_INTEGERS = QuantRules(
-    heavy=HEAVY,
     why_not="ONNX Runtime's CUDA provider has no int8 Conv or MatMul: a QDQ graph runs slower "
     "there than fp32",
 )

@@ -1,5 +1,6 @@
-"""Weight-only quantization in blocks along K: int4 or int8 values, one scale per block and output,
-activations float.
+"""Weight-only quantization in blocks along K, activations float.
+
+Values are int4 or int8, with one scale per block and output:
 
     MatMul(x, w)  ->  MatMul(x, DequantizeLinear(q, scales, axis=0, block_size))
 
@@ -21,12 +22,17 @@ from numpy.typing import NDArray
 from ... import RefusedError
 from .._core.graph import Names
 from .._core.lazy import DerivedTensor, blocks
+from .engine import Counts, Insertion, LayerCase
 from .inserter import Inserter
-from .layers import Layer, int_attribute
+from .layers import WEIGHT_INPUT, QuantLayer
 from .weights import Floats, transposed
 
 BLOCKED_OPSET = 21
+"""Opset in which DequantizeLinear takes blocks."""
+
 MIN_BLOCK = 16
+"""Least inputs of a block: the runtime has no kernel for fewer."""
+
 LEVELS = {4: (-8, 7), 8: (-127, 127)}
 DTYPES = {4: ir.DataType.INT4, 8: ir.DataType.INT8}
 TRIED = {4: (-8.0, 7.0, -8.5, 7.5, -9.0, 8.0), 8: (127.0,)}
@@ -39,75 +45,112 @@ _SMALLEST = 1e-30
 """Scales stay this far from zero: a block of zeros or denormals has none of its own."""
 
 
-def why_not_blocked(layer: Layer, bits: int, block: int) -> str | None:
-    """Why the weight of this layer has no blocked form, or None."""
-    if bits not in DTYPES:
-        return f"blocked weights have 4 or 8 bits, not {bits}"
-    if block < MIN_BLOCK or block & (block - 1):
+def why_not_blocked(case: LayerCase) -> str | None:
+    """Reason why the weight of a layer has no blocked form, or None."""
+    if case.bits not in DTYPES:
+        return f"blocked weights have 4 or 8 bits, not {case.bits}"
+    block = case.block
+    is_power_of_two = block & (block - 1) == 0
+    if block < MIN_BLOCK or not is_power_of_two:
         return (
             f"the runtime has no kernel for blocks of {block}: a power of two from "
             f"{MIN_BLOCK} up is needed"
         )
+    layer = case.layer
     if layer.node.op_type not in ("MatMul", "Gemm"):
         return f"{layer.node.op_type} has no kernel for blocked weights"
-    inputs = _inputs(layer)
-    return (
-        f"its {inputs} inputs are fewer than one block of {MIN_BLOCK}"
-        if inputs < MIN_BLOCK
-        else None
-    )
+    if layer.width < MIN_BLOCK:
+        return f"its {layer.width} inputs are fewer than one block of {MIN_BLOCK}"
+    return None
 
 
-def insert_blocked(
-    graph: ir.Graph, names: Names, layers: list[Layer], bits: int, block: int
-) -> dict[str, int]:
-    """Give MatMul and Gemm layers blocked weights; opset 21 is the caller's. Returns `layers`,
-    `weights`, `pairs` (0).
+def insert_blocked(insertion: Insertion, layers: list[QuantLayer]) -> Counts:
+    """Give MatMul and Gemm layers blocked weights; opset 21 is the caller's.
+
+    Layers are such that `why_not_blocked` is None. Errors: RefusedError where a weight holds NaN or
+    infinity.
+    """
+    counts = {"layers": 0, "weights": 0, "pairs": 0}
+    for bits in DTYPES:
+        chosen = [layer for layer in layers if insertion.bits[layer] == bits]
+        found = insert_blocks(
+            insertion.graph,
+            insertion.names,
+            chosen,
+            bits,
+            insertion.block,
+        )
+        for key, count in found.items():
+            counts[key] += count
+    return counts
+
+
+def insert_blocks(
+    graph: ir.Graph, names: Names, layers: list[QuantLayer], bits: int, block: int
+) -> Counts:
+    """Store the weights of layers in blocks of `bits` bits.
 
     Shapes: weight (K, N), or (N, K) where a Gemm says transB -> q (K, N) of `bits` bits, scales
-    (ceil(K / block), N). Layers are such that `why_not_blocked` is None. Errors: RefusedError where
-    a weight holds NaN or infinity.
+    (ceil(K / block), N).
     """
     inserter = Inserter(graph, names)
     for layer in layers:
-        _replace(inserter, layer, bits, _fitting(layer, block))
-    return {
-        "layers": len(layers),
-        "weights": sum({v.weight: v.tensor.size for v in layers}.values()),
-        "pairs": 0,
-    }
+        _replace(
+            inserter,
+            layer,
+            bits,
+            _fitting(layer.width, block),
+        )
+    sizes = {layer.weight: layer.tensor.size for layer in layers}
+    return {"layers": len(layers), "weights": sum(sizes.values()), "pairs": 0}
 
 
-def _fitting(layer: Layer, block: int) -> int:
+def _fitting(inputs: int, block: int) -> int:
     """The block, halved while one half already holds all inputs."""
-    inputs = _inputs(layer)
+    # a smaller block that holds the same inputs needs less padding
     while block // 2 >= max(inputs, MIN_BLOCK):
         block //= 2
     return block
 
 
-def _replace(inserter: Inserter, layer: Layer, bits: int, block: int) -> None:
-    """A shared weight is stored once for each layer: the runtime fuses no DequantizeLinear whose
+def _replace(inserter: Inserter, layer: QuantLayer, bits: int, block: int) -> None:
+    """Let a layer read its weight dequantized from blocks.
+
+    A shared weight is stored once for each layer: the runtime fuses no DequantizeLinear whose
     weight is shared.
     """
-    tensor, stem, by_rows = layer.tensor, layer.weight.name or "weight", _flipped(layer)
-    scales = block_scales(tensor, bits, block, by_rows)
-    quantized: ir.TensorProtocol = quantize_blocks(tensor, scales, bits, block, by_rows)
+    tensor = layer.tensor
+    stem = layer.weight.name or "weight"
+    # transB: the stored weight is (N, K), its blocks lie along rows
+    by_rows = layer.channel_axis == 0
+    scales = block_scales(
+        tensor,
+        bits,
+        block,
+        by_rows,
+    )
+    quantized: ir.TensorProtocol = quantize_blocks(
+        tensor,
+        scales,
+        bits,
+        block,
+        by_rows,
+    )
     if by_rows:
-        quantized, scales = transposed(quantized), np.ascontiguousarray(scales.T)
+        quantized = transposed(quantized)
+        scales = np.ascontiguousarray(scales.T)
+    stored = inserter.encoded(stem, f"q{bits}", quantized)
+    stored_scales = inserter.initializer(f"{stem}_block_scale", ir.Tensor(scales))
     dequantize = inserter.node(
         "DequantizeLinear",
-        [
-            inserter.initializer(f"{stem}_q{bits}", quantized),
-            inserter.initializer(f"{stem}_block_scale", ir.Tensor(scales)),
-        ],
+        [stored, stored_scales],
         "dequantized",
         ir.DataType.FLOAT,
         ir.Shape(quantized.shape.numpy()),
         {"axis": 0, "block_size": block},
     )
     layer.node.prepend([dequantize])
-    layer.node.replace_input_with(layer.rule.weight, dequantize.outputs[0])
+    layer.node.replace_input_with(WEIGHT_INPUT, dequantize.outputs[0])
     if by_rows:
         layer.node.attributes["transB"] = ir.AttrInt64("transB", 0)
 
@@ -121,7 +164,9 @@ def block_scales(
     Errors: RefusedError for NaN or infinity.
     """
     first, second = (int(d) for d in tensor.shape.numpy())
-    across = (first, -(-second // block)) if by_rows else (-(-first // block), second)
+    inputs = second if by_rows else first
+    count = -(-inputs // block)
+    across = (first, count) if by_rows else (count, second)
     out = np.empty(across, np.float32)
     for start, view in _block_views(tensor, block, by_rows):
         if not np.isfinite(view).all():
@@ -130,23 +175,30 @@ def block_scales(
                 "holds NaN or infinity: it has no integer form",
                 "repair the weight, or name the layer in exclude",
             )
-        out[start : start + len(view)] = best_scales(view, bits).reshape(len(view), -1)
+        found = best_scales(view, bits)
+        out[start : start + len(view)] = found.reshape(len(view), -1)
     return out
 
 
 def best_scales(view: Floats, bits: int) -> Floats:
-    """Shapes: (..., block, columns) -> (..., columns); `_block_views` says what they are."""
+    """The scale of least squared error of each block.
+
+    Shapes: (..., block, columns) -> (..., columns); `_as_blocks` says what they are.
+    """
     at = np.abs(view).argmax(-2)[..., None, :]
     extreme = np.take_along_axis(view, at, -2)
+    # 8 bits are fine enough for one try
     if len(TRIED[bits]) == 1:
-        return _usable(np.abs(extreme[..., 0, :]) / np.float32(TRIED[bits][0]))
-    best, least = _usable(extreme), np.full(extreme.shape, np.inf, np.float32)
+        largest = np.abs(extreme[..., 0, :])
+        return _usable(largest / np.float32(TRIED[bits][0]))
+    best = _usable(extreme)
+    least = np.full(extreme.shape, np.inf, np.float32)
     for target in TRIED[bits]:
         scale = _usable(extreme / np.float32(target))
         scaled = np.divide(view, scale, dtype=np.float32)
-        error = np.square(_rounded(scaled, bits) - scaled).sum(
-            -2, keepdims=True
-        ) / np.float32(target * target)
+        off = np.square(_rounded(scaled, bits) - scaled)
+        # in units of the extreme weight, the same for every target: extreme = target * scale
+        error = off.sum(-2, keepdims=True) / np.float32(target * target)
         best = np.where(error < least, scale, best)
         least = np.minimum(error, least)
     return np.asarray(best[..., 0, :])
@@ -154,7 +206,11 @@ def best_scales(view: Floats, bits: int) -> Floats:
 
 def _usable(scale: NDArray[Any]) -> Floats:
     small = np.abs(scale) < _SMALLEST
-    return np.where(small, np.float32(_SMALLEST), scale).astype(np.float32)
+    return np.where(
+        small,
+        np.float32(_SMALLEST),
+        scale,
+    ).astype(np.float32)
 
 
 def _rounded(scaled: Floats, bits: int) -> Floats:
@@ -169,23 +225,45 @@ def quantize_blocks(
     block: int,
     by_rows: bool = False,
 ) -> DerivedTensor:
-    """round(w / scale of its block) as int4 or int8, lazily. Shapes: as the tensor. Exact zeros
-    stay zeros.
+    """round(w / scale of its block) as int4 or int8, lazily.
+
+    Shapes: as the tensor. Exact zeros stay zeros.
     """
     length = int(tensor.shape.numpy()[1])
+    granule = _granule(length, block, by_rows)
     dtype = DTYPES[bits]
 
     def kernel(flat: NDArray[Any], start: int) -> NDArray[Any]:
-        view, whole = _as_blocks(flat, length, block, by_rows)
-        first = start // length if by_rows else start // (length * block)
-        scale = np.expand_dims(scales[first : first + len(view)], -1 if by_rows else 1)
-        scaled = np.divide(
-            view, scale[..., None] if by_rows else scale, dtype=np.float32
+        view, rows = _as_blocks(
+            flat,
+            length,
+            block,
+            by_rows,
         )
+        first = start // granule
+        own = scales[first : first + len(view)]
+        # (rows, blocks) beside (rows, blocks, block, 1), or (blocks, N) beside (blocks, block, N)
+        divisors = own[:, :, None, None] if by_rows else own[:, None, :]
+        scaled = np.divide(view, divisors, dtype=np.float32)
         values = _rounded(scaled, bits).astype(dtype.numpy())
-        return _flat(values, whole, length, by_rows)
+        return _flat(
+            values,
+            rows,
+            length,
+            by_rows,
+        )
 
-    return DerivedTensor(tensor, kernel, dtype, length if by_rows else length * block)
+    return DerivedTensor(
+        tensor,
+        kernel,
+        dtype,
+        granule,
+    )
+
+
+def _granule(length: int, block: int, by_rows: bool) -> int:
+    """Elements that hold whole blocks: one row, or as many rows as a block has inputs."""
+    return length if by_rows else length * block
 
 
 def _block_views(
@@ -195,35 +273,43 @@ def _block_views(
     zeros.
     """
     length = int(tensor.shape.numpy()[1])
-    granule = length if by_rows else length * block
+    granule = _granule(length, block, by_rows)
     for start, flat in blocks(tensor, granule):
-        yield start // granule, _as_blocks(flat, length, block, by_rows)[0]
+        view, _ = _as_blocks(
+            flat,
+            length,
+            block,
+            by_rows,
+        )
+        yield start // granule, view
 
 
 def _as_blocks(
     flat: NDArray[Any], length: int, block: int, by_rows: bool
 ) -> tuple[Floats, int]:
-    """Whole rows (n, K) as (n, blocks, block, 1), or rows (k, N) as (blocks, block, N); and how
-    many rows there are.
+    """Whole rows as blocks, and the number of rows.
+
+    Shapes: rows (n, K) -> (n, blocks, block, 1); rows (k, N) -> (blocks, block, N).
     """
     rows = flat.reshape(-1, length).astype(np.float32, copy=False)
+    count = len(rows)
     if by_rows:
         padded = np.pad(rows, ((0, 0), (0, -length % block)))
-        return padded.reshape(len(rows), -1, block, 1), len(rows)
-    padded = np.pad(rows, ((0, -len(rows) % block), (0, 0)))
-    return padded.reshape(-1, block, length), len(rows)
+        return padded.reshape(
+            count,
+            -1,
+            block,
+            1,
+        ), count
+    padded = np.pad(rows, ((0, -count % block), (0, 0)))
+    return padded.reshape(-1, block, length), count
 
 
 def _flat(values: NDArray[Any], rows: int, length: int, by_rows: bool) -> NDArray[Any]:
     """The inverse of `_as_blocks`."""
     if by_rows:
-        return np.asarray(values.reshape(rows, -1)[:, :length]).reshape(-1)
-    return np.asarray(values.reshape(-1, length)[:rows]).reshape(-1)
-
-
-def _flipped(layer: Layer) -> bool:
-    return layer.node.op_type == "Gemm" and bool(int_attribute(layer.node, "transB", 0))
-
-
-def _inputs(layer: Layer) -> int:
-    return int(layer.tensor.shape.numpy()[1 if _flipped(layer) else 0])
+        padded_rows = values.reshape(rows, -1)
+        return np.asarray(padded_rows[:, :length]).reshape(-1)
+    # the fill of a short last block lies behind all rows
+    padded = values.reshape(-1, length)
+    return np.asarray(padded[:rows]).reshape(-1)

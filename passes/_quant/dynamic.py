@@ -1,118 +1,237 @@
-"""Layers whose input is quantized at run time: DynamicQuantizeLinear -> MatMulInteger -> Cast ->
-Mul (-> Add).
+"""Layers without calibrated ranges: integers with an input quantized at run time, or float from
+weights stored in a few bits.
+
+    DynamicQuantizeLinear -> MatMulInteger -> Cast -> Mul (-> Add)
+    codes -> Cast -> Mul scale -> the float layer, folded at load
+
+The latter is Cast and Mul, not DequantizeLinear: ONNX Runtime keeps that for its integer kernels
+and runs it at every inference.
 """
 
 from __future__ import annotations
 
+import numpy as np
 import onnx_ir as ir
 
-from .._core.graph import Names
+from .._core.provenance import float_layer, set_float_layer
+from .engine import Counts, Insertion, LayerCase, needs_ranges
 from .inserter import Inserter, take_over
-from .layers import Layer, int_attribute
+from .layers import WEIGHT_INPUT, QuantLayer
 from .weight_codes import Codes
 from .weights import Floats, transposed, wide_enough
 
 MIN_DYNAMIC_WEIGHTS = 4096
-"""A MatMul with fewer weights costs more in quantizing its input at run time than it gains."""
+"""Weights (count) from which a MatMul pays for quantizing its input at run time; chosen by hand;
+not measured.
+"""
 
 
-def worth_dynamic(layer: Layer) -> str | None:
-    """Why quantizing this layer's input at run time would not pay, or None."""
-    size = layer.tensor.size
-    return (
-        f"its {size} weights are too few to pay for quantizing its input"
-        if size < MIN_DYNAMIC_WEIGHTS
-        else None
-    )
+def why_not_dynamic(case: LayerCase) -> str | None:
+    """Reason why a layer's input is not quantized at run time, or None."""
+    if case.layer.node.op_type not in case.rules.dynamic:
+        return needs_ranges(case)
+    size = case.layer.tensor.size
+    if case.named or size >= MIN_DYNAMIC_WEIGHTS:
+        return None
+    return f"its {size} weights are too few to pay for quantizing its input"
 
 
-def insert_dynamic(
-    graph: ir.Graph, names: Names, layers: list[Layer], codes: dict[Layer, Codes]
-) -> dict[str, int]:
-    """Rewrite layers as DynamicQuantizeLinear -> MatMulInteger -> Cast -> Mul (-> Add); one
-    quantizer an input.
-    """
-    inserter = Inserter(graph, names)
+def insert_dynamic(insertion: Insertion, layers: list[QuantLayer]) -> Counts:
+    """Rewrite layers as integer products; one quantizer an input."""
+    inserter = Inserter(insertion.graph, insertion.names)
     quantizers: dict[ir.Value, ir.Node] = {}
+    # a Gemm with transB and a MatMul that share a weight want it either way round
     stored: dict[tuple[Codes, bool], ir.Value] = {}
     weights = 0
     for layer in layers:
         if layer.input not in quantizers:
-            quantizer = inserter.node(
-                "DynamicQuantizeLinear",
-                [layer.input],
-                "quantized",
-                ir.DataType.UINT8,
-                layer.input.shape,
-                outputs=3,
-            )
-            quantizer.outputs[1].type = ir.TensorType(ir.DataType.FLOAT)
-            quantizer.outputs[2].type = ir.TensorType(ir.DataType.UINT8)
-            quantizer.outputs[1].shape = quantizer.outputs[2].shape = ir.Shape([])
-            _place_reachable(inserter, layer, quantizer)
-            quantizers[layer.input] = quantizer
-        code = codes[layer]
-        scales = wide_enough(code.scales, None, 1.0, code.has_zero)
-        key = (code, _is_flipped(layer))
+            quantizers[layer.input] = _quantizer(inserter, layer)
+        code = insertion.codes[layer]
+        scales = wide_enough(
+            code.scales,
+            None,
+            1.0,
+            code.has_zero,
+        )
+        key = (code, layer.channel_axis == 0)
         if key not in stored:
-            tensor = code.codes(scales)
-            stored[key] = code.store(
+            stored[key] = _stored(
                 inserter,
-                layer.weight.name or "weight",
-                transposed(tensor) if key[1] else tensor,
-                layer.node,
+                layer,
+                code,
+                scales,
             )
-            weights += tensor.size
-        _integer_matmul(inserter, layer, quantizers[layer.input], stored[key], scales)
+            weights += layer.tensor.size
+        _integer_matmul(
+            inserter,
+            layer,
+            quantizers[layer.input],
+            stored[key],
+            scales,
+        )
     return {"layers": len(layers), "weights": weights, "pairs": 0}
 
 
-def _is_flipped(layer: Layer) -> bool:
-    return layer.node.op_type == "Gemm" and bool(int_attribute(layer.node, "transB", 0))
-
-
-def _place_reachable(inserter: Inserter, layer: Layer, quantizer: ir.Node) -> None:
-    """Behind the input's producer; at the top of this graph where the input comes from an outer
-    one.
-    """
-    producer = layer.input.producer()
+def _quantizer(inserter: Inserter, layer: QuantLayer) -> ir.Node:
+    """Insert the node that quantizes a layer's input: codes, scale and zero point."""
+    value = layer.input
+    quantizer = inserter.node(
+        "DynamicQuantizeLinear",
+        [value],
+        "quantized",
+        ir.DataType.UINT8,
+        value.shape,
+        outputs=3,
+    )
+    _, scale, zero = quantizer.outputs
+    scale.type = ir.TensorType(ir.DataType.FLOAT)
+    scale.shape = ir.Shape([])
+    zero.type = ir.TensorType(ir.DataType.UINT8)
+    zero.shape = scale.shape
+    producer = value.producer()
     if producer is not None and producer.graph is inserter.graph:
         inserter.graph.insert_after(producer, [quantizer])
     else:
+        # the input comes from an outer graph, or is the graph's own
         inserter.graph.insert_before(inserter.graph[0], [quantizer])
+    return quantizer
+
+
+def _stored(
+    inserter: Inserter, layer: QuantLayer, code: Codes, scales: Floats
+) -> ir.Value:
+    """Store a layer's weight as MatMulInteger reads it: (K, N)."""
+    tensor = code.codes(scales)
+    if layer.channel_axis == 0:
+        tensor = transposed(tensor)
+    return code.store(
+        inserter,
+        layer.weight.name or "weight",
+        tensor,
+        layer.node,
+    )
 
 
 def _integer_matmul(
     inserter: Inserter,
-    layer: Layer,
+    layer: QuantLayer,
     quantizer: ir.Node,
     weight: ir.Value,
     scales: Floats,
 ) -> None:
+    """Put an integer product in the place of a layer's node."""
     node = layer.node
     x, x_scale, x_zero = quantizer.outputs
-    old = node.outputs[0]
-    f32, shape = ir.DataType.FLOAT, old.shape
+    shape = node.outputs[0].shape
+    int32, f32 = ir.DataType.INT32, ir.DataType.FLOAT
     product = inserter.node(
-        "MatMulInteger", [x, weight, x_zero], "product", ir.DataType.INT32, shape
+        "MatMulInteger",
+        [x, weight, x_zero],
+        "product",
+        int32,
+        shape,
     )
+    origin = float_layer(node)
+    if origin is not None:
+        set_float_layer(product, origin)
+    to_float = {"to": int(f32)}
     cast = inserter.node(
-        "Cast", [product.outputs[0]], "float", f32, shape, {"to": int(f32)}
+        "Cast",
+        [product.outputs[0]],
+        "float",
+        f32,
+        shape,
+        to_float,
     )
+    scale = inserter.constant("scale", scales)
     both = inserter.node(
         "Mul",
-        [x_scale, inserter.constant("scale", scales)],
+        [x_scale, scale],
         "scale",
         f32,
         ir.Shape(scales.shape),
     )
+    factors = [cast.outputs[0], both.outputs[0]]
     result = inserter.node(
-        "Mul", [cast.outputs[0], both.outputs[0]], "rescaled", f32, shape
+        "Mul",
+        factors,
+        "rescaled",
+        f32,
+        shape,
     )
     new = [product, cast, both, result]
+    # a MatMul's Add stays where it is; the bias of a Gemm needs one
     if layer.bias is not None and layer.bias_add is None:
+        terms = [result.outputs[0], layer.bias]
         new.append(
-            inserter.node("Add", [result.outputs[0], layer.bias], "biased", f32, shape)
+            inserter.node(
+                "Add",
+                terms,
+                "biased",
+                f32,
+                shape,
+            )
         )
     node.prepend(new)
     take_over(node, new[-1])
+
+
+def why_not_float(case: LayerCase) -> str | None:
+    """Every layer can read its weight from codes and stay float."""
+    return None
+
+
+def insert_float(insertion: Insertion, layers: list[QuantLayer]) -> Counts:
+    """Store the weights of `layers` as codes that are unpacked when the model is loaded."""
+    inserter = Inserter(insertion.graph, insertion.names)
+    # at the top of the graph, in reach of every layer that shares the weight
+    first = insertion.graph[0]
+    unpacked: dict[Codes, ir.Value] = {}
+    weights = 0
+    for layer in layers:
+        code = insertion.codes[layer]
+        if code not in unpacked:
+            unpacked[code] = _unpacked(
+                inserter,
+                layer,
+                code,
+                first,
+            )
+            weights += layer.tensor.size
+        layer.node.replace_input_with(WEIGHT_INPUT, unpacked[code])
+    return {"layers": len(layers), "weights": weights, "pairs": 0}
+
+
+def _unpacked(
+    inserter: Inserter, layer: QuantLayer, code: Codes, first: ir.Node
+) -> ir.Value:
+    """Insert code * scale in front of `first`."""
+    f32 = ir.DataType.FLOAT
+    tensor = code.codes(code.scales)
+    shape = ir.Shape(tensor.shape.numpy())
+    stored = code.store(
+        inserter,
+        layer.weight.name or "weight",
+        tensor,
+        first,
+    )
+    inner_axes = len(shape) - 1 - layer.channel_axis
+    scales = code.scales.reshape((-1,) + (1,) * inner_axes).astype(np.float32)
+    cast = inserter.node(
+        "Cast",
+        [stored],
+        "float",
+        f32,
+        shape,
+        {"to": int(f32)},
+    )
+    factors = [cast.outputs[0], inserter.constant("scale", scales)]
+    scaled = inserter.node(
+        "Mul",
+        factors,
+        "unpacked",
+        f32,
+        shape,
+    )
+    inserter.graph.insert_before(first, [cast, scaled])
+    return scaled.outputs[0]

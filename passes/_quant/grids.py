@@ -27,23 +27,24 @@ from .._core.saturation import (
 from .weights import LEAST_SCALE, Floats, channel_absmax, pair_granule
 
 ON_GRID = 1e-4
-"""Steps from the grid within which weights count as lying on it: far above float noise, far below
+"""Distance (steps) within which weights count as lying on a grid: far above float noise, far below
 rounding.
 """
 
 SAMPLE = 16
-"""Weights of a channel that are looked at first: weights that were never rounded are on no grid
-after so many.
+"""Weights of a channel that are looked at first (count): weights that were never rounded are on no
+grid after so many.
 """
 
 ROUNDS = 4
-"""Grids that a channel is tried on in full, largest codes first."""
+"""Grids that a channel is tried on in full (count), largest codes first; chosen by hand."""
 
 
 @dataclass(frozen=True)
 class Grid:
-    """Codes -levels … levels; `pairs` that must stay within the limit, or None where the whole
-    range may be used.
+    """Codes -levels … levels.
+
+    `pairs`: those that must stay within the limit, or None where the whole range may be used.
     """
 
     levels: int
@@ -52,13 +53,9 @@ class Grid:
     @property
     def limited(self) -> KernelPairs | None:
         """The pairs that codes of this grid could bring beyond the limit."""
-        return (
-            self.pairs
-            if self.pairs is not None
-            and self.pairs.count
-            and 2 * self.levels > PAIR_LIMIT
-            else None
-        )
+        if self.pairs is None or not self.pairs.count:
+            return None
+        return self.pairs if 2 * self.levels > PAIR_LIMIT else None
 
 
 def scales_on(tensor: ir.TensorProtocol, layout: Layout, grid: Grid) -> Floats:
@@ -74,11 +71,24 @@ def scales_on(tensor: ir.TensorProtocol, layout: Layout, grid: Grid) -> Floats:
     highest = channel_absmax(tensor, layout)
     scales = (highest / grid.levels).astype(np.float32)
     usable = highest > 0
+    # for the caller to refuse
     if not np.isfinite(highest).all() or not usable.any():
         return scales
-    tops = held_tops(tensor, layout, highest, grid)
-    if grid.limited is not None and (usable & (tops == 0)).any():
-        scales = limited_scales(tensor, layout, scales, grid.limited)
+    tops = held_tops(
+        tensor,
+        layout,
+        highest,
+        grid,
+    )
+    is_new = usable & (tops == 0)
+    if grid.limited is not None and is_new.any():
+        scales = limited_scales(
+            tensor,
+            layout,
+            scales,
+            grid.limited,
+        )
+    # max|w| is the top code times the scale
     held = usable & (tops > 0)
     scales[held] = (highest[held] / tops[held]).astype(np.float32)
     return scales
@@ -87,85 +97,98 @@ def scales_on(tensor: ir.TensorProtocol, layout: Layout, grid: Grid) -> Floats:
 def limited_scales(
     tensor: ir.TensorProtocol, layout: Layout, scales: Floats, pairs: KernelPairs
 ) -> Floats:
-    """Scales enlarged where that costs less than cutting the pairs beyond the limit, without
-    data.
+    """Scales enlarged where that costs less than cutting the pairs beyond the limit.
+
+    The expected error counts, without data.
     """
     usable = scales > LEAST_SCALE
-    inverse = np.where(usable, 1.0 / np.where(usable, scales, 1.0), 0.0).astype(
-        np.float32
-    )
-    spread, rounded = np.zeros((layout.channels, BINS)), np.zeros(layout.channels)
+    divisors = np.where(usable, scales, 1.0)
+    inverse = np.where(usable, 1.0 / divisors, 0.0).astype(np.float32)
+    spread = np.zeros((layout.channels, BINS))
+    rounded = np.zeros(layout.channels)
     for rows, channels in rows_of(tensor, layout, pairs):
-        spread[channels] += excess(
-            rows * inverse[channels][:, None], pairs.of_part(rows.shape[1])
-        )
-        rounded[channels] += np.count_nonzero(
-            rows, axis=1
-        )  # zeros, pruned perhaps, lose nothing
+        exact = rows * inverse[channels][:, None]
+        spread[channels] += excess(exact, pairs.of_part(rows.shape[1]))
+        # zeros, pruned perhaps, lose nothing
+        rounded[channels] += np.count_nonzero(rows, axis=1)
     return (scales * channel_factors(spread, rounded)).astype(np.float32)
 
 
 def held_tops(
     tensor: ir.TensorProtocol, layout: Layout, highest: Floats, grid: Grid
 ) -> NDArray[np.int64]:
-    """The largest code of the grid that each channel's weights lie on already; 0 where they lie on
-    none.
+    """The largest code of the grid that each channel's weights lie on already, 0 for none.
 
     What an earlier pass rounded is found again, whatever its largest code was: max|w| is that code
     times the scale.
     """
-    possible = _candidates(tensor, layout, highest, grid)
+    possible = _candidates(
+        tensor,
+        layout,
+        highest,
+        grid,
+    )
     found = np.zeros(layout.channels, np.int64)
     tops = np.arange(grid.levels, 0, -1)
     for _ in range(ROUNDS):
-        tried = np.where(possible.any(axis=1), tops[possible.argmax(axis=1)], 0)
+        first = tops[possible.argmax(axis=1)]
+        tried = np.where(possible.any(axis=1), first, 0)
         if not tried.any():
             break
-        whole, highest_sum = _tried(tensor, layout, highest, tried, grid)
+        whole, highest_sum = _tried(
+            tensor,
+            layout,
+            highest,
+            tried,
+            grid,
+        )
         fits = whole & (highest_sum <= PAIR_LIMIT)
         found = np.where(fits, tried, found)
-        allowed = tried * np.where(
-            whole, PAIR_LIMIT / np.maximum(highest_sum, PAIR_LIMIT), 1.0
-        )
-        possible &= (
-            (tops <= allowed[:, None]) & (tops != tried[:, None]) & ~fits[:, None]
-        )
+        # codes grow with the top: a top whose pairs exceed the limit rules out the tops in between
+        shrink = PAIR_LIMIT / np.maximum(highest_sum, PAIR_LIMIT)
+        allowed = tried * np.where(whole, shrink, 1.0)
+        possible &= tops <= allowed[:, None]
+        possible &= tops != tried[:, None]
+        possible &= ~fits[:, None]
     return found
 
 
 def _candidates(
     tensor: ir.TensorProtocol, layout: Layout, highest: Floats, grid: Grid
 ) -> NDArray[np.bool_]:
-    """Which largest codes (levels, levels - 1 … 1) the first weights of each channel allow:
-    (channels, levels).
+    """Largest codes (levels, levels - 1 … 1) that the first weights of each channel allow.
+
+    Shapes: -> (channels, levels).
     """
     usable = highest > 0
     possible = np.repeat(usable[:, None], grid.levels, axis=1)
-    left = np.where(usable, SAMPLE, 0)  # zeros lie on every grid, and say nothing
+    # weights still to be looked at: zeros lie on every grid, and do not count
+    left = np.where(usable, SAMPLE, 0)
     for rows, channels in rows_of(tensor, layout):
         for start in range(0, rows.shape[1], SAMPLE):
             open_ = np.flatnonzero(left[channels] > 0)
             if not open_.size:
                 break
             at = open_ + (channels.start or 0)
-            some = rows[open_, start : start + SAMPLE] / highest[at, None].astype(
-                np.float64
-            )
-            possible[at] &= _allowed(some, grid.levels)
-            left[at] -= np.where(
-                possible[at].any(axis=1), np.count_nonzero(some, axis=1), SAMPLE
-            )
+            few = rows[open_, start : start + SAMPLE]
+            shares = few / highest[at, None].astype(np.float64)
+            possible[at] &= _allowed(shares, grid.levels)
+            seen = np.count_nonzero(shares, axis=1)
+            left[at] -= np.where(possible[at].any(axis=1), seen, SAMPLE)
+        # a block with all channels says enough; otherwise each block brings other channels
         if layout.outer > 1 and not (left > 0).any():
             break
     return possible
 
 
 def _allowed(shares: NDArray[np.float64], levels: int) -> NDArray[np.bool_]:
-    """Which largest codes make all of a few weights whole: (channels, few) of max|w| -> (channels,
-    levels).
+    """Largest codes that make all of a few weights whole.
+
+    Shapes: (channels, few), shares of max|w| -> (channels, levels).
     """
     steps = shares[:, :, None] * np.arange(levels, 0, -1)
-    return np.asarray((np.abs(steps - np.rint(steps)) < ON_GRID).all(axis=1))
+    distance = np.abs(steps - np.rint(steps))
+    return np.asarray((distance < ON_GRID).all(axis=1))
 
 
 def _tried(
@@ -175,22 +198,23 @@ def _tried(
     tops: NDArray[np.int64],
     grid: Grid,
 ) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
-    """Whether all weights of a channel lie on the grid with that largest code; the largest sum of
-    one of its pairs.
+    """True where all weights of a channel lie on the grid with that largest code; the largest sum
+    of one of its pairs.
     """
     tried = tops > 0
-    inverse = np.where(
-        tried, tops / np.where(tried, highest, 1.0).astype(np.float64), 0.0
-    )
-    whole, sums, pairs = tried.copy(), np.zeros(layout.channels), grid.limited
+    divisors = np.where(tried, highest, 1.0).astype(np.float64)
+    inverse = np.where(tried, tops / divisors, 0.0)
+    whole = tried.copy()
+    sums = np.zeros(layout.channels)
+    pairs = grid.limited
     for rows, channels in rows_of(tensor, layout, pairs):
         steps = rows * inverse[channels][:, None]
         codes = np.rint(steps)
-        whole[channels] &= np.abs(steps - codes).max(axis=1, initial=0.0) < ON_GRID
+        distance = np.abs(steps - codes).max(axis=1, initial=0.0)
+        whole[channels] &= distance < ON_GRID
         if pairs is not None:
-            largest = largest_sums(codes, pairs.of_part(rows.shape[1])).max(
-                axis=1, initial=0.0
-            )
+            part = pairs.of_part(rows.shape[1])
+            largest = largest_sums(codes, part).max(axis=1, initial=0.0)
             sums[channels] = np.maximum(sums[channels], largest)
     return whole, sums
 
@@ -198,9 +222,7 @@ def _tried(
 def rows_of(
     tensor: ir.TensorProtocol, layout: Layout, pairs: KernelPairs | None = None
 ) -> Iterator[tuple[NDArray[Any], slice]]:
-    """A weight block by block as (channels, width), no pair cut apart, and which channels they
-    are.
-    """
+    """A weight block by block as (channels, width), no pair cut apart, and the channels."""
     for start, block in blocks(tensor, pair_granule(layout, pairs)):
         view, channels = layout.view(block, start)
         yield layout.rows(view), channels

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import onnx_ir as ir
 
 from .._core.graph import Names
+from .._core.provenance import set_float_weight
 
 ADDED = "added by quant"
 """Key of `node.meta` that marks the nodes made here."""
@@ -29,19 +30,32 @@ class Inserter:
     def constant(self, role: str, array: np.ndarray, shared: bool = True) -> ir.Value:
         """An initializer holding `array`; if `shared`, one that was made before and is equal."""
         if not shared:
-            return self._registered(
-                self._short(role), ir.Tensor(np.asarray(array, order="C"))
-            )
+            tensor = ir.Tensor(np.asarray(array, order="C"))
+            return self._registered(self._short(role), tensor)
+        # by bytes: -0.0 equals 0.0, and NaN not even itself
         key = (array.dtype.name, array.shape, array.tobytes())
         if key not in self._constants:
-            self._constants[key] = self.constant(role, array, shared=False)
+            self._constants[key] = self.constant(
+                role,
+                array,
+                shared=False,
+            )
         return self._constants[key]
 
     def initializer(self, stem: str, tensor: ir.TensorProtocol) -> ir.Value:
         """A new initializer called `stem`, or nearly so; the tensor may be lazy."""
         return self._registered(self.names.fresh(stem), tensor)
 
+    def encoded(
+        self, float_name: str, suffix: str, tensor: ir.TensorProtocol
+    ) -> ir.Value:
+        """A new initializer that encodes the float one of that name; it says so in memory."""
+        value = self.initializer(f"{float_name}_{suffix}", tensor)
+        set_float_weight(value, float_name)
+        return value
+
     def _registered(self, name: str, tensor: ir.TensorProtocol) -> ir.Value:
+        # value and tensor state the same facts, and writers read either
         tensor.name = name
         value = ir.Value(
             name=name,
@@ -55,18 +69,23 @@ class Inserter:
     def node(
         self,
         op: str,
-        inputs: list[ir.Value | None],
+        inputs: Sequence[ir.Value | None],
         role: str,
         dtype: ir.DataType,
         shape: ir.Shape | None,
         attributes: dict[str, int] | None = None,
         outputs: int = 1,
     ) -> ir.Node:
-        """A new node, not yet in the graph, with named and typed first output; nameless itself: its
-        output says it.
+        """A new node, not yet in the graph, whose first output has a name and a type.
+
+        The node itself has no name: that of its output says as much.
         """
         node = ir.node(
-            op, inputs, attributes=attributes or {}, num_outputs=outputs, name=""
+            op,
+            inputs,
+            attributes=attributes or {},
+            num_outputs=outputs,
+            name="",
         )
         node.meta[ADDED] = True
         for value in node.outputs:
@@ -78,14 +97,20 @@ class Inserter:
     def step(
         self,
         op: str,
-        inputs: list[ir.Value],
+        inputs: Sequence[ir.Value],
         dtype: ir.DataType,
         dims: list[int],
         attributes: dict[str, int] | None = None,
     ) -> ir.Node:
         """A node between a stored tensor and its user, folded at load."""
+        shape = ir.Shape(dims)
         return self.node(
-            op, list(inputs), "unpacked", dtype, ir.Shape(dims), attributes
+            op,
+            inputs,
+            "unpacked",
+            dtype,
+            shape,
+            attributes,
         )
 
     def _short(self, role: str) -> str:
@@ -93,6 +118,7 @@ class Inserter:
 
     def place_after(self, value: ir.Value, nodes: list[ir.Node]) -> None:
         """Put nodes right behind the producer of `value`, or at the top for a graph input."""
+        # a graph input, which nothing produces, is at hand from the first node on
         producer = value.producer()
         if producer is not None:
             self.graph.insert_after(producer, nodes)
@@ -101,17 +127,17 @@ class Inserter:
 
 
 def take_over(old: ir.Node, new: ir.Node) -> None:
-    """`new`'s output replaces `old`'s under the old name; `old` is removed."""
+    """Let `new`'s output replace `old`'s under the old name, and remove `old`."""
     before, after = old.outputs[0], new.outputs[0]
-    after.name, before.name = before.name, f"{before.name}_removed"
+    after.name = before.name
+    before.name = f"{before.name}_removed"
     before.replace_all_uses_with(after, replace_graph_outputs=True)
     assert old.graph is not None
     old.graph.remove(old, safe=True)
 
 
 def forget_redundant(nodes: Iterable[ir.Node]) -> None:
-    """Drop types that any reader can infer, of values added between a stored tensor or a Q and its
-    DQ.
+    """Drop types that any reader can infer, of values between a stored tensor or a Q and its DQ.
 
     They would take a tenth of the file of a 1-bit model. Those that MatMulInteger reads stay:
     without them nobody sees that its weight is one of integers.
@@ -120,12 +146,19 @@ def forget_redundant(nodes: Iterable[ir.Node]) -> None:
     for node in nodes:
         if ADDED not in node.meta:
             continue
-        stored = all(
-            v is None or v in constant or v.const_value is not None for v in node.inputs
-        )
+        # nodes come in order, so what a constant is computed from was seen before
+        stored = all(_is_stored(value, constant) for value in node.inputs)
         if stored:
             constant.update(node.outputs)
-        if stored or node.op_type == "QuantizeLinear":
-            for value in node.outputs:
-                if not any(use.node.op_type == "MatMulInteger" for use in value.uses()):
-                    value.type = value.shape = None
+        if not stored and node.op_type != "QuantizeLinear":
+            continue
+        for value in node.outputs:
+            readers = {use.node.op_type for use in value.uses()}
+            if "MatMulInteger" not in readers:
+                value.type = None
+                value.shape = None
+
+
+def _is_stored(value: ir.Value | None, constant: set[ir.Value]) -> bool:
+    """True if an input is absent, an initializer, or computed from initializers alone."""
+    return value is None or value in constant or value.const_value is not None

@@ -1,41 +1,48 @@
-"""What each layer becomes: the pass's form, 8 bit at both ends of a low-bit network, and overrides
-by name pattern.
+"""The form of each layer: the pass's own, 8 bit at both ends of a low-bit network, and overrides by
+name pattern.
 """
 
 from __future__ import annotations
 
 import difflib
-import fnmatch
 import tomllib
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-import onnx_ir as ir
-
 from ... import UsageError
-from .layers import Layer, names_of
+from .._core.patterns import layer_names, matches
+from .layers import QuantLayer
+from .schemes import FORMS
 from .weight_codes import PACKED_BITS
 
-FLOAT = "float"
-INTEGERS = ("int8", "dynamic", "int16")
-"""Forms whose weights have `bits` bits."""
+LEAVE_FLOAT = "float"
+"""Word of an override for a layer that is not quantized."""
+
+END_FORM = "int8"
+"""Form of the first and last layer beside layers of a form that has no 8 bits."""
+
 OPTION = "quant.layers"
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What one layer becomes: a form and, where it has a choice of them, the bits of its weights
-    and of what it reads.
+    """The form of one layer and, where it has a choice of them, the bits of its weights and of what
+    it reads.
 
-    `asked`: somebody named this very layer, so it is not for the rules to say that it gains
+    `named`: somebody named this very layer, so it is not for the rules to say that it gains
     nothing.
     """
 
     form: str
     bits: int
-    asked: bool = False
+    named: bool = False
     activation_bits: int = 8
+
+    @property
+    def is_packed(self) -> bool:
+        """True if the layer's weights take less than a byte in the file."""
+        return FORMS[self.form].is_packed_at(self.bits)
 
 
 @dataclass(frozen=True)
@@ -46,9 +53,7 @@ class Override:
     choice: Choice
 
 
-def read_overrides(
-    texts: tuple[str, ...], default_bits: int, forms: Collection[str]
-) -> tuple[Override, ...]:
+def read_overrides(texts: tuple[str, ...], default_bits: int) -> tuple[Override, ...]:
     """Entries `PATTERN=FORM[:bits[:activation bits]]`, and `@file.toml` for a file's table
     `[layers]` of the same form.
 
@@ -59,6 +64,7 @@ def read_overrides(
         if text.startswith("@"):
             entries += _read_table(Path(text[1:]))
             continue
+        # from the right: names may hold equal signs, forms do not
         pattern, equals, form = text.rpartition("=")
         if not (pattern and equals):
             raise UsageError(
@@ -68,98 +74,111 @@ def read_overrides(
             )
         entries.append((pattern, form))
     return tuple(
-        Override(pattern, _choice(form, default_bits, forms))
-        for pattern, form in entries
+        Override(pattern, _choice(form, default_bits)) for pattern, form in entries
     )
 
 
 def _read_table(path: Path) -> list[tuple[str, str]]:
+    """The table [layers] of a file, in its order."""
+    where = f"{OPTION} @{path}"
     fix = 'a table [layers] with lines like "*conv1*" = "float"'
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8")).get("layers")
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    # errors of decoding too: the file may be anything
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        problem = f"cannot be read ({error})"
         raise UsageError(
-            f"{OPTION} @{path}",
-            f"cannot be read ({error})",
+            where,
+            problem,
             f"give a TOML file with {fix}",
         ) from None
-    if not isinstance(table, dict) or not all(
-        isinstance(form, str) for form in table.values()
-    ):
+    table = content.get("layers")
+    if not isinstance(table, dict):
         raise UsageError(
-            f"{OPTION} @{path}", "has no table [layers] of texts", f"write {fix}"
+            where,
+            "has no table [layers] of texts",
+            f"write {fix}",
+        )
+    if not all(isinstance(form, str) for form in table.values()):
+        raise UsageError(
+            where,
+            "has no table [layers] of texts",
+            f"write {fix}",
         )
     return list(table.items())
 
 
-def _choice(text: str, default_bits: int, forms: Collection[str]) -> Choice:
-    form, *bits = text.split(":")
-    if form not in forms:
-        near = difflib.get_close_matches(form, forms, 1)
+def _choice(text: str, default_bits: int) -> Choice:
+    """The choice that the right side of an entry names."""
+    form, *widths = text.split(":")
+    single = [LEAVE_FLOAT, *(name for name, row in FORMS.items() if row.per_layer)]
+    if form not in single:
         raise UsageError(
             OPTION,
             f"'{form}' is no form of a single layer",
-            f"did you mean '{near[0]}'?"
-            if near
-            else f"choose one of {', '.join(sorted(forms))}",
+            _near(form, single),
         )
-    wrong = next((b for b in bits if not (b.isdecimal() and 2 <= int(b) <= 8)), None)
-    if wrong is not None or len(bits) > 2:
+    wrong = next((width for width in widths if not _is_width(width)), None)
+    if wrong is not None or len(widths) > 2:
         raise UsageError(
             OPTION,
             f"'{wrong or text}' in '{text}' is no number of bits",
             "give 2 to 8, for example int8:4, or int8:4:4 for what the layer reads as well",
         )
-    weight, activation = [int(b) for b in bits] + [default_bits, 8][len(bits) :]
-    return Choice(form, weight, asked=True, activation_bits=activation)
+    bits = int(widths[0]) if widths else default_bits
+    activation_bits = int(widths[1]) if len(widths) > 1 else 8
+    return Choice(
+        form,
+        bits,
+        named=True,
+        activation_bits=activation_bits,
+    )
 
 
-def check_patterns(overrides: tuple[Override, ...], nodes: Iterable[ir.Node]) -> None:
-    """Raise UsageError where a pattern names no layer, with the nearest names."""
-    names = [name for node in nodes for name in names_of(node)]
-    for override in overrides:
-        if not fnmatch.filter(names, override.pattern):
-            near = difflib.get_close_matches(override.pattern.strip("*"), names, 3, 0.3)
-            fix = (
-                f"the nearest names are {', '.join(near)}"
-                if near
-                else "the model has no layers"
-            )
-            raise UsageError(OPTION, f"'{override.pattern}' matches no layer", fix)
+def _near(form: str, known: Collection[str]) -> str:
+    near = difflib.get_close_matches(form, known, 1)
+    if near:
+        return f"did you mean '{near[0]}'?"
+    return f"choose one of {', '.join(sorted(known))}"
+
+
+def _is_width(text: str) -> bool:
+    return text.isdecimal() and int(text) in range(2, 9)
 
 
 def choices(
-    layers: list[Layer], default: Choice, ends: str, overrides: tuple[Override, ...]
-) -> dict[Layer, Choice]:
-    """Each layer's choice. The first override that matches wins; then 8 bit for the ends; then the
-    default.
+    layers: list[QuantLayer],
+    default: Choice,
+    ends: str,
+    overrides: tuple[Override, ...],
+) -> dict[QuantLayer, Choice]:
+    """Each layer's choice.
+
+    The first override that matches wins; then 8 bit for the ends; then the default.
     """
     found = dict.fromkeys(layers, default)
     if ends == "8" and _is_low(default) and layers:
+        # by weight: a layer elsewhere that shares it has to store it alike
         weights = {layers[0].weight, layers[-1].weight}
-        eight = Choice(default.form if default.form in INTEGERS else "int8", 8)
-        found |= {layer: eight for layer in layers if layer.weight in weights}
+        form = default.form if FORMS[default.form].has_bits else END_FORM
+        for layer in layers:
+            if layer.weight in weights:
+                found[layer] = Choice(form, 8)
+    # last, since a named layer outranks the ends
     for layer in layers:
+        names = layer_names(layer.node)
         for override in overrides:
-            if any(
-                fnmatch.fnmatchcase(name, override.pattern)
-                for name in names_of(layer.node)
-            ):
+            if matches(names, [override.pattern]):
                 found[layer] = override.choice
                 break
     return found
 
 
-def is_packed(choice: Choice) -> bool:
-    """Whether the layer's weights take less than a byte in the file."""
-    return choice.form in ("binary", "ternary") or (
-        choice.form in INTEGERS and choice.bits <= PACKED_BITS
-    )
-
-
 def _is_low(choice: Choice) -> bool:
-    """Whether so few bits that the first and the last layer, which carry most of the loss, stay at
+    """True for so few bits that the first and the last layer, which carry most of the loss, stay at
     8.
     """
-    few = min(choice.bits, choice.activation_bits) <= PACKED_BITS
-    return choice.form in ("binary", "ternary") or (choice.form in INTEGERS and few)
+    if choice.is_packed:
+        return True
+    few_activations = choice.activation_bits <= PACKED_BITS
+    return FORMS[choice.form].has_bits and few_activations

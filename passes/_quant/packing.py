@@ -1,10 +1,11 @@
 """Weights below eight bits, stored packed and unpacked by plain nodes that ONNX Runtime folds when
 it loads.
 
-    signs, planes   packed uint8 (planes, ceil(n/8)) -> Cast -> Gather(table 256x8) (-> weigh and add the planes)
-    trits           packed uint8 (ceil(n/5),)        -> Cast -> Gather(table 243x5)
-    nibbles         packed uint8 (ceil(n/2),)        -> Cast -> Gather(table 256x2)
-    int4            INT4 initializer                 -> Cast int8 (opset 21, ONNX Runtime 1.23)
+    signs    packed uint8 (ceil(n/8),)         -> Cast -> Gather(table 256x8)
+    planes   packed uint8 (planes, ceil(n/8))  -> the same -> weigh and add the planes
+    trits    packed uint8 (ceil(n/5),)         -> Cast -> Gather(table 243x5)
+    nibbles  packed uint8 (ceil(n/2),)         -> Cast -> Gather(table 256x2)
+    int4     INT4 initializer                  -> Cast int8 (opset 21, ONNX Runtime 1.23)
 
 then, but for int4, Reshape (and Slice where n is no multiple of 8, 5 or 2) to the weight's shape.
 All give the same int8 codes.
@@ -23,13 +24,12 @@ from numpy.typing import NDArray
 from .._core.lazy import DerivedTensor, blocks
 from .inserter import Inserter
 
-INT4_OPSET = 21
 TRITS_A_BYTE = 5
 NIBBLES_A_BYTE = 2
 
 
 def pack_signs(array: NDArray[Any]) -> NDArray[np.uint8]:
-    """The signs of `array`, flat, eight to a byte; sign(0) = sign(-0.0) = +1.
+    """Pack the signs of `array`, flat, eight to a byte; sign(0) = sign(-0.0) = +1.
 
     Shapes: any shape of n elements -> (ceil(n / 8),). Element 8*i + j is bit j (value 2**j) of byte
     i: 1 for +1, 0 for -1. Bits after the last element are 0.
@@ -38,57 +38,70 @@ def pack_signs(array: NDArray[Any]) -> NDArray[np.uint8]:
 
 
 def sign_table() -> NDArray[np.int8]:
-    """What each byte stands for: (256, 8) int8, row b holds the eight signs that `pack_signs` put
-    in byte b.
-    """
-    bits = np.unpackbits(
-        np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little"
-    )
+    """(256, 8) int8: row b holds the eight signs that `pack_signs` put in byte b."""
+    every_byte = np.arange(256, dtype=np.uint8)[:, None]
+    bits = np.unpackbits(every_byte, axis=1, bitorder="little")
     return (bits.astype(np.int8) * 2 - 1).astype(np.int8)
 
 
 def pack_trits(array: NDArray[Any]) -> NDArray[np.uint8]:
-    """Values -1, 0, 1, flat, five to a byte, 1.6 bits each.
+    """Pack values -1, 0, 1, flat, five to a byte, 1.6 bits each.
 
     Shapes: any shape of n elements -> (ceil(n / 5),). Element 5*i + j is digit j (value 3**j) of
     byte i, plus one. Digits after the last element are 0.
     """
     flat = np.asarray(array).reshape(-1)
-    digits = np.zeros(-(-flat.size // TRITS_A_BYTE) * TRITS_A_BYTE, np.uint8)
+    count = _bytes_of(flat.size, TRITS_A_BYTE)
+    digits = np.zeros(count * TRITS_A_BYTE, np.uint8)
+    # digits 0, 1, 2; the fill of the last byte is cut off when it is unpacked
     digits[: flat.size] = flat + 1
     return (digits.reshape(-1, TRITS_A_BYTE) @ _POWERS).astype(np.uint8)
 
 
 def trit_table() -> NDArray[np.int8]:
     """(243, 5) int8: row b holds the five values that `pack_trits` put in byte b."""
-    return (np.arange(3**TRITS_A_BYTE)[:, None] // _POWERS % 3 - 1).astype(np.int8)
+    every_byte = np.arange(3**TRITS_A_BYTE)[:, None]
+    digits = every_byte // _POWERS % 3
+    return (digits - 1).astype(np.int8)
 
 
 _POWERS = 3 ** np.arange(TRITS_A_BYTE)
 
 
 def pack_nibbles(array: NDArray[Any]) -> NDArray[np.uint8]:
-    """Values -8..7, flat, two to a byte.
+    """Pack values -8..7, flat, two to a byte.
 
     Shapes: any shape of n elements -> (ceil(n / 2),). Element 2*i + j is nibble j (value 16**j) of
     byte i, plus eight. The nibble after the last element is 0.
     """
     flat = np.asarray(array).reshape(-1)
-    digits = np.zeros(-(-flat.size // NIBBLES_A_BYTE) * NIBBLES_A_BYTE, np.uint8)
+    count = _bytes_of(flat.size, NIBBLES_A_BYTE)
+    digits = np.zeros(count * NIBBLES_A_BYTE, np.uint8)
+    # unsigned nibbles
     digits[: flat.size] = flat.astype(np.int8) + 8
-    return (digits[::2] | digits[1::2] << 4).astype(np.uint8)
+    low = digits[::2]
+    high = digits[1::2] << 4
+    return (low | high).astype(np.uint8)
 
 
 def nibble_table() -> NDArray[np.int8]:
     """(256, 2) int8: row b holds the two values that `pack_nibbles` put in byte b."""
     byte = np.arange(256)
-    return (np.stack([byte & 15, byte >> 4], axis=1) - 8).astype(np.int8)
+    low = byte & 15
+    high = byte >> 4
+    return (np.stack([low, high], axis=1) - 8).astype(np.int8)
+
+
+def _bytes_of(codes: int, per_byte: int) -> int:
+    """Bytes that so many codes take; the last may be filled in part."""
+    return -(-codes // per_byte)
 
 
 @dataclass(frozen=True)
 class Packing:
-    """One way to store small codes: `per_byte` of them in a byte, `table` row b the codes of byte
-    b.
+    """One way to store small codes: `per_byte` of them in a byte.
+
+    Row b of `table` holds the codes of byte b.
     """
 
     key: str
@@ -119,90 +132,113 @@ def packed_weight(
     """
     tensor = ir.Tensor(codes) if isinstance(codes, np.ndarray) else codes
     dims = [int(d) for d in tensor.shape.numpy()]
-    count = -(-tensor.size // packing.per_byte)
+    count = _bytes_of(tensor.size, packing.per_byte)
     rows = [] if planes == 1 else [planes]
-    packed = inserter.initializer(
-        f"{stem}_packed", _packed_tensor(tensor, packing, planes)
+    unpack = _Unpacking(inserter, before)
+
+    stored = _packed_tensor(tensor, packing, planes)
+    packed = inserter.encoded(stem, "packed", stored)
+    # indices of Gather are int32 or int64
+    index = unpack.step(
+        "Cast",
+        [packed],
+        ir.DataType.INT32,
+        [*rows, count],
     )
-    index = _step(inserter, before, "Cast", [packed], ir.DataType.INT32, [*rows, count])
-    value = _step(
-        inserter,
-        before,
+    table = _table(inserter, packing)
+    looked_up = [*rows, count, packing.per_byte]
+    value = unpack.step(
         "Gather",
-        [_table(inserter, packing), index],
+        [table, index],
         ir.DataType.INT8,
-        [*rows, count, packing.per_byte],
+        looked_up,
     )
     if planes > 1:
-        value = _summed(inserter, before, value, planes, [count, packing.per_byte])
-    if tensor.size % packing.per_byte:
-        flat = _reshaped(inserter, before, value, [count * packing.per_byte])
-        bounds = [
-            inserter.constant("start", np.array([0])),
-            inserter.constant("end", np.array([tensor.size])),
-        ]
-        value = _step(
-            inserter, before, "Slice", [flat, *bounds], ir.DataType.INT8, [tensor.size]
+        value = _summed(
+            unpack,
+            value,
+            planes,
+            [count, packing.per_byte],
         )
-    return _reshaped(inserter, before, value, dims)
+    if tensor.size % packing.per_byte:
+        # the last byte holds fewer codes: cut those that only fill it up
+        flat = unpack.reshaped(value, [count * packing.per_byte])
+        start = inserter.constant("start", np.array([0]))
+        end = inserter.constant("end", np.array([tensor.size]))
+        value = unpack.step(
+            "Slice",
+            [flat, start, end],
+            ir.DataType.INT8,
+            [tensor.size],
+        )
+    return unpack.reshaped(value, dims)
 
 
 def nibble_weight(
     inserter: Inserter, stem: str, codes: ir.TensorProtocol, before: ir.Node
 ) -> ir.Value:
-    """Store int8 `codes` in -8..7 two to a byte and look them up in front of `before`; as small as
-    `int4_weight`.
+    """Store int8 `codes` in -8..7 two to a byte and look them up in front of `before`.
+
+    As small as `int4_weight`.
 
     For ONNX Runtime before 1.23, which does not cast INT4. Opset: 10 or later.
     """
-    return packed_weight(inserter, stem, codes, before, NIBBLES)
+    return packed_weight(
+        inserter,
+        stem,
+        codes,
+        before,
+        NIBBLES,
+    )
 
 
 def int4_weight(
     inserter: Inserter, stem: str, codes: ir.TensorProtocol, before: ir.Node
 ) -> ir.Value:
-    """Store int8 `codes` in -8..7 as INT4 (two to a byte) and cast them to int8 in front of
-    `before`. Opset: 21.
+    """Store int8 `codes` in -8..7 as INT4 and cast them to int8 in front of `before`.
+
+    Two to a byte. Opset: 21.
 
     Not dequantized straight from INT4: ONNX Runtime makes no integer kernel of that.
     """
-    stored = DerivedTensor(
-        codes, lambda block, start: block.astype(_INT4), ir.DataType.INT4
-    )
-    value = inserter.initializer(f"{stem}_int4", stored)
-    return _step(
-        inserter,
-        before,
+    stored = DerivedTensor(codes, _as_int4, ir.DataType.INT4)
+    value = inserter.encoded(stem, "int4", stored)
+    dims = [int(d) for d in codes.shape.numpy()]
+    return _Unpacking(inserter, before).step(
         "Cast",
         [value],
         ir.DataType.INT8,
-        [int(d) for d in codes.shape.numpy()],
+        dims,
     )
 
 
-_INT4 = ir.DataType.INT4.numpy()
+def _as_int4(block: NDArray[Any], start: int) -> NDArray[Any]:
+    return block.astype(ir.DataType.INT4.numpy())
 
 
 def _packed_tensor(
     tensor: ir.TensorProtocol, packing: Packing, planes: int
 ) -> ir.LazyTensor:
-    shape = [-(-tensor.size // packing.per_byte)]
+    """The packed bytes, computed when they are written."""
+    count = _bytes_of(tensor.size, packing.per_byte)
 
     def compute() -> ir.TensorProtocol:
-        out = np.empty((planes, *shape), np.uint8)
+        out = np.empty((planes, count), np.uint8)
         for plane in range(planes):
             done = 0
+            # blocks of whole bytes, so that packed blocks can be laid end to end
             for _, block in blocks(tensor, granule=packing.per_byte):
                 packed = packing.pack(_plane(block, plane, planes))
                 out[plane, done : done + packed.size] = packed
                 done += packed.size
-            assert done == shape[0], f"{tensor.name}: {done} of {shape[0]} bytes packed"
+            assert done == count, f"{tensor.name}: {done} of {count} bytes packed"
         return ir.Tensor(out if planes > 1 else out[0])
 
+    shape = [count] if planes == 1 else [planes, count]
     return ir.LazyTensor(
         compute,
         dtype=ir.DataType.UINT8,
-        shape=ir.Shape(shape if planes == 1 else [planes, *shape]),
+        shape=ir.Shape(shape),
     )
 
 
@@ -211,63 +247,101 @@ def _plane(codes: NDArray[Any], plane: int, planes: int) -> NDArray[Any]:
     if planes == 1:
         return codes
     levels = (codes.astype(np.int16) + 2**planes - 1) // 2
-    signs: NDArray[Any] = (levels >> (planes - 1 - plane)) % 2 * 2 - 1
+    bits = (levels >> (planes - 1 - plane)) % 2
+    signs: NDArray[Any] = bits * 2 - 1
     return signs
 
 
+class _Unpacking:
+    """Nodes that unpack one weight, each put in front of the node `before`."""
+
+    def __init__(self, inserter: Inserter, before: ir.Node) -> None:
+        self.inserter = inserter
+        self.before = before
+
+    def step(
+        self,
+        op: str,
+        inputs: list[ir.Value],
+        dtype: ir.DataType,
+        dims: list[int],
+        attributes: dict[str, int] | None = None,
+    ) -> ir.Value:
+        """Insert a node; a Cast casts to `dtype`."""
+        if op == "Cast":
+            attributes = {"to": int(dtype)}
+        node = self.inserter.step(
+            op,
+            inputs,
+            dtype,
+            dims,
+            attributes,
+        )
+        self.inserter.graph.insert_before(self.before, node)
+        return node.outputs[0]
+
+    def reshaped(self, value: ir.Value, dims: list[int]) -> ir.Value:
+        """Insert a Reshape of int8 codes."""
+        shape = self.inserter.constant("shape", np.array(dims))
+        return self.step(
+            "Reshape",
+            [value, shape],
+            ir.DataType.INT8,
+            dims,
+        )
+
+
 def _summed(
-    inserter: Inserter, before: ir.Node, signs: ir.Value, planes: int, dims: list[int]
+    unpack: _Unpacking, signs: ir.Value, planes: int, dims: list[int]
 ) -> ir.Value:
-    """2**i * sign_i, added up over the planes, as int8 (in int32: ONNX Runtime multiplies no
-    int8).
+    """2**i * sign_i, added up over the planes, as int8.
+
+    In int32, since ONNX Runtime multiplies no int8.
     """
-    powers = inserter.constant(
-        "powers", 2 ** np.arange(planes, dtype=np.int32)[::-1].reshape(-1, 1, 1)
+    int32 = ir.DataType.INT32
+    weights = 2 ** np.arange(planes, dtype=np.int32)[::-1]
+    powers = unpack.inserter.constant(
+        "powers",
+        weights.reshape(
+            -1,
+            1,
+            1,
+        ),
     )
-    wide = _step(inserter, before, "Cast", [signs], ir.DataType.INT32, [planes, *dims])
-    weighed = _step(
-        inserter, before, "Mul", [wide, powers], ir.DataType.INT32, [planes, *dims]
+    wide = unpack.step(
+        "Cast",
+        [signs],
+        int32,
+        [planes, *dims],
     )
-    axes = inserter.constant("axis", np.array([0]))
-    total = _step(
-        inserter,
-        before,
+    weighed = unpack.step(
+        "Mul",
+        [wide, powers],
+        int32,
+        [planes, *dims],
+    )
+    axes = unpack.inserter.constant("axis", np.array([0]))
+    total = unpack.step(
         "ReduceSum",
         [weighed, axes],
-        ir.DataType.INT32,
+        int32,
         dims,
         {"keepdims": 0},
     )
-    return _step(inserter, before, "Cast", [total], ir.DataType.INT8, dims)
+    return unpack.step(
+        "Cast",
+        [total],
+        ir.DataType.INT8,
+        dims,
+    )
 
 
 def _table(inserter: Inserter, packing: Packing) -> ir.Value:
     """The graph's table for this packing; its name is kept in `graph.meta`."""
     key = f"{packing.key}_table"
+    # looked up by name: an earlier pass may have removed the table since
     known = inserter.graph.initializers.get(inserter.graph.meta.get(key, ""))
     if known is None:
         known = inserter.initializer(key, ir.Tensor(packing.table()))
         inserter.graph.meta[key] = known.name
     return known
-
-
-def _reshaped(
-    inserter: Inserter, before: ir.Node, value: ir.Value, dims: list[int]
-) -> ir.Value:
-    shape = inserter.constant("shape", np.array(dims))
-    return _step(inserter, before, "Reshape", [value, shape], ir.DataType.INT8, dims)
-
-
-def _step(
-    inserter: Inserter,
-    before: ir.Node,
-    op: str,
-    inputs: list[ir.Value],
-    dtype: ir.DataType,
-    dims: list[int],
-    attributes: dict[str, int] | None = None,
-) -> ir.Value:
-    cast = {"to": int(dtype)} if op == "Cast" else None
-    node = inserter.step(op, inputs, dtype, dims, attributes or cast)
-    inserter.graph.insert_before(before, node)
-    return node.outputs[0]

@@ -1,4 +1,4 @@
-"""Deciding before changing: which layers of each graph become what, and why the others do not."""
+"""Decisions before changes: which layers of each graph become what, and why the others do not."""
 
 from __future__ import annotations
 
@@ -10,23 +10,24 @@ import numpy as np
 import onnx_ir as ir
 
 from ... import RefusedError
-from .._base import Declined
 from .._core.channel_layout import Layout
 from .._core.graph import all_graphs
+from .._core.outcome import Declined
 from .._core.targets import QuantRules
-from .blocked import why_not_blocked
-from .dynamic import worth_dynamic
-from .layer_config import FLOAT, Choice
-from .layers import Layer, find_layers, int_attribute
-from .residual_input import IMAGE_RANK
-from .schemes import FORMS, PER_CHANNEL_OPSET, Engine, Settings, engine_of
+from .engine import Engine, LayerCase
+from .layer_config import LEAVE_FLOAT, Choice
+from .layers import QuantLayer, find_layers
+from .placement import Placement, place
+from .residual_input import in_two_terms
+from .schemes import FORMS, PER_CHANNEL_OPSET, Encode, EncodeOptions, engine_of
 from .weight_codes import Codes
 
 
 @dataclass(frozen=True)
-class Request:
-    """What is asked of every graph: the target's rules, name patterns, and the options that plans
-    depend on.
+class PlanRequest:
+    """Facts on which plans depend: the target's rules, name patterns and options.
+
+    `choose`: the form of each layer of a graph.
     """
 
     rules: QuantRules
@@ -35,60 +36,113 @@ class Request:
     kernel: str
     block: int
     has_data: bool
-    settings: Settings
-    choose: Callable[[list[Layer]], dict[Layer, Choice]]
+    options: EncodeOptions
+    choose: Callable[[list[QuantLayer]], dict[QuantLayer, Choice]]
 
 
 @dataclass
-class Part:
+class GraphPlan:
     """One graph's layers by the engine that will run them."""
 
     graph: ir.Graph
-    choices: dict[Layer, Choice]
-    engines: dict[Engine, list[Layer]] = field(default_factory=dict)
+    choices: dict[QuantLayer, Choice]
+    engines: dict[Engine, list[QuantLayer]] = field(default_factory=dict)
 
-    def opset(self, settings: Settings) -> int:
-        """The opset that the chosen forms need."""
-        chosen = [
-            self.choices[layer] for layers in self.engines.values() for layer in layers
-        ]
-        needs = [
-            FORMS[c.form].opset(dataclasses.replace(settings, bits=c.bits))
-            for c in chosen
-        ]
-        return max(needs, default=PER_CHANNEL_OPSET)
+    @property
+    def layers(self) -> list[QuantLayer]:
+        """All layers, engine by engine."""
+        found: list[QuantLayer] = []
+        for layers in self.engines.values():
+            found += layers
+        return found
+
+    def opset(self, options: EncodeOptions) -> int:
+        """Least opset that the chosen forms need."""
+        needed = PER_CHANNEL_OPSET
+        for layer in self.layers:
+            choice = self.choices[layer]
+            own = dataclasses.replace(options, bits=choice.bits)
+            needed = max(needed, FORMS[choice.form].opset(own))
+        return needed
+
+    def placement(self, rules: QuantRules) -> Placement:
+        """Places of int8 values around the layers that read calibrated ranges."""
+        layers: list[QuantLayer] = []
+        for engine, found in self.engines.items():
+            if engine.needs_ranges:
+                layers += found
+        placement = place(self.graph, layers, rules)
+        packed = [layer for layer in layers if self.choices[layer].is_packed]
+        placement.two_term = in_two_terms(placement, packed, rules)
+        return placement
+
+    def limited(self, placement: Placement, rules: QuantRules) -> set[QuantLayer]:
+        """Layers whose 8-bit weights must not saturate any CPU's kernels."""
+        if not rules.limits_pairs:
+            return set()
+        found: set[QuantLayer] = set()
+        for engine, layers in self.engines.items():
+            if engine.integer:
+                found.update(layers)
+        # two terms keep large products apart by themselves, see residual_input.py
+        for layer in placement.layers:
+            if layer.input in placement.two_term:
+                found.remove(layer)
+        return found
 
     def codes(
-        self, layers: list[Layer], settings: Settings, limited: Collection[Layer] = ()
-    ) -> dict[Layer, Codes]:
-        """The weights of `layers` encoded; layers that share a weight and a choice share the codes.
+        self, options: EncodeOptions, limited: Collection[QuantLayer]
+    ) -> dict[QuantLayer, Codes]:
+        """Encoded weights; layers that share a weight and a choice share the codes.
 
-        `limited`: layers whose 8-bit weights must not saturate any CPU's kernels. Errors:
-        RefusedError where a weight holds NaN or infinity.
+        `limited`: layers whose 8-bit weights must not saturate. Errors: RefusedError where a weight
+        holds NaN or infinity.
         """
         made: dict[tuple[object, ...], Codes] = {}
-        found: dict[Layer, Codes] = {}
-        for layer in layers:
-            choice, pairs = (
-                self.choices[layer],
-                layer.pairs if layer in limited else None,
-            )
-            key = (layer.weight, layer.weight_axis, choice, pairs)
+        found: dict[QuantLayer, Codes] = {}
+        for layer in self.layers:
+            choice = self.choices[layer]
+            encode = FORMS[choice.form].encode
+            # the engine encodes them itself
+            if encode is None:
+                continue
+            pairs = layer.pairs if layer in limited else None
+            # pairs too: ops of one weight may read it in different pairs
+            key = (layer.weight, layer.channel_axis, choice, pairs)
             if key not in made:
-                own = dataclasses.replace(settings, bits=choice.bits, pairs=pairs)
-                made[key] = _encoded(layer, choice, own)
+                own = dataclasses.replace(
+                    options,
+                    bits=choice.bits,
+                    pairs=pairs,
+                )
+                made[key] = _encoded(layer, encode, own)
             found[layer] = made[key]
         return found
 
 
-def _encoded(layer: Layer, choice: Choice, settings: Settings) -> Codes:
-    encode = FORMS[choice.form].encode
-    assert encode is not None
-    codes = encode(
-        layer.tensor,
-        Layout.of(tuple(layer.tensor.shape.numpy()), layer.weight_axis),
-        settings,
-    )
+@dataclass(frozen=True)
+class QuantPlan:
+    """The layers to quantize, graph by graph, and a reason for each other one."""
+
+    graphs: list[GraphPlan]
+    declined: list[Declined]
+
+    def opset(self, options: EncodeOptions) -> int:
+        """Least opset of all that is planned."""
+        return max(graph.opset(options) for graph in self.graphs)
+
+    @property
+    def needs_ranges(self) -> bool:
+        """True if some engine reads calibrated ranges."""
+        used: set[Engine] = set()
+        for graph in self.graphs:
+            used.update(graph.engines)
+        return any(engine.needs_ranges for engine in used)
+
+
+def _encoded(layer: QuantLayer, encode: Encode, options: EncodeOptions) -> Codes:
+    layout = Layout.of(layer.shape, layer.channel_axis)
+    codes = encode(layer.tensor, layout, options)
     if not np.isfinite(codes.scales).all():
         raise RefusedError(
             layer.weight.name or layer.name,
@@ -98,76 +152,96 @@ def _encoded(layer: Layer, choice: Choice, settings: Settings) -> Codes:
     return codes
 
 
-def plan(model: ir.Model, request: Request) -> tuple[list[Part], list[Declined]]:
-    """The layers to quantize, graph by graph, and the reasons for the others. Changes nothing."""
-    parts: list[Part] = []
+def plan(model: ir.Model, request: PlanRequest) -> QuantPlan:
+    """Choose a form and an engine for every layer. Changes nothing."""
+    graphs: list[GraphPlan] = []
     declined: list[Declined] = []
     for graph in all_graphs(model):
-        layers, reasons = find_layers(
-            graph, request.rules, request.include, request.exclude
-        )
+        if isinstance(graph, ir.Function):
+            declined += _declined_in_function(graph, request)
+            continue
+        found, reasons = _plan_graph(graph, model, request)
         declined += reasons
-        in_function = isinstance(graph, ir.Function)
-        part = Part(model.graph if in_function else graph, request.choose(layers))  # type: ignore[arg-type]
-        for layer in layers:
-            choice = part.choices[layer]
-            calibrated = request.has_data and graph is model.graph
-            reason = _why_not(layer, choice, calibrated, request)
-            if reason is None and in_function:
-                reason = "it lies in a local function that could not be inlined"
-            if reason:
-                declined.append(Declined(layer.name, reason))
-            else:
-                engine = engine_of(choice, request.kernel, calibrated, request.rules)
-                part.engines.setdefault(engine, []).append(layer)
-        if part.engines:
-            parts.append(part)
-    return parts, declined
+        # a graph without layers is not touched
+        if found.engines:
+            graphs.append(found)
+    return QuantPlan(graphs, declined)
 
 
-def _why_not(
-    layer: Layer, choice: Choice, calibrated: bool, request: Request
-) -> str | None:
-    """Why a layer does not become what was chosen for it, or None."""
-    if choice.form == FLOAT:
-        return "float by an override of the option layers"
-    engine = engine_of(choice, request.kernel, calibrated, request.rules)
-    if engine == "blocked":
-        return why_not_blocked(layer, choice.bits, request.block)
-    if engine == "float":
-        return None
-    if request.rules.why_not:
-        return request.rules.why_not
-    if engine == "static":
-        reason = (
-            _why_not_static(layer, request.rules)
-            if calibrated
-            else _needs_ranges(layer, request)
-        )
-        return None if calibrated and choice.asked else reason
-    if layer.node.op_type not in request.rules.dynamic:
-        return _needs_ranges(layer, request)
-    return None if choice.asked else worth_dynamic(layer)
-
-
-def _why_not_static(layer: Layer, rules: QuantRules) -> str | None:
-    if (
-        layer.node.op_type != "Conv"
-        or not layer.input.is_graph_input()
-        or len(layer.output.uses()) > 1
-    ):
-        return None
-    shape = layer.tensor.shape.numpy()
-    channels = int(shape[1]) * int_attribute(layer.node, "group", 1)
-    if len(shape) == IMAGE_RANK or channels > rules.image_channels:
-        return None
-    return (
-        f"it reads the input's {channels} channels: float is as fast there, and keeps the "
-        "input's precision"
+def _plan_graph(
+    graph: ir.Graph, model: ir.Model, request: PlanRequest
+) -> tuple[GraphPlan, list[Declined]]:
+    layers, declined = find_layers(
+        graph,
+        request.rules,
+        request.include,
+        request.exclude,
     )
+    found = GraphPlan(graph, request.choose(layers))
+    # calibration observes values of the main graph alone
+    calibrated = request.has_data and graph is model.graph
+    for layer in layers:
+        decided = _decide(
+            layer,
+            found.choices[layer],
+            calibrated,
+            request,
+        )
+        if isinstance(decided, Engine):
+            found.engines.setdefault(decided, []).append(layer)
+        else:
+            declined.append(Declined(layer.name, decided))
+    return found, declined
 
 
-def _needs_ranges(layer: Layer, request: Request) -> str:
-    need = f"{layer.node.op_type} needs calibrated ranges"
-    beyond = f"{need}, and calibration does not reach into subgraphs"
-    return beyond if request.has_data else f"{need}: give --data"
+def _declined_in_function(
+    function: ir.Function, request: PlanRequest
+) -> list[Declined]:
+    """A reason for each layer of a function body: it may be called with other ranges each time."""
+    layers, declined = find_layers(
+        function,
+        request.rules,
+        request.include,
+        request.exclude,
+    )
+    chosen = request.choose(layers)
+    for layer in layers:
+        decided = _decide(
+            layer,
+            chosen[layer],
+            False,
+            request,
+        )
+        reason = "it lies in a local function that could not be inlined"
+        if isinstance(decided, str):
+            reason = decided
+        declined.append(Declined(layer.name, reason))
+    return declined
+
+
+def _decide(
+    layer: QuantLayer, choice: Choice, calibrated: bool, request: PlanRequest
+) -> Engine | str:
+    """The engine that runs a layer, or the reason why it does not become what was chosen."""
+    if choice.form == LEAVE_FLOAT:
+        return "float by an override of the option layers"
+    rules = request.rules
+    engine = engine_of(
+        FORMS[choice.form],
+        request.kernel,
+        calibrated,
+        rules,
+    )
+    # such a target still takes engines that leave layers float
+    if engine.integer and rules.why_not:
+        return rules.why_not
+    case = LayerCase(
+        layer=layer,
+        bits=choice.bits,
+        block=request.block,
+        named=choice.named,
+        has_data=request.has_data,
+        calibrated=calibrated,
+        rules=rules,
+    )
+    return engine.why_not(case) or engine

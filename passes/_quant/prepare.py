@@ -8,68 +8,88 @@ import numpy as np
 import onnx_ir as ir
 
 from .._core.graph import Names
+from .._core.ops import is_standard
 from .inserter import Inserter, take_over
-from .layers import int_attribute
 
 
 def mean_to_pool(graph: ir.Graph, names: Names) -> int:
-    """ReduceMean over H, W of (N, C, H, W) -> GlobalAveragePool (-> Flatten): only that has an int8
-    kernel.
+    """ReduceMean over H, W of (N, C, H, W) -> GlobalAveragePool (-> Flatten).
+
+    Only that has an int8 kernel. Returns how many were replaced.
     """
     count = 0
     for node in list(graph):
-        if node.op_type != "ReduceMean" or node.domain not in ("", "ai.onnx"):
+        if not is_standard(node, "ReduceMean"):
             continue
         value = node.inputs[0]
-        if (
-            value is None
-            or value.shape is None
-            or len(value.shape) != 4
-            or _axes(node) not in ({2, 3}, {-1, -2})
-        ):
+        if value is None or value.shape is None or len(value.shape) != 4:
             continue
-        inserter = Inserter(graph, names)
-        old = node.outputs[0]
-        n, c = value.shape[0], value.shape[1]
-        f32 = value.dtype or ir.DataType.FLOAT
-        pool = inserter.node(
-            "GlobalAveragePool", [value], "pool", f32, ir.Shape([n, c, 1, 1])
+        if _axes(node) not in ({2, 3}, {-1, -2}):
+            continue
+        new = _pool(
+            graph,
+            names,
+            node,
+            value,
+            value.shape,
         )
-        new = [pool]
-        if not int_attribute(node, "keepdims", 1):
-            new.append(
-                inserter.node(
-                    "Flatten", [pool.outputs[0]], "flat", f32, old.shape, {"axis": 1}
-                )
-            )
         node.prepend(new)
         take_over(node, new[-1])
         count += 1
     return count
 
 
+def _pool(
+    graph: ir.Graph, names: Names, mean: ir.Node, value: ir.Value, shape: ir.Shape
+) -> list[ir.Node]:
+    """The nodes that stand for a mean over H and W."""
+    inserter = Inserter(graph, names)
+    dtype = value.dtype or ir.DataType.FLOAT
+    pooled = ir.Shape([shape[0], shape[1], 1, 1])
+    pool = inserter.node(
+        "GlobalAveragePool",
+        [value],
+        "pool",
+        dtype,
+        pooled,
+    )
+    if mean.attributes.get_int("keepdims", 1):
+        return [pool]
+    old = mean.outputs[0]
+    # Flatten, not Squeeze: its axis is an attribute in every opset
+    flat = inserter.node(
+        "Flatten",
+        [pool.outputs[0]],
+        "flat",
+        dtype,
+        old.shape,
+        {"axis": 1},
+    )
+    return [pool, flat]
+
+
 def _axes(node: ir.Node) -> set[int]:
+    """Axes of a reduction; none where they are computed at run time or left out."""
     attribute = node.attributes.get("axes")
     if attribute is not None:
         return set(attribute.as_ints())
+    # an input since opset 18
     value = node.inputs[1] if len(node.inputs) > 1 else None
     if value is None or value.const_value is None or value.is_graph_input():
         return set()
-    return set(np.asarray(value.const_value.numpy()).reshape(-1).tolist())
+    axes = np.asarray(value.const_value.numpy()).reshape(-1)
+    return set(axes.tolist())
 
 
 def drop_unused_initializers(graphs: Iterable[ir.Graph | ir.Function]) -> int:
-    """Remove initializers that nothing reads and that no caller may set."""
+    """Remove initializers that nothing reads and that no caller may set; returns how many."""
     count = 0
     for graph in graphs:
         if not isinstance(graph, ir.Graph):
             continue
         for name, value in list(graph.initializers.items()):
-            if (
-                not value.uses()
-                and not value.is_graph_input()
-                and not value.is_graph_output()
-            ):
+            is_port = value.is_graph_input() or value.is_graph_output()
+            if not value.uses() and not is_port:
                 del graph.initializers[name]
                 count += 1
     return count

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,22 +11,38 @@ import onnx_ir as ir
 
 from .._core.targets import QuantRules
 from .._core.union_find import Sets
-from .placement import Placement
-from .residual_input import with_room
-from .sums import with_even_sums
+from .placement import Carried, Placement
 
 Range = tuple[float, float]
 
 SHARE_LIMIT = 4.0
-"""Values share parameters across a Concat only while the common range is at most this much wider
-than each own.
+"""Widest common range of the values of a Concat, in units of each own range, for which they share
+parameters; chosen by hand, not measured.
 """
+
+LARGEST_GROWTH = math.sqrt(3 / 2)
+"""Factor by which a scale may grow so that an Add has one scale for all its values. Of three
+roundings with noise scale**2 / 12 two remain, each at most 3/2 as large: the sum is never above
+what it was. (Growing without limit would trade the noise of one value for another's.)
+"""
+
+TERM_RATIO = 16
+"""Scale of the first term of a value in two terms, in units of the second's: 24 dB less noise."""
+
+TERM_ROOM = TERM_RATIO // 2
+"""Codes that the second term needs on either side of zero: what remains is at most half a step of
+the first.
+"""
+
+LEAST_STEP, LARGEST_STEP = 1e-12, 1e30
+"""Bounds of a scale: products of scales must not underflow float32, nor overflow it."""
 
 
 @dataclass(frozen=True)
 class Parameters:
-    """real = scale * (quantized - zero_point), in the target's activation type; codes of fewer bits
-    end earlier.
+    """real = scale * (quantized - zero_point), in the target's activation type.
+
+    `lowest`, `highest`: the ends of codes of fewer bits.
     """
 
     scale: np.float32
@@ -36,56 +53,86 @@ class Parameters:
 
 def scale_of(range_: Range, rules: QuantRules) -> np.float32:
     """The step of the grid that covers [low, high] and 0."""
-    low, high = min(range_[0], 0.0), max(range_[1], 0.0)
+    low, high = _with_zero(range_)
     if rules.symmetric:
-        return _scale(max(-low, high) / 127)
-    return _scale((high - low) / int(np.iinfo(rules.activation).max))
+        return _usable(max(-low, high) / 127)
+    return _usable((high - low) / _levels(rules))
 
 
 def parameters_of(range_: Range, scale: np.float32, rules: QuantRules) -> Parameters:
     """The grid of that scale that begins at low and holds 0 exactly."""
     if rules.symmetric:
         return Parameters(scale, 0)
-    low, levels = min(range_[0], 0.0), int(np.iinfo(rules.activation).max)
-    return Parameters(scale, round(float(np.clip(-low / float(scale), 0, levels))))
+    low, _ = _with_zero(range_)
+    return Parameters(scale, _zero_point(low, scale, _levels(rules)))
 
 
-def coarse_parameters(range_: Range, bits: int, rules: QuantRules) -> Parameters:
-    """The grid of so few bits in the activation type: 2**bits codes from 0, or, two-sided and
-    symmetric, around 0.
+def low_bit_parameters(range_: Range, bits: int, rules: QuantRules) -> Parameters:
+    """The grid of so few bits in the activation type: 2**bits codes from 0 up.
+
+    Two-sided and symmetric ones lie around 0.
     """
-    low, high = min(range_[0], 0.0), max(range_[1], 0.0)
-    steps = 2**bits - 1
+    low, high = _with_zero(range_)
     if rules.symmetric and low < 0:
         half = 2 ** (bits - 1)
+        # one code more lies below zero than above
+        scale = _usable(max(-low / half, high / (half - 1)))
         return Parameters(
-            _scale(max(-low / half, high / (half - 1))), 0, -half, half - 1
+            scale,
+            0,
+            -half,
+            half - 1,
         )
-    scale = _scale((high - low) / steps)
+    steps = 2**bits - 1
+    scale = _usable((high - low) / steps)
     return Parameters(
-        scale, round(float(np.clip(-low / float(scale), 0, steps))), 0, steps
+        scale,
+        _zero_point(low, scale, steps),
+        0,
+        steps,
     )
 
 
-def _scale(value: float) -> np.float32:
-    """float32, never zero or so small that scale products underflow; 1 for a value that is always
-    zero.
-    """
+def _with_zero(range_: Range) -> Range:
+    """The range widened to hold 0: padding and Relu need it as a code of its own."""
+    low, high = range_
+    return min(low, 0.0), max(high, 0.0)
+
+
+def _levels(rules: QuantRules) -> int:
+    """Largest code of the target's unsigned activation type."""
+    return int(np.iinfo(rules.activation).max)
+
+
+def _zero_point(low: float, scale: np.float32, levels: int) -> int:
+    return round(float(np.clip(-low / float(scale), 0, levels)))
+
+
+def _usable(value: float) -> np.float32:
+    """A scale in float32 within the bounds; 1 for a value that is always zero."""
     if value == 0.0:
         return np.float32(1.0)
-    return np.float32(min(max(value, 1e-12), 1e30))
+    return np.float32(min(max(value, LEAST_STEP), LARGEST_STEP))
+
+
+def with_room(range_: Range, rules: QuantRules) -> Range:
+    """The range widened where the zero point would leave less than `TERM_ROOM` codes on a side."""
+    low, high = _with_zero(range_)
+    codes = _levels(rules) - TERM_ROOM
+    least = max(-low, high) * TERM_ROOM / codes
+    return min(low, -least), max(high, least)
 
 
 def assign(
     placement: Placement, ranges: dict[ir.Value, Range], rules: QuantRules
 ) -> dict[ir.Value, Parameters]:
-    """Parameters of every quantized value; values that are only moved, pooled or concatenated share
-    theirs.
+    """Parameters of every quantized value.
+
+    Values that are only moved, pooled or concatenated share theirs.
     """
     covered, shared = _shared_ranges(placement, ranges)
-    covered.update(
-        {value: with_room(covered[value], rules) for value in placement.limbed}
-    )
+    for value in placement.two_term:
+        covered[value] = with_room(covered[value], rules)
     scales = {value: scale_of(covered[value], rules) for value in placement.quantized}
     scales = with_even_sums(placement, scales, shared)
     return {
@@ -97,38 +144,85 @@ def assign(
 def _shared_ranges(
     placement: Placement, ranges: dict[ir.Value, Range]
 ) -> tuple[dict[ir.Value, Range], Sets[ir.Value]]:
-    """Ranges after sharing, and who shares: the values of each mover, joined while their union
-    stays narrow.
-    """
+    """Ranges after sharing, and the sets of values that share: those of each mover."""
     shared = Sets[ir.Value]()
+    # range of each set, by its root
     union: dict[ir.Value, Range] = {v: ranges[v] for v in placement.quantized}
-    root = shared.root
     for carried in placement.carried:
         if not carried.shared:
             continue
-        source = carried.inputs[0]
-        if carried.node.op_type == "Concat":
-            members = [*carried.inputs, *carried.outputs]
-            if not _may_share([union[root(v)] for v in members]):
-                continue
-        else:  # a mover's output holds nothing but its input's values: the input's range is the right one
-            members = [source, *carried.outputs]
-            for output in carried.outputs:
-                union[root(output)] = union[root(source)]
-        first = root(members[0])
+        members = _members(carried, union, shared)
+        if not members:
+            continue
+        first = shared.root(members[0])
         for member in members[1:]:
-            other = root(member)
-            if other is not first:
-                union[first] = (
-                    min(union[first][0], union[other][0]),
-                    max(union[first][1], union[other][1]),
-                )
-                shared.join(first, other)
-    return {v: union[root(v)] for v in placement.quantized}, shared
+            other = shared.root(member)
+            if other is first:
+                continue
+            union[first] = _hull(union[first], union[other])
+            shared.join(first, other)
+    return {v: union[shared.root(v)] for v in placement.quantized}, shared
+
+
+def _members(
+    carried: Carried, union: dict[ir.Value, Range], shared: Sets[ir.Value]
+) -> list[ir.Value]:
+    """The values of a mover that are to share their parameters; none where they must not."""
+    if carried.node.op_type == "Concat":
+        members = [*carried.inputs, *carried.outputs]
+        found = [union[shared.root(value)] for value in members]
+        return members if _may_share(found) else []
+    # a mover's output holds nothing but its input's values: the input's range is the right one
+    source = carried.inputs[0]
+    for output in carried.outputs:
+        union[shared.root(output)] = union[shared.root(source)]
+    return [source, *carried.outputs]
+
+
+def _hull(one: Range, other: Range) -> Range:
+    return min(one[0], other[0]), max(one[1], other[1])
 
 
 def _may_share(ranges: Sequence[Range]) -> bool:
-    low, high = min(r[0] for r in ranges), max(r[1] for r in ranges)
+    """True for ranges of one sign and of like widths."""
+    low = min(r[0] for r in ranges)
+    high = max(r[1] for r in ranges)
     if len({r[0] >= 0 for r in ranges}) > 1:
-        return False  # a Relu folds only into a zero point of 0, which a signed neighbour would move
-    return all((high - low) <= SHARE_LIMIT * (r[1] - r[0]) for r in ranges)
+        # a Relu folds only into a zero point of 0, which a signed neighbour would move
+        return False
+    widest = high - low
+    return all(widest <= SHARE_LIMIT * (r[1] - r[0]) for r in ranges)
+
+
+def with_even_sums(
+    placement: Placement, scales: dict[ir.Value, np.float32], shared: Sets[ir.Value]
+) -> dict[ir.Value, np.float32]:
+    """`scales` with one scale for all three values of an Add, so that codes just add.
+
+    Wherever no scale has to grow beyond `LARGEST_GROWTH` times. `shared` holds values that have
+    their parameters in common: those grow together. Sums are joined in graph order, a value may be
+    part of several.
+    """
+    groups = Sets[ir.Value]()
+    members: dict[ir.Value, list[ir.Value]] = {}
+    for value in placement.quantized:
+        root = shared.root(value)
+        groups.join(root, value)
+        members.setdefault(root, []).append(value)
+    for carried in placement.carried:
+        if carried.node.op_type != "Add":
+            continue
+        values = [*carried.inputs, *carried.outputs]
+        roots = list(dict.fromkeys(groups.root(value) for value in values))
+        joined: list[ir.Value] = []
+        for root in roots:
+            joined += members[root]
+        found = [scales[value] for value in joined]
+        if max(found) > LARGEST_GROWTH * min(found):
+            continue
+        for root in roots[1:]:
+            groups.join(roots[0], root)
+        members[roots[0]] = joined
+    # lists of roots that were joined to others are left over, and never looked up below
+    widest = {root: max(scales[v] for v in of) for root, of in members.items()}
+    return {value: widest[groups.root(value)] for value in placement.quantized}

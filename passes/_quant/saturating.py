@@ -12,29 +12,34 @@ from .grids import rows_of
 
 
 def offending_pairs(model: ir.Model) -> dict[str, int]:
-    """Pairs that may saturate on x86 CPUs without VNNI, by layer; layers without any are left
-    out.
-    """
+    """Pairs that may saturate on x86 CPUs without VNNI, by layer, those without any left out."""
     counts: dict[str, int] = {}
     for layer in integer_layers(all_nodes(model)):
-        if count := offending_in(layer):
+        count = offending_in(layer)
+        if count:
             name = label(layer.node)
+            # layers of different graphs may have one name
             counts[name] = counts.get(name, 0) + count
     return counts
 
 
 def weight_pairs(model: ir.Model) -> int:
-    """How many pairs of 8-bit weights the model's integer layers have."""
-    layers = integer_layers(all_nodes(model))
-    return sum(layer.pairs.count * layer.shape[layer.channel_axis] for layer in layers)
+    """Pairs of 8-bit weights that the model's integer layers have (count)."""
+    total = 0
+    for layer in integer_layers(all_nodes(model)):
+        channels = layer.shape[layer.channel_axis]
+        total += layer.pairs.count * channels
+    return total
 
 
 def offending_in(layer: IntegerLayer) -> int:
-    """How many pairs of a layer saturate for some input."""
+    """Pairs of a layer that saturate for some input (count)."""
     pairs = layer.pairs
     if not pairs.count:
         return 0
-    parts = rows_of(layer.tensor, Layout.of(layer.shape, layer.channel_axis), pairs)
-    return sum(
-        int(offending(rows, pairs.of_part(rows.shape[1])).sum()) for rows, _ in parts
-    )
+    layout = Layout.of(layer.shape, layer.channel_axis)
+    total = 0
+    for rows, _ in rows_of(layer.tensor, layout, pairs):
+        found = offending(rows, pairs.of_part(rows.shape[1]))
+        total += int(found.sum())
+    return total

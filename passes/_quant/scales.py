@@ -16,26 +16,36 @@ from .._core.lazy import blocks
 from .weights import Floats
 
 CANDIDATES = 12
-"""Scales tried in one pass over the weight, a geometric ladder from low to high."""
+"""Scales tried in one pass over the weight (count), a geometric ladder from low to high; chosen by
+hand, tests hold the result to brute force.
+"""
+
 ROUNDS = 3
-"""Passes: each narrows the ladder to the two neighbours of the best."""
+"""Passes over the weight (count): each narrows the ladder to the two neighbours of the best; chosen
+by hand, as above.
+"""
+
+ON_GRID = 1e-9
+"""Share of a channel's power (0-1) that the grid of `high` may miss and still hold its weights."""
+
+TINY = 1e-300
+"""Least divisor, so that an empty code gives 0 and no NaN."""
+
+Elementwise = Callable[[NDArray[Any], slice], NDArray[Any]]
+"""((outer, channels, inner) view, its channels) -> the same shape."""
+
+WeightCodes = Callable[[NDArray[Any]], NDArray[Any]]
+"""w / scale -> codes, elementwise."""
 
 
 def channel_sums(
-    tensor: ir.TensorProtocol, layout: Layout, function: Callable[..., NDArray[Any]]
+    tensor: ir.TensorProtocol, layout: Layout, function: Elementwise
 ) -> NDArray[np.float64]:
-    """The sum of function(w) over each output channel: (channels,) float64.
-
-    `function` takes the (outer, channels, inner) view, and its channels where it is no numpy ufunc.
-    """
+    """The sum of function(w) over each output channel: (channels,) float64."""
     total = np.zeros(layout.channels, np.float64)
     for start, block in blocks(tensor, layout.granule):
         view, channels = layout.view(block, start)
-        values = (
-            function(view)
-            if isinstance(function, np.ufunc)
-            else function(view, channels)
-        )
+        values = function(view, channels)
         total[channels] += values.sum(axis=(0, 2), dtype=np.float64)
     return total
 
@@ -45,10 +55,9 @@ def least_squares_scales(
     layout: Layout,
     low: NDArray[Any],
     high: NDArray[Any],
-    codes: Callable[[NDArray[Any]], NDArray[Any]],
+    codes: WeightCodes,
 ) -> Floats:
-    """The scale s within [low, high] that minimizes sum (w - s * codes(w / s))**2, channel by
-    channel.
+    """The scale s within [low, high] that minimizes sum (w - s * codes(w / s))**2, by channel.
 
     Each candidate is judged with the best factor for its codes, <w, c> / <c, c>; the winner's is
     returned. A channel whose weights lie on the grid of `high` already keeps `high` exactly.
@@ -57,45 +66,91 @@ def least_squares_scales(
     (alternating least squares, started from every rung).
     """
     if not np.isfinite(high).all():
-        return high.astype(
-            np.float32
-        )  # no scale fits NaN or infinity: for the caller to see
+        # no scale fits NaN or infinity: for the caller to see
+        return high.astype(np.float32)
     low = np.maximum(low.astype(np.float64), 1e-30)
     high = np.maximum(high.astype(np.float64), low)
-    power = channel_sums(
-        tensor, layout, lambda view, at: np.square(view, dtype=np.float64)
-    )
-    best, least = high.copy(), np.full(layout.channels, np.inf)
+    power = channel_sums(tensor, layout, _squares)
+    channels = np.arange(layout.channels)
+    best = high.copy()
+    least = np.full(layout.channels, np.inf)
     rungs = np.geomspace(high, low, CANDIDATES)
     for _ in range(ROUNDS):
-        dot, norm = _products(tensor, layout, rungs, codes)
-        error = power - dot**2 / np.maximum(norm, 1e-300)
+        dot, norm = _products(
+            tensor,
+            layout,
+            rungs,
+            codes,
+        )
+        # with the best factor for codes c, |w|^2 - <w, c>^2 / <c, c> of the weight remains
+        error = power - dot**2 / np.maximum(norm, TINY)
         at = error.argmin(axis=0)
-        channels = np.arange(layout.channels)
-        better = error[at, channels] < least
-        fitted = dot[at, channels] / np.maximum(norm[at, channels], 1e-300)
-        exact = (error[0] <= 1e-9 * power) & (rungs[0] == high)
-        best = np.where(better & (fitted > 0), np.where(exact, high, fitted), best)
-        least = np.where(exact, -np.inf, np.minimum(least, error[at, channels]))
-        above = rungs[np.maximum(at - 1, 0), channels]
-        below = rungs[np.minimum(at + 1, CANDIDATES - 1), channels]
-        rungs = np.geomspace(above, below, CANDIDATES)
+        lowest = error[at, channels]
+        fitted = dot[at, channels] / np.maximum(norm[at, channels], TINY)
+        # the first rung is `high` itself, in the first round only
+        exact = (error[0] <= ON_GRID * power) & (rungs[0] == high)
+        winner = np.where(exact, high, fitted)
+        better = (lowest < least) & (fitted > 0)
+        best = np.where(better, winner, best)
+        # -inf: no later round can beat a grid that fits exactly
+        least = np.where(exact, -np.inf, np.minimum(least, lowest))
+        rungs = _between_neighbours(rungs, at)
     return best.astype(np.float32)
+
+
+def magnitudes(view: NDArray[Any], channels: slice) -> NDArray[Any]:
+    """|w|, for `channel_sums`."""
+    return np.asarray(np.abs(view))
+
+
+def _squares(view: NDArray[Any], channels: slice) -> NDArray[np.float64]:
+    return np.asarray(np.square(view, dtype=np.float64))
+
+
+def _between_neighbours(
+    rungs: NDArray[np.float64], at: NDArray[np.intp]
+) -> NDArray[np.float64]:
+    """A finer ladder between the neighbours of each channel's best rung: (rungs, channels)."""
+    channels = np.arange(rungs.shape[1])
+    above = rungs[np.maximum(at - 1, 0), channels]
+    below = rungs[np.minimum(at + 1, CANDIDATES - 1), channels]
+    return np.asarray(
+        np.geomspace(
+            above,
+            below,
+            CANDIDATES,
+        ),
+        np.float64,
+    )
 
 
 def _products(
     tensor: ir.TensorProtocol,
     layout: Layout,
     rungs: NDArray[np.float64],
-    codes: Callable[[NDArray[Any]], NDArray[Any]],
+    codes: WeightCodes,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """<w, c> and <c, c> of each channel for each rung's codes c: two (rungs, channels) arrays."""
-    dot, norm = np.zeros(rungs.shape), np.zeros(rungs.shape)
+    dot = np.zeros(rungs.shape)
+    norm = np.zeros(rungs.shape)
     inverse = (1.0 / rungs).astype(np.float32)
+    # a block is read once for all rungs: it may come from a file, or from a chain of kernels
     for start, block in blocks(tensor, layout.granule):
         view, channels = layout.view(block, start)
         for row in range(len(rungs)):
-            code = codes(view * inverse[row, channels][:, None])
-            dot[row, channels] += np.einsum("ocj,ocj->c", view, code, dtype=np.float64)
-            norm[row, channels] += np.einsum("ocj,ocj->c", code, code, dtype=np.float64)
+            factors = inverse[row, channels][:, None]
+            code = codes(view * factors)
+            dot[row, channels] += _row_dots(view, code)
+            norm[row, channels] += _row_dots(code, code)
     return dot, norm
+
+
+def _row_dots(first: NDArray[Any], second: NDArray[Any]) -> NDArray[np.float64]:
+    """Products of two (outer, channels, inner) views summed over each channel, in float64."""
+    dots = np.einsum(
+        "ocj,ocj->c",
+        first,
+        second,
+        dtype=np.float64,
+    )
+    return np.asarray(dots, np.float64)

@@ -1,5 +1,7 @@
-"""The forms of `quant` as a table: how each writes weights, and which kernels may run them, best
-first.
+"""The forms of `quant` as a table: a new form is one row here, and one file with what it needs.
+
+A row says how weights are encoded, which engines may run the layers, best first, and which options
+apply. Nothing else in `quant` asks for the name of a form.
 """
 
 from __future__ import annotations
@@ -10,14 +12,17 @@ from typing import Literal
 
 import onnx_ir as ir
 
-from .._base import Context, PassOutcome
 from .._core.channel_layout import Layout
+from .._core.context import Context
 from .._core.graph import Names
+from .._core.outcome import PassOutcome
 from .._core.saturation import KernelPairs
 from .._core.targets import QuantRules
-from .blocked import BLOCKED_OPSET
+from .blocked import BLOCKED_OPSET, insert_blocked, why_not_blocked
+from .dynamic import insert_dynamic, insert_float, why_not_dynamic, why_not_float
+from .engine import Engine
 from .fp16.convert import to_half
-from .layer_config import FLOAT, Choice
+from .insert_static import insert_static, why_not_static
 from .weight_codes import (
     PACKED_BITS,
     Codes,
@@ -28,19 +33,31 @@ from .weight_codes import (
     ternary_codes,
 )
 
-Engine = Literal["static", "dynamic", "float", "blocked"]
-"""Int8 with calibrated ranges; int8 with ranges found at run time; float, from weights unpacked at
-load; float times weights in blocks.
-"""
-
 PER_CHANNEL_OPSET = 13
+"""Opset in which DequantizeLinear takes a scale a channel."""
+
 SMALL_TYPES_OPSET = 21
-"""4-bit weights and 16-bit activations."""
+"""Opset of 4-bit weights and 16-bit activations."""
+
+STATIC = Engine("static", why_not_static, insert_static, needs_ranges=True)
+"""Integers with calibrated ranges."""
+
+DYNAMIC = Engine("dynamic", why_not_dynamic, insert_dynamic)
+"""Integers with ranges found at run time."""
+
+FLOAT = Engine("float", why_not_float, insert_float, integer=False)
+"""Float, from weights unpacked at load."""
+
+BLOCKED = Engine("blocked", why_not_blocked, insert_blocked, integer=False)
+"""Float times weights in blocks."""
+
+ENGINES = (STATIC, DYNAMIC, FLOAT, BLOCKED)
+"""All engines in the order of insertion: ranges are read off a graph that is still float."""
 
 
 @dataclass(frozen=True)
-class Settings:
-    """The options of the pass that forms share.
+class EncodeOptions:
+    """Options of the pass that encoding a weight depends on.
 
     `pairs`: of a layer's weights, those that may not saturate an integer kernel; None where nothing
     limits them. `storage`: of 3- and 4-bit weights.
@@ -53,61 +70,151 @@ class Settings:
     storage: Storage = "auto"
 
 
-@dataclass(frozen=True)
-class Form:
-    """`engines` may run it, the first that the run allows is taken; `encode` writes a weight for
-    them.
-
-    `opset`: what its weights need. `whole`: converts the whole model instead, layers or not.
-    """
-
-    engines: tuple[Engine, ...] = ()
-    encode: Callable[[ir.TensorProtocol, Layout, Settings], Codes] | None = None
-    opset: Callable[[Settings], int] = lambda settings: PER_CHANNEL_OPSET
-    whole: Callable[[ir.Model, Context, Names], PassOutcome] | None = None
+Encode = Callable[[ir.TensorProtocol, Layout, EncodeOptions], Codes]
 
 
-def _integers(tensor: ir.TensorProtocol, layout: Layout, settings: Settings) -> Codes:
+def _encode_integers(
+    tensor: ir.TensorProtocol, layout: Layout, options: EncodeOptions
+) -> Codes:
     return integer_codes(
-        tensor, layout, settings.bits, settings.fit, settings.pairs, settings.storage
+        tensor,
+        layout,
+        options.bits,
+        options.fit,
+        options.pairs,
+        options.storage,
     )
 
 
-def _integer_opset(settings: Settings) -> int:
-    typed = 2 < settings.bits <= PACKED_BITS and settings.storage != "table"
-    return SMALL_TYPES_OPSET if typed else PER_CHANNEL_OPSET
+def _encode_ternary(
+    tensor: ir.TensorProtocol, layout: Layout, options: EncodeOptions
+) -> Codes:
+    return ternary_codes(tensor, layout, options.fit)
+
+
+def _encode_signs(
+    tensor: ir.TensorProtocol, layout: Layout, options: EncodeOptions
+) -> Codes:
+    return sign_codes(
+        tensor,
+        layout,
+        options.planes,
+        options.fit,
+    )
+
+
+def _per_channel_opset(options: EncodeOptions) -> int:
+    return PER_CHANNEL_OPSET
+
+
+def _integer_opset(options: EncodeOptions) -> int:
+    # 2 bits are ternary, which are looked up in a table
+    has_own_type = options.bits > 2 and options.bits <= PACKED_BITS
+    if has_own_type and options.storage != "table":
+        return SMALL_TYPES_OPSET
+    return PER_CHANNEL_OPSET
+
+
+def _for_every_target(rules: QuantRules) -> str:
+    return ""
+
+
+@dataclass(frozen=True)
+class Form:
+    """One form of quantized layers.
+
+    `engines`: those that may run it, the first that the run allows is taken. `encode`: a weight's
+    codes for them (None: the engine makes its own). `opset`: the least that the stored form needs.
+    `whole`: converts the whole model instead, layers or not.
+
+    `has_bits`: the option `bits` is the width of its weights; `is_packed`: they always take less
+    than a byte. `low_bit_activations`: the option `activation_bits` applies. `per_layer`: single
+    layers may have it beside other forms, for the activations around them stay what they are.
+    `activation`: type of activations in place of the target's; `why_not`: reason why a target has
+    none. `is_timed`: its aim is speed, so that what measures slower goes back to float.
+    """
+
+    engines: tuple[Engine, ...] = ()
+    encode: Encode | None = None
+    opset: Callable[[EncodeOptions], int] = _per_channel_opset
+    whole: Callable[[ir.Model, Context, Names], PassOutcome] | None = None
+    has_bits: bool = False
+    is_packed: bool = False
+    low_bit_activations: bool = False
+    per_layer: bool = True
+    activation: Literal["uint16"] | None = None
+    why_not: Callable[[QuantRules], str] = _for_every_target
+    is_timed: bool = False
+
+    def is_packed_at(self, bits: int) -> bool:
+        """True if weights of so many bits take less than a byte in the file."""
+        return self.is_packed or (self.has_bits and bits <= PACKED_BITS)
 
 
 FORMS: dict[str, Form] = {
-    "int8": Form(("static", "dynamic"), _integers, _integer_opset),
-    "dynamic": Form(("dynamic",), _integers, _integer_opset),
-    "int16": Form(("static",), _integers, lambda settings: SMALL_TYPES_OPSET),
-    "blocked": Form(("blocked",), opset=lambda settings: BLOCKED_OPSET),
-    "fp16": Form(whole=to_half),
+    "int8": Form(
+        engines=(STATIC, DYNAMIC),
+        encode=_encode_integers,
+        opset=_integer_opset,
+        has_bits=True,
+        low_bit_activations=True,
+        is_timed=True,
+    ),
+    "dynamic": Form(
+        engines=(DYNAMIC,),
+        encode=_encode_integers,
+        opset=_integer_opset,
+        has_bits=True,
+        is_timed=True,
+    ),
+    "int16": Form(
+        engines=(STATIC,),
+        encode=_encode_integers,
+        opset=lambda options: SMALL_TYPES_OPSET,
+        has_bits=True,
+        per_layer=False,
+        activation="uint16",
+        why_not=lambda rules: rules.why_not or rules.why_not_int16,
+        is_timed=True,
+    ),
+    "blocked": Form(
+        engines=(BLOCKED,),
+        opset=lambda options: BLOCKED_OPSET,
+    ),
+    "fp16": Form(
+        whole=to_half,
+        per_layer=False,
+    ),
     "ternary": Form(
-        ("static", "float"), lambda t, layout, s: ternary_codes(t, layout, s.fit)
+        engines=(STATIC, FLOAT),
+        encode=_encode_ternary,
+        is_packed=True,
+        low_bit_activations=True,
     ),
     "binary": Form(
-        ("static", "float"), lambda t, layout, s: sign_codes(t, layout, s.planes, s.fit)
+        engines=(STATIC, FLOAT),
+        encode=_encode_signs,
+        is_packed=True,
+        low_bit_activations=True,
     ),
 }
 
-ONE_LAYER = (FLOAT, *(name for name in FORMS if name not in ("int16", "fp16")))
-"""Forms that a single layer may have beside others; int16 and fp16 change the activations of the
-whole graph.
-"""
 
+def engine_of(form: Form, kernel: str, calibrated: bool, rules: QuantRules) -> Engine:
+    """The engine that runs a layer of a form.
 
-def engine_of(
-    choice: Choice, kernel: str, calibrated: bool, rules: QuantRules
-) -> Engine:
-    """Which kernels run a layer. `calibrated`: ranges of the values around it are at hand."""
-    allowed = FORMS[choice.form].engines
+    `kernel`: the pass's option. `calibrated`: ranges of the values around the layer are at hand.
+    """
+    allowed = form.engines
     if len(allowed) > 1 and kernel != "auto":
-        allowed = ("float",) if kernel == "float" else ("static", "dynamic")
-    possible = [
-        engine
-        for engine in allowed
-        if engine != "static" or (calibrated and not rules.why_not)
-    ]
-    return possible[0] if possible else allowed[-1]
+        # whoever asks for a kind of kernel gets it for every form that has a choice
+        allowed = (FLOAT,) if kernel == "float" else (STATIC, DYNAMIC)
+    for engine in allowed:
+        if not engine.needs_ranges or (calibrated and not rules.why_not):
+            return engine
+    return allowed[-1]
+
+
+def is_integer_only(form: Form, kernel: str) -> bool:
+    """True if no engine of the form leaves layers float."""
+    return kernel != "float" and all(engine.integer for engine in form.engines)

@@ -1,6 +1,4 @@
-"""How a form writes weights: int8 codes times one scale an output channel, and the way the codes
-are stored.
-"""
+"""Weights as int8 codes times one scale an output channel, and the way the codes are stored."""
 
 from __future__ import annotations
 
@@ -18,7 +16,12 @@ from .._core.saturation import KernelPairs
 from .grids import Grid, scales_on
 from .inserter import Inserter
 from .packing import TRITS, int4_weight, nibble_weight, packed_weight
-from .scales import channel_sums, least_squares_scales
+from .scales import (
+    Elementwise,
+    channel_sums,
+    least_squares_scales,
+    magnitudes,
+)
 from .weights import Floats, channel_absmax, quantize_weight
 
 Fit = Literal["mse", "mean"]
@@ -26,10 +29,13 @@ Store = Callable[[Inserter, str, ir.TensorProtocol, ir.Node], ir.Value]
 """(inserter, stem, int8 codes, node to stand before) -> the codes as an int8 value."""
 
 TWN_THRESHOLD = 0.7
-"""Ternary weight networks: a weight counts where it exceeds 0.7 of the channel's mean |w|."""
-PACKED_BITS = 4
-"""Codes of at most this many bits are stored packed."""
+"""Share of the channel's mean |w| that a weight must exceed to count (Ternary Weight Networks)."""
 
+PACKED_BITS = 4
+"""Largest width (bits) of codes that are stored packed: two fit into a byte."""
+
+LEAST_DIVISOR = 1e-38
+"""Least scale that is inverted, so that a channel of zeros gives no infinity."""
 
 Storage = Literal["auto", "int4", "table"]
 STORES: dict[Storage, Store] = {
@@ -37,17 +43,15 @@ STORES: dict[Storage, Store] = {
     "int4": int4_weight,
     "table": nibble_weight,
 }
-"""How 3- and 4-bit codes are kept: in ONNX's own type, or looked up, which runtimes before 1.23
-need.
-"""
+"""Stores of 3- and 4-bit codes: in ONNX's own type, or looked up for runtimes before 1.23."""
 
 
 @dataclass(frozen=True, eq=False)
 class Codes:
     """A weight as scale * code. `codes(scales)` gives the int8 tensor for the final scales, lazily.
 
-    `packed`: whether a code takes less than a byte in the file. `has_zero`: whether a channel of
-    zeros has all codes 0 (one bit has no zero: there the scale must vanish).
+    `packed`: a code takes less than a byte in the file. `has_zero`: a channel of zeros has all
+    codes 0 (one bit has no zero: there the scale must vanish).
     """
 
     scales: Floats
@@ -65,59 +69,100 @@ def integer_codes(
     pairs: KernelPairs | None = None,
     storage: Storage = "auto",
 ) -> Codes:
-    """Codes of +-(2**(bits-1) - 1); the scale makes the largest weight of a channel the largest
-    code.
+    """Codes up to +-(2**(bits-1) - 1); a channel's largest weight becomes the largest code.
 
     Weights that an earlier pass rounded keep their grid. `pairs` stay within the limit of CPUs
     without VNNI, with a larger scale where that loses less than cutting them. Not the scale of
     least squared weight error: at 3 and 4 bits that clips weights which matter most to the output
     (measured on the ResNets: 1 to 5 dB worse). 2 bits are ternary.
     """
+    # symmetric codes of 2 bits are -1, 0 and 1
     if bits == 2:
         return ternary_codes(tensor, layout, fit)
+    # symmetric: the lowest code of the type is left out
     grid = Grid(2 ** (bits - 1) - 1, pairs)
     packed = bits <= PACKED_BITS
+
+    def codes(scales: Floats) -> DerivedTensor:
+        return quantize_weight(
+            tensor,
+            layout,
+            scales,
+            grid.levels,
+            grid.limited,
+        )
+
+    store = STORES[storage] if packed else _store_int8
     return Codes(
         scales_on(tensor, layout, grid),
-        lambda final: quantize_weight(tensor, layout, final, grid.levels, grid.limited),
-        STORES[storage] if packed else _store_int8,
+        codes,
+        store,
         packed,
     )
 
 
 def ternary_codes(tensor: ir.TensorProtocol, layout: Layout, fit: Fit) -> Codes:
-    """W ~ alpha * {-1, 0, 1}; fit=mean: the threshold 0.7 mean|w| of TWN; fit=mse: threshold and
-    alpha of least error.
+    """W ~ alpha * {-1, 0, 1}.
+
+    fit=mean: the threshold 0.7 mean|w| of TWN; fit=mse: threshold and alpha of least squared error.
 
     Source: Li et al., Ternary Weight Networks, arXiv:1605.04711.
     """
     count = layout.outer * layout.inner
-    mean = channel_sums(tensor, layout, np.abs) / max(count, 1)
-    if fit == "mse":
-        alpha = least_squares_scales(
-            tensor, layout, mean, channel_absmax(tensor, layout), nearest(1)
-        )
-        return Codes(
-            alpha,
-            lambda scales: quantize_weight(tensor, layout, scales, 1),
-            _store_trits,
-        )
-    threshold = (TWN_THRESHOLD * mean).astype(np.float32)
-    beyond = _per_channel(layout, threshold, lambda w, t: np.abs(w) > t)
-    number = channel_sums(tensor, layout, beyond)
-    total = channel_sums(tensor, layout, lambda w, at: np.abs(w) * beyond(w, at))
-    kernel = _flat(layout, lambda view, at: np.sign(view) * beyond(view, at))
-    mean_beyond = (total / np.maximum(number, 1)).astype(np.float32)
-    return Codes(
-        mean_beyond, lambda scales: _int8(tensor, layout, kernel), _store_trits
+    mean = channel_sums(tensor, layout, magnitudes) / max(count, 1)
+    if fit == "mean":
+        return _twn_codes(tensor, layout, mean)
+    highest = channel_absmax(tensor, layout)
+    # alpha lies between the mean and the largest |w|: it is the mean of those that count
+    alpha = least_squares_scales(
+        tensor,
+        layout,
+        mean,
+        highest,
+        nearest(1),
     )
+
+    def codes(scales: Floats) -> DerivedTensor:
+        return quantize_weight(
+            tensor,
+            layout,
+            scales,
+            1,
+        )
+
+    return Codes(alpha, codes, _store_trits)
+
+
+def _twn_codes(
+    tensor: ir.TensorProtocol, layout: Layout, mean: NDArray[np.float64]
+) -> Codes:
+    """Codes by the paper's threshold; they do not depend on the final scales."""
+    threshold = (TWN_THRESHOLD * mean).astype(np.float32)
+
+    def counts(view: NDArray[Any], channels: slice) -> NDArray[Any]:
+        return np.asarray(np.abs(view) > threshold[channels][:, None])
+
+    def counted(view: NDArray[Any], channels: slice) -> NDArray[Any]:
+        return np.asarray(np.abs(view) * counts(view, channels))
+
+    def signs(view: NDArray[Any], channels: slice) -> NDArray[Any]:
+        return np.asarray(np.sign(view) * counts(view, channels))
+
+    number = channel_sums(tensor, layout, counts)
+    total = channel_sums(tensor, layout, counted)
+    alpha = (total / np.maximum(number, 1)).astype(np.float32)
+
+    # the threshold alone decides the codes, whatever the final scales are
+    def codes(scales: Floats) -> DerivedTensor:
+        return _int8(tensor, layout, signs)
+
+    return Codes(alpha, codes, _store_trits)
 
 
 def sign_codes(
     tensor: ir.TensorProtocol, layout: Layout, planes: int, fit: Fit
 ) -> Codes:
-    """W ~ alpha * (sum of 2**i * sign_i, i < planes): odd codes up to 2**planes - 1, one scale a
-    channel.
+    """W ~ alpha * (sum of 2**i * sign_i, i < planes): odd codes up to 2**planes - 1.
 
     One plane: alpha = mean|w| is the least-squares scale (XNOR-Net), so both fits are the same.
     More planes: residual binarization with scales alpha, 2 alpha, 4 alpha, so that the sum stays an
@@ -127,88 +172,106 @@ def sign_codes(
     (arXiv:1711.11294), its scales tied to powers of two.
     """
     count = layout.outer * layout.inner
-    mean = (channel_sums(tensor, layout, np.abs) / max(count, 1)).astype(np.float32)
-    top = 2**planes - 1
+    mean = (
+        channel_sums(
+            tensor,
+            layout,
+            magnitudes,
+        )
+        / max(count, 1)
+    ).astype(np.float32)
     alpha = mean / np.float32(2 ** (planes - 1))
+    to_odd = odd(planes)
+    # of one plane mean|w| is the least-squares scale already
     if planes > 1 and fit == "mse":
+        top = 2**planes - 1
         highest = (channel_absmax(tensor, layout) / top).astype(np.float32)
+        # up to the scale that makes the largest weight the top code
+        low = alpha * np.float32(0.5)
+        high = np.maximum(highest, alpha)
         alpha = least_squares_scales(
             tensor,
             layout,
-            alpha * np.float32(0.5),
-            np.maximum(highest, alpha),
-            odd(planes),
+            low,
+            high,
+            to_odd,
         )
 
     def codes(scales: Floats) -> DerivedTensor:
-        inverse = _inverse(scales)
-        kernel = _flat(
-            layout, lambda view, at: odd(planes)(view * inverse[at][:, None])
-        )
-        return _int8(tensor, layout, kernel)
+        divisors = np.maximum(scales.astype(np.float64), LEAST_DIVISOR)
+        inverse = (1.0 / divisors).astype(np.float32)
+
+        def signs(view: NDArray[Any], channels: slice) -> NDArray[Any]:
+            return to_odd(view * inverse[channels][:, None])
+
+        return _int8(tensor, layout, signs)
 
     def store(
         inserter: Inserter, stem: str, tensor: ir.TensorProtocol, before: ir.Node
     ) -> ir.Value:
-        return packed_weight(inserter, stem, tensor, before, planes=planes)
+        return packed_weight(
+            inserter,
+            stem,
+            tensor,
+            before,
+            planes=planes,
+        )
 
-    return Codes(alpha, codes, store, has_zero=False)
+    return Codes(
+        alpha,
+        codes,
+        store,
+        has_zero=False,
+    )
 
 
 def nearest(levels: int) -> Callable[[NDArray[Any]], NDArray[Any]]:
-    """W / scale -> the nearest whole number within +-levels."""
+    """Codes of w / scale: the nearest whole number within +-levels."""
     return lambda scaled: np.clip(np.rint(scaled), -levels, levels)
 
 
 def odd(planes: int) -> Callable[[NDArray[Any]], NDArray[Any]]:
-    """W / scale -> the nearest odd number below 2**planes; 0 goes to +1."""
+    """Codes of w / scale: the nearest odd number below 2**planes; 0 goes to +1."""
+    # halved, rounded down and doubled plus one: the odd number nearest from either side
     top = 2**planes - 1
-    return lambda scaled: np.clip(2 * np.floor(scaled / 2) + 1, -top, top)
-
-
-def _inverse(scales: Floats) -> Floats:
-    return (1.0 / np.maximum(scales.astype(np.float64), 1e-38)).astype(np.float32)
-
-
-Elementwise = Callable[[NDArray[Any], slice], NDArray[Any]]
-"""((outer, channels, inner) view, its channels) -> the same shape."""
-
-
-def _per_channel(
-    layout: Layout,
-    numbers: Floats,
-    function: Callable[[NDArray[Any], Floats], NDArray[Any]],
-) -> Elementwise:
-    return lambda view, at: function(view, numbers[at][:, None])
-
-
-def _flat(
-    layout: Layout, function: Elementwise
-) -> Callable[[NDArray[Any], int], NDArray[Any]]:
-    """An elementwise function as a kernel of flat blocks, int8 out."""
-
-    def kernel(block: NDArray[Any], start: int) -> NDArray[Any]:
-        view, at = layout.view(block, start)
-        return np.asarray(function(view, at).astype(np.int8).reshape(-1))
-
-    return kernel
+    return lambda scaled: np.clip(
+        2 * np.floor(scaled / 2) + 1,
+        -top,
+        top,
+    )
 
 
 def _int8(
-    tensor: ir.TensorProtocol,
-    layout: Layout,
-    kernel: Callable[[NDArray[Any], int], NDArray[Any]],
+    tensor: ir.TensorProtocol, layout: Layout, function: Elementwise
 ) -> DerivedTensor:
-    return DerivedTensor(tensor, kernel, ir.DataType.INT8, layout.granule)
+    """The tensor of `function`'s codes, lazily."""
+
+    def kernel(block: NDArray[Any], start: int) -> NDArray[Any]:
+        view, channels = layout.view(block, start)
+        codes = function(view, channels).astype(np.int8)
+        return np.asarray(codes.reshape(-1))
+
+    return DerivedTensor(
+        tensor,
+        kernel,
+        ir.DataType.INT8,
+        layout.granule,
+    )
 
 
 def _store_int8(
     inserter: Inserter, stem: str, codes: ir.TensorProtocol, before: ir.Node
 ) -> ir.Value:
-    return inserter.initializer(f"{stem}_q", codes)
+    return inserter.encoded(stem, "q", codes)
 
 
 def _store_trits(
     inserter: Inserter, stem: str, codes: ir.TensorProtocol, before: ir.Node
 ) -> ir.Value:
-    return packed_weight(inserter, stem, codes, before, TRITS)
+    return packed_weight(
+        inserter,
+        stem,
+        codes,
+        before,
+        TRITS,
+    )

@@ -1,5 +1,6 @@
-"""Symmetric int8 weights, one scale per output channel, streamed: scales in one pass, values when
-written.
+"""Symmetric int8 weights, one scale per output channel, streamed.
+
+Scales take one pass over a weight; codes are computed when the file is written.
 """
 
 from __future__ import annotations
@@ -19,7 +20,12 @@ INT8_LEVELS = 127
 """Largest |q|: -128 is left out, so that the grid is symmetric."""
 
 LEAST_SCALE = 1e-30
-"""Of a weight: its product with an input's scale must not be a denormal number."""
+"""Least scale of a weight: its product with an input's scale must not be a denormal number."""
+
+BIAS_LIMIT = 2.0**30
+"""Largest |code| that a bias may need (count): half of int32 is left to the sum of products."""
+
+INT32_LIMIT = 2.0**31 - 1
 
 
 def channel_absmax(tensor: ir.TensorProtocol, layout: Layout) -> Floats:
@@ -27,33 +33,33 @@ def channel_absmax(tensor: ir.TensorProtocol, layout: Layout) -> Floats:
     out = np.zeros(layout.channels, np.float32)
     for start, block in blocks(tensor, layout.granule):
         view, channels = layout.view(block, start)
-        highest = np.maximum(view.max(axis=(0, 2)), -view.min(axis=(0, 2))).astype(
-            np.float32
-        )
-        out[channels] = np.maximum(out[channels], highest)
+        highest = view.max(axis=(0, 2))
+        lowest = view.min(axis=(0, 2))
+        # not np.abs: it would copy the whole block
+        largest = np.maximum(highest, -lowest).astype(np.float32)
+        out[channels] = np.maximum(out[channels], largest)
     return out
 
 
 def wide_enough(
     scales: Floats, bias: Floats | None, input_scale: float, has_zero: bool = True
 ) -> Floats:
-    """Scales raised where the layer's bias would overflow int32, or where they are zero or
-    denormal.
+    """Scales raised where a bias would overflow int32, or where they are zero or denormal.
 
-    A channel of zeros gets 1/127, or the least usable scale where its codes are not zeros
-    (`has_zero`).
+    A channel of zeros gets 1/127, or the least usable scale where its codes are not zeros (not
+    `has_zero`).
 
     Shapes: scales, bias (channels,) -> (channels,) float32, all positive and normal.
     """
     wide = scales.astype(np.float64)
     if bias is not None:
-        wide = np.maximum(
-            wide, np.abs(bias.astype(np.float64)) / (input_scale * 2.0**30)
-        )
+        needed = np.abs(bias.astype(np.float64)) / (input_scale * BIAS_LIMIT)
+        wide = np.maximum(wide, needed)
     if has_zero:
         wide = np.where(wide > 0, wide, 1.0 / INT8_LEVELS)
     # float32(input_scale * scale) is the bias's scale: keep it away from denormals.
-    return np.maximum(wide, LEAST_SCALE / min(input_scale, 1.0)).astype(np.float32)
+    least = LEAST_SCALE / min(input_scale, 1.0)
+    return np.maximum(wide, least).astype(np.float32)
 
 
 def quantize_weight(
@@ -63,42 +69,60 @@ def quantize_weight(
     levels: int = INT8_LEVELS,
     pairs: KernelPairs | None = None,
 ) -> DerivedTensor:
-    """round(w / scale) as int8, lazily, no pair of `pairs` beyond the limit. Exact zeros stay
-    zeros.
+    """round(w / scale) as int8, lazily, no pair of `pairs` beyond the limit.
+
+    Exact zeros stay zeros.
     """
     inverse = (1.0 / scales.astype(np.float64)).astype(np.float32)
 
     def kernel(block: NDArray[Any], start: int) -> NDArray[Any]:
         view, channels = layout.view(block, start)
-        scaled = np.multiply(view, inverse[channels][:, None], dtype=np.float32)
+        factors = inverse[channels][:, None]
+        scaled = np.multiply(view, factors, dtype=np.float32)
         codes = np.rint(scaled)
-        np.clip(codes, -levels, levels, out=codes)
+        np.clip(
+            codes,
+            -levels,
+            levels,
+            out=codes,
+        )
         if pairs is not None:
+            # both are views of the block: `keep_within` changes the codes in place
             rows = layout.rows(codes)
-            keep_within(rows, layout.rows(scaled), pairs.of_part(rows.shape[1]))
+            exact = layout.rows(scaled)
+            keep_within(rows, exact, pairs.of_part(rows.shape[1]))
         flat: NDArray[Any] = codes.astype(np.int8).reshape(-1)
         return flat
 
-    return DerivedTensor(tensor, kernel, ir.DataType.INT8, pair_granule(layout, pairs))
+    return DerivedTensor(
+        tensor,
+        kernel,
+        ir.DataType.INT8,
+        pair_granule(layout, pairs),
+    )
 
 
 def pair_granule(layout: Layout, pairs: KernelPairs | None) -> int:
     """Elements that a streamed block must hold a multiple of, so that it cuts no pair apart."""
+    # with channels first a block holds whole rows, and pairs lie within a row
     if layout.outer == 1 or pairs is None or not pairs.count:
         return layout.granule
-    return layout.granule * (2 if isinstance(pairs.first, slice) else layout.outer)
+    # neighbours along the outer axis make pairs, or any two places of it
+    outer = 2 if isinstance(pairs.first, slice) else layout.outer
+    return layout.granule * outer
 
 
 def quantize_bias(
     bias: Floats, input_scale: np.float32, scales: Floats
 ) -> tuple[NDArray[np.int32], Floats]:
-    """The bias as int32 and its scales, exactly float32(input_scale * weight scale): the runtime
-    insists on it.
+    """The bias as int32 and its scales, exactly float32(input_scale * weight scale).
+
+    The runtime insists on that product.
     """
     bias_scales = (np.float32(input_scale) * scales).astype(np.float32)
     values = np.rint(bias.astype(np.float64) / bias_scales)
-    limit = 2.0**31 - 1
-    return np.clip(values, -limit, limit).astype(np.int32), bias_scales
+    codes = np.clip(values, -INT32_LIMIT, INT32_LIMIT).astype(np.int32)
+    return codes, bias_scales
 
 
 def transposed(tensor: ir.TensorProtocol) -> ir.LazyTensor:
@@ -106,8 +130,13 @@ def transposed(tensor: ir.TensorProtocol) -> ir.LazyTensor:
     rows, columns = tensor.shape.numpy()
 
     def compute() -> ir.TensorProtocol:
-        return ir.Tensor(np.ascontiguousarray(tensor.numpy().T), dtype=tensor.dtype)
+        turned = np.ascontiguousarray(tensor.numpy().T)
+        return ir.Tensor(turned, dtype=tensor.dtype)
 
+    shape = ir.Shape([columns, rows])
     return ir.LazyTensor(
-        compute, dtype=tensor.dtype, shape=ir.Shape([columns, rows]), name=tensor.name
+        compute,
+        dtype=tensor.dtype,
+        shape=shape,
+        name=tensor.name,
     )

@@ -27,7 +27,7 @@ def with_rules(monkeypatch):
 
 
 @pytest.fixture
-def one_limb(with_rules):
+def one_term(with_rules):
     """Convs read an image once, for tests whose small nets begin at one and that are not of this
     rule.
     """

@@ -148,7 +148,8 @@ def test_a_weight_of_half_and_single_nodes_is_kept_in_both_types():
 )
 def test_islands_and_their_reasons(body, single):
     text = (
-        '<ir_version: 10, opset_import: ["" : 21, "com.example" : 1]> m (float[3] x) => (float[3] y) '
+        '<ir_version: 10, opset_import: ["" : 21, "com.example" : 1]> '
+        "m (float[3] x) => (float[3] y) "
         "<float[1] big = {-3e38}, float[1] infinite = {-1e30}, float[1] eps = {1e-12}> {"
         + body
         + "}"

@@ -6,9 +6,10 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 from onnx_opt import UsageError
-from onnx_opt.passes import quant as quant_module
 from onnx_opt.passes._base import NullContext
 from onnx_opt.passes._core import targets
+from onnx_opt.passes._core.provenance import float_layer, float_weight
+from onnx_opt.passes._quant import calibrate as calibrate_module
 from onnx_opt.passes.quant import Quant
 from quant_models import (
     CHAIN,
@@ -71,23 +72,27 @@ def residual():
     ("text", "weights", "reason"),
     [
         (
-            '<ir_version: 10, opset_import: ["" : 17]> g (float[2, 4] x, float[4, 4] w) => (float[2, 4] y) '
+            '<ir_version: 10, opset_import: ["" : 17]> '
+            "g (float[2, 4] x, float[4, 4] w) => (float[2, 4] y) "
             "<float[4, 4] w = {1,0,0,0, 0,1,0,0, 0,0,1,0, 0,0,0,1}> { y = MatMul (x, w) }",
             {},
             "graph input",
         ),
         (
-            '<ir_version: 10, opset_import: ["" : 17]> g (double[2, 4] x) => (double[2, 3] y) { y = MatMul (x, w) }',
+            '<ir_version: 10, opset_import: ["" : 17]> '
+            "g (double[2, 4] x) => (double[2, 3] y) { y = MatMul (x, w) }",
             {"w": np.ones((4, 3))},
             "DOUBLE",
         ),
         (
-            '<ir_version: 10, opset_import: ["" : 17]> g (float[2, 4] x) => (float[2, 3] y) { y = MatMul (x, w) }',
+            '<ir_version: 10, opset_import: ["" : 17]> '
+            "g (float[2, 4] x) => (float[2, 3] y) { y = MatMul (x, w) }",
             {"w": np.ones((4, 3), np.float32)},
             "too few",
         ),
         (
-            '<ir_version: 10, opset_import: ["" : 17]> g (float[1, 1, 4, 4] x) => (float[1, 1, 4, 4] y) '
+            '<ir_version: 10, opset_import: ["" : 17]> '
+            "g (float[1, 1, 4, 4] x) => (float[1, 1, 4, 4] y) "
             "{ c = Conv (x, w)  s = Sigmoid (c)  y = Relu (s) }",
             {"w": np.ones((1, 1, 1, 1), np.float32)},
             "needs calibrated ranges",
@@ -99,7 +104,8 @@ def residual():
             "transA",
         ),
         (
-            '<ir_version: 10, opset_import: ["" : 17]> g (float[3, 2, 9] x) => (float[3, 2, 5] y) { y = MatMul (x, w) }',
+            '<ir_version: 10, opset_import: ["" : 17]> '
+            "g (float[3, 2, 9] x) => (float[3, 2, 5] y) { y = MatMul (x, w) }",
             {"w": np.ones((3, 9, 5), np.float32)},
             "rank 3",
         ),
@@ -155,7 +161,8 @@ def test_second_run_changes_nothing(calibrated):
 def test_numbers_of_one_layer(calibrated):
     """Weights, scales, zero points and bias are the definition's, to the last bit."""
     model = model_of(
-        '<ir_version: 10, opset_import: ["" : 17]> g (float[N, 2] x) => (float[N, 2] y) { y = Gemm (x, w, b) }',
+        '<ir_version: 10, opset_import: ["" : 17]> '
+        "g (float[N, 2] x) => (float[N, 2] y) { y = Gemm (x, w, b) }",
         w=np.array([[1.27, -2.13], [0.0, 4.0]], np.float32),
         b=np.array([0.5, -1.0], np.float32),
     )
@@ -178,7 +185,8 @@ def test_numbers_of_one_layer(calibrated):
 def test_weights_that_lie_on_a_coarser_grid_are_kept_exactly(calibrated):
     """2 and 4 are 63 and 126 steps: with the largest code 127, 2 would be none."""
     model = model_of(
-        '<ir_version: 10, opset_import: ["" : 17]> g (float[N, 2] x) => (float[N, 1] y) { y = MatMul (x, w) }',
+        '<ir_version: 10, opset_import: ["" : 17]> '
+        "g (float[N, 2] x) => (float[N, 1] y) { y = MatMul (x, w) }",
         w=np.array([[-2.0], [4.0]], np.float32),
     )
     Quant(rounding="nearest").run(
@@ -187,7 +195,7 @@ def test_weights_that_lie_on_a_coarser_grid_are_kept_exactly(calibrated):
     np.testing.assert_array_equal(initial(model, "w_q"), [[-63], [126]])
 
 
-@pytest.mark.usefixtures("one_limb")
+@pytest.mark.usefixtures("one_term")
 def test_every_heavy_op_of_a_residual_net_becomes_an_integer_kernel(
     calibrated, tmp_path
 ):
@@ -215,7 +223,9 @@ def test_a_sum_that_a_relu_cuts_is_read_to_its_floor_only(
     """
     if not effective:
         monkeypatch.setattr(
-            quant_module, "with_effective_values", lambda model, placement: (model, {})
+            calibrate_module,
+            "with_effective_values",
+            lambda model, placement: (model, {}),
         )
     model = residual()
     weight = model.graph.initializers["b2"]
@@ -327,7 +337,8 @@ def test_an_excluded_layer_is_kept_from_the_runtimes_own_quantization(
 
 def test_bias_that_would_overflow_widens_its_channel(calibrated):
     model = model_of(
-        '<ir_version: 10, opset_import: ["" : 17]> g (float[N, 2] x) => (float[N, 2] y) { y = Gemm (x, w, b) }',
+        '<ir_version: 10, opset_import: ["" : 17]> '
+        "g (float[N, 2] x) => (float[N, 2] y) { y = Gemm (x, w, b) }",
         w=np.array([[1e-9, 1.0], [1e-9, 1.0]], np.float32),
         b=np.array([1000.0, 1.0], np.float32),
     )
@@ -352,7 +363,8 @@ def test_bias_that_would_overflow_widens_its_channel(calibrated):
 )
 def test_degenerate_weights_and_activations_stay_finite(calibrated, weight, feed):
     model = model_of(
-        '<ir_version: 10, opset_import: ["" : 17]> g (float[N, 2] x) => (float[N, 2] y) { y = Gemm (x, w, b) }',
+        '<ir_version: 10, opset_import: ["" : 17]> '
+        "g (float[N, 2] x) => (float[N, 2] y) { y = Gemm (x, w, b) }",
         w=weight,
         b=np.array([0.5, 0.0], np.float32),
     )
@@ -365,7 +377,7 @@ def test_degenerate_weights_and_activations_stay_finite(calibrated, weight, feed
     np.testing.assert_allclose(got, [[0.5, 0.0]], atol=resolution)
 
 
-@pytest.mark.usefixtures("one_limb")
+@pytest.mark.usefixtures("one_term")
 def test_pruned_weights_stay_exactly_zero(calibrated):
     model = residual()
     for name in ("w1", "w2", "w3"):
@@ -384,7 +396,10 @@ def test_rounding_keeps_outputs_better_than_the_nearest_integers_do(calibrated):
     """Correlated inputs: what one weight loses another makes up for."""
     mixing = normal(64, 64)
     feeds = [{"x": normal(64, 64) @ mixing * np.float32(0.1)} for _ in range(4)]
-    text = '<ir_version: 10, opset_import: ["" : 17]> g (float[N, 64] x) => (float[N, 16] y) { y = MatMul (x, w) }'
+    text = (
+        '<ir_version: 10, opset_import: ["" : 17]> '
+        "g (float[N, 64] x) => (float[N, 16] y) { y = MatMul (x, w) }"
+    )
     errors = {}
     for rounding in ("nearest", "gptq"):
         model = model_of(
@@ -396,6 +411,45 @@ def test_rounding_keeps_outputs_better_than_the_nearest_integers_do(calibrated):
         )
         errors[rounding] = sqnr(expected, session(model).run(None, feeds[0])[0])
     assert errors["gptq"] > errors["nearest"] + 3
+
+
+def test_passes_inside_tell_what_they_did_and_declined(calibrated):
+    """A Conv whose padding follows its input is quantized, but `gptq` cannot round it."""
+    text = """
+    <ir_version: 10, opset_import: ["" : 17]>
+    g (float[N, 8, 6, 6] x) => (float[N, 8, 6, 6] y)
+    { n = Identity (x)  a = Conv (n, w1)  b = Conv <auto_pad = "SAME_UPPER"> (a, w2)
+      y = Softmax (b) }
+    """
+    model = model_of(text, w1=normal(8, 8, 1, 1), w2=normal(8, 8, 3, 3))
+    outcome = Quant().run(model, calibrated([{"x": normal(2, 8, 6, 6)}]))
+    assert [(d.where, d.reason) for d in outcome.declined] == [
+        ("Conv b", "smooth, gptq: its padding follows its input's size (auto_pad)")
+    ]
+    stats = ("layers", "simplified", "smoothed", "rounded")
+    assert [outcome.stats[key] for key in stats] == [2, 1, 0, 1]
+
+
+def test_each_layer_knows_in_memory_what_it_was_made_of(calibrated):
+    text = """
+    <ir_version: 10, opset_import: ["" : 17]>
+    g (float[N, 64] x) => (float[N, 64] y)
+    { h = Gemm <transB = 1> (x, w1)  [last] y = MatMul (h, w2) }
+    """
+    model = model_of(text, w1=normal(64, 64), w2=normal(64, 64))
+    feeds = [{"x": normal(4, 64)}]
+    Quant(layers=("w1=dynamic",)).run(model, calibrated(feeds))
+    model = model.clone()
+    found = {n.op_type: float_layer(n) for n in model.graph if float_layer(n)}
+    assert found == {
+        "MatMulInteger": ("h", "Gemm h"),
+        "MatMul": ("last", "MatMul last"),
+    }
+    stored = model.graph.initializers
+    assert float_weight(stored["w1_q"]) == "w1"
+    assert float_weight(stored["w2_q"]) == "w2"
+    proto = ir.to_proto(model)
+    assert not any(holder.metadata_props for holder in proto.graph.node)
 
 
 def test_without_data_matmuls_quantize_their_input_at_run_time(tmp_path):

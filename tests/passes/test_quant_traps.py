@@ -10,7 +10,7 @@ from onnx_opt import RefusedError
 from onnx_opt.passes._base import NullContext
 from onnx_opt.passes._core import normalize as normalize_module
 from onnx_opt.passes._core.normalize import normalize
-from onnx_opt.passes._quant import insert
+from onnx_opt.passes._quant import insert_static
 from onnx_opt.passes.quant import Quant
 from quant_models import (
     FEEDS,
@@ -53,7 +53,7 @@ def test_the_bias_scale_is_the_product_of_the_other_two(calibrated, monkeypatch)
         own = np.full_like(scales, np.abs(bias).max() / 2**15)
         return np.rint(bias / own).astype(np.int32), own
 
-    monkeypatch.setattr(insert, "quantize_bias", scale_of_its_own)
+    monkeypatch.setattr(insert_static, "quantize_bias", scale_of_its_own)
     _, wrong = gemm_drift(calibrated)
     assert wrong < 20
 
@@ -65,7 +65,8 @@ def test_activations_are_unsigned_where_values_branch(calibrated, with_rules, tm
     text = """
     <ir_version: 10, opset_import: ["" : 17]>
     g (float[N, 8, 6, 6] x) => (float[N, 8, 6, 6] z)
-    { a = Conv (x, w1)  b = Conv (a, w2)  c = Conv (a, w3)  s = Add (b, c)  d = Conv (s, w4)  z = Softmax (d) }
+    { a = Conv (x, w1)  b = Conv (a, w2)  c = Conv (a, w3)  s = Add (b, c)
+      d = Conv (s, w4)  z = Softmax (d) }
     """
     weights = {f"w{i}": normal(8, 8, 1, 1) for i in (1, 2, 3, 4)}
     feeds = {"x": normal(2, 8, 6, 6)}

@@ -21,7 +21,8 @@ OPERATORS = {
          4, 5, 6}>
     { y = QLinearConv (x, xs, xz, w, ws, wz, ys, yz, b) }""",
     "QLinearMatMul": """ g (uint8[3, 8] x) => (uint8[3, 5] y)
-    <float xs = {0.02}, uint8 xz = {7}, float ws = {0.01}, int8 wz = {0}, float ys = {0.2}, uint8 yz = {100}>
+    <float xs = {0.02}, uint8 xz = {7}, float ws = {0.01}, int8 wz = {0},
+     float ys = {0.2}, uint8 yz = {100}>
     { y = QLinearMatMul (x, xs, xz, w, ws, wz, ys, yz) }""",
     "QGemm": """ g (uint8[3, 8] x) => (uint8[3, 5] y)
     <float xs = {0.02}, uint8 xz = {7}, float[5] ws = {0.01, 0.02, 0.01, 0.03, 0.01},

@@ -1,10 +1,11 @@
-"""Which nodes may compute in float16, and which stay float32 islands: the operator's type, its
-numbers, its ranges.
+"""Nodes that may compute in float16, and those that stay float32 islands.
+
+An operator's types decide, the numbers of its constants, and the ranges of its values.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,9 +16,11 @@ from ..._base import Context
 from ..._core.edit import is_constant
 from ..._core.graph import holds_graphs
 from ..._core.lazy import blocks
-from ..._core.ops import QUANT_OPS
+from ..._core.ops import MOVES, QUANT_OPS, is_standard
 
 LARGEST = 65504.0
+"""Largest finite float16."""
+
 SMALLEST_NORMAL = 2.0**-14
 """Below it float16 loses digits, and below 2**-24 everything."""
 
@@ -25,6 +28,7 @@ HEADROOM = 0.5
 """Share of float16's range that calibrated values may fill: other data reaches further."""
 
 SAMPLES = 128
+"""Calibration samples whose ranges are looked at (count); chosen by hand."""
 
 SINGLE_OPS: dict[str, str] = {
     **dict.fromkeys(
@@ -67,53 +71,33 @@ SINGLE_OPS: dict[str, str] = {
 _CHOSEN_TYPE = ("dtype", "output_dtype", "output_datatype")
 """Attributes by which a node chooses its output's type."""
 
-_MOVERS = frozenset(
-    {
-        "Reshape",
-        "Flatten",
-        "Squeeze",
-        "Unsqueeze",
-        "Transpose",
-        "Expand",
-        "Slice",
-        "Gather",
-        "Concat",
-        "Identity",
-        "Tile",
-        "Cast",
-        "Split",
-    }
-)
-_HUGE_PASSES = _MOVERS | {"Add", "Sub", "Mul", "Neg", "Where", "Max", "Min", "Softmax"}
+_PASS_ON = MOVES | {"Cast"}
+_HUGE_PASSES = _PASS_ON | {"Add", "Sub", "Mul", "Neg", "Where", "Max", "Min", "Softmax"}
+"""Ops whose output may be a huge number that they read."""
+
 _TINY_PASSES = frozenset({"Sqrt", "Max", "Clip", "Abs", "Reciprocal", "Div"})
+"""Ops that a tiny number, an epsilon mostly, keeps from dividing by zero further on."""
+
 _TINY_ENDS = frozenset({"Reciprocal", "Div"})
-_SIZE_OPS = _MOVERS | {
-    "Add",
-    "Sub",
-    "Mul",
-    "Div",
-    "Floor",
-    "Ceil",
-    "Round",
-    "Max",
-    "Min",
-}
+"""Ops after which it is no tiny number any more."""
+
+_SIZE_OPS = _PASS_ON | {"Add", "Sub", "Mul", "Div", "Floor", "Ceil", "Round"}
+_SIZE_OPS |= {"Max", "Min"}
+"""Ops by which models compute sizes and indices in float."""
 
 Reasons = dict[ir.Node, str]
 
 
 @dataclass(frozen=True)
-class Slots:
-    """Where a node's operator lets float16 stand for float32: its inputs and outputs of variable
-    type, by index.
-    """
+class HalfOperands:
+    """Inputs and outputs of a node, by index, at which float16 may stand for float32."""
 
     inputs: frozenset[int]
     outputs: frozenset[int]
 
 
 def is_float(value: ir.Value | None) -> bool:
-    """Whether a value is a float32 tensor."""
+    """True for a float32 tensor."""
     return (
         value is not None
         and isinstance(value.type, ir.TensorType)
@@ -121,156 +105,156 @@ def is_float(value: ir.Value | None) -> bool:
     )
 
 
-def half_slots(node: ir.Node, opset: int) -> Slots | str:
-    """Where the node may have float16, or why it must not."""
-    if node.domain != "":
+def half_operands(node: ir.Node, opset: int) -> HalfOperands | str:
+    """The operands of a node that may be float16, or the reason why none may."""
+    if not is_standard(node):
         return f"nothing says that {node.domain}.{node.op_type} takes float16"
     if holds_graphs(node):
         return "what enters and leaves its subgraphs stays float32"
     if node.op_type in SINGLE_OPS:
         return SINGLE_OPS[node.op_type]
-    if node.op_type == "Cast" and any(
-        v is not None and v.dtype == ir.DataType.FLOAT16
-        for v in (*node.inputs, *node.outputs)
-    ):
+    around = [value for value in (*node.inputs, *node.outputs) if value is not None]
+    # a Cast that another run of this pass inserted
+    is_mixed = any(value.dtype == ir.DataType.FLOAT16 for value in around)
+    if node.op_type == "Cast" and is_mixed:
         return "it stands between float16 and float32"
-    if any(v is not None and v.type is None for v in (*node.inputs, *node.outputs)):
+    if any(value.type is None for value in around):
         return "the types around it are unknown"
     try:
         schema = onnx.defs.get_schema(node.op_type, opset, "")
     except onnx.defs.SchemaError:
         return f"{node.op_type} is unknown in opset {opset}"
-    if any(name in schema.attributes for name in _CHOSEN_TYPE) or (
-        node.op_type == "Cast" and opset < 6
-    ):
+    chooses = any(name in schema.attributes for name in _CHOSEN_TYPE)
+    # before opset 6 Cast names its type by a string
+    if chooses or (node.op_type == "Cast" and opset < 6):
         return "an attribute chooses its type"
     allowed = {c.type_param_str: c.allowed_type_strs for c in schema.type_constraints}
-    found = [
-        _slots(values, formal, allowed)
-        for values, formal in (
-            (node.inputs, schema.inputs),
-            (node.outputs, schema.outputs),
-        )
-    ]
-    if found[0] is None or found[1] is None:
+    inputs = _operands(node.inputs, schema.inputs, allowed)
+    outputs = _operands(node.outputs, schema.outputs, allowed)
+    if inputs is None or outputs is None:
         return f"{node.op_type} has no float16 form in opset {opset}"
-    return Slots(found[0], found[1])
+    return HalfOperands(inputs, outputs)
 
 
-def _slots(
+def _operands(
     values: Iterable[ir.Value | None],
     formal: list[onnx.defs.OpSchema.FormalParameter],
     allowed: dict[str, list[str]],
 ) -> frozenset[int] | None:
+    """Indices of float32 values that may be float16; None where one has no such form."""
     found = set()
     for index, value in enumerate(values):
         if value is None:
             continue
-        kind = formal[min(index, len(formal) - 1)].type_str
         if not isinstance(value.type, ir.TensorType):
             return None
-        if (
-            not is_float(value)
-            or allowed.get(kind, []) == ["tensor(float)"]
-            or kind == "tensor(float)"
-        ):
+        # the last formal parameter of a variadic operator stands for all that follow
+        kind = formal[min(index, len(formal) - 1)].type_str
+        types = allowed.get(kind, [])
+        always_single = kind == "tensor(float)" or types == ["tensor(float)"]
+        if always_single or not is_float(value):
             continue
-        if "tensor(float16)" not in allowed.get(kind, []):
+        if "tensor(float16)" not in types:
             return None
         found.add(index)
     return frozenset(found)
 
 
-def constants_out_of_range(slots: dict[ir.Node, Slots]) -> Reasons:
+def constants_out_of_range(operands: dict[ir.Node, HalfOperands]) -> Reasons:
     """Nodes that read a constant which float16 cannot hold, and the nodes that such numbers run on
     to.
     """
     extremes: dict[ir.Value, float] = {}
     huge: Reasons = {}
     tiny: Reasons = {}
-    for node, slot in slots.items():
-        for index in slot.inputs:
+    for node, own in operands.items():
+        for index in own.inputs:
             value = node.inputs[index]
             if value is None or not is_constant(value):
                 continue
+            # a shared weight is read once
             if value not in extremes:
                 extremes[value] = _absmax(value)
-            if not extremes[value] <= LARGEST:
+            extreme = extremes[value]
+            if extreme > LARGEST:
                 huge[node] = f"constant '{value.name}' is beyond 65504"
-            elif 0 < extremes[value] < SMALLEST_NORMAL:
+            elif extreme > 0 and extreme < SMALLEST_NORMAL:
                 tiny[node] = f"constant '{value.name}' is below 2**-14"
+    reason = "a number beyond 65504 may reach it"
     _spread(
         huge,
-        slots,
-        "a number beyond 65504 may reach it",
-        lambda n: n.op_type in _HUGE_PASSES,
-        lambda n: False,
+        operands,
+        reason,
+        _HUGE_PASSES,
     )
+    reason = "a number below 2**-14 may reach it"
     _spread(
         tiny,
-        slots,
-        "a number below 2**-14 may reach it",
-        lambda n: n.op_type in _TINY_PASSES,
-        lambda n: n.op_type in _TINY_ENDS,
+        operands,
+        reason,
+        _TINY_PASSES,
+        ends=_TINY_ENDS,
     )
     return tiny | huge
 
 
 def _absmax(value: ir.Value) -> float:
+    """max|x| of a constant, as far as float16 holds it; NaN does not count."""
     assert value.const_value is not None
     highest = 0.0
     for _, block in blocks(value.const_value):
+        # in this order: a comparison with NaN keeps the first
         highest = max(highest, float(np.max(np.abs(block), initial=0.0)))
-        if not highest <= LARGEST:
+        if highest > LARGEST:
+            # reason enough: the rest of a large weight need not be read
             break
-    return highest if highest == highest else np.inf
+    return highest
 
 
 def _spread(
     reasons: Reasons,
-    slots: dict[ir.Node, Slots],
+    operands: dict[ir.Node, HalfOperands],
     reason: str,
-    passes: Callable[[ir.Node], bool],
-    ends: Callable[[ir.Node], bool],
+    passes: Collection[str],
+    ends: Collection[str] = (),
 ) -> None:
-    """Add every node that values of `reasons` reach through nodes that pass them on."""
-    open_ = list(reasons)
-    while open_:
-        node = open_.pop()
-        if ends(node):
+    """Add every node that values of `reasons` reach through ops that pass them on."""
+    waiting = list(reasons)
+    while waiting:
+        node = waiting.pop()
+        if node.op_type in ends or node not in operands:
             continue
-        for index in slots[node].outputs if node in slots else ():
-            for user, _ in node.outputs[index].uses():
-                if user in slots and user not in reasons and passes(user):
+        for index in operands[node].outputs:
+            for use in node.outputs[index].uses():
+                user = use.node
+                if user not in operands or user in reasons:
+                    continue
+                if user.op_type in passes:
                     reasons[user] = reason
-                    open_.append(user)
+                    waiting.append(user)
 
 
-def size_arithmetic(slots: dict[ir.Node, Slots]) -> Reasons:
-    """Float arithmetic on sizes (vectors at most) that ends in integers: half would round sizes
-    above 2048.
+def size_arithmetic(operands: dict[ir.Node, HalfOperands]) -> Reasons:
+    """Float arithmetic on sizes (vectors at most) that ends in integers.
+
+    Half would round sizes above 2048.
     """
+    waiting = []
+    for node, own in operands.items():
+        is_to_integers = bool(own.inputs) and not own.outputs
+        if node.op_type == "Cast" and is_to_integers and _is_vector(node):
+            waiting.append(node)
     reasons: Reasons = {}
-    open_ = [
-        n
-        for n in slots
-        if n.op_type == "Cast"
-        and slots[n].inputs
-        and not slots[n].outputs
-        and _is_vector(n)
-    ]
-    while open_:
-        node = open_.pop()
+    # backwards from the Casts
+    while waiting:
+        node = waiting.pop()
         reasons[node] = "it computes sizes or indices"
         for value in node.inputs:
             producer = value.producer() if value is not None else None
-            if (
-                producer in slots
-                and producer not in reasons
-                and producer.op_type in _SIZE_OPS
-                and _is_vector(producer)
-            ):
-                open_.append(producer)
+            if producer is None or producer not in operands or producer in reasons:
+                continue
+            if producer.op_type in _SIZE_OPS and _is_vector(producer):
+                waiting.append(producer)
     return reasons
 
 
@@ -280,33 +264,57 @@ def _is_vector(node: ir.Node) -> bool:
 
 
 def ranges_out_of_range(
-    model: ir.Model, context: Context, slots: dict[ir.Node, Slots]
+    model: ir.Model, context: Context, operands: dict[ir.Node, HalfOperands]
 ) -> Reasons:
-    """Nodes of the main graph that make or read values which, on the calibration data, float16
-    cannot hold well.
+    """Nodes of the main graph that make or read values which float16 cannot hold well.
+
+    So they are on the calibration data.
     """
-    main = [n for n in slots if n.graph is model.graph]
-    made = [n.outputs[i] for n in main for i in slots[n].outputs]
-    read = [n.inputs[i] for n in main for i in slots[n].inputs]
-    values = {
-        v.name: v
-        for v in (*made, *read)
-        if v is not None
-        and v.name
-        and not v.is_initializer()
-        and (v.producer() is not None or v.is_graph_input())
-    }
-    ranges = context.activation_ranges(model, list(values), "minmax", 100.0, SAMPLES)
+    values = _observable(model, operands)
+    ranges = context.activation_ranges(
+        model,
+        list(values),
+        "minmax",
+        100.0,
+        SAMPLES,
+    )
     reasons: Reasons = {}
     for name, (low, high) in ranges.items():
-        bound, value = max(-low, high), values[name]
-        if bound > LARGEST * HEADROOM:
-            reason = f"'{name}' reaches {bound:.4g}"
-        elif 0 < bound < SMALLEST_NORMAL:
-            reason = f"'{name}' stays below {bound:.2g}, where float16 has few digits"
-        else:
+        reason = _range_problem(name, max(-low, high))
+        if reason is None:
             continue
-        for node in (value.producer(), *(user for user, _ in value.uses())):
-            if node is not None and node in slots:
+        value = values[name]
+        around = [value.producer(), *(use.node for use in value.uses())]
+        for node in around:
+            if node is not None and node in operands:
                 reasons[node] = reason
     return reasons
+
+
+def _observable(
+    model: ir.Model, operands: dict[ir.Node, HalfOperands]
+) -> dict[str, ir.Value]:
+    """Values of the main graph that nodes would make or read in float16, by name."""
+    made: list[ir.Value | None] = []
+    read: list[ir.Value | None] = []
+    for node, own in operands.items():
+        # calibration observes values of the main graph alone
+        if node.graph is model.graph:
+            made += [node.outputs[index] for index in own.outputs]
+            read += [node.inputs[index] for index in own.inputs]
+    values: dict[str, ir.Value] = {}
+    for value in (*made, *read):
+        if value is None or not value.name or value.is_initializer():
+            continue
+        if value.producer() is not None or value.is_graph_input():
+            values[value.name] = value
+    return values
+
+
+def _range_problem(name: str, bound: float) -> str | None:
+    """Reason why a value up to `bound` is not for float16, or None."""
+    if bound > LARGEST * HEADROOM:
+        return f"'{name}' reaches {bound:.4g}"
+    if bound > 0 and bound < SMALLEST_NORMAL:
+        return f"'{name}' stays below {bound:.2g}, where float16 has few digits"
+    return None

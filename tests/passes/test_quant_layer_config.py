@@ -68,7 +68,7 @@ def test_an_override_takes_the_bits_of_the_pass(calibrated):
 
 
 def test_a_layer_left_float_says_so(calibrated):
-    _, outcome = quantized(("w2=float",), calibrated)
+    _, outcome = quantized(("w2=float",), calibrated, smooth=False)
     assert [(d.where, "override" in d.reason) for d in outcome.declined] == [
         ("Conv m", True)
     ]
@@ -145,6 +145,44 @@ def test_a_pattern_without_a_layer_names_the_nearest():
     with pytest.raises(UsageError, match=r"'w22\*' matches no layer") as error:
         Quant(layers=("w1=float", "w22*=float")).run(chain(), NullContext())
     assert "w2" in error.value.fix
+
+
+@pytest.mark.parametrize("option", ["include", "exclude"])
+def test_names_that_no_layer_has_are_refused(option):
+    with pytest.raises(UsageError, match="'w22' matches no layer") as error:
+        Quant(**{option: ("w1", "w22")}).run(chain(), NullContext())
+    assert error.value.where == f"quant.{option}"
+    assert "w2" in error.value.fix
+
+
+def test_a_layer_that_cannot_be_quantized_may_be_named(calibrated):
+    text = """
+    <ir_version: 10, opset_import: ["" : 17]>
+    g (float[N, 4, 6, 6] x) => (float[N, 4, 6, 6] y)
+    { [up] c = ConvTranspose (x, w)  y = Relu (c) }
+    """
+    outcome = Quant(exclude=("up",)).run(
+        model_of(text, w=normal(4, 4, 1, 1)),
+        calibrated([{"x": normal(1, 4, 6, 6)}]),
+    )
+    assert [d.reason for d in outcome.declined] == [
+        "the target has no int8 ConvTranspose"
+    ]
+
+
+def test_a_name_that_simplify_gives_is_known(calibrated):
+    text = """
+    <ir_version: 10, opset_import: ["" : 17]>
+    g (float[N, 8, 6, 6] x) => (float[N, 8, 6, 6] z)
+    { c = Conv (x, w)  y = BatchNormalization (c, s, b, m, v)  z = Softmax (y) }
+    """
+    ones = np.ones(8, np.float32)
+    model = model_of(
+        text, w=normal(8, 8, 1, 1), s=ones, b=normal(8), m=normal(8), v=ones
+    )
+    feeds = [{"x": normal(1, 8, 6, 6)}]
+    outcome = Quant(exclude=("w_scaled",)).run(model, calibrated(feeds))
+    assert [d.reason for d in outcome.declined] == ["matched by exclude"]
 
 
 @pytest.mark.parametrize(

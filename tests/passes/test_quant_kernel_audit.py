@@ -7,9 +7,9 @@ import onnx
 import onnx_ir as ir
 import onnxruntime
 import pytest
-from onnx_opt.passes._base import NullContext, PassOutcome
+from onnx_opt.passes._base import KernelNode, NullContext, PassOutcome
 from onnx_opt.passes._core.normalize import normalize
-from onnx_opt.passes._quant.kernel_audit import prove
+from onnx_opt.passes._quant.kernel_audit import audit_kernels
 from onnx_opt.passes.quant import Quant
 
 RNG = np.random.default_rng(3)
@@ -48,7 +48,7 @@ class OptimizingContext(NullContext):
             providers=["CPUExecutionProvider"],
         )
         return [
-            (
+            KernelNode(
                 f"{n.domain}.{n.op_type}" if n.domain else n.op_type,
                 n.name,
                 tuple(n.input),
@@ -74,7 +74,7 @@ def model_of(signature, body, **constants):
 
 def proved(model, tmp_path):
     outcome, context = PassOutcome(), OptimizingContext(tmp_path)
-    prove(model, context, outcome)
+    audit_kernels(model, context, outcome)
     return outcome, context
 
 
@@ -196,7 +196,7 @@ def test_a_float_layer_that_the_runtime_quantizes_by_itself_is_warned_of(tmp_pat
 
 def test_without_a_runtime_nothing_is_claimed():
     outcome = PassOutcome()
-    prove(
+    audit_kernels(
         model_of(IMAGES, X + WC + "c = Conv (xd, wd) " + Y, w=CONV),
         NullContext(),
         outcome,

@@ -6,6 +6,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+from onnx_opt.passes._base import LatencyRatio
 from onnx_opt.passes._core.normalize import normalize
 from onnx_opt.passes._quant.latency_fallback import MAX_TRIALS
 from onnx_opt.passes.quant import Quant
@@ -74,7 +75,7 @@ def timed(calibrated):
         def latency_ratio(self, model, other, seconds):
             self.trials += 1
             ratio = self.milliseconds(other) / self.milliseconds(model)
-            return ratio - self.noise, ratio, ratio + self.noise
+            return LatencyRatio(ratio - self.noise, ratio, ratio + self.noise)
 
         def activation_ranges(self, model, names, *how):
             self.calibrated.append(len(names))

@@ -1,4 +1,4 @@
-"""Images in two limbs: what gets them, the numbers they hold, and what the runtime makes of
+"""Images in two terms: what gets them, the numbers they hold, and what the runtime makes of
 them.
 """
 
@@ -99,7 +99,7 @@ def test_packed_weights_are_read_once(calibrated):
 @pytest.mark.parametrize(("channels", "read"), [(1, 4), (2, 4), (3, 8), (4, 8)])
 def test_numbers(calibrated, channels, read):
     """Each code and a 16th of it, zeros; and an input that is exact to half a step of the second
-    limb.
+    term.
     """
     model, feeds = one(channels)
     weight = initial(model, "w")
@@ -110,19 +110,19 @@ def test_numbers(calibrated, channels, read):
     np.testing.assert_array_equal(codes[:, : 2 * channels : 2], first)
     room = 128 - np.abs(
         first
-    )  # both limbs of a channel meet in one instruction, which must not saturate
+    )  # both terms of a channel meet in one instruction, which must not saturate
     np.testing.assert_array_equal(
         codes[:, 1 : 2 * channels : 2], np.clip(np.rint(first / 16), -room, room)
     )
     assert not codes[:, 2 * channels :].any()
     (conv,) = [node for node in model.graph if node.op_type == "Conv"]
-    limbs = conv.inputs[0]
-    limbs.name, limbs.type, limbs.shape = (
-        "limbs",
+    terms = conv.inputs[0]
+    terms.name, terms.type, terms.shape = (
+        "terms",
         ir.TensorType(ir.DataType.FLOAT),
         ir.Shape(["N", read, 8, 8]),
     )
-    model.graph.outputs[0] = limbs
+    model.graph.outputs[0] = terms
     got = outputs(model, feeds)
     value = got[:, : 2 * channels : 2] + got[:, 1 : 2 * channels : 2] / 16
     np.testing.assert_allclose(value, feeds["x"], atol=scale / 32 * 1.01)
@@ -167,7 +167,8 @@ def test_one_integer_kernel_that_loses_less(calibrated, tmp_path, monkeypatch):
         for way in ARITHMETICS
     ]
     monkeypatch.setattr(
-        "onnx_opt.passes.quant.in_two_limbs", lambda placement, codes, rules: set()
+        "onnx_opt.passes._quant.plan.in_two_terms",
+        lambda placement, packed, rules: set(),
     )
     once = sqnr(reference, run_integers(first_conv(quantized()), feeds, "exact")[0])
     assert min(twice) > once + 2.5

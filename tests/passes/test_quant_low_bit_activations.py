@@ -73,12 +73,12 @@ def test_the_residual_keeps_its_8_bits(calibrated):
     other one.
     """
     model = quantized(calibrated, activation_bits=4)
-    coarse = [
+    low_bit = [
         n.inputs[0].producer().inputs[0].name
         for n in model.graph
         if n.op_type == "Clip"
     ]
-    assert set(coarse) == {dequantized(model, "ar"), "br"}
+    assert set(low_bit) == {dequantized(model, "ar"), "br"}
     assert len(np.unique(outputs_of(model, "s"))) > 200
 
 
