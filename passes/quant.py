@@ -69,7 +69,9 @@ class Quant(Pass):
     `int8_kernels` (count of the runtime's integer kernels; `unproven` where it was not asked),
     `missed` (count of layers that it runs in float all the same), `offending_pairs` (count of
     weight pairs that may saturate on x86 CPUs without VNNI: 0 on targets that are to run on any
-    CPU), `notes` (count of metadata entries and doc strings dropped).
+    CPU), `simplified`, `smoothed`, `rounded` (counts of what the passes changed that run inside:
+    exact rewrites, values whose channels were evened out, layers rounded by data), `notes` (count
+    of metadata entries and doc strings dropped).
 
     Source: Jacob et al., Quantization and Training of Neural Networks for Efficient
     Integer-Arithmetic-Only Inference, CVPR 2018 (arXiv:1712.05877); binary: Rastegari et al.,
