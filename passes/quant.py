@@ -16,6 +16,7 @@ from .. import UsageError
 from ._base import Context, Declined, Effect, Option, Pass, PassOutcome, RangeMethod
 from ._calibrated.grid import grid_of_bits
 from ._core.graph import Names, all_graphs, all_nodes, refresh_shapes
+from ._core.integer_layers import offending_pairs
 from ._core.linear import LinearLayer
 from ._core.notes import drop_notes
 from ._core.ops import WEIGHTED_OPS, is_standard
@@ -33,7 +34,6 @@ from ._quant.layer_config import Choice, Override, choices, read_overrides
 from ._quant.layers import QuantLayer
 from ._quant.plan import GraphPlan, PlanRequest, QuantPlan, plan
 from ._quant.prepare import drop_unused_initializers, mean_to_pool
-from ._quant.saturating import offending_pairs
 from ._quant.schemes import ENGINES, FORMS, EncodeOptions, is_integer_only
 from ._quant.weight_codes import Storage
 from .gptq import Gptq

@@ -28,13 +28,18 @@ from ._calibrated.rounding import damped, input_power
 from ._calibrated.select import moments_of
 from ._core.edit import Edit
 from ._core.graph import all_graphs, all_nodes, label
-from ._core.integer_layers import IntegerLayer, Place, integer_layers, value_at
+from ._core.integer_layers import (
+    IntegerLayer,
+    Place,
+    integer_layers,
+    offending_in,
+    value_at,
+)
 from ._core.lazy import set_tensor
 from ._core.linear import WeightView
 from ._core.targets import TARGETS
 from ._quant.grids import Grid
 from ._quant.prepare import drop_unused_initializers
-from ._quant.saturating import offending_in
 from ._quant.weights import INT8_LEVELS, INT32_LIMIT, Floats
 
 DAMP = 0.01

@@ -13,10 +13,11 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from .graph import input_of
+from .channel_layout import Layout
+from .graph import all_nodes, input_of, label
 from .linear import LINEAR_OPS
 from .ops import is_standard
-from .saturation import KernelPairs, kernel_pairs
+from .saturation import KernelPairs, kernel_pairs, offending, rows_of
 
 
 @dataclass(frozen=True)
@@ -299,3 +300,43 @@ def _is_constant(value: ir.Value | None) -> bool:
 def _last_axis(value: ir.Value) -> int:
     assert value.const_value is not None
     return len(value.const_value.shape.numpy()) - 1
+
+
+# pairs that may saturate
+
+
+def offending_pairs(model: ir.Model) -> dict[str, int]:
+    """Number of pairs that may saturate on x86 CPUs without VNNI, by layer.
+
+    Layers without any are left out.
+    """
+    counts: dict[str, int] = {}
+    for layer in integer_layers(all_nodes(model)):
+        found = offending_in(layer)
+        if found:
+            name = label(layer.node)
+            # layers of different graphs may have one name
+            counts[name] = counts.get(name, 0) + found
+    return counts
+
+
+def weight_pairs(model: ir.Model) -> int:
+    """Number of pairs of 8-bit weights in all integer layers of a model."""
+    total = 0
+    for layer in integer_layers(all_nodes(model)):
+        channels = layer.shape[layer.channel_axis]
+        total += layer.pairs.count * channels
+    return total
+
+
+def offending_in(layer: IntegerLayer) -> int:
+    """Number of pairs of one layer that saturate for some input."""
+    pairs = layer.pairs
+    if not pairs.count:
+        return 0
+    layout = Layout.of(layer.shape, layer.channel_axis)
+    total = 0
+    for rows, _ in rows_of(layer.tensor, layout, pairs):
+        within = pairs.of_part(rows.shape[1])
+        total += int(offending(rows, within).sum())
+    return total

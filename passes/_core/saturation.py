@@ -15,12 +15,16 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 from numpy.typing import NDArray
+
+from .channel_layout import Layout
+from .lazy import blocks
 
 PAIR_LIMIT = 128
 """Largest sum of two weights of one sign.
@@ -259,3 +263,22 @@ def channel_factors(
     rounding = np.asarray(importance).reshape(-1, 1) * FACTORS**2 / 12
     best = (cutting + rounding).argmin(axis=1)
     return np.asarray(FACTORS[best])
+
+
+def rows_of(
+    tensor: ir.TensorProtocol, layout: Layout, pairs: KernelPairs | None = None
+) -> Iterator[tuple[NDArray[Any], slice]]:
+    """A weight block by block as (channels, width), no pair cut apart, with those channels."""
+    for start, block in blocks(tensor, pair_granule(layout, pairs)):
+        view, channels = layout.view(block, start)
+        yield layout.rows(view), channels
+
+
+def pair_granule(layout: Layout, pairs: KernelPairs | None) -> int:
+    """Elements that a streamed block must hold a multiple of, so that it cuts no pair apart."""
+    # with channels first a block holds whole rows, and pairs lie within a row
+    if layout.outer == 1 or pairs is None or not pairs.count:
+        return layout.granule
+    # neighbours along the outer axis make pairs, or any two places of it
+    outer = 2 if isinstance(pairs.first, slice) else layout.outer
+    return layout.granule * outer

@@ -6,16 +6,13 @@ Everything is streamed: a few passes over a weight, a bounded number of figures 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
 from .._core.channel_layout import Layout
-from .._core.lazy import blocks
 from .._core.saturation import (
     BINS,
     PAIR_LIMIT,
@@ -23,8 +20,9 @@ from .._core.saturation import (
     channel_factors,
     excess,
     largest_sums,
+    rows_of,
 )
-from .weights import LEAST_SCALE, Floats, channel_absmax, pair_granule
+from .weights import LEAST_SCALE, Floats, channel_absmax
 
 ON_GRID = 1e-4
 """Distance (steps) within which weights count as lying on a grid: far above float noise, far below
@@ -217,12 +215,3 @@ def _tried(
             largest = largest_sums(codes, part).max(axis=1, initial=0.0)
             sums[channels] = np.maximum(sums[channels], largest)
     return whole, sums
-
-
-def rows_of(
-    tensor: ir.TensorProtocol, layout: Layout, pairs: KernelPairs | None = None
-) -> Iterator[tuple[NDArray[Any], slice]]:
-    """A weight block by block as (channels, width), no pair cut apart, and the channels."""
-    for start, block in blocks(tensor, pair_granule(layout, pairs)):
-        view, channels = layout.view(block, start)
-        yield layout.rows(view), channels

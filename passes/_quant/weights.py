@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from .._core.channel_layout import Layout
 from .._core.lazy import DerivedTensor, blocks
-from .._core.saturation import KernelPairs, keep_within
+from .._core.saturation import KernelPairs, keep_within, pair_granule
 
 Floats = NDArray[np.float32]
 INT8_LEVELS = 127
@@ -100,16 +100,6 @@ def quantize_weight(
         ir.DataType.INT8,
         pair_granule(layout, pairs),
     )
-
-
-def pair_granule(layout: Layout, pairs: KernelPairs | None) -> int:
-    """Elements that a streamed block must hold a multiple of, so that it cuts no pair apart."""
-    # with channels first a block holds whole rows, and pairs lie within a row
-    if layout.outer == 1 or pairs is None or not pairs.count:
-        return layout.granule
-    # neighbours along the outer axis make pairs, or any two places of it
-    outer = 2 if isinstance(pairs.first, slice) else layout.outer
-    return layout.granule * outer
 
 
 def quantize_bias(

@@ -8,8 +8,8 @@ from calibrated_context import CalibratedContext, run_session
 from generated_layers import KINDS, drawn, integer_arrays, qdq_model
 from integer_graphs import offending_pairs, run_integers
 from onnx_opt.passes._base import NullContext
+from onnx_opt.passes._core.integer_layers import offending_pairs as counted
 from onnx_opt.passes._core.normalize import normalize
-from onnx_opt.passes._quant.saturating import offending_pairs as counted
 from onnx_opt.passes.requantize import Requantize
 from sample_models import model_from
 

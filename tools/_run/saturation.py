@@ -7,8 +7,8 @@ from typing import Any
 
 import onnx_ir as ir
 
+from ...passes._core.integer_layers import offending_pairs, weight_pairs
 from ...passes._core.saturation import SATURATING_CPUS
-from ...passes._quant.saturating import offending_pairs, weight_pairs
 
 
 @dataclass(frozen=True)
