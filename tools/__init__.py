@@ -1,1 +1,1 @@
-"""What people call: the driver `optimize()`, the click commands, the report."""
+"""The driver `optimize()`, the click commands, and their tables: everything that people call."""

@@ -1,4 +1,4 @@
-"""Two models, or several, side by side: what `verify`, `bench` and `eval` share."""
+"""Models side by side: the parts that `verify`, `bench` and `eval` share."""
 
 from __future__ import annotations
 
@@ -11,25 +11,33 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from .. import OnnxOptError, RefusedError
+from .. import RefusedError
 from ..frontends.onnx_file import load
 from ..passes._core.normalize import normalize
 from ..runtime.compare import DriftMeter
-from ..runtime.feeds import candidate_feeds, open_feeds
+from ..runtime.feeds import open_feeds
 from ..runtime.hardware import Hardware, hardware
 from ..runtime.session import Session, open_session
 from ..runtime.worker import Worker
-from ._run.drift import Arrays, Outputs, all_finite, limited
-from ._run.kernels import Kernels, compare_kernels, enough, is_quantized, remedy
+from ._run.drift import Arrays, Outputs, synthetic_batches
+from ._run.kernels import (
+    Kernels,
+    SaturatingPairs,
+    compare_kernels,
+    enough_samples,
+    is_quantized,
+    remedy,
+    saturating_pairs,
+)
 from ._run.provenance import provenance
-from ._run.saturation import SaturatingPairs, saturating_pairs
 from .console import say
 
 
 @dataclass
 class Side:
-    """One of two models that are compared. `outputs`: those on the first feeds, which show what its
-    kernels do.
+    """One of two models that are compared.
+
+    `outputs`: those on the first feeds, which show what its kernels do.
     """
 
     path: Path
@@ -39,16 +47,18 @@ class Side:
 
     @classmethod
     def of(cls, worker: Worker, path: Path, threads: int) -> Side:
-        """Load it, and open it in the worker."""
+        """Load a model, and open it in the worker."""
         model = load(path)
         normalize(model)
-        return cls(path, model, open_session(worker, path.absolute(), threads=threads))
+        session = open_session(worker, path.absolute(), threads=threads)
+        return cls(path, model, session)
 
 
 @dataclass(frozen=True)
 class Quantization:
-    """A quantized file: its weight pairs, and its kernels' results beside the graph's (None: not
-    compared).
+    """Facts of a quantized file: its weight pairs, and its kernels beside the graph.
+
+    `kernels` None: not compared. `warning` None: kernels and graph agree.
     """
 
     pairs: SaturatingPairs
@@ -64,7 +74,7 @@ class Quantization:
 def quantization(
     side: Side, other: Side, feeds: Sequence[Arrays], machine: Hardware
 ) -> Quantization | None:
-    """What is to be said of a file's integers; None where it has none."""
+    """Facts of a file's integers; None where it has none."""
     if not is_quantized(side.model):
         return None
 
@@ -78,6 +88,7 @@ def quantization(
             exact=exact,
         )
 
+    # another quantized file has lost on these kernels too: it is no measure of them
     reference = None if is_quantized(other.model) else other.outputs
     pairs = saturating_pairs(side.model)
     kernels = compare_kernels(
@@ -91,14 +102,16 @@ def quantization(
     )
     warning = None
     if kernels is not None and kernels.disagree:
-        what_helps = remedy(side.model, machine, provenance(side.model).get("target"))
-        warning = f"{side.path}: {kernels.words(machine)}; {what_helps}"
+        target = provenance(side.model).get("target")
+        advice = remedy(side.model, machine, target)
+        warning = f"{side.path}: {kernels.words(machine)}; {advice}"
     return Quantization(pairs, kernels, warning)
 
 
 def checked(path: Path) -> Path:
-    """`path`, after the loader has found it sound: ONNX Runtime gets nothing that we would
-    refuse.
+    """Check a file by loading it; returns its absolute path.
+
+    ONNX Runtime gets no file that the loader would refuse. Errors: RefusedError.
     """
     load(path)
     return path.absolute()
@@ -111,26 +124,20 @@ def feeds_for(session: Session, data: str | None, seed: int) -> Iterable[Arrays]
         for message in feeds.warnings:
             say(f"warning: data: {message}")
         return (batch.feeds for batch in feeds)
-    for kind in candidate_feeds(session.inputs, seed):
-        batches = limited(batch.feeds for batch in kind)
-        try:
-            outputs = [session.run(feeds) for feeds in batches]
-        except OnnxOptError:
-            continue  # not this kind; the next may be
-        if all_finite(outputs):
-            return batches
-    raise RefusedError(
-        session.path.name,
-        "gives no finite outputs on synthetic feeds",
-        "give --data with real ones",
-    )
+    synthetic = synthetic_batches(session, seed)
+    if synthetic is None:
+        raise RefusedError(
+            session.path.name,
+            "gives no finite outputs on synthetic feeds",
+            "give --data with real ones",
+        )
+    batches, _ = synthetic
+    return batches
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two models on the same feeds: how close they are, on which CPU, and what is said of each
-    file's integers.
-    """
+    """Two models on the same feeds: their closeness, on which CPU, and each file's integers."""
 
     closeness: Closeness
     hardware: Hardware
@@ -138,11 +145,9 @@ class Comparison:
 
     @property
     def warnings(self) -> list[str]:
-        return [
-            each.warning
-            for each in self.quantized.values()
-            if each is not None and each.warning
-        ]
+        """Files whose kernels do not compute what their graph says."""
+        facts = [each for each in self.quantized.values() if each is not None]
+        return [each.warning for each in facts if each.warning]
 
 
 def compared(
@@ -155,30 +160,31 @@ def compared(
     """Run both on the feeds. Errors: CheckError where outputs differ in name or shape."""
     kept: list[Arrays] = []
     for batch in feeds:
-        outputs = first.session.run(batch), second.session.run(batch)
-        closeness.update(*outputs)
-        if not enough(kept):
+        reference = first.session.run(batch)
+        outputs = second.session.run(batch)
+        closeness.update(reference, outputs)
+        # a few samples tell of the kernels; the data may be larger than memory
+        if not enough_samples(kept):
             kept.append(batch)
-            first.outputs.append(outputs[0])
-            second.outputs.append(outputs[1])
+            first.outputs.append(reference)
+            second.outputs.append(outputs)
     machine = hardware(worker)
-    return Comparison(
-        closeness,
-        machine,
-        {
-            "a": quantization(first, second, kept, machine),
-            "b": quantization(second, first, kept, machine),
-        },
-    )
+    quantized = {
+        "a": quantization(first, second, kept, machine),
+        "b": quantization(second, first, kept, machine),
+    }
+    return Comparison(closeness, machine, quantized)
 
 
 class Closeness:
-    """Figures of one model's outputs against another's, and whether each element is within atol +
-    rtol |y|.
+    """Figures of one model's outputs against another's.
+
+    With a tolerance, also the number of elements that are not within atol + rtol |y|.
     """
 
     def __init__(self, atol: float | None, rtol: float | None) -> None:
-        self.atol, self.rtol = atol or 0.0, rtol or 0.0
+        self.atol = atol or 0.0
+        self.rtol = rtol or 0.0
         self.elementwise = atol is not None or rtol is not None
         self.meter = DriftMeter()
         self.outside = 0
@@ -187,11 +193,11 @@ class Closeness:
         """Take one batch of outputs. Errors: CheckError where names or shapes differ."""
         self.meter.update(reference, got)
         if self.elementwise:
-            self.outside += sum(
-                self._outside(reference[name], got[name]) for name in reference
-            )
+            for name in reference:
+                self.outside += self._outside(reference[name], got[name])
 
     def _outside(self, reference: Any, got: Any) -> int:
+        # texts have no tolerance
         if reference.dtype.kind in "OUS":
             return int(np.count_nonzero(reference != got))
         close = np.isclose(
@@ -204,7 +210,7 @@ class Closeness:
         return int(np.count_nonzero(~close))
 
     def problem(self, min_sqnr: float | None) -> str | None:
-        """Which limit is not met; None if all are."""
+        """Limit that is not met, in words; None if all are."""
         overall = self.meter.overall()
         if overall.nonfinite:
             return f"{overall.nonfinite} output values are finite in A and not in B"

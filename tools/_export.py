@@ -1,26 +1,24 @@
-"""The driver of `export`: a source to an ONNX file that agrees with torch, or weights onto a graph
-that is there.
-"""
+"""The driver of `export`: torch to an ONNX file that agrees with it, or weights onto a graph."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from .. import CheckError, OnnxOptError, RefusedError, UsageError, __version__
+from .. import CheckError, OnnxOptError, RefusedError, UsageError
 from ..frontends.from_torch import Exported, export_torch, require_torch
 from ..frontends.onnx_file import load, save
 from ..frontends.state_dicts import Loaded, load_into_module, load_state_dict
 from ..runtime.callables import failure, load_callable
 from ..runtime.session import open_session
 from ..runtime.worker import Worker
-from ._run.provenance import PREFIX
+from ._run.provenance import stamp_source
 
-if TYPE_CHECKING:
-    import onnx_ir as ir
+DEFAULT_OPSET = 21
+"""Opset of exports, unless another is asked for. Chosen by hand."""
 
 OPTIONS = (
     "kwargs",
@@ -30,16 +28,18 @@ OPTIONS = (
     "output_names",
     "opset",
 )
+"""Options that a function may return beside the model and its arguments."""
+
 RETURNS = "return (module, args) or (module, args, {'kwargs': …, 'dynamic_shapes': …})"
 
 
-@dataclass
-class Request:
-    """What the command line asks for."""
+@dataclass(frozen=True, kw_only=True)
+class ExportRequest:
+    """Everything that the command line asks for; `opset` None: the callable's, or 21."""
 
     source: str
     out: Path
-    opset: int = 21
+    opset: int | None = None
     dynamic: Sequence[str] = ()
     input_names: Sequence[str] = ()
     output_names: Sequence[str] = ()
@@ -48,28 +48,31 @@ class Request:
     verify: bool = True
     atol: float | None = None
     rtol: float | None = None
-    given_opset: bool = False
-    state: list[str] = field(default_factory=list)
 
 
-def export(request: Request) -> tuple[Exported, list[Path]]:
-    """Export, write atomically, and compare with torch before the file takes its name."""
+def export(request: ExportRequest) -> tuple[Exported, list[Path], list[str]]:
+    """Export, write atomically, and compare with torch before the file takes its name.
+
+    Returns the model, the files written, and warnings about the state dict.
+    """
     require_torch()
     model, args, options = _source(request)
+    state_warnings: list[str] = []
     if request.state_dict is not None:
-        request.state = load_into_module(model, request.state_dict, request.partial)
-    exported = export_torch(
-        model, args, cases=request.verify, where=_label(request), **options
-    )
-    stamp(exported.model, "exported_from", _label(request))
+        state_warnings = load_into_module(model, request.state_dict, request.partial)
+    label = _label(request.source)
+    exported = export_torch(model, args, cases=request.verify, where=label, **options)
+    stamp_source(exported.model, "exported_from", label)
 
     def check(path: Path) -> None:
-        if request.verify:
-            exported.check(
-                lambda feeds: _run(path, exported, feeds), request.atol, request.rtol
-            )
+        def run(feeds: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+            return _outputs(path, exported, feeds)
 
-    return exported, save(exported.model, request.out, check=check)
+        if request.verify:
+            exported.check(run, request.atol, request.rtol)
+
+    files = save(exported.model, request.out, check=check)
+    return exported, files, state_warnings
 
 
 def onto(
@@ -78,39 +81,36 @@ def onto(
     """A state dict onto the weights of an ONNX graph, written to `out`."""
     model = load(graph)
     loaded = load_state_dict(model, state_dict, partial=partial)
-    stamp(model, "weights_from", state_dict.name)
+    stamp_source(model, "weights_from", state_dict.name)
 
     def check(path: Path) -> None:
+        # a file that ONNX Runtime does not open does not take its name
         with Worker() as worker:
             open_session(worker, path)
 
     return loaded, save(model, out, check=check)
 
 
-def stamp(model: ir.Model, key: str, value: str) -> None:
-    """Record in the file where it comes from."""
-    model.metadata_props[f"{PREFIX}version"] = __version__
-    model.metadata_props[f"{PREFIX}{key}"] = value
-
-
-def _label(request: Request) -> str:
-    """The source without the folders of this machine."""
-    path, colon, name = request.source.rpartition(":")
-    if colon and path.endswith(".py"):
+def _label(source: str) -> str:
+    """Text of the source without the folders of this machine: it is written into the file."""
+    path, colon, name = source.rpartition(":")
+    if not colon:
+        return Path(source).resolve().name
+    if path.endswith(".py"):
         return f"{Path(path).name}:{name}"
-    return request.source if colon else Path(request.source).resolve().name
+    return source
 
 
-def _run(
-    path: Path, exported: Exported, feeds: Sequence[Mapping[str, Any]]
+def _outputs(
+    path: Path, exported: Exported, batches: Sequence[Mapping[str, Any]]
 ) -> list[dict[str, Any]]:
-    names = [value.name for value in exported.model.graph.inputs]
+    """Outputs of the written file in ONNX Runtime. Errors: CheckError where it does not run."""
+    names = [value.name for value in exported.model.graph.inputs if value.name]
     with Worker() as worker:
         try:
             session = open_session(worker, path)
             return [
-                session.run({name: batch[name] for name in names if name})
-                for batch in feeds
+                session.run({name: feeds[name] for name in names}) for feeds in batches
             ]
         except OnnxOptError as error:
             raise CheckError(
@@ -120,37 +120,59 @@ def _run(
             ) from error
 
 
-def _source(request: Request) -> tuple[Any, Any, dict[str, Any]]:
-    """The model, its arguments and the options for them; the command line's win over the
-    callable's.
+# the source
+
+
+def _source(request: ExportRequest) -> tuple[Any, Any, dict[str, Any]]:
+    """The model, its arguments and the options for them.
+
+    The command line's options win over the callable's.
     """
     text = request.source
     options: dict[str, Any] = {
-        "opset": request.opset,
+        "opset": request.opset or DEFAULT_OPSET,
         "input_names": request.input_names,
         "output_names": request.output_names,
     }
     model: Any = Path(text)
     args: Any = None
+    # a file may have a colon in its name
     if ":" in text and not model.exists():
-        model, args, more = _called(text)
-        if request.given_opset:
+        model, args, more = _call(text)
+        if request.opset is not None:
             more.pop("opset", None)
-        options.update(
-            {
-                key: value
-                for key, value in more.items()
-                if not options.get(key) or key == "opset"
-            }
-        )
+        for key, value in more.items():
+            if key == "opset" or not options.get(key):
+                options[key] = value
     if request.dynamic:
         options["dynamic_shapes"] = dynamic_axes(request.dynamic)
         options.pop("dynamic_axes", None)
     return model, args, options
 
 
-def _called(text: str) -> tuple[Any, Any, dict[str, Any]]:
-    """What the user's callable returns, in parts. Errors: RefusedError for anything else."""
+def _call(text: str) -> tuple[Any, Any, dict[str, Any]]:
+    """Call the user's function; the model, its arguments and options that it returns.
+
+    Errors: RefusedError for anything else.
+    """
+    function = _callable_without_arguments(text)
+    try:
+        returned = function()
+    except OnnxOptError:
+        raise
+    except Exception as error:
+        raise failure(text, error) from error
+    found = _in_parts(returned)
+    if found is None:
+        raise RefusedError(
+            text,
+            f"returned {_kind_of(returned)}",
+            f"{RETURNS}, args being example inputs",
+        )
+    return found
+
+
+def _callable_without_arguments(text: str) -> Callable[[], Any]:
     try:
         function: Callable[[], Any] = load_callable(text, "export")
     except UsageError as error:
@@ -159,55 +181,63 @@ def _called(text: str) -> tuple[Any, Any, dict[str, Any]]:
         raise UsageError(
             error.where, error.problem, f"name a function; let it {RETURNS}"
         ) from error
+    # both can be called, but what they return is no model
     if hasattr(function, "forward") or inspect.isclass(function):
         kind = "a class" if inspect.isclass(function) else "a module"
         raise RefusedError(
             text, f"is {kind}, not a function", f"write a function; let it {RETURNS}"
         )
-    if any(
-        p.default is p.empty and p.kind != p.VAR_POSITIONAL and p.kind != p.VAR_KEYWORD
-        for p in inspect.signature(function).parameters.values()
-    ):
+    if any(map(_is_required, inspect.signature(function).parameters.values())):
         raise RefusedError(
             text,
             "takes arguments, and is called without any",
             f"wrap it; let the wrapper {RETURNS}",
         )
-    try:
-        returned = function()
-    except OnnxOptError:
-        raise
-    except Exception as error:
-        raise failure(text, error) from error
-    if (
-        isinstance(returned, tuple)
-        and len(returned) in (2, 3)
-        and hasattr(returned[0], "forward")
-    ):
+    return function
+
+
+def _is_required(parameter: inspect.Parameter) -> bool:
+    if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+        return False
+    return parameter.default is parameter.empty
+
+
+def _in_parts(returned: Any) -> tuple[Any, Any, dict[str, Any]] | None:
+    """Model, arguments and options of what a function returned; None if it has no such form."""
+    if _is_model_and_arguments(returned):
         module, args, *rest = returned
         more = rest[0] if rest else {}
         if isinstance(more, Mapping):
-            if not set(more) <= set(OPTIONS):  # the keyword arguments themselves
-                more = {"kwargs": more}
-            if isinstance(args, Mapping):  # arguments by name
-                return (
-                    module,
-                    (),
-                    {**more, "kwargs": {**args, **more.get("kwargs", {})}},
-                )
-            return module, args, dict(more)
+            options = dict(more)
+            # no option among them: these are the keyword arguments themselves
+            if not set(more) <= set(OPTIONS):
+                options = {"kwargs": more}
+            # arguments by name
+            if isinstance(args, Mapping):
+                options["kwargs"] = {**args, **options.get("kwargs", {})}
+                args = ()
+            return module, args, options
+    # a program that torch.export made has its arguments with it
     if hasattr(returned, "graph_signature"):
         return returned, None, {}
-    kind = type(returned).__name__
+    return None
+
+
+def _is_model_and_arguments(returned: Any) -> bool:
+    if not isinstance(returned, tuple) or len(returned) not in (2, 3):
+        return False
+    return hasattr(returned[0], "forward")
+
+
+def _kind_of(returned: Any) -> str:
     if hasattr(returned, "forward"):
-        kind = "only a module"
-    elif isinstance(returned, Mapping):
-        kind = "a dict: weights have no graph"
-    elif isinstance(returned, tuple):
-        kind = "a tuple of " + ", ".join(type(item).__name__ for item in returned)
-    raise RefusedError(
-        text, f"returned {kind}", f"{RETURNS}, args being example inputs"
-    )
+        return "only a module"
+    if isinstance(returned, Mapping):
+        return "a dict: weights have no graph"
+    if isinstance(returned, tuple):
+        kinds = [type(item).__name__ for item in returned]
+        return f"a tuple of {', '.join(kinds)}"
+    return type(returned).__name__
 
 
 def dynamic_axes(texts: Sequence[str]) -> dict[str, dict[int, str]]:
@@ -216,11 +246,9 @@ def dynamic_axes(texts: Sequence[str]) -> dict[str, dict[int, str]]:
     for text in texts:
         place, equals, dim = text.partition("=")
         name, colon, axis = place.rpartition(":")
-        number = axis.removeprefix("-")
-        if (
-            not (equals and colon and name and number.isdigit())
-            or not dim.isidentifier()
-        ):
+        has_parts = bool(equals and colon and name)
+        is_axis = axis.removeprefix("-").isdigit()
+        if not has_parts or not is_axis or not dim.isidentifier():
             raise UsageError(
                 "--dynamic",
                 f"'{text}' is not of the form NAME:AXIS=DIM",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,80 +15,88 @@ from .. import OnnxOptError
 from ..frontends.onnx_file import load
 from ..passes._core.context import NullContext
 from ..passes._core.contract import Pass
-from ..passes._core.graph import all_nodes, weights_of
+from ..passes._core.graph import Weight, all_nodes, label, weights_of
 from ..passes._core.lazy import blocks
 from ..passes._core.normalize import normalize
-from ..passes._core.ops import QUANT_OPS
+from ..passes._core.ops import QUANT_OPS, is_standard
 from ..passes._core.registry import pass_class, pass_names
 from ..passes._core.requirements import requirements_of
+from ..passes._core.stats import model_macs
 from ..runtime.hardware import hardware
 from ..runtime.worker import Worker
 from ._run.checks import Port, first_line, interface_of
-from ._run.figures import figures_of, weight_bytes
-from ._run.kernels import is_quantized
+from ._run.figures import (
+    LARGE,
+    Figures,
+    figures_of,
+    tensor_attributes,
+    weight_bytes,
+)
+from ._run.kernels import is_quantized, saturating_pairs
+from ._run.load import opsets_of, producer_of
 from ._run.provenance import provenance
-from ._run.result import LARGE
-from ._run.saturation import saturating_pairs
+
+PLACES = (
+    "main_graph",
+    "main_constants",
+    "subgraphs",
+    "subgraph_constants",
+    "function_constants",
+)
+"""Places of tensors in a file, in the order of reports."""
 
 
 def inspection(path: Path) -> dict[str, Any]:
-    """Everything about a model that needs no run of it; weights above 1 GiB are not read."""
+    """Facts about a model that need no run of it; weights above 1 GiB are not read."""
     model = load(path)
     large = weight_bytes(model) > LARGE
+    interface = interface_of(model)
     facts: dict[str, Any] = {
         "model": {
             "path": str(path),
             "name": model.graph.name,
             "ir_version": model.ir_version,
-            "producer": " ".join(
-                filter(None, (model.producer_name, model.producer_version))
-            )
-            or None,
-            "opset": {
-                domain or "ai.onnx": version
-                for domain, version in model.opset_imports.items()
-            },
+            "producer": producer_of(model),
+            "opset": opsets_of(model),
         },
-        "inputs": list(map(_port, interface_of(model).inputs)),
-        "outputs": list(map(_port, interface_of(model).outputs)),
+        "inputs": [_port(port) for port in interface.inputs],
+        "outputs": [_port(port) for port in interface.outputs],
         "weights": weight_places(model),
         "provenance": provenance(model),
     }
     figures = figures_of(model, path, count_nonzero=not large)
+    # everything above tells of the file as it is; what follows reads the graph
     normalize(model)
     facts["requires"] = requirements_of(model).as_dict()
     facts.update(integers(model, large))
-    figures.macs = figures_of(model, None, count_nonzero=False).macs
-    ops = Counter(
-        f"{n.domain}.{n.op_type}" if n.domain else n.op_type for n in all_nodes(model)
-    )
-    sparsity = (
-        None
-        if figures.nonzero is None or not figures.params
-        else 1 - figures.nonzero / figures.params
-    )
+    figures.macs = model_macs(model)
+    ops = Counter(_op_name(node) for node in all_nodes(model))
+    quantized = {op: n for op, n in ops.items() if op.rpartition(".")[2] in QUANT_OPS}
     return {
         **facts,
         "figures": dataclasses.asdict(figures),
-        "sparsity": sparsity,
+        "sparsity": _model_sparsity(figures),
         "ops": dict(ops.most_common()),
-        "quantized": {
-            op: n for op, n in ops.items() if op.rpartition(".")[2] in QUANT_OPS
-        },
+        "quantized": quantized,
         "layers": layers_by_size(model, count_zeros=not large),
-        "passes": []
-        if large
-        else [
-            reach(pass_class(name), model)
-            for name in pass_names()
-            if pass_class(name).effect == "lossy"
-        ],
+        "passes": [] if large else _lossy_trials(model),
     }
 
 
+def _op_name(node: ir.Node) -> str:
+    return f"{node.domain}.{node.op_type}" if node.domain else node.op_type
+
+
+def _model_sparsity(figures: Figures) -> float | None:
+    if figures.nonzero is None or not figures.params:
+        return None
+    return 1 - figures.nonzero / figures.params
+
+
 def integers(model: ir.Model, large: bool) -> dict[str, Any]:
-    """Of a quantized model, the weight pairs that may saturate (None where not counted), and what
-    this CPU does.
+    """`saturation`: weight pairs that may saturate; `hardware`: this CPU.
+
+    Both None for a model that is not quantized; pairs of large models are not counted.
     """
     if not is_quantized(model):
         return {"saturation": None, "hardware": None}
@@ -110,74 +118,65 @@ def _port(port: Port) -> dict[str, Any]:
 
 
 def weight_places(model: ir.Model) -> dict[str, dict[str, int]]:
-    """Where tensors live in the file, as bytes and number of tensors."""
-    places = {
-        name: {"bytes": 0, "tensors": 0}
-        for name in (
-            "main_graph",
-            "main_constants",
-            "subgraphs",
-            "subgraph_constants",
-            "function_constants",
-        )
-    }
+    """Places of tensors in the file, each with its bytes and number of tensors."""
+    places = {name: {"bytes": 0, "tensors": 0} for name in PLACES}
 
     def add(place: str, tensor: Any) -> None:
         places[place]["bytes"] += tensor.nbytes
         places[place]["tensors"] += 1
 
     for graph in model.graphs():
-        main = graph is model.graph
+        is_main = graph is model.graph
         for value in graph.initializers.values():
             if value.const_value is not None:
-                add("main_graph" if main else "subgraphs", value.const_value)
+                add("main_graph" if is_main else "subgraphs", value.const_value)
         for tensor in _constants(graph):
-            add("main_constants" if main else "subgraph_constants", tensor)
+            add("main_constants" if is_main else "subgraph_constants", tensor)
     for function in model.functions.values():
-        for node in function.all_nodes():
-            for tensor in _constants([node]):
-                add("function_constants", tensor)
+        for tensor in _constants(function.all_nodes()):
+            add("function_constants", tensor)
     return places
 
 
-def _constants(nodes: Iterable[ir.Node]) -> list[Any]:
-    return [
-        attribute.value
-        for node in nodes
-        if node.op_type == "Constant"
-        for attribute in node.attributes.values()
-        if attribute.type == ir.AttributeType.TENSOR and not attribute.is_ref()
-    ]
+def _constants(nodes: Iterable[ir.Node]) -> Iterator[Any]:
+    for node in nodes:
+        if is_standard(node, "Constant"):
+            yield from tensor_attributes(node)
 
 
 def layers_by_size(model: ir.Model, count_zeros: bool) -> list[dict[str, Any]]:
     """Every weight, largest first: name, the ops that use it, type, shape, bytes, sparsity."""
     weights, _ = weights_of(model)
-    return [
-        {
-            "name": w.name,
-            "ops": sorted(
-                {
-                    f"{node.op_type} {node.name or node.outputs[0].name}"
-                    for node, _ in w.uses
-                }
-            ),
-            "dtype": str(w.tensor.dtype),
-            "shape": list(w.tensor.shape.numpy()),
-            "bytes": w.tensor.nbytes,
-            "sparsity": _sparsity(w.tensor) if count_zeros and w.size else None,
-        }
-        for w in sorted(weights, key=lambda w: -w.tensor.nbytes)
-    ]
+    # by the negative: a reversed sort would turn the order of equal sizes
+    weights.sort(key=lambda weight: -weight.tensor.nbytes)
+    return [_layer(weight, count_zeros) for weight in weights]
+
+
+def _layer(weight: Weight, count_zeros: bool) -> dict[str, Any]:
+    tensor = weight.tensor
+    return {
+        "name": weight.name,
+        "ops": sorted({label(node) for node, _ in weight.uses}),
+        "dtype": str(tensor.dtype),
+        "shape": list(tensor.shape.numpy()),
+        "bytes": tensor.nbytes,
+        "sparsity": _sparsity(tensor) if count_zeros and weight.size else None,
+    }
 
 
 def _sparsity(tensor: Any) -> float:
+    # in blocks: a weight may be larger than memory
     nonzero = sum(int(np.count_nonzero(block)) for _, block in blocks(tensor))
     return 1 - nonzero / int(tensor.size)
 
 
-def reach(kind: type[Pass], model: ir.Model) -> dict[str, Any]:
-    """What a pass does to a clone of the model with its default options and without data."""
+def _lossy_trials(model: ir.Model) -> list[dict[str, Any]]:
+    kinds = [pass_class(name) for name in pass_names()]
+    return [trial(kind, model) for kind in kinds if kind.effect == "lossy"]
+
+
+def trial(kind: type[Pass], model: ir.Model) -> dict[str, Any]:
+    """Account of a pass on a clone of the model, with its default options and without data."""
     found: dict[str, Any] = {
         "pass": kind.name,
         "changed": 0,
@@ -189,7 +188,8 @@ def reach(kind: type[Pass], model: ir.Model) -> dict[str, Any]:
         outcome = kind().run(model.clone(), NullContext())
     except OnnxOptError as error:
         found["error"] = f"{error.where}: {error.problem}"
-    except Exception as error:  # a pass that fails must not hide the rest of the facts
+    except Exception as error:
+        # a pass that fails must not hide the rest of the facts
         found["error"] = f"{type(error).__name__}: {first_line(error)}"
     else:
         found.update(

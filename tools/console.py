@@ -1,5 +1,6 @@
-"""What every command shares: `--json`, `-q`, `-v`, `--debug`; words on stderr, results on stdout;
-safe names.
+"""Parts that every command shares: `--json`, `-q`, `-v`, `--debug`, progress bars, safe text.
+
+Words for people go to stderr, results to stdout.
 """
 
 from __future__ import annotations
@@ -16,31 +17,42 @@ import click
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
-DEBUG_HELP = "Print the traceback of an error (also: ONNX_OPT_DEBUG=1)."
+# the value is read from the words of the command line, before they are parsed
+DEBUG = click.option(
+    "--debug",
+    is_flag=True,
+    expose_value=False,
+    help="Print the traceback of an error (also: ONNX_OPT_DEBUG=1).",
+)
+VERBOSE = click.option("-v", "--verbose", is_flag=True, help="Say more.")
+QUIET = click.option(
+    "-q", "--quiet", is_flag=True, help="Say less: no tables, no progress bars."
+)
+JSON = click.option(
+    "--json",
+    "as_json",
+    is_flag=True,
+    help="Print one JSON object on stdout and nothing else.",
+)
+
+
+WIDTH = 120
+"""Columns of tables in files and pipes. Chosen by hand."""
 
 
 def shared_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a command `--json`, `--quiet`, `--verbose` and `--debug`; it receives `as_json` and
-    `verbosity`.
+    """Give a command `--json`, `--quiet`, `--verbose` and `--debug`.
+
+    It receives `as_json`, and `verbosity`: -1, 0 or 1.
     """
 
     def entry(quiet: bool, verbose: bool, **arguments: Any) -> Any:
         return function(verbosity=int(verbose) - int(quiet), **arguments)
 
+    # click prints it as the command's help
     entry.__doc__ = function.__doc__
-    for option in (
-        click.option("--debug", is_flag=True, expose_value=False, help=DEBUG_HELP),
-        click.option("-v", "--verbose", is_flag=True, help="Say more."),
-        click.option(
-            "-q", "--quiet", is_flag=True, help="Say less: no tables, no progress bars."
-        ),
-        click.option(
-            "--json",
-            "as_json",
-            is_flag=True,
-            help="Print one JSON object on stdout and nothing else.",
-        ),
-    ):
+    # the last decorator comes first in --help
+    for option in (DEBUG, VERBOSE, QUIET, JSON):
         entry = option(entry)
     return entry
 
@@ -51,26 +63,32 @@ def emit_json(value: Any) -> None:
 
 
 def finite(value: Any) -> Any:
-    """`value` with every non-finite number replaced by None, at any depth; numpy scalars become
-    Python's.
-    """
+    """`value` with None for non-finite numbers, at any depth; numpy scalars become Python's."""
     if isinstance(value, dict):
         return {str(key): finite(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [finite(item) for item in value]
+    # numpy's texts have an item() too
     if not isinstance(value, (str, bytes)) and hasattr(value, "item"):
         value = value.item()
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
 
 
 def escaped(text: str) -> str:
-    """Text from a file, safe for a terminal: control and direction-changing characters as backslash
-    escapes.
+    """Text from a file, safe for a terminal.
+
+    Control and direction-changing characters become backslash escapes.
     """
-    return "".join(
-        c if c == " " or unicodedata.category(c)[0] != "C" else repr(c)[1:-1]
-        for c in str(text)
-    )
+    return "".join(_escaped_character(character) for character in str(text))
+
+
+def _escaped_character(character: str) -> str:
+    # C*: controls, formats such as right-to-left marks, surrogates, unassigned
+    if unicodedata.category(character).startswith("C"):
+        return repr(character)[1:-1]
+    return character
 
 
 def markup_safe(text: str) -> str:
@@ -81,17 +99,17 @@ def markup_safe(text: str) -> str:
 
 
 def console(stderr: bool) -> Console:
-    """A rich console; colours and width as the terminal says, NO_COLOR honoured, plain when it is
-    not one.
+    """A rich console; colours and width as the terminal says, NO_COLOR honoured.
+
+    Plain, and at least 120 columns wide, when it is no terminal.
     """
     from rich.console import Console
 
-    plain = Console(stderr=stderr, highlight=False, soft_wrap=False)
-    return (
-        plain
-        if plain.is_terminal
-        else Console(stderr=stderr, highlight=False, width=max(plain.width, 120))
-    )
+    found = Console(stderr=stderr, highlight=False, soft_wrap=False)
+    if found.is_terminal:
+        return found
+    # rich takes 80 columns for a pipe, and would fold every table in a log
+    return Console(stderr=stderr, highlight=False, width=max(found.width, WIDTH))
 
 
 def show(what: RenderableType, stderr: bool = False) -> None:
@@ -119,8 +137,10 @@ class Progress:
             yield lambda steps: None
             return
         with self._display() as bars:
+            # no total: rich shows a bar that only moves
             task = bars.add_task(markup_safe(label), total=total or None)
-            before, self._latest = self._latest, (task, label)
+            before = self._latest
+            self._latest = (task, label)
             try:
                 yield lambda steps: bars.advance(task, steps)
             finally:
@@ -128,14 +148,14 @@ class Progress:
                 bars.remove_task(task)
 
     def note(self, words: str) -> None:
-        """Add how it goes to the label of the bar that was opened last."""
+        """Add words on the state to the label of the bar that was opened last."""
         if self._bars is not None and self._latest is not None:
             task, label = self._latest
             self._bars.update(task, description=markup_safe(f"{label}: {words}"))
 
     @contextlib.contextmanager
     def _display(self) -> Iterator[Any]:
-        """The one live display; bars inside bars share it."""
+        """The live display, which bars inside bars share: rich allows only one."""
         if self._bars is not None:
             yield self._bars
             return

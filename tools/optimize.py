@@ -1,6 +1,4 @@
-"""The driver: load, run the passes, check each, measure, write atomically, account for all of
-it.
-"""
+"""The driver: load, run the passes, check each, measure, write atomically, and report."""
 
 from __future__ import annotations
 
@@ -14,9 +12,10 @@ import onnx_ir as ir
 from .. import UsageError
 from ..passes._core.contract import Pass
 from ..passes._core.pipeline import Pipeline, as_pipeline
-from ._run.driver import Run
-from ._run.result import ProgressBar, Result, Settings, Verify
-from ._run.training_context import follows
+from ._run.context import is_main_process
+from ._run.driver import optimize_model
+from ._run.result import Result
+from ._run.settings import ProgressBar, RunSettings, Verify
 
 __all__ = ["DEFAULT_PASSES", "Result", "default_output", "optimize"]
 
@@ -47,58 +46,55 @@ def optimize(
     resume: str | Path | None = None,
     teacher: str | Path | ir.Model | None = None,
 ) -> Result:
-    """Run `passes` over a model, check and measure every step, and write the result to `out` (None:
-    nowhere).
+    """Run `passes` over a model, check and measure every step, and write the result to `out`.
 
-    `model`: a path, or an `ir.Model`, which is cloned and never modified. `data`: feeds in any form
-    that `runtime.feeds.open_feeds` takes. `verify`: "auto" runs the model where its weights are at
-    most 1 GiB. `min_sqnr` (dB) and `max_drop` (of the metric) are budgets: where one is not met,
-    nothing is written. `explain_loss` fills `Result.loss`: what each layer lost, and to its weights
-    or its activations. `resume`: a folder where training keeps its state, and goes on from what an
-    interrupted run left there. `teacher`: what `finetune` learns from, in place of the model as it
-    came. Under torchrun every process runs, and the first alone writes `out` and measures latency.
+    `model`: a path, or an `ir.Model`, which is cloned and never modified. `out` None: nothing is
+    written. `data`: feeds in any form that `runtime.feeds.open_feeds` takes. `verify`: "auto" runs
+    the model where its weights are at most 1 GiB. `min_sqnr` (dB) and `max_drop` (of the metric)
+    are budgets: where one is not met, nothing is written. `explain_loss` fills `Result.loss`: what
+    each layer lost, and to its weights or its activations. `resume`: a folder where training keeps
+    its state, and goes on from what an interrupted run left there. `teacher`: what `finetune`
+    learns from, in place of the model as it came. Under torchrun every process runs, and the first
+    alone writes `out` and measures latency.
 
     Errors: UsageError (options), RefusedError (model, data), CheckError (a check or a budget).
     """
-    settings = Settings(
-        model if isinstance(model, ir.Model) else Path(model),
-        as_pipeline(passes),
-        None if out is None else Path(out),
-        target,
-        data,
-        metric,
-        eval_data,
-        seed,
-        strict,
-        bench,
-        verify,
-        force,
-        dry_run,
-        progress,
-        threads,
-        min_sqnr,
-        max_drop,
-        explain_loss,
-        None if resume is None else Path(resume),
-        Path(teacher) if isinstance(teacher, str) else teacher,
+    settings = RunSettings(
+        model=model if isinstance(model, ir.Model) else Path(model),
+        pipeline=as_pipeline(passes),
+        out=None if out is None else Path(out),
+        target=target,
+        data=data,
+        metric=metric,
+        eval_data=eval_data,
+        seed=seed,
+        strict=strict,
+        bench=bench,
+        verify=verify,
+        force=force,
+        dry_run=dry_run,
+        progress=progress,
+        threads=threads,
+        min_sqnr=min_sqnr,
+        max_drop=max_drop,
+        explain_loss=explain_loss,
+        resume=None if resume is None else Path(resume),
+        teacher=Path(teacher) if isinstance(teacher, str) else teacher,
     )
-    if follows():
+    if not is_main_process():
         settings = dataclasses.replace(settings, out=None, bench=False, progress=None)
     _check_settings(settings)
-    with Run(settings) as run:
-        return run.result()
+    return optimize_model(settings)
 
 
 def default_output(model: Path) -> Path:
-    """Where the command line writes without `-o`: MODEL's stem + .opt.onnx, beside it."""
-    return (
-        model.parent / f"{model.stem}.opt.onnx"
-    )  # with_name refuses "." and "/", which load() can explain
+    """Path that the command line writes to without `-o`: MODEL's stem + .opt.onnx, beside it."""
+    # with_name would refuse "." and "/", which load() can explain
+    return model.parent / f"{model.stem}.opt.onnx"
 
 
-def _check_settings(settings: Settings) -> None:
-    labelled = settings.eval_data if settings.eval_data is not None else settings.data
-    if settings.metric is not None and labelled is None:
+def _check_settings(settings: RunSettings) -> None:
+    if settings.metric is not None and settings.labelled_data is None:
         raise UsageError(
             "--metric",
             f"'{settings.metric}' needs labelled data",
@@ -108,6 +104,7 @@ def _check_settings(settings: Settings) -> None:
         raise UsageError(
             "--max-drop", "needs a metric", "give --metric, for example --metric top1"
         )
+    # Python callers are not held to the type
     if settings.verify not in ("auto", "always", "never"):
         raise UsageError(
             "--verify",

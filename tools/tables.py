@@ -1,4 +1,4 @@
-"""Tables for people; the same facts as the JSON forms."""
+"""Tables for people, with the same facts as the JSON forms."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import RenderableType
 from rich.table import Table
 
-from ._run.result import Figures, Result, Step
+from ._run.result import Result, Step
 from .console import markup_safe
 
 
@@ -24,16 +24,20 @@ def result_tables(result: Result, verbosity: int = 0) -> list[RenderableType]:
         tables.append(measured_on(result.hardware.label))
     tables.append(needed(result.requires))
     if verbosity > 0:
-        tables.extend(declined_table(step) for step in result.passes if step.declined)
+        declining = [step for step in result.passes if step.declined]
+        tables.extend(declined_table(step.name, step.declined) for step in declining)
     return tables
 
 
 DRIFT_ON = {
     "held-out data": "samples held out of --data, which no pass has seen",
     "evaluation data": "the evaluation data",
-    "calibration data": "the calibration data itself: give 32 samples or more and some are held out",
+    "calibration data": (
+        "the calibration data itself: give 32 samples or more and some are held out"
+    ),
     "synthetic feeds": "synthetic feeds",
 }
+"""Words for the data that drift was measured on, by `Result.drift_on`."""
 
 
 def plain_table(title: str | None, *columns: str, right: Sequence[str] = ()) -> Table:
@@ -47,6 +51,7 @@ def plain_table(title: str | None, *columns: str, right: Sequence[str] = ()) -> 
         header_style="bold",
     )
     for column in columns:
+        # folded, not cut: names must be legible to the last letter
         table.add_column(
             column, justify="right" if column in right else "left", overflow="fold"
         )
@@ -54,9 +59,7 @@ def plain_table(title: str | None, *columns: str, right: Sequence[str] = ()) -> 
 
 
 def pass_account(steps: Sequence[Step]) -> Table:
-    """One row a pass: what it changed, the drift after it, its time, what it declined and the first
-    reasons.
-    """
+    """One row a pass: its changes, the drift after it, its time, and what it declined."""
     table = plain_table(
         "passes",
         "pass",
@@ -67,26 +70,28 @@ def pass_account(steps: Sequence[Step]) -> Table:
         right=("changed", "SQNR dB", "seconds"),
     )
     for step in steps:
-        drift = (
-            "rolled back"
-            if step.rolled_back
-            else ""
-            if step.drift is None
-            else decibels(step.drift["sqnr_db"])
-        )
         table.add_row(
             markup_safe(step.text),
             str(step.changed),
-            drift,
+            _drift_text(step),
             f"{step.seconds:.2f}",
             markup_safe(declined_summary(step.declined)),
         )
     return table
 
 
+def _drift_text(step: Step) -> str:
+    if step.rolled_back:
+        return "rolled back"
+    if step.drift is None:
+        return ""
+    return decibels(step.drift["sqnr_db"])
+
+
 def loss_table(losses: Sequence[Mapping[str, Any]], most: int | None = None) -> Table:
-    """What each layer lost, in dB (fewer is worse), the worst first: its own weights, its own
-    input, and in all.
+    """Loss of each layer in dB (fewer is worse), worst first: own weights, own input, in all.
+
+    `most`: rows to show; None for all.
     """
     table = plain_table(
         "loss by layer, worst first (SQNR in dB)",
@@ -99,10 +104,8 @@ def loss_table(losses: Sequence[Mapping[str, Any]], most: int | None = None) -> 
         right=("weight", "activation", "accumulated"),
     )
     for loss in losses[:most]:
-        figures = [
-            "" if loss[key] is None else decibels(loss[key])
-            for key in ("weight_sqnr_db", "activation_sqnr_db", "sqnr_db")
-        ]
+        keys = ("weight_sqnr_db", "activation_sqnr_db", "sqnr_db")
+        figures = ["" if loss[key] is None else decibels(loss[key]) for key in keys]
         table.add_row(loss["pass"], markup_safe(loss["layer"]), loss["op"], *figures)
     if most is not None and len(losses) > most:
         table.add_row("…", f"{len(losses) - most} more: -v shows them", "", "", "", "")
@@ -110,20 +113,20 @@ def loss_table(losses: Sequence[Mapping[str, Any]], most: int | None = None) -> 
 
 
 def declined_summary(declined: Sequence[Mapping[str, str]], most: int = 2) -> str:
-    """`12: already quantized (10); rank 1 (2)`: how many, and the commonest reasons with their
-    counts.
-    """
+    """Number of items, and the commonest reasons: `12: already quantized (10); rank 1 (2)`."""
     if not declined:
         return ""
     reasons = Counter(item["reason"] for item in declined).most_common()
-    shown = "; ".join(f"{reason} ({count})" for reason, count in reasons[:most])
-    return f"{len(declined)}: {shown}" + ("; …" if len(reasons) > most else "")
+    shown = [f"{reason} ({count})" for reason, count in reasons[:most]]
+    if len(reasons) > most:
+        shown.append("…")
+    return f"{len(declined)}: {'; '.join(shown)}"
 
 
-def declined_table(step: Step) -> Table:
-    """Everything that one pass declined, with its reason."""
-    table = plain_table(f"declined by {markup_safe(step.name)}", "where", "reason")
-    for item in step.declined:
+def declined_table(name: str, declined: Sequence[Mapping[str, str]]) -> Table:
+    """Everything that the pass of that name declined, with its reason."""
+    table = plain_table(f"declined by {markup_safe(name)}", "where", "reason")
+    for item in declined:
         table.add_row(markup_safe(item["where"]), markup_safe(item["reason"]))
     return table
 
@@ -139,11 +142,15 @@ def before_after(result: Result) -> Table:
         right=("before", "after", "after/before"),
     )
     for label, name, text in ROWS:
-        before, after = getattr(result.input, name), getattr(result.output, name)
+        before = getattr(result.input, name)
+        after = getattr(result.output, name)
+        # unknown in both: a row of question marks tells nothing
         if before is not None or after is not None:
             table.add_row(label, text(before), text(after), ratio(before, after))
     if result.metric is not None:
-        first, second = result.metric["before"], result.metric["after"]
+        first = result.metric["before"]
+        second = result.metric["after"]
+        # a difference, where the other rows have a ratio: budgets are on the drop
         table.add_row(
             markup_safe(result.metric["name"]),
             f"{first:.4f}",
@@ -154,27 +161,24 @@ def before_after(result: Result) -> Table:
 
 
 def measured_on(label: str) -> str:
-    """The line below figures that are one machine's."""
+    """Line below figures that are one machine's."""
     return f"on {markup_safe(label)}"
 
 
 def needed(requires: Mapping[str, Any]) -> str:
-    """What a file asks of a runtime: `needs ONNX Runtime 1.23 or newer (Cast from INT4); opset 21,
-    IR 10`.
-    """
-    release, because = requires["onnxruntime"], markup_safe(requires["because"])
-    runtime = (
-        f"ONNX Runtime {release} or newer"
-        if release
-        else "an ONNX Runtime, not known which"
-    )
+    """Needs of a file: `needs ONNX Runtime 1.23 or newer (Cast from INT4); opset 21, IR 10`."""
+    release = requires["onnxruntime"]
+    because = markup_safe(requires["because"])
+    runtime = "an ONNX Runtime, not known which"
+    if release:
+        runtime = f"ONNX Runtime {release} or newer"
     return (
         f"needs {runtime} ({because}); opset {requires['opset'] or 'none'}, IR "
         f"{requires['ir_version']}"
     )
 
 
-def size(value: int | None) -> str:
+def bytes_text(value: int | None) -> str:
     """Bytes in decimal units."""
     if value is None:
         return "?"
@@ -203,11 +207,13 @@ def decibels(value: float | None) -> str:
 
 def ratio(before: float | None, after: float | None) -> str:
     """after/before with three decimals; blank where unknown."""
-    return f"{after / before:.3f}" if before and after is not None else ""
+    if not before or after is None:
+        return ""
+    return f"{after / before:.3f}"
 
 
 ROWS = (
-    ("bytes", "bytes", size),
+    ("bytes", "bytes", bytes_text),
     ("parameters", "params", count),
     ("nonzero", "nonzero", count),
     ("nodes", "nodes", count),
@@ -241,31 +247,18 @@ def pass_detail(item: Mapping[str, Any]) -> list[RenderableType]:
         return [*parts, "", "No options."]
     table = plain_table(None, "option", "type", "default", "meaning")
     for option in item["options"]:
-        cells = (
-            option["name"],
-            option["type"],
-            default_text(option["default"]),
-            option["help"],
-        )
+        default = default_text(option["default"])
+        cells = (option["name"], option["type"], default, option["help"])
         table.add_row(*map(markup_safe, cells))
     return [*parts, "", table]
 
 
 def default_text(value: Any) -> str:
-    """A default as pipeline text spells it."""
+    """Default of an option as pipeline text spells it."""
     if value is None:
         return "none"
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, (tuple, list)):
-        return "[" + ", ".join(map(str, value)) + "]"
+        return f"[{', '.join(map(str, value))}]"
     return "''" if value == "" else str(value)
-
-
-def figures_table(figures: Figures) -> Table:
-    """One model's figures."""
-    table = plain_table(None, "", "figure", right=("figure",))
-    for label, name, text in ROWS:
-        if getattr(figures, name) is not None:
-            table.add_row(label, text(getattr(figures, name)))
-    return table

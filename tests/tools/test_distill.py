@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 from onnx_opt import RefusedError, UsageError, optimize
 from onnx_opt.passes.finetune import Finetune
-from onnx_opt.tools._run import training_context
+from onnx_opt.tools._run import context
 from onnx_opt.tools.cli import main
 from onnx_opt.tools.commands.distill import as_pass
 from onnx_opt.tools.demo import __path__ as demo_path
@@ -229,7 +229,7 @@ def test_only_the_first_process_writes(environment, follows, monkeypatch):
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    assert training_context.follows() is follows
+    assert context.is_main_process() is not follows
 
 
 def test_float_constants_are_found_in_both_places():
@@ -245,9 +245,7 @@ def test_float_constants_are_found_in_both_places():
         y = Add (a, c)
     }
     """
-    found = training_context.float_constants(
-        ir.from_proto(onnx.parser.parse_model(text))
-    )
+    found = context.float_constants(ir.from_proto(onnx.parser.parse_model(text)))
     assert {name: array.tolist() for name, array in found.items()} == {
         "w": [1, 2],
         "c": [3, 4],

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from onnx_opt.runtime.compare import Drift
-from onnx_opt.tools._run.drift import COARSE, FLOAT32, inexact, limited
+from onnx_opt.tools._run.drift import COARSE, FLOAT32, first_batches, inexact
 
 
 def batches(*values, dtype=np.float32):
@@ -75,4 +75,6 @@ def test_models_that_round_between_layers_are_judged_coarsely():
     ("rows", "taken"), [([1], 1), ([1] * 9, 4), ([100] * 9, 3), ([300, 1], 1)]
 )
 def test_feeds_for_the_checks_are_few(rows, taken):
-    assert len(limited({"x": np.zeros((n, 2), np.float32)} for n in rows)) == taken
+    assert (
+        len(first_batches({"x": np.zeros((n, 2), np.float32)} for n in rows)) == taken
+    )

@@ -11,8 +11,10 @@ import onnx
 import pytest
 from onnx_opt import CheckError, optimize
 from onnx_opt.passes._core.pipeline import as_pipeline
-from onnx_opt.tools._run.driver import Run
-from onnx_opt.tools._run.result import Settings
+from onnx_opt.tools._run.evidence import gather_inputs
+from onnx_opt.tools._run.load import load_original
+from onnx_opt.tools._run.run import open_run
+from onnx_opt.tools._run.settings import RunSettings
 from onnx_opt.tools.tables import result_tables
 from rich.console import Console
 from sample_models import model_from
@@ -116,28 +118,12 @@ def test_min_sqnr_is_that_figure(net):
 
 def test_latency_is_measured_on_batches_as_the_user_gave_them(net):
     batches = [{"x": part} for part in np.array_split(samples(64), 4)]
-    settings = Settings(
-        Path(net),
-        as_pipeline(QUANT),
-        None,
-        "cpu",
-        batches,
-        None,
-        None,
-        0,
-        False,
-        False,
-        "auto",
-        False,
-        True,
-        None,
-        1,
-        None,
-        None,
+    settings = RunSettings(
+        model=Path(net), pipeline=as_pipeline(QUANT), data=batches, bench=False
     )
-    with Run(settings) as run:
-        run._load()
-        run._gather()
-        assert run.evidence.drift_on == "held-out data"
-        (feeds,) = run.evidence.latency_feeds
+    with open_run(settings) as run:
+        original, model = load_original(run)
+        inputs = gather_inputs(run, original, model)
+        assert inputs.drift_on == "held-out data"
+        (feeds,) = inputs.latency_feeds
         np.testing.assert_array_equal(feeds["x"], batches[0]["x"])

@@ -22,10 +22,16 @@ from onnx_opt.runtime.hardware import (
     products_saturate,
 )
 from onnx_opt.tools._inspect import inspection
-from onnx_opt.tools._run import driver
-from onnx_opt.tools._run.kernels import Kernels, enough, is_quantized, remedy
+from onnx_opt.tools._run import evidence
+from onnx_opt.tools._run.kernels import (
+    Kernels,
+    SaturatingPairs,
+    enough_samples,
+    is_quantized,
+    remedy,
+    saturating_pairs,
+)
 from onnx_opt.tools._run.provenance import provenance
-from onnx_opt.tools._run.saturation import SaturatingPairs, saturating_pairs
 from onnx_opt.tools.cli import main
 
 SATURATES = products_saturate(products_model())
@@ -146,10 +152,10 @@ def test_what_helps(tmp_path, text, offending, machine, target, words):
 
 def test_a_few_samples_are_enough():
     batch = {"x": np.zeros((16, 2)), "scalar": np.zeros(())}
-    assert not enough([])
-    assert not enough([batch])
-    assert enough([batch, batch])
-    assert not enough([{"scalar": np.zeros(())}] * 31)
+    assert not enough_samples([])
+    assert not enough_samples([batch])
+    assert enough_samples([batch, batch])
+    assert not enough_samples([{"scalar": np.zeros(())}] * 31)
 
 
 # counted
@@ -287,7 +293,7 @@ def test_a_target_whose_cpu_is_not_here_decides_nothing_by_time(
     )
 
     def warnings_on(machine):
-        monkeypatch.setattr(driver, "hardware", lambda worker, provider: machine)
+        monkeypatch.setattr(evidence, "hardware", lambda worker, provider: machine)
         result = optimize(
             float_file, "quant", data=str(data), target="arm64", bench=False
         )
@@ -324,7 +330,7 @@ def test_the_account_names_the_cpu(tmp_path, float_file):
 def test_where_nothing_is_run_nothing_is_measured(tmp_path, float_file, monkeypatch):
     seen = []
     monkeypatch.setattr(
-        driver, "hardware", lambda worker, provider: seen.append(worker) or EXACT
+        evidence, "hardware", lambda worker, provider: seen.append(worker) or EXACT
     )
     optimize(float_file, "quant", out=tmp_path / "out.onnx", verify="never")
     assert seen == [None]

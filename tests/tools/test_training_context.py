@@ -7,7 +7,7 @@ from onnx_opt import UsageError
 from onnx_opt.frontends.onnx_file import save
 from onnx_opt.passes._core.training_recipe import TrainingRecipe
 from onnx_opt.runtime.worker import Worker
-from onnx_opt.tools._run import training_context
+from onnx_opt.tools._run.context import TrainingContext, training_progress
 
 LINEAR = """
 <ir_version: 10, opset_import: ["" : 21]>
@@ -16,16 +16,16 @@ linear (float[n, 2] x) => (float[n, 2] y) <float[2, 2] w = {3, -1, 2, 4}>
 """
 
 
-def context() -> training_context.TrainingContext:
-    return training_context.TrainingContext(Worker(), None, "cpu", 0, save)
+def context() -> TrainingContext:
+    return TrainingContext(Worker(), None, "cpu", 0, save)
 
 
 def test_floats_outlast_the_pass_that_names_them():
     one = context()
-    assert one._originals() is None
+    assert one._original_floats() is None
     one.remember_float(ir.from_proto(onnx.parser.parse_model(LINEAR)))
     one.float_form = None  # as a run does before its next pass
-    assert one._originals()["w"].tolist() == [[3, -1], [2, 4]]
+    assert one._original_floats()["w"].tolist() == [[3, -1], [2, 4]]
 
 
 def test_training_without_data_is_an_error():
@@ -48,7 +48,7 @@ def test_a_bar_moves_by_parts_and_shows_words():
         def note(self, words):
             notes.append(words)
 
-    with training_context.telling("finetune", Bars()) as tell:
+    with training_progress("finetune", Bars()) as tell:
         tell(0.25, "loss 2, held out 0.8")
         tell(1.0, "loss 1, held out 0.9")
     assert moves == [250, 750]

@@ -1,10 +1,8 @@
-"""Structural checks, without running the model: the interface is unchanged, the graph is valid
-ONNX.
-"""
+"""Structural checks, without running the model: same interface, and valid ONNX."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import onnx
@@ -14,7 +12,10 @@ from ...passes._core.graph import all_nodes, initializers
 from .provenance import PREFIX
 
 BIG = 1024
-"""Bytes above which a weight's values are left out of the checked proto: no check reads them."""
+"""Bytes above which a weight's values are left out of the checked proto.
+
+The values that inference reads (shapes, axes, repeats) are smaller. Chosen by hand; not measured.
+"""
 
 CHECK_ERRORS = (
     onnx.checker.ValidationError,
@@ -23,7 +24,7 @@ CHECK_ERRORS = (
     ValueError,
     TypeError,
 )
-"""What onnx's checker and onnx_ir's serializer raise on a model that is not valid."""
+"""Exceptions of onnx's checker and onnx_ir's serializer for a model that is not valid."""
 
 Shape = tuple[int | str | None, ...] | None
 
@@ -38,163 +39,171 @@ class Port:
     has_default: bool = False
 
     def __str__(self) -> str:
-        return f"{self.name}: {self.type} {shape_text(self.shape)}" + (
-            " with a default" if self.has_default else ""
-        )
+        default = " with a default" if self.has_default else ""
+        return f"{self.name}: {self.type} {shape_text(self.shape)}{default}"
 
 
 def shape_text(shape: Shape | list[int | str | None]) -> str:
     """`[batch, 3, ?]`; `unranked` where even the rank is unknown."""
-    return (
-        "unranked"
-        if shape is None
-        else "[" + ", ".join("?" if d is None else str(d) for d in shape) + "]"
-    )
+    if shape is None:
+        return "unranked"
+    dims = ["?" if dim is None else str(dim) for dim in shape]
+    return f"[{', '.join(dims)}]"
+
+
+def dims_of(value: ir.Value) -> Shape:
+    """Dimensions of a value: lengths, names, None where unknown; None where unranked."""
+    if value.shape is None:
+        return None
+    return tuple(dim if isinstance(dim, int) else dim.value for dim in value.shape)
 
 
 @dataclass(frozen=True)
 class Interface:
-    """What callers of a model rely on; `metadata` without our own record."""
+    """Parts of a model that its callers rely on; `metadata` without the record of onnx-opt."""
 
     inputs: tuple[Port, ...]
     outputs: tuple[Port, ...]
     metadata: tuple[tuple[str, str], ...]
 
     def difference(self, other: Interface) -> str | None:
-        """In words, the first thing in which `other` differs; None if nothing does."""
-        for kind in ("inputs", "outputs"):
-            mine: tuple[Port, ...] = getattr(self, kind)
-            theirs: tuple[Port, ...] = getattr(other, kind)
-            if len(mine) != len(theirs):
-                return f"{len(mine)} {kind} became {len(theirs)}"
-            for before, after in zip(mine, theirs, strict=True):
-                if before != after:
-                    return f"{kind[:-1]} '{before}' became '{after}'"
-        if self.metadata != other.metadata:
-            keys = sorted({key for key, _ in set(self.metadata) ^ set(other.metadata)})
-            return f"metadata changed: {', '.join(keys)}"
-        return None
+        """Say the first thing in which `other` differs; None if nothing does."""
+        return (
+            _ports_differ("input", self.inputs, other.inputs)
+            or _ports_differ("output", self.outputs, other.outputs)
+            or self._metadata_differs(other)
+        )
+
+    def _metadata_differs(self, other: Interface) -> str | None:
+        entries = set(self.metadata) ^ set(other.metadata)
+        if not entries:
+            return None
+        keys = sorted({key for key, _ in entries})
+        return f"metadata changed: {', '.join(keys)}"
+
+
+def _ports_differ(
+    kind: str, mine: tuple[Port, ...], theirs: tuple[Port, ...]
+) -> str | None:
+    if len(mine) != len(theirs):
+        return f"{len(mine)} {kind}s became {len(theirs)}"
+    for before, after in zip(mine, theirs, strict=True):
+        if before != after:
+            return f"{kind} '{before}' became '{after}'"
+    return None
 
 
 def interface_of(model: ir.Model) -> Interface:
-    """Names, order, types, shapes with symbolic dims, and defaults of inputs and outputs, and the
-    metadata.
+    """Interface of a model, as its callers see it.
 
-    Before IR 4 every initializer is listed as an input without being one; those are left out.
+    Names, order, types, shapes with symbolic dims, and defaults of inputs and outputs, and the
+    metadata.
     """
-    listed = model.ir_version is not None and model.ir_version < 4
+    inputs: Iterable[ir.Value] = model.graph.inputs
+    # before IR 4 every initializer had to be listed as an input without being one
+    if model.ir_version is not None and model.ir_version < 4:
+        inputs = [value for value in inputs if not value.is_initializer()]
+    # passes and runs keep their own records there; those may come and go
+    metadata = [
+        (key, text)
+        for key, text in model.metadata_props.items()
+        if not key.startswith(PREFIX)
+    ]
     return Interface(
-        tuple(
-            _ports(v for v in model.graph.inputs if not (listed and v.is_initializer()))
-        ),
-        tuple(_ports(model.graph.outputs)),
-        tuple(
-            sorted(
-                (k, v)
-                for k, v in model.metadata_props.items()
-                if not k.startswith(PREFIX)
-            )
-        ),
+        inputs=tuple(_port(value) for value in inputs),
+        outputs=tuple(_port(value) for value in model.graph.outputs),
+        metadata=tuple(sorted(metadata)),
     )
 
 
-def _ports(values: Iterable[ir.Value]) -> Iterable[Port]:
-    for value in values:
-        shape = (
-            None
-            if value.shape is None
-            else tuple(d if isinstance(d, int) else d.value for d in value.shape)
-        )
-        yield Port(
-            value.name or "",
-            str(value.type),
-            shape,
-            value.is_graph_input() and value.is_initializer(),
-        )
+def _port(value: ir.Value) -> Port:
+    has_default = value.is_graph_input() and value.is_initializer()
+    return Port(value.name or "", str(value.type), dims_of(value), has_default)
 
 
 @dataclass(frozen=True)
 class Validity:
-    """Why onnx's checker, and its strict shape inference, refuse a model; None where they accept
-    it.
-    """
+    """Refusals of a model by onnx's checker and by strict shape inference; None: accepted."""
 
     checker: str | None
     inference: str | None
 
     def worse_than(self, original: Validity) -> str | None:
-        """What this model fails that the original passed."""
+        """Check that this model fails and the original passed; None if there is none."""
         if self.checker and not original.checker:
             return f"onnx.checker: {self.checker}"
         if self.inference and not original.inference:
             return f"strict shape inference: {self.inference}"
         return None
 
-    def or_as(self, other: Validity) -> Validity:
-        """What at least one of the two passes: the bar for models made from them."""
-        return Validity(
-            self.checker and other.checker, self.inference and other.inference
-        )
+    def either(self, other: Validity) -> Validity:
+        """Checks that at least one of two models passes: the bar for models made from them."""
+        # a refusal stands only where both models have one
+        checker = self.checker and other.checker
+        inference = self.inference and other.inference
+        return Validity(checker, inference)
 
 
 def validity_of(model: ir.Model) -> Validity:
-    """Run onnx.checker and strict shape inference on the graph without the values of its big
-    weights.
-    """
+    """Run onnx.checker and strict shape inference, without the values of big weights."""
     try:
         proto = ir.to_proto(stripped(model))
     except CHECK_ERRORS as error:
-        return Validity(first_line(error), first_line(error))
+        # what cannot be serialized passes neither check
+        problem = first_line(error)
+        return Validity(problem, problem)
     return Validity(_complaint(proto, full=False), _complaint(proto, full=True))
 
 
 def stripped(model: ir.Model) -> ir.Model:
-    """A clone whose big weights are inputs of the main graph, without values; the model itself if
-    it has none.
+    """A clone whose big weights are inputs of the main graph, without values.
+
+    The model itself if it has none.
     """
-    if not any(
-        v.const_value is not None and v.const_value.nbytes > BIG
-        for v in initializers(model)
-    ):
+    if not any(_is_big(value) for value in initializers(model)):
         return model
     clone = model.clone()
     main = clone.graph
-    defaults = {id(v) for v in main.inputs}
+    defaults = {id(value) for value in main.inputs}
     for index, graph in enumerate(list(clone.graphs())):
         for name, value in list(graph.initializers.items()):
-            tensor = value.const_value
-            if (
-                tensor is None
-                or tensor.nbytes <= BIG
-                or id(value) in defaults
-                or value.is_graph_output()
-            ):
+            # a default is an input already, and an output must stay a value of its graph
+            kept = id(value) in defaults or value.is_graph_output()
+            if kept or not _is_big(value):
                 continue
             del graph.initializers[name]
             if graph is not main:
+                # names of subgraphs may hide those of the main graph
                 value.name = f"subgraph {index}: {name}"
             main.inputs.append(value)
     return clone
 
 
+def _is_big(initializer: ir.Value) -> bool:
+    tensor = initializer.const_value
+    return tensor is not None and tensor.nbytes > BIG
+
+
 def has_inner_shapes(model: ir.Model) -> bool:
-    """Whether any value between inputs and outputs has a declared type."""
-    return any(
-        v.type is not None
-        for node in all_nodes(model)
-        for v in node.outputs
-        if not v.is_graph_output()
-    )
+    """True if any value between inputs and outputs has a declared type."""
+    return any(value.type is not None for value in _inner_values(model))
 
 
 def forget_shapes(model: ir.Model) -> None:
-    """Drop what was inferred for values between inputs and outputs: a file that came without it
-    stays as small.
+    """Drop the inferred shapes of values between inputs and outputs.
+
+    A file that came without them stays as small.
     """
+    for value in _inner_values(model):
+        value.shape = None
+        value.type = None
+
+
+def _inner_values(model: ir.Model) -> Iterator[ir.Value]:
     for node in all_nodes(model):
         for value in node.outputs:
             if not value.is_graph_output():
-                value.shape, value.type = None, None
+                yield value
 
 
 def _complaint(proto: onnx.ModelProto, full: bool) -> str | None:
@@ -206,6 +215,8 @@ def _complaint(proto: onnx.ModelProto, full: bool) -> str | None:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an exception's text, or its type where it has none."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
+    """First line of an exception's text, or its type where it has none."""
+    for line in str(error).splitlines():
+        if line.strip():
+            return line.strip()
+    return type(error).__name__

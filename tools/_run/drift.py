@@ -1,11 +1,9 @@
-"""Does a changed model still compute what it did? Its outputs against reference outputs, in the
-worker's child.
-"""
+"""Outputs of changed models against reference outputs, computed in the worker's child."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,21 +13,27 @@ from numpy.typing import NDArray
 
 from ... import OnnxOptError
 from ...runtime.compare import Drift, DriftMeter
+from ...runtime.feeds import candidate_feeds
 from ...runtime.session import Session
 
 Arrays = Mapping[str, NDArray[Any]]
 Outputs = list[dict[str, NDArray[Any]]]
+"""Outputs by name, one dict a batch."""
 
 MAX_BATCHES = 4
 MAX_SAMPLES = 256
+"""Batches and samples that models are compared on: each pass runs the model over all of them.
+
+Both chosen by hand; not measured.
+"""
 
 
 @dataclass(frozen=True)
 class Tolerance:
-    """How far an exact pass may drift: `max_abs` relative to max(1, largest magnitude of the
-    output), and an SQNR.
+    """Limits on the drift of an exact pass.
 
-    An output whose errors all stay below `floor` passes whatever its SQNR: it is zero for all
+    `max_abs`: largest error, relative to max(1, largest magnitude of the output). `sqnr_db`: least
+    SQNR. An output whose errors all stay below `floor` passes whatever its SQNR: it is zero for all
     purposes.
     """
 
@@ -40,19 +44,22 @@ class Tolerance:
 
 FLOAT32 = Tolerance(1e-4, 80.0)
 COARSE = Tolerance(1e-2, 40.0)
-"""Where the graph rounds between layers (half precision, quantized parts): noise at a rounding edge
-moves one step.
+"""Tolerance of graphs that round between layers (half precision, quantized parts).
+
+There, noise at a rounding edge moves a value by one step. Chosen by hand; not measured.
 """
 
 
 NOISE_FACTOR = 4.0
-"""An exact pass may drift by this many times what the original drifts when it is evaluated in
-another order.
+"""Multiple of the original's own noise by which an exact pass may drift.
+
+That noise is what the original drifts when it is evaluated in another order. Chosen by hand; not
+measured.
 """
 
 
-class Referee:
-    """Runs models over the same few batches; remembers what the original gave.
+class Reference:
+    """Outputs of the original on a few batches, and a way to run other models on the same.
 
     `open_session(path, optimize)` opens a model file in the worker; `batches`: at most 4 batches of
     feeds; `path`, `original`: the original's file and its outputs.
@@ -72,25 +79,22 @@ class Referee:
         self._noise: dict[str, Drift] | None = None
 
     def noise(self) -> dict[str, Drift]:
-        """How far the original is from itself, per output, when ONNX Runtime does not optimize it:
-        pure float noise.
+        """Drift of the original, per output, from itself without graph optimizations.
 
-        Deep and sharp models amplify rounding; no fixed tolerance tells their noise from a fault.
-        Measured once, when first asked for; empty where the original does not run that way.
+        Pure float noise: deep and sharp models amplify rounding, and no fixed tolerance tells their
+        noise from a fault. Measured once, when first asked for; empty where the original does not
+        run that way.
         """
         if self._noise is None:
             try:
-                self._noise = meter(
-                    self.original, self.outputs(self.path, optimize=False)
-                ).per_output()
+                unoptimized = self.outputs(self.path, optimize=False)
+                self._noise = meter(self.original, unoptimized).per_output()
             except OnnxOptError:
                 self._noise = {}
         return self._noise
 
     def outputs(self, path: Path, optimize: bool = True) -> Outputs:
-        """Outputs of the model at `path`, one dict a batch. Errors: RefusedError, WorkerDied,
-        RemoteError.
-        """
+        """Outputs of the model at `path`. Errors: RefusedError, WorkerDied, RemoteError."""
         session = self._open(path, optimize)
         try:
             return [session.run(feeds) for feeds in self.batches]
@@ -103,8 +107,9 @@ class Referee:
 
 
 def meter(reference: Outputs, got: Outputs) -> DriftMeter:
-    """The figures of one list of batches against another. Errors: CheckError where shapes or names
-    differ.
+    """Figures of one list of batches against another.
+
+    Errors: CheckError where shapes or names differ.
     """
     drift = DriftMeter()
     for expected, actual in zip(reference, got, strict=True):
@@ -118,7 +123,7 @@ def inexact(
     tolerance: Tolerance,
     noise: Mapping[str, Drift] | None = None,
 ) -> str | None:
-    """Why `got` is not equal to `reference` up to float noise; None if it is.
+    """Say why `got` is not equal to `reference` up to float noise; None if it is.
 
     `noise`: drift per output that two evaluations of one model show; it widens the tolerance.
     """
@@ -127,26 +132,32 @@ def inexact(
     except OnnxOptError as error:
         return f"{error.where}: {error.problem}"
     for name, drift in drifts.items():
-        scale = max([1.0, *(_magnitude(batch[name]) for batch in reference)])
-        most, least = tolerance.max_abs * scale, tolerance.sqnr_db
-        if noise and name in noise:
-            most = max(most, NOISE_FACTOR * noise[name].max_abs)
-            least = min(least, noise[name].sqnr_db - 20 * math.log10(NOISE_FACTOR))
+        magnitudes = [_magnitude(batch[name]) for batch in reference]
+        allowed = tolerance.max_abs * max(1.0, *magnitudes)
+        least_sqnr = tolerance.sqnr_db
+        own = noise.get(name) if noise else None
+        if own is not None:
+            allowed = max(allowed, NOISE_FACTOR * own.max_abs)
+            least_sqnr = min(least_sqnr, own.sqnr_db - 20 * math.log10(NOISE_FACTOR))
         if drift.nonfinite:
             return f"output '{name}' has {drift.nonfinite} values that are no longer finite"
-        if not drift.max_abs <= most:
+        # negated, so that an error of NaN is refused too
+        if not drift.max_abs <= allowed:
             return (
-                f"output '{name}' is off by {drift.max_abs:.3g} (allowed: {most:.3g})"
+                f"output '{name}' is off by {drift.max_abs:.3g} "
+                f"(allowed: {allowed:.3g})"
             )
-        if drift.sqnr_db < least and drift.max_abs > tolerance.floor:
+        if drift.sqnr_db < least_sqnr and drift.max_abs > tolerance.floor:
             return (
                 f"output '{name}' has an SQNR of {drift.sqnr_db:.1f} dB (exact passes "
-                f"keep {least:.1f} dB)"
+                f"keep {least_sqnr:.1f} dB)"
             )
     return None
 
 
 def _magnitude(array: NDArray[Any]) -> float:
+    """Largest finite |x|; 0 for texts and for arrays without finite elements."""
+    # V is how numpy sees the small floats of ml_dtypes, bfloat16 among them
     if array.dtype.kind not in "fiuV" or not array.size:
         return 0.0
     values = np.abs(array.astype(np.float64))
@@ -155,25 +166,52 @@ def _magnitude(array: NDArray[Any]) -> float:
 
 
 def all_finite(outputs: Outputs) -> bool:
-    """Whether every float output holds only finite numbers."""
-    arrays = (
-        array
-        for batch in outputs
-        for array in batch.values()
-        if array.dtype.kind in "fV"
-    )
-    return all(np.isfinite(array.astype(np.float64)).all() for array in arrays)
+    """True if every float output holds only finite numbers."""
+    for batch in outputs:
+        for array in batch.values():
+            is_float = array.dtype.kind in "fV"
+            if is_float and not np.isfinite(array.astype(np.float64)).all():
+                return False
+    return True
 
 
-def limited(batches: Any) -> list[Arrays]:
-    """The first batches of `batches` (feeds dicts): at most 4, and none after 256 samples are
-    reached.
-    """
+def first_batches(batches: Iterable[Arrays]) -> list[Arrays]:
+    """First batches of feeds: at most 4, and none after 256 samples are reached."""
     chosen: list[Arrays] = []
     samples = 0
     for feeds in batches:
         chosen.append(feeds)
-        samples += max((len(a) for a in feeds.values() if a.ndim), default=1)
+        samples += sample_count(feeds)
         if len(chosen) == MAX_BATCHES or samples >= MAX_SAMPLES:
             break
     return chosen
+
+
+def synthetic_batches(
+    session: Session, seed: int
+) -> tuple[list[Arrays], Outputs] | None:
+    """A few synthetic batches on which a model gives finite outputs, and those outputs.
+
+    None if no kind of synthetic feeds suits the model.
+    """
+    for feeds in candidate_feeds(session.inputs, seed):
+        try:
+            batches = first_batches(batch.feeds for batch in feeds)
+            outputs = [session.run(batch) for batch in batches]
+        except OnnxOptError:
+            # this kind of feeds is not for this model; the next may be
+            continue
+        if all_finite(outputs):
+            return batches, outputs
+    return None
+
+
+def sample_count(feeds: Arrays) -> int:
+    """Samples of a batch: the longest first axis of its arrays, 1 where all are scalars."""
+    lengths = [len(array) for array in feeds.values() if array.ndim]
+    return max(lengths, default=1)
+
+
+def as_figures(drift: Drift) -> dict[str, float]:
+    """The three figures of the JSON form."""
+    return {"sqnr_db": drift.sqnr_db, "cosine": drift.cosine, "max_abs": drift.max_abs}

@@ -1,189 +1,236 @@
-"""What a run can prove with: the user's data or synthetic feeds, and the original's outputs on
-them.
-"""
+"""Second step of a run: the data, and the outputs of the original that passes are verified by."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import onnx_ir as ir
 
 from ... import OnnxOptError, RefusedError
-from ...runtime.feeds import Feeds, candidate_feeds, open_feeds
+from ...runtime.feeds import Feeds, open_feeds
+from ...runtime.hardware import Hardware, hardware
 from ...runtime.held_out import held_out
 from ...runtime.session import Session, open_session
-from ...runtime.targets import target_named
-from ...runtime.worker import RemoteError, Worker
+from ...runtime.targets import covers, target_named
+from ...runtime.worker import RemoteError
 from .drift import (
     FLOAT32,
     MAX_BATCHES,
     Arrays,
     Outputs,
-    Referee,
-    all_finite,
+    Reference,
+    first_batches,
     inexact,
-    limited,
+    synthetic_batches,
 )
 from .figures import input_infos
-from .result import Settings
+from .load import Original
+from .run import Run
+from .settings import RunSettings
 
-Warn = Callable[[str, str], None]
 DriftOn = Literal[
     "held-out data", "evaluation data", "calibration data", "synthetic feeds"
 ]
-"""What drift is measured on. Only the first two say how a model does on data that no pass has
-seen.
+"""Data that drift is measured on.
+
+Only the first two say how a model does on data that no pass has seen.
 """
 
 
-@dataclass
-class Evidence:
-    """`calibration`: the user's feeds. `labelled`: data for the metric. `referee`: None where
-    nothing can be compared.
+@dataclass(frozen=True)
+class VerificationInputs:
+    """Data, hardware and reference outputs that a run calibrates, verifies and measures with.
 
     `open(path, optimize=True)`: opens a model file in the worker, on the provider that verifies it.
-    `provider`: that of the target, where it is here. `drift_on`: which data the referee's is, None
-    without one.
+    `provider`: that of the target; None where it is not here. `on_target`: this CPU is one that the
+    result is made for, so that its timings decide something. `calibration`: the user's feeds,
+    without those held out. `labelled`: data for the metric. `reference`: None where nothing can be
+    compared. `drift_on`: data of the reference; None without one.
     """
 
     open: Callable[..., Session]
+    provider: str | None
+    hardware: Hardware
+    on_target: bool
     calibration: Feeds | None = None
     labelled: Feeds | None = None
-    referee: Referee | None = None
-    latency_feeds: list[Arrays] = field(default_factory=list)
-    provider: str | None = None
+    reference: Reference | None = None
+    latency_feeds: Sequence[Arrays] = ()
     drift_on: DriftOn | None = None
 
 
-def gather_evidence(
-    settings: Settings,
-    worker: Worker,
-    model: ir.Model,
-    original: Path | None,
-    warn: Warn,
-) -> Evidence:
+def gather_inputs(run: Run, original: Original, model: ir.Model) -> VerificationInputs:
     """Open the data, find feeds that the original accepts, and run it on them.
 
-    `original` None: nothing is run. What cannot be proved is said through `warn`; with `strict` it
-    is an error. Errors: RefusedError for data that does not fit the model.
+    Warns of what cannot be proved. Errors: RefusedError for data that does not fit the model, and
+    with `strict` for what cannot be proved.
     """
-    opener, provider = _opener(settings, worker, original, warn)
-    evidence = Evidence(opener, provider=provider)
-    inputs = input_infos(model)
+    settings = run.settings
+    path = original.path if original.is_run else None
+    provider = _available_provider(run, path)
+    infos = input_infos(model)
+    calibration = labelled = None
     if settings.data is not None:
-        evidence.calibration = open_feeds(settings.data, inputs)
-    labelled = settings.eval_data if settings.eval_data is not None else settings.data
+        calibration = open_feeds(settings.data, infos)
     if settings.metric is not None:
-        evidence.labelled = open_feeds(labelled, inputs)
-    if original is None:
-        return evidence
+        labelled = open_feeds(settings.labelled_data, infos)
+    target = target_named(settings.target)
+    runs_models = original.is_run or settings.metric is not None
+    machine = hardware(run.worker if runs_models else None, provider)
+    inputs = VerificationInputs(
+        open=_opener(run, provider),
+        provider=provider if provider == target.provider else None,
+        hardware=machine,
+        on_target=covers(target, machine),
+        calibration=calibration,
+        labelled=labelled,
+    )
+    if path is not None:
+        inputs = _with_reference(run, inputs, path)
+    _warn_if_other_cpu(run, inputs)
+    return inputs
+
+
+def _available_provider(run: Run, path: Path | None) -> str:
+    """The target's provider, or the CPU with a warning where that is not here."""
+    settings = run.settings
+    provider = target_named(settings.target).provider
+    if provider == "cpu" or path is None:
+        return provider
     try:
-        session = evidence.open(original)
+        # only a session that opens shows that libraries and a device are here
+        session = open_session(run.worker, path, provider, threads=settings.threads)
+    except RefusedError as error:
+        if settings.strict:
+            raise
+        run.reporter.warn(
+            f"target {settings.target}",
+            f"checked and measured on the CPU instead: {error.problem} ({error.fix})",
+        )
+        return "cpu"
+    session.close()
+    return provider
+
+
+def _opener(run: Run, provider: str) -> Callable[..., Session]:
+    def open_in_worker(path: Path, optimize: bool = True) -> Session:
+        threads = run.settings.threads
+        return open_session(
+            run.worker, path, provider, threads=threads, optimize=optimize
+        )
+
+    return open_in_worker
+
+
+def _warn_if_other_cpu(run: Run, inputs: VerificationInputs) -> None:
+    machine = inputs.hardware
+    # None: not known to saturate or not, as no model is run
+    if inputs.on_target or machine.saturates is None:
+        return
+    target = target_named(run.settings.target)
+    figures = "drift, metric and latency are" if machine.saturates else "latency is"
+    run.reporter.warn(
+        f"target {target.name}",
+        f"made for {target.cpus}, but this is {machine.label}: {figures} "
+        "this CPU's, and no layer stays float for being slow here",
+    )
+
+
+# the original's outputs
+
+
+def _with_reference(
+    run: Run, inputs: VerificationInputs, path: Path
+) -> VerificationInputs:
+    """Add the original's outputs, where it runs and says twice the same."""
+    try:
+        session = inputs.open(path)
     except OnnxOptError as error:
-        return _unproved(settings, evidence, f"{error.where}: {error.problem}", warn)
+        return _unproved(run, inputs, f"{error.where}: {error.problem}")
     try:
-        return _run_original(settings, evidence, session, warn)
+        return _run_original(run, inputs, session)
     finally:
         session.close()
 
 
-def _opener(
-    settings: Settings, worker: Worker, original: Path | None, warn: Warn
-) -> tuple[Callable[..., Session], str | None]:
-    """How this run opens sessions: on the target's provider, or on the CPU with a warning where
-    that is not there.
-
-    Also that provider's name; None where it is not there.
-    """
-    provider = target_named(settings.target).provider
-    if provider != "cpu" and original is not None:
-        try:
-            open_session(worker, original, provider, threads=settings.threads).close()
-        except RefusedError as error:
-            if settings.strict:
-                raise
-            warn(
-                f"target {settings.target}",
-                f"checked and measured on the CPU instead: {error.problem} ({error.fix})",
-            )
-            provider = "cpu"
-
-    def open_in_worker(path: Path, optimize: bool = True) -> Session:
-        return open_session(
-            worker, path, provider, threads=settings.threads, optimize=optimize
-        )
-
-    return open_in_worker, provider if provider == target_named(
-        settings.target
-    ).provider else None
-
-
 def _run_original(
-    settings: Settings, evidence: Evidence, session: Session, warn: Warn
-) -> Evidence:
-    whole = evidence.calibration or evidence.labelled
-    found = _batches_to_judge_by(settings, evidence)
-    if found is not None:
-        batches, evidence.drift_on = found
+    run: Run, inputs: VerificationInputs, session: Session
+) -> VerificationInputs:
+    data = inputs.labelled if inputs.calibration is None else inputs.calibration
+    choice = _verification_data(run.settings, inputs)
+    if choice is not None:
+        batches = choice.batches
         outputs = _outputs_on_data(session, batches)
+        inputs = dataclasses.replace(
+            inputs, calibration=choice.calibration, drift_on=choice.drift_on
+        )
     else:
-        synthetic = _synthetic(session, settings.seed)
+        synthetic = synthetic_batches(session, run.settings.seed)
         if synthetic is None:
-            return _unproved(
-                settings,
-                evidence,
-                "it gives no finite outputs on synthetic feeds; give --data",
-                warn,
-            )
+            reason = "it gives no finite outputs on synthetic feeds; give --data"
+            return _unproved(run, inputs, reason)
         batches, outputs = synthetic
-        evidence.drift_on = "synthetic feeds"
-        warn(
+        inputs = dataclasses.replace(inputs, drift_on="synthetic feeds")
+        run.reporter.warn(
             "data",
             "none given: checked on synthetic feeds; --data checks on real ones and "
             "calibrates quantization",
         )
-    evidence.latency_feeds = batches[:1] if whole is None else [next(iter(whole)).feeds]
+    # latency depends on the batch size: the user's first batch as given, none that was cut up
+    latency_feeds = batches[:1] if data is None else [next(iter(data)).feeds]
+    inputs = dataclasses.replace(inputs, latency_feeds=latency_feeds)
+    # random ops make any comparison meaningless; the same feeds twice show them
     problem = inexact(outputs[:1], [session.run(batches[0])], FLOAT32)
     if problem:
-        return _unproved(
-            settings, evidence, f"two runs of the original differ ({problem})", warn
-        )
-    evidence.referee = Referee(evidence.open, batches, session.path, outputs)
-    return evidence
+        reason = f"two runs of the original differ ({problem})"
+        return _unproved(run, inputs, reason)
+    reference = Reference(inputs.open, batches, session.path, outputs)
+    return dataclasses.replace(inputs, reference=reference)
 
 
-def _batches_to_judge_by(
-    settings: Settings, evidence: Evidence
-) -> tuple[list[Arrays], DriftOn] | None:
-    """A few batches of the user's data that no pass sees, where there is enough of it; None without
-    any data.
+@dataclass(frozen=True)
+class _VerificationData:
+    """A few batches to verify by, and the calibration data that is left."""
 
-    What is held out of the calibration data is taken from it: `evidence.calibration` is the rest.
+    batches: list[Arrays]
+    drift_on: DriftOn
+    calibration: Feeds | None
+
+
+def _verification_data(
+    settings: RunSettings, inputs: VerificationInputs
+) -> _VerificationData | None:
+    """A few batches of the user's data that no pass sees, where there is enough of it.
+
+    None without any data.
     """
-    if evidence.calibration is None:
-        if evidence.labelled is None:
-            return None
-        return limited(batch.feeds for batch in evidence.labelled), "evaluation data"
-    if evidence.labelled is not None and _is_other_data(settings):
-        return limited(batch.feeds for batch in evidence.labelled), "evaluation data"
-    parts = held_out(evidence.calibration)
+    calibration = inputs.calibration
+    labelled = inputs.labelled
+    is_unseen = calibration is None or _has_other_labelled_data(settings)
+    if labelled is not None and is_unseen:
+        batches = first_batches(batch.feeds for batch in labelled)
+        return _VerificationData(batches, "evaluation data", calibration)
+    if calibration is None:
+        return None
+    parts = held_out(calibration)
     if parts is None:
-        return limited(
-            batch.feeds for batch in evidence.calibration
-        ), "calibration data"
-    evidence.calibration = parts.others
-    spread = (
-        len(parts.batches) // MAX_BATCHES or 1
-    )  # sorted data must not be judged at its beginning
-    return limited(batch.feeds for batch in parts.batches[::spread]), "held-out data"
+        batches = first_batches(batch.feeds for batch in calibration)
+        return _VerificationData(batches, "calibration data", calibration)
+    # spread over all of it: sorted data must not be judged at its beginning
+    step = max(len(parts.batches) // MAX_BATCHES, 1)
+    batches = first_batches(batch.feeds for batch in parts.batches[::step])
+    return _VerificationData(batches, "held-out data", parts.others)
 
 
-def _is_other_data(settings: Settings) -> bool:
-    """Whether the data with labels was given apart from the data to calibrate on."""
-    data, other = settings.data, settings.eval_data
+def _has_other_labelled_data(settings: RunSettings) -> bool:
+    """True if the data with labels was given apart from the data to calibrate on."""
+    data = settings.data
+    other = settings.eval_data
+    # a path may be given once as text and once as Path
     if isinstance(data, (str, Path)) and isinstance(other, (str, Path)):
         return str(data) != str(other)
     return other is not None and other is not data
@@ -198,27 +245,13 @@ def _outputs_on_data(session: Session, batches: list[Arrays]) -> Outputs:
         ) from None
 
 
-def _synthetic(session: Session, seed: int) -> tuple[list[Arrays], Outputs] | None:
-    """The first kind of synthetic feeds on which the original gives finite outputs, and those
-    outputs.
-    """
-    for feeds in candidate_feeds(session.inputs, seed):
-        try:
-            batches = limited(batch.feeds for batch in feeds)
-            outputs = [session.run(batch) for batch in batches]
-        except OnnxOptError:
-            continue  # this kind of feeds is not for this model; the next may be
-        if all_finite(outputs):
-            return batches, outputs
-    return None
-
-
-def _unproved(settings: Settings, evidence: Evidence, why: str, warn: Warn) -> Evidence:
-    if settings.strict:
+def _unproved(run: Run, inputs: VerificationInputs, why: str) -> VerificationInputs:
+    """Warn that nothing can be compared. Errors: RefusedError with `strict`."""
+    if run.settings.strict:
         raise RefusedError(
             "verify",
             f"the result cannot be compared with the original: {why}",
             "run without --strict: the structure is checked all the same",
         )
-    warn("verify", f"checked in structure only: {why}")
-    return evidence
+    run.reporter.warn("verify", f"checked in structure only: {why}")
+    return inputs

@@ -1,6 +1,4 @@
-"""Which layer lost what: each layer's drift in the result, and what its own weights and activations
-add to it.
-"""
+"""Losses layer by layer: drift in the result, and the share of a layer's own weights and input."""
 
 from __future__ import annotations
 
@@ -27,14 +25,15 @@ from ...runtime.worker import Worker
 from .loss_probes import Probe, instrumented
 
 SAMPLES = 32
-"""Losses are averages over a whole layer's output: few samples tell them well."""
+"""Samples that losses are averaged over, besides all elements of a layer's output.
+
+Chosen by hand; not measured.
+"""
 
 
-@dataclass
-class Stage:
-    """A lossy pass of the run: what it started from, and what it and its refinements made of
-    that.
-    """
+@dataclass(frozen=True)
+class LossyStage:
+    """A lossy pass of the run: its float form, and what it and its refinements made of that."""
 
     pass_: Pass
     reference: ir.Model
@@ -43,7 +42,7 @@ class Stage:
 
 @dataclass
 class Loss:
-    """What one layer lost, as SQNR in dB of its output (None: not known, inf: nothing).
+    """Loss of one layer, as SQNR in dB of its output (None: not known, inf: nothing).
 
     sqnr_db: in the result against the reference, all noise of the layers before it included.
     weight_sqnr_db and activation_sqnr_db: of this layer alone on the reference's values, with only
@@ -58,71 +57,111 @@ class Loss:
 
     @property
     def own_db(self) -> float:
-        """Both local noises together; what floating this layer would spare."""
-        own = [
-            d for d in (self.weight_sqnr_db, self.activation_sqnr_db) if d is not None
-        ]
-        noise = sum(10 ** (-d / 10) for d in own)
+        """Both local noises together: the gain if this layer stayed float."""
+        noise = 0.0
+        for sqnr_db in (self.weight_sqnr_db, self.activation_sqnr_db):
+            if sqnr_db is not None:
+                noise += 10 ** (-sqnr_db / 10)
         return -10 * math.log10(noise) if noise > 0 else math.inf
 
 
+def explain(
+    worker: Worker, stages: Iterable[LossyStage], batches: Sequence[Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    """Losses of every stage with the pass that they are due to.
+
+    Worst first within a stage: by what the layer itself adds.
+    """
+    rows: list[dict[str, Any]] = []
+    for stage in stages:
+        losses = explain_stage(worker, stage, batches)
+        losses.sort(key=lambda loss: loss.own_db)
+        name = stage.pass_.name
+        rows.extend({"pass": name, **dataclasses.asdict(loss)} for loss in losses)
+    return rows
+
+
 def explain_stage(
-    worker: Worker, stage: Stage, batches: Sequence[Mapping[str, Any]]
+    worker: Worker, stage: LossyStage, batches: Sequence[Mapping[str, Any]]
 ) -> list[Loss]:
-    """The losses of every layer of the main graph that the stage changed, in graph order.
+    """Losses of every layer of the main graph that the stage changed, in graph order.
 
     Runs the reference and the result side by side in the worker, a few rows at a time: memory does
-    not grow with the data. The reference runs without graph optimizations: they would make integer
-    kernels of its added noise.
+    not grow with the data.
     """
     reference, probes = instrumented(stage.reference, stage.result)
     if not probes:
         return []
-    result = _tapped(stage.result, {probe.output for probe in probes})
-    sums = [
-        name
-        for p in probes
-        for name in (p.signal, p.weight, p.activation)
-        if name is not None
-    ]
-    totals: defaultdict[str, float] = defaultdict(float)
-    noise: defaultdict[str, float] = defaultdict(float)
+    result = _with_outputs(stage.result, {probe.output for probe in probes})
+    powers = _powers(worker, reference, result, probes, batches)
+    return [_loss(probe, powers) for probe in probes]
+
+
+@dataclass(frozen=True)
+class _Powers:
+    """Sums of squares over all samples, by name of an output.
+
+    `local`: of what the instrumented reference computes. `accumulated`: of the result's error.
+    """
+
+    local: Mapping[str, float]
+    accumulated: Mapping[str, float]
+
+
+def _powers(
+    worker: Worker,
+    reference: ir.Model,
+    result: ir.Model,
+    probes: Sequence[Probe],
+    batches: Sequence[Mapping[str, Any]],
+) -> _Powers:
+    scalars: list[str] = []
+    for probe in probes:
+        names = (probe.signal, probe.weight, probe.activation)
+        scalars.extend(name for name in names if name is not None)
+    local: defaultdict[str, float] = defaultdict(float)
+    accumulated: defaultdict[str, float] = defaultdict(float)
     with tempfile.TemporaryDirectory(prefix="onnx-opt-") as folder:
-        paths = [Path(folder, "reference.onnx"), Path(folder, "result.onnx")]
-        save(reference, paths[0])
-        save(result, paths[1])
-        first, second = (
-            open_session(worker, paths[0], optimize=False),
-            open_session(worker, paths[1]),
-        )
+        reference_path = Path(folder, "reference.onnx")
+        result_path = Path(folder, "result.onnx")
+        save(reference, reference_path)
+        save(result, result_path)
+        # optimizations would make integer kernels of the noise that was added to the reference
+        first = open_session(worker, reference_path, optimize=False)
+        second = open_session(worker, result_path)
         limit = RowLimit()
         feeds = Feeds(
             lambda: [Batch(dict(batch)) for batch in batches], first.inputs, "data"
         )
         for part, rows in micro_batches(feeds, first.inputs, SAMPLES, limit):
-            powers, scalars, size = worker.call(
-                "compare", first.handle(), second.handle(), part, sums
+            tensors, sums, size = worker.call(
+                "compare", first.handle(), second.handle(), part, scalars
             )
             limit.adapt(size, rows)
-            for name, value in scalars.items():
-                totals[name] += value
-            for name, (_, error) in powers.items():
-                noise[name] += error
+            for name, value in sums.items():
+                local[name] += value
+            for name, (_, error) in tensors.items():
+                accumulated[name] += error
         first.close()
         second.close()
-    return [_loss(probe, totals, noise) for probe in probes]
+    return _Powers(local, accumulated)
 
 
-def _loss(
-    probe: Probe, totals: Mapping[str, float], noise: Mapping[str, float]
-) -> Loss:
-    signal = totals[probe.signal]
-    own = [
-        None if name is None else decibels(signal, totals[name])
-        for name in (probe.weight, probe.activation)
-    ]
-    overall = decibels(signal, noise[probe.output]) if probe.output in noise else None
-    return Loss(probe.layer, probe.op, overall, *own)
+def _loss(probe: Probe, powers: _Powers) -> Loss:
+    signal = powers.local[probe.signal]
+
+    def local_db(name: str | None) -> float | None:
+        return None if name is None else decibels(signal, powers.local[name])
+
+    # absent where the result lacks this value: a fused layer has no output of its own
+    accumulated = powers.accumulated.get(probe.output)
+    return Loss(
+        layer=probe.layer,
+        op=probe.op,
+        sqnr_db=None if accumulated is None else decibels(signal, accumulated),
+        weight_sqnr_db=local_db(probe.weight),
+        activation_sqnr_db=local_db(probe.activation),
+    )
 
 
 def decibels(signal: float, noise: float) -> float | None:
@@ -134,48 +173,37 @@ def decibels(signal: float, noise: float) -> float | None:
     return 10 * math.log10(signal / noise) if signal > 0 else -math.inf
 
 
-def _tapped(model: ir.Model, names: set[str]) -> ir.Model:
+def _with_outputs(model: ir.Model, names: set[str]) -> ir.Model:
     """A copy of the model whose outputs are the named values."""
     copy = model.clone()
     copy.graph.outputs.clear()
-    copy.graph.outputs.extend(
-        v for node in copy.graph for v in node.outputs if v.name in names
-    )
+    for node in copy.graph:
+        for value in node.outputs:
+            if value.name in names:
+                copy.graph.outputs.append(value)
     return copy
 
 
-def explain(
-    worker: Worker, stages: Iterable[Stage], batches: Sequence[Mapping[str, Any]]
-) -> list[dict[str, Any]]:
-    """Every stage's losses with the pass that they are due to; worst first: by what the layer
-    itself adds.
-    """
-    rows = []
-    for stage in stages:
-        losses = sorted(
-            explain_stage(worker, stage, batches), key=lambda loss: loss.own_db
-        )
-        rows += [
-            {"pass": stage.pass_.name, **dataclasses.asdict(loss)} for loss in losses
-        ]
-    return rows
+# what to try next
 
 
 def next_pipeline(
     pipeline: Pipeline, losses: Sequence[Mapping[str, Any]]
 ) -> Pipeline | None:
-    """The same pipeline, with the worst layer left out of the pass that it lost to; None where that
-    cannot be said.
+    """The same pipeline, with the worst layer left out of the pass that it lost to.
+
+    None where no pass of the pipeline can leave a layer out.
     """
     for loss in losses:
         for index, pass_ in enumerate(pipeline.passes):
-            if pass_.name == loss["pass"] and hasattr(pass_, "exclude"):
-                changed: Any = dataclasses.replace(
-                    pass_, exclude=(*pass_.exclude, glob.escape(loss["layer"]))
-                )  # type: ignore[call-arg]
-                return Pipeline(
-                    (*pipeline.passes[:index], changed, *pipeline.passes[index + 1 :])
-                )
+            if pass_.name != loss["pass"] or not hasattr(pass_, "exclude"):
+                continue
+            # exclude takes patterns, and names may hold [ or *
+            exclude = (*pass_.exclude, glob.escape(loss["layer"]))
+            changed: Any = dataclasses.replace(pass_, exclude=exclude)  # type: ignore[call-arg]
+            before = pipeline.passes[:index]
+            behind = pipeline.passes[index + 1 :]
+            return Pipeline((*before, changed, *behind))
     return None
 
 
@@ -185,18 +213,11 @@ def next_command(
     data: str | None,
     losses: Sequence[Mapping[str, Any]],
 ) -> str | None:
-    """What to paste into a shell to try the run without the worst layer; None where no layer lost
-    anything.
-    """
+    """Shell command that tries the run without the worst layer; None if no layer lost anything."""
     following = next_pipeline(pipeline, losses)
     if following is None:
         return None
-    words = [
-        "onnx-opt",
-        model,
-        "--passes",
-        str(following),
-        *(["--data", data] if data else []),
-        "--explain-loss",
-    ]
-    return shlex.join(words)
+    words = ["onnx-opt", model, "--passes", str(following)]
+    if data:
+        words += ["--data", data]
+    return shlex.join([*words, "--explain-loss"])

@@ -1,23 +1,43 @@
-"""A model in numbers: bytes on disk and the counts of `passes/_core/stats.py`."""
+"""Figures of a model: bytes on disk, and the counts of `passes/_core/stats.py`."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
 
-from ...passes._core.graph import all_graphs, initializers
+from ...passes._core.graph import all_nodes, initializers
 from ...passes._core.stats import model_stats
 from ...runtime.session import TensorInfo
-from .checks import stripped
-from .result import Figures
+from .checks import dims_of, stripped
+
+LARGE = 1 << 30
+"""Bytes of weights above which `verify="auto"` does not run the model, and zeros are not counted.
+
+Chosen by hand; not measured.
+"""
+
+
+@dataclass
+class Figures:
+    """A model in numbers; None where unknown. `latency_ms`: median of one run on the first feed."""
+
+    bytes: int | None = None
+    params: int | None = None
+    nonzero: int | None = None
+    nodes: int | None = None
+    macs: int | None = None
+    latency_ms: float | None = None
 
 
 def figures_of(model: ir.Model, path: Path | None, count_nonzero: bool) -> Figures:
-    """Everything but latency. `bytes` counts the file at `path`, which holds `model`, and its
-    external data.
+    """Everything but latency.
+
+    `bytes` counts the file at `path`, which holds `model`, and its external data.
     """
     stats = model_stats(model, count_nonzero)
     size = None if path is None else bytes_on_disk(path, model)
@@ -25,53 +45,60 @@ def figures_of(model: ir.Model, path: Path | None, count_nonzero: bool) -> Figur
 
 
 def bytes_on_disk(path: Path, model: ir.Model) -> int:
-    """Bytes of a model file and of the external data files that `model`, loaded from it, refers
-    to.
-    """
-    files = {Path(t.path) for t in _tensors(model) if isinstance(t, ir.ExternalTensor)}
-    return os.path.getsize(path) + sum(os.path.getsize(file) for file in files)
+    """Bytes of a model file and of the external data that `model`, loaded from it, refers to."""
+    # a set: many tensors share one data file
+    files = {path}
+    for tensor in _tensors(model):
+        if isinstance(tensor, ir.ExternalTensor):
+            files.add(Path(tensor.path))
+    return sum(os.path.getsize(file) for file in files)
 
 
 def weight_bytes(model: ir.Model) -> int:
     """Bytes of all tensors, wherever they live."""
-    return sum(int(t.nbytes) for t in _tensors(model))
+    return sum(int(tensor.nbytes) for tensor in _tensors(model))
 
 
 def expected_bytes(model: ir.Model) -> int:
-    """What the model will take on disk: its graph without the big weights, and those weights;
-    nothing is written.
+    """Size that the model will take on disk; nothing is written.
+
+    Adds up its graph without the big weights, and those weights.
     """
     bare = stripped(model)
-    graph = int(ir.to_proto(bare).ByteSize())
-    return graph + weight_bytes(model) - weight_bytes(bare)
+    graph_bytes = int(ir.to_proto(bare).ByteSize())
+    big_weights = weight_bytes(model) - weight_bytes(bare)
+    return graph_bytes + big_weights
 
 
 def input_infos(model: ir.Model) -> list[TensorInfo]:
-    """The inputs that a caller must feed, as a session would list them; without running
-    anything.
-    """
+    """Inputs that a caller must feed, as a session would list them; nothing is run."""
     return [_info(v) for v in model.graph.inputs if not v.is_initializer()]
 
 
 def _info(value: ir.Value) -> TensorInfo:
-    shape = (
-        tuple(d if isinstance(d, int) else d.value for d in value.shape)
-        if value.shape is not None
-        else ()
-    )
+    name = value.name or ""
+    shape = dims_of(value) or ()
     if not isinstance(value.type, ir.TensorType) or value.dtype is None:
-        return TensorInfo(value.name or "", f"({value.type})", shape)
-    name = "object" if value.dtype == ir.DataType.STRING else value.dtype.numpy().name
-    return TensorInfo(value.name or "", name, shape)
+        return TensorInfo(name, f"({value.type})", shape)
+    # numpy, and so a session, knows texts as objects
+    is_text = value.dtype == ir.DataType.STRING
+    dtype = "object" if is_text else value.dtype.numpy().name
+    return TensorInfo(name, dtype, shape)
 
 
 def _tensors(model: ir.Model) -> list[Any]:
-    held: dict[int, Any] = {
-        id(v.const_value): v.const_value for v in initializers(model)
-    }
-    for graph in all_graphs(model):
-        for node in graph:
-            for attribute in node.attributes.values():
-                if attribute.type == ir.AttributeType.TENSOR and not attribute.is_ref():
-                    held[id(attribute.value)] = attribute.value
+    """Every tensor once: initializers, and tensors that nodes hold as attributes."""
+    held: dict[int, Any] = {}
+    for value in initializers(model):
+        held[id(value.const_value)] = value.const_value
+    for node in all_nodes(model):
+        for tensor in tensor_attributes(node):
+            held[id(tensor)] = tensor
     return list(held.values())
+
+
+def tensor_attributes(node: ir.Node) -> Iterator[Any]:
+    """Tensors that a node holds as attributes."""
+    for attribute in node.attributes.values():
+        if attribute.type == ir.AttributeType.TENSOR and not attribute.is_ref():
+            yield attribute.value

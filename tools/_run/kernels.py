@@ -1,31 +1,42 @@
-"""What this CPU's integer kernels make of a quantized model, against the graph as it is written."""
+"""Integer kernels of this CPU against the graph as written, and weights that saturate them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import onnx_ir as ir
 
 from ... import OnnxOptError
 from ...passes._core.graph import all_nodes
+from ...passes._core.integer_layers import offending_pairs, weight_pairs
 from ...passes._core.ops import QUANT_OPS
+from ...passes._core.saturation import SATURATING_CPUS
 from ...runtime.hardware import Hardware
 from ...runtime.session import Session
 from ...runtime.targets import TARGETS
-from .drift import Arrays, Outputs, meter
-from .saturation import saturating_pairs
+from .drift import Arrays, Outputs, meter, sample_count
 
 APART = 3.0
-"""Kernels and graph disagree when their SQNR to the float model differs by more than this (dB)."""
-AGREEING = 15.0
-"""The SQNR (dB) of kernels to the graph below which they disagree, where no float model tells. On
-CPUs whose products do not saturate, models that keep 10 to 35 dB were 19 to 47 dB apart."""
-SAMPLES = 32
-"""How many samples are compared: unfused graphs take several times as long to run."""
+"""Difference of SQNR to the float model (dB) above which kernels and graph disagree.
 
-IN_INTEGERS = QUANT_OPS - {
+Chosen by hand; not measured.
+"""
+AGREEING = 15.0
+"""SQNR (dB) of kernels to the graph below which they disagree, where no float model tells.
+
+On CPUs whose products do not saturate, models that keep 10 to 35 dB were 19 to 47 dB apart
+(measured).
+"""
+SAMPLES = 32
+"""Samples to compare: unfused graphs take several times as long to run.
+
+Chosen by hand; not measured.
+"""
+
+INTEGER_KERNELS = QUANT_OPS - {
     "QuantizeLinear",
     "DequantizeLinear",
     "DynamicQuantizeLinear",
@@ -34,6 +45,14 @@ IN_INTEGERS = QUANT_OPS - {
 """Ops that are integer kernels as written: they saturate whether graphs are optimized or not."""
 
 Open = Callable[..., Session]
+
+
+def is_quantized(model: ir.Model) -> bool:
+    """True if a part of the graph computes or stores whole numbers for floats."""
+    return any(node.op_type in QUANT_OPS for node in all_nodes(model))
+
+
+# kernels beside the graph
 
 
 @dataclass(frozen=True)
@@ -48,13 +67,13 @@ class Kernels:
 
     @property
     def disagree(self) -> bool:
-        """Whether the kernels lose what the graph as written does not."""
+        """True if the kernels lose what the graph as written does not."""
         if self.as_written_db is None:
             return self.sqnr_db < AGREEING
         return self.as_written_db - self.sqnr_db > APART
 
     def words(self, hardware: Hardware) -> str:
-        """What the disagreement is, and on which CPU."""
+        """Sentence on the disagreement, and on which CPU."""
         found = f"{self.sqnr_db:.1f} dB"
         if self.as_written_db is None:
             found += " to it"
@@ -67,8 +86,9 @@ class Kernels:
 
 
 def remedy(model: ir.Model, hardware: Hardware, target: str | None) -> str:
-    """What to do about a model whose kernels disagree with it. `target`: what it was made for."""
+    """Advice on a model whose kernels disagree with it; `target`: what it was made for."""
     if hardware.saturates and saturating_pairs(model).offending:
+        # a target with CPUs of its own uses the full range of weights on purpose
         if target in TARGETS and TARGETS[target].cpus:
             return "--target cpu makes weights that saturate on no CPU"
         return "--passes requantize mends weights that saturate"
@@ -78,11 +98,6 @@ def remedy(model: ir.Model, hardware: Hardware, target: str | None) -> str:
             "compress-weights(int8) keeps it float"
         )
     return "--explain-loss names the layers that lose it, quant(exclude=…) leaves them float"
-
-
-def is_quantized(model: ir.Model) -> bool:
-    """Whether a part of the graph computes or stores whole numbers for floats."""
-    return any(node.op_type in QUANT_OPS for node in all_nodes(model))
 
 
 def compare_kernels(
@@ -99,8 +114,10 @@ def compare_kernels(
     `open_session(path, optimize=, exact=)` opens a file in a worker. `fused`: its outputs there, as
     optimized for this CPU. `reference`: of a model that is not quantized; None: there is none.
     """
-    count = next((n for n in range(len(batches)) if enough(batches[:n])), len(batches))
-    for options in _ways(model, hardware):
+    count = 0
+    while count < len(batches) and not enough_samples(batches[:count]):
+        count += 1
+    for options in _session_options(model, hardware):
         try:
             session = open_session(path, **options)
             try:
@@ -108,33 +125,80 @@ def compare_kernels(
             finally:
                 session.close()
         except OnnxOptError:
-            continue  # not loaded that way, as weights that share a zero point are not
+            # not loaded that way, as weights that share a zero point are not
+            continue
         if reference is None:
-            return Kernels(meter(written, fused[:count]).overall().sqnr_db, None)
+            return Kernels(_sqnr_db(written, fused[:count]), None)
         return Kernels(
-            *(
-                meter(reference[:count], outputs[:count]).overall().sqnr_db
-                for outputs in (fused, written)
-            )
+            sqnr_db=_sqnr_db(reference[:count], fused[:count]),
+            as_written_db=_sqnr_db(reference[:count], written),
         )
     return None
 
 
-def enough(batches: Sequence[Arrays]) -> bool:
-    """Whether these hold as many samples as are compared."""
-    return (
-        sum(
-            max((len(a) for a in feeds.values() if a.ndim), default=1)
-            for feeds in batches
-        )
-        >= SAMPLES
-    )
+def enough_samples(batches: Sequence[Arrays]) -> bool:
+    """True if these hold as many samples as are compared."""
+    return sum(sample_count(feeds) for feeds in batches) >= SAMPLES
 
 
-def _ways(model: ir.Model, hardware: Hardware) -> list[dict[str, bool]]:
-    """How to run the model so that no product saturates, the best first."""
+def _session_options(model: ir.Model, hardware: Hardware) -> list[dict[str, bool]]:
+    """Options of sessions in which no product saturates, the best first."""
+    # without optimizations the nodes between Q and DQ run as the float ops that they are
     unfused = {"optimize": False}
-    in_integers = any(node.op_type in IN_INTEGERS for node in all_nodes(model))
+    has_integers = any(node.op_type in INTEGER_KERNELS for node in all_nodes(model))
+    if has_integers and hardware.saturates:
+        return [{"exact": True}, unfused]
+    return [unfused]
+
+
+def _sqnr_db(reference: Outputs, outputs: Outputs) -> float:
+    return meter(reference, outputs).overall().sqnr_db
+
+
+# weights that saturate
+
+
+@dataclass(frozen=True)
+class SaturatingPairs:
+    """Weight pairs of a quantized model that may saturate, and on which CPUs.
+
+    `by_layer`: offending pairs of each layer that has some. `pairs`: of all integer layers.
+    """
+
+    by_layer: dict[str, int]
+    pairs: int
+
+    @property
+    def offending(self) -> int:
+        """Offending pairs of all layers."""
+        return sum(self.by_layer.values())
+
+    def words(self) -> str:
+        """Sentence for people; empty where no kernel multiplies whole numbers."""
+        return pair_words(self.offending, self.pairs) if self.pairs else ""
+
+    def to_json(self) -> dict[str, Any]:
+        """`offending_pairs`, `pairs`, `layers`: offending pairs by layer."""
+        return {
+            "offending_pairs": self.offending,
+            "pairs": self.pairs,
+            "layers": self.by_layer,
+        }
+
+
+def pair_words(offending_pairs: int, pairs: int, **_: Any) -> str:
+    """Sentence on the pairs that may saturate, where, and what mends it.
+
+    Takes the keys of `SaturatingPairs.to_json`.
+    """
+    if not offending_pairs:
+        return f"none of {pairs:,} weight pairs saturates on any CPU"
     return (
-        [{"exact": True}, unfused] if in_integers and hardware.saturates else [unfused]
+        f"{offending_pairs:,} of {pairs:,} weight pairs may saturate on {SATURATING_CPUS}: "
+        "requantize mends it"
     )
+
+
+def saturating_pairs(model: ir.Model) -> SaturatingPairs:
+    """Count the pairs; a model that is not quantized has none."""
+    return SaturatingPairs(offending_pairs(model), weight_pairs(model))

@@ -1,5 +1,7 @@
-"""The float model with each layer's local noise computed beside it: new weights alone, new input
-alone.
+"""Probes of a float model: each layer once more, with its new weights or its new input alone.
+
+The result's form of a layer is found by name. It is one of three: the same op on constants that
+are dequantized, the same op behind a Q/DQ pair, or a MatMulInteger that quantizes at run time.
 """
 
 from __future__ import annotations
@@ -15,40 +17,45 @@ from ...passes._core.ops import WEIGHTED_OPS
 from ...passes._core.opset import raise_opset
 
 
-@dataclass
+@dataclass(frozen=True)
 class Probe:
-    """Where one layer's figures come from: names of outputs of the reference with local noise
-    added.
+    """Source of one layer's figures: names of outputs of the instrumented reference.
+
+    `output`: the layer's own. `signal`, `weight`, `activation`: sums of squares of that output, and
+    of its errors by the new weights and by the new input; None where those did not change.
     """
 
     layer: str
     op: str
     output: str
-    signal: str = ""
-    weight: str | None = None
-    activation: str | None = None
+    signal: str
+    weight: str | None
+    activation: str | None
 
 
 def instrumented(reference: ir.Model, result: ir.Model) -> tuple[ir.Model, list[Probe]]:
-    """A copy of the reference that also computes each changed layer with its new weights, and with
-    its new input.
+    """A copy of the reference that also computes what its layers lose, and the probes of that.
 
-    Its outputs: the output of each such layer, and sums of squares of that and of the two errors.
+    Its outputs: the output of each changed layer, and sums of squares of that and of the two
+    errors.
     """
     copy = reference.clone()
-    version = result.opset_imports.get("", 0)
-    raise_opset(copy, version)
-    for domain in result.opset_imports:
-        copy.opset_imports.setdefault(domain, result.opset_imports[domain])
+    # nodes of the result are copied over: their opset and domains are needed here, too
+    raise_opset(copy, result.opset_imports.get("", 0))
+    for domain, version in result.opset_imports.items():
+        copy.opset_imports.setdefault(domain, version)
     builder = _Builder(copy)
     twins = _Twins(result)
     outputs: list[ir.Value] = []
     probes = []
     for node in list(copy.graph):
-        found = _probe(builder, node, twins) if node.op_type in WEIGHTED_OPS else None
+        if node.op_type not in WEIGHTED_OPS:
+            continue
+        found = _probe(builder, node, twins)
         if found is not None:
-            probes.append(found[0])
-            outputs += found[1]
+            probe, probed = found
+            probes.append(probe)
+            outputs += probed
     copy.graph.outputs.clear()
     copy.graph.outputs.extend(outputs)
     return copy, probes
@@ -57,26 +64,33 @@ def instrumented(reference: ir.Model, result: ir.Model) -> tuple[ir.Model, list[
 def _probe(
     builder: _Builder, node: ir.Node, twins: _Twins
 ) -> tuple[Probe, list[ir.Value]] | None:
-    """The probe of one layer and the outputs that it needs; None for a layer that did not
-    change.
-    """
-    weights, activation = twins.changes(node)
-    if not weights and activation is None:
+    """The probe of one layer and the outputs that it needs; None if it did not change."""
+    make_weights, make_input = twins.changes(node)
+    if not make_weights and make_input is None:
         return None
     output = node.outputs[0]
-    probe = Probe(node.name or output.name or "", node.op_type, output.name or "")
-    outputs = [builder.power(output)]
-    probe.signal = outputs[0].name or ""
-    if weights:
-        replaced = {index: make(builder) for index, make in weights.items()}
-        outputs.append(builder.error(node, replaced))
-        probe.weight = outputs[-1].name
+    signal = builder.power(output)
+    outputs = [signal]
+    weight_error = input_error = None
+    if make_weights:
+        replaced = {index: make(builder) for index, make in make_weights.items()}
+        weight_error = builder.error(node, replaced)
+        outputs.append(weight_error)
     source = node.inputs[0]
-    if activation is not None and source is not None:
-        outputs.append(builder.error(node, {0: activation(builder, source)}))
-        probe.activation = outputs[-1].name
-    if output.name in twins.made:
+    if make_input is not None and source is not None:
+        input_error = builder.error(node, {0: make_input(builder, source)})
+        outputs.append(input_error)
+    if output.name in twins.by_output:
+        # both models have this value: its drift is the noise accumulated so far
         outputs.append(output)
+    probe = Probe(
+        layer=node.name or output.name or "",
+        op=node.op_type,
+        output=output.name or "",
+        signal=signal.name or "",
+        weight=None if weight_error is None else weight_error.name,
+        activation=None if input_error is None else input_error.name,
+    )
     return probe, outputs
 
 
@@ -84,127 +98,144 @@ MakeWeight = Callable[["_Builder"], ir.Value]
 MakeInput = Callable[["_Builder", ir.Value], ir.Value]
 
 
+Changes = tuple[dict[int, MakeWeight], MakeInput | None]
+"""Makers of a layer's new weights, by input index, and of its new input from the old one."""
+
+NO_CHANGES: Changes = ({}, None)
+
+
 class _Twins:
     """The result's form of each layer: found by node name, or by the name of the layer's output."""
 
     def __init__(self, result: ir.Model) -> None:
-        self.made = {
-            value.name: node for node in result.graph for value in node.outputs
-        }
-        self.named = {node.name: node for node in result.graph if node.name}
+        self.by_output: dict[str | None, ir.Node] = {}
+        self.by_name: dict[str, ir.Node] = {}
+        for node in result.graph:
+            for value in node.outputs:
+                self.by_output[value.name] = node
+            if node.name:
+                self.by_name[node.name] = node
 
-    def changes(self, node: ir.Node) -> tuple[dict[int, MakeWeight], MakeInput | None]:
-        """How to make the layer's new weights, by input index, and its new input from the old
-        one.
-        """
-        twin = self.named.get(node.name) if node.name else None
-        twin = twin or self.made.get(node.outputs[0].name)
+    def changes(self, node: ir.Node) -> Changes:
+        """Changes of one layer of the reference."""
+        maker = self.by_output.get(node.outputs[0].name)
+        twin = self.by_name.get(node.name) if node.name else None
+        twin = twin or maker
         if twin is not None and twin.op_type == node.op_type:
             return _stored_changes(node, twin)
-        product = _product_behind(self.made.get(node.outputs[0].name))
-        return _dynamic_changes(node, product) if product is not None else ({}, None)
+        product = _product_behind(maker)
+        return NO_CHANGES if product is None else _dynamic_changes(node, product)
 
 
-def _stored_changes(
-    node: ir.Node, twin: ir.Node
-) -> tuple[dict[int, MakeWeight], MakeInput | None]:
-    pair = (
-        twin.inputs[0].producer()
-        if twin.inputs and twin.inputs[0] is not None
-        else None
-    )
-    quantizer = (
-        pair.inputs[0].producer()
-        if pair is not None and pair.inputs[0] is not None
-        else None
-    )
-    in_limbs = quantizer is not None and quantizer.op_type in (
-        "Reshape",
-        "Pad",
-    )  # each channel's codes, then its rest
+def _stored_changes(node: ir.Node, twin: ir.Node) -> Changes:
+    """Changes of a layer that is the same op in the result."""
+    dequantizer = _producer_of(twin, 0)
+    quantizer = None if dequantizer is None else _producer_of(dequantizer, 0)
+    # the input in two terms: codes of each channel, then of what they left over, as more channels
+    is_two_term = quantizer is not None and quantizer.op_type in ("Reshape", "Pad")
     weights: dict[int, MakeWeight] = {}
     for index in WEIGHTED_OPS[node.op_type].weights:
-        before = node.inputs[index] if index < len(node.inputs) else None
-        after = twin.inputs[index] if index < len(twin.inputs) else None
-        if (
-            before is None
-            or after is None
-            or before.const_value is after.const_value is not None
-        ):
+        before = _input(node, index)
+        after = _input(twin, index)
+        if before is None or after is None or before.const_value is None:
             continue
-        if before.const_value is not None and _is_constant(after):
-            channels = before.const_value.shape.numpy()[1] if in_limbs else None
-            weights[index] = lambda builder, after=after, channels=channels: (  # type: ignore[misc]
-                builder.first_limbs(builder.transplanted(after), channels)
-            )
-    if pair is None or pair.op_type != "DequantizeLinear" or quantizer is None:
+        if before.const_value is after.const_value or not _is_constant(after):
+            continue
+        channels = before.const_value.shape.numpy()[1] if is_two_term else None
+        weights[index] = _transplanting(after, channels)
+    if dequantizer is None or dequantizer.op_type != "DequantizeLinear":
         return weights, None
-    if quantizer.op_type != "QuantizeLinear" or 0 in weights:
+    if quantizer is None or quantizer.op_type != "QuantizeLinear" or 0 in weights:
         return weights, None
-    return weights, lambda builder, source: builder.through_pair(
-        source, quantizer, pair
-    )
+
+    def through_pair(builder: _Builder, source: ir.Value) -> ir.Value:
+        return builder.through_pair(source, quantizer, dequantizer)
+
+    return weights, through_pair
+
+
+def _transplanting(weight: ir.Value, channels: int | None) -> MakeWeight:
+    def make(builder: _Builder) -> ir.Value:
+        return builder.first_terms(builder.transplanted(weight), channels)
+
+    return make
+
+
+def _input(node: ir.Node, index: int) -> ir.Value | None:
+    return node.inputs[index] if index < len(node.inputs) else None
+
+
+def _producer_of(node: ir.Node, index: int) -> ir.Node | None:
+    """Node that makes an input; None for a missing input and for one that no node makes."""
+    value = _input(node, index)
+    return None if value is None else value.producer()
+
+
+MOST_STEPS = 5
+"""Nodes to look at from a dynamic layer's output back: Add, Mul, Cast, the product and a spare."""
 
 
 def _product_behind(node: ir.Node | None) -> ir.Node | None:
     """The MatMulInteger of a layer that is quantized at run time: behind Mul, Cast and a bias."""
-    for _ in range(5):
+    for _ in range(MOST_STEPS):
         if node is None or node.op_type == "MatMulInteger":
             return node
-        makers = [
-            v.producer()
-            for v in node.inputs
-            if v is not None and v.producer() is not None
-        ]
-        if node.op_type not in ("Add", "Mul", "Cast") or not makers:
+        if node.op_type not in ("Add", "Mul", "Cast"):
             return None
-        node = makers[0]
+        # the product comes first: biases and scales are constants, or made from the input
+        makers = [value.producer() for value in node.inputs if value is not None]
+        node = next((maker for maker in makers if maker is not None), None)
     return None
 
 
-def _dynamic_changes(
-    node: ir.Node, product: ir.Node
-) -> tuple[dict[int, MakeWeight], MakeInput | None]:
-    quantizer = product.inputs[0].producer() if product.inputs[0] is not None else None
-    scaled = next(iter(product.outputs[0].uses())).node.outputs[0]  # Cast
-    rescale = next(iter(scaled.uses())).node
-    both = rescale.inputs[1].producer() if rescale.inputs[1] is not None else None
-    scales = both.inputs[1] if both is not None else None
+def _dynamic_changes(node: ir.Node, product: ir.Node) -> Changes:
+    """Changes of a layer that the result quantizes at run time.
+
+    There it is Mul(Cast(product), Mul(scale of the input, scales of the weight)).
+    """
+    quantizer = _producer_of(product, 0)
+    cast = _only_user(product)
+    rescale = _only_user(cast)
+    both_scales = _producer_of(rescale, 1)
+    scales = None if both_scales is None else both_scales.inputs[1]
     stored = product.inputs[1]
-    if (
-        quantizer is None
-        or quantizer.op_type != "DynamicQuantizeLinear"
-        or scales is None
-        or stored is None
-    ):
-        return {}, None
-    flipped = (
-        node.op_type == "Gemm"
-        and "transB" in node.attributes
-        and node.attributes["transB"].as_int() == 1
-    )
+    if quantizer is None or quantizer.op_type != "DynamicQuantizeLinear":
+        return NO_CHANGES
+    if scales is None or stored is None:
+        return NO_CHANGES
+    # MatMulInteger reads (K, N), whatever the Gemm read
+    is_flipped = node.op_type == "Gemm" and node.attributes.get_int("transB", 0) == 1
 
     def weight(builder: _Builder) -> ir.Value:
-        codes, scale = builder.transplanted(stored), builder.transplanted(scales)
+        codes = builder.transplanted(stored)
+        scale = builder.transplanted(scales)
         value = builder.add("DequantizeLinear", [codes, scale], {"axis": 1})
-        return builder.add("Transpose", [value], {"perm": [1, 0]}) if flipped else value
+        if not is_flipped:
+            return value
+        return builder.add("Transpose", [value], {"perm": [1, 0]})
 
-    return {1: weight}, lambda builder, source: builder.through_dynamic(source)
+    def through_dynamic(builder: _Builder, source: ir.Value) -> ir.Value:
+        return builder.through_dynamic(source)
+
+    return {1: weight}, through_dynamic
 
 
-def _is_constant(value: ir.Value | None) -> bool:
-    """Whether a value depends on initializers only."""
-    pending = [value]
+def _only_user(node: ir.Node) -> ir.Node:
+    return next(iter(node.outputs[0].uses())).node
+
+
+def _is_constant(value: ir.Value) -> bool:
+    """True if a value depends on initializers only."""
+    pending: list[ir.Value | None] = [value]
     while pending:
-        v = pending.pop()
-        if v is None:
+        current = pending.pop()
+        if current is None:
             continue
-        producer = v.producer()
-        if producer is None:
-            if v.const_value is None or v.is_graph_input():
-                return False
-        else:
+        producer = current.producer()
+        if producer is not None:
             pending += producer.inputs
+        elif current.const_value is None or current.is_graph_input():
+            return False
     return True
 
 
@@ -241,7 +272,9 @@ class _Builder:
         """Sum of squares, a double: float32 would overflow where layers are large."""
         wide = self.add("Cast", [value], {"to": int(ir.DataType.DOUBLE)})
         total = self.add("ReduceSumSquare", [wide], {"keepdims": 0})
-        total.type, total.shape = ir.TensorType(ir.DataType.DOUBLE), ir.Shape([])
+        # it becomes a graph output, which must have a type
+        total.type = ir.TensorType(ir.DataType.DOUBLE)
+        total.shape = ir.Shape([])
         return total
 
     def error(self, node: ir.Node, replaced: Mapping[int, ir.Value]) -> ir.Value:
@@ -256,24 +289,25 @@ class _Builder:
         self, source: ir.Value, quantizer: ir.Node, dequantizer: ir.Node
     ) -> ir.Value:
         """The value as it comes out of the result's Q/DQ pair."""
-        first, second = (
-            [self.transplanted(v) for v in n.inputs[1:] if v is not None]
-            for n in (quantizer, dequantizer)
-        )
-        codes = self.add("QuantizeLinear", [source, *first], dict(quantizer.attributes))
-        return self.add(
-            "DequantizeLinear", [codes, *second], dict(dequantizer.attributes)
-        )
+        codes = self._again(quantizer, source)
+        return self._again(dequantizer, codes)
 
-    def first_limbs(self, weight: ir.Value, channels: int | None) -> ir.Value:
-        """(M, 2 C + more, *K) -> (M, C, *K), every second channel; the value itself where no number
-        is given.
+    def _again(self, node: ir.Node, first: ir.Value) -> ir.Value:
+        """The first output of such a node on another first input, its parameters moved here."""
+        parameters = [self.transplanted(v) for v in node.inputs[1:] if v is not None]
+        return self.add(node.op_type, [first, *parameters], dict(node.attributes))
+
+    def first_terms(self, weight: ir.Value, channels: int | None) -> ir.Value:
+        """(M, 2 C + more, *K) -> (M, C, *K), every second channel.
+
+        The value itself where no number of channels is given.
         """
         if channels is None:
             return weight
+        start, end, axis, step = 0, 2 * channels, 1, 2
         bounds = [
             self.add("Constant", [], {"value_ints": [number]})
-            for number in (0, 2 * channels, 1, 2)
+            for number in (start, end, axis, step)
         ]
         return self.add("Slice", [weight, *bounds])
 
@@ -286,29 +320,31 @@ class _Builder:
 
     def transplanted(self, value: ir.Value) -> ir.Value:
         """A constant of another model, with the nodes that compute it; tensors are shared."""
-        if value not in self._moved:
-            producer = value.producer()
-            if producer is None:
-                self._moved[value] = self._initializer(value)
-            else:
-                inputs = [
-                    None if v is None else self.transplanted(v) for v in producer.inputs
-                ]
-                made = self.add(
-                    producer.op_type,
-                    inputs,
-                    dict(producer.attributes),
-                    producer.domain,
-                    len(producer.outputs),
-                ).producer()
-                assert made is not None
-                self._moved.update(zip(producer.outputs, made.outputs, strict=True))
+        moved = self._moved.get(value)
+        if moved is not None:
+            return moved
+        producer = value.producer()
+        if producer is None:
+            self._moved[value] = self._initializer(value)
+            return self._moved[value]
+        inputs = [None if v is None else self.transplanted(v) for v in producer.inputs]
+        first = self.add(
+            producer.op_type,
+            inputs,
+            dict(producer.attributes),
+            producer.domain,
+            len(producer.outputs),
+        )
+        node = first.producer()
+        assert node is not None
+        self._moved.update(zip(producer.outputs, node.outputs, strict=True))
         return self._moved[value]
 
     def _initializer(self, value: ir.Value) -> ir.Value:
         tensor = value.const_value
         assert tensor is not None
         name = self.names.fresh(f"loss_{value.name}")
+        # the same data under another name
         shared = ir.LazyTensor(
             lambda: tensor,
             dtype=tensor.dtype,

@@ -1,6 +1,4 @@
-"""Where an optimized model comes from: written into its `metadata_props`, so that the run can be
-repeated.
-"""
+"""Provenance of a model: the record in its `metadata_props` from which its run can be repeated."""
 
 from __future__ import annotations
 
@@ -13,8 +11,9 @@ from ... import __version__
 
 PREFIX = "onnx_opt."
 RECORD = ("version", "passes", "input_sha256", "seed", "target", "cpu", "min_runtime")
-"""What a run is repeated from, and what its result needs. Passes keep facts of their own under the
-same prefix.
+"""Keys that a run is repeated from, and that say what its result needs.
+
+Passes keep facts of their own under the same prefix.
 """
 
 
@@ -34,22 +33,31 @@ def stamp(
     cpu: str,
     min_runtime: str | None,
 ) -> None:
-    """Record version, canonical pipeline text, the input's digest, seed, target, the CPU that
-    measured and the oldest ONNX Runtime that runs it; replaces an earlier record.
+    """Write the record into a model, in place of an earlier one.
+
+    `passes`: canonical pipeline text. `cpu`: label of the CPU that measured. `min_runtime`: oldest
+    ONNX Runtime that runs the model.
     """
+    # an earlier record may have keys that this one lacks
     for key in provenance(model):
         del model.metadata_props[PREFIX + key]
     values = (__version__, passes, input_sha256, str(seed), target, cpu, min_runtime)
-    record = zip(RECORD, values, strict=True)
-    model.metadata_props.update(
-        {PREFIX + key: value for key, value in record if value is not None}
-    )
+    for key, value in zip(RECORD, values, strict=True):
+        if value is not None:
+            model.metadata_props[PREFIX + key] = value
+
+
+def stamp_source(model: ir.Model, key: str, value: str) -> None:
+    """Write where a model that no run made comes from: `key` and `value`, and the version."""
+    model.metadata_props[f"{PREFIX}version"] = __version__
+    model.metadata_props[PREFIX + key] = value
 
 
 def provenance(model: ir.Model) -> dict[str, str]:
-    """The record of the run that made this model; empty if onnx-opt did not make it."""
-    return {
-        key: model.metadata_props[PREFIX + key]
-        for key in RECORD
-        if PREFIX + key in model.metadata_props
-    }
+    """Record of the run that made this model; empty if onnx-opt did not make it."""
+    found = {}
+    for key in RECORD:
+        value = model.metadata_props.get(PREFIX + key)
+        if value is not None:
+            found[key] = value
+    return found

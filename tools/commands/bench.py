@@ -10,6 +10,7 @@ import click
 from ..console import emit_json, shared_options, show
 
 if TYPE_CHECKING:
+    from ...runtime.bench import Latency
     from ...runtime.hardware import Hardware
 
 
@@ -47,24 +48,24 @@ if TYPE_CHECKING:
 def command(
     models: tuple[Path, ...], as_json: bool, verbosity: int, **options: Any
 ) -> None:
-    """Measure MODELs interleaved in one process: median and 90th percentile latency, ratio to the
-    first, memory.
+    """Measure MODELs in turns in one process.
+
+    Median and 90th percentile latency, ratio to the first, memory.
     """
     rows, machine = measure(models, **options)
     if as_json:
-        emit_json(
-            {
-                "provider": options["provider"],
-                "threads": options["threads"],
-                "models": rows,
-                "hardware": machine.to_json(),
-            }
-        )
-    else:
-        from ..tables import measured_on
+        facts = {
+            "provider": options["provider"],
+            "threads": options["threads"],
+            "models": rows,
+            "hardware": machine.to_json(),
+        }
+        emit_json(facts)
+        return
+    from ..tables import measured_on
 
-        show(latency_table(rows))
-        show(measured_on(machine.label))
+    show(latency_table(rows))
+    show(measured_on(machine.label))
 
 
 def measure(
@@ -75,47 +76,49 @@ def measure(
     seconds: float,
     seed: int,
 ) -> tuple[list[dict[str, Any]], Hardware]:
-    """One row a model, in the order given, and what measured them."""
+    """One row a model, in the order given, and the machine that measured them."""
     from ...runtime.bench import interleaved
     from ...runtime.hardware import hardware
     from ...runtime.session import open_session
     from ...runtime.worker import Worker
     from .._compare import checked, feeds_for
-    from .._run.drift import limited
+    from .._run.drift import first_batches
 
     paths = [checked(model) for model in models]
     with Worker() as worker:
         sessions = [
             open_session(worker, path, provider, threads=threads) for path in paths
         ]
-        feeds = [limited(feeds_for(session, data, seed)) for session in sessions]
+        feeds = [first_batches(feeds_for(session, data, seed)) for session in sessions]
         latencies = interleaved(sessions, feeds, seconds=seconds)
         machine = hardware(worker, provider)
-    rows = []
-    for path, model, batches, latency in zip(
-        paths, models, feeds, latencies, strict=True
-    ):
+    peaks = []
+    for path, batches in zip(paths, feeds, strict=True):
+        # a process of its own: the peak of one that has several models is no one's
         with Worker() as alone:
             open_session(alone, path, provider, threads=threads).run(batches[0])
-            peak = alone.call("peak_memory")
-        rows.append(
-            {
-                "model": str(model),
-                "median_ms": latency.median_ms,
-                "p90_ms": latency.p90_ms,
-                "min_ms": latency.min_ms,
-                "ratio_to_first": latency.ratio_to_first,
-                "runs": latency.runs,
-                "peak_memory_bytes": peak,
-            }
-        )
+            peaks.append(alone.call("peak_memory"))
+    figures = zip(models, latencies, peaks, strict=True)
+    rows = [_row(model, latency, peak) for model, latency, peak in figures]
     return rows, machine
+
+
+def _row(model: Path, latency: Latency, peak: int) -> dict[str, Any]:
+    return {
+        "model": str(model),
+        "median_ms": latency.median_ms,
+        "p90_ms": latency.p90_ms,
+        "min_ms": latency.min_ms,
+        "ratio_to_first": latency.ratio_to_first,
+        "runs": latency.runs,
+        "peak_memory_bytes": peak,
+    }
 
 
 def latency_table(rows: list[dict[str, Any]]) -> Any:
     """One row a model; `ratio` below 1 is faster than the first."""
     from ..console import markup_safe
-    from ..tables import milliseconds, plain_table, size
+    from ..tables import bytes_text, milliseconds, plain_table
 
     figures = ("median", "p90", "min", "ratio", "runs", "peak memory")
     table = plain_table(None, "model", *figures, right=figures)
@@ -127,6 +130,6 @@ def latency_table(rows: list[dict[str, Any]]) -> Any:
             milliseconds(row["min_ms"]),
             f"{row['ratio_to_first']:.3f}",
             str(row["runs"]),
-            size(row["peak_memory_bytes"]),
+            bytes_text(row["peak_memory_bytes"]),
         )
     return table

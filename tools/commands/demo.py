@@ -10,6 +10,7 @@ import click
 from ..console import Progress, emit_json, say, shared_options, show
 
 PASSES = "simplify, quant(int8)"
+"""Pipeline of the demo: the default one, spelled out."""
 
 
 @click.command("demo")
@@ -29,8 +30,9 @@ PASSES = "simplify, quant(int8)"
 )
 @shared_options
 def command(out: Path | None, passes: str, as_json: bool, verbosity: int) -> None:
-    """Optimize a small digit classifier on real handwritten digits: size, latency and accuracy
-    before and after.
+    """Optimize a small classifier of real handwritten digits.
+
+    Shows size, latency and accuracy before and after.
     """
     from ..optimize import optimize
     from ..tables import result_tables
@@ -47,6 +49,7 @@ def command(out: Path | None, passes: str, as_json: bool, verbosity: int) -> Non
             progress=Progress(verbosity - as_json),
         )
     if out is None:
+        # the folder that it was written to is gone
         result.output_path = None
     if as_json:
         emit_json(result.as_dict())

@@ -1,4 +1,4 @@
-"""`onnx-opt distill TEACHER STUDENT`: a smaller graph learns what a larger one says."""
+"""`onnx-opt distill TEACHER STUDENT`: train a smaller graph to say what a larger one says."""
 
 from __future__ import annotations
 
@@ -112,6 +112,7 @@ def command(
 
 def as_pass(recipe: str) -> Pipeline:
     """The pass `finetune` with these options, for a student unless they name another preset.
+
     Errors: UsageError.
     """
     import dataclasses
@@ -121,18 +122,16 @@ def as_pass(recipe: str) -> Pipeline:
 
     (chosen,) = parse(f"finetune({recipe})" if recipe.strip() else "finetune").passes
     assert isinstance(chosen, Finetune)
-    return Pipeline(
-        (
-            dataclasses.replace(chosen, preset="student")
-            if chosen.preset == "auto"
-            else chosen,
-        )
-    )
+    # auto would choose recover or qad, which mend a copy of the teacher
+    if chosen.preset == "auto":
+        chosen = dataclasses.replace(chosen, preset="student")
+    return Pipeline((chosen,))
 
 
 def initialized(student: Path, seed: int) -> Any:
-    """The graph with random weights. Errors: UsageError without torch, RefusedError for a file that
-    does not load.
+    """The graph with random weights.
+
+    Errors: UsageError without torch, RefusedError for a file that does not load.
     """
     from ...frontends.onnx_file import load
     from ...frontends.training.initialize import initialize

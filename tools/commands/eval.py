@@ -49,28 +49,24 @@ def command(
     from ...runtime.session import open_session
     from ...runtime.worker import Worker
     from .._compare import checked
-    from .._run.metric import score
+    from .._run.measure import score
 
     chosen = metric_named(metric)
     with Worker() as worker:
         session = open_session(worker, checked(model), provider, threads=threads)
-        value = score(
-            session,
-            open_feeds(data, session.inputs),
-            chosen,
-            Progress(verbosity - as_json),
-        )
+        feeds = open_feeds(data, session.inputs)
+        # with --json as with -q: words would only be in the way
+        value = score(session, feeds, chosen, Progress(verbosity - as_json))
         machine = hardware(worker, provider)
     if as_json:
-        emit_json(
-            {
-                "model": str(model),
-                "data": data,
-                "metric": chosen.name,
-                "value": value,
-                "hardware": machine.to_json(),
-            }
-        )
+        facts = {
+            "model": str(model),
+            "data": data,
+            "metric": chosen.name,
+            "value": value,
+            "hardware": machine.to_json(),
+        }
+        emit_json(facts)
         return
     click.echo(f"{chosen.name} {value:.6g}")
     if verbosity >= 0:

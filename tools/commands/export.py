@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ..console import emit_json, say, shared_options, show
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import onnx_ir as ir
+
+    from ...frontends.from_torch import Exported
 
 
 @click.command("export")
@@ -99,6 +106,7 @@ def command(
     from ... import UsageError
     from ...frontends.onnx_file import check_output
 
+    # in Python, since click has no "exactly one of these"
     sources = [item for item in (source, hf, onto) if item is not None]
     if len(sources) != 1:
         found = f"{len(sources)} sources" if sources else "no source"
@@ -119,48 +127,14 @@ def command(
 def _export(
     source: str, out: Path, as_json: bool, verbosity: int, options: dict[str, Any]
 ) -> None:
-    from .._export import Request, export
+    from .._export import ExportRequest, export
 
-    request = Request(
-        source,
-        out,
-        options["opset"] or 21,
-        options["dynamic"],
-        _names(options["input_names"]),
-        _names(options["output_names"]),
-        options["state_dict"],
-        options["partial"],
-        options["verify"],
-        options["atol"],
-        options["rtol"],
-        options["opset"] is not None,
-    )
-    exported, files = export(request)
-    facts: dict[str, Any] = {
-        "output_path": str(out),
-        "files": [str(file) for file in files],
-        "bytes": sum(f.stat().st_size for f in files),
-        "opset": exported.model.opset_imports[""],
-        "nodes": exported.model.graph.num_nodes(),
-        "params": sum(
-            tensor.size
-            for v in exported.model.graph.initializers.values()
-            if (tensor := v.const_value) is not None
-        ),
-        "inputs": _values(exported.model.graph.inputs),
-        "outputs": _values(exported.model.graph.outputs),
-        "checks": [
-            {
-                "sizes": case.sizes,
-                "outputs": {
-                    name: {"max_abs": d.max_abs, "max_rel": d.max_rel}
-                    for name, d in case.differences.items()
-                },
-            }
-            for case in exported.cases
-        ],
-        "warnings": [*request.state, *exported.warnings],
-    }
+    options["input_names"] = _names(options["input_names"])
+    options["output_names"] = _names(options["output_names"])
+    request = ExportRequest(source=source, out=out, **options)
+    exported, files, state_warnings = export(request)
+    facts = _facts(exported, out, files)
+    facts["warnings"] = [*state_warnings, *exported.warnings]
     for warning in facts["warnings"]:
         say(f"warning: {warning}")
     if as_json:
@@ -172,39 +146,64 @@ def _export(
     click.echo(out)
 
 
+def _facts(exported: Exported, out: Path, files: list[Path]) -> dict[str, Any]:
+    """The JSON form, but for the warnings."""
+    model = exported.model
+    tensors = [value.const_value for value in model.graph.initializers.values()]
+    return {
+        "output_path": str(out),
+        "files": [str(file) for file in files],
+        "bytes": sum(file.stat().st_size for file in files),
+        "opset": model.opset_imports[""],
+        "nodes": model.graph.num_nodes(),
+        "params": sum(tensor.size for tensor in tensors if tensor is not None),
+        "inputs": [_interface_value(value) for value in model.graph.inputs],
+        "outputs": [_interface_value(value) for value in model.graph.outputs],
+        "checks": [
+            {"sizes": case.sizes, "outputs": _errors(case.differences)}
+            for case in exported.cases
+        ],
+    }
+
+
+def _interface_value(value: ir.Value) -> dict[str, Any]:
+    from .._run.checks import dims_of
+
+    shape = dims_of(value)
+    return {
+        "name": value.name,
+        "dtype": value.dtype.name.lower() if value.dtype else None,
+        "shape": None if shape is None else list(shape),
+    }
+
+
+def _errors(differences: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """Largest errors by name of the output."""
+    return {
+        name: {"max_abs": found.max_abs, "max_rel": found.max_rel}
+        for name, found in differences.items()
+    }
+
+
 def _names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",")] if text else []
 
 
-def _values(values: Any) -> list[dict[str, Any]]:
-    return [
-        {
-            "name": v.name,
-            "dtype": v.dtype.name.lower() if v.dtype else None,
-            "shape": None
-            if v.shape is None
-            else [d if isinstance(d, int) else d.value for d in v.shape],
-        }
-        for v in values
-    ]
-
-
 def _account(facts: dict[str, Any]) -> list[Any]:
-    """What was written, its interface, and how far it is from torch."""
+    """Tables of the file's size, its interface, and its errors against torch."""
     from ..console import markup_safe
-    from ..tables import count, plain_table, size
+    from ..tables import bytes_text, count, plain_table
 
     interface = plain_table(None, "", "name", "type", "shape")
     for kind in ("inputs", "outputs"):
         for value in facts[kind]:
-            shape = (
-                "?" if value["shape"] is None else ", ".join(map(str, value["shape"]))
-            )
+            dims = ["?"] if value["shape"] is None else map(str, value["shape"])
+            shape = f"[{', '.join(dims)}]"
             interface.add_row(
-                kind[:-1],
+                kind.removesuffix("s"),
                 markup_safe(value["name"]),
                 value["dtype"],
-                markup_safe(f"[{shape}]"),
+                markup_safe(shape),
             )
     checks = plain_table(
         "ONNX Runtime against torch",
@@ -215,22 +214,18 @@ def _account(facts: dict[str, Any]) -> list[Any]:
         right=("max abs error", "max rel error"),
     )
     for check in facts["checks"]:
-        sizes = (
-            " ".join(f"{name}={n}" for name, n in check["sizes"].items()) or "as given"
-        )
+        given = [f"{name}={size}" for name, size in check["sizes"].items()]
+        sizes = markup_safe(" ".join(given) or "as given")
         for name, figures in check["outputs"].items():
-            errors = (f"{figures[key]:.2e}" for key in ("max_abs", "max_rel"))
-            checks.add_row(markup_safe(sizes), markup_safe(name), *errors)
+            max_abs = f"{figures['max_abs']:.2e}"
+            max_rel = f"{figures['max_rel']:.2e}"
+            checks.add_row(sizes, markup_safe(name), max_abs, max_rel)
     line = (
         f"opset {facts['opset']}, {count(facts['nodes'])} nodes, "
         f"{count(facts['params'])} parameters, "
-        f"{size(facts['bytes'])}"
+        f"{bytes_text(facts['bytes'])}"
     )
-    return [
-        line,
-        interface,
-        *([checks] if facts["checks"] else ["not compared with torch"]),
-    ]
+    return [line, interface, checks if facts["checks"] else "not compared with torch"]
 
 
 def _onto(
@@ -253,6 +248,8 @@ def _onto(
         return
     if verbosity >= 0:
         say(loaded.summary())
-    for line in loaded.lines() if verbosity > 0 or loaded.incomplete else ():
-        say(line)
+    # tensors that found no place are told unasked
+    if verbosity > 0 or loaded.incomplete:
+        for line in loaded.lines():
+            say(line)
     click.echo(out)

@@ -1,4 +1,4 @@
-"""`onnx-opt inspect MODEL`: what a model is made of, and what the passes could do to it."""
+"""`onnx-opt inspect MODEL`: the parts of a model, and what the passes could do to it."""
 
 from __future__ import annotations
 
@@ -56,44 +56,19 @@ def _show_groups(model: Path, as_json: bool, verbosity: int) -> None:
 
 
 def report(facts: dict[str, Any], top: int, verbosity: int) -> list[Any]:
-    """The facts as tables."""
-    from .._run.saturation import pair_words
-    from ..tables import count, needed, size
+    """Tables and lines of the facts."""
+    from .._run.kernels import pair_words
 
-    about, figures, weights = facts["model"], facts["figures"], facts["weights"]
-    opsets = ", ".join(
-        f"{domain} {version}" for domain, version in about["opset"].items()
-    )
-    sparsity = facts["sparsity"]
-    lines = [
-        f"[bold]{markup_safe(about['path'])}[/bold]  {size(figures['bytes'])}",
-        f"opset {markup_safe(opsets)} · IR {about['ir_version']} · by "
-        f"{markup_safe(about['producer'] or 'unknown')}",
-        f"{count(figures['params'])} parameters · sparsity "
-        f"{'?' if sparsity is None else f'{sparsity:.4f}'} · "
-        f"{count(figures['nodes'])} nodes · {count(figures['macs'])} MACs (symbolic dims as 1)",
-        "weights live in "
-        + ", ".join(
-            f"{place.replace('_', ' ')} ({size(item['bytes'])} in {item['tensors']})"
-            for place, item in weights.items()
-            if item["tensors"]
-        ),
-    ]
-    lines.append(needed(facts["requires"]))
+    lines = summary_lines(facts)
     if facts["quantized"]:
-        lines.append(
-            "quantized already: "
-            + markup_safe(", ".join(f"{k} ×{n}" for k, n in facts["quantized"].items()))
-        )
+        lines.append(f"quantized already: {_counts(facts['quantized'])}")
     if facts["saturation"] and facts["saturation"]["pairs"]:
         lines.append(markup_safe(pair_words(**facts["saturation"])))
     if facts["hardware"]:
-        lines.append("this CPU: " + markup_safe(facts["hardware"]["label"]))
+        lines.append(f"this CPU: {markup_safe(facts['hardware']['label'])}")
     if facts["provenance"]:
-        lines.append(
-            "made by onnx-opt: "
-            + markup_safe(", ".join(f"{k}={v}" for k, v in facts["provenance"].items()))
-        )
+        record = [f"{key}={text}" for key, text in facts["provenance"].items()]
+        lines.append(f"made by onnx-opt: {markup_safe(', '.join(record))}")
     return [
         *lines,
         "",
@@ -107,6 +82,35 @@ def report(facts: dict[str, Any], top: int, verbosity: int) -> list[Any]:
     ]
 
 
+def summary_lines(facts: dict[str, Any]) -> list[str]:
+    """Lines that every model has: its file, versions, figures, weights and needs."""
+    from ..tables import bytes_text, count, needed
+
+    about = facts["model"]
+    figures = facts["figures"]
+    opsets = [f"{domain} {version}" for domain, version in about["opset"].items()]
+    sparsity = "?" if facts["sparsity"] is None else f"{facts['sparsity']:.4f}"
+    places = []
+    for place, item in facts["weights"].items():
+        if item["tensors"]:
+            words = place.replace("_", " ")
+            places.append(f"{words} ({bytes_text(item['bytes'])} in {item['tensors']})")
+    return [
+        f"[bold]{markup_safe(about['path'])}[/bold]  {bytes_text(figures['bytes'])}",
+        f"opset {markup_safe(', '.join(opsets))} · IR {about['ir_version']} · by "
+        f"{markup_safe(about['producer'] or 'unknown')}",
+        f"{count(figures['params'])} parameters · sparsity {sparsity} · "
+        f"{count(figures['nodes'])} nodes · {count(figures['macs'])} MACs (symbolic dims as 1)",
+        f"weights live in {', '.join(places)}",
+        needed(facts["requires"]),
+    ]
+
+
+def _counts(counts: dict[str, int]) -> str:
+    """`Conv ×3, Relu ×2`; names of ops may come from a hostile file."""
+    return markup_safe(", ".join(f"{name} ×{count}" for name, count in counts.items()))
+
+
 def port_table(facts: dict[str, Any]) -> Any:
     """Inputs and outputs."""
     from .._run.checks import shape_text
@@ -115,11 +119,10 @@ def port_table(facts: dict[str, Any]) -> Any:
     table = plain_table(None, "", "name", "type", "shape")
     for kind in ("inputs", "outputs"):
         for port in facts[kind]:
-            shape = shape_text(port["shape"]) + (
-                " (has a default)" if port["default"] else ""
-            )
+            default = " (has a default)" if port["default"] else ""
+            shape = shape_text(port["shape"]) + default
             table.add_row(
-                kind[:-1],
+                kind.removesuffix("s"),
                 markup_safe(port["name"]),
                 markup_safe(port["type"]),
                 markup_safe(shape),
@@ -129,14 +132,12 @@ def port_table(facts: dict[str, Any]) -> Any:
 
 def op_line(facts: dict[str, Any]) -> str:
     """The ops, most frequent first."""
-    return "ops: " + markup_safe(
-        ", ".join(f"{op} ×{n}" for op, n in facts["ops"].items())
-    )
+    return f"ops: {_counts(facts['ops'])}"
 
 
 def layer_table(layers: list[dict[str, Any]]) -> Any:
     """The largest weights."""
-    from ..tables import plain_table, size
+    from ..tables import bytes_text, plain_table
 
     table = plain_table(
         None,
@@ -154,18 +155,20 @@ def layer_table(layers: list[dict[str, Any]]) -> Any:
             markup_safe(layer["name"]),
             markup_safe(", ".join(layer["ops"])),
             layer["dtype"],
+            # rich reads [64] as markup
             str(layer["shape"]).replace("[", r"\["),
-            size(layer["bytes"]),
+            bytes_text(layer["bytes"]),
             sparsity,
         )
     return table
 
 
 def pass_parts(passes: list[dict[str, Any]], verbosity: int) -> list[Any]:
-    """What each lossy pass could touch with its defaults, and what it declines; every item of it
-    with -v.
+    """Changes of each lossy pass with its defaults, and what it declines.
+
+    With -v, also a table of every item that it declines.
     """
-    from ..tables import declined_summary, plain_table
+    from ..tables import declined_summary, declined_table, plain_table
 
     table = plain_table(
         None,
@@ -176,32 +179,23 @@ def pass_parts(passes: list[dict[str, Any]], verbosity: int) -> list[Any]:
     )
     for item in passes:
         changed = "failed" if item["error"] else str(item["changed"])
-        table.add_row(
-            markup_safe(item["pass"]),
-            changed,
-            markup_safe(item["error"] or declined_summary(item["declined"], most=4)),
-        )
-    parts: list[Any] = [table]
-    if verbosity > 0:
-        for item in passes:
-            detail = plain_table(
-                f"declined by {markup_safe(item['pass'])}", "where", "reason"
-            )
-            for declined in item["declined"]:
-                detail.add_row(
-                    markup_safe(declined["where"]), markup_safe(declined["reason"])
-                )
-            parts.append(detail)
-    return parts
+        reasons = item["error"] or declined_summary(item["declined"], most=4)
+        table.add_row(markup_safe(item["pass"]), changed, markup_safe(reasons))
+    if verbosity <= 0:
+        return [table]
+    details = [declined_table(item["pass"], item["declined"]) for item in passes]
+    return [table, *details]
 
 
 def group_parts(facts: dict[str, Any], verbosity: int) -> list[Any]:
-    """The channel groups and the weights that stay, as tables; every member and every weight with
-    -v.
+    """The channel groups and the weights that stay, as tables.
+
+    With -v, every member of a group and every weight.
     """
     from ..tables import declined_summary, plain_table
 
-    groups, frozen = facts["groups"], facts["frozen"]
+    groups = facts["groups"]
+    frozen = facts["frozen"]
     spread = "l2 min / median / max"
     table = plain_table(
         "channel groups of prune-channels",
@@ -212,23 +206,25 @@ def group_parts(facts: dict[str, Any], verbosity: int) -> list[Any]:
         right=("channels", spread),
     )
     for group in groups:
-        size, was, importance = (
-            group["channels"],
-            group["channels_at_first"],
-            group["importance"],
-        )
+        # fewer than at first: the file was pruned before, and remembers
+        channels = str(group["channels"])
+        if group["channels"] != group["channels_at_first"]:
+            channels = f"{channels} of {group['channels_at_first']}"
+        norms = [f"{group['importance'][key]:.2f}" for key in ("min", "median", "max")]
+        places = _places(group["where"], None if verbosity > 0 else 4)
         table.add_row(
             markup_safe(group["name"]),
-            f"{size}" if size == was else f"{size} of {was}",
-            " / ".join(f"{importance[key]:.2f}" for key in ("min", "median", "max")),
-            markup_safe(_places(group["where"], None if verbosity > 0 else 4)),
+            channels,
+            " / ".join(norms),
+            markup_safe(places),
         )
     count = sum(group["channels"] for group in groups)
+    end = ":" if frozen else "."
     parts: list[Any] = [
         table,
         "",
         f"{len(groups)} groups, {count} channels that can go; "
-        f"{len(frozen)} axes of weights stay" + (":" if frozen else "."),
+        f"{len(frozen)} axes of weights stay{end}",
     ]
     if verbosity > 0:
         stays = plain_table(None, "weight:axis", "why it stays")
@@ -236,20 +232,18 @@ def group_parts(facts: dict[str, Any], verbosity: int) -> list[Any]:
             stays.add_row(markup_safe(item["where"]), markup_safe(item["reason"]))
         return [*parts, stays]
     if frozen:
-        parts.append(
-            markup_safe(
-                declined_summary(frozen, most=6).partition(": ")[2]
-                + " (-v: each of them)"
-            )
-        )
+        # the line above has told how many
+        _, _, reasons = declined_summary(frozen, most=6).partition(": ")
+        parts.append(markup_safe(f"{reasons} (-v: each of them)"))
     return parts
 
 
 def _places(where: list[dict[str, Any]], most: int | None) -> str:
     """`weight:axis` of every member, with ×n where a channel takes n slots of the axis."""
-    named = [
-        f"{p['weight']}:{p['axis']}" + (f" ×{p['slots']}" if p["slots"] > 1 else "")
-        for p in where
-    ]
-    more = 0 if most is None else len(named) - most
-    return ", ".join(named[:most]) + (f", … {more} more" if more > 0 else "")
+    shown = []
+    for place in where[:most]:
+        times = f" ×{place['slots']}" if place["slots"] > 1 else ""
+        shown.append(f"{place['weight']}:{place['axis']}{times}")
+    if len(shown) < len(where):
+        shown.append(f"… {len(where) - len(shown)} more")
+    return ", ".join(shown)

@@ -10,6 +10,7 @@ from ..console import emit_json, shared_options, show
 
 if TYPE_CHECKING:
     from ...passes._core.contract import Pass
+    from ...passes._core.options import OptionSpec
 
 
 @click.command("passes")
@@ -21,43 +22,42 @@ def command(name: str | None, as_json: bool, verbosity: int) -> None:
     from ..tables import pass_detail, pass_list
 
     kinds = [pass_class(name)] if name else [pass_class(n) for n in pass_names()]
+    described = [describe(kind) for kind in kinds]
     if as_json:
-        emit_json({"passes": [describe(kind) for kind in kinds]})
+        emit_json({"passes": described})
         return
-    for part in (
-        pass_detail(describe(kinds[0]))
-        if name
-        else [pass_list([describe(kind) for kind in kinds])]
-    ):
+    parts = pass_detail(described[0]) if name else [pass_list(described)]
+    for part in parts:
         show(part)
 
 
 def describe(kind: type[Pass]) -> dict[str, Any]:
-    """A pass as plain data: name, effect, summary, description, options (with type, default, range,
-    unit, help).
-    """
+    """A pass as plain data: name, effect, summary, description and options."""
     from inspect import cleandoc
 
     from ...passes._core.options import options_of
 
     text = cleandoc(kind.__doc__ or "")
+    # the first paragraph: a first sentence may take two lines
+    summary, _, _ = text.partition("\n\n")
     return {
         "pass": kind.name,
         "effect": kind.effect,
-        "summary": " ".join(text.split("\n\n")[0].split()),
+        "summary": " ".join(summary.split()),
         "description": text,
-        "options": [
-            {
-                "name": o.name,
-                "type": o.type_text,
-                "default": o.default,
-                "low": o.low,
-                "high": o.high,
-                "unit": o.unit,
-                "choices": list(o.choices),
-                "positional": o.positional,
-                "help": o.help,
-            }
-            for o in options_of(kind)
-        ],
+        "options": [_option(option) for option in options_of(kind)],
+    }
+
+
+def _option(option: OptionSpec) -> dict[str, Any]:
+    return {
+        "name": option.name,
+        "type": option.type_text,
+        "default": option.default,
+        "low": option.low,
+        "high": option.high,
+        "unit": option.unit,
+        "choices": list(option.choices),
+        "positional": option.positional,
+        "help": option.help,
     }

@@ -17,8 +17,8 @@ SHOWN_LOSSES = 20
 """Layers in the table of losses, unless -v asks for all."""
 TARGET_HELP = (
     "What it is made for. cpu, generic: 8-bit weights that saturate on no CPU. "
-    "cpu-vnni, arm64: their full "
-    "range, exact on x86-64 with VNNI and on arm64; older x86-64 saturates."
+    "cpu-vnni, arm64: their full range, exact on x86-64 with VNNI and on arm64; "
+    "older x86-64 saturates."
 )
 
 
@@ -124,6 +124,7 @@ def command(
     """Optimize MODEL: run passes, check each, measure before and after, write the result."""
     from ..optimize import DEFAULT_PASSES, default_output, optimize
 
+    # with --json as with -q: bars would only be in the way
     result = optimize(
         model,
         list(passes) or DEFAULT_PASSES,
@@ -138,12 +139,13 @@ def command(
 
 
 def show_result(result: Result, as_json: bool, verbosity: int) -> None:
-    """Tables, warnings and the path of what was written, or JSON; nothing where another process
-    writes.
-    """
-    from .._run.training_context import follows
+    """Tables, warnings and the path of what was written, or JSON.
 
-    if follows():
+    Nothing in a process that leaves the writing to another.
+    """
+    from .._run.context import is_main_process
+
+    if not is_main_process():
         return
     if as_json:
         emit_json(result.as_dict())
@@ -157,6 +159,7 @@ def show_result(result: Result, as_json: bool, verbosity: int) -> None:
     for warning in result.warnings:
         say(f"warning: {warning}")
     if result.output_path:
+        # alone on stdout, so that a script can read it
         click.echo(result.output_path)
     else:
         say("dry run: nothing was written")
@@ -176,9 +179,9 @@ def show_losses(
     from ..optimize import DEFAULT_PASSES
     from ..tables import loss_table
 
-    show(loss_table(losses, None if verbosity > 0 else SHOWN_LOSSES), stderr=True)
-    command = next_command(
-        str(model), as_pipeline(list(passes) or DEFAULT_PASSES), data, losses
-    )
+    most = None if verbosity > 0 else SHOWN_LOSSES
+    show(loss_table(losses, most), stderr=True)
+    pipeline = as_pipeline(list(passes) or DEFAULT_PASSES)
+    command = next_command(str(model), pipeline, data, losses)
     if command is not None:
         say(f"next: {command}")

@@ -1,4 +1,4 @@
-"""`onnx-opt verify A B`: how far B's outputs are from A's."""
+"""`onnx-opt verify A B`: distance of B's outputs from A's."""
 
 from __future__ import annotations
 
@@ -78,6 +78,7 @@ def command(
         show_comparison(comparison, a, b)
         for warning in comparison.warnings:
             say(f"warning: {warning}")
+    # the figures first: a limit that is not met is better understood beside them
     if problem:
         raise CheckError(
             str(b),
@@ -100,28 +101,26 @@ def compare(
     from .._compare import Closeness, Side, compared, feeds_for
 
     with Worker() as worker:
-        first, second = (Side.of(worker, path, threads) for path in (a, b))
-        same_inputs(first.session, second.session)
-        return compared(
-            worker,
-            first,
-            second,
-            Closeness(atol, rtol),
-            feeds_for(first.session, data, seed),
-        )
+        first = Side.of(worker, a, threads)
+        second = Side.of(worker, b, threads)
+        require_same_inputs(first.session, second.session)
+        feeds = feeds_for(first.session, data, seed)
+        return compared(worker, first, second, Closeness(atol, rtol), feeds)
 
 
-def same_inputs(first: Session, second: Session) -> None:
+def require_same_inputs(first: Session, second: Session) -> None:
     """Raise CheckError unless both models take the same inputs."""
     from ... import CheckError
 
     for one, other in ((first, second), (second, first)):
-        for missing in {i.name for i in one.inputs} - {i.name for i in other.inputs}:
-            raise CheckError(
-                other.path.name,
-                f"has no input '{missing}', which {one.path.name} has",
-                "compare models with the same inputs",
-            )
+        known = {info.name for info in other.inputs}
+        for info in one.inputs:
+            if info.name not in known:
+                raise CheckError(
+                    other.path.name,
+                    f"has no input '{info.name}', which {one.path.name} has",
+                    "compare models with the same inputs",
+                )
 
 
 def as_dict(
@@ -131,21 +130,22 @@ def as_dict(
     import dataclasses
 
     closeness = comparison.closeness
-    outputs = closeness.meter.per_output()
+    drifts = closeness.meter.per_output()
+    quantized = {
+        side: None if found is None else found.to_json()
+        for side, found in comparison.quantized.items()
+    }
     return {
         "a": str(a),
         "b": str(b),
         "batches": closeness.meter.batches,
-        "outputs": {name: dataclasses.asdict(drift) for name, drift in outputs.items()},
+        "outputs": {name: dataclasses.asdict(drift) for name, drift in drifts.items()},
         "overall": dataclasses.asdict(closeness.meter.overall()),
         "outside_tolerance": closeness.outside if closeness.elementwise else None,
         "within": problem is None,
         "problem": problem,
         "hardware": comparison.hardware.to_json(),
-        "quantized": {
-            which: each and each.to_json()
-            for which, each in comparison.quantized.items()
-        },
+        "quantized": quantized,
         "warnings": comparison.warnings,
     }
 

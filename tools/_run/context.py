@@ -1,0 +1,239 @@
+"""Context of a run's passes: runs models; differentiates and trains where torch is installed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from ... import UsageError
+from ...frontends.onnx_file import load, save
+from ...passes._core.context import Gradient
+from ...passes._core.normalize import normalize
+from ...passes._core.ops import FLOATS, is_standard
+from ...passes._core.outcome import Declined, PassOutcome
+from ...runtime.taps import with_taps
+from ...runtime.context import RunContext
+from ...runtime.session import open_session
+from ...runtime.worker import Worker
+from .evidence import VerificationInputs
+from .load import Original
+from .run import Run
+from .settings import ProgressBar
+
+Arrays = dict[str, NDArray[Any]]
+Floats = dict[str, NDArray[Any]]
+
+BAR_STEPS = 1000
+"""Steps of a progress bar over a training's whole budget."""
+
+
+def context_of(
+    run: Run, original: Original, inputs: VerificationInputs, model: ir.Model
+) -> TrainingContext:
+    """Context of a run's passes. Errors: RefusedError for the file of a teacher."""
+    settings = run.settings
+    # candidates are run and timed only where the model is made for, if the original runs there
+    runs_on_target = inputs.reference is not None and settings.target != "generic"
+    return TrainingContext(
+        run.worker,
+        inputs.calibration,
+        settings.target,
+        settings.seed,
+        save,
+        teacher=_teacher(settings.teacher, model),
+        resume=settings.resume,
+        warn=run.reporter.warn,
+        progress=settings.progress,
+        provider=inputs.provider if runs_on_target else None,
+        threads=settings.threads,
+        latency_feeds=inputs.latency_feeds if inputs.on_target else (),
+        runs=original.is_run,
+    )
+
+
+def _teacher(given: Path | ir.Model | None, model: ir.Model) -> ir.Model:
+    """The model that training learns from: the one that was named, or the original."""
+    if given is None:
+        return model.clone()
+    teacher = load(given) if isinstance(given, Path) else given.clone()
+    normalize(teacher)
+    return teacher
+
+
+class TrainingContext(RunContext):
+    """Adds gradients and training to a run; torch is loaded when one is first asked for.
+
+    Implements `Differentiates` and `Trains` of `passes._core.context`. `teacher`: the model that
+    says what is right. `resume`: folder where the state of training is kept. The other arguments
+    are those of `RunContext`.
+    """
+
+    def __init__(
+        self,
+        *arguments: Any,
+        teacher: ir.Model | None = None,
+        resume: Path | None = None,
+        **services: Any,
+    ) -> None:
+        super().__init__(*arguments, **services)
+        self._teacher = teacher
+        self._resume = resume
+        self._last_float: ir.Model | None = None
+
+    def gradients(
+        self, model: ir.Model, weights: Sequence[str], samples: int
+    ) -> Mapping[str, Gradient]:
+        """Gradients over the calibration feeds. Errors: UsageError without data or torch."""
+        if self.feeds is None:
+            raise UsageError(
+                "calibration",
+                "no calibration data",
+                "pass --data (command line) or data= (Python)",
+            )
+        from ...frontends.gradients import loss_gradients
+
+        batches = ((batch.feeds, batch.labels) for batch in self.feeds)
+        found = loss_gradients(model, batches, weights, samples)
+        return {name: Gradient(mean, square) for name, (mean, square) in found.items()}
+
+    def train(self, model: ir.Model, recipe: Mapping[str, Any]) -> PassOutcome:
+        """Train on the calibration feeds. Errors: UsageError without data or torch."""
+        synthetic_rows = int(recipe.get("synthesize", 0))
+        has_batches = self.feeds is not None or synthetic_rows > 0
+        if self._teacher is None or not has_batches:
+            raise UsageError(
+                "finetune",
+                "no data to train on",
+                "pass --data (command line) or data= (Python)",
+            )
+        from ...frontends.training import Recipe, Setting, train
+
+        with training_progress("finetune", self._progress) as tell:
+            setting = Setting(
+                Sessions(self.worker, self._threads),
+                self.seed,
+                self._original_floats(),
+                self._resume,
+                tell,
+            )
+            batches = self._training_batches(synthetic_rows)
+            result = train(model, self._teacher, batches, Recipe.of(recipe), setting)
+        for warning in result.warnings:
+            self.warn("finetune", warning)
+        outcome = PassOutcome(result.weights, result.stats)
+        if result.reason:
+            where = model.graph.name or "graph"
+            outcome.declined.append(Declined(where, result.reason))
+        return outcome
+
+    def _training_batches(
+        self, synthetic_rows: int
+    ) -> Iterable[tuple[Arrays, NDArray[Any] | None]]:
+        """Feeds and labels of the data, or feeds from the teacher's own statistics without any."""
+        if self.feeds is not None:
+            return ((batch.feeds, batch.labels) for batch in self.feeds)
+        return self._synthetic_batches(synthetic_rows)
+
+    def _synthetic_batches(self, rows: int) -> Iterator[tuple[Arrays, None]]:
+        from ...frontends.training.synthesize import synthesize
+
+        assert self._teacher is not None
+        self.warn(
+            "finetune",
+            "trained on made-up inputs, which is weak: a few hundred real ones do better (--data)",
+        )
+        for feeds in synthesize(self._teacher, rows, self.seed):
+            yield feeds, None
+
+    def remember_float(self, model: ir.Model) -> None:
+        """Keep the model beyond the pass that says it.
+
+        The run clears `float_form` before each pass; latent weights of later passes still start
+        from these floats.
+        """
+        super().remember_float(model)
+        self._last_float = self.float_form
+
+    def _original_floats(self) -> Floats | None:
+        """Float weights by name, from before they were quantized in this run."""
+        if self._last_float is None:
+            return None
+        return float_constants(self._last_float)
+
+
+class Sessions:
+    """`frontends.training.Runtime` by ONNX Runtime in the run's worker, on the CPU."""
+
+    def __init__(self, worker: Worker, threads: int) -> None:
+        self._worker = worker
+        self._threads = threads
+
+    @contextlib.contextmanager
+    def runner(
+        self, model: ir.Model, names: Sequence[str]
+    ) -> Iterator[Callable[[Arrays], Arrays]]:
+        """Outputs and the named values of the model on feeds."""
+        with tempfile.TemporaryDirectory(prefix="onnx-opt-") as folder:
+            path = Path(folder, "runner.onnx")
+            save(with_taps(model, names), path)
+            # threads that spin between runs would take torch's cores
+            session = open_session(
+                self._worker, path, threads=self._threads, spin=False
+            )
+            try:
+                yield session.run
+            finally:
+                session.close()
+
+
+def float_constants(model: ir.Model) -> Floats:
+    """Float initializers and outputs of Constant nodes by name, of the main graph."""
+    tensors = {
+        name: value.const_value for name, value in model.graph.initializers.items()
+    }
+    for node in model.graph:
+        if is_standard(node, "Constant") and "value" in node.attributes:
+            name = node.outputs[0].name or ""
+            tensors[name] = node.attributes["value"].as_tensor()
+    found = {}
+    for name, tensor in tensors.items():
+        if tensor is not None and tensor.dtype in FLOATS:
+            found[name] = np.asarray(tensor.numpy())
+    return found
+
+
+@contextlib.contextmanager
+def training_progress(
+    label: str, progress: ProgressBar
+) -> Iterator[Callable[[float, str], None]]:
+    """A bar over a training's budget.
+
+    The yielded function takes the share that is done (0-1), and words that the bar shows.
+    """
+    # bars of other callers may show a label only
+    note: Callable[[str], None] = getattr(progress, "note", lambda words: None)
+    done = 0
+    with progress(label, BAR_STEPS) as advance:
+
+        def tell(share: float, words: str) -> None:
+            nonlocal done
+            reached = round(share * BAR_STEPS)
+            advance(reached - done)
+            done = reached
+            note(words)
+
+        yield tell
+
+
+def is_main_process() -> bool:
+    """True for the process that writes: the only one, or the first of those of torchrun."""
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    return not several or os.environ.get("RANK", "0") == "0"

@@ -1,0 +1,232 @@
+"""Last step of a run: write the result, then judge and measure the very file that was written."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from ... import CheckError
+from ...frontends.onnx_file import load, save
+from ...passes._core.requirements import Requirements, requirements_of
+from ...passes._core.stats import model_macs
+from ...passes._core.versions import LeastVersions
+from ...runtime.compare import Drift
+from ...runtime.session import Session, open_session
+from .checks import forget_shapes, interface_of
+from .context import TrainingContext
+from .drift import Outputs, Reference, as_figures, meter
+from .evidence import VerificationInputs
+from .figures import Figures, expected_bytes, figures_of
+from .kernels import compare_kernels, is_quantized, remedy
+from .load import Original, own_fault
+from .measure import measure_latency, measure_metric
+from .provenance import stamp
+from .result import Step
+from .run import Run
+from .step import Checked, Verifier, apply_pass
+
+LARGER = 1.01
+"""Ratio of file sizes above which a warning says that the result is larger.
+
+Metadata and names alone stay below it. Chosen by hand; not measured.
+"""
+
+
+@dataclass(frozen=True)
+class Written:
+    """The result as it was written, or as it would be.
+
+    `latency_ms`: medians of the original and of the result. `path`: where it was written; None: it
+    was not, and `files` is empty.
+    """
+
+    model: ir.Model
+    figures: Figures
+    requires: Requirements
+    drift: Drift | None = None
+    metric: dict[str, Any] | None = None
+    latency_ms: tuple[float, float] | None = None
+    path: Path | None = None
+    files: tuple[Path, ...] = ()
+
+
+def finish(
+    run: Run,
+    original: Original,
+    inputs: VerificationInputs,
+    verifier: Verifier,
+    context: TrainingContext,
+    checked: Checked,
+) -> Written:
+    """Prepare the model for its file, write it where that is asked for, and judge the file.
+
+    Errors: CheckError where the file fails a check or a budget; nothing is written then.
+    """
+    settings = run.settings
+    # before shapes are forgotten: counting needs them
+    macs = model_macs(checked.model)
+    model = _with_least_versions(run, verifier, context, checked)
+    if not original.has_shapes:
+        forget_shapes(model)
+    requires = requirements_of(model)
+    stamp(
+        model,
+        checked.applied,
+        original.sha256,
+        settings.seed,
+        settings.target,
+        cpu=inputs.hardware.label,
+        min_runtime=requires.onnxruntime,
+    )
+    out = None if settings.dry_run else settings.out
+    if out is None and not original.is_run and settings.metric is None:
+        figures = figures_of(model, None, count_nonzero=not original.is_large)
+        figures = dataclasses.replace(figures, macs=macs, bytes=expected_bytes(model))
+        return Written(model, figures, requires)
+
+    judged: list[Written] = []
+
+    def judge(path: Path) -> None:
+        judged.append(_judge(run, original, inputs, path, macs, requires))
+
+    if out is None:
+        path = run.scratch / "output.onnx"
+        save(model, path)
+        judge(path)
+        return dataclasses.replace(judged[0], model=model)
+    # judged under a temporary name: the file takes its own only if nothing is raised
+    files = save(model, out, check=judge)
+    return dataclasses.replace(judged[0], path=out, files=tuple(files))
+
+
+def _with_least_versions(
+    run: Run, verifier: Verifier, context: TrainingContext, checked: Checked
+) -> ir.Model:
+    """Lower opset and IR version to what the content needs.
+
+    Verified like an exact pass; left alone, with a warning, where it fails.
+    """
+    model = checked.model
+    before = model.clone()
+    lowering = LeastVersions()
+    problem, outcome = apply_pass(run, context, model, lowering)
+    if problem is None and outcome.changed:
+        problem = verifier.verify(model, lowering.effect, checked.outputs).problem
+    if problem is None:
+        return model
+    run.reporter.warn("opset", f"not lowered: {problem}")
+    return before
+
+
+# the file
+
+
+def _judge(
+    run: Run,
+    original: Original,
+    inputs: VerificationInputs,
+    path: Path,
+    macs: int | None,
+    requires: Requirements,
+) -> Written:
+    """Check and measure the file that is about to be the result. Errors: CheckError if it fails."""
+    model = load(path)
+    problem = original.interface.difference(interface_of(model))
+    if problem:
+        raise own_fault(f"the written file differs from what was checked: {problem}")
+    figures = figures_of(model, path, count_nonzero=not original.is_large)
+    figures = dataclasses.replace(figures, macs=macs)
+    _warn_if_larger(run, original.figures.bytes, figures.bytes)
+    drift = metric = latency_ms = None
+    if inputs.reference is not None:
+        drift = _judge_drift(run, original, inputs, inputs.reference, path, model)
+    elif run.settings.min_sqnr is not None:
+        raise CheckError(
+            "--min-sqnr",
+            "cannot be checked: there is nothing to compare with",
+            "drop --min-sqnr; the warnings say why the original cannot be compared",
+        )
+    if original.path is not None:
+        metric = measure_metric(run, inputs, original.path, path)
+        latency_ms = measure_latency(run, inputs, original.path, path)
+    return Written(model, figures, requires, drift, metric, latency_ms)
+
+
+def _warn_if_larger(run: Run, before: int | None, after: int | None) -> None:
+    if before and after and after > LARGER * before:
+        run.reporter.warn(
+            "size", f"the result is larger: {after:,} bytes, {before:,} before"
+        )
+
+
+def _judge_drift(
+    run: Run,
+    original: Original,
+    inputs: VerificationInputs,
+    reference: Reference,
+    path: Path,
+    model: ir.Model,
+) -> Drift:
+    """Drift of the written file. Errors: CheckError below `min_sqnr`."""
+    outputs = reference.outputs(path)
+    drift = meter(reference.original, outputs).overall()
+    _warn_if_kernels_disagree(run, original, inputs, reference, path, model, outputs)
+    limit = run.settings.min_sqnr
+    if limit is not None and drift.sqnr_db < limit:
+        raise CheckError(
+            "--min-sqnr",
+            f"the result has {drift.sqnr_db:.1f} dB, below the {limit:g} dB asked for",
+            "lower --min-sqnr, choose gentler passes, or calibrate on more --data",
+        )
+    return drift
+
+
+def _warn_if_kernels_disagree(
+    run: Run,
+    original: Original,
+    inputs: VerificationInputs,
+    reference: Reference,
+    path: Path,
+    model: ir.Model,
+    outputs: Outputs,
+) -> None:
+    """Warn where this CPU's integer kernels lose what the graph as written does not."""
+    machine = inputs.hardware
+    if machine.provider != "cpu" or not is_quantized(model):
+        return
+
+    def open_on_cpu(path: Path, optimize: bool = True, exact: bool = False) -> Session:
+        return open_session(
+            run.worker,
+            path,
+            threads=run.settings.threads,
+            optimize=optimize,
+            exact=exact,
+        )
+
+    # a quantized original has lost on these kernels too: it is no measure of them
+    float_outputs = None if original.is_quantized else reference.original
+    with run.reporter.progress("comparing kernels with the graph"):
+        kernels = compare_kernels(
+            open_on_cpu, path, model, machine, reference.batches, outputs, float_outputs
+        )
+    if kernels is not None and kernels.disagree:
+        advice = remedy(model, machine, run.settings.target)
+        run.reporter.warn("kernels", f"{kernels.words(machine)}; {advice}")
+
+
+def with_final_drift(steps: Sequence[Step], drift: Drift | None) -> list[Step]:
+    """Steps, the last measured one with the drift of the written file."""
+    final = list(steps)
+    if drift is None:
+        return final
+    for index in reversed(range(len(final))):
+        if final[index].drift is not None:
+            final[index] = dataclasses.replace(final[index], drift=as_figures(drift))
+            break
+    return final

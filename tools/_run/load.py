@@ -1,0 +1,168 @@
+"""First step of a run: load the original, and keep the facts that later steps compare with."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from ... import CheckError, RefusedError
+from ...frontends.onnx_file import check_output, load, save
+from ...passes._core.normalize import normalize
+from ...passes._core.stats import model_macs
+from ...runtime.targets import target_named
+from .checks import Interface, Validity, has_inner_shapes, interface_of, validity_of
+from .figures import LARGE, Figures, figures_of, weight_bytes
+from .kernels import is_quantized
+from .provenance import sha256_of
+from .run import Run
+from .settings import RunSettings
+
+
+@dataclass(frozen=True)
+class Original:
+    """Facts of the original model.
+
+    `about`: the JSON form's `model`. `path`: a file of it for the worker; None where this run never
+    runs it. `is_large`: its weights are above 1 GiB. `is_run`: models are run to check them.
+    `has_shapes`, `is_quantized`: as it came, before anything was inferred or changed.
+    """
+
+    about: dict[str, Any]
+    figures: Figures
+    path: Path | None
+    sha256: str | None
+    interface: Interface
+    validity: Validity
+    is_large: bool
+    is_run: bool
+    has_shapes: bool
+    is_quantized: bool
+
+
+def load_original(run: Run) -> tuple[Original, ir.Model]:
+    """Load the original; its facts, and the normalized model that the passes work on.
+
+    Errors: UsageError for the target, RefusedError for the model, for an output path that may not
+    be written, and for checks that are asked of a model that is not run.
+    """
+    settings = run.settings
+    target_named(settings.target)
+    if settings.out is not None:
+        check_output(settings.out, settings.source, settings.force)
+    model = _model_of(settings)
+    interface = interface_of(model)
+    validity = validity_of(model)
+    is_large = weight_bytes(model) > LARGE
+    is_run = settings.verify == "always" or (settings.verify == "auto" and not is_large)
+    if not is_run:
+        _refuse_or_warn_unrun(run)
+    sha256 = None if settings.source is None else sha256_of(settings.source)
+    path = _file_of(run, model, is_run)
+    figures = figures_of(model, path, count_nonzero=not is_large)
+    about = _description(settings, model, sha256)
+    has_shapes = has_inner_shapes(model)
+    was_quantized = is_quantized(model)
+
+    normalize(model)
+    problem = interface.difference(interface_of(model))
+    if problem:
+        raise own_fault(f"loading changes the model: {problem}")
+    if validity != Validity(None, None):
+        # normalizing may mend what the file fails; passes must not undo that
+        validity = validity.either(validity_of(model))
+    original = Original(
+        about=about,
+        # shapes that normalizing infers make the MACs known
+        figures=dataclasses.replace(figures, macs=model_macs(model)),
+        path=path,
+        sha256=sha256,
+        interface=interface,
+        validity=validity,
+        is_large=is_large,
+        is_run=is_run,
+        has_shapes=has_shapes,
+        is_quantized=was_quantized,
+    )
+    return original, model
+
+
+def _model_of(settings: RunSettings) -> ir.Model:
+    if isinstance(settings.model, Path):
+        return load(settings.model)
+    # passes work in place, and the caller's model must stay as it is
+    return settings.model.clone()
+
+
+def _refuse_or_warn_unrun(run: Run) -> None:
+    """Warn that the model is not run. Errors: RefusedError where a check needs that."""
+    settings = run.settings
+    reason = "its weights are above 1 GiB"
+    if settings.verify == "never":
+        reason = "--verify never"
+    checks = {
+        "--strict": settings.strict,
+        "--min-sqnr": settings.min_sqnr is not None,
+    }
+    for option, is_given in checks.items():
+        if is_given:
+            raise RefusedError(
+                option,
+                f"cannot be checked: the model is not run ({reason})",
+                "pass --verify always",
+            )
+    run.reporter.warn(
+        "verify",
+        f"checked in structure only, not run, not timed ({reason}); --verify always runs it",
+    )
+
+
+def _file_of(run: Run, model: ir.Model, is_run: bool) -> Path | None:
+    """A file of the model for the worker; None where this run needs none."""
+    if run.settings.source is not None:
+        return run.settings.source.absolute()
+    if not is_run and run.settings.metric is None:
+        return None
+    path = run.scratch / "input.onnx"
+    save(model, path)
+    return path
+
+
+def _description(
+    settings: RunSettings, model: ir.Model, sha256: str | None
+) -> dict[str, object]:
+    source = settings.source
+    return {
+        "path": None if source is None else str(source),
+        "name": model.graph.name,
+        "sha256": sha256,
+        "producer": producer_of(model),
+        "ir_version": model.ir_version,
+        "opset": opsets_of(model),
+        "passes": str(settings.pipeline),
+        "target": settings.target,
+        "seed": settings.seed,
+    }
+
+
+def producer_of(model: ir.Model) -> str | None:
+    """Name and version of the tool that made a model; None where it does not say."""
+    words = (model.producer_name, model.producer_version)
+    return " ".join(word for word in words if word) or None
+
+
+def opsets_of(model: ir.Model) -> dict[str, int]:
+    """Opset version by domain, the standard one by its written name."""
+    return {
+        domain or "ai.onnx": version for domain, version in model.opset_imports.items()
+    }
+
+
+def own_fault(problem: str) -> CheckError:
+    """Error for a check that no model may fail: it is a fault in onnx-opt."""
+    return CheckError(
+        "check", problem, "this is a fault in onnx-opt: please report it with the model"
+    )

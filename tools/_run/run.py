@@ -1,0 +1,59 @@
+"""Resources of one run: the worker that runs models, a folder for files, and the reporter."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from ...runtime.worker import Worker
+from .settings import ProgressBar, RunSettings
+
+
+class Reporter:
+    """Warnings of a run, each once and in order, and its progress bars."""
+
+    def __init__(self, progress_bar: ProgressBar | None = None) -> None:
+        self.warnings: list[str] = []
+        self._progress_bar = progress_bar
+
+    def warn(self, where: str, message: str) -> None:
+        """Add a warning, unless it was given before."""
+        text = f"{where}: {message}"
+        if text not in self.warnings:
+            self.warnings.append(text)
+
+    @contextlib.contextmanager
+    def progress(self, label: str) -> Iterator[None]:
+        """Show a bar of one step while the block runs."""
+        if self._progress_bar is None:
+            yield
+            return
+        with self._progress_bar(label, 1) as advance:
+            yield
+            advance(1)
+
+
+@dataclass(frozen=True)
+class Run:
+    """Settings and resources that every step of a run uses.
+
+    `worker`: child process that runs models. `scratch`: folder that goes with the run.
+    """
+
+    settings: RunSettings
+    worker: Worker
+    scratch: Path
+    reporter: Reporter
+
+
+@contextlib.contextmanager
+def open_run(settings: RunSettings) -> Iterator[Run]:
+    """Provide the resources of a run; leaving ends the worker and removes the folder."""
+    with (
+        Worker() as worker,
+        tempfile.TemporaryDirectory(prefix="onnx-opt-") as scratch,
+    ):
+        yield Run(settings, worker, Path(scratch), Reporter(settings.progress))

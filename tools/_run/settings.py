@@ -1,0 +1,54 @@
+"""Settings of one run: everything that the caller asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import onnx_ir as ir
+
+from ...passes._core.pipeline import Pipeline
+
+Verify = Literal["auto", "always", "never"]
+
+ProgressBar = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
+"""Opens a bar of a label and a number of steps; the context's value advances it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSettings:
+    """Settings of one run, as `tools.optimize.optimize` describes them."""
+
+    model: Path | ir.Model
+    pipeline: Pipeline
+    out: Path | None = None
+    target: str = "cpu"
+    data: Any = None
+    metric: str | None = None
+    eval_data: Any = None
+    seed: int = 0
+    strict: bool = False
+    bench: bool = True
+    verify: Verify = "auto"
+    force: bool = False
+    dry_run: bool = False
+    progress: ProgressBar | None = None
+    threads: int = 0
+    min_sqnr: float | None = None
+    max_drop: float | None = None
+    explain_loss: bool = False
+    resume: Path | None = None
+    teacher: Path | ir.Model | None = None
+
+    @property
+    def source(self) -> Path | None:
+        """File of the original; None where the model was given in memory."""
+        return self.model if isinstance(self.model, Path) else None
+
+    @property
+    def labelled_data(self) -> Any:
+        """Data that the metric is measured on."""
+        return self.data if self.eval_data is None else self.eval_data

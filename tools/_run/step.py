@@ -1,0 +1,257 @@
+"""Steps of a run: apply a pass, verify the model after it, and keep it or go back."""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx_ir as ir
+
+from ... import CheckError, OnnxOptError, UsageError
+from ...frontends.onnx_file import save
+from ...passes._core.contract import Pass
+from ...passes._core.graph import all_nodes
+from ...passes._core.outcome import Effect, PassOutcome
+from ...runtime.compare import Drift
+from .checks import first_line, interface_of, validity_of
+from .context import TrainingContext
+from .drift import (
+    COARSE,
+    FLOAT32,
+    Outputs,
+    Reference,
+    Tolerance,
+    as_figures,
+    inexact,
+)
+from .explain_loss import LossyStage
+from .kernels import is_quantized
+from .load import Original, own_fault
+from .result import Step
+from .run import Run
+
+HALF = frozenset({ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
+
+
+@dataclass(frozen=True)
+class Checked:
+    """The model after the passes so far, as far as it is believed.
+
+    `outputs`: its outputs on the reference's batches; None where nothing is compared. `steps`: one
+    for each pass. `stages`: its lossy changes, where losses are to be explained.
+    """
+
+    model: ir.Model
+    outputs: Outputs | None
+    steps: tuple[Step, ...] = ()
+    stages: tuple[LossyStage, ...] = ()
+
+    @property
+    def applied(self) -> str:
+        """Pipeline text of the passes that were not rolled back."""
+        return ", ".join(step.text for step in self.steps if not step.rolled_back)
+
+
+def check_loaded(verifier: Verifier, model: ir.Model) -> Checked:
+    """Start of the steps: the model as loaded, which must compute what its file does.
+
+    Errors: CheckError where it does not.
+    """
+    reference = verifier.reference
+    if reference is None:
+        return Checked(model, None)
+    outputs = verifier.outputs_of(model)
+    problem = verifier.inexact(model, reference.original, outputs)
+    if problem:
+        raise own_fault(f"the model as loaded computes something else: {problem}")
+    return Checked(model, outputs)
+
+
+def run_step(
+    run: Run,
+    verifier: Verifier,
+    context: TrainingContext,
+    checked: Checked,
+    pass_: Pass,
+) -> Checked:
+    """Apply one pass and verify it; an exact pass that fails is rolled back with a warning.
+
+    Errors: CheckError where a lossy pass fails, or any with `strict`.
+    """
+    model = checked.model
+    before = model.clone()
+    # a pass that starts from another float model than `before` says so
+    context.float_form = None
+    verdict = Verdict()
+    with run.reporter.progress(str(pass_)):
+        start = time.perf_counter()
+        problem, outcome = apply_pass(run, context, model, pass_)
+        seconds = time.perf_counter() - start
+        if problem is None:
+            verdict = verifier.verify(model, pass_.effect, checked.outputs)
+            problem = verdict.problem
+    step = Step(
+        pass_.name,
+        str(pass_),
+        seconds=seconds,
+        stats=dict(outcome.stats),
+        declined=[dataclasses.asdict(declined) for declined in outcome.declined],
+    )
+    if problem is not None:
+        if pass_.effect == "lossy" or run.settings.strict:
+            raise CheckError(
+                str(pass_),
+                problem,
+                "leave this pass out, or exclude the part of the model that it names",
+            )
+        run.reporter.warn(str(pass_), f"rolled back: {problem}")
+        step = dataclasses.replace(step, rolled_back=True)
+        return dataclasses.replace(checked, model=before, steps=(*checked.steps, step))
+    step = dataclasses.replace(
+        step,
+        changed=outcome.changed,
+        drift=None if verdict.drift is None else as_figures(verdict.drift),
+    )
+    stages = checked.stages
+    if run.settings.explain_loss and pass_.effect == "lossy" and outcome.changed:
+        stages = _with_stage(stages, pass_, before, model, context.float_form)
+    return Checked(model, verdict.outputs, (*checked.steps, step), stages)
+
+
+def apply_pass(
+    run: Run, context: TrainingContext, model: ir.Model, pass_: Pass
+) -> tuple[str | None, PassOutcome]:
+    """Run a pass in place; the problem, if any, and its account.
+
+    Errors: UsageError; every failure of a lossy pass, and refusals of any with `strict`.
+    """
+    try:
+        return None, pass_.run(model, context)
+    except UsageError:
+        # options that do not fit the model are the caller's to mend
+        raise
+    except OnnxOptError as error:
+        if pass_.effect == "lossy" or run.settings.strict:
+            raise
+        return f"{error.where}: {error.problem}", PassOutcome()
+    except Exception as error:
+        # passes from outside raise anything; the run can go on without an exact one
+        problem = f"{type(error).__name__}: {first_line(error)}"
+        if pass_.effect == "lossy":
+            raise OnnxOptError(
+                str(pass_),
+                f"failed: {problem}",
+                "run without this pass; --debug shows the traceback to report",
+            ) from error
+        return problem, PassOutcome()
+
+
+def _with_stage(
+    stages: tuple[LossyStage, ...],
+    pass_: Pass,
+    before: ir.Model,
+    model: ir.Model,
+    float_form: ir.Model | None,
+) -> tuple[LossyStage, ...]:
+    """Add what a lossy pass started from and made.
+
+    One that refines quantized layers belongs to the pass before it: losses of a layer are told
+    against its float form alone.
+    """
+    result = model.clone()
+    if stages and float_form is None and is_quantized(before):
+        refined = dataclasses.replace(stages[-1], result=result)
+        return (*stages[:-1], refined)
+    return (*stages, LossyStage(pass_, float_form or before, result))
+
+
+def warn_if_unchanged(run: Run, steps: Sequence[Step]) -> None:
+    """Warn where no pass changed anything, with the commonest reasons."""
+    if any(step.changed for step in steps):
+        return
+    reasons: Counter[str] = Counter()
+    for step in steps:
+        reasons.update(declined["reason"] for declined in step.declined)
+    words = [f"{reason} ({count})" for reason, count in reasons.most_common(3)]
+    run.reporter.warn(
+        "nothing changed", "; ".join(words) or "no pass found anything to do"
+    )
+
+
+# verification
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Verification of a model: a reason not to believe it, its drift, its outputs.
+
+    `drift` and `outputs` are None where nothing is compared.
+    """
+
+    problem: str | None = None
+    drift: Drift | None = None
+    outputs: Outputs | None = None
+
+
+@dataclass(frozen=True)
+class Verifier:
+    """Verification of models against the original; `reference` None: in structure only."""
+
+    scratch: Path
+    original: Original
+    reference: Reference | None
+
+    def verify(
+        self, model: ir.Model, effect: Effect, expected: Outputs | None
+    ) -> Verdict:
+        """Check a model after a pass; `expected`: outputs before it, which an exact one keeps."""
+        problem = self.original.interface.difference(interface_of(model))
+        # the costly check second
+        problem = problem or validity_of(model).worse_than(self.original.validity)
+        if problem or self.reference is None:
+            return Verdict(problem)
+        try:
+            outputs = self.outputs_of(model)
+            drift = self.reference.from_original(outputs)
+        except OnnxOptError as error:
+            return Verdict(f"{error.where}: {error.problem}")
+        if effect != "lossy":
+            assert expected is not None
+            problem = self.inexact(model, expected, outputs)
+        elif drift.nonfinite:
+            problem = f"{drift.nonfinite} output values are no longer finite"
+        return Verdict(problem, drift, outputs)
+
+    def outputs_of(self, model: ir.Model) -> Outputs:
+        """Outputs of a model on the reference's batches. Errors: as `Reference.outputs`."""
+        assert self.reference is not None
+        with tempfile.TemporaryDirectory(dir=self.scratch) as folder:
+            path = Path(folder, "candidate.onnx")
+            save(model, path)
+            return self.reference.outputs(path)
+
+    def inexact(
+        self, model: ir.Model, expected: Outputs, outputs: Outputs
+    ) -> str | None:
+        """Say why a model's outputs are not as expected up to float noise; None if they are."""
+        assert self.reference is not None
+        tolerance = _tolerance(model)
+        problem = inexact(expected, outputs, tolerance)
+        if problem is None:
+            return None
+        # the original's own noise takes another run: measured only where it matters
+        return inexact(expected, outputs, tolerance, self.reference.noise())
+
+
+def _tolerance(model: ir.Model) -> Tolerance:
+    if is_quantized(model):
+        return COARSE
+    for node in all_nodes(model):
+        if any(output.dtype in HALF for output in node.outputs):
+            return COARSE
+    return FLOAT32
