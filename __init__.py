@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .frontends.onnx_file import load
     from .tools.optimize import Result, optimize
 
+# loaded by __getattr__ below: importing this package must not load onnx_ir, which takes seconds
 _LAZY = {
     "load": ".frontends.onnx_file",
     "optimize": ".tools.optimize",
@@ -45,19 +46,19 @@ class OnnxOptError(Exception):
 
 
 class UsageError(OnnxOptError):
-    """The call is wrong: an unknown pass or option, a value out of range."""
+    """A call that is wrong: an unknown pass or option, a value out of range."""
 
     exit_code = 2
 
 
 class RefusedError(OnnxOptError):
-    """The model or the data is not fit for the job."""
+    """A model or data that is not fit for the job."""
 
     exit_code = 3
 
 
 class CheckError(OnnxOptError):
-    """A check or a budget that was asked for is not met."""
+    """A check or a budget that was asked for and is not met."""
 
     exit_code = 4
 

@@ -16,8 +16,9 @@ import onnx_opt
 
 
 class MeanToPool(ir.passes.InPlacePass):
-    """ReduceMean over H and W of an (N, C, H, W) tensor -> GlobalAveragePool, which has an int8
-    kernel.
+    """ReduceMean over H and W of an (N, C, H, W) tensor -> GlobalAveragePool.
+
+    The latter has an int8 kernel in ONNX Runtime.
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
@@ -28,18 +29,18 @@ class MeanToPool(ir.passes.InPlacePass):
 
 
 def is_spatial_mean(node: ir.Node) -> bool:
-    """Whether `node` averages over axes 2 and 3 of a tensor of rank 4, the axes being constant."""
-    if (
-        node.op_type != "ReduceMean"
-        or len(node.inputs) < 2
-        or node.inputs[0] is None
-        or node.inputs[1] is None
-    ):
+    """True if `node` averages over constant axes 2 and 3 of a tensor of rank 4."""
+    # before opset 18 the axes were an attribute; then there is one input only
+    if node.op_type != "ReduceMean" or len(node.inputs) < 2:
         return False
-    image, axes = node.inputs[0], ir.convenience.get_const_tensor(node.inputs[1])
-    if axes is None or image.shape is None or len(image.shape) != 4:
+    image, axes = node.inputs
+    if image is None or axes is None:
         return False
-    return sorted(axis % 4 for axis in axes.numpy().tolist()) == [2, 3]
+    constant = ir.convenience.get_const_tensor(axes)
+    if constant is None or image.shape is None or len(image.shape) != 4:
+        return False
+    # negative axes count from the end
+    return sorted(axis % 4 for axis in constant.numpy().tolist()) == [2, 3]
 
 
 def replace_by_pool(graph: ir.Graph, node: ir.Node) -> None:
@@ -48,8 +49,12 @@ def replace_by_pool(graph: ir.Graph, node: ir.Node) -> None:
     new = [pool]
     if not node.attributes.get_int("keepdims", 1):
         new.append(ir.node("Flatten", [pool.outputs[0]], attributes={"axis": 1}))
-    old, value = node.outputs[0], new[-1].outputs[0]
-    value.name, value.type, value.shape = old.name, old.type, old.shape
+    old = node.outputs[0]
+    value = new[-1].outputs[0]
+    # under the same name: it may be an output of the graph
+    value.name = old.name
+    value.type = old.type
+    value.shape = old.shape
     ir.convenience.replace_nodes_and_values(graph, node, [node], new, [old], [value])
 
 

@@ -16,7 +16,9 @@ import importlib.util, sys
 from pathlib import Path
 
 root = Path({root!r})
-spec = importlib.util.spec_from_file_location("onnx_opt", root / "__init__.py", submodule_search_locations=[str(root)])
+spec = importlib.util.spec_from_file_location(
+    "onnx_opt", root / "__init__.py", submodule_search_locations=[str(root)]
+)
 sys.modules["onnx_opt"] = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(sys.modules["onnx_opt"])
 
@@ -88,7 +90,9 @@ def test_the_example_is_found_without_registration(example):
     done = run(
         example,
         "-c",
-        "import conftest; from onnx_opt.passes._core.registry import pass_names; print(pass_names())",
+        "import conftest\n"
+        "from onnx_opt.passes._core.registry import pass_names\n"
+        "print(pass_names())",
     )
     assert done.returncode == 0, done.stderr
     assert "'keep-bits'" in done.stdout

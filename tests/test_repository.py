@@ -17,7 +17,8 @@ ROOT = Path(__file__).resolve().parents[1]
 DEMO = ROOT / "tools" / "demo"
 BUILT = {"build", "dist", "__pycache__"}
 MACHINE_PATH = re.compile(
-    r"(?<![\w./~-])/(?:home|Users|root|workspace|work|mnt|tmp|opt|srv)/[\w.-]+|[A-Z]:\\Users\\|\.pyen[v]|site-package[s]/"
+    r"(?<![\w./~-])/(?:home|Users|root|workspace|work|mnt|tmp|opt|srv)/[\w.-]+"
+    r"|[A-Z]:\\Users\\|\.pyen[v]|site-package[s]/"
 )
 
 

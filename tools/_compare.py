@@ -101,6 +101,7 @@ def quantization(
         reference,
     )
     warning = None
+    # what the file was made for decides what helps; foreign files do not say
     if kernels is not None and kernels.disagree:
         target = provenance(side.model).get("target")
         advice = remedy(side.model, machine, target)
@@ -200,6 +201,7 @@ class Closeness:
         # texts have no tolerance
         if reference.dtype.kind in "OUS":
             return int(np.count_nonzero(reference != got))
+        # in double: the tolerance must not round in the type of the outputs
         close = np.isclose(
             got.astype(np.float64),
             reference.astype(np.float64),

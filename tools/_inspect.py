@@ -100,6 +100,7 @@ def integers(model: ir.Model, large: bool) -> dict[str, Any]:
     """
     if not is_quantized(model):
         return {"saturation": None, "hardware": None}
+    # a kernel tells what the flags of a CPU do not: they may be masked
     with Worker() as worker:
         machine = hardware(worker)
     return {
@@ -185,6 +186,7 @@ def trial(kind: type[Pass], model: ir.Model) -> dict[str, Any]:
         "error": None,
     }
     try:
+        # a clone: every pass starts from the model as it is
         outcome = kind().run(model.clone(), NullContext())
     except OnnxOptError as error:
         found["error"] = f"{error.where}: {error.problem}"

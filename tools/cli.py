@@ -43,7 +43,7 @@ OWN_FLAGS = ("--help", "-h", "--version")
 GC_THRESHOLDS = (100_000, 50, 100)
 """Allocations, and collections of each younger generation, before a collection.
 
-Chosen by hand, far above CPython's (700, 10, 10); the gain was measured, not their exact size.
+Far above CPython's own. Chosen by hand: the gain was measured, not the best values.
 """
 
 HELP = """LLVM's opt, for ONNX: make a trained model smaller and faster, and check the result.
@@ -179,6 +179,7 @@ def _click_words(error: click.ClickException) -> tuple[str, str, str]:
     command = context.command_path if context else "onnx-opt"
     help_text = f"see {command} --help"
     if isinstance(error, click.NoSuchOption):
+        # click has looked for the nearest names
         near = error.possibilities
         fix = f"did you mean '{near[0]}'?" if near else help_text
         return error.option_name, "no such option", fix
@@ -197,6 +198,7 @@ def _click_words(error: click.ClickException) -> tuple[str, str, str]:
 
 def _refuse_mistyped_command(word: str) -> None:
     """Errors: UsageError for a word that is no file and looks like a command."""
+    # a mistyped command would else be told as a model that is missing
     near = difflib.get_close_matches(word, COMMANDS, 1)
     if near and not word.startswith("-") and not Path(word).exists():
         raise click.UsageError(

@@ -93,6 +93,7 @@ def _escaped_character(character: str) -> str:
 
 def markup_safe(text: str) -> str:
     """`escaped` text that rich prints as it stands."""
+    # rich is loaded where it is needed: --help must answer at once
     from rich.markup import escape
 
     return escape(escaped(text))

@@ -202,11 +202,13 @@ def decibels(value: float | None) -> str:
     """One decimal; `exact` where there is no difference at all."""
     if value is None:
         return "?"
+    # infinite: there is no noise
     return "exact" if value == math.inf else f"{value:.1f}"
 
 
 def ratio(before: float | None, after: float | None) -> str:
     """after/before with three decimals; blank where unknown."""
+    # nothing before, such as 0 MACs, has no ratio
     if not before or after is None:
         return ""
     return f"{after / before:.3f}"
@@ -242,6 +244,7 @@ def pass_detail(item: Mapping[str, Any]) -> list[RenderableType]:
         f"[bold]{markup_safe(item['pass'])}[/bold] ({item['effect']})",
         "",
     ]
+    # line by line: rich would fold the sections into one paragraph otherwise
     parts.extend(markup_safe(line) for line in item["description"].splitlines())
     if not item["options"]:
         return [*parts, "", "No options."]

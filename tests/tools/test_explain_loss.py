@@ -166,9 +166,8 @@ def test_the_layer_with_outliers_in_its_weights_is_the_worst(write):
 
 def test_the_layer_with_outliers_in_its_input_is_the_worst(write):
     k1 = normal(8, 3, 3, 3)
-    k1[0] *= (
-        1000  # one channel of what `two` reads is a thousand times larger, and its weights there are zero
-    )
+    # one channel of what `two` reads is a thousand times larger, and its weights there are zero
+    k1[0] *= 1000
     k2 = normal(4, 8, 3, 3)
     k2[:, 0] = 0
     model = write(CONVS, k1=k1, b1=normal(8), k2=k2, k3=normal(4, 4, 3, 3))

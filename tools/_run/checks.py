@@ -85,6 +85,7 @@ class Interface:
 def _ports_differ(
     kind: str, mine: tuple[Port, ...], theirs: tuple[Port, ...]
 ) -> str | None:
+    # matched by position, as callers may do: one more or less would misname all behind it
     if len(mine) != len(theirs):
         return f"{len(mine)} {kind}s became {len(theirs)}"
     for before, after in zip(mine, theirs, strict=True):
@@ -149,7 +150,7 @@ def validity_of(model: ir.Model) -> Validity:
     try:
         proto = ir.to_proto(stripped(model))
     except CHECK_ERRORS as error:
-        # what cannot be serialized passes neither check
+        # a graph that cannot be serialized passes neither check
         problem = first_line(error)
         return Validity(problem, problem)
     return Validity(_complaint(proto, full=False), _complaint(proto, full=True))
@@ -166,11 +167,12 @@ def stripped(model: ir.Model) -> ir.Model:
     main = clone.graph
     defaults = {id(value) for value in main.inputs}
     for index, graph in enumerate(list(clone.graphs())):
-        for name, value in list(graph.initializers.items()):
+        big = [value for value in graph.initializers.values() if _is_big(value)]
+        for value in big:
             # a default is an input already, and an output must stay a value of its graph
-            kept = id(value) in defaults or value.is_graph_output()
-            if kept or not _is_big(value):
+            if id(value) in defaults or value.is_graph_output():
                 continue
+            name = value.name or ""
             del graph.initializers[name]
             if graph is not main:
                 # names of subgraphs may hide those of the main graph

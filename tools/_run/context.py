@@ -61,6 +61,7 @@ def context_of(
 
 def _teacher(given: Path | ir.Model | None, model: ir.Model) -> ir.Model:
     """The model that training learns from: the one that was named, or the original."""
+    # a clone: passes go on to change the model
     if given is None:
         return model.clone()
     teacher = load(given) if isinstance(given, Path) else given.clone()
@@ -98,8 +99,10 @@ class TrainingContext(RunContext):
                 "no calibration data",
                 "pass --data (command line) or data= (Python)",
             )
+        # here, not above: torch takes seconds to load, and may not be installed
         from ...frontends.gradients import loss_gradients
 
+        # a generator: the data is never held whole
         batches = ((batch.feeds, batch.labels) for batch in self.feeds)
         found = loss_gradients(model, batches, weights, samples)
         return {name: Gradient(mean, square) for name, (mean, square) in found.items()}
@@ -128,6 +131,7 @@ class TrainingContext(RunContext):
             result = train(model, self._teacher, batches, Recipe.of(recipe), setting)
         for warning in result.warnings:
             self.warn("finetune", warning)
+        # a reason is given where no state was better than the start
         outcome = PassOutcome(result.weights, result.stats)
         if result.reason:
             where = model.graph.name or "graph"
@@ -199,6 +203,7 @@ def float_constants(model: ir.Model) -> Floats:
     tensors = {
         name: value.const_value for name, value in model.graph.initializers.items()
     }
+    # some exporters keep weights in Constant nodes
     for node in model.graph:
         if is_standard(node, "Constant") and "value" in node.attributes:
             name = node.outputs[0].name or ""

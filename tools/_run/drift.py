@@ -90,6 +90,7 @@ class Reference:
                 unoptimized = self.outputs(self.path, optimize=False)
                 self._noise = meter(self.original, unoptimized).per_output()
             except OnnxOptError:
+                # some models run only after ONNX Runtime has optimized them
                 self._noise = {}
         return self._noise
 
@@ -133,6 +134,7 @@ def inexact(
         return f"{error.where}: {error.problem}"
     for name, drift in drifts.items():
         magnitudes = [_magnitude(batch[name]) for batch in reference]
+        # outputs smaller than 1 are judged by absolute error
         allowed = tolerance.max_abs * max(1.0, *magnitudes)
         least_sqnr = tolerance.sqnr_db
         own = noise.get(name) if noise else None

@@ -31,10 +31,12 @@ def optimize_model(settings: RunSettings) -> Result:
         context = context_of(run, original, inputs, model)
         verifier = Verifier(run.scratch, original, inputs.reference)
         checked = check_loaded(verifier, model)
+        # each pass starts from what is left of the one before: a model that was verified
         for pass_ in settings.pipeline.passes:
             checked = run_step(run, verifier, context, checked, pass_)
         warn_if_unchanged(run, checked.steps)
         written = finish(run, original, inputs, verifier, context, checked)
+        # after the file is written: its figures do not depend on the explanation
         losses = _explained(run, inputs, checked)
         _warn_of_data(run, inputs)
         return _result(run, original, inputs, checked, written, losses)
@@ -71,6 +73,7 @@ def _result(
 ) -> Result:
     before = original.figures
     after = written.figures
+    # both were timed in turns, once the result was there
     if written.latency_ms is not None:
         before_ms, after_ms = written.latency_ms
         before = dataclasses.replace(before, latency_ms=before_ms)

@@ -79,6 +79,7 @@ def gather_inputs(run: Run, original: Original, model: ir.Model) -> Verification
     if settings.metric is not None:
         labelled = open_feeds(settings.labelled_data, infos)
     target = target_named(settings.target)
+    # a worker would only be started for this
     runs_models = original.is_run or settings.metric is not None
     machine = hardware(run.worker if runs_models else None, provider)
     inputs = VerificationInputs(
@@ -160,6 +161,7 @@ def _with_reference(
 def _run_original(
     run: Run, inputs: VerificationInputs, session: Session
 ) -> VerificationInputs:
+    # all of it, as the user gave it: some is held out below
     data = inputs.labelled if inputs.calibration is None else inputs.calibration
     choice = _verification_data(run.settings, inputs)
     if choice is not None:

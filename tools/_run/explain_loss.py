@@ -58,6 +58,7 @@ class Loss:
     @property
     def own_db(self) -> float:
         """Both local noises together: the gain if this layer stayed float."""
+        # the two are independent: their powers add
         noise = 0.0
         for sqnr_db in (self.weight_sqnr_db, self.activation_sqnr_db):
             if sqnr_db is not None:
@@ -129,6 +130,7 @@ def _powers(
         # optimizations would make integer kernels of the noise that was added to the reference
         first = open_session(worker, reference_path, optimize=False)
         second = open_session(worker, result_path)
+        # one row at first, then as many as keep the outputs of all layers within its bound
         limit = RowLimit()
         feeds = Feeds(
             lambda: [Batch(dict(batch)) for batch in batches], first.inputs, "data"
@@ -168,6 +170,7 @@ def decibels(signal: float, noise: float) -> float | None:
     """10 log10(signal / noise); inf without noise, None where one of them is unknown."""
     if math.isnan(noise) or math.isnan(signal):
         return None
+    # equal, even where the signal is nothing
     if noise == 0:
         return math.inf
     return 10 * math.log10(signal / noise) if signal > 0 else -math.inf
@@ -176,11 +179,10 @@ def decibels(signal: float, noise: float) -> float | None:
 def _with_outputs(model: ir.Model, names: set[str]) -> ir.Model:
     """A copy of the model whose outputs are the named values."""
     copy = model.clone()
-    copy.graph.outputs.clear()
+    outputs = copy.graph.outputs
+    outputs.clear()
     for node in copy.graph:
-        for value in node.outputs:
-            if value.name in names:
-                copy.graph.outputs.append(value)
+        outputs.extend(value for value in node.outputs if value.name in names)
     return copy
 
 
@@ -196,15 +198,18 @@ def next_pipeline(
     """
     for loss in losses:
         for index, pass_ in enumerate(pipeline.passes):
-            if pass_.name != loss["pass"] or not hasattr(pass_, "exclude"):
-                continue
-            # exclude takes patterns, and names may hold [ or *
-            exclude = (*pass_.exclude, glob.escape(loss["layer"]))
-            changed: Any = dataclasses.replace(pass_, exclude=exclude)  # type: ignore[call-arg]
-            before = pipeline.passes[:index]
-            behind = pipeline.passes[index + 1 :]
-            return Pipeline((*before, changed, *behind))
+            if pass_.name == loss["pass"] and hasattr(pass_, "exclude"):
+                passes = list(pipeline.passes)
+                passes[index] = _without(pass_, loss["layer"])
+                return Pipeline(tuple(passes))
     return None
+
+
+def _without(pass_: Any, layer: str) -> Any:
+    """The same pass with one more layer excluded."""
+    # exclude takes patterns, and names may hold [ or *
+    exclude = (*pass_.exclude, glob.escape(layer))
+    return dataclasses.replace(pass_, exclude=exclude)
 
 
 def next_command(

@@ -40,8 +40,13 @@ def figures_of(model: ir.Model, path: Path | None, count_nonzero: bool) -> Figur
     `bytes` counts the file at `path`, which holds `model`, and its external data.
     """
     stats = model_stats(model, count_nonzero)
-    size = None if path is None else bytes_on_disk(path, model)
-    return Figures(size, stats.params, stats.nonzero, stats.nodes, stats.macs)
+    return Figures(
+        bytes=None if path is None else bytes_on_disk(path, model),
+        params=stats.params,
+        nonzero=stats.nonzero,
+        nodes=stats.nodes,
+        macs=stats.macs,
+    )
 
 
 def bytes_on_disk(path: Path, model: ir.Model) -> int:
@@ -78,27 +83,34 @@ def input_infos(model: ir.Model) -> list[TensorInfo]:
 def _info(value: ir.Value) -> TensorInfo:
     name = value.name or ""
     shape = dims_of(value) or ()
+    return TensorInfo(name, _session_type(value), shape)
+
+
+def _session_type(value: ir.Value) -> str:
+    # sequences, maps and optional values
     if not isinstance(value.type, ir.TensorType) or value.dtype is None:
-        return TensorInfo(name, f"({value.type})", shape)
+        return f"({value.type})"
     # numpy, and so a session, knows texts as objects
-    is_text = value.dtype == ir.DataType.STRING
-    dtype = "object" if is_text else value.dtype.numpy().name
-    return TensorInfo(name, dtype, shape)
+    if value.dtype == ir.DataType.STRING:
+        return "object"
+    return value.dtype.numpy().name
 
 
 def _tensors(model: ir.Model) -> list[Any]:
     """Every tensor once: initializers, and tensors that nodes hold as attributes."""
-    held: dict[int, Any] = {}
-    for value in initializers(model):
-        held[id(value.const_value)] = value.const_value
+    tensors: list[Any] = [value.const_value for value in initializers(model)]
     for node in all_nodes(model):
-        for tensor in tensor_attributes(node):
-            held[id(tensor)] = tensor
-    return list(held.values())
+        tensors.extend(tensor_attributes(node))
+    # by identity: initializers of several subgraphs may share one tensor
+    once = {id(tensor): tensor for tensor in tensors}
+    return list(once.values())
 
 
 def tensor_attributes(node: ir.Node) -> Iterator[Any]:
     """Tensors that a node holds as attributes."""
     for attribute in node.attributes.values():
-        if attribute.type == ir.AttributeType.TENSOR and not attribute.is_ref():
+        # in a function's body an attribute may stand for one of the call
+        if attribute.is_ref():
+            continue
+        if attribute.type == ir.AttributeType.TENSOR:
             yield attribute.value

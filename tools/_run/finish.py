@@ -71,6 +71,7 @@ def finish(
     # before shapes are forgotten: counting needs them
     macs = model_macs(checked.model)
     model = _with_least_versions(run, verifier, context, checked)
+    # the passes inferred them; a file without stays as small as it came
     if not original.has_shapes:
         forget_shapes(model)
     requires = requirements_of(model)
@@ -98,6 +99,7 @@ def finish(
         path = run.scratch / "output.onnx"
         save(model, path)
         judge(path)
+        # the model in memory: the file goes with the run
         return dataclasses.replace(judged[0], model=model)
     # judged under a temporary name: the file takes its own only if nothing is raised
     files = save(model, out, check=judge)
@@ -135,6 +137,7 @@ def _judge(
     requires: Requirements,
 ) -> Written:
     """Check and measure the file that is about to be the result. Errors: CheckError if it fails."""
+    # read back: faults of writing show only here
     model = load(path)
     problem = original.interface.difference(interface_of(model))
     if problem:
@@ -223,6 +226,7 @@ def _warn_if_kernels_disagree(
 def with_final_drift(steps: Sequence[Step], drift: Drift | None) -> list[Step]:
     """Steps, the last measured one with the drift of the written file."""
     final = list(steps)
+    # the step was measured before versions were lowered and the file was written
     if drift is None:
         return final
     for index in reversed(range(len(final))):

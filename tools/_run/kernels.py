@@ -92,6 +92,7 @@ def remedy(model: ir.Model, hardware: Hardware, target: str | None) -> str:
         if target in TARGETS and TARGETS[target].cpus:
             return "--target cpu makes weights that saturate on no CPU"
         return "--passes requantize mends weights that saturate"
+    # MatMulNBits and blocked DequantizeLinear: their kernels quantize the other side
     if any("block_size" in node.attributes for node in all_nodes(model)):
         return (
             "what blocked weights multiply is rounded to 8 bits on every CPU, "
@@ -117,6 +118,7 @@ def compare_kernels(
     count = 0
     while count < len(batches) and not enough_samples(batches[:count]):
         count += 1
+    # the second way, where there is one, for files that the first does not load
     for options in _session_options(model, hardware):
         try:
             session = open_session(path, **options)

@@ -46,11 +46,12 @@ class Original:
 def load_original(run: Run) -> tuple[Original, ir.Model]:
     """Load the original; its facts, and the normalized model that the passes work on.
 
-    Errors: UsageError for the target, RefusedError for the model, for an output path that may not
-    be written, and for checks that are asked of a model that is not run.
+    Errors: UsageError for the target and the output path, RefusedError for the model, and for
+    checks that are asked of a model that is not run.
     """
     settings = run.settings
     target_named(settings.target)
+    # before anything costly: the file could not be written in the end
     if settings.out is not None:
         check_output(settings.out, settings.source, settings.force)
     model = _model_of(settings)
@@ -103,6 +104,7 @@ def _refuse_or_warn_unrun(run: Run) -> None:
     reason = "its weights are above 1 GiB"
     if settings.verify == "never":
         reason = "--verify never"
+    # what cannot be kept is refused, not warned of
     checks = {
         "--strict": settings.strict,
         "--min-sqnr": settings.min_sqnr is not None,

@@ -48,6 +48,7 @@ def instrumented(reference: ir.Model, result: ir.Model) -> tuple[ir.Model, list[
     twins = _Twins(result)
     outputs: list[ir.Value] = []
     probes = []
+    # a list: probes are appended to the graph that is walked
     for node in list(copy.graph):
         if node.op_type not in WEIGHTED_OPS:
             continue
@@ -118,6 +119,7 @@ class _Twins:
 
     def changes(self, node: ir.Node) -> Changes:
         """Changes of one layer of the reference."""
+        # most passes keep the node's name; where they fuse or rewrite it, its output keeps one
         maker = self.by_output.get(node.outputs[0].name)
         twin = self.by_name.get(node.name) if node.name else None
         twin = twin or maker
@@ -279,6 +281,7 @@ class _Builder:
 
     def error(self, node: ir.Node, replaced: Mapping[int, ir.Value]) -> ir.Value:
         """Power of what changes in the node's first output when these inputs are replaced."""
+        # the same node again beside the first, on the same values but for those replaced
         inputs = [replaced.get(index, value) for index, value in enumerate(node.inputs)]
         other = self.add(
             node.op_type, inputs, dict(node.attributes), node.domain, len(node.outputs)
@@ -313,6 +316,7 @@ class _Builder:
 
     def through_dynamic(self, source: ir.Value) -> ir.Value:
         """The value quantized with its own range, and back."""
+        # its three outputs, codes, scale and zero point, are the inputs of the way back
         codes = self.add("DynamicQuantizeLinear", [source], outputs=3)
         node = codes.producer()
         assert node is not None
@@ -320,6 +324,7 @@ class _Builder:
 
     def transplanted(self, value: ir.Value) -> ir.Value:
         """A constant of another model, with the nodes that compute it; tensors are shared."""
+        # layers may share a weight, and both nodes of a pair their scale
         moved = self._moved.get(value)
         if moved is not None:
             return moved

@@ -48,6 +48,7 @@ def measure_metric(
         finally:
             session.close()
 
+    # one after the other: only one of them is in memory
     first = score_of(before)
     second = score_of(after)
     drop = first - second if metric.higher_is_better else second - first
@@ -92,6 +93,7 @@ def measure_latency(
     except RefusedError as error:
         run.reporter.warn("bench", f"latency was not measured: {error.problem}")
         return None
+    # by its fastest run, too: a median alone moves with whatever else the machine does
     is_slower = second.ratio_to_first > SLOWER
     if is_slower and second.min_ms > SLOWER * first.min_ms:
         where = ""

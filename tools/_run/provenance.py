@@ -41,10 +41,19 @@ def stamp(
     # an earlier record may have keys that this one lacks
     for key in provenance(model):
         del model.metadata_props[PREFIX + key]
-    values = (__version__, passes, input_sha256, str(seed), target, cpu, min_runtime)
-    for key, value in zip(RECORD, values, strict=True):
-        if value is not None:
-            model.metadata_props[PREFIX + key] = value
+    record = {
+        "version": __version__,
+        "passes": passes,
+        "input_sha256": input_sha256,
+        "seed": str(seed),
+        "target": target,
+        "cpu": cpu,
+        "min_runtime": min_runtime,
+    }
+    for key in RECORD:
+        text = record[key]
+        if text is not None:
+            model.metadata_props[PREFIX + key] = text
 
 
 def stamp_source(model: ir.Model, key: str, value: str) -> None:

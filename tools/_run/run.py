@@ -22,6 +22,7 @@ class Reporter:
     def warn(self, where: str, message: str) -> None:
         """Add a warning, unless it was given before."""
         text = f"{where}: {message}"
+        # passes that run several times say the same again
         if text not in self.warnings:
             self.warnings.append(text)
 
@@ -52,6 +53,7 @@ class Run:
 @contextlib.contextmanager
 def open_run(settings: RunSettings) -> Iterator[Run]:
     """Provide the resources of a run; leaving ends the worker and removes the folder."""
+    # no process is started before the first model is run
     with (
         Worker() as worker,
         tempfile.TemporaryDirectory(prefix="onnx-opt-") as scratch,

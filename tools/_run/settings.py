@@ -18,6 +18,7 @@ ProgressBar = Callable[[str, int], AbstractContextManager[Callable[[int], None]]
 """Opens a bar of a label and a number of steps; the context's value advances it."""
 
 
+# by keyword only: neighbours of one type could be swapped unseen
 @dataclass(frozen=True, kw_only=True)
 class RunSettings:
     """Settings of one run, as `tools.optimize.optimize` describes them."""
@@ -46,9 +47,14 @@ class RunSettings:
     @property
     def source(self) -> Path | None:
         """File of the original; None where the model was given in memory."""
-        return self.model if isinstance(self.model, Path) else None
+        if isinstance(self.model, Path):
+            return self.model
+        return None
 
     @property
     def labelled_data(self) -> Any:
         """Data that the metric is measured on."""
-        return self.data if self.eval_data is None else self.eval_data
+        # without data of their own the labels are among the data to calibrate on
+        if self.eval_data is not None:
+            return self.eval_data
+        return self.data

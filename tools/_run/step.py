@@ -65,6 +65,7 @@ def check_loaded(verifier: Verifier, model: ir.Model) -> Checked:
     reference = verifier.reference
     if reference is None:
         return Checked(model, None)
+    # normalizing has changed the graph: it is held to the standard of an exact pass
     outputs = verifier.outputs_of(model)
     problem = verifier.inexact(model, reference.original, outputs)
     if problem:
@@ -84,17 +85,19 @@ def run_step(
     Errors: CheckError where a lossy pass fails, or any with `strict`.
     """
     model = checked.model
+    # tensors are shared: a clone costs the graph, not the weights
     before = model.clone()
     # a pass that starts from another float model than `before` says so
     context.float_form = None
-    verdict = Verdict()
+    verification = Verification()
     with run.reporter.progress(str(pass_)):
         start = time.perf_counter()
         problem, outcome = apply_pass(run, context, model, pass_)
+        # the time of the pass alone: verifying may take longer
         seconds = time.perf_counter() - start
         if problem is None:
-            verdict = verifier.verify(model, pass_.effect, checked.outputs)
-            problem = verdict.problem
+            verification = verifier.verify(model, pass_.effect, checked.outputs)
+            problem = verification.problem
     step = Step(
         pass_.name,
         str(pass_),
@@ -115,12 +118,12 @@ def run_step(
     step = dataclasses.replace(
         step,
         changed=outcome.changed,
-        drift=None if verdict.drift is None else as_figures(verdict.drift),
+        drift=None if verification.drift is None else as_figures(verification.drift),
     )
     stages = checked.stages
     if run.settings.explain_loss and pass_.effect == "lossy" and outcome.changed:
         stages = _with_stage(stages, pass_, before, model, context.float_form)
-    return Checked(model, verdict.outputs, (*checked.steps, step), stages)
+    return Checked(model, verification.outputs, (*checked.steps, step), stages)
 
 
 def apply_pass(
@@ -187,7 +190,7 @@ def warn_if_unchanged(run: Run, steps: Sequence[Step]) -> None:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Verification:
     """Verification of a model: a reason not to believe it, its drift, its outputs.
 
     `drift` and `outputs` are None where nothing is compared.
@@ -208,28 +211,29 @@ class Verifier:
 
     def verify(
         self, model: ir.Model, effect: Effect, expected: Outputs | None
-    ) -> Verdict:
+    ) -> Verification:
         """Check a model after a pass; `expected`: outputs before it, which an exact one keeps."""
         problem = self.original.interface.difference(interface_of(model))
         # the costly check second
         problem = problem or validity_of(model).worse_than(self.original.validity)
         if problem or self.reference is None:
-            return Verdict(problem)
+            return Verification(problem)
         try:
             outputs = self.outputs_of(model)
             drift = self.reference.from_original(outputs)
         except OnnxOptError as error:
-            return Verdict(f"{error.where}: {error.problem}")
+            return Verification(f"{error.where}: {error.problem}")
         if effect != "lossy":
             assert expected is not None
             problem = self.inexact(model, expected, outputs)
         elif drift.nonfinite:
             problem = f"{drift.nonfinite} output values are no longer finite"
-        return Verdict(problem, drift, outputs)
+        return Verification(problem, drift, outputs)
 
     def outputs_of(self, model: ir.Model) -> Outputs:
         """Outputs of a model on the reference's batches. Errors: as `Reference.outputs`."""
         assert self.reference is not None
+        # gone before the next: only one candidate takes room on the disk
         with tempfile.TemporaryDirectory(dir=self.scratch) as folder:
             path = Path(folder, "candidate.onnx")
             save(model, path)
@@ -249,6 +253,7 @@ class Verifier:
 
 
 def _tolerance(model: ir.Model) -> Tolerance:
+    # judged by the model as it is now: an exact pass may follow quant
     if is_quantized(model):
         return COARSE
     for node in all_nodes(model):

@@ -89,6 +89,7 @@ def measure(
         sessions = [
             open_session(worker, path, provider, threads=threads) for path in paths
         ]
+        # one set a model: their inputs may have other names
         feeds = [first_batches(feeds_for(session, data, seed)) for session in sessions]
         latencies = interleaved(sessions, feeds, seconds=seconds)
         machine = hardware(worker, provider)

@@ -96,6 +96,7 @@ def command(
 
     passes = as_pass(recipe)
     model: Any = student
+    # in memory, since the student's own file must stay as it is
     if init:
         model = initialized(student, options["seed"])
     result = optimize(

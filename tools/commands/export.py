@@ -113,6 +113,7 @@ def command(
         raise UsageError(
             "export", found, "give one: file.py:callable, a .pt2, a folder, or --onto"
         )
+    # refuses the graph itself as the output; --force does not help there
     check_output(out, None if onto is None else onto)
     if out.exists() and not force:
         raise UsageError(
@@ -135,6 +136,7 @@ def _export(
     exported, files, state_warnings = export(request)
     facts = _facts(exported, out, files)
     facts["warnings"] = [*state_warnings, *exported.warnings]
+    # on stderr: with --json too, where they are also among the facts
     for warning in facts["warnings"]:
         say(f"warning: {warning}")
     if as_json:

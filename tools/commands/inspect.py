@@ -31,6 +31,7 @@ def command(model: Path, top: int, groups: bool, as_json: bool, verbosity: int) 
     Interface, ops, parameters, sparsity, MACs, where the weights live, the largest of them, and its
     origin.
     """
+    # another question: it takes none of the facts below
     if groups:
         _show_groups(model, as_json, verbosity)
         return

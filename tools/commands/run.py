@@ -122,6 +122,7 @@ def command(
     **options: Any,
 ) -> None:
     """Optimize MODEL: run passes, check each, measure before and after, write the result."""
+    # here, not above: onnx_ir takes seconds to load, and --help needs none of it
     from ..optimize import DEFAULT_PASSES, default_output, optimize
 
     # with --json as with -q: bars would only be in the way

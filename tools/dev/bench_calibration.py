@@ -1,7 +1,7 @@
-"""Calibration against onnxruntime's calibrators: time and peak memory on the same tensors and
-samples.
+"""Calibration against onnxruntime's calibrators: time and peak memory on the same samples.
 
-    python tools/dev/bench_calibration.py [--only MODEL,…] [--samples N] [--growth 128,2000] [--repeat 3] [--json F]
+    python tools/dev/bench_calibration.py [--only MODEL,…] [--samples N] [--growth 128,2000]
+                                          [--repeat 3] [--json F]
 
 Prints two tables. Ranges by entropy and percentile, ours against onnxruntime's: seconds from the
 model file to the ranges (imports excluded) and peak memory, every figure from a fresh process, the

@@ -1,7 +1,8 @@
 """The table of `prune-channels` on real models: the metric without any training, size, and real
 latency.
 
-    python tools/dev/bench_channels.py [--only cifar10_resnet56,...] [--passes "prune-channels(ratio=0.4)"]
+    python tools/dev/bench_channels.py [--only cifar10_resnet56,...]
+                                       [--passes "prune-channels(ratio=0.4)"]
 
 Each pipeline runs twice, with recovery and without. Latencies are taken in turns in one process;
 `speed` is how many times faster than the whole model, with 1 and 2 threads at batch 1 and 16. Needs
@@ -165,7 +166,7 @@ def speeds(path: Path, pruned: Path, case: Case, seconds: float) -> dict[str, fl
 
 
 def meets(row: Row, case: Case) -> bool | None:
-    """Whether the row reaches every bar that the case sets, the speed's on one thread; None where
+    """True if the row reaches every bar that the case sets, the speed's on one thread; None where
     it sets none.
     """
     bars = (

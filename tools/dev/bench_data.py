@@ -20,7 +20,7 @@ Feeds = dict[str, Any]
 
 
 def data_folder() -> Path:
-    """Where the shared models and data are: ONNX_OPT_DATA, or shared/data beside the repository."""
+    """Folder of the shared models and data: ONNX_OPT_DATA, or shared/data beside the repository."""
     return Path(os.environ.get("ONNX_OPT_DATA", ROOT.parent / "shared" / "data"))
 
 

@@ -1,7 +1,8 @@
 """The table of `finetune` and `distill` on real models: accuracy by ONNX Runtime on the written
 file, before and after.
 
-    python tools/dev/bench_finetune.py [--only prune80,ternary,…] [--budget TEXT] [--threads 2] [--json FILE]
+    python tools/dev/bench_finetune.py [--only prune80,ternary,…] [--budget TEXT] [--threads 2]
+                                       [--json FILE]
 
 Images: learns from 10,000 training images of CIFAR-10 without their labels, measures top-1 on 5,000
 of the test set. Sentences: learns from every other batch of STS-B's dev pairs, measures Spearman's
@@ -30,7 +31,7 @@ HERE = Path(__file__).resolve().parent
 
 @dataclass(frozen=True)
 class Data:
-    """What to learn from and to measure on: callables of a file, and a metric."""
+    """Data to learn from and to measure on: callables of a file, and a metric."""
 
     train: str
     evaluation: str

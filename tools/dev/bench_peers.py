@@ -1,9 +1,10 @@
-"""This project and its peers on the four shared models: the same calibration data, one run, one
-table a model.
+"""This project and its peers on the four shared models: one run, one table a model.
 
-    python tools/dev/bench_peers.py --install ort,nncf,inc,onnxsim,quark,modelopt,aimet   # once, from PyPI
+    # once, from PyPI
+    python tools/dev/bench_peers.py --install ort,nncf,inc,onnxsim,quark,modelopt,aimet
     python tools/dev/bench_peers.py [--only cifar10_resnet20,…] [--peers ort,nncf] [--passes TEXT]…
-                                    [--samples 500] [--seconds 6] [--timeout 120] [--envs DIR] [--json FILE]
+                                    [--samples 500] [--seconds 6] [--timeout 120] [--envs DIR]
+                                    [--json FILE]
 
 Every peer runs as a child process in its own environment (--envs) under a time limit; one that is
 not installed or fails has a row with the reason. All results are then measured in one process in
@@ -23,7 +24,6 @@ import argparse
 import json
 import os
 import tempfile
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import islice
@@ -203,8 +203,10 @@ def opened(worker: Worker, rows: list[Row], threads: int) -> list[tuple[Row, Ses
         except OnnxOptError as error:
             row.note = f"does not load: {error.problem}"
             continue
-        if found and len(session.outputs) != len(found[0][1].outputs):
-            row.note = f"not the model's interface: {len(session.outputs)} outputs, not {len(found[0][1].outputs)}"
+        count = len(session.outputs)
+        expected = len(found[0][1].outputs) if found else count
+        if count != expected:
+            row.note = f"not the model's interface: {count} outputs, not {expected}"
             session.close()
         else:
             found.append((row, session))
@@ -213,9 +215,12 @@ def opened(worker: Worker, rows: list[Row], threads: int) -> list[tuple[Row, Ses
 
 def kernels(session: Session) -> str:
     """Integer kernels / all kernels that multiply."""
-    counts = Counter(node.op for node in session.optimized_nodes())
-    integer = sum(n for name, n in counts.items() if name.rsplit(".", 1)[-1] in INTEGER)
-    return f"{integer}/{integer + sum(n for name, n in counts.items() if name.rsplit('.', 1)[-1] in FLOAT)}"
+    integer = total = 0
+    for node in session.optimized_nodes():
+        op = node.op.rsplit(".", 1)[-1]
+        integer += op in INTEGER
+        total += op in INTEGER or op in FLOAT
+    return f"{integer}/{total}"
 
 
 def timings(

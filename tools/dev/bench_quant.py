@@ -1,7 +1,8 @@
 """The table of `quant` on real models: accuracy, size and latency against fp32 and against
 onnxruntime's quantizer.
 
-    python tools/dev/bench_quant.py [--only cifar10_resnet20,...] [--seconds 10] [--no-peers] [--json FILE]
+    python tools/dev/bench_quant.py [--only cifar10_resnet20,...] [--seconds 10] [--no-peers]
+                                    [--json FILE]
 
 Every variant of one model is timed in one process in turns, on both cores; where this CPU has VNNI
 and can hide it, all is measured a second time as on a CPU without. Needs the shared data
@@ -295,7 +296,7 @@ def measure(rows: list[Row], case: Case, seconds: float) -> None:
 
 
 def meets(row: Row, case: Case) -> bool | None:
-    """Whether the row reaches every bar that the case sets; None where it sets none."""
+    """True if the row reaches every bar that the case sets; None where it sets none."""
     checks = [
         case.max_drop is None or (row.drop is not None and row.drop <= case.max_drop),
         case.max_size is None

@@ -1,8 +1,9 @@
-"""Which ONNX Runtimes load and run what this project writes: every form of file in old and new
-releases from PyPI.
+"""Every form of file that this project writes, in old and new ONNX Runtimes from PyPI.
 
-    python tools/dev/bench_runtimes.py --install              # once: an environment a release, about 100 MB each
-    python tools/dev/bench_runtimes.py [--only int8,…] [--versions 1.16.3,…] [--envs DIR] [--json FILE]
+    # once: an environment a release, about 100 MB each
+    python tools/dev/bench_runtimes.py --install
+    python tools/dev/bench_runtimes.py [--only int8,…] [--versions 1.16.3,…] [--envs DIR]
+                                       [--json FILE]
 
 Rows are files, columns releases. exact: the same outputs, bit for bit, as the newest release gives;
 close: within 1 % of their power; differs, fails: neither. The oldest release from which on a file
@@ -391,7 +392,7 @@ def judge(
 def _run(
     found: Sequence[File], outputs: Path, python: Path, folder: Path
 ) -> list[str | None]:
-    """What went wrong with each file, None where nothing did; a file that takes the process down
+    """Problem with each file, None where nothing did; a file that takes the process down
     fails alone.
     """
     answers: list[str | None] = []
@@ -418,7 +419,7 @@ def _run(
 
 
 def compared(expected: Path, got: Path) -> str:
-    """How two files of outputs differ."""
+    """Difference of two files of outputs, in words."""
     if not expected.exists():
         return "differs"
     with np.load(expected) as before, np.load(got) as after:
@@ -435,7 +436,7 @@ def compared(expected: Path, got: Path) -> str:
 
 
 def agrees(file: File) -> bool:
-    """Whether what the file says of itself is what the releases say."""
+    """True if the file says of itself what the releases say."""
     return file.oldest == file.says
 
 

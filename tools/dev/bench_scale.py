@@ -29,7 +29,8 @@ from pathlib import Path
 
 SIDE = 4096
 CHAIN = 20_000
-SETTLE = 4.0  # seconds: a virtual machine gives freed memory back, so a step that starts at once gets it cheaper
+# seconds: a virtual machine gives freed memory back, so a step that starts at once gets it cheaper
+SETTLE = 4.0
 YARDSTICKS = ("cp", "cp + fsync")
 
 
@@ -128,7 +129,7 @@ def build_chain(folder: Path) -> None:
 
 
 def steps_of(folder: Path, out: Path) -> dict[str, list[str]]:
-    """What is measured: name -> command; each writes into `out`."""
+    """Steps to measure: name -> command; each writes into `out`."""
     tool = [sys.executable, "-m", "onnx_opt", "run"]
     flags = ["--no-bench", "--verify", "never", "--quiet", "-o", str(out / "out.onnx")]
     big = str(folder / "stack.onnx")
@@ -179,7 +180,8 @@ def table(measures: dict[str, list[Measure]]) -> str:
     the highest peak.
     """
     lines = [
-        f"{'step':<16}{'wall s':>9}{'min':>8}{'cpu s':>9}{'x cp':>8}{'x cp+fsync':>12}{'peak MB':>9}"
+        f"{'step':<16}{'wall s':>9}{'min':>8}{'cpu s':>9}"
+        f"{'x cp':>8}{'x cp+fsync':>12}{'peak MB':>9}"
     ]
     for name, runs in measures.items():
         plain, synced = (
@@ -189,10 +191,12 @@ def table(measures: dict[str, list[Measure]]) -> str:
             )
             for yardstick in YARDSTICKS
         )
+        walls = [run.wall for run in runs]
+        cpu = statistics.median(run.cpu for run in runs)
+        peak_mb = max(run.peak_mb for run in runs)
         lines.append(
-            f"{name:<16}{statistics.median(r.wall for r in runs):>9.2f}{min(r.wall for r in runs):>8.2f}"
-            f"{statistics.median(r.cpu for r in runs):>9.2f}{plain:>8.2f}{synced:>12.2f}"
-            f"{max(r.peak_mb for r in runs):>9.0f}"
+            f"{name:<16}{statistics.median(walls):>9.2f}{min(walls):>8.2f}{cpu:>9.2f}"
+            f"{plain:>8.2f}{synced:>12.2f}{peak_mb:>9.0f}"
         )
     return "\n".join(lines)
 

@@ -1,7 +1,8 @@
 """Compare `simplify` with onnxslim and onnxsim on real models: nodes, size, equality, latency; and
 time a long chain.
 
-    python tools/dev/bench_simplify.py [--data FOLDER] [--only TEXT] [--seconds 2] [--no-peers] [--no-latency]
+    python tools/dev/bench_simplify.py [--data FOLDER] [--only TEXT] [--seconds 2] [--no-peers]
+                                       [--no-latency]
 
 FOLDER (default: $ONNX_OPT_DATA, else ../shared/data beside the repository) holds `models/` and
 `loaders.py`. Nodes are counted over all graphs, Constant nodes included; `(n)` is without them.

@@ -91,7 +91,8 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as temporary, Worker(timeout=120) as worker:
         folder = options.folder or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
-        text = f"prune-channels(ratio={options.ratio}{', ' if options.options else ''}{options.options})"
+        more = f", {options.options}" if options.options else ""
+        text = f"prune-channels(ratio={options.ratio}{more})"
         show(
             options,
             f"{'graph':36s} nodes    params     after    cut   MACs  valid   error      s",
@@ -195,7 +196,7 @@ def row_of(path: Path, out: Path, text: str, worker: Worker) -> Row:
 
 
 def problem_of(original: Path, pruned: Path, worker: Worker) -> str:
-    """What is wrong with the pruned file; empty when it is sound."""
+    """Say what is wrong with the pruned file; empty when it is sound."""
     try:
         onnx.checker.check_model(str(pruned), full_check=infers(original))
         return running_problem(
@@ -211,7 +212,7 @@ def problem_of(original: Path, pruned: Path, worker: Worker) -> str:
 
 
 def infers(path: Path) -> bool:
-    """Whether it passes strict inference, without data propagation: onnx 1.23 loses the axis that
+    """True if it passes strict inference, without data propagation: onnx 1.23 loses the axis that
     Unsqueeze adds to a Range there, and refuses valid files.
     """
     try:

@@ -15,8 +15,10 @@ PAGE = Path(__file__).resolve().parents[2] / "docs" / "passes.md"
 
 HEAD = """# Passes
 
-Made by `python tools/dev/docs_passes.py` from the passes themselves; `onnx-opt passes NAME` prints the same.
-Effects: an *exact* pass leaves outputs equal up to float noise and is verified, a *lossy* one lets them drift and is
+Made by `python tools/dev/docs_passes.py` from the passes themselves; \
+`onnx-opt passes NAME` prints the same.
+Effects: an *exact* pass leaves outputs equal up to float noise and is verified, a *lossy* one \
+lets them drift and is
 measured, *analysis* changes nothing.
 """
 

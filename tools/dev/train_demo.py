@@ -42,7 +42,8 @@ def load_splits() -> tuple[Split, Split, Split]:
     labels = torch.tensor(digits.target, dtype=torch.int64)
     order = torch.from_numpy(np.random.default_rng(SEED).permutation(len(labels)))
     test, calib, train = order[:TEST], order[TEST : TEST + CALIB], order[TEST + CALIB :]
-    return tuple(Split(images[part], labels[part]) for part in (train, calib, test))  # type: ignore[return-value]
+    splits = [Split(images[part], labels[part]) for part in (train, calib, test)]
+    return splits[0], splits[1], splits[2]
 
 
 class Block(nn.Module):

@@ -24,9 +24,9 @@ from pathlib import Path
 
 SOURCE = Path(__file__).with_suffix(".c")
 NOT_POSSIBLE = 77
-"""What test programs exit with where a test cannot run."""
+"""Exit code of test programs where a test cannot run."""
 NOT_FOUND = 127
-"""What shells exit with where a command cannot be run."""
+"""Exit code of shells where a command cannot be run."""
 
 _ARCH_PRCTL, _ARCH_GET_CPUID, _ARCH_SET_CPUID = 158, 0x1011, 0x1012
 
@@ -51,7 +51,7 @@ def main(command: list[str]) -> int:
 
 
 def why_not() -> str | None:
-    """Why CPUID cannot be masked on this machine; None where it can."""
+    """Reason why CPUID cannot be masked on this machine; None where it can."""
     if sys.platform != "linux" or platform.machine() != "x86_64":
         return f"{platform.system()} on {platform.machine()}, not Linux on x86-64"
     call = ctypes.CDLL(None, use_errno=True).syscall

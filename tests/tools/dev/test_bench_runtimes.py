@@ -14,7 +14,10 @@ import bench_runtimes
 from bench_runtimes import File, agrees, compared, judge
 
 SOUND = '<ir_version: 7, opset_import: ["" : 13]> g (float[2] x) => (float[2] y) { y = Neg (x) }'
-UNKNOWN = '<ir_version: 7, opset_import: ["" : 13, "own" : 1]> g (float[2] x) => (float[2] y) { y = own.Thing (x) }'
+UNKNOWN = """
+<ir_version: 7, opset_import: ["" : 13, "own" : 1]>
+g (float[2] x) => (float[2] y) { y = own.Thing (x) }
+"""
 
 
 def file(says, **verdicts):

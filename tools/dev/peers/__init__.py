@@ -162,7 +162,7 @@ def install(name: str, envs: Path) -> None:
 
 
 def missing(peer: Peer, envs: Path) -> str:
-    """Why the peer's environment cannot be used; empty if it can."""
+    """Reason why the peer's environment cannot be used; empty if it can."""
     problem = envs / peer.environment / "problem.txt"
     if peer.environment and problem.exists():
         return f"not installed: {problem.read_text()[:120]}"
@@ -224,7 +224,7 @@ def quantize(
 
 
 def _last_words(process: subprocess.Popen[str], problems: str) -> str:
-    """Why a driver said nothing: an import that failed, or a signal."""
+    """Reason why a driver said nothing: an import that failed, or a signal."""
     if process.returncode < 0:
         return f"ended by {signal.Signals(-process.returncode).name}"
     return (problems.strip().splitlines() or [f"exit status {process.returncode}"])[-1]

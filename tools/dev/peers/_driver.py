@@ -1,4 +1,4 @@
-"""What all drivers share: `python by_x.py RECIPE MODEL CALIBRATION.npz OUT` quantizes and prints
+"""Parts of all drivers: `python by_x.py RECIPE MODEL CALIBRATION.npz OUT` quantizes and prints
 one JSON line.
 
 The line holds `cpu_seconds` and `peak_mb` of this process and those it waited for, and `error`, the

@@ -1,4 +1,4 @@
-"""What an expert does to a model before a tool that stumbles over it."""
+"""Preparation of a model by an expert, for a tool that stumbles over it."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ def matmul(model: str, feeds: list[Feed], out: str) -> None:
 
 
 def by_hand(model: str, feeds: list[Feed], out: str) -> None:
-    """What an expert does: opset 17, weights lifted from Constant nodes, no symbolic shapes where
+    """An expert's way: opset 17, weights lifted from Constant nodes, no symbolic shapes where
     they fail.
     """
     _static(_prepared(lifted_to_17(model, out), out), feeds, out, None)
