@@ -33,7 +33,7 @@ from .step import Checked, Verifier, apply_pass
 LARGER = 1.01
 """Ratio of file sizes above which a warning says that the result is larger.
 
-Metadata and names alone stay below it. Chosen by hand; not measured.
+Chosen by hand; not measured.
 """
 
 
