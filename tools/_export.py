@@ -61,7 +61,13 @@ def export(request: ExportRequest) -> tuple[Exported, list[Path], list[str]]:
     if request.state_dict is not None:
         state_warnings = load_into_module(model, request.state_dict, request.partial)
     label = _label(request.source)
-    exported = export_torch(model, args, cases=request.verify, where=label, **options)
+    exported = export_torch(
+        model,
+        args,
+        cases=request.verify,
+        where=label,
+        **options,
+    )
     stamp_source(exported.model, "exported_from", label)
 
     def check(path: Path) -> None:

@@ -105,12 +105,16 @@ class Commands(click.Group):
 
 def _with_command_first(args: list[str]) -> list[str]:
     """`--json run MODEL` as `run --json MODEL`: shared flags belong to the command."""
-    count = 0
-    while count < len(args) and args[count] in SHARED_FLAGS:
-        count += 1
-    if count == 0 or count == len(args) or args[count] not in COMMANDS:
-        return args
-    return [args[count], *args[:count], *args[count + 1 :]]
+    flags: list[str] = []
+    for word in args:
+        if word in SHARED_FLAGS:
+            flags.append(word)
+            continue
+        if word not in COMMANDS:
+            break
+        rest = args[len(flags) + 1 :]
+        return [word, *flags, *rest]
+    return args
 
 
 @click.command(
@@ -183,17 +187,25 @@ def _click_words(error: click.ClickException) -> tuple[str, str, str]:
         near = error.possibilities
         fix = f"did you mean '{near[0]}'?" if near else help_text
         return error.option_name, "no such option", fix
+    parameter = getattr(error, "param", None)
+    if parameter is None:
+        return "usage", error.format_message().rstrip("."), help_text
     # before BadParameter, of which it is a kind
-    if isinstance(error, click.MissingParameter) and error.param is not None:
-        name = str(error.param.name).upper()
-        if isinstance(error.param, click.Option):
-            name = "/".join(error.param.opts)
-        return name, "is missing", help_text
-    if isinstance(error, click.BadParameter) and error.param is not None:
-        choices = getattr(error.param.type, "choices", None)
+    if isinstance(error, click.MissingParameter):
+        return _parameter_name(parameter), "is missing", help_text
+    if isinstance(error, click.BadParameter):
+        names = "/".join(parameter.opts)
+        choices = getattr(parameter.type, "choices", None)
         fix = f"choose one of {', '.join(choices)}" if choices else help_text
-        return "/".join(error.param.opts), error.message.rstrip("."), fix
+        return names, error.message.rstrip("."), fix
     return "usage", error.format_message().rstrip("."), help_text
+
+
+def _parameter_name(parameter: click.Parameter) -> str:
+    """Name of an option or argument as the help text shows it."""
+    if isinstance(parameter, click.Option):
+        return "/".join(parameter.opts)
+    return str(parameter.name).upper()
 
 
 def _refuse_mistyped_command(word: str) -> None:

@@ -69,7 +69,9 @@ def finite(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [finite(item) for item in value]
     # numpy's texts have an item() too
-    if not isinstance(value, (str, bytes)) and hasattr(value, "item"):
+    if isinstance(value, (str, bytes)):
+        return value
+    if hasattr(value, "item"):
         value = value.item()
     if isinstance(value, float) and not math.isfinite(value):
         return None

@@ -18,14 +18,19 @@ def result_tables(result: Result, verbosity: int = 0) -> list[RenderableType]:
     """The main job's account: the passes, then before and after."""
     tables: list[RenderableType] = [pass_account(result.passes)]
     if result.drift_on is not None:
-        tables.append(f"SQNR to the original, on {DRIFT_ON[result.drift_on]}")
+        data = DRIFT_ON[result.drift_on]
+        tables.append(f"SQNR to the original, on {data}")
     tables.append(before_after(result))
     if result.hardware is not None:
-        tables.append(measured_on(result.hardware.label))
+        label = result.hardware.label
+        tables.append(measured_on(label))
     tables.append(needed(result.requires))
-    if verbosity > 0:
-        declining = [step for step in result.passes if step.declined]
-        tables.extend(declined_table(step.name, step.declined) for step in declining)
+    if verbosity <= 0:
+        return tables
+    for step in result.passes:
+        if step.declined:
+            table = declined_table(step.name, step.declined)
+            tables.append(table)
     return tables
 
 

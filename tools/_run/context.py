@@ -210,7 +210,9 @@ def float_constants(model: ir.Model) -> Floats:
             tensors[name] = node.attributes["value"].as_tensor()
     found = {}
     for name, tensor in tensors.items():
-        if tensor is not None and tensor.dtype in FLOATS:
+        if tensor is None:
+            continue
+        if tensor.dtype in FLOATS:
             found[name] = np.asarray(tensor.numpy())
     return found
 
@@ -240,5 +242,7 @@ def training_progress(
 
 def is_main_process() -> bool:
     """True for the process that writes: the only one, or the first of those of torchrun."""
-    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    return not several or os.environ.get("RANK", "0") == "0"
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    rank = os.environ.get("RANK", "0")
+    # a rank alone says nothing: torchrun sets both
+    return processes <= 1 or rank == "0"

@@ -77,8 +77,9 @@ def explain(
     for stage in stages:
         losses = explain_stage(worker, stage, batches)
         losses.sort(key=lambda loss: loss.own_db)
-        name = stage.pass_.name
-        rows.extend({"pass": name, **dataclasses.asdict(loss)} for loss in losses)
+        for loss in losses:
+            row = {"pass": stage.pass_.name, **dataclasses.asdict(loss)}
+            rows.append(row)
     return rows
 
 
@@ -116,28 +117,28 @@ def _powers(
     probes: Sequence[Probe],
     batches: Sequence[Mapping[str, Any]],
 ) -> _Powers:
-    scalars: list[str] = []
-    for probe in probes:
-        names = (probe.signal, probe.weight, probe.activation)
-        scalars.extend(name for name in names if name is not None)
     local: defaultdict[str, float] = defaultdict(float)
     accumulated: defaultdict[str, float] = defaultdict(float)
+    scalars = _scalar_outputs(probes)
     with tempfile.TemporaryDirectory(prefix="onnx-opt-") as folder:
         reference_path = Path(folder, "reference.onnx")
-        result_path = Path(folder, "result.onnx")
         save(reference, reference_path)
-        save(result, result_path)
         # optimizations would make integer kernels of the noise that was added to the reference
         first = open_session(worker, reference_path, optimize=False)
+        result_path = Path(folder, "result.onnx")
+        save(result, result_path)
         second = open_session(worker, result_path)
         # one row at first, then as many as keep the outputs of all layers within its bound
         limit = RowLimit()
-        feeds = Feeds(
-            lambda: [Batch(dict(batch)) for batch in batches], first.inputs, "data"
-        )
-        for part, rows in micro_batches(feeds, first.inputs, SAMPLES, limit):
+        inputs = first.inputs
+        feeds = Feeds(lambda: [Batch(dict(batch)) for batch in batches], inputs, "data")
+        for part, rows in micro_batches(feeds, inputs, SAMPLES, limit):
             tensors, sums, size = worker.call(
-                "compare", first.handle(), second.handle(), part, scalars
+                "compare",
+                first.handle(),
+                second.handle(),
+                part,
+                scalars,
             )
             limit.adapt(size, rows)
             for name, value in sums.items():
@@ -147,6 +148,18 @@ def _powers(
         first.close()
         second.close()
     return _Powers(local, accumulated)
+
+
+def _scalar_outputs(probes: Sequence[Probe]) -> list[str]:
+    """Names of the sums of squares that the instrumented reference computes."""
+    scalars: list[str] = []
+    for probe in probes:
+        scalars.append(probe.signal)
+        if probe.weight is not None:
+            scalars.append(probe.weight)
+        if probe.activation is not None:
+            scalars.append(probe.activation)
+    return scalars
 
 
 def _loss(probe: Probe, powers: _Powers) -> Loss:

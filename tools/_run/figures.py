@@ -55,7 +55,8 @@ def bytes_on_disk(path: Path, model: ir.Model) -> int:
     files = {path}
     for tensor in _tensors(model):
         if isinstance(tensor, ir.ExternalTensor):
-            files.add(Path(tensor.path))
+            data_file = Path(tensor.path)
+            files.add(data_file)
     return sum(os.path.getsize(file) for file in files)
 
 

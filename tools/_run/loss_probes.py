@@ -132,28 +132,43 @@ class _Twins:
 def _stored_changes(node: ir.Node, twin: ir.Node) -> Changes:
     """Changes of a layer that is the same op in the result."""
     dequantizer = _producer_of(twin, 0)
-    quantizer = None if dequantizer is None else _producer_of(dequantizer, 0)
+    quantizer = None
+    if dequantizer is not None:
+        quantizer = _producer_of(dequantizer, 0)
     # the input in two terms: codes of each channel, then of what they left over, as more channels
     is_two_term = quantizer is not None and quantizer.op_type in ("Reshape", "Pad")
     weights: dict[int, MakeWeight] = {}
     for index in WEIGHTED_OPS[node.op_type].weights:
         before = _input(node, index)
         after = _input(twin, index)
-        if before is None or after is None or before.const_value is None:
+        if before is None or after is None:
             continue
-        if before.const_value is after.const_value or not _is_constant(after):
-            continue
-        channels = before.const_value.shape.numpy()[1] if is_two_term else None
-        weights[index] = _transplanting(after, channels)
-    if dequantizer is None or dequantizer.op_type != "DequantizeLinear":
+        if _is_changed(before, after):
+            assert before.const_value is not None
+            shape = before.const_value.shape.numpy()
+            channels = shape[1] if is_two_term else None
+            weights[index] = _transplanting(after, channels)
+    # input 0 may itself hold a changed weight; then it is no activation
+    if dequantizer is None or quantizer is None or 0 in weights:
         return weights, None
-    if quantizer is None or quantizer.op_type != "QuantizeLinear" or 0 in weights:
+    if dequantizer.op_type != "DequantizeLinear":
+        return weights, None
+    if quantizer.op_type != "QuantizeLinear":
         return weights, None
 
     def through_pair(builder: _Builder, source: ir.Value) -> ir.Value:
         return builder.through_pair(source, quantizer, dequantizer)
 
     return weights, through_pair
+
+
+def _is_changed(before: ir.Value, after: ir.Value) -> bool:
+    """True if a stored weight has become another constant."""
+    if before.const_value is None:
+        return False
+    if before.const_value is after.const_value:
+        return False
+    return _is_constant(after)
 
 
 def _transplanting(weight: ir.Value, channels: int | None) -> MakeWeight:
@@ -284,9 +299,14 @@ class _Builder:
         # the same node again beside the first, on the same values but for those replaced
         inputs = [replaced.get(index, value) for index, value in enumerate(node.inputs)]
         other = self.add(
-            node.op_type, inputs, dict(node.attributes), node.domain, len(node.outputs)
+            node.op_type,
+            inputs,
+            attributes=dict(node.attributes),
+            domain=node.domain,
+            outputs=len(node.outputs),
         )
-        return self.power(self.add("Sub", [node.outputs[0], other]))
+        difference = self.add("Sub", [node.outputs[0], other])
+        return self.power(difference)
 
     def through_pair(
         self, source: ir.Value, quantizer: ir.Node, dequantizer: ir.Node
@@ -297,8 +317,13 @@ class _Builder:
 
     def _again(self, node: ir.Node, first: ir.Value) -> ir.Value:
         """The first output of such a node on another first input, its parameters moved here."""
-        parameters = [self.transplanted(v) for v in node.inputs[1:] if v is not None]
-        return self.add(node.op_type, [first, *parameters], dict(node.attributes))
+        inputs = [first]
+        for parameter in node.inputs[1:]:
+            if parameter is not None:
+                moved = self.transplanted(parameter)
+                inputs.append(moved)
+        attributes = dict(node.attributes)
+        return self.add(node.op_type, inputs, attributes)
 
     def first_terms(self, weight: ir.Value, channels: int | None) -> ir.Value:
         """(M, 2 C + more, *K) -> (M, C, *K), every second channel.
@@ -336,9 +361,9 @@ class _Builder:
         first = self.add(
             producer.op_type,
             inputs,
-            dict(producer.attributes),
-            producer.domain,
-            len(producer.outputs),
+            attributes=dict(producer.attributes),
+            domain=producer.domain,
+            outputs=len(producer.outputs),
         )
         node = first.producer()
         assert node is not None

@@ -168,9 +168,12 @@ def _with_stage(
     """
     result = model.clone()
     if stages and float_form is None and is_quantized(before):
-        refined = dataclasses.replace(stages[-1], result=result)
-        return (*stages[:-1], refined)
-    return (*stages, LossyStage(pass_, float_form or before, result))
+        *earlier, last = stages
+        refined = dataclasses.replace(last, result=result)
+        return (*earlier, refined)
+    reference = float_form or before
+    stage = LossyStage(pass_, reference, result)
+    return (*stages, stage)
 
 
 def warn_if_unchanged(run: Run, steps: Sequence[Step]) -> None:
@@ -179,7 +182,8 @@ def warn_if_unchanged(run: Run, steps: Sequence[Step]) -> None:
         return
     reasons: Counter[str] = Counter()
     for step in steps:
-        reasons.update(declined["reason"] for declined in step.declined)
+        for declined in step.declined:
+            reasons[declined["reason"]] += 1
     words = [f"{reason} ({count})" for reason, count in reasons.most_common(3)]
     run.reporter.warn(
         "nothing changed", "; ".join(words) or "no pass found anything to do"

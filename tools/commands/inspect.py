@@ -88,20 +88,29 @@ def summary_lines(facts: dict[str, Any]) -> list[str]:
     from ..tables import bytes_text, count, needed
 
     about = facts["model"]
+    path = markup_safe(about["path"])
+    versions = [f"{domain} {version}" for domain, version in about["opset"].items()]
+    opsets = markup_safe(", ".join(versions))
+    producer = markup_safe(about["producer"] or "unknown")
     figures = facts["figures"]
-    opsets = [f"{domain} {version}" for domain, version in about["opset"].items()]
-    sparsity = "?" if facts["sparsity"] is None else f"{facts['sparsity']:.4f}"
+    file_size = bytes_text(figures["bytes"])
+    parameters = count(figures["params"])
+    nodes = count(figures["nodes"])
+    macs = count(figures["macs"])
+    sparsity = "?"
+    if facts["sparsity"] is not None:
+        sparsity = f"{facts['sparsity']:.4f}"
     places = []
     for place, item in facts["weights"].items():
         if item["tensors"]:
             words = place.replace("_", " ")
-            places.append(f"{words} ({bytes_text(item['bytes'])} in {item['tensors']})")
+            held = bytes_text(item["bytes"])
+            places.append(f"{words} ({held} in {item['tensors']})")
     return [
-        f"[bold]{markup_safe(about['path'])}[/bold]  {bytes_text(figures['bytes'])}",
-        f"opset {markup_safe(', '.join(opsets))} · IR {about['ir_version']} · by "
-        f"{markup_safe(about['producer'] or 'unknown')}",
-        f"{count(figures['params'])} parameters · sparsity {sparsity} · "
-        f"{count(figures['nodes'])} nodes · {count(figures['macs'])} MACs (symbolic dims as 1)",
+        f"[bold]{path}[/bold]  {file_size}",
+        f"opset {opsets} · IR {about['ir_version']} · by {producer}",
+        f"{parameters} parameters · sparsity {sparsity} · "
+        f"{nodes} nodes · {macs} MACs (symbolic dims as 1)",
         f"weights live in {', '.join(places)}",
         needed(facts["requires"]),
     ]
@@ -243,8 +252,11 @@ def _places(where: list[dict[str, Any]], most: int | None) -> str:
     """`weight:axis` of every member, with ×n where a channel takes n slots of the axis."""
     shown = []
     for place in where[:most]:
-        times = f" ×{place['slots']}" if place["slots"] > 1 else ""
-        shown.append(f"{place['weight']}:{place['axis']}{times}")
-    if len(shown) < len(where):
-        shown.append(f"… {len(where) - len(shown)} more")
+        name = f"{place['weight']}:{place['axis']}"
+        if place["slots"] > 1:
+            name += f" ×{place['slots']}"
+        shown.append(name)
+    more = len(where) - len(shown)
+    if more:
+        shown.append(f"… {more} more")
     return ", ".join(shown)
