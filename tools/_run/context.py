@@ -19,9 +19,9 @@ from ...passes._core.context import Gradient
 from ...passes._core.normalize import normalize
 from ...passes._core.ops import FLOATS, is_standard
 from ...passes._core.outcome import Declined, PassOutcome
-from ...runtime.taps import with_taps
 from ...runtime.context import RunContext
 from ...runtime.session import open_session
+from ...runtime.taps import with_taps
 from ...runtime.worker import Worker
 from .evidence import VerificationInputs
 from .load import Original
