@@ -19,6 +19,7 @@ from ...passes._core.context import Gradient
 from ...passes._core.normalize import normalize
 from ...passes._core.ops import FLOATS, is_standard
 from ...passes._core.outcome import Declined, PassOutcome
+from ...passes._core.training_recipe import TrainingRecipe
 from ...runtime.context import RunContext
 from ...runtime.session import open_session
 from ...runtime.taps import with_taps
@@ -104,31 +105,29 @@ class TrainingContext(RunContext):
 
         # a generator: the data is never held whole
         batches = ((batch.feeds, batch.labels) for batch in self.feeds)
-        found = loss_gradients(model, batches, weights, samples)
-        return {name: Gradient(mean, square) for name, (mean, square) in found.items()}
+        return loss_gradients(model, batches, weights, samples)
 
-    def train(self, model: ir.Model, recipe: Mapping[str, Any]) -> PassOutcome:
+    def train(self, model: ir.Model, recipe: TrainingRecipe) -> PassOutcome:
         """Train on the calibration feeds. Errors: UsageError without data or torch."""
-        synthetic_rows = int(recipe.get("synthesize", 0))
-        has_batches = self.feeds is not None or synthetic_rows > 0
+        has_batches = self.feeds is not None or recipe.synthesize > 0
         if self._teacher is None or not has_batches:
             raise UsageError(
                 "finetune",
                 "no data to train on",
                 "pass --data (command line) or data= (Python)",
             )
-        from ...frontends.training import Recipe, Setting, train
+        from ...frontends.training import Environment, train
 
         with training_progress("finetune", self._progress) as tell:
-            setting = Setting(
-                Sessions(self.worker, self._threads),
-                self.seed,
-                self._original_floats(),
-                self._resume,
-                tell,
+            environment = Environment(
+                runtime=Sessions(self.worker, self._threads),
+                seed=self.seed,
+                originals=self._original_floats(),
+                checkpoints=self._resume,
+                progress=tell,
             )
-            batches = self._training_batches(synthetic_rows)
-            result = train(model, self._teacher, batches, Recipe.of(recipe), setting)
+            batches = self._training_batches(recipe.synthesize)
+            result = train(model, self._teacher, batches, recipe, environment)
         for warning in result.warnings:
             self.warn("finetune", warning)
         # a reason is given where no state was better than the start
