@@ -181,9 +181,9 @@ def _read_torch(path: Path) -> State:
             "pip install 'onnx-opt[torch]', or save the weights as .safetensors",
         ) from error
     from .._torch_export.capture import quiet
-    from .._torch_export.source import head_of, is_torchscript
+    from .._torch_export.file_kinds import first_bytes, is_torchscript
 
-    if head_of(path)[:1] not in (b"P", b"\x80"):
+    if first_bytes(path)[:1] not in (b"P", b"\x80"):
         raise RefusedError(
             where,
             "is not a file of torch.save",

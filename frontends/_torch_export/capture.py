@@ -1,6 +1,4 @@
-"""torch.export as we want it: evaluation mode, recurrent layers whole, silent, and its errors in
-words.
-"""
+"""torch.export in evaluation mode, with recurrent layers whole, silent, and errors in words."""
 
 from __future__ import annotations
 
@@ -13,13 +11,15 @@ from typing import Any
 
 import torch
 import torch.fx.experimental._config as fx_config
+from torch.utils import _pytree as pytree
 
 from ... import OnnxOptError, RefusedError
-from .errors import explained, user_line
+from .errors import as_refusal, user_line
 
 _RECURRENT = {torch.ops.aten.lstm.input: 2, torch.ops.aten.gru.input: 1}
-"""Ops whose own kernel walks the sequence step by step, which would fix its length; the number of
-hidden states.
+"""Recurrent ops -> number of their hidden states.
+
+Their own kernels walk the sequence step by step, so tracing them would fix its length.
 """
 
 
@@ -30,27 +30,31 @@ def exported_program(
     dynamic_shapes: Any,
     where: str,
 ) -> Any:
-    """`torch.export.export` of a module in evaluation mode. Errors: RefusedError: cause, line and
-    cure.
+    """Trace a module in evaluation mode by torch.export.export.
+
+    Errors: RefusedError with cause, line and cure.
     """
-    fresh = [
-        torch.utils._pytree.tree_map(_unmarked, part)
-        for part in (tuple(args), dict(kwargs))
-    ]
+    fresh_args = pytree.tree_map(_unmarked, tuple(args))
+    fresh_kwargs = pytree.tree_map(_unmarked, dict(kwargs))
     try:
         with (
             quiet(),
             plain_attention(),
             whole_recurrences(),
+            # otherwise an example of size 0 or 1 makes its axis static
             fx_config.patch(backed_size_oblivious=True),
         ):
             return torch.export.export(
-                module, *fresh, dynamic_shapes=dynamic_shapes, strict=False
+                module,
+                fresh_args,
+                fresh_kwargs,
+                dynamic_shapes=dynamic_shapes,
+                strict=False,
             )
     except OnnxOptError:
         raise
     except Exception as error:
-        raise explained(error, where) from error
+        raise as_refusal(error, where) from error
 
 
 def onnx_program(program: Any, opset: int, where: str) -> Any:
@@ -61,18 +65,20 @@ def onnx_program(program: Any, opset: int, where: str) -> Any:
                 program,
                 dynamo=True,
                 opset_version=opset,
+                # its optimizer folds parameters too; `tidy` keeps them
                 optimize=False,
                 verbose=False,
                 external_data=False,
             )
     except Exception as error:
-        raise explained(error, where) from error
+        raise as_refusal(error, where) from error
 
 
 @contextlib.contextmanager
 def evaluation(module: Any) -> Iterator[int]:
-    """Every submodule in evaluation mode, and afterwards as it was; yields how many were in
-    training mode.
+    """Put every submodule into evaluation mode, and afterwards back as it was.
+
+    Yields the number of those that were in training mode.
     """
     training = [part for part in module.modules() if part.training]
     for part in training:
@@ -86,7 +92,10 @@ def evaluation(module: Any) -> Iterator[int]:
 
 @contextlib.contextmanager
 def plain_attention() -> Iterator[None]:
-    """Without the fast path that fills padded positions with zeros, and that no exporter takes."""
+    """Switch off the fast path of attention, which no exporter takes.
+
+    It also fills padded positions with zeros, so torch's own outputs would differ.
+    """
     former = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
@@ -97,7 +106,7 @@ def plain_attention() -> Iterator[None]:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """The exporter logs, warns and prints graphs; what matters of it is in its exceptions."""
+    """Silence the exporter's logs, warnings and printed graphs; its exceptions say all that matters."""
     level = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     with (
@@ -115,9 +124,7 @@ def quiet() -> Iterator[None]:
 
 @contextlib.contextmanager
 def whole_recurrences() -> Iterator[None]:
-    """While tracing, LSTM and GRU only say which shapes they give: they stay one op, of any
-    length.
-    """
+    """Let LSTM and GRU only give shapes while tracing: they stay one op, of any length."""
     keys = (
         torch._C.DispatchKey.CompositeImplicitAutograd,
         torch._C.DispatchKey.Autograd,
@@ -127,6 +134,7 @@ def whole_recurrences() -> Iterator[None]:
         *(op.py_kernels for op in _RECURRENT),
     ]
     former = [dict(table) for table in tables]
+    # tracing asks the ops' kernels and decomposing asks the table; a choice once made is cached
     for op, states in _RECURRENT.items():
         kernel = _shapes_only(states)
         torch._decomp.decomposition_table[op] = kernel
@@ -143,6 +151,8 @@ def whole_recurrences() -> Iterator[None]:
 
 
 def _shapes_only(states: int) -> Any:
+    """A kernel of aten.lstm.input or aten.gru.input whose outputs have shapes but no values."""
+
     def kernel(
         x: Any,
         hidden: Any,
@@ -155,35 +165,30 @@ def _shapes_only(states: int) -> Any:
         batch_first: bool,
     ) -> Any:
         initial = list(hidden) if states > 1 else [hidden]
-        output = x.new_empty(
-            (*x.shape[:-1], initial[0].shape[-1] * (1 + bidirectional))
-        )
+        # both directions lie side by side along the last axis
+        width = initial[0].shape[-1] * (1 + bidirectional)
+        output = x.new_empty((*x.shape[:-1], width))
         return (output, *(torch.empty_like(state) for state in initial))
 
     return kernel
 
 
-def refuse_training(program: Any, where: str, ours: bool) -> None:
-    """Refuse a program with layers in training mode, which its graph cannot undo. `ours`: captured
-    here, in evaluation mode, so that it is forward which does not ask for the mode.
+def refuse_training(program: Any, where: str, captured_here: bool) -> None:
+    """Refuse a program with layers in training mode, which its graph cannot undo.
+
+    `captured_here`: it was traced in evaluation mode, so forward itself asks for training.
+
+    Errors: RefusedError.
     """
     for node in program.graph.nodes:
         packet = str(getattr(node.target, "overloadpacket", ""))
-        arguments = {
-            **node.kwargs,
-            **{a.name: v for a, v in zip(_schema(node), node.args, strict=False)},
-        }
-        drops = "dropout" in packet and (
-            arguments.get("train") or arguments.get("training")
-        )
-        learns = "batch_norm" in packet and bool(arguments.get("training"))
-        if not (drops or learns):
+        if not _trains(node, packet):
             continue
-        if ours:
+        if captured_here:
+            line = user_line(node.meta.get("stack_trace"))
             raise RefusedError(
                 where,
-                f"{packet} trains in evaluation mode too"
-                f"{user_line(node.meta.get('stack_trace'))}",
+                f"{packet} trains in evaluation mode too{line}",
                 "pass training=self.training there",
             )
         raise RefusedError(
@@ -193,13 +198,22 @@ def refuse_training(program: Any, where: str, ours: bool) -> None:
         )
 
 
+def _trains(node: Any, packet: str) -> bool:
+    """True for a dropout or batch normalization in training mode."""
+    arguments = dict(node.kwargs)
+    # positional arguments have their names in the schema only
+    for parameter, value in zip(_schema(node), node.args, strict=False):
+        arguments[parameter.name] = value
+    if "dropout" in packet:
+        return bool(arguments.get("train") or arguments.get("training"))
+    return "batch_norm" in packet and bool(arguments.get("training"))
+
+
 def _schema(node: Any) -> Sequence[Any]:
     schema = getattr(node.target, "_schema", None)
     return () if schema is None else schema.arguments
 
 
 def _unmarked(value: Any) -> Any:
-    """torch.export writes marks on the tensors that it is given: give it others of the same
-    storage.
-    """
+    """Another tensor of the same storage: torch.export writes marks on those that it is given."""
     return value.detach() if isinstance(value, torch.Tensor) else value

@@ -1,6 +1,4 @@
-"""What torch's exporter says in pages, in two lines: the cause with the user's line, and the
-cure.
-"""
+"""Errors of torch's exporter in two lines: the cause with the user's line of code, and the cure."""
 
 from __future__ import annotations
 
@@ -15,29 +13,33 @@ import torch
 from ... import RefusedError
 
 Finding = tuple[str, str]
+"""Problem and fix, as RefusedError takes them."""
 
-_NOT_THE_USERS = (
+_FOREIGN_PARTS = (
     str(Path(torch.__file__).parent),
     str(Path(__file__).parents[1]),
     "<",
     "contextlib.py",
     "/onnxscript/",
 )
+"""Parts of the names of files that no user wrote: torch, this package, generated code."""
+
+_FOREIGN_ENDS = ("/traceback.py", "/functools.py", "/inspect.py", "/cli.py")
 
 
-def explained(error: BaseException, where: str) -> RefusedError:
-    """An exception of torch.export or of the translation to ONNX as ours."""
+def as_refusal(error: BaseException, where: str) -> RefusedError:
+    """An exception of torch.export, or of the translation to ONNX, as an error of this project."""
     chain = list(_chain(error))
     for cause in chain:
         for rule in _RULES:
             found = rule(str(cause))
             if found is not None:
                 return RefusedError(where, found[0] + _place(chain), found[1])
-    first = next((line for line in str(chain[-1]).splitlines() if line.strip()), "")
-    name = type(chain[-1]).__name__
+    innermost = chain[-1]
+    message = str(innermost).strip().partition("\n")[0].strip()
     return RefusedError(
         where,
-        f"torch.export fails: {name}: {first.strip()[:300]}{_place(chain)}",
+        f"torch.export fails: {type(innermost).__name__}: {message[:300]}{_place(chain)}",
         "change that line to tensor operations that torch.export can trace",
     )
 
@@ -56,17 +58,22 @@ def _place(chain: list[BaseException]) -> str:
     """` at file:line: code`, the user's innermost frame; empty where there is none."""
     for error in reversed(chain):
         for frame in reversed(traceback.extract_tb(error.__traceback__)):
-            if (
-                not any(part in frame.filename for part in _NOT_THE_USERS)
-                and frame.name != "_torch_call"
-            ):
-                if frame.filename.endswith(
-                    ("/traceback.py", "/functools.py", "/inspect.py", "/cli.py")
-                ):
-                    continue
-                if frame.line and not _calls_the_exporter(frame.line):
-                    return f" at {frame.filename}:{frame.lineno}: {frame.line.strip()}"
-    return next((place for error in chain if (place := user_line(str(error)))), "")
+            if not _is_users(frame):
+                continue
+            if frame.line and not _calls_the_exporter(frame.line):
+                return f" at {frame.filename}:{frame.lineno}: {frame.line.strip()}"
+    # torch prints the frames of traced code into its messages instead
+    for error in chain:
+        place = user_line(str(error))
+        if place:
+            return place
+    return ""
+
+
+def _is_users(frame: traceback.FrameSummary) -> bool:
+    if frame.name == "_torch_call" or frame.filename.endswith(_FOREIGN_ENDS):
+        return False
+    return not any(part in frame.filename for part in _FOREIGN_PARTS)
 
 
 def user_line(text: str | None) -> str:
@@ -79,9 +86,9 @@ def user_line(text: str | None) -> str:
 
 
 def _calls_the_exporter(line: str) -> bool:
-    return any(
-        word in line for word in ("from_torch(", "export_torch(", "invoke(", "main(")
-    )
+    # the user's call of this frontend is no line of the model
+    calls = ("from_torch(", "export_torch(", "invoke(", "main(")
+    return any(call in line for call in calls)
 
 
 def _data_dependent(text: str) -> Finding | None:
@@ -103,21 +110,23 @@ def _data_dependent(text: str) -> Finding | None:
 
 
 def _fixed_dim(text: str) -> Finding | None:
-    match = re.search(
-        r"marked L\['(.+?)'\](\S*?)\.size\(\)\[(\d+)\] as dynamic .*?constant \((\d+)\)",
+    # two parts of torch find it, each in words of its own
+    constraint = re.search(
+        r"marked L\['(?P<name>.+?)'\](?P<more>\S*?)\.size\(\)\[(?P<axis>\d+)\] as dynamic "
+        r".*?constant \((?P<size>\d+)\)",
         text,
     )
+    specialization = re.search(
+        r"inferred a static shape of (?P<size>\d+) for dimension inputs\['(?P<name>.+?)'\]"
+        r"(?P<more>\S*?)\.shape\[(?P<axis>\d+)\]",
+        text,
+    )
+    match = constraint or specialization
     if match is None:
-        match = re.search(
-            r"inferred a static shape of (?P<size>\d+) for dimension inputs\['(?P<name>.+?)'\]"
-            r"(?P<more>\S*?)\.shape\[(?P<axis>\d+)\]",
-            text,
-        )
-        if match is None:
-            return None
-        name, axis, size = match["name"] + match["more"], match["axis"], match["size"]
-    else:
-        name, axis, size = match[1] + match[2], match[3], match[4]
+        return None
+    name = match["name"] + match["more"]
+    axis = match["axis"]
+    size = match["size"]
     return (
         f"axis {axis} of input '{name}' cannot be dynamic: the model works for size {size} only",
         f"leave {name}:{axis} out of the dynamic axes, or make forward independent of that size",
@@ -140,7 +149,9 @@ def _keys(text: str) -> Finding | None:
         r"top-level keys must be the arg names (\[.*?\]) of `inputs`, but here they are (\[.*?\])",
         text,
     )
-    return match and (
+    if match is None:
+        return None
+    return (
         f"dynamic_shapes names {match[2]}",
         f"name the arguments of forward: {match[1]}",
     )
@@ -151,10 +162,11 @@ def _no_onnx(text: str) -> Finding | None:
         r"No ONNX function found for <OpOverload\(op='([\w.:]+)', overload='(\w+)'\)>",
         text,
     )
-    name = match and f"{match[1]}.{match[2]}"
+    name = f"{match[1]}.{match[2]}" if match is not None else None
     if name is None:
+        # whatever is called but is no OpOverload
         other = re.search(r"No ONNX function found for (\S+)", text)
-        name = other and other[1].rstrip(".,")
+        name = other[1].rstrip(".,") if other is not None else None
     if not name:
         return None
     return (
@@ -165,7 +177,9 @@ def _no_onnx(text: str) -> Finding | None:
 
 def _missing_argument(text: str) -> Finding | None:
     match = re.search(r"missing a required argument: '(\w+)'", text)
-    return match and (
+    if match is None:
+        return None
+    return (
         f"forward needs an argument '{match[1]}' that was not given",
         "give it in args or kwargs",
     )
@@ -187,6 +201,7 @@ def _scripted(text: str) -> Finding | None:
 
 
 _RULES: tuple[Callable[[str], Finding | None], ...] = (
+    # the particular before the general: the first that knows a message explains it
     _fixed_dim,
     _related_dims,
     _keys,

@@ -1,6 +1,4 @@
-"""What torch's exporter leaves, made fit to keep: chosen names, dims by name, constants folded, no
-traces.
-"""
+"""Cleanup of exported graphs: names of values and dims, constants folded, no traces."""
 
 from __future__ import annotations
 
@@ -14,16 +12,21 @@ from onnx_ir.passes import common
 from onnxscript.optimizer import fold_constants_ir
 
 from ... import UsageError
+from ...passes._core.graph import Names
 from .inputs import Axes
 
 _KIND = "pkg.torch.export.graph_signature.InputSpec.kind"
+"""Metadata key that the exporter puts on parameters, buffers and inputs."""
+
 _TRACES = "pkg.torch"
+"""Prefix of every metadata key of the exporter."""
+
 _FOLDED_BYTES = 1 << 18
+"""Bytes (256 KiB) of the largest constant that folding may make. Chosen by hand; not measured."""
 
 
 def tidy(model: ir.Model) -> None:
-    """Inline functions, fold what depends on no parameter, drop what is not used and what the
-    exporter noted.
+    """Inline functions, fold what depends on no parameter, drop what is not used or only noted.
 
     Every parameter keeps its name and value, so that state dicts fit the graph; `simplify` folds
     the rest.
@@ -46,27 +49,23 @@ def tidy(model: ir.Model) -> None:
         helper.make_opsetid(domain, version)
         for domain, version in model.opset_imports.items()
     ]
-    model.ir_version = max(
-        model.ir_version, helper.find_min_ir_version_for(opsets, ignore_unknown=True)
-    )
+    # the exporter writes one IR version for all opsets, too low for the newest
+    least = helper.find_min_ir_version_for(opsets, ignore_unknown=True)
+    model.ir_version = max(model.ir_version, least)
 
 
 def _without_parameters(node: ir.Node) -> bool | None:
     """False keeps a node that reads a parameter or a buffer; None leaves it to the folder."""
-    return (
-        False
-        if any(
-            value is not None
-            and _KIND in value.metadata_props
-            and value.is_initializer()
-            for value in node.inputs
-        )
-        else None
-    )
+    for value in node.inputs:
+        if value is None or not value.is_initializer():
+            continue
+        if _KIND in value.metadata_props:
+            return False
+    return None
 
 
 def _drop_traces(model: ir.Model) -> None:
-    """Stack traces name local files and outweigh the graph."""
+    """Drop stack traces: they name local files and outweigh the graph."""
     holders: list[Any] = [model]
     for graph in model.graphs():
         holders += [graph, *graph.inputs, *graph.initializers.values()]
@@ -74,49 +73,47 @@ def _drop_traces(model: ir.Model) -> None:
             holders += [node, *node.outputs]
             node.doc_string = None
     for holder in holders:
-        for key in [
-            key
-            for key in holder.metadata_props
-            if key.startswith(_TRACES) or key == "namespace"
-        ]:
-            del holder.metadata_props[key]
+        for key in list(holder.metadata_props):
+            if key.startswith(_TRACES) or key == "namespace":
+                del holder.metadata_props[key]
 
 
 def name_values(
-    values: Sequence[ir.Value], names: Sequence[str], graph: ir.Graph, option: str
+    values: Sequence[ir.Value], names: Sequence[str], model: ir.Model, option: str
 ) -> None:
-    """Rename inputs or outputs, the first ones first; another value of that name gets out of the
-    way.
+    """Rename inputs or outputs, the first ones first; another value of that name is renamed.
 
     Errors: UsageError for repeated names.
     """
-    final = [*names, *(value.name or "" for value in values[len(names) :])]
-    repeated = sorted({name for name in final if final.count(name) > 1 or not name})
-    if repeated:
-        raise UsageError(
-            option,
-            f"'{repeated[0]}' is there twice" if repeated[0] else "a name is empty",
-            "give each a name of its own",
-        )
+    rest = [value.name or "" for value in values[len(names) :]]
+    _refuse_repeated([*names, *rest], option)
+    fresh = Names(model)
+    graph = model.graph
     for value, name in zip(values, names, strict=False):
-        if value.name != name:
-            for other in _values(graph):
-                if other.name == name:
-                    other.name = _free(f"{name}_inner", graph)
-            value.name = name
+        if value.name == name:
+            continue
+        for other in _values(graph):
+            if other.name == name:
+                other.name = fresh.fresh(f"{name}_inner")
+        value.name = name
 
 
-def _free(name: str, graph: ir.Graph) -> str:
-    taken = {value.name for value in _values(graph)}
-    while name in taken:
-        name += "_"
-    return name
+def _refuse_repeated(names: Sequence[str], option: str) -> None:
+    wrong = [name for name in names if names.count(name) > 1 or not name]
+    if not wrong:
+        return
+    first = min(wrong)
+    raise UsageError(
+        option,
+        f"'{first}' is there twice" if first else "a name is empty",
+        "give each a name of its own",
+    )
 
 
-def name_dims(model: ir.Model, wanted: Axes) -> tuple[dict[str, str], list[str]]:
-    """Replace torch's symbols (`s77`) in all shapes by the wanted names, or by `batch`, `x_axis_1`.
+def name_dims(model: ir.Model, wanted: Axes) -> list[str]:
+    """Replace torch's symbols (`s77`) in all shapes by the wanted names, or `batch`, `x_axis_1`.
 
-    Returns the renamed symbols and warnings: two names for one size, an axis that stayed fixed.
+    Returns warnings: two names for one size, an axis that stayed fixed.
     """
     names: dict[str, str] = {}
     warnings: list[str] = []
@@ -124,8 +121,9 @@ def name_dims(model: ir.Model, wanted: Axes) -> tuple[dict[str, str], list[str]]
         value = model.graph.inputs[index]
         symbol = _symbol(value, axis)
         if symbol is None:
+            size = "fixed" if value.shape is None else str(value.shape[axis])
             warnings.append(
-                f"axis {axis} of '{value.name}' stays {_shown(value, axis)}: forward "
+                f"axis {axis} of '{value.name}' stays {size}: forward "
                 "depends on that size"
             )
         elif name and names.setdefault(symbol, name) != name:
@@ -134,61 +132,60 @@ def name_dims(model: ir.Model, wanted: Axes) -> tuple[dict[str, str], list[str]]
                 f"'{name}': forward needs "
                 "both to be the same size"
             )
-    for value in model.graph.inputs:
-        for axis in range(len(value.shape) if value.shape is not None else 0):
-            symbol = _symbol(value, axis)
-            if symbol is not None and symbol not in names and symbol.isidentifier():
-                made_up = re.fullmatch(r"[su]\d+", symbol) is not None
-                default = (
-                    "batch"
-                    if axis == 0 and "batch" not in names.values()
-                    else f"{value.name}_axis_{axis}"
-                )
-                names[symbol] = default if made_up else symbol
+    _name_other_symbols(model, names)
     _replace_symbols(model, names)
-    return names, warnings
+    return warnings
+
+
+def _name_other_symbols(model: ir.Model, names: dict[str, str]) -> None:
+    """Add a name for every symbol of an input that has none yet."""
+    for (index, axis), symbol in symbolic_axes(model).items():
+        # an expression such as 2*s77 follows from the symbols in it
+        if symbol is None or symbol in names or not symbol.isidentifier():
+            continue
+        if re.fullmatch(r"[su]\d+", symbol) is None:
+            names[symbol] = symbol
+        elif axis == 0 and "batch" not in names.values():
+            names[symbol] = "batch"
+        else:
+            names[symbol] = f"{model.graph.inputs[index].name}_axis_{axis}"
 
 
 def _replace_symbols(model: ir.Model, names: Mapping[str, str]) -> None:
     if not names:
         return
+    # all at once: one name may be the symbol of another
     pattern = re.compile(r"\b(?:" + "|".join(map(re.escape, names)) + r")\b")
 
-    def swap(match: re.Match[str]) -> str:
-        return names[match[0]]
+    def renamed(dim: int | ir.SymbolicDim) -> int | ir.SymbolicDim:
+        if not isinstance(dim, ir.SymbolicDim) or not dim.value:
+            return dim
+        text = pattern.sub(lambda match: names[match[0]], str(dim.value))
+        return ir.SymbolicDim(text)
 
     for graph in model.graphs():
         for value in _values(graph):
-            if value.shape is not None and any(
-                isinstance(dim, ir.SymbolicDim) for dim in value.shape
-            ):
-                value.shape = ir.Shape(
-                    [
-                        ir.SymbolicDim(pattern.sub(swap, str(dim.value)))
-                        if isinstance(dim, ir.SymbolicDim) and dim.value
-                        else dim
-                        for dim in value.shape
-                    ]
-                )
+            if value.shape is None:
+                continue
+            if any(isinstance(dim, ir.SymbolicDim) for dim in value.shape):
+                value.shape = ir.Shape([renamed(dim) for dim in value.shape])
 
 
 def symbolic_axes(model: ir.Model) -> Axes:
-    """The axes of inputs that have a symbol."""
-    return {
-        (index, axis): symbol
-        for index, value in enumerate(model.graph.inputs)
-        for axis in range(len(value.shape) if value.shape is not None else 0)
-        if (symbol := _symbol(value, axis)) is not None
-    }
+    """Axes of inputs that have a symbol."""
+    found: Axes = {}
+    for index, value in enumerate(model.graph.inputs):
+        rank = len(value.shape) if value.shape is not None else 0
+        for axis in range(rank):
+            symbol = _symbol(value, axis)
+            if symbol is not None:
+                found[index, axis] = symbol
+    return found
 
 
 def _symbol(value: ir.Value, axis: int) -> str | None:
     dim = value.shape[axis] if value.shape is not None else None
     return str(dim.value) if isinstance(dim, ir.SymbolicDim) else None
-
-
-def _shown(value: ir.Value, axis: int) -> str:
-    return "fixed" if value.shape is None else str(value.shape[axis])
 
 
 def _values(graph: ir.Graph) -> Iterator[ir.Value]:

@@ -1,11 +1,13 @@
-"""A Hugging Face model folder as a torch module with made-up inputs. Needs transformers; nothing is
-downloaded.
+"""A Hugging Face model folder as a torch module with made-up inputs.
+
+Needs transformers; nothing is downloaded, and no code inside the folder is run.
 """
 
 from __future__ import annotations
 
 import inspect
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +18,22 @@ from .capture import quiet
 from .source import Source
 
 BATCH, LENGTH = 2, 8
-"""Sizes of the example inputs; both axes are dynamic."""
+"""Rows and tokens of the example inputs; both axes are dynamic. Chosen by hand; not measured."""
 
 SAMPLES = 16000
-"""Length of an example of sound: one second at the usual rate."""
+"""Samples of an example of sound: one second at the usual rate of 16 kHz."""
+
+IMAGE_SIZE = 224
+"""Pixels along each side of an example image, where the config names no size."""
+
+SPECIAL_TOKENS = 5
+"""Token ids that random text leaves out: low ids tend to be padding, start and end."""
+
+DimNames = dict[str, dict[int, str]]
+"""Input name -> axis -> name of the dynamic dim."""
 
 
-def opened(folder: Path) -> Source:
+def open_folder(folder: Path) -> Source:
     """The model of the folder, by the class that its config names, with inputs for it.
 
     Errors: UsageError without transformers, RefusedError for a folder or a kind of model that it
@@ -36,6 +47,19 @@ def opened(folder: Path) -> Source:
             "is a folder without config.json, so no Hugging Face model",
             "give the folder that model.save_pretrained wrote",
         )
+    config = json.loads(config_file.read_text(encoding="utf-8"))
+    names = config.get("architectures") or ["AutoModel"]
+    model = _load(folder, names[0])
+    model.eval()
+    # a key-value cache among the outputs has no ONNX form
+    model.config.use_cache = False
+    kwargs, axes = _example_inputs(model, where)
+    if "use_cache" in inspect.signature(model.forward).parameters:
+        kwargs["use_cache"] = False
+    return Source(where, names[0], model, (), kwargs, None, axes)
+
+
+def _load(folder: Path, class_name: str) -> Any:
     try:
         import transformers
     except ModuleNotFoundError as error:
@@ -44,49 +68,38 @@ def opened(folder: Path) -> Source:
             "not installed, and Hugging Face folders need it",
             "pip install 'onnx-opt[hf]'",
         ) from error
-    names = json.loads(config_file.read_text(encoding="utf-8")).get(
-        "architectures"
-    ) or ["AutoModel"]
-    kind = getattr(transformers, names[0], None)
-    if kind is None:
+    model_class = getattr(transformers, class_name, None)
+    if model_class is None:
         raise RefusedError(
-            where,
-            f"names the class '{names[0]}', which this version of transformers does not have",
+            str(folder),
+            f"names the class '{class_name}', which this version of transformers does not have",
             "pip install -U transformers; code inside model folders is not run",
         )
     try:
         with quiet():
-            model = kind.from_pretrained(
+            return model_class.from_pretrained(
                 folder, local_files_only=True, trust_remote_code=False
             )
     except Exception as error:
-        first = (str(error).splitlines() or [""])[0]
+        message = (str(error).splitlines() or [""])[0]
         raise RefusedError(
-            where,
-            f"transformers cannot load it: {type(error).__name__}: {first[:300]}",
+            str(folder),
+            f"transformers cannot load it: {type(error).__name__}: {message[:300]}",
             "check the folder with AutoModel.from_pretrained",
         ) from error
-    model.eval()
-    model.config.use_cache = False
-    kwargs, axes = _inputs(model, where)
-    if "use_cache" in inspect.signature(model.forward).parameters:
-        kwargs["use_cache"] = False
-    return Source(where, names[0], model, (), kwargs, None, axes)
 
 
-def _inputs(model: Any, where: str) -> tuple[dict[str, Any], dict[str, dict[int, str]]]:
+def _example_inputs(model: Any, where: str) -> tuple[dict[str, Any], DimNames]:
     """Example inputs by name, and their dynamic axes."""
-    taken = inspect.signature(model.forward).parameters
-    main, config = model.main_input_name, model.config
+    main = model.main_input_name
     if main == "input_ids":
-        return _text(taken, config)
+        parameters = inspect.signature(model.forward).parameters
+        return _text(parameters, model.config)
     if main == "pixel_values":
-        size = getattr(config, "image_size", None) or 224
-        height, width = (size, size) if isinstance(size, int) else tuple(size)
-        image = torch.randn(BATCH, getattr(config, "num_channels", 3), height, width)
-        return {main: image}, {main: {0: "batch"}}
+        return {main: _image(model.config)}, {main: {0: "batch"}}
     if main == "input_values":
-        return {main: torch.randn(BATCH, SAMPLES)}, {main: {0: "batch", 1: "samples"}}
+        sound = torch.randn(BATCH, SAMPLES)
+        return {main: sound}, {main: {0: "batch", 1: "samples"}}
     raise RefusedError(
         where,
         f"takes '{main}', for which no example inputs are made up",
@@ -94,21 +107,35 @@ def _inputs(model: Any, where: str) -> tuple[dict[str, Any], dict[str, dict[int,
     )
 
 
-def _text(taken: Any, config: Any) -> tuple[dict[str, Any], dict[str, dict[int, str]]]:
-    vocabulary = (
-        getattr(config, "vocab_size", None) or config.get_text_config().vocab_size
-    )
-    ids = torch.randint(min(5, vocabulary - 1), vocabulary, (BATCH, LENGTH))
+def _image(config: Any) -> Any:
+    size = getattr(config, "image_size", None) or IMAGE_SIZE
+    height, width = (size, size) if isinstance(size, int) else tuple(size)
+    channels = getattr(config, "num_channels", 3)
+    return torch.randn(BATCH, channels, height, width)
+
+
+def _text(
+    parameters: Mapping[str, Any], config: Any
+) -> tuple[dict[str, Any], DimNames]:
+    vocabulary = getattr(config, "vocab_size", None)
+    if not vocabulary:
+        vocabulary = config.get_text_config().vocab_size
+    lowest = min(SPECIAL_TOKENS, vocabulary - 1)
+    ids = torch.randint(lowest, vocabulary, (BATCH, LENGTH))
     mask = torch.ones(BATCH, LENGTH, dtype=torch.int64)
+    # some padding, so that the comparison with torch sees the mask at work
     mask[-1, LENGTH - 2 :] = 0
-    kwargs = {"input_ids": ids, "attention_mask": mask}
-    if "token_type_ids" in taken and getattr(config, "type_vocab_size", 0) > 1:
-        kwargs["token_type_ids"] = torch.zeros(BATCH, LENGTH, dtype=torch.int64)
-    axes = {name: {0: "batch", 1: "sequence"} for name in kwargs}
-    if getattr(config, "is_encoder_decoder", False) and "decoder_input_ids" in taken:
-        kwargs["decoder_input_ids"] = torch.randint(
-            min(5, vocabulary - 1), vocabulary, (BATCH, LENGTH - 1)
-        )
+    inputs = {"input_ids": ids, "attention_mask": mask}
+    if "token_type_ids" in parameters and getattr(config, "type_vocab_size", 0) > 1:
+        inputs["token_type_ids"] = torch.zeros(BATCH, LENGTH, dtype=torch.int64)
+    axes = {name: {0: "batch", 1: "sequence"} for name in inputs}
+    is_encoder_decoder = getattr(config, "is_encoder_decoder", False)
+    if is_encoder_decoder and "decoder_input_ids" in parameters:
+        # another length than the encoder's: the two dims are independent
+        shape = (BATCH, LENGTH - 1)
+        inputs["decoder_input_ids"] = torch.randint(lowest, vocabulary, shape)
         axes["decoder_input_ids"] = {0: "batch", 1: "decoder_sequence"}
-    known = [name for name in kwargs if name in taken]
-    return {name: kwargs[name] for name in known}, {name: axes[name] for name in known}
+    known = [name for name in inputs if name in parameters]
+    known_inputs = {name: inputs[name] for name in known}
+    known_axes = {name: axes[name] for name in known}
+    return known_inputs, known_axes

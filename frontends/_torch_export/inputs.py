@@ -1,6 +1,4 @@
-"""The arguments of a torch module by name, and which of their axes are dynamic, however that was
-written.
-"""
+"""Arguments of a torch module by name, and their dynamic axes, however those were written."""
 
 from __future__ import annotations
 
@@ -21,8 +19,10 @@ Axes = dict[tuple[int, int], str | None]
 
 @dataclass(frozen=True)
 class Leaf:
-    """A value inside the arguments: where it lies, what it is called, its place among the tensors
-    of the call.
+    """A value inside the arguments.
+
+    `path`: keys and indices that lead to it, the argument's name first. `index`: its place among
+    the tensors of the call, None for a value that is no tensor.
     """
 
     path: tuple[Any, ...]
@@ -33,8 +33,9 @@ class Leaf:
 
 @dataclass(frozen=True)
 class Dynamic:
-    """`tree`: the dynamic shapes as torch.export takes them; `axes`: the same axes by input, with
-    their names.
+    """Dynamic axes in two forms.
+
+    `tree`: as torch.export takes them. `axes`: by input, with their names.
     """
 
     tree: Any
@@ -56,16 +57,14 @@ class Arguments:
                 f"forward does not take these arguments: {error}",
                 f"its signature is forward{signature}",
             ) from error
+        # **kwargs lie below the parameter's name, which the caller never wrote
         gathered = [
-            p.name
-            for p in signature.parameters.values()
-            if p.kind is inspect.Parameter.VAR_KEYWORD
+            parameter.name
+            for parameter in signature.parameters.values()
+            if parameter.kind is inspect.Parameter.VAR_KEYWORD
         ]
-        order = [
-            leaf
-            for leaf in pytree.tree_leaves((tuple(args), dict(kwargs)))
-            if isinstance(leaf, torch.Tensor)
-        ]
+        # torch.export orders inputs as they are given, `bound` as the signature names them
+        order: list[Any] = tensors_in(tuple(args), dict(kwargs))
         flat, self._spec = pytree.tree_flatten_with_path(self.bound)
         self.leaves = [_leaf(path, value, order, gathered) for path, value in flat]
 
@@ -74,10 +73,11 @@ class Arguments:
         shapes: Any,
         input_names: Sequence[str],
         output_names: Sequence[str],
-        axes: bool,
+        older_form: bool,
     ) -> Dynamic:
-        """Which axes are dynamic. `axes`: read as `dynamic_axes`, where a list of numbers names
-        axes.
+        """Read the dynamic axes from `shapes`.
+
+        `older_form`: it is `dynamic_axes`, where a list of numbers names axes.
 
         Errors: UsageError for a name or an axis that is not there, or a form that means two things.
         """
@@ -90,72 +90,85 @@ class Arguments:
             if leaf.index is None:
                 hints.append(None)
                 continue
-            read = _axes_of(spec, leaf, axes)
-            found.update(
-                {(leaf.index, axis): _dim_name(dim) for axis, dim in read.items()}
-            )
+            read = _axes_of(spec, leaf, older_form)
             hints.append({axis: _hint(dim) for axis, dim in read.items()})
+            for axis, dim in read.items():
+                found[leaf.index, axis] = _dim_name(dim)
         return Dynamic(pytree.tree_unflatten(hints, self._spec), found)
 
     def _by_leaf(
         self, shapes: Any, input_names: Sequence[str], output_names: set[str]
     ) -> list[Any]:
-        """What was said of each leaf; None where nothing was."""
-        if isinstance(shapes, (tuple, list)):
-            if len(shapes) != len(self.bound):
-                raise UsageError(
-                    "dynamic_shapes",
-                    f"has {len(shapes)} entries for {len(self.bound)} arguments",
-                    f"give one entry for each of {', '.join(self.bound)}, or name them in a dict",
-                )
-            shapes = dict(zip(self.bound, shapes, strict=True))
-        if not isinstance(shapes, Mapping):
+        """Find the spec of each leaf; None for a leaf without one."""
+        shapes = self._by_argument(shapes)
+        named: dict[Any, Leaf] = {}
+        renamed: dict[Any, Leaf] = {}
+        for leaf in self.leaves:
+            if leaf.index is None:
+                continue
+            named[leaf.name] = leaf
+            if leaf.index < len(input_names):
+                renamed[input_names[leaf.index]] = leaf
+        specs: list[Any] = [None] * len(self.leaves)
+        for key, spec in shapes.items():
+            leaf_of_key = renamed.get(key) or named.get(key)
+            if leaf_of_key is not None and leaf_of_key.path[0] != key:
+                specs[self.leaves.index(leaf_of_key)] = spec
+            elif key in self.bound:
+                # an argument: its spec may mirror what is nested in it
+                for position, leaf in enumerate(self.leaves):
+                    if leaf.path[0] == key:
+                        specs[position] = _descend(spec, leaf)
+            elif key not in output_names:
+                # dynamic_axes name outputs too; those follow from the inputs and are passed over
+                known = {**named, **renamed, **self.bound}
+                raise _unknown(str(key), known, bool(output_names))
+        return specs
+
+    def _by_argument(self, shapes: Any) -> Mapping[Any, Any]:
+        """Specs by name; those of a tuple or list belong to the arguments in order."""
+        if isinstance(shapes, Mapping):
+            return shapes
+        if not isinstance(shapes, (tuple, list)):
             raise UsageError(
                 "dynamic_shapes",
                 f"is a {type(shapes).__name__}",
                 "write {'x': {0: 'batch'}}",
             )
-        named = {leaf.name: leaf for leaf in self.leaves if leaf.index is not None}
-        renamed = {
-            name: leaf
-            for leaf in named.values()
-            if leaf.index is not None
-            for name in input_names[leaf.index : leaf.index + 1]
-        }
-        specs: list[Any] = [None] * len(self.leaves)
-        for key, spec in shapes.items():
-            leaf = renamed.get(key) or named.get(key)
-            if leaf is not None and leaf.path[0] != key:
-                specs[self.leaves.index(leaf)] = spec
-            elif key in self.bound:
-                for position, inner in enumerate(self.leaves):
-                    if inner.path[0] == key:
-                        specs[position] = _descend(spec, inner)
-            elif (
-                key not in output_names
-            ):  # dynamic_axes speak of outputs too: theirs follow from the inputs'
-                raise _unknown(
-                    str(key), {**named, **renamed, **self.bound}, bool(output_names)
-                )
-        return specs
+        if len(shapes) != len(self.bound):
+            raise UsageError(
+                "dynamic_shapes",
+                f"has {len(shapes)} entries for {len(self.bound)} arguments",
+                f"give one entry for each of {', '.join(self.bound)}, or name them in a dict",
+            )
+        return dict(zip(self.bound, shapes, strict=True))
 
 
 def _leaf(
     path: Sequence[Any], value: Any, order: list[Any], gathered: Iterable[Any]
 ) -> Leaf:
-    keys = tuple(
-        getattr(step, "key", getattr(step, "idx", getattr(step, "name", None)))
-        for step in path
-    )
+    keys = tuple(_key(step) for step in path)
     shown = keys[1:] if keys[0] in gathered else keys
-    index = next((i for i, tensor in enumerate(order) if tensor is value), None)
-    if index is not None:
-        order[index] = None  # the same tensor may be given twice
+    index = None
+    for position, tensor in enumerate(order):
+        if tensor is value:
+            index = position
+            # the same tensor may be given twice
+            order[position] = None
+            break
     return Leaf(keys, "_".join(map(str, shown)), value, index)
 
 
+def _key(step: Any) -> Any:
+    """Key of a dict, index of a sequence or name of a field."""
+    for attribute in ("key", "idx", "name"):
+        if hasattr(step, attribute):
+            return getattr(step, attribute)
+    return None
+
+
 def _descend(spec: Any, leaf: Leaf) -> Any:
-    """What is said of a leaf inside a spec that mirrors the argument."""
+    """Follow the leaf's path inside a spec that mirrors the argument."""
     for key in leaf.path[1:]:
         if spec is None:
             return None
@@ -182,29 +195,19 @@ def _unknown(key: str, known: Mapping[str, Any], has_outputs: bool) -> UsageErro
     return UsageError("dynamic_shapes", f"there is no input '{key}'", hint)
 
 
-def _axes_of(spec: Any, leaf: Leaf, axes: bool) -> dict[int, Any]:
-    """Axis -> what was said of it, without those that stay as they are."""
-    rank = leaf.value.dim()
+def _axes_of(spec: Any, leaf: Leaf, older_form: bool) -> dict[int, Any]:
+    """Axis -> spec of its dim, without the axes that stay fixed."""
     if spec is None:
         return {}
+    read: dict[int, Any]
     if isinstance(spec, Mapping):
         read = {_axis(axis, leaf): dim for axis, dim in spec.items()}
-    elif (
-        isinstance(spec, (list, tuple))
-        and spec
-        and all(type(item) is int for item in spec)
-    ):
-        if not axes:
-            raise UsageError(
-                f"dynamic_shapes of '{leaf.name}'",
-                f"{list(spec)} may be sizes or, as in dynamic_axes, axes",
-                "write "
-                + "{"
-                + ", ".join(f"{axis}: 'name'" for axis in spec if abs(axis) <= rank)
-                + "}",
-            )
+    elif isinstance(spec, (list, tuple)) and _all_integers(spec):
+        if not older_form:
+            raise _sizes_or_axes(spec, leaf)
         read = {_axis(axis, leaf): torch.export.Dim.DYNAMIC for axis in spec}
     elif isinstance(spec, (list, tuple)):
+        rank = leaf.value.dim()
         if len(spec) != rank:
             raise UsageError(
                 f"dynamic_shapes of '{leaf.name}'",
@@ -219,6 +222,20 @@ def _axes_of(spec: Any, leaf: Leaf, axes: bool) -> dict[int, Any]:
             "write {0: 'batch'}",
         )
     return {axis: dim for axis, dim in read.items() if not _is_static(dim)}
+
+
+def _all_integers(spec: Sequence[Any]) -> bool:
+    return bool(spec) and all(type(item) is int for item in spec)
+
+
+def _sizes_or_axes(spec: Sequence[int], leaf: Leaf) -> UsageError:
+    rank = leaf.value.dim()
+    entries = [f"{axis}: 'name'" for axis in spec if abs(axis) <= rank]
+    return UsageError(
+        f"dynamic_shapes of '{leaf.name}'",
+        f"{list(spec)} may be sizes or, as in dynamic_axes, axes",
+        "write {" + ", ".join(entries) + "}",
+    )
 
 
 def _axis(axis: Any, leaf: Leaf) -> int:
@@ -245,28 +262,25 @@ def _hint(dim: Any) -> Any:
 
 
 def tensors_in(*parts: Any) -> list[Any]:
-    """The tensors among nested values, in torch's order."""
-    return [
-        leaf for leaf in pytree.tree_leaves(parts) if isinstance(leaf, torch.Tensor)
-    ]
+    """Tensors among nested values, in torch's order."""
+    leaves = pytree.tree_leaves(parts)
+    return [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
 
 
 def resized(
     args: Any, kwargs: Any, sizes: Sequence[Mapping[int, int]]
 ) -> tuple[Any, Any]:
-    """The same call at other sizes: axis -> size for each tensor; rows repeat, so that values stay
-    sensible.
-    """
+    """The same call at other sizes: axis -> size for each tensor, in torch's order."""
     waiting = iter(sizes)
 
     def at_its_size(value: Any) -> Any:
         if not isinstance(value, torch.Tensor):
             return value
         for axis, size in next(waiting).items():
-            old = max(value.shape[axis], 1)
-            value = value.index_select(
-                axis, torch.arange(size, device=value.device) % old
-            )
+            # rows repeat, so that indices and masks stay sensible
+            old_size = max(value.shape[axis], 1)
+            rows = torch.arange(size, device=value.device) % old_size
+            value = value.index_select(axis, rows)
         return value
 
     return tuple(pytree.tree_map(at_its_size, (tuple(args), dict(kwargs))))

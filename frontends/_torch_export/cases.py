@@ -1,0 +1,151 @@
+"""An exported model beside what torch computed, and the comparison of the two. Needs no torch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from ... import CheckError
+
+Arrays = dict[str, NDArray[Any]]
+"""Tensors by input or output name."""
+
+_TOLERANCES = {"float16": (1e-2, 1e-2), "bfloat16": (5e-2, 5e-2)}
+"""Default (atol, rtol) by type: the tolerance grows as the mantissa shrinks (10 and 7 bits).
+
+Chosen by hand; not measured.
+"""
+
+_TOLERANCE = (1e-4, 1e-3)
+"""Default (atol, rtol) of every other type. Chosen by hand; not measured."""
+
+
+@dataclass(frozen=True)
+class OutputDifference:
+    """One output y' against torch's y.
+
+    `max_abs`: largest |y - y'|. `max_rel`: largest |y - y'| / |y|. `outside`: number of values
+    beyond the tolerance. `problem`: why the two cannot be compared at all.
+    """
+
+    max_abs: float
+    max_rel: float
+    outside: int
+    problem: str | None = None
+
+
+@dataclass
+class Case:
+    """One call: its inputs, torch's outputs, and how far ONNX's are from them.
+
+    `sizes`: sizes of the dynamic dims by name. `tensors`: the inputs as torch tensors.
+    """
+
+    sizes: dict[str, int]
+    feeds: Arrays
+    expected: Arrays
+    tensors: list[Any] = field(default_factory=list, repr=False)
+    differences: dict[str, OutputDifference] = field(default_factory=dict)
+
+    def compare(
+        self, got: Mapping[str, Any], atol: float | None, rtol: float | None
+    ) -> str | None:
+        """Fill `differences`; return the reason why the outputs disagree, None if they agree."""
+        for name, expected in self.expected.items():
+            array = np.asarray(got[name])
+            self.differences[name] = output_difference(expected, array, atol, rtol)
+        name = self._worst()
+        if name is None:
+            return None
+        found = self.differences[name]
+        where = "".join(f" at {dim} {size}" for dim, size in self.sizes.items())
+        if found.problem:
+            return f"output '{name}'{where}: {found.problem}"
+        return (
+            f"output '{name}'{where} is off in {found.outside} of "
+            f"{self.expected[name].size} values: "
+            f"max abs error {found.max_abs:.3g}, max rel {found.max_rel:.3g}"
+        )
+
+    def _worst(self) -> str | None:
+        """Name of the output that is furthest off, one that cannot be compared first."""
+
+        def severity(name: str) -> tuple[bool, float]:
+            found = self.differences[name]
+            return found.problem is not None, found.max_abs
+
+        wrong = [
+            name
+            for name, found in self.differences.items()
+            if found.problem or found.outside
+        ]
+        return max(wrong, key=severity, default=None)
+
+
+def output_difference(
+    expected: NDArray[Any], got: NDArray[Any], atol: float | None, rtol: float | None
+) -> OutputDifference:
+    """Compare an output with torch's: values beyond atol + rtol |y| are outside.
+
+    Without tolerances those of the type apply, and the default atol is relative to the largest |y|
+    where that is above 1.
+    """
+    if expected.shape != got.shape:
+        problem = f"shape {list(got.shape)} where torch gives {list(expected.shape)}"
+        return OutputDifference(math.inf, math.inf, 0, problem)
+    wide = np.complex128 if expected.dtype.kind == "c" else np.float64
+    y = expected.astype(wide)
+    z = got.astype(wide)
+    with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
+        # an infinity minus itself is NaN, so equal values are set apart before subtracting
+        same = (y == z) | (np.isnan(y) & np.isnan(z))
+        error = np.where(same, 0.0, np.abs(y - z))
+        error = np.where(np.isnan(error), math.inf, error)
+        size = np.where(np.isfinite(y), np.abs(y), 0.0)
+        relative = np.where(size > 0, error / size, 0.0)
+        if atol is None and rtol is None:
+            atol, rtol = _TOLERANCES.get(expected.dtype.name, _TOLERANCE)
+            atol *= max(1.0, float(size.max(initial=0.0)))
+        allowed = (atol or 0.0) + (rtol or 0.0) * size
+        outside = int(np.count_nonzero(error > allowed))
+    max_abs = float(error.max(initial=0.0))
+    max_rel = float(relative.max(initial=0.0))
+    return OutputDifference(max_abs, max_rel, outside)
+
+
+@dataclass
+class Exported:
+    """An exported model, and what torch gives to check it with.
+
+    `cases`: torch's outputs at the sizes of the arguments and at others. `dims`: names of the
+    dynamic dims.
+    """
+
+    model: ir.Model
+    where: str
+    cases: list[Case] = field(default_factory=list)
+    dims: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+    def check(
+        self,
+        run: Callable[[Sequence[Arrays]], Sequence[Arrays]],
+        atol: float | None = None,
+        rtol: float | None = None,
+    ) -> None:
+        """Compare with torch. Errors: CheckError, with the output that is furthest off."""
+        results = run([case.feeds for case in self.cases])
+        for case, got in zip(self.cases, results, strict=True):
+            problem = case.compare(got, atol, rtol)
+            if problem is not None:
+                raise CheckError(
+                    self.where,
+                    f"ONNX Runtime does not agree with torch: {problem}",
+                    "set --atol and --rtol if that is close enough; else try another opset",
+                )
