@@ -9,12 +9,13 @@ import onnx
 import onnx_ir as ir
 
 from .. import RefusedError
+from ._onnx_io.protos import tensor_protos
 from ._onnx_io.read import EXPORT_AGAIN, innermost, read_proto
 from ._onnx_io.save import check_output, save
+from ._onnx_io.slots import slots_of
 from ._onnx_io.sparse import densify
 from ._onnx_io.tensors import ExternalFiles, nbytes_of
 from ._onnx_io.validate import validate
-from ._state_dicts.slots import slots_of, tensor_protos
 
 __all__ = ["check_output", "load", "save"]
 
@@ -34,10 +35,11 @@ def load(path: str | Path, *, allow_hardlinks: bool = False) -> ir.Model:
     files = ExternalFiles(path, allow_hardlinks)
     _check_external(proto, files)
     densify(proto, where)
-    _settle(proto)
+    _regularize(proto)
     try:
         model: ir.Model = ir.from_proto(proto)
-    except Exception as error:  # what the checks above do not know of; whatever it is, it is the file's
+    # a fault that the checks above do not know of; whatever it is, it is the file's
+    except Exception as error:
         raise RefusedError(
             where,
             f"is not a model that onnx_ir can hold ({innermost(error)})",
@@ -50,34 +52,38 @@ def load(path: str | Path, *, allow_hardlinks: bool = False) -> ir.Model:
 
 
 def _check_external(proto: onnx.ModelProto, files: ExternalFiles) -> None:
-    """Refuse external data that is missing, misplaced or short; an empty external tensor becomes an
-    inline one.
-    """
+    """Refuse external data that is missing, misplaced or short; make empty tensors inline ones."""
     for tensor in tensor_protos(proto):
-        if tensor.data_location == onnx.TensorProto.EXTERNAL:
-            files.check(tensor)
-            known = [
-                entry
-                for entry in tensor.external_data
-                if entry.key in ("location", "offset", "length")
-            ]
-            tensor.ClearField(
-                "external_data"
-            )  # ONNX Runtime adds keys of its own (prepacked weights)
-            tensor.external_data.extend(known)
-            if nbytes_of(tensor) == 0:
-                tensor.ClearField("data_location")
-                tensor.ClearField("external_data")
+        if tensor.data_location != onnx.TensorProto.EXTERNAL:
+            continue
+        files.check(tensor)
+        # ONNX Runtime adds keys of its own (prepacked weights)
+        known = [
+            entry
+            for entry in tensor.external_data
+            if entry.key in ("location", "offset", "length")
+        ]
+        tensor.ClearField("external_data")
+        tensor.external_data.extend(known)
+        # an empty file cannot be mapped
+        if nbytes_of(tensor) == 0:
+            tensor.ClearField("data_location")
+            tensor.ClearField("external_data")
     files.report_missing()
 
 
-def _settle(proto: onnx.ModelProto) -> None:
-    """What ONNX Runtime reads leniently and onnx.checker does not: a nameless graph, dims of -1."""
-    proto.graph.name = proto.graph.name or "graph"
-    for info in (*proto.graph.input, *proto.graph.output, *proto.graph.value_info):
-        for dim in (
-            info.type.tensor_type.shape.dim if info.type.HasField("tensor_type") else ()
-        ):
+def _regularize(proto: onnx.ModelProto) -> None:
+    """Give the graph a name and make dims of -1 unknown, as ONNX Runtime reads them.
+
+    onnx.checker refuses both.
+    """
+    graph = proto.graph
+    graph.name = graph.name or "graph"
+    for info in (*graph.input, *graph.output, *graph.value_info):
+        # reading tensor_type of another type would make it one
+        if not info.type.HasField("tensor_type"):
+            continue
+        for dim in info.type.tensor_type.shape.dim:
             if dim.dim_value < 0:
                 dim.ClearField("dim_value")
 
@@ -89,21 +95,19 @@ def _bind_external(model: ir.Model, files: ExternalFiles) -> None:
         if not isinstance(tensor, ir.ExternalTensor):
             continue
         tensor.base_dir = str(files.folder)
-        if (
-            str(tensor.location) in files.hardlinked
-        ):  # onnx_ir refuses these unless it is given no folder to confine to
-            slot.put(
-                ir.ExternalTensor(
-                    os.path.join(files.folder, tensor.location),
-                    tensor.offset,
-                    tensor.length,
-                    tensor.dtype,
-                    shape=tensor.shape,
-                    name=tensor.name,
-                    doc_string=tensor.doc_string,
-                    metadata_props=dict(tensor.metadata_props),
-                )
+        # onnx_ir refuses these unless it is given no folder to confine them to
+        if str(tensor.location) in files.hardlinked:
+            absolute = ir.ExternalTensor(
+                os.path.join(files.folder, tensor.location),
+                tensor.offset,
+                tensor.length,
+                tensor.dtype,
+                shape=tensor.shape,
+                name=tensor.name,
+                doc_string=tensor.doc_string,
+                metadata_props=dict(tensor.metadata_props),
             )
+            slot.put(absolute)
 
 
 def _sort(model: ir.Model, where: str) -> None:

@@ -1,10 +1,8 @@
-"""State dicts (.safetensors, .pt, .pth) onto an ONNX graph that is there, or into a torch
-module.
-"""
+"""State dicts (.safetensors, .pt, .pth) put onto an ONNX graph or into a torch module."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,18 +11,24 @@ import numpy as np
 import onnx_ir as ir
 
 from .. import RefusedError
+from ..passes._core.graph import all_nodes
 from ._state_dicts.checkpoints import State, read_state
-from ._state_dicts.match import Match, Plan, planned, targets_of
+from ._state_dicts.match import Match, Plan, constants_of, plan_matches
 
-MOST = 8
-"""Names that an error lists for each reason."""
+NAMES_LISTED = 8
+"""Names that an error lists for each reason. Chosen by hand; not measured."""
+
+_WRAPPERS = ("module.", "_orig_mod.", "model.")
+"""Prefixes that DataParallel, torch.compile and Lightning put before every name."""
 
 
 @dataclass
 class Loaded:
-    """What went where. `loaded`: (constant, entry, how, transposed); `tied`: entries that equal a
-    loaded one; `ignored`: counters and other entries that are no weights; `unused` and `kept`: what
-    found no partner, and why.
+    """Report of a state dict put onto a graph.
+
+    `loaded`: (constant, entry, how, transposed). `tied`: entries that equal a loaded one.
+    `ignored`: counters and other entries that are no weights. `unused`, `kept`: entries and
+    constants without a partner, and why.
     """
 
     loaded: list[tuple[str, str, str, bool]] = field(default_factory=list)
@@ -38,26 +42,23 @@ class Loaded:
         return bool(self.unused or self.kept)
 
     def summary(self) -> str:
-        """One line."""
-        turned = sum(transposed for *_, transposed in self.loaded)
-        parts = [
-            f"{len(self.loaded)} weights loaded"
-            + (f" ({turned} transposed)" if turned else "")
-        ]
-        parts += [
-            f"{len(names)} {word}"
-            for names, word in (
-                (self.tied, "tied"),
-                (self.ignored, "ignored"),
-                (self.unused, "unused"),
-                (self.kept, "kept as they were"),
-            )
-            if names
-        ]
+        """Counts of everything, on one line."""
+        transposed_count = sum(transposed for *_, transposed in self.loaded)
+        transposed = f" ({transposed_count} transposed)" if transposed_count else ""
+        parts = [f"{len(self.loaded)} weights loaded{transposed}"]
+        others: dict[str, Collection[str]] = {
+            "tied": self.tied,
+            "ignored": self.ignored,
+            "unused": self.unused,
+            "kept as they were": self.kept,
+        }
+        for word, names in others.items():
+            if names:
+                parts.append(f"{len(names)} {word}")
         return ", ".join(parts)
 
     def lines(self, most: int | None = None) -> list[str]:
-        """Everything that found no partner, by reason; at most `most` names for each."""
+        """One line per reason for everything that found no partner, at most `most` names each."""
         found = []
         for word, names in (("unused", self.unused), ("kept", self.kept)):
             for reason in dict.fromkeys(names.values()):
@@ -67,10 +68,8 @@ class Loaded:
 
     def as_dict(self) -> dict[str, Any]:
         """The JSON form."""
-        loaded = [
-            dict(zip(("name", "from", "how", "transposed"), entry, strict=True))
-            for entry in self.loaded
-        ]
+        keys = ("name", "from", "how", "transposed")
+        loaded = [dict(zip(keys, entry, strict=True)) for entry in self.loaded]
         return {
             "loaded": loaded,
             "tied": self.tied,
@@ -94,28 +93,26 @@ def load_state_dict(
     """
     where = "state dict" if isinstance(state, Mapping) else str(state)
     entries = read_state(state)
-    targets = targets_of(model)
-    names = {target.name for target in targets}
-    _refuse_folded(entries, names, where)
-    weights = {
-        name: tensor for name, tensor in entries.items() if _is_weight(name, tensor)
-    }
-    plan = planned(
-        targets, {name: tuple(tensor.shape.numpy()) for name, tensor in weights.items()}
-    )
-    loaded = Loaded(
-        ignored=[name for name in entries if name not in weights],
-        unused=plan.unused,
-        kept=plan.kept,
-    )
-    loaded.loaded = [
-        (m.target.name, m.source, m.how, m.transposed) for m in plan.matches
-    ]
+    constants = constants_of(model)
+    _refuse_folded(entries, {constant.name for constant in constants}, where)
+    weights: State = {}
+    ignored: list[str] = []
+    for name, tensor in entries.items():
+        if _is_weight(name, tensor):
+            weights[name] = tensor
+        else:
+            ignored.append(name)
+    shapes = {name: tuple(tensor.shape.numpy()) for name, tensor in weights.items()}
+    plan = plan_matches(constants, shapes)
+    loaded = Loaded(ignored=ignored, unused=plan.unused, kept=plan.kept)
+    for match in plan.matches:
+        row = (match.constant.name, match.entry, match.how, match.transposed)
+        loaded.loaded.append(row)
     _find_tied(loaded, plan, weights)
     if (loaded.incomplete and not partial) or not plan.matches:
         raise _incomplete(loaded, where, _is_quantized(model))
     for match in plan.matches:
-        match.target.put(_fitted(weights[match.source], match))
+        match.constant.put(_fitted(weights[match.entry], match))
     return loaded
 
 
@@ -124,55 +121,58 @@ def _is_weight(name: str, tensor: ir.TensorProtocol) -> bool:
 
 
 def _refuse_folded(entries: State, names: set[str], where: str) -> None:
-    """A graph whose BatchNormalization was folded holds other values than the state dict, by the
-    same names.
+    """Refuse a graph whose BatchNormalization was folded.
+
+    Its weights have the same names as the state dict's, but other values.
     """
-    means = [name for name in entries if name.endswith(".running_mean")]
-    held = {
-        name.rpartition(".running_mean")[0]
-        for name in names
-        if name.endswith(".running_mean")
-    }
-    folded = [
-        prefix
-        for prefix in (name.removesuffix(".running_mean") for name in means)
-        if not any(
-            prefix == h or prefix.endswith(f".{h}") or h.endswith(f".{prefix}")
-            for h in held
-        )
-    ]
-    if folded:
-        raise RefusedError(
-            where,
-            f"BatchNormalization '{folded[0]}' is not in the graph"
-            + (f" (nor are {len(folded) - 1} more)" if len(folded) > 1 else "")
-            + ": it was folded into other weights when the graph was exported, so theirs cannot be replaced",
-            "export again with these weights: onnx-opt export file.py:callable "
-            "--state-dict FILE (which keeps "
-            "BatchNormalization)",
-        )
-
-
-def _is_quantized(model: ir.Model) -> bool:
-    return any(
-        node.op_type == "DequantizeLinear" for graph in model.graphs() for node in graph
+    suffix = ".running_mean"
+    held = [name.removesuffix(suffix) for name in names if name.endswith(suffix)]
+    folded = []
+    for name in entries:
+        if not name.endswith(suffix):
+            continue
+        prefix = name.removesuffix(suffix)
+        if not any(_is_same_module(prefix, other) for other in held):
+            folded.append(prefix)
+    if not folded:
+        return
+    more = f" (nor are {len(folded) - 1} more)" if len(folded) > 1 else ""
+    raise RefusedError(
+        where,
+        f"BatchNormalization '{folded[0]}' is not in the graph{more}: it was folded into other "
+        "weights when the graph was exported, so theirs cannot be replaced",
+        "export again with these weights: onnx-opt export file.py:callable "
+        "--state-dict FILE (which keeps "
+        "BatchNormalization)",
     )
 
 
+def _is_same_module(first: str, second: str) -> bool:
+    """True for equal names, or where a wrapper put a prefix before one of them."""
+    if first == second:
+        return True
+    return first.endswith(f".{second}") or second.endswith(f".{first}")
+
+
+def _is_quantized(model: ir.Model) -> bool:
+    return any(node.op_type == "DequantizeLinear" for node in all_nodes(model))
+
+
 def _find_tied(loaded: Loaded, plan: Plan, weights: State) -> None:
-    """An unused entry with the values of a loaded one is the same parameter under a second name."""
+    """Move unused entries with the values of a loaded one to `tied`: one parameter, two names."""
     for name in list(loaded.unused):
-        tensor = weights[name]
         for match in plan.matches:
-            other = weights[match.source]
-            if (
-                other.dtype == tensor.dtype
-                and other.shape == tensor.shape
-                and np.array_equal(other.numpy(), tensor.numpy())
-            ):
+            if _equal(weights[match.entry], weights[name]):
                 del loaded.unused[name]
                 loaded.tied.append(name)
                 break
+
+
+def _equal(first: ir.TensorProtocol, second: ir.TensorProtocol) -> bool:
+    # types and shapes first: the values may have to be read from a file
+    if first.dtype != second.dtype or first.shape != second.shape:
+        return False
+    return np.array_equal(first.numpy(), second.numpy())
 
 
 def _incomplete(loaded: Loaded, where: str, quantized: bool) -> RefusedError:
@@ -187,44 +187,42 @@ def _incomplete(loaded: Loaded, where: str, quantized: bool) -> RefusedError:
         )
     return RefusedError(
         where,
-        f"does not fit the graph: {loaded.summary()}: {'; '.join(loaded.lines(MOST))}",
+        f"does not fit the graph: {loaded.summary()}: {'; '.join(loaded.lines(NAMES_LISTED))}",
         fix,
     )
 
 
 def _fitted(source: ir.TensorProtocol, match: Match) -> ir.TensorProtocol:
     """The entry as the graph keeps it; computed when it is written."""
-    target = match.target.tensor
-    if not match.transposed and source.dtype == target.dtype:
-        if isinstance(source, ir.ExternalTensor):
-            return ir.ExternalTensor(
-                source.location,
-                source.offset,
-                source.length,
-                source.dtype,
-                shape=source.shape,
-                name=match.target.name,
-            )
-        return ir.LazyTensor(
-            lambda: source,
-            source.dtype,
-            shape=ir.Shape(source.shape.numpy()),
-            name=match.target.name,
-        )
+    name = match.constant.name
+    held = match.constant.tensor
+    if not match.transposed and source.dtype == held.dtype:
+        return _renamed(source, name)
 
     def computed() -> ir.Tensor[Any]:
         array = source.numpy()
-        array = array.T if match.transposed else array
-        return ir.Tensor(
-            np.ascontiguousarray(array.astype(target.dtype.numpy())), dtype=target.dtype
-        )
+        if match.transposed:
+            array = array.T
+        converted = array.astype(held.dtype.numpy())
+        return ir.Tensor(np.ascontiguousarray(converted), dtype=held.dtype)
 
-    return ir.LazyTensor(
-        computed,
-        target.dtype,
-        shape=ir.Shape(target.shape.numpy()),
-        name=match.target.name,
-    )
+    shape = ir.Shape(held.shape.numpy())
+    return ir.LazyTensor(computed, held.dtype, shape=shape, name=name)
+
+
+def _renamed(tensor: ir.TensorProtocol, name: str) -> ir.TensorProtocol:
+    """The same tensor by another name; one in a file stays there."""
+    if isinstance(tensor, ir.ExternalTensor):
+        return ir.ExternalTensor(
+            tensor.location,
+            tensor.offset,
+            tensor.length,
+            tensor.dtype,
+            shape=tensor.shape,
+            name=name,
+        )
+    shape = ir.Shape(tensor.shape.numpy())
+    return ir.LazyTensor(lambda: tensor, tensor.dtype, shape=shape, name=name)
 
 
 def _listed(names: Sequence[str], most: int | None) -> str:
@@ -235,7 +233,9 @@ def _listed(names: Sequence[str], most: int | None) -> str:
 def load_into_module(
     module: Any, state: str | Path | Mapping[str, Any], partial: bool = False
 ) -> list[str]:
-    """A state dict into a torch module; what did not fit, in words, where `partial` lets it pass.
+    """Load a state dict into a torch module.
+
+    Returns what did not fit, in words, where `partial` lets it pass.
 
     Errors: RefusedError for a module that is none, and for what does not fit.
     """
@@ -252,43 +252,44 @@ def load_into_module(
     entries = _without_prefix(read_state(state), wanted)
     unused = [name for name in entries if name not in wanted]
     missing = [name for name in wanted if name not in entries]
-    lists = {"unused": unused, "missing": missing}
-    problems = [
-        f"{word}: {_listed(names, MOST)}" for word, names in lists.items() if names
-    ]
-    shapes = {
-        name: tuple(entries[name].shape.numpy()) for name in entries if name in wanted
-    }
-    wrong = [
-        name for name, shape in shapes.items() if shape != tuple(wanted[name].shape)
-    ]
-    problems += [
-        f"{name}: shape {list(shapes[name])}, not {list(wanted[name].shape)}"
-        for name in wrong
-    ]
+    problems = []
+    if unused:
+        problems.append(f"unused: {_listed(unused, NAMES_LISTED)}")
+    if missing:
+        problems.append(f"missing: {_listed(missing, NAMES_LISTED)}")
+    fitting = []
+    for name, tensor in entries.items():
+        if name not in wanted:
+            continue
+        shape = list(tensor.shape.numpy())
+        wanted_shape = list(wanted[name].shape)
+        if shape == wanted_shape:
+            fitting.append(name)
+        else:
+            problems.append(f"{name}: shape {shape}, not {wanted_shape}")
     if problems and not partial:
         raise RefusedError(
             where,
-            f"does not fit the module: {'; '.join(problems[:MOST])}",
+            f"does not fit the module: {'; '.join(problems[:NAMES_LISTED])}",
             "give the module's own state dict, or --partial",
         )
     with torch.no_grad():
-        for name in shapes:
-            if name not in wrong:
-                wanted[name].copy_(_as_torch(entries[name]))
+        for name in fitting:
+            # state_dict() shares storage with the module
+            wanted[name].copy_(_as_torch(entries[name]))
     return problems
 
 
 def _without_prefix(entries: State, wanted: Mapping[str, Any]) -> State:
-    """Wrappers (DataParallel, compile, Lightning) put a prefix before every name."""
-    for prefix in ("module.", "_orig_mod.", "model."):
-        if all(name.startswith(prefix) for name in entries) and not any(
-            name.startswith(prefix) for name in wanted
-        ):
-            return _without_prefix(
-                {name.removeprefix(prefix): tensor for name, tensor in entries.items()},
-                wanted,
-            )
+    """Entries without the prefixes of wrappers, several deep at times."""
+    for prefix in _WRAPPERS:
+        if any(name.startswith(prefix) for name in wanted):
+            continue
+        if all(name.startswith(prefix) for name in entries):
+            shorter = {
+                name.removeprefix(prefix): tensor for name, tensor in entries.items()
+            }
+            return _without_prefix(shorter, wanted)
     return entries
 
 
@@ -298,6 +299,7 @@ def _as_torch(tensor: ir.TensorProtocol) -> Any:
     if hasattr(tensor, "raw") and isinstance(tensor.raw, torch.Tensor):
         return tensor.raw
     array = tensor.numpy()
+    # torch does not know numpy's bfloat16, which is a type of ml_dtypes
     if array.dtype.name == "bfloat16":
         return torch.from_numpy(array.view(np.int16).copy()).view(torch.bfloat16)
     return torch.from_numpy(array.copy())

@@ -1,4 +1,4 @@
-"""Do a model's functions call each other without end, or without measure?"""
+"""Limits on function calls: no cycles, and no chains that expand beyond measure."""
 
 from __future__ import annotations
 
@@ -7,45 +7,51 @@ from typing import Any
 import onnx
 
 from ... import RefusedError
+from .protos import held_graphs, standard_domain
 from .read import EXPORT_AGAIN
 from .tensors import shown
 
 Key = tuple[str, str, str]
+"""Domain, name and overload of a function."""
+
 MAX_NODES = 1_000_000
-"""Nodes after every call is expanded: forty functions that call the next one twice would be
-2^40.
+"""Nodes after every call is expanded: forty functions that call the next one twice would be 2^40.
+
+Chosen by hand; not measured.
 """
 
 MAX_DEPTH = 200
-"""Calls inside calls: some readers of ONNX recurse."""
+"""Calls inside calls: some readers of ONNX recurse. Chosen by hand; not measured."""
 
 
 def check_calls(
     proto: onnx.ModelProto, functions: dict[Key, onnx.FunctionProto], where: str
 ) -> None:
-    """RefusedError if calls form a cycle, nest deeper than 200 or expand to more than a million
-    nodes.
+    """Refuse calls that form a cycle, nest too deep or expand to too many nodes.
+
+    Errors: RefusedError.
     """
     if not functions:
         return
-    calls = {
-        key: _calls(function.node, functions, where)
-        for key, function in functions.items()
-    }
-    own = {key: max(len(function.node), 1) for key, function in functions.items()}
-    size: dict[Key, int] = {}
+    calls: dict[Key, list[Key]] = {}
+    for key, function in functions.items():
+        calls[key] = _calls(function.node, functions, where)
+    expanded: dict[Key, int] = {}
     depth: dict[Key, int] = {}
     for key in _callees_first(calls, where):
-        size[key] = own[key] + sum(size[c] for c in calls[key])
-        depth[key] = 1 + max((depth[c] for c in calls[key]), default=0)
+        own_nodes = max(len(functions[key].node), 1)
+        expanded[key] = own_nodes + sum(expanded[callee] for callee in calls[key])
+        depth[key] = 1 + max((depth[callee] for callee in calls[key]), default=0)
         if depth[key] > MAX_DEPTH:
             raise RefusedError(
                 where,
                 f"function calls nest deeper than {MAX_DEPTH}",
                 "inline them when exporting",
             )
-    total = sum(size[c] for c in _calls(proto.graph.node, functions, where))
-    if max(total, *size.values()) > MAX_NODES:
+    called = _calls(proto.graph.node, functions, where)
+    total = sum(expanded[key] for key in called)
+    # functions that nothing calls count too
+    if max(total, *expanded.values()) > MAX_NODES:
         raise RefusedError(
             where,
             f"function calls expand to more than {MAX_NODES:,} nodes",
@@ -56,22 +62,16 @@ def check_calls(
 def _calls(
     nodes: Any, functions: dict[Key, onnx.FunctionProto], where: str
 ) -> list[Key]:
-    """The functions called by these nodes and by their subgraphs, once for each call."""
+    """Functions called by these nodes and by their subgraphs, once for each call."""
     found: list[Key] = []
     waiting = [nodes]
     while waiting:
         for node in waiting.pop():
-            key = (
-                "" if node.domain == "ai.onnx" else node.domain,
-                node.op_type,
-                node.overload,
-            )
+            key = (standard_domain(node.domain), node.op_type, node.overload)
             if key in functions:
                 found.append(key)
                 _check_arity(node, functions[key], where)
-            for attribute in node.attribute:
-                waiting += [attribute.g.node] if attribute.HasField("g") else []
-                waiting += [graph.node for graph in attribute.graphs]
+            waiting += [graph.node for graph in held_graphs(node)]
     return found
 
 
@@ -87,25 +87,27 @@ def _check_arity(
 
 
 def _callees_first(calls: dict[Key, list[Key]], where: str) -> list[Key]:
-    """All functions, each after those it calls. RefusedError on a cycle. Iterative: the file sets
-    the depth.
-    """
+    """All functions, each after those it calls. Errors: RefusedError on a cycle."""
     order: list[Key] = []
-    state: dict[Key, bool] = {}  # False while being visited, True when done
+    # False while being visited, True when done
+    done: dict[Key, bool] = {}
     for root in calls:
-        stack = [(root, iter(calls[root]))] if root not in state else []
-        state.setdefault(root, False)
+        if root in done:
+            continue
+        done[root] = False
+        # a stack of our own, since the file sets the depth
+        stack = [(root, iter(calls[root]))]
         while stack:
             key, rest = stack[-1]
             callee = next(rest, None)
             if callee is None:
-                state[key] = True
+                done[key] = True
                 order.append(key)
                 stack.pop()
-            elif callee not in state:
-                state[callee] = False
+            elif callee not in done:
+                done[callee] = False
                 stack.append((callee, iter(calls[callee])))
-            elif not state[callee]:
+            elif not done[callee]:
                 raise RefusedError(
                     where, f"function {shown(callee[1])} calls itself", EXPORT_AGAIN
                 )

@@ -1,4 +1,4 @@
-"""From a path to a ModelProto: what is not an ONNX model is named for what it is."""
+"""Read a file as a ModelProto; one that is no ONNX model is named for what it is."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ LIMIT = 1 << 31
 
 EXPORT_AGAIN = "fetch or export the model again"
 
+# offset, first bytes there, kind of file, fix
 _KINDS: list[tuple[int, bytes, str, str]] = [
     (
         0,
@@ -58,8 +59,9 @@ _TEXT = "python -c \"import onnx; onnx.save(onnx.load('{name}'), 'model.onnx')\"
 
 
 def read_proto(path: str | Path) -> onnx.ModelProto:
-    """Parse the file at `path`. Errors: RefusedError, naming what the file is, or how much of it is
-    missing.
+    """Parse the file at `path`.
+
+    Errors: RefusedError, naming the kind of file, or how much of it is missing.
     """
     where = str(path)
     data = _read(path, where)
@@ -70,36 +72,34 @@ def read_proto(path: str | Path) -> onnx.ModelProto:
     except DecodeError:
         raise RefusedError(where, _damage(data), EXPORT_AGAIN) from None
     if not proto.HasField("graph"):
-        problem = (
-            "holds no graph"
-            if proto.ir_version and proto.opset_import
-            else "is not an ONNX model"
-        )
-        raise RefusedError(
-            where, problem, EXPORT_AGAIN if "graph" in problem else "give an .onnx file"
-        )
+        # protobuf takes many files for messages with fields that it does not know
+        if proto.ir_version and proto.opset_import:
+            raise RefusedError(where, "holds no graph", EXPORT_AGAIN)
+        raise RefusedError(where, "is not an ONNX model", "give an .onnx file")
     _refuse_bytes_in_text(proto, where)
     return proto
 
 
 def _refuse_bytes_in_text(proto: onnx.ModelProto, where: str) -> None:
-    """Names must be UTF-8. ONNX's protobuf does not see to it: Python would get bytes in the place
-    of text.
+    """Refuse names that are not UTF-8.
+
+    ONNX's protobuf does not see to it: Python would get bytes in the place of text.
     """
     waiting: list[Any] = [proto]
     while waiting:
         message = waiting.pop()
         for field, value in message.ListFields():
+            items = value if field.is_repeated else [value]
             if field.type == field.TYPE_MESSAGE:
-                waiting += value if field.is_repeated else [value]
-            elif field.type == field.TYPE_STRING:
-                for text in value if field.is_repeated else [value]:
-                    if isinstance(text, bytes):
-                        raise RefusedError(
-                            where,
-                            f"is damaged: {field.full_name} is not UTF-8",
-                            EXPORT_AGAIN,
-                        )
+                waiting += items
+            elif field.type == field.TYPE_STRING and not all(
+                isinstance(text, str) for text in items
+            ):
+                raise RefusedError(
+                    where,
+                    f"is damaged: {field.full_name} is not UTF-8",
+                    EXPORT_AGAIN,
+                )
 
 
 def _read(path: str | Path, where: str) -> bytes:
@@ -107,10 +107,11 @@ def _read(path: str | Path, where: str) -> bytes:
         status = os.stat(path)
         if stat.S_ISDIR(status.st_mode):
             inside = sorted(p.name for p in Path(path).glob("*.onnx"))
+            example = inside[0] if inside else "model.onnx"
             raise RefusedError(
                 where,
                 "is a folder",
-                f"give a file, as in {Path(path) / (inside or ['model.onnx'])[0]}",
+                f"give a file, as in {Path(path) / example}",
             )
         if not stat.S_ISREG(status.st_mode):
             raise RefusedError(where, "is not a regular file", "give an .onnx file")
@@ -124,7 +125,8 @@ def _read(path: str | Path, where: str) -> bytes:
         return Path(path).read_bytes()
     except FileNotFoundError:
         raise RefusedError(where, "no such file", _nearby(Path(path))) from None
-    except ValueError:  # a NUL in the name
+    except ValueError:
+        # a NUL in the name
         raise RefusedError(
             repr(where), "is not a file name", "check the path"
         ) from None
@@ -140,11 +142,9 @@ def _nearby(path: Path) -> str:
     if not path.parent.is_dir():
         return f"check the path: folder '{path.parent}' does not exist"
     models = sorted(p.name for p in path.parent.glob("*.onnx"))[:3]
-    return (
-        f"check the path; its folder holds {', '.join(models)}"
-        if models
-        else "check the path"
-    )
+    if not models:
+        return "check the path"
+    return f"check the path; its folder holds {', '.join(models)}"
 
 
 def _refuse_other_formats(data: bytes, where: str) -> None:
@@ -168,14 +168,15 @@ def _refuse_other_formats(data: bytes, where: str) -> None:
             "is text; models are read in the binary form",
             _TEXT.format(name=Path(where).name),
         )
-    if data[:512].isascii() and all(b >= 32 or b in b"\t\r\n" for b in data[:512]):
+    start = data[:512]
+    if start.isascii() and all(byte >= 32 or byte in b"\t\r\n" for byte in start):
         raise RefusedError(
             where, "is a text file, not an ONNX model", "give an .onnx file"
         )
 
 
 def _damage(data: bytes) -> str:
-    """What is wrong with bytes that protobuf refused: cut short, or damaged inside."""
+    """The fault of bytes that protobuf refused: cut short, or damaged inside."""
     try:
         for end in _field_ends(data):
             if end > len(data):
@@ -186,35 +187,43 @@ def _damage(data: bytes) -> str:
 
 
 def _field_ends(data: bytes) -> Iterator[int]:
-    """Where each top-level field of a protobuf message ends; ValueError or IndexError where it is
-    not one.
+    """Byte at which each top-level field of a protobuf message ends.
+
+    Errors: ValueError or IndexError where the bytes are no message.
     """
     at = 0
     while at < len(data):
         tag, at = _varint(data, at)
-        kind, field = tag & 7, tag >> 3
-        if (
-            not 1 <= field <= 100
-        ):  # ModelProto has about 20 fields; more is another format
+        kind = tag & 7
+        field = tag >> 3
+        # ModelProto has about 20 fields; more is another format
+        if not 1 <= field <= 100:
             raise ValueError("not a field of a model")
+        # wire types: 0 a varint, 1 and 5 fixed widths, 2 a length and that many bytes
         if kind == 0:
             _, at = _varint(data, at)
+        elif kind == 1:
+            at += 8
         elif kind == 2:
             length, at = _varint(data, at)
             at += length
-        elif kind in (1, 5):
-            at += 8 if kind == 1 else 4
+        elif kind == 5:
+            at += 4
         else:
             raise ValueError("not a wire type of proto3")
         yield at
 
 
 def _varint(data: bytes, at: int) -> tuple[int, int]:
-    value = shift = 0
+    """The number whose bytes begin at `at`, and the place behind it."""
+    value = 0
+    shift = 0
     while True:
         byte = data[at]
+        # seven bits a byte, the lowest first; the eighth says that more follow
         value |= (byte & 127) << shift
-        at, shift = at + 1, shift + 7
+        at += 1
+        shift += 7
         if byte < 128:
             return value, at
         if shift > 63:

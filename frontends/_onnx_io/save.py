@@ -1,5 +1,6 @@
-"""Writing a model atomically: temporary names beside the target, fsync, rename; the graph last, old
-pairs whole.
+"""Atomic writing of a model: temporary names beside the target, fsync, rename.
+
+The data file comes first and the model file last, so that a former pair stays whole until then.
 """
 
 from __future__ import annotations
@@ -19,20 +20,28 @@ import onnx_ir as ir
 
 from ... import OnnxOptError, RefusedError, UsageError
 from ...passes._core.ir_versions import ir_version_of_content
-from .._state_dicts.slots import Slot, slots_of, tensor_protos
+from .protos import tensor_protos
 from .read import LIMIT, innermost
+from .slots import Slot, slots_of
 from .tensors import check_tensor
 
 INLINE_LIMIT = 3 << 29
-"""Bytes of weights (1.5 GiB) up to which a model stays one file; protobuf ends at 2 GiB."""
+"""Bytes of weights (1.5 GiB) up to which a model stays one file.
+
+Protobuf ends at 2 GiB; the rest is left for the graph. Chosen by hand; not measured.
+"""
 
 SMALL = 1024
-"""Tensors below this many bytes stay in the graph: shapes and scalars are read by shape
-inference.
+"""Tensors below this many bytes stay in the graph, where shape inference reads shapes and scalars.
+
+Chosen by hand; onnx.save has the same default.
 """
 
 EARLY = 4 << 20
-"""Bytes from which a tensor is sent to the disk as soon as it is written."""
+"""Bytes (4 MiB) from which a tensor is sent to the disk as soon as it is written.
+
+Measured when it was introduced: a quarter less time for 2 GiB.
+"""
 
 _TOO_LARGE = "the model exceeds protobuf's 2 GiB in one file"
 _FAULT = "this is a fault of the pass or tool that made it: please report it"
@@ -71,7 +80,7 @@ def save(
     stale = [
         file
         for file in _own_data_files(target)
-        if not any(_same_file(file, s) for s in sources)
+        if not any(_same_file(file, source) for source in sources)
     ]
     written: list[Path] = []
     commit = _Commit()
@@ -84,6 +93,7 @@ def save(
                 _bring_inline(slots, restore)
             encoded = _encoded(model, str(path))
         _write_model(encoded, target, str(path), check, commit)
+    # an interrupt, too, leaves either the former pair or the new one
     except BaseException:
         if not commit.happened(target):
             for file in written:
@@ -97,10 +107,10 @@ def save(
 def check_output(
     path: str | Path, input_path: str | Path | None = None, force: bool = False
 ) -> None:
-    """Raise UsageError unless a model can be written to `path`: call it before any work.
+    """Refuse a path to which no model can be written: call it before any work.
 
     Another existing file is overwritten; the input itself (also behind a symbolic or hard link)
-    only with `force`.
+    only with `force`. Errors: UsageError.
     """
     target = Path(path)
     with _as_own_errors(path):
@@ -110,11 +120,8 @@ def check_output(
                 "is a folder, not a file",
                 "add a file name, as in out.onnx",
             )
-        if (
-            input_path is not None
-            and not force
-            and _same_file(target, Path(input_path))
-        ):
+        protected = None if force else input_path
+        if protected is not None and _same_file(target, Path(protected)):
             raise UsageError(
                 str(path),
                 "is the input model itself",
@@ -133,6 +140,7 @@ def check_output(
                     "is not a regular file",
                     "choose a path to a new or an existing file",
                 )
+        # permissions are tried, not guessed
         with _temporary(target):
             pass
 
@@ -144,6 +152,7 @@ def _as_own_errors(path: str | Path) -> Iterator[None]:
         yield
     except OSError as error:
         reason = error.strerror or str(error)
+        # an error of a write or fsync knows a descriptor only, one of open knows the name
         if error.filename2 is None and error.filename is None:
             raise OnnxOptError(
                 str(path),
@@ -165,16 +174,16 @@ def _as_own_errors(path: str | Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _temporary(target: Path) -> Iterator[tuple[BinaryIO, Path]]:
-    """A new file beside `target`, gone at the end unless it was renamed; permissions as `target`
-    has or will have.
+    """A new file beside `target`, gone at the end unless it was renamed.
+
+    It has the permissions that `target` has or will have.
     """
+    # file systems end names at 255 bytes
     name = f".{target.name[:200]}.{secrets.token_hex(4)}.tmp"
     temporary = target.with_name(name)
-    descriptor = os.open(
-        temporary,
-        os.O_CREAT | os.O_EXCL | os.O_WRONLY | getattr(os, "O_BINARY", 0),
-        0o666,
-    )
+    # O_EXCL: a link that someone put there in advance is not followed
+    flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | getattr(os, "O_BINARY", 0)
+    descriptor = os.open(temporary, flags, 0o666)
     try:
         with open(descriptor, "wb") as file:
             if target.is_file():
@@ -185,8 +194,9 @@ def _temporary(target: Path) -> Iterator[tuple[BinaryIO, Path]]:
 
 
 class _Commit:
-    """The rename that makes a file visible, and whether it has happened (an interrupt may fall just
-    behind it).
+    """The rename that makes a file visible, and the knowledge of having happened.
+
+    An interrupt may fall just behind the rename, so the file itself is asked.
     """
 
     def __init__(self) -> None:
@@ -203,14 +213,14 @@ class _Commit:
         if hasattr(os, "O_DIRECTORY"):
             folder = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY)
             try:
-                with contextlib.suppress(
-                    OSError
-                ):  # some network file systems cannot; the rename stands all the same
+                # some network file systems cannot; the rename stands all the same
+                with contextlib.suppress(OSError):
                     os.fsync(folder)
             finally:
                 os.close(folder)
 
     def happened(self, target: Path) -> bool:
+        """True if the file at `target` is the one that `run` wrote."""
         try:
             status = os.stat(target)
         except OSError:
@@ -230,9 +240,8 @@ def _encoded(model: ir.Model, where: str) -> bytes:
         raise RefusedError(where, _TOO_LARGE, "save it with external data")
     for tensor in tensor_protos(proto):
         properties = {entry.key: entry.value for entry in tensor.metadata_props}
-        if len(properties) < len(
-            tensor.metadata_props
-        ):  # onnx_ir writes those of a tensor read from a file twice
+        # onnx_ir writes those of a tensor read from a file twice
+        if len(properties) < len(tensor.metadata_props):
             del tensor.metadata_props[:]
             onnx.helper.set_model_props(tensor, properties)
         try:
@@ -246,17 +255,21 @@ def _encoded(model: ir.Model, where: str) -> bytes:
 
 
 def _drop_repeated_types(graph: onnx.GraphProto) -> None:
-    """Take out `value_info` of tensors, which state type and shape themselves (onnx_ir writes it
-    for each).
+    """Take out `value_info` of initializers, which state type and shape themselves.
+
+    onnx_ir writes it for each.
     """
     tensors = {tensor.name for tensor in graph.initializer}
     kept = [
-        v
-        for v in graph.value_info
-        if v.name not in tensors or v.metadata_props or v.doc_string
+        info
+        for info in graph.value_info
+        if info.name not in tensors or info.metadata_props or info.doc_string
     ]
     if len(kept) < len(graph.value_info):
-        kept = [onnx.ValueInfoProto.FromString(v.SerializeToString()) for v in kept]
+        # copied, since deleting the field deletes its messages
+        kept = [
+            onnx.ValueInfoProto.FromString(info.SerializeToString()) for info in kept
+        ]
         del graph.value_info[:]
         graph.value_info.extend(kept)
 
@@ -268,6 +281,7 @@ def _write_model(
     check: Callable[[Path], None] | None,
     commit: _Commit,
 ) -> None:
+    # `check` stands outside of `_as_own_errors`: its exceptions are not about the path
     with contextlib.ExitStack() as stack:
         with _as_own_errors(where):
             file, temporary = stack.enter_context(_temporary(target))
@@ -282,35 +296,42 @@ def _write_model(
 def _write_data(
     target: Path, slots: list[Slot], restore: contextlib.ExitStack, written: list[Path]
 ) -> None:
-    """Stream the large tensors into a fresh data file and point their slots at it; small ones come
-    inline.
+    """Stream the large tensors into a fresh data file and point their slots at it.
+
+    Small ones come inline. `written` receives the file.
     """
-    small = [
-        s.tensor.nbytes < SMALL or s.tensor.dtype == ir.DataType.STRING for s in slots
-    ]
-    _bring_inline(
-        [slot for slot, is_small in zip(slots, small, strict=True) if is_small], restore
-    )
-    large = [slot for slot, is_small in zip(slots, small, strict=True) if not is_small]
+    small: list[Slot] = []
+    large: list[Slot] = []
+    for slot in slots:
+        (small if _stays_inline(slot.tensor) else large).append(slot)
+    _bring_inline(small, restore)
     if not large:
         return
     data = _reserve_data_file(target)
+    # noted before the work, so that a failure removes it
     written.append(data)
+    # a tensor that several slots share is written once
     offsets: dict[int, int] = {}
     with _temporary(data) as (file, temporary):
         for slot in large:
-            if id(slot.tensor) not in offsets:
-                offsets[id(slot.tensor)] = _write_tensor(file, slot.tensor)
+            key = id(slot.tensor)
+            if key not in offsets:
+                offsets[key] = _write_tensor(file, slot.tensor)
         _Commit().run(file, temporary, data)
     for slot in large:
-        _swap(
-            slot, _reference(slot.tensor, data.name, offsets[id(slot.tensor)]), restore
-        )
+        offset = offsets[id(slot.tensor)]
+        _swap(slot, _reference(slot.tensor, data.name, offset), restore)
+
+
+def _stays_inline(tensor: ir.TensorProtocol) -> bool:
+    # ONNX has no external form of text
+    return tensor.dtype == ir.DataType.STRING or tensor.nbytes < SMALL
 
 
 def _write_tensor(file: BinaryIO, tensor: ir.TensorProtocol) -> int:
-    """Append one tensor; its offset. Nothing short or long passes: a hole of zeros would be a
-    silent loss.
+    """Append one tensor, and return its offset.
+
+    Errors: OnnxOptError for one of another length: a hole of zeros would be a silent loss.
     """
     start = file.tell()
     if hasattr(tensor, "tofile"):
@@ -329,17 +350,17 @@ def _write_tensor(file: BinaryIO, tensor: ir.TensorProtocol) -> int:
 
 
 def _start_writeback(file: BinaryIO, start: int, length: int) -> None:
-    """Let the disk begin on a large tensor while the next one is computed, not only at the fsync
-    after the last.
-    """
+    """Let the disk begin on a large tensor while the next is computed, not only at the fsync."""
     if length >= EARLY and hasattr(os, "posix_fadvise"):
         file.flush()
+        # the advice drops clean pages; Linux starts writing dirty ones on it
         os.posix_fadvise(file.fileno(), start, length, os.POSIX_FADV_DONTNEED)
 
 
 def _reference(
     tensor: ir.TensorProtocol, location: str, offset: int
 ) -> ir.ExternalTensor:
+    """A tensor that the data file holds from `offset` on."""
     return ir.ExternalTensor(
         location,
         offset,
@@ -369,18 +390,20 @@ def _bring_inline(slots: list[Slot], restore: contextlib.ExitStack) -> None:
 
 
 def _in_memory(tensor: ir.ExternalTensor) -> ir.Tensor[Any]:
+    # an empty file cannot be mapped
     if tensor.size == 0:
-        return ir.Tensor(
-            np.empty(tensor.shape.numpy(), tensor.dtype.numpy()), dtype=tensor.dtype
-        )
+        empty = np.empty(tensor.shape.numpy(), tensor.dtype.numpy())
+        return ir.Tensor(empty, dtype=tensor.dtype)
     mapped = tensor.raw is not None
     array = tensor.numpy().copy()
+    # a file that was mapped before is someone's; one mapped here would stay in memory
     if not mapped:
         tensor.release()
     return ir.Tensor(array, dtype=tensor.dtype)
 
 
 def _swap(slot: Slot, tensor: ir.TensorProtocol, restore: contextlib.ExitStack) -> None:
+    """Put a tensor until `restore` closes: the caller's model is unchanged afterwards."""
     restore.callback(slot.put, slot.tensor)
     slot.put(tensor)
 
@@ -390,6 +413,7 @@ def _source_files(slots: list[Slot]) -> set[Path]:
     found: set[Path] = set()
     for slot in slots:
         tensor: Any = slot.tensor
+        # derived tensors nest: each has the one that it is computed from as its source
         while not isinstance(tensor, ir.ExternalTensor) and hasattr(tensor, "source"):
             tensor = tensor.source
         if isinstance(tensor, ir.ExternalTensor):
@@ -399,42 +423,38 @@ def _source_files(slots: list[Slot]) -> set[Path]:
 
 def _reserve_data_file(target: Path) -> Path:
     """Create, empty, a data file under a name that no model can be using yet."""
-    n = 0
+    number = 0
     while True:
-        candidate = target.with_name(
-            f"{target.name}.{n}.data" if n else f"{target.name}.data"
-        )
+        middle = f".{number}" if number else ""
+        candidate = target.with_name(f"{target.name}{middle}.data")
         try:
             os.close(os.open(candidate, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
             return candidate
         except FileExistsError:
-            n += 1
+            number += 1
 
 
 def _own_data_files(target: Path) -> list[Path]:
-    """Data files of the model now at `target` that bear its name: ours to remove once it is
-    replaced.
-    """
+    """Data files of the model now at `target` that bear its name: removed once it is replaced."""
     if not target.is_file():
         return []
     try:
         proto = onnx.load_model(target, load_external_data=False)
-    except (
-        Exception
-    ):  # whatever is there is about to be replaced; not being a model is no obstacle
+    # whatever is there is about to be replaced; not being a model is no obstacle
+    except Exception:
         return []
-    names = {
-        e.value
-        for tensor in tensor_protos(proto)
-        for e in tensor.external_data
-        if e.key == "location"
-    }
-    ours = (
-        n
-        for n in names
-        if n.startswith(f"{target.name}.") and n.endswith(".data") and "/" not in n
-    )
-    return [target.with_name(name) for name in ours]
+    names: set[str] = set()
+    for tensor in tensor_protos(proto):
+        for entry in tensor.external_data:
+            if entry.key == "location" and _is_own_name(entry.value, target):
+                names.add(entry.value)
+    return [target.with_name(name) for name in names]
+
+
+def _is_own_name(name: str, target: Path) -> bool:
+    """True for a name that `_reserve_data_file` may have given a data file of `target`."""
+    prefix = f"{target.name}."
+    return name.startswith(prefix) and name.endswith(".data") and "/" not in name
 
 
 def _same_file(first: Path, second: Path) -> bool:

@@ -1,12 +1,11 @@
-"""Sparse initializers and constants become dense: onnx_ir does not hold them, and drops the former
-without a word.
+"""Sparse initializers and constants made dense.
+
+onnx_ir does not hold them, and drops sparse initializers without a word.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 import onnx
@@ -14,72 +13,68 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from ... import RefusedError
+from .protos import bodies
 from .read import EXPORT_AGAIN
 from .tensors import shown
 
 DENSE_LIMIT = 1 << 30
-"""Bytes that one sparse tensor may take when dense: a few bytes of a file can claim any number."""
+"""Bytes (1 GiB) that one sparse tensor may take when dense: a few bytes of a file can claim any
+number. Chosen by hand; not measured.
+"""
 
 T = onnx.TensorProto
 
 
 def densify(proto: onnx.ModelProto, where: str) -> None:
-    """Replace sparse initializers and `sparse_value` constants by dense tensors, in place,
-    subgraphs included.
+    """Replace sparse initializers and `sparse_value` constants by dense tensors, in place.
 
     Errors: RefusedError for indices out of range or repeated, for more than 1 GiB, and for sparse
     attributes of ops other than Constant.
     """
-    for body in _bodies(proto):
+    for body in bodies(proto):
         if isinstance(body, onnx.GraphProto) and body.sparse_initializer:
-            names = {sparse.values.name for sparse in body.sparse_initializer}
-            body.initializer.extend(
-                _dense(sparse, where) for sparse in body.sparse_initializer
-            )
-            del body.sparse_initializer[:]
-            kept = [v for v in body.value_info if v.name not in names]
-            del body.value_info[:]
-            body.value_info.extend(kept)
+            _densify_initializers(body, where)
         for node in body.node:
-            for attribute in node.attribute:
-                if (
-                    attribute.type == onnx.AttributeProto.SPARSE_TENSOR
-                    and node.op_type == "Constant"
-                ):
-                    tensor = _dense(attribute.sparse_tensor, where)
-                    attribute.Clear()
-                    attribute.CopyFrom(
-                        onnx.AttributeProto(
-                            name="value", type=onnx.AttributeProto.TENSOR, t=tensor
-                        )
-                    )
+            if node.op_type == "Constant":
+                _densify_constant(node, where)
 
 
-def _bodies(proto: onnx.ModelProto) -> Iterator[Any]:
-    """The graph, every function and every subgraph."""
-    waiting: list[Any] = [proto.graph, *proto.functions]
-    while waiting:
-        body = waiting.pop()
-        yield body
-        for node in body.node:
-            for attribute in node.attribute:
-                waiting += [attribute.g] if attribute.HasField("g") else []
-                waiting += attribute.graphs
+def _densify_initializers(graph: onnx.GraphProto, where: str) -> None:
+    names = {sparse.values.name for sparse in graph.sparse_initializer}
+    dense = [_dense(sparse, where) for sparse in graph.sparse_initializer]
+    graph.initializer.extend(dense)
+    del graph.sparse_initializer[:]
+    # these may declare a sparse type
+    kept = [info for info in graph.value_info if info.name not in names]
+    del graph.value_info[:]
+    graph.value_info.extend(kept)
+
+
+def _densify_constant(node: onnx.NodeProto, where: str) -> None:
+    for attribute in node.attribute:
+        if attribute.type != onnx.AttributeProto.SPARSE_TENSOR:
+            continue
+        tensor = _dense(attribute.sparse_tensor, where)
+        # the name changes with the type: `sparse_value` becomes `value`
+        attribute.Clear()
+        attribute.name = "value"
+        attribute.type = onnx.AttributeProto.TENSOR
+        attribute.t.CopyFrom(tensor)
 
 
 def _dense(sparse: onnx.SparseTensorProto, where: str) -> onnx.TensorProto:
     """One sparse tensor, dense; its indices are linear (NNZ,) or coordinates (NNZ, rank)."""
-    values, dims = sparse.values, list(sparse.dims)
+    values = sparse.values
+    dims = list(sparse.dims)
     name = f"sparse tensor {shown(values.name)}"
-    if (
-        T.EXTERNAL in (values.data_location, sparse.indices.data_location)
-        or values.data_type == T.STRING
-    ):
+    locations = (values.data_location, sparse.indices.data_location)
+    if T.EXTERNAL in locations or values.data_type == T.STRING:
         raise RefusedError(
             where, f"{name} is external or text", "store it as a dense initializer"
         )
     size = math.prod(dims)
     nbytes = size * ir.DataType(values.data_type).bitwidth // 8
+    # asked before anything is allocated
     if any(d < 0 for d in dims) or nbytes > DENSE_LIMIT:
         raise RefusedError(
             where,
@@ -93,11 +88,7 @@ def _dense(sparse: onnx.SparseTensorProto, where: str) -> onnx.TensorProto:
             f"{name} has indices that do not fit its dims {dims} and values",
             EXPORT_AGAIN,
         )
-    if linear.size and (
-        linear.min() < 0
-        or linear.max() >= size
-        or np.unique(linear).size != linear.size
-    ):
+    if not _valid_and_distinct(linear, size):
         raise RefusedError(
             where, f"{name} has indices out of range or repeated", EXPORT_AGAIN
         )
@@ -113,11 +104,20 @@ def _dense(sparse: onnx.SparseTensorProto, where: str) -> onnx.TensorProto:
     )
 
 
+def _valid_and_distinct(linear: NDArray[np.int64], size: int) -> bool:
+    if linear.size == 0:
+        return True
+    if linear.min() < 0 or linear.max() >= size:
+        return False
+    return np.unique(linear).size == linear.size
+
+
 def _linear_indices(
     sparse: onnx.SparseTensorProto, dims: list[int]
 ) -> NDArray[np.int64] | None:
-    """Indices into the flat tensor; None where their type or shape is not one that ONNX knows. Out
-    of range: -1.
+    """Indices into the flat tensor, -1 for coordinates out of range.
+
+    None where their type or shape is not one that ONNX knows.
     """
     if sparse.indices.data_type != T.INT64:
         return None
@@ -126,7 +126,9 @@ def _linear_indices(
         return indices
     if indices.ndim != 2 or indices.shape[1] != len(dims):
         return None
-    bad = ((indices < 0) | (indices >= np.array(dims, np.int64))).any(axis=1)
+    # a coordinate out of range could still give a linear index within it
+    out_of_range = (indices < 0) | (indices >= np.array(dims, np.int64))
+    bad = out_of_range.any(axis=1)
     strides = np.array([math.prod(dims[i + 1 :]) for i in range(len(dims))], np.int64)
     linear: NDArray[np.int64] = np.where(bad, -1, indices @ strides)
     return linear

@@ -1,4 +1,4 @@
-"""Is a tensor message whole, and is its external data inside the model's folder and long enough?"""
+"""Checks of tensor messages, and of the files that hold external data."""
 
 from __future__ import annotations
 
@@ -42,14 +42,11 @@ _OWN_FIELD = {
 
 def shown(text: str, limit: int = 80) -> str:
     """A name from a file, safe to print on one line."""
-    text = text if len(text) <= limit else text[: limit - 1] + "…"
-    return (
-        "'"
-        + "".join(
-            c if c.isprintable() else c.encode("unicode_escape").decode() for c in text
-        )
-        + "'"
-    )
+    if len(text) > limit:
+        text = text[: limit - 1] + "…"
+    # control characters could rewrite the terminal
+    safe = [c if c.isprintable() else c.encode("unicode_escape").decode() for c in text]
+    return f"'{''.join(safe)}'"
 
 
 def nbytes_of(tensor: onnx.TensorProto) -> int:
@@ -59,8 +56,9 @@ def nbytes_of(tensor: onnx.TensorProto) -> int:
 
 
 def check_tensor(tensor: onnx.TensorProto, where: str) -> None:
-    """RefusedError unless type and dims are known and exactly one field holds exactly the data they
-    need.
+    """Refuse a tensor unless exactly one field holds exactly the data that its type and dims need.
+
+    Errors: RefusedError.
     """
 
     def refuse(problem: str) -> NoReturn:
@@ -76,19 +74,12 @@ def check_tensor(tensor: onnx.TensorProto, where: str) -> None:
         refuse("is stored in segments, which ONNX tools do not read")
     if tensor.data_location not in (T.DEFAULT, T.EXTERNAL):
         refuse(f"has unknown data location {tensor.data_location}")
-    held = [
-        f
-        for f in _FIELDS
-        if (tensor.HasField(f) if f == "raw_data" else len(getattr(tensor, f)))
-    ]
-    held = [f for f in held if f != "raw_data" or tensor.raw_data]
+    held = [name for name in _FIELDS if len(getattr(tensor, name))]
     if tensor.data_location == T.EXTERNAL:
-        if held or tensor.data_type == T.STRING:
-            refuse(
-                f"is external and also holds {held[0]}"
-                if held
-                else "is text and external"
-            )
+        if held:
+            refuse(f"is external and also holds {held[0]}")
+        if tensor.data_type == T.STRING:
+            refuse("is text and external")
         return
     if len(held) > 1:
         refuse(f"holds its data twice: {' and '.join(held)}")
@@ -107,17 +98,13 @@ def _check_length(
         own, width = _OWN_FIELD.get(tensor.data_type, ("int32_data", 1))
         if field is not None and field != own:
             refuse(f"holds {field} where its type needs {own}")
-        bits = (
-            8
-            if tensor.data_type == T.STRING
-            else ir.DataType(tensor.data_type).bitwidth
-        )
+        # types of 2 and 4 bits share an entry of int32_data, one byte of it
+        is_text = tensor.data_type == T.STRING
+        bits = 8 if is_text else ir.DataType(tensor.data_type).bitwidth
         per_entry = 8 // bits if bits in (2, 4) else 1
-        have, need, unit = (
-            len(getattr(tensor, own)),
-            -(-size * width // per_entry),
-            "values",
-        )
+        have = len(getattr(tensor, own))
+        need = -(-size * width // per_entry)
+        unit = "values"
     if have != need:
         refuse(
             f"holds {have} {unit}, its shape {list(tensor.dims)} and type need {need}"
@@ -125,9 +112,7 @@ def _check_length(
 
 
 class ExternalFiles:
-    """The data files of one model, each examined once; missing ones are counted and reported
-    together.
-    """
+    """The data files of one model, each examined once; missing ones are reported together."""
 
     def __init__(self, path: str | Path, allow_hardlinks: bool) -> None:
         self.where = str(path)
@@ -139,7 +124,7 @@ class ExternalFiles:
         self._missing_bytes: Counter[str] = Counter()
 
     def check(self, tensor: onnx.TensorProto) -> None:
-        """RefusedError unless the tensor's bytes lie in a regular file below the model's folder."""
+        """Refuse a tensor unless its bytes lie in a regular file below the model's folder."""
         entries = [(e.key, e.value) for e in tensor.external_data]
         place = dict(entries)
         nbytes = nbytes_of(tensor)
@@ -171,7 +156,7 @@ class ExternalFiles:
             )
 
     def report_missing(self) -> None:
-        """RefusedError if data files were missing, with what they should hold."""
+        """Refuse the model if data files were missing, and say what they should hold."""
         for location, count in self._missing.items():
             tensors = "1 tensor" if count == 1 else f"{count} tensors"
             self._refuse(
@@ -182,20 +167,15 @@ class ExternalFiles:
 
     def _examine(self, location: str) -> int | None:
         """Size of a data file in bytes, None if there is none; it is not opened."""
-        if (
-            "\0" in location
-            or ("\\" in location and os.name != "posix")
-            or os.path.isabs(location)
-        ):
-            self._refuse_escape(
-                location,
-                "is an absolute path"
-                if os.path.isabs(location)
-                else "is not a file name",
-            )
+        if os.path.isabs(location):
+            self._refuse_escape(location, "is an absolute path")
+        # a backslash separates folders on Windows only
+        if "\0" in location or ("\\" in location and os.name != "posix"):
+            self._refuse_escape(location, "is not a file name")
         path = os.path.join(self.folder, location)
         if not _inside(os.path.normpath(path), self.folder):
             self._refuse_escape(location, "lies outside the model's folder")
+        # the name may lie inside the folder and still be a link that leads out of it
         try:
             if not _inside(os.path.realpath(path), os.path.realpath(self.folder)):
                 self._refuse_escape(
@@ -214,6 +194,7 @@ class ExternalFiles:
                 f"weights file {shown(location)} is not a regular file",
                 "put the weights file itself there",
             )
+        # a file from outside the folder can be linked into it, and no path tells
         if status.st_nlink > 1:
             if not self.allow_hardlinks:
                 self._refuse(
@@ -226,6 +207,7 @@ class ExternalFiles:
         return status.st_size
 
     def _number(self, tensor: onnx.TensorProto, text: str) -> int:
+        # no file has 10^19 bytes, and int() takes long over a text of any length
         if not (text.isascii() and text.isdigit() and len(text) < 20):
             self._refuse(
                 f"tensor {shown(tensor.name)} has external offset or length {shown(text)}",
@@ -245,10 +227,11 @@ class ExternalFiles:
 
 
 def _inside(path: str, folder: str | Path) -> bool:
-    folder = os.path.normcase(folder)
-    return os.path.normcase(path).startswith(
-        folder if folder.endswith(os.sep) else folder + os.sep
-    )
+    prefix = os.path.normcase(folder)
+    # /models must not pass for the folder of /models2
+    if not prefix.endswith(os.sep):
+        prefix += os.sep
+    return os.path.normcase(path).startswith(prefix)
 
 
 def _size_text(nbytes: int) -> str:

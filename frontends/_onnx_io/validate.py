@@ -1,4 +1,4 @@
-"""Is a parsed model well formed? Versions, names, operators, attributes, functions.
+"""Checks of a parsed model: versions, names, operators, attributes, functions.
 
 onnx.checker alone is not enough: it passes opset 9999, tensors of a wrong length and exponential
 function calls, and being C++ it can take the process down.
@@ -13,17 +13,16 @@ import onnx
 
 from ... import RefusedError
 from .functions import check_calls
+from .protos import standard_domain
 from .read import EXPORT_AGAIN
 from .tensors import check_tensor, shown
 
 A = onnx.AttributeProto
-STANDARD = ("", "ai.onnx.ml")
+_CHECKED_DOMAINS = ("", "ai.onnx.ml")
 """Domains whose operators are all known; other domains are checked for structure only."""
 
 RUNTIME_OPS = frozenset({"LayerNormalization", "SimplifiedLayerNormalization"})
-"""Operators that ONNX Runtime adds to the standard domain at every opset; its own tools write
-them.
-"""
+"""Operators that ONNX Runtime adds to the standard domain at every opset, as its tools do."""
 
 _FIELD_OF = {
     A.FLOAT: "f",
@@ -41,12 +40,16 @@ _FIELD_OF = {
     A.SPARSE_TENSORS: "sparse_tensors",
     A.TYPE_PROTOS: "type_protos",
 }
+"""Attribute type -> field of the message that holds the value."""
+
 _SINGLE = ("f", "i", "s", "t", "g", "sparse_tensor", "tp")
+"""Fields of one value, for which presence is known; the others are lists."""
 
 
 def validate(proto: onnx.ModelProto, where: str) -> bool:
-    """RefusedError unless `proto` is well formed; whether some nodes stand before what they read
-    (unsorted).
+    """Check that `proto` is well formed; True if some nodes stand before what they read (unsorted).
+
+    Errors: RefusedError.
     """
     _check_versions(proto, where)
     if proto.training_info:
@@ -109,7 +112,7 @@ def _imports(opsets: Any, where: str) -> dict[str, int]:
 
 
 class _Bodies:
-    """Checks graphs and functions; `unsorted` says whether a node stood before what it reads."""
+    """Checks graphs and functions; `unsorted` becomes true where a node precedes what it reads."""
 
     def __init__(
         self,
@@ -121,22 +124,21 @@ class _Bodies:
         self.imports = imports
         self.functions = functions
         self.unsorted = False
-        self._scopes: list[
-            dict[str, bool]
-        ] = []  # name -> has it been computed yet, innermost graph last
+        # name -> has it been computed yet, innermost graph last
+        self._scopes: list[dict[str, bool]] = []
 
     def graph(self, graph: onnx.GraphProto) -> None:
-        """Check one graph and, through its nodes, its subgraphs (protobuf itself limits their
-        depth).
+        """Check one graph and, through its nodes, its subgraphs.
+
+        It recurses: protobuf itself limits the depth of subgraphs.
         """
         scope: dict[str, bool] = {}
         for info in graph.input:
-            if not info.name or info.name in scope:
-                self._refuse(
-                    f"declares graph input {shown(info.name)} twice"
-                    if info.name
-                    else "has a nameless input"
-                )
+            if not info.name:
+                self._refuse("has a nameless input")
+            if info.name in scope:
+                self._refuse(f"declares graph input {shown(info.name)} twice")
+            # a subgraph's inputs have the types that its node gives them
             if not self._scopes and not _has_type(info.type):
                 self._refuse(f"graph input {shown(info.name)} has no type")
             scope[info.name] = True
@@ -155,9 +157,10 @@ class _Bodies:
         for info in function.value_info:
             self._type(info.type, info.name)
         scope = dict.fromkeys(function.input, True)
-        outer, self.imports = self.imports, _imports(function.opset_import, self.where)
+        models_imports = self.imports
+        self.imports = _imports(function.opset_import, self.where)
         self._nodes(function.node, scope)
-        self.imports = outer
+        self.imports = models_imports
         for name in function.output:
             if name not in scope:
                 self._refuse(
@@ -167,16 +170,12 @@ class _Bodies:
 
     def _initializers(self, graph: onnx.GraphProto, scope: dict[str, bool]) -> None:
         seen: set[str] = set()
-        for tensor in (
-            *graph.initializer,
-            *(s.values for s in graph.sparse_initializer),
-        ):
-            if not tensor.name or tensor.name in seen:
-                self._refuse(
-                    f"initializer {shown(tensor.name)} stands there twice"
-                    if tensor.name
-                    else "has a nameless initializer"
-                )
+        sparse_values = [sparse.values for sparse in graph.sparse_initializer]
+        for tensor in (*graph.initializer, *sparse_values):
+            if not tensor.name:
+                self._refuse("has a nameless initializer")
+            if tensor.name in seen:
+                self._refuse(f"initializer {shown(tensor.name)} stands there twice")
             seen.add(tensor.name)
             scope[tensor.name] = True
             check_tensor(tensor, self.where)
@@ -186,12 +185,13 @@ class _Bodies:
     def _nodes(self, nodes: Any, scope: dict[str, bool]) -> None:
         for node in nodes:
             for name in node.output:
-                if (name and name in scope) or any(
-                    outer.get(name) for outer in self._scopes
-                ):
+                # an empty name is an output that is left out
+                if not name:
+                    continue
+                computed_outside = any(outer.get(name) for outer in self._scopes)
+                if name in scope or computed_outside:
                     self._refuse(f"value {shown(name)} is defined twice")
-                if name:
-                    scope[name] = False
+                scope[name] = False
         self._scopes.append(scope)
         for node in nodes:
             self._node(node)
@@ -200,29 +200,35 @@ class _Bodies:
 
     def _node(self, node: onnx.NodeProto) -> None:
         for name in node.input:
-            if name:
-                ready = next(
-                    (s[name] for s in reversed(self._scopes) if name in s), None
+            if not name:
+                continue
+            ready = self._is_computed(name)
+            if ready is None:
+                self._refuse(
+                    f"{_label(node)} reads {shown(name)}, which nothing defines"
                 )
-                if ready is None:
-                    self._refuse(
-                        f"{_label(node)} reads {shown(name)}, which nothing defines"
-                    )
-                self.unsorted |= not ready
+            self.unsorted |= not ready
         if not node.op_type:
             self._refuse(f"node {shown(node.name)} has no operator")
         self._attributes(node)
         self._operator(node)
 
+    def _is_computed(self, name: str) -> bool | None:
+        """True if a value is computed by now, False if later; None if nothing defines it."""
+        for scope in reversed(self._scopes):
+            if name in scope:
+                return scope[name]
+        return None
+
     def _operator(self, node: onnx.NodeProto) -> None:
-        domain = "" if node.domain == "ai.onnx" else node.domain
+        domain = standard_domain(node.domain)
         if (domain, node.op_type, node.overload) in self.functions:
             return
         if domain not in self.imports:
             self._refuse(
                 f"{_label(node)} is of domain {shown(domain)}, which the model does not import"
             )
-        if domain not in STANDARD or node.op_type in RUNTIME_OPS:
+        if domain not in _CHECKED_DOMAINS or node.op_type in RUNTIME_OPS:
             return
         version = self.imports[domain]
         schema = _schema(node.op_type, version, domain)
@@ -231,23 +237,28 @@ class _Bodies:
                 f"{_label(node)}: no such operator in opset {version}"
                 + (f" of {domain}" if domain else "")
             )
-        for kind, count, low, high in (
-            ("inputs", len(node.input), schema.min_input, schema.max_input),
-            ("outputs", len(node.output), schema.min_output, schema.max_output),
-        ):
-            if not low <= count <= high:
-                self._refuse(
-                    f"{_label(node)} has {count} {kind}; {low} to {high} are allowed"
-                )
+        self._count(node, "inputs", node.input, (schema.min_input, schema.max_input))
+        self._count(
+            node, "outputs", node.output, (schema.min_output, schema.max_output)
+        )
         kinds, required = _attributes_of(node.op_type, version, domain)
         for attribute in node.attribute:
-            if attribute.name not in kinds or kinds[attribute.name] != attribute.type:
+            if kinds.get(attribute.name) != attribute.type:
                 self._refuse(
                     f"{_label(node)} has an unknown or wrongly typed attribute "
                     f"{shown(attribute.name)}"
                 )
         for name in required - {a.name for a in node.attribute}:
             self._refuse(f"{_label(node)} lacks attribute '{name}'")
+
+    def _count(
+        self, node: onnx.NodeProto, kind: str, names: Any, allowed: tuple[int, int]
+    ) -> None:
+        low, high = allowed
+        if not low <= len(names) <= high:
+            self._refuse(
+                f"{_label(node)} has {len(names)} {kind}; {low} to {high} are allowed"
+            )
 
     def _attributes(self, node: onnx.NodeProto) -> None:
         if len({a.name for a in node.attribute}) != len(node.attribute):
@@ -258,42 +269,45 @@ class _Bodies:
                 self._refuse(
                     f"{_label(node)}: attribute {shown(attribute.name)} has no known type"
                 )
+            # one that refers to the caller's attribute holds nothing itself
             if not attribute.ref_attr_name:
                 self._content(node, attribute, field)
 
     def _content(
         self, node: onnx.NodeProto, attribute: onnx.AttributeProto, field: str
     ) -> None:
-        held = {
-            f
-            for f in _FIELD_OF.values()
-            if (attribute.HasField(f) if f in _SINGLE else len(getattr(attribute, f)))
-        }
-        if held != {field} and not (not held and field not in _SINGLE):
+        held = {name for name in _FIELD_OF.values() if _is_held(attribute, name)}
+        # an empty list and a missing one look the same
+        empty_list = not held and field not in _SINGLE
+        if held != {field} and not empty_list:
             self._refuse(
                 f"{_label(node)}: attribute {shown(attribute.name)} does not hold "
                 "what its type says"
             )
-        if field.startswith("sparse_tensor") and (
-            node.op_type != "Constant" or node.domain not in ("", "ai.onnx")
-        ):
+        is_constant = node.op_type == "Constant" and not standard_domain(node.domain)
+        if field.startswith("sparse_tensor") and not is_constant:
             self._refuse(
                 f"{_label(node)} has a sparse attribute, which only Constant may have here"
             )
-        tensors = [*([attribute.t] if field == "t" else []), *attribute.tensors]
-        if field == "sparse_tensor":
-            tensors += [attribute.sparse_tensor.values, attribute.sparse_tensor.indices]
-        for tensor in tensors:
+        # exactly one field is held by now, so all of them may be visited
+        for tensor in attribute.tensors:
             check_tensor(tensor, self.where)
-        for kind in (
-            *([attribute.tp] if field == "tp" else []),
-            *attribute.type_protos,
-        ):
+        for kind in attribute.type_protos:
             self._type(kind, attribute.name)
-        for graph in (*([attribute.g] if field == "g" else []), *attribute.graphs):
+        for graph in attribute.graphs:
             self.graph(graph)
+        if field == "t":
+            check_tensor(attribute.t, self.where)
+        elif field == "sparse_tensor":
+            check_tensor(attribute.sparse_tensor.values, self.where)
+            check_tensor(attribute.sparse_tensor.indices, self.where)
+        elif field == "tp":
+            self._type(attribute.tp, attribute.name)
+        elif field == "g":
+            self.graph(attribute.g)
 
     def _type(self, kind: onnx.TypeProto, name: str) -> None:
+        """Check the type of a value; `kind` becomes what a sequence or an optional holds."""
         while True:
             which = kind.WhichOneof("value")
             if which == "map_type" or which == "opaque_type":
@@ -310,13 +324,12 @@ class _Bodies:
                 self._refuse(
                     f"value {shown(name)} is a {which.removesuffix('_type')} of nothing"
                 )
-        if (
-            which is not None
-            and getattr(kind, which).elem_type not in onnx.TensorProto.DataType.values()
-        ):
-            self._refuse(
-                f"value {shown(name)} has unknown type {getattr(kind, which).elem_type}"
-            )
+        # no type at all is left to shape inference
+        if which is None:
+            return
+        element_type = getattr(kind, which).elem_type
+        if element_type not in onnx.TensorProto.DataType.values():
+            self._refuse(f"value {shown(name)} has unknown type {element_type}")
 
     def _refuse(self, problem: str, fix: str = EXPORT_AGAIN) -> NoReturn:
         raise RefusedError(self.where, problem, fix)
@@ -329,19 +342,25 @@ def _has_type(kind: onnx.TypeProto) -> bool:
     return which is not None
 
 
+def _is_held(attribute: onnx.AttributeProto, field: str) -> bool:
+    if field in _SINGLE:
+        return bool(attribute.HasField(field))
+    return len(getattr(attribute, field)) > 0
+
+
 def _label(node: onnx.NodeProto) -> str:
-    return (
-        f"{shown(node.op_type)[1:-1]} {shown(node.name or next(iter(node.output), ''))}"
-    )
+    """Name of a node in messages: its op and its name, or its first output's."""
+    name = node.name or next(iter(node.output), "")
+    op_type = shown(node.op_type)[1:-1]
+    return f"{op_type} {shown(name)}"
 
 
 @functools.cache
 def _schema(op_type: str, version: int, domain: str) -> Any:
-    return (
-        onnx.defs.get_schema(op_type, version, domain)
-        if _exists(op_type, version, domain)
-        else None
-    )
+    """Schema of an operator; None if there is none."""
+    if not _exists(op_type, version, domain):
+        return None
+    return onnx.defs.get_schema(op_type, version, domain)
 
 
 def _exists(op_type: str, version: int, domain: str) -> bool:
@@ -352,7 +371,7 @@ def _exists(op_type: str, version: int, domain: str) -> bool:
 def _attributes_of(
     op_type: str, version: int, domain: str
 ) -> tuple[dict[str, int], frozenset[str]]:
-    """An operator's attributes: name -> AttributeProto type, and the names of the required ones."""
+    """Attributes of an operator: name -> AttributeProto type, and names of the required ones."""
     attributes = _schema(op_type, version, domain).attributes
     kinds = {name: A.AttributeType.Value(a.type.name) for name, a in attributes.items()}
     return kinds, frozenset(name for name, a in attributes.items() if a.required)

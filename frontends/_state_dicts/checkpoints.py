@@ -1,6 +1,4 @@
-"""Named weights out of files: .safetensors (read here, lazily), .pt and .pth (by torch, tensors
-only).
-"""
+"""Named weights out of files: .safetensors (read lazily), .pt and .pth (by torch, tensors only)."""
 
 from __future__ import annotations
 
@@ -17,6 +15,7 @@ import onnx_ir as ir
 from ... import RefusedError, UsageError
 
 State = dict[str, ir.TensorProtocol]
+"""Weights by name."""
 
 _TYPES = {
     "F64": ir.DataType.DOUBLE,
@@ -35,8 +34,14 @@ _TYPES = {
     "F8_E4M3": ir.DataType.FLOAT8E4M3FN,
     "F8_E5M2": ir.DataType.FLOAT8E5M2,
 }
+"""Types as safetensors spells them."""
+
 _LONGEST_HEADER = 100 << 20
+"""Bytes (100 MiB) of a header; the safetensors library itself takes 100 MB."""
+
 _FETCH_AGAIN = "fetch or save the file again"
+
+# in the order in which they are looked for
 _NESTED = (
     "state_dict",
     "model_state_dict",
@@ -46,6 +51,7 @@ _NESTED = (
     "weights",
     "ema_state_dict",
 )
+"""Keys under which training checkpoints keep the state dict."""
 
 
 def read_state(state: str | Path | Mapping[str, Any]) -> State:
@@ -76,6 +82,7 @@ def read_state(state: str | Path | Mapping[str, Any]) -> State:
 
 
 def _tensor(name: str, value: Any) -> ir.TensorProtocol:
+    # told by an attribute, so that torch need not be imported
     if hasattr(value, "detach"):
         from onnx_ir.tensor_adapters import TorchTensor
 
@@ -89,23 +96,26 @@ def _tensor(name: str, value: Any) -> ir.TensorProtocol:
 
 
 def read_safetensors(path: Path) -> State:
-    """The tensors of a .safetensors file; their bytes stay in it until they are needed.
+    """Tensors of a .safetensors file; their bytes stay in it until they are needed.
+
+    The file: 8 bytes with the header's length, the header (JSON), the data.
 
     Errors: RefusedError where header and file do not fit together.
     """
-    where, size = str(path), path.stat().st_size
+    where = str(path)
+    size = path.stat().st_size
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
-        if size < 8 or length > min(_LONGEST_HEADER, size - 8):
+        available = size - 8 - length
+        if size < 8 or length > _LONGEST_HEADER or available < 0:
             raise RefusedError(
                 where, "is not a safetensors file, or is cut short", _FETCH_AGAIN
             )
         try:
             header = json.loads(file.read(length))
+            header.pop("__metadata__", None)
             entries = {
-                str(k): _entry(v, size - 8 - length)
-                for k, v in header.items()
-                if k != "__metadata__"
+                str(name): _entry(entry, available) for name, entry in header.items()
             }
         except (
             ValueError,
@@ -117,8 +127,9 @@ def read_safetensors(path: Path) -> State:
             raise RefusedError(
                 where, f"has a damaged safetensors header ({error})", _FETCH_AGAIN
             ) from error
-    return {
-        name: ir.ExternalTensor(
+    state: State = {}
+    for name, (dtype, shape, begin, nbytes) in entries.items():
+        state[name] = ir.ExternalTensor(
             os.path.realpath(path),
             8 + length + begin,
             nbytes,
@@ -126,20 +137,22 @@ def read_safetensors(path: Path) -> State:
             shape=ir.Shape(shape),
             name=name,
         )
-        for name, (dtype, shape, begin, nbytes) in entries.items()
-    }
+    return state
 
 
 def _entry(
     entry: Mapping[str, Any], available: int
 ) -> tuple[ir.DataType, list[int], int, int]:
+    """Type, shape, first byte behind the header and number of bytes of one tensor.
+
+    Errors: ValueError, KeyError or TypeError for an entry that is damaged.
+    """
     if entry["dtype"] not in _TYPES:
         raise ValueError(f"the type {entry['dtype']} is not known")
-    dtype, shape, (begin, end) = (
-        _TYPES[entry["dtype"]],
-        entry["shape"],
-        entry["data_offsets"],
-    )
+    dtype = _TYPES[entry["dtype"]]
+    shape = entry["shape"]
+    begin, end = entry["data_offsets"]
+    # JSON's true is an int to Python, so the type is asked for exactly
     if not all(type(n) is int and n >= 0 for n in (*shape, begin, end)):
         raise ValueError("a size is not a number")
     if end > available or end - begin != math.prod(shape) * dtype.itemsize:
@@ -150,10 +163,10 @@ def _entry(
 
 
 def _shards(path: Path) -> State:
+    """Weights of all shards that an index names."""
     try:
-        files = sorted(
-            set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values())
-        )
+        index = json.loads(path.read_text(encoding="utf-8"))
+        files = sorted(set(index["weight_map"].values()))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise RefusedError(
             str(path),
@@ -162,6 +175,7 @@ def _shards(path: Path) -> State:
         ) from error
     state: State = {}
     for name in files:
+        # the index may come from anyone: it reaches no file outside its folder
         if Path(name).name != name:
             raise RefusedError(
                 str(path), f"names a file outside its folder: {name}", _FETCH_AGAIN
@@ -181,9 +195,10 @@ def _read_torch(path: Path) -> State:
             "pip install 'onnx-opt[torch]', or save the weights as .safetensors",
         ) from error
     from .._torch_export.capture import quiet
-    from .._torch_export.file_kinds import first_bytes, is_torchscript
+    from .._torch_export.file_kinds import PICKLE, first_bytes, is_torchscript
 
-    if first_bytes(path)[:1] not in (b"P", b"\x80"):
+    # a zip archive, or a pickle of torch.save before 1.6
+    if first_bytes(path)[:1] not in (b"P", PICKLE):
         raise RefusedError(
             where,
             "is not a file of torch.save",
@@ -199,19 +214,18 @@ def _read_torch(path: Path) -> State:
         with quiet():
             held = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        first = (str(error).splitlines() or [""])[0]
-        if (
-            "weights_only" in str(error)
-            or "Unsupported global" in str(error)
-            or "WeightsUnpickler" in str(error)
-        ):
+        message = str(error)
+        # torch has no exception of its own for what weights_only refuses
+        refusals = ("weights_only", "Unsupported global", "WeightsUnpickler")
+        if any(words in message for words in refusals):
             raise RefusedError(
                 where,
                 "holds pickled objects besides tensors; reading them could run any code",
                 "torch.save(module.state_dict(), …), or save as .safetensors",
             ) from error
+        first_line = (message.splitlines() or [""])[0]
         raise RefusedError(
-            where, f"torch cannot read it: {first[:200]}", _FETCH_AGAIN
+            where, f"torch cannot read it: {first_line[:200]}", _FETCH_AGAIN
         ) from error
     tensors = _tensors_in(held)
     if not tensors:
@@ -227,12 +241,13 @@ def _tensors_in(held: Any) -> dict[str, Any]:
         return {}
     for key in _NESTED:
         inner = held.get(key)
-        if (
-            isinstance(inner, Mapping)
-            and inner
-            and all(hasattr(v, "detach") for v in inner.values())
-        ):
+        if isinstance(inner, Mapping) and _all_tensors(inner):
             return {str(name): value for name, value in inner.items()}
     return {
         str(name): value for name, value in held.items() if hasattr(value, "detach")
     }
+
+
+def _all_tensors(held: Mapping[Any, Any]) -> bool:
+    """True if a mapping has entries and all of them are torch tensors."""
+    return bool(held) and all(hasattr(value, "detach") for value in held.values())

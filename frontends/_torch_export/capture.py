@@ -106,7 +106,7 @@ def plain_attention() -> Iterator[None]:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Silence the exporter's logs, warnings and printed graphs; its exceptions say all that matters."""
+    """Silence the exporter's logs, warnings and printed graphs; its exceptions say what matters."""
     level = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     with (

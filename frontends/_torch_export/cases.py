@@ -59,18 +59,21 @@ class Case:
         """Fill `differences`; return the reason why the outputs disagree, None if they agree."""
         for name, expected in self.expected.items():
             array = np.asarray(got[name])
-            self.differences[name] = output_difference(expected, array, atol, rtol)
-        name = self._worst()
-        if name is None:
+            found = output_difference(expected, array, atol, rtol)
+            self.differences[name] = found
+        worst = self._worst()
+        if worst is None:
             return None
-        found = self.differences[name]
+        found = self.differences[worst]
         where = "".join(f" at {dim} {size}" for dim, size in self.sizes.items())
         if found.problem:
-            return f"output '{name}'{where}: {found.problem}"
+            return f"output '{worst}'{where}: {found.problem}"
+        count = self.expected[worst].size
         return (
-            f"output '{name}'{where} is off in {found.outside} of "
-            f"{self.expected[name].size} values: "
-            f"max abs error {found.max_abs:.3g}, max rel {found.max_rel:.3g}"
+            f"output '{worst}'{where} is off in {found.outside} of "
+            f"{count} values: "
+            f"max abs error {found.max_abs:.3g}, "
+            f"max rel {found.max_rel:.3g}"
         )
 
     def _worst(self) -> str | None:
@@ -104,19 +107,24 @@ def output_difference(
     z = got.astype(wide)
     with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
         # an infinity minus itself is NaN, so equal values are set apart before subtracting
-        same = (y == z) | (np.isnan(y) & np.isnan(z))
+        both_nan = np.isnan(y) & np.isnan(z)
+        same = (y == z) | both_nan
         error = np.where(same, 0.0, np.abs(y - z))
+        # what is NaN by now is so on one side only
         error = np.where(np.isnan(error), math.inf, error)
-        size = np.where(np.isfinite(y), np.abs(y), 0.0)
-        relative = np.where(size > 0, error / size, 0.0)
+        magnitude = np.where(np.isfinite(y), np.abs(y), 0.0)
+        relative = np.where(magnitude > 0, error / magnitude, 0.0)
         if atol is None and rtol is None:
             atol, rtol = _TOLERANCES.get(expected.dtype.name, _TOLERANCE)
-            atol *= max(1.0, float(size.max(initial=0.0)))
-        allowed = (atol or 0.0) + (rtol or 0.0) * size
-        outside = int(np.count_nonzero(error > allowed))
-    max_abs = float(error.max(initial=0.0))
-    max_rel = float(relative.max(initial=0.0))
-    return OutputDifference(max_abs, max_rel, outside)
+            largest = float(magnitude.max(initial=0.0))
+            atol *= max(1.0, largest)
+        allowed = (atol or 0.0) + (rtol or 0.0) * magnitude
+        outside = np.count_nonzero(error > allowed)
+    return OutputDifference(
+        max_abs=float(error.max(initial=0.0)),
+        max_rel=float(relative.max(initial=0.0)),
+        outside=int(outside),
+    )
 
 
 @dataclass

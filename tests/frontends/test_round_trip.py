@@ -8,7 +8,7 @@ import onnx
 import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper, parser
-from onnx_opt.frontends._state_dicts.slots import tensor_protos
+from onnx_opt.frontends._onnx_io.protos import tensor_protos
 from onnx_opt.frontends.onnx_file import load, save
 
 MODELS = (
