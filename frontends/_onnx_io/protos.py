@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import TypeAlias
 
 import onnx
 
 from ...passes._core.ops import STANDARD_DOMAINS
 
-Body = onnx.GraphProto | onnx.FunctionProto
+Body: TypeAlias = onnx.GraphProto | onnx.FunctionProto
 
 
 def standard_domain(domain: str) -> str:

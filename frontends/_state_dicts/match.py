@@ -54,7 +54,9 @@ class GraphConstant:
         """True if it is the right operand of a MatMul, of which torch keeps the transpose."""
         if len(self.shape) != 2:
             return False
-        return any(_is_right_of_matmul(use) for use in self.value.uses())
+        return any(
+            _is_right_of_matmul(node, index) for node, index in self.value.uses()
+        )
 
     @property
     def is_weight(self) -> bool:
@@ -65,8 +67,8 @@ class GraphConstant:
         return len(self.shape) >= 2 and _is_read_as_weight(self.value)
 
 
-def _is_right_of_matmul(use: ir.Usage) -> bool:
-    return use.node.op_type == "MatMul" and use.idx == 1
+def _is_right_of_matmul(node: ir.Node, index: int) -> bool:
+    return node.op_type == "MatMul" and index == 1
 
 
 def _is_read_as_weight(value: ir.Value) -> bool:
@@ -266,12 +268,12 @@ def _by_neighbours(
     for constant in constants:
         if not constant.is_operand:
             continue
-        for use in constant.value.uses():
-            if not _is_right_of_matmul(use):
+        for node, index in constant.value.uses():
+            if not _is_right_of_matmul(node, index):
                 continue
             fitting = [
                 (name, how)
-                for name, how in _linear_names(use.node, biases, entries)
+                for name, how in _linear_names(node, biases, entries)
                 if entries[name] == constant.shape[::-1] and name not in taken
             ]
             if fitting:

@@ -29,7 +29,6 @@ def refusal(path, **options) -> RefusedError:
 
 
 # --- accepted
-# ------------------------------------------------------------------------------------------------------
 
 
 def test_a_model_loads_unchanged(tmp_path):
@@ -49,9 +48,12 @@ ACCEPTED = {
             4] y) { y = SimplifiedLayerNormalization <axis = -1> (x, s) }""",
     "a subgraph's initializer shadows": """<ir_version: 10, opset_import: ["" : 21]>
         g (bool c, float[2] x) => (float[2] y) <float[2] w = {1, 2}> {
-            y = If (c) <then_branch = t () => (float[2] z) <float[2] w = {3, 4}> { z = Add (x, w) },
+            y = If (c) <then_branch = t () => (float[2] z) <float[2] w = {3, 4}> {
+                            z = Add (x, w)
+                        },
                         else_branch = e () => (float[2] z) { z = Neg (x) }> }""",
-    "an input is the output": """<ir_version: 10, opset_import: ["" : 21]> g (float[2] x) => (float[2] x) { }""",
+    "an input is the output": """<ir_version: 10, opset_import: ["" : 21]>
+        g (float[2] x) => (float[2] x) { }""",
     "one domain imported twice alike": """<ir_version: 10, opset_import: ["" : 21, "ai.onnx" : 21]>
         g (float[2] x) => (float[2] y) { y = Relu (x) }""",
     "initializers that are no inputs, IR 3": """<ir_version: 3, opset_import: ["" : 9]>
@@ -112,7 +114,6 @@ def test_a_chain_of_20000_nodes_loads(tmp_path):
 
 
 # --- files that are no models
-# --------------------------------------------------------------------------------------
 
 NOT_MODELS = {
     "empty": (b"", "is empty"),
@@ -202,7 +203,6 @@ def test_nesting_is_bounded(tmp_path, depth, reason):
 
 
 # --- models that are not sound
-# -------------------------------------------------------------------------------------
 
 Change = Callable[[onnx.ModelProto], object]
 
@@ -424,7 +424,6 @@ def test_a_subgraph_may_not_read_the_output_of_its_own_node(tmp_path):
 
 
 # --- functions
-# -----------------------------------------------------------------------------------------------------
 
 
 def test_functions_load(tmp_path):
@@ -483,7 +482,6 @@ def test_broken_functions_are_refused(tmp_path, change, reason):
 
 
 # --- sparse tensors
-# ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -547,7 +545,6 @@ def test_the_dense_limit_is_a_gibibyte():
 
 
 # --- external data
-# -------------------------------------------------------------------------------------------------
 
 
 def test_external_data_stays_external(tmp_path):

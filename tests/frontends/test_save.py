@@ -300,7 +300,6 @@ def test_an_initializer_without_data_is_an_error(tmp_path):
 
 
 # --- check_output
-# --------------------------------------------------------------------------------------------------
 
 
 def test_good_outputs_pass_and_leave_no_trace(tmp_path):
