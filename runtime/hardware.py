@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .. import OnnxOptError
-from ..passes._core.targets import ARM, X86
+from ..passes._core.targets import ARM, X86, Target
 
 if TYPE_CHECKING:
     from .worker import Worker
@@ -386,3 +386,10 @@ def seen(
         if found and (needed is None or needed in names):
             names.append(feature.name)
     return tuple(names)
+
+
+def covers(target: Target, hardware: Hardware) -> bool:
+    """Return whether the target is made for that CPU, so that measurements there tell of it."""
+    if not target.cpus:
+        return True
+    return target.architecture == hardware.architecture and not hardware.saturates

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from .. import RefusedError
 from ..passes._core.context import KernelNode
 from ._worker.ipc import OpenedSession, OrtTensor
-from .targets import provider_named
+from .providers import provider_named
 from .worker import RemoteError, Worker
 
 Dim = int | str | None

@@ -1,4 +1,4 @@
-"""Cleanup of exported graphs: names of values and dims, constants folded, no traces."""
+"""Clean-up of exported graphs: names of values and dims, folded constants, no exporter metadata."""
 
 from __future__ import annotations
 

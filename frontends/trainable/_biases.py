@@ -1,4 +1,4 @@
-"""32-bit biases in step with the scales of their layer.
+"""Integer biases kept consistent with their layer's scales while these train.
 
 Runtimes read such a bias in units of input scale x weight scale, whatever its own scale says.
 """

@@ -1,6 +1,4 @@
-"""Lines of source for nodes: a host op, a folded constant, a kernel, an inlined function, or the
-reference's kernel.
-"""
+"""Python source for each node: scalar op, folded constant, torch kernel or onnx's reference."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ops without a kernel, as the function of simpler ops that the ONNX standard itself gives them."""
+"""Expansion of ops without a torch kernel into the function body that the ONNX standard defines."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reach of gradients: what carries them and where they end, found while the source is written."""
+"""Tracking of gradients while source is generated: what carries them, and where they stop."""
 
 from __future__ import annotations
 

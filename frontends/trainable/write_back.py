@@ -1,6 +1,4 @@
-"""Trained parameters back into the graph that they came from, in its own types and on its own
-grids.
-"""
+"""Trained parameters written back into the original graph, in its types and on its grids."""
 
 from __future__ import annotations
 

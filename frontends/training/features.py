@@ -1,4 +1,4 @@
-"""Values inside a graph that are matched: those that are named, or the last of each map size."""
+"""Inner values that student and teacher are compared on: named ones, or one of each map size."""
 
 from __future__ import annotations
 

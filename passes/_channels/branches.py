@@ -1,4 +1,4 @@
-"""Whole branches that go: a layer that has lost all its inputs adds its bias and nothing else."""
+"""Removal of whole branches: a layer that lost all its inputs is replaced by its bias."""
 
 from __future__ import annotations
 

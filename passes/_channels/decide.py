@@ -1,4 +1,4 @@
-"""Decision how many channels of each group go: by a ratio, a budget, a drift or a frequency."""
+"""Decision how many channels each group loses: by ratio, cost budget, output error or stability."""
 
 from __future__ import annotations
 

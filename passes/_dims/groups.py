@@ -1,4 +1,4 @@
-"""Channel groups: channels on the same axes, so that one may stay in the place of another."""
+"""Groups of channels that lie on the same axes, so that pruning may choose freely among them."""
 
 from __future__ import annotations
 

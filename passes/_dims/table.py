@@ -1,4 +1,4 @@
-"""The table of op rules: relations of axes (`rule`), and updates after they shrank (`update`)."""
+"""Tables by operator: relations of its axes (`rule`), attributes after pruning (`update`)."""
 
 from __future__ import annotations
 

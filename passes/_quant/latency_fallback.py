@@ -1,6 +1,4 @@
-"""Never slower: where the quantized graph measures slower than the float one, regions of it go back
-to float.
-"""
+"""Return of int8 regions to float where the quantized model measures slower than the float one."""
 
 from __future__ import annotations
 

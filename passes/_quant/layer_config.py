@@ -1,6 +1,4 @@
-"""The form of each layer: the pass's own, 8 bit at both ends of a low-bit network, and overrides by
-name pattern.
-"""
+"""Form of each layer: the pass's own, 8 bits at the ends of a low-bit network, or by name."""
 
 from __future__ import annotations
 

@@ -8,12 +8,14 @@ import numpy as np
 import onnx.parser
 import onnxruntime
 import pytest
+from onnx_opt.passes._core.targets import TARGETS
 from onnx_opt.runtime import hardware as module
 from onnx_opt.runtime.hardware import (
     ARM,
     UNKNOWN,
     X86,
     Hardware,
+    covers,
     described,
     hardware,
     linux_flags,
@@ -23,7 +25,6 @@ from onnx_opt.runtime.hardware import (
     products_saturate,
     seen,
 )
-from onnx_opt.runtime.targets import TARGETS, covers
 from onnx_opt.runtime.worker import Worker, WorkerDied
 
 SERVER = """processor\t: 0

@@ -3,8 +3,9 @@ import numpy as np
 import onnxruntime
 import pytest
 from onnx_opt import RefusedError, UsageError
+from onnx_opt.passes._core.targets import TARGETS, target_named
+from onnx_opt.runtime.providers import PROVIDERS, provider_named
 from onnx_opt.runtime.session import TensorInfo, open_session
-from onnx_opt.runtime.targets import PROVIDERS, TARGETS, provider_named, target_named
 from onnx_opt.runtime.worker import RemoteError
 
 LINEAR = """

@@ -11,11 +11,11 @@ from typing import Literal
 import onnx_ir as ir
 
 from ... import OnnxOptError, RefusedError
+from ...passes._core.targets import target_named
 from ...runtime.feeds import Feeds, open_feeds
-from ...runtime.hardware import Hardware, hardware
+from ...runtime.hardware import Hardware, covers, hardware
 from ...runtime.held_out import held_out
 from ...runtime.session import Session, open_session
-from ...runtime.targets import covers, target_named
 from ...runtime.worker import RemoteError
 from .drift import (
     FLOAT32,

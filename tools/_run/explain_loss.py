@@ -1,4 +1,4 @@
-"""Losses layer by layer: drift in the result, and the share of a layer's own weights and input."""
+"""Accuracy loss of each layer: in total, from its weights alone, from its input alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Integer kernels of this CPU against the graph as written, and weights that saturate them."""
+"""Comparison of this CPU's integer kernels with the graph as written; pairs that may saturate."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from ...passes._core.graph import all_nodes
 from ...passes._core.integer_layers import offending_pairs, weight_pairs
 from ...passes._core.ops import QUANT_OPS
 from ...passes._core.saturation import SATURATING_CPUS
+from ...passes._core.targets import TARGETS
 from ...runtime.hardware import Hardware
 from ...runtime.session import Session
-from ...runtime.targets import TARGETS
 from .drift import Arrays, Outputs, meter, sample_count
 
 APART = 3.0

@@ -13,7 +13,7 @@ from ... import CheckError, RefusedError
 from ...frontends.onnx_file import check_output, load, save
 from ...passes._core.normalize import normalize
 from ...passes._core.stats import model_macs
-from ...runtime.targets import target_named
+from ...passes._core.targets import target_named
 from .checks import Interface, Validity, has_inner_shapes, interface_of, validity_of
 from .figures import LARGE, Figures, figures_of, weight_bytes
 from .kernels import is_quantized

@@ -1,4 +1,4 @@
-"""Tensors from nothing but shapes and numbers."""
+"""Ops that create tensors: ConstantOfShape, Range, EyeLike, random numbers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Importance as stability: how often a channel would go, had half of the data been seen."""
+"""Importance as stability: how often a random half of the data would have a channel pruned."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rules for casts: to the same type, of a cast that loses nothing, like a tensor of known type."""
+"""Rules that remove redundant Cast nodes, and replace CastLike by Cast where the type is known."""
 
 from __future__ import annotations
 

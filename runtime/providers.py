@@ -1,4 +1,4 @@
-"""Execution providers of ONNX Runtime, and which hardware a target is made for."""
+"""Execution providers of ONNX Runtime; targets are described in passes/_core/targets.py."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from .. import UsageError
-from ..passes._core.targets import TARGETS, Target, nearest, target_named
-from .hardware import Hardware
+from ..passes._core.targets import nearest
 
 
 @dataclass(frozen=True)
@@ -24,16 +23,6 @@ class Provider:
     The CPU takes the rest in any case.
     """
 
-
-__all__ = [
-    "PROVIDERS",
-    "TARGETS",
-    "Provider",
-    "Target",
-    "covers",
-    "provider_named",
-    "target_named",
-]
 
 # both wheels have the module `onnxruntime`: the plain one must go first
 _GPU_WHEEL = (
@@ -71,13 +60,6 @@ PROVIDERS: dict[str, Provider] = {
     "tensorrt": _TENSORRT,
 }
 """Execution providers by name."""
-
-
-def covers(target: Target, hardware: Hardware) -> bool:
-    """Return whether the target is made for that CPU, so that measurements there tell of it."""
-    if not target.cpus:
-        return True
-    return target.architecture == hardware.architecture and not hardware.saturates
 
 
 def provider_named(name: str) -> Provider:
