@@ -136,7 +136,9 @@ class Emitter:
                 )
             scope.values[value] = self.constant(value, tensor)
         known = scope.values[value]
-        return None if known is ABSENT else known
+        if known is ABSENT:
+            return None
+        return known
 
     def read(self, node: ir.Node, index: int, scope: Scope) -> Known | None:
         """Look up an input of a node; a weight that is a setting here, as it was stored."""
@@ -180,7 +182,12 @@ class Emitter:
         count = len(node.inputs)
         inputs = [self.read(node, index, scope) for index in range(count)]
         attributes = scope.attributes_of(node)
-        found = NodeInputs(node, inputs, attributes, scope)
+        found = NodeInputs(
+            node,
+            inputs,
+            attributes,
+            scope,
+        )
         function = self.functions.get(node.op_identifier())
         if function is not None:
             self.inline(function, found)
@@ -225,7 +232,13 @@ class Emitter:
             self._kernel(entry, found, call)
             return
         # only ops without a kernel of ours are expanded
-        body = function_of(domain, node, opset, found.attributes, found.inputs)
+        body = function_of(
+            domain,
+            node,
+            opset,
+            found.attributes,
+            found.inputs,
+        )
         if body is not None:
             self.inline(body, found)
             return
@@ -266,7 +279,13 @@ class Emitter:
         code = self.program.fresh("h")
         self.program.line(f"{code} = {function}({', '.join(arguments)})")
         length = length_of(node.op_type, operands) if rank == 1 else None
-        known = Known(code, dtype, host=True, rank=rank, length=length)
+        known = Known(
+            code,
+            dtype,
+            host=True,
+            rank=rank,
+            length=length,
+        )
         self.define(node.outputs[0], known, found.scope)
         return True
 
@@ -297,7 +316,12 @@ class Emitter:
         rank = 1 if node.op_type == "Shape" else 0
         code = self.program.fresh("h")
         self.program.line(f"{code} = {_measured(source, rank, part)}")
-        known = Known(code, ir.DataType.INT64, host=True, rank=rank)
+        known = Known(
+            code,
+            ir.DataType.INT64,
+            host=True,
+            rank=rank,
+        )
         if source.host:
             known.length = 1
         elif rank and source.shape is not None:
@@ -315,7 +339,13 @@ class Emitter:
         for name, value in found.attributes.items():
             if name in entry.accepts:
                 attributes[name] = _number(value)
-        folded = fold(entry, node, found.inputs, attributes, call)
+        folded = fold(
+            entry,
+            node,
+            found.inputs,
+            attributes,
+            call,
+        )
         if folded is not None:
             for value, dtype, tensor in zip(
                 node.outputs,
@@ -346,7 +376,13 @@ class Emitter:
         )
         code = f"{function}({', '.join(arguments)})"
         obstacle = "" if entry.gradient else "it has no gradient"
-        self._assign(code, entry.many, found, call, obstacle)
+        self._assign(
+            code,
+            entry.many,
+            found,
+            call,
+            obstacle,
+        )
 
     def _operand(self, known: Known | None, host: bool) -> str:
         """Return the code of an input, as a Python value or as a tensor."""
@@ -377,8 +413,19 @@ class Emitter:
         targets = ", ".join(names)
         self.program.line(f"{targets} = {code}  # {comment}")
         for value, name, dtype in zip(node.outputs, names, call.outputs, strict=True):
-            gradient, cuts = follow(node, found.inputs, dtype, obstacle, self.qat)
-            known = Known(name, dtype, gradient=gradient, cuts=cuts)
+            gradient, cuts = follow(
+                node,
+                found.inputs,
+                dtype,
+                obstacle,
+                self.qat,
+            )
+            known = Known(
+                name,
+                dtype,
+                gradient=gradient,
+                cuts=cuts,
+            )
             self.define(value, known, found.scope)
 
     def _reference(self, found: NodeInputs, call: Call) -> None:
@@ -390,7 +437,13 @@ class Emitter:
         arguments.insert(0, "device")
         code = f"{name}({', '.join(arguments)})"
         obstacle = "onnx's reference computes it, without gradients"
-        self._assign(code, True, found, call, obstacle)
+        self._assign(
+            code,
+            True,
+            found,
+            call,
+            obstacle,
+        )
 
     # --- functions and bodies -------------------------------------------------------
 
@@ -495,7 +548,9 @@ def _measured(source: Known, rank: int, part: slice) -> str:
     """Return the code of the shape (rank 1) or size (rank 0) of a list or tensor."""
     if source.host:
         length = f"len({source.code})"
-        return f"[{length}]" if rank else length
+        if rank:
+            return f"[{length}]"
+        return length
     if not rank:
         return f"{source.code}.numel()"
     code = f"{source.code}.shape"
@@ -513,13 +568,17 @@ def _static_shape(known: Known) -> list[int] | None:
     if known.host and known.rank < 2:
         if not known.rank:
             return []
-        return None if known.length is None else [known.length]
+        if known.length is None:
+            return None
+        return [known.length]
     if known.shape is None or known.code is None:
         return None
     if not known.code.startswith("self."):
         return None
     sizes = [size for size in known.shape if isinstance(size, int)]
-    return sizes if len(sizes) == len(known.shape) else None
+    if len(sizes) == len(known.shape):
+        return sizes
+    return None
 
 
 def _accepted(entry: Entry, attributes: dict[str, Any]) -> bool:

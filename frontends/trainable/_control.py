@@ -112,14 +112,29 @@ def emit_if(writer: BlockWriter, node: ir.Node, scope: Scope) -> None:
     else_branch = node.attributes["else_branch"].as_graph()
     if condition.constant is not None:
         holds = bool(condition.constant.reshape(-1)[0])
-        _emit_branch_alone(writer, node, then_branch if holds else else_branch, scope)
+        _emit_branch_alone(
+            writer,
+            node,
+            then_branch if holds else else_branch,
+            scope,
+        )
         return
     names = [program.fresh() for _ in node.outputs]
     code = condition.code if condition.host else f"bool({condition.code})"
     program.line(f"if {code}:")
-    results = _branch(writer, then_branch, names, scope)
+    results = _branch(
+        writer,
+        then_branch,
+        names,
+        scope,
+    )
     program.line("else:")
-    others = _branch(writer, else_branch, names, scope)
+    others = _branch(
+        writer,
+        else_branch,
+        names,
+        scope,
+    )
     for value, name, one, other in zip(
         node.outputs,
         names,
@@ -136,7 +151,13 @@ def _emit_branch_alone(
     """Write a branch in place of its If."""
     made = _made_in(branch)
     writer.block(list(branch), scope, branch.outputs)
-    writer.hand_over(node, branch.outputs, made, scope, scope)
+    writer.hand_over(
+        node,
+        branch.outputs,
+        made,
+        scope,
+        scope,
+    )
 
 
 def _made_in(graph: ir.Graph) -> list[ir.Value]:
@@ -183,7 +204,9 @@ def _branch(
 
 def _code(writer: BlockWriter, known: Known | None) -> str:
     """Return the code of a value as a tensor."""
-    return "None" if known is None else writer.program.tensor_code(known)
+    if known is None:
+        return "None"
+    return writer.program.tensor_code(known)
 
 
 # --- Loop --------------------------------------------------------------------------
@@ -247,10 +270,21 @@ def emit_loop(writer: BlockWriter, node: ir.Node, scope: Scope) -> None:
     initial = node.inputs[2:]
     scans = len(body.outputs) - 1 - len(initial)
     # what is carried lives in variables that each turn assigns anew
-    carried = _open_loop(writer, initial, scans, scope)
+    carried = _open_loop(
+        writer,
+        initial,
+        scans,
+        scope,
+    )
     program.line(f"while {' and '.join(tests)}:")
     with program.indented():
-        _enter_turn(body, turn, going, carried, scope)
+        _enter_turn(
+            body,
+            turn,
+            going,
+            carried,
+            scope,
+        )
         writer.block(list(body), scope, body.outputs)
         results = [writer.value(value, scope) for value in body.outputs[1:]]
         again = writer.value(body.outputs[0], scope)
@@ -263,7 +297,15 @@ def emit_loop(writer: BlockWriter, node: ir.Node, scope: Scope) -> None:
         program.line(f"{going} = {stop}")
         program.line(f"{turn} = {turn} + 1")
     axes = [0] * scans
-    _finish(writer, node, body.outputs[1:], carried, results, axes, scope)
+    _finish(
+        writer,
+        node,
+        body.outputs[1:],
+        carried,
+        results,
+        axes,
+        scope,
+    )
 
 
 def _limit_and_condition(
@@ -388,7 +430,12 @@ def emit_scan(writer: BlockWriter, node: ir.Node, scope: Scope) -> None:
     for value in node.inputs[states:]:
         known = writer.value(value, scope)
         sources.append((_code(writer, known), known))
-    carried = _open_loop(writer, initial, outputs, scope)
+    carried = _open_loop(
+        writer,
+        initial,
+        outputs,
+        scope,
+    )
     axes = attributes.get("scan_input_axes") or [0] * scanned
     backwards = attributes.get("scan_input_directions") or [0] * scanned
     turn = program.fresh("turn")
@@ -422,7 +469,15 @@ def emit_scan(writer: BlockWriter, node: ir.Node, scope: Scope) -> None:
         if back:
             program.line(f"{scan}.reverse()")
     out_axes = attributes.get("scan_output_axes") or [0] * outputs
-    _finish(writer, node, body.outputs, carried, results, out_axes, scope)
+    _finish(
+        writer,
+        node,
+        body.outputs,
+        carried,
+        results,
+        out_axes,
+        scope,
+    )
 
 
 EMITTERS: dict[str, Callable[[BlockWriter, ir.Node, Scope], None]] = {

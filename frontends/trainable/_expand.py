@@ -26,7 +26,14 @@ def function_of(
     if schema.has_function:
         return _fixed(schema, domain, opset)
     if schema.has_context_dependent_function:
-        return _dependent(schema, node, domain, opset, attributes, inputs)
+        return _dependent(
+            schema,
+            node,
+            domain,
+            opset,
+            attributes,
+            inputs,
+        )
     return None
 
 
@@ -73,7 +80,13 @@ def _node_proto(
         kind = node.attributes[name].type
         resolved.append(ir.Attr(name, kind, value))
     outputs = len(node.outputs)
-    plain = ir.Node(node.domain, node.op_type, [], resolved, num_outputs=outputs)
+    plain = ir.Node(
+        node.domain,
+        node.op_type,
+        [],
+        resolved,
+        num_outputs=outputs,
+    )
     proto = ir.to_proto(plain)
     for index, known in enumerate(inputs):
         name = "" if known is None else f"i{index}"

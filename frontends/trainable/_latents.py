@@ -158,7 +158,9 @@ def _limited_by(
     codes = np.moveaxis(layer.tensor.numpy(), layer.channel_axis, 0)
     rows = codes.reshape(codes.shape[0], -1)
     saturates = offending(rows, layer.pairs).any()
-    return None if saturates else layer
+    if saturates:
+        return None
+    return layer
 
 
 def _stored_latents(model: ir.Model) -> Iterator[Latent]:
@@ -292,7 +294,9 @@ def _scale_of(codes: ir.Value, shape: tuple[int, ...]) -> Floats | None:
     for node, index in codes.uses():
         if _is_dequantization(node, index):
             scale = _constant(node.inputs[1])
-            return None if scale is None else _aligned(scale, node, shape)
+            if scale is None:
+                return None
+            return _aligned(scale, node, shape)
         if node.op_type in ("MatMulInteger", "ConvInteger"):
             return _factor_behind(node.outputs[0])
         if node.op_type == "Cast":
@@ -354,7 +358,9 @@ def _constant(value: ir.Value | None) -> Floats | None:
         return None
     producer = value.producer()
     tensor = value.const_value if producer is None else tensor_of(producer)
-    return None if tensor is None else tensor.numpy().astype(np.float64)
+    if tensor is None:
+        return None
+    return tensor.numpy().astype(np.float64)
 
 
 # --- codes unpacked from bytes --------------------------------------------------
@@ -537,5 +543,7 @@ def _zero_of(codes: ir.Value, shape: tuple[int, ...]) -> Any:
     for node, index in codes.uses():
         if _is_dequantization(node, index) and len(node.inputs) > 2:
             zero = _constant(node.inputs[2])
-            return 0.0 if zero is None else _aligned(zero, node, shape)
+            if zero is None:
+                return 0.0
+            return _aligned(zero, node, shape)
     return 0.0

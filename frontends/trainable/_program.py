@@ -166,7 +166,9 @@ class Program:
             literal = all(isinstance(item, (bool, int)) for item in value)
         else:
             literal = isinstance(value, (bool, int, str))
-        return repr(value) if literal else self.bind(f"{stem}_value", value)
+        if literal:
+            return repr(value)
+        return self.bind(f"{stem}_value", value)
 
 
 def _is_literal(tensor: torch.Tensor) -> bool:

@@ -38,7 +38,13 @@ def reference_kernel(
         names.append(f"i{index}" if is_given else "")
     outputs = [f"o{index}" for index in range(len(node.outputs))]
     try:
-        single = _single_node(node, attributes, names, outputs, call.opset)
+        single = _single_node(
+            node,
+            attributes,
+            names,
+            outputs,
+            call.opset,
+        )
         evaluator = ReferenceEvaluator(single)
     except Exception as error:
         # the evaluator raises whatever its own lookup happens to meet
@@ -79,7 +85,13 @@ def _single_node(
     for name, value in attributes.items():
         kind = node.attributes[name].type
         resolved.append(ir.Attr(name, kind, value))
-    plain = ir.Node(node.domain, node.op_type, [], resolved, num_outputs=len(outputs))
+    plain = ir.Node(
+        node.domain,
+        node.op_type,
+        [],
+        resolved,
+        num_outputs=len(outputs),
+    )
     proto = ir.to_proto(plain)
     del proto.output[:]
     proto.input.extend(inputs)

@@ -114,7 +114,9 @@ def entry_of(domain: str, name: str, opset: int) -> Entry | None:
     _declare_all()
     entries = _ENTRIES.get((domain, name), [])
     fitting = [entry for entry in entries if entry.since <= opset]
-    return fitting[-1] if fitting else None
+    if fitting:
+        return fitting[-1]
+    return None
 
 
 @cache

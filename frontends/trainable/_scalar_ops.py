@@ -77,13 +77,17 @@ def _host(
 def _rank_of(operands: Operands, index: int = 0) -> int | None:
     """Return the rank of an operand; None if the node leaves it out."""
     operand = operands[index]
-    return None if operand is None else operand.rank
+    if operand is None:
+        return None
+    return operand.rank
 
 
 def _broadcast_rank(operands: Operands, attributes: dict[str, Any]) -> int | None:
     rank = max(operand.rank for operand in operands if operand is not None)
     # elementwise functions spread numbers over lists, not over lists of lists
-    return rank if rank < 2 else None
+    if rank < 2:
+        return rank
+    return None
 
 
 def _first_rank(operands: Operands, attributes: dict[str, Any]) -> int | None:
@@ -95,7 +99,9 @@ def _same_rank(operands: Operands, attributes: dict[str, Any]) -> int | None:
 
 
 def _gathered_rank(operands: Operands, attributes: dict[str, Any]) -> int | None:
-    return _rank_of(operands, 1) if _rank_of(operands) == 1 else None
+    if _rank_of(operands) == 1:
+        return _rank_of(operands, 1)
+    return None
 
 
 def _joined_rank(operands: Operands, attributes: dict[str, Any]) -> int | None:
@@ -106,11 +112,15 @@ def _joined_rank(operands: Operands, attributes: dict[str, Any]) -> int | None:
 
 
 def _unsqueezed_rank(operands: Operands, attributes: dict[str, Any]) -> int | None:
-    return 1 if _rank_of(operands) == 0 else None
+    if _rank_of(operands) == 0:
+        return 1
+    return None
 
 
 def _squeezed_rank(operands: Operands, attributes: dict[str, Any]) -> int | None:
-    return 0 if _rank_of(operands) == 1 else None
+    if _rank_of(operands) == 1:
+        return 0
+    return None
 
 
 def _shape_rank(operands: Operands, attributes: dict[str, Any]) -> int | None:
@@ -130,7 +140,9 @@ def _shape_rank(operands: Operands, attributes: dict[str, Any]) -> int | None:
 def _expanded_rank(operands: Operands, attributes: dict[str, Any]) -> int | None:
     if _shape_rank(operands, attributes) != 1:
         return None
-    return None if _first_rank(operands, attributes) is None else 1
+    if _first_rank(operands, attributes) is None:
+        return None
+    return 1
 
 
 def _filled_rank(operands: Operands, attributes: dict[str, Any]) -> int | None:
@@ -211,7 +223,9 @@ def _elementwise(function: Callable[..., Scalar]) -> Callable[..., Host]:
 def _spread(operand: Host, size: int) -> list[Scalar]:
     if not isinstance(operand, list):
         return [operand] * size
-    return operand * size if len(operand) == 1 else operand
+    if len(operand) == 1:
+        return operand * size
+    return operand
 
 
 def _single(x: Scalar) -> Scalar:
@@ -234,7 +248,9 @@ def _quotient(a: Scalar, b: Scalar) -> Scalar:
         return _single(a / b)
     # Python's own division rounds down
     same_sign = (a >= 0) == (b > 0)
-    return a // b if same_sign else -(-a // b)
+    if same_sign:
+        return a // b
+    return -(-a // b)
 
 
 Functions = dict[str, Callable[..., Any]]
@@ -276,7 +292,9 @@ def mod(a: Host, b: Host, *, fmod: int = 0) -> Host:
     """Sign of the divisor, or of the dividend with `fmod`."""
 
     def remainder(x: Scalar, y: Scalar) -> Scalar:
-        return x - y * _quotient(x, y) if fmod else x % y
+        if fmod:
+            return x - y * _quotient(x, y)
+        return x % y
 
     return _elementwise(remainder)(a, b)
 
@@ -313,7 +331,9 @@ def cast(x: Host, *, to: int) -> Host:
 
 def _integer(x: Scalar) -> Scalar:
     # adding zero makes an int of a bool and leaves symbols symbols
-    return math.trunc(x) if _is_float(x) else x + 0
+    if _is_float(x):
+        return math.trunc(x)
+    return x + 0
 
 
 # --- lists -------------------------------------------------------------------------
@@ -376,7 +396,9 @@ def reshape(x: Host, shape: list[int], *, allowzero: int = 0) -> Host:
         width = shape[1]
         starts = range(0, len(items), width)
         return [items[start : start + width] for start in starts]
-    return items if shape else items[0]
+    if shape:
+        return items
+    return items[0]
 
 
 def _flat(x: Host) -> list[Scalar]:
@@ -402,14 +424,18 @@ def transpose(x: Host, *, perm: list[int] | None = None) -> Host:
 def expand(x: Host, shape: list[int]) -> Host:
     """A number or a list of one, repeated."""
     items = x if isinstance(x, list) else [x]
-    return items * shape[0] if len(items) == 1 else items
+    if len(items) == 1:
+        return items * shape[0]
+    return items
 
 
 @_host("ConstantOfShape", _filled_rank)
 def constant_of_shape(shape: list[Any], *, value: Any = None) -> Host:
     """One value, repeated."""
     fill = 0.0 if value is None else value
-    return [fill] * shape[0] if shape else fill
+    if shape:
+        return [fill] * shape[0]
+    return fill
 
 
 def _reduction(function: Callable[[list[Scalar]], Scalar]) -> Callable[..., Host]:
@@ -421,7 +447,9 @@ def _reduction(function: Callable[[list[Scalar]], Scalar]) -> Callable[..., Host
         axes: Any = None,
         **_: Any,
     ) -> Host:
-        return [function(x)] if keepdims else function(x)
+        if keepdims:
+            return [function(x)]
+        return function(x)
 
     return apply
 

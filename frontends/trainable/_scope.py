@@ -32,7 +32,9 @@ class Scope:
         if domain in self.opsets:
             return self.opsets[domain]
         # the standard domain has two spellings
-        return self.opsets.get("ai.onnx", 1) if domain == "" else 1
+        if domain == "":
+            return self.opsets.get("ai.onnx", 1)
+        return 1
 
     def attributes_of(self, node: ir.Node) -> dict[str, Any]:
         """Return a node's attributes as Python values.

@@ -80,7 +80,9 @@ def _by_attribute(
     if op == "QuantizeLinear":
         # the standard's type of a zero point that is left out
         return ir.DataType.UINT8
-    return inputs[0] if inputs else None
+    if inputs:
+        return inputs[0]
+    return None
 
 
 def _by_schema(schema: Any, inputs: Sequence[Dtype], index: int) -> Dtype:
@@ -93,7 +95,9 @@ def _by_schema(schema: Any, inputs: Sequence[Dtype], index: int) -> Dtype:
         return bound[formal.type_str]
     allowed = _allowed_types(schema, formal.type_str) or {formal.type_str}
     elements = {_element(text) for text in allowed}
-    return elements.pop() if len(elements) == 1 else None
+    if len(elements) == 1:
+        return elements.pop()
+    return None
 
 
 def _allowed_types(schema: Any, variable: str) -> set[str]:
@@ -129,7 +133,9 @@ def _element(text: str) -> Dtype:
     for container in _CONTAINERS:
         text = text.removeprefix(container)
     name = text.rstrip(")").upper()
-    return ir.DataType[name] if name in ir.DataType.__members__ else None
+    if name in ir.DataType.__members__:
+        return ir.DataType[name]
+    return None
 
 
 @lru_cache(maxsize=4096)

@@ -58,7 +58,13 @@ def to_torch(
     shared = [value for value, origin in origins.items() if origin.shared]
     program = Program()
     functions = dict(model.functions)
-    emitter = Emitter(program, sources, functions, qat != "off", shared)
+    emitter = Emitter(
+        program,
+        sources,
+        functions,
+        qat != "off",
+        shared,
+    )
     _bind_rounding(program, origins, names)
     written = _write_graph(emitter, model, _tapped(model, taps))
     provenance = Provenance(
@@ -84,7 +90,9 @@ def _name(value: ir.Value) -> str:
 
 
 def _dtype(known: Known | None) -> ir.DataType | None:
-    return None if known is None else known.dtype
+    if known is None:
+        return None
+    return known.dtype
 
 
 def _graph_name(model: ir.Model) -> str:
@@ -106,7 +114,12 @@ def _origins(
     # all of the unpacking
     for codes, latent in latents.items():
         if _is_chosen(latent.value, train):
-            origins[codes] = Origin(latent.graph, latent.value, latent.dtype, latent)
+            origins[codes] = Origin(
+                latent.graph,
+                latent.value,
+                latent.dtype,
+                latent,
+            )
     if qat == "weights":
         graph = model.graph.name or ""
         for scale, reach in scales_of(model, latents.values()).items():
@@ -119,7 +132,9 @@ def _origins(
 
 
 def _is_chosen(value: ir.Value, train: bool | Collection[str]) -> bool:
-    return train if isinstance(train, bool) else value.name in train
+    if isinstance(train, bool):
+        return train
+    return value.name in train
 
 
 def _check_found(train: Collection[str], origins: Iterable[Origin]) -> None:

@@ -83,7 +83,9 @@ class TrainableModule(torch.nn.Module):  # type: ignore[misc]  # torch comes wit
         for value, dtype in zip(given, dtypes.values(), strict=False):
             values.append(self._accept(value, dtype))
         results = self._run(self, *values)
-        return results[0] if len(results) == 1 else results
+        if len(results) == 1:
+            return results[0]
+        return results
 
     def run(self, feeds: Mapping[str, Any]) -> dict[str, Any]:
         """Compute named outputs and taps from named inputs.

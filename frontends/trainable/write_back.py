@@ -50,7 +50,12 @@ def stored(parameter: torch.Tensor, origin: Origin) -> NDArray[Any]:
     if latent is None or latent.step == 0:
         return from_carrier(parameter, origin.dtype)
     exact = parameter.detach()
-    codes = on_grid(exact, latent.low, latent.high, latent.step)
+    codes = on_grid(
+        exact,
+        latent.low,
+        latent.high,
+        latent.step,
+    )
     if latent.limit is not None:
         codes = within_limit(exact, codes, latent.limit)
     if latent.pack is not None:

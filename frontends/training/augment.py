@@ -43,7 +43,12 @@ class Augment:
     @classmethod
     def of(cls, recipe: TrainingRecipe) -> Augment:
         """Return the changes that the recipe asks for; falsy if it asks for none."""
-        return cls(recipe.flip, recipe.shift, recipe.mixup, recipe.cutmix)
+        return cls(
+            recipe.flip,
+            recipe.shift,
+            recipe.mixup,
+            recipe.cutmix,
+        )
 
     def __bool__(self) -> bool:
         return self.flip or bool(self.shift or self.mixup or self.cutmix)

@@ -134,7 +134,13 @@ def conv_transpose(
         sizes = zip(x.shape[2:], strides, strict=True)
         output_shape = [size * stride for size, stride in sizes]
     if output_shape is not None:
-        full = _transposed_sizes(x, w, strides, dilations, extra)
+        full = _transposed_sizes(
+            x,
+            w,
+            strides,
+            dilations,
+            extra,
+        )
         pads = _cropping_pads(full, output_shape[-dims:], auto_pad == "SAME_UPPER")
     pads = pads or [0] * (2 * dims)
     transposed = _TRANSPOSED[dims]
@@ -150,7 +156,9 @@ def conv_transpose(
     grow = torch_pads([0] * dims + extra)
     change = [cut + grown for cut, grown in zip(crop, grow, strict=True)]
     y = F.pad(y, change)
-    return y if b is None else y + by_channel(b, dims)
+    if b is None:
+        return y
+    return y + by_channel(b, dims)
 
 
 def _transposed_sizes(

@@ -23,7 +23,12 @@ def _dtype(call: Call) -> torch.dtype:
 def constant_of_shape(
     shape: list[int], *, value: float = 0.0, call: Call, device: torch.device
 ) -> Tensor:
-    return torch.full(shape, value, dtype=_dtype(call), device=device)
+    return torch.full(
+        shape,
+        value,
+        dtype=_dtype(call),
+        device=device,
+    )
 
 
 @op("Range", 11, host=(0, 1, 2), gradient=False)
@@ -36,12 +41,20 @@ def range_(
     # torch refuses ranges that run the wrong way
     if (end - first) * step <= 0:
         return torch.empty(0, dtype=_dtype(call), device=device)
-    return torch.arange(first, end, step, dtype=_dtype(call), device=device)
+    return torch.arange(
+        first,
+        end,
+        step,
+        dtype=_dtype(call),
+        device=device,
+    )
 
 
 def _number(value: Any) -> Any:
     """Some exporters write a list of one where ONNX asks for a number."""
-    return value[0] if isinstance(value, list) else value
+    if isinstance(value, list):
+        return value[0]
+    return value
 
 
 @op("EyeLike", gradient=False)

@@ -31,7 +31,12 @@ def non_max_suppression(
         overlaps = _overlaps(corners[image])
         for group in range(scores.shape[1]):
             order = _by_score(scores[image, group].detach(), lowest)
-            boxes_kept = _greedy(order, overlaps, threshold, limit)
+            boxes_kept = _greedy(
+                order,
+                overlaps,
+                threshold,
+                limit,
+            )
             kept.extend([image, group, box] for box in boxes_kept)
     # without boxes there is no row to tell the three columns from
     indices = torch.tensor(kept, dtype=torch.int64, device=boxes.device)

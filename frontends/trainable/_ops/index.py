@@ -67,7 +67,12 @@ def scatter_elements(
     at = positive(indices, x.shape[axis])
     if reduction == "none":
         return x.scatter(axis, at, updates)
-    return x.scatter_reduce(axis, at, updates, _REDUCE[reduction])
+    return x.scatter_reduce(
+        axis,
+        at,
+        updates,
+        _REDUCE[reduction],
+    )
 
 
 @op("ScatterND")
@@ -88,7 +93,12 @@ def scatter_nd(
     if reduction == "none":
         y = flat.scatter(0, at, values)
     else:
-        y = flat.scatter_reduce(0, at, values, _REDUCE[reduction])
+        y = flat.scatter_reduce(
+            0,
+            at,
+            values,
+            _REDUCE[reduction],
+        )
     return y.reshape(x.shape)
 
 
@@ -128,12 +138,22 @@ def top_k(
     x: Tensor, k: Any, *, axis: int = -1, largest: int = 1, sorted: int = 1
 ) -> tuple[Tensor, ...]:
     count = k[0] if isinstance(k, list) else k
-    return _top_k(x, count, axis, bool(largest))
+    return _top_k(
+        x,
+        count,
+        axis,
+        bool(largest),
+    )
 
 
 def _top_k(x: Tensor, k: int, axis: int, largest: bool) -> tuple[Tensor, ...]:
     """Sort all: equal elements must come in their own order, and torch.topk promises none."""
-    values, where = torch.sort(x, dim=axis, descending=largest, stable=True)
+    values, where = torch.sort(
+        x,
+        dim=axis,
+        descending=largest,
+        stable=True,
+    )
     return values.narrow(axis, 0, k), where.narrow(axis, 0, k)
 
 

@@ -54,7 +54,13 @@ def skip_layer_norm(
     total = x + skip
     if bias is not None:
         total = total + bias
-    y = F.layer_norm(total, list(gamma.shape), gamma, beta, epsilon)
+    y = F.layer_norm(
+        total,
+        list(gamma.shape),
+        gamma,
+        beta,
+        epsilon,
+    )
     return y, None, None, total
 
 
@@ -78,4 +84,6 @@ def _turned(x: Tensor, batch: int, matrix: int) -> Tensor:
     """Put a leading dim of rows behind the batch dims, then transpose, as far as is asked."""
     if batch:
         x = x.movedim(0, -2)
-    return x.mT if matrix else x
+    if matrix:
+        return x.mT
+    return x

@@ -88,7 +88,16 @@ def batch_norm_by_outputs(
 ) -> tuple[Tensor, ...]:
     """Before opset 14 a node with five outputs trains."""
     if call.wanted == 1:
-        return (_fixed_batch_norm(x, scale, bias, mean, variance, epsilon),)
+        return (
+            _fixed_batch_norm(
+                x,
+                scale,
+                bias,
+                mean,
+                variance,
+                epsilon,
+            ),
+        )
     y, new_mean, new_variance = _batch_norm(
         x,
         scale,
@@ -114,15 +123,37 @@ def batch_norm(
     training_mode: int = 0,
 ) -> tuple[Tensor, ...]:
     if training_mode:
-        return _batch_norm(x, scale, bias, mean, variance, epsilon, momentum)
-    return (_fixed_batch_norm(x, scale, bias, mean, variance, epsilon),)
+        return _batch_norm(
+            x,
+            scale,
+            bias,
+            mean,
+            variance,
+            epsilon,
+            momentum,
+        )
+    return (
+        _fixed_batch_norm(
+            x,
+            scale,
+            bias,
+            mean,
+            variance,
+            epsilon,
+        ),
+    )
 
 
 @op("InstanceNormalization")
 def instance_norm(
     x: Tensor, scale: Tensor, bias: Tensor, *, epsilon: float = 1e-5
 ) -> Tensor:
-    return F.instance_norm(x, weight=scale, bias=bias, eps=epsilon)
+    return F.instance_norm(
+        x,
+        weight=scale,
+        bias=bias,
+        eps=epsilon,
+    )
 
 
 @op("LayerNormalization", many=True)
@@ -139,10 +170,23 @@ def layer_norm(
     axis = axis % x.ndim
     shape = list(x.shape[axis:])
     if call.wanted == 1 and list(scale.shape) == shape:
-        return (F.layer_norm(x, shape, scale, bias, epsilon),)
+        return (
+            F.layer_norm(
+                x,
+                shape,
+                scale,
+                bias,
+                epsilon,
+            ),
+        )
     # torch's kernel gives no statistics, and takes no scale that broadcasts
     over = tuple(range(axis, x.ndim))
-    variance, mean = torch.var_mean(x, dim=over, correction=0, keepdim=True)
+    variance, mean = torch.var_mean(
+        x,
+        dim=over,
+        correction=0,
+        keepdim=True,
+    )
     inverse = torch.rsqrt(variance + epsilon)
     y = (x - mean) * inverse * scale
     if bias is not None:
@@ -172,7 +216,13 @@ def group_norm_by_group(
     channels_each = x.shape[1] // num_groups
     scales = scale.repeat_interleave(channels_each)
     biases = bias.repeat_interleave(channels_each)
-    return F.group_norm(x, num_groups, scales, biases, epsilon)
+    return F.group_norm(
+        x,
+        num_groups,
+        scales,
+        biases,
+        epsilon,
+    )
 
 
 @op("GroupNormalization", 21)
@@ -185,7 +235,13 @@ def group_norm(
     epsilon: float = 1e-5,
     stash_type: int = 1,
 ) -> Tensor:
-    return F.group_norm(x, num_groups, scale, bias, epsilon)
+    return F.group_norm(
+        x,
+        num_groups,
+        scale,
+        bias,
+        epsilon,
+    )
 
 
 @op("LRN")
@@ -204,6 +260,11 @@ def local_response_norm(
 @op("LpNormalization")
 def lp_norm(x: Tensor, *, axis: int = -1, p: int = 2) -> Tensor:
     """Zero where the norm is."""
-    norm = torch.linalg.vector_norm(x, p, axis, keepdim=True)
+    norm = torch.linalg.vector_norm(
+        x,
+        p,
+        axis,
+        keepdim=True,
+    )
     divisor = norm.masked_fill(norm == 0, math.inf)
     return x / divisor

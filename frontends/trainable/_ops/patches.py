@@ -34,7 +34,13 @@ def col2im(
     padded = []
     for size, begin, end in zip(image, begins, ends, strict=True):
         padded.append(size + begin + end)
-    at = _patch_indices(padded, block, strides, dilations, x.device)
+    at = _patch_indices(
+        padded,
+        block,
+        strides,
+        dilations,
+        x.device,
+    )
     batch = x.shape[0]
     patches = x.reshape(batch, -1, at.numel())
     channels = patches.shape[1]
@@ -55,7 +61,12 @@ def _patch_indices(
     device: torch.device,
 ) -> Tensor:
     """(prod(block), positions) indices into a flat image of `sizes`: what each patch covers."""
-    at = torch.zeros(1, 1, dtype=torch.int64, device=device)
+    at = torch.zeros(
+        1,
+        1,
+        dtype=torch.int64,
+        device=device,
+    )
     # one dim after another: rows of the index are pairs (block, k), columns (positions, count)
     for size, k, stride, dilation in zip(sizes, block, strides, dilations, strict=True):
         span = dilation * (k - 1) + 1
@@ -131,7 +142,9 @@ def deform_conv(
     kernels = w.reshape(group, group_outputs, -1)
     products = torch.einsum("gok,ngkp->ngop", kernels, patches)
     result = products.reshape(n, -1, *out)
-    return result if b is None else result + by_channel(b, 2)
+    if b is None:
+        return result
+    return result + by_channel(b, 2)
 
 
 def _bilinear(images: Tensor, y: Tensor, x: Tensor) -> Tensor:

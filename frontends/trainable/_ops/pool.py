@@ -43,7 +43,13 @@ class Windows:
         sizes = x.shape[2:]
         if auto_pad in SAME:
             upper = auto_pad == "SAME_UPPER"
-            pads = same_pads(sizes, kernel, self.strides, self.dilations, upper)
+            pads = same_pads(
+                sizes,
+                kernel,
+                self.strides,
+                self.dilations,
+                upper,
+            )
         if not pads or auto_pad == "VALID":
             pads = [0] * (2 * dims)
         self.pads = pads
@@ -117,7 +123,15 @@ def max_pool(
     strides: list[int] | None = None,
     call: Call,
 ) -> tuple[Tensor, ...]:
-    windows = Windows(x, kernel_shape, strides, pads, dilations, auto_pad, ceil_mode)
+    windows = Windows(
+        x,
+        kernel_shape,
+        strides,
+        pads,
+        dilations,
+        auto_pad,
+        ceil_mode,
+    )
     # torch pools no integers
     padded = x if x.is_floating_point() else x.float()
     padding = windows.begins
@@ -136,7 +150,13 @@ def max_pool(
         return (y.to(x.dtype),)
     y, where = pool(padded, return_indices=True)
     # torch counts within a plane of the padded input
-    places = _positions(where, x, padded, windows, storage_order)
+    places = _positions(
+        where,
+        x,
+        padded,
+        windows,
+        storage_order,
+    )
     return y.to(x.dtype), places
 
 
@@ -180,7 +200,15 @@ def average_pool(
     pads: list[int] | None = None,
     strides: list[int] | None = None,
 ) -> Tensor:
-    windows = Windows(x, kernel_shape, strides, pads, dilations, auto_pad, ceil_mode)
+    windows = Windows(
+        x,
+        kernel_shape,
+        strides,
+        pads,
+        dilations,
+        auto_pad,
+        ceil_mode,
+    )
     dilated = any(dilation != 1 for dilation in windows.dilations)
     if not dilated and windows.symmetric:
         pool = _AVERAGE[windows.dims]
@@ -215,7 +243,15 @@ def lp_pool(
     pads: list[int] | None = None,
     strides: list[int] | None = None,
 ) -> Tensor:
-    windows = Windows(x, kernel_shape, strides, pads, dilations, auto_pad, ceil_mode)
+    windows = Windows(
+        x,
+        kernel_shape,
+        strides,
+        pads,
+        dilations,
+        auto_pad,
+        ceil_mode,
+    )
     padded = windows.padded(x.abs(), 0.0)
     powers = windows.views(padded).pow(p)
     return powers.sum(-1).pow(1.0 / p)
@@ -287,7 +323,12 @@ def roi_align_10(
     sampling_ratio: int = 0,
     spatial_scale: float = 1.0,
 ) -> Tensor:
-    bins = Bins(mode, output_height, output_width, sampling_ratio)
+    bins = Bins(
+        mode,
+        output_height,
+        output_width,
+        sampling_ratio,
+    )
     return _roi_align(
         x,
         rois,
@@ -311,9 +352,21 @@ def roi_align(
     sampling_ratio: int = 0,
     spatial_scale: float = 1.0,
 ) -> Tensor:
-    bins = Bins(mode, output_height, output_width, sampling_ratio)
+    bins = Bins(
+        mode,
+        output_height,
+        output_width,
+        sampling_ratio,
+    )
     offset = 0.5 if coordinate_transformation_mode == "half_pixel" else 0.0
-    return _roi_align(x, rois, batch, bins, spatial_scale, offset)
+    return _roi_align(
+        x,
+        rois,
+        batch,
+        bins,
+        spatial_scale,
+        offset,
+    )
 
 
 @dataclass(frozen=True)
@@ -409,4 +462,9 @@ def _neighbours(at: Tensor, size: int) -> Neighbours:
     at = at.clamp(0, size - 1)
     low = at.floor().long()
     high = (low + 1).clamp(max=size - 1)
-    return Neighbours(low, high, at - low, inside)
+    return Neighbours(
+        low,
+        high,
+        at - low,
+        inside,
+    )

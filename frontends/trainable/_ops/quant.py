@@ -71,7 +71,9 @@ class PairLimit:
 
 def _columns(side: Any) -> Any:
     """Return one side of pairs as an index of tensors; slices serve as they are."""
-    return side if isinstance(side, slice) else torch.from_numpy(side)
+    if isinstance(side, slice):
+        return side
+    return torch.from_numpy(side)
 
 
 def within_limit(x: Tensor, code: Tensor, limit: PairLimit) -> Tensor:
@@ -223,7 +225,9 @@ def quantize(
     else:
         # nobody asks for the gradient of the scale, which would take more passes over memory
         codes = _Codes.apply(x, scale, shift, low, high)
-    return codes if call.qat else codes.to(carrier(target))
+    if call.qat:
+        return codes
+    return codes.to(carrier(target))
 
 
 @op("DequantizeLinear")
@@ -275,11 +279,15 @@ def _shifted(x: Tensor, zero: Tensor | None, axis: int) -> Tensor:
     """
     # products of 8 bits, summed, are exact in double and may not be in float32
     codes = x if x.is_floating_point() else x.double()
-    return codes if zero is None else codes - spread(zero, x, axis)
+    if zero is None:
+        return codes
+    return codes - spread(zero, x, axis)
 
 
 def _integers(y: Tensor, trained: bool) -> Tensor:
-    return y if trained else y.to(torch.int32)
+    if trained:
+        return y
+    return y.to(torch.int32)
 
 
 def _pair(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
@@ -388,7 +396,23 @@ def qlinear_matmul(
 ) -> Tensor:
     # several scales are one a row on the left, one a column on the right
     rows = -2 if a.ndim > 1 else -1
-    left = dequantize(a, a_scale, a_zero, axis=rows)
-    right = dequantize(b, b_scale, b_zero, axis=-1)
+    left = dequantize(
+        a,
+        a_scale,
+        a_zero,
+        axis=rows,
+    )
+    right = dequantize(
+        b,
+        b_scale,
+        b_zero,
+        axis=-1,
+    )
     y = torch.matmul(left, right)
-    return quantize(y, y_scale, y_zero, axis=-1, call=call)
+    return quantize(
+        y,
+        y_scale,
+        y_zero,
+        axis=-1,
+        call=call,
+    )

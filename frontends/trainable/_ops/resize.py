@@ -92,7 +92,14 @@ def resize(
     else:
         assert sizes, "Resize needs scales or sizes"
         scales, out = _fitted(lengths, sizes, keep_aspect_ratio_policy)
-    return _resize(x, sampling, chosen, out, scales, roi)
+    return _resize(
+        x,
+        sampling,
+        chosen,
+        out,
+        scales,
+        roi,
+    )
 
 
 def _scaled(lengths: Any, scales: list[float]) -> list[int]:
@@ -161,7 +168,13 @@ def _resize(
             window=window,
             device=x.device,
         )
-        x = _along(x, axis, at, scales[i], sampling)
+        x = _along(
+            x,
+            axis,
+            at,
+            scales[i],
+            sampling,
+        )
         if cropping:
             beyond = (at < 0) | (at > size - 1)
             beyond = by_channel(beyond, x.ndim - axis - 1)
@@ -193,7 +206,12 @@ def _fast(
         return F.interpolate(x, size, mode="nearest")
     if sampling.mode == "linear" and sampling.coordinates in _BILINEAR:
         corners = sampling.coordinates == "align_corners"
-        return F.interpolate(x, size, mode="bilinear", align_corners=corners)
+        return F.interpolate(
+            x,
+            size,
+            mode="bilinear",
+            align_corners=corners,
+        )
     return None
 
 
@@ -254,7 +272,12 @@ def _along(
     if sampling.mode == "nearest":
         picked = _nearest(at, sampling.nearest).clamp(0, last)
         return x.index_select(axis, picked)
-    matrix = _interpolation(at, last, scale, sampling)
+    matrix = _interpolation(
+        at,
+        last,
+        scale,
+        sampling,
+    )
     floating = x if x.is_floating_point() else x.float()
     matrix = matrix.to(floating.dtype)
     y = torch.tensordot(floating, matrix, dims=([axis], [1]))
@@ -268,7 +291,12 @@ def _interpolation(at: Tensor, last: int, scale: float, sampling: Sampling) -> T
     if sampling.exclude_outside:
         weights = weights * ((places >= 0) & (places <= last))
         weights = weights / weights.sum(1, keepdim=True)
-    matrix = torch.zeros(at.shape[0], last + 1, dtype=torch.float64, device=at.device)
+    matrix = torch.zeros(
+        at.shape[0],
+        last + 1,
+        dtype=torch.float64,
+        device=at.device,
+    )
     # several places outside add up at the border
     return matrix.scatter_add(1, places.clamp(0, last), weights)
 
@@ -297,7 +325,12 @@ def _taps(at: Tensor, scale: float, sampling: Sampling) -> tuple[Tensor, Tensor]
     first = math.floor(-radius / shrink) + 1
     base = at.floor()
     ratio = (at - base)[:, None]
-    offsets = torch.arange(first, 2 - first, dtype=torch.float64, device=at.device)
+    offsets = torch.arange(
+        first,
+        2 - first,
+        dtype=torch.float64,
+        device=at.device,
+    )
     distance = ((offsets - ratio) * shrink).abs()
     weights = _filter(distance, sampling)
     if sampling.antialias:
@@ -332,7 +365,13 @@ def grid_sample(
 ) -> Tensor:
     # opset 20 gave the modes other names, those of any number of dims
     name = {"linear": "bilinear", "cubic": "bicubic"}.get(mode, mode)
-    return F.grid_sample(x, grid, name, padding_mode, bool(align_corners))
+    return F.grid_sample(
+        x,
+        grid,
+        name,
+        padding_mode,
+        bool(align_corners),
+    )
 
 
 @op("AffineGrid", 20, host=(1,))

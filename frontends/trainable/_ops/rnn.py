@@ -53,9 +53,22 @@ def lstm(
     plain = lengths is None and not clip and _default(activations, _LSTM)
     if plain and p is None and not input_forget:
         order = (0, 2, 3, 1)
-        return _fused(torch.lstm, order, x, weights, states, direction, layout)
+        return _fused(
+            torch.lstm,
+            order,
+            x,
+            weights,
+            states,
+            direction,
+            layout,
+        )
     names = activations or _LSTM * 2
-    chosen = _activations(names, activation_alpha, activation_beta, 3)
+    chosen = _activations(
+        names,
+        activation_alpha,
+        activation_beta,
+        3,
+    )
 
     def step(
         gates: Tensor, state: list[Tensor], own: OneWay, act: list[Activation]
@@ -81,7 +94,15 @@ def lstm(
         return [o * act[2](cell), cell]
 
     unrolled = Unrolled(step, 4, chosen)
-    return _unrolled(unrolled, x, weights, lengths, states, direction, layout)
+    return _unrolled(
+        unrolled,
+        x,
+        weights,
+        lengths,
+        states,
+        direction,
+        layout,
+    )
 
 
 @op("GRU", many=True)
@@ -118,7 +139,12 @@ def gru(
             layout=layout,
         )
     names = activations or _GRU * 2
-    chosen = _activations(names, activation_alpha, activation_beta, 2)
+    chosen = _activations(
+        names,
+        activation_alpha,
+        activation_beta,
+        2,
+    )
 
     def step(
         gates: Tensor, state: list[Tensor], own: OneWay, act: list[Activation]
@@ -187,7 +213,12 @@ def rnn(
             layout=layout,
         )
     names = activations or _RNN * 2
-    chosen = _activations(names, activation_alpha, activation_beta, 1)
+    chosen = _activations(
+        names,
+        activation_alpha,
+        activation_beta,
+        1,
+    )
 
     def step(
         gates: Tensor, state: list[Tensor], own: OneWay, act: list[Activation]
@@ -218,7 +249,9 @@ def _default(activations: list[str] | None, names: list[str]) -> bool:
 
 
 def _clipped(x: Tensor, clip: float | None) -> Tensor:
-    return x if not clip else x.clamp(-clip, clip)
+    if not clip:
+        return x
+    return x.clamp(-clip, clip)
 
 
 @dataclass(frozen=True)
@@ -368,7 +401,14 @@ def _unrolled(
             else:
                 state.append(start[way])
         activations = op.activations[way]
-        sequence, state = _steps(op.step, projected, state, own, activations, lengths)
+        sequence, state = _steps(
+            op.step,
+            projected,
+            state,
+            own,
+            activations,
+            lengths,
+        )
         sequences.append(_backwards(sequence, lengths) if backwards else sequence)
         finals.append(state)
     # from states of each direction to directions of each state
@@ -403,7 +443,12 @@ def _steps(
     """Run all steps; returns the outputs, (T, B, H), and the last state."""
     outputs = []
     for time in range(gates.shape[0]):
-        new = step(gates[time], state, own, activations)
+        new = step(
+            gates[time],
+            state,
+            own,
+            activations,
+        )
         # the first state is what the op gives out
         if lengths is None:
             outputs.append(new[0])
@@ -418,7 +463,9 @@ def _steps(
 
 
 def _backwards(x: Tensor, lengths: Tensor | None) -> Tensor:
-    return x.flip(0) if lengths is None else reversed_steps(x, lengths)
+    if lengths is None:
+        return x.flip(0)
+    return reversed_steps(x, lengths)
 
 
 def _activations(
@@ -439,7 +486,9 @@ def _activation(name: str, left: dict[str, list[float]]) -> Activation:
 
     # lists of parameters have no gaps: an activation without any takes none
     def take(kind: str, default: float) -> float:
-        return left[kind].pop(0) if left[kind] else default
+        if left[kind]:
+            return left[kind].pop(0)
+        return default
 
     match name:
         case "affine":

@@ -25,7 +25,9 @@ def _index(position: int | list[int] | None, default: int) -> int:
     """Return a position, which ONNX lets be left out, a number, or a list of one."""
     if position is None:
         return default
-    return position[0] if isinstance(position, list) else position
+    if isinstance(position, list):
+        return position[0]
+    return position
 
 
 @op("SequenceInsert", 11, host=(2,))

@@ -17,7 +17,9 @@ Ints = list[int]
 
 def listed(value: int | Ints) -> Ints:
     """Return a list; some exporters write a number where ONNX asks for a list of one."""
-    return value if isinstance(value, list) else [value]
+    if isinstance(value, list):
+        return value
+    return [value]
 
 
 @op("Reshape")
@@ -99,7 +101,13 @@ def slice_(
         axis = i if axes is None else axes[i]
         step = 1 if steps is None else steps[i]
         if step < 0:
-            x = _sliced_backwards(x, axis, start, end, step)
+            x = _sliced_backwards(
+                x,
+                axis,
+                start,
+                end,
+                step,
+            )
             continue
         before = (slice(None),) * (axis % x.ndim)
         x = x[(*before, slice(start, end, step))]
@@ -133,7 +141,12 @@ def split_by_attribute(
     # opset 1 had the sizes as an input too
     if not split and sizes is not None:
         split = sizes.tolist()
-    return _split(x, split or None, axis, call.wanted)
+    return _split(
+        x,
+        split or None,
+        axis,
+        call.wanted,
+    )
 
 
 @op("Split", 13, host=(1,), many=True)
@@ -145,7 +158,12 @@ def split(
     num_outputs: int | None = None,
     call: Call,
 ) -> tuple[Tensor, ...]:
-    return _split(x, sizes, axis, num_outputs or call.wanted)
+    return _split(
+        x,
+        sizes,
+        axis,
+        num_outputs or call.wanted,
+    )
 
 
 def _split(x: Tensor, sizes: Ints | None, axis: int, count: int) -> tuple[Tensor, ...]:
@@ -169,7 +187,12 @@ def pad_by_attributes(
     paddings: Ints | None = None,
     value: float = 0.0,
 ) -> Tensor:
-    return _pad(x, pads or paddings or [], value, mode)
+    return _pad(
+        x,
+        pads or paddings or [],
+        value,
+        mode,
+    )
 
 
 @op("Pad", 11, host=(1, 2, 3))

@@ -16,7 +16,13 @@ Tensor = Any
 def dft_by_attribute(
     x: Tensor, length: Any = None, *, axis: int = 1, inverse: int = 0, onesided: int = 0
 ) -> Tensor:
-    return dft(x, length, axis, inverse=inverse, onesided=onesided)
+    return dft(
+        x,
+        length,
+        axis,
+        inverse=inverse,
+        onesided=onesided,
+    )
 
 
 @op("DFT", 20, host=(1, 2))
@@ -46,7 +52,9 @@ def dft(
 
 def _number(value: int | list[int]) -> int:
     """ONNX lets a setting be a number or a list of one."""
-    return value[0] if isinstance(value, list) else value
+    if isinstance(value, list):
+        return value[0]
+    return value
 
 
 def _transformed(
@@ -70,7 +78,9 @@ def _transformed(
 
 def _signal(x: Tensor) -> Tensor:
     """Return real numbers where the last dim is one, else complex ones."""
-    return x[..., 0] if x.shape[-1] == 1 else _complex(x)
+    if x.shape[-1] == 1:
+        return x[..., 0]
+    return _complex(x)
 
 
 def _complex(x: Tensor) -> Tensor:
