@@ -78,30 +78,14 @@ def tie_biases(model: ir.Model, names: Names) -> None:
             continue
         shape = () if product.size == 1 else (-1,)
         wanted = np.broadcast_to(product.reshape(shape), old.shape)
-        if np.allclose(
-            old,
-            wanted,
-            rtol=1e-6,
-            atol=0.0,
-        ):
+        in_step = np.allclose(old, wanted, rtol=1e-6, atol=0.0)
+        if in_step:
             continue
         values = codes * old.astype(np.float64)
         rounded = np.rint(values / wanted)
         new_codes = np.clip(rounded, -LARGEST, LARGEST).astype(np.int32)
-        _put(
-            bias,
-            0,
-            new_codes,
-            model.graph,
-            names,
-        )
-        _put(
-            bias,
-            1,
-            np.array(wanted),
-            model.graph,
-            names,
-        )
+        _put(bias, 0, new_codes, model.graph, names)
+        _put(bias, 1, np.array(wanted), model.graph, names)
 
 
 def _constant_at(node: ir.Node, index: int) -> NDArray[Any] | None:

@@ -112,12 +112,8 @@ def emit_if(writer: BlockWriter, node: ir.Node, scope: Scope) -> None:
     else_branch = node.attributes["else_branch"].as_graph()
     if condition.constant is not None:
         holds = bool(condition.constant.reshape(-1)[0])
-        _emit_branch_alone(
-            writer,
-            node,
-            then_branch if holds else else_branch,
-            scope,
-        )
+        branch = then_branch if holds else else_branch
+        _emit_branch_alone(writer, node, branch, scope)
         return
     names = [program.fresh() for _ in node.outputs]
     code = condition.code if condition.host else f"bool({condition.code})"
@@ -170,14 +166,19 @@ def _made_in(graph: ir.Graph) -> list[ir.Value]:
 
 def _either(name: str, *choices: Known | None) -> Known:
     """Return a variable that holds one of several values."""
-    present = [known for known in choices if known is not None]
-    dtypes = [known.dtype for known in present if known.dtype is not None]
-    dtype = dtypes[0] if dtypes else None
-    if any(known.gradient for known in present):
-        return Known(name, dtype, gradient=True)
+    dtype = None
+    gradient = False
     cuts: set[Any] = set()
-    for known in present:
+    for known in choices:
+        if known is None:
+            continue
+        # the first that is known speaks for all: branches agree in their types
+        if dtype is None:
+            dtype = known.dtype
+        gradient = gradient or known.gradient
         cuts.update(known.cuts)
+    if gradient:
+        return Known(name, dtype, gradient=True)
     return Known(name, dtype, cuts=frozenset(cuts))
 
 
@@ -193,12 +194,14 @@ def _branch(
             program.line(f"{name} = {_code(writer, known)}")
         # outputs were kept alive to the end of the block, and have other names by now
         dead = set()
-        for value in set(_made_in(graph)) & set(graph.outputs):
+        made_here = set(_made_in(graph))
+        for value in made_here & set(graph.outputs):
             code = scope.values[value].code
             if code is not None and code.isidentifier():
                 dead.add(code)
         if dead:
-            program.line(f"del {', '.join(sorted(dead))}")
+            variables = ", ".join(sorted(dead))
+            program.line(f"del {variables}")
     return results
 
 
@@ -240,7 +243,8 @@ def _open_loop(
     initial = [writer.value(value, scope) for value in carried]
     names = [program.fresh() for _ in initial]
     for name, known in zip(names, initial, strict=True):
-        program.line(f"{name} = {_code(writer, known)}")
+        code = _code(writer, known)
+        program.line(f"{name} = {code}")
     lists = [program.fresh("scan") for _ in range(scans)]
     for name in lists:
         program.line(f"{name} = []")
@@ -348,15 +352,18 @@ def _advance(
     writer: BlockWriter, carried: LoopVariables, results: Sequence[Known | None]
 ) -> None:
     """End a turn: what is scanned is kept, what is carried moves on."""
+    program = writer.program
     codes = [_code(writer, known) for known in results]
     count = len(carried.names)
-    for scan, code in zip(carried.scans, codes[count:], strict=True):
-        writer.program.line(f"{scan}.append({code})")
-    if carried.names:
+    moving = codes[:count]
+    scanned = codes[count:]
+    for scan, code in zip(carried.scans, scanned, strict=True):
+        program.line(f"{scan}.append({code})")
+    if moving:
         # all at once, since outputs may swap inputs
         targets = ", ".join(carried.names)
-        values = ", ".join(codes[:count])
-        writer.program.line(f"{targets} = {values}")
+        values = ", ".join(moving)
+        program.line(f"{targets} = {values}")
 
 
 def _finish(
@@ -377,12 +384,15 @@ def _finish(
     for place, scan in enumerate(carried.scans):
         index = place + len(finals)
         known = _either(scan, results[index])
-        dtype = carrier(known.dtype or ir.DataType.FLOAT)
+        element_type = known.dtype or ir.DataType.FLOAT
+        dtype = carrier(element_type)
+        axis = axes[place]
         shape = _shape_of_no_turns(outputs[index])
-        arguments = f"{scan}, {axes[place]}, {shape}, {dtype}, device"
+        arguments = f"{scan}, {axis}, {shape}, {dtype}, device"
         program.line(f"{scan} = {stack}({arguments})")
         if index < len(node.outputs):
-            writer.define(node.outputs[index], known, scope)
+            output = node.outputs[index]
+            writer.define(output, known, scope)
 
 
 def _shape_of_no_turns(value: ir.Value) -> list[int]:

@@ -91,9 +91,11 @@ def to_carrier(array: NDArray[Any], dtype: ir.DataType) -> torch.Tensor:
     """Copy a numpy array of an ONNX type (ml_dtypes for the small ones) into a tensor."""
     if dtype == D.UINT64:
         # a cast would refuse the upper half of the range; its bits fit
-        signed = array.astype(np.uint64).view(np.int64)
+        unsigned = array.astype(np.uint64)
+        signed = unsigned.view(np.int64)
         return torch.from_numpy(signed.copy())
-    wanted = _NUMPY[CARRIERS[dtype]]
+    torch_dtype = carrier(dtype)
+    wanted = _NUMPY[torch_dtype]
     plain = np.array(array, dtype=wanted)
     return torch.from_numpy(plain)
 
@@ -103,10 +105,15 @@ def from_carrier(tensor: torch.Tensor, dtype: ir.DataType) -> NDArray[Any]:
 
     Integers carried in floats, as trained codes are, are rounded and clamped.
     """
-    array: NDArray[Any] = tensor.detach().cpu().numpy()
-    if dtype in RANGES and array.dtype.kind == "f":
+    exact = tensor.detach().cpu()
+    array: NDArray[Any] = exact.numpy()
+    is_float = array.dtype.kind == "f"
+    if is_float and dtype in RANGES:
         low, high = RANGES[dtype]
-        array = np.clip(np.rint(array), low, high)
+        rounded = np.rint(array)
+        array = np.clip(rounded, low, high)
     if dtype == D.UINT64:
-        return array.astype(np.int64).view(np.uint64)
-    return array.astype(dtype.numpy())
+        signed = array.astype(np.int64)
+        return signed.view(np.uint64)
+    own_type = dtype.numpy()
+    return array.astype(own_type)

@@ -114,7 +114,8 @@ class Latent:
         """
         if self.step == 0:
             return f"small_float({parameter}, {int(self.dtype)})"
-        code = f"on_grid({parameter}, {self.low!r}, {self.high!r}, {self.step!r})"
+        grid = f"{self.low!r}, {self.high!r}, {self.step!r}"
+        code = f"on_grid({parameter}, {grid})"
         if self.limited is not None:
             code = f"within_limit({parameter}, {code}, {limit})"
         if soft:
@@ -155,8 +156,10 @@ def _limited_by(
         return None
     if not layer.pairs.count:
         return None
-    codes = np.moveaxis(layer.tensor.numpy(), layer.channel_axis, 0)
-    rows = codes.reshape(codes.shape[0], -1)
+    stored = layer.tensor.numpy()
+    codes = np.moveaxis(stored, layer.channel_axis, 0)
+    channels = codes.shape[0]
+    rows = codes.reshape(channels, -1)
     saturates = offending(rows, layer.pairs).any()
     if saturates:
         return None
@@ -277,12 +280,16 @@ def _grid_of(codes: Floats, dtype: ir.DataType) -> tuple[float, float]:
         return float(low), float(high)
     bits = 2
     half = 2
-    while codes.min() < -half or codes.max() > half - 1:
+    smallest = codes.min()
+    largest = codes.max()
+    while smallest < -half or largest > half - 1:
         bits += 1
         half = 2 ** (bits - 1)
-    symmetric = codes.min() > -half
-    lowest = -half + 1 if symmetric else -half
-    return float(lowest), float(half - 1)
+    highest = half - 1
+    lowest = -half
+    if smallest > lowest:
+        lowest = -highest
+    return float(lowest), float(highest)
 
 
 def _scale_of(codes: ir.Value, shape: tuple[int, ...]) -> Floats | None:
@@ -347,8 +354,10 @@ def _aligned(parameter: Floats, node: ir.Node, shape: tuple[int, ...]) -> Floats
     if block:
         # the last block may be cut short by the end of the axis
         repeated = np.repeat(parameter, block, axis)
-        return repeated.take(range(shape[axis]), axis)
-    trailing = (1,) * (len(shape) - axis - 1)
+        inside = range(shape[axis])
+        return repeated.take(inside, axis)
+    dims_behind = len(shape) - axis - 1
+    trailing = (1,) * dims_behind
     return parameter.reshape(-1, *trailing)
 
 
@@ -420,8 +429,11 @@ def _unpacked(
     """Codes of `shape` from stored bytes (planes, bytes); bytes may hold a few too many at the
     end.
     """
-    digits = rows[stored].reshape(planes, -1)
-    powers = 2 ** np.arange(planes)[::-1]
+    looked_up = rows[stored]
+    digits = looked_up.reshape(planes, -1)
+    # the first plane holds the highest digit
+    exponents = np.arange(planes)[::-1]
+    powers = 2**exponents
     weighted = digits * powers[:, None]
     codes = weighted.sum(0).astype(np.float64)
     size = int(np.prod(shape))
@@ -450,7 +462,9 @@ def _end_of_chain(gather: ir.Node) -> tuple[ir.Value, list[int] | None]:
             return value, shape
         if node.op_type == "Reshape":
             wanted = _constant(node.inputs[1])
-            shape = None if wanted is None else [int(size) for size in wanted]
+            shape = None
+            if wanted is not None:
+                shape = [int(size) for size in wanted]
         value = node.outputs[0]
 
 
@@ -461,25 +475,31 @@ def _packer(rows: NDArray[np.int64], planes: int, stored: tuple[int, ...]) -> Pa
     width = rows.shape[1]
     # trits are one apart, signs two
     unit = 1 if base > 2 else rows.max() - low
-    weights = base ** np.arange(width)
-    numbers = (rows - low) // unit @ weights
+    positions = np.arange(width)
+    weights = base**positions
+    digits_of_rows = (rows - low) // unit
+    numbers = digits_of_rows @ weights
     byte_of = np.zeros(base**width, np.uint8)
     byte_of[numbers] = np.arange(len(rows))
 
     def pack(codes: NDArray[Any]) -> NDArray[np.uint8]:
         flat = codes.reshape(-1).astype(np.int64)
-        count = stored[-1] * width
-        out = np.empty((planes, stored[-1]), np.uint8)
+        bytes_per_plane = stored[-1]
+        missing = bytes_per_plane * width - flat.size
+        padding = np.zeros(missing, np.int64)
+        out = np.empty((planes, bytes_per_plane), np.uint8)
         for plane in range(planes):
             if planes == 1:
                 digits = (flat - low) // unit
             else:
                 # odd codes -(2^p - 1) ... 2^p - 1 counted from zero, then one binary digit
-                level = (flat + 2**planes - 1) // 2
-                digits = (level >> (planes - 1 - plane)) % 2
-            padding = np.zeros(count - flat.size, np.int64)
+                highest = 2**planes - 1
+                level = (flat + highest) // 2
+                place = planes - 1 - plane
+                digits = (level >> place) % 2
             padded = np.concatenate([digits, padding])
-            numbers = padded.reshape(-1, width) @ weights
+            by_byte = padded.reshape(-1, width)
+            numbers = by_byte @ weights
             out[plane] = byte_of[numbers]
         return out.reshape(stored)
 
@@ -515,9 +535,10 @@ def _near_original(latent: Latent, originals: Mapping[str, NDArray[Any]]) -> Lat
     lowest = latent.start - margin
     highest = latent.start + margin
     in_cell = np.clip(exact, lowest, highest)
+    start = np.clip(in_cell, latent.low, latent.high)
     return replace(
         latent,
-        start=np.clip(in_cell, latent.low, latent.high),
+        start=start,
         original=exact.astype(np.float32),
         # zeros of the original are zeros of the latents only where nothing shifts them and
         # the grid has a zero at all
@@ -534,7 +555,8 @@ def _original_name(name: str, originals: Mapping[str, NDArray[Any]]) -> str | No
     taken, since `conv_1` and `conv` may both be weights. A wrong guess shows by its shape only.
     """
     # `w` fits `w` and `w_q`, but not `weight`
-    fitting = [key for key in originals if f"{name}_".startswith(f"{key}_")]
+    stored = f"{name}_"
+    fitting = [key for key in originals if stored.startswith(f"{key}_")]
     return max(fitting, key=len, default=None)
 
 

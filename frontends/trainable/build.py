@@ -187,9 +187,11 @@ def _bind_rounding(
 def _add_parameters(module: TrainableModule, masks: Arrays, soft: bool) -> None:
     """Register the parameters of a module and the masks that hold their zeros."""
     for name, origin in module.origins.items():
-        parameter = torch.nn.Parameter(_start(origin, soft))
+        start = _start(origin, soft)
+        parameter = torch.nn.Parameter(start)
         module.register_parameter(name, parameter)
-        kept = _kept(origin, masks.get(origin.name))
+        mask = masks.get(origin.name)
+        kept = _kept(origin, mask)
         if kept is not None:
             module.mask(name, kept)
 
@@ -198,13 +200,15 @@ def _start(origin: Origin, soft: bool) -> torch.Tensor:
     """Return a parameter's first value."""
     latent = origin.latent
     if latent is None:
-        return to_carrier(stored_tensor(origin.value).numpy(), origin.dtype)
+        weight = stored_tensor(origin.value).numpy()
+        return to_carrier(weight, origin.dtype)
     # 32-bit codes are more than float32 has digits for
     is_wide = origin.dtype == ir.DataType.INT32
     wide = torch.float64 if is_wide else torch.float32
+    start: NDArray[Any] = latent.start
     if soft and latent.original is not None:
-        return torch.from_numpy(latent.original).to(wide)
-    return torch.from_numpy(latent.start).to(wide)
+        start = latent.original
+    return torch.from_numpy(start).to(wide)
 
 
 def _kept(origin: Origin, mask: NDArray[Any] | None) -> torch.Tensor | None:
@@ -252,13 +256,16 @@ def _write_graph(
     scope = Scope(_graph_name(model), dict(model.opset_imports))
     inputs = _callable_inputs(model)
     # a tap may be an output too
-    outputs = list(dict.fromkeys([*model.graph.outputs, *tapped]))
+    wanted = [*model.graph.outputs, *tapped]
+    outputs = list(dict.fromkeys(wanted))
+    nodes = list(model.graph)
     _open(program, inputs, scope)
-    emitter.block(list(model.graph), scope, outputs)
+    emitter.block(nodes, scope, outputs)
     known = _close(emitter, outputs, scope)
     source = "\n".join(program.lines) + "\n"
     names = [_name(value) for value in outputs]
-    return WrittenGraph(source, inputs, dict(zip(names, known, strict=True)))
+    known_by_name = dict(zip(names, known, strict=True))
+    return WrittenGraph(source, inputs, known_by_name)
 
 
 def _callable_inputs(model: ir.Model) -> list[ir.Value]:

@@ -77,8 +77,9 @@ class TrainableModule(torch.nn.Module):  # type: ignore[misc]  # torch comes wit
     def forward(self, *inputs: Any, **named: Any) -> Any:
         """Compute outputs and taps of the graph; see the class."""
         dtypes = self.provenance.inputs
+        given = list(inputs)
         rest = list(dtypes)[len(inputs) :]
-        given = [*inputs, *(named[name] for name in rest if name in named)]
+        given.extend(named[name] for name in rest if name in named)
         values = []
         for value, dtype in zip(given, dtypes.values(), strict=False):
             values.append(self._accept(value, dtype))
@@ -96,7 +97,8 @@ class TrainableModule(torch.nn.Module):  # type: ignore[misc]  # torch comes wit
         self._check_names(feeds)
         values = []
         for name, dtype in inputs.items():
-            values.append(self._accept(feeds.get(name), dtype))
+            fed = feeds.get(name)
+            values.append(self._accept(fed, dtype))
         results = self._run(self, *values)
         return dict(zip(self.provenance.outputs, results, strict=True))
 
@@ -124,7 +126,8 @@ class TrainableModule(torch.nn.Module):  # type: ignore[misc]  # torch comes wit
         """
         with torch.no_grad():
             for name, kept in self._kept.items():
-                self.get_parameter(name).mul_(self.get_buffer(kept))
+                zeroing = self.get_buffer(kept)
+                self.get_parameter(name).mul_(zeroing)
             if not grids:
                 return
             # outside of its grid a latent gets no gradient, and would never come back
@@ -151,7 +154,9 @@ class TrainableModule(torch.nn.Module):  # type: ignore[misc]  # torch comes wit
     def _accept(self, value: Any, dtype: ir.DataType | None) -> Any:
         """Return an input in its carrier, on the module's device."""
         if isinstance(value, torch.Tensor):
-            wanted = CARRIERS.get(dtype) if dtype is not None else None
+            if dtype is None:
+                return value
+            wanted = CARRIERS.get(dtype)
             if wanted is None or value.dtype == wanted:
                 return value
             return value.to(wanted)
@@ -159,7 +164,9 @@ class TrainableModule(torch.nn.Module):  # type: ignore[misc]  # torch comes wit
             return [self._accept(item, dtype) for item in value]
         if isinstance(value, (np.ndarray, np.generic)) and dtype in CARRIERS:
             assert dtype is not None
-            return to_carrier(np.asarray(value), dtype).to(self.anchor.device)
+            array = np.asarray(value)
+            tensor = to_carrier(array, dtype)
+            return tensor.to(self.anchor.device)
         # strings and absent optional inputs
         return value
 
@@ -168,7 +175,9 @@ def _floats_per_unit(origin: Origin) -> float:
     """Return the mean scale of a latent's grid; 1 without one, or where it is zero."""
     if origin.latent is None or origin.latent.scale is None:
         return 1.0
-    return float(np.abs(origin.latent.scale).mean()) or 1.0
+    magnitudes = np.abs(origin.latent.scale)
+    mean = float(magnitudes.mean())
+    return mean or 1.0
 
 
 ATTRIBUTES = (

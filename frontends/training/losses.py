@@ -33,7 +33,8 @@ def kl(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     log_q = F.log_softmax(q, -1)
     log_p = F.log_softmax(p, -1)
     divergence = _divergence(log_p, log_q)
-    return divergence.mean() * temperature**2
+    distance = divergence.mean()
+    return distance * temperature**2
 
 
 def dist(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
@@ -72,8 +73,9 @@ def dkd(
     top = teacher.argmax(-1, keepdim=True)
     first = _first_choice_divergence(q, p, top)
     rest = _rest_divergence(q, p, top)
-    distance = first + others * rest
-    return distance.mean() * temperature**2
+    by_row = first + others * rest
+    distance = by_row.mean()
+    return distance * temperature**2
 
 
 def _first_choice_divergence(q: Tensor, p: Tensor, top: Tensor) -> Tensor:
@@ -83,7 +85,9 @@ def _first_choice_divergence(q: Tensor, p: Tensor, top: Tensor) -> Tensor:
     q_top = probabilities_q.gather(-1, top)
     p_top = probabilities_p.gather(-1, top)
     chosen = _binary_term(p_top, q_top)
-    others = _binary_term(1 - p_top, 1 - q_top)
+    q_others = 1 - q_top
+    p_others = 1 - p_top
+    others = _binary_term(p_others, q_others)
     return chosen + others
 
 
@@ -91,8 +95,10 @@ def _rest_divergence(q: Tensor, p: Tensor, top: Tensor) -> Tensor:
     """Return KL, from logits, among the classes besides `top`."""
     zeros = torch.zeros_like(q)
     mask = zeros.scatter(-1, top, MASKED_LOGIT)
-    log_q = F.log_softmax(q + mask, -1)
-    log_p = F.log_softmax(p + mask, -1)
+    q_rest = q + mask
+    p_rest = p + mask
+    log_q = F.log_softmax(q_rest, -1)
+    log_p = F.log_softmax(p_rest, -1)
     return _divergence(log_p, log_q)
 
 
@@ -106,8 +112,10 @@ def _divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
 def _binary_term(p: Tensor, q: Tensor) -> Tensor:
     """Return p log(p / q) summed over the last axis; probabilities may be 0."""
     tiny = torch.finfo(q.dtype).tiny
-    log_p = p.clamp_min(tiny).log()
-    log_q = q.clamp_min(tiny).log()
+    positive_p = p.clamp_min(tiny)
+    positive_q = q.clamp_min(tiny)
+    log_p = positive_p.log()
+    log_q = positive_q.log()
     terms = p * (log_p - log_q)
     return terms.sum(-1)
 
@@ -150,8 +158,10 @@ def attention(student: Tensor, teacher: Tensor) -> Tensor:
     """
     own = _attention_map(student)
     theirs = _attention_map(teacher)
-    squares = (own - theirs).square()
-    return squares.sum(-1).mean()
+    difference = own - theirs
+    squares = difference.square()
+    by_row = squares.sum(-1)
+    return by_row.mean()
 
 
 def _attention_map(x: Tensor) -> Tensor:
@@ -167,7 +177,8 @@ def relation(student: Tensor, teacher: Tensor) -> Tensor:
     """
     own = _cosines(student)
     theirs = _cosines(teacher)
-    squares = (own - theirs).square()
+    difference = own - theirs
+    squares = difference.square()
     return squares.mean()
 
 

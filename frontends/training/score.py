@@ -58,8 +58,10 @@ class Scorer:
     ) -> None:
         """Add an example: values by name, labels of the first head."""
         for index, head in enumerate(self._heads):
-            own = _doubles(student[head.student])
-            theirs = _doubles(teacher[head.teacher])
+            student_values = student[head.student]
+            teacher_values = teacher[head.teacher]
+            own = _doubles(student_values)
+            theirs = _doubles(teacher_values)
             if head.kind != "classes":
                 self._add_values(index, own, theirs)
                 continue
@@ -74,25 +76,31 @@ class Scorer:
         own_choice = own.argmax(-1)
         their_choice = theirs.argmax(-1)
         same = own_choice == their_choice
-        self._agreements[index] += same.sum(), same.size
+        agreeing = same.sum()
+        rows = same.size
+        self._agreements[index] += agreeing, rows
         divergence = _divergence(own, theirs)
-        self._distances[index] += divergence, same.size
+        self._distances[index] += divergence, rows
 
     def _add_labels(self, own: Floats, labels: NDArray[Any]) -> None:
         if self._watch != "labels":
             return
         counted = labels != IGNORED_LABEL
         # argmax of NaN is its place: without this such rows could count as right
-        sound = np.isfinite(own).all(-1)
-        hits = own.argmax(-1) == labels
+        finite = np.isfinite(own)
+        sound = finite.all(-1)
+        choices = own.argmax(-1)
+        hits = choices == labels
         right = hits & counted & sound
         self._right_labels += float(right.sum())
         self._labels += float(counted.sum())
 
     def _add_values(self, index: int, own: Floats, theirs: Floats) -> None:
         difference = own - theirs
-        error = np.square(difference).sum()
-        power = np.square(theirs).sum()
+        squared_errors = np.square(difference)
+        squares = np.square(theirs)
+        error = squared_errors.sum()
+        power = squares.sum()
         self._distances[index] += error, power
         # 1 - error / power, once it is divided
         explained = power - error
@@ -106,22 +114,29 @@ class Scorer:
         if self._watch == "loss":
             value = -distance
         elif self._watch == "labels":
-            value = self._right_labels / max(self._labels, 1.0)
+            labels = max(self._labels, 1.0)
+            value = self._right_labels / labels
         else:
             value = _mean_ratio(self._agreements)
         return Score(value, closeness=-distance)
 
 
 def _mean_ratio(sums: Sequence[Floats]) -> float:
-    ratios = [total / max(count, SMALLEST_COUNT) for total, count in sums]
-    return float(np.mean(ratios))
+    ratios = []
+    for total, count in sums:
+        divisor = max(count, SMALLEST_COUNT)
+        ratios.append(total / divisor)
+    mean = np.mean(ratios)
+    return float(mean)
 
 
 def _divergence(own: Floats, theirs: Floats) -> float:
     """Return the sum over rows of KL(teacher || student)."""
     log_q = _log_softmax(own)
     log_p = _log_softmax(theirs)
-    terms = np.exp(log_p) * (log_p - log_q)
+    p = np.exp(log_p)
+    differences = log_p - log_q
+    terms = p * differences
     return float(terms.sum())
 
 
@@ -131,7 +146,8 @@ def _log_softmax(x: Floats) -> Floats:
     shifted = x - largest
     powers = np.exp(shifted)
     normalizer = powers.sum(-1, keepdims=True)
-    return np.asarray(shifted - np.log(normalizer))
+    logarithms = shifted - np.log(normalizer)
+    return np.asarray(logarithms)
 
 
 def _doubles(array: NDArray[Any]) -> Floats:

@@ -96,12 +96,15 @@ class _Walk:
         """Return what the node of this number reads, in its bodies too."""
         found: set[ir.Value] = set()
         for node in self._nested[index]:
-            found.update(value for value in node.inputs if value is not None)
+            for value in node.inputs:
+                if value is not None:
+                    found.add(value)
         return found
 
     def has_layer(self, index: int) -> bool:
         """True if the node of this number is a layer, or holds one."""
-        return any(_is_layer(node, self.dependent) for node in self._nested[index])
+        nodes = self._nested[index]
+        return any(_is_layer(node, self.dependent) for node in nodes)
 
     def pass_by(self, node: ir.Node, index: int) -> None:
         """Take a node's outputs as made, and drop what only it or nodes before it read."""
@@ -114,7 +117,8 @@ class _Walk:
     def _is_needed_after(self, value: ir.Value, index: int) -> bool:
         if value in self._outputs:
             return True
-        return any(self._place[user] > index for user, _ in value.uses())
+        places = [self._place[user] for user, _ in value.uses()]
+        return any(place > index for place in places)
 
     def only_waiting(self) -> ir.Value | None:
         """Return the value that all goes through from here on, if it is one."""

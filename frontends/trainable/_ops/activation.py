@@ -99,9 +99,12 @@ def gelu(x: Tensor, *, approximate: str = "none") -> Tensor:
 @op("Shrink")
 def shrink(x: Tensor, *, bias: float = 0.0, lambd: float = 0.5) -> Tensor:
     # no element is in both
-    low = torch.where(x < -lambd, x + bias, 0)
-    high = torch.where(x > lambd, x - bias, 0)
-    return (low + high).to(x.dtype)
+    is_low = x < -lambd
+    is_high = x > lambd
+    low = torch.where(is_low, x + bias, 0)
+    high = torch.where(is_high, x - bias, 0)
+    y = low + high
+    return y.to(x.dtype)
 
 
 def _flat(x: Tensor, axis: int) -> Tensor:
@@ -113,7 +116,8 @@ def _flat(x: Tensor, axis: int) -> Tensor:
 
 @op("Softmax")
 def softmax_flat(x: Tensor, *, axis: int = 1) -> Tensor:
-    y = torch.softmax(_flat(x, axis), -1)
+    rows = _flat(x, axis)
+    y = torch.softmax(rows, -1)
     return y.reshape(x.shape)
 
 
@@ -124,7 +128,8 @@ def softmax(x: Tensor, *, axis: int = -1) -> Tensor:
 
 @op("LogSoftmax")
 def log_softmax_flat(x: Tensor, *, axis: int = 1) -> Tensor:
-    y = torch.log_softmax(_flat(x, axis), -1)
+    rows = _flat(x, axis)
+    y = torch.log_softmax(rows, -1)
     return y.reshape(x.shape)
 
 
@@ -135,12 +140,14 @@ def log_softmax(x: Tensor, *, axis: int = -1) -> Tensor:
 
 def _one_at_largest(x: Tensor, axis: int) -> Tensor:
     largest = x.argmax(axis, keepdim=True)
-    return torch.zeros_like(x).scatter(axis, largest, 1.0)
+    zeros = torch.zeros_like(x)
+    return zeros.scatter(axis, largest, 1.0)
 
 
 @op("Hardmax", gradient=False)
 def hardmax_flat(x: Tensor, *, axis: int = 1) -> Tensor:
-    y = _one_at_largest(_flat(x, axis), -1)
+    rows = _flat(x, axis)
+    y = _one_at_largest(rows, -1)
     return y.reshape(x.shape)
 
 
@@ -167,8 +174,10 @@ def dropout(
     """Drops where the graph's own training input says so, with torch's generator."""
     rate = 0.5 if ratio is None else ratio
     if not training or rate == 0.0:
-        return x, torch.ones_like(x, dtype=torch.bool)
-    kept = torch.rand_like(x) >= rate
+        return dropout_never(x)
+    drawn = torch.rand_like(x)
+    kept = drawn >= rate
     # what is kept grows, so that the mean stays
-    y = x * kept / (1.0 - rate)
+    share_kept = 1.0 - rate
+    y = x * kept / share_kept
     return y, kept

@@ -23,8 +23,10 @@ def aligned(a: Tensor, b: Tensor, axis: int | None) -> Tensor:
     """
     if axis is None or b.ndim == 0:
         return b
-    behind = a.ndim - axis % a.ndim - b.ndim
-    return b.reshape(*b.shape, *(1,) * behind)
+    first = axis % a.ndim
+    dims_behind = a.ndim - first - b.ndim
+    trailing = (1,) * dims_behind
+    return b.reshape(*b.shape, *trailing)
 
 
 def wrapped(x: Tensor, dtype: ir.DataType | None) -> Tensor:

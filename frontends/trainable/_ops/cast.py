@@ -140,10 +140,13 @@ def _to_grid(x: Tensor, dtype: ir.DataType, saturate: bool) -> Tensor:
         x = torch.where(x.isnan(), x, clamped)
     # numpy's types (ml_dtypes) know how each of them rounds; torch has not all of them
     exact = x.detach().cpu().numpy()
-    rounded = exact.astype(dtype.numpy()).astype(np.float32)
-    result = torch.from_numpy(np.asarray(rounded)).to(x.device)
+    small = exact.astype(dtype.numpy())
+    rounded = np.asarray(small.astype(np.float32))
+    result = torch.from_numpy(rounded)
+    result = result.to(x.device)
     if dtype in _ONLY_NAN:
-        result = torch.where(result.isinf(), torch.nan, result)
+        infinite = result.isinf()
+        result = torch.where(infinite, torch.nan, result)
     return result
 
 
@@ -153,18 +156,23 @@ def _power_of_two(x: Tensor, saturate: bool, round_mode: str) -> Tensor:
     mantissa, exponent = torch.frexp(x)
     below = exponent - 1
     if round_mode == "up":
-        exponent = torch.where(mantissa == 0.5, below, exponent)
+        is_power = mantissa == 0.5
+        exponent = torch.where(is_power, below, exponent)
     elif round_mode == "down":
         exponent = below
     else:
-        exponent = torch.where(mantissa >= 0.75, exponent, below)
+        nearer_above = mantissa >= 0.75
+        exponent = torch.where(nearer_above, exponent, below)
     # the type has no sign, and no zero either
-    broken = x.isnan() | (x < 0)
+    negative = x < 0
+    broken = x.isnan() | negative
     if saturate:
         exponent = exponent.clamp(-127, 127)
     else:
-        broken = broken | x.isinf() | (exponent > 127)
-    value = torch.ldexp(torch.ones_like(x), exponent)
+        too_large = exponent > 127
+        broken = broken | x.isinf() | too_large
+    one = torch.ones_like(x)
+    value = torch.ldexp(one, exponent)
     if saturate:
         value = torch.where(x.isinf(), 2.0**127, value)
     value = torch.where(x == 0, 2.0**-127, value)
@@ -174,14 +182,19 @@ def _power_of_two(x: Tensor, saturate: bool, round_mode: str) -> Tensor:
 def _through_text(x: Any, target: ir.DataType | None) -> Any:
     """Convert numbers to text or back, as numpy prints and Python reads them."""
     if target == D.STRING:
-        array = x.detach().cpu().numpy()
-        texts = [str(value) for value in array.reshape(-1)]
-        return np.array(texts, dtype=object).reshape(array.shape)
+        values = x.detach().cpu().numpy()
+        printed = [str(value) for value in values.reshape(-1)]
+        texts = np.array(printed, dtype=object)
+        return texts.reshape(values.shape)
     assert target is not None
     source = np.asarray(x)
-    numbers = [float(str(text)) for text in source.reshape(-1)]
+    numbers = []
+    for text in source.reshape(-1):
+        number = float(str(text))
+        numbers.append(number)
     array = np.array(numbers).reshape(source.shape)
-    return to_carrier(array.astype(target.numpy()), target)
+    array = array.astype(target.numpy())
+    return to_carrier(array, target)
 
 
 @op("BitCast", gradient=False)

@@ -24,13 +24,16 @@ def non_max_suppression(
     """(batch, class, box) of the boxes kept, best first within each class."""
     limit = int(_number(most, 0))
     threshold = _number(overlap, 0.0)
-    corners = _corners(boxes.detach(), bool(center_point_box))
+    exact_boxes = boxes.detach()
+    exact_scores = scores.detach()
+    corners = _corners(exact_boxes, bool(center_point_box))
+    images, classes = scores.shape[:2]
     kept: list[list[int]] = []
-    for image in range(scores.shape[0]):
+    for image in range(images):
         # of all pairs at once: all classes of an image share them
         overlaps = _overlaps(corners[image])
-        for group in range(scores.shape[1]):
-            order = _by_score(scores[image, group].detach(), lowest)
+        for group in range(classes):
+            order = _by_score(exact_scores[image, group], lowest)
             boxes_kept = _greedy(
                 order,
                 overlaps,
@@ -47,7 +50,8 @@ def _by_score(scores: Tensor, lowest: Any) -> list[int]:
     """Return boxes by falling score, those above `lowest` only, if it is given."""
     order = torch.sort(scores, descending=True, stable=True).indices
     if lowest is not None:
-        above = scores[order] > _number(lowest, 0.0)
+        least = _number(lowest, 0.0)
+        above = scores[order] > least
         order = order[above]
     boxes: list[int] = order.tolist()
     return boxes
@@ -81,10 +85,12 @@ def _corners(boxes: Tensor, centered: bool) -> Tensor:
     """Return low corner, high corner, whichever way boxes are given."""
     if centered:
         x, y, width, height = boxes.unbind(-1)
-        top = y - height / 2
-        left = x - width / 2
-        bottom = y + height / 2
-        right = x + width / 2
+        half_width = width / 2
+        half_height = height / 2
+        top = y - half_height
+        left = x - half_width
+        bottom = y + half_height
+        right = x + half_width
         return torch.stack([top, left, bottom, right], -1)
     # the standard lets the two be any diagonal pair of corners
     one = boxes[..., :2]
@@ -100,7 +106,11 @@ def _overlaps(corners: Tensor) -> Tensor:
     highs = corners[:, 2:]
     low = torch.maximum(lows[:, None], lows[None])
     high = torch.minimum(highs[:, None], highs[None])
-    inside = (high - low).clamp(min=0).prod(-1)
-    areas = (highs - lows).prod(-1)
-    union = areas[:, None] + areas[None, :] - inside
-    return inside / union
+    # boxes that do not meet would get negative sides
+    shared_sides = (high - low).clamp(min=0)
+    intersection = shared_sides.prod(-1)
+    sides = highs - lows
+    areas = sides.prod(-1)
+    both = areas[:, None] + areas[None, :]
+    union = both - intersection
+    return intersection / union

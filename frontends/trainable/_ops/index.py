@@ -14,23 +14,29 @@ Tensor = Any
 def positive(indices: Tensor, size: int) -> Tensor:
     """Return indices that may count from the end as indices from the front."""
     indices = indices.to(torch.int64)
-    return torch.where(indices < 0, indices + size, indices)
+    counted_from_end = indices < 0
+    return torch.where(counted_from_end, indices + size, indices)
 
 
 @op("Gather")
 def gather(x: Tensor, indices: Tensor, *, axis: int = 0) -> Tensor:
     axis = axis % x.ndim
     # index_select takes a vector of indices only
-    flat = positive(indices, x.shape[axis]).reshape(-1)
+    size = x.shape[axis]
+    at = positive(indices, size)
+    flat = at.reshape(-1)
     picked = x.index_select(axis, flat)
     before = x.shape[:axis]
     after = x.shape[axis + 1 :]
-    return picked.reshape([*before, *indices.shape, *after])
+    shape = [*before, *indices.shape, *after]
+    return picked.reshape(shape)
 
 
 @op("GatherElements")
 def gather_elements(x: Tensor, indices: Tensor, *, axis: int = 0) -> Tensor:
-    return x.gather(axis, positive(indices, x.shape[axis]))
+    size = x.shape[axis]
+    at = positive(indices, size)
+    return x.gather(axis, at)
 
 
 @op("GatherND")
@@ -40,13 +46,16 @@ def gather_nd(x: Tensor, indices: Tensor, *, batch_dims: int = 0) -> Tensor:
     # along a batch dim every index stays at its own row
     for dim in range(batch_dims):
         size = x.shape[dim]
-        shape = [1] * (indices.ndim - 1)
+        rank = indices.ndim - 1
+        shape = [1] * rank
         shape[dim] = size
         rows = torch.arange(size, device=x.device)
         places.append(rows.reshape(shape))
-    for i in range(indices.shape[-1]):
+    depth = indices.shape[-1]
+    for i in range(depth):
         size = x.shape[batch_dims + i]
-        places.append(positive(indices[..., i], size))
+        component = indices[..., i]
+        places.append(positive(component, size))
     return x[tuple(places)]
 
 
@@ -64,7 +73,8 @@ def scatter_elements(
     axis: int = 0,
     reduction: str = "none",
 ) -> Tensor:
-    at = positive(indices, x.shape[axis])
+    size = x.shape[axis]
+    at = positive(indices, size)
     if reduction == "none":
         return x.scatter(axis, at, updates)
     return x.scatter_reduce(
@@ -81,14 +91,17 @@ def scatter_nd(
 ) -> Tensor:
     """Rows of the leading dims flattened to one, so that a scatter along it does all reductions."""
     depth = indices.shape[-1]
-    row = torch.zeros(indices.shape[:-1], dtype=torch.int64, device=x.device)
+    positions = indices.shape[:-1]
+    row = torch.zeros(positions, dtype=torch.int64, device=x.device)
     for dim in range(depth):
         size = x.shape[dim]
-        place = positive(indices[..., dim], size)
+        component = indices[..., dim]
+        place = positive(component, size)
         row = row * size + place
     inner = x.shape[depth:].numel()
     flat = x.reshape(-1, inner)
-    at = row.reshape(-1, 1).expand(-1, inner)
+    column = row.reshape(-1, 1)
+    at = column.expand(-1, inner)
     values = updates.reshape(-1, inner)
     if reduction == "none":
         y = flat.scatter(0, at, values)
@@ -115,16 +128,20 @@ def tensor_scatter(
     axis = axis % past.ndim
     batch = past.shape[0]
     steps = update.shape[axis]
-    at = torch.arange(steps, device=past.device).expand(batch, -1)
+    new_steps = torch.arange(steps, device=past.device)
+    at = new_steps.expand(batch, -1)
     if write_indices is not None:
-        at = at + write_indices.reshape(-1, 1)
+        starts = write_indices.reshape(-1, 1)
+        at = at + starts
     if mode == "circular":
         # a full cache overwrites its oldest steps
-        at = at % past.shape[axis]
+        capacity = past.shape[axis]
+        at = at % capacity
     shape = [1] * past.ndim
     shape[0] = batch
     shape[axis] = steps
-    index = at.reshape(shape).expand(update.shape)
+    index = at.reshape(shape)
+    index = index.expand(update.shape)
     return past.scatter(axis, index, update)
 
 
@@ -154,35 +171,48 @@ def _top_k(x: Tensor, k: int, axis: int, largest: bool) -> tuple[Tensor, ...]:
         descending=largest,
         stable=True,
     )
-    return values.narrow(axis, 0, k), where.narrow(axis, 0, k)
+    best = values.narrow(axis, 0, k)
+    places = where.narrow(axis, 0, k)
+    return best, places
 
 
 @op("OneHot", 9, host=(1,), gradient=False)
 def one_hot(indices: Tensor, depth: Any, values: Tensor, *, axis: int = -1) -> Tensor:
     """`values`: (off, on); indices out of range are off everywhere."""
-    size = int(depth[0] if isinstance(depth, list) else depth)
+    number = depth[0] if isinstance(depth, list) else depth
+    size = int(number)
     if axis < 0:
+        # the result has one dim more than the indices
         axis += indices.ndim + 1
-    trailing = (1,) * (indices.ndim - axis)
-    classes = torch.arange(size, device=indices.device).reshape(-1, *trailing)
-    at = indices.to(torch.int64).unsqueeze(axis)
+    dims_behind = indices.ndim - axis
+    trailing = (1,) * dims_behind
+    classes = torch.arange(size, device=indices.device)
+    classes = classes.reshape(-1, *trailing)
+    at = indices.to(torch.int64)
+    at = at.unsqueeze(axis)
     # negative indices count from the end, down to -depth
     inside = (at >= -size) & (at < size)
-    chosen = (at % size == classes) & inside
-    return torch.where(chosen, values[1], values[0])
+    matches = at % size == classes
+    chosen = matches & inside
+    off = values[0]
+    on = values[1]
+    return torch.where(chosen, on, off)
 
 
 @op("NonZero", gradient=False)
 def non_zero(x: Tensor) -> Tensor:
     """(rank, count) indices; a scalar has rank 0."""
     if x.ndim:
-        return torch.stack(torch.nonzero(x, as_tuple=True))
-    return torch.nonzero(x).T.reshape(0, -1)
+        by_dim = torch.nonzero(x, as_tuple=True)
+        return torch.stack(by_dim)
+    found = torch.nonzero(x)
+    return found.T.reshape(0, -1)
 
 
 @op("Compress")
 def compress(x: Tensor, condition: Tensor, *, axis: int | None = None) -> Tensor:
     where = torch.nonzero(condition)[:, 0]
     if axis is None:
-        return x.reshape(-1).index_select(0, where)
+        flat = x.reshape(-1)
+        return flat.index_select(0, where)
     return x.index_select(axis, where)

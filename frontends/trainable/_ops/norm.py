@@ -88,16 +88,8 @@ def batch_norm_by_outputs(
 ) -> tuple[Tensor, ...]:
     """Before opset 14 a node with five outputs trains."""
     if call.wanted == 1:
-        return (
-            _fixed_batch_norm(
-                x,
-                scale,
-                bias,
-                mean,
-                variance,
-                epsilon,
-            ),
-        )
+        y = _fixed_batch_norm(x, scale, bias, mean, variance, epsilon)
+        return (y,)
     y, new_mean, new_variance = _batch_norm(
         x,
         scale,
@@ -132,28 +124,15 @@ def batch_norm(
             epsilon,
             momentum,
         )
-    return (
-        _fixed_batch_norm(
-            x,
-            scale,
-            bias,
-            mean,
-            variance,
-            epsilon,
-        ),
-    )
+    y = _fixed_batch_norm(x, scale, bias, mean, variance, epsilon)
+    return (y,)
 
 
 @op("InstanceNormalization")
 def instance_norm(
     x: Tensor, scale: Tensor, bias: Tensor, *, epsilon: float = 1e-5
 ) -> Tensor:
-    return F.instance_norm(
-        x,
-        weight=scale,
-        bias=bias,
-        eps=epsilon,
-    )
+    return F.instance_norm(x, weight=scale, bias=bias, eps=epsilon)
 
 
 @op("LayerNormalization", many=True)
@@ -170,23 +149,11 @@ def layer_norm(
     axis = axis % x.ndim
     shape = list(x.shape[axis:])
     if call.wanted == 1 and list(scale.shape) == shape:
-        return (
-            F.layer_norm(
-                x,
-                shape,
-                scale,
-                bias,
-                epsilon,
-            ),
-        )
+        y = F.layer_norm(x, shape, scale, bias, epsilon)
+        return (y,)
     # torch's kernel gives no statistics, and takes no scale that broadcasts
     over = tuple(range(axis, x.ndim))
-    variance, mean = torch.var_mean(
-        x,
-        dim=over,
-        correction=0,
-        keepdim=True,
-    )
+    variance, mean = torch.var_mean(x, dim=over, correction=0, keepdim=True)
     inverse = torch.rsqrt(variance + epsilon)
     y = (x - mean) * inverse * scale
     if bias is not None:
@@ -260,11 +227,6 @@ def local_response_norm(
 @op("LpNormalization")
 def lp_norm(x: Tensor, *, axis: int = -1, p: int = 2) -> Tensor:
     """Zero where the norm is."""
-    norm = torch.linalg.vector_norm(
-        x,
-        p,
-        axis,
-        keepdim=True,
-    )
+    norm = torch.linalg.vector_norm(x, p, axis, keepdim=True)
     divisor = norm.masked_fill(norm == 0, math.inf)
     return x / divisor

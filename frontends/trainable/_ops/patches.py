@@ -33,7 +33,8 @@ def col2im(
     ends = pads[dims:]
     padded = []
     for size, begin, end in zip(image, begins, ends, strict=True):
-        padded.append(size + begin + end)
+        whole = begin + size + end
+        padded.append(whole)
     at = _patch_indices(
         padded,
         block,
@@ -42,14 +43,18 @@ def col2im(
         x.device,
     )
     batch = x.shape[0]
-    patches = x.reshape(batch, -1, at.numel())
+    elements = at.numel()
+    patches = x.reshape(batch, -1, elements)
     channels = patches.shape[1]
-    flat = patches.new_zeros(batch, channels, math.prod(padded))
-    summed = flat.index_add(2, at.reshape(-1), patches)
+    area = math.prod(padded)
+    flat = patches.new_zeros(batch, channels, area)
+    index = at.reshape(-1)
+    summed = flat.index_add(2, index, patches)
     y = summed.reshape(batch, channels, *padded)
     inside = []
     for begin, size in zip(begins, image, strict=True):
-        inside.append(slice(begin, begin + size))
+        end = begin + size
+        inside.append(slice(begin, end))
     return y[(..., *inside)]
 
 
@@ -71,9 +76,13 @@ def _patch_indices(
     for size, k, stride, dilation in zip(sizes, block, strides, dilations, strict=True):
         span = dilation * (k - 1) + 1
         count = (size - span) // stride + 1
-        inside = torch.arange(k, device=device) * dilation
-        starts = torch.arange(count, device=device) * stride
-        grid = at[:, None, :, None] * size
+        elements = torch.arange(k, device=device)
+        inside = elements * dilation
+        positions = torch.arange(count, device=device)
+        starts = positions * stride
+        # what the dims before say, as dims (block, k, positions, count)
+        outer = at[:, None, :, None]
+        grid = outer * size
         grid = grid + inside[None, :, None, None]
         grid = grid + starts[None, None, None, :]
         rows = at.shape[0] * k
@@ -107,6 +116,7 @@ def deform_conv(
     dilations = dilations or [1, 1]
     pads = pads or [0, 0, 0, 0]
     images = n * offset_group
+    # ONNX stores two offsets of each kernel element, down and across
     moved = offset.reshape(images, rows, columns, 2, *out)
     moved_down = moved[:, :, :, 0]
     moved_across = moved[:, :, :, 1]
@@ -131,12 +141,15 @@ def deform_conv(
     depth = channels // offset_group
     elements = rows * columns
     source = x.reshape(images, depth, height, width)
-    taken = _bilinear(source, y.flatten(1), z.flatten(1))
+    places_down = y.flatten(1)
+    places_across = z.flatten(1)
+    taken = _bilinear(source, places_down, places_across)
     taken = taken.reshape(n, offset_group, depth, elements, *out)
     if mask is not None:
         weights = mask.reshape(n, offset_group, 1, elements, *out)
         taken = taken * weights
-    group_inputs = channels // group * elements
+    group_channels = channels // group
+    group_inputs = group_channels * elements
     group_outputs = w.shape[0] // group
     patches = taken.reshape(n, group, group_inputs, -1)
     kernels = w.reshape(group, group_outputs, -1)
@@ -144,7 +157,8 @@ def deform_conv(
     result = products.reshape(n, -1, *out)
     if b is None:
         return result
-    return result + by_channel(b, 2)
+    bias = by_channel(b, 2)
+    return result + bias
 
 
 def _bilinear(images: Tensor, y: Tensor, x: Tensor) -> Tensor:
@@ -152,19 +166,27 @@ def _bilinear(images: Tensor, y: Tensor, x: Tensor) -> Tensor:
     height, width = images.shape[2:]
     flat = images.flatten(2)
     channels = flat.shape[1]
+    first_row = y.floor()
+    first_column = x.floor()
+    last_row = height - 1
+    last_column = width - 1
     total = 0
-    for row, column in itertools.product((0, 1), (0, 1)):
-        r = y.floor() + row
-        c = x.floor() + column
-        inside_rows = (r >= 0) & (r < height)
-        inside_columns = (c >= 0) & (c < width)
-        row_weight = 1 - (y - r).abs()
-        column_weight = 1 - (x - c).abs()
-        weight = row_weight * column_weight * (inside_rows & inside_columns)
+    for down, across in itertools.product((0, 1), (0, 1)):
+        row = first_row + down
+        column = first_column + across
+        inside_rows = (row >= 0) & (row < height)
+        inside_columns = (column >= 0) & (column < width)
+        inside = inside_rows & inside_columns
+        row_distance = (y - row).abs()
+        column_distance = (x - column).abs()
+        row_weight = 1 - row_distance
+        column_weight = 1 - column_distance
+        weight = row_weight * column_weight * inside
         # places outside are read at the border; their weight is zero
-        nearest_row = r.clamp(0, height - 1)
-        nearest_column = c.clamp(0, width - 1)
-        at = (nearest_row * width + nearest_column).long()
+        nearest_row = row.clamp(0, last_row)
+        nearest_column = column.clamp(0, last_column)
+        place = nearest_row * width + nearest_column
+        at = place.long()
         index = at[:, None].expand(-1, channels, -1)
         picked = flat.gather(2, index)
         total = total + picked * weight[:, None]
@@ -175,6 +197,9 @@ def _places(
     k: int, out: int, stride: int, dilation: int, pad: int, device: torch.device
 ) -> Tensor:
     """(k, out): place of each kernel element at each output position, without offset."""
-    inside = torch.arange(k, device=device) * dilation
-    starts = torch.arange(out, device=device) * stride
-    return inside[:, None] + starts[None, :] - pad
+    elements = torch.arange(k, device=device)
+    inside = elements * dilation
+    positions = torch.arange(out, device=device)
+    starts = positions * stride
+    padded_places = inside[:, None] + starts[None, :]
+    return padded_places - pad

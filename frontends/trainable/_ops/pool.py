@@ -73,21 +73,29 @@ class Windows:
         """True if torch's own padding does: both ends alike, and at most half a window."""
         if self.begins != self.ends or any(self.extra):
             return False
-        sizes = zip(self.begins, self.kernel, strict=True)
-        return all(2 * pad <= k for pad, k in sizes)
+        pairs = zip(self.begins, self.kernel, strict=True)
+        return all(2 * pad <= k for pad, k in pairs)
 
     def _extra(self, dim: int, size: int) -> int:
         """Return how many positions past the end the last window needs."""
         begin = self.begins[dim]
-        padded = begin + size + self.ends[dim]
+        end = self.ends[dim]
+        padded = begin + size + end
         stride = self.strides[dim]
-        span = self.dilations[dim] * (self.kernel[dim] - 1) + 1
-        count = ceil_divided(padded - span, stride) + 1
+        span = self._span(dim)
+        # windows behind the first one
+        steps = ceil_divided(padded - span, stride)
         # a window that would start in the padding at the end is left out
-        if (count - 1) * stride >= size + begin:
-            count -= 1
-        covered = (count - 1) * stride + span
+        last_start = steps * stride
+        if last_start >= begin + size:
+            last_start -= stride
+        covered = last_start + span
         return max(covered - padded, 0)
+
+    def _span(self, dim: int) -> int:
+        """Return the elements from the first to the last that a window reads along a dim."""
+        gaps = self.kernel[dim] - 1
+        return self.dilations[dim] * gaps + 1
 
     def padded(self, x: Tensor, value: float, extra: bool = True) -> Tensor:
         """Return the input with its pads filled with `value`, and what `ceil_mode` adds too."""
@@ -104,8 +112,9 @@ class Windows:
         """(N, C, *positions, prod(kernel)): windows of an input that is padded already."""
         for dim in range(self.dims):
             dilation = self.dilations[dim]
-            span = dilation * (self.kernel[dim] - 1) + 1
-            windows = x.unfold(dim + 2, span, self.strides[dim])
+            # batch and channels come before the dims of the windows
+            axis = dim + 2
+            windows = x.unfold(axis, self._span(dim), self.strides[dim])
             x = windows[..., ::dilation]
         return x.flatten(-self.dims)
 
@@ -174,17 +183,22 @@ def _positions(
         pairs = zip(coordinates, windows.begins, strict=True)
         coordinates = [coordinate - begin for coordinate, begin in pairs]
     sizes = list(x.shape[2:])
-    order = list(range(len(sizes)))
+    dims = len(sizes)
+    order = list(range(dims))
     if not column_major:
         order.reverse()
     index = torch.zeros_like(where)
     step = 1
     for dim in order:
-        index = index + coordinates[dim] * step
+        offset = coordinates[dim] * step
+        index = index + offset
         step *= sizes[dim]
+    # by now a step leads from one plane to the next
     batch, channels = x.shape[:2]
-    planes = torch.arange(batch * channels, device=x.device)
-    planes = planes.reshape(batch, channels, *(1,) * len(sizes))
+    count = batch * channels
+    planes = torch.arange(count, device=x.device)
+    trailing = (1,) * dims
+    planes = planes.reshape(batch, channels, *trailing)
     return index + planes * step
 
 
@@ -254,7 +268,8 @@ def lp_pool(
     )
     padded = windows.padded(x.abs(), 0.0)
     powers = windows.views(padded).pow(p)
-    return powers.sum(-1).pow(1.0 / p)
+    sums = powers.sum(-1)
+    return sums.pow(1.0 / p)
 
 
 def _spatial(x: Tensor) -> tuple[int, ...]:
@@ -275,7 +290,8 @@ def global_max_pool(x: Tensor) -> Tensor:
 @op("GlobalLpPool")
 def global_lp_pool(x: Tensor, *, p: float = 2) -> Tensor:
     powers = x.abs().pow(p)
-    return powers.sum(dim=_spatial(x), keepdim=True).pow(1.0 / p)
+    sums = powers.sum(dim=_spatial(x), keepdim=True)
+    return sums.pow(1.0 / p)
 
 
 @op("MaxUnpool", host=(2,))
@@ -300,15 +316,21 @@ def max_unpool(
         covered = steps * strides[dim] + kernel_shape[dim]
         begin = pads[dim]
         end = pads[dim + dims]
-        full.append(covered - begin - end)
-    zeros = x.new_zeros(math.prod(full))
+        size = covered - begin - end
+        full.append(size)
+    count = math.prod(full)
+    zeros = x.new_zeros(count)
     at = indices.reshape(-1)
-    y = zeros.scatter(0, at, x.reshape(-1))
+    values = x.reshape(-1)
+    y = zeros.scatter(0, at, values)
     y = y.reshape(full)
     if shape is None or list(shape) == full:
         return y
-    growth = [new - old for new, old in zip(shape, full, strict=True)]
-    return F.pad(y, torch_pads([0] * len(full) + growth))
+    begins = [0] * len(full)
+    ends = []
+    for new, old in zip(shape, full, strict=True):
+        ends.append(new - old)
+    return F.pad(y, torch_pads(begins + ends))
 
 
 @op("RoiAlign", 10)
@@ -401,22 +423,33 @@ def _roi_align(
         columns = bins.samples(across, bins.width)
         y = _sampled(top, down, bins.height * rows)
         z = _sampled(left, across, bins.width * columns)
-        corners = torch.stack(_bilinear_corners(x[image], y, z))
-        # by ONNX the largest of the weighted neighbours counts, not of the interpolated samples
-        averages = bins.mode == "avg"
-        values = corners.sum(0) if averages else corners.amax(0)
-        grid = values.reshape(-1, bins.height, rows, bins.width, columns)
+        neighbours = _bilinear_corners(x[image], y, z)
+        corners = torch.stack(neighbours)
+        # (channels, bins down, samples, bins across, samples)
+        grid_shape = (-1, bins.height, rows, bins.width, columns)
         within = (2, 4)
-        pooled.append(grid.mean(dim=within) if averages else grid.amax(dim=within))
+        if bins.mode == "avg":
+            values = corners.sum(0)
+            grid = values.reshape(grid_shape)
+            box_bins = grid.mean(dim=within)
+        else:
+            # by ONNX the largest of the weighted neighbours counts, not of the interpolated samples
+            values = corners.amax(0)
+            grid = values.reshape(grid_shape)
+            box_bins = grid.amax(dim=within)
+        pooled.append(box_bins)
     if not pooled:
-        return x.new_zeros(0, x.shape[1], bins.height, bins.width)
+        channels = x.shape[1]
+        return x.new_zeros(0, channels, bins.height, bins.width)
     return torch.stack(pooled)
 
 
 def _sampled(start: Tensor, length: Tensor, count: int) -> Tensor:
     """Return the middles of `count` equal parts of a length."""
-    middles = torch.arange(count, device=start.device) + 0.5
-    return start + middles * length / count
+    parts = torch.arange(count, device=start.device)
+    middles = parts + 0.5
+    distances = middles * length / count
+    return start + distances
 
 
 def _bilinear_corners(plane: Tensor, y: Tensor, x: Tensor) -> list[Tensor]:
@@ -434,8 +467,9 @@ def _bilinear_corners(plane: Tensor, y: Tensor, x: Tensor) -> list[Tensor]:
         columns.weighted(),
     ):
         weight = row_weight[:, None] * column_weight[None, :]
+        weight = weight * inside
         picked = plane[:, r][:, :, c]
-        corners.append(picked * (weight * inside))
+        corners.append(picked * weight)
     return corners
 
 
@@ -462,9 +496,5 @@ def _neighbours(at: Tensor, size: int) -> Neighbours:
     at = at.clamp(0, size - 1)
     low = at.floor().long()
     high = (low + 1).clamp(max=size - 1)
-    return Neighbours(
-        low,
-        high,
-        at - low,
-        inside,
-    )
+    fraction = at - low
+    return Neighbours(low, high, fraction, inside)

@@ -90,25 +90,31 @@ class _WithinLimit(torch.autograd.Function):  # type: ignore[misc]  # torch come
 
     @staticmethod
     def forward(context: Any, code: Tensor, x: Tensor, limit: PairLimit) -> Tensor:
+        first = limit.first
+        second = limit.second
         kept = code.clone()
         # A view, through which `kept` changes: weights of convolutions (axis 0) and
         # matrices flatten without a copy.
         rows = kept.movedim(limit.axis, 0).flatten(1)
-        exact = x.detach().movedim(limit.axis, 0).flatten(1)
-        a = rows[:, limit.first]
-        b = rows[:, limit.second]
+        exact = x.detach()
+        exact_rows = exact.movedim(limit.axis, 0).flatten(1)
+        a = rows[:, first]
+        b = rows[:, second]
         # codes of opposite signs cancel, and saturate nothing
         same_sign = a * b > 0
-        over = same_sign & (a.abs() + b.abs() > PAIR_LIMIT)
-        first = exact[:, limit.first].abs()
-        second = exact[:, limit.second].abs()
+        too_large = a.abs() + b.abs() > PAIR_LIMIT
+        over = same_sign & too_large
+        exact_a = exact_rows[:, first].abs()
+        exact_b = exact_rows[:, second].abs()
         # both give way by the same amount: the least squared error
-        excess = first + second - PAIR_LIMIT
-        share = (first - excess / 2).round().clamp(1, LARGEST_CODE)
-        cut_a = a.sign() * share
-        cut_b = b.sign() * (PAIR_LIMIT - share)
-        rows[:, limit.first] = torch.where(over, cut_a, a)
-        rows[:, limit.second] = torch.where(over, cut_b, b)
+        excess = exact_a + exact_b - PAIR_LIMIT
+        wanted = exact_a - excess / 2
+        size_a = wanted.round().clamp(1, LARGEST_CODE)
+        size_b = PAIR_LIMIT - size_a
+        cut_a = a.sign() * size_a
+        cut_b = b.sign() * size_b
+        rows[:, first] = torch.where(over, cut_a, a)
+        rows[:, second] = torch.where(over, cut_b, b)
         return kept
 
     @staticmethod
@@ -173,11 +179,13 @@ def spread(parameter: Tensor, x: Tensor, axis: int, block: int = 0) -> Tensor:
     if parameter.ndim <= 1 and parameter.numel() == 1:
         return parameter.reshape(())
     if parameter.ndim == 1 and x.ndim != 1:
-        return by_channel(parameter, x.ndim - axis % x.ndim - 1)
+        dims_behind = x.ndim - axis % x.ndim - 1
+        return by_channel(parameter, dims_behind)
     if block:
         # the last block may be cut short by the end of the axis
         repeated = parameter.repeat_interleave(block, axis)
-        return repeated.narrow(axis, 0, x.shape[axis])
+        size = x.shape[axis]
+        return repeated.narrow(axis, 0, size)
     return parameter
 
 
@@ -216,11 +224,15 @@ def quantize(
     x = x.to(scale.dtype)
     scale = spread(scale, x, axis, block_size)
     if target not in RANGES:
-        return small_float(x / scale, target, bool(saturate))
+        steps = x / scale
+        return small_float(steps, target, bool(saturate))
     low, high = RANGES[target]
-    shift = 0 if zero is None else spread(zero, x, axis, block_size)
+    shift = 0
+    if zero is not None:
+        shift = spread(zero, x, axis, block_size)
     if scale.requires_grad:
-        codes = _Round.apply(x / scale) + shift
+        steps = x / scale
+        codes = _Round.apply(steps) + shift
         codes = codes.clamp(low, high)
     else:
         # nobody asks for the gradient of the scale, which would take more passes over memory
@@ -241,16 +253,21 @@ def dequantize(
     output_dtype: int = 0,
     call: Call | None = None,
 ) -> Tensor:
-    if call is not None and call.inputs[0] in RANGES:
-        _, highest = RANGES[call.inputs[0]]
+    source = None if call is None else call.inputs[0]
+    if source in RANGES:
+        _, highest = RANGES[source]
         scale = lsq_scaled(scale, x, highest)
+    wide = scale.dtype
     # 32-bit codes are more than float32 has digits for
-    wide = torch.float64 if x.dtype in (torch.int32, torch.float64) else scale.dtype
+    if x.dtype in (torch.int32, torch.float64):
+        wide = torch.float64
     codes = x.to(wide)
     scale = spread(scale, x, axis, block_size)
     if zero is None:
-        return (codes * scale).to(scale.dtype)
-    codes = codes - spread(zero, x, axis, block_size)
+        values = codes * scale
+        return values.to(scale.dtype)
+    shift = spread(zero, x, axis, block_size)
+    codes = codes - shift
     # the difference is new, so that it may be overwritten unless the scale's gradient needs it
     values = codes * scale if scale.requires_grad else codes.mul_(scale)
     return values.to(scale.dtype)
@@ -260,13 +277,18 @@ def dequantize(
 def dynamic_quantize(x: Tensor, *, call: Call) -> tuple[Tensor, ...]:
     """To uint8 over the range of `x`, zero included; range and zero point take no gradient."""
     exact = x.detach()
-    low = exact.amin().clamp(max=0.0)
-    high = exact.amax().clamp(min=0.0)
+    smallest = exact.amin()
+    largest = exact.amax()
+    low = smallest.clamp(max=0.0)
+    high = largest.clamp(min=0.0)
     scale = (high - low) / 255
     # all zeros have no range
-    scale = torch.where(scale == 0, torch.ones_like(scale), scale)
-    zero = (-low / scale).round().clamp(0, 255)
-    codes = _Round.apply(x / scale) + zero
+    one = torch.ones_like(scale)
+    scale = torch.where(scale == 0, one, scale)
+    steps_below_zero = -low / scale
+    zero = steps_below_zero.round().clamp(0, 255)
+    steps = x / scale
+    codes = _Round.apply(steps) + zero
     codes = codes.clamp(0, 255)
     if not call.qat:
         codes = codes.to(torch.uint8)
@@ -281,7 +303,8 @@ def _shifted(x: Tensor, zero: Tensor | None, axis: int) -> Tensor:
     codes = x if x.is_floating_point() else x.double()
     if zero is None:
         return codes
-    return codes - spread(zero, x, axis)
+    shift = spread(zero, x, axis)
+    return codes - shift
 
 
 def _integers(y: Tensor, trained: bool) -> Tensor:
@@ -302,15 +325,19 @@ def matmul_integer(
 ) -> Tensor:
     left = _shifted_rows(a, a_zero)
     right = _shifted(b, b_zero, -1)
-    y = torch.matmul(*_pair(left, right))
-    return _integers(y, a.is_floating_point() or b.is_floating_point())
+    left, right = _pair(left, right)
+    y = torch.matmul(left, right)
+    trained = a.is_floating_point() or b.is_floating_point()
+    return _integers(y, trained)
 
 
 def _shifted_rows(a: Tensor, zero: Tensor | None) -> Tensor:
     """Subtract the zero points of a left matrix: one for all, or one a row."""
-    if zero is not None and zero.ndim == 1 and zero.numel() > 1:
+    if zero is None:
+        return _shifted(a, None, -1)
+    if zero.ndim == 1 and zero.numel() > 1:
         zero = zero[:, None]
-    if zero is not None and zero.ndim >= 2:
+    if zero.ndim >= 2:
         return a.double() - zero
     return _shifted(a, zero, -1)
 
@@ -341,7 +368,8 @@ def conv_integer(
         pads=pads,
         strides=strides,
     )
-    return _integers(y, x.is_floating_point() or w.is_floating_point())
+    trained = x.is_floating_point() or w.is_floating_point()
+    return _integers(y, trained)
 
 
 @op("QLinearConv", 10)

@@ -43,8 +43,10 @@ def flatten(x: Tensor, *, axis: int = 1) -> Tensor:
     # not modulo: an axis that equals the rank leaves one column
     if axis < 0:
         axis += x.ndim
-    rows = math.prod(x.shape[:axis])
-    columns = math.prod(x.shape[axis:])
+    before = x.shape[:axis]
+    behind = x.shape[axis:]
+    rows = math.prod(before)
+    columns = math.prod(behind)
     return x.reshape(rows, columns)
 
 
@@ -64,7 +66,8 @@ def squeeze_by_attribute(x: Tensor, *, axes: Ints | None = None) -> Tensor:
 def squeeze(x: Tensor, axes: Ints | None = None) -> Tensor:
     if axes is None:
         return x.squeeze()
-    return x.squeeze(tuple(listed(axes)))
+    wanted = tuple(listed(axes))
+    return x.squeeze(wanted)
 
 
 @op("Unsqueeze")
@@ -109,8 +112,10 @@ def slice_(
                 step,
             )
             continue
-        before = (slice(None),) * (axis % x.ndim)
-        x = x[(*before, slice(start, end, step))]
+        dims_before = axis % x.ndim
+        whole = (slice(None),) * dims_before
+        part = slice(start, end, step)
+        x = x[(*whole, part)]
     return x
 
 
@@ -118,8 +123,9 @@ def _sliced_backwards(x: Tensor, axis: int, start: int, end: int, step: int) -> 
     """Gather the elements: torch has no views that run backwards."""
     size = x.shape[axis]
     # beyond the first element is an end that Python writes as None
-    part = slice(start, None if end < -size else end, step)
-    picked = list(range(size))[part]
+    stop = None if end < -size else end
+    positions = list(range(size))
+    picked = positions[start:stop:step]
     indices = torch.tensor(picked, dtype=torch.int64, device=x.device)
     return x.index_select(axis, indices)
 
@@ -174,8 +180,11 @@ def _split(x: Tensor, sizes: Ints | None, axis: int, count: int) -> tuple[Tensor
         sizes = []
         for index in range(count):
             left = whole - index * part
-            sizes.append(max(min(part, left), 0))
-    return tuple(torch.split(x, sizes, axis))
+            size = min(part, left)
+            # more outputs than elements: the last ones are empty
+            sizes.append(max(size, 0))
+    parts = torch.split(x, sizes, axis)
+    return tuple(parts)
 
 
 @op("Pad")
@@ -217,8 +226,9 @@ def _pads_of_all_axes(pads: Ints, axes: Ints, rank: int) -> Ints:
     full = [0] * (2 * rank)
     for i, axis in enumerate(axes):
         begin = axis % rank
+        end = begin + rank
         full[begin] = pads[i]
-        full[begin + rank] = pads[i + len(axes)]
+        full[end] = pads[i + len(axes)]
     return full
 
 
@@ -246,11 +256,13 @@ def _pad(x: Tensor, pads: Ints, value: float, mode: str) -> Tensor:
 
 
 def _pad_constant(x: Tensor, pads: Ints, value: float) -> Tensor:
+    widths = torch_pads(pads)
     if x.dtype != torch.bool:
-        return F.pad(x, torch_pads(pads), value=value)
+        return F.pad(x, widths, value=value)
     # torch does not pad booleans
     numbers = x.to(torch.uint8)
-    padded = F.pad(numbers, torch_pads(pads), value=float(value))
+    fill = float(value)
+    padded = F.pad(numbers, widths, value=fill)
     return padded.bool()
 
 
@@ -258,26 +270,31 @@ def _mirrored(
     size: int, begin: int, end: int, mode: str, device: torch.device
 ) -> Tensor:
     """Return the index that each position of a padded axis is filled from."""
+    last = size - 1
     at = torch.arange(-begin, size + end, device=device)
     if mode == "edge":
-        return at.clamp(0, size - 1)
+        return at.clamp(0, last)
     if mode == "wrap":
         return at % size
     # forth and back, the ends once each; an axis of one element has no way back
-    period = max(2 * (size - 1), 1)
+    period = max(2 * last, 1)
     at = at % period
-    return torch.where(at < size, at, period - at)
+    mirrored = period - at
+    return torch.where(at < size, at, mirrored)
 
 
 @op("Expand", 8, host=(1,))
 def expand(x: Tensor, shape: Ints) -> Tensor:
     """Both ways: a dim of one on either side gives way."""
     rank = max(x.ndim, len(shape))
-    wanted = [1] * (rank - len(shape)) + shape
-    have = [1] * (rank - x.ndim) + list(x.shape)
+    missing_in_shape = rank - len(shape)
+    missing_in_x = rank - x.ndim
+    wanted = [1] * missing_in_shape + shape
+    have = [1] * missing_in_x + list(x.shape)
     sizes = []
     for old, new in zip(have, wanted, strict=True):
-        sizes.append(old if new == 1 else new)
+        size = old if new == 1 else new
+        sizes.append(size)
     return x.expand(sizes)
 
 
@@ -301,13 +318,15 @@ def depth_to_space(x: Tensor, *, blocksize: int, mode: str = "DCR") -> Tensor:
     n, c, h, w = x.shape
     b = blocksize
     depth = c // (b * b)
+    rows = h * b
+    columns = w * b
     if mode == "DCR":
         parts = x.reshape(n, b, b, depth, h, w)
         parts = parts.permute(0, 3, 4, 1, 5, 2)
     else:
         parts = x.reshape(n, depth, b, b, h, w)
         parts = parts.permute(0, 1, 4, 2, 5, 3)
-    return parts.reshape(n, depth, h * b, w * b)
+    return parts.reshape(n, depth, rows, columns)
 
 
 @op("SpaceToDepth")
@@ -316,10 +335,11 @@ def space_to_depth(x: Tensor, *, blocksize: int, mode: str = "DCR") -> Tensor:
     b = blocksize
     rows = h // b
     columns = w // b
+    depth = c * b * b
     parts = x.reshape(n, c, rows, b, columns, b)
     order = (0, 3, 5, 1, 2, 4) if mode == "DCR" else (0, 1, 3, 5, 2, 4)
     parts = parts.permute(order)
-    return parts.reshape(n, c * b * b, rows, columns)
+    return parts.reshape(n, depth, rows, columns)
 
 
 @op("Trilu", 14, host=(1,))
@@ -341,19 +361,25 @@ def reverse_sequence(
     if time_axis == 0:
         return reversed_steps(x, lengths)
     time_first = x.transpose(0, 1)
-    return reversed_steps(time_first, lengths).transpose(0, 1)
+    turned = reversed_steps(time_first, lengths)
+    return turned.transpose(0, 1)
 
 
 def reversed_steps(x: Tensor, lengths: Tensor) -> Tensor:
     """Return `x` (T, B, …) with the first `lengths[b]` steps of sequence b in reverse."""
-    steps = torch.arange(x.shape[0], device=x.device)
+    count = x.shape[0]
+    steps = torch.arange(count, device=x.device)
     steps = steps[:, None]
-    ends = lengths.to(torch.int64)[None, :]
-    back = ends - 1 - steps
+    ends = lengths.to(torch.int64)
+    ends = ends[None, :]
+    last = ends - 1
+    back = last - steps
     # steps behind the end of a sequence stay where they are
     at = torch.where(back >= 0, back, steps)
-    trailing = (1,) * (x.ndim - 2)
-    index = at.reshape(*at.shape, *trailing).expand(x.shape)
+    inner_dims = x.ndim - 2
+    trailing = (1,) * inner_dims
+    index = at.reshape(*at.shape, *trailing)
+    index = index.expand(x.shape)
     return x.gather(0, index)
 
 
@@ -361,7 +387,8 @@ def reversed_steps(x: Tensor, lengths: Tensor) -> Tensor:
 def shape_(x: Any, *, start: int = 0, end: int | None = None) -> Tensor:
     """For arrays of strings and sequences; tensors are measured outside of tensors."""
     sizes = list(x.shape) if hasattr(x, "shape") else [len(x)]
-    return torch.tensor(sizes[start:end], dtype=torch.int64)
+    wanted = sizes[start:end]
+    return torch.tensor(wanted, dtype=torch.int64)
 
 
 @op("Size", gradient=False)
