@@ -30,8 +30,8 @@ def integer_biases(model: ir.Model) -> Iterator[tuple[ir.Node, ir.Node, ir.Node]
         makers = _makers(layer)
         for user, _ in layer.outputs[0].uses():
             if user.op_type == "Add":
-                makers += [maker for maker in _makers(user) if maker is not None]
-        bias = next((maker for maker in makers if is_integer_bias(maker)), None)
+                makers.extend(_makers(user))
+        bias = next(filter(is_integer_bias, makers), None)
         source, weight = makers[:2]
         if bias is None or source is None or weight is None:
             continue
@@ -41,7 +41,11 @@ def integer_biases(model: ir.Model) -> Iterator[tuple[ir.Node, ir.Node, ir.Node]
 
 def _makers(node: ir.Node) -> list[ir.Node | None]:
     """List the nodes that make the inputs of a node; None where none does."""
-    return [None if value is None else value.producer() for value in node.inputs]
+    makers = []
+    for value in node.inputs:
+        maker = None if value is None else value.producer()
+        makers.append(maker)
+    return makers
 
 
 def _dequantizes(node: ir.Node) -> bool:
@@ -70,20 +74,24 @@ def tie_biases(model: ir.Model, names: Names) -> None:
             continue
         if source_scale is None or weight_scale is None:
             continue
-        product = (source_scale * weight_scale).astype(np.float32)
+        exact_product = source_scale * weight_scale
+        product = exact_product.astype(np.float32)
         fits = product.size in (1, old.size)
-        if not fits or not (product > 0).all():
+        divides = (product > 0).all()
+        if not fits or not divides:
             # one scale for all channels, or none that divides: no runtime makes one
             # kernel of that layer, so nothing reads the bias in units of the product
             continue
         shape = () if product.size == 1 else (-1,)
-        wanted = np.broadcast_to(product.reshape(shape), old.shape)
+        scale = product.reshape(shape)
+        wanted = np.broadcast_to(scale, old.shape)
         in_step = np.allclose(old, wanted, rtol=1e-6, atol=0.0)
         if in_step:
             continue
         values = codes * old.astype(np.float64)
         rounded = np.rint(values / wanted)
-        new_codes = np.clip(rounded, -LARGEST, LARGEST).astype(np.int32)
+        clipped = np.clip(rounded, -LARGEST, LARGEST)
+        new_codes = clipped.astype(np.int32)
         _put(bias, 0, new_codes, model.graph, names)
         _put(bias, 1, np.array(wanted), model.graph, names)
 

@@ -111,11 +111,10 @@ def _run(
     """Call a kernel on constants, as the generated source would."""
     arguments: list[Any] = []
     for index, known in enumerate(inputs):
-        constant = None if known is None else known.constant
-        if constant is not None and index in entry.host:
-            arguments.append(constant.tolist())
-        else:
-            arguments.append(constant)
+        argument: Any = None if known is None else known.constant
+        if argument is not None and index in entry.host:
+            argument = argument.tolist()
+        arguments.append(argument)
     available = {"call": call, "device": torch.device("cpu")}
     extras = {name: available[name] for name in entry.extras}
     return entry.function(*arguments, **attributes, **extras)

@@ -54,13 +54,15 @@ def output_dtypes(
     """
     # what a schema cannot say: the type is in an attribute, or in another input
     if domain == "" and op in _BY_ATTRIBUTE:
-        return [_by_attribute(op, attributes, inputs)] * count
+        dtype = _by_attribute(op, attributes, inputs)
+        return [dtype] * count
     if domain == "" and op == "ConstantOfShape":
         value = attributes.get("value")
         dtype = ir.DataType.FLOAT if value is None else value.dtype
         return [dtype] * count
     if domain == "" and op == "CastLike":
-        return [inputs[1]] * count
+        dtype = inputs[1]
+        return [dtype] * count
     schema = schema_of(domain, op, opset)
     if schema is None:
         return [None] * count

@@ -87,7 +87,9 @@ class Augment:
         if cut:
             mixed, share = _pasted(images, partners, share, random)
         else:
-            blend = share * images + (1 - share) * partners
+            own = share * images
+            added = (1 - share) * partners
+            blend = own + added
             mixed = blend.astype(images.dtype)
         return mixed, Mixture(other, share)
 
@@ -111,7 +113,8 @@ def image_input(example: Example) -> str:
 
 
 def _flipped(images: Array, random: np.random.Generator) -> Array:
-    coins = random.random(len(images)) < 0.5
+    rows = len(images)
+    coins = random.random(rows) < 0.5
     flipped = images.copy()
     flipped[coins] = images[coins, ..., ::-1]
     return flipped
@@ -149,8 +152,11 @@ def _pasted(
     Returns the images, and the share that is left of their own, exactly.
     """
     size = np.array(images.shape[2:])
-    half = np.sqrt(1 - share) * size / 2
-    middle = random.random(2) * size
+    # sides are the root of the area
+    scale = np.sqrt(1 - share)
+    half = scale * size / 2
+    drawn = random.random(2)
+    middle = drawn * size
     low = _nearest_pixels(middle - half, size)
     high = _nearest_pixels(middle + half, size)
     top, left = low
@@ -160,8 +166,10 @@ def _pasted(
     mixed = images.copy()
     mixed[:, :, rows, columns] = others[:, :, rows, columns]
     # the rectangle is cut off at the edges: its area is less than the share drawn
-    area = np.prod(high - low)
-    pasted = area / np.prod(size)
+    sides = high - low
+    area = np.prod(sides)
+    whole_area = np.prod(size)
+    pasted = area / whole_area
     return mixed, 1 - float(pasted)
 
 

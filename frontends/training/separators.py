@@ -81,6 +81,7 @@ class _Walk:
         for index, node in enumerate(model.graph):
             nodes = _with_nested(node)
             self._nested.append(nodes)
+            # a node of a body counts at the place of the node that holds the body
             for inner in nodes:
                 self._place[inner] = index
         self._outputs = set(model.graph.outputs)

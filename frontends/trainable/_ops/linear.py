@@ -32,15 +32,20 @@ def gemm(
     plain = alpha == 1.0 and beta == 1.0 and a.is_floating_point()
     if plain and (c is None or c.ndim == 1):
         # one kernel for product and sum
-        return F.linear(a, b if transB else b.T, c)
-    y = torch.matmul(a, b.T if transB else b)
+        weight = b if transB else b.T
+        return F.linear(a, weight, c)
+    if transB:
+        b = b.T
+    y = torch.matmul(a, b)
     # floats would make floats of integer matrices
     if alpha != 1.0:
-        y = (y * alpha).to(y.dtype)
+        scaled = y * alpha
+        y = scaled.to(y.dtype)
     if c is None:
         return y
     if beta != 1.0:
-        c = (c * beta).to(y.dtype)
+        scaled = c * beta
+        c = scaled.to(y.dtype)
     return y + c
 
 
