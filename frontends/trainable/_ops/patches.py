@@ -66,12 +66,7 @@ def _patch_indices(
     device: torch.device,
 ) -> Tensor:
     """(prod(block), positions) indices into a flat image of `sizes`: what each patch covers."""
-    at = torch.zeros(
-        1,
-        1,
-        dtype=torch.int64,
-        device=device,
-    )
+    at = torch.zeros(1, 1, dtype=torch.int64, device=device)
     # one dim after another: rows of the index are pairs (block, k), columns (positions, count)
     for size, k, stride, dilation in zip(sizes, block, strides, dilations, strict=True):
         span = dilation * (k - 1) + 1

@@ -54,20 +54,20 @@ def lstm(
     if plain and p is None and not input_forget:
         order = (0, 2, 3, 1)
         return _fused(
-            torch.lstm,
-            order,
-            x,
-            weights,
-            states,
-            direction,
-            layout,
+            kernel=torch.lstm,
+            order=order,
+            x=x,
+            weights=weights,
+            states=states,
+            direction=direction,
+            layout=layout,
         )
     names = activations or _LSTM * 2
     chosen = _activations(
         names,
         activation_alpha,
         activation_beta,
-        3,
+        each=3,
     )
 
     def step(
@@ -95,13 +95,13 @@ def lstm(
 
     unrolled = Unrolled(step, 4, chosen)
     return _unrolled(
-        unrolled,
-        x,
-        weights,
-        lengths,
-        states,
-        direction,
-        layout,
+        op=unrolled,
+        x=x,
+        weights=weights,
+        lengths=lengths,
+        states=states,
+        direction=direction,
+        layout=layout,
     )
 
 
@@ -143,7 +143,7 @@ def gru(
         names,
         activation_alpha,
         activation_beta,
-        2,
+        each=2,
     )
 
     def step(
@@ -217,7 +217,7 @@ def rnn(
         names,
         activation_alpha,
         activation_beta,
-        1,
+        each=1,
     )
 
     def step(
