@@ -217,8 +217,19 @@ class CompressWeights(Pass):
             return
         bits = 8 if self.encoding == "int8" else 4
         inner = rows.layout.channels if rows.columns else 1
-        scales = _block_scales(tensor, bits, block, inner)
-        codes = _quantized(tensor, scales, bits, block, inner)
+        scales = _block_scales(
+            tensor,
+            bits,
+            block,
+            inner,
+        )
+        codes = _quantized(
+            tensor,
+            scales,
+            bits,
+            block,
+            inner,
+        )
         stored = _reshaped(codes, [len(scales), block, inner])
         unpacker.cast(stored, self.encoding)
         unpacker.scale(scales[:, None])

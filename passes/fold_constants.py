@@ -171,7 +171,12 @@ def _commit(done: Evaluated, edit: Edit, declined: list[Declined]) -> tuple[int,
             declined.extend(Declined(label(node), reason) for node in group)
             continue
         for node in group:
-            _put(node, inside, done, edit)
+            _put(
+                node,
+                inside,
+                done,
+                edit,
+            )
         count = _remove_dead(group, edit)
         folded += count
         grown += growth if count else 0

@@ -77,8 +77,11 @@ def _add_pads(conv: ir.Node, sides: list[tuple[int, int]]) -> None:
     # ONNX lists all befores, then all afters
     befores = [before for before, _ in sides]
     afters = [after for _, after in sides]
-    own = list(conv.attributes.get_ints("pads", [])) or [0] * (2 * len(sides))
-    pads = [old + new for old, new in zip(own, befores + afters, strict=True)]
+    added = befores + afters
+    own = list(conv.attributes.get_ints("pads", []))
+    if not own:
+        own = [0] * len(added)
+    pads = [old + new for old, new in zip(own, added, strict=True)]
     conv.attributes["pads"] = ir.AttrInt64s("pads", pads)
     # VALID forbids pads of one's own
     conv.attributes.pop("auto_pad", None)
@@ -107,6 +110,8 @@ def _sides(pad: ir.Node, rank: int) -> list[tuple[int, int]] | None:
     if len(pads) != 2 * len(axes):
         return None
     sides = [(0, 0)] * rank
-    for place, axis in enumerate(axes):
-        sides[axis] = (pads[place], pads[place + len(axes)])
+    befores = pads[: len(axes)]
+    afters = pads[len(axes) :]
+    for axis, before, after in zip(axes, befores, afters, strict=True):
+        sides[axis] = (before, after)
     return sides

@@ -114,7 +114,12 @@ class Smooth(Pass):
                 continue
             inserted += isinstance(source, str)
             gains.append(smoothing.gain)
-            _move(readers, source, smoothing.factors, edit)
+            _move(
+                readers,
+                source,
+                smoothing.factors,
+                edit,
+            )
         mean_gain = float(np.mean(gains or [0]))
         stats = {
             "smoothed": len(gains),
@@ -209,7 +214,9 @@ def _factors(seen: Rows, weights: PerChannel, alpha: float) -> PerChannel:
     No channel is made so loud that what it may yet reach (`expected_levels`) would go beyond it.
     """
     highest = largest(seen)
-    used = (highest > 0) & (weights > 0)
+    is_seen = highest > 0
+    is_read = weights > 0
+    used = is_seen & is_read
     if not used.any():
         return np.ones(weights.size)
     loudest = highest.max()
@@ -218,8 +225,9 @@ def _factors(seen: Rows, weights: PerChannel, alpha: float) -> PerChannel:
     activations = highest[used] ** alpha
     by_weights = weights[used] ** (1 - alpha)
     raw = activations / by_weights
-    largest_scaled = (highest[used] / raw).max()
-    wanted[used] = raw * (largest_scaled / loudest)
+    scaled = highest[used] / raw
+    keeps_range = scaled.max() / loudest
+    wanted[used] = raw * keeps_range
     levels = expected_levels(seen) / loudest
     least = np.clip(levels, LEAST_FACTOR, 1.0)
     factors: PerChannel = np.clip(wanted, least, 1.0)

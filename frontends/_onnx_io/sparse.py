@@ -73,7 +73,8 @@ def _dense(sparse: onnx.SparseTensorProto, where: str) -> onnx.TensorProto:
             where, f"{name} is external or text", "store it as a dense initializer"
         )
     size = math.prod(dims)
-    nbytes = size * ir.DataType(values.data_type).bitwidth // 8
+    dtype = ir.DataType(values.data_type)
+    nbytes = size * dtype.bitwidth // 8
     # asked before anything is allocated
     if any(d < 0 for d in dims) or nbytes > DENSE_LIMIT:
         raise RefusedError(
@@ -82,7 +83,7 @@ def _dense(sparse: onnx.SparseTensorProto, where: str) -> onnx.TensorProto:
             "store it densely",
         )
     linear = _linear_indices(sparse, dims)
-    if linear is None or len(values.dims) != 1 or linear.size != values.dims[0]:
+    if linear is None or list(values.dims) != [linear.size]:
         raise RefusedError(
             where,
             f"{name} has indices that do not fit its dims {dims} and values",
@@ -95,7 +96,7 @@ def _dense(sparse: onnx.SparseTensorProto, where: str) -> onnx.TensorProto:
     array = ir.serde.TensorProtoTensor(values).numpy()
     dense = np.zeros(size, array.dtype)
     dense[linear] = array
-    tensor = ir.Tensor(dense.reshape(dims), dtype=ir.DataType(values.data_type))
+    tensor = ir.Tensor(dense.reshape(dims), dtype=dtype)
     return onnx.TensorProto(
         name=values.name,
         dims=dims,
@@ -109,7 +110,8 @@ def _valid_and_distinct(linear: NDArray[np.int64], size: int) -> bool:
         return True
     if linear.min() < 0 or linear.max() >= size:
         return False
-    return np.unique(linear).size == linear.size
+    distinct = np.unique(linear)
+    return distinct.size == linear.size
 
 
 def _linear_indices(
@@ -127,8 +129,13 @@ def _linear_indices(
     if indices.ndim != 2 or indices.shape[1] != len(dims):
         return None
     # a coordinate out of range could still give a linear index within it
-    out_of_range = (indices < 0) | (indices >= np.array(dims, np.int64))
+    sizes = np.array(dims, np.int64)
+    out_of_range = (indices < 0) | (indices >= sizes)
     bad = out_of_range.any(axis=1)
-    strides = np.array([math.prod(dims[i + 1 :]) for i in range(len(dims))], np.int64)
-    linear: NDArray[np.int64] = np.where(bad, -1, indices @ strides)
+    strides = []
+    for axis in range(len(dims)):
+        inner = dims[axis + 1 :]
+        strides.append(math.prod(inner))
+    positions = indices @ np.array(strides, np.int64)
+    linear: NDArray[np.int64] = np.where(bad, -1, positions)
     return linear

@@ -45,13 +45,20 @@ def shown(text: str, limit: int = 80) -> str:
     if len(text) > limit:
         text = text[: limit - 1] + "…"
     # control characters could rewrite the terminal
-    safe = [c if c.isprintable() else c.encode("unicode_escape").decode() for c in text]
+    safe = []
+    for character in text:
+        if not character.isprintable():
+            escaped = character.encode("unicode_escape")
+            character = escaped.decode()
+        safe.append(character)
     return f"'{''.join(safe)}'"
 
 
 def nbytes_of(tensor: onnx.TensorProto) -> int:
     """Bytes that the dims and the type of a non-string tensor need."""
-    bits: int = math.prod(tensor.dims) * ir.DataType(tensor.data_type).bitwidth
+    elements = math.prod(tensor.dims)
+    bits: int = elements * ir.DataType(tensor.data_type).bitwidth
+    # rounded up: the last byte may be half full
     return -(-bits // 8)
 
 
@@ -83,7 +90,8 @@ def check_tensor(tensor: onnx.TensorProto, where: str) -> None:
         return
     if len(held) > 1:
         refuse(f"holds its data twice: {' and '.join(held)}")
-    _check_length(tensor, held[0] if held else None, refuse)
+    field = held[0] if held else None
+    _check_length(tensor, field, refuse)
 
 
 def _check_length(
@@ -93,7 +101,9 @@ def _check_length(
     if field == "raw_data":
         if tensor.data_type == T.STRING:
             refuse("is text in raw_data")
-        have, need, unit = len(tensor.raw_data), nbytes_of(tensor), "bytes"
+        have = len(tensor.raw_data)
+        need = nbytes_of(tensor)
+        unit = "bytes"
     else:
         own, width = _OWN_FIELD.get(tensor.data_type, ("int32_data", 1))
         if field is not None and field != own:
@@ -103,7 +113,8 @@ def _check_length(
         bits = 8 if is_text else ir.DataType(tensor.data_type).bitwidth
         per_entry = 8 // bits if bits in (2, 4) else 1
         have = len(getattr(tensor, own))
-        need = -(-size * width // per_entry)
+        values = size * width
+        need = -(-values // per_entry)
         unit = "values"
     if have != need:
         refuse(
@@ -128,14 +139,15 @@ class ExternalFiles:
         entries = [(e.key, e.value) for e in tensor.external_data]
         place = dict(entries)
         nbytes = nbytes_of(tensor)
-        if len(place) != len(entries) or not place.get("location"):
+        repeats_key = len(place) != len(entries)
+        if repeats_key or not place.get("location"):
             self._refuse(
                 f"tensor {shown(tensor.name)} does not say where its data is",
                 EXPORT_AGAIN,
             )
         offset = self._number(tensor, place.get("offset") or "0")
         length = self._number(tensor, place.get("length") or str(nbytes))
-        if length != nbytes and not (length == 0 and "length" not in place):
+        if length != nbytes:
             self._refuse(
                 f"tensor {shown(tensor.name)} declares {length:,} external bytes, its "
                 f"shape and type need {nbytes:,}",
@@ -159,10 +171,10 @@ class ExternalFiles:
         """Refuse the model if data files were missing, and say what they should hold."""
         for location, count in self._missing.items():
             tensors = "1 tensor" if count == 1 else f"{count} tensors"
+            size = _size_text(self._missing_bytes[location])
             self._refuse(
                 f"weights file {shown(location)} is missing",
-                f"put it beside the model; it holds {tensors} "
-                f"({_size_text(self._missing_bytes[location])})",
+                f"put it beside the model; it holds {tensors} ({size})",
             )
 
     def _examine(self, location: str) -> int | None:
@@ -170,14 +182,17 @@ class ExternalFiles:
         if os.path.isabs(location):
             self._refuse_escape(location, "is an absolute path")
         # a backslash separates folders on Windows only
-        if "\0" in location or ("\\" in location and os.name != "posix"):
+        has_separator = "\\" in location and os.name != "posix"
+        if "\0" in location or has_separator:
             self._refuse_escape(location, "is not a file name")
         path = os.path.join(self.folder, location)
         if not _inside(os.path.normpath(path), self.folder):
             self._refuse_escape(location, "lies outside the model's folder")
         # the name may lie inside the folder and still be a link that leads out of it
         try:
-            if not _inside(os.path.realpath(path), os.path.realpath(self.folder)):
+            target = os.path.realpath(path)
+            folder = os.path.realpath(self.folder)
+            if not _inside(target, folder):
                 self._refuse_escape(
                     location, "is a link to a place outside the model's folder"
                 )
@@ -208,7 +223,8 @@ class ExternalFiles:
 
     def _number(self, tensor: onnx.TensorProto, text: str) -> int:
         # no file has 10^19 bytes, and int() takes long over a text of any length
-        if not (text.isascii() and text.isdigit() and len(text) < 20):
+        is_number = text.isascii() and text.isdigit()
+        if not is_number or len(text) >= 20:
             self._refuse(
                 f"tensor {shown(tensor.name)} has external offset or length {shown(text)}",
                 EXPORT_AGAIN,

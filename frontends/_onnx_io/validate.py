@@ -61,7 +61,8 @@ def validate(proto: onnx.ModelProto, where: str) -> bool:
     functions = {(f.domain, f.name, f.overload): f for f in proto.functions}
     if len(functions) != len(proto.functions):
         raise RefusedError(where, "defines a function twice", EXPORT_AGAIN)
-    checker = _Bodies(where, _imports(proto.opset_import, where), frozenset(functions))
+    imports = _imports(proto.opset_import, where)
+    checker = _Bodies(where, imports, frozenset(functions))
     checker.graph(proto.graph)
     for function in proto.functions:
         checker.function(function)
@@ -71,12 +72,9 @@ def validate(proto: onnx.ModelProto, where: str) -> bool:
 
 def _check_versions(proto: onnx.ModelProto, where: str) -> None:
     if not 3 <= proto.ir_version <= onnx.IR_VERSION:
-        old = proto.ir_version < 3
-        fix = (
-            "export the model again with a newer exporter"
-            if old
-            else "pip install --upgrade onnx onnx-ir"
-        )
+        fix = "pip install --upgrade onnx onnx-ir"
+        if proto.ir_version < 3:
+            fix = "export the model again with a newer exporter"
         raise RefusedError(
             where,
             f"has IR version {proto.ir_version}; versions 3 to {onnx.IR_VERSION} are known",
@@ -233,13 +231,21 @@ class _Bodies:
         version = self.imports[domain]
         schema = _schema(node.op_type, version, domain)
         if schema is None or schema.deprecated:
-            self._refuse(
-                f"{_label(node)}: no such operator in opset {version}"
-                + (f" of {domain}" if domain else "")
-            )
-        self._count(node, "inputs", node.input, (schema.min_input, schema.max_input))
+            problem = f"{_label(node)}: no such operator in opset {version}"
+            if domain:
+                problem += f" of {domain}"
+            self._refuse(problem)
         self._count(
-            node, "outputs", node.output, (schema.min_output, schema.max_output)
+            node,
+            "inputs",
+            node.input,
+            (schema.min_input, schema.max_input),
+        )
+        self._count(
+            node,
+            "outputs",
+            node.output,
+            (schema.min_output, schema.max_output),
         )
         kinds, required = _attributes_of(node.op_type, version, domain)
         for attribute in node.attribute:
@@ -248,7 +254,8 @@ class _Bodies:
                     f"{_label(node)} has an unknown or wrongly typed attribute "
                     f"{shown(attribute.name)}"
                 )
-        for name in required - {a.name for a in node.attribute}:
+        given = {attribute.name for attribute in node.attribute}
+        for name in required - given:
             self._refuse(f"{_label(node)} lacks attribute '{name}'")
 
     def _count(
@@ -261,7 +268,8 @@ class _Bodies:
             )
 
     def _attributes(self, node: onnx.NodeProto) -> None:
-        if len({a.name for a in node.attribute}) != len(node.attribute):
+        names = {attribute.name for attribute in node.attribute}
+        if len(names) != len(node.attribute):
             self._refuse(f"{_label(node)} has an attribute twice")
         for attribute in node.attribute:
             field = _FIELD_OF.get(attribute.type)
@@ -328,7 +336,8 @@ class _Bodies:
         if which is None:
             return
         element_type = getattr(kind, which).elem_type
-        if element_type not in onnx.TensorProto.DataType.values():
+        known_types = onnx.TensorProto.DataType.values()
+        if element_type not in known_types:
             self._refuse(f"value {shown(name)} has unknown type {element_type}")
 
     def _refuse(self, problem: str, fix: str = EXPORT_AGAIN) -> NoReturn:
@@ -374,4 +383,5 @@ def _attributes_of(
     """Attributes of an operator: name -> AttributeProto type, and names of the required ones."""
     attributes = _schema(op_type, version, domain).attributes
     kinds = {name: A.AttributeType.Value(a.type.name) for name, a in attributes.items()}
-    return kinds, frozenset(name for name, a in attributes.items() if a.required)
+    required = [name for name, a in attributes.items() if a.required]
+    return kinds, frozenset(required)

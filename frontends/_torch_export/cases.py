@@ -59,7 +59,12 @@ class Case:
         """Fill `differences`; return the reason why the outputs disagree, None if they agree."""
         for name, expected in self.expected.items():
             array = np.asarray(got[name])
-            found = output_difference(expected, array, atol, rtol)
+            found = output_difference(
+                expected,
+                array,
+                atol,
+                rtol,
+            )
             self.differences[name] = found
         worst = self._worst()
         if worst is None:
@@ -101,7 +106,12 @@ def output_difference(
     """
     if expected.shape != got.shape:
         problem = f"shape {list(got.shape)} where torch gives {list(expected.shape)}"
-        return OutputDifference(math.inf, math.inf, 0, problem)
+        return OutputDifference(
+            max_abs=math.inf,
+            max_rel=math.inf,
+            outside=0,
+            problem=problem,
+        )
     wide = np.complex128 if expected.dtype.kind == "c" else np.float64
     y = expected.astype(wide)
     z = got.astype(wide)
@@ -109,10 +119,12 @@ def output_difference(
         # an infinity minus itself is NaN, so equal values are set apart before subtracting
         both_nan = np.isnan(y) & np.isnan(z)
         same = (y == z) | both_nan
-        error = np.where(same, 0.0, np.abs(y - z))
+        distance = np.abs(y - z)
+        error = np.where(same, 0.0, distance)
         # what is NaN by now is so on one side only
         error = np.where(np.isnan(error), math.inf, error)
-        magnitude = np.where(np.isfinite(y), np.abs(y), 0.0)
+        finite = np.isfinite(y)
+        magnitude = np.where(finite, np.abs(y), 0.0)
         relative = np.where(magnitude > 0, error / magnitude, 0.0)
         if atol is None and rtol is None:
             atol, rtol = _TOLERANCES.get(expected.dtype.name, _TOLERANCE)
@@ -148,7 +160,8 @@ class Exported:
         rtol: float | None = None,
     ) -> None:
         """Compare with torch. Errors: CheckError, with the output that is furthest off."""
-        results = run([case.feeds for case in self.cases])
+        feeds = [case.feeds for case in self.cases]
+        results = run(feeds)
         for case, got in zip(self.cases, results, strict=True):
             problem = case.compare(got, atol, rtol)
             if problem is not None:

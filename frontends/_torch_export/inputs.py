@@ -66,7 +66,15 @@ class Arguments:
         # torch.export orders inputs as they are given, `bound` as the signature names them
         order: list[Any] = tensors_in(tuple(args), dict(kwargs))
         flat, self._spec = pytree.tree_flatten_with_path(self.bound)
-        self.leaves = [_leaf(path, value, order, gathered) for path, value in flat]
+        self.leaves: list[Leaf] = []
+        for path, value in flat:
+            leaf = _leaf(
+                path,
+                value,
+                order,
+                gathered,
+            )
+            self.leaves.append(leaf)
 
     def dynamic(
         self,
@@ -156,7 +164,12 @@ def _leaf(
             # the same tensor may be given twice
             order[position] = None
             break
-    return Leaf(keys, "_".join(map(str, shown)), value, index)
+    return Leaf(
+        path=keys,
+        name="_".join(map(str, shown)),
+        value=value,
+        index=index,
+    )
 
 
 def _key(step: Any) -> Any:
@@ -187,11 +200,12 @@ def _descend(spec: Any, leaf: Leaf) -> Any:
 
 def _unknown(key: str, known: Mapping[str, Any], has_outputs: bool) -> UsageError:
     near = difflib.get_close_matches(key, known, 1)
-    hint = (
-        f"did you mean '{near[0]}'?" if near else f"the inputs are {', '.join(known)}"
-    )
-    if not near and not has_outputs:
-        hint += "; dims of outputs follow from them and are not named here"
+    if near:
+        hint = f"did you mean '{near[0]}'?"
+    else:
+        hint = f"the inputs are {', '.join(known)}"
+        if not has_outputs:
+            hint += "; dims of outputs follow from them and are not named here"
     return UsageError("dynamic_shapes", f"there is no input '{key}'", hint)
 
 
@@ -241,20 +255,27 @@ def _sizes_or_axes(spec: Sequence[int], leaf: Leaf) -> UsageError:
 def _axis(axis: Any, leaf: Leaf) -> int:
     rank: int = leaf.value.dim()
     if not isinstance(axis, int) or not -rank <= axis < rank:
+        fix = "leave it out"
+        if rank:
+            fix = f"choose from 0 to {rank - 1}"
         raise UsageError(
             f"dynamic_shapes of '{leaf.name}'",
             f"has no axis {axis!r}: it has {rank} axes",
-            f"choose from 0 to {rank - 1}" if rank else "leave it out",
+            fix,
         )
     return axis % rank
 
 
 def _is_static(dim: Any) -> bool:
-    return dim is None or type(dim) is int or dim is torch.export.Dim.STATIC
+    if dim is None or dim is torch.export.Dim.STATIC:
+        return True
+    return type(dim) is int
 
 
 def _dim_name(dim: Any) -> str | None:
-    return dim if isinstance(dim, str) else getattr(dim, "__name__", None)
+    if isinstance(dim, str):
+        return dim
+    return getattr(dim, "__name__", None)
 
 
 def _hint(dim: Any) -> Any:
@@ -283,4 +304,6 @@ def resized(
             value = value.index_select(axis, rows)
         return value
 
-    return tuple(pytree.tree_map(at_its_size, (tuple(args), dict(kwargs))))
+    call = (tuple(args), dict(kwargs))
+    new_args, new_kwargs = pytree.tree_map(at_its_size, call)
+    return new_args, new_kwargs

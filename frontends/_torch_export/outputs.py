@@ -37,12 +37,15 @@ def default_output_names(outputs: Any) -> list[str]:
 def _word(step: Any) -> str:
     """Key, field or index of one step into nested outputs."""
     key = _key(step)
-    return str(getattr(step, "idx", "")) if key is None else str(key)
+    if key is not None:
+        return str(key)
+    return str(getattr(step, "idx", ""))
 
 
 def _key(step: Any) -> Any:
     """Key of a dict or name of a field; None for an index."""
-    return getattr(step, "key", getattr(step, "name", None))
+    name = getattr(step, "name", None)
+    return getattr(step, "key", name)
 
 
 def refuse_numbers(outputs: Any, where: str) -> None:
@@ -64,5 +67,6 @@ def arrays(tensors: Sequence[Any]) -> list[NDArray[Any]]:
     for tensor in tensors:
         plain = tensor.detach().cpu().contiguous()
         # torch's own .numpy() refuses bfloat16, the adapter does not
-        found.append(np.asarray(TorchTensor(plain).numpy()))
+        adapted = TorchTensor(plain)
+        found.append(np.asarray(adapted.numpy()))
     return found

@@ -69,7 +69,8 @@ def compensated(
     )
     for start in range(0, width, BLOCK):
         stop = min(start + BLOCK, width)
-        columns.round_block(slice(start, stop), paired)
+        block = slice(start, stop)
+        columns.round_block(block, paired)
     # argsort of an order is the way back
     rounded = order[:, :width]
     back = np.argsort(rounded, axis=1, kind="stable")
@@ -78,8 +79,9 @@ def compensated(
         back[:, None],
         axis=2,
     )
+    codes = codes.reshape(rows.shape)
     moved_bias = weights[:, :, width].reshape(-1)
-    return codes.reshape(rows.shape), moved_bias
+    return codes, moved_bias
 
 
 def _column_order(
@@ -107,7 +109,8 @@ def _column_order(
         axis=1,
     )
     together = together.reshape(groups, -1)
-    alone = np.setdiff1d(np.arange(width), pairs)
+    every = np.arange(width)
+    alone = np.setdiff1d(every, pairs)
     power_alone = power[:, alone]
     by_power = np.argsort(-power_alone, axis=1, kind="stable")
     single = alone[by_power]
@@ -178,7 +181,8 @@ class _Columns:
 
     def _error(self, column: int, current: Rows, chosen: Rows) -> Rows:
         """Loss that the columns behind make up for, in units in which its square is the error."""
-        lost = current - chosen * self.steps
+        value = chosen * self.steps
+        lost = current - value
         unit = self.upper[:, None, column, column]
         error: Rows = lost / unit
         return error
@@ -193,7 +197,8 @@ class _Columns:
         moved = after - error * passed
         second = self._rounded(column + 1, moved)
         # few pairs exceed the limit: only their rows are searched
-        beyond = sums_of_one_sign(first, second) > PAIR_LIMIT
+        sums = sums_of_one_sign(first, second)
+        beyond = sums > PAIR_LIMIT
         group, row = np.nonzero(beyond)
         if group.size:
             sign = np.sign(first[group, row])
@@ -227,15 +232,19 @@ class _Columns:
         passed = self.upper[group, column, after_column, None]
         other_unit = self.upper[group, after_column, after_column, None]
         tried = sign * np.arange(LARGEST_CODE + 1)
-        own = (current - tried * step) / own_unit
+        lost = current - tried * step
+        own = lost / own_unit
+        # what the second column has to stand for once it made up for the first
         left = after - own * passed
         # codes of one sign share the limit; a partner of the other sign has all of it
         room = PAIR_LIMIT - np.abs(tried)
         most = np.minimum(room, self.largest)
-        wanted = np.rint(left * sign / step)
+        in_steps = left * sign / step
+        wanted = np.rint(in_steps)
         clipped = np.clip(wanted, -self.largest, most)
         partner = sign * clipped
-        other = (left - partner * step) / other_unit
+        still_lost = left - partner * step
+        other = still_lost / other_unit
         loss = own**2 + other**2
         best = loss.argmin(axis=1)
         each = np.arange(len(best))

@@ -51,7 +51,8 @@ def descended(
     for _ in range(sweeps):
         if not descent.sweep():
             break
-    return descent.codes.astype(np.int8).reshape(rows.shape)
+    final = descent.codes.astype(np.int8)
+    return final.reshape(rows.shape)
 
 
 class _Descent:
@@ -92,7 +93,8 @@ class _Descent:
     def sweep(self) -> int:
         """Flip codes column by column, all rows at once; return how many flipped."""
         flips = 0
-        for column in range(self.codes.shape[2]):
+        width = self.codes.shape[2]
+        for column in range(width):
             flips += self._flip_column(column)
         return flips
 
@@ -107,9 +109,11 @@ class _Descent:
         # the error is quadratic: a move changes it by 2 * slope * move + curvature * move^2
         curvature = self.hessian[:, None, column, column]
         second_order = move * curvature
-        gain = move * (2 * slope + second_order)
+        change_per_move = 2 * slope + second_order
+        gain = move * change_per_move
         first_order = np.abs(move * slope)
-        pays = gain < -NOISE * first_order
+        noise = NOISE * first_order
+        pays = gain < -noise
         flip = self.movable[:, :, column] & pays
         partner = self.partner[column]
         if partner != ALONE:

@@ -63,7 +63,8 @@ def full_scales(rows: Rows, levels: int) -> PerChannel:
     """max|w| / L of each channel; 1 / L for a channel of zeros: (M, K) -> (M,)."""
     highest = np.abs(rows).max(axis=1)
     # any scale stores zeros
-    usable = np.where(highest > TINY, highest, 1.0)
+    has_weights = highest > TINY
+    usable = np.where(has_weights, highest, 1.0)
     return usable / levels
 
 
@@ -94,7 +95,12 @@ def is_on_grid(rows: Rows, grid: Grid) -> bool:
     tensor = ir.Tensor(rows.astype(np.float32))
     layout = Layout(1, *rows.shape)
     highest = channel_absmax(tensor, layout)
-    tops = held_tops(tensor, layout, highest, grid)
+    tops = held_tops(
+        tensor,
+        layout,
+        highest,
+        grid,
+    )
     unchanged = (tops > 0) | (highest == 0)
     return bool(unchanged.all())
 
@@ -111,7 +117,12 @@ def nearest(
     largest = grid.levels
     codes = np.clip(rounded, -largest, largest)
     if grid.limited is not None:
-        keep_within(codes, exact, grid.limited, importance)
+        keep_within(
+            codes,
+            exact,
+            grid.limited,
+            importance,
+        )
     return codes.astype(np.int8)
 
 
@@ -137,7 +148,12 @@ def clipped_scales(
     least = np.full(len(rows), np.inf)
     for ratio in RATIOS:
         scales = full * ratio
-        codes = nearest(rows, scales, grid, importance)
+        codes = nearest(
+            rows,
+            scales,
+            grid,
+            importance,
+        )
         difference = rows - values_of(codes, scales)
         weighed = weights * difference**2
         error = weighed.sum(axis=1)

@@ -62,7 +62,8 @@ def largest(seen: Rows) -> PerChannel:
     """max|x| of each channel: (C,)."""
     highest = seen[:, 2].max(axis=0)
     lowest = seen[:, 1].min(axis=0)
-    return np.asarray(np.maximum(highest, -lowest))
+    either = np.maximum(highest, -lowest)
+    return np.asarray(either)
 
 
 def expected_levels(seen: Rows) -> PerChannel:
@@ -90,17 +91,20 @@ def expected_levels(seen: Rows) -> PerChannel:
     longest = max(folds // TAIL, 1)
     tail = np.clip(active, 1, longest)
     tail = np.minimum(tail, folds - 1)
-    threshold = np.take_along_axis(moved, tail[None], axis=0)[0]
+    thresholds = np.take_along_axis(moved, tail[None], axis=0)
+    threshold = thresholds[0]
     ranks = np.arange(folds)[:, None]
     in_tail = ranks < tail
-    beyond = np.where(in_tail, moved - threshold, 0)
+    distance = moved - threshold
+    beyond = np.where(in_tail, distance, 0)
     excess = beyond.sum(axis=0) / tail
     values = seen[:, 0].sum(axis=0)
     wanted = RARE * values
     rarer = np.maximum(tail / wanted, 1.0)
     index = tail_index(moved[:, known])
     growth = _growth(index, rarer)
-    extrapolated = threshold + excess * growth
+    past_threshold = excess * growth
+    extrapolated = threshold + past_threshold
     # no level lies below what was seen, whatever the tail says
     reached = np.maximum(extrapolated, moved[0])
     own = np.abs(middle) + reached
@@ -118,7 +122,8 @@ def _movements(seen: Rows) -> tuple[PerChannel, Rows]:
     Shapes: seen (folds, 3, C) -> (C,), (folds, C), every column sorted by itself.
     """
     extremes = seen[:, 1:]
-    middle = np.median(extremes.mean(axis=1), axis=0)
+    centres = extremes.mean(axis=1)
+    middle = np.median(centres, axis=0)
     above = seen[:, 2] - middle
     below = middle - seen[:, 1]
     farthest = np.maximum(above, below)
@@ -138,9 +143,10 @@ def tail_index(moved: Rows) -> float:
     alike = moved[:, usable] / median[usable]
     if alike.size < POOLED:
         return HEAVIEST
-    quartile = np.quantile(alike, 1 - 1 / TAIL)
-    excess = (alike - quartile).ravel()
-    excess = excess[excess > 0]
+    below_tail = 1 - 1 / TAIL
+    quartile = np.quantile(alike, below_tail)
+    distance = (alike - quartile).ravel()
+    excess = distance[distance > 0]
     variance = 0.0
     if excess.size > 1:
         variance = float(excess.var(ddof=1))
@@ -148,7 +154,8 @@ def tail_index(moved: Rows) -> float:
         return 0.0
     # the method of moments: mean^2 / variance of the excesses is 1 - 2 * index
     mean = excess.mean()
-    index = (1 - mean**2 / variance) / 2
+    ratio = mean**2 / variance
+    index = (1 - ratio) / 2
     return float(np.clip(index, 0, HEAVIEST))
 
 
@@ -157,16 +164,19 @@ def _growth(index: float, rarer: PerChannel) -> PerChannel:
     steps = np.log(rarer)
     if index < EXPONENTIAL:
         return np.asarray(steps)
-    growth = np.expm1(index * steps)
-    growth = (1 - index) * growth / index
+    # the quantile of the distribution, in units of its mean excess
+    raised = np.expm1(index * steps)
+    growth = (1 - index) * raised / index
     return np.asarray(growth)
 
 
 def left_out(seen: Rows) -> Iterator[tuple[Rows, Rows]]:
     """(the other folds, the folds left out), part after part."""
     # every eighth fold, not neighbours: data may be in some order
-    part = np.arange(len(seen)) % LEFT_OUT
-    for index in range(min(LEFT_OUT, len(seen))):
+    folds = len(seen)
+    part = np.arange(folds) % LEFT_OUT
+    parts = min(LEFT_OUT, folds)
+    for index in range(parts):
         held = part == index
         yield seen[~held], seen[held]
 
@@ -192,7 +202,8 @@ def noise(
     high = max(highest, 0.0)
     power = energy * factors**2
     step = (high - low) / STEPS
-    rounding = step**2 / 12 * power.sum()
+    variance = step**2 / 12
+    rounding = variance * power.sum()
     other_lowest = divided[:, 0]
     other_highest = divided[:, 1]
     above = np.maximum(other_highest - high, 0.0)
@@ -201,5 +212,6 @@ def noise(
     values = np.maximum(other[:, 0], 1.0)
     # one value of each fold and channel lies there: its share of all is 1 / count
     by_channel = beyond * power / values
-    clipping = by_channel.sum(axis=1).mean()
+    by_fold = by_channel.sum(axis=1)
+    clipping = by_fold.mean()
     return float(rounding + clipping)

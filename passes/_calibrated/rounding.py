@@ -69,11 +69,24 @@ def round_layers(
     edit = Edit(model)
     weights = 0
     gains: list[float] = []
-    for layer, gram in moments_of(model, context, layers, "gram", samples, declined):
+    moments = moments_of(
+        model,
+        context,
+        layers,
+        "gram",
+        samples,
+        declined,
+    )
+    for layer, gram in moments:
         rows = layer.rows()
         bias = layer.bias_row()
         grid = grid_of(layer)
-        solution = solve(rows, bias, gram, grid)
+        solution = solve(
+            rows,
+            bias,
+            gram,
+            grid,
+        )
         gain = _gain_db(
             rows,
             bias,

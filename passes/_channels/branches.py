@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from .._base import Context, MomentRequest, NullContext
 from .._calibrated.layers import fittable_layers
 from .._core.edit import Edit, is_constant
-from .._core.graph import refresh_shapes
+from .._core.graph import input_of, refresh_shapes
 from .._core.ops import CONVOLUTIONS, RECURRENT, WEIGHTED_OPS, is_standard
 from .._dims.groups import Group
 from .._dims.ops.elementwise import BROADCAST, UNARY
@@ -47,7 +47,9 @@ def droppable(group: Group, solution: Solution) -> bool:
     has_end = False
     for mix in solution.relations.mixes:
         node = mix.node
-        if mix.kind != "contract" or not _sums_over(mix, roots, solution):
+        if mix.kind != "contract":
+            continue
+        if not _sums_over(mix, roots, solution):
             continue
         # a depthwise convolution in between goes with the group
         if _makes(node, roots, solution):
@@ -71,7 +73,8 @@ def _makes(node: ir.Node, roots: set[int], solution: Solution) -> bool:
     """Return whether what a node makes goes with the group: a depthwise convolution."""
     shapes = solution.relations.trace.shapes
     for value in node.outputs:
-        for axis in range(len(shapes.get(value, ()))):
+        shape = shapes.get(value, ())
+        for axis in range(len(shape)):
             if solution.classes.get((value, axis)) in roots:
                 return True
     return False
@@ -120,20 +123,23 @@ def drop_branches(
     layers = [node for node in model.graph if is_standard(node, *LAYERS)]
     empty = [node for node in layers if _emptied(node, kept)]
     for node in empty:
-        edit.bypass(node, _bias(node, edit))
+        bias = _bias(node, edit)
+        edit.bypass(node, bias)
     for step in DROPPING:
         step.run(model, NullContext())
     refresh_shapes(model)
     relations = relate(model, traced(model))
     solution = solve(relations, attention)
-    lost = sorted(set(_lost(solution, kept)))
-    return solution, np.array(lost, np.intp)
+    lost = set(_lost(solution, kept))
+    return solution, np.array(sorted(lost), np.intp)
 
 
 def take_means(model: ir.Model, kept: Kept, context: Context, samples: int) -> None:
     """Give layers that are about to lose all inputs the mean of their output as their bias."""
-    layers, requests = {}, {}
-    for number, layer in enumerate(fittable_layers(model)[0]):
+    layers = {}
+    requests = {}
+    fittable, _ = fittable_layers(model)
+    for number, layer in enumerate(fittable):
         if not _emptied(layer.node, kept):
             continue
         key = str(number)
@@ -167,10 +173,11 @@ def _bias(node: ir.Node, edit: Edit) -> ir.Value:
     assert isinstance(graph, ir.Graph)
     assert output.dtype is not None
     rank = len(output.shape or ())
-    bias = node.inputs[2] if len(node.inputs) > 2 else None
+    bias = input_of(node, 2)
     if bias is None or bias.const_value is None:
         ones = [1] * rank
-        zero = np.zeros(ones, output.dtype.numpy())
+        dtype = output.dtype.numpy()
+        zero = np.zeros(ones, dtype)
         return edit.constant(graph, zero, f"{output.name}_zero")
     array = bias.const_value.numpy()
     if node.op_type in CONVOLUTIONS:
@@ -179,7 +186,8 @@ def _bias(node: ir.Node, edit: Edit) -> ir.Value:
         array = array.reshape(1, -1, *spatial)
     # Gemm alone scales its bias
     beta = node.attributes.get_float("beta", 1.0)
-    return edit.constant(graph, array * beta, f"{output.name}_bias")
+    scaled = array * beta
+    return edit.constant(graph, scaled, f"{output.name}_bias")
 
 
 def _lost(solution: Solution, kept: Kept) -> Iterator[int]:
@@ -197,7 +205,9 @@ def _lost(solution: Solution, kept: Kept) -> Iterator[int]:
         # where a dropped layer left a bias that broadcasts, the axis is shorter now
         if stays[-1] >= size:
             continue
-        gone = np.setdiff1d(np.arange(size), stays)
-        for channel in np.unique(slots[gone]):
+        every = np.arange(size)
+        gone = np.setdiff1d(every, stays)
+        channels = np.unique(slots[gone])
+        for channel in channels:
             if channel != FROZEN:
                 yield int(channel)

@@ -68,7 +68,12 @@ def allocate_under_budget(
     """
     offers = []
     for index, curve in enumerate(losses):
-        offer = _offer(candidates, index, curve, target)
+        offer = _offer(
+            candidates,
+            index,
+            curve,
+            target,
+        )
         offers.append(offer)
     everything = [int(offer.counts[-1]) for offer in offers]
     best = everything
@@ -84,10 +89,16 @@ def allocate_under_budget(
         choice = _at_lowest_price(priced, cost, most)
         if cost(choice) > most:
             break
-        choice = _taken_back(choice, priced, cost, most)
+        choice = _taken_back(
+            choice,
+            priced,
+            cost,
+            most,
+        )
         loss = _total_loss(offers, choice)
         if loss < least:
-            best, least = choice, loss
+            best = choice
+            least = loss
     return best
 
 
@@ -108,10 +119,12 @@ def _offer(candidates: Candidates, index: int, loss: Curve, target: str) -> Offe
     counts = np.sort(size - widths)
     # -(-a // b) is a / b rounded up: a block is computed whole however few channels it holds
     blocks = -(-size // block)
-    blocks_left = -(-(size - counts) // block)
+    left = size - counts
+    blocks_left = -(-left // block)
     emptied = (blocks - blocks_left) * block
     in_whole_blocks = np.minimum(emptied, size)
-    saves = IDLE * counts + (1 - IDLE) * in_whole_blocks
+    at_once = (1 - IDLE) * in_whole_blocks
+    saves = IDLE * counts + at_once
     return Offer(counts, loss[counts], saves)
 
 
@@ -137,9 +150,9 @@ def _gains(choice: Choice, everything: Choice, cost: Budget) -> list[float]:
     """Average saving by one channel of each group, the other groups being as chosen."""
     gains = []
     for index, most in enumerate(everything):
-        before = cost(_with(choice, index, 0))
-        after = cost(_with(choice, index, most))
-        saved = before - after
+        whole = _with(choice, index, 0)
+        narrowest = _with(choice, index, most)
+        saved = cost(whole) - cost(narrowest)
         gains.append(saved / max(most, 1))
     return gains
 
@@ -159,7 +172,8 @@ def _at_lowest_price(offers: Sequence[Offer], cost: Budget, most: float) -> Choi
         for offer in offers:
             balance = offer.loss - price * offer.saves
             best = np.argmin(balance)
-            choice.append(int(offer.counts[best]))
+            count = int(offer.counts[best])
+            choice.append(count)
         return choice
 
     low, high = LOWEST_PRICE, HIGHEST_PRICE
@@ -227,7 +241,8 @@ def smallest_ratio(
     low, high = 0.0, 1.0
     for _ in range(RATIO_BISECTIONS):
         # rounded, so that `share` reads the ratio as a short decimal number
-        middle = round((low + high) / 2, 9)
+        half_way = (low + high) / 2
+        middle = round(half_way, 9)
         if budget(pick(middle)) <= fraction:
             high = middle
         else:

@@ -61,7 +61,13 @@ def constant_readers(model: ir.Model) -> Iterator[ConstantReader]:
             continue
         axis = _channel_axis(maker)
         start = np.where(dead, maker.bias_row(), np.nan)
-        for value, values in _followed(maker.output, start, axis, model):
+        followed = _followed(
+            maker.output,
+            start,
+            axis,
+            model,
+        )
+        for value, values in followed:
             for layer in by_input.get(value, ()):
                 # a MatMul behind a Conv sums over its width, not its channels
                 if _channel_axis(layer) == axis:
@@ -153,7 +159,12 @@ def constants_first(
             unknown_values = np.isnan(values)
             varies = unknown_values.astype(np.float64)
             axis = (reader.tensor, reader.axis)
-            varying += by_channel(group, solution, axis, varies)
+            varying += by_channel(
+                group,
+                solution,
+                axis,
+                varies,
+            )
         changed.append(np.where(varying > 0, own, CONSTANT_SCORE))
     return changed
 

@@ -63,7 +63,9 @@ class Contraction:
         slots = columns.max() + 1
         total = np.zeros(slots)
         # unlike `total[columns] +=`, this adds up what falls on one slot
-        np.add.at(total, columns.reshape(-1), by_column.reshape(-1))
+        flat_columns = columns.reshape(-1)
+        flat_squares = by_column.reshape(-1)
+        np.add.at(total, flat_columns, flat_squares)
         return total
 
     def request(self) -> MomentRequest:
@@ -178,17 +180,20 @@ def _first_operands(solution: Solution) -> Iterator[tuple[ir.Node, int]]:
 
 def _contraction(node: ir.Node, axis: int, solution: Solution) -> Contraction | None:
     """The node's sum over `axis` of its first input; None unless one operand alone is constant."""
-    first, second = node.inputs[0], node.inputs[1]
+    first, second = node.inputs[:2]
     assert first is not None
     assert second is not None
     shape = solution.relations.trace.shape(second)
     if shape is None:
         return None
-    tensor, index = first, 1
+    tensor = first
+    index = 1
     stored = _stored_weight(second, solution)
     if stored is None and node.op_type in EITHER_OPERAND:
-        tensor, index = second, 0
-        axis = summed_axes(node, 1, len(shape))[0]
+        tensor = second
+        index = 0
+        summed = summed_axes(node, 1, len(shape))
+        axis = summed[0]
         stored = _stored_weight(first, solution)
     if stored is None:
         return None
@@ -196,7 +201,12 @@ def _contraction(node: ir.Node, axis: int, solution: Solution) -> Contraction | 
     if _stored_weight(tensor, solution) is not None:
         return None
     value, permutation = stored
-    view = WeightView(node, index, value, permutation)
+    view = WeightView(
+        node=node,
+        index=index,
+        stored=value,
+        permutation=permutation,
+    )
     return Contraction(view, tensor, axis)
 
 
@@ -211,7 +221,9 @@ def _stored_weight(
     permutation = tuple(range(len(shape or ())))
     while not is_constant(value):
         node = value.producer()
-        if node is None or not is_standard(node, "Identity", "Cast", "Transpose"):
+        if node is None:
+            return None
+        if not is_standard(node, "Identity", "Cast", "Transpose"):
             return None
         if node.op_type == "Transpose":
             order = node.attributes.get_ints("perm")
@@ -236,7 +248,8 @@ def _passes_on(contraction: Contraction, solution: Solution) -> bool:
         return False
     read = solution.slots(contraction.tensor, contraction.axis)
     made = solution.slots(output, 1)
-    if (read == FROZEN).any():
+    stays = read == FROZEN
+    if stays.any():
         return False
     # slots by group of the convolution: each must belong to one channel, in and out
     read = read.reshape(groups, -1)

@@ -58,7 +58,8 @@ class Costs:
         """Cost once the given channels are gone. Linear in what may shrink; no graph is built."""
         widths = dict(self.whole)
         for root, slots in self.shrinking.items():
-            stays = ~removed[slots] | (slots == FROZEN)
+            is_frozen = slots == FROZEN
+            stays = ~removed[slots] | is_frozen
             widths[root] = int(stays.sum())
         params = 0
         bits = 0
@@ -122,7 +123,8 @@ def costs_of(model: ir.Model, solution: Solution) -> Costs:
     for node in model.graph:
         for axes in _multiplied_axes(node, solution):
             products += _term(axes, solution)
-    widths, shrinking = {}, {}
+    widths = {}
+    shrinking = {}
     for root, slots in solution.channels.items():
         widths[root] = len(slots)
         if (slots != FROZEN).any():
@@ -199,7 +201,8 @@ def _axes(value: ir.Value | None, solution: Solution) -> list[Axis]:
 
 def _term(axes: Sequence[Axis], solution: Solution) -> list[Term]:
     """One product; axes that vary with the input count as 1, others without a class by size."""
-    roots, fixed = [], 1
+    roots = []
+    fixed = 1
     trace = solution.relations.trace
     for value, axis in axes:
         shape = trace.shape(value)

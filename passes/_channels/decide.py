@@ -128,7 +128,12 @@ def _of_least_loss(
     context: Context,
 ) -> Choice:
     """Choice within a budget by which the model's outputs lose least."""
-    losses = _measured_losses(rule, pruning, candidates.scores, context)
+    losses = _measured_losses(
+        rule,
+        pruning,
+        candidates.scores,
+        context,
+    )
     left = _fraction_left(limit, pruning, candidates)
     choice = allocate_under_budget(
         candidates,

@@ -40,8 +40,10 @@ class PruningHistory:
         """History that a model carries; an empty one where it carries none that can be read."""
         try:
             found = json.loads(model.metadata_props[KEY])
-            costs = found["cost"].items()
-            cost = Cost(**{key: int(value) for key, value in costs})
+            costs = {}
+            for key, value in found["cost"].items():
+                costs[key] = int(value)
+            cost = Cost(**costs)
             widths = {}
             for place, width in found["widths"].items():
                 widths[str(place)] = int(width)
@@ -49,7 +51,12 @@ class PruningHistory:
             for name, shape in found["now"].items():
                 now[str(name)] = [int(size) for size in shape]
             last = str(found["last"])
-            return cls(widths, cost, last, now)
+            return cls(
+                widths=widths,
+                cost=cost,
+                last=last,
+                now=now,
+            )
         # anyone may have written the metadata: whatever does not read as a history is none
         except (AttributeError, KeyError, TypeError, ValueError):
             return cls()
@@ -64,7 +71,8 @@ class PruningHistory:
         """Width that a group of these places had at first; `width` where nothing is known of it."""
         widest = width
         for place in places:
-            widest = max(widest, self.widths.get(place, 0))
+            known = self.widths.get(place, 0)
+            widest = max(widest, known)
         return widest
 
     def unchanged(self, weights: Iterable[ir.Value]) -> bool:
@@ -102,7 +110,8 @@ def places_of(groups: Sequence[Group], solution: Solution) -> list[list[str]]:
         own = {}
         for value, axis in group.weights:
             root = solution.classes[value, axis]
-            own[f"{value.name}:{axis}"] = slots[root]
+            place = f"{value.name}:{axis}"
+            own[place] = slots[root]
         named.append(own)
         owners.update(own.keys())
     found = []

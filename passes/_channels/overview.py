@@ -62,7 +62,12 @@ def channel_groups(model: ir.Model, *, norms: bool = True) -> ChannelGroups:
 
     `norms`: read the weights, once, block by block, for the spread of each group.
     """
-    pruning = Pruning(model, NullContext(), "heads", keep_batchnorm=False)
+    pruning = Pruning(
+        model,
+        NullContext(),
+        "heads",
+        keep_batchnorm=False,
+    )
     groups = []
     scores: list[Scores] = []
     if norms:

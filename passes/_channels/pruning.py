@@ -97,7 +97,12 @@ class Pruning:
         # both are checked before anything is left out
         for option, patterns in (("include", include), ("exclude", exclude)):
             where = f"prune-channels.{option}"
-            require_matches(where, patterns, every, LISTING)
+            require_matches(
+                where,
+                patterns,
+                every,
+                LISTING,
+            )
         kept = []
         for group, own in zip(self.groups, names, strict=True):
             reason = left_out(own, include, exclude)
@@ -128,9 +133,19 @@ class Pruning:
                 target=self._context.target,
             )
             widths.append(allowed)
-        ordered = constants_first(scores, self.groups, self.solution, self.whole)
+        ordered = constants_first(
+            scores,
+            self.groups,
+            self.solution,
+            self.whole,
+        )
         was = [self.was[group.name] for group in self.groups]
-        return Candidates(self.groups, ordered, widths, was)
+        return Candidates(
+            groups=self.groups,
+            scores=ordered,
+            widths=widths,
+            was=was,
+        )
 
     def cost(self, choice: Choice, orders: Sequence[NDArray[np.intp]]) -> Cost:
         """Cost of the model once the first `choice` channels of each order are gone."""
@@ -194,7 +209,12 @@ class Pruning:
         def build(choice: Choice) -> ir.Model:
             model = self.whole.clone()
             removed = candidates.removed(choice)
-            remove_channels(model, self.solution, removed, self._attention)
+            remove_channels(
+                model,
+                self.solution,
+                removed,
+                self._attention,
+            )
             return model
 
         wider, declined = wider_if_faster(
@@ -220,10 +240,20 @@ class Pruning:
         fit = samples > 0 and self._context.has_data()
         # either looks at the layers as they are before anything is cut
         if fit:
-            take_means(pruned, kept, self._context, samples)
+            take_means(
+                pruned,
+                kept,
+                self._context,
+                samples,
+            )
         else:
             keep_constants(pruned, kept)
-        remove_channels(pruned, self.solution, removed, self._attention)
+        remove_channels(
+            pruned,
+            self.solution,
+            removed,
+            self._attention,
+        )
         fitted = 0
         if fit:
             fitted, left = reconstruct(

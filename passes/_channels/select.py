@@ -50,7 +50,8 @@ class Candidates:
     def order(self, index: int) -> NDArray[np.intp]:
         """Channel ids of a group, the least important first; ties in graph order."""
         group = self.groups[index]
-        ascending = np.argsort(self.scores[index], kind="stable")
+        scores = self.scores[index]
+        ascending = np.argsort(scores, kind="stable")
         return group.channels[ascending]
 
     def per_gain(self, gains: Sequence[float]) -> Candidates:
@@ -89,8 +90,9 @@ class Candidates:
         """Channels to remove, `count` at most, so that an allowed width stays."""
         size = self.size(index)
         widths = self.widths[index]
+        least = size - count
         # there is one: the present width is always allowed
-        wide_enough = widths[widths >= size - count]
+        wide_enough = widths[widths >= least]
         narrowest = int(wide_enough.min())
         return size - narrowest
 
@@ -137,8 +139,9 @@ def choose(candidates: Candidates, scope: Scope, ratio: float) -> Choice:
     for pool in _pools(candidates.groups, scope):
         was = sum(candidates.was[index] for index in pool)
         already = sum(candidates.already(index) for index in pool)
+        wanted = share(ratio, was)
         # an earlier pruning may have taken more than this one asks for in all
-        count = max(share(ratio, was) - already, 0)
+        count = max(wanted - already, 0)
         for index, own in _lowest_of(pool, candidates, count):
             choice[index] = candidates.fitted(index, own)
     return choice
@@ -156,9 +159,8 @@ def _lowest_of(
     first = ascending[:count]
     lowest = owner[first]
     for index in pool:
-        is_own = lowest == index
-        own = int(is_own.sum())
-        yield index, own
+        own = np.count_nonzero(lowest == index)
+        yield index, int(own)
 
 
 def _of_each(candidates: Candidates, ratio: float) -> Choice:
@@ -167,7 +169,8 @@ def _of_each(candidates: Candidates, ratio: float) -> Choice:
         wanted = share(ratio, was)
         already = candidates.already(index)
         count = max(wanted - already, 0)
-        choice.append(candidates.fitted(index, count))
+        fitted = candidates.fitted(index, count)
+        choice.append(fitted)
     return choice
 
 
@@ -180,8 +183,9 @@ def increments(scores: Scores) -> Scores:
     # constant channels score below zero: they add nothing
     rising = np.maximum(scores[order], 0.0)
     steps = np.diff(rising, prepend=0.0)
+    never_falling = np.maximum.accumulate(steps)
     added = np.empty(len(scores))
-    added[order] = np.maximum.accumulate(steps)
+    added[order] = never_falling
     return added
 
 
@@ -194,7 +198,9 @@ def _pools(groups: Sequence[Group], scope: Scope) -> list[list[int]]:
     """
     pools: dict[object, list[int]] = defaultdict(list)
     for index, group in enumerate(groups):
-        kind = _kinds(group) if scope == "isomorphic" else None
+        kind = None
+        if scope == "isomorphic":
+            kind = _kinds(group)
         pools[kind].append(index)
     return list(pools.values())
 

@@ -78,7 +78,12 @@ def output_losses(
     """
     layers = _layers_by_name(model, LARGEST_WIDTH)
     reader_drifts = [_ascending(each) for each in scores]
-    trials = _trials(groups, solution, scores, layers)
+    trials = _trials(
+        groups,
+        solution,
+        scores,
+        layers,
+    )
     # by group, then by count: output drift for one unit of the readers' drift
     sensitivities: list[dict[int, float]] = [{} for _ in groups]
     for batch in _batches(trials, layers, model):
@@ -91,7 +96,8 @@ def output_losses(
             damp,
         )
         for trial, drift in zip(batch, drifts, strict=True):
-            index, count = trial.index, trial.count
+            index = trial.index
+            count = trial.count
             local = reader_drifts[index][count]
             if local > 0 and np.isfinite(drift):
                 sensitivities[index][count] = drift / local
@@ -106,7 +112,9 @@ def output_losses(
 
 def _ascending(scores: Scores) -> Scores:
     """Drift of a group's readers once its first n channels are gone, n = 0 .. all."""
-    drift = np.maximum(np.sort(scores), 0.0)
+    rising = np.sort(scores)
+    # constant channels score below zero: they add nothing
+    drift = np.maximum(rising, 0.0)
     return np.append(0.0, drift)
 
 
@@ -115,7 +123,9 @@ def _median(sensitivities: Sequence[Mapping[int, float]]) -> float:
     known: list[float] = []
     for each in sensitivities:
         known += each.values()
-    return float(np.median(known)) if known else 1.0
+    if not known:
+        return 1.0
+    return float(np.median(known))
 
 
 def _layers_by_name(
@@ -180,7 +190,8 @@ def _readers(
         axis = (consumer.tensor, consumer.axis)
         places = channel_places(group, solution, axis)
         columns = consumer.view.columns()
-        readers.append(Reader(name, gone[places[columns]]))
+        gone_of_columns = gone[places[columns]]
+        readers.append(Reader(name, gone_of_columns))
     return readers
 
 
@@ -217,7 +228,8 @@ def _batches(
             own += square_bytes(layer.groups, layer.width)
         if batch and held + own > MEMORY:
             yield batch
-            batch, held = [], 0
+            batch = []
+            held = 0
         batch.append(trial)
         held += own
     if batch:
@@ -242,19 +254,35 @@ def _output_drifts(
     requests = {}
     for trial in trials:
         for reader in trial.readers:
-            requests[reader.name] = layers[reader.name].request("gram")
+            layer = layers[reader.name]
+            requests[reader.name] = layer.request("gram")
     grams = context.collect(model, requests, samples)
     variants = {}
     for number, trial in enumerate(trials):
         prefix = f"{number}/"
-        variants[prefix] = _variant(model, trial.readers, grams, damp)
+        variants[prefix] = _variant(
+            model,
+            trial.readers,
+            grams,
+            damp,
+        )
     family = join_models({WHOLE: model, **variants})
     values = _values_by_name(family)
     for prefix, trial in zip(variants, trials, strict=True):
         changed = {reader.name for reader in trial.readers}
-        _share_unchanged(prefix, changed, model, values)
+        _share_unchanged(
+            prefix,
+            changed,
+            model,
+            values,
+        )
     prefixes = list(variants)
-    squares = _square_requests(family, values, outputs, prefixes)
+    squares = _square_requests(
+        family,
+        values,
+        outputs,
+        prefixes,
+    )
     tensors = [request.tensor for request in squares.values()]
     measured = submodel(family, data_inputs(model), tensors)
     found = context.collect(measured, squares, samples)
@@ -307,7 +335,8 @@ def _mean_share(
         whole = found[WHOLE + name][0]
         lost = found.get(prefix + name)
         if lost is not None and whole > 0:
-            shares.append(float(lost[0] / whole))
+            share = lost[0] / whole
+            shares.append(float(share))
     if not shares:
         return float("nan")
     return float(np.mean(shares))
@@ -364,7 +393,8 @@ def _variant(
         # a branch that no sample took
         if reader.name not in grams:
             continue
-        layer, gram = layers[reader.name], grams[reader.name]
+        layer = layers[reader.name]
+        gram = grams[reader.name]
         cross = _own_products(layer, gram)
         rows, bias = ridge_fit(
             layer,

@@ -78,7 +78,12 @@ def verify_removal(
     """
     pruned = model.clone()
     try:
-        remove_channels(pruned, solution, channels, attention)
+        remove_channels(
+            pruned,
+            solution,
+            channels,
+            attention,
+        )
     except SurgeryError as failed:
         return Verdict(None, str(failed))
     problem = structural_problem(pruned)
@@ -90,7 +95,12 @@ def verify_removal(
     if found is None:
         return Verdict(None)
     if found.reference_failure:
-        return _without_reference(model, pruned, found.reference_failure, context)
+        return _without_reference(
+            model,
+            pruned,
+            found.reference_failure,
+            context,
+        )
     if found.failure:
         return Verdict(None, found.failure)
     if found.error <= TOLERANCE:

@@ -69,7 +69,13 @@ def channel_groups(solution: Solution) -> list[Group]:
         if len(channels) > 1 and largest_rank > 1:
             numbers = np.array(channels)
             name = _name(weights)
-            groups.append(Group(numbers, where, tuple(weights), name))
+            group = Group(
+                channels=numbers,
+                places=where,
+                weights=tuple(weights),
+                name=name,
+            )
+            groups.append(group)
     shapes = solution.relations.trace.shapes
     # the trace met initializers in the order of the graph
     order = {value: index for index, value in enumerate(shapes)}
@@ -88,17 +94,19 @@ def _places(solution: Solution) -> dict[int, list[Place]]:
         # a channel may take several slots of a class, as copies by Tile do
         free = slots[slots != FROZEN]
         found, counts = np.unique(free, return_counts=True)
-        for index, channel in enumerate(found.tolist()):
-            place = (root, int(counts[index]))
+        pairs = zip(found.tolist(), counts.tolist(), strict=True)
+        for channel, count in pairs:
+            place = (root, count)
             places[channel].append(place)
     return places
 
 
 def _weights_by_class(solution: Solution) -> dict[int, list[Axis]]:
     found: dict[int, list[Axis]] = defaultdict(list)
-    for (value, axis), root in solution.classes.items():
+    for place, root in solution.classes.items():
+        value, _ = place
         if value.is_initializer() and value.dtype in WEIGHT_TYPES:
-            found[root].append((value, axis))
+            found[root].append(place)
     return found
 
 
@@ -150,11 +158,12 @@ def kept_slots(
     """Slots that stay of every axis that loses some when the given channels go, by value name."""
     # one more entry, never set: FROZEN (-1) as an index reads it
     gone = np.zeros(solution.count + 1, bool)
-    channels = np.array(list(removed), np.intp)
-    gone[channels] = True
+    indices = np.array(list(removed), np.intp)
+    gone[indices] = True
     stays = {}
     for root, slots in solution.channels.items():
-        lost = gone[slots] & (slots != FROZEN)
+        is_free = slots != FROZEN
+        lost = gone[slots] & is_free
         if lost.any():
             stays[root] = np.flatnonzero(~lost)
     kept: dict[str, dict[int, NDArray[np.intp]]] = defaultdict(dict)
@@ -172,8 +181,11 @@ def frozen_weights(solution: Solution) -> Iterator[tuple[Axis, str]]:
     for (value, axis), root in solution.classes.items():
         if not value.is_initializer() or value.dtype not in WEIGHT_TYPES:
             continue
+        # a vector alone is no layer
+        if _rank(value) < 2:
+            continue
         slots = solution.channels[root]
-        whole = (slots == FROZEN).all()
-        if _rank(value) > 1 and len(slots) > 1 and whole:
+        stays = slots == FROZEN
+        if len(slots) > 1 and stays.all():
             reason = solution.reasons.get(root, COUPLED)
             yield (value, axis), reason

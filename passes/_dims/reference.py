@@ -106,7 +106,12 @@ class _Masking:
                 size = self._shape(made)[axis]
                 back = np.zeros(size, np.intp)
                 back[stays] = np.arange(len(stays))
-                self._spread(twin, value, axis, back)
+                self._spread(
+                    twin,
+                    value,
+                    axis,
+                    back,
+                )
 
     def _shape(self, value: ir.Value) -> tuple[int, ...]:
         return self.solution.relations.trace.shapes[value]

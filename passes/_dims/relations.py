@@ -57,8 +57,10 @@ class Factorization:
         """Coordinate along one factor of every slot of an axis made of `factors`."""
         shape = [self.sizes[factor] for factor in factors]
         aligned = [-1 if factor == wanted else 1 for factor in factors]
-        grid = np.arange(self.sizes[wanted]).reshape(aligned)
-        return np.broadcast_to(grid, shape).reshape(-1)
+        coordinates = np.arange(self.sizes[wanted])
+        grid = coordinates.reshape(aligned)
+        whole = np.broadcast_to(grid, shape)
+        return whole.reshape(-1)
 
 
 @dataclass(frozen=True)
@@ -159,8 +161,9 @@ class Relations:
         if size == 1 or size != self.sizes[b]:
             return
         # a class is called by its oldest axis
-        first = min(a, b)
-        self._parent[max(a, b)] = first
+        older = min(a, b)
+        younger = max(a, b)
+        self._parent[younger] = older
 
     def summed(
         self, value: ir.Value, axis: int, other: ir.Value, other_axis: int
@@ -198,7 +201,13 @@ class Relations:
         else:
             first = self.find(value, axis)
             second = self.find(other, other_axis)
-            self.links.append(Link(first, mine, second, theirs))
+            link = Link(
+                axis=first,
+                mine=mine,
+                other=second,
+                theirs=theirs,
+            )
+            self.links.append(link)
 
     def freeze(
         self,
@@ -237,14 +246,16 @@ class Relations:
         # every border of either side is one of a factor, and no other is
         borders = set[int]()
         for side in sides:
-            borders |= _borders(self._sizes(side))
+            own_sizes = self._sizes(side)
+            borders |= _borders(own_sizes)
         order = sorted(borders)
         factors = []
         for small, big in pairwise(order):
             # as (2, 3) to (3, 2): no factor is common to both sides
             if big % small:
+                reason = f"{where} cuts it across its channels"
                 for value, axis in (*before, *after):
-                    self.freeze(value, axis, f"{where} cuts it across its channels")
+                    self.freeze(value, axis, reason)
                 return
             factors.append(big // small)
         sizes = tuple(reversed(factors))
@@ -253,10 +264,10 @@ class Relations:
             axes.extend(self._factored(side, sizes))
         options = tuple((factor,) for factor in range(len(sizes)))
         block = Factorization(
-            where,
-            sizes,
-            tuple(axes),
-            options,
+            where=where,
+            sizes=sizes,
+            axes=tuple(axes),
+            options=options,
         )
         self.blocks.append(block)
 
@@ -275,7 +286,8 @@ class Relations:
                 position += 1
             number = self.find(value, axis)
             if position > start:
-                found.append((number, tuple(range(start, position))))
+                own = tuple(range(start, position))
+                found.append((number, own))
         return found
 
     def grouped(
@@ -289,13 +301,14 @@ class Relations:
         """State a block by the sizes of its factors, those of each axis, and the options."""
         numbered = []
         for (value, axis), factors in axes:
-            numbered.append((self.find(value, axis), factors))
+            number = self.find(value, axis)
+            numbered.append((number, factors))
         block = Factorization(
-            where,
-            sizes,
-            tuple(numbered),
-            tuple(options),
-            heads,
+            where=where,
+            sizes=sizes,
+            axes=tuple(numbered),
+            options=tuple(options),
+            heads=heads,
         )
         self.blocks.append(block)
 
@@ -339,7 +352,9 @@ def optional_input(node: ir.Node, index: int) -> ir.Value | None:
 
 def axis_attribute(node: ir.Node, default: int, rank: int) -> int:
     """Attribute `axis` as a non-negative number of an axis of a tensor of that rank."""
-    return node.attributes.get_int("axis", default) % max(rank, 1)
+    axis = node.attributes.get_int("axis", default)
+    # a scalar has no axes: the remainder by 0 would fail
+    return axis % max(rank, 1)
 
 
 def name_of(node: ir.Node) -> str:

@@ -40,7 +40,12 @@ def remove_slots(model: ir.Model, kept: Kept, old: Trace) -> None:
         if value is not None and value.const_value is not None:
             set_tensor(value, SlicedTensor(value.const_value, axes))
     new = Trace(model, old.sizes)
-    surgery = Surgery(model, old, new, kept)
+    surgery = Surgery(
+        model,
+        old,
+        new,
+        kept,
+    )
     # a copy of the list: updates insert nodes in front of those they fit
     for node in list(model.graph):
         update = UPDATES.get((node.domain, node.op_type))
@@ -142,7 +147,13 @@ def _retarget(node: ir.Node, surgery: Surgery) -> None:
     wanted: list[int | None] = []
     for axis, (number, size) in enumerate(zip(given, expected, strict=True)):
         dynamic = surgery.old.varies(result, axis)
-        wanted.append(_wanted(node, number, size, dynamic))
+        told = _wanted(
+            node,
+            number,
+            size,
+            dynamic,
+        )
+        wanted.append(told)
     if wanted.count(REST) > 1:
         raise SurgeryError(node, "two dynamic dims of the shape it is told change")
     _set_target(
@@ -165,7 +176,8 @@ def _wanted(node: ir.Node, number: int, size: int, dynamic: bool) -> int | None:
     broadcasts = node.op_type == "Expand" and number == 1
     if number == size or copies or broadcasts:
         # 0 and 1 say the same whatever the input's size is
-        return number if number in (0, 1) or not dynamic else None
+        stays_right = number in (0, 1) or not dynamic
+        return number if stays_right else None
     if not dynamic:
         return size
     return REST if has_rest else None

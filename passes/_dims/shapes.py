@@ -35,7 +35,9 @@ def shaper(*ops: str, domain: str = "") -> Callable[[Shaper], Shaper]:
 
 def at(inputs: Shapes, index: int) -> Shape | None:
     """Shape of an input that may be absent."""
-    return inputs[index] if index < len(inputs) else None
+    if index >= len(inputs):
+        return None
+    return inputs[index]
 
 
 @shaper(
@@ -83,19 +85,20 @@ def fused_matmul(node: ir.Node, inputs: Shapes) -> list[Shape | None]:
     columns = right[-2] if flip_right else right[-1]
     rank = max(len(left), len(right)) - 2
     batch = []
-    for axis in range(rank):
-        sizes = (
-            _batch_size(left, axis - rank),
-            _batch_size(right, axis - rank),
-        )
-        batch.append(max(sizes))
+    for back in range(-rank, 0):
+        # of two sizes one is 1, or both are the same
+        size_left = _batch_size(left, back)
+        size_right = _batch_size(right, back)
+        batch.append(max(size_left, size_right))
     return [(*batch, rows, columns)]
 
 
 def _batch_size(shape: Shape, back: int) -> int:
     """Size of a batch axis counted from the last one (-1); 1 where the tensor has none."""
     batch = shape[:-2]
-    return batch[back] if -back <= len(batch) else 1
+    if -back > len(batch):
+        return 1
+    return batch[back]
 
 
 @shaper("MultiHeadAttention", domain=MICROSOFT)
@@ -117,6 +120,8 @@ def packed_attention(node: ir.Node, inputs: Shapes) -> list[Shape | None]:
     weight = at(inputs, 1)
     if data is None or weight is None:
         return []
-    equal = [weight[1] // 3] * 3
+    # queries, keys and values are of one size unless the attribute says otherwise
+    third = weight[1] // 3
+    equal = [third] * 3
     sizes = node.attributes.get_ints("qkv_hidden_sizes", equal)
     return [(*data[:-1], sizes[2])]

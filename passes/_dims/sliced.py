@@ -45,7 +45,9 @@ class SlicedTensor(DerivedTensor):
         start = 0
         rest = np.empty(0, self.dtype.numpy())
         for rows in self._rows():
-            rest = np.concatenate([rest, rows]) if rest.size else rows
+            if rest.size:
+                rows = np.concatenate([rest, rows])
+            rest = rows
             # what does not fill a granule waits for the next rows
             whole = rest.size // granule * granule
             if whole:
@@ -70,7 +72,8 @@ class SlicedTensor(DerivedTensor):
             here = wanted[first:last] - row
             row = end
             if len(here):
-                yield self._taken(slab, here).reshape(-1)
+                taken = self._taken(slab, here)
+                yield taken.reshape(-1)
 
     def _taken(self, slab: NDArray[Any], rows: NDArray[np.intp]) -> NDArray[Any]:
         """Take the slots of some rows, axis by axis: each take reads what the one before left."""

@@ -109,7 +109,8 @@ class _Unions:
         """Factors of which some axis is frozen whole, and those of size 1."""
         dead = {factor for factor, size in enumerate(block.sizes) if size == 1}
         for index, factors in block.axes:
-            if self.relations.root(index) in self.reasons:
+            root = self.relations.root(index)
+            if root in self.reasons:
                 dead.update(factors)
         return dead
 
@@ -118,13 +119,16 @@ class _Unions:
 
         Each once, in that order.
         """
+        relations = self.relations
         numbers: list[int] = []
-        for link in self.relations.links:
+        for link in relations.links:
             numbers += (link.axis, link.other)
-        for block in self.relations.blocks:
+        for block in relations.blocks:
             numbers += (index for index, _ in block.axes)
-        numbers += (index for index, _, _ in self.relations.partly_frozen)
-        roots = dict.fromkeys(self.relations.root(number) for number in numbers)
+        for index, _, _ in relations.partly_frozen:
+            numbers.append(index)
+        # a dict drops repeats and keeps the order
+        roots = dict.fromkeys(relations.root(number) for number in numbers)
         return [root for root in roots if root not in self.reasons]
 
     # --- unions of slots --------------------------------------------------------
@@ -163,11 +167,13 @@ class _Unions:
         names, edges = np.unique(pairs, return_inverse=True)
         first, second = edges.reshape(2, -1)
         target = _components(len(names), first, second)
+        merged = names[target]
         final = np.arange(len(self.labels))
-        final[names] = names[target]
+        final[names] = merged
         self.labels = final[self.labels]
         frozen = self.frozen[names]
-        np.logical_or.at(self.frozen, final[names], frozen)
+        # unlike `|=` through an index, this takes every entry of a label that occurs twice
+        np.logical_or.at(self.frozen, merged, frozen)
 
     def freeze(self, root: int, reason: str, slots: Slots | None = None) -> None:
         """Freeze a class, or some of its slots and with them all that they are joined to."""
@@ -177,7 +183,8 @@ class _Unions:
         # labels are frozen, not slots: what is joined to them later is frozen too
         if slots is None:
             slots = np.arange(self.relations.sizes[root])
-        labels = self.labels[self.start[root] + slots]
+        places = self.start[root] + slots
+        labels = self.labels[places]
         self.frozen[labels] = True
         self.slot_reason.setdefault(root, reason)
 
@@ -199,7 +206,8 @@ class _Unions:
                 with_heads = [block for block in left if self._head_options(block)]
                 chosen = with_heads or left
                 for block in chosen:
-                    self._choose(block, self._preferred(block, attention))
+                    option = self._preferred(block, attention)
+                    self._choose(block, option)
                 done = {id(block) for block in chosen}
                 left = [block for block in left if id(block) not in done]
             waiting = left
@@ -232,53 +240,60 @@ class _Unions:
         labels = []
         coordinates = []
         for index, factors in block.axes:
-            if factor in factors:
-                labels.append(self._labels_of(self.relations.root(index)))
-                coordinates.append(block.coordinate(factors, factor))
-        names, position = np.unique(np.concatenate(labels), return_inverse=True)
+            if factor not in factors:
+                continue
+            root = self.relations.root(index)
+            labels.append(self._labels_of(root))
+            coordinates.append(block.coordinate(factors, factor))
+        every_label = np.concatenate(labels)
+        names, position = np.unique(every_label, return_inverse=True)
         where = np.concatenate(coordinates)
         # coordinates and labels as the two sides of one graph: an edge for every slot
         count = size + len(names)
-        merged = _components(
-            count,
-            where,
-            size + position,
-        )
+        merged = _components(count, where, size + position)
+        of_coordinates = merged[:size]
+        of_labels = merged[size:]
         stays = np.zeros(count, bool)
-        frozen = merged[size:][self.frozen[names]]
+        frozen = of_labels[self.frozen[names]]
         stays[frozen] = True
-        parts = np.unique(merged[:size])
+        parts = np.unique(of_coordinates)
+        # all are one channel: it would take the whole axis along
         if len(parts) == 1:
             return 0
-        return int((~stays[parts]).sum())
+        free = ~stays[parts]
+        return int(free.sum())
 
     def _head_options(self, block: Factorization) -> set[int]:
         """Options that count attention heads, as an axis by themselves or as a known factor."""
         head_classes = {self.relations.root(index) for index in self.relations.heads}
         head_factors = set(block.heads)
         for index, factors in block.axes:
-            if len(factors) == 1 and self.relations.root(index) in head_classes:
+            root = self.relations.root(index)
+            if len(factors) == 1 and root in head_classes:
                 head_factors.add(factors[0])
-        options = enumerate(block.options)
-        return {option for option, own in options if head_factors.issuperset(own)}
+        found = set()
+        for option, own in enumerate(block.options):
+            if head_factors.issuperset(own):
+                found.add(option)
+        return found
 
     def _preferred(self, block: Factorization, attention: Attention) -> int | None:
         candidates = self._candidates(block)
         heads = self._head_options(block)
         if heads and len(candidates) > 1:
             asks_for_heads = attention == "heads"
-            wanted = {
-                option: count
-                for option, count in candidates.items()
-                if (option in heads) == asks_for_heads
-            }
+            wanted = {}
+            for option, count in candidates.items():
+                is_heads = option in heads
+                if is_heads == asks_for_heads:
+                    wanted[option] = count
             # where none is as asked, another choice is better than none
             candidates = wanted or candidates
-        return max(
-            candidates,
-            key=lambda option: (candidates[option], option),
-            default=None,
-        )
+
+        def free_channels(option: int) -> tuple[int, int]:
+            return candidates[option], option
+
+        return max(candidates, key=free_channels, default=None)
 
     def _choose(self, block: Factorization, option: int | None) -> None:
         """Let channels go along the factors of one option; axes that have none of them stay."""
@@ -286,24 +301,27 @@ class _Unions:
         reason = f"{block.where} couples all of it"
         if option is not None:
             dead = self._dead(block)
-            live = tuple(f for f in block.options[option] if f not in dead)
+            chosen = block.options[option]
+            live = tuple(factor for factor in chosen if factor not in dead)
             reason = f"{block.where} cuts it another way"
         representatives: dict[int, Slots] = {}
         for index, factors in block.axes:
             root = self.relations.root(index)
             factor = next((f for f in live if f in factors), None)
             if factor is None or root not in self.start:
-                self.freeze(root, self.reasons.get(root, reason))
+                own_reason = self.reasons.get(root, reason)
+                self.freeze(root, own_reason)
                 continue
-            start = self.start[root]
-            slots = start + np.arange(self.relations.sizes[root])
+            size = self.relations.sizes[root]
+            slots = self.start[root] + np.arange(size)
             where = block.coordinate(factors, factor)
             if factor not in representatives:
                 # written backwards, the first slot of each coordinate stays
                 first = np.empty(block.sizes[factor], np.intp)
                 first[where[::-1]] = slots[::-1]
                 representatives[factor] = first
-            self._union(slots, representatives[factor][where])
+            joined_to = representatives[factor][where]
+            self._union(slots, joined_to)
 
     # --- result -----------------------------------------------------------------
 
@@ -313,11 +331,11 @@ class _Unions:
         stays = self.frozen[self.labels]
         free = np.unique(self.labels[~stays])
         # labels have gaps since they merged: channels are numbered without
+        count = len(free)
         number = np.full(len(self.labels), FROZEN)
-        number[free] = np.arange(len(free))
+        number[free] = np.arange(count)
         classes = dict(relations.axes())
         channels = {}
-        count = len(free)
         for root in dict.fromkeys(classes.values()):
             size = relations.sizes[root]
             if root in self.start:
@@ -357,5 +375,5 @@ def _components(count: int, a: Slots, b: Slots) -> Slots:
         np.minimum.at(label, b, low)
         # a label that fell lets those that point to it fall in the same round
         label = label[label]
-        if (label == before).all():
+        if np.array_equal(label, before):
             return label

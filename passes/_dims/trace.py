@@ -114,14 +114,19 @@ class Trace:
 
     def shape(self, value: ir.Value | None) -> Shape | None:
         """Shape of a value under the probe sizes; None if unknown or absent."""
-        return None if value is None else self.shapes.get(value)
+        if value is None:
+            return None
+        return self.shapes.get(value)
 
     def ints(self, value: ir.Value | None) -> list[int] | None:
         """A known small integer tensor as a flat list."""
-        array = None if value is None else self.arrays.get(value)
+        if value is None:
+            return None
+        array = self.arrays.get(value)
         if array is None or array.dtype.kind not in "iu":
             return None
-        return [int(number) for number in array.reshape(-1)]
+        flat = array.reshape(-1)
+        return [int(number) for number in flat]
 
     def constants(self, value: ir.Value | None) -> list[int] | None:
         """As `ints`, for numbers that are the same whatever size the symbolic dims have."""
@@ -239,7 +244,8 @@ class Trace:
             # values of shape tensors matter to Reshape, Slice and their kind
             array = self.arrays.get(value)
             if array is not None and _feeds_inference(array):
-                data[value.name] = onnx.numpy_helper.from_array(array, value.name)
+                tensor = onnx.numpy_helper.from_array(array, value.name)
+                data[value.name] = tensor
         try:
             found = self._infer(node, types, data)
         except FAILURES:
@@ -266,7 +272,8 @@ class Trace:
         )
         opsets = []
         for domain, number in self.opsets.items():
-            opsets.append(onnx.helper.make_opsetid(domain, number))
+            opset = onnx.helper.make_opsetid(domain, number)
+            opsets.append(opset)
         found: dict[str, onnx.TypeProto] = onnx.shape_inference.infer_node_outputs(
             schema,
             ir.to_proto(node),
@@ -300,7 +307,8 @@ def _numbers(shape: ir.Shape | ir.ShapeProtocol) -> Shape:
 
 def _feeds_inference(array: NDArray[Any]) -> bool:
     """Return whether onnx's inference reads such values: neither booleans nor single bytes."""
-    return array.dtype.kind in "iuf" and array.dtype.itemsize > 1
+    dtype = array.dtype
+    return dtype.kind in "iuf" and dtype.itemsize > 1
 
 
 def _type_proto(value: ir.Value, shape: Iterable[int] | None) -> onnx.TypeProto:
@@ -343,7 +351,12 @@ def traced(model: ir.Model) -> Trace:
             others = probe[1]
     if symbols and trace.sizes == others:
         # one small size fits: most symbols take another by themselves, and show what varies
-        loosened = _loosened(model, others, symbols, unknown)
+        loosened = _loosened(
+            model,
+            others,
+            symbols,
+            unknown,
+        )
         trace, _ = _walk(model, loosened)
         others = _loosened(
             model,
@@ -395,7 +408,8 @@ def _probes(known: Sizes, symbols: list[str]) -> Iterator[tuple[Sizes, Sizes]]:
             sizes = dict(known)
             for index, symbol in enumerate(symbols):
                 factor = scale if index else first
-                sizes[symbol] = _prime(start + index) * factor
+                prime = _prime(start + index)
+                sizes[symbol] = prime * factor
             pair.append(sizes)
         yield pair[0], pair[1]
     for size in SMALL:

@@ -117,6 +117,12 @@ def scores_of(
             lacking.append(group)
             declined.append(Declined(group.name, f"{name}: {scores}; scored by l2"))
     # norms are computed for those groups alone: weights may be large
-    norms = iter(magnitude(lacking, solution, 2, options))
-    complete = [next(norms) if isinstance(each, str) else each for each in found]
+    norms = magnitude(
+        lacking,
+        solution,
+        2,
+        options,
+    )
+    waiting = iter(norms)
+    complete = [next(waiting) if isinstance(each, str) else each for each in found]
     return complete, declined

@@ -79,7 +79,12 @@ def _scored(
     options: ScoreOptions,
 ) -> Found:
     consumers = consumers_of(groups, solution)
-    found = profiles(consumers, model, context, options.samples)
+    found = profiles(
+        consumers,
+        model,
+        context,
+        options.samples,
+    )
     means = {key: profile.mean(axis=0) for key, profile in found.items()}
     result: Found = []
     for group, each in zip(groups, consumers, strict=True):
@@ -90,7 +95,13 @@ def _scored(
                 slots = per_slot(base, means[key], consumer.squares())
                 seen.append((consumer, slots))
         if seen:
-            result.append(group_scores(group, solution, seen, options))
+            scores = group_scores(
+                group,
+                solution,
+                seen,
+                options,
+            )
+            result.append(scores)
         else:
             result.append(UNSEEN if each else UNREAD)
     return result
@@ -106,7 +117,8 @@ def group_scores(
     parts = []
     for consumer, slots in seen:
         axis = (consumer.tensor, consumer.axis)
-        parts.append(by_channel(group, solution, axis, slots))
+        part = by_channel(group, solution, axis, slots)
+        parts.append(part)
     return combined(parts, options)
 
 

@@ -204,7 +204,13 @@ def _order_of(
         if np.isfinite(moment).all():
             owner = _owners(group, solution, reader)
             grams = reader.grams(moment)
-            layers.append(ObsLayer.of(reader.view.matrix(), grams, owner, DAMP))
+            layer = ObsLayer.of(
+                reader.view.matrix(),
+                grams,
+                owner,
+                DAMP,
+            )
+            layers.append(layer)
     if layers:
         return _greedy_order(layers, len(group.channels), options.aggregate)
     return OVERFLOW if reached else UNSEEN
@@ -246,8 +252,15 @@ def _greedy_order(
         cheapest = np.argsort(costs, kind="stable")
         pool = cheapest[:size]
         taken = []
+        removals = _taken_from(
+            pool,
+            batch,
+            layers,
+            count,
+            aggregate,
+        )
         # costs are those of the layer as the channels before have left it: they add up
-        for channel, cost in _taken_from(pool, batch, layers, count, aggregate):
+        for channel, cost in removals:
             total = cost + total
             drift.append(total)
             taken.append(channel)

@@ -28,7 +28,12 @@ def taylor(
     Source: Molchanov et al., Importance Estimation for Neural Network Pruning, CVPR 2019
     (arXiv:1906.10771), eq. 8 before squaring.
     """
-    gradients = _gradients(groups, model, context, options)
+    gradients = _gradients(
+        groups,
+        model,
+        context,
+        options,
+    )
     found: Found = []
     for group in groups:
         found.append(
@@ -56,7 +61,12 @@ def fisher(
     empirical Fisher matrix: Theis et al., Faster gaze prediction with dense networks and Fisher
     pruning, 2018 (arXiv:1801.05787).
     """
-    gradients = _gradients(groups, model, context, options)
+    gradients = _gradients(
+        groups,
+        model,
+        context,
+        options,
+    )
     found: Found = []
     for group in groups:
         found.append(
@@ -102,7 +112,8 @@ def _combined(
         gradient = gradients.get(axis[0].name or "")
         if gradient is not None:
             terms = _per_slot(axis, gradient, square)
-            parts.append(np.abs(by_channel(group, solution, axis, terms)))
+            change = by_channel(group, solution, axis, terms)
+            parts.append(np.abs(change))
     if not parts:
         return "the loss has no gradient by its weights"
     return combined(parts, options)

@@ -38,8 +38,9 @@ class _ObsBlock:
                 # the common case of one column each needs no matrix inverse
                 single = index[:, 0]
                 weight = self.weight[:, single]
-                squares = np.square(weight).sum(axis=0)
-                total[owners] += squares / diagonal[single]
+                squares = np.square(weight)
+                by_column = squares.sum(axis=0)
+                total[owners] += by_column / diagonal[single]
                 continue
             row = index[:, :, None]
             column = index[:, None, :]
@@ -74,9 +75,10 @@ class _ObsBlock:
     def restricted(self, owners: NDArray[np.intp]) -> _ObsBlock:
         """The block as these owners alone see it."""
         own = np.isin(self.owner, owners)
+        both = np.ix_(own, own)
         return _ObsBlock(
             weight=self.weight[:, own],
-            inverse=self.inverse[np.ix_(own, own)],
+            inverse=self.inverse[both],
             owner=self.owner[own],
         )
 
@@ -98,7 +100,8 @@ class ObsLayer:
         owner (groups, K), -1 for none. `damp`: share of the mean variance added to every variance.
         Inputs that do not vary are left out: the bias makes up for them exactly.
         """
-        blocks, energy = [], 0.0
+        blocks = []
+        energy = 0.0
         for rows, moments, own in zip(weight, gram, owner, strict=True):
             # the last row of z z^T, z = [x, 1], holds the means of x
             mean = moments[-1, :-1]
@@ -106,12 +109,14 @@ class ObsLayer:
             covariance = products - np.outer(mean, mean)
             variance = np.diagonal(covariance)
             mean_square = np.diagonal(moments)[:-1]
-            alive = variance > DEAD * mean_square
+            rounding = DEAD * mean_square
+            alive = variance > rounding
             if not alive.any():
                 continue
             covariance = covariance[np.ix_(alive, alive)]
             usual = np.diagonal(covariance).mean()
             diagonal = np.diag_indices(len(covariance))
+            # inputs that depend on each other have no inverse without it
             covariance[diagonal] += damp * usual
             rows = rows[:, alive]
             block = _ObsBlock(
@@ -131,7 +136,8 @@ class ObsLayer:
             block.costs(total)
         if self.energy > 0:
             # rounding leaves tiny negative costs of columns that others make up for
-            return np.maximum(total, 0) / self.energy
+            positive = np.maximum(total, 0)
+            return positive / self.energy
         return np.zeros(count)
 
     def restricted(self, owners: NDArray[np.intp]) -> ObsLayer:
@@ -166,5 +172,7 @@ def _columns(
         alike = counts == width
         first = starts[alike]
         runs = first[:, None] + np.arange(width)
-        found.append((names[alike], order[runs]))
+        owners = names[alike]
+        columns = order[runs]
+        found.append((owners, columns))
     return found

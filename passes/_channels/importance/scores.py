@@ -119,7 +119,8 @@ def power_sums(value: ir.Value, axis: int, power: Literal[1, 2]) -> Scores:
     # blocks hold whole runs along the axis, so that each reshapes
     for _, block in blocks(tensor, granule):
         floats = block.astype(np.float32, copy=False)
-        parts = np.abs(floats).reshape(-1, slots, inner)
+        sizes = np.abs(floats)
+        parts = sizes.reshape(-1, slots, inner)
         if power == 2:
             total += np.einsum("aib,aib->i", parts, parts)
         else:

@@ -44,7 +44,12 @@ def stability(
     2013 (arXiv:1105.5578).
     """
     consumers = consumers_of(groups, solution)
-    seen = profiles(consumers, model, context, options.samples)
+    seen = profiles(
+        consumers,
+        model,
+        context,
+        options.samples,
+    )
     found: Found = []
     for group, each in zip(groups, consumers, strict=True):
         known = [consumer for consumer in each if key_of(consumer) in seen]
@@ -96,7 +101,12 @@ def _scored(
         for consumer, mean, own in zip(consumers, means, squares, strict=True):
             slots = per_slot(BASE, mean, own)
             read.append((consumer, slots))
-        scores = group_scores(group, solution, read, options)
+        scores = group_scores(
+            group,
+            solution,
+            read,
+            options,
+        )
         # ties go in graph order
         return np.argsort(scores, kind="stable")
 
@@ -105,7 +115,8 @@ def _scored(
     quota = int(options.ratio * channels)
     votes = np.zeros(channels)
     for means in _half_means(folds, seed):
-        lowest = ascending(means)[:quota]
+        by_score = ascending(means)
+        lowest = by_score[:quota]
         votes[lowest] += 1
     whole = [each.mean(axis=0) for each in folds]
     order = ascending(whole)
@@ -149,4 +160,5 @@ def _half(
     if size == 0:
         return folds
     start = half * size
-    return folds[own[start : start + size]]
+    stop = start + size
+    return folds[own[start:stop]]

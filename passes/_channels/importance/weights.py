@@ -49,12 +49,15 @@ def magnitude(
     (arXiv:1608.08710) for one layer.
     """
     found = []
-    for group, weights in zip(groups, _made_first(groups, solution), strict=True):
+    by_group = _made_first(groups, solution)
+    for group, weights in zip(groups, by_group, strict=True):
         parts = []
         for axis in weights:
             slots = power_sums(*axis, power)
-            sums = by_channel(group, solution, axis, slots)
-            parts.append(np.sqrt(sums) if power == 2 else sums)
+            part = by_channel(group, solution, axis, slots)
+            if power == 2:
+                part = np.sqrt(part)
+            parts.append(part)
         found.append(combined(parts, options))
     return found
 
@@ -113,15 +116,18 @@ def _made_first(groups: Sequence[Group], solution: Solution) -> list[list[Axis]]
     for group, made, read in zip(groups, producers, consumers, strict=True):
         rank = {}
         for reader in read:
-            rank[reader.weight, reader.weight_axis] = 2
+            axis = (reader.weight, reader.weight_axis)
+            rank[axis] = 2
         # a weight that makes and reads the channels counts as a producer
         for producer in made:
-            rank[producer.weight, producer.weight_axis] = 0
+            axis = (producer.weight, producer.weight_axis)
+            rank[axis] = 0
         own = matrices(group)
         ranks = [rank.get(axis, 1) for axis in own]
         # stable: within a rank the weights stay in graph order
         order = np.argsort(ranks, kind="stable")
-        result.append([own[index] for index in order])
+        ordered = [own[index] for index in order]
+        result.append(ordered)
     return result
 
 
@@ -136,7 +142,8 @@ def _distances(group: Group, solution: Solution, axis: Axis) -> Scores:
         products += part @ part.T
     squares = np.diagonal(products)
     # |a - b|^2 = |a|^2 + |b|^2 - 2 a b; rounding may leave it below zero
-    apart = squares[:, None] + squares - 2 * products
+    both = squares[:, None] + squares
+    apart = both - 2 * products
     apart = np.maximum(apart, 0)
     lengths = np.sqrt(apart)
     distances: Scores = lengths.sum(axis=1)
@@ -158,7 +165,8 @@ def _slices(group: Group, solution: Solution, axis: Axis) -> NDArray[np.float32]
         flat[start:end] = block
     whole = flat.reshape(shape)
     slots = np.moveaxis(whole, index, 0)
-    slots = slots.reshape(shape[index], -1)
+    count = shape[index]
+    slots = slots.reshape(count, -1)
     channels = len(group.channels)
     place = channel_places(group, solution, axis)
     is_taken = place < channels

@@ -81,16 +81,22 @@ def attention(node: ir.Node, relations: Relations) -> None:
         "present_value": outputs[2],
     }
     others = {"mask": optional_input(node, 3), "scores": outputs[3]}
+    present_others = _present(relations, others)
     parts = Parts(
-        required_input(node, 0),
-        required_input(node, 1),
-        required_input(node, 2),
-        node.outputs[0],
-        list(_present(relations, others).values()),
-        _present(relations, caches),
+        query=required_input(node, 0),
+        key=required_input(node, 1),
+        value=required_input(node, 2),
+        result=node.outputs[0],
+        others=list(present_others.values()),
+        caches=_present(relations, caches),
     )
     heads = _head_counts(node, relations)
-    _attend(node, parts, heads, relations)
+    _attend(
+        node,
+        parts,
+        heads,
+        relations,
+    )
     relations.freeze_all(optional_input(node, 6), "sequence lengths")
     last = relations.rank(parts.query) - 1
     # scores sum over the head size of queries and keys
@@ -124,10 +130,11 @@ def _attend(
             relations.size(parts.value, -1) // keys,
         )
         options.append((KEY_SIZE, VALUE_SIZE))
+    axes = _factored_axes(parts, packed, queries, relations)
     relations.grouped(
         name_of(node),
         sizes,
-        axes=list(_factored_axes(parts, packed, queries, relations)),
+        axes=list(axes),
         options=options,
         heads=(KEY_HEAD, QUERY_OF_HEAD),
     )
@@ -237,13 +244,14 @@ def heads_attention(node: ir.Node, relations: Relations) -> None:
     heads = node.attributes.get_int("num_heads", 1)
     bias = optional_input(node, 3)
     mask = {"mask": optional_input(node, 5)}
+    present_mask = _present(relations, mask)
     parts = Parts(
-        required_input(node, 0),
-        required_input(node, 1),
-        required_input(node, 2),
-        node.outputs[0],
-        list(_present(relations, mask).values()),
-        {},
+        query=required_input(node, 0),
+        key=required_input(node, 1),
+        value=required_input(node, 2),
+        result=node.outputs[0],
+        others=list(present_mask.values()),
+        caches={},
     )
     _attend(
         node,

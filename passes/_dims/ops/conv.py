@@ -59,8 +59,10 @@ def _relate_spatial(node: ir.Node, relations: Relations) -> None:
     result = node.outputs[0]
     freeze_spatial(weight, relations)
     kernel = relations.dims(weight)[2:]
-    strides = node.attributes.get_ints("strides", [1] * len(kernel))
-    padded = any(node.attributes.get_ints("pads", []))
+    ones = [1] * len(kernel)
+    strides = node.attributes.get_ints("strides", ones)
+    pads = node.attributes.get_ints("pads", [])
+    padded = any(pads)
     for axis, (width, step) in enumerate(zip(kernel, strides, strict=True), 2):
         if width == 1 and step == 1 and not padded:
             relations.same(data, axis, result, axis)
@@ -113,9 +115,12 @@ def regroup(node: ir.Node, surgery: Surgery) -> None:
     data = required_input(node, 0)
     weight = required_input(node, 1)
     # axis 1 of the weight holds the channels of one group, read ones or made ones
-    whole = node.outputs[0] if node.op_type == "ConvTranspose" else data
+    whole = data
+    if node.op_type == "ConvTranspose":
+        whole = node.outputs[0]
     channels = surgery.after(whole)[1]
-    groups = channels // surgery.after(weight)[1]
+    channels_of_group = surgery.after(weight)[1]
+    groups = channels // channels_of_group
     before = node.attributes.get_int("group", 1)
     if before != 1 and before != groups:
         set_int(node, "group", groups)
@@ -207,17 +212,18 @@ def resize(node: ir.Node, relations: Relations) -> None:
     """Resize keeps the axes that keep their size; GridSample reads each channel by itself."""
     data = required_input(node, 0)
     result = node.outputs[0]
-    ranks = (relations.rank(data), relations.rank(result))
+    rank_read = relations.rank(data)
+    rank_made = relations.rank(result)
     candidates = NEVER_RESAMPLED[node.op_type]
     relations.freeze_further_inputs(node)
     reason = f"resampled by {node.op_type}"
-    for axis in range(max(ranks)):
+    # an AffineGrid makes more axes than it reads
+    for axis in range(max(rank_read, rank_made)):
         kept = candidates is None or axis in candidates
         if kept and relations.size(data, axis) == relations.size(result, axis):
             relations.same(data, axis, result, axis)
             continue
-        # an AffineGrid makes more axes than it reads
-        if axis < ranks[0]:
+        if axis < rank_read:
             relations.freeze(data, axis, reason)
-        if axis < ranks[1]:
+        if axis < rank_made:
             relations.freeze(result, axis, reason)

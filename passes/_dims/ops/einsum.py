@@ -51,7 +51,8 @@ def einsum(node: ir.Node, relations: Relations) -> None:
 
 def _width(place: Place, relations: Relations) -> int:
     _, (value, axis) = place
-    return relations.sizes[relations.find(value, axis)]
+    root = relations.find(value, axis)
+    return relations.sizes[root]
 
 
 def _labels(node: ir.Node, relations: Relations) -> tuple[list[list[str]], list[str]]:
@@ -59,8 +60,9 @@ def _labels(node: ir.Node, relations: Relations) -> tuple[list[list[str]], list[
 
     The axes of an ellipsis are numbered from the end.
     """
-    equation = node.attributes.get_string("equation", "").replace(" ", "")
-    left, arrow, right = equation.partition("->")
+    equation = node.attributes.get_string("equation", "")
+    compact = equation.replace(" ", "")
+    left, arrow, right = compact.partition("->")
     operands = []
     for index, text in enumerate(left.split(",")):
         rank = relations.rank(node.inputs[index])
@@ -68,19 +70,31 @@ def _labels(node: ir.Node, relations: Relations) -> tuple[list[list[str]], list[
     if arrow:
         rank = relations.rank(node.outputs[0])
         return operands, _term(right, rank)
-    # without an arrow the result has the ellipsis, then what appears once, by the alphabet
+    return operands, _implied_result(operands)
+
+
+def _implied_result(operands: list[list[str]]) -> list[str]:
+    """Labels of a result without an arrow: the ellipsis, then what appears once, sorted."""
     every = list(itertools.chain.from_iterable(operands))
     dots = {label for label in every if label.startswith(DOT)}
     letters = set(every) - dots
     once = [label for label in letters if every.count(label) == 1]
-    outermost_first = sorted(dots, key=lambda label: -int(label[1:]))
-    return operands, outermost_first + sorted(once)
+
+    def from_the_end(dot: str) -> int:
+        return int(dot.removeprefix(DOT))
+
+    outermost_first = sorted(dots, key=from_the_end, reverse=True)
+    return outermost_first + sorted(once)
 
 
 def _term(text: str, rank: int) -> list[str]:
     """Labels of a tensor of that rank."""
     before, dots, after = text.partition(DOTS)
-    letters = len(before) + len(after)
-    count = rank - letters if dots else 0
-    ellipsis = [f"{DOT}{number}" for number in range(count, 0, -1)]
+    count = 0
+    if dots:
+        letters = len(before) + len(after)
+        count = rank - letters
+    # numbered from the end, so that ellipses of several ranks meet at the last axis
+    numbers = range(count, 0, -1)
+    ellipsis = [f"{DOT}{number}" for number in numbers]
     return [*before, *ellipsis, *after]

@@ -121,11 +121,8 @@ def ranked(node: ir.Node, relations: Relations) -> None:
     data = required_input(node, 0)
     rank = relations.rank(data)
     is_top = node.op_type == "TopK"
-    chosen = axis_attribute(
-        node,
-        -1 if is_top else 0,
-        rank,
-    )
+    default = -1 if is_top else 0
+    chosen = axis_attribute(node, default, rank)
     reason = f"{node.op_type} runs along it"
     relations.freeze(data, chosen, reason)
     keeps_axis = is_top or bool(node.attributes.get_int("keepdims", 1))
@@ -136,8 +133,9 @@ def ranked(node: ir.Node, relations: Relations) -> None:
             if axis == chosen and keeps_axis:
                 relations.freeze(result, axis, reason)
             elif axis != chosen:
-                moves_up = axis > chosen and not keeps_axis
-                after = axis - 1 if moves_up else axis
+                # axes behind one that is dropped move up
+                is_behind = axis > chosen and not keeps_axis
+                after = axis - 1 if is_behind else axis
                 relations.same(data, axis, result, after)
     relations.freeze_further_inputs(node)
 

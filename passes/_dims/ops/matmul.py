@@ -32,17 +32,16 @@ def product(
     result = node.outputs[0]
     left_rank = relations.rank(left)
     right_rank = relations.rank(right)
-    row, summed = _read_as((-2, -1), flip_left)
-    summed_right, column = _read_as((-2, -1), flip_right)
+    last_axes = (-2, -1)
+    row, summed = _read_as(last_axes, flip_left)
+    summed_right, column = _read_as(last_axes, flip_right)
     # a vector has one axis, which is summed over, and none in the result
     if right_rank == 1:
         summed_right = -1
     relations.summed(left, summed, right, summed_right)
-    relations.mix(
-        node,
-        "contract",
-        (0, left_rank + summed),
-    )
+    # counted from the front: `mix` takes axes as they are
+    axis = left_rank + summed
+    relations.mix(node, "contract", (0, axis))
     if right_rank > 1:
         relations.same(right, column, result, -1)
     if left_rank > 1:
@@ -53,7 +52,8 @@ def product(
     # a product with a weight counts no heads
     both_computed = not is_constant(left) and not is_constant(right)
     for value in (left, right):
-        for back in range(3, relations.rank(value) + 1):
+        rank = relations.rank(value)
+        for back in range(3, rank + 1):
             relations.same(value, -back, result, vectors - back)
             if both_computed:
                 relations.tag_heads(value, -back)

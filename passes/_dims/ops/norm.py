@@ -79,7 +79,8 @@ def group_norm(node: ir.Node, relations: Relations) -> None:
     elementwise(data, result, relations)
     freeze_spatial(data, relations)
     groups = node.attributes.get_int("num_groups", 1)
-    width = relations.size(data, 1) // groups
+    channels = relations.size(data, 1)
+    width = channels // groups
     axes: list[tuple[Axis, Factors]] = [((data, 1), (GROUP, CHANNEL))]
     mixed = [(0, 1)]
     for index, value in enumerate(node.inputs[1:], 1):
@@ -108,9 +109,10 @@ def fewer_groups(node: ir.Node, surgery: Surgery) -> None:
     if kept is None:
         return
     before = node.attributes.get_int("num_groups", 1)
-    width = surgery.before(data)[1] // before
-    groups = len(np.unique(kept // width))
-    set_int(node, "num_groups", groups)
+    channels = surgery.before(data)[1]
+    width = channels // before
+    groups = np.unique(kept // width)
+    set_int(node, "num_groups", len(groups))
 
 
 @rule(
@@ -197,5 +199,6 @@ def _run_along(node: ir.Node, rank: int, relations: Relations) -> list[int]:
         return [given[0] % rank]
     if node.op_type != "LpNormalization" and relations.trace.opset < 13:
         # the axes from `axis` on were flattened and normalised together
-        return list(range(axis_attribute(node, 1, rank), rank))
+        first = axis_attribute(node, 1, rank)
+        return list(range(first, rank))
     return [axis_attribute(node, -1, rank)]

@@ -462,7 +462,13 @@ def repad(node: ir.Node, surgery: Surgery) -> None:
                 read = np.arange(size)
             pads[axis] = (
                 _left_pad(left, made, read),
-                _right_pad(left, right, size, made, read),
+                _right_pad(
+                    left,
+                    right,
+                    size,
+                    made,
+                    read,
+                ),
             )
     # ONNX has all pads in front first, then all behind
     fronts = [left for left, _ in pads]
