@@ -93,10 +93,11 @@ class RangeObserver:
             else:
                 own = np.clip(flat, clip.low, clip.high)
                 clip.observer.update(own)
+        doublings = self.exponent - finest
         counts = bin_counts(
             flat,
             exponent=finest,
-            bins=BINS << (self.exponent - finest),
+            bins=BINS << doublings,
             negative=low < 0,
         )
         self._add(counts, finest)
@@ -107,11 +108,16 @@ class RangeObserver:
         self, clip: ClippedObserver, low: float, high: float, size: int
     ) -> bool:
         """True if a count of `size` elements in [low, high] serves the clipped ones too."""
-        needed = needed_exponent(clip.of(low), clip.of(high))
+        clipped_low = clip.of(low)
+        clipped_high = clip.of(high)
+        needed = needed_exponent(clipped_low, clipped_high)
         exponent = max(clip.observer.exponent, needed)
         steps = self.exponent - exponent
+        if steps > FINER:
+            return False
         # with more bins than elements a second count costs less than adding up the bins
-        return steps <= FINER and size >= BINS << steps
+        bins = BINS << steps
+        return size >= bins
 
     def _extend(self, low: float, high: float, count: int) -> None:
         """Widen lowest, highest and the bins to what `count` values in [low, high] need."""
@@ -135,8 +141,10 @@ class RangeObserver:
             even = counts[::2]
             odd = counts[1::2]
             counts = even + odd
-        beyond = (len(counts) - BINS) // 2
-        self.bins += counts[beyond : beyond + BINS]
+        extra = len(counts) - BINS
+        first = extra // 2
+        end = first + BINS
+        self.bins += counts[first:end]
 
     def _grow(self, exponent: int) -> None:
         """Widen to [-2^exponent, 2^exponent) by adding neighbouring bins.
@@ -156,7 +164,8 @@ class RangeObserver:
         for _ in range(steps):
             pairs = self.bins.reshape(-1, 2)
             merged = np.zeros(BINS, np.int64)
-            merged[quarter : half + quarter] = pairs.sum(1)
+            end = quarter + half
+            merged[quarter:end] = pairs.sum(1)
             self.bins = merged
 
     def merge(self, other: RangeObserver) -> None:
@@ -209,9 +218,9 @@ class RangeObserver:
             percentile,
             levels,
         )
-        low = max(min(low, 0.0), lowest)
-        high = min(max(high, 0.0), highest)
-        return low, high
+        low = min(low, 0.0)
+        high = max(high, 0.0)
+        return max(low, lowest), min(high, highest)
 
 
 @dataclass(frozen=True)
@@ -240,7 +249,9 @@ class ClippedObserver:
 
     def extend(self, low: float, high: float, count: int) -> None:
         """Widen the observer to what `count` values in [low, high] need, clipped."""
-        self.observer._extend(self.of(low), self.of(high), count)
+        clipped_low = self.of(low)
+        clipped_high = self.of(high)
+        self.observer._extend(clipped_low, clipped_high, count)
 
     def add(self, counts: NDArray[np.int64], exponent: int) -> None:
         """Add counts of x to the observer, clipped; the bins are those of `counts_of`."""
@@ -269,8 +280,10 @@ class ClippedObserver:
 def _bin_of(bound: float, exponent: int, bins: int) -> int:
     """Number of the bin that a bound lies in; of the outermost one if it lies beyond."""
     scale = math.ldexp(BINS / 2, -exponent)
-    place = bound * scale + bins / 2
-    inside = min(max(place, 0), bins - 1)
+    middle = bins / 2
+    last = bins - 1
+    place = bound * scale + middle
+    inside = min(max(place, 0), last)
     return int(inside)
 
 
@@ -284,7 +297,9 @@ def extremes(flat: NDArray[Any]) -> tuple[float, float]:
         lows.append(block.min())
         highs.append(block.max())
     # numpy's, as Python's min would lose a NaN
-    return float(np.min(lows)), float(np.max(highs))
+    low = np.min(lows)
+    high = np.max(highs)
+    return float(low), float(high)
 
 
 def needed_exponent(low: float, high: float) -> int:
@@ -305,15 +320,18 @@ def bin_counts(
     The bins are those of [-2^exponent, 2^exponent), continued both ways where bins > BINS; values
     must lie in them. `negative`: values below zero may come.
     """
+    lanes = LANES
     # lanes pay only where there are values to fill them, and numbers for all their bins
-    lanes = LANES if LANES * bins <= min(flat.size, _CODES) else 1
+    if LANES * bins > min(flat.size, _CODES):
+        lanes = 1
     offsets = _lane_offsets(BLOCK, lanes, bins)
     size = min(BLOCK, flat.size)
     # scratch arrays of all blocks
     all_scaled = np.empty(size, flat.dtype)
     all_short = np.empty(size, np.int16)
     all_index = np.empty(size, np.intp)
-    scale = flat.dtype.type(math.ldexp(BINS / 2, -exponent))
+    bins_a_unit = math.ldexp(BINS / 2, -exponent)
+    scale = flat.dtype.type(bins_a_unit)
     counts = np.zeros(lanes * bins, np.int64)
     for start in range(0, flat.size, BLOCK):
         block = flat[start : start + BLOCK]
@@ -327,8 +345,9 @@ def bin_counts(
             np.floor(scaled, out=scaled)
         np.copyto(short, scaled, casting="unsafe")
         code = short.view(np.uint16)
+        zero_bins = offsets[:length]
         # modulo 2^16, which is what makes negative numbers right
-        np.add(code, offsets[:length], out=code)
+        np.add(code, zero_bins, out=code)
         np.copyto(index, code)
         np.add.at(counts, index, 1)
     by_lane = counts.reshape(lanes, bins)
@@ -340,4 +359,6 @@ def bin_counts(
 def _lane_offsets(size: int, lanes: int, bins: int) -> NDArray[np.uint16]:
     """Index of the bin at zero, in the lane of each element of a block, (size,)."""
     lane = np.arange(size) % lanes
-    return (lane * bins + bins // 2).astype(np.uint16)
+    first_bin = lane * bins
+    zero_bin = first_bin + bins // 2
+    return zero_bin.astype(np.uint16)

@@ -88,7 +88,7 @@ class MomentObserver:
             part = highest.astype(np.float64)
         elif kind == "mean":
             part = rows.sum(axis=1, dtype=np.float64)
-        elif kind == "profile" or kind == "extremes":
+        elif kind in ("profile", "extremes"):
             fed = samples_of(array, self.request.axis, samples)
             part = self._by_fold(rows[0], fed)
             self.samples += fed
@@ -101,14 +101,17 @@ class MomentObserver:
         self._take(part, count=rows.shape[1])
 
     def _by_fold(self, rows: NDArray[Any], fed: int) -> NDArray[np.float64]:
+        first = self.samples
         if self.request.kind == "profile":
-            return fold_sums(rows, fed, first=self.samples)
-        return fold_extremes(rows, fed, first=self.samples)
+            return fold_sums(rows, fed, first)
+        return fold_extremes(rows, fed, first)
 
     def _is_left_out(self) -> bool:
         """True if this update, the first being even, is of the half that is not asked for."""
-        other_part = "odd" if self.calls % 2 == 1 else "even"
-        return self.request.part == other_part
+        is_even = self.calls % 2 == 1
+        if is_even:
+            return self.request.part == "odd"
+        return self.request.part == "even"
 
     def _check_finite(self, array: NDArray[Any], target: NDArray[Any] | None) -> None:
         for values in (array, target):
@@ -129,9 +132,15 @@ class MomentObserver:
             return _as_rows(target, self.request.axis)
         groups = self.request.groups
         samples = len(target)
-        places = math.prod(target.shape[2:])
+        sizes = target.shape[2:]
+        places = math.prod(sizes)
         chosen = looked_at(self.request, channels, places)
-        flat = target.reshape(samples, groups, -1, places)
+        flat = target.reshape(
+            samples,
+            groups,
+            -1,
+            places,
+        )
         seen = flat[..., chosen]
         rows = seen.transpose(1, 0, 3, 2)
         count = samples * len(chosen)
@@ -198,9 +207,10 @@ def _products(rows: NDArray[Any]) -> NDArray[np.float64]:
     sums = rows.sum(axis=1, dtype=np.float64)
     side = width + 1
     out = np.empty((groups, side, side))
-    out[:, :width, :width] = products
-    out[:, width, :width] = sums
-    out[:, :width, width] = sums
+    inner = slice(width)
+    out[:, inner, inner] = products
+    out[:, width, inner] = sums
+    out[:, inner, width] = sums
     out[:, width, width] = count
     return out
 
@@ -231,10 +241,8 @@ def patches(array: NDArray[Any], window: MomentRequest) -> NDArray[Any]:
     outs = _output_sizes(sizes, window)
     chosen = looked_at(window, channels, math.prod(outs))
     places = np.unravel_index(chosen, outs)
-    taps = np.unravel_index(
-        np.arange(math.prod(window.kernel)),
-        window.kernel,
-    )
+    every_tap = np.arange(math.prod(window.kernel))
+    taps = np.unravel_index(every_tap, window.kernel)
     # spatial axes are flattened, so that a place and a tap of the kernel are offsets to be added
     steps = _steps(sizes)
     starts = _offsets(places, window.strides, steps)
@@ -267,7 +275,9 @@ def _padded(array: NDArray[Any], window: MomentRequest) -> NDArray[Any]:
     begins = window.pads[:rank]
     ends = window.pads[rank:]
     spatial = zip(begins, ends, strict=True)
-    return np.pad(array, [(0, 0), (0, 0), *spatial])
+    of_samples = (0, 0)
+    of_channels = (0, 0)
+    return np.pad(array, [of_samples, of_channels, *spatial])
 
 
 def _steps(sizes: Sequence[int]) -> list[int]:
@@ -286,7 +296,8 @@ def _output_sizes(sizes: Sequence[int], window: MomentRequest) -> list[int]:
     for axis, size in enumerate(sizes):
         gaps = window.kernel[axis] - 1
         covered = window.dilations[axis] * gaps + 1
-        steps = (size - covered) // window.strides[axis]
+        free = size - covered
+        steps = free // window.strides[axis]
         found.append(steps + 1)
     return found
 
@@ -300,7 +311,8 @@ def looked_at(window: MomentRequest, channels: int, count: int) -> NDArray[np.in
         return np.arange(count)
     # the same seed for all tensors: a target must be looked at where its input is
     random = np.random.default_rng(0)
-    return np.sort(random.choice(count, most, replace=False))
+    chosen = random.choice(count, most, replace=False)
+    return np.sort(chosen)
 
 
 def _offsets(

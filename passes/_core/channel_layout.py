@@ -22,23 +22,32 @@ class Layout:
     def of(cls, shape: tuple[int, ...], axis: int) -> Layout:
         """The layout of a weight of `shape` whose output channels lie along `axis`."""
         axis %= len(shape)
-        outer = math.prod(shape[:axis])
-        inner = math.prod(shape[axis + 1 :])
-        return cls(outer, shape[axis], inner)
+        before = shape[:axis]
+        after = shape[axis + 1 :]
+        return cls(
+            outer=math.prod(before),
+            channels=shape[axis],
+            inner=math.prod(after),
+        )
 
     @property
     def granule(self) -> int:
         """Elements of which a streamed block must hold a multiple to reshape to whole channels."""
-        return self.inner if self.outer == 1 else self.channels * self.inner
+        if self.outer == 1:
+            return self.inner
+        return self.channels * self.inner
 
     def view(self, block: NDArray[Any], start: int) -> tuple[NDArray[Any], slice]:
         """A flat block as (outer, channels, inner), and the channels that it holds."""
         if self.outer > 1:
-            return block.reshape(-1, self.channels, self.inner), slice(None)
+            all_channels = slice(None)
+            view = block.reshape(-1, self.channels, self.inner)
+            return view, all_channels
         # channels lie one behind the other: a block holds some of them
+        view = block.reshape(1, -1, self.inner)
+        held = view.shape[1]
         first = start // max(self.inner, 1)
-        rows = block.reshape(1, -1, self.inner)
-        return rows, slice(first, first + rows.shape[1])
+        return view, slice(first, first + held)
 
     def rows(self, view: NDArray[Any]) -> NDArray[Any]:
         """(outer, channels, inner) as (channels, width).
@@ -46,9 +55,12 @@ class Layout:
         Copied only where the channels lie between other axes.
         """
         if len(view) == 1:
-            return np.asarray(view[0])
+            only = view[0]
+            return np.asarray(only)
         # a transposed view, without a copy
         if self.inner == 1:
-            return np.asarray(view[:, :, 0].T)
+            by_outer = view[:, :, 0]
+            return np.asarray(by_outer.T)
+        channels = view.shape[1]
         channels_first = np.moveaxis(view, 1, 0)
-        return channels_first.reshape(view.shape[1], -1)
+        return channels_first.reshape(channels, -1)

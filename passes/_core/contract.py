@@ -26,7 +26,8 @@ class Pass(abc.ABC):
     def __post_init__(self) -> None:
         # also those made in Python, without pipeline text
         for option in options_of(type(self)):
-            option.validate(self.name, getattr(self, option.name))
+            value = getattr(self, option.name)
+            option.validate(self.name, value)
 
     @abc.abstractmethod
     def run(self, model: ir.Model, context: Context) -> PassOutcome:

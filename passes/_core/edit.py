@@ -60,7 +60,8 @@ def ints_of(value: ir.Value | None) -> list[int] | None:
     array = array_of(value)
     if array is None or array.dtype.kind not in "iu":
         return None
-    return [int(element) for element in array.reshape(-1)]
+    flat = array.reshape(-1)
+    return [int(element) for element in flat]
 
 
 def ints_given(node: ir.Node, name: str, index: int) -> list[int] | None:
@@ -110,7 +111,9 @@ def static_dims(value: ir.Value | None) -> list[int] | None:
 
 def used_once(value: ir.Value) -> bool:
     """True if exactly one node input, and no graph output, needs the value."""
-    return not value.is_graph_output() and len(value.uses()) == 1
+    if value.is_graph_output():
+        return False
+    return len(value.uses()) == 1
 
 
 class Edit:
@@ -137,8 +140,10 @@ class Edit:
     def constant(self, graph: ir.Graph, array: NDArray[Any], stem: str) -> ir.Value:
         """A new initializer of `graph` holding `array`."""
         value = ir.Value(name=self.fresh(stem))
-        # ascontiguousarray makes a scalar one axis
-        set_tensor(value, ir.Tensor(np.ascontiguousarray(array).reshape(array.shape)))
+        contiguous = np.ascontiguousarray(array)
+        # which makes a scalar one axis
+        same_shape = contiguous.reshape(array.shape)
+        set_tensor(value, ir.Tensor(same_shape))
         graph.register_initializer(value)
         return value
 
@@ -154,7 +159,8 @@ class Edit:
         assert isinstance(graph, ir.Graph)
         new = ir.node(op_type, inputs, attributes=attributes)
         new.name = self.fresh(node.name or op_type)
-        new.outputs[0].name = self.fresh(f"{node.outputs[0].name}_{op_type.lower()}")
+        output_stem = f"{node.outputs[0].name}_{op_type.lower()}"
+        new.outputs[0].name = self.fresh(output_stem)
         graph.insert_before(node, new)
         self.touched.append(new)
         return new

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 import onnx_ir as ir
@@ -93,7 +93,9 @@ def holds_graphs(node: ir.Node) -> bool:
 
 def input_of(node: ir.Node, index: int) -> ir.Value | None:
     """Input `index` of a node; None where it is left out."""
-    return node.inputs[index] if index < len(node.inputs) else None
+    if index >= len(node.inputs):
+        return None
+    return node.inputs[index]
 
 
 def producer_of(value: ir.Value | None, *op_types: str) -> ir.Node | None:
@@ -106,8 +108,10 @@ def producer_of(value: ir.Value | None, *op_types: str) -> ir.Node | None:
 
 def label(node: ir.Node) -> str:
     """Name of a node in reports: its op and its name, or its first output's where it has none."""
+    name = node.name
     # nodes need no name; outputs do
-    name = node.name or (node.outputs[0].name if node.outputs else "")
+    if not name:
+        name = node.outputs[0].name if node.outputs else ""
     return f"{node.op_type} {name}"
 
 
@@ -188,12 +192,16 @@ class Names:
         In reports, names of nodes that are gone by now stay theirs.
         """
         for graph in all_graphs(model):
-            self._taken.update(value.name or "" for value in graph.inputs)
+            self._take_values(graph.inputs)
             if isinstance(graph, ir.Graph):
                 self._taken.update(graph.initializers)
             for node in graph:
                 self._taken.add(node.name or "")
-                self._taken.update(value.name or "" for value in node.outputs)
+                self._take_values(node.outputs)
+
+    def _take_values(self, values: Iterable[ir.Value]) -> None:
+        for value in values:
+            self._taken.add(value.name or "")
 
     def fresh(self, stem: str) -> str:
         """`stem`, or `stem_1`, `stem_2` … whichever is free first."""
@@ -240,8 +248,9 @@ def refresh_shapes(model: ir.Model) -> bool:
         if not is_standard(node):
             continue
         if node.op_type == "Loop":
+            body = node.attributes["body"].as_graph()
             # behind the trip count and the condition come the carried values
-            for value in node.attributes["body"].as_graph().inputs[2:]:
+            for value in body.inputs[2:]:
                 value.shape = None
         for value in node.outputs:
             if id(value) not in outputs:

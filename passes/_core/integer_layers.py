@@ -78,7 +78,8 @@ class IntegerLayer:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return tuple(int(d) for d in self.tensor.shape.numpy())
+        dims = self.tensor.shape.numpy()
+        return tuple(int(dim) for dim in dims)
 
     @property
     def groups(self) -> int:
@@ -87,14 +88,16 @@ class IntegerLayer:
     @property
     def width(self) -> int:
         """Inputs of one output channel."""
-        return math.prod(self.shape) // self.shape[self.channel_axis]
+        channels = self.shape[self.channel_axis]
+        return math.prod(self.shape) // channels
 
     @property
     def pairs(self) -> KernelPairs:
         """The columns of the codes' rows that meet in integer kernels."""
         # a transposed matrix stores (N, K) where kernels read (K, N)
-        is_flipped = "Conv" not in self.node.op_type and self.channel_axis == 0
-        shape = self.shape[::-1] if is_flipped else self.shape
+        shape = self.shape
+        if "Conv" not in self.node.op_type and self.channel_axis == 0:
+            shape = shape[::-1]
         return kernel_pairs(self.node.op_type, shape, self.groups)
 
 
@@ -190,8 +193,9 @@ def _reads_unsigned(node: ir.Node, operands: OperandIndices) -> bool:
         signs.append(input_of(node, operands.data_zero))
     if producer is not None and producer.op_type == "QuantizeLinear":
         signs.append(input_of(producer, 2))
+    types = [value.dtype for value in signs if value is not None]
     # uint8 is the default where nothing says otherwise
-    return all(value is None or value.dtype != ir.DataType.INT8 for value in signs)
+    return ir.DataType.INT8 not in types
 
 
 def _between_pairs(node: ir.Node) -> IntegerLayer | None:
@@ -265,14 +269,20 @@ def _is_unsigned(dequantize: ir.Node) -> bool:
     Its input or zero point says so, or the zero point of the QuantizeLinear before it.
     """
     for value in dequantize.inputs:
-        if value is not None and value.dtype in (ir.DataType.UINT8, ir.DataType.INT8):
-            return value.dtype == ir.DataType.UINT8
+        if value is None:
+            continue
+        if value.dtype == ir.DataType.UINT8:
+            return True
+        if value.dtype == ir.DataType.INT8:
+            return False
     data = dequantize.inputs[0]
     quantize = data.producer() if data is not None else None
     if quantize is None or quantize.op_type != "QuantizeLinear":
         return True
     zero = input_of(quantize, 2)
-    return zero is None or zero.dtype != ir.DataType.INT8
+    if zero is None:
+        return True
+    return zero.dtype != ir.DataType.INT8
 
 
 def _is_signed_constant(value: ir.Value | None) -> bool:

@@ -65,7 +65,9 @@ class DerivedTensor:
 
     @property
     def nbytes(self) -> int:
-        return -(-self.size * self.dtype.bitwidth // 8)
+        bits = self.size * self.dtype.bitwidth
+        # rounded up to whole bytes
+        return -(-bits // 8)
 
     def blocks(self, granule: int = 1) -> Iterator[tuple[int, NDArray[Any]]]:
         """Yield (start, flat block) in order; lengths are multiples of both granules."""
@@ -79,10 +81,12 @@ class DerivedTensor:
 
     def numpy(self) -> NDArray[Any]:
         """The whole tensor, computed now. For small tensors and tests; writers use `tofile`."""
-        out = np.empty(self.size, self.dtype.numpy())
+        flat = np.empty(self.size, self.dtype.numpy())
         for start, block in self.blocks():
-            out[start : start + block.size] = block
-        return out.reshape(self.shape.numpy())
+            end = start + block.size
+            flat[start:end] = block
+        shape = self.shape.numpy()
+        return flat.reshape(shape)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
         array = self.numpy()
@@ -128,14 +132,17 @@ class DerivedTensor:
         if bits < 8:
             # blocks of whole bytes, so that each is packed like a tensor of its own
             for _, block in self.blocks(granule=8 // bits):
-                yield ir.Tensor(block, dtype=self.dtype).tobytes()
+                part = ir.Tensor(block, dtype=self.dtype)
+                yield part.tobytes()
             return
         for _, block in self.blocks():
             flat = np.ascontiguousarray(block).reshape(-1)
-            yield _little_endian(flat).view(np.uint8).data
+            as_stored = _little_endian(flat)
+            yield as_stored.view(np.uint8).data
 
     def __repr__(self) -> str:
-        return f"DerivedTensor({self.name!r}, {self.dtype}{list(self.shape.numpy())})"
+        dims = list(self.shape.numpy())
+        return f"DerivedTensor({self.name!r}, {self.dtype}{dims})"
 
 
 @functools.cache
@@ -161,7 +168,9 @@ def _one_ahead(items: Iterator[Any]) -> Iterator[Any]:
 
 def _little_endian(array: NDArray[Any]) -> NDArray[Any]:
     """Numbers in the byte order of files, or of files in that of the machine."""
-    return array if np.little_endian else array.byteswap()
+    if np.little_endian:
+        return array
+    return array.byteswap()
 
 
 def blocks(
@@ -172,7 +181,8 @@ def blocks(
     Lengths are multiples of `granule` elements; that of the last block may not be. External data is
     read with plain reads, never mapped whole. A granule larger than BLOCK makes larger blocks.
     """
-    step = max(BLOCK // granule, 1) * granule
+    granules = max(BLOCK // granule, 1)
+    step = granules * granule
     if isinstance(tensor, DerivedTensor):
         yield from tensor.blocks(granule)
         return
@@ -193,7 +203,8 @@ def _read_external(
     with open(tensor.path, "rb", buffering=0) as file:
         file.seek(tensor.offset or 0)
         for start in range(0, tensor.size, step):
-            block = np.empty(min(step, tensor.size - start), dtype)
+            left = tensor.size - start
+            block = np.empty(min(step, left), dtype)
             _fill(block, file, tensor)
             yield start, _little_endian(block)
 
@@ -213,5 +224,6 @@ def set_tensor(value: ir.Value, tensor: Any) -> None:
     """Replace an initializer's tensor, with its declared shape and type, which would be stale."""
     tensor.name = value.name
     value.const_value = tensor
-    value.shape = ir.Shape(tensor.shape.numpy())
+    dims = tensor.shape.numpy()
+    value.shape = ir.Shape(dims)
     value.type = ir.TensorType(tensor.dtype)

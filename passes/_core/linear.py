@@ -62,12 +62,15 @@ class WeightView:
     def shape(self) -> tuple[int, ...]:
         """Shape of the weight as the node sees it."""
         stored = self.tensor.shape.numpy()
-        return tuple(int(stored[axis]) for axis in self.permutation)
+        seen = [int(stored[axis]) for axis in self.permutation]
+        return tuple(seen)
 
     @property
     def kernel(self) -> tuple[int, ...]:
         """Spatial sizes of a convolution's weight, () of other nodes."""
-        return self.shape[2:] if self.node.op_type in CONVOLUTIONS else ()
+        if self.node.op_type not in CONVOLUTIONS:
+            return ()
+        return self.shape[2:]
 
     @property
     def groups(self) -> int:
@@ -118,10 +121,9 @@ class WeightView:
         elif self.node.op_type == "ConvTranspose":
             seen = matrix.transpose(0, 2, 1).reshape(shape)
         else:
-            outputs = [
-                size for axis, size in enumerate(shape) if axis != self.input_axis
-            ]
-            inputs_last = matrix.reshape(*outputs, shape[self.input_axis])
+            outputs = list(shape)
+            inputs = outputs.pop(self.input_axis)
+            inputs_last = matrix.reshape(*outputs, inputs)
             seen = np.moveaxis(inputs_last, -1, self.input_axis)
         # argsort inverts a permutation
         stored = seen.transpose(np.argsort(self.permutation))
@@ -129,12 +131,15 @@ class WeightView:
 
     def columns(self) -> NDArray[np.intp]:
         """Input channel that each column of `matrix` multiplies, (groups, K)."""
-        channels = np.arange(self.shape[self.input_axis])
-        if self.node.op_type == "Conv":
-            # the input axis holds the channels of one group; each has a column for each position
-            channels = np.arange(self.groups * self.shape[1])
-            channels = channels.repeat(math.prod(self.kernel))
-        return channels.reshape(self.groups, -1)
+        inputs = self.shape[self.input_axis]
+        if self.node.op_type != "Conv":
+            channels = np.arange(inputs)
+            return channels.reshape(self.groups, -1)
+        # the input axis holds the channels of one group; each has a column for each position
+        channels = np.arange(self.groups * inputs)
+        positions = math.prod(self.kernel)
+        columns = channels.repeat(positions)
+        return columns.reshape(self.groups, -1)
 
     def request(
         self,
@@ -255,8 +260,9 @@ class LinearLayer:
     def pairs(self) -> KernelPairs:
         """Columns of `rows` that meet in integer kernels."""
         # a Gemm with transB stores (N, K) where kernels read (K, N)
-        is_flipped = self.node.op_type != "Conv" and self.channel_axis == 0
-        shape = self.shape[::-1] if is_flipped else self.shape
+        shape = self.shape
+        if self.node.op_type != "Conv" and self.channel_axis == 0:
+            shape = shape[::-1]
         return kernel_pairs(self.node.op_type, shape, self.groups)
 
     def rows(self) -> Matrices:
@@ -276,8 +282,9 @@ class LinearLayer:
 
     def set_rows(self, rows: Matrices) -> None:
         """Make (channels, width) the weight, rounded once to float32."""
-        array = self.restored(rows).astype(np.float32)
-        set_tensor(self.weight, ir.Tensor(array))
+        exact = self.restored(rows)
+        rounded = exact.astype(np.float32)
+        set_tensor(self.weight, ir.Tensor(rounded))
 
     def set_codes(self, codes: NDArray[np.int8], scales: Matrices) -> None:
         """Make codes (channels, width) times the scale of each channel the weight.
@@ -295,7 +302,8 @@ class LinearLayer:
             return flat
 
         # one byte a weight instead of four until the file is written
-        source = ir.Tensor(self.restored(codes), name=self.weight.name)
+        stored = self.restored(codes)
+        source = ir.Tensor(stored, name=self.weight.name)
         tensor = DerivedTensor(
             source,
             kernel,
@@ -309,7 +317,9 @@ class LinearLayer:
         if self.bias is None:
             return np.zeros(self.channels)
         assert self.bias.const_value is not None
-        flat = self.bias.const_value.numpy().astype(np.float64).reshape(-1)
+        stored = self.bias.const_value.numpy()
+        flat = stored.astype(np.float64).reshape(-1)
+        # one number stands for all channels
         return np.zeros(self.channels) + flat
 
     def set_bias(self, row: Matrices, edit: Edit) -> None:

@@ -74,10 +74,9 @@ def _inlinable(model: ir.Model) -> set[ir.OperatorIdentifier]:
 
     None when calls are cyclic.
     """
-    calls = {
-        identifier: _calls(function, model)
-        for identifier, function in model.functions.items()
-    }
+    calls = {}
+    for identifier, function in model.functions.items():
+        calls[identifier] = _calls(function, model)
     try:
         order = list(TopologicalSorter(calls).static_order())
     except CycleError:
@@ -106,13 +105,17 @@ def _inlinable(model: ir.Model) -> set[ir.OperatorIdentifier]:
 
 def _calls(function: ir.Function, model: ir.Model) -> list[ir.OperatorIdentifier]:
     """The functions of the model that a function calls, once for each call."""
-    called = [node.op_identifier() for node in function.all_nodes()]
-    return [identifier for identifier in called if identifier in model.functions]
+    called = []
+    for node in function.all_nodes():
+        identifier = node.op_identifier()
+        if identifier in model.functions:
+            called.append(identifier)
+    return called
 
 
 def _passes_a_graph(node: ir.Node) -> bool:
-    kinds = {attribute.type for attribute in node.attributes.values()}
-    return not kinds.isdisjoint((ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS))
+    graphs = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
+    return any(attribute.type in graphs for attribute in node.attributes.values())
 
 
 def _means_the_same_inline(function: ir.Function, model: ir.Model) -> bool:
@@ -134,11 +137,13 @@ def _make_inlinable(function: ir.Function) -> None:
     seen = {id(value) for value in function.inputs}
     for index, output in enumerate(function.outputs):
         if id(output) in seen:
-            copy = ir.node("Identity", [output])
-            copy.outputs[0].name = f"{output.name}_{index}"
-            function.append(copy)
-            function.outputs[index] = copy.outputs[0]
-        seen.add(id(function.outputs[index]))
+            identity = ir.node("Identity", [output])
+            copy = identity.outputs[0]
+            copy.name = f"{output.name}_{index}"
+            function.append(identity)
+            function.outputs[index] = copy
+            output = copy
+        seen.add(id(output))
     for node in function.all_nodes():
         for value in node.outputs:
             if value.name:
@@ -184,12 +189,16 @@ def constant_tensor(node: ir.Node) -> ir.TensorProtocol | None:
         case "value":
             return attribute.as_tensor()
         case "value_int" | "value_ints":
-            return ir.Tensor(np.array(attribute.value, np.int64))
+            integers = np.array(attribute.value, np.int64)
+            return ir.Tensor(integers)
         case "value_float" | "value_floats":
-            return ir.Tensor(np.array(attribute.value, np.float32))
+            floats = np.array(attribute.value, np.float32)
+            return ir.Tensor(floats)
         case "value_string":
-            return ir.StringTensor([attribute.as_string().encode()], shape=ir.Shape([]))
+            text = attribute.as_string().encode()
+            return ir.StringTensor([text], shape=ir.Shape([]))
         case "value_strings":
-            texts = [text.encode() for text in attribute.as_strings()]
-            return ir.StringTensor(texts, shape=ir.Shape([len(texts)]))
+            texts = [each.encode() for each in attribute.as_strings()]
+            shape = ir.Shape([len(texts)])
+            return ir.StringTensor(texts, shape=shape)
     return None

@@ -82,12 +82,15 @@ def summed_axes(node: ir.Node, index: int, rank: int) -> list[int]:
     if node.op_type == "ConvTranspose":
         return [0, *range(2, rank)]
     if node.op_type == "Gemm" and index == 0:
-        return [0 if node.attributes.get_int("transA", 0) else 1]
+        is_transposed = node.attributes.get_int("transA", 0)
+        return [0] if is_transposed else [1]
     if node.op_type == "Gemm":
-        return [1 if node.attributes.get_int("transB", 0) else 0]
+        is_transposed = node.attributes.get_int("transB", 0)
+        return [1] if is_transposed else [0]
+    last = rank - 1
     if node.op_type == "MatMul" and index == 1:
-        return [max(rank - 2, 0)]
-    return [rank - 1]
+        return [max(last - 1, 0)]
+    return [last]
 
 
 def output_axis(node: ir.Node, index: int, rank: int) -> int | None:
@@ -103,12 +106,17 @@ def output_axis(node: ir.Node, index: int, rank: int) -> int | None:
     if node.op_type in RECURRENT or rank < 2:
         return None
     (summed,) = summed_axes(node, index, rank)
-    return rank - 2 if summed == rank - 1 else rank - 1
+    last = rank - 1
+    if summed == last:
+        return last - 1
+    return last
 
 
 def group_count(node: ir.Node) -> int:
     """Groups of a convolution; 1 of every other node."""
-    return node.attributes.get_int("group", 1) if node.op_type in CONVOLUTIONS else 1
+    if node.op_type not in CONVOLUTIONS:
+        return 1
+    return node.attributes.get_int("group", 1)
 
 
 # operators whose outputs hold nothing but elements of their inputs

@@ -63,14 +63,16 @@ def _converted(model: ir.Model, version: int, minimum: int) -> ir.Model:
     with without_weights(model):
         proto = ir.to_proto(model)
     try:
-        converted = ir.from_proto(version_converter.convert_version(proto, minimum))
+        converted_proto = version_converter.convert_version(proto, minimum)
+        converted = ir.from_proto(converted_proto)
     except FAILURES as error:
         first_line = str(error).strip().splitlines()[0]
         raise _refused(version, minimum, first_line) from None
     assert isinstance(converted, ir.Model)
     # weights went in as inputs behind the real ones, and become initializers again
-    kept = list(converted.graph.inputs)[:inputs]
-    added = list(converted.graph.inputs)[inputs:]
+    ports = list(converted.graph.inputs)
+    kept = ports[:inputs]
+    added = ports[inputs:]
     converted.graph.inputs.clear()
     converted.graph.inputs.extend(kept)
     for value in added:
@@ -121,11 +123,15 @@ def _adopt_metadata(old: ir.Graph, new: ir.Graph) -> None:
     new.metadata_props.update(old.metadata_props)
     new.name = old.name
     new.doc_string = old.doc_string
-    producers = {node.outputs[0].name: node for node in old if node.outputs}
+    producers = {}
+    for node in old:
+        if node.outputs:
+            producers[node.outputs[0].name] = node
     for node in new:
         if not node.outputs:
             continue
         source = producers.get(node.outputs[0].name)
-        if source is not None and source.op_type == node.op_type:
-            node.name = source.name
-            node.metadata_props.update(source.metadata_props)
+        if source is None or source.op_type != node.op_type:
+            continue
+        node.name = source.name
+        node.metadata_props.update(source.metadata_props)

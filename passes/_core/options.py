@@ -28,7 +28,12 @@ def Option(  # noqa: N802 - reads as a declaration, like dataclasses.field
     `low` and `high` belong to the range. A field of type `T | None` may be unset: `none` in
     pipeline text.
     """
-    metadata = {"help": help, "low": low, "high": high, "unit": unit}
+    metadata = {
+        "help": help,
+        "low": low,
+        "high": high,
+        "unit": unit,
+    }
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -61,7 +66,9 @@ class OptionSpec:
     def type_text(self) -> str:
         """Kind of value for people: `number in [0, 1]`, `int8 | binary`, `list of text`."""
         text = self._value_text
-        return f"{text} or {NONE}" if self.optional else text
+        if self.optional:
+            return f"{text} or {NONE}"
+        return text
 
     @property
     def _value_text(self) -> str:
@@ -73,7 +80,9 @@ class OptionSpec:
             low = "" if self.low is None else self.low
             high = "" if self.high is None else self.high
             text += f" in [{low}, {high}]"
-        return f"{text} ({self.unit})" if self.unit else text
+        if self.unit:
+            text += f" ({self.unit})"
+        return text
 
     @property
     def _is_bounded(self) -> bool:
@@ -107,7 +116,9 @@ class OptionSpec:
         if not _HAS_TYPE[self.kind](value):
             problem = f"{_shown(value)} is not {self.type_text}"
             raise UsageError(place, problem, self._fix())
-        if isinstance(value, (int, float)) and not self._in_range(value):
+        if not isinstance(value, (int, float)):
+            return
+        if not self._in_range(value):
             problem = f"{value} is outside [{self.low}, {self.high}]"
             raise UsageError(place, problem, self._fix())
 
@@ -115,10 +126,14 @@ class OptionSpec:
         if value in self.choices:
             return
         near = difflib.get_close_matches(str(value), self.choices, 1)
+        fix = self._fix()
+        if near:
+            fix = f"did you mean '{near[0]}'?"
+        choices = ", ".join(self.choices)
         raise UsageError(
             place,
-            f"{_shown(value)} is not one of {', '.join(self.choices)}",
-            f"did you mean '{near[0]}'?" if near else self._fix(),
+            f"{_shown(value)} is not one of {choices}",
+            fix,
         )
 
     def _in_range(self, value: float) -> bool:
@@ -130,18 +145,21 @@ class OptionSpec:
     def render(self, value: Any) -> str:
         """The option with a value as pipeline text."""
         text = _value_as_text(value)
-        return text if self.positional else f"{self.name}={text}"
+        if self.positional:
+            return text
+        return f"{self.name}={text}"
 
     def _fix(self) -> str:
+        default = NONE if self.default is None else self.default
         if self.choices:
-            default = NONE if self.default is None else self.default
-            return f"choose one of {', '.join(self.choices)}; the default is {default}"
+            choices = ", ".join(self.choices)
+            return f"choose one of {choices}; the default is {default}"
         if self._is_bounded:
-            default = NONE if self.default is None else self.default
             return (
                 f"choose a value in [{self.low}, {self.high}]; the default is {default}"
             )
-        default = NONE if self.default is None else repr(self.default)
+        if self.default is not None:
+            default = repr(self.default)
         return f"give {self.type_text}; the default is {default}"
 
 
@@ -182,10 +200,14 @@ def _without_none(annotation: Any) -> tuple[Any, bool]:
 
 def quoted(text: str) -> str:
     """A word as pipeline text: bare where the grammar allows, in double quotes otherwise."""
-    if text and not any(c.isspace() or c in ',()[]="\\' for c in text):
+    if text and not any(map(_needs_quotes, text)):
         return text
     escaped = text.replace("\\", "\\\\").replace('"', '\\"')
     return f'"{escaped}"'
+
+
+def _needs_quotes(character: str) -> bool:
+    return character.isspace() or character in ',()[]="\\'
 
 
 def _value_as_text(value: Any) -> str:
@@ -195,12 +217,17 @@ def _value_as_text(value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, tuple):
-        return "[" + ", ".join(map(quoted, value)) + "]"
-    return quoted(value) if isinstance(value, str) else repr(value)
+        words = ", ".join(map(quoted, value))
+        return f"[{words}]"
+    if isinstance(value, str):
+        return quoted(value)
+    return repr(value)
 
 
 def _shown(value: Any) -> str:
-    return f"'{value}'" if isinstance(value, str) else str(value)
+    if isinstance(value, str):
+        return f"'{value}'"
+    return str(value)
 
 
 def _parse_number(value: str) -> float:
@@ -210,7 +237,10 @@ def _parse_number(value: str) -> float:
 
 
 def _parse_words(value: str | list[str]) -> tuple[str, ...]:
-    return (value,) if isinstance(value, str) else tuple(value)
+    # one word needs no brackets
+    if isinstance(value, str):
+        return (value,)
+    return tuple(value)
 
 
 def _parse_text(value: Any) -> str:
@@ -221,7 +251,10 @@ def _parse_text(value: Any) -> str:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    # to Python, True and False are integers
+    if isinstance(value, bool):
+        return False
+    return isinstance(value, (int, float))
 
 
 def _is_integer(value: Any) -> bool:
@@ -229,7 +262,9 @@ def _is_integer(value: Any) -> bool:
 
 
 def _is_words(value: Any) -> bool:
-    return isinstance(value, tuple) and all(isinstance(word, str) for word in value)
+    if not isinstance(value, tuple):
+        return False
+    return all(isinstance(word, str) for word in value)
 
 
 _KIND_NAMES: dict[Any, str] = {

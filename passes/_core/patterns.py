@@ -107,7 +107,8 @@ def weighted_names(model: ir.Model, tables: bool = False) -> list[str]:
     names: list[str | None] = []
     for node in all_nodes(model):
         for index in _weight_inputs(node, tables):
-            names.extend((node.name, node.outputs[0].name))
+            names.append(node.name)
+            names.append(node.outputs[0].name)
             # computed values too: a weight that `compress-weights` stored keeps its name on one
             weight, _ = behind_chain(input_of(node, index))
             if weight is not None and not _is_fed(weight):
@@ -124,5 +125,6 @@ def _weight_inputs(node: ir.Node, tables: bool) -> tuple[int, ...]:
         return WEIGHTED_OPS[node.op_type].weights
     if tables and is_standard(node, "Gather"):
         data = input_of(node, 0)
-        return (0,) if data is not None and data.dtype in FLOATS else ()
+        if data is not None and data.dtype in FLOATS:
+            return (0,)
     return ()

@@ -42,8 +42,10 @@ def parse(text: str) -> Pipeline:
     wrong value.
     """
     if text.startswith("@"):
-        text = _read_recipe(Path(text[1:]))
-    return Pipeline(tuple(_Parser(text).pipeline()))
+        path = Path(text[1:])
+        text = _read_recipe(path)
+    parser = _Parser(text)
+    return Pipeline(tuple(parser.pipeline()))
 
 
 def as_pipeline(
@@ -180,13 +182,17 @@ class _Parser:
             value = self._value(",()[]=:")
             if self._peek() == "=":
                 self.at += 1
-                found.append((str(value), self._value(",()[]=:"), column))
-            elif found and isinstance(found[-1][1], str):
+                key = str(value)
+                value = self._value(",()[]=:")
+                found.append((key, value, column))
+                continue
+            if found:
+                former, head, start = found[-1]
                 # `pattern=2:4`: the colon belongs to the value
-                key, head, start = found[-1]
-                found[-1] = (key, f"{head}:{value}", start)
-            else:
-                found.append((None, value, column))
+                if isinstance(head, str):
+                    found[-1] = (former, f"{head}:{value}", start)
+                    continue
+            found.append((None, value, column))
         return found
 
     def _value(self, stops: str) -> Any:
@@ -208,13 +214,13 @@ class _Parser:
             return self._word(stops, "a value")
         out: list[str] = []
         self.at += 1
-        while self.at < len(self.text) and self.text[self.at] != '"':
+        while self._character() not in ('"', ""):
             # a backslash keeps the next character as it is
-            if self.text[self.at] == "\\":
+            if self._character() == "\\":
                 self.at += 1
-            out.append(self.text[self.at : self.at + 1])
+            out.append(self._character())
             self.at += 1
-        if self.at >= len(self.text):
+        if not self._character():
             raise self._error("the quote is not closed", 'add "')
         self.at += 1
         return "".join(out)
@@ -236,8 +242,12 @@ class _Parser:
 
     def _peek(self) -> str:
         """The next character that is not a space; "" at the end."""
-        while self.at < len(self.text) and self.text[self.at].isspace():
+        while self._character().isspace():
             self.at += 1
+        return self._character()
+
+    def _character(self) -> str:
+        """The character at this place; "" at the end."""
         return self.text[self.at : self.at + 1]
 
     def _error(self, problem: str, fix: str, at: int | None = None) -> UsageError:

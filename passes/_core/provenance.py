@@ -32,7 +32,9 @@ def set_float_layer(node: ir.Node, layer: FloatLayer) -> None:
 def float_layer(node: ir.Node) -> FloatLayer | None:
     """The float layer that a node computes; None for a node that no pass of this run quantized."""
     found = node.meta.get(LAYER)
-    return found if isinstance(found, FloatLayer) else None
+    if not isinstance(found, FloatLayer):
+        return None
+    return found
 
 
 def set_float_weight(stored: ir.Value, name: str) -> None:
@@ -43,4 +45,6 @@ def set_float_weight(stored: ir.Value, name: str) -> None:
 def float_weight(stored: ir.Value) -> str | None:
     """Name of the float initializer that a stored tensor encodes; None where nothing is noted."""
     found = stored.meta.get(WEIGHT)
-    return found if isinstance(found, str) else None
+    if not isinstance(found, str):
+        return None
+    return found

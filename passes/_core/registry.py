@@ -81,11 +81,16 @@ class ForeignPass(Pass):
         path = f"{kind.__module__}.{kind.__qualname__}"
         if not self.arguments:
             return path
-        arguments = [f"{key}={_python_text(value)}" for key, value in self.arguments]
-        return f"{path}({', '.join(arguments)})"
+        given = []
+        for key, value in self.arguments:
+            given.append(f"{key}={_python_text(value)}")
+        arguments = ", ".join(given)
+        return f"{path}({arguments})"
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, ForeignPass) and str(self) == str(other)
+        if not isinstance(other, ForeignPass):
+            return False
+        return str(self) == str(other)
 
     def __hash__(self) -> int:
         return hash(str(self))
@@ -112,7 +117,8 @@ class AsIrPass(ir.passes.InPlacePass):
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         outcome = self.inner.run(model, self.context)
-        return ir.passes.PassResult(model, modified=outcome.changed > 0)
+        modified = outcome.changed > 0
+        return ir.passes.PassResult(model, modified)
 
 
 def foreign_pass(path: str, arguments: dict[str, Any]) -> ForeignPass:

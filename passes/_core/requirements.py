@@ -38,6 +38,8 @@ ML_OPSETS = {3: (1, 15), 4: (1, 17), 5: (1, 18)}
 KNOWN = frozenset({*STANDARD_DOMAINS, "ai.onnx.ml"})
 """Domains whose needs the tables state."""
 
+FOUR_BITS = frozenset({ir.DataType.INT4, ir.DataType.UINT4})
+
 Release = tuple[int, int]
 
 
@@ -69,7 +71,7 @@ class Rule:
 
 def _reads_four_bits(node: ir.Node) -> bool:
     types = {value.dtype for value in node.inputs if value is not None}
-    return not types.isdisjoint((ir.DataType.INT4, ir.DataType.UINT4))
+    return not types.isdisjoint(FOUR_BITS)
 
 
 def _reads_blocks(node: ir.Node) -> bool:
@@ -92,6 +94,24 @@ RULES = (
 
 def requirements_of(model: ir.Model) -> Requirements:
     """Requirements by the tables and rules above; those of other domains were not tried."""
+    release, because = _strictest(_needs(model))
+    text = None
+    if release is not None:
+        text = ".".join(map(str, release))
+    return Requirements(
+        opset=model.opset_imports.get(""),
+        ir_version=model.ir_version,
+        onnxruntime=text,
+        because=because,
+    )
+
+
+Need = tuple[Release | None, str]
+"""(first release that will do, None where it is not known; what asks for it)."""
+
+
+def _needs(model: ir.Model) -> list[Need]:
+    """Everything that asks for a release, by its numbers, its domains and its nodes."""
     opset = model.opset_imports.get("")
     ml_opset = model.opset_imports.get("ai.onnx.ml")
     needs: list[Need] = [(OLDEST, "the oldest tried")]
@@ -103,22 +123,23 @@ def requirements_of(model: ir.Model) -> Requirements:
         needs.append((None, f"operators of {domain}"))
     standard = [node for node in nodes if is_standard(node)]
     for rule in RULES:
-        if any(rule.holds(node) for node in standard):
+        if any(map(rule.holds, standard)):
             needs.append((rule.release, rule.because))
-    newest, reason = OLDEST, ""
+    return needs
+
+
+def _strictest(needs: list[Need]) -> Need:
+    """The need of the newest release; of two needs of one release, the first."""
+    newest = OLDEST
+    reason = ""
     for release, because in needs:
         # nothing is claimed where one need is not known
         if release is None:
-            return Requirements(opset, model.ir_version, None, because)
-        # of two needs of one release, the first is named
+            return None, because
         if release > newest or not reason:
-            newest, reason = release, because
-    text = ".".join(map(str, newest))
-    return Requirements(opset, model.ir_version, text, reason)
-
-
-Need = tuple[Release | None, str]
-"""(first release that will do, None where it is not known; what asks for it)."""
+            newest = release
+            reason = because
+    return newest, reason
 
 
 def _by_number(table: dict[int, Release], number: int | None, name: str) -> list[Need]:

@@ -66,16 +66,22 @@ class KernelPairs:
 
     def of(self, rows: Rows) -> tuple[Rows, Rows]:
         """Both columns of every pair: (channels, width) -> two arrays (channels, pairs)."""
-        return rows[:, self.first], rows[:, self.second]
+        first = rows[:, self.first]
+        second = rows[:, self.second]
+        return first, second
 
     def of_part(self, width: int) -> KernelPairs:
         """The pairs within the first `width` columns, which cut none of them apart."""
-        return neighbours(width) if isinstance(self.first, slice) else self
+        if isinstance(self.first, slice):
+            return neighbours(width)
+        return self
 
     def indices(self) -> NDArray[np.intp]:
         """Both columns of every pair as one array (pairs, 2)."""
-        columns = [_as_array(self.first), _as_array(self.second)]
-        return np.stack(columns, axis=1).astype(np.intp)
+        first = _as_array(self.first)
+        second = _as_array(self.second)
+        columns = np.stack([first, second], axis=1)
+        return columns.astype(np.intp)
 
 
 def _as_array(index: Index) -> NDArray[np.intp]:
@@ -110,13 +116,17 @@ def kernel_pairs(op_type: str, shape: Sequence[int], groups: int = 1) -> KernelP
     the layout of its images; an odd number of channels makes pairs run over to the next position. A
     depthwise Conv has a kernel of its own.
     """
-    if op_type in NEVER_SATURATING or math.prod(shape) == 0:
+    if op_type in NEVER_SATURATING:
+        return NO_PAIRS
+    if math.prod(shape) == 0:
         return NO_PAIRS
     if "Conv" in op_type:
         dims = tuple(int(dim) for dim in shape)
         return _conv_pairs(dims, groups)
     width = math.prod(shape[:-1])
-    inner = int(shape[-2]) if len(shape) > 2 else width
+    if len(shape) <= 2:
+        return neighbours(width)
+    inner = int(shape[-2])
     if inner % 2 == 0 or inner == width:
         return neighbours(width)
     # each matrix of a batch is read by itself: the last row of an odd one stands alone
@@ -124,7 +134,11 @@ def kernel_pairs(op_type: str, shape: Sequence[int], groups: int = 1) -> KernelP
     within = np.arange(0, inner - 1, 2)
     starts = matrices[:, None] + within
     first = starts.reshape(-1).astype(np.intp)
-    return KernelPairs(first, first + 1, first.size)
+    return KernelPairs(
+        first=first,
+        second=first + 1,
+        count=first.size,
+    )
 
 
 @functools.lru_cache(256)
@@ -137,7 +151,8 @@ def _conv_pairs(shape: tuple[int, ...], groups: int) -> KernelPairs:
     width = channels * positions
     if channels == 1 or positions == 1:
         return neighbours(width)
-    stored = np.arange(width, dtype=np.intp).reshape(channels, *kernel)
+    flat = np.arange(width, dtype=np.intp)
+    stored = flat.reshape(channels, *kernel)
     order = np.moveaxis(stored, 0, -1).reshape(-1)
     count = width // 2
     end = 2 * count
@@ -168,8 +183,12 @@ def sums_of_one_sign(first: Rows, second: Rows) -> Rows:
     if first.dtype == np.int8:
         first = first.astype(np.int16)
         second = second.astype(np.int16)
-    highest = np.maximum(first, 0) + np.maximum(second, 0)
-    lowest = np.minimum(first, 0) + np.minimum(second, 0)
+    first_above = np.maximum(first, 0)
+    second_above = np.maximum(second, 0)
+    highest = first_above + second_above
+    first_below = np.minimum(first, 0)
+    second_below = np.minimum(second, 0)
+    lowest = first_below + second_below
     largest: Rows = np.maximum(highest, -lowest)
     return largest
 
@@ -187,16 +206,18 @@ def keep_within(
     row, pair = np.nonzero(offending(codes, pairs))
     if not row.size:
         return
-    first, second = pairs.indices()[pair].T
+    columns = pairs.indices()[pair]
+    first = (row, columns[:, 0])
+    second = (row, columns[:, 1])
     # both weights of an offending pair have one sign
-    sign = np.sign(codes[row, first])
-    x = exact[row, first] * sign
-    y = exact[row, second] * sign
+    sign = np.sign(codes[first])
+    x = exact[first] * sign
+    y = exact[second] * sign
     share = np.full(row.size, 0.5)
     if importance is not None:
         weights = np.broadcast_to(importance, exact.shape)
-        h = weights[row, first]
-        g = weights[row, second]
+        h = weights[first]
+        g = weights[second]
         total = h + g
         divisor = np.where(total > 0, total, 1.0)
         share = np.where(
@@ -205,10 +226,12 @@ def keep_within(
             0.5,
         )
     excess_of_pair = x + y - PAIR_LIMIT
-    best = np.rint(x - excess_of_pair * share)
+    exact_best = x - excess_of_pair * share
+    best = np.rint(exact_best)
     kept = np.clip(best, 1, LARGEST_CODE)
-    codes[row, first] = sign * kept
-    codes[row, second] = sign * (PAIR_LIMIT - kept)
+    remainder = PAIR_LIMIT - kept
+    codes[first] = sign * kept
+    codes[second] = sign * remainder
 
 
 def excess(
@@ -222,29 +245,36 @@ def excess(
     """
     first, second = pairs.of(exact)
     magnitude = np.abs(first) + np.abs(second)
+    have_one_sign = first * second > 0
     total = np.where(
-        first * second > 0,
+        have_one_sign,
         magnitude,
         0.0,
     )
-    row, pair = np.nonzero(total > PAIR_LIMIT)
+    at = np.nonzero(total > PAIR_LIMIT)
     cost: Any = 0.5
     if importance is not None:
-        of_first, of_second = pairs.of(np.atleast_2d(importance))
-        h = np.broadcast_to(of_first, total.shape)[row, pair]
-        g = np.broadcast_to(of_second, total.shape)[row, pair]
-        cost = h * g / np.maximum(h + g, 1e-300)
-    sums = np.rint(total[row, pair]).astype(np.intp)
-    bins = np.minimum(sums - PAIR_LIMIT, BINS - 1)
+        importance_rows = np.atleast_2d(importance)
+        of_first, of_second = pairs.of(importance_rows)
+        h = np.broadcast_to(of_first, total.shape)[at]
+        g = np.broadcast_to(of_second, total.shape)[at]
+        divisor = np.maximum(h + g, 1e-300)
+        cost = h * g / divisor
+    sums = np.rint(total[at]).astype(np.intp)
+    beyond = sums - PAIR_LIMIT
+    bins = np.minimum(beyond, BINS - 1)
     # one histogram a channel, side by side
+    channels = len(exact)
+    row = at[0]
     flat = row * BINS + bins
     weights = np.broadcast_to(cost, flat.shape)
     counted = np.bincount(
         flat,
         weights=weights,
-        minlength=len(exact) * BINS,
+        minlength=channels * BINS,
     )
-    return counted.reshape(len(exact), BINS).astype(np.float64)
+    histograms = counted.reshape(channels, BINS)
+    return histograms.astype(np.float64)
 
 
 def channel_factors(
@@ -257,11 +287,15 @@ def channel_factors(
     the limit. Shapes: spread (channels, 127), importance (channels,) -> (channels,).
     """
     sums = PAIR_LIMIT + np.arange(BINS)
-    beyond = np.maximum(sums[:, None] - PAIR_LIMIT * FACTORS, 0.0)
+    limits = PAIR_LIMIT * FACTORS
+    over = sums[:, None] - limits
+    beyond = np.maximum(over, 0.0)
     cutting = spread @ beyond**2
+    weight = np.asarray(importance).reshape(-1, 1)
     # 1/12: variance of rounding to the nearest whole number
-    rounding = np.asarray(importance).reshape(-1, 1) * FACTORS**2 / 12
-    best = (cutting + rounding).argmin(axis=1)
+    rounding = weight * FACTORS**2 / 12
+    error = cutting + rounding
+    best = error.argmin(axis=1)
     return np.asarray(FACTORS[best])
 
 
@@ -269,16 +303,22 @@ def rows_of(
     tensor: ir.TensorProtocol, layout: Layout, pairs: KernelPairs | None = None
 ) -> Iterator[tuple[NDArray[Any], slice]]:
     """A weight block by block as (channels, width), no pair cut apart, with those channels."""
-    for start, block in blocks(tensor, pair_granule(layout, pairs)):
+    granule = pair_granule(layout, pairs)
+    for start, block in blocks(tensor, granule):
         view, channels = layout.view(block, start)
-        yield layout.rows(view), channels
+        rows = layout.rows(view)
+        yield rows, channels
 
 
 def pair_granule(layout: Layout, pairs: KernelPairs | None) -> int:
     """Elements that a streamed block must hold a multiple of, so that it cuts no pair apart."""
-    # with channels first a block holds whole rows, and pairs lie within a row
-    if layout.outer == 1 or pairs is None or not pairs.count:
+    if pairs is None or not pairs.count:
         return layout.granule
-    # neighbours along the outer axis make pairs, or any two places of it
-    outer = 2 if isinstance(pairs.first, slice) else layout.outer
-    return layout.granule * outer
+    # with channels first a block holds whole rows, and pairs lie within a row
+    if layout.outer == 1:
+        return layout.granule
+    # neighbours along the outer axis make pairs
+    if isinstance(pairs.first, slice):
+        return layout.granule * 2
+    # any two places of it do
+    return layout.granule * layout.outer

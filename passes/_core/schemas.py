@@ -76,7 +76,9 @@ def schema_of(op_type: str, version: int) -> onnx.defs.OpSchema | None:
 def plain(attribute: ir.Attr) -> object:
     """An attribute's value as onnx holds it: texts as bytes."""
     value: object = attribute.value
-    return value.encode() if isinstance(value, str) else value
+    if isinstance(value, str):
+        return value.encode()
+    return value
 
 
 def states_default(schema: onnx.defs.OpSchema, attribute: ir.Attr) -> bool:
@@ -100,20 +102,25 @@ def least_version(node: ir.Node, version: int, floor: int) -> int:
     if schema_of(node.op_type, version) is None:
         return version
     schemas = _versions(node.op_type, floor, version)
+    steps = list(itertools.pairwise(schemas))
     # from the newest change down, until one matters to the node
-    for older, newer in reversed(list(itertools.pairwise(schemas))):
+    for older, newer in reversed(steps):
         if not _same(node, older, newer):
             return int(newer.since_version)
-    return max(floor, int(schemas[0].since_version))
+    oldest = int(schemas[0].since_version)
+    return max(floor, oldest)
 
 
 def means_the_same(node: ir.Node, version: int, other: int) -> bool:
     """True if a standard node of opset `version` means the same at `other`."""
     # versions change step by step, so the way between them is the same both ways
     low, high = sorted((version, other))
-    if schema_of(node.op_type, low) is None or low not in REVIEWED:
+    if low not in REVIEWED:
         return low == high
-    steps = itertools.pairwise(_versions(node.op_type, low, high))
+    if schema_of(node.op_type, low) is None:
+        return low == high
+    schemas = _versions(node.op_type, low, high)
+    steps = itertools.pairwise(schemas)
     return all(_same(node, older, newer) for older, newer in steps)
 
 
@@ -130,7 +137,9 @@ def _versions(op_type: str, low: int, high: int) -> list[onnx.defs.OpSchema]:
 
 def _same(node: ir.Node, older: onnx.defs.OpSchema, newer: onnx.defs.OpSchema) -> bool:
     """True if the node is allowed by both versions of its op, and means the same in both."""
-    if older.deprecated or newer.deprecated or newer.since_version not in REVIEWED:
+    if older.deprecated or newer.deprecated:
+        return False
+    if newer.since_version not in REVIEWED:
         return False
     return (
         _same_attributes(node, older, newer)
@@ -151,8 +160,11 @@ def _same_attributes(
     added = [name for name in newer.attributes if name not in older.attributes]
     if added and not _only_adds(newer):
         return False
-    given = [node.attributes[name] for name in added if name in node.attributes]
-    return all(states_default(newer, attribute) for attribute in given)
+    for name in added:
+        attribute = node.attributes.get(name)
+        if attribute is not None and not states_default(newer, attribute):
+            return False
+    return True
 
 
 def _only_adds(schema: onnx.defs.OpSchema) -> bool:
@@ -166,14 +178,19 @@ def _default(schema: onnx.defs.OpSchema, name: str) -> tuple[bool, bytes]:
 
 
 def _same_values(node: ir.Node, newer: onnx.defs.OpSchema) -> bool:
-    name, values = NEW_VALUES.get((newer.name, newer.since_version), ("", ()))
-    if not name:
+    version = (newer.name, newer.since_version)
+    if version not in NEW_VALUES:
         return True
+    name, values = NEW_VALUES[version]
     attribute = node.attributes.get(name)
     if attribute is None:
         default = newer.attributes[name].default_value
-        return onnx.helper.get_attribute_value(default) not in values
-    return not attribute.is_ref() and plain(attribute) not in values
+        value = onnx.helper.get_attribute_value(default)
+        return value not in values
+    # a function's caller may give any value
+    if attribute.is_ref():
+        return False
+    return plain(attribute) not in values
 
 
 def _same_parameters(
@@ -211,8 +228,9 @@ def _used(values: Iterable[ir.Value | None]) -> int:
 def _types_allowed(
     node: ir.Node, older: onnx.defs.OpSchema, newer: onnx.defs.OpSchema
 ) -> bool:
-    inputs = _allowed(node.inputs, older.inputs, newer.inputs)
-    return inputs and _allowed(node.outputs, older.outputs, newer.outputs)
+    if not _allowed(node.inputs, older.inputs, newer.inputs):
+        return False
+    return _allowed(node.outputs, older.outputs, newer.outputs)
 
 
 def _allowed(
@@ -245,10 +263,14 @@ def type_text(kind: ir.TypeProtocol | None) -> str | None:
     match kind:
         case ir.SequenceType() | ir.OptionalType():
             inner = type_text(kind.elem_type)
+            if inner is None:
+                return None
             outer = "seq" if isinstance(kind, ir.SequenceType) else "optional"
-            return inner and f"{outer}({inner})"
+            return f"{outer}({inner})"
         case ir.SparseTensorType():
-            return f"sparse_tensor({kind.dtype.name.lower()})"
+            element = kind.dtype.name.lower()
+            return f"sparse_tensor({element})"
         case ir.TensorType() if kind.dtype != ir.DataType.UNDEFINED:
-            return f"tensor({kind.dtype.name.lower()})"
+            element = kind.dtype.name.lower()
+            return f"tensor({element})"
     return None

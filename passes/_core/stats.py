@@ -128,7 +128,10 @@ def _tensors(model: ir.Model) -> Iterator[ir.TensorProtocol]:
 
 
 def _nonzero(tensor: ir.TensorProtocol) -> int:
-    return sum(int(np.count_nonzero(block)) for _, block in blocks(tensor))
+    count = 0
+    for _, block in blocks(tensor):
+        count += int(np.count_nonzero(block))
+    return count
 
 
 def _dims(value: ir.Value | None) -> list[int]:
@@ -148,8 +151,9 @@ def _conv(weight: int) -> Callable[[ir.Node], int]:
     """
 
     def count(node: ir.Node) -> int:
+        outputs = _size(node.outputs[0])
         summed = _dims(node.inputs[weight])[1:]
-        return _size(node.outputs[0]) * prod(summed)
+        return outputs * prod(summed)
 
     return count
 
@@ -159,15 +163,17 @@ def _conv_transpose(node: ir.Node) -> int:
 
     Shape (C, M / group, *K) of the weight gives M / group * prod(K).
     """
+    inputs = _size(node.inputs[0])
     met = _dims(node.inputs[1])[1:]
-    return _size(node.inputs[0]) * prod(met)
+    return inputs * prod(met)
 
 
 def _matmul(node: ir.Node) -> int:
     """Output elements times the summed length, the last axis of the first input."""
     # a scalar is no input of MatMul, but files may say so
     dims = _dims(node.inputs[0]) or [1]
-    return _size(node.outputs[0]) * dims[-1]
+    summed = dims[-1]
+    return _size(node.outputs[0]) * summed
 
 
 def _gemm(node: ir.Node) -> int:
@@ -180,8 +186,9 @@ def _gemm(node: ir.Node) -> int:
 
 def _recurrent(node: ir.Node) -> int:
     """Steps and batch of X (T, B, I) times all weights W (D, G*H, I) and R (D, G*H, H)."""
-    steps = prod(_dims(node.inputs[0])[:2])
-    return steps * (_size(node.inputs[1]) + _size(node.inputs[2]))
+    steps_and_batch = _dims(node.inputs[0])[:2]
+    weights = _size(node.inputs[1]) + _size(node.inputs[2])
+    return prod(steps_and_batch) * weights
 
 
 _MACS: dict[str, Callable[[ir.Node], int]] = {

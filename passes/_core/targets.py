@@ -227,4 +227,6 @@ def target_named(name: str) -> Target:
 def nearest(name: str, known: Mapping[str, object]) -> str:
     """Fix for a word that is not among those known: the nearest of them, or all."""
     near = difflib.get_close_matches(name, known, 1)
-    return f"did you mean '{near[0]}'?" if near else f"choose one of {', '.join(known)}"
+    if near:
+        return f"did you mean '{near[0]}'?"
+    return f"choose one of {', '.join(known)}"

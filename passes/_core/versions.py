@@ -77,9 +77,12 @@ def least_ir_version(model: ir.Model) -> int:
     opsets = []
     for domain, version in model.opset_imports.items():
         opsets.append(helper.make_opsetid(domain, version))
-    paired = int(helper.find_min_ir_version_for(opsets, ignore_unknown=True))
-    for_notes = FOR_NOTES if has_notes(model) else 1
-    return max(paired, ir_version_of_content(model), for_notes)
+    paired = helper.find_min_ir_version_for(opsets, ignore_unknown=True)
+    for_content = ir_version_of_content(model)
+    least = max(int(paired), for_content)
+    if has_notes(model):
+        least = max(least, FOR_NOTES)
+    return least
 
 
 def renumber(model: ir.Model, version: int) -> bool:

@@ -71,11 +71,13 @@ def rows_of(weight: Weight) -> Rows:
         raise NoAxisError(
             "the rows of a grouped ConvTranspose are not slices of its weight"
         )
-    runs = _runs(_dims(weight), summed.pop())
+    dims = _dims(weight)
+    runs = _runs(dims, summed.pop())
     # more runs than (groups, rows, channels, inner) have names
     if len(runs) > 4:
         raise NoAxisError("a Transpose scatters its rows")
-    groups, rows, channels, inner = runs + [1] * (4 - len(runs))
+    missing = 4 - len(runs)
+    groups, rows, channels, inner = runs + [1] * missing
     # without channels between them, rows and inner are one run
     if channels == 1:
         return Rows(groups, 1, 1, rows * inner)
@@ -100,7 +102,8 @@ def _runs(dims: list[int], summed: frozenset[int]) -> list[int]:
 
 
 def _dims(weight: Weight) -> list[int]:
-    return [int(d) for d in weight.tensor.shape.numpy()]
+    shape = weight.tensor.shape.numpy()
+    return [int(dim) for dim in shape]
 
 
 def _summed(weight: Weight, node: ir.Node, index: int) -> list[int]:
@@ -129,4 +132,5 @@ def _through_chain(
 
 def elements_after(weight: Weight, axis: int) -> int:
     """Elements between neighbours along `axis`."""
-    return math.prod(_dims(weight)[axis + 1 :])
+    dims = _dims(weight)
+    return math.prod(dims[axis + 1 :])

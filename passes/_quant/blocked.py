@@ -166,8 +166,8 @@ def block_scales(
     first, second = (int(d) for d in tensor.shape.numpy())
     inputs = second if by_rows else first
     count = -(-inputs // block)
-    across = (first, count) if by_rows else (count, second)
-    out = np.empty(across, np.float32)
+    shape = (first, count) if by_rows else (count, second)
+    out = np.empty(shape, np.float32)
     for start, view in _block_views(tensor, block, by_rows):
         if not np.isfinite(view).all():
             raise RefusedError(
@@ -176,7 +176,9 @@ def block_scales(
                 "repair the weight, or name the layer in exclude",
             )
         found = best_scales(view, bits)
-        out[start : start + len(view)] = found.reshape(len(view), -1)
+        parts = len(view)
+        end = start + parts
+        out[start:end] = found.reshape(parts, -1)
     return out
 
 
@@ -185,37 +187,44 @@ def best_scales(view: Floats, bits: int) -> Floats:
 
     Shapes: (..., block, columns) -> (..., columns); `_as_blocks` says what they are.
     """
-    at = np.abs(view).argmax(-2)[..., None, :]
+    largest_at = np.abs(view).argmax(-2)
+    at = largest_at[..., None, :]
     extreme = np.take_along_axis(view, at, -2)
+    targets = TRIED[bits]
     # 8 bits are fine enough for one try
-    if len(TRIED[bits]) == 1:
+    if len(targets) == 1:
         largest = np.abs(extreme[..., 0, :])
-        return _usable(largest / np.float32(TRIED[bits][0]))
+        levels = np.float32(targets[0])
+        return _usable(largest / levels)
     best = _usable(extreme)
     least = np.full(extreme.shape, np.inf, np.float32)
-    for target in TRIED[bits]:
+    for target in targets:
         scale = _usable(extreme / np.float32(target))
         scaled = np.divide(view, scale, dtype=np.float32)
-        off = np.square(_rounded(scaled, bits) - scaled)
+        rounding = _rounded(scaled, bits) - scaled
+        squares = np.square(rounding)
+        total = squares.sum(-2, keepdims=True)
         # in units of the extreme weight, the same for every target: extreme = target * scale
-        error = off.sum(-2, keepdims=True) / np.float32(target * target)
+        error = total / np.float32(target * target)
         best = np.where(error < least, scale, best)
         least = np.minimum(error, least)
     return np.asarray(best[..., 0, :])
 
 
 def _usable(scale: NDArray[Any]) -> Floats:
-    small = np.abs(scale) < _SMALLEST
-    return np.where(
-        small,
+    is_small = np.abs(scale) < _SMALLEST
+    raised = np.where(
+        is_small,
         np.float32(_SMALLEST),
         scale,
-    ).astype(np.float32)
+    )
+    return raised.astype(np.float32)
 
 
 def _rounded(scaled: Floats, bits: int) -> Floats:
     low, high = LEVELS[bits]
-    return np.asarray(np.clip(np.rint(scaled), low, high))
+    codes = np.rint(scaled)
+    return np.asarray(np.clip(codes, low, high))
 
 
 def quantize_blocks(
@@ -293,23 +302,30 @@ def _as_blocks(
     """
     rows = flat.reshape(-1, length).astype(np.float32, copy=False)
     count = len(rows)
+    untouched = (0, 0)
     if by_rows:
-        padded = np.pad(rows, ((0, 0), (0, -length % block)))
-        return padded.reshape(
+        fill = (0, -length % block)
+        padded = np.pad(rows, (untouched, fill))
+        by_row = padded.reshape(
             count,
             -1,
             block,
             1,
-        ), count
-    padded = np.pad(rows, ((0, -count % block), (0, 0)))
-    return padded.reshape(-1, block, length), count
+        )
+        return by_row, count
+    fill = (0, -count % block)
+    padded = np.pad(rows, (fill, untouched))
+    by_block = padded.reshape(-1, block, length)
+    return by_block, count
 
 
 def _flat(values: NDArray[Any], rows: int, length: int, by_rows: bool) -> NDArray[Any]:
     """The inverse of `_as_blocks`."""
     if by_rows:
         padded_rows = values.reshape(rows, -1)
-        return np.asarray(padded_rows[:, :length]).reshape(-1)
+        kept = padded_rows[:, :length]
+        return np.asarray(kept).reshape(-1)
     # the fill of a short last block lies behind all rows
     padded = values.reshape(-1, length)
-    return np.asarray(padded[:rows]).reshape(-1)
+    kept = padded[:rows]
+    return np.asarray(kept).reshape(-1)

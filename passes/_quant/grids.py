@@ -53,7 +53,10 @@ class Grid:
         """The pairs that codes of this grid could bring beyond the limit."""
         if self.pairs is None or not self.pairs.count:
             return None
-        return self.pairs if 2 * self.levels > PAIR_LIMIT else None
+        largest_sum = 2 * self.levels
+        if largest_sum <= PAIR_LIMIT:
+            return None
+        return self.pairs
 
 
 def scales_on(tensor: ir.TensorProtocol, layout: Layout, grid: Grid) -> Floats:
@@ -88,7 +91,8 @@ def scales_on(tensor: ir.TensorProtocol, layout: Layout, grid: Grid) -> Floats:
         )
     # max|w| is the top code times the scale
     held = usable & (tops > 0)
-    scales[held] = (highest[held] / tops[held]).astype(np.float32)
+    steps = highest[held] / tops[held]
+    scales[held] = steps.astype(np.float32)
     return scales
 
 
@@ -101,15 +105,22 @@ def limited_scales(
     """
     usable = scales > LEAST_SCALE
     divisors = np.where(usable, scales, 1.0)
-    inverse = np.where(usable, 1.0 / divisors, 0.0).astype(np.float32)
+    inverse = np.where(usable, 1.0 / divisors, 0.0)
+    factors = inverse.astype(np.float32)
     spread = np.zeros((layout.channels, BINS))
     rounded = np.zeros(layout.channels)
     for rows, channels in rows_of(tensor, layout, pairs):
-        exact = rows * inverse[channels][:, None]
-        spread[channels] += excess(exact, pairs.of_part(rows.shape[1]))
+        width = rows.shape[1]
+        own = factors[channels]
+        exact = rows * own[:, None]
+        part = pairs.of_part(width)
+        spread[channels] += excess(exact, part)
         # zeros, pruned perhaps, lose nothing
-        rounded[channels] += np.count_nonzero(rows, axis=1)
-    return (scales * channel_factors(spread, rounded)).astype(np.float32)
+        nonzero = np.count_nonzero(rows, axis=1)
+        rounded[channels] += nonzero
+    growth = channel_factors(spread, rounded)
+    enlarged = scales * growth
+    return enlarged.astype(np.float32)
 
 
 def held_tops(
@@ -130,7 +141,8 @@ def held_tops(
     tops = np.arange(grid.levels, 0, -1)
     for _ in range(ROUNDS):
         first = tops[possible.argmax(axis=1)]
-        tried = np.where(possible.any(axis=1), first, 0)
+        has_one = possible.any(axis=1)
+        tried = np.where(has_one, first, 0)
         if not tried.any():
             break
         whole, highest_sum = _tried(
@@ -163,18 +175,26 @@ def _candidates(
     # weights still to be looked at: zeros lie on every grid, and do not count
     left = np.where(usable, SAMPLE, 0)
     for rows, channels in rows_of(tensor, layout):
-        for start in range(0, rows.shape[1], SAMPLE):
-            open_ = np.flatnonzero(left[channels] > 0)
-            if not open_.size:
+        width = rows.shape[1]
+        first_channel = channels.start or 0
+        for start in range(0, width, SAMPLE):
+            is_open = left[channels] > 0
+            open_rows = np.flatnonzero(is_open)
+            if not open_rows.size:
                 break
-            at = open_ + (channels.start or 0)
-            few = rows[open_, start : start + SAMPLE]
-            shares = few / highest[at, None].astype(np.float64)
+            at = open_rows + first_channel
+            few = rows[open_rows, start : start + SAMPLE]
+            largest = highest[at].astype(np.float64)
+            shares = few / largest[:, None]
             possible[at] &= _allowed(shares, grid.levels)
             seen = np.count_nonzero(shares, axis=1)
-            left[at] -= np.where(possible[at].any(axis=1), seen, SAMPLE)
-        # a block with all channels says enough; otherwise each block brings other channels
-        if layout.outer > 1 and not (left > 0).any():
+            has_one = possible[at].any(axis=1)
+            left[at] -= np.where(has_one, seen, SAMPLE)
+        # with channels first each block brings other channels
+        if layout.outer == 1:
+            continue
+        # a block with all channels says enough
+        if not (left > 0).any():
             break
     return possible
 
@@ -184,9 +204,11 @@ def _allowed(shares: NDArray[np.float64], levels: int) -> NDArray[np.bool_]:
 
     Shapes: (channels, few), shares of max|w| -> (channels, levels).
     """
-    steps = shares[:, :, None] * np.arange(levels, 0, -1)
+    tops = np.arange(levels, 0, -1)
+    steps = shares[:, :, None] * tops
     distance = np.abs(steps - np.rint(steps))
-    return np.asarray((distance < ON_GRID).all(axis=1))
+    is_whole = distance < ON_GRID
+    return np.asarray(is_whole.all(axis=1))
 
 
 def _tried(
@@ -206,12 +228,16 @@ def _tried(
     sums = np.zeros(layout.channels)
     pairs = grid.limited
     for rows, channels in rows_of(tensor, layout, pairs):
-        steps = rows * inverse[channels][:, None]
+        own = inverse[channels]
+        steps = rows * own[:, None]
         codes = np.rint(steps)
-        distance = np.abs(steps - codes).max(axis=1, initial=0.0)
-        whole[channels] &= distance < ON_GRID
-        if pairs is not None:
-            part = pairs.of_part(rows.shape[1])
-            largest = largest_sums(codes, part).max(axis=1, initial=0.0)
-            sums[channels] = np.maximum(sums[channels], largest)
+        distance = np.abs(steps - codes)
+        farthest = distance.max(axis=1, initial=0.0)
+        whole[channels] &= farthest < ON_GRID
+        if pairs is None:
+            continue
+        part = pairs.of_part(rows.shape[1])
+        sums_of_pairs = largest_sums(codes, part)
+        largest = sums_of_pairs.max(axis=1, initial=0.0)
+        sums[channels] = np.maximum(sums[channels], largest)
     return whole, sums

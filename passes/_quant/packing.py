@@ -34,14 +34,17 @@ def pack_signs(array: NDArray[Any]) -> NDArray[np.uint8]:
     Shapes: any shape of n elements -> (ceil(n / 8),). Element 8*i + j is bit j (value 2**j) of byte
     i: 1 for +1, 0 for -1. Bits after the last element are 0.
     """
-    return np.packbits(np.asarray(array).reshape(-1) >= 0, bitorder="little")
+    flat = np.asarray(array).reshape(-1)
+    is_positive = flat >= 0
+    return np.packbits(is_positive, bitorder="little")
 
 
 def sign_table() -> NDArray[np.int8]:
     """(256, 8) int8: row b holds the eight signs that `pack_signs` put in byte b."""
     every_byte = np.arange(256, dtype=np.uint8)[:, None]
     bits = np.unpackbits(every_byte, axis=1, bitorder="little")
-    return (bits.astype(np.int8) * 2 - 1).astype(np.int8)
+    signs = bits.astype(np.int8) * 2 - 1
+    return signs.astype(np.int8)
 
 
 def pack_trits(array: NDArray[Any]) -> NDArray[np.uint8]:
@@ -55,14 +58,17 @@ def pack_trits(array: NDArray[Any]) -> NDArray[np.uint8]:
     digits = np.zeros(count * TRITS_A_BYTE, np.uint8)
     # digits 0, 1, 2; the fill of the last byte is cut off when it is unpacked
     digits[: flat.size] = flat + 1
-    return (digits.reshape(-1, TRITS_A_BYTE) @ _POWERS).astype(np.uint8)
+    by_byte = digits.reshape(-1, TRITS_A_BYTE)
+    packed = by_byte @ _POWERS
+    return packed.astype(np.uint8)
 
 
 def trit_table() -> NDArray[np.int8]:
     """(243, 5) int8: row b holds the five values that `pack_trits` put in byte b."""
     every_byte = np.arange(3**TRITS_A_BYTE)[:, None]
     digits = every_byte // _POWERS % 3
-    return (digits - 1).astype(np.int8)
+    trits = digits - 1
+    return trits.astype(np.int8)
 
 
 _POWERS = 3 ** np.arange(TRITS_A_BYTE)
@@ -81,7 +87,8 @@ def pack_nibbles(array: NDArray[Any]) -> NDArray[np.uint8]:
     digits[: flat.size] = flat.astype(np.int8) + 8
     low = digits[::2]
     high = digits[1::2] << 4
-    return (low | high).astype(np.uint8)
+    packed = low | high
+    return packed.astype(np.uint8)
 
 
 def nibble_table() -> NDArray[np.int8]:
@@ -89,7 +96,9 @@ def nibble_table() -> NDArray[np.int8]:
     byte = np.arange(256)
     low = byte & 15
     high = byte >> 4
-    return (np.stack([low, high], axis=1) - 8).astype(np.int8)
+    pairs = np.stack([low, high], axis=1)
+    signed = pairs - 8
+    return signed.astype(np.int8)
 
 
 def _bytes_of(codes: int, per_byte: int) -> int:
@@ -228,11 +237,15 @@ def _packed_tensor(
             done = 0
             # blocks of whole bytes, so that packed blocks can be laid end to end
             for _, block in blocks(tensor, granule=packing.per_byte):
-                packed = packing.pack(_plane(block, plane, planes))
-                out[plane, done : done + packed.size] = packed
-                done += packed.size
+                codes = _plane(block, plane, planes)
+                packed = packing.pack(codes)
+                end = done + packed.size
+                out[plane, done:end] = packed
+                done = end
             assert done == count, f"{tensor.name}: {done} of {count} bytes packed"
-        return ir.Tensor(out if planes > 1 else out[0])
+        if planes == 1:
+            return ir.Tensor(out[0])
+        return ir.Tensor(out)
 
     shape = [count] if planes == 1 else [planes, count]
     return ir.LazyTensor(
@@ -246,8 +259,10 @@ def _plane(codes: NDArray[Any], plane: int, planes: int) -> NDArray[Any]:
     """The signs that weigh 2**(planes - 1 - plane): bits of (code + 2**planes - 1) / 2."""
     if planes == 1:
         return codes
-    levels = (codes.astype(np.int16) + 2**planes - 1) // 2
-    bits = (levels >> (planes - 1 - plane)) % 2
+    from_zero = codes.astype(np.int16) + 2**planes - 1
+    levels = from_zero // 2
+    place = planes - 1 - plane
+    bits = (levels >> place) % 2
     signs: NDArray[Any] = bits * 2 - 1
     return signs
 
@@ -300,14 +315,8 @@ def _summed(
     """
     int32 = ir.DataType.INT32
     weights = 2 ** np.arange(planes, dtype=np.int32)[::-1]
-    powers = unpack.inserter.constant(
-        "powers",
-        weights.reshape(
-            -1,
-            1,
-            1,
-        ),
-    )
+    by_plane = weights.reshape(-1, 1, 1)
+    powers = unpack.inserter.constant("powers", by_plane)
     wide = unpack.step(
         "Cast",
         [signs],
@@ -339,9 +348,12 @@ def _summed(
 def _table(inserter: Inserter, packing: Packing) -> ir.Value:
     """The graph's table for this packing; its name is kept in `graph.meta`."""
     key = f"{packing.key}_table"
+    graph = inserter.graph
     # looked up by name: an earlier pass may have removed the table since
-    known = inserter.graph.initializers.get(inserter.graph.meta.get(key, ""))
+    name = graph.meta.get(key, "")
+    known = graph.initializers.get(name)
     if known is None:
-        known = inserter.initializer(key, ir.Tensor(packing.table()))
-        inserter.graph.meta[key] = known.name
+        table = ir.Tensor(packing.table())
+        known = inserter.initializer(key, table)
+        graph.meta[key] = known.name
     return known

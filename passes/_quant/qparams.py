@@ -55,8 +55,10 @@ def scale_of(range_: Range, rules: QuantRules) -> np.float32:
     """The step of the grid that covers [low, high] and 0."""
     low, high = _with_zero(range_)
     if rules.symmetric:
-        return _usable(max(-low, high) / 127)
-    return _usable((high - low) / _levels(rules))
+        largest = max(-low, high)
+        return _usable(largest / 127)
+    width = high - low
+    return _usable(width / _levels(rules))
 
 
 def parameters_of(range_: Range, scale: np.float32, rules: QuantRules) -> Parameters:
@@ -64,7 +66,9 @@ def parameters_of(range_: Range, scale: np.float32, rules: QuantRules) -> Parame
     if rules.symmetric:
         return Parameters(scale, 0)
     low, _ = _with_zero(range_)
-    return Parameters(scale, _zero_point(low, scale, _levels(rules)))
+    levels = _levels(rules)
+    zero_point = _zero_point(low, scale, levels)
+    return Parameters(scale, zero_point)
 
 
 def low_bit_parameters(range_: Range, bits: int, rules: QuantRules) -> Parameters:
@@ -74,22 +78,24 @@ def low_bit_parameters(range_: Range, bits: int, rules: QuantRules) -> Parameter
     """
     low, high = _with_zero(range_)
     if rules.symmetric and low < 0:
-        half = 2 ** (bits - 1)
         # one code more lies below zero than above
-        scale = _usable(max(-low / half, high / (half - 1)))
+        codes_below = 2 ** (bits - 1)
+        codes_above = codes_below - 1
+        step = max(-low / codes_below, high / codes_above)
         return Parameters(
-            scale,
-            0,
-            -half,
-            half - 1,
+            scale=_usable(step),
+            zero_point=0,
+            lowest=-codes_below,
+            highest=codes_above,
         )
     steps = 2**bits - 1
-    scale = _usable((high - low) / steps)
+    width = high - low
+    scale = _usable(width / steps)
     return Parameters(
-        scale,
-        _zero_point(low, scale, steps),
-        0,
-        steps,
+        scale=scale,
+        zero_point=_zero_point(low, scale, steps),
+        lowest=0,
+        highest=steps,
     )
 
 
@@ -105,21 +111,25 @@ def _levels(rules: QuantRules) -> int:
 
 
 def _zero_point(low: float, scale: np.float32, levels: int) -> int:
-    return round(float(np.clip(-low / float(scale), 0, levels)))
+    exact = -low / float(scale)
+    within = np.clip(exact, 0, levels)
+    return round(float(within))
 
 
 def _usable(value: float) -> np.float32:
     """A scale in float32 within the bounds; 1 for a value that is always zero."""
     if value == 0.0:
         return np.float32(1.0)
-    return np.float32(min(max(value, LEAST_STEP), LARGEST_STEP))
+    bounded = min(max(value, LEAST_STEP), LARGEST_STEP)
+    return np.float32(bounded)
 
 
 def with_room(range_: Range, rules: QuantRules) -> Range:
     """The range widened where the zero point would leave less than `TERM_ROOM` codes on a side."""
     low, high = _with_zero(range_)
     codes = _levels(rules) - TERM_ROOM
-    least = max(-low, high) * TERM_ROOM / codes
+    largest = max(-low, high)
+    least = largest * TERM_ROOM / codes
     return min(low, -least), max(high, least)
 
 
@@ -133,12 +143,16 @@ def assign(
     covered, shared = _shared_ranges(placement, ranges)
     for value in placement.two_term:
         covered[value] = with_room(covered[value], rules)
-    scales = {value: scale_of(covered[value], rules) for value in placement.quantized}
-    scales = with_even_sums(placement, scales, shared)
-    return {
-        value: parameters_of(covered[value], scales[value], rules)
-        for value in placement.quantized
-    }
+    own = {value: scale_of(covered[value], rules) for value in placement.quantized}
+    scales = with_even_sums(placement, own, shared)
+    parameters = {}
+    for value in placement.quantized:
+        parameters[value] = parameters_of(
+            covered[value],
+            scales[value],
+            rules,
+        )
+    return parameters
 
 
 def _shared_ranges(
@@ -147,7 +161,9 @@ def _shared_ranges(
     """Ranges after sharing, and the sets of values that share: those of each mover."""
     shared = Sets[ir.Value]()
     # range of each set, by its root
-    union: dict[ir.Value, Range] = {v: ranges[v] for v in placement.quantized}
+    union: dict[ir.Value, Range] = {}
+    for value in placement.quantized:
+        union[value] = ranges[value]
     for carried in placement.carried:
         if not carried.shared:
             continue
@@ -161,7 +177,11 @@ def _shared_ranges(
                 continue
             union[first] = _hull(union[first], union[other])
             shared.join(first, other)
-    return {v: union[shared.root(v)] for v in placement.quantized}, shared
+    covered = {}
+    for value in placement.quantized:
+        root = shared.root(value)
+        covered[value] = union[root]
+    return covered, shared
 
 
 def _members(
@@ -171,27 +191,34 @@ def _members(
     if carried.node.op_type == "Concat":
         members = [*carried.inputs, *carried.outputs]
         found = [union[shared.root(value)] for value in members]
-        return members if _may_share(found) else []
+        if not _may_share(found):
+            return []
+        return members
     # a mover's output holds nothing but its input's values: the input's range is the right one
     source = carried.inputs[0]
     for output in carried.outputs:
-        union[shared.root(output)] = union[shared.root(source)]
+        of_source = union[shared.root(source)]
+        union[shared.root(output)] = of_source
     return [source, *carried.outputs]
 
 
 def _hull(one: Range, other: Range) -> Range:
-    return min(one[0], other[0]), max(one[1], other[1])
+    """The range that holds both."""
+    low = min(one[0], other[0])
+    high = max(one[1], other[1])
+    return low, high
 
 
 def _may_share(ranges: Sequence[Range]) -> bool:
     """True for ranges of one sign and of like widths."""
-    low = min(r[0] for r in ranges)
-    high = max(r[1] for r in ranges)
-    if len({r[0] >= 0 for r in ranges}) > 1:
+    lows = [low for low, _ in ranges]
+    highs = [high for _, high in ranges]
+    signs = {low >= 0 for low in lows}
+    if len(signs) > 1:
         # a Relu folds only into a zero point of 0, which a signed neighbour would move
         return False
-    widest = high - low
-    return all(widest <= SHARE_LIMIT * (r[1] - r[0]) for r in ranges)
+    widest = max(highs) - min(lows)
+    return all(widest <= SHARE_LIMIT * (high - low) for low, high in ranges)
 
 
 def with_even_sums(
@@ -213,16 +240,24 @@ def with_even_sums(
         if carried.node.op_type != "Add":
             continue
         values = [*carried.inputs, *carried.outputs]
-        roots = list(dict.fromkeys(groups.root(value) for value in values))
+        # each root once, in order: an Add may add a value to itself
+        roots = list(dict.fromkeys(map(groups.root, values)))
         joined: list[ir.Value] = []
         for root in roots:
             joined += members[root]
         found = [scales[value] for value in joined]
         if max(found) > LARGEST_GROWTH * min(found):
             continue
-        for root in roots[1:]:
-            groups.join(roots[0], root)
-        members[roots[0]] = joined
+        first, *others = roots
+        for root in others:
+            groups.join(first, root)
+        members[first] = joined
     # lists of roots that were joined to others are left over, and never looked up below
-    widest = {root: max(scales[v] for v in of) for root, of in members.items()}
-    return {value: widest[groups.root(value)] for value in placement.quantized}
+    widest = {}
+    for root, of_root in members.items():
+        widest[root] = max(scales[value] for value in of_root)
+    even = {}
+    for value in placement.quantized:
+        root = groups.root(value)
+        even[value] = widest[root]
+    return even

@@ -46,7 +46,8 @@ def channel_sums(
     for start, block in blocks(tensor, layout.granule):
         view, channels = layout.view(block, start)
         values = function(view, channels)
-        total[channels] += values.sum(axis=(0, 2), dtype=np.float64)
+        sums = values.sum(axis=(0, 2), dtype=np.float64)
+        total[channels] += sums
     return total
 
 
@@ -68,8 +69,10 @@ def least_squares_scales(
     if not np.isfinite(high).all():
         # no scale fits NaN or infinity: for the caller to see
         return high.astype(np.float32)
-    low = np.maximum(low.astype(np.float64), 1e-30)
-    high = np.maximum(high.astype(np.float64), low)
+    low = low.astype(np.float64)
+    low = np.maximum(low, 1e-30)
+    high = high.astype(np.float64)
+    high = np.maximum(high, low)
     power = channel_sums(tensor, layout, _squares)
     channels = np.arange(layout.channels)
     best = high.copy()
@@ -83,17 +86,22 @@ def least_squares_scales(
             codes,
         )
         # with the best factor for codes c, |w|^2 - <w, c>^2 / <c, c> of the weight remains
-        error = power - dot**2 / np.maximum(norm, TINY)
+        divisor = np.maximum(norm, TINY)
+        error = power - dot**2 / divisor
         at = error.argmin(axis=0)
-        lowest = error[at, channels]
-        fitted = dot[at, channels] / np.maximum(norm[at, channels], TINY)
+        best_rung = (at, channels)
+        lowest = error[best_rung]
+        fitted = dot[best_rung] / divisor[best_rung]
         # the first rung is `high` itself, in the first round only
-        exact = (error[0] <= ON_GRID * power) & (rungs[0] == high)
+        is_high = rungs[0] == high
+        fits = error[0] <= ON_GRID * power
+        exact = fits & is_high
         winner = np.where(exact, high, fitted)
         better = (lowest < least) & (fitted > 0)
         best = np.where(better, winner, best)
+        least = np.minimum(least, lowest)
         # -inf: no later round can beat a grid that fits exactly
-        least = np.where(exact, -np.inf, np.minimum(least, lowest))
+        least = np.where(exact, -np.inf, least)
         rungs = _between_neighbours(rungs, at)
     return best.astype(np.float32)
 
@@ -104,7 +112,8 @@ def magnitudes(view: NDArray[Any], channels: slice) -> NDArray[Any]:
 
 
 def _squares(view: NDArray[Any], channels: slice) -> NDArray[np.float64]:
-    return np.asarray(np.square(view, dtype=np.float64))
+    squares = np.square(view, dtype=np.float64)
+    return np.asarray(squares)
 
 
 def _between_neighbours(
@@ -112,16 +121,17 @@ def _between_neighbours(
 ) -> NDArray[np.float64]:
     """A finer ladder between the neighbours of each channel's best rung: (rungs, channels)."""
     channels = np.arange(rungs.shape[1])
-    above = rungs[np.maximum(at - 1, 0), channels]
-    below = rungs[np.minimum(at + 1, CANDIDATES - 1), channels]
-    return np.asarray(
-        np.geomspace(
-            above,
-            below,
-            CANDIDATES,
-        ),
-        np.float64,
+    last = CANDIDATES - 1
+    before = np.maximum(at - 1, 0)
+    after = np.minimum(at + 1, last)
+    above = rungs[before, channels]
+    below = rungs[after, channels]
+    finer = np.geomspace(
+        above,
+        below,
+        CANDIDATES,
     )
+    return np.asarray(finer, np.float64)
 
 
 def _products(
@@ -137,11 +147,13 @@ def _products(
     # a block is read once for all rungs: it may come from a file, or from a chain of kernels
     for start, block in blocks(tensor, layout.granule):
         view, channels = layout.view(block, start)
-        for row in range(len(rungs)):
-            factors = inverse[row, channels][:, None]
-            code = codes(view * factors)
-            dot[row, channels] += _row_dots(view, code)
-            norm[row, channels] += _row_dots(code, code)
+        for rung in range(len(rungs)):
+            place = (rung, channels)
+            factors = inverse[place][:, None]
+            scaled = view * factors
+            code = codes(scaled)
+            dot[place] += _row_dots(view, code)
+            norm[place] += _row_dots(code, code)
     return dot, norm
 
 

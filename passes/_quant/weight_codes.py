@@ -140,17 +140,22 @@ def _twn_codes(
     threshold = (TWN_THRESHOLD * mean).astype(np.float32)
 
     def counts(view: NDArray[Any], channels: slice) -> NDArray[Any]:
-        return np.asarray(np.abs(view) > threshold[channels][:, None])
+        own = threshold[channels][:, None]
+        is_above = np.abs(view) > own
+        return np.asarray(is_above)
 
     def counted(view: NDArray[Any], channels: slice) -> NDArray[Any]:
-        return np.asarray(np.abs(view) * counts(view, channels))
+        kept = np.abs(view) * counts(view, channels)
+        return np.asarray(kept)
 
     def signs(view: NDArray[Any], channels: slice) -> NDArray[Any]:
-        return np.asarray(np.sign(view) * counts(view, channels))
+        codes = np.sign(view) * counts(view, channels)
+        return np.asarray(codes)
 
     number = channel_sums(tensor, layout, counts)
     total = channel_sums(tensor, layout, counted)
-    alpha = (total / np.maximum(number, 1)).astype(np.float32)
+    mean_of_counted = total / np.maximum(number, 1)
+    alpha = mean_of_counted.astype(np.float32)
 
     # the threshold alone decides the codes, whatever the final scales are
     def codes(scales: Floats) -> DerivedTensor:
@@ -172,14 +177,8 @@ def sign_codes(
     (arXiv:1711.11294), its scales tied to powers of two.
     """
     count = layout.outer * layout.inner
-    mean = (
-        channel_sums(
-            tensor,
-            layout,
-            magnitudes,
-        )
-        / max(count, 1)
-    ).astype(np.float32)
+    sums = channel_sums(tensor, layout, magnitudes)
+    mean = (sums / max(count, 1)).astype(np.float32)
     alpha = mean / np.float32(2 ** (planes - 1))
     to_odd = odd(planes)
     # of one plane mean|w| is the least-squares scale already

@@ -36,8 +36,10 @@ def channel_absmax(tensor: ir.TensorProtocol, layout: Layout) -> Floats:
         highest = view.max(axis=(0, 2))
         lowest = view.min(axis=(0, 2))
         # not np.abs: it would copy the whole block
-        largest = np.maximum(highest, -lowest).astype(np.float32)
-        out[channels] = np.maximum(out[channels], largest)
+        exact = np.maximum(highest, -lowest)
+        largest = exact.astype(np.float32)
+        before = out[channels]
+        out[channels] = np.maximum(before, largest)
     return out
 
 
@@ -53,13 +55,16 @@ def wide_enough(
     """
     wide = scales.astype(np.float64)
     if bias is not None:
-        needed = np.abs(bias.astype(np.float64)) / (input_scale * BIAS_LIMIT)
+        magnitude = np.abs(bias.astype(np.float64))
+        most_codes = input_scale * BIAS_LIMIT
+        needed = magnitude / most_codes
         wide = np.maximum(wide, needed)
     if has_zero:
         wide = np.where(wide > 0, wide, 1.0 / INT8_LEVELS)
     # float32(input_scale * scale) is the bias's scale: keep it away from denormals.
     least = LEAST_SCALE / min(input_scale, 1.0)
-    return np.maximum(wide, least).astype(np.float32)
+    usable = np.maximum(wide, least)
+    return usable.astype(np.float32)
 
 
 def quantize_weight(
@@ -90,7 +95,8 @@ def quantize_weight(
             # both are views of the block: `keep_within` changes the codes in place
             rows = layout.rows(codes)
             exact = layout.rows(scaled)
-            keep_within(rows, exact, pairs.of_part(rows.shape[1]))
+            part = pairs.of_part(rows.shape[1])
+            keep_within(rows, exact, part)
         flat: NDArray[Any] = codes.astype(np.int8).reshape(-1)
         return flat
 
@@ -109,10 +115,12 @@ def quantize_bias(
 
     The runtime insists on that product.
     """
-    bias_scales = (np.float32(input_scale) * scales).astype(np.float32)
-    values = np.rint(bias.astype(np.float64) / bias_scales)
-    codes = np.clip(values, -INT32_LIMIT, INT32_LIMIT).astype(np.int32)
-    return codes, bias_scales
+    products = np.float32(input_scale) * scales
+    bias_scales = products.astype(np.float32)
+    exact = bias.astype(np.float64) / bias_scales
+    codes = np.rint(exact)
+    clipped = np.clip(codes, -INT32_LIMIT, INT32_LIMIT)
+    return clipped.astype(np.int32), bias_scales
 
 
 def transposed(tensor: ir.TensorProtocol) -> ir.LazyTensor:

@@ -80,9 +80,10 @@ def _gemm_target(
     if bias is not None:
         assert bias.const_value is not None
         size = bias.const_value.size
-        shape = bias.const_value.shape.numpy() or (1,)
+        shape = bias.const_value.shape.numpy()
+        columns = shape[-1] if shape else 1
         # Gemm broadcasts its bias: one number for each row of the batch is possible
-        if size not in (1, channels) or shape[-1] != size:
+        if size not in (1, channels) or columns != size:
             return f"the bias of {label(node)} varies along the batch"
     beta = node.attributes.get_float("beta", 1.0)
     alpha = node.attributes.get_float("alpha", 1.0)
@@ -109,11 +110,13 @@ def fold(target: FoldTarget, affine: Affine, edit: Edit) -> None:
     Its weight is multiplied by scale and its bias becomes bias * scale + shift, in float64, rounded
     once.
     """
-    node, graph = target.node, target.node.graph
+    node = target.node
+    graph = node.graph
     assert isinstance(graph, ir.Graph)
-    assert target.weight.const_value is not None
-    kind = target.weight.const_value.dtype.numpy()
-    weight = target.weight.const_value.numpy().astype(np.float64)
+    tensor = target.weight.const_value
+    assert tensor is not None
+    kind = tensor.dtype.numpy()
+    weight = tensor.numpy().astype(np.float64)
     # a weight that stays need not be copied
     if (affine.scale != 1).any():
         factors = _along(target, affine.scale, weight.shape)
@@ -125,15 +128,21 @@ def fold(target: FoldTarget, affine: Affine, edit: Edit) -> None:
         )
         edit.set_input(node, 1, new)
         _drop(target.weight)
-    # Gemm multiplies its bias by beta, so the shift is divided by it first
-    beta = node.attributes.get_float("beta", 1.0) if node.op_type == "Gemm" else 1.0
+    beta = 1.0
+    if node.op_type == "Gemm":
+        beta = node.attributes.get_float("beta", 1.0)
     bias = np.zeros(target.channels)
     named_after = target.weight
     if target.bias is not None:
         assert target.bias.const_value is not None
-        bias = bias + target.bias.const_value.numpy().astype(np.float64).reshape(-1)
+        stored = target.bias.const_value.numpy()
+        # one number stands for all channels
+        bias = bias + stored.astype(np.float64).reshape(-1)
         named_after = target.bias
-    shifted = (bias * affine.scale + affine.shift / beta).astype(kind)
+    # Gemm multiplies its bias by beta, so the shift is divided by it first
+    shift = affine.shift / beta
+    exact = bias * affine.scale + shift
+    shifted = exact.astype(kind)
     new = edit.constant(
         graph,
         shifted,

@@ -44,20 +44,28 @@ def _condition(
     """
     constant = array_of(value)
     if constant is not None:
-        return bool(constant.reshape(-1)[0]) if constant.size == 1 else None
+        if constant.size != 1:
+            return None
+        element = constant.reshape(-1)[0]
+        return bool(element)
     node = producer_of(value)
     if node is None:
         return None
     source = input_of(node, 0)
     if node.op_type == "Not":
         inner = _condition(source, edit, positive)
-        return None if inner is None else not inner
+        if inner is None:
+            return None
+        return not inner
     if node.op_type == "Identity":
         return _condition(source, edit, positive)
-    if node.op_type == "Cast" and node.attributes.get_int("to", 0) == ir.DataType.BOOL:
+    to = node.attributes.get_int("to", 0)
+    if node.op_type == "Cast" and to == ir.DataType.BOOL:
         if source is not None and source.dtype == ir.DataType.BOOL:
             return _condition(source, edit, positive)
-        return True if _low(source, edit, positive) >= 1 else None
+        # every number but 0 is true
+        is_true = _low(source, edit, positive) >= 1
+        return True if is_true else None
     return _comparison(node, edit, positive)
 
 

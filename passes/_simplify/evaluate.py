@@ -67,12 +67,14 @@ def evaluate(node: ir.Node, inputs: Inputs, opset: int) -> list[Array]:
             results = evaluator.run(None, feeds)
     # the reference implementation raises anything; the reason goes into the report
     except Exception as error:
-        raise NotFoldable(f"evaluation failed: {error!r}"[:200]) from None
+        reason = f"evaluation failed: {error!r}"
+        raise NotFoldable(reason[:200]) from None
     outputs = []
     for result, value in zip(results, node.outputs, strict=True):
         if not isinstance(result, (np.ndarray, np.generic)):
             raise NotFoldable("its result is not a tensor")
-        outputs.append(_typed(np.asarray(result), value))
+        array = np.asarray(result)
+        outputs.append(_typed(array, value))
     return outputs
 
 
@@ -88,19 +90,33 @@ def _typed(array: Array, value: ir.Value) -> Array:
 
 def _broadcast(node: ir.Node, inputs: Inputs) -> int:
     shapes = [array.shape for array in inputs if array is not None]
-    return int(prod(np.broadcast_shapes(*shapes)))
+    common = np.broadcast_shapes(*shapes)
+    return int(prod(common))
 
 
 def _first(node: ir.Node, inputs: Inputs) -> int:
-    return 0 if inputs[0] is None else int(inputs[0].size)
+    return _elements(inputs[0])
+
+
+def _elements(array: Array | None) -> int:
+    if array is None:
+        return 0
+    return int(array.size)
 
 
 def _small(node: ir.Node, inputs: Inputs) -> int:
-    return 1 if inputs[0] is None else max(inputs[0].ndim, 1)
+    """The rank of the first input, which the outputs of Shape and Size do not exceed."""
+    array = inputs[0]
+    if array is None:
+        return 1
+    return max(array.ndim, 1)
 
 
 def _total(node: ir.Node, inputs: Inputs) -> int:
-    return sum(int(array.size) for array in inputs if array is not None)
+    total = 0
+    for array in inputs:
+        total += _elements(array)
+    return total
 
 
 def _numbers(array: Array | None) -> list[int]:
@@ -110,16 +126,18 @@ def _numbers(array: Array | None) -> list[int]:
 
 
 def _gather(node: ir.Node, inputs: Inputs) -> int:
-    data, indices = inputs[0], inputs[1]
+    data = inputs[0]
+    indices = inputs[1]
     assert data is not None
     assert indices is not None
     axis = node.attributes.get_int("axis", 0)
     length = max(data.shape[axis], 1)
-    return int(indices.size * data.size // length)
+    elements = indices.size * data.size // length
+    return int(elements)
 
 
 def _second(node: ir.Node, inputs: Inputs) -> int:
-    return 0 if inputs[1] is None else int(inputs[1].size)
+    return _elements(inputs[1])
 
 
 def _filled(node: ir.Node, inputs: Inputs) -> int:
@@ -127,21 +145,29 @@ def _filled(node: ir.Node, inputs: Inputs) -> int:
 
 
 def _expanded(node: ir.Node, inputs: Inputs) -> int:
-    assert inputs[0] is not None
+    data = inputs[0]
+    assert data is not None
     target = tuple(_numbers(inputs[1]))
-    return prod(np.broadcast_shapes(inputs[0].shape, target))
+    common = np.broadcast_shapes(data.shape, target)
+    return prod(common)
 
 
 def _tiled(node: ir.Node, inputs: Inputs) -> int:
-    return _first(node, inputs) * prod(_numbers(inputs[1]))
+    repeats = _numbers(inputs[1])
+    return _first(node, inputs) * prod(repeats)
 
 
 def _ranged(node: ir.Node, inputs: Inputs) -> int:
-    numbers = [float(array.reshape(-1)[0]) for array in inputs if array is not None]
+    numbers = []
+    for array in inputs:
+        if array is not None:
+            flat = array.reshape(-1)
+            numbers.append(float(flat[0]))
     start, limit, delta = numbers
     if not delta:
         return 0
-    steps = int(np.ceil((limit - start) / delta))
+    exact = (limit - start) / delta
+    steps = int(np.ceil(exact))
     return max(steps, 0)
 
 
@@ -149,18 +175,25 @@ def _padded(node: ir.Node, inputs: Inputs) -> int:
     data = inputs[0]
     assert data is not None
     pads = list(node.attributes.get_ints("pads", [])) or _numbers(inputs[1])
-    if len(pads) != 2 * data.ndim:
+    rank = data.ndim
+    if len(pads) != 2 * rank:
         # for some axes only: a bound that holds whichever they are
-        return int(data.size) * prod(1 + abs(pad) for pad in pads)
-    befores, afters = pads[: data.ndim], pads[data.ndim :]
+        size = int(data.size)
+        for pad in pads:
+            size *= 1 + abs(pad)
+        return size
+    befores = pads[:rank]
+    afters = pads[rank:]
+    axes = zip(data.shape, befores, afters, strict=True)
     size = 1
-    for dim, before, after in zip(data.shape, befores, afters, strict=True):
+    for dim, before, after in axes:
         size *= dim + before + after
     return size
 
 
 def _one_hot(node: ir.Node, inputs: Inputs) -> int:
-    return _first(node, inputs) * max(_numbers(inputs[1])[0], 1)
+    depth = _numbers(inputs[1])[0]
+    return _first(node, inputs) * max(depth, 1)
 
 
 def _nonzero(node: ir.Node, inputs: Inputs) -> int:
@@ -168,7 +201,8 @@ def _nonzero(node: ir.Node, inputs: Inputs) -> int:
 
 
 def _product(node: ir.Node, inputs: Inputs) -> int:
-    a, b = inputs[0], inputs[1]
+    a = inputs[0]
+    b = inputs[1]
     assert a is not None
     assert b is not None
     if node.op_type == "Gemm":
@@ -176,13 +210,17 @@ def _product(node: ir.Node, inputs: Inputs) -> int:
             a = a.T
         if node.attributes.get_int("transB", 0):
             b = b.T
-    *outer, rows, summed = (1, *a.shape) if a.ndim == 1 else a.shape
+    # a vector is multiplied as a matrix of one row
+    if a.ndim == 1:
+        a = a[None, :]
+    *outer, rows, summed = a.shape
     batch: tuple[int, ...] = tuple(outer)
     columns = 1
     if b.ndim > 1:
         batch = np.broadcast_shapes(batch, b.shape[:-2])
         columns = b.shape[-1]
-    size = int(prod(batch) * rows * columns)
+    matrices = prod(batch)
+    size = int(matrices * rows * columns)
     if size * summed > MATMUL_LIMIT:
         raise NotFoldable("its product is too much work to do here")
     return size

@@ -41,8 +41,8 @@ def symbols_of(
         return None
     if value in memo:
         return memo[value]
-    known = is_constant(value)
-    found = _constant(value) if known else _computed(value, memo, depth)
+    is_known = is_constant(value)
+    found = _constant(value) if is_known else _computed(value, memo, depth)
     memo[value] = found
     return found
 
@@ -87,7 +87,8 @@ def all_ints(symbols: Symbols | None) -> bool:
     """True if every element is a number."""
     if symbols is None:
         return False
-    return all(isinstance(element, int) for element in symbols.reshape(-1))
+    elements = symbols.reshape(-1)
+    return all(isinstance(element, int) for element in elements)
 
 
 def _objects(elements: list[Any], shape: tuple[int, ...]) -> Symbols:
@@ -119,14 +120,16 @@ def _shape(node: ir.Node) -> Symbols | None:
     start = node.attributes.get_int("start", 0)
     end = node.attributes.get_int("end", len(dims))
     part: list[Dim] = dims[start:end]
-    return _objects(part, (len(part),))
+    shape = (len(part),)
+    return _objects(part, shape)
 
 
 def _size(node: ir.Node) -> Symbols | None:
     dims = static_dims(node.inputs[0])
     if dims is None:
         return None
-    return _objects([math.prod(dims)], ())
+    size = math.prod(dims)
+    return _objects([size], ())
 
 
 def _same(node: ir.Node, data: Symbols, memo: Memo, depth: int) -> Symbols | None:
@@ -134,7 +137,8 @@ def _same(node: ir.Node, data: Symbols, memo: Memo, depth: int) -> Symbols | Non
 
 
 def _cast(node: ir.Node, data: Symbols, memo: Memo, depth: int) -> Symbols | None:
-    return data if node.attributes.get_int("to", 0) in INTEGERS else None
+    to = node.attributes.get_int("to", 0)
+    return data if to in INTEGERS else None
 
 
 def _gather(node: ir.Node, data: Symbols, memo: Memo, depth: int) -> Symbols | None:
@@ -163,7 +167,8 @@ def _concat(node: ir.Node, data: Symbols, memo: Memo, depth: int) -> Symbols | N
         if part is None or part.ndim != data.ndim:
             return None
         parts.append(part)
-    return np.concatenate(parts, node.attributes.get_int("axis", 0))
+    axis = node.attributes.get_int("axis", 0)
+    return np.concatenate(parts, axis)
 
 
 def axes_of(node: ir.Node) -> list[int] | None:
@@ -179,12 +184,15 @@ def axes_of(node: ir.Node) -> list[int] | None:
 def _squeeze(node: ir.Node, data: Symbols, memo: Memo, depth: int) -> Symbols | None:
     axes = axes_of(node)
     if axes is not None:
-        fits = all(data.shape[axis] == 1 for axis in axes)
-        return np.squeeze(data, tuple(axes)) if fits else None
+        if any(data.shape[axis] != 1 for axis in axes):
+            return None
+        return np.squeeze(data, tuple(axes))
+    # axes that are computed
     if len(node.inputs) > 1 or "axes" in node.attributes:
         return None
     # without axes, every axis of length 1 goes
-    return data.reshape([size for size in data.shape if size != 1])
+    kept = [size for size in data.shape if size != 1]
+    return data.reshape(kept)
 
 
 def _unsqueeze(node: ir.Node, data: Symbols, memo: Memo, depth: int) -> Symbols | None:
@@ -212,8 +220,10 @@ def slice_parts(
         # the form of opsets before 10
         starts = list(node.attributes.get_ints("starts", []))
         ends = list(node.attributes.get_ints("ends", []))
-        axes = list(node.attributes.get_ints("axes", range(len(starts))))
-        return starts, ends, axes, [1] * len(starts)
+        leading = range(len(starts))
+        axes = list(node.attributes.get_ints("axes", leading))
+        steps = [1] * len(starts)
+        return starts, ends, axes, steps
     given = []
     for index in (1, 2, 3, 4):
         value = input_of(node, index)
@@ -233,7 +243,8 @@ def _slice(node: ir.Node, data: Symbols, memo: Memo, depth: int) -> Symbols | No
     parts = slice_parts(node)
     if parts is None:
         return None
-    index: list[slice] = [slice(None)] * data.ndim
+    whole_axis = slice(None)
+    index: list[slice] = [whole_axis] * data.ndim
     for start, end, axis, step in zip(*parts, strict=True):
         stop: int | None = end
         # a negative step past the front has an end far below zero, for which Python wants None
@@ -282,7 +293,11 @@ def _combined(operator: Operator, x: Dim, y: Dim) -> Dim:
 def _divide(x: int, y: int) -> int:
     # integer Div of ONNX truncates; Python's rounds down
     quotient = abs(x) // abs(y)
-    return quotient if (x < 0) == (y < 0) else -quotient
+    x_is_negative = x < 0
+    y_is_negative = y < 0
+    if x_is_negative != y_is_negative:
+        return -quotient
+    return quotient
 
 
 _OPS: dict[str, Rule] = {

@@ -31,10 +31,14 @@ def allocate(
     """
     if allocation == "uniform":
         return [share(sparsity, tensor.size) for tensor in tensors]
-    total = share(sparsity, sum(tensor.size for tensor in tensors))
+    elements = sum(tensor.size for tensor in tensors)
+    total = share(sparsity, elements)
     if allocation == "lamp":
         return _lamp(tensors, total)
-    shapes = [tuple(int(d) for d in tensor.shape.numpy()) for tensor in tensors]
+    shapes = []
+    for tensor in tensors:
+        shape = tuple(int(dim) for dim in tensor.shape.numpy())
+        shapes.append(shape)
     return _erk(shapes, total)
 
 
@@ -45,25 +49,31 @@ def _erk(shapes: Sequence[tuple[int, ...]], total: int) -> list[int]:
 
     Source: Evci et al., Rigging the Lottery, ICML 2020 (arXiv:1911.11134), section 3 and appendix.
     """
-    sizes = np.array([int(np.prod(shape)) for shape in shapes], np.float64)
+    elements = [int(np.prod(shape)) for shape in shapes]
+    sizes = np.array(elements, np.float64)
     # elements kept at a density of sum / prod: the size cancels the product
-    raw = np.array([sum(shape) for shape in shapes], np.float64)
+    dim_sums = [sum(shape) for shape in shapes]
+    raw = np.array(dim_sums, np.float64)
     dense = np.zeros(len(shapes), bool)
     kept = sizes.sum() - total
     while True:
-        kept_of_sparse = kept - sizes[dense].sum()
-        scale = kept_of_sparse / max(raw[~dense].sum(), 1)
-        over = ~dense & (scale * raw > sizes)
+        kept_of_dense = sizes[dense].sum()
+        kept_of_sparse = kept - kept_of_dense
+        raw_of_sparse = raw[~dense].sum()
+        scale = kept_of_sparse / max(raw_of_sparse, 1)
+        kept_by_layer = scale * raw
+        over = ~dense & (kept_by_layer > sizes)
         if not over.any():
             break
         dense |= over
     pruned = np.where(
         dense,
         0.0,
-        sizes - scale * raw,
+        sizes - kept_by_layer,
     )
     most = sizes.astype(np.int64) - 1
-    return _rounded(pruned.astype(np.float64), most, total)
+    exact = pruned.astype(np.float64)
+    return _rounded(exact, most, total)
 
 
 def _rounded(
@@ -76,17 +86,20 @@ def _rounded(
     # 1e-9: a whole number that arithmetic left just below itself is not to lose one
     whole = np.floor(exact + 1e-9).astype(np.int64)
     counts = np.clip(whole, 0, most)
-    by_remainder = np.argsort(-(exact - counts), kind="stable")
-    missing = min(total, int(most.sum())) - int(counts.sum())
+    remainders = exact - counts
+    by_remainder = np.argsort(-remainders, kind="stable")
+    wanted = min(total, int(most.sum()))
+    missing = wanted - int(counts.sum())
     while missing:
         step = 1 if missing > 0 else -1
         for i in by_remainder:
             if not missing:
                 break
             changed = counts[i] + step
-            if changed >= 0 and changed <= most[i]:
-                counts[i] = changed
-                missing -= step
+            if changed < 0 or changed > most[i]:
+                continue
+            counts[i] = changed
+            missing -= step
     return [int(count) for count in counts]
 
 
@@ -103,13 +116,16 @@ def _lamp(tensors: Sequence[ir.TensorProtocol], total: int) -> list[int]:
     count_parts = []
     for index, tensor in enumerate(tensors):
         of_groups, sizes = _scored_groups(tensor, index)
-        layer_parts.append(np.full(of_groups.size, index))
+        layer = np.full(of_groups.size, index)
+        layer_parts.append(layer)
         score_parts.append(of_groups)
         count_parts.append(sizes)
-    order = np.argsort(np.concatenate(score_parts), kind="stable")
+    scores = np.concatenate(score_parts)
+    order = np.argsort(scores, kind="stable")
     layers = np.concatenate(layer_parts)[order]
     counts = np.concatenate(count_parts)[order]
-    before = np.cumsum(counts) - counts
+    up_to = np.cumsum(counts)
+    before = up_to - counts
     taken = np.clip(total - before, 0, counts)
     pruned = np.bincount(
         layers,
@@ -117,7 +133,8 @@ def _lamp(tensors: Sequence[ir.TensorProtocol], total: int) -> list[int]:
         minlength=len(tensors),
     )
     most = np.array([max(tensor.size - 1, 0) for tensor in tensors])
-    return _rounded(pruned.astype(np.float64), most, total)
+    exact = pruned.astype(np.float64)
+    return _rounded(exact, most, total)
 
 
 def _scored_groups(
@@ -125,22 +142,30 @@ def _scored_groups(
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """LAMP score and size of each occupied group of magnitudes, from the smallest up."""
     kind = key_kind([tensor])
-    shift = kind(np.dtype(kind).itemsize * 8 - 16)
-    counts = np.zeros(1 << 16, np.int64)
-    squares = np.zeros(1 << 16)
+    bits = np.dtype(kind).itemsize * 8
+    shift = kind(bits - 16)
+    groups = 1 << 16
+    counts = np.zeros(groups, np.int64)
+    squares = np.zeros(groups)
     for _, block in blocks(tensor):
         keys = magnitudes(block, kind)
-        values = value_of(keys, kind).astype(np.float64)
+        exact = value_of(keys, kind)
+        values = exact.astype(np.float64)
         if not np.isfinite(values).all():
             raise NonFiniteError(index)
         group = (keys >> shift).astype(np.intp)
-        counts += np.bincount(group, minlength=1 << 16)
-        squares += np.bincount(group, weights=values * values, minlength=1 << 16)
+        counts += np.bincount(group, minlength=groups)
+        squares += np.bincount(
+            group,
+            weights=values * values,
+            minlength=groups,
+        )
     occupied = np.flatnonzero(counts)
     counts = counts[occupied]
     squares = squares[occupied]
     # sums from the largest magnitude down, each with its own group
-    not_smaller = np.cumsum(squares[::-1])[::-1]
+    largest_first = squares[::-1]
+    not_smaller = np.cumsum(largest_first)[::-1]
     # 0 where a layer has nothing but zeros, whose scores are 0 too
     divisor = np.where(not_smaller > 0, not_smaller, 1)
     mean_square = squares / counts

@@ -75,8 +75,10 @@ def key_kind(tensors: Sequence[ir.TensorProtocol]) -> KeyKind:
 
     64 bits if any is double, else 32.
     """
-    has_double = any(tensor.dtype == ir.DataType.DOUBLE for tensor in tensors)
-    return np.uint64 if has_double else np.uint32
+    for tensor in tensors:
+        if tensor.dtype == ir.DataType.DOUBLE:
+            return np.uint64
+    return np.uint32
 
 
 def magnitudes(block: NDArray[Any], kind: KeyKind, scratch: bool = False) -> Keys:
@@ -85,10 +87,12 @@ def magnitudes(block: NDArray[Any], kind: KeyKind, scratch: bool = False) -> Key
     A fresh array, or with `scratch` one that the next such call on this thread overwrites:
     allocating a megabyte for every block costs more than the arithmetic.
     """
-    wide = np.ascontiguousarray(block, FLOAT_OF[kind]).view(kind)
+    floats = np.ascontiguousarray(block, FLOAT_OF[kind])
+    wide = floats.view(kind)
     out = None
     if scratch:
-        out = _scratch("keys", wide.size, kind).reshape(wide.shape)
+        flat = _scratch("keys", wide.size, kind)
+        out = flat.reshape(wide.shape)
     without_sign = kind(_UNSIGNED[kind])
     keys: Keys = np.bitwise_and(wide, without_sign, out=out)
     return keys
@@ -98,17 +102,20 @@ def compared(
     compare: np.ufunc, keys: Keys, key: int, kind: KeyKind
 ) -> NDArray[np.bool_]:
     """compare(keys, key) in scratch memory that the next call on this thread overwrites."""
-    mask = _scratch("mask", keys.size, np.bool_).reshape(keys.shape)
-    return cast("NDArray[np.bool_]", compare(keys, kind(key), out=mask))
+    flat = _scratch("mask", keys.size, np.bool_)
+    mask = flat.reshape(keys.shape)
+    compare(keys, kind(key), out=mask)
+    return cast("NDArray[np.bool_]", mask)
 
 
 def _scratch(name: str, size: int, kind: type[Any]) -> NDArray[Any]:
     # thread-local, since pools are pruned on several threads at once
     held = _held.__dict__.setdefault(name, {})
-    if kind not in held or held[kind].size < size:
-        held[kind] = np.empty(size, kind)
-    array: NDArray[Any] = held[kind][:size]
-    return array
+    array: NDArray[Any] | None = held.get(kind)
+    if array is None or array.size < size:
+        array = np.empty(size, kind)
+        held[kind] = array
+    return array[:size]
 
 
 def is_finite(keys: Keys) -> bool:
@@ -116,17 +123,20 @@ def is_finite(keys: Keys) -> bool:
     if not keys.size:
         return True
     # the exponent of both is all ones, above that of every number
-    return int(keys.max()) < _INFINITY[keys.dtype.type]
+    infinity = _INFINITY[keys.dtype.type]
+    return int(keys.max()) < infinity
 
 
 def key_of(value: float, kind: KeyKind) -> int:
     """The key of one magnitude, rounded to the kind's float."""
-    return int(magnitudes(np.array([value]), kind)[0])
+    keys = magnitudes(np.array([value]), kind)
+    return int(keys[0])
 
 
 def value_of(key: int | Keys, kind: KeyKind) -> NDArray[Any]:
     """The magnitude behind a key."""
-    return np.asarray(key, kind).view(FLOAT_OF[kind])
+    bits = np.asarray(key, kind)
+    return bits.view(FLOAT_OF[kind])
 
 
 def kth_smallest(tensors: Sequence[ir.TensorProtocol], k: int) -> Ranked:
@@ -137,19 +147,28 @@ def kth_smallest(tensors: Sequence[ir.TensorProtocol], k: int) -> Ranked:
     kind = key_kind(tensors)
     size = sum(tensor.size for tensor in tensors)
     assert 1 <= k <= size, f"rank {k} of {size}"
-    if size <= _WHOLE:
-        low, high = 0, _INFINITY[kind]
-    else:
+    low = 0
+    high = _INFINITY[kind]
+    if size > _WHOLE:
         sample = _sample(tensors, size, kind)
         low, high = _bracket(sample, k / size)
-    return _within(tensors, k, low, high, kind) or _radix(tensors, k, kind)
+    found = _within(
+        tensors,
+        k,
+        low,
+        high,
+        kind,
+    )
+    return found or _radix(tensors, k, kind)
 
 
 def count_zeros(tensors: Sequence[ir.TensorProtocol]) -> int:
     """Elements equal to zero. Errors: NonFiniteError."""
     zeros = 0
-    for keys in _stream(tensors, key_kind(tensors)):
-        zeros += keys.size - int(np.count_nonzero(keys))
+    kind = key_kind(tensors)
+    for keys in _stream(tensors, kind):
+        nonzero = int(np.count_nonzero(keys))
+        zeros += keys.size - nonzero
     return zeros
 
 
@@ -175,7 +194,8 @@ def _cut(
 ) -> tuple[int, int]:
     """(cut of one tensor, ties left for the tensors after it)."""
     for start, block in blocks(tensor):
-        at = np.flatnonzero(magnitudes(block, kind) == kind(key))
+        keys = magnitudes(block, kind)
+        at = np.flatnonzero(keys == kind(key))
         if at.size >= ties:
             last = int(at[ties - 1])
             return start + last + 1, 0
@@ -202,7 +222,13 @@ def _within(
     below = inside = 0
     kept: list[Keys] = []
     for keys in _stream(tensors, kind):
-        below += int(np.count_nonzero(compared(np.less, keys, low, kind)))
+        is_below = compared(
+            np.less,
+            keys,
+            low,
+            kind,
+        )
+        below += int(np.count_nonzero(is_below))
         # unsigned: keys below `low` wrap around, beyond every key of the bracket
         np.subtract(keys, kind(low), out=keys)
         hit = compared(
@@ -214,8 +240,9 @@ def _within(
         if low == high:
             inside += int(np.count_nonzero(hit))
             continue
-        kept.append(keys[np.flatnonzero(hit)])
-        inside += kept[-1].size
+        hits = keys[np.flatnonzero(hit)]
+        kept.append(hits)
+        inside += hits.size
         if inside > _BRACKET:
             return None
     if k <= below or k > below + inside:
@@ -242,14 +269,20 @@ def _bracket(sample: Keys, fraction: float) -> tuple[int, int]:
     normal approximation is poor.
     """
     sample = np.sort(sample)
+    size = sample.size
     kind: KeyKind = sample.dtype.type
-    centre = fraction * sample.size
-    variance = sample.size * fraction * (1 - fraction)
-    reach = 4 * float(np.sqrt(variance)) + 8
+    centre = fraction * size
+    variance = size * fraction * (1 - fraction)
+    deviation = float(np.sqrt(variance))
+    reach = 4 * deviation + 8
     first = int(centre - reach)
     last = int(centre + reach) + 1
-    low = int(sample[first]) if first >= 0 else 0
-    high = int(sample[last]) if last < sample.size else _INFINITY[kind]
+    low = 0
+    if first >= 0:
+        low = int(sample[first])
+    high = _INFINITY[kind]
+    if last < size:
+        high = int(sample[last])
     return low, high
 
 
@@ -259,21 +292,25 @@ def _sample(tensors: Sequence[ir.TensorProtocol], size: int, kind: KeyKind) -> K
     More of a large pool: the bracket holds about 8 sqrt(f (1 - f) / sample) of it, and must fit
     into memory.
     """
-    wanted = int(np.clip((size / 500_000) ** 2, *_SAMPLE))
+    growing = (size / 500_000) ** 2
+    wanted = int(np.clip(growing, *_SAMPLE))
     # a fixed seed: which elements are looked at must not change between runs
     random = np.random.default_rng(0)
     found = []
     for tensor in tensors:
         count = max(wanted * tensor.size // size, 1)
         if isinstance(tensor, ir.ExternalTensor):
-            found.append(magnitudes(_sample_file(tensor, count, random), kind))
+            values = _sample_file(tensor, count, random)
+            found.append(magnitudes(values, kind))
             continue
         if not tensor.size:
             continue
         stride = max(tensor.size // count, 1)
         for start, block in blocks(tensor):
             # blocks need not start at a multiple of the stride
-            found.append(magnitudes(block[-start % stride :: stride], kind))
+            first = -start % stride
+            values = block[first::stride]
+            found.append(magnitudes(values, kind))
     return np.concatenate(found)
 
 
@@ -284,35 +321,48 @@ def _sample_file(
     dtype = np.dtype(tensor.dtype.numpy())
     chunk = min(_CHUNK, tensor.size)
     runs = -(-count // chunk)
-    positions = (np.arange(runs) + random.random(runs)) / runs
-    starts = (positions * (tensor.size - chunk)).astype(np.int64)
+    jitter = random.random(runs)
+    positions = (np.arange(runs) + jitter) / runs
+    last_start = tensor.size - chunk
+    starts = (positions * last_start).astype(np.int64)
     out = np.empty(runs * chunk, dtype)
     view = out.view(np.uint8).data
     length = chunk * dtype.itemsize
     base = tensor.offset or 0
     with open(tensor.path, "rb", buffering=0) as file:
         for run, start in enumerate(starts):
-            file.seek(base + int(start) * dtype.itemsize)
-            got = file.readinto(view[run * length : (run + 1) * length])
+            offset = int(start) * dtype.itemsize
+            file.seek(base + offset)
+            first = run * length
+            end = first + length
+            got = file.readinto(view[first:end])
             if got != length:
                 raise OSError(f"{tensor.path}: ends inside tensor '{tensor.name}'")
-    return out if np.little_endian else out.byteswap()
+    if not np.little_endian:
+        return out.byteswap()
+    return out
 
 
 def _radix(tensors: Sequence[ir.TensorProtocol], k: int, kind: KeyKind) -> Ranked:
     """Rank k by counting 16 bits at a time from the top: one pass over the pool for each."""
-    top = np.dtype(kind).itemsize * 8 - 16
+    bits = np.dtype(kind).itemsize * 8
+    top = bits - 16
+    values = 1 << 16
     prefix = below = equal = 0
     for shift in range(top, -1, -16):
-        counts = np.zeros(1 << 16, np.int64)
+        counts = np.zeros(values, np.int64)
         for keys in _stream(tensors, kind):
             # from the second digit on, only keys that begin with the digits found so far count
             if shift < top:
-                keys = keys[keys >> kind(shift + 16) == kind(prefix)]
-            digits = (keys >> kind(shift)) & kind(0xFFFF)
-            counts += np.bincount(digits.astype(np.intp), minlength=1 << 16)
+                begins = keys >> kind(shift + 16)
+                keys = keys[begins == kind(prefix)]
+            shifted = keys >> kind(shift)
+            digits = shifted & kind(0xFFFF)
+            found = digits.astype(np.intp)
+            counts += np.bincount(found, minlength=values)
         up_to = np.cumsum(counts)
-        digit = int(np.searchsorted(up_to, k - below))
+        rank = k - below
+        digit = int(np.searchsorted(up_to, rank))
         prefix = prefix << 16 | digit
         equal = int(counts[digit])
         below += int(up_to[digit]) - equal

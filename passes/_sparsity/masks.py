@@ -38,10 +38,12 @@ def zero_beyond(
     def kernel(block: NDArray[Any], start: int) -> NDArray[Any]:
         keys = magnitudes(block, kind, scratch=True)
         keep = compared(strictly, keys, key, kind)
-        if cut < start + block.size:
+        end = start + block.size
+        if cut < end:
             # equal elements from the cut on stay
             first = max(cut - start, 0)
-            keep[first:] |= keys[first:] == kind(key)
+            equal = keys[first:] == kind(key)
+            keep[first:] |= equal
         return _kept(block, keep)
 
     return DerivedTensor(tensor, kernel, tensor.dtype)
@@ -63,7 +65,8 @@ def zero_beyond_rows(
     all_equal_go = bool((cuts == view.length).all())
 
     def kernel(block: NDArray[Any], start: int) -> NDArray[Any]:
-        keys = magnitudes(block, kind).reshape(
+        flat = magnitudes(block, kind)
+        keys = flat.reshape(
             -1,
             view.channels,
             view.inner,
@@ -74,19 +77,27 @@ def zero_beyond_rows(
         keep = strictly(keys, key)
         if not all_equal_go:
             row_of_pool = (row % view.rows)[:, None, None]
-            index = row_of_pool * view.inner + np.arange(view.inner)
+            first = row_of_pool * view.inner
+            index = first + np.arange(view.inner)
             cut = cuts[group][:, :, None]
-            keep |= (keys == key) & (index >= cut)
+            equal_stay = (keys == key) & (index >= cut)
+            keep |= equal_stay
         return _kept(block, keep.reshape(-1))
 
     granule = view.channels * view.inner
-    return DerivedTensor(tensor, kernel, tensor.dtype, granule)
+    return DerivedTensor(
+        tensor,
+        kernel,
+        tensor.dtype,
+        granule,
+    )
 
 
 def clip_at(tensor: ir.TensorProtocol, key: int, kind: KeyKind) -> DerivedTensor:
     """Saturate at the key's magnitude, rounded towards zero to the tensor's type."""
     dtype = np.dtype(tensor.dtype.numpy())
-    limit = _rounded_down(value_of(key, kind).reshape(1), dtype)
+    exact = value_of(key, kind)
+    limit = _rounded_down(exact.reshape(1), dtype)
 
     def kernel(block: NDArray[Any], start: int) -> NDArray[Any]:
         return _saturated(block, limit)
@@ -96,8 +107,10 @@ def clip_at(tensor: ir.TensorProtocol, key: int, kind: KeyKind) -> DerivedTensor
 
 def clip_rows_at(tensor: ir.TensorProtocol, view: Rows, keys_at: Keys) -> DerivedTensor:
     """Saturate as `clip_at` does, with one key a pool. Shapes: keys_at (groups, channels)."""
+    kind = key_kind([tensor])
+    dtype = tensor.dtype.numpy()
     # keys of a narrow type are exact in it: rounding changes nothing
-    limits = value_of(keys_at, key_kind([tensor])).astype(tensor.dtype.numpy())
+    limits = value_of(keys_at, kind).astype(dtype)
 
     def kernel(block: NDArray[Any], start: int) -> NDArray[Any]:
         values = block.reshape(
@@ -105,17 +118,25 @@ def clip_rows_at(tensor: ir.TensorProtocol, view: Rows, keys_at: Keys) -> Derive
             view.channels,
             view.inner,
         )
-        group = _row_numbers(view, start, len(values)) // view.rows
+        row = _row_numbers(view, start, len(values))
+        group = row // view.rows
         limit = limits[group][:, :, None]
-        return _saturated(values, limit).reshape(-1)
+        saturated = _saturated(values, limit)
+        return saturated.reshape(-1)
 
     granule = view.channels * view.inner
-    return DerivedTensor(tensor, kernel, tensor.dtype, granule)
+    return DerivedTensor(
+        tensor,
+        kernel,
+        tensor.dtype,
+        granule,
+    )
 
 
 def _row_numbers(view: Rows, start: int, count: int) -> NDArray[np.intp]:
     """Numbers, over all groups, of the `count` rows that begin at flat index `start`."""
-    first = start // (view.channels * view.inner)
+    length = view.channels * view.inner
+    first = start // length
     return first + np.arange(count)
 
 
@@ -130,22 +151,26 @@ def keep_n_of_m(
     kind = key_kind([tensor])
 
     def kernel(block: NDArray[Any], start: int) -> NDArray[Any]:
-        keys = magnitudes(block, kind).reshape(
-            -1,
-            of,
-            inner,
-        )
+        flat = magnitudes(block, kind)
+        keys = flat.reshape(-1, of, inner)
         # elements of the group that outrank each one: no sort, since `of` is small
         outranked_by = np.zeros(keys.shape, np.uint8)
         for i in range(of):
             for j in range(i + 1, of):
-                first_is_larger = keys[:, i] > keys[:, j]
+                first = keys[:, i]
+                second = keys[:, j]
+                first_is_larger = first > second
                 outranked_by[:, j] += first_is_larger
                 outranked_by[:, i] += ~first_is_larger
         keep_here = outranked_by < keep
         return _kept(block, keep_here.reshape(-1))
 
-    return DerivedTensor(tensor, kernel, tensor.dtype, of * inner)
+    return DerivedTensor(
+        tensor,
+        kernel,
+        tensor.dtype,
+        granule=of * inner,
+    )
 
 
 def _strictly(select: Select) -> np.ufunc:
@@ -153,9 +178,12 @@ def _strictly(select: Select) -> np.ufunc:
 
 
 def _kept(block: NDArray[Any], keep: Bools) -> NDArray[Any]:
+    dtype = block.dtype
+    as_bits = _BITS[dtype.itemsize]
+    bits = np.ascontiguousarray(block).view(as_bits)
     # times 0 or 1 as integers: a float times 0 would keep its sign
-    bits = np.ascontiguousarray(block).view(_BITS[block.dtype.itemsize])
-    kept: NDArray[Any] = np.multiply(bits, keep).view(block.dtype)
+    product = np.multiply(bits, keep)
+    kept: NDArray[Any] = product.view(dtype)
     return kept
 
 
@@ -171,9 +199,11 @@ def _saturated(values: NDArray[Any], limit: NDArray[Any]) -> NDArray[Any]:
 def _rounded_down(values: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
     """Magnitudes in a narrower type, none larger than it was."""
     rounded = values.astype(dtype)
-    over = rounded.astype(values.dtype) > values
+    widened = rounded.astype(values.dtype)
+    is_over = widened > values
     # the next smaller magnitude is one less as an integer
-    bits = rounded.view(_BITS[dtype.itemsize])
-    lowered = (bits - over.astype(bits.dtype)).astype(bits.dtype)
-    result: NDArray[Any] = lowered.view(dtype)
+    as_bits = _BITS[dtype.itemsize]
+    bits = rounded.view(as_bits)
+    lowered = bits - is_over.astype(as_bits)
+    result: NDArray[Any] = lowered.astype(as_bits).view(dtype)
     return result

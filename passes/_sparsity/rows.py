@@ -27,14 +27,17 @@ def row_cuts(
 
     Elements that are zero already count. Shapes: both (groups, channels). Errors: NonFiniteError.
     """
-    keys_at = np.empty((view.groups, view.channels), key_kind([tensor]))
-    cuts = np.empty(keys_at.shape, np.int64)
+    kind = key_kind([tensor])
+    shape = (view.groups, view.channels)
+    keys_at = np.empty(shape, kind)
+    cuts = np.empty(shape, np.int64)
     rank = _lowest if select == "min" else _highest
     for groups, channels, keys in _pools(tensor, view):
         at, cut = rank(keys, count)
-        shape = keys_at[groups, channels].shape
-        keys_at[groups, channels] = at.reshape(shape)
-        cuts[groups, channels] = cut.reshape(shape)
+        place = (groups, channels)
+        place_shape = cuts[place].shape
+        keys_at[place] = at.reshape(place_shape)
+        cuts[place] = cut.reshape(place_shape)
     return keys_at, cuts
 
 
@@ -43,14 +46,23 @@ def row_limits(tensor: ir.TensorProtocol, view: Rows, count: int) -> Keys:
 
     Shapes: (groups, channels).
     """
-    keys_at: Keys = np.empty((view.groups, view.channels), key_kind([tensor]))
+    kind = key_kind([tensor])
+    shape = (view.groups, view.channels)
+    keys_at: Keys = np.empty(shape, kind)
     # the largest that stays, counted from 0
     rank = view.length - count - 1
     for groups, channels, keys in _pools(tensor, view):
-        at = np.partition(keys, rank, axis=1)[:, rank]
-        shape = keys_at[groups, channels].shape
-        keys_at[groups, channels] = at.reshape(shape)
+        at = _of_rank(keys, rank)
+        place = (groups, channels)
+        place_shape = keys_at[place].shape
+        keys_at[place] = at.reshape(place_shape)
     return keys_at
+
+
+def _of_rank(keys: Keys, rank: int) -> Keys:
+    """The key of each pool, (pools, length), that as many as `rank` come before: (pools,)."""
+    parted = np.partition(keys, rank, axis=1)
+    return parted[:, rank]
 
 
 def _pools(
@@ -58,16 +70,21 @@ def _pools(
 ) -> Iterator[tuple[slice, slice, Keys]]:
     """(groups, channels, pools of these as rows): keys are (groups * channels, length)."""
     if view.channels == 1:
+        all_channels = slice(None)
         for start, block in blocks(tensor, view.length):
-            keys = _finite(tensor, block).reshape(-1, view.length)
+            flat = _finite(tensor, block)
+            keys = flat.reshape(-1, view.length)
             first = start // view.length
-            yield slice(first, first + len(keys)), slice(None), keys
+            end = first + len(keys)
+            yield slice(first, end), all_channels, keys
         return
     # a pool is scattered over the tensor: gather some channels of every row
-    lines = view.groups * view.rows
-    width = max(_SLAB // (lines * view.inner), 1)
+    all_groups = slice(None)
+    of_channel = view.groups * view.rows * view.inner
+    width = max(_SLAB // of_channel, 1)
     for first in range(0, view.channels, width):
-        channels = slice(first, min(first + width, view.channels))
+        end = min(first + width, view.channels)
+        channels = slice(first, end)
         slab = _slab(tensor, view, channels)
         by_group = slab.reshape(
             view.groups,
@@ -76,27 +93,33 @@ def _pools(
             view.inner,
         )
         by_pool = by_group.transpose(0, 2, 1, 3)
-        yield slice(None), channels, by_pool.reshape(-1, view.length)
+        keys = by_pool.reshape(-1, view.length)
+        yield all_groups, channels, keys
 
 
 def _slab(tensor: ir.TensorProtocol, view: Rows, channels: slice) -> Keys:
     """Keys of some channels of every row: (groups * rows, channels, inner)."""
-    shape = (view.groups * view.rows, channels.stop - channels.start, view.inner)
-    slab: Keys = np.empty(shape, key_kind([tensor]))
+    rows = view.groups * view.rows
+    width = channels.stop - channels.start
+    kind = key_kind([tensor])
+    slab: Keys = np.empty((rows, width, view.inner), kind)
     granule = view.channels * view.inner
     for start, block in blocks(tensor, granule):
-        part = _finite(tensor, block).reshape(
+        flat = _finite(tensor, block)
+        part = flat.reshape(
             -1,
             view.channels,
             view.inner,
         )
-        row = start // granule
-        slab[row : row + len(part)] = part[:, channels]
+        first = start // granule
+        end = first + len(part)
+        slab[first:end] = part[:, channels]
     return slab
 
 
 def _finite(tensor: ir.TensorProtocol, block: NDArray[np.generic]) -> Keys:
-    keys = magnitudes(block, key_kind([tensor]))
+    kind = key_kind([tensor])
+    keys = magnitudes(block, kind)
     if not is_finite(keys):
         raise NonFiniteError(0)
     return keys
@@ -105,35 +128,48 @@ def _finite(tensor: ir.TensorProtocol, block: NDArray[np.generic]) -> Keys:
 def _lowest(keys: Keys, count: int) -> tuple[Keys, NDArray[np.int64]]:
     """Key and cut of each pool, (pools, length), below which its `count` smallest lie."""
     if not count:
-        return np.zeros(len(keys), keys.dtype), np.zeros(len(keys), np.int64)
-    at = np.partition(keys, count - 1, axis=1)[:, count - 1]
-    smaller = np.count_nonzero(keys < at[:, None], axis=1)
-    return at, _cuts(keys, at, count - smaller)
+        pools = len(keys)
+        no_keys = np.zeros(pools, keys.dtype)
+        no_cuts = np.zeros(pools, np.int64)
+        return no_keys, no_cuts
+    at = _of_rank(keys, count - 1)
+    is_smaller = keys < at[:, None]
+    smaller = np.count_nonzero(is_smaller, axis=1)
+    # the rest of the `count` are among those that equal the key
+    ties = count - smaller
+    cuts = _cuts(keys, at, ties)
+    return at, cuts
 
 
 def _highest(keys: Keys, count: int) -> tuple[Keys, NDArray[np.int64]]:
     """Key and cut of each pool above which its largest lie: as many as `count` lacks in zeros."""
-    length = keys.shape[1]
+    pools, length = keys.shape
     zeros = np.count_nonzero(keys == 0, axis=1)
-    counts = np.maximum(count - zeros, 0)
+    missing = np.maximum(count - zeros, 0)
     ordered = np.sort(keys, axis=1)
     # where nothing is to go, the largest key: nothing lies above it, and its cut is 0
-    place = np.minimum(length - counts, length - 1)
-    at = ordered[np.arange(len(keys)), place]
-    larger = np.count_nonzero(keys > at[:, None], axis=1)
-    return at, _cuts(keys, at, counts - larger)
+    last = length - 1
+    place = np.minimum(length - missing, last)
+    every_pool = np.arange(pools)
+    at = ordered[every_pool, place]
+    is_larger = keys > at[:, None]
+    larger = np.count_nonzero(is_larger, axis=1)
+    ties = missing - larger
+    cuts = _cuts(keys, at, ties)
+    return at, cuts
 
 
 def _cuts(keys: Keys, at: Keys, ties: NDArray[np.intp]) -> NDArray[np.int64]:
     """The index in each pool before which elements equal to its key are its first `ties`."""
     equal = keys == at[:, None]
-    cuts = np.where(
-        ties > 0,
-        keys.shape[1],
-        0,
-    )
-    some_equal_stay = (ties > 0) & (ties < np.count_nonzero(equal, axis=1))
-    for pool in np.flatnonzero(some_equal_stay):
+    all_equal = np.count_nonzero(equal, axis=1)
+    length = keys.shape[1]
+    some_go = ties > 0
+    some_stay = ties < all_equal
+    cuts = np.where(some_go, length, 0)
+    is_split = some_go & some_stay
+    for pool in np.flatnonzero(is_split):
         of_pool = np.flatnonzero(equal[pool])
-        cuts[pool] = of_pool[ties[pool] - 1] + 1
+        last = ties[pool] - 1
+        cuts[pool] = of_pool[last] + 1
     return cuts.astype(np.int64)

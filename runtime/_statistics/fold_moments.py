@@ -38,9 +38,8 @@ def fold_sums(rows: NDArray[Any], samples: int, first: int) -> NDArray[np.float6
     `rows` lie sample by sample; the first is sample `first` of all that were seen. Sample i counts
     to fold i mod FOLDS.
     """
-    channels = rows.shape[-1]
-    parts = rows.reshape(samples, -1, channels)
-    each = parts.shape[1]
+    parts = _by_sample(rows, samples)
+    _, each, channels = parts.shape
     # in float64 throughout: means of equal values must leave a variance of zero
     magnitudes = np.abs(parts)
     squares = np.square(parts, dtype=np.float64)
@@ -50,11 +49,18 @@ def fold_sums(rows: NDArray[Any], samples: int, first: int) -> NDArray[np.float6
         magnitudes.sum(axis=1, dtype=np.float64),
         squares.sum(axis=1),
     ]
+    of_samples = np.stack(sums, axis=1)
     folds = _folds_of(samples, first)
     total = np.zeros((FOLDS, len(sums), channels))
     # ufunc.at, as += with an index counts only the last of several samples in one fold
-    np.add.at(total, folds, np.stack(sums, axis=1))
+    np.add.at(total, folds, of_samples)
     return total
+
+
+def _by_sample(rows: NDArray[Any], samples: int) -> NDArray[Any]:
+    """Split rows that lie sample by sample: (R, C) -> (samples, R / samples, C)."""
+    channels = rows.shape[-1]
+    return rows.reshape(samples, -1, channels)
 
 
 def _folds_of(samples: int, first: int) -> NDArray[np.int64]:
@@ -79,9 +85,8 @@ def fold_extremes(rows: NDArray[Any], samples: int, first: int) -> NDArray[np.fl
 
     Arguments as of `fold_sums`. Infinities where a fold has no sample.
     """
-    channels = rows.shape[-1]
-    parts = rows.reshape(samples, -1, channels)
-    each = parts.shape[1]
+    parts = _by_sample(rows, samples)
+    _, each, channels = parts.shape
     lowest = parts.min(axis=1)
     highest = parts.max(axis=1)
     folds = _folds_of(samples, first)
@@ -90,8 +95,10 @@ def fold_extremes(rows: NDArray[Any], samples: int, first: int) -> NDArray[np.fl
     lows[:] = np.inf
     highs[:] = -np.inf
     np.add.at(counts, folds, float(each))
-    np.minimum.at(lows, folds, lowest.astype(np.float64))
-    np.maximum.at(highs, folds, highest.astype(np.float64))
+    lowest = lowest.astype(np.float64)
+    np.minimum.at(lows, folds, lowest)
+    highest = highest.astype(np.float64)
+    np.maximum.at(highs, folds, highest)
     return total
 
 

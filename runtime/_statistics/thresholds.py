@@ -59,7 +59,8 @@ def by_percentile(
     """Keep the central `percentile` percent of the values, exact to a bin."""
     below = np.concatenate([[0], np.cumsum(bins)])
     total = below[-1]
-    tail = (1 - percentile / 100) / 2 * total
+    outside = 1 - percentile / 100
+    tail = outside / 2 * total
     # only where the cumulative count really rises: it cannot be inverted where it is flat
     (occupied,) = np.nonzero(bins)
     first = occupied[0]
@@ -69,9 +70,9 @@ def by_percentile(
         below[points],
         edges[points],
     )
-    low = max(float(low), lowest)
-    high = min(float(high), highest)
-    return low, high
+    cut_low = float(low)
+    cut_high = float(high)
+    return max(cut_low, lowest), min(cut_high, highest)
 
 
 def by_entropy(
@@ -140,13 +141,17 @@ def _divergences(bins: Bins, ends: NDArray[np.int64], levels: int) -> Floats:
     # within a level Q is constant over its occupied bins, so that prefix sums of b, b log b and
     # b > 0 are enough
     counts = bins.astype(np.float64)
+    is_occupied = counts > 0
     below = _prefix_sums(counts)
-    occupied = _prefix_sums(counts > 0)
+    occupied = _prefix_sums(is_occupied)
     self_information = _prefix_sums(_times_log(counts))
     numbers = np.arange(levels + 1)
-    borders = numbers * ends[:, None] // levels
-    totals = np.diff(below[borders])
-    members = np.diff(occupied[borders])
+    scaled = numbers * ends[:, None]
+    borders = scaled // levels
+    below_borders = below[borders]
+    occupied_below = occupied[borders]
+    totals = np.diff(below_borders)
+    members = np.diff(occupied_below)
     everything = below[-1]
     inside = below[ends]
     tail = everything - inside
@@ -155,16 +160,21 @@ def _divergences(bins: Bins, ends: NDArray[np.int64], levels: int) -> Floats:
     # empty levels have no members, an empty histogram no values: neither may divide by zero
     members = np.maximum(members, 1)
     some = np.maximum(inside, 1)
-    level = totals / (members * some[:, None])
+    divisor = members * some[:, None]
+    level = totals / divisor
     # the last bin's own Q is zero where only the tail fills it
-    of_last = np.where(last > 0, level[:, -1], _FLOOR)
-    information = self_information[before] + _times_log(last + tail)
+    has_own = last > 0
+    of_last = np.where(has_own, level[:, -1], _FLOOR)
+    last_information = _times_log(last + tail)
+    information = self_information[before] + last_information
     p_log_p = information / everything - np.log(everything)
-    log_level = np.log(np.maximum(level, _FLOOR))
-    of_levels = np.sum(totals * log_level, axis=1)
+    positive = np.maximum(level, _FLOOR)
+    weighted = totals * np.log(positive)
+    of_levels = np.sum(weighted, axis=1)
     of_tail = tail * np.log(of_last)
     p_log_q = (of_levels + of_tail) / everything
-    return np.asarray(p_log_p - p_log_q)
+    divergence = p_log_p - p_log_q
+    return np.asarray(divergence)
 
 
 def _prefix_sums(values: NDArray[Any]) -> Floats:
@@ -175,8 +185,9 @@ def _prefix_sums(values: NDArray[Any]) -> Floats:
 def _times_log(counts: Floats) -> Floats:
     """Compute c log c of counts, 0 at 0."""
     # counts are 0 or at least 1
-    logarithms = np.log(np.maximum(counts, 1.0))
-    return np.asarray(counts * logarithms)
+    at_least_one = np.maximum(counts, 1.0)
+    products = counts * np.log(at_least_one)
+    return np.asarray(products)
 
 
 def by_squared_error(
@@ -243,8 +254,12 @@ def _least_costly(
     rounded = bins.copy()
     rounded[half - 1] = 0
     rounded[half] = 0
-    lows = _candidates(lowest) if lowest < 0 else np.zeros(1)
-    highs = _candidates(highest) if highest > 0 else np.zeros(1)
+    lows = np.zeros(1)
+    if lowest < 0:
+        lows = _candidates(lowest)
+    highs = np.zeros(1)
+    if highest > 0:
+        highs = _candidates(highest)
     low = 0.0
     high = 0.0
     for _ in range(2):
@@ -287,8 +302,11 @@ def _best_pair(
     counted = _prefix_sums(rounded)
     # (lows, highs): every low end with every high end
     clipped = above + below[:, None]
-    inside = counted[last] - counted[first][:, None]
-    step = (highs - lows[:, None]) / levels
+    up_to_low = counted[first]
+    up_to_high = counted[last]
+    inside = up_to_high - up_to_low[:, None]
+    width = highs - lows[:, None]
+    step = width / levels
     # a rounding error is uniform over a step: its variance is step^2 / 12
     rounding = inside * step**2 / 12
     cost = clip_weight * clipped + rounding
@@ -304,17 +322,21 @@ def _clip_cost(bins: Bins, mids: Floats, cuts: Floats) -> Floats:
     above = np.searchsorted(mids, cuts, "right")
     moments = []
     for power in range(3):
-        sums = _suffix_sums(bins * mids**power)
+        values = bins * mids**power
+        sums = _suffix_sums(values)
         moments.append(sums[above])
     count, first, second = moments
-    cost: Floats = second - 2 * cuts * first + cuts**2 * count
+    of_first = 2 * cuts * first
+    of_count = cuts**2 * count
+    cost: Floats = second - of_first + of_count
     # differences of large sums can come out below zero
     return np.maximum(cost, 0.0)
 
 
 def _suffix_sums(values: Floats) -> Floats:
     """Sums of all values, of all but the first, and so on, down to 0."""
-    backwards = np.cumsum(values[::-1])
+    last_first = values[::-1]
+    backwards = np.cumsum(last_first)
     return np.append(backwards[::-1], 0.0)
 
 

@@ -19,7 +19,9 @@ INVOLUTIONS = frozenset({"Neg", "Not", "BitwiseNot"})
 def identity(node: ir.Node, edit: Edit) -> bool:
     """Identity(x) = x; stays between an input and an output of a graph."""
     source = node.inputs[0]
-    return source is not None and edit.bypass(node, source)
+    if source is None:
+        return False
+    return edit.bypass(node, source)
 
 
 def dropout(node: ir.Node, edit: Edit) -> bool:
@@ -76,7 +78,9 @@ def _keeps_shape(value: ir.Value, operand: tuple[int, ...]) -> bool:
 
 def one_input(node: ir.Node, edit: Edit) -> bool:
     """Concat, Sum, Mean, Max or Min of one tensor is that tensor."""
-    return len(node.inputs) == 1 and identity(node, edit)
+    if len(node.inputs) != 1:
+        return False
+    return identity(node, edit)
 
 
 def repeated(node: ir.Node, edit: Edit) -> bool:
@@ -94,11 +98,13 @@ def repeated(node: ir.Node, edit: Edit) -> bool:
 def _not_negative(node: ir.Node) -> bool:
     if node.op_type != "Clip":
         return node.op_type in NOT_NEGATIVE
-    low = array_of(input_of(node, 1))
+    bound = input_of(node, 1)
+    low = array_of(bound)
     if low is not None and low.size == 1 and bool(low >= 0):
         return True
     # the bound of opsets before 11; without one, below every number
-    return node.attributes.get_float("min", -1.0) >= 0
+    former_low = node.attributes.get_float("min", -1.0)
+    return former_low >= 0
 
 
 def involution(node: ir.Node, edit: Edit) -> bool:

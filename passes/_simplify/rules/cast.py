@@ -32,7 +32,10 @@ def widens(source: ir.DataType, target: ir.DataType) -> bool:
     if source not in INTEGERS:
         return False
     if target in FLOAT_BITS:
-        return _magnitude_bits(source) <= FLOAT_BITS[target][0] and target != D.FLOAT16
+        if target == D.FLOAT16:
+            return False
+        significand, _ = FLOAT_BITS[target]
+        return _magnitude_bits(source) <= significand
     if target not in INTEGERS:
         return False
     # negative numbers would wrap around
@@ -42,7 +45,9 @@ def widens(source: ir.DataType, target: ir.DataType) -> bool:
 
 
 def _magnitude_bits(integer: ir.DataType) -> int:
-    return integer.bitwidth - 1 if integer in SIGNED else integer.bitwidth
+    if integer in SIGNED:
+        return integer.bitwidth - 1
+    return integer.bitwidth
 
 
 def cast_to_same(node: ir.Node, edit: Edit) -> bool:
@@ -78,10 +83,12 @@ def _sees_the_same(first: ir.DataType, between: ir.DataType, last: ir.DataType) 
     """
     if last in (first, D.BOOL):
         return True
-    if {first, between, last} <= INTEGERS | {D.BOOL}:
+    whole = INTEGERS | {D.BOOL}
+    if {first, between, last} <= whole:
         return True
-    is_number = first in FLOAT_BITS or first in INTEGERS or first == D.BOOL
-    return last in FLOAT_BITS and is_number
+    if last not in FLOAT_BITS:
+        return False
+    return first in FLOAT_BITS or first in whole
 
 
 def cast_like(node: ir.Node, edit: Edit) -> bool:

@@ -172,7 +172,9 @@ def _materialized(
 
 
 def _positive(dim: Dim, positive: frozenset[str]) -> bool:
-    return dim > 0 if isinstance(dim, int) else dim in positive
+    if isinstance(dim, int):
+        return dim > 0
+    return dim in positive
 
 
 def flatten(node: ir.Node, edit: Edit) -> bool:
@@ -229,13 +231,16 @@ def unsqueeze_unsqueeze(node: ir.Node, edit: Edit) -> bool:
     inner = producer_of(node.inputs[0], "Unsqueeze")
     if inner is None or not used_once(inner.outputs[0]):
         return False
-    first = _normal(axes_of(inner), _expanded_rank(inner))
-    second = _normal(axes_of(node), _expanded_rank(node))
+    inner_rank = _expanded_rank(inner)
+    outer_rank = _expanded_rank(node)
+    first = _normal(axes_of(inner), inner_rank)
+    second = _normal(axes_of(node), outer_rank)
     if first is None or second is None:
         return False
     # the outer axes are final; the inner ones count among the places that the outer ones leave
-    merged = [*second, *_places_without(second, first)]
-    return _set_axes(node, inner, sorted(merged), edit)
+    added = _places_without(second, first)
+    merged = sorted([*second, *added])
+    return _set_axes(node, inner, merged, edit)
 
 
 def squeeze_squeeze(node: ir.Node, edit: Edit) -> bool:
@@ -252,14 +257,16 @@ def squeeze_squeeze(node: ir.Node, edit: Edit) -> bool:
     if second is None:
         return False
     # the inner axes are final; the outer ones count among the places that the inner ones leave
-    merged = [*first, *_places_without(first, second)]
-    return _set_axes(node, inner, sorted(merged), edit)
+    added = _places_without(first, second)
+    merged = sorted([*first, *added])
+    return _set_axes(node, inner, merged, edit)
 
 
 def _places_without(taken: list[int], numbers: list[int]) -> list[int]:
     """The axes that `numbers` count among all but the taken ones."""
-    enough = len(taken) + max([*taken, *numbers], default=0) + 1
-    left = [axis for axis in range(enough + len(numbers)) if axis not in taken]
+    largest = max([*taken, *numbers], default=0)
+    enough = len(taken) + len(numbers) + largest + 1
+    left = [axis for axis in range(enough) if axis not in taken]
     return [left[number] for number in numbers]
 
 
@@ -301,10 +308,14 @@ def slice_all(node: ir.Node, edit: Edit) -> bool:
     if source is None or parts is None:
         return False
     dims = dims_of(source) or []
+    rank = len(dims)
     for start, end, axis, step in zip(*parts, strict=True):
-        is_axis = axis >= -len(dims) and axis < len(dims)
-        dim = dims[axis] if is_axis else None
-        if step != 1 or not _is_whole(start, end, dim):
+        if step != 1:
+            return False
+        dim = None
+        if axis >= -rank and axis < rank:
+            dim = dims[axis]
+        if not _is_whole(start, end, dim):
             return False
     return edit.bypass(node, source)
 
@@ -313,7 +324,9 @@ def _is_whole(start: int, end: int, dim: Dim) -> bool:
     """True if a slice by steps of 1 is the whole axis."""
     if not isinstance(dim, int):
         return start == 0 and end >= TO_THE_END
-    return end >= dim and (start == 0 or start <= -dim)
+    if end < dim:
+        return False
+    return start == 0 or start <= -dim
 
 
 def slice_slice(node: ir.Node, edit: Edit) -> bool:
@@ -484,10 +497,14 @@ def tile_once(node: ir.Node, edit: Edit) -> bool:
     """Tile once along every axis."""
     source = node.inputs[0]
     # opset 1 had two inputs more, with another meaning
-    repeats = ints_of(node.inputs[1]) if len(node.inputs) == 2 else None
+    if len(node.inputs) != 2:
+        return False
+    repeats = ints_of(node.inputs[1])
     if source is None or repeats is None:
         return False
-    return set(repeats) <= {1} and edit.bypass(node, source)
+    if any(repeat != 1 for repeat in repeats):
+        return False
+    return edit.bypass(node, source)
 
 
 def reduce_nothing(node: ir.Node, edit: Edit) -> bool:
