@@ -16,6 +16,7 @@ from ... import CheckError, OnnxOptError, UsageError
 from ...frontends.onnx_file import save
 from ...passes._core.contract import Pass
 from ...passes._core.graph import all_nodes
+from ...passes._core.ops import HALF_FLOATS
 from ...passes._core.outcome import Effect, PassOutcome
 from ...runtime.compare import Drift
 from .checks import first_line, interface_of, validity_of
@@ -34,8 +35,6 @@ from .kernels import is_quantized
 from .load import Original, own_fault
 from .result import Step
 from .run import Run
-
-HALF = frozenset({ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
 
 
 @dataclass(frozen=True)
@@ -261,6 +260,6 @@ def _tolerance(model: ir.Model) -> Tolerance:
     if is_quantized(model):
         return COARSE
     for node in all_nodes(model):
-        if any(output.dtype in HALF for output in node.outputs):
+        if any(output.dtype in HALF_FLOATS for output in node.outputs):
             return COARSE
     return FLOAT32
