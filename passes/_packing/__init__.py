@@ -1,0 +1,1 @@
+"""Machinery of `pack`: how a constant is stored, and the nodes that decode it at load."""
