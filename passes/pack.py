@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from ._base import Context, Declined, Effect, Option, Pass, PassOutcome
 from ._core.edit import is_constant
-from ._core.graph import Names
+from ._core.graph import Names, holds_graphs
 from ._core.opset import raise_opset
 from ._packing.codecs import CODECS, OPSET
 from ._packing.content import BIT_TYPES, content_of
@@ -100,7 +100,6 @@ class Pack(Pass):
         if best is None or best[0] > (1 - self.min_saving) * dense:
             return None
         nbytes, name, draft, decoded = best
-        decoded.type, decoded.shape = value.type, value.shape
         stem = value.name
         value.replace_all_uses_with(decoded)
         del graph.initializers[stem]
@@ -112,10 +111,13 @@ def _candidates(graph: ir.Graph) -> tuple[list[ir.Value], list[Declined]]:
     """Constants of the graph that may be packed, and a reason for each large one that may not."""
     chosen: list[ir.Value] = []
     declined: list[Declined] = []
+    folded = _folded_nodes(graph)
     for value in graph.initializers.values():
         if _nbytes(value) < MIN_BYTES:
             continue
         reason = _why_not(value)
+        if reason is None and _feeds_only(value, folded):
+            continue  # part of a decoder already
         if reason is None:
             chosen.append(value)
         else:
@@ -123,6 +125,24 @@ def _candidates(graph: ir.Graph) -> tuple[list[ir.Value], list[Declined]]:
     # the largest first: it pays for the tables that smaller ones then share
     chosen.sort(key=_nbytes, reverse=True)
     return chosen, declined
+
+
+def _folded_nodes(graph: ir.Graph) -> set[ir.Node]:
+    """Nodes that are computed from constants alone, so that a runtime folds them."""
+    folded: set[ir.Node] = set()
+    for node in graph:
+        constant = [
+            is_constant(value) or (value is not None and value.producer() in folded)
+            for value in node.inputs
+            if value is not None
+        ]
+        if constant and all(constant) and not holds_graphs(node):
+            folded.add(node)
+    return folded
+
+
+def _feeds_only(value: ir.Value, nodes: set[ir.Node]) -> bool:
+    return all(use.node in nodes for use in value.uses())
 
 
 def _nbytes(value: ir.Value) -> int:

@@ -108,7 +108,8 @@ def _initializer_bytes(value: ir.Value) -> int:
 
 
 def _node_bytes(node: ir.Node) -> int:
-    proto = onnx.NodeProto(op_type=node.op_type)
+    # empty fields are written as well
+    proto = onnx.NodeProto(op_type=node.op_type, name="", domain="")
     proto.input.extend([PLACEHOLDER] * len(node.inputs))
     proto.output.append(PLACEHOLDER)
     for attribute in node.attributes.values():

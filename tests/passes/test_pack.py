@@ -1,0 +1,244 @@
+"""pack: what stays dense first; then every codec, decoded bit for bit by ONNX Runtime."""
+
+import ml_dtypes
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime as ort
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onnx_opt.passes._base import NullContext
+from onnx_opt.passes._packing.codecs import CODECS
+from onnx_opt.passes._packing.content import content_of
+from onnx_opt.passes._packing.draft import Draft
+from onnx_opt.passes.pack import Pack
+
+TYPES = {
+    "float": np.float32,
+    "double": np.float64,
+    "float16": np.float16,
+    "int8": np.int8,
+    "uint8": np.uint8,
+    "int32": np.int32,
+    "int64": np.int64,
+}
+
+
+def model_of(array, opset=17):
+    """A model whose output is the constant `w`, by way of a Gather that depends on the input."""
+    element = onnx.helper.np_dtype_to_tensor_dtype(array.dtype)
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("Gather", ["w", "rows"], ["y"])],
+        "one_constant",
+        [onnx.helper.make_tensor_value_info("rows", onnx.TensorProto.INT64, ["n"])],
+        [onnx.helper.make_tensor_value_info("y", element, None)],
+        [onnx.numpy_helper.from_array(array, "w")],
+    )
+    opsets = [onnx.helper.make_opsetid("", opset)]
+    return ir.from_proto(
+        onnx.helper.make_model(graph, opset_imports=opsets, ir_version=8)
+    )
+
+
+def decoded(model, rows):
+    """What ONNX Runtime reads of the constant."""
+    session = ort.InferenceSession(ir.to_proto(model).SerializeToString())
+    return session.run(None, {"rows": np.arange(rows)})[0]
+
+
+def folded(model, tmp_path):
+    """Ops that are left of the model once ONNX Runtime has loaded it."""
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    ort.InferenceSession(ir.to_proto(model).SerializeToString(), options)
+    return [node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node]
+
+
+def file_bytes(model):
+    return len(ir.to_proto(model).SerializeToString())
+
+
+def sparse(shape, kept, dtype=np.float32, seed=0):
+    random = np.random.default_rng(seed)
+    array = np.zeros(shape, dtype)
+    chosen = random.random(shape) < kept
+    array[chosen] = (
+        (120 * random.normal(size=chosen.sum())).clip(-127, 127).astype(dtype)
+    )
+    return array
+
+
+def pack(array, **options):
+    model = model_of(array)
+    outcome = Pack(**options).run(model, NullContext())
+    return model, outcome
+
+
+STAYS = {
+    "dense": np.random.default_rng(0).normal(size=(64, 64)).astype(np.float32),
+    "dense codes": np.random.default_rng(0)
+    .integers(-127, 128, (64, 64))
+    .astype(np.int8),
+    "a few zeros": sparse((64, 64), 0.97),
+    "small": np.zeros((3, 3), np.float32),
+    "empty": np.zeros((0, 4), np.float32),
+}
+
+
+@pytest.mark.parametrize("name", STAYS)
+def test_what_gains_nothing_stays(name):
+    model, outcome = pack(STAYS[name])
+    assert outcome.changed == 0
+    assert [node.op_type for node in model.graph] == ["Gather"]
+
+
+def test_constants_that_callers_may_override_stay():
+    model = model_of(np.zeros((64, 64), np.float32))
+    weight = model.graph.initializers["w"]
+    model.graph.inputs.append(weight)
+    outcome = Pack().run(model, NullContext())
+    assert outcome.changed == 0
+    assert [(d.where, d.reason) for d in outcome.declined] == [
+        ("w", "it is also a graph input: callers may override it")
+    ]
+
+
+PACKED = {
+    "one value": (np.full((64, 64), 1.5, np.float32), "one_value"),
+    "zeros": (np.zeros((64, 64), np.int8), "one_value"),
+    "half of zeros": (sparse((96, 96), 0.5), "mask"),
+    "half of zeros, codes": (sparse((96, 96), 0.5, np.int8), "mask"),
+    "few nonzeros": (sparse((96, 96), 0.02), "gaps"),
+    "long gaps": (sparse((200, 200), 0.001), "gaps"),
+    "whole halves": (
+        np.random.default_rng(1)
+        .normal(size=4096)
+        .astype(np.float16)
+        .astype(np.float32)
+        .reshape(64, 64),
+        "narrow",
+    ),
+    "small integers": (np.arange(4096).reshape(64, 64) % 100, "narrow"),
+    "two values": (
+        np.random.default_rng(2).choice([-0.5, 0.25], (64, 64)).astype(np.float32),
+        "palette",
+    ),
+    "seven values": (
+        np.random.default_rng(3).integers(-3, 4, (64, 64)).astype(np.int8),
+        "palette",
+    ),
+    "thirteen values": (
+        np.random.default_rng(4).integers(0, 13, (64, 64)).astype(np.uint8),
+        "palette",
+    ),
+    "forty values": (
+        np.random.default_rng(5)
+        .choice(np.random.default_rng(6).normal(size=40), (64, 64))
+        .astype(np.float32),
+        "palette",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PACKED)
+def test_every_codec_decodes_bit_for_bit_and_is_folded(name, tmp_path):
+    array, codec = PACKED[name]
+    model, outcome = pack(array)
+    assert {key: outcome.stats.get(key) for key in ("constants", codec)} == {
+        "constants": 1,
+        codec: 1,
+    }
+    assert decoded(model, len(array)).tobytes() == array.tobytes()
+    assert folded(model, tmp_path) == ["Gather"]
+
+
+@pytest.mark.parametrize("name", PACKED)
+def test_bytes_are_counted_as_they_are_written(name):
+    """Names that count as four letters may be shorter in a small file."""
+    array, _ = PACKED[name]
+    dense = file_bytes(model_of(array))
+    model, outcome = pack(array)
+    claimed = outcome.stats["bytes_before"] - outcome.stats["bytes_after"]
+    assert 0 <= dense - file_bytes(model) - claimed <= 120
+
+
+@pytest.mark.parametrize("codec", CODECS)
+@pytest.mark.parametrize("dtype", TYPES)
+@settings(max_examples=8, deadline=None)
+@given(data=st.data())
+def test_codecs_are_exact_on_any_bits(codec, dtype, data):
+    """Random bits: NaN payloads, -0.0, denormal numbers, sizes that fill no byte."""
+    size = data.draw(st.integers(1, 70))
+    seed = data.draw(st.integers(0, 2**32 - 1))
+    few = data.draw(st.integers(1, 9))
+    random = np.random.default_rng(seed)
+    element = np.dtype(TYPES[dtype])
+    pool = np.frombuffer(random.bytes(few * element.itemsize), element).copy()
+    pool[random.random(few) < 0.5] = 0
+    array = random.choice(pool.view(f"u{element.itemsize}"), size).view(element)
+    model = model_of(array.reshape(size, 1))
+    weight = model.graph.initializers["w"]
+    draft = Draft({})
+    value = CODECS[codec](content_of(weight.const_value), draft)
+    if value is None:
+        return
+    value.type, value.shape = weight.type, weight.shape
+    weight.replace_all_uses_with(value)
+    del model.graph.initializers["w"]
+    from onnx_opt.passes._core.graph import Names
+
+    draft.commit(model.graph, model.graph[0], Names(model), value, "w")
+    assert decoded(model, size).tobytes() == array.tobytes()
+
+
+def test_bfloat16_is_exact():
+    array = sparse((64, 64), 0.3).astype(ml_dtypes.bfloat16)
+    model = model_of(np.zeros((64, 64), np.float32))
+    value = model.graph.initializers["w"]
+    value.const_value = ir.Tensor(array, dtype=ir.DataType.BFLOAT16, name="w")
+    content = content_of(value.const_value)
+    assert content.nonzeros == np.count_nonzero(array)
+
+
+def test_minus_zero_is_no_zero():
+    array = np.zeros((32, 32), np.float32)
+    array[::2] = -0.0
+    model, outcome = pack(array)
+    assert outcome.changed == 1
+    assert decoded(model, 32).tobytes() == array.tobytes()
+
+
+def test_tables_are_shared_and_the_largest_constant_pays_for_them():
+    model = model_of(sparse((96, 96), 0.5))
+    second = sparse((64, 64), 0.5, seed=1)
+    value = ir.Value(
+        name="v",
+        type=ir.TensorType(ir.DataType.FLOAT),
+        shape=ir.Shape(second.shape),
+        const_value=ir.Tensor(second, name="v"),
+    )
+    model.graph.register_initializer(value)
+    model.graph.append(ir.node("Gather", [value, model.graph.inputs[0]], name="g2"))
+    model.graph[-1].outputs[0].name = "z"
+    model.graph.outputs.append(model.graph[-1].outputs[0])
+    model.graph.outputs[-1].type = ir.TensorType(ir.DataType.FLOAT)
+    outcome = Pack().run(model, NullContext())
+    assert outcome.stats["mask"] == 2
+    casts = [n for n in model.graph if n.op_type == "Cast"]
+    assert len(casts) == 4  # two masks, and the two tables
+
+
+def test_twice_changes_nothing_more():
+    model, _ = pack(sparse((96, 96), 0.5))
+    again = Pack().run(model, NullContext())
+    assert again.changed == 0
+
+
+def test_older_opsets_are_raised():
+    array = sparse((96, 96), 0.5)
+    model = model_of(array, opset=9)
+    Pack().run(model, NullContext())
+    assert model.opset_imports[""] == 13
+    assert decoded(model, 96).tobytes() == array.tobytes()
