@@ -108,8 +108,7 @@ def _initializer_bytes(value: ir.Value) -> int:
 
 
 def _node_bytes(node: ir.Node) -> int:
-    # empty fields are written as well
-    proto = onnx.NodeProto(op_type=node.op_type, name="", domain="")
+    proto = onnx.NodeProto(op_type=node.op_type)
     proto.input.extend([PLACEHOLDER] * len(node.inputs))
     proto.output.append(PLACEHOLDER)
     for attribute in node.attributes.values():
