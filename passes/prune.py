@@ -22,6 +22,7 @@ from ._core.ops import WEIGHTED_OPS
 from ._core.patterns import left_out, require_matches, weight_names, weighted_names
 from ._core.weight_axes import NoAxisError, elements_after, input_axis, rows_of
 from ._sparsity.allocation import allocate, share
+from ._sparsity.fit import fit_pruned
 from ._sparsity.magnitude import (
     KeyKind,
     NonFiniteError,
@@ -104,6 +105,14 @@ class Prune(Pass):
         "uniform",
         "Sparsity by layer: all alike, by Erdos-Renyi kernel, or by LAMP score.",
     )
+    fit: bool = Option(
+        True,
+        "Solve for the weights that stay by least squares towards the original's outputs, where "
+        "there is data.",
+    )
+    samples: int = Option(
+        256, "Calibration samples to fit to at most.", low=1, high=10_000_000
+    )
     include: tuple[str, ...] = Option(
         (),
         "Only weights of layers whose node, weight or output name matches a pattern.",
@@ -139,12 +148,19 @@ class Prune(Pass):
                 pruned += done
                 declined += refused
                 advance(len(pool))
+        fits = self.fit and self.select == "min" and context.has_data()
+        original = model.clone() if fits else None
         changed = 0
         for each in pruned:
             if each.tensor is not None:
                 set_tensor(each.weight.value, each.tensor)
                 changed += 1
-        return PassOutcome(changed, _stats(pruned, self), declined)
+        stats = _stats(pruned, self)
+        if original is not None and changed:
+            names = {each.weight.name for each in pruned if each.tensor is not None}
+            free = self.pattern is None and self.scope != "row"
+            stats |= fit_pruned(original, model, names, free, context, self.samples)
+        return PassOutcome(changed, stats, declined)
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from .._dims.groups import Group, channel_groups, frozen_weights, kept_slots
 from .._dims.rules import relate
 from .._dims.solve import Attention, Solution, solve
 from .._dims.trace import traced
+from .._reconstruct.layers import reconstruct
 from ..eliminate_common_subexpressions import EliminateCommonSubexpressions
 from ..fold_constants import FoldConstants
 from ..remove_identities import RemoveIdentities
@@ -27,7 +28,6 @@ from .costs import Cost, costs_of
 from .history import PruningHistory, places_of, shape_of
 from .importance.scores import Scores
 from .prepare import prepare, share_again
-from .reconstruct import reconstruct
 from .select import Candidates, Choice, allowed_widths
 from .verify import Verdict, failing_parts, remove_channels, verify_removal
 from .width_fallback import wider_if_faster

@@ -22,10 +22,10 @@ from .._core.linear import LinearLayer
 from .._core.ops import FLOATS
 from .._dims.groups import Group
 from .._dims.solve import Solution
+from .._reconstruct.joint_graph import WHOLE, data_inputs, join_models, submodel
+from .._reconstruct.layers import ridge_fit, rows_with_bias
 from .contractions import Contraction, consumers_of, square_bytes
 from .importance.scores import Scores, channel_places
-from .joint_graph import WHOLE, data_inputs, join_models, submodel
-from .reconstruct import ridge_fit, rows_with_bias
 
 SHARES = (0.25, 0.5, 1.0)
 """Shares of the channels of a group that are shut off to be measured; between them what comes of

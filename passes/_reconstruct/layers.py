@@ -8,7 +8,7 @@ the shortcut lost.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -101,6 +101,10 @@ class RunPoint:
         return self if context is None else RunPoint(context, wanted)
 
 
+Fit = Callable[[LinearLayer, Sequence[Moments], Edit], None]
+"""Gives a layer the weights and the bias that the moments of the halves of the data ask for."""
+
+
 def reconstruct(
     whole: ir.Model,
     pruned: ir.Model,
@@ -109,15 +113,40 @@ def reconstruct(
     samples: int,
     damp: float,
 ) -> tuple[int, list[str]]:
-    """Fit the layers of `pruned`, in place.
+    """Fit the layers of `pruned` that lost inputs, in place.
 
-    `kept`: what stayed of the tensors of `whole`, by name. One run over the data for every depth of
-    layers. Returns the number of layers fitted, and the names of those that could not be.
+    `kept`: what stayed of the tensors of `whole`, by name. Returns the number of layers fitted, and
+    the names of those that could not be.
+    """
+
+    def fit(layer: LinearLayer, halves: Sequence[Moments], edit: Edit) -> None:
+        _fit(layer, halves, damp, edit)
+
+    def changed(layer: LinearLayer) -> bool:
+        return _lost_inputs(layer, kept)
+
+    return fit_layers(whole, pruned, kept, context, samples, changed, fit)
+
+
+def fit_layers(
+    whole: ir.Model,
+    pruned: ir.Model,
+    kept: Kept,
+    context: Context,
+    samples: int,
+    changed: Callable[[LinearLayer], bool],
+    fit: Fit,
+) -> tuple[int, list[str]]:
+    """Fit the layers of `pruned` that changed, and those behind them, in place, by `fit`.
+
+    `kept`: what stayed of the tensors of `whole`, by name; none for all of them. One run over the
+    data for every depth of layers. Returns the number of layers fitted, and the names of those that
+    could not be.
     """
     edit = Edit(pruned)
     fitted = 0
     left: list[str] = []
-    layers = _to_fit(pruned, kept)
+    layers = _to_fit(pruned, changed)
     waves = _waves(pruned, layers)
     point = RunPoint.first(whole, context)
     with context.progress("recovering", len(waves)) as advance:
@@ -126,7 +155,7 @@ def reconstruct(
             found = point.measured(joint, wave, samples)
             for layer in wave:
                 if layer in found:
-                    _fit(layer, found[layer], damp, edit)
+                    fit(layer, found[layer], edit)
                     fitted += 1
                 else:
                     left.append(layer.output.name or "")
@@ -141,8 +170,10 @@ def reconstruct(
     return fitted, left
 
 
-def _to_fit(model: ir.Model, kept: Kept) -> list[LinearLayer]:
-    """Layers that lost inputs, and those whose inputs drift because others did."""
+def _to_fit(
+    model: ir.Model, changed: Callable[[LinearLayer], bool]
+) -> list[LinearLayer]:
+    """Layers that changed, and those whose inputs drift because others did."""
     by_node = {}
     found, _ = fittable_layers(model)
     for layer in found:
@@ -153,7 +184,7 @@ def _to_fit(model: ir.Model, kept: Kept) -> list[LinearLayer]:
     for node in model.graph:
         own = by_node.get(node)
         drifts = any(value in drifting for value in node.inputs)
-        lost = own is not None and _lost_inputs(own, kept)
+        lost = own is not None and changed(own)
         if not drifts and not lost:
             continue
         drifting.update(node.outputs)
@@ -210,7 +241,7 @@ def _fit(
     if len(halves) > 1 and layer.width <= JUDGED_WIDTH:
         factor = _best_damping_factor(layer, halves, damp)
     moments = np.mean(halves, axis=0)
-    gram, cross = _parts(layer, moments)
+    gram, cross = regression_parts(layer, moments)
     rows, bias = ridge_fit(layer, gram, cross, damp * factor)
     # data that overflows leaves the layer as it is
     if not np.isfinite(rows).all():
@@ -230,15 +261,15 @@ def _best_damping_factor(
         loss = 0.0
         # each half is fitted once and judged once
         for one, other in (halves, halves[::-1]):
-            gram, cross = _parts(layer, one)
+            gram, cross = regression_parts(layer, one)
             fit = ridge_fit(layer, gram, cross, damp * factor)
-            gram, cross = _parts(layer, other)
-            loss += _loss(fit, gram, cross)
+            gram, cross = regression_parts(layer, other)
+            loss += regression_loss(fit, gram, cross)
         losses.append(loss)
     return DAMPING_FACTORS[int(np.argmin(losses))]
 
 
-def _parts(layer: LinearLayer, moments: Moments) -> tuple[Moments, Moments]:
+def regression_parts(layer: LinearLayer, moments: Moments) -> tuple[Moments, Moments]:
     """Gram matrices of the inputs, and their products with the target."""
     inputs = layer.width + 1
     gram = moments[:, :, :inputs]
@@ -246,7 +277,7 @@ def _parts(layer: LinearLayer, moments: Moments) -> tuple[Moments, Moments]:
     return gram, cross
 
 
-def _loss(fit: tuple[Rows, Rows], gram: Moments, cross: Moments) -> float:
+def regression_loss(fit: tuple[Rows, Rows], gram: Moments, cross: Moments) -> float:
     """E|y - W x - b|^2 less E|y|^2; infinite where that is not finite."""
     rows, bias = fit
     groups, size, _ = gram.shape
@@ -281,7 +312,7 @@ def ridge_fit(
     own = rows_with_bias(layer)
     start = own.reshape(groups, -1, size)
     start = start.transpose(0, 2, 1)
-    pull = _pull(gram, damp)
+    pull = damping(gram, damp)
     diagonal = np.eye(size) * pull[:, None]
     left = gram + diagonal
     # what the pull alone would give: the layer's own weights
@@ -304,7 +335,7 @@ def rows_with_bias(layer: LinearLayer) -> Rows:
     return np.concatenate([rows, bias[:, None]], axis=1)
 
 
-def _pull(gram: Moments, damp: float) -> Moments:
+def damping(gram: Moments, damp: float) -> Moments:
     """Damping of each weight and of the bias, (groups, K + 1, K + 1) -> (groups, K + 1)."""
     groups, size, _ = gram.shape
     inputs = size - 1

@@ -11,17 +11,17 @@ import pytest
 from calibrated_context import CalibratedContext, run_session
 from importance_nets import literal
 from onnx_opt.passes._calibrated.layers import fittable_layers
-from onnx_opt.passes._channels.reconstruct import (
-    DAMPING_FACTORS,
-    _best_damping_factor,
-    reconstruct,
-)
 from onnx_opt.passes._core.graph import refresh_shapes
 from onnx_opt.passes._dims.groups import kept_slots
 from onnx_opt.passes._dims.remove import remove_slots
 from onnx_opt.passes._dims.rules import relate
 from onnx_opt.passes._dims.solve import solve
 from onnx_opt.passes._dims.trace import traced
+from onnx_opt.passes._reconstruct.layers import (
+    DAMPING_FACTORS,
+    _best_damping_factor,
+    reconstruct,
+)
 from onnx_opt.runtime.taps import with_taps
 
 RANDOM = np.random.default_rng(1)

@@ -1,0 +1,193 @@
+"""Fit of layers whose weights are zero at many places: least squares over the weights that stay.
+
+The mask may be chosen anew, by whichever criterion fits best on data that the fit did not see.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .._calibrated.layers import Rows
+from .._core.edit import Edit
+from .._core.linear import LinearLayer
+from .layers import Moments, damping, regression_loss, regression_parts, rows_with_bias
+
+Mask = NDArray[np.bool_]
+"""True where a weight stays, (M, K)."""
+
+DAMP = 1e-3
+"""Damping of the weights, in units of the inputs' mean power: as in the measurements that fitted
+pruning was judged by.
+"""
+
+FACTORS = (1.0, 10.0, 100.0)
+"""Factors of the damping that are tried on one half of the data and judged on the other."""
+
+STEPS = 60
+"""Steps of conjugate gradients at most. They end earlier where the residual has fallen enough."""
+
+JUDGING_STEPS = 20
+"""Steps while criteria and factors are compared: enough to rank them."""
+
+TOLERANCE = 1e-4
+"""Fall of the residual's norm at which the steps end."""
+
+
+def magnitude(rows: Rows, gram: Moments) -> Rows:
+    """|w|. Source: Han et al., NeurIPS 2015 (arXiv:1506.02626)."""
+    return np.abs(rows)
+
+
+def activation(rows: Rows, gram: Moments) -> Rows:
+    """|w| times the norm of its input. Source: Wanda, ICLR 2024 (arXiv:2306.11695)."""
+    groups, size, _ = gram.shape
+    power = np.einsum("gkk->gk", gram)[:, : size - 1]
+    each = np.repeat(np.sqrt(np.maximum(power, 0)), len(rows) // groups, axis=0)
+    return np.abs(rows) * each
+
+
+def second_order(rows: Rows, gram: Moments) -> Rows:
+    """Loss by removing a weight while the others make up for it: w^2 / [H^-1]_kk.
+
+    Source: Hassibi and Stork, Optimal Brain Surgeon, NeurIPS 1992.
+    """
+    groups, size, _ = gram.shape
+    inputs = gram[:, : size - 1, : size - 1]
+    pull = damping(gram, DAMP)[:, : size - 1]
+    inverse = np.linalg.inv(inputs + np.eye(size - 1) * pull[:, None])
+    diagonal = np.einsum("gkk->gk", inverse)
+    each = np.repeat(diagonal, len(rows) // groups, axis=0)
+    return np.asarray(rows**2 / each)
+
+
+CRITERIA: dict[str, Callable[[Rows, Moments], Rows]] = {
+    "magnitude": magnitude,
+    "activation": activation,
+    "second order": second_order,
+}
+"""Scores (M, K) of weights (M, K) by the Gram matrix of their inputs; the smallest go."""
+
+
+@dataclass(frozen=True)
+class MaskedFit:
+    """Weights (M, K), bias (M,) and mask (M, K) of a fitted layer; `criterion` of the mask."""
+
+    rows: Rows
+    bias: Rows
+    mask: Mask
+    criterion: str
+
+
+def fit_masked(
+    original: LinearLayer,
+    pruned: LinearLayer,
+    halves: Sequence[Moments],
+    free_mask: bool,
+    edit: Edit,
+) -> MaskedFit | None:
+    """Give a pruned layer the weights that the moments ask for; zeros stay as many as they are.
+
+    `original`: the layer as it was. `free_mask`: whether other weights may be zero than those that
+    are. None, and the layer stays, where the moments overflow.
+    """
+    dense = rows_with_bias(original)
+    given = pruned.rows() != 0
+    masks = {"given": given}
+    moments = np.mean(halves, axis=0)
+    gram, cross = regression_parts(pruned, moments)
+    if not np.isfinite(moments).all():
+        return None
+    if free_mask and not given.all():
+        masks = _candidates(dense[:, :-1], gram, int(given.sum()))
+    criterion, factor = _best(dense, pruned, halves, masks)
+    mask = masks[criterion]
+    fitted = _solved(dense, gram, cross, mask, DAMP * factor, STEPS)
+    if not np.isfinite(fitted).all():
+        return None
+    rows, bias = fitted[:, :-1], fitted[:, -1]
+    pruned.set_rows(rows)
+    pruned.set_bias(bias, edit)
+    return MaskedFit(rows, bias, mask, criterion)
+
+
+def _candidates(rows: Rows, gram: Moments, kept: int) -> dict[str, Mask]:
+    """The mask that each criterion gives, with as many weights."""
+    masks = {}
+    for name, score in CRITERIA.items():
+        scores = score(rows, gram)
+        order = np.argsort(scores, axis=None, kind="stable")
+        mask = np.zeros(rows.size, bool)
+        mask[order[rows.size - kept :]] = True
+        masks[name] = mask.reshape(rows.shape)
+    return masks
+
+
+def _best(
+    dense: Rows, layer: LinearLayer, halves: Sequence[Moments], masks: dict[str, Mask]
+) -> tuple[str, float]:
+    """Criterion and factor of the damping that fit best on the half that the fit did not see."""
+    names = list(masks)
+    if len(halves) < 2:
+        return names[0], FACTORS[0]
+
+    def loss(name: str, factor: float) -> float:
+        total = 0.0
+        for one, other in (halves, halves[::-1]):
+            gram, cross = regression_parts(layer, one)
+            fitted = _solved(
+                dense, gram, cross, masks[name], DAMP * factor, JUDGING_STEPS
+            )
+            gram, cross = regression_parts(layer, other)
+            total += regression_loss((fitted[:, :-1], fitted[:, -1]), gram, cross)
+        return total
+
+    name = (
+        min(names, key=lambda each: loss(each, FACTORS[0]))
+        if len(names) > 1
+        else names[0]
+    )
+    return name, min(FACTORS, key=lambda factor: loss(name, factor))
+
+
+def _solved(
+    dense: Rows, gram: Moments, cross: Moments, mask: Mask, damp: float, steps: int
+) -> Rows:
+    """Weights and bias (M, K + 1) that minimise the damped squared error under the mask.
+
+    Conjugate gradients on the normal equations of all rows at once, each row in the space of its
+    own weights, preconditioned by the diagonal. Shapes: dense (M, K + 1), gram (groups, K + 1,
+    K + 1), cross (groups, K + 1, M / groups), mask (M, K).
+    """
+    groups, size, _ = gram.shape
+    stays = np.concatenate([mask, np.ones((len(mask), 1), bool)], axis=1)
+    stays = stays.reshape(groups, -1, size)
+    start = dense.reshape(groups, -1, size)
+    pull = damping(gram, damp)
+    matrix = gram + np.eye(size) * pull[:, None]
+    wanted = cross.transpose(0, 2, 1) + start * pull[:, None]
+    scale = 1.0 / np.einsum("gkk->gk", matrix)[:, None]
+    weights = start * stays
+    residual = (wanted - weights @ matrix) * stays
+    direction = residual * scale
+    power = (residual * direction).sum(axis=2, keepdims=True)
+    enough = TOLERANCE**2 * power
+    for _ in range(steps):
+        if (power <= enough).all():
+            break
+        image = (direction @ matrix) * stays
+        curvature = (direction * image).sum(axis=2, keepdims=True)
+        # rows that are solved already have no direction left
+        length = np.divide(
+            power, curvature, out=np.zeros_like(power), where=curvature > 0
+        )
+        weights += length * direction
+        residual -= length * image
+        before = power
+        power = (residual**2 * scale).sum(axis=2, keepdims=True)
+        ratio = np.divide(power, before, out=np.zeros_like(power), where=before > 0)
+        direction = residual * scale + ratio * direction
+    return np.asarray(weights.reshape(len(dense), size))
