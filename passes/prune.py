@@ -111,7 +111,7 @@ class Prune(Pass):
         "there is data.",
     )
     samples: int = Option(
-        256, "Calibration samples to fit to at most.", low=1, high=10_000_000
+        512, "Calibration samples to fit to at most.", low=1, high=10_000_000
     )
     include: tuple[str, ...] = Option(
         (),

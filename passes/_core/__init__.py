@@ -1,1 +1,1 @@
-"""The ground floor: facts that passes, runtime and frontends share; it imports none of them."""
+"""The base layer: facts that passes, runtime and frontends share; it imports none of them."""

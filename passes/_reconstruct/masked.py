@@ -33,6 +33,9 @@ STEPS = 60
 JUDGING_STEPS = 20
 """Steps while criteria and factors are compared: enough to rank them."""
 
+ROUNDS = 4
+"""Rounds in which weights go step by step."""
+
 TOLERANCE = 1e-4
 """Fall of the residual's norm at which the steps end."""
 
@@ -64,12 +67,15 @@ def second_order(rows: Rows, gram: Moments) -> Rows:
     return np.asarray(rows**2 / each)
 
 
-CRITERIA: dict[str, Callable[[Rows, Moments], Rows]] = {
+Score = Callable[[Rows, Moments], Rows]
+"""Scores (M, K) of weights (M, K) by the Gram matrices of their inputs; the smallest go."""
+
+CRITERIA: dict[str, Score] = {
     "magnitude": magnitude,
     "activation": activation,
     "second order": second_order,
 }
-"""Scores (M, K) of weights (M, K) by the Gram matrix of their inputs; the smallest go."""
+"""Criteria that are tried."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +108,7 @@ def fit_masked(
     if not np.isfinite(moments).all():
         return None
     if free_mask and not given.all():
-        masks = _candidates(dense[:, :-1], gram, int(given.sum()))
+        masks = _candidates(dense, gram, cross, int(given.sum()))
     criterion, factor = _best(dense, pruned, halves, masks)
     mask = masks[criterion]
     fitted = _solved(dense, gram, cross, mask, DAMP * factor, STEPS)
@@ -114,16 +120,39 @@ def fit_masked(
     return MaskedFit(rows, bias, mask, criterion)
 
 
-def _candidates(rows: Rows, gram: Moments, kept: int) -> dict[str, Mask]:
-    """The mask that each criterion gives, with as many weights."""
+def _candidates(
+    dense: Rows, gram: Moments, cross: Moments, kept: int
+) -> dict[str, Mask]:
+    """The mask that each criterion gives, with as many weights: at once, and step by step."""
     masks = {}
     for name, score in CRITERIA.items():
-        scores = score(rows, gram)
-        order = np.argsort(scores, axis=None, kind="stable")
-        mask = np.zeros(rows.size, bool)
-        mask[order[rows.size - kept :]] = True
-        masks[name] = mask.reshape(rows.shape)
+        masks[name] = _largest(score(dense[:, :-1], gram), kept)
+        masks[f"{name}, step by step"] = _gradual(dense, gram, cross, kept, score)
     return masks
+
+
+def _gradual(
+    dense: Rows, gram: Moments, cross: Moments, kept: int, score: Score
+) -> Mask:
+    """Remove weights in rounds; what is left is fitted before it is scored again."""
+    size = dense.size - len(dense)
+    mask = np.ones((len(dense), dense.shape[1] - 1), bool)
+    rows = dense[:, :-1]
+    for share in np.linspace(0, 1, ROUNDS + 1)[1:]:
+        # a weight that is gone stays gone
+        scores = np.where(mask, score(rows, gram), -1.0)
+        mask = _largest(scores, size - round(share * (size - kept)))
+        fitted = _solved(dense, gram, cross, mask, DAMP, JUDGING_STEPS)
+        rows = fitted[:, :-1]
+    return mask
+
+
+def _largest(scores: Rows, kept: int) -> Mask:
+    """True for the `kept` largest scores, ties by index."""
+    order = np.argsort(scores, axis=None, kind="stable")
+    mask = np.zeros(scores.size, bool)
+    mask[order[scores.size - kept :]] = True
+    return mask.reshape(scores.shape)
 
 
 def _best(

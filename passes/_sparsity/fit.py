@@ -39,7 +39,7 @@ def fit_pruned(
     def fit(layer: LinearLayer, halves: Sequence[Moments], edit: Edit) -> None:
         found = fit_masked(dense[layer.weight.name], layer, halves, free_mask, edit)
         if found is not None and changed(layer):
-            criteria[f"by_{found.criterion.replace(' ', '_')}"] += 1
+            criteria[f"by_{found.criterion.replace(', ', '_').replace(' ', '_')}"] += 1
 
     fitted, _ = fit_layers(original, pruned, {}, context, samples, changed, fit)
     return {"fitted": fitted, **criteria}
