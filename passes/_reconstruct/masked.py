@@ -33,6 +33,14 @@ STEPS = 60
 JUDGING_STEPS = 20
 """Steps while criteria and factors are compared: enough to rank them."""
 
+SEARCHED = 5e7
+"""Products of one step (outputs times inputs squared) up to which masks and factors are searched:
+about 1 s a layer on two cores.
+"""
+
+WIDE = "activation"
+"""Criterion of layers that are not searched."""
+
 ROUNDS = 4
 """Rounds in which weights go step by step."""
 
@@ -107,9 +115,16 @@ def fit_masked(
     gram, cross = regression_parts(pruned, moments)
     if not np.isfinite(moments).all():
         return None
+    factor = FACTORS[0]
     if free_mask and not given.all():
-        masks = _candidates(dense, gram, cross, int(given.sum()))
-    criterion, factor = _best(dense, pruned, halves, masks)
+        kept = int(given.sum())
+        # wide layers take the criterion that needs no search
+        masks = {WIDE: _largest(CRITERIA[WIDE](dense[:, :-1], gram), kept)}
+        if _is_searched(pruned):
+            masks = _candidates(dense, gram, cross, kept)
+    criterion = next(iter(masks))
+    if _is_searched(pruned):
+        criterion, factor = _best(dense, pruned, halves, masks)
     mask = masks[criterion]
     fitted = _solved(dense, gram, cross, mask, DAMP * factor, STEPS)
     if not np.isfinite(fitted).all():
@@ -118,6 +133,11 @@ def fit_masked(
     pruned.set_rows(rows)
     pruned.set_bias(bias, edit)
     return MaskedFit(rows, bias, mask, criterion)
+
+
+def _is_searched(layer: LinearLayer) -> bool:
+    """Return whether masks and damping are searched: the cost grows with the width squared."""
+    return layer.channels * layer.width**2 <= SEARCHED
 
 
 def _candidates(

@@ -57,7 +57,7 @@ def folded(model, tmp_path):
 
 
 def file_bytes(model):
-    """Bytes of the model as this project writes it: nobody needs the types of initializers twice."""
+    """Bytes of the model as this project writes it: types of initializers once."""
     proto = ir.to_proto(model)
     del proto.graph.value_info[:]
     return proto.ByteSize()

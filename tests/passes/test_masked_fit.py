@@ -1,0 +1,154 @@
+"""prune fits the weights that stay, where there is data: least squares under a mask."""
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from calibrated_context import CalibratedContext, run_session
+from onnx_opt.passes._base import NullContext
+from onnx_opt.passes._core.graph import refresh_shapes
+from onnx_opt.passes._reconstruct import masked
+from onnx_opt.passes.prune import Prune
+
+RANDOM = np.random.default_rng(0)
+MIX = RANDOM.normal(size=(12, 12))
+WEIGHTS = {"a": RANDOM.normal(size=(12, 16)), "b": RANDOM.normal(size=(16, 6))}
+
+
+def feeds_of(seed, rows=400):
+    """Inputs that go with each other, so that what stays can make up for what goes."""
+    random = np.random.default_rng(seed)
+    return {"x": (random.normal(size=(rows, 12)) @ MIX).astype(np.float32)}
+
+
+def two_layers():
+    model = ir.from_proto(
+        onnx.parser.parse_model("""
+        <ir_version: 10, opset_import: ["" : 21]>
+        net (float[N, 12] x) => (float[N, 6] y)
+        <float[12, 16] a = {0}, float[16, 6] b = {0}>
+        { h = MatMul (x, a)  r = Relu (h)  y = MatMul (r, b) }
+        """)
+    )
+    for name, array in WEIGHTS.items():
+        value = model.graph.initializers[name]
+        value.const_value = ir.Tensor(array.astype(np.float32), name=name)
+    for node in model.graph:
+        node.name = f"make_{node.outputs[0].name}"
+    refresh_shapes(model)
+    return model
+
+
+def weight(model, name):
+    return model.graph.initializers[name].const_value.numpy()
+
+
+def error(model, feeds):
+    """Relative squared error of the outputs."""
+    expected = run_session(two_layers()).run(None, feeds)[0]
+    got = run_session(model).run(None, feeds)[0]
+    return float(((got - expected) ** 2).sum() / (expected**2).sum())
+
+
+def pruned(context, **options):
+    model = two_layers()
+    outcome = Prune(**options).run(model, context)
+    return model, outcome
+
+
+def test_without_data_the_largest_weights_stay_as_they_are():
+    model, outcome = pruned(NullContext(), sparsity=0.5)
+    plain, _ = pruned(NullContext(), sparsity=0.5, fit=False)
+    assert "fitted" not in outcome.stats
+    for name in WEIGHTS:
+        assert np.array_equal(weight(model, name), weight(plain, name))
+
+
+def test_fit_false_leaves_the_weights():
+    context = CalibratedContext([feeds_of(1)])
+    model, outcome = pruned(context, sparsity=0.5, fit=False)
+    plain, _ = pruned(NullContext(), sparsity=0.5)
+    assert "fitted" not in outcome.stats
+    for name in WEIGHTS:
+        assert np.array_equal(weight(model, name), weight(plain, name))
+
+
+@pytest.mark.parametrize("sparsity", [0.3, 0.5, 0.7])
+def test_the_fit_loses_less_on_data_that_it_did_not_see(sparsity):
+    feeds = [feeds_of(seed) for seed in (1, 2, 3, 4)]
+    fitted, outcome = pruned(CalibratedContext(feeds), sparsity=sparsity)
+    plain, _ = pruned(NullContext(), sparsity=sparsity)
+    unseen = feeds_of(99)
+    assert outcome.stats["fitted"] == 2
+    assert error(fitted, unseen) < 0.7 * error(plain, unseen)
+
+
+@pytest.mark.parametrize("sparsity", [0.3, 0.5, 0.7])
+def test_as_many_weights_are_zero(sparsity):
+    fitted, outcome = pruned(CalibratedContext([feeds_of(1)]), sparsity=sparsity)
+    zeros = {name: int((weight(fitted, name) == 0).sum()) for name in WEIGHTS}
+    assert zeros == {
+        name: int(sparsity * array.size) for name, array in WEIGHTS.items()
+    }
+    assert outcome.stats["zeros"] == sum(zeros.values())
+
+
+def test_a_pattern_keeps_its_places():
+    fitted, _ = pruned(CalibratedContext([feeds_of(1)]), pattern="2:4")
+    plain, _ = pruned(NullContext(), pattern="2:4")
+    for name in WEIGHTS:
+        assert np.array_equal(weight(fitted, name) == 0, weight(plain, name) == 0)
+
+
+def test_data_that_overflows_leaves_the_weights():
+    feeds = {"x": np.full((8, 12), 3e38, np.float32)}
+    fitted, _ = pruned(CalibratedContext([feeds]), sparsity=0.5)
+    plain, _ = pruned(NullContext(), sparsity=0.5)
+    assert np.array_equal(weight(fitted, "a"), weight(plain, "a"))
+
+
+def test_constant_inputs_and_few_samples_give_finite_weights():
+    feeds = {"x": np.ones((2, 12), np.float32)}
+    fitted, _ = pruned(CalibratedContext([feeds]), sparsity=0.5)
+    for name in WEIGHTS:
+        assert np.isfinite(weight(fitted, name)).all()
+    assert error(fitted, feeds) < 1e-3
+
+
+def test_conjugate_gradients_solve_the_normal_equations_of_each_row():
+    rows, width = 5, 8
+    inputs = np.concatenate(
+        [RANDOM.normal(size=(200, width)), np.ones((200, 1))], axis=1
+    )
+    target = RANDOM.normal(size=(200, rows))
+    gram = (inputs.T @ inputs / 200)[None]
+    cross = (inputs.T @ target / 200)[None]
+    mask = RANDOM.random((rows, width)) < 0.5
+    dense = np.zeros((rows, width + 1))
+    found = masked._solved(dense, gram, cross, mask, 1e-9, 100)
+    for row in range(rows):
+        stays = np.append(mask[row], True)
+        exact = np.linalg.lstsq(inputs[:, stays], target[:, row], rcond=None)[0]
+        np.testing.assert_allclose(found[row, stays], exact, rtol=1e-3, atol=1e-4)
+        assert (found[row, ~stays] == 0).all()
+
+
+def test_second_order_is_the_loss_of_removing_one_weight():
+    width = 6
+    inputs = np.concatenate(
+        [RANDOM.normal(size=(300, width)), np.ones((300, 1))], axis=1
+    )
+    inputs[:, 1] += inputs[:, 0]
+    gram = (inputs.T @ inputs / 300)[None]
+    gram[:, -1, :-1] = gram[:, :-1, -1] = 0  # without means, as for a free bias
+    rows = RANDOM.normal(size=(1, width))
+    scores = masked.second_order(rows, gram)[0]
+    hessian = gram[0, :width, :width]
+    for index in range(width):
+        rest = np.delete(np.arange(width), index)
+        inner = hessian[np.ix_(rest, rest)]
+        side = hessian[rest, index]
+        loss = rows[0, index] ** 2 * (
+            hessian[index, index] - side @ np.linalg.solve(inner, side)
+        )
+        np.testing.assert_allclose(scores[index], loss, rtol=0.02)
