@@ -30,7 +30,7 @@ FACTORS = (1.0, 10.0, 100.0)
 STEPS = 60
 """Steps of conjugate gradients at most. They end earlier where the residual has fallen enough."""
 
-JUDGING_STEPS = 20
+JUDGING_STEPS = 12
 """Steps while criteria and factors are compared: enough to rank them."""
 
 SEARCHED = 5e7
