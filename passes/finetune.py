@@ -106,7 +106,9 @@ class Finetune(TrainingRecipe, Pass):
                 epochs=self.epochs * share,
                 minutes=self.minutes * share,
             )
-            pruned = Prune(sparsity=sparsity, allocation="lamp").run(model, context)
+            # training is the fit
+            prune = Prune(sparsity=sparsity, allocation="lamp", fit=False)
+            pruned = prune.run(model, context)
             # training holds zeros, so that the next round prunes on from here
             outcome = context.train(model, recipe)
             outcome.stats["sparsity"] = pruned.stats["sparsity"]

@@ -15,7 +15,7 @@ import numpy as np
 import onnx_ir as ir
 
 from .. import UsageError
-from ._base import Context, Declined, Effect, Option, Pass, PassOutcome
+from ._base import Context, Declined, Effect, Option, Pass, PassOutcome, Stat
 from ._core.graph import Weight, weights_of
 from ._core.lazy import DerivedTensor, blocks, set_tensor
 from ._core.ops import WEIGHTED_OPS
@@ -63,12 +63,20 @@ class Prune(Pass):
     `pattern=N:M` each group of M along the op's input axis keeps N. With `threshold` |w| <=
     threshold goes (select=max: |w| >= threshold, or is clipped to it).
 
+    With data the weights that stay are fitted (`fit`): layer by layer, by least squares on the
+    inputs that the pruned model gives, towards the original's outputs, biases included (a MatMul
+    without one gets an Add). Each layer keeps its count of zeros; where neither `pattern` nor
+    `scope=row` fixes them, their places are chosen by magnitude, activation or second order,
+    whichever fits best on the half of the data that a fit did not see. Layers behind are fitted as
+    well. Weights that several nodes share, recurrent ones and ConvTranspose stay as they were
+    pruned.
+
     Errors: UsageError where options contradict each other, or a pattern of include or exclude
     matches no layer.
 
     Stats: `weights` (count), `zeros` (count), `sparsity` (fraction), `clipped` (count, mode=clip),
-    `select`, `zipped_bytes` (all these weights under zlib level 1; absent above 256 MiB of
-    weights).
+    `fitted` (count of layers), `by_…` (count of layers by the criterion of their mask), `select`,
+    `zipped_bytes` (all these weights under zlib level 1; absent above 256 MiB of weights).
 
     Source: Han et al., Learning both Weights and Connections, NeurIPS 2015 (arXiv:1506.02626);
     allocations: Evci et al. 2020 (arXiv:1911.11134), Lee et al. 2021 (arXiv:2010.07611); N:M:
@@ -155,12 +163,12 @@ class Prune(Pass):
             if each.tensor is not None:
                 set_tensor(each.weight.value, each.tensor)
                 changed += 1
-        stats = _stats(pruned, self)
+        fitted: dict[str, Stat] = {}
         if original is not None and changed:
             names = {each.weight.name for each in pruned if each.tensor is not None}
             free = self.pattern is None and self.scope != "row"
-            stats |= fit_pruned(original, model, names, free, context, self.samples)
-        return PassOutcome(changed, stats, declined)
+            fitted = fit_pruned(original, model, names, free, context, self.samples)
+        return PassOutcome(changed, {**_stats(pruned, self), **fitted}, declined)
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,7 @@ class JointGraph:
         """
         if any(holds_graphs(node) for node in self.model.graph):
             return None
-        names = {f"{PRUNED}{layer.node.name}" for layer in pending}
+        names = {f"{PRUNED}{layer.node.outputs[0].name}" for layer in pending}
         waiting = self._waiting(names)
         wanted: set[ir.Value] = set()
         for node in waiting:
@@ -65,7 +65,7 @@ class JointGraph:
         return sorted(frontier)
 
     def _waiting(self, names: Collection[str]) -> set[ir.Node]:
-        """The nodes named, their namesakes in the whole model, and all that depends on them."""
+        """Nodes that make the named values, namesakes in the whole model, and what depends on them."""
         waiting: set[ir.Node] = set()
         by_output = {}
         for node in self.model.graph:
@@ -76,7 +76,7 @@ class JointGraph:
             output = node.outputs[0].name or ""
             namesake = by_output.get(PRUNED + output.removeprefix(WHOLE))
             depends = any(_made_by(value, waiting) for value in node.inputs)
-            named = node.name in names
+            named = output in names
             if named or depends or namesake in waiting:
                 waiting.add(node)
         return waiting
@@ -86,7 +86,7 @@ class JointGraph:
 
         # sorting is stable, and False comes first
         def is_whole(node: ir.Node) -> bool:
-            return (node.name or "").startswith(WHOLE)
+            return (node.outputs[0].name or "").startswith(WHOLE)
 
         return sorted(self.model.graph, key=is_whole)
 

@@ -6,6 +6,7 @@ import onnx_ir as ir
 import pytest
 from calibrated_context import CalibratedContext, run_session
 from onnx_opt.passes._base import NullContext
+from onnx_opt.passes._calibrated.layers import fittable_layers
 from onnx_opt.passes._core.graph import refresh_shapes
 from onnx_opt.passes._reconstruct import masked
 from onnx_opt.passes.prune import Prune
@@ -65,7 +66,7 @@ def test_without_data_the_largest_weights_stay_as_they_are():
 
 
 def test_fit_false_leaves_the_weights():
-    context = CalibratedContext([feeds_of(1)])
+    context = CalibratedContext([feeds_of(1), feeds_of(2)])
     model, outcome = pruned(context, sparsity=0.5, fit=False)
     plain, _ = pruned(NullContext(), sparsity=0.5)
     assert "fitted" not in outcome.stats
@@ -85,7 +86,9 @@ def test_the_fit_loses_less_on_data_that_it_did_not_see(sparsity):
 
 @pytest.mark.parametrize("sparsity", [0.3, 0.5, 0.7])
 def test_as_many_weights_are_zero(sparsity):
-    fitted, outcome = pruned(CalibratedContext([feeds_of(1)]), sparsity=sparsity)
+    fitted, outcome = pruned(
+        CalibratedContext([feeds_of(1), feeds_of(2)]), sparsity=sparsity
+    )
     zeros = {name: int((weight(fitted, name) == 0).sum()) for name in WEIGHTS}
     assert zeros == {
         name: int(sparsity * array.size) for name, array in WEIGHTS.items()
@@ -94,22 +97,30 @@ def test_as_many_weights_are_zero(sparsity):
 
 
 def test_a_pattern_keeps_its_places():
-    fitted, _ = pruned(CalibratedContext([feeds_of(1)]), pattern="2:4")
+    fitted, _ = pruned(CalibratedContext([feeds_of(1), feeds_of(2)]), pattern="2:4")
     plain, _ = pruned(NullContext(), pattern="2:4")
     for name in WEIGHTS:
         assert np.array_equal(weight(fitted, name) == 0, weight(plain, name) == 0)
 
 
-def test_data_that_overflows_leaves_the_weights():
-    feeds = {"x": np.full((8, 12), 3e38, np.float32)}
-    fitted, _ = pruned(CalibratedContext([feeds]), sparsity=0.5)
-    plain, _ = pruned(NullContext(), sparsity=0.5)
-    assert np.array_equal(weight(fitted, "a"), weight(plain, "a"))
+def test_moments_that_overflow_leave_the_weights():
+    layer, _ = masked_layer()
+    before = layer.rows()
+    moments = np.full((1, 13, 13 + 16), np.inf)
+    assert masked.fit_masked(layer, layer, [moments, moments], True, None) is None
+    assert np.array_equal(layer.rows(), before)
+
+
+def masked_layer():
+    """The first layer of the net, and the net."""
+    model = two_layers()
+    layers, _ = fittable_layers(model)
+    return layers[0], model
 
 
 def test_constant_inputs_and_few_samples_give_finite_weights():
     feeds = {"x": np.ones((2, 12), np.float32)}
-    fitted, _ = pruned(CalibratedContext([feeds]), sparsity=0.5)
+    fitted, _ = pruned(CalibratedContext([feeds, feeds]), sparsity=0.5)
     for name in WEIGHTS:
         assert np.isfinite(weight(fitted, name)).all()
     assert error(fitted, feeds) < 1e-3
