@@ -160,6 +160,6 @@ def _why_not(value: ir.Value) -> str | None:
         return "nothing uses it"
     if tensor.dtype == ir.DataType.STRING or tensor.dtype.bitwidth < 8:
         return f"{tensor.dtype} has no whole bytes an element"
-    if tensor.dtype.itemsize not in BIT_TYPES:
-        return f"{tensor.dtype} has elements of {tensor.dtype.itemsize} bytes"
+    if tensor.dtype.bitwidth not in BIT_TYPES:
+        return f"{tensor.dtype} has elements of {tensor.dtype.bitwidth} bits"
     return None

@@ -25,8 +25,13 @@ LONGEST_GAP = 255
 HEAD = 4096
 """Elements of a block that are looked at first for distinct values."""
 
-BIT_TYPES = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
-"""Unsigned type of as many bytes as an element."""
+BIT_TYPES: dict[int, type[np.unsignedinteger[Any]]] = {
+    8: np.uint8,
+    16: np.uint16,
+    32: np.uint32,
+    64: np.uint64,
+}
+"""Unsigned type by the bits of an element."""
 
 Bits = NDArray[np.unsignedinteger[Any]]
 
@@ -62,7 +67,7 @@ class Content:
 def content_of(tensor: ir.TensorProtocol) -> Content:
     """Gather the facts about a tensor of whole bytes an element; one pass, block by block."""
     content = Content(tensor)
-    palette: Bits | None = np.zeros(0, BIT_TYPES[tensor.dtype.itemsize])
+    palette: Bits | None = np.zeros(0, BIT_TYPES[tensor.dtype.bitwidth])
     narrower = list(NARROWER.get(tensor.dtype, ()))
     last_nonzero = -1
     for start, block in bit_blocks(tensor):
@@ -97,7 +102,7 @@ def bit_blocks(
     tensor: ir.TensorProtocol, granule: int = 1
 ) -> Iterator[tuple[int, Bits]]:
     """Stream a tensor as (start, flat block of bits)."""
-    bits = BIT_TYPES[tensor.dtype.itemsize]
+    bits = BIT_TYPES[tensor.dtype.bitwidth]
     for start, block in blocks(tensor, granule):
         yield start, np.ascontiguousarray(block).reshape(-1).view(bits)
 

@@ -65,7 +65,7 @@ class JointGraph:
         return sorted(frontier)
 
     def _waiting(self, names: Collection[str]) -> set[ir.Node]:
-        """Nodes that make the named values, namesakes in the whole model, and what depends on them."""
+        """Nodes that make the named values, their namesakes, and all that depends on them."""
         waiting: set[ir.Node] = set()
         by_output = {}
         for node in self.model.graph:

@@ -50,7 +50,7 @@ TOLERANCE = 1e-4
 
 def magnitude(rows: Rows, gram: Moments) -> Rows:
     """|w|. Source: Han et al., NeurIPS 2015 (arXiv:1506.02626)."""
-    return np.abs(rows)
+    return np.asarray(np.abs(rows))
 
 
 def activation(rows: Rows, gram: Moments) -> Rows:
@@ -58,7 +58,7 @@ def activation(rows: Rows, gram: Moments) -> Rows:
     groups, size, _ = gram.shape
     power = np.einsum("gkk->gk", gram)[:, : size - 1]
     each = np.repeat(np.sqrt(np.maximum(power, 0)), len(rows) // groups, axis=0)
-    return np.abs(rows) * each
+    return np.asarray(np.abs(rows) * each)
 
 
 def second_order(rows: Rows, gram: Moments) -> Rows:
@@ -212,13 +212,17 @@ def _solved(
     K + 1), cross (groups, K + 1, M / groups), mask (M, K).
     """
     groups, size, _ = gram.shape
-    stays = np.concatenate([mask, np.ones((len(mask), 1), bool)], axis=1)
+    # the bias always stays
+    bias = np.ones((len(mask), 1), bool)
+    stays = np.concatenate([mask, bias], axis=1)
     stays = stays.reshape(groups, -1, size)
     start = dense.reshape(groups, -1, size)
     pull = damping(gram, damp)
     matrix = gram + np.eye(size) * pull[:, None]
-    wanted = cross.transpose(0, 2, 1) + start * pull[:, None]
-    scale = 1.0 / np.einsum("gkk->gk", matrix)[:, None]
+    wanted = cross.transpose(0, 2, 1)
+    wanted = wanted + start * pull[:, None]
+    diagonal = np.einsum("gkk->gk", matrix)
+    scale = 1.0 / diagonal[:, None]
     weights = start * stays
     residual = (wanted - weights @ matrix) * stays
     direction = residual * scale
@@ -230,13 +234,21 @@ def _solved(
         image = (direction @ matrix) * stays
         curvature = (direction * image).sum(axis=2, keepdims=True)
         # rows that are solved already have no direction left
-        length = np.divide(
-            power, curvature, out=np.zeros_like(power), where=curvature > 0
-        )
+        length = _ratio(power, curvature)
         weights += length * direction
         residual -= length * image
         before = power
         power = (residual**2 * scale).sum(axis=2, keepdims=True)
-        ratio = np.divide(power, before, out=np.zeros_like(power), where=before > 0)
-        direction = residual * scale + ratio * direction
+        turn = _ratio(power, before)
+        direction = residual * scale + turn * direction
     return np.asarray(weights.reshape(len(dense), size))
+
+
+def _ratio(numerator: Moments, denominator: Moments) -> Moments:
+    """Quotients, and 0 where the denominator is none."""
+    return np.divide(
+        numerator,
+        denominator,
+        out=np.zeros_like(numerator),
+        where=denominator > 0,
+    )

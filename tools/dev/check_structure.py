@@ -2,7 +2,8 @@
 
 The product is the installed source: every file below `passes`, `runtime`, `frontends`
 and `tools`, without `tools/dev`. `structure.toml` holds the recorded value of each
-measure; a value worse than the recorded one fails the command.
+measure; a value worse than the recorded one fails the command, unless it is within
+the limit that the measure sets itself.
 
     --write          record the values of now; refused where one is worse
     --list MEASURE   print every place that counts against a measure
@@ -565,7 +566,12 @@ class Measure:
     higher_is_better: bool = False
 
     def is_worse(self, now: float, recorded: float) -> bool:
-        return now < recorded if self.higher_is_better else now > recorded
+        """True if a value fell behind the recorded one; within the limit any value may stand."""
+        if self.higher_is_better:
+            allowed = recorded if self.limit is None else min(recorded, self.limit)
+            return now < allowed
+        allowed = recorded if self.limit is None else max(recorded, self.limit)
+        return now > allowed
 
     @property
     def asked(self) -> str:
