@@ -193,7 +193,7 @@ def test_the_layer_with_outliers_in_its_input_is_the_worst(write):
 def test_each_lossy_pass_answers_for_its_own_loss(write):
     found = losses(
         write(ONE, w=normal(64, 96)),
-        "prune(sparsity=0.3), quant(measure=false)",
+        "prune(sparsity=0.3, fit=false), quant(measure=false)",
         {"x": normal(16, 64)},
     )
     assert [(loss["pass"], loss["layer"]) for loss in found] == [
@@ -218,7 +218,7 @@ def test_the_command_prints_the_table_and_what_to_try_next(write, tmp_path):
     arguments = [
         str(model),
         "-p",
-        "prune(sparsity=0.9, fit=false)",
+        "prune(sparsity=0.9)",
         "--dry-run",
         "--no-bench",
         "--explain-loss",
