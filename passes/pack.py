@@ -11,6 +11,7 @@ import onnx_ir as ir
 from ._base import Context, Declined, Effect, Option, Pass, PassOutcome
 from ._core.edit import is_constant
 from ._core.graph import Names, holds_graphs
+from ._core.ops import QUANT_OPS
 from ._core.opset import raise_opset
 from ._packing.codecs import CODECS, OPSET
 from ._packing.content import BIT_TYPES, content_of
@@ -136,7 +137,10 @@ def _folded_nodes(graph: ir.Graph) -> set[ir.Node]:
             for value in node.inputs
             if value is not None
         ]
-        if constant and all(constant) and not holds_graphs(node):
+        # a runtime keeps what dequantizes a weight: it makes integer kernels of that
+        if node.op_type in QUANT_OPS or holds_graphs(node):
+            continue
+        if constant and all(constant):
             folded.add(node)
     return folded
 

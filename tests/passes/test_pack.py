@@ -6,6 +6,7 @@ import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 import pytest
+from calibrated_context import run_session
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx_opt.passes._base import NullContext
@@ -245,3 +246,31 @@ def test_older_opsets_are_raised():
     Pack().run(model, NullContext())
     assert model.opset_imports[""] == 13
     assert decoded(model, 96).tobytes() == array.tobytes()
+
+
+def test_weights_that_are_dequantized_are_packed():
+    """Integer kernels read them: the codes are decoded, DequantizeLinear stays."""
+    text = """
+    <ir_version: 8, opset_import: ["" : 17]>
+    one (float[n, 64] x) => (float[n, 64] y)
+    <int8[64, 64] w = {0}, float s = {0.5}>
+    { f = DequantizeLinear (w, s)  y = MatMul (x, f) }
+    """
+    model = ir.from_proto(onnx.parser.parse_model(text))
+    codes = sparse((64, 64), 0.5, np.int8)
+    model.graph.initializers["w"].const_value = ir.Tensor(codes, name="w")
+    outcome = Pack(min_saving=0.0).run(model, NullContext())
+    assert outcome.changed == 0  # tables of 2.5 kB do not pay for so small a weight
+    codes = sparse((64, 512), 0.5, np.int8)
+    model = ir.from_proto(
+        onnx.parser.parse_model(
+            text.replace("[64, 64]", "[64, 512]").replace("[n, 64] y", "[n, 512] y")
+        )
+    )
+    model.graph.initializers["w"].const_value = ir.Tensor(codes, name="w")
+    before = run_session(model)
+    outcome = Pack().run(model, NullContext())
+    assert outcome.stats["mask"] == 1
+    x = np.random.default_rng(0).normal(size=(3, 64)).astype(np.float32)
+    after = run_session(model)
+    assert np.array_equal(before.run(None, {"x": x})[0], after.run(None, {"x": x})[0])
