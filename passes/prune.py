@@ -59,17 +59,16 @@ class Prune(Pass):
     Already zero entries count.
 
     Shapes: any weight -> same. With `sparsity` exactly floor(sparsity * size) entries of each pool
-    (layer, row, model) are zero, ties by index; every kept |w| >= every pruned |w|. With
-    `pattern=N:M` each group of M along the op's input axis keeps N. With `threshold` |w| <=
+    (layer, row, model) are zero, ties by index; without data every kept |w| >= every pruned |w|.
+    With `pattern=N:M` each group of M along the op's input axis keeps N. With `threshold` |w| <=
     threshold goes (select=max: |w| >= threshold, or is clipped to it).
 
     With data the weights that stay are fitted (`fit`): layer by layer, by least squares on the
     inputs that the pruned model gives, towards the original's outputs, biases included (a MatMul
-    without one gets an Add). Each layer keeps its count of zeros; where neither `pattern` nor
-    `scope=row` fixes them, their places are chosen by magnitude, activation or second order,
-    whichever fits best on the half of the data that a fit did not see. Layers behind are fitted as
-    well. Weights that several nodes share, recurrent ones and ConvTranspose stay as they were
-    pruned.
+    without one gets an Add). Each layer keeps its count of zeros. Their places follow `pattern`,
+    `threshold` and `scope=row`; else they are chosen by magnitude, activation or second order.
+    Choice and fit are made on one half of the data and judged on the other. A layer whose fit does
+    no better there stays as it was pruned, and is named, as are layers that cannot be fitted.
 
     Errors: UsageError where options contradict each other, or a pattern of include or exclude
     matches no layer.
@@ -158,17 +157,21 @@ class Prune(Pass):
                 advance(len(pool))
         fits = self.fit and self.select == "min" and context.has_data()
         original = model.clone() if fits else None
-        changed = 0
-        for each in pruned:
-            if each.tensor is not None:
-                set_tensor(each.weight.value, each.tensor)
-                changed += 1
+        changed = [each for each in pruned if each.tensor is not None]
+        for each in changed:
+            set_tensor(each.weight.value, each.tensor)
         fitted: dict[str, Stat] = {}
         if original is not None and changed:
-            names = {each.weight.name for each in pruned if each.tensor is not None}
-            free = self.pattern is None and self.scope != "row"
-            fitted = fit_pruned(original, model, names, free, context, self.samples)
-        return PassOutcome(changed, {**_stats(pruned, self), **fitted}, declined)
+            names = [each.weight.name for each in changed]
+            fitted, left = fit_pruned(
+                original, model, names, self._frees_places(), context, self.samples
+            )
+            declined += left
+        return PassOutcome(len(changed), {**_stats(pruned, self), **fitted}, declined)
+
+    def _frees_places(self) -> bool:
+        """Return whether only the count of zeros is asked for, not which weights they are."""
+        return not self.pattern and not self.threshold and self.scope != "row"
 
 
 @dataclass(frozen=True)

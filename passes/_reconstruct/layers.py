@@ -101,8 +101,11 @@ class RunPoint:
         return self if context is None else RunPoint(context, wanted)
 
 
-Fit = Callable[[LinearLayer, Sequence[Moments], Edit], None]
-"""Gives a layer the weights and the bias that the moments of the halves of the data ask for."""
+Fit = Callable[[LinearLayer, Sequence[Moments], Edit], bool]
+"""Gives a layer the weights and the bias that the moments of the halves of the data ask for.
+
+False where it leaves the layer as it is.
+"""
 
 
 def reconstruct(
@@ -119,13 +122,15 @@ def reconstruct(
     the names of those that could not be.
     """
 
-    def fit(layer: LinearLayer, halves: Sequence[Moments], edit: Edit) -> None:
+    def fit(layer: LinearLayer, halves: Sequence[Moments], edit: Edit) -> bool:
         _fit(layer, halves, damp, edit)
+        return True
 
     def changed(layer: LinearLayer) -> bool:
         return _lost_inputs(layer, kept)
 
-    return fit_layers(whole, pruned, kept, context, samples, changed, fit)
+    layers = _to_fit(pruned, changed)
+    return fit_layers(whole, pruned, kept, context, samples, layers, fit)
 
 
 def fit_layers(
@@ -134,19 +139,18 @@ def fit_layers(
     kept: Kept,
     context: Context,
     samples: int,
-    changed: Callable[[LinearLayer], bool],
+    layers: Sequence[LinearLayer],
     fit: Fit,
 ) -> tuple[int, list[str]]:
-    """Fit the layers of `pruned` that changed, and those behind them, in place, by `fit`.
+    """Fit some layers of `pruned`, in place, by `fit`.
 
     `kept`: what stayed of the tensors of `whole`, by name; none for all of them. One run over the
     data for every depth of layers. Returns the number of layers fitted, and the names of those that
-    could not be.
+    the data never reached.
     """
     edit = Edit(pruned)
     fitted = 0
     left: list[str] = []
-    layers = _to_fit(pruned, changed)
     waves = _waves(pruned, layers)
     point = RunPoint.first(whole, context)
     with context.progress("recovering", len(waves)) as advance:
@@ -155,8 +159,7 @@ def fit_layers(
             found = point.measured(joint, wave, samples)
             for layer in wave:
                 if layer in found:
-                    fit(layer, found[layer], edit)
-                    fitted += 1
+                    fitted += fit(layer, found[layer], edit)
                 else:
                     left.append(layer.output.name or "")
             pending: list[LinearLayer] = []

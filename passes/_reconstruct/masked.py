@@ -86,14 +86,35 @@ CRITERIA: dict[str, Score] = {
 """Criteria that are tried."""
 
 
-@dataclass(frozen=True)
-class MaskedFit:
-    """Weights (M, K), bias (M,) and mask (M, K) of a fitted layer; `criterion` of the mask."""
+GIVEN = "given"
+"""Name of the mask that the pruned layer has already."""
 
-    rows: Rows
-    bias: Rows
-    mask: Mask
-    criterion: str
+
+@dataclass(frozen=True)
+class MaskedProblem:
+    """One pruned layer to be fitted.
+
+    `dense`: weights and bias as they were, (M, K + 1). `given`: the mask that it has, (M, K).
+    `criteria`: names by which a mask may be chosen. `step_by_step`: whether weights go in rounds.
+    `factors`: of the damping, that are tried.
+    """
+
+    dense: Rows
+    given: Mask
+    criteria: Sequence[str]
+    step_by_step: bool
+    factors: Sequence[float]
+
+    def mask(self, criterion: str, gram: Moments, cross: Moments) -> Mask:
+        """The mask that a criterion gives by some moments, with as many weights as the given."""
+        if criterion == GIVEN:
+            return self.given
+        score = CRITERIA[criterion]
+        kept = int(self.given.sum())
+        if self.step_by_step:
+            return _gradual(self.dense, gram, cross, kept, score)
+        scores = score(self.dense[:, :-1], gram)
+        return _largest(scores, kept)
 
 
 def fit_masked(
@@ -102,66 +123,101 @@ def fit_masked(
     halves: Sequence[Moments],
     free_mask: bool,
     edit: Edit,
-) -> MaskedFit | None:
+) -> str | None:
     """Give a pruned layer the weights that the moments ask for; zeros stay as many as they are.
 
     `original`: the layer as it was. `free_mask`: whether other weights may be zero than those that
-    are. None, and the layer stays, where the moments overflow.
+    are. Returns the criterion of the mask; None, and the layer stays, where the data cannot show
+    that a fit is better than the weights as they are.
     """
-    dense = rows_with_bias(original)
-    given = pruned.rows() != 0
-    masks = {"given": given}
-    moments = np.mean(halves, axis=0)
-    gram, cross = regression_parts(pruned, moments)
-    if not np.isfinite(moments).all():
+    # one half has nothing to be judged on
+    if len(halves) < 2 or not np.isfinite(halves).all():
         return None
-    factor = FACTORS[0]
-    if free_mask and not given.all():
-        kept = int(given.sum())
-        # wide layers take the criterion that needs no search
-        masks = {WIDE: _largest(CRITERIA[WIDE](dense[:, :-1], gram), kept)}
-        if _is_searched(pruned):
-            masks = _candidates(dense, gram, cross, kept)
-    criterion = next(iter(masks))
-    if _is_searched(pruned):
-        criterion, factor = _best(dense, pruned, halves, masks)
-    mask = masks[criterion]
-    fitted = _solved(dense, gram, cross, mask, DAMP * factor, STEPS)
+    problem = _problem(original, pruned, free_mask)
+    best = _best(problem, pruned, halves)
+    if best is None:
+        return None
+    criterion, factor = best
+    gram, cross = regression_parts(pruned, np.mean(halves, axis=0))
+    mask = problem.mask(criterion, gram, cross)
+    fitted = _solved(problem.dense, gram, cross, mask, DAMP * factor, STEPS)
     if not np.isfinite(fitted).all():
         return None
-    rows, bias = fitted[:, :-1], fitted[:, -1]
-    pruned.set_rows(rows)
-    pruned.set_bias(bias, edit)
-    return MaskedFit(rows, bias, mask, criterion)
+    pruned.set_rows(fitted[:, :-1])
+    pruned.set_bias(fitted[:, -1], edit)
+    return criterion
 
 
-def _is_searched(layer: LinearLayer) -> bool:
-    """Return whether masks and damping are searched: the cost grows with the width squared."""
-    return layer.channels * layer.width**2 <= SEARCHED
+def _problem(
+    original: LinearLayer, pruned: LinearLayer, free_mask: bool
+) -> MaskedProblem:
+    dense = rows_with_bias(original)
+    given = pruned.rows() != 0
+    is_free = free_mask and not given.all()
+    # the cost of a search grows with the width squared
+    searched = pruned.channels * pruned.width**2 <= SEARCHED
+    if not is_free:
+        criteria = [GIVEN]
+    elif searched:
+        criteria = list(CRITERIA)
+    else:
+        criteria = [WIDE]
+    factors = FACTORS if searched else FACTORS[:1]
+    return MaskedProblem(
+        dense=dense,
+        given=given,
+        criteria=criteria,
+        step_by_step=searched,
+        factors=factors,
+    )
 
 
-def _candidates(
-    dense: Rows, gram: Moments, cross: Moments, kept: int
-) -> dict[str, Mask]:
-    """The mask that each criterion gives, with as many weights: at once, and step by step."""
+def _best(
+    problem: MaskedProblem, layer: LinearLayer, halves: Sequence[Moments]
+) -> tuple[str, float] | None:
+    """Criterion and factor of the damping that do best on the half of the data not used.
+
+    Mask and weights are made from one half and judged on the other, both ways. None where the
+    layer as it is does better.
+    """
+    pairs = []
+    for one, other in (halves, halves[::-1]):
+        pairs.append((regression_parts(layer, one), regression_parts(layer, other)))
+
+    def loss(masks: Sequence[Mask], factor: float) -> float:
+        total = 0.0
+        for mask, (seen, unseen) in zip(masks, pairs, strict=True):
+            fitted = _solved(problem.dense, *seen, mask, DAMP * factor, JUDGING_STEPS)
+            total += regression_loss((fitted[:, :-1], fitted[:, -1]), *unseen)
+        return total
+
     masks = {}
-    for name, score in CRITERIA.items():
-        masks[name] = _largest(score(dense[:, :-1], gram), kept)
-        masks[f"{name}, step by step"] = _gradual(dense, gram, cross, kept, score)
-    return masks
+    losses = {}
+    for criterion in problem.criteria:
+        masks[criterion] = [problem.mask(criterion, *seen) for seen, _ in pairs]
+        losses[criterion] = loss(masks[criterion], FACTORS[0])
+    criterion = min(losses, key=lambda name: losses[name])
+    by_factor = {FACTORS[0]: losses[criterion]}
+    for factor in problem.factors[1:]:
+        by_factor[factor] = loss(masks[criterion], factor)
+    factor = min(by_factor, key=lambda each: by_factor[each])
+
+    as_it_is = (layer.rows(), layer.bias_row())
+    unchanged = sum(regression_loss(as_it_is, *unseen) for _, unseen in pairs)
+    return (criterion, factor) if by_factor[factor] < unchanged else None
 
 
 def _gradual(
     dense: Rows, gram: Moments, cross: Moments, kept: int, score: Score
 ) -> Mask:
     """Remove weights in rounds; what is left is fitted before it is scored again."""
-    size = dense.size - len(dense)
-    mask = np.ones((len(dense), dense.shape[1] - 1), bool)
     rows = dense[:, :-1]
+    mask = np.ones(rows.shape, bool)
+    removed = rows.size - kept
     for share in np.linspace(0, 1, ROUNDS + 1)[1:]:
         # a weight that is gone stays gone
         scores = np.where(mask, score(rows, gram), -1.0)
-        mask = _largest(scores, size - round(share * (size - kept)))
+        mask = _largest(scores, rows.size - round(share * removed))
         fitted = _solved(dense, gram, cross, mask, DAMP, JUDGING_STEPS)
         rows = fitted[:, :-1]
     return mask
@@ -173,33 +229,6 @@ def _largest(scores: Rows, kept: int) -> Mask:
     mask = np.zeros(scores.size, bool)
     mask[order[scores.size - kept :]] = True
     return mask.reshape(scores.shape)
-
-
-def _best(
-    dense: Rows, layer: LinearLayer, halves: Sequence[Moments], masks: dict[str, Mask]
-) -> tuple[str, float]:
-    """Criterion and factor of the damping that fit best on the half that the fit did not see."""
-    names = list(masks)
-    if len(halves) < 2:
-        return names[0], FACTORS[0]
-
-    def loss(name: str, factor: float) -> float:
-        total = 0.0
-        for one, other in (halves, halves[::-1]):
-            gram, cross = regression_parts(layer, one)
-            fitted = _solved(
-                dense, gram, cross, masks[name], DAMP * factor, JUDGING_STEPS
-            )
-            gram, cross = regression_parts(layer, other)
-            total += regression_loss((fitted[:, :-1], fitted[:, -1]), gram, cross)
-        return total
-
-    name = (
-        min(names, key=lambda each: loss(each, FACTORS[0]))
-        if len(names) > 1
-        else names[0]
-    )
-    return name, min(FACTORS, key=lambda factor: loss(name, factor))
 
 
 def _solved(

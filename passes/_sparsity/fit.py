@@ -7,8 +7,8 @@ from collections.abc import Collection, Sequence
 
 import onnx_ir as ir
 
-from .._base import Context, Stat
-from .._calibrated.layers import fittable_layers
+from .._base import Context, Declined, Stat
+from .._calibrated.layers import LARGEST_WIDTH, fittable_layers
 from .._core.edit import Edit
 from .._core.linear import LinearLayer
 from .._reconstruct.layers import Moments, fit_layers
@@ -18,28 +18,44 @@ from .._reconstruct.masked import fit_masked
 def fit_pruned(
     original: ir.Model,
     pruned: ir.Model,
-    names: Collection[str],
+    weights: Collection[str],
     free_mask: bool,
     context: Context,
     samples: int,
-) -> dict[str, Stat]:
-    """Fit the layers of `pruned` whose weights are named, and those behind them, in place.
+) -> tuple[dict[str, Stat], list[Declined]]:
+    """Fit the layers of `pruned` whose weights are named, in place; no other layer changes.
 
     Each layer sees the inputs that the pruned model really gives it. Zeros stay as many as they
-    are; with `free_mask` other weights may be zero. Stats: `fitted` (count of layers), and how many
-    took each criterion.
+    are; with `free_mask` other weights may be zero. Returns the stats `fitted` (count of layers)
+    and `by_...` (how many took each criterion), and the reason for each weight that stays as it
+    was pruned.
     """
-    layers, _ = fittable_layers(original)
-    dense = {layer.weight.name: layer for layer in layers}
+    dense = {layer.weight.name: layer for layer in fittable_layers(original)[0]}
+    reasons = dict.fromkeys(weights, "no Conv, Gemm or MatMul alone multiplies by it")
+    chosen: list[LinearLayer] = []
+    for layer in fittable_layers(pruned)[0]:
+        name = layer.weight.name or ""
+        if name not in reasons:
+            continue
+        if layer.width > LARGEST_WIDTH:
+            reasons[name] = f"its {layer.width} inputs make too large a Gram matrix"
+            continue
+        reasons[name] = "the calibration data never reached it"
+        chosen.append(layer)
     criteria = Counter[str]()
 
-    def changed(layer: LinearLayer) -> bool:
-        return layer.weight.name in names
+    def fit(layer: LinearLayer, halves: Sequence[Moments], edit: Edit) -> bool:
+        name = layer.weight.name or ""
+        criterion = fit_masked(dense[name], layer, halves, free_mask, edit)
+        if criterion is None:
+            reasons[name] = "no fit does better on data that it did not see"
+            return False
+        del reasons[name]
+        criteria[f"by_{criterion.replace(' ', '_')}"] += 1
+        return True
 
-    def fit(layer: LinearLayer, halves: Sequence[Moments], edit: Edit) -> None:
-        found = fit_masked(dense[layer.weight.name], layer, halves, free_mask, edit)
-        if found is not None and changed(layer):
-            criteria[f"by_{found.criterion.replace(', ', '_').replace(' ', '_')}"] += 1
-
-    fitted, _ = fit_layers(original, pruned, {}, context, samples, changed, fit)
-    return {"fitted": fitted, **criteria}
+    fitted, _ = fit_layers(original, pruned, {}, context, samples, chosen, fit)
+    left = [
+        Declined(name, f"pruned, not fitted: {why}") for name, why in reasons.items()
+    ]
+    return {"fitted": fitted, **criteria}, left

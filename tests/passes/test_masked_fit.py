@@ -118,6 +118,55 @@ def masked_layer():
     return layers[0], model
 
 
+def test_a_layer_that_is_left_out_is_not_touched():
+    feeds = [feeds_of(seed) for seed in (1, 2)]
+    model, outcome = pruned(CalibratedContext(feeds), sparsity=0.5, exclude=("b",))
+    assert outcome.stats["fitted"] == 1
+    assert np.array_equal(weight(model, "b"), WEIGHTS["b"].astype(np.float32))
+    assert [node.op_type for node in model.graph] == ["MatMul", "Add", "Relu", "MatMul"]
+
+
+def test_a_threshold_keeps_its_places():
+    context = CalibratedContext([feeds_of(1), feeds_of(2)])
+    fitted, outcome = pruned(context, threshold=0.7)
+    plain, _ = pruned(NullContext(), threshold=0.7)
+    assert outcome.stats["fitted"] == 2
+    for name in WEIGHTS:
+        assert np.array_equal(weight(fitted, name) == 0, weight(plain, name) == 0)
+
+
+class OneHalf(CalibratedContext):
+    """So little data that all of it lies in one half."""
+
+    def collect(self, model, requests, samples):
+        even = {key: r for key, r in requests.items() if r.part != "odd"}
+        return super().collect(model, even, samples)
+
+
+def test_a_fit_that_cannot_be_judged_is_not_made_and_the_layer_named():
+    fitted, outcome = pruned(OneHalf([feeds_of(1)]), sparsity=0.5)
+    plain, _ = pruned(NullContext(), sparsity=0.5)
+    assert outcome.stats["fitted"] == 0
+    for name in WEIGHTS:
+        assert np.array_equal(weight(fitted, name), weight(plain, name))
+    assert [(d.where, d.reason) for d in outcome.declined] == [
+        (name, "pruned, not fitted: no fit does better on data that it did not see")
+        for name in WEIGHTS
+    ]
+
+
+def test_halves_that_contradict_each_other_leave_the_layer():
+    """What the second half asks for is the opposite of the first."""
+    layer, _ = masked_layer()
+    random = np.random.default_rng(3)
+    inputs = np.concatenate([random.normal(size=(50, 12)), np.ones((50, 1))], axis=1)
+    target = 100 * random.normal(size=(50, 16))
+    gram = inputs.T @ inputs / 50
+    cross = inputs.T @ target / 50
+    halves = [np.concatenate([gram, sign * cross], axis=1)[None] for sign in (1, -1)]
+    assert masked.fit_masked(layer, layer, halves, True, None) is None
+
+
 def test_constant_inputs_and_few_samples_give_finite_weights():
     feeds = {"x": np.ones((2, 12), np.float32)}
     fitted, _ = pruned(CalibratedContext([feeds, feeds]), sparsity=0.5)

@@ -137,7 +137,7 @@ CASES = [
     Case(
         "minilm",
         "minilm_l6_v2",
-        "prune(sparsity=0.5), quant, finetune(qad, BUDGET)",
+        "prune(sparsity=0.5, fit=false), quant, finetune(qad, BUDGET)",
         "minutes=5",
         drop=0.012,
         sentences=True,
