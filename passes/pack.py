@@ -28,7 +28,8 @@ class Pack(Pass):
     Effect: exact. Touches constants of the main graph; they keep their names, as outputs of the
     nodes that decode them, bit for bit. ONNX Runtime folds these nodes while loading: kernels,
     speed and memory of the loaded model are those of the dense one. Loading takes up to 60 ns an
-    element longer. Goes last in a pipeline: other passes see no weights behind decoders.
+    element longer. A runtime that folds no constants (OpenVINO) decodes at every run instead. Goes
+    last in a pipeline: other passes see no weights behind decoders.
 
     Shapes: unchanged.
 

@@ -169,7 +169,7 @@ def float_model(
 
 
 def integer_arrays(layer: Layer, random: Random) -> dict[str, Array]:
-    """What the integer forms of a layer hold: many pairs of its weight saturate."""
+    """Content of the integer forms of a layer: many pairs of its weight saturate."""
     w_scale = random.uniform(1e-3, 2e-2, layer.channels).astype(np.float32)
     x_scale = np.float32(random.uniform(0.01, 0.03))
     return {

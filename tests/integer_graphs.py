@@ -48,7 +48,7 @@ def along(numbers: Array, axis: int, rank: int) -> Array:
 
 @dataclass(frozen=True)
 class Sums:
-    """What an integer layer adds up: int64 worth `scale` each, by channel on `axis`.
+    """Sum that an integer layer computes: int64 worth `scale` each, by channel on `axis`.
 
     `limits`: of the activation behind it, which cuts the values when they are read.
     """
@@ -65,7 +65,7 @@ class Sums:
         return np.clip(values, *np.float32(self.limits))
 
     def codes(self, scale: Array, zero: Array) -> Array:
-        """What a kernel writes: one float32 factor made of all scales, halves to even."""
+        """Output of a kernel: one float32 factor made of all scales, halves to even."""
         factor = along(
             (self.scale / scale).astype(np.float32), self.axis, self.sums.ndim
         )
@@ -409,7 +409,7 @@ def _results(
 
 
 def offending_pairs(model: ir.Model | onnx.ModelProto) -> dict[str, int]:
-    """How many pairs of each constant s8 weight may saturate, by the name of its layer's output."""
+    """Count of pairs of each constant s8 weight that may saturate, by its layer's output."""
     proto = ir.to_proto(model) if isinstance(model, ir.Model) else model
     constants = stored_arrays(proto)
     found = {}

@@ -34,7 +34,7 @@ probe (uint8[1, 2] x) => (int32[1, 1] y) <int8[2, 1] w = {127, 127}> { y = MatMu
 
 @functools.cache
 def arithmetic_of_this_cpu() -> Arithmetic:
-    """What ONNX Runtime makes of 255 * 127 + 255 * 127 here."""
+    """Result of ONNX Runtime for 255 * 127 + 255 * 127 on this CPU."""
     model = onnx.parser.parse_model(PROBE).SerializeToString()
     session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
     found = int(
@@ -50,7 +50,7 @@ def pairs_of(weight: Array) -> tuple[Array, Array]:
 
 
 def may_saturate(weight: Array) -> Array:
-    """Which pairs leave int16 for some u8 codes, the extremes 0 and 255: (K, N) -> (K // 2, N)."""
+    """Pairs that leave int16 for some u8 codes, the extremes 0 and 255: (K, N) -> (K // 2, N)."""
     first, second = pairs_of(weight)
     highest = LARGEST_CODE * (np.maximum(first, 0) + np.maximum(second, 0))
     lowest = LARGEST_CODE * (np.minimum(first, 0) + np.minimum(second, 0))
@@ -174,7 +174,7 @@ def conv(
 def _windows(
     codes: Array, kernel: tuple[int, ...], zero: int, geometry: Geometry
 ) -> Array:
-    """What each output reads, padding as the zero point: (N, C, *S) -> (N, *out, *kernel, C)."""
+    """Inputs of each output, padding as the zero point: (N, C, *S) -> (N, *out, *kernel, C)."""
     rank = len(kernel)
     margins = [
         (0, 0),

@@ -72,10 +72,12 @@ def content_of(tensor: ir.TensorProtocol) -> Content:
     last_nonzero = -1
     for start, block in bit_blocks(tensor):
         places = np.flatnonzero(block) + start
-        gaps = np.diff(places, prepend=last_nonzero)
         content.size += block.size
         content.nonzeros += places.size
-        content.gap_entries += int((-(-gaps // LONGEST_GAP)).sum())
+        gaps = np.diff(places, prepend=last_nonzero)
+        # a gap of more than a byte takes fillers
+        entries = -(-gaps // LONGEST_GAP)
+        content.gap_entries += int(entries.sum())
         if places.size:
             last_nonzero = int(places[-1])
         if palette is not None:

@@ -1,4 +1,4 @@
-"""What goes in comes out: load, save, load again, and the model is the same and runs the same."""
+"""Round trip: load, save, load again, and the model is the same and runs the same."""
 
 import os
 from pathlib import Path

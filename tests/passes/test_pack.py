@@ -10,6 +10,7 @@ from calibrated_context import run_session
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx_opt.passes._base import NullContext
+from onnx_opt.passes._core.graph import Names
 from onnx_opt.passes._packing.codecs import CODECS
 from onnx_opt.passes._packing.content import content_of
 from onnx_opt.passes._packing.draft import Draft
@@ -124,6 +125,13 @@ PACKED = {
         .reshape(64, 64),
         "narrow",
     ),
+    "whole bfloats": (
+        np.random.default_rng(1)
+        .normal(size=(64, 64))
+        .astype(ml_dtypes.bfloat16)
+        .astype(np.float32),
+        "narrow",
+    ),
     "small integers": (np.arange(4096).reshape(64, 64) % 100, "narrow"),
     "two values": (
         np.random.default_rng(2).choice([-0.5, 0.25], (64, 64)).astype(np.float32),
@@ -191,8 +199,6 @@ def test_codecs_are_exact_on_any_bits(codec, dtype, data):
     value.type, value.shape = weight.type, weight.shape
     weight.replace_all_uses_with(value)
     del model.graph.initializers["w"]
-    from onnx_opt.passes._core.graph import Names
-
     draft.commit(model.graph, model.graph[0], Names(model), value, "w")
     assert decoded(model, size).tobytes() == array.tobytes()
 

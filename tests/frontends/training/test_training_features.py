@@ -1,4 +1,4 @@
-"""Which values inside are matched."""
+"""Choice of the inner values that are matched."""
 
 import textwrap
 

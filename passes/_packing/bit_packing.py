@@ -1,0 +1,106 @@
+"""Elements as packed bytes, in numpy: masks, indices of few bits, distances between nonzeros."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .content import LONGEST_GAP, Bits, Content, bit_blocks
+
+Bytes = NDArray[np.uint8]
+
+
+def bytes_for(count: int, per_byte: int) -> int:
+    """Bytes that so many elements take; the last one may be filled in part."""
+    return -(-count // per_byte)
+
+
+def bits_of_bytes() -> Bytes:
+    """Bits of each byte, the lowest first: (256, 8)."""
+    byte = np.arange(256, dtype=np.uint8)
+    return np.unpackbits(byte[:, None], axis=1, bitorder="little")
+
+
+def mask_bytes(content: Content) -> Bytes:
+    """A bit for each element, 1 where it is not zero, the first in the lowest bit of a byte."""
+    parts = []
+    # blocks of whole bytes, so that none ends within one
+    for _, block in bit_blocks(content.tensor, granule=8):
+        is_nonzero = block != 0
+        parts.append(np.packbits(is_nonzero, bitorder="little"))
+    return np.concatenate(parts)
+
+
+def index_planes(content: Content, values: Bits, bits: int) -> Bytes:
+    """Index of each element in the sorted `values`, (bits, bytes, 1).
+
+    Plane b holds the bits of value 2^b.
+    """
+    places = np.arange(bits)[:, None]
+    parts = []
+    for _, block in bit_blocks(content.tensor, granule=8):
+        index = np.searchsorted(values, block)
+        planes = index[None, :] >> places & 1
+        packed = np.packbits(
+            planes.astype(np.uint8),
+            axis=1,
+            bitorder="little",
+        )
+        parts.append(packed)
+    whole = np.concatenate(parts, axis=1)
+    return whole[:, :, None]
+
+
+def index_digits(content: Content, values: Bits, bits: int) -> Bytes:
+    """Index of each element in the sorted `values`, (bytes, 1); `bits`: 1, 2 or 4.
+
+    The first index of a byte has the lowest bits.
+    """
+    per_byte = 8 // bits
+    shifts = np.arange(0, 8, bits, dtype=np.uint8)
+    parts = []
+    for _, block in bit_blocks(content.tensor, granule=8):
+        count = bytes_for(block.size, per_byte)
+        index = np.zeros(count * per_byte, np.uint8)
+        index[: block.size] = np.searchsorted(values, block)
+        digits = index.reshape(-1, per_byte) << shifts
+        packed = digits.sum(axis=1, dtype=np.uint8)
+        parts.append(packed)
+    whole = np.concatenate(parts)
+    return whole[:, None]
+
+
+def nonzeros(content: Content) -> Bits:
+    """A zero, and the elements that are none in their order: (nonzeros + 1,)."""
+    parts = []
+    for _, block in bit_blocks(content.tensor):
+        parts.append(block[block != 0])
+    zero = np.zeros(1, parts[0].dtype)
+    return np.concatenate([zero, *parts])
+
+
+def gap_entries(content: Content) -> tuple[Bytes, Bits]:
+    """Distances from one entry to the next, and the entries: nonzeros, and zeros as fillers.
+
+    A filler is written where the next nonzero lies further away than a byte can say.
+    """
+    distances: list[Bytes] = []
+    entries: list[Bits] = []
+    last = -1
+    for start, block in bit_blocks(content.tensor):
+        places = np.flatnonzero(block)
+        if not places.size:
+            continue
+        gaps = np.diff(places + start, prepend=last)
+        last = int(places[-1]) + start
+        fillers = (gaps - 1) // LONGEST_GAP
+        # where each nonzero stands among the entries, behind its fillers
+        ends = np.cumsum(fillers + 1) - 1
+        size = int(ends[-1]) + 1
+        distance = np.full(size, LONGEST_GAP, np.uint8)
+        distance[ends] = gaps - fillers * LONGEST_GAP
+        entry = np.zeros(size, block.dtype)
+        entry[ends] = block[places]
+        distances.append(distance)
+        entries.append(entry)
+    return np.concatenate(distances), np.concatenate(entries)
