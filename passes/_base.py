@@ -16,9 +16,10 @@ from ._core.context import (
 )
 from ._core.contract import Pass
 from ._core.options import Option
-from ._core.outcome import Declined, Effect, PassOutcome, Stat
+from ._core.outcome import Chosen, Declined, Effect, PassOutcome, Stat
 
 __all__ = [
+    "Chosen",
     "Context",
     "Declined",
     "Difference",

@@ -28,6 +28,8 @@ def result_tables(result: Result, verbosity: int = 0) -> list[RenderableType]:
     if verbosity <= 0:
         return tables
     for step in result.passes:
+        if step.chosen:
+            tables.append(chosen_table(step.name, step.chosen))
         if step.declined:
             table = declined_table(step.name, step.declined)
             tables.append(table)
@@ -133,6 +135,16 @@ def declined_table(name: str, declined: Sequence[Mapping[str, str]]) -> Table:
     table = plain_table(f"declined by {markup_safe(name)}", "where", "reason")
     for item in declined:
         table.add_row(markup_safe(item["where"]), markup_safe(item["reason"]))
+    return table
+
+
+def chosen_table(name: str, chosen: Sequence[Mapping[str, str]]) -> Table:
+    """Everything that the pass of that name decided itself, with its reason."""
+    table = plain_table(f"chosen by {markup_safe(name)}", "where", "choice", "reason")
+    for item in chosen:
+        table.add_row(
+            *(markup_safe(item[key]) for key in ("where", "choice", "reason"))
+        )
     return table
 
 

@@ -15,15 +15,14 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from .._base import Context, MomentRequest
+from .._base import Context
 from .._calibrated.layers import LARGEST_WIDTH, fittable_layers
 from .._core.edit import Edit
 from .._core.linear import LinearLayer
-from .._core.ops import FLOATS
 from .._dims.groups import Group
 from .._dims.solve import Solution
-from .._reconstruct.joint_graph import WHOLE, data_inputs, join_models, submodel
 from .._reconstruct.layers import ridge_fit, rows_with_bias
+from .._reconstruct.output_drift import Variant, output_drifts
 from .contractions import Contraction, consumers_of, square_bytes
 from .importance.scores import Scores, channel_places
 
@@ -87,7 +86,7 @@ def output_losses(
     # by group, then by count: output drift for one unit of the readers' drift
     sensitivities: list[dict[int, float]] = [{} for _ in groups]
     for batch in _batches(trials, layers, model):
-        drifts = _output_drifts(
+        variants = _variants(
             model,
             batch,
             layers,
@@ -95,6 +94,7 @@ def output_losses(
             samples,
             damp,
         )
+        drifts = output_drifts(model, variants, context, samples)
         for trial, drift in zip(batch, drifts, strict=True):
             index = trial.index
             count = trial.count
@@ -236,147 +236,22 @@ def _batches(
         yield batch
 
 
-def _output_drifts(
+def _variants(
     model: ir.Model,
     trials: Sequence[Trial],
     layers: Layers,
     context: Context,
     samples: int,
     damp: float,
-) -> list[float]:
-    """Share of the outputs' mean square that each trial costs, the mean over float outputs.
-
-    NaN where there is none. All trials are variants in one graph, run once.
-    """
-    outputs = _float_outputs(model)
-    if not outputs:
-        return [float("nan")] * len(trials)
+) -> list[Variant]:
+    """The model with the channels of each trial shut off, its readers fitted to do without."""
     requests = {}
     for trial in trials:
         for reader in trial.readers:
             layer = layers[reader.name]
             requests[reader.name] = layer.request("gram")
     grams = context.collect(model, requests, samples)
-    variants = {}
-    for number, trial in enumerate(trials):
-        prefix = f"{number}/"
-        variants[prefix] = _variant(
-            model,
-            trial.readers,
-            grams,
-            damp,
-        )
-    family = join_models({WHOLE: model, **variants})
-    values = _values_by_name(family)
-    for prefix, trial in zip(variants, trials, strict=True):
-        changed = {reader.name for reader in trial.readers}
-        _share_unchanged(
-            prefix,
-            changed,
-            model,
-            values,
-        )
-    prefixes = list(variants)
-    squares = _square_requests(
-        family,
-        values,
-        outputs,
-        prefixes,
-    )
-    tensors = [request.tensor for request in squares.values()]
-    measured = submodel(family, data_inputs(model), tensors)
-    found = context.collect(measured, squares, samples)
-    return [_mean_share(found, prefix, outputs) for prefix in prefixes]
-
-
-def _values_by_name(model: ir.Model) -> dict[str, ir.Value]:
-    """Values that nodes of the main graph make."""
-    values = {}
-    for node in model.graph:
-        for value in node.outputs:
-            values[value.name or ""] = value
-    return values
-
-
-def _float_outputs(model: ir.Model) -> list[str]:
-    """Names of the model's float outputs that a node makes."""
-    floats = [value for value in model.graph.outputs if value.dtype in FLOATS]
-    made = [value for value in floats if value.producer() is not None]
-    return [value.name or "" for value in made]
-
-
-def _square_requests(
-    family: ir.Model,
-    values: Mapping[str, ir.Value],
-    outputs: Sequence[str],
-    prefixes: Sequence[str],
-) -> dict[str, MomentRequest]:
-    """Requests of the mean squares of the whole model's outputs, and of what each variant loses."""
-    requests: dict[str, MomentRequest] = {}
-    edit = Edit(family)
-    for name in outputs:
-        wanted = values[WHOLE + name]
-        square = _mean_square(wanted, edit)
-        requests[WHOLE + name] = MomentRequest(square, "mean")
-        for prefix in prefixes:
-            own = values[prefix + name]
-            lost = _appended("Sub", [own, wanted], edit)
-            square = _mean_square(lost, edit)
-            requests[prefix + name] = MomentRequest(square, "mean")
-    return requests
-
-
-def _mean_share(
-    found: Mapping[str, NDArray[np.float64]], prefix: str, outputs: Sequence[str]
-) -> float:
-    """Mean over outputs of the share of its mean square that a variant loses; NaN of none."""
-    shares = []
-    for name in outputs:
-        whole = found[WHOLE + name][0]
-        lost = found.get(prefix + name)
-        if lost is not None and whole > 0:
-            share = lost[0] / whole
-            shares.append(float(share))
-    if not shares:
-        return float("nan")
-    return float(np.mean(shares))
-
-
-def _mean_square(value: ir.Value, edit: Edit) -> str:
-    """Append the mean square of a value's finite elements; the name of the (1, 1) tensor.
-
-    Elements that are not finite count as 0: masks of attention may reach an output.
-    """
-    graph = edit.model.graph
-    floats = _appended("Cast", [value], edit, to=ir.DataType.FLOAT)
-    infinite = _appended("IsInf", [floats], edit)
-    not_a_number = _appended("IsNaN", [floats], edit)
-    odd = _appended("Or", [infinite, not_a_number], edit)
-    zero = edit.constant(graph, np.zeros((), np.float32), "zero")
-    finite = _appended("Where", [odd, zero, floats], edit)
-    squares = _appended("Mul", [finite, finite], edit)
-    mean = _appended("ReduceMean", [squares], edit, keepdims=0)
-    mean.type = ir.TensorType(ir.DataType.FLOAT)
-    # moments are taken along an axis, and over batches: a scalar has neither
-    one_by_one = np.ones(2, np.int64)
-    shape = edit.constant(graph, one_by_one, "one_by_one")
-    result = _appended("Reshape", [mean, shape], edit)
-    return result.name or ""
-
-
-def _appended(
-    op_type: str, inputs: Sequence[ir.Value], edit: Edit, **attributes: int
-) -> ir.Value:
-    node = ir.node(
-        op_type,
-        inputs,
-        attributes=attributes,
-        name=edit.fresh(op_type),
-    )
-    output = node.outputs[0]
-    output.name = edit.fresh(op_type)
-    edit.model.graph.append(node)
-    return output
+    return [_variant(model, trial.readers, grams, damp) for trial in trials]
 
 
 def _variant(
@@ -384,16 +259,18 @@ def _variant(
     readers: Sequence[Reader],
     grams: Mapping[str, NDArray[np.float64]],
     damp: float,
-) -> ir.Model:
+) -> Variant:
     """A copy whose readers give the inputs that go no weight, and are fitted to do without."""
     copy = model.clone()
     edit = Edit(copy)
     layers = _layers_by_name(copy)
+    changed = []
     for reader in readers:
+        layer = layers[reader.name]
+        changed.append(layer.output.name or "")
         # a branch that no sample took
         if reader.name not in grams:
             continue
-        layer = layers[reader.name]
         gram = grams[reader.name]
         cross = _own_products(layer, gram)
         rows, bias = ridge_fit(
@@ -405,7 +282,7 @@ def _variant(
         )
         layer.set_rows(rows)
         layer.set_bias(bias, edit)
-    return copy
+    return Variant(copy, changed)
 
 
 def _own_products(layer: LinearLayer, gram: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -419,19 +296,3 @@ def _own_products(layer: LinearLayer, gram: NDArray[np.float64]) -> NDArray[np.f
     weights = each.transpose(0, 2, 1)
     products: NDArray[np.float64] = gram @ weights
     return products
-
-
-def _share_unchanged(
-    prefix: str, changed: set[str], model: ir.Model, values: Mapping[str, ir.Value]
-) -> None:
-    """Let a variant read from the whole model whatever its changed layers do not influence."""
-    influenced: set[ir.Value] = set()
-    for node in model.graph:
-        reads = any(value in influenced for value in node.inputs)
-        if reads or node.name in changed:
-            influenced.update(node.outputs)
-            continue
-        for value in node.outputs:
-            if value.name:
-                same = values[WHOLE + value.name]
-                values[prefix + value.name].replace_all_uses_with(same)

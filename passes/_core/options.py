@@ -14,6 +14,11 @@ from ... import UsageError
 NONE = "none"
 """Pipeline text of an option that is not set."""
 
+AUTO = "auto"
+"""Value of an option that the pass chooses itself."""
+
+Auto = Literal["auto"]
+
 
 def Option(  # noqa: N802 - reads as a declaration, like dataclasses.field
     default: Any,
@@ -26,7 +31,7 @@ def Option(  # noqa: N802 - reads as a declaration, like dataclasses.field
     """Declare one option of a pass: its default, a sentence of help, its range and its unit.
 
     `low` and `high` belong to the range. A field of type `T | None` may be unset: `none` in
-    pipeline text.
+    pipeline text. One of type `T | Auto` may be left to the pass: `auto`.
     """
     metadata = {
         "help": help,
@@ -41,13 +46,14 @@ def Option(  # noqa: N802 - reads as a declaration, like dataclasses.field
 class OptionSpec:
     """One option as a field of a pass declares it, from which text, help and checks follow.
 
-    `kind`: type of its values, without `None`. `optional`: it may be unset. `positional`: pipeline
-    text may give it without its name.
+    `kind`: type of its values, without `None` and `Auto`. `optional`: it may be unset. `automatic`:
+    it may be left to the pass. `positional`: pipeline text may give it without its name.
     """
 
     name: str
     kind: Any
     optional: bool
+    automatic: bool
     default: Any
     help: str
     low: float | None
@@ -66,8 +72,10 @@ class OptionSpec:
     def type_text(self) -> str:
         """Kind of value for people: `number in [0, 1]`, `int8 | binary`, `list of text`."""
         text = self._value_text
+        if self.automatic:
+            text += f" or {AUTO}"
         if self.optional:
-            return f"{text} or {NONE}"
+            text += f" or {NONE}"
         return text
 
     @property
@@ -95,6 +103,8 @@ class OptionSpec:
         """
         if self.optional and value == NONE:
             return None
+        if self.automatic and value == AUTO:
+            return AUTO
         parser = _PARSERS[str if self.choices else self.kind]
         try:
             return parser(value)
@@ -108,6 +118,8 @@ class OptionSpec:
     def validate(self, where: str, value: Any) -> None:
         """Raise UsageError unless `value` has this option's type and lies in its range."""
         if self.optional and value is None:
+            return
+        if self.automatic and value == AUTO:
             return
         place = f"{where}.{self.name}"
         if self.choices:
@@ -166,18 +178,21 @@ class OptionSpec:
 def options_of(kind: type) -> list[OptionSpec]:
     """Options of a pass class, in field order; a leading `Literal` field may be given positionally.
 
-    A field of type `T | None` may be unset: None, which pipeline text spells `none`.
+    A field of type `T | None` may be unset: None, which pipeline text spells `none`. One of type `T
+    | Auto` may be left to the pass.
     """
     # annotations are texts, since modules defer their evaluation
     hints = typing.get_type_hints(kind)
     specs = []
     for index, field in enumerate(dataclasses.fields(kind)):
-        annotation, optional = _without_none(hints[field.name])
+        annotation, optional = _without(type(None), hints[field.name])
+        annotation, automatic = _without(Auto, annotation)
         positional = index == 0 and typing.get_origin(annotation) is Literal
         spec = OptionSpec(
             name=field.name,
             kind=annotation,
             optional=optional,
+            automatic=automatic,
             default=field.default,
             help=field.metadata["help"],
             low=field.metadata["low"],
@@ -189,13 +204,13 @@ def options_of(kind: type) -> list[OptionSpec]:
     return specs
 
 
-def _without_none(annotation: Any) -> tuple[Any, bool]:
-    """`T` and True of `T | None`; the annotation itself and False of every other."""
+def _without(one: Any, annotation: Any) -> tuple[Any, bool]:
+    """`T` and True of `T | one`; the annotation itself and False of every other."""
     kinds = typing.get_args(annotation)
-    if type(None) not in kinds:
+    if typing.get_origin(annotation) is Literal or one not in kinds:
         return annotation, False
-    (kind,) = (each for each in kinds if each is not type(None))
-    return kind, True
+    others = [each for each in kinds if each != one]
+    return typing.Union[tuple(others)], True  # noqa: UP007 - of a tuple
 
 
 def quoted(text: str) -> str:

@@ -20,6 +20,15 @@ class Declined:
     reason: str
 
 
+@dataclass(frozen=True)
+class Chosen:
+    """Something that a pass decided itself: the layer or group, what it takes, and why."""
+
+    where: str
+    choice: str
+    reason: str
+
+
 @dataclass
 class PassOutcome:
     """Account of one run of a pass.
@@ -30,3 +39,4 @@ class PassOutcome:
     changed: int = 0
     stats: dict[str, Stat] = dataclasses.field(default_factory=dict)
     declined: list[Declined] = dataclasses.field(default_factory=list)
+    chosen: list[Chosen] = dataclasses.field(default_factory=list)

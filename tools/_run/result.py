@@ -17,7 +17,11 @@ from .figures import Figures
 
 @dataclass(frozen=True)
 class Step:
-    """Account of one pass. `drift`: from the original's outputs; None where not measured."""
+    """Account of one pass.
+
+    `drift`: from the original's outputs; None where not measured. `chosen`: what the pass decided
+    itself, by layer.
+    """
 
     name: str
     text: str
@@ -27,12 +31,16 @@ class Step:
     declined: list[dict[str, str]] = field(default_factory=list)
     drift: dict[str, float] | None = None
     rolled_back: bool = False
+    chosen: list[dict[str, str]] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:
         """Fields with the keys of the JSON form."""
         fields = dataclasses.asdict(self)
         # a warning names it
         del fields["rolled_back"]
+        # most passes decide nothing themselves
+        if not fields["chosen"]:
+            del fields["chosen"]
         return {"pass": fields.pop("name"), **fields}
 
 

@@ -103,6 +103,7 @@ def run_step(
         seconds=seconds,
         stats=dict(outcome.stats),
         declined=[dataclasses.asdict(declined) for declined in outcome.declined],
+        chosen=[dataclasses.asdict(chosen) for chosen in outcome.chosen],
     )
     if problem is not None:
         if pass_.effect == "lossy" or run.settings.strict:
