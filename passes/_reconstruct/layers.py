@@ -331,6 +331,17 @@ def ridge_fit(
     return rows, bias
 
 
+def own_products(layer: LinearLayer, gram: Moments) -> Moments:
+    """Mean of z y^T, y being what the layer itself makes of z = [x, 1].
+
+    Shapes: gram (groups, K + 1, K + 1) -> (groups, K + 1, M / groups).
+    """
+    groups, size, _ = gram.shape
+    own = rows_with_bias(layer)
+    each = own.reshape(groups, -1, size)
+    return np.asarray(gram @ each.transpose(0, 2, 1))
+
+
 def rows_with_bias(layer: LinearLayer) -> Rows:
     """Weights and bias of a layer as it is, (M, K + 1)."""
     rows = layer.rows()

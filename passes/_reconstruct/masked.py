@@ -14,7 +14,14 @@ from numpy.typing import NDArray
 from .._calibrated.layers import Rows
 from .._core.edit import Edit
 from .._core.linear import LinearLayer
-from .layers import Moments, damping, regression_loss, regression_parts, rows_with_bias
+from .layers import (
+    Moments,
+    damping,
+    own_products,
+    regression_loss,
+    regression_parts,
+    rows_with_bias,
+)
 
 Mask = NDArray[np.bool_]
 """True where a weight stays, (M, K)."""
@@ -33,6 +40,9 @@ STEPS = 60
 JUDGING_STEPS = 12
 """Steps while criteria and factors are compared: enough to rank them."""
 
+FEWEST_STEPS = 4
+"""Steps where a layer's loss is only estimated, and it is too large to be searched."""
+
 SEARCHED = 5e7
 """Products of one step (outputs times inputs squared) up to which masks and factors are searched:
 about 1 s a layer on two cores.
@@ -48,42 +58,52 @@ TOLERANCE = 1e-4
 """Fall of the residual's norm at which the steps end."""
 
 
-def magnitude(rows: Rows, gram: Moments) -> Rows:
-    """|w|. Source: Han et al., NeurIPS 2015 (arXiv:1506.02626)."""
-    return np.asarray(np.abs(rows))
+PerInput = NDArray[np.float64]
+"""A number for each input of each group, (groups, K)."""
 
 
-def activation(rows: Rows, gram: Moments) -> Rows:
-    """|w| times the norm of its input. Source: Wanda, ICLR 2024 (arXiv:2306.11695)."""
+def magnitude(gram: Moments) -> PerInput:
+    """All inputs alike. Source: Han et al., NeurIPS 2015 (arXiv:1506.02626)."""
     groups, size, _ = gram.shape
-    power = np.einsum("gkk->gk", gram)[:, : size - 1]
-    each = np.repeat(np.sqrt(np.maximum(power, 0)), len(rows) // groups, axis=0)
-    return np.asarray(np.abs(rows) * each)
+    return np.ones((groups, size - 1))
 
 
-def second_order(rows: Rows, gram: Moments) -> Rows:
+def activation(gram: Moments) -> PerInput:
+    """Norm of the input. Source: Wanda, ICLR 2024 (arXiv:2306.11695)."""
+    power = np.einsum("gkk->gk", gram)[:, :-1]
+    return np.asarray(np.sqrt(np.maximum(power, 0)), np.float64)
+
+
+def second_order(gram: Moments) -> PerInput:
     """Loss by removing a weight while the others make up for it: w^2 / [H^-1]_kk.
 
     Source: Hassibi and Stork, Optimal Brain Surgeon, NeurIPS 1992.
     """
-    groups, size, _ = gram.shape
-    inputs = gram[:, : size - 1, : size - 1]
-    pull = damping(gram, DAMP)[:, : size - 1]
-    inverse = np.linalg.inv(inputs + np.eye(size - 1) * pull[:, None])
+    # the inverse of a matrix damped by a thousandth takes more than single precision
+    exact = gram.astype(np.float64)
+    pull = damping(exact, DAMP)[:, :-1]
+    damped = exact[:, :-1, :-1] + np.eye(pull.shape[1]) * pull[:, None]
+    inverse = np.linalg.inv(damped)
     diagonal = np.einsum("gkk->gk", inverse)
-    each = np.repeat(diagonal, len(rows) // groups, axis=0)
-    return np.asarray(rows**2 / each)
+    return np.asarray(1 / np.sqrt(diagonal))
 
 
-Score = Callable[[Rows, Moments], Rows]
-"""Scores (M, K) of weights (M, K) by the Gram matrices of their inputs; the smallest go."""
+Worth = Callable[[Moments], PerInput]
+"""Worth of inputs by their Gram matrices; weights of smallest |w| times worth go."""
 
-CRITERIA: dict[str, Score] = {
+CRITERIA: dict[str, Worth] = {
     "magnitude": magnitude,
     "activation": activation,
     "second order": second_order,
 }
 """Criteria that are tried."""
+
+
+def scores_of(rows: Rows, worth: PerInput) -> Rows:
+    """|w| times the worth of its input, (M, K)."""
+    groups = len(worth)
+    each = np.repeat(worth, len(rows) // groups, axis=0)
+    return np.asarray(np.abs(rows) * each)
 
 
 GIVEN = "given"
@@ -105,16 +125,24 @@ class MaskedProblem:
     step_by_step: bool
     factors: Sequence[float]
 
-    def mask(self, criterion: str, gram: Moments, cross: Moments) -> Mask:
-        """The mask that a criterion gives by some moments, with as many weights as the given."""
+    def mask(self, criterion: str, gram: Moments) -> Mask:
+        """The mask that a criterion gives at once, with as many weights as the given."""
         if criterion == GIVEN:
             return self.given
-        score = CRITERIA[criterion]
-        kept = int(self.given.sum())
-        if self.step_by_step:
-            return _gradual(self.dense, gram, cross, kept, score)
-        scores = score(self.dense[:, :-1], gram)
-        return _largest(scores, kept)
+        scores = scores_of(self.dense[:, :-1], CRITERIA[criterion](gram))
+        return _largest(scores, self.kept)
+
+    def best_mask(self, criterion: str, gram: Moments, cross: Moments) -> Mask:
+        """The mask that a criterion gives; weights go step by step where that is affordable."""
+        if criterion == GIVEN or not self.step_by_step:
+            return self.mask(criterion, gram)
+        worth = CRITERIA[criterion](gram)
+        return _gradual(self.dense, gram, cross, self.kept, worth)
+
+    @property
+    def kept(self) -> int:
+        """Number of weights that stay."""
+        return int(self.given.sum())
 
 
 def fit_masked(
@@ -139,13 +167,33 @@ def fit_masked(
         return None
     criterion, factor = best
     gram, cross = regression_parts(pruned, np.mean(halves, axis=0))
-    mask = problem.mask(criterion, gram, cross)
+    mask = problem.best_mask(criterion, gram, cross)
     fitted = _solved(problem.dense, gram, cross, mask, DAMP * factor, STEPS)
     if not np.isfinite(fitted).all():
         return None
     pruned.set_rows(fitted[:, :-1])
     pruned.set_bias(fitted[:, -1], edit)
     return criterion
+
+
+def fit_to_own_outputs(
+    layer: LinearLayer, gram: Moments, share: float
+) -> tuple[Rows, Rows, Rows]:
+    """Rows, bias and scores of a layer that gives up a share of its weights.
+
+    What stays is fitted to what the layer itself makes of its inputs. Scores, squared, are what
+    each weight alone adds to the mean square of its output. Shapes: gram (groups, K + 1, K + 1);
+    (M, K), (M,), (M, K).
+    """
+    dense = rows_with_bias(layer)
+    scores = scores_of(dense[:, :-1], activation(gram))
+    kept = scores.size - round(share * scores.size)
+    mask = _largest(scores, kept)
+    cross = own_products(layer, gram)
+    affordable = layer.channels * layer.width**2 <= SEARCHED
+    steps = JUDGING_STEPS if affordable else FEWEST_STEPS
+    fitted = _solved(dense, gram, cross, mask, DAMP, steps)
+    return fitted[:, :-1], fitted[:, -1], scores
 
 
 def _problem(
@@ -177,10 +225,13 @@ def _best(
 ) -> tuple[str, float] | None:
     """Criterion and factor of the damping that do best on the half of the data not used.
 
-    Mask and weights are made from one half and judged on the other, both ways. None where the
-    layer as it is does better.
+    Mask and weights are made from one half and judged on the other, both ways; masks are made at
+    once, which costs a sixth of making them step by step and ranks the criteria alike. None where
+    the layer as it is does better.
     """
     pairs = []
+    # single precision ranks as well, in half of the time
+    halves = [half.astype(np.float32) for half in halves]
     for one, other in (halves, halves[::-1]):
         pairs.append((regression_parts(layer, one), regression_parts(layer, other)))
 
@@ -194,7 +245,7 @@ def _best(
     masks = {}
     losses = {}
     for criterion in problem.criteria:
-        masks[criterion] = [problem.mask(criterion, *seen) for seen, _ in pairs]
+        masks[criterion] = [problem.mask(criterion, gram) for (gram, _), _ in pairs]
         losses[criterion] = loss(masks[criterion], FACTORS[0])
     criterion = min(losses, key=lambda name: losses[name])
     by_factor = {FACTORS[0]: losses[criterion]}
@@ -208,15 +259,17 @@ def _best(
 
 
 def _gradual(
-    dense: Rows, gram: Moments, cross: Moments, kept: int, score: Score
+    dense: Rows, gram: Moments, cross: Moments, kept: int, worth: PerInput
 ) -> Mask:
     """Remove weights in rounds; what is left is fitted before it is scored again."""
+    gram = gram.astype(np.float32)
+    cross = cross.astype(np.float32)
     rows = dense[:, :-1]
     mask = np.ones(rows.shape, bool)
     removed = rows.size - kept
     for share in np.linspace(0, 1, ROUNDS + 1)[1:]:
         # a weight that is gone stays gone
-        scores = np.where(mask, score(rows, gram), -1.0)
+        scores = np.where(mask, scores_of(rows, worth), -1.0)
         mask = _largest(scores, rows.size - round(share * removed))
         fitted = _solved(dense, gram, cross, mask, DAMP, JUDGING_STEPS)
         rows = fitted[:, :-1]
@@ -245,9 +298,9 @@ def _solved(
     bias = np.ones((len(mask), 1), bool)
     stays = np.concatenate([mask, bias], axis=1)
     stays = stays.reshape(groups, -1, size)
-    start = dense.reshape(groups, -1, size)
-    pull = damping(gram, damp)
-    matrix = gram + np.eye(size) * pull[:, None]
+    start = dense.reshape(groups, -1, size).astype(gram.dtype)
+    pull = damping(gram, damp).astype(gram.dtype)
+    matrix = gram + np.eye(size, dtype=gram.dtype) * pull[:, None]
     wanted = cross.transpose(0, 2, 1)
     wanted = wanted + start * pull[:, None]
     diagonal = np.einsum("gkk->gk", matrix)

@@ -41,6 +41,7 @@ def output_drifts(
     named = {f"{number}/": variant for number, variant in enumerate(variants)}
     models = {prefix: variant.model for prefix, variant in named.items()}
     family = join_models({WHOLE: model, **models})
+    _share_tensors(family)
     values = _values_by_name(family)
     for prefix, variant in named.items():
         _share_unchanged(prefix, variant.changed, model, values)
@@ -55,6 +56,16 @@ def output_drifts(
     measured = submodel(family, data_inputs(model), tensors)
     found = context.collect(measured, squares, samples)
     return [_mean_share(found, prefix, outputs) for prefix in prefixes]
+
+
+def _share_tensors(family: ir.Model) -> None:
+    """Let all variants read the same initializer where they hold the same tensor."""
+    first: dict[int, ir.Value] = {}
+    for value in list(family.graph.initializers.values()):
+        same = first.setdefault(id(value.const_value), value)
+        if same is not value and not value.is_graph_input():
+            value.replace_all_uses_with(same)
+            del family.graph.initializers[value.name or ""]
 
 
 def _values_by_name(model: ir.Model) -> dict[str, ir.Value]:

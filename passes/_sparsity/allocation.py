@@ -73,10 +73,10 @@ def _erk(shapes: Sequence[tuple[int, ...]], total: int) -> list[int]:
     )
     most = sizes.astype(np.int64) - 1
     exact = pruned.astype(np.float64)
-    return _rounded(exact, most, total)
+    return whole_counts(exact, most, total)
 
 
-def _rounded(
+def whole_counts(
     exact: NDArray[np.float64], most: NDArray[np.int64], total: int
 ) -> list[int]:
     """Whole numbers near `exact`, each within [0, most], with the sum `total` if `most` allows it.
@@ -134,13 +134,33 @@ def _lamp(tensors: Sequence[ir.TensorProtocol], total: int) -> list[int]:
     )
     most = np.array([max(tensor.size - 1, 0) for tensor in tensors])
     exact = pruned.astype(np.float64)
-    return _rounded(exact, most, total)
+    return whole_counts(exact, most, total)
 
 
 def _scored_groups(
     tensor: ir.TensorProtocol, index: int
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """LAMP score and size of each occupied group of magnitudes, from the smallest up."""
+    try:
+        squares, counts = squares_by_magnitude(tensor)
+    except NonFiniteError:
+        raise NonFiniteError(index) from None
+    # sums from the largest magnitude down, each with its own group
+    largest_first = squares[::-1]
+    not_smaller = np.cumsum(largest_first)[::-1]
+    # 0 where a layer has nothing but zeros, whose scores are 0 too
+    divisor = np.where(not_smaller > 0, not_smaller, 1)
+    mean_square = squares / counts
+    return mean_square / divisor, counts
+
+
+def squares_by_magnitude(
+    tensor: ir.TensorProtocol,
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Sum of squares and size of each occupied group of magnitudes, from the smallest up.
+
+    A group shares the upper 16 bits of |w|. Errors: NonFiniteError.
+    """
     kind = key_kind([tensor])
     bits = np.dtype(kind).itemsize * 8
     shift = kind(bits - 16)
@@ -152,7 +172,7 @@ def _scored_groups(
         exact = value_of(keys, kind)
         values = exact.astype(np.float64)
         if not np.isfinite(values).all():
-            raise NonFiniteError(index)
+            raise NonFiniteError(0)
         group = (keys >> shift).astype(np.intp)
         counts += np.bincount(group, minlength=groups)
         squares += np.bincount(
@@ -161,12 +181,4 @@ def _scored_groups(
             minlength=groups,
         )
     occupied = np.flatnonzero(counts)
-    counts = counts[occupied]
-    squares = squares[occupied]
-    # sums from the largest magnitude down, each with its own group
-    largest_first = squares[::-1]
-    not_smaller = np.cumsum(largest_first)[::-1]
-    # 0 where a layer has nothing but zeros, whose scores are 0 too
-    divisor = np.where(not_smaller > 0, not_smaller, 1)
-    mean_square = squares / counts
-    return mean_square / divisor, counts
+    return squares[occupied], counts[occupied]

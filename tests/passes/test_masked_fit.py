@@ -53,6 +53,8 @@ def error(model, feeds):
 
 def pruned(context, **options):
     model = two_layers()
+    if "sparsity" in options:
+        options = {"allocation": "uniform", **options}
     outcome = Prune(**options).run(model, context)
     return model, outcome
 
@@ -202,7 +204,7 @@ def test_second_order_is_the_loss_of_removing_one_weight():
     gram = (inputs.T @ inputs / 300)[None]
     gram[:, -1, :-1] = gram[:, :-1, -1] = 0  # without means, as for a free bias
     rows = RANDOM.normal(size=(1, width))
-    scores = masked.second_order(rows, gram)[0]
+    scores = masked.scores_of(rows, masked.second_order(gram))[0] ** 2
     hessian = gram[0, :width, :width]
     for index in range(width):
         rest = np.delete(np.arange(width), index)

@@ -123,7 +123,7 @@ def run_model(model, feeds):
 def test_leaves_what_is_not_a_float_weight_with_reasons():
     model = model_of(NOTHING_TO_PRUNE, bad=np.array([[1, np.nan], [2, 3]], np.float32))
     before = {n: v.const_value for n, v in model.graph.initializers.items()}
-    outcome = Prune().run(model, NullContext())
+    outcome = Prune(sparsity=0.5).run(model, NullContext())
     assert outcome.changed == 0
     assert outcome.stats == {
         "weights": 0,
@@ -144,8 +144,8 @@ def test_leaves_what_is_not_a_float_weight_with_reasons():
     "options",
     [
         {"sparsity": 0.0},
-        {"exclude": ("w",)},
-        {"ops": ("Conv",)},
+        {"sparsity": 0.5, "exclude": ("w",)},
+        {"sparsity": 0.5, "ops": ("Conv",)},
         {"threshold": 0.5},
         {"sparsity": 0.0, "threshold": 0.0, "pattern": ""},
         {"sparsity": 0.0, "scope": "row"},
@@ -163,8 +163,11 @@ def test_options_that_select_nothing_change_nothing(options):
 @pytest.mark.parametrize(
     ("options", "kept"),
     [
-        ({}, [0, -8, 0, 7, 0, 6, 0, 5]),
-        ({"threshold": 0.0, "pattern": ""}, [0, -8, 0, 7, 0, 6, 0, 5]),
+        ({"sparsity": 0.5}, [0, -8, 0, 7, 0, 6, 0, 5]),
+        (
+            {"sparsity": 0.5, "threshold": 0.0, "pattern": ""},
+            [0, -8, 0, 7, 0, 6, 0, 5],
+        ),
         ({"sparsity": 0.49}, [0, -8, 0, 7, 0, 6, 4, 5]),
         ({"select": "max"}, [1, 0, 2, 0, -3, 0, 4, 0]),
         (
@@ -220,7 +223,7 @@ def test_ties_of_the_largest_go_by_index_too():
 
 def test_shared_weights_and_branches_are_pruned_once():
     model = model_of(SHARED_IN_BRANCHES)
-    outcome = Prune().run(model, NullContext())
+    outcome = Prune(sparsity=0.5).run(model, NullContext())
     assert outcome.changed == 2
     assert outcome.stats["weights"] == 8
     assert weight(model, "outer").tolist() == [[0, 0], [3, 4]]
@@ -254,7 +257,7 @@ def test_one_bad_weight_leaves_the_pool_and_the_rest_is_ranked():
 @pytest.mark.parametrize(
     "options",
     [
-        {},
+        {"sparsity": 0.5},
         {"scope": "model"},
         {"scope": "row"},
         {"pattern": "2:4"},
@@ -432,7 +435,7 @@ def test_declines_uses_that_disagree_on_the_axis():
     ):
         _, outcome = pruned(model, **options)
         assert [d.reason for d in outcome.declined] == [reason]
-    _, outcome = pruned(model)
+    _, outcome = pruned(model, sparsity=0.5)
     assert outcome.stats["zeros"] == 8
 
 
@@ -451,7 +454,7 @@ def test_names_and_ops_choose_weights():
         ({"ops": ("Gemm",)}, ["body1"]),
     ):
         model = model_of(text)
-        outcome = Prune(**options).run(model, NullContext())
+        outcome = Prune(sparsity=0.5, **options).run(model, NullContext())
         assert [
             n for n in ("body0", "body1", "head") if (weight(model, n) == 0).any()
         ] == names
@@ -479,7 +482,7 @@ def test_a_name_equal_to_its_pattern_matches():
     array = np.arange(1, 5, dtype=np.float32).reshape(2, 2)
     model = one_op("MatMul", {}, array, [1, 2])
     model.graph.initializers["w"].name = "w[0]"
-    outcome = Prune(include=("w[0]",)).run(model, NullContext())
+    outcome = Prune(sparsity=0.5, include=("w[0]",)).run(model, NullContext())
     assert (outcome.changed, outcome.declined) == (1, [])
 
 
@@ -488,20 +491,20 @@ def test_a_pattern_without_a_layer_is_refused_with_the_nearest_names(option):
     array = np.ones((2, 2), np.float32)
     model = one_op("MatMul", {}, array, [1, 2])
     with pytest.raises(UsageError, match="'layers' matches no layer") as caught:
-        Prune(**{option: ("w", "layers")}).run(model, NullContext())
+        Prune(sparsity=0.5, **{option: ("w", "layers")}).run(model, NullContext())
     assert caught.value.where == f"prune.{option}"
     assert caught.value.fix.startswith("the nearest names are layer")
 
 
 def test_a_pattern_is_no_error_where_there_is_nothing_to_prune():
     model = model_of("m (float[1] x) => (float[1] y) { y = Relu (x) }")
-    outcome = Prune(include=("w",)).run(model, NullContext())
+    outcome = Prune(sparsity=0.5, include=("w",)).run(model, NullContext())
     assert (outcome.changed, outcome.declined) == (0, [])
 
 
 def test_a_pattern_may_name_a_quantized_layer():
     model = model_of(NOTHING_TO_PRUNE)
-    outcome = Prune(exclude=("z",)).run(model, NullContext())
+    outcome = Prune(sparsity=0.5, exclude=("z",)).run(model, NullContext())
     assert "already quantized" in [d.reason for d in outcome.declined]
 
 
@@ -608,7 +611,7 @@ def test_weights_are_described_not_copied(tmp_path):
         external_data="m.data",
     )
     model = ir.load(tmp_path / "m.onnx")
-    Prune().run(model, NullContext())
+    Prune(sparsity=0.5).run(model, NullContext())
     Prune(pattern="1:4").run(model, NullContext())
     tensor = model.graph.initializers["w"].const_value
     assert isinstance(tensor.source.source, ir.ExternalTensor)

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import dataclasses
 
+from ...runtime.metrics import metric_named
 from .context import context_of
 from .evidence import VerificationInputs, gather_inputs
 from .explain_loss import explain
 from .finish import Written, finish, with_final_drift
+from .harm import Judgement, harm_of
 from .load import Original, load_original
 from .result import Result
 from .run import Run, open_run
@@ -39,6 +41,7 @@ def optimize_model(settings: RunSettings) -> Result:
         # after the file is written: its figures do not depend on the explanation
         losses = _explained(run, inputs, checked)
         _warn_of_data(run, inputs)
+        _warn_of_harm(run, checked, written)
         return _result(run, original, inputs, checked, written, losses)
 
 
@@ -61,6 +64,19 @@ def _warn_of_data(run: Run, inputs: VerificationInputs) -> None:
         if feeds is not None:
             for message in feeds.warnings:
                 run.reporter.warn("data", message)
+
+
+def _warn_of_harm(run: Run, checked: Checked, written: Written) -> None:
+    metric = run.settings.metric
+    judgement = Judgement(
+        written.drift,
+        written.metric,
+        written.agreement,
+        metric is None or metric_named(metric).higher_is_better,
+    )
+    harm = harm_of(judgement, checked.steps)
+    if harm is not None:
+        run.reporter.warn("result", harm)
 
 
 def _result(

@@ -38,9 +38,10 @@ class Step:
         fields = dataclasses.asdict(self)
         # a warning names it
         del fields["rolled_back"]
-        # most passes decide nothing themselves
-        if not fields["chosen"]:
-            del fields["chosen"]
+        # the keys of a pass are those of the design; its own figures are under `stats`
+        chosen = fields.pop("chosen")
+        if chosen:
+            fields["stats"]["chosen"] = chosen
         return {"pass": fields.pop("name"), **fields}
 
 

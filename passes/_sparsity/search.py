@@ -1,0 +1,85 @@
+"""Search for the most zeros with which the outputs stay within a budget of drift."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from .loss_curves import Curves, counts_within
+
+MOST = 0.9
+"""Largest share of one weight that goes unasked: beyond it a layer's loss is hardly foreseen."""
+
+CAUTIOUS = 0.8
+"""Part of the way to the budget that the next trial takes: losses grow faster than foreseen."""
+
+ENOUGH = 0.5
+"""Share of the budget that is worth no further trial."""
+
+Model = TypeVar("Model")
+"""A candidate, whatever the caller makes of the numbers of zeros."""
+
+
+@dataclass(frozen=True)
+class Trial(Generic[Model]):
+    """A candidate, its zeros by weight, and the measured share of the outputs that it loses.
+
+    `lost`: None where this run measures nothing.
+    """
+
+    model: Model
+    counts: dict[str, int]
+    lost: float | None
+
+
+def most_zeros(
+    curves: Curves,
+    limit: float,
+    first: float,
+    most: float,
+    unmeasured: float,
+    rounds: int,
+    attempt: Callable[[dict[str, int]], Trial[Model]],
+) -> Trial[Model] | None:
+    """The candidate of most zeros that loses at most `limit`; None where none does.
+
+    Candidates are made for a predicted loss, `first` at the beginning, which then follows what was
+    measured. `most`: predicted loss at most. `unmeasured`: that of the candidate that is taken where
+    nothing can be measured. `rounds`: candidates that are tried at most.
+    """
+    budget = first
+    holds = 0.0
+    fails = math.inf
+    best = None
+    for _ in range(rounds):
+        counts = counts_within(curves, budget, MOST)
+        trial = attempt(counts)
+        if trial.lost is None:
+            return attempt(counts_within(curves, unmeasured, MOST))
+        if trial.lost <= limit:
+            best = trial
+            holds = budget
+            # no loss at all is no measure of what comes next
+            if trial.lost >= ENOUGH * limit or not trial.lost or budget >= most:
+                break
+        else:
+            fails = budget
+        budget = min(_next_budget(budget, trial.lost, limit, holds, fails), most)
+    return best
+
+
+def _next_budget(
+    budget: float, lost: float, limit: float, holds: float, fails: float
+) -> float:
+    """Predicted loss to try next, between what holds and what fails."""
+    # a failure to run is as bad as any loss
+    ratio = limit / lost if math.isfinite(lost) else 0.1
+    guess = CAUTIOUS * budget * ratio
+    if holds < guess < fails:
+        return guess
+    # no budget is known to hold yet: half of the guess is below what fails
+    low = holds or min(guess, fails) / 2
+    high = fails if math.isfinite(fails) else 4 * budget
+    return math.sqrt(low * high)

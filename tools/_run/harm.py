@@ -1,0 +1,88 @@
+"""Warnings of a result that no longer does what the original does."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ...passes._core.drift_budget import BROKEN
+from ...runtime.compare import Drift
+from .drift import Outputs
+from .result import Step
+
+MOST_LOST = 0.01
+"""Part of a metric's value before that may be lost without a warning: one point of accuracy."""
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """The result against the original: drift, and metric and agreement where there are any.
+
+    `metric`: `name`, `before`, `after`. `agreement`: share of samples with the same largest output, where an output has classes.
+    """
+
+    drift: Drift | None
+    metric: dict[str, Any] | None
+    agreement: float | None
+    higher_is_better: bool = True
+
+
+def harm_of(judgement: Judgement, steps: Sequence[Step]) -> str | None:
+    """Say what was lost, and by which pass, where that is more than a user expects; else None.
+
+    A metric outweighs the drift: training may move outputs far and still serve the task.
+    """
+    metric = judgement.metric
+    if metric is not None:
+        lost = _lost(metric, judgement.higher_is_better)
+        if lost <= MOST_LOST:
+            return None
+        before, after = metric["before"], metric["after"]
+        words = f"{metric['name']} went from {before:.4g} to {after:.4g}"
+    elif judgement.drift is not None and judgement.drift.sqnr_db < BROKEN:
+        words = f"the outputs keep {judgement.drift.sqnr_db:.1f} dB of SQNR"
+        if judgement.agreement is not None:
+            words += (
+                f", the largest is the same for {judgement.agreement:.0%} of samples"
+            )
+    else:
+        return None
+    culprit = _first_below(steps, BROKEN)
+    if culprit is not None:
+        words += f", most of it lost by {culprit}"
+    return f"{words}: take less, or win it back by finetune"
+
+
+def _lost(metric: dict[str, Any], higher: bool) -> float:
+    """Share of a metric's value before that is lost; infinite where nothing is left to compare."""
+    before, after = float(metric["before"]), float(metric["after"])
+    lost = before - after if higher else after - before
+    # a metric that is no number any more is lost whole
+    if not np.isfinite(lost):
+        return float("inf")
+    return lost / max(abs(before), 1e-12)
+
+
+def _first_below(steps: Sequence[Step], sqnr_db: float) -> str | None:
+    """The first pass after which the outputs keep less than so many dB."""
+    for step in steps:
+        if step.drift is not None and step.drift["sqnr_db"] < sqnr_db:
+            return step.name
+    return None
+
+
+def agreement(reference: Outputs, got: Outputs) -> float | None:
+    """Share of samples whose largest class is the same; None without an output (N, classes)."""
+    same = []
+    for expected, actual in zip(reference, got, strict=True):
+        for name, array in expected.items():
+            if array.dtype.kind != "f" or array.ndim != 2 or array.shape[1] < 2:
+                continue
+            other = actual[name]
+            same.append(array.argmax(axis=1) == other.argmax(axis=1))
+    if not same:
+        return None
+    return float(np.concatenate(same).mean())
