@@ -8,12 +8,13 @@ from typing import ClassVar
 
 import onnx_ir as ir
 
+from .. import RefusedError
 from ._base import Context, Declined, Effect, Option, Pass, PassOutcome
 from ._core.edit import is_constant
-from ._core.graph import Names, holds_graphs
-from ._core.ops import QUANT_OPS
+from ._core.graph import Names
 from ._core.opset import raise_opset
 from ._packing.codecs import CODECS, OPSET
+from ._packing.constant_graph import feeds_only, own_decoders
 from ._packing.content import BIT_TYPES, content_of
 from ._packing.draft import Draft, Shared, initializer_bytes
 
@@ -33,7 +34,7 @@ class Pack(Pass):
 
     Shapes: unchanged.
 
-    Errors: RefusedError if the opset cannot be raised to 13.
+    Models of an opset below 13 that cannot be raised are declined.
 
     Stats: `constants` (count packed), `bytes_before`, `bytes_after` (of these, names, shapes and
     nodes included); by codec, `mask`, `palette`, `gaps`, `narrow`, `one_value` (counts).
@@ -57,10 +58,15 @@ class Pack(Pass):
         candidates, declined = _candidates(model.graph)
         if not candidates:
             return PassOutcome(declined=declined)
-        if raise_opset(model, OPSET):
-            candidates, declined = _candidates(
-                model.graph
-            )  # raising makes another graph
+        try:
+            is_raised = raise_opset(model, OPSET)
+        except RefusedError as error:
+            # exact and often unasked: a model that is too old stays as it is
+            declined.append(Declined(error.where, error.problem))
+            return PassOutcome(declined=declined)
+        if is_raised:
+            # that may have made another graph
+            candidates, declined = _candidates(model.graph)
         names, shared = Names(model), Shared()
         first = model.graph[0]
         codecs = Counter[str]()
@@ -113,13 +119,14 @@ def _candidates(graph: ir.Graph) -> tuple[list[ir.Value], list[Declined]]:
     """Constants of the graph that may be packed, and a reason for each large one that may not."""
     chosen: list[ir.Value] = []
     declined: list[Declined] = []
-    folded = _folded_nodes(graph)
+    decoders = set(own_decoders(graph))
     for value in graph.initializers.values():
         if _nbytes(value) < MIN_BYTES:
             continue
+        # part of a decoder already
+        if value.uses() and feeds_only(value, decoders):
+            continue
         reason = _why_not(value)
-        if reason is None and _feeds_only(value, folded):
-            continue  # part of a decoder already
         if reason is None:
             chosen.append(value)
         else:
@@ -129,29 +136,21 @@ def _candidates(graph: ir.Graph) -> tuple[list[ir.Value], list[Declined]]:
     return chosen, declined
 
 
-def _folded_nodes(graph: ir.Graph) -> set[ir.Node]:
-    """Nodes that are computed from constants alone, so that a runtime folds them."""
-    folded: set[ir.Node] = set()
-    for node in graph:
-        constant = [
-            is_constant(value) or (value is not None and value.producer() in folded)
-            for value in node.inputs
-            if value is not None
-        ]
-        # a runtime keeps what dequantizes a weight: it makes integer kernels of that
-        if node.op_type in QUANT_OPS or holds_graphs(node):
-            continue
-        if constant and all(constant):
-            folded.add(node)
-    return folded
-
-
-def _feeds_only(value: ir.Value, nodes: set[ir.Node]) -> bool:
-    return all(use.node in nodes for use in value.uses())
-
-
 def _nbytes(value: ir.Value) -> int:
     return 0 if value.const_value is None else value.const_value.nbytes
+
+
+def _keeps_packed(node: ir.Node, index: int) -> bool:
+    """True if a kernel reads blocked codes piece by piece, so that they never are in memory whole.
+
+    Decoded at load, they would be there twice for a moment; zeros among them are seldom bytes.
+    """
+    if node.op_type == "MatMulNBits":
+        return index == 1
+    if node.op_type == "GatherBlockQuantized":
+        return index == 0
+    has_blocks = node.attributes.get_int("block_size", 0) > 0
+    return node.op_type == "DequantizeLinear" and index == 0 and has_blocks
 
 
 def _why_not(value: ir.Value) -> str | None:
@@ -163,6 +162,8 @@ def _why_not(value: ir.Value) -> str | None:
         return "it is a graph output"
     if not value.uses():
         return "nothing uses it"
+    if any(_keeps_packed(use.node, use.idx) for use in value.uses()):
+        return "its kernel reads it as it is stored, in place"
     if tensor.dtype == ir.DataType.STRING or tensor.dtype.bitwidth < 8:
         return f"{tensor.dtype} has no whole bytes an element"
     if tensor.dtype.bitwidth not in BIT_TYPES:

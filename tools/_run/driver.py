@@ -2,6 +2,7 @@
 
 `load`: the original and its facts. `evidence`: the data, and the original's outputs on it.
 `context`: services that passes may ask for. `step`: each pass, verified, kept or rolled back.
+`packing`: the last pass, which runs unasked.
 `finish`: the file, written, judged and measured.
 """
 
@@ -14,6 +15,7 @@ from .evidence import VerificationInputs, gather_inputs
 from .explain_loss import explain
 from .finish import Written, finish, with_final_drift
 from .load import Original, load_original
+from .packing import end_packed
 from .result import Result
 from .run import Run, open_run
 from .settings import RunSettings
@@ -35,6 +37,7 @@ def optimize_model(settings: RunSettings) -> Result:
         for pass_ in settings.pipeline.passes:
             checked = run_step(run, verifier, context, checked, pass_)
         warn_if_unchanged(run, checked.steps)
+        checked = end_packed(run, original, verifier, context, checked)
         written = finish(run, original, inputs, verifier, context, checked)
         # after the file is written: its figures do not depend on the explanation
         losses = _explained(run, inputs, checked)

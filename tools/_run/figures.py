@@ -12,6 +12,7 @@ import onnx_ir as ir
 
 from ...passes._core.graph import all_nodes, initializers
 from ...passes._core.stats import model_stats
+from ...passes.unpack import without_packing
 from ...runtime.session import TensorInfo
 from .checks import dims_of, stripped
 
@@ -37,9 +38,10 @@ class Figures:
 def figures_of(model: ir.Model, path: Path | None, count_nonzero: bool) -> Figures:
     """Everything but latency.
 
-    `bytes` counts the file at `path`, which holds `model`, and its external data.
+    `bytes` counts the file at `path`, which holds `model`, and its external data. The counts are
+    those of the model that a runtime unpacks, whatever form the file stores.
     """
-    stats = model_stats(model, count_nonzero)
+    stats = model_stats(without_packing(model), count_nonzero)
     return Figures(
         bytes=None if path is None else bytes_on_disk(path, model),
         params=stats.params,
