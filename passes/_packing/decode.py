@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
@@ -22,14 +21,55 @@ Chosen by hand, above every weight that was seen.
 """
 
 INEXACT_OPS = frozenset(
-    "Exp Log Sin Cos Tan Asin Acos Atan Sinh Cosh Asinh Acosh Atanh Erf Sigmoid Tanh Pow Sqrt "
-    "Reciprocal Elu Selu Softplus Softsign HardSigmoid HardSwish Gelu Softmax LogSoftmax Mean "
-    "ReduceMean ReduceL2 ReduceLogSum ReduceLogSumExp".split()
+    [
+        "Exp",
+        "Log",
+        "Sin",
+        "Cos",
+        "Tan",
+        "Asin",
+        "Acos",
+        "Atan",
+        "Sinh",
+        "Cosh",
+        "Asinh",
+        "Acosh",
+        "Atanh",
+        "Erf",
+        "Sigmoid",
+        "Tanh",
+        "Pow",
+        "Sqrt",
+        "Reciprocal",
+        "Elu",
+        "Selu",
+        "Softplus",
+        "Softsign",
+        "HardSigmoid",
+        "HardSwish",
+        "Gelu",
+        "Softmax",
+        "LogSoftmax",
+        "Mean",
+        "ReduceMean",
+        "ReduceL2",
+        "ReduceLogSum",
+        "ReduceLogSumExp",
+    ]
 )
 """Ops whose last bits depend on who computes them."""
 
 SUMMING_OPS = frozenset(
-    "CumSum MatMul Gemm Sum ReduceSum ReduceProd ReduceL1 ReduceSumSquare".split()
+    [
+        "CumSum",
+        "MatMul",
+        "Gemm",
+        "Sum",
+        "ReduceSum",
+        "ReduceProd",
+        "ReduceL1",
+        "ReduceSumSquare",
+    ]
 )
 """Ops that add numbers up in any order: exact for whole numbers, not for floats."""
 
@@ -47,7 +87,9 @@ class Decoder:
         self._steps = _steps_to(value)
         self._constants: dict[ir.Value, ir.TensorProtocol] = {}
         self._uses: Counter[ir.Value] = Counter()
-        made = {out for node, _ in self._steps for out in node.outputs}
+        made: set[ir.Value] = set()
+        for node, _ in self._steps:
+            made.update(node.outputs)
         for _, inputs in self._steps:
             for source in inputs:
                 if source is None:
@@ -95,9 +137,8 @@ def _steps_to(value: ir.Value) -> list[Step]:
             continue
         _require_exact(node)
         waiting.append((node, True))
-        for source in node.inputs:
-            if source is not None:
-                waiting.append((source.producer(), False))
+        sources = [source for source in node.inputs if source is not None]
+        waiting.extend((source.producer(), False) for source in sources)
     return [(node, tuple(node.inputs)) for node in order]
 
 
@@ -115,15 +156,14 @@ def _computed(node: ir.Node, inputs: list[Array | None], opset: int) -> Sequence
         raise NotFoldable(f"runtimes differ in the order in which {node.op_type} adds")
     if result_elements(node, inputs) > LARGEST:
         raise NotFoldable(f"{node.op_type} makes more than {LARGEST:,} elements")
-    if _is_flat_scatter(node, inputs):
+    if first.ndim == 1 and _is_plain_scatter(node):
         return [_scattered(inputs)]
     return evaluate(node, inputs, opset)
 
 
-def _is_flat_scatter(node: ir.Node, inputs: list[Array | None]) -> bool:
-    if node.op_type != "ScatterElements" or np.ndim(inputs[0]) != 1:
-        return False
-    return node.attributes.get_string("reduction", "none") == "none"
+def _is_plain_scatter(node: ir.Node) -> bool:
+    reduction = node.attributes.get_string("reduction", "none")
+    return node.op_type == "ScatterElements" and reduction == "none"
 
 
 def _scattered(inputs: list[Array | None]) -> Array:

@@ -86,7 +86,10 @@ def test_bodies_stay():
 
 
 def test_a_bomb_is_not_computed():
-    body = "<int64[3] big = {100000, 100000, 100000}> { e = Expand (s, big)  r = ReduceMax (e)  y = Mul (x, r) }"
+    body = (
+        "<int64[3] big = {100000, 100000, 100000}>"
+        "{ e = Expand (s, big)  r = ReduceMax (e)  y = Mul (x, r) }"
+    )
     outcome = Unpack().run(model_from(body), NullContext())
     assert outcome.changed == 0
     assert outcome.declined[0].reason == "Expand makes more than 536,870,912 elements"
@@ -97,7 +100,9 @@ def test_nodes_of_constants_become_one_initializer_of_the_same_name():
     outcome = Unpack().run(model, NullContext())
     assert outcome.stats == {"constants": 1, "bytes": 64, "nodes": 2}
     assert list(model.graph.initializers) == ["c", "u"]
-    expected = (np.arange(16, dtype=np.float32).reshape(4, 4).T * np.float32(0.5)).tolist()
+    expected = (
+        np.arange(16, dtype=np.float32).reshape(4, 4).T * np.float32(0.5)
+    ).tolist()
     assert model.graph.initializers["u"].const_value.numpy().tolist() == expected
 
 

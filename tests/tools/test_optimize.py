@@ -393,7 +393,9 @@ def test_external_weights_are_checked_in_the_written_pair(tmp_path):
     assert [path.name for path in result.files] == ["o.onnx.data", "o.onnx"]
     assert result.output.bytes == sum(path.stat().st_size for path in result.files)
     written = without_packing(load(out))
-    assert np.count_nonzero(written.graph.initializers["k2"].const_value.numpy()) == 1152
+    assert (
+        np.count_nonzero(written.graph.initializers["k2"].const_value.numpy()) == 1152
+    )
     before = folder(tmp_path)
     with pytest.raises(CheckError, match="--min-sqnr"):
         optimize(source, "prune(sparsity=0.9)", out=out, min_sqnr=60, bench=False)

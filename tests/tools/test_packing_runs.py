@@ -188,5 +188,7 @@ def test_a_runtime_that_does_not_unpack_gets_plain_weights(packed, tmp_path):
 
 def test_verify_takes_packed_files(wide, packed):
     words = ["verify", str(packed), "--min-sqnr", "100", "--json"]
-    codes = [CliRunner().invoke(main, [*words, str(p)]).exit_code for p in (wide, packed)]
+    codes = [
+        CliRunner().invoke(main, [*words, str(p)]).exit_code for p in (wide, packed)
+    ]
     assert codes == [4, 0]
