@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
-from .content import LONGEST_GAP, Bits, Content, bit_blocks
+from .content import Bits, Content, bit_blocks
 
 Bytes = NDArray[np.uint8]
 
@@ -51,23 +53,33 @@ def index_planes(content: Content, values: Bits, bits: int) -> Bytes:
     return whole[:, :, None]
 
 
-def index_digits(content: Content, values: Bits, bits: int) -> Bytes:
-    """Index of each element in the sorted `values`, (bytes, 1); `bits`: 1, 2 or 4.
-
-    The first index of a byte has the lowest bits.
-    """
-    per_byte = 8 // bits
-    shifts = np.arange(0, 8, bits, dtype=np.uint8)
+def index_digits(content: Content, values: Bits) -> Bytes:
+    """Index of each element in the sorted `values`, as digits to their number as a base."""
+    base = values.size
     parts = []
-    for _, block in bit_blocks(content.tensor, granule=8):
-        count = bytes_for(block.size, per_byte)
-        index = np.zeros(count * per_byte, np.uint8)
-        index[: block.size] = np.searchsorted(values, block)
-        digits = index.reshape(-1, per_byte) << shifts
-        packed = digits.sum(axis=1, dtype=np.uint8)
-        parts.append(packed)
-    whole = np.concatenate(parts)
-    return whole[:, None]
+    for _, block in bit_blocks(content.tensor, granule=digits_in_byte(base)):
+        index = np.searchsorted(values, block)
+        parts.append(packed_digits(index, base))
+    return np.concatenate(parts)
+
+
+def digits_in_byte(base: int) -> int:
+    """Digits that a byte holds: 8 of base 2, 5 of 3, 4 of 4, 3 of 5 and 6, 2 of 7 to 16."""
+    count = 1
+    while base ** (count + 1) <= 256:
+        count += 1
+    return count
+
+
+def packed_digits(digits: NDArray[Any], base: int) -> Bytes:
+    """Whole bytes of digits, the first one of a byte with the lowest weight; the end is zeros."""
+    per_byte = digits_in_byte(base)
+    count = bytes_for(digits.size, per_byte)
+    filled = np.zeros(count * per_byte, np.int64)
+    filled[: digits.size] = digits
+    weights = base ** np.arange(per_byte)
+    packed = filled.reshape(-1, per_byte) @ weights
+    return packed.astype(np.uint8)
 
 
 def nonzeros(content: Content) -> Bits:
@@ -79,10 +91,11 @@ def nonzeros(content: Content) -> Bits:
     return np.concatenate([zero, *parts])
 
 
-def gap_entries(content: Content) -> tuple[Bytes, Bits]:
+def gap_entries(content: Content, longest: int) -> tuple[Bytes, Bits]:
     """Distances from one entry to the next, and the entries: nonzeros, and zeros as fillers.
 
-    A filler is written where the next nonzero lies further away than a byte can say.
+    The first distance is from the first element, all others are at least 1. A filler is written
+    where the next nonzero lies further away than `longest`.
     """
     distances: list[Bytes] = []
     entries: list[Bits] = []
@@ -93,14 +106,16 @@ def gap_entries(content: Content) -> tuple[Bytes, Bits]:
             continue
         gaps = np.diff(places + start, prepend=last)
         last = int(places[-1]) + start
-        fillers = (gaps - 1) // LONGEST_GAP
+        fillers = (gaps - 1) // longest
         # where each nonzero stands among the entries, behind its fillers
         ends = np.cumsum(fillers + 1) - 1
         size = int(ends[-1]) + 1
-        distance = np.full(size, LONGEST_GAP, np.uint8)
-        distance[ends] = gaps - fillers * LONGEST_GAP
+        distance = np.full(size, longest, np.uint8)
+        distance[ends] = gaps - fillers * longest
         entry = np.zeros(size, block.dtype)
         entry[ends] = block[places]
         distances.append(distance)
         entries.append(entry)
+    # counted so far from the place before the first element
+    distances[0][0] -= 1
     return np.concatenate(distances), np.concatenate(entries)

@@ -5,11 +5,12 @@ nodes compute ends as an ordinary initializer: same kernels, same speed, same me
 
     one value   value (1,)                            -> Expand
     narrow      values of a smaller type              -> Cast
-    palette     indices of b bits, 2^b values         -> unpack -> Gather
+    palette     indices as digits or bit planes       -> Div, Mod -> Gather
     mask        a bit an element, the nonzeros        -> CumSum of the bits -> Gather
     gaps        distances between nonzeros, nonzeros  -> CumSum -> ScatterElements
+    short gaps  distances of half a byte              -> Div, Mod, then as gaps
 
-The nonzeros of the last two may be stored by narrow or palette again.
+The nonzeros of the last three may be stored by narrow or palette again.
 """
 
 from __future__ import annotations
@@ -23,13 +24,14 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from .bit_packing import (
-    bits_of_bytes,
     bytes_for,
+    digits_in_byte,
     gap_entries,
     index_digits,
     index_planes,
     mask_bytes,
     nonzeros,
+    packed_digits,
 )
 from .content import Bits, Content, as_type, narrowed
 from .draft import Draft
@@ -71,31 +73,47 @@ def palette(content: Content, draft: Draft) -> ir.Value | None:
     values = content.palette
     if values is None or values.size < 2:
         return None
-    bits = int(values.size - 1).bit_length()
     table = _table(draft, content, values)
-    # indices of 3, 5 and 6 bits fill no byte: a plane for each of their bits
-    per_byte = 8 // bits if bits in (1, 2, 4) else 8
-    if per_byte * bits == 8:
-        index = _from_digits(content, draft, values, bits)
-    else:
+    bits = int(values.size - 1).bit_length()
+    # planes of 8 in a byte waste nothing where digits would
+    if digits_in_byte(values.size) * bits < 8:
         index = _from_planes(content, draft, values, bits)
-    size = per_byte * bytes_for(content.size, per_byte)
+        size = 8 * bytes_for(content.size, 8)
+    else:
+        index = _from_digits(content, draft, values)
+        per_byte = digits_in_byte(values.size)
+        size = per_byte * bytes_for(content.size, per_byte)
     decoded = _looked_up(draft, table, index)
     return _cut_to_size(draft, decoded, content, size)
 
 
-def _from_digits(content: Content, draft: Draft, values: Bits, bits: int) -> ir.Value:
-    """Indices of 1, 2 or 4 bits, whole ones in a byte: (bytes, per byte)."""
-    count = bytes_for(content.size, 8 // bits)
+def _from_digits(content: Content, draft: Draft, values: Bits) -> ir.Value:
+    """Indices as digits to the number of values as a base, whole ones in a byte."""
+    count = bytes_for(content.size, digits_in_byte(values.size))
 
     def compute() -> NDArray[Any]:
-        return index_digits(content, values, bits)
+        return index_digits(content, values)
 
-    stored = _stored(draft, compute, UINT8, [count, 1])
-    powers = 2 ** np.arange(0, 8, bits, dtype=np.int32)
-    wide = _as_int32(draft, stored)
-    shifted = draft.node("Div", [wide, draft.constant(powers)])
-    return draft.node("Mod", [shifted, _number(draft, 2**bits)])
+    return _digits(draft, compute, count, values.size)
+
+
+def _digits(
+    draft: Draft, compute: Callable[[], NDArray[Any]], count: int, base: int
+) -> ir.Value:
+    """Store `count` bytes of digits and take them apart: (bytes, digits in a byte) int32."""
+
+    def column() -> NDArray[Any]:
+        return compute()[:, None]
+
+    stored = _stored(draft, column, UINT8, [count, 1])
+    return _digits_of(draft, _as_int32(draft, stored), base)
+
+
+def _digits_of(draft: Draft, bytes_: ir.Value, base: int) -> ir.Value:
+    """Digits of bytes (n, 1), the lowest first."""
+    weights = base ** np.arange(digits_in_byte(base), dtype=np.int32)
+    shifted = draft.node("Div", [bytes_, draft.constant(weights.astype(np.int32))])
+    return draft.node("Mod", [shifted, _number(draft, base)])
 
 
 def _from_planes(content: Content, draft: Draft, values: Bits, bits: int) -> ir.Value:
@@ -141,22 +159,40 @@ def mask(content: Content, draft: Draft) -> ir.Value | None:
 
 
 def gaps(content: Content, draft: Draft) -> ir.Value | None:
-    """Nearly all zeros: distances between the elements that are not, and these."""
+    """Nearly all zeros: distances of a byte between the elements that are not, and these."""
+    return _gaps(content, draft, 255)
+
+
+def short_gaps(content: Content, draft: Draft) -> ir.Value | None:
+    """Mostly zeros: the same with distances of half a byte."""
+    return _gaps(content, draft, 15)
+
+
+def _gaps(content: Content, draft: Draft, longest: int) -> ir.Value | None:
     if content.nonzeros == 0:
         return None
+    count = content.gap_entries[longest]
+    is_short = longest < 16
 
     def distances() -> NDArray[Any]:
-        return gap_entries(content)[0]
+        gaps = gap_entries(content, longest)[0]
+        return packed_digits(gaps, 16) if is_short else gaps
+
+    if is_short:
+        digits = _digits(draft, distances, bytes_for(count, 2), 16)
+        # a distance of 0 fills the last byte: the last nonzero once more
+        count += count % 2
+        steps = draft.node("Reshape", [digits, _shape(draft, [-1])])
+    else:
+        steps = _as_int32(draft, _stored(draft, distances, UINT8, [count]))
 
     def entries() -> NDArray[Any]:
-        return as_type(gap_entries(content)[1], content.dtype)
+        found = gap_entries(content, longest)[1]
+        found = np.pad(found, (0, count - found.size), mode="edge")
+        return as_type(found, content.dtype)
 
-    dims = [content.gap_entries]
-    stored = _stored(draft, distances, UINT8, dims)
-    values = _stored(draft, entries, content.dtype, dims)
-    ends = _running_sum(draft, _as_int32(draft, stored))
-    # distances count from the place before the first element
-    places = draft.node("Sub", [ends, _number(draft, 1)])
+    values = _cheapest(content, draft, entries, count)
+    places = _running_sum(draft, steps)
     zero = draft.constant(np.zeros(1, content.dtype.numpy()))
     blank = draft.node("Expand", [zero, _shape(draft, [content.size])])
     filled = draft.node("ScatterElements", [blank, places, values], axis=0)
@@ -169,6 +205,7 @@ CODECS: dict[str, Codec] = {
     "palette": palette,
     "mask": mask,
     "gaps": gaps,
+    "short gaps": short_gaps,
 }
 """All codecs by the name that the account gives them."""
 
@@ -177,14 +214,20 @@ NONZERO_CODECS = (narrow, palette)
 
 
 def _nonzeros(content: Content, draft: Draft) -> ir.Value:
-    """Store a zero and the elements that are none, (nonzeros + 1,), in the cheapest way."""
-    dims = [content.nonzeros + 1]
+    """Store a zero and the elements that are none: (nonzeros + 1,)."""
 
     def compute() -> NDArray[Any]:
         return as_type(nonzeros(content), content.dtype)
 
-    tensor = _lazy(compute, content.dtype, dims)
-    inner = dataclasses.replace(content, tensor=tensor, size=dims[0])
+    return _cheapest(content, draft, compute, content.nonzeros + 1)
+
+
+def _cheapest(
+    content: Content, draft: Draft, compute: Callable[[], NDArray[Any]], size: int
+) -> ir.Value:
+    """Store `size` elements of a constant, some zeros among them, in the cheapest way."""
+    tensor = _lazy(compute, content.dtype, [size])
+    inner = dataclasses.replace(content, tensor=tensor, size=size)
     best = None
     cheapest = tensor.nbytes
     for codec in NONZERO_CODECS:
@@ -198,25 +241,30 @@ def _nonzeros(content: Content, draft: Draft) -> ir.Value:
     return stored
 
 
+def _bits_of_bytes(draft: Draft) -> ir.Value:
+    """Bits of every byte, the lowest first: (256, 8) int32; nodes are smaller than the table."""
+    ones = draft.node("Expand", [_number(draft, 1), _shape(draft, [256, 1])])
+    return _digits_of(draft, _running_sum(draft, ones, exclusive=1), 2)
+
+
 def _counts(draft: Draft) -> ir.Value:
     """Ones among the bits of each byte: (256, 1) int32."""
-    bits = bits_of_bytes()
-    table = bits.sum(axis=1, keepdims=True, dtype=np.uint8)
-    return _as_int32(draft, draft.constant(table))
+    bits = draft.shared("bits", lambda: _bits_of_bytes(draft))
+    axis = draft.constant(np.array([1], np.int64))
+    return draft.node("ReduceSum", [bits, axis], keepdims=1)
 
 
 def _ranks(draft: Draft) -> ir.Value:
     """Ordinal of each one among the bits of a byte, from 1; far below zero for bits that are 0.
 
-    Shape (256, 8) int32, made from a quarter of its bytes: below zero it is multiplied by 2^23.
+    Shape (256, 8) int32.
     """
-    bits = bits_of_bytes()
-    ordinals = np.cumsum(bits, axis=1)
-    table = np.where(bits, ordinals, -128).astype(np.int8)
-    ranks = _as_int32(draft, draft.constant(table))
-    negative = draft.node("Min", [ranks, _number(draft, 0)])
-    far = draft.node("Mul", [negative, _number(draft, 2**23)])
-    return draft.node("Add", [ranks, far])
+    bits = draft.shared("bits", lambda: _bits_of_bytes(draft))
+    axis = draft.constant(np.array(1, np.int64))
+    ordinals = draft.node("CumSum", [bits, axis])
+    unset = draft.node("Sub", [bits, _number(draft, 1)])
+    far_below = draft.node("Mul", [unset, _number(draft, 2**30)])
+    return draft.node("Add", [ordinals, far_below])
 
 
 def _cut_to_size(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Sequence
 
@@ -48,12 +49,12 @@ def _is_own(value: ir.Value | None) -> bool:
 def results_of(nodes: Sequence[ir.Node]) -> list[ir.Value]:
     """Values that these nodes make for others: what is left of them once they are folded."""
     inside = set(nodes)
-    found = []
-    for node in nodes:
-        for value in node.outputs:
-            if value.is_graph_output() or not inside.issuperset(value.consumers()):
-                found.append(value)
-    return found
+    made = itertools.chain.from_iterable(node.outputs for node in nodes)
+    return [
+        value
+        for value in made
+        if value.is_graph_output() or not inside.issuperset(value.consumers())
+    ]
 
 
 def feeds_only(value: ir.Value, nodes: set[ir.Node]) -> bool:

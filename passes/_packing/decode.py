@@ -21,7 +21,7 @@ Chosen by hand, above every weight that was seen.
 """
 
 INEXACT_OPS = frozenset(
-    [
+    {
         "Exp",
         "Log",
         "Sin",
@@ -55,12 +55,12 @@ INEXACT_OPS = frozenset(
         "ReduceL2",
         "ReduceLogSum",
         "ReduceLogSumExp",
-    ]
+    }
 )
 """Ops whose last bits depend on who computes them."""
 
 SUMMING_OPS = frozenset(
-    [
+    {
         "CumSum",
         "MatMul",
         "Gemm",
@@ -69,7 +69,7 @@ SUMMING_OPS = frozenset(
         "ReduceProd",
         "ReduceL1",
         "ReduceSumSquare",
-    ]
+    }
 )
 """Ops that add numbers up in any order: exact for whole numbers, not for floats."""
 
