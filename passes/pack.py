@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
 import onnx_ir as ir
 
 from .. import RefusedError
-from ._base import Context, Declined, Effect, Option, Pass, PassOutcome
+from ._base import Context, Declined, Effect, Option, Pass, PassOutcome, Stat
 from ._core.edit import is_constant
-from ._core.graph import Names
+from ._core.graph import Names, graphs_of
 from ._core.opset import raise_opset
 from ._packing.codecs import CODECS, OPSET
 from ._packing.constant_graph import feeds_only, own_decoders
 from ._packing.content import BIT_TYPES, content_of
 from ._packing.draft import Draft, Shared, initializer_bytes
+from ._packing.load_memory import load_bytes
 
 MIN_BYTES = 256
 """Bytes below which a constant is left: a decoder's nodes alone take 150 to 250."""
@@ -37,7 +39,8 @@ class Pack(Pass):
     Models of an opset below 13 that cannot be raised are declined.
 
     Stats: `constants` (count packed), `bytes_before`, `bytes_after` (of these, names, shapes and
-    nodes included); by codec, `mask`, `palette`, `gaps`, `narrow`, `one_value` (counts).
+    nodes included); `load_bytes` (most memory that decoding takes beside the constants); by codec,
+    `mask`, `palette`, `bit_planes`, `gaps`, `short_gaps`, `narrow`, `one_value` (counts).
 
     Source: follows from the definition; palettes and masks: Han, Mao, Dally, Deep Compression, ICLR
     2016 (arXiv:1510.00149).
@@ -54,8 +57,16 @@ class Pack(Pass):
         unit="fraction",
     )
 
+    load_memory: int = Option(
+        256,
+        "Memory that decoding may take while the model is loaded, beside the constants.",
+        low=0,
+        high=1_000_000,
+        unit="MB",
+    )
+
     def run(self, model: ir.Model, context: Context) -> PassOutcome:
-        candidates, declined = _candidates(model.graph)
+        candidates, declined = _candidates(model)
         if not candidates:
             return PassOutcome(declined=declined)
         try:
@@ -66,59 +77,100 @@ class Pack(Pass):
             return PassOutcome(declined=declined)
         if is_raised:
             # that may have made another graph
-            candidates, declined = _candidates(model.graph)
-        names, shared = Names(model), Shared()
-        first = model.graph[0]
-        codecs = Counter[str]()
-        before = after = 0
+            candidates, declined = _candidates(model)
+        packing = _Packing(model, self)
         with context.progress(self.name, len(candidates)) as advance:
             for value in candidates:
-                packed = self._packed(value, first, names, shared)
-                if packed is not None:
-                    codec, old_bytes, new_bytes = packed
-                    codecs[codec.replace(" ", "_")] += 1
-                    before += old_bytes
-                    after += new_bytes
+                reason = packing.pack(value)
+                if reason is not None:
+                    declined.append(Declined(value.name or "", reason))
                 advance(1)
-        stats = {
-            "constants": codecs.total(),
-            "bytes_before": before,
-            "bytes_after": after,
-        }
-        return PassOutcome(codecs.total(), {**stats, **codecs}, declined)
+        return PassOutcome(packing.codecs.total(), packing.stats(), declined)
 
-    def _packed(
-        self, value: ir.Value, first: ir.Node, names: Names, shared: Shared
-    ) -> tuple[str, int, int] | None:
-        """Store a constant by its best codec: codec, bytes before and after; None if none pays."""
-        graph = value.graph
-        assert isinstance(graph, ir.Graph)
+
+@dataclass(frozen=True)
+class _Choice:
+    """One way to store a constant: bytes in the file, and in memory while it is loaded."""
+
+    codec: str
+    draft: Draft
+    decoded: ir.Value
+    nbytes: int
+    load_bytes: int
+
+
+class _Packing:
+    """Constants of one model that are packed one after the other, and what that came to."""
+
+    def __init__(self, model: ir.Model, options: Pack) -> None:
+        self._options = options
+        self._graph = model.graph
+        self._first = model.graph[0]
+        self._names = Names(model)
+        self._shared = Shared()
+        self._load_bytes = 0
+        self._before = self._after = 0
+        self.codecs = Counter[str]()
+
+    def stats(self) -> dict[str, Stat]:
+        """Figures of the account."""
+        return {
+            "constants": self.codecs.total(),
+            "bytes_before": self._before,
+            "bytes_after": self._after,
+            "load_bytes": self._load_bytes,
+            **self.codecs,
+        }
+
+    def pack(self, value: ir.Value) -> str | None:
+        """Store a constant by its best codec; the reason where memory alone forbids that."""
+        assert value.name is not None
+        assert value.const_value is not None
+        dense = initializer_bytes(value.name, value.const_value)
+        limit = (1 - self._options.min_saving) * dense
+        choices = [choice for choice in self._choices(value) if choice.nbytes <= limit]
+        choices.sort(key=lambda choice: choice.nbytes)
+        budget = self._options.load_memory * 10**6 - self._load_bytes
+        for choice in choices:
+            if choice.load_bytes <= budget:
+                self._commit(value, choice)
+                self._before += dense
+                return None
+        if not choices:
+            return None
+        most = choices[0].load_bytes / 1e6
+        return f"decoding it takes {most:.0f} MB, more than load_memory leaves"
+
+    def _choices(self, value: ir.Value) -> Iterator[_Choice]:
+        """Every codec that fits the constant."""
         assert value.name is not None
         assert value.const_value is not None
         content = content_of(value.const_value)
-        dense = initializer_bytes(value.name, value.const_value)
-        best: tuple[int, str, Draft, ir.Value] | None = None
         for name, codec in CODECS.items():
-            draft = Draft(shared)
+            draft = Draft(self._shared)
             decoded = codec(content, draft)
+            if decoded is None:
+                continue
             # the decoded value keeps the constant's name, which the dense form has once as well
             nbytes = draft.nbytes() + len(value.name)
-            if decoded is not None and (best is None or nbytes < best[0]):
-                best = (nbytes, name, draft, decoded)
-        if best is None or best[0] > (1 - self.min_saving) * dense:
-            return None
-        nbytes, name, draft, decoded = best
-        stem = value.name
-        value.replace_all_uses_with(decoded)
-        del graph.initializers[stem]
-        draft.commit(graph, first, names, decoded, stem)
-        return name, dense, nbytes
+            yield _Choice(name, draft, decoded, nbytes, load_bytes(name, content))
+
+    def _commit(self, value: ir.Value, choice: _Choice) -> None:
+        name = value.name
+        assert name is not None
+        value.replace_all_uses_with(choice.decoded)
+        del self._graph.initializers[name]
+        choice.draft.commit(self._graph, self._first, self._names, choice.decoded, name)
+        self.codecs[choice.codec.replace(" ", "_")] += 1
+        self._after += choice.nbytes
+        self._load_bytes += choice.load_bytes
 
 
-def _candidates(graph: ir.Graph) -> tuple[list[ir.Value], list[Declined]]:
-    """Constants of the graph that may be packed, and a reason for each large one that may not."""
+def _candidates(model: ir.Model) -> tuple[list[ir.Value], list[Declined]]:
+    """Constants that may be packed, and a reason for each large one that may not."""
     chosen: list[ir.Value] = []
     declined: list[Declined] = []
+    graph, *bodies = graphs_of(model)
     decoders = set(own_decoders(graph))
     for value in graph.initializers.values():
         if _nbytes(value) < MIN_BYTES:
@@ -131,6 +183,11 @@ def _candidates(graph: ir.Graph) -> tuple[list[ir.Value], list[Declined]]:
             chosen.append(value)
         else:
             declined.append(Declined(value.name or "", reason))
+    for body in bodies:
+        for value in body.initializers.values():
+            if _nbytes(value) >= MIN_BYTES:
+                reason = "it is a constant in the body of a node"
+                declined.append(Declined(value.name or "", reason))
     # the largest first: it pays for the tables that smaller ones then share
     chosen.sort(key=_nbytes, reverse=True)
     return chosen, declined

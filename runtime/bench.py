@@ -5,9 +5,11 @@ They are timed in turns in one process, so that a busy machine troubles all alik
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +18,7 @@ from numpy.typing import NDArray
 from .. import UsageError
 from ..passes._core.context import LatencyRatio
 from .feeds import Batch
-from .session import Session
+from .session import Session, open_session
 from .worker import Worker
 
 _BATCHES = 8
@@ -135,6 +137,28 @@ def peak_memory(session: Session) -> int | None:
     """
     peak: int | None = session.worker.call("peak_memory")
     return peak
+
+
+@dataclass(frozen=True)
+class LoadCost:
+    """Cost of loading a model: time, and peak memory of the process that did; None: not told."""
+
+    ms: float
+    peak_bytes: int | None
+
+
+def load_cost(path: Path, threads: int = 0, provider: str = "cpu") -> LoadCost:
+    """Load a model in a process of its own. Errors: as those of `open_session`."""
+    with Worker() as worker:
+        # the first time takes libraries in
+        session = open_session(worker, path, provider, threads=threads)
+        peak = peak_memory(session)
+        session.close()
+        start = time.perf_counter()
+        session = open_session(worker, path, provider, threads=threads)
+        ms = 1000 * (time.perf_counter() - start)
+        session.close()
+    return LoadCost(ms, peak)
 
 
 def _latency(own: NDArray[np.float64], first: NDArray[np.float64]) -> Latency:

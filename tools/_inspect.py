@@ -76,7 +76,7 @@ def inspection(path: Path) -> dict[str, Any]:
     quantized = {op: n for op, n in ops.items() if op.rpartition(".")[2] in QUANT_OPS}
     return {
         **facts,
-        "figures": dataclasses.asdict(figures),
+        "figures": figures.as_dict(),
         "sparsity": _model_sparsity(figures),
         "ops": dict(ops.most_common()),
         "quantized": quantized,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -53,33 +54,56 @@ def index_planes(content: Content, values: Bits, bits: int) -> Bytes:
     return whole[:, :, None]
 
 
-def index_digits(content: Content, values: Bits) -> Bytes:
+@dataclass(frozen=True)
+class Digits:
+    """Words that hold several digits to one base, the first with the lowest weight."""
+
+    base: int
+    word: np.dtype[Any]
+
+    @property
+    def per_word(self) -> int:
+        """Digits in a word. A byte: 8 to base 2, 5 to 3, 4 to 4, 3 to 5 and 6, 2 to 7 to 16."""
+        count = 1
+        while self.base ** (count + 1) <= np.iinfo(self.word).max + 1:
+            count += 1
+        return count
+
+    @property
+    def weights(self) -> NDArray[np.int32]:
+        """Weight of each digit of a word."""
+        weights = self.base ** np.arange(self.per_word, dtype=np.int64)
+        return weights.astype(np.int32)
+
+    def words_for(self, count: int) -> int:
+        """Words that so many digits take; the last one may be filled in part."""
+        return -(-count // self.per_word)
+
+    def bytes_for(self, count: int) -> int:
+        """Bytes of these words."""
+        return self.words_for(count) * self.word.itemsize
+
+    def packed(self, digits: NDArray[Any]) -> NDArray[Any]:
+        """Words of some digits; those behind the last one are 0."""
+        filled = np.zeros(self.words_for(digits.size) * self.per_word, np.int64)
+        filled[: digits.size] = digits
+        words = filled.reshape(-1, self.per_word) @ self.weights.astype(np.int64)
+        return words.astype(self.word)
+
+
+def smallest_digits(base: int, count: int) -> Digits:
+    """Bytes or words of 32 bits, whichever hold so many digits in less; in doubt bytes."""
+    forms = [Digits(base, np.dtype(word)) for word in (np.uint8, np.int32)]
+    return min(forms, key=lambda form: form.bytes_for(count))
+
+
+def index_digits(content: Content, values: Bits, digits: Digits) -> NDArray[Any]:
     """Index of each element in the sorted `values`, as digits to their number as a base."""
-    base = values.size
     parts = []
-    for _, block in bit_blocks(content.tensor, granule=digits_in_byte(base)):
+    for _, block in bit_blocks(content.tensor, granule=digits.per_word):
         index = np.searchsorted(values, block)
-        parts.append(packed_digits(index, base))
+        parts.append(digits.packed(index))
     return np.concatenate(parts)
-
-
-def digits_in_byte(base: int) -> int:
-    """Digits that a byte holds: 8 of base 2, 5 of 3, 4 of 4, 3 of 5 and 6, 2 of 7 to 16."""
-    count = 1
-    while base ** (count + 1) <= 256:
-        count += 1
-    return count
-
-
-def packed_digits(digits: NDArray[Any], base: int) -> Bytes:
-    """Whole bytes of digits, the first one of a byte with the lowest weight; the end is zeros."""
-    per_byte = digits_in_byte(base)
-    count = bytes_for(digits.size, per_byte)
-    filled = np.zeros(count * per_byte, np.int64)
-    filled[: digits.size] = digits
-    weights = base ** np.arange(per_byte)
-    packed = filled.reshape(-1, per_byte) @ weights
-    return packed.astype(np.uint8)
 
 
 def nonzeros(content: Content) -> Bits:

@@ -5,7 +5,8 @@ nodes compute ends as an ordinary initializer: same kernels, same speed, same me
 
     one value   value (1,)                            -> Expand
     narrow      values of a smaller type              -> Cast
-    palette     indices as digits or bit planes       -> Div, Mod -> Gather
+    palette     indices as digits, several a word     -> Div, Mod -> Gather
+    bit planes  a plane for each bit of an index      -> Div, Mod, ReduceSum -> Gather
     mask        a bit an element, the nonzeros        -> CumSum of the bits -> Gather
     gaps        distances between nonzeros, nonzeros  -> CumSum -> ScatterElements
     short gaps  distances of half a byte              -> Div, Mod, then as gaps
@@ -24,14 +25,14 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from .bit_packing import (
+    Digits,
     bytes_for,
-    digits_in_byte,
     gap_entries,
     index_digits,
     index_planes,
     mask_bytes,
     nonzeros,
-    packed_digits,
+    smallest_digits,
 )
 from .content import Bits, Content, as_type, narrowed
 from .draft import Draft
@@ -43,6 +44,9 @@ OPSET = 13
 """Least opset of the decoders: ReduceSum takes its axes as an input from then on."""
 
 UINT8 = ir.DataType.UINT8
+
+BITS = Digits(2, np.dtype(np.uint8))
+HALF_BYTES = Digits(16, np.dtype(np.uint8))
 
 
 def one_value(content: Content, draft: Draft) -> ir.Value | None:
@@ -69,55 +73,57 @@ def narrow(content: Content, draft: Draft) -> ir.Value | None:
 
 
 def palette(content: Content, draft: Draft) -> ir.Value | None:
-    """Few distinct elements: indices of as many bits as they need, into a table of them."""
+    """Few distinct elements: indices as digits to their number as a base, into a table of them."""
     values = content.palette
     if values is None or values.size < 2:
         return None
     table = _table(draft, content, values)
-    bits = int(values.size - 1).bit_length()
-    # planes of 8 in a byte waste nothing where digits would
-    if digits_in_byte(values.size) * bits < 8:
-        index = _from_planes(content, draft, values, bits)
-        size = 8 * bytes_for(content.size, 8)
-    else:
-        index = _from_digits(content, draft, values)
-        per_byte = digits_in_byte(values.size)
-        size = per_byte * bytes_for(content.size, per_byte)
+    digits = smallest_digits(values.size, content.size)
+
+    def compute() -> NDArray[Any]:
+        return index_digits(content, values, digits)
+
+    index = _digits(draft, compute, digits, content.size)
     decoded = _looked_up(draft, table, index)
+    size = digits.per_word * digits.words_for(content.size)
     return _cut_to_size(draft, decoded, content, size)
 
 
-def _from_digits(content: Content, draft: Draft, values: Bits) -> ir.Value:
-    """Indices as digits to the number of values as a base, whole ones in a byte."""
-    count = bytes_for(content.size, digits_in_byte(values.size))
-
-    def compute() -> NDArray[Any]:
-        return index_digits(content, values)
-
-    return _digits(draft, compute, count, values.size)
+def bit_planes(content: Content, draft: Draft) -> ir.Value | None:
+    """The same where digits waste much (8, 32 or 64 values): a plane for each bit of an index."""
+    values = content.palette
+    if values is None or values.size < 2:
+        return None
+    table = _table(draft, content, values)
+    index = _from_planes(content, draft, values)
+    decoded = _looked_up(draft, table, index)
+    return _cut_to_size(draft, decoded, content, 8 * bytes_for(content.size, 8))
 
 
 def _digits(
-    draft: Draft, compute: Callable[[], NDArray[Any]], count: int, base: int
+    draft: Draft, compute: Callable[[], NDArray[Any]], digits: Digits, count: int
 ) -> ir.Value:
-    """Store `count` bytes of digits and take them apart: (bytes, digits in a byte) int32."""
+    """Store `count` digits, and take them apart: (words, digits in a word) int32."""
 
     def column() -> NDArray[Any]:
         return compute()[:, None]
 
-    stored = _stored(draft, column, UINT8, [count, 1])
-    return _digits_of(draft, _as_int32(draft, stored), base)
+    kind = ir.DataType.from_numpy(digits.word)
+    words = _stored(draft, column, kind, [digits.words_for(count), 1])
+    if kind != ir.DataType.INT32:
+        words = _as_int32(draft, words)
+    return _digits_of(draft, words, digits)
 
 
-def _digits_of(draft: Draft, bytes_: ir.Value, base: int) -> ir.Value:
-    """Digits of bytes (n, 1), the lowest first."""
-    weights = base ** np.arange(digits_in_byte(base), dtype=np.int32)
-    shifted = draft.node("Div", [bytes_, draft.constant(weights.astype(np.int32))])
-    return draft.node("Mod", [shifted, _number(draft, base)])
+def _digits_of(draft: Draft, words: ir.Value, digits: Digits) -> ir.Value:
+    """Digits of words (n, 1), the lowest first."""
+    shifted = draft.node("Div", [words, draft.constant(digits.weights)])
+    return draft.node("Mod", [shifted, _number(draft, digits.base)])
 
 
-def _from_planes(content: Content, draft: Draft, values: Bits, bits: int) -> ir.Value:
+def _from_planes(content: Content, draft: Draft, values: Bits) -> ir.Value:
     """Indices whose bits lie in a plane each: (bytes, 8)."""
+    bits = int(values.size - 1).bit_length()
     count = bytes_for(content.size, 8)
 
     def compute() -> NDArray[Any]:
@@ -176,10 +182,10 @@ def _gaps(content: Content, draft: Draft, longest: int) -> ir.Value | None:
 
     def distances() -> NDArray[Any]:
         gaps = gap_entries(content, longest)[0]
-        return packed_digits(gaps, 16) if is_short else gaps
+        return HALF_BYTES.packed(gaps) if is_short else gaps
 
     if is_short:
-        digits = _digits(draft, distances, bytes_for(count, 2), 16)
+        digits = _digits(draft, distances, HALF_BYTES, count)
         # a distance of 0 fills the last byte: the last nonzero once more
         count += count % 2
         steps = draft.node("Reshape", [digits, _shape(draft, [-1])])
@@ -203,6 +209,7 @@ CODECS: dict[str, Codec] = {
     "one value": one_value,
     "narrow": narrow,
     "palette": palette,
+    "bit planes": bit_planes,
     "mask": mask,
     "gaps": gaps,
     "short gaps": short_gaps,
@@ -244,7 +251,8 @@ def _cheapest(
 def _bits_of_bytes(draft: Draft) -> ir.Value:
     """Bits of every byte, the lowest first: (256, 8) int32; nodes are smaller than the table."""
     ones = draft.node("Expand", [_number(draft, 1), _shape(draft, [256, 1])])
-    return _digits_of(draft, _running_sum(draft, ones, exclusive=1), 2)
+    every_byte = _running_sum(draft, ones, exclusive=1)
+    return _digits_of(draft, every_byte, BITS)
 
 
 def _counts(draft: Draft) -> ir.Value:

@@ -42,7 +42,8 @@ class Content:
     """Facts about one constant.
 
     `size`, `nonzeros`: counts of elements; zero is the element of all-zero bits. `gap_entries`:
-    distances between nonzeros, fillers counted, by the longest that is stored. `palette`: the distinct elements as
+    distances between nonzeros, fillers counted, by the longest that is stored.
+    `palette`: the distinct elements as
     bits, sorted; None where there are more than `MOST_VALUES`. `narrower`: types whose values all
     elements are, smaller than their own.
     """

@@ -1,6 +1,8 @@
 """The implicit last step of a run, and packed files as inputs of further runs."""
 
 import json
+import zipfile
+from collections import Counter
 
 import numpy as np
 import onnx
@@ -109,6 +111,43 @@ def test_the_record_replays(wide, packed, tmp_path):
     again = tmp_path / "again.onnx"
     optimize(wide, recorded, out=again, bench=False)
     assert again.read_bytes() == packed.read_bytes()
+
+
+def test_what_loading_takes_is_told(wide):
+    stats = optimize(wide, PRUNE).passes[-1].stats
+    for key in ("load_ms", "load_peak_mb", "plain_load_ms", "plain_load_peak_mb"):
+        assert stats[key] > 0
+
+
+def test_the_size_of_a_download_is_told_where_asked(wide, tmp_path):
+    result = optimize(wide, PRUNE, out=tmp_path / "o.onnx", zipped=True, bench=False)
+    zipped = tmp_path / "o.zip"
+    with zipfile.ZipFile(zipped, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
+        archive.write(tmp_path / "o.onnx", "o.onnx")
+        (entry,) = archive.infolist()
+    assert result.as_dict()["output"]["zipped_bytes"] == entry.compress_size
+    assert result.as_dict()["input"]["zipped_bytes"] > entry.compress_size
+    plain = optimize(wide, PRUNE, bench=False).as_dict()
+    assert "zipped_bytes" not in plain["output"]
+
+
+def test_the_runtime_ends_with_the_same_kernels(wide, tmp_path):
+    data = {"x": np.random.default_rng(0).normal(size=(64, 64)).astype(np.float32)}
+    kernels = []
+    for pack in (False, True):
+        out = tmp_path / f"{pack}.onnx"
+        optimize(
+            wide, f"{PRUNE}, quant(bits=6)", data=data, out=out, pack=pack, bench=False
+        )
+        options = ort.SessionOptions()
+        options.log_severity_level = 3
+        options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+        ort.InferenceSession(out, options)
+        nodes = onnx.load(tmp_path / "optimized.onnx").graph.node
+        kernels.append(Counter(node.op_type for node in nodes))
+    assert kernels[0] == kernels[1]
+    integer = ("QGemm", "QLinearMatMul", "MatMulIntegerToFloat")
+    assert sum(kernels[0][op] for op in integer) == 3
 
 
 def test_integer_kernels_are_judged_as_plain_ones(wide, tmp_path):

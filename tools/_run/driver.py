@@ -37,7 +37,7 @@ def optimize_model(settings: RunSettings) -> Result:
         for pass_ in settings.pipeline.passes:
             checked = run_step(run, verifier, context, checked, pass_)
         warn_if_unchanged(run, checked.steps)
-        checked = end_packed(run, original, verifier, context, checked)
+        checked = end_packed(run, original, verifier, context, checked, inputs)
         written = finish(run, original, inputs, verifier, context, checked)
         # after the file is written: its figures do not depend on the explanation
         losses = _explained(run, inputs, checked)

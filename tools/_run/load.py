@@ -16,7 +16,7 @@ from ...passes._core.stats import model_macs
 from ...passes._core.targets import target_named
 from ...passes.unpack import is_packed, restore_packed, starts_with_unpack
 from .checks import Interface, Validity, has_inner_shapes, interface_of, validity_of
-from .figures import LARGE, Figures, figures_of, weight_bytes
+from .figures import LARGE, Figures, figures_of, weight_bytes, zipped_bytes
 from .kernels import is_quantized
 from .provenance import sha256_of
 from .run import Run
@@ -67,6 +67,8 @@ def load_original(run: Run) -> tuple[Original, ir.Model]:
     sha256 = None if settings.source is None else sha256_of(settings.source)
     path = _file_of(run, model, is_run)
     figures = figures_of(model, path, count_nonzero=not is_large)
+    if settings.zipped and path is not None:
+        figures.zipped_bytes = zipped_bytes(path, model)
     about = _description(settings, model, sha256)
     has_shapes = has_inner_shapes(model)
     was_quantized = is_quantized(model)

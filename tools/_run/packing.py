@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
+import tempfile
+from pathlib import Path
+
 import onnx_ir as ir
 
+from ...frontends.onnx_file import save
 from ...passes._core.targets import TARGETS
 from ...passes.pack import Pack
 from ...passes.unpack import Unpack
+from ...runtime.bench import LoadCost, load_cost
 from .context import TrainingContext
+from .evidence import VerificationInputs
 from .figures import expected_bytes
 from .load import Original
 from .run import Run
@@ -26,11 +33,14 @@ def end_packed(
     verifier: Verifier,
     context: TrainingContext,
     checked: Checked,
+    inputs: VerificationInputs,
 ) -> Checked:
     """Pack the constants of a lossy pipeline's result where its target's runtime unpacks them.
 
-    Nothing happens where that saves little, or where the pipeline says itself how it ends. A model
-    that came packed and was unpacked to work on is packed again, whatever the pipeline.
+    Where latency is measured, so is what loading takes: `load_ms`, `load_peak_mb` of the process,
+    and the same with `plain_` of the model before. Nothing happens where packing saves little, or
+    where the pipeline says itself how it ends. A model that came packed and was unpacked to work on
+    is packed again, whatever the pipeline.
     """
     settings = run.settings
     passes = settings.pipeline.passes
@@ -47,7 +57,34 @@ def end_packed(
                 f"{settings.target} unpacks constants once, while it loads",
             )
         return checked
-    return run_step(run, verifier, context, checked, Pack(), is_worth=_pays)
+    plain = checked.model.clone()
+    packed = run_step(run, verifier, context, checked, Pack(), is_worth=_pays)
+    if packed.steps == checked.steps or not inputs.latency_feeds or not settings.bench:
+        return packed
+    return _with_load_costs(run, inputs, packed, plain)
+
+
+def _with_load_costs(
+    run: Run, inputs: VerificationInputs, packed: Checked, plain: ir.Model
+) -> Checked:
+    """Add what loading takes to the last step's account, beside the model of plain constants."""
+    *earlier, step = packed.steps
+    stats = dict(step.stats)
+    for prefix, model in (("plain_", plain), ("", packed.model)):
+        with run.reporter.progress("measuring the load"):
+            cost = _load_cost(run, inputs, model)
+        stats[f"{prefix}load_ms"] = round(cost.ms, 1)
+        if cost.peak_bytes is not None:
+            stats[f"{prefix}load_peak_mb"] = round(cost.peak_bytes / 1e6, 1)
+    step = dataclasses.replace(step, stats=stats)
+    return dataclasses.replace(packed, steps=(*earlier, step))
+
+
+def _load_cost(run: Run, inputs: VerificationInputs, model: ir.Model) -> LoadCost:
+    with tempfile.TemporaryDirectory(dir=run.scratch) as folder:
+        path = Path(folder, "loaded.onnx")
+        save(model, path)
+        return load_cost(path, run.settings.threads, inputs.provider or "cpu")
 
 
 def _pays(before: ir.Model, after: ir.Model) -> bool:

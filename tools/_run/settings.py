@@ -42,6 +42,7 @@ class RunSettings:
     max_drop: float | None = None
     explain_loss: bool = False
     pack: bool = True
+    zipped: bool = False
     resume: Path | None = None
     teacher: Path | ir.Model | None = None
 

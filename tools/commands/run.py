@@ -90,6 +90,11 @@ TARGET_HELP = (
 )
 @click.option("--no-bench", is_flag=True, help="Do not measure latency.")
 @click.option(
+    "--zipped",
+    is_flag=True,
+    help="Say what the files take in a zip archive (level 9), before and after.",
+)
+@click.option(
     "--no-pack",
     is_flag=True,
     help="Leave constants plain where a lossy pipeline would end with pack.",
