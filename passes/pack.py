@@ -40,7 +40,7 @@ class Pack(Pass):
 
     Stats: `constants` (count packed), `bytes_before`, `bytes_after` (of these, names, shapes and
     nodes included); `load_bytes` (most memory that decoding takes beside the constants); by codec,
-    `mask`, `palette`, `bit_planes`, `gaps`, `short_gaps`, `narrow`, `one_value` (counts).
+    `mask`, `palette`, `bit_planes`, `gaps`, `short_gaps`, `grid`, `narrow`, `one_value` (counts).
 
     Source: follows from the definition; palettes and masks: Han, Mao, Dally, Deep Compression, ICLR
     2016 (arXiv:1510.00149).

@@ -10,8 +10,10 @@ nodes compute ends as an ordinary initializer: same kernels, same speed, same me
     mask        a bit an element, the nonzeros        -> CumSum of the bits -> Gather
     gaps        distances between nonzeros, nonzeros  -> CumSum -> ScatterElements
     short gaps  distances of half a byte              -> Div, Mod, then as gaps
+    grid        int8 numbers and their scales         -> Cast -> Mul
 
-The nonzeros of the last three may be stored by narrow or palette again.
+The nonzeros of a mask and of gaps may be stored by narrow or palette again, the numbers of a grid
+by any other.
 """
 
 from __future__ import annotations
@@ -34,8 +36,9 @@ from .bit_packing import (
     nonzeros,
     smallest_digits,
 )
-from .content import Bits, Content, as_type, narrowed
+from .content import Bits, Content, as_type, content_of, narrowed
 from .draft import Draft
+from .grid import grid_of
 
 Codec = Callable[[Content, Draft], ir.Value | None]
 """Draft a decoder of the constant; None where the codec does not fit it."""
@@ -205,6 +208,32 @@ def _gaps(content: Content, draft: Draft, longest: int) -> ir.Value | None:
     return draft.node("Reshape", [filled, _shape(draft, content.dims)])
 
 
+def grid(content: Content, draft: Draft) -> ir.Value | None:
+    """Whole numbers times a scale, of the tensor or of each channel: the numbers, packed again."""
+    if content.dtype != ir.DataType.FLOAT or content.palette is not None:
+        return None
+    found = grid_of(content.tensor)
+    if found is None:
+        return None
+    codes = content_of(found.codes)
+    best: Codec | None = None
+    cheapest = found.codes.nbytes
+    for codec in INTEGER_CODECS:
+        alone = draft.copy()
+        fits = codec(codes, alone) is not None
+        if fits and alone.nbytes() < cheapest:
+            best = codec
+            cheapest = alone.nbytes()
+    stored = draft.stored(found.codes) if best is None else best(codes, draft)
+    assert stored is not None
+    whole = draft.node("Cast", [stored], to=int(ir.DataType.FLOAT))
+    scales = draft.stored(ir.Tensor(found.scales))
+    return draft.node("Mul", [whole, scales])
+
+
+INTEGER_CODECS: tuple[Codec, ...] = (palette, bit_planes, mask, gaps, short_gaps)
+"""Codecs that the whole numbers of a grid may be stored by."""
+
 CODECS: dict[str, Codec] = {
     "one value": one_value,
     "narrow": narrow,
@@ -213,6 +242,7 @@ CODECS: dict[str, Codec] = {
     "mask": mask,
     "gaps": gaps,
     "short gaps": short_gaps,
+    "grid": grid,
 }
 """All codecs by the name that the account gives them."""
 

@@ -32,6 +32,10 @@ class Draft:
         self._new_shared: Shared = {}
         self._nodes: list[ir.Node] = []
 
+    def copy(self) -> Draft:
+        """An empty draft of the same graph, to try something out."""
+        return Draft(self._shared)
+
     def stored(self, tensor: ir.TensorProtocol) -> ir.Value:
         """Add an initializer, which may be lazy."""
         value = _constant_value(tensor)

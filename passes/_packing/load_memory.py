@@ -53,6 +53,11 @@ def _short_gaps(content: Content) -> int:
     )
 
 
+def _grid(content: Content) -> int:
+    # at most: its numbers under a mask, in their order, and as floats
+    return _mask(content) + INDEX * content.size
+
+
 def _item(content: Content) -> int:
     return content.dtype.bitwidth // 8
 
@@ -63,4 +68,5 @@ _ESTIMATES: dict[str, Callable[[Content], int]] = {
     "mask": _mask,
     "gaps": _gaps,
     "short gaps": _short_gaps,
+    "grid": _grid,
 }

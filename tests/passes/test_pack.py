@@ -77,6 +77,14 @@ def sparse(shape, kept, dtype=np.float32, seed=0):
     return array
 
 
+def grid(scales, zeros=0.0, dtype=np.float32):
+    """Numbers of 8 bits times scales of that shape."""
+    random = np.random.default_rng(3)
+    codes = random.integers(-127, 128, (64, 64))
+    codes[random.random(codes.shape) < zeros] = 0
+    return (codes * random.uniform(0.01, 1, scales).astype(dtype)).astype(dtype)
+
+
 def pack(array, **options):
     model = model_of(array)
     outcome = Pack(**options).run(model, NullContext())
@@ -91,6 +99,8 @@ STAYS = {
     "a few zeros": sparse((64, 64), 0.97),
     "small": np.zeros((3, 3), np.float32),
     "empty": np.zeros((0, 4), np.float32),
+    "a grid of doubles": grid((64, 1), dtype=np.float64),
+    "nearly a grid": np.nextafter(grid((64, 1)), np.float32(9)),
 }
 
 
@@ -121,6 +131,10 @@ PACKED = {
     "a sixth of nonzeros": (sparse((96, 96), 0.15, np.int8), "short_gaps"),
     "an odd number of them": (sparse((96, 96), 0.15, np.int8, seed=6), "short_gaps"),
     "long gaps": (sparse((200, 200), 0.001), "gaps"),
+    "one scale": (grid((1, 1)), "grid"),
+    "a scale a row": (grid((64, 1)), "grid"),
+    "a scale a column": (grid((1, 64)), "grid"),
+    "half of zeros on a grid": (grid((64, 1), 0.5), "grid"),
     "whole halves": (
         np.random.default_rng(1)
         .normal(size=4096)
