@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import onnx_ir as ir
 
@@ -13,6 +13,7 @@ from .. import RefusedError
 from ._base import Context, Declined, Effect, Option, Pass, PassOutcome, Stat
 from ._core.edit import is_constant
 from ._core.graph import Names, graphs_of
+from ._core.notes import drop_notes
 from ._core.opset import raise_opset
 from ._packing.codecs import CODECS, OPSET
 from ._packing.constant_graph import feeds_only, own_decoders
@@ -29,10 +30,11 @@ class Pack(Pass):
     """Store each constant as bit mask, palette, gaps or narrower type, whatever takes fewest bytes.
 
     Effect: exact. Touches constants of the main graph; they keep their names, as outputs of the
-    nodes that decode them, bit for bit. ONNX Runtime folds these nodes while loading: kernels,
-    speed and memory of the loaded model are those of the dense one. Loading takes up to 60 ns an
-    element longer. A runtime that folds no constants (OpenVINO) decodes at every run instead. Goes
-    last in a pipeline: other passes see no weights behind decoders.
+    nodes that decode them, bit for bit. ONNX Runtime folds these nodes while loading: kernels and
+    speed of the loaded model are those of the dense one. Loading takes up to 60 ns an element
+    longer, and memory for what decoding computes on the way (`load_memory`). A runtime that folds
+    no constants (OpenVINO) decodes at every run instead. Goes last: other passes see no weights
+    behind decoders. A run unpacks what it is given, and ends lossy pipelines with this pass.
 
     Shapes: unchanged.
 
@@ -40,7 +42,8 @@ class Pack(Pass):
 
     Stats: `constants` (count packed), `bytes_before`, `bytes_after` (of these, names, shapes and
     nodes included); `load_bytes` (most memory that decoding takes beside the constants); by codec,
-    `mask`, `palette`, `bit_planes`, `gaps`, `short_gaps`, `grid`, `narrow`, `one_value` (counts).
+    `mask`, `palette`, `bit_planes`, `gaps`, `short_gaps`, `grid`, `narrow`, `one_value` (counts);
+    `notes` (count of metadata entries and doc strings dropped).
 
     Source: follows from the definition; palettes and masks: Han, Mao, Dally, Deep Compression, ICLR
     2016 (arXiv:1510.00149).
@@ -65,6 +68,12 @@ class Pack(Pass):
         unit="MB",
     )
 
+    notes: Literal["drop", "keep"] = Option(
+        "drop",
+        "Notes of exporters on nodes and values (metadata, doc strings), where a "
+        "constant is packed: they may outweigh the weights.",
+    )
+
     def run(self, model: ir.Model, context: Context) -> PassOutcome:
         candidates, declined = _candidates(model)
         if not candidates:
@@ -85,7 +94,10 @@ class Pack(Pass):
                 if reason is not None:
                     declined.append(Declined(value.name or "", reason))
                 advance(1)
-        return PassOutcome(packing.codecs.total(), packing.stats(), declined)
+        stats = packing.stats()
+        if packing.codecs and self.notes == "drop":
+            stats["notes"] = drop_notes(model, ports=False).total()
+        return PassOutcome(packing.codecs.total(), stats, declined)
 
 
 @dataclass(frozen=True)

@@ -18,12 +18,6 @@ def bytes_for(count: int, per_byte: int) -> int:
     return -(-count // per_byte)
 
 
-def bits_of_bytes() -> Bytes:
-    """Bits of each byte, the lowest first: (256, 8)."""
-    byte = np.arange(256, dtype=np.uint8)
-    return np.unpackbits(byte[:, None], axis=1, bitorder="little")
-
-
 def mask_bytes(content: Content) -> Bytes:
     """A bit for each element, 1 where it is not zero, the first in the lowest bit of a byte."""
     parts = []
@@ -74,6 +68,12 @@ class Digits:
         """Weight of each digit of a word."""
         weights = self.base ** np.arange(self.per_word, dtype=np.int64)
         return weights.astype(np.int32)
+
+    def table(self) -> NDArray[np.int32]:
+        """Digits of every word: (words, digits in a word); for bytes."""
+        words = np.arange(self.base**self.per_word, dtype=np.int32)
+        digits: NDArray[np.int32] = words[:, None] // self.weights % self.base
+        return digits
 
     def words_for(self, count: int) -> int:
         """Words that so many digits take; the last one may be filled in part."""

@@ -204,7 +204,7 @@ def _gaps(content: Content, draft: Draft, longest: int) -> ir.Value | None:
     places = _running_sum(draft, steps)
     zero = draft.constant(np.zeros(1, content.dtype.numpy()))
     blank = draft.node("Expand", [zero, _shape(draft, [content.size])])
-    filled = draft.node("ScatterElements", [blank, places, values], axis=0)
+    filled = draft.node("ScatterElements", [blank, places, values])
     return draft.node("Reshape", [filled, _shape(draft, content.dims)])
 
 
@@ -319,7 +319,7 @@ def _cut_to_size(
 
 def _looked_up(draft: Draft, table: ir.Value, index: ir.Value) -> ir.Value:
     """Rows of a table."""
-    return draft.node("Gather", [table, index], axis=0)
+    return draft.node("Gather", [table, index])
 
 
 def _running_sum(draft: Draft, value: ir.Value, **attributes: int) -> ir.Value:

@@ -22,7 +22,7 @@ Floats = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
-class Grid:
+class ScaledCodes:
     """A float32 tensor as int8 codes and their scales, which give back every bit.
 
     `scales`: in the shape in which they broadcast over the codes.
@@ -32,7 +32,7 @@ class Grid:
     scales: Floats
 
 
-def grid_of(tensor: ir.TensorProtocol) -> Grid | None:
+def grid_of(tensor: ir.TensorProtocol) -> ScaledCodes | None:
     """Find the codes and scales of a float32 tensor: one for all, or one a channel.
 
     Channels lie along the first or the last axis. None where there are none; that shows in the
@@ -48,7 +48,7 @@ def grid_of(tensor: ir.TensorProtocol) -> Grid | None:
     for dims, layout in layouts.items():
         scales = _scales(tensor, layout)
         if scales is not None and _is_exact(tensor, layout, scales):
-            return Grid(_codes(tensor, layout, scales), scales.reshape(dims))
+            return ScaledCodes(_codes(tensor, layout, scales), scales.reshape(dims))
     return None
 
 
