@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import onnx_ir as ir
 
-from ._base import Context, Declined, Effect, Option, Pass, PassOutcome
+from .. import RefusedError
+from ._base import Context, Declined, Effect, Option, Pass, PassOutcome, Stat
 from ._core.edit import is_constant
-from ._core.graph import Names, holds_graphs
-from ._core.ops import QUANT_OPS
+from ._core.graph import Names, graphs_of
+from ._core.notes import drop_notes
 from ._core.opset import raise_opset
 from ._packing.codecs import CODECS, OPSET
+from ._packing.constant_graph import feeds_only, own_decoders
 from ._packing.content import BIT_TYPES, content_of
 from ._packing.draft import Draft, Shared, initializer_bytes
+from ._packing.load_memory import load_bytes
 
 MIN_BYTES = 256
 """Bytes below which a constant is left: a decoder's nodes alone take 150 to 250."""
@@ -26,17 +30,20 @@ class Pack(Pass):
     """Store each constant as bit mask, palette, gaps or narrower type, whatever takes fewest bytes.
 
     Effect: exact. Touches constants of the main graph; they keep their names, as outputs of the
-    nodes that decode them, bit for bit. ONNX Runtime folds these nodes while loading: kernels,
-    speed and memory of the loaded model are those of the dense one. Loading takes up to 60 ns an
-    element longer. A runtime that folds no constants (OpenVINO) decodes at every run instead. Goes
-    last in a pipeline: other passes see no weights behind decoders.
+    nodes that decode them, bit for bit. ONNX Runtime folds these nodes while loading: kernels and
+    speed of the loaded model are those of the dense one. Loading takes up to 60 ns an element
+    longer, and memory for what decoding computes on the way (`load_memory`). A runtime that folds
+    no constants (OpenVINO) decodes at every run instead. Goes last: other passes see no weights
+    behind decoders. A run unpacks what it is given, and ends lossy pipelines with this pass.
 
     Shapes: unchanged.
 
-    Errors: RefusedError if the opset cannot be raised to 13.
+    Models of an opset below 13 that cannot be raised are declined.
 
     Stats: `constants` (count packed), `bytes_before`, `bytes_after` (of these, names, shapes and
-    nodes included); by codec, `mask`, `palette`, `gaps`, `narrow`, `one_value` (counts).
+    nodes included); `load_bytes` (most memory that decoding takes beside the constants); by codec,
+    `mask`, `palette`, `bit_planes`, `gaps`, `short_gaps`, `grid`, `narrow`, `one_value` (counts);
+    `notes` (count of metadata entries and doc strings dropped).
 
     Source: follows from the definition; palettes and masks: Han, Mao, Dally, Deep Compression, ICLR
     2016 (arXiv:1510.00149).
@@ -53,105 +60,166 @@ class Pack(Pass):
         unit="fraction",
     )
 
+    load_memory: int = Option(
+        256,
+        "Memory that decoding may take while the model is loaded, beside the constants.",
+        low=0,
+        high=1_000_000,
+        unit="MB",
+    )
+
+    notes: Literal["drop", "keep"] = Option(
+        "drop",
+        "Notes of exporters on nodes and values (metadata, doc strings), where a "
+        "constant is packed: they may outweigh the weights.",
+    )
+
     def run(self, model: ir.Model, context: Context) -> PassOutcome:
-        candidates, declined = _candidates(model.graph)
+        candidates, declined = _candidates(model)
         if not candidates:
             return PassOutcome(declined=declined)
-        if raise_opset(model, OPSET):
-            candidates, declined = _candidates(
-                model.graph
-            )  # raising makes another graph
-        names, shared = Names(model), Shared()
-        first = model.graph[0]
-        codecs = Counter[str]()
-        before = after = 0
+        try:
+            is_raised = raise_opset(model, OPSET)
+        except RefusedError as error:
+            # exact and often unasked: a model that is too old stays as it is
+            declined.append(Declined(error.where, error.problem))
+            return PassOutcome(declined=declined)
+        if is_raised:
+            # that may have made another graph
+            candidates, declined = _candidates(model)
+        packing = _Packing(model, self)
         with context.progress(self.name, len(candidates)) as advance:
             for value in candidates:
-                packed = self._packed(value, first, names, shared)
-                if packed is not None:
-                    codec, old_bytes, new_bytes = packed
-                    codecs[codec.replace(" ", "_")] += 1
-                    before += old_bytes
-                    after += new_bytes
+                reason = packing.pack(value)
+                if reason is not None:
+                    declined.append(Declined(value.name or "", reason))
                 advance(1)
-        stats = {
-            "constants": codecs.total(),
-            "bytes_before": before,
-            "bytes_after": after,
-        }
-        return PassOutcome(codecs.total(), {**stats, **codecs}, declined)
+        stats = packing.stats()
+        if packing.codecs and self.notes == "drop":
+            stats["notes"] = drop_notes(model, ports=False).total()
+        return PassOutcome(packing.codecs.total(), stats, declined)
 
-    def _packed(
-        self, value: ir.Value, first: ir.Node, names: Names, shared: Shared
-    ) -> tuple[str, int, int] | None:
-        """Store a constant by its best codec: codec, bytes before and after; None if none pays."""
-        graph = value.graph
-        assert isinstance(graph, ir.Graph)
+
+@dataclass(frozen=True)
+class _Choice:
+    """One way to store a constant: bytes in the file, and in memory while it is loaded."""
+
+    codec: str
+    draft: Draft
+    decoded: ir.Value
+    nbytes: int
+    load_bytes: int
+
+
+class _Packing:
+    """Constants of one model that are packed one after the other, and what that came to."""
+
+    def __init__(self, model: ir.Model, options: Pack) -> None:
+        self._options = options
+        self._graph = model.graph
+        self._first = model.graph[0]
+        self._names = Names(model)
+        self._shared = Shared()
+        self._load_bytes = 0
+        self._before = self._after = 0
+        self.codecs = Counter[str]()
+
+    def stats(self) -> dict[str, Stat]:
+        """Figures of the account."""
+        return {
+            "constants": self.codecs.total(),
+            "bytes_before": self._before,
+            "bytes_after": self._after,
+            "load_bytes": self._load_bytes,
+            **self.codecs,
+        }
+
+    def pack(self, value: ir.Value) -> str | None:
+        """Store a constant by its best codec; the reason where memory alone forbids that."""
+        assert value.name is not None
+        assert value.const_value is not None
+        dense = initializer_bytes(value.name, value.const_value)
+        limit = (1 - self._options.min_saving) * dense
+        choices = [choice for choice in self._choices(value) if choice.nbytes <= limit]
+        choices.sort(key=lambda choice: choice.nbytes)
+        budget = self._options.load_memory * 10**6 - self._load_bytes
+        for choice in choices:
+            if choice.load_bytes <= budget:
+                self._commit(value, choice)
+                self._before += dense
+                return None
+        if not choices:
+            return None
+        most = choices[0].load_bytes / 1e6
+        return f"decoding it takes {most:.0f} MB, more than load_memory leaves"
+
+    def _choices(self, value: ir.Value) -> Iterator[_Choice]:
+        """Every codec that fits the constant."""
         assert value.name is not None
         assert value.const_value is not None
         content = content_of(value.const_value)
-        dense = initializer_bytes(value.name, value.const_value)
-        best: tuple[int, str, Draft, ir.Value] | None = None
         for name, codec in CODECS.items():
-            draft = Draft(shared)
+            draft = Draft(self._shared)
             decoded = codec(content, draft)
+            if decoded is None:
+                continue
             # the decoded value keeps the constant's name, which the dense form has once as well
             nbytes = draft.nbytes() + len(value.name)
-            if decoded is not None and (best is None or nbytes < best[0]):
-                best = (nbytes, name, draft, decoded)
-        if best is None or best[0] > (1 - self.min_saving) * dense:
-            return None
-        nbytes, name, draft, decoded = best
-        stem = value.name
-        value.replace_all_uses_with(decoded)
-        del graph.initializers[stem]
-        draft.commit(graph, first, names, decoded, stem)
-        return name, dense, nbytes
+            yield _Choice(name, draft, decoded, nbytes, load_bytes(name, content))
+
+    def _commit(self, value: ir.Value, choice: _Choice) -> None:
+        name = value.name
+        assert name is not None
+        value.replace_all_uses_with(choice.decoded)
+        del self._graph.initializers[name]
+        choice.draft.commit(self._graph, self._first, self._names, choice.decoded, name)
+        self.codecs[choice.codec.replace(" ", "_")] += 1
+        self._after += choice.nbytes
+        self._load_bytes += choice.load_bytes
 
 
-def _candidates(graph: ir.Graph) -> tuple[list[ir.Value], list[Declined]]:
-    """Constants of the graph that may be packed, and a reason for each large one that may not."""
+def _candidates(model: ir.Model) -> tuple[list[ir.Value], list[Declined]]:
+    """Constants that may be packed, and a reason for each large one that may not."""
     chosen: list[ir.Value] = []
     declined: list[Declined] = []
-    folded = _folded_nodes(graph)
+    graph, *bodies = graphs_of(model)
+    decoders = set(own_decoders(graph))
     for value in graph.initializers.values():
         if _nbytes(value) < MIN_BYTES:
             continue
+        # part of a decoder already
+        if value.uses() and feeds_only(value, decoders):
+            continue
         reason = _why_not(value)
-        if reason is None and _feeds_only(value, folded):
-            continue  # part of a decoder already
         if reason is None:
             chosen.append(value)
         else:
             declined.append(Declined(value.name or "", reason))
+    for body in bodies:
+        for value in body.initializers.values():
+            if _nbytes(value) >= MIN_BYTES:
+                reason = "it is a constant in the body of a node"
+                declined.append(Declined(value.name or "", reason))
     # the largest first: it pays for the tables that smaller ones then share
     chosen.sort(key=_nbytes, reverse=True)
     return chosen, declined
 
 
-def _folded_nodes(graph: ir.Graph) -> set[ir.Node]:
-    """Nodes that are computed from constants alone, so that a runtime folds them."""
-    folded: set[ir.Node] = set()
-    for node in graph:
-        constant = [
-            is_constant(value) or (value is not None and value.producer() in folded)
-            for value in node.inputs
-            if value is not None
-        ]
-        # a runtime keeps what dequantizes a weight: it makes integer kernels of that
-        if node.op_type in QUANT_OPS or holds_graphs(node):
-            continue
-        if constant and all(constant):
-            folded.add(node)
-    return folded
-
-
-def _feeds_only(value: ir.Value, nodes: set[ir.Node]) -> bool:
-    return all(use.node in nodes for use in value.uses())
-
-
 def _nbytes(value: ir.Value) -> int:
     return 0 if value.const_value is None else value.const_value.nbytes
+
+
+def _keeps_packed(node: ir.Node, index: int) -> bool:
+    """True if a kernel reads blocked codes piece by piece, so that they never are in memory whole.
+
+    Decoded at load, they would be there twice for a moment; zeros among them are seldom bytes.
+    """
+    if node.op_type == "MatMulNBits":
+        return index == 1
+    if node.op_type == "GatherBlockQuantized":
+        return index == 0
+    has_blocks = node.attributes.get_int("block_size", 0) > 0
+    return node.op_type == "DequantizeLinear" and index == 0 and has_blocks
 
 
 def _why_not(value: ir.Value) -> str | None:
@@ -163,6 +231,8 @@ def _why_not(value: ir.Value) -> str | None:
         return "it is a graph output"
     if not value.uses():
         return "nothing uses it"
+    if any(_keeps_packed(use.node, use.idx) for use in value.uses()):
+        return "its kernel reads it as it is stored, in place"
     if tensor.dtype == ir.DataType.STRING or tensor.dtype.bitwidth < 8:
         return f"{tensor.dtype} has no whole bytes an element"
     if tensor.dtype.bitwidth not in BIT_TYPES:

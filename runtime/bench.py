@@ -5,9 +5,11 @@ They are timed in turns in one process, so that a busy machine troubles all alik
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +18,7 @@ from numpy.typing import NDArray
 from .. import UsageError
 from ..passes._core.context import LatencyRatio
 from .feeds import Batch
-from .session import Session
+from .session import Session, open_session
 from .worker import Worker
 
 _BATCHES = 8
@@ -26,6 +28,10 @@ measured.
 
 _MAX_ROUNDS = 10_000
 """Rounds after which a timing ends before its seconds are over. Chosen by hand; not measured."""
+
+
+_LOADS = 3
+"""Loads that are timed. Chosen by hand; not measured."""
 
 
 @dataclass(frozen=True)
@@ -135,6 +141,33 @@ def peak_memory(session: Session) -> int | None:
     """
     peak: int | None = session.worker.call("peak_memory")
     return peak
+
+
+@dataclass(frozen=True)
+class LoadCost:
+    """Cost of loading a model: time, and peak memory of the process that did; None: not told."""
+
+    ms: float
+    peak_bytes: int | None
+
+
+def load_cost(path: Path, threads: int = 0, provider: str = "cpu") -> LoadCost:
+    """Load a model in a process of its own, a few times; the fastest counts.
+
+    Errors: as those of `open_session`.
+    """
+    with Worker() as worker:
+        # the first time takes libraries in
+        session = open_session(worker, path, provider, threads=threads)
+        peak = peak_memory(session)
+        session.close()
+        times = []
+        for _ in range(_LOADS):
+            start = time.perf_counter()
+            session = open_session(worker, path, provider, threads=threads)
+            times.append(time.perf_counter() - start)
+            session.close()
+    return LoadCost(1000 * min(times), peak)
 
 
 def _latency(own: NDArray[np.float64], first: NDArray[np.float64]) -> Latency:

@@ -14,6 +14,7 @@ import onnx_ir as ir
 from .. import RefusedError
 from ..frontends.onnx_file import load
 from ..passes._core.normalize import normalize
+from ..passes.unpack import restore_packed
 from ..runtime.compare import DriftMeter
 from ..runtime.feeds import open_feeds
 from ..runtime.hardware import Hardware, hardware
@@ -50,6 +51,7 @@ class Side:
         """Load a model, and open it in the worker."""
         model = load(path)
         normalize(model)
+        restore_packed(model)
         session = open_session(worker, path.absolute(), threads=threads)
         return cls(path, model, session)
 

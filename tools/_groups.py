@@ -7,6 +7,7 @@ from typing import Any
 
 from ..frontends.onnx_file import load
 from ..passes.prune_channels import ChannelGroup, channel_groups
+from ..passes.unpack import without_packing
 
 
 def groups_of(path: Path) -> dict[str, Any]:
@@ -15,7 +16,7 @@ def groups_of(path: Path) -> dict[str, Any]:
     `slots`: of an axis, that each channel takes. `importance`: smallest, median and largest L2 norm
     of a group's channels, each weight's over its mean.
     """
-    found = channel_groups(load(path))
+    found = channel_groups(without_packing(load(path)))
     frozen = [{"where": item.where, "reason": item.reason} for item in found.frozen]
     return {
         "model": {"path": str(path)},

@@ -22,6 +22,7 @@ from ..passes._core.ops import QUANT_OPS, is_standard
 from ..passes._core.registry import pass_class, pass_names
 from ..passes._core.requirements import requirements_of
 from ..passes._core.stats import model_macs
+from ..passes.unpack import restore_packed
 from ..runtime.hardware import hardware
 from ..runtime.worker import Worker
 from ._run.checks import Port, first_line, interface_of
@@ -68,13 +69,14 @@ def inspection(path: Path) -> dict[str, Any]:
     # everything above tells of the file as it is; what follows reads the graph
     normalize(model)
     facts["requires"] = requirements_of(model).as_dict()
+    facts["packed"] = restore_packed(model)
     facts.update(integers(model, large))
     figures.macs = model_macs(model)
     ops = Counter(_op_name(node) for node in all_nodes(model))
     quantized = {op: n for op, n in ops.items() if op.rpartition(".")[2] in QUANT_OPS}
     return {
         **facts,
-        "figures": dataclasses.asdict(figures),
+        "figures": figures.as_dict(),
         "sparsity": _model_sparsity(figures),
         "ops": dict(ops.most_common()),
         "quantized": quantized,

@@ -43,6 +43,8 @@ def optimize(
     min_sqnr: float | None = None,
     max_drop: float | None = None,
     explain_loss: bool = False,
+    pack: bool = True,
+    zipped: bool = False,
     resume: str | Path | None = None,
     teacher: str | Path | ir.Model | None = None,
 ) -> Result:
@@ -52,7 +54,10 @@ def optimize(
     written. `data`: feeds in any form that `runtime.feeds.open_feeds` takes. `verify`: "auto" runs
     the model where its weights are at most 1 GiB. `min_sqnr` (dB) and `max_drop` (of the metric)
     are budgets: where one is not met, nothing is written. `explain_loss` fills `Result.loss`: what
-    each layer lost, and to its weights or its activations. `resume`: a folder where training keeps
+    each layer lost, and to its weights or its activations. `pack`: end a lossy pipeline with the
+    pass `pack` where that saves more than 5 % of the file and the target's runtime unpacks at load
+    (one that was packed is packed again). `zipped` fills `zipped_bytes` of both figures: the files
+    deflated at level 9, as a download has them. `resume`: a folder where training keeps
     its state, and goes on from what an interrupted run left there. `teacher`: what `finetune`
     learns from, in place of the model as it came. Under torchrun every process runs, and the first
     alone writes `out` and measures latency.
@@ -78,6 +83,8 @@ def optimize(
         min_sqnr=min_sqnr,
         max_drop=max_drop,
         explain_loss=explain_loss,
+        pack=pack,
+        zipped=zipped,
         resume=None if resume is None else Path(resume),
         teacher=Path(teacher) if isinstance(teacher, str) else teacher,
     )

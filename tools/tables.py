@@ -233,6 +233,7 @@ def ratio(before: float | None, after: float | None) -> str:
 
 ROWS = (
     ("bytes", "bytes", bytes_text),
+    ("zipped", "zipped_bytes", bytes_text),
     ("parameters", "params", count),
     ("nonzero", "nonzero", count),
     ("nodes", "nodes", count),

@@ -85,6 +85,12 @@ class Target:
     """Multiple of channels that convolutions keep: 15 take a CPU longer than 16 (measured)."""
     computes_half: bool = True
     """True if float16 is computed as such: ONNX Runtime's CPU provider casts it to float32."""
+    folds_constants: bool = True
+    """True if its runtime computes what depends on constants alone once, while it loads a model.
+
+    ONNX Runtime does, for every provider that runs nodes one by one. Providers that compile a graph
+    are handed it before; OpenVINO keeps such nodes, and runs them each time (measured).
+    """
     cpus: str = ""
     architecture: str = ""
 
@@ -200,6 +206,7 @@ TARGETS: dict[str, Target] = {
             quant=_TENSORRT_INTEGERS,
             conv_width=8,
             width_step=8,
+            folds_constants=False,
         ),
         Target(
             "generic",
@@ -208,6 +215,7 @@ TARGETS: dict[str, Target] = {
             quant=_GENERIC_INTEGERS,
             conv_width=8,
             width_step=4,
+            folds_constants=False,
         ),
     )
 }

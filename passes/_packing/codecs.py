@@ -5,11 +5,15 @@ nodes compute ends as an ordinary initializer: same kernels, same speed, same me
 
     one value   value (1,)                            -> Expand
     narrow      values of a smaller type              -> Cast
-    palette     indices of b bits, 2^b values         -> unpack -> Gather
+    palette     indices as digits, several a word     -> Div, Mod -> Gather
+    bit planes  a plane for each bit of an index      -> Div, Mod, ReduceSum -> Gather
     mask        a bit an element, the nonzeros        -> CumSum of the bits -> Gather
     gaps        distances between nonzeros, nonzeros  -> CumSum -> ScatterElements
+    short gaps  distances of half a byte              -> Div, Mod, then as gaps
+    grid        int8 numbers and their scales         -> Cast -> Mul
 
-The nonzeros of the last two may be stored by narrow or palette again.
+The nonzeros of a mask and of gaps may be stored by narrow or palette again, the numbers of a grid
+by any other.
 """
 
 from __future__ import annotations
@@ -23,16 +27,18 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from .bit_packing import (
-    bits_of_bytes,
+    Digits,
     bytes_for,
     gap_entries,
     index_digits,
     index_planes,
     mask_bytes,
     nonzeros,
+    smallest_digits,
 )
-from .content import Bits, Content, as_type, narrowed
+from .content import Bits, Content, as_type, content_of, narrowed
 from .draft import Draft
+from .grid import grid_of
 
 Codec = Callable[[Content, Draft], ir.Value | None]
 """Draft a decoder of the constant; None where the codec does not fit it."""
@@ -41,6 +47,9 @@ OPSET = 13
 """Least opset of the decoders: ReduceSum takes its axes as an input from then on."""
 
 UINT8 = ir.DataType.UINT8
+
+BITS = Digits(2, np.dtype(np.uint8))
+HALF_BYTES = Digits(16, np.dtype(np.uint8))
 
 
 def one_value(content: Content, draft: Draft) -> ir.Value | None:
@@ -67,39 +76,57 @@ def narrow(content: Content, draft: Draft) -> ir.Value | None:
 
 
 def palette(content: Content, draft: Draft) -> ir.Value | None:
-    """Few distinct elements: indices of as many bits as they need, into a table of them."""
+    """Few distinct elements: indices as digits to their number as a base, into a table of them."""
     values = content.palette
     if values is None or values.size < 2:
         return None
-    bits = int(values.size - 1).bit_length()
     table = _table(draft, content, values)
-    # indices of 3, 5 and 6 bits fill no byte: a plane for each of their bits
-    per_byte = 8 // bits if bits in (1, 2, 4) else 8
-    if per_byte * bits == 8:
-        index = _from_digits(content, draft, values, bits)
-    else:
-        index = _from_planes(content, draft, values, bits)
-    size = per_byte * bytes_for(content.size, per_byte)
+    digits = smallest_digits(values.size, content.size)
+
+    def compute() -> NDArray[Any]:
+        return index_digits(content, values, digits)
+
+    index = _digits(draft, compute, digits, content.size)
     decoded = _looked_up(draft, table, index)
+    size = digits.per_word * digits.words_for(content.size)
     return _cut_to_size(draft, decoded, content, size)
 
 
-def _from_digits(content: Content, draft: Draft, values: Bits, bits: int) -> ir.Value:
-    """Indices of 1, 2 or 4 bits, whole ones in a byte: (bytes, per byte)."""
-    count = bytes_for(content.size, 8 // bits)
-
-    def compute() -> NDArray[Any]:
-        return index_digits(content, values, bits)
-
-    stored = _stored(draft, compute, UINT8, [count, 1])
-    powers = 2 ** np.arange(0, 8, bits, dtype=np.int32)
-    wide = _as_int32(draft, stored)
-    shifted = draft.node("Div", [wide, draft.constant(powers)])
-    return draft.node("Mod", [shifted, _number(draft, 2**bits)])
+def bit_planes(content: Content, draft: Draft) -> ir.Value | None:
+    """The same where digits waste much (8, 32 or 64 values): a plane for each bit of an index."""
+    values = content.palette
+    if values is None or values.size < 2:
+        return None
+    table = _table(draft, content, values)
+    index = _from_planes(content, draft, values)
+    decoded = _looked_up(draft, table, index)
+    return _cut_to_size(draft, decoded, content, 8 * bytes_for(content.size, 8))
 
 
-def _from_planes(content: Content, draft: Draft, values: Bits, bits: int) -> ir.Value:
+def _digits(
+    draft: Draft, compute: Callable[[], NDArray[Any]], digits: Digits, count: int
+) -> ir.Value:
+    """Store `count` digits, and take them apart: (words, digits in a word) int32."""
+
+    def column() -> NDArray[Any]:
+        return compute()[:, None]
+
+    kind = ir.DataType.from_numpy(digits.word)
+    words = _stored(draft, column, kind, [digits.words_for(count), 1])
+    if kind != ir.DataType.INT32:
+        words = _as_int32(draft, words)
+    return _digits_of(draft, words, digits)
+
+
+def _digits_of(draft: Draft, words: ir.Value, digits: Digits) -> ir.Value:
+    """Digits of words (n, 1), the lowest first."""
+    shifted = draft.node("Div", [words, draft.constant(digits.weights)])
+    return draft.node("Mod", [shifted, _number(draft, digits.base)])
+
+
+def _from_planes(content: Content, draft: Draft, values: Bits) -> ir.Value:
     """Indices whose bits lie in a plane each: (bytes, 8)."""
+    bits = int(values.size - 1).bit_length()
     count = bytes_for(content.size, 8)
 
     def compute() -> NDArray[Any]:
@@ -141,34 +168,81 @@ def mask(content: Content, draft: Draft) -> ir.Value | None:
 
 
 def gaps(content: Content, draft: Draft) -> ir.Value | None:
-    """Nearly all zeros: distances between the elements that are not, and these."""
+    """Nearly all zeros: distances of a byte between the elements that are not, and these."""
+    return _gaps(content, draft, 255)
+
+
+def short_gaps(content: Content, draft: Draft) -> ir.Value | None:
+    """Mostly zeros: the same with distances of half a byte."""
+    return _gaps(content, draft, 15)
+
+
+def _gaps(content: Content, draft: Draft, longest: int) -> ir.Value | None:
     if content.nonzeros == 0:
         return None
+    count = content.gap_entries[longest]
+    is_short = longest < 16
 
     def distances() -> NDArray[Any]:
-        return gap_entries(content)[0]
+        gaps = gap_entries(content, longest)[0]
+        return HALF_BYTES.packed(gaps) if is_short else gaps
+
+    if is_short:
+        digits = _digits(draft, distances, HALF_BYTES, count)
+        # a distance of 0 fills the last byte: the last nonzero once more
+        count += count % 2
+        steps = draft.node("Reshape", [digits, _shape(draft, [-1])])
+    else:
+        steps = _as_int32(draft, _stored(draft, distances, UINT8, [count]))
 
     def entries() -> NDArray[Any]:
-        return as_type(gap_entries(content)[1], content.dtype)
+        found = gap_entries(content, longest)[1]
+        found = np.pad(found, (0, count - found.size), mode="edge")
+        return as_type(found, content.dtype)
 
-    dims = [content.gap_entries]
-    stored = _stored(draft, distances, UINT8, dims)
-    values = _stored(draft, entries, content.dtype, dims)
-    ends = _running_sum(draft, _as_int32(draft, stored))
-    # distances count from the place before the first element
-    places = draft.node("Sub", [ends, _number(draft, 1)])
+    values = _cheapest(content, draft, entries, count)
+    places = _running_sum(draft, steps)
     zero = draft.constant(np.zeros(1, content.dtype.numpy()))
     blank = draft.node("Expand", [zero, _shape(draft, [content.size])])
-    filled = draft.node("ScatterElements", [blank, places, values], axis=0)
+    filled = draft.node("ScatterElements", [blank, places, values])
     return draft.node("Reshape", [filled, _shape(draft, content.dims)])
 
+
+def grid(content: Content, draft: Draft) -> ir.Value | None:
+    """Whole numbers times a scale, of the tensor or of each channel: the numbers, packed again."""
+    if content.dtype != ir.DataType.FLOAT or content.palette is not None:
+        return None
+    found = grid_of(content.tensor)
+    if found is None:
+        return None
+    codes = content_of(found.codes)
+    best: Codec | None = None
+    cheapest = found.codes.nbytes
+    for codec in INTEGER_CODECS:
+        alone = draft.copy()
+        fits = codec(codes, alone) is not None
+        if fits and alone.nbytes() < cheapest:
+            best = codec
+            cheapest = alone.nbytes()
+    stored = draft.stored(found.codes) if best is None else best(codes, draft)
+    assert stored is not None
+    whole = draft.node("Cast", [stored], to=int(ir.DataType.FLOAT))
+    scales = draft.stored(ir.Tensor(found.scales))
+    return draft.node("Mul", [whole, scales])
+
+
+INTEGER_CODECS: tuple[Codec, ...] = (palette, bit_planes, mask, gaps, short_gaps)
+"""Codecs that the whole numbers of a grid may be stored by."""
 
 CODECS: dict[str, Codec] = {
     "one value": one_value,
     "narrow": narrow,
     "palette": palette,
+    "bit planes": bit_planes,
     "mask": mask,
     "gaps": gaps,
+    "short gaps": short_gaps,
+    "grid": grid,
 }
 """All codecs by the name that the account gives them."""
 
@@ -177,14 +251,20 @@ NONZERO_CODECS = (narrow, palette)
 
 
 def _nonzeros(content: Content, draft: Draft) -> ir.Value:
-    """Store a zero and the elements that are none, (nonzeros + 1,), in the cheapest way."""
-    dims = [content.nonzeros + 1]
+    """Store a zero and the elements that are none: (nonzeros + 1,)."""
 
     def compute() -> NDArray[Any]:
         return as_type(nonzeros(content), content.dtype)
 
-    tensor = _lazy(compute, content.dtype, dims)
-    inner = dataclasses.replace(content, tensor=tensor, size=dims[0])
+    return _cheapest(content, draft, compute, content.nonzeros + 1)
+
+
+def _cheapest(
+    content: Content, draft: Draft, compute: Callable[[], NDArray[Any]], size: int
+) -> ir.Value:
+    """Store `size` elements of a constant, some zeros among them, in the cheapest way."""
+    tensor = _lazy(compute, content.dtype, [size])
+    inner = dataclasses.replace(content, tensor=tensor, size=size)
     best = None
     cheapest = tensor.nbytes
     for codec in NONZERO_CODECS:
@@ -198,25 +278,31 @@ def _nonzeros(content: Content, draft: Draft) -> ir.Value:
     return stored
 
 
+def _bits_of_bytes(draft: Draft) -> ir.Value:
+    """Bits of every byte, the lowest first: (256, 8) int32; nodes are smaller than the table."""
+    ones = draft.node("Expand", [_number(draft, 1), _shape(draft, [256, 1])])
+    every_byte = _running_sum(draft, ones, exclusive=1)
+    return _digits_of(draft, every_byte, BITS)
+
+
 def _counts(draft: Draft) -> ir.Value:
     """Ones among the bits of each byte: (256, 1) int32."""
-    bits = bits_of_bytes()
-    table = bits.sum(axis=1, keepdims=True, dtype=np.uint8)
-    return _as_int32(draft, draft.constant(table))
+    bits = draft.shared("bits", lambda: _bits_of_bytes(draft))
+    axis = draft.constant(np.array([1], np.int64))
+    return draft.node("ReduceSum", [bits, axis], keepdims=1)
 
 
 def _ranks(draft: Draft) -> ir.Value:
     """Ordinal of each one among the bits of a byte, from 1; far below zero for bits that are 0.
 
-    Shape (256, 8) int32, made from a quarter of its bytes: below zero it is multiplied by 2^23.
+    Shape (256, 8) int32.
     """
-    bits = bits_of_bytes()
-    ordinals = np.cumsum(bits, axis=1)
-    table = np.where(bits, ordinals, -128).astype(np.int8)
-    ranks = _as_int32(draft, draft.constant(table))
-    negative = draft.node("Min", [ranks, _number(draft, 0)])
-    far = draft.node("Mul", [negative, _number(draft, 2**23)])
-    return draft.node("Add", [ranks, far])
+    bits = draft.shared("bits", lambda: _bits_of_bytes(draft))
+    axis = draft.constant(np.array(1, np.int64))
+    ordinals = draft.node("CumSum", [bits, axis])
+    unset = draft.node("Sub", [bits, _number(draft, 1)])
+    far_below = draft.node("Mul", [unset, _number(draft, 2**30)])
+    return draft.node("Add", [ordinals, far_below])
 
 
 def _cut_to_size(
@@ -233,7 +319,7 @@ def _cut_to_size(
 
 def _looked_up(draft: Draft, table: ir.Value, index: ir.Value) -> ir.Value:
     """Rows of a table."""
-    return draft.node("Gather", [table, index], axis=0)
+    return draft.node("Gather", [table, index])
 
 
 def _running_sum(draft: Draft, value: ir.Value, **attributes: int) -> ir.Value:

@@ -6,6 +6,7 @@ gives back every bit.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,8 +20,8 @@ from .._core.lazy import blocks
 MOST_VALUES = 64
 """Distinct values that a palette has at most: indices of 6 bits; more save too little."""
 
-LONGEST_GAP = 255
-"""Distance between nonzeros that one byte holds; longer ones take fillers."""
+LONGEST_GAPS = (15, 255)
+"""Distances between nonzeros that half a byte and one byte hold; longer ones take fillers."""
 
 HEAD = 4096
 """Elements of a block that are looked at first for distinct values."""
@@ -41,7 +42,8 @@ class Content:
     """Facts about one constant.
 
     `size`, `nonzeros`: counts of elements; zero is the element of all-zero bits. `gap_entries`:
-    bytes that distances between nonzeros take, fillers counted. `palette`: the distinct elements as
+    distances between nonzeros, fillers counted, by the longest that is stored.
+    `palette`: the distinct elements as
     bits, sorted; None where there are more than `MOST_VALUES`. `narrower`: types whose values all
     elements are, smaller than their own.
     """
@@ -49,7 +51,7 @@ class Content:
     tensor: ir.TensorProtocol
     size: int = 0
     nonzeros: int = 0
-    gap_entries: int = 0
+    gap_entries: Counter[int] = field(default_factory=Counter)
     palette: Bits | None = None
     narrower: list[ir.DataType] = field(default_factory=list)
 
@@ -75,9 +77,9 @@ def content_of(tensor: ir.TensorProtocol) -> Content:
         content.size += block.size
         content.nonzeros += places.size
         gaps = np.diff(places, prepend=last_nonzero)
-        # a gap of more than a byte takes fillers
-        entries = -(-gaps // LONGEST_GAP)
-        content.gap_entries += int(entries.sum())
+        for longest in LONGEST_GAPS:
+            entries = -(-gaps // longest)
+            content.gap_entries[longest] += int(entries.sum())
         if places.size:
             last_nonzero = int(places[-1])
         if palette is not None:

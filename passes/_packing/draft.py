@@ -10,12 +10,13 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from .._core.graph import Names
+from .constant_graph import PREFIX
 
 Shared = dict[object, ir.Value]
 """Values that all decoders of a graph use: constants by type, shape and content; nodes by a key."""
 
-PLACEHOLDER = "p999"
-"""Name that costs are counted with: decoders get the letter p and a number."""
+PLACEHOLDER = f"{PREFIX}999"
+"""Name that costs are counted with."""
 
 
 class Draft:
@@ -31,6 +32,10 @@ class Draft:
         self._new_shared: Shared = {}
         self._nodes: list[ir.Node] = []
 
+    def copy(self) -> Draft:
+        """An empty draft of the same graph, to try something out."""
+        return Draft(self._shared)
+
     def stored(self, tensor: ir.TensorProtocol) -> ir.Value:
         """Add an initializer, which may be lazy."""
         value = _constant_value(tensor)
@@ -43,7 +48,7 @@ class Draft:
         known = self._shared.get(key) or self._constants.get(key)
         if known is not None:
             return known
-        value = _constant_value(ir.Tensor(np.ascontiguousarray(array)))
+        value = _constant_value(ir.Tensor(np.asarray(array, order="C")))
         self._constants[key] = value
         return value
 
@@ -81,14 +86,14 @@ class Draft:
         that use them.
         """
         for value in [*self._own, *self._constants.values()]:
-            value.name = names.numbered("p")
+            value.name = names.numbered(PREFIX)
             assert value.const_value is not None
             value.const_value.name = value.name
             graph.register_initializer(value)
         self._shared |= self._constants | self._new_shared
         for node in self._nodes:
             output = node.outputs[0]
-            output.name = name if output is decoded else names.numbered("p")
+            output.name = name if output is decoded else names.numbered(PREFIX)
         graph.insert_before(first, self._nodes)
 
 

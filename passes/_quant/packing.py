@@ -22,10 +22,11 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from .._core.lazy import DerivedTensor, blocks
+from .._packing.bit_packing import Digits, bytes_for
 from .inserter import Inserter
 
-TRITS_A_BYTE = 5
-NIBBLES_A_BYTE = 2
+BYTE = np.dtype(np.uint8)
+BITS, TRITS_OF_BYTES, HALVES = Digits(2, BYTE), Digits(3, BYTE), Digits(16, BYTE)
 
 
 def pack_signs(array: NDArray[Any]) -> NDArray[np.uint8]:
@@ -41,9 +42,7 @@ def pack_signs(array: NDArray[Any]) -> NDArray[np.uint8]:
 
 def sign_table() -> NDArray[np.int8]:
     """(256, 8) int8: row b holds the eight signs that `pack_signs` put in byte b."""
-    every_byte = np.arange(256, dtype=np.uint8)[:, None]
-    bits = np.unpackbits(every_byte, axis=1, bitorder="little")
-    signs = bits.astype(np.int8) * 2 - 1
+    signs = 2 * BITS.table() - 1
     return signs.astype(np.int8)
 
 
@@ -54,24 +53,16 @@ def pack_trits(array: NDArray[Any]) -> NDArray[np.uint8]:
     byte i, plus one. Digits after the last element are 0.
     """
     flat = np.asarray(array).reshape(-1)
-    count = _bytes_of(flat.size, TRITS_A_BYTE)
-    digits = np.zeros(count * TRITS_A_BYTE, np.uint8)
     # digits 0, 1, 2; the fill of the last byte is cut off when it is unpacked
-    digits[: flat.size] = flat + 1
-    by_byte = digits.reshape(-1, TRITS_A_BYTE)
-    packed = by_byte @ _POWERS
-    return packed.astype(np.uint8)
+    digits = flat.astype(np.int8) + 1
+    packed: NDArray[np.uint8] = TRITS_OF_BYTES.packed(digits)
+    return packed
 
 
 def trit_table() -> NDArray[np.int8]:
     """(243, 5) int8: row b holds the five values that `pack_trits` put in byte b."""
-    every_byte = np.arange(3**TRITS_A_BYTE)[:, None]
-    digits = every_byte // _POWERS % 3
-    trits = digits - 1
+    trits = TRITS_OF_BYTES.table() - 1
     return trits.astype(np.int8)
-
-
-_POWERS = 3 ** np.arange(TRITS_A_BYTE)
 
 
 def pack_nibbles(array: NDArray[Any]) -> NDArray[np.uint8]:
@@ -81,29 +72,16 @@ def pack_nibbles(array: NDArray[Any]) -> NDArray[np.uint8]:
     byte i, plus eight. The nibble after the last element is 0.
     """
     flat = np.asarray(array).reshape(-1)
-    count = _bytes_of(flat.size, NIBBLES_A_BYTE)
-    digits = np.zeros(count * NIBBLES_A_BYTE, np.uint8)
     # unsigned nibbles
-    digits[: flat.size] = flat.astype(np.int8) + 8
-    low = digits[::2]
-    high = digits[1::2] << 4
-    packed = low | high
-    return packed.astype(np.uint8)
+    digits = flat.astype(np.int8) + 8
+    packed: NDArray[np.uint8] = HALVES.packed(digits)
+    return packed
 
 
 def nibble_table() -> NDArray[np.int8]:
     """(256, 2) int8: row b holds the two values that `pack_nibbles` put in byte b."""
-    byte = np.arange(256)
-    low = byte & 15
-    high = byte >> 4
-    pairs = np.stack([low, high], axis=1)
-    signed = pairs - 8
+    signed = HALVES.table() - 8
     return signed.astype(np.int8)
-
-
-def _bytes_of(codes: int, per_byte: int) -> int:
-    """Bytes that so many codes take; the last may be filled in part."""
-    return -(-codes // per_byte)
 
 
 @dataclass(frozen=True)
@@ -119,9 +97,9 @@ class Packing:
     table: Callable[[], NDArray[np.int8]]
 
 
-SIGNS = Packing("signs", 8, pack_signs, sign_table)
-TRITS = Packing("trits", TRITS_A_BYTE, pack_trits, trit_table)
-NIBBLES = Packing("nibbles", NIBBLES_A_BYTE, pack_nibbles, nibble_table)
+SIGNS = Packing("signs", BITS.per_word, pack_signs, sign_table)
+TRITS = Packing("trits", TRITS_OF_BYTES.per_word, pack_trits, trit_table)
+NIBBLES = Packing("nibbles", HALVES.per_word, pack_nibbles, nibble_table)
 
 
 def packed_weight(
@@ -141,7 +119,7 @@ def packed_weight(
     """
     tensor = ir.Tensor(codes) if isinstance(codes, np.ndarray) else codes
     dims = [int(d) for d in tensor.shape.numpy()]
-    count = _bytes_of(tensor.size, packing.per_byte)
+    count = bytes_for(tensor.size, packing.per_byte)
     rows = [] if planes == 1 else [planes]
     unpack = _Unpacking(inserter, before)
 
@@ -229,7 +207,7 @@ def _packed_tensor(
     tensor: ir.TensorProtocol, packing: Packing, planes: int
 ) -> ir.LazyTensor:
     """The packed bytes, computed when they are written."""
-    count = _bytes_of(tensor.size, packing.per_byte)
+    count = bytes_for(tensor.size, packing.per_byte)
 
     def compute() -> ir.TensorProtocol:
         out = np.empty((planes, count), np.uint8)

@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, BinaryIO
 
 from ... import OnnxOptError
@@ -133,6 +134,12 @@ def peak_memory() -> int | None:
     """Peak resident memory of this process in bytes; None where the system does not tell."""
     if sys.platform == "win32":
         return None
+    if sys.platform == "linux":
+        # what getrusage tells there may be the peak of the parent, before this process began
+        status = Path("/proc/self/status").read_text()
+        found = re.search(r"VmHWM:\s+(\d+) kB", status)
+        if found:
+            return int(found[1]) * 1024
     import resource
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -1,5 +1,7 @@
 """pack: what stays dense first; then every codec, decoded bit for bit by ONNX Runtime."""
 
+from collections import Counter
+
 import ml_dtypes
 import numpy as np
 import onnx
@@ -75,6 +77,14 @@ def sparse(shape, kept, dtype=np.float32, seed=0):
     return array
 
 
+def grid(scales, zeros=0.0, dtype=np.float32):
+    """Numbers of 8 bits times scales of that shape."""
+    random = np.random.default_rng(3)
+    codes = random.integers(-127, 128, (64, 64))
+    codes[random.random(codes.shape) < zeros] = 0
+    return (codes * random.uniform(0.01, 1, scales).astype(dtype)).astype(dtype)
+
+
 def pack(array, **options):
     model = model_of(array)
     outcome = Pack(**options).run(model, NullContext())
@@ -89,6 +99,8 @@ STAYS = {
     "a few zeros": sparse((64, 64), 0.97),
     "small": np.zeros((3, 3), np.float32),
     "empty": np.zeros((0, 4), np.float32),
+    "a grid of doubles": grid((64, 1), dtype=np.float64),
+    "nearly a grid": np.nextafter(grid((64, 1)), np.float32(9)),
 }
 
 
@@ -116,7 +128,13 @@ PACKED = {
     "half of zeros": (sparse((96, 96), 0.5), "mask"),
     "half of zeros, codes": (sparse((96, 96), 0.5, np.int8), "mask"),
     "few nonzeros": (sparse((96, 96), 0.02), "gaps"),
+    "a sixth of nonzeros": (sparse((96, 96), 0.15, np.int8), "short_gaps"),
+    "an odd number of them": (sparse((96, 96), 0.15, np.int8, seed=6), "short_gaps"),
     "long gaps": (sparse((200, 200), 0.001), "gaps"),
+    "one scale": (grid((1, 1)), "grid"),
+    "a scale a row": (grid((64, 1)), "grid"),
+    "a scale a column": (grid((1, 64)), "grid"),
+    "half of zeros on a grid": (grid((64, 1), 0.5), "grid"),
     "whole halves": (
         np.random.default_rng(1)
         .normal(size=4096)
@@ -137,6 +155,10 @@ PACKED = {
         np.random.default_rng(2).choice([-0.5, 0.25], (64, 64)).astype(np.float32),
         "palette",
     ),
+    "three values": (
+        np.random.default_rng(2).choice([-3, 0, 7], (64, 63)).astype(np.int8),
+        "palette",
+    ),
     "seven values": (
         np.random.default_rng(3).integers(-3, 4, (64, 64)).astype(np.int8),
         "palette",
@@ -149,7 +171,7 @@ PACKED = {
         np.random.default_rng(5)
         .choice(np.random.default_rng(6).normal(size=40), (64, 64))
         .astype(np.float32),
-        "palette",
+        "bit_planes",
     ),
 }
 
@@ -236,8 +258,9 @@ def test_tables_are_shared_and_the_largest_constant_pays_for_them():
     model.graph.outputs[-1].type = ir.TensorType(ir.DataType.FLOAT)
     outcome = Pack().run(model, NullContext())
     assert outcome.stats["mask"] == 2
-    casts = [n for n in model.graph if n.op_type == "Cast"]
-    assert len(casts) == 4  # two masks, and the two tables
+    ops = Counter(node.op_type for node in model.graph)
+    # two masks, and the nodes of the tables once
+    assert (ops["Cast"], ops["Sub"], ops["ReduceSum"]) == (2, 1, 1)
 
 
 def test_twice_changes_nothing_more():
@@ -265,18 +288,159 @@ def test_weights_that_are_dequantized_are_packed():
     model = ir.from_proto(onnx.parser.parse_model(text))
     codes = sparse((64, 64), 0.5, np.int8)
     model.graph.initializers["w"].const_value = ir.Tensor(codes, name="w")
-    outcome = Pack(min_saving=0.0).run(model, NullContext())
-    assert outcome.changed == 0  # tables of 2.5 kB do not pay for so small a weight
-    codes = sparse((64, 512), 0.5, np.int8)
-    model = ir.from_proto(
-        onnx.parser.parse_model(
-            text.replace("[64, 64]", "[64, 512]").replace("[n, 64] y", "[n, 512] y")
-        )
-    )
-    model.graph.initializers["w"].const_value = ir.Tensor(codes, name="w")
     before = run_session(model)
     outcome = Pack().run(model, NullContext())
     assert outcome.stats["mask"] == 1
     x = np.random.default_rng(0).normal(size=(3, 64)).astype(np.float32)
     after = run_session(model)
     assert np.array_equal(before.run(None, {"x": x})[0], after.run(None, {"x": x})[0])
+
+
+@pytest.mark.parametrize(
+    ("values", "bits"),
+    {
+        2: 1,
+        3: 8 / 5,
+        4: 2,
+        5: 32 / 13,
+        6: 8 / 3,
+        7: 32 / 11,
+        8: 3,
+        10: 32 / 9,
+        16: 4,
+        33: 32 / 6,
+        64: 6,
+    }.items(),
+)
+def test_indices_take_the_bits_of_their_number(values, bits):
+    array = np.random.default_rng(0).integers(0, values, (512, 512)).astype(np.int8)
+    _, outcome = pack(array)
+    # and 300 bytes for the nodes
+    claimed = 8 * (outcome.stats["bytes_after"] - 300) / array.size
+    assert claimed == pytest.approx(bits, abs=0.01)
+
+
+def test_memory_while_loading_is_bounded():
+    """A mask of 9216 elements takes 160 kB; ScatterElements of a few nonzeros takes less."""
+    half, few = sparse((96, 96), 0.5), sparse((96, 96), 0.02)
+    for array, codec in ((half, None), (few, "gaps")):
+        for limit, expected in ((0, None), (1, codec or "mask")):
+            _, outcome = pack(array, load_memory=limit)
+            assert outcome.stats.get(expected, 0) == (expected is not None)
+            if expected is None:
+                assert outcome.changed == 0
+                assert "more than load_memory leaves" in outcome.declined[0].reason
+            else:
+                assert 0 < outcome.stats["load_bytes"] <= 10**6
+
+
+def test_narrow_types_take_no_memory():
+    array, _ = PACKED["whole halves"]
+    _, outcome = pack(array, load_memory=0)
+    assert outcome.stats["narrow"] == 1
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (0,), (0, 300), (1, 1)])
+def test_tensors_of_one_element_or_none_stay(shape):
+    _, outcome = pack(np.zeros(shape or (1,), np.float32))
+    assert outcome.changed == 0
+
+
+NAN = np.float32("nan")
+
+
+@pytest.mark.parametrize("payload", [0x7FC00001, 0xFFC0DEAD, 0x7F800001, 0x80000000])
+def test_nan_payloads_and_minus_zero_keep_every_bit(payload):
+    array = sparse((96, 96), 0.3)
+    array.view(np.uint32)[::7, ::5] = payload
+    model, outcome = pack(array)
+    assert outcome.changed == 1
+    got = decoded(model, 96)
+    assert got.view(np.uint32).tolist() == array.view(np.uint32).tolist()
+
+
+def test_opset_7_is_raised():
+    array = sparse((96, 96), 0.5)
+    model = model_of(array, opset=7)
+    assert Pack().run(model, NullContext()).changed == 1
+    assert model.opset_imports[""] == 13
+    assert decoded(model, 96).tobytes() == array.tobytes()
+
+
+def test_an_opset_that_cannot_be_raised_is_declined():
+    model = model_of(sparse((96, 96), 0.5), opset=9)
+    function = ir.Function(
+        "own",
+        "f",
+        graph=ir.Graph([], [], nodes=[], opset_imports={"": 9}),
+        attributes=[],
+    )
+    model.functions[function.identifier()] = function
+    # Upsample went with opset 10: onnx's converter must be asked
+    scales = ir.Value(
+        name="scales", const_value=ir.Tensor(np.ones(2, np.float32), name="scales")
+    )
+    model.graph.register_initializer(scales)
+    up = ir.node("Upsample", [model.graph[-1].outputs[0], scales])
+    up.outputs[0].name = "z"
+    model.graph.append(up)
+    outcome = Pack().run(model, NullContext())
+    assert outcome.changed == 0
+    assert outcome.declined[-1].where == "opset"
+
+
+def test_constants_in_bodies_stay():
+    """They are no constants of the main graph, which alone is packed."""
+    text = """
+    <ir_version: 8, opset_import: ["" : 17]>
+    g (bool c, float[n, 96] x) => (float[n, 96] y) {
+        y = If (c) <
+            then_branch = t () => (float[n, 96] a)
+              <float[96, 96] w = {0}> { a = MatMul (x, w) },
+            else_branch = f () => (float[n, 96] b) { b = Identity (x) }
+        >
+    }
+    """
+    model = ir.from_proto(onnx.parser.parse_model(text))
+    body = model.graph[0].attributes["then_branch"].as_graph()
+    body.initializers["w"].const_value = ir.Tensor(sparse((96, 96), 0.3), name="w")
+    outcome = Pack().run(model, NullContext())
+    assert outcome.changed == 0
+    assert [(d.where, d.reason) for d in outcome.declined] == [
+        ("w", "it is a constant in the body of a node")
+    ]
+
+
+def test_kernels_that_read_blocked_codes_keep_them():
+    text = """
+    <ir_version: 10, opset_import: ["" : 21]>
+    g (float[n, 96] x) => (float[n, 96] y)
+    <int8[96, 96] w = {0}, float[3, 96] s = {0}>
+    { f = DequantizeLinear <axis = 0, block_size = 32> (w, s)  y = MatMul (x, f) }
+    """
+    model = ir.from_proto(onnx.parser.parse_model(text))
+    codes = sparse((96, 96), 0.2, np.int8)
+    model.graph.initializers["w"].const_value = ir.Tensor(codes, name="w")
+    model.graph.initializers["s"].const_value = ir.Tensor(
+        np.random.default_rng(0).normal(size=(3, 96)).astype(np.float32), name="s"
+    )
+    outcome = Pack().run(model, NullContext())
+    assert outcome.changed == 0
+    assert [(d.where, d.reason) for d in outcome.declined] == [
+        ("w", "its kernel reads it as it is stored, in place")
+    ]
+
+
+def test_external_data_is_streamed(tmp_path):
+    array = sparse((96, 96), 0.3)
+    proto = ir.to_proto(model_of(array))
+    onnx.save(
+        proto,
+        tmp_path / "m.onnx",
+        save_as_external_data=True,
+        location="d",
+        size_threshold=0,
+    )
+    model = ir.load(tmp_path / "m.onnx")
+    assert Pack().run(model, NullContext()).changed == 1
+    assert decoded(model, 96).tobytes() == array.tobytes()

@@ -20,6 +20,7 @@ from ...passes._core.normalize import normalize
 from ...passes._core.ops import FLOATS, is_standard
 from ...passes._core.outcome import Declined, PassOutcome
 from ...passes._core.training_recipe import TrainingRecipe
+from ...passes.unpack import restore_packed
 from ...runtime.context import RunContext
 from ...runtime.session import open_session
 from ...runtime.taps import with_taps
@@ -67,6 +68,7 @@ def _teacher(given: Path | ir.Model | None, model: ir.Model) -> ir.Model:
         return model.clone()
     teacher = load(given) if isinstance(given, Path) else given.clone()
     normalize(teacher)
+    restore_packed(teacher)
     return teacher
 
 

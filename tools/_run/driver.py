@@ -2,6 +2,7 @@
 
 `load`: the original and its facts. `evidence`: the data, and the original's outputs on it.
 `context`: services that passes may ask for. `step`: each pass, verified, kept or rolled back.
+`packing`: the last pass, which runs unasked.
 `finish`: the file, written, judged and measured.
 """
 
@@ -16,6 +17,7 @@ from .explain_loss import explain
 from .finish import Written, finish, with_final_drift
 from .harm import Judgement, harm_of
 from .load import Original, load_original
+from .packing import end_packed
 from .result import Result
 from .run import Run, open_run
 from .settings import RunSettings
@@ -37,6 +39,7 @@ def optimize_model(settings: RunSettings) -> Result:
         for pass_ in settings.pipeline.passes:
             checked = run_step(run, verifier, context, checked, pass_)
         warn_if_unchanged(run, checked.steps)
+        checked = end_packed(run, original, verifier, context, checked, inputs)
         written = finish(run, original, inputs, verifier, context, checked)
         # after the file is written: its figures do not depend on the explanation
         losses = _explained(run, inputs, checked)

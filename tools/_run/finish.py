@@ -21,7 +21,7 @@ from .checks import forget_shapes, interface_of
 from .context import TrainingContext
 from .drift import Outputs, Reference, as_figures, meter
 from .evidence import VerificationInputs
-from .figures import Figures, expected_bytes, figures_of
+from .figures import Figures, expected_bytes, figures_of, zipped_bytes
 from .harm import agreement
 from .kernels import compare_kernels, is_quantized, remedy
 from .load import Original, own_fault
@@ -145,7 +145,9 @@ def _judge(
     if problem:
         raise own_fault(f"the written file differs from what was checked: {problem}")
     figures = figures_of(model, path, count_nonzero=not original.is_large)
-    figures = dataclasses.replace(figures, macs=macs)
+    figures.macs = macs
+    if run.settings.zipped:
+        figures.zipped_bytes = zipped_bytes(path, model)
     _warn_if_larger(run, original.figures.bytes, figures.bytes)
     drift = same = metric = latency_ms = None
     if inputs.reference is not None:

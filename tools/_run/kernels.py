@@ -15,6 +15,7 @@ from ...passes._core.integer_layers import offending_pairs, weight_pairs
 from ...passes._core.ops import QUANT_OPS
 from ...passes._core.saturation import SATURATING_CPUS
 from ...passes._core.targets import TARGETS
+from ...passes.unpack import without_packing
 from ...runtime.hardware import Hardware
 from ...runtime.session import Session
 from .drift import Arrays, Outputs, meter, sample_count
@@ -203,4 +204,5 @@ def pair_words(offending_pairs: int, pairs: int, **_: Any) -> str:
 
 def saturating_pairs(model: ir.Model) -> SaturatingPairs:
     """Count the pairs; a model that is not quantized has none."""
-    return SaturatingPairs(offending_pairs(model), weight_pairs(model))
+    plain = without_packing(model)
+    return SaturatingPairs(offending_pairs(plain), weight_pairs(plain))

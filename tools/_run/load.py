@@ -14,8 +14,9 @@ from ...frontends.onnx_file import check_output, load, save
 from ...passes._core.normalize import normalize
 from ...passes._core.stats import model_macs
 from ...passes._core.targets import target_named
+from ...passes.unpack import is_packed, restore_packed, starts_with_unpack
 from .checks import Interface, Validity, has_inner_shapes, interface_of, validity_of
-from .figures import LARGE, Figures, figures_of, weight_bytes
+from .figures import LARGE, Figures, figures_of, weight_bytes, zipped_bytes
 from .kernels import is_quantized
 from .provenance import sha256_of
 from .run import Run
@@ -28,7 +29,8 @@ class Original:
 
     `about`: the JSON form's `model`. `path`: a file of it for the worker; None where this run never
     runs it. `is_large`: its weights are above 1 GiB. `is_run`: models are run to check them.
-    `has_shapes`, `is_quantized`: as it came, before anything was inferred or changed.
+    `has_shapes`, `is_quantized`, `was_packed`: as it came, before anything was inferred or
+    changed.
     """
 
     about: dict[str, Any]
@@ -41,6 +43,7 @@ class Original:
     is_run: bool
     has_shapes: bool
     is_quantized: bool
+    was_packed: bool
 
 
 def load_original(run: Run) -> tuple[Original, ir.Model]:
@@ -64,11 +67,17 @@ def load_original(run: Run) -> tuple[Original, ir.Model]:
     sha256 = None if settings.source is None else sha256_of(settings.source)
     path = _file_of(run, model, is_run)
     figures = figures_of(model, path, count_nonzero=not is_large)
+    if settings.zipped and path is not None:
+        figures.zipped_bytes = zipped_bytes(path, model)
     about = _description(settings, model, sha256)
     has_shapes = has_inner_shapes(model)
     was_quantized = is_quantized(model)
 
     normalize(model)
+    # passes work on weights; how they are stored is the last step's affair
+    was_packed = is_packed(model)
+    if not starts_with_unpack(settings.pipeline.passes):
+        restore_packed(model)
     problem = interface.difference(interface_of(model))
     if problem:
         raise own_fault(f"loading changes the model: {problem}")
@@ -87,6 +96,7 @@ def load_original(run: Run) -> tuple[Original, ir.Model]:
         is_run=is_run,
         has_shapes=has_shapes,
         is_quantized=was_quantized,
+        was_packed=was_packed,
     )
     return original, model
 

@@ -77,8 +77,8 @@ class Result:
         """The JSON object of `--json`: plain numbers, None for what is unknown or not finite."""
         fields = {
             "model": self.about,
-            "input": dataclasses.asdict(self.input),
-            "output": dataclasses.asdict(self.output),
+            "input": self.input.as_dict(),
+            "output": self.output.as_dict(),
             "passes": [step.as_dict() for step in self.passes],
             "drift_on": self.drift_on,
             "metric": self.metric,

@@ -41,6 +41,8 @@ class RunSettings:
     min_sqnr: float | None = None
     max_drop: float | None = None
     explain_loss: bool = False
+    pack: bool = True
+    zipped: bool = False
     resume: Path | None = None
     teacher: Path | ir.Model | None = None
 

@@ -6,7 +6,7 @@ import dataclasses
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -78,8 +78,11 @@ def run_step(
     context: TrainingContext,
     checked: Checked,
     pass_: Pass,
+    is_worth: Callable[[ir.Model, ir.Model], bool] | None = None,
 ) -> Checked:
     """Apply one pass and verify it; an exact pass that fails is rolled back with a warning.
+
+    `is_worth`: compares the models before and after; where it is False the pass leaves no trace.
 
     Errors: CheckError where a lossy pass fails, or any with `strict`.
     """
@@ -94,6 +97,9 @@ def run_step(
         problem, outcome = apply_pass(run, context, model, pass_)
         # the time of the pass alone: verifying may take longer
         seconds = time.perf_counter() - start
+        # before the costly part
+        if problem is None and is_worth is not None and not is_worth(before, model):
+            return dataclasses.replace(checked, model=before)
         if problem is None:
             verification = verifier.verify(model, pass_.effect, checked.outputs)
             problem = verification.problem

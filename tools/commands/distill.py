@@ -137,8 +137,10 @@ def initialized(student: Path, seed: int) -> Any:
     from ...frontends.onnx_file import load
     from ...frontends.training.initialize import initialize
     from ...passes._core.normalize import normalize
+    from ...passes.unpack import restore_packed
 
     model = load(student)
     normalize(model)
+    restore_packed(model)
     initialize(model, seed)
     return model

@@ -63,6 +63,8 @@ def report(facts: dict[str, Any], top: int, verbosity: int) -> list[Any]:
     lines = summary_lines(facts)
     if facts["quantized"]:
         lines.append(f"quantized already: {_counts(facts['quantized'])}")
+    if facts["packed"]:
+        lines.append(f"packed: {facts['packed']} constants, unpacked while it loads")
     if facts["saturation"] and facts["saturation"]["pairs"]:
         lines.append(markup_safe(pair_words(**facts["saturation"])))
     if facts["hardware"]:

@@ -90,6 +90,16 @@ TARGET_HELP = (
 )
 @click.option("--no-bench", is_flag=True, help="Do not measure latency.")
 @click.option(
+    "--zipped",
+    is_flag=True,
+    help="Say what the files take in a zip archive (level 9), before and after.",
+)
+@click.option(
+    "--no-pack",
+    is_flag=True,
+    help="Leave constants plain where a lossy pipeline would end with pack.",
+)
+@click.option(
     "--explain-loss",
     is_flag=True,
     help="Say which layer lost what, to its weights or its activations.",
@@ -119,6 +129,7 @@ def command(
     as_json: bool,
     verbosity: int,
     no_bench: bool,
+    no_pack: bool,
     **options: Any,
 ) -> None:
     """Optimize MODEL: run passes, check each, measure before and after, write the result."""
@@ -131,6 +142,7 @@ def command(
         list(passes) or DEFAULT_PASSES,
         out=out or default_output(model),
         bench=not no_bench,
+        pack=not no_pack,
         progress=Progress(verbosity - as_json),
         **options,
     )

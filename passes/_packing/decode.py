@@ -1,0 +1,176 @@
+"""Values that constants alone decide, computed here as a runtime does while it loads a model."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from .._core.ops import FLOATS
+from .._simplify.evaluate import NotFoldable, evaluate, foldable, result_elements
+
+Array = NDArray[Any]
+
+LARGEST = 1 << 29
+"""Elements of the largest tensor that is computed on the way: a file may ask for any number.
+
+Chosen by hand, above every weight that was seen.
+"""
+
+INEXACT_OPS = frozenset(
+    {
+        "Exp",
+        "Log",
+        "Sin",
+        "Cos",
+        "Tan",
+        "Asin",
+        "Acos",
+        "Atan",
+        "Sinh",
+        "Cosh",
+        "Asinh",
+        "Acosh",
+        "Atanh",
+        "Erf",
+        "Sigmoid",
+        "Tanh",
+        "Pow",
+        "Sqrt",
+        "Reciprocal",
+        "Elu",
+        "Selu",
+        "Softplus",
+        "Softsign",
+        "HardSigmoid",
+        "HardSwish",
+        "Gelu",
+        "Softmax",
+        "LogSoftmax",
+        "Mean",
+        "ReduceMean",
+        "ReduceL2",
+        "ReduceLogSum",
+        "ReduceLogSumExp",
+    }
+)
+"""Ops whose last bits depend on who computes them."""
+
+SUMMING_OPS = frozenset(
+    {
+        "CumSum",
+        "MatMul",
+        "Gemm",
+        "Sum",
+        "ReduceSum",
+        "ReduceProd",
+        "ReduceL1",
+        "ReduceSumSquare",
+    }
+)
+"""Ops that add numbers up in any order: exact for whole numbers, not for floats."""
+
+
+class Decoder:
+    """Recipe of one value: the nodes that compute it, and the constants that they read.
+
+    Holds on to constants, not to what is computed of them; stays valid once the nodes have left
+    their graph. Errors: NotFoldable for a node that is not computed here.
+    """
+
+    def __init__(self, value: ir.Value, opset: int) -> None:
+        self._value = value
+        self._opset = opset
+        self._steps = _steps_to(value)
+        self._constants: dict[ir.Value, ir.TensorProtocol] = {}
+        self._uses: Counter[ir.Value] = Counter()
+        made: set[ir.Value] = set()
+        for node, _ in self._steps:
+            made.update(node.outputs)
+        for _, inputs in self._steps:
+            for source in inputs:
+                if source is None:
+                    continue
+                self._uses[source] += 1
+                if source not in made:
+                    assert source.const_value is not None
+                    self._constants[source] = source.const_value
+
+    def __call__(self) -> Array:
+        """Compute the value. Errors: NotFoldable where that takes too much, or fails."""
+        known: dict[ir.Value, Array] = {}
+        left = self._uses.copy()
+        for node, sources in self._steps:
+            for source in sources:
+                if source in self._constants and source not in known:
+                    known[source] = self._constants[source].numpy()
+            inputs = [None if source is None else known[source] for source in sources]
+            outputs = _computed(node, inputs, self._opset)
+            known.update(zip(node.outputs, outputs, strict=True))
+            # what no later node reads goes: one weight's parts are held at a time
+            for source in sources:
+                if source is None:
+                    continue
+                left[source] -= 1
+                if not left[source]:
+                    del known[source]
+        return known[self._value]
+
+
+Step = tuple[ir.Node, tuple[ir.Value | None, ...]]
+
+
+def _steps_to(value: ir.Value) -> list[Step]:
+    """Nodes that a value depends on, each after those that it reads. Errors: NotFoldable."""
+    order: dict[ir.Node, None] = {}
+    waiting = [(value.producer(), False)]
+    # by a stack: chains of nodes may be longer than calls can nest
+    while waiting:
+        node, is_ready = waiting.pop()
+        if node is None or node in order:
+            continue
+        if is_ready:
+            order[node] = None
+            continue
+        _require_exact(node)
+        waiting.append((node, True))
+        sources = [source for source in node.inputs if source is not None]
+        waiting.extend((source.producer(), False) for source in sources)
+    return [(node, tuple(node.inputs)) for node in order]
+
+
+def _require_exact(node: ir.Node) -> None:
+    if not foldable(node):
+        raise NotFoldable(f"{node.op_type} is not computed here")
+    if node.op_type in INEXACT_OPS:
+        raise NotFoldable(f"runtimes differ in the last bits of {node.op_type}")
+
+
+def _computed(node: ir.Node, inputs: list[Array | None], opset: int) -> Sequence[Array]:
+    first = inputs[0]
+    assert first is not None
+    if node.op_type in SUMMING_OPS and ir.DataType.from_numpy(first.dtype) in FLOATS:
+        raise NotFoldable(f"runtimes differ in the order in which {node.op_type} adds")
+    if result_elements(node, inputs) > LARGEST:
+        raise NotFoldable(f"{node.op_type} makes more than {LARGEST:,} elements")
+    if first.ndim == 1 and _is_plain_scatter(node):
+        return [_scattered(inputs)]
+    return evaluate(node, inputs, opset)
+
+
+def _is_plain_scatter(node: ir.Node) -> bool:
+    reduction = node.attributes.get_string("reduction", "none")
+    return node.op_type == "ScatterElements" and reduction == "none"
+
+
+def _scattered(inputs: list[Array | None]) -> Array:
+    """ScatterElements of one axis: onnx's own takes a turn of a loop for each element."""
+    data, places, updates = inputs
+    assert data is not None
+    assert places is not None
+    filled = data.copy()
+    filled[places] = updates
+    return filled
