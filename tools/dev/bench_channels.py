@@ -20,7 +20,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from bench_data import data_folder
+from bench_data import data_folder, source
 from onnx_opt import optimize
 from onnx_opt.runtime.bench import interleaved
 from onnx_opt.runtime.feeds import open_feeds
@@ -96,10 +96,6 @@ class Row:
     seconds: float
     speed: dict[str, float] = field(default_factory=dict)
     met: bool | None = None
-
-
-def source(name: str) -> str:
-    return f"{data_folder() / 'loaders.py'}:{name}"
 
 
 def run_case(case: Case, passes: str, seconds: float, folder: Path) -> Row:

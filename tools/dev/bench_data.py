@@ -1,6 +1,6 @@
-"""Feeds for benchmark models that come without labelled data, in the form `--data FILE.py:callable`
-takes.
+"""Models that benchmarks run on, and their data: samples for passes, and others to judge by.
 
+Models without labelled data get feeds made here, in the form `--data FILE.py:callable` takes.
 Realistic, not real: they show whether a result still computes what the original does, never how
 good it is.
 """
@@ -8,9 +8,12 @@ good it is.
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -22,6 +25,129 @@ Feeds = dict[str, Any]
 def data_folder() -> Path:
     """Folder of the shared models and data: ONNX_OPT_DATA, or shared/data beside the repository."""
     return Path(os.environ.get("ONNX_OPT_DATA", ROOT.parent / "shared" / "data"))
+
+
+@dataclass(frozen=True)
+class BenchModel:
+    """A model of the shared data.
+
+    `calibration`, `evaluation`: loaders, of the shared data or of this file, that have no sample in
+    common. `metric`: of the evaluation's labels, built in or of the shared loaders; None without
+    labels. `rows`: samples of the evaluation that tell enough in little time. `timed`: rows of a
+    batch whose latency is measured. `path`: where the file is, if not with the shared models.
+    """
+
+    name: str
+    calibration: str
+    evaluation: str
+    metric: str | None = None
+    rows: int = 2000
+    timed: int = 8
+    path: Path | None = None
+
+    @property
+    def file(self) -> Path:
+        """The model file."""
+        return self.path or data_folder() / "models" / f"{self.name}.onnx"
+
+
+_IMAGES = ("cifar10_calib", "cifar10_val", "top1")
+_SPEECH = ("speech_windows", "other_speech_windows")
+
+MODELS = [
+    BenchModel("cifar10_resnet20", *_IMAGES, timed=32),
+    BenchModel("cifar10_resnet20_bn", *_IMAGES, timed=32),
+    BenchModel("cifar10_resnet56", *_IMAGES, timed=32),
+    BenchModel("efficientnet_lite0", "imagenet_calib", "imagenet_unseen", "top1"),
+    BenchModel("minilm_l6_v2", "stsb_calib", "stsb_unseen", "stsb_spearman", rows=1024),
+    BenchModel("ch_PP-OCRv4_rec_infer", "ocr_calib", "ocr_val", "ocr_exact"),
+    BenchModel("ch_PP-OCRv4_det_infer", "detector_images", "other_detector_images"),
+    BenchModel("silero_vad", *_SPEECH),
+    BenchModel("silero_vad_16k_op15", *_SPEECH),
+    BenchModel("magika_v3_3", "file_bytes", "other_file_bytes"),
+]
+"""The models of the shared data, in the order of its README."""
+
+
+def language_model(path: Path) -> BenchModel:
+    """The language model that `onnx-opt export` makes of what the shared script builds."""
+    return BenchModel(
+        "smollm2", "lm_calib_mask", "lm_val_mask", "perplexity", path=path
+    )
+
+
+def source(loader: str) -> str:
+    """`file.py:callable` of a loader, or of a metric: of this file, or else of the shared data."""
+    file = Path(__file__) if loader in globals() else data_folder() / "loaders.py"
+    return f"{file}:{loader}"
+
+
+def calibration(model: BenchModel, samples: int) -> Iterator[Feeds]:
+    """The first samples for passes to learn from, without labels."""
+    for feeds, _ in head(_pairs(model.calibration), samples):
+        yield feeds
+
+
+def unseen(model: BenchModel, rows: int | None) -> Iterator[tuple[Feeds, Any]]:
+    """The first rows that no pass has seen (None: all), with their labels, or None for each batch
+    without.
+    """
+    return head(_pairs(model.evaluation), rows)
+
+
+def head(
+    batches: Iterable[tuple[Feeds, Any]], rows: int | None
+) -> Iterator[tuple[Feeds, Any]]:
+    """The first rows of batches; the last of these is cut where it has more than are missing."""
+    missing = rows
+    for feeds, labels in batches:
+        size = len(next(iter(feeds.values())))
+        if missing is None or size <= missing:
+            yield feeds, labels
+        elif missing > 0:
+            cut = {
+                name: array[:missing] if np.ndim(array) else array
+                for name, array in feeds.items()
+            }
+            yield cut, None if labels is None else labels[:missing]
+        if missing is not None:
+            missing -= size
+            if missing <= 0:
+                return
+
+
+def _pairs(loader: str) -> Iterator[tuple[Feeds, Any]]:
+    """Batches of a loader, each with its labels or None."""
+    function = globals().get(loader) or getattr(_shared_loaders(), loader)
+    for batch in function():
+        yield batch if isinstance(batch, tuple) else (batch, None)
+
+
+def _shared_loaders() -> ModuleType:
+    path = data_folder() / "loaders.py"
+    found = importlib.util.spec_from_file_location("shared_loaders", path)
+    assert found is not None
+    assert found.loader is not None
+    loaders = importlib.util.module_from_spec(found)
+    found.loader.exec_module(loaders)
+    return loaders
+
+
+def imagenet_unseen() -> Iterator[Any]:
+    """The 400 labelled images that are not among those of `imagenet_calib`."""
+    start = 0
+    for feeds, labels in _shared_loaders().imagenet_val():
+        # every fifth image is for calibration
+        kept = np.arange(start, start + len(labels)) % 5 != 0
+        start += len(labels)
+        yield {name: array[kept] for name, array in feeds.items()}, labels[kept]
+
+
+def stsb_unseen() -> Iterator[Any]:
+    """The batches of STS-B behind those of `stsb_calib`, with their human scores."""
+    loaders = _shared_loaders()
+    seen = sum(1 for _ in loaders.stsb_calib())
+    return itertools.islice(loaders.stsb_val(), seen, None)
 
 
 def stsb_half() -> Iterator[Any]:
@@ -37,15 +163,9 @@ def stsb_other_half() -> Iterator[Any]:
 
 
 def _stsb(which: int) -> Iterator[Any]:
-    path = data_folder() / "loaders.py"
-    found = importlib.util.spec_from_file_location("shared_loaders", path)
-    assert found is not None
-    assert found.loader is not None
-    loaders = importlib.util.module_from_spec(found)
-    found.loader.exec_module(loaders)
     return (
         batch
-        for index, batch in enumerate(loaders.stsb_val())
+        for index, batch in enumerate(_shared_loaders().stsb_val())
         if index // 2 % 2 == which
     )
 
@@ -54,7 +174,16 @@ def detector_images() -> Iterator[Feeds]:
     """16 pages of 320 x 320: light paper with rows of dark strokes, `x` (2, 3, 320, 320) in [-1,
     1].
     """
-    rng = np.random.default_rng(0)
+    return _pages(seed=0)
+
+
+def other_detector_images() -> Iterator[Feeds]:
+    """As many other pages."""
+    return _pages(seed=1)
+
+
+def _pages(seed: int) -> Iterator[Feeds]:
+    rng = np.random.default_rng(seed)
     for _ in range(8):
         pages = np.full((2, 3, 320, 320), 0.85, np.float32) + rng.normal(
             0, 0.02, (2, 3, 320, 320)
@@ -70,9 +199,18 @@ def detector_images() -> Iterator[Feeds]:
 
 def speech_windows() -> Iterator[Feeds]:
     """32 windows of 576 samples at 16 kHz: harmonics with a moving pitch, and pauses with noise."""
-    rng = np.random.default_rng(0)
+    return _windows(first=0)
+
+
+def other_speech_windows() -> Iterator[Feeds]:
+    """The 32 windows that follow."""
+    return _windows(first=32)
+
+
+def _windows(first: int) -> Iterator[Feeds]:
+    rng = np.random.default_rng(first)
     time = np.arange(576, dtype=np.float32) / 16_000
-    for step in range(32):
+    for step in range(first, first + 32):
         pitch = 110 + 60 * np.sin(step / 5)
         voice = sum(np.sin(2 * np.pi * pitch * k * time) / k for k in range(1, 9)) * (
             0.2 if step % 4 else 0.0
@@ -89,11 +227,20 @@ def file_bytes() -> Iterator[Feeds]:
     """The first 2,048 bytes of this project's own text files, `bytes` (8, 2048) int32, padded with
     256.
     """
+    return _heads_of_files(first=0)
+
+
+def other_file_bytes() -> Iterator[Feeds]:
+    """The same of the 64 files that follow."""
+    return _heads_of_files(first=64)
+
+
+def _heads_of_files(first: int) -> Iterator[Feeds]:
     names = sorted(
         p
         for p in ROOT.rglob("*")
         if p.suffix in {".py", ".md", ".toml"} and ".venv" not in p.parts
-    )[:64]
+    )[first : first + 64]
     rows = np.full((len(names), 2048), 256, np.int32)
     for row, name in zip(rows, names, strict=True):
         head = np.frombuffer(name.read_bytes()[:2048], np.uint8)

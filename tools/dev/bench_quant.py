@@ -24,7 +24,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from bench_data import data_folder
+from bench_data import data_folder, source
 from both_classes import this_cpu, without_vnni
 from onnx_opt import OnnxOptError, optimize
 from onnx_opt.runtime.bench import interleaved
@@ -36,8 +36,6 @@ from onnx_opt.runtime.worker import Worker
 from rich.box import MARKDOWN
 from rich.console import Console
 from rich.table import Table
-
-HERE = Path(__file__).resolve().parent
 
 
 @dataclass(frozen=True)
@@ -143,16 +141,6 @@ class Row:
     file: str = ""
     without_vnni: dict[str, Any] = field(default_factory=dict)
     """`metric`, `drop`, `sqnr_db` and `latency_ratio` as on a CPU without VNNI."""
-
-
-def source(name: str) -> str:
-    """`file.py:callable` of a loader: bench_data has those for models without labelled data."""
-    folder = (
-        HERE / "bench_data.py"
-        if name in ("detector_images", "speech_windows", "file_bytes")
-        else (data_folder() / "loaders.py")
-    )
-    return f"{folder}:{name}"
 
 
 def quantize_ours(path: Path, case: Case, out: Path, row: Row) -> None:
@@ -324,9 +312,7 @@ def score(session: Session, feeds: Feeds, metric: str) -> float:
     return evaluate(
         session,
         feeds,
-        metric_named(
-            metric if built_in else f"{data_folder() / 'loaders.py'}:{metric}"
-        ),
+        metric_named(metric if built_in else source(metric)),
     )
 
 
