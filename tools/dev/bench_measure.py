@@ -26,7 +26,8 @@ from onnx_opt.runtime.metrics import METRIC_NAMES, evaluate, metric_named
 from onnx_opt.runtime.session import open_session
 from onnx_opt.runtime.worker import Worker
 
-BATCHES_DRIFT, BATCHES_TIMED = 8, 4
+ROWS_DRIFT, BATCHES_TIMED = 64, 4
+NOISE = 1e-9  # of sums and differences of fractions
 Job = TypeVar("Job")
 Made = TypeVar("Made")
 
@@ -66,12 +67,12 @@ def worse_by(model: BenchModel, before: float, after: float) -> float:
 def distance(
     worker: Worker, original: Path, result: Path, model: BenchModel
 ) -> Distance:
-    """Drift of a result on the first batches that no pass has seen."""
+    """Drift of a result on the first rows that no pass has seen."""
     sessions = [open_session(worker, path) for path in (original, result)]
     try:
-        feeds = open_feeds(partial(unseen, model, model.rows), sessions[0].inputs)
+        feeds = open_feeds(partial(unseen, model, ROWS_DRIFT), sessions[0].inputs)
         meter = DriftMeter()
-        for batch in islice(feeds, BATCHES_DRIFT):
+        for batch in feeds:
             first, second = (session.run(batch.feeds) for session in sessions)
             meter.update(first, second)
     finally:
