@@ -12,6 +12,7 @@ from ._core.context import (
     NullContext,
     RangeMethod,
     Resumes,
+    Splits,
     Trains,
 )
 from ._core.contract import Pass
@@ -35,6 +36,7 @@ __all__ = [
     "PassOutcome",
     "RangeMethod",
     "Resumes",
+    "Splits",
     "Stat",
     "Trains",
 ]

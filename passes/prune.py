@@ -12,7 +12,17 @@ from typing import ClassVar, Literal, NoReturn
 import onnx_ir as ir
 
 from .. import UsageError
-from ._base import Chosen, Context, Declined, Effect, Option, Pass, PassOutcome, Stat
+from ._base import (
+    Chosen,
+    Context,
+    Declined,
+    Effect,
+    Option,
+    Pass,
+    PassOutcome,
+    Splits,
+    Stat,
+)
 from ._core.drift_budget import WITH_DATA, WITHOUT_DATA, lost_share, sqnr_of
 from ._core.graph import Weight, weights_of
 from ._core.lazy import set_tensor
@@ -149,8 +159,8 @@ class Prune(Pass):
                 "prune.select",
                 "max zeroes the largest weights: a control experiment, outputs suffer most",
             )
-        plan = _Plan(self, context, model.clone())
-        if self._is_automatic:
+        plan = _Plan.of(self, context, model)
+        if self.is_automatic:
             outcome = plan.as_many_as_bearable(model, weights)
         elif self._follows_losses(context):
             outcome = plan.in_all(model, weights, self._total(weights))
@@ -174,7 +184,7 @@ class Prune(Pass):
         )
 
     @property
-    def _is_automatic(self) -> bool:
+    def is_automatic(self) -> bool:
         """True if the outputs say how many weights go."""
         explicit = self.sparsity != AUTO or self.size is not None
         by_value = bool(self.threshold or self.pattern)
@@ -220,17 +230,35 @@ class _Candidate:
 
 @dataclass(frozen=True)
 class _Plan:
-    """Candidates of one run; `original`: a copy of the model before it."""
+    """Candidates of one run.
+
+    `judge`: samples that no fit sees; None where there are too few to spare. `original`: a copy of
+    the model before the pass.
+    """
 
     options: Prune
     context: Context
+    judge: Context | None
     original: ir.Model
+
+    @classmethod
+    def of(cls, options: Prune, context: Context, model: ir.Model) -> _Plan:
+        """Plan for a model; with samples of the data apart, by which results are judged."""
+        judge = None
+        if context.has_data():
+            parts = context.apart() if isinstance(context, Splits) else None
+            if parts is not None:
+                context, judge = parts
+        return cls(options, context, judge, model.clone())
 
     @property
     def fits(self) -> bool:
         """True if the weights that stay are fitted."""
         options = self.options
-        return options.fit and options.select == "min" and self.context.has_data()
+        if not options.fit or options.select != "min" or not self.context.has_data():
+            return False
+        # a budget cannot be kept to by the very data that the weights were fitted to
+        return self.judge is not None or not options.is_automatic
 
     def made(self, model: ir.Model, counts: Mapping[str, int] | None) -> _Candidate:
         """Prune a model in place, to so many zeros of each weight if `counts` are given."""
@@ -295,6 +323,12 @@ class _Plan:
             rounds=FITTED_ROUNDS if self.fits else PLAIN_ROUNDS,
             attempt=self._attempt,
         )
+        if self.context.has_data() and self.judge is None and self.options.fit:
+            self.context.warn(
+                "prune",
+                "too few samples to judge a fit by: what stays is not fitted (32 or more are "
+                "wanted, --data)",
+            )
         if best is None:
             self.context.warn(
                 "prune",
@@ -332,8 +366,13 @@ class _Plan:
                 continue
             finite.append(weight)
         if self.context.has_data() and finite:
-            samples = self.options.samples
-            measured = measured_curves(self.original, finite, self.context, samples)
+            measured = measured_curves(
+                self.original,
+                finite,
+                self.context,
+                self.judge or self.context,
+                self.options.samples,
+            )
             return measured, declined
         return curves, declined
 
@@ -349,7 +388,10 @@ class _Plan:
             changed = {name for names in readers.values() for name in names}
             variant = Variant(candidate.model, changed)
             (lost,) = output_drifts(
-                self.original, [variant], self.context, self.options.samples
+                self.original,
+                [variant],
+                self.judge or self.context,
+                self.options.samples,
             )
             # outputs that are no floats tell nothing of how far they have moved
             return None if math.isnan(lost) else lost

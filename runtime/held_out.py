@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from .context import batch_is_symbolic, batch_rows, same_rows
+from .batching import batch_is_symbolic, batch_rows, same_rows
 from .feeds import Batch, Feeds
 
 EVERY = 8

@@ -202,6 +202,18 @@ class Resumes(Protocol):
 
 
 @typing.runtime_checkable
+class Splits(Protocol):
+    """A context that can take its calibration data apart, so that a fit is judged on the rest."""
+
+    def apart(self) -> tuple[Context, Context] | None:
+        """A context of most of the data, and one of the samples that it is without.
+
+        None where there are too few samples to spare any.
+        """
+        ...
+
+
+@typing.runtime_checkable
 class Trains(Protocol):
     """A context that can train; passes ask `isinstance(context, Trains)`."""
 

@@ -50,24 +50,29 @@ Grams = Mapping[str, Moments]
 
 
 def measured_curves(
-    model: ir.Model, weights: Sequence[Weight], context: Context, samples: int
+    model: ir.Model,
+    weights: Sequence[Weight],
+    context: Context,
+    judge: Context,
+    samples: int,
 ) -> dict[str, LossCurve]:
-    """Losses of each weight, by name, on at most `samples` calibration samples.
+    """Losses of each weight, by name, on at most `samples` samples.
 
+    `context`: data that what stays is fitted to; `judge`: data that the loss is measured on.
     Errors: NonFiniteError.
     """
     layers = _layers_by_weight(model)
     readers = outputs_by_weight(model)
     tried = sorted(weights, key=lambda weight: weight.size, reverse=True)[:MOST_TRIALS]
     affordable = max(MOST_RUNS // max(len(tried), 1), 1)
-    samples = min(samples, MEASURED, affordable)
+    measured = min(samples, MEASURED, affordable)
     curves: dict[str, LossCurve] = {}
     factors: dict[str, float] = {}
     with context.progress("measuring what weights are worth", len(tried)) as advance:
         for batch in _batches(model, tried, layers):
             shapes, variants = _trials(model, batch, layers, readers, context, samples)
             curves.update(shapes)
-            drifts = output_drifts(model, list(variants.values()), context, samples)
+            drifts = output_drifts(model, list(variants.values()), judge, measured)
             for name, drift in zip(variants, drifts, strict=True):
                 shape = shapes[name]
                 local = shape.at(_tried_count(shape.size))
@@ -76,12 +81,12 @@ def measured_curves(
                     factors[name] = drift / local
             advance(len(batch))
     usual = float(np.median(list(factors.values()))) if factors else 1.0
-    measured = {}
+    result = {}
     for weight in weights:
         name = weight.name
         shape = curves.get(name) or energy_curve(weight.tensor)
-        measured[name] = shape.scaled(factors.get(name, usual))
-    return measured
+        result[name] = shape.scaled(factors.get(name, usual))
+    return result
 
 
 def _tried_count(size: int) -> int:

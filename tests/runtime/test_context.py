@@ -8,12 +8,12 @@ import onnx_ir as ir
 import pytest
 from onnx_opt import RefusedError, UsageError
 from onnx_opt.passes._base import MomentRequest
-from onnx_opt.runtime.context import (
+from onnx_opt.runtime.batching import (
     RowLimit,
-    RunContext,
     batch_is_symbolic,
     micro_batches,
 )
+from onnx_opt.runtime.context import RunContext
 from onnx_opt.runtime.feeds import open_feeds
 from onnx_opt.runtime.session import TensorInfo
 

@@ -283,7 +283,7 @@ def test_bad_loaders_are_refused(folder, capfd, data, word):
     [
         (
             ["--passes", "prune(sparsity=1.5)"],
-            ["prune.sparsity", "1.5 is outside [0.0, 0.99]", "default is 0.5"],
+            ["prune.sparsity", "1.5 is outside [0.0, 0.99]", "default is auto"],
         ),
         (
             ["--passes", "prune(sparsty=0.5)"],
@@ -329,7 +329,7 @@ def test_what_was_refused_is_untouched_and_works_afterwards(folder, capfd):
         "m.onnx",
         "--force",
         "--passes",
-        "prune",
+        "prune(sparsity=0.5)",
         "--json",
         "--no-bench",
     ]

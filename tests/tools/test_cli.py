@@ -191,7 +191,7 @@ def test_passes_json_describes_every_pass():
     options = {
         o["name"]: o for p in listed if p["pass"] == "prune" for o in p["options"]
     }
-    assert (options["sparsity"]["default"], options["sparsity"]["low"]) == (0.5, 0.0)
+    assert (options["sparsity"]["default"], options["sparsity"]["low"]) == ("auto", 0.0)
 
 
 def test_finite_replaces_what_json_lacks():
@@ -229,7 +229,7 @@ def test_finite_replaces_what_json_lacks():
             2,
             [
                 "error: prune.sparsity: 1.5 is outside [0.0, 0.99]",
-                "  fix: choose a value in [0.0, 0.99]; the default is 0.5",
+                "  fix: choose a value in [0.0, 0.99]; the default is auto",
             ],
         ),
         (

@@ -18,7 +18,7 @@ import onnx_ir as ir
 from ...frontends.onnx_file import save
 from ...passes._core.contract import Pass
 from ...passes._core.pipeline import Pipeline
-from ...runtime.context import RowLimit, micro_batches
+from ...runtime.batching import RowLimit, micro_batches
 from ...runtime.feeds import Batch, Feeds
 from ...runtime.session import open_session
 from ...runtime.worker import Worker
