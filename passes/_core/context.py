@@ -202,6 +202,18 @@ class Resumes(Protocol):
 
 
 @typing.runtime_checkable
+class HoldsBack(Protocol):
+    """A context that can keep back some calibration data, on which a fit to the rest is judged."""
+
+    def held_back(self) -> tuple[Context, Context] | None:
+        """Contexts of most of the calibration samples, and of the others, spread over all.
+
+        None where there are too few to spare any. Errors: UsageError without data.
+        """
+        ...
+
+
+@typing.runtime_checkable
 class Trains(Protocol):
     """A context that can train; passes ask `isinstance(context, Trains)`."""
 
