@@ -13,7 +13,7 @@ from ._base import Chosen, Context, Effect, Option, Pass, PassOutcome, Stat
 from ._channels.bearable import Attempt, Terms, most_bearable
 from ._channels.costs import CostKind
 from ._channels.decide import BudgetLimit, SelectionRule, decide, surely_superfluous
-from ._channels.evidence import measured_loss, shared_out, warn_if_broken
+from ._channels.evidence import Evidence, measured_loss, warn_if_broken
 from ._channels.importance.criteria import CRITERIA, scores_of
 from ._channels.importance.scores import Aggregate, Normalise, ScoreOptions, Scores
 from ._channels.overview import ChannelGroup, ChannelGroups, channel_groups
@@ -58,10 +58,10 @@ class PruneChannels(Pass):
 
     ratio=auto, with data: every group's loss at the outputs is measured, choices that save most
     within some loss are compared, and one is made that keeps `min_sqnr` on calibration samples that
-    it was not fitted to (from 32 on). Without data: losses are shares of weights, and results are
-    compared on made-up inputs. Savings below 2 % are not worth drift: then only constant channels
-    go, as where nothing can be run. A result that was asked for and keeps less than 10 dB is made,
-    with a warning.
+    it was not fitted to (from 32 on), with two standard errors of so few allowed for. Without data:
+    losses are shares of weights, and results are compared on made-up inputs. Savings below 2 % are
+    not worth drift: then only constant channels go, as where nothing can be run. A result that was
+    asked for and keeps less than 10 dB is made, with a warning.
 
     Shapes: every axis of a group of n channels, n -> the allowed width nearest to n - floor(ratio *
     n), the wider of two as near; ratio=auto: n -> any width that `least` and `multiple` allow.
@@ -296,7 +296,7 @@ class PruneChannels(Pass):
             return None
         samples = self.samples if self.recover else 0
         pruned = pruning.built(candidates.removed(choice), samples, self.damp)
-        _, judging = shared_out(context)
+        judging = Evidence.of(context).judging
         loss = measured_loss(pruning.whole, pruned.model, judging)
         warn_if_broken(loss, context)
         return Attempt(choice, pruned, error, math.nan, loss)

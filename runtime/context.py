@@ -18,10 +18,18 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from .. import UsageError
-from ..passes._core.context import Difference, KernelNode, LatencyRatio, MomentRequest
+from ..passes._core.context import (
+    Difference,
+    HeldBack,
+    KernelNode,
+    LatencyRatio,
+    MomentRequest,
+)
+from .batches import batch_is_symbolic, batch_rows, same_rows
 from .bench import paired_quartiles
 from .difference import difference
 from .feeds import Batch, Feeds, StoredFeeds
+from .held_out import held_out
 from .session import Session, TensorInfo, open_session
 from .taps import constant_names, planned_taps, with_taps
 from .worker import Worker
@@ -263,14 +271,11 @@ class RunContext:
         resumed.feeds = StoredFeeds(batches)
         return resumed
 
-    def held_back(self) -> tuple[RunContext, RunContext] | None:
+    def held_back(self) -> HeldBack | None:
         """Contexts of three quarters of the calibration samples and of the rest.
 
         None of fewer than 32. Errors: UsageError without data.
         """
-        # that module cuts batches as this one does
-        from .held_out import held_out
-
         parts = held_out(self._calibration_feeds(), _HELD_BACK)
         if parts is None:
             return None
@@ -278,7 +283,7 @@ class RunContext:
         fitting.feeds = parts.others
         judging = copy.copy(self)
         judging.feeds = StoredFeeds(parts.batches)
-        return fitting, judging
+        return HeldBack(fitting, judging, parts.samples)
 
     def _calibration_feeds(self) -> Feeds:
         if self.feeds is None:
@@ -364,31 +369,6 @@ def micro_batches(
         seen += rows
         if seen >= samples:
             return
-
-
-def batch_is_symbolic(inputs: Sequence[TensorInfo]) -> bool:
-    """Return whether every input has a first axis of open length, the same symbol if named."""
-    symbols = set()
-    for info in inputs:
-        # a scalar has no axis to be cut along
-        length = info.shape[0] if info.shape else 0
-        if isinstance(length, int):
-            return False
-        if isinstance(length, str):
-            symbols.add(length)
-    return len(inputs) > 0 and len(symbols) <= 1
-
-
-def batch_rows(feeds: Mapping[str, NDArray[Any]]) -> int:
-    """Count the samples in a batch: the length of the first input's axis 0, 1 without one."""
-    first = next(iter(feeds.values()), np.zeros(()))
-    return len(first) if first.ndim else 1
-
-
-def same_rows(feeds: Mapping[str, NDArray[Any]]) -> bool:
-    """True if axis 0 of all arrays has one length."""
-    lengths = {len(array) if array.ndim else -1 for array in feeds.values()}
-    return len(lengths) == 1
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from .context import batch_is_symbolic, batch_rows, same_rows
+from .batches import batch_is_symbolic, batch_rows, same_rows
 from .feeds import Batch, Feeds
 
 EVERY = 8
@@ -32,11 +32,13 @@ As many as passes calibrate on by default. Chosen by hand; not measured.
 class HeldOut:
     """Data in two parts.
 
-    `others`: the data without what is held out. `batches`: what is, samples of one shape together.
+    `others`: the data without what is held out. `batches`: what is, samples of one shape together;
+    `samples`: how many.
     """
 
     others: Feeds
     batches: list[Batch]
+    samples: int
 
 
 def held_out(feeds: Feeds, every: int = EVERY) -> HeldOut | None:
@@ -56,7 +58,7 @@ def held_out(feeds: Feeds, every: int = EVERY) -> HeldOut | None:
             break
     if count < FEWEST:
         return None
-    return HeldOut(_Others(feeds, every), _joined(held))
+    return HeldOut(_Others(feeds, every), _joined(held), min(count, SPAN) // every)
 
 
 class _Others(Feeds):

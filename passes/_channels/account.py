@@ -17,7 +17,7 @@ def account_of(
     budget: float,
     on_data: bool,
 ) -> list[Chosen]:
-    """What each group gives under a choice, and why no more.
+    """Say what each group gives under a choice, and why no more.
 
     `budget`: share of the outputs' mean square that may be lost. `on_data`: whether the losses of
     the offers are such shares; else they are shares of a group's squared scores.

@@ -15,7 +15,7 @@ from .._base import Chosen, Context, Declined
 from .._core.drift_budget import WITH_DATA, WITHOUT_DATA, lost_share, sqnr_of
 from .account import account_of
 from .budget import offers_of
-from .evidence import measured_loss, shared_out
+from .evidence import Evidence, measured_loss
 from .ladder import (
     LIMITS,
     Ladder,
@@ -104,12 +104,13 @@ def most_bearable(
     whole = pruning.whole
     budget = terms.budget(context)
     # choices are made without the data that judges their results
-    fitting, judging = shared_out(context)
+    evidence = Evidence.of(context)
+    judging = evidence.judging
 
     def make(rung: Rung) -> Attempt:
         choice, error = pruning.verified(candidates, rung.choice)
         removed = candidates.removed(choice)
-        pruned = pruning.built(removed, terms.samples, terms.damp, fitting)
+        pruned = pruning.built(removed, terms.samples, terms.damp, evidence.fitting)
         loss = measured_loss(whole, pruned.model, judging)
         # without data losses are of weights, not of outputs
         predicted = rung.predicted if on_data else math.nan
@@ -118,7 +119,7 @@ def most_bearable(
     is_known = not math.isnan(measured_loss(whole, whole, judging))
     on_data = is_known and context.has_data()
     if on_data:
-        data = _fit_data(fitting, terms)
+        data = _fit_data(evidence.fitting, terms)
         losses = losses_at_outputs(pruning, candidates, terms.counts_up, data)
     else:
         losses = losses_of_weights(candidates)
@@ -126,12 +127,13 @@ def most_bearable(
     ladder = Ladder(offers, cost_left(pruning, candidates))
     attempt = None
     if on_data:
-        limits = [budget * factor for factor in LIMITS]
+        sure = budget / evidence.allowance
+        limits = [sure * factor for factor in LIMITS]
         rungs = ladder.rungs(limits)
         rungs = measured_rungs(rungs, pruning, candidates, data)
-        attempt = _greediest(rungs, budget, make)
+        attempt = first_that_holds(rungs, sure, make)
     elif is_known:
-        attempt = _bisected(ladder.halvings(), budget, make)
+        attempt = greediest_that_holds(ladder.halvings(), budget, make)
     reason = ""
     if attempt is None or ladder.left(attempt.choice) > 1 - WORTH:
         reason = _why_so_little(attempt, ladder, budget, is_known)
@@ -150,18 +152,20 @@ def most_bearable(
 
 def _fit_data(context: Context, terms: Terms) -> FitData:
     """Data on which losses are predicted, of a context."""
-    fitting, judging = shared_out(context)
+    evidence = Evidence.of(context)
     return FitData(
-        fitting=fitting,
-        judging=judging,
+        fitting=evidence.fitting,
+        judging=evidence.judging,
         fitted=min(terms.samples or FITTED, FITTED),
         judged=MEASURED,
         damp=terms.damp,
     )
 
 
-def _greediest(rungs: Sequence[Rung], budget: float, make: Make) -> Attempt | None:
-    """The first result that keeps to a budget, the greediest choice predicted to do so first."""
+def first_that_holds(
+    rungs: Sequence[Rung], budget: float, make: Make
+) -> Attempt | None:
+    """Make choices, the greediest that is predicted to keep to a budget first, until one does."""
     allowed = budget
     made = 0
     for rung in rungs:
@@ -176,8 +180,10 @@ def _greediest(rungs: Sequence[Rung], budget: float, make: Make) -> Attempt | No
     return None
 
 
-def _bisected(rungs: Sequence[Rung], budget: float, make: Make) -> Attempt | None:
-    """The greediest result that keeps to a budget, if more cautious ones lose less."""
+def greediest_that_holds(
+    rungs: Sequence[Rung], budget: float, make: Make
+) -> Attempt | None:
+    """Bisect for the greediest result that keeps to a budget; more cautious ones lose less."""
     best = None
     low, high = 0, len(rungs)
     while low < high:

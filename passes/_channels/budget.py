@@ -119,7 +119,7 @@ def allocate_within_loss(offers: Sequence[Offer], cost: Budget, most: float) -> 
 def offers_of(
     candidates: Candidates, losses: Sequence[Curve], target: str
 ) -> list[Offer]:
-    """What every group may give, by its loss once its first n channels are gone, n = 0 .. all."""
+    """Offers of all groups, by what they lose once its first n channels are gone, n = 0 .. all."""
     offers = []
     for index, curve in enumerate(losses):
         offer = _offer(

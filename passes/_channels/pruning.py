@@ -178,8 +178,8 @@ class Pruning:
         Returns the error of the rest, too; None if it was not run. A group that failed once is left
         out from then on.
         """
-        given = range(len(choice))
-        choice = _only(choice, [index for index in given if index not in self._failed])
+        every = range(len(choice))
+        choice = _only(choice, [index for index in every if index not in self._failed])
         while True:
             verdict = self._verdict(candidates, choice)
             if not verdict.problem:

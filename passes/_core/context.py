@@ -201,12 +201,20 @@ class Resumes(Protocol):
         ...
 
 
+class HeldBack(NamedTuple):
+    """Contexts of most of the calibration samples and of the others, which are so many."""
+
+    fitting: Context
+    judging: Context
+    samples: int
+
+
 @typing.runtime_checkable
 class HoldsBack(Protocol):
     """A context that can keep back some calibration data, on which a fit to the rest is judged."""
 
-    def held_back(self) -> tuple[Context, Context] | None:
-        """Contexts of most of the calibration samples, and of the others, spread over all.
+    def held_back(self) -> HeldBack | None:
+        """Share out the calibration samples, those held back spread over all.
 
         None where there are too few to spare any. Errors: UsageError without data.
         """

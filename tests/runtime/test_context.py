@@ -8,10 +8,10 @@ import onnx_ir as ir
 import pytest
 from onnx_opt import RefusedError, UsageError
 from onnx_opt.passes._base import MomentRequest
+from onnx_opt.runtime.batches import batch_is_symbolic
 from onnx_opt.runtime.context import (
     RowLimit,
     RunContext,
-    batch_is_symbolic,
     micro_batches,
 )
 from onnx_opt.runtime.feeds import open_feeds
