@@ -12,13 +12,8 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from .._base import Context, HoldsBack
-from .._core.drift_budget import sqnr_of
+from .._core.drift_budget import BROKEN, sqnr_of
 from .._reconstruct.output_drift import drift_between
-
-BROKEN = 10.0
-"""SQNR in dB of the outputs below which a model says something else: the share of the labels that
-ResNet-20 and EfficientNet-Lite0 change there is above a tenth.
-"""
 
 JUDGED = 128
 """Samples on which the drift of a result is measured, at most. Chosen by hand, not measured."""

@@ -21,7 +21,7 @@ from .._core.edit import Edit
 from .._core.linear import LinearLayer
 from .._dims.groups import Group
 from .._dims.solve import Solution
-from .._reconstruct.layers import ridge_fit, rows_with_bias
+from .._reconstruct.layers import own_products, ridge_fit
 from .._reconstruct.output_drift import Variant, output_drifts
 from .contractions import Contraction, consumers_of, square_bytes
 from .importance.scores import Scores, channel_places
@@ -332,7 +332,7 @@ def _variant(
         if reader.name not in grams:
             continue
         gram = grams[reader.name]
-        cross = _own_products(layer, gram)
+        cross = own_products(layer, gram)
         rows, bias = ridge_fit(
             layer,
             gram,
@@ -343,16 +343,3 @@ def _variant(
         layer.set_rows(rows)
         layer.set_bias(bias, edit)
     return Variant(copy, changed)
-
-
-def _own_products(layer: LinearLayer, gram: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Mean of z y^T, y being what the layer itself makes of z = [x, 1].
-
-    Shapes: gram (groups, K + 1, K + 1) -> (groups, K + 1, M / groups).
-    """
-    groups, size, _ = gram.shape
-    own = rows_with_bias(layer)
-    each = own.reshape(groups, -1, size)
-    weights = each.transpose(0, 2, 1)
-    products: NDArray[np.float64] = gram @ weights
-    return products

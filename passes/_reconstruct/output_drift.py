@@ -68,6 +68,7 @@ def drift_between(
         return float("nan")
     prefix = "other/"
     family = join_models({WHOLE: model, prefix: other})
+    _share_tensors(family)
     values = _values_by_name(family)
     (share,) = _measured_shares(
         family,

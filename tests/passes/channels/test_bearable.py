@@ -10,8 +10,9 @@ from calibrated_context import CalibratedContext, run_session
 from importance_nets import mlp
 from onnx_opt import UsageError
 from onnx_opt.passes._base import HeldBack, NullContext
-from onnx_opt.passes._channels import bearable, evidence
+from onnx_opt.passes._channels import bearable
 from onnx_opt.passes._channels.ladder import Rung
+from onnx_opt.passes._core.drift_budget import BROKEN
 from onnx_opt.passes.prune_channels import PruneChannels
 
 WIDE = np.random.default_rng(1).normal(size=(4, 12))
@@ -193,7 +194,7 @@ def test_what_was_asked_for_is_made_with_a_warning_where_it_breaks_the_model():
     assert warning.startswith("prune-channels: the outputs keep ")
     assert f"keep {outcome.stats['measured_sqnr']:.1f} dB" in warning
     assert "ratio=auto" in warning
-    assert outcome.stats["measured_sqnr"] < evidence.BROKEN
+    assert outcome.stats["measured_sqnr"] < BROKEN
 
 
 @pytest.mark.parametrize("context", [Sharing, Running])
