@@ -91,7 +91,7 @@ class Reader:
 
 
 @dataclass(frozen=True)
-class Trial:
+class GroupPart:
     """The first `count` channels of the group number `index` shut off."""
 
     index: int
@@ -211,13 +211,13 @@ def _layers_by_name(
     return layers
 
 
-def _trials(scores: Sequence[Scores]) -> list[Trial]:
+def _trials(scores: Sequence[Scores]) -> list[GroupPart]:
     """Trials of every group: the least important shares of its channels shut off."""
     trials = []
     for index, each in enumerate(scores):
         size = len(each)
         counts = {max(round(share * size), 1) for share in SHARES}
-        trials += [Trial(index, count) for count in sorted(counts)]
+        trials += [GroupPart(index, count) for count in sorted(counts)]
     return trials
 
 
