@@ -11,6 +11,9 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 from .._base import Chosen, Context, Declined
 from .._core.drift_budget import WITH_DATA, WITHOUT_DATA, lost_share, sqnr_of
 from .account import account_of
@@ -106,12 +109,21 @@ def most_bearable(
     # choices are made without the data that judges their results
     evidence = Evidence.of(context)
     judging = evidence.judging
+    sure = budget / evidence.allowance
+
+    def build(removed: NDArray[np.intp], samples: int) -> tuple[Pruned, float]:
+        pruned = pruning.built(removed, samples, terms.damp, evidence.fitting)
+        return pruned, measured_loss(whole, pruned.model, judging)
 
     def make(rung: Rung) -> Attempt:
         choice, error = pruning.verified(candidates, rung.choice)
         removed = candidates.removed(choice)
-        pruned = pruning.built(removed, terms.samples, terms.damp, evidence.fitting)
-        loss = measured_loss(whole, pruned.model, judging)
+        pruned, loss = build(removed, terms.samples)
+        if loss > sure and terms.samples:
+            # a fit to few samples may do harm
+            unfitted, other = build(removed, 0)
+            if other < loss:
+                pruned, loss = unfitted, other
         # without data losses are of weights, not of outputs
         predicted = rung.predicted if on_data else math.nan
         return Attempt(choice, pruned, error, predicted, loss)
@@ -127,13 +139,12 @@ def most_bearable(
     ladder = Ladder(offers, cost_left(pruning, candidates))
     attempt = None
     if on_data:
-        sure = budget / evidence.allowance
         limits = [sure * factor for factor in LIMITS]
         rungs = ladder.rungs(limits)
         rungs = measured_rungs(rungs, pruning, candidates, data)
         attempt = first_that_holds(rungs, sure, make)
     elif is_known:
-        attempt = greediest_that_holds(ladder.halvings(), budget, make)
+        attempt = greediest_that_holds(ladder.halvings(), sure, make)
     reason = ""
     if attempt is None or ladder.left(attempt.choice) > 1 - WORTH:
         reason = _why_so_little(attempt, ladder, budget, is_known)
@@ -142,6 +153,9 @@ def most_bearable(
         # what loses nothing goes all the same
         free = ladder.rungs([0.0])
         attempt = make(free[0]) if free else None
+        if attempt is not None and attempt.loss > sure:
+            # free on the data that choices are made by
+            attempt = None
     choice = attempt.choice if attempt else [0] * len(offers)
     chosen = account_of(candidates, offers, choice, budget, on_data)
     if any(choice):

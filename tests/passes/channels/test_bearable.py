@@ -10,7 +10,7 @@ from calibrated_context import CalibratedContext, run_session
 from importance_nets import mlp
 from onnx_opt import UsageError
 from onnx_opt.passes._base import HeldBack, NullContext
-from onnx_opt.passes._channels import bearable
+from onnx_opt.passes._channels import bearable, pruning
 from onnx_opt.passes._channels.ladder import Rung
 from onnx_opt.passes._core.drift_budget import BROKEN
 from onnx_opt.passes.prune_channels import PruneChannels
@@ -267,3 +267,21 @@ def test_bisection_finds_the_greediest_that_holds(most):
     found = bearable.greediest_that_holds(rungs, 0.1, make)
     assert (found.choice[0] if found else -1) == most
     assert len(made) <= 4
+
+
+def test_a_fit_that_does_harm_is_left_out(monkeypatch):
+    weight = WIDE.copy()
+    weight[:, :5] *= 1e-3
+    whole, _, _ = mlp(weight, OUT)
+
+    def spoil(whole, pruned, kept, context, samples, damp):
+        value = pruned.graph.initializers["v"]
+        value.const_value = ir.tensor(-value.const_value.numpy())
+        return 1, []
+
+    monkeypatch.setattr(pruning, "reconstruct", spoil)
+    feeds = feeds_of(4)
+    model, outcome = pruned(whole, Sharing(feeds), min_sqnr=30.0)
+    assert outcome.changed >= 5
+    assert outcome.stats["layers"] == 0
+    assert sqnr(whole, model, feeds[-1:]) >= 30
