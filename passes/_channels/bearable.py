@@ -180,17 +180,20 @@ def first_that_holds(
     rungs: Sequence[Rung], budget: float, make: Make
 ) -> Attempt | None:
     """Make choices, the greediest that is predicted to keep to a budget first, until one does."""
-    allowed = budget
+    most = math.inf
     made = 0
     for rung in rungs:
-        if rung.predicted > allowed or made == ATTEMPTS:
+        # the first by what it lost as a whole; then each has to be as much more cautious
+        is_too_greedy = rung.summed > most if made else rung.predicted > budget
+        if is_too_greedy:
             continue
         attempt = make(rung)
-        made += 1
         if attempt.loss <= budget:
             return attempt
-        # what was lost beyond the prediction is lost by the next one, too
-        allowed = rung.predicted * budget / attempt.loss
+        made += 1
+        if made == ATTEMPTS:
+            return None
+        most = rung.summed * budget / attempt.loss
     return None
 
 

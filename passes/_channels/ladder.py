@@ -30,9 +30,14 @@ SMALLEST = 1e-300
 
 @dataclass(frozen=True)
 class Rung:
-    """A choice and what it is predicted to lose: a share of the outputs' mean square, with data."""
+    """A choice and what it is predicted to lose: with data, shares of the outputs' mean square.
+
+    `summed`: over its groups, each measured alone. `predicted`: measured as a whole where there is
+    data, which on few samples does not fall from rung to rung.
+    """
 
     choice: Choice
+    summed: float
     predicted: float
 
 
@@ -50,8 +55,8 @@ class Ladder:
         for limit in limits:
             choice = allocate_within_loss(self.offers, self.left, limit)
             if any(choice) and choice != last:
-                rung = Rung(choice, total_loss(self.offers, choice))
-                rungs.append(rung)
+                loss = total_loss(self.offers, choice)
+                rungs.append(Rung(choice, loss, loss))
                 last = choice
         return rungs
 
@@ -130,6 +135,7 @@ def measured_rungs(
     )
     measured = []
     for rung, drift in zip(rungs, drifts, strict=True):
-        predicted = rung.predicted if math.isnan(drift) else drift
-        measured.append(Rung(rung.choice, predicted))
+        # NaN where no layer that could be fitted reads any of the channels
+        predicted = rung.summed if math.isnan(drift) else drift
+        measured.append(Rung(rung.choice, rung.summed, predicted))
     return measured

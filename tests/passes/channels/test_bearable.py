@@ -245,7 +245,7 @@ def making(losses):
 
 
 def test_a_result_that_loses_more_than_predicted_gives_way_to_one_as_much_more_cautious():
-    rungs = [Rung([n], n / 100) for n in (8, 6, 4, 3, 2, 1)]
+    rungs = [Rung([n], n / 100, n / 100) for n in (8, 6, 4, 3, 2, 1)]
     # 4 are predicted to lose 0.04 and lose twice that: so will 3
     make, made = making({8: 1, 6: 1, 4: 0.08, 3: 0.06, 2: 0.03, 1: 0.0})
     found = bearable.first_that_holds(rungs, 0.04, make)
@@ -253,8 +253,16 @@ def test_a_result_that_loses_more_than_predicted_gives_way_to_one_as_much_more_c
     assert made == [4, 2]
 
 
+def test_predictions_of_few_samples_do_not_end_the_search():
+    # what is more cautious was measured to lose more, by chance
+    rungs = [Rung([4], 0.04, 0.03), Rung([3], 0.03, 0.05), Rung([1], 0.01, 0.06)]
+    make, made = making({4: 0.041, 3: 0.02, 1: 0.0})
+    assert bearable.first_that_holds(rungs, 0.04, make).choice == [3]
+    assert made == [4, 3]
+
+
 def test_results_that_never_hold_end_at_nothing():
-    rungs = [Rung([n], n / 1000) for n in range(20, 0, -1)]
+    rungs = [Rung([n], n / 1000, n / 1000) for n in range(20, 0, -1)]
     make, made = making(dict.fromkeys(range(21), 0.0401))
     assert bearable.first_that_holds(rungs, 0.04, make) is None
     assert len(made) == bearable.ATTEMPTS
@@ -262,7 +270,7 @@ def test_results_that_never_hold_end_at_nothing():
 
 @pytest.mark.parametrize("most", range(-1, 8))
 def test_bisection_finds_the_greediest_that_holds(most):
-    rungs = [Rung([n], 0.0) for n in range(7, -1, -1)]
+    rungs = [Rung([n], 0.0, 0.0) for n in range(7, -1, -1)]
     make, made = making({n: 0.0 if n <= most else math.inf for n in range(8)})
     found = bearable.greediest_that_holds(rungs, 0.1, make)
     assert (found.choice[0] if found else -1) == most
