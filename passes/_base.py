@@ -6,13 +6,14 @@ from ._core.context import (
     Difference,
     Differentiates,
     Gradient,
+    HeldBack,
+    HoldsBack,
     KernelNode,
     LatencyRatio,
     MomentRequest,
     NullContext,
     RangeMethod,
     Resumes,
-    Splits,
     Trains,
 )
 from ._core.contract import Pass
@@ -27,6 +28,8 @@ __all__ = [
     "Differentiates",
     "Effect",
     "Gradient",
+    "HeldBack",
+    "HoldsBack",
     "KernelNode",
     "LatencyRatio",
     "MomentRequest",
@@ -36,7 +39,6 @@ __all__ = [
     "PassOutcome",
     "RangeMethod",
     "Resumes",
-    "Splits",
     "Stat",
     "Trains",
 ]

@@ -20,7 +20,6 @@ from ._base import (
     Option,
     Pass,
     PassOutcome,
-    Splits,
     Stat,
 )
 from ._core.drift_budget import WITH_DATA, WITHOUT_DATA, lost_share, sqnr_of
@@ -29,7 +28,7 @@ from ._core.lazy import set_tensor
 from ._core.ops import WEIGHTED_OPS
 from ._core.options import AUTO, Auto
 from ._core.patterns import left_out, require_matches, weight_names, weighted_names
-from ._reconstruct.output_drift import Variant, output_drifts
+from ._reconstruct.evidence import Evidence, measured_loss
 from ._sparsity.allocation import share
 from ._sparsity.fit import fit_pruned
 from ._sparsity.loss_curves import (
@@ -42,7 +41,7 @@ from ._sparsity.loss_curves import (
 from ._sparsity.magnitude import NonFiniteError, count_zeros
 from ._sparsity.pools import Criteria, PrunedWeight, prune_weights, stats_of
 from ._sparsity.search import CAUTIOUS, Trial, most_zeros
-from ._sparsity.sensitivity import measured_curves, outputs_by_weight
+from ._sparsity.sensitivity import measured_curves
 
 HALF = 0.5
 """Sparsity where an option says which weights go but none says how many."""
@@ -232,24 +231,18 @@ class _Candidate:
 class _Plan:
     """Candidates of one run.
 
-    `judge`: samples that no fit sees; None where there are too few to spare. `original`: a copy of
-    the model before the pass.
+    `original`: a copy of the model before the pass.
     """
 
     options: Prune
     context: Context
-    judge: Context | None
+    evidence: Evidence
     original: ir.Model
 
     @classmethod
     def of(cls, options: Prune, context: Context, model: ir.Model) -> _Plan:
         """Plan for a model; with samples of the data apart, by which results are judged."""
-        judge = None
-        if context.has_data():
-            parts = context.apart() if isinstance(context, Splits) else None
-            if parts is not None:
-                context, judge = parts
-        return cls(options, context, judge, model.clone())
+        return cls(options, context, Evidence.of(context), model.clone())
 
     @property
     def fits(self) -> bool:
@@ -258,7 +251,7 @@ class _Plan:
         if not options.fit or options.select != "min" or not self.context.has_data():
             return False
         # a budget cannot be kept to by the very data that the weights were fitted to
-        return self.judge is not None or not options.is_automatic
+        return self.evidence.is_apart or not options.is_automatic
 
     def made(self, model: ir.Model, counts: Mapping[str, int] | None) -> _Candidate:
         """Prune a model in place, to so many zeros of each weight if `counts` are given."""
@@ -277,11 +270,15 @@ class _Plan:
                 model,
                 names,
                 self._frees_places(),
-                self.context,
+                self._fitting_context(),
                 options.samples,
             )
             declined += left
         return _Candidate(model, pruned, criteria, fitted, declined)
+
+    def _fitting_context(self) -> Context:
+        """Data that is fitted to: all of it where no budget is to be kept to."""
+        return self.evidence.fitting if self.options.is_automatic else self.context
 
     def _frees_places(self) -> bool:
         """Return whether only the count of zeros is asked for, not which weights they are."""
@@ -323,7 +320,7 @@ class _Plan:
             rounds=FITTED_ROUNDS if self.fits else PLAIN_ROUNDS,
             attempt=self._attempt,
         )
-        if self.context.has_data() and self.judge is None and self.options.fit:
+        if self.context.has_data() and not self.evidence.is_apart and self.options.fit:
             self.context.warn(
                 "prune",
                 "too few samples to judge a fit by: what stays is not fitted (32 or more are "
@@ -369,8 +366,8 @@ class _Plan:
             measured = measured_curves(
                 self.original,
                 finite,
-                self.context,
-                self.judge or self.context,
+                self.evidence.fitting,
+                self.evidence.judging,
                 self.options.samples,
             )
             return measured, declined
@@ -383,20 +380,9 @@ class _Plan:
 
     def _lost(self, candidate: _Candidate) -> float | None:
         """Share of the outputs' mean square that a candidate loses; None where nothing is run."""
-        if self.context.has_data():
-            readers = outputs_by_weight(self.original)
-            changed = {name for names in readers.values() for name in names}
-            variant = Variant(candidate.model, changed)
-            (lost,) = output_drifts(
-                self.original,
-                [variant],
-                self.judge or self.context,
-                self.options.samples,
-            )
-            # outputs that are no floats tell nothing of how far they have moved
-            return None if math.isnan(lost) else lost
-        found = self.context.difference(self.original, candidate.model)
-        return None if found is None else found.error**2
+        evidence = self.evidence
+        loss = measured_loss(self.original, candidate.model, evidence.judging)
+        return None if math.isnan(loss) else loss * evidence.allowance
 
 
 RECORD = "onnx_opt.pruned"
@@ -423,7 +409,10 @@ UNSEEN_LOSS = 0.2
 """Predicted loss that is never exceeded without data, whatever made-up inputs show."""
 
 UNMEASURED_LOSS = 0.01
-"""Predicted loss where nothing is run: ResNet-20 keeps 23 dB then, EfficientNet-Lite0 17, OCR 14."""
+"""Predicted loss where nothing is run.
+
+ResNet-20 keeps 23 dB then, EfficientNet-Lite0 17, OCR 14.
+"""
 
 FITTED_ROUNDS = 3
 """Candidates that are fitted at most: each takes as long as all the rest of the pass."""

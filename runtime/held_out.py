@@ -32,22 +32,25 @@ As many as passes calibrate on by default. Chosen by hand; not measured.
 class HeldOut:
     """Data in two parts.
 
-    `others`: the data without what is held out. `batches`: what is, samples of one shape together.
+    `others`: the data without what is held out. `batches`: what is, samples of one shape together;
+    `samples`: how many.
     """
 
     others: Feeds
     batches: list[Batch]
+    samples: int
 
 
-def held_out(feeds: Feeds) -> HeldOut | None:
+def held_out(feeds: Feeds, every: int = EVERY) -> HeldOut | None:
     """Share out the data; None where there are fewer than `FEWEST` samples.
 
-    Samples are rows where axis 0 of every input is one open batch, else batches. The data is
-    iterated once, up to `SPAN` samples; at most an eighth of them is held in memory.
+    One sample in `every` is held out. Samples are rows where axis 0 of every input is one open
+    batch, else batches. The data is iterated once, up to `SPAN` samples; what is held out is held
+    in memory.
     """
     held: list[Batch] = []
     count = 0
-    for part in _parts(feeds):
+    for part in _parts(feeds, every):
         count = part.stop
         if part.held is not None:
             held.append(part.held)
@@ -55,21 +58,22 @@ def held_out(feeds: Feeds) -> HeldOut | None:
             break
     if count < FEWEST:
         return None
-    return HeldOut(_Others(feeds), _joined(held))
+    return HeldOut(_Others(feeds, every), _joined(held), min(count, SPAN) // every)
 
 
 class _Others(Feeds):
     """Feeds without the samples that are held out of them."""
 
-    def __init__(self, feeds: Feeds) -> None:
+    def __init__(self, feeds: Feeds, every: int) -> None:
         super().__init__(lambda: (), (), feeds.where)
         self._feeds = feeds
+        self._every = every
         # the same objects: what is noted while one of the two is iterated, both tell
         self.inputs = feeds.inputs
         self.warnings = feeds.warnings
 
     def __iter__(self) -> Iterator[Batch]:
-        for part in _parts(self._feeds):
+        for part in _parts(self._feeds, self._every):
             if part.rest is not None:
                 yield part.rest
 
@@ -83,7 +87,7 @@ class _Part:
     stop: int
 
 
-def _parts(feeds: Feeds) -> Iterator[_Part]:
+def _parts(feeds: Feeds, every: int) -> Iterator[_Part]:
     """Share out every batch by the numbers of its samples."""
     splittable = batch_is_symbolic(list(feeds.inputs.values()))
     start = 0
@@ -94,7 +98,7 @@ def _parts(feeds: Feeds) -> Iterator[_Part]:
             rows = batch_rows(batch.feeds)
         stop = start + rows
         numbers = np.arange(start, stop)
-        is_last = numbers % EVERY == EVERY - 1
+        is_last = numbers % every == every - 1
         in_span = numbers < SPAN
         judges = is_last & in_span
         if judges.all():

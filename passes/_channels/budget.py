@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -51,6 +52,11 @@ class Offer:
     loss: Curve
     saves: Curve
 
+    def loss_at(self, count: int) -> float:
+        """Loss of one of the counts."""
+        place = np.searchsorted(self.counts, count)
+        return float(self.loss[place])
+
 
 def allocate_under_budget(
     candidates: Candidates,
@@ -66,26 +72,14 @@ def allocate_under_budget(
 
     Source: Everett, Generalized Lagrange Multiplier Method, Operations Research 11 (1963), 399-417.
     """
-    offers = []
-    for index, curve in enumerate(losses):
-        offer = _offer(
-            candidates,
-            index,
-            curve,
-            target,
-        )
-        offers.append(offer)
+    offers = offers_of(candidates, losses, target)
     everything = [int(offer.counts[-1]) for offer in offers]
     best = everything
     least = np.inf
     choice = [0] * len(offers)
     for _ in range(ROUNDS):
         # what a channel saves depends on how wide its neighbours are left
-        gains = _gains(choice, everything, cost)
-        priced = []
-        for offer, gain in zip(offers, gains, strict=True):
-            saves = offer.saves * gain
-            priced.append(replace(offer, saves=saves))
+        priced = _priced(offers, choice, cost)
         choice = _at_lowest_price(priced, cost, most)
         if cost(choice) > most:
             break
@@ -95,11 +89,58 @@ def allocate_under_budget(
             cost,
             most,
         )
-        loss = _total_loss(offers, choice)
+        loss = total_loss(offers, choice)
         if loss < least:
             best = choice
             least = loss
     return best
+
+
+def allocate_within_loss(offers: Sequence[Offer], cost: Budget, most: float) -> Choice:
+    """Choice of least cost whose total loss is at most `most`; nothing where there is none.
+
+    The counterpart of `allocate_under_budget`: the highest price is sought that keeps to the loss,
+    and what is left of it takes what saves most for it.
+    """
+    best = [0] * len(offers)
+    least = np.inf
+    choice = best
+    for _ in range(ROUNDS):
+        priced = _priced(offers, choice, cost)
+        choice = _at_highest_price(priced, most)
+        choice = _taken_further(choice, priced, most)
+        left = cost(choice)
+        if left < least:
+            best = choice
+            least = left
+    return best
+
+
+def offers_of(
+    candidates: Candidates, losses: Sequence[Curve], target: str
+) -> list[Offer]:
+    """Offers of all groups, by what they lose once its first n channels are gone, n = 0 .. all."""
+    offers = []
+    for index, curve in enumerate(losses):
+        offer = _offer(
+            candidates,
+            index,
+            curve,
+            target,
+        )
+        offers.append(offer)
+    return offers
+
+
+def _priced(offers: Sequence[Offer], choice: Choice, cost: Budget) -> list[Offer]:
+    """The offers with savings as fractions of the cost, the other groups being as chosen."""
+    everything = [int(offer.counts[-1]) for offer in offers]
+    gains = _gains(choice, everything, cost)
+    priced = []
+    for offer, gain in zip(offers, gains, strict=True):
+        saves = offer.saves * gain
+        priced.append(replace(offer, saves=saves))
+    return priced
 
 
 def _offer(candidates: Candidates, index: int, loss: Curve, target: str) -> Offer:
@@ -138,12 +179,10 @@ def is_convolved(group: Group) -> bool:
     return False
 
 
-def _total_loss(offers: Sequence[Offer], choice: Choice) -> float:
-    total = 0.0
-    for offer, count in zip(offers, choice, strict=True):
-        place = np.searchsorted(offer.counts, count)
-        total += offer.loss[place]
-    return total
+def total_loss(offers: Sequence[Offer], choice: Choice) -> float:
+    """Sum of what the groups of a choice lose."""
+    pairs = zip(offers, choice, strict=True)
+    return sum(offer.loss_at(count) for offer, count in pairs)
 
 
 def _gains(choice: Choice, everything: Choice, cost: Budget) -> list[float]:
@@ -166,24 +205,80 @@ def _with(choice: Choice, index: int, count: int) -> Choice:
 
 def _at_lowest_price(offers: Sequence[Offer], cost: Budget, most: float) -> Choice:
     """Choice at the lowest price per saving that meets the budget, or at an exorbitant one."""
-
-    def at(price: float) -> Choice:
-        choice = []
-        for offer in offers:
-            balance = offer.loss - price * offer.saves
-            best = np.argmin(balance)
-            count = int(offer.counts[best])
-            choice.append(count)
-        return choice
-
     low, high = LOWEST_PRICE, HIGHEST_PRICE
     for _ in range(BISECTIONS):
         middle = float(np.sqrt(low * high))
-        if cost(at(middle)) <= most:
+        if cost(_at(middle, offers)) <= most:
             high = middle
         else:
             low = middle
-    return at(high)
+    return _at(high, offers)
+
+
+def _at_highest_price(offers: Sequence[Offer], most: float) -> Choice:
+    """Choice at the highest price per saving that keeps to a loss; nothing where none does."""
+    low, high = LOWEST_PRICE, HIGHEST_PRICE
+    for _ in range(BISECTIONS):
+        middle = float(np.sqrt(low * high))
+        if total_loss(offers, _at(middle, offers)) <= most:
+            low = middle
+        else:
+            high = middle
+    choice = _at(low, offers)
+    if total_loss(offers, choice) > most:
+        return [0] * len(offers)
+    return choice
+
+
+def _at(price: float, offers: Sequence[Offer]) -> Choice:
+    """Every group at the count where its loss less the price of its savings is least."""
+    choice = []
+    for offer in offers:
+        balance = offer.loss - price * offer.saves
+        best = np.argmin(balance)
+        count = int(offer.counts[best])
+        choice.append(count)
+    return choice
+
+
+def _taken_further(choice: Choice, offers: Sequence[Offer], most: float) -> Choice:
+    """Narrow groups while the loss lasts, each time by the step that saves most for its loss."""
+    choice = list(choice)
+    left = most - total_loss(offers, choice)
+    waiting: list[tuple[float, int, int]] = []
+
+    def wait(index: int) -> None:
+        step = _best_step(offers[index], choice[index], left)
+        if step is not None:
+            worth, count = step
+            # a heap pops its least
+            heapq.heappush(waiting, (-worth, index, count))
+
+    for index in range(len(offers)):
+        wait(index)
+    while waiting:
+        _, index, count = heapq.heappop(waiting)
+        added = offers[index].loss_at(count) - offers[index].loss_at(choice[index])
+        # others may have used up the loss since
+        if added <= left:
+            choice[index] = count
+            left -= added
+        wait(index)
+    return choice
+
+
+def _best_step(offer: Offer, count: int, left: float) -> tuple[float, int] | None:
+    """(saving for each loss added, count) of the best step that adds at most `left`; or None."""
+    place = int(np.searchsorted(offer.counts, count))
+    saved = offer.saves[place + 1 :] - offer.saves[place]
+    added = offer.loss[place + 1 :] - offer.loss[place]
+    # what adds no loss is worth anything
+    worth = saved / np.maximum(added, 1e-12)
+    worth = np.where((added <= left) & (saved > 0), worth, 0.0)
+    if not worth.any():
+        return None
+    best = int(np.argmax(worth))
+    return float(worth[best]), int(offer.counts[place + 1 + best])
 
 
 def _taken_back(

@@ -12,12 +12,7 @@ from .importance.scores import Scores
 from .importance.stability import removal_frequencies
 from .pruning import Pruning
 from .select import Candidates, Choice, Scope, choose, increments
-from .sensitivity import output_losses
-
-MEASURED = 64
-"""Samples on which losses of parts of each group are measured at the model's outputs, at most.
-Chosen by hand, not measured.
-"""
+from .sensitivity import MEASURED, FitData, output_losses
 
 MOST_RUNS = 2048
 """Samples times groups there, at most: models of many groups take fewer. Chosen by hand, not
@@ -96,7 +91,7 @@ def decide(
                 context,
             )
     if rule.frequency is not None:
-        choice = _surely_superfluous(candidates, choice, rule.frequency)
+        choice = _cut_to_sure(candidates, choice, rule.frequency)
     return choice
 
 
@@ -109,15 +104,23 @@ def _within_drift(candidates: Candidates, most: float) -> Choice:
     return choice
 
 
-def _surely_superfluous(
-    candidates: Candidates, choice: Choice, frequency: float
-) -> Choice:
+def _cut_to_sure(candidates: Candidates, choice: Choice, frequency: float) -> Choice:
     """A choice cut to channels that would go in at least this share of the halves of the data."""
     cut = []
     for index, scores in enumerate(candidates.scores):
         sure = int((removal_frequencies(scores) >= frequency).sum())
         cut.append(candidates.fitted(index, min(choice[index], sure)))
     return cut
+
+
+def surely_superfluous(candidates: Candidates, frequency: float) -> Candidates:
+    """The groups with widths that keep what fewer halves of the data than that would remove."""
+    widths = []
+    for index, scores in enumerate(candidates.scores):
+        sure = int((removal_frequencies(scores) >= frequency).sum())
+        own = candidates.widths[index]
+        widths.append(own[own >= candidates.size(index) - sure])
+    return replace(candidates, widths=widths)
 
 
 def _of_least_loss(
@@ -153,14 +156,19 @@ def _measured_losses(
     """Losses at the model's outputs, on as many samples as the number of groups allows."""
     # every group is measured by variants of the model of its own
     affordable = max(MOST_RUNS // len(pruning.groups), 1)
+    samples = min(rule.samples, MEASURED, affordable)
     return output_losses(
         pruning.groups,
         pruning.solution,
         pruning.whole,
         scores,
-        context,
-        min(rule.samples, MEASURED, affordable),
-        rule.damp,
+        FitData(
+            fitting=context,
+            judging=context,
+            fitted=samples,
+            judged=samples,
+            damp=rule.damp,
+        ),
     )
 
 

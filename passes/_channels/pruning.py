@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -45,6 +46,18 @@ LISTING = "onnx-opt inspect MODEL --groups"
 """Command that shows the names of a model's groups."""
 
 
+@dataclass(frozen=True)
+class Pruned:
+    """A pruned copy of a model.
+
+    `fitted`: number of layers fitted anew. `left`: names of those that the data never reached.
+    """
+
+    model: ir.Model
+    fitted: int
+    left: list[str]
+
+
 class Pruning:
     """The state of one pruning of one model.
 
@@ -81,6 +94,8 @@ class Pruning:
             width = len(group.channels)
             self.was[name] = self.history.original(places, width)
             self._places[name] = places
+        # indices of groups
+        self._failed: set[int] = set()
         self._context = context
         self._attention: Attention = attention
         self._origins = origins
@@ -160,8 +175,11 @@ class Pruning:
     ) -> tuple[Choice, float | None]:
         """A choice without the groups for which surgery or verification fails.
 
-        Returns the error of the rest, too; None if it was not run.
+        Returns the error of the rest, too; None if it was not run. A group that failed once is left
+        out from then on.
         """
+        every = range(len(choice))
+        choice = _only(choice, [index for index in every if index not in self._failed])
         while True:
             verdict = self._verdict(candidates, choice)
             if not verdict.problem:
@@ -172,6 +190,7 @@ class Pruning:
             # groups that fail only beside others have no problem of their own
             problem = problem_of(failing) or verdict.problem
             reason = f"the proof failed: {problem}"
+            self._failed.update(failing)
             for index in failing:
                 group = self.groups[index]
                 self.declined.append(Declined(group.name, reason))
@@ -229,21 +248,27 @@ class Pruning:
         self.declined += declined
         return self.verified(candidates, wider)
 
-    def finish(
-        self, model: ir.Model, removed: NDArray[np.intp], samples: int, damp: float
-    ) -> int:
-        """Make `model` the pruned one; returns the number of layers fitted anew.
+    def built(
+        self,
+        removed: NDArray[np.intp],
+        samples: int,
+        damp: float,
+        context: Context | None = None,
+    ) -> Pruned:
+        """Make a copy without the channels.
 
-        Layers are fitted on at most `samples` calibration samples; with 0 or without data none is.
+        Layers are fitted on at most `samples` calibration samples, of `context` where the run's own
+        are not meant; with 0 or without data none is.
         """
+        context = context or self._context
         pruned, kept = self.whole.clone(), kept_slots(self.solution, removed)
-        fit = samples > 0 and self._context.has_data()
+        fit = samples > 0 and context.has_data()
         # either looks at the layers as they are before anything is cut
         if fit:
             take_means(
                 pruned,
                 kept,
-                self._context,
+                context,
                 samples,
             )
         else:
@@ -255,23 +280,27 @@ class Pruning:
             self._attention,
         )
         fitted = 0
+        left: list[str] = []
         if fit:
             fitted, left = reconstruct(
                 self.whole,
                 pruned,
                 kept,
-                self._context,
+                context,
                 samples,
                 damp,
             )
-            for name in left:
-                reason = "not fitted: the data never reached it"
-                self.declined.append(Declined(name, reason))
         share_again(pruned, self._origins)
         for step in CLEANUP:
             step.run(pruned, self._context)
-        become(model, pruned)
-        return fitted
+        return Pruned(pruned, fitted, left)
+
+    def finish(self, model: ir.Model, pruned: Pruned) -> None:
+        """Make `model` the pruned one."""
+        for name in pruned.left:
+            reason = "not fitted: the data never reached it"
+            self.declined.append(Declined(name, reason))
+        become(model, pruned.model)
 
     def record(self, model: ir.Model, text: str) -> None:
         """Write into the model, pruned by now, what it was, and the pass that pruned it."""

@@ -9,7 +9,7 @@ the whole model's on the same data.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import onnx_ir as ir
@@ -21,7 +21,7 @@ from .._core.edit import Edit
 from .._core.linear import LinearLayer
 from .._dims.groups import Group
 from .._dims.solve import Solution
-from .._reconstruct.layers import ridge_fit, rows_with_bias
+from .._reconstruct.layers import own_products, ridge_fit
 from .._reconstruct.output_drift import Variant, output_drifts
 from .contractions import Contraction, consumers_of, square_bytes
 from .importance.scores import Scores, channel_places
@@ -31,6 +31,11 @@ SHARES = (0.25, 0.5, 1.0)
 drift is interpolated. Chosen by hand, not measured.
 """
 
+MEASURED = 64
+"""Samples on which losses of parts of each group are measured at the model's outputs, at most.
+Chosen by hand, not measured.
+"""
+
 MEMORY = 1 << 30
 """Bytes of Gram matrices, and of weights of variants, that are held at once. Chosen by hand, not
 measured.
@@ -38,6 +43,40 @@ measured.
 
 Layers = Mapping[str, LinearLayer]
 """LinearLayer layers by the names of their nodes."""
+
+
+@dataclass(frozen=True)
+class FitData:
+    """Data that readers are fitted to, and data on which the outputs are then compared.
+
+    At most `fitted` and `judged` samples of them. `damp`: as `ridge_fit` takes it.
+    """
+
+    fitting: Context
+    judging: Context
+    fitted: int
+    judged: int
+    damp: float
+    _grams: dict[str, NDArray[np.float64]] = field(default_factory=dict)
+
+    def grams_of(
+        self, model: ir.Model, layers: Layers
+    ) -> dict[str, NDArray[np.float64]]:
+        """Gram matrices of the inputs of layers, by their names; absent of those not reached.
+
+        Those of the last calls are held up to `MEMORY`, all calls being of one model.
+        """
+        requests = {}
+        for name, layer in layers.items():
+            if name not in self._grams:
+                requests[name] = layer.request("gram")
+        if requests:
+            self._grams.update(self.fitting.collect(model, requests, self.fitted))
+        found = {name: self._grams[name] for name in layers if name in self._grams}
+        held = sum(gram.nbytes for gram in self._grams.values())
+        if held > MEMORY:
+            self._grams.clear()
+        return found
 
 
 @dataclass(frozen=True)
@@ -52,12 +91,11 @@ class Reader:
 
 
 @dataclass(frozen=True)
-class Trial:
-    """The first `count` channels of the group number `index` shut off, and who reads them."""
+class GroupPart:
+    """The first `count` channels of the group number `index` shut off."""
 
     index: int
     count: int
-    readers: list[Reader]
 
 
 def output_losses(
@@ -65,9 +103,7 @@ def output_losses(
     solution: Solution,
     model: ir.Model,
     scores: Sequence[Scores],
-    context: Context,
-    samples: int,
-    damp: float,
+    data: FitData,
 ) -> list[Scores]:
     """Drift of the model's outputs once the first n channels of each group are gone, n = 0 .. all.
 
@@ -75,32 +111,22 @@ def output_losses(
     of variance, at the outputs of mean squares. Groups that cannot be measured are taken to be as
     sensitive as the median of all.
     """
-    layers = _layers_by_name(model, LARGEST_WIDTH)
     reader_drifts = [_ascending(each) for each in scores]
-    trials = _trials(
-        groups,
-        solution,
-        scores,
-        layers,
-    )
+    trials = _trials(scores)
+    choices = []
+    for trial in trials:
+        alone = [0] * len(groups)
+        alone[trial.index] = trial.count
+        choices.append(alone)
+    drifts = choice_drifts(groups, solution, model, scores, choices, data)
     # by group, then by count: output drift for one unit of the readers' drift
     sensitivities: list[dict[int, float]] = [{} for _ in groups]
-    for batch in _batches(trials, layers, model):
-        variants = _variants(
-            model,
-            batch,
-            layers,
-            context,
-            samples,
-            damp,
-        )
-        drifts = output_drifts(model, variants, context, samples)
-        for trial, drift in zip(batch, drifts, strict=True):
-            index = trial.index
-            count = trial.count
-            local = reader_drifts[index][count]
-            if local > 0 and np.isfinite(drift):
-                sensitivities[index][count] = drift / local
+    for trial, drift in zip(trials, drifts, strict=True):
+        index = trial.index
+        count = trial.count
+        local = reader_drifts[index][count]
+        if local > 0 and np.isfinite(drift):
+            sensitivities[index][count] = drift / local
     usual = _median(sensitivities)
     curves = []
     for own, measured in zip(reader_drifts, sensitivities, strict=True):
@@ -108,6 +134,50 @@ def output_losses(
             measured = {len(own): usual}
         curves.append(_curve(own, measured))
     return curves
+
+
+def choice_drifts(
+    groups: Sequence[Group],
+    solution: Solution,
+    model: ir.Model,
+    scores: Sequence[Scores],
+    choices: Sequence[Sequence[int]],
+    data: FitData,
+) -> list[float]:
+    """Drift of the model's outputs once the channels of each choice are shut off.
+
+    `choices`: how many of each group, in the order of their scores. The layers that read them are
+    fitted to do without, each to what it gave before. NaN where no such layer reads them.
+    """
+    layers = _layers_by_name(model, LARGEST_WIDTH)
+    consumers = consumers_of(groups, solution)
+    orders = [np.argsort(each, kind="stable") for each in scores]
+    readers = []
+    for choice in choices:
+        own: list[Reader] = []
+        for index, count in enumerate(choice):
+            # what gives nothing has no inputs to shut off
+            if count:
+                own += _readers(
+                    groups[index],
+                    consumers[index],
+                    orders[index][:count],
+                    solution,
+                    layers,
+                )
+        readers.append(_merged(own))
+    drifts = [float("nan")] * len(choices)
+    for batch in _batches(readers, layers, model):
+        variants = _variants(
+            model,
+            [readers[number] for number in batch],
+            layers,
+            data,
+        )
+        found = output_drifts(model, variants, data.judging, data.judged)
+        for number, drift in zip(batch, found, strict=True):
+            drifts[number] = drift
+    return drifts
 
 
 def _ascending(scores: Scores) -> Scores:
@@ -141,29 +211,13 @@ def _layers_by_name(
     return layers
 
 
-def _trials(
-    groups: Sequence[Group],
-    solution: Solution,
-    scores: Sequence[Scores],
-    layers: Layers,
-) -> list[Trial]:
+def _trials(scores: Sequence[Scores]) -> list[GroupPart]:
     """Trials of every group: the least important shares of its channels shut off."""
-    consumers = consumers_of(groups, solution)
     trials = []
     for index, each in enumerate(scores):
-        order = np.argsort(each, kind="stable")
         size = len(each)
         counts = {max(round(share * size), 1) for share in SHARES}
-        for count in sorted(counts):
-            first = order[:count]
-            readers = _readers(
-                groups[index],
-                consumers[index],
-                first,
-                solution,
-                layers,
-            )
-            trials.append(Trial(index, count, readers))
+        trials += [GroupPart(index, count) for count in sorted(counts)]
     return trials
 
 
@@ -195,6 +249,15 @@ def _readers(
     return readers
 
 
+def _merged(readers: Sequence[Reader]) -> list[Reader]:
+    """One of each layer: it may read several groups."""
+    gone: dict[str, NDArray[np.bool_]] = {}
+    for reader in readers:
+        own = gone.get(reader.name)
+        gone[reader.name] = reader.gone if own is None else own | reader.gone
+    return [Reader(name, inputs) for name, inputs in gone.items()]
+
+
 def _curve(drift: Scores, sensitivity: Mapping[int, float]) -> Scores:
     """Drift of the readers times the sensitivity, which is known for some counts of channels."""
     counts = sorted(sensitivity)
@@ -208,29 +271,29 @@ def _curve(drift: Scores, sensitivity: Mapping[int, float]) -> Scores:
 
 
 def _batches(
-    trials: Sequence[Trial], layers: Layers, model: ir.Model
-) -> Iterator[list[Trial]]:
-    """Trials that have readers, in runs that fit in `MEMORY`, at least one in each."""
+    trials: Sequence[Sequence[Reader]], layers: Layers, model: ir.Model
+) -> Iterator[list[int]]:
+    """Numbers of trials that have readers, in runs that fit in `MEMORY`, at least one in each."""
     weights = 0
     for value in model.graph.initializers.values():
         tensor = value.const_value
         if tensor is not None:
             weights += tensor.nbytes
-    batch: list[Trial] = []
+    batch: list[int] = []
     held = 0
-    for trial in trials:
-        if not trial.readers:
+    for number, readers in enumerate(trials):
+        if not readers:
             continue
         # each variant is a model of its own until they are joined
         own = weights
-        for reader in trial.readers:
+        for reader in readers:
             layer = layers[reader.name]
             own += square_bytes(layer.groups, layer.width)
         if batch and held + own > MEMORY:
             yield batch
             batch = []
             held = 0
-        batch.append(trial)
+        batch.append(number)
         held += own
     if batch:
         yield batch
@@ -238,20 +301,17 @@ def _batches(
 
 def _variants(
     model: ir.Model,
-    trials: Sequence[Trial],
+    trials: Sequence[Sequence[Reader]],
     layers: Layers,
-    context: Context,
-    samples: int,
-    damp: float,
+    data: FitData,
 ) -> list[Variant]:
     """The model with the channels of each trial shut off, its readers fitted to do without."""
-    requests = {}
-    for trial in trials:
-        for reader in trial.readers:
-            layer = layers[reader.name]
-            requests[reader.name] = layer.request("gram")
-    grams = context.collect(model, requests, samples)
-    return [_variant(model, trial.readers, grams, damp) for trial in trials]
+    read = {}
+    for readers in trials:
+        for reader in readers:
+            read[reader.name] = layers[reader.name]
+    grams = data.grams_of(model, read)
+    return [_variant(model, readers, grams, data.damp) for readers in trials]
 
 
 def _variant(
@@ -272,7 +332,7 @@ def _variant(
         if reader.name not in grams:
             continue
         gram = grams[reader.name]
-        cross = _own_products(layer, gram)
+        cross = own_products(layer, gram)
         rows, bias = ridge_fit(
             layer,
             gram,
@@ -283,16 +343,3 @@ def _variant(
         layer.set_rows(rows)
         layer.set_bias(bias, edit)
     return Variant(copy, changed)
-
-
-def _own_products(layer: LinearLayer, gram: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Mean of z y^T, y being what the layer itself makes of z = [x, 1].
-
-    Shapes: gram (groups, K + 1, K + 1) -> (groups, K + 1, M / groups).
-    """
-    groups, size, _ = gram.shape
-    own = rows_with_bias(layer)
-    each = own.reshape(groups, -1, size)
-    weights = each.transpose(0, 2, 1)
-    products: NDArray[np.float64] = gram @ weights
-    return products

@@ -201,14 +201,22 @@ class Resumes(Protocol):
         ...
 
 
+class HeldBack(NamedTuple):
+    """Contexts of most of the calibration samples and of the others, which are so many."""
+
+    fitting: Context
+    judging: Context
+    samples: int
+
+
 @typing.runtime_checkable
-class Splits(Protocol):
-    """A context that can take its calibration data apart, so that a fit is judged on the rest."""
+class HoldsBack(Protocol):
+    """A context that can keep back some calibration data, on which a fit to the rest is judged."""
 
-    def apart(self) -> tuple[Context, Context] | None:
-        """A context of most of the data, and one of the samples that it is without.
+    def held_back(self) -> HeldBack | None:
+        """Share out the calibration samples, those held back spread over all.
 
-        None where there are too few samples to spare any.
+        None where there are too few to spare any. Errors: UsageError without data.
         """
         ...
 

@@ -45,7 +45,51 @@ def output_drifts(
     values = _values_by_name(family)
     for prefix, variant in named.items():
         _share_unchanged(prefix, variant.changed, model, values)
-    prefixes = list(named)
+    return _measured_shares(
+        family,
+        values,
+        outputs,
+        list(named),
+        context,
+        samples,
+    )
+
+
+def drift_between(
+    model: ir.Model, other: ir.Model, context: Context, samples: int
+) -> float:
+    """Share of the outputs' mean square that another model of the same outputs loses.
+
+    The mean over float outputs; NaN where there is none. Nothing but inputs and outputs need be
+    common to both.
+    """
+    outputs = _float_outputs(model)
+    if not outputs:
+        return float("nan")
+    prefix = "other/"
+    family = join_models({WHOLE: model, prefix: other})
+    _share_tensors(family)
+    values = _values_by_name(family)
+    (share,) = _measured_shares(
+        family,
+        values,
+        outputs,
+        [prefix],
+        context,
+        samples,
+    )
+    return share
+
+
+def _measured_shares(
+    family: ir.Model,
+    values: Mapping[str, ir.Value],
+    outputs: Sequence[str],
+    prefixes: Sequence[str],
+    context: Context,
+    samples: int,
+) -> list[float]:
+    """Share of the outputs that each model of a joint graph loses, by the prefixes of its names."""
     squares = _square_requests(
         family,
         values,
@@ -53,7 +97,7 @@ def output_drifts(
         prefixes,
     )
     tensors = [request.tensor for request in squares.values()]
-    measured = submodel(family, data_inputs(model), tensors)
+    measured = submodel(family, data_inputs(family), tensors)
     found = context.collect(measured, squares, samples)
     return [_mean_share(found, prefix, outputs) for prefix in prefixes]
 
@@ -98,7 +142,10 @@ def _square_requests(
         square = _mean_square(wanted, edit)
         requests[WHOLE + name] = MomentRequest(square, "mean")
         for prefix in prefixes:
-            own = values[prefix + name]
+            own = values.get(prefix + name)
+            # an output that became a constant is of no node
+            if own is None:
+                continue
             lost = _appended("Sub", [own, wanted], edit)
             square = _mean_square(lost, edit)
             requests[prefix + name] = MomentRequest(square, "mean")

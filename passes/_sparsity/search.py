@@ -46,8 +46,8 @@ def most_zeros(
     """The candidate of most zeros that loses at most `limit`; None where none does.
 
     Candidates are made for a predicted loss, `first` at the beginning, which then follows what was
-    measured. `most`: predicted loss at most. `unmeasured`: that of the candidate taken where nothing
-    can be measured. `rounds`: candidates that are tried at most.
+    measured. `most`: predicted loss at most. `unmeasured`: that of the candidate taken where
+    nothing can be measured. `rounds`: candidates that are tried at most.
     """
     budget = first
     holds = 0.0

@@ -5,7 +5,7 @@ import copy
 import numpy as np
 import onnx_ir as ir
 import onnxruntime
-from onnx_opt.passes._base import NullContext
+from onnx_opt.passes._base import HeldBack, NullContext
 from onnx_opt.passes._core.context import Difference
 from onnx_opt.runtime.difference import largest_error, unlike
 from onnx_opt.runtime.moments import MomentObserver
@@ -22,15 +22,15 @@ class CalibratedContext(NullContext):
     def has_data(self):
         return True
 
-    def apart(self):
+    def held_back(self):
         """Every fourth batch judges, as if data were plenty."""
         judging = self.feeds[3::4]
         if not judging:
             return None
-        others, judge = copy.copy(self), copy.copy(self)
-        others.feeds = [f for i, f in enumerate(self.feeds) if i % 4 != 3]
-        judge.feeds = judging
-        return others, judge
+        fitting, judges = copy.copy(self), copy.copy(self)
+        fitting.feeds = [f for i, f in enumerate(self.feeds) if i % 4 != 3]
+        judges.feeds = judging
+        return HeldBack(fitting, judges, 1000)
 
     def collect(self, model, requests, samples):
         named = [

@@ -58,7 +58,7 @@ residual (float[batch, 3, 8, 8] x) => (float[batch, 5] y)
 }
 """
 
-PLAIN = {"importance": "l2", "recover": False}
+PLAIN = {"ratio": 0.5, "importance": "l2", "recover": False}
 
 
 def model_of(text, seed=0):
@@ -81,9 +81,13 @@ def as_bytes(model):
 
 
 def pruned(text, context=None, seed=0, **options):
-    """(model, outcome); whatever came out is a valid file."""
+    """(model, outcome), of half of the channels unless told otherwise; whatever came out is a valid
+    file.
+    """
     model = model_of(text, seed)
-    outcome = PruneChannels(**options).run(model, context or NullContext())
+    outcome = PruneChannels(**{"ratio": 0.5, **options}).run(
+        model, context or NullContext()
+    )
     onnx.checker.check_model(ir.to_proto(model), full_check=True)
     return model, outcome
 
@@ -333,7 +337,7 @@ def test_patterns_name_weights_and_axes(options, wanted):
 
 
 def test_a_layer_keeps_one_channel():
-    model, outcome = pruned(PAIR, proving(PAIR), ratio=0.99, **PLAIN)
+    model, outcome = pruned(PAIR, proving(PAIR), **{**PLAIN, "ratio": 0.99})
     assert shapes(model) == {"a": [3, 1], "b": [1, 1], "c": [1, 2]}
     assert outcome.stats["error"] < 1e-6
 
@@ -388,6 +392,7 @@ def test_stats_go_into_json():
         "macs_before",
         "macs_after",
         "error",
+        "measured_sqnr",
     }
 
 
@@ -543,7 +548,7 @@ def test_a_branch_that_lost_all_its_channels_goes():
     )
     context = proving(text)
     model, outcome = pruned(
-        text, context, ratio=0.99, least=0, include=("k1:0",), **PLAIN
+        text, context, least=0, include=("k1:0",), **{**PLAIN, "ratio": 0.99}
     )
     assert outcome.stats["error"] < 1e-5
     assert [n.op_type for n in model.graph].count("Conv") == 1
@@ -578,6 +583,7 @@ def test_ratios_count_from_the_first_width():
     ],
 )
 def test_the_same_text_twice_changes_nothing_more(options):
+    options = {"ratio": 0.5, **options}
     model, _ = pruned(RESIDUAL, **options)
     once = as_bytes(model)
     assert PruneChannels(**options).run(model, NullContext()).changed == 0
@@ -604,7 +610,7 @@ def test_weights_are_described_not_copied(tmp_path):
     ir.save(ir.from_proto(proto), tmp_path / "m.onnx", external_data="m.data")
     model = ir.load(tmp_path / "m.onnx")
     original = ir.load(tmp_path / "m.onnx").graph.initializers["b"].const_value.numpy()
-    PruneChannels(importance="random").run(
+    PruneChannels(ratio=0.5, importance="random").run(
         model, NullContext(seed=int(random.integers(9)))
     )
     tensor = model.graph.initializers["b"].const_value

@@ -39,6 +39,7 @@ def test_too_few_samples_are_left_whole():
 def test_every_eighth_row_judges_and_no_pass_sees_it():
     parts = held_out(feeds(FEWEST))
     assert numbers(parts.batches) == [7, 15, 23, 31]
+    assert parts.samples == 4
     assert numbers(parts.others) == [n for n in range(FEWEST) if n % EVERY != EVERY - 1]
     assert numbers(parts.others) == numbers(
         parts.others
@@ -57,6 +58,7 @@ def test_rows_of_one_shape_judge_together():
 def test_batches_that_must_stay_whole_are_held_out_whole():
     parts = held_out(feeds(2 * FEWEST, each=2, inputs=FIXED))
     assert numbers(parts.batches) == [14, 15, 30, 31, 46, 47, 62, 63]
+    assert parts.samples == 4
     assert [len(batch.feeds["x"]) for batch in parts.others] == [2] * (
         FEWEST - FEWEST // EVERY
     )

@@ -85,7 +85,15 @@ def test_a_pruned_model_shows_the_width_that_it_had(inspect, tmp_path):
     path, out = tmp_path / "mlp.onnx", tmp_path / "out.onnx"
     onnx.save(model_from(MLP), path)
     done = CliRunner().invoke(
-        main, [str(path), "--passes", "prune-channels", "-o", str(out), "--no-bench"]
+        main,
+        [
+            str(path),
+            "--passes",
+            "prune-channels(ratio=0.5)",
+            "-o",
+            str(out),
+            "--no-bench",
+        ],
     )
     assert done.exit_code == 0, done.stderr
     done = CliRunner().invoke(main, ["inspect", str(out), "--groups"])

@@ -42,8 +42,9 @@ Chosen by hand; not measured.
 class Written:
     """The result as it was written, or as it would be.
 
-    `agreement`: share of samples whose largest class is the original's. `latency_ms`: medians of the original and of the result. `path`: where it was written; None: it
-    was not, and `files` is empty.
+    `agreement`: share of samples whose largest class is the original's. `latency_ms`: medians of
+    the original and of the result. `path`: where it was written; None: it was not, and `files` is
+    empty.
     """
 
     model: ir.Model

@@ -21,7 +21,8 @@ MOST_LOST = 0.01
 class Judgement:
     """The result against the original: drift, and metric and agreement where there are any.
 
-    `metric`: `name`, `before`, `after`. `agreement`: share of samples with the same largest output, where an output has classes.
+    `metric`: `name`, `before`, `after`. `agreement`: share of samples with the same largest output,
+    where an output has classes.
     """
 
     drift: Drift | None

@@ -5,7 +5,13 @@ import itertools
 import numpy as np
 import pytest
 from importance_nets import mlp, solved
-from onnx_opt.passes._channels.budget import allocate_under_budget, smallest_ratio
+from onnx_opt.passes._channels.budget import (
+    allocate_under_budget,
+    allocate_within_loss,
+    offers_of,
+    smallest_ratio,
+    total_loss,
+)
 from onnx_opt.passes._channels.select import Candidates, choose
 
 
@@ -150,3 +156,35 @@ def test_a_budget_out_of_reach_is_told():
         lambda c: 1 - c[0] / 10, 0.05, lambda ratio: choose(picked, "layer", ratio)
     )
     assert (choice, met) == ([9], False)
+
+
+def test_within_no_loss_only_what_loses_nothing_goes():
+    groups = two_layers()
+    losses = [np.array([0, 0, 0.2, 1, 5.0]), np.array([0, 0.1, 0.2, 1, 5.0])]
+    offers = offers_of(candidates(groups, [np.arange(1, 5)] * 2), losses, "cpu")
+    assert allocate_within_loss(offers, cost, 0.0) == [1, 0]
+
+
+@pytest.mark.parametrize("most", [0.05, 0.35, 0.5, 0.8, 1.6, 3.0, 12.0])
+def test_no_other_choice_within_the_loss_saves_much_more(most):
+    groups = two_layers()
+    losses = [np.array([0, 0.1, 0.4, 1.2, 5]), np.array([0, 0.3, 0.7, 1.5, 5])]
+    offers = offers_of(candidates(groups, [np.arange(1, 5)] * 2), losses, "cpu")
+    found = allocate_within_loss(offers, cost, most)
+
+    def loss(choice):
+        return sum(own[n] for own, n in zip(losses, choice, strict=True))
+
+    assert loss(found) <= most
+    assert total_loss(offers, found) == pytest.approx(loss(found))
+    least = min(cost(choice) for choice in every(groups) if loss(choice) <= most)
+    # prices reach the corners of the trade only; between them what is left is filled greedily
+    assert cost(found) <= least + 1 / 40
+
+
+def test_what_saves_nothing_does_not_go():
+    groups = two_layers()
+    losses = [np.array([0, 0.1, 0.4, 1.2, 5])] * 2
+    offers = offers_of(candidates(groups, [np.arange(1, 5)] * 2), losses, "cpu")
+    found = allocate_within_loss(offers, lambda choice: 1 - choice[0] / 8, 12.0)
+    assert found == [3, 0]

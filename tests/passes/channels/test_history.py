@@ -47,7 +47,7 @@ def model_of(text):
 
 
 def prune(model, **options):
-    return PruneChannels(**options).run(model, NullContext())
+    return PruneChannels(**{"ratio": 0.5, **options}).run(model, NullContext())
 
 
 def shape(model, name):

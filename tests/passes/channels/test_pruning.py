@@ -145,7 +145,7 @@ def test_costs_are_those_of_the_model_that_comes_out(choice, seed):
     candidates = pruning.candidates(scores_of(pruning, seed), 1, 1)
     removed = candidates.removed(choice)
     cost = pruning.cost(choice, candidates.orders())
-    pruning.finish(model, removed, 0, 1e-3)
+    pruning.finish(model, pruning.built(removed, 0, 1e-3))
     onnx.checker.check_model(ir.to_proto(model), full_check=True)
     assert cost.params == parameters(model)
     assert cost.bytes == 4 * cost.params
@@ -166,7 +166,8 @@ def test_what_was_done_is_known_when_the_same_is_asked_again():
     pruning = Pruning(model, NullContext(), "heads", keep_batchnorm=False)
     assert not pruning.repeated("text")
     candidates = pruning.candidates(scores_of(pruning), 1, 1)
-    pruning.finish(model, candidates.removed([4, 3, 5]), 0, 1e-3)
+    removed = candidates.removed([4, 3, 5])
+    pruning.finish(model, pruning.built(removed, 0, 1e-3))
     pruning.record(model, "text")
     again = Pruning(model, NullContext(), "heads", keep_batchnorm=False)
     assert again.repeated("text")

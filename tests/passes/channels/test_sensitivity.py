@@ -5,7 +5,7 @@ import pytest
 from calibrated_context import CalibratedContext, run_session
 from importance_nets import literal, mlp, solved
 from onnx_opt.passes._channels import sensitivity
-from onnx_opt.passes._channels.sensitivity import output_losses
+from onnx_opt.passes._channels.sensitivity import FitData, output_losses
 
 FEEDS = [
     {"x": np.random.default_rng(seed).normal(size=(64, 3)).astype(np.float32)}
@@ -17,9 +17,9 @@ SCORES = [np.array([0.3, 0.1, 0.2, 0.9])]
 
 
 def measured(model, solution, groups, scores, feeds=FEEDS, damp=1e-9):
-    return output_losses(
-        groups, solution, model, scores, CalibratedContext(feeds), 192, damp
-    )
+    context = CalibratedContext(feeds)
+    data = FitData(context, context, 192, 192, damp)
+    return output_losses(groups, solution, model, scores, data)
 
 
 def lost_share(model, hidden, head, gone):

@@ -1,0 +1,60 @@
+"""Drift of one model from another that shares nothing with it but inputs and outputs."""
+
+import math
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from calibrated_context import CalibratedContext, run_session
+from exactness import HEADER
+from onnx_opt.passes._reconstruct.output_drift import drift_between
+from sample_models import model_from
+
+WHOLE = """
+whole (float[N, 3] x) => (float[N, 2] y, float[N, 3] z)
+<float[3, 2] w = {1, 2, 3, 4, 5, 6}>
+{ h = MatMul (x, w)  y = Relu (h)  z = Neg (x) }
+"""
+OTHER = """
+other (float[N, 3] x) => (float[N, 2] y, float[N, 3] z)
+<float[3, 2] v = {1, 2, 3, 4, 5, 0}, float two = {0.5}>
+{ y = MatMul (x, v)  z = Mul (x, two) }
+"""
+COUNTS = """
+counts (float[N, 3] x) => (int64[N] y)
+{ y = ArgMax <axis = 1, keepdims = 0> (x) }
+"""
+FEEDS = [
+    {"x": np.random.default_rng(seed).normal(size=(5, 3)).astype(np.float32)}
+    for seed in range(3)
+]
+
+
+def model_of(text):
+    return ir.from_proto(model_from(HEADER + text))
+
+
+def drift(whole, other):
+    return drift_between(model_of(whole), model_of(other), CalibratedContext(FEEDS), 15)
+
+
+def test_it_is_the_mean_share_of_the_outputs():
+    shares = []
+    for index in range(2):
+        wanted, got = (
+            np.concatenate(
+                [run_session(model_of(text)).run(None, each)[index] for each in FEEDS]
+            )
+            for text in (WHOLE, OTHER)
+        )
+        shares.append(np.square(wanted - got).sum() / np.square(wanted).sum())
+    assert drift(WHOLE, OTHER) == pytest.approx(np.mean(shares), rel=1e-5)
+    assert shares[1] == pytest.approx(2.25)
+
+
+def test_a_model_does_not_drift_from_itself():
+    assert drift(WHOLE, WHOLE) == 0
+
+
+def test_of_outputs_that_are_no_floats_nothing_is_known():
+    assert math.isnan(drift(COUNTS, COUNTS))
