@@ -1,4 +1,4 @@
-"""Magnitude pruning of weights, in place, shapes unchanged."""
+"""Pruning of weights, in place, shapes unchanged."""
 
 from __future__ import annotations
 
@@ -49,18 +49,24 @@ HALF = 0.5
 
 @dataclass(frozen=True)
 class Prune(Pass):
-    """Zero the weights of smallest magnitude, layer by layer or over the whole model.
-
-    As a control, and for outliers, zero or clip the largest.
+    """Zero the weights that the outputs miss least: as many as they bear, or as many as you say.
 
     Effect: lossy. Touches float weights of Conv, ConvTranspose, Gemm, MatMul, LSTM, GRU and RNN, in
     every subgraph; shapes, dtypes and names stay. A weight that several nodes share is one weight.
     Already zero entries count.
 
+    Without options (`sparsity=auto`) each layer gives what costs little: losses at the model's
+    outputs are measured layer by layer on data (without data they are predicted from the weights),
+    the cheapest weights of all layers go, and the result is measured on samples that no fit saw
+    (without data on made-up inputs) until it keeps `min_sqnr`. `chosen` tells what each layer gave
+    and what it costs. With `size`, or with data and a `sparsity`, as many weights go in all as are
+    asked for, where they cost least (`allocation=auto`).
+
     Shapes: any weight -> same. With `sparsity` exactly floor(sparsity * size) entries of each pool
-    (layer, row, model) are zero, ties by index; without data every kept |w| >= every pruned |w|.
-    With `pattern=N:M` each group of M along the op's input axis keeps N. With `threshold` |w| <=
-    threshold goes (select=max: |w| >= threshold, or is clipped to it).
+    (all weights under allocation=auto with data; else layer, row or model) are zero, ties by index;
+    without data every kept |w| >= every pruned |w|. With `pattern=N:M` each group of M along the
+    op's input axis keeps N. With `threshold` |w| <= threshold goes (select=max: |w| >= threshold,
+    or is clipped to it). As a control, and for outliers, select=max zeroes or clips the largest.
 
     With data the weights that stay are fitted (`fit`): layer by layer, by least squares on the
     inputs that the pruned model gives, towards the original's outputs, biases included (a MatMul
@@ -69,16 +75,18 @@ class Prune(Pass):
     Choice and fit are made on one half of the data and judged on the other. A layer whose fit does
     no better there stays as it was pruned, and is named, as are layers that cannot be fitted.
 
-    Errors: UsageError where options contradict each other, or a pattern of include or exclude
-    matches no layer.
+    Errors: UsageError where options contradict each other, where no sparsity reaches a `size`, or a
+    pattern of include or exclude matches no layer.
 
     Stats: `weights` (count), `zeros` (count), `sparsity` (fraction), `clipped` (count, mode=clip),
     `fitted` (count of layers), `by_…` (count of layers by the criterion of their mask), `select`,
-    `zipped_bytes` (all these weights under zlib level 1; absent above 256 MiB of weights).
+    `zipped_bytes` (all these weights under zlib level 1; absent above 256 MiB of weights); of
+    sparsity=auto `predicted_sqnr` and `measured_sqnr` (dB; absent where nothing is run).
 
     Source: Han et al., Learning both Weights and Connections, NeurIPS 2015 (arXiv:1506.02626);
-    allocations: Evci et al. 2020 (arXiv:1911.11134), Lee et al. 2021 (arXiv:2010.07611); N:M:
-    Mishra et al. 2021 (arXiv:2104.08378).
+    allocations: Everett, Operations Research 11 (1963) for auto, Evci et al. 2020
+    (arXiv:1911.11134), Lee et al. 2021 (arXiv:2010.07611); N:M: Mishra et al. 2021
+    (arXiv:2104.08378).
     """
 
     name: ClassVar[str] = "prune"
@@ -350,7 +358,7 @@ class _Plan:
         return WITH_DATA if self.context.has_data() else WITHOUT_DATA
 
     def _curves(self, weights: list[Weight]) -> tuple[Curves, list[Declined]]:
-        """What each weight's zeros cost; without data by its own elements alone."""
+        """Loss by the zeros of each weight; without data by its own elements alone."""
         curves: dict[str, LossCurve] = {}
         declined = []
         finite = []

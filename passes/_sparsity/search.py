@@ -52,34 +52,28 @@ def most_zeros(
     budget = first
     holds = 0.0
     fails = math.inf
+    failures = 0
     best = None
     for _ in range(rounds):
         counts = counts_within(curves, budget, MOST)
         trial = attempt(counts)
         if trial.lost is None:
             return attempt(counts_within(curves, unmeasured, MOST))
+        # a failure to run is as bad as any loss
+        ratio = limit / max(trial.lost, limit / 100)
         if trial.lost <= limit:
             best = trial
             holds = budget
             # no loss at all is no measure of what comes next
             if trial.lost >= ENOUGH * limit or not trial.lost or budget >= most:
                 break
+            guess = CAUTIOUS * budget * ratio
         else:
             fails = budget
-        budget = min(_next_budget(budget, trial.lost, limit, holds, fails), most)
+            failures += 1
+            # losses may fall more slowly than the budget: each failure makes the next step bolder
+            guess = budget * (CAUTIOUS * max(ratio, 0.1)) ** failures
+        if not holds < guess < fails:
+            guess = math.sqrt(holds * fails)
+        budget = min(guess, most)
     return best
-
-
-def _next_budget(
-    budget: float, lost: float, limit: float, holds: float, fails: float
-) -> float:
-    """Predicted loss to try next, between what holds and what fails."""
-    # a failure to run is as bad as any loss
-    ratio = limit / lost if math.isfinite(lost) else 0.1
-    guess = CAUTIOUS * budget * ratio
-    if holds < guess < fails:
-        return guess
-    # no budget is known to hold yet: half of the guess is below what fails
-    low = holds or min(guess, fails) / 2
-    high = fails if math.isfinite(fails) else 4 * budget
-    return math.sqrt(low * high)
