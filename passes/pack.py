@@ -16,7 +16,7 @@ from ._core.graph import Names, graphs_of
 from ._core.notes import drop_notes
 from ._core.opset import raise_opset
 from ._packing.codecs import CODECS, OPSET
-from ._packing.constant_graph import feeds_only, own_decoders
+from ._packing.constant_graph import constant_nodes, feeds_only, is_table, own_decoders
 from ._packing.content import BIT_TYPES, content_of
 from ._packing.draft import Draft, Shared, initializer_bytes
 from ._packing.load_memory import load_bytes
@@ -184,11 +184,14 @@ def _candidates(model: ir.Model) -> tuple[list[ir.Value], list[Declined]]:
     declined: list[Declined] = []
     graph, *bodies = graphs_of(model)
     decoders = set(own_decoders(graph))
+    folded = set(constant_nodes(graph))
     for value in graph.initializers.values():
         if _nbytes(value) < MIN_BYTES:
             continue
         # part of a decoder already
         if value.uses() and feeds_only(value, decoders):
+            continue
+        if is_table(value, folded):
             continue
         reason = _why_not(value)
         if reason is None:

@@ -60,3 +60,18 @@ def results_of(nodes: Sequence[ir.Node]) -> list[ir.Value]:
 def feeds_only(value: ir.Value, nodes: set[ir.Node]) -> bool:
     """True if nobody but these nodes reads a value."""
     return nodes.issuperset(value.consumers())
+
+
+def is_table(value: ir.Value, nodes: set[ir.Node]) -> bool:
+    """True if these nodes, and nobody else, look up in it what they have unpacked.
+
+    Such a decoder, of `quant` for one, is known by its table: training reads weights behind it.
+    """
+    for use in value.uses():
+        node = use.node
+        if node not in nodes or node.op_type != "Gather" or use.idx != 0:
+            return False
+        index = node.inputs[1]
+        if index is None or index.producer() not in nodes:
+            return False
+    return bool(value.uses())

@@ -231,3 +231,20 @@ def test_verify_takes_packed_files(wide, packed):
         CliRunner().invoke(main, [*words, str(p)]).exit_code for p in (wide, packed)
     ]
     assert codes == [4, 0]
+
+
+def test_tables_by_which_quant_unpacks_stay_known_to_training(tmp_path):
+    path = tmp_path / "wide.onnx"
+    weights = np.random.default_rng(0).normal(size=(64, 64)).astype(np.float32)
+    model = onnx.parser.parse_model("""
+        <ir_version: 10, opset_import: ["" : 21]>
+        wide (float[N, 64] x) => (float[N, 64] y) <float[64, 64] w = {0}>
+        { y = MatMul (x, w) }
+        """)
+    model.graph.initializer[0].CopyFrom(onnx.numpy_helper.from_array(weights, "w"))
+    onnx.save(model, path)
+    result = optimize(path, "quant(ternary), pack", bench=False)
+    tables = [
+        v for v in result.model.graph.initializers.values() if v.shape == (243, 5)
+    ]
+    assert len(tables) == 1
