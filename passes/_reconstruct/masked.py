@@ -51,8 +51,12 @@ about 1 s a layer on two cores.
 WIDE = "activation"
 """Criterion of layers that are not searched."""
 
-ROUNDS = 4
-"""Rounds in which weights go step by step."""
+ROUNDS = 8
+"""Rounds in which weights go step by step.
+
+A layer of ResNet-20 at half of its weights loses 1.17 times as much with 4 of them as by removing
+one at a time (Optimal Brain Compression), 1.05 times with 12.
+"""
 
 TOLERANCE = 1e-4
 """Fall of the residual's norm at which the steps end."""
