@@ -124,7 +124,7 @@ def most_bearable(
         choice, error = pruning.verified(candidates, rung.choice)
         removed = candidates.removed(choice)
         pruned, loss = build(removed, terms.samples)
-        if loss > sure and terms.samples:
+        if loss > sure and pruned.fitted:
             # a fit to few samples may do harm
             unfitted, other = build(removed, 0)
             if other < loss:
