@@ -74,7 +74,6 @@ def _warn_of_harm(run: Run, checked: Checked, written: Written) -> None:
     judgement = Judgement(
         written.drift,
         written.metric,
-        written.agreement,
         metric is None or metric_named(metric).higher_is_better,
     )
     harm = harm_of(judgement, checked.steps)

@@ -22,7 +22,6 @@ from .context import TrainingContext
 from .drift import Outputs, Reference, as_figures, meter
 from .evidence import VerificationInputs
 from .figures import Figures, expected_bytes, figures_of, zipped_bytes
-from .harm import agreement
 from .kernels import compare_kernels, is_quantized, remedy
 from .load import Original, own_fault
 from .measure import measure_latency, measure_metric
@@ -42,16 +41,14 @@ Chosen by hand; not measured.
 class Written:
     """The result as it was written, or as it would be.
 
-    `agreement`: share of samples whose largest class is the original's. `latency_ms`: medians of
-    the original and of the result. `path`: where it was written; None: it was not, and `files` is
-    empty.
+    `latency_ms`: medians of the original and of the result. `path`: where it was written; None: it
+    was not, and `files` is empty.
     """
 
     model: ir.Model
     figures: Figures
     requires: Requirements
     drift: Drift | None = None
-    agreement: float | None = None
     metric: dict[str, Any] | None = None
     latency_ms: tuple[float, float] | None = None
     path: Path | None = None
@@ -150,13 +147,9 @@ def _judge(
     if run.settings.zipped:
         figures.zipped_bytes = zipped_bytes(path, model)
     _warn_if_larger(run, original.figures.bytes, figures.bytes)
-    drift = same = metric = latency_ms = None
+    drift = metric = latency_ms = None
     if inputs.reference is not None:
-        outputs = inputs.reference.outputs(path)
-        same = agreement(inputs.reference.original, outputs)
-        drift = _judge_drift(
-            run, original, inputs, inputs.reference, path, model, outputs
-        )
+        drift = _judge_drift(run, original, inputs, inputs.reference, path, model)
     elif run.settings.min_sqnr is not None:
         raise CheckError(
             "--min-sqnr",
@@ -166,7 +159,7 @@ def _judge(
     if original.path is not None:
         metric = measure_metric(run, inputs, original.path, path)
         latency_ms = measure_latency(run, inputs, original.path, path)
-    return Written(model, figures, requires, drift, same, metric, latency_ms)
+    return Written(model, figures, requires, drift, metric, latency_ms)
 
 
 def _warn_if_larger(run: Run, before: int | None, after: int | None) -> None:
@@ -183,9 +176,9 @@ def _judge_drift(
     reference: Reference,
     path: Path,
     model: ir.Model,
-    outputs: Outputs,
 ) -> Drift:
-    """Drift of the written file's outputs. Errors: CheckError below `min_sqnr`."""
+    """Drift of the written file. Errors: CheckError below `min_sqnr`."""
+    outputs = reference.outputs(path)
     drift = meter(reference.original, outputs).overall()
     _warn_if_kernels_disagree(run, original, inputs, reference, path, model, outputs)
     limit = run.settings.min_sqnr

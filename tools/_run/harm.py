@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from ...passes._core.drift_budget import BROKEN
 from ...runtime.compare import Drift
-from .drift import Outputs
 from .result import Step
 
 MOST_LOST = 0.01
@@ -19,15 +17,13 @@ MOST_LOST = 0.01
 
 @dataclass(frozen=True)
 class Judgement:
-    """The result against the original: drift, and metric and agreement where there are any.
+    """The result against the original.
 
-    `metric`: `name`, `before`, `after`. `agreement`: share of samples with the same largest output,
-    where an output has classes.
+    `metric`: `name`, `before`, `after`; None where none was asked for.
     """
 
     drift: Drift | None
     metric: dict[str, Any] | None
-    agreement: float | None
     higher_is_better: bool = True
 
 
@@ -45,10 +41,9 @@ def harm_of(judgement: Judgement, steps: Sequence[Step]) -> str | None:
         words = f"{metric['name']} went from {before:.4g} to {after:.4g}"
     elif judgement.drift is not None and judgement.drift.sqnr_db < BROKEN:
         words = f"the outputs keep {judgement.drift.sqnr_db:.1f} dB of SQNR"
-        if judgement.agreement is not None:
-            words += (
-                f", the largest is the same for {judgement.agreement:.0%} of samples"
-            )
+        same = judgement.drift.top1_agreement
+        if same is not None:
+            words += f", the largest is the same for {same:.0%} of samples"
     else:
         return None
     culprit = _first_below(steps, BROKEN)
@@ -62,7 +57,7 @@ def _lost(metric: dict[str, Any], higher: bool) -> float:
     before, after = float(metric["before"]), float(metric["after"])
     lost = before - after if higher else after - before
     # a metric that is no number any more is lost whole
-    if not np.isfinite(lost):
+    if not math.isfinite(lost):
         return float("inf")
     return lost / max(abs(before), 1e-12)
 
@@ -73,17 +68,3 @@ def _first_below(steps: Sequence[Step], sqnr_db: float) -> str | None:
         if step.drift is not None and step.drift["sqnr_db"] < sqnr_db:
             return step.name
     return None
-
-
-def agreement(reference: Outputs, got: Outputs) -> float | None:
-    """Share of samples whose largest class is the same; None without an output (N, classes)."""
-    same = []
-    for expected, actual in zip(reference, got, strict=True):
-        for name, array in expected.items():
-            if array.dtype.kind != "f" or array.ndim != 2 or array.shape[1] < 2:
-                continue
-            other = actual[name]
-            same.append(array.argmax(axis=1) == other.argmax(axis=1))
-    if not same:
-        return None
-    return float(np.concatenate(same).mean())
