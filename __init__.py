@@ -44,6 +44,10 @@ class OnnxOptError(Exception):
         self.problem = problem
         self.fix = fix
 
+    def __reduce__(self) -> tuple[type[OnnxOptError], tuple[str, str, str]]:
+        """Make another process's copy from the three parts; by default it would be the text."""
+        return type(self), (self.where, self.problem, self.fix)
+
 
 class UsageError(OnnxOptError):
     """A call that is wrong: an unknown pass or option, a value out of range."""

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .._base import Chosen, Context, Declined
-from .._core.drift_budget import WITH_DATA, WITHOUT_DATA, lost_share, sqnr_of
+from .._core.drift_budget import CHANNELS_WITH_DATA, WITHOUT_DATA, lost_share, sqnr_of
 from .._reconstruct.evidence import Evidence, measured_loss
 from .account import account_of
 from .budget import offers_of
@@ -70,7 +70,7 @@ class Terms:
         """Share of the outputs' mean square that may be lost."""
         least = self.min_sqnr
         if least is None:
-            least = WITH_DATA if context.has_data() else WITHOUT_DATA
+            least = CHANNELS_WITH_DATA if context.has_data() else WITHOUT_DATA
         return lost_share(least)
 
 

@@ -84,7 +84,7 @@ def test_nothing_goes_where_every_channel_is_an_output():
     assert outcome.chosen[0].reason.startswith("1 leave ")
     reasons = {item.where: item.reason for item in outcome.declined}
     where = outcome.chosen[0].where
-    assert reasons[where] == "the outputs would keep less than 15.0 dB"
+    assert reasons[where] == "the outputs would keep less than 17.0 dB"
     assert ir.to_proto(model) == ir.to_proto(whole)
 
 
