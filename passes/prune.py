@@ -49,7 +49,7 @@ HALF = 0.5
 
 @dataclass(frozen=True)
 class Prune(Pass):
-    """Zero the weights that the outputs miss least: as many as they bear, or as many as you say.
+    """Zero the weights of smallest magnitude, or those that the outputs miss least.
 
     Effect: lossy. Touches float weights of Conv, ConvTranspose, Gemm, MatMul, LSTM, GRU and RNN, in
     every subgraph; shapes, dtypes and names stay. A weight that several nodes share is one weight.
