@@ -2,46 +2,24 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal, NoReturn
 
 import onnx_ir as ir
 
 from .. import UsageError
-from ._base import (
-    Chosen,
-    Context,
-    Declined,
-    Effect,
-    Option,
-    Pass,
-    PassOutcome,
-    Stat,
-)
-from ._core.drift_budget import WITH_DATA, WITHOUT_DATA, lost_share, sqnr_of
+from ._base import Context, Declined, Effect, Option, Pass, PassOutcome
+from ._core.drift_budget import WITH_DATA, WITHOUT_DATA
 from ._core.graph import Weight, weights_of
-from ._core.lazy import set_tensor
 from ._core.ops import WEIGHTED_OPS
 from ._core.options import AUTO, Auto
 from ._core.patterns import left_out, require_matches, weight_names, weighted_names
-from ._reconstruct.evidence import Evidence, measured_loss
 from ._sparsity.allocation import share
-from ._sparsity.fit import fit_pruned
-from ._sparsity.loss_curves import (
-    Curves,
-    LossCurve,
-    counts_for,
-    energy_curve,
-    predicted_loss,
-)
-from ._sparsity.magnitude import NonFiniteError, count_zeros
-from ._sparsity.pools import Criteria, PrunedWeight, prune_weights, stats_of
-from ._sparsity.search import CAUTIOUS, Trial, most_zeros
-from ._sparsity.sensitivity import measured_curves
+from ._sparsity.bearable import prune_as_bearable, prune_in_all
+from ._sparsity.candidates import Pruner
+from ._sparsity.pools import Criteria
 
 HALF = 0.5
 """Sparsity where an option says which weights go but none says how many."""
@@ -166,13 +144,21 @@ class Prune(Pass):
                 "prune.select",
                 "max zeroes the largest weights: a control experiment, outputs suffer most",
             )
-        plan = _Plan.of(self, context, model)
-        if self.is_automatic:
-            outcome = plan.as_many_as_bearable(model, weights)
+        pruner = Pruner(
+            model.clone(),
+            lambda each: _chosen(each, self)[0],
+            self.criteria,
+            fits=self.fit and self.select == "min",
+            samples=self.samples,
+        )
+        if self._is_automatic:
+            outcome = prune_as_bearable(
+                pruner, model, context, self.min_sqnr, str(self)
+            )
         elif self._follows_losses(context):
-            outcome = plan.in_all(model, weights, self._total(weights))
+            outcome = prune_in_all(pruner, model, context, self._total(weights))
         else:
-            outcome = plan.made(model, None).outcome()
+            outcome = pruner.prune(model, context).outcome()
         outcome.declined = declined + outcome.declined
         return outcome
 
@@ -191,7 +177,7 @@ class Prune(Pass):
         )
 
     @property
-    def is_automatic(self) -> bool:
+    def _is_automatic(self) -> bool:
         """True if the outputs say how many weights go."""
         explicit = self.sparsity != AUTO or self.size is not None
         by_value = bool(self.threshold or self.pattern)
@@ -216,233 +202,6 @@ class Prune(Pass):
         if self.size is None:
             return share(self._fraction, elements)
         return _zeros_for(self.size, weights)
-
-
-@dataclass(frozen=True)
-class _Candidate:
-    """A model pruned in place, with the account of what became of it."""
-
-    model: ir.Model
-    pruned: list[PrunedWeight]
-    criteria: Criteria
-    fitted: dict[str, Stat]
-    declined: list[Declined]
-
-    def outcome(self) -> PassOutcome:
-        """Account without choices."""
-        changed = [each for each in self.pruned if each.tensor is not None]
-        stats = {**stats_of(self.pruned, self.criteria), **self.fitted}
-        return PassOutcome(len(changed), stats, list(self.declined))
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """Candidates of one run.
-
-    `original`: a copy of the model before the pass.
-    """
-
-    options: Prune
-    context: Context
-    evidence: Evidence
-    original: ir.Model
-
-    @classmethod
-    def of(cls, options: Prune, context: Context, model: ir.Model) -> _Plan:
-        """Plan for a model; with samples of the data apart, by which results are judged."""
-        return cls(options, context, Evidence.of(context), model.clone())
-
-    @property
-    def fits(self) -> bool:
-        """True if the weights that stay are fitted."""
-        options = self.options
-        if not options.fit or options.select != "min" or not self.context.has_data():
-            return False
-        # a budget cannot be kept to by the very data that the weights were fitted to
-        return self.evidence.is_apart or not options.is_automatic
-
-    def made(self, model: ir.Model, counts: Mapping[str, int] | None) -> _Candidate:
-        """Prune a model in place, to so many zeros of each weight if `counts` are given."""
-        options = self.options
-        weights, _ = _chosen(model, options)
-        criteria = dataclasses.replace(options.criteria, counts=counts)
-        pruned, declined = prune_weights(weights, criteria, self.context)
-        changed = [each for each in pruned if each.tensor is not None]
-        for each in changed:
-            set_tensor(each.weight.value, each.tensor)
-        fitted: dict[str, Stat] = {}
-        if self.fits and changed:
-            names = [each.weight.name for each in changed]
-            fitted, left = fit_pruned(
-                self.original,
-                model,
-                names,
-                self._frees_places(),
-                self._fitting_context(),
-                options.samples,
-            )
-            declined += left
-        return _Candidate(model, pruned, criteria, fitted, declined)
-
-    def _fitting_context(self) -> Context:
-        """Data that is fitted to: all of it where no budget is to be kept to."""
-        return self.evidence.fitting if self.options.is_automatic else self.context
-
-    def _frees_places(self) -> bool:
-        """Return whether only the count of zeros is asked for, not which weights they are."""
-        options = self.options
-        places = options.pattern or options.threshold or options.scope == "row"
-        return not places
-
-    def in_all(self, model: ir.Model, weights: list[Weight], total: int) -> PassOutcome:
-        """Prune to so many zeros in all, where they cost least."""
-        curves, declined = self._curves(weights)
-        counts = counts_for(curves, total)
-        outcome = self.made(model, counts).outcome()
-        outcome.declined += declined
-        outcome.chosen += _choices(curves, counts)
-        return outcome
-
-    def as_many_as_bearable(
-        self, model: ir.Model, weights: list[Weight]
-    ) -> PassOutcome:
-        """Prune as long as the outputs keep the SQNR asked for."""
-        if _is_repeated(model, weights, self.options):
-            reason = (
-                "pruned so already; give a sparsity, or a lower min_sqnr, to take more"
-            )
-            return PassOutcome(declined=[Declined(model.graph.name or "model", reason)])
-        curves, declined = self._curves(weights)
-        if not curves:
-            outcome = self.made(model, {}).outcome()
-            outcome.declined += declined
-            return outcome
-        has_data = self.context.has_data()
-        limit = lost_share(self._least_sqnr())
-        best = most_zeros(
-            curves,
-            limit,
-            first=CAUTIOUS * limit,
-            most=1.0 if has_data else UNSEEN_LOSS,
-            unmeasured=UNMEASURED_LOSS,
-            rounds=FITTED_ROUNDS if self.fits else PLAIN_ROUNDS,
-            attempt=self._attempt,
-        )
-        if self.context.has_data() and not self.evidence.is_apart and self.options.fit:
-            self.context.warn(
-                "prune",
-                "too few samples to judge a fit by: what stays is not fitted (32 or more are "
-                "wanted, --data)",
-            )
-        if best is None:
-            self.context.warn(
-                "prune",
-                f"nothing could go: no sparsity that was tried leaves the outputs "
-                f"{self._least_sqnr():g} dB of SQNR",
-            )
-            return PassOutcome(declined=declined)
-        # the pass works in place: the graph moves over
-        model.graph = best.model.model.graph
-        _record(model, best.model.pruned, self.options)
-        outcome = best.model.outcome()
-        outcome.declined += declined
-        outcome.chosen += _choices(curves, best.counts)
-        outcome.stats["predicted_sqnr"] = sqnr_of(predicted_loss(curves, best.counts))
-        if best.lost is not None:
-            outcome.stats["measured_sqnr"] = sqnr_of(best.lost)
-        return outcome
-
-    def _least_sqnr(self) -> float:
-        if self.options.min_sqnr is not None:
-            return self.options.min_sqnr
-        return WITH_DATA if self.context.has_data() else WITHOUT_DATA
-
-    def _curves(self, weights: list[Weight]) -> tuple[Curves, list[Declined]]:
-        """Loss by the zeros of each weight; without data by its own elements alone."""
-        curves: dict[str, LossCurve] = {}
-        declined = []
-        finite = []
-        for weight in weights:
-            try:
-                curves[weight.name] = energy_curve(weight.tensor)
-            except NonFiniteError:
-                reason = "holds NaN or infinity: magnitudes have no order"
-                declined.append(Declined(weight.name, reason))
-                continue
-            finite.append(weight)
-        if self.context.has_data() and finite:
-            measured = measured_curves(
-                self.original,
-                finite,
-                self.evidence.fitting,
-                self.evidence.judging,
-                self.options.samples,
-            )
-            return measured, declined
-        return curves, declined
-
-    def _attempt(self, counts: dict[str, int]) -> Trial[_Candidate]:
-        candidate = self.made(self.original.clone(), counts)
-        lost = self._lost(candidate)
-        return Trial(candidate, counts, lost)
-
-    def _lost(self, candidate: _Candidate) -> float | None:
-        """Share of the outputs' mean square that a candidate loses; None where nothing is run."""
-        evidence = self.evidence
-        loss = measured_loss(self.original, candidate.model, evidence.judging)
-        return None if math.isnan(loss) else loss * evidence.allowance
-
-
-RECORD = "onnx_opt.pruned"
-"""Key of the model's metadata that holds the pass and the zeros that it left."""
-
-
-def _record(model: ir.Model, pruned: list[PrunedWeight], options: Prune) -> None:
-    zeros = sum(each.zeros for each in pruned)
-    model.metadata_props[RECORD] = f"{zeros} {options}"
-
-
-def _is_repeated(model: ir.Model, weights: list[Weight], options: Prune) -> bool:
-    """Return whether the same pass left these weights, at least as sparse as they are now.
-
-    Its budget counts from the model that it found: a second one would spend it again.
-    """
-    zeros, _, text = model.metadata_props.get(RECORD, "").partition(" ")
-    if text != str(options) or not zeros.isdigit():
-        return False
-    return count_zeros([weight.tensor for weight in weights]) >= int(zeros)
-
-
-UNSEEN_LOSS = 0.2
-"""Predicted loss that is never exceeded without data, whatever made-up inputs show."""
-
-UNMEASURED_LOSS = 0.01
-"""Predicted loss where nothing is run.
-
-ResNet-20 keeps 23 dB then, EfficientNet-Lite0 17, OCR 14.
-"""
-
-FITTED_ROUNDS = 3
-"""Candidates that are fitted at most: each takes as long as all the rest of the pass."""
-
-PLAIN_ROUNDS = 6
-"""Candidates that are tried without a fit."""
-
-
-def _choices(curves: Curves, counts: Mapping[str, int]) -> list[Chosen]:
-    """The zeros of each weight, and what they are predicted to cost."""
-    chosen = []
-    for name, curve in curves.items():
-        count = counts.get(name, 0)
-        part = count / max(curve.size, 1)
-        choice = f"{part:.0%} of {curve.size:,} weights"
-        if count:
-            reason = f"alone they leave the outputs {sqnr_of(curve.at(count)):.0f} dB of SQNR"
-        else:
-            least = sqnr_of(curve.at(max(curve.size // 100, 1)))
-            reason = f"one percent would leave the outputs {least:.0f} dB of SQNR"
-        chosen.append(Chosen(name, choice, reason))
-    return chosen
 
 
 def _zeros_for(fraction: float, weights: list[Weight]) -> int:
@@ -536,6 +295,13 @@ def _check_criteria(options: Prune) -> None:
     by_layer = options.pattern or options.allocation not in (AUTO, "uniform")
     if options.select == "max" and by_layer:
         _refuse("select", f"max contradicts {chosen[0]}", "keep one of them")
+    # both put zeros where they cost least, whatever else would rank them
+    for option in ("size", "min_sqnr"):
+        value = getattr(options, option)
+        rankings = _rankings(options)
+        if value is not None and rankings:
+            problem = f"{option}={value} contradicts {rankings[0]}"
+            _refuse(option, problem, "keep one of them, or give a sparsity")
 
 
 def _refuse(option: str, problem: str, fix: str) -> NoReturn:

@@ -22,7 +22,7 @@ from .._core.linear import LinearLayer
 from .._dims.groups import Group
 from .._dims.solve import Solution
 from .._reconstruct.layers import own_products, ridge_fit
-from .._reconstruct.output_drift import Variant, output_drifts
+from .._reconstruct.output_drift import MEMORY, Variant, in_batches, output_drifts
 from .contractions import Contraction, consumers_of, square_bytes
 from .importance.scores import Scores, channel_places
 
@@ -34,11 +34,6 @@ drift is interpolated. Chosen by hand, not measured.
 MEASURED = 64
 """Samples on which losses of parts of each group are measured at the model's outputs, at most.
 Chosen by hand, not measured.
-"""
-
-MEMORY = 1 << 30
-"""Bytes of Gram matrices, and of weights of variants, that are held at once. Chosen by hand, not
-measured.
 """
 
 Layers = Mapping[str, LinearLayer]
@@ -273,30 +268,23 @@ def _curve(drift: Scores, sensitivity: Mapping[int, float]) -> Scores:
 def _batches(
     trials: Sequence[Sequence[Reader]], layers: Layers, model: ir.Model
 ) -> Iterator[list[int]]:
-    """Numbers of trials that have readers, in runs that fit in `MEMORY`, at least one in each."""
+    """Numbers of trials that have readers, in runs that fit in memory."""
     weights = 0
     for value in model.graph.initializers.values():
         tensor = value.const_value
         if tensor is not None:
             weights += tensor.nbytes
-    batch: list[int] = []
-    held = 0
-    for number, readers in enumerate(trials):
-        if not readers:
-            continue
+
+    def bytes_of(number: int) -> int:
         # each variant is a model of its own until they are joined
         own = weights
-        for reader in readers:
+        for reader in trials[number]:
             layer = layers[reader.name]
             own += square_bytes(layer.groups, layer.width)
-        if batch and held + own > MEMORY:
-            yield batch
-            batch = []
-            held = 0
-        batch.append(number)
-        held += own
-    if batch:
-        yield batch
+        return own
+
+    with_readers = [number for number, readers in enumerate(trials) if readers]
+    return in_batches(with_readers, bytes_of)
 
 
 def _variants(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import onnx_ir as ir
@@ -14,6 +15,31 @@ from .._core.edit import Edit
 from .._core.graph import holds_graphs
 from .._core.ops import FLOATS
 from .joint_graph import WHOLE, data_inputs, join_models, submodel
+
+MEMORY = 1 << 30
+"""Bytes of Gram matrices, and of weights of variants, that are held at once. Chosen by hand, not
+measured.
+"""
+
+Item = TypeVar("Item")
+
+
+def in_batches(
+    items: Iterable[Item], bytes_of: Callable[[Item], int]
+) -> Iterator[list[Item]]:
+    """Items in runs that fit in `MEMORY` together, at least one in each."""
+    batch: list[Item] = []
+    held = 0
+    for item in items:
+        own = bytes_of(item)
+        if batch and held + own > MEMORY:
+            yield batch
+            batch = []
+            held = 0
+        batch.append(item)
+        held += own
+    if batch:
+        yield batch
 
 
 @dataclass(frozen=True)

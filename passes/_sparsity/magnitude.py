@@ -150,7 +150,7 @@ def kth_smallest(tensors: Sequence[ir.TensorProtocol], k: int) -> Ranked:
     low = 0
     high = _INFINITY[kind]
     if size > _WHOLE:
-        sample = _sample(tensors, size, kind)
+        sample = sample_of(tensors, size, kind)
         low, high = _bracket(sample, k / size)
     found = _within(
         tensors,
@@ -286,7 +286,7 @@ def _bracket(sample: Keys, fraction: float) -> tuple[int, int]:
     return low, high
 
 
-def _sample(tensors: Sequence[ir.TensorProtocol], size: int, kind: KeyKind) -> Keys:
+def sample_of(tensors: Sequence[ir.TensorProtocol], size: int, kind: KeyKind) -> Keys:
     """About 64 K elements of a pool, each tensor by its share.
 
     More of a large pool: the bracket holds about 8 sqrt(f (1 - f) / sample) of it, and must fit

@@ -63,6 +63,12 @@ class Criteria:
         """True if the number of zeros of one weight depends on the others."""
         return self.scope == "model" or self.allocation != "uniform"
 
+    @property
+    def frees_places(self) -> bool:
+        """True if only the count of zeros is asked for, not which weights they are."""
+        by_value = self.threshold or self.pattern
+        return not by_value and self.scope != "row"
+
 
 @dataclass(frozen=True)
 class PrunedWeight:

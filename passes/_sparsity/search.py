@@ -26,12 +26,12 @@ Model = TypeVar("Model")
 class Trial(Generic[Model]):
     """A candidate, its zeros by weight, and the measured share of the outputs that it loses.
 
-    `lost`: None where this run measures nothing.
+    `lost`: NaN where this run measures nothing.
     """
 
-    model: Model
+    candidate: Model
     counts: dict[str, int]
-    lost: float | None
+    lost: float
 
 
 def most_zeros(
@@ -39,15 +39,13 @@ def most_zeros(
     limit: float,
     first: float,
     most: float,
-    unmeasured: float,
     rounds: int,
     attempt: Callable[[dict[str, int]], Trial[Model]],
 ) -> Trial[Model] | None:
     """The candidate of most zeros that loses at most `limit`; None where none does.
 
     Candidates are made for a predicted loss, `first` at the beginning, which then follows what was
-    measured. `most`: predicted loss at most. `unmeasured`: that of the candidate taken where
-    nothing can be measured. `rounds`: candidates that are tried at most.
+    measured. `most`: predicted loss at most. `rounds`: candidates that are tried at most.
     """
     budget = first
     holds = 0.0
@@ -57,8 +55,6 @@ def most_zeros(
     for _ in range(rounds):
         counts = counts_within(curves, budget, MOST)
         trial = attempt(counts)
-        if trial.lost is None:
-            return attempt(counts_within(curves, unmeasured, MOST))
         # a failure to run is as bad as any loss
         ratio = limit / max(trial.lost, limit / 100)
         if trial.lost <= limit:

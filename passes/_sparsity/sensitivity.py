@@ -7,7 +7,7 @@ taken to grow as the sum of what the weights add to their layer's output.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -20,7 +20,7 @@ from .._core.lazy import set_tensor
 from .._core.linear import LinearLayer
 from .._reconstruct.layers import Moments
 from .._reconstruct.masked import fit_to_own_outputs
-from .._reconstruct.output_drift import Variant, output_drifts
+from .._reconstruct.output_drift import Variant, in_batches, output_drifts
 from .loss_curves import LossCurve, energy_curve, score_curve
 from .pools import zeroed
 
@@ -38,9 +38,6 @@ MOST_TRIALS = 96
 
 Chosen by hand: the largest 96 hold nearly all elements of the models at hand.
 """
-
-MEMORY = 1 << 30
-"""Bytes of Gram matrices, and of weights of variants, that are held at once. Chosen by hand."""
 
 Layers = Mapping[str, LinearLayer]
 """Linear layers by the names of their weights."""
@@ -69,7 +66,7 @@ def measured_curves(
     curves: dict[str, LossCurve] = {}
     factors: dict[str, float] = {}
     with context.progress("measuring what weights are worth", len(tried)) as advance:
-        for batch in _batches(model, tried, layers):
+        for batch in in_batches(tried, _bytes_of_trials(tried, layers)):
             shapes, variants = _trials(model, batch, layers, readers, context, samples)
             curves.update(shapes)
             drifts = output_drifts(model, list(variants.values()), judge, measured)
@@ -124,27 +121,20 @@ def outputs_by_weight(model: ir.Model) -> dict[str, list[str]]:
     return readers
 
 
-def _batches(
-    model: ir.Model, weights: Sequence[Weight], layers: Layers
-) -> Iterator[list[Weight]]:
-    """Weights whose trials fit in `MEMORY` together, at least one in each batch."""
-    # a runtime lays each variant's weights out anew
-    rest = sum(weight.tensor.nbytes for weight in weights)
-    batch: list[Weight] = []
-    held = 0
-    for weight in weights:
-        own = rest // 2
+def _bytes_of_trials(
+    weights: Sequence[Weight], layers: Layers
+) -> Callable[[Weight], int]:
+    """Memory that the trial of each weight takes."""
+    # a runtime lays out the weights of each variant anew, on average those of half of the model
+    half = sum(weight.tensor.nbytes for weight in weights) // 2
+
+    def bytes_of(weight: Weight) -> int:
         layer = layers.get(weight.name)
-        if layer is not None:
-            own += 8 * layer.groups * (layer.width + 1) ** 2
-        if batch and held + own > MEMORY:
-            yield batch
-            batch = []
-            held = 0
-        batch.append(weight)
-        held += own
-    if batch:
-        yield batch
+        if layer is None:
+            return half
+        return half + 8 * layer.groups * (layer.width + 1) ** 2
+
+    return bytes_of
 
 
 def _trials(

@@ -9,6 +9,7 @@ from onnx_opt import UsageError
 from onnx_opt.passes._base import NullContext
 from onnx_opt.passes._core.graph import refresh_shapes
 from onnx_opt.passes._sparsity.loss_curves import (
+    SAMPLED,
     SHARES,
     LossCurve,
     counts_for,
@@ -232,6 +233,10 @@ def test_a_size_that_no_sparsity_reaches_is_refused():
         ({"size": 0.5, "sparsity": 0.5}, "sparsity"),
         ({"size": 0.5, "pattern": "2:4"}, "size"),
         ({"min_sqnr": 20.0, "threshold": 0.1}, "min_sqnr"),
+        ({"min_sqnr": 20.0, "allocation": "lamp"}, "min_sqnr"),
+        ({"min_sqnr": 20.0, "scope": "row"}, "min_sqnr"),
+        ({"size": 0.5, "select": "max"}, "size"),
+        ({"size": 0.5, "allocation": "uniform"}, "size"),
     ],
 )
 def test_two_amounts_contradict_each_other(options, where):
@@ -273,6 +278,17 @@ def test_an_energy_curve_is_what_the_smallest_hold():
         assert found.at(count) == pytest.approx(energy / 30, abs=1e-9)
 
 
+def test_a_large_weight_is_known_by_a_sample():
+    array = np.random.default_rng(0).normal(size=(2100, 2100)).astype(np.float32)
+    assert array.size > SAMPLED
+    found = energy_curve(ir.Tensor(array))
+    ascending = np.sort(array.reshape(-1).astype(np.float64) ** 2)
+    for share in (0.3, 0.5, 0.7):
+        count = int(share * array.size)
+        exact = ascending[:count].sum() / ascending.sum()
+        assert found.at(count) == pytest.approx(exact, rel=0.05)
+
+
 def test_counts_within_a_budget_cost_no_more_and_steps_cost_alike():
     curves = {"cheap": curve(1000, 0.01), "dear": curve(1000, 1.0)}
     counts = counts_within(curves, 0.02, 0.9)
@@ -301,6 +317,6 @@ def test_the_search_follows_what_was_measured():
         tried.append(lost)
         return Trial(None, counts, lost)
 
-    found = most_zeros(curves, 0.05, 0.05, 1.0, 0.01, 6, attempt)
+    found = most_zeros(curves, 0.05, 0.05, 1.0, 6, attempt)
     assert 0.02 <= found.lost <= 0.05
     assert len(tried) <= 3

@@ -49,7 +49,7 @@ def harm_of(judgement: Judgement, steps: Sequence[Step]) -> str | None:
     culprit = _first_below(steps, BROKEN)
     if culprit is not None:
         words += f", most of it lost by {culprit}"
-    return f"{words}: take less, or win it back by finetune"
+    return f"{words}: choose gentler passes, or win it back by finetune"
 
 
 def _lost(metric: dict[str, Any], higher: bool) -> float:
