@@ -113,6 +113,12 @@ def test_moments_that_overflow_leave_the_weights():
     assert np.array_equal(layer.rows(), before)
 
 
+def test_moments_beyond_single_precision_leave_the_weights():
+    layer, _ = masked_layer()
+    moments = np.full((1, 13, 13 + 16), 1e39)
+    assert masked.fit_masked(layer, layer, [moments, moments], True, None) is None
+
+
 def masked_layer():
     """The first layer of the net, and the net."""
     model = two_layers()
