@@ -8,23 +8,35 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .content import Bits, Content, bit_blocks
+from .content import Array, Bits, Content, bit_blocks
 
 Bytes = NDArray[np.uint8]
+
+BYTE = np.dtype(np.uint8)
+WORD = np.dtype(np.int32)
 
 
 def bytes_for(count: int, per_byte: int) -> int:
     """Bytes that so many elements take; the last one may be filled in part."""
-    return -(-count // per_byte)
+    return _groups(count, per_byte)
+
+
+def _groups(count: int, size: int) -> int:
+    """Groups of that size that so many elements make, one of them smaller perhaps."""
+    whole, rest = divmod(count, size)
+    if rest:
+        whole += 1
+    return whole
 
 
 def mask_bytes(content: Content) -> Bytes:
     """A bit for each element, 1 where it is not zero, the first in the lowest bit of a byte."""
     parts = []
     # blocks of whole bytes, so that none ends within one
-    for _, block in bit_blocks(content.tensor, granule=8):
+    for block in content.bit_blocks(granule=8):
         is_nonzero = block != 0
-        parts.append(np.packbits(is_nonzero, bitorder="little"))
+        packed = np.packbits(is_nonzero, bitorder="little")
+        parts.append(packed)
     return np.concatenate(parts)
 
 
@@ -33,16 +45,15 @@ def index_planes(content: Content, values: Bits, bits: int) -> Bytes:
 
     Plane b holds the bits of value 2^b.
     """
-    places = np.arange(bits)[:, None]
+    places = np.arange(bits)
+    by_plane = places[:, None]
     parts = []
-    for _, block in bit_blocks(content.tensor, granule=8):
+    for block in content.bit_blocks(granule=8):
         index = np.searchsorted(values, block)
-        planes = index[None, :] >> places & 1
-        packed = np.packbits(
-            planes.astype(np.uint8),
-            axis=1,
-            bitorder="little",
-        )
+        shifted = index >> by_plane
+        planes = shifted & 1
+        is_set = planes.astype(np.uint8)
+        packed = np.packbits(is_set, axis=1, bitorder="little")
         parts.append(packed)
     whole = np.concatenate(parts, axis=1)
     return whole[:, :, None]
@@ -58,61 +69,91 @@ class Digits:
     @property
     def per_word(self) -> int:
         """Digits in a word. A byte: 8 to base 2, 5 to 3, 4 to 4, 3 to 5 and 6, 2 to 7 to 16."""
+        limits = np.iinfo(self.word)
+        words = limits.max + 1
         count = 1
-        while self.base ** (count + 1) <= np.iinfo(self.word).max + 1:
+        next_power = self.base**2
+        while next_power <= words:
             count += 1
+            next_power *= self.base
         return count
 
     @property
     def weights(self) -> NDArray[np.int32]:
         """Weight of each digit of a word."""
-        weights = self.base ** np.arange(self.per_word, dtype=np.int64)
+        count = self.per_word
+        places = np.arange(count, dtype=np.int64)
+        weights = self.base**places
         return weights.astype(np.int32)
 
     def table(self) -> NDArray[np.int32]:
         """Digits of every word: (words, digits in a word); for bytes."""
-        words = np.arange(self.base**self.per_word, dtype=np.int32)
-        digits: NDArray[np.int32] = words[:, None] // self.weights % self.base
+        per_word = self.per_word
+        weights = self.weights
+        count = self.base**per_word
+        words = np.arange(count, dtype=np.int32)
+        column = words[:, None]
+        shifted = column // weights
+        digits: NDArray[np.int32] = shifted % self.base
         return digits
 
     def words_for(self, count: int) -> int:
         """Words that so many digits take; the last one may be filled in part."""
-        return -(-count // self.per_word)
+        return _groups(count, self.per_word)
 
     def bytes_for(self, count: int) -> int:
         """Bytes of these words."""
-        return self.words_for(count) * self.word.itemsize
+        words = self.words_for(count)
+        itemsize = self.word.itemsize
+        return words * itemsize
 
-    def packed(self, digits: NDArray[Any]) -> NDArray[Any]:
+    def packed(self, digits: Array) -> Array:
         """Words of some digits; those behind the last one are 0."""
-        filled = np.zeros(self.words_for(digits.size) * self.per_word, np.int64)
-        filled[: digits.size] = digits
-        words = filled.reshape(-1, self.per_word) @ self.weights.astype(np.int64)
-        return words.astype(self.word)
+        count = digits.size
+        words = self.words_for(count)
+        per_word = self.per_word
+        shape = (words, per_word)
+        filled = np.zeros(shape, np.int64)
+        filled.flat[:count] = digits
+        weights = self.weights
+        wide_weights = weights.astype(np.int64)
+        sums = filled @ wide_weights
+        return sums.astype(self.word)
 
 
 def smallest_digits(base: int, count: int) -> Digits:
     """Bytes or words of 32 bits, whichever hold so many digits in less; in doubt bytes."""
-    forms = [Digits(base, np.dtype(word)) for word in (np.uint8, np.int32)]
-    return min(forms, key=lambda form: form.bytes_for(count))
+    in_bytes = Digits(base, BYTE)
+    in_words = Digits(base, WORD)
+    word_bytes = in_words.bytes_for(count)
+    plain_bytes = in_bytes.bytes_for(count)
+    if word_bytes < plain_bytes:
+        return in_words
+    return in_bytes
 
 
-def index_digits(content: Content, values: Bits, digits: Digits) -> NDArray[Any]:
+def index_digits(content: Content, values: Bits, digits: Digits) -> Array:
     """Index of each element in the sorted `values`, as digits to their number as a base."""
     parts = []
-    for _, block in bit_blocks(content.tensor, granule=digits.per_word):
+    # blocks of whole words, so that none ends within one
+    granule = digits.per_word
+    for block in content.bit_blocks(granule):
         index = np.searchsorted(values, block)
-        parts.append(digits.packed(index))
+        words = digits.packed(index)
+        parts.append(words)
     return np.concatenate(parts)
 
 
 def nonzeros(content: Content) -> Bits:
     """A zero, and the elements that are none in their order: (nonzeros + 1,)."""
-    parts = []
-    for _, block in bit_blocks(content.tensor):
-        parts.append(block[block != 0])
-    zero = np.zeros(1, parts[0].dtype)
-    return np.concatenate([zero, *parts])
+    kind = content.bit_type
+    zero = np.zeros(1, kind)
+    parts: list[Bits] = [zero]
+    for block in content.bit_blocks():
+        is_nonzero = block != 0
+        kept = block[is_nonzero]
+        parts.append(kept)
+    return np.concatenate(parts)
 
 
 def gap_entries(content: Content, longest: int) -> tuple[Bytes, Bits]:
@@ -124,22 +165,36 @@ def gap_entries(content: Content, longest: int) -> tuple[Bytes, Bits]:
     distances: list[Bytes] = []
     entries: list[Bits] = []
     last = -1
-    for start, block in bit_blocks(content.tensor):
-        places = np.flatnonzero(block)
-        if not places.size:
+    tensor = content.tensor
+    for start, block in bit_blocks(tensor):
+        inside = np.flatnonzero(block)
+        if not inside.size:
             continue
-        gaps = np.diff(places + start, prepend=last)
-        last = int(places[-1]) + start
-        fillers = (gaps - 1) // longest
-        # where each nonzero stands among the entries, behind its fillers
-        ends = np.cumsum(fillers + 1) - 1
-        size = int(ends[-1]) + 1
+        places = inside + start
+        gaps = np.diff(places, prepend=last)
+        last_place = places[-1]
+        last = int(last_place)
+        skipped = gaps - 1
+        fillers = skipped // longest
+        # each nonzero stands behind its fillers
+        taken = fillers + 1
+        counts = np.cumsum(taken)
+        ends = counts - 1
+        total = counts[-1]
+        size = int(total)
+        filled = fillers * longest
+        rest = gaps - filled
         distance = np.full(size, longest, np.uint8)
-        distance[ends] = gaps - fillers * longest
-        entry = np.zeros(size, block.dtype)
-        entry[ends] = block[places]
+        distance[ends] = rest
         distances.append(distance)
+        nonzero = block[inside]
+        kind = block.dtype
+        entry = np.zeros(size, kind)
+        entry[ends] = nonzero
         entries.append(entry)
     # counted so far from the place before the first element
-    distances[0][0] -= 1
-    return np.concatenate(distances), np.concatenate(entries)
+    first = distances[0]
+    first[0] -= 1
+    all_distances = np.concatenate(distances)
+    all_entries = np.concatenate(entries)
+    return all_distances, all_entries

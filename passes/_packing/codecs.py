@@ -19,12 +19,10 @@ by any other.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
 
 from .bit_packing import (
     Digits,
@@ -36,199 +34,258 @@ from .bit_packing import (
     nonzeros,
     smallest_digits,
 )
-from .content import Bits, Content, as_type, content_of, narrowed
+from .content import LONGEST_GAPS, Array, Bits, Content, as_type, content_of, narrowed
 from .draft import Draft
 from .grid import grid_of
 
 Codec = Callable[[Content, Draft], ir.Value | None]
 """Draft a decoder of the constant; None where the codec does not fit it."""
 
+Compute = Callable[[], Array]
+"""Make what is stored, once the file is written."""
+
 OPSET = 13
 """Least opset of the decoders: ReduceSum takes its axes as an input from then on."""
 
+FLOAT = ir.DataType.FLOAT
+INT32 = ir.DataType.INT32
 UINT8 = ir.DataType.UINT8
 
 BITS = Digits(2, np.dtype(np.uint8))
 HALF_BYTES = Digits(16, np.dtype(np.uint8))
 
+HALF_BYTE_GAP, BYTE_GAP = LONGEST_GAPS
+
+ZERO = np.array([0], np.int32)
+ONE = np.array([1], np.int32)
+FAR_ABOVE = np.array([2**30], np.int32)
+
+FIRST_AXIS = np.array(0, np.int64)
+SECOND_AXIS = np.array(1, np.int64)
+FLAT = [-1]
+"""Shape of one axis, whatever the size."""
+
 
 def one_value(content: Content, draft: Draft) -> ir.Value | None:
     """Every element the same."""
-    if content.palette is None or content.palette.size != 1:
+    values = content.palette
+    if values is None:
         return None
-    value = _table(draft, content, content.palette)
-    shape = _shape(draft, content.dims)
-    return draft.node("Expand", [value, shape])
+    if values.size != 1:
+        return None
+    value = _table(draft, content, values)
+    dims = content.dims
+    return draft.node("Expand", value, dims)
 
 
 def narrow(content: Content, draft: Draft) -> ir.Value | None:
     """Elements that a smaller type holds exactly."""
     if not content.narrower:
         return None
+    dims = content.dims
+    dtype = content.dtype
     kind = content.narrower[0]
 
-    def compute() -> NDArray[Any]:
+    def compute() -> Array:
         flat = narrowed(content.tensor, kind)
-        return flat.reshape(content.dims)
+        return flat.reshape(dims)
 
-    stored = _stored(draft, compute, kind, content.dims)
-    return draft.node("Cast", [stored], to=int(content.dtype))
+    stored = _stored(draft, compute, kind, dims)
+    return _cast(draft, stored, dtype)
 
 
 def palette(content: Content, draft: Draft) -> ir.Value | None:
     """Few distinct elements: indices as digits to their number as a base, into a table of them."""
+    size = content.size
     values = content.palette
-    if values is None or values.size < 2:
+    if values is None:
+        return None
+    base = values.size
+    if base < 2:
         return None
     table = _table(draft, content, values)
-    digits = smallest_digits(values.size, content.size)
+    digits = smallest_digits(base, size)
 
-    def compute() -> NDArray[Any]:
+    def compute() -> Array:
         return index_digits(content, values, digits)
 
-    index = _digits(draft, compute, digits, content.size)
-    decoded = _looked_up(draft, table, index)
-    size = digits.per_word * digits.words_for(content.size)
-    return _cut_to_size(draft, decoded, content, size)
+    index = _digits(draft, compute, digits, size)
+    decoded = draft.node("Gather", table, index)
+    words = digits.words_for(size)
+    per_word = digits.per_word
+    decoded_size = words * per_word
+    return _cut_to_size(draft, decoded, content, decoded_size)
 
 
 def bit_planes(content: Content, draft: Draft) -> ir.Value | None:
     """The same where digits waste much (8, 32 or 64 values): a plane for each bit of an index."""
     values = content.palette
-    if values is None or values.size < 2:
+    if values is None:
+        return None
+    if values.size < 2:
         return None
     table = _table(draft, content, values)
     index = _from_planes(content, draft, values)
-    decoded = _looked_up(draft, table, index)
-    return _cut_to_size(draft, decoded, content, 8 * bytes_for(content.size, 8))
+    decoded = draft.node("Gather", table, index)
+    size = content.size
+    count = bytes_for(size, 8)
+    decoded_size = 8 * count
+    return _cut_to_size(draft, decoded, content, decoded_size)
 
 
-def _digits(
-    draft: Draft, compute: Callable[[], NDArray[Any]], digits: Digits, count: int
-) -> ir.Value:
+def _digits(draft: Draft, compute: Compute, digits: Digits, count: int) -> ir.Value:
     """Store `count` digits, and take them apart: (words, digits in a word) int32."""
 
-    def column() -> NDArray[Any]:
-        return compute()[:, None]
+    def column() -> Array:
+        words = compute()
+        return words[:, None]
 
     kind = ir.DataType.from_numpy(digits.word)
-    words = _stored(draft, column, kind, [digits.words_for(count), 1])
-    if kind != ir.DataType.INT32:
-        words = _as_int32(draft, words)
+    rows = digits.words_for(count)
+    dims = [rows, 1]
+    words = _stored_int32(draft, column, kind, dims)
     return _digits_of(draft, words, digits)
 
 
 def _digits_of(draft: Draft, words: ir.Value, digits: Digits) -> ir.Value:
     """Digits of words (n, 1), the lowest first."""
-    shifted = draft.node("Div", [words, draft.constant(digits.weights)])
-    return draft.node("Mod", [shifted, _number(draft, digits.base)])
+    base = np.array([digits.base], np.int32)
+    weights = digits.weights
+    shifted = draft.node("Div", words, weights)
+    return draft.node("Mod", shifted, base)
 
 
 def _from_planes(content: Content, draft: Draft, values: Bits) -> ir.Value:
     """Indices whose bits lie in a plane each: (bytes, 8)."""
-    bits = int(values.size - 1).bit_length()
-    count = bytes_for(content.size, 8)
+    largest = values.size - 1
+    bits = largest.bit_length()
 
-    def compute() -> NDArray[Any]:
+    def compute() -> Array:
         return index_planes(content, values, bits)
 
-    stored = _stored(draft, compute, UINT8, [bits, count, 1])
-    powers = 2 ** np.arange(8, dtype=np.int32)
-    wide = _as_int32(draft, stored)
-    shifted = draft.node("Div", [wide, draft.constant(powers)])
-    planes = draft.node("Mod", [shifted, _number(draft, 2)])
-    weights = 2 ** np.arange(bits, dtype=np.int32)
-    by_plane = draft.constant(weights.reshape(-1, 1, 1))
-    weighed = draft.node("Mul", [planes, by_plane])
-    axis = draft.constant(np.array([0], np.int64))
-    return draft.node("ReduceSum", [weighed, axis], keepdims=0)
+    size = content.size
+    count = bytes_for(size, 8)
+    dims = [bits, count, 1]
+    stored = _stored_int32(draft, compute, UINT8, dims)
+    planes = _digits_of(draft, stored, BITS)
+    exponents = np.arange(bits, dtype=np.int32)
+    weights = 2**exponents
+    by_plane = weights.reshape(-1, 1, 1)
+    weighed = draft.node("Mul", planes, by_plane)
+    axes = [0]
+    return draft.node("ReduceSum", weighed, axes, keepdims=0)
 
 
 def mask(content: Content, draft: Draft) -> ir.Value | None:
     """Many zeros: a bit for each element, and the elements that are not zero."""
-    if not 0 < content.nonzeros < content.size:
+    size = content.size
+    if content.nonzeros == 0:
         return None
-    count = bytes_for(content.size, 8)
+    if content.nonzeros == size:
+        return None
 
-    def compute() -> NDArray[Any]:
+    def compute() -> Array:
         return mask_bytes(content)
 
-    stored = _stored(draft, compute, UINT8, [count])
-    byte = _as_int32(draft, stored)
-    counts = draft.shared("counts", lambda: _counts(draft))
-    ranks = draft.shared("ranks", lambda: _ranks(draft))
+    count = bytes_for(size, 8)
+    dims = [count]
+    byte = _stored_int32(draft, compute, UINT8, dims)
+    counts = draft.shared("counts", _counts)
+    ranks = draft.shared("ranks", _ranks)
     # nonzeros before a byte, and the ordinal of each of its ones among those of the byte
-    before = _running_sum(draft, _looked_up(draft, counts, byte), exclusive=1)
-    within = _looked_up(draft, ranks, byte)
-    ordinals = draft.node("Add", [before, within])
+    ones = draft.node("Gather", counts, byte)
+    before = draft.node("CumSum", ones, FIRST_AXIS, exclusive=1)
+    within = draft.node("Gather", ranks, byte)
+    ordinals = draft.node("Add", before, within)
     # zeros are far below: they read the zero that stands before the values
-    index = draft.node("Max", [ordinals, _number(draft, 0)])
-    decoded = _looked_up(draft, _nonzeros(content, draft), index)
-    return _cut_to_size(draft, decoded, content, 8 * count)
+    index = draft.node("Max", ordinals, ZERO)
+    values = _nonzeros(content, draft)
+    decoded = draft.node("Gather", values, index)
+    decoded_size = 8 * count
+    return _cut_to_size(draft, decoded, content, decoded_size)
 
 
 def gaps(content: Content, draft: Draft) -> ir.Value | None:
     """Nearly all zeros: distances of a byte between the elements that are not, and these."""
-    return _gaps(content, draft, 255)
+    if content.nonzeros == 0:
+        return None
+
+    def compute() -> Array:
+        distances, _ = gap_entries(content, BYTE_GAP)
+        return distances
+
+    count = content.gap_entries[BYTE_GAP]
+    dims = [count]
+    steps = _stored_int32(draft, compute, UINT8, dims)
+    values = _entries(content, draft, BYTE_GAP, count)
+    return _scattered(content, draft, steps, values)
 
 
 def short_gaps(content: Content, draft: Draft) -> ir.Value | None:
     """Mostly zeros: the same with distances of half a byte."""
-    return _gaps(content, draft, 15)
-
-
-def _gaps(content: Content, draft: Draft, longest: int) -> ir.Value | None:
     if content.nonzeros == 0:
         return None
-    count = content.gap_entries[longest]
-    is_short = longest < 16
 
-    def distances() -> NDArray[Any]:
-        gaps = gap_entries(content, longest)[0]
-        return HALF_BYTES.packed(gaps) if is_short else gaps
+    def compute() -> Array:
+        distances, _ = gap_entries(content, HALF_BYTE_GAP)
+        return HALF_BYTES.packed(distances)
 
-    if is_short:
-        digits = _digits(draft, distances, HALF_BYTES, count)
-        # a distance of 0 fills the last byte: the last nonzero once more
-        count += count % 2
-        steps = draft.node("Reshape", [digits, _shape(draft, [-1])])
-    else:
-        steps = _as_int32(draft, _stored(draft, distances, UINT8, [count]))
+    count = content.gap_entries[HALF_BYTE_GAP]
+    digits = _digits(draft, compute, HALF_BYTES, count)
+    steps = draft.node("Reshape", digits, FLAT)
+    # a distance of 0 fills the last byte: the last nonzero once more
+    fillers = count % 2
+    count += fillers
+    values = _entries(content, draft, HALF_BYTE_GAP, count)
+    return _scattered(content, draft, steps, values)
 
-    def entries() -> NDArray[Any]:
-        found = gap_entries(content, longest)[1]
-        found = np.pad(found, (0, count - found.size), mode="edge")
-        return as_type(found, content.dtype)
 
-    values = _cheapest(content, draft, entries, count)
-    places = _running_sum(draft, steps)
-    zero = draft.constant(np.zeros(1, content.dtype.numpy()))
-    blank = draft.node("Expand", [zero, _shape(draft, [content.size])])
-    filled = draft.node("ScatterElements", [blank, places, values])
-    return draft.node("Reshape", [filled, _shape(draft, content.dims)])
+def _entries(content: Content, draft: Draft, longest: int, count: int) -> ir.Value:
+    """Store what stands behind each distance, the last element again up to `count`."""
+    dtype = content.dtype
+
+    def compute() -> Array:
+        _, found = gap_entries(content, longest)
+        missing = count - found.size
+        behind = (0, missing)
+        filled = np.pad(found, behind, mode="edge")
+        return as_type(filled, dtype)
+
+    return _cheapest_part(content, draft, compute, count)
+
+
+def _scattered(
+    content: Content, draft: Draft, steps: ir.Value, values: ir.Value
+) -> ir.Value:
+    """Zeros, and values at distances from one another."""
+    places = draft.node("CumSum", steps, FIRST_AXIS)
+    dtype = content.dtype
+    element = dtype.numpy()
+    zero = np.zeros(1, element)
+    shape = [content.size]
+    blank = draft.node("Expand", zero, shape)
+    filled = draft.node("ScatterElements", blank, places, values)
+    dims = content.dims
+    return draft.node("Reshape", filled, dims)
 
 
 def grid(content: Content, draft: Draft) -> ir.Value | None:
     """Whole numbers times a scale, of the tensor or of each channel: the numbers, packed again."""
-    if content.dtype != ir.DataType.FLOAT or content.palette is not None:
+    if content.dtype != FLOAT:
         return None
-    found = grid_of(content.tensor)
+    if content.palette is not None:
+        return None
+    tensor = content.tensor
+    found = grid_of(tensor)
     if found is None:
         return None
-    codes = content_of(found.codes)
-    best: Codec | None = None
-    cheapest = found.codes.nbytes
-    for codec in INTEGER_CODECS:
-        alone = draft.copy()
-        fits = codec(codes, alone) is not None
-        if fits and alone.nbytes() < cheapest:
-            best = codec
-            cheapest = alone.nbytes()
-    stored = draft.stored(found.codes) if best is None else best(codes, draft)
-    assert stored is not None
-    whole = draft.node("Cast", [stored], to=int(ir.DataType.FLOAT))
-    scales = draft.stored(ir.Tensor(found.scales))
-    return draft.node("Mul", [whole, scales])
+    numbers = found.codes
+    codes = content_of(numbers)
+    stored = _cheapest(codes, draft, INTEGER_CODECS, draft)
+    whole = _cast(draft, stored, FLOAT)
+    factors = ir.Tensor(found.scales)
+    scales = draft.stored(factors)
+    return draft.node("Mul", whole, scales)
 
 
 INTEGER_CODECS: tuple[Codec, ...] = (palette, bit_planes, mask, gaps, short_gaps)
@@ -246,50 +303,73 @@ CODECS: dict[str, Codec] = {
 }
 """All codecs by the name that the account gives them."""
 
-NONZERO_CODECS = (narrow, palette)
+NONZERO_CODECS: tuple[Codec, ...] = (narrow, palette)
 """Codecs that the nonzeros under a mask may be stored by."""
 
 
 def _nonzeros(content: Content, draft: Draft) -> ir.Value:
     """Store a zero and the elements that are none: (nonzeros + 1,)."""
+    dtype = content.dtype
 
-    def compute() -> NDArray[Any]:
-        return as_type(nonzeros(content), content.dtype)
+    def compute() -> Array:
+        found = nonzeros(content)
+        return as_type(found, dtype)
 
-    return _cheapest(content, draft, compute, content.nonzeros + 1)
+    count = content.nonzeros + 1
+    return _cheapest_part(content, draft, compute, count)
+
+
+def _cheapest_part(
+    content: Content, draft: Draft, compute: Compute, size: int
+) -> ir.Value:
+    """Store `size` elements of a constant, some zeros among them, in the cheapest way."""
+    dims = [size]
+    dtype = content.dtype
+    tensor = _lazy(compute, dtype, dims)
+    part = dataclasses.replace(content, tensor=tensor, size=size)
+    # counted as if it shared nothing with the graph
+    alone = Draft({})
+    return _cheapest(part, draft, NONZERO_CODECS, alone)
 
 
 def _cheapest(
-    content: Content, draft: Draft, compute: Callable[[], NDArray[Any]], size: int
+    content: Content, draft: Draft, codecs: Sequence[Codec], trial: Draft
 ) -> ir.Value:
-    """Store `size` elements of a constant, some zeros among them, in the cheapest way."""
-    tensor = _lazy(compute, content.dtype, [size])
-    inner = dataclasses.replace(content, tensor=tensor, size=size)
+    """Store a tensor by the codec that takes fewest bytes, or as it is.
+
+    `trial`: a draft of the graph that costs are counted in.
+    """
+    tensor = content.tensor
     best = None
     cheapest = tensor.nbytes
-    for codec in NONZERO_CODECS:
-        alone = Draft({})
-        fits = codec(inner, alone) is not None
-        if fits and alone.nbytes() < cheapest:
+    for codec in codecs:
+        alone = trial.copy()
+        if codec(content, alone) is None:
+            continue
+        nbytes = alone.nbytes()
+        if nbytes < cheapest:
             best = codec
-            cheapest = alone.nbytes()
-    stored = draft.stored(tensor) if best is None else best(inner, draft)
+            cheapest = nbytes
+    if best is None:
+        return draft.stored(tensor)
+    stored = best(content, draft)
     assert stored is not None
     return stored
 
 
 def _bits_of_bytes(draft: Draft) -> ir.Value:
     """Bits of every byte, the lowest first: (256, 8) int32; nodes are smaller than the table."""
-    ones = draft.node("Expand", [_number(draft, 1), _shape(draft, [256, 1])])
-    every_byte = _running_sum(draft, ones, exclusive=1)
+    column = [256, 1]
+    ones = draft.node("Expand", ONE, column)
+    every_byte = draft.node("CumSum", ones, FIRST_AXIS, exclusive=1)
     return _digits_of(draft, every_byte, BITS)
 
 
 def _counts(draft: Draft) -> ir.Value:
     """Ones among the bits of each byte: (256, 1) int32."""
-    bits = draft.shared("bits", lambda: _bits_of_bytes(draft))
-    axis = draft.constant(np.array([1], np.int64))
-    return draft.node("ReduceSum", [bits, axis], keepdims=1)
+    bits = draft.shared("bits", _bits_of_bytes)
+    axes = [1]
+    return draft.node("ReduceSum", bits, axes, keepdims=1)
 
 
 def _ranks(draft: Draft) -> ir.Value:
@@ -297,12 +377,11 @@ def _ranks(draft: Draft) -> ir.Value:
 
     Shape (256, 8) int32.
     """
-    bits = draft.shared("bits", lambda: _bits_of_bytes(draft))
-    axis = draft.constant(np.array(1, np.int64))
-    ordinals = draft.node("CumSum", [bits, axis])
-    unset = draft.node("Sub", [bits, _number(draft, 1)])
-    far_below = draft.node("Mul", [unset, _number(draft, 2**30)])
-    return draft.node("Add", [ordinals, far_below])
+    bits = draft.shared("bits", _bits_of_bytes)
+    ordinals = draft.node("CumSum", bits, SECOND_AXIS)
+    unset = draft.node("Sub", bits, ONE)
+    far_below = draft.node("Mul", unset, FAR_ABOVE)
+    return draft.node("Add", ordinals, far_below)
 
 
 def _cut_to_size(
@@ -310,61 +389,49 @@ def _cut_to_size(
 ) -> ir.Value:
     """The first elements of `size` decoded ones, in the constant's shape."""
     if size != content.size:
-        flat = draft.node("Reshape", [decoded, _shape(draft, [-1])])
-        start = _shape(draft, [0])
-        stop = _shape(draft, [content.size])
-        decoded = draft.node("Slice", [flat, start, stop])
-    return draft.node("Reshape", [decoded, _shape(draft, content.dims)])
+        flat = draft.node("Reshape", decoded, FLAT)
+        start = [0]
+        stop = [content.size]
+        decoded = draft.node("Slice", flat, start, stop)
+    dims = content.dims
+    return draft.node("Reshape", decoded, dims)
 
 
-def _looked_up(draft: Draft, table: ir.Value, index: ir.Value) -> ir.Value:
-    """Rows of a table."""
-    return draft.node("Gather", [table, index])
-
-
-def _running_sum(draft: Draft, value: ir.Value, **attributes: int) -> ir.Value:
-    """Sums along the first axis."""
-    axis = draft.constant(np.array(0, np.int64))
-    return draft.node("CumSum", [value, axis], **attributes)
-
-
-def _as_int32(draft: Draft, value: ir.Value) -> ir.Value:
-    """The type of indices, and the least one that runtimes compute with."""
-    return draft.node("Cast", [value], to=int(ir.DataType.INT32))
-
-
-def _number(draft: Draft, number: int) -> ir.Value:
-    return draft.constant(np.array([number], np.int32))
-
-
-def _shape(draft: Draft, dims: list[int]) -> ir.Value:
-    return draft.constant(np.array(dims, np.int64))
+def _cast(draft: Draft, value: ir.Value, dtype: ir.DataType) -> ir.Value:
+    number = int(dtype)
+    return draft.node("Cast", value, to=number)
 
 
 def _table(draft: Draft, content: Content, bits: Bits) -> ir.Value:
     """Store some elements, given by their bits."""
-    elements = as_type(bits, content.dtype)
-    return draft.stored(ir.Tensor(elements))
+    dtype = content.dtype
+    elements = as_type(bits, dtype)
+    tensor = ir.Tensor(elements)
+    return draft.stored(tensor)
 
 
 def _stored(
-    draft: Draft,
-    compute: Callable[[], NDArray[Any]],
-    dtype: ir.DataType,
-    dims: list[int],
+    draft: Draft, compute: Compute, dtype: ir.DataType, dims: list[int]
 ) -> ir.Value:
     """Store what `compute` gives once the file is written."""
-    return draft.stored(_lazy(compute, dtype, dims))
+    tensor = _lazy(compute, dtype, dims)
+    return draft.stored(tensor)
 
 
-def _lazy(
-    compute: Callable[[], NDArray[Any]], dtype: ir.DataType, dims: list[int]
-) -> ir.LazyTensor:
+def _stored_int32(
+    draft: Draft, compute: Compute, dtype: ir.DataType, dims: list[int]
+) -> ir.Value:
+    """The same as int32: the type of indices, and the least one that runtimes compute with."""
+    stored = _stored(draft, compute, dtype, dims)
+    if dtype == INT32:
+        return stored
+    return _cast(draft, stored, INT32)
+
+
+def _lazy(compute: Compute, dtype: ir.DataType, dims: list[int]) -> ir.LazyTensor:
     def tensor() -> ir.TensorProtocol:
-        return ir.Tensor(compute(), dtype=dtype)
+        array = compute()
+        return ir.Tensor(array, dtype=dtype)
 
-    return ir.LazyTensor(
-        tensor,
-        dtype=dtype,
-        shape=ir.Shape(dims),
-    )
+    shape = ir.Shape(dims)
+    return ir.LazyTensor(tensor, dtype=dtype, shape=shape)

@@ -34,6 +34,7 @@ BIT_TYPES: dict[int, type[np.unsignedinteger[Any]]] = {
 }
 """Unsigned type by the bits of an element."""
 
+Array = NDArray[Any]
 Bits = NDArray[np.unsignedinteger[Any]]
 
 
@@ -63,57 +64,104 @@ class Content:
     @property
     def dims(self) -> list[int]:
         """Shape."""
-        return [int(d) for d in self.tensor.shape.numpy()]
+        shape = self.tensor.shape
+        dims = shape.numpy()
+        return [int(dim) for dim in dims]
+
+    @property
+    def bit_type(self) -> type[np.unsignedinteger[Any]]:
+        """Unsigned type as wide as an element."""
+        width = self.dtype.bitwidth
+        return BIT_TYPES[width]
+
+    def bit_blocks(self, granule: int = 1) -> Iterator[Bits]:
+        """Stream the elements as flat blocks of bits."""
+        for _, block in bit_blocks(self.tensor, granule):
+            yield block
 
 
 def content_of(tensor: ir.TensorProtocol) -> Content:
     """Gather the facts about a tensor of whole bytes an element; one pass, block by block."""
     content = Content(tensor)
-    palette: Bits | None = np.zeros(0, BIT_TYPES[tensor.dtype.bitwidth])
-    narrower = list(NARROWER.get(tensor.dtype, ()))
+    dtype = tensor.dtype
+    palette: Bits | None = np.zeros(0, content.bit_type)
+    kinds = NARROWER.get(dtype, ())
+    narrower = list(kinds)
     last_nonzero = -1
     for start, block in bit_blocks(tensor):
-        places = np.flatnonzero(block) + start
+        inside = np.flatnonzero(block)
+        places = inside + start
         content.size += block.size
         content.nonzeros += places.size
         gaps = np.diff(places, prepend=last_nonzero)
-        for longest in LONGEST_GAPS:
-            entries = -(-gaps // longest)
-            content.gap_entries[longest] += int(entries.sum())
+        _count_entries(content, gaps)
         if places.size:
-            last_nonzero = int(places[-1])
+            last_place = places[-1]
+            last_nonzero = int(last_place)
         if palette is not None:
             palette = _with_distinct(palette, block)
-        narrower = [kind for kind in narrower if _holds(block, tensor.dtype, kind)]
+        for kind in list(narrower):
+            if not _holds(block, dtype, kind):
+                narrower.remove(kind)
     content.palette = palette
     content.narrower = narrower
     return content
 
 
+def _count_entries(content: Content, gaps: NDArray[np.intp]) -> None:
+    """Add the nonzeros that end these gaps, and the fillers within them."""
+    for longest in LONGEST_GAPS:
+        # rounded up: one for the nonzero, the others fillers
+        entries = -(-gaps // longest)
+        total = entries.sum()
+        content.gap_entries[longest] += int(total)
+
+
 def _with_distinct(known: Bits, block: Bits) -> Bits | None:
     """The distinct elements of both, sorted; None for more than a palette has."""
-    for part in (block[:HEAD], block):  # a weight that is not quantized shows it soon
-        ordered = np.sort(np.concatenate([known, part]))
-        first = np.ones(ordered.size, bool)
-        first[1:] = ordered[1:] != ordered[:-1]
-        distinct = ordered[first]
-        if distinct.size > MOST_VALUES:
-            return None
+    # a weight that is not quantized shows it soon
+    head = block[:HEAD]
+    early = _distinct(known, head)
+    if early.size > MOST_VALUES:
+        return None
+    distinct = _distinct(known, block)
+    if distinct.size > MOST_VALUES:
+        return None
     return distinct
+
+
+def _distinct(known: Bits, more: Bits) -> Bits:
+    """The distinct elements of both, sorted."""
+    both = np.concatenate([known, more])
+    both.sort()
+    later = both[1:]
+    before = both[:-1]
+    size = both.size
+    is_first = np.ones(size, bool)
+    is_first[1:] = later != before
+    return both[is_first]
 
 
 def bit_blocks(
     tensor: ir.TensorProtocol, granule: int = 1
 ) -> Iterator[tuple[int, Bits]]:
     """Stream a tensor as (start, flat block of bits)."""
-    bits = BIT_TYPES[tensor.dtype.bitwidth]
+    dtype = tensor.dtype
+    width = dtype.bitwidth
+    bit_type = BIT_TYPES[width]
     for start, block in blocks(tensor, granule):
-        yield start, np.ascontiguousarray(block).reshape(-1).view(bits)
+        # a view of other elements needs them side by side
+        contiguous = np.ascontiguousarray(block)
+        flat = contiguous.reshape(-1)
+        bits = flat.view(bit_type)
+        yield start, bits
 
 
-def as_type(bits: NDArray[Any], dtype: ir.DataType) -> NDArray[Any]:
+def as_type(bits: Array, dtype: ir.DataType) -> Array:
     """Bits as elements of their type."""
-    return np.ascontiguousarray(bits).view(dtype.numpy())
+    kind = dtype.numpy()
+    contiguous = np.ascontiguousarray(bits)
+    return contiguous.view(kind)
 
 
 NARROWER: dict[ir.DataType, tuple[ir.DataType, ...]] = {
@@ -124,24 +172,34 @@ NARROWER: dict[ir.DataType, tuple[ir.DataType, ...]] = {
 }
 """Types that a Cast turns into the key's exactly, the smallest first."""
 
+NAN_TYPES = frozenset({ir.DataType.FLOAT, ir.DataType.DOUBLE})
+"""Those of its keys that have NaN."""
+
 
 def _holds(block: Bits, wide: ir.DataType, narrow: ir.DataType) -> bool:
     """Return whether casting to `narrow` and back gives the same bits."""
     values = as_type(block, wide)
-    if (
-        wide in (ir.DataType.FLOAT, ir.DataType.DOUBLE)
-        and not np.isfinite(values).all()
-    ):
-        return False  # runtimes differ in what a Cast makes of a NaN's payload
+    if wide in NAN_TYPES:
+        is_finite = np.isfinite(values)
+        # runtimes differ in what a Cast makes of a NaN's payload
+        if not is_finite.all():
+            return False
+    narrow_type = narrow.numpy()
     with np.errstate(over="ignore", invalid="ignore"):
-        cast = values.astype(narrow.numpy())
-        back = cast.astype(wide.numpy())
-    return np.array_equal(back.view(block.dtype), block)
+        cast = values.astype(narrow_type)
+        back = cast.astype(values.dtype)
+    back_bits = back.view(block.dtype)
+    return np.array_equal(back_bits, block)
 
 
-def narrowed(tensor: ir.TensorProtocol, kind: ir.DataType) -> NDArray[Any]:
+def narrowed(tensor: ir.TensorProtocol, kind: ir.DataType) -> Array:
     """The tensor, flat, in a narrower type that holds it exactly."""
-    parts = [
-        as_type(b, tensor.dtype).astype(kind.numpy()) for _, b in bit_blocks(tensor)
-    ]
-    return np.concatenate(parts) if parts else np.zeros(0, kind.numpy())
+    narrow_type = kind.numpy()
+    wide = tensor.dtype
+    nothing = np.zeros(0, narrow_type)
+    parts = [nothing]
+    for _, block in bit_blocks(tensor):
+        values = as_type(block, wide)
+        part = values.astype(narrow_type)
+        parts.append(part)
+    return np.concatenate(parts)

@@ -90,26 +90,29 @@ class Decoder:
         made: set[ir.Value] = set()
         for node, _ in self._steps:
             made.update(node.outputs)
-        for _, inputs in self._steps:
-            for source in inputs:
+        for _, sources in self._steps:
+            for source in sources:
                 if source is None:
                     continue
                 self._uses[source] += 1
-                if source not in made:
-                    assert source.const_value is not None
-                    self._constants[source] = source.const_value
+                if source in made:
+                    continue
+                tensor = source.const_value
+                assert tensor is not None
+                self._constants[source] = tensor
 
     def __call__(self) -> Array:
         """Compute the value. Errors: NotFoldable where that takes too much, or fails."""
         known: dict[ir.Value, Array] = {}
         left = self._uses.copy()
         for node, sources in self._steps:
+            inputs = []
             for source in sources:
-                if source in self._constants and source not in known:
-                    known[source] = self._constants[source].numpy()
-            inputs = [None if source is None else known[source] for source in sources]
+                array = self._array(source, known)
+                inputs.append(array)
             outputs = _computed(node, inputs, self._opset)
-            known.update(zip(node.outputs, outputs, strict=True))
+            made = zip(node.outputs, outputs, strict=True)
+            known.update(made)
             # what no later node reads goes: one weight's parts are held at a time
             for source in sources:
                 if source is None:
@@ -119,6 +122,17 @@ class Decoder:
                     del known[source]
         return known[self._value]
 
+    def _array(
+        self, source: ir.Value | None, known: dict[ir.Value, Array]
+    ) -> Array | None:
+        """The array of an input, which is known from then on; None where there is no input."""
+        if source is None:
+            return None
+        if source not in known:
+            constant = self._constants[source]
+            known[source] = constant.numpy()
+        return known[source]
+
 
 Step = tuple[ir.Node, tuple[ir.Value | None, ...]]
 
@@ -126,7 +140,8 @@ Step = tuple[ir.Node, tuple[ir.Value | None, ...]]
 def _steps_to(value: ir.Value) -> list[Step]:
     """Nodes that a value depends on, each after those that it reads. Errors: NotFoldable."""
     order: dict[ir.Node, None] = {}
-    waiting = [(value.producer(), False)]
+    producer = value.producer()
+    waiting = [(producer, False)]
     # by a stack: chains of nodes may be longer than calls can nest
     while waiting:
         node, is_ready = waiting.pop()
@@ -137,33 +152,42 @@ def _steps_to(value: ir.Value) -> list[Step]:
             continue
         _require_exact(node)
         waiting.append((node, True))
-        sources = [source for source in node.inputs if source is not None]
-        waiting.extend((source.producer(), False) for source in sources)
+        for source in node.inputs:
+            if source is not None:
+                producer = source.producer()
+                waiting.append((producer, False))
     return [(node, tuple(node.inputs)) for node in order]
 
 
 def _require_exact(node: ir.Node) -> None:
+    op_type = node.op_type
     if not foldable(node):
-        raise NotFoldable(f"{node.op_type} is not computed here")
-    if node.op_type in INEXACT_OPS:
-        raise NotFoldable(f"runtimes differ in the last bits of {node.op_type}")
+        raise NotFoldable(f"{op_type} is not computed here")
+    if op_type in INEXACT_OPS:
+        raise NotFoldable(f"runtimes differ in the last bits of {op_type}")
 
 
 def _computed(node: ir.Node, inputs: list[Array | None], opset: int) -> Sequence[Array]:
+    op_type = node.op_type
     first = inputs[0]
     assert first is not None
-    if node.op_type in SUMMING_OPS and ir.DataType.from_numpy(first.dtype) in FLOATS:
-        raise NotFoldable(f"runtimes differ in the order in which {node.op_type} adds")
-    if result_elements(node, inputs) > LARGEST:
-        raise NotFoldable(f"{node.op_type} makes more than {LARGEST:,} elements")
+    if op_type in SUMMING_OPS:
+        dtype = ir.DataType.from_numpy(first.dtype)
+        if dtype in FLOATS:
+            raise NotFoldable(f"runtimes differ in the order in which {op_type} adds")
+    elements = result_elements(node, inputs)
+    if elements > LARGEST:
+        raise NotFoldable(f"{op_type} makes more than {LARGEST:,} elements")
     if first.ndim == 1 and _is_plain_scatter(node):
         return [_scattered(inputs)]
     return evaluate(node, inputs, opset)
 
 
 def _is_plain_scatter(node: ir.Node) -> bool:
+    if node.op_type != "ScatterElements":
+        return False
     reduction = node.attributes.get_string("reduction", "none")
-    return node.op_type == "ScatterElements" and reduction == "none"
+    return reduction == "none"
 
 
 def _scattered(inputs: list[Array | None]) -> Array:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import onnx
@@ -11,6 +12,11 @@ from numpy.typing import NDArray
 
 from .._core.graph import Names
 from .constant_graph import PREFIX
+
+Array = NDArray[Any]
+
+Operand = ir.Value | Array | list[int]
+"""An input of a node: a value, the array of a small constant, or a shape or axes in int64."""
 
 Shared = dict[object, ir.Value]
 """Values that all decoders of a graph use: constants by type, shape and content; nodes by a key."""
@@ -42,35 +48,56 @@ class Draft:
         self._own.append(value)
         return value
 
-    def constant(self, array: NDArray[np.generic]) -> ir.Value:
+    def constant(self, array: Array) -> ir.Value:
         """Add a small constant; equal ones of the graph are stored once."""
-        key = (array.dtype.name, array.shape, array.tobytes())
-        known = self._shared.get(key) or self._constants.get(key)
-        if known is not None:
-            return known
-        value = _constant_value(ir.Tensor(np.asarray(array, order="C")))
+        kind = array.dtype.name
+        content = array.tobytes()
+        key = (kind, array.shape, content)
+        for known in (self._shared, self._constants):
+            if key in known:
+                return known[key]
+        # a copy: the array may be one that several models use
+        own = np.array(array, order="C")
+        tensor = ir.Tensor(own)
+        value = _constant_value(tensor)
         self._constants[key] = value
         return value
 
-    def shared(self, key: str, make: Callable[[], ir.Value]) -> ir.Value:
+    def shared(self, key: str, make: Callable[[Draft], ir.Value]) -> ir.Value:
         """The value of that key, which `make` adds the first time that a graph needs it."""
-        known = self._shared.get(key) or self._new_shared.get(key)
-        if known is None:
-            known = self._new_shared[key] = make()
-        return known
+        for known in (self._shared, self._new_shared):
+            if key in known:
+                return known[key]
+        value = make(self)
+        self._new_shared[key] = value
+        return value
 
-    def node(
-        self, op_type: str, inputs: Sequence[ir.Value], **attributes: int
-    ) -> ir.Value:
-        """Add a node with one output."""
-        node = ir.node(op_type, list(inputs), attributes=attributes, name="")
+    def node(self, op_type: str, *operands: Operand, **attributes: int) -> ir.Value:
+        """Add a node with one output; arrays and shapes among its operands become constants."""
+        inputs = [self._input(operand) for operand in operands]
+        node = ir.node(op_type, inputs, attributes=attributes, name="")
         self._nodes.append(node)
         return node.outputs[0]
 
+    def _input(self, operand: Operand) -> ir.Value:
+        if isinstance(operand, ir.Value):
+            return operand
+        if isinstance(operand, list):
+            operand = np.array(operand, np.int64)
+        return self.constant(operand)
+
     def nbytes(self) -> int:
         """Bytes that the decoder takes in a file: values, names, shapes and nodes."""
-        added = [*self._own, *self._constants.values()]
-        return sum(map(_initializer_bytes, added)) + sum(map(_node_bytes, self._nodes))
+        total = 0
+        for value in self._initializers():
+            total += _initializer_bytes(value)
+        for node in self._nodes:
+            total += _node_bytes(node)
+        return total
+
+    def _initializers(self) -> list[ir.Value]:
+        constants = self._constants.values()
+        return [*self._own, *constants]
 
     def commit(
         self,
@@ -85,26 +112,33 @@ class Draft:
         `first`: the same node for all decoders of a graph, so that shared nodes come before those
         that use them.
         """
-        for value in [*self._own, *self._constants.values()]:
+        for value in self._initializers():
             value.name = names.numbered(PREFIX)
-            assert value.const_value is not None
-            value.const_value.name = value.name
+            tensor = value.const_value
+            assert tensor is not None
+            tensor.name = value.name
             graph.register_initializer(value)
-        self._shared |= self._constants | self._new_shared
+        self._shared.update(self._constants)
+        self._shared.update(self._new_shared)
         for node in self._nodes:
             output = node.outputs[0]
-            output.name = name if output is decoded else names.numbered(PREFIX)
+            if output is decoded:
+                output.name = name
+            else:
+                output.name = names.numbered(PREFIX)
         graph.insert_before(first, self._nodes)
 
 
 def initializer_bytes(name: str, tensor: ir.TensorProtocol) -> int:
     """Bytes that an initializer takes in a file, with its name, type and shape."""
-    dims = [int(d) for d in tensor.shape.numpy()]
-    head = onnx.TensorProto(
-        name=name, dims=dims, data_type=int(tensor.dtype)
-    ).ByteSize()
+    shape = tensor.shape.numpy()
+    dims = [int(dim) for dim in shape]
+    data_type = int(tensor.dtype)
+    head = onnx.TensorProto(name=name, dims=dims, data_type=data_type)
     content = _field(tensor.nbytes)
-    return _field(head + content)
+    head_length = head.ByteSize()
+    length = head_length + content
+    return _field(length)
 
 
 def _initializer_bytes(value: ir.Value) -> int:
@@ -114,21 +148,29 @@ def _initializer_bytes(value: ir.Value) -> int:
 
 def _node_bytes(node: ir.Node) -> int:
     proto = onnx.NodeProto(op_type=node.op_type)
-    proto.input.extend([PLACEHOLDER] * len(node.inputs))
+    for _ in node.inputs:
+        proto.input.append(PLACEHOLDER)
     proto.output.append(PLACEHOLDER)
     for attribute in node.attributes.values():
-        proto.attribute.append(ir.to_proto(attribute))
-    return _field(proto.ByteSize())
+        stored = ir.to_proto(attribute)
+        proto.attribute.append(stored)
+    length = proto.ByteSize()
+    return _field(length)
 
 
 def _field(length: int) -> int:
     """Bytes of a protobuf field of that many bytes: tag, length and content."""
-    return 1 + max(1, -(-length.bit_length() // 7)) + length
+    bits = length.bit_length()
+    # seven bits of the length in a byte; a length of 0 takes one too
+    septets = -(-bits // 7)
+    length_bytes = max(1, septets)
+    return 1 + length_bytes + length
 
 
 def _constant_value(tensor: ir.TensorProtocol) -> ir.Value:
+    dims = tensor.shape.numpy()
     return ir.Value(
-        shape=ir.Shape(tensor.shape.numpy()),
+        shape=ir.Shape(dims),
         type=ir.TensorType(tensor.dtype),
         const_value=tensor,
     )

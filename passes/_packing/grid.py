@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,7 @@ HIGHEST = 127
 MOST_PARTS = 8
 """Times that the scale may lie within the least distance of two values: 3, 8 and 13 are 5 apart."""
 
+Array = NDArray[Any]
 Floats = NDArray[np.float32]
 
 
@@ -38,42 +40,78 @@ def grid_of(tensor: ir.TensorProtocol) -> ScaledCodes | None:
     Channels lie along the first or the last axis. None where there are none; that shows in the
     first channel of most tensors.
     """
-    shape = tuple(int(dim) for dim in tensor.shape.numpy())
-    layouts = {(1,) * len(shape): Layout(1, 1, tensor.size)}
-    if len(shape) > 1:
-        layouts[(shape[0], *(1,) * (len(shape) - 1))] = Layout.of(shape, 0)
-        layouts[(*(1,) * (len(shape) - 1), shape[-1])] = Layout.of(
-            shape, len(shape) - 1
-        )
-    for dims, layout in layouts.items():
+    for dims, layout in _layouts(tensor).items():
         scales = _scales(tensor, layout)
-        if scales is not None and _is_exact(tensor, layout, scales):
-            return ScaledCodes(_codes(tensor, layout, scales), scales.reshape(dims))
+        if scales is None:
+            continue
+        if _is_exact(tensor, layout, scales):
+            codes = _codes(tensor, layout, scales)
+            broadcast = scales.reshape(dims)
+            return ScaledCodes(codes, broadcast)
     return None
+
+
+def _layouts(tensor: ir.TensorProtocol) -> dict[tuple[int, ...], Layout]:
+    """Layouts to try in order, by the shape in which their scales broadcast."""
+    sizes = tensor.shape
+    dims = sizes.numpy()
+    shape = tuple(int(dim) for dim in dims)
+    rank = len(shape)
+    ones = (1,) * rank
+    whole = Layout(1, 1, tensor.size)
+    found = {ones: whole}
+    if rank < 2:
+        return found
+    last = rank - 1
+    for axis in (0, last):
+        channels = shape[axis]
+        by_channel = list(ones)
+        by_channel[axis] = channels
+        key = tuple(by_channel)
+        found[key] = Layout.of(shape, axis)
+    return found
 
 
 def _granule(layout: Layout) -> int:
     # one scale for all asks for no whole channel in a block
-    return 1 if layout.channels == 1 else layout.granule
+    if layout.channels == 1:
+        return 1
+    return layout.granule
 
 
-def _parts(layout: Layout, block: NDArray[Any], start: int) -> tuple[Floats, slice]:
+def _parts(layout: Layout, block: Array, start: int) -> tuple[Floats, slice]:
     """A block as (outer, channels, inner), and the channels that it holds."""
     if layout.channels == 1:
-        return block.reshape(1, 1, -1), slice(0, 1)
+        view = block.reshape(1, 1, -1)
+        only = slice(0, 1)
+        return view, only
     return layout.view(block, start)
+
+
+def _views(tensor: ir.TensorProtocol, layout: Layout) -> Iterator[tuple[Floats, slice]]:
+    """Blocks of a tensor as (outer, channels, inner), each with the channels that it holds."""
+    granule = _granule(layout)
+    for start, block in blocks(tensor, granule):
+        yield _parts(layout, block, start)
 
 
 def _scales(tensor: ir.TensorProtocol, layout: Layout) -> Floats | None:
     """The scale of each channel; None as soon as one has none."""
-    known = [np.zeros(0, np.float32)] * layout.channels
-    for start, block in blocks(tensor, _granule(layout)):
-        view, held = _parts(layout, block, start)
-        for index in range(view.shape[1]):
-            channel = (held.start or 0) + index
-            found = _magnitudes(known[channel], view[:, index])
+    nothing = np.zeros(0, np.float32)
+    known = [nothing] * layout.channels
+    for view, held in _views(tensor, layout):
+        # a slice of all channels has no start
+        first = held.start or 0
+        count = view.shape[1]
+        for index in range(count):
+            channel = first + index
+            earlier = known[channel]
+            values = view[:, index]
+            found = _magnitudes(earlier, values)
+            if found is None:
+                return None
             # of a part of a channel it may still be a multiple of the scale
-            if found is None or _scale_of(found) is None:
+            if _scale_of(found) is None:
                 return None
             known[channel] = found
     scales = [_scale_of(magnitudes) for magnitudes in known]
@@ -82,11 +120,20 @@ def _scales(tensor: ir.TensorProtocol, layout: Layout) -> Floats | None:
 
 def _magnitudes(known: Floats, values: Floats) -> Floats | None:
     """Distinct magnitudes of both, sorted, without 0; None for more than a grid has."""
-    distinct = np.unique(np.abs(values))
-    if distinct.size > HIGHEST + 1 or not np.isfinite(distinct).all():
+    absolute = np.abs(values)
+    distinct = np.unique(absolute)
+    # 0 is among them here, and left out below
+    if distinct.size > HIGHEST + 1:
         return None
-    both = np.union1d(known, distinct[distinct > 0])
-    return both if both.size <= HIGHEST else None
+    is_finite = np.isfinite(distinct)
+    if not is_finite.all():
+        return None
+    is_nonzero = distinct > 0
+    nonzero = distinct[is_nonzero]
+    both = np.union1d(known, nonzero)
+    if both.size > HIGHEST:
+        return None
+    return both
 
 
 def _scale_of(magnitudes: Floats) -> np.float32 | None:
@@ -94,43 +141,73 @@ def _scale_of(magnitudes: Floats) -> np.float32 | None:
     if not magnitudes.size:
         return np.float32(1)
     exact = magnitudes.astype(np.float64)
-    least = np.diff(exact, prepend=0).min()
+    distances = np.diff(exact, prepend=0)
+    least = distances.min()
     # a value stands for all numbers that are rounded to it
-    half = np.spacing(magnitudes).astype(np.float64) / 2
+    spacing = np.spacing(magnitudes)
+    width = spacing.astype(np.float64)
+    half = width / 2
+    below = exact - half
+    above = exact + half
+    largest = exact[-1]
     for parts in range(1, MOST_PARTS + 1):
-        codes = np.rint(exact * parts / least)
+        scaled = exact * parts
+        quotients = scaled / least
+        codes = np.rint(quotients)
         if codes[-1] > HIGHEST:
             return None
-        low = ((exact - half) / codes).max()
-        high = ((exact + half) / codes).min()
-        middle = np.float32((low + high) / 2)
-        for scale in (
-            middle,
-            np.nextafter(middle, np.float32(0)),
-            np.nextafter(middle, exact[-1]),
-        ):
-            if np.array_equal(codes.astype(np.float32) * np.float32(scale), magnitudes):
-                return np.float32(scale)
+        lowest = below / codes
+        low = lowest.max()
+        highest = above / codes
+        high = highest.min()
+        middle = (low + high) / 2
+        numbers = codes.astype(np.float32)
+        for scale in _candidates(middle, largest):
+            back = numbers * scale
+            if np.array_equal(back, magnitudes):
+                return scale
     return None
+
+
+def _candidates(middle: np.float64, largest: np.float64) -> Iterator[np.float32]:
+    """Scales to try: the middle of those that may be, and its neighbours."""
+    rounded = np.float32(middle)
+    yield rounded
+    zero = np.float32(0)
+    yield np.nextafter(rounded, zero)
+    following = np.nextafter(rounded, largest)
+    yield np.float32(following)
 
 
 def _is_exact(tensor: ir.TensorProtocol, layout: Layout, scales: Floats) -> bool:
     """True if codes times scales give back the same bits, those of -0.0 too."""
-    codes = _codes(tensor, layout, scales)
-    for start, block in blocks(tensor, _granule(layout)):
-        view, held = _parts(layout, block, start)
-        whole = codes.kernel(block, start).reshape(view.shape)
-        back = whole.astype(np.float32) * scales[held][:, None]
-        if not np.array_equal(back.view(np.uint32), view.view(np.uint32)):
+    column = scales[:, None]
+    for view, held in _views(tensor, layout):
+        factors = column[held]
+        codes = _rounded(view, factors)
+        numbers = codes.astype(np.float32)
+        back = numbers * factors
+        back_bits = back.view(np.uint32)
+        bits = view.view(np.uint32)
+        if not np.array_equal(back_bits, bits):
             return False
     return True
 
 
 def _codes(tensor: ir.TensorProtocol, layout: Layout, scales: Floats) -> DerivedTensor:
-    def kernel(block: NDArray[Any], start: int) -> NDArray[Any]:
-        view, held = _parts(layout, block, start)
-        whole = np.rint(view / scales[held][:, None])
-        codes: NDArray[Any] = whole.astype(np.int8).reshape(-1)
-        return codes
+    column = scales[:, None]
 
-    return DerivedTensor(tensor, kernel, ir.DataType.INT8, _granule(layout))
+    def kernel(block: Array, start: int) -> Array:
+        view, held = _parts(layout, block, start)
+        factors = column[held]
+        codes = _rounded(view, factors)
+        return codes.reshape(-1)
+
+    granule = _granule(layout)
+    return DerivedTensor(tensor, kernel, ir.DataType.INT8, granule)
+
+
+def _rounded(view: Floats, factors: Floats) -> NDArray[np.int8]:
+    quotients = view / factors
+    whole: Floats = np.rint(quotients)
+    return whole.astype(np.int8)

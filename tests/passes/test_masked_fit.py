@@ -164,7 +164,7 @@ def test_a_fit_that_cannot_be_judged_is_not_made_and_the_layer_named():
 
 
 def test_halves_that_contradict_each_other_leave_the_layer():
-    """What the second half asks for is the opposite of the first."""
+    """The second half asks for the opposite of the first."""
     layer, _ = masked_layer()
     random = np.random.default_rng(3)
     inputs = np.concatenate([random.normal(size=(50, 12)), np.ones((50, 1))], axis=1)

@@ -46,7 +46,7 @@ def model_of(array, opset=17):
 
 
 def decoded(model, rows):
-    """What ONNX Runtime reads of the constant."""
+    """The constant as ONNX Runtime reads it."""
     session = ort.InferenceSession(ir.to_proto(model).SerializeToString())
     return session.run(None, {"rows": np.arange(rows)})[0]
 

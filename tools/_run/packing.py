@@ -44,27 +44,36 @@ def end_packed(
     in the account of the last step, and the same with `plain_` for the model without packing.
     """
     if _is_due(run, original):
-        checked = run_step(run, verifier, context, checked, Pack(), is_worth=_pays)
-    last = checked.steps[-1] if checked.steps else None
-    if last is None or last.name != Pack.name or not last.changed:
+        pack = Pack()
+        checked = run_step(run, verifier, context, checked, pack, is_worth=_pays)
+    if not checked.steps:
+        return checked
+    *earlier, last = checked.steps
+    if last.name != Pack.name:
+        return checked
+    if not last.changed:
         return checked
     if not inputs.latency_feeds or not run.settings.bench:
         return checked
-    step = dataclasses.replace(
-        last, stats={**last.stats, **_loads(run, inputs, checked)}
-    )
-    return dataclasses.replace(checked, steps=(*checked.steps[:-1], step))
+    loads = _loads(run, inputs, checked)
+    stats = {**last.stats, **loads}
+    step = dataclasses.replace(last, stats=stats)
+    steps = (*earlier, step)
+    return dataclasses.replace(checked, steps=steps)
 
 
 def _is_due(run: Run, original: Original) -> bool:
     settings = run.settings
     passes = settings.pipeline.passes
+    if not settings.pack:
+        return False
     is_lossy = any(pass_.effect == "lossy" for pass_ in passes)
-    if not settings.pack or not (is_lossy or original.was_packed):
+    if not is_lossy and not original.was_packed:
         return False
     if any(isinstance(pass_, (Pack, Unpack)) for pass_ in passes):
         return False
-    folds = TARGETS[settings.target].folds_constants
+    target = TARGETS[settings.target]
+    folds = target.folds_constants
     if original.was_packed and not folds:
         run.reporter.warn(
             "pack",
@@ -77,22 +86,31 @@ def _is_due(run: Run, original: Original) -> bool:
 def _loads(run: Run, inputs: VerificationInputs, checked: Checked) -> dict[str, float]:
     """Cost of loading the packed model and the plain one."""
     stats: dict[str, float] = {}
-    plain = without_packing(checked.model)
+    packed = checked.model
+    plain = without_packing(packed)
+    models = {"plain_": plain, "": packed}
     with run.reporter.progress("measuring the load"):
-        for prefix, model in (("plain_", plain), ("", checked.model)):
+        for prefix, model in models.items():
             cost = _load_cost(run, inputs, model)
             stats[f"{prefix}load_ms"] = round(cost.ms, 1)
-            if cost.peak_bytes is not None:
-                stats[f"{prefix}load_peak_mb"] = round(cost.peak_bytes / 1e6, 1)
+            if cost.peak_bytes is None:
+                continue
+            peak_mb = cost.peak_bytes / 1e6
+            stats[f"{prefix}load_peak_mb"] = round(peak_mb, 1)
     return stats
 
 
 def _load_cost(run: Run, inputs: VerificationInputs, model: ir.Model) -> LoadCost:
+    threads = run.settings.threads
+    provider = inputs.provider or "cpu"
     with tempfile.TemporaryDirectory(dir=run.scratch) as folder:
         path = Path(folder, "loaded.onnx")
         save(model, path)
-        return load_cost(path, run.settings.threads, inputs.provider or "cpu")
+        return load_cost(path, threads, provider)
 
 
 def _pays(before: ir.Model, after: ir.Model) -> bool:
-    return expected_bytes(after) <= (1 - LEAST_SAVING) * expected_bytes(before)
+    plain = expected_bytes(before)
+    packed = expected_bytes(after)
+    limit = (1 - LEAST_SAVING) * plain
+    return packed <= limit

@@ -17,14 +17,19 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 ROOT = Path(__file__).resolve().parents[2]
 Feeds = dict[str, Any]
+Array = NDArray[Any]
 
 
 def data_folder() -> Path:
     """Folder of the shared models and data: ONNX_OPT_DATA, or shared/data beside the repository."""
-    return Path(os.environ.get("ONNX_OPT_DATA", ROOT.parent / "shared" / "data"))
+    chosen = os.environ.get("ONNX_OPT_DATA")
+    if chosen is not None:
+        return Path(chosen)
+    return ROOT.parent / "shared" / "data"
 
 
 @dataclass(frozen=True)
@@ -50,7 +55,10 @@ class BenchModel:
     @property
     def file(self) -> Path:
         """The model file."""
-        return self.path or data_folder() / "models" / f"{self.name}.onnx"
+        if self.path is not None:
+            return self.path
+        folder = data_folder() / "models"
+        return folder / f"{self.name}.onnx"
 
 
 _IMAGES = ("cifar10_calib", "cifar10_val", "top1")
@@ -82,13 +90,21 @@ def language_model(path: Path) -> BenchModel:
 
 def source(loader: str) -> str:
     """`file.py:callable` of a loader, or of a metric: of this file, or else of the shared data."""
-    file = Path(__file__) if loader in globals() else data_folder() / "loaders.py"
-    return f"{file}:{loader}"
+    if loader in globals():
+        own = Path(__file__)
+        return f"{own}:{loader}"
+    shared = _loaders_file()
+    return f"{shared}:{loader}"
+
+
+def _loaders_file() -> Path:
+    return data_folder() / "loaders.py"
 
 
 def calibration(model: BenchModel, samples: int) -> Iterator[Feeds]:
     """The first samples for passes to learn from, without labels."""
-    for feeds, _ in head(_pairs(model.calibration), samples):
+    batches = _pairs(model.calibration)
+    for feeds, _ in head(batches, samples):
         yield feeds
 
 
@@ -96,39 +112,58 @@ def unseen(model: BenchModel, rows: int | None) -> Iterator[tuple[Feeds, Any]]:
     """The first rows that no pass has seen (None: all), with their labels, or None for each batch
     without.
     """
-    return head(_pairs(model.evaluation), rows)
+    batches = _pairs(model.evaluation)
+    return head(batches, rows)
 
 
 def head(
     batches: Iterable[tuple[Feeds, Any]], rows: int | None
 ) -> Iterator[tuple[Feeds, Any]]:
     """The first rows of batches; the last of these is cut where it has more than are missing."""
+    if rows is None:
+        yield from batches
+        return
     missing = rows
     for feeds, labels in batches:
-        size = len(next(iter(feeds.values())))
-        if missing is None or size <= missing:
+        first = next(iter(feeds.values()))
+        size = len(first)
+        if size <= missing:
             yield feeds, labels
         elif missing > 0:
-            cut = {
-                name: array[:missing] if np.ndim(array) else array
-                for name, array in feeds.items()
-            }
-            yield cut, None if labels is None else labels[:missing]
-        if missing is not None:
-            missing -= size
-            if missing <= 0:
-                return
+            yield _cut(feeds, labels, missing)
+        missing -= size
+        if missing <= 0:
+            return
+
+
+def _cut(feeds: Feeds, labels: Any, rows: int) -> tuple[Feeds, Any]:
+    """The first rows of a batch; inputs without axes belong to every row."""
+    kept = {}
+    for name, array in feeds.items():
+        if np.ndim(array):
+            kept[name] = array[:rows]
+        else:
+            kept[name] = array
+    if labels is None:
+        return kept, None
+    return kept, labels[:rows]
 
 
 def _pairs(loader: str) -> Iterator[tuple[Feeds, Any]]:
     """Batches of a loader, each with its labels or None."""
-    function = globals().get(loader) or getattr(_shared_loaders(), loader)
+    function = globals().get(loader)
+    if function is None:
+        loaders = _shared_loaders()
+        function = getattr(loaders, loader)
     for batch in function():
-        yield batch if isinstance(batch, tuple) else (batch, None)
+        if isinstance(batch, tuple):
+            yield batch
+        else:
+            yield batch, None
 
 
 def _shared_loaders() -> ModuleType:
-    path = data_folder() / "loaders.py"
+    path = _loaders_file()
     found = importlib.util.spec_from_file_location("shared_loaders", path)
     assert found is not None
     assert found.loader is not None
@@ -139,26 +174,36 @@ def _shared_loaders() -> ModuleType:
 
 def imagenet_unseen() -> Iterator[Any]:
     """The 400 labelled images that are not among those of `imagenet_calib`."""
+    loaders = _shared_loaders()
     start = 0
-    for feeds, labels in _shared_loaders().imagenet_val():
+    for feeds, labels in loaders.imagenet_val():
+        stop = start + len(labels)
+        indices = np.arange(start, stop)
+        start = stop
         # every fifth image is for calibration
-        kept = np.arange(start, start + len(labels)) % 5 != 0
-        start += len(labels)
-        yield {name: array[kept] for name, array in feeds.items()}, labels[kept]
+        is_kept = indices % 5 != 0
+        kept = {}
+        for name, array in feeds.items():
+            kept[name] = array[is_kept]
+        yield kept, labels[is_kept]
 
 
 def stsb_unseen() -> Iterator[Any]:
     """The batches of STS-B behind those of `stsb_calib`, with their human scores."""
     loaders = _shared_loaders()
-    seen = sum(1 for _ in loaders.stsb_calib())
-    return itertools.islice(loaders.stsb_val(), seen, None)
+    seen = 0
+    for _ in loaders.stsb_calib():
+        seen += 1
+    batches = loaders.stsb_val()
+    return itertools.islice(batches, seen, None)
 
 
 def stsb_half() -> Iterator[Any]:
     """Every other batch of the shared STS-B pairs, left sentences then right ones, to learn from:
     no labels.
     """
-    return (feeds for feeds, _ in _stsb(0))
+    for feeds, _ in _stsb(0):
+        yield feeds
 
 
 def stsb_other_half() -> Iterator[Any]:
@@ -167,11 +212,13 @@ def stsb_other_half() -> Iterator[Any]:
 
 
 def _stsb(which: int) -> Iterator[Any]:
-    return (
-        batch
-        for index, batch in enumerate(_shared_loaders().stsb_val())
-        if index // 2 % 2 == which
-    )
+    loaders = _shared_loaders()
+    batches = loaders.stsb_val()
+    for index, batch in enumerate(batches):
+        # left sentences then right ones, which stay together
+        pair = index // 2
+        if pair % 2 == which:
+            yield batch
 
 
 def detector_images() -> Iterator[Feeds]:
@@ -188,17 +235,27 @@ def other_detector_images() -> Iterator[Feeds]:
 
 def _pages(seed: int) -> Iterator[Feeds]:
     rng = np.random.default_rng(seed)
+    shape = (2, 3, 320, 320)
     for _ in range(8):
-        pages = np.full((2, 3, 320, 320), 0.85, np.float32) + rng.normal(
-            0, 0.02, (2, 3, 320, 320)
-        ).astype(np.float32)
+        paper = np.full(shape, 0.85, np.float32)
+        grain = rng.normal(0, 0.02, shape)
+        pages = paper + grain.astype(np.float32)
         for page in pages:
-            for top in range(20, 300, 36):
-                height, left = int(rng.integers(10, 22)), int(rng.integers(10, 80))
-                right = int(rng.integers(left + 60, 310))
-                strokes = rng.random((height, right - left)) < 0.45
-                page[:, top : top + height, left:right][:, strokes] = -0.8
+            _write_rows(page, rng)
         yield {"x": pages}
+
+
+def _write_rows(page: Array, rng: np.random.Generator) -> None:
+    """Write rows of dark strokes on a page, (3, 320, 320)."""
+    for top in range(20, 300, 36):
+        height = int(rng.integers(10, 22))
+        left = int(rng.integers(10, 80))
+        right = int(rng.integers(left + 60, 310))
+        width = right - left
+        is_dark = rng.random((height, width)) < 0.45
+        bottom = top + height
+        row = page[:, top:bottom, left:right]
+        row[:, is_dark] = -0.8
 
 
 def speech_windows() -> Iterator[Feeds]:
@@ -216,15 +273,25 @@ def _windows(first: int) -> Iterator[Feeds]:
     time = np.arange(576, dtype=np.float32) / 16_000
     for step in range(first, first + 32):
         pitch = 110 + 60 * np.sin(step / 5)
-        voice = sum(np.sin(2 * np.pi * pitch * k * time) / k for k in range(1, 9)) * (
-            0.2 if step % 4 else 0.0
-        )
-        window = (voice + rng.normal(0, 0.01, 576)).astype(np.float32)
+        loudness = 0.2 if step % 4 else 0.0
+        voice = _harmonics(pitch, time) * loudness
+        noise = rng.normal(0, 0.01, 576)
+        window = voice + noise
+        samples = window.astype(np.float32)
         yield {
-            "input": window[None],
+            "input": samples[None],
             "state": np.zeros((2, 1, 128), np.float32),
             "sr": np.array(16_000),
         }
+
+
+def _harmonics(pitch: float, time: Array) -> Array:
+    """A tone and seven overtones, each the weaker the higher it is."""
+    total: Any = 0
+    for order in range(1, 9):
+        wave = np.sin(2 * np.pi * pitch * order * time)
+        total = total + wave / order
+    return np.asarray(total)
 
 
 def file_bytes() -> Iterator[Feeds]:
@@ -240,14 +307,23 @@ def other_file_bytes() -> Iterator[Feeds]:
 
 
 def _heads_of_files(first: int) -> Iterator[Feeds]:
-    names = sorted(
-        p
-        for p in ROOT.rglob("*")
-        if p.suffix in {".py", ".md", ".toml"} and ".venv" not in p.parts
-    )[first : first + 64]
-    rows = np.full((len(names), 2048), 256, np.int32)
-    for row, name in zip(rows, names, strict=True):
-        head = np.frombuffer(name.read_bytes()[:2048], np.uint8)
-        row[: len(head)] = head
+    files = sorted(_text_files())
+    chosen = files[first : first + 64]
+    shape = (len(chosen), 2048)
+    rows = np.full(shape, 256, np.int32)
+    for row, file in zip(rows, chosen, strict=True):
+        content = file.read_bytes()
+        head = content[:2048]
+        row[: len(head)] = np.frombuffer(head, np.uint8)
+    # whole batches of 8
     for start in range(0, len(rows) - 7, 8):
-        yield {"bytes": rows[start : start + 8]}
+        batch = rows[start : start + 8]
+        yield {"bytes": batch}
+
+
+def _text_files() -> Iterator[Path]:
+    for path in ROOT.rglob("*"):
+        if ".venv" in path.parts:
+            continue
+        if path.suffix in {".py", ".md", ".toml"}:
+            yield path

@@ -158,7 +158,7 @@ class Isolated:
 
 
 def first_line(error: BaseException, columns: int = 90) -> str:
-    """What an error says, in one line of a table."""
+    """The text of an error, in one line of a table."""
     lines = str(error).splitlines() or [type(error).__name__]
     return lines[0] if len(lines[0]) <= columns else lines[0][: columns - 1] + "…"
 

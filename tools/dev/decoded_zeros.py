@@ -59,7 +59,9 @@ class Zeros:
     @property
     def fraction(self) -> float:
         """Fraction of zeros; 0 without weights."""
-        return self.zeros / self.weights if self.weights else 0.0
+        if not self.weights:
+            return 0.0
+        return self.zeros / self.weights
 
 
 def count_zeros(path: Path) -> Zeros:
@@ -67,11 +69,12 @@ def count_zeros(path: Path) -> Zeros:
 
     Errors: whatever ONNX Runtime raises for a file that it cannot load.
     """
-    found = weights_of_file(path).values()
-    return Zeros(
-        zeros=sum(zeros for _, zeros in found),
-        weights=sum(array.size for array, _ in found),
-    )
+    zeros = 0
+    weights = 0
+    for array, zeros_of_weight in weights_of_file(path).values():
+        zeros += zeros_of_weight
+        weights += array.size
+    return Zeros(zeros, weights)
 
 
 def weights_of_file(path: Path) -> dict[str, tuple[NDArray[Any], int]]:
@@ -81,28 +84,43 @@ def weights_of_file(path: Path) -> dict[str, tuple[NDArray[Any], int]]:
     """
     model = _folded(path)
     found: dict[str, tuple[NDArray[Any], int]] = {}
-    for scope, node in _nodes(model.graph, {}, {}):
-        for index in WEIGHT_INPUTS.get(node.op_type, ()):
+    graph = model.graph
+    for scope, node in _nodes(graph, {}, {}):
+        op_type = node.op_type
+        axis = 0 if op_type in CONVOLUTIONS else -1
+        for index in WEIGHT_INPUTS.get(op_type, ()):
             if index >= len(node.input):
                 continue
-            code = None
-            zero_point = ZERO_POINTS.get((node.op_type, index))
-            if zero_point is not None and zero_point < len(node.input):
-                code = scope.constant(node.input[zero_point])
-            axis = 0 if node.op_type in CONVOLUTIONS else -1
-            scope.note(node.input[index], code, axis, found)
+            name = node.input[index]
+            code = _code_of_zero(scope, node, index)
+            scope.note(name, code, axis, found)
     return found
+
+
+def _code_of_zero(scope: _Scope, node: Any, index: int) -> Any:
+    """What stands for zero in an operator's integer weight; None for 0."""
+    key = (node.op_type, index)
+    zero_point = ZERO_POINTS.get(key)
+    if zero_point is None:
+        return None
+    if zero_point >= len(node.input):
+        return None
+    name = node.input[zero_point]
+    return scope.constant(name)
 
 
 def _folded(path: Path) -> Any:
     """The model after ONNX Runtime folded its constants, and did nothing that fuses operators."""
     with tempfile.TemporaryDirectory() as folder:
+        folded = Path(folder, "folded.onnx")
         options = ort.SessionOptions()
         options.log_severity_level = 4
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
-        options.optimized_model_filepath = str(Path(folder, "folded.onnx"))
-        ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        return onnx.load(options.optimized_model_filepath)
+        levels = ort.GraphOptimizationLevel
+        options.graph_optimization_level = levels.ORT_ENABLE_BASIC
+        options.optimized_model_filepath = str(folded)
+        file = str(path)
+        ort.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+        return onnx.load(str(folded))
 
 
 @dataclass(frozen=True)
@@ -118,10 +136,11 @@ class _Scope:
         if tensor is not None:
             return numpy_helper.to_array(tensor)
         node = self.producers.get(name)
-        if node is not None and node.op_type == "Constant":
-            for attribute in node.attribute:
-                if attribute.name == "value":
-                    return numpy_helper.to_array(attribute.t)
+        if node is None or node.op_type != "Constant":
+            return None
+        for attribute in node.attribute:
+            if attribute.name == "value":
+                return numpy_helper.to_array(attribute.t)
         return None
 
     def note(
@@ -137,19 +156,23 @@ class _Scope:
         """
         node = self.producers.get(name)
         while node is not None and node.op_type != "Constant":
+            inputs = node.input
             if node.op_type == "DequantizeLinear":
-                if len(node.input) > 2 and node.input[2]:
-                    code = self.constant(node.input[2])
                 axis = _axis_of(node)
+                if len(inputs) > 2 and inputs[2]:
+                    code = self.constant(inputs[2])
             elif node.op_type not in PASSING:
                 return
-            name = node.input[0]
+            name = inputs[0]
             node = self.producers.get(name)
         array = self.constant(name)
-        # scalars and vectors scale or shift; they multiply nothing
-        if array is None or array.ndim < 2:
+        if array is None:
             return
-        found[name] = (array, _zeros_in(array, code, axis))
+        # scalars and vectors scale or shift; they multiply nothing
+        if array.ndim < 2:
+            return
+        zeros = _zeros_in(array, code, axis)
+        found[name] = (array, zeros)
 
 
 def _axis_of(node: Any) -> int:
@@ -160,19 +183,35 @@ def _axis_of(node: Any) -> int:
 
 
 def _zeros_in(array: Any, code: Any, axis: int) -> int:
-
     if code is None or not np.any(code):
-        return int(np.sum(array == 0))
+        is_zero = array == 0
+    else:
+        code = _broadcast(code, array.shape, axis)
+        is_zero = array == code
+    total = np.sum(is_zero)
+    return int(total)
+
+
+def _broadcast(code: Any, shape: tuple[int, ...], axis: int) -> Any:
+    """A code for all, for each channel along the axis, or for each block, as an array of `shape`
+    compares with it.
+    """
+    rank = len(shape)
     if code.ndim == 1 and code.size > 1:
-        shape = [1] * array.ndim
-        shape[axis] = code.size
-        code = code.reshape(shape)
-    elif code.ndim == array.ndim and code.shape != array.shape:
-        block = [-(-n // m) for n, m in zip(array.shape, code.shape, strict=True)]
-        for each, times in enumerate(block):
-            code = np.repeat(code, times, axis=each)
-        code = code[tuple(slice(n) for n in array.shape)]
-    return int(np.sum(array == code))
+        by_channel = [1] * rank
+        by_channel[axis] = code.size
+        return code.reshape(by_channel)
+    if code.ndim != rank:
+        return code
+    if code.shape == shape:
+        return code
+    blocks = code.shape
+    for each, size in enumerate(shape):
+        # rounded up: the last block may be cut
+        times = -(-size // blocks[each])
+        code = np.repeat(code, times, axis=each)
+    inside = tuple(slice(size) for size in shape)
+    return code[inside]
 
 
 def _nodes(

@@ -1,4 +1,4 @@
-"""What prune-channels takes by its name alone: as much as the outputs bear, and no more."""
+"""The cut of prune-channels by its name alone: as much as the outputs bear, and no more."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""What a pruned model remembers, under any order of prunings, and what it makes of a memory that is
+"""The memory of a pruned model, under any order of prunings, and its handling of a memory that is
 broken.
 """
 
@@ -159,7 +159,7 @@ def test_a_layer_of_one_channel_is_left_alone_when_repeated():
 
 
 def test_channels_that_only_appear_afterwards_wait_for_another_text():
-    """Where one head is left its dimensions are a group of their own, which there was none
+    """The dimensions of the one head that is left are a group of their own, which there was none
     before.
     """
     model = model_of(ATTENTION)

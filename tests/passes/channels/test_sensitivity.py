@@ -1,4 +1,4 @@
-"""What parts of a group cost at the outputs of the model, against the model run without them."""
+"""Costs of parts of a group at the outputs of the model, against the model run without them."""
 
 import numpy as np
 import pytest
