@@ -223,7 +223,7 @@ def _zeros_for(fraction: float, weights: list[Weight]) -> int:
         least = 1 - (most * smallest - masks) / dense
         raise UsageError(
             "prune.size",
-            f"{fraction} of the bytes is less than 99 % zeros leave",
+            f"{fraction} is too small: with 99 % zeros {least:.3f} of the bytes is left",
             f"give at least {least:.3f}",
         )
     return zeros

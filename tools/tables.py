@@ -19,7 +19,8 @@ def result_tables(result: Result, verbosity: int = 0) -> list[RenderableType]:
     tables: list[RenderableType] = [pass_account(result.passes)]
     if result.drift_on is not None:
         data = DRIFT_ON[result.drift_on]
-        tables.append(f"SQNR to the original, on {data}")
+        count = f" ({result.drift_samples})" if result.drift_samples else ""
+        tables.append(f"SQNR to the original, on {data}{count}")
     tables.append(before_after(result))
     if result.hardware is not None:
         label = result.hardware.label

@@ -81,7 +81,12 @@ def prune_as_bearable(
     if min_sqnr is None:
         min_sqnr = WITH_DATA if context.has_data() else WITHOUT_DATA
     curves, declined = _curves(pruner, model, evidence)
-    best = _best(pruner, curves, evidence, lost_share(min_sqnr)) if curves else None
+    limit = lost_share(min_sqnr)
+    best = _best(pruner, curves, evidence, limit) if curves else None
+    if best is None and curves and pruner.fits:
+        # a fit may do harm on data that it did not see
+        plain = dataclasses.replace(pruner, fits=False)
+        best = _best(plain, curves, evidence, limit)
     if best is None:
         if curves:
             context.warn(
@@ -180,10 +185,12 @@ def _choices(curves: Curves, counts: Mapping[str, int]) -> list[Chosen]:
         choice = f"{part:.0%} of {curve.size:,} weights"
         if count:
             alone = sqnr_of(curve.at(count))
-            reason = f"alone they leave the outputs {alone:.0f} dB of SQNR"
+            reason = f"predicted: alone they leave the outputs {alone:.0f} dB of SQNR"
+            if part > MOST - 0.005:
+                reason += "; no weight gives more unasked"
         else:
             one_percent = max(curve.size // 100, 1)
             least = sqnr_of(curve.at(one_percent))
-            reason = f"one percent would leave the outputs {least:.0f} dB of SQNR"
+            reason = f"predicted: one percent leaves the outputs {least:.0f} dB of SQNR"
         chosen.append(Chosen(name, choice, reason))
     return chosen

@@ -7,10 +7,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from .loss_curves import Curves, counts_within
+from .loss_curves import Curves, counts_within, predicted_loss
 
-MOST = 0.9
-"""Largest share of one weight that goes unasked: beyond it a layer's loss is hardly foreseen."""
+MOST = 0.95
+"""Largest share of one weight that goes unasked: beyond it a layer's loss is hardly foreseen.
+
+Chosen by hand.
+"""
 
 CAUTIOUS = 0.8
 """Part of the way to the budget that the next trial takes: losses grow faster than foreseen."""
@@ -47,13 +50,20 @@ def most_zeros(
     Candidates are made for a predicted loss, `first` at the beginning, which then follows what was
     measured. `most`: predicted loss at most. `rounds`: candidates that are tried at most.
     """
-    budget = first
+    budget = min(first, most)
     holds = 0.0
     fails = math.inf
     failures = 0
     best = None
+    tried: list[dict[str, int]] = []
     for _ in range(rounds):
         counts = counts_within(curves, budget, MOST)
+        # the weights give no more, or no less, than they did
+        if counts in tried:
+            break
+        tried.append(counts)
+        # where weights give all that they may, the budget is not spent
+        budget = min(budget, predicted_loss(curves, counts))
         trial = attempt(counts)
         # a failure to run is as bad as any loss
         ratio = limit / max(trial.lost, limit / 100)

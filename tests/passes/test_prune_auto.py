@@ -307,6 +307,21 @@ def test_counts_for_a_total_lose_least():
     assert predicted_loss(curves, counts) <= 1.01 * best
 
 
+def test_a_budget_that_is_not_spent_is_not_tried_again():
+    """All weights give the most at once, and that is a little too much."""
+    curves = {"a": curve(1000, 1e-4)}
+    tried = []
+
+    def attempt(counts):
+        tried.append(counts["a"])
+        lost = 0.011 if counts["a"] >= 950 else 0.005
+        return Trial(None, counts, lost)
+
+    found = most_zeros(curves, 0.01, 0.01, 1.0, 3, attempt)
+    assert found.lost == 0.005
+    assert len(set(tried)) == len(tried) == 2
+
+
 def test_the_search_follows_what_was_measured():
     """Real losses four times those predicted, and growing faster."""
     curves = {"a": curve(1000, 1.0)}

@@ -114,10 +114,15 @@ def test_an_error_where_the_reference_is_zero_is_infinite(worker):
     )
 
 
-@pytest.mark.parametrize("data", [None, DATA, {"x": DATA["x"][:1]}])
+@pytest.mark.parametrize("data", [DATA, {"x": DATA["x"][:1]}])
 def test_batches_of_one_and_of_three_are_run(worker, rows_run, data):
     assert difference(worker, COPY, COPY, data) == (0, "", "")
     assert rows_run == [1, 3, 1, 3]
+
+
+def test_made_up_batches_are_of_one_of_three_and_of_more(worker, rows_run):
+    assert difference(worker, COPY, COPY, None) == (0, "", "")
+    assert rows_run == [1, 3, 12, 1, 3, 12]
 
 
 def test_a_batch_that_became_fixed_is_found(worker):

@@ -12,6 +12,7 @@ import dataclasses
 
 from ...runtime.metrics import metric_named
 from .context import context_of
+from .drift import sample_count
 from .evidence import VerificationInputs, gather_inputs
 from .explain_loss import explain
 from .finish import Written, finish, with_final_drift
@@ -81,6 +82,13 @@ def _warn_of_harm(run: Run, checked: Checked, written: Written) -> None:
         run.reporter.warn("result", harm)
 
 
+def _samples_of(inputs: VerificationInputs) -> int | None:
+    """Count the samples that results are compared on."""
+    if inputs.reference is None:
+        return None
+    return sum(sample_count(batch) for batch in inputs.reference.batches)
+
+
 def _result(
     run: Run,
     original: Original,
@@ -109,5 +117,6 @@ def _result(
         loss=losses,
         requires=written.requires.as_dict(),
         drift_on=inputs.drift_on,
+        drift_samples=_samples_of(inputs),
         hardware=inputs.hardware,
     )

@@ -70,6 +70,8 @@ class Result:
     """
     drift_on: str | None = None
     """Data that drift was measured on: held-out, evaluation or calibration data, or synthetic."""
+    drift_samples: int | None = None
+    """Number of samples that drift was measured on."""
     hardware: Hardware | None = None
     """The CPU whose latency and integer kernels the figures are of."""
 
