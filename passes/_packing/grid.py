@@ -149,7 +149,6 @@ def _scale_of(magnitudes: Floats) -> np.float32 | None:
     half = width / 2
     below = exact - half
     above = exact + half
-    largest = exact[-1]
     for parts in range(1, MOST_PARTS + 1):
         scaled = exact * parts
         quotients = scaled / least
@@ -162,21 +161,22 @@ def _scale_of(magnitudes: Floats) -> np.float32 | None:
         high = highest.min()
         middle = (low + high) / 2
         numbers = codes.astype(np.float32)
-        for scale in _candidates(middle, largest):
+        for scale in _candidates(middle):
             back = numbers * scale
             if np.array_equal(back, magnitudes):
                 return scale
     return None
 
 
-def _candidates(middle: np.float64, largest: np.float64) -> Iterator[np.float32]:
+def _candidates(middle: np.float64) -> Iterator[np.float32]:
     """Scales to try: the middle of those that may be, and its neighbours."""
     rounded = np.float32(middle)
     yield rounded
     zero = np.float32(0)
     yield np.nextafter(rounded, zero)
-    following = np.nextafter(rounded, largest)
-    yield np.float32(following)
+    # in single precision: towards a double, the neighbour would be one of the doubles
+    infinity = np.float32(np.inf)
+    yield np.nextafter(rounded, infinity)
 
 
 def _is_exact(tensor: ir.TensorProtocol, layout: Layout, scales: Floats) -> bool:
