@@ -16,14 +16,16 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from ._base import Context, Declined, Effect, Option, Pass, PassOutcome
+from ._core.chains import chain_of
 from ._core.channel_layout import Layout
-from ._core.graph import Names, Weight, graphs_of, weights_of
+from ._core.graph import Names, become, graphs_of, input_of
 from ._core.lazy import DerivedTensor, blocks
 from ._core.notes import drop_notes
 from ._core.ops import is_standard
 from ._core.opset import raise_opset
 from ._core.patterns import left_out, require_matches, weight_names, weighted_names
 from ._core.weight_axes import NoAxisError, input_axis
+from ._core.weights import Weight, weights_of
 from ._quant.blocked import DTYPES, LEVELS, best_scales
 from ._quant.inserter import Inserter
 from ._quant.weights import (
@@ -33,6 +35,7 @@ from ._quant.weights import (
     quantize_weight,
     wide_enough,
 )
+from ._simplify.plain_weights import plain_weights
 
 Encoding = Literal["int8", "int4", "fp16", "bf16"]
 
@@ -116,10 +119,13 @@ class CompressWeights(Pass):
     )
 
     def run(self, model: ir.Model, context: Context) -> PassOutcome:
-        weights, declined = self._chosen(model)
+        plain = plain_weights(model)
+        weights, declined = self._chosen(plain)
         outcome = PassOutcome(declined=declined)
         if not weights:
             return outcome
+        if plain is not model:
+            become(model, plain)
         if raise_opset(model, OPSETS[self.encoding]):
             # that may have made another graph
             weights, _ = self._chosen(model)
@@ -142,8 +148,10 @@ class CompressWeights(Pass):
 
     def _chosen(self, model: ir.Model) -> tuple[list[Weight], list[Declined]]:
         """The weights to store, and the reason for each other one."""
-        found, declined = weights_of(model)
-        found.extend(_tables(model, {id(weight.value) for weight in found}))
+        tables = _tables(model)
+        found, declined = weights_of(model, tables)
+        weights = {weight.value for weight in found}
+        found += [table for value, table in tables.items() if value not in weights]
         if self.include or self.exclude:
             names = weighted_names(model, tables=True)
             require_matches("compress-weights.include", self.include, names)
@@ -236,25 +244,26 @@ class CompressWeights(Pass):
         unpacker.reshape()
 
 
-def _tables(model: ir.Model, known: set[int]) -> list[Weight]:
-    """Initializers from which Gather takes whole rows, unless they are weights already."""
-    found: dict[int, Weight] = {}
+def _tables(model: ir.Model) -> dict[ir.Value, Weight]:
+    """Initializers from which Gather takes whole rows."""
+    found: dict[ir.Value, Weight] = {}
     for graph in graphs_of(model):
         for node in graph:
             if not is_standard(node, "Gather"):
                 continue
-            table = node.inputs[0]
-            if table is None:
-                continue
-            if id(table) in known:
-                continue
-            if not _is_table(table):
-                continue
-            if node.attributes.get_int("axis", 0) != 0:
-                continue
-            weight = found.setdefault(id(table), Weight(table))
-            weight.uses.append((node, 0))
-    return list(found.values())
+            table = _table(node)
+            if table is not None and _is_table(table):
+                weight = found.setdefault(table, Weight(table))
+                weight.uses.append((node, 0))
+    return found
+
+
+def _table(node: ir.Node) -> ir.Value | None:
+    """The constant whose rows a Gather takes; None where it takes other slices."""
+    chain = chain_of(input_of(node, 0))
+    if chain is None or chain.transposes or node.attributes.get_int("axis", 0) != 0:
+        return None
+    return chain.source
 
 
 def _is_table(value: ir.Value) -> bool:

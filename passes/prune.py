@@ -12,10 +12,12 @@ import onnx_ir as ir
 from .. import UsageError
 from ._base import Context, Declined, Effect, Option, Pass, PassOutcome
 from ._core.drift_budget import WITH_DATA, WITHOUT_DATA
-from ._core.graph import Weight, weights_of
+from ._core.graph import become
 from ._core.ops import WEIGHTED_OPS
 from ._core.options import AUTO, Auto
 from ._core.patterns import left_out, require_matches, weight_names, weighted_names
+from ._core.weights import Weight, weights_of
+from ._simplify.plain_weights import plain_weights
 from ._sparsity.allocation import share
 from ._sparsity.bearable import prune_as_bearable, prune_in_all
 from ._sparsity.candidates import Pruner
@@ -138,7 +140,10 @@ class Prune(Pass):
         _check_combinations(self)
 
     def run(self, model: ir.Model, context: Context) -> PassOutcome:
-        weights, declined = _chosen(model, self)
+        plain = plain_weights(model)
+        weights, declined = _chosen(plain, self)
+        if plain is not model and weights:
+            become(model, plain)
         if self.select == "max" and self.mode == "zero":
             context.warn(
                 "prune.select",

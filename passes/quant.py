@@ -15,7 +15,7 @@ import onnx_ir as ir
 from .. import UsageError
 from ._base import Context, Declined, Effect, Option, Pass, PassOutcome, RangeMethod
 from ._calibrated.grid import grid_of_bits
-from ._core.graph import Names, all_graphs, all_nodes, refresh_shapes
+from ._core.graph import Names, all_graphs, all_nodes, become, refresh_shapes
 from ._core.integer_layers import offending_pairs
 from ._core.linear import LinearLayer
 from ._core.notes import drop_notes
@@ -36,6 +36,7 @@ from ._quant.plan import GraphPlan, PlanRequest, QuantPlan, plan
 from ._quant.prepare import drop_unused_initializers, mean_to_pool
 from ._quant.schemes import ENGINES, FORMS, EncodeOptions, is_integer_only
 from ._quant.weight_codes import Storage
+from ._simplify.plain_weights import plain_weights
 from .gptq import Gptq
 from .simplify import Simplify
 from .smooth import Smooth
@@ -215,7 +216,7 @@ class Quant(Pass):
         names = _names_of_layers(model)
         if not all(matches(names, [pattern]) for pattern in patterns):
             # simplify may give a layer, or its weight, another name
-            trial = model.clone()
+            trial = plain_weights(model).clone()
             Simplify().run(trial, context)
             names += _names_of_layers(trial)
         for option, found in asked.items():
@@ -273,9 +274,12 @@ class Quant(Pass):
         if reason:
             return PassOutcome(declined=[Declined(f"target {context.target}", reason)])
         request = self._request(rules, left_float, context)
-        planned = self._first_plan(model, request, context)
+        plain = plain_weights(model)
+        planned = self._first_plan(plain, request, context)
         if not planned.graphs:
             return PassOutcome(declined=planned.declined)
+        if plain is not model:
+            become(model, plain)
 
         # from before any change: names of nodes that are gone by then stay theirs in reports
         names = Names(model)
@@ -316,6 +320,8 @@ class Quant(Pass):
                 names,
                 outcome,
             )
+            for layer in graph_plan.layers:
+                layer.chain.remove_unread()
         # float weights that integers have replaced
         drop_unused_initializers(all_graphs(model))
         refresh_shapes(model)

@@ -15,7 +15,8 @@ from .. import OnnxOptError
 from ..frontends.onnx_file import load
 from ..passes._core.context import NullContext
 from ..passes._core.contract import Pass
-from ..passes._core.graph import Weight, all_nodes, label, weights_of
+from ..passes._core.graph import all_nodes, label
+from ..passes._core.weights import Weight, weights_of
 from ..passes._core.lazy import blocks
 from ..passes._core.normalize import normalize
 from ..passes._core.ops import QUANT_OPS, is_standard

@@ -6,10 +6,11 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from .._core.graph import label
-from .._core.linear import LINEAR_OPS, LinearLayer, linear_layer
-from .._core.ops import is_standard
+from .._core.chains import made_of_constants
+from .._core.graph import all_nodes, label
+from .._core.linear import LinearLayer, linear_layer, multiplies_by_weight
 from .._core.outcome import Declined
+from .._core.weights import other_weights
 
 Rows = NDArray[np.float64]
 """A weight as (channels, width), one row for each output channel."""
@@ -34,27 +35,26 @@ def fittable_layers(
 ) -> tuple[list[LinearLayer], list[Declined]]:
     """Linear layers of the main graph whose weight may change by what they multiply, in order.
 
-    Also the reason for every other layer with a constant at hand. Layers within subgraphs are left
-    out: the context cannot observe what they read.
+    Also the reason for every other node that multiplies by a constant, and for every other matrix
+    of floats. Layers within subgraphs are
+    declined: the context cannot observe what they read.
     """
     layers: list[LinearLayer] = []
     declined: list[Declined] = []
-    for node in model.graph:
-        if not is_standard(node, *LINEAR_OPS) or not _reads_constant(node):
+    made = made_of_constants(model)
+    for node in all_nodes(model):
+        if not multiplies_by_weight(node, made):
             continue
-        found = linear_layer(node)
+        found = linear_layer(node, made)
         if isinstance(found, str):
             declined.append(Declined(label(node), found))
             continue
         reason = found.not_fittable()
+        if node.graph is not model.graph:
+            reason = "it lies in a subgraph, and what it reads is not observed there"
         if reason is None:
             layers.append(found)
         else:
             declined.append(Declined(found.name, reason))
+    declined += other_weights(model)
     return layers, declined
-
-
-def _reads_constant(node: ir.Node) -> bool:
-    """Return whether a factor of the product is stored; an attention's MatMul has none."""
-    factors = [value for value in node.inputs[:2] if value is not None]
-    return any(value.const_value is not None for value in factors)

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from .._base import Context, Option, Pass, PassOutcome
+from .._core.graph import become
 from .._quant.grids import Grid
+from .._simplify.plain_weights import plain_weights
 from .grid import GridOf, TargetGrids
 from .layers import Grams, PerChannel, Rows
 from .rounding import Clip, RoundedLayer, round_layers, scales_for
@@ -41,14 +43,18 @@ class RoundingPass(Pass):
     )
 
     def run(self, model: ir.Model, context: Context) -> PassOutcome:
+        plain = plain_weights(model)
         require_named_layers(
             self.name,
-            model,
+            plain,
             self.include,
             self.exclude,
         )
         grids = TargetGrids(self.bits, context.target)
-        return self.run_on(model, context, grids)
+        outcome = self.run_on(plain, context, grids)
+        if outcome.changed and plain is not model:
+            become(model, plain)
+        return outcome
 
     def run_on(self, model: ir.Model, context: Context, grid_of: GridOf) -> PassOutcome:
         """Run with each layer's grid given."""

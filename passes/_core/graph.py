@@ -1,42 +1,14 @@
-"""Walks over a model's graphs, and facts about them: weights, names, shapes."""
+"""Walks over a model's graphs, and facts about them: names, shapes."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
 from .infer import infer_types
-from .ops import FLOATS, WEIGHTED_OPS, is_standard
-from .outcome import Declined
-
-CHAIN_OPS = ("Identity", "Transpose")
-"""Ops between an initializer and its user that leave it the same weight, reordered at most."""
-
-
-@dataclass
-class Weight:
-    """A float initializer and every (node, input index) that multiplies by it."""
-
-    value: ir.Value
-    uses: list[tuple[ir.Node, int]] = field(default_factory=list)
-    transposed: bool = False
-    """True if some use sees it through a Transpose (its axes are then not the op's axes)."""
-
-    @property
-    def name(self) -> str:
-        return self.value.name or ""
-
-    @property
-    def tensor(self) -> ir.TensorProtocol:
-        assert self.value.const_value is not None
-        return self.value.const_value
-
-    @property
-    def size(self) -> int:
-        return self.tensor.size
+from .ops import is_standard
 
 
 def graphs_of(model: ir.Model) -> Iterator[ir.Graph]:
@@ -127,55 +99,6 @@ def initializers(model: ir.Model) -> Iterator[ir.Value]:
         for value in graph.initializers.values():
             if value.const_value is not None:
                 yield value
-
-
-def weights_of(model: ir.Model) -> tuple[list[Weight], list[Declined]]:
-    """All weights in graph order, each once however many nodes share it, and what is declined."""
-    found: dict[int, Weight] = {}
-    declined: list[Declined] = []
-    for node in all_nodes(model):
-        if not is_standard(node, *WEIGHTED_OPS):
-            continue
-        for index in WEIGHTED_OPS[node.op_type].weights:
-            source, transposed = behind_chain(input_of(node, index))
-            if source is None:
-                continue
-            reason = _not_a_weight(source)
-            if reason:
-                declined.append(Declined(label(node), reason))
-            # an activation, of a MatMul of two, is no weight and no refusal either
-            elif source.is_initializer():
-                weight = found.setdefault(id(source), Weight(source))
-                weight.uses.append((node, index))
-                weight.transposed |= transposed
-    return list(found.values()), declined
-
-
-def behind_chain(value: ir.Value | None) -> tuple[ir.Value | None, bool]:
-    """The value that Identity and Transpose nodes make `value` from; True if one transposes."""
-    transposed = False
-    while value is not None:
-        producer = value.producer()
-        if producer is None or producer.op_type not in CHAIN_OPS:
-            break
-        transposed |= producer.op_type == "Transpose"
-        value = producer.inputs[0]
-    return value, transposed
-
-
-def _not_a_weight(source: ir.Value) -> str | None:
-    """Reason why a value that stands where a weight may stand is none to change."""
-    producer = source.producer()
-    # an activation has a producer too, and is passed over in silence
-    if producer is not None:
-        return "already quantized" if producer.op_type == "DequantizeLinear" else None
-    if source.const_value is None:
-        return None
-    if source.is_graph_input():
-        return f"weight '{source.name}' is also a graph input: callers may override it"
-    if source.dtype not in FLOATS:
-        return f"weight '{source.name}' is {source.dtype}: already quantized"
-    return None
 
 
 class Names:

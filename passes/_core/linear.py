@@ -7,7 +7,7 @@ convolution are the values of one patch, (C / groups, *kernel) flattened.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from .chains import Chain, chain_of, not_stored, port_problem
 from .channel_layout import Layout
 from .context import MomentKind, MomentRequest
 from .edit import Edit, is_constant, used_once
@@ -22,20 +23,23 @@ from .graph import input_of, label
 from .lazy import DerivedTensor, set_tensor
 from .ops import (
     CONVOLUTIONS,
-    WEIGHTED_OPS,
+    FLOATS,
     group_count,
     is_standard,
     output_axis,
     summed_axes,
 )
-from .outcome import Declined
 from .saturation import KernelPairs, kernel_pairs
+from .weights import weight_inputs
 
 Matrices = NDArray[np.float64]
 """Weights (groups, M, K), or rows (channels, K)."""
 
 LINEAR_OPS = frozenset({"Conv", "Gemm", "MatMul"})
 """Operators that make linear layers: recurrent ones and ConvTranspose have kernels of their own."""
+
+NOTHING_MADE: Mapping[ir.Value, bool] = {}
+"""For callers that do not tell apart what is computed."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -188,18 +192,26 @@ class WeightView:
 class LinearLayer:
     """A Conv, Gemm or MatMul that multiplies an activation by a constant weight, and its bias.
 
-    `bias_add`: the Add that holds a MatMul's bias, if any.
+    `chain`: the way of the weight to the node. `bias_add`: the Add that holds a MatMul's bias, if
+    any. `spelling`: the reason why the node is more than product and bias (alpha, say), None if it
+    is not.
     """
 
     node: ir.Node
-    weight: ir.Value
+    chain: Chain
     bias: ir.Value | None
     bias_add: ir.Node | None
+    spelling: str | None
 
     @property
     def name(self) -> str:
         """Name in reports."""
         return label(self.node)
+
+    @property
+    def weight(self) -> ir.Value:
+        """The stored weight, which Identity, Cast and Transpose nodes may lie behind."""
+        return self.chain.source
 
     @property
     def input(self) -> ir.Value:
@@ -220,26 +232,44 @@ class LinearLayer:
             self.node,
             1,
             self.weight,
-            tuple(range(len(self.shape))),
+            self._permutation,
         )
 
     @property
     def tensor(self) -> ir.TensorProtocol:
-        """Values of the weight."""
-        assert self.weight.const_value is not None
-        return self.weight.const_value
+        """Values of the weight, in float32 whatever type of floats is stored."""
+        tensor = self.weight.const_value
+        assert tensor is not None
+        if tensor.dtype == ir.DataType.FLOAT:
+            return tensor
+        return DerivedTensor(tensor, _widened, ir.DataType.FLOAT)
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of the weight: (M, C / groups, *K) of a Conv, two axes of the others."""
-        return tuple(int(d) for d in self.tensor.shape.numpy())
+        """Shape of the stored weight: (M, C / groups, *K) of a Conv, two axes of the others."""
+        assert self.weight.const_value is not None
+        return tuple(int(d) for d in self.weight.const_value.shape.numpy())
 
     @property
-    def channel_axis(self) -> int:
-        """Axis of the weight along which output channels lie."""
+    def is_transposed(self) -> bool:
+        """True if the node reads the two axes of the stored weight in the other order."""
+        return self._permutation == (1, 0)
+
+    @property
+    def read_axis(self) -> int:
+        """Axis of the weight, as the node reads it, along which output channels lie."""
         axis = output_axis(self.node, 1, len(self.shape))
         assert axis is not None
         return axis
+
+    @property
+    def channel_axis(self) -> int:
+        """Axis of the stored weight along which output channels lie."""
+        return self._permutation[self.read_axis]
+
+    @property
+    def _permutation(self) -> tuple[int, ...]:
+        return self.chain.permutation(len(self.shape))
 
     @property
     def channels(self) -> int:
@@ -357,101 +387,111 @@ class LinearLayer:
 
     def not_fittable(self) -> str | None:
         """Reason why the weight cannot be changed by what the layer multiplies; None if it can."""
-        if not used_once(self.weight):
+        if not self.chain.has_one_reader:
             return f"weight '{self.weight.name}' is shared"
-        return self.view.not_a_product()
+        if self.weight.dtype != ir.DataType.FLOAT:
+            return f"its weight is stored as {self.weight.dtype}, not FLOAT"
+        return self.spelling or self.view.not_a_product()
 
 
-def is_linear(node: ir.Node) -> bool:
+def _widened(block: NDArray[Any], start: int) -> NDArray[Any]:
+    return block.astype(np.float32)
+
+
+def multiplies_by_weight(node: ir.Node, made: Mapping[ir.Value, bool]) -> bool:
     """True if a node is of an operator that multiplies by a weight, and does so.
 
-    An attention's MatMul of two activations does not.
+    An attention's MatMul of two activations does not. `made`: values made of constants.
     """
-    if not is_standard(node, *WEIGHTED_OPS):
-        return False
+    indices = weight_inputs(node)
     # a Conv and a recurrent operator multiply by nothing else
-    if node.op_type not in ("MatMul", "Gemm"):
+    if indices and node.op_type not in ("MatMul", "Gemm"):
         return True
-    for index in WEIGHTED_OPS[node.op_type].weights:
-        value = input_of(node, index)
-        if value is not None and (value.is_initializer() or _is_dequantized(value)):
+    for index in indices:
+        chain = chain_of(input_of(node, index))
+        if chain is None:
+            continue
+        if chain.source.is_initializer() or not_stored(chain.source, made):
             return True
     return False
 
 
-def _is_dequantized(value: ir.Value) -> bool:
-    """True if a DequantizeLinear, of ONNX or of com.microsoft, makes a value."""
-    producer = value.producer()
-    return producer is not None and producer.op_type == "DequantizeLinear"
+def linear_layer(
+    node: ir.Node, made: Mapping[ir.Value, bool] = NOTHING_MADE
+) -> LinearLayer | str:
+    """The node as a linear layer, or the reason why it is none.
 
-
-def linear_layers(nodes: Iterable[ir.Node]) -> tuple[list[LinearLayer], list[Declined]]:
-    """Linear layers among the nodes, in order, and a reason for every other that has a weight."""
-    layers: list[LinearLayer] = []
-    declined: list[Declined] = []
-    for node in nodes:
-        if not is_linear(node):
-            continue
-        found = linear_layer(node)
-        if isinstance(found, LinearLayer):
-            layers.append(found)
-        else:
-            declined.append(Declined(label(node), found))
-    return layers, declined
-
-
-def linear_layer(node: ir.Node) -> LinearLayer | str:
-    """The node as a linear layer, or the reason why it is none."""
+    `made`: values made of constants, whose reasons are more precise.
+    """
     if node.op_type not in LINEAR_OPS:
         return f"{node.op_type} is no linear layer"
-    weight = node.inputs[1]
-    problem = _weight_problem(weight) or _spelling_problem(node)
-    if problem:
-        return problem
-    assert weight is not None
+    chain = chain_of(input_of(node, 1))
+    problem = _chain_problem(node, chain, made)
+    if problem is None and chain is not None:
+        problem = _weight_problem(chain) or _data_problem(node, chain)
+    if problem is not None or chain is None:
+        return problem or "it has no weight"
+    layer = LinearLayer(
+        node,
+        chain,
+        input_of(node, 2),
+        None,
+        _spelling_problem(node),
+    )
     if node.op_type == "MatMul":
-        assert weight.const_value is not None
-        channels = int(weight.const_value.shape.numpy()[1])
-        add, bias = _bias_behind(node.outputs[0], channels)
-        return LinearLayer(node, weight, bias, add)
-    bias = input_of(node, 2)
-    layer = LinearLayer(node, weight, bias, None)
-    if bias is not None and _size_along_last_axis(bias) not in (1, layer.channels):
-        return "its bias is computed at run time, or not one number a channel"
+        layer.bias_add, layer.bias = _bias_behind(node.outputs[0], layer.channels)
+    elif layer.bias is not None:
+        size = _size_along_last_axis(layer.bias)
+        if size not in (1, layer.channels):
+            layer.spelling = "its bias is computed at run time, or not one number a channel"
     return layer
 
 
-def _weight_problem(weight: ir.Value | None) -> str | None:
-    if weight is None:
-        return "its weight is computed at run time"
-    if weight.const_value is None:
-        if _is_dequantized(weight):
-            return "already quantized"
-        return "its weight is computed at run time"
-    if weight.is_graph_input():
-        return "its weight is also a graph input: callers may override it"
-    if weight.dtype != ir.DataType.FLOAT:
+def _chain_problem(
+    node: ir.Node, chain: Chain | None, made: Mapping[ir.Value, bool]
+) -> str | None:
+    """Reason why no stored weight reaches the second input of a node; None if one does."""
+    if chain is not None and chain.source.const_value is not None:
+        return None
+    other = chain_of(input_of(node, 0))
+    if node.op_type != "Conv" and other is not None and other.source.is_initializer():
+        return "its weight is the left factor of the product"
+    reason = not_stored(chain.source, made) if chain is not None else None
+    return reason or "its weight is computed at run time"
+
+
+def _weight_problem(chain: Chain) -> str | None:
+    weight = chain.source
+    assert weight.const_value is not None
+    problem = port_problem(chain)
+    if problem is not None:
+        return f"its weight {problem}"
+    if weight.dtype != ir.DataType.FLOAT and not (chain.nodes and weight.dtype in FLOATS):
         return f"its weight is {weight.dtype}, not FLOAT"
     if weight.const_value.size == 0:
         return "its weight is empty"
     return None
 
 
-def _spelling_problem(node: ir.Node) -> str | None:
-    """Reason why this spelling of the operator is no plain product; None if it is."""
-    data, weight = node.inputs[0], node.inputs[1]
-    assert weight is not None
-    assert weight.const_value is not None
-    if data is None:
-        return "its input is not FLOAT"
-    if data.dtype not in (None, ir.DataType.FLOAT):
+def _data_problem(node: ir.Node, chain: Chain) -> str | None:
+    """Reason why the node is no product of an activation and a matrix or kernel; None if it is."""
+    data = input_of(node, 0)
+    if data is None or data.dtype not in (None, ir.DataType.FLOAT):
         return "its input is not FLOAT"
     # fold-constants makes one constant of both
     if data.const_value is not None:
         return "its input is constant"
-    rank = len(weight.const_value.shape.numpy())
+    assert chain.source.const_value is not None
+    rank = len(chain.source.const_value.shape.numpy())
     if node.op_type == "MatMul" and rank != 2:
         return f"its weight has rank {rank}, not 2"
+    if rank != 2 and chain.permutation(rank) != tuple(range(rank)):
+        return "its weight is transposed when the model is loaded: run simplify first"
+    return None
+
+
+def _spelling_problem(node: ir.Node) -> str | None:
+    """Reason why this spelling of the operator is no plain product; None if it is."""
     if node.op_type != "Gemm":
         return None
     if node.attributes.get_int("transA", 0):

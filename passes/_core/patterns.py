@@ -13,8 +13,10 @@ from fnmatch import fnmatchcase
 import onnx_ir as ir
 
 from ... import UsageError
-from .graph import Weight, all_nodes, behind_chain, input_of
-from .ops import FLOATS, WEIGHTED_OPS, is_standard
+from .chains import chain_of
+from .graph import all_nodes, input_of
+from .ops import FLOATS, is_standard
+from .weights import Weight, weight_inputs
 
 NEAREST = 3
 """Most names that an error shows for a pattern that matches none: a line of them."""
@@ -79,13 +81,13 @@ def require_matches(
 def layer_names(node: ir.Node, weight: ir.Value | None = None) -> list[str]:
     """Names that a pattern may call a layer by: its node's, its weight's and its output's.
 
-    `weight`: the initializer; by default the node's second input.
+    `weight`: the initializer; by default the node's second input, and what it is a chain from.
     """
     names = [node.name]
-    if weight is None and len(node.inputs) > 1:
-        weight = node.inputs[1]
     if weight is not None:
         names.append(weight.name)
+    elif chain := chain_of(input_of(node, 1)):
+        names += [value.name for value in chain.values]
     names.append(node.outputs[0].name)
     return [name for name in names if name]
 
@@ -110,9 +112,9 @@ def weighted_names(model: ir.Model, tables: bool = False) -> list[str]:
             names.append(node.name)
             names.append(node.outputs[0].name)
             # computed values too: a weight that `compress-weights` stored keeps its name on one
-            weight, _ = behind_chain(input_of(node, index))
-            if weight is not None and not _is_fed(weight):
-                names.append(weight.name)
+            chain = chain_of(input_of(node, index))
+            if chain is not None and not _is_fed(chain.source):
+                names.append(chain.source.name)
     return [name for name in names if name]
 
 
@@ -121,10 +123,8 @@ def _is_fed(value: ir.Value) -> bool:
 
 
 def _weight_inputs(node: ir.Node, tables: bool) -> tuple[int, ...]:
-    if is_standard(node, *WEIGHTED_OPS):
-        return WEIGHTED_OPS[node.op_type].weights
     if tables and is_standard(node, "Gather"):
         data = input_of(node, 0)
         if data is not None and data.dtype in FLOATS:
             return (0,)
-    return ()
+    return weight_inputs(node)

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from .graph import Weight
+from .chains import chain_of
 from .ops import group_count, summed_axes
+from .weights import Weight
 
 
 @dataclass(frozen=True)
@@ -109,25 +110,10 @@ def _dims(weight: Weight) -> list[int]:
 def _summed(weight: Weight, node: ir.Node, index: int) -> list[int]:
     """Axes of the stored weight that this use sums over, the input axis first."""
     rank = len(_dims(weight))
-    seen = node.inputs[index]
-    axes = summed_axes(node, index, rank)
-    return [_through_chain(seen, weight.value, axis, rank) for axis in axes]
-
-
-def _through_chain(
-    value: ir.Value | None, source: ir.Value, axis: int, rank: int
-) -> int:
-    """The axis of `source` that Identity and Transpose nodes make `axis` of `value`."""
-    while value is not source:
-        assert value is not None
-        node = value.producer()
-        assert node is not None
-        if node.op_type == "Transpose":
-            permutation = node.attributes.get_ints("perm")
-            # axes are reversed by default
-            axis = permutation[axis] if permutation else rank - 1 - axis
-        value = node.inputs[0]
-    return axis
+    chain = chain_of(node.inputs[index])
+    assert chain is not None
+    order = chain.permutation(rank)
+    return [order[axis] for axis in summed_axes(node, index, rank)]
 
 
 def elements_after(weight: Weight, axis: int) -> int:

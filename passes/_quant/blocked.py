@@ -90,7 +90,7 @@ def insert_blocks(
 ) -> Counts:
     """Store the weights of layers in blocks of `bits` bits.
 
-    Shapes: weight (K, N), or (N, K) where a Gemm says transB -> q (K, N) of `bits` bits, scales
+    Shapes: weight (K, N), or (N, K) where a Gemm or a Transpose turns it -> q (K, N) of `bits` bits, scales
     (ceil(K / block), N).
     """
     inserter = Inserter(graph, names)
@@ -121,7 +121,7 @@ def _replace(inserter: Inserter, layer: QuantLayer, bits: int, block: int) -> No
     """
     tensor = layer.tensor
     stem = layer.weight.name or "weight"
-    # transB: the stored weight is (N, K), its blocks lie along rows
+    # a Transpose, or transB: the stored weight is (N, K), its blocks lie along rows
     by_rows = layer.channel_axis == 0
     scales = block_scales(
         tensor,
@@ -151,7 +151,8 @@ def _replace(inserter: Inserter, layer: QuantLayer, bits: int, block: int) -> No
     )
     layer.node.prepend([dequantize])
     layer.node.replace_input_with(WEIGHT_INPUT, dequantize.outputs[0])
-    if by_rows:
+    # the blocks are (K, N), however the weight was stored
+    if layer.read_axis == 0:
         layer.node.attributes["transB"] = ir.AttrInt64("transB", 0)
 
 

@@ -28,6 +28,8 @@ not measured.
 
 def why_not_dynamic(case: LayerCase) -> str | None:
     """Reason why a layer's input is not quantized at run time, or None."""
+    if case.layer.spelling:
+        return case.layer.spelling
     if case.layer.node.op_type not in case.rules.dynamic:
         return needs_ranges(case)
     size = case.layer.tensor.size
@@ -40,7 +42,7 @@ def insert_dynamic(insertion: Insertion, layers: list[QuantLayer]) -> Counts:
     """Rewrite layers as integer products; one quantizer an input."""
     inserter = Inserter(insertion.graph, insertion.names)
     quantizers: dict[ir.Value, ir.Node] = {}
-    # a Gemm with transB and a MatMul that share a weight want it either way round
+    # layers that share a weight may want it either way round
     stored: dict[tuple[Codes, bool], ir.Value] = {}
     weights = 0
     for layer in layers:
@@ -186,19 +188,20 @@ def insert_float(insertion: Insertion, layers: list[QuantLayer]) -> Counts:
     inserter = Inserter(insertion.graph, insertion.names)
     # at the top of the graph, in reach of every layer that shares the weight
     first = insertion.graph[0]
-    unpacked: dict[Codes, ir.Value] = {}
+    unpacked: dict[tuple[Codes, bool], ir.Value] = {}
     weights = 0
     for layer in layers:
         code = insertion.codes[layer]
-        if code not in unpacked:
-            unpacked[code] = _unpacked(
+        key = (code, layer.is_transposed)
+        if key not in unpacked:
+            unpacked[key] = _unpacked(
                 inserter,
                 layer,
                 code,
                 first,
             )
             weights += layer.tensor.size
-        layer.node.replace_input_with(WEIGHT_INPUT, unpacked[code])
+        layer.node.replace_input_with(WEIGHT_INPUT, unpacked[key])
     return {"layers": len(layers), "weights": weights, "pairs": 0}
 
 
@@ -207,7 +210,9 @@ def _unpacked(
 ) -> ir.Value:
     """Insert code * scale in front of `first`."""
     f32 = ir.DataType.FLOAT
-    tensor = code.codes(code.scales)
+    tensor: ir.TensorProtocol = code.codes(code.scales)
+    if layer.is_transposed:
+        tensor = transposed(tensor)
     shape = ir.Shape(tensor.shape.numpy())
     stored = code.store(
         inserter,
@@ -215,7 +220,7 @@ def _unpacked(
         tensor,
         first,
     )
-    inner_axes = len(shape) - 1 - layer.channel_axis
+    inner_axes = len(shape) - 1 - layer.read_axis
     scales = code.scales.reshape((-1,) + (1,) * inner_axes).astype(np.float32)
     cast = inserter.node(
         "Cast",

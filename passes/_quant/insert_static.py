@@ -14,7 +14,7 @@ from .placement import Placement
 from .qparams import Parameters
 from .residual_input import IMAGE_RANK, insert_two_terms, two_term_weight
 from .weight_codes import Codes
-from .weights import Floats, quantize_bias, wide_enough
+from .weights import Floats, quantize_bias, transposed, wide_enough
 
 FLOAT_LOWEST = np.float32(-3.4e38)
 """Number that no float is below: Max with it changes nothing, and the runtime cannot know."""
@@ -22,6 +22,8 @@ FLOAT_LOWEST = np.float32(-3.4e38)
 
 def why_not_static(case: LayerCase) -> str | None:
     """Reason why a layer does not run on int8 values with calibrated ranges, or None."""
+    if case.layer.spelling:
+        return case.layer.spelling
     if not case.calibrated:
         return needs_ranges(case)
     if case.named:
@@ -107,18 +109,21 @@ def _quantize_layers(
 ) -> int:
     """Let every layer read integer weights and biases; returns the weights stored (count)."""
     scales = _scales(placement, read_on, codes)
-    # a shared weight is stored once, but in two forms where one layer reads an image
-    stored: dict[tuple[Codes, bool], ir.Value] = {}
+    # a shared weight is stored once, but in two forms where one layer reads an image, or reads it
+    # transposed
+    stored: dict[tuple[Codes, bool, bool], ir.Value] = {}
     weights = 0
     for layer in placement.layers:
         code = codes[layer]
         in_two_terms = layer.input in placement.two_term
-        key = (code, in_two_terms)
+        key = (code, in_two_terms, layer.is_transposed)
         if key not in stored:
-            tensor = code.codes(scales[code])
+            tensor: ir.TensorProtocol = code.codes(scales[code])
             weights += tensor.size
             if in_two_terms:
                 tensor = two_term_weight(tensor, rules)
+            if layer.is_transposed:
+                tensor = transposed(tensor)
             stem = layer.weight.name or "weight"
             stored[key] = code.store(
                 inserter,
@@ -177,7 +182,7 @@ def _quantize_layer(
         [quantized, scale, zero],
         ir.DataType.FLOAT,
         _dims(quantized),
-        {"axis": layer.channel_axis},
+        {"axis": layer.read_axis},
     )
     layer.node.prepend([dequantize])
     layer.node.replace_input_with(WEIGHT_INPUT, dequantize.outputs[0])

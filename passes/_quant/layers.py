@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from .._core.edit import array_of
 from .._core.graph import label
-from .._core.linear import LinearLayer, is_linear, linear_layer
+from .._core.linear import LinearLayer, linear_layer, multiplies_by_weight
 from .._core.outcome import Declined
 from .._core.patterns import layer_names, left_out
 from .._core.targets import QuantRules
@@ -22,7 +22,7 @@ WEIGHT_INPUT = 1
 
 @dataclass(eq=False)
 class QuantLayer(LinearLayer):
-    """A linear layer that the target has an integer kernel for.
+    """A linear layer that the target has a kernel for.
 
     `activated`: the value after the bias and the folded activation. `writes_integers`: the kernel
     exists with a quantized output only.
@@ -44,18 +44,23 @@ class QuantLayer(LinearLayer):
 
 def find_layers(
     nodes: Iterable[ir.Node],
+    made: Mapping[ir.Value, bool],
     rules: QuantRules,
     include: tuple[str, ...],
     exclude: tuple[str, ...],
 ) -> tuple[list[QuantLayer], list[Declined]]:
-    """Layers that the target's rules and the name patterns allow; a reason for each other one."""
+    """Layers that the target's rules and the name patterns allow; a reason for each other one.
+
+    `made`: values made of constants.
+    """
     layers: list[QuantLayer] = []
     declined: list[Declined] = []
     for node in nodes:
-        if not is_linear(node):
+        if not multiplies_by_weight(node, made):
             continue
         found = _layer(
             node,
+            made,
             rules,
             include,
             exclude,
@@ -69,6 +74,7 @@ def find_layers(
 
 def _layer(
     node: ir.Node,
+    made: Mapping[ir.Value, bool],
     rules: QuantRules,
     include: tuple[str, ...],
     exclude: tuple[str, ...],
@@ -80,7 +86,7 @@ def _layer(
     reason = left_out(layer_names(node), include, exclude)
     if reason is not None:
         return reason
-    linear = linear_layer(node)
+    linear = linear_layer(node, made)
     if isinstance(linear, str):
         return linear
     # what is quantized is the value behind the activation
@@ -90,9 +96,10 @@ def _layer(
         return "it writes a graph output, which stays float"
     return QuantLayer(
         node,
-        linear.weight,
+        linear.chain,
         linear.bias,
         linear.bias_add,
+        linear.spelling,
         activated,
         writes_integers,
     )

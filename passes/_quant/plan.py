@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 import onnx_ir as ir
 
 from ... import RefusedError
+from .._core.chains import made_of_constants
 from .._core.channel_layout import Layout
 from .._core.graph import all_graphs
 from .._core.outcome import Declined
 from .._core.targets import QuantRules
+from .._core.weights import other_weights
 from .engine import Engine, LayerCase
 from .layer_config import LEAVE_FLOAT, Choice
 from .layers import QuantLayer, find_layers
@@ -156,30 +158,41 @@ def plan(model: ir.Model, request: PlanRequest) -> QuantPlan:
     """Choose a form and an engine for every layer. Changes nothing."""
     graphs: list[GraphPlan] = []
     declined: list[Declined] = []
+    made = made_of_constants(model)
     for graph in all_graphs(model):
         if isinstance(graph, ir.Function):
-            declined += _declined_in_function(graph, request)
+            declined += _declined_in_function(graph, made, request)
             continue
-        found, reasons = _plan_graph(graph, model, request)
+        calibrated = request.has_data and graph is model.graph
+        found, reasons = _plan_graph(
+            graph,
+            made,
+            calibrated,
+            request,
+        )
         declined += reasons
         # a graph without layers is not touched
         if found.engines:
             graphs.append(found)
+    declined += other_weights(model)
     return QuantPlan(graphs, declined)
 
 
 def _plan_graph(
-    graph: ir.Graph, model: ir.Model, request: PlanRequest
+    graph: ir.Graph,
+    made: Mapping[ir.Value, bool],
+    calibrated: bool,
+    request: PlanRequest,
 ) -> tuple[GraphPlan, list[Declined]]:
+    """Plan one graph; `calibrated`: calibration observes its values, those of the main graph."""
     layers, declined = find_layers(
         graph,
+        made,
         request.rules,
         request.include,
         request.exclude,
     )
     found = GraphPlan(graph, request.choose(layers))
-    # calibration observes values of the main graph alone
-    calibrated = request.has_data and graph is model.graph
     for layer in layers:
         decided = _decide(
             layer,
@@ -195,11 +208,12 @@ def _plan_graph(
 
 
 def _declined_in_function(
-    function: ir.Function, request: PlanRequest
+    function: ir.Function, made: Mapping[ir.Value, bool], request: PlanRequest
 ) -> list[Declined]:
     """A reason for each layer of a function body: it may be called with other ranges each time."""
     layers, declined = find_layers(
         function,
+        made,
         request.rules,
         request.include,
         request.exclude,

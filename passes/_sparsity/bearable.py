@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from .._base import Chosen, Context, Declined, PassOutcome
 from .._core.drift_budget import WITH_DATA, WITHOUT_DATA, lost_share, sqnr_of
-from .._core.graph import Weight
+from .._core.weights import Weight
 from .._reconstruct.evidence import Evidence, measured_loss
 from .candidates import Candidate, Pruner
 from .loss_curves import (

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from .._base import Context, Declined, PassOutcome, Stat
-from .._core.graph import Weight
+from .._core.weights import Weight
 from .._core.lazy import set_tensor
 from .fit import fit_pruned
 from .pools import Criteria, PrunedWeight, prune_weights, stats_of

@@ -15,7 +15,8 @@ import onnx_ir as ir
 from .._base import Context
 from .._calibrated.layers import LARGEST_WIDTH, fittable_layers
 from .._core.edit import Edit
-from .._core.graph import Weight, subgraphs, weights_of
+from .._core.graph import subgraphs
+from .._core.weights import Weight, weights_of
 from .._core.lazy import set_tensor
 from .._core.linear import LinearLayer
 from .._reconstruct.layers import Moments

@@ -4,7 +4,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 from onnx_opt import UsageError
-from onnx_opt.passes._core.graph import weights_of
+from onnx_opt.passes._core.weights import weights_of
 from onnx_opt.passes._core.patterns import (
     layer_names,
     left_out,

@@ -1,0 +1,154 @@
+"""Weights of a model, each once, and a reason for everything that may be taken for one."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+
+import onnx_ir as ir
+
+from .chains import Chain, chain_of, made_of_constants, not_stored, port_problem
+from .graph import all_nodes, initializers, input_of, label
+from .ops import FLOATS, WEIGHTED_OPS, is_standard
+from .outcome import Declined
+
+
+@dataclass
+class Weight:
+    """A float initializer and every (node, input index) that multiplies by it."""
+
+    value: ir.Value
+    uses: list[tuple[ir.Node, int]] = field(default_factory=list)
+    transposed: bool = False
+    """True if some use sees it through a Transpose (its axes are then not the op's axes)."""
+
+    @property
+    def name(self) -> str:
+        return self.value.name or ""
+
+    @property
+    def tensor(self) -> ir.TensorProtocol:
+        assert self.value.const_value is not None
+        return self.value.const_value
+
+    @property
+    def size(self) -> int:
+        return self.tensor.size
+
+
+def weights_of(
+    model: ir.Model, known: Collection[ir.Value] = ()
+) -> tuple[list[Weight], list[Declined]]:
+    """All weights in graph order, each once however many nodes share it, and what is declined.
+
+    Declined, each with a reason: weights that may not change, and float constants of two axes or
+    more that no layer multiplies by, such as tables of Gather, but for those that are `known`.
+    """
+    found: dict[ir.Value, Weight] = {}
+    declined: list[Declined] = []
+    made = made_of_constants(model)
+    for node in all_nodes(model):
+        for index in weight_inputs(node):
+            chain = chain_of(input_of(node, index))
+            if chain is None:
+                continue
+            reason = _not_a_weight(chain, made)
+            if reason:
+                declined.append(Declined(label(node), reason))
+            # an activation, of a MatMul of two, is no weight and no refusal either
+            elif chain.source.is_initializer():
+                weight = found.setdefault(chain.source, Weight(chain.source))
+                weight.uses.append((node, index))
+                weight.transposed |= chain.transposes
+    declined += other_weights(model, known)
+    return list(found.values()), declined
+
+
+def weight_inputs(node: ir.Node) -> tuple[int, ...]:
+    """Inputs at which a node may have a weight."""
+    if not is_standard(node, *WEIGHTED_OPS):
+        return ()
+    return WEIGHTED_OPS[node.op_type].weights
+
+
+def _not_a_weight(chain: Chain, made: Mapping[ir.Value, bool]) -> str | None:
+    """Reason why what stands where a weight may stand is none to change."""
+    source = chain.source
+    if source.producer() is not None:
+        return not_stored(source, made)
+    if source.const_value is None:
+        return None
+    if source.dtype not in FLOATS:
+        return f"weight '{source.name}' is {source.dtype}: already quantized"
+    problem = port_problem(chain)
+    return f"weight '{source.name}' {problem}" if problem else None
+
+
+
+READERS = {
+    "Gather": "takes parts of it and multiplies by none: compress-weights stores tables of rows",
+    "Einsum": "is no product of an activation and one matrix",
+}
+"""Reasons by the standard operator that reads a constant which no layer multiplies by."""
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """A node that reads a constant, or what is made of it; `weighs`: as the weight of a layer."""
+
+    node: ir.Node
+    weighs: bool
+
+
+def other_weights(
+    model: ir.Model, known: Collection[ir.Value] = ()
+) -> list[Declined]:
+    """A reason for each float constant of two axes or more that no layer multiplies by.
+
+    `known`: constants that a pass has found in another way.
+    """
+    readers = _readers(model)
+    declined: list[Declined] = []
+    for value in initializers(model):
+        reader = readers.get(value)
+        if reader is None or reader.weighs or value in known:
+            continue
+        if _is_matrix(value):
+            declined.append(Declined(value.name or "", _why_other(value, reader.node)))
+    return declined
+
+
+def _readers(model: ir.Model) -> dict[ir.Value, _Reader]:
+    """One reader of each constant that is read, a layer if there is one."""
+    made = made_of_constants(model)
+    readers: dict[ir.Value, _Reader] = {}
+    # readers come before what they read
+    for node in reversed(list(all_nodes(model))):
+        # what is made of constants stands for those that read it
+        behind = [readers[value] for value in node.outputs if value in readers]
+        is_made = any(value in made for value in node.outputs)
+        for index, value in enumerate(node.inputs):
+            if value is None or (value.const_value is None and value not in made):
+                continue
+            own = _Reader(node, index in weight_inputs(node))
+            for reader in behind if is_made else [own]:
+                if reader.weighs or value not in readers:
+                    readers[value] = reader
+    return readers
+
+
+def _is_matrix(value: ir.Value) -> bool:
+    """True if a value is of floats that vary along two axes or more."""
+    if value.dtype not in FLOATS or value.shape is None:
+        return False
+    return sum(dim != 1 for dim in value.shape) > 1
+
+
+def _why_other(value: ir.Value, node: ir.Node) -> str:
+    if value.is_graph_input():
+        return "is also a graph input: callers may override it"
+    where = label(node)
+    if not is_standard(node):
+        return f"{where} of {node.domain} reads it: how it multiplies is not known"
+    reason = READERS.get(node.op_type, "reads it: no operator multiplies by it as a matrix")
+    return f"{where} {reason}"

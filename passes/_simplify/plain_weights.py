@@ -1,0 +1,101 @@
+"""Weights brought to where passes look for them: constants that a Conv, Gemm or MatMul reads.
+
+    MatMul(x, Mul(v, gain))      ->  MatMul(x, w), where the file does not grow by it
+    Einsum("nti,io->nto", x, w)  ->  MatMul(x, w)
+
+Identity and Transpose nodes between a matrix and its reader stay: passes look through them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container, Mapping
+
+import onnx_ir as ir
+
+from .._core.chains import Chain, chain_of, made_of_constants
+from .._core.edit import Edit, is_constant
+from .._core.graph import all_nodes, graphs_of, input_of
+from .._core.linear import LINEAR_OPS
+from .._core.weights import weight_inputs
+from .einsum import products_of, write_as_matmuls
+from .folding import commit, evaluate_all
+
+Read = tuple[ir.Node, int, ir.Value]
+"""A node, the input at which it may have a weight, and what it reads there."""
+
+
+def plain_weights(model: ir.Model) -> ir.Model:
+    """The model itself, or a copy of it in which more weights are constants of layers.
+
+    The copy shares the tensors and computes the same.
+    """
+    made = made_of_constants(model)
+    if not products_of(model, made) and not _hidden(model, made):
+        return model
+    copy = model.clone()
+    edit = Edit(copy)
+    products = products_of(copy, made_of_constants(copy))
+    write_as_matmuls(products, edit)
+    folded = _fold(copy, edit)
+    return copy if products or folded else model
+
+
+def _fold(model: ir.Model, edit: Edit) -> int:
+    """Make constants of weights that nodes make of constants; returns the nodes folded."""
+    made = made_of_constants(model)
+    hidden = _hidden(model, made)
+    makers = _makers([value for _, _, value in hidden], made)
+    in_order = [node for graph in graphs_of(model) for node in graph if node in makers]
+    evaluated, declined = evaluate_all(in_order, edit)
+    # the file is not to grow at all
+    folded, _ = commit(
+        evaluated,
+        edit,
+        declined,
+        0,
+    )
+    for node, index, value in hidden:
+        constant = node.inputs[index]
+        maker = value.producer()
+        is_gone = maker is not None and maker.graph is None
+        # a layer is known by the name of its weight
+        if constant is not None and is_gone and constant.name != value.name:
+            constant.name = value.name
+    return folded
+
+
+def _hidden(model: ir.Model, made: Mapping[ir.Value, bool]) -> list[Read]:
+    """Reads of weights that nodes make of constants, but for chains that passes look through."""
+    found: list[Read] = []
+    for node in all_nodes(model):
+        for index in weight_inputs(node):
+            value = input_of(node, index)
+            chain = chain_of(value)
+            if value is not None and chain is not None and _is_hidden(node, chain, made):
+                found.append((node, index, value))
+    return found
+
+
+def _is_hidden(node: ir.Node, chain: Chain, made: Mapping[ir.Value, bool]) -> bool:
+    # codes of few bits stay what they are
+    if chain.source in made:
+        return not made[chain.source]
+    if node.op_type not in LINEAR_OPS or not is_constant(chain.source):
+        return False
+    # of a kernel no transposed form is known
+    rank = len(chain.source.shape or ())
+    return rank != 2 and chain.permutation(rank) != tuple(range(rank))
+
+
+def _makers(values: list[ir.Value], made: Container[ir.Value]) -> set[ir.Node]:
+    """Every node that a value is made by, back to the constants."""
+    makers: set[ir.Node] = set()
+    waiting = list(values)
+    while waiting:
+        value = waiting.pop()
+        node = value.producer()
+        if node is None or node in makers or value not in made:
+            continue
+        makers.add(node)
+        waiting.extend(each for each in node.inputs if each is not None)
+    return makers
