@@ -175,7 +175,7 @@ class CompressWeights(Pass):
             return reason
         if weight.value.dtype != ir.DataType.FLOAT:
             return f"it is {weight.value.dtype}, not FLOAT"
-        # the interface keeps what it states
+        # of a table: the interface keeps what it states
         if weight.value.is_graph_output():
             return "it is a graph output"
         if weight.size < self.min_size:

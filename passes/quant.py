@@ -15,7 +15,7 @@ import onnx_ir as ir
 from .. import UsageError
 from ._base import Context, Declined, Effect, Option, Pass, PassOutcome, RangeMethod
 from ._calibrated.grid import grid_of_bits
-from ._core.graph import Names, all_graphs, all_nodes, become, refresh_shapes
+from ._core.graph import Names, all_graphs, all_nodes, become, label, refresh_shapes
 from ._core.integer_layers import offending_pairs
 from ._core.linear import LinearLayer
 from ._core.notes import drop_notes
@@ -66,7 +66,8 @@ class Quant(Pass):
     for 3 and 4 bits, 16-bit activations and blocks). UsageError if an entry of `layers` cannot be
     read, or if it or a pattern of `include` or `exclude` matches no layer.
 
-    Stats: `layers` (count), `weights` (count, now 8 bit or less), `pairs` (count of Q/DQ pairs),
+    Stats: `layers` (count), `weights` (count, now 8 bit or less), `weights_N_bit` (count of those
+    of N bits, for each N), `pairs` (count of Q/DQ pairs),
     `int8_kernels` (count of the runtime's integer kernels; `unproven` where it was not asked),
     `missed` (count of layers that it runs in float all the same), `offending_pairs` (count of
     weight pairs that may saturate on x86 CPUs without VNNI: 0 on targets that are to run on any
@@ -199,9 +200,29 @@ class Quant(Pass):
             outcome = whole(model, context, Names(model))
         else:
             outcome = self._quantize_and_check(model, context)
+            self._warn_of_ends(outcome, context)
         if outcome.changed and self.notes == "drop":
             outcome.stats["notes"] = drop_notes(model, ports=False).total()
         return outcome
+
+    def _warn_of_ends(self, outcome: PassOutcome, context: Context) -> None:
+        """Tell the user where no weight got as few bits as were asked for."""
+        asked = FORMS[self.form].width(self._encode_options())
+        if self.ends == "same" or not outcome.changed or _stat_of(asked) in outcome.stats:
+            return
+        context.warn(
+            str(self),
+            "no weight got the bits that were asked for: the first and the last layer keep 8, and "
+            "no other was quantized; ends=same gives them as few",
+        )
+
+    def _encode_options(self) -> EncodeOptions:
+        return EncodeOptions(
+            bits=self.bits,
+            planes=self.planes,
+            fit=self.fit,
+            storage=self.storage,
+        )
 
     def _require_matches(self, model: ir.Model, context: Context) -> None:
         """Raise UsageError for a name pattern that matches no layer, quantizable or not."""
@@ -327,6 +348,7 @@ class Quant(Pass):
         refresh_shapes(model)
         forget_redundant(all_nodes(model))
         outcome.declined = planned.declined + inner.besides(planned.declined)
+        outcome.declined += _still_read(planned)
         return outcome
 
     def _rules(self, target: str) -> QuantRules:
@@ -360,12 +382,6 @@ class Quant(Pass):
             ends=self.ends,
             overrides=self._overrides(),
         )
-        options = EncodeOptions(
-            bits=self.bits,
-            planes=self.planes,
-            fit=self.fit,
-            storage=self.storage,
-        )
         return PlanRequest(
             rules=rules,
             include=self.include,
@@ -373,7 +389,7 @@ class Quant(Pass):
             kernel=self.kernel,
             block=self.block,
             has_data=context.has_data(),
-            options=options,
+            options=self._encode_options(),
             choose=choose,
         )
 
@@ -485,6 +501,8 @@ class Quant(Pass):
             layers = graph_plan.engines.get(engine)
             if layers:
                 _count(outcome, engine.insert(insertion, layers))
+        for width, size in graph_plan.sizes_by_width(request.options).items():
+            _count(outcome, {_stat_of(width): size})
 
 
 def _names_of_layers(model: ir.Model) -> list[str]:
@@ -502,6 +520,18 @@ def _note_origins(planned: QuantPlan) -> None:
         for layer in graph_plan.layers:
             name = layer.node.name or layer.node.outputs[0].name or ""
             set_float_layer(layer.node, FloatLayer(name, layer.name))
+
+
+def _still_read(planned: QuantPlan) -> list[Declined]:
+    """A reason for each weight that stays float beside its integers: something else reads it."""
+    found: dict[str, Declined] = {}
+    for graph_plan in planned.graphs:
+        for layer in graph_plan.layers:
+            name = layer.weight.name or ""
+            for user in layer.weight.consumers():
+                reason = f"{label(user)} reads it too, so it stays float: compress-weights stores it small"
+                found.setdefault(name, Declined(name, reason))
+    return list(found.values())
 
 
 class _InnerReasons:
@@ -532,8 +562,13 @@ def _grid_of(bits: int, limited: Collection[str], layer: LinearLayer) -> Grid:
     return grid_of_bits(bits, layer if layer.weight.name in limited else None)
 
 
+def _stat_of(width: int) -> str:
+    """Key of the number of weights of so many bits."""
+    return f"weights_{width}_bit"
+
+
 def _count(outcome: PassOutcome, counts: Counts) -> None:
     """Add the counts of one engine's layers."""
-    outcome.changed += counts["layers"]
+    outcome.changed += counts.get("layers", 0)
     for key, count in counts.items():
         outcome.stats[key] = int(outcome.stats.get(key, 0)) + count

@@ -48,10 +48,12 @@ class Chain:
     @property
     def has_one_reader(self) -> bool:
         """True if nothing reads the source but through this chain, and nothing shows it."""
-        for value in self.values:
-            if value.is_graph_output() or len(value.uses()) != 1:
-                return False
-        return True
+        return not self.is_shown and all(len(value.uses()) == 1 for value in self.values)
+
+    @property
+    def is_shown(self) -> bool:
+        """True if the source, or what a node makes of it, is an output of its graph."""
+        return any(value.is_graph_output() for value in self.values)
 
     def permutation(self, rank: int) -> tuple[int, ...]:
         """Axes of the source, of that rank, in the order in which the reader sees them."""
@@ -141,14 +143,3 @@ def not_stored(value: ir.Value, made: Mapping[ir.Value, bool]) -> str | None:
         f"its weight is computed from constants by {label(producer)}: run simplify first, which "
         "makes one constant of it unless the file would grow"
     )
-
-
-def port_problem(chain: Chain) -> str | None:
-    """Reason why the interface of the model keeps a weight as it is."""
-    if chain.source.is_graph_input():
-        return "is also a graph input: callers may override it"
-    if any(value.is_graph_output() for value in chain.values):
-        return "is also a graph output, which stays"
-    return None
-
-

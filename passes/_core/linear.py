@@ -15,7 +15,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from .chains import Chain, chain_of, not_stored, port_problem
+from .chains import Chain, chain_of, not_stored
 from .channel_layout import Layout
 from .context import MomentKind, MomentRequest
 from .edit import Edit, is_constant, used_once
@@ -463,9 +463,10 @@ def _chain_problem(
 def _weight_problem(chain: Chain) -> str | None:
     weight = chain.source
     assert weight.const_value is not None
-    problem = port_problem(chain)
-    if problem is not None:
-        return f"its weight {problem}"
+    if weight.is_graph_input():
+        return "its weight is also a graph input: callers may override it"
+    if chain.is_shown:
+        return "its weight is a graph output"
     if weight.dtype != ir.DataType.FLOAT and not (chain.nodes and weight.dtype in FLOATS):
         return f"its weight is {weight.dtype}, not FLOAT"
     if weight.const_value.size == 0:

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
-from .chains import Chain, chain_of, made_of_constants, not_stored, port_problem
+from .chains import chain_of, made_of_constants, not_stored
 from .graph import all_nodes, initializers, input_of, label
-from .ops import FLOATS, WEIGHTED_OPS, is_standard
+from .ops import FLOATS, REPETITIONS, WEIGHTED_OPS, is_standard
 from .outcome import Declined
 
 
@@ -42,7 +42,7 @@ def weights_of(
     """All weights in graph order, each once however many nodes share it, and what is declined.
 
     Declined, each with a reason: weights that may not change, and float constants of two axes or
-    more that no layer multiplies by, such as tables of Gather, but for those that are `known`.
+    more that other operators read, such as tables of Gather, but for those that are `known`.
     """
     found: dict[ir.Value, Weight] = {}
     declined: list[Declined] = []
@@ -52,16 +52,22 @@ def weights_of(
             chain = chain_of(input_of(node, index))
             if chain is None:
                 continue
-            reason = _not_a_weight(chain, made)
+            source = chain.source
+            reason = _not_a_weight(source, made)
             if reason:
                 declined.append(Declined(label(node), reason))
             # an activation, of a MatMul of two, is no weight and no refusal either
-            elif chain.source.is_initializer():
-                weight = found.setdefault(chain.source, Weight(chain.source))
+            elif not source.is_initializer():
+                continue
+            elif chain.is_shown:
+                declined.append(Declined(source.name or "", "it is a graph output"))
+            else:
+                weight = found.setdefault(source, Weight(source))
                 weight.uses.append((node, index))
                 weight.transposed |= chain.transposes
     declined += other_weights(model, known)
-    return list(found.values()), declined
+    # a node may read the same thing twice
+    return list(found.values()), list(dict.fromkeys(declined))
 
 
 def weight_inputs(node: ir.Node) -> tuple[int, ...]:
@@ -71,17 +77,17 @@ def weight_inputs(node: ir.Node) -> tuple[int, ...]:
     return WEIGHTED_OPS[node.op_type].weights
 
 
-def _not_a_weight(chain: Chain, made: Mapping[ir.Value, bool]) -> str | None:
+def _not_a_weight(source: ir.Value, made: Mapping[ir.Value, bool]) -> str | None:
     """Reason why what stands where a weight may stand is none to change."""
-    source = chain.source
     if source.producer() is not None:
         return not_stored(source, made)
     if source.const_value is None:
         return None
     if source.dtype not in FLOATS:
         return f"weight '{source.name}' is {source.dtype}: already quantized"
-    problem = port_problem(chain)
-    return f"weight '{source.name}' {problem}" if problem else None
+    if source.is_graph_input():
+        return f"weight '{source.name}' is also a graph input: callers may override it"
+    return None
 
 
 
@@ -91,6 +97,23 @@ READERS = {
 }
 """Reasons by the standard operator that reads a constant which no layer multiplies by."""
 
+NO_FACTOR = REPETITIONS | {
+    "Add",
+    "Concat",
+    "Equal",
+    "Greater",
+    "Less",
+    "Max",
+    "Min",
+    "Pad",
+    "Shape",
+    "Size",
+    "Sub",
+    "Sum",
+    "Where",
+}
+"""Standard operators that multiply by nothing they read: their constants are no weights."""
+
 
 @dataclass(frozen=True)
 class _Reader:
@@ -99,11 +122,19 @@ class _Reader:
     node: ir.Node
     weighs: bool
 
+    @property
+    def rank(self) -> int:
+        """Order of readers: one that tells more about a constant than another has more."""
+        if self.weighs:
+            return 2
+        return 0 if is_standard(self.node, *NO_FACTOR) else 1
+
 
 def other_weights(
     model: ir.Model, known: Collection[ir.Value] = ()
 ) -> list[Declined]:
-    """A reason for each float constant of two axes or more that no layer multiplies by.
+    """A reason for each float constant of two axes or more by which no layer, but perhaps another
+    operator multiplies.
 
     `known`: constants that a pass has found in another way.
     """
@@ -113,13 +144,13 @@ def other_weights(
         reader = readers.get(value)
         if reader is None or reader.weighs or value in known:
             continue
-        if _is_matrix(value):
+        if _is_matrix(value) and not is_standard(reader.node, *NO_FACTOR):
             declined.append(Declined(value.name or "", _why_other(value, reader.node)))
     return declined
 
 
 def _readers(model: ir.Model) -> dict[ir.Value, _Reader]:
-    """One reader of each constant that is read, a layer if there is one."""
+    """One reader of each constant that is read: a layer, else one that may multiply, if any."""
     made = made_of_constants(model)
     readers: dict[ir.Value, _Reader] = {}
     # readers come before what they read
@@ -132,7 +163,8 @@ def _readers(model: ir.Model) -> dict[ir.Value, _Reader]:
                 continue
             own = _Reader(node, index in weight_inputs(node))
             for reader in behind if is_made else [own]:
-                if reader.weighs or value not in readers:
+                known = readers.get(value)
+                if known is None or reader.rank >= known.rank:
                     readers[value] = reader
     return readers
 
@@ -150,5 +182,5 @@ def _why_other(value: ir.Value, node: ir.Node) -> str:
     where = label(node)
     if not is_standard(node):
         return f"{where} of {node.domain} reads it: how it multiplies is not known"
-    reason = READERS.get(node.op_type, "reads it: no operator multiplies by it as a matrix")
+    reason = READERS.get(node.op_type, "reads it, and is no layer")
     return f"{where} {reason}"

@@ -13,6 +13,9 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
+from .._core.chains import CHAIN_OPS
+from .._core.graph import label
+from .._core.linear import LINEAR_OPS
 from .._core.provenance import float_layer, set_float_layer
 from .engine import Counts, Insertion, LayerCase, needs_ranges
 from .inserter import Inserter, take_over
@@ -179,7 +182,13 @@ def _integer_matmul(
 
 
 def why_not_float(case: LayerCase) -> str | None:
-    """Every layer can read its weight from codes and stay float."""
+    """Reason why a layer is not to read its weight from codes and stay float, or None."""
+    layer = case.layer
+    for value in layer.chain.values:
+        for user in value.consumers():
+            # layers may read codes instead, all else keeps the float weight in the file
+            if user not in layer.chain.nodes and user.op_type not in (*LINEAR_OPS, *CHAIN_OPS):
+                return f"{label(user)} reads its weight too: the file would only grow"
     return None
 
 

@@ -10,7 +10,12 @@ import onnx_ir as ir
 
 from .._core.edit import array_of
 from .._core.graph import label
-from .._core.linear import LinearLayer, linear_layer, multiplies_by_weight
+from .._core.linear import (
+    NOTHING_MADE,
+    LinearLayer,
+    linear_layer,
+    multiplies_by_weight,
+)
 from .._core.outcome import Declined
 from .._core.patterns import layer_names, left_out
 from .._core.targets import QuantRules
@@ -44,10 +49,10 @@ class QuantLayer(LinearLayer):
 
 def find_layers(
     nodes: Iterable[ir.Node],
-    made: Mapping[ir.Value, bool],
     rules: QuantRules,
     include: tuple[str, ...],
     exclude: tuple[str, ...],
+    made: Mapping[ir.Value, bool] = NOTHING_MADE,
 ) -> tuple[list[QuantLayer], list[Declined]]:
     """Layers that the target's rules and the name patterns allow; a reason for each other one.
 
@@ -60,10 +65,10 @@ def find_layers(
             continue
         found = _layer(
             node,
-            made,
             rules,
             include,
             exclude,
+            made,
         )
         if isinstance(found, QuantLayer):
             layers.append(found)
@@ -74,10 +79,10 @@ def find_layers(
 
 def _layer(
     node: ir.Node,
-    made: Mapping[ir.Value, bool],
     rules: QuantRules,
     include: tuple[str, ...],
     exclude: tuple[str, ...],
+    made: Mapping[ir.Value, bool],
 ) -> QuantLayer | str:
     """The node as a layer, or the reason why it is not to be quantized."""
     if node.op_type not in rules.integer_ops:

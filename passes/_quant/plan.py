@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
@@ -66,6 +67,19 @@ class GraphPlan:
             own = dataclasses.replace(options, bits=choice.bits)
             needed = max(needed, FORMS[choice.form].opset(own))
         return needed
+
+    def sizes_by_width(self, options: EncodeOptions) -> Counter[int]:
+        """Weights (count) by their bits; those that several layers share count once a width."""
+        sizes: dict[tuple[int, ir.Value], int] = {}
+        for layer in self.layers:
+            choice = self.choices[layer]
+            own = dataclasses.replace(options, bits=choice.bits)
+            width = FORMS[choice.form].width(own)
+            sizes[width, layer.weight] = layer.tensor.size
+        counts = Counter[int]()
+        for (width, _), size in sizes.items():
+            counts[width] += size
+        return counts
 
     def placement(self, rules: QuantRules) -> Placement:
         """Places of int8 values around the layers that read calibrated ranges."""
@@ -187,10 +201,10 @@ def _plan_graph(
     """Plan one graph; `calibrated`: calibration observes its values, those of the main graph."""
     layers, declined = find_layers(
         graph,
-        made,
         request.rules,
         request.include,
         request.exclude,
+        made,
     )
     found = GraphPlan(graph, request.choose(layers))
     for layer in layers:
@@ -213,10 +227,10 @@ def _declined_in_function(
     """A reason for each layer of a function body: it may be called with other ranges each time."""
     layers, declined = find_layers(
         function,
-        made,
         request.rules,
         request.include,
         request.exclude,
+        made,
     )
     chosen = request.choose(layers)
     for layer in layers:

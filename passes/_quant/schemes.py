@@ -115,6 +115,10 @@ def _integer_opset(options: EncodeOptions) -> int:
     return PER_CHANNEL_OPSET
 
 
+def _asked_width(options: EncodeOptions) -> int:
+    return options.bits
+
+
 def _for_every_target(rules: QuantRules) -> str:
     return ""
 
@@ -127,7 +131,7 @@ class Form:
     codes for them (None: the engine makes its own). `opset`: the least that the stored form needs.
     `whole`: converts the whole model instead, layers or not.
 
-    `has_bits`: the option `bits` is the width of its weights; `is_packed`: they always take less
+    `width`: bits of one of its weights. `has_bits`: the option `bits` is the width of its weights; `is_packed`: they always take less
     than a byte. `low_bit_activations`: the option `activation_bits` applies. `per_layer`: single
     layers may have it beside other forms, for the activations around them stay what they are.
     `activation`: type of activations in place of the target's; `why_not`: reason why a target has
@@ -138,6 +142,7 @@ class Form:
     encode: Encode | None = None
     opset: Callable[[EncodeOptions], int] = _per_channel_opset
     whole: Callable[[ir.Model, Context, Names], PassOutcome] | None = None
+    width: Callable[[EncodeOptions], int] = _asked_width
     has_bits: bool = False
     is_packed: bool = False
     low_bit_activations: bool = False
@@ -188,12 +193,14 @@ FORMS: dict[str, Form] = {
     "ternary": Form(
         engines=(STATIC, FLOAT),
         encode=_encode_ternary,
+        width=lambda options: 2,
         is_packed=True,
         low_bit_activations=True,
     ),
     "binary": Form(
         engines=(STATIC, FLOAT),
         encode=_encode_signs,
+        width=lambda options: options.planes,
         is_packed=True,
         low_bit_activations=True,
     ),

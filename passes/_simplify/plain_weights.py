@@ -3,7 +3,7 @@
     MatMul(x, Mul(v, gain))      ->  MatMul(x, w), where the file does not grow by it
     Einsum("nti,io->nto", x, w)  ->  MatMul(x, w)
 
-Identity and Transpose nodes between a matrix and its reader stay: passes look through them.
+Identity, Transpose and Cast nodes between a constant and its reader stay: passes look through.
 """
 
 from __future__ import annotations
@@ -12,10 +12,9 @@ from collections.abc import Container, Mapping
 
 import onnx_ir as ir
 
-from .._core.chains import Chain, chain_of, made_of_constants
-from .._core.edit import Edit, is_constant
+from .._core.chains import chain_of, made_of_constants
+from .._core.edit import Edit
 from .._core.graph import all_nodes, graphs_of, input_of
-from .._core.linear import LINEAR_OPS
 from .._core.weights import weight_inputs
 from .einsum import products_of, write_as_matmuls
 from .folding import commit, evaluate_all
@@ -71,20 +70,12 @@ def _hidden(model: ir.Model, made: Mapping[ir.Value, bool]) -> list[Read]:
         for index in weight_inputs(node):
             value = input_of(node, index)
             chain = chain_of(value)
-            if value is not None and chain is not None and _is_hidden(node, chain, made):
+            if value is None or chain is None:
+                continue
+            # codes of few bits stay what they are
+            if made.get(chain.source) is False:
                 found.append((node, index, value))
     return found
-
-
-def _is_hidden(node: ir.Node, chain: Chain, made: Mapping[ir.Value, bool]) -> bool:
-    # codes of few bits stay what they are
-    if chain.source in made:
-        return not made[chain.source]
-    if node.op_type not in LINEAR_OPS or not is_constant(chain.source):
-        return False
-    # of a kernel no transposed form is known
-    rank = len(chain.source.shape or ())
-    return rank != 2 and chain.permutation(rank) != tuple(range(rank))
 
 
 def _makers(values: list[ir.Value], made: Container[ir.Value]) -> set[ir.Node]:
