@@ -208,7 +208,11 @@ class Quant(Pass):
     def _warn_of_ends(self, outcome: PassOutcome, context: Context) -> None:
         """Tell the user where no weight got as few bits as were asked for."""
         asked = FORMS[self.form].width(self._encode_options())
-        if self.ends == "same" or not outcome.changed or _stat_of(asked) in outcome.stats:
+        if (
+            self.ends == "same"
+            or not outcome.changed
+            or _stat_of(asked) in outcome.stats
+        ):
             return
         context.warn(
             str(self),
@@ -529,7 +533,10 @@ def _still_read(planned: QuantPlan) -> list[Declined]:
         for layer in graph_plan.layers:
             name = layer.weight.name or ""
             for user in layer.weight.consumers():
-                reason = f"{label(user)} reads it too, so it stays float: compress-weights stores it small"
+                reason = (
+                    f"{label(user)} reads it too, so it stays float: compress-weights stores it "
+                    "small"
+                )
                 found.setdefault(name, Declined(name, reason))
     return list(found.values())
 

@@ -16,13 +16,13 @@ from ..frontends.onnx_file import load
 from ..passes._core.context import NullContext
 from ..passes._core.contract import Pass
 from ..passes._core.graph import all_nodes, label
-from ..passes._core.weights import Weight, weights_of
 from ..passes._core.lazy import blocks
 from ..passes._core.normalize import normalize
 from ..passes._core.ops import QUANT_OPS, is_standard
 from ..passes._core.registry import pass_class, pass_names
 from ..passes._core.requirements import requirements_of
 from ..passes._core.stats import model_macs
+from ..passes._core.weights import Weight, weights_of
 from ..passes.unpack import restore_packed
 from ..runtime.hardware import hardware
 from ..runtime.worker import Worker

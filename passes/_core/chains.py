@@ -48,7 +48,9 @@ class Chain:
     @property
     def has_one_reader(self) -> bool:
         """True if nothing reads the source but through this chain, and nothing shows it."""
-        return not self.is_shown and all(len(value.uses()) == 1 for value in self.values)
+        return not self.is_shown and all(
+            len(value.uses()) == 1 for value in self.values
+        )
 
     @property
     def is_shown(self) -> bool:

@@ -443,7 +443,9 @@ def linear_layer(
     elif layer.bias is not None:
         size = _size_along_last_axis(layer.bias)
         if size not in (1, layer.channels):
-            layer.spelling = "its bias is computed at run time, or not one number a channel"
+            layer.spelling = (
+                "its bias is computed at run time, or not one number a channel"
+            )
     return layer
 
 
@@ -467,7 +469,9 @@ def _weight_problem(chain: Chain) -> str | None:
         return "its weight is also a graph input: callers may override it"
     if chain.is_shown:
         return "its weight is a graph output"
-    if weight.dtype != ir.DataType.FLOAT and not (chain.nodes and weight.dtype in FLOATS):
+    if weight.dtype != ir.DataType.FLOAT and not (
+        chain.nodes and weight.dtype in FLOATS
+    ):
         return f"its weight is {weight.dtype}, not FLOAT"
     if weight.const_value.size == 0:
         return "its weight is empty"

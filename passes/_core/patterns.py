@@ -114,7 +114,9 @@ def weighted_names(model: ir.Model, tables: bool = False) -> list[str]:
             # computed values too: a weight that `compress-weights` stored keeps its name on one
             chain = chain_of(input_of(node, index))
             if chain is not None and not _is_fed(chain.source):
-                names += [value.name for value in chain.values]
+                names.append(chain.source.name)
+                casts = [node for node in chain.nodes if node.op_type == "Cast"]
+                names += [node.outputs[0].name for node in casts]
     return [name for name in names if name]
 
 

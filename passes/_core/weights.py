@@ -90,7 +90,6 @@ def _not_a_weight(source: ir.Value, made: Mapping[ir.Value, bool]) -> str | None
     return None
 
 
-
 READERS = {
     "Gather": "takes parts of it and multiplies by none: compress-weights stores tables of rows",
     "Einsum": "is no product of an activation and one matrix",
@@ -130,9 +129,7 @@ class _Reader:
         return 0 if is_standard(self.node, *NO_FACTOR) else 1
 
 
-def other_weights(
-    model: ir.Model, known: Collection[ir.Value] = ()
-) -> list[Declined]:
+def other_weights(model: ir.Model, known: Collection[ir.Value] = ()) -> list[Declined]:
     """A reason for each float constant of two axes or more by which no layer, but perhaps another
     operator multiplies.
 

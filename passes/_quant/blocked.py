@@ -90,8 +90,8 @@ def insert_blocks(
 ) -> Counts:
     """Store the weights of layers in blocks of `bits` bits.
 
-    Shapes: weight (K, N), or (N, K) where a Gemm or a Transpose turns it -> q (K, N) of `bits` bits, scales
-    (ceil(K / block), N).
+    Shapes: weight (K, N), or (N, K) where a Gemm or a Transpose turns it -> q (K, N) of `bits`
+    bits, scales (ceil(K / block), N).
     """
     inserter = Inserter(graph, names)
     for layer in layers:

@@ -187,7 +187,10 @@ def why_not_float(case: LayerCase) -> str | None:
     for value in layer.chain.values:
         for user in value.consumers():
             # layers may read codes instead, all else keeps the float weight in the file
-            if user not in layer.chain.nodes and user.op_type not in (*LINEAR_OPS, *CHAIN_OPS):
+            if user not in layer.chain.nodes and user.op_type not in (
+                *LINEAR_OPS,
+                *CHAIN_OPS,
+            ):
                 return f"{label(user)} reads its weight too: the file would only grow"
     return None
 

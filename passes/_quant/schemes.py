@@ -131,9 +131,10 @@ class Form:
     codes for them (None: the engine makes its own). `opset`: the least that the stored form needs.
     `whole`: converts the whole model instead, layers or not.
 
-    `width`: bits of one of its weights. `has_bits`: the option `bits` is the width of its weights; `is_packed`: they always take less
-    than a byte. `low_bit_activations`: the option `activation_bits` applies. `per_layer`: single
-    layers may have it beside other forms, for the activations around them stay what they are.
+    `width`: bits of one of its weights; `has_bits`: the option `bits` is that width; `is_packed`:
+    it is always less than a byte. `low_bit_activations`: the option `activation_bits` applies.
+    `per_layer`: single layers may have it beside other forms, for the activations around them stay
+    what they are.
     `activation`: type of activations in place of the target's; `why_not`: reason why a target has
     none. `is_timed`: its aim is speed, so that what measures slower goes back to float.
     """

@@ -158,7 +158,9 @@ def _matrix(product: Product, edit: Edit) -> ir.Value:
     return edit.node_before(product.node, "Transpose", [matrix], perm=[1, 0]).outputs[0]
 
 
-def _reshaped(value: ir.Value, dims: list[int], before: ir.Node, edit: Edit) -> ir.Value:
+def _reshaped(
+    value: ir.Value, dims: list[int], before: ir.Node, edit: Edit
+) -> ir.Value:
     """`value` in another shape, in front of a node; 0 keeps the length of an axis."""
     assert isinstance(before.graph, ir.Graph)
     shape = edit.constant(before.graph, np.array(dims, np.int64), "shape")

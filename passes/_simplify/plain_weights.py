@@ -14,10 +14,10 @@ import onnx_ir as ir
 
 from .._core.chains import chain_of, made_of_constants
 from .._core.edit import Edit
-from .._core.graph import all_nodes, graphs_of, input_of
+from .._core.graph import all_nodes, input_of
 from .._core.weights import weight_inputs
+from ..fold_constants import fold_only
 from .einsum import products_of, write_as_matmuls
-from .folding import commit, evaluate_all
 
 Read = tuple[ir.Node, int, ir.Value]
 """A node, the input at which it may have a weight, and what it reads there."""
@@ -44,15 +44,7 @@ def _fold(model: ir.Model, edit: Edit) -> int:
     made = made_of_constants(model)
     hidden = _hidden(model, made)
     makers = _makers([value for _, _, value in hidden], made)
-    in_order = [node for graph in graphs_of(model) for node in graph if node in makers]
-    evaluated, declined = evaluate_all(in_order, edit)
-    # the file is not to grow at all
-    folded, _ = commit(
-        evaluated,
-        edit,
-        declined,
-        0,
-    )
+    folded = fold_only(makers, model, edit)
     for node, index, value in hidden:
         constant = node.inputs[index]
         maker = value.producer()

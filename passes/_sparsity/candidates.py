@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from .._base import Context, Declined, PassOutcome, Stat
-from .._core.weights import Weight
 from .._core.lazy import set_tensor
+from .._core.weights import Weight
 from .fit import fit_pruned
 from .pools import Criteria, PrunedWeight, prune_weights, stats_of
 

@@ -13,9 +13,9 @@ import numpy as np
 import onnx_ir as ir
 
 from .._base import Context, Declined, Stat
-from .._core.weights import Weight
 from .._core.lazy import DerivedTensor, blocks
 from .._core.weight_axes import NoAxisError, elements_after, input_axis, rows_of
+from .._core.weights import Weight
 from .allocation import Allocation, allocate, share
 from .magnitude import (
     KeyKind,

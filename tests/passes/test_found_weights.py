@@ -17,17 +17,28 @@ FOUND = {
     "identities": "a = Identity (w)\n b = Identity (a)\n y = MatMul (x, b)",
     "transpose": "t = Transpose <perm = [1, 0]> (w)\n y = MatMul (x, t)",
     "default perm": "t = Transpose (w)\n y = MatMul (x, t)",
-    "transposed back": "t = Transpose (w)\n i = Identity (t)\n u = Transpose (i)\n y = MatMul (x, u)",
+    "transposed back": (
+        "t = Transpose (w)\n i = Identity (t)\n u = Transpose (i)\n y = MatMul (x, u)"
+    ),
     "transposed Gemm": "t = Transpose (w)\n y = Gemm <transB = 1> (x, t)",
     "cast back": "h = Cast <to = 10> (w)\n c = Cast <to = 1> (h)\n y = MatMul (x, c)",
     "reshape": "r = Reshape (w, square)\n y = MatMul (x, r)",
-    "norm": "n = ReduceL2 <keepdims = 1> (w, one)\n u = Div (w, n)\n v = Mul (u, gain)\n y = MatMul (x, v)",
-    "halves": "a, b = Split <axis = 1, num_outputs = 2> (w)\n c = Concat <axis = 1> (b, a)\n y = MatMul (x, c)",
+    "norm": (
+        "n = ReduceL2 <keepdims = 1> (w, one)\n u = Div (w, n)\n v = Mul (u, gain)\n"
+        " y = MatMul (x, v)"
+    ),
+    "halves": (
+        "a, b = Split <axis = 1, num_outputs = 2> (w)\n c = Concat <axis = 1> (b, a)\n"
+        " y = MatMul (x, c)"
+    ),
     "norm behind Transpose": "u = Mul (w, gain)\n t = Transpose (u)\n y = MatMul (x, t)",
     "einsum": 'y = Einsum <equation = "ni,io->no"> (x, w)',
     "einsum by rows": 'y = Einsum <equation = "...i, oi -> ...o"> (x, w)',
     "weight first": 'y = Einsum <equation = "io,ni->no"> (w, x)',
-    "heads out": 'q = Reshape (w, heads)\n h = Einsum <equation = "nc,chd->nhd"> (x, q)\n y = Flatten (h)',
+    "heads out": (
+        'q = Reshape (w, heads)\n h = Einsum <equation = "nc,chd->nhd"> (x, q)\n'
+        " y = Flatten (h)"
+    ),
     "heads in": (
         "s = Reshape (x, split)\n q = Reshape (w, joined)\n"
         'y = Einsum <equation = "nhd,hdc->nc"> (s, q)'
@@ -42,7 +53,13 @@ PASSES = {
     "compress-weights": "compress-weights",
     "prune": "prune(sparsity=0.5)",
 }
-LEAST_SQNR = {"quant": 30, "blocked": 30, "stored": 12, "compress-weights": 30, "prune": 5}
+LEAST_SQNR = {
+    "quant": 30,
+    "blocked": 30,
+    "stored": 12,
+    "compress-weights": 30,
+    "prune": 5,
+}
 """dB that outputs keep: of Gaussian weights 8 bits cost 40, 4 bits 17, half of them 8."""
 
 
@@ -50,7 +67,9 @@ def normal(*shape, seed=0):
     return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
-def model_of(body, inputs=f"float[n, {SIZE}] x", outputs=f"float[n, {SIZE}] y", **weights):
+def model_of(
+    body, inputs=f"float[n, {SIZE}] x", outputs=f"float[n, {SIZE}] y", **weights
+):
     """The model of a body, with those constants of `w` and the others that it names."""
     known = {
         "w": normal(SIZE, SIZE),
@@ -98,7 +117,9 @@ def test_a_weight_is_found_however_it_is_spelled(name, spelling):
     (expected,) = run_session(model).run(None, feeds())
     outcome = outcome_of(PASSES[name], model)
     assert (outcome.changed, outcome.declined) == (1, [])
-    assert outcome.stats["weights"] == (1 if name == "compress-weights" else SIZE * SIZE)
+    assert outcome.stats["weights"] == (
+        1 if name == "compress-weights" else SIZE * SIZE
+    )
     onnx.checker.check_model(ir.to_proto(model), full_check=True)
     (actual,) = run_session(model).run(None, feeds())
     assert sqnr(expected, actual) > LEAST_SQNR[name]
@@ -116,7 +137,9 @@ def is_float(tensor):
 
 
 @pytest.mark.parametrize("spelling", FOUND)
-@pytest.mark.parametrize("text", ["quant(measure=false)", "gptq(bits=8)", "prune(sparsity=0.3)"])
+@pytest.mark.parametrize(
+    "text", ["quant(measure=false)", "gptq(bits=8)", "prune(sparsity=0.3)"]
+)
 def test_data_finds_what_no_data_finds(text, spelling):
     model = model_of(FOUND[spelling])
     (expected,) = run_session(model).run(None, feeds())
@@ -221,14 +244,23 @@ def test_random_numbers_are_no_constants():
         "r = RandomNormalLike <seed = 1.0> (w)\n u = Mul (r, w)\n y = MatMul (x, u)"
     )
     assert outcome_of("prune(sparsity=0.5)", model).changed == 0
-    assert [node.op_type for node in model.graph] == ["RandomNormalLike", "Mul", "MatMul"]
+    assert [node.op_type for node in model.graph] == [
+        "RandomNormalLike",
+        "Mul",
+        "MatMul",
+    ]
 
 
 BOTH_WAYS = "t = Transpose (w)\n h = MatMul (x, w)\n y = MatMul (h, t)"
 
 
 @pytest.mark.parametrize(
-    "text", ["quant(measure=false)", "quant(blocked)", "quant(bits=4, kernel=float, ends=same)"]
+    "text",
+    [
+        "quant(measure=false)",
+        "quant(blocked)",
+        "quant(bits=4, kernel=float, ends=same)",
+    ],
 )
 @pytest.mark.parametrize("data", [False, True])
 def test_a_weight_read_both_ways_has_codes_for_each(text, data):
@@ -259,7 +291,11 @@ TIED = "e = Gather (w, ids)\n t = Transpose (w)\n y = MatMul (e, t)"
     [
         ("quant(measure=false)", 1, "Gather e reads it too, so it stays float"),
         ("quant(blocked)", 1, "Gather e reads it too, so it stays float"),
-        ("quant(bits=4, kernel=float)", 0, "Gather e reads its weight too: the file would only"),
+        (
+            "quant(bits=4, kernel=float)",
+            0,
+            "Gather e reads its weight too: the file would only",
+        ),
         ("compress-weights", 1, None),
         ("gptq", 0, "weight 'w' is shared"),
     ],
@@ -271,7 +307,9 @@ def test_a_tied_head(text, changed, reason):
     context = CalibratedContext([ids]) if text == "gptq" else NullContext()
     outcome = outcome_of(text, model, context)
     assert outcome.changed == changed
-    assert [reason in declined.reason for declined in outcome.declined] == [True] * bool(reason)
+    assert [reason in declined.reason for declined in outcome.declined] == [
+        True
+    ] * bool(reason)
     (actual,) = run_session(model).run(None, ids)
     assert sqnr(expected, actual) > 28 if changed else np.array_equal(expected, actual)
 
@@ -312,7 +350,9 @@ def test_gptq_names_layers_of_subgraphs():
         ("norm", "v"),
     ],
 )
-@pytest.mark.parametrize("text", ["quant(measure=false, exclude={})", "prune(exclude={})"])
+@pytest.mark.parametrize(
+    "text", ["quant(measure=false, exclude={})", "prune(exclude={})"]
+)
 def test_a_layer_is_left_out_by_its_names(text, spelling, name):
     model = model_of(FOUND[spelling])
     before = ir.to_proto(model).SerializeToString()
@@ -324,9 +364,15 @@ def test_a_layer_is_left_out_by_its_names(text, spelling, name):
 
 @pytest.mark.parametrize(
     "attributes",
-    ["alpha = 0.5, beta = 2.0", "alpha = 0.5, beta = 2.0, transB = 1", "transA = 1, beta = 0.5"],
+    [
+        "alpha = 0.5, beta = 2.0",
+        "alpha = 0.5, beta = 2.0, transB = 1",
+        "transA = 1, beta = 0.5",
+    ],
 )
-@pytest.mark.parametrize("text", [PASSES["blocked"], PASSES["stored"], "compress-weights"])
+@pytest.mark.parametrize(
+    "text", [PASSES["blocked"], PASSES["stored"], "compress-weights"]
+)
 def test_forms_that_only_store_weights_keep_what_a_gemm_does_besides(text, attributes):
     model = model_of(
         f"y = Gemm <{attributes}> (x, w, b)",
@@ -345,12 +391,16 @@ def test_forms_that_only_store_weights_keep_what_a_gemm_does_besides(text, attri
     assert sqnr(expected, actual) > (12 if text == PASSES["stored"] else 30)
 
 
-@pytest.mark.parametrize("text", ["quant(measure=false)", "quant(dynamic, measure=false)"])
+@pytest.mark.parametrize(
+    "text", ["quant(measure=false)", "quant(dynamic, measure=false)"]
+)
 def test_integers_do_not_stand_for_such_a_gemm(text):
     model = model_of("y = Gemm <alpha = 0.5> (x, w)")
     for context in (NullContext(), CalibratedContext([feeds()])):
         outcome = outcome_of(text, model, context)
-        assert [declined.reason for declined in outcome.declined] == ["alpha or beta is not 1"]
+        assert [declined.reason for declined in outcome.declined] == [
+            "alpha or beta is not 1"
+        ]
 
 
 TWO_LAYERS = "h = MatMul (x, w)\n r = Relu (h)\n y = MatMul (r, v)"
@@ -381,13 +431,17 @@ class Listening(NullContext):
         ("quant(measure=false)", 8, False),
     ],
 )
-def test_weights_are_counted_by_bits_and_none_as_asked_is_a_warning(text, width, warned):
+def test_weights_are_counted_by_bits_and_none_as_asked_is_a_warning(
+    text, width, warned
+):
     model = model_of(TWO_LAYERS, v=normal(SIZE, SIZE, seed=3))
     context = Listening()
     outcome = outcome_of(text, model, context)
     counts = {key: n for key, n in outcome.stats.items() if key.endswith("_bit")}
     assert counts == {f"weights_{width}_bit": 2 * SIZE * SIZE}
-    assert [("ends=same" in message) for _, message in context.warnings] == [True] * warned
+    assert [("ends=same" in message) for _, message in context.warnings] == [
+        True
+    ] * warned
 
 
 def test_three_layers_have_two_widths():

@@ -4,7 +4,6 @@ import onnx
 import onnx_ir as ir
 import pytest
 from onnx_opt import UsageError
-from onnx_opt.passes._core.weights import weights_of
 from onnx_opt.passes._core.patterns import (
     layer_names,
     left_out,
@@ -13,6 +12,7 @@ from onnx_opt.passes._core.patterns import (
     weight_names,
     weighted_names,
 )
+from onnx_opt.passes._core.weights import weights_of
 
 TIED = """
 <ir_version: 10, opset_import: ["" : 21]>
