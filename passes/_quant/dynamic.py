@@ -31,8 +31,9 @@ not measured.
 
 def why_not_dynamic(case: LayerCase) -> str | None:
     """Reason why a layer's input is not quantized at run time, or None."""
-    if case.layer.spelling:
-        return case.layer.spelling
+    reason = case.layer.no_integers
+    if reason is not None:
+        return reason
     if case.layer.node.op_type not in case.rules.dynamic:
         return needs_ranges(case)
     size = case.layer.tensor.size

@@ -22,8 +22,9 @@ FLOAT_LOWEST = np.float32(-3.4e38)
 
 def why_not_static(case: LayerCase) -> str | None:
     """Reason why a layer does not run on int8 values with calibrated ranges, or None."""
-    if case.layer.spelling:
-        return case.layer.spelling
+    reason = case.layer.no_integers
+    if reason is not None:
+        return reason
     if not case.calibrated:
         return needs_ranges(case)
     if case.named:

@@ -156,8 +156,11 @@ def choices(
     """
     found = dict.fromkeys(layers, default)
     if ends == "8" and _is_low(default) and layers:
+        # where the first or last stays float, as it has no integer kernel, the next one is an end
+        inner = [layer for layer in layers if not layer.no_integers] or layers
+        last = [layers[0], layers[-1], inner[0], inner[-1]]
         # by weight: a layer elsewhere that shares it has to store it alike
-        weights = {layers[0].weight, layers[-1].weight}
+        weights = {layer.weight for layer in last}
         form = default.form if FORMS[default.form].has_bits else END_FORM
         for layer in layers:
             if layer.weight in weights:

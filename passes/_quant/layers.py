@@ -36,6 +36,13 @@ class QuantLayer(LinearLayer):
     activated: ir.Value
     writes_integers: bool
 
+    @property
+    def no_integers(self) -> str | None:
+        """Reason why no integer kernel can stand for the layer, whatever is known of its values."""
+        if self.writes_integers and self.activated.is_graph_output():
+            return "it writes a graph output, which stays float"
+        return self.spelling
+
     def bias_array(self) -> Floats | None:
         """The bias as (channels,) float32, or None."""
         if self.bias is None or self.bias.const_value is None:
@@ -97,8 +104,6 @@ def _layer(
     # what is quantized is the value behind the activation
     activated = after_activation(linear.output, rules)
     writes_integers = node.op_type in rules.quantized_output
-    if writes_integers and activated.is_graph_output():
-        return "it writes a graph output, which stays float"
     return QuantLayer(
         node,
         linear.chain,

@@ -392,6 +392,32 @@ def test_forms_that_only_store_weights_keep_what_a_gemm_does_besides(text, attri
 
 
 @pytest.mark.parametrize(
+    ("text", "changed", "reasons"),
+    [
+        ("quant", 0, ["it writes a graph output, which stays float"]),
+        ("quant(blocked)", 0, ["Conv has no kernel for blocked weights"]),
+        ("quant(bits=4, kernel=float)", 1, []),
+    ],
+)
+def test_a_convolution_of_computed_weight_that_writes_an_output(text, changed, reasons):
+    model = model_of(
+        "n = ReduceL2 <keepdims = 1> (v, axes)\n u = Div (v, n)\n k = Mul (u, g)\n"
+        " y = Conv (x, k)",
+        inputs="float[n, 8, 32] x",
+        outputs="float[n, 16, 30] y",
+        v=normal(16, 8, 3),
+        g=normal(16, 1, 1),
+        axes=np.array([1, 2], np.int64),
+    )
+    fed = {"x": normal(4, 8, 32, seed=2)}
+    (expected,) = run_session(model).run(None, fed)
+    outcome = outcome_of(text, model)
+    assert (outcome.changed, [d.reason for d in outcome.declined]) == (changed, reasons)
+    (actual,) = run_session(model).run(None, fed)
+    assert sqnr(expected, actual) > 30 if changed else np.array_equal(expected, actual)
+
+
+@pytest.mark.parametrize(
     "text", ["quant(measure=false)", "quant(dynamic, measure=false)"]
 )
 def test_integers_do_not_stand_for_such_a_gemm(text):
