@@ -15,6 +15,11 @@ CHAIN_OPS = ("Identity", "Transpose", "Cast")
 widened from another type of floats.
 """
 
+LONGEST = 32
+"""Nodes of a chain beyond which it counts as computed: many layers may read along one long chain,
+and each walks its own way.
+"""
+
 RANDOM_OPS = frozenset(
     {
         "Bernoulli",
@@ -83,7 +88,7 @@ def chain_of(value: ir.Value | None) -> Chain | None:
     nodes: list[ir.Node] = []
     while value is not None:
         node = producer_of(value, *CHAIN_OPS)
-        if node is None or not _keeps_floats(node):
+        if node is None or not _keeps_floats(node) or len(nodes) == LONGEST:
             return Chain(value, tuple(nodes))
         nodes.append(node)
         value = node.inputs[0]
