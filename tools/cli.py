@@ -32,6 +32,7 @@ COMMANDS = (
     "eval",
     "distill",
     "export",
+    "data",
     "demo",
 )
 SHARED_FLAGS = ("--json", "--quiet", "-q", "--verbose", "-v", "--debug")

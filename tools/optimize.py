@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import onnx_ir as ir
 from .. import UsageError
 from ..passes._core.contract import Pass
 from ..passes._core.pipeline import Pipeline, as_pipeline
+from ..runtime.metrics import metric_named
 from ._run.context import is_main_process
 from ._run.driver import optimize_model
 from ._run.result import Result
@@ -30,7 +31,8 @@ def optimize(
     out: str | Path | None = None,
     target: str = "cpu",
     data: Any = None,
-    metric: str | None = None,
+    metric: str | Callable[..., Any] | None = None,
+    metric_output: str | None = None,
     eval_data: Any = None,
     seed: int = 0,
     strict: bool = False,
@@ -51,10 +53,11 @@ def optimize(
     """Run `passes` over a model, check and measure every step, and write the result to `out`.
 
     `model`: a path, or an `ir.Model`, which is cloned and never modified. `out` None: nothing is
-    written. `data`: feeds in any form that `runtime.feeds.open_feeds` takes. `verify`: "auto" runs
-    the model where its weights are at most 1 GiB. `min_sqnr` (dB) and `max_drop` (of the metric)
-    are budgets: where one is not met, nothing is written. `explain_loss` fills `Result.loss`: what
-    each layer lost, and to its weights or its activations. `pack`: end a lossy pipeline with the
+    written. `data`: feeds in any form that `runtime.feeds.open_feeds` takes. `metric`: a name, or a
+    function of all outputs and labels; `metric_output`: the output that it scores. `verify`: "auto"
+    runs the model where its weights are at most 1 GiB. `min_sqnr` (dB) and `max_drop` (of the
+    metric) are budgets: where one is not met, nothing is written. `explain_loss` fills
+    `Result.loss`: what each layer lost, and to its weights or its activations. `pack`: end a lossy pipeline with the
     pass `pack` where that saves more than 5 % of the file and the target's runtime unpacks at load
     (one that was packed is packed again). `zipped` fills `zipped_bytes` of both figures: the files
     deflated at level 9, as a download has them. `resume`: a folder where training keeps
@@ -71,6 +74,7 @@ def optimize(
         target=target,
         data=data,
         metric=metric,
+        metric_output=metric_output,
         eval_data=eval_data,
         seed=seed,
         strict=strict,
@@ -104,8 +108,14 @@ def _check_settings(settings: RunSettings) -> None:
     if settings.metric is not None and settings.labelled_data is None:
         raise UsageError(
             "--metric",
-            f"'{settings.metric}' needs labelled data",
+            f"'{metric_named(settings.metric).name}' needs labelled data",
             "give --data or --eval-data",
+        )
+    if settings.metric_output is not None and settings.metric is None:
+        raise UsageError(
+            "--metric-output",
+            "needs a metric",
+            "give --metric, for example --metric top1",
         )
     if settings.max_drop is not None and settings.metric is None:
         raise UsageError(

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from ... import RefusedError
 from ..session import TensorInfo
+from .conventional import is_conventional
 
 LABELS = "labels"
 """Name of the array that holds labels, unless an input has that name."""
@@ -242,6 +243,8 @@ def plan(arrays: ArraySet, inputs: Sequence[TensorInfo], where: str) -> BatchPla
     """
     labels = _label_key(arrays, inputs)
     keys = [key for key in arrays.arrays if key != labels]
+    # inputs of a conventional value are filled in batch by batch
+    inputs = [i for i in inputs if i.name in keys or not is_conventional(i.name)]
     matched = _matched(keys, inputs, where)
     lengths = {}
     for name, key in matched.items():

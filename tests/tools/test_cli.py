@@ -55,14 +55,17 @@ def cnn(tmp_path):
 
 
 @pytest.fixture
-def labelled(tmp_path):
+def labelled(mlp, tmp_path):
     path = tmp_path / "labelled.npz"
     random = np.random.default_rng(0)
-    np.savez(
-        path,
-        x=random.standard_normal((24, 8)).astype(np.float32),
-        labels=random.integers(0, 4, 24),
-    )
+    feeds = random.standard_normal((24, 8)).astype(np.float32)
+    first, second = [
+        onnx.numpy_helper.to_array(t) for t in onnx.load(mlp).graph.initializer
+    ]
+    labels = (np.maximum(feeds @ first, 0) @ second).argmax(1)
+    # the model is right for 20 of 24
+    labels[:4] = (labels[:4] + 1) % 4
+    np.savez(path, x=feeds, labels=labels)
     return path
 
 
@@ -100,9 +103,11 @@ def test_help_names_every_command_and_every_exit_code():
     assert "130 interrupted" in text
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize(
+    "command", [c for c in COMMANDS if c != "data"] + ["data init"]
+)
 def test_every_command_has_help_and_json(command):
-    done = invoke(command, "--help")
+    done = invoke(*command.split(), "--help")
     assert done.exit_code == 0
     assert "--json" in done.output
 
