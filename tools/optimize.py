@@ -57,8 +57,9 @@ def optimize(
     function of all outputs and labels; `metric_output`: the output that it scores. `verify`: "auto"
     runs the model where its weights are at most 1 GiB. `min_sqnr` (dB) and `max_drop` (of the
     metric) are budgets: where one is not met, nothing is written. `explain_loss` fills
-    `Result.loss`: what each layer lost, and to its weights or its activations. `pack`: end a lossy pipeline with the
-    pass `pack` where that saves more than 5 % of the file and the target's runtime unpacks at load
+    `Result.loss`: what each layer lost, and to its weights or its activations. `pack`: end a lossy
+    pipeline with the pass `pack` where that saves more than 5 % of the file and the target's runtime
+    unpacks at load
     (one that was packed is packed again). `zipped` fills `zipped_bytes` of both figures: the files
     deflated at level 9, as a download has them. `resume`: a folder where training keeps
     its state, and goes on from what an interrupted run left there. `teacher`: what `finetune`
