@@ -14,19 +14,42 @@ __all__ = [
     "Result",
     "UsageError",
     "__version__",
+    "bench",
+    "distill",
+    "evaluate",
+    "export",
+    "inspect",
+    "list_passes",
     "load",
     "optimize",
+    "verify",
 ]
 
 if TYPE_CHECKING:
     from .frontends.onnx_file import load
+    from .tools.functions import (
+        bench,
+        distill,
+        evaluate,
+        export,
+        inspect,
+        list_passes,
+        verify,
+    )
     from .tools.optimize import Result, optimize
 
 # loaded by __getattr__ below: importing this package must not load onnx_ir, which takes seconds
 _LAZY = {
+    "bench": ".tools.functions",
+    "distill": ".tools.functions",
+    "evaluate": ".tools.functions",
+    "export": ".tools.functions",
+    "inspect": ".tools.functions",
+    "list_passes": ".tools.functions",
     "load": ".frontends.onnx_file",
     "optimize": ".tools.optimize",
     "Result": ".tools.optimize",
+    "verify": ".tools.functions",
 }
 
 
@@ -71,3 +94,8 @@ def __getattr__(name: str) -> Any:
     if name in _LAZY:
         return getattr(import_module(_LAZY[name], __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    # completion shows what the package is for, loaded or not
+    return __all__

@@ -12,7 +12,7 @@ In the shell-safe spelling a later segment without "=" belongs to the value befo
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,10 +48,14 @@ def parse(text: str) -> Pipeline:
     return Pipeline(tuple(parser.pipeline()))
 
 
-def as_pipeline(
-    passes: str | Pipeline | Iterable[str | Pass | ir.passes.PassBase],
-) -> Pipeline:
-    """A Pipeline from text, or from a list of texts, passes and foreign `onnx_ir` passes."""
+PipelineStep = str | Pass | ir.passes.PassBase | tuple[str, Mapping[str, Any]]
+"""A pass of a pipeline: text, an object, or a name with its options as Python values."""
+
+
+def as_pipeline(passes: str | Pipeline | Iterable[PipelineStep]) -> Pipeline:
+    """A Pipeline from text, or from a list of texts, passes, (name, options) pairs and foreign
+    `onnx_ir` passes.
+    """
     if isinstance(passes, Pipeline):
         return passes
     if isinstance(passes, str):
@@ -60,9 +64,29 @@ def as_pipeline(
     for step in passes:
         if isinstance(step, str):
             steps.extend(parse(step).passes)
+        elif isinstance(step, Pass):
+            steps.append(step)
+        elif isinstance(step, tuple):
+            steps.append(_from_pair(step))
         else:
-            steps.append(step if isinstance(step, Pass) else ForeignPass(step))
+            steps.append(ForeignPass(step))
     return Pipeline(tuple(steps))
+
+
+def _from_pair(pair: tuple[str, Mapping[str, Any]]) -> Pass:
+    """Make a pass from its name and its options. Errors: UsageError."""
+    is_pair = len(pair) == 2 and isinstance(pair[1], Mapping)
+    if not is_pair:
+        raise UsageError(
+            "passes", f"{pair!r} is no pass", 'write ("prune", {"sparsity": 0.5})'
+        )
+    name, options = pair
+    kind = pass_class(name)
+    known = [option.name for option in options_of(kind)]
+    for key in options:
+        if key not in known:
+            raise _no_option(name, key, known)
+    return kind(**options)
 
 
 def build(name: str, arguments: dict[str, Any], positional: Any = None) -> Pass:

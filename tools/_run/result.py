@@ -6,13 +6,17 @@ import dataclasses
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
 
 from ...runtime.hardware import Hardware
-from ..console import finite
+from ..console import finite, markup_safe
+from ..facts import as_html, as_text
 from .figures import Figures
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
 
 
 @dataclass(frozen=True)
@@ -93,6 +97,25 @@ class Result:
             fields["loss"] = self.loss
         plain: dict[str, Any] = finite(fields)
         return plain
+
+    to_dict = as_dict
+
+    def __repr__(self) -> str:
+        before, after = self.input.bytes, self.output.bytes
+        return f"Result({self.about['passes']!r}, bytes {before} -> {after})"
+
+    def __str__(self) -> str:
+        return as_text(self._account())
+
+    def _repr_html_(self) -> str:
+        return as_html(self._account())
+
+    def _account(self) -> list[RenderableType]:
+        # tables are built from results: the import cannot stand above
+        from ..tables import result_tables
+
+        warnings = [f"warning: {markup_safe(text)}" for text in self.warnings]
+        return [*result_tables(self), *warnings]
 
     def to_json(self) -> str:
         """`as_dict` as text."""
