@@ -15,7 +15,7 @@ Tables = Callable[[], Sequence["RenderableType"]]
 
 
 class Facts(Mapping[str, Any]):
-    """What a command says as `--json`, by key or attribute; prints as the command's tables."""
+    """The `--json` of a command, by key or attribute; prints as the command's tables."""
 
     def __init__(self, values: Mapping[str, Any], tables: Tables) -> None:
         self._values = dict(values)

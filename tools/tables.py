@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import RenderableType
 from rich.table import Table
 
-from ._run.result import Result, Step
 from .console import markup_safe
+
+if TYPE_CHECKING:
+    from ._run.result import Result, Step
 
 
 def result_tables(result: Result, verbosity: int = 0) -> list[RenderableType]:
