@@ -36,7 +36,8 @@ if TYPE_CHECKING:
         list_passes,
         verify,
     )
-    from .tools.optimize import Result, optimize
+    from .tools.optimize import optimize
+    from .tools.result import Result
 
 # loaded by __getattr__ below: importing this package must not load onnx_ir, which takes seconds
 _LAZY = {
@@ -48,7 +49,7 @@ _LAZY = {
     "list_passes": ".tools.functions",
     "load": ".frontends.onnx_file",
     "optimize": ".tools.optimize",
-    "Result": ".tools.optimize",
+    "Result": ".tools.result",
     "verify": ".tools.functions",
 }
 

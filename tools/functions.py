@@ -12,10 +12,10 @@ from ..runtime.metrics import metric_named
 from ..runtime.session import open_session
 from ..runtime.worker import Worker
 from ._compare import checked
-from ._run.result import Result
 from ._run.scoring import score
 from .facts import Facts
 from .model_forms import as_file, as_model
+from .result import Result
 
 __all__ = ["bench", "distill", "evaluate", "export", "inspect", "list_passes", "verify"]
 

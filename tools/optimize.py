@@ -12,9 +12,9 @@ from ..passes._core.pipeline import Pipeline, PipelineStep, as_pipeline
 from ..runtime.metrics import metric_named
 from ._run.context import is_main_process
 from ._run.driver import optimize_model
-from ._run.result import Result
 from ._run.settings import ProgressBar, RunSettings, Verify
 from .model_forms import as_model
+from .result import Result
 
 __all__ = ["DEFAULT_PASSES", "Result", "default_output", "optimize"]
 
@@ -93,7 +93,7 @@ def optimize(
     if not is_main_process():
         settings = dataclasses.replace(settings, out=None, bench=False, progress=None)
     _check_settings(settings)
-    return optimize_model(settings)
+    return Result(**vars(optimize_model(settings)))
 
 
 def default_output(model: Path) -> Path:

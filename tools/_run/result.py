@@ -6,17 +6,13 @@ import dataclasses
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import onnx_ir as ir
 
 from ...runtime.hardware import Hardware
-from ..console import finite, markup_safe
-from ..facts import as_html, as_text
+from ..console import finite
 from .figures import Figures
-
-if TYPE_CHECKING:
-    from rich.console import RenderableType
 
 
 @dataclass(frozen=True)
@@ -50,7 +46,7 @@ class Step:
 
 
 @dataclass
-class Result:
+class RunResult:
     """The optimized model and the account of the run.
 
     The same fields as `--json`, where `about` is called `model`.
@@ -99,23 +95,6 @@ class Result:
         return plain
 
     to_dict = as_dict
-
-    def __repr__(self) -> str:
-        before, after = self.input.bytes, self.output.bytes
-        return f"Result({self.about['passes']!r}, bytes {before} -> {after})"
-
-    def __str__(self) -> str:
-        return as_text(self._account())
-
-    def _repr_html_(self) -> str:
-        return as_html(self._account())
-
-    def _account(self) -> list[RenderableType]:
-        # tables are built from results: the import cannot stand above
-        from ..tables import result_tables
-
-        warnings = [f"warning: {markup_safe(text)}" for text in self.warnings]
-        return [*result_tables(self), *warnings]
 
     def to_json(self) -> str:
         """`as_dict` as text."""

@@ -11,7 +11,7 @@ from ...passes._core.targets import TARGETS
 from ..console import Progress, command_line, emit_json, say, shared_options
 
 if TYPE_CHECKING:
-    from .._run.result import Result
+    from ..result import Result
 
 SHOWN_LOSSES = 20
 """Layers in the table of losses, unless -v asks for all."""
