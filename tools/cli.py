@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import gc
 import os
+import re
 import signal
 import sys
 import threading
@@ -20,7 +21,7 @@ from typing import Any, NoReturn
 
 import click
 
-from .. import OnnxOptError, __version__
+from .. import OnnxOptError, UsageError, __version__
 from .console import escaped
 
 COMMANDS = (
@@ -79,7 +80,7 @@ class Commands(click.Group):
         args = _with_command_first(args)
         own = (*COMMANDS, *OWN_FLAGS)
         if args and args[0] not in own:
-            _refuse_mistyped_command(args[0])
+            _refuse_mistyped_command(args)
             args = ["run", *args]
         return super().parse_args(ctx, args)
 
@@ -190,7 +191,11 @@ def _click_words(error: click.ClickException) -> tuple[str, str, str]:
         return error.option_name, "no such option", fix
     parameter = getattr(error, "param", None)
     if parameter is None:
-        return "usage", error.format_message().rstrip("."), help_text
+        message = error.format_message().rstrip(".")
+        extra = re.search(r"unexpected extra argument \((\S+)\)", message)
+        if extra is not None and _is_pass(extra[1]):
+            help_text = f"write --passes {extra[1]}"
+        return "usage", message, help_text
     # before BadParameter, of which it is a kind
     if isinstance(error, click.MissingParameter):
         return _parameter_name(parameter), "is missing", help_text
@@ -198,6 +203,9 @@ def _click_words(error: click.ClickException) -> tuple[str, str, str]:
         names = "/".join(parameter.opts)
         choices = getattr(parameter.type, "choices", None)
         fix = f"choose one of {', '.join(choices)}" if choices else help_text
+        percent = re.search(r"'([0-9.]+)%'", error.message)
+        if percent is not None:
+            fix = f"write {names} {float(percent[1]) / 100:g}"
         return names, error.message.rstrip("."), fix
     return "usage", error.format_message().rstrip("."), help_text
 
@@ -209,11 +217,28 @@ def _parameter_name(parameter: click.Parameter) -> str:
     return str(parameter.name).upper()
 
 
-def _refuse_mistyped_command(word: str) -> None:
-    """Errors: UsageError for a word that is no file and looks like a command."""
+def _refuse_mistyped_command(words: list[str]) -> None:
+    """Errors: UsageError for a first word that is no file and looks like a command or a pass."""
+    word, *rest = words
+    if word.startswith("-") or Path(word).exists():
+        return
+    # here, not above: naming the passes takes no time, but a pass's name is rare
+    if not Path(word).suffix and _is_pass(word):
+        model = next((other for other in rest if not other.startswith("-")), "MODEL")
+        raise UsageError(
+            "usage",
+            f"'{word}' is a pass, not a command",
+            f"onnx-opt {model} --passes {word}",
+        )
     # a mistyped command would else be told as a model that is missing
     near = difflib.get_close_matches(word, COMMANDS, 1)
-    if near and not word.startswith("-") and not Path(word).exists():
+    if near:
         raise click.UsageError(
             f"'{word}' is neither a command nor a file; did you mean '{near[0]}'?"
         )
+
+
+def _is_pass(word: str) -> bool:
+    from ..passes._core.registry import pass_names
+
+    return word in pass_names()

@@ -12,7 +12,7 @@ In the shell-safe spelling a later segment without "=" belongs to the value befo
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ import onnx_ir as ir
 
 from ... import UsageError
 from .contract import Pass
-from .options import options_of
+from .options import OptionSpec, options_of
 from .registry import ForeignPass, foreign_pass, pass_class
 
 
@@ -99,7 +99,9 @@ def build(name: str, arguments: dict[str, Any], positional: Any = None) -> Pass:
         first = next(iter(options.values()), None)
         if first is None or not first.positional:
             raise UsageError(
-                name, f"'{positional}' has no option name", "write option=value"
+                name,
+                f"'{positional}' has no option name",
+                _named(name, positional, list(options.values())),
             )
         arguments = {first.name: positional, **arguments}
     for key in arguments:
@@ -109,6 +111,17 @@ def build(name: str, arguments: dict[str, Any], positional: Any = None) -> Pass:
     for key, value in arguments.items():
         values[key] = options[key].parse(name, value)
     return kind(**values)
+
+
+def _named(name: str, value: Any, options: Sequence[OptionSpec]) -> str:
+    """Say how to write a value that came without a name: by the first option that takes it."""
+    for option in options:
+        try:
+            option.validate(name, option.parse(name, value))
+        except UsageError:
+            continue
+        return f"write {name}({option.name}={value})"
+    return "write option=value"
 
 
 def _no_option(name: str, key: str, options: list[str]) -> UsageError:
@@ -194,7 +207,11 @@ class _Parser:
             if self._peek() == ",":
                 self.at += 1
             elif self._peek() != ")":
-                raise self._error("expected ',' or ')'", "close the parenthesis")
+                raise self._error(
+                    "expected ',' or ')'",
+                    "close the parenthesis, and quote the text for the shell: "
+                    "--passes 'prune(sparsity=0.5)'; prune:sparsity=0.5 needs no quotes",
+                )
         self.at += 1
         return found
 
