@@ -62,6 +62,9 @@ class OnnxOptError(Exception):
 
     exit_code = 1
 
+    account: Any = None
+    """What was known when it failed, as the command's JSON object; None: nothing."""
+
     def __init__(self, where: str, problem: str, fix: str) -> None:
         super().__init__(f"{where}: {problem}\n  fix: {fix}")
         self.where = where

@@ -22,7 +22,7 @@ from typing import Any, NoReturn
 import click
 
 from .. import OnnxOptError, UsageError, __version__
-from .console import escaped
+from .console import emit_json, escaped
 
 COMMANDS = (
     "run",
@@ -101,7 +101,7 @@ class Commands(click.Group):
         except BaseException as error:
             # not the parsed option: parsing itself may have failed
             debug = "--debug" in words or os.environ.get("ONNX_OPT_DEBUG") == "1"
-            code = report_error(error, debug)
+            code = report_error(error, debug, as_json="--json" in words)
         sys.exit(code if isinstance(code, int) else 0)
 
 
@@ -130,8 +130,13 @@ def main() -> None:
     """The group itself does nothing."""
 
 
-def report_error(error: BaseException, debug: bool = False) -> int:
-    """Print an error as `error: where: problem` and `  fix: …` on stderr; returns its exit code."""
+def report_error(
+    error: BaseException, debug: bool = False, as_json: bool = False
+) -> int:
+    """Print an error as `error: where: problem` and `  fix: …` on stderr; returns its exit code.
+
+    `as_json`: also as one object on stdout, beside what was known when it failed.
+    """
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else 1
     # click's own say all there is to say
@@ -148,6 +153,10 @@ def report_error(error: BaseException, debug: bool = False) -> int:
     # names in a file may hold control characters
     click.echo(f"error: {escaped(where)}: {escaped(problem)}", err=True)
     click.echo(f"  fix: {escaped(fix)}", err=True)
+    if as_json:
+        facts = {"where": where, "problem": problem, "fix": fix, "exit_code": code}
+        known = getattr(error, "account", None) or {}
+        emit_json({**known, "error": facts})
     return code
 
 

@@ -159,7 +159,10 @@ def _judge(
         )
     if original.path is not None:
         if inputs.run_metric is not None and inputs.baseline is not None:
-            metric = measure_metric(run, inputs.run_metric, inputs.baseline, path)
+            measured = measure_metric(run, inputs.run_metric, inputs.baseline, path)
+            metric = measured.facts
+            if measured.failure is not None:
+                raise measured.failure
         latency_ms = measure_latency(run, inputs, original.path, path)
     return Written(model, figures, requires, drift, metric, latency_ms)
 

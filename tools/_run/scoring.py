@@ -145,13 +145,23 @@ def drop_interval(before: NDArray[np.bool_], after: NDArray[np.bool_]) -> Interv
     return Interval(drop - margin, drop + margin)
 
 
+class MeasuredMetric(NamedTuple):
+    """Metric before and after.
+
+    `facts`: `name`, `before`, `after`, and where rows are right or wrong `samples` and `drop_95`.
+    `failure`: it got worse by more than `max_drop`, or is no longer a number.
+    """
+
+    facts: dict[str, Any]
+    failure: CheckError | None
+
+
 def measure_metric(
     run: Run, run_metric: RunMetric, first: MetricScore, path: Path
-) -> dict[str, Any]:
-    """`name`, `before`, `after`, and where rows are right or wrong `samples` and `drop_95`.
+) -> MeasuredMetric:
+    """Score the result at `path` beside the original, whose score is `first`.
 
-    `first`: of the original. Warns where the labels are too few to show the drop that is allowed.
-    Errors: CheckError if it got worse by more than `max_drop`, or is no longer a number.
+    Warns where the labels are too few to show the drop that is allowed.
     """
     metric = run_metric.metric
     second = run_metric.score(path)
@@ -169,18 +179,21 @@ def measure_metric(
         facts["samples"] = len(first.hits)
         facts["drop_95"] = list(interval)
     most = run.settings.max_drop
+    if most is None:
+        return MeasuredMetric(facts, None)
     # negated, so that a drop of NaN is refused too
-    if most is not None and not drop <= most:
+    if not drop <= most:
         words = ""
         if interval is not None:
             words = f" (95 % interval {interval.low:.3g} to {interval.high:.3g})"
-        raise CheckError(
+        failure = CheckError(
             "--max-drop",
             f"{metric.name} went from {first.value:.5g} to {second.value:.5g}: "
             f"worse by {drop:.3g}{words}, more than {most:g}",
             "raise --max-drop, choose gentler passes, or calibrate on more --data",
         )
-    if most is not None and interval is not None and interval.high > most:
+        return MeasuredMetric(facts, failure)
+    if interval is not None and interval.high > most:
         rows = facts["samples"]
         run.reporter.warn(
             "--max-drop",
@@ -188,4 +201,4 @@ def measure_metric(
             f"drop lies between {interval.low:.2g} and {interval.high:.2g} (95 %); "
             "give more labels to be sure",
         )
-    return facts
+    return MeasuredMetric(facts, None)

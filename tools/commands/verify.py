@@ -72,20 +72,23 @@ def command(
 
     comparison = compare(a, b, data, atol, rtol, threads, seed)
     problem = comparison.closeness.problem(min_sqnr)
-    if as_json:
-        emit_json(as_dict(comparison, a, b, problem))
-    else:
+    facts = as_dict(comparison, a, b, problem)
+    if as_json and not problem:
+        emit_json(facts)
+    elif not as_json:
         for part in comparison_parts(comparison, a, b):
             show(part)
         for warning in comparison.warnings:
             say(f"warning: {warning}")
     # the figures first: a limit that is not met is better understood beside them
     if problem:
-        raise CheckError(
+        failure = CheckError(
             str(b),
             problem,
             "relax the limit, or see the drift that `onnx-opt run` reports for each pass",
         )
+        failure.account = facts
+        raise failure
 
 
 def compare(
