@@ -14,19 +14,43 @@ __all__ = [
     "Result",
     "UsageError",
     "__version__",
+    "bench",
+    "distill",
+    "evaluate",
+    "export",
+    "inspect",
+    "list_passes",
     "load",
     "optimize",
+    "verify",
 ]
 
 if TYPE_CHECKING:
     from .frontends.onnx_file import load
-    from .tools.optimize import Result, optimize
+    from .tools.functions import (
+        bench,
+        distill,
+        evaluate,
+        export,
+        inspect,
+        list_passes,
+        verify,
+    )
+    from .tools.optimize import optimize
+    from .tools.result import Result
 
 # loaded by __getattr__ below: importing this package must not load onnx_ir, which takes seconds
 _LAZY = {
+    "bench": ".tools.functions",
+    "distill": ".tools.functions",
+    "evaluate": ".tools.functions",
+    "export": ".tools.functions",
+    "inspect": ".tools.functions",
+    "list_passes": ".tools.functions",
     "load": ".frontends.onnx_file",
     "optimize": ".tools.optimize",
-    "Result": ".tools.optimize",
+    "Result": ".tools.result",
+    "verify": ".tools.functions",
 }
 
 
@@ -37,6 +61,9 @@ class OnnxOptError(Exception):
     """
 
     exit_code = 1
+
+    account: Any = None
+    """What was known when it failed, as the command's JSON object; None: nothing."""
 
     def __init__(self, where: str, problem: str, fix: str) -> None:
         super().__init__(f"{where}: {problem}\n  fix: {fix}")
@@ -71,3 +98,8 @@ def __getattr__(name: str) -> Any:
     if name in _LAZY:
         return getattr(import_module(_LAZY[name], __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    # completion shows what the package is for, loaded or not
+    return __all__

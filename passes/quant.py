@@ -48,6 +48,24 @@ ROUNDING_SAMPLES = 64
 """Calibration samples for `gptq`: more change nothing that was measured."""
 
 
+_FORMS_INSTEAD = {
+    "int2": "quant(bits=2)",
+    "int3": "quant(bits=3)",
+    "int4": "quant(bits=4), or for MatMul alone quant(blocked)",
+    "4bit": "quant(bits=4), or for MatMul alone quant(blocked)",
+    "8bit": "quant(int8)",
+    "uint8": "quant(int8)",
+    "static": "quant(int8) with --data",
+    "weight-only": "quant(blocked), or compress-weights",
+    "float16": "quant(fp16)",
+    "half": "quant(fp16)",
+    "bf16": "quant(fp16)",
+    "int1": "quant(binary)",
+    "1bit": "quant(binary)",
+}
+"""Pipeline text for forms by the names that other tools give them."""
+
+
 @dataclass(frozen=True)
 class Quant(Pass):
     """Quantize layers to 8-bit integers (QDQ), or their weights to fewer bits, down to one.
@@ -93,6 +111,7 @@ class Quant(Pass):
         "with data; int16: 16-bit activations; blocked: weights only, a scale a "
         "block; fp16: the whole model in half "
         "precision; ternary, binary: weights of -1, (0,) 1.",
+        instead=_FORMS_INSTEAD,
     )
     calibration: RangeMethod = Option(
         "auto", "How activation ranges are read off the calibration data."
@@ -119,7 +138,13 @@ class Quant(Pass):
         "float; or @FILE.toml, whose "
         'table [layers] has lines "PATTERN" = "FORM[:bits]".',
     )
-    bits: int = Option(8, "Bits of integer weights.", low=2, high=8)
+    bits: int = Option(
+        8,
+        "Bits of integer weights.",
+        low=2,
+        high=8,
+        instead={"1": "quant(binary)", "16": "quant(int16) or quant(fp16)"},
+    )
     activation_bits: int = Option(
         8,
         "Bits of what integer layers read, but the ends; needs data. Fewer than 8 "

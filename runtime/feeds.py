@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from .. import RefusedError, UsageError
 from ._data import arrays as arrays_module
-from ._data import folders
+from ._data import conventional, folders, objects, tables, texts
 from ._data.synthetic import Overrides, array_for, shape_of
 from .callables import load_callable, user_code
 from .session import TensorInfo
@@ -38,9 +38,12 @@ _SIZES: tuple[dict[str, int], ...] = (
 """Lengths to try for open axes, likeliest first. Chosen by hand; not measured."""
 
 _FORMS = (
-    "an .npz or .npy file, a folder of test_data_set_* or of images, module:callable or "
-    "file.py:callable"
+    "an .npz, .npy, .csv, .parquet, .txt or .jsonl file, a folder of test_data_set_* or of images, "
+    "module:callable or file.py:callable"
 )
+
+_LABELS = ("labels", "label")
+"""Keys of a batch that hold its labels, unless an input has that name."""
 
 
 @dataclass(frozen=True)
@@ -54,8 +57,9 @@ class Batch:
 class Feeds:
     """Checked batches, as often as they are iterated.
 
-    `warnings` tells what was adapted or left out, each once. Iterating raises RefusedError for a
-    batch that does not fit the inputs.
+    `warnings` tells what was adapted or left out, each once. `numbered`: classes that were
+    numbered by the order of their folders alone; 0 where the labels are known. Iterating raises
+    RefusedError for a batch that does not fit the inputs.
     """
 
     def __init__(
@@ -63,10 +67,12 @@ class Feeds:
         source: Callable[[], Iterable[Any]],
         inputs: Sequence[TensorInfo],
         where: str,
+        numbered: int = 0,
     ) -> None:
         self._source = source
         self.inputs = {i.name: i for i in inputs}
         self.where = where
+        self.numbered = numbered
         self.warnings: list[str] = []
 
     def __iter__(self) -> Iterator[Batch]:
@@ -86,6 +92,7 @@ class Feeds:
 
     def _checked(self, item: Any, where: str) -> Batch:
         raw, labels = _split(item, list(self.inputs), where)
+        raw = self._filled(raw)
         _same_names(raw, self.inputs, where)
         feeds = {name: self._array(name, raw[name], where) for name in self.inputs}
         lengths = [len(array) for array in feeds.values() if array.ndim]
@@ -96,6 +103,18 @@ class Feeds:
             return Batch(feeds)
         return Batch(feeds, _label_array(labels, rows, where))
 
+    def _filled(self, raw: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Add the inputs that have a conventional value and were left out."""
+        missing = [name for name in self.inputs if name not in raw]
+        if not missing:
+            return raw
+        given = {name: objects.as_array(value) for name, value in raw.items()}
+        added = conventional.filled(missing, given, self.inputs)
+        for name in added:
+            words = conventional.in_words(name)
+            self.note(f"{self.where}: input '{name}' is not given: taken as {words}")
+        return given | added
+
     def _array(self, name: str, value: Any, where: str) -> NDArray[Any]:
         info = self.inputs[name]
         place = f"{where}, input '{name}'"
@@ -105,7 +124,7 @@ class Feeds:
                 f"is a {info.dtype}: only tensors can be fed",
                 "export the model with tensor inputs",
             )
-        array = self._cast(np.asarray(value), info, place)
+        array = self._cast(objects.as_array(value), info, place)
         _check_shape(array, info, place)
         # not of bfloat16, whose kind is V: numpy's own functions do not know it
         if array.dtype.kind == "f" and not np.isfinite(array).all():
@@ -149,48 +168,91 @@ class StoredFeeds(Feeds):
         return iter(self._batches)
 
 
-def open_feeds(data: Any, inputs: Sequence[TensorInfo]) -> Feeds:
+def open_feeds(
+    data: Any, inputs: Sequence[TensorInfo], beside: Path | None = None
+) -> Feeds:
     """Open feeds of any form of data.
 
-    `data`: a path or `module:callable` text, a dict of arrays, a callable, or a list of batches. A
-    batch is a dict of input name to array (an array alone for a model with one input), or (batch,
-    labels). Errors: UsageError for a form that is not known, RefusedError for data that does not
-    fit; the batches themselves are checked as they are iterated.
+    `data`: a path or `module:callable` text, several of them in a list, which are joined; a dict of
+    arrays, a function that yields batches, or anything that can be iterated: a list of batches, a
+    torch DataLoader, a Hugging Face dataset, a CalibrationDataReader. A batch is a dict of input
+    name to array (an array alone for a model with one input), or (batch, labels). `beside`: the
+    model's folder, which may hold its tokenizer. Errors: UsageError for a form that is not known,
+    RefusedError for data that does not fit; the batches themselves are checked as they are
+    iterated.
     """
     if isinstance(data, Feeds):
         return data
     if isinstance(data, (str, Path)):
-        return _from_text(str(data), inputs)
+        return _from_text(str(data), inputs, beside)
+    if _is_several(data):
+        return _joined([_from_text(str(part), inputs, beside) for part in data], inputs)
     if isinstance(data, Mapping):
         return _from_arrays(arrays_module.in_memory(data), inputs, "data")
+    if isinstance(data, np.ndarray):
+        return _from_arrays(arrays_module.in_memory({"data": data}), inputs, "data")
+    source = objects.source_of(data)
+    if source is not None:
+        return Feeds(source, inputs, "data")
     if callable(data):
         # instances of a class with __call__ have no name of their own
         name = getattr(data, "__qualname__", type(data).__name__)
         return Feeds(lambda: user_code(data, name), inputs, name)
-    if isinstance(data, np.ndarray):
-        return _from_arrays(arrays_module.in_memory({"data": data}), inputs, "data")
-    # an iterator returns itself; it is spent after the first pass, and passes need several
-    if isinstance(data, Iterable) and iter(data) is not data:
-        return Feeds(lambda: data, inputs, "data")
-    kind = type(data).__name__
-    if isinstance(data, Iterator):
-        problem = f"a {kind} can be iterated only once"
-    else:
-        problem = f"a {kind} is no data"
     raise UsageError(
         "data",
-        problem,
-        f"give {_FORMS}, a dict of arrays, a list of batches or a function that yields them",
+        f"a {type(data).__name__} is no data",
+        f"give {_FORMS}, a dict of arrays, a function that yields batches, or anything that "
+        "can be iterated",
     )
 
 
-def _from_text(text: str, inputs: Sequence[TensorInfo]) -> Feeds:
+def _is_several(data: Any) -> bool:
+    is_list = isinstance(data, (list, tuple)) and len(data) > 0
+    return is_list and all(isinstance(part, (str, Path)) for part in data)
+
+
+def _joined(parts: Sequence[Feeds], inputs: Sequence[TensorInfo]) -> Feeds:
+    """One after the other, as one. Errors: RefusedError where only some have labels."""
+    if len(parts) == 1:
+        return parts[0]
+
+    def batches() -> Iterator[Batch]:
+        labelled: dict[bool, str] = {}
+        for part in parts:
+            for batch in part:
+                labelled.setdefault(batch.labels is not None, part.where)
+                if len(labelled) == 2:
+                    raise RefusedError(
+                        f"data {labelled[False]}",
+                        f"has no labels, {labelled[True]} has",
+                        "give labels to both, or give only one of them",
+                    )
+                yield batch
+            for message in part.warnings:
+                feeds.note(message)
+
+    where = " and ".join(part.where for part in parts)
+    numbered = max(part.numbered for part in parts)
+    feeds = Feeds(batches, inputs, where, numbered)
+    return feeds
+
+
+def _from_text(
+    text: str, inputs: Sequence[TensorInfo], beside: Path | None = None
+) -> Feeds:
     path = Path(text)
     if path.is_dir():
-        source = folders.open_folder(path, [i.name for i in inputs])
-        return Feeds(source, inputs, path.name)
+        folder = folders.open_folder(path, [i.name for i in inputs])
+        return Feeds(folder.batches, inputs, path.name, folder.numbered)
     if path.suffix in (".npz", ".npy"):
         return _from_arrays(arrays_module.open_file(path), inputs, path.name)
+    if path.suffix in tables.SUFFIXES:
+        return Feeds(tables.Table.open(path, inputs).batches, inputs, path.name)
+    if path.suffix in texts.SUFFIXES:
+        others = [] if beside is None else [beside]
+        return Feeds(
+            texts.TextFile.open(path, inputs, others).batches, inputs, path.name
+        )
     if ":" in text:
         function = load_callable(text, "data")
         return Feeds(lambda: user_code(function, text), inputs, text)
@@ -220,23 +282,43 @@ def _split(item: Any, names: list[str], where: str) -> tuple[Mapping[str, Any], 
     """Split a raw batch into feeds, and labels or None."""
     if isinstance(item, Batch):
         return item.feeds, item.labels
-    feeds, labels = item, None
-    if isinstance(item, tuple) and len(item) == 2:
-        feeds, labels = item
-    if isinstance(feeds, Mapping):
-        return feeds, labels
-    if len(names) == 1 and isinstance(feeds, np.ndarray):
-        return {names[0]: feeds}, labels
+    if isinstance(item, Mapping):
+        return _without_labels(item, names)
+    if isinstance(item, (tuple, list)):
+        parts = list(item)
+        if len(parts) == 2 and isinstance(parts[0], Mapping):
+            return parts[0], parts[1]
+        # in the model's order, as loaders of torch give them; labels come last
+        if len(parts) == len(names) + 1:
+            return dict(zip(names, parts, strict=False)), parts[-1]
+        if len(parts) == len(names) and _is_array(parts[0]):
+            return dict(zip(names, parts, strict=True)), None
+    elif len(names) == 1 and _is_array(item):
+        return {names[0]: item}, None
     raise RefusedError(
         where,
-        f"is a {type(feeds).__name__}",
+        f"is a {type(item).__name__}",
         "yield a dict of input name to array, or (dict, labels)",
     )
 
 
+def _without_labels(
+    item: Mapping[str, Any], names: list[str]
+) -> tuple[Mapping[str, Any], Any]:
+    for key in _LABELS:
+        if key in item and key not in names:
+            feeds = {name: value for name, value in item.items() if name != key}
+            return feeds, item[key]
+    return item, None
+
+
+def _is_array(value: Any) -> bool:
+    return isinstance(value, np.ndarray) or hasattr(value, "detach")
+
+
 def _label_array(labels: Any, rows: int | None, where: str) -> NDArray[Any]:
     try:
-        array = np.asarray(labels)
+        array = objects.as_array(labels)
     except ValueError as error:
         raise RefusedError(
             f"{where}, labels", f"are no array: {error}", "give one label a sample"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,20 @@ from .session import Session
 
 Outputs = list[NDArray[Any]]
 Pair = tuple[Outputs, Any]
+
+
+class MetricScore(NamedTuple):
+    """A metric over labelled data.
+
+    `hits`: of each row, whether it is right, (N,) booleans; None where the metric is no share of
+    rows. `classes`: how many a row is told from; 0 where that is not known.
+    """
+
+    value: float
+    hits: NDArray[np.bool_] | None = None
+    classes: int = 0
+
+
 _IGNORED_LABEL = -100
 """Label of positions that have none, as in torch's CrossEntropyLoss."""
 
@@ -26,34 +40,41 @@ class Metric:
     """A score over (outputs, labels) of all batches; `higher_is_better` says which way is good."""
 
     name: str
-    over: Callable[[Iterable[Pair]], float]
+    score: Callable[[Iterable[Pair]], MetricScore]
     higher_is_better: bool = True
 
     def __call__(self, outputs: Iterable[Outputs], labels: Iterable[Any]) -> float:
         """Score `outputs` (a list of arrays a batch) against `labels` (one array a batch)."""
-        return self.over(zip(outputs, labels, strict=True))
+        return self.score(zip(outputs, labels, strict=True)).value
 
 
-def metric_named(text: str) -> Metric:
-    """Get the metric of that name, or of a user's `module:callable` or `file.py:callable`.
+def metric_named(named: str | Callable[..., Any]) -> Metric:
+    """Get the metric of that name, or of a user's function.
 
-    A user's function gets two lists, over the batches: the outputs (each a list of arrays) and the
-    labels; it returns a number. Errors: UsageError with the nearest name.
+    A function, or the `module:callable` or `file.py:callable` that names it, gets two lists, over
+    the batches: the outputs (each a list of arrays) and the labels; it returns a number. Errors:
+    UsageError with the nearest name.
     """
-    if text in _BUILT_IN:
-        return _BUILT_IN[text]
-    if ":" not in text:
-        near = difflib.get_close_matches(text, _BUILT_IN, 1)
+    if callable(named):
+        name = getattr(named, "__qualname__", type(named).__name__)
+        return _of_function(named, name)
+    if named in _BUILT_IN:
+        return _BUILT_IN[named]
+    if ":" not in named:
+        near = difflib.get_close_matches(named, _BUILT_IN, 1)
         fix = "name one of them, or module:callable"
         if near:
             fix = f"did you mean '{near[0]}'?"
         raise UsageError(
             "metric",
-            f"'{text}' is not one of {', '.join(_BUILT_IN)}",
+            f"'{named}' is not one of {', '.join(_BUILT_IN)}",
             fix,
         )
-    function = load_callable(text, "metric")
-    return Metric(text, lambda pairs: _user_score(function, text, pairs))
+    return _of_function(load_callable(named, "metric"), named)
+
+
+def _of_function(function: Callable[..., Any], name: str) -> Metric:
+    return Metric(name, lambda pairs: MetricScore(_user_score(function, name, pairs)))
 
 
 def evaluate(
@@ -61,11 +82,17 @@ def evaluate(
     feeds: Feeds,
     metric: Metric,
     advance: Callable[[int], None] | None = None,
-) -> float:
+    output: str | None = None,
+) -> MetricScore:
     """Run the session over labelled feeds and score it.
 
-    `advance` is called with 1 after each batch. Errors: RefusedError when a batch has no labels.
+    `advance` is called with 1 after each batch. `output`: the output to score; None: the metric
+    gets all, and the built-in ones take the first. Errors: RefusedError when a batch has no labels,
+    and for class folders whose numbers are a guess that the model's classes do not bear out;
+    UsageError for an output that the model does not have.
     """
+    if output is not None:
+        _check_output(session, output)
 
     def pairs() -> Iterator[Pair]:
         for index, batch in enumerate(feeds):
@@ -75,12 +102,38 @@ def evaluate(
                     f"has no labels; {metric.name} needs them",
                     "put them under 'labels' in the .npz, or yield (feeds, labels)",
                 )
-            outputs = session.run(batch.feeds)
-            yield list(outputs.values()), batch.labels
+            named = session.run(batch.feeds)
+            outputs = list(named.values()) if output is None else [named[output]]
+            if index == 0:
+                _check_classes(feeds, outputs[0])
+            yield outputs, batch.labels
             if advance is not None:
                 advance(1)
 
-    return metric.over(pairs())
+    return metric.score(pairs())
+
+
+def _check_output(session: Session, output: str) -> None:
+    names = [info.name for info in session.outputs]
+    if output not in names:
+        near = difflib.get_close_matches(output, names, 1)
+        fix = f"the outputs are {', '.join(names)}"
+        if near:
+            fix = f"did you mean '{near[0]}'?"
+        raise UsageError("--metric-output", f"the model has no output '{output}'", fix)
+
+
+def _check_classes(feeds: Feeds, scores: NDArray[Any]) -> None:
+    """Refuse class folders numbered by their order where the model has other classes."""
+    if not feeds.numbered or scores.ndim < 2 or scores.shape[-1] == feeds.numbered:
+        return
+    raise RefusedError(
+        f"data {feeds.where}",
+        f"has {feeds.numbered} class folders, the model {scores.shape[-1]} classes: "
+        "nothing says which folder is which class",
+        "name the folders by class number, or list all classes in classes.txt, "
+        "a name a line, in the order of the model's outputs",
+    )
 
 
 def _user_score(
@@ -98,24 +151,48 @@ def _user_score(
         raise failure(f"metric {text}", error) from error
 
 
-def _top(k: int) -> Callable[[Iterable[Pair]], float]:
+def _top(k: int) -> Callable[[Iterable[Pair]], MetricScore]:
     """Make the score of rows whose label is among the k highest of the first output (B, *, C).
 
-    A fraction; ties go by index.
+    A fraction; ties go by index. For k of 1 the first output may hold the labels themselves, (B,).
     """
     name = f"top{k}"
 
-    def score(pairs: Iterable[Pair]) -> float:
-        right = 0
-        total = 0
+    def score(pairs: Iterable[Pair]) -> MetricScore:
+        parts = []
+        classes = 0
         for outputs, labels in pairs:
+            if k == 1 and _are_labels(outputs[0]):
+                parts.append(_equal_labels(outputs[0], labels, name))
+                continue
             scores, truth = _scores_and_classes(outputs, labels, name)
             before = _ranked_before(scores, truth)
-            right += int(np.sum(before < k))
-            total += len(truth)
-        return right / _at_least_one(total, name)
+            parts.append(before < k)
+            classes = scores.shape[1]
+        hits = np.concatenate(parts) if parts else np.zeros(0, bool)
+        total = _at_least_one(len(hits), name)
+        return MetricScore(int(np.sum(hits)) / total, hits, classes)
 
     return score
+
+
+def _are_labels(output: NDArray[Any]) -> bool:
+    """Return whether an output holds predicted labels, as classifiers of scikit-learn do."""
+    is_vector = output.ndim == 1 or (output.ndim == 2 and output.shape[1] == 1)
+    # integers, booleans, texts
+    return is_vector and output.dtype.kind in "iubOUS"
+
+
+def _equal_labels(output: NDArray[Any], labels: Any, name: str) -> NDArray[np.bool_]:
+    predicted = output.reshape(-1)
+    truth = np.asarray(labels).reshape(-1)
+    if len(predicted) != len(truth):
+        raise RefusedError(
+            f"metric {name}",
+            f"{len(truth)} labels for {len(predicted)} predictions",
+            "give one label a row",
+        )
+    return np.asarray(predicted == truth, bool)
 
 
 def _ranked_before(scores: NDArray[Any], truth: NDArray[np.int64]) -> NDArray[Any]:
@@ -172,7 +249,7 @@ def _in_range(truth: NDArray[Any], classes: int, name: str) -> NDArray[np.int64]
     return truth.astype(np.int64)
 
 
-def _perplexity(pairs: Iterable[Pair]) -> float:
+def _perplexity(pairs: Iterable[Pair]) -> MetricScore:
     """Exp of the mean negative log-likelihood of labels (B, T) under logits (B, T, V).
 
     Labels are the targets of their positions (already shifted); -100 is left out.
@@ -198,10 +275,10 @@ def _perplexity(pairs: Iterable[Pair]) -> float:
         loss += float(np.sum(losses))
         total += len(truth)
     mean_loss = loss / _at_least_one(total, "perplexity")
-    return float(np.exp(mean_loss))
+    return MetricScore(float(np.exp(mean_loss)))
 
 
-def _spearman(pairs: Iterable[Pair]) -> float:
+def _spearman(pairs: Iterable[Pair]) -> MetricScore:
     """Rank correlation of the first output, (B,) or (B, 1), with the labels (B,)."""
     values: list[NDArray[Any]] = []
     truth: list[NDArray[Any]] = []
@@ -229,7 +306,7 @@ def _spearman(pairs: Iterable[Pair]) -> float:
             "is undefined: all outputs or all labels are equal",
             "give varied data",
         )
-    return float(left @ right) / norm
+    return MetricScore(float(left @ right) / norm)
 
 
 def _centred_ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:

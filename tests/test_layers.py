@@ -20,6 +20,8 @@ LAYERS = {
         "numpy",
         "ml_dtypes",
         "PIL",
+        "pyarrow",
+        "tokenizers",
         "tensorrt",
         "google",
     },

@@ -120,10 +120,10 @@ def checked(path: Path) -> Path:
     return path.absolute()
 
 
-def feeds_for(session: Session, data: str | None, seed: int) -> Iterable[Arrays]:
+def feeds_for(session: Session, data: Any, seed: int) -> Iterable[Arrays]:
     """All batches of the data, or a few synthetic ones that the model accepts."""
     if data is not None:
-        feeds = open_feeds(data, session.inputs)
+        feeds = open_feeds(data, session.inputs, session.path.parent)
         for message in feeds.warnings:
             say(f"warning: data: {message}")
         return (batch.feeds for batch in feeds)

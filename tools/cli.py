@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import gc
 import os
+import re
 import signal
 import sys
 import threading
@@ -20,8 +21,8 @@ from typing import Any, NoReturn
 
 import click
 
-from .. import OnnxOptError, __version__
-from .console import escaped
+from .. import OnnxOptError, UsageError, __version__
+from .console import emit_json, escaped
 
 COMMANDS = (
     "run",
@@ -32,6 +33,7 @@ COMMANDS = (
     "eval",
     "distill",
     "export",
+    "data",
     "demo",
 )
 SHARED_FLAGS = ("--json", "--quiet", "-q", "--verbose", "-v", "--debug")
@@ -78,7 +80,7 @@ class Commands(click.Group):
         args = _with_command_first(args)
         own = (*COMMANDS, *OWN_FLAGS)
         if args and args[0] not in own:
-            _refuse_mistyped_command(args[0])
+            _refuse_mistyped_command(args)
             args = ["run", *args]
         return super().parse_args(ctx, args)
 
@@ -99,7 +101,7 @@ class Commands(click.Group):
         except BaseException as error:
             # not the parsed option: parsing itself may have failed
             debug = "--debug" in words or os.environ.get("ONNX_OPT_DEBUG") == "1"
-            code = report_error(error, debug)
+            code = report_error(error, debug, as_json="--json" in words)
         sys.exit(code if isinstance(code, int) else 0)
 
 
@@ -128,8 +130,13 @@ def main() -> None:
     """The group itself does nothing."""
 
 
-def report_error(error: BaseException, debug: bool = False) -> int:
-    """Print an error as `error: where: problem` and `  fix: …` on stderr; returns its exit code."""
+def report_error(
+    error: BaseException, debug: bool = False, as_json: bool = False
+) -> int:
+    """Print an error as `error: where: problem` and `  fix: …` on stderr; returns its exit code.
+
+    `as_json`: also as one object on stdout, beside what was known when it failed.
+    """
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else 1
     # click's own say all there is to say
@@ -146,6 +153,10 @@ def report_error(error: BaseException, debug: bool = False) -> int:
     # names in a file may hold control characters
     click.echo(f"error: {escaped(where)}: {escaped(problem)}", err=True)
     click.echo(f"  fix: {escaped(fix)}", err=True)
+    if as_json:
+        facts = {"where": where, "problem": problem, "fix": fix, "exit_code": code}
+        known = getattr(error, "account", None) or {}
+        emit_json({**known, "error": facts})
     return code
 
 
@@ -189,7 +200,11 @@ def _click_words(error: click.ClickException) -> tuple[str, str, str]:
         return error.option_name, "no such option", fix
     parameter = getattr(error, "param", None)
     if parameter is None:
-        return "usage", error.format_message().rstrip("."), help_text
+        message = error.format_message().rstrip(".")
+        extra = re.search(r"unexpected extra argument \((\S+)\)", message)
+        if extra is not None and _is_pass(extra[1]):
+            help_text = f"write --passes {extra[1]}"
+        return "usage", message, help_text
     # before BadParameter, of which it is a kind
     if isinstance(error, click.MissingParameter):
         return _parameter_name(parameter), "is missing", help_text
@@ -197,6 +212,9 @@ def _click_words(error: click.ClickException) -> tuple[str, str, str]:
         names = "/".join(parameter.opts)
         choices = getattr(parameter.type, "choices", None)
         fix = f"choose one of {', '.join(choices)}" if choices else help_text
+        percent = re.search(r"'([0-9.]+)%'", error.message)
+        if percent is not None:
+            fix = f"write {names} {float(percent[1]) / 100:g}"
         return names, error.message.rstrip("."), fix
     return "usage", error.format_message().rstrip("."), help_text
 
@@ -208,11 +226,28 @@ def _parameter_name(parameter: click.Parameter) -> str:
     return str(parameter.name).upper()
 
 
-def _refuse_mistyped_command(word: str) -> None:
-    """Errors: UsageError for a word that is no file and looks like a command."""
+def _refuse_mistyped_command(words: list[str]) -> None:
+    """Errors: UsageError for a first word that is no file and looks like a command or a pass."""
+    word, *rest = words
+    if word.startswith("-") or Path(word).exists():
+        return
+    # here, not above: naming the passes takes no time, but a pass's name is rare
+    if not Path(word).suffix and _is_pass(word):
+        model = next((other for other in rest if not other.startswith("-")), "MODEL")
+        raise UsageError(
+            "usage",
+            f"'{word}' is a pass, not a command",
+            f"onnx-opt {model} --passes {word}",
+        )
     # a mistyped command would else be told as a model that is missing
     near = difflib.get_close_matches(word, COMMANDS, 1)
-    if near and not word.startswith("-") and not Path(word).exists():
+    if near:
         raise click.UsageError(
             f"'{word}' is neither a command nor a file; did you mean '{near[0]}'?"
         )
+
+
+def _is_pass(word: str) -> bool:
+    from ..passes._core.registry import pass_names
+
+    return word in pass_names()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import shlex
 import unicodedata
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -55,6 +56,38 @@ def shared_options(function: Callable[..., Any]) -> Callable[..., Any]:
     for option in (DEBUG, VERBOSE, QUIET, JSON):
         entry = option(entry)
     return entry
+
+
+def command_line(context: click.Context, **changed: Any) -> str:
+    """The shell command of a click context, with every option that is not at its default.
+
+    `changed`: values of some parameters instead of those given.
+    """
+    words = ["onnx-opt"]
+    # `run` goes without its name
+    if context.info_name not in (None, "run"):
+        words.append(str(context.info_name))
+    values = {**context.params, **changed}
+    arguments = [p for p in context.command.params if isinstance(p, click.Argument)]
+    options = [p for p in context.command.params if isinstance(p, click.Option)]
+    for argument in arguments:
+        words += _as_words(values.get(argument.name or ""))
+    for option in options:
+        value = values.get(option.name or "")
+        if value in (None, (), False) or value == option.get_default(context):
+            continue
+        if option.is_flag:
+            words.append(option.opts[-1])
+            continue
+        for word in _as_words(value):
+            words += [option.opts[-1], word]
+    return shlex.join(words)
+
+
+def _as_words(value: Any) -> list[str]:
+    if isinstance(value, (list, tuple)):
+        return [str(part) for part in value]
+    return [] if value is None else [str(value)]
 
 
 def emit_json(value: Any) -> None:

@@ -3,34 +3,34 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-import onnx_ir as ir
-
 from .. import UsageError
-from ..passes._core.contract import Pass
-from ..passes._core.pipeline import Pipeline, as_pipeline
+from ..passes._core.pipeline import Pipeline, PipelineStep, as_pipeline
+from ..runtime.metrics import metric_named
 from ._run.context import is_main_process
 from ._run.driver import optimize_model
-from ._run.result import Result
 from ._run.settings import ProgressBar, RunSettings, Verify
+from .model_forms import as_model
+from .result import Result
 
 __all__ = ["DEFAULT_PASSES", "Result", "default_output", "optimize"]
 
 DEFAULT_PASSES = "simplify,quant"
-Passes = str | Pipeline | Iterable[str | Pass | ir.passes.PassBase]
+Passes = str | Pipeline | Iterable[PipelineStep]
 
 
 def optimize(
-    model: str | Path | ir.Model,
+    model: Any,
     passes: Passes = DEFAULT_PASSES,
     *,
     out: str | Path | None = None,
     target: str = "cpu",
     data: Any = None,
-    metric: str | None = None,
+    metric: str | Callable[..., Any] | None = None,
+    metric_output: str | None = None,
     eval_data: Any = None,
     seed: int = 0,
     strict: bool = False,
@@ -46,31 +46,33 @@ def optimize(
     pack: bool = True,
     zipped: bool = False,
     resume: str | Path | None = None,
-    teacher: str | Path | ir.Model | None = None,
+    teacher: Any = None,
 ) -> Result:
     """Run `passes` over a model, check and measure every step, and write the result to `out`.
 
-    `model`: a path, or an `ir.Model`, which is cloned and never modified. `out` None: nothing is
-    written. `data`: feeds in any form that `runtime.feeds.open_feeds` takes. `verify`: "auto" runs
-    the model where its weights are at most 1 GiB. `min_sqnr` (dB) and `max_drop` (of the metric)
-    are budgets: where one is not met, nothing is written. `explain_loss` fills `Result.loss`: what
-    each layer lost, and to its weights or its activations. `pack`: end a lossy pipeline with the
-    pass `pack` where that saves more than 5 % of the file and the target's runtime unpacks at load
-    (one that was packed is packed again). `zipped` fills `zipped_bytes` of both figures: the files
-    deflated at level 9, as a download has them. `resume`: a folder where training keeps
-    its state, and goes on from what an interrupted run left there. `teacher`: what `finetune`
-    learns from, in place of the model as it came. Under torchrun every process runs, and the first
-    alone writes `out` and measures latency.
+    `model`: a path, bytes, a ModelProto, an `ir.Model` (never modified) or torch's ONNXProgram.
+    `out` None: nothing is written. `data`: feeds in any form that `runtime.feeds.open_feeds` takes.
+    `metric`: a name, or a function of all outputs and labels; `metric_output`: the output that it
+    scores. `verify`: "auto" runs the model where its weights are at most 1 GiB. `min_sqnr` (dB) and
+    `max_drop` (of the metric) are budgets: where one is not met, nothing is written. `explain_loss`
+    fills `Result.loss`: what each layer lost, and to its weights or its activations. `pack`: end a
+    lossy pipeline with the pass `pack` where that saves more than 5 % of the file and the target's
+    runtime unpacks at load (one that was packed is packed again). `zipped` fills `zipped_bytes` of
+    both figures: the files deflated at level 9, as a download has them. `resume`: a folder where
+    training keeps its state, and goes on from what an interrupted run left there. `teacher`: what
+    `finetune` learns from, in place of the model as it came. Under torchrun every process runs, and
+    the first alone writes `out` and measures latency.
 
     Errors: UsageError (options), RefusedError (model, data), CheckError (a check or a budget).
     """
     settings = RunSettings(
-        model=model if isinstance(model, ir.Model) else Path(model),
+        model=as_model(model),
         pipeline=as_pipeline(passes),
         out=None if out is None else Path(out),
         target=target,
         data=data,
         metric=metric,
+        metric_output=metric_output,
         eval_data=eval_data,
         seed=seed,
         strict=strict,
@@ -86,12 +88,12 @@ def optimize(
         pack=pack,
         zipped=zipped,
         resume=None if resume is None else Path(resume),
-        teacher=Path(teacher) if isinstance(teacher, str) else teacher,
+        teacher=None if teacher is None else as_model(teacher),
     )
     if not is_main_process():
         settings = dataclasses.replace(settings, out=None, bench=False, progress=None)
     _check_settings(settings)
-    return optimize_model(settings)
+    return Result(**vars(optimize_model(settings)))
 
 
 def default_output(model: Path) -> Path:
@@ -104,8 +106,14 @@ def _check_settings(settings: RunSettings) -> None:
     if settings.metric is not None and settings.labelled_data is None:
         raise UsageError(
             "--metric",
-            f"'{settings.metric}' needs labelled data",
+            f"'{metric_named(settings.metric).name}' needs labelled data",
             "give --data or --eval-data",
+        )
+    if settings.metric_output is not None and settings.metric is None:
+        raise UsageError(
+            "--metric-output",
+            "needs a metric",
+            "give --metric, for example --metric top1",
         )
     if settings.max_drop is not None and settings.metric is None:
         raise UsageError(

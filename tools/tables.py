@@ -10,11 +10,11 @@ from typing import Any
 from rich.console import RenderableType
 from rich.table import Table
 
-from ._run.result import Result, Step
+from ._run.result import RunResult, Step
 from .console import markup_safe
 
 
-def result_tables(result: Result, verbosity: int = 0) -> list[RenderableType]:
+def result_tables(result: RunResult, verbosity: int = 0) -> list[RenderableType]:
     """The main job's account: the passes, then before and after."""
     tables: list[RenderableType] = [pass_account(result.passes)]
     if result.drift_on is not None:
@@ -45,7 +45,7 @@ DRIFT_ON = {
     ),
     "synthetic feeds": "synthetic feeds",
 }
-"""Words for the data that drift was measured on, by `Result.drift_on`."""
+"""Words for the data that drift was measured on, by `RunResult.drift_on`."""
 
 
 def plain_table(title: str | None, *columns: str, right: Sequence[str] = ()) -> Table:
@@ -149,7 +149,7 @@ def chosen_table(name: str, chosen: Sequence[Mapping[str, str]]) -> Table:
     return table
 
 
-def before_after(result: Result) -> Table:
+def before_after(result: RunResult) -> Table:
     """Size, parameters, nodes, work, latency and metric, before and after, with the ratio."""
     table = plain_table(
         "result",

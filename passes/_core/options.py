@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -27,17 +27,20 @@ def Option(  # noqa: N802 - reads as a declaration, like dataclasses.field
     low: float | None = None,
     high: float | None = None,
     unit: str = "",
+    instead: Mapping[str, str] | None = None,
 ) -> Any:
     """Declare one option of a pass: its default, a sentence of help, its range and its unit.
 
     `low` and `high` belong to the range. A field of type `T | None` may be unset: `none` in
-    pipeline text. One of type `T | Auto` may be left to the pass: `auto`.
+    pipeline text. One of type `T | Auto` may be left to the pass: `auto`. `instead`: pipeline text
+    to write instead of values that people try and that it does not have.
     """
     metadata = {
         "help": help,
         "low": low,
         "high": high,
         "unit": unit,
+        "instead": dict(instead or {}),
     }
     return dataclasses.field(default=default, metadata=metadata)
 
@@ -47,7 +50,8 @@ class OptionSpec:
     """One option as a field of a pass declares it, from which text, help and checks follow.
 
     `kind`: type of its values, without `None` and `Auto`. `optional`: it may be unset. `automatic`:
-    it may be left to the pass. `positional`: pipeline text may give it without its name.
+    it may be left to the pass. `positional`: pipeline text may give it without its name. `instead`:
+    pipeline text to write instead of some values that it does not have.
     """
 
     name: str
@@ -60,6 +64,7 @@ class OptionSpec:
     high: float | None
     unit: str
     positional: bool
+    instead: Mapping[str, str]
 
     @property
     def choices(self) -> tuple[str, ...]:
@@ -112,7 +117,7 @@ class OptionSpec:
             raise UsageError(
                 f"{where}.{self.name}",
                 f"{_shown(value)} is not {self.type_text}",
-                self._fix(),
+                self._fix(value),
             ) from None
 
     def validate(self, where: str, value: Any) -> None:
@@ -127,19 +132,19 @@ class OptionSpec:
             return
         if not _HAS_TYPE[self.kind](value):
             problem = f"{_shown(value)} is not {self.type_text}"
-            raise UsageError(place, problem, self._fix())
+            raise UsageError(place, problem, self._fix(value))
         if not isinstance(value, (int, float)):
             return
         if not self._in_range(value):
             problem = f"{value} is outside [{self.low}, {self.high}]"
-            raise UsageError(place, problem, self._fix())
+            raise UsageError(place, problem, self._fix(value))
 
     def _require_choice(self, place: str, value: Any) -> None:
         if value in self.choices:
             return
         near = difflib.get_close_matches(str(value), self.choices, 1)
-        fix = self._fix()
-        if near:
+        fix = self._fix(value)
+        if near and str(value) not in self.instead:
             fix = f"did you mean '{near[0]}'?"
         choices = ", ".join(self.choices)
         raise UsageError(
@@ -161,7 +166,9 @@ class OptionSpec:
             return text
         return f"{self.name}={text}"
 
-    def _fix(self) -> str:
+    def _fix(self, value: Any) -> str:
+        if str(value) in self.instead:
+            return f"write {self.instead[str(value)]}"
         default = NONE if self.default is None else self.default
         if self.choices:
             choices = ", ".join(self.choices)
@@ -199,6 +206,7 @@ def options_of(kind: type) -> list[OptionSpec]:
             high=field.metadata["high"],
             unit=field.metadata["unit"],
             positional=positional,
+            instead=field.metadata["instead"],
         )
         specs.append(spec)
     return specs

@@ -12,7 +12,7 @@ In the shell-safe spelling a later segment without "=" belongs to the value befo
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ import onnx_ir as ir
 
 from ... import UsageError
 from .contract import Pass
-from .options import options_of
+from .options import OptionSpec, options_of
 from .registry import ForeignPass, foreign_pass, pass_class
 
 
@@ -48,10 +48,14 @@ def parse(text: str) -> Pipeline:
     return Pipeline(tuple(parser.pipeline()))
 
 
-def as_pipeline(
-    passes: str | Pipeline | Iterable[str | Pass | ir.passes.PassBase],
-) -> Pipeline:
-    """A Pipeline from text, or from a list of texts, passes and foreign `onnx_ir` passes."""
+PipelineStep = str | Pass | ir.passes.PassBase | tuple[str, Mapping[str, Any]]
+"""A pass of a pipeline: text, an object, or a name with its options as Python values."""
+
+
+def as_pipeline(passes: str | Pipeline | Iterable[PipelineStep]) -> Pipeline:
+    """A Pipeline from text, or from a list of texts, passes, (name, options) pairs and foreign
+    `onnx_ir` passes.
+    """
     if isinstance(passes, Pipeline):
         return passes
     if isinstance(passes, str):
@@ -60,9 +64,29 @@ def as_pipeline(
     for step in passes:
         if isinstance(step, str):
             steps.extend(parse(step).passes)
+        elif isinstance(step, Pass):
+            steps.append(step)
+        elif isinstance(step, tuple):
+            steps.append(_from_pair(step))
         else:
-            steps.append(step if isinstance(step, Pass) else ForeignPass(step))
+            steps.append(ForeignPass(step))
     return Pipeline(tuple(steps))
+
+
+def _from_pair(pair: tuple[str, Mapping[str, Any]]) -> Pass:
+    """Make a pass from its name and its options. Errors: UsageError."""
+    is_pair = len(pair) == 2 and isinstance(pair[1], Mapping)
+    if not is_pair:
+        raise UsageError(
+            "passes", f"{pair!r} is no pass", 'write ("prune", {"sparsity": 0.5})'
+        )
+    name, options = pair
+    kind = pass_class(name)
+    known = [option.name for option in options_of(kind)]
+    for key in options:
+        if key not in known:
+            raise _no_option(name, key, known)
+    return kind(**options)
 
 
 def build(name: str, arguments: dict[str, Any], positional: Any = None) -> Pass:
@@ -75,7 +99,9 @@ def build(name: str, arguments: dict[str, Any], positional: Any = None) -> Pass:
         first = next(iter(options.values()), None)
         if first is None or not first.positional:
             raise UsageError(
-                name, f"'{positional}' has no option name", "write option=value"
+                name,
+                f"'{positional}' has no option name",
+                _named(name, positional, list(options.values())),
             )
         arguments = {first.name: positional, **arguments}
     for key in arguments:
@@ -85,6 +111,17 @@ def build(name: str, arguments: dict[str, Any], positional: Any = None) -> Pass:
     for key, value in arguments.items():
         values[key] = options[key].parse(name, value)
     return kind(**values)
+
+
+def _named(name: str, value: Any, options: Sequence[OptionSpec]) -> str:
+    """Say how to write a value that came without a name: by the first option that takes it."""
+    for option in options:
+        try:
+            option.validate(name, option.parse(name, value))
+        except UsageError:
+            continue
+        return f"write {name}({option.name}={value})"
+    return "write option=value"
 
 
 def _no_option(name: str, key: str, options: list[str]) -> UsageError:
@@ -170,7 +207,11 @@ class _Parser:
             if self._peek() == ",":
                 self.at += 1
             elif self._peek() != ")":
-                raise self._error("expected ',' or ')'", "close the parenthesis")
+                raise self._error(
+                    "expected ',' or ')'",
+                    "close the parenthesis, and quote the text for the shell: "
+                    "--passes 'prune(sparsity=0.5)'; prune:sparsity=0.5 needs no quotes",
+                )
         self.at += 1
         return found
 

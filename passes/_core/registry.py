@@ -13,7 +13,7 @@ import onnx_ir as ir
 from ... import UsageError
 from .context import Context
 from .contract import Pass
-from .options import quoted
+from .options import options_of, quoted
 from .outcome import Effect, PassOutcome
 
 _PASSES = __name__.rpartition("._core")[0]
@@ -33,11 +33,7 @@ def pass_class(name: str) -> type[Pass]:
     # names first, so that one module is imported and not all
     known = pass_names()
     if name not in known:
-        near = difflib.get_close_matches(name, known, 1)
-        fix = f"choose among {', '.join(known)}"
-        if near:
-            fix = f"did you mean '{near[0]}'?"
-        raise UsageError(f"passes: {name}", "no such pass", fix)
+        raise UsageError(f"passes: {name}", "no such pass", _fix(name, known))
     module = import_module(f"{_PASSES}.{name.replace('-', '_')}")
     # passes that the module imports from others are not its own
     found = []
@@ -50,6 +46,26 @@ def pass_class(name: str) -> type[Pass]:
             found.append(value)
     assert len(found) == 1, f"{module.__name__} must define exactly one pass"
     return found[0]
+
+
+def _fix(name: str, known: list[str]) -> str:
+    """Say what to write instead of a pass that there is not."""
+    near = difflib.get_close_matches(name, known, 1)
+    if near:
+        return f"did you mean '{near[0]}'?"
+    # people name the form that they want: fp16, int4
+    forms = []
+    for other in reversed(known):
+        first = next(iter(options_of(pass_class(other))), None)
+        if first is None or not first.positional:
+            continue
+        if name in first.choices:
+            forms.append(f"{other}({name})")
+        elif name in first.instead:
+            forms.append(first.instead[name])
+    if forms:
+        return f"write {', or '.join(forms)}"
+    return f"choose among {', '.join(known)}"
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from ... import RefusedError
 from ..session import TensorInfo
+from .conventional import is_conventional
 
 LABELS = "labels"
 """Name of the array that holds labels, unless an input has that name."""
@@ -242,6 +243,8 @@ def plan(arrays: ArraySet, inputs: Sequence[TensorInfo], where: str) -> BatchPla
     """
     labels = _label_key(arrays, inputs)
     keys = [key for key in arrays.arrays if key != labels]
+    # inputs of a conventional value are filled in batch by batch
+    inputs = [i for i in inputs if i.name in keys or not is_conventional(i.name)]
     matched = _matched(keys, inputs, where)
     lengths = {}
     for name, key in matched.items():
@@ -341,9 +344,15 @@ def _matched(
         if name not in keys:
             # far names too: a file's own names often share little with the model's
             near = difflib.get_close_matches(name, unknown, 1, 0.4)
+            # with one input only the labels can be meant by another array
+            if not near and len(names) == 1 and unknown:
+                near = unknown[:1]
             fix = f"the inputs are {', '.join(names)}"
             if near:
                 fix = f"rename '{near[0]}' to '{name}'"
+            if near and len(names) == 1 and len(unknown) == 2:
+                (other,) = [key for key in unknown if key != near[0]]
+                fix += f", and '{other}' to '{LABELS}' if these are the labels"
             raise RefusedError(
                 where,
                 f"no array for input '{name}'; it holds {', '.join(keys) or 'nothing'}",

@@ -5,17 +5,25 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ... import RefusedError
-from .images import SPEC, ImageFolder
+from ..presets import PRESETS, SPEC
+from .images import ImageFolder
 
 
-def open_folder(path: Path, names: list[str]) -> Callable[[], Iterator[Any]]:
-    """Open a folder of either kind; the result yields its batches, each time it is called.
+class Folder(NamedTuple):
+    """Batches of a folder, each time they are asked for; `numbered` as in `ImageFolder`."""
+
+    batches: Callable[[], Iterator[Any]]
+    numbered: int = 0
+
+
+def open_folder(path: Path, names: list[str]) -> Folder:
+    """Open a folder of either kind.
 
     `names`: of the model's inputs. Errors: RefusedError for an unknown or empty folder.
     """
@@ -23,14 +31,15 @@ def open_folder(path: Path, names: list[str]) -> Callable[[], Iterator[Any]]:
     if not sets and path.name.startswith("test_data_set_"):
         sets = [path]
     if sets:
-        return lambda: (_test_data(folder, names) for folder in sets)
+        return Folder(lambda: (_test_data(folder, names) for folder in sets))
     if (path / SPEC).is_file():
         images = ImageFolder.open(path)
-        return lambda: images.batches(names)
+        return Folder(lambda: images.batches(names), images.numbered)
     raise RefusedError(
         f"data {path}",
         f"has neither test_data_set_* folders nor images with a {SPEC}",
-        f"put a {SPEC} beside the images (docs: data), or give an .npz file",
+        f"run 'onnx-opt data init {path}', which writes a {SPEC} to adapt (presets: "
+        f"{', '.join(PRESETS)}), or give an .npz file",
     )
 
 

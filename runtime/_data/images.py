@@ -16,8 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ... import RefusedError
+from ..presets import SPEC
+from .classes import class_numbers
 
-SPEC = "preprocess.toml"
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff"}
 
 _BATCH = 16
@@ -30,7 +31,7 @@ class Preprocess:
 
     `size`: (height, width) in pixels. `resize`: the shorter side before the crop, in pixels; 0
     stretches to `size` instead. `mean`, `std`: one number, or one a channel in the order of
-    `channels`.
+    `channels`. `classes`: names of the class folders in the order of the model's outputs.
     """
 
     size: tuple[int, int]
@@ -40,6 +41,7 @@ class Preprocess:
     std: tuple[float, ...] = (1.0,)
     layout: Literal["NCHW", "NHWC"] = "NCHW"
     channels: Literal["RGB", "BGR", "L"] = "RGB"
+    classes: tuple[str, ...] | None = None
 
     def array(self, image: Any) -> NDArray[np.float32]:
         """Turn a Pillow image into one sample, (C, H, W) or (H, W, C)."""
@@ -94,30 +96,41 @@ class LabelledFile(NamedTuple):
 
 @dataclass(frozen=True)
 class ImageFolder:
-    """Image files in sorted order, their classes by number, and the preprocessing."""
+    """Image files in sorted order, their classes by number, and the preprocessing.
+
+    `numbered`: how many class folders were numbered by their order alone; 0 where something says
+    which class each is.
+    """
 
     files: list[LabelledFile]
     preprocess: Preprocess
+    numbered: int = 0
 
     @staticmethod
     def open(path: Path) -> ImageFolder:
         """Read the spec and list the files.
 
-        Files `path/class/image` have labels: the numbers of the class folders in sorted order.
-        Errors: RefusedError for a faulty spec or a folder without images.
+        Files `path/class/image` have labels; see `class_numbers`. Errors: RefusedError for a faulty
+        spec or a folder without images.
         """
         spec = _read_spec(path / SPEC)
         files = [LabelledFile(file, None) for file in _images(path)]
-        if not files:
-            for index, folder in enumerate(_class_folders(path)):
-                files.extend(LabelledFile(file, index) for file in _images(folder))
+        if files:
+            return ImageFolder(files, spec)
+        folders = _class_folders(path)
+        names = [folder.name for folder in folders]
+        numbers = class_numbers(path, names, spec.classes)
+        for folder in folders:
+            label = numbers.by_folder[folder.name]
+            files.extend(LabelledFile(file, label) for file in _images(folder))
         if not files:
             raise RefusedError(
                 f"data {path}",
                 "holds no images",
                 f"put {', '.join(sorted(_SUFFIXES))} files there",
             )
-        return ImageFolder(files, spec)
+        numbered = len(folders) if numbers.is_by_order else 0
+        return ImageFolder(files, spec, numbered)
 
     def batches(
         self, names: list[str]
@@ -221,6 +234,8 @@ def _value(path: Path, key: str, value: Any) -> Any:
     """Convert a TOML value to the field's type. Errors: RefusedError."""
     if key in _CHOICES:
         return _chosen(path, key, value)
+    if key == "classes":
+        return _class_names(path, value)
     numbers = value if isinstance(value, list) else [value]
     if not numbers or not all(_is_number(n) for n in numbers):
         example = "[224, 224]" if key == "size" else "0.5"
@@ -249,6 +264,17 @@ def _value(path: Path, key: str, value: Any) -> Any:
             f"write one number for {key}",
         )
     return int(value) if key == "resize" else float(value)
+
+
+def _class_names(path: Path, value: Any) -> tuple[str, ...]:
+    is_list = isinstance(value, list) and len(value) > 0
+    if not is_list or not all(isinstance(name, str) for name in value):
+        raise RefusedError(
+            f"{path.name}.classes",
+            f"{value!r} is not a list of names",
+            'write classes = ["cat", "dog"], in the order of the model\'s outputs',
+        )
+    return tuple(value)
 
 
 def _chosen(path: Path, key: str, value: Any) -> str:

@@ -229,7 +229,7 @@ def test_the_data_set_is_never_held(tmp_path):
             "pickled Python objects",
             "plain arrays",
         ),
-        ("{folder}/notes.txt", RefusedError, "'.txt' files are not known", ".npz"),
+        ("{folder}/notes.md", RefusedError, "'.md' files are not known", ".npz"),
         (
             "{folder}/broken.py:f",
             RefusedError,
@@ -248,7 +248,7 @@ def test_the_data_set_is_never_held(tmp_path):
 )
 def test_sources_that_cannot_be_opened(tmp_path, code, text, kind, problem, fix):
     (tmp_path / "bad.npz").write_bytes(b"PK nonsense")
-    (tmp_path / "notes.txt").write_text("x")
+    (tmp_path / "notes.md").write_text("x")
     (tmp_path / "broken.py").write_text("\n1 / 0\n")
     (tmp_path / "syntax.py").write_text("def f(:\n")
     (tmp_path / "empty").mkdir()
@@ -266,9 +266,7 @@ def test_an_exception_of_user_code_names_file_and_line(code):
         next(iterator)
 
 
-def test_generators_are_refused_because_they_end():
-    with pytest.raises(UsageError, match="can be iterated only once"):
-        open_feeds(iter([{"x": ROWS}]), X)
+def test_a_number_is_no_data():
     with pytest.raises(UsageError, match="a int is no data"):
         open_feeds(5, X)
 

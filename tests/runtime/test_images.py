@@ -105,3 +105,47 @@ def test_images_feed_one_input(tmp_path):
                 [*NCHW, TensorInfo("y", "float32", ("N",))],
             )
         )
+
+
+def labels_of(folder):
+    (batch,) = open_feeds(folder, NCHW)
+    return batch.labels.tolist()
+
+
+def test_folders_named_by_index_are_that_class(tmp_path):
+    names = ("0016/1.png", "0002/1.png", "0000/1.png")
+    assert labels_of(folder_of(tmp_path, "size = 4", names)) == [0, 2, 16]
+
+
+def test_two_folders_of_one_index_are_refused(tmp_path):
+    folder = folder_of(tmp_path, "size = 4", ("1/1.png", "01/1.png"))
+    with pytest.raises(RefusedError, match="'01' and '1' are both class 1"):
+        open_feeds(folder, NCHW)
+
+
+def test_a_list_of_classes_numbers_them(tmp_path):
+    folder = folder_of(tmp_path, "size = 4", ("cat/1.png", "dog/1.png"))
+    (folder / "classes.txt").write_text("fox\ndog\n\ncat\n")
+    assert labels_of(folder) == [2, 1]
+    (folder / "preprocess.toml").write_text('size = 4\nclasses = ["dog", "ant", "cat"]')
+    assert labels_of(folder) == [2, 0]
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("cat\n", "does not have the folder 'dog'"),
+        ("cat\ndog\ncat", "'cat' is there twice"),
+    ],
+)
+def test_faulty_lists_of_classes(tmp_path, text, problem):
+    folder = folder_of(tmp_path, "size = 4", ("cat/1.png", "dog/1.png"))
+    (folder / "classes.txt").write_text(text)
+    with pytest.raises(RefusedError, match=problem):
+        open_feeds(folder, NCHW)
+
+
+def test_classes_in_the_spec_are_names(tmp_path):
+    folder = folder_of(tmp_path, "size = 4\nclasses = [1, 2]")
+    with pytest.raises(RefusedError, match="is not a list of names"):
+        open_feeds(folder, NCHW)

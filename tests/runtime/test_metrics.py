@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 from onnx_opt import RefusedError, UsageError
-from onnx_opt.runtime.feeds import open_feeds
+from onnx_opt.runtime.feeds import Feeds, open_feeds
 from onnx_opt.runtime.metrics import METRIC_NAMES, evaluate, metric_named
 from onnx_opt.runtime.session import open_session
 
@@ -132,10 +132,57 @@ def test_evaluate_runs_the_model_batch_by_batch(worker, write):
     session = open_session(worker, write(IDENTITY))
     data = {"x": np.eye(3, dtype=np.float32), "labels": np.array([0, 1, 0])}
     feeds, steps = open_feeds(data, session.inputs), []
-    assert evaluate(
-        session, feeds, metric_named("top1"), steps.append
-    ) == pytest.approx(2 / 3)
+    found = evaluate(session, feeds, metric_named("top1"), steps.append)
+    assert found.value == pytest.approx(2 / 3)
+    assert found.hits.tolist() == [True, True, False]
+    assert found.classes == 3
     assert steps == [1]
+
+
+TWO_OUTPUTS = """
+<ir_version: 10, opset_import: ["" : 21]>
+two (float[N, 3] x) => (int64[N] label, float[N, 3] scores)
+{
+    label = ArgMax <axis = 1, keepdims = 0> (x)
+    scores = Identity (x)
+}
+"""
+
+
+def test_an_output_is_chosen_by_name(worker, write):
+    session = open_session(worker, write(TWO_OUTPUTS))
+    data = {"x": np.eye(3, dtype=np.float32), "labels": np.array([0, 1, 0])}
+    feeds = open_feeds(data, session.inputs)
+    metric = metric_named("top1")
+    # predicted labels are compared as they are
+    assert evaluate(session, feeds, metric).hits.tolist() == [True, True, False]
+    assert evaluate(session, feeds, metric).classes == 0
+    by_scores = evaluate(session, feeds, metric, output="scores")
+    assert by_scores.hits.tolist() == [True, True, False]
+    assert by_scores.classes == 3
+    with pytest.raises(UsageError, match="no output 'score'"):
+        evaluate(session, feeds, metric, output="score")
+
+
+def test_texts_as_predicted_labels():
+    predicted = np.array(["cat", "dog"], object)
+    assert score("top1", [predicted], [np.array(["cat", "cat"])]) == 0.5
+
+
+def test_class_folders_in_an_order_of_their_own_are_refused(worker, write):
+    session = open_session(worker, write(IDENTITY))
+    batch = ({"x": np.eye(3, dtype=np.float32)}, np.array([0, 1, 1]))
+    feeds = Feeds(lambda: [batch], session.inputs, "images", numbered=2)
+    with pytest.raises(RefusedError, match="has 2 class folders, the model 3 classes"):
+        evaluate(session, feeds, metric_named("top1"))
+
+
+def test_a_function_is_a_metric():
+    def share(outputs, labels):
+        return sum(len(o[0]) for o in outputs) / len(labels)
+
+    assert metric_named(share)([[SCORES]], [[0]]) == 3.0
+    assert metric_named(share).name.endswith("share")
 
 
 def test_labels_are_needed(worker, write):

@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 from onnx_opt import optimize
 from onnx_opt.passes._core.pipeline import parse
-from onnx_opt.tools._run.explain_loss import Loss, next_command, next_pipeline
+from onnx_opt.tools._run.explain_loss import Loss, next_pipeline
 from onnx_opt.tools.cli import main
 
 RNG = np.random.default_rng(11)
@@ -243,7 +243,7 @@ def test_the_next_pipeline_leaves_the_worst_layer_out_and_keeps_the_rest():
     following = next_pipeline(parse("simplify, quant(samples=16, exclude=[a])"), LOST)
     assert str(following) == 'simplify, quant(samples=16, exclude=[a, "conv[[]1]"])'
     assert next_pipeline(parse("simplify"), LOST) is None
-    assert next_command("m.onnx", parse("quant"), None, []) is None
+    assert next_pipeline(parse("quant"), []) is None
 
 
 @pytest.mark.parametrize(

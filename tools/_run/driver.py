@@ -19,13 +19,13 @@ from .finish import Written, finish, with_final_drift
 from .harm import Judgement, harm_of
 from .load import Original, load_original
 from .packing import end_packed
-from .result import Result
+from .result import RunResult
 from .run import Run, open_run
 from .settings import RunSettings
 from .step import Checked, Verifier, check_loaded, run_step, warn_if_unchanged
 
 
-def optimize_model(settings: RunSettings) -> Result:
+def optimize_model(settings: RunSettings) -> RunResult:
     """Run the pipeline of the settings over their model.
 
     Errors: UsageError, RefusedError (model, data), CheckError (a check or a budget).
@@ -96,7 +96,7 @@ def _result(
     checked: Checked,
     written: Written,
     losses: list[dict[str, object]] | None,
-) -> Result:
+) -> RunResult:
     before = original.figures
     after = written.figures
     # both were timed in turns, once the result was there
@@ -104,7 +104,7 @@ def _result(
         before_ms, after_ms = written.latency_ms
         before = dataclasses.replace(before, latency_ms=before_ms)
         after = dataclasses.replace(after, latency_ms=after_ms)
-    return Result(
+    return RunResult(
         model=written.model,
         about=original.about,
         input=before,

@@ -15,6 +15,7 @@ from ...passes._core.targets import target_named
 from ...runtime.feeds import Feeds, open_feeds
 from ...runtime.hardware import Hardware, covers, hardware
 from ...runtime.held_out import held_out
+from ...runtime.metrics import MetricScore
 from ...runtime.session import Session, open_session
 from ...runtime.worker import RemoteError
 from .drift import (
@@ -30,6 +31,7 @@ from .drift import (
 from .figures import input_infos
 from .load import Original
 from .run import Run
+from .scoring import RunMetric, baseline_of, run_metric_of
 from .settings import RunSettings
 
 DriftOn = Literal[
@@ -48,7 +50,8 @@ class VerificationInputs:
     `open(path, optimize=True)`: opens a model file in the worker, on the provider that verifies it.
     `provider`: that of the target; None where it is not here. `on_target`: this CPU is one that the
     result is made for, so that its timings decide something. `calibration`: the user's feeds,
-    without those held out. `labelled`: data for the metric. `reference`: None where nothing can be
+    without those held out. `labelled`: data for the metric. `run_metric`, `baseline`: the metric,
+    and the original's score; None where none was asked for. `reference`: None where nothing can be
     compared. `drift_on`: data of the reference; None without one.
     """
 
@@ -58,6 +61,8 @@ class VerificationInputs:
     on_target: bool
     calibration: Feeds | None = None
     labelled: Feeds | None = None
+    run_metric: RunMetric | None = None
+    baseline: MetricScore | None = None
     reference: Reference | None = None
     latency_feeds: Sequence[Arrays] = ()
     drift_on: DriftOn | None = None
@@ -75,9 +80,9 @@ def gather_inputs(run: Run, original: Original, model: ir.Model) -> Verification
     infos = input_infos(model)
     calibration = labelled = None
     if settings.data is not None:
-        calibration = open_feeds(settings.data, infos)
+        calibration = open_feeds(settings.data, infos, settings.folder)
     if settings.metric is not None:
-        labelled = open_feeds(settings.labelled_data, infos)
+        labelled = open_feeds(settings.labelled_data, infos, settings.folder)
     target = target_named(settings.target)
     # a worker would only be started for this
     runs_models = original.is_run or settings.metric is not None
@@ -93,7 +98,20 @@ def gather_inputs(run: Run, original: Original, model: ir.Model) -> Verification
     if path is not None:
         inputs = _with_reference(run, inputs, path)
     _warn_if_other_cpu(run, inputs)
-    return inputs
+    return _with_baseline(run, original, inputs)
+
+
+def _with_baseline(
+    run: Run, original: Original, inputs: VerificationInputs
+) -> VerificationInputs:
+    """Add the metric of the original: a run that cannot be judged ends before its costly part."""
+    run_metric = run_metric_of(run, inputs.labelled, inputs.open)
+    if run_metric is None or original.path is None:
+        return inputs
+    # one that is to learn from a teacher may know nothing yet
+    must_know = run.settings.teacher is None
+    baseline = baseline_of(run_metric, original.path, must_know)
+    return dataclasses.replace(inputs, run_metric=run_metric, baseline=baseline)
 
 
 def _available_provider(run: Run, path: Path | None) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import glob
 import math
-import shlex
 import tempfile
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -223,19 +222,3 @@ def _without(pass_: Any, layer: str) -> Any:
     # exclude takes patterns, and names may hold [ or *
     exclude = (*pass_.exclude, glob.escape(layer))
     return dataclasses.replace(pass_, exclude=exclude)
-
-
-def next_command(
-    model: str,
-    pipeline: Pipeline,
-    data: str | None,
-    losses: Sequence[Mapping[str, Any]],
-) -> str | None:
-    """Shell command that tries the run without the worst layer; None if no layer lost anything."""
-    following = next_pipeline(pipeline, losses)
-    if following is None:
-        return None
-    words = ["onnx-opt", model, "--passes", str(following)]
-    if data:
-        words += ["--data", data]
-    return shlex.join([*words, "--explain-loss"])

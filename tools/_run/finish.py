@@ -24,10 +24,11 @@ from .evidence import VerificationInputs
 from .figures import Figures, expected_bytes, figures_of, zipped_bytes
 from .kernels import compare_kernels, is_quantized, remedy
 from .load import Original, own_fault
-from .measure import measure_latency, measure_metric
+from .measure import measure_latency
 from .provenance import stamp
 from .result import Step
 from .run import Run
+from .scoring import measure_metric
 from .step import Checked, Verifier, apply_pass
 
 LARGER = 1.01
@@ -157,7 +158,11 @@ def _judge(
             "drop --min-sqnr; the warnings say why the original cannot be compared",
         )
     if original.path is not None:
-        metric = measure_metric(run, inputs, original.path, path)
+        if inputs.run_metric is not None and inputs.baseline is not None:
+            measured = measure_metric(run, inputs.run_metric, inputs.baseline, path)
+            metric = measured.facts
+            if measured.failure is not None:
+                raise measured.failure
         latency_ms = measure_latency(run, inputs, original.path, path)
     return Written(model, figures, requires, drift, metric, latency_ms)
 

@@ -1,4 +1,4 @@
-"""Measurements of the result beside the original: a metric on labels, and latency."""
+"""Latency of the result beside the original."""
 
 from __future__ import annotations
 
@@ -6,14 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ... import CheckError, RefusedError
+from ... import RefusedError
 from ...runtime.bench import Latency, interleaved
-from ...runtime.feeds import Feeds
-from ...runtime.metrics import Metric, evaluate, metric_named
 from ...runtime.session import Session
 from .evidence import VerificationInputs
 from .run import Run
-from .settings import ProgressBar
 
 SECONDS = 2.0
 """Seconds that a latency comparison runs. Chosen by hand; not measured."""
@@ -23,57 +20,6 @@ SLOWER = 1.05
 
 Below it, two runs of one model differ by noise alone. Chosen by hand; not measured.
 """
-
-
-# the metric
-
-
-def measure_metric(
-    run: Run, inputs: VerificationInputs, before: Path, after: Path
-) -> dict[str, Any] | None:
-    """`name`, `before`, `after`; None where no metric was asked for.
-
-    Errors: CheckError if it got worse by more than `max_drop`, or is no longer a number.
-    """
-    settings = run.settings
-    if settings.metric is None or inputs.labelled is None:
-        return None
-    metric = metric_named(settings.metric)
-
-    def score_of(path: Path) -> float:
-        assert inputs.labelled is not None
-        session = inputs.open(path)
-        try:
-            return score(session, inputs.labelled, metric, settings.progress)
-        finally:
-            session.close()
-
-    # one after the other: only one of them is in memory
-    first = score_of(before)
-    second = score_of(after)
-    drop = first - second if metric.higher_is_better else second - first
-    # negated, so that a drop of NaN is refused too
-    if settings.max_drop is not None and not drop <= settings.max_drop:
-        raise CheckError(
-            "--max-drop",
-            f"{metric.name} went from {first:.5g} to {second:.5g}: "
-            f"worse by {drop:.3g}, more than {settings.max_drop:g}",
-            "raise --max-drop, choose gentler passes, or calibrate on more --data",
-        )
-    return {"name": metric.name, "before": first, "after": second}
-
-
-def score(
-    session: Session, feeds: Feeds, metric: Metric, progress: ProgressBar | None
-) -> float:
-    """Metric of a model over labelled feeds. Errors: RefusedError without labels."""
-    if progress is None:
-        return evaluate(session, feeds, metric)
-    with progress(f"metric {metric.name}", 0) as advance:
-        return evaluate(session, feeds, metric, advance)
-
-
-# latency
 
 
 def measure_latency(

@@ -46,7 +46,7 @@ class Step:
 
 
 @dataclass
-class Result:
+class RunResult:
     """The optimized model and the account of the run.
 
     The same fields as `--json`, where `about` is called `model`.
@@ -93,6 +93,8 @@ class Result:
             fields["loss"] = self.loss
         plain: dict[str, Any] = finite(fields)
         return plain
+
+    to_dict = as_dict
 
     def to_json(self) -> str:
         """`as_dict` as text."""

@@ -28,7 +28,8 @@ class RunSettings:
     out: Path | None = None
     target: str = "cpu"
     data: Any = None
-    metric: str | None = None
+    metric: str | Callable[..., Any] | None = None
+    metric_output: str | None = None
     eval_data: Any = None
     seed: int = 0
     strict: bool = False
@@ -52,6 +53,11 @@ class RunSettings:
         if isinstance(self.model, Path):
             return self.model
         return None
+
+    @property
+    def folder(self) -> Path | None:
+        """Folder of the original, which may hold its tokenizer; None where there is none."""
+        return None if self.source is None else self.source.parent
 
     @property
     def labelled_data(self) -> Any:

@@ -52,27 +52,38 @@ def command(
 
     Median and 90th percentile latency, ratio to the first, memory.
     """
-    rows, machine = measure(models, **options)
+    facts = bench_facts(models, **options)
     if as_json:
-        facts = {
-            "provider": options["provider"],
-            "threads": options["threads"],
-            "models": rows,
-            "hardware": machine.to_json(),
-        }
         emit_json(facts)
         return
+    for part in latency_parts(facts):
+        show(part)
+
+
+def bench_facts(models: tuple[Path, ...], **options: Any) -> dict[str, Any]:
+    """The JSON form; `options`: as of `measure`."""
+    rows, machine = measure(models, **options)
+    return {
+        "provider": options["provider"],
+        "threads": options["threads"],
+        "models": rows,
+        "hardware": machine.to_json(),
+    }
+
+
+def latency_parts(facts: dict[str, Any]) -> list[Any]:
+    """The table, and the CPU."""
     from ..tables import measured_on
 
-    show(latency_table(rows))
-    show(measured_on(machine.label))
+    label = facts["hardware"]["label"]
+    return [latency_table(facts["models"]), measured_on(label)]
 
 
 def measure(
     models: tuple[Path, ...],
     provider: str,
     threads: int,
-    data: str | None,
+    data: Any,
     seconds: float,
     seed: int,
 ) -> tuple[list[dict[str, Any]], Hardware]:

@@ -15,13 +15,20 @@ from ..console import Progress, emit_json, say, shared_options
     "--data",
     metavar="D",
     required=True,
-    help="Labelled data: .npz with 'labels', or module:callable.",
+    multiple=True,
+    help="Labelled data: .npz with 'labels', .csv, .jsonl, class folders, or module:callable; "
+    "several are joined.",
 )
 @click.option(
     "--metric",
     metavar="M",
     required=True,
     help="top1, top5, spearman, perplexity, module:callable or file.py:callable.",
+)
+@click.option(
+    "--metric-output",
+    metavar="NAME",
+    help="The output that the metric scores. Default: the first.",
 )
 @click.option(
     "--provider", default="cpu", show_default=True, help="cpu, cuda or tensorrt."
@@ -35,8 +42,9 @@ from ..console import Progress, emit_json, say, shared_options
 @shared_options
 def command(
     model: Path,
-    data: str,
+    data: tuple[str, ...],
     metric: str,
+    metric_output: str | None,
     provider: str,
     threads: int,
     as_json: bool,
@@ -49,25 +57,31 @@ def command(
     from ...runtime.session import open_session
     from ...runtime.worker import Worker
     from .._compare import checked
-    from .._run.measure import score
+    from .._run.scoring import is_chance, score
 
     chosen = metric_named(metric)
     with Worker() as worker:
         session = open_session(worker, checked(model), provider, threads=threads)
-        feeds = open_feeds(data, session.inputs)
+        feeds = open_feeds(list(data), session.inputs, model.parent)
         # with --json as with -q: words would only be in the way
-        value = score(session, feeds, chosen, Progress(verbosity - as_json))
+        progress = Progress(verbosity - as_json)
+        found = score(session, feeds, chosen, progress, metric_output)
         machine = hardware(worker, provider)
     if as_json:
         facts = {
             "model": str(model),
-            "data": data,
+            "data": data[0] if len(data) == 1 else list(data),
             "metric": chosen.name,
-            "value": value,
+            "value": found.value,
             "hardware": machine.to_json(),
         }
         emit_json(facts)
         return
-    click.echo(f"{chosen.name} {value:.6g}")
+    click.echo(f"{chosen.name} {found.value:.6g}")
+    if is_chance(found):
+        say(
+            f"warning: as a guess among {found.classes} classes would be: are labels numbered as "
+            "the outputs are, and is the data preprocessed as for training?"
+        )
     if verbosity >= 0:
         say(f"on {machine.label}")

@@ -134,7 +134,7 @@ def _export(
     options["output_names"] = _names(options["output_names"])
     request = ExportRequest(source=source, out=out, **options)
     exported, files, state_warnings = export(request)
-    facts = _facts(exported, out, files)
+    facts = export_facts(exported, out, files)
     facts["warnings"] = [*state_warnings, *exported.warnings]
     # on stderr: with --json too, where they are also among the facts
     for warning in facts["warnings"]:
@@ -143,12 +143,12 @@ def _export(
         emit_json(facts)
         return
     if verbosity >= 0:
-        for part in _account(facts):
+        for part in account_parts(facts):
             show(part, stderr=True)
     click.echo(out)
 
 
-def _facts(exported: Exported, out: Path, files: list[Path]) -> dict[str, Any]:
+def export_facts(exported: Exported, out: Path, files: list[Path]) -> dict[str, Any]:
     """The JSON form, but for the warnings."""
     model = exported.model
     tensors = [value.const_value for value in model.graph.initializers.values()]
@@ -191,7 +191,7 @@ def _names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",")] if text else []
 
 
-def _account(facts: dict[str, Any]) -> list[Any]:
+def account_parts(facts: dict[str, Any]) -> list[Any]:
     """Tables of the file's size, its interface, and its errors against torch."""
     from ..console import markup_safe
     from ..tables import bytes_text, count, plain_table

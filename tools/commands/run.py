@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ...passes._core.targets import TARGETS
-from ..console import Progress, emit_json, say, shared_options
+from ..console import Progress, command_line, emit_json, say, shared_options
 
 if TYPE_CHECKING:
-    from .._run.result import Result
+    from ..result import Result
 
 SHOWN_LOSSES = 20
 """Layers in the table of losses, unless -v asks for all."""
@@ -47,15 +47,25 @@ TARGET_HELP = (
 @click.option(
     "--data",
     metavar="D",
-    help="Feeds for calibration and checks: .npz, .npy, a folder, or module:callable.",
+    multiple=True,
+    help="Feeds for calibration and checks: .npz, .npy, .csv, .parquet, .txt, .jsonl, a folder, or "
+    "module:callable; several are joined.",
 )
 @click.option(
-    "--eval-data", metavar="D", help="Labelled data for --metric. Default: --data."
+    "--eval-data",
+    metavar="D",
+    multiple=True,
+    help="Labelled data for --metric. Default: --data.",
 )
 @click.option(
     "--metric",
     metavar="M",
     help="top1, top5, spearman, perplexity, module:callable or file.py:callable.",
+)
+@click.option(
+    "--metric-output",
+    metavar="NAME",
+    help="The output that the metric scores. Default: the first.",
 )
 @click.option(
     "--max-drop",
@@ -128,6 +138,8 @@ def command(
     passes: tuple[str, ...],
     as_json: bool,
     verbosity: int,
+    data: tuple[str, ...],
+    eval_data: tuple[str, ...],
     no_bench: bool,
     no_pack: bool,
     **options: Any,
@@ -141,6 +153,8 @@ def command(
         model,
         list(passes) or DEFAULT_PASSES,
         out=out or default_output(model),
+        data=list(data) or None,
+        eval_data=list(eval_data) or None,
         bench=not no_bench,
         pack=not no_pack,
         progress=Progress(verbosity - as_json),
@@ -148,7 +162,7 @@ def command(
     )
     show_result(result, as_json, verbosity)
     if result.loss and not as_json and verbosity >= 0:
-        show_losses(result.loss, model, options["data"], passes, verbosity)
+        show_losses(result.loss, passes, verbosity)
 
 
 def show_result(result: Result, as_json: bool, verbosity: int) -> None:
@@ -179,15 +193,11 @@ def show_result(result: Result, as_json: bool, verbosity: int) -> None:
 
 
 def show_losses(
-    losses: list[dict[str, Any]],
-    model: Path,
-    data: str | None,
-    passes: tuple[str, ...],
-    verbosity: int,
+    losses: list[dict[str, Any]], passes: tuple[str, ...], verbosity: int
 ) -> None:
     """The worst layers, and the command that spares the worst one."""
     from ...passes._core.pipeline import as_pipeline
-    from .._run.explain_loss import next_command
+    from .._run.explain_loss import next_pipeline
     from ..console import show
     from ..optimize import DEFAULT_PASSES
     from ..tables import loss_table
@@ -195,6 +205,8 @@ def show_losses(
     most = None if verbosity > 0 else SHOWN_LOSSES
     show(loss_table(losses, most), stderr=True)
     pipeline = as_pipeline(list(passes) or DEFAULT_PASSES)
-    command = next_command(str(model), pipeline, data, losses)
-    if command is not None:
-        say(f"next: {command}")
+    following = next_pipeline(pipeline, losses)
+    if following is not None:
+        # all that was given holds for the next run, too
+        again = command_line(click.get_current_context(), passes=str(following))
+        say(f"next: {again}")

@@ -72,25 +72,29 @@ def command(
 
     comparison = compare(a, b, data, atol, rtol, threads, seed)
     problem = comparison.closeness.problem(min_sqnr)
-    if as_json:
-        emit_json(as_dict(comparison, a, b, problem))
-    else:
-        show_comparison(comparison, a, b)
+    facts = as_dict(comparison, a, b, problem)
+    if as_json and not problem:
+        emit_json(facts)
+    elif not as_json:
+        for part in comparison_parts(comparison, a, b):
+            show(part)
         for warning in comparison.warnings:
             say(f"warning: {warning}")
     # the figures first: a limit that is not met is better understood beside them
     if problem:
-        raise CheckError(
+        failure = CheckError(
             str(b),
             problem,
             "relax the limit, or see the drift that `onnx-opt run` reports for each pass",
         )
+        failure.account = facts
+        raise failure
 
 
 def compare(
     a: Path,
     b: Path,
-    data: str | None,
+    data: Any,
     atol: float | None,
     rtol: float | None,
     threads: int,
@@ -112,15 +116,21 @@ def require_same_inputs(first: Session, second: Session) -> None:
     """Raise CheckError unless both models take the same inputs."""
     from ... import CheckError
 
+    fix = "compare models with the same inputs"
     for one, other in ((first, second), (second, first)):
-        known = {info.name for info in other.inputs}
+        known = {info.name: info for info in other.inputs}
         for info in one.inputs:
-            if info.name not in known:
-                raise CheckError(
-                    other.path.name,
-                    f"has no input '{info.name}', which {one.path.name} has",
-                    "compare models with the same inputs",
+            same = known.get(info.name)
+            where = other.path.name
+            if same is None:
+                problem = f"has no input '{info.name}', which {one.path.name} has"
+                raise CheckError(where, problem, fix)
+            if (same.dtype, len(same.shape)) != (info.dtype, len(info.shape)):
+                problem = (
+                    f"its input '{info.name}' is {same.dtype} of rank {len(same.shape)}, that of "
+                    f"{one.path.name} {info.dtype} of rank {len(info.shape)}"
                 )
+                raise CheckError(where, problem, fix)
 
 
 def as_dict(
@@ -150,16 +160,16 @@ def as_dict(
     }
 
 
-def show_comparison(comparison: Comparison, a: Path, b: Path) -> None:
+def comparison_parts(comparison: Comparison, a: Path, b: Path) -> list[Any]:
     """The table, the CPU, and each quantized file's weight pairs."""
     from ..console import markup_safe
     from ..tables import measured_on
 
-    show(drift_table(comparison.closeness))
-    show(measured_on(comparison.hardware.label))
+    parts = [drift_table(comparison.closeness), measured_on(comparison.hardware.label)]
     for path, each in zip((a, b), comparison.quantized.values(), strict=True):
         if each is not None and each.pairs.words():
-            show(markup_safe(f"{path}: {each.pairs.words()}"))
+            parts.append(markup_safe(f"{path}: {each.pairs.words()}"))
+    return parts
 
 
 def drift_table(closeness: Closeness) -> Any:

@@ -135,7 +135,7 @@ def score(path: Path, case: Case) -> float:
         session = open_session(worker, path)
         return evaluate(
             session, open_feeds(source(case.evaluation), session.inputs), metric
-        )
+        ).value
 
 
 def speeds(path: Path, pruned: Path, case: Case, seconds: float) -> dict[str, float]:

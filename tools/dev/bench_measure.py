@@ -52,7 +52,7 @@ def score(
     session = open_session(worker, path)
     try:
         feeds = open_feeds(partial(unseen, model, rows), session.inputs)
-        return evaluate(session, feeds, metric_named(named))
+        return evaluate(session, feeds, metric_named(named)).value
     finally:
         session.close()
 

@@ -313,7 +313,7 @@ def score(session: Session, feeds: Feeds, metric: str) -> float:
         session,
         feeds,
         metric_named(metric if built_in else source(metric)),
-    )
+    ).value
 
 
 def show(rows: list[Row], console: Console) -> None:

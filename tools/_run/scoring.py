@@ -1,0 +1,204 @@
+"""Metric of a run: the original's before anything is done, the result's beside it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ... import CheckError, RefusedError
+from ...runtime.feeds import Feeds
+from ...runtime.metrics import Metric, MetricScore, evaluate, metric_named
+from ...runtime.session import Session
+from .run import Run
+from .settings import ProgressBar
+
+NORMAL_95 = 1.96
+"""Standard errors on either side of a 95 % interval."""
+
+CHANCE_P = 0.05
+"""Probability of as many hits by guessing, above which a score may be a guess."""
+
+LITTLE = 0.1
+"""Share of what lies beyond guessing below which a model has learned next to nothing.
+
+A weak model on few labels is above it. Chosen by hand; not measured.
+"""
+
+
+@dataclass(frozen=True)
+class RunMetric:
+    """The metric of a run, on its labelled data."""
+
+    open: Callable[[Path], Session]
+    labelled: Feeds
+    metric: Metric
+    output: str | None
+    progress: ProgressBar | None
+
+    def score(self, path: Path) -> MetricScore:
+        """Score a model file. Errors: RefusedError without labels."""
+        session = self.open(path)
+        try:
+            return score(
+                session, self.labelled, self.metric, self.progress, self.output
+            )
+        finally:
+            session.close()
+
+
+def score(
+    session: Session,
+    feeds: Feeds,
+    metric: Metric,
+    progress: ProgressBar | None,
+    output: str | None = None,
+) -> MetricScore:
+    """Metric of a model over labelled feeds. Errors: RefusedError without labels."""
+    if progress is None:
+        return evaluate(session, feeds, metric, output=output)
+    with progress(f"metric {metric.name}", 0) as advance:
+        return evaluate(session, feeds, metric, advance, output)
+
+
+def run_metric_of(
+    run: Run, labelled: Feeds | None, open: Callable[[Path], Session]
+) -> RunMetric | None:
+    """The metric that the settings ask for; None where they do not."""
+    settings = run.settings
+    if settings.metric is None or labelled is None:
+        return None
+    metric = metric_named(settings.metric)
+    return RunMetric(open, labelled, metric, settings.metric_output, settings.progress)
+
+
+def baseline_of(
+    run_metric: RunMetric, path: Path, must_know: bool = True
+) -> MetricScore:
+    """Score of the original.
+
+    Errors: RefusedError where it is no better than guessing, if it `must_know` better.
+    """
+    found = run_metric.score(path)
+    if must_know and is_chance(found):
+        hits = found.hits
+        assert hits is not None
+        raise RefusedError(
+            f"metric {run_metric.metric.name}",
+            f"the model itself is right for {int(hits.sum())} of {len(hits)} labels, as a guess "
+            f"among {found.classes} classes is: nothing can be judged by it",
+            "check that labels are numbered as the model's outputs are, and that the data is "
+            "preprocessed as for training (size, mean, std, channel order)",
+        )
+    return found
+
+
+def is_chance(found: MetricScore) -> bool:
+    """Return whether a score is no better than guessing among its classes."""
+    if found.hits is None or found.classes < 2 or len(found.hits) == 0:
+        return False
+    guess = 1.0 / found.classes
+    if found.value >= guess + LITTLE * (1.0 - guess):
+        return False
+    return _at_least(int(found.hits.sum()), len(found.hits), guess) > CHANCE_P
+
+
+def _at_least(hits: int, rows: int, share: float) -> float:
+    """Probability of at least so many hits in so many rows, each with that probability."""
+    below = 0.0
+    for count in range(hits):
+        log_term = (
+            math.lgamma(rows + 1)
+            - math.lgamma(count + 1)
+            - math.lgamma(rows - count + 1)
+            + count * math.log(share)
+            + (rows - count) * math.log1p(-share)
+        )
+        below += math.exp(log_term)
+    return 1.0 - below
+
+
+class Interval(NamedTuple):
+    """95 % interval of a drop, in units of the metric."""
+
+    low: float
+    high: float
+
+
+def drop_interval(before: NDArray[np.bool_], after: NDArray[np.bool_]) -> Interval:
+    """Interval of the drop in the share of hits, (N,) and (N,), row by row.
+
+    Source: Agresti and Min, Simple improved confidence intervals for comparing matched proportions,
+    Statistics in Medicine 24, 2005: half a row is added to each cell.
+    """
+    lost = float(np.sum(before & ~after)) + 0.5
+    won = float(np.sum(~before & after)) + 0.5
+    rows = len(before) + 2.0
+    drop = (lost - won) / rows
+    variance = (lost + won - (lost - won) ** 2 / rows) / rows**2
+    margin = NORMAL_95 * math.sqrt(variance)
+    return Interval(drop - margin, drop + margin)
+
+
+class MeasuredMetric(NamedTuple):
+    """Metric before and after.
+
+    `facts`: `name`, `before`, `after`, and where rows are right or wrong `samples` and `drop_95`.
+    `failure`: it got worse by more than `max_drop`, or is no longer a number.
+    """
+
+    facts: dict[str, Any]
+    failure: CheckError | None
+
+
+def measure_metric(
+    run: Run, run_metric: RunMetric, first: MetricScore, path: Path
+) -> MeasuredMetric:
+    """Score the result at `path` beside the original, whose score is `first`.
+
+    Warns where the labels are too few to show the drop that is allowed.
+    """
+    metric = run_metric.metric
+    second = run_metric.score(path)
+    drop = first.value - second.value
+    if not metric.higher_is_better:
+        drop = -drop
+    facts: dict[str, Any] = {
+        "name": metric.name,
+        "before": first.value,
+        "after": second.value,
+    }
+    interval = None
+    if first.hits is not None and second.hits is not None:
+        interval = drop_interval(first.hits, second.hits)
+        facts["samples"] = len(first.hits)
+        facts["drop_95"] = list(interval)
+    most = run.settings.max_drop
+    if most is None:
+        return MeasuredMetric(facts, None)
+    # negated, so that a drop of NaN is refused too
+    if not drop <= most:
+        words = ""
+        if interval is not None:
+            words = f" (95 % interval {interval.low:.3g} to {interval.high:.3g})"
+        failure = CheckError(
+            "--max-drop",
+            f"{metric.name} went from {first.value:.5g} to {second.value:.5g}: "
+            f"worse by {drop:.3g}{words}, more than {most:g}",
+            "raise --max-drop, choose gentler passes, or calibrate on more --data",
+        )
+        return MeasuredMetric(facts, failure)
+    if interval is not None and interval.high > most:
+        rows = facts["samples"]
+        run.reporter.warn(
+            "--max-drop",
+            f"{rows} labels cannot show a drop of {most:g}: one row is {1 / rows:.2g}, and the "
+            f"drop lies between {interval.low:.2g} and {interval.high:.2g} (95 %); "
+            "give more labels to be sure",
+        )
+    return MeasuredMetric(facts, None)

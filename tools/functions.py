@@ -1,0 +1,208 @@
+"""The commands as functions of Python: the same options, the same facts."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..runtime.feeds import open_feeds
+from ..runtime.metrics import metric_named
+from ..runtime.session import open_session
+from ..runtime.worker import Worker
+from ._compare import checked
+from ._run.scoring import score
+from .facts import Facts
+from .model_forms import as_file, as_model
+from .result import Result
+
+__all__ = ["bench", "distill", "evaluate", "export", "inspect", "list_passes", "verify"]
+
+
+def verify(
+    a: Any,
+    b: Any,
+    data: Any = None,
+    *,
+    min_sqnr: float | None = None,
+    atol: float | None = None,
+    rtol: float | None = None,
+    threads: int = 0,
+    seed: int = 0,
+) -> Facts:
+    """Compare the outputs of model `b` with those of model `a`, per output.
+
+    `data`: as of `optimize`; None: made up. `min_sqnr` (dB), `atol`, `rtol`: limits; `within` and
+    `problem` say if they are met. Errors: RefusedError (model, data), CheckError for other inputs
+    or outputs.
+    """
+    from .commands.verify import as_dict, compare, comparison_parts
+
+    with as_file(a) as first, as_file(b) as second:
+        comparison = compare(
+            first,
+            second,
+            data,
+            atol,
+            rtol,
+            threads,
+            seed,
+        )
+        problem = comparison.closeness.problem(min_sqnr)
+        facts = as_dict(comparison, first, second, problem)
+    return Facts(facts, lambda: comparison_parts(comparison, first, second))
+
+
+def bench(
+    *models: Any,
+    data: Any = None,
+    provider: str = "cpu",
+    threads: int = 0,
+    seconds: float = 5.0,
+    seed: int = 0,
+) -> Facts:
+    """Time models in turns in one process: latency in ms, ratio to the first, peak memory.
+
+    `provider`: cpu, cuda or tensorrt. Errors: UsageError, RefusedError (model, data, provider).
+    """
+    from .commands.bench import bench_facts, latency_parts
+
+    with contextlib.ExitStack() as stack:
+        paths = tuple(stack.enter_context(as_file(model)) for model in models)
+        facts = bench_facts(
+            paths,
+            provider=provider,
+            threads=threads,
+            data=data,
+            seconds=seconds,
+            seed=seed,
+        )
+    return Facts(facts, lambda: latency_parts(facts))
+
+
+def evaluate(
+    model: Any,
+    data: Any,
+    metric: str | Callable[..., Any],
+    *,
+    metric_output: str | None = None,
+    provider: str = "cpu",
+    threads: int = 0,
+) -> float:
+    """Metric of a model on labelled data.
+
+    `metric`: top1, top5, spearman, perplexity, `module:callable`, or a function of the outputs (a
+    list of arrays a batch) and the labels of all batches. Errors: UsageError, RefusedError (model,
+    data).
+    """
+    chosen = metric_named(metric)
+    with as_file(model) as path, Worker() as worker:
+        session = open_session(worker, checked(path), provider, threads=threads)
+        feeds = open_feeds(data, session.inputs, path.parent)
+        return score(session, feeds, chosen, None, metric_output).value
+
+
+def inspect(model: Any, *, groups: bool = False) -> Facts:
+    """Parts of a model, and what each lossy pass could touch in it; nothing is changed.
+
+    `groups`: instead, the channels that go together and the weights that stay. Errors:
+    RefusedError.
+    """
+    from ._groups import groups_of
+    from ._inspect import inspection
+    from .commands.inspect import group_parts, report
+
+    with as_file(model) as path:
+        if groups:
+            found = groups_of(path)
+            return Facts(found, lambda: group_parts(found, 0))
+        facts = inspection(path)
+    return Facts(facts, lambda: report(facts, 10, 0))
+
+
+def list_passes(name: str | None = None) -> Facts:
+    """The passes by name with their options, or one of them. Errors: UsageError."""
+    from ..passes._core.registry import pass_class, pass_names
+    from .commands.passes import describe
+    from .tables import pass_detail, pass_list
+
+    names = [name] if name else pass_names()
+    described = [describe(pass_class(each)) for each in names]
+    if name:
+        return Facts(described[0], lambda: pass_detail(described[0]))
+    return Facts({"passes": described}, lambda: [pass_list(described)])
+
+
+def export(
+    source: str,
+    out: str | Path,
+    *,
+    opset: int | None = None,
+    dynamic: Sequence[str] = (),
+    input_names: Sequence[str] = (),
+    output_names: Sequence[str] = (),
+    state_dict: str | Path | None = None,
+    partial: bool = False,
+    verify: bool = True,
+    atol: float | None = None,
+    rtol: float | None = None,
+) -> Facts:
+    """Export a torch model to ONNX, checked against torch on its example inputs.
+
+    `source`: `module:callable` or `file.py:callable`, a .pt2 file, or a Hugging Face folder; the
+    other options as of `onnx-opt export`. Errors: UsageError, RefusedError, CheckError where the
+    file differs from torch.
+    """
+    from ._export import ExportRequest
+    from ._export import export as export_source
+    from .commands.export import account_parts, export_facts
+
+    request = ExportRequest(
+        source=source,
+        out=Path(out),
+        opset=opset,
+        dynamic=dynamic,
+        input_names=input_names,
+        output_names=output_names,
+        state_dict=None if state_dict is None else Path(state_dict),
+        partial=partial,
+        verify=verify,
+        atol=atol,
+        rtol=rtol,
+    )
+    exported, files, warnings = export_source(request)
+    facts = export_facts(exported, request.out, files)
+    facts["warnings"] = [*warnings, *exported.warnings]
+    return Facts(facts, lambda: account_parts(facts))
+
+
+def distill(
+    teacher: Any,
+    student: Any,
+    data: Any,
+    *,
+    recipe: str = "",
+    init: bool = False,
+    **options: Any,
+) -> Result:
+    """Train `student` to say what `teacher` says, on data with or without labels.
+
+    `recipe`: options of the pass `finetune`, such as `steps=500`. `init`: begin with random
+    weights. `options`: those of `optimize`. Errors: as of `optimize`.
+    """
+    from .commands.distill import as_pass, initialized
+    from .optimize import optimize
+
+    found: Any = as_model(student)
+    if init:
+        with as_file(student) as path:
+            found = initialized(path, int(options.get("seed", 0)))
+    return optimize(
+        found,
+        as_pass(recipe),
+        data=data,
+        teacher=as_model(teacher),
+        bench=False,
+        **options,
+    )
