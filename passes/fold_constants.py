@@ -12,6 +12,7 @@ import onnx_ir as ir
 from ._base import Context, Declined, Effect, Option, Pass, PassOutcome
 from ._core.edit import Edit, is_constant
 from ._core.graph import graphs_of, label
+from ._core.rewrites import permit
 from ._core.union_find import Sets
 from ._simplify.branches import inline_branches
 from ._simplify.evaluate import Array, NotFoldable, evaluate, foldable, result_elements
@@ -89,6 +90,9 @@ def _evaluate_all(model: ir.Model, edit: Edit) -> tuple[Evaluated, list[Declined
         for node in graph:
             if not foldable(node) or not _inputs_known(node, done):
                 continue
+            leave = permit(FoldConstants.name, "evaluate", node)
+            if leave is None:
+                continue
             try:
                 outputs = _results(node, done, edit.opset)
             except NotFoldable as reason:
@@ -96,6 +100,8 @@ def _evaluate_all(model: ir.Model, edit: Edit) -> tuple[Evaluated, list[Declined
                 continue
             done.nodes.append(node)
             done.results.update(zip(node.outputs, outputs, strict=True))
+            # put in later, if at all: a node of known result is one rewrite with what it feeds
+            leave.used()
     return done, declined
 
 

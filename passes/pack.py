@@ -15,6 +15,7 @@ from ._core.edit import is_constant
 from ._core.graph import Names, graphs_of
 from ._core.notes import drop_notes
 from ._core.opset import raise_opset
+from ._core.rewrites import permit
 from ._packing.codecs import CODECS, OPSET
 from ._packing.constant_graph import constant_nodes, feeds_only, is_table, own_decoders
 from ._packing.content import BIT_TYPES, content_of
@@ -143,9 +144,13 @@ class _Packing:
         choices = [choice for choice in self._choices(value) if choice.nbytes <= limit]
         choices.sort(key=lambda choice: choice.nbytes)
         budget = self._options.load_memory * 10**6 - self._load_bytes
+        leave = permit(Pack.name, "pack", value)
+        if leave is None:
+            return None
         for choice in choices:
             if choice.load_bytes <= budget:
                 self._commit(value, choice)
+                leave.used()
                 self._before += dense
                 return None
         if not choices:
