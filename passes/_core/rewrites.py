@@ -42,12 +42,14 @@ class Rewrite:
 class Gate:
     """Rewrites that may be made: the first `limit` of those that are not left out; None: all.
 
-    `made`: those that were, in order.
+    `made`: those that were, in order. `asked`: the last one that was allowed, if it was not made:
+    where a pass fails, it did so there.
     """
 
     limit: int | None = None
     left_out: frozenset[Rewrite] = frozenset()
     made: list[Rewrite] = field(default_factory=list)
+    asked: list[Rewrite] = field(default_factory=list)
 
     def allows(self, rewrite: Rewrite) -> bool:
         """True if this rewrite may be made now."""
@@ -69,6 +71,7 @@ class Permit:
         """Count the rewrite, which was made."""
         if self.gate is not None and self.rewrite is not None:
             self.gate.made.append(self.rewrite)
+            self.gate.asked.clear()
 
 
 _GATE: ContextVar[Gate | None] = ContextVar("gate", default=None)
@@ -95,7 +98,10 @@ def permit(pass_name: str, rule: str, where: ir.Node | ir.Value | str) -> Permit
     if gate is None:
         return _FREE
     rewrite = Rewrite(pass_name, rule, _place(where))
-    return Permit(gate, rewrite) if gate.allows(rewrite) else None
+    if not gate.allows(rewrite):
+        return None
+    gate.asked[:] = [rewrite]
+    return Permit(gate, rewrite)
 
 
 def _place(where: ir.Node | ir.Value | str) -> str:

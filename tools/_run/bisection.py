@@ -1,0 +1,130 @@
+"""Search for the rewrites that make a pass's result bad: by halving, each named and left out.
+
+As `-opt-bisect-limit` of LLVM, with the search that its users do by hand.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Generic, Protocol, TypeVar
+
+from ...passes._core.rewrites import Gate, Rewrite, through
+
+TRIES = 40
+SECONDS = 120.0
+"""Runs of a pass, and seconds, after which a search gives up: about three culprits of a thousand.
+
+Both chosen by hand; not measured.
+"""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Reason not to keep a model: a fault in it or, where not `is_fault`, a cost."""
+
+    text: str
+    is_fault: bool = True
+
+
+class Judged(Protocol):
+    """Result of a pass; `problem` None: it is good."""
+
+    @property
+    def problem(self) -> Problem | None: ...
+
+
+T = TypeVar("T", bound=Judged)
+
+
+@dataclass(frozen=True)
+class Culprit:
+    """A rewrite without which the result is good, or better: number `number` of `count`."""
+
+    rewrite: Rewrite
+    number: int
+    count: int
+    problem: Problem
+
+
+class GaveUp(Exception):
+    """The search has taken more runs or time than it may."""
+
+
+@dataclass
+class Bisection(Generic[T]):
+    """Runs of one pass from the same model, through gates; `attempt` clones and judges."""
+
+    attempt: Callable[[], T]
+    tries: int = TRIES
+    deadline: float = field(default_factory=lambda: time.monotonic() + SECONDS)
+    used: int = 0
+
+    def run(
+        self, left_out: frozenset[Rewrite] = frozenset(), limit: int | None = None
+    ) -> tuple[T, Gate]:
+        """Make the first `limit` rewrites without those left out. Errors: GaveUp."""
+        if self.used >= self.tries or time.monotonic() > self.deadline:
+            raise GaveUp
+        self.used += 1
+        gate = Gate(limit, left_out)
+        with through(gate):
+            return self.attempt(), gate
+
+    def culprit(
+        self,
+        left_out: frozenset[Rewrite],
+        problem: Problem,
+        gate: Gate,
+        low: int = 0,
+    ) -> Culprit | None:
+        """The rewrite with which the result turns bad; None where it is bad without any.
+
+        `problem`, `gate`: of the run without a limit. `low`: rewrites with which it is good.
+        """
+        # the one that was asked for last and not made: the pass may have failed in it
+        rewrites = [*gate.made, *gate.asked]
+        high = len(rewrites)
+        known_good = low > 0
+        while high - low > 1:
+            middle = (low + high) // 2
+            result, _ = self.run(left_out, middle)
+            if result.problem is None:
+                low = middle
+                known_good = True
+            else:
+                high = middle
+                problem = result.problem
+        if not rewrites:
+            return None
+        if not known_good and self.run(left_out, 0)[0].problem is not None:
+            return None
+        return Culprit(rewrites[high - 1], high, len(rewrites), problem)
+
+
+def without_culprits(search: Bisection[T]) -> tuple[T, list[Culprit]] | None:
+    """Result of a pass without the rewrites that make it bad, and those.
+
+    A rule that is found a second time is left out everywhere. None where no rewrite is to blame, or
+    the search gives up.
+    """
+    culprits: list[Culprit] = []
+    left_out: frozenset[Rewrite] = frozenset()
+    low = 0
+    try:
+        result, gate = search.run()
+        while result.problem is not None:
+            found = search.culprit(left_out, result.problem, gate, low)
+            if found is None:
+                return None
+            rule = found.rewrite.everywhere
+            is_second = any(each.rewrite.everywhere == rule for each in culprits)
+            # what was made before it stays the same, unless the rule goes everywhere
+            low = 0 if is_second else found.number - 1
+            left_out |= {rule if is_second else found.rewrite}
+            culprits.append(found)
+            result, gate = search.run(left_out)
+    except GaveUp:
+        return None
+    return result, culprits
