@@ -5,6 +5,7 @@ As `-opt-bisect-limit` of LLVM, with the search that its users do by hand.
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -119,11 +120,14 @@ def without_culprits(search: Bisection[T]) -> tuple[T, list[Culprit]] | None:
             if found is None:
                 return None
             rule = found.rewrite.everywhere
-            is_second = any(each.rewrite.everywhere == rule for each in culprits)
-            # what was made before it stays the same, unless the rule goes everywhere
-            low = 0 if is_second else found.number - 1
-            left_out |= {rule if is_second else found.rewrite}
+            low = found.number - 1
+            if any(each.rewrite.everywhere == rule for each in culprits):
+                found = dataclasses.replace(found, rewrite=rule)
+                # what was made before it is no longer the same
+                low = 0
+                culprits = [e for e in culprits if e.rewrite.everywhere != rule]
             culprits.append(found)
+            left_out = frozenset(each.rewrite for each in culprits)
             result, gate = search.run(left_out)
     except GaveUp:
         return None

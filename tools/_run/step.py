@@ -191,7 +191,7 @@ def _without_culprits(
         rewrite = culprit.rewrite
         text = culprit.problem.text
         reason = f"{rewrite.rule} left out: {text}"
-        trial.outcome.declined.append(Declined(rewrite.where or "", reason))
+        trial.outcome.declined.append(Declined(rewrite.where or "all nodes", reason))
         if culprit.problem.is_fault:
             run.reporter.warn(str(pass_), f"left out {rewrite}: {text}")
     return trial
