@@ -14,17 +14,20 @@ __all__ = [
     "Result",
     "UsageError",
     "__version__",
+    "bisect",
     "load",
     "optimize",
 ]
 
 if TYPE_CHECKING:
     from .frontends.onnx_file import load
+    from .tools.bisect import bisect
     from .tools.optimize import Result, optimize
 
 # loaded by __getattr__ below: importing this package must not load onnx_ir, which takes seconds
 _LAZY = {
     "load": ".frontends.onnx_file",
+    "bisect": ".tools.bisect",
     "optimize": ".tools.optimize",
     "Result": ".tools.optimize",
 }

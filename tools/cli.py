@@ -29,6 +29,7 @@ COMMANDS = (
     "inspect",
     "verify",
     "bench",
+    "bisect",
     "eval",
     "distill",
     "export",

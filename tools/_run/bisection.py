@@ -86,22 +86,43 @@ class Bisection(Generic[T]):
         """
         # the one that was asked for last and not made: the pass may have failed in it
         rewrites = [*gate.made, *gate.asked]
-        high = len(rewrites)
-        known_good = low > 0
-        while high - low > 1:
-            middle = (low + high) // 2
-            result, _ = self.run(left_out, middle)
-            if result.problem is None:
-                low = middle
-                known_good = True
-            else:
-                high = middle
-                problem = result.problem
-        if not rewrites:
+
+        def problem_after(limit: int) -> Problem | None:
+            return self.run(left_out, limit)[0].problem
+
+        found = first_bad(low, len(rewrites), problem_after, problem)
+        if found is None:
             return None
-        if not known_good and self.run(left_out, 0)[0].problem is not None:
-            return None
-        return Culprit(rewrites[high - 1], high, len(rewrites), problem)
+        number, why = found
+        return Culprit(rewrites[number - 1], number, max(number, len(gate.made)), why)
+
+
+def first_bad(
+    low: int,
+    high: int,
+    problem_after: Callable[[int], Problem | None],
+    problem: Problem,
+) -> tuple[int, Problem] | None:
+    """The first number of changes that is bad while one less is good, and why; by halving.
+
+    `problem`: of `high` changes. `low`: changes known to be good; 0 is tried if it comes to that.
+    None where no change makes it bad.
+    """
+    is_known = low > 0
+    while high - low > 1:
+        middle = (low + high) // 2
+        found = problem_after(middle)
+        if found is None:
+            low = middle
+            is_known = True
+        else:
+            high = middle
+            problem = found
+    if high == 0:
+        return None
+    if not is_known and problem_after(0) is not None:
+        return None
+    return high, problem
 
 
 def without_culprits(search: Bisection[T]) -> tuple[T, list[Culprit]] | None:

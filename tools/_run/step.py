@@ -82,6 +82,10 @@ class Trial:
         return self.verification.problem
 
 
+Judge = Callable[[ir.Model, PassOutcome], Verification | None]
+"""Verification of what a pass has made; None: not worth one, the pass leaves no trace."""
+
+
 def run_step(
     run: Run,
     verifier: Verifier,
@@ -101,8 +105,15 @@ def run_step(
     before = checked.model.clone()
     baseline = checked.baseline(verifier, before)
 
+    def judge(model: ir.Model, outcome: PassOutcome) -> Verification | None:
+        # before the costly part
+        if is_worth is not None and not is_worth(before, model):
+            return None
+        is_changed = outcome.changed > 0
+        return verifier.verify(model, pass_.effect, baseline, is_changed)
+
     def judged(model: ir.Model) -> Trial | None:
-        return _tried(run, verifier, context, pass_, baseline, model, is_worth)
+        return tried(run, context, pass_, model, judge)
 
     with run.reporter.progress(str(pass_)):
         trial = judged(checked.model)
@@ -135,17 +146,11 @@ def run_step(
     )
 
 
-def _tried(
-    run: Run,
-    verifier: Verifier,
-    context: TrainingContext,
-    pass_: Pass,
-    baseline: Baseline,
-    model: ir.Model,
-    is_worth: Callable[[ir.Model, ir.Model], bool] | None,
+def tried(
+    run: Run, context: TrainingContext, pass_: Pass, model: ir.Model, judge: Judge
 ) -> Trial | None:
-    """Apply a pass to `model`, a clone of the baseline's, and judge it; None: not worth it."""
-    # a pass that starts from another float model than the baseline says so
+    """Apply a pass to a model, in place, and judge it; None: it is not worth a judgement."""
+    # a pass that starts from another float model than this says so
     context.float_form = None
     start = time.perf_counter()
     problem, outcome = apply_pass(run, context, model, pass_)
@@ -153,11 +158,9 @@ def _tried(
     seconds = time.perf_counter() - start
     if problem is not None:
         return Trial(model, outcome, Verification(Problem(problem)), seconds)
-    # before the costly part
-    if is_worth is not None and not is_worth(baseline.model, model):
+    verification = judge(model, outcome)
+    if verification is None:
         return None
-    is_changed = outcome.changed > 0
-    verification = verifier.verify(model, pass_.effect, baseline, is_changed)
     return Trial(model, outcome, verification, seconds)
 
 
