@@ -79,6 +79,9 @@ class Pack(Pass):
         candidates, declined = _candidates(model)
         if not candidates:
             return PassOutcome(declined=declined)
+        leave = permit(Pack.name, "raise-opset", "the model")
+        if leave is None:
+            return PassOutcome()
         try:
             is_raised = raise_opset(model, OPSET)
         except RefusedError as error:
@@ -86,6 +89,7 @@ class Pack(Pass):
             declined.append(Declined(error.where, error.problem))
             return PassOutcome(declined=declined)
         if is_raised:
+            leave.used()
             # that may have made another graph
             candidates, declined = _candidates(model)
         packing = _Packing(model, self)

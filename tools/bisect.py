@@ -24,7 +24,7 @@ from ._run.evidence import gather_inputs
 from ._run.load import load_original
 from ._run.run import Run, open_run
 from ._run.settings import ProgressBar, RunSettings
-from ._run.step import Checked, Trial, check_loaded, tried
+from ._run.step import Checked, Attempt, check_loaded, tried
 from ._run.verify import Verification, Verifier
 
 TRIES = 200
@@ -36,7 +36,7 @@ SECONDS = 3600.0
 
 @dataclass(frozen=True)
 class Bisected:
-    """What breaks a property of a model.
+    """Finding of a bisection.
 
     `number`: of the first pass after which the property no longer holds, from 1; None: it holds to
     the end. `problem`: in words. `rewrite`: of an exact pass, its JSON form. `layer`: of a lossy
@@ -118,7 +118,7 @@ def bisect(
                 f"the model is not good before any pass: {problem.text}",
                 "give a check that the model passes as it is",
             )
-        search = _Search(run, verifier, context, properties)
+        search = _PassSearch(run, verifier, context, properties)
         found = search.through(checked)
         return dataclasses.replace(found, warnings=tuple(run.reporter.warnings))
 
@@ -210,7 +210,7 @@ def _exit_code(command: str, path: Path) -> int:
 
 
 @dataclass
-class _Search:
+class _PassSearch:
     """The passes one after the other, up to the first that breaks the property."""
 
     run: Run
@@ -243,7 +243,7 @@ class _Search:
             )
         return dataclasses.replace(found, runs=self.runs)
 
-    def _attempt(self, checked: Checked, pass_: Pass) -> Trial:
+    def _attempt(self, checked: Checked, pass_: Pass) -> Attempt:
         """Apply a pass to a clone of the model before it, and judge the result."""
         self.runs += 1
         baseline = checked.baseline(self.verifier, checked.model)
@@ -260,7 +260,7 @@ class _Search:
         except OnnxOptError as error:
             # a lossy pass that fails
             problem = Problem(f"{error.where}: {error.problem}")
-            return Trial(checked.model, PassOutcome(), Verification(problem), 0.0)
+            return Attempt(checked.model, PassOutcome(), Verification(problem), 0.0)
         assert trial is not None
         return trial
 
@@ -270,7 +270,7 @@ class _Search:
         """Add the rewrite of an exact pass, or the layer of a lossy one, if either is to blame."""
         if pass_.effect == "lossy":
             return self._with_layer(found, checked, pass_, problem)
-        search: Bisection[Trial] = Bisection(
+        search: Bisection[Attempt] = Bisection(
             lambda: self._attempt(checked, pass_), TRIES
         )
         search.deadline += SECONDS

@@ -216,8 +216,7 @@ def test_a_lossy_pass_is_followed_to_its_layer(file_of):
 def test_a_check_of_ones_own(file_of, tmp_path):
     script = tmp_path / "check.py"
     script.write_text(
-        "import sys\n"
-        "sys.exit(b'Transpose' not in open(sys.argv[1], 'rb').read())\n"
+        "import sys\nsys.exit(b'Transpose' not in open(sys.argv[1], 'rb').read())\n"
     )
     command = f"{sys.executable} {script}"
     path = file_of(CHAIN)
