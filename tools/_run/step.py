@@ -69,7 +69,7 @@ def check_loaded(verifier: Verifier, model: ir.Model) -> Checked:
 
 
 @dataclass(frozen=True)
-class Attempt:
+class PassResult:
     """A model that a pass has changed, and how it was judged; `seconds` of the pass alone."""
 
     model: ir.Model
@@ -112,7 +112,7 @@ def run_step(
         is_changed = outcome.changed > 0
         return verifier.verify(model, pass_.effect, baseline, is_changed)
 
-    def judged(model: ir.Model) -> Attempt | None:
+    def judged(model: ir.Model) -> PassResult | None:
         return tried(run, context, pass_, model, judge)
 
     with run.reporter.progress(str(pass_)):
@@ -148,7 +148,7 @@ def run_step(
 
 def tried(
     run: Run, context: TrainingContext, pass_: Pass, model: ir.Model, judge: Judge
-) -> Attempt | None:
+) -> PassResult | None:
     """Apply a pass to a model, in place, and judge it; None: it is not worth a judgement."""
     # a pass that starts from another float model than this says so
     context.float_form = None
@@ -157,11 +157,11 @@ def tried(
     # the time of the pass alone: verifying may take longer
     seconds = time.perf_counter() - start
     if problem is not None:
-        return Attempt(model, outcome, Verification(Problem(problem)), seconds)
+        return PassResult(model, outcome, Verification(Problem(problem)), seconds)
     verification = judge(model, outcome)
     if verification is None:
         return None
-    return Attempt(model, outcome, verification, seconds)
+    return PassResult(model, outcome, verification, seconds)
 
 
 def _refuse(run: Run, pass_: Pass, problem: Problem) -> None:
@@ -178,9 +178,9 @@ def _without_culprits(
     run: Run,
     pass_: Pass,
     baseline: Baseline,
-    failed: Attempt,
-    judged: Callable[[ir.Model], Attempt | None],
-) -> Attempt | None:
+    failed: PassResult,
+    judged: Callable[[ir.Model], PassResult | None],
+) -> PassResult | None:
     """Run an exact pass again without the rewrites that are to blame, and account for them.
 
     None where none are found.
@@ -204,7 +204,7 @@ def _rolled_back(
     run: Run,
     checked: Checked,
     pass_: Pass,
-    trial: Attempt,
+    trial: PassResult,
     problem: Problem,
     before: ir.Model,
 ) -> Checked:
@@ -214,7 +214,7 @@ def _rolled_back(
     return dataclasses.replace(checked, model=before, steps=(*checked.steps, step))
 
 
-def _account(pass_: Pass, trial: Attempt) -> Step:
+def _account(pass_: Pass, trial: PassResult) -> Step:
     outcome = trial.outcome
     return Step(
         pass_.name,
