@@ -136,6 +136,13 @@ def test_the_search_gives_up_after_its_tries():
     assert without_culprits(Bisection(Numbers(1000, [500]), tries=5)) is None
 
 
+def test_rules_found_before_it_gives_up_go_everywhere():
+    # halving 300 takes about 9 runs: the second culprit is not reached
+    search = Bisection(Numbers(300, [150, 153, 210]), tries=12)
+    _, culprits = without_culprits(search)
+    assert [each.rewrite for each in culprits] == [Rewrite("pass", "rule-0")]
+
+
 # a run
 
 

@@ -128,8 +128,8 @@ def first_bad(
 def without_culprits(search: Bisection[T]) -> tuple[T, list[Culprit]] | None:
     """Result of a pass without the rewrites that make it bad, and those.
 
-    A rule that is found a second time is left out everywhere. None where no rewrite is to blame, or
-    the search gives up.
+    A rule that is found a second time is left out everywhere, and so are all found where the search
+    gives up. None where that does not help, or no rewrite is to blame.
     """
     culprits: list[Culprit] = []
     left_out: frozenset[Rewrite] = frozenset()
@@ -151,5 +151,20 @@ def without_culprits(search: Bisection[T]) -> tuple[T, list[Culprit]] | None:
             left_out = frozenset(each.rewrite for each in culprits)
             result, gate = search.run(left_out)
     except GaveUp:
-        return None
+        return _without_rules(search, culprits)
     return result, culprits
+
+
+def _without_rules(
+    search: Bisection[T], culprits: list[Culprit]
+) -> tuple[T, list[Culprit]] | None:
+    """The last resort, one run: the rules found so far are left out everywhere."""
+    rules = {each.rewrite.everywhere: each for each in culprits}
+    widened = [dataclasses.replace(each, rewrite=rule) for rule, each in rules.items()]
+    if not rules:
+        return None
+    with through(Gate(left_out=frozenset(rules))):
+        result = search.attempt()
+    if result.problem is not None:
+        return None
+    return result, widened
