@@ -15,6 +15,7 @@ __all__ = [
     "UsageError",
     "__version__",
     "bench",
+    "bisect",
     "distill",
     "evaluate",
     "export",
@@ -27,6 +28,7 @@ __all__ = [
 
 if TYPE_CHECKING:
     from .frontends.onnx_file import load
+    from .tools.bisect import bisect
     from .tools.functions import (
         bench,
         distill,
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
 # loaded by __getattr__ below: importing this package must not load onnx_ir, which takes seconds
 _LAZY = {
     "bench": ".tools.functions",
+    "bisect": ".tools.bisect",
     "distill": ".tools.functions",
     "evaluate": ".tools.functions",
     "export": ".tools.functions",

@@ -16,6 +16,7 @@ from ._base import Context, Effect, Pass, PassOutcome
 from ._core.edit import is_constant
 from ._core.graph import subgraphs
 from ._core.lazy import blocks
+from ._core.rewrites import permit
 
 
 @dataclass(frozen=True)
@@ -126,13 +127,15 @@ def _merge(same: Group) -> Iterator[ir.Value]:
     kept: Group = []
     for path, value in same:
         seen = _visible(path, kept)
-        if seen is None:
+        leave = permit(DeduplicateInitializers.name, "merge", value)
+        if seen is None or leave is None:
             kept.append((path, value))
             continue
         value.replace_all_uses_with(seen)
         assert value.graph is not None
         assert value.name is not None
         del value.graph.initializers[value.name]
+        leave.used()
         yield value
 
 

@@ -12,6 +12,7 @@ from ._base import Context, Effect, Pass, PassOutcome
 from ._core.edit import Edit
 from ._core.graph import holds_graphs, subgraphs
 from ._core.ops import QUANT_OPS, is_standard
+from ._core.rewrites import permit
 
 RANDOM_OPS = frozenset(
     {
@@ -69,12 +70,21 @@ def _eliminate(graph: ir.Graph, outer: list[Seen], edit: Edit) -> int:
         if key is None:
             continue
         first = next((scope[key] for scope in scopes if key in scope), None)
-        if first is None or not _replace(node, first, edit):
-            seen.setdefault(key, node)
-        else:
-            edit.remove(node)
+        if first is not None and _merge(node, first, edit):
             count += 1
+        else:
+            seen.setdefault(key, node)
     return count
+
+
+def _merge(node: ir.Node, first: ir.Node, edit: Edit) -> bool:
+    """Let the first of two equal nodes stand for both."""
+    leave = permit(EliminateCommonSubexpressions.name, "merge", node)
+    if leave is None or not _replace(node, first, edit):
+        return False
+    edit.remove(node)
+    leave.used()
+    return True
 
 
 def _replace(node: ir.Node, first: ir.Node, edit: Edit) -> bool:

@@ -20,6 +20,7 @@ from ._calibrated.scaling import (
 )
 from ._core.edit import Edit
 from ._core.linear import LinearLayer
+from ._core.rewrites import permit
 
 SETTLED = 1e-3
 """Largest |ln factor| that is left alone: the ranges of a pair count as equal. Chosen by hand; not
@@ -69,7 +70,7 @@ class Equalize(Pass):
             count += 1
         edit = Edit(model)
         # products of steps may come back to 1: such a pair is as it was
-        changed = [pair for pair in pairs if pair.is_changed]
+        changed = [pair for pair in pairs if pair.is_changed and _may_change(pair)]
         for pair in changed:
             scale_outputs(
                 pair.first,
@@ -83,6 +84,14 @@ class Equalize(Pass):
             dict(stats),
             declined,
         )
+
+
+def _may_change(pair: LayerPair) -> bool:
+    leave = permit(Equalize.name, "scale", pair.first.node)
+    if leave is None:
+        return False
+    leave.used()
+    return True
 
 
 @dataclass(eq=False)

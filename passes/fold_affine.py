@@ -8,11 +8,10 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
-from ._base import Context, Declined, Effect, Pass, PassOutcome
+from ._base import Context, Effect, Pass, PassOutcome
 from ._core.edit import Edit, array_of, rank_of
-from ._core.graph import graphs_of, label
-from ._core.ops import is_standard
 from ._simplify.affine import Affine, Channels, FoldTarget, fold, target_of
+from ._simplify.folding import fold_nodes
 
 
 @dataclass(frozen=True)
@@ -37,25 +36,15 @@ class FoldAffine(Pass):
     effect: ClassVar[Effect] = "exact"
 
     def run(self, model: ir.Model, context: Context) -> PassOutcome:
-        edit = Edit(model)
-        outcome = PassOutcome()
-        for graph in graphs_of(model):
-            for node in graph:
-                if not is_standard(node, "Mul", "Div", "Add", "Sub"):
-                    continue
-                if len(node.inputs) != 2:
-                    continue
-                reason = _fold(node, edit)
-                if reason is None:
-                    outcome.changed += 1
-                elif reason:
-                    outcome.declined.append(Declined(label(node), reason))
+        outcome = fold_nodes(model, self.name, ("Mul", "Div", "Add", "Sub"), _fold)
         outcome.stats["folded"] = outcome.changed
         return outcome
 
 
 def _fold(node: ir.Node, edit: Edit) -> str | None:
     """Fold one node; otherwise the reason why it stays, "" where nothing is there to fold into."""
+    if len(node.inputs) != 2:
+        return ""
     # either side of Add and Mul may be constant
     side = 1 if array_of(node.inputs[1]) is not None else 0
     constant = array_of(node.inputs[side])

@@ -8,11 +8,11 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
-from ._base import Context, Declined, Effect, Pass, PassOutcome
+from ._base import Context, Effect, Pass, PassOutcome
 from ._core.edit import Edit, is_constant, rank_of, used_once
-from ._core.graph import graphs_of, label, producer_of
-from ._core.ops import is_standard
+from ._core.graph import label, producer_of
 from ._simplify.affine import FOLDABLE, Affine, FoldTarget, fold, target_of
+from ._simplify.folding import fold_nodes
 
 
 @dataclass(frozen=True)
@@ -36,17 +36,7 @@ class FoldBatchnorm(Pass):
     effect: ClassVar[Effect] = "exact"
 
     def run(self, model: ir.Model, context: Context) -> PassOutcome:
-        edit = Edit(model)
-        outcome = PassOutcome()
-        for graph in graphs_of(model):
-            for node in graph:
-                if not is_standard(node, "BatchNormalization"):
-                    continue
-                reason = _fold(node, edit)
-                if reason is None:
-                    outcome.changed += 1
-                else:
-                    outcome.declined.append(Declined(label(node), reason))
+        outcome = fold_nodes(model, self.name, ("BatchNormalization",), _fold)
         outcome.stats["folded"] = outcome.changed
         return outcome
 

@@ -12,6 +12,7 @@ import onnx_ir as ir
 from ._base import Context, Declined, Effect, Option, Pass, PassOutcome
 from ._core.edit import Edit, is_constant
 from ._core.graph import graphs_of, label
+from ._core.rewrites import permit
 from ._core.union_find import Sets
 from ._simplify.branches import inline_branches
 from ._simplify.evaluate import Array, NotFoldable, evaluate, foldable, result_elements
@@ -103,6 +104,9 @@ def _evaluate_all(
                 continue
             if only is not None and node not in only:
                 continue
+            leave = permit(FoldConstants.name, "evaluate", node)
+            if leave is None:
+                continue
             try:
                 outputs = _results(node, done, edit.opset)
             except NotFoldable as reason:
@@ -110,6 +114,8 @@ def _evaluate_all(
                 continue
             done.nodes.append(node)
             done.results.update(zip(node.outputs, outputs, strict=True))
+            # put in later, if at all: a node of known result is one rewrite with what it feeds
+            leave.used()
     return done, declined
 
 

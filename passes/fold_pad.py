@@ -7,10 +7,11 @@ from typing import ClassVar
 
 import onnx_ir as ir
 
-from ._base import Context, Declined, Effect, Pass, PassOutcome
+from ._base import Context, Effect, Pass, PassOutcome
 from ._core.edit import Edit, array_of, ints_given, ints_of, rank_of, used_once
-from ._core.graph import graphs_of, input_of, label, producer_of
+from ._core.graph import input_of, label
 from ._core.ops import is_standard
+from ._simplify.folding import fold_nodes
 
 
 @dataclass(frozen=True)
@@ -31,26 +32,16 @@ class FoldPad(Pass):
     effect: ClassVar[Effect] = "exact"
 
     def run(self, model: ir.Model, context: Context) -> PassOutcome:
-        edit = Edit(model)
-        outcome = PassOutcome()
-        for graph in graphs_of(model):
-            for node in graph:
-                if not is_standard(node, "Conv"):
-                    continue
-                pad = producer_of(node.inputs[0], "Pad")
-                if pad is None:
-                    continue
-                reason = _fold(pad, node, edit)
-                if reason is None:
-                    outcome.changed += 1
-                else:
-                    outcome.declined.append(Declined(label(pad), reason))
+        outcome = fold_nodes(model, self.name, ("Pad",), _fold)
         outcome.stats["folded"] = outcome.changed
         return outcome
 
 
-def _fold(pad: ir.Node, conv: ir.Node, edit: Edit) -> str | None:
-    """Fold one pair; the reason if it stays."""
+def _fold(pad: ir.Node, edit: Edit) -> str | None:
+    """Fold a Pad into its Conv; the reason if it stays, "" where no Conv reads it."""
+    conv = _conv_behind(pad)
+    if conv is None:
+        return ""
     if not used_once(pad.outputs[0]):
         return "its output is used elsewhere too"
     if not _pads_zero(pad):
@@ -69,6 +60,14 @@ def _fold(pad: ir.Node, conv: ir.Node, edit: Edit) -> str | None:
     _add_pads(conv, spatial)
     edit.set_input(conv, 0, pad.inputs[0])
     edit.remove(pad)
+    return None
+
+
+def _conv_behind(pad: ir.Node) -> ir.Node | None:
+    """The first Conv that a Pad is the input of."""
+    for use in pad.outputs[0].uses():
+        if use.idx == 0 and is_standard(use.node, "Conv"):
+            return use.node
     return None
 
 

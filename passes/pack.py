@@ -15,6 +15,7 @@ from ._core.edit import is_constant
 from ._core.graph import Names, graphs_of
 from ._core.notes import drop_notes
 from ._core.opset import raise_opset
+from ._core.rewrites import permit
 from ._packing.codecs import CODECS, OPSET
 from ._packing.constant_graph import constant_nodes, feeds_only, is_table, own_decoders
 from ._packing.content import BIT_TYPES, content_of
@@ -78,6 +79,9 @@ class Pack(Pass):
         candidates, declined = _candidates(model)
         if not candidates:
             return PassOutcome(declined=declined)
+        leave = permit(Pack.name, "raise-opset", "the model")
+        if leave is None:
+            return PassOutcome()
         try:
             is_raised = raise_opset(model, OPSET)
         except RefusedError as error:
@@ -85,6 +89,7 @@ class Pack(Pass):
             declined.append(Declined(error.where, error.problem))
             return PassOutcome(declined=declined)
         if is_raised:
+            leave.used()
             # that may have made another graph
             candidates, declined = _candidates(model)
         packing = _Packing(model, self)
@@ -143,9 +148,13 @@ class _Packing:
         choices = [choice for choice in self._choices(value) if choice.nbytes <= limit]
         choices.sort(key=lambda choice: choice.nbytes)
         budget = self._options.load_memory * 10**6 - self._load_bytes
+        leave = permit(Pack.name, "pack", value)
+        if leave is None:
+            return None
         for choice in choices:
             if choice.load_bytes <= budget:
                 self._commit(value, choice)
+                leave.used()
                 self._before += dense
                 return None
         if not choices:

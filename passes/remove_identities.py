@@ -13,6 +13,7 @@ from ._base import Context, Effect, Option, Pass, PassOutcome
 from ._core.edit import Edit
 from ._core.graph import graphs_of, holds_graphs
 from ._core.ops import is_standard
+from ._core.rewrites import permit
 from ._simplify.rules import arithmetic, cast, shape
 
 Rule = Callable[[ir.Node, Edit], bool]
@@ -81,12 +82,12 @@ def rewrite(model: ir.Model, table: dict[str, list[Rule]]) -> Counter[str]:
         if any(value.uses() or value.is_graph_output() for value in node.outputs):
             applied = _apply(node, table, edit)
             if applied is not None:
-                counts[applied.replace("_", "-")] += 1
+                counts[applied] += 1
                 # another rule may apply now
                 edit.touched.append(node)
         # subgraphs use values of outer graphs; remove-unused releases them
         elif not holds_graphs(node):
-            edit.remove(node)
+            _remove(node, edit)
         for other in edit.touched:
             if other not in waiting and other.graph is not None:
                 waiting.add(other)
@@ -98,9 +99,20 @@ def rewrite(model: ir.Model, table: dict[str, list[Rule]]) -> Counter[str]:
 def _apply(node: ir.Node, table: dict[str, list[Rule]], edit: Edit) -> str | None:
     """Name of the first rule that rewrites a node; None if none does."""
     for rule in table.get(node.op_type, ()):
-        if rule(node, edit):
-            return rule.__name__
+        name = rule.__name__.replace("_", "-")
+        leave = permit(RemoveIdentities.name, name, node)
+        if leave is not None and rule(node, edit):
+            leave.used()
+            return name
     return None
+
+
+def _remove(node: ir.Node, edit: Edit) -> None:
+    """Remove a node that nothing needs."""
+    leave = permit(RemoveIdentities.name, "unused", node)
+    if leave is not None:
+        edit.remove(node)
+        leave.used()
 
 
 def rule_table(positive: frozenset[str]) -> dict[str, list[Rule]]:

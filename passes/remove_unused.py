@@ -12,6 +12,7 @@ from ._base import Context, Effect, Pass, PassOutcome
 from ._core.edit import release
 from ._core.graph import all_graphs, all_nodes, graphs_of, subgraphs
 from ._core.ops import is_standard
+from ._core.rewrites import permit
 
 
 @dataclass(frozen=True)
@@ -66,14 +67,22 @@ def _remove_nodes(graph: ir.Graph, model: ir.Model, removed: Removed) -> None:
     """
     for node in reversed(graph):
         if not any(value.uses() or value.is_graph_output() for value in node.outputs):
-            for inner in subgraphs(node):
-                release(inner)
-            graph.remove(node, safe=True)
-            removed.nodes += 1
+            removed.nodes += _remove_node(node, graph)
             continue
         for inner in subgraphs(node):
             _remove_nodes(inner, model, removed)
         removed.outputs += _drop_outputs(node, model)
+
+
+def _remove_node(node: ir.Node, graph: ir.Graph) -> int:
+    leave = permit(RemoveUnused.name, "node", node)
+    if leave is None:
+        return 0
+    for inner in subgraphs(node):
+        release(inner)
+    graph.remove(node, safe=True)
+    leave.used()
+    return 1
 
 
 def _drop_outputs(node: ir.Node, model: ir.Model) -> int:
@@ -91,6 +100,10 @@ def _drop_outputs(node: ir.Node, model: ir.Model) -> int:
         return 0
     optional = _optional_outputs(node.op_type, model.opset_imports.get("", 1))
     dropped = [index for index in unused if index in optional]
+    leave = permit(RemoveUnused.name, "outputs", node)
+    if not dropped or leave is None:
+        return 0
+    leave.used()
     # an output in the middle keeps its place, without a name
     for index in dropped:
         value = node.outputs[index]
@@ -127,9 +140,14 @@ def _remove_initializers(graph: ir.Graph) -> int:
         is_port = value.is_graph_input() or value.is_graph_output()
         if not is_port and not value.uses():
             unused.append(name)
+    removed = 0
     for name in unused:
-        del graph.initializers[name]
-    return len(unused)
+        leave = permit(RemoveUnused.name, "initializer", name)
+        if leave is not None:
+            del graph.initializers[name]
+            leave.used()
+            removed += 1
+    return removed
 
 
 def _remove_functions(model: ir.Model) -> int:
@@ -143,12 +161,19 @@ def _remove_functions(model: ir.Model) -> int:
         function = model.functions[identifier]
         todo.extend(node.op_identifier() for node in function.all_nodes())
     unused = [identifier for identifier in model.functions if identifier not in reached]
+    removed = 0
     for identifier in unused:
-        del model.functions[identifier]
-    return len(unused)
+        domain, name, _ = identifier
+        leave = permit(RemoveUnused.name, "function", f"{domain}.{name}")
+        if leave is not None:
+            del model.functions[identifier]
+            leave.used()
+            removed += 1
+    return removed
 
 
 def _remove_imports(model: ir.Model) -> None:
+    # an import that nothing needs is no part of what is computed: it is not asked for
     used = {""}
     used.update(node.domain for node in all_nodes(model))
     used.update(domain for domain, _, _ in model.functions)

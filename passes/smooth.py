@@ -25,6 +25,7 @@ from ._calibrated.scaling import (
 )
 from ._core.edit import Edit
 from ._core.linear import LinearLayer
+from ._core.rewrites import permit
 
 NOISE = 0.01
 """Gain in dB below which there is nothing left to smooth: it is rounding of the factors
@@ -112,6 +113,10 @@ class Smooth(Pass):
                 where = f"value {readers.value.name}"
                 declined.append(Declined(where, smoothing))
                 continue
+            leave = permit(self.name, "scale", readers.value)
+            if leave is None:
+                continue
+            leave.used()
             inserted += isinstance(source, str)
             gains.append(smoothing.gain)
             _move(

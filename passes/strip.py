@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -12,6 +13,7 @@ from ._base import Context, Effect, Option, Pass, PassOutcome
 from ._core.graph import all_nodes
 from ._core.notes import drop_notes
 from ._core.ops import is_standard
+from ._core.rewrites import permit
 from ._core.schemas import schema_of, states_default
 
 
@@ -40,7 +42,7 @@ class Strip(Pass):
     types: bool = Option(True, "Also drop types and shapes of values between nodes.")
 
     def run(self, model: ir.Model, context: Context) -> PassOutcome:
-        counts = drop_notes(model)
+        counts = _drop_notes(model)
         counts.update(attributes=0, types=0)
         for node in all_nodes(model):
             counts["attributes"] += _drop_defaults(node)
@@ -49,6 +51,14 @@ class Strip(Pass):
             for value in node.outputs:
                 counts["types"] += _forget_type(value)
         return PassOutcome(changed=counts.total(), stats=dict(counts))
+
+
+def _drop_notes(model: ir.Model) -> Counter[str]:
+    leave = permit(Strip.name, "notes", "the model")
+    if leave is None:
+        return Counter(metadata=0, doc_strings=0)
+    leave.used()
+    return drop_notes(model)
 
 
 def _drop_defaults(node: ir.Node) -> int:
@@ -63,8 +73,12 @@ def _drop_defaults(node: ir.Node) -> int:
     for name, attribute in node.attributes.items():
         if _is_default(schema, attribute):
             implied.append(name)
+    leave = permit(Strip.name, "attributes", node)
+    if not implied or leave is None:
+        return 0
     for name in implied:
         del node.attributes[name]
+    leave.used()
     return len(implied)
 
 
@@ -88,6 +102,10 @@ def _forget_type(value: ir.Value) -> bool:
         return False
     if value.type is None and value.shape is None:
         return False
+    leave = permit(Strip.name, "type", value)
+    if leave is None:
+        return False
     value.type = None
     value.shape = None
+    leave.used()
     return True

@@ -12,6 +12,7 @@ from ._base import Context, Declined, Effect, Pass, PassOutcome
 from ._core.edit import is_constant
 from ._core.graph import all_graphs
 from ._core.lazy import set_tensor
+from ._core.rewrites import permit
 from ._packing.constant_graph import constant_nodes, own_decoders, results_of
 from ._packing.decode import Decoder
 from ._simplify.evaluate import NotFoldable
@@ -84,6 +85,9 @@ def _restore(model: ir.Model, nodes: list[ir.Node]) -> PassOutcome:
         if value.is_graph_output():
             outcome.declined.append(_left(value, "it is a graph output"))
             continue
+        leave = permit(Unpack.name, "unpack", value)
+        if leave is None:
+            continue
         try:
             decoder = Decoder(value, opset)
             array = decoder()
@@ -97,6 +101,7 @@ def _restore(model: ir.Model, nodes: list[ir.Node]) -> PassOutcome:
         else:
             held += array.nbytes
         _replace(graph, value, tensor)
+        leave.used()
         count += 1
     removed = _remove_unused(graph, nodes)
     if count:

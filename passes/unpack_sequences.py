@@ -9,10 +9,10 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
-from ._base import Context, Declined, Effect, Pass, PassOutcome
+from ._base import Context, Effect, Pass, PassOutcome
 from ._core.edit import Edit, dims_of, ints_of
-from ._core.graph import graphs_of, input_of, label
-from ._core.ops import is_standard
+from ._core.graph import input_of
+from ._simplify.folding import fold_nodes
 
 SPLIT_INPUT = 13
 """Opset from which Split takes its sizes as an input, as the new nodes give them."""
@@ -37,19 +37,9 @@ class UnpackSequences(Pass):
     effect: ClassVar[Effect] = "exact"
 
     def run(self, model: ir.Model, context: Context) -> PassOutcome:
-        outcome = PassOutcome()
         if model.opset_imports.get("", 1) < SPLIT_INPUT:
-            return outcome
-        edit = Edit(model)
-        for graph in graphs_of(model):
-            for node in list(graph):
-                if not is_standard(node, *_SIZES):
-                    continue
-                reason = _unpack(node, edit)
-                if reason is None:
-                    outcome.changed += 1
-                else:
-                    outcome.declined.append(Declined(label(node), reason))
+            return PassOutcome()
+        outcome = fold_nodes(model, self.name, tuple(_SIZES), _unpack)
         outcome.stats["sequences"] = outcome.changed
         return outcome
 

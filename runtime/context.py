@@ -30,6 +30,7 @@ from .bench import paired_quartiles
 from .difference import difference
 from .feeds import Batch, Feeds, StoredFeeds
 from .held_out import held_out
+from .optimized import optimized_nodes
 from .session import Session, open_session
 from .taps import constant_names, planned_taps, with_taps
 from .worker import Worker
@@ -105,7 +106,7 @@ class RunContext:
         if self._provider != "cpu":
             return None
         with self._opened(model) as (session,):
-            return session.optimized_nodes()
+            return optimized_nodes(session)
 
     def latency_ratio(
         self, model: ir.Model, other: ir.Model, seconds: float

@@ -13,7 +13,6 @@ from typing import Any
 from numpy.typing import NDArray
 
 from .. import RefusedError
-from ..passes._core.context import KernelNode
 from ._worker.ipc import OpenedSession, OrtTensor
 from .providers import provider_named
 from .worker import RemoteError, Worker
@@ -113,12 +112,16 @@ class Session:
             ) from None
         return outputs
 
-    def optimized_nodes(self) -> list[KernelNode]:
-        """Nodes of ONNX Runtime's own optimized graph, those of subgraphs included."""
-        nodes: list[KernelNode] = self.worker.call(
-            "optimized_nodes", str(self.path), self._providers(), self.threads
+    def write_optimized(self, path: Path, level: str) -> None:
+        """Write ONNX Runtime's optimized graph: that of one level of `optimized.LEVELS`."""
+        self.worker.call(
+            "write_optimized",
+            str(self.path),
+            self._providers(),
+            self.threads,
+            level,
+            str(path),
         )
-        return nodes
 
     def close(self) -> None:
         """Free the session in the child."""

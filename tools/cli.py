@@ -30,6 +30,7 @@ COMMANDS = (
     "inspect",
     "verify",
     "bench",
+    "bisect",
     "eval",
     "distill",
     "export",

@@ -78,6 +78,19 @@ def producer_of(value: ir.Value | None, *op_types: str) -> ir.Node | None:
     return node
 
 
+def is_read_by(node: ir.Node, *op_types: str) -> bool:
+    """True if a standard node of the first type reads a node's first output, and so on.
+
+    Of several readers the first is followed.
+    """
+    for op_type in op_types:
+        reader = next((use.node for use in node.outputs[0].uses()), None)
+        if reader is None or not is_standard(reader, op_type):
+            return False
+        node = reader
+    return True
+
+
 def label(node: ir.Node) -> str:
     """Name of a node in reports: its op and its name, or its first output's where it has none."""
     name = node.name

@@ -7,6 +7,7 @@ import onnx_ir as ir
 from .._core.edit import Dim, Edit, array_of, release
 from .._core.graph import input_of, producer_of, subgraphs
 from .._core.ops import is_standard
+from .._core.rewrites import permit
 from .symbols import symbols_of
 
 COMPARISONS = frozenset({"Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual"})
@@ -25,14 +26,24 @@ def inline_branches(model: ir.Model, edit: Edit, positive: frozenset[str]) -> in
     while todo:
         graph = todo.pop()
         for node in graph:
-            if is_standard(node, "If"):
-                condition = _condition(node.inputs[0], edit, positive)
-                if condition is not None and _inline(node, condition, edit):
-                    # the walk goes on with the nodes that stand in its place now
-                    count += 1
-                    continue
+            if is_standard(node, "If") and _inline_known(node, edit, positive):
+                # the walk goes on with the nodes that stand in its place now
+                count += 1
+                continue
             todo.extend(subgraphs(node))
     return count
+
+
+def _inline_known(node: ir.Node, edit: Edit, positive: frozenset[str]) -> bool:
+    """Inline an If whose condition is known, if it can be."""
+    condition = _condition(node.inputs[0], edit, positive)
+    leave = permit("fold-constants", "inline-branch", node)
+    if condition is None or leave is None:
+        return False
+    if not _inline(node, condition, edit):
+        return False
+    leave.used()
+    return True
 
 
 def _condition(

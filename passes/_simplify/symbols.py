@@ -113,8 +113,24 @@ def _unknown(value: ir.Value | None) -> Symbols | None:
     return _objects([None] * size, tuple(dims))
 
 
+def named_dims(value: ir.Value | None) -> list[Dim] | None:
+    """The dims of a value, one of which nothing is known as a symbol of its own.
+
+    None for an unknown rank.
+    """
+    dims = dims_of(value)
+    if value is None or dims is None:
+        return None
+    # no model writes such a symbol; values of one name in two subgraphs are not one
+    own = f"{value.name}\0{id(value)}\0"
+    named: list[Dim] = []
+    for axis, dim in enumerate(dims):
+        named.append(f"{own}{axis}" if dim is None else dim)
+    return named
+
+
 def _shape(node: ir.Node) -> Symbols | None:
-    dims = dims_of(node.inputs[0])
+    dims = named_dims(node.inputs[0])
     if dims is None:
         return None
     start = node.attributes.get_int("start", 0)

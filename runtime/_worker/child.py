@@ -150,7 +150,7 @@ def peak_memory() -> int | None:
 FUNCTIONS: dict[str, Callable[..., Any]] = {
     "open_session": sessions.open_session,
     "run": sessions.run,
-    "optimized_nodes": sessions.optimized_nodes,
+    "write_optimized": sessions.write_optimized,
     "compare": sessions.compare,
     "time_rounds": sessions.time_rounds,
     "observe": statistics.observe,

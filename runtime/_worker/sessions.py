@@ -4,25 +4,19 @@ from __future__ import annotations
 
 import math
 import sys
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ... import RefusedError
-from ...passes._core.context import KernelNode
 from . import ort_values
 from .ipc import OpenedSession, OrtTensor, OutputComparison, Powers
 
 Feeds = Mapping[str, Any]
 Providers = list[tuple[str, dict[str, str]]]
-
-# as passes/_core/ops.py has it, which would bring onnx_ir into the child: a second at its start
-_STANDARD_DOMAINS = ("", "ai.onnx")
 
 _SESSIONS: dict[int, Any] = {}
 
@@ -139,47 +133,33 @@ def run(handle: int, feeds: Feeds) -> dict[str, NDArray[Any]]:
     return ort_values.flattened(names, ort_values.run(session, None, feeds))
 
 
-def optimized_nodes(path: str, providers: Providers, threads: int) -> list[KernelNode]:
-    """Nodes of ONNX Runtime's optimized graph, those of subgraphs included."""
-    model = _optimized_model(path, providers, threads)
-    nodes: list[KernelNode] = []
-    pending = [model.graph]
-    while pending:
-        for node in pending.pop().node:
-            domain = "" if node.domain in _STANDARD_DOMAINS else f"{node.domain}."
-            op = domain + node.op_type
-            kernel = KernelNode(
-                op,
-                node.name,
-                inputs=tuple(node.input),
-                outputs=tuple(node.output),
-            )
-            nodes.append(kernel)
-            for attribute in node.attribute:
-                if attribute.HasField("g"):
-                    pending.append(attribute.g)
-                else:
-                    pending.extend(attribute.graphs)
-    return nodes
+_LEVELS = {
+    "basic": "ORT_ENABLE_BASIC",
+    "extended": "ORT_ENABLE_EXTENDED",
+    "all": "ORT_ENABLE_ALL",
+}
+"""Levels of ONNX Runtime's graph optimizations, by their names in its documentation."""
 
 
-def _optimized_model(path: str, providers: Providers, threads: int) -> Any:
-    """Have ONNX Runtime write its optimized graph, and read that without the weights."""
-    import onnx
+def write_optimized(
+    path: str, providers: Providers, threads: int, level: str, out: str
+) -> None:
+    """Have ONNX Runtime write its optimized graph to `out`, and the weights beside it."""
     import onnxruntime as ort
 
-    with tempfile.TemporaryDirectory() as folder:
-        settings = _session_options(threads, optimize=True)
-        settings.optimized_model_filepath = str(Path(folder, "optimized.onnx"))
-        # weights in a file beside it: a graph above 2 GB could not be written at all
-        settings.add_session_config_entry(
-            "session.optimized_model_external_initializers_file_name", "weights.bin"
-        )
-        settings.add_session_config_entry(
-            "session.optimized_model_external_initializers_min_size_in_bytes", "1024"
-        )
-        ort.InferenceSession(path, settings, providers=providers)
-        return onnx.load(settings.optimized_model_filepath, load_external_data=False)
+    settings = _session_options(threads, optimize=True)
+    settings.graph_optimization_level = getattr(
+        ort.GraphOptimizationLevel, _LEVELS[level]
+    )
+    settings.optimized_model_filepath = out
+    # weights in a file beside it: a graph above 2 GB could not be written at all
+    settings.add_session_config_entry(
+        "session.optimized_model_external_initializers_file_name", "weights.bin"
+    )
+    settings.add_session_config_entry(
+        "session.optimized_model_external_initializers_min_size_in_bytes", "1024"
+    )
+    ort.InferenceSession(path, settings, providers=providers)
 
 
 def compare(

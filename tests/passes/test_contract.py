@@ -18,6 +18,7 @@ from onnx_opt.passes._core.normalize import normalize
 from onnx_opt.passes._core.options import options_of
 from onnx_opt.passes._core.pipeline import Pipeline, parse
 from onnx_opt.passes._core.registry import pass_class, pass_names
+from onnx_opt.passes._core.rewrites import Gate, through
 from onnx_opt.runtime.context import RunContext
 from onnx_opt.runtime.feeds import candidate_feeds
 from onnx_opt.runtime.worker import Worker
@@ -123,6 +124,30 @@ def test_a_pass_leaves_a_valid_model_with_the_same_interface(name, sample, worke
             assert np.isfinite(other).all()
             if pass_class(name).effect != "lossy":
                 assert_close(other, one)
+
+
+EXACT = [name for name in pass_names() if pass_class(name).effect == "exact"]
+
+
+@pytest.mark.parametrize("sample", ALL)
+@pytest.mark.parametrize("name", EXACT)
+def test_an_exact_pass_asks_before_every_rewrite(name, sample, worker):
+    model = ir.from_proto(model_from(ALL[sample]))
+    normalize(model)
+    context = context_for(model, worker)
+
+    def result(gate):
+        clone = model.clone()
+        with through(gate):
+            changed = pass_class(name)().run(clone, context).changed
+        return changed, ir.to_proto(clone).SerializeToString(deterministic=True)
+
+    unchanged = ir.to_proto(model).SerializeToString(deterministic=True)
+    assert result(Gate(limit=0)) == (0, unchanged)
+    free = Gate()
+    changed, full = result(free)
+    assert bool(free.made) >= bool(changed)
+    assert result(Gate(limit=len(free.made))) == (changed, full)
 
 
 @pytest.mark.parametrize("sample", ALL)

@@ -7,6 +7,7 @@ from exactness import model_of, ops_of, run_exact
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx_opt.passes._base import NullContext
+from onnx_opt.passes._core.normalize import normalize
 from onnx_opt.passes._simplify.rules.cast import widens
 from onnx_opt.passes.remove_identities import RemoveIdentities
 
@@ -27,6 +28,23 @@ STAYS = {
     "add of an overridable zero": """
         g (float[2] x, float[2] c) => (float[2] y) <float[2] c = {0, 0}> { h = Add (x,
             c)  y = Neg (h) }""",
+    "scale of ones in a normalization": """
+        g (float[2, 3] x, float[2, 1] v) => (float[2, 3] y) <float[3] c = {1, 1, 1}>
+        { s = Sqrt (v)  n = Div (x, s)  h = Mul (n, c)  y = Neg (h) }""",
+    "bias of zeros in a normalization": """
+        g (float[2, 3] x, float[2, 1] v) => (float[2, 3] y)
+        <float[3] c = {1, 2, 3}, float[3] b = {0, 0, 0}>
+        { s = Sqrt (v)  n = Div (x, s)  h = Mul (n, c)  a = Add (h, b)  y = Neg (a) }""",
+    "two unsqueezes of a mask": """
+        g (int64[b, s] x) => (float[b, 1, 1, s] y)
+        <int64[1] k = {1}, int64[1] l = {2}, float one = {1}, float low = {-100}>
+        { u = Unsqueeze (x, k)  v = Unsqueeze (u, l)  c = Cast <to: int = 1> (v)
+          d = Sub (one, c)  y = Mul (d, low) }""",
+    "dims for a target that is not known": """
+        g (float[n, m] x, float[9] z) => (float[?, ?] y)
+        <int64 i = {0}, int64 j = {1}, int64[1] a = {0}>
+        { s = Shape (x)  b = Gather (s, i)  c = Gather (s, j)  bu = Unsqueeze (b, a)
+          cu = Unsqueeze (c, a)  t = Concat <axis: int = 0> (bu, cu)  y = Reshape (z, t) }""",
     "almost one": "g (float[2] x) => (float[2] y) <float c = {1.0000001}> { h = Mul (x, c)  "
     "y = Neg (h) }",
     "zero minus x": "g (float[2] x) => (float[2] y) <float c = {0}> { h = Sub (c, x) "
@@ -340,6 +358,20 @@ g (float[batch, seq, 12] x) => (float[n, m] y) <int64 zero = {0}, int64[1] a = {
     h = Reshape (x, t)
     y = Neg (h)
 }"""
+
+
+def test_a_target_of_dims_without_names_copies_them():
+    """Dims of which nothing is known but whose they are."""
+    model = model_of("""
+        g (float[n, m] x, bool[k] c, bool[l] d) => (float[?, ?, 1] y)
+        <int64[1] one = {1}>
+        { h = Compress <axis: int = 0> (x, c)  i = Compress <axis: int = 1> (h, d)
+          s = Shape (i)  t = Concat <axis: int = 0> (s, one)  y = Reshape (i, t) }""")
+    normalize(model)
+    RemoveIdentities().run(model, NullContext())
+    assert ops_of(model) == ["Compress", "Compress", "Reshape"]
+    target = list(model.graph)[-1].inputs[1]
+    assert target.const_value.numpy().tolist() == [0, 0, 1]
 
 
 @pytest.mark.parametrize(("nonempty", "target"), [(True, [0, -1]), (False, None)])

@@ -4,6 +4,7 @@ import onnxruntime
 import pytest
 from onnx_opt import RefusedError, UsageError
 from onnx_opt.passes._core.targets import TARGETS, target_named
+from onnx_opt.runtime.optimized import LEVELS, optimized_counts, optimized_nodes
 from onnx_opt.runtime.providers import PROVIDERS, provider_named
 from onnx_opt.runtime.session import TensorInfo, open_session
 from onnx_opt.runtime.worker import RemoteError
@@ -56,10 +57,17 @@ def test_describes_the_interface_and_runs(worker, write):
 
 
 def test_nodes_of_the_optimized_graph_are_those_of_subgraphs_too(worker, write):
-    nodes = open_session(worker, write(BRANCHES)).optimized_nodes()
+    nodes = optimized_nodes(open_session(worker, write(BRANCHES)))
     assert sorted(node.op for node in nodes) == ["Abs", "If", "Neg"]
     (branch,) = [node for node in nodes if node.op == "If"]
     assert (branch.inputs, branch.outputs) == (("c",), ("y",))
+
+
+def test_nodes_are_counted_at_each_level(worker, write):
+    counts = optimized_counts(open_session(worker, write(LINEAR)))
+    assert list(counts) == list(LEVELS)
+    # a MatMul and nothing else
+    assert set(counts.values()) == {1}
 
 
 def test_without_optimization_the_graph_stays(worker, write):

@@ -3,7 +3,13 @@
 import numpy as np
 import pytest
 from onnx_opt.runtime.compare import Drift
-from onnx_opt.tools._run.drift import COARSE, FLOAT32, first_batches, inexact
+from onnx_opt.tools._run.drift import (
+    COARSE,
+    FLOAT32,
+    Reference,
+    first_batches,
+    inexact,
+)
 
 
 def batches(*values, dtype=np.float32):
@@ -78,3 +84,40 @@ def test_feeds_for_the_checks_are_few(rows, taken):
     assert (
         len(first_batches({"x": np.zeros((n, 2), np.float32)} for n in rows)) == taken
     )
+
+
+class Noisy:
+    """A session of the original without optimizations: off by `error`."""
+
+    def __init__(self, error):
+        self.error = error
+
+    def run(self, feeds):
+        (expected,) = batches(2e-7, -1e-7)
+        return {"y": expected["y"] + np.float32(self.error)}
+
+    def close(self):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("noise", "is_exact", "sqnr_db"),
+    [
+        # of a lossy result the original's own noise decides
+        (1e-8, False, float("inf")),
+        (1e-9, False, 24.0),
+        (1e-9, True, float("inf")),
+    ],
+)
+def test_an_output_that_is_zero_up_to_noise_has_not_drifted(noise, is_exact, sqnr_db):
+    original = batches(2e-7, -1e-7)
+    reference = Reference(lambda path, optimize: Noisy(noise), [{}], None, original)
+    drift = reference.from_original(batches(2.1e-7, -0.9e-7), is_exact)
+    assert drift.sqnr_db == pytest.approx(sqnr_db, abs=0.1)
+
+
+def test_a_small_output_that_is_off_has_drifted():
+    original = batches(2e-3, -1e-3)
+    reference = Reference(lambda path, optimize: Noisy(0), [{}], None, original)
+    drift = reference.from_original(batches(2.1e-3, -0.9e-3), is_exact=True)
+    assert drift.sqnr_db == pytest.approx(24.0, abs=0.1)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,33 +79,65 @@ class Reference:
         self.original = original
         self._noise: dict[str, Drift] | None = None
 
-    def noise(self) -> dict[str, Drift]:
-        """Drift of the original, per output, from itself without graph optimizations.
-
-        Pure float noise: deep and sharp models amplify rounding, and no fixed tolerance tells their
-        noise from a fault. Measured once, when first asked for; empty where the original does not
-        run that way.
-        """
-        if self._noise is None:
-            try:
-                unoptimized = self.outputs(self.path, optimize=False)
-                self._noise = meter(self.original, unoptimized).per_output()
-            except OnnxOptError:
-                # some models run only after ONNX Runtime has optimized them
-                self._noise = {}
-        return self._noise
-
-    def outputs(self, path: Path, optimize: bool = True) -> Outputs:
-        """Outputs of the model at `path`. Errors: RefusedError, WorkerDied, RemoteError."""
+    @contextlib.contextmanager
+    def opened(self, path: Path, optimize: bool = True) -> Iterator[Session]:
+        """Provide a session of the model at `path`. Errors: RefusedError, WorkerDied."""
         session = self._open(path, optimize)
         try:
-            return [session.run(feeds) for feeds in self.batches]
+            yield session
         finally:
             session.close()
 
-    def from_original(self, outputs: Outputs) -> Drift:
-        """Drift of outputs from the original's, all outputs together."""
-        return meter(self.original, outputs).overall()
+    def outputs(self, path: Path, optimize: bool = True) -> Outputs:
+        """Outputs of the model at `path`. Errors: RefusedError, WorkerDied, RemoteError."""
+        with self.opened(path, optimize) as session:
+            return [session.run(feeds) for feeds in self.batches]
+
+    def noise_of(self, path: Path, outputs: Outputs) -> dict[str, Drift]:
+        """Drift, per output, of a model's `outputs` from its own without graph optimizations.
+
+        Pure float noise: deep and sharp models amplify rounding, and no fixed tolerance tells their
+        noise from a fault. Empty where the model does not run that way.
+        """
+        try:
+            unoptimized = self.outputs(path, optimize=False)
+            return meter(outputs, unoptimized).per_output()
+        except OnnxOptError:
+            # some models run only after ONNX Runtime has optimized them
+            return {}
+
+    def from_original(self, outputs: Outputs, is_exact: bool = False) -> Drift:
+        """Drift of outputs from the original's, all outputs together.
+
+        An output that is zero up to noise counts as the same. `is_exact`: they were found equal.
+        """
+        drift = meter(self.original, outputs)
+        zeros = {
+            name: each for name, each in drift.per_output().items() if _is_zero(each)
+        }
+        if zeros and not is_exact:
+            if self._noise is None:
+                self._noise = self.noise_of(self.path, self.original)
+            noise = self._noise
+            zeros = {
+                name: each
+                for name, each in zeros.items()
+                if name in noise and each.max_abs <= NOISE_FACTOR * noise[name].max_abs
+            }
+        if not zeros:
+            return drift.overall()
+        cleaned = [
+            {**got, **{name: expected[name] for name in zeros}}
+            for expected, got in zip(self.original, outputs, strict=True)
+        ]
+        return meter(self.original, cleaned).overall()
+
+
+def _is_zero(drift: Drift) -> bool:
+    """True for an output that SQNR says nothing of: its errors are too small to matter."""
+    if drift.nonfinite or drift.max_abs > FLOAT32.floor:
+        return False
+    return drift.sqnr_db < FLOAT32.sqnr_db
 
 
 def meter(reference: Outputs, got: Outputs) -> DriftMeter:

@@ -22,7 +22,8 @@ from .packing import end_packed
 from .result import RunResult
 from .run import Run, open_run
 from .settings import RunSettings
-from .step import Checked, Verifier, check_loaded, run_step, warn_if_unchanged
+from .step import Checked, check_loaded, run_step, warn_if_unchanged
+from .verify import Verifier
 
 
 def optimize_model(settings: RunSettings) -> RunResult:

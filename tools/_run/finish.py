@@ -19,7 +19,7 @@ from ...runtime.compare import Drift
 from ...runtime.session import Session, open_session
 from .checks import forget_shapes, interface_of
 from .context import TrainingContext
-from .drift import Outputs, Reference, as_figures, meter
+from .drift import Outputs, Reference, as_figures
 from .evidence import VerificationInputs
 from .figures import Figures, expected_bytes, figures_of, zipped_bytes
 from .kernels import compare_kernels, is_quantized, remedy
@@ -29,7 +29,8 @@ from .provenance import stamp
 from .result import Step
 from .run import Run
 from .scoring import measure_metric
-from .step import Checked, Verifier, apply_pass
+from .step import Checked, apply_pass
+from .verify import Verifier
 
 LARGER = 1.01
 """Ratio of file sizes above which a warning says that the result is larger.
@@ -94,7 +95,9 @@ def finish(
     judged: list[Written] = []
 
     def judge(path: Path) -> None:
-        judged.append(_judge(run, original, inputs, path, macs, requires))
+        judged.append(
+            _judge(run, original, inputs, path, macs, requires, checked.is_exact)
+        )
 
     if out is None:
         path = run.scratch / "output.onnx"
@@ -119,7 +122,11 @@ def _with_least_versions(
     lowering = LeastVersions()
     problem, outcome = apply_pass(run, context, model, lowering)
     if problem is None and outcome.changed:
-        problem = verifier.verify(model, lowering.effect, checked.outputs).problem
+        baseline = checked.baseline(verifier, before)
+        is_counted = checked.counts is not None
+        verification = verifier.verify(model, lowering.effect, baseline, is_counted)
+        if verification.problem is not None:
+            problem = verification.problem.text
     if problem is None:
         return model
     run.reporter.warn("opset", f"not lowered: {problem}")
@@ -136,6 +143,7 @@ def _judge(
     path: Path,
     macs: int | None,
     requires: Requirements,
+    is_exact: bool,
 ) -> Written:
     """Check and measure the file that is about to be the result. Errors: CheckError if it fails."""
     # read back: faults of writing show only here
@@ -150,7 +158,9 @@ def _judge(
     _warn_if_larger(run, original.figures.bytes, figures.bytes)
     drift = metric = latency_ms = None
     if inputs.reference is not None:
-        drift = _judge_drift(run, original, inputs, inputs.reference, path, model)
+        drift = _judge_drift(
+            run, original, inputs, inputs.reference, path, model, is_exact
+        )
     elif run.settings.min_sqnr is not None:
         raise CheckError(
             "--min-sqnr",
@@ -181,10 +191,11 @@ def _judge_drift(
     reference: Reference,
     path: Path,
     model: ir.Model,
+    is_exact: bool,
 ) -> Drift:
     """Drift of the written file. Errors: CheckError below `min_sqnr`."""
     outputs = reference.outputs(path)
-    drift = meter(reference.original, outputs).overall()
+    drift = reference.from_original(outputs, is_exact)
     _warn_if_kernels_disagree(run, original, inputs, reference, path, model, outputs)
     limit = run.settings.min_sqnr
     if limit is not None and drift.sqnr_db < limit:

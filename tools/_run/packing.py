@@ -18,7 +18,8 @@ from .evidence import VerificationInputs
 from .figures import expected_bytes
 from .load import Original
 from .run import Run
-from .step import Checked, Verifier, run_step
+from .step import Checked, run_step
+from .verify import Verifier
 
 LEAST_SAVING = 0.05
 """Part of the file that packing must save; below it, plain constants are worth more.

@@ -3,38 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import onnx_ir as ir
 
 from ... import CheckError, OnnxOptError, UsageError
-from ...frontends.onnx_file import save
 from ...passes._core.contract import Pass
-from ...passes._core.graph import all_nodes
-from ...passes._core.ops import HALF_FLOATS
-from ...passes._core.outcome import Effect, PassOutcome
-from ...runtime.compare import Drift
-from .checks import first_line, interface_of, validity_of
+from ...passes._core.outcome import Declined, PassOutcome
+from .bisection import Bisection, Problem, without_culprits
+from .checks import first_line
 from .context import TrainingContext
-from .drift import (
-    COARSE,
-    FLOAT32,
-    Outputs,
-    Reference,
-    Tolerance,
-    as_figures,
-    inexact,
-)
+from .drift import Outputs, as_figures
 from .explain_loss import LossyStage
 from .kernels import is_quantized
-from .load import Original, own_fault
+from .load import own_fault
 from .result import Step
 from .run import Run
+from .verify import Baseline, Counts, Verification, Verifier
 
 
 @dataclass(frozen=True)
@@ -42,18 +30,25 @@ class Checked:
     """The model after the passes so far, as far as it is believed.
 
     `outputs`: its outputs on the reference's batches; None where nothing is compared. `steps`: one
-    for each pass. `stages`: its lossy changes, where losses are to be explained.
+    for each pass. `stages`: its lossy changes, where losses are to be explained. `counts`: of its
+    optimized graph, if known. `is_exact`: no lossy pass has changed it.
     """
 
     model: ir.Model
     outputs: Outputs | None
     steps: tuple[Step, ...] = ()
     stages: tuple[LossyStage, ...] = ()
+    counts: Counts | None = None
+    is_exact: bool = True
 
     @property
     def applied(self) -> str:
         """Pipeline text of the passes that were not rolled back."""
         return ", ".join(step.text for step in self.steps if not step.rolled_back)
+
+    def baseline(self, verifier: Verifier, model: ir.Model) -> Baseline:
+        """Start of the next pass; `model`: a clone of this one, which stays as it is."""
+        return Baseline(verifier, model, self.outputs, self.counts, self.is_exact)
 
 
 def check_loaded(verifier: Verifier, model: ir.Model) -> Checked:
@@ -66,10 +61,29 @@ def check_loaded(verifier: Verifier, model: ir.Model) -> Checked:
         return Checked(model, None)
     # normalizing has changed the graph: it is held to the standard of an exact pass
     outputs = verifier.outputs_of(model)
-    problem = verifier.inexact(model, reference.original, outputs)
+    of_file = Baseline(verifier, model, reference.original)
+    problem = verifier.inexact(model, of_file, outputs)
     if problem:
         raise own_fault(f"the model as loaded computes something else: {problem}")
     return Checked(model, outputs)
+
+
+@dataclass(frozen=True)
+class PassResult:
+    """A model that a pass has changed, and how it was judged; `seconds` of the pass alone."""
+
+    model: ir.Model
+    outcome: PassOutcome
+    verification: Verification
+    seconds: float
+
+    @property
+    def problem(self) -> Problem | None:
+        return self.verification.problem
+
+
+Judge = Callable[[ir.Model, PassOutcome], Verification | None]
+"""Verification of what a pass has made; None: not worth one, the pass leaves no trace."""
 
 
 def run_step(
@@ -80,56 +94,136 @@ def run_step(
     pass_: Pass,
     is_worth: Callable[[ir.Model, ir.Model], bool] | None = None,
 ) -> Checked:
-    """Apply one pass and verify it; an exact pass that fails is rolled back with a warning.
+    """Apply one pass and verify it; an exact pass that fails loses the rewrites that make it fail.
 
-    `is_worth`: compares the models before and after; where it is False the pass leaves no trace.
+    Where none are to blame, the pass is rolled back with a warning. `is_worth`: compares the models
+    before and after; where it is False the pass leaves no trace.
 
     Errors: CheckError where a lossy pass fails, or any with `strict`.
     """
-    model = checked.model
     # tensors are shared: a clone costs the graph, not the weights
-    before = model.clone()
-    # a pass that starts from another float model than `before` says so
-    context.float_form = None
-    verification = Verification()
-    with run.reporter.progress(str(pass_)):
-        start = time.perf_counter()
-        problem, outcome = apply_pass(run, context, model, pass_)
-        # the time of the pass alone: verifying may take longer
-        seconds = time.perf_counter() - start
+    before = checked.model.clone()
+    baseline = checked.baseline(verifier, before)
+
+    def judge(model: ir.Model, outcome: PassOutcome) -> Verification | None:
         # before the costly part
-        if problem is None and is_worth is not None and not is_worth(before, model):
+        if is_worth is not None and not is_worth(before, model):
+            return None
+        is_changed = outcome.changed > 0
+        return verifier.verify(model, pass_.effect, baseline, is_changed)
+
+    def judged(model: ir.Model) -> PassResult | None:
+        return tried(run, context, pass_, model, judge)
+
+    with run.reporter.progress(str(pass_)):
+        trial = judged(checked.model)
+        if trial is None:
             return dataclasses.replace(checked, model=before)
-        if problem is None:
-            verification = verifier.verify(model, pass_.effect, checked.outputs)
-            problem = verification.problem
-    step = Step(
+        if trial.problem is not None:
+            _refuse(run, pass_, trial.problem)
+            mended = _without_culprits(run, pass_, baseline, trial, judged)
+            if mended is None:
+                return _rolled_back(run, checked, pass_, trial, trial.problem, before)
+            trial = mended
+    outcome = trial.outcome
+    verification = trial.verification
+    step = dataclasses.replace(
+        _account(pass_, trial),
+        changed=outcome.changed,
+        drift=None if verification.drift is None else as_figures(verification.drift),
+    )
+    is_lossy = pass_.effect == "lossy" and outcome.changed > 0
+    stages = checked.stages
+    if run.settings.explain_loss and is_lossy:
+        stages = _with_stage(stages, pass_, before, trial.model, context.float_form)
+    return Checked(
+        trial.model,
+        verification.outputs,
+        (*checked.steps, step),
+        stages,
+        verification.counts,
+        checked.is_exact and not is_lossy,
+    )
+
+
+def tried(
+    run: Run, context: TrainingContext, pass_: Pass, model: ir.Model, judge: Judge
+) -> PassResult | None:
+    """Apply a pass to a model, in place, and judge it; None: it is not worth a judgement."""
+    # a pass that starts from another float model than this says so
+    context.float_form = None
+    start = time.perf_counter()
+    problem, outcome = apply_pass(run, context, model, pass_)
+    # the time of the pass alone: verifying may take longer
+    seconds = time.perf_counter() - start
+    if problem is not None:
+        return PassResult(model, outcome, Verification(Problem(problem)), seconds)
+    verification = judge(model, outcome)
+    if verification is None:
+        return None
+    return PassResult(model, outcome, verification, seconds)
+
+
+def _refuse(run: Run, pass_: Pass, problem: Problem) -> None:
+    """Errors: CheckError for the fault of a lossy pass, or of any with `strict`."""
+    if problem.is_fault and (pass_.effect == "lossy" or run.settings.strict):
+        raise CheckError(
+            str(pass_),
+            problem.text,
+            "leave this pass out, or exclude the part of the model that it names",
+        )
+
+
+def _without_culprits(
+    run: Run,
+    pass_: Pass,
+    baseline: Baseline,
+    failed: PassResult,
+    judged: Callable[[ir.Model], PassResult | None],
+) -> PassResult | None:
+    """Run an exact pass again without the rewrites that are to blame, and account for them.
+
+    None where none are found.
+    """
+    search = Bisection(lambda: judged(baseline.model.clone()) or failed)
+    found = without_culprits(search)
+    if found is None:
+        return None
+    trial, culprits = found
+    for culprit in culprits:
+        rewrite = culprit.rewrite
+        text = culprit.problem.text
+        reason = f"{rewrite.rule} left out: {text}"
+        trial.outcome.declined.append(Declined(rewrite.where or "all nodes", reason))
+        if culprit.problem.is_fault:
+            run.reporter.warn(str(pass_), f"left out {rewrite}: {text}")
+    return trial
+
+
+def _rolled_back(
+    run: Run,
+    checked: Checked,
+    pass_: Pass,
+    trial: PassResult,
+    problem: Problem,
+    before: ir.Model,
+) -> Checked:
+    """The model before a pass, which is named."""
+    run.reporter.warn(str(pass_), f"rolled back: {problem.text}")
+    step = dataclasses.replace(_account(pass_, trial), rolled_back=True)
+    return dataclasses.replace(checked, model=before, steps=(*checked.steps, step))
+
+
+def _account(pass_: Pass, trial: PassResult) -> Step:
+    outcome = trial.outcome
+    return Step(
         pass_.name,
         str(pass_),
-        seconds=seconds,
+        seconds=trial.seconds,
         stats=dict(outcome.stats),
         declined=[dataclasses.asdict(declined) for declined in outcome.declined],
         chosen=[dataclasses.asdict(chosen) for chosen in outcome.chosen],
     )
-    if problem is not None:
-        if pass_.effect == "lossy" or run.settings.strict:
-            raise CheckError(
-                str(pass_),
-                problem,
-                "leave this pass out, or exclude the part of the model that it names",
-            )
-        run.reporter.warn(str(pass_), f"rolled back: {problem}")
-        step = dataclasses.replace(step, rolled_back=True)
-        return dataclasses.replace(checked, model=before, steps=(*checked.steps, step))
-    step = dataclasses.replace(
-        step,
-        changed=outcome.changed,
-        drift=None if verification.drift is None else as_figures(verification.drift),
-    )
-    stages = checked.stages
-    if run.settings.explain_loss and pass_.effect == "lossy" and outcome.changed:
-        stages = _with_stage(stages, pass_, before, model, context.float_form)
-    return Checked(model, verification.outputs, (*checked.steps, step), stages)
 
 
 def apply_pass(
@@ -194,79 +288,3 @@ def warn_if_unchanged(run: Run, steps: Sequence[Step]) -> None:
     run.reporter.warn(
         "nothing changed", "; ".join(words) or "no pass found anything to do"
     )
-
-
-# verification
-
-
-@dataclass(frozen=True)
-class Verification:
-    """Verification of a model: a reason not to believe it, its drift, its outputs.
-
-    `drift` and `outputs` are None where nothing is compared.
-    """
-
-    problem: str | None = None
-    drift: Drift | None = None
-    outputs: Outputs | None = None
-
-
-@dataclass(frozen=True)
-class Verifier:
-    """Verification of models against the original; `reference` None: in structure only."""
-
-    scratch: Path
-    original: Original
-    reference: Reference | None
-
-    def verify(
-        self, model: ir.Model, effect: Effect, expected: Outputs | None
-    ) -> Verification:
-        """Check a model after a pass; `expected`: outputs before it, which an exact one keeps."""
-        problem = self.original.interface.difference(interface_of(model))
-        # the costly check second
-        problem = problem or validity_of(model).worse_than(self.original.validity)
-        if problem or self.reference is None:
-            return Verification(problem)
-        try:
-            outputs = self.outputs_of(model)
-            drift = self.reference.from_original(outputs)
-        except OnnxOptError as error:
-            return Verification(f"{error.where}: {error.problem}")
-        if effect != "lossy":
-            assert expected is not None
-            problem = self.inexact(model, expected, outputs)
-        elif drift.nonfinite:
-            problem = f"{drift.nonfinite} output values are no longer finite"
-        return Verification(problem, drift, outputs)
-
-    def outputs_of(self, model: ir.Model) -> Outputs:
-        """Outputs of a model on the reference's batches. Errors: as `Reference.outputs`."""
-        assert self.reference is not None
-        # gone before the next: only one candidate takes room on the disk
-        with tempfile.TemporaryDirectory(dir=self.scratch) as folder:
-            path = Path(folder, "candidate.onnx")
-            save(model, path)
-            return self.reference.outputs(path)
-
-    def inexact(
-        self, model: ir.Model, expected: Outputs, outputs: Outputs
-    ) -> str | None:
-        """Say why a model's outputs are not as expected up to float noise; None if they are."""
-        assert self.reference is not None
-        tolerance = _tolerance(model)
-        problem = inexact(expected, outputs, tolerance)
-        if problem is None:
-            return None
-        # the original's own noise takes another run: measured only where it matters
-        return inexact(expected, outputs, tolerance, self.reference.noise())
-
-
-def _tolerance(model: ir.Model) -> Tolerance:
-    # judged by the model as it is now: an exact pass may follow quant
-    if is_quantized(model):
-        return COARSE
-    for node in all_nodes(model):
-        if any(output.dtype in HALF_FLOATS for output in node.outputs):
-            return COARSE
-    return FLOAT32

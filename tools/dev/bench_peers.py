@@ -38,6 +38,7 @@ from onnx_opt.runtime.bench import interleaved
 from onnx_opt.runtime.compare import DriftMeter
 from onnx_opt.runtime.feeds import Batch, open_feeds
 from onnx_opt.runtime.metrics import metric_named
+from onnx_opt.runtime.optimized import optimized_nodes
 from onnx_opt.runtime.session import Session, open_session
 from onnx_opt.runtime.worker import Worker
 from peers import PEERS, TASKS, Peer, Row, Task, install, missing, ours, quantize
@@ -216,7 +217,7 @@ def opened(worker: Worker, rows: list[Row], threads: int) -> list[tuple[Row, Ses
 def kernels(session: Session) -> str:
     """Integer kernels / all kernels that multiply."""
     integer = total = 0
-    for node in session.optimized_nodes():
+    for node in optimized_nodes(session):
         op = node.op.rsplit(".", 1)[-1]
         integer += op in INTEGER
         total += op in INTEGER or op in FLOAT

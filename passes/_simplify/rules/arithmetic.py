@@ -43,6 +43,7 @@ def neutral(element: float, sides: tuple[int, ...]) -> Callable[[ir.Node, Edit],
     """X op c = x where every element of c is neutral and c does not widen x.
 
     `sides`: inputs at which c may stand. Adding 0.0 to -0.0 gives 0.0, which counts as the same.
+    Not where c may be the scale or the bias of a normalization, by which ONNX Runtime knows it.
     """
 
     def rule(node: ir.Node, edit: Edit) -> bool:
@@ -51,6 +52,8 @@ def neutral(element: float, sides: tuple[int, ...]) -> Callable[[ir.Node, Edit],
             other = node.inputs[1 - side]
             if constant is None or other is None:
                 continue
+            if constant.ndim and _is_normalized(other):
+                continue
             if (constant == element).all() and _keeps_shape(other, constant.shape):
                 return edit.bypass(node, other)
         return False
@@ -58,6 +61,20 @@ def neutral(element: float, sides: tuple[int, ...]) -> Callable[[ir.Node, Edit],
     # counts of rules go by this name
     rule.__name__ = "neutral_operand"
     return rule
+
+
+def _is_normalized(value: ir.Value) -> bool:
+    """True for x / sqrt(...), and that times a scale."""
+    node = producer_of(value, "Div", "Mul")
+    if node is None:
+        return False
+    if node.op_type == "Div":
+        return producer_of(node.inputs[1], "Sqrt") is not None
+    for factor in node.inputs:
+        division = producer_of(factor, "Div")
+        if division is not None:
+            return producer_of(division.inputs[1], "Sqrt") is not None
+    return False
 
 
 def _keeps_shape(value: ir.Value, operand: tuple[int, ...]) -> bool:

@@ -23,9 +23,9 @@ from ..._core.edit import (
     static_dims,
     used_once,
 )
-from ..._core.graph import input_of, producer_of
+from ..._core.graph import input_of, is_read_by, producer_of
 from ..._core.ops import VIEWS
-from ..symbols import all_ints, axes_of, slice_parts, symbols_of
+from ..symbols import all_ints, axes_of, named_dims, slice_parts, symbols_of
 
 TO_THE_END = 2**31 - 1
 """Slice ends from here on mean "to the end", whatever the size (exporters write INT32 or INT64
@@ -82,7 +82,7 @@ def _permutation(node: ir.Node, rank: int | None) -> list[int]:
 def reshape_same(node: ir.Node, edit: Edit) -> bool:
     """Reshape to the shape that the tensor has."""
     source = node.inputs[0]
-    dims = dims_of(source)
+    dims = named_dims(source)
     target = symbols_of(input_of(node, 1), edit.found)
     if source is None or dims is None:
         return False
@@ -132,7 +132,7 @@ def reshape_target(positive: frozenset[str]) -> Callable[[ir.Node, Edit], bool]:
         symbols = symbols_of(node.inputs[1], edit.found)
         if symbols is None or symbols.ndim != 1:
             return False
-        dims = dims_of(node.inputs[0]) or []
+        dims = named_dims(node.inputs[0]) or []
         target = _materialized(list(symbols), dims, positive)
         if target is None:
             return False
@@ -227,9 +227,12 @@ def _normal(axes: list[int] | None, rank: int | None) -> list[int] | None:
 
 
 def unsqueeze_unsqueeze(node: ir.Node, edit: Edit) -> bool:
-    """Unsqueeze(Unsqueeze(x)) = Unsqueeze(x) at the axes of both."""
+    """Unsqueeze(Unsqueeze(x)) = Unsqueeze(x) at the axes of both; not of an attention mask."""
     inner = producer_of(node.inputs[0], "Unsqueeze")
     if inner is None or not used_once(inner.outputs[0]):
+        return False
+    # ONNX Runtime knows a mask of attention by its two Unsqueeze
+    if is_read_by(node, "Sub", "Mul", "Add") or is_read_by(node, "Cast", "Sub", "Mul"):
         return False
     inner_rank = _expanded_rank(inner)
     outer_rank = _expanded_rank(node)
@@ -431,7 +434,7 @@ def _can_merge(inner: ir.Node, outer: ir.Node, rank: int | None) -> bool:
 def expand_same(node: ir.Node, edit: Edit) -> bool:
     """Expand to the shape that the tensor has, or to ones."""
     source = node.inputs[0]
-    dims = dims_of(source)
+    dims = named_dims(source)
     target = symbols_of(node.inputs[1], edit.found)
     if source is None or dims is None:
         return False
@@ -449,9 +452,16 @@ def expand_same(node: ir.Node, edit: Edit) -> bool:
 
 
 def unsqueeze_gather(node: ir.Node, edit: Edit) -> bool:
-    """Unsqueeze(Gather(x, i)) at the gathered axis = Gather(x, [i]) for a scalar i."""
+    """Unsqueeze(Gather(x, i)) at the gathered axis = Gather(x, [i]) for a scalar i.
+
+    Not of a dim for the target of a Reshape.
+    """
     inner = producer_of(node.inputs[0], "Gather")
     if inner is None or not used_once(inner.outputs[0]):
+        return False
+    # ONNX Runtime knows a Reshape whose target is constant but for such dims by these nodes
+    is_dim = producer_of(inner.inputs[0], "Shape") is not None
+    if is_dim and is_read_by(node, "Concat", "Reshape"):
         return False
     index = array_of(inner.inputs[1])
     if index is None:

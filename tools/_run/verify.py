@@ -1,0 +1,194 @@
+"""Verification of models after a pass: structure, outputs, and what ONNX Runtime makes of them."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import onnx_ir as ir
+
+from ... import OnnxOptError
+from ...frontends.onnx_file import save
+from ...passes._core.graph import all_nodes, graphs_of
+from ...passes._core.ops import HALF_FLOATS
+from ...passes._core.outcome import Effect
+from ...runtime.compare import Drift
+from ...runtime.optimized import LEVELS, Level, optimized_counts
+from .bisection import Problem
+from .checks import interface_of, validity_of
+from .drift import COARSE, FLOAT32, Outputs, Reference, Tolerance, inexact
+from .kernels import is_quantized
+from .load import Original
+
+LARGE_GRAPH = 5_000
+"""Nodes above which ONNX Runtime's graph is counted at its extended level alone.
+
+It optimizes 20,000 nodes in about 1.5 s at each level. Chosen by hand.
+"""
+
+Counts = Mapping[Level, int]
+"""Nodes of ONNX Runtime's optimized graph, by its level."""
+
+
+@dataclass(frozen=True)
+class Verification:
+    """Verification of a model: a reason not to keep it, its drift, its outputs, its counts.
+
+    The last three are None where nothing is compared, and `counts` where none were needed.
+    """
+
+    problem: Problem | None = None
+    drift: Drift | None = None
+    outputs: Outputs | None = None
+    counts: Counts | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Baseline:
+    """The model that a pass starts from, and its runs: measured when first asked for.
+
+    `outputs`: None where nothing is compared. `known_counts`: its counts, if known. `is_exact`: it
+    equals the original up to float noise.
+    """
+
+    verifier: Verifier
+    model: ir.Model
+    outputs: Outputs | None
+    known_counts: Counts | None = None
+    is_exact: bool = True
+
+    @cached_property
+    def noise(self) -> Mapping[str, Drift]:
+        """Drift of this model from itself without ONNX Runtime's optimizations, per output."""
+        reference = self.verifier.reference
+        if reference is None or self.outputs is None:
+            return {}
+        with self.verifier.file_of(self.model) as path:
+            return reference.noise_of(path, self.outputs)
+
+    @cached_property
+    def counts(self) -> Counts | None:
+        """Nodes of ONNX Runtime's optimized graph; None where it does not tell."""
+        if self.known_counts is not None:
+            return self.known_counts
+        return self.verifier.counts_of(self.model)
+
+
+@dataclass(frozen=True)
+class Verifier:
+    """Verification of models against the original; `reference` None: in structure only."""
+
+    scratch: Path
+    original: Original
+    reference: Reference | None
+
+    def verify(
+        self,
+        model: ir.Model,
+        effect: Effect,
+        baseline: Baseline,
+        is_counted: bool = True,
+    ) -> Verification:
+        """Check a model after a pass that started from `baseline`.
+
+        An exact one must give the same outputs and, where `is_counted`, not cost ONNX Runtime a
+        fusion.
+        """
+        problem = self.original.interface.difference(interface_of(model))
+        # the costly check second
+        problem = problem or validity_of(model).worse_than(self.original.validity)
+        if problem:
+            return Verification(Problem(problem))
+        if self.reference is None:
+            return Verification()
+        is_exact = effect != "lossy"
+        try:
+            outputs = self.outputs_of(model)
+            drift = self.reference.from_original(
+                outputs, is_exact and baseline.is_exact
+            )
+        except OnnxOptError as error:
+            return Verification(Problem(f"{error.where}: {error.problem}"))
+        if is_exact:
+            problem = self.inexact(model, baseline, outputs)
+        elif drift.nonfinite:
+            problem = f"{drift.nonfinite} output values are no longer finite"
+        if problem:
+            return Verification(Problem(problem), drift, outputs)
+        if not is_exact:
+            return Verification(None, drift, outputs)
+        if not is_counted:
+            return Verification(None, drift, outputs, baseline.known_counts)
+        counts = self.counts_of(model)
+        return Verification(_lost_fusions(baseline, counts), drift, outputs, counts)
+
+    @contextlib.contextmanager
+    def file_of(self, model: ir.Model) -> Iterator[Path]:
+        """Provide a file of a model while the block runs: only one takes room on the disk."""
+        with tempfile.TemporaryDirectory(dir=self.scratch) as folder:
+            path = Path(folder, "candidate.onnx")
+            save(model, path)
+            yield path
+
+    def outputs_of(self, model: ir.Model) -> Outputs:
+        """Outputs of a model on the reference's batches. Errors: as `Reference.outputs`."""
+        assert self.reference is not None
+        with self.file_of(model) as path:
+            return self.reference.outputs(path)
+
+    def counts_of(self, model: ir.Model) -> Counts | None:
+        """Nodes of ONNX Runtime's optimized graph; None where nothing is run, or it cannot say."""
+        if self.reference is None:
+            return None
+        nodes = sum(len(graph) for graph in graphs_of(model))
+        levels: Sequence[Level] = ("extended",) if nodes > LARGE_GRAPH else LEVELS
+        try:
+            with (
+                self.file_of(model) as path,
+                self.reference.opened(path) as session,
+            ):
+                return optimized_counts(session, levels)
+        except OnnxOptError:
+            # some optimized graphs cannot be written, of models that run all the same
+            return None
+
+    def inexact(
+        self, model: ir.Model, baseline: Baseline, outputs: Outputs
+    ) -> str | None:
+        """Say why a model's outputs are not the baseline's up to float noise; None if they are."""
+        assert baseline.outputs is not None
+        tolerance = _tolerance(model)
+        problem = inexact(baseline.outputs, outputs, tolerance)
+        if problem is None:
+            return None
+        # the model's own noise takes another run: measured only where it matters
+        return inexact(baseline.outputs, outputs, tolerance, baseline.noise)
+
+
+def _lost_fusions(baseline: Baseline, counts: Counts | None) -> Problem | None:
+    """Level at which ONNX Runtime has more nodes left than of the baseline; None if at none."""
+    if counts is None or baseline.counts is None:
+        return None
+    for level, count in counts.items():
+        before = baseline.counts.get(level, count)
+        if count > before:
+            text = (
+                f"it costs a fusion of ONNX Runtime: {count} nodes are left instead of "
+                f"{before} (level {level})"
+            )
+            return Problem(text, is_fault=False)
+    return None
+
+
+def _tolerance(model: ir.Model) -> Tolerance:
+    # judged by the model as it is now: an exact pass may follow quant
+    if is_quantized(model):
+        return COARSE
+    for node in all_nodes(model):
+        if any(output.dtype in HALF_FLOATS for output in node.outputs):
+            return COARSE
+    return FLOAT32

@@ -1,0 +1,116 @@
+"""`onnx-opt bisect MODEL --passes TEXT`: the pass, and its rewrite, that breaks a property."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ...passes._core.targets import TARGETS
+from ..console import Progress, emit_json, say, shared_options
+
+if TYPE_CHECKING:
+    from ..bisect import Bisected
+
+
+@click.command("bisect")
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option(
+    "-p",
+    "--passes",
+    multiple=True,
+    required=True,
+    metavar="TEXT",
+    help="The pipeline, or @FILE that holds it; may be repeated.",
+)
+@click.option(
+    "--data",
+    metavar="D",
+    help="Feeds: .npz, .npy, a folder, or module:callable. Default: synthetic.",
+)
+@click.option(
+    "--check",
+    metavar="CMD",
+    help="A command that is given a model's path, and exits with 0 if that is good.",
+)
+@click.option(
+    "--min-sqnr",
+    type=float,
+    metavar="DB",
+    help="Good is an SQNR to the original of at least this (dB).",
+)
+@click.option(
+    "--atol",
+    type=click.FloatRange(min=0),
+    help="Good is every |a - b| <= atol + rtol |a|, a of the original.",
+)
+@click.option(
+    "--rtol",
+    type=click.FloatRange(min=0),
+    help="The same; each is 0 where only the other is given.",
+)
+@click.option(
+    "--target",
+    type=click.Choice(TARGETS),
+    default="cpu",
+    show_default=True,
+    help="What the passes make the model for.",
+)
+@click.option(
+    "--seed",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Seed of everything random.",
+)
+@click.option(
+    "--threads",
+    type=click.IntRange(min=0),
+    default=0,
+    help="ONNX Runtime threads; 0: its default.",
+)
+@shared_options
+def command(
+    model: Path,
+    passes: tuple[str, ...],
+    as_json: bool,
+    verbosity: int,
+    **options: Any,
+) -> None:
+    """Find the pass that breaks MODEL, and the rewrite or the layer by which it does.
+
+    Good is, unless a check or a limit is given: valid, runs, the same interface, and after exact
+    passes the same outputs. Writes no model.
+    """
+    from ..bisect import bisect
+
+    found = bisect(
+        model, list(passes), progress=Progress(verbosity - as_json), **options
+    )
+    if as_json:
+        emit_json({"model": str(model), **found.as_dict()})
+        return
+    show_finding(found)
+    for warning in found.warnings:
+        say(f"warning: {warning}")
+
+
+def show_finding(found: Bisected) -> None:
+    """The pass, its problem, and the rewrite or layer, a line each."""
+    from ..console import escaped
+
+    if found.number is None:
+        click.echo(escaped(f"good to the end: {found.property}"))
+        return
+    click.echo(escaped(f"pass {found.number}: {found.text}: {found.problem}"))
+    if found.rewrite is not None:
+        rewrite = found.rewrite
+        click.echo(
+            escaped(
+                f"rewrite {rewrite['number']} of {rewrite['count']}: {rewrite['pass']}, "
+                f"{rewrite['rule']} at {rewrite['where']}"
+            )
+        )
+    if found.layer is not None:
+        click.echo(escaped(f"layer: {found.layer}"))
