@@ -9,6 +9,7 @@ import onnx
 import onnx_ir as ir
 
 from .. import RefusedError
+from ._onnx_io.declared import note_declarations
 from ._onnx_io.protos import tensor_protos
 from ._onnx_io.read import EXPORT_AGAIN, innermost, read_proto
 from ._onnx_io.save import check_output, save
@@ -45,6 +46,7 @@ def load(path: str | Path, *, allow_hardlinks: bool = False) -> ir.Model:
             f"is not a model that onnx_ir can hold ({innermost(error)})",
             EXPORT_AGAIN,
         ) from error
+    note_declarations(model, proto)
     _bind_external(model, files)
     if unsorted:
         _sort(model, where)

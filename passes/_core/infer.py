@@ -54,6 +54,11 @@ def infer_types(model: ir.Model, data_prop: bool) -> bool:
     return True
 
 
+def is_invented(name: str | None) -> bool:
+    """True if a symbol is onnx's own name for a dim that it does not know."""
+    return name is not None and name.startswith("unk__")
+
+
 def structural_problem(model: ir.Model) -> str:
     """Complaint of onnx's checker or strict shape inference in one line; "" if there is none.
 

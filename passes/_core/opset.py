@@ -8,6 +8,7 @@ import onnx_ir as ir
 from onnx import version_converter
 
 from ... import RefusedError
+from .declared import keep_declarations
 from .graph import refresh_shapes
 from .infer import FAILURES, without_weights
 from .normalize import lift_constants
@@ -106,6 +107,7 @@ def _adopt_tensors(
             problem = "the converter changed inputs or outputs"
             raise _refused(version, minimum, problem)
         _adopt_metadata(old, new)
+        keep_declarations(old, new)
 
 
 def _adopt_ports(old: Sequence[ir.Value], new: Sequence[ir.Value]) -> bool:

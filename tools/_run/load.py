@@ -11,11 +11,12 @@ import onnx_ir as ir
 
 from ... import CheckError, RefusedError
 from ...frontends.onnx_file import check_output, load, save
+from ...passes._core.declared import declare_as_is
 from ...passes._core.normalize import normalize
 from ...passes._core.stats import model_macs
 from ...passes._core.targets import target_named
 from ...passes.unpack import is_packed, restore_packed, starts_with_unpack
-from .checks import Interface, Validity, has_inner_shapes, interface_of, validity_of
+from .checks import Interface, Validity, has_inner_shapes, interface_of, interface_of_file, validity_of
 from .figures import LARGE, Figures, figures_of, weight_bytes, zipped_bytes
 from .kernels import is_quantized
 from .provenance import sha256_of
@@ -58,7 +59,7 @@ def load_original(run: Run) -> tuple[Original, ir.Model]:
     if settings.out is not None:
         check_output(settings.out, settings.source, settings.force)
     model = _model_of(settings)
-    interface = interface_of(model)
+    interface = interface_of_file(model)
     validity = validity_of(model)
     is_large = weight_bytes(model) > LARGE
     is_run = settings.verify == "always" or (settings.verify == "auto" and not is_large)
@@ -78,7 +79,9 @@ def load_original(run: Run) -> tuple[Original, ir.Model]:
     was_packed = is_packed(model)
     if not starts_with_unpack(settings.pipeline.passes):
         restore_packed(model)
-    problem = interface.difference(interface_of(model))
+    # types that inference adds are the model's own from here on
+    loaded = interface_of(model)
+    problem = interface.difference(loaded)
     if problem:
         raise own_fault(f"loading changes the model: {problem}")
     if validity != Validity(None, None):
@@ -90,7 +93,7 @@ def load_original(run: Run) -> tuple[Original, ir.Model]:
         figures=dataclasses.replace(figures, macs=model_macs(model)),
         path=path,
         sha256=sha256,
-        interface=interface,
+        interface=loaded,
         validity=validity,
         is_large=is_large,
         is_run=is_run,
@@ -105,7 +108,9 @@ def _model_of(settings: RunSettings) -> ir.Model:
     if isinstance(settings.model, Path):
         return load(settings.model)
     # passes work in place, and the caller's model must stay as it is
-    return settings.model.clone()
+    model = settings.model.clone()
+    declare_as_is(model)
+    return model
 
 
 def _refuse_or_warn_unrun(run: Run) -> None:
