@@ -36,16 +36,17 @@ def declare(graph: ir.Graph, proto: onnx.GraphProto) -> None:
 
 
 def declare_as_is(model: ir.Model) -> None:
-    """Keep what a model in memory says now as its declarations, where it has none of a file."""
+    """Make what a model in memory says now its declarations: it may have changed since its file."""
     for graph in graphs_of(model):
-        if declarations_of(graph) is None:
-            proto = onnx.GraphProto()
-            proto.input.extend(map(ir.serde.serialize_value, graph.inputs))
-            proto.output.extend(map(ir.serde.serialize_value, graph.outputs))
-            for node in graph:
-                inner = [value for value in node.outputs if value.type is not None]
-                proto.value_info.extend(map(ir.serde.serialize_value, inner))
-            graph.meta[KEY] = proto
+        shared = declared_outputs(graph)
+        proto = onnx.GraphProto()
+        proto.input.extend(map(ir.serde.serialize_value, graph.inputs))
+        for index, value in enumerate(graph.outputs):
+            proto.output.append(shared.get(index) or ir.serde.serialize_value(value))
+        for node in graph:
+            inner = [value for value in node.outputs if value.type is not None]
+            proto.value_info.extend(map(ir.serde.serialize_value, inner))
+        graph.meta[KEY] = proto
 
 
 def forget_inner_declarations(model: ir.Model) -> None:
