@@ -84,8 +84,7 @@ def _add_imports(proto: onnx.ModelProto, missing: dict[str, int]) -> list[str]:
         proto.opset_import.append(onnx.helper.make_opsetid(domain, version))
         name = domain or "ai.onnx"
         mended.append(
-            f"uses operators of {name} without importing it; version {version} is taken, "
-            "as ONNX Runtime does"
+            f"uses operators of {name} without importing it: version {version} is taken"
         )
     return mended
 

@@ -5,6 +5,7 @@ They are iterated and never held whole.
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,9 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 from numpy.typing import NDArray
 
 from .. import RefusedError, UsageError
+from ..passes._core.fitted_dims import fitted_dims
 from ._data import arrays as arrays_module
 from ._data import conventional, folders, objects, tables, texts
 from ._data.synthetic import LIKELY, MODEST, Overrides, Values, array_for, shape_of
@@ -445,21 +448,45 @@ def synthetic_feeds(
 
 
 def candidate_feeds(
-    inputs: Sequence[TensorInfo], seed: int, batches: int = 2
+    inputs: Sequence[TensorInfo], seed: int, batches: int = 2, path: Path | None = None
 ) -> Iterator[Feeds]:
     """Make up feeds of several sizes, likeliest first, and then more modest ones.
 
-    Callers take the first for which the original's outputs are finite.
+    Callers take the first for which the original's outputs are finite. `path`: the model's file, by
+    whose operators lengths are fitted where the likely ones do not suit.
     """
-    for values, choices in ((LIKELY, _SIZES), (MODEST, _MODEST_SIZES)):
-        tried: set[_Shapes] = set()
-        for sizes in choices:
-            shapes = _shapes_of(inputs, sizes, {})
-            if shapes not in tried:
-                tried.add(shapes)
-                yield synthetic_feeds(
-                    inputs, seed, batches, sizes=sizes, values=values
-                )
+    tried: set[_Shapes] = set()
+    yield from _untried(inputs, seed, batches, _SIZES, LIKELY, tried)
+    if path is not None:
+        inputs = _fitted(inputs, path)
+        yield from _untried(inputs, seed, batches, _SIZES, LIKELY, tried)
+    yield from _untried(inputs, seed, batches, _MODEST_SIZES, MODEST, set())
+
+
+def _untried(
+    inputs: Sequence[TensorInfo],
+    seed: int,
+    batches: int,
+    choices: Iterable[Mapping[str, int]],
+    values: Values,
+    tried: set[_Shapes],
+) -> Iterator[Feeds]:
+    """Feeds of each choice of sizes whose shapes are not among those `tried`; they are added."""
+    for sizes in choices:
+        shapes = _shapes_of(inputs, sizes, {})
+        if shapes not in tried:
+            tried.add(shapes)
+            yield synthetic_feeds(inputs, seed, batches, sizes=sizes, values=values)
+
+
+def _fitted(inputs: Sequence[TensorInfo], path: Path) -> list[TensorInfo]:
+    """Inputs with the lengths that the operators of the model at `path` ask for."""
+    dims = fitted_dims(ir.load(path))
+    fitted = []
+    for info in inputs:
+        shape = tuple(dims.get(info.name, info.shape))
+        fitted.append(dataclasses.replace(info, shape=shape))
+    return fitted
 
 
 def sized_feeds(

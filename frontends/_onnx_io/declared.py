@@ -10,8 +10,6 @@ import onnx_ir as ir
 from ...passes._core.declared import declarations_of, declare, declared_outputs
 from ...passes._core.infer import is_invented
 
-Dim = onnx.TensorShapeProto.Dimension
-
 
 def note_declarations(model: ir.Model, proto: onnx.ModelProto) -> None:
     """Keep the declarations of every graph; a value that is input and output has the input's."""
@@ -77,22 +75,25 @@ def _fill(message: onnx.GraphProto, declared: onnx.GraphProto) -> None:
 
 def _restore(message: onnx.GraphProto, declared: onnx.GraphProto) -> None:
     """Make the declarations of a subgraph those of the file again."""
-    inputs = {info.name: info.type for info in declared.input}
-    outputs = {info.name: info.type for info in declared.output}
-    values = {info.name: info.type for info in declared.value_info}
-    kept = [info for info in message.value_info if info.name in values]
+    own_values = {info.name for info in declared.value_info}
+    kept = [info for info in message.value_info if info.name in own_values]
     # a copy: deleting the field deletes its messages
     copies = onnx.GraphProto(value_info=kept).value_info
     del message.value_info[:]
     message.value_info.extend(copies)
-    for infos, types in (
-        (message.input, inputs),
-        (message.output, outputs),
-        (message.value_info, values),
+    for infos, own_infos in (
+        (message.input, declared.input),
+        (message.output, declared.output),
+        (message.value_info, declared.value_info),
     ):
-        for info in infos:
-            if info.name in types:
-                _restore_dims(info.type, types[info.name])
+        own_types = {info.name: info.type for info in own_infos}
+        same_places = [i.name for i in infos] == [i.name for i in own_infos]
+        for index, info in enumerate(infos):
+            # an output may stand there twice, with two shapes
+            if same_places:
+                _restore_dims(info.type, own_infos[index].type)
+            elif info.name in own_types:
+                _restore_dims(info.type, own_types[info.name])
 
 
 def _restore_dims(kind: onnx.TypeProto, declared: onnx.TypeProto) -> None:
@@ -134,7 +135,7 @@ def _shape_to_merge(
     return tensor.shape
 
 
-def _is_known(dim: Dim) -> bool:
+def _is_known(dim: onnx.TensorShapeProto.Dimension) -> bool:
     if dim.HasField("dim_value"):
         return True
     return bool(dim.dim_param) and not is_invented(dim.dim_param)

@@ -59,7 +59,9 @@ def _state_training(model: ir.Model, minimum: int) -> None:
     _check_functions(model, STATED)
     for node in all_nodes(model):
         if normalizes_by_batch(node) and any(map(_is_needed, node.outputs[3:])):
-            problem = f"{label(node)} gives its batch's statistics, which opset 14 does not"
+            problem = (
+                f"{label(node)} gives its batch's statistics, which opset 14 does not"
+            )
             raise _refused(version, minimum, problem)
     raise_opset(model, STATED - 1)
     names = Names(model)

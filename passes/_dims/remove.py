@@ -11,8 +11,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from .._core.edit import is_constant
 from .._core.declared import forget_inner_declarations
+from .._core.edit import is_constant
 from .._core.graph import refresh_shapes
 from .._core.lazy import set_tensor
 from .._core.ops import is_standard

@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from ...passes._core.declared import declarations_of, declared_outputs
 from ...passes._core.graph import all_nodes, initializers
+from ...passes._core.structure import deprecated_set_aside
 from .provenance import PREFIX
 
 BIG = 1024
@@ -173,7 +174,7 @@ class Validity:
 def validity_of(model: ir.Model) -> Validity:
     """Run onnx.checker and strict shape inference, without the values of big weights."""
     try:
-        proto = ir.to_proto(stripped(model))
+        proto = ir.to_proto(deprecated_set_aside(stripped(model)))
     except CHECK_ERRORS as error:
         # a graph that cannot be serialized passes neither check
         problem = first_line(error)

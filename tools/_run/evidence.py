@@ -209,7 +209,10 @@ def _run_original(
             inputs, calibration=choice.calibration, drift_on=choice.drift_on
         )
     else:
-        synthetic = synthetic_batches(session, run.settings.seed)
+        try:
+            synthetic = synthetic_batches(session, run.settings.seed)
+        except RefusedError as error:
+            return _unproved(run, inputs, f"{error.where} {error.problem}")
         if synthetic is None:
             reason = "it gives no finite outputs on synthetic feeds; give --data"
             return _unproved(run, inputs, reason)

@@ -16,7 +16,14 @@ from ...passes._core.normalize import normalize
 from ...passes._core.stats import model_macs
 from ...passes._core.targets import target_named
 from ...passes.unpack import is_packed, restore_packed, starts_with_unpack
-from .checks import Interface, Validity, has_inner_shapes, interface_of, interface_of_file, validity_of
+from .checks import (
+    Interface,
+    Validity,
+    has_inner_shapes,
+    interface_of,
+    interface_of_file,
+    validity_of,
+)
 from .figures import LARGE, Figures, figures_of, weight_bytes, zipped_bytes
 from .kernels import is_quantized
 from .provenance import sha256_of
@@ -28,10 +35,11 @@ from .settings import RunSettings
 class Original:
     """Facts of the original model.
 
-    `about`: the JSON form's `model`. `complaint`: what strict inference says of the file itself. `path`: a file of it for the worker; None where this run never
-    runs it. `is_large`: its weights are above 1 GiB. `is_run`: models are run to check them.
-    `has_shapes`, `is_quantized`, `was_packed`: as it came, before anything was inferred or
-    changed. `changes`: what reading and normalizing changed, in words.
+    `about`: the JSON form's `model`. `path`: a file of it for the worker; None where this run never
+    runs it. `complaint`: what strict inference says of the file itself. `is_large`: its weights are
+    above 1 GiB. `is_run`: models are run to check them. `has_shapes`, `is_quantized`, `was_packed`:
+    as it came, before anything was inferred or changed. `changes`: what reading and normalizing
+    changed, in words.
     """
 
     about: dict[str, Any]
