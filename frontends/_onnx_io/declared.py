@@ -97,23 +97,20 @@ def _restore(message: onnx.GraphProto, declared: onnx.GraphProto) -> None:
 
 
 def _restore_dims(kind: onnx.TypeProto, declared: onnx.TypeProto) -> None:
+    """Make a type's dims the declared ones, but for numbers, which inference corrects."""
     if not kind.HasField("tensor_type"):
         return
-    if not declared.HasField("tensor_type") or not declared.tensor_type.HasField(
-        "shape"
-    ):
+    if not declared.tensor_type.HasField("shape"):
         kind.tensor_type.ClearField("shape")
         return
     own = _shape_to_merge(kind, declared)
     if own is None:
         return
-    known = list(kind.tensor_type.shape.dim)
+    inferred = list(kind.tensor_type.shape.dim) or list(own.dim)
     merged = onnx.TensorShapeProto()
-    for index, dim in enumerate(own.dim):
-        both_are_numbers = (
-            known and dim.HasField("dim_value") and known[index].HasField("dim_value")
-        )
-        merged.dim.append(known[index] if both_are_numbers else dim)
+    for dim, known in zip(own.dim, inferred, strict=True):
+        are_numbers = dim.HasField("dim_value") and known.HasField("dim_value")
+        merged.dim.append(known if are_numbers else dim)
     kind.tensor_type.shape.CopyFrom(merged)
 
 
@@ -123,16 +120,13 @@ def _shape_to_merge(
     """Declared shape of a value; None where there is none, or it has another rank than inferred."""
     if declared is None or not kind.HasField("tensor_type"):
         return None
-    if not declared.HasField("tensor_type"):
+    shape = declared.tensor_type.shape
+    if not declared.tensor_type.HasField("shape"):
         return None
-    tensor = declared.tensor_type
-    if not tensor.HasField("shape"):
+    inferred = kind.tensor_type
+    if inferred.HasField("shape") and len(inferred.shape.dim) != len(shape.dim):
         return None
-    current = kind.tensor_type
-    has_rank = current.HasField("shape")
-    if has_rank and len(current.shape.dim) != len(tensor.shape.dim):
-        return None
-    return tensor.shape
+    return shape
 
 
 def _is_known(dim: onnx.TensorShapeProto.Dimension) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from itertools import pairwise, zip_longest
+from itertools import count, pairwise, zip_longest
 
 import onnx_ir as ir
 
@@ -43,13 +43,12 @@ def fitted_dims(model: ir.Model) -> dict[str, list[Dim]]:
 
 
 def _name_open_dims(model: ir.Model) -> None:
-    number = 0
+    numbers = count()
     for value in model.graph.inputs:
-        for axis, dim in enumerate(value.shape or ()):
-            if isinstance(dim, ir.SymbolicDim) and dim.value is None:
-                assert value.shape is not None
-                value.shape[axis] = f"#{number}"
-                number += 1
+        dims = _dims_of(value)
+        if dims is not None:
+            named = [f"#{next(numbers)}" if dim is None else dim for dim in dims]
+            value.shape = ir.Shape(named)
 
 
 def _dims_of(value: ir.Value | None) -> Dims | None:

@@ -202,9 +202,11 @@ def _forget_invented(value: ir.Value) -> None:
     """Make dims unknown that inference has only given a name."""
     if value.shape is None:
         return
-    for axis, dim in enumerate(value.shape):
-        if isinstance(dim, ir.SymbolicDim) and is_invented(dim.value):
-            value.shape[axis] = None
+    dims = []
+    for dim in value.shape:
+        name = None if isinstance(dim, int) else dim.value
+        dims.append(None if is_invented(name) else dim)
+    value.shape = ir.Shape(dims)
 
 
 def _copied(shape: ir.Shape | None) -> ir.Shape | None:

@@ -9,7 +9,7 @@ from onnx import version_converter
 
 from ... import RefusedError
 from .declared import keep_declarations
-from .graph import Names, all_nodes, label, refresh_shapes
+from .graph import all_nodes, label, refresh_shapes
 from .infer import FAILURES, without_weights
 from .normalize import lift_constants
 from .ops import normalizes_by_batch
@@ -64,13 +64,10 @@ def _state_training(model: ir.Model, minimum: int) -> None:
             )
             raise _refused(version, minimum, problem)
     raise_opset(model, STATED - 1)
-    names = Names(model)
     for node in filter(normalizes_by_batch, all_nodes(model)):
         node.attributes["training_mode"] = ir.AttrInt64("training_mode", 1)
         # the mean and variance of the batch, which come last, are no longer given
         node.resize_outputs(3)
-        for value in node.outputs[1:]:
-            value.name = value.name or names.fresh(f"{node.outputs[0].name}_statistics")
     # no other operator means something else from 14 on
     set_opset(model, STATED)
 
