@@ -146,7 +146,8 @@ g (float[2,b] x, int64 n) => (float[?,?] out, float[?,?,?] y) <bool go = {{1}}> 
 }}"""
 IF = f"""{HEAD} g (float[N,4] x, bool c) => (float[?,?] y) {{
     y = If (c) <then_branch = t () => (float[p,q] u) {{ u = Relu (x) }},
-                else_branch = e () => (float[?,?] v) {{ w = Neg (x)  v = Concat <axis = 0> (w, w) }}>
+                else_branch = e () => (float[?,?] v)
+                {{ w = Neg (x)  v = Concat <axis = 0> (w, w) }}>
 }}"""
 SCAN = f"""{HEAD} g (float[T,4] x, float[4] s) => (float[4] last, float[T,?] y) {{
     last, y = Scan (s, x) <num_scan_inputs = 1, body = t (float[4] a, float[q] v)
