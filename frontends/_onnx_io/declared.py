@@ -34,7 +34,7 @@ def write_declarations(model: ir.Model, proto: onnx.ModelProto) -> None:
         if graph is model.graph:
             for index, info in declared_outputs(graph).items():
                 message.output[index].CopyFrom(info)
-            _fill(message, declared)
+            _fill(graph, message, declared)
         else:
             _restore(message, declared)
 
@@ -57,9 +57,13 @@ def _pairs(
                     waiting += zip(graphs, attribute.graphs, strict=True)
 
 
-def _fill(message: onnx.GraphProto, declared: onnx.GraphProto) -> None:
+def _fill(graph: ir.Graph, message: onnx.GraphProto, declared: onnx.GraphProto) -> None:
     """Give dims of inner values that inference left open what the file says of them."""
-    types = {info.name: info.type for info in declared.value_info}
+    # few, if any: messages are slow to visit
+    names = _open_values(graph)
+    if not names:
+        return
+    types = {info.name: info.type for info in declared.value_info if info.name in names}
     for info in message.value_info:
         own = _shape_to_merge(info.type, types.get(info.name))
         if own is None:
@@ -71,6 +75,25 @@ def _fill(message: onnx.GraphProto, declared: onnx.GraphProto) -> None:
         for dim, own_dim in zip(dims, own.dim, strict=True):
             if not _is_known(dim) and _is_known(own_dim):
                 dim.CopyFrom(own_dim)
+
+
+def _open_values(graph: ir.Graph) -> set[str]:
+    """Names of the values that nodes make and of whose shape something is not known."""
+    found = set()
+    for node in graph:
+        for value in node.outputs:
+            if value.name and _is_open(value.shape):
+                found.add(value.name)
+    return found
+
+
+def _is_open(shape: ir.Shape | None) -> bool:
+    if shape is None:
+        return True
+    for dim in shape:
+        if not isinstance(dim, int) and (dim.value is None or is_invented(dim.value)):
+            return True
+    return False
 
 
 def _restore(message: onnx.GraphProto, declared: onnx.GraphProto) -> None:
