@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import onnx
 import onnx_ir as ir
@@ -104,19 +104,24 @@ def _restore(message: onnx.GraphProto, declared: onnx.GraphProto) -> None:
     copies = onnx.GraphProto(value_info=kept).value_info
     del message.value_info[:]
     message.value_info.extend(copies)
-    for infos, own_infos in (
-        (message.input, declared.input),
-        (message.output, declared.output),
-        (message.value_info, declared.value_info),
-    ):
-        own_types = {info.name: info.type for info in own_infos}
-        same_places = [i.name for i in infos] == [i.name for i in own_infos]
-        for index, info in enumerate(infos):
-            # an output may stand there twice, with two shapes
-            if same_places:
-                _restore_dims(info.type, own_infos[index].type)
-            elif info.name in own_types:
-                _restore_dims(info.type, own_types[info.name])
+    _restore_all(message.input, declared.input)
+    _restore_all(message.output, declared.output)
+    _restore_all(message.value_info, declared.value_info)
+
+
+def _restore_all(
+    infos: Sequence[onnx.ValueInfoProto], declared: Sequence[onnx.ValueInfoProto]
+) -> None:
+    names = [info.name for info in infos]
+    if names == [info.name for info in declared]:
+        # by position: an output may stand there twice, with two shapes
+        for info, own in zip(infos, declared, strict=True):
+            _restore_dims(info.type, own.type)
+        return
+    types = {info.name: info.type for info in declared}
+    for info in infos:
+        if info.name in types:
+            _restore_dims(info.type, types[info.name])
 
 
 def _restore_dims(kind: onnx.TypeProto, declared: onnx.TypeProto) -> None:

@@ -37,15 +37,19 @@ def declare(graph: ir.Graph, proto: onnx.GraphProto) -> None:
 
 def declare_as_is(model: ir.Model) -> None:
     """Make what a model in memory says now its declarations: it may have changed since its file."""
+    info_of = ir.serde.serialize_value
     for graph in graphs_of(model):
         shared = declared_outputs(graph)
         proto = onnx.GraphProto()
-        proto.input.extend(map(ir.serde.serialize_value, graph.inputs))
+        for value in graph.inputs:
+            proto.input.append(info_of(value))
         for index, value in enumerate(graph.outputs):
-            proto.output.append(shared.get(index) or ir.serde.serialize_value(value))
+            info = shared.get(index) or info_of(value)
+            proto.output.append(info)
         for node in graph:
-            inner = [value for value in node.outputs if value.type is not None]
-            proto.value_info.extend(map(ir.serde.serialize_value, inner))
+            for value in node.outputs:
+                if value.type is not None:
+                    proto.value_info.append(info_of(value))
         graph.meta[KEY] = proto
 
 

@@ -7,7 +7,7 @@ from itertools import count, pairwise, zip_longest
 
 import onnx_ir as ir
 
-from .graph import graphs_of, input_of
+from .graph import graphs_of
 from .infer import infer_types
 from .ops import is_standard
 from .union_find import Sets
@@ -51,8 +51,8 @@ def _name_open_dims(model: ir.Model) -> None:
             value.shape = ir.Shape(named)
 
 
-def _dims_of(value: ir.Value | None) -> Dims | None:
-    if value is None or value.shape is None:
+def _dims_of(value: ir.Value) -> Dims | None:
+    if value.shape is None:
         return None
     return [dim if isinstance(dim, int) else dim.value for dim in value.shape]
 
@@ -61,11 +61,16 @@ def _equal_dims(node: ir.Node) -> Iterator[Pair]:
     rule = _RULES.get(node.op_type)
     if rule is None or not is_standard(node):
         return
-    shapes = [_dims_of(input_of(node, index)) for index in range(len(node.inputs))]
-    known = [shape for shape in shapes if shape is not None]
-    # rules index the inputs: one of unknown rank leaves nothing to say
-    if len(known) == len([value for value in node.inputs if value is not None]):
-        yield from rule(node, known)
+    shapes = []
+    for value in node.inputs:
+        if value is None:
+            continue
+        dims = _dims_of(value)
+        # rules go by position: one of unknown rank leaves nothing to say
+        if dims is None:
+            return
+        shapes.append(dims)
+    yield from rule(node, shapes)
 
 
 def _join(equal: Sets[Dim], one: Dim | None, other: Dim | None) -> None:
@@ -88,15 +93,18 @@ def _join(equal: Sets[Dim], one: Dim | None, other: Dim | None) -> None:
 def _matmul(node: ir.Node, shapes: list[Dims]) -> Iterator[Pair]:
     left, right = shapes
     if left and right:
-        yield left[-1], right[0] if len(right) == 1 else right[-2]
-    yield from _broadcast(node, [left[:-2], right[:-2]])
+        inner = right[0] if len(right) == 1 else right[-2]
+        yield left[-1], inner
+    stacks = [left[:-2], right[:-2]]
+    yield from _broadcast(node, stacks)
 
 
 def _gemm(node: ir.Node, shapes: list[Dims]) -> Iterator[Pair]:
     left, right = shapes[:2]
     if len(left) == len(right) == 2:
-        inner = left[0 if node.attributes.get_int("transA", 0) else 1]
-        yield inner, right[1 if node.attributes.get_int("transB", 0) else 0]
+        summed_left = 0 if node.attributes.get_int("transA", 0) else 1
+        summed_right = 1 if node.attributes.get_int("transB", 0) else 0
+        yield left[summed_left], right[summed_right]
 
 
 def _convolution(node: ir.Node, shapes: list[Dims]) -> Iterator[Pair]:

@@ -110,7 +110,7 @@ def interface_of(model: ir.Model) -> Interface:
     """
     outputs: list[ir.Value] = list(model.graph.outputs)
     for index, info in declared_outputs(model.graph).items():
-        outputs[index] = ir.serde.deserialize_value_info_proto(info, None)
+        outputs[index] = _declared_value(info)
     return _interface(model, model.graph.inputs, outputs)
 
 
@@ -118,9 +118,13 @@ def interface_of_file(model: ir.Model) -> Interface:
     """Interface that the file of a model declares, whatever reading it and inference made of it."""
     declared = declarations_of(model.graph)
     assert declared is not None, "the model was not read from a file"
-    inputs = [ir.serde.deserialize_value_info_proto(i, None) for i in declared.input]
-    outputs = [ir.serde.deserialize_value_info_proto(o, None) for o in declared.output]
+    inputs = [_declared_value(info) for info in declared.input]
+    outputs = [_declared_value(info) for info in declared.output]
     return _interface(model, inputs, outputs)
+
+
+def _declared_value(info: onnx.ValueInfoProto) -> ir.Value:
+    return ir.serde.deserialize_value_info_proto(info, None)
 
 
 def _interface(
