@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
 import onnx_ir as ir
 
 from .. import RefusedError
+from ._onnx_io.declared import note_declarations
 from ._onnx_io.protos import tensor_protos
 from ._onnx_io.read import EXPORT_AGAIN, innermost, read_proto
 from ._onnx_io.save import check_output, save
@@ -17,24 +19,47 @@ from ._onnx_io.sparse import densify
 from ._onnx_io.tensors import ExternalFiles, nbytes_of
 from ._onnx_io.validate import validate
 
-__all__ = ["check_output", "load", "save"]
+__all__ = ["Reading", "check_output", "load", "read", "save"]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A model as read, and what is not as in its file.
+
+    `mended`: faults of the file. `changes`: what ONNX allows to be written in several ways.
+    """
+
+    model: ir.Model
+    mended: list[str]
+    changes: list[str]
 
 
 def load(path: str | Path, *, allow_hardlinks: bool = False) -> ir.Model:
     """Read an ONNX model, validated; external data stays on disk, confined to the model's folder.
 
     Beyond what ONNX allows to be written in several ways (unsorted nodes are sorted, negative dims
-    become unknown, sparse tensors dense, `ai.onnx` the empty domain) nothing is changed. Errors:
-    RefusedError, where = the path as given, if the file is not a sound ONNX model.
-    `allow_hardlinks` admits weights files with several hard links (deduplicating stores), which may
-    otherwise be someone else's file.
+    become unknown, sparse tensors dense, `ai.onnx` the empty domain) nothing is changed, but for
+    imports that are missing and that ONNX Runtime adds. Errors: RefusedError, where = the path as
+    given, if the file is not a sound ONNX model. `allow_hardlinks` admits weights files with
+    several hard links (deduplicating stores), which may otherwise be someone else's file.
     """
+    return read(path, allow_hardlinks=allow_hardlinks).model
+
+
+def read(path: str | Path, *, allow_hardlinks: bool = False) -> Reading:
+    """`load`, and an account of what was changed."""
     where = str(path)
     proto = read_proto(path)
-    unsorted = validate(proto, where)
+    findings = validate(proto, where)
+    mended = _add_imports(proto, findings.imports)
     files = ExternalFiles(path, allow_hardlinks)
     _check_external(proto, files)
-    densify(proto, where)
+    changes = []
+    if findings.unsorted:
+        changes.append("nodes that stood before what they read were sorted")
+    dense = densify(proto, where)
+    if dense:
+        changes.append(f"{dense} sparse tensors became dense")
     _regularize(proto)
     try:
         model: ir.Model = ir.from_proto(proto)
@@ -45,10 +70,23 @@ def load(path: str | Path, *, allow_hardlinks: bool = False) -> ir.Model:
             f"is not a model that onnx_ir can hold ({innermost(error)})",
             EXPORT_AGAIN,
         ) from error
+    note_declarations(model, proto)
     _bind_external(model, files)
-    if unsorted:
+    if findings.unsorted:
         _sort(model, where)
-    return model
+    return Reading(model, mended, changes)
+
+
+def _add_imports(proto: onnx.ModelProto, missing: dict[str, int]) -> list[str]:
+    """Import the domains that are missing; what was done, in words."""
+    mended = []
+    for domain, version in missing.items():
+        proto.opset_import.append(onnx.helper.make_opsetid(domain, version))
+        name = domain or "ai.onnx"
+        mended.append(
+            f"uses operators of {name} without importing it: version {version} is taken"
+        )
+    return mended
 
 
 def _check_external(proto: onnx.ModelProto, files: ExternalFiles) -> None:

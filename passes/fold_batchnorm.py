@@ -11,6 +11,7 @@ import onnx_ir as ir
 from ._base import Context, Effect, Pass, PassOutcome
 from ._core.edit import Edit, is_constant, rank_of, used_once
 from ._core.graph import label, producer_of
+from ._core.ops import normalizes_by_batch
 from ._simplify.affine import FOLDABLE, Affine, FoldTarget, fold, target_of
 from ._simplify.folding import fold_nodes
 
@@ -65,11 +66,7 @@ def _fold(node: ir.Node, edit: Edit) -> str | None:
 
 def _not_a_fixed_map(node: ir.Node, opset: int) -> str | None:
     """Reason why a BatchNormalization is no known factor and shift for each channel."""
-    trains = node.attributes.get_int("training_mode", 0) != 0
-    # further outputs are statistics, which only training computes
-    if trains:
-        return "it is in training mode"
-    if any(o.uses() or o.is_graph_output() for o in node.outputs[1:]):
+    if normalizes_by_batch(node):
         return "it is in training mode"
     old_form = "an old form of the op, that is not a fixed factor for each channel"
     # spatial=0, of opsets before 9: a factor for each element

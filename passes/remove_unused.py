@@ -11,7 +11,7 @@ import onnx_ir as ir
 from ._base import Context, Effect, Pass, PassOutcome
 from ._core.edit import release
 from ._core.graph import all_graphs, all_nodes, graphs_of, subgraphs
-from ._core.ops import is_standard
+from ._core.ops import is_standard, normalizes_by_batch
 from ._core.rewrites import permit
 
 
@@ -87,13 +87,10 @@ def _remove_node(node: ir.Node, graph: ir.Graph) -> int:
 
 def _drop_outputs(node: ir.Node, model: ir.Model) -> int:
     """Unname unused optional outputs, and cut them off at the end of the list."""
-    # BatchNormalization that trains must have all its outputs
-    trains = node.attributes.get_int("training_mode", 0)
-    if len(node.outputs) == 1:
+    if len(node.outputs) == 1 or not is_standard(node):
         return 0
-    if trains:
-        return 0
-    if not is_standard(node):
+    # it must have all its outputs
+    if normalizes_by_batch(node):
         return 0
     unused = [index for index, value in enumerate(node.outputs) if _is_unused(value)]
     if not unused:

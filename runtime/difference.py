@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from .. import OnnxOptError, RefusedError
 from ..passes._core.context import Difference
 from .feeds import Feeds, candidate_feeds, sized_feeds
-from .session import Session, TensorInfo, open_session
+from .session import Session, open_session
 from .worker import Worker, WorkerDied
 
 Arrays = Mapping[str, NDArray[Any]]
@@ -169,7 +169,7 @@ def _reference_outputs(session: Session, feeds: Feeds | None, seed: int) -> _Ref
     """Find batches that the reference accepts: of the data, or made up without it."""
     if feeds is not None:
         return _first_accepted(session, _cut_from(feeds), any_value=True)
-    made_up = _made_up(session.inputs, seed)
+    made_up = _made_up(session, seed)
     try:
         return _first_accepted(session, made_up, any_value=False)
     except RefusedError as error:
@@ -248,13 +248,13 @@ def _resized(batch: Arrays, rows: int) -> Arrays:
     return resized
 
 
-def _made_up(inputs: Sequence[TensorInfo], seed: int) -> Iterator[list[Arrays]]:
+def _made_up(session: Session, seed: int) -> Iterator[list[Arrays]]:
     # another seed than that of the feeds by which a run judges its result
-    for sized in sized_feeds(inputs, seed + 1, _MADE_UP_ROWS):
+    for sized in sized_feeds(session.inputs, seed + 1, _MADE_UP_ROWS):
         batches = itertools.chain.from_iterable(sized)
         yield [batch.feeds for batch in batches]
     # a model that is exported for one batch size may accept neither
-    for feeds in candidate_feeds(inputs, seed):
+    for feeds in candidate_feeds(session.inputs, seed, path=session.path):
         yield [batch.feeds for batch in feeds]
 
 

@@ -5,19 +5,22 @@ They are iterated and never held whole.
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 from numpy.typing import NDArray
 
 from .. import RefusedError, UsageError
+from ..passes._core.fitted_dims import fitted_dims
 from ._data import arrays as arrays_module
 from ._data import conventional, folders, objects, tables, texts
-from ._data.synthetic import Overrides, array_for, shape_of
+from ._data.synthetic import LIKELY, MODEST, Overrides, Values, array_for, shape_of
 from .callables import load_callable, user_code
 from .session import TensorInfo
 
@@ -36,6 +39,14 @@ _SIZES: tuple[dict[str, int], ...] = (
     {"batch": 1, "spatial": 640, "sequence": 1},
 )
 """Lengths to try for open axes, likeliest first. Chosen by hand; not measured."""
+
+_MODEST_SIZES: tuple[dict[str, int], ...] = (
+    {"batch": 16, "spatial": 64, "sequence": 16},
+    {"batch": 2, "spatial": 64, "sequence": 16},
+    {"batch": 1, "spatial": 224, "sequence": 64},
+    {"batch": 1, "spatial": 1, "sequence": 1},
+)
+"""Lengths to try with modest values, where no likely feeds suit. Chosen by hand; not measured."""
 
 _FORMS = (
     "an .npz, .npy, .csv, .parquet, .txt or .jsonl file, a folder of test_data_set_* or of images, "
@@ -95,7 +106,11 @@ class Feeds:
         raw = self._filled(raw)
         _same_names(raw, self.inputs, where)
         feeds = {name: self._array(name, raw[name], where) for name in self.inputs}
-        lengths = [len(array) for array in feeds.values() if array.ndim]
+        lengths = []
+        for name, array in feeds.items():
+            # an axis that the model fixes at 0 counts no samples
+            if array.ndim and self.inputs[name].shape[0] != 0:
+                lengths.append(len(array))
         rows = lengths[0] if lengths else None
         if rows == 0:
             raise RefusedError(where, "is an empty batch", "leave empty batches out")
@@ -404,13 +419,13 @@ def synthetic_feeds(
     batches: int = 2,
     overrides: Overrides | None = None,
     sizes: Mapping[str, int] | None = None,
+    values: Values = LIKELY,
 ) -> Feeds:
-    """Make up batches, the same for the same seed.
+    """Make up batches, the same for the same seed; a symbol has one length in all inputs.
 
     `overrides`: lengths of symbols or shapes of inputs. `sizes`: lengths of open `batch`, `spatial`
     and `sequence` axes. Errors: RefusedError for an input that is no tensor of numbers or texts.
     """
-    chosen = {**_SIZES[0], **(sizes or {})}
     for info in inputs:
         if not info.is_tensor or _numpy_dtype(info.dtype) is None:
             raise RefusedError(
@@ -418,46 +433,60 @@ def synthetic_feeds(
                 f"is a {info.dtype}: it cannot be made up",
                 "give data",
             )
+    shapes = _shapes_of(inputs, {**_SIZES[0], **(sizes or {})}, overrides or {})
 
     def make() -> Iterator[Arrays]:
         # made anew for every iteration, which gives the same batches
         random = np.random.default_rng(seed)
         for _ in range(batches):
             batch = {}
-            for info in inputs:
-                shape = shape_of(info, chosen, overrides or {})
-                batch[info.name] = array_for(info, shape, random)
+            for info, shape in zip(inputs, shapes, strict=True):
+                batch[info.name] = array_for(info, shape, random, values)
             yield batch
 
     return Feeds(make, inputs, "synthetic data")
 
 
 def candidate_feeds(
-    inputs: Sequence[TensorInfo], seed: int, batches: int = 2
+    inputs: Sequence[TensorInfo], seed: int, batches: int = 2, path: Path | None = None
 ) -> Iterator[Feeds]:
-    """Make up feeds of several sizes, likeliest first.
+    """Make up feeds of several sizes, likeliest first, and then more modest ones.
 
-    Callers take the first for which the original's outputs are finite.
+    Callers take the first for which the original's outputs are finite. `path`: the model's file, by
+    whose operators lengths are fitted where the likely ones do not suit.
     """
     tried: set[_Shapes] = set()
-    for sizes in _SIZES:
+    yield from _untried(inputs, seed, batches, _SIZES, LIKELY, tried)
+    if path is not None:
+        inputs = _fitted(inputs, path)
+        yield from _untried(inputs, seed, batches, _SIZES, LIKELY, tried)
+    yield from _untried(inputs, seed, batches, _MODEST_SIZES, MODEST, set())
+
+
+def _untried(
+    inputs: Sequence[TensorInfo],
+    seed: int,
+    batches: int,
+    choices: Iterable[Mapping[str, int]],
+    values: Values,
+    tried: set[_Shapes],
+) -> Iterator[Feeds]:
+    """Feeds of each choice of sizes whose shapes are not among those `tried`; they are added."""
+    for sizes in choices:
         shapes = _shapes_of(inputs, sizes, {})
         if shapes not in tried:
             tried.add(shapes)
-            yield synthetic_feeds(inputs, seed, batches, sizes=sizes)
+            yield synthetic_feeds(inputs, seed, batches, sizes=sizes, values=values)
 
 
-def _shapes_of(
-    inputs: Sequence[TensorInfo], sizes: Mapping[str, int], overrides: Overrides
-) -> _Shapes:
-    return tuple(shape_of(info, sizes, overrides) for info in inputs)
-
-
-class _Lengths(NamedTuple):
-    """Lengths of open axes, by kind of axis and by symbol."""
-
-    sizes: dict[str, int]
-    symbols: dict[str, int]
+def _fitted(inputs: Sequence[TensorInfo], path: Path) -> list[TensorInfo]:
+    """Inputs with the lengths that the operators of the model at `path` ask for."""
+    dims = fitted_dims(ir.load(path))
+    fitted = []
+    for info in inputs:
+        shape = tuple(dims.get(info.name, info.shape))
+        fitted.append(dataclasses.replace(info, shape=shape))
+    return fitted
 
 
 def sized_feeds(
@@ -465,40 +494,39 @@ def sized_feeds(
 ) -> Iterator[list[Feeds]]:
     """Make up feeds of one batch for each length in `rows`, likeliest other sizes first.
 
-    A symbol has one length in all inputs. Lengths that make no difference to the shapes are left
-    out.
+    Lengths that make no difference to the shapes are left out.
     """
     tried: set[_Shapes] = set()
     for sizes in _SIZES:
-        plans: dict[_Shapes, _Lengths] = {}
+        plans: dict[_Shapes, dict[str, int]] = {}
         for count in rows:
             chosen = {**sizes, "batch": count}
-            symbols = _symbol_lengths(inputs, chosen)
-            shapes = _shapes_of(inputs, chosen, symbols)
-            plans.setdefault(shapes, _Lengths(chosen, symbols))
+            plans.setdefault(_shapes_of(inputs, chosen, {}), chosen)
         if tried.issuperset(plans):
             continue
         tried.update(plans)
         yield [
-            synthetic_feeds(
-                inputs,
-                seed,
-                batches=1,
-                overrides=plan.symbols,
-                sizes=plan.sizes,
-            )
-            for plan in plans.values()
+            synthetic_feeds(inputs, seed, batches=1, sizes=chosen)
+            for chosen in plans.values()
         ]
 
 
+def _shapes_of(
+    inputs: Sequence[TensorInfo], sizes: Mapping[str, int], overrides: Overrides
+) -> _Shapes:
+    """A shape for each input, in which a symbol has one length throughout."""
+    lengths = {**_symbol_lengths(inputs, sizes, overrides), **overrides}
+    return tuple(shape_of(info, sizes, lengths) for info in inputs)
+
+
 def _symbol_lengths(
-    inputs: Sequence[TensorInfo], sizes: Mapping[str, int]
+    inputs: Sequence[TensorInfo], sizes: Mapping[str, int], overrides: Overrides
 ) -> dict[str, int]:
     """Length of each symbol, as the input of the highest rank has it."""
     lengths: dict[str, int] = {}
     # where a symbol stands in a vector tells less of what it is
     for info in sorted(inputs, key=lambda i: -len(i.shape)):
-        shape = shape_of(info, sizes, lengths)
+        shape = shape_of(info, sizes, {**lengths, **overrides})
         for dim, length in zip(info.shape, shape, strict=True):
             if isinstance(dim, str):
                 lengths.setdefault(dim, length)

@@ -26,6 +26,8 @@ def result_tables(result: RunResult, verbosity: int = 0) -> list[RenderableType]
         label = result.hardware.label
         tables.append(measured_on(label))
     tables.append(needed(result.requires))
+    if result.about["changes"]:
+        tables.append(changed_besides(result.about["changes"]))
     if verbosity <= 0:
         return tables
     for step in result.passes:
@@ -194,6 +196,11 @@ def needed(requires: Mapping[str, Any]) -> str:
         f"needs {runtime} ({because}); opset {requires['opset'] or 'none'}, IR "
         f"{requires['ir_version']}"
     )
+
+
+def changed_besides(changes: Sequence[str]) -> str:
+    """Changes that no pass made: `besides the passes: Constant nodes made initializers: 3; …`."""
+    return f"besides the passes: {markup_safe('; '.join(changes))}"
 
 
 def bytes_text(value: int | None) -> str:

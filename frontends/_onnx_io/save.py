@@ -20,6 +20,7 @@ import onnx_ir as ir
 
 from ... import OnnxOptError, RefusedError, UsageError
 from ...passes._core.ir_versions import ir_version_of_content
+from .declared import write_declarations
 from .protos import tensor_protos
 from .read import LIMIT, innermost
 from .slots import Slot, slots_of
@@ -235,6 +236,7 @@ def _encoded(model: ir.Model, where: str) -> bytes:
     except ir.serde.SerdeError as error:
         raise OnnxOptError(where, f"not written: {innermost(error)}", _FAULT) from error
     proto.ir_version = max(proto.ir_version, ir_version_of_content(model))
+    write_declarations(model, proto)
     _drop_repeated_types(proto.graph)
     if proto.ByteSize() >= LIMIT:
         raise RefusedError(where, _TOO_LARGE, "save it with external data")

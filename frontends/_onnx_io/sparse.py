@@ -25,18 +25,21 @@ number. Chosen by hand; not measured.
 T = onnx.TensorProto
 
 
-def densify(proto: onnx.ModelProto, where: str) -> None:
-    """Replace sparse initializers and `sparse_value` constants by dense tensors, in place.
+def densify(proto: onnx.ModelProto, where: str) -> int:
+    """Replace sparse initializers and `sparse_value` constants by dense tensors; their number.
 
     Errors: RefusedError for indices out of range or repeated, for more than 1 GiB, and for sparse
     attributes of ops other than Constant.
     """
+    count = 0
     for body in bodies(proto):
         if isinstance(body, onnx.GraphProto) and body.sparse_initializer:
+            count += len(body.sparse_initializer)
             _densify_initializers(body, where)
         for node in body.node:
             if node.op_type == "Constant":
-                _densify_constant(node, where)
+                count += _densify_constant(node, where)
+    return count
 
 
 def _densify_initializers(graph: onnx.GraphProto, where: str) -> None:
@@ -50,7 +53,8 @@ def _densify_initializers(graph: onnx.GraphProto, where: str) -> None:
     graph.value_info.extend(kept)
 
 
-def _densify_constant(node: onnx.NodeProto, where: str) -> None:
+def _densify_constant(node: onnx.NodeProto, where: str) -> int:
+    count = 0
     for attribute in node.attribute:
         if attribute.type != onnx.AttributeProto.SPARSE_TENSOR:
             continue
@@ -60,6 +64,8 @@ def _densify_constant(node: onnx.NodeProto, where: str) -> None:
         attribute.name = "value"
         attribute.type = onnx.AttributeProto.TENSOR
         attribute.t.CopyFrom(tensor)
+        count += 1
+    return count
 
 
 def _dense(sparse: onnx.SparseTensorProto, where: str) -> onnx.TensorProto:

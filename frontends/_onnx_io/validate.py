@@ -7,6 +7,7 @@ function calls, and being C++ it can take the process down.
 from __future__ import annotations
 
 import functools
+from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import onnx
@@ -18,9 +19,6 @@ from .read import EXPORT_AGAIN
 from .tensors import check_tensor, shown
 
 A = onnx.AttributeProto
-_CHECKED_DOMAINS = ("", "ai.onnx.ml")
-"""Domains whose operators are all known; other domains are checked for structure only."""
-
 RUNTIME_OPS = frozenset({"LayerNormalization", "SimplifiedLayerNormalization"})
 """Operators that ONNX Runtime adds to the standard domain at every opset, as its tools do."""
 
@@ -45,9 +43,34 @@ _FIELD_OF = {
 _SINGLE = ("f", "i", "s", "t", "g", "sparse_tensor", "tp")
 """Fields of one value, for which presence is known; the others are lists."""
 
+_NUMBERS = ("f", "i", "s")
+"""Fields whose value writers in other languages leave out where it is 0, 0.0 or ""."""
 
-def validate(proto: onnx.ModelProto, where: str) -> bool:
-    """Check that `proto` is well formed; True if some nodes stand before what they read (unsorted).
+_NEWEST = {
+    "": onnx.defs.onnx_opset_version(),
+    "ai.onnx.ml": int(onnx.helper.VERSION_TABLE[-1][3]),
+}
+"""Newest versions of domains whose operators are all known; others are checked for structure only.
+"""
+
+_UNIMPORTED = {**_NEWEST, "com.microsoft": 1}
+"""Version that ONNX Runtime takes of a domain which a model uses and does not import."""
+
+
+@dataclass(frozen=True)
+class Findings:
+    """Faults that reading can mend.
+
+    `unsorted`: some nodes stand before what they read. `imports`: versions of domains that the
+    graph uses and does not import.
+    """
+
+    unsorted: bool
+    imports: dict[str, int]
+
+
+def validate(proto: onnx.ModelProto, where: str) -> Findings:
+    """Check that `proto` is well formed; the faults that are none to refuse it for.
 
     Errors: RefusedError.
     """
@@ -67,7 +90,7 @@ def validate(proto: onnx.ModelProto, where: str) -> bool:
     for function in proto.functions:
         checker.function(function)
     check_calls(proto, functions, where)
-    return checker.unsorted
+    return Findings(checker.unsorted, checker.missing_imports)
 
 
 def _check_versions(proto: onnx.ModelProto, where: str) -> None:
@@ -86,10 +109,6 @@ def _check_versions(proto: onnx.ModelProto, where: str) -> None:
 
 def _imports(opsets: Any, where: str) -> dict[str, int]:
     """Domain -> version, `ai.onnx` spelled as ONNX's own tools do (""), in the message too."""
-    known = {
-        "": onnx.defs.onnx_opset_version(),
-        "ai.onnx.ml": int(onnx.helper.VERSION_TABLE[-1][3]),
-    }
     found: dict[str, int] = {}
     for opset in opsets:
         if opset.domain == "ai.onnx":
@@ -99,7 +118,7 @@ def _imports(opsets: Any, where: str) -> dict[str, int]:
             raise RefusedError(
                 where, f"imports {name} twice, in different versions", EXPORT_AGAIN
             )
-        highest = known.get(opset.domain, opset.version)
+        highest = _NEWEST.get(opset.domain, opset.version)
         if not 1 <= opset.version <= highest:
             raise RefusedError(
                 where,
@@ -110,7 +129,11 @@ def _imports(opsets: Any, where: str) -> dict[str, int]:
 
 
 class _Bodies:
-    """Checks graphs and functions; `unsorted` becomes true where a node precedes what it reads."""
+    """Checks graphs and functions.
+
+    `unsorted` becomes true where a node precedes what it reads; `missing_imports` collects what
+    the graph should have imported.
+    """
 
     def __init__(
         self,
@@ -122,6 +145,8 @@ class _Bodies:
         self.imports = imports
         self.functions = functions
         self.unsorted = False
+        self.missing_imports: dict[str, int] = {}
+        self._in_function = False
         # name -> has it been computed yet, innermost graph last
         self._scopes: list[dict[str, bool]] = []
 
@@ -157,7 +182,9 @@ class _Bodies:
         scope = dict.fromkeys(function.input, True)
         models_imports = self.imports
         self.imports = _imports(function.opset_import, self.where)
+        self._in_function = True
         self._nodes(function.node, scope)
+        self._in_function = False
         self.imports = models_imports
         for name in function.output:
             if name not in scope:
@@ -220,17 +247,22 @@ class _Bodies:
 
     def _operator(self, node: onnx.NodeProto) -> None:
         domain = standard_domain(node.domain)
-        if (domain, node.op_type, node.overload) in self.functions:
+        is_call = (domain, node.op_type, node.overload) in self.functions
+        if domain not in self.imports and not self._in_function:
+            version = 1 if is_call else _UNIMPORTED.get(domain)
+            if version is not None:
+                self.imports[domain] = self.missing_imports[domain] = version
+        if is_call:
             return
         if domain not in self.imports:
             self._refuse(
                 f"{_label(node)} is of domain {shown(domain)}, which the model does not import"
             )
-        if domain not in _CHECKED_DOMAINS or node.op_type in RUNTIME_OPS:
+        if domain not in _NEWEST or node.op_type in RUNTIME_OPS:
             return
         version = self.imports[domain]
         schema = _schema(node.op_type, version, domain)
-        if schema is None or schema.deprecated:
+        if schema is None or _is_gone(schema):
             problem = f"{_label(node)}: no such operator in opset {version}"
             if domain:
                 problem += f" of {domain}"
@@ -285,9 +317,9 @@ class _Bodies:
         self, node: onnx.NodeProto, attribute: onnx.AttributeProto, field: str
     ) -> None:
         held = {name for name in _FIELD_OF.values() if _is_held(attribute, name)}
-        # an empty list and a missing one look the same
-        empty_list = not held and field not in _SINGLE
-        if held != {field} and not empty_list:
+        # an empty list and a missing one look the same, and so do 0 and a missing number
+        may_be_left_out = field not in _SINGLE or field in _NUMBERS
+        if held != {field} and (held or not may_be_left_out):
             self._refuse(
                 f"{_label(node)}: attribute {shown(attribute.name)} does not hold "
                 "what its type says"
@@ -362,6 +394,12 @@ def _label(node: onnx.NodeProto) -> str:
     name = node.name or next(iter(node.output), "")
     op_type = shown(node.op_type)[1:-1]
     return f"{op_type} {shown(name)}"
+
+
+def _is_gone(schema: Any) -> bool:
+    """True for a deprecated operator without a body by which runtimes still run it."""
+    has_body = schema.has_function or schema.has_context_dependent_function
+    return bool(schema.deprecated and not has_body)
 
 
 @functools.cache

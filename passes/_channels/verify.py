@@ -14,7 +14,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from .._base import Context
-from .._core.infer import structural_problem
+from .._core.structure import structural_problem
 from .._dims.groups import kept_slots
 from .._dims.reference import masked_reference
 from .._dims.remove import remove_slots

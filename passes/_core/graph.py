@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 
 import onnx_ir as ir
 
-from .infer import infer_types
+from .infer import infer_types, is_invented
 from .ops import is_standard
 
 
@@ -171,14 +171,15 @@ def refresh_shapes(model: ir.Model) -> bool:
     """Forget every inferred shape and infer anew (stale `value_info` survives inference otherwise).
 
     Declared shapes and types of graph inputs and outputs stay, except those of what a Loop carries
-    (it may change shape from turn to turn); so do those of nodes that are not standard ops. Where
-    inference finds nothing the former type is kept. Returns whether inference succeeded.
+    (it may change shape from turn to turn); so do those of nodes that are not standard ops. An
+    output without a type gets the inferred one. Where inference finds nothing the former type is
+    kept. Returns whether inference succeeded.
     """
     outputs: set[int] = set()
     for graph in all_graphs(model):
         outputs.update(id(value) for value in graph.outputs)
     ports = [*model.graph.inputs, *model.graph.outputs]
-    declared = [(value, _copied(value.shape)) for value in ports]
+    declared = [(value, value.type, _copied(value.shape)) for value in ports]
     former: list[tuple[ir.Value, ir.TypeProtocol | None]] = []
     for node in all_nodes(model):
         if not is_standard(node):
@@ -199,12 +200,26 @@ def refresh_shapes(model: ir.Model) -> bool:
         initializer.shape = ir.Shape(tensor.shape.numpy())
         initializer.type = ir.TensorType(tensor.dtype)
     done = _infer(model)
-    # inference invents names for unknown dims (unk__7)
-    for value, shape in declared:
-        value.shape = shape
+    for value, type_, shape in declared:
+        if type_ is None:
+            _forget_invented(value)
+        else:
+            value.type = type_
+            value.shape = shape
     for value, type_ in former:
         value.type = value.type or type_
     return done
+
+
+def _forget_invented(value: ir.Value) -> None:
+    """Make dims unknown that inference has only given a name."""
+    if value.shape is None:
+        return
+    dims = []
+    for dim in value.shape:
+        name = None if isinstance(dim, int) else dim.value
+        dims.append(None if is_invented(name) else dim)
+    value.shape = ir.Shape(dims)
 
 
 def _copied(shape: ir.Shape | None) -> ir.Shape | None:

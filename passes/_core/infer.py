@@ -54,23 +54,9 @@ def infer_types(model: ir.Model, data_prop: bool) -> bool:
     return True
 
 
-def structural_problem(model: ir.Model) -> str:
-    """Complaint of onnx's checker or strict shape inference in one line; "" if there is none.
-
-    The weights stay out of it. Empty also for a model too large to be shown to them.
-    """
-    with without_weights(model):
-        proto = ir.to_proto(model)
-    if proto.ByteSize() >= PROTOBUF_LIMIT:
-        return ""
-    try:
-        onnx.checker.check_model(proto)
-        onnx.shape_inference.infer_shapes(
-            proto, check_type=True, strict_mode=True, data_prop=False
-        )
-    except FAILURES as error:
-        return " ".join(str(error).split())[:300]
-    return ""
+def is_invented(name: str | None) -> bool:
+    """True if a symbol is onnx's own name for a dim that it does not know."""
+    return name is not None and name.startswith("unk__")
 
 
 def _values(graph: ir.Graph) -> Iterator[ir.Value]:

@@ -21,8 +21,8 @@ KERNEL_DOMAINS = frozenset({*STANDARD_DOMAINS, "ai.onnx.ml", "com.microsoft"})
 """Domains whose functions stay: ONNX Runtime's own kernels are faster than the bodies."""
 
 
-def normalize(model: ir.Model) -> None:
-    """Bring a model, in place, into the form that passes rely on.
+def normalize(model: ir.Model) -> list[str]:
+    """Bring a model, in place, into the form that passes rely on; what changed, in words.
 
     Constants become initializers in every graph, functions are inlined, shapes are inferred anew.
     A Constant that is itself a graph output stays. Before IR 4 every initializer had to be listed
@@ -31,10 +31,15 @@ def normalize(model: ir.Model) -> None:
     twice changes nothing more.
     """
     _name_default_domain(model)
-    _unlist_initializers(model)
-    _inline_functions(model)
-    lift_constants(model)
+    counts = {
+        "inputs that are initializers no longer listed as inputs": _unlist_initializers(
+            model
+        ),
+        "calls of functions inlined": _inline_functions(model),
+        "Constant nodes made initializers": lift_constants(model),
+    }
     refresh_shapes(model)
+    return [f"{what}: {count}" for what, count in counts.items() if count]
 
 
 def _name_default_domain(model: ir.Model) -> None:
@@ -48,25 +53,29 @@ def _name_default_domain(model: ir.Model) -> None:
         model.opset_imports.setdefault("", version)
 
 
-def _unlist_initializers(model: ir.Model) -> None:
+def _unlist_initializers(model: ir.Model) -> int:
     if model.ir_version is None or model.ir_version >= 4:
-        return
+        return 0
+    listed = len(model.graph.inputs)
     kept = [value for value in model.graph.inputs if not value.is_initializer()]
     model.graph.inputs.clear()
     model.graph.inputs.extend(kept)
     model.ir_version = 4
+    return listed - len(kept)
 
 
-def _inline_functions(model: ir.Model) -> None:
+def _inline_functions(model: ir.Model) -> int:
     chosen = _inlinable(model)
     if not chosen:
-        return
+        return 0
+    calls = sum(node.op_identifier() in chosen for node in all_nodes(model))
     for identifier in chosen:
         _make_inlinable(model.functions[identifier])
     common.InlinePass(criteria=lambda function: function.identifier() in chosen)(model)
     # the pass leaves those that nothing called
     for identifier in chosen & model.functions.keys():
         del model.functions[identifier]
+    return calls
 
 
 def _inlinable(model: ir.Model) -> set[ir.OperatorIdentifier]:
@@ -150,11 +159,12 @@ def _make_inlinable(function: ir.Function) -> None:
                 value.name = f"{function.name}/{value.name}"
 
 
-def lift_constants(model: ir.Model) -> None:
-    """Turn Constant nodes of every size into initializers of their graph.
+def lift_constants(model: ir.Model) -> int:
+    """Turn Constant nodes of every size into initializers of their graph; their number.
 
     Those that are graph outputs stay.
     """
+    lifted = 0
     for graph in graphs_of(model):
         for node in graph:
             if not is_standard(node, "Constant"):
@@ -162,6 +172,8 @@ def lift_constants(model: ir.Model) -> None:
             tensor = constant_tensor(node)
             if tensor is not None and not node.outputs[0].is_graph_output():
                 _lift(node, tensor, graph)
+                lifted += 1
+    return lifted
 
 
 def _lift(node: ir.Node, tensor: ir.TensorProtocol, graph: ir.Graph) -> None:

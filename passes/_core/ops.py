@@ -112,6 +112,16 @@ def output_axis(node: ir.Node, index: int, rank: int) -> int | None:
     return last
 
 
+def normalizes_by_batch(node: ir.Node) -> bool:
+    """True for a BatchNormalization in training, which computes the statistics of its batch.
+
+    Before opset 14 its further outputs say so, used or not; from then on only such a node has them.
+    """
+    if not is_standard(node, "BatchNormalization"):
+        return False
+    return node.attributes.get_int("training_mode", 0) != 0 or len(node.outputs) > 1
+
+
 def group_count(node: ir.Node) -> int:
     """Groups of a convolution; 1 of every other node."""
     if node.op_type not in CONVOLUTIONS:

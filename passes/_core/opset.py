@@ -8,10 +8,15 @@ import onnx_ir as ir
 from onnx import version_converter
 
 from ... import RefusedError
-from .graph import refresh_shapes
+from .declared import keep_declarations
+from .graph import all_nodes, label, refresh_shapes
 from .infer import FAILURES, without_weights
 from .normalize import lift_constants
-from .versions import least_ir_version, renumber
+from .ops import normalizes_by_batch
+from .versions import least_ir_version, renumber, set_opset
+
+STATED = 14
+"""Opset from which BatchNormalization says by an attribute, not by its outputs, that it trains."""
 
 
 def raise_opset(model: ir.Model, minimum: int) -> bool:
@@ -21,7 +26,8 @@ def raise_opset(model: ir.Model, minimum: int) -> bool:
     does it (onnxscript's gives invalid models below opset 18). Weights stay the tensors that they
     are: it sees only their shapes. Names, types and shapes of inputs and outputs stay.
 
-    Errors: RefusedError where the converter fails, or loses a tensor, an input or an output.
+    Errors: RefusedError where the converter fails, or loses a tensor, an input or an output; the
+    model is then what it was, perhaps at an opset in between.
     """
     version = model.opset_imports.get("")
     if version is None:
@@ -29,6 +35,9 @@ def raise_opset(model: ir.Model, minimum: int) -> bool:
         return True
     if version >= minimum:
         return False
+    if version < STATED <= minimum and any(map(normalizes_by_batch, all_nodes(model))):
+        _state_training(model, minimum)
+        version = STATED
     if not renumber(model, minimum):
         _check_functions(model, minimum)
         converted = _converted(model, version, minimum)
@@ -39,6 +48,32 @@ def raise_opset(model: ir.Model, minimum: int) -> bool:
         refresh_shapes(model)
     model.ir_version = max(model.ir_version or 0, least_ir_version(model))
     return True
+
+
+def _state_training(model: ir.Model, minimum: int) -> None:
+    """Bring a model to opset 14, where BatchNormalization says by an attribute that it trains.
+
+    Before, five outputs say it, used or not; onnx's converter fails on them.
+    """
+    version = model.opset_imports[""]
+    _check_functions(model, STATED)
+    for node in all_nodes(model):
+        if normalizes_by_batch(node) and any(map(_is_needed, node.outputs[3:])):
+            problem = (
+                f"{label(node)} gives its batch's statistics, which opset 14 does not"
+            )
+            raise _refused(version, minimum, problem)
+    raise_opset(model, STATED - 1)
+    for node in filter(normalizes_by_batch, all_nodes(model)):
+        node.attributes["training_mode"] = ir.AttrInt64("training_mode", 1)
+        # the mean and variance of the batch, which come last, are no longer given
+        node.resize_outputs(3)
+    # no other operator means something else from 14 on
+    set_opset(model, STATED)
+
+
+def _is_needed(value: ir.Value) -> bool:
+    return bool(value.uses()) or value.is_graph_output()
 
 
 def _refused(version: int, minimum: int, problem: str) -> RefusedError:
@@ -106,6 +141,7 @@ def _adopt_tensors(
             problem = "the converter changed inputs or outputs"
             raise _refused(version, minimum, problem)
         _adopt_metadata(old, new)
+        keep_declarations(old, new)
 
 
 def _adopt_ports(old: Sequence[ir.Value], new: Sequence[ir.Value]) -> bool:

@@ -54,7 +54,7 @@ def lower_versions(model: ir.Model) -> bool:
     least = least_opset(model)
     # the opset first: the IR version must be as new as it
     if least < version:
-        _set_opset(model, least)
+        set_opset(model, least)
     if model.ir_version is not None:
         model.ir_version = min(model.ir_version, least_ir_version(model))
     return least < version
@@ -99,7 +99,7 @@ def renumber(model: ir.Model, version: int) -> bool:
     for node in all_nodes(_typed(model)):
         if is_standard(node) and not means_the_same(node, before, version):
             return False
-    _set_opset(model, version)
+    set_opset(model, version)
     return True
 
 
@@ -119,7 +119,8 @@ def _one_opset(model: ir.Model) -> bool:
     return True
 
 
-def _set_opset(model: ir.Model, version: int) -> None:
+def set_opset(model: ir.Model, version: int) -> None:
+    """Make `version` the standard opset, at which every node must mean the same."""
     for node in all_nodes(model):
         if not is_standard(node):
             continue

@@ -11,6 +11,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from .._core.declared import forget_inner_declarations
 from .._core.edit import is_constant
 from .._core.graph import refresh_shapes
 from .._core.lazy import set_tensor
@@ -53,6 +54,8 @@ def remove_slots(model: ir.Model, kept: Kept, old: Trace) -> None:
             update(node, surgery)
         _hold_numbers(node, surgery)
         _follow(node, surgery)
+    # they have the sizes from before
+    forget_inner_declarations(model)
     refresh_shapes(model)
 
 

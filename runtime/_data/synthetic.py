@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,17 @@ from ..session import Dim, TensorInfo
 
 Overrides = Mapping[str, int | Sequence[int]]
 """Length by symbol (`{"seq": 64}`), or a whole shape by input name (`{"x": (1, 3, 64, 64)}`)."""
+
+
+Values = Literal["likely", "modest"]
+"""Values that inputs are given.
+
+likely: as models of common kinds read them. modest: floats in [0, 1), integers 0 and 1, which suit
+logarithms, roots and small tables.
+"""
+
+LIKELY: Values = "likely"
+MODEST: Values = "modest"
 
 
 class _IntegerRange(NamedTuple):
@@ -102,11 +113,15 @@ def _has_word(info: TensorInfo, pattern: str) -> bool:
 
 
 def array_for(
-    info: TensorInfo, shape: tuple[int, ...], random: np.random.Generator
+    info: TensorInfo,
+    shape: tuple[int, ...],
+    random: np.random.Generator,
+    values: Values = LIKELY,
 ) -> NDArray[Any]:
     """Make up an array of an input's type.
 
-    Floats from N(0, 1), integers by name or in [0, 2), bytes in [0, 256), booleans, short texts.
+    Floats from N(0, 1), integers by name or in [0, 2), bytes in [0, 256), booleans, short texts;
+    modest ones: floats and integers in [0, 1) and [0, 2).
     """
     if info.dtype == "object":
         return _texts(shape, random)
@@ -114,12 +129,15 @@ def array_for(
         bits = random.integers(0, 2, shape)
         return bits.astype(bool)
     if "int" in info.dtype:
+        if values == MODEST:
+            return random.integers(0, 2, shape).astype(info.dtype)
         return _integers(info, shape, random)
     if info.dtype == "bfloat16":
         # registers bfloat16 with numpy
         import ml_dtypes  # noqa: F401
-    # without a shape standard_normal gives a Python float
-    floats = np.asarray(random.standard_normal(shape))
+    draw = random.random if values == MODEST else random.standard_normal
+    # without a shape they give a Python float
+    floats = np.asarray(draw(shape))
     return floats.astype(info.dtype)
 
 

@@ -7,13 +7,14 @@ from collections.abc import Callable
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 from builders import DATA, SMALL, calling, external, node, small, sparse, written
 from onnx import TensorProto, helper, parser
 from onnx_opt import OnnxOptError, RefusedError
 from onnx_opt.frontends._onnx_io import functions
 from onnx_opt.frontends._onnx_io import sparse as sparse_module
-from onnx_opt.frontends.onnx_file import load
+from onnx_opt.frontends.onnx_file import load, read
 
 
 def refusal(path, **options) -> RefusedError:
@@ -235,6 +236,13 @@ BROKEN: dict[str, tuple[Change, str]] = {
     "domain not imported": (
         lambda m: setattr(m.graph.node[0], "domain", "my.domain"),
         "does not import",
+    ),
+    "ml operator that is gone, not imported": (
+        lambda m: (
+            setattr(m.graph.node[0], "domain", "ai.onnx.ml"),
+            setattr(m.graph.node[0], "op_type", "TreeEnsembleRegressor"),
+        ),
+        "no such operator in opset 5 of ai.onnx.ml",
     ),
     "unknown operator": (
         lambda m: setattr(m.graph.node[0], "op_type", "Frobnicate"),
@@ -478,6 +486,129 @@ def test_the_deepest_accepted_chain_of_functions_can_be_inlined(tmp_path):
 def test_broken_functions_are_refused(tmp_path, change, reason):
     proto = calling({"f": []})
     change(proto)
+    assert reason in refusal(written(tmp_path, proto)).problem
+
+
+# --- what other writers leave out
+
+ATTRIBUTES = {
+    "i": ("Concat", "axis", ["x", "x"], helper.make_attribute("axis", 0)),
+    "f": ("LeakyRelu", "alpha", ["x"], helper.make_attribute("alpha", 0.0)),
+    "s": ("Cast", "round_mode", ["x"], helper.make_attribute("round_mode", "")),
+}
+
+
+@pytest.mark.parametrize("field", ATTRIBUTES)
+def test_numbers_and_texts_that_are_left_out_are_0_and_empty(tmp_path, field):
+    op_type, name, inputs, stated = ATTRIBUTES[field]
+    proto = small()
+    added = helper.make_node(op_type, inputs, ["extra"])
+    if op_type == "Cast":
+        added.attribute.append(helper.make_attribute("to", 1))
+        proto.opset_import[0].version = 24
+    stated = type(stated).FromString(stated.SerializeToString())
+    left_out = added.attribute.add()
+    left_out.CopyFrom(stated)
+    left_out.ClearField(field)
+    assert not left_out.HasField(field)
+    proto.graph.node.append(added)
+    model = load(written(tmp_path, proto))
+    (found,) = [n for n in model.graph if n.op_type == op_type]
+    assert ir.to_proto(found.attributes[name]) == stated
+
+
+@pytest.mark.parametrize(
+    ("kind", "word"),
+    [
+        (onnx.AttributeProto.TENSOR, "does not hold"),
+        (onnx.AttributeProto.GRAPH, "does not hold"),
+    ],
+)
+def test_other_attributes_that_are_left_out_are_refused(tmp_path, kind, word):
+    proto = small()
+    proto.graph.node[0].attribute.add(name="value", type=kind)
+    assert word in refusal(written(tmp_path, proto)).problem
+
+
+# --- imports that are missing
+
+USED = {
+    "com.microsoft": ("y = com.microsoft.Gelu (x)", {"com.microsoft": 1}),
+    "ai.onnx.ml": (
+        "y = ai.onnx.ml.Scaler <offset = [0.5], scale = [2.0]> (x)",
+        {"ai.onnx.ml": 5},
+    ),
+    "two": (
+        "h = com.microsoft.Gelu (x)  y = ai.onnx.ml.Scaler <offset = [0.5]> (h)",
+        {"com.microsoft": 1, "ai.onnx.ml": 5},
+    ),
+    "in a subgraph": (
+        """c = IsNaN (one)
+        y = If (c) <then_branch = t () => (float[2] a) { a = com.microsoft.Gelu (x) },
+                    else_branch = e () => (float[2] b) { b = Neg (x) }>""",
+        {"com.microsoft": 1},
+    ),
+}
+
+
+@pytest.mark.parametrize("body", USED)
+def test_domains_that_the_runtime_knows_are_imported(tmp_path, body):
+    nodes, added = USED[body]
+    reading = read(
+        written(
+            tmp_path,
+            parser.parse_model(f"""<ir_version: 8, opset_import: ["": 17]>
+            g (float[2] x) => (float[2] y) <float one = {{1}}> {{ {nodes} }}"""),
+        )
+    )
+    assert reading.model.opset_imports == {"": 17, **added}
+    assert reading.mended == [
+        f"uses operators of {domain} without importing it: version {version} is taken"
+        for domain, version in added.items()
+    ]
+
+
+def test_the_standard_domain_is_imported_in_the_version_that_is_known(tmp_path):
+    text = """<ir_version: 8, opset_import: ["com.microsoft": 1]>
+    g (float[2] x) => (float[2] y) { h = Relu (x)  y = com.microsoft.Gelu (h) }"""
+    model = load(written(tmp_path, parser.parse_model(text)))
+    newest = onnx.defs.onnx_opset_version()
+    assert model.opset_imports == {"com.microsoft": 1, "": newest}
+
+
+def test_the_domain_of_a_local_function_is_imported(tmp_path):
+    text = """<ir_version: 8, opset_import: ["": 17]>
+    g (float[2] x) => (float[2] y) { y = own.Twice (x) }
+    <domain: "own", opset_import: ["": 17]> Twice (a) => (b) { b = Add (a, a) }"""
+    model = load(written(tmp_path, parser.parse_model(text)))
+    assert model.opset_imports == {"": 17, "own": 1}
+    onnx.checker.check_model(ir.to_proto(model), full_check=True)
+
+
+def test_a_complete_model_is_not_mended(tmp_path):
+    reading = read(written(tmp_path, small()))
+    assert (reading.mended, reading.changes) == ([], [])
+
+
+# --- deprecated operators
+
+GROUP_NORMALIZATION = """<ir_version: 8, opset_import: ["": {opset}]>
+g (float[1, 4, 2] x) => (float[1, 4, 2] y) <float[2] s = {{1, 2}}, float[2] b = {{0, 1}}>
+{{ y = GroupNormalization <num_groups = 2> (x, s, b) }}"""
+
+
+@pytest.mark.parametrize("opset", [18, 19, 20])
+def test_deprecated_operators_that_have_a_body_are_accepted(tmp_path, opset):
+    text = GROUP_NORMALIZATION.format(opset=opset)
+    model = load(written(tmp_path, parser.parse_model(text)))
+    assert [node.op_type for node in model.graph] == ["GroupNormalization"]
+
+
+@pytest.mark.parametrize(("op_type", "opset"), [("Upsample", 10), ("Scatter", 11)])
+def test_deprecated_operators_without_a_body_are_refused(tmp_path, op_type, opset):
+    text = GROUP_NORMALIZATION.format(opset=opset)
+    proto = parser.parse_model(text.replace("GroupNormalization", op_type))
+    reason = f"no such operator in opset {opset}"
     assert reason in refusal(written(tmp_path, proto)).problem
 
 

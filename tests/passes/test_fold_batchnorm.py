@@ -65,9 +65,18 @@ def test_stays(name):
     assert [reason in d.reason for d in outcome.declined] == [True]
 
 
-def test_training_mode_stays():
-    model = model_of(f"""t (float[1, 1, 4, 4] x) => (float[1, 2, 4, 4] y) <{CONV}, {NUMBERS}>
-    {{ h = Conv (x, w)  y, p, q = BatchNormalization <training_mode: int = 1> (h, g, b, m, v) }}""")
+@pytest.mark.parametrize(
+    ("opset", "training"),
+    [
+        (21, "y, p, q = BatchNormalization <training_mode: int = 1>"),
+        # its outputs alone say so
+        (13, "y, p, q, r, t = BatchNormalization"),
+    ],
+)
+def test_training_mode_stays(opset, training):
+    model = model_of(f"""<ir_version: 10, opset_import: ["" : {opset}]>
+    t (float[1, 1, 4, 4] x) => (float[1, 2, 4, 4] y) <{CONV}, {NUMBERS}>
+    {{ h = Conv (x, w)  {training} (h, g, b, m, v) }}""")
     outcome = FoldBatchnorm().run(model, NullContext())
     assert outcome.changed == 0
     assert outcome.declined[0].reason == "it is in training mode"

@@ -206,3 +206,35 @@ def test_both_names_of_the_standard_domain_become_one():
     normalize(model)
     assert model.opset_imports == {"": 21}
     assert model.graph[0].domain == ""
+
+
+def test_an_output_without_a_type_gets_the_inferred_one():
+    model = model_of("g (float[N, 2] x) => (float y) { y = Neg (x) }")
+    output = model.graph.outputs[0]
+    output.type = output.shape = None
+    normalize(model)
+    assert (str(output.shape), output.dtype) == ("[N,2]", ir.DataType.FLOAT)
+
+
+def test_a_wrong_type_of_an_output_stays():
+    model = model_of("g (float[2] x) => (int64[2] y) { y = Neg (x) }")
+    normalize(model)
+    assert model.graph.outputs[0].dtype == ir.DataType.INT64
+
+
+def test_what_changed_is_told():
+    model = model_of("""<ir_version: 3, opset_import: ["" : 9, "own" : 1]>
+    g (float[1] x, float[1] w) => (float[1] y) <float[1] w = {1}> {
+        two = Constant <value = float[1] {2}> ()
+        h = own.Twice (x)
+        i = own.Twice (h)
+        j = Mul (i, w)
+        y = Mul (j, two)
+    }
+    <domain: "own", opset_import: ["" : 9]> Twice (a) => (b) { b = Add (a, a) }""")
+    assert normalize(model) == [
+        "inputs that are initializers no longer listed as inputs: 1",
+        "calls of functions inlined: 2",
+        "Constant nodes made initializers: 1",
+    ]
+    assert normalize(model) == []

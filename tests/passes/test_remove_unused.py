@@ -25,6 +25,12 @@ STAYS = {
             w = Constant <value_floats = [1.0, 2.0]> ()
             y, m, v = BatchNormalization <training_mode: int = 1> (x, w, w, w, w)
         }""",
+    "statistics of a training BatchNormalization before opset 14": """
+        <ir_version: 7, opset_import: ["" : 13]>
+        g (float[4, 2] x) => (float[4, 2] y) {
+            w = Constant <value_floats = [1.0, 2.0]> ()
+            y, m, v, sm, sv = BatchNormalization (x, w, w, w, w)
+        }""",
 }
 
 

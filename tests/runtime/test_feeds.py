@@ -456,14 +456,57 @@ def test_overrides_by_symbol_and_by_input():
 
 def test_candidates_differ_and_end():
     inputs = [TensorInfo("x", "float32", ("N", 3, None, None))]
-    shapes = [
-        next(iter(feeds)).feeds["x"].shape for feeds in candidate_feeds(inputs, 0)
+    arrays = [next(iter(feeds)).feeds["x"] for feeds in candidate_feeds(inputs, 0)]
+    # the likely ones first: N(0, 1) has negative values, [0, 1) has none
+    likely = [array.shape for array in arrays if array.min() < 0]
+    modest = [array.shape for array in arrays if array.min() >= 0]
+    assert [array.shape for array in arrays] == likely + modest
+    assert likely[0] == (2, 3, 64, 64)
+    assert (2, 3, 224, 224) in likely
+    assert (1, 3, 64, 64) in likely
+    assert modest[0] == (16, 3, 64, 64)
+    assert (1, 3, 1, 1) in modest
+    for shapes in (likely, modest):
+        assert len(set(shapes)) == len(shapes)
+    assert len(list(candidate_feeds([TensorInfo("x", "float32", (1, 2))], 0))) == 2
+
+
+def test_modest_values():
+    inputs = [
+        TensorInfo("input_ids", "int64", (64, 4)),
+        TensorInfo("x", "float32", (64, 4)),
+        TensorInfo("position_ids", "int64", (64, 4)),
     ]
-    assert shapes[0] == (2, 3, 64, 64)
-    assert (2, 3, 224, 224) in shapes
-    assert (1, 3, 64, 64) in shapes
-    assert len(set(shapes)) == len(shapes)
-    assert len(list(candidate_feeds([TensorInfo("x", "float32", (1, 2))], 0))) == 1
+    *_, last = candidate_feeds(inputs, 0)
+    feeds = next(iter(last)).feeds
+    assert set(feeds["input_ids"].flat) == {0, 1}
+    assert set(feeds["position_ids"].flat) == {0, 1}
+    assert feeds["x"].min() >= 0
+    assert feeds["x"].max() < 1
+
+
+def test_a_symbol_has_one_length():
+    inputs = [
+        TensorInfo("x", "float32", ("K", "M", 3, 2)),
+        TensorInfo("w", "float32", (2, 3, "K", "N")),
+        TensorInfo("lengths", "int64", ("K",)),
+    ]
+    for feeds in (synthetic_feeds(inputs, 0), *candidate_feeds(inputs, 0)):
+        shapes = {n: a.shape for n, a in next(iter(feeds)).feeds.items()}
+        assert shapes["w"][2] == shapes["x"][0]
+        assert shapes["lengths"] == shapes["x"][:1]
+
+
+def test_a_symbol_of_an_overridden_shape_is_asked_for_elsewhere():
+    feeds = synthetic_feeds(TOKENS, 0, overrides={"ids": (1, 7)})
+    batch = next(iter(feeds)).feeds
+    assert {n: a.shape for n, a in batch.items()} == {"ids": (1, 7), "mask": (1, 7)}
+
+
+def test_an_axis_that_the_model_fixes_at_0_is_no_empty_batch():
+    inputs = [TensorInfo("past", "float32", (0, 4)), *X]
+    batch = next(iter(synthetic_feeds(inputs, 0)))
+    assert {n: a.shape for n, a in batch.feeds.items()} == {"past": (0, 4), "x": (2, 2)}
 
 
 def test_what_cannot_be_made_up():

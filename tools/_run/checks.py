@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import onnx
 import onnx_ir as ir
 
+from ...passes._core.declared import declarations_of, declared_outputs
 from ...passes._core.graph import all_nodes, initializers
+from ...passes._core.structure import deprecated_set_aside
 from .provenance import PREFIX
 
 BIG = 1024
@@ -34,9 +36,15 @@ class Port:
     """One input or output as a caller sees it."""
 
     name: str
-    type: str
+    type: str | None
     shape: Shape
     has_default: bool = False
+
+    def admits(self, other: Port) -> bool:
+        """True for the same port; one without a type may be given one."""
+        if self.type is None:
+            return other.name == self.name and other.has_default == self.has_default
+        return self == other
 
     def __str__(self) -> str:
         default = " with a default" if self.has_default else ""
@@ -89,7 +97,7 @@ def _ports_differ(
     if len(mine) != len(theirs):
         return f"{len(mine)} {kind}s became {len(theirs)}"
     for before, after in zip(mine, theirs, strict=True):
-        if before != after:
+        if not before.admits(after):
             return f"{kind} '{before}' became '{after}'"
     return None
 
@@ -100,10 +108,32 @@ def interface_of(model: ir.Model) -> Interface:
     Names, order, types, shapes with symbolic dims, and defaults of inputs and outputs, and the
     metadata.
     """
-    inputs: Iterable[ir.Value] = model.graph.inputs
+    outputs: list[ir.Value] = list(model.graph.outputs)
+    for index, info in declared_outputs(model.graph).items():
+        outputs[index] = _declared_value(info)
+    return _interface(model, model.graph.inputs, outputs)
+
+
+def interface_of_file(model: ir.Model) -> Interface:
+    """Interface that the file of a model declares, whatever reading it and inference made of it."""
+    declared = declarations_of(model.graph)
+    assert declared is not None, "the model was not read from a file"
+    inputs = [_declared_value(info) for info in declared.input]
+    outputs = [_declared_value(info) for info in declared.output]
+    return _interface(model, inputs, outputs)
+
+
+def _declared_value(info: onnx.ValueInfoProto) -> ir.Value:
+    return ir.serde.deserialize_value_info_proto(info, None)
+
+
+def _interface(
+    model: ir.Model, inputs: Sequence[ir.Value], outputs: Sequence[ir.Value]
+) -> Interface:
+    defaults = model.graph.initializers
     # before IR 4 every initializer had to be listed as an input without being one
     if model.ir_version is not None and model.ir_version < 4:
-        inputs = [value for value in inputs if not value.is_initializer()]
+        inputs = [value for value in inputs if value.name not in defaults]
     # passes and runs keep their own records there; those may come and go
     metadata = [
         (key, text)
@@ -111,15 +141,15 @@ def interface_of(model: ir.Model) -> Interface:
         if not key.startswith(PREFIX)
     ]
     return Interface(
-        inputs=tuple(_port(value) for value in inputs),
-        outputs=tuple(_port(value) for value in model.graph.outputs),
+        inputs=tuple(_port(value, value.name in defaults) for value in inputs),
+        outputs=tuple(_port(value, has_default=False) for value in outputs),
         metadata=tuple(sorted(metadata)),
     )
 
 
-def _port(value: ir.Value) -> Port:
-    has_default = value.is_graph_input() and value.is_initializer()
-    return Port(value.name or "", str(value.type), dims_of(value), has_default)
+def _port(value: ir.Value, has_default: bool) -> Port:
+    type_ = None if value.type is None else str(value.type)
+    return Port(value.name or "", type_, dims_of(value), has_default)
 
 
 @dataclass(frozen=True)
@@ -148,7 +178,7 @@ class Validity:
 def validity_of(model: ir.Model) -> Validity:
     """Run onnx.checker and strict shape inference, without the values of big weights."""
     try:
-        proto = ir.to_proto(stripped(model))
+        proto = ir.to_proto(deprecated_set_aside(stripped(model)))
     except CHECK_ERRORS as error:
         # a graph that cannot be serialized passes neither check
         problem = first_line(error)

@@ -229,7 +229,7 @@ def synthetic_batches(
 
     None if no kind of synthetic feeds suits the model.
     """
-    for feeds in candidate_feeds(session.inputs, seed):
+    for feeds in candidate_feeds(session.inputs, seed, path=session.path):
         try:
             batches = first_batches(batch.feeds for batch in feeds)
             outputs = [session.run(batch) for batch in batches]

@@ -107,7 +107,7 @@ def _result(
         after = dataclasses.replace(after, latency_ms=after_ms)
     return RunResult(
         model=written.model,
-        about=original.about,
+        about={**original.about, "changes": _changes(original, written)},
         input=before,
         output=after,
         passes=with_final_drift(checked.steps, written.drift),
@@ -121,3 +121,19 @@ def _result(
         drift_samples=_samples_of(inputs),
         hardware=inputs.hardware,
     )
+
+
+def _changes(original: Original, written: Written) -> list[str]:
+    """Changes that no pass made: those of loading, and the versions that the result asks for."""
+    about = original.about
+    requires = written.requires
+    versions = (
+        ("opset", about["opset"].get("ai.onnx"), requires.opset),
+        ("IR version", about["ir_version"], requires.ir_version),
+    )
+    changed = [
+        f"{what} {before} became {after}"
+        for what, before, after in versions
+        if before != after
+    ]
+    return [*original.changes, *changed]

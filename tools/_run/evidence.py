@@ -43,6 +43,10 @@ Only the first two say how a model does on data that no pass has seen.
 """
 
 
+_ILL_TYPED = ("Type Error", "[TypeInferenceError]", "[ShapeInferenceError]")
+"""Words in which ONNX Runtime refuses a graph whose types or shapes do not fit each other."""
+
+
 @dataclass(frozen=True)
 class VerificationInputs:
     """Data, hardware and reference outputs that a run calibrates, verifies and measures with.
@@ -96,7 +100,7 @@ def gather_inputs(run: Run, original: Original, model: ir.Model) -> Verification
         labelled=labelled,
     )
     if path is not None:
-        inputs = _with_reference(run, inputs, path)
+        inputs = _with_reference(run, original, inputs, path)
     _warn_if_other_cpu(run, inputs)
     return _with_baseline(run, original, inputs)
 
@@ -163,17 +167,33 @@ def _warn_if_other_cpu(run: Run, inputs: VerificationInputs) -> None:
 
 
 def _with_reference(
-    run: Run, inputs: VerificationInputs, path: Path
+    run: Run, original: Original, inputs: VerificationInputs, path: Path
 ) -> VerificationInputs:
-    """Add the original's outputs, where it runs and says twice the same."""
+    """Add the original's outputs, where it runs and says twice the same.
+
+    Errors: RefusedError where its types or shapes do not fit each other.
+    """
     try:
         session = inputs.open(path)
     except OnnxOptError as error:
+        _refuse_if_ill_typed(original, error)
         return _unproved(run, inputs, f"{error.where}: {error.problem}")
     try:
         return _run_original(run, inputs, session)
     finally:
         session.close()
+
+
+def _refuse_if_ill_typed(original: Original, error: OnnxOptError) -> None:
+    """Refuse a model of which the runtime and onnx's own inference say that its types are wrong."""
+    says_so = any(words in error.problem for words in _ILL_TYPED)
+    if says_so and original.complaint is not None:
+        raise RefusedError(
+            str(original.about["path"] or original.about["name"]),
+            "its types or shapes do not fit each other, both onnx and ONNX Runtime say: "
+            f"{original.complaint}",
+            "export the model again",
+        )
 
 
 def _run_original(
@@ -189,7 +209,10 @@ def _run_original(
             inputs, calibration=choice.calibration, drift_on=choice.drift_on
         )
     else:
-        synthetic = synthetic_batches(session, run.settings.seed)
+        try:
+            synthetic = synthetic_batches(session, run.settings.seed)
+        except RefusedError as error:
+            return _unproved(run, inputs, f"{error.where} {error.problem}")
         if synthetic is None:
             reason = "it gives no finite outputs on synthetic feeds; give --data"
             return _unproved(run, inputs, reason)

@@ -10,12 +10,20 @@ from typing import Any
 import onnx_ir as ir
 
 from ... import CheckError, RefusedError
-from ...frontends.onnx_file import check_output, load, save
+from ...frontends.onnx_file import Reading, check_output, read, save
+from ...passes._core.declared import declare_as_is
 from ...passes._core.normalize import normalize
 from ...passes._core.stats import model_macs
 from ...passes._core.targets import target_named
 from ...passes.unpack import is_packed, restore_packed, starts_with_unpack
-from .checks import Interface, Validity, has_inner_shapes, interface_of, validity_of
+from .checks import (
+    Interface,
+    Validity,
+    has_inner_shapes,
+    interface_of,
+    interface_of_file,
+    validity_of,
+)
 from .figures import LARGE, Figures, figures_of, weight_bytes, zipped_bytes
 from .kernels import is_quantized
 from .provenance import sha256_of
@@ -28,9 +36,10 @@ class Original:
     """Facts of the original model.
 
     `about`: the JSON form's `model`. `path`: a file of it for the worker; None where this run never
-    runs it. `is_large`: its weights are above 1 GiB. `is_run`: models are run to check them.
-    `has_shapes`, `is_quantized`, `was_packed`: as it came, before anything was inferred or
-    changed.
+    runs it. `complaint`: what strict inference says of the file itself. `is_large`: its weights are
+    above 1 GiB. `is_run`: models are run to check them. `has_shapes`, `is_quantized`, `was_packed`:
+    as it came, before anything was inferred or changed. `changes`: what reading and normalizing
+    changed, in words.
     """
 
     about: dict[str, Any]
@@ -39,11 +48,13 @@ class Original:
     sha256: str | None
     interface: Interface
     validity: Validity
+    complaint: str | None
     is_large: bool
     is_run: bool
     has_shapes: bool
     is_quantized: bool
     was_packed: bool
+    changes: tuple[str, ...]
 
 
 def load_original(run: Run) -> tuple[Original, ir.Model]:
@@ -57,9 +68,14 @@ def load_original(run: Run) -> tuple[Original, ir.Model]:
     # before anything costly: the file could not be written in the end
     if settings.out is not None:
         check_output(settings.out, settings.source, settings.force)
-    model = _model_of(settings)
-    interface = interface_of(model)
+    reading = _reading_of(settings)
+    model = reading.model
+    for fault in reading.mended:
+        run.reporter.warn("model", fault)
+    changes = list(reading.changes)
+    interface = interface_of_file(model)
     validity = validity_of(model)
+    complaint = validity.inference
     is_large = weight_bytes(model) > LARGE
     is_run = settings.verify == "always" or (settings.verify == "auto" and not is_large)
     if not is_run:
@@ -73,12 +89,16 @@ def load_original(run: Run) -> tuple[Original, ir.Model]:
     has_shapes = has_inner_shapes(model)
     was_quantized = is_quantized(model)
 
-    normalize(model)
+    changes += normalize(model)
     # passes work on weights; how they are stored is the last step's affair
     was_packed = is_packed(model)
     if not starts_with_unpack(settings.pipeline.passes):
-        restore_packed(model)
-    problem = interface.difference(interface_of(model))
+        unpacked = restore_packed(model)
+        if unpacked:
+            changes.append(f"packed constants unpacked: {unpacked}")
+    # types that inference adds are the model's own from here on
+    loaded = interface_of(model)
+    problem = interface.difference(loaded)
     if problem:
         raise own_fault(f"loading changes the model: {problem}")
     if validity != Validity(None, None):
@@ -90,22 +110,26 @@ def load_original(run: Run) -> tuple[Original, ir.Model]:
         figures=dataclasses.replace(figures, macs=model_macs(model)),
         path=path,
         sha256=sha256,
-        interface=interface,
+        interface=loaded,
         validity=validity,
+        complaint=complaint,
         is_large=is_large,
         is_run=is_run,
         has_shapes=has_shapes,
         is_quantized=was_quantized,
         was_packed=was_packed,
+        changes=tuple(changes),
     )
     return original, model
 
 
-def _model_of(settings: RunSettings) -> ir.Model:
+def _reading_of(settings: RunSettings) -> Reading:
     if isinstance(settings.model, Path):
-        return load(settings.model)
+        return read(settings.model)
     # passes work in place, and the caller's model must stay as it is
-    return settings.model.clone()
+    model = settings.model.clone()
+    declare_as_is(model)
+    return Reading(model, [], [])
 
 
 def _refuse_or_warn_unrun(run: Run) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
+from ..._core.ops import normalizes_by_batch
 from ..relations import (
     Axis,
     Factors,
@@ -41,7 +42,7 @@ def per_channel(node: ir.Node, relations: Relations) -> None:
         if value is not None and relations.rank(value):
             relations.same(value, 0, data, 1)
     axes = list(range(2, relations.rank(data)))
-    if node.attributes.get_int("training_mode", 0):
+    if normalizes_by_batch(node):
         axes.insert(0, 0)
     elif node.op_type != "InstanceNormalization":
         return
