@@ -14,6 +14,10 @@ from .normalize import lift_constants
 from .versions import least_ir_version, renumber
 
 
+class OpsetRefused(RefusedError):
+    """A model whose opset cannot be raised."""
+
+
 def raise_opset(model: ir.Model, minimum: int) -> bool:
     """Bring the standard opset to `minimum` where it is lower, in place; True if it was.
 
@@ -21,7 +25,7 @@ def raise_opset(model: ir.Model, minimum: int) -> bool:
     does it (onnxscript's gives invalid models below opset 18). Weights stay the tensors that they
     are: it sees only their shapes. Names, types and shapes of inputs and outputs stay.
 
-    Errors: RefusedError where the converter fails, or loses a tensor, an input or an output.
+    Errors: OpsetRefused where the converter fails, or loses a tensor, an input or an output.
     """
     version = model.opset_imports.get("")
     if version is None:
@@ -41,8 +45,8 @@ def raise_opset(model: ir.Model, minimum: int) -> bool:
     return True
 
 
-def _refused(version: int, minimum: int, problem: str) -> RefusedError:
-    return RefusedError(
+def _refused(version: int, minimum: int, problem: str) -> OpsetRefused:
+    return OpsetRefused(
         "opset",
         f"cannot be raised from {version} to {minimum}: {problem}",
         f"export the model again with opset {minimum} or newer",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import tempfile
 import time
 from collections import Counter
@@ -17,8 +18,11 @@ from ...frontends.onnx_file import save
 from ...passes._core.contract import Pass
 from ...passes._core.graph import all_nodes
 from ...passes._core.ops import HALF_FLOATS
+from ...passes._core.opset import OpsetRefused
 from ...passes._core.outcome import Effect, PassOutcome
-from ...runtime.compare import Drift
+from ...runtime.session import LoadRefused, is_runtime_fault
+from ...runtime.worker import LimitExceeded, RemoteError, WorkerDied
+from .attempt import Attempt, Verification
 from .checks import first_line, interface_of, validity_of
 from .context import TrainingContext
 from .drift import (
@@ -35,6 +39,7 @@ from .kernels import is_quantized
 from .load import Original, own_fault
 from .result import Step
 from .run import Run
+from .spare import spare
 
 
 @dataclass(frozen=True)
@@ -65,7 +70,10 @@ def check_loaded(verifier: Verifier, model: ir.Model) -> Checked:
     if reference is None:
         return Checked(model, None)
     # normalizing has changed the graph: it is held to the standard of an exact pass
-    outputs = verifier.outputs_of(model)
+    try:
+        outputs = verifier.outputs_of(model)
+    except (LoadRefused, RemoteError) as error:
+        raise own_fault(f"the model as loaded does not run: {error.problem}") from None
     problem = verifier.inexact(model, reference.original, outputs)
     if problem:
         raise own_fault(f"the model as loaded computes something else: {problem}")
@@ -89,24 +97,21 @@ def run_step(
     model = checked.model
     # tensors are shared: a clone costs the graph, not the weights
     before = model.clone()
-    # a pass that starts from another float model than `before` says so
-    context.float_form = None
-    verification = Verification()
     with run.reporter.progress(str(pass_)):
-        start = time.perf_counter()
-        problem, outcome = apply_pass(run, context, model, pass_)
-        # the time of the pass alone: verifying may take longer
-        seconds = time.perf_counter() - start
+        worth = None if is_worth is None else functools.partial(is_worth, before)
+        attempt = _attempt(run, verifier, context, checked, model, pass_, worth)
         # before the costly part
-        if problem is None and is_worth is not None and not is_worth(before, model):
+        if attempt is None:
             return dataclasses.replace(checked, model=before)
-        if problem is None:
-            verification = verifier.verify(model, pass_.effect, checked.outputs)
-            problem = verification.problem
+        if attempt.fault and pass_.effect == "lossy":
+            attempt = _spared(run, verifier, context, checked, before, pass_, attempt)
+    outcome = attempt.outcome
+    verification = attempt.verification
+    problem = verification.problem
     step = Step(
         pass_.name,
         str(pass_),
-        seconds=seconds,
+        seconds=attempt.seconds,
         stats=dict(outcome.stats),
         declined=[dataclasses.asdict(declined) for declined in outcome.declined],
         chosen=[dataclasses.asdict(chosen) for chosen in outcome.chosen],
@@ -128,8 +133,78 @@ def run_step(
     )
     stages = checked.stages
     if run.settings.explain_loss and pass_.effect == "lossy" and outcome.changed:
-        stages = _with_stage(stages, pass_, before, model, context.float_form)
-    return Checked(model, verification.outputs, (*checked.steps, step), stages)
+        stages = _with_stage(stages, pass_, before, attempt.model, attempt.float_form)
+    return Checked(attempt.model, verification.outputs, (*checked.steps, step), stages)
+
+
+def _attempt(
+    run: Run,
+    verifier: Verifier,
+    context: TrainingContext,
+    checked: Checked,
+    model: ir.Model,
+    pass_: Pass,
+    is_worth: Callable[[ir.Model], bool] | None = None,
+) -> Attempt | None:
+    """Apply a pass to `model`, in place, and verify that; None where it is not worth it.
+
+    Errors: as `apply_pass`, but for the runtime's own faults.
+    """
+    # a pass that starts from another float model than the one before it says so
+    context.float_form = None
+    error: OnnxOptError | None = None
+    start = time.perf_counter()
+    try:
+        problem, outcome = apply_pass(run, context, model, pass_)
+    except OnnxOptError as raised:
+        if not (is_runtime_fault(raised) or isinstance(raised, OpsetRefused)):
+            raise
+        error = raised
+        problem, outcome = raised.problem, PassOutcome()
+    # the time of the pass alone: verifying may take longer
+    seconds = time.perf_counter() - start
+    if error is not None:
+        verification = Verification(problem, fault=error.problem)
+    elif problem is not None:
+        verification = Verification(problem)
+    elif is_worth is not None and not is_worth(model):
+        return None
+    else:
+        verification = verifier.verify(model, pass_.effect, checked.outputs)
+    return Attempt(model, outcome, verification, seconds, context.float_form, error)
+
+
+def _spared(
+    run: Run,
+    verifier: Verifier,
+    context: TrainingContext,
+    checked: Checked,
+    before: ir.Model,
+    pass_: Pass,
+    failed: Attempt,
+) -> Attempt:
+    """Find the most of a lossy pass that the runtime bears, with a warning of what is left out.
+
+    Errors: CheckError where nothing is, or with `strict`; the pass's own where it raised one.
+    """
+    seconds = [failed.seconds]
+
+    def attempt(variant: Pass) -> Attempt:
+        tried = _attempt(run, verifier, context, checked, before.clone(), variant)
+        assert tried is not None
+        seconds.append(tried.seconds)
+        return tried
+
+    def fault_of(model: ir.Model) -> str:
+        return verifier.verify(model, "lossy", None).fault
+
+    spared = spare(pass_, before, failed, attempt, fault_of)
+    if spared.attempt is None and isinstance(failed.error, OpsetRefused):
+        raise failed.error
+    if spared.attempt is None or run.settings.strict:
+        raise CheckError(str(pass_), failed.fault, spared.fix)
+    run.reporter.warn(str(pass_), spared.words)
+    return dataclasses.replace(spared.attempt, seconds=sum(seconds))
 
 
 def apply_pass(
@@ -200,18 +275,6 @@ def warn_if_unchanged(run: Run, steps: Sequence[Step]) -> None:
 
 
 @dataclass(frozen=True)
-class Verification:
-    """Verification of a model: a reason not to believe it, its drift, its outputs.
-
-    `drift` and `outputs` are None where nothing is compared.
-    """
-
-    problem: str | None = None
-    drift: Drift | None = None
-    outputs: Outputs | None = None
-
-
-@dataclass(frozen=True)
 class Verifier:
     """Verification of models against the original; `reference` None: in structure only."""
 
@@ -231,14 +294,20 @@ class Verifier:
         try:
             outputs = self.outputs_of(model)
             drift = self.reference.from_original(outputs)
+        except (LoadRefused, RemoteError, WorkerDied) as error:
+            # the original ran on the same feeds: neither they nor a limit are new
+            is_limit = isinstance(error, LimitExceeded)
+            return Verification(error.problem, fault="" if is_limit else error.problem)
         except OnnxOptError as error:
             return Verification(f"{error.where}: {error.problem}")
+        fault = ""
         if effect != "lossy":
             assert expected is not None
             problem = self.inexact(model, expected, outputs)
         elif drift.nonfinite:
             problem = f"{drift.nonfinite} output values are no longer finite"
-        return Verification(problem, drift, outputs)
+            fault = problem
+        return Verification(problem, drift, outputs, fault)
 
     def outputs_of(self, model: ir.Model) -> Outputs:
         """Outputs of a model on the reference's batches. Errors: as `Reference.outputs`."""
