@@ -27,7 +27,7 @@ class Verification:
 
 
 @dataclass(frozen=True)
-class Attempt:
+class PassAttempt:
     """A pass applied to a model, in place, and verified.
 
     `seconds`: of the pass alone; verifying may take longer. `float_form`: the model that its lossy

@@ -17,7 +17,7 @@ from ...passes._core.halving import kept_by_halving
 from ...passes._core.opset import OpsetRefused, raise_opset
 from ...passes._core.outcome import Declined
 from ...passes._core.patterns import Part
-from .attempt import Attempt
+from .attempt import PassAttempt
 
 MAX_TRIALS = 32
 """Tries after which what is not decided stays as it was; each runs the pass and the model.
@@ -32,13 +32,13 @@ SHOWN = 4
 
 @dataclass(frozen=True)
 class Spared:
-    """What came of the search.
+    """Outcome of the search.
 
     `attempt`: the one to go on with; None where nothing helped. `words`: what it leaves as it was.
     `fix`: what the user can do instead.
     """
 
-    attempt: Attempt | None
+    attempt: PassAttempt | None
     words: str
     fix: str
 
@@ -46,8 +46,8 @@ class Spared:
 def spare(
     pass_: Pass,
     before: ir.Model,
-    failed: Attempt,
-    attempt: Callable[[Pass], Attempt],
+    failed: PassAttempt,
+    attempt: Callable[[Pass], PassAttempt],
     fault_of: Callable[[ir.Model], str],
 ) -> Spared:
     """Find the most of a pass that the runtime bears.
@@ -65,7 +65,7 @@ def spare(
 
 
 def _opset_at_fault(
-    before: ir.Model, failed: Attempt, fault_of: Callable[[ir.Model], str]
+    before: ir.Model, failed: PassAttempt, fault_of: Callable[[ir.Model], str]
 ) -> str:
     """Say which raise of the opset alone is too much: `17 to 21`; "" where none is."""
     old = before.opset_imports.get("", 0)
@@ -82,8 +82,8 @@ def _opset_at_fault(
 def _at_lower_opset(
     pass_: Pass,
     before: ir.Model,
-    failed: Attempt,
-    attempt: Callable[[Pass], Attempt],
+    failed: PassAttempt,
+    attempt: Callable[[Pass], PassAttempt],
     raised: str,
 ) -> Spared:
     fix = f"export the model again with a newer opset: it cannot be raised {raised}"
@@ -105,8 +105,8 @@ def _at_lower_opset(
 def _without_culprits(
     pass_: Pass,
     before: ir.Model,
-    failed: Attempt,
-    attempt: Callable[[Pass], Attempt],
+    failed: PassAttempt,
+    attempt: Callable[[Pass], PassAttempt],
 ) -> Spared:
     parts = pass_.parts(before)
     if not parts:
@@ -116,7 +116,7 @@ def _without_culprits(
             "leave this pass out: it has no parts that it could leave as they are",
         )
     # the last that worked is that of all parts kept so far
-    found: Attempt | None = None
+    found: PassAttempt | None = None
 
     def works(kept: Sequence[Part]) -> bool:
         nonlocal found
@@ -145,7 +145,7 @@ def _without_culprits(
     return Spared(_with_declined(found, declined), words, fix)
 
 
-def _with_declined(found: Attempt, declined: Sequence[Declined]) -> Attempt:
+def _with_declined(found: PassAttempt, declined: Sequence[Declined]) -> PassAttempt:
     """Add reasons to an account, in place of those that it gives for the same parts."""
     outcome = found.outcome
     told = {each.where for each in declined}

@@ -22,7 +22,7 @@ from ...passes._core.opset import OpsetRefused
 from ...passes._core.outcome import Effect, PassOutcome
 from ...runtime.session import LoadRefused, is_runtime_fault
 from ...runtime.worker import LimitExceeded, RemoteError, WorkerDied
-from .attempt import Attempt, Verification
+from .attempt import PassAttempt, Verification
 from .checks import first_line, interface_of, validity_of
 from .context import TrainingContext
 from .drift import (
@@ -72,7 +72,9 @@ def check_loaded(verifier: Verifier, model: ir.Model) -> Checked:
     # normalizing has changed the graph: it is held to the standard of an exact pass
     try:
         outputs = verifier.outputs_of(model)
-    except (LoadRefused, RemoteError) as error:
+    except (LoadRefused, RemoteError, WorkerDied) as error:
+        if isinstance(error, LimitExceeded):
+            raise
         raise own_fault(f"the model as loaded does not run: {error.problem}") from None
     problem = verifier.inexact(model, reference.original, outputs)
     if problem:
@@ -145,7 +147,7 @@ def _attempt(
     model: ir.Model,
     pass_: Pass,
     is_worth: Callable[[ir.Model], bool] | None = None,
-) -> Attempt | None:
+) -> PassAttempt | None:
     """Apply a pass to `model`, in place, and verify that; None where it is not worth it.
 
     Errors: as `apply_pass`, but for the runtime's own faults.
@@ -171,7 +173,7 @@ def _attempt(
         return None
     else:
         verification = verifier.verify(model, pass_.effect, checked.outputs)
-    return Attempt(model, outcome, verification, seconds, context.float_form, error)
+    return PassAttempt(model, outcome, verification, seconds, context.float_form, error)
 
 
 def _spared(
@@ -181,15 +183,15 @@ def _spared(
     checked: Checked,
     before: ir.Model,
     pass_: Pass,
-    failed: Attempt,
-) -> Attempt:
+    failed: PassAttempt,
+) -> PassAttempt:
     """Find the most of a lossy pass that the runtime bears, with a warning of what is left out.
 
     Errors: CheckError where nothing is, or with `strict`; the pass's own where it raised one.
     """
     seconds = [failed.seconds]
 
-    def attempt(variant: Pass) -> Attempt:
+    def attempt(variant: Pass) -> PassAttempt:
         tried = _attempt(run, verifier, context, checked, before.clone(), variant)
         assert tried is not None
         seconds.append(tried.seconds)

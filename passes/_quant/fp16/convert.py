@@ -46,10 +46,10 @@ def to_half(
     """Make every node half whose operator, constants and (with data) ranges allow it; the interface
     stays float32.
 
-    `why_not`: nodes that stay as they are. Shapes: unchanged. Stats: `nodes` (count, now float16), `islands` (count of nodes kept float32),
-    `casts` (count of Cast nodes added), `weights` (count, now float16). Function bodies stay as
-    they are. Numbers below 6e-8 become 0 and those below 6.1e-5 lose digits; layers made of such
-    numbers stay float32.
+    `why_not`: nodes that stay as they are. Shapes: unchanged. Stats: `nodes` (count, now float16),
+    `islands` (count of nodes kept float32), `casts` (count of Cast nodes added), `weights` (count,
+    now float16). Function bodies stay as they are. Numbers below 6e-8 become 0 and those below
+    6.1e-5 lose digits; layers made of such numbers stay float32.
     """
     operands, reasons = half_nodes(model, context, why_not)
     outcome = PassOutcome(changed=len(operands))
