@@ -119,7 +119,8 @@ def test_a_pass_can_leave_out_every_part_that_it_names(name, sample):
             pass_.without([part]).run(model.clone(), NullContext())
         except UsageError as error:
             # the others want data, which comes after the names
-            assert error.where == "calibration"
+            if error.where != "calibration":
+                raise
     if parts:
         outcome = pass_.without(parts).run(model.clone(), NullContext())
         assert outcome.changed == 0
