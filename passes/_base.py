@@ -9,7 +9,6 @@ from ._core.context import (
     HeldBack,
     HoldsBack,
     KernelNode,
-    LatencyRatio,
     MomentRequest,
     NullContext,
     RangeMethod,
@@ -17,6 +16,7 @@ from ._core.context import (
     Trains,
 )
 from ._core.contract import Pass
+from ._core.latency import LatencyRatio
 from ._core.options import Option
 from ._core.outcome import Chosen, Declined, Effect, PassOutcome, Stat
 

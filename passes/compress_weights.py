@@ -23,7 +23,14 @@ from ._core.lazy import DerivedTensor, blocks
 from ._core.notes import drop_notes
 from ._core.ops import is_standard
 from ._core.opset import raise_opset
-from ._core.patterns import left_out, require_matches, weight_names, weighted_names
+from ._core.patterns import (
+    Part,
+    left_out,
+    require_matches,
+    weight_names,
+    weighted_names,
+    weighted_parts,
+)
 from ._core.weight_axes import NoAxisError, input_axis
 from ._core.weights import Weight, weights_of
 from ._quant.blocked import DTYPES, LEVELS, best_scales
@@ -117,6 +124,10 @@ class CompressWeights(Pass):
         "Notes of exporters on nodes and values (metadata, doc strings): they may "
         "outweigh the weights.",
     )
+
+    def parts(self, model: ir.Model) -> list[Part]:
+        """Layers with a weight, and tables of floats."""
+        return weighted_parts(model, tables=True)
 
     def run(self, model: ir.Model, context: Context) -> PassOutcome:
         plain = plain_weights(model)

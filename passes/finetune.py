@@ -14,6 +14,7 @@ import onnx_ir as ir
 
 from .. import UsageError
 from ._base import Context, Declined, Effect, Option, Pass, PassOutcome, Trains
+from ._core.patterns import Part
 from ._core.training_recipe import TrainingRecipe
 from .prune import Prune
 
@@ -66,6 +67,10 @@ class Finetune(TrainingRecipe, Pass):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._sparsities()
+
+    def parts(self, model: ir.Model) -> list[Part]:
+        """None: `exclude` is of weights, of which only the values change."""
+        return []
 
     def run(self, model: ir.Model, context: Context) -> PassOutcome:
         where = model.graph.name or "graph"

@@ -20,6 +20,7 @@ from ._channels.pruning import Pruning
 from ._channels.select import Candidates, Scope
 from ._core.drift_budget import sqnr_of
 from ._core.options import AUTO, Auto
+from ._core.patterns import Part
 from ._dims.solve import Attention
 from ._reconstruct.evidence import Evidence, measured_loss
 
@@ -229,6 +230,10 @@ class PruneChannels(Pass):
                     f"importance is {self.importance}",
                     f"add importance={criterion}",
                 )
+
+    def parts(self, model: ir.Model) -> list[Part]:
+        """None: `exclude` is of groups of channels, and the pass runs its results itself."""
+        return []
 
     def run(self, model: ir.Model, context: Context) -> PassOutcome:
         keep_batchnorm = self.importance == "bn-scale"

@@ -15,17 +15,35 @@ import onnx_ir as ir
 from .. import UsageError
 from ._base import Context, Declined, Effect, Option, Pass, PassOutcome, RangeMethod
 from ._calibrated.grid import grid_of_bits
-from ._core.graph import Names, all_graphs, all_nodes, become, label, refresh_shapes
+from ._core.graph import (
+    Names,
+    all_graphs,
+    all_nodes,
+    become,
+    graphs_of,
+    label,
+    refresh_shapes,
+)
 from ._core.integer_layers import offending_pairs
 from ._core.linear import LinearLayer
 from ._core.notes import drop_notes
 from ._core.ops import WEIGHTED_OPS, is_standard
 from ._core.opset import raise_opset
-from ._core.patterns import layer_names, matches, require_matches
+from ._core.patterns import (
+    Part,
+    layer_names,
+    left_out,
+    matches,
+    node_names,
+    part_of,
+    require_matches,
+    weighted_parts,
+)
 from ._core.provenance import FloatLayer, set_float_layer
 from ._core.targets import TARGETS, QuantRules
 from ._quant.calibrate import Calibration, Ranges, calibrate
 from ._quant.engine import Counts, Insertion
+from ._quant.fp16.convert import touches_float
 from ._quant.grids import Grid
 from ._quant.inserter import forget_redundant
 from ._quant.kernel_audit import audit_kernels
@@ -127,10 +145,14 @@ class Quant(Pass):
         512, "Calibration samples to use at most.", low=1, high=10_000_000
     )
     include: tuple[str, ...] = Option(
-        (), "Quantize only layers whose node, weight or output name matches a pattern."
+        (),
+        "Quantize only layers (fp16: nodes) whose node, weight or output name matches "
+        "a pattern.",
     )
     exclude: tuple[str, ...] = Option(
-        (), "Leave layers float whose node, weight or output name matches a pattern."
+        (),
+        "Leave layers float (fp16: nodes) whose node, weight or output name matches a "
+        "pattern.",
     )
     layers: tuple[str, ...] = Option(
         (),
@@ -211,18 +233,35 @@ class Quant(Pass):
                 f"form {self.form} has no activations of fewer than 8 bits",
                 f"choose one of {', '.join(able)}, or leave it at 8",
             )
-        if form.whole and (self.layers or self.include or self.exclude):
+        if form.whole and self.layers:
             raise UsageError(
                 "quant.layers",
-                f"form {self.form} is of the whole model",
-                "leave the name patterns out",
+                f"form {self.form} is of all nodes alike",
+                "leave nodes as they are with exclude",
             )
+
+    def parts(self, model: ir.Model) -> list[Part]:
+        """Layers; with fp16 every node that it may touch."""
+        if FORMS[self.form].whole is None:
+            return weighted_parts(model)
+        parts: list[Part] = []
+        for graph in graphs_of(model):
+            parts += [part_of(node) for node in graph if touches_float(node)]
+        # layers first: what comes first is rather kept, and they hold the weights
+        parts.sort(key=lambda part: part.kind not in WEIGHTED_OPS)
+        return parts
+
+    def at_lower_opset(self) -> Quant | None:
+        """3- and 4-bit weights looked up in a table, which needs no types of opset 21."""
+        if self.storage != "auto" or not FORMS[self.form].has_bits:
+            return None
+        return replace(self, storage="table")
 
     def run(self, model: ir.Model, context: Context) -> PassOutcome:
         self._require_matches(model, context)
         whole = FORMS[self.form].whole
         if whole is not None:
-            outcome = whole(model, context, Names(model))
+            outcome = whole(model, context, Names(model), self._why_left)
         else:
             outcome = self._quantize_and_check(model, context)
             self._warn_of_ends(outcome, context)
@@ -253,6 +292,9 @@ class Quant(Pass):
             storage=self.storage,
         )
 
+    def _why_left(self, node: ir.Node) -> str | None:
+        return left_out(node_names(node), self.include, self.exclude)
+
     def _require_matches(self, model: ir.Model, context: Context) -> None:
         """Raise UsageError for a name pattern that matches no layer, quantizable or not."""
         asked = {
@@ -263,8 +305,9 @@ class Quant(Pass):
         patterns = [*asked["include"], *asked["exclude"], *asked["layers"]]
         if not patterns:
             return
-        names = _names_of_layers(model)
-        if not all(matches(names, [pattern]) for pattern in patterns):
+        whole = FORMS[self.form].whole is not None
+        names = _names_of_nodes(model) if whole else _names_of_layers(model)
+        if not whole and not all(matches(names, [pattern]) for pattern in patterns):
             # simplify may give a layer, or its weight, another name
             trial = plain_weights(model).clone()
             Simplify().run(trial, context)
@@ -532,6 +575,14 @@ class Quant(Pass):
                 _count(outcome, engine.insert(insertion, layers))
         for width, size in graph_plan.sizes_by_width(request.options).items():
             _count(outcome, {_stat_of(width): size})
+
+
+def _names_of_nodes(model: ir.Model) -> list[str]:
+    """Names of all nodes, for a form that is not of layers."""
+    names: list[str] = []
+    for node in all_nodes(model):
+        names += node_names(node)
+    return names
 
 
 def _names_of_layers(model: ir.Model) -> list[str]:

@@ -16,8 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import UsageError
-from ..passes._core.context import LatencyRatio
+from ..passes._core.latency import SLOWER, LatencyRatio
 from .feeds import Batch
+from .paired import ratio_of, timed_until_decided
 from .session import Session, open_session
 from .worker import Worker
 
@@ -26,8 +27,11 @@ _BATCHES = 8
 measured.
 """
 
-_MAX_ROUNDS = 10_000
-"""Rounds after which a timing ends before its seconds are over. Chosen by hand; not measured."""
+_MAX_ROUNDS = 100_000
+"""Rounds after which a timing ends before its seconds are over: it bounds the memory.
+
+Two models of 10 us a run take 2 s for as many. Chosen by hand; not measured.
+"""
 
 
 _LOADS = 3
@@ -38,16 +42,29 @@ _LOADS = 3
 class Latency:
     """Time of one run of a model, in ms.
 
-    ratio_to_first: median over the rounds of this model's time divided by the first model's in the
-    same round (below 1 is faster than the first); robust where load drifts. runs: how many were
-    timed.
+    `ratio`: of this model's time to the first model's in the same round (below 1 is faster than the
+    first); robust where load drifts. `runs`: how many were timed.
     """
 
     median_ms: float
     p90_ms: float
     min_ms: float
-    ratio_to_first: float
+    ratio: LatencyRatio
     runs: int
+
+    @property
+    def ratio_to_first(self) -> float:
+        """The median ratio."""
+        return self.ratio.median
+
+
+@dataclass(frozen=True)
+class PairedLatency:
+    """Median times of two models in ms, and the ratio of the second's to the first's."""
+
+    first_ms: float
+    second_ms: float
+    ratio: LatencyRatio
 
 
 def interleaved(
@@ -55,7 +72,7 @@ def interleaved(
     feeds_for_each: Sequence[Iterable[Batch | Mapping[str, NDArray[Any]]]],
     seconds: float = 2.0,
     rounds: int = _MAX_ROUNDS,
-    min_rounds: int = 5,
+    min_rounds: int = 6,
 ) -> list[Latency]:
     """Time every session once a round, in alternating order, until `seconds` or `rounds` are spent.
 
@@ -82,35 +99,36 @@ def interleaved(
         )
     handles = [session.handle() for session in sessions]
     times = _timed(worker, handles, feeds, seconds, min_rounds, max(rounds, min_rounds))
-    return [_latency(own, times[0]) for own in times]
+    round_ms = np.sum(times, axis=0)
+    latencies = []
+    for index, own in enumerate(times):
+        # paired: a round's load troubles both of its times; the first's own needs no samples
+        ratio = ratio_of(times[0], own, round_ms) if index else LatencyRatio(1, 1, 1)
+        latencies.append(_latency(own, ratio))
+    return latencies
 
 
-def paired_quartiles(
+def paired_latency(
     first: Session,
     second: Session,
     feeds: Sequence[Mapping[str, NDArray[Any]]],
-    seconds: float,
-    min_rounds: int = 9,
-) -> LatencyRatio:
-    """Quartiles of the second session's time divided by the first's in the same round."""
+    limit: float = SLOWER,
+) -> PairedLatency:
+    """Time two sessions in turns until it is decided whether the second is slower than `limit`.
+
+    `limit`: ratio to the first's time. Errors: as those of the worker's calls.
+    """
     batches = [dict(batch) for batch in feeds]
     handles = [first.handle(), second.handle()]
-    own, other = _timed(
-        first.worker,
-        handles,
-        [batches, batches],
-        seconds,
-        min_rounds,
-        _MAX_ROUNDS,
-    )
-    # of pairs: what slows the machine for a while slows both runs of a round
-    ratios = other / own
-    low, median, high = np.percentile(ratios, [25, 50, 75])
-    return LatencyRatio(
-        low=float(low),
-        median=float(median),
-        high=float(high),
-    )
+
+    def time_rounds(seconds: float, least: int) -> NDArray[np.float64]:
+        both = [batches, batches]
+        times = _timed(first.worker, handles, both, seconds, least, _MAX_ROUNDS)
+        return np.array(times)
+
+    times, ratio = timed_until_decided(time_rounds, limit)
+    first_ms, second_ms = np.median(times, axis=1)
+    return PairedLatency(float(first_ms), float(second_ms), ratio)
 
 
 def _timed(
@@ -170,13 +188,12 @@ def load_cost(path: Path, threads: int = 0, provider: str = "cpu") -> LoadCost:
     return LoadCost(1000 * min(times), peak)
 
 
-def _latency(own: NDArray[np.float64], first: NDArray[np.float64]) -> Latency:
-    # the ratio is paired: a round's load troubles both of its times
+def _latency(own: NDArray[np.float64], ratio: LatencyRatio) -> Latency:
     return Latency(
         median_ms=float(np.median(own)),
         p90_ms=float(np.percentile(own, 90)),
         min_ms=float(own.min()),
-        ratio_to_first=float(np.median(own / first)),
+        ratio=ratio,
         runs=len(own),
     )
 

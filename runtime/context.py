@@ -22,11 +22,11 @@ from ..passes._core.context import (
     Difference,
     HeldBack,
     KernelNode,
-    LatencyRatio,
     MomentRequest,
 )
+from ..passes._core.latency import SLOWER, LatencyRatio
 from .batching import RowLimit, micro_batches
-from .bench import paired_quartiles
+from .bench import paired_latency
 from .difference import difference
 from .feeds import Batch, Feeds, StoredFeeds
 from .held_out import held_out
@@ -109,16 +109,16 @@ class RunContext:
             return optimized_nodes(session)
 
     def latency_ratio(
-        self, model: ir.Model, other: ir.Model, seconds: float
+        self, model: ir.Model, other: ir.Model, limit: float = SLOWER
     ) -> LatencyRatio | None:
-        """Quartiles of time(other) / time(model), timed in turns in one process.
+        """Ratio time(other) / time(model), timed in turns in one process.
 
         None without a provider or feeds.
         """
         if self._provider is None or not self._latency_feeds:
             return None
         with self._opened(model, other) as (first, second):
-            return paired_quartiles(first, second, self._latency_feeds, seconds)
+            return paired_latency(first, second, self._latency_feeds, limit).ratio
 
     def difference(self, model: ir.Model, other: ir.Model) -> Difference | None:
         """Difference of both on calibration feeds, else synthetic ones, always on the CPU.

@@ -12,10 +12,10 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from .. import RefusedError
+from .. import OnnxOptError, RefusedError
 from ._worker.ipc import OpenedSession, OrtTensor
 from .providers import provider_named
-from .worker import RemoteError, Worker
+from .worker import LimitExceeded, RemoteError, Worker, WorkerDied
 
 Dim = int | str | None
 """Length of an axis: a number, the name of a symbol, or None where nothing is known."""
@@ -37,6 +37,17 @@ _DTYPES = {
     "uint32": "uint32",
     "uint64": "uint64",
 }
+
+
+class LoadRefused(RefusedError):
+    """A model that ONNX Runtime does not load."""
+
+
+def is_runtime_fault(error: OnnxOptError) -> bool:
+    """True where ONNX Runtime itself refuses a model or dies of it; no limit of ours was met."""
+    if isinstance(error, LimitExceeded):
+        return False
+    return isinstance(error, LoadRefused | WorkerDied)
 
 
 @dataclass(frozen=True)
@@ -152,9 +163,11 @@ class Session:
                 self.exact,
             )
         except RemoteError as error:
-            raise RefusedError(
+            # the path is no news to who gave it, and means nothing where it was ours
+            words = error.problem.removeprefix(f"Load model from {self.path} failed:")
+            raise LoadRefused(
                 self.path.name,
-                f"ONNX Runtime cannot load it: {error.problem}",
+                f"ONNX Runtime cannot load it: {words}",
                 "run `onnx-opt inspect` on it; a newer onnxruntime may know its operators",
             ) from None
         self._handle = opened.handle

@@ -61,6 +61,10 @@ class WorkerDied(OnnxOptError):
     """The child process ended, ran too long or needed too much memory; what it held is lost."""
 
 
+class LimitExceeded(WorkerDied):
+    """The child ran too long or needed too much memory: what a larger machine would not mind."""
+
+
 class RemoteError(OnnxOptError):
     """An exception in the child, with ONNX Runtime's message.
 
@@ -171,7 +175,7 @@ class Worker:
         if kind == "MemoryError":
             # what it holds would leave the next call as little memory
             self._kill()
-            return WorkerDied(
+            return LimitExceeded(
                 where,
                 f"needs more than the {self.memory_bytes / 2**30:.1f} GiB allowed",
                 "use smaller batches, or a machine with more memory",
@@ -186,7 +190,7 @@ class Worker:
         """
         if exceeded is not None:
             self._kill()
-            return WorkerDied(
+            return LimitExceeded(
                 function,
                 f"ran past {exceeded:g} s and was stopped",
                 "use a smaller model or less data, or raise the time limit",
@@ -205,17 +209,20 @@ class Worker:
         problem = f"ONNX Runtime's process died ({how})"
         if tail:
             problem += f": {tail}"
-        fix = (
-            "the model triggers a fault in ONNX Runtime: try another version of it, or "
-            "report it there"
-        )
         # ONNX Runtime does not kill itself; Linux does so when memory runs out
         if how == "SIGKILL":
-            fix = (
+            return LimitExceeded(
+                function,
+                problem,
                 "the system ended it, usually for want of memory: use smaller batches or "
-                "a larger machine"
+                "a larger machine",
             )
-        return WorkerDied(function, problem, fix)
+        return WorkerDied(
+            function,
+            problem,
+            "the model triggers a fault in ONNX Runtime: try another version of it, or "
+            "report it there",
+        )
 
     def _last_words(self, stderr: IO[bytes]) -> str:
         length = stderr.seek(0, os.SEEK_END)

@@ -18,13 +18,14 @@ from ..passes._core.outcome import PassOutcome
 from ..passes._core.pipeline import Pipeline, as_pipeline
 from ..passes._core.weights import weights_of
 from ._compare import Closeness
+from ._run.attempt import PassAttempt
 from ._run.bisection import Bisection, GaveUp, Problem, first_bad
 from ._run.context import TrainingContext, context_of
 from ._run.evidence import gather_inputs
 from ._run.load import load_original
 from ._run.run import Run, open_run
 from ._run.settings import ProgressBar, RunSettings
-from ._run.step import Checked, PassResult, check_loaded, tried
+from ._run.step import Checked, check_loaded, tried
 from ._run.verify import Verification, Verifier
 
 TRIES = 200
@@ -243,7 +244,7 @@ class _PassSearch:
             )
         return dataclasses.replace(found, runs=self.runs)
 
-    def _attempt(self, checked: Checked, pass_: Pass) -> PassResult:
+    def _attempt(self, checked: Checked, pass_: Pass) -> PassAttempt:
         """Apply a pass to a clone of the model before it, and judge the result."""
         self.runs += 1
         baseline = checked.baseline(self.verifier, checked.model)
@@ -260,7 +261,7 @@ class _PassSearch:
         except OnnxOptError as error:
             # a lossy pass that fails
             problem = Problem(f"{error.where}: {error.problem}")
-            return PassResult(checked.model, PassOutcome(), Verification(problem), 0.0)
+            return PassAttempt(checked.model, PassOutcome(), Verification(problem), 0.0)
         assert trial is not None
         return trial
 
@@ -270,7 +271,7 @@ class _PassSearch:
         """Add the rewrite of an exact pass, or the layer of a lossy one, if either is to blame."""
         if pass_.effect == "lossy":
             return self._with_layer(found, checked, pass_, problem)
-        search: Bisection[PassResult] = Bisection(
+        search: Bisection[PassAttempt] = Bisection(
             lambda: self._attempt(checked, pass_), TRIES
         )
         search.deadline += SECONDS

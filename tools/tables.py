@@ -166,7 +166,11 @@ def before_after(result: RunResult) -> Table:
         after = getattr(result.output, name)
         # unknown in both: a row of question marks tells nothing
         if before is not None or after is not None:
-            table.add_row(label, text(before), text(after), ratio(before, after))
+            change = ratio(before, after)
+            # of pairs: that of the medians may contradict the verdict
+            if name == "latency_ms" and result.latency is not None:
+                change = str(result.latency)
+            table.add_row(label, text(before), text(after), change)
     if result.metric is not None:
         first = result.metric["before"]
         second = result.metric["after"]

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ... import UsageError
+from .latency import SLOWER, LatencyRatio
 from .outcome import PassOutcome
 from .training_recipe import TrainingRecipe
 
@@ -41,14 +42,6 @@ class Difference(NamedTuple):
     error: float
     failure: str
     reference_failure: str
-
-
-class LatencyRatio(NamedTuple):
-    """Quartiles of time(other) / time(model) over paired runs; above 1: `other` is slower."""
-
-    low: float
-    median: float
-    high: float
 
 
 MomentKind = Literal["absmax", "mean", "gram", "profile", "extremes", "regression"]
@@ -142,9 +135,12 @@ class Context(Protocol):
         ...
 
     def latency_ratio(
-        self, model: ir.Model, other: ir.Model, seconds: float
+        self, model: ir.Model, other: ir.Model, limit: float = SLOWER
     ) -> LatencyRatio | None:
-        """Time of `other` over that of `model` on the run's feeds; None if not measurable."""
+        """Time of `other` over that of `model` on the run's feeds; None if not measurable.
+
+        Timed until it is decided on which side of `limit` the ratio lies, within bounds.
+        """
         ...
 
     def difference(self, model: ir.Model, other: ir.Model) -> Difference | None:
@@ -265,7 +261,7 @@ class NullContext:
         return None
 
     def latency_ratio(
-        self, model: ir.Model, other: ir.Model, seconds: float
+        self, model: ir.Model, other: ir.Model, limit: float = SLOWER
     ) -> LatencyRatio | None:
         return None
 

@@ -1,16 +1,24 @@
-"""The contract of a pass: options from fields, an effect, `run(model, context) -> PassOutcome`."""
+"""The contract of a pass: options from fields, an effect, `run(model, context) -> PassOutcome`.
+
+A pass that can leave parts of a model as they are says so by its option `exclude`: a run in which
+the runtime does not bear the result looks for the parts at fault, and has the pass leave them out.
+"""
 
 from __future__ import annotations
 
 import abc
+import dataclasses
+import glob
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import onnx_ir as ir
 
 from .context import Context
 from .options import options_of
 from .outcome import Effect, PassOutcome
+from .patterns import Part, weighted_parts
 
 
 @dataclass(frozen=True)
@@ -32,6 +40,25 @@ class Pass(abc.ABC):
     @abc.abstractmethod
     def run(self, model: ir.Model, context: Context) -> PassOutcome:
         """Transform `model` in place and account for it."""
+
+    def parts(self, model: ir.Model) -> list[Part]:
+        """Parts of a model that the pass can leave as they are; none without `exclude`."""
+        if any(option.name == "exclude" for option in options_of(type(self))):
+            return weighted_parts(model)
+        return []
+
+    def without(self, parts: Iterable[Part]) -> Self:
+        """The same pass, which leaves these parts as they are; it must have some."""
+        patterns = list(getattr(self, "exclude"))  # noqa: B009 - an option of those with parts
+        for part in parts:
+            patterns += [glob.escape(name) for name in part.names]
+        # mypy knows the fields of this class alone
+        changes = {"exclude": tuple(patterns)}
+        return dataclasses.replace(self, **changes)
+
+    def at_lower_opset(self) -> Self | None:
+        """The same pass in a form that an older opset holds; None where it has no other."""
+        return None
 
     def __str__(self) -> str:
         """Canonical pipeline text: the options that differ from their defaults, in field order."""

@@ -19,6 +19,10 @@ STATED = 14
 """Opset from which BatchNormalization says by an attribute, not by its outputs, that it trains."""
 
 
+class OpsetRefused(RefusedError):
+    """A model whose opset cannot be raised."""
+
+
 def raise_opset(model: ir.Model, minimum: int) -> bool:
     """Bring the standard opset to `minimum` where it is lower, in place; True if it was.
 
@@ -26,7 +30,7 @@ def raise_opset(model: ir.Model, minimum: int) -> bool:
     does it (onnxscript's gives invalid models below opset 18). Weights stay the tensors that they
     are: it sees only their shapes. Names, types and shapes of inputs and outputs stay.
 
-    Errors: RefusedError where the converter fails, or loses a tensor, an input or an output; the
+    Errors: OpsetRefused where the converter fails, or loses a tensor, an input or an output; the
     model is then what it was, perhaps at an opset in between.
     """
     version = model.opset_imports.get("")
@@ -76,8 +80,8 @@ def _is_needed(value: ir.Value) -> bool:
     return bool(value.uses()) or value.is_graph_output()
 
 
-def _refused(version: int, minimum: int, problem: str) -> RefusedError:
-    return RefusedError(
+def _refused(version: int, minimum: int, problem: str) -> OpsetRefused:
+    return OpsetRefused(
         "opset",
         f"cannot be raised from {version} to {minimum}: {problem}",
         f"export the model again with opset {minimum} or newer",

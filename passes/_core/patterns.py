@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 import onnx_ir as ir
 
 from ... import UsageError
 from .chains import chain_of
-from .graph import all_nodes, input_of
+from .graph import all_nodes, input_of, label
 from .ops import FLOATS, is_standard
 from .weights import Weight, weight_inputs
 
@@ -26,6 +27,31 @@ SIMILARITY = 0.3
 
 Below difflib's own 0.6 since a pattern is often a part of a name; chosen by hand, not measured.
 """
+
+
+@dataclass(frozen=True)
+class Part:
+    """Node that `exclude` can name.
+
+    `label`: its name in reports. `kind`: its operator. `names`: those that find it, and as a rule
+    nothing else.
+    """
+
+    label: str
+    kind: str
+    names: tuple[str, ...]
+
+
+def part_of(node: ir.Node) -> Part:
+    """A node as a part that a pass can leave as it is."""
+    # not by its weight's name, which other nodes may share
+    names = (node.name, node.outputs[0].name)
+    return Part(label(node), node.op_type, tuple(name for name in names if name))
+
+
+def weighted_parts(model: ir.Model, tables: bool = False) -> list[Part]:
+    """Layers of a model that have or may have a weight, in its order; `tables`: Gather too."""
+    return [part_of(node) for node in all_nodes(model) if _weight_inputs(node, tables)]
 
 
 def matches(names: Iterable[str], patterns: Sequence[str]) -> bool:
@@ -90,6 +116,13 @@ def layer_names(node: ir.Node, weight: ir.Value | None = None) -> list[str]:
         names += [value.name for value in chain.values]
     names.append(node.outputs[0].name)
     return [name for name in names if name]
+
+
+def node_names(node: ir.Node) -> list[str]:
+    """Names that a pattern may call any node by: its own, its outputs' and its constants'."""
+    values = [*node.outputs, *(v for v in node.inputs if v is not None)]
+    known = [v.name for v in values if v.producer() is node or v.is_initializer()]
+    return [name for name in (node.name, *known) if name]
 
 
 def weight_names(weight: Weight) -> list[str]:

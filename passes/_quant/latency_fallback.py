@@ -10,24 +10,15 @@ import onnx_ir as ir
 
 from .._core.context import Context
 from .._core.graph import become, label
+from .._core.halving import kept_by_halving
 from .._core.outcome import Declined, PassOutcome
 from .._core.provenance import FloatLayer, float_layer
 from .._core.targets import TARGETS, QuantRules
 from .._core.union_find import Sets
 from .kernel_audit import quantized_layers
 
-SLOWER = 1.03
-"""Ratio of times (quantized to float) above which a model is slower for certain: three of four
-paired runs are; chosen by hand, above the noise of paired runs.
-"""
-
-SECONDS = 1.0
-"""Time of one trial (s); the verdict that int8 is slower is confirmed over three times that. Chosen
-by hand.
-"""
-
 MAX_TRIALS = 16
-"""Regions timed (count) before the search gives up and leaves the rest float; bounds the time."""
+"""Tries (count) after which regions that are not decided go back to float; bounds the time."""
 
 PAIR = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"})
 
@@ -53,23 +44,25 @@ def keep_faster(
     helps.
 
     `outcome` is that of quantizing; it is returned unless something had to go back. Where nothing
-    can be measured nothing is changed.
+    can be measured, or it is not decided which is slower, nothing is changed: the bytes are saved
+    for certain.
     """
-    ratio = _slower(before, model, context)
+    ratio = context.latency_ratio(before, model)
     if ratio is None:
         return outcome
+    verdict = ratio.verdict()
+    if verdict == "undecided":
+        context.warn(
+            "quant",
+            f"undecided whether int8 is slower than float, {ratio} times its time: kept, "
+            "for it is smaller; an idle machine or more --data may decide",
+        )
+    if verdict != "slower":
+        return outcome
     regions = regions_of(model, TARGETS[context.target].quant)
-    search = _Search(
-        quantize,
-        before,
-        context,
-        regions,
-    )
-    kept = search.kept_of_halves(regions)
-    # halves were faster each by itself; together they may not be
-    if kept and not search.is_faster(kept):
-        kept = []
-    reason = f"measured {ratio:.2f} times as slow in int8 as in float"
+    search = _Search(quantize, before, context, regions)
+    kept = kept_by_halving(regions, search.is_not_slower, MAX_TRIALS)
+    reason = f"measured {ratio} times as slow in int8 as in float"
     declined = []
     for region in regions:
         if region not in kept:
@@ -86,70 +79,23 @@ def keep_faster(
     return partial
 
 
-def _slower(before: ir.Model, model: ir.Model, context: Context) -> float | None:
-    """The median ratio to the float model's time; None unless the model is slower beyond noise,
-    twice.
-    """
-    median = 0.0
-    # twice, for a verdict costs layers their int8
-    for seconds in (SECONDS, 3 * SECONDS):
-        ratio = context.latency_ratio(before, model, seconds)
-        if ratio is None:
-            return None
-        if ratio.low <= SLOWER:
-            return None
-        median = ratio.median
-    return median
-
-
+@dataclass(frozen=True)
 class _Search:
-    """Bisection over regions: a group is kept if the model is faster than float with only that
-    group in int8.
-    """
+    """Trials of a part of the regions in int8, the others in float."""
 
-    def __init__(
-        self,
-        quantize: Quantize,
-        before: ir.Model,
-        context: Context,
-        regions: Sequence[Region],
-    ) -> None:
-        self.quantize = quantize
-        self.before = before
-        self.context = context
-        self.regions = regions
-        self.trials = MAX_TRIALS
+    quantize: Quantize
+    before: ir.Model
+    context: Context
+    regions: Sequence[Region]
 
-    def kept_of_halves(self, group: Sequence[Region]) -> list[Region]:
-        """The regions to keep of a group that is too slow as a whole."""
-        # one region that is too slow by itself goes back
-        if len(group) < 2:
-            return []
-        middle = len(group) // 2
-        kept: list[Region] = []
-        for half in (group[:middle], group[middle:]):
-            if self.is_faster(half):
-                kept += half
-            else:
-                kept += self.kept_of_halves(half)
-        return kept
-
-    def is_faster(self, group: Sequence[Region]) -> bool:
-        """True if three of four paired runs are faster than float; False where too much was tried
-        already.
-        """
-        if self.trials == 0:
-            return False
-        self.trials -= 1
+    def is_not_slower(self, group: Sequence[Region]) -> bool:
+        """True if it is decided that these regions make the model no slower than float."""
         candidate, outcome = self.quantized(group)
         if not outcome.changed:
             return False
-        ratio = self.context.latency_ratio(
-            self.before,
-            candidate,
-            SECONDS,
-        )
-        return ratio is not None and ratio.high < 1.0
+        # all together are slower for certain: here a doubt counts against them
+        ratio = self.context.latency_ratio(self.before, candidate)
+        return ratio is not None and ratio.verdict() == "not slower"
 
     def quantized(self, group: Sequence[Region]) -> tuple[ir.Model, PassOutcome]:
         """The model with only this group in int8."""

@@ -21,7 +21,7 @@ from .._core.targets import QuantRules
 from .blocked import BLOCKED_OPSET, insert_blocked, why_not_blocked
 from .dynamic import insert_dynamic, insert_float, why_not_dynamic, why_not_float
 from .engine import Engine
-from .fp16.convert import to_half
+from .fp16.convert import WhyNot, to_half
 from .insert_static import insert_static, why_not_static
 from .weight_codes import (
     PACKED_BITS,
@@ -142,7 +142,7 @@ class Form:
     engines: tuple[Engine, ...] = ()
     encode: Encode | None = None
     opset: Callable[[EncodeOptions], int] = _per_channel_opset
-    whole: Callable[[ir.Model, Context, Names], PassOutcome] | None = None
+    whole: Callable[[ir.Model, Context, Names, WhyNot], PassOutcome] | None = None
     width: Callable[[EncodeOptions], int] = _asked_width
     has_bits: bool = False
     is_packed: bool = False

@@ -253,8 +253,8 @@ def test_half_precision_is_of_the_whole_model():
     assert outcome.changed > 0
     assert initial(model, "w2").dtype == np.float16
     assert model.graph.inputs[0].dtype == ir.DataType.FLOAT
-    with pytest.raises(UsageError, match="whole model"):
-        Quant(form="fp16", exclude=("w2",))
+    with pytest.raises(UsageError, match="of all nodes alike"):
+        Quant(form="fp16", layers=("w2=float",))
 
 
 def test_a_kernel_is_chosen_only_where_there_are_two():

@@ -7,6 +7,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 from onnx_opt.passes._base import LatencyRatio
+from onnx_opt.passes._core.latency import SLOWER
 from onnx_opt.passes._core.normalize import normalize
 from onnx_opt.passes._quant.latency_fallback import MAX_TRIALS
 from onnx_opt.passes.quant import Quant
@@ -72,7 +73,7 @@ def timed(calibrated):
                 if n.op_type == "Conv"
             )
 
-        def latency_ratio(self, model, other, seconds):
+        def latency_ratio(self, model, other, limit=SLOWER):
             self.trials += 1
             ratio = self.milliseconds(other) / self.milliseconds(model)
             return LatencyRatio(ratio - self.noise, ratio, ratio + self.noise)
@@ -92,7 +93,7 @@ def timed(calibrated):
             {"a": 5, "b1": 14, "b2": 5, "c": 5},
             0.0,
         ),  # the whole is faster: nothing is searched
-        ({"a": 11, "b1": 11, "b2": 11, "c": 11}, 0.2),  # slower, but within noise
+        ({"a": 10, "b1": 11, "b2": 10, "c": 10}, 0.0),  # by less than counts
     ],
 )
 def test_what_is_not_slower_for_certain_stays(timed, int8_ms, noise):
@@ -102,14 +103,31 @@ def test_what_is_not_slower_for_certain_stays(timed, int8_ms, noise):
     assert (outcome.changed, outcome.declined, context.trials) == (4, [], 1)
 
 
+def test_where_noise_hides_it_the_smaller_form_stays_and_that_is_said(timed):
+    model, context = three_runs(), timed({"a": 11, "b1": 11, "b2": 11, "c": 11}, 0.2)
+    outcome = Quant().run(model, context)
+    assert (outcome.changed, outcome.declined, context.trials) == (4, [], 1)
+    assert context.warnings == [
+        "quant: undecided whether int8 is slower than float, 1.10 (0.90 to 1.30) times its "
+        "time: kept, for it is smaller; an idle machine or more --data may decide"
+    ]
+
+
+def test_once_the_whole_is_slower_a_doubt_counts_against_a_region(timed):
+    # 1.4 +- 0.15 is slower; a or c alone is 0.975 +- 0.15
+    model, context = three_runs(), timed({"a": 9, "b1": 19, "b2": 19, "c": 9}, 0.15)
+    Quant().run(model, context)
+    assert int8_layers(model) == set()
+
+
 def test_a_slow_run_goes_back_to_float_and_the_others_stay(timed):
     model, context = three_runs(), timed({"a": 5, "b1": 20, "b2": 25, "c": 5})
     outcome = Quant().run(model, context)
     assert int8_layers(model) == {"a", "c"}
     assert outcome.changed == 2
     assert {d.where: d.reason for d in outcome.declined} == {
-        "Conv b1": "measured 1.38 times as slow in int8 as in float",
-        "Conv b2": "measured 1.38 times as slow in int8 as in float",
+        "Conv b1": "measured 1.38 (1.38 to 1.38) times as slow in int8 as in float",
+        "Conv b2": "measured 1.38 (1.38 to 1.38) times as slow in int8 as in float",
     }
     onnx.checker.check_model(ir.to_proto(model), full_check=True)
 
@@ -117,7 +135,7 @@ def test_a_slow_run_goes_back_to_float_and_the_others_stay(timed):
 def test_where_nothing_is_faster_the_model_stays_as_it_was(timed):
     model = three_runs()
     before = ir.to_proto(model).SerializeToString()
-    outcome = Quant().run(model, timed({"a": 11, "b1": 11, "b2": 12, "c": 12}))
+    outcome = Quant().run(model, timed({"a": 12, "b1": 11, "b2": 12, "c": 12}))
     assert ir.to_proto(model).SerializeToString() == before
     assert outcome.changed == 0
     assert [d.where for d in outcome.declined] == [
@@ -132,14 +150,15 @@ def test_each_tensor_is_calibrated_once_for_all_trials(timed):
     context = timed({"a": 5, "b1": 20, "b2": 25, "c": 5})
     Quant().run(three_runs(), context)
     assert context.calibrated == [7]
-    assert 3 < context.trials <= 2 + MAX_TRIALS
+    # the whole, then a with c, and a by itself
+    assert context.trials == 3 <= 1 + MAX_TRIALS
 
 
 def test_trials_are_bounded(timed, monkeypatch):
     monkeypatch.setattr("onnx_opt.passes._quant.latency_fallback.MAX_TRIALS", 1)
     model, context = three_runs(), timed({"a": 5, "b1": 20, "b2": 25, "c": 5})
     Quant().run(model, context)
-    assert (int8_layers(model), context.trials) == (set(), 3)
+    assert (int8_layers(model), context.trials) == ({"a"}, 2)
 
 
 def test_nothing_is_timed_without_measure_or_where_size_is_the_aim(timed):

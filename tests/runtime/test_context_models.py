@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from onnx_opt.runtime.bench import paired_quartiles
+from onnx_opt.runtime.bench import paired_latency
 from onnx_opt.runtime.context import RunContext
 from onnx_opt.runtime.session import open_session
 
@@ -54,25 +54,32 @@ def test_no_kernels_where_the_graph_cannot_be_seen(worker, provider):
 @pytest.mark.parametrize(("provider", "feeds"), [(None, FEEDS), ("cpu", [])])
 def test_no_ratio_where_nothing_can_be_timed(worker, provider, feeds):
     candidate = context(worker, provider=provider, latency_feeds=feeds)
-    assert candidate.latency_ratio(model_of(SMALL), model_of(LARGE), 0.1) is None
+    assert candidate.latency_ratio(model_of(SMALL), model_of(LARGE)) is None
 
 
 def test_the_ratio_is_the_second_models_time_to_the_firsts(worker):
     timing = context(worker, provider="cpu", latency_feeds=FEEDS)
-    quartiles = timing.latency_ratio(model_of(SMALL), model_of(LARGE), 0.2)
-    assert quartiles is not None
-    assert 3 < quartiles[0] <= quartiles[1] <= quartiles[2]
-    inverse = timing.latency_ratio(model_of(LARGE), model_of(SMALL), 0.2)
-    assert inverse is not None
-    assert inverse[2] < 1 / 3
+    ratio = timing.latency_ratio(model_of(SMALL), model_of(LARGE))
+    assert ratio is not None
+    assert ratio.low <= ratio.median <= ratio.high
+    # 3,000 turns of a loop against none
+    assert ratio.median > 3
 
 
-def test_quartiles_are_of_pairs(worker, write, monkeypatch):
+def test_both_times_and_their_ratio_are_of_scripted_rounds(worker, write, monkeypatch):
     sessions = [open_session(worker, write(SMALL)) for _ in range(2)]
-    monkeypatch.setattr(
-        worker, "call", lambda *words, **_: [[1, 2, 4, 8, 16], [2, 6, 4, 16, 64]]
-    )
-    assert paired_quartiles(*sessions, FEEDS, 1.0) == (2.0, 2.0, 3.0)
+    asked = []
+
+    def scripted(function, handles, feeds, seconds, least, most, timeout):
+        asked.append((function, handles, feeds, seconds, least))
+        return [[100.0] * 8, [200.0] * 7 + [500.0]]
+
+    monkeypatch.setattr(worker, "call", scripted)
+    found = paired_latency(*sessions, FEEDS)
+    assert (found.first_ms, found.second_ms) == (100.0, 200.0)
+    assert found.ratio == (2.0, 2.0, 5.0)
+    handles = [session.handle() for session in sessions]
+    assert asked == [("time_rounds", handles, [FEEDS, FEEDS], 0.8, 8)]
 
 
 def test_the_float_form_is_a_copy(worker):

@@ -17,6 +17,7 @@ from onnx_opt.passes._core.registry import pass_names
 from onnx_opt.runtime.hardware import hardware
 from onnx_opt.tools._run.provenance import provenance
 from onnx_opt.tools.cli import COMMANDS, main, report_error
+from onnx_opt.tools.commands.bench import latency_table
 from onnx_opt.tools.console import escaped, finite
 from sample_models import CNN, MLP, model_from
 
@@ -182,6 +183,7 @@ def test_json_is_one_object_and_nothing_else(mlp):
         "output",
         "passes",
         "metric",
+        "latency",
         "drift_on",
         "requires",
         "hardware",
@@ -386,10 +388,28 @@ def test_bench_measures_each_model(mlp, cnn):
     facts = json.loads(done.stdout)
     first, second = facts["models"]
     assert facts["hardware"] == hardware(None).to_json()
-    assert first["ratio_to_first"] == 1.0
+    assert first["ratio_to_first"] == first["ratio_low"] == first["ratio_high"] == 1.0
+    assert second["ratio_low"] <= second["ratio_to_first"]
     assert second["model"] == str(cnn)
     assert 0 < first["min_ms"] <= first["median_ms"] <= first["p90_ms"]
     assert first["peak_memory_bytes"] > 1e6
+
+
+def test_bench_shows_the_interval_of_the_ratio():
+    row = {
+        "model": "m.onnx",
+        **dict.fromkeys(("median_ms", "p90_ms", "min_ms"), 2.0),
+        "ratio_to_first": 0.5,
+        "ratio_low": 0.4625,
+        "ratio_high": 0.5321,
+        "runs": 40,
+        "peak_memory_bytes": 1000,
+    }
+    unknown = {**row, "ratio_low": 0.0, "ratio_high": float("inf")}
+    table = latency_table([row, unknown])
+    cells = {column.header: list(column.cells) for column in table.columns}
+    assert cells["ratio"] == ["0.500", "0.500"]
+    assert cells["95 %"] == ["0.463-0.532", "?"]
 
 
 def test_tables_of_latency_name_the_cpu(mlp):

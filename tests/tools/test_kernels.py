@@ -14,6 +14,7 @@ from onnx_opt import optimize
 from onnx_opt.frontends.onnx_file import load
 from onnx_opt.passes._base import LatencyRatio
 from onnx_opt.runtime import context
+from onnx_opt.runtime.bench import PairedLatency
 from onnx_opt.runtime.hardware import (
     ARM,
     X86,
@@ -288,8 +289,8 @@ def test_a_target_whose_cpu_is_not_here_decides_nothing_by_time(
     timed = []
     monkeypatch.setattr(
         context,
-        "paired_quartiles",
-        lambda *_: timed.append(1) or LatencyRatio(0.5, 0.5, 0.5),
+        "paired_latency",
+        lambda *_: timed.append(1) or PairedLatency(2, 1, LatencyRatio(0.5, 0.5, 0.5)),
     )
 
     def warnings_on(machine):

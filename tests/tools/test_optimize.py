@@ -12,9 +12,11 @@ import onnx_ir as ir
 import pytest
 from onnx_opt import CheckError, OnnxOptError, RefusedError, UsageError, optimize
 from onnx_opt.frontends.onnx_file import load
-from onnx_opt.passes._base import Pass, PassOutcome
+from onnx_opt.passes._base import LatencyRatio, Pass, PassOutcome
 from onnx_opt.passes._core.pipeline import as_pipeline, parse
 from onnx_opt.passes.unpack import without_packing
+from onnx_opt.runtime.bench import PairedLatency
+from onnx_opt.tools._run import measure
 from onnx_opt.tools._run.provenance import provenance, sha256_of
 from sample_models import CNN, MLP, model_from
 
@@ -162,6 +164,7 @@ def test_the_json_form_has_exactly_the_designs_keys(mlp):
         "output",
         "passes",
         "metric",
+        "latency",
         "drift_on",
         "requires",
         "hardware",
@@ -175,6 +178,7 @@ def test_the_json_form_has_exactly_the_designs_keys(mlp):
     ]
     assert set(plain["passes"][0]["drift"]) == {"sqnr_db", "cosine", "max_abs"}
     assert plain["input"]["latency_ms"] is None
+    assert plain["latency"] is None
     assert plain["metric"] is None
 
 
@@ -292,6 +296,38 @@ def test_latency_is_measured_unless_told_not_to(mlp):
     result = optimize(mlp, "prune")
     assert result.input.latency_ms > 0
     assert result.output.latency_ms > 0
+    assert result.latency.low <= result.latency.median <= result.latency.high
+
+
+@pytest.mark.parametrize(
+    ("ratio", "warning"),
+    [
+        ((0.9, 0.95, 1.03), None),
+        (
+            (1.2, 1.25, 1.3),
+            "latency: the result is slower: 5 ms, 4 ms before (ratio 1.25 (1.20 to 1.30))",
+        ),
+        (
+            (0.8, 1.25, 9.0),
+            "latency: undecided whether the result is slower: 5 ms, 4 ms before (ratio 1.25 "
+            "(0.80 to 9.00)); this machine is too busy, `onnx-opt bench` with more --seconds "
+            "may decide",
+        ),
+    ],
+)
+def test_slower_or_undecided_is_said(mlp, monkeypatch, ratio, warning):
+    found = PairedLatency(4.0, 5.0, LatencyRatio(*ratio))
+    monkeypatch.setattr(measure, "paired_latency", lambda *_: found)
+    result = optimize(mlp, "prune")
+    assert [w for w in result.warnings if w.startswith("latency")] == (
+        [warning] if warning else []
+    )
+    plain = result.as_dict()
+    assert (plain["input"]["latency_ms"], plain["output"]["latency_ms"]) == (4.0, 5.0)
+    low, median, high = ratio
+    verdict = found.ratio.verdict()
+    expected = {"ratio": median, "low": low, "high": high, "verdict": verdict}
+    assert plain["latency"] == expected
 
 
 def test_dry_run_writes_nothing_and_tells_the_size(mlp, tmp_path):

@@ -101,10 +101,10 @@ def _result(
     before = original.figures
     after = written.figures
     # both were timed in turns, once the result was there
-    if written.latency_ms is not None:
-        before_ms, after_ms = written.latency_ms
-        before = dataclasses.replace(before, latency_ms=before_ms)
-        after = dataclasses.replace(after, latency_ms=after_ms)
+    latency = written.latency
+    if latency is not None:
+        before = dataclasses.replace(before, latency_ms=latency.first_ms)
+        after = dataclasses.replace(after, latency_ms=latency.second_ms)
     return RunResult(
         model=written.model,
         about={**original.about, "changes": _changes(original, written)},
@@ -112,6 +112,7 @@ def _result(
         output=after,
         passes=with_final_drift(checked.steps, written.drift),
         metric=written.metric,
+        latency=None if latency is None else latency.ratio,
         warnings=run.reporter.warnings,
         output_path=None if written.path is None else str(written.path),
         files=list(written.files),

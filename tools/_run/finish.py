@@ -15,6 +15,7 @@ from ...frontends.onnx_file import load, save
 from ...passes._core.requirements import Requirements, requirements_of
 from ...passes._core.stats import model_macs
 from ...passes._core.versions import LeastVersions
+from ...runtime.bench import PairedLatency
 from ...runtime.compare import Drift
 from ...runtime.session import Session, open_session
 from .checks import forget_shapes, interface_of
@@ -43,7 +44,7 @@ Chosen by hand; not measured.
 class Written:
     """The result as it was written, or as it would be.
 
-    `latency_ms`: medians of the original and of the result. `path`: where it was written; None: it
+    `latency`: of the original and of the result. `path`: where it was written; None: it
     was not, and `files` is empty.
     """
 
@@ -52,7 +53,7 @@ class Written:
     requires: Requirements
     drift: Drift | None = None
     metric: dict[str, Any] | None = None
-    latency_ms: tuple[float, float] | None = None
+    latency: PairedLatency | None = None
     path: Path | None = None
     files: tuple[Path, ...] = ()
 
@@ -156,7 +157,7 @@ def _judge(
     if run.settings.zipped:
         figures.zipped_bytes = zipped_bytes(path, model)
     _warn_if_larger(run, original.figures.bytes, figures.bytes)
-    drift = metric = latency_ms = None
+    drift = metric = latency = None
     if inputs.reference is not None:
         drift = _judge_drift(
             run, original, inputs, inputs.reference, path, model, is_exact
@@ -173,8 +174,8 @@ def _judge(
             metric = measured.facts
             if measured.failure is not None:
                 raise measured.failure
-        latency_ms = measure_latency(run, inputs, original.path, path)
-    return Written(model, figures, requires, drift, metric, latency_ms)
+        latency = measure_latency(run, inputs, original.path, path)
+    return Written(model, figures, requires, drift, metric, latency)
 
 
 def _warn_if_larger(run: Run, before: int | None, after: int | None) -> None:

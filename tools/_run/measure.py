@@ -2,70 +2,62 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ... import RefusedError
-from ...runtime.bench import Latency, interleaved
+from ...runtime.bench import PairedLatency, paired_latency
 from ...runtime.session import Session
+from ...runtime.worker import WorkerDied
 from .evidence import VerificationInputs
 from .run import Run
-
-SECONDS = 2.0
-"""Seconds that a latency comparison runs. Chosen by hand; not measured."""
-
-SLOWER = 1.05
-"""Ratio of latencies above which a result is called slower: both in median and at its fastest.
-
-Below it, two runs of one model differ by noise alone. Chosen by hand; not measured.
-"""
 
 
 def measure_latency(
     run: Run, inputs: VerificationInputs, before: Path, after: Path
-) -> tuple[float, float] | None:
-    """Median latencies in ms, of both models in turns; None where they are not measured.
+) -> PairedLatency | None:
+    """Latencies of both models in turns; None where they are not measured.
 
-    Warns where the result is slower.
+    Warns where the result is slower, by the rule that passes decide by, or may be.
     """
     if not run.settings.bench or not inputs.latency_feeds:
         return None
     try:
         with run.reporter.progress("measuring latency"):
-            first, second = compare_latency(
-                inputs.open, [before, after], inputs.latency_feeds
-            )
-    except RefusedError as error:
+            found = compare_latency(inputs.open, before, after, inputs.latency_feeds)
+    except (RefusedError, WorkerDied) as error:
         run.reporter.warn("bench", f"latency was not measured: {error.problem}")
         return None
-    # by its fastest run, too: a median alone moves with whatever else the machine does
-    is_slower = second.ratio_to_first > SLOWER
-    if is_slower and second.min_ms > SLOWER * first.min_ms:
-        where = ""
-        if not inputs.on_target:
-            where = f" on this CPU, which is not one of {run.settings.target}'s"
+    verdict = found.ratio.verdict()
+    times = f"{found.second_ms:.3g} ms, {found.first_ms:.3g} ms before (ratio {found.ratio})"
+    where = ""
+    if not inputs.on_target:
+        where = f" on this CPU, which is not one of {run.settings.target}'s"
+    if verdict == "slower":
+        run.reporter.warn("latency", f"the result is slower{where}: {times}")
+    if verdict == "undecided":
         run.reporter.warn(
             "latency",
-            f"the result is slower{where}: {second.median_ms:.3g} ms, "
-            f"{first.median_ms:.3g} ms before (ratio {second.ratio_to_first:.2f})",
+            f"undecided whether the result is slower{where}: {times}; this machine is too "
+            "busy, `onnx-opt bench` with more --seconds may decide",
         )
-    return first.median_ms, second.median_ms
+    return found
 
 
 def compare_latency(
     open_session: Callable[[Path], Session],
-    paths: Sequence[Path],
+    first: Path,
+    second: Path,
     feeds: Sequence[Mapping[str, Any]],
-    seconds: float = SECONDS,
-) -> list[Latency]:
-    """Interleaved latency of the models at `paths` on the same feeds; ratios are to the first."""
-    sessions: list[Session] = []
-    try:
-        # extend keeps those that opened before one fails, so that they are closed
-        sessions.extend(open_session(path) for path in paths)
-        same_feeds = [list(feeds)] * len(sessions)
-        return interleaved(sessions, same_feeds, seconds=seconds)
-    finally:
-        for session in sessions:
-            session.close()
+) -> PairedLatency:
+    """Latency of the models at two paths in turns, on the same feeds.
+
+    Errors: RefusedError and WorkerDied, where one of them does not run.
+    """
+    with (
+        contextlib.closing(open_session(first)) as one,
+        contextlib.closing(open_session(second)) as other,
+    ):
+        return paired_latency(one, other, feeds)

@@ -10,6 +10,7 @@ from typing import Any
 
 import onnx_ir as ir
 
+from ...passes._core.latency import LatencyRatio
 from ...runtime.hardware import Hardware
 from ..console import finite
 from .figures import Figures
@@ -74,6 +75,8 @@ class RunResult:
     """Number of samples that drift was measured on."""
     hardware: Hardware | None = None
     """The CPU whose latency and integer kernels the figures are of."""
+    latency: LatencyRatio | None = None
+    """Ratio of latencies, after to before, with its interval; None where they were not measured."""
 
     def as_dict(self) -> dict[str, Any]:
         """The JSON object of `--json`: plain numbers, None for what is unknown or not finite."""
@@ -84,6 +87,7 @@ class RunResult:
             "passes": [step.as_dict() for step in self.passes],
             "drift_on": self.drift_on,
             "metric": self.metric,
+            "latency": _latency(self.latency),
             "requires": self.requires,
             "hardware": None if self.hardware is None else self.hardware.to_json(),
             "warnings": self.warnings,
@@ -105,3 +109,14 @@ class RunResult:
         from ...frontends.onnx_file import save
 
         return save(self.model, path)
+
+
+def _latency(ratio: LatencyRatio | None) -> dict[str, Any] | None:
+    if ratio is None:
+        return None
+    return {
+        "ratio": ratio.median,
+        "low": ratio.low,
+        "high": ratio.high,
+        "verdict": ratio.verdict(),
+    }

@@ -12,7 +12,11 @@ import onnx_ir as ir
 
 from ... import CheckError, OnnxOptError, UsageError
 from ...passes._core.contract import Pass
+from ...passes._core.opset import OpsetRefused
 from ...passes._core.outcome import Declined, PassOutcome
+from ...runtime.session import LoadRefused, is_runtime_fault
+from ...runtime.worker import LimitExceeded, RemoteError, WorkerDied
+from .attempt import PassAttempt
 from .bisection import Bisection, Problem, without_culprits
 from .checks import first_line
 from .context import TrainingContext
@@ -22,6 +26,7 @@ from .kernels import is_quantized
 from .load import own_fault
 from .result import Step
 from .run import Run
+from .spare import spare
 from .verify import Baseline, Counts, Verification, Verifier
 
 
@@ -60,26 +65,17 @@ def check_loaded(verifier: Verifier, model: ir.Model) -> Checked:
     if reference is None:
         return Checked(model, None)
     # normalizing has changed the graph: it is held to the standard of an exact pass
-    outputs = verifier.outputs_of(model)
+    try:
+        outputs = verifier.outputs_of(model)
+    except (LoadRefused, RemoteError, WorkerDied) as error:
+        if isinstance(error, LimitExceeded):
+            raise
+        raise own_fault(f"the model as loaded does not run: {error.problem}") from None
     of_file = Baseline(verifier, model, reference.original)
     problem = verifier.inexact(model, of_file, outputs)
     if problem:
         raise own_fault(f"the model as loaded computes something else: {problem}")
     return Checked(model, outputs)
-
-
-@dataclass(frozen=True)
-class PassResult:
-    """A model that a pass has changed, and how it was judged; `seconds` of the pass alone."""
-
-    model: ir.Model
-    outcome: PassOutcome
-    verification: Verification
-    seconds: float
-
-    @property
-    def problem(self) -> Problem | None:
-        return self.verification.problem
 
 
 Judge = Callable[[ir.Model, PassOutcome], Verification | None]
@@ -94,10 +90,11 @@ def run_step(
     pass_: Pass,
     is_worth: Callable[[ir.Model, ir.Model], bool] | None = None,
 ) -> Checked:
-    """Apply one pass and verify it; an exact pass that fails loses the rewrites that make it fail.
+    """Apply one pass and verify it; one that fails loses the changes that make it fail.
 
-    Where none are to blame, the pass is rolled back with a warning. `is_worth`: compares the models
-    before and after; where it is False the pass leaves no trace.
+    Of an exact pass these are rewrites, of a lossy one the parts that the runtime does not bear.
+    Where none are to blame, an exact pass is rolled back with a warning. `is_worth`: compares the
+    models before and after; where it is False the pass leaves no trace.
 
     Errors: CheckError where a lossy pass fails, or any with `strict`.
     """
@@ -112,32 +109,36 @@ def run_step(
         is_changed = outcome.changed > 0
         return verifier.verify(model, pass_.effect, baseline, is_changed)
 
-    def judged(model: ir.Model) -> PassResult | None:
+    def judged(model: ir.Model) -> PassAttempt | None:
         return tried(run, context, pass_, model, judge)
 
     with run.reporter.progress(str(pass_)):
-        trial = judged(checked.model)
-        if trial is None:
+        attempt = judged(checked.model)
+        if attempt is None:
             return dataclasses.replace(checked, model=before)
-        if trial.problem is not None:
-            _refuse(run, pass_, trial.problem)
-            mended = _without_culprits(run, pass_, baseline, trial, judged)
+        if attempt.fault and pass_.effect == "lossy":
+            attempt = _spared(run, context, baseline, pass_, attempt)
+        if attempt.problem is not None:
+            _refuse(run, pass_, attempt.problem)
+            mended = _without_culprits(run, pass_, baseline, attempt, judged)
             if mended is None:
-                return _rolled_back(run, checked, pass_, trial, trial.problem, before)
-            trial = mended
-    outcome = trial.outcome
-    verification = trial.verification
+                return _rolled_back(
+                    run, checked, pass_, attempt, attempt.problem, before
+                )
+            attempt = mended
+    outcome = attempt.outcome
+    verification = attempt.verification
     step = dataclasses.replace(
-        _account(pass_, trial),
+        _account(pass_, attempt),
         changed=outcome.changed,
         drift=None if verification.drift is None else as_figures(verification.drift),
     )
     is_lossy = pass_.effect == "lossy" and outcome.changed > 0
     stages = checked.stages
     if run.settings.explain_loss and is_lossy:
-        stages = _with_stage(stages, pass_, before, trial.model, context.float_form)
+        stages = _with_stage(stages, pass_, before, attempt.model, attempt.float_form)
     return Checked(
-        trial.model,
+        attempt.model,
         verification.outputs,
         (*checked.steps, step),
         stages,
@@ -148,20 +149,33 @@ def run_step(
 
 def tried(
     run: Run, context: TrainingContext, pass_: Pass, model: ir.Model, judge: Judge
-) -> PassResult | None:
-    """Apply a pass to a model, in place, and judge it; None: it is not worth a judgement."""
+) -> PassAttempt | None:
+    """Apply a pass to a model, in place, and judge it; None: it is not worth a judgement.
+
+    Errors: as `apply_pass`, but for the runtime's own faults.
+    """
     # a pass that starts from another float model than this says so
     context.float_form = None
+    error: OnnxOptError | None = None
     start = time.perf_counter()
-    problem, outcome = apply_pass(run, context, model, pass_)
+    try:
+        problem, outcome = apply_pass(run, context, model, pass_)
+    except OnnxOptError as raised:
+        if not (is_runtime_fault(raised) or isinstance(raised, OpsetRefused)):
+            raise
+        error = raised
+        problem, outcome = raised.problem, PassOutcome()
     # the time of the pass alone: verifying may take longer
     seconds = time.perf_counter() - start
-    if problem is not None:
-        return PassResult(model, outcome, Verification(Problem(problem)), seconds)
-    verification = judge(model, outcome)
+    verification: Verification | None
+    if problem is None:
+        verification = judge(model, outcome)
+    else:
+        fault = "" if error is None else problem
+        verification = Verification(Problem(problem), fault=fault)
     if verification is None:
         return None
-    return PassResult(model, outcome, verification, seconds)
+    return PassAttempt(model, outcome, verification, seconds, context.float_form, error)
 
 
 def _refuse(run: Run, pass_: Pass, problem: Problem) -> None:
@@ -174,13 +188,48 @@ def _refuse(run: Run, pass_: Pass, problem: Problem) -> None:
         )
 
 
+def _spared(
+    run: Run,
+    context: TrainingContext,
+    baseline: Baseline,
+    pass_: Pass,
+    failed: PassAttempt,
+) -> PassAttempt:
+    """Find the most of a lossy pass that the runtime bears, with a warning of what is left out.
+
+    Errors: CheckError where nothing is, or with `strict`; the pass's own where it raised one.
+    """
+    seconds = [failed.seconds]
+    before = baseline.model
+
+    def judge(model: ir.Model, outcome: PassOutcome) -> Verification:
+        return baseline.verifier.verify(model, pass_.effect, baseline)
+
+    def attempt(variant: Pass) -> PassAttempt:
+        found = tried(run, context, variant, before.clone(), judge)
+        assert found is not None
+        seconds.append(found.seconds)
+        return found
+
+    def fault_of(model: ir.Model) -> str:
+        return baseline.verifier.verify(model, "lossy", baseline).fault
+
+    spared = spare(pass_, before, failed, attempt, fault_of)
+    if spared.attempt is None and isinstance(failed.error, OpsetRefused):
+        raise failed.error
+    if spared.attempt is None or run.settings.strict:
+        raise CheckError(str(pass_), failed.fault, spared.fix)
+    run.reporter.warn(str(pass_), spared.words)
+    return dataclasses.replace(spared.attempt, seconds=sum(seconds))
+
+
 def _without_culprits(
     run: Run,
     pass_: Pass,
     baseline: Baseline,
-    failed: PassResult,
-    judged: Callable[[ir.Model], PassResult | None],
-) -> PassResult | None:
+    failed: PassAttempt,
+    judged: Callable[[ir.Model], PassAttempt | None],
+) -> PassAttempt | None:
     """Run an exact pass again without the rewrites that are to blame, and account for them.
 
     None where none are found.
@@ -204,7 +253,7 @@ def _rolled_back(
     run: Run,
     checked: Checked,
     pass_: Pass,
-    trial: PassResult,
+    trial: PassAttempt,
     problem: Problem,
     before: ir.Model,
 ) -> Checked:
@@ -214,7 +263,7 @@ def _rolled_back(
     return dataclasses.replace(checked, model=before, steps=(*checked.steps, step))
 
 
-def _account(pass_: Pass, trial: PassResult) -> Step:
+def _account(pass_: Pass, trial: PassAttempt) -> Step:
     outcome = trial.outcome
     return Step(
         pass_.name,

@@ -18,6 +18,8 @@ from ...passes._core.ops import HALF_FLOATS
 from ...passes._core.outcome import Effect
 from ...runtime.compare import Drift
 from ...runtime.optimized import LEVELS, Level, optimized_counts
+from ...runtime.session import LoadRefused
+from ...runtime.worker import LimitExceeded, RemoteError, WorkerDied
 from .bisection import Problem
 from .checks import interface_of, validity_of
 from .drift import COARSE, FLOAT32, Outputs, Reference, Tolerance, inexact
@@ -38,13 +40,16 @@ Counts = Mapping[Level, int]
 class Verification:
     """Verification of a model: a reason not to keep it, its drift, its outputs, its counts.
 
-    The last three are None where nothing is compared, and `counts` where none were needed.
+    Drift, outputs and counts are None where nothing is compared, and `counts` where none were
+    needed. `fault`: words of the runtime that does not bear the model, which is then the `problem`;
+    "" for every other problem.
     """
 
     problem: Problem | None = None
     drift: Drift | None = None
     outputs: Outputs | None = None
     counts: Counts | None = None
+    fault: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,14 +116,21 @@ class Verifier:
             drift = self.reference.from_original(
                 outputs, is_exact and baseline.is_exact
             )
+        except (LoadRefused, RemoteError, WorkerDied) as error:
+            # the original ran on the same feeds: neither they nor a limit are new
+            is_limit = isinstance(error, LimitExceeded)
+            fault = "" if is_limit else error.problem
+            return Verification(Problem(error.problem), fault=fault)
         except OnnxOptError as error:
             return Verification(Problem(f"{error.where}: {error.problem}"))
+        fault = ""
         if is_exact:
             problem = self.inexact(model, baseline, outputs)
         elif drift.nonfinite:
             problem = f"{drift.nonfinite} output values are no longer finite"
+            fault = problem
         if problem:
-            return Verification(Problem(problem), drift, outputs)
+            return Verification(Problem(problem), drift, outputs, fault=fault)
         if not is_exact:
             return Verification(None, drift, outputs)
         if not is_counted:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,7 +51,7 @@ def command(
 ) -> None:
     """Measure MODELs in turns in one process.
 
-    Median and 90th percentile latency, ratio to the first, memory.
+    Median and 90th percentile latency, ratio to the first with its interval, memory.
     """
     facts = bench_facts(models, **options)
     if as_json:
@@ -121,18 +122,20 @@ def _row(model: Path, latency: Latency, peak: int) -> dict[str, Any]:
         "median_ms": latency.median_ms,
         "p90_ms": latency.p90_ms,
         "min_ms": latency.min_ms,
-        "ratio_to_first": latency.ratio_to_first,
+        "ratio_to_first": latency.ratio.median,
+        "ratio_low": latency.ratio.low,
+        "ratio_high": latency.ratio.high,
         "runs": latency.runs,
         "peak_memory_bytes": peak,
     }
 
 
 def latency_table(rows: list[dict[str, Any]]) -> Any:
-    """One row a model; `ratio` below 1 is faster than the first."""
+    """One row a model; `ratio` below 1 is faster than the first, with its interval of 95 %."""
     from ..console import markup_safe
     from ..tables import bytes_text, milliseconds, plain_table
 
-    figures = ("median", "p90", "min", "ratio", "runs", "peak memory")
+    figures = ("median", "p90", "min", "ratio", "95 %", "runs", "peak memory")
     table = plain_table(None, "model", *figures, right=figures)
     for row in rows:
         table.add_row(
@@ -141,7 +144,13 @@ def latency_table(rows: list[dict[str, Any]]) -> Any:
             milliseconds(row["p90_ms"]),
             milliseconds(row["min_ms"]),
             f"{row['ratio_to_first']:.3f}",
+            interval_text(row["ratio_low"], row["ratio_high"]),
             str(row["runs"]),
             bytes_text(row["peak_memory_bytes"]),
         )
     return table
+
+
+def interval_text(low: float, high: float) -> str:
+    """`0.463-0.532`; `?` where too little was timed for any."""
+    return f"{low:.3f}-{high:.3f}" if math.isfinite(high) else "?"

@@ -7,6 +7,7 @@ when they are written.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -32,16 +33,25 @@ from .precision import (
 HALF, SINGLE = ir.DataType.FLOAT16, ir.DataType.FLOAT
 
 
-def to_half(model: ir.Model, context: Context, names: Names) -> PassOutcome:
+WhyNot = Callable[[ir.Node], str | None]
+"""Reason why a node is not to be touched; None if it is."""
+
+
+def to_half(
+    model: ir.Model,
+    context: Context,
+    names: Names,
+    why_not: WhyNot = lambda node: None,
+) -> PassOutcome:
     """Make every node half whose operator, constants and (with data) ranges allow it; the interface
     stays float32.
 
-    Shapes: unchanged. Stats: `nodes` (count, now float16), `islands` (count of nodes kept float32),
-    `casts` (count of Cast nodes added), `weights` (count, now float16). Function bodies stay as
-    they are. Numbers below 6e-8 become 0 and those below 6.1e-5 lose digits; layers made of such
-    numbers stay float32.
+    `why_not`: nodes that stay as they are. Shapes: unchanged. Stats: `nodes` (count, now float16),
+    `islands` (count of nodes kept float32), `casts` (count of Cast nodes added), `weights` (count,
+    now float16). Function bodies stay as they are. Numbers below 6e-8 become 0 and those below
+    6.1e-5 lose digits; layers made of such numbers stay float32.
     """
-    operands, reasons = half_nodes(model, context)
+    operands, reasons = half_nodes(model, context, why_not)
     outcome = PassOutcome(changed=len(operands))
     outcome.declined = [
         Declined(label(node), reason) for node, reason in reasons.items()
@@ -71,16 +81,17 @@ def to_half(model: ir.Model, context: Context, names: Names) -> PassOutcome:
 
 
 def half_nodes(
-    model: ir.Model, context: Context
+    model: ir.Model, context: Context, why_not: WhyNot
 ) -> tuple[dict[ir.Node, HalfOperands], Reasons]:
     """The nodes to make half, and a reason for each other node that touches float32."""
     operands: dict[ir.Node, HalfOperands] = {}
     reasons: Reasons = {}
+    opset = model.opset_imports.get("", 1)
     for graph in model.graphs():
         for node in graph:
-            if not any(is_float(v) for v in (*node.inputs, *node.outputs)):
+            if not touches_float(node):
                 continue
-            found = half_operands(node, model.opset_imports.get("", 1))
+            found = why_not(node) or half_operands(node, opset)
             if isinstance(found, str):
                 reasons[node] = found
             elif found.inputs or found.outputs:
@@ -97,6 +108,11 @@ def half_nodes(
             "without data nothing shows which activations overflow: --data keeps those float32",
         )
     return {n: s for n, s in operands.items() if n not in reasons}, reasons
+
+
+def touches_float(node: ir.Node) -> bool:
+    """True for a node that reads or makes float32."""
+    return any(is_float(value) for value in (*node.inputs, *node.outputs))
 
 
 class _Caster:
