@@ -156,9 +156,19 @@ def report_error(
     click.echo(f"  fix: {escaped(fix)}", err=True)
     if as_json:
         facts = {"where": where, "problem": problem, "fix": fix, "exit_code": code}
-        known = getattr(error, "account", None) or {}
-        emit_json({**known, "error": facts})
+        emit_json({**_known(error), "error": facts})
     return code
+
+
+def _known(error: BaseException) -> dict[str, Any]:
+    """The JSON object of what was known when an error was raised; empty where nothing was."""
+    account = getattr(error, "account", None)
+    if account is None:
+        return {}
+    if isinstance(account, dict):
+        return account
+    known: dict[str, Any] = account.as_dict()
+    return known
 
 
 def _in_words(error: BaseException) -> tuple[str, str, str, int]:

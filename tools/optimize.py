@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from .. import UsageError
+from .. import CheckError, UsageError
 from ..passes._core.pipeline import Pipeline, PipelineStep, as_pipeline
 from ..runtime.metrics import metric_named
 from ._run.context import is_main_process
@@ -63,7 +63,8 @@ def optimize(
     `finetune` learns from, in place of the model as it came. Under torchrun every process runs, and
     the first alone writes `out` and measures latency.
 
-    Errors: UsageError (options), RefusedError (model, data), CheckError (a check or a budget).
+    Errors: UsageError (options), RefusedError (model, data), CheckError (a check or a budget; of a
+    budget that is missed, `account` is the Result that was not written).
     """
     settings = RunSettings(
         model=as_model(model),
@@ -93,7 +94,13 @@ def optimize(
     if not is_main_process():
         settings = dataclasses.replace(settings, out=None, bench=False, progress=None)
     _check_settings(settings)
-    return Result(**vars(optimize_model(settings)))
+    try:
+        return Result(**vars(optimize_model(settings)))
+    except CheckError as error:
+        # for callers it is what they would have got
+        if error.account is not None:
+            error.account = Result(**vars(error.account))
+        raise
 
 
 def default_output(model: Path) -> Path:

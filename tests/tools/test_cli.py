@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 import pytest
 from click.testing import CliRunner
-from onnx_opt import CheckError, OnnxOptError, RefusedError, UsageError
+from onnx_opt import CheckError, OnnxOptError, RefusedError, UsageError, optimize
 from onnx_opt.frontends.onnx_file import load, save
 from onnx_opt.passes._core.registry import pass_names
 from onnx_opt.runtime.hardware import hardware
@@ -474,3 +474,22 @@ def test_a_limit_of_verify_that_is_not_met_is_in_the_object(mlp, tmp_path):
     assert done.exit_code == facts["error"]["exit_code"] == 4
     assert facts["within"] is False
     assert facts["overall"]["sqnr_db"] < 90
+
+
+@pytest.mark.parametrize("budget", [("--min-sqnr", "90"), ("--max-drop", "0")])
+def test_a_missed_budget_comes_with_the_whole_account(mlp, labelled, tmp_path, budget):
+    out = tmp_path / "out.onnx"
+    words = (mlp, "-p", "prune(sparsity=0.95)", "-o", out, "--data", labelled)
+    metric = ("--metric", "top1", "--no-bench")
+    done = invoke(*words, *metric, *budget, "--json")
+    facts = json.loads(done.stdout)
+    assert done.exit_code == facts["error"]["exit_code"] == 4
+    assert facts["error"]["where"] == budget[0]
+    assert facts["passes"][0]["pass"] == "prune"
+    assert facts["metric"]["after"] <= facts["metric"]["before"]
+    assert facts["output_path"] is None
+    assert not out.exists()
+    assert "passes" in invoke(*words, *metric, *budget, "-v").stderr
+    with pytest.raises(CheckError) as error:
+        optimize(mlp, "prune(sparsity=0.95)", min_sqnr=90, bench=False)
+    assert error.value.account.passes[0].name == "prune"

@@ -29,7 +29,8 @@ from .verify import Verifier
 def optimize_model(settings: RunSettings) -> RunResult:
     """Run the pipeline of the settings over their model.
 
-    Errors: UsageError, RefusedError (model, data), CheckError (a check or a budget).
+    Errors: UsageError, RefusedError (model, data), CheckError (a check or a budget; of a missed
+    budget, `account` is the whole result).
     """
     with open_run(settings) as run:
         original, model = load_original(run)
@@ -47,7 +48,11 @@ def optimize_model(settings: RunSettings) -> RunResult:
         losses = _explained(run, inputs, checked)
         _warn_of_data(run, inputs)
         _warn_of_harm(run, checked, written)
-        return _result(run, original, inputs, checked, written, losses)
+        result = _result(run, original, inputs, checked, written, losses)
+        if written.failure is not None:
+            written.failure.account = result
+            raise written.failure
+        return result
 
 
 def _explained(

@@ -45,7 +45,7 @@ class Written:
     """The result as it was written, or as it would be.
 
     `latency`: of the original and of the result. `path`: where it was written; None: it
-    was not, and `files` is empty.
+    was not, and `files` is empty. `failure`: a budget that it misses, and is not written for.
     """
 
     model: ir.Model
@@ -56,6 +56,7 @@ class Written:
     latency: PairedLatency | None = None
     path: Path | None = None
     files: tuple[Path, ...] = ()
+    failure: CheckError | None = None
 
 
 def finish(
@@ -68,7 +69,7 @@ def finish(
 ) -> Written:
     """Prepare the model for its file, write it where that is asked for, and judge the file.
 
-    Errors: CheckError where the file fails a check or a budget; nothing is written then.
+    Nothing is written where it misses a budget. Errors: CheckError where it fails a check.
     """
     settings = run.settings
     # before shapes are forgotten: counting needs them
@@ -96,18 +97,27 @@ def finish(
     judged: list[Written] = []
 
     def judge(path: Path) -> None:
-        judged.append(
-            _judge(run, original, inputs, path, macs, requires, checked.is_exact)
-        )
+        found = _judge(run, original, inputs, path, macs, requires, checked.is_exact)
+        judged.append(found)
+        if found.failure is not None:
+            raise found.failure
 
-    if out is None:
-        path = run.scratch / "output.onnx"
-        save(model, path)
-        judge(path)
+    files: list[Path] = []
+    try:
+        if out is None:
+            path = run.scratch / "output.onnx"
+            save(model, path)
+            judge(path)
+        else:
+            # judged under a temporary name: it takes its own only if nothing is raised
+            files = save(model, out, check=judge)
+    except CheckError as error:
+        # the whole account tells why a budget is missed
+        if not judged or judged[0].failure is not error:
+            raise
+    if not files:
         # the model in memory: the file goes with the run
         return dataclasses.replace(judged[0], model=model)
-    # judged under a temporary name: the file takes its own only if nothing is raised
-    files = save(model, out, check=judge)
     return dataclasses.replace(judged[0], path=out, files=tuple(files))
 
 
@@ -146,7 +156,7 @@ def _judge(
     requires: Requirements,
     is_exact: bool,
 ) -> Written:
-    """Check and measure the file that is about to be the result. Errors: CheckError if it fails."""
+    """Check and measure the file that is to be the result. Errors: CheckError if it is faulty."""
     # read back: faults of writing show only here
     model = load(path)
     problem = original.interface.difference(interface_of(model))
@@ -157,11 +167,12 @@ def _judge(
     if run.settings.zipped:
         figures.zipped_bytes = zipped_bytes(path, model)
     _warn_if_larger(run, original.figures.bytes, figures.bytes)
-    drift = metric = latency = None
+    drift = metric = latency = failure = None
     if inputs.reference is not None:
         drift = _judge_drift(
             run, original, inputs, inputs.reference, path, model, is_exact
         )
+        failure = _sqnr_missed(run, drift)
     elif run.settings.min_sqnr is not None:
         raise CheckError(
             "--min-sqnr",
@@ -172,10 +183,11 @@ def _judge(
         if inputs.run_metric is not None and inputs.baseline is not None:
             measured = measure_metric(run, inputs.run_metric, inputs.baseline, path)
             metric = measured.facts
-            if measured.failure is not None:
-                raise measured.failure
-        latency = measure_latency(run, inputs, original.path, path)
-    return Written(model, figures, requires, drift, metric, latency)
+            failure = failure or measured.failure
+        # what is not written need not be timed
+        if failure is None:
+            latency = measure_latency(run, inputs, original.path, path)
+    return Written(model, figures, requires, drift, metric, latency, failure=failure)
 
 
 def _warn_if_larger(run: Run, before: int | None, after: int | None) -> None:
@@ -194,18 +206,22 @@ def _judge_drift(
     model: ir.Model,
     is_exact: bool,
 ) -> Drift:
-    """Drift of the written file. Errors: CheckError below `min_sqnr`."""
+    """Drift of the written file; warns where kernels lose what the graph keeps."""
     outputs = reference.outputs(path)
     drift = reference.from_original(outputs, is_exact)
     _warn_if_kernels_disagree(run, original, inputs, reference, path, model, outputs)
-    limit = run.settings.min_sqnr
-    if limit is not None and drift.sqnr_db < limit:
-        raise CheckError(
-            "--min-sqnr",
-            f"the result has {drift.sqnr_db:.1f} dB, below the {limit:g} dB asked for",
-            "lower --min-sqnr, choose gentler passes, or calibrate on more --data",
-        )
     return drift
+
+
+def _sqnr_missed(run: Run, drift: Drift) -> CheckError | None:
+    limit = run.settings.min_sqnr
+    if limit is None or drift.sqnr_db >= limit:
+        return None
+    return CheckError(
+        "--min-sqnr",
+        f"the result has {drift.sqnr_db:.1f} dB, below the {limit:g} dB asked for",
+        "lower --min-sqnr, choose gentler passes, or calibrate on more --data",
+    )
 
 
 def _warn_if_kernels_disagree(

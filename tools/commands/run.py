@@ -146,20 +146,27 @@ def command(
 ) -> None:
     """Optimize MODEL: run passes, check each, measure before and after, write the result."""
     # here, not above: onnx_ir takes seconds to load, and --help needs none of it
+    from ... import CheckError
     from ..optimize import DEFAULT_PASSES, default_output, optimize
 
     # with --json as with -q: bars would only be in the way
-    result = optimize(
-        model,
-        list(passes) or DEFAULT_PASSES,
-        out=out or default_output(model),
-        data=list(data) or None,
-        eval_data=list(eval_data) or None,
-        bench=not no_bench,
-        pack=not no_pack,
-        progress=Progress(verbosity - as_json),
-        **options,
-    )
+    try:
+        result = optimize(
+            model,
+            list(passes) or DEFAULT_PASSES,
+            out=out or default_output(model),
+            data=list(data) or None,
+            eval_data=list(eval_data) or None,
+            bench=not no_bench,
+            pack=not no_pack,
+            progress=Progress(verbosity - as_json),
+            **options,
+        )
+    except CheckError as error:
+        # of a budget that is missed the account shows where it was lost; --json has it, too
+        if error.account is not None and not as_json and verbosity > 0:
+            show_account(error.account, verbosity)
+        raise
     show_result(result, as_json, verbosity)
     if result.loss and not as_json and verbosity >= 0:
         show_losses(result.loss, passes, verbosity)
@@ -177,6 +184,16 @@ def show_result(result: Result, as_json: bool, verbosity: int) -> None:
     if as_json:
         emit_json(result.as_dict())
         return
+    show_account(result, verbosity)
+    if result.output_path:
+        # alone on stdout, so that a script can read it
+        click.echo(result.output_path)
+    else:
+        say("dry run: nothing was written")
+
+
+def show_account(result: Result, verbosity: int) -> None:
+    """Tables and warnings, on stderr."""
     if verbosity >= 0:
         from ..console import show
         from ..tables import result_tables
@@ -185,11 +202,6 @@ def show_result(result: Result, as_json: bool, verbosity: int) -> None:
             show(table, stderr=True)
     for warning in result.warnings:
         say(f"warning: {warning}")
-    if result.output_path:
-        # alone on stdout, so that a script can read it
-        click.echo(result.output_path)
-    else:
-        say("dry run: nothing was written")
 
 
 def show_losses(
