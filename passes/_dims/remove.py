@@ -49,14 +49,26 @@ def remove_slots(model: ir.Model, kept: Kept, old: Trace) -> None:
     )
     # a copy of the list: updates insert nodes in front of those they fit
     for node in list(model.graph):
-        update = UPDATES.get((node.domain, node.op_type))
-        if update is not None and _touches(node, kept):
-            update(node, surgery)
-        _hold_numbers(node, surgery)
-        _follow(node, surgery)
+        try:
+            _fit(node, surgery, kept)
+        except SurgeryError:
+            raise
+        # an update may meet a node that it was not made for: what touches it stays
+        except Exception as error:
+            reason = f"its update failed ({type(error).__name__}: {error})"
+            raise SurgeryError(node, reason) from error
     # they have the sizes from before
     forget_inner_declarations(model)
     refresh_shapes(model)
+
+
+def _fit(node: ir.Node, surgery: Surgery, kept: Kept) -> None:
+    """Fit one node to the new shapes of its inputs."""
+    update = UPDATES.get((node.domain, node.op_type))
+    if update is not None and _touches(node, kept):
+        update(node, surgery)
+    _hold_numbers(node, surgery)
+    _follow(node, surgery)
 
 
 def _touches(node: ir.Node, kept: Kept) -> bool:

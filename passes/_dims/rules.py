@@ -64,8 +64,13 @@ def _relate_node(node: ir.Node, relations: Relations) -> None:
             f"{label(node)}: no rule for this op",
             relations,
         )
-    else:
+        return
+    try:
         entry(node, relations)
+    # a rule may meet a node that it was not made for: its axes stay, the run goes on
+    except Exception as error:
+        reason = f"{label(node)}: its rule failed ({type(error).__name__}: {error})"
+        relations.freeze_node(node, reason)
 
 
 def _named_values(node: ir.Node) -> list[ir.Value]:

@@ -8,6 +8,7 @@ dynamic dims included. A second walk with other numbers shows what depends on th
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 
 from .._core.edit import is_constant
 from .._core.graph import holds_graphs
-from .._core.ops import is_standard
+from .._core.ops import VIEWS, is_standard
 from .._simplify.evaluate import NotFoldable, evaluate, foldable, result_elements
 from .shapes import SHAPES, Shape
 
@@ -162,6 +163,7 @@ class Trace:
         elif not self._evaluated(node):
             self._inferred(node)
             self._inferred_by_us(node)
+            self._refuse_other_counts(node)
         return self._is_complete(node)
 
     def _is_complete(self, node: ir.Node) -> bool:
@@ -282,6 +284,21 @@ class Trace:
             opset_imports=opsets,
         )
         return found
+
+    def _refuse_other_counts(self, node: ir.Node) -> None:
+        """Forget the shape of a view that does not hold the elements of its input.
+
+        Inference believes what a Reshape is told: a size of the input that it was not made for
+        shows here, and another is tried.
+        """
+        if not is_standard(node, *VIEWS):
+            return
+        before = self.shape(node.inputs[0])
+        after = self.shape(node.outputs[0])
+        if before is None or after is None:
+            return
+        if prod(before) != prod(after):
+            del self.shapes[node.outputs[0]]
 
     def _inferred_by_us(self, node: ir.Node) -> None:
         """Take shapes by this project's own rules, where onnx has none."""

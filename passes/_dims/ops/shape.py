@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
+from math import prod
 
 import numpy as np
 import onnx_ir as ir
@@ -37,9 +38,14 @@ def reshape(node: ir.Node, relations: Relations) -> None:
     result = node.outputs[0]
     before = relations.dims(data)
     after = relations.dims(result)
+    reason = None
     if 0 in before:
+        reason = "the tensor is empty"
+    elif prod(before) != prod(after):
+        reason = f"{name_of(node)} does not fit the sizes that were tried"
+    if reason is not None:
         for value in (data, result):
-            relations.freeze_all(value, "the tensor is empty")
+            relations.freeze_all(value, reason)
         return
     for old_axes, new_axes in _equal_runs(before, after):
         if len(old_axes) == 1 and len(new_axes) == 1:
