@@ -12,12 +12,13 @@ from .. import UsageError
 from ._base import Chosen, Context, Effect, Option, Pass, PassOutcome, Stat
 from ._channels.bearable import Attempt, Terms, most_bearable
 from ._channels.costs import CostKind
-from ._channels.decide import BudgetLimit, SelectionRule, decide, surely_superfluous
+from ._channels.decide import BudgetLimit, SelectionRule, surely_superfluous
 from ._channels.importance.criteria import CRITERIA, scores_of
 from ._channels.importance.scores import Aggregate, Normalise, ScoreOptions, Scores
+from ._channels.keep_budget import made_as_asked
 from ._channels.overview import ChannelGroup, ChannelGroups, channel_groups
-from ._channels.pruning import Pruning
-from ._channels.select import Candidates, Scope
+from ._channels.pruning import Pruned, Pruning
+from ._channels.select import Candidates, Choice, Scope
 from ._core.drift_budget import sqnr_of
 from ._core.options import AUTO, Auto
 from ._core.patterns import Part
@@ -291,16 +292,17 @@ class PruneChannels(Pass):
         self, pruning: Pruning, candidates: Candidates, context: Context
     ) -> Attempt | None:
         """Make what a ratio or a budget asks for, and warn where that breaks the model."""
-        choice = decide(self._rule(context), pruning, candidates, context)
-        choice, error = pruning.verified(candidates, choice)
-        if self.multiple is not None:
-            # widths asked for may run worse than wider ones
-            suited = pruning.candidates(candidates.scores, None, self.least)
-            choice, error = pruning.widened(candidates, suited, choice, error)
-        if not any(choice):
-            return None
+        rule = self._rule(context)
         samples = self.samples if self.recover else 0
-        pruned = pruning.built(candidates.removed(choice), samples, self.damp)
+
+        def build(choice: Choice) -> Pruned:
+            removed = candidates.removed(choice)
+            return pruning.built(removed, samples, self.damp)
+
+        made = made_as_asked(rule, pruning, candidates, context, build)
+        if made is None:
+            return None
+        choice, pruned, error = made
         judging = Evidence.of(context).judging
         loss = measured_loss(pruning.whole, pruned.model, judging)
         return Attempt(choice, pruned, error, math.nan, loss)

@@ -326,13 +326,13 @@ def _steps(offer: Offer, count: int) -> list[tuple[float, int]]:
 
 def smallest_ratio(
     budget: Budget, fraction: float, pick: Callable[[float], Choice]
-) -> tuple[Choice, bool]:
+) -> Choice:
     """Choice of the smallest ratio whose cost is at most `fraction` of the whole.
 
-    Returns the choice of ratio 1 and False where none is.
+    That of ratio 1 where none is.
     """
     if budget(pick(1.0)) > fraction:
-        return pick(1.0), False
+        return pick(1.0)
     low, high = 0.0, 1.0
     for _ in range(RATIO_BISECTIONS):
         # rounded, so that `share` reads the ratio as a short decimal number
@@ -342,4 +342,4 @@ def smallest_ratio(
             high = middle
         else:
             low = middle
-    return pick(high), True
+    return pick(high)

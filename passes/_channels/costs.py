@@ -12,7 +12,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from .._core.ops import RECURRENT, WEIGHTED_OPS, is_standard, summed_axes
+from .._core.ops import RECURRENT, WEIGHTED_OPS, plain_op, summed_axes
 from .._core.stats import NOT_PARAMETERS
 from .._dims.groups import Group
 from .._dims.relations import Axis
@@ -119,10 +119,10 @@ def _product(widths: dict[int, int], roots: Iterable[int]) -> int:
 
 def costs_of(model: ir.Model, solution: Solution) -> Costs:
     """Cost terms of the main graph; nodes whose shapes are unknown are left out."""
-    products = []
+    products: list[Term] = []
     for node in model.graph:
-        for axes in _multiplied_axes(node, solution):
-            products += _term(axes, solution)
+        multiplied = _multiplied_axes(node, solution)
+        products += [_term(axes, solution) for axes in multiplied]
     widths = {}
     shrinking = {}
     for root, slots in solution.channels.items():
@@ -135,6 +135,21 @@ def costs_of(model: ir.Model, solution: Solution) -> Costs:
         whole=widths,
         shrinking=shrinking,
     )
+
+
+def stored_cost(model: ir.Model) -> Cost:
+    """Parameters and bytes that the main graph stores; a tensor of several names counts once."""
+    tensors = {}
+    for value in model.graph.initializers.values():
+        tensor = value.const_value
+        if tensor is not None and tensor.dtype not in NOT_PARAMETERS:
+            tensors[id(tensor)] = tensor
+    params = 0
+    bits = 0
+    for tensor in tensors.values():
+        params += tensor.size
+        bits += tensor.size * tensor.dtype.bitwidth
+    return Cost(params=params, bytes=bits // 8, macs=0)
 
 
 def _weight_terms(model: ir.Model, solution: Solution) -> Iterator[Term]:
@@ -162,58 +177,60 @@ def _multiplied_axes(node: ir.Node, solution: Solution) -> Iterator[list[Axis]]:
     A sum takes one for each element of its output and of the axes that it sums over. ConvTranspose
     spreads its input: one for each element of that and of the other axes of the weight.
     """
-    if not is_standard(node, *WEIGHTED_OPS):
+    op = plain_op(node)
+    if op not in WEIGHTED_OPS:
         return
     data = _axes(node.inputs[0], solution)
-    if node.op_type in RECURRENT:
-        steps_and_batch = data[:2]
-        for index in WEIGHTED_OPS[node.op_type].weights:
+    if op in RECURRENT:
+        for index in WEIGHTED_OPS[op].weights:
             weight = _axes(node.inputs[index], solution)
-            yield steps_and_batch + weight
-    elif node.op_type == "ConvTranspose":
+            if data is not None and weight is not None:
+                steps_and_batch = data[:2]
+                yield steps_and_batch + weight
+    elif op == "ConvTranspose":
         weight = _axes(node.inputs[1], solution)
-        yield data + weight[1:]
+        if data is not None and weight is not None:
+            yield data + weight[1:]
     else:
-        # a convolution's data has no axis for the kernel: there the weight tells what is summed
-        index = 1 if node.op_type == "Conv" else 0
         output = _axes(node.outputs[0], solution)
-        summed = _summed(node, index, solution)
-        yield output + summed
+        summed = _summed(node, op, solution)
+        if output is not None and summed is not None:
+            yield output + summed
 
 
-def _summed(node: ir.Node, index: int, solution: Solution) -> list[Axis]:
-    """Axes of an input that the node sums over; none where its shape is unknown."""
-    axes = _axes(node.inputs[index], solution)
-    rank = len(axes)
-    if rank == 0:
-        return []
-    summed = summed_axes(node, index, rank)
-    return [axes[axis] for axis in summed]
+def _summed(node: ir.Node, op: str, solution: Solution) -> list[Axis] | None:
+    """Axes that a node sums over, of one of its factors whose shape is known; None if none is."""
+    # a convolution's data has no axis for the kernel: there the weight tells what is summed
+    factors = (1,) if op == "Conv" else (0, 1)
+    for index in factors:
+        axes = _axes(node.inputs[index], solution)
+        # a scalar is no factor of a product, but files may say so
+        if axes:
+            summed = summed_axes(node, index, len(axes))
+            return [axes[axis] for axis in summed]
+    return None
 
 
-def _axes(value: ir.Value | None, solution: Solution) -> list[Axis]:
-    """Axes of a value; none where its shape is unknown."""
+def _axes(value: ir.Value | None, solution: Solution) -> list[Axis] | None:
+    """Axes of a value; None where its shape is unknown."""
     shape = solution.relations.trace.shape(value)
     if value is None or shape is None:
-        return []
+        return None
     return [(value, axis) for axis in range(len(shape))]
 
 
-def _term(axes: Sequence[Axis], solution: Solution) -> list[Term]:
+def _term(axes: Sequence[Axis], solution: Solution) -> Term:
     """One product; axes that vary with the input count as 1, others without a class by size."""
     roots = []
     fixed = 1
     trace = solution.relations.trace
     for value, axis in axes:
-        shape = trace.shape(value)
-        if shape is None:
-            return []
         # a symbolic dim counts as 1
         if trace.varies(value, axis):
             continue
         root = solution.classes.get((value, axis))
         if root is None:
-            fixed *= shape[axis]
+            fixed *= trace.shapes[value][axis]
         else:
             roots.append(root)
-    return [(tuple(roots), fixed)]
+    return tuple(roots), fixed

@@ -59,21 +59,25 @@ class SelectionRule:
 
 
 def decide(
-    rule: SelectionRule, pruning: Pruning, candidates: Candidates, context: Context
+    rule: SelectionRule,
+    pruning: Pruning,
+    candidates: Candidates,
+    context: Context,
+    losses: Callable[[], Sequence[Scores]],
 ) -> Choice:
-    """Number of channels of each group to remove.
+    """Number of channels of each group to remove; the cheapest where a budget cannot be met.
 
-    Warns where a budget cannot be met: then the choice is the cheapest.
+    `losses`: gives the groups' losses at the outputs, asked for only where they are weighed.
     """
     if rule.drift is not None:
         return _within_drift(candidates, rule.drift)
     if rule.budget is not None and rule.weighs_losses(context):
-        choice = _of_least_loss(
-            rule,
-            rule.budget,
-            pruning,
+        choice = allocate_under_budget(
             candidates,
-            context,
+            losses(),
+            fraction_left(rule.budget, pruning, candidates),
+            rule.budget.fraction,
+            context.target,
         )
     else:
         if rule.scope != "layer" and rule.criterion == "drift":
@@ -88,7 +92,6 @@ def decide(
                 rule.budget,
                 pruning,
                 candidates,
-                context,
             )
     if rule.frequency is not None:
         choice = _cut_to_sure(candidates, choice, rule.frequency)
@@ -123,34 +126,7 @@ def surely_superfluous(candidates: Candidates, frequency: float) -> Candidates:
     return replace(candidates, widths=widths)
 
 
-def _of_least_loss(
-    rule: SelectionRule,
-    limit: BudgetLimit,
-    pruning: Pruning,
-    candidates: Candidates,
-    context: Context,
-) -> Choice:
-    """Choice within a budget by which the model's outputs lose least."""
-    losses = _measured_losses(
-        rule,
-        pruning,
-        candidates.scores,
-        context,
-    )
-    left = _fraction_left(limit, pruning, candidates)
-    choice = allocate_under_budget(
-        candidates,
-        losses,
-        left,
-        limit.fraction,
-        context.target,
-    )
-    if left(choice) > limit.fraction:
-        _warn_of(limit, left(choice), context)
-    return choice
-
-
-def _measured_losses(
+def measured_losses(
     rule: SelectionRule, pruning: Pruning, scores: Sequence[Scores], context: Context
 ) -> list[Scores]:
     """Losses at the model's outputs, on as many samples as the number of groups allows."""
@@ -177,13 +153,12 @@ def _of_smallest_ratio(
     limit: BudgetLimit,
     pruning: Pruning,
     candidates: Candidates,
-    context: Context,
 ) -> Choice:
     """Choice of the smallest ratio that meets a budget.
 
     Under scope=global channels count by what they take, too.
     """
-    left = _fraction_left(limit, pruning, candidates)
+    left = fraction_left(limit, pruning, candidates)
     ranked = candidates
     # within one layer all channels save alike; across layers they do not
     if rule.scope == "global":
@@ -194,13 +169,10 @@ def _of_smallest_ratio(
     def pick(ratio: float) -> Choice:
         return choose(ranked, rule.scope, ratio)
 
-    choice, met = smallest_ratio(left, limit.fraction, pick)
-    if not met:
-        _warn_of(limit, left(choice), context)
-    return choice
+    return smallest_ratio(left, limit.fraction, pick)
 
 
-def _fraction_left(
+def fraction_left(
     limit: BudgetLimit, pruning: Pruning, candidates: Candidates
 ) -> Callable[[Choice], float]:
     """Fraction of a cost that a choice leaves, counted from the model before its first pruning."""
@@ -212,11 +184,3 @@ def _fraction_left(
         return int(getattr(pruning.cost(choice, orders), limit.kind)) / whole
 
     return left
-
-
-def _warn_of(limit: BudgetLimit, left: float, context: Context) -> None:
-    context.warn(
-        "prune-channels",
-        f"{left:.0%} of the {limit.option} stay, not {limit.fraction:.0%}: "
-        "the rest is in what cannot lose channels",
-    )

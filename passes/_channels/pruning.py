@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -25,13 +25,12 @@ from ..remove_unused import RemoveUnused
 from .branches import droppable, take_means
 from .budget import is_convolved
 from .constants import constants_first, keep_constants
-from .costs import Cost, costs_of
+from .costs import Cost, CostKind, costs_of, stored_cost
 from .history import PruningHistory, places_of, shape_of
 from .importance.scores import Scores
 from .prepare import prepare, share_again
 from .select import Candidates, Choice, allowed_widths
 from .verify import Verdict, failing_parts, remove_channels, verify_removal
-from .width_fallback import wider_if_faster
 
 CLEANUP = (
     RemoveUnused(),
@@ -213,40 +212,24 @@ class Pruning:
             self._attention,
         )
 
-    def widened(
-        self,
-        candidates: Candidates,
-        suited: Candidates,
-        choice: Choice,
-        error: float | None,
-    ) -> tuple[Choice, float | None]:
-        """A verified choice, or one of wider groups where that measures faster; its error.
+    def without_failed(self, candidates: Candidates) -> Candidates:
+        """The same groups, those that failed the proof as wide as they are."""
+        widths = []
+        for index, own in enumerate(candidates.widths):
+            widths.append(own[-1:] if index in self._failed else own)
+        return replace(candidates, widths=widths)
 
-        `suited`: the same groups with widths that suit the target.
-        """
-
-        def build(choice: Choice) -> ir.Model:
-            model = self.whole.clone()
-            removed = candidates.removed(choice)
-            remove_channels(
-                model,
-                self.solution,
-                removed,
-                self._attention,
-            )
-            return model
-
-        wider, declined = wider_if_faster(
-            candidates,
-            suited,
-            choice,
-            build,
-            self._context,
-        )
-        if not declined:
-            return choice, error
-        self.declined += declined
-        return self.verified(candidates, wider)
+    def added(
+        self, kind: CostKind, pruned: Pruned, choice: Choice, candidates: Candidates
+    ) -> float:
+        """Cost beyond what a choice says, by the original: that of biases which fits add."""
+        if kind == "macs":
+            return 0.0
+        original = self.history.cost or self.before
+        plan = self.cost(choice, candidates.orders())
+        made = stored_cost(pruned.model)
+        more = getattr(made, kind) - getattr(plan, kind)
+        return float(more / max(getattr(original, kind), 1))
 
     def built(
         self,

@@ -71,26 +71,46 @@ WEIGHTED_OPS: dict[str, WeightedOp] = {
 """Standard operators that multiply data by a float weight."""
 
 
+MICROSOFT = "com.microsoft"
+"""Domain of ONNX Runtime's own operators."""
+
+FUSED_OPS = {
+    "FusedConv": "Conv",
+    "FusedGemm": "Gemm",
+    "FusedMatMul": "MatMul",
+    "FusedMatMulActivation": "MatMul",
+}
+"""Operators of ONNX Runtime that are a standard one with more: an activation, a factor, a further
+input that is added, matrices read transposed.
+"""
+
+
+def plain_op(node: ir.Node) -> str:
+    """Standard operator that a node is, or is a fused form of; empty of any other node."""
+    if node.domain == MICROSOFT:
+        return FUSED_OPS.get(node.op_type, "")
+    return node.op_type if is_standard(node) else ""
+
+
 def summed_axes(node: ir.Node, index: int, rank: int) -> list[int]:
     """Axes of input `index`, a weight of that rank, that a node sums over, the input axis first.
 
     Conv: weight (M, C / group, *K). ConvTranspose: (C, M / group, *K). Gemm, MatMul: matrices.
-    LSTM, GRU, RNN: (directions, gates, inputs).
+    LSTM, GRU, RNN: (directions, gates, inputs). Fused forms as the operators that they are.
     """
-    if node.op_type == "Conv":
+    op = plain_op(node)
+    if op == "Conv":
         return list(range(1, rank))
-    if node.op_type == "ConvTranspose":
+    if op == "ConvTranspose":
         return [0, *range(2, rank)]
-    if node.op_type == "Gemm" and index == 0:
-        is_transposed = node.attributes.get_int("transA", 0)
-        return [0] if is_transposed else [1]
-    if node.op_type == "Gemm":
-        is_transposed = node.attributes.get_int("transB", 0)
-        return [1] if is_transposed else [0]
     last = rank - 1
-    if node.op_type == "MatMul" and index == 1:
-        return [max(last - 1, 0)]
-    return [last]
+    if op not in ("Gemm", "MatMul"):
+        return [last]
+    # only Gemm and fused products have these attributes; a vector has no axis to swap
+    row = max(last - 1, 0)
+    if index == 0:
+        return [row] if node.attributes.get_int("transA", 0) else [last]
+    return [last] if node.attributes.get_int("transB", 0) else [row]
 
 
 def output_axis(node: ir.Node, index: int, rank: int) -> int | None:

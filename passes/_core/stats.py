@@ -177,10 +177,10 @@ def _matmul(node: ir.Node) -> int:
 
 
 def _gemm(node: ir.Node) -> int:
-    """Output elements times the summed length, of the first input."""
+    """Output elements times the summed length, of the first input; matrices may be transposed."""
     dims = _dims(node.inputs[0])
     is_transposed = node.attributes.get_int("transA", 0)
-    summed = dims[0] if is_transposed else dims[-1]
+    summed = dims[-2] if is_transposed else dims[-1]
     return _size(node.outputs[0]) * summed
 
 
@@ -200,7 +200,9 @@ _MACS: dict[str, Callable[[ir.Node], int]] = {
     "Gemm": _gemm,
     "QGemm": _gemm,
     "MatMul": _matmul,
-    "FusedMatMul": _matmul,
+    "FusedGemm": _gemm,
+    "FusedMatMul": _gemm,
+    "FusedMatMulActivation": _gemm,
     "MatMulInteger": _matmul,
     "MatMulIntegerToFloat": _matmul,
     "DynamicQuantizeMatMul": _matmul,

@@ -9,8 +9,7 @@ from collections.abc import Callable, Sequence
 
 import onnx_ir as ir
 
-MICROSOFT = "com.microsoft"
-"""Domain of ONNX Runtime's own ops."""
+from .._core.ops import MICROSOFT
 
 Shape = tuple[int, ...]
 Shapes = Sequence[Shape | None]
@@ -70,7 +69,7 @@ def skip_norm(node: ir.Node, inputs: Shapes) -> list[Shape | None]:
     return [data, column, column, data]
 
 
-@shaper("FusedMatMul", domain=MICROSOFT)
+@shaper("FusedMatMul", "FusedMatMulActivation", domain=MICROSOFT)
 def fused_matmul(node: ir.Node, inputs: Shapes) -> list[Shape | None]:
     """As MatMul, with the last two axes of either side swapped where asked."""
     left = at(inputs, 0)

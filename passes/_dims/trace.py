@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from .._core.edit import is_constant
 from .._core.graph import holds_graphs
-from .._core.ops import VIEWS, is_standard
+from .._core.ops import MICROSOFT, VIEWS, is_standard, plain_op
 from .._simplify.evaluate import NotFoldable, evaluate, foldable, result_elements
 from .shapes import SHAPES, Shape
 
@@ -266,11 +266,14 @@ class Trace:
         data: dict[str, onnx.TensorProto],
     ) -> dict[str, onnx.TypeProto]:
         """Onnx's inference of one node: types of its outputs by name. Raises FAILURES."""
-        version = self.opsets.get(node.domain, 1)
+        proto = ir.to_proto(node)
+        # a fused MatMul may read its matrices transposed: it has a rule of its own
+        if node.domain == MICROSOFT and plain_op(node) in ("Conv", "Gemm"):
+            proto = _unfused(proto, plain_op(node))
         schema = onnx.defs.get_schema(
-            node.op_type,
-            version,
-            node.domain,
+            proto.op_type,
+            self.opsets.get(proto.domain, 1),
+            proto.domain,
         )
         opsets = []
         for domain, number in self.opsets.items():
@@ -278,7 +281,7 @@ class Trace:
             opsets.append(opset)
         found: dict[str, onnx.TypeProto] = onnx.shape_inference.infer_node_outputs(
             schema,
-            ir.to_proto(node),
+            proto,
             types,
             data,
             opset_imports=opsets,
@@ -307,10 +310,27 @@ class Trace:
         if entry is None or self._is_complete(node):
             return
         inputs = [self.shape(value) for value in node.inputs]
-        shapes = entry(node, inputs)
+        try:
+            shapes = entry(node, inputs)
+        # an input of another rank than the op asks for
+        except (IndexError, ValueError):
+            return
         for value, shape in zip(node.outputs, shapes, strict=False):
             if shape is not None and value.name:
                 self.shapes.setdefault(value, shape)
+
+
+def _unfused(proto: onnx.NodeProto, op: str) -> onnx.NodeProto:
+    """A fused operator as the standard one whose output has the same shape."""
+    schema = onnx.defs.get_schema(op)
+    known = [each for each in proto.attribute if each.name in schema.attributes]
+    return onnx.helper.make_node(
+        op,
+        # what is added to a convolution's output comes last
+        proto.input[: schema.max_input],
+        proto.output,
+        **{each.name: onnx.helper.get_attribute_value(each) for each in known},
+    )
 
 
 def _shape_of(tensor: ir.TensorProtocol) -> Shape:

@@ -14,6 +14,7 @@ from math import sqrt
 import numpy as np
 import onnx_ir as ir
 
+from ..._core.ops import MICROSOFT
 from ..relations import (
     Axis,
     Factors,
@@ -22,7 +23,6 @@ from ..relations import (
     optional_input,
     required_input,
 )
-from ..shapes import MICROSOFT
 from ..surgery import Surgery, set_int
 from ..table import rule, update
 

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from ..._core.ops import MICROSOFT
 from ..relations import Relations, optional_input, required_input
-from ..shapes import MICROSOFT
 from ..surgery import Surgery
 from ..table import rule, update
 from .conv import convolution, regroup
 from .elementwise import broadcast, elementwise, first_input
-from .matmul import product
+from .matmul import gemm, product
 
 rule("Gelu", "QuickGelu", domain=MICROSOFT)(first_input)
 rule("BiasAdd", "BiasGelu", "FastGelu", domain=MICROSOFT)(broadcast)
+rule("FusedGemm", domain=MICROSOFT)(gemm)
 
 
 @rule("SkipLayerNormalization", "SkipSimplifiedLayerNormalization", domain=MICROSOFT)
@@ -33,7 +34,7 @@ def simplified_norm(node: ir.Node, relations: Relations) -> None:
     skip_norm(node, relations)
 
 
-@rule("FusedMatMul", domain=MICROSOFT)
+@rule("FusedMatMul", "FusedMatMulActivation", domain=MICROSOFT)
 def fused_matmul(node: ir.Node, relations: Relations) -> None:
     """MatMul of either side transposed in its last two axes, scaled."""
     left, right = node.inputs[:2]

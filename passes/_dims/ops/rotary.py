@@ -9,8 +9,9 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
+from ..._core.ops import MICROSOFT
 from ..relations import Relations, name_of, required_input
-from ..shapes import MICROSOFT, Shape
+from ..shapes import Shape
 from ..surgery import Surgery, SurgeryError, set_int
 from ..table import rule, update
 
