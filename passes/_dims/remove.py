@@ -6,6 +6,8 @@ It slices what is constant, updates every node, and checks every shape.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from fractions import Fraction
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -28,6 +30,9 @@ COPIED = 0
 
 REST = -1
 """In the shape given to a Reshape: the size that the others leave."""
+
+Told = int | Fraction
+"""Entry of a shape that is given: a number, or the part that is left of the computed one."""
 
 
 def remove_slots(model: ir.Model, kept: Kept, old: Trace) -> None:
@@ -90,6 +95,9 @@ def _hold_numbers(node: ir.Node, surgery: Surgery) -> None:
             continue
         before = surgery.old.arrays.get(old)
         if before is None or not _enters_arithmetic(node, before):
+            continue
+        # a table that loses channels itself is no size, but a small weight
+        if surgery.after(value) != surgery.before(value):
             continue
         now = surgery.new.arrays.get(value)
         if now is not None and np.array_equal(before, now):
@@ -158,83 +166,104 @@ def _retarget(node: ir.Node, surgery: Surgery) -> None:
     expected = surgery.after(node.outputs[0])
     if value is None or given is None or len(given) != len(expected):
         raise SurgeryError(node, "the shape it is told is not known")
-    result = surgery.names[node.outputs[0].name or ""]
-    wanted: list[int | None] = []
+    allows_zero = node.attributes.get_int("allowzero", 0)
+    has_rest = node.op_type == "Reshape" and not allows_zero and REST not in given
+    told: list[Told] = []
     for axis, (number, size) in enumerate(zip(given, expected, strict=True)):
-        dynamic = surgery.old.varies(result, axis)
-        told = _wanted(
-            node,
-            number,
-            size,
-            dynamic,
-        )
-        wanted.append(told)
-    if wanted.count(REST) > 1:
-        raise SurgeryError(node, "two dynamic dims of the shape it is told change")
+        entry = _told(node, axis, number, size, surgery)
+        # one size that changes is what the others leave: nothing is computed for it
+        if has_rest and isinstance(entry, Fraction) and entry != 1:
+            entry = REST
+            has_rest = False
+        told.append(entry)
     _set_target(
         node,
         index,
         value,
-        wanted,
+        told,
         surgery,
     )
 
 
-def _wanted(node: ir.Node, number: int, size: int, dynamic: bool) -> int | None:
-    """Number to give for one axis, None for the one that the graph computes.
+def _told(node: ir.Node, axis: int, number: int, size: int, surgery: Surgery) -> Told:
+    """Entry for one axis: a number, or the part that is left of the one that the graph computes.
 
     `number`: the one given now; `size`: the size that the axis must have.
     """
+    result = surgery.names[node.outputs[0].name or ""]
+    dynamic = surgery.old.varies(result, axis)
     allows_zero = node.attributes.get_int("allowzero", 0)
-    has_rest = node.op_type == "Reshape" and not allows_zero
-    copies = has_rest and number == COPIED
+    copies = node.op_type == "Reshape" and number == COPIED and not allows_zero
+    if copies or number == REST:
+        # these say the same whatever the input's size is
+        return number
     broadcasts = node.op_type == "Expand" and number == 1
-    if number == size or copies or broadcasts:
-        # 0 and 1 say the same whatever the input's size is
-        stays_right = number in (0, 1) or not dynamic
-        return number if stays_right else None
     if not dynamic:
-        return size
-    return REST if has_rest else None
+        return number if broadcasts else size
+    part = Fraction(size, max(number, 1))
+    if part == 1 or broadcasts:
+        return Fraction(1)
+    # as of batch x heads: under any other size of the input the same part must be left
+    twin = surgery.old.twin
+    other = twin.shape(result) if twin is not None else None
+    before = surgery.old.shape(result)
+    if other is None or before is None or number != before[axis]:
+        raise SurgeryError(node, "a dynamic dim of the shape it is told changes")
+    if other[axis] % part.denominator:
+        raise SurgeryError(
+            node, "a dynamic dim of the shape it is told loses no fixed part"
+        )
+    return part
 
 
 def _set_target(
     node: ir.Node,
     index: int,
     value: ir.Value,
-    wanted: Sequence[int | None],
+    told: Sequence[Told],
     surgery: Surgery,
 ) -> None:
-    """Set a new shape tensor: given numbers, and what the old one computes where None is asked."""
-    dynamic = np.array([number is None for number in wanted])
+    """Set a new shape tensor: given numbers, and parts of what the old one computes."""
+    dynamic = np.array([isinstance(entry, Fraction) for entry in told])
     # a shape of which parts are computed keeps those, by a Where
-    static = np.array([number or 0 for number in wanted], np.int64)
+    static = [0 if isinstance(entry, Fraction) else entry for entry in told]
     if not dynamic.any():
         surgery.constant(node, index, static)
         return
+    parts = [
+        Fraction(entry) if computed else Fraction(1)
+        for entry, computed in zip(told, dynamic, strict=True)
+    ]
+    numerators = np.array([part.numerator for part in parts], np.int64)
+    denominators = np.array([part.denominator for part in parts], np.int64)
+    computed = value
+    if (numerators != 1).any():
+        computed = _computed(node, "Mul", [computed, numerators], surgery)
+    if (denominators != 1).any():
+        computed = _computed(node, "Div", [computed, denominators], surgery)
+    if not dynamic.all():
+        numbers = np.array(static, np.int64)
+        computed = _computed(node, "Where", [dynamic, computed, numbers], surgery)
+    surgery.edit.set_input(node, index, computed)
+
+
+def _computed(
+    node: ir.Node,
+    op: str,
+    inputs: Sequence[ir.Value | NDArray[Any]],
+    surgery: Surgery,
+) -> ir.Value:
+    """Put a node of shape arithmetic in front of another, and trace it; arrays are constants."""
     graph = node.graph
     assert isinstance(graph, ir.Graph)
-    mask = surgery.edit.constant(
-        graph,
-        dynamic,
-        f"{value.name}_dynamic",
-    )
-    numbers = surgery.edit.constant(
-        graph,
-        static,
-        f"{value.name}_static",
-    )
-    where = surgery.edit.node_before(
-        node,
-        "Where",
-        [mask, value, numbers],
-    )
-    where.outputs[0].type = ir.TensorType(ir.DataType.INT64)
-    surgery.new.know(mask)
-    surgery.new.know(numbers)
-    surgery.new.step(where)
-    surgery.edit.set_input(
-        node,
-        index,
-        where.outputs[0],
-    )
+    values = []
+    for given in inputs:
+        value = given
+        if not isinstance(value, ir.Value):
+            value = surgery.edit.constant(graph, value, f"{node.name}_shape")
+            surgery.new.know(value)
+        values.append(value)
+    made = surgery.edit.node_before(node, op, values)
+    made.outputs[0].type = ir.TensorType(ir.DataType.INT64)
+    surgery.new.step(made)
+    return made.outputs[0]

@@ -7,7 +7,10 @@ dynamic dims included. A second walk with other numbers shows what depends on th
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+import itertools
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from math import prod
 from typing import Any
 
@@ -59,6 +62,11 @@ strides need dims that divide by them.
 SMALL = (1, 2, 16)
 """Tried last for every symbol at once: models that only accept one size."""
 
+PINNED, SPELLED = 3, 6
+"""Symbols, and sizes for each, that are tried one by one where primes do not fit; each is a walk.
+Chosen by hand, not measured.
+"""
+
 STRETCH = (1, 32)
 """Factors of the prime that a symbol is given alone, once a small size is known to fit."""
 
@@ -84,7 +92,7 @@ class Trace:
     """
 
     def __init__(self, model: ir.Model, sizes: Mapping[str, int]) -> None:
-        self.sizes = sizes
+        self.sizes = dict(sizes)
         self.twin: Trace | None = None
         """The same walk with other sizes: what is equal in both does not depend on symbolic
         dims.
@@ -93,6 +101,8 @@ class Trace:
         self.opsets = dict(model.opset_imports)
         self.shapes: dict[ir.Value, Shape] = {}
         self.arrays: dict[ir.Value, NDArray[Any]] = {}
+        self.misfits: list[ir.Node] = []
+        """Views that cannot hold the elements of their input under these sizes."""
         for value in model.graph.inputs:
             if value.shape is not None:
                 symbols = _symbols(value)
@@ -298,10 +308,12 @@ class Trace:
             return
         before = self.shape(node.inputs[0])
         after = self.shape(node.outputs[0])
-        if before is None or after is None:
+        if before is None:
             return
-        if prod(before) != prod(after):
+        if after is not None and prod(before) != prod(after):
             del self.shapes[node.outputs[0]]
+        if node.outputs[0] not in self.shapes:
+            self.misfits.append(node)
 
     def _inferred_by_us(self, node: ir.Node) -> None:
         """Take shapes by this project's own rules, where onnx has none."""
@@ -374,38 +386,84 @@ def traced(model: ir.Model) -> Trace:
     Where none fit all, those that fit most. `model` is normalized. Linear in nodes.
     """
     known, symbols = _dims(model)
-    probes = _probes(known, symbols)
-    sizes, others = next(probes)
-    trace, unknown = _walk(model, sizes)
-    while unknown:
-        probe = next(probes, None)
-        if probe is None:
-            break
-        tried, still_unknown = _walk(model, probe[0])
-        if still_unknown < unknown:
-            trace = tried
-            unknown = still_unknown
-            others = probe[1]
+    best = _best(model, _large_probes(known, symbols))
+    if best.unknown and symbols:
+        best = _pinned(model, best, symbols)
+    if best.unknown and symbols:
+        best = _best(model, _small_probes(known, symbols), best)
+    trace = best.trace
+    others = best.others
     if symbols and trace.sizes == others:
         # one small size fits: most symbols take another by themselves, and show what varies
         loosened = _loosened(
             model,
             others,
             symbols,
-            unknown,
+            best.unknown,
         )
         trace, _ = _walk(model, loosened)
         others = _loosened(
             model,
             loosened,
             symbols,
-            unknown,
+            best.unknown,
             twin=True,
         )
     # where nothing is symbolic one walk says it all
     if trace.sizes != others:
         trace.twin, _ = _walk(model, others)
     return trace
+
+
+@dataclass(frozen=True)
+class Walked:
+    """A trace, the number of nodes that stayed unknown, and other sizes that should fit as well."""
+
+    trace: Trace
+    unknown: int
+    others: Sizes
+
+
+def _best(
+    model: ir.Model, probes: Iterable[tuple[Sizes, Sizes]], best: Walked | None = None
+) -> Walked:
+    """Walk with each probe until one fits all nodes; the one that fits most, the earlier of two."""
+    for sizes, others in probes:
+        trace, unknown = _walk(model, sizes)
+        if best is None or unknown < best.unknown:
+            best = Walked(trace, unknown, others)
+        if not best.unknown:
+            break
+    assert best is not None
+    return best
+
+
+def _pinned(model: ir.Model, best: Walked, symbols: Sequence[str]) -> Walked:
+    """Hold symbols at sizes that targets of reshapes spell out, as long as more nodes fit then.
+
+    An exporter that traced one input leaves such sizes behind: no other can run.
+    """
+    for _ in range(PINNED):
+        probes = []
+        spelled = _spelled_out(best.trace)
+        for symbol, size in itertools.product(symbols[:PINNED], spelled):
+            pin = {symbol: size}
+            probes.append((best.trace.sizes | pin, best.others | pin))
+        pinned = _best(model, probes, best)
+        if pinned is best:
+            break
+        best = pinned
+    return best
+
+
+def _spelled_out(trace: Trace) -> list[int]:
+    """Sizes in the targets of views that do not fit, the most frequent first."""
+    found: Counter[int] = Counter()
+    for node in trace.misfits:
+        target = node.inputs[1] if len(node.inputs) > 1 else None
+        numbers = trace.constants(target) or []
+        found.update(size for size in numbers if size > 0)
+    return [size for size, _ in found.most_common(SPELLED)]
 
 
 def _walk(model: ir.Model, sizes: Mapping[str, int]) -> tuple[Trace, int]:
@@ -431,11 +489,8 @@ def _dims(model: ir.Model) -> tuple[Sizes, list[str]]:
     return known, list(symbols)
 
 
-def _probes(known: Sizes, symbols: list[str]) -> Iterator[tuple[Sizes, Sizes]]:
-    """Two sizes for every symbol: primes, multiples of them, small numbers.
-
-    One probe where nothing is symbolic.
-    """
+def _large_probes(known: Sizes, symbols: list[str]) -> Iterator[tuple[Sizes, Sizes]]:
+    """Two sizes for every symbol, primes and multiples of them; one where nothing is symbolic."""
     if not symbols:
         yield known, known
         return
@@ -449,6 +504,10 @@ def _probes(known: Sizes, symbols: list[str]) -> Iterator[tuple[Sizes, Sizes]]:
                 sizes[symbol] = prime * factor
             pair.append(sizes)
         yield pair[0], pair[1]
+
+
+def _small_probes(known: Sizes, symbols: list[str]) -> Iterator[tuple[Sizes, Sizes]]:
+    """One small size for every symbol."""
     for size in SMALL:
         sizes = known | dict.fromkeys(symbols, size)
         yield sizes, sizes
