@@ -20,8 +20,8 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from .._core.edit import is_constant
-from .._core.graph import holds_graphs
-from .._core.ops import MICROSOFT, VIEWS, is_standard, plain_op
+from .._core.graph import holds_graphs, input_of
+from .._core.ops import MICROSOFT, VIEWS, WEIGHTED_OPS, is_standard, plain_op
 from .._simplify.evaluate import NotFoldable, evaluate, foldable, result_elements
 from .shapes import SHAPES, Shape
 
@@ -67,6 +67,11 @@ PINNED, SPELLED = 3, 6
 Chosen by hand, not measured.
 """
 
+FITTING = (
+    VIEWS | frozenset(WEIGHTED_OPS) | {"Add", "Concat", "Div", "Mul", "Sub", "Where"}
+)
+"""Ops whose inputs must fit each other, and whose output's shape follows from theirs."""
+
 STRETCH = (1, 32)
 """Factors of the prime that a symbol is given alone, once a small size is known to fit."""
 
@@ -101,8 +106,8 @@ class Trace:
         self.opsets = dict(model.opset_imports)
         self.shapes: dict[ir.Value, Shape] = {}
         self.arrays: dict[ir.Value, NDArray[Any]] = {}
-        self.misfits: list[ir.Node] = []
-        """Views that cannot hold the elements of their input under these sizes."""
+        self.contradicted = False
+        """Whether a node cannot run under these sizes: others must be meant."""
         for value in model.graph.inputs:
             if value.shape is not None:
                 symbols = _symbols(value)
@@ -174,6 +179,7 @@ class Trace:
             self._inferred(node)
             self._inferred_by_us(node)
             self._refuse_other_counts(node)
+            self.contradicted |= self._contradicts(node)
         return self._is_complete(node)
 
     def _is_complete(self, node: ir.Node) -> bool:
@@ -301,19 +307,25 @@ class Trace:
     def _refuse_other_counts(self, node: ir.Node) -> None:
         """Forget the shape of a view that does not hold the elements of its input.
 
-        Inference believes what a Reshape is told: a size of the input that it was not made for
-        shows here, and another is tried.
+        Inference believes what a Reshape is told.
         """
         if not is_standard(node, *VIEWS):
             return
         before = self.shape(node.inputs[0])
         after = self.shape(node.outputs[0])
-        if before is None:
+        if before is None or after is None:
             return
-        if after is not None and prod(before) != prod(after):
+        if prod(before) != prod(after):
             del self.shapes[node.outputs[0]]
-        if node.outputs[0] not in self.shapes:
-            self.misfits.append(node)
+
+    def _contradicts(self, node: ir.Node) -> bool:
+        """Return whether what a node reads is known, and cannot be read together."""
+        if not is_standard(node, *FITTING) or self._is_complete(node):
+            return False
+        if node.op_type in VIEWS and self.ints(input_of(node, 1)) is None:
+            return False
+        present = [value for value in node.inputs if value is not None]
+        return all(value in self.shapes for value in present)
 
     def _inferred_by_us(self, node: ir.Node) -> None:
         """Take shapes by this project's own rules, where onnx has none."""
@@ -443,9 +455,12 @@ def _pinned(model: ir.Model, best: Walked, symbols: Sequence[str]) -> Walked:
 
     An exporter that traced one input leaves such sizes behind: no other can run.
     """
+    spelled = _spelled_out(model)
     for _ in range(PINNED):
+        # where an operator has no rule, no other size helps
+        if not best.trace.contradicted:
+            break
         probes = []
-        spelled = _spelled_out(best.trace)
         for symbol, size in itertools.product(symbols[:PINNED], spelled):
             pin = {symbol: size}
             probes.append((best.trace.sizes | pin, best.others | pin))
@@ -456,13 +471,17 @@ def _pinned(model: ir.Model, best: Walked, symbols: Sequence[str]) -> Walked:
     return best
 
 
-def _spelled_out(trace: Trace) -> list[int]:
-    """Sizes in the targets of views that do not fit, the most frequent first."""
+def _spelled_out(model: ir.Model) -> list[int]:
+    """Sizes in constant targets of reshapes, the most frequent first."""
     found: Counter[int] = Counter()
-    for node in trace.misfits:
-        target = node.inputs[1] if len(node.inputs) > 1 else None
-        numbers = trace.constants(target) or []
-        found.update(size for size in numbers if size > 0)
+    for node in model.graph:
+        if not is_standard(node, "Reshape"):
+            continue
+        target = node.inputs[1]
+        if target is not None and is_constant(target):
+            assert target.const_value is not None
+            numbers = target.const_value.numpy().reshape(-1).tolist()
+            found.update(size for size in numbers if size > 0)
     return [size for size, _ in found.most_common(SPELLED)]
 
 
