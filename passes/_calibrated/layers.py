@@ -6,9 +6,10 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from .._core.chains import made_of_constants
+from .._core.chains import CHAIN_OPS, made_of_constants
 from .._core.graph import all_nodes, label
 from .._core.linear import LinearLayer, linear_layer, multiplies_by_weight
+from .._core.ops import is_standard
 from .._core.outcome import Declined
 from .._core.weights import other_weights
 
@@ -31,13 +32,13 @@ LARGEST_WIDTH = 8192
 
 
 def fittable_layers(
-    model: ir.Model,
+    model: ir.Model, *, tied: bool = False
 ) -> tuple[list[LinearLayer], list[Declined]]:
     """Linear layers of the main graph whose weight may change by what they multiply, in order.
 
     Also the reason for every other node that multiplies by a constant, and for every other matrix
-    of floats. Layers within subgraphs are
-    declined: the context cannot observe what they read.
+    of floats. Layers within subgraphs are declined: the context cannot observe what they read.
+    `tied`: also layers of one weight that nothing else reads; whoever sets it sets it for all.
     """
     layers: list[LinearLayer] = []
     declined: list[Declined] = []
@@ -50,6 +51,8 @@ def fittable_layers(
             declined.append(Declined(label(node), found))
             continue
         reason = found.not_fittable()
+        if tied and _multiplies_only(found.weight):
+            reason = found.spelling or found.view.not_a_product()
         if node.graph is not model.graph:
             reason = "it lies in a subgraph, and what it reads is not observed there"
         if reason is None:
@@ -58,3 +61,23 @@ def fittable_layers(
             declined.append(Declined(found.name, reason))
     declined += other_weights(model)
     return layers, declined
+
+
+def _multiplies_only(weight: ir.Value) -> bool:
+    """Return whether all that reads a weight are linear layers, and read it alike."""
+    kinds = set()
+    waiting = [weight]
+    while waiting:
+        value = waiting.pop()
+        if value.is_graph_output() or value.dtype != ir.DataType.FLOAT:
+            return False
+        for use in value.uses():
+            node = use.node
+            if is_standard(node, *CHAIN_OPS):
+                waiting.append(node.outputs[0])
+                continue
+            layer = linear_layer(node)
+            if use.idx != 1 or isinstance(layer, str):
+                return False
+            kinds.add((node.op_type, layer.channel_axis, layer.groups))
+    return len(kinds) == 1

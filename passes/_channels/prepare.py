@@ -1,6 +1,6 @@
 """Preparation of a model in which channels are looked for.
 
-Shape arithmetic is folded, and every user of a small shared constant has its own.
+Shape arithmetic is folded, and every user of a shared vector has its own.
 """
 
 from __future__ import annotations
@@ -27,11 +27,6 @@ OLDEST = 13
 surgery writes.
 """
 
-SHARED = 1 << 20
-"""Bytes above which users of one constant stay coupled: apart they would be stored once each.
-Chosen by hand, not measured.
-"""
-
 ROUNDS = 3
 """Rounds of folding at most: the second sees the shapes that the first made known."""
 
@@ -42,7 +37,7 @@ Origins = dict[str, str]
 def prepare(
     model: ir.Model, context: Context, *, keep_batchnorm: bool = False
 ) -> Origins:
-    """Normalize, fold what does not depend on the input, unshare small constants; returns copies.
+    """Normalize, fold what does not depend on the input, unshare vectors; returns the copies.
 
     Exact. Every node gets a name of its own. Scale factors that exporters compute from a width
     (1/sqrt(head size)) become constants here: pruning must not change them.
@@ -83,10 +78,10 @@ def _name_nodes(model: ir.Model) -> None:
 
 
 def _unshare(model: ir.Model) -> Origins:
-    """Give every user of a small constant its own copy; returns the copies.
+    """Give every user of a shared vector its own copy; returns the copies.
 
-    Exporters store equal constants once (all-zero biases): their users must not lose the same
-    channels for that.
+    Exporters store equal vectors once (all-zero biases): their users must not lose the same
+    channels for that. A shared matrix is a tie that was meant: its users lose the same.
     """
     names = Names(model)
     origins = Origins()
@@ -97,7 +92,8 @@ def _unshare(model: ir.Model) -> Origins:
             continue
         tensor = value.const_value
         assert tensor is not None
-        if tensor.nbytes > SHARED:
+        longer_than_one = [size for size in tensor.shape.numpy() if size != 1]
+        if len(longer_than_one) > 1:
             continue
         for use in uses[1:]:
             # an initializer of the main graph may serve a subgraph, too

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from .._base import Context
 from .._calibrated.layers import LARGEST_WIDTH, fittable_layers
-from .._core.edit import Edit
+from .._core.edit import Edit, used_once
 from .._core.linear import LinearLayer
 from .._dims.groups import Group
 from .._dims.solve import Solution
@@ -198,7 +198,7 @@ def _layers_by_name(
 ) -> dict[str, LinearLayer]:
     """LinearLayer layers of a model, of at most so many inputs."""
     layers = {}
-    found, _ = fittable_layers(model)
+    found, _ = fittable_layers(model, tied=True)
     for layer in found:
         if widest is None or layer.width <= widest:
             name = layer.node.name or ""
@@ -311,6 +311,7 @@ def _variant(
     """A copy whose readers give the inputs that go no weight, and are fitted to do without."""
     copy = model.clone()
     edit = Edit(copy)
+    _untie(copy, edit)
     layers = _layers_by_name(copy)
     changed = []
     for reader in readers:
@@ -331,3 +332,21 @@ def _variant(
         layer.set_rows(rows)
         layer.set_bias(bias, edit)
     return Variant(copy, changed)
+
+
+def _untie(model: ir.Model, edit: Edit) -> None:
+    """Give each layer a weight of its own, so that each is fitted to what it reads."""
+    for layer in _layers_by_name(model).values():
+        weight = layer.weight
+        if used_once(weight):
+            continue
+        graph = layer.node.graph
+        assert isinstance(graph, ir.Graph)
+        own = ir.Value(
+            name=edit.fresh(weight.name or "weight"),
+            shape=weight.shape,
+            type=weight.type,
+            const_value=weight.const_value,
+        )
+        graph.register_initializer(own)
+        layer.node.replace_input_with(1, own)

@@ -31,7 +31,23 @@ def relate(model: ir.Model, trace: Trace) -> Relations:
             relations.find(value, axis)
     for node in model.graph:
         _relate_node(node, relations)
+    _freeze_open_sums(relations)
     return relations
+
+
+def _freeze_open_sums(relations: Relations) -> None:
+    """Keep axes that are summed over and whose size follows the input.
+
+    The proof shuts slots off by a mask, which has one size.
+    """
+    for mix in relations.mixes:
+        for index, axis in mix.axes:
+            value = mix.node.inputs[index]
+            if value is not None and relations.trace.varies(value, axis):
+                reason = (
+                    f"{label(mix.node)} sums over it, and its size follows the input"
+                )
+                relations.freeze(value, axis, reason)
 
 
 def _relate_node(node: ir.Node, relations: Relations) -> None:

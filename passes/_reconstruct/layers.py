@@ -8,7 +8,7 @@ the shortcut lost.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -157,11 +157,13 @@ def fit_layers(
         for number, wave in enumerate(waves):
             joint = JointGraph(whole, pruned, kept)
             found = point.measured(joint, wave, samples)
-            for layer in wave:
-                if layer in found:
-                    fitted += fit(layer, found[layer], edit)
+            for tied in _tied(wave):
+                reached = [layer for layer in tied if layer in found]
+                if reached:
+                    halves = _pooled(reached, found)
+                    fitted += _fit_all(tied, reached[0], halves, fit, edit)
                 else:
-                    left.append(layer.output.name or "")
+                    left += [layer.output.name or "" for layer in tied]
             pending: list[LinearLayer] = []
             for later in waves[number + 1 :]:
                 pending += later
@@ -173,22 +175,112 @@ def fit_layers(
     return fitted, left
 
 
+def _tied(layers: Sequence[LinearLayer]) -> list[list[LinearLayer]]:
+    """Layers by their weight: those that share one are fitted as one."""
+    by_weight: dict[ir.Value, list[LinearLayer]] = {}
+    for layer in layers:
+        by_weight.setdefault(layer.weight, []).append(layer)
+    return list(by_weight.values())
+
+
+def _pooled(
+    layers: Sequence[LinearLayer], found: Mapping[LinearLayer, list[Moments]]
+) -> list[Moments]:
+    """Moments of layers of one weight as those of the first: the mean over all.
+
+    Each was made for its own bias: its target is moved by what that differs from the first's.
+    """
+    first = layers[0]
+    if len(layers) == 1:
+        return found[first]
+    count = min(len(found[layer]) for layer in layers)
+    halves = []
+    for half in range(count):
+        moved = []
+        for layer in layers:
+            moments = found[layer][half].copy()
+            gram, cross = regression_parts(layer, moments)
+            more = layer.bias_row() - first.bias_row()
+            # E z (y - d) is E z y - E z d, and the last column of the Gram matrix is E z
+            cross -= gram[:, :, -1:] * more.reshape(layer.groups, 1, -1)
+            moved.append(moments)
+        halves.append(np.mean(moved, axis=0))
+    return halves
+
+
+def _fit_all(
+    tied: Sequence[LinearLayer],
+    first: LinearLayer,
+    halves: Sequence[Moments],
+    fit: Fit,
+    edit: Edit,
+) -> int:
+    """Fit one of some layers of one weight, and move the biases of the others as its own moved.
+
+    Returns the number of layers fitted.
+    """
+    before = first.bias_row()
+    own = {layer: layer.bias_row() for layer in tied}
+    if not fit(first, halves, edit):
+        return 0
+    moved = first.bias_row() - before
+    for layer in tied:
+        if layer is first or not moved.any():
+            continue
+        layer.set_bias(own[layer] + moved, edit)
+        if np.array_equal(own[layer], before):
+            _share_bias(layer, first)
+    return len(tied)
+
+
+def _share_bias(layer: LinearLayer, first: LinearLayer) -> None:
+    """Let two layers of one weight and equal biases store one bias."""
+    bias = layer.bias
+    shared = first.bias
+    assert bias is not None
+    assert shared is not None
+    if bias.shape != shared.shape:
+        return
+    bias.replace_all_uses_with(shared)
+    graph = layer.node.graph
+    assert isinstance(graph, ir.Graph)
+    graph.initializers.pop(bias.name or "")
+    layer.bias = shared
+
+
 def _to_fit(
     model: ir.Model, changed: Callable[[LinearLayer], bool]
 ) -> list[LinearLayer]:
     """Layers that changed, and those whose inputs drift because others did."""
     by_node = {}
-    found, _ = fittable_layers(model)
+    found, _ = fittable_layers(model, tied=True)
     for layer in found:
         if layer.width <= LARGEST_WIDTH:
             by_node[layer.node] = layer
+    weights: set[ir.Value] = set()
+    while True:
+        layers = _changing(model, by_node, changed, weights)
+        found_weights = {layer.weight for layer in layers}
+        # a weight that is fitted changes all its layers, which may lie before those found so far
+        if found_weights == weights:
+            return layers
+        weights = found_weights
+
+
+def _changing(
+    model: ir.Model,
+    by_node: Mapping[ir.Node, LinearLayer],
+    changed: Callable[[LinearLayer], bool],
+    weights: set[ir.Value],
+) -> list[LinearLayer]:
+    """Layers that changed, those of the given weights, and those behind any of them."""
     drifting: set[ir.Value] = set()
     layers = []
     for node in model.graph:
         own = by_node.get(node)
         drifts = any(value in drifting for value in node.inputs)
-        lost = own is not None and changed(own)
-        if not drifts and not lost:
+        changes = own is not None and (changed(own) or own.weight in weights)
+        if not drifts and not changes:
             continue
         drifting.update(node.outputs)
         if own is not None:
@@ -205,12 +297,14 @@ def _lost_inputs(layer: LinearLayer, kept: Kept) -> bool:
 
 
 def _waves(model: ir.Model, layers: Sequence[LinearLayer]) -> list[list[LinearLayer]]:
-    """Layers of equal depth, counted in layers to fit.
+    """Layers of equal depth, counted in layers to fit; layers of one weight are where the first is.
 
-    Those of one wave do not depend on each other.
+    But for those, the layers of one wave do not depend on each other.
     """
     by_producer = {layer.output.producer(): layer for layer in layers}
     depth: dict[ir.Value, int] = {}
+    # of a weight: the wave that fits it, for all its layers
+    first: dict[ir.Value, int] = {}
     waves: dict[int, list[LinearLayer]] = {}
     for node in model.graph:
         reached = 0
@@ -220,7 +314,8 @@ def _waves(model: ir.Model, layers: Sequence[LinearLayer]) -> list[list[LinearLa
             reached = max(reached, depth.get(value, 0))
         layer = by_producer.get(node)
         if layer is not None:
-            waves.setdefault(reached, []).append(layer)
+            number = first.setdefault(layer.weight, reached)
+            waves.setdefault(number, []).append(layer)
             reached += 1
         for value in node.outputs:
             depth[value] = reached

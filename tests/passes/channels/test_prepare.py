@@ -1,4 +1,4 @@
-"""The form in which channels are looked for: exact, small shared constants apart, large ones
+"""The form in which channels are looked for: exact, shared vectors apart, shared matrices
 together.
 """
 
@@ -8,7 +8,6 @@ import onnx_ir as ir
 import pytest
 from exactness import HEADER, assert_equal_outputs
 from onnx_opt.passes._base import NullContext
-from onnx_opt.passes._channels import prepare as module
 from onnx_opt.passes._channels.prepare import OLDEST, prepare, share_again
 from onnx_opt.passes._core.edit import Edit
 from onnx_opt.passes._core.lazy import set_tensor
@@ -72,11 +71,17 @@ def test_a_constant_of_one_user_keeps_its_name():
     assert len(tensors) == 1
 
 
-def test_large_constants_stay_shared(monkeypatch):
-    monkeypatch.setattr(module, "SHARED", 15)
-    model = model_of(THREE)
-    assert prepare(model, NullContext()) == {}
-    assert biases(model) == ["none"] * 3
+def test_a_matrix_of_two_layers_stays_one():
+    model = model_of(
+        HEADER
+        + """
+        tied (float[batch, 4] x, float[batch, 4] z) => (float[batch, 4] y, float[batch, 4] v)
+        <float[4, 4] a, float[1, 4] b>
+        { h = Gemm (x, a, b)  y = Relu (h)  g = Gemm (z, a, b)  v = Relu (g) }
+        """
+    )
+    assert list(prepare(model, NullContext()).values()) == ["b"]
+    assert len(model.graph.initializers["a"].uses()) == 2
 
 
 def test_what_callers_may_override_or_read_stays_shared():

@@ -132,7 +132,7 @@ MODELS = {
             b = MatMul (z, w)
             u = MatMul (b, t)
         }""",
-        {"w[1]": "abcd", "v[0]": "abcd", "t[0]": "efgh"},
+        {"w[1]": "abcd", "v[0]": "abcd", "t[0]": "abcd"},
     ),
     "opset 7": (
         """
