@@ -72,6 +72,9 @@ FITTING = (
 )
 """Ops whose inputs must fit each other, and whose output's shape follows from theirs."""
 
+FEW = 13
+"""A prime that most tables of positions have room for."""
+
 STRETCH = (1, 32)
 """Factors of the prime that a symbol is given alone, once a small size is known to fit."""
 
@@ -405,19 +408,20 @@ def traced(model: ir.Model) -> Trace:
         best = _best(model, _small_probes(known, symbols), best)
     trace = best.trace
     others = best.others
-    if symbols and trace.sizes == others:
-        # one small size fits: most symbols take another by themselves, and show what varies
+    held = [symbol for symbol in symbols if trace.sizes[symbol] == others[symbol]]
+    if held:
+        # one size fits: most symbols take another by themselves, and show what varies
         loosened = _loosened(
             model,
-            others,
-            symbols,
+            trace.sizes,
+            held,
             best.unknown,
         )
         trace, _ = _walk(model, loosened)
         others = _loosened(
             model,
-            loosened,
-            symbols,
+            {**others, **{symbol: loosened[symbol] for symbol in held}},
+            held,
             best.unknown,
             twin=True,
         )
@@ -451,17 +455,18 @@ def _best(
 
 
 def _pinned(model: ir.Model, best: Walked, symbols: Sequence[str]) -> Walked:
-    """Hold symbols at sizes that targets of reshapes spell out, as long as more nodes fit then.
+    """Hold symbols at other sizes, as long as more nodes fit then.
 
-    An exporter that traced one input leaves such sizes behind: no other can run.
+    A table of positions has room for few; an exporter that traced one input leaves its sizes in the
+    targets of reshapes, and no other can run.
     """
-    spelled = _spelled_out(model)
+    candidates = [FEW, *_spelled_out(model)]
     for _ in range(PINNED):
         # where an operator has no rule, no other size helps
         if not best.trace.contradicted:
             break
         probes = []
-        for symbol, size in itertools.product(symbols[:PINNED], spelled):
+        for symbol, size in itertools.product(symbols[:PINNED], candidates):
             pin = {symbol: size}
             probes.append((best.trace.sizes | pin, best.others | pin))
         pinned = _best(model, probes, best)
