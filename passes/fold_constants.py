@@ -65,13 +65,20 @@ class FoldConstants(Pass):
     )
 
     def run(self, model: ir.Model, context: Context) -> PassOutcome:
-        edit = Edit(model)
-        evaluated, declined = _evaluate_all(model, edit)
-        nodes, grown = _commit(evaluated, edit, declined, FREE)
-        positive = input_symbols(model) if self.nonempty else frozenset[str]()
-        branches = inline_branches(model, edit, positive)
-        stats = {"nodes": nodes, "branches": branches, "bytes": grown}
-        return PassOutcome(nodes + branches, dict(stats), declined)
+        return fold(model, nonempty=self.nonempty)
+
+
+def fold(
+    model: ir.Model, *, nonempty: bool = True, only: Collection[ir.Node] | None = None
+) -> PassOutcome:
+    """Fold as FoldConstants does, of the nodes `only`; by default of all."""
+    edit = Edit(model)
+    evaluated, declined = _evaluate_all(model, edit, only)
+    nodes, grown = _commit(evaluated, edit, declined, FREE)
+    positive = input_symbols(model) if nonempty else frozenset[str]()
+    branches = inline_branches(model, edit, positive)
+    stats = {"nodes": nodes, "branches": branches, "bytes": grown}
+    return PassOutcome(nodes + branches, dict(stats), declined)
 
 
 def fold_only(nodes: Collection[ir.Node], model: ir.Model, edit: Edit) -> int:

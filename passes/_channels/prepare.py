@@ -6,18 +6,20 @@ Shape arithmetic is folded, and every user of a shared vector has its own.
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Callable
 
 import onnx_ir as ir
 
-from .._base import Context, Pass
+from .._base import Context, PassOutcome
 from .._core.edit import is_constant
-from .._core.graph import Names, refresh_shapes
+from .._core.graph import Names, all_nodes, refresh_shapes
 from .._core.normalize import normalize
+from .._core.ops import FLOATS
 from .._core.opset import raise_opset
 from .._dims.sliced import SlicedTensor
 from ..eliminate_common_subexpressions import EliminateCommonSubexpressions
 from ..fold_batchnorm import FoldBatchnorm
-from ..fold_constants import FoldConstants
+from ..fold_constants import fold
 from ..remove_identities import RemoveIdentities
 from ..remove_unused import RemoveUnused
 from ..unpack_sequences import UnpackSequences
@@ -29,6 +31,9 @@ surgery writes.
 
 ROUNDS = 3
 """Rounds of folding at most: the second sees the shapes that the first made known."""
+
+Step = Callable[[ir.Model, Context], PassOutcome]
+"""The run of an exact pass."""
 
 Origins = dict[str, str]
 """Copy of a shared constant -> the name it was copied from."""
@@ -44,22 +49,43 @@ def prepare(
     """
     normalize(model)
     raise_opset(model, OLDEST)
-    steps: list[Pass] = [
-        RemoveUnused(),
-        UnpackSequences(),
-        RemoveIdentities(),
-        FoldConstants(),
-        EliminateCommonSubexpressions(),
+    steps: list[Step] = [
+        RemoveUnused().run,
+        UnpackSequences().run,
+        RemoveIdentities().run,
+        fold_but_ties,
+        EliminateCommonSubexpressions().run,
     ]
     if not keep_batchnorm:
-        steps.append(FoldBatchnorm())
+        steps.append(FoldBatchnorm().run)
     for _ in range(ROUNDS):
-        changed = sum(step.run(model, context).changed for step in steps)
+        changed = sum(step(model, context).changed for step in steps)
         refresh_shapes(model)
         if not changed:
             break
     _name_nodes(model)
     return _unshare(model)
+
+
+def fold_but_ties(model: ir.Model, context: Context) -> PassOutcome:
+    """Fold constants, but no transposed copy of a matrix that others read as it is.
+
+    It would be a weight by itself, with channels of its own.
+    """
+    readers: set[ir.Node] = set()
+    for value in model.graph.initializers.values():
+        if len(value.uses()) > 1 and value.dtype in FLOATS and _is_matrix(value):
+            readers.update(value.consumers())
+    only = {node for node in all_nodes(model) if node not in readers}
+    return fold(model, only=only)
+
+
+def _is_matrix(value: ir.Value) -> bool:
+    """Return whether more than one axis of a constant is longer than 1."""
+    if value.const_value is None:
+        return False
+    longer_than_one = [size for size in value.const_value.shape.numpy() if size != 1]
+    return len(longer_than_one) > 1
 
 
 def _name_nodes(model: ir.Model) -> None:
@@ -92,8 +118,7 @@ def _unshare(model: ir.Model) -> Origins:
             continue
         tensor = value.const_value
         assert tensor is not None
-        longer_than_one = [size for size in tensor.shape.numpy() if size != 1]
-        if len(longer_than_one) > 1:
+        if _is_matrix(value):
             continue
         for use in uses[1:]:
             # an initializer of the main graph may serve a subgraph, too

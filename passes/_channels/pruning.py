@@ -19,7 +19,6 @@ from .._dims.solve import Attention, Solution, solve
 from .._dims.trace import traced
 from .._reconstruct.layers import reconstruct
 from ..eliminate_common_subexpressions import EliminateCommonSubexpressions
-from ..fold_constants import FoldConstants
 from ..remove_identities import RemoveIdentities
 from ..remove_unused import RemoveUnused
 from .branches import droppable, take_means
@@ -28,16 +27,16 @@ from .constants import constants_first, keep_constants
 from .costs import Cost, CostKind, costs_of, stored_cost
 from .history import PruningHistory, places_of, shape_of
 from .importance.scores import Scores
-from .prepare import prepare, share_again
+from .prepare import Step, fold_but_ties, prepare, share_again
 from .select import Candidates, Choice, allowed_widths
 from .verify import Verdict, failing_parts, remove_channels, verify_removal
 
-CLEANUP = (
-    RemoveUnused(),
-    RemoveIdentities(),
-    FoldConstants(),
-    EliminateCommonSubexpressions(),
-    RemoveUnused(),
+CLEANUP: tuple[Step, ...] = (
+    RemoveUnused().run,
+    RemoveIdentities().run,
+    fold_but_ties,
+    EliminateCommonSubexpressions().run,
+    RemoveUnused().run,
 )
 """Exact passes over the pruned model: channels that went leave shape arithmetic and copies."""
 
@@ -275,7 +274,7 @@ class Pruning:
             )
         share_again(pruned, self._origins)
         for step in CLEANUP:
-            step.run(pruned, self._context)
+            step(pruned, self._context)
         return Pruned(pruned, fitted, left)
 
     def finish(self, model: ir.Model, pruned: Pruned) -> None:

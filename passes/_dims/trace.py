@@ -553,9 +553,11 @@ def _loosened(
     start = len(symbols) if twin else 0
     for index, symbol in enumerate(symbols):
         prime = _prime(start + index)
-        candidates = [prime * factor for factor in STRETCH]
+        held = sizes[symbol]
+        # a reshape may ask for a multiple of what it was made for
+        candidates = [prime * factor for factor in (*STRETCH, held)]
         if twin:
-            candidates.extend(SMALL)
+            candidates += [*SMALL, 2 * held]
         for size in candidates:
             if size == sizes[symbol]:
                 continue
