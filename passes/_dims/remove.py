@@ -230,10 +230,7 @@ def _set_target(
     if not dynamic.any():
         surgery.constant(node, index, static)
         return
-    parts = [
-        Fraction(entry) if computed else Fraction(1)
-        for entry, computed in zip(told, dynamic, strict=True)
-    ]
+    parts = [entry if isinstance(entry, Fraction) else Fraction(1) for entry in told]
     numerators = np.array([part.numerator for part in parts], np.int64)
     denominators = np.array([part.denominator for part in parts], np.int64)
     computed = value
@@ -256,7 +253,7 @@ def _computed(
     """Put a node of shape arithmetic in front of another, and trace it; arrays are constants."""
     graph = node.graph
     assert isinstance(graph, ir.Graph)
-    values = []
+    values: list[ir.Value | None] = []
     for given in inputs:
         value = given
         if not isinstance(value, ir.Value):

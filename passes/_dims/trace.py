@@ -110,7 +110,7 @@ class Trace:
         self.shapes: dict[ir.Value, Shape] = {}
         self.arrays: dict[ir.Value, NDArray[Any]] = {}
         self.contradicted = False
-        """Whether a node cannot run under these sizes: others must be meant."""
+        """True once a node cannot run under these sizes: others must be meant."""
         for value in model.graph.inputs:
             if value.shape is not None:
                 symbols = _symbols(value)

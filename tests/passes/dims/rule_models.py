@@ -430,4 +430,98 @@ MODELS = {
             "v[0]": "iijj",
         },
     ),
+    "a Gemm that the runtime fused": (
+        """
+        <ir_version: 10, opset_import: ["" : 21, "com.microsoft" : 1]>
+        g (float[N, 3] x) => (float[N, 2] y) <float[4, 3] w, float[4] b, float[4, 2] v> {
+            a = com.microsoft.FusedGemm
+                <activation = "LeakyRelu", activation_alpha = 0.3, transB = 1> (x, w, b)
+            y = Gemm (a, v)
+        }""",
+        {"w[0]": "abcd", "b[0]": "abcd", "v[0]": "abcd"},
+    ),
+    "a Conv that the runtime fused": (
+        """
+        <ir_version: 10, opset_import: ["" : 21, "com.microsoft" : 1]>
+        g (float[N, 3, 5, 5] x) => (float[N, 2, 5, 5] y)
+        <float[4, 3, 3, 3] w, float[4] b, float[4, 3, 1, 1] u, float[2, 4, 1, 1] v> {
+            s = Conv (x, u)
+            a = com.microsoft.FusedConv <activation = "Relu", pads = [1, 1, 1, 1]> (x, w, b, s)
+            y = Conv (a, v)
+        }""",
+        {"w[0]": "abcd", "b[0]": "abcd", "u[0]": "abcd", "v[1]": "abcd"},
+    ),
+    "both matrices read transposed": (
+        """
+        <ir_version: 10, opset_import: ["" : 21, "com.microsoft" : 1]>
+        g (float[N, 3] x) => (float[2, N] y) <float[3, 4] w, float[2, 4] v> {
+            a = MatMul (x, w)
+            t = Transpose <perm = [1, 0]> (a)
+            b = com.microsoft.FusedMatMul <transA = 1, transB = 1> (t, v)
+            y = Transpose <perm = [1, 0]> (b)
+        }""",
+        {"w[1]": "abcd", "v[1]": "abcd"},
+    ),
+    "heads in one axis with the batch": (
+        """
+        g (float[N, L, 6] x) => (float[N, L, 2] y)
+        <float[6, 8] q, float[6, 8] k, float[6, 8] v, float[8, 2] o, int64[1] zero = {0},
+         int64[1] one = {1}, int64[1] heads = {4}, int64[1] size = {2}, int64[1] all = {8}> {
+            s = Shape (x)
+            n = Gather (s, zero)
+            l = Gather (s, one)
+            nh = Mul (n, heads)
+            cut = Concat <axis = 0> (l, nh, size)
+            joined = Concat <axis = 0> (l, n, all)
+            t = Transpose <perm = [1, 0, 2]> (x)
+            q1 = MatMul (t, q)
+            k1 = MatMul (t, k)
+            v1 = MatMul (t, v)
+            q2 = Reshape <allowzero = 1> (q1, cut)
+            k2 = Reshape <allowzero = 1> (k1, cut)
+            v2 = Reshape (v1, cut)
+            q3 = Transpose <perm = [1, 0, 2]> (q2)
+            k3 = Transpose <perm = [1, 2, 0]> (k2)
+            v3 = Transpose <perm = [1, 0, 2]> (v2)
+            scores = MatMul (q3, k3)
+            shares = Softmax <axis = -1> (scores)
+            m = MatMul (shares, v3)
+            back = Transpose <perm = [1, 0, 2]> (m)
+            j = Reshape (back, joined)
+            p = MatMul (j, o)
+            y = Transpose <perm = [1, 0, 2]> (p)
+        }""",
+        {
+            "q[1]": "aabbccdd",
+            "k[1]": "aabbccdd",
+            "v[1]": "aabbccdd",
+            "o[0]": "aabbccdd",
+        },
+    ),
+    "a table of positions that is cut to the length": (
+        """
+        g (float[N, L, 3] x) => (float[N, L, 2] y)
+        <float[3, 4] w, float[1, 20, 4] p, float[4, 2] v, int64[1] zero = {0}, int64[1] one = {1}> {
+            a = MatMul (x, w)
+            s = Shape (x)
+            l = Gather (s, one)
+            r = Slice (p, zero, l, one)
+            b = Add (a, r)
+            y = MatMul (b, v)
+        }""",
+        {"w[1]": "abcd", "p[2]": "abcd", "v[0]": "abcd"},
+    ),
+    "one weight as it is and transposed": (
+        """
+        g (float[N, 5] x) => (float[N, 3] y)
+        <float[5, 4] i, float[4, 4] w, float[4, 3] o> {
+            a = MatMul (x, i)
+            b = MatMul (a, w)
+            r = Relu (b)
+            t = Transpose <perm = [1, 0]> (w)
+            c = MatMul (r, t)
+            y = MatMul (c, o)
+        }""",
+        {"i[1]": "abcd", "w[0]": "abcd", "w[1]": "efgh", "o[0]": "abcd"},
+    ),
 }

@@ -46,3 +46,55 @@ def test_branches_that_differ_are_unknown():
         }""")
     )
     assert "b" not in {value.name for value in trace.shapes}
+
+
+def test_a_size_that_a_reshape_spells_out_is_found():
+    trace = traced(
+        model_of("""
+        g (float[N, L, 6] x) => (float[N, L, 6] y) <int64[3] s = {7, -1, 6}, float[7, 1, 6] c> {
+            t = Transpose <perm = [1, 0, 2]> (x)
+            r = Reshape (t, s)
+            a = Add (r, c)
+            y = Transpose <perm = [1, 0, 2]> (a)
+        }""")
+    )
+    y = by_name(trace, "y")
+    assert trace.varies(y, 0)
+    assert trace.shape(y)[1:] == (7, 6)
+    assert not trace.contradicted
+
+
+def test_a_reshape_that_fixes_the_batch_is_followed():
+    trace = traced(
+        model_of("""
+        g (float[N, 1, 32] x) => (float[1, 32] y) <int64[2] s = {1, 32}> { y = Reshape (x, s) }""")
+    )
+    assert trace.shape(by_name(trace, "x")) == (1, 1, 32)
+    assert not trace.varies(by_name(trace, "y"), 0)
+
+
+def test_a_multiple_of_what_a_reshape_was_made_for_fits_too():
+    trace = traced(
+        model_of("""
+        g (float[N, 4] x) => (float[3, M, 4] y) <int64[3] s = {3, -1, 4}> {
+            y = Reshape (x, s) }""")
+    )
+    y = by_name(trace, "y")
+    assert trace.shape(y)[0] == 3
+    assert trace.varies(y, 1)
+
+
+def test_a_table_of_positions_bounds_the_length():
+    trace = traced(
+        model_of("""
+        g (float[N, L, 3] x) => (float[N, L, 3] y)
+        <float[1, 20, 3] p, int64[1] zero = {0}, int64[1] one = {1}> {
+            s = Shape (x)
+            l = Gather (s, one)
+            r = Slice (p, zero, l, one)
+            y = Add (x, r)
+        }""")
+    )
+    y = by_name(trace, "y")
+    assert 1 < trace.shape(y)[1] <= 20
+    assert trace.varies(y, 1)
