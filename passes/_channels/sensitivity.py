@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from .._base import Context
 from .._calibrated.layers import LARGEST_WIDTH, fittable_layers
-from .._core.edit import Edit, used_once
+from .._core.edit import Edit
 from .._core.linear import LinearLayer
 from .._dims.groups import Group
 from .._dims.solve import Solution
@@ -200,6 +200,9 @@ def _layers_by_name(
     layers = {}
     found, _ = fittable_layers(model, tied=True)
     for layer in found:
+        # no copy of the weight fits in front of nodes that others read behind
+        if layer.chain.nodes and not layer.chain.has_one_reader:
+            continue
         if widest is None or layer.width <= widest:
             name = layer.node.name or ""
             layers[name] = layer
@@ -338,7 +341,7 @@ def _untie(model: ir.Model, edit: Edit) -> None:
     """Give each layer a weight of its own, so that each is fitted to what it reads."""
     for layer in _layers_by_name(model).values():
         weight = layer.weight
-        if used_once(weight):
+        if layer.chain.has_one_reader:
             continue
         graph = layer.node.graph
         assert isinstance(graph, ir.Graph)

@@ -103,14 +103,32 @@ def pruned(text, context, **options):
     return model, outcome
 
 
-@pytest.mark.parametrize("with_data", [False, True])
-@pytest.mark.parametrize(
-    "options", [{"ratio": 0.5}, {"ratio": 0.5, "scope": "global"}, {"macs": 0.5}]
+TURNED = (
+    TOWERS.replace("float[20, 6] w2", "float[6, 20] w2")
+    .replace(
+        "p = MatMul (a2, w2)", "t = Transpose <perm = [1, 0]> (w2)  p = MatMul (a2, t)"
+    )
+    .replace(
+        "q = MatMul (b2, w2)", "u = Transpose <perm = [1, 0]> (w2)  q = MatMul (b2, u)"
+    )
 )
-def test_towers_of_one_weight_stay_alike(options, with_data):
-    feeds = feeds_of(TOWERS, 16, 8)
+
+
+@pytest.mark.parametrize("with_data", [False, True])
+@pytest.mark.parametrize("text", [TOWERS, TURNED])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"ratio": 0.5},
+        {"ratio": 0.5, "scope": "global"},
+        {"macs": 0.5},
+        {"macs": 0.5, "scope": "global"},
+    ],
+)
+def test_towers_of_one_weight_stay_alike(options, text, with_data):
+    feeds = feeds_of(text, 16, 8)
     context = CalibratedContext(feeds) if with_data else NullContext()
-    model, outcome = pruned(TOWERS, context, **options)
+    model, outcome = pruned(text, context, **options)
     assert outcome.changed == 10
     assert outcome.stats["params_after"] == 10 * (8 + 6)
     # one fit gives both towers one weight, and one bias
