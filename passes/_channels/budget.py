@@ -329,7 +329,8 @@ def smallest_ratio(
 ) -> Choice:
     """Choice of the smallest ratio whose cost is at most `fraction` of the whole.
 
-    That of ratio 1 where none is.
+    That of ratio 1 where none is. What it leaves of the budget goes to groups that are wider under
+    the next smaller ratio: there many groups may change at once.
     """
     if budget(pick(1.0)) > fraction:
         return pick(1.0)
@@ -342,4 +343,9 @@ def smallest_ratio(
             high = middle
         else:
             low = middle
-    return pick(high)
+    choice = pick(high)
+    for index, count in enumerate(pick(low)):
+        wider = _with(choice, index, min(count, choice[index]))
+        if budget(wider) <= fraction:
+            choice = wider
+    return choice

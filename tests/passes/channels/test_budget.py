@@ -149,6 +149,18 @@ def test_the_smallest_ratio_within_a_budget():
     assert choice == [4]
 
 
+def test_what_a_ratio_leaves_of_the_budget_widens_groups():
+    def left(choice):
+        return 1 - sum(choice) / 10
+
+    def pick(ratio):
+        return [4, 4] if ratio > 0.5 else [0, 1]
+
+    assert smallest_ratio(left, 0.6, pick) == [0, 4]
+    assert smallest_ratio(left, 0.5, pick) == [4, 1]
+    assert smallest_ratio(left, 0.3, pick) == [4, 4]
+
+
 def test_a_budget_out_of_reach_takes_all_that_may_go():
     _, _, groups = mlp(np.ones((2, 10)), np.ones((10, 2)))
     picked = candidates(groups, [np.arange(1, 11)])
