@@ -88,7 +88,7 @@ def _propagation_is_bounded(model: ir.Model) -> bool:
     joins = 0
     for function in model.functions.values():
         joins += sum(node.op_type == "Concat" for node in function)
-    return 2**joins < PROPAGATED
+    return joins < PROPAGATED.bit_length()
 
 
 def _elements_followed(node: ir.Node, elements: dict[ir.Value, int]) -> int:

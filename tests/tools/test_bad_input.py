@@ -145,7 +145,10 @@ def refused(folder: Path, capfd, *args: object) -> tuple[int, str, str]:
     assert lines[0].startswith("error: ")
     assert lines[1].startswith("  fix: ")
     assert len(lines[1]) > len("  fix: ")
-    assert result.stdout == ""
+    if "--json" in args:
+        assert json.loads(result.stdout)["error"]["exit_code"] == result.exit_code
+    else:
+        assert result.stdout == ""
     assert capfd.readouterr() == ("", "")  # nothing from C++ either
     return result.exit_code, lines[0], lines[1]
 
