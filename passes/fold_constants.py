@@ -12,6 +12,7 @@ import onnx_ir as ir
 from ._base import Context, Declined, Effect, Option, Pass, PassOutcome
 from ._core.edit import Edit, is_constant
 from ._core.graph import graphs_of, label
+from ._core.limits import limit
 from ._core.rewrites import permit
 from ._core.union_find import Sets
 from ._simplify.branches import inline_branches
@@ -22,12 +23,6 @@ FREE = 64 * 1024
 """Bytes that a result may have whatever its inputs, and by which folding may grow the whole model.
 
 Chosen by hand: nothing beside a model's weights.
-"""
-
-LARGEST = 32 * 2**20
-"""Bytes of the largest tensor that is read or made. Chosen by hand.
-
-A larger one ONNX Runtime folds when it loads the model.
 """
 
 SHARED = 1024
@@ -145,19 +140,20 @@ def _readable(value: ir.Value) -> bool:
 
 def _results(node: ir.Node, done: Evaluated, opset: int) -> list[Array]:
     """The outputs of a node of known inputs. Errors: NotFoldable beyond the budget."""
+    largest = limit("FOLD_BYTES")
     # before any is read
     for value in node.inputs:
         if value is None or value in done.results:
             continue
-        if _array_bytes(value) > LARGEST:
+        if _array_bytes(value) > largest:
             raise NotFoldable(
-                f"a constant of more than {LARGEST >> 20} MiB: ONNX Runtime folds it when "
+                f"a constant of more than {largest:,} bytes: ONNX Runtime folds it when "
                 "it loads the model"
             )
     inputs = [_input_array(value, done) for value in node.inputs]
     given = sum(array.nbytes for array in inputs if array is not None)
     made = result_elements(node, inputs) * _item_size(node)
-    if made > max(given, FREE) or made > LARGEST:
+    if made > max(given, FREE) or made > largest:
         raise NotFoldable(
             f"its result of {made} bytes is larger than its inputs of {given} bytes"
         )

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import itertools
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from ..passes._core.context import (
     MomentRequest,
 )
 from ..passes._core.latency import SLOWER, LatencyRatio
+from ..passes._core.scratch import scratch_folder
 from .batching import RowLimit, micro_batches
 from .bench import paired_latency
 from .difference import difference
@@ -130,7 +130,7 @@ class RunContext:
         # quantized models run as written: ONNX Runtime fuses their kernels in one form of a graph
         # and not in another, and what they compute changes with that
         as_written = _quantizes(model) or _quantizes(other)
-        with tempfile.TemporaryDirectory(prefix="onnx-opt-") as folder:
+        with scratch_folder() as folder:
             reference_path = Path(folder, "reference.onnx")
             other_path = Path(folder, "other.onnx")
             self._save(model, reference_path)
@@ -156,7 +156,7 @@ class RunContext:
         """
         assert self._provider is not None
         sessions: list[Session] = []
-        with tempfile.TemporaryDirectory(prefix="onnx-opt-") as folder:
+        with scratch_folder() as folder:
             try:
                 for index, model in enumerate(models):
                     path = Path(folder, f"{index}.onnx")
@@ -191,7 +191,7 @@ class RunContext:
         # constants are the same in every run: the first one shows them
         by_run = itertools.chain([plan], itertools.repeat(varying))
         fetched = [name for name, tap in plan.items() if tap is None]
-        with tempfile.TemporaryDirectory(prefix="onnx-opt-") as folder:
+        with scratch_folder() as folder:
             path = Path(folder, "calibration.onnx")
             self._save(with_taps(model, fetched), path)
             # the thread that counts needs a core, too
@@ -218,7 +218,7 @@ class RunContext:
             fetched.append(request.tensor)
             if request.target:
                 fetched.append(request.target)
-        with tempfile.TemporaryDirectory(prefix="onnx-opt-") as folder:
+        with scratch_folder() as folder:
             path = Path(folder, "moments.onnx")
             self._save(with_taps(model, fetched), path)
             session = open_session(self.worker, path)
@@ -243,7 +243,7 @@ class RunContext:
         batches: list[Batch] = []
         limit = RowLimit()
         held = 0
-        with tempfile.TemporaryDirectory(prefix="onnx-opt-") as folder:
+        with scratch_folder() as folder:
             path = Path(folder, "resumed.onnx")
             self._save(model, path)
             session = open_session(self.worker, path)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 
 from .. import RefusedError, UsageError
 from ..passes._core.fitted_dims import fitted_dims
+from ..passes._core.limits import limit
 from ._data import arrays as arrays_module
 from ._data import conventional, folders, objects, tables, texts
 from ._data.synthetic import LIKELY, MODEST, Overrides, Values, array_for, shape_of
@@ -438,6 +440,7 @@ def synthetic_feeds(
     def make() -> Iterator[Arrays]:
         # made anew for every iteration, which gives the same batches
         random = np.random.default_rng(seed)
+        _require_affordable(inputs, shapes)
         for _ in range(batches):
             batch = {}
             for info, shape in zip(inputs, shapes, strict=True):
@@ -487,6 +490,23 @@ def _fitted(inputs: Sequence[TensorInfo], path: Path) -> list[TensorInfo]:
         shape = tuple(dims.get(info.name, info.shape))
         fitted.append(dataclasses.replace(info, shape=shape))
     return fitted
+
+
+def _require_affordable(inputs: Sequence[TensorInfo], shapes: _Shapes) -> None:
+    """Refuse to make up a batch that takes more memory than allowed: a model can ask for any.
+
+    Errors: RefusedError.
+    """
+    most = limit("FEED_BYTES")
+    for info, shape in zip(inputs, shapes, strict=True):
+        # made as numbers of 8 bytes
+        nbytes = 8 * math.prod(shape)
+        if nbytes > most:
+            raise RefusedError(
+                f"input '{info.name}'",
+                f"would take {nbytes:,} bytes to make up",
+                "give --data, or raise ONNX_OPT_FEED_BYTES",
+            )
 
 
 def sized_feeds(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
@@ -11,6 +10,7 @@ import onnx
 
 from ..passes._core.context import KernelNode
 from ..passes._core.ops import STANDARD_DOMAINS
+from ..passes._core.scratch import scratch_folder
 from .session import Session
 
 Level = Literal["basic", "extended", "all"]
@@ -38,7 +38,7 @@ def optimized_counts(
 
 
 def _nodes(session: Session, level: Level) -> list[onnx.NodeProto]:
-    with tempfile.TemporaryDirectory() as folder:
+    with scratch_folder() as folder:
         path = Path(folder, "optimized.onnx")
         session.write_optimized(path, level)
         # its weights are in a file beside it, which nobody reads

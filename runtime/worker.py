@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import IO, Any
 
 from .. import CheckError, OnnxOptError, RefusedError, UsageError
+from ..passes._core.limits import limit
 from ._worker import ipc
 
 # imports this very package by its folder: the parent may have found it in a way that the child's
@@ -40,6 +41,11 @@ _ERRORS: dict[str, type[OnnxOptError]] = {
     "RefusedError": RefusedError,
     "CheckError": CheckError,
 }
+
+_QUIET = {"ORT_DISABLE_TELEMETRY": "1"}
+"""Environment of the child, unless the user's has it: ONNX Runtime 1.32 reports to its maker
+otherwise, from Linux too, and leaves a file of its own in the folder for temporary files.
+"""
 
 _EXIT_SECONDS = 10
 """Seconds that a child which closed its pipe may take to end. Chosen by hand; not measured."""
@@ -79,17 +85,20 @@ class RemoteError(OnnxOptError):
 class Worker:
     """One child process, started at the first call, and again at the first call after it died.
 
-    `timeout`: seconds that a call may take. `memory_bytes`: limit of the child's address space;
-    None is the machine's physical memory and what its threads reserve (not on Windows, nor for GPU
-    providers, which reserve far more than they use). One call at a time: not for use from several
-    threads. `generation` counts the starts: handles from an earlier generation are void.
+    `timeout`: seconds that a call may take; None is the limit SECONDS. `memory_bytes`: limit of the
+    child's address space; None is the limit MEMORY, or the machine's physical memory and what its
+    threads reserve (not on Windows, nor for GPU providers, which reserve far more than they use).
+    One call at a time: not for use from several threads. `generation` counts the starts: handles
+    from an earlier generation are void.
     """
 
-    def __init__(self, timeout: float = 600, memory_bytes: int | None = None) -> None:
+    def __init__(
+        self, timeout: float | None = None, memory_bytes: int | None = None
+    ) -> None:
         self._process: subprocess.Popen[bytes] | None = None
         self._stderr: IO[bytes] | None = None
-        self.timeout = timeout
-        self.memory_bytes = memory_bytes or default_limit()
+        self.timeout = limit("SECONDS") if timeout is None else timeout
+        self.memory_bytes = memory_bytes or limit("MEMORY") or default_limit()
         self.generation = 0
 
     def __enter__(self) -> Worker:
@@ -118,15 +127,15 @@ class Worker:
         raised.
         """
         self.start()
-        limit = self.timeout if timeout is None else timeout
+        seconds = self.timeout if timeout is None else timeout
         expired = threading.Event()
-        timer = threading.Timer(limit, self._expire, [expired])
+        timer = threading.Timer(seconds, self._expire, [expired])
         timer.daemon = True
         timer.start()
         try:
             reply = self._exchange(ipc.FunctionCall(function, args, kwargs))
         except (EOFError, OSError):
-            exceeded = limit if expired.is_set() else None
+            exceeded = seconds if expired.is_set() else None
             raise self._death(function, exceeded) from None
         except BaseException:
             # interrupted between two messages: an answer may still come, to no question
@@ -152,6 +161,7 @@ class Worker:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._stderr,
+            env=_QUIET | os.environ,
             # Ctrl-C in the terminal is the parent's to handle
             start_new_session=True,
         )
@@ -193,7 +203,7 @@ class Worker:
             return LimitExceeded(
                 function,
                 f"ran past {exceeded:g} s and was stopped",
-                "use a smaller model or less data, or raise the time limit",
+                "use a smaller model or less data, or raise ONNX_OPT_SECONDS",
             )
         process = self._process
         assert process is not None

@@ -49,6 +49,9 @@ GC_THRESHOLDS = (100_000, 50, 100)
 Far above CPython's own. Chosen by hand: the gain was measured, not the best values.
 """
 
+LONGEST = 600
+"""Characters of each part of an error; a longer one is shown by its ends. Chosen by hand."""
+
 HELP = """LLVM's opt, for ONNX: make a trained model smaller and faster, and check the result.
 
 \b
@@ -151,9 +154,9 @@ def report_error(
     if isinstance(error, click.exceptions.Exit):
         return error.exit_code
     where, problem, fix, code = _in_words(error)
-    # names in a file may hold control characters
-    click.echo(f"error: {escaped(where)}: {escaped(problem)}", err=True)
-    click.echo(f"  fix: {escaped(fix)}", err=True)
+    # names in a file may hold control characters, and be of any length
+    click.echo(f"error: {_cut(where)}: {_cut(problem)}", err=True)
+    click.echo(f"  fix: {_cut(fix)}", err=True)
     if as_json:
         facts = {"where": where, "problem": problem, "fix": fix, "exit_code": code}
         emit_json({**_known(error), "error": facts})
@@ -169,6 +172,13 @@ def _known(error: BaseException) -> dict[str, Any]:
         return account
     known: dict[str, Any] = account.as_dict()
     return known
+
+
+def _cut(text: str) -> str:
+    """Text safe for a terminal, and of a length that one reads."""
+    if len(text) > LONGEST:
+        text = f"{text[: LONGEST // 2]} … {text[-LONGEST // 2 :]}"
+    return escaped(text)
 
 
 def _in_words(error: BaseException) -> tuple[str, str, str, int]:

@@ -92,7 +92,9 @@ def _as_words(value: Any) -> list[str]:
 
 def emit_json(value: Any) -> None:
     """One JSON object on stdout; infinities and NaN, which JSON lacks, become null."""
-    click.echo(json.dumps(finite(value), indent=2, ensure_ascii=False, allow_nan=False))
+    text = json.dumps(finite(value), indent=2, ensure_ascii=False, allow_nan=False)
+    # JSON is shown in terminals, too: names are escaped in its own way
+    click.echo("".join(map(_json_character, text)))
 
 
 def finite(value: Any) -> Any:
@@ -109,6 +111,12 @@ def finite(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
+
+
+def _json_character(character: str) -> str:
+    if character != "\n" and unicodedata.category(character).startswith("C"):
+        return json.dumps(character)[1:-1]
+    return character
 
 
 def escaped(text: str) -> str:

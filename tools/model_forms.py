@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import onnx_ir as ir
 
 from .. import UsageError
 from ..frontends.onnx_file import load, save
+from ..passes._core.scratch import scratch_folder
 
 FORMS = (
     "a path, bytes, an onnx.ModelProto, an onnx_ir.Model or a torch.onnx.ONNXProgram"
@@ -47,7 +47,7 @@ def as_file(model: Any) -> Iterator[Path]:
     if isinstance(found, Path):
         yield found
         return
-    with tempfile.TemporaryDirectory(prefix="onnx-opt-") as folder:
+    with scratch_folder() as folder:
         path = Path(folder, f"{found.graph.name or 'model'}.onnx".replace("/", "_"))
         save(found, path)
         yield path
@@ -55,7 +55,7 @@ def as_file(model: Any) -> Iterator[Path]:
 
 def _loaded(content: bytes) -> ir.Model:
     """Read a model in memory by the checks that a file passes."""
-    with tempfile.TemporaryDirectory(prefix="onnx-opt-") as folder:
+    with scratch_folder() as folder:
         path = Path(folder, "model.onnx")
         path.write_bytes(content)
         return load(path)

@@ -7,21 +7,13 @@ from typing import Any
 import onnx
 
 from ... import RefusedError
+from ...passes._core.limits import limit
 from .protos import held_graphs, standard_domain
 from .read import EXPORT_AGAIN
 from .tensors import shown
 
 Key = tuple[str, str, str]
 """Domain, name and overload of a function."""
-
-MAX_NODES = 1_000_000
-"""Nodes after every call is expanded: forty functions that call the next one twice would be 2^40.
-
-Chosen by hand; not measured.
-"""
-
-MAX_DEPTH = 200
-"""Calls inside calls: some readers of ONNX recurse. Chosen by hand; not measured."""
 
 
 def check_calls(
@@ -36,25 +28,27 @@ def check_calls(
     calls: dict[Key, list[Key]] = {}
     for key, function in functions.items():
         calls[key] = _calls(function.node, functions, where)
+    # forty functions that call the next one twice would be 2^40 nodes; some readers recurse
+    most_nodes, most_calls = limit("CALL_NODES"), limit("CALL_DEPTH")
     expanded: dict[Key, int] = {}
     depth: dict[Key, int] = {}
     for key in _callees_first(calls, where):
         own_nodes = max(len(functions[key].node), 1)
         expanded[key] = own_nodes + sum(expanded[callee] for callee in calls[key])
         depth[key] = 1 + max((depth[callee] for callee in calls[key]), default=0)
-        if depth[key] > MAX_DEPTH:
+        if depth[key] > most_calls:
             raise RefusedError(
                 where,
-                f"function calls nest deeper than {MAX_DEPTH}",
+                f"function calls nest deeper than {most_calls}",
                 "inline them when exporting",
             )
     called = _calls(proto.graph.node, functions, where)
     total = sum(expanded[key] for key in called)
     # functions that nothing calls count too
-    if max(total, *expanded.values()) > MAX_NODES:
+    if max(total, *expanded.values()) > most_nodes:
         raise RefusedError(
             where,
-            f"function calls expand to more than {MAX_NODES:,} nodes",
+            f"function calls expand to more than {most_nodes:,} nodes",
             EXPORT_AGAIN,
         )
 

@@ -1,14 +1,14 @@
-"""Atomic writing of a model: temporary names beside the target, fsync, rename.
+"""Atomic writing of a model: all files are complete, on the disk, before one rename shows them.
 
-The data file comes first and the model file last, so that a former pair stays whole until then.
+The data file has a name that no model knows, until the model that names it takes the target's.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import os
-import secrets
 import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,6 +21,7 @@ import onnx_ir as ir
 from ... import OnnxOptError, RefusedError, UsageError
 from ...passes._core.ir_versions import ir_version_of_content
 from .declared import write_declarations
+from .leftovers import OwnFiles, same_file, sync_folder
 from .protos import tensor_protos
 from .read import LIMIT, innermost
 from .slots import Slot, slots_of
@@ -67,7 +68,7 @@ def save(
     target = Path(path)
     slots = list(slots_of(model))
     sources = _source_files(slots)
-    if any(_same_file(target, source) for source in sources):
+    if any(same_file(target, source) for source in sources):
         raise UsageError(
             str(path),
             "is the weights file of the model being written",
@@ -78,30 +79,27 @@ def save(
         external = bool(sources) or nbytes > INLINE_LIMIT
     if not external and nbytes >= LIMIT:
         raise RefusedError(str(path), _TOO_LARGE, "save it with external data")
-    stale = [
-        file
-        for file in _own_data_files(target)
-        if not any(_same_file(file, source) for source in sources)
-    ]
     written: list[Path] = []
-    commit = _Commit()
-    try:
+    with contextlib.ExitStack() as stack:
+        with _as_own_errors(path):
+            files = stack.enter_context(OwnFiles(target))
         with contextlib.ExitStack() as restore:
             if external:
                 with _as_own_errors(path):
-                    _write_data(target, slots, restore, written)
+                    written += _write_data(files, slots, restore)
             else:
                 _bring_inline(slots, restore)
             encoded = _encoded(model, str(path))
-        _write_model(encoded, target, str(path), check, commit)
-    # an interrupt, too, leaves either the former pair or the new one
-    except BaseException:
-        if not commit.happened(target):
-            for file in written:
-                file.unlink(missing_ok=True)
-        raise
-    for file in stale:
-        file.unlink(missing_ok=True)
+        with _as_own_errors(path):
+            temporary = files.temporary()
+            with open(temporary, "wb") as file:
+                file.write(encoded)
+                _make_durable(file)
+        # outside of `_as_own_errors`: its exceptions are not about the path
+        if check is not None:
+            check(temporary)
+        with _as_own_errors(path):
+            files.switch(temporary, still_read=sources)
     return [*written, target]
 
 
@@ -122,7 +120,7 @@ def check_output(
                 "add a file name, as in out.onnx",
             )
         protected = None if force else input_path
-        if protected is not None and _same_file(target, Path(protected)):
+        if protected is not None and same_file(target, Path(protected)):
             raise UsageError(
                 str(path),
                 "is the input model itself",
@@ -141,9 +139,9 @@ def check_output(
                     "is not a regular file",
                     "choose a path to a new or an existing file",
                 )
-        # permissions are tried, not guessed
-        with _temporary(target):
-            pass
+        # permissions are tried, not guessed; what a killed run left goes before the work
+        with OwnFiles(target) as files:
+            files.temporary()
 
 
 @contextlib.contextmanager
@@ -173,60 +171,9 @@ def _as_own_errors(path: str | Path) -> Iterator[None]:
         ) from error
 
 
-@contextlib.contextmanager
-def _temporary(target: Path) -> Iterator[tuple[BinaryIO, Path]]:
-    """A new file beside `target`, gone at the end unless it was renamed.
-
-    It has the permissions that `target` has or will have.
-    """
-    # file systems end names at 255 bytes
-    name = f".{target.name[:200]}.{secrets.token_hex(4)}.tmp"
-    temporary = target.with_name(name)
-    # O_EXCL: a link that someone put there in advance is not followed
-    flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | getattr(os, "O_BINARY", 0)
-    descriptor = os.open(temporary, flags, 0o666)
-    try:
-        with open(descriptor, "wb") as file:
-            if target.is_file():
-                os.chmod(temporary, target.stat().st_mode & 0o777)
-            yield file, temporary
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-class _Commit:
-    """The rename that makes a file visible, and the knowledge of having happened.
-
-    An interrupt may fall just behind the rename, so the file itself is asked.
-    """
-
-    def __init__(self) -> None:
-        self._identity: tuple[int, int] | None = None
-
-    def run(self, file: BinaryIO, temporary: Path, target: Path) -> None:
-        """Make what was written durable, then visible, in one step."""
-        file.flush()
-        os.fsync(file.fileno())
-        status = os.fstat(file.fileno())
-        self._identity = (status.st_dev, status.st_ino)
-        file.close()
-        os.replace(temporary, target)
-        if hasattr(os, "O_DIRECTORY"):
-            folder = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY)
-            try:
-                # some network file systems cannot; the rename stands all the same
-                with contextlib.suppress(OSError):
-                    os.fsync(folder)
-            finally:
-                os.close(folder)
-
-    def happened(self, target: Path) -> bool:
-        """True if the file at `target` is the one that `run` wrote."""
-        try:
-            status = os.stat(target)
-        except OSError:
-            return False
-        return (status.st_dev, status.st_ino) == self._identity
+def _make_durable(file: BinaryIO) -> None:
+    file.flush()
+    os.fsync(file.fileno())
 
 
 def _encoded(model: ir.Model, where: str) -> bytes:
@@ -276,31 +223,12 @@ def _drop_repeated_types(graph: onnx.GraphProto) -> None:
         graph.value_info.extend(kept)
 
 
-def _write_model(
-    encoded: bytes,
-    target: Path,
-    where: str,
-    check: Callable[[Path], None] | None,
-    commit: _Commit,
-) -> None:
-    # `check` stands outside of `_as_own_errors`: its exceptions are not about the path
-    with contextlib.ExitStack() as stack:
-        with _as_own_errors(where):
-            file, temporary = stack.enter_context(_temporary(target))
-            file.write(encoded)
-            file.flush()
-        if check is not None:
-            check(temporary)
-        with _as_own_errors(where):
-            commit.run(file, temporary, target)
-
-
 def _write_data(
-    target: Path, slots: list[Slot], restore: contextlib.ExitStack, written: list[Path]
-) -> None:
+    files: OwnFiles, slots: list[Slot], restore: contextlib.ExitStack
+) -> list[Path]:
     """Stream the large tensors into a fresh data file and point their slots at it.
 
-    Small ones come inline. `written` receives the file.
+    Small ones come inline. Returns the file, if there is one.
     """
     small: list[Slot] = []
     large: list[Slot] = []
@@ -308,21 +236,21 @@ def _write_data(
         (small if _stays_inline(slot.tensor) else large).append(slot)
     _bring_inline(small, restore)
     if not large:
-        return
-    data = _reserve_data_file(target)
-    # noted before the work, so that a failure removes it
-    written.append(data)
+        return []
+    data = files.data_file()
     # a tensor that several slots share is written once
     offsets: dict[int, int] = {}
-    with _temporary(data) as (file, temporary):
+    with open(data, "wb") as file:
         for slot in large:
             key = id(slot.tensor)
             if key not in offsets:
                 offsets[key] = _write_tensor(file, slot.tensor)
-        _Commit().run(file, temporary, data)
+        _make_durable(file)
+    sync_folder(data.parent)
     for slot in large:
         offset = offsets[id(slot.tensor)]
         _swap(slot, _reference(slot.tensor, data.name, offset), restore)
+    return [data]
 
 
 def _stays_inline(tensor: ir.TensorProtocol) -> bool:
@@ -347,6 +275,10 @@ def _write_tensor(file: BinaryIO, tensor: ir.TensorProtocol) -> int:
             f"gave {written} bytes where its shape and type need {tensor.nbytes}",
             _FAULT,
         )
+    file.flush()
+    # numpy's tofile loses the error of its last bytes, as on a full disk
+    if os.fstat(file.fileno()).st_size < file.tell():
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     _start_writeback(file, start, written)
     return start
 
@@ -354,7 +286,6 @@ def _write_tensor(file: BinaryIO, tensor: ir.TensorProtocol) -> int:
 def _start_writeback(file: BinaryIO, start: int, length: int) -> None:
     """Let the disk begin on a large tensor while the next is computed, not only at the fsync."""
     if length >= EARLY and hasattr(os, "posix_fadvise"):
-        file.flush()
         # the advice drops clean pages; Linux starts writing dirty ones on it
         os.posix_fadvise(file.fileno(), start, length, os.POSIX_FADV_DONTNEED)
 
@@ -421,46 +352,3 @@ def _source_files(slots: list[Slot]) -> set[Path]:
         if isinstance(tensor, ir.ExternalTensor):
             found.add(Path(tensor.path))
     return found
-
-
-def _reserve_data_file(target: Path) -> Path:
-    """Create, empty, a data file under a name that no model can be using yet."""
-    number = 0
-    while True:
-        middle = f".{number}" if number else ""
-        candidate = target.with_name(f"{target.name}{middle}.data")
-        try:
-            os.close(os.open(candidate, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
-            return candidate
-        except FileExistsError:
-            number += 1
-
-
-def _own_data_files(target: Path) -> list[Path]:
-    """Data files of the model now at `target` that bear its name: removed once it is replaced."""
-    if not target.is_file():
-        return []
-    try:
-        proto = onnx.load_model(target, load_external_data=False)
-    # whatever is there is about to be replaced; not being a model is no obstacle
-    except Exception:
-        return []
-    names: set[str] = set()
-    for tensor in tensor_protos(proto):
-        for entry in tensor.external_data:
-            if entry.key == "location" and _is_own_name(entry.value, target):
-                names.add(entry.value)
-    return [target.with_name(name) for name in names]
-
-
-def _is_own_name(name: str, target: Path) -> bool:
-    """True for a name that `_reserve_data_file` may have given a data file of `target`."""
-    prefix = f"{target.name}."
-    return name.startswith(prefix) and name.endswith(".data") and "/" not in name
-
-
-def _same_file(first: Path, second: Path) -> bool:
-    try:
-        return os.path.samefile(first, second)
-    except (OSError, ValueError):
-        return False

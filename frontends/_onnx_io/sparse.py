@@ -13,14 +13,10 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from ... import RefusedError
+from ...passes._core.limits import limit
 from .protos import bodies
 from .read import EXPORT_AGAIN
 from .tensors import shown
-
-DENSE_LIMIT = 1 << 30
-"""Bytes (1 GiB) that one sparse tensor may take when dense: a few bytes of a file can claim any
-number. Chosen by hand; not measured.
-"""
 
 T = onnx.TensorProto
 
@@ -28,8 +24,8 @@ T = onnx.TensorProto
 def densify(proto: onnx.ModelProto, where: str) -> int:
     """Replace sparse initializers and `sparse_value` constants by dense tensors; their number.
 
-    Errors: RefusedError for indices out of range or repeated, for more than 1 GiB, and for sparse
-    attributes of ops other than Constant.
+    Errors: RefusedError for indices out of range or repeated, for more bytes than allowed, and for
+    sparse attributes of ops other than Constant.
     """
     count = 0
     for body in bodies(proto):
@@ -81,8 +77,8 @@ def _dense(sparse: onnx.SparseTensorProto, where: str) -> onnx.TensorProto:
     size = math.prod(dims)
     dtype = ir.DataType(values.data_type)
     nbytes = size * dtype.bitwidth // 8
-    # asked before anything is allocated
-    if any(d < 0 for d in dims) or nbytes > DENSE_LIMIT:
+    # asked before anything is allocated: a few bytes of a file can claim any number
+    if any(d < 0 for d in dims) or nbytes > limit("SPARSE_BYTES"):
         raise RefusedError(
             where,
             f"{name} would take {nbytes:,} bytes dense (dims {dims})",

@@ -77,6 +77,9 @@ def check_tensor(tensor: onnx.TensorProto, where: str) -> None:
         refuse(f"has unknown type {tensor.data_type}")
     if any(d < 0 for d in tensor.dims):
         refuse(f"has a negative dimension: {list(tensor.dims)}")
+    # an empty tensor may have any other dim, but no array can
+    if 8 * math.prod(max(d, 1) for d in tensor.dims) >= 1 << 63:
+        refuse(f"is more than any array: its shape is {list(tensor.dims)}")
     if tensor.HasField("segment"):
         refuse("is stored in segments, which ONNX tools do not read")
     if tensor.data_location not in (T.DEFAULT, T.EXTERNAL):

@@ -279,6 +279,12 @@ class _Bodies:
             node.output,
             (schema.min_output, schema.max_output),
         )
+        for formal, name in zip(schema.inputs, node.input, strict=False):
+            if (
+                not name
+                and formal.option == onnx.defs.OpSchema.FormalParameterOption.Single
+            ):
+                self._refuse(f"{_label(node)} lacks its input '{formal.name}'")
         kinds, required = _attributes_of(node.op_type, version, domain)
         for attribute in node.attribute:
             if kinds.get(attribute.name) != attribute.type:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ import torch
 from ... import RefusedError
 from ...passes._core.graph import graphs_of
 from ...passes._core.ops import QUANT_OPS
+from ...passes._core.scratch import scratch_folder
 from ...passes._core.training_recipe import TrainingRecipe
 from ..trainable import coarsest_grid
 from .acceptance import AcceptanceTest, check_shapes
@@ -160,8 +160,7 @@ def _collect(
 ) -> _Material:
     """Open what the training holds until `stack` closes, then read the data."""
     group = stack.enter_context(process_group())
-    temporary = tempfile.TemporaryDirectory(prefix="onnx-opt-")
-    folder = Path(stack.enter_context(temporary))
+    folder = stack.enter_context(scratch_folder())
     device = Device.of(asked)
     curves = asked.tensorboard if group.is_leader else ""
     log = stack.enter_context(logging_to(curves))

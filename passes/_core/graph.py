@@ -41,7 +41,9 @@ def _held_by(graph: ir.Graph | ir.Function) -> list[ir.Graph]:
     """Graphs that the nodes of `graph` hold, the last first: the order of a stack."""
     held: list[ir.Graph] = []
     for node in graph:
-        held.extend(subgraphs(node))
+        # most have none, and there are many
+        if node.attributes:
+            held.extend(subgraphs(node))
     held.reverse()
     return held
 

@@ -14,6 +14,15 @@ SMALL = 1024
 PROTOBUF_LIMIT = 2**31
 """Bytes that a serialized model cannot reach."""
 
+PROPAGATED = 1 << 16
+"""Elements of a shape tensor up to which onnx follows them. Chosen by hand; not measured."""
+
+FOLLOWED = frozenset(
+    {"Add", "Cast", "Concat", "Div", "Gather", "Identity", "Mul", "Reshape", "Slice"}
+    | {"Squeeze", "Sub", "Unsqueeze"}
+)
+"""Operators through which onnx follows elements."""
+
 FAILURES = (
     onnx.shape_inference.InferenceError,
     onnx.checker.ValidationError,
@@ -29,6 +38,7 @@ def infer_types(model: ir.Model, data_prop: bool) -> bool:
     Unlike onnx_ir's ShapeInferencePass this keeps sequence and optional types (it makes tensors of
     them).
     """
+    data_prop = data_prop and _propagation_is_bounded(model)
     with without_weights(model):
         proto = ir.to_proto(model)
     # weights of subgraphs, and those that callers may override, are still there
@@ -57,6 +67,43 @@ def infer_types(model: ir.Model, data_prop: bool) -> bool:
 def is_invented(name: str | None) -> bool:
     """True if a symbol is onnx's own name for a dim that it does not know."""
     return name is not None and name.startswith("unk__")
+
+
+def _propagation_is_bounded(model: ir.Model) -> bool:
+    """True unless following the elements of shape tensors could fill the memory.
+
+    onnx follows them through Concat to any length: thirty that double make 2^30 elements.
+    """
+    elements: dict[ir.Value, int] = {}
+    for graph in model.graphs():
+        for value in graph.initializers.values():
+            tensor = value.const_value
+            if tensor is not None and tensor.nbytes <= SMALL:
+                elements[value] = tensor.size
+        for node in graph:
+            length = _elements_followed(node, elements)
+            if length > PROPAGATED:
+                return False
+            elements.update(dict.fromkeys(node.outputs, length))
+    joins = 0
+    for function in model.functions.values():
+        joins += sum(node.op_type == "Concat" for node in function)
+    return joins < PROPAGATED.bit_length()
+
+
+def _elements_followed(node: ir.Node, elements: dict[ir.Value, int]) -> int:
+    """Elements of a node's result that onnx knows; 0 where it knows none."""
+    if node.op_type == "Shape":
+        return SMALL
+    if node.op_type == "Constant":
+        tensor = node.attributes.get("value")
+        return tensor.as_tensor().size if tensor and not tensor.is_ref() else 1
+    if node.op_type not in FOLLOWED:
+        return 0
+    lengths = [elements.get(value, 0) for value in node.inputs if value is not None]
+    if node.op_type == "Concat":
+        return sum(lengths)
+    return max(lengths, default=0)
 
 
 def _values(graph: ir.Graph) -> Iterator[ir.Value]:

@@ -9,13 +9,8 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from .graph import all_graphs, all_nodes, graphs_of, refresh_shapes
+from .limits import limit
 from .ops import STANDARD_DOMAINS, is_standard
-
-INLINE_LIMIT = 200_000
-"""Nodes that inlining may make in all; functions that would make more stay functions.
-
-Nested calls multiply, so that a small file may hold billions. Chosen by hand.
-"""
 
 KERNEL_DOMAINS = frozenset({*STANDARD_DOMAINS, "ai.onnx.ml", "com.microsoft"})
 """Domains whose functions stay: ONNX Runtime's own kernels are faster than the bodies."""
@@ -100,7 +95,8 @@ def _inlinable(model: ir.Model) -> set[ir.OperatorIdentifier]:
     total = 0
     for node in model.graph.all_nodes():
         total += expanded.get(node.op_identifier(), 0)
-    if total > INLINE_LIMIT:
+    # nested calls multiply, so that a small file may hold billions
+    if total > limit("INLINE_NODES"):
         return set()
     refused = {
         node.op_identifier() for node in all_nodes(model) if _passes_a_graph(node)

@@ -253,10 +253,11 @@ def _shown(value: Any) -> str:
     return str(value)
 
 
-def _parse_number(value: str) -> float:
-    if value.endswith("%"):
-        return float(value[:-1]) / 100
-    return float(value)
+def _parse_number(value: Any) -> float:
+    text = _parse_text(value)
+    if text.endswith("%"):
+        return float(text[:-1]) / 100
+    return float(text)
 
 
 def _parse_words(value: str | list[str]) -> tuple[str, ...]:

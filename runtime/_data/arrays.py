@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import math
 import zipfile
@@ -16,6 +17,7 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from ... import RefusedError
+from ...passes._core.limits import limit
 from ..session import TensorInfo
 from .conventional import is_conventional
 
@@ -139,14 +141,24 @@ def open_file(path: Path) -> ArraySet:
             "no such file",
             "give the path of an existing .npz or .npy file",
         )
-    try:
+    with _reading(f"data {path.name}"):
         if path.suffix == ".npy":
             return ArraySet({"data": _stored(lambda: open(path, "rb"), path.name)})
         return _open_archive(path)
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+
+
+@contextlib.contextmanager
+def _reading(where: str) -> Iterator[None]:
+    """Refuse what zipfile, zlib or numpy cannot read. Errors: RefusedError."""
+    try:
+        yield
+    except RefusedError:
+        raise
+    # a damaged file makes them raise a dozen kinds; whatever it is, it is the file's
+    except Exception as error:
         raise RefusedError(
-            f"data {path.name}",
-            f"cannot be read: {error}",
+            where,
+            f"cannot be read: {str(error) or type(error).__name__}",
             "write it again with numpy.savez",
         ) from error
 
@@ -187,16 +199,22 @@ def _stored(opener: Callable[[], IO[bytes]], where: str) -> Stored:
             "save plain arrays: array.astype('int64') or astype(str)",
         )
 
+    def read_rows(file: IO[bytes], count: int) -> NDArray[Any]:
+        with _reading(where):
+            return _read_rows(file, shape, dtype, count, where)
+
     def open_rows(stack: ExitStack) -> RowReader:
         file = stack.enter_context(opener())
         _header(file)
         if fortran and len(shape) > 1:
+            _require_affordable(math.prod(shape) * dtype.itemsize, where)
             # rows lie scattered over a file in column order: it is read whole
-            data = file.read()
-            columns = np.frombuffer(data, dtype).reshape(shape[::-1])
-            array = np.ascontiguousarray(columns.T)
+            with _reading(where):
+                data = file.read()
+                columns = np.frombuffer(data, dtype).reshape(shape[::-1])
+                array = np.ascontiguousarray(columns.T)
             return _held(array).open(stack)
-        return lambda count: _read_rows(file, shape, dtype, count, where)
+        return lambda count: read_rows(file, count)
 
     return Stored(shape, dtype, open_rows)
 
@@ -210,6 +228,7 @@ def _read_rows(
 ) -> NDArray[Any]:
     rows = (count, *shape[1:]) if shape else ()
     size = math.prod(rows) * dtype.itemsize
+    _require_affordable(size, where)
     data = bytearray()
     # a compressed member gives less than was asked for
     while len(data) < size:
@@ -224,6 +243,19 @@ def _read_rows(
     return np.frombuffer(data, dtype).reshape(rows)
 
 
+def _require_affordable(nbytes: int, where: str) -> None:
+    """Refuse to read more at once than allowed: a header may claim any size.
+
+    Errors: RefusedError.
+    """
+    if nbytes > limit("ARRAY_BYTES"):
+        raise RefusedError(
+            where,
+            f"would take {nbytes:,} bytes at once",
+            "give smaller samples, in row order, or raise ONNX_OPT_ARRAY_BYTES",
+        )
+
+
 def _header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
     version = npy.read_magic(file)
     readers = {
@@ -233,6 +265,9 @@ def _header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
     if version not in readers:
         raise ValueError(f".npy version {version} is not known")
     shape, fortran, dtype = readers[version](file)
+    # to Python, True is a number
+    if not all(type(length) is int and length >= 0 for length in shape):
+        raise ValueError(f"the shape {shape} is none")
     return shape, fortran, dtype
 
 

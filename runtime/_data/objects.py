@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import pickle
-import shutil
-import tempfile
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ...passes._core.scratch import scratch_folder
 from .arrays import BATCH
 
 Source = Callable[[], Iterable[Any]]
@@ -52,9 +52,10 @@ class Spool:
     def __init__(self, items: Iterator[Any]) -> None:
         self._items = items
         self._count = 0
-        self._folder = Path(tempfile.mkdtemp(prefix="onnx-opt-data-"))
-        # not a TemporaryDirectory, which warns where nobody closes it
-        weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
+        stack = contextlib.ExitStack()
+        self._folder = stack.enter_context(scratch_folder())
+        # nobody closes it
+        weakref.finalize(self, stack.close)
 
     def __call__(self) -> Iterator[Any]:
         position = 0

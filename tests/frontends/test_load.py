@@ -12,9 +12,8 @@ import pytest
 from builders import DATA, SMALL, calling, external, node, small, sparse, written
 from onnx import TensorProto, helper, parser
 from onnx_opt import OnnxOptError, RefusedError
-from onnx_opt.frontends._onnx_io import functions
-from onnx_opt.frontends._onnx_io import sparse as sparse_module
 from onnx_opt.frontends.onnx_file import load, read
+from onnx_opt.passes._core.limits import LIMITS
 
 
 def refusal(path, **options) -> RefusedError:
@@ -461,7 +460,7 @@ def test_function_calls_are_bounded(tmp_path, calls, reason):
 def test_the_deepest_accepted_chain_of_functions_can_be_inlined(tmp_path):
     from onnx_ir.passes.common import InlinePass
 
-    depth = functions.MAX_DEPTH - 1
+    depth = LIMITS["CALL_DEPTH"].default - 1
     model = load(
         written(
             tmp_path,
@@ -672,7 +671,7 @@ def test_bad_sparse_tensors_are_refused(tmp_path, tensor, reason):
 
 
 def test_the_dense_limit_is_a_gibibyte():
-    assert sparse_module.DENSE_LIMIT == 1 << 30
+    assert LIMITS["SPARSE_BYTES"].default == 1 << 30
 
 
 # --- external data

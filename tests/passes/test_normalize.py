@@ -4,7 +4,6 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 from exactness import assert_equal_outputs, model_of, ops_of
-from onnx_opt.passes._core import normalize as normalize_module
 from onnx_opt.passes._core.normalize import normalize
 
 
@@ -111,7 +110,7 @@ def test_a_function_of_another_opset_stays():
 
 
 def test_functions_that_would_explode_stay(monkeypatch):
-    monkeypatch.setattr(normalize_module, "INLINE_LIMIT", 100)
+    monkeypatch.setenv("ONNX_OPT_INLINE_NODES", "100")
     levels = "\n".join(
         f'<domain: "own", opset_import: ["" : 21, "own" : 1]>\n'
         f"f{i} (a) => (b) {{ c = own.f{i + 1} (a)  b = own.f{i + 1} (c) }}"
@@ -238,3 +237,18 @@ def test_what_changed_is_told():
         "Constant nodes made initializers: 1",
     ]
     assert normalize(model) == []
+
+
+@pytest.mark.parametrize("operator", ["Concat <axis = 0>", "Add"])
+def test_constants_that_double_do_not_fill_the_memory(operator):
+    """Onnx follows their elements while it infers shapes: 2^60 of them."""
+    steps = "\n".join(f"d{i + 1} = {operator} (d{i}, d{i})" for i in range(60))
+    model = model_of(f"""<ir_version: 10, opset_import: ["" : 21]>
+    g (float[2] x) => (float[2] y, float[N] z) <float[2] d0 = {{1, 2}}>
+    {{
+        y = Neg (x)
+        {steps}
+        z = Identity (d60)
+    }}""")
+    normalize(model)
+    assert len(model.graph) == 62

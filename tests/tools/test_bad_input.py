@@ -2,6 +2,7 @@
 lost.
 """
 
+import io
 import json
 import os
 import subprocess
@@ -144,7 +145,10 @@ def refused(folder: Path, capfd, *args: object) -> tuple[int, str, str]:
     assert lines[0].startswith("error: ")
     assert lines[1].startswith("  fix: ")
     assert len(lines[1]) > len("  fix: ")
-    assert result.stdout == ""
+    if "--json" in args:
+        assert json.loads(result.stdout)["error"]["exit_code"] == result.exit_code
+    else:
+        assert result.stdout == ""
     assert capfd.readouterr() == ("", "")  # nothing from C++ either
     return result.exit_code, lines[0], lines[1]
 
@@ -224,6 +228,15 @@ def test_an_output_that_cannot_be_written_is_refused_first(folder, capfd, out, r
     assert reason in error
 
 
+def unknown_compression() -> bytes:
+    """An archive whose directory says method 99."""
+    file = io.BytesIO()
+    np.savez(file, x=np.ones((4, 2), np.float32))
+    archive = bytearray(file.getvalue())
+    archive[archive.rindex(b"PK\x01\x02") + 10] = 99
+    return bytes(archive)
+
+
 BAD_DATA = {
     "missing": (None, "d.npz"),
     "not an archive": (b"hello", "d.npz"),
@@ -239,6 +252,19 @@ BAD_DATA = {
     "NaN": ({"x": np.full((4, 2), np.nan, np.float32)}, "NaN"),
     "infinite": ({"x": np.full((4, 2), np.inf, np.float32)}, "x"),
     "no samples": ({"x": np.ones((0, 2), np.float32)}, "d.npz"),
+    "a header cut short": (
+        b"\x93NUMPY\x01\x00\x10\x00{'descr': (((((((\n",
+        "d.npz",
+    ),
+    "an unknown compression": (
+        unknown_compression(),
+        "d.npz",
+    ),
+    "a negative shape": (
+        b"\x93NUMPY\x01\x00\x46\x00"
+        b"{'descr': '<f4', 'fortran_order': True, 'shape': (8, -2), }          \n",
+        "d.npz",
+    ),
     "a pickle": ({"x": np.array([{"a": 1}], object)}, "d.npz"),
 }
 
@@ -291,6 +317,7 @@ def test_bad_loaders_are_refused(folder, capfd, data, word):
         ),
         (["--passes", "prume"], ["prume", "did you mean 'prune'?"]),
         (["--passes", "prune(sparsity=abc)"], ["prune.sparsity", "'abc'"]),
+        (["--passes", "prune(sparsity=[0.5])"], ["prune.sparsity", "is not"]),
         (["--passes", "prune(scope=world)"], ["prune.scope", "layer"]),
         (["--passes", "prune("], ["column"]),
         (["--passes", ""], ["pass"]),
@@ -319,6 +346,35 @@ def test_terminal_codes_in_names_are_not_printed(folder, capfd):
     os.rename(folder / "bad.onnx", folder / "b\x1b[31ma\nd.onnx")
     _, error, fix = refused(folder, capfd, "b\x1b[31ma\nd.onnx")
     assert (error + fix).isprintable()
+
+
+def test_terminal_codes_in_names_are_not_printed_as_json_either(folder):
+    name = "e\x1b[31m\x7f\x9b\u202evil"
+    proto = model()
+    proto.graph.name = name
+    (folder / "m.onnx").write_bytes(proto.SerializeToString())
+    result = CliRunner().invoke(main, ["inspect", "m.onnx", "--json"])
+    assert result.stdout.replace("\n", "").isprintable()
+    assert json.loads(result.stdout)["model"]["name"] == name
+
+
+@pytest.mark.parametrize("text", ["(" * 100_000, "x" * 100_000, "prune(" * 3000])
+def test_an_error_has_a_length_that_one_reads(folder, capfd, text):
+    _, error, fix = refused(folder, capfd, "m.onnx", "--passes", text)
+    assert len(error) < 2000
+    assert len(fix) < 1000
+
+
+def test_a_model_that_asks_for_any_memory_is_not_run(folder):
+    """What cannot be made up is said, and the rest of the run goes on."""
+    proto = model()
+    for info in (proto.graph.input[0], proto.graph.output[0]):
+        info.type.tensor_type.shape.dim[0].dim_value = 2**62
+    (folder / "m.onnx").write_bytes(proto.SerializeToString())
+    arguments = ["m.onnx", "--passes", "simplify", "--no-bench", "--quiet"]
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 0, result.stderr
+    assert "no finite outputs on synthetic feeds" in result.stderr
 
 
 def test_what_was_refused_is_untouched_and_works_afterwards(folder, capfd):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from ...passes._core.context import Gradient
 from ...passes._core.normalize import normalize
 from ...passes._core.ops import FLOATS, is_standard
 from ...passes._core.outcome import Declined, PassOutcome
+from ...passes._core.scratch import scratch_folder
 from ...passes._core.training_recipe import TrainingRecipe
 from ...passes.unpack import restore_packed
 from ...runtime.context import RunContext
@@ -186,7 +186,7 @@ class Sessions:
         self, model: ir.Model, names: Sequence[str]
     ) -> Iterator[Callable[[Arrays], Arrays]]:
         """Outputs and the named values of the model on feeds."""
-        with tempfile.TemporaryDirectory(prefix="onnx-opt-") as folder:
+        with scratch_folder() as folder:
             path = Path(folder, "runner.onnx")
             save(with_taps(model, names), path)
             # threads that spin between runs would take torch's cores

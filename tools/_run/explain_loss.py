@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import glob
 import math
-import tempfile
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ import onnx_ir as ir
 from ...frontends.onnx_file import save
 from ...passes._core.contract import Pass
 from ...passes._core.pipeline import Pipeline
+from ...passes._core.scratch import scratch_folder
 from ...runtime.batching import RowLimit, micro_batches
 from ...runtime.feeds import Batch, Feeds
 from ...runtime.session import open_session
@@ -119,7 +119,7 @@ def _powers(
     local: defaultdict[str, float] = defaultdict(float)
     accumulated: defaultdict[str, float] = defaultdict(float)
     scalars = _scalar_outputs(probes)
-    with tempfile.TemporaryDirectory(prefix="onnx-opt-") as folder:
+    with scratch_folder() as folder:
         reference_path = Path(folder, "reference.onnx")
         save(reference, reference_path)
         # optimizations would make integer kernels of the noise that was added to the reference

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from ...passes._core.scratch import scratch_folder
 from ...runtime.worker import Worker
 from .settings import ProgressBar, RunSettings
 
@@ -56,6 +56,6 @@ def open_run(settings: RunSettings) -> Iterator[Run]:
     # no process is started before the first model is run
     with (
         Worker() as worker,
-        tempfile.TemporaryDirectory(prefix="onnx-opt-") as scratch,
+        scratch_folder() as scratch,
     ):
-        yield Run(settings, worker, Path(scratch), Reporter(settings.progress))
+        yield Run(settings, worker, scratch, Reporter(settings.progress))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 
 import click
@@ -34,11 +33,12 @@ def command(out: Path | None, passes: str, as_json: bool, verbosity: int) -> Non
 
     Shows size, latency and accuracy before and after.
     """
+    from ...passes._core.scratch import scratch_folder
     from ..optimize import optimize
     from ..tables import result_tables
 
     here = Path(__file__).resolve().parents[1] / "demo"
-    with tempfile.TemporaryDirectory(prefix="onnx-opt-") as folder:
+    with scratch_folder() as folder:
         result = optimize(
             here / "digits_cnn.onnx",
             passes,
