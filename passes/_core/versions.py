@@ -104,7 +104,13 @@ def renumber(model: ir.Model, version: int) -> bool:
 
 
 def _typed(model: ir.Model) -> ir.Model:
-    """A copy, sharing all tensors, whose values have their types as far as onnx infers them."""
+    """The model, if all values have types, else a copy with those that onnx infers.
+
+    The copy shares all tensors.
+    """
+    outputs = (value for node in all_nodes(model) for value in node.outputs)
+    if all(value.type is not None for value in outputs):
+        return model
     copy = model.clone()
     infer_types(copy, data_prop=False)
     return copy
