@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import difflib
 import typing
 from collections.abc import Callable, Mapping
@@ -182,7 +183,8 @@ class OptionSpec:
         return f"give {self.type_text}; the default is {default}"
 
 
-def options_of(kind: type) -> list[OptionSpec]:
+@functools.cache
+def options_of(kind: type) -> tuple[OptionSpec, ...]:
     """Options of a pass class, in field order; a leading `Literal` field may be given positionally.
 
     A field of type `T | None` may be unset: None, which pipeline text spells `none`. One of type `T
@@ -209,7 +211,7 @@ def options_of(kind: type) -> list[OptionSpec]:
             instead=field.metadata["instead"],
         )
         specs.append(spec)
-    return specs
+    return tuple(specs)
 
 
 def _without(one: Any, annotation: Any) -> tuple[Any, bool]:
