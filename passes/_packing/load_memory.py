@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import onnx_ir as ir
+
 from .content import Content
 
 INDEX = 4
@@ -20,6 +22,12 @@ def load_bytes(codec: str, content: Content) -> int:
     """Bytes of all intermediate results of a decoder; 0 where it makes the constant at once."""
     estimate = _ESTIMATES.get(codec)
     return 0 if estimate is None else estimate(content)
+
+
+def least_load_bytes(tensor: ir.TensorProtocol) -> int:
+    """Bytes that decoding takes at least where there is neither a palette nor a narrower type."""
+    # of gaps without an entry; a mask takes more, and a grid a mask
+    return 2 * tensor.nbytes
 
 
 def _palette(content: Content) -> int:

@@ -205,10 +205,16 @@ def _allowed(shares: NDArray[np.float64], levels: int) -> NDArray[np.bool_]:
     Shapes: (channels, few), shares of max|w| -> (channels, levels).
     """
     tops = np.arange(levels, 0, -1)
-    steps = shares[:, :, None] * tops
-    distance = np.abs(steps - np.rint(steps))
-    is_whole = distance < ON_GRID
-    return np.asarray(is_whole.all(axis=1))
+    allowed = np.ones((len(shares), levels), bool)
+    still_open = np.arange(len(shares))
+    # one weight after the other: the first two close nearly all channels that were never rounded
+    for weights in shares.T:
+        steps = weights[still_open, None] * tops
+        distance = np.abs(steps - np.rint(steps))
+        allowed[still_open] &= distance < ON_GRID
+        has_one = allowed[still_open].any(axis=1)
+        still_open = still_open[has_one]
+    return allowed
 
 
 def _tried(
