@@ -145,7 +145,7 @@ class _Packing:
         assert value.name is not None
         assert value.const_value is not None
         budget = self._options.load_memory * 10**6 - self._load_bytes
-        prospect = prospect_of(value.const_value)
+        prospect = prospect_of(value.const_value, self._options.min_saving)
         if not prospect.saves:
             return None
         if prospect.load_bytes > budget:

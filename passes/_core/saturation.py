@@ -90,6 +90,9 @@ def _as_array(index: Index) -> NDArray[np.intp]:
     return index
 
 
+LIMITED = "pairs_within_limit"
+"""Key of a tensor's `meta`: the layout and the pairs that its kernel keeps within the limit."""
+
 NO_PAIRS = KernelPairs(slice(0, 0), slice(0, 0), 0)
 """Pairs of a weight whose elements never meet in a saturating instruction: none."""
 

@@ -114,10 +114,10 @@ def content_of(tensor: ir.TensorProtocol, every: int = 1) -> Content:
 def _count_entries(content: Content, gaps: NDArray[np.intp]) -> None:
     """Add the nonzeros that end these gaps, and the fillers within them."""
     for longest in LONGEST_GAPS:
-        # rounded up: one for the nonzero, the others fillers
-        entries = -(-gaps // longest)
-        total = entries.sum()
-        content.gap_entries[longest] += int(total)
+        # one for each nonzero; fillers are few, and only their gaps are divided
+        long = gaps[gaps > longest]
+        fillers = (long - 1) // longest
+        content.gap_entries[longest] += gaps.size + int(fillers.sum())
 
 
 def _with_distinct(known: Bits, block: Bits) -> Bits | None:

@@ -10,8 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import onnx_ir as ir
-
 from .content import Content
 
 INDEX = 4
@@ -24,10 +22,17 @@ def load_bytes(codec: str, content: Content) -> int:
     return 0 if estimate is None else estimate(content)
 
 
-def least_load_bytes(tensor: ir.TensorProtocol) -> int:
-    """Bytes that decoding takes at least where there is neither a palette nor a narrower type."""
-    # of gaps without an entry; a mask takes more, and a grid a mask
-    return 2 * tensor.nbytes
+def least_load_bytes(size: int, few: Content) -> int:
+    """Bytes that decoding a constant of `size` elements takes at least, told by a part of it.
+
+    The part has neither a palette nor a narrower type, which leaves masks, gaps and grids.
+    """
+    item = _item(few)
+    share = few.nonzeros / few.size
+    # half a byte of distance with each element that is not zero must be less than all elements
+    if share * (item + 0.5) >= item:
+        return size * (3 * INDEX + item)
+    return int(size * (2 * INDEX * share + 2 * item))
 
 
 def _palette(content: Content) -> int:

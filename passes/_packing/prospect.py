@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from .._core.lazy import BLOCK
-from .content import content_of
+from .content import Content, content_of
 from .grid import grid_of
 from .load_memory import least_load_bytes
 
@@ -22,18 +22,22 @@ LARGE = 2 * FEW * BLOCK
 """Elements from which it pays to look at a few blocks first. Chosen by hand; not measured."""
 
 
+MARGIN = 0.02
+"""Share of elements by which the blocks may err about the nonzeros of the whole. Chosen by hand."""
+
+
 @dataclass(frozen=True)
 class Prospect:
-    """`saves`: a codec may take fewer bytes. `load_bytes`: what decoding it takes at least."""
+    """`saves`: a codec may save enough. `load_bytes`: what decoding the constant takes at least."""
 
     saves: bool
     load_bytes: int
 
 
-def prospect_of(tensor: ir.TensorProtocol) -> Prospect:
+def prospect_of(tensor: ir.TensorProtocol, min_saving: float) -> Prospect:
     """Judge a constant by evenly spread blocks of it; a small one is left to its codecs.
 
-    Zeros that are all in the blocks between are missed: the constant then stays as large as it is.
+    `min_saving`: part of its bytes that a codec must save. Zeros that are all in the blocks between are missed: the constant then stays as large as it is.
     """
     if tensor.size < LARGE:
         return Prospect(True, 0)
@@ -42,10 +46,18 @@ def prospect_of(tensor: ir.TensorProtocol) -> Prospect:
     # what a few blocks have more of than a codec takes, the whole has
     if few.palette is not None or few.narrower:
         return Prospect(True, 0)
-    zeros = few.size - few.nonzeros
-    # a mask takes a bit of each element
-    saves = zeros * tensor.dtype.bitwidth > few.size or _is_on_grid(tensor)
-    return Prospect(saves, least_load_bytes(tensor))
+    saves = _least_part(few) <= 1 - min_saving or _is_on_grid(tensor)
+    return Prospect(saves, least_load_bytes(tensor.size, few))
+
+
+def _least_part(few: Content) -> float:
+    """Part of a constant's bytes that its best codec takes, if it has neither palette nor grid."""
+    item = few.dtype.bitwidth / 8
+    share = max(few.nonzeros / few.size - MARGIN, 0.0)
+    # a bit of each element, or at least half a byte with each that is not zero
+    mask = share * item + 1 / 8
+    gaps = share * (item + 1 / 2)
+    return min(mask, gaps) / item
 
 
 def _is_on_grid(tensor: ir.TensorProtocol) -> bool:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from .._core.channel_layout import Layout
 from .._core.lazy import DerivedTensor, blocks
-from .._core.saturation import KernelPairs, keep_within, pair_granule
+from .._core.saturation import LIMITED, KernelPairs, keep_within, pair_granule
 
 Floats = NDArray[np.float32]
 INT8_LEVELS = 127
@@ -100,12 +100,14 @@ def quantize_weight(
         flat: NDArray[Any] = codes.astype(np.int8).reshape(-1)
         return flat
 
-    return DerivedTensor(
+    codes = DerivedTensor(
         tensor,
         kernel,
         ir.DataType.INT8,
         pair_granule(layout, pairs),
     )
+    codes.meta[LIMITED] = (layout, pairs)
+    return codes
 
 
 def quantize_bias(
