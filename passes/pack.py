@@ -21,7 +21,7 @@ from ._packing.constant_graph import constant_nodes, feeds_only, is_table, own_d
 from ._packing.content import BIT_TYPES, content_of
 from ._packing.draft import Draft, Shared, initializer_bytes
 from ._packing.load_memory import load_bytes
-from ._packing.prospect import prospect_of
+from ._packing.prospect import least_load_bytes
 
 MIN_BYTES = 256
 """Bytes below which a constant is left: a decoder's nodes alone take 150 to 250."""
@@ -145,11 +145,11 @@ class _Packing:
         assert value.name is not None
         assert value.const_value is not None
         budget = self._options.load_memory * 10**6 - self._load_bytes
-        prospect = prospect_of(value.const_value, self._options.min_saving)
-        if not prospect.saves:
+        least = least_load_bytes(value.const_value, self._options.min_saving)
+        if least is None:
             return None
-        if prospect.load_bytes > budget:
-            return _too_much(prospect.load_bytes)
+        if least > budget:
+            return _too_much(least)
         dense = initializer_bytes(value.name, value.const_value)
         limit = (1 - self._options.min_saving) * dense
         choices = [choice for choice in self._choices(value) if choice.nbytes <= limit]

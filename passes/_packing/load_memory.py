@@ -22,19 +22,6 @@ def load_bytes(codec: str, content: Content) -> int:
     return 0 if estimate is None else estimate(content)
 
 
-def least_load_bytes(size: int, few: Content) -> int:
-    """Bytes that decoding a constant of `size` elements takes at least, told by a part of it.
-
-    The part has neither a palette nor a narrower type, which leaves masks, gaps and grids.
-    """
-    item = _item(few)
-    share = few.nonzeros / few.size
-    # half a byte of distance with each element that is not zero must be less than all elements
-    if share * (item + 0.5) >= item:
-        return size * (3 * INDEX + item)
-    return int(size * (2 * INDEX * share + 2 * item))
-
-
 def _palette(content: Content) -> int:
     # the quotient and the remainder of each digit, and the values in their flat order
     return content.size * (2 * INDEX + _item(content))
