@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import difflib
+import functools
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
