@@ -359,7 +359,7 @@ class RunContext:
 
 @dataclass(frozen=True)
 class _Looks:
-    """What to look at: the child's function, the tensors, and its argument for a run of a stage.
+    """Tensors to look at, the child's function for it, and its argument for a run of a stage.
 
     `counts_samples`: the function is told how many there are in a run.
     """

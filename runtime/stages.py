@@ -6,6 +6,7 @@ reads waits on the disk, batch by batch.
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,7 +26,9 @@ and holds activations beside them. Chosen by hand; not measured.
 """
 
 PART = 0.2
-"""Share of the available memory that the weights of one stage take. Chosen by hand; not measured."""
+"""Share of the available memory that the weights of one stage take. Chosen by hand; not
+measured.
+"""
 
 FORCED = "ONNX_OPT_STAGE_MB"
 """Environment variable: megabytes of weights in a stage, whatever memory there is."""
@@ -94,7 +97,7 @@ def stages_of(
     cross. Weights are shared with the model, nodes are not. `groups`: tensors to look at; the
     stages end with the last of them.
     """
-    names = {name for group in groups for name in group}
+    names = set(itertools.chain.from_iterable(groups))
     whole = [Stage(with_taps(model, names), tuple(groups))]
     if limit is None:
         return whole
@@ -104,7 +107,7 @@ def stages_of(
         return whole
     edges = [0, *cuts, len(lives.nodes)]
     stages = []
-    for start, end in zip(edges, edges[1:], strict=False):
+    for start, end in itertools.pairwise(edges):
         stage = _stage(model, lives, start, end)
         if stage is not None:
             stages.append(stage)
@@ -149,7 +152,7 @@ class _Lives:
         ]
 
     def crossings(self) -> list[int | None]:
-        """How many values cross in front of each node; None where one is no plain tensor."""
+        """Count the values that cross in front of each node; None where one is no plain tensor."""
         count = len(self.nodes) + 2
         begins = [0] * count
         bad = [0] * count
@@ -233,7 +236,7 @@ def _stage(model: ir.Model, lives: _Lives, start: int, end: int) -> Stage | None
     groups = tuple(
         group for group, number in lives.groups.items() if start <= number < end
     )
-    looked_at = {name for group in groups for name in group}
+    looked_at = set(itertools.chain.from_iterable(groups))
     carried = lives.crossing(end)
     wanted = set(carried)
     made = [value for value, born in lives.born.items() if start <= born < end]
@@ -247,7 +250,7 @@ def _stage(model: ir.Model, lives: _Lives, start: int, end: int) -> Stage | None
             return None
         # inputs of the model alone are looked at; a runtime takes no model without an output
         outputs = [lives.nodes[end - 1].outputs[0]]
-    own_reads = set()
+    own_reads: set[ir.Value] = set()
     for node in lives.nodes[start:end]:
         own_reads.update(reads(node))
     if start == 0:

@@ -28,9 +28,9 @@ MARGIN = 0.02
 def least_load_bytes(tensor: ir.TensorProtocol, min_saving: float) -> int | None:
     """Memory that decoding a constant takes at least, by codecs that may save enough.
 
-    None: none may. `min_saving`: part of its bytes. Evenly spread blocks are looked at; 0 for a small constant,
-    which is left to its codecs. Zeros that are all in the blocks between are missed: the constant
-    then stays as large as it is.
+    None: none may. `min_saving`: part of its bytes. Evenly spread blocks are looked at; 0 for a
+    small constant, which is left to its codecs. Zeros that are all in the blocks between are
+    missed: the constant then stays as large as it is.
     """
     if tensor.size < LARGE:
         return 0

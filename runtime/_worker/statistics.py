@@ -43,9 +43,9 @@ def observe(
 ) -> Observation:
     """Run the feeds and count tapped outputs (or inputs) in the session's observers.
 
-    `keep`: outputs that are given back. A name with a `DerivedTap` is not fetched: it follows from the
-    tap's source. Counting goes on while the next feeds run; an error in it is raised by the next
-    call.
+    `keep`: outputs that are given back. A name with a `DerivedTap` is not fetched: it follows from
+    the tap's source. Counting goes on while the next feeds run; an error in it is raised by the
+    next call.
     """
     fetched = [name for name, tap in taps.items() if tap is None]
     outputs = _run_for(handle, [*fetched, *keep], feeds)

@@ -29,7 +29,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench_scale import CHAIN, SETTLE, Measure, build_chain, build_stack
+from bench_scale import SETTLE, Measure, build_chain, build_stack
 from peers import Peer, missing, python_of
 
 BASELINE = Path(__file__).with_name("performance.json")
