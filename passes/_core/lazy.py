@@ -117,7 +117,7 @@ class DerivedTensor:
         chunks = self._byte_blocks()
         # a second thread does not pay for tensors of one or two blocks
         if self.size > 2 * BLOCK:
-            chunks = _one_ahead(chunks)
+            chunks = one_ahead(chunks)
         written = 0
         for chunk in chunks:
             view = memoryview(chunk)
@@ -161,7 +161,17 @@ def keep_freed_blocks() -> None:
     np.empty(KEPT, np.uint8)
 
 
-def _one_ahead(items: Iterator[Any]) -> Iterator[Any]:
+def blocks_ahead(
+    tensor: ir.TensorProtocol, granule: int = 1
+) -> Iterator[tuple[int, NDArray[Any]]]:
+    """Stream a tensor as `blocks` does, the next block computed while the caller has the last."""
+    # a second thread does not pay for one or two blocks, nor for what is in memory
+    if tensor.size <= 2 * BLOCK or isinstance(tensor, ir.Tensor):
+        return blocks(tensor, granule)
+    return one_ahead(blocks(tensor, granule))
+
+
+def one_ahead(items: Iterator[Any]) -> Iterator[Any]:
     """The same items, each computed on a second thread while the caller works on the last."""
     end = object()
     with ThreadPoolExecutor(1) as thread:

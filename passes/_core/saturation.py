@@ -24,7 +24,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from .channel_layout import Layout
-from .lazy import blocks
+from .lazy import blocks_ahead
 
 PAIR_LIMIT = 128
 """Largest sum of two weights of one sign.
@@ -227,12 +227,13 @@ def keep_within(
 ) -> None:
     """Cut the offending pairs of `codes` in place, with the least squared error.
 
-    Shapes: codes, exact (channels, width), `exact` the weights in units of a code; importance
-    (channels or 1, width) of each weight's squared error, all equal where it is None. Follows from
-    the definition: with a + b = 128 the error h (a - x)^2 + g (b - y)^2 is least where x + y - 128
-    is shared out as g to h.
+    Shapes: codes, exact (channels, width), `codes` whole floats of at most 127, `exact` the weights
+    in units of a code; importance (channels or 1, width) of each weight's squared error, all equal
+    where it is None. Follows from the definition: with a + b = 128 the error h (a - x)^2 +
+    g (b - y)^2 is least where x + y - 128 is shared out as g to h.
     """
-    row, pair = _places(offending(codes, pairs))
+    # none of `codes` is beyond the limit alone: only a sum of two with one sign is
+    row, pair = _places(_beyond(np.add(*pairs.of(codes))))
     if not row.size:
         return
     columns = pairs.indices()[pair]
@@ -272,6 +273,18 @@ def excess(
     h g / (h + g), the cost of cutting it by the square, with `importance` as in `keep_within`.
     Additive over parts of a row.
     """
+    histograms = np.zeros((len(exact), BINS))
+    add_excess(histograms, exact, pairs, importance)
+    return histograms
+
+
+def add_excess(
+    histograms: NDArray[np.float64],
+    exact: Rows,
+    pairs: KernelPairs,
+    importance: Rows | None = None,
+) -> None:
+    """Add to contiguous histograms in place what `excess` makes: few of all bins change."""
     first, second = pairs.of(exact)
     row, pair = _places(_beyond(first + second))
     a = first[row, pair]
@@ -292,16 +305,8 @@ def excess(
     beyond = sums - PAIR_LIMIT
     bins = np.minimum(beyond, BINS - 1)
     # one histogram a channel, side by side
-    channels = len(exact)
     flat = row * BINS + bins
-    weights = np.broadcast_to(cost, flat.shape)
-    counted = np.bincount(
-        flat,
-        weights=weights,
-        minlength=channels * BINS,
-    )
-    histograms = counted.reshape(channels, BINS)
-    return histograms.astype(np.float64)
+    np.add.at(histograms.reshape(-1), flat, cost)
 
 
 def channel_factors(
@@ -331,7 +336,7 @@ def rows_of(
 ) -> Iterator[tuple[NDArray[Any], slice]]:
     """A weight block by block as (channels, width), no pair cut apart, with those channels."""
     granule = pair_granule(layout, pairs)
-    for start, block in blocks(tensor, granule):
+    for start, block in blocks_ahead(tensor, granule):
         view, channels = layout.view(block, start)
         rows = layout.rows(view)
         yield rows, channels

@@ -17,8 +17,8 @@ from .._core.saturation import (
     BINS,
     PAIR_LIMIT,
     KernelPairs,
+    add_excess,
     channel_factors,
-    excess,
     largest_sums,
     rows_of,
 )
@@ -114,9 +114,9 @@ def limited_scales(
         own = factors[channels]
         exact = rows * own[:, None]
         part = pairs.of_part(width)
-        spread[channels] += excess(exact, part)
+        add_excess(spread[channels], exact, part)
         # zeros, pruned perhaps, lose nothing
-        nonzero = np.count_nonzero(rows, axis=1)
+        nonzero = (rows != 0).sum(axis=1, dtype=np.int32)
         rounded[channels] += nonzero
     growth = channel_factors(spread, rounded)
     enlarged = scales * growth
