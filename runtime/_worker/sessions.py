@@ -154,13 +154,12 @@ _LEVELS = {
 """Levels of ONNX Runtime's graph optimizations, by their names in its documentation."""
 
 
-def write_optimized(
-    path: str, providers: Providers, threads: int, level: str, out: str
-) -> None:
+def write_optimized(path: str, providers: Providers, level: str, out: str) -> None:
     """Have ONNX Runtime write its optimized graph to `out`, and the weights beside it."""
     import onnxruntime as ort
 
-    settings = _session_options(threads, optimize=True)
+    # nothing is run: starting threads would take longer than the rest
+    settings = _session_options(1, optimize=True)
     settings.graph_optimization_level = getattr(
         ort.GraphOptimizationLevel, _LEVELS[level]
     )
