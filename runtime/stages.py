@@ -7,7 +7,6 @@ reads waits on the disk, batch by batch.
 from __future__ import annotations
 
 import itertools
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from ..passes._core.graph import initializers, subgraphs
+from ..passes._core.limits import limit
 from ._worker import ipc
 from .taps import may_be_observed, with_taps
 
@@ -29,9 +29,6 @@ PART = 0.2
 """Share of the available memory that the weights of one stage take. Chosen by hand; not
 measured.
 """
-
-FORCED = "ONNX_OPT_STAGE_MB"
-"""Environment variable: megabytes of weights in a stage, whatever memory there is."""
 
 Group = tuple[str, ...]
 """Names of tensors that are looked at together, in the same run."""
@@ -47,10 +44,13 @@ class Stage:
 
 
 def stage_bytes(model: ir.Model) -> int | None:
-    """Bytes of weights that a stage of this model may have; None where it runs as a whole."""
-    forced = os.environ.get(FORCED)
-    if forced:
-        return int(float(forced) * 1e6)
+    """Bytes of weights that a stage of this model may have; None where it runs as a whole.
+
+    By the limit STAGE_BYTES, whatever memory there is, where that is set.
+    """
+    fixed = limit("STAGE_BYTES")
+    if fixed:
+        return fixed
     available = available_memory()
     if available is None:
         return None
@@ -89,20 +89,20 @@ def _container_limit() -> int | None:
 
 
 def stages_of(
-    model: ir.Model, groups: Sequence[Group], limit: int | None
+    model: ir.Model, groups: Sequence[Group], most: int | None
 ) -> list[Stage]:
-    """Cut a model into stages with at most `limit` bytes of weights each, so far as it can be cut.
+    """Cut a model into stages with at most `most` bytes of weights each, so far as it can be cut.
 
-    The model is one stage where `limit` is None or holds all of it. Cuts are where fewest tensors
+    The model is one stage where `most` is None or holds all of it. Cuts are where fewest tensors
     cross. Weights are shared with the model, nodes are not. `groups`: tensors to look at; the
     stages end with the last of them.
     """
     names = set(itertools.chain.from_iterable(groups))
     whole = [Stage(with_taps(model, names), tuple(groups))]
-    if limit is None:
+    if most is None:
         return whole
     lives = _Lives(model, groups)
-    cuts = _cuts(model, lives, limit)
+    cuts = _cuts(model, lives, most)
     if not cuts:
         return whole
     edges = [0, *cuts, len(lives.nodes)]
@@ -188,7 +188,7 @@ def _can_wait(value: ir.Value) -> bool:
     return isinstance(value.type, ir.TensorType) and value.dtype is not None
 
 
-def _cuts(model: ir.Model, lives: _Lives, limit: int) -> list[int]:
+def _cuts(model: ir.Model, lives: _Lives, most: int) -> list[int]:
     """Numbers of the nodes that stages after the first begin with."""
     sizes = [_weights_of(model, node) for node in lives.nodes]
     crossings = lives.crossings()
@@ -201,14 +201,14 @@ def _cuts(model: ir.Model, lives: _Lives, limit: int) -> list[int]:
         added = [size for key, size in sizes[number].items() if key not in held]
         held.update(sizes[number])
         totals.append(sum(added) + (totals[-1] if totals else 0))
-        if totals[-1] <= limit or number == start:
+        if totals[-1] <= most or number == start:
             number += 1
             continue
-        # a stage of at least half of the limit; a larger one where nothing can be cut before
+        # a stage of at least half of that; a larger one where nothing can be cut before
         candidates = [
             cut
             for cut in range(start + 1, number + 1)
-            if crossings[cut] is not None and totals[cut - start - 1] >= limit / 2
+            if crossings[cut] is not None and totals[cut - start - 1] >= most / 2
         ]
         if not candidates:
             number += 1

@@ -113,6 +113,11 @@ class Worker:
         self.close()
 
     @property
+    def limits(self) -> tuple[float, int]:
+        """Seconds of a call, and bytes of the child's address space."""
+        return self.timeout, self.memory_bytes
+
+    @property
     def alive(self) -> bool:
         """True while the child is running."""
         return self._process is not None and self._process.poll() is None

@@ -54,13 +54,15 @@ class WorkerPool:
             worker.close()
 
     def _take(self) -> Worker:
+        fresh = Worker()
         with self._lock:
             while self._idle:
                 worker = self._idle.pop()
-                if worker.alive:
+                # limits of the environment may have changed since it was made
+                if worker.alive and worker.limits == fresh.limits:
                     return worker
                 worker.close()
-        return Worker()
+        return fresh
 
     def _give_back(self, worker: Worker) -> None:
         if worker.alive and _is_cleared(worker):

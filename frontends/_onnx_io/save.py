@@ -263,9 +263,7 @@ def _stays_inline(tensor: ir.TensorProtocol) -> bool:
     return tensor.dtype == ir.DataType.STRING or tensor.nbytes < SMALL
 
 
-def _write_tensor(
-    file: BinaryIO, tensor: ir.TensorProtocol, durable: bool
-) -> int:
+def _write_tensor(file: BinaryIO, tensor: ir.TensorProtocol, durable: bool) -> int:
     """Append one tensor, and return its offset.
 
     Errors: OnnxOptError for one of another length: a hole of zeros would be a silent loss.

@@ -13,7 +13,6 @@ from onnx_opt.runtime.context import RunContext
 from onnx_opt.runtime.feeds import open_feeds
 from onnx_opt.runtime.session import TensorInfo
 from onnx_opt.runtime.stages import (
-    FORCED,
     BatchStore,
     StoredBatch,
     stage_bytes,
@@ -77,10 +76,10 @@ def context(worker, feeds):
     return RunContext(worker, feeds, "cpu", 0, save)
 
 
-def both(monkeypatch, megabytes, ask):
+def both(monkeypatch, nbytes, ask):
     """Answers of the whole model, and of the model in stages."""
     whole = ask()
-    monkeypatch.setenv(FORCED, str(megabytes))
+    monkeypatch.setenv("ONNX_OPT_STAGE_BYTES", str(nbytes))
     return whole, ask()
 
 
@@ -155,16 +154,16 @@ def test_tensors_of_a_group_meet_in_one_stage():
 # the same statistics
 
 
-@pytest.mark.parametrize("megabytes", [0.001, 0.0021])
+@pytest.mark.parametrize("nbytes", [1000, 2100])
 @pytest.mark.parametrize("method", ["minmax", "entropy"])
-def test_ranges_are_those_of_the_whole(worker, monkeypatch, megabytes, method):
+def test_ranges_are_those_of_the_whole(worker, monkeypatch, nbytes, method):
     names = ["x", "h1", "r1", "s", "h2", "r2", "h3", "t", "h4", "absent"]
 
     def ask():
         run = context(worker, data("x", "other"))
         return run.activation_ranges(model_of(RESIDUAL), names, method, 99.9, 20)
 
-    whole, staged = both(monkeypatch, megabytes, ask)
+    whole, staged = both(monkeypatch, nbytes, ask)
     assert sorted(whole) == sorted(set(names) - {"absent"})
     assert_same(staged, whole)
 
@@ -178,7 +177,7 @@ def test_a_relu_that_another_stage_computes_follows_from_its_source(
         run = context(worker, data("x", "other"))
         return run.activation_ranges(model_of(text), ["h1", "r1"], "minmax", 100, 20)
 
-    whole, staged = both(monkeypatch, 0.001, ask)
+    whole, staged = both(monkeypatch, 1000, ask)
     assert_same(staged, whole)
     assert staged["r1"][0] == 0.0
 
@@ -190,7 +189,7 @@ def test_moments_are_those_of_the_whole(worker, monkeypatch, kind):
         run = context(worker, data("x", "other"))
         return run.collect(model_of(RESIDUAL), requests, 20)
 
-    whole, staged = both(monkeypatch, 0.001, ask)
+    whole, staged = both(monkeypatch, 1000, ask)
     assert sorted(staged) == ["r2", "s", "t", "x"]
     for name, found in whole.items():
         np.testing.assert_allclose(staged[name], found, rtol=1e-6, atol=1e-6)
@@ -202,7 +201,7 @@ def test_a_regression_onto_a_tensor_of_a_later_stage(worker, monkeypatch):
         run = context(worker, data("x", "other"))
         return run.collect(model_of(RESIDUAL), {"fit": request}, 20)
 
-    whole, staged = both(monkeypatch, 0.001, ask)
+    whole, staged = both(monkeypatch, 1000, ask)
     assert whole["fit"].any()
     np.testing.assert_allclose(staged["fit"], whole["fit"], rtol=1e-6, atol=1e-6)
 
@@ -215,7 +214,7 @@ def test_what_branches_read_from_outside_is_carried(worker, monkeypatch, flag):
             model_of(BRANCH), ["h1", "h2", "z", "y"], "minmax", 100, 20
         )
 
-    whole, staged = both(monkeypatch, 0.001, ask)
+    whole, staged = both(monkeypatch, 1000, ask)
     assert sorted(whole) == ["h1", "h2", "y", "z"]
     assert_same(staged, whole)
 
@@ -231,7 +230,7 @@ def test_it_is_for_weights_above_a_share_of_memory(monkeypatch):
     assert stage_bytes(model) is None
     monkeypatch.setattr(stages_module, "available_memory", lambda: None)
     assert stage_bytes(model) is None
-    monkeypatch.setenv(FORCED, "2.5")
+    monkeypatch.setenv("ONNX_OPT_STAGE_BYTES", "2500000")
     assert stage_bytes(model) == 2_500_000
 
 
