@@ -319,42 +319,40 @@ class RunContext:
                     waiting = (StoredBatch(*part) for part in parts)
                 store = BatchStore(Path(folder, f"after_{number}"))
                 try:
-                    for run, batch in enumerate(waiting):
-                        seen = self._look(looks, stage, session, batch, run == 0)
+                    for seen, batch in self._looked(looks, stage, session, waiting):
                         limit.adapt(seen.size, batch.samples)
                         if stage.carried:
-                            here = {**batch.tensors, **seen.kept}
-                            kept = {name: here[name] for name in stage.carried}
-                            store.add(StoredBatch(kept, batch.samples))
+                            store.add(batch.after(seen.kept, stage.carried))
                         advance(batch.samples)
                     function, *arguments = read
-                    found |= self.worker.call(function, session.handle(), *arguments)
+                    handle = session.handle()
+                    found |= self.worker.call(function, handle, *arguments)
                 finally:
                     session.close()
                 waiting = store
         return found
 
-    def _look(
+    def _looked(
         self,
         looks: _Looks,
         stage: Stage,
         session: Session,
-        batch: StoredBatch,
-        is_first: bool,
-    ) -> Observation:
-        """Run one batch through a stage, and have the child look at what belongs to it."""
+        batches: Iterable[StoredBatch],
+    ) -> Iterator[tuple[Observation, StoredBatch]]:
+        """Run batches through a stage, and have the child look at what belongs to it."""
         inputs = {info.name for info in session.inputs}
-        feeds = {name: a for name, a in batch.tensors.items() if name in inputs}
-        extra = {"samples": batch.samples} if looks.counts_samples else {}
-        seen: Observation = self.worker.call(
-            looks.function,
-            session.handle(),
-            feeds,
-            looks.argument(stage, is_first),
-            keep=stage.carried,
-            **extra,
-        )
-        return seen
+        for run, batch in enumerate(batches):
+            feeds = {name: a for name, a in batch.tensors.items() if name in inputs}
+            extra = {"samples": batch.samples} if looks.counts_samples else {}
+            seen: Observation = self.worker.call(
+                looks.function,
+                session.handle(),
+                feeds,
+                looks.argument(stage, run == 0),
+                keep=stage.carried,
+                **extra,
+            )
+            yield seen, batch
 
 
 @dataclass(frozen=True)

@@ -117,31 +117,35 @@ def stages_of(
 class _Lives:
     """Nodes of a main graph in order, and from which to which of them each value lives.
 
-    `born`: number of the node that makes a value, -1 of an input. `ends`: that of the last that
-    reads it. `groups`: each with the number of the node from which on all of it is there.
+    `inputs`: those that are fed. `born`: number of the node that makes a value, -1 of an input.
+    `ends`: that of the last that reads it. `groups`: each with the number of the node from which on
+    all of it is there.
     """
 
     def __init__(self, model: ir.Model, groups: Sequence[Group]) -> None:
         self.nodes = list(model.graph)
         self.born: dict[ir.Value, int] = {}
         self.ends: dict[ir.Value, int] = {}
-        for value in model.graph.inputs:
-            if not value.is_initializer():
-                self.born[value] = -1
+        self.inputs = [v for v in model.graph.inputs if not v.is_initializer()]
+        self.born.update(dict.fromkeys(self.inputs, -1))
         for number, node in enumerate(self.nodes):
             for value in node.outputs:
                 self.born[value] = number
             for value in reads(node):
                 if value in self.born:
                     self.ends[value] = number
-        named = {value.name: value for value in self.born}
-        self.groups: dict[Group, int] = {}
-        for group in groups:
-            values = [named[name] for name in group if name in named]
-            latest = max((self.born[value] for value in values), default=0)
-            self.groups[group] = max(latest, 0)
-            for value in values:
-                self.ends[value] = max(self.ends.get(value, 0), latest)
+        self._named = {value.name: value for value in self.born}
+        self.groups = {group: self._meet(group) for group in groups}
+
+    def _meet(self, group: Group) -> int:
+        """Number of the node from which on all of a group is there; each lives at least so long."""
+        # what is not in the main graph is looked at nowhere
+        values = [self._named[name] for name in group if name in self._named]
+        latest = max((self.born[value] for value in values), default=0)
+        for value in values:
+            end = self.ends.get(value, 0)
+            self.ends[value] = max(end, latest)
+        return max(latest, 0)
 
     def crossing(self, cut: int) -> list[ir.Value]:
         """Values made before the node of that number, and read by it or later."""
@@ -233,18 +237,15 @@ def _weights_of(model: ir.Model, node: ir.Node) -> dict[int, int]:
 
 def _stage(model: ir.Model, lives: _Lives, start: int, end: int) -> Stage | None:
     """The nodes from `start` to before `end`; None where nothing of them is wanted."""
-    groups = tuple(
-        group for group, number in lives.groups.items() if start <= number < end
-    )
+    numbers = range(start, end)
+    groups = [group for group, number in lives.groups.items() if number in numbers]
     looked_at = set(itertools.chain.from_iterable(groups))
     carried = lives.crossing(end)
-    wanted = set(carried)
-    made = [value for value, born in lives.born.items() if start <= born < end]
-    outputs = [
-        value
-        for value in made
-        if value in wanted or (value.name in looked_at and may_be_observed(value))
-    ]
+    outputs = []
+    for value, born in lives.born.items():
+        is_tap = value.name in looked_at and may_be_observed(value)
+        if start <= born < end and (is_tap or value in carried):
+            outputs.append(value)
     if not outputs:
         if not groups:
             return None
@@ -253,18 +254,16 @@ def _stage(model: ir.Model, lives: _Lives, start: int, end: int) -> Stage | None
     own_reads: set[ir.Value] = set()
     for node in lives.nodes[start:end]:
         own_reads.update(reads(node))
-    if start == 0:
-        inputs = [value for value, born in lives.born.items() if born < 0]
-    else:
-        inputs = [
-            value
-            for value in lives.crossing(start)
-            if value in own_reads or value.name in looked_at
-        ]
+    inputs = []
+    for value in lives.crossing(start) if start else lives.inputs:
+        # the first stage is fed as the model is
+        if start == 0 or value in own_reads or value.name in looked_at:
+            inputs.append(value)
     graph = ir.convenience.extract(model.graph, inputs, outputs)
     functions = [function.clone() for function in model.functions.values()]
     part = ir.Model(graph, ir_version=model.ir_version or 10, functions=functions)
-    return Stage(part, groups, tuple(value.name or "" for value in carried))
+    names = [value.name or "" for value in carried]
+    return Stage(part, tuple(groups), tuple(names))
 
 
 class StoredBatch(NamedTuple):
@@ -272,6 +271,14 @@ class StoredBatch(NamedTuple):
 
     tensors: Mapping[str, NDArray[Any]]
     samples: int
+
+    def after(
+        self, made: Mapping[str, NDArray[Any]], carried: Sequence[str]
+    ) -> StoredBatch:
+        """The batch behind a stage that made some tensors: those that later stages read."""
+        here = {**self.tensors, **made}
+        kept = {name: here[name] for name in carried}
+        return StoredBatch(kept, self.samples)
 
 
 class BatchStore:
