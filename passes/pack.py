@@ -21,6 +21,7 @@ from ._packing.constant_graph import constant_nodes, feeds_only, is_table, own_d
 from ._packing.content import BIT_TYPES, content_of
 from ._packing.draft import Draft, Shared, initializer_bytes
 from ._packing.load_memory import load_bytes
+from ._packing.prospect import least_load_bytes
 
 MIN_BYTES = 256
 """Bytes below which a constant is left: a decoder's nodes alone take 150 to 250."""
@@ -143,11 +144,16 @@ class _Packing:
         """Store a constant by its best codec; the reason where memory alone forbids that."""
         assert value.name is not None
         assert value.const_value is not None
+        budget = self._options.load_memory * 10**6 - self._load_bytes
+        least = least_load_bytes(value.const_value, self._options.min_saving)
+        if least is None:
+            return None
+        if least > budget:
+            return _too_much(least)
         dense = initializer_bytes(value.name, value.const_value)
         limit = (1 - self._options.min_saving) * dense
         choices = [choice for choice in self._choices(value) if choice.nbytes <= limit]
         choices.sort(key=lambda choice: choice.nbytes)
-        budget = self._options.load_memory * 10**6 - self._load_bytes
         leave = permit(Pack.name, "pack", value)
         if leave is None:
             return None
@@ -159,8 +165,7 @@ class _Packing:
                 return None
         if not choices:
             return None
-        most = choices[0].load_bytes / 1e6
-        return f"decoding it takes {most:.0f} MB, more than load_memory leaves"
+        return _too_much(choices[0].load_bytes)
 
     def _choices(self, value: ir.Value) -> Iterator[_Choice]:
         """Every codec that fits the constant."""
@@ -185,6 +190,10 @@ class _Packing:
         self.codecs[choice.codec.replace(" ", "_")] += 1
         self._after += choice.nbytes
         self._load_bytes += choice.load_bytes
+
+
+def _too_much(load_bytes: int) -> str:
+    return f"decoding it takes {load_bytes / 1e6:.0f} MB, more than load_memory leaves"
 
 
 def _candidates(model: ir.Model) -> tuple[list[ir.Value], list[Declined]]:

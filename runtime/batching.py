@@ -85,9 +85,11 @@ def batch_is_symbolic(inputs: Sequence[TensorInfo]) -> bool:
 
 
 def batch_rows(feeds: Mapping[str, NDArray[Any]]) -> int:
-    """Count the samples in a batch: the length of the first input's axis 0, 1 without one."""
-    first = next(iter(feeds.values()), np.zeros(()))
-    return len(first) if first.ndim else 1
+    """Samples in a batch: the length of axis 0 of the first array that has one, 1 without any."""
+    for array in feeds.values():
+        if np.ndim(array):
+            return len(array)
+    return 1
 
 
 def same_rows(feeds: Mapping[str, NDArray[Any]]) -> bool:

@@ -34,6 +34,12 @@ Two models of 10 us a run take 2 s for as many. Chosen by hand; not measured.
 """
 
 
+_BRIEF_SECONDS = 0.02
+_BRIEF_ROUNDS = 8
+"""Seconds and rounds at the least that figures take where nothing is to be decided. Chosen by hand;
+not measured.
+"""
+
 _LOADS = 3
 """Loads that are timed. Chosen by hand; not measured."""
 
@@ -64,7 +70,7 @@ class PairedLatency:
 
     first_ms: float
     second_ms: float
-    ratio: LatencyRatio
+    ratio: LatencyRatio | None
 
 
 def interleaved(
@@ -129,6 +135,24 @@ def paired_latency(
     times, ratio = timed_until_decided(time_rounds, limit)
     first_ms, second_ms = np.median(times, axis=1)
     return PairedLatency(float(first_ms), float(second_ms), ratio)
+
+
+def brief_latency(
+    first: Session, second: Session, feeds: Sequence[Mapping[str, NDArray[Any]]]
+) -> PairedLatency:
+    """Time two sessions in turns, too shortly to tell one of them from the other: no ratio."""
+    batches = [dict(batch) for batch in feeds]
+    handles = [first.handle(), second.handle()]
+    times = _timed(
+        first.worker,
+        handles,
+        [batches, batches],
+        _BRIEF_SECONDS,
+        _BRIEF_ROUNDS,
+        _MAX_ROUNDS,
+    )
+    own, other = times
+    return PairedLatency(float(np.median(own)), float(np.median(other)), None)
 
 
 def _timed(

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +25,17 @@ from ..passes._core.context import (
 )
 from ..passes._core.latency import SLOWER, LatencyRatio
 from ..passes._core.scratch import scratch_folder
+from ._worker.ipc import Observation
 from .batching import RowLimit, micro_batches
 from .bench import paired_latency
+from .calibrate import DerivedTap
 from .difference import difference
 from .feeds import Batch, Feeds, StoredFeeds
 from .held_out import held_out
 from .optimized import optimized_nodes
 from .session import Session, open_session
-from .taps import constant_names, planned_taps, with_taps
+from .stages import BatchStore, Group, Stage, StoredBatch, stage_bytes, stages_of
+from .taps import constant_names, planned_taps
 from .worker import Worker
 
 Progress = Callable[
@@ -184,26 +187,27 @@ class RunContext:
         Absent from the result: tensors in subgraphs, tensors that are not float, and names that the
         model lacks. Errors: UsageError without data.
         """
-        feeds = self._calibration_feeds()
         plan = planned_taps(model, names)
         constant = constant_names(model)
-        varying = {name: tap for name, tap in plan.items() if name not in constant}
-        # constants are the same in every run: the first one shows them
-        by_run = itertools.chain([plan], itertools.repeat(varying))
         fetched = [name for name, tap in plan.items() if tap is None]
-        with scratch_folder() as folder:
-            path = Path(folder, "calibration.onnx")
-            self._save(with_taps(model, fetched), path)
-            # the thread that counts needs a core, too
-            session = open_session(self.worker, path, spin=False)
-            try:
-                self._observe(session, feeds, "observe", by_run, samples)
-                found: dict[str, tuple[float, float]] = self.worker.call(
-                    "ranges", session.handle(), method, percentile, levels
-                )
-            finally:
-                session.close()
-        return found
+
+        def taps_of(stage: Stage, is_first: bool) -> dict[str, DerivedTap | None]:
+            # constants are the same in every run: the first one shows them
+            return {
+                name: tap
+                for name, tap in plan.items()
+                if (name if tap is None else tap.source,) in stage.groups
+                and (is_first or name not in constant)
+            }
+
+        # spin=False: the thread that counts needs a core, too
+        return self._in_stages(
+            _Looks("observe", [(name,) for name in fetched], taps_of),
+            model,
+            samples,
+            read=("ranges", method, percentile, levels),
+            spin=False,
+        )
 
     def collect(
         self, model: ir.Model, requests: Mapping[str, MomentRequest], samples: int
@@ -212,25 +216,22 @@ class RunContext:
 
         Errors: UsageError without data.
         """
-        feeds = self._calibration_feeds()
-        fetched = []
-        for request in requests.values():
-            fetched.append(request.tensor)
-            if request.target:
-                fetched.append(request.target)
-        with scratch_folder() as folder:
-            path = Path(folder, "moments.onnx")
-            self._save(with_taps(model, fetched), path)
-            session = open_session(self.worker, path)
-            try:
-                by_run = itertools.repeat(dict(requests))
-                self._observe(session, feeds, "accumulate", by_run, samples)
-                found: dict[str, NDArray[np.float64]] = self.worker.call(
-                    "moments", session.handle()
-                )
-            finally:
-                session.close()
-        return found
+        groups = {key: _group_of(request) for key, request in requests.items()}
+
+        def requests_of(stage: Stage, is_first: bool) -> dict[str, MomentRequest]:
+            return {
+                key: request
+                for key, request in requests.items()
+                if groups[key] in stage.groups
+            }
+
+        looks = _Looks(
+            "accumulate",
+            list(dict.fromkeys(groups.values())),
+            requests_of,
+            counts_samples=True,
+        )
+        return self._in_stages(looks, model, samples, read=("moments",))
 
     def after(
         self, model: ir.Model, tensors: Sequence[str], samples: int
@@ -287,26 +288,88 @@ class RunContext:
             )
         return self.feeds
 
-    def _observe(
+    def _in_stages(
         self,
-        session: Session,
-        feeds: Feeds,
-        function: str,
-        by_run: Iterator[Any],
+        looks: _Looks,
+        model: ir.Model,
         samples: int,
-    ) -> None:
-        """Have the child take every micro-batch into its statistics.
+        read: tuple[Any, ...],
+        spin: bool = True,
+    ) -> dict[str, Any]:
+        """Run the model on the calibration feeds, stage by stage, and look at tensors of it.
 
-        `function`: the child's function that does so; `by_run`: its last argument, for each run.
+        `read`: the child's function that tells the statistics of a session, and its arguments.
+        Errors: UsageError without data.
         """
-        handle = session.handle()
-        limit = RowLimit()
-        with self.progress("calibrating", samples) as advance:
-            parts = micro_batches(feeds, session.inputs, samples, limit)
-            for part, rows in parts:
-                size = self.worker.call(function, handle, part, next(by_run))
-                limit.adapt(size, rows)
-                advance(rows)
+        feeds = self._calibration_feeds()
+        stages = stages_of(model, looks.groups, stage_bytes(model))
+        found: dict[str, Any] = {}
+        with (
+            scratch_folder() as folder,
+            self.progress("calibrating", samples * len(stages)) as advance,
+        ):
+            waiting: Iterable[StoredBatch] = ()
+            for number, stage in enumerate(stages):
+                path = Path(folder, "calibration.onnx")
+                self._save(stage.model, path)
+                session = open_session(self.worker, path, spin=spin)
+                limit = RowLimit()
+                if number == 0:
+                    parts = micro_batches(feeds, session.inputs, samples, limit)
+                    waiting = (StoredBatch(*part) for part in parts)
+                store = BatchStore(Path(folder, f"after_{number}"))
+                try:
+                    for seen, batch in self._looked(looks, stage, session, waiting):
+                        limit.adapt(seen.size, batch.samples)
+                        if stage.carried:
+                            store.add(batch.after(seen.kept, stage.carried))
+                        advance(batch.samples)
+                    function, *arguments = read
+                    handle = session.handle()
+                    found |= self.worker.call(function, handle, *arguments)
+                finally:
+                    session.close()
+                waiting = store
+        return found
+
+    def _looked(
+        self,
+        looks: _Looks,
+        stage: Stage,
+        session: Session,
+        batches: Iterable[StoredBatch],
+    ) -> Iterator[tuple[Observation, StoredBatch]]:
+        """Run batches through a stage, and have the child look at what belongs to it."""
+        inputs = {info.name for info in session.inputs}
+        for run, batch in enumerate(batches):
+            feeds = {name: a for name, a in batch.tensors.items() if name in inputs}
+            extra = {"samples": batch.samples} if looks.counts_samples else {}
+            seen: Observation = self.worker.call(
+                looks.function,
+                session.handle(),
+                feeds,
+                looks.argument(stage, run == 0),
+                keep=stage.carried,
+                **extra,
+            )
+            yield seen, batch
+
+
+@dataclass(frozen=True)
+class _Looks:
+    """Tensors to look at, the child's function for it, and its argument for a run of a stage.
+
+    `counts_samples`: the function is told how many there are in a run.
+    """
+
+    function: str
+    groups: Sequence[Group]
+    argument: Callable[[Stage, bool], Mapping[str, Any]]
+    counts_samples: bool = False
+
+
+def _group_of(request: MomentRequest) -> Group:
+    return (request.tensor, request.target) if request.target else (request.tensor,)
 
 
 def _quantizes(model: ir.Model) -> bool:

@@ -129,7 +129,6 @@ class Session:
             "write_optimized",
             str(self.path),
             self._providers(),
-            self.threads,
             level,
             str(path),
         )

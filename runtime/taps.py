@@ -35,7 +35,7 @@ def with_taps(model: ir.Model, names: Collection[str]) -> ir.Model:
         for value in node.outputs:
             if value.name not in wanted or id(value) in present:
                 continue
-            if _may_be_observed(value):
+            if may_be_observed(value):
                 outputs.append(value)
                 present.add(id(value))
     return copy
@@ -58,7 +58,7 @@ def planned_taps(model: ir.Model, names: Sequence[str]) -> dict[str, DerivedTap 
         if plan[source.name] is not None:
             continue
         result = node.outputs[0]
-        if result.name not in plan or not _may_be_observed(result):
+        if result.name not in plan or not may_be_observed(result):
             continue
         if _is_run_time(model, source):
             plan[result.name] = DerivedTap(
@@ -78,13 +78,14 @@ def constant_names(model: ir.Model) -> set[str]:
     return names
 
 
-def _may_be_observed(value: ir.Value) -> bool:
+def may_be_observed(value: ir.Value) -> bool:
+    """False for a tensor that is known not to be one of floats that numpy has."""
     return value.dtype is None or value.dtype in _OBSERVABLE
 
 
 def _is_run_time(model: ir.Model, value: ir.Value) -> bool:
     """Return whether a run shows the tensor: an input or what a node makes, and perhaps a float."""
-    if not _may_be_observed(value):
+    if not may_be_observed(value):
         return False
     return value.producer() is not None or value in model.graph.inputs
 

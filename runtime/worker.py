@@ -11,7 +11,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
@@ -19,6 +18,7 @@ from typing import IO, Any
 from .. import CheckError, OnnxOptError, RefusedError, UsageError
 from ..passes._core.limits import limit
 from ._worker import ipc
+from ._worker.watchdog import time_limit
 
 # imports this very package by its folder: the parent may have found it in a way that the child's
 # sys.path does not know
@@ -113,6 +113,11 @@ class Worker:
         self.close()
 
     @property
+    def limits(self) -> tuple[float, int]:
+        """Seconds of a call, and bytes of the child's address space."""
+        return self.timeout, self.memory_bytes
+
+    @property
     def alive(self) -> bool:
         """True while the child is running."""
         return self._process is not None and self._process.poll() is None
@@ -128,21 +133,17 @@ class Worker:
         """
         self.start()
         seconds = self.timeout if timeout is None else timeout
-        expired = threading.Event()
-        timer = threading.Timer(seconds, self._expire, [expired])
-        timer.daemon = True
-        timer.start()
-        try:
-            reply = self._exchange(ipc.FunctionCall(function, args, kwargs))
-        except (EOFError, OSError):
-            exceeded = seconds if expired.is_set() else None
-            raise self._death(function, exceeded) from None
-        except BaseException:
-            # interrupted between two messages: an answer may still come, to no question
-            self._kill()
-            raise
-        finally:
-            timer.cancel()
+        assert self._process
+        with time_limit(seconds, self._process.kill) as alarm:
+            try:
+                reply = self._exchange(ipc.FunctionCall(function, args, kwargs))
+            except (EOFError, OSError):
+                exceeded = seconds if alarm.expired else None
+                raise self._death(function, exceeded) from None
+            except BaseException:
+                # interrupted between two messages: an answer may still come, to no question
+                self._kill()
+                raise
         if reply.failure is not None:
             raise self._error(function, reply.failure)
         return reply.value
@@ -240,12 +241,6 @@ class Worker:
         text = stderr.read().decode(errors="replace")
         lines = [line.strip() for line in text.splitlines() if line.strip()]
         return " | ".join(lines[-_STDERR_LINES:])[:_STDERR_CHARACTERS]
-
-    def _expire(self, expired: threading.Event) -> None:
-        # set before the kill: `call` must see it when the pipe closes
-        expired.set()
-        if self._process is not None:
-            self._process.kill()
 
     def _kill(self) -> None:
         process = self._process

@@ -23,6 +23,7 @@ import click
 
 from .. import OnnxOptError, UsageError, __version__
 from .console import emit_json, escaped
+from .deferred_imports import defer_imports
 
 COMMANDS = (
     "run",
@@ -97,6 +98,7 @@ class Commands(click.Group):
         # a graph is many long-lived objects: at the default thresholds half the time goes to
         # walking them for cycles
         gc.set_threshold(*GC_THRESHOLDS)
+        defer_imports()
         if threading.current_thread() is threading.main_thread():
             # half-written files go, as with Ctrl-C
             signal.signal(signal.SIGTERM, signal.default_int_handler)

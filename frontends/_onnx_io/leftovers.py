@@ -36,11 +36,12 @@ class OwnFiles:
 
     A context: entering it removes what dead writers left, leaving it what this one noted. The note
     is a file `.<target>.<token>.run`, locked while the writer lives: names, each ended by a NUL,
-    that of the target first.
+    that of the target first. `durable`: the disk is waited for.
     """
 
-    def __init__(self, target: Path) -> None:
+    def __init__(self, target: Path, durable: bool = True) -> None:
         self.target = target
+        self.durable = durable
         # a name cut inside a character is no text, but a name all the same
         short = os.fsdecode(os.fsencode(target.name)[:_NAME_BYTES])
         self._prefix = f".{short}."
@@ -119,7 +120,8 @@ class OwnFiles:
                 self._write(name)
             try:
                 os.replace(temporary, self.target)
-                sync_folder(self.target.parent)
+                if self.durable:
+                    sync_folder(self.target.parent)
             # an interrupt may come just behind the rename
             finally:
                 self._names += names

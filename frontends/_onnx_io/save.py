@@ -55,6 +55,7 @@ def save(
     *,
     external: bool | None = None,
     check: Callable[[Path], None] | None = None,
+    durable: bool = True,
 ) -> list[Path]:
     """Write `model` atomically; return the files written, the model file last.
 
@@ -62,8 +63,9 @@ def save(
     `external` is true, or by default when the weights exceed 1.5 GiB or the model has external
     tensors. Tensors are streamed; `model` is unchanged. A former model at `path` stays whole until
     the moment it is replaced; its own data file then goes, unless `model` still reads it. `check`
-    sees the complete model file before it takes its name, and may raise. Errors: UsageError if
-    `path` cannot be written, OnnxOptError if writing fails (nothing is left behind then).
+    sees the complete model file before it takes its name, and may raise. `durable` False: for files
+    that need not outlive a power failure, the disk is not waited for. Errors: UsageError if `path`
+    cannot be written, OnnxOptError if writing fails (nothing is left behind then).
     """
     target = Path(path)
     slots = list(slots_of(model))
@@ -82,7 +84,7 @@ def save(
     written: list[Path] = []
     with contextlib.ExitStack() as stack:
         with _as_own_errors(path):
-            files = stack.enter_context(OwnFiles(target))
+            files = stack.enter_context(OwnFiles(target, durable))
         with contextlib.ExitStack() as restore:
             if external:
                 with _as_own_errors(path):
@@ -94,7 +96,8 @@ def save(
             temporary = files.temporary()
             with open(temporary, "wb") as file:
                 file.write(encoded)
-                _make_durable(file)
+                if durable:
+                    _make_durable(file)
         # outside of `_as_own_errors`: its exceptions are not about the path
         if check is not None:
             check(temporary)
@@ -244,9 +247,11 @@ def _write_data(
         for slot in large:
             key = id(slot.tensor)
             if key not in offsets:
-                offsets[key] = _write_tensor(file, slot.tensor)
-        _make_durable(file)
-    sync_folder(data.parent)
+                offsets[key] = _write_tensor(file, slot.tensor, files.durable)
+        if files.durable:
+            _make_durable(file)
+    if files.durable:
+        sync_folder(data.parent)
     for slot in large:
         offset = offsets[id(slot.tensor)]
         _swap(slot, _reference(slot.tensor, data.name, offset), restore)
@@ -258,7 +263,7 @@ def _stays_inline(tensor: ir.TensorProtocol) -> bool:
     return tensor.dtype == ir.DataType.STRING or tensor.nbytes < SMALL
 
 
-def _write_tensor(file: BinaryIO, tensor: ir.TensorProtocol) -> int:
+def _write_tensor(file: BinaryIO, tensor: ir.TensorProtocol, durable: bool) -> int:
     """Append one tensor, and return its offset.
 
     Errors: OnnxOptError for one of another length: a hole of zeros would be a silent loss.
@@ -279,7 +284,8 @@ def _write_tensor(file: BinaryIO, tensor: ir.TensorProtocol) -> int:
     # numpy's tofile loses the error of its last bytes, as on a full disk
     if os.fstat(file.fileno()).st_size < file.tell():
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    _start_writeback(file, start, written)
+    if durable:
+        _start_writeback(file, start, written)
     return start
 
 

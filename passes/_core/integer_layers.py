@@ -17,7 +17,7 @@ from .channel_layout import Layout
 from .graph import all_nodes, input_of, label
 from .linear import LINEAR_OPS
 from .ops import is_standard
-from .saturation import KernelPairs, kernel_pairs, offending, rows_of
+from .saturation import LIMITED, KernelPairs, kernel_pairs, offending, rows_of
 
 
 @dataclass(frozen=True)
@@ -345,6 +345,10 @@ def offending_in(layer: IntegerLayer) -> int:
     if not pairs.count:
         return 0
     layout = Layout.of(layer.shape, layer.channel_axis)
+    # codes that are still to be computed, by a kernel that leaves none
+    kept_layout, kept_pairs = layer.tensor.meta.get(LIMITED, (None, None))
+    if kept_pairs is pairs and kept_layout == layout:
+        return 0
     total = 0
     for rows, _ in rows_of(layer.tensor, layout, pairs):
         within = pairs.of_part(rows.shape[1])

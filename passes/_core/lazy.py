@@ -69,10 +69,15 @@ class DerivedTensor:
         # rounded up to whole bytes
         return -(-bits // 8)
 
-    def blocks(self, granule: int = 1) -> Iterator[tuple[int, NDArray[Any]]]:
-        """Yield (start, flat block) in order; lengths are multiples of both granules."""
+    def blocks(
+        self, granule: int = 1, every: int = 1
+    ) -> Iterator[tuple[int, NDArray[Any]]]:
+        """Yield (start, flat block) in order; lengths are multiples of both granules.
+
+        `every`: as that of the function `blocks`.
+        """
         both = int(np.lcm(granule, self.granule))
-        for start, block in blocks(self.source, both):
+        for start, block in blocks(self.source, both, every):
             out = self.kernel(block, start)
             assert out.size == block.size, (
                 f"{self.name}: kernel returned {out.size} of {block.size} elements"
@@ -112,7 +117,7 @@ class DerivedTensor:
         chunks = self._byte_blocks()
         # a second thread does not pay for tensors of one or two blocks
         if self.size > 2 * BLOCK:
-            chunks = _one_ahead(chunks)
+            chunks = one_ahead(chunks)
         written = 0
         for chunk in chunks:
             view = memoryview(chunk)
@@ -156,7 +161,17 @@ def keep_freed_blocks() -> None:
     np.empty(KEPT, np.uint8)
 
 
-def _one_ahead(items: Iterator[Any]) -> Iterator[Any]:
+def blocks_ahead(
+    tensor: ir.TensorProtocol, granule: int = 1
+) -> Iterator[tuple[int, NDArray[Any]]]:
+    """Stream a tensor as `blocks` does, the next block computed while the caller has the last."""
+    # a second thread does not pay for one or two blocks, nor for what is in memory
+    if tensor.size <= 2 * BLOCK or isinstance(tensor, ir.Tensor):
+        return blocks(tensor, granule)
+    return one_ahead(blocks(tensor, granule))
+
+
+def one_ahead(items: Iterator[Any]) -> Iterator[Any]:
     """The same items, each computed on a second thread while the caller works on the last."""
     end = object()
     with ThreadPoolExecutor(1) as thread:
@@ -174,35 +189,36 @@ def _little_endian(array: NDArray[Any]) -> NDArray[Any]:
 
 
 def blocks(
-    tensor: ir.TensorProtocol, granule: int = 1
+    tensor: ir.TensorProtocol, granule: int = 1, every: int = 1
 ) -> Iterator[tuple[int, NDArray[Any]]]:
     """Stream a tensor as (start, flat block), in order.
 
     Lengths are multiples of `granule` elements; that of the last block may not be. External data is
     read with plain reads, never mapped whole. A granule larger than BLOCK makes larger blocks.
+    `every`: one block in so many is read, the others are passed over.
     """
     granules = max(BLOCK // granule, 1)
     step = granules * granule
     if isinstance(tensor, DerivedTensor):
-        yield from tensor.blocks(granule)
+        yield from tensor.blocks(granule, every)
         return
     # types below 8 bits are packed, which onnx_ir undoes for a whole tensor only
     if isinstance(tensor, ir.ExternalTensor) and tensor.dtype.bitwidth >= 8:
-        yield from _read_external(tensor, step)
+        yield from _read_external(tensor, step, every)
         return
     flat = tensor.numpy().reshape(-1)
-    for start in range(0, flat.size, step):
+    for start in range(0, flat.size, step * every):
         yield start, flat[start : start + step]
 
 
 def _read_external(
-    tensor: ir.ExternalTensor, step: int
+    tensor: ir.ExternalTensor, step: int, every: int
 ) -> Iterator[tuple[int, NDArray[Any]]]:
     keep_freed_blocks()
     dtype = np.dtype(tensor.dtype.numpy())
     with open(tensor.path, "rb", buffering=0) as file:
-        file.seek(tensor.offset or 0)
-        for start in range(0, tensor.size, step):
+        for start in range(0, tensor.size, step * every):
+            file.seek((tensor.offset or 0) + start * dtype.itemsize)
             left = tensor.size - start
             block = np.empty(min(step, left), dtype)
             _fill(block, file, tensor)

@@ -31,6 +31,9 @@ LIMITS = {
     "CALL_DEPTH": Limit(200, "calls", "function calls inside function calls"),
     "SPARSE_BYTES": Limit(1 << 30, "bytes", "a sparse tensor once it is dense"),
     "FEED_BYTES": Limit(1 << 30, "bytes", "one batch of made-up inputs"),
+    "STAGE_BYTES": Limit(
+        0, "bytes", "weights that calibration loads at once; 0: by the memory there is"
+    ),
     "ARRAY_BYTES": Limit(
         4 << 30, "bytes", "a batch of --data, and an array read whole"
     ),

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -182,12 +183,19 @@ class OptionSpec:
         return f"give {self.type_text}; the default is {default}"
 
 
-def options_of(kind: type) -> list[OptionSpec]:
+def options_of(kind: type) -> tuple[OptionSpec, ...]:
     """Options of a pass class, in field order; a leading `Literal` field may be given positionally.
 
     A field of type `T | None` may be unset: None, which pipeline text spells `none`. One of type `T
     | Auto` may be left to the pass.
     """
+    return _options_of(kind)
+
+
+# once a class: its annotations are evaluated, which takes as long as many a pass
+@functools.cache
+def _options_of(kind: Hashable) -> tuple[OptionSpec, ...]:
+    assert isinstance(kind, type)
     # annotations are texts, since modules defer their evaluation
     hints = typing.get_type_hints(kind)
     specs = []
@@ -209,7 +217,7 @@ def options_of(kind: type) -> list[OptionSpec]:
             instead=field.metadata["instead"],
         )
         specs.append(spec)
-    return specs
+    return tuple(specs)
 
 
 def _without(one: Any, annotation: Any) -> tuple[Any, bool]:

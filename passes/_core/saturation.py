@@ -24,7 +24,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from .channel_layout import Layout
-from .lazy import blocks
+from .lazy import blocks_ahead
 
 PAIR_LIMIT = 128
 """Largest sum of two weights of one sign.
@@ -89,6 +89,9 @@ def _as_array(index: Index) -> NDArray[np.intp]:
         return np.arange(index.stop)[index]
     return index
 
+
+LIMITED = "pairs_within_limit"
+"""Key of a tensor's `meta`: the layout and the pairs that its kernel keeps within the limit."""
 
 NO_PAIRS = KernelPairs(slice(0, 0), slice(0, 0), 0)
 """Pairs of a weight whose elements never meet in a saturating instruction: none."""
@@ -168,8 +171,14 @@ def offending(codes: Rows, pairs: KernelPairs) -> NDArray[np.bool_]:
 
     Shapes: codes (channels, width), whole numbers -> (channels, pairs).
     """
-    beyond: NDArray[np.bool_] = largest_sums(codes, pairs) > PAIR_LIMIT
-    return beyond
+    lowest = codes.min(initial=0)
+    highest = codes.max(initial=0)
+    if max(-int(lowest), int(highest)) > PAIR_LIMIT:
+        beyond: NDArray[np.bool_] = largest_sums(codes, pairs) > PAIR_LIMIT
+        return beyond
+    # no code is beyond the limit alone: only a sum of two with one sign is, which is the plain sum
+    first, second = _summable(*pairs.of(codes))
+    return _beyond(first + second)
 
 
 def largest_sums(codes: Rows, pairs: KernelPairs) -> Rows:
@@ -179,10 +188,7 @@ def largest_sums(codes: Rows, pairs: KernelPairs) -> Rows:
 
 def sums_of_one_sign(first: Rows, second: Rows) -> Rows:
     """|a + b| where both have one sign, else the larger of |a| and |b|, elementwise."""
-    # two of int8 may sum to more than it holds
-    if first.dtype == np.int8:
-        first = first.astype(np.int16)
-        second = second.astype(np.int16)
+    first, second = _summable(first, second)
     first_above = np.maximum(first, 0)
     second_above = np.maximum(second, 0)
     highest = first_above + second_above
@@ -193,17 +199,41 @@ def sums_of_one_sign(first: Rows, second: Rows) -> Rows:
     return largest
 
 
+def _summable(first: Rows, second: Rows) -> tuple[Rows, Rows]:
+    # two of int8 may sum to more than it holds
+    if first.dtype == np.int8:
+        return first.astype(np.int16), second.astype(np.int16)
+    return first, second
+
+
+def _beyond(sums: Rows) -> NDArray[np.bool_]:
+    beyond: NDArray[np.bool_] = np.abs(sums) > PAIR_LIMIT
+    return beyond
+
+
+def _places(mask: NDArray[np.bool_]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Rows and columns of the true elements, in the order in which they lie in memory."""
+    rows, columns = mask.shape
+    # flat, as numpy finds the places of one axis several times as fast as those of two
+    if mask.flags.c_contiguous:
+        row, column = np.divmod(np.flatnonzero(mask), max(columns, 1))
+    else:
+        column, row = np.divmod(np.flatnonzero(mask.T), max(rows, 1))
+    return row, column
+
+
 def keep_within(
     codes: Rows, exact: Rows, pairs: KernelPairs, importance: Rows | None = None
 ) -> None:
     """Cut the offending pairs of `codes` in place, with the least squared error.
 
-    Shapes: codes, exact (channels, width), `exact` the weights in units of a code; importance
-    (channels or 1, width) of each weight's squared error, all equal where it is None. Follows from
-    the definition: with a + b = 128 the error h (a - x)^2 + g (b - y)^2 is least where x + y - 128
-    is shared out as g to h.
+    Shapes: codes, exact (channels, width), `codes` whole floats of at most 127, `exact` the weights
+    in units of a code; importance (channels or 1, width) of each weight's squared error, all equal
+    where it is None. Follows from the definition: with a + b = 128 the error h (a - x)^2 +
+    g (b - y)^2 is least where x + y - 128 is shared out as g to h.
     """
-    row, pair = np.nonzero(offending(codes, pairs))
+    # none of `codes` is beyond the limit alone: only a sum of two with one sign is
+    row, pair = _places(_beyond(np.add(*pairs.of(codes))))
     if not row.size:
         return
     columns = pairs.indices()[pair]
@@ -243,38 +273,40 @@ def excess(
     h g / (h + g), the cost of cutting it by the square, with `importance` as in `keep_within`.
     Additive over parts of a row.
     """
+    histograms = np.zeros((len(exact), BINS))
+    add_excess(histograms, exact, pairs, importance)
+    return histograms
+
+
+def add_excess(
+    histograms: NDArray[np.float64],
+    exact: Rows,
+    pairs: KernelPairs,
+    importance: Rows | None = None,
+) -> None:
+    """Add to contiguous histograms in place what `excess` makes: few of all bins change."""
     first, second = pairs.of(exact)
-    magnitude = np.abs(first) + np.abs(second)
-    have_one_sign = first * second > 0
-    total = np.where(
-        have_one_sign,
-        magnitude,
-        0.0,
-    )
-    at = np.nonzero(total > PAIR_LIMIT)
+    row, pair = _places(_beyond(first + second))
+    a = first[row, pair]
+    b = second[row, pair]
+    have_one_sign = a * b > 0
+    row = row[have_one_sign]
+    pair = pair[have_one_sign]
+    total = np.abs(a + b)[have_one_sign]
     cost: Any = 0.5
     if importance is not None:
         importance_rows = np.atleast_2d(importance)
         of_first, of_second = pairs.of(importance_rows)
-        h = np.broadcast_to(of_first, total.shape)[at]
-        g = np.broadcast_to(of_second, total.shape)[at]
+        h = np.broadcast_to(of_first, first.shape)[row, pair]
+        g = np.broadcast_to(of_second, first.shape)[row, pair]
         divisor = np.maximum(h + g, 1e-300)
         cost = h * g / divisor
-    sums = np.rint(total[at]).astype(np.intp)
+    sums = np.rint(total).astype(np.intp)
     beyond = sums - PAIR_LIMIT
     bins = np.minimum(beyond, BINS - 1)
     # one histogram a channel, side by side
-    channels = len(exact)
-    row = at[0]
     flat = row * BINS + bins
-    weights = np.broadcast_to(cost, flat.shape)
-    counted = np.bincount(
-        flat,
-        weights=weights,
-        minlength=channels * BINS,
-    )
-    histograms = counted.reshape(channels, BINS)
-    return histograms.astype(np.float64)
+    np.add.at(histograms.reshape(-1), flat, cost)
 
 
 def channel_factors(
@@ -304,7 +336,7 @@ def rows_of(
 ) -> Iterator[tuple[NDArray[Any], slice]]:
     """A weight block by block as (channels, width), no pair cut apart, with those channels."""
     granule = pair_granule(layout, pairs)
-    for start, block in blocks(tensor, granule):
+    for start, block in blocks_ahead(tensor, granule):
         view, channels = layout.view(block, start)
         rows = layout.rows(view)
         yield rows, channels

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping
 from math import prod
 from typing import Any
@@ -37,11 +38,17 @@ class SlicedTensor(DerivedTensor):
     def size(self) -> int:
         return prod(self._after)
 
-    def blocks(self, granule: int = 1) -> Iterator[tuple[int, NDArray[Any]]]:
-        """Yield (start, flat block) in order.
+    def blocks(
+        self, granule: int = 1, every: int = 1
+    ) -> Iterator[tuple[int, NDArray[Any]]]:
+        """Yield (start, flat block) in order; of `every` so many blocks one.
 
         Lengths are multiples of `granule`; the last may be short.
         """
+        # each begins where the one before ends: none can be passed over unread
+        yield from itertools.islice(self._every_block(granule), 0, None, every)
+
+    def _every_block(self, granule: int) -> Iterator[tuple[int, NDArray[Any]]]:
         start = 0
         rest = np.empty(0, self.dtype.numpy())
         for rows in self._rows():

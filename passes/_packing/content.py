@@ -80,15 +80,18 @@ class Content:
             yield block
 
 
-def content_of(tensor: ir.TensorProtocol) -> Content:
-    """Gather the facts about a tensor of whole bytes an element; one pass, block by block."""
+def content_of(tensor: ir.TensorProtocol, every: int = 1) -> Content:
+    """Gather the facts about a tensor of whole bytes an element; one pass, block by block.
+
+    `every`: of one block in so many. No palette, and no narrower type, then hold for the whole.
+    """
     content = Content(tensor)
     dtype = tensor.dtype
     palette: Bits | None = np.zeros(0, content.bit_type)
     kinds = NARROWER.get(dtype, ())
     narrower = list(kinds)
     last_nonzero = -1
-    for start, block in bit_blocks(tensor):
+    for start, block in bit_blocks(tensor, every=every):
         inside = np.flatnonzero(block)
         places = inside + start
         content.size += block.size
@@ -111,10 +114,10 @@ def content_of(tensor: ir.TensorProtocol) -> Content:
 def _count_entries(content: Content, gaps: NDArray[np.intp]) -> None:
     """Add the nonzeros that end these gaps, and the fillers within them."""
     for longest in LONGEST_GAPS:
-        # rounded up: one for the nonzero, the others fillers
-        entries = -(-gaps // longest)
-        total = entries.sum()
-        content.gap_entries[longest] += int(total)
+        # one for each nonzero; fillers are few, and only their gaps are divided
+        long = gaps[gaps > longest]
+        fillers = (long - 1) // longest
+        content.gap_entries[longest] += gaps.size + int(fillers.sum())
 
 
 def _with_distinct(known: Bits, block: Bits) -> Bits | None:
@@ -143,13 +146,13 @@ def _distinct(known: Bits, more: Bits) -> Bits:
 
 
 def bit_blocks(
-    tensor: ir.TensorProtocol, granule: int = 1
+    tensor: ir.TensorProtocol, granule: int = 1, every: int = 1
 ) -> Iterator[tuple[int, Bits]]:
-    """Stream a tensor as (start, flat block of bits)."""
+    """Stream a tensor as (start, flat block of bits), as `blocks` does."""
     dtype = tensor.dtype
     width = dtype.bitwidth
     bit_type = BIT_TYPES[width]
-    for start, block in blocks(tensor, granule):
+    for start, block in blocks(tensor, granule, every):
         # a view of other elements needs them side by side
         contiguous = np.ascontiguousarray(block)
         flat = contiguous.reshape(-1)

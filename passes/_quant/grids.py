@@ -17,8 +17,8 @@ from .._core.saturation import (
     BINS,
     PAIR_LIMIT,
     KernelPairs,
+    add_excess,
     channel_factors,
-    excess,
     largest_sums,
     rows_of,
 )
@@ -114,9 +114,9 @@ def limited_scales(
         own = factors[channels]
         exact = rows * own[:, None]
         part = pairs.of_part(width)
-        spread[channels] += excess(exact, part)
+        add_excess(spread[channels], exact, part)
         # zeros, pruned perhaps, lose nothing
-        nonzero = np.count_nonzero(rows, axis=1)
+        nonzero = (rows != 0).sum(axis=1, dtype=np.int32)
         rounded[channels] += nonzero
     growth = channel_factors(spread, rounded)
     enlarged = scales * growth
@@ -205,10 +205,16 @@ def _allowed(shares: NDArray[np.float64], levels: int) -> NDArray[np.bool_]:
     Shapes: (channels, few), shares of max|w| -> (channels, levels).
     """
     tops = np.arange(levels, 0, -1)
-    steps = shares[:, :, None] * tops
-    distance = np.abs(steps - np.rint(steps))
-    is_whole = distance < ON_GRID
-    return np.asarray(is_whole.all(axis=1))
+    allowed = np.ones((len(shares), levels), bool)
+    still_open = np.arange(len(shares))
+    # one weight after the other: the first two close nearly all channels that were never rounded
+    for weights in shares.T:
+        steps = weights[still_open, None] * tops
+        distance = np.abs(steps - np.rint(steps))
+        allowed[still_open] &= distance < ON_GRID
+        has_one = allowed[still_open].any(axis=1)
+        still_open = still_open[has_one]
+    return allowed
 
 
 def _tried(

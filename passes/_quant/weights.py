@@ -12,8 +12,8 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from .._core.channel_layout import Layout
-from .._core.lazy import DerivedTensor, blocks
-from .._core.saturation import KernelPairs, keep_within, pair_granule
+from .._core.lazy import DerivedTensor, blocks_ahead
+from .._core.saturation import LIMITED, KernelPairs, keep_within, pair_granule
 
 Floats = NDArray[np.float32]
 INT8_LEVELS = 127
@@ -31,7 +31,7 @@ INT32_LIMIT = 2.0**31 - 1
 def channel_absmax(tensor: ir.TensorProtocol, layout: Layout) -> Floats:
     """max|w| of each output channel: (channels,) float32. NaN where the channel holds NaN."""
     out = np.zeros(layout.channels, np.float32)
-    for start, block in blocks(tensor, layout.granule):
+    for start, block in blocks_ahead(tensor, layout.granule):
         view, channels = layout.view(block, start)
         highest = view.max(axis=(0, 2))
         lowest = view.min(axis=(0, 2))
@@ -100,12 +100,14 @@ def quantize_weight(
         flat: NDArray[Any] = codes.astype(np.int8).reshape(-1)
         return flat
 
-    return DerivedTensor(
+    codes = DerivedTensor(
         tensor,
         kernel,
         ir.DataType.INT8,
         pair_granule(layout, pairs),
     )
+    codes.meta[LIMITED] = (layout, pairs)
+    return codes
 
 
 def quantize_bias(

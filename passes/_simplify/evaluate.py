@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
-from onnx.reference import ReferenceEvaluator
 
 from .._core.ops import is_standard
 
@@ -47,6 +46,9 @@ def evaluate(node: ir.Node, inputs: Inputs, opset: int) -> list[Array]:
 
     Errors: NotFoldable where the implementation gives up or returns something that is not an array.
     """
+    # here, not above: its import takes longer than most graphs, which fold nothing
+    from onnx.reference import ReferenceEvaluator
+
     names = []
     feeds = {}
     for index, array in enumerate(inputs):

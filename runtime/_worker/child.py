@@ -41,6 +41,7 @@ def serve(parent: int, memory_bytes: int) -> None:
     _limit_memory(memory_bytes)
     watcher = threading.Thread(target=_exit_with_parent, args=[parent], daemon=True)
     watcher.start()
+    _warm_up()
     while True:
         try:
             call = ipc.receive(requests)
@@ -48,6 +49,13 @@ def serve(parent: int, memory_bytes: int) -> None:
             # without cleanup: a thread of ONNX Runtime may never end
             os._exit(0)
         ipc.send(replies, _answer(ipc.FunctionCall(*call)))
+
+
+def _warm_up() -> None:
+    """Load what nearly every call needs, while the parent may still be reading its model."""
+    # where it is missing, the first call says so
+    with contextlib.suppress(ImportError):
+        import onnxruntime  # noqa: F401
 
 
 def _answer(call: ipc.FunctionCall) -> ipc.Reply:
@@ -130,6 +138,13 @@ def close_session(handle: int) -> None:
     sessions.close(handle)
 
 
+def clear() -> bool:
+    """Free every session and all statistics; False if the process is not as it was at its start."""
+    for handle in sessions.opened():
+        close_session(handle)
+    return not sessions.has_prepared_gpu()
+
+
 def peak_memory() -> int | None:
     """Peak resident memory of this process in bytes; None where the system does not tell."""
     if sys.platform == "win32":
@@ -158,6 +173,7 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "accumulate": statistics.accumulate,
     "moments": statistics.moments,
     "close_session": close_session,
+    "clear": clear,
     "peak_memory": peak_memory,
     "products_saturate": products_saturate,
 }

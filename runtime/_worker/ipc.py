@@ -60,6 +60,13 @@ class Powers(NamedTuple):
     noise: float
 
 
+class Observation(NamedTuple):
+    """A run whose tensors were looked at: bytes of its outputs, and those that were asked for."""
+
+    size: int
+    kept: dict[str, Any]
+
+
 class OutputComparison(NamedTuple):
     """Two sessions on the same feeds: powers by output, values of scalars, bytes of outputs."""
 

@@ -19,6 +19,8 @@ Feeds = Mapping[str, Any]
 Providers = list[tuple[str, dict[str, str]]]
 
 _SESSIONS: dict[int, Any] = {}
+_PREPARED: set[str] = set()
+"""Providers that libraries were loaded and limits lifted for."""
 
 _WARM_UP_BATCHES = 2
 """Untimed runs before a timing: the first of a shape allocates memory and starts the threads.
@@ -110,6 +112,7 @@ def _prepare_gpu(provider: str) -> None:
 
     import onnxruntime as ort
 
+    _PREPARED.add(provider)
     if sys.platform != "win32":
         import resource
 
@@ -124,6 +127,16 @@ def _prepare_gpu(provider: str) -> None:
 def close(handle: int) -> None:
     """Free a session."""
     _SESSIONS[handle] = None
+
+
+def opened() -> list[int]:
+    """Handles of the sessions that are not closed."""
+    return [handle for handle, session in _SESSIONS.items() if session is not None]
+
+
+def has_prepared_gpu() -> bool:
+    """True once a provider took a GPU: this process has no memory limit any more."""
+    return bool(_PREPARED)
 
 
 def run(handle: int, feeds: Feeds) -> dict[str, NDArray[Any]]:
@@ -141,13 +154,12 @@ _LEVELS = {
 """Levels of ONNX Runtime's graph optimizations, by their names in its documentation."""
 
 
-def write_optimized(
-    path: str, providers: Providers, threads: int, level: str, out: str
-) -> None:
+def write_optimized(path: str, providers: Providers, level: str, out: str) -> None:
     """Have ONNX Runtime write its optimized graph to `out`, and the weights beside it."""
     import onnxruntime as ort
 
-    settings = _session_options(threads, optimize=True)
+    # nothing is run: starting threads would take longer than the rest
+    settings = _session_options(1, optimize=True)
     settings.graph_optimization_level = getattr(
         ort.GraphOptimizationLevel, _LEVELS[level]
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from ..calibrate import ClippedObserver, DerivedTap, RangeObserver
 from ..moments import MomentObserver
 from . import ort_values
 from .background import BackgroundExecutor
+from .ipc import Observation
 from .sessions import Feeds, session_at
 
 _HELD_BYTES = 256 << 20
@@ -34,15 +35,20 @@ def forget(handle: int) -> None:
     _MOMENTS.pop(handle, None)
 
 
-def observe(handle: int, feeds: Feeds, taps: Mapping[str, DerivedTap | None]) -> int:
+def observe(
+    handle: int,
+    feeds: Feeds,
+    taps: Mapping[str, DerivedTap | None],
+    keep: Sequence[str] = (),
+) -> Observation:
     """Run the feeds and count tapped outputs (or inputs) in the session's observers.
 
-    Returns the bytes of the outputs. A name with a `DerivedTap` is not fetched: it follows from the
-    tap's source. Counting goes on while the next feeds run; an error in it is raised by the next
-    call.
+    `keep`: outputs that are given back. A name with a `DerivedTap` is not fetched: it follows from
+    the tap's source. Counting goes on while the next feeds run; an error in it is raised by the
+    next call.
     """
     fetched = [name for name, tap in taps.items() if tap is None]
-    outputs = _run_for(handle, fetched, feeds)
+    outputs = _run_for(handle, [*fetched, *keep], feeds)
     size = _bytes_of(outputs)
     # graph inputs are no outputs: they are looked at as they were fed
     values = {**feeds, **outputs}
@@ -55,14 +61,19 @@ def observe(handle: int, feeds: Feeds, taps: Mapping[str, DerivedTap | None]) ->
     _BACKGROUND.start(count)
     if size > _HELD_BYTES:
         _BACKGROUND.finish()
-    return size
+    return Observation(size, _kept(outputs, keep))
+
+
+def _kept(outputs: Mapping[str, Any], keep: Sequence[str]) -> dict[str, Any]:
+    return {name: outputs[name] for name in keep if name in outputs}
 
 
 def _run_for(handle: int, names: Iterable[str], feeds: Feeds) -> dict[str, Any]:
     """Run a session for those of the names that are its outputs; nothing is run for none."""
     session = session_at(handle)
     produced = {output.name for output in session.get_outputs()}
-    wanted = [name for name in names if name in produced]
+    # one that is both looked at and kept is fetched once
+    wanted = [name for name in dict.fromkeys(names) if name in produced]
     if not wanted:
         return {}
     outputs = ort_values.run(session, wanted, feeds)
@@ -131,10 +142,16 @@ def ranges(
     return found
 
 
-def accumulate(handle: int, feeds: Feeds, requests: Mapping[str, MomentRequest]) -> int:
-    """Run the feeds and take what the requests name into this session's moments.
+def accumulate(
+    handle: int,
+    feeds: Feeds,
+    requests: Mapping[str, MomentRequest],
+    samples: int,
+    keep: Sequence[str] = (),
+) -> Observation:
+    """Run the feeds, of `samples` samples, and take what the requests name into the moments.
 
-    Returns the bytes of the outputs.
+    `keep`: outputs that are given back.
     """
     observers = _MOMENTS.setdefault(handle, {})
     names: dict[str, None] = {}
@@ -142,9 +159,8 @@ def accumulate(handle: int, feeds: Feeds, requests: Mapping[str, MomentRequest])
         names[request.tensor] = None
         if request.target:
             names[request.target] = None
-    outputs = _run_for(handle, names, feeds)
+    outputs = _run_for(handle, [*names, *keep], feeds)
     values = {**feeds, **outputs}
-    samples = _samples_in(feeds)
     for key, request in requests.items():
         array: Any = values.get(request.tensor)
         if not _is_float(array):
@@ -157,15 +173,7 @@ def accumulate(handle: int, feeds: Feeds, requests: Mapping[str, MomentRequest])
             target=values.get(request.target),
             samples=samples,
         )
-    return _bytes_of(outputs)
-
-
-def _samples_in(feeds: Feeds) -> int:
-    """Samples in the feeds: the length of axis 0 of the first array that has one."""
-    for array in feeds.values():
-        if np.ndim(array):
-            return int(np.shape(array)[0])
-    return 1
+    return Observation(_bytes_of(outputs), _kept(outputs, keep))
 
 
 def moments(handle: int) -> dict[str, NDArray[np.float64]]:

@@ -16,6 +16,7 @@ from onnx_opt.passes._core.graph import Names
 from onnx_opt.passes._packing.codecs import CODECS
 from onnx_opt.passes._packing.content import content_of
 from onnx_opt.passes._packing.draft import Draft
+from onnx_opt.passes._packing.prospect import least_load_bytes
 from onnx_opt.passes.pack import Pack
 
 TYPES = {
@@ -444,3 +445,63 @@ def test_external_data_is_streamed(tmp_path):
     model = ir.load(tmp_path / "m.onnx")
     assert Pack().run(model, NullContext()).changed == 1
     assert decoded(model, 96).tobytes() == array.tobytes()
+
+
+# a look at a few blocks of a large constant
+
+FEW = 4 * 1024 * 1024
+"""Elements of a constant that is large enough to be looked at in part."""
+
+
+def large(zero_share, dtype=np.float32, seed=0):
+    random = np.random.default_rng(seed)
+    values = random.integers(1, 100, FEW) * random.standard_normal(FEW)
+    values[random.random(FEW) < zero_share] = 0
+    return ir.Tensor(values.astype(dtype), name="w")
+
+
+@pytest.mark.parametrize(
+    ("zero_share", "megabytes"),
+    [
+        # a bit of each element costs more than these zeros save
+        (0.0, None),
+        (0.04, None),
+        # a mask: 13.5 bytes, and the element, of each; its only way at so few zeros
+        (0.15, 17.5 * FEW / 1e6),
+        # gaps of a byte: 8 of each nonzero, and 8 of each element
+        (0.50, (8 * 0.48 + 8) * FEW / 1e6),
+    ],
+)
+def test_a_few_blocks_tell_whether_zeros_pay(zero_share, megabytes):
+    least = least_load_bytes(large(zero_share), min_saving=0.05)
+    if megabytes is None:
+        assert least is None
+    else:
+        assert least / 1e6 == pytest.approx(megabytes, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        np.zeros(FEW, np.float32),
+        np.tile(np.float32([0.1, 0.2, 0.3, 0.7]), FEW // 4),
+        (np.arange(FEW) % 2000).astype(np.float32),
+    ],
+    ids=["one value", "a palette", "a narrower type"],
+)
+def test_codecs_without_zeros_are_left_to_decide(values):
+    assert least_load_bytes(ir.Tensor(values, name="w"), min_saving=0.05) == 0
+
+
+def test_a_grid_is_seen_without_zeros():
+    codes = np.random.default_rng(0).integers(1, 127, (1024, FEW // 1024))
+    scales = np.linspace(0.001, 0.002, 1024, dtype=np.float32)[:, None]
+    weight = ir.Tensor(codes.astype(np.float32) * scales, name="w")
+    assert (
+        least_load_bytes(weight, min_saving=0.05)
+        == (3 * 4 + 4 + 4) * FEW + 3 * 4 * FEW // 8
+    )
+
+
+def test_small_constants_are_not_looked_at():
+    assert least_load_bytes(ir.Tensor(np.ones(8, np.float32), name="w"), 0.05) == 0

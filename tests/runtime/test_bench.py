@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 from onnx_opt import UsageError
-from onnx_opt.runtime.bench import Latency, interleaved, peak_memory
+from onnx_opt.runtime.bench import Latency, brief_latency, interleaved, peak_memory
 from onnx_opt.runtime.feeds import synthetic_feeds
 from onnx_opt.runtime.session import open_session
 from onnx_opt.runtime.worker import RemoteError, Worker
@@ -69,3 +69,12 @@ def test_misuse(worker, write):
 
 def test_peak_memory_is_that_of_the_child(worker, write):
     assert peak_memory(open_session(worker, write(LIGHT))) > 20 << 20
+
+
+def test_a_brief_timing_has_figures_and_no_ratio(worker, write):
+    light = open_session(worker, write(LIGHT, "light.onnx"), threads=1)
+    heavy = open_session(worker, write(HEAVY, "heavy.onnx"), threads=1)
+    (batch,) = feeds(light, 512)[:1]
+    found = brief_latency(light, heavy, [batch.feeds])
+    assert 0 < found.first_ms < found.second_ms
+    assert found.ratio is None

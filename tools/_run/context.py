@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -49,7 +50,7 @@ def context_of(
         inputs.calibration,
         settings.target,
         settings.seed,
-        save,
+        functools.partial(save, durable=False),
         teacher=_teacher(settings.teacher, model),
         resume=settings.resume,
         warn=run.reporter.warn,
@@ -188,7 +189,7 @@ class Sessions:
         """Outputs and the named values of the model on feeds."""
         with scratch_folder() as folder:
             path = Path(folder, "runner.onnx")
-            save(with_taps(model, names), path)
+            save(with_taps(model, names), path, durable=False)
             # threads that spin between runs would take torch's cores
             session = open_session(
                 self._worker, path, threads=self._threads, spin=False

@@ -121,11 +121,11 @@ def _powers(
     scalars = _scalar_outputs(probes)
     with scratch_folder() as folder:
         reference_path = Path(folder, "reference.onnx")
-        save(reference, reference_path)
+        save(reference, reference_path, durable=False)
         # optimizations would make integer kernels of the noise that was added to the reference
         first = open_session(worker, reference_path, optimize=False)
         result_path = Path(folder, "result.onnx")
-        save(result, result_path)
+        save(result, result_path, durable=False)
         second = open_session(worker, result_path)
         # one row at first, then as many as keep the outputs of all layers within its bound
         limit = RowLimit()

@@ -106,7 +106,7 @@ def finish(
     try:
         if out is None:
             path = run.scratch / "output.onnx"
-            save(model, path)
+            save(model, path, durable=False)
             judge(path)
         else:
             # judged under a temporary name: it takes its own only if nothing is raised

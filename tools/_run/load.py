@@ -163,7 +163,7 @@ def _file_of(run: Run, model: ir.Model, is_run: bool) -> Path | None:
     if not is_run and run.settings.metric is None:
         return None
     path = run.scratch / "input.onnx"
-    save(model, path)
+    save(model, path, durable=False)
     return path
 
 

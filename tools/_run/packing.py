@@ -106,7 +106,7 @@ def _load_cost(run: Run, inputs: VerificationInputs, model: ir.Model) -> LoadCos
     provider = inputs.provider or "cpu"
     with tempfile.TemporaryDirectory(dir=run.scratch) as folder:
         path = Path(folder, "loaded.onnx")
-        save(model, path)
+        save(model, path, durable=False)
         return load_cost(path, threads, provider)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ...passes._core.scratch import scratch_folder
 from ...runtime.worker import Worker
+from ...runtime.worker_pool import pool
 from .settings import ProgressBar, RunSettings
 
 
@@ -52,10 +53,10 @@ class Run:
 
 @contextlib.contextmanager
 def open_run(settings: RunSettings) -> Iterator[Run]:
-    """Provide the resources of a run; leaving ends the worker and removes the folder."""
+    """Provide the resources of a run; leaving frees what the worker holds, and the folder."""
     # no process is started before the first model is run
     with (
-        Worker() as worker,
+        pool().borrowed() as worker,
         scratch_folder() as scratch,
     ):
         yield Run(settings, worker, scratch, Reporter(settings.progress))

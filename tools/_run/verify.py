@@ -143,7 +143,7 @@ class Verifier:
         """Provide a file of a model while the block runs: only one takes room on the disk."""
         with tempfile.TemporaryDirectory(dir=self.scratch) as folder:
             path = Path(folder, "candidate.onnx")
-            save(model, path)
+            save(model, path, durable=False)
             yield path
 
     def outputs_of(self, model: ir.Model) -> Outputs:

@@ -145,7 +145,12 @@ def command(
     **options: Any,
 ) -> None:
     """Optimize MODEL: run passes, check each, measure before and after, write the result."""
-    # here, not above: onnx_ir takes seconds to load, and --help needs none of it
+    # these imports are here, not above: onnx_ir takes a second to load, and --help needs none of it
+    from ...runtime.worker_pool import pool
+
+    # while the child loads ONNX Runtime, this process loads onnx_ir and reads the model
+    if options["verify"] != "never" and model.is_file():
+        pool().prestart()
     from ... import CheckError
     from ..optimize import DEFAULT_PASSES, default_output, optimize
 

@@ -1,0 +1,66 @@
+"""A look at a few blocks of a large constant: may storing it otherwise pay at all?
+
+Most constants of a large model may not, and gathering every fact of a weight that is still to be
+computed takes as long as writing it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import onnx_ir as ir
+
+from .._core.lazy import BLOCK
+from .content import LONGEST_GAPS, Content, content_of
+from .grid import grid_of
+from .load_memory import load_bytes
+
+FEW = 8
+"""Blocks that are looked at. Chosen by hand; not measured."""
+
+LARGE = 2 * FEW * BLOCK
+"""Elements from which it pays to look at a few blocks first. Chosen by hand; not measured."""
+
+MARGIN = 0.02
+"""Share of elements by which the blocks may err about the nonzeros of the whole. Chosen by hand."""
+
+
+def least_load_bytes(tensor: ir.TensorProtocol, min_saving: float) -> int | None:
+    """Memory that decoding a constant takes at least, by codecs that may save enough.
+
+    None: none may. `min_saving`: part of its bytes. Evenly spread blocks are looked at; 0 for a
+    small constant, which is left to its codecs. Zeros that are all in the blocks between are
+    missed: the constant then stays as large as it is.
+    """
+    if tensor.size < LARGE:
+        return 0
+    count = tensor.size // BLOCK
+    few = content_of(tensor, every=count // FEW)
+    # what a few blocks have more of than a codec takes, the whole has
+    if few.palette is not None or few.narrower:
+        return 0
+    whole = _extrapolated(few)
+    limit = (1 - min_saving) * tensor.nbytes
+    enough = [name for name, nbytes in _stored_bytes(whole).items() if nbytes <= limit]
+    if tensor.dtype == ir.DataType.FLOAT and grid_of(tensor) is not None:
+        enough.append("grid")
+    return min((load_bytes(name, whole) for name in enough), default=None)
+
+
+def _extrapolated(few: Content) -> Content:
+    """Facts about the whole constant: as few nonzeros as its blocks allow, none with a filler."""
+    share = max(few.nonzeros / few.size - MARGIN, 0.0)
+    size = few.tensor.size
+    nonzeros = int(share * size)
+    entries = Counter(dict.fromkeys(LONGEST_GAPS, nonzeros))
+    return Content(few.tensor, size, nonzeros, entries)
+
+
+def _stored_bytes(whole: Content) -> dict[str, float]:
+    """Bytes of the codecs of zeros: a bit of each element, or a distance with each nonzero."""
+    item = whole.dtype.bitwidth / 8
+    return {
+        "mask": whole.size / 8 + whole.nonzeros * item,
+        "gaps": whole.nonzeros * (item + 1),
+        "short gaps": whole.nonzeros * (item + 1 / 2),
+    }
