@@ -63,6 +63,8 @@ SINGLE_OPS: dict[str, str] = {
         ),
         "sums of squares leave its range",
     ),
+    # others are initializers once a model is loaded
+    "Constant": "it is an output of its graph",
     "Range": "counts beyond 2048 are not exact",
     **dict.fromkeys(QUANT_OPS, "it is quantized already"),
 }
