@@ -35,6 +35,7 @@ COMMANDS = (
     "distill",
     "export",
     "data",
+    "reduce",
     "demo",
 )
 SHARED_FLAGS = ("--json", "--quiet", "-q", "--verbose", "-v", "--debug")

@@ -3,6 +3,7 @@
     python tools/dev/fuzz.py [--models 200] [--seed 0] [--minutes M] [--suites exact,lossy,driven]
                              [--timeout 120] [--out FOLDER]
     python tools/dev/fuzz.py --official [--only TEXT]
+    python tools/dev/fuzz.py --still MODEL --subject TEXT
 
 Of each model: every exact pass and `simplify` must give the outputs of the original up to its own
 noise (suite `exact`); lossy pipelines a valid model with the same interface that runs where the
@@ -12,8 +13,10 @@ back (`driven`, every 20th). Models come from seeds S, S + 1 …; `--minutes` en
 ONNX Runtime gives the expected outputs, it must give them of the result.
 
 Prints verdicts by subject. Models that show a fault stay in FOLDER (default: fuzz_found), as .onnx
-and as text, with what is wrong in `failures.jsonl`; `onnx-opt reduce` makes them small. Exits with
-1 if there are any.
+and as text, with what is wrong in `failures.jsonl`. Exits with 1 if there are any.
+
+To make one small: `onnx-opt reduce MODEL --check 'python tools/dev/fuzz.py --subject TEXT --still'`,
+which exits with 0 as long as the subject, as the table names it, shows a fault of a model.
 """
 
 from __future__ import annotations
@@ -45,6 +48,8 @@ def main() -> int:
     if options.judge:
         serve()
         return 0
+    if options.still is not None:
+        return still(options.still, options.subject)
     tally = Tally(options.out)
     with crew.Judge([__file__, "--judge"], options.timeout) as judge:
         for job, path in jobs(options, judge):
@@ -64,6 +69,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=Path("fuzz_found"))
     parser.add_argument("--official", action="store_true")
     parser.add_argument("--only", default="", help="official cases with this text in their name")
+    parser.add_argument("--still", type=Path, metavar="MODEL", help="judge this model alone")
+    parser.add_argument("--subject", default="simplify", help="of --still")
     parser.add_argument("--judge", action="store_true", help=argparse.SUPPRESS)
     return parser.parse_args()
 
@@ -163,6 +170,39 @@ class Tally:
         seconds = time.monotonic() - self._start
         ops = f" of {len(self.ops)} ops" if self.ops else ""
         print(f"{self.models} models{ops}, {self.failures} faults, {seconds:.0f} s")
+
+
+def still(path: Path, subject: str) -> int:
+    """0 while a subject shows a fault of the model at `path`, on feeds made up for it."""
+    import numpy as np
+    from fuzzing import judge
+    from onnx_opt.runtime.feeds import candidate_feeds
+    from onnx_opt.runtime.worker import Worker
+    from onnx_opt.tools._run.figures import input_infos
+
+    model = onnx.load(path)
+    infos = input_infos(judge.ir.from_proto(model))
+    feeds = []
+    for seed in range(2):
+        for batches in candidate_feeds(infos, seed, batches=1):
+            feeds += [dict(batch.feeds) for batch in batches]
+    random = np.random.default_rng(0)
+    # of both signs: what is made up may be positive throughout
+    for feed in list(feeds[:1]):
+        signed = {
+            name: array * random.choice([-1, 1], array.shape).astype(array.dtype)
+            if array.dtype.kind == "f"
+            else array
+            for name, array in feed.items()
+        }
+        feeds.append(signed)
+    original = judge.Original.of(model, feeds)
+    if original is None:
+        return 1
+    with Worker(timeout=60) as worker:
+        verdict = judge.verdict_of(subject, original, judge.Phases(), worker)
+    print(f"{verdict.subject}: {verdict.kind}: {verdict.detail}")
+    return 1 if verdict.kind in judge.GOOD else 0
 
 
 # in the process that judges

@@ -278,6 +278,8 @@ class Builder:
     ) -> list[Value]:
         """Nodes that only run together, and their outputs (those of the last by default)."""
         wanted = list(wanted or [name for name in nodes[-1].output if name])
+        for node in nodes:
+            self._require_schema(node)
         sources = [self.table[name] for name in captured(nodes)]
         arrays = self.run(nodes, wanted)
         exact = all(source.exact for source in sources) and all(
@@ -293,6 +295,17 @@ class Builder:
             is_exact = exact or array.dtype.kind not in "fc"
             added.append(self._add(Value(name, array, is_exact, fixed)))
         return added
+
+    def _require_schema(self, node: onnx.NodeProto) -> None:
+        """Reject what onnx.checker refuses and the runtime takes: ops ahead of their opset."""
+        if node.domain:
+            return
+        try:
+            schema = onnx.defs.get_schema(node.op_type, self.opset, "")
+        except onnx.defs.SchemaError:
+            raise Rejected(f"no {node.op_type} in opset {self.opset}") from None
+        if schema.deprecated:
+            raise Rejected(f"{node.op_type} is deprecated")
 
     def run(
         self, nodes: list[onnx.NodeProto], wanted: Sequence[str]

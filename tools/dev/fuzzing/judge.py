@@ -12,6 +12,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +128,14 @@ class Original:
                     taken.append(feed)
                     outputs.append(results)
         return cls(model, taken, outputs) if taken else None
+
+    @cached_property
+    def is_valid(self) -> bool:
+        """True if onnx's checker and shape inference accept it.
+
+        They know nothing of what ops of other domains give.
+        """
+        return validity_problem(self.model) is None
 
     @property
     def rtol(self) -> float:
@@ -258,10 +267,18 @@ def structure_problem(
     problem = interface_problem(original.model, after)
     if problem:
         return "interface", problem
+    problem = validity_problem(after)
+    if problem and original.is_valid:
+        return "invalid", problem
+    return None
+
+
+def validity_problem(model: onnx.ModelProto) -> str | None:
+    """Say why onnx's checker or strict shape inference refuses a model; None if neither does."""
     try:
-        onnx.checker.check_model(after, full_check=True)
+        onnx.checker.check_model(model, full_check=True)
     except Exception as error:
-        return "invalid", first_line(error)
+        return first_line(error)
     return None
 
 
@@ -317,6 +334,20 @@ def exact_verdicts(
         verdict = judged(name, original, after, exact=True)
         verdicts.append(dataclasses.replace(verdict, cpu=time.process_time() - start))
     return verdicts
+
+
+def verdict_of(
+    subject: str, original: Original, phases: Phases, worker: Worker
+) -> Verdict:
+    """Verdict on one subject: `load`, `run: TEXT`, an exact pass, or other pipeline text."""
+    if subject.startswith("run: "):
+        text = subject.removeprefix("run: ")
+        return driven_verdicts(original, phases, worker, [text])[0]
+    if subject in ("load", *exact_passes()):
+        verdicts = exact_verdicts(original, phases, worker)
+        found = [verdict for verdict in verdicts if verdict.subject == subject]
+        return found[0] if found else verdicts[0]
+    return lossy_verdicts(original, phases, worker, [subject])[0]
 
 
 def exact_passes() -> list[str]:

@@ -144,6 +144,28 @@ def twice(b: Builder) -> None:
     b.node(op, [b.node(op, [b.pick(dtypes)])])
 
 
+LIMITING = ("Relu", "Abs", "Clip", "Sign", "LeakyRelu")
+LIMITED = (
+    ("Abs", "Sigmoid", "Softmax", "Exp", "Softplus", "HardSigmoid", "Relu", "Erf")
+    + ("Tanh", "Neg", "Elu", "LeakyRelu", "Softsign", "Identity", "Sin", "Add", "Mul")
+)
+
+
+@recipe(3)
+def limited_already(b: Builder) -> None:
+    """An op that limits what another one has limited, or not."""
+    x = b.pick()
+    inner = b.one_of(LIMITED)
+    y = b.node(inner, [x, x] if inner in ("Add", "Mul") else [x])
+    outer = b.one_of(LIMITING)
+    if outer == "Clip":
+        y = b.node(outer, [y, b.constant(np.asarray(b.one_of([-1, 0, 1]), x.array.dtype))])
+        return
+    if outer == "Sign":
+        b.distinct(y, np.zeros((), x.array.dtype))
+    b.node(outer, [y])
+
+
 @recipe(1)
 def clipped_twice(b: Builder) -> None:
     x = b.pick(NUMBERS)

@@ -170,12 +170,7 @@ def normalization(b: Builder) -> None:
         b.node(op, inputs, axis=-1)
         return
     channels = x.shape[1]
-    extra = {}
-    if op == "GroupNormalization":
-        # the form of opsets 18 to 20 is deprecated, which onnx.checker refuses
-        if b.opset < 21:
-            raise Rejected("deprecated")
-        extra = {"num_groups": 1}
+    extra = {"num_groups": 1} if op == "GroupNormalization" else {}
     b.node(op, [x, vector(b, x, channels), vector(b, x, channels)], **extra)
 
 
