@@ -30,7 +30,9 @@ class CommandCheck:
         except ValueError as error:
             raise UsageError("--check", f"cannot be split: {error}", _QUOTES) from None
         if not self._words:
-            raise UsageError("--check", "is empty", "give a command, as in 'python test.py'")
+            raise UsageError(
+                "--check", "is empty", "give a command, as in 'python test.py'"
+            )
         self._timeout = timeout
         self._path = folder / "candidate.onnx"
         self.outcome = ""

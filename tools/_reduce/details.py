@@ -33,7 +33,9 @@ def _attributes(model: onnx.ModelProto) -> list[tuple[int, int]]:
     ]
 
 
-def without_attributes(subject: Subject, parts: frozenset[int]) -> onnx.ModelProto | None:
+def without_attributes(
+    subject: Subject, parts: frozenset[int]
+) -> onnx.ModelProto | None:
     """Drop attributes: their defaults remain."""
     model = subject.copy()
     nodes = _nodes(model)

@@ -193,7 +193,9 @@ def count_body_nodes(subject: Subject) -> int:
     return sum(len(body.node) for body in bodies)
 
 
-def without_body_nodes(subject: Subject, parts: frozenset[int]) -> onnx.ModelProto | None:
+def without_body_nodes(
+    subject: Subject, parts: frozenset[int]
+) -> onnx.ModelProto | None:
     """Put constants in the place of nodes of bodies."""
     model = subject.copy()
     first = 0

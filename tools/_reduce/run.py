@@ -6,7 +6,7 @@ import contextlib
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -131,7 +131,7 @@ def reduce_model(
         checks=search.tried,
         seconds=time.monotonic() - start,
         before=Sizes.of(model),
-        after=Sizes.of(smallest),
+        after=replace(Sizes.of(smallest), bytes=out.stat().st_size),
     )
 
 

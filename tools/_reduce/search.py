@@ -86,7 +86,9 @@ class Search:
             return None
         smaller = Subject(model)
         # unsound models have faults of their own
-        if size_of(model) >= size_of(subject.model) or not smaller.is_as_sound_as(subject):
+        if size_of(model) >= size_of(subject.model) or not smaller.is_as_sound_as(
+            subject
+        ):
             return None
         content = model.SerializeToString(deterministic=True)
         if content in self._refused:

@@ -15,8 +15,8 @@ ONNX Runtime gives the expected outputs, it must give them of the result.
 Prints verdicts by subject. Models that show a fault stay in FOLDER (default: fuzz_found), as .onnx
 and as text, with what is wrong in `failures.jsonl`. Exits with 1 if there are any.
 
-To make one small: `onnx-opt reduce MODEL --check 'python tools/dev/fuzz.py --subject TEXT --still'`,
-which exits with 0 as long as the subject, as the table names it, shows a fault of a model.
+To make one small: `onnx-opt reduce MODEL --check 'python tools/dev/fuzz.py --subject TEXT
+--still'`, which exits with 0 as long as a pass or pipeline, as the table names it, is at fault.
 """
 
 from __future__ import annotations
@@ -65,11 +65,17 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=float("inf"))
     parser.add_argument("--suites", default="exact,lossy,driven")
     parser.add_argument("--all", action="store_true", help="every model in every suite")
-    parser.add_argument("--timeout", type=float, default=120, help="seconds a pass may take")
+    parser.add_argument(
+        "--timeout", type=float, default=120, help="seconds a pass may take"
+    )
     parser.add_argument("--out", type=Path, default=Path("fuzz_found"))
     parser.add_argument("--official", action="store_true")
-    parser.add_argument("--only", default="", help="official cases with this text in their name")
-    parser.add_argument("--still", type=Path, metavar="MODEL", help="judge this model alone")
+    parser.add_argument(
+        "--only", default="", help="official cases with this text in their name"
+    )
+    parser.add_argument(
+        "--still", type=Path, metavar="MODEL", help="judge this model alone"
+    )
     parser.add_argument("--subject", default="simplify", help="of --still")
     parser.add_argument("--judge", action="store_true", help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -155,7 +161,10 @@ class Tally:
     def _keep(self, job: Job, verdict: dict[str, Any]) -> None:
         self.failures += 1
         name = job.get("case", job.get("seed"))
-        print(f"{name}: {verdict['subject']}: {verdict['kind']}: {verdict['detail']}", flush=True)
+        print(
+            f"{name}: {verdict['subject']}: {verdict['kind']}: {verdict['detail']}",
+            flush=True,
+        )
         with (self.out / "failures.jsonl").open("a") as file:
             print(json.dumps({"model": name, **verdict}), file=file)
 
@@ -164,7 +173,9 @@ class Tally:
         width = max((len(subject) for subject in self.counts), default=0) + 2
         print("subject".ljust(width), *[kind.rjust(11) for kind in kinds])
         for subject, counts in self.counts.items():
-            print(subject.ljust(width), *[str(counts[kind]).rjust(11) for kind in kinds])
+            print(
+                subject.ljust(width), *[str(counts[kind]).rjust(11) for kind in kinds]
+            )
         for reason, count in self.refusals.most_common(12):
             print(f"refused {count}: {reason}")
         seconds = time.monotonic() - self._start

@@ -30,7 +30,7 @@ MAX_MAGNITUDE = 1e4
 MAX_INPUTS = 5
 
 MARGIN = 1e-3
-"""Least distance of inexact values from a point where a result jumps, as a fraction of the larger."""
+"""Least distance of inexact values from where a result jumps, as a fraction of the larger."""
 
 FLOATS = ("float32", "float64", "float16")
 INTEGERS = ("int64", "int32", "uint8")
@@ -39,10 +39,46 @@ ANY = (*NUMBERS, "bool")
 
 # ops that copy elements of their inputs, or choose among them: no rounding
 _MOVES = frozenset(
-    "Abs Compress Concat DepthToSpace Dropout Expand Flatten Gather GatherElements GatherND "
-    "Identity Max MaxPool Min Neg Not Pad ReduceMax ReduceMin Relu Reshape ReverseSequence "
-    "ScatterElements ScatterND Slice SpaceToDepth Split Squeeze Tile TopK Transpose Trilu "
-    "Unsqueeze Where Cast CastLike SequenceAt ConcatFromSequence".split()
+    [
+        "Abs",
+        "Compress",
+        "Concat",
+        "DepthToSpace",
+        "Dropout",
+        "Expand",
+        "Flatten",
+        "Gather",
+        "GatherElements",
+        "GatherND",
+        "Identity",
+        "Max",
+        "MaxPool",
+        "Min",
+        "Neg",
+        "Not",
+        "Pad",
+        "ReduceMax",
+        "ReduceMin",
+        "Relu",
+        "Reshape",
+        "ReverseSequence",
+        "ScatterElements",
+        "ScatterND",
+        "Slice",
+        "SpaceToDepth",
+        "Split",
+        "Squeeze",
+        "Tile",
+        "TopK",
+        "Transpose",
+        "Trilu",
+        "Unsqueeze",
+        "Where",
+        "Cast",
+        "CastLike",
+        "SequenceAt",
+        "ConcatFromSequence",
+    ]
 )
 
 
@@ -224,9 +260,10 @@ class Builder:
         for value in self.visible():
             if not value.fixed or value.name in self.defaults:
                 continue
-            if value.dtype == array.dtype.name and value.shape == array.shape:
-                if value.array.tobytes() == array.tobytes():
-                    return value
+            is_alike = value.dtype == array.dtype.name and value.shape == array.shape
+            # by their bytes: -0.0 is another constant than 0.0
+            if is_alike and value.array.tobytes() == array.tobytes():
+                return value
         return None
 
     def _initializer(self, array: np.ndarray, scope: Scope | None = None) -> Value:

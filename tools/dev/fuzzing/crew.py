@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import queue
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 NOT_OURS = ("generate", "original")
@@ -67,14 +67,22 @@ class Judge:
             return Reply(None, "died", phase)
 
     def close(self) -> None:
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-            self._process = None
+        process, self._process = self._process, None
+        if process is None:
+            return
+        process.kill()
+        process.wait()
+        self._reader.join()
+        for pipe in (process.stdin, process.stdout):
+            assert pipe is not None
+            # unsent bytes have nowhere to go
+            with contextlib.suppress(OSError):
+                pipe.close()
 
     def _started(self) -> subprocess.Popen[str]:
         if self._process is not None and self._process.poll() is None:
             return self._process
+        self.close()
         self._process = subprocess.Popen(
             [sys.executable, *self.program],
             stdin=subprocess.PIPE,
@@ -84,10 +92,10 @@ class Judge:
         )
         # lines of a former process must not answer for this one
         self._lines = queue.Queue()
-        reader = threading.Thread(
+        self._reader = threading.Thread(
             target=_read, args=(self._process, self._lines), daemon=True
         )
-        reader.start()
+        self._reader.start()
         return self._process
 
 
@@ -119,7 +127,3 @@ class Pipe:
     def _send(self, message: dict[str, Any]) -> None:
         print(json.dumps(message), file=self._out, flush=True)
 
-
-def script() -> Path:
-    """The program that makes a process a judge."""
-    return Path(__file__).resolve().parents[1] / "fuzz.py"

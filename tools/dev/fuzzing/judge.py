@@ -24,13 +24,13 @@ from onnx_opt import CheckError, OnnxOptError
 from onnx_opt.frontends.onnx_file import load, save
 from onnx_opt.passes._core.normalize import normalize
 from onnx_opt.passes._core.pipeline import parse
-from onnx_opt.tools._run.provenance import PREFIX
 from onnx_opt.passes._core.registry import pass_class, pass_names
 from onnx_opt.runtime.context import RunContext
 from onnx_opt.runtime.feeds import open_feeds
 from onnx_opt.runtime.worker import Worker
 from onnx_opt.tools._run import driver
 from onnx_opt.tools._run.figures import input_infos
+from onnx_opt.tools._run.provenance import PREFIX
 from onnx_opt.tools._run.run import Reporter, Run
 from onnx_opt.tools.optimize import optimize
 
@@ -76,7 +76,12 @@ GOOD = ("ok", "noise", "refused", "unrunnable")
 models that ONNX Runtime does not run as they came.
 """
 
-UNSOUND = ("fault in onnx-opt", "onnx.checker:", "strict shape inference:", "' became '")
+UNSOUND = (
+    "fault in onnx-opt",
+    "onnx.checker:",
+    "strict shape inference:",
+    "' became '",
+)
 """Words of a run's refusals that tell of a fault in a pass."""
 
 Feeds = dict[str, np.ndarray]
@@ -156,7 +161,8 @@ class Original:
         runs += [(session_of(self.model), 1e-6)] * 3
         for session, size in runs:
             feed = {
-                name: _nudged(array, size, random) for name, array in self.feeds[index].items()
+                name: _nudged(array, size, random)
+                for name, array in self.feeds[index].items()
             }
             others = session.run(None, feed)
             for at, (mine, other) in enumerate(
@@ -185,7 +191,9 @@ class Original:
 def _nudged(array: np.ndarray, size: float, random: np.random.Generator) -> np.ndarray:
     if array.dtype.kind != "f" or not size:
         return array
-    return (array * (1 + size * random.standard_normal(array.shape))).astype(array.dtype)
+    return (array * (1 + size * random.standard_normal(array.shape))).astype(
+        array.dtype
+    )
 
 
 def session_of(model: onnx.ModelProto, optimize: bool = False) -> Any:
@@ -196,7 +204,9 @@ def session_of(model: onnx.ModelProto, optimize: bool = False) -> Any:
     )
 
 
-def difference(expected: Outputs, got: Outputs, rtol: float, atol: float = 0.0) -> str | None:
+def difference(
+    expected: Outputs, got: Outputs, rtol: float, atol: float = 0.0
+) -> str | None:
     """Say the first thing in which outputs differ; None if nothing does."""
     for at, (want, have) in enumerate(zip(expected, got, strict=True)):
         if isinstance(want, list):
@@ -282,7 +292,9 @@ def validity_problem(model: onnx.ModelProto) -> str | None:
     return None
 
 
-def judged(subject: str, original: Original, after: onnx.ModelProto, exact: bool) -> Verdict:
+def judged(
+    subject: str, original: Original, after: onnx.ModelProto, exact: bool
+) -> Verdict:
     """Verdict on a result that a pass gave without an exception."""
     found = structure_problem(original, after)
     if found:
@@ -304,9 +316,7 @@ def judged(subject: str, original: Original, after: onnx.ModelProto, exact: bool
     return Verdict(subject, "ok")
 
 
-def exact_verdicts(
-    original: Original, phases: Phases, worker: Worker
-) -> list[Verdict]:
+def exact_verdicts(original: Original, phases: Phases, worker: Worker) -> list[Verdict]:
     """Verdicts on loading, on each exact pass by itself, and on `simplify`."""
     loaded, verdict = _loaded(original)
     verdicts = [verdict]
@@ -409,7 +419,9 @@ def driven_verdicts(
             out.unlink(missing_ok=True)
             start = time.process_time()
             verdict = _driven(f"run: {text}", original, source, out, text)
-            verdicts.append(dataclasses.replace(verdict, cpu=time.process_time() - start))
+            verdicts.append(
+                dataclasses.replace(verdict, cpu=time.process_time() - start)
+            )
     return verdicts
 
 

@@ -56,8 +56,7 @@ def _finished(b: Builder) -> onnx.ModelProto:
     for name, array in b.inputs.items():
         shape = [symbols.get(length, length) for length in array.shape]
         inputs.append(value_info(name, array, shape))
-    for name in sorted(b.defaults):
-        inputs.append(value_info(name, b.table[name].array))
+    inputs += [value_info(name, b.table[name].array) for name in sorted(b.defaults)]
     graph = helper.make_graph(
         main.nodes,
         "fuzzed",

@@ -146,8 +146,23 @@ def twice(b: Builder) -> None:
 
 LIMITING = ("Relu", "Abs", "Clip", "Sign", "LeakyRelu")
 LIMITED = (
-    ("Abs", "Sigmoid", "Softmax", "Exp", "Softplus", "HardSigmoid", "Relu", "Erf")
-    + ("Tanh", "Neg", "Elu", "LeakyRelu", "Softsign", "Identity", "Sin", "Add", "Mul")
+    "Abs",
+    "Sigmoid",
+    "Softmax",
+    "Exp",
+    "Softplus",
+    "HardSigmoid",
+    "Relu",
+    "Erf",
+    "Tanh",
+    "Neg",
+    "Elu",
+    "LeakyRelu",
+    "Softsign",
+    "Identity",
+    "Sin",
+    "Add",
+    "Mul",
 )
 
 
@@ -159,7 +174,9 @@ def limited_already(b: Builder) -> None:
     y = b.node(inner, [x, x] if inner in ("Add", "Mul") else [x])
     outer = b.one_of(LIMITING)
     if outer == "Clip":
-        y = b.node(outer, [y, b.constant(np.asarray(b.one_of([-1, 0, 1]), x.array.dtype))])
+        y = b.node(
+            outer, [y, b.constant(np.asarray(b.one_of([-1, 0, 1]), x.array.dtype))]
+        )
         return
     if outer == "Sign":
         b.distinct(y, np.zeros((), x.array.dtype))

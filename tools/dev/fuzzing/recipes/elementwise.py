@@ -7,11 +7,41 @@ import numpy as np
 from ..builder import ANY, FLOATS, INTEGERS, NUMBERS, Builder, Rejected, Value
 from .registry import recipe
 
-SMOOTH = (
-    "Abs Neg Exp Sigmoid Tanh Relu LeakyRelu Elu Selu Celu HardSigmoid HardSwish Softplus "
-    "Softsign Mish Gelu Erf Sin Cos Atan Sinh Asinh Identity"
-).split()
-JUMPING = "Floor Ceil Round Sign ThresholdedRelu Shrink IsNaN IsInf".split()
+SMOOTH = [
+    "Abs",
+    "Neg",
+    "Exp",
+    "Sigmoid",
+    "Tanh",
+    "Relu",
+    "LeakyRelu",
+    "Elu",
+    "Selu",
+    "Celu",
+    "HardSigmoid",
+    "HardSwish",
+    "Softplus",
+    "Softsign",
+    "Mish",
+    "Gelu",
+    "Erf",
+    "Sin",
+    "Cos",
+    "Atan",
+    "Sinh",
+    "Asinh",
+    "Identity",
+]
+JUMPING = [
+    "Floor",
+    "Ceil",
+    "Round",
+    "Sign",
+    "ThresholdedRelu",
+    "Shrink",
+    "IsNaN",
+    "IsInf",
+]
 SLOPED = {"LeakyRelu": "alpha", "Elu": "alpha", "Celu": "alpha", "HardSigmoid": "alpha"}
 
 

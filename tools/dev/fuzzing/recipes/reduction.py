@@ -8,10 +8,19 @@ from ..builder import FLOATS, Builder, Rejected, Value
 from .movement import axis_of
 from .registry import recipe
 
-REDUCTIONS = (
-    "ReduceSum ReduceSum ReduceMean ReduceMean ReduceMax ReduceMin ReduceProd ReduceL1 "
-    "ReduceL2 ReduceSumSquare ReduceLogSumExp"
-).split()
+REDUCTIONS = [
+    "ReduceSum",
+    "ReduceSum",
+    "ReduceMean",
+    "ReduceMean",
+    "ReduceMax",
+    "ReduceMin",
+    "ReduceProd",
+    "ReduceL1",
+    "ReduceL2",
+    "ReduceSumSquare",
+    "ReduceLogSumExp",
+]
 
 
 @recipe(4)
