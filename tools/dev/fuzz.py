@@ -3,7 +3,7 @@
     python tools/dev/fuzz.py [--models 200] [--seed 0] [--minutes M] [--suites exact,lossy,driven]
                              [--timeout 120] [--out FOLDER]
     python tools/dev/fuzz.py --official [--only TEXT]
-    python tools/dev/fuzz.py --still MODEL --subject TEXT
+    python tools/dev/fuzz.py --still MODEL --subject TEXT [--feeds NPZ]
 
 Of each model: every exact pass and `simplify` must give the outputs of the original up to its own
 noise (suite `exact`); lossy pipelines a valid model with the same interface that runs where the
@@ -13,7 +13,7 @@ back (`driven`, every 20th). Models come from seeds S, S + 1 …; `--minutes` en
 ONNX Runtime gives the expected outputs, it must give them of the result.
 
 Prints verdicts by subject. Models that show a fault stay in FOLDER (default: fuzz_found), as .onnx
-and as text, with what is wrong in `failures.jsonl`. Exits with 1 if there are any.
+and as text, with feeds, and with what is wrong in `failures.jsonl`. Exits with 1 if there are any.
 
 To make one small: `onnx-opt reduce MODEL --check 'python tools/dev/fuzz.py --subject TEXT
 --still'`, which exits with 0 as long as a pass or pipeline, as the table names it, is at fault.
@@ -49,7 +49,7 @@ def main() -> int:
         serve()
         return 0
     if options.still is not None:
-        return still(options.still, options.subject)
+        return still(options.still, options.subject, options.feeds)
     tally = Tally(options.out)
     with crew.Judge([__file__, "--judge"], options.timeout) as judge:
         for job, path in jobs(options, judge):
@@ -77,6 +77,7 @@ def arguments() -> argparse.Namespace:
         "--still", type=Path, metavar="MODEL", help="judge this model alone"
     )
     parser.add_argument("--subject", default="simplify", help="of --still")
+    parser.add_argument("--feeds", type=Path, metavar="NPZ", help="of --still")
     parser.add_argument("--judge", action="store_true", help=argparse.SUPPRESS)
     return parser.parse_args()
 
@@ -144,6 +145,7 @@ class Tally:
                 path.with_suffix(".txt").write_text(text)
             else:
                 path.unlink()
+                path.with_suffix(".npz").unlink(missing_ok=True)
         if time.monotonic() > self._told + REPORT_SECONDS:
             self._told = time.monotonic()
             print(f"{self.models} models, {self.failures} faults", file=sys.stderr)
@@ -183,37 +185,44 @@ class Tally:
         print(f"{self.models} models{ops}, {self.failures} faults, {seconds:.0f} s")
 
 
-def still(path: Path, subject: str) -> int:
-    """0 while a subject shows a fault of the model at `path`, on feeds made up for it."""
-    import numpy as np
+def still(path: Path, subject: str, feeds_path: Path | None) -> int:
+    """0 while a subject shows a fault of the model at `path`."""
     from fuzzing import judge
-    from onnx_opt.runtime.feeds import candidate_feeds
     from onnx_opt.runtime.worker import Worker
-    from onnx_opt.tools._run.figures import input_infos
 
     model = onnx.load(path)
-    infos = input_infos(judge.ir.from_proto(model))
-    feeds = []
-    for seed in range(2):
-        for batches in candidate_feeds(infos, seed, batches=1):
-            feeds += [dict(batch.feeds) for batch in batches]
-    random = np.random.default_rng(0)
-    # of both signs: what is made up may be positive throughout
-    for feed in list(feeds[:1]):
-        signed = {
-            name: array * random.choice([-1, 1], array.shape).astype(array.dtype)
-            if array.dtype.kind == "f"
-            else array
-            for name, array in feed.items()
-        }
-        feeds.append(signed)
-    original = judge.Original.of(model, feeds)
+    original = judge.Original.of(model, made_up_feeds(model, feeds_path))
     if original is None:
+        print("ONNX Runtime does not run it")
         return 1
     with Worker(timeout=60) as worker:
         verdict = judge.verdict_of(subject, original, judge.Phases(), worker)
     print(f"{verdict.subject}: {verdict.kind}: {verdict.detail}")
     return 1 if verdict.kind in judge.GOOD else 0
+
+
+def made_up_feeds(model: onnx.ModelProto, path: Path | None) -> list[dict[str, Any]]:
+    """Feeds for a model: those in the file at `path` as far as they fit, the others made up."""
+    import numpy as np
+    import onnx_ir as ir
+    from onnx_opt.runtime.feeds import candidate_feeds
+    from onnx_opt.tools._run.figures import input_infos
+
+    infos = input_infos(ir.from_proto(model))
+    known = {} if path is None else dict(np.load(path))
+    random = np.random.default_rng(0)
+    feeds = []
+    for batches in candidate_feeds(infos, 0, batches=1):
+        for batch in batches:
+            feed = dict(batch.feeds)
+            for name, array in feed.items():
+                # of both signs: what is made up may be positive throughout
+                if array.dtype.kind == "f":
+                    feed[name] = array * random.choice([-1, 1], array.shape).astype(
+                        array.dtype
+                    )
+            feeds += [{**feed, **{n: known[n] for n in feed if n in known}}, feed]
+    return feeds
 
 
 # in the process that judges
@@ -243,12 +252,14 @@ def serve() -> None:
 
 def judge_seed(job: Job, worker: Any, phases: Any) -> dict[str, Any]:
     """Verdicts of the suites on the model of a seed, and its ops."""
+    import numpy as np
     from fuzzing import judge
     from fuzzing.models import random_model
 
     phases.say("generate")
     generated = random_model(job["seed"])
     onnx.save(generated.model, job["path"])
+    np.savez(Path(job["path"]).with_suffix(".npz"), **generated.feeds[0])
     phases.say("original")
     original = judge.Original.of(generated.model, generated.feeds)
     if original is None:

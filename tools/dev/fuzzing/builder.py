@@ -129,12 +129,16 @@ class Builder:
     """A model under construction. All that is random comes from `random`.
 
     `is_static`: no dim of an input will be a symbol, so that inner shapes may be declared.
+    `is_wild`: values may be infinite or NaN.
     """
 
-    def __init__(self, seed: int, opset: int, is_static: bool = True) -> None:
+    def __init__(
+        self, seed: int, opset: int, is_static: bool = True, is_wild: bool = True
+    ) -> None:
         self.random = np.random.default_rng(seed)
         self.opset = opset
         self.is_static = is_static
+        self.is_wild = is_wild
         self.scopes = [Scope("main")]
         self.inputs: dict[str, np.ndarray] = {}
         self.defaults: set[str] = set()
@@ -326,7 +330,7 @@ class Builder:
             source.name in self.defaults for source in sources
         )
         self.scope.nodes.extend(nodes)
-        self.ops.update(node.op_type for node in nodes)
+        self.ops.update(node.op_type for node in nodes if node.domain != LOCAL)
         added = []
         for name, array in zip(wanted, arrays, strict=True):
             is_exact = exact or array.dtype.kind not in "fc"
@@ -395,7 +399,9 @@ class Builder:
 
     @contextlib.contextmanager
     def nonfinite(self) -> Iterator[None]:
-        """Let values be infinite or NaN."""
+        """Let values be infinite or NaN, where the model may have such."""
+        if not self.is_wild:
+            raise Rejected("all finite")
         before, self.only_finite = self.only_finite, False
         try:
             yield

@@ -126,4 +126,3 @@ class Pipe:
 
     def _send(self, message: dict[str, Any]) -> None:
         print(json.dumps(message), file=self._out, flush=True)
-
