@@ -183,6 +183,26 @@ def test_float_arithmetic_on_sizes_stays_exact():
     ].shape == (3000,)
 
 
+def test_a_constant_that_a_branch_returns_keeps_its_type():
+    text = """
+    m (bool flag, float[2] x) => (float[2] y)
+    {
+        y = If (flag) <
+            then_branch = first () => (float[2] t) {
+                t = Constant <value = float[2] {1, 2}> ()
+                unused = Sub (x, t)
+            },
+            else_branch = second () => (float[2] e) { e = Relu (x) }
+        >
+    }
+    """
+    after, _, _ = halved(text)
+    session = run_session(after)
+    x = np.array([-1, 3], np.float32)
+    assert session.run(None, {"flag": np.array(True), "x": x})[0].tolist() == [1, 2]
+    assert session.run(None, {"flag": np.array(False), "x": x})[0].tolist() == [0, 3]
+
+
 @pytest.mark.parametrize(
     ("scale", "where"), [(40000.0, "reaches 4e+04"), (1e-5, "stays below 1e-05")]
 )
