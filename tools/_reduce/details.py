@@ -13,7 +13,10 @@ _NUMBERS = 1 << 20
 
 
 def _nodes(model: onnx.ModelProto) -> list[onnx.NodeProto]:
-    return [node for graph in graphs_of(model.graph) for node in graph.node]
+    nodes: list[onnx.NodeProto] = []
+    for graph in graphs_of(model.graph):
+        nodes += graph.node
+    return nodes
 
 
 # attributes and optional operands
@@ -26,11 +29,10 @@ def count_attributes(subject: Subject) -> int:
 
 def _attributes(model: onnx.ModelProto) -> list[tuple[int, int]]:
     """Numbers of nodes, and of their attributes."""
-    return [
-        (at, index)
-        for at, node in enumerate(_nodes(model))
-        for index in range(len(node.attribute))
-    ]
+    places: list[tuple[int, int]] = []
+    for at, node in enumerate(_nodes(model)):
+        places += ((at, index) for index in range(len(node.attribute)))
+    return places
 
 
 def without_attributes(

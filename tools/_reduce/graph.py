@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 
 import numpy as np
 import onnx
@@ -12,6 +13,7 @@ from .subject import (
     Subject,
     bodies_of,
     graphs_of,
+    names_made,
     names_read,
     prune_unused,
     tensor_type,
@@ -78,7 +80,7 @@ def without_nodes(subject: Subject, parts: frozenset[int]) -> onnx.ModelProto | 
     kept = [node for at, node in enumerate(graph.node) if at not in parts]
     if not kept:
         return None
-    made = {name for node in gone for name in node.output if name}
+    made = names_made(gone)
     still_read = names_read(kept)
     for name in sorted(made & still_read):
         if name not in subject.types:
@@ -86,7 +88,7 @@ def without_nodes(subject: Subject, parts: frozenset[int]) -> onnx.ModelProto | 
         graph.input.append(_value(name, subject.types[name]))
     outputs = [value for value in graph.output if value.name not in made]
     present = {value.name for value in outputs}
-    ends = {name for node in kept for name in node.output if name} - still_read
+    ends = names_made(kept) - still_read
     for name in sorted((names_read(gone) & ends) - present):
         if name not in subject.types:
             return None
@@ -161,7 +163,7 @@ def count_branches(subject: Subject) -> int:
 def _branches(graph: onnx.GraphProto) -> list[tuple[int, int]]:
     """Numbers of a node and of one of its two bodies."""
     nodes = [at for at, node in enumerate(graph.node) if node.op_type == "If"]
-    return [(at, branch) for at in nodes for branch in range(2)]
+    return list(itertools.product(nodes, range(2)))
 
 
 def inline_branch(subject: Subject, parts: frozenset[int]) -> onnx.ModelProto | None:

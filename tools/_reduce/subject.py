@@ -6,6 +6,7 @@ import contextlib
 import math
 from collections.abc import Iterable, Iterator
 from functools import cached_property
+from typing import Any
 
 import onnx
 import onnx.checker
@@ -71,9 +72,9 @@ def size_of(model: onnx.ModelProto) -> tuple[int, ...]:
     graphs = list(graphs_of(model.graph))
     nodes = sum(len(graph.node) for graph in graphs)
     nodes += sum(len(function.node) for function in model.functions)
-    numbers = sum(
-        math.prod(tensor.dims) for graph in graphs for tensor in graph.initializer
-    )
+    numbers = 0
+    for graph in graphs:
+        numbers += sum(math.prod(tensor.dims) for tensor in graph.initializer)
     burden = numbers + _INPUT * len(model.graph.input)
     # the length of the text is what a reader sees; that of large models takes long to know
     length = model.ByteSize()
@@ -115,6 +116,14 @@ def names_read(nodes: Iterable[onnx.NodeProto]) -> set[str]:
     return names
 
 
+def names_made(nodes: Iterable[onnx.NodeProto]) -> set[str]:
+    """Names of the outputs of nodes."""
+    names: set[str] = set()
+    for node in nodes:
+        names.update(name for name in node.output if name)
+    return names
+
+
 def tensor_type(tensor: onnx.TensorProto) -> onnx.TypeProto:
     """Type of the value that holds a tensor."""
     found: onnx.TypeProto = onnx.helper.make_tensor_type_proto(
@@ -138,7 +147,7 @@ def prune_unused(model: onnx.ModelProto) -> None:
     _keep(graph.node, reversed(kept))
     needed.update(value.name for value in graph.input)
     _keep(graph.initializer, [t for t in graph.initializer if t.name in needed])
-    made = {name for node in graph.node for name in node.output}
+    made = names_made(graph.node)
     _keep(graph.value_info, [v for v in graph.value_info if v.name in made & needed])
     _drop_functions(model)
 
@@ -163,9 +172,9 @@ def _drop_functions(model: onnx.ModelProto) -> None:
     _keep(model.opset_import, kept)
 
 
-def _keep(field: object, kept: Iterable[object]) -> None:
+def _keep(field: Any, kept: Iterable[Any]) -> None:
     """Let a repeated field hold some of its messages."""
     # copied, since deleting the field deletes its messages
-    copies = [type(each).FromString(each.SerializeToString()) for each in kept]  # type: ignore[attr-defined]
-    del field[:]  # type: ignore[attr-defined]
-    field.extend(copies)  # type: ignore[attr-defined]
+    copies = [type(each).FromString(each.SerializeToString()) for each in kept]
+    del field[:]
+    field.extend(copies)
