@@ -178,6 +178,18 @@ def test_constants_become_inputs():
     assert [tensor.name for tensor in model.graph.initializer] == ["order"]
 
 
+def test_large_constants_become_inputs_at_once():
+    model = onnx.parser.parse_model(CHAIN)
+    large = np.zeros(2000, np.float32)
+    for name in ("l1", "l2"):
+        model.graph.initializer.append(onnx.numpy_helper.from_array(large, name))
+    both = Subject(model)
+    assert graph.count_large(both) == 1
+    left = graph.large_as_inputs(both, frozenset({0}))
+    assert ports(left)[0] == ["x", "unused", "l1", "l2"]
+    assert graph.count_large(Subject(left)) == 0
+
+
 def test_axes_become_shorter_everywhere():
     model = details.shorter_axes(subject(CHAIN), frozenset({0}))
     onnx.checker.check_model(model, full_check=True)

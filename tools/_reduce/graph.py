@@ -22,6 +22,9 @@ from .subject import (
 _ZEROS = 4096
 """Elements of a constant that may stand for a value of a body, at most. Chosen by hand."""
 
+_LARGE = 1024
+"""Elements of an initializer from which it is large. Chosen by hand."""
+
 
 # outputs
 
@@ -286,9 +289,25 @@ def initializers_as_inputs(
     model = subject.copy()
     graph = model.graph
     listed = {value.name for value in graph.input}
-    for index in sorted(parts, reverse=True):
+    for index in sorted(parts):
         tensor = graph.initializer[index]
         if tensor.name not in listed:
             graph.input.append(_value(tensor.name, tensor_type(tensor)))
+    for index in sorted(parts, reverse=True):
         del graph.initializer[index]
     return model
+
+
+def count_large(subject: Subject) -> int:
+    """1 where there are large initializers."""
+    return min(len(_large(subject)), 1)
+
+
+def large_as_inputs(subject: Subject, parts: frozenset[int]) -> onnx.ModelProto | None:
+    """Make inputs of all large initializers at once: what is left is quick to copy and check."""
+    return initializers_as_inputs(subject, frozenset(_large(subject)))
+
+
+def _large(subject: Subject) -> list[int]:
+    tensors = enumerate(subject.model.graph.initializer)
+    return [at for at, tensor in tensors if np.prod(tensor.dims, dtype=float) > _LARGE]

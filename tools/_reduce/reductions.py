@@ -6,6 +6,7 @@ from . import details, graph
 from .search import Reduction
 
 REDUCTIONS = (
+    Reduction("large constants", graph.count_large, graph.large_as_inputs),
     Reduction("outputs", graph.count_outputs, graph.without_outputs),
     Reduction("nodes", graph.count_nodes, graph.without_nodes),
     Reduction("functions", graph.count_functions, graph.inline_functions),
