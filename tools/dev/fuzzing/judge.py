@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx.printer
 import onnx_ir as ir
 import onnxruntime
 from onnx_opt import CheckError, OnnxOptError
@@ -61,6 +62,17 @@ DRIVEN = (
     "prune-channels(ratio=0.3)",
 )
 """Pipelines that are run as users run them, with all checks and the writing of the file."""
+
+PYTHON_ERRORS = (
+    "AssertionError",
+    "AttributeError",
+    "IndexError",
+    "KeyError",
+    "TypeError",
+    "ValueError",
+    "ZeroDivisionError",
+)
+"""Exceptions that the worker's own code raises, not ONNX Runtime."""
 
 RTOL = 1e-4
 """Largest error of an exact pass, relative to the output's largest number."""
@@ -248,26 +260,43 @@ def _arrays_differ(want: Any, have: Any, rtol: float, atol: float) -> str | None
 def interface_problem(before: onnx.ModelProto, after: onnx.ModelProto) -> str | None:
     """Say what callers would see changed, compared as the files have it."""
     for kind in ("input", "output"):
-        mine = [_port(value) for value in getattr(before.graph, kind)]
-        theirs = [_port(value) for value in getattr(after.graph, kind)]
-        if mine != theirs:
-            return f"{kind}s {mine} became {theirs}"
-    kept = [{p.key: p.value for p in m.metadata_props} for m in (before, after)]
-    own = {key for key in kept[1] if key.startswith(PREFIX)}
-    if {k: v for k, v in kept[1].items() if k not in own} != kept[0]:
+        mine, theirs = (_ports(model, kind) for model in (before, after))
+        if len(mine) != len(theirs):
+            return f"{len(mine)} {kind}s became {len(theirs)}"
+        for one, other in zip(mine, theirs, strict=True):
+            if one.SerializeToString(deterministic=True) != other.SerializeToString(
+                deterministic=True
+            ):
+                return f"{kind} {_words(one)} became {_words(other)}"
+    if _metadata(before) != _metadata(after):
         return "metadata changed"
-    names = [{t.name for t in m.graph.initializer} for m in (before, after)]
-    defaults = [
-        {v.name for v in m.graph.input} & found
-        for m, found in zip((before, after), names, strict=True)
-    ]
-    if defaults[0] != defaults[1]:
-        return f"defaults {defaults[0]} became {defaults[1]}"
+    if _defaults(before) != _defaults(after):
+        return f"defaults {_defaults(before)} became {_defaults(after)}"
     return None
 
 
-def _port(value: onnx.ValueInfoProto) -> tuple[str, bytes]:
-    return value.name, value.type.SerializeToString(deterministic=True)
+def _ports(model: onnx.ModelProto, kind: str) -> list[onnx.ValueInfoProto]:
+    """Names and types of inputs or outputs, without notes."""
+    values = list(getattr(model.graph, kind))
+    # before IR 4 every initializer had to be listed as an input without being one
+    if kind == "input" and model.ir_version < 4:
+        stored = {tensor.name for tensor in model.graph.initializer}
+        values = [value for value in values if value.name not in stored]
+    return [onnx.ValueInfoProto(name=value.name, type=value.type) for value in values]
+
+
+def _words(value: onnx.ValueInfoProto) -> str:
+    return str(onnx.printer.to_text(value)).strip()
+
+
+def _metadata(model: onnx.ModelProto) -> dict[str, str]:
+    entries = {entry.key: entry.value for entry in model.metadata_props}
+    return {key: text for key, text in entries.items() if not key.startswith(PREFIX)}
+
+
+def _defaults(model: onnx.ModelProto) -> set[str]:
+    stored = {tensor.name for tensor in model.graph.initializer}
+    return {value.name for value in _ports(model, "input")} & stored
 
 
 def structure_problem(
@@ -332,7 +361,7 @@ def exact_verdicts(original: Original, phases: Phases, worker: Worker) -> list[V
             outcome = pass_class(name)().run(model, context)
             after = ir.to_proto(model)
         except OnnxOptError as error:
-            verdicts.append(Verdict(name, "refused", f"{error.where}: {error.problem}"))
+            verdicts.append(_refusal(name, error))
             continue
         except Exception as error:
             verdicts.append(Verdict(name, "traceback", last_call(error)))
@@ -383,7 +412,7 @@ def lossy_verdicts(
                 pass_.run(model, context)
             after = ir.to_proto(model)
         except OnnxOptError as error:
-            verdicts.append(Verdict(text, "refused", f"{error.where}: {error.problem}"))
+            verdicts.append(_refusal(text, error))
             continue
         except Exception as error:
             verdicts.append(Verdict(text, "traceback", last_call(error)))
@@ -391,6 +420,13 @@ def lossy_verdicts(
         verdict = judged(text, original, after, exact=False)
         verdicts.append(dataclasses.replace(verdict, cpu=time.process_time() - start))
     return verdicts
+
+
+def _refusal(subject: str, error: OnnxOptError) -> Verdict:
+    """Verdict on a run that ended in an error of the project: a traceback, if one is behind it."""
+    is_fault = "--debug" in error.fix or getattr(error, "kind", "") in PYTHON_ERRORS
+    kind = "traceback" if is_fault else "refused"
+    return Verdict(subject, kind, f"{error.where}: {error.problem}")
 
 
 def _calibration(loaded: ir.Model, original: Original) -> Any:
@@ -436,9 +472,7 @@ def _driven(
         kind = "unbelieved" if is_fault else "refused"
         return Verdict(subject, kind, f"{error.where}: {error.problem}")
     except OnnxOptError as error:
-        # a pass that failed is told as an error with a traceback behind it
-        kind = "traceback" if "--debug" in error.fix else "refused"
-        return Verdict(subject, kind, f"{error.where}: {error.problem}")
+        return _refusal(subject, error)
     except Exception as error:
         return Verdict(subject, "traceback", last_call(error))
     rolled_back = [warning for warning in result.warnings if "rolled back" in warning]
