@@ -221,14 +221,9 @@ def _fill(block: NDArray[Any], file: io.FileIO, tensor: ir.ExternalTensor) -> No
 
 
 def set_tensor(value: ir.Value, tensor: Any) -> None:
-    """Replace an initializer's tensor, with its declared shape and type, which would be stale.
-
-    An output of a graph keeps what is declared of it.
-    """
+    """Replace an initializer's tensor, with its declared shape and type, which would be stale."""
     tensor.name = value.name
     value.const_value = tensor
-    if value.is_graph_output():
-        return
     dims = tensor.shape.numpy()
     value.shape = ir.Shape(dims)
     value.type = ir.TensorType(tensor.dtype)
