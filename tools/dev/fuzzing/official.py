@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import onnx
-import onnx_ir as ir
 import onnxruntime
 from onnx import numpy_helper
 from onnx.backend.test import loader
@@ -28,6 +27,7 @@ from .judge import (
     first_line,
     last_call,
     structure_problem,
+    written,
 )
 
 KINDS = ("node", "simple", "pytorch-operator", "pytorch-converted", "light")
@@ -64,7 +64,7 @@ def official_verdict(
         loaded = load(path)
         normalize(loaded)
         Simplify().run(loaded, NullContext())
-        after = ir.to_proto(loaded)
+        after = written(loaded)
     except OnnxOptError as error:
         return Verdict(name, "refused", f"{error.where}: {error.problem}")
     except Exception as error:
