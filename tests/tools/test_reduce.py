@@ -283,23 +283,18 @@ def test_a_wrong_rewrite_is_reduced_to_its_nodes(tmp_path):
     text = (
         HEADER
         + """
-    g (float[N, 4] x) => (float[N, 4] y, float[N] z)
-    <float[4] w = {1, 2, 3, 4}, int64[1] axes = {1}>
+    g (float[N, 4] x) => (float[N, 4] y)
     {
-        a = Add (x, w)
+        a = Neg (x)
         b = Tanh (a)
         c = Tanh (b)
-        d = Mul (c, w)
-        y = Relu (d)
-        e = Softmax (d)
-        z = ReduceSum <keepdims = 0> (e, axes)
+        y = Relu (c)
     }
     """
     )
     path = saved(text, tmp_path / "m.onnx")
     reduced = reduce_model(path, passes=[Wrong()])
-    assert ops(onnx.load(reduced.path))[:2] == ["Tanh", "Tanh"]
-    assert reduced.after.nodes <= 3
+    assert ops(onnx.load(reduced.path)) in (["Tanh", "Tanh"], ["Tanh", "Tanh", "Relu"])
     assert reduced.symptom.endswith(": output")
 
 

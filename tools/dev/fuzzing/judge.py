@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnx.printer
 import onnx_ir as ir
 import onnxruntime
 from onnx_opt import CheckError, OnnxOptError
@@ -288,7 +287,7 @@ def _ports(model: onnx.ModelProto, kind: str) -> list[onnx.ValueInfoProto]:
 
 
 def _words(value: onnx.ValueInfoProto) -> str:
-    return str(onnx.printer.to_text(value)).strip()
+    return " ".join(str(value).split())
 
 
 def _metadata(model: onnx.ModelProto) -> dict[str, str]:
