@@ -388,6 +388,9 @@ class Quant(Pass):
             )
         # again: exact rewrites put other nodes in place of the planned ones, and uncover layers
         planned = plan(model, request)
+        if planned.graphs and raise_opset(model, planned.opset(request.options)):
+            # nodes of another graph now
+            planned = plan(model, request)
         _note_origins(planned)
         # from here on the model loses: reports compare with this
         context.remember_float(model)

@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from ._base import Context, Declined, Effect, Pass, PassOutcome
 from ._core.edit import is_constant
-from ._core.graph import all_graphs
+from ._core.graph import Names, all_graphs
 from ._core.lazy import set_tensor
 from ._core.rewrites import permit
 from ._packing.constant_graph import constant_nodes, own_decoders, results_of
@@ -80,6 +80,7 @@ def _restore(model: ir.Model, nodes: list[ir.Node]) -> PassOutcome:
     graph = model.graph
     opset = model.opset_imports.get("", 1)
     outcome = PassOutcome()
+    names = Names(model)
     count = held = total = 0
     for value in results_of(nodes):
         if value.is_graph_output():
@@ -100,7 +101,7 @@ def _restore(model: ir.Model, nodes: list[ir.Node]) -> PassOutcome:
             tensor = _decoded_later(decoder, tensor)
         else:
             held += array.nbytes
-        _replace(graph, value, tensor)
+        _replace(graph, value, tensor, names)
         leave.used()
         count += 1
     removed = _remove_unused(graph, nodes)
@@ -131,15 +132,17 @@ def _decoded_later(decoder: Decoder, tensor: ir.TensorProtocol) -> ir.LazyTensor
     )
 
 
-def _replace(graph: ir.Graph, value: ir.Value, tensor: ir.TensorProtocol) -> None:
+def _replace(
+    graph: ir.Graph, value: ir.Value, tensor: ir.TensorProtocol, names: Names
+) -> None:
     """Let an initializer of the same name stand for a computed value."""
     name = value.name
     constant = ir.Value(name=name)
     set_tensor(constant, tensor)
     constant.metadata_props.update(value.metadata_props)
     value.replace_all_uses_with(constant)
-    # two values of one name are invalid; this one is about to go
-    value.name = None
+    # two values of one name are invalid; a node that stays for another output keeps this one
+    value.name = names.fresh(f"{name}_computed")
     graph.register_initializer(constant)
 
 

@@ -42,6 +42,9 @@ _SIZES: tuple[dict[str, int], ...] = (
 )
 """Lengths to try for open axes, likeliest first. Chosen by hand; not measured."""
 
+_ELEMENTS = 1 << 24
+"""Elements of a batch that is made up, at most: an image has 2 million. Chosen by hand."""
+
 _MODEST_SIZES: tuple[dict[str, int], ...] = (
     {"batch": 16, "spatial": 64, "sequence": 16},
     {"batch": 2, "spatial": 64, "sequence": 16},
@@ -475,11 +478,26 @@ def _untried(
     tried: set[_Shapes],
 ) -> Iterator[Feeds]:
     """Feeds of each choice of sizes whose shapes are not among those `tried`; they are added."""
-    for sizes in choices:
+    for sizes in _affordable(inputs, choices):
         shapes = _shapes_of(inputs, sizes, {})
         if shapes not in tried:
             tried.add(shapes)
             yield synthetic_feeds(inputs, seed, batches, sizes=sizes, values=values)
+
+
+def _affordable(
+    inputs: Sequence[TensorInfo], choices: Iterable[Mapping[str, int]]
+) -> list[Mapping[str, int]]:
+    """Choices of sizes that make no more than `_ELEMENTS`, or no more than fixed lengths do alone.
+
+    Several open axes of one input multiply.
+    """
+    elements = []
+    for sizes in choices:
+        shapes = _shapes_of(inputs, sizes, {})
+        elements.append((sum(math.prod(shape) for shape in shapes), sizes))
+    limit = max(_ELEMENTS, min(count for count, _ in elements))
+    return [sizes for count, sizes in elements if count <= limit]
 
 
 def _fitted(inputs: Sequence[TensorInfo], path: Path) -> list[TensorInfo]:
@@ -517,7 +535,7 @@ def sized_feeds(
     Lengths that make no difference to the shapes are left out.
     """
     tried: set[_Shapes] = set()
-    for sizes in _SIZES:
+    for sizes in _affordable(inputs, _SIZES):
         plans: dict[_Shapes, dict[str, int]] = {}
         for count in rows:
             chosen = {**sizes, "batch": count}

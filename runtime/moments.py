@@ -95,7 +95,7 @@ class MomentObserver:
         else:
             part = _products(rows)
             if target is not None:
-                wanted = self._targets(target, channels=array.shape[1])
+                wanted = self._targets(target, array)
                 cross = _cross(rows, wanted)
                 part = np.concatenate([part, cross], axis=2)
         self._take(part, count=rows.shape[1])
@@ -123,8 +123,8 @@ class MomentObserver:
                 "check the data and the model: run `onnx-opt verify` with the same data",
             )
 
-    def _targets(self, target: NDArray[Any], channels: int) -> NDArray[Any]:
-        """Values of the target where `_rows` looks at an input of so many channels.
+    def _targets(self, target: NDArray[Any], array: NDArray[Any]) -> NDArray[Any]:
+        """Values of the target where `_rows` looks at an array.
 
         (N, M, *S) -> (groups, rows, M / groups).
         """
@@ -134,7 +134,7 @@ class MomentObserver:
         samples = len(target)
         sizes = target.shape[2:]
         places = math.prod(sizes)
-        chosen = looked_at(self.request, channels, places)
+        chosen = looked_at(self.request, array.shape[1], places)
         flat = target.reshape(
             samples,
             groups,

@@ -36,6 +36,7 @@ COMMANDS = (
     "distill",
     "export",
     "data",
+    "reduce",
     "demo",
 )
 SHARED_FLAGS = ("--json", "--quiet", "-q", "--verbose", "-v", "--debug")

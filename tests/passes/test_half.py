@@ -183,6 +183,41 @@ def test_float_arithmetic_on_sizes_stays_exact():
     ].shape == (3000,)
 
 
+@pytest.mark.parametrize("op", ["ScatterElements", "ScatterND"])
+@pytest.mark.parametrize(("reduction", "reasons"), [("none", 0), ("add", 1)])
+def test_the_cpu_does_not_reduce_scattered_halves(op, reduction, reasons):
+    index = "int64[1, 1] i = {2}" if op == "ScatterND" else "int64[1] i = {2}"
+    text = (
+        f"m (float[3] x, float[1] u) => (float[3] y) <{index}> "
+        f'{{ h = Relu (x) s = {op} <reduction = "{reduction}"> (h, i, u) y = Neg (s) }}'
+    )
+    after, outcome, _ = halved(text)
+    assert sum("does not reduce" in d.reason for d in outcome.declined) == reasons
+    feeds = {"x": np.float32([1, 2, 3]), "u": np.float32([4])}
+    wanted = [-1, -2, -4 if reduction == "none" else -7]
+    assert run_session(after).run(None, feeds)[0].tolist() == wanted
+
+
+def test_a_constant_that_a_branch_returns_keeps_its_type():
+    text = """
+    m (bool flag, float[2] x) => (float[2] y)
+    {
+        y = If (flag) <
+            then_branch = first () => (float[2] t) {
+                t = Constant <value = float[2] {1, 2}> ()
+                unused = Sub (x, t)
+            },
+            else_branch = second () => (float[2] e) { e = Relu (x) }
+        >
+    }
+    """
+    after, _, _ = halved(text)
+    session = run_session(after)
+    x = np.array([-1, 3], np.float32)
+    assert session.run(None, {"flag": np.array(True), "x": x})[0].tolist() == [1, 2]
+    assert session.run(None, {"flag": np.array(False), "x": x})[0].tolist() == [0, 3]
+
+
 @pytest.mark.parametrize(
     ("scale", "where"), [(40000.0, "reaches 4e+04"), (1e-5, "stays below 1e-05")]
 )

@@ -305,6 +305,25 @@ def test_opset_21_only_where_the_stored_type_needs_it(calibrated):
         assert model.opset_imports[""] == opset
 
 
+def test_the_opset_also_suits_layers_that_simplify_uncovers(calibrated):
+    text = """
+    <ir_version: 8, opset_import: ["" : 14]>
+    m (float[n, 8] x) => (float[n, 8] y)
+    <float half = {0.5}>
+    {
+        a = MatMul (x, w1)
+        w = Mul (w2, half)
+        b = MatMul (a, w)
+        y = MatMul (b, w3)
+    }
+    """
+    weights = {name: normal(8, 8) for name in ("w1", "w2", "w3")}
+    model = model_of(text, **weights)
+    Quant(bits=4).run(model, calibrated([{"x": normal(4, 8)}]))
+    assert model.opset_imports[""] == 21
+    assert outputs(model, {"x": normal(4, 8)}).shape == (4, 8)
+
+
 def test_a_shared_weight_is_stored_once(calibrated):
     text = """
     <ir_version: 10, opset_import: ["" : 17]>

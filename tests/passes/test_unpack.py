@@ -70,6 +70,21 @@ def test_graph_outputs_stay():
     ]
 
 
+def test_a_node_that_stays_for_one_output_names_the_other():
+    text = (
+        HEAD
+        + "g (float[2] x) => (float[2] y, float[2] low) <float[4] w = {1, 2, 3, 4}> "
+        "{ top, low = Split <axis = 0> (w)  y = Add (x, top) }"
+    )
+    model = ir.from_proto(onnx.parser.parse_model(text))
+    assert Unpack().run(model, NullContext()).stats["constants"] == 1
+    after = ir.to_proto(model)
+    onnx.checker.check_model(after, full_check=True)
+    assert [node.op_type for node in after.graph.node] == ["Split", "Add"]
+    assert after.graph.initializer[-1].name == "top"
+    assert after.graph.node[0].output[0] not in ("", "top")
+
+
 def test_bodies_stay():
     model = model_from(
         """{

@@ -471,6 +471,18 @@ def test_candidates_differ_and_end():
     assert len(list(candidate_feeds([TensorInfo("x", "float32", (1, 2))], 0))) == 2
 
 
+def test_open_axes_that_multiply_stay_affordable():
+    inputs = [TensorInfo("x", "float32", ("A", "B", "C", "D", "E"))]
+    shapes = [
+        next(iter(feeds)).feeds["x"].shape for feeds in candidate_feeds(inputs, 0)
+    ]
+    assert max(np.prod(shape) for shape in shapes) <= 1 << 24
+    assert len(shapes) > 2
+    # a model of one size is fed with that size
+    fixed = [TensorInfo("x", "float32", (1, 2, 3000, 3000))]
+    assert next(candidate_feeds(fixed, 0)).inputs["x"].shape == (1, 2, 3000, 3000)
+
+
 def test_modest_values():
     inputs = [
         TensorInfo("input_ids", "int64", (64, 4)),

@@ -159,6 +159,13 @@ def test_a_regression_has_the_products_with_its_target_behind_the_gram_matrix():
     )
 
 
+def test_a_regression_of_a_vector_is_of_one_sample():
+    observer = MomentObserver(request("regression"))
+    observer.update(np.float32([1, 2]), np.float32([3]))
+    expected = [[1, 2, 1, 3], [2, 4, 2, 6], [1, 2, 1, 3]]
+    assert observer.value()[0].tolist() == expected
+
+
 def test_halves_are_multiplied_in_single_precision():
     observer = MomentObserver(request("gram"))
     observer.update(np.full((100, 1), 300, np.float16))

@@ -63,10 +63,15 @@ SINGLE_OPS: dict[str, str] = {
         ),
         "sums of squares leave its range",
     ),
+    # others are initializers once a model is loaded
+    "Constant": "it is an output of its graph",
     "Range": "counts beyond 2048 are not exact",
     **dict.fromkeys(QUANT_OPS, "it is quantized already"),
 }
 """Ops that stay float32 whatever their numbers, and why."""
+
+_SCATTERS = frozenset({"ScatterElements", "ScatterND"})
+"""Ops that have a float16 kernel, which refuses their reductions as it runs."""
 
 _CHOSEN_TYPE = ("dtype", "output_dtype", "output_datatype")
 """Attributes by which a node chooses its output's type."""
@@ -113,6 +118,11 @@ def half_operands(node: ir.Node, opset: int) -> HalfOperands | str:
         return "what enters and leaves its subgraphs stays float32"
     if node.op_type in SINGLE_OPS:
         return SINGLE_OPS[node.op_type]
+    if (
+        node.op_type in _SCATTERS
+        and node.attributes.get_string("reduction", "none") != "none"
+    ):
+        return "ONNX Runtime's CPU provider does not reduce float16 there"
     around = [value for value in (*node.inputs, *node.outputs) if value is not None]
     # a Cast that another run of this pass inserted
     is_mixed = any(value.dtype == ir.DataType.FLOAT16 for value in around)
