@@ -50,20 +50,31 @@ def ratio_of(
     `first`, `other`: times (rounds,). `round_ms`: time of each round with all its models (rounds,),
     in ms.
     """
-    samples = _samples(other / first, round_ms)
+    ratios = other / first
+    samples = _samples(ratios, round_ms)
     low, high = median_interval(samples, confidence)
-    return LatencyRatio(max(low, 0.0), float(np.median(samples)), high)
+    # too few samples have an interval without bounds; no ratio lies below zero
+    low = max(low, 0.0)
+    median = float(np.median(samples))
+    return LatencyRatio(low, median, high)
 
 
 def _samples(
     ratios: NDArray[np.float64], round_ms: NDArray[np.float64]
 ) -> NDArray[np.float64]:
     """Medians of the rounds that began in the same block of time."""
-    begins = np.cumsum(round_ms) - round_ms
-    blocks = (begins // BLOCK_MS).astype(np.int64)
-    starts = np.flatnonzero(np.diff(blocks, prepend=-1))
-    parts = np.split(ratios, starts[1:])
-    return np.array([np.median(part) for part in parts])
+    ends = np.cumsum(round_ms)
+    begins = ends - round_ms
+    blocks = begins // BLOCK_MS
+    blocks = blocks.astype(np.int64)
+    # the block before the first is -1, so that the first round starts one too
+    steps = np.diff(blocks, prepend=-1)
+    starts = np.flatnonzero(steps)
+    # np.split takes the places between parts
+    between = starts[1:]
+    parts = np.split(ratios, between)
+    medians = [np.median(part) for part in parts]
+    return np.array(medians)
 
 
 def timed_until_decided(
@@ -78,12 +89,21 @@ def timed_until_decided(
     seconds = SAMPLES * BLOCK_MS / 1e3
     rounds = time_rounds(seconds, SAMPLES)
     # each look may err: they share what one would be allowed
-    confidence = 1 - (1 - CONFIDENCE) / LOOKS
+    error_of_look = (1 - CONFIDENCE) / LOOKS
+    confidence = 1 - error_of_look
+    most_ms = MAX_SECONDS * 1e3
     for look in range(LOOKS):
         round_ms = rounds.sum(axis=0)
-        ratio = ratio_of(rounds[0], rounds[1], round_ms, confidence)
-        is_last = look == LOOKS - 1 or round_ms.sum() > MAX_SECONDS * 1e3
-        if is_last or ratio.verdict(limit) != "undecided":
+        ratio = ratio_of(
+            rounds[0],
+            rounds[1],
+            round_ms,
+            confidence,
+        )
+        if ratio.verdict(limit) != "undecided":
+            break
+        is_last = look == LOOKS - 1
+        if is_last or round_ms.sum() > most_ms:
             break
         more = time_rounds(seconds, SAMPLES)
         seconds *= 2

@@ -17,15 +17,23 @@ class Result(RunResult):
     """The optimized model and the account of the run; prints as the command's tables."""
 
     def __repr__(self) -> str:
-        before, after = self.input.bytes, self.output.bytes
-        return f"Result({self.about['passes']!r}, bytes {before} -> {after})"
+        passes = self.about["passes"]
+        before = self.input.bytes
+        after = self.output.bytes
+        return f"Result({passes!r}, bytes {before} -> {after})"
 
     def __str__(self) -> str:
-        return as_text(self._account())
+        account = self._account()
+        return as_text(account)
 
     def _repr_html_(self) -> str:
-        return as_html(self._account())
+        account = self._account()
+        return as_html(account)
 
     def _account(self) -> list[RenderableType]:
-        warnings = [f"warning: {markup_safe(text)}" for text in self.warnings]
-        return [*result_tables(self), *warnings]
+        account = result_tables(self)
+        for text in self.warnings:
+            # a name of the model in brackets would be taken for a style
+            safe = markup_safe(text)
+            account.append(f"warning: {safe}")
+        return account

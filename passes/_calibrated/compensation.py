@@ -148,10 +148,11 @@ class _Columns:
 
         The first `paired` columns of all are pairs; a block holds an even number of them.
         """
-        size = columns.stop - columns.start
+        first = columns.start
+        size = columns.stop - first
         shape = (*self.steps.shape, size)
         errors = np.empty(shape)
-        for column in range(columns.start, columns.stop):
+        for column in range(first, columns.stop):
             current = self.weights[:, :, column]
             # an odd column of a pair was chosen together with the even one before it
             if column >= paired:
@@ -162,22 +163,26 @@ class _Columns:
                 chosen = second
             self.codes[:, :, column] = chosen
             error = self._error(column, current, chosen)
-            errors[:, :, column - columns.start] = error
+            index = column - first
+            errors[:, :, index] = error
             behind = slice(column + 1, columns.stop)
-            passed = self.upper[:, None, column, behind]
-            update = error[:, :, None] * passed
+            factors = self.upper[:, column, behind]
+            # (groups, M, 1) times (groups, 1, columns): each row passes on its own error
+            update = error[:, :, None] * factors[:, None]
             self.weights[:, :, behind] -= update
         # one product of matrices instead of an update for each column of the block
         rest = slice(columns.stop, None)
-        passed_on = self.upper[:, columns, rest]
-        self.weights[:, :, rest] -= errors @ passed_on
+        factors = self.upper[:, columns, rest]
+        update = errors @ factors
+        self.weights[:, :, rest] -= update
 
     def _rounded(self, column: int, current: Rows) -> Rows:
-        nearest = np.rint(current / self.steps)
+        in_steps = current / self.steps
+        nearest = np.rint(in_steps)
         chosen = np.clip(nearest, -self.largest, self.largest)
         # pruned weights stay pruned
-        zeros = self.zeros[:, :, column]
-        return np.where(zeros, 0.0, chosen)
+        pruned = self.zeros[:, :, column]
+        return np.where(pruned, 0.0, chosen)
 
     def _error(self, column: int, current: Rows, chosen: Rows) -> Rows:
         """Loss that the columns behind make up for, in units in which its square is the error."""
@@ -224,14 +229,17 @@ class _Columns:
         Every code of the first column is tried with the second column's best partner for it.
         """
         after_column = column + 1
+        # each row gets an axis of its own for the codes that are tried: (rows, codes)
         sign = sign[:, None]
         step = self.steps[group, row, None]
+        # all indices at once: a matrix of the factor for each row would fill the memory
         current = self.weights[group, row, column, None]
         after = self.weights[group, row, after_column, None]
         own_unit = self.upper[group, column, column, None]
         passed = self.upper[group, column, after_column, None]
         other_unit = self.upper[group, after_column, after_column, None]
-        tried = sign * np.arange(LARGEST_CODE + 1)
+        codes = np.arange(LARGEST_CODE + 1)
+        tried = sign * codes
         lost = current - tried * step
         own = lost / own_unit
         # what the second column has to stand for once it made up for the first
@@ -239,7 +247,8 @@ class _Columns:
         # codes of one sign share the limit; a partner of the other sign has all of it
         room = PAIR_LIMIT - np.abs(tried)
         most = np.minimum(room, self.largest)
-        in_steps = left * sign / step
+        along_sign = left * sign
+        in_steps = along_sign / step
         wanted = np.rint(in_steps)
         clipped = np.clip(wanted, -self.largest, most)
         partner = sign * clipped
@@ -248,4 +257,6 @@ class _Columns:
         loss = own**2 + other**2
         best = loss.argmin(axis=1)
         each = np.arange(len(best))
-        return tried[each, best], partner[each, best]
+        best_codes = tried[each, best]
+        best_partners = partner[each, best]
+        return best_codes, best_partners

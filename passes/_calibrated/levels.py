@@ -60,8 +60,10 @@ STEPS = 255
 
 def largest(seen: Rows) -> PerChannel:
     """max|x| of each channel: (C,)."""
-    highest = seen[:, 2].max(axis=0)
-    lowest = seen[:, 1].min(axis=0)
+    highs = seen[:, 2]
+    lows = seen[:, 1]
+    highest = highs.max(axis=0)
+    lowest = lows.min(axis=0)
     either = np.maximum(highest, -lowest)
     return np.asarray(either)
 
@@ -82,7 +84,8 @@ def expected_levels(seen: Rows) -> PerChannel:
     folds = len(seen)
     levels = np.full(highest.shape, np.inf)
     middle, moved = _movements(seen)
-    moves = moved > ACTIVE * highest
+    float_noise = ACTIVE * highest
+    moves = moved > float_noise
     active = moves.sum(axis=0)
     known = active >= ESTABLISHED
     if folds < LEAST_KEPT or not known.any():
@@ -91,15 +94,18 @@ def expected_levels(seen: Rows) -> PerChannel:
     longest = max(folds // TAIL, 1)
     tail = np.clip(active, 1, longest)
     tail = np.minimum(tail, folds - 1)
-    thresholds = np.take_along_axis(moved, tail[None], axis=0)
+    positions = tail[None]
+    thresholds = np.take_along_axis(moved, positions, axis=0)
     threshold = thresholds[0]
-    ranks = np.arange(folds)[:, None]
-    in_tail = ranks < tail
+    ranks = np.arange(folds)
+    in_tail = ranks[:, None] < tail
     distance = moved - threshold
     beyond = np.where(in_tail, distance, 0)
     excess = beyond.sum(axis=0) / tail
-    values = seen[:, 0].sum(axis=0)
+    counts = seen[:, 0]
+    values = counts.sum(axis=0)
     wanted = RARE * values
+    # the levels lie in the tail, never before it
     rarer = np.maximum(tail / wanted, 1.0)
     index = tail_index(moved[:, known])
     growth = _growth(index, rarer)
@@ -124,8 +130,10 @@ def _movements(seen: Rows) -> tuple[PerChannel, Rows]:
     extremes = seen[:, 1:]
     centres = extremes.mean(axis=1)
     middle = np.median(centres, axis=0)
-    above = seen[:, 2] - middle
-    below = middle - seen[:, 1]
+    highs = seen[:, 2]
+    lows = seen[:, 1]
+    above = highs - middle
+    below = middle - lows
     farthest = np.maximum(above, below)
     ascending = np.sort(farthest, axis=0)
     return middle, ascending[::-1]
@@ -174,7 +182,8 @@ def left_out(seen: Rows) -> Iterator[tuple[Rows, Rows]]:
     """(the other folds, the folds left out), part after part."""
     # every eighth fold, not neighbours: data may be in some order
     folds = len(seen)
-    part = np.arange(folds) % LEFT_OUT
+    numbers = np.arange(folds)
+    part = numbers % LEFT_OUT
     parts = min(LEFT_OUT, folds)
     for index in range(parts):
         held = part == index
@@ -195,13 +204,15 @@ def noise(
     """
     scaled = seen[:, 1:] / factors
     divided = other[:, 1:] / factors
+    lows = scaled[:, 0]
+    highs = scaled[:, 1]
     # quantized ranges always hold zero
-    lowest = scaled[:, 0].min()
-    highest = scaled[:, 1].max()
-    low = min(lowest, 0.0)
-    high = max(highest, 0.0)
+    low = min(lows.min(), 0.0)
+    high = max(highs.max(), 0.0)
+    # dividing channels by the factors multiplies their weights by them
     power = energy * factors**2
-    step = (high - low) / STEPS
+    width = high - low
+    step = width / STEPS
     variance = step**2 / 12
     rounding = variance * power.sum()
     other_lowest = divided[:, 0]
@@ -209,7 +220,8 @@ def noise(
     above = np.maximum(other_highest - high, 0.0)
     below = np.maximum(low - other_lowest, 0.0)
     beyond = above**2 + below**2
-    values = np.maximum(other[:, 0], 1.0)
+    counts = other[:, 0]
+    values = np.maximum(counts, 1.0)
     # one value of each fold and channel lies there: its share of all is 1 / count
     by_channel = beyond * power / values
     by_fold = by_channel.sum(axis=1)

@@ -35,8 +35,8 @@ class Candidates:
 
     def orders(self) -> list[NDArray[np.intp]]:
         """`order` of every group."""
-        indices = range(len(self.groups))
-        return [self.order(index) for index in indices]
+        count = len(self.groups)
+        return [self.order(index) for index in range(count)]
 
     def size(self, index: int) -> int:
         """Channels that a group has now."""
@@ -45,7 +45,8 @@ class Candidates:
 
     def already(self, index: int) -> int:
         """Channels that a group has lost before."""
-        return self.was[index] - self.size(index)
+        size = self.size(index)
+        return self.was[index] - size
 
     def order(self, index: int) -> NDArray[np.intp]:
         """Channel ids of a group, the least important first; ties in graph order."""
@@ -81,10 +82,12 @@ class Candidates:
         size = self.size(index)
         wanted = size - count
         # widest first, so that argmin prefers the wider of two as near
-        widths = self.widths[index][::-1]
+        ascending = self.widths[index]
+        widths = ascending[::-1]
         distances = np.abs(widths - wanted)
         nearest = np.argmin(distances)
-        return size - int(widths[nearest])
+        width = int(widths[nearest])
+        return size - width
 
     def fitted_at_most(self, index: int, count: int) -> int:
         """Channels to remove, `count` at most, so that an allowed width stays."""
@@ -123,9 +126,9 @@ def allowed_widths(
     step = max(multiple // common, 1)
     widths = np.arange(0, size, step)
     fewest = min(least, size)
-    enough = widths >= fewest
+    wide_enough = widths[widths >= fewest]
     # the present width is allowed, whatever it is
-    return np.append(widths[enough], size)
+    return np.append(wide_enough, size)
 
 
 def choose(candidates: Candidates, scope: Scope, ratio: float) -> Choice:
@@ -137,12 +140,16 @@ def choose(candidates: Candidates, scope: Scope, ratio: float) -> Choice:
         return _of_each(candidates, ratio)
     choice = [0] * len(candidates.groups)
     for pool in _pools(candidates.groups, scope):
-        was = sum(candidates.was[index] for index in pool)
-        already = sum(candidates.already(index) for index in pool)
+        was = 0
+        already = 0
+        for index in pool:
+            was += candidates.was[index]
+            already += candidates.already(index)
         wanted = share(ratio, was)
         # an earlier pruning may have taken more than this one asks for in all
         count = max(wanted - already, 0)
-        for index, own in _lowest_of(pool, candidates, count):
+        lowest = _lowest_of(pool, candidates, count)
+        for index, own in lowest:
             choice[index] = candidates.fitted(index, own)
     return choice
 
@@ -153,13 +160,15 @@ def _lowest_of(
     """Channels of each group of a pool among the `count` of lowest score."""
     sizes = [candidates.size(index) for index in pool]
     owner = np.repeat(pool, sizes)
-    scores = np.concatenate([candidates.scores[index] for index in pool])
+    parts = [candidates.scores[index] for index in pool]
+    scores = np.concatenate(parts)
     # ties go in graph order
     ascending = np.argsort(scores, kind="stable")
     first = ascending[:count]
     lowest = owner[first]
     for index in pool:
-        own = np.count_nonzero(lowest == index)
+        is_own = lowest == index
+        own = np.count_nonzero(is_own)
         yield index, int(own)
 
 

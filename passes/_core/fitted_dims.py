@@ -32,13 +32,16 @@ def fitted_dims(model: ir.Model) -> dict[str, list[Dim]]:
     equal: Sets[Dim] = Sets()
     for graph in graphs_of(copy):
         for node in graph:
-            for pair in _equal_dims(node):
-                _join(equal, *pair)
+            for one, other in _equal_dims(node):
+                _join(equal, one, other)
     fitted = {}
     for value in copy.graph.inputs:
         dims = _dims_of(value)
-        if dims is not None and value.name:
-            fitted[value.name] = [equal.root(dim) for dim in dims if dim is not None]
+        if dims is None or not value.name:
+            continue
+        # every open dim got a name above
+        known = [dim for dim in dims if dim is not None]
+        fitted[value.name] = [equal.root(dim) for dim in known]
     return fitted
 
 
@@ -46,15 +49,27 @@ def _name_open_dims(model: ir.Model) -> None:
     numbers = count()
     for value in model.graph.inputs:
         dims = _dims_of(value)
-        if dims is not None:
-            named = [f"#{next(numbers)}" if dim is None else dim for dim in dims]
-            value.shape = ir.Shape(named)
+        if dims is None:
+            continue
+        named: list[Dim] = []
+        for dim in dims:
+            if dim is None:
+                number = next(numbers)
+                dim = f"#{number}"
+            named.append(dim)
+        value.shape = ir.Shape(named)
 
 
 def _dims_of(value: ir.Value) -> Dims | None:
     if value.shape is None:
         return None
-    return [dim if isinstance(dim, int) else dim.value for dim in value.shape]
+    dims: list[Dim | None] = []
+    for dim in value.shape:
+        if isinstance(dim, int):
+            dims.append(dim)
+        else:
+            dims.append(dim.value)
+    return dims
 
 
 def _equal_dims(node: ir.Node) -> Iterator[Pair]:
@@ -82,7 +97,8 @@ def _join(equal: Sets[Dim], one: Dim | None, other: Dim | None) -> None:
     if isinstance(first, int) and isinstance(second, int):
         return
     # a number names its set, and a symbol of the model before one that is made up
-    if isinstance(second, int) or str(first).startswith("#"):
+    is_made_up = str(first).startswith("#")
+    if isinstance(second, int) or is_made_up:
         first, second = second, first
     equal.join(first, second)
 
@@ -93,18 +109,27 @@ def _join(equal: Sets[Dim], one: Dim | None, other: Dim | None) -> None:
 def _matmul(node: ir.Node, shapes: list[Dims]) -> Iterator[Pair]:
     left, right = shapes
     if left and right:
-        inner = right[0] if len(right) == 1 else right[-2]
+        # a vector on the right has only the axis that is summed over
+        inner = right[0]
+        if len(right) > 1:
+            inner = right[-2]
         yield left[-1], inner
-    stacks = [left[:-2], right[:-2]]
-    yield from _broadcast(node, stacks)
+    left_stack = left[:-2]
+    right_stack = right[:-2]
+    yield from _broadcast(node, [left_stack, right_stack])
 
 
 def _gemm(node: ir.Node, shapes: list[Dims]) -> Iterator[Pair]:
     left, right = shapes[:2]
-    if len(left) == len(right) == 2:
-        summed_left = 0 if node.attributes.get_int("transA", 0) else 1
-        summed_right = 1 if node.attributes.get_int("transB", 0) else 0
-        yield left[summed_left], right[summed_right]
+    if len(left) != 2 or len(right) != 2:
+        return
+    summed_left = left[1]
+    if node.attributes.get_int("transA", 0):
+        summed_left = left[0]
+    summed_right = right[0]
+    if node.attributes.get_int("transB", 0):
+        summed_right = right[1]
+    yield summed_left, summed_right
 
 
 def _convolution(node: ir.Node, shapes: list[Dims]) -> Iterator[Pair]:
@@ -113,8 +138,12 @@ def _convolution(node: ir.Node, shapes: list[Dims]) -> Iterator[Pair]:
         return
     if node.op_type == "ConvTranspose":
         yield data[1], weight[0]
-    elif isinstance(weight[1], int):
-        yield data[1], weight[1] * node.attributes.get_int("group", 1)
+        return
+    # a weight has the inputs of one group; of an unknown length there is no multiple
+    inputs = weight[1]
+    if isinstance(inputs, int):
+        groups = node.attributes.get_int("group", 1)
+        yield data[1], inputs * groups
 
 
 def _by_channel(node: ir.Node, shapes: list[Dims]) -> Iterator[Pair]:
@@ -125,15 +154,19 @@ def _by_channel(node: ir.Node, shapes: list[Dims]) -> Iterator[Pair]:
 
 def _recurrent(node: ir.Node, shapes: list[Dims]) -> Iterator[Pair]:
     data, weight = shapes[:2]
-    if len(data) == len(weight) == 3:
+    # data (steps, N, inputs), weight (directions, gates, inputs)
+    if len(data) == 3 and len(weight) == 3:
         yield data[2], weight[2]
 
 
 def _concat(node: ir.Node, shapes: list[Dims]) -> Iterator[Pair]:
-    rank = len(shapes[0])
-    axis = node.attributes.get_int("axis", 0) % max(rank, 1)
+    # a faulty model may join scalars, which have no axes to count
+    rank = max(len(shapes[0]), 1)
+    axis = node.attributes.get_int("axis", 0)
+    axis = axis % rank
     for one, other in pairwise(shapes):
-        for index, pair in enumerate(zip(one, other, strict=False)):
+        aligned = zip(one, other, strict=False)
+        for index, pair in enumerate(aligned):
             if index != axis:
                 yield pair
 
@@ -141,7 +174,8 @@ def _concat(node: ir.Node, shapes: list[Dims]) -> Iterator[Pair]:
 def _broadcast(node: ir.Node, shapes: list[Dims]) -> Iterator[Pair]:
     """Dims aligned at the last axis are equal, unless one of them is 1."""
     for one, other in pairwise(shapes):
-        for pair in zip_longest(reversed(one), reversed(other)):
+        from_last = zip_longest(reversed(one), reversed(other))
+        for pair in from_last:
             if 1 not in pair:
                 yield pair
 

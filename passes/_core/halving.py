@@ -28,18 +28,21 @@ def kept_by_halving(
     """
     kept: list[T] = []
     # the largest groups first: where the tries run out, most is decided
-    waiting = deque([list(parts)])
+    everything = list(parts)
+    waiting = deque([everything])
     while waiting:
         group = waiting.popleft()
+        together = [*kept, *group]
         # everything together is known to fail
-        if len(kept) + len(group) < len(parts):
+        if len(together) < len(everything):
             if not trials:
                 break
             trials -= 1
-            if works([*kept, *group]):
+            if works(together):
                 kept += group
                 continue
-        waiting.extend(_halves(group, kind))
+        halves = _halves(group, kind)
+        waiting.extend(halves)
     return kept
 
 
@@ -49,9 +52,15 @@ def _halves(group: Sequence[T], kind: Callable[[T], Hashable]) -> list[list[T]]:
         return []
     alike: dict[Hashable, list[T]] = {}
     for part in group:
-        alike.setdefault(kind(part), []).append(part)
+        own = alike.setdefault(kind(part), [])
+        own.append(part)
     if len(alike) == 1:
-        return [list(group[: len(group) // 2]), list(group[len(group) // 2 :])]
+        middle = len(group) // 2
+        first = group[:middle]
+        second = group[middle:]
+        return [list(first), list(second)]
     kinds = list(alike.values())
     middle = len(kinds) // 2
-    return [list(chain(*kinds[:middle])), list(chain(*kinds[middle:]))]
+    first_kinds = chain(*kinds[:middle])
+    other_kinds = chain(*kinds[middle:])
+    return [list(first_kinds), list(other_kinds)]

@@ -64,18 +64,22 @@ def channel_groups(solution: Solution) -> list[Group]:
         weights: list[Axis] = []
         for root, _ in where:
             weights.extend(by_class.get(root, ()))
+        # a single channel leaves nothing to choose
+        if len(channels) < 2:
+            continue
         # vectors alone, as a scale and its shift, are no layer that becomes smaller
         largest_rank = max((_rank(value) for value, _ in weights), default=0)
-        if len(channels) > 1 and largest_rank > 1:
-            numbers = np.array(channels)
-            name = _name(weights)
-            group = Group(
-                channels=numbers,
-                places=where,
-                weights=tuple(weights),
-                name=name,
-            )
-            groups.append(group)
+        if largest_rank < 2:
+            continue
+        numbers = np.array(channels)
+        name = _name(weights)
+        group = Group(
+            channels=numbers,
+            places=where,
+            weights=tuple(weights),
+            name=name,
+        )
+        groups.append(group)
     shapes = solution.relations.trace.shapes
     # the trace met initializers in the order of the graph
     order = {value: index for index, value in enumerate(shapes)}
@@ -91,8 +95,9 @@ def _places(solution: Solution) -> dict[int, list[Place]]:
     """Places of each channel, classes in the order of the solution."""
     places: dict[int, list[Place]] = defaultdict(list)
     for root, slots in solution.channels.items():
+        is_free = slots != FROZEN
+        free = slots[is_free]
         # a channel may take several slots of a class, as copies by Tile do
-        free = slots[slots != FROZEN]
         found, counts = np.unique(free, return_counts=True)
         pairs = zip(found.tolist(), counts.tolist(), strict=True)
         for channel, count in pairs:
@@ -105,7 +110,9 @@ def _weights_by_class(solution: Solution) -> dict[int, list[Axis]]:
     found: dict[int, list[Axis]] = defaultdict(list)
     for place, root in solution.classes.items():
         value, _ = place
-        if value.is_initializer() and value.dtype in WEIGHT_TYPES:
+        if not value.is_initializer():
+            continue
+        if value.dtype in WEIGHT_TYPES:
             found[root].append(place)
     return found
 
@@ -119,7 +126,9 @@ def _name(weights: Sequence[Axis]) -> str:
     def rank(place: Axis) -> tuple[bool, int, bool]:
         value, axis = place
         is_matrix = _rank(value) > 1
-        return is_matrix, -_length(place), axis == 0
+        length = _length(place)
+        is_first = axis == 0
+        return is_matrix, -length, is_first
 
     value, axis = max(weights, key=rank)
     return f"{value.name}:{axis}"
@@ -135,7 +144,8 @@ def _length(place: Axis) -> int:
     value, axis = place
     if value.const_value is None:
         return 0
-    return int(value.const_value.shape.numpy()[axis])
+    dims = value.const_value.shape.numpy()
+    return int(dims[axis])
 
 
 def _numbered(groups: Sequence[Group]) -> list[Group]:
@@ -168,8 +178,11 @@ def kept_slots(
             stays[root] = np.flatnonzero(~lost)
     kept: dict[str, dict[int, NDArray[np.intp]]] = defaultdict(dict)
     for (value, axis), root in solution.classes.items():
-        if root in stays and value.name:
-            kept[value.name][axis] = stays[root]
+        if root not in stays:
+            continue
+        if value.name:
+            by_axis = kept[value.name]
+            by_axis[axis] = stays[root]
     return kept
 
 
@@ -179,7 +192,9 @@ def frozen_weights(solution: Solution) -> Iterator[tuple[Axis, str]]:
     Axes one wide are left out.
     """
     for (value, axis), root in solution.classes.items():
-        if not value.is_initializer() or value.dtype not in WEIGHT_TYPES:
+        if not value.is_initializer():
+            continue
+        if value.dtype not in WEIGHT_TYPES:
             continue
         # a vector alone is no layer
         if _rank(value) < 2:

@@ -19,43 +19,61 @@ INDEX = 4
 def load_bytes(codec: str, content: Content) -> int:
     """Bytes of all intermediate results of a decoder; 0 where it makes the constant at once."""
     estimate = _ESTIMATES.get(codec)
-    return 0 if estimate is None else estimate(content)
+    if estimate is None:
+        return 0
+    return estimate(content)
 
 
 def _palette(content: Content) -> int:
     # the quotient and the remainder of each digit, and the values in their flat order
-    return content.size * (2 * INDEX + _item(content))
+    digits = 2 * INDEX
+    by_element = digits + _item(content)
+    return content.size * by_element
 
 
 def _bit_planes(content: Content) -> int:
     assert content.palette is not None
-    bits = int(content.palette.size - 1).bit_length()
+    last_index = int(content.palette.size - 1)
+    planes = last_index.bit_length()
     # quotient, remainder and its weighed form for each plane, the index, the values in order
-    return content.size * (INDEX * (3 * bits + 1) + _item(content))
+    indices = 3 * planes + 1
+    by_element = INDEX * indices + _item(content)
+    return content.size * by_element
 
 
 def _mask(content: Content) -> int:
     # byte, count and sum for 8 elements; rank, ordinal and its maximum for each; values in order
-    by_byte = 3 * INDEX * content.size // 8
-    return by_byte + content.size * (3 * INDEX + _item(content))
+    counts = 3 * INDEX
+    by_byte = counts * content.size // 8
+    by_element = counts + _item(content)
+    return by_byte + content.size * by_element
 
 
 def _gaps(content: Content) -> int:
-    # a distance and its sum for each entry; the blank tensor and the filled one
-    return 2 * INDEX * content.gap_entries[255] + 2 * _item(content) * content.size
+    # a distance and its sum for each entry
+    entries = content.gap_entries[255]
+    distances = 2 * INDEX * entries
+    return distances + _blank_and_filled(content)
 
 
 def _short_gaps(content: Content) -> int:
     entries = content.gap_entries[15]
     # half a byte, quotient, remainder, their flat order and the sum for each entry
-    return (
-        4 * INDEX * entries + INDEX * entries // 2 + 2 * _item(content) * content.size
-    )
+    by_pair = INDEX * entries // 2
+    distances = 4 * INDEX * entries
+    return by_pair + distances + _blank_and_filled(content)
+
+
+def _blank_and_filled(content: Content) -> int:
+    # filling in the entries makes a new tensor beside the blank one
+    tensor = _item(content) * content.size
+    return 2 * tensor
 
 
 def _grid(content: Content) -> int:
     # at most: its numbers under a mask, in their order, and as floats
-    return _mask(content) + INDEX * content.size
+    floats = INDEX * content.size
+    return _mask(content) + floats
 
 
 def _item(content: Content) -> int:

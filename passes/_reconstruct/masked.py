@@ -69,13 +69,17 @@ PerInput = NDArray[np.float64]
 def magnitude(gram: Moments) -> PerInput:
     """All inputs alike. Source: Han et al., NeurIPS 2015 (arXiv:1506.02626)."""
     groups, size, _ = gram.shape
-    return np.ones((groups, size - 1))
+    # the last row belongs to the bias, which always stays
+    inputs = size - 1
+    return np.ones((groups, inputs))
 
 
 def activation(gram: Moments) -> PerInput:
     """Norm of the input. Source: Wanda, ICLR 2024 (arXiv:2306.11695)."""
-    power = np.einsum("gkk->gk", gram)[:, :-1]
-    return np.asarray(np.sqrt(np.maximum(power, 0)), np.float64)
+    diagonal = np.einsum("gkk->gk", gram)
+    power = np.maximum(diagonal[:, :-1], 0)
+    norm = np.sqrt(power)
+    return np.asarray(norm, np.float64)
 
 
 def second_order(gram: Moments) -> PerInput:
@@ -85,11 +89,14 @@ def second_order(gram: Moments) -> PerInput:
     """
     # the inverse of a matrix damped by a thousandth takes more than single precision
     exact = gram.astype(np.float64)
-    pull = damping(exact, DAMP)[:, :-1]
-    damped = exact[:, :-1, :-1] + np.eye(pull.shape[1]) * pull[:, None]
+    pull = damping(exact, DAMP)
+    # without the bias, which is never removed
+    of_inputs = exact[:, :-1, :-1]
+    damped = _damped(of_inputs, pull[:, :-1])
     inverse = np.linalg.inv(damped)
     diagonal = np.einsum("gkk->gk", inverse)
-    return np.asarray(1 / np.sqrt(diagonal))
+    root = np.sqrt(diagonal)
+    return np.asarray(1 / root)
 
 
 Worth = Callable[[Moments], PerInput]
@@ -106,8 +113,10 @@ CRITERIA: dict[str, Worth] = {
 def scores_of(rows: Rows, worth: PerInput) -> Rows:
     """|w| times the worth of its input, (M, K)."""
     groups = len(worth)
-    each = np.repeat(worth, len(rows) // groups, axis=0)
-    return np.asarray(np.abs(rows) * each)
+    rows_of_group = len(rows) // groups
+    each = np.repeat(worth, rows_of_group, axis=0)
+    size = np.abs(rows)
+    return np.asarray(size * each)
 
 
 GIVEN = "given"
@@ -133,15 +142,25 @@ class MaskedProblem:
         """The mask that a criterion gives at once, with as many weights as the given."""
         if criterion == GIVEN:
             return self.given
-        scores = scores_of(self.dense[:, :-1], CRITERIA[criterion](gram))
+        worth = CRITERIA[criterion](gram)
+        weights = self.dense[:, :-1]
+        scores = scores_of(weights, worth)
         return _largest(scores, self.kept)
 
     def best_mask(self, criterion: str, gram: Moments, cross: Moments) -> Mask:
         """The mask that a criterion gives; weights go step by step where that is affordable."""
-        if criterion == GIVEN or not self.step_by_step:
+        if criterion == GIVEN:
+            return self.given
+        if not self.step_by_step:
             return self.mask(criterion, gram)
         worth = CRITERIA[criterion](gram)
-        return _gradual(self.dense, gram, cross, self.kept, worth)
+        return _gradual(
+            self.dense,
+            gram,
+            cross,
+            self.kept,
+            worth,
+        )
 
     @property
     def kept(self) -> int:
@@ -163,16 +182,27 @@ def fit_masked(
     that a fit is better than the weights as they are.
     """
     # one half has nothing to be judged on
-    if len(halves) < 2 or not np.isfinite(halves).all():
+    if len(halves) < 2:
+        return None
+    if not np.isfinite(halves).all():
         return None
     problem = _problem(original, pruned, free_mask)
     best = _best(problem, pruned, halves)
     if best is None:
         return None
     criterion, factor = best
-    gram, cross = regression_parts(pruned, np.mean(halves, axis=0))
+    # what was judged on one half is made anew from all of the data
+    both = np.mean(halves, axis=0)
+    gram, cross = regression_parts(pruned, both)
     mask = problem.best_mask(criterion, gram, cross)
-    fitted = _solved(problem.dense, gram, cross, mask, DAMP * factor, STEPS)
+    fitted = _solved(
+        problem.dense,
+        gram,
+        cross,
+        mask,
+        DAMP * factor,
+        STEPS,
+    )
     if not np.isfinite(fitted).all():
         return None
     pruned.set_rows(fitted[:, :-1])
@@ -190,14 +220,34 @@ def fit_to_own_outputs(
     (M, K), (M,), (M, K).
     """
     dense = rows_with_bias(layer)
-    scores = scores_of(dense[:, :-1], activation(gram))
-    kept = scores.size - round(share * scores.size)
+    worth = activation(gram)
+    weights = dense[:, :-1]
+    scores = scores_of(weights, worth)
+    removed = round(share * scores.size)
+    kept = scores.size - removed
     mask = _largest(scores, kept)
     cross = own_products(layer, gram)
-    affordable = layer.channels * layer.width**2 <= SEARCHED
-    steps = JUDGING_STEPS if affordable else FEWEST_STEPS
-    fitted = _solved(dense, gram, cross, mask, DAMP, steps)
-    return fitted[:, :-1], fitted[:, -1], scores
+    steps = FEWEST_STEPS
+    if _is_searched(layer):
+        steps = JUDGING_STEPS
+    fitted = _solved(
+        dense,
+        gram,
+        cross,
+        mask,
+        DAMP,
+        steps,
+    )
+    rows = fitted[:, :-1]
+    bias = fitted[:, -1]
+    return rows, bias, scores
+
+
+def _is_searched(layer: LinearLayer) -> bool:
+    """True if a layer is small enough for its mask and factor to be searched."""
+    # the cost of a step grows with the width squared
+    products = layer.channels * layer.width**2
+    return products <= SEARCHED
 
 
 def _problem(
@@ -206,15 +256,16 @@ def _problem(
     dense = rows_with_bias(original)
     given = pruned.rows() != 0
     is_free = free_mask and not given.all()
-    # the cost of a search grows with the width squared
-    searched = pruned.channels * pruned.width**2 <= SEARCHED
+    searched = _is_searched(pruned)
     if not is_free:
         criteria = [GIVEN]
     elif searched:
         criteria = list(CRITERIA)
     else:
         criteria = [WIDE]
-    factors = FACTORS if searched else FACTORS[:1]
+    factors: Sequence[float] = FACTORS
+    if not searched:
+        factors = FACTORS[:1]
     return MaskedProblem(
         dense=dense,
         given=given,
@@ -233,38 +284,61 @@ def _best(
     once, which costs a fifth of making them step by step. None where the layer as it is does
     better, or moments leave the range of single precision.
     """
-    pairs = []
     # single precision ranks as well, in half of the time
     with np.errstate(over="ignore"):
         halves = [half.astype(np.float32) for half in halves]
     if not np.isfinite(halves).all():
         return None
+    pairs = []
     for one, other in (halves, halves[::-1]):
         seen = regression_parts(layer, one)
         unseen = regression_parts(layer, other)
         pairs.append((seen, unseen))
 
     def loss(masks: Sequence[Mask], factor: float) -> float:
+        damp = DAMP * factor
         total = 0.0
         for mask, (seen, unseen) in zip(masks, pairs, strict=True):
-            fitted = _solved(problem.dense, *seen, mask, DAMP * factor, JUDGING_STEPS)
-            total += regression_loss((fitted[:, :-1], fitted[:, -1]), *unseen)
+            gram, cross = seen
+            fitted = _solved(
+                problem.dense,
+                gram,
+                cross,
+                mask,
+                damp,
+                JUDGING_STEPS,
+            )
+            weights = fitted[:, :-1]
+            bias = fitted[:, -1]
+            total += regression_loss((weights, bias), *unseen)
         return total
 
     masks = {}
     losses = {}
     for criterion in problem.criteria:
-        masks[criterion] = [problem.mask(criterion, gram) for (gram, _), _ in pairs]
-        losses[criterion] = loss(masks[criterion], FACTORS[0])
+        tried = []
+        for (gram, _), _ in pairs:
+            mask = problem.mask(criterion, gram)
+            tried.append(mask)
+        masks[criterion] = tried
+        losses[criterion] = loss(tried, FACTORS[0])
     criterion = min(losses, key=lambda name: losses[name])
+
+    # only the best criterion tries the other factors
+    best_masks = masks[criterion]
     by_factor = {FACTORS[0]: losses[criterion]}
     for factor in problem.factors[1:]:
-        by_factor[factor] = loss(masks[criterion], factor)
+        by_factor[factor] = loss(best_masks, factor)
     factor = min(by_factor, key=lambda each: by_factor[each])
 
-    as_it_is = (layer.rows(), layer.bias_row())
-    unchanged = sum(regression_loss(as_it_is, *unseen) for _, unseen in pairs)
-    return (criterion, factor) if by_factor[factor] < unchanged else None
+    rows = layer.rows()
+    bias = layer.bias_row()
+    unchanged = 0.0
+    for _, unseen in pairs:
+        unchanged += regression_loss((rows, bias), *unseen)
+    if by_factor[factor] < unchanged:
+        return criterion, factor
+    return None
 
 
 def _gradual(
@@ -276,20 +350,35 @@ def _gradual(
     rows = dense[:, :-1]
     mask = np.ones(rows.shape, bool)
     removed = rows.size - kept
-    for share in np.linspace(0, 1, ROUNDS + 1)[1:]:
-        # a weight that is gone stays gone
-        scores = np.where(mask, scores_of(rows, worth), -1.0)
-        mask = _largest(scores, rows.size - round(share * removed))
-        fitted = _solved(dense, gram, cross, mask, DAMP, JUDGING_STEPS)
+    shares = np.linspace(0, 1, ROUNDS + 1)
+    # none are removed at the first share, 0
+    for share in shares[1:]:
+        scores = scores_of(rows, worth)
+        # a weight that is gone stays gone: no score is below zero
+        standing = np.where(mask, scores, -1.0)
+        gone = round(share * removed)
+        left = rows.size - gone
+        mask = _largest(standing, left)
+        fitted = _solved(
+            dense,
+            gram,
+            cross,
+            mask,
+            DAMP,
+            JUDGING_STEPS,
+        )
         rows = fitted[:, :-1]
     return mask
 
 
 def _largest(scores: Rows, kept: int) -> Mask:
     """True for the `kept` largest scores, ties by index."""
-    order = np.argsort(scores, axis=None, kind="stable")
+    ascending = np.argsort(scores, axis=None, kind="stable")
+    # counted from the front: a slice of the last 0 would take all
+    first = scores.size - kept
+    largest = ascending[first:]
     mask = np.zeros(scores.size, bool)
-    mask[order[scores.size - kept :]] = True
+    mask[largest] = True
     return mask.reshape(scores.shape)
 
 
@@ -307,39 +396,65 @@ def _solved(
     bias = np.ones((len(mask), 1), bool)
     stays = np.concatenate([mask, bias], axis=1)
     stays = stays.reshape(groups, -1, size)
-    start = dense.reshape(groups, -1, size).astype(gram.dtype)
-    pull = damping(gram, damp).astype(gram.dtype)
-    matrix = gram + np.eye(size, dtype=gram.dtype) * pull[:, None]
+    start = dense.reshape(groups, -1, size)
+    start = start.astype(gram.dtype)
+    pull = damping(gram, damp)
+    pull = pull.astype(gram.dtype)
+    matrix = _damped(gram, pull)
+    # damping pulls the weights to where they were, not to zero
+    towards_start = start * pull[:, None]
     wanted = cross.transpose(0, 2, 1)
-    wanted = wanted + start * pull[:, None]
+    wanted = wanted + towards_start
     diagonal = np.einsum("gkk->gk", matrix)
     scale = 1.0 / diagonal[:, None]
     weights = start * stays
-    residual = (wanted - weights @ matrix) * stays
+    explained = weights @ matrix
+    residual = (wanted - explained) * stays
     direction = residual * scale
-    power = (residual * direction).sum(axis=2, keepdims=True)
+    power = _row_sums(residual * direction)
+    # powers are squares of the residual's norm
     enough = TOLERANCE**2 * power
     for _ in range(steps):
-        if (power <= enough).all():
+        solved = power <= enough
+        if solved.all():
             break
-        image = (direction @ matrix) * stays
-        curvature = (direction * image).sum(axis=2, keepdims=True)
+        image = direction @ matrix
+        # no step leaves the space of the weights that stay
+        image = image * stays
+        curvature = _row_sums(direction * image)
         # rows that are solved already have no direction left
         length = _ratio(power, curvature)
         weights += length * direction
         residual -= length * image
         before = power
-        power = (residual**2 * scale).sum(axis=2, keepdims=True)
+        power = _row_sums(residual**2 * scale)
         turn = _ratio(power, before)
-        direction = residual * scale + turn * direction
+        steepest = residual * scale
+        direction = steepest + turn * direction
     return np.asarray(weights.reshape(len(dense), size))
+
+
+def _damped(gram: Moments, pull: Moments) -> Moments:
+    """Gram matrices with the damping on their diagonals: (groups, K, K), (groups, K)."""
+    width = gram.shape[2]
+    identity = np.eye(width, dtype=gram.dtype)
+    ridge = identity * pull[:, None]
+    damped: Moments = gram + ridge
+    return damped
+
+
+def _row_sums(products: Moments) -> Moments:
+    """Sums over the weights of each row: (groups, M / groups, K) -> (groups, M / groups, 1)."""
+    sums: Moments = products.sum(axis=2, keepdims=True)
+    return sums
 
 
 def _ratio(numerator: Moments, denominator: Moments) -> Moments:
     """Quotients, and 0 where the denominator is none."""
+    zeros = np.zeros_like(numerator)
     return np.divide(
         numerator,
         denominator,
-        out=np.zeros_like(numerator),
+        out=zeros,
         where=denominator > 0,
     )

@@ -51,9 +51,12 @@ def products_of(model: ir.Model, made: Container[ir.Value]) -> list[Product]:
     """Einsums of a model that are products with a matrix; `made`: values made of constants."""
     found: list[Product] = []
     for node in all_nodes(model):
+        if not is_standard(node, "Einsum"):
+            continue
         # a function has no place for new constants
-        is_einsum = is_standard(node, "Einsum") and isinstance(node.graph, ir.Graph)
-        product = _product(node, made) if is_einsum else None
+        if not isinstance(node.graph, ir.Graph):
+            continue
+        product = _product(node, made)
         if product is not None:
             found.append(product)
     return found
@@ -61,22 +64,29 @@ def products_of(model: ir.Model, made: Container[ir.Value]) -> list[Product]:
 
 def _product(node: ir.Node, made: Container[ir.Value]) -> Product | None:
     equation = node.attributes.get_string("equation", "")
-    left, arrow, result = equation.replace(" ", "").partition("->")
+    equation = equation.replace(" ", "")
+    left, arrow, result = equation.partition("->")
     terms = left.split(",")
     # without an arrow the result would be in alphabetical order
-    if not arrow or len(terms) != 2 or len(node.inputs) != 2:
+    if not arrow:
+        return None
+    if len(terms) != 2 or len(node.inputs) != 2:
         return None
     operands = list(zip(node.inputs, terms, strict=True))
     constant = [_is_constant(value, made) for value in node.inputs]
     if constant.count(True) != 1:
         return None
-    weight, of_weight = operands[constant.index(True)]
-    data, of_data = operands[constant.index(False)]
+    of_constant = constant.index(True)
+    weight, of_weight = operands[of_constant]
+    data, of_data = operands[1 - of_constant]
     if weight is None or data is None:
         return None
     split = _split(of_data, of_weight, result)
+    if split is None:
+        return None
     sizes = static_dims(weight)
-    if split is None or sizes is None or len(sizes) != len(of_weight):
+    # an ellipsis stands for any number of axes
+    if sizes is None or len(sizes) != len(of_weight):
         return None
     kept, summed, added = split
     size_of = dict(zip(of_weight, sizes, strict=True))
@@ -85,62 +95,90 @@ def _product(node: ir.Node, made: Container[ir.Value]) -> Product | None:
         data,
         weight,
         kept,
-        [size_of[label] for label in summed],
-        [size_of[label] for label in added],
-        of_weight.startswith(added),
+        summed=[size_of[label] for label in summed],
+        made=[size_of[label] for label in added],
+        made_first=of_weight.startswith(added),
     )
     # the axes of an ellipsis are not counted, so nothing is reshaped around them
     if ELLIPSIS in kept and not product.has_matrix:
         return None
-    return product if _fits(data, product.summed) else None
+    if not _fits(data, product.summed):
+        return None
+    return product
 
 
 def _is_constant(value: ir.Value | None, made: Container[ir.Value]) -> bool:
+    if value in made:
+        return True
     chain = chain_of(value)
-    return value in made or (chain is not None and is_constant(chain.source))
+    if chain is None:
+        return False
+    return is_constant(chain.source)
 
 
 def _split(of_data: str, of_weight: str, result: str) -> tuple[str, str, str] | None:
     """Labels kept, summed and added, where data, weight and result are B + S, {S, O} and B + O."""
     for labels in (of_data, of_weight, result):
         letters = labels.replace(ELLIPSIS, "")
-        if len(set(letters)) != len(letters):
+        distinct = set(letters)
+        # a label met twice takes a diagonal
+        if len(distinct) != len(letters):
             return None
-    summed = "".join(label for label in of_weight if label not in result)
-    added = "".join(label for label in of_weight if label not in of_data)
-    if not summed or not added or not of_data.endswith(summed):
+    summed = _labels_outside(result, of_weight)
+    added = _labels_outside(of_data, of_weight)
+    if not summed or not added:
+        return None
+    if not of_data.endswith(summed):
         return None
     kept = of_data.removesuffix(summed)
+    if kept + added != result:
+        return None
+    # a label of all three would be a stack of matrices
     orders = (summed + added, added + summed)
-    if of_weight not in orders or kept + added != result:
+    if of_weight not in orders:
         return None
     return kept, summed, added
+
+
+def _labels_outside(others: str, labels: str) -> str:
+    """Labels that are not among the others, in their order."""
+    return "".join(label for label in labels if label not in others)
 
 
 def _fits(data: ir.Value, summed: list[int]) -> bool:
     """True unless an axis of length 1 is broadcast against the weight."""
     dims = dims_of(data) or []
+    last = dims[-len(summed) :]
     # of an unknown rank nothing is compared
-    pairs = zip(dims[-len(summed) :], summed, strict=False)
-    return all(dim == size for dim, size in pairs if isinstance(dim, int))
+    for dim, size in zip(last, summed, strict=False):
+        if isinstance(dim, int) and dim != size:
+            return False
+    return True
 
 
 def write_as_matmuls(products: list[Product], edit: Edit) -> None:
     """Write products as MatMuls, each under the name of its Einsum."""
     for product in products:
         node = product.node
+        # 0 in a Reshape keeps the length of an axis
         kept = [0] * len(product.kept)
         rows = product.data
         if len(product.summed) > 1:
-            rows = _reshaped(rows, [*kept, math.prod(product.summed)], node, edit)
-        matmul = edit.node_before(node, "MatMul", [rows, _matrix(product, edit)])
+            width = math.prod(product.summed)
+            dims = [*kept, width]
+            rows = _reshaped(rows, dims, node, edit)
+        matrix = _matrix(product, edit)
+        matmul = edit.node_before(node, "MatMul", [rows, matrix])
         result = matmul.outputs[0]
         if len(product.made) > 1:
-            result = _reshaped(result, [*kept, *product.made], node, edit)
-        result.type = node.outputs[0].type
-        result.shape = node.outputs[0].shape
+            dims = [*kept, *product.made]
+            result = _reshaped(result, dims, node, edit)
+        output = node.outputs[0]
+        result.type = output.type
+        result.shape = output.shape
         last = result.producer()
         assert last is not None
+        # read before the Einsum hands its name on to the last node
         name = node.name
         take_over(node, last)
         matmul.name = name
@@ -149,13 +187,23 @@ def write_as_matmuls(products: list[Product], edit: Edit) -> None:
 def _matrix(product: Product, edit: Edit) -> ir.Value:
     """The weight as (inputs, outputs)."""
     matrix = product.weight
+    node = product.node
     if not product.has_matrix:
-        sizes = [math.prod(product.summed), math.prod(product.made)]
-        dims = sizes[::-1] if product.made_first else sizes
-        matrix = _reshaped(matrix, dims, product.node, edit)
+        inputs = math.prod(product.summed)
+        outputs = math.prod(product.made)
+        dims = [inputs, outputs]
+        if product.made_first:
+            dims = [outputs, inputs]
+        matrix = _reshaped(matrix, dims, node, edit)
     if not product.made_first:
         return matrix
-    return edit.node_before(product.node, "Transpose", [matrix], perm=[1, 0]).outputs[0]
+    transpose = edit.node_before(
+        node,
+        "Transpose",
+        [matrix],
+        perm=[1, 0],
+    )
+    return transpose.outputs[0]
 
 
 def _reshaped(
@@ -163,7 +211,9 @@ def _reshaped(
 ) -> ir.Value:
     """`value` in another shape, in front of a node; 0 keeps the length of an axis."""
     assert isinstance(before.graph, ir.Graph)
-    shape = edit.constant(before.graph, np.array(dims, np.int64), "shape")
-    made = edit.node_before(before, "Reshape", [value, shape]).outputs[0]
+    lengths = np.array(dims, np.int64)
+    shape = edit.constant(before.graph, lengths, "shape")
+    reshape = edit.node_before(before, "Reshape", [value, shape])
+    made = reshape.outputs[0]
     made.type = value.type
     return made

@@ -31,12 +31,16 @@ class LossCurve:
 
     def scaled(self, factor: float) -> LossCurve:
         """The curve times a factor."""
-        return LossCurve(self.size, self.losses * factor)
+        losses = self.losses * factor
+        return LossCurve(self.size, losses)
 
     def at(self, count: int) -> float:
         """Loss once `count` elements are zero."""
-        share = count / max(self.size, 1)
-        return float(np.interp(share, SHARES, self.losses))
+        # a weight without elements loses nothing
+        size = max(self.size, 1)
+        share = count / size
+        loss = np.interp(share, SHARES, self.losses)
+        return float(loss)
 
 
 Curves = Mapping[str, LossCurve]
@@ -52,10 +56,11 @@ def energy_curve(tensor: ir.TensorProtocol) -> LossCurve:
     if tensor.size > SAMPLED:
         return _sampled_curve(tensor)
     squares, counts = squares_by_magnitude(tensor)
-    energy = np.append(0.0, np.cumsum(squares))
-    elements = np.append(0, np.cumsum(counts))
-    total = energy[-1] or 1.0
-    losses = np.interp(SHARES * tensor.size, elements, energy) / total
+    energy = np.cumsum(squares)
+    energy = np.append(0.0, energy)
+    elements = np.cumsum(counts)
+    elements = np.append(0, elements)
+    losses = _share_held(tensor.size, elements, energy)
     return LossCurve(tensor.size, losses)
 
 
@@ -65,18 +70,38 @@ def _sampled_curve(tensor: ir.TensorProtocol) -> LossCurve:
     keys = sample_of([tensor], tensor.size, kind)
     if not is_finite(keys):
         raise NonFiniteError(0)
-    values = value_of(keys, kind).astype(np.float64)
-    return LossCurve(tensor.size, score_curve(values**2).losses)
+    values = value_of(keys, kind)
+    # squares of float16 would leave its range
+    values = values.astype(np.float64)
+    of_sample = score_curve(values**2)
+    return LossCurve(tensor.size, of_sample.losses)
 
 
 def score_curve(scores: NDArray[np.float64]) -> LossCurve:
     """Share of the sum of all scores that the smallest of them hold."""
     ascending = np.sort(scores, axis=None)
-    sums = np.append(0.0, np.cumsum(ascending))
-    total = sums[-1] or 1.0
+    sums = np.cumsum(ascending)
+    sums = np.append(0.0, sums)
     elements = np.arange(len(sums))
-    losses = np.interp(SHARES * scores.size, elements, sums) / total
+    losses = _share_held(scores.size, elements, sums)
     return LossCurve(scores.size, losses)
+
+
+def _share_held(
+    size: int,
+    elements: NDArray[np.integer],
+    sums: NDArray[np.float64],
+) -> Losses:
+    """Share of the last sum that the smallest elements hold, at each of `SHARES`.
+
+    `elements`, `sums`: numbers of the smallest elements, and what they sum to.
+    """
+    # a weight of zeros has nothing to lose, whatever it is divided by
+    total = sums[-1] or 1.0
+    removed = SHARES * size
+    held = np.interp(removed, elements, sums)
+    losses: Losses = held / total
+    return losses
 
 
 @dataclass(frozen=True)
@@ -97,7 +122,8 @@ def counts_within(curves: Curves, budget: float, most: float) -> dict[str, int]:
     `most`: largest share of each weight.
     """
     steps = _steps(list(curves.values()), most)
-    affordable = np.cumsum(steps.losses) <= budget
+    spent = np.cumsum(steps.losses)
+    affordable = spent <= budget
     taken = np.where(affordable, steps.elements, 0.0)
     return _by_name(curves, steps, taken)
 
@@ -106,41 +132,62 @@ def counts_for(curves: Curves, total: int) -> dict[str, int]:
     """Zeros of each weight that lose least, `total` in all (less where no weight may be empty)."""
     if not curves:
         return {}
-    steps = _steps(list(curves.values()), SHARES[-1])
-    before = np.cumsum(steps.elements) - steps.elements
-    taken = np.clip(total - before, 0.0, steps.elements)
+    each = list(curves.values())
+    steps = _steps(each, SHARES[-1])
+    after = np.cumsum(steps.elements)
+    before = after - steps.elements
+    # the step at which the total is reached is taken in part
+    wanted = total - before
+    taken = np.clip(wanted, 0.0, steps.elements)
     exact = _sums(curves, steps, taken)
-    most = np.array([max(curve.size - 1, 0) for curve in curves.values()])
-    counts = whole_counts(exact, most, total)
-    return dict(zip(curves, counts, strict=True))
+    # no weight may be empty
+    most = [max(curve.size - 1, 0) for curve in each]
+    counts = whole_counts(exact, np.array(most), total)
+    by_name = zip(curves, counts, strict=True)
+    return dict(by_name)
 
 
 def predicted_loss(curves: Curves, counts: Mapping[str, int]) -> float:
     """Total loss, if errors of different weights are independent."""
-    return sum(curve.at(counts.get(name, 0)) for name, curve in curves.items())
+    total = 0.0
+    for name, curve in curves.items():
+        zeros = counts.get(name, 0)
+        total += curve.at(zeros)
+    return total
 
 
 def _steps(curves: Sequence[LossCurve], most: float) -> _Steps:
-    inside = SHARES[1:] <= most + 1e-9
-    widths = np.diff(SHARES)[inside]
+    # rounding may leave the share that `most` means just above it
+    limit = most + 1e-9
+    inside = SHARES[1:] <= limit
+    widths = np.diff(SHARES)
+    widths = widths[inside]
     number: list[NDArray[np.intp]] = []
     elements: list[NDArray[np.float64]] = []
     losses: list[NDArray[np.float64]] = []
     prices: list[NDArray[np.float64]] = []
     for index, curve in enumerate(curves):
         wide = widths * curve.size
-        lost = np.diff(curve.losses)[inside]
+        lost = np.diff(curve.losses)
+        lost = lost[inside]
+        not_zero = np.maximum(wide, 1e-9)
+        own_price = lost / not_zero
         # a step waits for those before it, so that it counts at the dearest of them
-        price = np.maximum.accumulate(lost / np.maximum(wide, 1e-9))
-        number.append(np.full(len(wide), index))
+        price = np.maximum.accumulate(own_price)
+        owner = np.full(len(wide), index)
+        number.append(owner)
         elements.append(wide)
         losses.append(lost)
         prices.append(price)
-    order = np.argsort(np.concatenate(prices), kind="stable")
+    all_prices = np.concatenate(prices)
+    cheapest_first = np.argsort(all_prices, kind="stable")
+    all_numbers = np.concatenate(number)
+    all_elements = np.concatenate(elements)
+    all_losses = np.concatenate(losses)
     return _Steps(
-        np.concatenate(number)[order],
-        np.concatenate(elements)[order],
-        np.concatenate(losses)[order],
+        weight=all_numbers[cheapest_first],
+        elements=all_elements[cheapest_first],
+        losses=all_losses[cheapest_first],
     )
 
 
@@ -148,7 +195,13 @@ def _sums(
     curves: Curves, steps: _Steps, taken: NDArray[np.float64]
 ) -> NDArray[np.float64]:
     """Elements taken of each weight."""
-    sums = np.bincount(steps.weight, weights=taken, minlength=len(curves))
+    # a weight of which nothing is taken has a sum too
+    weights = len(curves)
+    sums = np.bincount(
+        steps.weight,
+        weights=taken,
+        minlength=weights,
+    )
     return np.asarray(sums, np.float64)
 
 
@@ -156,5 +209,8 @@ def _by_name(
     curves: Curves, steps: _Steps, taken: NDArray[np.float64]
 ) -> dict[str, int]:
     sums = _sums(curves, steps, taken)
-    # 1e-6: a whole number that sums of fractions left just below itself is not to lose one
-    return {name: int(count + 1e-6) for name, count in zip(curves, sums, strict=True)}
+    counts = {}
+    for name, exact in zip(curves, sums, strict=True):
+        # 1e-6: a whole number that sums of fractions left just below itself is not to lose one
+        counts[name] = int(exact + 1e-6)
+    return counts

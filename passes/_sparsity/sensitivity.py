@@ -61,30 +61,61 @@ def measured_curves(
     """
     layers = _layers_by_weight(model)
     readers = outputs_by_weight(model)
-    tried = sorted(weights, key=lambda weight: weight.size, reverse=True)[:MOST_TRIALS]
-    affordable = max(MOST_RUNS // max(len(tried), 1), 1)
+    largest_first = sorted(weights, key=lambda weight: weight.size, reverse=True)
+    tried = largest_first[:MOST_TRIALS]
+    trials = max(len(tried), 1)
+    affordable = max(MOST_RUNS // trials, 1)
     measured = min(samples, MEASURED, affordable)
     curves: dict[str, LossCurve] = {}
     factors: dict[str, float] = {}
+    bytes_of = _bytes_of_trials(tried, layers)
     with context.progress("measuring what weights are worth", len(tried)) as advance:
-        for batch in in_batches(tried, _bytes_of_trials(tried, layers)):
-            shapes, variants = _trials(model, batch, layers, readers, context, samples)
+        for batch in in_batches(tried, bytes_of):
+            shapes, variants = _trials(
+                model,
+                batch,
+                layers,
+                readers,
+                context,
+                samples,
+            )
             curves.update(shapes)
-            drifts = output_drifts(model, list(variants.values()), judge, measured)
+            drifts = output_drifts(
+                model,
+                list(variants.values()),
+                judge,
+                measured,
+            )
             for name, drift in zip(variants, drifts, strict=True):
-                shape = shapes[name]
-                local = shape.at(_tried_count(shape.size))
-                # no drift at all: the data never reached it, which says nothing of its worth
-                if local > 0 and np.isfinite(drift) and drift > 0:
-                    factors[name] = drift / local
+                factor = _factor(shapes[name], drift)
+                if factor is not None:
+                    factors[name] = factor
             advance(len(batch))
-    usual = float(np.median(list(factors.values()))) if factors else 1.0
+    usual = 1.0
+    if factors:
+        found = list(factors.values())
+        usual = float(np.median(found))
     result = {}
     for weight in weights:
         name = weight.name
         shape = curves.get(name) or energy_curve(weight.tensor)
-        result[name] = shape.scaled(factors.get(name, usual))
+        factor = factors.get(name, usual)
+        result[name] = shape.scaled(factor)
     return result
+
+
+def _factor(shape: LossCurve, drift: float) -> float | None:
+    """Loss of the model's outputs by loss of the layer's; None where a trial tells nothing."""
+    if not np.isfinite(drift):
+        return None
+    # no drift at all: the data never reached it, which says nothing of its worth
+    if drift <= 0:
+        return None
+    zeros = _tried_count(shape.size)
+    local = shape.at(zeros)
+    if local > 0:
+        return drift / local
+    return None
 
 
 def _tried_count(size: int) -> int:
@@ -116,9 +147,13 @@ def outputs_by_weight(model: ir.Model) -> dict[str, list[str]]:
         outputs = readers.setdefault(weight.name, [])
         for node, _ in weight.uses:
             # a function's node belongs to none of these graphs
-            top = node if node.graph is model.graph else holders.get(node.graph)
-            if top is not None:
-                outputs.extend(value.name or "" for value in top.outputs)
+            top = holders.get(node.graph)
+            if node.graph is model.graph:
+                top = node
+            if top is None:
+                continue
+            for value in top.outputs:
+                outputs.append(value.name or "")
     return readers
 
 
@@ -127,13 +162,18 @@ def _bytes_of_trials(
 ) -> Callable[[Weight], int]:
     """Memory that the trial of each weight takes."""
     # a runtime lays out the weights of each variant anew, on average those of half of the model
-    half = sum(weight.tensor.nbytes for weight in weights) // 2
+    all_bytes = sum(weight.tensor.nbytes for weight in weights)
+    half = all_bytes // 2
 
     def bytes_of(weight: Weight) -> int:
         layer = layers.get(weight.name)
         if layer is None:
             return half
-        return half + 8 * layer.groups * (layer.width + 1) ** 2
+        # the bias counts as one more input, and the Gram matrix is one of doubles
+        inputs = layer.width + 1
+        gram_size = layer.groups * inputs**2
+        gram_bytes = 8 * gram_size
+        return half + gram_bytes
 
     return bytes_of
 
@@ -149,9 +189,12 @@ def _trials(
     """Shape of the loss of each weight, and the model with half of it gone, both by name."""
     requests = {}
     for weight in weights:
-        if weight.name in layers:
-            requests[weight.name] = layers[weight.name].request("gram")
-    grams: Grams = context.collect(model, requests, samples) if requests else {}
+        name = weight.name
+        if name in layers:
+            requests[name] = layers[name].request("gram")
+    grams: Grams = {}
+    if requests:
+        grams = context.collect(model, requests, samples)
     shapes = {}
     variants = {}
     for weight in weights:
@@ -172,8 +215,10 @@ def _fitted_trial(copy: ir.Model, name: str, gram: Moments) -> LossCurve:
     layer = _layers_by_weight(copy)[name]
     rows, bias, scores = fit_to_own_outputs(layer, gram, TRIED)
     layer.set_rows(rows)
-    layer.set_bias(bias, Edit(copy))
-    return score_curve(scores**2)
+    edit = Edit(copy)
+    layer.set_bias(bias, edit)
+    squares = scores**2
+    return score_curve(squares)
 
 
 def _plain_trial(copy: ir.Model, name: str) -> None:
@@ -181,4 +226,6 @@ def _plain_trial(copy: ir.Model, name: str) -> None:
     found, _ = weights_of(copy)
     for weight in found:
         if weight.name == name:
-            set_tensor(weight.value, zeroed(weight, _tried_count(weight.size)))
+            zeros = _tried_count(weight.size)
+            smaller = zeroed(weight, zeros)
+            set_tensor(weight.value, smaller)
