@@ -254,11 +254,11 @@ def _stage(model: ir.Model, lives: _Lives, start: int, end: int) -> Stage | None
     own_reads: set[ir.Value] = set()
     for node in lives.nodes[start:end]:
         own_reads.update(reads(node))
-    inputs = []
-    for value in lives.crossing(start) if start else lives.inputs:
-        # the first stage is fed as the model is
-        if start == 0 or value in own_reads or value.name in looked_at:
-            inputs.append(value)
+    # the first stage is fed as the model is
+    inputs = list(lives.inputs)
+    if start:
+        crossing = lives.crossing(start)
+        inputs = [v for v in crossing if v in own_reads or v.name in looked_at]
     graph = ir.convenience.extract(model.graph, inputs, outputs)
     functions = [function.clone() for function in model.functions.values()]
     part = ir.Model(graph, ir_version=model.ir_version or 10, functions=functions)

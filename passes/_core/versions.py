@@ -108,12 +108,12 @@ def _typed(model: ir.Model) -> ir.Model:
 
     The copy shares all tensors.
     """
-    outputs = (value for node in all_nodes(model) for value in node.outputs)
-    if all(value.type is not None for value in outputs):
-        return model
-    copy = model.clone()
-    infer_types(copy, data_prop=False)
-    return copy
+    for node in all_nodes(model):
+        if any(value.type is None for value in node.outputs):
+            copy = model.clone()
+            infer_types(copy, data_prop=False)
+            return copy
+    return model
 
 
 def _one_opset(model: ir.Model) -> bool:

@@ -34,7 +34,7 @@ STEPS = [step("simplify", 120.0), step("prune", 6.0), step("quant", 5.0)]
 @pytest.mark.parametrize(
     "judgement",
     [
-        Judgement(drift(12.0, 0.9), None),
+        Judgement(drift(12.4, 0.9), None),
         Judgement(None, None),
         # a metric that holds outweighs the drift: training may move outputs far
         Judgement(drift(3.0), metric(0.9, 0.895)),
