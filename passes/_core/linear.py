@@ -185,6 +185,9 @@ class WeightView:
             return "its padding follows its input's size (auto_pad)"
         if self.node.op_type in ("Gemm", "MatMul") and len(self.permutation) != 2:
             return f"its weight has rank {len(self.permutation)}, not 2"
+        read = self.node.inputs[0]
+        if read is not None and read.shape is not None and len(read.shape) == 1:
+            return "it reads a single vector: its features would be taken for samples"
         return None
 
 

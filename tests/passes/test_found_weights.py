@@ -8,6 +8,7 @@ import onnx_ir as ir
 import pytest
 from calibrated_context import CalibratedContext, run_session
 from onnx_opt.passes._base import NullContext
+from onnx_opt.passes._calibrated.layers import fittable_layers
 from onnx_opt.passes._core.normalize import normalize
 from onnx_opt.passes._core.pipeline import parse
 
@@ -489,3 +490,13 @@ def test_three_layers_have_two_widths():
     assert outcome.stats["weights_8_bit"] == 2 * SIZE * SIZE
     assert outcome.stats["weights_4_bit"] == SIZE * SIZE
     assert context.warnings == []
+
+
+def test_what_reads_a_single_vector_is_named():
+    text = (
+        "one_vector (float[n] x) => (float[3] y) <float[2, 3] w = {1, 2, 3, 4, 5, 6}> {"
+    )
+    model = ir.from_proto(onnx.parser.parse_model(f"{HEAD}{text} y = MatMul (x, w) }}"))
+    layers, declined = fittable_layers(model)
+    assert layers == []
+    assert "it reads a single vector" in declined[0].reason
