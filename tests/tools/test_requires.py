@@ -182,3 +182,25 @@ def test_the_command_line_and_inspect_say_it(written, tmp_path):
         [str(out), "-o", str(tmp_path / "b.onnx"), "--passes", "strip", "--no-bench"],
     )
     assert "needs ONNX Runtime 1.23 or newer" in again.stderr
+
+
+# LeakyRelu of opset 16 runs on float64, that of opset 6 has no such kernel
+DOUBLES = """
+<ir_version: 10, opset_import: ["" : 16]>
+doubles (double[2] x, float[2] a) => (double[2] y, float[2] z)
+<float zero = {0}>
+{
+    y = LeakyRelu (x)
+    z = Div (a, zero)
+}
+"""
+
+
+@pytest.mark.parametrize("verify", ["auto", "never"])
+def test_the_opset_stays_where_nothing_is_compared(written, tmp_path, verify):
+    # no feeds give finite outputs: the result is never run
+    _, out = written(DOUBLES, "simplify", verify=verify)
+    assert out.opset_import[0].version == 16
+    onnxruntime.InferenceSession(
+        tmp_path / "out.onnx", providers=["CPUExecutionProvider"]
+    )

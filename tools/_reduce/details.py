@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from .subject import Subject, graphs_of, prune_unused
+from .subject import Parts, Smaller, Subject, graphs_of, prune_unused
 
 _NUMBERS = 1 << 20
 """Elements of a tensor whose numbers are made simpler, at most. Chosen by hand."""
@@ -35,9 +35,7 @@ def _attributes(model: onnx.ModelProto) -> list[tuple[int, int]]:
     return places
 
 
-def without_attributes(
-    subject: Subject, parts: frozenset[int]
-) -> onnx.ModelProto | None:
+def without_attributes(subject: Subject, parts: Parts) -> Smaller:
     """Drop attributes: their defaults remain."""
     model = subject.copy()
     nodes = _nodes(model)
@@ -55,7 +53,7 @@ def count_operands(subject: Subject) -> int:
     return sum(len(node.input) for node in _nodes(subject.model))
 
 
-def without_operands(subject: Subject, parts: frozenset[int]) -> onnx.ModelProto | None:
+def without_operands(subject: Subject, parts: Parts) -> Smaller:
     """Leave operands out, which optional ones may be."""
     model = subject.copy()
     first = 0
@@ -90,7 +88,7 @@ def count_lengths(subject: Subject) -> int:
     return 3 * len(_lengths(subject))
 
 
-def shorter_axes(subject: Subject, parts: frozenset[int]) -> onnx.ModelProto | None:
+def shorter_axes(subject: Subject, parts: Parts) -> Smaller:
     """Make all axes of one length shorter: 1, 2 or half; shapes held in tensors follow."""
     if len(parts) > 1:
         return None
@@ -145,7 +143,7 @@ def count_numbers(subject: Subject) -> int:
     return 2 * len(subject.model.graph.initializer)
 
 
-def simpler_numbers(subject: Subject, parts: frozenset[int]) -> onnx.ModelProto | None:
+def simpler_numbers(subject: Subject, parts: Parts) -> Smaller:
     """Make the numbers of initializers all 1, or whole and small."""
     model = subject.copy()
     for part in parts:
@@ -174,7 +172,7 @@ def count_words(subject: Subject) -> int:
     return 3
 
 
-def without_words(subject: Subject, parts: frozenset[int]) -> onnx.ModelProto | None:
+def without_words(subject: Subject, parts: Parts) -> Smaller:
     """Drop notes, drop types of inner values, and make names short."""
     model = subject.copy()
     if 0 in parts:

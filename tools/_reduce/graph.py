@@ -10,6 +10,8 @@ import onnx
 from onnx import helper, numpy_helper
 
 from .subject import (
+    Parts,
+    Smaller,
     Subject,
     bodies_of,
     graphs_of,
@@ -34,7 +36,7 @@ def count_outputs(subject: Subject) -> int:
     return len(subject.model.graph.output)
 
 
-def without_outputs(subject: Subject, parts: frozenset[int]) -> onnx.ModelProto | None:
+def without_outputs(subject: Subject, parts: Parts) -> Smaller:
     """Drop outputs, and what only they needed."""
     model = subject.copy()
     if len(parts) == len(model.graph.output):
@@ -53,7 +55,7 @@ def count_inputs(subject: Subject) -> int:
     return len(subject.model.graph.input)
 
 
-def without_inputs(subject: Subject, parts: frozenset[int]) -> onnx.ModelProto | None:
+def without_inputs(subject: Subject, parts: Parts) -> Smaller:
     """Drop inputs that nobody reads, with their defaults."""
     model = subject.copy()
     graph = model.graph
@@ -75,7 +77,7 @@ def count_nodes(subject: Subject) -> int:
     return len(subject.model.graph.node)
 
 
-def without_nodes(subject: Subject, parts: frozenset[int]) -> onnx.ModelProto | None:
+def without_nodes(subject: Subject, parts: Parts) -> Smaller:
     """Cut nodes out: the values that they made become inputs, those that they read outputs."""
     model = subject.copy()
     graph = model.graph
@@ -107,7 +109,7 @@ def without_nodes(subject: Subject, parts: frozenset[int]) -> onnx.ModelProto | 
     return model
 
 
-def bypass_nodes(subject: Subject, parts: frozenset[int]) -> onnx.ModelProto | None:
+def bypass_nodes(subject: Subject, parts: Parts) -> Smaller:
     """Let users of a node's output read its input of the same type instead."""
     if len(parts) > 1:
         return None
@@ -169,7 +171,7 @@ def _branches(graph: onnx.GraphProto) -> list[tuple[int, int]]:
     return list(itertools.product(nodes, range(2)))
 
 
-def inline_branch(subject: Subject, parts: frozenset[int]) -> onnx.ModelProto | None:
+def inline_branch(subject: Subject, parts: Parts) -> Smaller:
     """Put the nodes of one branch of an If in its place."""
     if len(parts) > 1:
         return None
@@ -198,9 +200,7 @@ def count_body_nodes(subject: Subject) -> int:
     return sum(len(body.node) for body in bodies)
 
 
-def without_body_nodes(
-    subject: Subject, parts: frozenset[int]
-) -> onnx.ModelProto | None:
+def without_body_nodes(subject: Subject, parts: Parts) -> Smaller:
     """Put constants in the place of nodes of bodies."""
     model = subject.copy()
     first = 0
@@ -263,7 +263,7 @@ def count_functions(subject: Subject) -> int:
     return min(len(subject.model.functions), 1)
 
 
-def inline_functions(subject: Subject, parts: frozenset[int]) -> onnx.ModelProto | None:
+def inline_functions(subject: Subject, parts: Parts) -> Smaller:
     """Put the bodies of local functions in the place of their calls."""
     from onnx import inliner
 
@@ -282,9 +282,7 @@ def count_initializers(subject: Subject) -> int:
     return len(subject.model.graph.initializer)
 
 
-def initializers_as_inputs(
-    subject: Subject, parts: frozenset[int]
-) -> onnx.ModelProto | None:
+def initializers_as_inputs(subject: Subject, parts: Parts) -> Smaller:
     """Make inputs of initializers, which have no numbers to read."""
     model = subject.copy()
     graph = model.graph
@@ -303,7 +301,7 @@ def count_large(subject: Subject) -> int:
     return min(len(_large(subject)), 1)
 
 
-def large_as_inputs(subject: Subject, parts: frozenset[int]) -> onnx.ModelProto | None:
+def large_as_inputs(subject: Subject, parts: Parts) -> Smaller:
     """Make inputs of all large initializers at once: what is left is quick to copy and check."""
     return initializers_as_inputs(subject, frozenset(_large(subject)))
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import onnx
 
-from .subject import Subject, size_of
+from .subject import Parts, Smaller, Subject, size_of
 
 Check = Callable[[onnx.ModelProto], bool]
 """True for a model that is still interesting."""
@@ -27,7 +27,7 @@ class Reduction(NamedTuple):
 
     name: str
     count: Callable[[Subject], int]
-    without: Callable[[Subject, frozenset[int]], onnx.ModelProto | None]
+    without: Callable[[Subject, Parts], Smaller]
 
 
 @dataclass
@@ -78,7 +78,7 @@ class Search:
         return subject
 
     def _without(
-        self, subject: Subject, reduction: Reduction, parts: frozenset[int]
+        self, subject: Subject, reduction: Reduction, parts: Parts
     ) -> Subject | None:
         """The model without some parts, if it is smaller, sound and interesting."""
         model = reduction.without(subject, parts)

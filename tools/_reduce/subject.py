@@ -13,6 +13,12 @@ import onnx.checker
 import onnx.printer
 import onnx.shape_inference
 
+Parts = frozenset[int]
+"""Numbers of the parts that a reduction is to take away."""
+
+Smaller = onnx.ModelProto | None
+"""A smaller model; None where the parts cannot be taken away."""
+
 _INPUT = 4
 """Numbers of a constant that are as much to read as an input. Chosen by hand."""
 
@@ -140,15 +146,20 @@ def prune_unused(model: onnx.ModelProto) -> None:
     graph = model.graph
     needed = {value.name for value in graph.output}
     kept = []
+    # users come before what they use
     for node in reversed(graph.node):
         if needed.intersection(node.output):
             kept.append(node)
             needed |= names_read([node])
-    _keep(graph.node, reversed(kept))
+    kept.reverse()
+    _keep(graph.node, kept)
     needed.update(value.name for value in graph.input)
-    _keep(graph.initializer, [t for t in graph.initializer if t.name in needed])
+    tensors = [tensor for tensor in graph.initializer if tensor.name in needed]
+    _keep(graph.initializer, tensors)
     made = names_made(graph.node)
-    _keep(graph.value_info, [v for v in graph.value_info if v.name in made & needed])
+    inner = made & needed
+    types = [value for value in graph.value_info if value.name in inner]
+    _keep(graph.value_info, types)
     _drop_functions(model)
 
 
@@ -165,11 +176,12 @@ def _drop_functions(model: onnx.ModelProto) -> None:
             if key in known and key not in called:
                 called.add(key)
                 waiting.append(list(known[key].node))
-    _keep(model.functions, [known[key] for key in known if key in called])
-    kept = [o for o in model.opset_import if o.domain in domains]
-    # `ai.onnx` is another spelling of the empty domain
-    kept += [o for o in model.opset_import if o.domain == "ai.onnx" and o not in kept]
-    _keep(model.opset_import, kept)
+    functions = [function for key, function in known.items() if key in called]
+    _keep(model.functions, functions)
+    # another spelling of the empty domain
+    domains.add("ai.onnx")
+    imports = [opset for opset in model.opset_import if opset.domain in domains]
+    _keep(model.opset_import, imports)
 
 
 def _keep(field: Any, kept: Iterable[Any]) -> None:
