@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from .. import UsageError
 from ._base import Context, Declined, Effect, Option, Pass, PassOutcome
-from ._core.drift_budget import WITH_DATA, WITHOUT_DATA
+from ._core.drift_budget import SEQUENCES_WITH_DATA, WITH_DATA, WITHOUT_DATA
 from ._core.graph import become
 from ._core.ops import WEIGHTED_OPS
 from ._core.options import AUTO, Auto
@@ -81,7 +81,8 @@ class Prune(Pass):
     )
     min_sqnr: float | None = Option(
         None,
-        f"Least SQNR that the outputs keep with sparsity=auto; unset: {WITH_DATA:g} on data, "
+        f"Least SQNR that the outputs keep with sparsity=auto; unset: {WITH_DATA:g} on data "
+        f"({SEQUENCES_WITH_DATA:g} of probabilities at several places of a sample), "
         f"{WITHOUT_DATA:g} on made-up inputs.",
         low=0.0,
         high=120.0,

@@ -9,7 +9,14 @@ from collections.abc import Mapping, Sequence
 import onnx_ir as ir
 
 from .._base import Chosen, Context, Declined, PassOutcome
-from .._core.drift_budget import WITH_DATA, WITHOUT_DATA, lost_share, sqnr_of
+from .._core.drift_budget import (
+    SEQUENCES_WITH_DATA,
+    WITH_DATA,
+    WITHOUT_DATA,
+    lost_share,
+    sqnr_of,
+)
+from .._core.ops import is_standard
 from .._core.weights import Weight
 from .._reconstruct.evidence import Evidence, measured_loss
 from .candidates import Candidate, Pruner
@@ -79,7 +86,7 @@ def prune_as_bearable(
         )
         pruner = dataclasses.replace(pruner, fits=False)
     if min_sqnr is None:
-        min_sqnr = WITH_DATA if context.has_data() else WITHOUT_DATA
+        min_sqnr = default_budget(model, context)
     curves, declined = _curves(pruner, model, evidence)
     limit = lost_share(min_sqnr)
     best = _best(pruner, curves, evidence, limit) if curves else None
@@ -108,6 +115,27 @@ def prune_as_bearable(
     if not math.isnan(best.lost):
         outcome.stats["measured_sqnr"] = sqnr_of(best.lost)
     return outcome
+
+
+def default_budget(model: ir.Model, context: Context) -> float:
+    """SQNR in dB that the outputs keep unless another is asked for."""
+    if not context.has_data():
+        return WITHOUT_DATA
+    if any(_is_sequence_of_choices(output) for output in model.graph.outputs):
+        return SEQUENCES_WITH_DATA
+    return WITH_DATA
+
+
+def _is_sequence_of_choices(output: ir.Value) -> bool:
+    """Return whether an output holds probabilities of classes at several places, (N, places, C)."""
+    source = output.producer()
+    # a runtime's interface may rename what the Softmax makes
+    while source is not None and is_standard(source, "Identity", "Cast"):
+        value = source.inputs[0]
+        source = None if value is None else value.producer()
+    if source is None or not is_standard(source, "Softmax", "LogSoftmax"):
+        return False
+    return output.shape is not None and len(output.shape) == 3
 
 
 def _is_repeated(model: ir.Model, weights: Sequence[Weight], text: str) -> bool:

@@ -7,7 +7,13 @@ import pytest
 from calibrated_context import CalibratedContext
 from onnx_opt import UsageError
 from onnx_opt.passes._base import NullContext
+from onnx_opt.passes._core.drift_budget import (
+    SEQUENCES_WITH_DATA,
+    WITH_DATA,
+    WITHOUT_DATA,
+)
 from onnx_opt.passes._core.graph import refresh_shapes
+from onnx_opt.passes._sparsity.bearable import default_budget
 from onnx_opt.passes._sparsity.loss_curves import (
     SAMPLED,
     SHARES,
@@ -335,3 +341,36 @@ def test_the_search_follows_what_was_measured():
     found = most_zeros(curves, 0.05, 0.05, 1.0, 6, attempt)
     assert 0.02 <= found.lost <= 0.05
     assert len(tried) <= 3
+
+
+PLACES = """
+<ir_version: 10, opset_import: ["" : 21]>
+places (float[N, 4, 8] x, float[8, 8] w) => ({shape} y) {{
+    h = MatMul (x, w)
+    p = {op} (h)
+    {last}
+}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("op", "last", "shape", "budget"),
+    [
+        (
+            "Softmax <axis = -1>",
+            "y = Identity (p)",
+            "float[N, 4, 8]",
+            SEQUENCES_WITH_DATA,
+        ),
+        ("Relu", "y = Identity (p)", "float[N, 4, 8]", WITH_DATA),
+        ("Softmax <axis = -1>", "y = Flatten (p)", "float[N, 32]", WITH_DATA),
+    ],
+)
+def test_probabilities_at_several_places_have_a_budget_of_their_own(
+    op, last, shape, budget
+):
+    text = PLACES.format(op=op, last=last, shape=shape)
+    model = ir.from_proto(onnx.parser.parse_model(text))
+    data = CalibratedContext([])
+    assert default_budget(model, data) == budget
+    assert default_budget(model, NullContext()) == WITHOUT_DATA
