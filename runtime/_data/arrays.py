@@ -35,6 +35,10 @@ megabytes then took several times less time and memory than batches of 64.
 """
 
 
+Header = tuple[tuple[int, ...], bool, np.dtype[Any]]
+"""Shape, column order and type of an array, as an .npy file begins."""
+
+
 class RowReader(Protocol):
     """A function that reads an array from the front, so many rows at a time."""
 
@@ -143,7 +147,10 @@ def open_file(path: Path) -> ArraySet:
         )
     with _reading(f"data {path.name}"):
         if path.suffix == ".npy":
-            return ArraySet({"data": _stored(lambda: open(path, "rb"), path.name)})
+            with open(path, "rb") as file:
+                header = _header(file)
+            stored = _stored(lambda: path.open("rb"), header, path.name)
+            return ArraySet({"data": stored})
         return _open_archive(path)
 
 
@@ -164,15 +171,17 @@ def _reading(where: str) -> Iterator[None]:
 
 
 def _open_archive(path: Path) -> ArraySet:
-    with zipfile.ZipFile(path) as archive:
-        members = [name for name in archive.namelist() if name.endswith(".npy")]
     arrays = {}
-    for member in members:
-        key = member.removesuffix(".npy")
-        arrays[key] = _stored(
-            opener=_member(path, member),
-            where=f"{path.name}, array '{key}'",
-        )
+    # opened once for all headers: its directory may list many thousands
+    with zipfile.ZipFile(path) as archive:
+        for member in archive.namelist():
+            if not member.endswith(".npy"):
+                continue
+            key = member.removesuffix(".npy")
+            with archive.open(member) as file:
+                header = _header(file)
+            where = f"{path.name}, array '{key}'"
+            arrays[key] = _stored(_member(path, member), header, where)
     return ArraySet(arrays)
 
 
@@ -188,9 +197,8 @@ def _member(path: Path, name: str) -> Callable[[], IO[bytes]]:
     return open_member
 
 
-def _stored(opener: Callable[[], IO[bytes]], where: str) -> Stored:
-    with opener() as file:
-        shape, fortran, dtype = _header(file)
+def _stored(opener: Callable[[], IO[bytes]], header: Header, where: str) -> Stored:
+    shape, fortran, dtype = header
     # unpickling would run code of whoever wrote the file
     if dtype.hasobject:
         raise RefusedError(
@@ -256,7 +264,7 @@ def _require_affordable(nbytes: int, where: str) -> None:
         )
 
 
-def _header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+def _header(file: IO[bytes]) -> Header:
     version = npy.read_magic(file)
     readers = {
         (1, 0): npy.read_array_header_1_0,
