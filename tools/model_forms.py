@@ -48,7 +48,7 @@ def as_file(model: Any) -> Iterator[Path]:
         yield found
         return
     with scratch_folder() as folder:
-        path = Path(folder, f"{found.graph.name or 'model'}.onnx".replace("/", "_"))
+        path = Path(folder, "model.onnx")
         save(found, path)
         yield path
 
