@@ -61,6 +61,9 @@ def weights_of(
                 continue
             elif chain.is_shown:
                 declined.append(Declined(source.name or "", "it is a graph output"))
+            elif _steers(source):
+                reason = "it is also a size, scale or bound of another node"
+                declined.append(Declined(source.name or "", reason))
             else:
                 weight = found.setdefault(source, Weight(source))
                 weight.uses.append((node, index))
@@ -68,6 +71,17 @@ def weights_of(
     declined += other_weights(model, known)
     # a node may read the same thing twice
     return list(found.values()), list(dict.fromkeys(declined))
+
+
+STEERED = frozenset(
+    {"Clip", "DequantizeLinear", "QuantizeLinear", "Resize", "Upsample"}
+)
+"""Operators whose operands but the first are no factors or summands: a zero there is an error."""
+
+
+def _steers(source: ir.Value) -> bool:
+    """True if a constant is equal to, and so shared with, what steers a node of `STEERED`."""
+    return any(use.idx > 0 and is_standard(use.node, *STEERED) for use in source.uses())
 
 
 def weight_inputs(node: ir.Node) -> tuple[int, ...]:

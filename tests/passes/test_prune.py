@@ -140,6 +140,24 @@ def test_leaves_what_is_not_a_float_weight_with_reasons():
     assert {n: v.const_value for n, v in model.graph.initializers.items()} == before
 
 
+def test_a_weight_that_is_also_the_scales_of_a_resize_stays():
+    text = """
+    <ir_version: 10, opset_import: ["" : 21]>
+    m (float[2, 4] x, float[1, 1, 2, 2] i) => (float[2] y, float[1, 1, 4, 2] j)
+    <float[4] w = {1, 1, 2, 1}>
+    {
+        y = MatMul (x, w)
+        j = Resize (i, , w)
+    }
+    """
+    model = ir.from_proto(onnx.parser.parse_model(text))
+    outcome = Prune(sparsity=0.5).run(model, NullContext())
+    assert outcome.changed == 0
+    assert [(d.where, d.reason) for d in outcome.declined] == [
+        ("w", "it is also a size, scale or bound of another node")
+    ]
+
+
 @pytest.mark.parametrize(
     "options",
     [
