@@ -23,6 +23,7 @@ __all__ = [
     "list_passes",
     "load",
     "optimize",
+    "reduce",
     "verify",
 ]
 
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
         verify,
     )
     from .tools.optimize import optimize
+    from .tools.reduce import reduce
     from .tools.result import Result
 
 # loaded by __getattr__ below: importing this package must not load onnx_ir, which takes seconds
@@ -52,6 +54,7 @@ _LAZY = {
     "list_passes": ".tools.functions",
     "load": ".frontends.onnx_file",
     "optimize": ".tools.optimize",
+    "reduce": ".tools.reduce",
     "Result": ".tools.result",
     "verify": ".tools.functions",
 }

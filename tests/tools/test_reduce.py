@@ -9,8 +9,8 @@ import onnx.parser
 import onnx_ir as ir
 import pytest
 from click.testing import CliRunner
-from onnx_opt import CheckError, RefusedError, UsageError
-from onnx_opt.tools._reduce import details, graph, reduce_model
+from onnx_opt import CheckError, RefusedError, UsageError, reduce
+from onnx_opt.tools._reduce import details, graph
 from onnx_opt.tools._reduce.checks import CommandCheck, PipelineCheck, symptom_of
 from onnx_opt.tools._reduce.search import Reduction, Search
 from onnx_opt.tools._reduce.subject import Subject, prune_unused, size_of
@@ -256,7 +256,7 @@ def test_the_search_ends_at_its_limit():
 
 def test_a_command_decides(tmp_path):
     path = saved(CHAIN, tmp_path / "chain.onnx")
-    reduced = reduce_model(path, check="grep -q Tanh")
+    reduced = reduce(path, check="grep -q Tanh")
     assert ops(onnx.load(reduced.path)) == ["Tanh"]
     assert reduced.path == tmp_path / "chain.reduced.onnx"
     assert reduced.text_path.read_text() == reduced.text + "\n"
@@ -293,7 +293,7 @@ def test_a_wrong_rewrite_is_reduced_to_its_nodes(tmp_path):
     """
     )
     path = saved(text, tmp_path / "m.onnx")
-    reduced = reduce_model(path, passes=[Wrong()])
+    reduced = reduce(path, passes=[Wrong()])
     assert ops(onnx.load(reduced.path)) in (["Tanh", "Tanh"], ["Tanh", "Tanh", "Relu"])
     assert reduced.symptom.endswith(": output")
 
@@ -339,14 +339,14 @@ def test_a_command_that_hangs_says_no(tmp_path):
 def test_errors_say_what_to_do(tmp_path, options, error, words):
     path = saved(CHAIN, tmp_path / "chain.onnx")
     with pytest.raises(error, match=words):
-        reduce_model(path, **options)
+        reduce(path, **options)
     assert [each.name for each in tmp_path.iterdir()] == ["chain.onnx"]
 
 
 def test_a_file_that_is_no_model_is_refused(tmp_path):
     (tmp_path / "m.onnx").write_bytes(b"\x89PNG")
     with pytest.raises(RefusedError):
-        reduce_model(tmp_path / "m.onnx", check="true")
+        reduce(tmp_path / "m.onnx", check="true")
 
 
 def test_json_has_the_text_and_the_sizes(tmp_path):
@@ -378,5 +378,14 @@ def test_weights_in_another_file_are_read(tmp_path):
         location="m.data",
         size_threshold=0,
     )
-    reduced = reduce_model(tmp_path / "m.onnx", check="grep -q Mul")
+    reduced = reduce(tmp_path / "m.onnx", check="grep -q Mul")
     assert ops(onnx.load(reduced.path)) == ["Mul"]
+
+
+def test_a_model_in_memory_needs_a_file_to_be_written(tmp_path):
+    model = onnx.parser.parse_model(CHAIN)
+    with pytest.raises(UsageError, match="out: is not given"):
+        reduce(model, check="true")
+    reduced = reduce(model, check="grep -q Neg", out=tmp_path / "small.onnx")
+    assert ops(onnx.load(tmp_path / "small.onnx")) == ["Neg"]
+    assert reduced.before.nodes == 7

@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 import shlex
 import subprocess
-import tempfile
 from pathlib import Path
 
 import onnx
 
 from ... import OnnxOptError, RefusedError, UsageError
+from ...passes._core.scratch import scratch_folder
 from ..optimize import Passes, optimize
 
 PLACEHOLDER = "{}"
@@ -95,7 +95,7 @@ class PipelineCheck:
         return found == self.symptom
 
     def _failure(self, model: onnx.ModelProto) -> str | None:
-        with tempfile.TemporaryDirectory(prefix="onnx-opt-") as folder:
+        with scratch_folder() as folder:
             path = Path(folder, "candidate.onnx")
             path.write_bytes(model.SerializeToString())
             error = self._error(path, strict=True)

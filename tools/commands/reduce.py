@@ -65,13 +65,13 @@ def command(
 
     Outputs, nodes, bodies, constants, lengths and words are taken away as long as the check holds.
     """
-    from .._reduce import reduce_model
+    from ..reduce import reduce
 
     def tell(words: str) -> None:
         if verbosity > 0:
             say(words)
 
-    reduced = reduce_model(
+    reduced = reduce(
         model,
         check=command_text,
         passes=passes,

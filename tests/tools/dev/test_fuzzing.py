@@ -9,9 +9,9 @@ import numpy as np
 import onnx
 import onnx.parser
 import pytest
+from onnx_opt import reduce
 from onnx_opt.passes._simplify.rules import arithmetic
 from onnx_opt.runtime.worker import Worker
-from onnx_opt.tools._reduce import reduce_model
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "tools" / "dev"))
 from fuzzing import crew, judge, official
@@ -250,7 +250,7 @@ def test_a_wrong_rewrite_is_caught_and_reduced(monkeypatch, tmp_path, worker):
     assert {verdict.kind for verdict in found} == {"wrong"}
     path = tmp_path / "found.onnx"
     onnx.save(generated.model, path)
-    reduced = reduce_model(path, passes="remove-identities", max_checks=40)
+    reduced = reduce(path, passes="remove-identities", max_checks=40)
     assert reduced.after.nodes <= 5
     assert reduced.is_text_whole
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -15,12 +14,15 @@ import onnx.parser
 import onnx.printer
 import onnx_ir as ir
 
-from ... import CheckError, UsageError
-from ...frontends.onnx_file import check_output, read_in_memory, save
-from .checks import CommandCheck, PipelineCheck
-from .reductions import REDUCTIONS
-from .search import Search
-from .subject import Subject, size_of
+from .. import CheckError, UsageError
+from ..frontends.onnx_file import check_output, read_in_memory, save
+from ..passes._core.scratch import scratch_folder
+from ._reduce.checks import CommandCheck, PipelineCheck
+from ._reduce.reductions import REDUCTIONS
+from ._reduce.search import Search
+from ._reduce.subject import Subject, size_of
+from .model_forms import as_file
+from .optimize import Passes
 
 ISSUE_CHARACTERS = 60_000
 """Characters of a text that fits an issue: GitHub's limit is 65,536."""
@@ -77,19 +79,21 @@ class Reduced:
         return {**facts, "path": str(self.path), "text_path": str(self.text_path)}
 
 
-def reduce_model(
-    path: Path,
+def reduce(
+    model: Any,
     *,
     check: str | None = None,
-    passes: str | None = None,
-    out: Path | None = None,
+    passes: Passes | None = None,
+    out: str | Path | None = None,
     timeout: float = 60,
     max_checks: int = 2000,
     tell: Callable[[str], None] = lambda words: None,
 ) -> Reduced:
-    """Shrink the model at `path` while a check holds, and write it and its text.
+    """Shrink a model while a check holds, and write what is left and its text.
 
-    Either `check`, a command, or `passes`, a pipeline that fails. `tell` takes lines on progress.
+    Either `check`, a command that exits with 0 for a model that still shows the fault, or `passes`,
+    a pipeline that fails. `out`: the file to write, by default beside the file of the model; of a
+    model in memory it has to be given. `tell` takes lines on progress.
 
     Errors: UsageError (options, paths), RefusedError (no model), CheckError where the check does
     not hold for the model itself.
@@ -100,48 +104,52 @@ def reduce_model(
             "needs either --check or --fails-with-passes",
             "give a command, or a pipeline that fails",
         )
-    out = out or path.with_name(f"{path.stem}.reduced.onnx")
-    check_output(out, path)
-    model = read_in_memory(path)
+    if out is None and not isinstance(model, (str, Path)):
+        raise UsageError("out", "is not given, nor a file to write beside", "give out=")
+    with as_file(model) as path:
+        target = Path(out or path.with_name(f"{path.stem}.reduced.onnx"))
+        check_output(target, path)
+        whole = read_in_memory(path)
+        where = str(path)
     start = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="onnx-opt-") as folder:
+    with scratch_folder() as folder:
         interesting: CommandCheck | PipelineCheck
         if check is not None:
             interesting = CommandCheck(check, timeout, Path(folder))
         else:
             assert passes is not None
             interesting = PipelineCheck(passes)
-        _require(interesting, model, path)
+        _require(interesting, whole, where)
 
         def told(name: str, subject: Subject) -> None:
             tell(f"{name}: {size_of(subject.model)[0]} nodes, {search.tried} checks")
 
         search = Search(interesting, max_checks, told)
-        smallest = search.smallest(model, REDUCTIONS)
+        smallest = search.smallest(whole, REDUCTIONS)
     text = str(onnx.printer.to_text(smallest))
-    text_path = out.with_suffix(".txt")
-    save(ir.from_proto(smallest), out)
+    text_path = target.with_suffix(".txt")
+    save(ir.from_proto(smallest), target)
     text_path.write_text(text + "\n", encoding="utf-8")
     return Reduced(
-        path=out,
+        path=target,
         text_path=text_path,
         text=text,
         is_text_whole=_is_whole(text, smallest),
         symptom=getattr(interesting, "symptom", None),
         checks=search.tried,
         seconds=time.monotonic() - start,
-        before=Sizes.of(model),
-        after=replace(Sizes.of(smallest), bytes=out.stat().st_size),
+        before=Sizes.of(whole),
+        after=replace(Sizes.of(smallest), bytes=target.stat().st_size),
     )
 
 
 def _require(
-    interesting: CommandCheck | PipelineCheck, model: onnx.ModelProto, path: Path
+    interesting: CommandCheck | PipelineCheck, model: onnx.ModelProto, where: str
 ) -> None:
     """Raise CheckError unless the check holds for the model as it came."""
     if not interesting(model):
         raise CheckError(
-            str(path),
+            where,
             f"does not show the fault itself: {interesting.outcome}",
             "give a check that holds for this model: exit code 0, or a pipeline that fails",
         )
