@@ -44,14 +44,18 @@ class MicroBatch(NamedTuple):
 
 
 def micro_batches(
-    feeds: Feeds, inputs: Sequence[TensorInfo], samples: int, limit: RowLimit
+    feeds: Feeds,
+    inputs: Sequence[TensorInfo],
+    samples: int,
+    limit: RowLimit,
+    whole: bool = False,
 ) -> Iterator[MicroBatch]:
     """Cut feeds into micro-batches, of `samples` rows together.
 
-    `limit.rows` at a time where axis 0 of every input is one symbolic batch. Where it is not,
-    batches stay whole, and the last may go past `samples`.
+    `limit.rows` at a time where axis 0 of every input is one symbolic batch. Where it is not, or
+    with `whole`, batches stay whole, and the last may go past `samples`.
     """
-    splittable = batch_is_symbolic(inputs)
+    splittable = batch_is_symbolic(inputs) and not whole
     seen = 0
     for batch in feeds:
         rows = batch_rows(batch.feeds)

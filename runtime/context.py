@@ -36,7 +36,7 @@ from .optimized import optimized_nodes
 from .session import Session, open_session
 from .stages import BatchStore, Group, Stage, StoredBatch, stage_bytes, stages_of
 from .taps import constant_names, planned_taps
-from .worker import Worker
+from .worker import RemoteError, Worker
 
 Progress = Callable[
     [str, int], contextlib.AbstractContextManager[Callable[[int], None]]
@@ -240,6 +240,15 @@ class RunContext:
 
         None where they take more than 1 GiB. Errors: UsageError without data.
         """
+        try:
+            return self._after(model, tensors, samples, whole=False)
+        except RemoteError:
+            # as in _in_stages
+            return self._after(model, tensors, samples, whole=True)
+
+    def _after(
+        self, model: ir.Model, tensors: Sequence[str], samples: int, whole: bool
+    ) -> RunContext | None:
         calibration = self._calibration_feeds()
         batches: list[Batch] = []
         limit = RowLimit()
@@ -249,7 +258,9 @@ class RunContext:
             self._save(model, path)
             session = open_session(self.worker, path)
             try:
-                parts = micro_batches(calibration, session.inputs, samples, limit)
+                parts = micro_batches(
+                    calibration, session.inputs, samples, limit, whole
+                )
                 for feeds, rows in parts:
                     values = feeds | session.run(feeds)
                     kept = {name: values[name] for name in tensors}
@@ -301,6 +312,22 @@ class RunContext:
         `read`: the child's function that tells the statistics of a session, and its arguments.
         Errors: UsageError without data.
         """
+        try:
+            return self._run_stages(looks, model, samples, read, spin, whole=False)
+        except RemoteError:
+            # a graph may fix the batch inside, and run on whole batches alone
+            return self._run_stages(looks, model, samples, read, spin, whole=True)
+
+    def _run_stages(
+        self,
+        looks: _Looks,
+        model: ir.Model,
+        samples: int,
+        read: tuple[Any, ...],
+        spin: bool,
+        whole: bool,
+    ) -> dict[str, Any]:
+        """Run the model once over the feeds; `whole`: no batch is cut."""
         feeds = self._calibration_feeds()
         stages = stages_of(model, looks.groups, stage_bytes(model))
         found: dict[str, Any] = {}
@@ -315,7 +342,7 @@ class RunContext:
                 session = open_session(self.worker, path, spin=spin)
                 limit = RowLimit()
                 if number == 0:
-                    parts = micro_batches(feeds, session.inputs, samples, limit)
+                    parts = micro_batches(feeds, session.inputs, samples, limit, whole)
                     waiting = (StoredBatch(*part) for part in parts)
                 store = BatchStore(Path(folder, f"after_{number}"))
                 try:

@@ -229,3 +229,29 @@ def test_moments_without_data_say_what_to_give(worker):
         context(worker, None).collect(
             model_of(MODEL), {"a": MomentRequest("h", "absmax")}, 64
         )
+
+
+FIXED_INSIDE = """
+<ir_version: 10, opset_import: ["" : 21]>
+fixed (float[N, 6] x) => (float[4, 2, 3] y)
+<int64[3] shape = {4, 2, 3}>
+{
+    r = Reshape (x, shape)
+    y = Relu (r)
+}
+"""
+
+
+def test_a_batch_that_is_fixed_inside_the_model_stays_whole(worker):
+    data = {"x": np.arange(24, dtype=np.float32).reshape(4, 6)}
+    inputs = [TensorInfo("x", "float32", ("N", 6))]
+    found = context(worker, data, inputs)
+    model = model_of(FIXED_INSIDE)
+    ranges = found.activation_ranges(model, ["r"], "minmax", 100.0, 4)
+    assert ranges == {"r": (0, 23)}
+    request = MomentRequest("r", "mean")
+    means = found.collect(model, {"mean": request}, 4)
+    assert np.mean(means["mean"]) == pytest.approx(11.5)
+    resumed = found.after(model, ["y"], 4)
+    (batch,) = resumed.feeds
+    assert batch.feeds["y"].shape == (4, 2, 3)
