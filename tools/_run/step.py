@@ -14,6 +14,7 @@ from ... import CheckError, OnnxOptError, UsageError
 from ...passes._core.contract import Pass
 from ...passes._core.opset import OpsetRefused
 from ...passes._core.outcome import Declined, PassOutcome
+from ...passes._core.registry import ForeignPass
 from ...runtime.session import LoadRefused, is_runtime_fault
 from ...runtime.worker import LimitExceeded, RemoteError, WorkerDied
 from .attempt import PassAttempt
@@ -101,13 +102,15 @@ def run_step(
     # tensors are shared: a clone costs the graph, not the weights
     before = checked.model.clone()
     baseline = checked.baseline(verifier, before)
+    # what a pass of the user's own costs the runtime is the user's affair
+    is_foreign = isinstance(pass_, ForeignPass)
 
     def judge(model: ir.Model, outcome: PassOutcome) -> Verification | None:
         # before the costly part
         if is_worth is not None and not is_worth(before, model):
             return None
-        is_changed = outcome.changed > 0
-        return verifier.verify(model, pass_.effect, baseline, is_changed)
+        is_counted = outcome.changed > 0 and not is_foreign
+        return verifier.verify(model, pass_.effect, baseline, is_counted)
 
     def judged(model: ir.Model) -> PassAttempt | None:
         return tried(run, context, pass_, model, judge)
@@ -142,7 +145,7 @@ def run_step(
         verification.outputs,
         (*checked.steps, step),
         stages,
-        verification.counts,
+        None if is_foreign else verification.counts,
         checked.is_exact and not is_lossy,
     )
 
