@@ -5,7 +5,6 @@ Their failures become one clear line.
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import importlib.util
 import sys
@@ -16,6 +15,7 @@ from types import ModuleType
 from typing import Any
 
 from .. import OnnxOptError, RefusedError, UsageError
+from ..passes._core.nearest import did_you_mean
 
 
 def load_callable(text: str, where: str) -> Callable[..., Any]:
@@ -40,10 +40,7 @@ def load_callable(text: str, where: str) -> Callable[..., Any]:
         function = getattr(function, part, None)
     if function is None:
         public = [other for other in vars(module) if not other.startswith("_")]
-        near = difflib.get_close_matches(name, public, 1)
-        fix = f"define a function '{name}' in {source}"
-        if near:
-            fix = f"did you mean '{near[0]}'?"
+        fix = did_you_mean(name, public, f"define a function '{name}' in {source}")
         raise UsageError(f"{where} {text}", f"{source} has no '{name}'", fix)
     if not callable(function):
         raise UsageError(

@@ -6,7 +6,6 @@ They are iterated and never held whole.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from numpy.typing import NDArray
 from .. import RefusedError, UsageError
 from ..passes._core.fitted_dims import fitted_dims
 from ..passes._core.limits import limit
+from ..passes._core.nearest import did_you_mean
 from ._data import arrays as arrays_module
 from ._data import conventional, folders, objects, tables, texts
 from ._data.synthetic import LIKELY, MODEST, Overrides, Values, array_for, shape_of
@@ -357,10 +357,8 @@ def _same_names(
 ) -> None:
     unknown = [name for name in given if name not in inputs]
     if unknown:
-        near = difflib.get_close_matches(str(unknown[0]), inputs, 1)
-        fix = f"its inputs are {', '.join(inputs)}"
-        if near:
-            fix = f"did you mean '{near[0]}'?"
+        names = f"its inputs are {', '.join(inputs)}"
+        fix = did_you_mean(str(unknown[0]), inputs, names)
         raise RefusedError(where, f"the model has no input '{unknown[0]}'", fix)
     missing = [name for name in inputs if name not in given]
     if missing:

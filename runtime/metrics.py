@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -11,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import RefusedError, UsageError
+from ..passes._core.nearest import did_you_mean
 from .callables import failure, load_callable
 from .feeds import Feeds
 from .session import Session
@@ -61,10 +61,7 @@ def metric_named(named: str | Callable[..., Any]) -> Metric:
     if named in _BUILT_IN:
         return _BUILT_IN[named]
     if ":" not in named:
-        near = difflib.get_close_matches(named, _BUILT_IN, 1)
-        fix = "name one of them, or module:callable"
-        if near:
-            fix = f"did you mean '{near[0]}'?"
+        fix = did_you_mean(named, _BUILT_IN, "name one of them, or module:callable")
         raise UsageError(
             "metric",
             f"'{named}' is not one of {', '.join(_BUILT_IN)}",
@@ -116,10 +113,7 @@ def evaluate(
 def _check_output(session: Session, output: str) -> None:
     names = [info.name for info in session.outputs]
     if output not in names:
-        near = difflib.get_close_matches(output, names, 1)
-        fix = f"the outputs are {', '.join(names)}"
-        if near:
-            fix = f"did you mean '{near[0]}'?"
+        fix = did_you_mean(output, names, f"the outputs are {', '.join(names)}")
         raise UsageError("--metric-output", f"the model has no output '{output}'", fix)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from .. import UsageError
-from ..passes._core.targets import nearest
+from ..passes._core.nearest import did_you_mean
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,6 @@ def provider_named(name: str) -> Provider:
         raise UsageError(
             "provider",
             f"'{name}' is not one of {', '.join(PROVIDERS)}",
-            nearest(name, PROVIDERS),
+            did_you_mean(name, PROVIDERS),
         )
     return PROVIDERS[name]

@@ -74,7 +74,9 @@ def command_line(context: click.Context, **changed: Any) -> str:
         words += _as_words(values.get(argument.name or ""))
     for option in options:
         value = values.get(option.name or "")
-        if value in (None, (), False) or value == option.get_default(context):
+        # not `in`: 0, which may be given, is equal to False
+        is_unset = value is None or value is False or value == ()
+        if is_unset or value == option.get_default(context):
             continue
         if option.is_flag:
             words.append(option.opts[-1])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 from ... import RefusedError, UsageError
+from ...passes._core.nearest import did_you_mean
 
 Axes = dict[tuple[int, int], str | None]
 """(index among the tensor inputs, axis) -> the dim's name; None where it was not named."""
@@ -199,14 +199,11 @@ def _descend(spec: Any, leaf: Leaf) -> Any:
 
 
 def _unknown(key: str, known: Mapping[str, Any], has_outputs: bool) -> UsageError:
-    near = difflib.get_close_matches(key, known, 1)
-    if near:
-        hint = f"did you mean '{near[0]}'?"
-    else:
-        hint = f"the inputs are {', '.join(known)}"
-        if not has_outputs:
-            hint += "; dims of outputs follow from them and are not named here"
-    return UsageError("dynamic_shapes", f"there is no input '{key}'", hint)
+    names = f"the inputs are {', '.join(known)}"
+    if not has_outputs:
+        names += "; dims of outputs follow from them and are not named here"
+    fix = did_you_mean(key, known, names)
+    return UsageError("dynamic_shapes", f"there is no input '{key}'", fix)
 
 
 def _axes_of(spec: Any, leaf: Leaf, older_form: bool) -> dict[int, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import functools
 import typing
 from collections.abc import Callable, Hashable, Mapping
@@ -11,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from ... import UsageError
+from .nearest import did_you_mean
 
 NONE = "none"
 """Pipeline text of an option that is not set."""
@@ -143,10 +143,9 @@ class OptionSpec:
     def _require_choice(self, place: str, value: Any) -> None:
         if value in self.choices:
             return
-        near = difflib.get_close_matches(str(value), self.choices, 1)
         fix = self._fix(value)
-        if near and str(value) not in self.instead:
-            fix = f"did you mean '{near[0]}'?"
+        if str(value) not in self.instead:
+            fix = did_you_mean(str(value), self.choices, fix)
         choices = ", ".join(self.choices)
         raise UsageError(
             place,

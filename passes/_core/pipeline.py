@@ -11,7 +11,6 @@ In the shell-safe spelling a later segment without "=" belongs to the value befo
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ import onnx_ir as ir
 
 from ... import UsageError
 from .contract import Pass
+from .nearest import did_you_mean
 from .options import OptionSpec, options_of
 from .registry import ForeignPass, foreign_pass, pass_class
 
@@ -125,13 +125,10 @@ def _named(name: str, value: Any, options: Sequence[OptionSpec]) -> str:
 
 
 def _no_option(name: str, key: str, options: list[str]) -> UsageError:
-    near = difflib.get_close_matches(key, options, 1)
-    if near:
-        fix = f"did you mean '{near[0]}'?"
-    elif options:
-        fix = f"choose among {', '.join(options)}"
-    else:
-        fix = f"{name} takes no options"
+    all_of_them = f"{name} takes no options"
+    if options:
+        all_of_them = f"choose among {', '.join(options)}"
+    fix = did_you_mean(key, options, all_of_them)
     return UsageError(f"{name}.{key}", "no such option", fix)
 
 

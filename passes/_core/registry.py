@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import pkgutil
 from dataclasses import dataclass
 from importlib import import_module
@@ -13,6 +12,7 @@ import onnx_ir as ir
 from ... import UsageError
 from .context import Context
 from .contract import Pass
+from .nearest import did_you_mean
 from .options import options_of, quoted
 from .outcome import Effect, PassOutcome
 
@@ -50,9 +50,6 @@ def pass_class(name: str) -> type[Pass]:
 
 def _fix(name: str, known: list[str]) -> str:
     """Say what to write instead of a pass that there is not."""
-    near = difflib.get_close_matches(name, known, 1)
-    if near:
-        return f"did you mean '{near[0]}'?"
     # people name the form that they want: fp16, int4
     forms = []
     for other in reversed(known):
@@ -63,9 +60,10 @@ def _fix(name: str, known: list[str]) -> str:
             forms.append(f"{other}({name})")
         elif name in first.instead:
             forms.append(first.instead[name])
+    otherwise = f"choose among {', '.join(known)}"
     if forms:
-        return f"write {', or '.join(forms)}"
-    return f"choose among {', '.join(known)}"
+        otherwise = f"write {', or '.join(forms)}"
+    return did_you_mean(name, known, otherwise)
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,11 @@ here, not in code.
 from __future__ import annotations
 
 import dataclasses
-import difflib
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
 from ... import UsageError
+from .nearest import did_you_mean
 
 X86, ARM = "x86-64", "arm64"
 
@@ -227,14 +226,6 @@ def target_named(name: str) -> Target:
         raise UsageError(
             "target",
             f"'{name}' is not one of {', '.join(TARGETS)}",
-            nearest(name, TARGETS),
+            did_you_mean(name, TARGETS),
         )
     return TARGETS[name]
-
-
-def nearest(name: str, known: Mapping[str, object]) -> str:
-    """Fix for a word that is not among those known: the nearest of them, or all."""
-    near = difflib.get_close_matches(name, known, 1)
-    if near:
-        return f"did you mean '{near[0]}'?"
-    return f"choose one of {', '.join(known)}"

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import tomllib
-from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
 from ... import UsageError
+from .._core.nearest import did_you_mean
 from .._core.patterns import layer_names, matches
 from .layers import QuantLayer
 from .schemes import FORMS
@@ -114,7 +113,7 @@ def _choice(text: str, default_bits: int) -> Choice:
         raise UsageError(
             OPTION,
             f"'{form}' is no form of a single layer",
-            _near(form, single),
+            did_you_mean(form, sorted(single)),
         )
     wrong = next((width for width in widths if not _is_width(width)), None)
     if wrong is not None or len(widths) > 2:
@@ -131,13 +130,6 @@ def _choice(text: str, default_bits: int) -> Choice:
         named=True,
         activation_bits=activation_bits,
     )
-
-
-def _near(form: str, known: Collection[str]) -> str:
-    near = difflib.get_close_matches(form, known, 1)
-    if near:
-        return f"did you mean '{near[0]}'?"
-    return f"choose one of {', '.join(sorted(known))}"
 
 
 def _is_width(text: str) -> bool:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from ... import RefusedError
 from ...passes._core.limits import limit
+from ...passes._core.nearest import did_you_mean
 from ..session import TensorInfo
 from .conventional import is_conventional
 
@@ -402,10 +403,7 @@ def _matched(
                 fix,
             )
     if unknown:
-        near = difflib.get_close_matches(unknown[0], names, 1)
-        fix = f"the inputs are {', '.join(names)}"
-        if near:
-            fix = f"did you mean '{near[0]}'?"
+        fix = did_you_mean(unknown[0], names, f"the inputs are {', '.join(names)}")
         raise RefusedError(where, f"the model has no input '{unknown[0]}'", fix)
     return {name: name for name in names}
 

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import difflib
 import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
@@ -16,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ... import RefusedError
+from ...passes._core.nearest import did_you_mean
 from ..presets import SPEC
 from .classes import class_numbers
 
@@ -199,15 +199,8 @@ def _read_spec(path: Path) -> Preprocess:
     known = [f.name for f in fields(Preprocess)]
     for key in raw:
         if key not in known:
-            near = difflib.get_close_matches(key, known, 1)
-            fix = f"the keys are {', '.join(known)}"
-            if near:
-                fix = f"did you mean '{near[0]}'?"
-            raise RefusedError(
-                f"{path.name}.{key}",
-                "no such key",
-                fix,
-            )
+            fix = did_you_mean(key, known, f"the keys are {', '.join(known)}")
+            raise RefusedError(f"{path.name}.{key}", "no such key", fix)
     if "size" not in raw:
         raise RefusedError(
             f"{path.name}.size", "is missing", "write size = [height, width]"

@@ -493,3 +493,11 @@ def test_a_missed_budget_comes_with_the_whole_account(mlp, labelled, tmp_path, b
     with pytest.raises(CheckError) as error:
         optimize(mlp, "prune(sparsity=0.95)", min_sqnr=90, bench=False)
     assert error.value.account.passes[0].name == "prune"
+
+
+def test_data_that_is_given_twice_is_joined_by_every_command(mlp, tmp_path):
+    for name, rows in (("a", 2), ("b", 3)):
+        np.savez(tmp_path / f"{name}.npz", x=np.zeros((rows, 8), np.float32))
+    both = ("--data", tmp_path / "a.npz", "--data", tmp_path / "b.npz")
+    facts = json.loads(invoke("verify", mlp, mlp, *both, "--json").stdout)
+    assert facts["batches"] == 2

@@ -5,6 +5,7 @@ import onnx
 import pytest
 from click.testing import CliRunner
 from onnx_opt.tools.cli import main
+from onnx_opt.tools.console import command_line
 from sample_models import MLP, model_from
 
 
@@ -83,3 +84,14 @@ def test_the_fix_is_the_line_to_type(folder, words, problem, fix):
     error, hint = done.stderr.splitlines()
     assert problem in error
     assert fix in hint
+
+
+def test_the_command_line_is_given_again_with_all_that_is_not_a_default():
+    run = main.get_command(None, "run")
+    words = ["m.onnx", "--data", "a.npz", "--data", "b c.npz", "--max-drop", "0"]
+    context = run.make_context("run", [*words, "--no-bench", "--seed", "0"])
+    expected = (
+        "onnx-opt m.onnx --passes quant --data a.npz --data 'b c.npz' --max-drop 0.0"
+    )
+    again = command_line(context, passes=("quant",))
+    assert sorted(again.split(" --")) == sorted(f"{expected} --no-bench".split(" --"))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..command_options import PROVIDER, THREADS, data_option, seed_option
 from ..console import emit_json, shared_options, show
 
 if TYPE_CHECKING:
@@ -17,20 +18,9 @@ if TYPE_CHECKING:
 
 @click.command("bench")
 @click.argument("models", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option(
-    "--provider", default="cpu", show_default=True, help="cpu, cuda or tensorrt."
-)
-@click.option(
-    "--threads",
-    type=click.IntRange(min=0),
-    default=0,
-    help="ONNX Runtime threads; 0: its default.",
-)
-@click.option(
-    "--data",
-    metavar="D",
-    help="Feeds; the first batches are used. Default: synthetic, batch 1.",
-)
+@PROVIDER
+@THREADS
+@data_option("Feeds, of which the first batches are used, instead of synthetic ones")
 @click.option(
     "--seconds",
     type=click.FloatRange(min=0.1),
@@ -38,13 +28,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="How long to measure.",
 )
-@click.option(
-    "--seed",
-    type=click.IntRange(min=0),
-    default=0,
-    show_default=True,
-    help="Seed of synthetic feeds.",
-)
+@seed_option("synthetic feeds")
 @shared_options
 def command(
     models: tuple[Path, ...], as_json: bool, verbosity: int, **options: Any

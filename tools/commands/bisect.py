@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ...passes._core.targets import TARGETS
+from ..command_options import TARGET, THREADS, data_option, seed_option
 from ..console import Progress, emit_json, say, shared_options
 
 if TYPE_CHECKING:
@@ -24,11 +24,7 @@ if TYPE_CHECKING:
     metavar="TEXT",
     help="The pipeline, or @FILE that holds it; may be repeated.",
 )
-@click.option(
-    "--data",
-    metavar="D",
-    help="Feeds: .npz, .npy, a folder, or module:callable. Default: synthetic.",
-)
+@data_option("Feeds instead of synthetic ones")
 @click.option(
     "--check",
     metavar="CMD",
@@ -50,26 +46,9 @@ if TYPE_CHECKING:
     type=click.FloatRange(min=0),
     help="The same; each is 0 where only the other is given.",
 )
-@click.option(
-    "--target",
-    type=click.Choice(TARGETS),
-    default="cpu",
-    show_default=True,
-    help="What the passes make the model for.",
-)
-@click.option(
-    "--seed",
-    type=click.IntRange(min=0),
-    default=0,
-    show_default=True,
-    help="Seed of everything random.",
-)
-@click.option(
-    "--threads",
-    type=click.IntRange(min=0),
-    default=0,
-    help="ONNX Runtime threads; 0: its default.",
-)
+@TARGET
+@seed_option("everything random")
+@THREADS
 @shared_options
 def command(
     model: Path,

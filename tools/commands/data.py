@@ -59,16 +59,12 @@ def init(
 
 def _written(folder: Path, preset: str, force: bool) -> Path:
     """Write the file; its path. Errors: UsageError, RefusedError for an existing file."""
-    import difflib
-
     from ... import RefusedError, UsageError
+    from ...passes._core.nearest import did_you_mean
     from ...runtime.presets import PRESETS, SPEC
 
     if preset not in PRESETS:
-        near = difflib.get_close_matches(preset, PRESETS, 1)
-        fix = f"the presets are {', '.join(PRESETS)}"
-        if near:
-            fix = f"did you mean '{near[0]}'?"
+        fix = did_you_mean(preset, PRESETS, f"the presets are {', '.join(PRESETS)}")
         raise UsageError("--preset", f"'{preset}' is not known", fix)
     if not folder.is_dir():
         raise RefusedError(

@@ -7,9 +7,18 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ...passes._core.targets import TARGETS
+from ..command_options import (
+    EVAL_DATA,
+    FORCE,
+    RESUME,
+    TARGET,
+    THREADS,
+    data_option,
+    metric_option,
+    seed_option,
+)
 from ..console import Progress, shared_options
-from .run import TARGET_HELP, show_result
+from .run import show_result
 
 if TYPE_CHECKING:
     from ...passes._core.pipeline import Pipeline
@@ -18,12 +27,7 @@ if TYPE_CHECKING:
 @click.command("distill")
 @click.argument("teacher", type=click.Path(path_type=Path))
 @click.argument("student", type=click.Path(path_type=Path))
-@click.option(
-    "--data",
-    metavar="D",
-    required=True,
-    help="What to learn on; labels are not needed: .npz, .npy, a folder, or module:callable.",
-)
+@data_option("What to learn on, with labels or without", required=True)
 @click.option(
     "-o",
     "--out",
@@ -41,41 +45,13 @@ if TYPE_CHECKING:
     is_flag=True,
     help="Start from random weights: STUDENT is only an architecture.",
 )
-@click.option(
-    "--eval-data", metavar="D", help="Labelled data for --metric. Default: --data."
-)
-@click.option(
-    "--metric",
-    metavar="M",
-    help="top1, top5, spearman, perplexity, module:callable or file.py:callable.",
-)
-@click.option(
-    "--target",
-    type=click.Choice(TARGETS),
-    default="cpu",
-    show_default=True,
-    help=TARGET_HELP,
-)
-@click.option(
-    "--seed",
-    type=click.IntRange(min=0),
-    default=0,
-    show_default=True,
-    help="Seed of everything random.",
-)
-@click.option(
-    "--threads",
-    type=click.IntRange(min=0),
-    default=0,
-    help="ONNX Runtime threads; 0: its default.",
-)
-@click.option(
-    "--resume",
-    type=click.Path(path_type=Path, file_okay=False),
-    metavar="FOLDER",
-    help="Keep the state of training here, and go on from what an interrupted run left.",
-)
-@click.option("--force", is_flag=True, help="Write even over the input itself.")
+@EVAL_DATA
+@metric_option()
+@TARGET
+@seed_option("everything random")
+@THREADS
+@RESUME
+@FORCE
 @shared_options
 def command(
     teacher: Path,

@@ -6,43 +6,27 @@ from pathlib import Path
 
 import click
 
+from ..command_options import (
+    METRIC_OUTPUT,
+    PROVIDER,
+    THREADS,
+    data_option,
+    metric_option,
+)
 from ..console import Progress, emit_json, say, shared_options
 
 
 @click.command("eval")
 @click.argument("model", type=click.Path(path_type=Path))
-@click.option(
-    "--data",
-    metavar="D",
-    required=True,
-    multiple=True,
-    help="Labelled data: .npz with 'labels', .csv, .jsonl, class folders, or module:callable; "
-    "several are joined.",
-)
-@click.option(
-    "--metric",
-    metavar="M",
-    required=True,
-    help="top1, top5, spearman, perplexity, module:callable or file.py:callable.",
-)
-@click.option(
-    "--metric-output",
-    metavar="NAME",
-    help="The output that the metric scores. Default: the first.",
-)
-@click.option(
-    "--provider", default="cpu", show_default=True, help="cpu, cuda or tensorrt."
-)
-@click.option(
-    "--threads",
-    type=click.IntRange(min=0),
-    default=0,
-    help="ONNX Runtime threads; 0: its default.",
-)
+@data_option("Labelled data", required=True)
+@metric_option(required=True)
+@METRIC_OUTPUT
+@PROVIDER
+@THREADS
 @shared_options
 def command(
     model: Path,
-    data: tuple[str, ...],
+    data: str | list[str],
     metric: str,
     metric_output: str | None,
     provider: str,
@@ -62,7 +46,7 @@ def command(
     chosen = metric_named(metric)
     with Worker() as worker:
         session = open_session(worker, checked(model), provider, threads=threads)
-        feeds = open_feeds(list(data), session.inputs, model.parent)
+        feeds = open_feeds(data, session.inputs, model.parent)
         # with --json as with -q: words would only be in the way
         progress = Progress(verbosity - as_json)
         found = score(session, feeds, chosen, progress, metric_output)
@@ -70,7 +54,7 @@ def command(
     if as_json:
         facts = {
             "model": str(model),
-            "data": data[0] if len(data) == 1 else list(data),
+            "data": data,
             "metric": chosen.name,
             "value": found.value,
             "hardware": machine.to_json(),

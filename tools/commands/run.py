@@ -7,7 +7,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ...passes._core.targets import TARGETS
+from ..command_options import (
+    EVAL_DATA,
+    FORCE,
+    METRIC_OUTPUT,
+    RESUME,
+    TARGET,
+    THREADS,
+    data_option,
+    metric_option,
+    seed_option,
+)
 from ..console import Progress, command_line, emit_json, say, shared_options
 
 if TYPE_CHECKING:
@@ -15,11 +25,6 @@ if TYPE_CHECKING:
 
 SHOWN_LOSSES = 20
 """Layers in the table of losses, unless -v asks for all."""
-TARGET_HELP = (
-    "What it is made for. cpu, generic: 8-bit weights that saturate on no CPU. "
-    "cpu-vnni, arm64: their full range, exact on x86-64 with VNNI and on arm64; "
-    "older x86-64 saturates."
-)
 
 
 @click.command("run")
@@ -37,36 +42,11 @@ TARGET_HELP = (
     metavar="TEXT",
     help="The pipeline, or @FILE that holds it; may be repeated. Default: simplify,quant.",
 )
-@click.option(
-    "--target",
-    type=click.Choice(TARGETS),
-    default="cpu",
-    show_default=True,
-    help=TARGET_HELP,
-)
-@click.option(
-    "--data",
-    metavar="D",
-    multiple=True,
-    help="Feeds for calibration and checks: .npz, .npy, .csv, .parquet, .txt, .jsonl, a folder, or "
-    "module:callable; several are joined.",
-)
-@click.option(
-    "--eval-data",
-    metavar="D",
-    multiple=True,
-    help="Labelled data for --metric. Default: --data.",
-)
-@click.option(
-    "--metric",
-    metavar="M",
-    help="top1, top5, spearman, perplexity, module:callable or file.py:callable.",
-)
-@click.option(
-    "--metric-output",
-    metavar="NAME",
-    help="The output that the metric scores. Default: the first.",
-)
+@TARGET
+@data_option("Feeds for calibration and checks")
+@EVAL_DATA
+@metric_option()
+@METRIC_OUTPUT
 @click.option(
     "--max-drop",
     type=click.FloatRange(min=0),
@@ -78,19 +58,8 @@ TARGET_HELP = (
     metavar="DB",
     help="Write nothing if the output's SQNR is below this (dB).",
 )
-@click.option(
-    "--seed",
-    type=click.IntRange(min=0),
-    default=0,
-    show_default=True,
-    help="Seed of everything random.",
-)
-@click.option(
-    "--threads",
-    type=click.IntRange(min=0),
-    default=0,
-    help="ONNX Runtime threads; 0: its default.",
-)
+@seed_option("everything random")
+@THREADS
 @click.option(
     "--verify",
     type=click.Choice(["auto", "always", "never"]),
@@ -114,12 +83,7 @@ TARGET_HELP = (
     is_flag=True,
     help="Say which layer lost what, to its weights or its activations.",
 )
-@click.option(
-    "--resume",
-    type=click.Path(path_type=Path, file_okay=False),
-    metavar="FOLDER",
-    help="Keep the state of training here, and go on from what an interrupted run left.",
-)
+@RESUME
 @click.option(
     "--dry-run",
     is_flag=True,
@@ -130,7 +94,7 @@ TARGET_HELP = (
     is_flag=True,
     help="Fail where an exact pass is not exact, or nothing can be compared.",
 )
-@click.option("--force", is_flag=True, help="Write even over the input itself.")
+@FORCE
 @shared_options
 def command(
     model: Path,
@@ -138,8 +102,6 @@ def command(
     passes: tuple[str, ...],
     as_json: bool,
     verbosity: int,
-    data: tuple[str, ...],
-    eval_data: tuple[str, ...],
     no_bench: bool,
     no_pack: bool,
     **options: Any,
@@ -160,8 +122,6 @@ def command(
             model,
             list(passes) or DEFAULT_PASSES,
             out=out or default_output(model),
-            data=list(data) or None,
-            eval_data=list(eval_data) or None,
             bench=not no_bench,
             pack=not no_pack,
             progress=Progress(verbosity - as_json),

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..command_options import THREADS, data_option, seed_option
 from ..console import emit_json, say, shared_options, show
 
 if TYPE_CHECKING:
@@ -17,11 +18,7 @@ if TYPE_CHECKING:
 @click.command("verify")
 @click.argument("a", type=click.Path(path_type=Path))
 @click.argument("b", type=click.Path(path_type=Path))
-@click.option(
-    "--data",
-    metavar="D",
-    help="Feeds: .npz, .npy, a folder, or module:callable. Default: synthetic.",
-)
+@data_option("Feeds instead of synthetic ones")
 @click.option(
     "--min-sqnr",
     type=float,
@@ -38,24 +35,13 @@ if TYPE_CHECKING:
     type=click.FloatRange(min=0),
     help="The same; each is 0 where only the other is given.",
 )
-@click.option(
-    "--threads",
-    type=click.IntRange(min=0),
-    default=0,
-    help="ONNX Runtime threads; 0: its default.",
-)
-@click.option(
-    "--seed",
-    type=click.IntRange(min=0),
-    default=0,
-    show_default=True,
-    help="Seed of synthetic feeds.",
-)
+@THREADS
+@seed_option("synthetic feeds")
 @shared_options
 def command(
     a: Path,
     b: Path,
-    data: str | None,
+    data: str | list[str] | None,
     min_sqnr: float | None,
     atol: float | None,
     rtol: float | None,

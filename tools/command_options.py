@@ -1,0 +1,104 @@
+"""Options that several commands have: each is declared once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ..passes._core.targets import TARGETS
+
+Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+_FORMS = ".npz, .npy, .csv, .parquet, .txt, .jsonl, a folder, or module:callable"
+
+
+def _joined(
+    context: click.Context, parameter: click.Parameter, values: tuple[str, ...]
+) -> str | list[str] | None:
+    """Data as `open_feeds` takes it: None, one place, or several that are joined."""
+    if not values:
+        return None
+    return values[0] if len(values) == 1 else list(values)
+
+
+def data_option(use: str, required: bool = False) -> Decorator:
+    """`--data`, of which several are joined; `use`: what it is for."""
+    return click.option(
+        "--data",
+        metavar="D",
+        multiple=True,
+        required=required,
+        callback=_joined,
+        help=f"{use}: {_FORMS}; several are joined.",
+    )
+
+
+EVAL_DATA = click.option(
+    "--eval-data",
+    metavar="D",
+    multiple=True,
+    callback=_joined,
+    help="Labelled data for --metric. Default: --data.",
+)
+
+
+def metric_option(required: bool = False) -> Decorator:
+    """`--metric`, by name or as a function."""
+    return click.option(
+        "--metric",
+        metavar="M",
+        required=required,
+        help="top1, top5, spearman, perplexity, module:callable or file.py:callable.",
+    )
+
+
+METRIC_OUTPUT = click.option(
+    "--metric-output",
+    metavar="NAME",
+    help="The output that the metric scores. Default: the first.",
+)
+
+TARGET = click.option(
+    "--target",
+    type=click.Choice(TARGETS),
+    default="cpu",
+    show_default=True,
+    help="Runtime and CPUs that the result is for. cpu, generic: 8-bit weights that saturate on no "
+    "CPU. cpu-vnni, arm64: their full range, exact on x86-64 with VNNI and on arm64; older x86-64 "
+    "saturates.",
+)
+
+PROVIDER = click.option(
+    "--provider", default="cpu", show_default=True, help="cpu, cuda or tensorrt."
+)
+
+THREADS = click.option(
+    "--threads",
+    type=click.IntRange(min=0),
+    default=0,
+    help="ONNX Runtime threads; 0: its default.",
+)
+
+
+def seed_option(use: str) -> Decorator:
+    """`--seed`; `use`: what is drawn by it."""
+    return click.option(
+        "--seed",
+        type=click.IntRange(min=0),
+        default=0,
+        show_default=True,
+        help=f"Seed of {use}.",
+    )
+
+
+RESUME = click.option(
+    "--resume",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="FOLDER",
+    help="Keep the state of training here, and go on from what an interrupted run left.",
+)
+
+FORCE = click.option("--force", is_flag=True, help="Write even over the input itself.")
