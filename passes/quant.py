@@ -378,35 +378,8 @@ class Quant(Pass):
         names = Names(model)
         outcome = PassOutcome()
         inner = _InnerReasons()
-        raise_opset(model, planned.opset(request.options))
-        if planned.needs_ranges:
-            self._prepare(
-                model,
-                context,
-                outcome,
-                inner,
-            )
-        # again: exact rewrites put other nodes in place of the planned ones, and uncover layers
-        planned = plan(model, request)
-        if planned.graphs and raise_opset(model, planned.opset(request.options)):
-            # nodes of another graph now
-            planned = plan(model, request)
-        _note_origins(planned)
-        # from here on the model loses: reports compare with this
-        context.remember_float(model)
-        if self.rounding == "gptq":
-            self._round(
-                model,
-                planned,
-                request,
-                context,
-                outcome,
-                inner,
-            )
-            # again: rounding gives biases to layers that had none
-            planned = plan(model, request)
+        planned = self._prepared(model, planned, request, context, outcome, inner)
         names.take(model)
-
         for graph_plan in planned.graphs:
             self._insert(
                 model,
@@ -425,6 +398,48 @@ class Quant(Pass):
         outcome.declined = planned.declined + inner.besides(planned.declined)
         outcome.declined += _still_read(planned)
         return outcome
+
+    def _prepared(
+        self,
+        model: ir.Model,
+        planned: QuantPlan,
+        request: PlanRequest,
+        context: Context,
+        outcome: PassOutcome,
+        inner: _InnerReasons,
+    ) -> QuantPlan:
+        """Bring the model to the opset and the form that the plan needs, and round its weights.
+
+        Returns the plan of the model as it is then.
+        """
+        raise_opset(model, planned.opset(request.options))
+        if planned.needs_ranges:
+            self._prepare(
+                model,
+                context,
+                outcome,
+                inner,
+            )
+        # again: exact rewrites put other nodes in place of the planned ones, and uncover layers
+        planned = plan(model, request)
+        if planned.graphs and raise_opset(model, planned.opset(request.options)):
+            # nodes of another graph now
+            planned = plan(model, request)
+        _note_origins(planned)
+        # from here on the model loses: reports compare with this
+        context.remember_float(model)
+        if self.rounding != "gptq":
+            return planned
+        self._round(
+            model,
+            planned,
+            request,
+            context,
+            outcome,
+            inner,
+        )
+        # again: rounding gives biases to layers that had none
+        return plan(model, request)
 
     def _rules(self, target: str) -> QuantRules:
         """The target's table, with the activations of the form."""

@@ -1,4 +1,4 @@
-"""Who may import whom: the layers of docs/design.md, checked over every import, those inside
+"""Imports between layers: those of docs/design.md, checked over every import, those inside
 functions too.
 """
 

@@ -87,7 +87,7 @@ def test_reason_for_leaving_a_layer_out(include, exclude, reason):
     "patterns", [[], ["conv1"], ["conv*", "fc"], ["*"], ["conv[12]"]]
 )
 def test_patterns_that_match_are_accepted(patterns):
-    require_matches("prune.include", patterns, ["conv1", "conv2", "fc"])
+    assert require_matches("prune.include", patterns, ["conv1", "conv2", "fc"]) is None
 
 
 @pytest.mark.parametrize(
@@ -109,7 +109,10 @@ def test_a_pattern_for_nothing_names_the_nearest(pattern, shown):
 
 
 def test_a_model_without_layers_is_no_error():
-    require_matches("prune.include", ["conv1"], [])
+    assert require_matches("prune.include", ["conv1"], []) is None
+    # one layer, and the same pattern is held to it
+    with pytest.raises(UsageError, match="'conv1' matches no layer"):
+        require_matches("prune.include", ["conv1"], ["fc"])
 
 
 def test_a_layer_goes_by_its_node_its_weight_and_its_output():

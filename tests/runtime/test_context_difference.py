@@ -1,4 +1,4 @@
-"""What a run tells its passes about how far apart two models are: real runs, on data and on made-up
+"""Distance of two models, as a run tells it to its passes: real runs, on data and on made-up
 feeds.
 """
 

@@ -1,4 +1,4 @@
-"""What a run tells its passes about the models that they make: kernels, time, and what to
+"""Facts that a run tells its passes about the models that they make: kernels, time, and what to
 remember.
 """
 

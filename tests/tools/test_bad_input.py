@@ -366,7 +366,7 @@ def test_an_error_has_a_length_that_one_reads(folder, capfd, text):
 
 
 def test_a_model_that_asks_for_any_memory_is_not_run(folder):
-    """What cannot be made up is said, and the rest of the run goes on."""
+    """An input that cannot be made up is named, and the rest of the run goes on."""
     proto = model()
     for info in (proto.graph.input[0], proto.graph.output[0]):
         info.type.tensor_type.shape.dim[0].dim_value = 2**62

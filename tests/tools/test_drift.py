@@ -1,4 +1,4 @@
-"""What counts as exact: float noise passes, faults do not, whatever the scale of the outputs."""
+"""Exactness: float noise passes, faults do not, whatever the scale of the outputs."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""What integer kernels make of a file: pairs that may saturate, and files that lose by it.
+"""Effects of integer kernels: pairs that may saturate, and files that lose by it.
 
 Each class of CPU has its own expectation here; CI runs this file on both.
 """

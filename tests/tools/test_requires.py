@@ -1,4 +1,4 @@
-"""What a written file asks of a runtime: least versions, proved; the account, the metadata and
+"""Needs of a written file: least versions, proved; the account, the metadata and
 `inspect` say it.
 """
 

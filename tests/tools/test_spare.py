@@ -1,4 +1,4 @@
-"""Where the runtime does not bear what a lossy pass made, the part at fault stays as it was.
+"""The part of a lossy pass that the runtime does not bear stays as it was.
 
 The runtime's faults are scripted: what this version of ONNX Runtime refuses another may run.
 """

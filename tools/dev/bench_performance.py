@@ -303,7 +303,7 @@ def key_of(step: Step) -> str:
 def regressions(
     found: Mapping[Step, Figure], stored: Mapping[str, Mapping[str, float]]
 ) -> list[str]:
-    """What got worse beyond noise; a step that the baseline lacks counts, too."""
+    """Steps that got worse beyond noise, and those that the baseline lacks."""
     worse = []
     for step, figure in found.items():
         if not step.is_ours:

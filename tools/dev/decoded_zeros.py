@@ -98,7 +98,7 @@ def weights_of_file(path: Path) -> dict[str, tuple[NDArray[Any], int]]:
 
 
 def _code_of_zero(scope: _Scope, node: Any, index: int) -> Any:
-    """What stands for zero in an operator's integer weight; None for 0."""
+    """Integer that stands for zero in an operator's weight; None for 0."""
     key = (node.op_type, index)
     zero_point = ZERO_POINTS.get(key)
     if zero_point is None:

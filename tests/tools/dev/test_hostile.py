@@ -19,7 +19,7 @@ REFUSAL = Outcome(3, "", "error: m.onnx: is empty\n  fix: fetch it again\n", 0.1
 
 
 def run(script: str, *options: str, folder: Path) -> str:
-    """What a script prints; it must succeed."""
+    """Output of a script, which must succeed."""
     done = subprocess.run(
         [sys.executable, str(DEV / script), *options],
         capture_output=True,
