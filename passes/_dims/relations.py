@@ -165,6 +165,20 @@ class Relations:
         younger = max(a, b)
         self._parent[younger] = older
 
+    def aligned(
+        self, value: ir.Value, axis: int, other: ir.Value, other_axis: int
+    ) -> None:
+        """State `same` of axes of two tensors that are computed with element by element.
+
+        One of width 1 is broadcast. Other widths that differ are equal when the model runs: one
+        of them is open, and its probe size was not the right one. Both stay then.
+        """
+        self.same(value, axis, other, other_axis)
+        size = self.trace.shapes[value][axis]
+        other_size = self.trace.shapes[other][other_axis]
+        if 1 not in (size, other_size):
+            self._freeze_unequal(value, axis, other, other_axis)
+
     def summed(
         self, value: ir.Value, axis: int, other: ir.Value, other_axis: int
     ) -> None:
@@ -173,10 +187,14 @@ class Relations:
         Where the probe size of an open dim is not the right one, both stay.
         """
         self.same(value, axis, other, other_axis)
+        self._freeze_unequal(value, axis, other, other_axis)
+
+    def _freeze_unequal(
+        self, value: ir.Value, axis: int, other: ir.Value, other_axis: int
+    ) -> None:
         size = self.trace.shapes[value][axis]
-        other_size = self.trace.shapes[other][other_axis]
-        if size != other_size:
-            reason = "summed with an axis of open size"
+        if size != self.trace.shapes[other][other_axis]:
+            reason = "it goes with an axis of open size"
             self.freeze(value, axis, reason)
             self.freeze(other, other_axis, reason)
 

@@ -104,7 +104,7 @@ def last_axes(
 ) -> None:
     """Relate the last so many axes of two tensors."""
     for back in range(1, count + 1):
-        relations.same(source, -back, result, -back)
+        relations.aligned(source, -back, result, -back)
 
 
 @rule(*UNARY, *FIRST_INPUT)

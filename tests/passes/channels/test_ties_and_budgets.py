@@ -10,7 +10,7 @@ from onnx_opt.passes._base import NullContext
 from onnx_opt.passes._channels import pruning as pruning_module
 from onnx_opt.passes._channels.verify import Verdict
 from onnx_opt.passes._dims.table import RULES, UPDATES
-from onnx_opt.passes.prune_channels import PruneChannels
+from onnx_opt.passes.prune_channels import PruneChannels, channel_groups
 from sample_models import model_from
 
 TOWERS = (
@@ -251,3 +251,31 @@ def test_an_update_that_fails_costs_its_groups_alone(monkeypatch):
     assert outcome.changed == 12
     (reason,) = [d.reason for d in outcome.declined if d.where == "b:0"]
     assert "its update failed (IndexError: seeded)" in reason
+
+
+OPEN_AXES = {
+    "a bias down the batch": """
+open (float[?, 5] x, float[5, 1] v) => (float[?, ?] y)
+<int64[2] once = {1, 1}, float[4, 1] w>
+{
+    t = Tile (x, once)
+    y = Gemm (t, v, w)
+}
+""",
+    "a factor down the batch": """
+open (float[N, 5] x) => (float[?, ?] y)
+<float[4, 5] w, float[5, 3] v>
+{
+    t = Mul (x, w)
+    y = MatMul (t, v)
+}
+""",
+}
+
+
+@pytest.mark.parametrize("text", OPEN_AXES.values(), ids=OPEN_AXES)
+def test_a_constant_as_long_as_an_open_axis_keeps_its_length(text):
+    model = model_from(HEADER + text)
+    groups = channel_groups(ir.from_proto(model))
+    assert all(group.name != "w:0" for group in groups.groups)
+    assert "w:0" in [item.where for item in groups.frozen]
