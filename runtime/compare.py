@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,9 @@ from .. import CheckError
 
 Outputs = Mapping[str, NDArray[Any]]
 
+_QUANTITIES = "fcV"
+"""Kinds of numpy's types whose differences mean something; V is bfloat16."""
+
 
 @dataclass(frozen=True)
 class Drift:
@@ -21,8 +25,8 @@ class Drift:
 
     sqnr_db: 10 log10(sum y^2 / sum (y - y')^2), in dB; inf when identical. cosine: of all values as
     one vector; 1 when identical. max_abs, max_rel: largest |y - y'| and |y - y'| / |y| (y not 0).
-    top1_agreement: fraction of rows with the same argmax on the last axis, None where that means
-    nothing. nonfinite: positions where y is finite and y' not.
+    top1_agreement: fraction of rows with the same argmax on the last axis, or of equal labels, None
+    where that means nothing. nonfinite: positions where y is finite and y' not.
     """
 
     sqnr_db: float
@@ -70,12 +74,19 @@ class _Sums:
         self.rows = 0
         self.agreeing = 0
         self.nonfinite = 0
+        self.is_measured = True
+        """Its values are quantities: not labels, indices, truth values or texts."""
 
     def update(self, reference: NDArray[Any], got: NDArray[Any]) -> None:
+        self.is_measured = reference.dtype.kind in _QUANTITIES
+        same_choice: NDArray[Any] | None = None
         if _has_classes(reference):
-            same_class = reference.argmax(-1) == got.argmax(-1)
-            self.rows += same_class.size
-            self.agreeing += int(np.sum(same_class))
+            same_choice = reference.argmax(-1) == got.argmax(-1)
+        elif not self.is_measured and _has_labels(reference):
+            same_choice = np.asarray(reference == got)
+        if same_choice is not None:
+            self.rows += same_choice.size
+            self.agreeing += int(np.sum(same_choice))
         y, z = _numbers(reference, got)
         with np.errstate(invalid="ignore", over="ignore"):
             same = (y == z) | (np.isnan(y) & np.isnan(z))
@@ -192,11 +203,31 @@ class DriftMeter:
         return {name: sums.drift() for name, sums in self._sums.items()}
 
     def overall(self) -> Drift:
-        """Drift of all outputs together: sums added, worst maxima."""
-        total = _Sums()
-        for sums in self._sums.values():
-            total.add(sums)
-        return total.drift()
+        """Drift of all outputs together: sums added, worst maxima.
+
+        SQNR and cosine are of quantities alone, unless these do not differ or there are none: the
+        numbers of classes would outweigh them, and say nothing by their size. The agreement is of
+        all outputs.
+        """
+        total = _sum_of(self._sums.values())
+        measured = _sum_of(each for each in self._sums.values() if each.is_measured)
+        if measured.noise == 0:
+            return total.drift()
+        drift = measured.drift()
+        return dataclasses.replace(
+            drift,
+            max_abs=total.max_abs,
+            max_rel=total.max_rel,
+            top1_agreement=total.drift().top1_agreement,
+            nonfinite=total.nonfinite,
+        )
+
+
+def _sum_of(parts: Iterable[_Sums]) -> _Sums:
+    total = _Sums()
+    for part in parts:
+        total.add(part)
+    return total
 
 
 def _has_classes(output: NDArray[Any]) -> bool:
@@ -205,6 +236,11 @@ def _has_classes(output: NDArray[Any]) -> bool:
     if output.dtype.kind not in "fV" or output.ndim < 2:
         return False
     return output.shape[-1] > 1 and output.size > 0
+
+
+def _has_labels(output: NDArray[Any]) -> bool:
+    """Return whether an output that is no quantity holds one label a row."""
+    return output.ndim == 1 or (output.ndim == 2 and output.shape[1] == 1)
 
 
 def _numbers(

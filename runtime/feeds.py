@@ -262,7 +262,7 @@ def _from_text(
 ) -> Feeds:
     path = Path(text)
     if path.is_dir():
-        folder = folders.open_folder(path, [i.name for i in inputs])
+        folder = folders.open_folder(path, inputs)
         return Feeds(folder.batches, inputs, path.name, folder.numbered)
     if path.suffix in (".npz", ".npy"):
         return _from_arrays(arrays_module.open_file(path), inputs, path.name)

@@ -23,12 +23,14 @@ class MetricScore(NamedTuple):
     """A metric over labelled data.
 
     `hits`: of each row, whether it is right, (N,) booleans; None where the metric is no share of
-    rows. `classes`: how many a row is told from; 0 where that is not known.
+    rows. `classes`: how many a row is told from; 0 where that is not known. `strangers`: labels and
+    predictions of which none is among the other, as words; "" where some are.
     """
 
     value: float
     hits: NDArray[np.bool_] | None = None
     classes: int = 0
+    strangers: str = ""
 
 
 _IGNORED_LABEL = -100
@@ -155,9 +157,13 @@ def _top(k: int) -> Callable[[Iterable[Pair]], MetricScore]:
     def score(pairs: Iterable[Pair]) -> MetricScore:
         parts = []
         classes = 0
+        predicted: set[Any] = set()
+        wanted: set[Any] = set()
         for outputs, labels in pairs:
             if k == 1 and _are_labels(outputs[0]):
                 parts.append(_equal_labels(outputs[0], labels, name))
+                predicted.update(np.unique(outputs[0]).tolist())
+                wanted.update(np.unique(labels).tolist())
                 continue
             scores, truth = _scores_and_classes(outputs, labels, name)
             before = _ranked_before(scores, truth)
@@ -165,9 +171,21 @@ def _top(k: int) -> Callable[[Iterable[Pair]], MetricScore]:
             classes = scores.shape[1]
         hits = np.concatenate(parts) if parts else np.zeros(0, bool)
         total = _at_least_one(len(hits), name)
-        return MetricScore(int(np.sum(hits)) / total, hits, classes)
+        strangers = ""
+        if predicted and predicted.isdisjoint(wanted):
+            strangers = f"labels are {_few(wanted)}, predictions {_few(predicted)}"
+        return MetricScore(int(np.sum(hits)) / total, hits, classes, strangers)
 
     return score
+
+
+def _few(values: set[Any], most: int = 5) -> str:
+    """Some values, for people."""
+    words = [str(value) for value in sorted(values, key=str)]
+    shown = words[:most]
+    if len(words) > most:
+        shown.append("…")
+    return ", ".join(shown)
 
 
 def _are_labels(output: NDArray[Any]) -> bool:

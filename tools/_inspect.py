@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from .. import OnnxOptError
+from .. import OnnxOptError, UsageError
 from ..frontends.onnx_file import load
 from ..passes._core.context import NullContext
 from ..passes._core.contract import Pass
@@ -191,6 +191,9 @@ def trial(kind: type[Pass], model: ir.Model) -> dict[str, Any]:
     try:
         # a clone: every pass starts from the model as it is
         outcome = kind().run(model.clone(), NullContext())
+    except UsageError as error:
+        # of a default pass: it asks for data, which inspect has not
+        found["error"] = f"needs --data: {error.problem}"
     except OnnxOptError as error:
         found["error"] = f"{error.where}: {error.problem}"
     except Exception as error:

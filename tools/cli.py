@@ -228,6 +228,10 @@ def _click_words(error: click.ClickException) -> tuple[str, str, str]:
         extra = re.search(r"unexpected extra argument \((\S+)\)", message)
         if extra is not None and _is_pass(extra[1]):
             help_text = f"write --passes {extra[1]}"
+        elif extra is not None and Path(extra[1]).exists():
+            help_text = (
+                "compare models by onnx-opt verify A B, or time them by bench A B"
+            )
         return "usage", message, help_text
     # before BadParameter, of which it is a kind
     if isinstance(error, click.MissingParameter):

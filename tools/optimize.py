@@ -126,10 +126,26 @@ def _check_settings(settings: RunSettings) -> None:
         raise UsageError(
             "--max-drop", "needs a metric", "give --metric, for example --metric top1"
         )
+    _check_budgets(settings)
     # Python callers are not held to the type
     if settings.verify not in ("auto", "always", "never"):
         raise UsageError(
             "--verify",
             f"'{settings.verify}' is not one of auto, always, never",
             "choose one of them",
+        )
+
+
+def _check_budgets(settings: RunSettings) -> None:
+    budgets = {"--max-drop": settings.max_drop, "--min-sqnr": settings.min_sqnr}
+    for option, value in budgets.items():
+        if value is not None and not isinstance(value, (int, float)):
+            raise UsageError(option, f"{value!r} is no number", "give a number")
+    drop = settings.max_drop
+    is_share = settings.metric in ("top1", "top5")
+    if drop is not None and is_share and drop >= 1:
+        raise UsageError(
+            "--max-drop",
+            f"{drop:g} allows everything: {settings.metric} lies between 0 and 1",
+            f"write --max-drop {drop / 100:g} for {drop:g} points of a hundred",
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from ... import RefusedError
 from ..presets import PRESETS, SPEC
+from ..session import TensorInfo
 from .images import ImageFolder
 
 
@@ -22,11 +23,13 @@ class Folder(NamedTuple):
     numbered: int = 0
 
 
-def open_folder(path: Path, names: list[str]) -> Folder:
+def open_folder(path: Path, inputs: Sequence[TensorInfo]) -> Folder:
     """Open a folder of either kind.
 
-    `names`: of the model's inputs. Errors: RefusedError for an unknown or empty folder.
+    `inputs`: of the model. Errors: RefusedError for an unknown or empty folder, and for images of
+    another size than the model takes.
     """
+    names = [info.name for info in inputs]
     sets = sorted(path.glob("test_data_set_*"), key=_number)
     if not sets and path.name.startswith("test_data_set_"):
         sets = [path]
@@ -34,6 +37,8 @@ def open_folder(path: Path, names: list[str]) -> Folder:
         return Folder(lambda: (_test_data(folder, names) for folder in sets))
     if (path / SPEC).is_file():
         images = ImageFolder.open(path)
+        if len(inputs) == 1:
+            images.preprocess.check_size(inputs[0])
         return Folder(lambda: images.batches(names), images.numbered)
     raise RefusedError(
         f"data {path}",

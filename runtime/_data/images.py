@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from ... import RefusedError
 from ...passes._core.nearest import did_you_mean
 from ..presets import SPEC
+from ..session import TensorInfo
 from .classes import class_numbers
 
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff"}
@@ -61,6 +62,20 @@ class Preprocess:
         if self.layout == "NCHW":
             sample = sample.transpose(2, 0, 1)
         return np.ascontiguousarray(sample)
+
+    def check_size(self, info: TensorInfo) -> None:
+        """Compare with an input's shape. Errors: RefusedError where it fixes another size."""
+        first = 2 if self.layout == "NCHW" else 1
+        sides = info.shape[first : first + 2]
+        # another rank or order of axes is told when the first image is fed
+        if len(info.shape) != 4 or not all(isinstance(side, int) for side in sides):
+            return
+        if tuple(sides) != self.size:
+            raise RefusedError(
+                f"{SPEC}.size",
+                f"{list(self.size)}; the model's input '{info.name}' takes {list(sides)}",
+                f"write size = {list(sides)}",
+            )
 
     def _resized(self, image: Any) -> Any:
         """Resize a Pillow image to `size`: stretched, or by its shorter side and cropped."""

@@ -101,8 +101,8 @@ class Table:
         # a column of scalars feeds (B, 1) as well as (B,)
         if array.ndim == 1 and len(info.shape) == 2:
             array = array[:, None]
-        # whole numbers in a file are numbers all the same
-        if array.dtype.kind in "iub" and info.dtype in ("float32", "float64"):
+        # numbers in a text have no type of their own
+        if array.dtype.kind in "iubf" and info.dtype in ("float32", "float64"):
             array = array.astype(info.dtype)
         return array
 
@@ -181,9 +181,11 @@ def _matched(
     if len(inputs) == 1 and inputs[0].name not in names:
         return {inputs[0].name: _features(where, names, inputs[0])}
     columns: dict[str, list[str]] = {}
+    taken = {info.name for info in inputs}
+    free = [name for name in names if name not in taken]
     for info in inputs:
         if info.name not in names:
-            near = difflib.get_close_matches(info.name, names, 1, 0.4)
+            near = difflib.get_close_matches(info.name, free, 1, 0.4)
             fix = f"its columns are {', '.join(names)}"
             if near:
                 fix = f"rename '{near[0]}' to '{info.name}'"

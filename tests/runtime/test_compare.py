@@ -111,3 +111,26 @@ def test_json_has_no_infinity():
         ]
         is None
     )
+
+
+def test_labels_are_judged_by_their_agreement_and_not_by_their_numbers():
+    meter = DriftMeter()
+    scores = np.array([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 0.0]])
+    labels = np.array([1001, 1002, 1001, 1001])
+    got = {"label": np.array([1001, 1001, 1001, 1001]), "scores": scores * 0.5}
+    meter.update({"label": labels, "scores": scores}, got)
+    overall = meter.overall()
+    assert overall.sqnr_db == pytest.approx(10 * np.log10(4))
+    # three of four labels, and four of four rows of scores
+    assert overall.top1_agreement == 7 / 8
+    assert overall.max_abs == 1.0
+    assert meter.per_output()["label"].top1_agreement == 0.75
+
+
+def test_labels_alone_that_differ_are_a_drift():
+    meter = DriftMeter()
+    scores = np.ones((2, 2))
+    got = {"label": np.array([1, 2]), "scores": scores}
+    meter.update({"label": np.array([1, 1]), "scores": scores}, got)
+    assert not meter.overall().identical
+    assert np.isfinite(meter.overall().sqnr_db)

@@ -149,3 +149,11 @@ def test_classes_in_the_spec_are_names(tmp_path):
     folder = folder_of(tmp_path, "size = 4\nclasses = [1, 2]")
     with pytest.raises(RefusedError, match="is not a list of names"):
         open_feeds(folder, NCHW)
+
+
+def test_a_size_that_the_model_does_not_take_is_told_by_the_spec(tmp_path):
+    folder = folder_of(tmp_path, "size = 8")
+    with pytest.raises(RefusedError) as error:
+        open_feeds(folder, NCHW)
+    assert error.value.where == "preprocess.toml.size"
+    assert error.value.fix == "write size = [4, 4]"

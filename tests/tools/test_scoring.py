@@ -123,3 +123,35 @@ def test_a_drop_beyond_the_budget_tells_its_interval(model):
 def test_an_output_needs_a_metric(model):
     with pytest.raises(UsageError, match="--metric-output: needs a metric"):
         onnx_opt.optimize(model, "simplify", metric_output="y")
+
+
+LABELLER = """
+<ir_version: 10, opset_import: ["" : 21]>
+label (float[N, 8] x) => (int64[N] y)
+{
+    y = ArgMax <axis = 1, keepdims = 0> (x)
+}
+"""
+
+
+def test_labels_of_another_numbering_are_refused(tmp_path):
+    path = tmp_path / "model.onnx"
+    onnx.save(onnx.parser.parse_model(LABELLER), path)
+    data = labelled(16)
+    onnx_opt.optimize(path, "simplify", data=data, metric="top1", bench=False)
+    others = {**data, "labels": data["labels"] + 100}
+    with pytest.raises(RefusedError, match=r"labels are 10\d.*, predictions 0, 1"):
+        onnx_opt.optimize(path, "simplify", data=others, metric="top1", bench=False)
+
+
+@pytest.mark.parametrize(
+    ("budget", "problem"),
+    [
+        ({"max_drop": 5}, "5 allows everything: top1 lies between 0 and 1"),
+        ({"max_drop": "1%"}, "'1%' is no number"),
+        ({"min_sqnr": "30"}, "'30' is no number"),
+    ],
+)
+def test_budgets_that_nothing_can_miss(model, budget, problem):
+    with pytest.raises(UsageError, match=problem):
+        run(model, labelled(16), **budget)

@@ -85,6 +85,12 @@ def baseline_of(
     Errors: RefusedError where it is no better than guessing, if it `must_know` better.
     """
     found = run_metric.score(path)
+    if must_know and found.strangers:
+        raise RefusedError(
+            f"metric {run_metric.metric.name}",
+            f"no label is one that the model predicts: {found.strangers}",
+            "give labels as the model's output has them",
+        )
     if must_know and is_chance(found):
         hits = found.hits
         assert hits is not None

@@ -72,7 +72,7 @@ def _written(folder: Path, preset: str, force: bool) -> Path:
         )
     path = folder / SPEC
     if path.exists() and not force:
-        raise RefusedError(
+        raise UsageError(
             str(path), "is there already", "edit it, or pass --force to write over it"
         )
     path.write_text(PRESETS[preset], encoding="utf-8")

@@ -62,6 +62,8 @@ def command(
         emit_json(facts)
         return
     click.echo(f"{chosen.name} {found.value:.6g}")
+    if found.strangers:
+        say(f"warning: no label is one that the model predicts: {found.strangers}")
     if is_chance(found):
         say(
             f"warning: as a guess among {found.classes} classes would be: are labels numbered as "

@@ -190,13 +190,21 @@ def pass_parts(passes: list[dict[str, Any]], verbosity: int) -> list[Any]:
         right=("would change",),
     )
     for item in passes:
-        changed = "failed" if item["error"] else str(item["changed"])
+        changed = _changes_in_words(item)
         reasons = item["error"] or declined_summary(item["declined"], most=4)
         table.add_row(markup_safe(item["pass"]), changed, markup_safe(reasons))
     if verbosity <= 0:
         return [table]
     details = [declined_table(item["pass"], item["declined"]) for item in passes]
     return [table, *details]
+
+
+def _changes_in_words(item: dict[str, Any]) -> str:
+    """Number of changes that a pass would make, or why it made none."""
+    error = item["error"]
+    if not error:
+        return str(item["changed"])
+    return "needs --data" if error.startswith("needs --data") else "failed"
 
 
 def group_parts(facts: dict[str, Any], verbosity: int) -> list[Any]:
