@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Literal
 
 import onnx
@@ -24,25 +23,32 @@ def optimized_nodes(session: Session) -> list[KernelNode]:
 
     Errors: RemoteError, WorkerDied.
     """
-    return [_kernel(node) for node in _nodes(session, "all")]
+    (nodes,) = _nodes(session, ["all"])
+    return [_kernel(node) for node in nodes]
 
 
 def optimized_counts(
-    session: Session, levels: Iterable[Level] = LEVELS
+    session: Session, levels: Sequence[Level] = LEVELS
 ) -> dict[Level, int]:
     """Count the nodes of the optimized graph, those of subgraphs included, at each level.
 
     Errors: RemoteError, WorkerDied.
     """
-    return {level: len(_nodes(session, level)) for level in levels}
+    counts = map(len, _nodes(session, levels))
+    return dict(zip(levels, counts, strict=True))
 
 
-def _nodes(session: Session, level: Level) -> list[onnx.NodeProto]:
+def _nodes(session: Session, levels: Sequence[Level]) -> list[list[onnx.NodeProto]]:
+    """Nodes of the optimized graph at each of the levels."""
     with scratch_folder() as folder:
-        path = Path(folder, "optimized.onnx")
-        session.write_optimized(path, level)
-        # its weights are in a file beside it, which nobody reads
-        model = onnx.load(path, load_external_data=False)
+        paths = {level: folder / f"{level}.onnx" for level in levels}
+        session.write_optimized(paths)
+        # the weights are in a file beside them, which nobody reads
+        models = [onnx.load(path, load_external_data=False) for path in paths.values()]
+    return [_nodes_of(model) for model in models]
+
+
+def _nodes_of(model: onnx.ModelProto) -> list[onnx.NodeProto]:
     nodes: list[onnx.NodeProto] = []
     pending = [model.graph]
     while pending:

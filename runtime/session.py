@@ -123,15 +123,10 @@ class Session:
             ) from None
         return outputs
 
-    def write_optimized(self, path: Path, level: str) -> None:
-        """Write ONNX Runtime's optimized graph: that of one level of `optimized.LEVELS`."""
-        self.worker.call(
-            "write_optimized",
-            str(self.path),
-            self._providers(),
-            level,
-            str(path),
-        )
+    def write_optimized(self, paths: Mapping[str, Path]) -> None:
+        """Write ONNX Runtime's optimized graph: to a file for each level of `optimized.LEVELS`."""
+        files = {level: str(path) for level, path in paths.items()}
+        self.worker.call("write_optimized", str(self.path), self._providers(), files)
 
     def close(self) -> None:
         """Free the session in the child."""

@@ -50,18 +50,54 @@ def infer_types(model: ir.Model, data_prop: bool) -> bool:
         )
     except FAILURES:
         return False
-    inferred = ir.from_proto(proto)
-    assert isinstance(inferred, ir.Model)
-    # by name: inference keeps names and may add values
-    for ours, theirs in zip(model.graphs(), inferred.graphs(), strict=True):
-        found = {value.name: value for value in _values(theirs)}
+    for ours, theirs in _pairs(model.graph, proto.graph):
+        # by name: inference keeps names and may add values
+        found = {info.name: info.type for info in _declarations(theirs)}
         for value in _values(ours):
-            other = found.get(value.name)
-            if other is not None:
-                # what onnx does not find stays as it was
-                value.type = other.type or value.type
-                value.shape = other.shape or value.shape
+            if value.name in found:
+                _take(value, found[value.name])
     return True
+
+
+def _pairs(
+    graph: ir.Graph, proto: onnx.GraphProto
+) -> Iterator[tuple[ir.Graph, onnx.GraphProto]]:
+    """A graph and every one within it, each with its form in protobuf; nodes in the same order."""
+    waiting = [(graph, proto)]
+    while waiting:
+        ours, theirs = waiting.pop()
+        yield ours, theirs
+        for node, other in zip(ours, theirs.node, strict=True):
+            # most hold none, and there are many
+            if node.attributes:
+                waiting.extend(_inner_pairs(node, other))
+
+
+def _inner_pairs(
+    node: ir.Node, proto: onnx.NodeProto
+) -> Iterator[tuple[ir.Graph, onnx.GraphProto]]:
+    for attribute in proto.attribute:
+        ours = node.attributes[attribute.name]
+        if attribute.type == onnx.AttributeProto.GRAPH:
+            yield ours.as_graph(), attribute.g
+        elif attribute.type == onnx.AttributeProto.GRAPHS:
+            yield from zip(ours.as_graphs(), attribute.graphs, strict=True)
+
+
+def _declarations(graph: onnx.GraphProto) -> Iterator[onnx.ValueInfoProto]:
+    yield from graph.input
+    yield from graph.value_info
+    yield from graph.output
+
+
+def _take(value: ir.Value, proto: onnx.TypeProto) -> None:
+    """Give a value the type and the shape that onnx found; what it did not find stays."""
+    type_ = ir.serde.deserialize_type_proto_for_type(proto)
+    shape = ir.serde.deserialize_type_proto_for_shape(proto)
+    value.type = type_ or value.type
+    # that of a scalar is empty, which is false
+    if shape is not None:
+        value.shape = shape
 
 
 def is_invented(name: str | None) -> bool:

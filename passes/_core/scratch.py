@@ -34,9 +34,8 @@ Chosen by hand; not measured.
 
 @contextlib.contextmanager
 def scratch_folder() -> Iterator[Path]:
-    """A folder for files of a run, gone with it; those that killed runs left go first."""
+    """Provide a folder for files of a run, gone with it."""
     parent = Path(tempfile.gettempdir())
-    _remove_dead_folders(parent)
     while True:
         folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent))
         try:
@@ -153,7 +152,9 @@ def _is_at(path: Path, descriptor: int) -> bool:
         return False
 
 
-def _remove_dead_folders(parent: Path) -> None:
+def remove_dead_folders() -> None:
+    """Remove the scratch folders that killed runs left."""
+    parent = Path(tempfile.gettempdir())
     for mark in parent.glob(f"{PREFIX}*/{MARK}"):
         # in /tmp anyone may put a link of such a name
         if mark.parent.is_symlink():

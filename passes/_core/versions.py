@@ -60,6 +60,11 @@ def lower_versions(model: ir.Model) -> bool:
     return least < version
 
 
+def lowers_opset(model: ir.Model) -> bool:
+    """True if the opset can be lowered; IR versions alone change no kernel."""
+    return least_opset(model) < model.opset_imports.get("", 0)
+
+
 def least_opset(model: ir.Model) -> int:
     """The lowest opset, 13 or above, at which every standard node keeps its meaning."""
     version = model.opset_imports.get("", 0)

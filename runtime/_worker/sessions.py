@@ -154,8 +154,13 @@ _LEVELS = {
 """Levels of ONNX Runtime's graph optimizations, by their names in its documentation."""
 
 
-def write_optimized(path: str, providers: Providers, level: str, out: str) -> None:
-    """Have ONNX Runtime write its optimized graph to `out`, and the weights beside it."""
+def write_optimized(path: str, providers: Providers, files: Mapping[str, str]) -> None:
+    """Have ONNX Runtime write its optimized graph of each level, and the weights beside it."""
+    for level, out in files.items():
+        _write_optimized(path, providers, level, out)
+
+
+def _write_optimized(path: str, providers: Providers, level: str, out: str) -> None:
     import onnxruntime as ort
 
     # nothing is run: starting threads would take longer than the rest

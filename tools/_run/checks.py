@@ -183,7 +183,11 @@ def validity_of(model: ir.Model) -> Validity:
         # a graph that cannot be serialized passes neither check
         problem = first_line(error)
         return Validity(problem, problem)
-    return Validity(_complaint(proto, full=False), _complaint(proto, full=True))
+    inference = _complaint(proto, full=True)
+    # inference checks the same first, and more
+    if inference is None:
+        return Validity(None, None)
+    return Validity(_complaint(proto, full=False), inference)
 
 
 def stripped(model: ir.Model) -> ir.Model:

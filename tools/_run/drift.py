@@ -91,7 +91,11 @@ class Reference:
     def outputs(self, path: Path, optimize: bool = True) -> Outputs:
         """Outputs of the model at `path`. Errors: RefusedError, WorkerDied, RemoteError."""
         with self.opened(path, optimize) as session:
-            return [session.run(feeds) for feeds in self.batches]
+            return self.outputs_of(session)
+
+    def outputs_of(self, session: Session) -> Outputs:
+        """Outputs of a session's model. Errors: WorkerDied, RemoteError."""
+        return [session.run(feeds) for feeds in self.batches]
 
     def noise_of(self, path: Path, outputs: Outputs) -> dict[str, Drift]:
         """Drift, per output, of a model's `outputs` from its own without graph optimizations.

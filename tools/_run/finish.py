@@ -14,7 +14,7 @@ from ... import CheckError
 from ...frontends.onnx_file import load, save
 from ...passes._core.requirements import Requirements, requirements_of
 from ...passes._core.stats import model_macs
-from ...passes._core.versions import LeastVersions
+from ...passes._core.versions import LeastVersions, lower_versions, lowers_opset
 from ...runtime.bench import PairedLatency
 from ...runtime.compare import Drift
 from ...runtime.session import Session, open_session
@@ -132,6 +132,10 @@ def _with_least_versions(
     model = checked.model
     # kernels differ from opset to opset, and only a run shows that they are there
     if verifier.reference is None:
+        return model
+    # most models have little to lower, and a clone is not free
+    if not lowers_opset(model):
+        lower_versions(model)
         return model
     before = model.clone()
     lowering = LeastVersions()

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...passes._core.scratch import scratch_folder
+from ...passes._core.scratch import remove_dead_folders, scratch_folder
 from ...runtime.worker import Worker
 from ...runtime.worker_pool import pool
 from .settings import ProgressBar, RunSettings
@@ -54,6 +54,7 @@ class Run:
 @contextlib.contextmanager
 def open_run(settings: RunSettings) -> Iterator[Run]:
     """Provide the resources of a run; leaving frees what the worker holds, and the folder."""
+    remove_dead_folders()
     # no process is started before the first model is run
     with (
         pool().borrowed() as worker,

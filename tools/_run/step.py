@@ -107,8 +107,9 @@ def run_step(
 
     def judge(model: ir.Model, outcome: PassOutcome) -> Verification | None:
         # before the costly part
-        if is_worth is not None and not is_worth(before, model):
-            return None
+        if is_worth is not None:
+            if not outcome.changed or not is_worth(before, model):
+                return None
         is_counted = outcome.changed > 0 and not is_foreign
         return verifier.verify(model, pass_.effect, baseline, is_counted)
 
@@ -137,6 +138,10 @@ def run_step(
         drift=None if verification.drift is None else as_figures(verification.drift),
     )
     is_lossy = pass_.effect == "lossy" and outcome.changed > 0
+    # they were not counted again where nothing changed
+    counts = verification.counts if outcome.changed else checked.counts
+    if is_foreign:
+        counts = None
     stages = checked.stages
     if run.settings.explain_loss and is_lossy:
         stages = _with_stage(stages, pass_, before, attempt.model, attempt.float_form)
@@ -145,7 +150,7 @@ def run_step(
         verification.outputs,
         (*checked.steps, step),
         stages,
-        None if is_foreign else verification.counts,
+        counts,
         checked.is_exact and not is_lossy,
     )
 

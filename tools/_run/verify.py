@@ -18,7 +18,7 @@ from ...passes._core.ops import HALF_FLOATS
 from ...passes._core.outcome import Effect
 from ...runtime.compare import Drift
 from ...runtime.optimized import LEVELS, Level, optimized_counts
-from ...runtime.session import LoadRefused
+from ...runtime.session import LoadRefused, Session
 from ...runtime.worker import LimitExceeded, RemoteError, WorkerDied
 from .bisection import Problem
 from .checks import interface_of, validity_of
@@ -112,7 +112,7 @@ class Verifier:
             return Verification()
         is_exact = effect != "lossy"
         try:
-            outputs = self.outputs_of(model)
+            outputs, counts = self._runs_of(model, is_exact and is_counted)
             drift = self.reference.from_original(
                 outputs, is_exact and baseline.is_exact
             )
@@ -135,7 +135,6 @@ class Verifier:
             return Verification(None, drift, outputs)
         if not is_counted:
             return Verification(None, drift, outputs, baseline.known_counts)
-        counts = self.counts_of(model)
         return Verification(_lost_fusions(baseline, counts), drift, outputs, counts)
 
     @contextlib.contextmanager
@@ -156,17 +155,26 @@ class Verifier:
         """Nodes of ONNX Runtime's optimized graph; None where nothing is run, or it cannot say."""
         if self.reference is None:
             return None
-        nodes = sum(len(graph) for graph in graphs_of(model))
-        levels: Sequence[Level] = ("extended",) if nodes > LARGE_GRAPH else LEVELS
         try:
             with (
                 self.file_of(model) as path,
                 self.reference.opened(path) as session,
             ):
-                return optimized_counts(session, levels)
+                return _counts(session, model)
         except OnnxOptError:
-            # some optimized graphs cannot be written, of models that run all the same
             return None
+
+    def _runs_of(
+        self, model: ir.Model, is_counted: bool
+    ) -> tuple[Outputs, Counts | None]:
+        """Outputs and counts of a model, of one file and one session."""
+        assert self.reference is not None
+        with (
+            self.file_of(model) as path,
+            self.reference.opened(path) as session,
+        ):
+            outputs = self.reference.outputs_of(session)
+            return outputs, _counts(session, model) if is_counted else None
 
     def inexact(
         self, model: ir.Model, baseline: Baseline, outputs: Outputs
@@ -179,6 +187,16 @@ class Verifier:
             return None
         # the model's own noise takes another run: measured only where it matters
         return inexact(baseline.outputs, outputs, tolerance, baseline.noise)
+
+
+def _counts(session: Session, model: ir.Model) -> Counts | None:
+    nodes = sum(len(graph) for graph in graphs_of(model))
+    levels: Sequence[Level] = ("extended",) if nodes > LARGE_GRAPH else LEVELS
+    try:
+        return optimized_counts(session, levels)
+    except OnnxOptError:
+        # some optimized graphs cannot be written, of models that run all the same
+        return None
 
 
 def _lost_fusions(baseline: Baseline, counts: Counts | None) -> Problem | None:

@@ -30,7 +30,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 from onnx_opt.frontends.onnx_file import check_output, load
-from onnx_opt.passes._core.scratch import scratch_folder
+from onnx_opt.passes._core.scratch import remove_dead_folders
 from onnx_opt.tools.cli import main as command_line
 from onnx_opt.tools.optimize import optimize
 
@@ -170,8 +170,7 @@ class Trial:
         """Do what every run does at its beginning."""
         check_output(self.out)
         tempfile.tempdir = str(self.folder / "tmp")
-        with scratch_folder():
-            pass
+        remove_dead_folders()
 
     def _left(self) -> list[str]:
         """Files that were not there before, and are none of the output's."""
