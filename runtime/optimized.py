@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Literal
 
 import onnx
@@ -41,7 +42,7 @@ def optimized_counts(
 def _nodes(session: Session, levels: Sequence[Level]) -> list[list[onnx.NodeProto]]:
     """Nodes of the optimized graph at each of the levels."""
     with scratch_folder() as folder:
-        paths = {level: folder / f"{level}.onnx" for level in levels}
+        paths: dict[str, Path] = {each: folder / f"{each}.onnx" for each in levels}
         session.write_optimized(paths)
         # the weights are in a file beside them, which nobody reads
         models = [onnx.load(path, load_external_data=False) for path in paths.values()]
