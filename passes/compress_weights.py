@@ -16,12 +16,10 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from ._base import Context, Declined, Effect, Option, Pass, PassOutcome
-from ._core.chains import chain_of
 from ._core.channel_layout import Layout
-from ._core.graph import Names, become, graphs_of, input_of
+from ._core.graph import Names, become
 from ._core.lazy import DerivedTensor, blocks
 from ._core.notes import drop_notes
-from ._core.ops import is_standard
 from ._core.opset import raise_opset
 from ._core.patterns import (
     Part,
@@ -31,6 +29,7 @@ from ._core.patterns import (
     weighted_names,
     weighted_parts,
 )
+from ._core.tables import tables_of
 from ._core.weight_axes import NoAxisError, input_axis
 from ._core.weights import Weight, weights_of
 from ._quant.blocked import DTYPES, LEVELS, best_scales
@@ -159,7 +158,7 @@ class CompressWeights(Pass):
 
     def _chosen(self, model: ir.Model) -> tuple[list[Weight], list[Declined]]:
         """The weights to store, and the reason for each other one."""
-        tables = _tables(model)
+        tables = tables_of(model)
         found, declined = weights_of(model, tables)
         weights = {weight.value for weight in found}
         found += [table for value, table in tables.items() if value not in weights]
@@ -253,39 +252,6 @@ class CompressWeights(Pass):
         unpacker.cast(stored, self.encoding)
         unpacker.scale(scales[:, None])
         unpacker.reshape()
-
-
-def _tables(model: ir.Model) -> dict[ir.Value, Weight]:
-    """Initializers from which Gather takes whole rows."""
-    found: dict[ir.Value, Weight] = {}
-    for graph in graphs_of(model):
-        for node in graph:
-            if not is_standard(node, "Gather"):
-                continue
-            table = _table(node)
-            if table is not None and _is_table(table):
-                weight = found.setdefault(table, Weight(table))
-                weight.uses.append((node, 0))
-    return found
-
-
-def _table(node: ir.Node) -> ir.Value | None:
-    """The constant whose rows a Gather takes; None where it takes other slices."""
-    chain = chain_of(input_of(node, 0))
-    if chain is None or chain.transposes or node.attributes.get_int("axis", 0) != 0:
-        return None
-    return chain.source
-
-
-def _is_table(value: ir.Value) -> bool:
-    """True if a value is a float32 initializer with rows, which no caller can override."""
-    if not value.is_initializer() or value.is_graph_input():
-        return False
-    if value.dtype != ir.DataType.FLOAT:
-        return False
-    if value.shape is None:
-        return False
-    return len(value.shape) >= 2
 
 
 @dataclass(frozen=True)

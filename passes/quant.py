@@ -42,7 +42,7 @@ from ._core.patterns import (
 from ._core.provenance import FloatLayer, set_float_layer
 from ._core.targets import TARGETS, QuantRules
 from ._quant.calibrate import Calibration, Ranges, calibrate
-from ._quant.engine import Counts, Insertion
+from ._quant.engine import Counts, Insertion, StoredRows
 from ._quant.fp16.convert import touches_float
 from ._quant.grids import Grid
 from ._quant.inserter import forget_redundant
@@ -53,6 +53,7 @@ from ._quant.layers import QuantLayer
 from ._quant.plan import GraphPlan, PlanRequest, QuantPlan, plan
 from ._quant.prepare import drop_unused_initializers, mean_to_pool
 from ._quant.schemes import ENGINES, FORMS, EncodeOptions, is_integer_only
+from ._quant.tables import TablePlan, plan_tables, store_tables
 from ._quant.weight_codes import Storage
 from ._simplify.plain_weights import plain_weights
 from .gptq import Gptq
@@ -108,7 +109,8 @@ class Quant(Pass):
     `missed` (count of layers that it runs in float all the same), `offending_pairs` (count of
     weight pairs that may saturate on x86 CPUs without VNNI: 0 on targets that are to run on any
     CPU), `simplified`, `smoothed`, `rounded` (counts of what the passes changed that run inside:
-    exact rewrites, values whose channels were evened out, layers rounded by data), `notes` (count
+    exact rewrites, values whose channels were evened out, layers rounded by data), `tables` (count
+    of tables in 8 bits), `notes` (count
     of metadata entries and doc strings dropped).
 
     Source: Jacob et al., Quantization and Training of Neural Networks for Efficient
@@ -214,6 +216,12 @@ class Quant(Pass):
     )
     measure: bool = Option(
         True, "Put back to float what measures slower in 8-bit integers than in float."
+    )
+
+    tables: Literal["int8", "float"] = Option(
+        "int8",
+        "Tables that Gather takes rows from, as embeddings: 8 bits with a scale a "
+        "row, or float. Not of fp16.",
     )
 
     def __post_init__(self) -> None:
@@ -369,7 +377,7 @@ class Quant(Pass):
         request = self._request(rules, left_float, context)
         plain = plain_weights(model)
         planned = self._first_plan(plain, request, context)
-        if not planned.graphs:
+        if not planned.graphs and not self._planned_tables(plain).tables:
             return PassOutcome(declined=planned.declined)
         if plain is not model:
             become(model, plain)
@@ -378,8 +386,13 @@ class Quant(Pass):
         names = Names(model)
         outcome = PassOutcome()
         inner = _InnerReasons()
-        planned = self._prepared(model, planned, request, context, outcome, inner)
+        if planned.graphs:
+            planned = self._prepared(model, planned, request, context, outcome, inner)
+        else:
+            context.remember_float(model)
         names.take(model)
+        tables = self._planned_tables(model)
+        rows: dict[ir.Value, StoredRows] = {}
         for graph_plan in planned.graphs:
             self._insert(
                 model,
@@ -388,16 +401,39 @@ class Quant(Pass):
                 ranges,
                 names,
                 outcome,
+                tables,
+                rows,
             )
             for layer in graph_plan.layers:
                 layer.chain.remove_unread()
+        outcome.declined = planned.declined + inner.besides(planned.declined)
+        outcome.declined += _still_read(planned, tables)
+        self._store_tables(tables, names, rows, outcome)
         # float weights that integers have replaced
         drop_unused_initializers(all_graphs(model))
         refresh_shapes(model)
         forget_redundant(all_nodes(model))
-        outcome.declined = planned.declined + inner.besides(planned.declined)
-        outcome.declined += _still_read(planned)
         return outcome
+
+    def _planned_tables(self, model: ir.Model) -> TablePlan:
+        if self.tables == "float":
+            return TablePlan([], [])
+        return plan_tables(model, self.include, self.exclude)
+
+    def _store_tables(
+        self,
+        tables: TablePlan,
+        names: Names,
+        rows: dict[ir.Value, StoredRows],
+        outcome: PassOutcome,
+    ) -> None:
+        """Store tables in 8 bits; `rows`: codes that layers have stored, by the table."""
+        counts, declined = store_tables(tables, names, rows)
+        outcome.declined += tables.declined + declined
+        if not counts["tables"]:
+            return
+        _count(outcome, counts)
+        _count(outcome, {_stat_of(8): counts["weights"]})
 
     def _prepared(
         self,
@@ -562,8 +598,13 @@ class Quant(Pass):
         ranges: Ranges,
         names: Names,
         outcome: PassOutcome,
+        tables: TablePlan,
+        rows: dict[ir.Value, StoredRows],
     ) -> None:
-        """Write one graph's layers, engine by engine; calibration comes first."""
+        """Write one graph's layers, engine by engine; calibration comes first.
+
+        `rows`: filled with the tables that layers have stored.
+        """
         rules = request.rules
         placement = graph_plan.placement(rules)
         limited = graph_plan.limited(placement, rules)
@@ -586,6 +627,8 @@ class Quant(Pass):
             block=self.block,
             codes=codes,
             calibration=calibration,
+            tables={table.value for table in tables.tables},
+            rows=rows,
         )
         for engine in ENGINES:
             layers = graph_plan.engines.get(engine)
@@ -620,12 +663,18 @@ def _note_origins(planned: QuantPlan) -> None:
             set_float_layer(layer.node, FloatLayer(name, layer.name))
 
 
-def _still_read(planned: QuantPlan) -> list[Declined]:
-    """A reason for each weight that stays float beside its integers: something else reads it."""
+def _still_read(planned: QuantPlan, tables: TablePlan) -> list[Declined]:
+    """A reason for each weight that stays float beside its integers: something else reads it.
+
+    Tables are not among them.
+    """
+    stored = {table.value for table in tables.tables}
     found: dict[str, Declined] = {}
     for graph_plan in planned.graphs:
         for layer in graph_plan.layers:
             name = layer.weight.name or ""
+            if layer.weight in stored:
+                continue
             for user in layer.weight.consumers():
                 reason = (
                     f"{label(user)} reads it too, so it stays float: compress-weights stores it "
@@ -670,6 +719,6 @@ def _stat_of(width: int) -> str:
 
 def _count(outcome: PassOutcome, counts: Counts) -> None:
     """Add the counts of one engine's layers."""
-    outcome.changed += counts.get("layers", 0)
+    outcome.changed += counts.get("layers", 0) + counts.get("tables", 0)
     for key, count in counts.items():
         outcome.stats[key] = int(outcome.stats.get(key, 0)) + count

@@ -17,8 +17,8 @@ from .._core.chains import CHAIN_OPS
 from .._core.graph import label
 from .._core.linear import LINEAR_OPS
 from .._core.provenance import float_layer, set_float_layer
-from .engine import Counts, Insertion, LayerCase, needs_ranges
-from .inserter import Inserter, take_over
+from .engine import Counts, Insertion, LayerCase, StoredRows, needs_ranges
+from .inserter import Inserter, take_over, turned
 from .layers import WEIGHT_INPUT, QuantLayer
 from .weight_codes import Codes
 from .weights import Floats, transposed, wide_enough
@@ -61,12 +61,17 @@ def insert_dynamic(insertion: Insertion, layers: list[QuantLayer]) -> Counts:
         )
         key = (code, layer.channel_axis == 0)
         if key not in stored:
-            stored[key] = _stored(
-                inserter,
-                layer,
-                code,
-                scales,
-            )
+            if layer.weight in insertion.tables and _is_of_rows(layer, code):
+                rows = StoredRows(_stored_rows(inserter, layer, code, scales), scales)
+                insertion.rows[layer.weight] = rows
+                stored[key] = turned(inserter, layer.node, rows.codes)
+            else:
+                stored[key] = _stored(
+                    inserter,
+                    layer,
+                    code,
+                    scales,
+                )
             weights += layer.tensor.size
         _integer_matmul(
             inserter,
@@ -116,6 +121,19 @@ def _stored(
         tensor,
         layer.node,
     )
+
+
+def _is_of_rows(layer: QuantLayer, code: Codes) -> bool:
+    """True if codes have 8 bits and a scale a row, as those of tables."""
+    return layer.channel_axis == 0 and not code.packed
+
+
+def _stored_rows(
+    inserter: Inserter, layer: QuantLayer, code: Codes, scales: Floats
+) -> ir.Value:
+    """Store a layer's weight as the table that it is: (N, K)."""
+    stem = layer.weight.name or "weight"
+    return code.store(inserter, stem, code.codes(scales), layer.node)
 
 
 def _integer_matmul(

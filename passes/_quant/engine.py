@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
@@ -12,6 +12,7 @@ from .._core.targets import QuantRules
 from .calibrate import Calibration
 from .layers import QuantLayer
 from .weight_codes import Codes
+from .weights import Floats
 
 Counts = dict[str, int]
 """Stats of an insertion: `layers`, `weights`, `pairs` (of Q and DQ)."""
@@ -35,12 +36,21 @@ class LayerCase:
 
 
 @dataclass(frozen=True)
+class StoredRows:
+    """Rows of a table in 8 bits: codes (rows, ...) int8, scales (rows,)."""
+
+    codes: ir.Value
+    scales: Floats
+
+
+@dataclass(frozen=True)
 class Insertion:
     """One graph and all that engines need to write its layers.
 
     `bits`: of each layer's weights. `codes`: their codes, but for engines that encode weights
     themselves. `block`: weights that share a scale. `calibration`: None where no layer needs
-    ranges.
+    ranges. `tables`: weights that are tables of rows, to be stored once for both uses. `rows`: those
+    of them that engines have stored.
     """
 
     graph: ir.Graph
@@ -50,6 +60,8 @@ class Insertion:
     block: int
     codes: dict[QuantLayer, Codes]
     calibration: Calibration | None
+    tables: Collection[ir.Value] = ()
+    rows: dict[ir.Value, StoredRows] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -136,6 +136,16 @@ def take_over(old: ir.Node, new: ir.Node) -> None:
     old.graph.remove(old, safe=True)
 
 
+def turned(inserter: Inserter, before: ir.Node, matrix: ir.Value) -> ir.Value:
+    """A stored matrix transposed while the model is loaded, for a node that stands behind."""
+    assert matrix.const_value is not None
+    assert matrix.dtype is not None
+    rows, columns = (int(dim) for dim in matrix.const_value.shape.numpy())
+    node = inserter.step("Transpose", [matrix], matrix.dtype, [columns, rows])
+    before.prepend([node])
+    return node.outputs[0]
+
+
 def forget_redundant(nodes: Iterable[ir.Node]) -> None:
     """Drop types that any reader can infer, of values between a stored tensor or a Q and its DQ.
 

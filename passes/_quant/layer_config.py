@@ -9,6 +9,7 @@ from pathlib import Path
 from ... import UsageError
 from .._core.nearest import did_you_mean
 from .._core.patterns import layer_names, matches
+from .._core.tables import is_tied
 from .layers import QuantLayer
 from .schemes import FORMS
 from .weight_codes import PACKED_BITS
@@ -157,6 +158,11 @@ def choices(
         for layer in layers:
             if layer.weight in weights:
                 found[layer] = Choice(form, 8)
+    if ends == "8" and not FORMS[default.form].has_bits:
+        # the table keeps 8 bits, and one stored form serves both
+        for layer in layers:
+            if is_tied(layer.weight) and found[layer].form == "blocked":
+                found[layer] = Choice("blocked", 8)
     # last, since a named layer outranks the ends
     for layer in layers:
         names = layer_names(layer.node)
