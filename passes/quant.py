@@ -377,8 +377,9 @@ class Quant(Pass):
         request = self._request(rules, left_float, context)
         plain = plain_weights(model)
         planned = self._first_plan(plain, request, context)
-        if not planned.graphs and not self._planned_tables(plain).tables:
-            return PassOutcome(declined=planned.declined)
+        tables = self._planned_tables(plain)
+        if not planned.graphs and not tables.tables:
+            return PassOutcome(declined=planned.declined + tables.declined)
         if plain is not model:
             become(model, plain)
 
@@ -517,6 +518,7 @@ class Quant(Pass):
             has_data=context.has_data(),
             options=self._encode_options(),
             choose=choose,
+            keeps_tables=self.tables == "float",
         )
 
     def _first_plan(

@@ -49,8 +49,8 @@ class Insertion:
 
     `bits`: of each layer's weights. `codes`: their codes, but for engines that encode weights
     themselves. `block`: weights that share a scale. `calibration`: None where no layer needs
-    ranges. `tables`: weights that are tables of rows, to be stored once for both uses. `rows`: those
-    of them that engines have stored.
+    ranges. `tables`: weights that are tables of rows, to be stored once for both uses. `rows`:
+    those of them that engines have stored.
     """
 
     graph: ir.Graph

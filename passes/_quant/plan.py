@@ -15,6 +15,7 @@ from .._core.chains import made_of_constants
 from .._core.channel_layout import Layout
 from .._core.graph import all_graphs
 from .._core.outcome import Declined
+from .._core.tables import tables_of
 from .._core.targets import QuantRules
 from .._core.weights import other_weights
 from .engine import Engine, LayerCase
@@ -30,7 +31,7 @@ from .weight_codes import Codes
 class PlanRequest:
     """Facts on which plans depend: the target's rules, name patterns and options.
 
-    `choose`: the form of each layer of a graph.
+    `choose`: the form of each layer of a graph. `keeps_tables`: tables of rows stay float.
     """
 
     rules: QuantRules
@@ -41,6 +42,7 @@ class PlanRequest:
     has_data: bool
     options: EncodeOptions
     choose: Callable[[list[QuantLayer]], dict[QuantLayer, Choice]]
+    keeps_tables: bool = False
 
 
 @dataclass
@@ -188,7 +190,8 @@ def plan(model: ir.Model, request: PlanRequest) -> QuantPlan:
         # a graph without layers is not touched
         if found.engines:
             graphs.append(found)
-    declined += other_weights(model)
+    tables = () if request.keeps_tables else tables_of(model)
+    declined += other_weights(model, tables)
     return QuantPlan(graphs, declined)
 
 

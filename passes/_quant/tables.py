@@ -9,6 +9,7 @@ weight is a table, the head of a language model, reads the same codes transposed
 from __future__ import annotations
 
 from dataclasses import dataclass
+
 import numpy as np
 import onnx_ir as ir
 

@@ -107,9 +107,8 @@ def run_step(
 
     def judge(model: ir.Model, outcome: PassOutcome) -> Verification | None:
         # before the costly part
-        if is_worth is not None:
-            if not outcome.changed or not is_worth(before, model):
-                return None
+        if is_worth is not None and not (outcome.changed and is_worth(before, model)):
+            return None
         is_counted = outcome.changed > 0 and not is_foreign
         return verifier.verify(model, pass_.effect, baseline, is_counted)
 
