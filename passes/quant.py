@@ -48,11 +48,23 @@ from ._quant.grids import Grid
 from ._quant.inserter import forget_redundant
 from ._quant.kernel_audit import audit_kernels
 from ._quant.latency_fallback import keep_faster
-from ._quant.layer_config import Choice, Override, choices, read_overrides
+from ._quant.layer_config import (
+    LEAVE_FLOAT,
+    Choice,
+    Override,
+    choices,
+    read_overrides,
+)
 from ._quant.layers import QuantLayer
 from ._quant.plan import GraphPlan, PlanRequest, QuantPlan, plan
 from ._quant.prepare import drop_unused_initializers, mean_to_pool
-from ._quant.schemes import ENGINES, FORMS, EncodeOptions, is_integer_only
+from ._quant.recurrent import (
+    RecurrentPlan,
+    RecurrentRequest,
+    plan_recurrent,
+    store_recurrent,
+)
+from ._quant.schemes import DYNAMIC, ENGINES, FORMS, EncodeOptions, is_integer_only
 from ._quant.tables import TablePlan, plan_tables, store_tables
 from ._quant.weight_codes import Storage
 from ._simplify.plain_weights import plain_weights
@@ -90,7 +102,8 @@ class Quant(Pass):
     """Quantize layers to 8-bit integers (QDQ), or their weights to fewer bits, down to one.
 
     Effect: lossy. Touches Conv, Gemm and MatMul with constant float32 weights and the values
-    between them (fp16: every node that float16 can hold); inputs and outputs keep their types. With
+    between them, LSTM (integers at run time), GRU and RNN (8-bit weights), and tables that Gather
+    takes rows from (fp16: every node that float16 can hold); inputs and outputs keep their types. With
     calibration data activations get static ranges; without, MatMul and Gemm quantize them at run
     time and Conv stays float. Weights of 4 bits or fewer are stored packed and unpacked to int8
     when the runtime loads the model: the file is smaller, the speed that of int8. What exporters
@@ -378,8 +391,10 @@ class Quant(Pass):
         plain = plain_weights(model)
         planned = self._first_plan(plain, request, context)
         tables = self._planned_tables(plain)
-        if not planned.graphs and not tables.tables:
-            return PassOutcome(declined=planned.declined + tables.declined)
+        recurrent = self._planned_recurrent(plain, rules, left_float, context)
+        if not planned.graphs and not tables.tables and not recurrent.layers:
+            declined = planned.declined + tables.declined + recurrent.declined
+            return PassOutcome(declined=declined)
         if plain is not model:
             become(model, plain)
 
@@ -393,6 +408,7 @@ class Quant(Pass):
             context.remember_float(model)
         names.take(model)
         tables = self._planned_tables(model)
+        recurrent = self._planned_recurrent(model, rules, left_float, context)
         rows: dict[ir.Value, StoredRows] = {}
         for graph_plan in planned.graphs:
             self._insert(
@@ -410,6 +426,9 @@ class Quant(Pass):
         outcome.declined = planned.declined + inner.besides(planned.declined)
         outcome.declined += _still_read(planned, tables)
         self._store_tables(tables, names, rows, outcome)
+        outcome.declined += recurrent.declined
+        counts = store_recurrent(model, recurrent, names, rules.limits_pairs)
+        _count(outcome, {**counts, _stat_of(8): counts["weights"]})
         # float weights that integers have replaced
         drop_unused_initializers(all_graphs(model))
         refresh_shapes(model)
@@ -420,6 +439,25 @@ class Quant(Pass):
         if self.tables == "float":
             return TablePlan([], [])
         return plan_tables(model, self.include, self.exclude)
+
+    def _planned_recurrent(
+        self,
+        model: ir.Model,
+        rules: QuantRules,
+        left_float: tuple[str, ...],
+        context: Context,
+    ) -> RecurrentPlan:
+        floats = [o.pattern for o in self._overrides() if o.choice.form == LEAVE_FLOAT]
+        engines = FORMS[self.form].engines
+        request = RecurrentRequest(
+            include=self.include,
+            exclude=(*self.exclude, *left_float, *floats),
+            integers="LSTM" in rules.dynamic
+            and DYNAMIC in engines
+            and self.kernel != "float",
+            is_folded=TARGETS[context.target].folds_constants,
+        )
+        return plan_recurrent(model, request)
 
     def _store_tables(
         self,

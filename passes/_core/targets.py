@@ -123,7 +123,7 @@ _CPU_INTEGERS = QuantRules(
         **MOVERS,
     },
     folded=("Relu", "Clip"),
-    dynamic=("MatMul", "Gemm"),
+    dynamic=("MatMul", "Gemm", "LSTM"),
     image_channels=4,
     channel_multiple=4,
     guard_float=True,

@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from .chains import chain_of, made_of_constants, not_stored
 from .graph import all_nodes, initializers, input_of, label
-from .ops import FLOATS, REPETITIONS, WEIGHTED_OPS, is_standard
+from .ops import FLOATS, RECURRENT, REPETITIONS, WEIGHTED_OPS, is_standard
 from .outcome import Declined
 
 
@@ -154,6 +154,9 @@ def other_weights(model: ir.Model, known: Collection[ir.Value] = ()) -> list[Dec
     for value in initializers(model):
         reader = readers.get(value)
         if reader is None or reader.weighs or value in known:
+            continue
+        # those of a layer that are no weights: bias and first state, of two axes for both directions
+        if is_standard(reader.node, *RECURRENT):
             continue
         if _is_matrix(value) and not is_standard(reader.node, *NO_FACTOR):
             declined.append(Declined(value.name or "", _why_other(value, reader.node)))

@@ -16,6 +16,7 @@ from .._core.linear import (
     linear_layer,
     multiplies_by_weight,
 )
+from .._core.ops import RECURRENT
 from .._core.outcome import Declined
 from .._core.patterns import layer_names, left_out
 from .._core.targets import QuantRules
@@ -68,7 +69,8 @@ def find_layers(
     layers: list[QuantLayer] = []
     declined: list[Declined] = []
     for node in nodes:
-        if not multiplies_by_weight(node, made):
+        # recurrent layers are planned by themselves
+        if node.op_type in RECURRENT or not multiplies_by_weight(node, made):
             continue
         found = _layer(
             node,
