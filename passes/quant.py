@@ -103,8 +103,8 @@ class Quant(Pass):
 
     Effect: lossy. Touches Conv, Gemm and MatMul with constant float32 weights and the values
     between them, LSTM (integers at run time), GRU and RNN (8-bit weights), and tables that Gather
-    takes rows from (fp16: every node that float16 can hold); inputs and outputs keep their types. With
-    calibration data activations get static ranges; without, MatMul and Gemm quantize them at run
+    takes rows from (fp16: every node that float16 can hold); inputs and outputs keep their types.
+    With calibration data activations get static ranges; without, MatMul and Gemm quantize them at run
     time and Conv stays float. Weights of 4 bits or fewer are stored packed and unpacked to int8
     when the runtime loads the model: the file is smaller, the speed that of int8. What exporters
     noted on nodes and values goes (`notes=keep`); names stay.
@@ -427,8 +427,9 @@ class Quant(Pass):
         outcome.declined += _still_read(planned, tables)
         self._store_tables(tables, names, rows, outcome)
         outcome.declined += recurrent.declined
-        counts = store_recurrent(model, recurrent, names, rules.limits_pairs)
-        _count(outcome, {**counts, _stat_of(8): counts["weights"]})
+        if recurrent.layers:
+            counts = store_recurrent(model, recurrent, names, rules.limits_pairs)
+            _count(outcome, {**counts, _stat_of(8): counts["weights"]})
         # float weights that integers have replaced
         drop_unused_initializers(all_graphs(model))
         refresh_shapes(model)

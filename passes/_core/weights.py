@@ -155,7 +155,7 @@ def other_weights(model: ir.Model, known: Collection[ir.Value] = ()) -> list[Dec
         reader = readers.get(value)
         if reader is None or reader.weighs or value in known:
             continue
-        # those of a layer that are no weights: bias and first state, of two axes for both directions
+        # a bias or a first state: of both directions it has two axes
         if is_standard(reader.node, *RECURRENT):
             continue
         if _is_matrix(value) and not is_standard(reader.node, *NO_FACTOR):

@@ -113,7 +113,7 @@ def residual():
             '<ir_version: 10, opset_import: ["" : 17]> g (float[5, 1, 4] x) => (float[1, 1, 2] h) '
             "{ s, h = LSTM <hidden_size = 2> (x, w, r) }",
             {"w": normal(1, 8, 4), "r": normal(1, 8, 2)},
-            "no int8 LSTM",
+            "its 48 weights are too few",
         ),
     ],
 )
