@@ -104,8 +104,8 @@ class Quant(Pass):
     Effect: lossy. Touches Conv, Gemm and MatMul with constant float32 weights and the values
     between them, LSTM (integers at run time), GRU and RNN (8-bit weights), and tables that Gather
     takes rows from (fp16: every node that float16 can hold); inputs and outputs keep their types.
-    With calibration data activations get static ranges; without, MatMul and Gemm quantize them at run
-    time and Conv stays float. Weights of 4 bits or fewer are stored packed and unpacked to int8
+    With calibration data activations get static ranges; without, MatMul and Gemm quantize them at
+    run time and Conv stays float. Weights of 4 bits or fewer are stored packed and unpacked to int8
     when the runtime loads the model: the file is smaller, the speed that of int8. What exporters
     noted on nodes and values goes (`notes=keep`); names stay.
 
