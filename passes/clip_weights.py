@@ -32,6 +32,7 @@ class ClipWeights(Pass):
 
     name: ClassVar[str] = "clip-weights"
     effect: ClassVar[Effect] = "lossy"
+    unit: ClassVar[str] = "layers"
 
     bits: int = Option(8, "Bits of a weight, as quant will store it.", low=2, high=8)
     include: tuple[str, ...] = Option(

@@ -100,6 +100,7 @@ class CompressWeights(Pass):
 
     name: ClassVar[str] = "compress-weights"
     effect: ClassVar[Effect] = "lossy"
+    unit: ClassVar[str] = "weights"
 
     encoding: Encoding = Option("int8", "How weights are stored.")
     block: int | None = Option(

@@ -36,6 +36,7 @@ class CorrectBias(Pass):
 
     name: ClassVar[str] = "correct-bias"
     effect: ClassVar[Effect] = "lossy"
+    unit: ClassVar[str] = "layers"
 
     bits: int = Option(8, "Bits of a weight, as quant will store it.", low=2, high=8)
     samples: int = Option(

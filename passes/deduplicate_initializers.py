@@ -37,6 +37,7 @@ class DeduplicateInitializers(Pass):
 
     name: ClassVar[str] = "deduplicate-initializers"
     effect: ClassVar[Effect] = "exact"
+    unit: ClassVar[str] = "initializers"
 
     def run(self, model: ir.Model, context: Context) -> PassOutcome:
         count = saved = 0

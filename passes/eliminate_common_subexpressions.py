@@ -48,6 +48,7 @@ class EliminateCommonSubexpressions(Pass):
 
     name: ClassVar[str] = "eliminate-common-subexpressions"
     effect: ClassVar[Effect] = "exact"
+    unit: ClassVar[str] = "nodes"
 
     def run(self, model: ir.Model, context: Context) -> PassOutcome:
         count = _eliminate(model.graph, [], Edit(model))

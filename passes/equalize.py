@@ -52,6 +52,7 @@ class Equalize(Pass):
 
     name: ClassVar[str] = "equalize"
     effect: ClassVar[Effect] = "exact"
+    unit: ClassVar[str] = "pairs of layers"
 
     sweeps: int = Option(
         100, "Times that every pair is looked at, at most.", low=1, high=10_000

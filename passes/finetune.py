@@ -57,6 +57,7 @@ class Finetune(TrainingRecipe, Pass):
 
     name: ClassVar[str] = "finetune"
     effect: ClassVar[Effect] = "lossy"
+    unit: ClassVar[str] = "weights"
 
     schedule: tuple[str, ...] = Option(
         (),
@@ -113,7 +114,7 @@ class Finetune(TrainingRecipe, Pass):
             )
             # training is the fit
             prune = Prune(sparsity=sparsity, allocation="lamp", fit=False)
-            pruned = prune.run(model, context)
+            pruned = prune.run_within(model, context)
             # training holds zeros, so that the next round prunes on from here
             outcome = context.train(model, recipe)
             outcome.stats["sparsity"] = pruned.stats["sparsity"]

@@ -34,6 +34,7 @@ class FoldAffine(Pass):
 
     name: ClassVar[str] = "fold-affine"
     effect: ClassVar[Effect] = "exact"
+    unit: ClassVar[str] = "nodes"
 
     def run(self, model: ir.Model, context: Context) -> PassOutcome:
         outcome = fold_nodes(model, self.name, ("Mul", "Div", "Add", "Sub"), _fold)

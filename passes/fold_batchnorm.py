@@ -35,6 +35,7 @@ class FoldBatchnorm(Pass):
 
     name: ClassVar[str] = "fold-batchnorm"
     effect: ClassVar[Effect] = "exact"
+    unit: ClassVar[str] = "nodes"
 
     def run(self, model: ir.Model, context: Context) -> PassOutcome:
         outcome = fold_nodes(model, self.name, ("BatchNormalization",), _fold)

@@ -53,6 +53,7 @@ class FoldConstants(Pass):
 
     name: ClassVar[str] = "fold-constants"
     effect: ClassVar[Effect] = "exact"
+    unit: ClassVar[str] = "nodes"
 
     nonempty: bool = Option(
         True,

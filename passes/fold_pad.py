@@ -30,6 +30,7 @@ class FoldPad(Pass):
 
     name: ClassVar[str] = "fold-pad"
     effect: ClassVar[Effect] = "exact"
+    unit: ClassVar[str] = "nodes"
 
     def run(self, model: ir.Model, context: Context) -> PassOutcome:
         outcome = fold_nodes(model, self.name, ("Pad",), _fold)

@@ -37,6 +37,7 @@ class Gptq(RoundingPass):
 
     name: ClassVar[str] = "gptq"
     effect: ClassVar[Effect] = "lossy"
+    unit: ClassVar[str] = "layers"
 
     def solve(
         self,

@@ -53,6 +53,7 @@ class Pack(Pass):
 
     name: ClassVar[str] = "pack"
     effect: ClassVar[Effect] = "exact"
+    unit: ClassVar[str] = "constants"
 
     min_saving: float = Option(
         0.05,

@@ -71,6 +71,7 @@ class Prune(Pass):
 
     name: ClassVar[str] = "prune"
     effect: ClassVar[Effect] = "lossy"
+    unit: ClassVar[str] = "weights"
 
     sparsity: float | Auto = Option(
         AUTO,

@@ -83,6 +83,7 @@ class PruneChannels(Pass):
 
     name: ClassVar[str] = "prune-channels"
     effect: ClassVar[Effect] = "lossy"
+    unit: ClassVar[str] = "channels"
 
     ratio: float | Auto = Option(
         AUTO,

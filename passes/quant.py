@@ -134,6 +134,7 @@ class Quant(Pass):
 
     name: ClassVar[str] = "quant"
     effect: ClassVar[Effect] = "lossy"
+    unit: ClassVar[str] = "layers"
 
     form: Literal[
         "int8", "dynamic", "int16", "blocked", "fp16", "ternary", "binary"
@@ -283,6 +284,7 @@ class Quant(Pass):
         whole = FORMS[self.form].whole
         if whole is not None:
             outcome = whole(model, context, Names(model), self._why_left)
+            outcome.unit = "nodes"
         else:
             outcome = self._quantize_and_check(model, context)
             self._warn_of_ends(outcome, context)
@@ -331,7 +333,7 @@ class Quant(Pass):
         if not whole and not all(matches(names, [pattern]) for pattern in patterns):
             # simplify may give a layer, or its weight, another name
             trial = plain_weights(model).clone()
-            Simplify().run(trial, context)
+            Simplify().run_within(trial, context)
             names += _names_of_layers(trial)
         for option, found in asked.items():
             require_matches(f"quant.{option}", found, names)
@@ -411,16 +413,17 @@ class Quant(Pass):
         recurrent = self._planned_recurrent(model, rules, left_float, context)
         rows: dict[ir.Value, StoredRows] = {}
         for graph_plan in planned.graphs:
-            self._insert(
-                model,
-                graph_plan,
-                request,
-                ranges,
-                names,
-                outcome,
-                tables,
-                rows,
-            )
+            with context.progress("quantize layers", 1):
+                self._insert(
+                    model,
+                    graph_plan,
+                    request,
+                    ranges,
+                    names,
+                    outcome,
+                    tables,
+                    rows,
+                )
             for layer in graph_plan.layers:
                 layer.chain.remove_unread()
         outcome.declined = planned.declined + inner.besides(planned.declined)
@@ -569,7 +572,7 @@ class Quant(Pass):
             return planned
         # layers may hide behind what simplify removes
         trial = model.clone()
-        Simplify().run(trial, context)
+        Simplify().run_within(trial, context)
         return plan(trial, request)
 
     def _prepare(
@@ -582,11 +585,12 @@ class Quant(Pass):
         """Exact rewrites: those without which integer kernels do not form, and evener
         activations.
         """
-        simplified = Simplify().run(model, context)
+        simplified = Simplify().run_within(model, context)
         inner.add(Simplify.name, simplified.declined)
         if self.smooth:
             # before ranges are read: it makes them shorter
-            smoothed = Smooth(samples=self.samples).run(model, context)
+            smooth = Smooth(samples=self.samples)
+            smoothed = smooth.run_within(model, context)
             outcome.stats["smoothed"] = smoothed.changed
             inner.add(Smooth.name, smoothed.declined)
         pooled = mean_to_pool(model.graph, Names(model))
@@ -623,7 +627,8 @@ class Quant(Pass):
                 include=tuple(names),
             )
             grid_of = functools.partial(_grid_of, bits, limited)
-            found = rounding.run_on(model, context, grid_of)
+            with context.progress(Gptq.name, 1):
+                found = rounding.run_on(model, context, grid_of)
             rounded += found.changed
             # it walks all layers, and says of the others that include does not name them
             labels = {layer.name for layer in layers}

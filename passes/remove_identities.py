@@ -39,6 +39,7 @@ class RemoveIdentities(Pass):
 
     name: ClassVar[str] = "remove-identities"
     effect: ClassVar[Effect] = "exact"
+    unit: ClassVar[str] = "nodes"
 
     nonempty: bool = Option(
         True,

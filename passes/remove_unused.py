@@ -31,6 +31,7 @@ class RemoveUnused(Pass):
 
     name: ClassVar[str] = "remove-unused"
     effect: ClassVar[Effect] = "exact"
+    unit: ClassVar[str] = "parts"
 
     def run(self, model: ir.Model, context: Context) -> PassOutcome:
         removed = Removed()

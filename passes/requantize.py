@@ -73,6 +73,7 @@ class Requantize(Pass):
 
     name: ClassVar[str] = "requantize"
     effect: ClassVar[Effect] = "lossy"
+    unit: ClassVar[str] = "layers"
 
     rounding: Literal["gptq", "nearest"] = Option(
         "gptq",

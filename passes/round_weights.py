@@ -39,6 +39,7 @@ class RoundWeights(RoundingPass):
 
     name: ClassVar[str] = "round-weights"
     effect: ClassVar[Effect] = "lossy"
+    unit: ClassVar[str] = "layers"
 
     sweeps: int = Option(
         20, "Times that each weight is looked at, at most.", low=1, high=1000

@@ -44,6 +44,7 @@ class Simplify(Pass):
 
     name: ClassVar[str] = "simplify"
     effect: ClassVar[Effect] = "exact"
+    unit: ClassVar[str] = "rewrites"
 
     nonempty: bool = Option(
         True,
@@ -65,7 +66,7 @@ class Simplify(Pass):
             counts: dict[str, int] = {}
             is_changed = False
             for each in passes:
-                outcome = each.run(model, context)
+                outcome = each.run_within(model, context)
                 # of remove-unused, which runs twice, the second run is reported
                 counts[each.name] = outcome.changed
                 is_changed |= outcome.changed > 0

@@ -65,6 +65,7 @@ class Smooth(Pass):
 
     name: ClassVar[str] = "smooth"
     effect: ClassVar[Effect] = "exact"
+    unit: ClassVar[str] = "values"
 
     alpha: float = Option(
         0.7,

@@ -38,6 +38,7 @@ class Strip(Pass):
 
     name: ClassVar[str] = "strip"
     effect: ClassVar[Effect] = "exact"
+    unit: ClassVar[str] = "entries"
 
     types: bool = Option(True, "Also drop types and shapes of values between nodes.")
 

@@ -42,6 +42,7 @@ class Unpack(Pass):
 
     name: ClassVar[str] = "unpack"
     effect: ClassVar[Effect] = "exact"
+    unit: ClassVar[str] = "constants"
 
     def run(self, model: ir.Model, context: Context) -> PassOutcome:
         nodes = constant_nodes(model.graph)

@@ -35,6 +35,7 @@ class UnpackSequences(Pass):
 
     name: ClassVar[str] = "unpack-sequences"
     effect: ClassVar[Effect] = "exact"
+    unit: ClassVar[str] = "sequences"
 
     def run(self, model: ir.Model, context: Context) -> PassOutcome:
         if model.opset_imports.get("", 1) < SPLIT_INPUT:

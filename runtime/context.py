@@ -108,7 +108,7 @@ class RunContext:
         # other providers compile their part of the graph out of sight
         if self._provider != "cpu":
             return None
-        with self._opened(model) as (session,):
+        with self.progress("look at kernels", 1), self._opened(model) as (session,):
             return optimized_nodes(session)
 
     def latency_ratio(
@@ -120,7 +120,10 @@ class RunContext:
         """
         if self._provider is None or not self._latency_feeds:
             return None
-        with self._opened(model, other) as (first, second):
+        with (
+            self.progress("time candidates", 1),
+            self._opened(model, other) as (first, second),
+        ):
             return paired_latency(first, second, self._latency_feeds, limit).ratio
 
     def difference(self, model: ir.Model, other: ir.Model) -> Difference | None:
@@ -133,7 +136,7 @@ class RunContext:
         # quantized models run as written: ONNX Runtime fuses their kernels in one form of a graph
         # and not in another, and what they compute changes with that
         as_written = _quantizes(model) or _quantizes(other)
-        with scratch_folder() as folder:
+        with self.progress("compare candidates", 1), scratch_folder() as folder:
             reference_path = Path(folder, "reference.onnx")
             other_path = Path(folder, "other.onnx")
             self._save(model, reference_path)
@@ -253,7 +256,7 @@ class RunContext:
         batches: list[Batch] = []
         limit = RowLimit()
         held = 0
-        with scratch_folder() as folder:
+        with self.progress("run up to a layer", 1), scratch_folder() as folder:
             path = Path(folder, "resumed.onnx")
             self._save(model, path)
             session = open_session(self.worker, path)

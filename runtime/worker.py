@@ -100,6 +100,7 @@ class Worker:
         self.timeout = limit("SECONDS") if timeout is None else timeout
         self.memory_bytes = memory_bytes or limit("MEMORY") or default_limit()
         self.generation = 0
+        self._cpu_of_dead = self._cpu_of_living = 0.0
 
     def __enter__(self) -> Worker:
         return self
@@ -121,6 +122,11 @@ class Worker:
     def alive(self) -> bool:
         """True while the child is running."""
         return self._process is not None and self._process.poll() is None
+
+    @property
+    def cpu_seconds(self) -> float:
+        """CPU seconds of all children up to their last answers."""
+        return self._cpu_of_dead + self._cpu_of_living
 
     def call(
         self, function: str, *args: Any, timeout: float | None = None, **kwargs: Any
@@ -178,6 +184,7 @@ class Worker:
         assert self._process.stdout
         ipc.send(self._process.stdin, call)  # type: ignore[arg-type]
         reply: ipc.Reply = ipc.receive(self._process.stdout)  # type: ignore[arg-type]
+        self._cpu_of_living = reply.cpu_seconds
         return reply
 
     def _error(self, function: str, failure: ipc.Failure) -> OnnxOptError:
@@ -245,6 +252,8 @@ class Worker:
     def _kill(self) -> None:
         process = self._process
         self._process = None
+        self._cpu_of_dead += self._cpu_of_living
+        self._cpu_of_living = 0.0
         if process is not None:
             process.kill()
             for pipe in (process.stdin, process.stdout):

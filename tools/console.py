@@ -9,6 +9,8 @@ import contextlib
 import json
 import math
 import shlex
+import threading
+import time
 import unicodedata
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -168,17 +170,30 @@ def say(text: str) -> None:
     click.echo(escaped(text), err=True)
 
 
+TELL_SECONDS = 10.0
+"""Seconds between two lines that name the step at hand, where no bar can show it."""
+
+
 class Progress:
-    """Progress bars on stderr when it is a terminal; silent otherwise."""
+    """The step at hand, on stderr: as bars on a terminal, elsewhere as a line each ten seconds.
+
+    Lines begin after ten seconds; `verbosity` below 0: nothing at all.
+    """
 
     def __init__(self, verbosity: int = 0) -> None:
-        self.enabled = verbosity >= 0 and console(stderr=True).is_terminal
+        is_shown = verbosity >= 0
+        self.enabled = is_shown and console(stderr=True).is_terminal
+        self._teller = StepTeller() if is_shown and not self.enabled else None
         self._bars: Any = None
         self._latest: tuple[Any, str] | None = None
 
     @contextlib.contextmanager
     def __call__(self, label: str, total: int) -> Iterator[Callable[[int], None]]:
         """A bar over `total` steps; the yielded function advances it."""
+        if self._teller is not None:
+            with self._teller.telling(label):
+                yield lambda steps: None
+            return
         if not self.enabled:
             yield lambda steps: None
             return
@@ -225,3 +240,38 @@ class Progress:
                 yield bars
             finally:
                 self._bars = None
+
+
+class StepTeller:
+    """Lines on stderr that name the open steps, one each ten seconds, from a thread of its own."""
+
+    def __init__(self, seconds: float = TELL_SECONDS) -> None:
+        self._seconds = seconds
+        self._began = time.monotonic()
+        self._next = self._began + seconds
+        self._open: list[str] = []
+        self._is_over = threading.Event()
+
+    @contextlib.contextmanager
+    def telling(self, label: str) -> Iterator[None]:
+        """Have a step among those that are named while the block runs."""
+        self._open.append(label)
+        is_outermost = len(self._open) == 1
+        if is_outermost:
+            self._is_over = threading.Event()
+            # a daemon: a run that is killed does not wait for it
+            threading.Thread(
+                target=self._tell, args=[self._is_over], daemon=True
+            ).start()
+        try:
+            yield
+        finally:
+            self._open.pop()
+            if is_outermost:
+                self._is_over.set()
+
+    def _tell(self, is_over: threading.Event) -> None:
+        while not is_over.wait(max(self._next - time.monotonic(), 0)):
+            now = time.monotonic()
+            self._next = now + self._seconds
+            say(f"{now - self._began:.0f} s: {': '.join(self._open)}")

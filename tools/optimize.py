@@ -7,14 +7,16 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from .. import CheckError, UsageError
+from .. import OnnxOptError, UsageError
 from ..passes._core.pipeline import Pipeline, PipelineStep, as_pipeline
 from ..runtime.metrics import metric_named
+from ._run.clock import Clock
 from ._run.context import is_main_process
 from ._run.driver import optimize_model
+from ._run.result import RunResult
 from ._run.settings import ProgressBar, RunSettings, Verify
 from .model_forms import as_model
-from .result import Result
+from .result import PartialResult, Result
 
 __all__ = ["DEFAULT_PASSES", "Result", "default_output", "optimize"]
 
@@ -47,6 +49,8 @@ def optimize(
     zipped: bool = False,
     resume: str | Path | None = None,
     teacher: Any = None,
+    metric_each: bool = False,
+    clock: Clock | None = None,
 ) -> Result:
     """Run `passes` over a model, check and measure every step, and write the result to `out`.
 
@@ -60,11 +64,13 @@ def optimize(
     runtime unpacks at load (one that was packed is packed again). `zipped` fills `zipped_bytes` of
     both figures: the files deflated at level 9, as a download has them. `resume`: a folder where
     training keeps its state, and goes on from what an interrupted run left there. `teacher`: what
-    `finetune` learns from, in place of the model as it came. Under torchrun every process runs, and
-    the first alone writes `out` and measures latency.
+    `finetune` learns from, in place of the model as it came. `metric_each`: measure the metric
+    after each pass, too. `clock`: one that was started before: what it timed is in the account.
+    Under torchrun every process runs, and the first alone writes `out` and measures latency.
 
-    Errors: UsageError (options), RefusedError (model, data), CheckError (a check or a budget; of a
-    budget that is missed, `account` is the Result that was not written).
+    Errors: UsageError (options), RefusedError (model, data), CheckError (a check or a budget). The
+    `account` of an error is what was known of the run; of a budget that is missed, it is the Result
+    that was not written.
     """
     settings = RunSettings(
         model=as_model(model),
@@ -90,16 +96,18 @@ def optimize(
         zipped=zipped,
         resume=None if resume is None else Path(resume),
         teacher=None if teacher is None else as_model(teacher),
+        metric_each=metric_each,
+        clock=clock,
     )
     if not is_main_process():
         settings = dataclasses.replace(settings, out=None, bench=False, progress=None)
     _check_settings(settings)
     try:
         return Result(**vars(optimize_model(settings)))
-    except CheckError as error:
+    except OnnxOptError as error:
         # for callers it is what they would have got
-        if error.account is not None:
-            error.account = Result(**vars(error.account))
+        kind = Result if isinstance(error.account, RunResult) else PartialResult
+        error.account = kind(**vars(error.account))
         raise
 
 
@@ -119,6 +127,12 @@ def _check_settings(settings: RunSettings) -> None:
     if settings.metric_output is not None and settings.metric is None:
         raise UsageError(
             "--metric-output",
+            "needs a metric",
+            "give --metric, for example --metric top1",
+        )
+    if settings.metric_each and settings.metric is None:
+        raise UsageError(
+            "--metric-each",
             "needs a metric",
             "give --metric, for example --metric top1",
         )

@@ -1,10 +1,10 @@
-"""Result of a run as Python callers see it: the account, printed as the command's tables."""
+"""Results of a run as Python callers see them: the account, printed as the command's tables."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ._run.result import RunResult
+from ._run.result import RunAccount, RunResult
 from .console import markup_safe
 from .facts import as_html, as_text
 from .tables import result_tables
@@ -13,14 +13,14 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 
-class Result(RunResult):
-    """The optimized model and the account of the run; prints as the command's tables."""
+class PartialResult(RunAccount):
+    """Everything that was known of a run that failed; prints as the command's tables."""
 
     def __repr__(self) -> str:
         passes = self.about["passes"]
         before = self.input.bytes
         after = self.output.bytes
-        return f"Result({passes!r}, bytes {before} -> {after})"
+        return f"{type(self).__name__}({passes!r}, bytes {before} -> {after})"
 
     def __str__(self) -> str:
         account = self._account()
@@ -37,3 +37,7 @@ class Result(RunResult):
             safe = markup_safe(text)
             account.append(f"warning: {safe}")
         return account
+
+
+class Result(PartialResult, RunResult):
+    """The optimized model and the account of the run; prints as the command's tables."""

@@ -10,11 +10,12 @@ from typing import Any
 from rich.console import RenderableType
 from rich.table import Table
 
-from ._run.result import RunResult, Step
+from ._run.clock import TimedStep
+from ._run.result import Budget, Remaining, RunAccount, Step
 from .console import markup_safe
 
 
-def result_tables(result: RunResult, verbosity: int = 0) -> list[RenderableType]:
+def result_tables(result: RunAccount, verbosity: int = 0) -> list[RenderableType]:
     """The main job's account: the passes, then before and after."""
     tables: list[RenderableType] = [pass_account(result.passes)]
     if result.drift_on is not None:
@@ -25,11 +26,17 @@ def result_tables(result: RunResult, verbosity: int = 0) -> list[RenderableType]
     if result.hardware is not None:
         label = result.hardware.label
         tables.append(measured_on(label))
-    tables.append(needed(result.requires))
+    if result.requires is not None:
+        tables.append(needed(result.requires))
     if result.about["changes"]:
         tables.append(changed_besides(result.about["changes"]))
+    if result.budgets:
+        tables.append(budget_table(result.budgets))
     if verbosity <= 0:
         return tables
+    if result.largest:
+        tables.append(largest_table(result.largest))
+    tables.append(time_table(result.time))
     for step in result.passes:
         if step.chosen:
             tables.append(chosen_table(step.name, step.chosen))
@@ -47,7 +54,7 @@ DRIFT_ON = {
     ),
     "synthetic feeds": "synthetic feeds",
 }
-"""Words for the data that drift was measured on, by `RunResult.drift_on`."""
+"""Words for the data that drift was measured on, by `RunAccount.drift_on`."""
 
 
 def plain_table(title: str | None, *columns: str, right: Sequence[str] = ()) -> Table:
@@ -75,27 +82,85 @@ def pass_account(steps: Sequence[Step]) -> Table:
         "pass",
         "changed",
         "SQNR dB",
+        *(["metric"] if any(step.metric is not None for step in steps) else []),
         "seconds",
         "declined",
-        right=("changed", "SQNR dB", "seconds"),
+        right=("SQNR dB", "metric", "seconds"),
     )
     for step in steps:
-        table.add_row(
-            markup_safe(step.text),
-            str(step.changed),
-            _drift_text(step),
-            f"{step.seconds:.2f}",
-            markup_safe(declined_summary(step.declined)),
-        )
+        cells = [markup_safe(step.text), _changed_text(step), _drift_text(step)]
+        if step.metric is not None:
+            cells.append(f"{step.metric:.4f}")
+        cells.append(f"{step.seconds:.2f}")
+        table.add_row(*cells, markup_safe(declined_summary(step.declined)))
     return table
+
+
+def _changed_text(step: Step) -> str:
+    """`1 layer`, `12 layers`."""
+    unit = step.unit.removesuffix("s") if step.changed == 1 else step.unit
+    return f"{step.changed} {unit}"
 
 
 def _drift_text(step: Step) -> str:
     if step.rolled_back:
         return "rolled back"
     if step.drift is None:
-        return ""
+        return "not measured"
     return decibels(step.drift["sqnr_db"])
+
+
+def budget_table(budgets: Mapping[str, Budget]) -> Table:
+    """Limits that were set, what was measured, and whether they are kept."""
+    table = plain_table(
+        "budgets", "", "limit", "measured", "kept", right=("limit", "measured")
+    )
+    words = {True: "yes", False: "no", None: "not known"}
+    for name, (limit, value, kept) in budgets.items():
+        measured = "not measured" if value is None else f"{value:.4g}"
+        table.add_row(name.replace("_", "-"), f"{limit:g}", measured, words[kept])
+    return table
+
+
+def largest_table(parts: Sequence[Remaining]) -> Table:
+    """The largest tensors of the result, why they stayed, and the pass that would shrink them."""
+    table = plain_table(
+        "largest parts left",
+        "tensor",
+        "layer",
+        "bytes",
+        "why",
+        "shrunk by",
+        right=("bytes",),
+    )
+    for part in parts:
+        table.add_row(
+            markup_safe(part.tensor),
+            markup_safe(part.layer),
+            bytes_text(part.bytes),
+            markup_safe(part.why),
+            markup_safe(part.pass_text or ""),
+        )
+    return table
+
+
+SHOWN_SECONDS = 1.0
+"""Seconds below which a step is left out of the table of time."""
+
+
+def time_table(whole: TimedStep) -> Table:
+    """Steps of a run that took a second or more, inner ones indented."""
+    table = plain_table(
+        "time", "step", "seconds", "CPU seconds", right=("seconds", "CPU seconds")
+    )
+    waiting = [(0, whole)]
+    while waiting:
+        depth, step = waiting.pop()
+        name = markup_safe("  " * depth + step.name)
+        table.add_row(name, f"{step.seconds:.2f}", f"{step.cpu_seconds:.2f}")
+        inner = [each for each in step.steps.values() if each.seconds >= SHOWN_SECONDS]
+        waiting += [(depth + 1, each) for each in reversed(inner)]
+    return table
 
 
 def loss_table(losses: Sequence[Mapping[str, Any]], most: int | None = None) -> Table:
@@ -151,7 +216,7 @@ def chosen_table(name: str, chosen: Sequence[Mapping[str, str]]) -> Table:
     return table
 
 
-def before_after(result: RunResult) -> Table:
+def before_after(result: RunAccount) -> Table:
     """Size, parameters, nodes, work, latency and metric, before and after, with the ratio."""
     table = plain_table(
         "result",
@@ -166,7 +231,7 @@ def before_after(result: RunResult) -> Table:
         after = getattr(result.output, name)
         # unknown in both: a row of question marks tells nothing
         if before is not None or after is not None:
-            change = ratio(before, after)
+            change = "" if name == "bits" else ratio(before, after)
             # of pairs: that of the medians may contradict the verdict
             if name == "latency_ms" and result.latency is not None:
                 change = str(result.latency)
@@ -222,6 +287,13 @@ def count(value: int | None) -> str:
     return "?" if value is None else f"{value:,}"
 
 
+def bits_text(value: Mapping[str, int] | None) -> str:
+    """Weights by their bits: `8: 5,000, 32: 120`."""
+    if value is None:
+        return "?"
+    return ", ".join(f"{bits}: {number:,}" for bits, number in value.items())
+
+
 def milliseconds(value: float | None) -> str:
     """Three significant digits."""
     return "?" if value is None else f"{value:.3g} ms"
@@ -248,6 +320,7 @@ ROWS = (
     ("zipped", "zipped_bytes", bytes_text),
     ("parameters", "params", count),
     ("nonzero", "nonzero", count),
+    ("bits: weights", "bits", bits_text),
     ("nodes", "nodes", count),
     ("MACs", "macs", count),
     ("latency", "latency_ms", milliseconds),

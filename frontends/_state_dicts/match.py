@@ -5,7 +5,6 @@ Never by guess: what could belong to two stays unmatched, with the reason.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -13,6 +12,7 @@ from typing import Literal
 import onnx_ir as ir
 
 from ...passes._core.graph import graphs_of
+from ...passes._core.layer_names import module_path
 from ...passes._core.ops import REARRANGEMENTS, SELECTIONS, WEIGHTED_OPS
 from .._onnx_io.slots import Setter, attribute_setter, initializer_setter
 
@@ -311,11 +311,8 @@ def _scopes(node: ir.Node) -> list[str]:
 
     The older one writes it into the node's name (`/a/b/MatMul`), the newer one into metadata.
     """
-    notes = node.metadata_props.get("pkg.torch.onnx.name_scopes", "")
-    noted = re.findall(r"'([^',]*)'", notes)
     named = ".".join((node.name or "").strip("/").split("/")[:-1])
-    # the last note is the op itself, the one before it its module
-    return [scope for scope in (named, *noted[-2:-1]) if scope]
+    return [scope for scope in (named, module_path(node)) if scope]
 
 
 def _by_shape(

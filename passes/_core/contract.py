@@ -30,6 +30,8 @@ class Pass(abc.ABC):
 
     name: ClassVar[str]
     effect: ClassVar[Effect]
+    unit: ClassVar[str] = "changes"
+    """Things that `PassOutcome.changed` counts, in the plural."""
 
     def __post_init__(self) -> None:
         # also those made in Python, without pipeline text
@@ -40,6 +42,11 @@ class Pass(abc.ABC):
     @abc.abstractmethod
     def run(self, model: ir.Model, context: Context) -> PassOutcome:
         """Transform `model` in place and account for it."""
+
+    def run_within(self, model: ir.Model, context: Context) -> PassOutcome:
+        """Run as a step of another pass, which the account of the run names."""
+        with context.progress(self.name, 1):
+            return self.run(model, context)
 
     def parts(self, model: ir.Model) -> list[Part]:
         """Parts of a model that the pass can leave as they are; none without `exclude`."""

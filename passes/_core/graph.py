@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 import onnx_ir as ir
 
 from .infer import infer_types, is_invented
+from .layer_names import layer_name
 from .ops import is_standard
 
 
@@ -94,12 +95,8 @@ def is_read_by(node: ir.Node, *op_types: str) -> bool:
 
 
 def label(node: ir.Node) -> str:
-    """Name of a node in reports: its op and its name, or its first output's where it has none."""
-    name = node.name
-    # nodes need no name; outputs do
-    if not name:
-        name = node.outputs[0].name if node.outputs else ""
-    return f"{node.op_type} {name}"
+    """Name of a node in reports: its op, and the name by which a user knows it."""
+    return f"{node.op_type} {layer_name(node)}"
 
 
 def all_nodes(model: ir.Model) -> Iterator[ir.Node]:

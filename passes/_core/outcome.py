@@ -34,9 +34,11 @@ class PassOutcome:
     """Account of one run of a pass.
 
     `changed` counts altered nodes or tensors; the pass's docstring gives the units of `stats`.
+    `unit`: of what `changed` counts, where that is not the `unit` of the pass.
     """
 
     changed: int = 0
     stats: dict[str, Stat] = dataclasses.field(default_factory=dict)
     declined: list[Declined] = dataclasses.field(default_factory=list)
     chosen: list[Chosen] = dataclasses.field(default_factory=list)
+    unit: str = ""

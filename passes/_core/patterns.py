@@ -16,6 +16,7 @@ import onnx_ir as ir
 from ... import UsageError
 from .chains import chain_of
 from .graph import all_nodes, input_of, label
+from .layer_names import layer_name
 from .ops import FLOATS, is_standard
 from .weights import Weight, weight_inputs
 
@@ -114,15 +115,15 @@ def layer_names(node: ir.Node, weight: ir.Value | None = None) -> list[str]:
         names.append(weight.name)
     elif chain := chain_of(input_of(node, 1)):
         names += [value.name for value in chain.values]
-    names.append(node.outputs[0].name)
-    return [name for name in names if name]
+    names += [node.outputs[0].name, layer_name(node)]
+    return list(dict.fromkeys(name for name in names if name))
 
 
 def node_names(node: ir.Node) -> list[str]:
     """Names that a pattern may call any node by: its own, its outputs' and its constants'."""
     values = [*node.outputs, *(v for v in node.inputs if v is not None)]
     known = [v.name for v in values if v.producer() is node or v.is_initializer()]
-    return [name for name in (node.name, *known) if name]
+    return [name for name in (node.name, *known, layer_name(node)) if name]
 
 
 def weight_names(weight: Weight) -> list[str]:
@@ -142,8 +143,7 @@ def weighted_names(model: ir.Model, tables: bool = False) -> list[str]:
     names: list[str | None] = []
     for node in all_nodes(model):
         for index in _weight_inputs(node, tables):
-            names.append(node.name)
-            names.append(node.outputs[0].name)
+            names += [node.name, node.outputs[0].name, layer_name(node)]
             # computed values too: a weight that `compress-weights` stored keeps its name on one
             chain = chain_of(input_of(node, index))
             if chain is not None and not _is_fed(chain.source):

@@ -77,6 +77,7 @@ class ForeignPass(Pass):
 
     name: ClassVar[str] = "foreign"
     effect: ClassVar[Effect] = "exact"
+    unit: ClassVar[str] = "models"
 
     instance: ir.passes.PassBase
     arguments: tuple[tuple[str, Any], ...] = ()

@@ -38,6 +38,7 @@ class LeastVersions(Pass):
 
     name: ClassVar[str] = "least-versions"
     effect: ClassVar[Effect] = "exact"
+    unit: ClassVar[str] = "models"
 
     def run(self, model: ir.Model, context: Context) -> PassOutcome:
         return PassOutcome(int(lower_versions(model)))

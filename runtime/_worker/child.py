@@ -48,7 +48,8 @@ def serve(parent: int, memory_bytes: int) -> None:
         except EOFError:
             # without cleanup: a thread of ONNX Runtime may never end
             os._exit(0)
-        ipc.send(replies, _answer(ipc.FunctionCall(*call)))
+        reply = _answer(ipc.FunctionCall(*call))
+        ipc.send(replies, reply._replace(cpu_seconds=time.process_time()))
 
 
 def _warm_up() -> None:
@@ -162,6 +163,13 @@ def peak_memory() -> int | None:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
+def runtime_version() -> str:
+    """Version of ONNX Runtime."""
+    import onnxruntime
+
+    return str(onnxruntime.__version__)
+
+
 FUNCTIONS: dict[str, Callable[..., Any]] = {
     "open_session": sessions.open_session,
     "run": sessions.run,
@@ -176,5 +184,6 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "clear": clear,
     "peak_memory": peak_memory,
     "products_saturate": products_saturate,
+    "runtime_version": runtime_version,
 }
 """Functions that the parent may call, by name."""

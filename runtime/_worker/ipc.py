@@ -31,10 +31,14 @@ class Failure(NamedTuple):
 
 
 class Reply(NamedTuple):
-    """The answer to a call: the function's value, or the failure that ended it."""
+    """The answer to a call: the function's value, or the failure that ended it.
+
+    `cpu_seconds`: of the child since its start, all threads together.
+    """
 
     value: Any = None
     failure: Failure | None = None
+    cpu_seconds: float = 0.0
 
 
 class OrtTensor(NamedTuple):

@@ -85,6 +85,13 @@ def test_the_docstring_has_its_sections_in_order(name):
 
 
 @pytest.mark.parametrize("name", pass_names())
+def test_a_pass_says_what_it_counts(name):
+    unit = vars(pass_class(name))["unit"]
+    # in the plural, as in "12 layers"
+    assert unit.split()[0].endswith("s")
+
+
+@pytest.mark.parametrize("name", pass_names())
 def test_options_have_help_and_defaults_in_range(name):
     for option in options_of(pass_class(name)):
         assert option.help.endswith(".")

@@ -157,8 +157,17 @@ def test_a_second_run_replaces_the_record(mlp, tmp_path):
 
 def test_the_json_form_has_exactly_the_designs_keys(mlp):
     plain = json.loads(optimize(mlp, "prune", bench=False).to_json())
-    figures = {"bytes", "params", "nonzero", "nodes", "macs", "latency_ms"}
+    figures = {"bytes", "params", "nonzero", "nodes", "macs", "latency_ms", "bits"}
     assert set(plain) == {
+        "schema",
+        "versions",
+        "command",
+        "seconds",
+        "cpu_seconds",
+        "steps",
+        "budgets",
+        "largest",
+        "drift_samples",
         "model",
         "input",
         "output",
@@ -185,11 +194,10 @@ def test_the_json_form_has_exactly_the_designs_keys(mlp):
 def test_infinite_sqnr_is_null_in_json(mlp):
     result = optimize(mlp, "deduplicate-initializers", bench=False)
     assert result.passes[0].drift["sqnr_db"] == float("inf")
-    assert result.as_dict()["passes"][0]["drift"] == {
-        "sqnr_db": None,
-        "cosine": 1.0,
-        "max_abs": 0.0,
-    }
+    (step,) = result.as_dict()["passes"]
+    assert step["drift"] == {"sqnr_db": None, "cosine": 1.0, "max_abs": 0.0}
+    # not the same as unknown
+    assert step["stats"]["drift"] == "exact"
 
 
 def test_an_exact_pass_that_is_not_exact_is_rolled_back(mlp, tmp_path):

@@ -54,7 +54,7 @@ def context_of(
         teacher=_teacher(settings.teacher, model),
         resume=settings.resume,
         warn=run.reporter.warn,
-        progress=settings.progress,
+        progress=run.reporter,
         provider=inputs.provider if runs_on_target else None,
         threads=settings.threads,
         latency_feeds=inputs.latency_feeds if inputs.on_target else (),
@@ -108,7 +108,8 @@ class TrainingContext(RunContext):
 
         # a generator: the data is never held whole
         batches = ((batch.feeds, batch.labels) for batch in self.feeds)
-        return loss_gradients(model, batches, weights, samples)
+        with self.progress("differentiate", 1):
+            return loss_gradients(model, batches, weights, samples)
 
     def train(self, model: ir.Model, recipe: TrainingRecipe) -> PassOutcome:
         """Train on the calibration feeds. Errors: UsageError without data or torch."""

@@ -9,50 +9,92 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
+from ... import OnnxOptError
 from ...runtime.metrics import metric_named
+from .budgets import budgets_of
+from .command import command_of
 from .context import context_of
 from .drift import sample_count
 from .evidence import VerificationInputs, gather_inputs
 from .explain_loss import explain
 from .finish import Written, finish, with_final_drift
 from .harm import Judgement, harm_of
-from .load import Original, load_original
+from .largest import largest_parts
+from .load import Original, description, load_original
 from .packing import end_packed
-from .result import RunResult
+from .result import RunAccount, RunResult, Step
 from .run import Run, open_run
 from .settings import RunSettings
-from .step import Checked, check_loaded, run_step, warn_if_unchanged
+from .step import Checked, check_loaded, run_step, warn_if_unchanged, with_metric
 from .verify import Verifier
+from .versions import versions
+
+
+@dataclass
+class RunSoFar:
+    """The run so far: what its account is made of, also where it ends early."""
+
+    original: Original | None = None
+    inputs: VerificationInputs | None = None
+    checked: Checked | None = None
+    written: Written | None = None
+    losses: list[dict[str, object]] | None = None
 
 
 def optimize_model(settings: RunSettings) -> RunResult:
     """Run the pipeline of the settings over their model.
 
-    Errors: UsageError, RefusedError (model, data), CheckError (a check or a budget; of a missed
-    budget, `account` is the whole result).
+    Errors: UsageError, RefusedError (model, data), CheckError (a check or a budget). The `account`
+    of each is what was known; of a missed budget it is the whole result.
     """
     with open_run(settings) as run:
-        original, model = load_original(run)
-        inputs = gather_inputs(run, original, model)
-        context = context_of(run, original, inputs, model)
-        verifier = Verifier(run.scratch, original, inputs.reference)
-        checked = check_loaded(verifier, model)
-        # each pass starts from what is left of the one before: a model that was verified
-        for pass_ in settings.pipeline.passes:
-            checked = run_step(run, verifier, context, checked, pass_)
-        warn_if_unchanged(run, checked.steps)
-        checked = end_packed(run, original, verifier, context, checked, inputs)
-        written = finish(run, original, inputs, verifier, context, checked)
-        # after the file is written: its figures do not depend on the explanation
-        losses = _explained(run, inputs, checked)
-        _warn_of_data(run, inputs)
-        _warn_of_harm(run, checked, written)
-        result = _result(run, original, inputs, checked, written, losses)
-        if written.failure is not None:
-            written.failure.account = result
-            raise written.failure
+        known = RunSoFar()
+        try:
+            written = _optimized(run, known)
+            if written.failure is not None:
+                raise written.failure
+        except OnnxOptError as error:
+            error.account = _account(run, known)
+            raise
+        result = _account(run, known)
+        assert isinstance(result, RunResult)
         return result
+
+
+def _optimized(run: Run, known: RunSoFar) -> Written:
+    """The steps of a run; what each finds is `known` at once."""
+    step = run.reporter.progress
+    with step("load"):
+        original, model = load_original(run)
+        known.original = original
+    with step("original"):
+        inputs = gather_inputs(run, original, model)
+        known.inputs = inputs
+        context = context_of(run, original, inputs, model)
+        verifier = Verifier(run.scratch, original, inputs.reference, run.reporter)
+    with step("check as loaded"):
+        checked = check_loaded(verifier, model)
+    # each pass starts from what is left of the one before: a model that was verified
+    for pass_ in run.settings.pipeline.passes:
+        known.checked = checked
+        checked = run_step(run, verifier, context, checked, pass_)
+        checked = with_metric(run, inputs, verifier, checked)
+    warn_if_unchanged(run, checked.steps)
+    known.checked = checked
+    checked = end_packed(run, original, verifier, context, checked, inputs)
+    known.checked = with_metric(run, inputs, verifier, checked)
+    with step("finish"):
+        written = finish(run, original, inputs, verifier, context, known.checked)
+        known.written = written
+    # after the file is written: its figures do not depend on the explanation
+    known.losses = _explained(run, inputs, known.checked)
+    _warn_of_data(run, inputs)
+    _warn_of_harm(run, known.checked, written)
+    return written
 
 
 def _explained(
@@ -95,14 +137,35 @@ def _samples_of(inputs: VerificationInputs) -> int | None:
     return sum(sample_count(batch) for batch in inputs.reference.batches)
 
 
-def _result(
-    run: Run,
-    original: Original,
-    inputs: VerificationInputs,
-    checked: Checked,
-    written: Written,
-    losses: list[dict[str, object]] | None,
-) -> RunResult:
+def _account(run: Run, known: RunSoFar) -> RunAccount:
+    """The account of a run as far as it is known; a RunResult where the result is there."""
+    settings = run.settings
+    facts: dict[str, Any] = {
+        "about": description(settings),
+        "versions": versions(run),
+        "command": command_of(settings),
+        "budgets": budgets_of(settings, known.written),
+        "warnings": run.reporter.warnings,
+        "loss": known.losses,
+    }
+    if known.original is not None:
+        facts["about"] = known.original.about
+        facts["input"] = known.original.figures
+    if known.inputs is not None:
+        facts["drift_on"] = known.inputs.drift_on
+        facts["drift_samples"] = _samples_of(known.inputs)
+        facts["hardware"] = known.inputs.hardware
+    steps = () if known.checked is None else known.checked.steps
+    facts["passes"] = [*steps, *run.reporter.refused]
+    if known.original is None or known.written is None:
+        return RunAccount(**facts, time=run.clock.whole())
+    facts |= _facts_of_result(known.original, known.written, steps)
+    return RunResult(**facts, time=run.clock.whole())
+
+
+def _facts_of_result(
+    original: Original, written: Written, steps: Sequence[Step]
+) -> dict[str, Any]:
     before = original.figures
     after = written.figures
     # both were timed in turns, once the result was there
@@ -110,23 +173,19 @@ def _result(
     if latency is not None:
         before = dataclasses.replace(before, latency_ms=latency.first_ms)
         after = dataclasses.replace(after, latency_ms=latency.second_ms)
-    return RunResult(
-        model=written.model,
-        about={**original.about, "changes": _changes(original, written)},
-        input=before,
-        output=after,
-        passes=with_final_drift(checked.steps, written.drift),
-        metric=written.metric,
-        latency=None if latency is None else latency.ratio,
-        warnings=run.reporter.warnings,
-        output_path=None if written.path is None else str(written.path),
-        files=list(written.files),
-        loss=losses,
-        requires=written.requires.as_dict(),
-        drift_on=inputs.drift_on,
-        drift_samples=_samples_of(inputs),
-        hardware=inputs.hardware,
-    )
+    return {
+        "model": written.model,
+        "about": {**original.about, "changes": _changes(original, written)},
+        "input": before,
+        "output": after,
+        "passes": with_final_drift(steps, written.drift),
+        "metric": written.metric,
+        "latency": None if latency is None else latency.ratio,
+        "largest": largest_parts(written.constants, steps),
+        "output_path": None if written.path is None else str(written.path),
+        "files": list(written.files),
+        "requires": written.requires.as_dict(),
+    }
 
 
 def _changes(original: Original, written: Written) -> list[str]:

@@ -80,17 +80,21 @@ def gather_inputs(run: Run, original: Original, model: ir.Model) -> Verification
     """
     settings = run.settings
     path = original.path if original.is_run else None
-    provider = _available_provider(run, path)
+    step = run.reporter.progress
+    with step("start the runtime"):
+        provider = _available_provider(run, path)
     infos = input_infos(model)
     calibration = labelled = None
-    if settings.data is not None:
-        calibration = open_feeds(settings.data, infos, settings.folder)
-    if settings.metric is not None:
-        labelled = open_feeds(settings.labelled_data, infos, settings.folder)
+    with step("open the data"):
+        if settings.data is not None:
+            calibration = open_feeds(settings.data, infos, settings.folder)
+        if settings.metric is not None:
+            labelled = open_feeds(settings.labelled_data, infos, settings.folder)
     target = target_named(settings.target)
     # a worker would only be started for this
     runs_models = original.is_run or settings.metric is not None
-    machine = hardware(run.worker if runs_models else None, provider)
+    with step("start the runtime"):
+        machine = hardware(run.worker if runs_models else None, provider)
     inputs = VerificationInputs(
         open=_opener(run, provider),
         provider=provider if provider == target.provider else None,
@@ -100,7 +104,8 @@ def gather_inputs(run: Run, original: Original, model: ir.Model) -> Verification
         labelled=labelled,
     )
     if path is not None:
-        inputs = _with_reference(run, original, inputs, path)
+        with step("run the original"):
+            inputs = _with_reference(run, original, inputs, path)
     _warn_if_other_cpu(run, inputs)
     return _with_baseline(run, original, inputs)
 

@@ -33,7 +33,7 @@ class Figures:
     """A model in numbers; None where unknown.
 
     `latency_ms`: median of one run on the first feed. `zipped_bytes`: of the files in a zip
-    archive, where that was asked for.
+    archive, where that was asked for. `bits`: parameters by the bits that each is stored in.
     """
 
     bytes: int | None = None
@@ -41,6 +41,7 @@ class Figures:
     nonzero: int | None = None
     nodes: int | None = None
     macs: int | None = None
+    bits: dict[str, int] | None = None
     latency_ms: float | None = None
     zipped_bytes: int | None = None
 

@@ -14,6 +14,7 @@ from ... import CheckError
 from ...frontends.onnx_file import load, save
 from ...passes._core.requirements import Requirements, requirements_of
 from ...passes._core.stats import model_macs
+from ...passes._core.stored import StoredConstant, bits_by_count, stored_constants
 from ...passes._core.versions import LeastVersions, lower_versions, lowers_opset
 from ...runtime.bench import PairedLatency
 from ...runtime.compare import Drift
@@ -41,6 +42,18 @@ Chosen by hand; not measured.
 
 
 @dataclass(frozen=True)
+class Counted:
+    """Counts of a result that need shapes, which its file may lack."""
+
+    macs: int | None
+    constants: Sequence[StoredConstant]
+
+    def figures(self) -> dict[str, Any]:
+        """The figures that they are."""
+        return {"macs": self.macs, "bits": bits_by_count(self.constants)}
+
+
+@dataclass(frozen=True)
 class Written:
     """The result as it was written, or as it would be.
 
@@ -51,6 +64,7 @@ class Written:
     model: ir.Model
     figures: Figures
     requires: Requirements
+    constants: Sequence[StoredConstant]
     drift: Drift | None = None
     metric: dict[str, Any] | None = None
     latency: PairedLatency | None = None
@@ -72,9 +86,11 @@ def finish(
     Nothing is written where it misses a budget. Errors: CheckError where it fails a check.
     """
     settings = run.settings
+    with run.reporter.progress("lower versions"):
+        model = _with_least_versions(run, verifier, context, checked)
     # before shapes are forgotten: counting needs them
-    macs = model_macs(checked.model)
-    model = _with_least_versions(run, verifier, context, checked)
+    with run.reporter.progress("count"):
+        counted = Counted(model_macs(checked.model), stored_constants(model))
     # the passes inferred them; a file without stays as small as it came
     if not original.has_shapes:
         forget_shapes(model)
@@ -90,14 +106,17 @@ def finish(
     )
     out = None if settings.dry_run else settings.out
     if out is None and not original.is_run and settings.metric is None:
-        figures = figures_of(model, None, count_nonzero=not original.is_large)
-        figures = dataclasses.replace(figures, macs=macs, bytes=expected_bytes(model))
-        return Written(model, figures, requires)
+        with run.reporter.progress("count"):
+            figures = figures_of(model, None, count_nonzero=not original.is_large)
+            figures = dataclasses.replace(
+                figures, bytes=expected_bytes(model), **counted.figures()
+            )
+        return Written(model, figures, requires, counted.constants)
 
     judged: list[Written] = []
 
     def judge(path: Path) -> None:
-        found = _judge(run, original, inputs, path, macs, requires, checked.is_exact)
+        found = _judge(run, original, inputs, path, counted, requires, checked.is_exact)
         judged.append(found)
         if found.failure is not None:
             raise found.failure
@@ -106,11 +125,13 @@ def finish(
     try:
         if out is None:
             path = run.scratch / "output.onnx"
-            save(model, path, durable=False)
+            with run.reporter.progress("write"):
+                save(model, path, durable=False)
             judge(path)
         else:
             # judged under a temporary name: it takes its own only if nothing is raised
-            files = save(model, out, check=judge)
+            with run.reporter.progress("write and judge"):
+                files = save(model, out, check=judge)
     except CheckError as error:
         # the whole account tells why a budget is missed
         if not judged or judged[0].failure is not error:
@@ -160,20 +181,23 @@ def _judge(
     original: Original,
     inputs: VerificationInputs,
     path: Path,
-    macs: int | None,
+    counted: Counted,
     requires: Requirements,
     is_exact: bool,
 ) -> Written:
     """Check and measure the file that is to be the result. Errors: CheckError if it is faulty."""
     # read back: faults of writing show only here
-    model = load(path)
+    with run.reporter.progress("read back"):
+        model = load(path)
     problem = original.interface.difference(interface_of(model))
     if problem:
         raise own_fault(f"the written file differs from what was checked: {problem}")
-    figures = figures_of(model, path, count_nonzero=not original.is_large)
-    figures.macs = macs
+    with run.reporter.progress("count"):
+        figures = figures_of(model, path, count_nonzero=not original.is_large)
+        figures = dataclasses.replace(figures, **counted.figures())
     if run.settings.zipped:
-        figures.zipped_bytes = zipped_bytes(path, model)
+        with run.reporter.progress("zip"):
+            figures.zipped_bytes = zipped_bytes(path, model)
     _warn_if_larger(run, original.figures.bytes, figures.bytes)
     drift = metric = latency = failure = None
     if inputs.reference is not None:
@@ -195,7 +219,16 @@ def _judge(
         # what is not written need not be timed
         if failure is None:
             latency = measure_latency(run, inputs, original.path, path)
-    return Written(model, figures, requires, drift, metric, latency, failure=failure)
+    return Written(
+        model,
+        figures,
+        requires,
+        counted.constants,
+        drift,
+        metric,
+        latency,
+        failure=failure,
+    )
 
 
 def _warn_if_larger(run: Run, before: int | None, after: int | None) -> None:
@@ -215,7 +248,8 @@ def _judge_drift(
     is_exact: bool,
 ) -> Drift:
     """Drift of the written file; warns where kernels lose what the graph keeps."""
-    outputs = reference.outputs(path)
+    with run.reporter.progress("compare outputs"):
+        outputs = reference.outputs(path)
     drift = reference.from_original(outputs, is_exact)
     _warn_if_kernels_disagree(run, original, inputs, reference, path, model, outputs)
     return drift

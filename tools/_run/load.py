@@ -14,6 +14,7 @@ from ...frontends.onnx_file import Reading, check_output, read, save
 from ...passes._core.declared import declare_as_is
 from ...passes._core.normalize import normalize
 from ...passes._core.stats import model_macs
+from ...passes._core.stored import bits_by_count, stored_constants
 from ...passes._core.targets import target_named
 from ...passes.unpack import is_packed, restore_packed, starts_with_unpack
 from .checks import (
@@ -68,28 +69,35 @@ def load_original(run: Run) -> tuple[Original, ir.Model]:
     # before anything costly: the file could not be written in the end
     if settings.out is not None:
         check_output(settings.out, settings.source, settings.force)
-    reading = _reading_of(settings)
+    step = run.reporter.progress
+    with step("read"):
+        reading = _reading_of(settings)
     model = reading.model
     for fault in reading.mended:
         run.reporter.warn("model", fault)
     changes = list(reading.changes)
     interface = interface_of_file(model)
-    validity = validity_of(model)
+    with step("check structure"):
+        validity = validity_of(model)
     complaint = validity.inference
     is_large = weight_bytes(model) > LARGE
     is_run = settings.verify == "always" or (settings.verify == "auto" and not is_large)
     if not is_run:
         _refuse_or_warn_unrun(run)
-    sha256 = None if settings.source is None else sha256_of(settings.source)
-    path = _file_of(run, model, is_run)
-    figures = figures_of(model, path, count_nonzero=not is_large)
+    with step("count"):
+        sha256 = None if settings.source is None else sha256_of(settings.source)
+        path = _file_of(run, model, is_run)
+        figures = figures_of(model, path, count_nonzero=not is_large)
     if settings.zipped and path is not None:
-        figures.zipped_bytes = zipped_bytes(path, model)
-    about = _description(settings, model, sha256)
+        with step("zip"):
+            figures.zipped_bytes = zipped_bytes(path, model)
+    about = description(settings, model, sha256)
     has_shapes = has_inner_shapes(model)
     was_quantized = is_quantized(model)
 
-    changes += normalize(model)
+    with step("normalize"):
+        changes += normalize(model)
+        bits = bits_by_count(stored_constants(model))
     # passes work on weights; how they are stored is the last step's affair
     was_packed = is_packed(model)
     if not starts_with_unpack(settings.pipeline.passes):
@@ -107,7 +115,7 @@ def load_original(run: Run) -> tuple[Original, ir.Model]:
     original = Original(
         about=about,
         # shapes that normalizing infers make the MACs known
-        figures=dataclasses.replace(figures, macs=model_macs(model)),
+        figures=dataclasses.replace(figures, macs=model_macs(model), bits=bits),
         path=path,
         sha256=sha256,
         interface=loaded,
@@ -167,20 +175,22 @@ def _file_of(run: Run, model: ir.Model, is_run: bool) -> Path | None:
     return path
 
 
-def _description(
-    settings: RunSettings, model: ir.Model, sha256: str | None
-) -> dict[str, object]:
+def description(
+    settings: RunSettings, model: ir.Model | None = None, sha256: str | None = None
+) -> dict[str, Any]:
+    """The JSON form's `model`; `model` None: it could not be read."""
     source = settings.source
     return {
         "path": None if source is None else str(source),
-        "name": model.graph.name,
+        "name": None if model is None else model.graph.name,
         "sha256": sha256,
-        "producer": producer_of(model),
-        "ir_version": model.ir_version,
-        "opset": opsets_of(model),
+        "producer": None if model is None else producer_of(model),
+        "ir_version": None if model is None else model.ir_version,
+        "opset": {} if model is None else opsets_of(model),
         "passes": str(settings.pipeline),
         "target": settings.target,
         "seed": settings.seed,
+        "changes": [],
     }
 
 

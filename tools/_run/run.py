@@ -3,22 +3,34 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from ...passes._core.scratch import remove_dead_folders, scratch_folder
 from ...runtime.worker import Worker
 from ...runtime.worker_pool import pool
+from .clock import Clock
+from .result import Step
 from .settings import ProgressBar, RunSettings
 
 
 class Reporter:
-    """Warnings of a run, each once and in order, and its progress bars."""
+    """Warnings of a run, each once and in order, and its steps: timed, and shown as bars.
 
-    def __init__(self, progress_bar: ProgressBar | None = None) -> None:
+    It is a `ProgressBar` itself: what asks for a bar is a step.
+    """
+
+    def __init__(
+        self, progress_bar: ProgressBar | None = None, clock: Clock | None = None
+    ) -> None:
         self.warnings: list[str] = []
-        self._progress_bar = progress_bar
+        self.refused: list[Step] = []
+        """Account of the pass at which the run ends, as far as it came; empty without one."""
+        self.clock = clock or Clock()
+        self._progress_bar = progress_bar or _no_bar
+        # bars of other callers may show a label only
+        self.note: Callable[[str], None] = getattr(progress_bar, "note", _no_note)
 
     def warn(self, where: str, message: str) -> None:
         """Add a warning, unless it was given before."""
@@ -28,14 +40,26 @@ class Reporter:
             self.warnings.append(text)
 
     @contextlib.contextmanager
+    def __call__(self, label: str, total: int) -> Iterator[Callable[[int], None]]:
+        """Time a step and show its bar; the yielded function advances it."""
+        with self.clock.step(label), self._progress_bar(label, total) as advance:
+            yield advance
+
+    @contextlib.contextmanager
     def progress(self, label: str) -> Iterator[None]:
-        """Show a bar of one step while the block runs."""
-        if self._progress_bar is None:
-            yield
-            return
-        with self._progress_bar(label, 1) as advance:
+        """Time a step that nothing is known of until it is done, and show its bar."""
+        with self(label, 1) as advance:
             yield
             advance(1)
+
+
+@contextlib.contextmanager
+def _no_bar(label: str, total: int) -> Iterator[Callable[[int], None]]:
+    yield lambda steps: None
+
+
+def _no_note(words: str) -> None:
+    pass
 
 
 @dataclass(frozen=True)
@@ -50,6 +74,11 @@ class Run:
     scratch: Path
     reporter: Reporter
 
+    @property
+    def clock(self) -> Clock:
+        """Time of the run and of its steps."""
+        return self.reporter.clock
+
 
 @contextlib.contextmanager
 def open_run(settings: RunSettings) -> Iterator[Run]:
@@ -60,4 +89,6 @@ def open_run(settings: RunSettings) -> Iterator[Run]:
         pool().borrowed() as worker,
         scratch_folder() as scratch,
     ):
-        yield Run(settings, worker, scratch, Reporter(settings.progress))
+        reporter = Reporter(settings.progress, settings.clock)
+        reporter.clock.count(lambda: worker.cpu_seconds)
+        yield Run(settings, worker, scratch, reporter)

@@ -74,7 +74,7 @@ def run_metric_of(
     if settings.metric is None or labelled is None:
         return None
     metric = metric_named(settings.metric)
-    return RunMetric(open, labelled, metric, settings.metric_output, settings.progress)
+    return RunMetric(open, labelled, metric, settings.metric_output, run.reporter)
 
 
 def baseline_of(
@@ -178,6 +178,7 @@ def measure_metric(
         "name": metric.name,
         "before": first.value,
         "after": second.value,
+        "drop": drop,
     }
     interval = None
     if first.hits is not None and second.hits is not None:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import onnx_ir as ir
 
 from ...passes._core.pipeline import Pipeline
+from .clock import Clock
 
 Verify = Literal["auto", "always", "never"]
 
@@ -46,6 +47,8 @@ class RunSettings:
     zipped: bool = False
     resume: Path | None = None
     teacher: Path | ir.Model | None = None
+    metric_each: bool = False
+    clock: Clock | None = None
 
     @property
     def source(self) -> Path | None:

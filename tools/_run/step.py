@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -22,6 +23,7 @@ from .bisection import Bisection, Problem, without_culprits
 from .checks import first_line
 from .context import TrainingContext
 from .drift import Outputs, as_figures
+from .evidence import VerificationInputs
 from .explain_loss import LossyStage
 from .kernels import is_quantized
 from .load import own_fault
@@ -115,10 +117,11 @@ def run_step(
     def judged(model: ir.Model) -> PassAttempt | None:
         return tried(run, context, pass_, model, judge)
 
-    with run.reporter.progress(str(pass_)):
+    with run.reporter.progress(str(pass_)), _accounted(run, pass_) as told:
         attempt = judged(checked.model)
         if attempt is None:
             return dataclasses.replace(checked, model=before)
+        told.append(_account(pass_, attempt))
         if attempt.fault and pass_.effect == "lossy":
             attempt = _spared(run, context, baseline, pass_, attempt)
         if attempt.problem is not None:
@@ -131,11 +134,7 @@ def run_step(
             attempt = mended
     outcome = attempt.outcome
     verification = attempt.verification
-    step = dataclasses.replace(
-        _account(pass_, attempt),
-        changed=outcome.changed,
-        drift=None if verification.drift is None else as_figures(verification.drift),
-    )
+    step = dataclasses.replace(_account(pass_, attempt), changed=outcome.changed)
     is_lossy = pass_.effect == "lossy" and outcome.changed > 0
     # they were not counted again where nothing changed
     counts = verification.counts if outcome.changed else checked.counts
@@ -154,6 +153,17 @@ def run_step(
     )
 
 
+@contextlib.contextmanager
+def _accounted(run: Run, pass_: Pass) -> Iterator[list[Step]]:
+    """Keep the account of a pass at which the run ends: the last that was told, or its name."""
+    told = [Step(pass_.name, str(pass_), unit=pass_.unit)]
+    try:
+        yield told
+    except OnnxOptError:
+        run.reporter.refused = told[-1:]
+        raise
+
+
 def tried(
     run: Run, context: TrainingContext, pass_: Pass, model: ir.Model, judge: Judge
 ) -> PassAttempt | None:
@@ -166,7 +176,8 @@ def tried(
     error: OnnxOptError | None = None
     start = time.perf_counter()
     try:
-        problem, outcome = apply_pass(run, context, model, pass_)
+        with run.reporter.progress("apply"):
+            problem, outcome = apply_pass(run, context, model, pass_)
     except OnnxOptError as raised:
         if not (is_runtime_fault(raised) or isinstance(raised, OpsetRefused)):
             raise
@@ -266,16 +277,20 @@ def _rolled_back(
 ) -> Checked:
     """The model before a pass, which is named."""
     run.reporter.warn(str(pass_), f"rolled back: {problem.text}")
-    step = dataclasses.replace(_account(pass_, trial), rolled_back=True)
+    account = _account(pass_, trial)
+    step = dataclasses.replace(account, drift=None, rolled_back=True)
     return dataclasses.replace(checked, model=before, steps=(*checked.steps, step))
 
 
 def _account(pass_: Pass, trial: PassAttempt) -> Step:
     outcome = trial.outcome
+    drift = trial.verification.drift
     return Step(
         pass_.name,
         str(pass_),
         seconds=trial.seconds,
+        drift=None if drift is None else as_figures(drift),
+        unit=outcome.unit or pass_.unit,
         stats=dict(outcome.stats),
         declined=[dataclasses.asdict(declined) for declined in outcome.declined],
         chosen=[dataclasses.asdict(chosen) for chosen in outcome.chosen],
@@ -330,6 +345,25 @@ def _with_stage(
     reference = float_form or before
     stage = LossyStage(pass_, reference, result)
     return (*stages, stage)
+
+
+def with_metric(
+    run: Run, inputs: VerificationInputs, verifier: Verifier, checked: Checked
+) -> Checked:
+    """Add the metric after the last pass, where it is to be measured after each."""
+    if not run.settings.metric_each or inputs.run_metric is None or not checked.steps:
+        return checked
+    *earlier, last = checked.steps
+    # the pass that ends a run unasked may have left no trace
+    if last.metric is not None:
+        return checked
+    assert inputs.baseline is not None
+    metric = earlier[-1].metric if earlier else inputs.baseline.value
+    if last.changed:
+        with verifier.file_of(checked.model) as path:
+            metric = inputs.run_metric.score(path).value
+    step = dataclasses.replace(last, metric=metric)
+    return dataclasses.replace(checked, steps=(*earlier, step))
 
 
 def warn_if_unchanged(run: Run, steps: Sequence[Step]) -> None:

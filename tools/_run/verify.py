@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from .checks import interface_of, validity_of
 from .drift import COARSE, FLOAT32, Outputs, Reference, Tolerance, inexact
 from .kernels import is_quantized
 from .load import Original
+from .run import Reporter
 
 LARGE_GRAPH = 5_000
 """Nodes above which ONNX Runtime's graph is counted at its extended level alone.
@@ -72,7 +73,10 @@ class Baseline:
         reference = self.verifier.reference
         if reference is None or self.outputs is None:
             return {}
-        with self.verifier.file_of(self.model) as path:
+        with (
+            self.verifier.reporter.progress("measure float noise"),
+            self.verifier.file_of(self.model) as path,
+        ):
             return reference.noise_of(path, self.outputs)
 
     @cached_property
@@ -90,6 +94,7 @@ class Verifier:
     scratch: Path
     original: Original
     reference: Reference | None
+    reporter: Reporter = field(default_factory=Reporter)
 
     def verify(
         self,
@@ -104,8 +109,11 @@ class Verifier:
         fusion.
         """
         problem = self.original.interface.difference(interface_of(model))
-        # the costly check second
-        problem = problem or validity_of(model).worse_than(self.original.validity)
+        if problem is None:
+            # the costly check second
+            with self.reporter.progress("check structure"):
+                validity = validity_of(model)
+            problem = validity.worse_than(self.original.validity)
         if problem:
             return Verification(Problem(problem))
         if self.reference is None:
@@ -148,7 +156,7 @@ class Verifier:
     def outputs_of(self, model: ir.Model) -> Outputs:
         """Outputs of a model on the reference's batches. Errors: as `Reference.outputs`."""
         assert self.reference is not None
-        with self.file_of(model) as path:
+        with self.reporter.progress("compare outputs"), self.file_of(model) as path:
             return self.reference.outputs(path)
 
     def counts_of(self, model: ir.Model) -> Counts | None:
@@ -157,6 +165,7 @@ class Verifier:
             return None
         try:
             with (
+                self.reporter.progress("count optimized nodes"),
                 self.file_of(model) as path,
                 self.reference.opened(path) as session,
             ):
@@ -169,12 +178,17 @@ class Verifier:
     ) -> tuple[Outputs, Counts | None]:
         """Outputs and counts of a model, of one file and one session."""
         assert self.reference is not None
+        step = self.reporter.progress
         with (
+            step("compare outputs"),
             self.file_of(model) as path,
             self.reference.opened(path) as session,
         ):
             outputs = self.reference.outputs_of(session)
-            return outputs, _counts(session, model) if is_counted else None
+            if not is_counted:
+                return outputs, None
+            with step("count optimized nodes"):
+                return outputs, _counts(session, model)
 
     def inexact(
         self, model: ir.Model, baseline: Baseline, outputs: Outputs

@@ -43,6 +43,7 @@ def describe(kind: type[Pass]) -> dict[str, Any]:
     return {
         "pass": kind.name,
         "effect": kind.effect,
+        "unit": kind.unit,
         "summary": " ".join(summary.split()),
         "description": text,
         "options": [_option(option) for option in options_of(kind)],

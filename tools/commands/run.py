@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ... import OnnxOptError, UsageError
+from .._run.clock import Clock
 from ..command_options import (
     EVAL_DATA,
     FORCE,
@@ -21,6 +23,7 @@ from ..command_options import (
 from ..console import Progress, command_line, emit_json, say, shared_options
 
 if TYPE_CHECKING:
+    from .._run.result import RunAccount
     from ..result import Result
 
 SHOWN_LOSSES = 20
@@ -47,6 +50,9 @@ SHOWN_LOSSES = 20
 @EVAL_DATA
 @metric_option()
 @METRIC_OUTPUT
+@click.option(
+    "--metric-each", is_flag=True, help="Measure the metric after each pass, too."
+)
 @click.option(
     "--max-drop",
     type=click.FloatRange(min=0),
@@ -107,14 +113,15 @@ def command(
     **options: Any,
 ) -> None:
     """Optimize MODEL: run passes, check each, measure before and after, write the result."""
-    # these imports are here, not above: onnx_ir takes a second to load, and --help needs none of it
-    from ...runtime.worker_pool import pool
+    clock = Clock()
+    with clock.step("start"):
+        # these imports are here, not above: onnx_ir takes a second to load, and --help needs none
+        from ...runtime.worker_pool import pool
 
-    # while the child loads ONNX Runtime, this process loads onnx_ir and reads the model
-    if options["verify"] != "never" and model.is_file():
-        pool().prestart()
-    from ... import CheckError
-    from ..optimize import DEFAULT_PASSES, default_output, optimize
+        # while the child loads ONNX Runtime, this process loads onnx_ir and reads the model
+        if options["verify"] != "never" and model.is_file():
+            pool().prestart()
+        from ..optimize import DEFAULT_PASSES, default_output, optimize
 
     # with --json as with -q: bars would only be in the way
     try:
@@ -125,16 +132,25 @@ def command(
             bench=not no_bench,
             pack=not no_pack,
             progress=Progress(verbosity - as_json),
+            clock=clock,
             **options,
         )
-    except CheckError as error:
-        # of a budget that is missed the account shows where it was lost; --json has it, too
-        if error.account is not None and not as_json and verbosity > 0:
-            show_account(error.account, verbosity)
+    except OnnxOptError as error:
+        # the account, with every layer, shows where a budget was missed or a pass refused
+        if _tells(error) and not as_json and verbosity >= 0:
+            show_account(error.account, verbosity=1)
+            show_losses(error.account.loss, passes, verbosity=1)
         raise
     show_result(result, as_json, verbosity)
-    if result.loss and not as_json and verbosity >= 0:
+    if not as_json and verbosity >= 0:
         show_losses(result.loss, passes, verbosity)
+
+
+def _tells(error: OnnxOptError) -> bool:
+    """True where an account tells more than the error: not of options, nor before any pass."""
+    if isinstance(error, UsageError) or error.account is None:
+        return False
+    return bool(error.account.passes)
 
 
 def show_result(result: Result, as_json: bool, verbosity: int) -> None:
@@ -157,7 +173,7 @@ def show_result(result: Result, as_json: bool, verbosity: int) -> None:
         say("dry run: nothing was written")
 
 
-def show_account(result: Result, verbosity: int) -> None:
+def show_account(result: RunAccount, verbosity: int) -> None:
     """Tables and warnings, on stderr."""
     if verbosity >= 0:
         from ..console import show
@@ -170,9 +186,11 @@ def show_account(result: Result, verbosity: int) -> None:
 
 
 def show_losses(
-    losses: list[dict[str, Any]], passes: tuple[str, ...], verbosity: int
+    losses: list[dict[str, Any]] | None, passes: tuple[str, ...], verbosity: int
 ) -> None:
-    """The worst layers, and the command that spares the worst one."""
+    """The worst layers, if losses were asked for, and the command that spares the worst one."""
+    if not losses:
+        return
     from ...passes._core.pipeline import as_pipeline
     from .._run.explain_loss import next_pipeline
     from ..console import show
