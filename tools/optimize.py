@@ -12,6 +12,7 @@ from ..passes._core.pipeline import Pipeline, PipelineStep, as_pipeline
 from ..runtime.metrics import metric_named
 from ._run.context import is_main_process
 from ._run.driver import optimize_model
+from ._run.floor import floor_of
 from ._run.settings import ProgressBar, RunSettings, Verify
 from .model_forms import as_model
 from .result import Result
@@ -42,6 +43,7 @@ def optimize(
     threads: int = 0,
     min_sqnr: float | None = None,
     max_drop: float | None = None,
+    floor: str | float | None = None,
     explain_loss: bool = False,
     pack: bool = True,
     zipped: bool = False,
@@ -54,7 +56,9 @@ def optimize(
     `out` None: nothing is written. `data`: feeds in any form that `runtime.feeds.open_feeds` takes.
     `metric`: a name, or a function of all outputs and labels; `metric_output`: the output that it
     scores. `verify`: "auto" runs the model where its weights are at most 1 GiB. `min_sqnr` (dB) and
-    `max_drop` (of the metric) are budgets: where one is not met, nothing is written. `explain_loss`
+    `max_drop` (of the metric) are budgets: where one is not met, nothing is written. `floor`:
+    "3" (dB), "50%" (of rows whose largest output stays), "3,50%" or "none": the least that a lossy
+    result keeps unless `force`. `explain_loss`
     fills `Result.loss`: what each layer lost, and to its weights or its activations. `pack`: end a
     lossy pipeline with the pass `pack` where that saves more than 5 % of the file and the target's
     runtime unpacks at load (one that was packed is packed again). `zipped` fills `zipped_bytes` of
@@ -85,6 +89,7 @@ def optimize(
         threads=threads,
         min_sqnr=min_sqnr,
         max_drop=max_drop,
+        floor=floor_of(floor),
         explain_loss=explain_loss,
         pack=pack,
         zipped=zipped,

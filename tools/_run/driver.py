@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import dataclasses
 
-from ...runtime.metrics import metric_named
 from .context import context_of
 from .drift import sample_count
 from .evidence import VerificationInputs, gather_inputs
 from .explain_loss import explain
 from .finish import Written, finish, with_final_drift
-from .harm import Judgement, harm_of
+from .harm import harm_of, judgement_of
 from .load import Original, load_original
 from .packing import end_packed
 from .result import RunResult
@@ -77,12 +76,7 @@ def _warn_of_data(run: Run, inputs: VerificationInputs) -> None:
 
 
 def _warn_of_harm(run: Run, checked: Checked, written: Written) -> None:
-    metric = run.settings.metric
-    judgement = Judgement(
-        written.drift,
-        written.metric,
-        metric is None or metric_named(metric).higher_is_better,
-    )
+    judgement = judgement_of(run.settings, written.drift, written.metric)
     harm = harm_of(judgement, checked.steps)
     if harm is not None:
         run.reporter.warn("result", harm)

@@ -23,6 +23,7 @@ from .context import TrainingContext
 from .drift import Outputs, Reference, as_figures
 from .evidence import VerificationInputs
 from .figures import Figures, expected_bytes, figures_of, zipped_bytes
+from .harm import is_kept, judgement_of
 from .kernels import compare_kernels, is_quantized, remedy
 from .load import Original, own_fault
 from .measure import measure_latency
@@ -192,9 +193,10 @@ def _judge(
             measured = measure_metric(run, inputs.run_metric, inputs.baseline, path)
             metric = measured.facts
             failure = failure or measured.failure
+    failure = failure or _below_floor(run, drift, metric, is_exact)
+    if original.path is not None and failure is None:
         # what is not written need not be timed
-        if failure is None:
-            latency = measure_latency(run, inputs, original.path, path)
+        latency = measure_latency(run, inputs, original.path, path)
     return Written(model, figures, requires, drift, metric, latency, failure=failure)
 
 
@@ -229,6 +231,31 @@ def _sqnr_missed(run: Run, drift: Drift) -> CheckError | None:
         "--min-sqnr",
         f"the result has {drift.sqnr_db:.1f} dB, below the {limit:g} dB asked for",
         "lower --min-sqnr, choose gentler passes, or calibrate on more --data",
+    )
+
+
+def _below_floor(
+    run: Run, drift: Drift | None, metric: dict[str, Any] | None, is_exact: bool
+) -> CheckError | None:
+    """Refuse a lossy result that says nothing any more; with `force` it is only told of."""
+    settings = run.settings
+    if drift is None or is_exact or settings.floor is None:
+        return None
+    # a budget that was asked for is the user's own floor; a student starts from nothing
+    if settings.min_sqnr is not None or settings.teacher is not None:
+        return None
+    problem = settings.floor.problem(drift)
+    if problem is None:
+        return None
+    if is_kept(judgement_of(settings, drift, metric)):
+        return None
+    if settings.force:
+        run.reporter.warn("--floor", f"{problem}: written, as --force says")
+        return None
+    return CheckError(
+        "--floor",
+        problem,
+        "choose gentler passes, or win it back by finetune; --force writes it all the same",
     )
 
 

@@ -9,10 +9,18 @@ from typing import Any
 
 from ...passes._core.drift_budget import BROKEN
 from ...runtime.compare import Drift
+from ...runtime.metrics import metric_named
 from .result import Step
+from .settings import RunSettings
 
 MOST_LOST = 0.01
 """Part of a metric's value before that may be lost without a warning: one point of accuracy."""
+
+
+KEPT = {True: 0.5, False: 1.0}
+"""Part of a metric's value that may be lost by a result that still says what the original says: half
+of a score; of one that counts errors (False), as much again. Chosen by hand; not measured.
+"""
 
 
 @dataclass(frozen=True)
@@ -25,6 +33,15 @@ class Judgement:
     drift: Drift | None
     metric: dict[str, Any] | None
     higher_is_better: bool = True
+
+
+def judgement_of(
+    settings: RunSettings, drift: Drift | None, metric: dict[str, Any] | None
+) -> Judgement:
+    """The judgement of a run with those settings."""
+    named = settings.metric
+    higher = named is None or metric_named(named).higher_is_better
+    return Judgement(drift, metric, higher)
 
 
 def harm_of(judgement: Judgement, steps: Sequence[Step]) -> str | None:
@@ -50,6 +67,15 @@ def harm_of(judgement: Judgement, steps: Sequence[Step]) -> str | None:
     if culprit is not None:
         words += f", most of it lost by {culprit}"
     return f"{words}: choose gentler passes, or win it back by finetune"
+
+
+def is_kept(judgement: Judgement) -> bool:
+    """True if a metric was asked for, and the result keeps it by and large."""
+    metric = judgement.metric
+    if metric is None:
+        return False
+    higher = judgement.higher_is_better
+    return _lost(metric, higher) <= KEPT[higher]
 
 
 def _lost(metric: dict[str, Any], higher: bool) -> float:
