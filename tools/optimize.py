@@ -70,6 +70,8 @@ def optimize(
     Errors: UsageError (options), RefusedError (model, data), CheckError (a check or a budget; of a
     budget that is missed, `account` is the Result that was not written).
     """
+    # a budget that was asked for is a floor; the student of a teacher starts from nothing
+    has_own_floor = not (min_sqnr is max_drop is teacher is None)
     settings = RunSettings(
         model=as_model(model),
         pipeline=as_pipeline(passes),
@@ -89,7 +91,7 @@ def optimize(
         threads=threads,
         min_sqnr=min_sqnr,
         max_drop=max_drop,
-        floor=floor_of(floor),
+        floor=floor_of(floor, has_own=has_own_floor),
         explain_loss=explain_loss,
         pack=pack,
         zipped=zipped,

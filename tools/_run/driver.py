@@ -9,12 +9,16 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
+from ... import CheckError
+from .blame import blame
 from .context import context_of
-from .drift import sample_count
+from .drift import as_figures, sample_count
 from .evidence import VerificationInputs, gather_inputs
 from .explain_loss import explain
 from .finish import Written, finish, with_final_drift
+from .floor import BelowFloor
 from .harm import harm_of, judgement_of
 from .load import Original, load_original
 from .packing import end_packed
@@ -46,17 +50,17 @@ def optimize_model(settings: RunSettings) -> RunResult:
         # after the file is written: its figures do not depend on the explanation
         losses = _explained(run, inputs, checked)
         _warn_of_data(run, inputs)
-        _warn_of_harm(run, checked, written)
+        failure = _tell_of_harm(run, original, inputs, checked, written, losses)
         result = _result(run, original, inputs, checked, written, losses)
-        if written.failure is not None:
-            written.failure.account = result
-            raise written.failure
+        if failure is not None:
+            failure.account = result
+            raise failure
         return result
 
 
 def _explained(
     run: Run, inputs: VerificationInputs, checked: Checked
-) -> list[dict[str, object]] | None:
+) -> list[dict[str, Any]] | None:
     """Loss of each layer, where that was asked for; empty with a warning if nothing was run."""
     if not run.settings.explain_loss:
         return None
@@ -75,11 +79,29 @@ def _warn_of_data(run: Run, inputs: VerificationInputs) -> None:
                 run.reporter.warn("data", message)
 
 
-def _warn_of_harm(run: Run, checked: Checked, written: Written) -> None:
-    judgement = judgement_of(run.settings, written.drift, written.metric)
-    harm = harm_of(judgement, checked.steps)
-    if harm is not None:
-        run.reporter.warn("result", harm)
+def _tell_of_harm(
+    run: Run,
+    original: Original,
+    inputs: VerificationInputs,
+    checked: Checked,
+    written: Written,
+    losses: list[dict[str, Any]] | None,
+) -> CheckError | None:
+    """Name what lost most, in a warning of a poor result or in the failure of a worthless one.
+
+    Gives the failure of the result; None where it has none.
+    """
+    failure = written.failure
+    harm = harm_of(judgement_of(run.settings, written.drift, written.metric))
+    is_below = isinstance(failure, BelowFloor)
+    if harm is None and not is_below:
+        return failure
+    found = blame(run, inputs, checked, original.figures.bytes, losses)
+    if failure is not None and is_below:
+        problem = f"{failure.problem}{found.words}"
+        return BelowFloor(failure.where, problem, f"{found.remedy}; {failure.fix}")
+    run.reporter.warn("result", f"{harm}{found.words}: {found.remedy}")
+    return failure
 
 
 def _samples_of(inputs: VerificationInputs) -> int | None:
@@ -95,7 +117,7 @@ def _result(
     inputs: VerificationInputs,
     checked: Checked,
     written: Written,
-    losses: list[dict[str, object]] | None,
+    losses: list[dict[str, Any]] | None,
 ) -> RunResult:
     before = original.figures
     after = written.figures
@@ -117,10 +139,24 @@ def _result(
         files=list(written.files),
         loss=losses,
         requires=written.requires.as_dict(),
+        drift=_drift_facts(inputs, written),
         drift_on=inputs.drift_on,
         drift_samples=_samples_of(inputs),
         hardware=inputs.hardware,
     )
+
+
+def _drift_facts(inputs: VerificationInputs, written: Written) -> dict[str, Any] | None:
+    drift = written.drift
+    if drift is None:
+        return None
+    return {
+        **as_figures(drift),
+        "agreement": drift.top1_agreement,
+        "word": written.word,
+        "samples": _samples_of(inputs),
+        "on": inputs.drift_on,
+    }
 
 
 def _changes(original: Original, written: Written) -> list[str]:

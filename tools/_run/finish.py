@@ -17,12 +17,14 @@ from ...passes._core.stats import model_macs
 from ...passes._core.versions import LeastVersions, lower_versions, lowers_opset
 from ...runtime.bench import PairedLatency
 from ...runtime.compare import Drift
+from ...runtime.drift_words import worst_word
 from ...runtime.session import Session, open_session
 from .checks import forget_shapes, interface_of
 from .context import TrainingContext
-from .drift import Outputs, Reference, as_figures
+from .drift import Outputs, as_figures, choices_of
 from .evidence import VerificationInputs
 from .figures import Figures, expected_bytes, figures_of, zipped_bytes
+from .floor import BelowFloor
 from .harm import is_kept, judgement_of
 from .kernels import compare_kernels, is_quantized, remedy
 from .load import Original, own_fault
@@ -45,14 +47,16 @@ Chosen by hand; not measured.
 class Written:
     """The result as it was written, or as it would be.
 
-    `latency`: of the original and of the result. `path`: where it was written; None: it
-    was not, and `files` is empty. `failure`: a budget that it misses, and is not written for.
+    `word`: what its drift means. `latency`: of the original and of the result. `path`: where it was
+    written; None: it was not, and `files` is empty. `failure`: a budget or the floor that it
+    misses, and is not written for.
     """
 
     model: ir.Model
     figures: Figures
     requires: Requirements
     drift: Drift | None = None
+    word: str | None = None
     metric: dict[str, Any] | None = None
     latency: PairedLatency | None = None
     path: Path | None = None
@@ -176,11 +180,17 @@ def _judge(
     if run.settings.zipped:
         figures.zipped_bytes = zipped_bytes(path, model)
     _warn_if_larger(run, original.figures.bytes, figures.bytes)
-    drift = metric = latency = failure = None
+    drift = metric = latency = failure = word = below = None
     if inputs.reference is not None:
-        drift = _judge_drift(
-            run, original, inputs, inputs.reference, path, model, is_exact
-        )
+        outputs = inputs.reference.outputs(path)
+        drifts = inputs.reference.measured(outputs, is_exact)
+        drift = drifts.overall()
+        parts = drifts.per_output()
+        choices = choices_of(inputs.reference.original, outputs)
+        word = worst_word(parts, choices)
+        if not is_exact and run.settings.floor is not None:
+            below = run.settings.floor.problem(parts, choices)
+        _warn_if_kernels_disagree(run, original, inputs, path, model, outputs)
         failure = _sqnr_missed(run, drift)
     elif run.settings.min_sqnr is not None:
         raise CheckError(
@@ -190,14 +200,17 @@ def _judge(
         )
     if original.path is not None:
         if inputs.run_metric is not None and inputs.baseline is not None:
-            measured = measure_metric(run, inputs.run_metric, inputs.baseline, path)
-            metric = measured.facts
-            failure = failure or measured.failure
-    failure = failure or _below_floor(run, drift, metric, is_exact)
-    if original.path is not None and failure is None:
+            scored = measure_metric(run, inputs.run_metric, inputs.baseline, path)
+            metric = scored.facts
+            failure = failure or scored.failure
+        if below is not None and not is_kept(judgement_of(run.settings, drift, metric)):
+            failure = failure or _refused(run, below)
         # what is not written need not be timed
-        latency = measure_latency(run, inputs, original.path, path)
-    return Written(model, figures, requires, drift, metric, latency, failure=failure)
+        if failure is None:
+            latency = measure_latency(run, inputs, original.path, path)
+    return Written(
+        model, figures, requires, drift, word, metric, latency, failure=failure
+    )
 
 
 def _warn_if_larger(run: Run, before: int | None, after: int | None) -> None:
@@ -205,22 +218,6 @@ def _warn_if_larger(run: Run, before: int | None, after: int | None) -> None:
         run.reporter.warn(
             "size", f"the result is larger: {after:,} bytes, {before:,} before"
         )
-
-
-def _judge_drift(
-    run: Run,
-    original: Original,
-    inputs: VerificationInputs,
-    reference: Reference,
-    path: Path,
-    model: ir.Model,
-    is_exact: bool,
-) -> Drift:
-    """Drift of the written file; warns where kernels lose what the graph keeps."""
-    outputs = reference.outputs(path)
-    drift = reference.from_original(outputs, is_exact)
-    _warn_if_kernels_disagree(run, original, inputs, reference, path, model, outputs)
-    return drift
 
 
 def _sqnr_missed(run: Run, drift: Drift) -> CheckError | None:
@@ -234,42 +231,26 @@ def _sqnr_missed(run: Run, drift: Drift) -> CheckError | None:
     )
 
 
-def _below_floor(
-    run: Run, drift: Drift | None, metric: dict[str, Any] | None, is_exact: bool
-) -> CheckError | None:
-    """Refuse a lossy result that says nothing any more; with `force` it is only told of."""
-    settings = run.settings
-    if drift is None or is_exact or settings.floor is None:
-        return None
-    # a budget that was asked for is the user's own floor; a student starts from nothing
-    if settings.min_sqnr is not None or settings.teacher is not None:
-        return None
-    problem = settings.floor.problem(drift)
-    if problem is None:
-        return None
-    if is_kept(judgement_of(settings, drift, metric)):
-        return None
-    if settings.force:
+def _refused(run: Run, problem: str) -> CheckError | None:
+    """Refuse a result below the floor; with `force` it is only told of."""
+    if run.settings.force:
         run.reporter.warn("--floor", f"{problem}: written, as --force says")
         return None
-    return CheckError(
-        "--floor",
-        problem,
-        "choose gentler passes, or win it back by finetune; --force writes it all the same",
-    )
+    return BelowFloor("--floor", problem, "--force writes it all the same")
 
 
 def _warn_if_kernels_disagree(
     run: Run,
     original: Original,
     inputs: VerificationInputs,
-    reference: Reference,
     path: Path,
     model: ir.Model,
     outputs: Outputs,
 ) -> None:
     """Warn where this CPU's integer kernels lose what the graph as written does not."""
     machine = inputs.hardware
+    reference = inputs.reference
+    assert reference is not None
     if machine.provider != "cpu" or not is_quantized(model):
         return
 

@@ -3,47 +3,30 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 
-from ... import UsageError
-from ...runtime.compare import Drift
+from ... import CheckError, UsageError
+from ...runtime.drift_words import USUAL, Bounds
 
 OFF = "none"
 
 
-@dataclass(frozen=True)
-class Floor:
-    """Least SQNR in dB, and least share of rows whose largest value stays in place.
-
-    `docs/drift.md` says how both were found.
-    """
-
-    sqnr_db: float = 3.0
-    agreement: float = 0.5
-
-    def problem(self, drift: Drift) -> str | None:
-        """Say why a result is worth nothing; None where it is."""
-        same = drift.top1_agreement
-        if same is not None and same < self.agreement:
-            return (
-                f"the largest output is the same for {same:.0%} of rows, "
-                f"less than {self.agreement:.0%}"
-            )
-        if drift.sqnr_db < self.sqnr_db:
-            return f"the outputs keep {drift.sqnr_db:.1f} dB of SQNR, less than {self.sqnr_db:g}"
-        return None
+class BelowFloor(CheckError):
+    """A lossy result that no longer says what the original says."""
 
 
-def floor_of(text: str | None) -> Floor | None:
+def floor_of(asked: str | float | None, has_own: bool = False) -> Bounds | None:
     """The floor of `--floor`: dB, a percentage of rows, or both with a comma; None of `none`.
+
+    Of None the usual one, or none where the run `has_own`: a budget that says what is enough.
 
     Errors: UsageError.
     """
-    if text is None:
-        return Floor()
+    if asked is None:
+        return None if has_own else USUAL
+    text = str(asked)
     if text == OFF:
         return None
-    bounds: dict[str, float] = {}
+    given: dict[str, float] = {}
     for word in text.split(","):
         found = re.fullmatch(r"(-?\d+(?:\.\d+)?)(%|dB)?", word.strip())
         if found is None:
@@ -55,11 +38,11 @@ def floor_of(text: str | None) -> Floor | None:
             )
         number = float(found[1])
         if found[2] == "%":
-            bounds["agreement"] = number / 100
+            given["agreement"] = number / 100
         else:
-            bounds["sqnr_db"] = number
+            given["sqnr_db"] = number
     # what is not named does not count
-    return Floor(
-        sqnr_db=bounds.get("sqnr_db", float("-inf")),
-        agreement=bounds.get("agreement", 0.0),
+    return Bounds(
+        sqnr_db=given.get("sqnr_db", float("-inf")),
+        agreement=given.get("agreement", 0.0),
     )

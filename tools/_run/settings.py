@@ -11,7 +11,7 @@ from typing import Any, Literal
 import onnx_ir as ir
 
 from ...passes._core.pipeline import Pipeline
-from .floor import Floor
+from ...runtime.drift_words import USUAL, Bounds
 
 Verify = Literal["auto", "always", "never"]
 
@@ -42,7 +42,7 @@ class RunSettings:
     threads: int = 0
     min_sqnr: float | None = None
     max_drop: float | None = None
-    floor: Floor | None = Floor()
+    floor: Bounds | None = USUAL
     explain_loss: bool = False
     pack: bool = True
     zipped: bool = False
