@@ -9,6 +9,7 @@ from typing import Any
 
 from .. import CheckError, UsageError
 from ..passes._core.pipeline import Pipeline, PipelineStep, as_pipeline
+from ..runtime.drift_words import ON_DATA
 from ..runtime.metrics import metric_named
 from ._run.context import is_main_process
 from ._run.driver import optimize_model
@@ -70,8 +71,6 @@ def optimize(
     Errors: UsageError (options), RefusedError (model, data), CheckError (a check or a budget; of a
     budget that is missed, `account` is the Result that was not written).
     """
-    # a budget that was asked for is a floor; the student of a teacher starts from nothing
-    has_own_floor = not (min_sqnr is max_drop is teacher is None)
     settings = RunSettings(
         model=as_model(model),
         pipeline=as_pipeline(passes),
@@ -91,7 +90,7 @@ def optimize(
         threads=threads,
         min_sqnr=min_sqnr,
         max_drop=max_drop,
-        floor=floor_of(floor, has_own=has_own_floor),
+        floor=floor,
         explain_loss=explain_loss,
         pack=pack,
         zipped=zipped,
@@ -144,6 +143,7 @@ def _check_settings(settings: RunSettings) -> None:
 
 
 def _check_budgets(settings: RunSettings) -> None:
+    floor_of(settings, ON_DATA)
     budgets = {"--max-drop": settings.max_drop, "--min-sqnr": settings.min_sqnr}
     for option, value in budgets.items():
         if value is not None and not isinstance(value, (int, float)):

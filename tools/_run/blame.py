@@ -20,11 +20,14 @@ MOST_LAYERS = 3
 """Layers that are named."""
 
 MOST_BYTES = 200_000_000
-"""Size of an original above which no layer is looked for: it takes more than a few seconds."""
+"""Size of an original above which no layer is looked for: it takes more than a few seconds.
+
+Chosen by hand; not measured.
+"""
 
 SAMPLES = 4
 SECONDS = 5.0
-"""Samples, and time after which no further one is run. The three were chosen by hand; not measured."""
+"""Samples, and seconds after which no further one is run. Chosen by hand; not measured."""
 
 
 @dataclass(frozen=True)

@@ -227,6 +227,15 @@ def all_finite(outputs: Outputs) -> bool:
     return True
 
 
+def none_finite(outputs: Outputs) -> bool:
+    """True if there are float outputs, and all that they hold is NaN or infinite."""
+    arrays = [array for batch in outputs for array in batch.values()]
+    floats = [array for array in arrays if array.dtype.kind in "fV" and array.size]
+    if not floats:
+        return False
+    return not any(np.isfinite(array.astype(np.float64)).any() for array in floats)
+
+
 def first_batches(batches: Iterable[Arrays]) -> list[Arrays]:
     """First batches of feeds: at most 4, and none after 256 samples are reached."""
     chosen: list[Arrays] = []

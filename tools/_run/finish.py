@@ -17,14 +17,14 @@ from ...passes._core.stats import model_macs
 from ...passes._core.versions import LeastVersions, lower_versions, lowers_opset
 from ...runtime.bench import PairedLatency
 from ...runtime.compare import Drift
-from ...runtime.drift_words import worst_word
+from ...runtime.drift_words import ON_DATA, ON_SYNTHETIC, worst_word
 from ...runtime.session import Session, open_session
 from .checks import forget_shapes, interface_of
 from .context import TrainingContext
 from .drift import Outputs, as_figures, choices_of
 from .evidence import VerificationInputs
 from .figures import Figures, expected_bytes, figures_of, zipped_bytes
-from .floor import BelowFloor
+from .floor import BelowFloor, floor_of
 from .harm import is_kept, judgement_of
 from .kernels import compare_kernels, is_quantized, remedy
 from .load import Original, own_fault
@@ -187,9 +187,11 @@ def _judge(
         drift = drifts.overall()
         parts = drifts.per_output()
         choices = choices_of(inputs.reference.original, outputs)
-        word = worst_word(parts, choices)
-        if not is_exact and run.settings.floor is not None:
-            below = run.settings.floor.problem(parts, choices)
+        usual = ON_SYNTHETIC if inputs.drift_on == "synthetic feeds" else ON_DATA
+        word = worst_word(parts, choices, usual)
+        floor = None if is_exact else floor_of(run.settings, usual)
+        if floor is not None:
+            below = floor.problem(parts, choices)
         _warn_if_kernels_disagree(run, original, inputs, path, model, outputs)
         failure = _sqnr_missed(run, drift)
     elif run.settings.min_sqnr is not None:

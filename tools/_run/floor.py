@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 
 from ... import CheckError, UsageError
-from ...runtime.drift_words import USUAL, Bounds
+from ...runtime.drift_words import Bounds
+from .settings import RunSettings
 
 OFF = "none"
 
@@ -14,19 +15,25 @@ class BelowFloor(CheckError):
     """A lossy result that no longer says what the original says."""
 
 
-def floor_of(asked: str | float | None, has_own: bool = False) -> Bounds | None:
-    """The floor of `--floor`: dB, a percentage of rows, or both with a comma; None of `none`.
-
-    Of None the usual one, or none where the run `has_own`: a budget that says what is enough.
+def floor_of(settings: RunSettings, usual: Bounds) -> Bounds | None:
+    """The floor that was asked for, or else the `usual` one; None: no floor.
 
     Errors: UsageError.
     """
-    if asked is None:
-        return None if has_own else USUAL
-    text = str(asked)
+    if settings.floor is not None:
+        return _parsed(str(settings.floor))
+    # a budget that was asked for is a floor, too; the student of a teacher starts from nothing
+    asked = (settings.min_sqnr, settings.max_drop, settings.teacher)
+    return usual if asked == (None, None, None) else None
+
+
+def _parsed(text: str) -> Bounds | None:
+    """Bounds of a text: dB, a percentage of rows, or both with a comma; None of `none`."""
     if text == OFF:
         return None
-    given: dict[str, float] = {}
+    # what is not named does not count
+    sqnr_db = float("-inf")
+    agreement = 0.0
     for word in text.split(","):
         found = re.fullmatch(r"(-?\d+(?:\.\d+)?)(%|dB)?", word.strip())
         if found is None:
@@ -38,11 +45,7 @@ def floor_of(asked: str | float | None, has_own: bool = False) -> Bounds | None:
             )
         number = float(found[1])
         if found[2] == "%":
-            given["agreement"] = number / 100
+            agreement = number / 100
         else:
-            given["sqnr_db"] = number
-    # what is not named does not count
-    return Bounds(
-        sqnr_db=given.get("sqnr_db", float("-inf")),
-        agreement=given.get("agreement", 0.0),
-    )
+            sqnr_db = number
+    return Bounds(sqnr_db, agreement)

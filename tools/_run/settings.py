@@ -11,7 +11,6 @@ from typing import Any, Literal
 import onnx_ir as ir
 
 from ...passes._core.pipeline import Pipeline
-from ...runtime.drift_words import USUAL, Bounds
 
 Verify = Literal["auto", "always", "never"]
 
@@ -42,7 +41,7 @@ class RunSettings:
     threads: int = 0
     min_sqnr: float | None = None
     max_drop: float | None = None
-    floor: Bounds | None = USUAL
+    floor: str | float | None = None
     explain_loss: bool = False
     pack: bool = True
     zipped: bool = False
