@@ -20,6 +20,11 @@ LEAST_SQNR_SYNTHETIC = 1.0
 kept 98 % of its score, and classifiers below 0.9 dB a quarter of theirs.
 """
 
+LEAST_ERROR_SYNTHETIC = 0.01
+"""Error of an output up to which made-up inputs say nothing: a text detector finds no text on them,
+its probabilities are 1e-7, and noise of 1e-5 reads -40 dB.
+"""
+
 LEAST_AGREEMENT = 0.5
 """Share of clear choices below which an output that makes them is worthless: the accuracy of three
 classifiers fell by half there.
@@ -40,10 +45,14 @@ ALL_WORDS = (IDENTICAL, *(word for word, _ in WORDS), WORTHLESS)
 
 @dataclass(frozen=True)
 class Bounds:
-    """Least SQNR in dB, and least share of clear choices, of what is not worthless."""
+    """Least SQNR in dB, and least share of clear choices, of what is not worthless.
+
+    `max_abs`: largest error up to which an output is not worthless, whatever its SQNR.
+    """
 
     sqnr_db: float = LEAST_SQNR
     agreement: float = LEAST_AGREEMENT
+    max_abs: float = 0.0
 
     def problem(
         self, drifts: Mapping[str, Drift], choices: Mapping[str, Choices]
@@ -72,7 +81,7 @@ class Bounds:
         # an original that gives nothing but zeros has no SQNR, and neither have labels
         if choices.is_label or drift.is_without_signal:
             return None
-        if drift.sqnr_db >= self.sqnr_db:
+        if drift.sqnr_db >= self.sqnr_db or drift.max_abs <= self.max_abs:
             return None
         return f"keeps {drift.sqnr_db:.1f} dB of SQNR, less than {self.sqnr_db:g}"
 
@@ -80,7 +89,7 @@ class Bounds:
 ON_DATA = Bounds()
 """What is not worthless on real data."""
 
-ON_SYNTHETIC = Bounds(LEAST_SQNR_SYNTHETIC)
+ON_SYNTHETIC = Bounds(LEAST_SQNR_SYNTHETIC, max_abs=LEAST_ERROR_SYNTHETIC)
 """The same on made-up inputs."""
 
 
@@ -93,7 +102,7 @@ def word_of(drift: Drift, choices: Choices, bounds: Bounds) -> str:
     decibels = drift.sqnr_db
     if choices.is_label and choices.rows:
         # the share of other labels as the share of noise: 99 % alike are 20 dB
-        decibels = sqnr_of(1 - choices.agreeing / choices.rows)
+        decibels = sqnr_of((choices.rows - choices.agreeing) / choices.rows)
     return next(word for word, least in WORDS if decibels >= least)
 
 

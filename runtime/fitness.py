@@ -30,12 +30,12 @@ class _Seen:
         if not rows.size:
             return
         if self._first is None:
-            self._first = rows[0].copy()
+            self._first = rows[:1].copy()
         first = self._first
-        self.size = max(self.size, rows[0].size)
+        self.size = max(self.size, rows[:1].size)
         self.samples += len(rows)
         self.is_constant &= bool((rows == first.flat[0]).all())
-        has_shape = rows[0].shape == first.shape
+        has_shape = rows.shape[1:] == first.shape[1:]
         self.are_equal &= has_shape and bool((rows == first).all())
 
     @property

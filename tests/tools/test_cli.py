@@ -184,6 +184,7 @@ def test_json_is_one_object_and_nothing_else(mlp):
         "passes",
         "metric",
         "latency",
+        "drift",
         "drift_on",
         "requires",
         "hardware",

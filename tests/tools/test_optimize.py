@@ -165,6 +165,7 @@ def test_the_json_form_has_exactly_the_designs_keys(mlp):
         "passes",
         "metric",
         "latency",
+        "drift",
         "drift_on",
         "requires",
         "hardware",
