@@ -87,10 +87,10 @@ class Bounds:
 
 
 ON_DATA = Bounds()
-"""What is not worthless on real data."""
+"""Bounds on real data."""
 
 ON_SYNTHETIC = Bounds(LEAST_SQNR_SYNTHETIC, max_abs=LEAST_ERROR_SYNTHETIC)
-"""The same on made-up inputs."""
+"""Bounds on made-up inputs."""
 
 
 def word_of(drift: Drift, choices: Choices, bounds: Bounds) -> str:

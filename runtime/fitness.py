@@ -12,7 +12,7 @@ Arrays = Mapping[str, NDArray[Any]]
 
 
 class _Seen:
-    """What is known of one input so far; only one sample of it is held.
+    """Facts of one input so far; only one sample of it is held.
 
     `size`: elements of the largest sample.
     """

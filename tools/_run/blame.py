@@ -32,7 +32,7 @@ SECONDS = 5.0
 
 @dataclass(frozen=True)
 class Blame:
-    """What lost most, as far as it is known.
+    """Pass and layers that lost most, as far as they are known.
 
     `pass_`: the first pass after which the outputs keep less than `BROKEN` dB. `layers`: its worst
     ones. `instead`: the pipeline that spares them; None where no pass can.

@@ -229,11 +229,15 @@ def all_finite(outputs: Outputs) -> bool:
 
 def none_finite(outputs: Outputs) -> bool:
     """True if there are float outputs, and all that they hold is NaN or infinite."""
-    arrays = [array for batch in outputs for array in batch.values()]
-    floats = [array for array in arrays if array.dtype.kind in "fV" and array.size]
-    if not floats:
-        return False
-    return not any(np.isfinite(array.astype(np.float64)).any() for array in floats)
+    has_floats = False
+    for batch in outputs:
+        for array in batch.values():
+            if array.dtype.kind not in "fV" or not array.size:
+                continue
+            has_floats = True
+            if np.isfinite(array.astype(np.float64)).any():
+                return False
+    return has_floats
 
 
 def first_batches(batches: Iterable[Arrays]) -> list[Arrays]:
