@@ -15,7 +15,7 @@ from .. import CheckError
 
 Outputs = Mapping[str, NDArray[Any]]
 
-_QUANTITIES = "fcV"
+QUANTITIES = "fcV"
 """Kinds of numpy's types whose differences mean something; V is bfloat16."""
 
 
@@ -40,6 +40,12 @@ class Drift:
     def identical(self) -> bool:
         """True if no value differs."""
         return self.max_abs == 0 and self.nonfinite == 0
+
+    @property
+    def is_without_signal(self) -> bool:
+        """True if the reference is all zeros, and the rest is not: SQNR says nothing then."""
+        is_broken = self.nonfinite > 0 or math.isinf(self.max_abs)
+        return self.sqnr_db == -math.inf and not is_broken
 
     def to_json(self) -> dict[str, Any]:
         """Give the figures as JSON values.
@@ -78,11 +84,11 @@ class _Sums:
         """Its values are quantities: not labels, indices, truth values or texts."""
 
     def update(self, reference: NDArray[Any], got: NDArray[Any]) -> None:
-        self.is_measured = reference.dtype.kind in _QUANTITIES
+        self.is_measured = reference.dtype.kind in QUANTITIES
         same_choice: NDArray[Any] | None = None
-        if _has_classes(reference):
+        if has_classes(reference):
             same_choice = reference.argmax(-1) == got.argmax(-1)
-        elif not self.is_measured and _has_labels(reference):
+        elif not self.is_measured and has_labels(reference):
             same_choice = np.asarray(reference == got)
         if same_choice is not None:
             self.rows += same_choice.size
@@ -230,7 +236,7 @@ def _sum_of(parts: Iterable[_Sums]) -> _Sums:
     return total
 
 
-def _has_classes(output: NDArray[Any]) -> bool:
+def has_classes(output: NDArray[Any]) -> bool:
     """Return whether an argmax over the last axis can mean something: float scores of rows."""
     # kind V is bfloat16
     if output.dtype.kind not in "fV" or output.ndim < 2:
@@ -238,7 +244,7 @@ def _has_classes(output: NDArray[Any]) -> bool:
     return output.shape[-1] > 1 and output.size > 0
 
 
-def _has_labels(output: NDArray[Any]) -> bool:
+def has_labels(output: NDArray[Any]) -> bool:
     """Return whether an output that is no quantity holds one label a row."""
     return output.ndim == 1 or (output.ndim == 2 and output.shape[1] == 1)
 

@@ -15,7 +15,9 @@ from .. import RefusedError
 from ..frontends.onnx_file import load
 from ..passes._core.normalize import normalize
 from ..passes.unpack import restore_packed
+from ..runtime.choices import ChoiceMeter
 from ..runtime.compare import DriftMeter
+from ..runtime.drift_words import ON_DATA, Bounds, word_of
 from ..runtime.feeds import open_feeds
 from ..runtime.hardware import Hardware, hardware
 from ..runtime.session import Session, open_session
@@ -182,10 +184,15 @@ def compared(
 class Closeness:
     """Figures of one model's outputs against another's.
 
-    With a tolerance, also the number of elements that are not within atol + rtol |y|.
+    With a tolerance, also the number of elements that are not within atol + rtol |y|. `bounds`: of
+    what is not worthless.
     """
 
-    def __init__(self, atol: float | None, rtol: float | None) -> None:
+    def __init__(
+        self, atol: float | None, rtol: float | None, bounds: Bounds = ON_DATA
+    ) -> None:
+        self.bounds = bounds
+        self.choices = ChoiceMeter()
         self.atol = atol or 0.0
         self.rtol = rtol or 0.0
         self.elementwise = atol is not None or rtol is not None
@@ -195,6 +202,7 @@ class Closeness:
     def update(self, reference: dict[str, Any], got: dict[str, Any]) -> None:
         """Take one batch of outputs. Errors: CheckError where names or shapes differ."""
         self.meter.update(reference, got)
+        self.choices.update(reference, got)
         if self.elementwise:
             for name in reference:
                 self.outside += self._outside(reference[name], got[name])
@@ -212,6 +220,15 @@ class Closeness:
             equal_nan=True,
         )
         return int(np.count_nonzero(~close))
+
+    def words(self) -> dict[str, str]:
+        """One word for the drift of each output."""
+        choices = self.choices.per_output()
+        drifts = self.meter.per_output()
+        return {
+            name: word_of(drift, choices[name], self.bounds)
+            for name, drift in drifts.items()
+        }
 
     def problem(self, min_sqnr: float | None) -> str | None:
         """Limit that is not met, in words; None if all are."""

@@ -101,4 +101,8 @@ RESUME = click.option(
     help="Keep the state of training here, and go on from what an interrupted run left.",
 )
 
-FORCE = click.option("--force", is_flag=True, help="Write even over the input itself.")
+FORCE = click.option(
+    "--force",
+    is_flag=True,
+    help="Write even over the input itself, and a result that is below --floor.",
+)

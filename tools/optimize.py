@@ -9,10 +9,12 @@ from typing import Any
 
 from .. import OnnxOptError, UsageError
 from ..passes._core.pipeline import Pipeline, PipelineStep, as_pipeline
+from ..runtime.drift_words import ON_DATA
 from ..runtime.metrics import metric_named
 from ._run.clock import Clock
 from ._run.context import is_main_process
 from ._run.driver import optimize_model
+from ._run.floor import floor_of
 from ._run.result import RunResult
 from ._run.settings import ProgressBar, RunSettings, Verify
 from .model_forms import as_model
@@ -44,6 +46,7 @@ def optimize(
     threads: int = 0,
     min_sqnr: float | None = None,
     max_drop: float | None = None,
+    floor: str | float | None = None,
     explain_loss: bool = False,
     pack: bool = True,
     zipped: bool = False,
@@ -58,7 +61,9 @@ def optimize(
     `out` None: nothing is written. `data`: feeds in any form that `runtime.feeds.open_feeds` takes.
     `metric`: a name, or a function of all outputs and labels; `metric_output`: the output that it
     scores. `verify`: "auto" runs the model where its weights are at most 1 GiB. `min_sqnr` (dB) and
-    `max_drop` (of the metric) are budgets: where one is not met, nothing is written. `explain_loss`
+    `max_drop` (of the metric) are budgets: where one is not met, nothing is written. `floor`:
+    "3" (dB), "50%" (of rows whose largest output stays), "3,50%" or "none": the least that a lossy
+    result keeps unless `force`. `explain_loss`
     fills `Result.loss`: what each layer lost, and to its weights or its activations. `pack`: end a
     lossy pipeline with the pass `pack` where that saves more than 5 % of the file and the target's
     runtime unpacks at load (one that was packed is packed again). `zipped` fills `zipped_bytes` of
@@ -91,6 +96,7 @@ def optimize(
         threads=threads,
         min_sqnr=min_sqnr,
         max_drop=max_drop,
+        floor=floor,
         explain_loss=explain_loss,
         pack=pack,
         zipped=zipped,
@@ -151,6 +157,7 @@ def _check_settings(settings: RunSettings) -> None:
 
 
 def _check_budgets(settings: RunSettings) -> None:
+    floor_of(settings, ON_DATA)
     budgets = {"--max-drop": settings.max_drop, "--min-sqnr": settings.min_sqnr}
     for option, value in budgets.items():
         if value is not None and not isinstance(value, (int, float)):

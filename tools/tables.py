@@ -21,7 +21,9 @@ def result_tables(result: RunAccount, verbosity: int = 0) -> list[RenderableType
     if result.drift_on is not None:
         data = DRIFT_ON[result.drift_on]
         count = f" ({result.drift_samples})" if result.drift_samples else ""
-        tables.append(f"SQNR to the original, on {data}{count}")
+        tables.append(
+            f"SQNR to the original, on {data}{count}{_drift_words(result.drift)}"
+        )
     tables.append(before_after(result))
     if result.hardware is not None:
         label = result.hardware.label
@@ -44,6 +46,18 @@ def result_tables(result: RunAccount, verbosity: int = 0) -> list[RenderableType
             table = declined_table(step.name, step.declined)
             tables.append(table)
     return tables
+
+
+def _drift_words(drift: Mapping[str, Any] | None) -> str:
+    """The result's own drift, as `: 21.3 dB, cosine 0.9963, largest output alike 98 %: close`."""
+    if drift is None:
+        return ""
+    figures = [f"cosine {drift['cosine']:.4f}"]
+    if math.isfinite(drift["sqnr_db"]):
+        figures.insert(0, f"{drift['sqnr_db']:.1f} dB")
+    if drift["agreement"] is not None:
+        figures.append(f"largest output alike {drift['agreement']:.0%}")
+    return f": {', '.join(figures)}: {drift['word']}"
 
 
 DRIFT_ON = {

@@ -316,6 +316,7 @@ def test_steps_add_up(mlp, labelled):
     assert names == [
         *("start", "load", "original", "check as loaded"),
         *("simplify", "prune(sparsity=0.9)", "pack", "finish"),
+        "looking for the layers that lost most",
     ]
     for key in ("seconds", "cpu_seconds"):
         total = sum(step[key] for step in found["steps"])

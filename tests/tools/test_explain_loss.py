@@ -175,6 +175,7 @@ def test_the_layer_with_outliers_in_its_input_is_the_worst(write):
         model,
         "quant(measure=false, samples=16, calibration=minmax, exclude=[three])",
         {"x": normal(16, 3, 8, 8)},
+        floor="none",
     )  # so few that none is held out: nothing leaves the range
     assert found[0]["layer"] == "two"
     assert found[0]["activation_sqnr_db"] == pytest.approx(
@@ -222,6 +223,7 @@ def test_the_command_prints_the_table_and_what_to_try_next(write, tmp_path):
         "--dry-run",
         "--no-bench",
         "--explain-loss",
+        "--floor=none",
     ]
     done = CliRunner().invoke(main, arguments)
     assert done.exit_code == 0, done.output

@@ -19,6 +19,7 @@ OPTIONS = {
     "metric_each": "--metric-each",
     "max_drop": "--max-drop",
     "min_sqnr": "--min-sqnr",
+    "floor": "--floor",
     "seed": "--seed",
     "threads": "--threads",
     "verify": "--verify",

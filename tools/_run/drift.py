@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ... import OnnxOptError
+from ...runtime.choices import ChoiceMeter, Choices
 from ...runtime.compare import Drift, DriftMeter
 from ...runtime.feeds import candidate_feeds
 from ...runtime.session import Session
@@ -111,7 +112,11 @@ class Reference:
             return {}
 
     def from_original(self, outputs: Outputs, is_exact: bool = False) -> Drift:
-        """Drift of outputs from the original's, all outputs together.
+        """Drift of outputs from the original's, all outputs together."""
+        return self.measured(outputs, is_exact).overall()
+
+    def measured(self, outputs: Outputs, is_exact: bool = False) -> DriftMeter:
+        """Figures of outputs against the original's.
 
         An output that is zero up to noise counts as the same. `is_exact`: they were found equal.
         """
@@ -129,12 +134,12 @@ class Reference:
                 if name in noise and each.max_abs <= NOISE_FACTOR * noise[name].max_abs
             }
         if not zeros:
-            return drift.overall()
+            return drift
         cleaned = [
             {**got, **{name: expected[name] for name in zeros}}
             for expected, got in zip(self.original, outputs, strict=True)
         ]
-        return meter(self.original, cleaned).overall()
+        return meter(self.original, cleaned)
 
 
 def _is_zero(drift: Drift) -> bool:
@@ -153,6 +158,14 @@ def meter(reference: Outputs, got: Outputs) -> DriftMeter:
     for expected, actual in zip(reference, got, strict=True):
         drift.update(expected, actual)
     return drift
+
+
+def choices_of(reference: Outputs, got: Outputs) -> dict[str, Choices]:
+    """Clear choices of each output, over all batches."""
+    choices = ChoiceMeter()
+    for expected, actual in zip(reference, got, strict=True):
+        choices.update(expected, actual)
+    return choices.per_output()
 
 
 def inexact(
@@ -212,6 +225,19 @@ def all_finite(outputs: Outputs) -> bool:
             if is_float and not np.isfinite(array.astype(np.float64)).all():
                 return False
     return True
+
+
+def none_finite(outputs: Outputs) -> bool:
+    """True if there are float outputs, and all that they hold is NaN or infinite."""
+    has_floats = False
+    for batch in outputs:
+        for array in batch.values():
+            if array.dtype.kind not in "fV" or not array.size:
+                continue
+            has_floats = True
+            if np.isfinite(array.astype(np.float64)).any():
+                return False
+    return has_floats
 
 
 def first_batches(batches: Iterable[Arrays]) -> list[Arrays]:

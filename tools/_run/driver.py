@@ -13,16 +13,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ... import OnnxOptError
-from ...runtime.metrics import metric_named
+from ... import CheckError, OnnxOptError
+from .blame import blame
 from .budgets import budgets_of
 from .command import command_of
 from .context import context_of
-from .drift import sample_count
+from .drift import as_figures, sample_count
 from .evidence import VerificationInputs, gather_inputs
 from .explain_loss import explain
 from .finish import Written, finish, with_final_drift
-from .harm import Judgement, harm_of
+from .floor import BelowFloor
+from .harm import harm_of, judgement_of
 from .largest import largest_parts
 from .load import Original, description, load_original
 from .packing import end_packed
@@ -42,7 +43,7 @@ class RunSoFar:
     inputs: VerificationInputs | None = None
     checked: Checked | None = None
     written: Written | None = None
-    losses: list[dict[str, object]] | None = None
+    losses: list[dict[str, Any]] | None = None
 
 
 def optimize_model(settings: RunSettings) -> RunResult:
@@ -93,13 +94,14 @@ def _optimized(run: Run, known: RunSoFar) -> Written:
     # after the file is written: its figures do not depend on the explanation
     known.losses = _explained(run, inputs, known.checked)
     _warn_of_data(run, inputs)
-    _warn_of_harm(run, known.checked, written)
-    return written
+    failure = _tell_of_harm(run, original, inputs, known.checked, written, known.losses)
+    known.written = dataclasses.replace(written, failure=failure)
+    return known.written
 
 
 def _explained(
     run: Run, inputs: VerificationInputs, checked: Checked
-) -> list[dict[str, object]] | None:
+) -> list[dict[str, Any]] | None:
     """Loss of each layer, where that was asked for; empty with a warning if nothing was run."""
     if not run.settings.explain_loss:
         return None
@@ -118,16 +120,29 @@ def _warn_of_data(run: Run, inputs: VerificationInputs) -> None:
                 run.reporter.warn("data", message)
 
 
-def _warn_of_harm(run: Run, checked: Checked, written: Written) -> None:
-    metric = run.settings.metric
-    judgement = Judgement(
-        written.drift,
-        written.metric,
-        metric is None or metric_named(metric).higher_is_better,
-    )
-    harm = harm_of(judgement, checked.steps)
-    if harm is not None:
-        run.reporter.warn("result", harm)
+def _tell_of_harm(
+    run: Run,
+    original: Original,
+    inputs: VerificationInputs,
+    checked: Checked,
+    written: Written,
+    losses: list[dict[str, Any]] | None,
+) -> CheckError | None:
+    """Name what lost most, in a warning of a poor result or in the failure of a worthless one.
+
+    Gives the failure of the result; None where it has none.
+    """
+    failure = written.failure
+    harm = harm_of(judgement_of(run.settings, written.drift, written.metric))
+    is_below = isinstance(failure, BelowFloor)
+    if harm is None and not is_below:
+        return failure
+    found = blame(run, inputs, checked, original.figures.bytes, losses)
+    if failure is not None and is_below:
+        problem = f"{failure.problem}{found.words}"
+        return BelowFloor(failure.where, problem, f"{found.remedy}; {failure.fix}")
+    run.reporter.warn("result", f"{harm}{found.words}: {found.remedy}")
+    return failure
 
 
 def _samples_of(inputs: VerificationInputs) -> int | None:
@@ -157,6 +172,8 @@ def _account(run: Run, known: RunSoFar) -> RunAccount:
         facts["hardware"] = known.inputs.hardware
     steps = () if known.checked is None else known.checked.steps
     facts["passes"] = [*steps, *run.reporter.refused]
+    if known.inputs is not None and known.written is not None:
+        facts["drift"] = _drift_facts(known.inputs, known.written)
     if known.original is None or known.written is None:
         return RunAccount(**facts, time=run.clock.whole())
     facts |= _facts_of_result(known.original, known.written, steps)
@@ -185,6 +202,19 @@ def _facts_of_result(
         "output_path": None if written.path is None else str(written.path),
         "files": list(written.files),
         "requires": written.requires.as_dict(),
+    }
+
+
+def _drift_facts(inputs: VerificationInputs, written: Written) -> dict[str, Any] | None:
+    drift = written.drift
+    if drift is None:
+        return None
+    return {
+        **as_figures(drift),
+        "agreement": drift.top1_agreement,
+        "word": written.word,
+        "samples": _samples_of(inputs),
+        "on": inputs.drift_on,
     }
 
 

@@ -13,6 +13,7 @@ import onnx_ir as ir
 from ... import OnnxOptError, RefusedError
 from ...passes._core.targets import target_named
 from ...runtime.feeds import Feeds, open_feeds
+from ...runtime.fitness import unfit
 from ...runtime.hardware import Hardware, covers, hardware
 from ...runtime.held_out import held_out
 from ...runtime.metrics import MetricScore
@@ -26,6 +27,7 @@ from .drift import (
     Reference,
     first_batches,
     inexact,
+    none_finite,
     synthetic_batches,
 )
 from .figures import input_infos
@@ -210,6 +212,9 @@ def _run_original(
     if choice is not None:
         batches = choice.batches
         outputs = _outputs_on_data(session, batches)
+        problem = unfit(batches)
+        if problem is not None:
+            run.reporter.warn("data", problem)
         inputs = dataclasses.replace(
             inputs, calibration=choice.calibration, drift_on=choice.drift_on
         )
@@ -285,12 +290,20 @@ def _has_other_labelled_data(settings: RunSettings) -> bool:
 
 
 def _outputs_on_data(session: Session, batches: list[Arrays]) -> Outputs:
+    """Errors: RefusedError where the model fails, or gives nothing that is finite."""
     try:
-        return [session.run(feeds) for feeds in batches]
+        outputs = [session.run(feeds) for feeds in batches]
     except RemoteError as error:
         raise RefusedError(
             "data", f"the model fails on it: {error.problem}", error.fix
         ) from None
+    if none_finite(outputs):
+        raise RefusedError(
+            "data",
+            "the model gives nothing but NaN and infinite values on it",
+            "check that values are scaled as the model expects, and that the model itself is sound",
+        )
+    return outputs
 
 
 def _unproved(run: Run, inputs: VerificationInputs, why: str) -> VerificationInputs:

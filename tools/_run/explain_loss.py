@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import glob
 import math
+import time
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,6 +29,14 @@ SAMPLES = 32
 
 Chosen by hand; not measured.
 """
+
+
+@dataclass(frozen=True)
+class Effort:
+    """Samples that losses are averaged over, and seconds after which no further one is run."""
+
+    samples: int = SAMPLES
+    seconds: float = math.inf
 
 
 @dataclass(frozen=True)
@@ -66,7 +75,10 @@ class Loss:
 
 
 def explain(
-    worker: Worker, stages: Iterable[LossyStage], batches: Sequence[Mapping[str, Any]]
+    worker: Worker,
+    stages: Iterable[LossyStage],
+    batches: Sequence[Mapping[str, Any]],
+    effort: Effort | None = None,
 ) -> list[dict[str, Any]]:
     """Losses of every stage with the pass that they are due to.
 
@@ -74,7 +86,7 @@ def explain(
     """
     rows: list[dict[str, Any]] = []
     for stage in stages:
-        losses = explain_stage(worker, stage, batches)
+        losses = explain_stage(worker, stage, batches, effort or Effort())
         losses.sort(key=lambda loss: loss.own_db)
         for loss in losses:
             row = {"pass": stage.pass_.name, **dataclasses.asdict(loss)}
@@ -83,7 +95,10 @@ def explain(
 
 
 def explain_stage(
-    worker: Worker, stage: LossyStage, batches: Sequence[Mapping[str, Any]]
+    worker: Worker,
+    stage: LossyStage,
+    batches: Sequence[Mapping[str, Any]],
+    effort: Effort,
 ) -> list[Loss]:
     """Losses of every layer of the main graph that the stage changed, in graph order.
 
@@ -94,7 +109,7 @@ def explain_stage(
     if not probes:
         return []
     result = _with_outputs(stage.result, {probe.output for probe in probes})
-    powers = _powers(worker, reference, result, probes, batches)
+    powers = _powers(worker, reference, result, probes, batches, effort)
     return [_loss(probe, powers) for probe in probes]
 
 
@@ -115,6 +130,7 @@ def _powers(
     result: ir.Model,
     probes: Sequence[Probe],
     batches: Sequence[Mapping[str, Any]],
+    effort: Effort,
 ) -> _Powers:
     local: defaultdict[str, float] = defaultdict(float)
     accumulated: defaultdict[str, float] = defaultdict(float)
@@ -131,7 +147,8 @@ def _powers(
         limit = RowLimit()
         inputs = first.inputs
         feeds = Feeds(lambda: [Batch(dict(batch)) for batch in batches], inputs, "data")
-        for part, rows in micro_batches(feeds, inputs, SAMPLES, limit):
+        end = time.monotonic() + effort.seconds
+        for part, rows in micro_batches(feeds, inputs, effort.samples, limit):
             tensors, sums, size = worker.call(
                 "compare",
                 first.handle(),
@@ -144,6 +161,8 @@ def _powers(
                 local[name] += value
             for name, (_, error) in tensors.items():
                 accumulated[name] += error
+            if time.monotonic() > end:
+                break
         first.close()
         second.close()
     return _Powers(local, accumulated)

@@ -18,12 +18,15 @@ from ...passes._core.stored import StoredConstant, bits_by_count, stored_constan
 from ...passes._core.versions import LeastVersions, lower_versions, lowers_opset
 from ...runtime.bench import PairedLatency
 from ...runtime.compare import Drift
+from ...runtime.drift_words import ON_DATA, ON_SYNTHETIC, worst_word
 from ...runtime.session import Session, open_session
 from .checks import forget_shapes, interface_of
 from .context import TrainingContext
-from .drift import Outputs, Reference, as_figures
+from .drift import Outputs, as_figures, choices_of
 from .evidence import VerificationInputs
 from .figures import Figures, expected_bytes, figures_of, zipped_bytes
+from .floor import BelowFloor, floor_of
+from .harm import is_kept, judgement_of
 from .kernels import compare_kernels, is_quantized, remedy
 from .load import Original, own_fault
 from .measure import measure_latency
@@ -57,8 +60,9 @@ class Counted:
 class Written:
     """The result as it was written, or as it would be.
 
-    `latency`: of the original and of the result. `path`: where it was written; None: it
-    was not, and `files` is empty. `failure`: a budget that it misses, and is not written for.
+    `word`: what its drift means. `latency`: of the original and of the result. `path`: where it was
+    written; None: it was not, and `files` is empty. `failure`: a budget or the floor that it
+    misses, and is not written for.
     """
 
     model: ir.Model
@@ -66,6 +70,7 @@ class Written:
     requires: Requirements
     constants: Sequence[StoredConstant]
     drift: Drift | None = None
+    word: str | None = None
     metric: dict[str, Any] | None = None
     latency: PairedLatency | None = None
     path: Path | None = None
@@ -199,11 +204,20 @@ def _judge(
         with run.reporter.progress("zip"):
             figures.zipped_bytes = zipped_bytes(path, model)
     _warn_if_larger(run, original.figures.bytes, figures.bytes)
-    drift = metric = latency = failure = None
+    drift = metric = latency = failure = word = below = None
     if inputs.reference is not None:
-        drift = _judge_drift(
-            run, original, inputs, inputs.reference, path, model, is_exact
-        )
+        with run.reporter.progress("compare outputs"):
+            outputs = inputs.reference.outputs(path)
+        drifts = inputs.reference.measured(outputs, is_exact)
+        drift = drifts.overall()
+        parts = drifts.per_output()
+        choices = choices_of(inputs.reference.original, outputs)
+        usual = ON_SYNTHETIC if inputs.drift_on == "synthetic feeds" else ON_DATA
+        word = worst_word(parts, choices, usual)
+        floor = None if is_exact else floor_of(run.settings, usual)
+        if floor is not None:
+            below = floor.problem(parts, choices)
+        _warn_if_kernels_disagree(run, original, inputs, path, model, outputs)
         failure = _sqnr_missed(run, drift)
     elif run.settings.min_sqnr is not None:
         raise CheckError(
@@ -213,9 +227,11 @@ def _judge(
         )
     if original.path is not None:
         if inputs.run_metric is not None and inputs.baseline is not None:
-            measured = measure_metric(run, inputs.run_metric, inputs.baseline, path)
-            metric = measured.facts
-            failure = failure or measured.failure
+            scored = measure_metric(run, inputs.run_metric, inputs.baseline, path)
+            metric = scored.facts
+            failure = failure or scored.failure
+        if below is not None and not is_kept(judgement_of(run.settings, drift, metric)):
+            failure = failure or _refused(run, below)
         # what is not written need not be timed
         if failure is None:
             latency = measure_latency(run, inputs, original.path, path)
@@ -225,6 +241,7 @@ def _judge(
         requires,
         counted.constants,
         drift,
+        word,
         metric,
         latency,
         failure=failure,
@@ -238,23 +255,6 @@ def _warn_if_larger(run: Run, before: int | None, after: int | None) -> None:
         )
 
 
-def _judge_drift(
-    run: Run,
-    original: Original,
-    inputs: VerificationInputs,
-    reference: Reference,
-    path: Path,
-    model: ir.Model,
-    is_exact: bool,
-) -> Drift:
-    """Drift of the written file; warns where kernels lose what the graph keeps."""
-    with run.reporter.progress("compare outputs"):
-        outputs = reference.outputs(path)
-    drift = reference.from_original(outputs, is_exact)
-    _warn_if_kernels_disagree(run, original, inputs, reference, path, model, outputs)
-    return drift
-
-
 def _sqnr_missed(run: Run, drift: Drift) -> CheckError | None:
     limit = run.settings.min_sqnr
     if limit is None or drift.sqnr_db >= limit:
@@ -266,17 +266,26 @@ def _sqnr_missed(run: Run, drift: Drift) -> CheckError | None:
     )
 
 
+def _refused(run: Run, problem: str) -> CheckError | None:
+    """Refuse a result below the floor; with `force` it is only told of."""
+    if run.settings.force:
+        run.reporter.warn("--floor", f"{problem}: written, as --force says")
+        return None
+    return BelowFloor("--floor", problem, "--force writes it all the same")
+
+
 def _warn_if_kernels_disagree(
     run: Run,
     original: Original,
     inputs: VerificationInputs,
-    reference: Reference,
     path: Path,
     model: ir.Model,
     outputs: Outputs,
 ) -> None:
     """Warn where this CPU's integer kernels lose what the graph as written does not."""
     machine = inputs.hardware
+    reference = inputs.reference
+    assert reference is not None
     if machine.provider != "cpu" or not is_quantized(model):
         return
 

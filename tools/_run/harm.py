@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ...passes._core.drift_budget import BROKEN
 from ...runtime.compare import Drift
-from .result import Step
+from ...runtime.metrics import metric_named
+from .settings import RunSettings
 
 MOST_LOST = 0.01
 """Part of a metric's value before that may be lost without a warning: one point of accuracy."""
+
+
+KEPT = {True: 0.5, False: 1.0}
+"""Part of a metric's value that a result may lose and still say what the original says: half of a
+score; of one that counts errors (False), as much again. Chosen by hand; not measured.
+"""
 
 
 @dataclass(frozen=True)
@@ -27,8 +33,17 @@ class Judgement:
     higher_is_better: bool = True
 
 
-def harm_of(judgement: Judgement, steps: Sequence[Step]) -> str | None:
-    """Say what was lost, and by which pass, where that is more than a user expects; else None.
+def judgement_of(
+    settings: RunSettings, drift: Drift | None, metric: dict[str, Any] | None
+) -> Judgement:
+    """The judgement of a run with those settings."""
+    named = settings.metric
+    higher = named is None or metric_named(named).higher_is_better
+    return Judgement(drift, metric, higher)
+
+
+def harm_of(judgement: Judgement) -> str | None:
+    """Say what was lost, where that is more than a user expects; else None.
 
     A metric outweighs the drift: training may move outputs far and still serve the task.
     """
@@ -38,18 +53,23 @@ def harm_of(judgement: Judgement, steps: Sequence[Step]) -> str | None:
         if lost <= MOST_LOST:
             return None
         before, after = metric["before"], metric["after"]
-        words = f"{metric['name']} went from {before:.4g} to {after:.4g}"
-    elif judgement.drift is not None and judgement.drift.sqnr_db < BROKEN:
+        return f"{metric['name']} went from {before:.4g} to {after:.4g}"
+    if judgement.drift is not None and judgement.drift.sqnr_db < BROKEN:
         words = f"the outputs keep {judgement.drift.sqnr_db:.1f} dB of SQNR"
         same = judgement.drift.top1_agreement
         if same is not None:
             words += f", the largest is the same for {same:.0%} of samples"
-    else:
-        return None
-    culprit = _first_below(steps, BROKEN)
-    if culprit is not None:
-        words += f", most of it lost by {culprit}"
-    return f"{words}: choose gentler passes, or win it back by finetune"
+        return words
+    return None
+
+
+def is_kept(judgement: Judgement) -> bool:
+    """True if a metric was asked for, and the result keeps it by and large."""
+    metric = judgement.metric
+    if metric is None:
+        return False
+    higher = judgement.higher_is_better
+    return _lost(metric, higher) <= KEPT[higher]
 
 
 def _lost(metric: dict[str, Any], higher: bool) -> float:
@@ -60,11 +80,3 @@ def _lost(metric: dict[str, Any], higher: bool) -> float:
     if not math.isfinite(lost):
         return float("inf")
     return lost / max(abs(before), 1e-12)
-
-
-def _first_below(steps: Sequence[Step], sqnr_db: float) -> str | None:
-    """The first pass after which the outputs keep less than so many dB."""
-    for step in steps:
-        if step.drift is not None and step.drift["sqnr_db"] < sqnr_db:
-            return step.name
-    return None

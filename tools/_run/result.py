@@ -117,6 +117,12 @@ class RunAccount:
 
     `onnxruntime` is the oldest release that runs it; None: not known.
     """
+    drift: dict[str, Any] | None = None
+    """Distance of the result from the original; None where the model was not run.
+
+    `sqnr_db`, `cosine`, `max_abs`, `agreement` (share of rows with the same largest value), `word`
+    (of `runtime.drift_words`), `samples` and `on`, which data it was measured on.
+    """
     drift_on: str | None = None
     """Data that drift was measured on: held-out, evaluation or calibration data, or synthetic."""
     drift_samples: int | None = None
@@ -148,8 +154,8 @@ class RunAccount:
             "input": self.input.as_dict(),
             "output": self.output.as_dict(),
             "passes": [step.as_dict() for step in self.passes],
+            "drift": self.drift,
             "drift_on": self.drift_on,
-            "drift_samples": self.drift_samples,
             "metric": self.metric,
             "latency": _latency(self.latency),
             "budgets": {key: each._asdict() for key, each in self.budgets.items()},

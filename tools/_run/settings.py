@@ -42,6 +42,7 @@ class RunSettings:
     threads: int = 0
     min_sqnr: float | None = None
     max_drop: float | None = None
+    floor: str | float | None = None
     explain_loss: bool = False
     pack: bool = True
     zipped: bool = False

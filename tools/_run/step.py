@@ -38,7 +38,7 @@ class Checked:
     """The model after the passes so far, as far as it is believed.
 
     `outputs`: its outputs on the reference's batches; None where nothing is compared. `steps`: one
-    for each pass. `stages`: its lossy changes, where losses are to be explained. `counts`: of its
+    for each pass. `stages`: its lossy changes, where models are run. `counts`: of its
     optimized graph, if known. `is_exact`: no lossy pass has changed it.
     """
 
@@ -141,7 +141,8 @@ def run_step(
     if is_foreign:
         counts = None
     stages = checked.stages
-    if run.settings.explain_loss and is_lossy:
+    # a result that is found poor at the end is explained, too
+    if verification.outputs is not None and is_lossy:
         stages = _with_stage(stages, pass_, before, attempt.model, attempt.float_form)
     return Checked(
         attempt.model,

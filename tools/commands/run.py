@@ -64,6 +64,12 @@ SHOWN_LOSSES = 20
     metavar="DB",
     help="Write nothing if the output's SQNR is below this (dB).",
 )
+@click.option(
+    "--floor",
+    metavar="TEXT",
+    help="Least that a lossy result keeps, unless --force: 3 (dB), 50% (of rows whose largest "
+    "output stays), both with a comma, or none. Default: 50% of classes, 3 dB of all else.",
+)
 @seed_option("everything random")
 @THREADS
 @click.option(

@@ -87,6 +87,7 @@ def compare(
     seed: int,
 ) -> Comparison:
     """Run both models on the same feeds."""
+    from ...runtime.drift_words import ON_DATA, ON_SYNTHETIC
     from ...runtime.worker import Worker
     from .._compare import Closeness, Side, compared, feeds_for
 
@@ -95,7 +96,8 @@ def compare(
         second = Side.of(worker, b, threads)
         require_same_inputs(first.session, second.session)
         feeds = feeds_for(first.session, data, seed)
-        return compared(worker, first, second, Closeness(atol, rtol), feeds)
+        bounds = ON_SYNTHETIC if data is None else ON_DATA
+        return compared(worker, first, second, Closeness(atol, rtol, bounds), feeds)
 
 
 def require_same_inputs(first: Session, second: Session) -> None:
@@ -125,18 +127,26 @@ def as_dict(
     """The JSON form."""
     import dataclasses
 
+    from ...runtime.drift_words import worst
+
     closeness = comparison.closeness
     drifts = closeness.meter.per_output()
     quantized = {
         side: None if found is None else found.to_json()
         for side, found in comparison.quantized.items()
     }
+    words = closeness.words()
+    outputs = {
+        name: {**dataclasses.asdict(drift), "word": words[name]}
+        for name, drift in drifts.items()
+    }
+    overall = dataclasses.asdict(closeness.meter.overall())
     return {
         "a": str(a),
         "b": str(b),
         "batches": closeness.meter.batches,
-        "outputs": {name: dataclasses.asdict(drift) for name, drift in drifts.items()},
-        "overall": dataclasses.asdict(closeness.meter.overall()),
+        "outputs": outputs,
+        "overall": {**overall, "word": worst(words.values())},
         "outside_tolerance": closeness.outside if closeness.elementwise else None,
         "within": problem is None,
         "problem": problem,
@@ -160,14 +170,18 @@ def comparison_parts(comparison: Comparison, a: Path, b: Path) -> list[Any]:
 
 def drift_table(closeness: Closeness) -> Any:
     """One row an output."""
+    from ...runtime.drift_words import worst
     from ..console import markup_safe
     from ..tables import decibels, plain_table
 
     figures = ("SQNR dB", "cosine", "max abs", "max rel", "top-1 agreement")
-    table = plain_table(None, "output", *figures, right=figures)
+    table = plain_table(None, "output", *figures, "in a word", right=figures)
+    words = closeness.words()
     rows = list(closeness.meter.per_output().items())
+    together = "all together"
     if len(rows) > 1:
-        rows.append(("all together", closeness.meter.overall()))
+        rows.append((together, closeness.meter.overall()))
+        words[together] = worst(words.values()) or ""
     for name, drift in rows:
         top1 = "" if drift.top1_agreement is None else f"{drift.top1_agreement:.4f}"
         table.add_row(
@@ -177,5 +191,6 @@ def drift_table(closeness: Closeness) -> Any:
             f"{drift.max_abs:.3g}",
             f"{drift.max_rel:.3g}",
             top1,
+            words[name],
         )
     return table

@@ -1,0 +1,126 @@
+"""Choices that outputs make among classes, and how many a changed model makes alike.
+
+Where the largest value leads clearly, it is the choice of its row, and says more of a result than
+the distance of all values does. Embeddings and feature maps have hardly a clear lead anywhere.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .compare import QUANTITIES, has_classes, has_labels
+
+Outputs = Mapping[str, NDArray[Any]]
+
+FEWEST = 16
+"""Rows below which their agreement says nothing. Chosen by hand; not measured."""
+
+LEAD = 0.5
+"""Lead of the largest value over the second, in parts of the output's root mean square, from which
+on it is a choice: twice the noise that an SQNR of 12 dB leaves, which does no harm.
+
+Of classifiers 75 to 100 % of rows lead by more on real data, of embeddings and states 10 to 25 %.
+"""
+
+
+@dataclass(frozen=True)
+class Choices:
+    """Rows of an output that make a clear choice.
+
+    `agreeing`: those of which the result chooses alike. `commonest`: those of the choice that is
+    made most. `kinds`: how many different choices are made. `others`: rows without a clear choice.
+    `is_label`: the values are no
+    quantities, but labels, indices or texts.
+    """
+
+    rows: int = 0
+    agreeing: int = 0
+    commonest: int = 0
+    kinds: int = 0
+    others: int = 0
+    is_label: bool = False
+
+    @property
+    def agreement(self) -> float | None:
+        """Share of rows with the same choice; None where the output makes no choices, or few.
+
+        It makes some where most rows do, and where they recur.
+        """
+        if self.rows < max(FEWEST, self.others, 2 * self.kinds):
+            return None
+        return self.agreeing / self.rows
+
+    @property
+    def constant(self) -> float:
+        """Agreement that an answer which is always the same can reach."""
+        return self.commonest / max(self.rows, 1)
+
+
+class ChoiceMeter:
+    """Choices of each output, batch by batch; memory does not grow with the data."""
+
+    def __init__(self) -> None:
+        self._made: dict[str, Counter[Any]] = {}
+        self._agreeing: Counter[str] = Counter()
+        self._others: Counter[str] = Counter()
+        self._labels: set[str] = set()
+
+    def update(self, reference: Outputs, got: Outputs) -> None:
+        """Take one batch of outputs, of the same names and shapes."""
+        for name, value in reference.items():
+            y = np.asarray(value)
+            before, after = _clear_choices(y, np.asarray(got[name]))
+            self._others[name] += _row_count(y) - before.size
+            if y.dtype.kind not in QUANTITIES:
+                self._labels.add(name)
+            self._made.setdefault(name, Counter()).update(before.tolist())
+            self._agreeing[name] += int(np.sum(before == after))
+
+    def per_output(self) -> dict[str, Choices]:
+        """Choices of each output, in the order of the first batch."""
+        found = {}
+        for name, made in self._made.items():
+            found[name] = Choices(
+                rows=made.total(),
+                agreeing=self._agreeing[name],
+                commonest=max(made.values(), default=0),
+                kinds=len(made),
+                others=self._others[name],
+                is_label=name in self._labels,
+            )
+        return found
+
+
+def _row_count(y: NDArray[Any]) -> int:
+    """Rows of an output: labels, or vectors along the last axis."""
+    if y.dtype.kind in QUANTITIES and y.ndim:
+        return math.prod(y.shape[:-1])
+    return y.size
+
+
+def _clear_choices(
+    y: NDArray[Any], z: NDArray[Any]
+) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Clear choices of one batch, before and after: places of the largest value, or labels."""
+    nothing = np.empty(0, np.int64)
+    # a label a row, as classifiers of scikit-learn give it
+    if y.dtype.kind not in QUANTITIES:
+        return (y.ravel(), z.ravel()) if has_labels(y) else (nothing, nothing)
+    # images and maps of features have no classes on their last axis
+    if not has_classes(y) or y.ndim > 3:
+        return nothing, nothing
+    rows = y.reshape(-1, y.shape[-1]).astype(np.float32)
+    second, first = np.partition(rows, -2)[:, -2:].T
+    scale = np.sqrt(np.mean(np.square(rows, dtype=np.float64)))
+    is_clear = first - second >= LEAD * scale
+    # of zeros alone nothing leads
+    is_clear &= first > second
+    others = z.reshape(rows.shape).astype(np.float32)
+    return rows[is_clear].argmax(-1), others[is_clear].argmax(-1)
