@@ -96,8 +96,8 @@ def stand_in(node: onnx.NodeProto) -> onnx.NodeProto:
 MODELS = {
     "LinearClassifier": "linear model",
     "LinearRegressor": "linear model",
-    "SVMClassifier": "support vectors",
-    "SVMRegressor": "support vectors",
+    "SVMClassifier": "support vector machine",
+    "SVMRegressor": "support vector machine",
     "TreeEnsemble": "tree ensemble",
     "TreeEnsembleClassifier": "tree ensemble",
     "TreeEnsembleRegressor": "tree ensemble",

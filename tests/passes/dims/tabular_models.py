@@ -110,6 +110,4 @@ TEXTS = {
     ),
 }
 
-MODELS = {
-    name: (HEADER + text, expected) for name, (text, expected) in TEXTS.items()
-}
+MODELS = {name: (HEADER + text, expected) for name, (text, expected) in TEXTS.items()}
