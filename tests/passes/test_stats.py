@@ -125,7 +125,8 @@ def test_shapes_that_the_file_does_not_state_are_inferred_on_a_clone():
     ("body", "params", "macs"),
     [
         (
-            "y = ai.onnx.ml.LinearRegressor <coefficients = [1.0, 2.0, 3.0], intercepts = [4.0]> (x)",
+            """y = ai.onnx.ml.LinearRegressor <coefficients = [1.0, 2.0, 3.0],
+            intercepts = [4.0]> (x)""",
             4,
             3,
         ),
