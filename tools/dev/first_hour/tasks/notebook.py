@@ -30,7 +30,8 @@ sys.stdout = KernelStream()
 sys.stderr = KernelStream()
 import onnx_opt
 data = np.load("calib.npz")
-result = onnx_opt.optimize("m.onnx", "simplify, prune(sparsity=0.3, fit=false)", data=data, bench=False)
+passes = "simplify, prune(sparsity=0.3, fit=false)"
+result = onnx_opt.optimize("m.onnx", passes, data=data, bench=False)
 said = "".join(sys.stdout.texts + sys.stderr.texts)
 sys.stdout = screen
 print(repr(result))
