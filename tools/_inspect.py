@@ -181,7 +181,7 @@ def others_by_size(model: ir.Model) -> list[dict[str, Any]]:
     """
     weights, _ = weights_of(model)
     known = {weight.value for weight in weights}
-    others = []
+    others: list[dict[str, Any]] = []
     for value in initializers(model):
         if value in known or value.const_value is None:
             continue

@@ -107,7 +107,9 @@ def _lacks_shape(node: ir.Node) -> bool:
 
 def _has_computed_dims(graph: ir.Graph) -> bool:
     """True if a node that is counted makes an axis of open size that no input has by that name."""
-    named = {dim for value in graph.inputs for dim in value.shape or ()}
+    named = set[int | ir.SymbolicDim]()
+    for value in graph.inputs:
+        named.update(value.shape or ())
     for node in graph:
         if node.op_type not in _MACS:
             continue

@@ -76,7 +76,8 @@ def stand_in(node: onnx.NodeProto) -> onnx.NodeProto:
     # a classifier gives the labels first, which the others lack
     if len(outputs) == 1:
         outputs.insert(0, f"{outputs[0]}.labels")
-    labels = {"classlabels_ints": [0, 1, 2]}
+    # three: of two classes a single score would count twice
+    labels: dict[str, list[int] | list[str]] = {"classlabels_ints": [0, 1, 2]}
     if attributes.get("classlabels_strings"):
         labels = {"classlabels_strings": ["0", "1", "2"]}
     return onnx.helper.make_node(
