@@ -83,7 +83,10 @@ def _inner_pairs(
     node: ir.Node, proto: onnx.NodeProto
 ) -> Iterator[tuple[ir.Graph, onnx.GraphProto]]:
     for attribute in proto.attribute:
-        ours = node.attributes[attribute.name]
+        # a node that stands in for another has attributes of its own, but no graphs
+        ours = node.attributes.get(attribute.name)
+        if ours is None:
+            continue
         if attribute.type == onnx.AttributeProto.GRAPH:
             yield ours.as_graph(), attribute.g
         elif attribute.type == onnx.AttributeProto.GRAPHS:
