@@ -22,6 +22,7 @@ from ._channels.select import Candidates, Choice, Scope
 from ._core.drift_budget import sqnr_of
 from ._core.options import AUTO, Auto
 from ._core.patterns import Part
+from ._core.weights import held_models
 from ._dims.solve import Attention
 from ._reconstruct.evidence import Evidence, measured_loss
 
@@ -241,6 +242,7 @@ class PruneChannels(Pass):
         keep_batchnorm = self.importance == "bn-scale"
         pruning = Pruning(model, context, self.attention, keep_batchnorm=keep_batchnorm)
         pruning.limit_to(self.include, self.exclude)
+        pruning.declined += held_models(model)
         if not pruning.groups or pruning.repeated(str(self)):
             return PassOutcome(declined=pruning.declined)
         candidates = self._candidates(pruning, context)

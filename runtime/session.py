@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from .. import OnnxOptError, RefusedError
 from ._worker.ipc import OpenedSession, OrtTensor
 from .providers import provider_named
+from .table_rows import row_at_fault
 from .worker import LimitExceeded, RemoteError, Worker, WorkerDied
 
 Dim = int | str | None
@@ -115,6 +116,14 @@ class Session:
                 "run", self.handle(), dict(feeds)
             )
         except RemoteError as error:
+            row = row_at_fault(error.problem, feeds)
+            if row is not None:
+                raise RemoteError(
+                    self.path.name,
+                    row,
+                    "take the tokenizer.json that the model was trained with",
+                    error.kind,
+                ) from None
             raise RemoteError(
                 self.path.name,
                 f"ONNX Runtime fails to run it: {error.problem}",

@@ -85,3 +85,18 @@ def model_from(text: str, seed: int = 0) -> onnx.ModelProto:
             )
             proto.graph.value_info.remove(value)
     return proto
+
+
+TREES = """
+<ir_version: 8, opset_import: ["" : 18, "ai.onnx.ml" : 3]>
+trees (float[n, 2] x) => (float[n, 1] y)
+{
+    [forest] y = ai.onnx.ml.TreeEnsembleRegressor <n_targets = 1,
+        nodes_treeids = [0, 0, 0], nodes_nodeids = [0, 1, 2], nodes_featureids = [1, 0, 0],
+        nodes_modes = ["BRANCH_LEQ", "LEAF", "LEAF"], nodes_values = [0.2, 0.0, 0.0],
+        nodes_hitrates = [1.0, 1.0, 1.0],
+        nodes_truenodeids = [1, 0, 0], nodes_falsenodeids = [2, 0, 0],
+        target_treeids = [0, 0], target_nodeids = [1, 2], target_ids = [0, 0],
+        target_weights = [1.0, 3.0]> (x)
+}
+"""

@@ -15,13 +15,14 @@ from .. import OnnxOptError, UsageError
 from ..frontends.onnx_file import load
 from ..passes._core.context import NullContext
 from ..passes._core.contract import Pass
-from ..passes._core.graph import all_nodes, label
+from ..passes._core.graph import all_nodes, initializers, label
 from ..passes._core.lazy import blocks
 from ..passes._core.normalize import normalize
 from ..passes._core.ops import QUANT_OPS, is_standard
 from ..passes._core.registry import pass_class, pass_names
 from ..passes._core.requirements import requirements_of
 from ..passes._core.stats import model_macs
+from ..passes._core.tabular import held_bytes, held_numbers
 from ..passes._core.weights import Weight, weights_of
 from ..passes.unpack import restore_packed
 from ..runtime.hardware import hardware
@@ -44,6 +45,7 @@ PLACES = (
     "subgraphs",
     "subgraph_constants",
     "function_constants",
+    "operator_attributes",
 )
 """Places of tensors in a file, in the order of reports."""
 
@@ -82,6 +84,7 @@ def inspection(path: Path) -> dict[str, Any]:
         "ops": dict(ops.most_common()),
         "quantized": quantized,
         "layers": layers_by_size(model, count_zeros=not large),
+        "others": others_by_size(model),
         "passes": [] if large else _lossy_trials(model),
     }
 
@@ -139,6 +142,9 @@ def weight_places(model: ir.Model) -> dict[str, dict[str, int]]:
     for function in model.functions.values():
         for tensor in _constants(function.all_nodes()):
             add("function_constants", tensor)
+    for node in all_nodes(model):
+        for tensor in held_numbers(node):
+            add("operator_attributes", tensor)
     return places
 
 
@@ -166,6 +172,45 @@ def _layer(weight: Weight, count_zeros: bool) -> dict[str, Any]:
         "bytes": tensor.nbytes,
         "sparsity": _sparsity(tensor) if count_zeros and weight.size else None,
     }
+
+
+def others_by_size(model: ir.Model) -> list[dict[str, Any]]:
+    """Everything else that the file holds, largest first, in the form of `layers_by_size`.
+
+    Tables, biases and other constants; tree ensembles and their kind, whose bytes are attributes.
+    """
+    weights, _ = weights_of(model)
+    known = {weight.value for weight in weights}
+    others: list[dict[str, Any]] = []
+    for value in initializers(model):
+        if value in known or value.const_value is None:
+            continue
+        tensor = value.const_value
+        others.append(
+            {
+                "name": value.name,
+                "ops": sorted({label(node) for node in value.consumers()}),
+                "dtype": str(tensor.dtype),
+                "shape": list(tensor.shape.numpy()),
+                "bytes": tensor.nbytes,
+                "sparsity": None,
+            }
+        )
+    for node in all_nodes(model):
+        numbers = held_numbers(node)
+        if numbers:
+            others.append(
+                {
+                    "name": node.name or node.outputs[0].name,
+                    "ops": [label(node)],
+                    "dtype": "FLOAT",
+                    "shape": [sum(int(tensor.size) for tensor in numbers)],
+                    "bytes": held_bytes(node),
+                    "sparsity": None,
+                }
+            )
+    others.sort(key=lambda part: -int(part["bytes"]))
+    return others
 
 
 def _sparsity(tensor: Any) -> float:

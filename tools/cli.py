@@ -7,6 +7,7 @@ once; the heavy libraries are imported inside the commands, after the arguments 
 from __future__ import annotations
 
 import difflib
+import errno
 import gc
 import os
 import re
@@ -202,6 +203,13 @@ def _in_words(error: BaseException) -> tuple[str, str, str, int]:
             "memory",
             "not enough memory",
             "close other programs, or pass --verify never for a very large model",
+            1,
+        )
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return (
+            error.filename or "output",
+            "no space left where it is written",
+            "make room there, or write to another place",
             1,
         )
     return (

@@ -10,6 +10,7 @@ import onnx_ir as ir
 from .infer import infer_types, is_invented
 from .layer_names import layer_name
 from .ops import is_standard
+from .tabular import ML
 
 
 def graphs_of(model: ir.Model) -> Iterator[ir.Graph]:
@@ -170,9 +171,9 @@ def refresh_shapes(model: ir.Model) -> bool:
     """Forget every inferred shape and infer anew (stale `value_info` survives inference otherwise).
 
     Declared shapes and types of graph inputs and outputs stay, except those of what a Loop carries
-    (it may change shape from turn to turn); so do those of nodes that are not standard ops. An
-    output without a type gets the inferred one. Where inference finds nothing the former type is
-    kept. Returns whether inference succeeded.
+    (it may change shape from turn to turn); so do those of nodes of other domains than
+    ONNX's own. An output without a type gets the inferred one. Where inference finds nothing the
+    former type is kept. Returns whether inference succeeded.
     """
     outputs: set[int] = set()
     for graph in all_graphs(model):
@@ -181,9 +182,9 @@ def refresh_shapes(model: ir.Model) -> bool:
     declared = [(value, value.type, _copied(value.shape)) for value in ports]
     former: list[tuple[ir.Value, ir.TypeProtocol | None]] = []
     for node in all_nodes(model):
-        if not is_standard(node):
+        if not is_standard(node) and node.domain != ML:
             continue
-        if node.op_type == "Loop":
+        if is_standard(node, "Loop"):
             body = node.attributes["body"].as_graph()
             # behind the trip count and the condition come the carried values
             for value in body.inputs[2:]:

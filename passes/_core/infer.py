@@ -8,6 +8,8 @@ from collections.abc import Iterator
 import onnx
 import onnx_ir as ir
 
+from .tabular import ML, stand_in
+
 SMALL = 1024
 """Bytes up to which a tensor is shown to onnx: it reads axes, shapes and scales, never weights."""
 
@@ -44,6 +46,10 @@ def infer_types(model: ir.Model, data_prop: bool) -> bool:
     # weights of subgraphs, and those that callers may override, are still there
     if proto.ByteSize() >= PROTOBUF_LIMIT:
         return False
+    if ML in model.opset_imports:
+        nodes = [stand_in(node) for node in proto.graph.node]
+        del proto.graph.node[:]
+        proto.graph.node.extend(nodes)
     try:
         proto = onnx.shape_inference.infer_shapes(
             proto, check_type=False, strict_mode=False, data_prop=data_prop
@@ -77,7 +83,10 @@ def _inner_pairs(
     node: ir.Node, proto: onnx.NodeProto
 ) -> Iterator[tuple[ir.Graph, onnx.GraphProto]]:
     for attribute in proto.attribute:
-        ours = node.attributes[attribute.name]
+        # a node that stands in for another has attributes of its own, but no graphs
+        ours = node.attributes.get(attribute.name)
+        if ours is None:
+            continue
         if attribute.type == onnx.AttributeProto.GRAPH:
             yield ours.as_graph(), attribute.g
         elif attribute.type == onnx.AttributeProto.GRAPHS:

@@ -10,11 +10,12 @@ from math import prod
 import numpy as np
 import onnx_ir as ir
 
-from .graph import all_nodes, initializers, subgraphs
+from .graph import all_nodes, initializers, refresh_shapes, subgraphs
 from .infer import infer_types
 from .lazy import blocks
 from .normalize import constant_tensor
-from .ops import RECURRENT, STANDARD_DOMAINS, is_standard
+from .ops import MICROSOFT, RECURRENT, STANDARD_DOMAINS, is_standard
+from .tabular import ML, held_numbers
 
 NOT_PARAMETERS = {ir.DataType.INT64, ir.DataType.BOOL, ir.DataType.STRING}
 """Types that hold shapes, axes, masks and texts, not parameters."""
@@ -24,7 +25,8 @@ NOT_PARAMETERS = {ir.DataType.INT64, ir.DataType.BOOL, ir.DataType.STRING}
 class ModelStats:
     """Counts over all graphs.
 
-    `params`: elements of initializers and tensor Constants (not int64, bool, string). `nonzero`:
+    `params`: elements of initializers and tensor Constants (not int64, bool, string), and floats in
+    attributes of ai.onnx.ml. `nonzero`:
     those that are not zero, None if not counted. `nodes`: with those of subgraphs and functions.
     `macs`: multiply-accumulates of one run with symbolic dims taken as 1, the larger branch of an
     If, one turn of a Loop or Scan; None where a shape is unknown. `ops`: op type (with its domain,
@@ -66,18 +68,64 @@ def _op_name(node: ir.Node) -> str:
 def model_macs(model: ir.Model) -> int | None:
     """Multiply-accumulates of the main graph; shapes not stated are inferred, on a clone."""
     count = graph_macs(model.graph)
-    if count is not None:
+    if count is not None and not _has_computed_dims(model.graph):
         return count
-    if not any(_lacks_shape(node) for node in model.graph):
+    if count is None and not any(_lacks_shape(node) for node in model.graph):
         return None
-    # types and shapes of the model itself stay as they are
-    inferred = model.clone()
-    infer_types(inferred, data_prop=True)
-    return graph_macs(inferred.graph)
+    sample = _of_ones(model)
+    of_sample = graph_macs(sample.graph)
+    if of_sample is not None and _has_room(sample.graph):
+        return of_sample
+    if count is None:
+        # types and shapes of the model itself stay as they are
+        inferred = model.clone()
+        infer_types(inferred, data_prop=True)
+        count = graph_macs(inferred.graph)
+    return count
+
+
+def _of_ones(model: ir.Model) -> ir.Model:
+    """A clone whose inputs have axes of one for symbols, and whose other shapes follow from them.
+
+    An axis of batch x heads is as long as there are heads.
+    """
+    clone = model.clone()
+    for value in clone.graph.inputs:
+        if value.shape is not None:
+            value.shape = ir.Shape(_sizes(value))
+    for value in clone.graph.outputs:
+        if value.producer() is not None:
+            value.type = None
+            value.shape = None
+    refresh_shapes(clone)
+    return clone
 
 
 def _lacks_shape(node: ir.Node) -> bool:
     return any(value.shape is None for value in node.outputs)
+
+
+def _has_computed_dims(graph: ir.Graph) -> bool:
+    """True if a node that is counted makes an axis of open size that no input has by that name."""
+    named = set[int | ir.SymbolicDim]()
+    for value in graph.inputs:
+        named.update(value.shape or ())
+    for node in graph:
+        if node.op_type not in _MACS:
+            continue
+        for dim in node.outputs[0].shape or ():
+            if not isinstance(dim, int) and dim not in named:
+                return True
+    return False
+
+
+def _has_room(graph: ir.Graph) -> bool:
+    """True unless an axis is none long: a window that is larger than the one element of an axis."""
+    for node in graph:
+        for value in node.outputs:
+            if any(isinstance(dim, int) and dim < 1 for dim in value.shape or ()):
+                return False
+    return True
 
 
 def graph_macs(graph: ir.Graph) -> int | None:
@@ -125,6 +173,7 @@ def _tensors(model: ir.Model) -> Iterator[ir.TensorProtocol]:
             tensor = constant_tensor(node)
             if tensor is not None:
                 yield tensor
+        yield from held_numbers(node)
 
 
 def _nonzero(tensor: ir.TensorProtocol) -> int:
@@ -137,7 +186,12 @@ def _nonzero(tensor: ir.TensorProtocol) -> int:
 def _dims(value: ir.Value | None) -> list[int]:
     if value is None or value.shape is None:
         raise _UnknownShapeError
-    return [dim if isinstance(dim, int) else 1 for dim in value.shape]
+    return _sizes(value)
+
+
+def _sizes(value: ir.Value) -> list[int]:
+    """Sizes of the axes of a value, of symbolic ones 1."""
+    return [dim if isinstance(dim, int) else 1 for dim in value.shape or ()]
 
 
 def _size(value: ir.Value | None) -> int:
@@ -191,6 +245,18 @@ def _recurrent(node: ir.Node) -> int:
     return prod(steps_and_batch) * weights
 
 
+def _held(*attributes: str) -> Callable[[ir.Node], int]:
+    """Samples times the factors that an operator of ai.onnx.ml holds in these attributes."""
+
+    def count(node: ir.Node) -> int:
+        dims = _dims(node.inputs[0])
+        samples = dims[0] if len(dims) > 1 else 1
+        factors = sum(len(node.attributes.get_floats(name, ())) for name in attributes)
+        return samples * factors
+
+    return count
+
+
 _MACS: dict[str, Callable[[ir.Node], int]] = {
     "Conv": _conv(1),
     "FusedConv": _conv(1),
@@ -209,8 +275,13 @@ _MACS: dict[str, Callable[[ir.Node], int]] = {
     "MatMulNBits": _matmul,
     "QLinearMatMul": _matmul,
     **dict.fromkeys(RECURRENT, _recurrent),
+    **dict.fromkeys(("LinearClassifier", "LinearRegressor"), _held("coefficients")),
+    # a product with every support vector, then one of the results with the coefficients
+    **dict.fromkeys(
+        ("SVMClassifier", "SVMRegressor"), _held("support_vectors", "coefficients")
+    ),
 }
 """Multiply-accumulates of a node by its op, quantized and fused forms among them."""
 
-DOMAINS = (*STANDARD_DOMAINS, "com.microsoft")
+DOMAINS = (*STANDARD_DOMAINS, MICROSOFT, ML)
 """Domains whose ops the table means."""

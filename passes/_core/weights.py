@@ -11,6 +11,7 @@ from .chains import chain_of, made_of_constants, not_stored
 from .graph import all_nodes, initializers, input_of, label
 from .ops import FLOATS, RECURRENT, REPETITIONS, WEIGHTED_OPS, is_standard
 from .outcome import Declined
+from .tabular import ML, MODELS, held_bytes
 
 
 @dataclass
@@ -150,7 +151,7 @@ def other_weights(model: ir.Model, known: Collection[ir.Value] = ()) -> list[Dec
     `known`: constants that a pass has found in another way.
     """
     readers = _readers(model)
-    declined: list[Declined] = []
+    declined = held_models(model)
     for value in initializers(model):
         reader = readers.get(value)
         if reader is None or reader.weighs or value in known:
@@ -160,6 +161,17 @@ def other_weights(model: ir.Model, known: Collection[ir.Value] = ()) -> list[Dec
             continue
         if _is_matrix(value) and not is_standard(reader.node, *NO_FACTOR):
             declined.append(Declined(value.name or "", _why_other(value, reader.node)))
+    return declined
+
+
+def held_models(model: ir.Model) -> list[Declined]:
+    """Tree ensembles and their kind, whose numbers are in attributes, where no pass reaches."""
+    declined = []
+    for node in all_nodes(model):
+        if node.domain == ML and node.op_type in MODELS:
+            kind = MODELS[node.op_type]
+            reason = f"{kind}: {held_bytes(node):,} bytes, no pass shrinks it"
+            declined.append(Declined(label(node), reason))
     return declined
 
 

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from .._core.edit import is_constant
 from .._core.graph import holds_graphs, input_of
 from .._core.ops import MICROSOFT, VIEWS, WEIGHTED_OPS, is_standard, plain_op
+from .._core.tabular import stand_in
 from .._simplify.evaluate import NotFoldable, evaluate, foldable, result_elements
 from .shapes import SHAPES, Shape
 
@@ -285,7 +286,7 @@ class Trace:
         data: dict[str, onnx.TensorProto],
     ) -> dict[str, onnx.TypeProto]:
         """Onnx's inference of one node: types of its outputs by name. Raises FAILURES."""
-        proto = ir.to_proto(node)
+        proto = stand_in(ir.to_proto(node))
         # a fused MatMul may read its matrices transposed: it has a rule of its own
         if node.domain == MICROSOFT and plain_op(node) in ("Conv", "Gemm"):
             proto = _unfused(proto, plain_op(node))

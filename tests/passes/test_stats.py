@@ -72,6 +72,26 @@ def test_constants_count_before_they_are_lifted():
             9 * 2 * 16 * 7,
         ),
         ("(float[2] x) => (float[2] y)", "y = Neg (x)", 0),
+        # 3 heads of every sample side by side: (n * 3, 4, 5) by (5, 6)
+        (
+            "(float[n, 3, 4, 5] x, float[5, 6] w) => (float[m, 4, 6] y)",
+            "s = Constant <value_ints = [-1, 4, 5]> ()  r = Reshape (x, s)  y = MatMul (r, w)",
+            3 * 4 * 5 * 6,
+        ),
+        # the same, with a target that the graph computes
+        (
+            "(float[n, 3, l, 5] x, float[5, 6] w) => (float[m, p, 6] y)",
+            """d = Shape (x)  b = Constant <value_ints = [2, 3]> ()  e = Gather (d, b)
+            f = Constant <value_ints = [-1]> ()  s = Concat <axis = 0> (f, e)
+            r = Reshape (x, s)  y = MatMul (r, w)""",
+            3 * 5 * 6,
+        ),
+        # one element is too short for the window: as well as it can be told
+        (
+            "(float[n, 3, h, w] x, float[4, 3, 3, 3] k) => (float[n, 4, p, q] y)",
+            "y = Conv (x, k)",
+            4 * 27,
+        ),
     ],
 )
 def test_multiply_accumulates(signature, body, macs):
@@ -99,3 +119,38 @@ def test_shapes_that_the_file_does_not_state_are_inferred_on_a_clone():
     hidden.shape = None
     assert model_stats(model).macs == 18
     assert hidden.shape is None
+
+
+@pytest.mark.parametrize(
+    ("body", "params", "macs"),
+    [
+        (
+            """y = ai.onnx.ml.LinearRegressor <coefficients = [1.0, 2.0, 3.0],
+            intercepts = [4.0]> (x)""",
+            4,
+            3,
+        ),
+        # two support vectors of three features, then a sum of two products
+        (
+            """y = ai.onnx.ml.SVMRegressor <coefficients = [1.0, 2.0], n_supports = 2, rho = [0.0],
+            support_vectors = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]> (x)""",
+            9,
+            8,
+        ),
+        # how many factors a scaler has is no matter of products
+        ("y = ai.onnx.ml.Scaler <offset = [1.0], scale = [2.0]> (x)", 2, 0),
+    ],
+)
+def test_numbers_in_attributes_count(body, params, macs):
+    text = f"""<ir_version: 10, opset_import: ["" : 21, "ai.onnx.ml" : 3]>
+    g (float[n, 3] x) => (float[n, m] y) {{ {body} }}"""
+    stats = stats_of(text)
+    assert (stats.params, stats.macs) == (params, macs)
+
+
+def test_layers_behind_a_scaler_are_counted():
+    model = model_of("""<ir_version: 10, opset_import: ["" : 21, "ai.onnx.ml" : 3]>
+    g (float[n, 3] x) => (float[n, m] y)
+    <float[3, 1] w = {1, 2, 3}>
+    { s = ai.onnx.ml.Scaler <offset = [1.0], scale = [2.0]> (x)  y = MatMul (s, w) }""")
+    assert model_stats(model).macs == 3

@@ -499,3 +499,31 @@ def test_data_that_is_given_twice_is_joined_by_every_command(mlp, tmp_path):
     both = ("--data", tmp_path / "a.npz", "--data", tmp_path / "b.npz")
     facts = json.loads(invoke("verify", mlp, mlp, *both, "--json").stdout)
     assert facts["batches"] == 2
+
+
+# where output goes
+
+
+def real_command(words, stdout, shell="exec"):
+    """A command whose output goes where the shell's words send it: its code and stderr."""
+    line = f'{shell} "{sys.executable}" -m onnx_opt {words} {stdout}'
+    return subprocess.run(
+        ["bash", "-c", line], capture_output=True, text=True, check=False
+    )
+
+
+@pytest.mark.parametrize("words", ["passes", "passes --json", "passes quant"])
+def test_a_reader_that_stops_early_is_no_error(words):
+    done = real_command(words, "| head -1", shell="")
+    assert len(done.stdout.splitlines()) == 1
+    assert done.stderr == ""
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_is_no_bug():
+    done = real_command("passes", "> /dev/full")
+    assert done.returncode == 1
+    assert done.stderr.splitlines() == [
+        "error: output: no space left where it is written",
+        "  fix: make room there, or write to another place",
+    ]

@@ -230,6 +230,7 @@ def test_the_command_prints_the_table_and_what_to_try_next(write, tmp_path):
     [line] = [text for text in done.stderr.splitlines() if text.startswith("next: ")]
     words = shlex.split(line.removeprefix("next: "))
     assert words[:3] == ["onnx-opt", str(model), "--passes"]
+    assert {"--dry-run", "--no-bench", "--explain-loss"} <= set(words)
     assert "loss by layer" in done.stderr
     again = CliRunner().invoke(main, [*words[1:], "--dry-run", "--no-bench", "--json"])
     assert len(json.loads(again.stdout)["loss"]) == 2

@@ -8,7 +8,7 @@ from click.testing import CliRunner
 from onnx_opt import optimize
 from onnx_opt.tools._inspect import inspection
 from onnx_opt.tools.cli import main
-from sample_models import CNN, IF, MLP, model_from
+from sample_models import CNN, IF, MLP, TREES, model_from
 
 
 @pytest.fixture
@@ -39,6 +39,7 @@ def test_weights_are_found_in_every_place(facts):
         "subgraphs": 64,
         "subgraph_constants": 64,
         "function_constants": 0,
+        "operator_attributes": 0,
     }
 
 
@@ -69,3 +70,43 @@ def test_provenance_and_quantized_parts_are_shown(tmp_path):
     assert shown["provenance"]["passes"] == "prune(sparsity=0.75)"
     assert len(shown["layers"]) == 1
     assert shown["sparsity"] == 0.75
+
+
+def test_tables_and_trees_are_shown_in_their_bytes(facts):
+    trees = facts(TREES)
+    assert trees["layers"] == []
+    (forest,) = trees["others"]
+    assert forest["name"] == "forest"
+    # three thresholds and two leaves; how often a branch was taken counts for nothing
+    assert forest["shape"] == [5]
+    assert trees["figures"]["params"] == 5
+    assert trees["weights"]["operator_attributes"] == {"bytes": 20, "tensors": 2}
+    table = facts("""<ir_version: 8, opset_import: ["" : 18]>
+    g (int64[n] i) => (float[n, 4] y) <float[2, 4] t = {1, 2, 3, 4, 5, 6, 7, 8}>
+    { y = Gather (t, i) }""")
+    (words,) = table["others"]
+    assert (words["name"], words["bytes"], words["shape"]) == ("t", 32, [2, 4])
+    (user,) = words["ops"]
+    assert user.startswith("Gather ")
+
+
+def test_every_lossy_pass_that_looks_for_weights_names_the_trees(facts):
+    trees = facts(TREES)
+    size = trees["others"][0]["bytes"]
+    reason = f"tree ensemble: {size:,} bytes, no pass shrinks it"
+    for name in ("quant", "prune", "prune-channels", "compress-weights"):
+        (found,) = [item for item in trees["passes"] if item["pass"] == name]
+        assert found["changed"] == 0
+        assert {"where": "TreeEnsembleRegressor forest", "reason": reason} in found[
+            "declined"
+        ]
+
+
+def test_the_main_job_on_trees_says_so_and_succeeds(tmp_path):
+    path = tmp_path / "trees.onnx"
+    onnx.save(model_from(TREES), path)
+    done = CliRunner().invoke(main, [str(path), "--no-bench"])
+    assert done.exit_code == 0
+    words = " ".join(done.stderr.split())
+    assert "warning: nothing changed: tree ensemble: " in words
+    assert "bytes, no pass shrinks it" in words

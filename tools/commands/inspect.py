@@ -39,7 +39,8 @@ def command(model: Path, top: int, groups: bool, as_json: bool, verbosity: int) 
 
     facts = inspection(model)
     if as_json:
-        emit_json({**facts, "layers": facts["layers"][:top]})
+        parts = {key: facts[key][:top] for key in ("layers", "others")}
+        emit_json({**facts, **parts})
         return
     for part in report(facts, top, verbosity):
         show(part)
@@ -79,7 +80,7 @@ def report(facts: dict[str, Any], top: int, verbosity: int) -> list[Any]:
         "",
         op_line(facts),
         "",
-        layer_table(facts["layers"][:top]),
+        layer_table([*facts["layers"], *facts["others"]], top),
         "",
         *pass_parts(facts["passes"], verbosity),
     ]
@@ -147,13 +148,14 @@ def op_line(facts: dict[str, Any]) -> str:
     return f"ops: {_counts(facts['ops'])}"
 
 
-def layer_table(layers: list[dict[str, Any]]) -> Any:
-    """The largest weights."""
+def layer_table(parts: list[dict[str, Any]], top: int) -> Any:
+    """The largest parts of the file: weights, tables and other constants, models in attributes."""
     from ..tables import bytes_text, plain_table
 
+    largest = sorted(parts, key=lambda part: -int(part["bytes"]))
     table = plain_table(
         None,
-        "weight",
+        "largest",
         "used by",
         "type",
         "shape",
@@ -161,7 +163,7 @@ def layer_table(layers: list[dict[str, Any]]) -> Any:
         "sparsity",
         right=("size", "sparsity"),
     )
-    for layer in layers:
+    for layer in largest[:top]:
         sparsity = "?" if layer["sparsity"] is None else f"{layer['sparsity']:.4f}"
         table.add_row(
             markup_safe(layer["name"]),

@@ -6,8 +6,9 @@ import pytest
 from odd_models import MODELS as ODD
 from pruning import assert_exact, model_of, pattern, solved
 from rule_models import MODELS as RULES
+from tabular_models import MODELS as TABULAR
 
-MODELS = RULES | ODD
+MODELS = RULES | ODD | TABULAR
 
 
 @pytest.mark.parametrize("name", MODELS)
