@@ -28,6 +28,7 @@ from .deferred_imports import defer_imports
 COMMANDS = (
     "run",
     "passes",
+    "docs",
     "inspect",
     "verify",
     "bench",
