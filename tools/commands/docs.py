@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import click
@@ -24,7 +25,7 @@ def command(topic: str | None, as_json: bool, verbosity: int) -> None:
     if as_json:
         emit_json({"topic": topic, "title": title_of(text), "text": text})
         return
-    if not click.get_text_stream("stdout").isatty():
+    if not sys.stdout.isatty():
         # Markdown as it stands: a pipe, a pager or an editor may want it
         click.echo(text, nl=False)
         return
