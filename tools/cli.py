@@ -10,6 +10,7 @@ import difflib
 import gc
 import os
 import re
+import shlex
 import signal
 import sys
 import threading
@@ -109,6 +110,8 @@ class Commands(click.Group):
         except BaseException as error:
             # not the parsed option: parsing itself may have failed
             debug = "--debug" in words or os.environ.get("ONNX_OPT_DEBUG") == "1"
+            if isinstance(error, click.MissingParameter):
+                error = _with_line_to_type(error, words)
             code = report_error(error, debug, as_json="--json" in words)
         sys.exit(code if isinstance(code, int) else 0)
 
@@ -165,6 +168,26 @@ def report_error(
         facts = {"where": where, "problem": problem, "fix": fix, "exit_code": code}
         emit_json({**_known(error), "error": facts})
     return code
+
+
+def _with_line_to_type(
+    error: click.MissingParameter, words: list[str]
+) -> BaseException:
+    """The error of something that is missing, with a fix that completes the words given."""
+    context = error.ctx
+    if context is None or error.param is None:
+        return error
+    line = ["onnx-opt", *words]
+    for parameter in context.command.params:
+        # all that is given is parsed before click misses anything
+        is_given = bool(context.params.get(parameter.name or ""))
+        if is_given or not parameter.required:
+            continue
+        if isinstance(parameter, click.Option):
+            line.append(parameter.opts[-1])
+        line.append(parameter.make_metavar(context))
+    where = _parameter_name(error.param)
+    return UsageError(where, "is missing", " ".join(map(shlex.quote, line)))
 
 
 def _known(error: BaseException) -> dict[str, Any]:
@@ -234,9 +257,6 @@ def _click_words(error: click.ClickException) -> tuple[str, str, str]:
                 "compare models by onnx-opt verify A B, or time them by bench A B"
             )
         return "usage", message, help_text
-    # before BadParameter, of which it is a kind
-    if isinstance(error, click.MissingParameter):
-        return _parameter_name(parameter), "is missing", help_text
     if isinstance(error, click.BadParameter):
         names = "/".join(parameter.opts)
         choices = getattr(parameter.type, "choices", None)

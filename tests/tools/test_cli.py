@@ -379,8 +379,12 @@ def test_verify_names_an_input_that_is_missing(mlp, cnn, tmp_path):
     other = tmp_path / "renamed.onnx"
     save(model, other)
     done = invoke("verify", mlp, other)
-    assert done.exit_code == 4
-    assert "error: renamed.onnx: has no input 'x', which mlp.onnx has" in done.stderr
+    assert done.exit_code == 3
+    assert done.stderr == (
+        "error: renamed.onnx: has no input 'x', which mlp.onnx has\n"
+        "  fix: compare models with the same inputs; these have mlp.onnx: x float32 [batch, 8]; "
+        "renamed.onnx: renamed float32 [batch, 8]\n"
+    )
 
 
 def test_bench_measures_each_model(mlp, cnn):

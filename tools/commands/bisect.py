@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from ..command_options import TARGET, THREADS, data_option, seed_option
-from ..console import Progress, emit_json, say, shared_options
-
-if TYPE_CHECKING:
-    from ..bisect import Bisected
+from ..console import Progress, emit_json, escaped, say, shared_options
 
 
 @click.command("bisect")
@@ -70,26 +67,8 @@ def command(
     if as_json:
         emit_json({"model": str(model), **found.as_dict()})
         return
-    show_finding(found)
+    for line in found.lines():
+        # names of layers come from the file
+        click.echo(escaped(line))
     for warning in found.warnings:
         say(f"warning: {warning}")
-
-
-def show_finding(found: Bisected) -> None:
-    """The pass, its problem, and the rewrite or layer, a line each."""
-    from ..console import escaped
-
-    if found.number is None:
-        click.echo(escaped(f"good to the end: {found.property}"))
-        return
-    click.echo(escaped(f"pass {found.number}: {found.text}: {found.problem}"))
-    if found.rewrite is not None:
-        rewrite = found.rewrite
-        click.echo(
-            escaped(
-                f"rewrite {rewrite['number']} of {rewrite['count']}: {rewrite['pass']}, "
-                f"{rewrite['rule']} at {rewrite['where']}"
-            )
-        )
-    if found.layer is not None:
-        click.echo(escaped(f"layer: {found.layer}"))

@@ -85,4 +85,4 @@ def command(
         return
     click.echo(reduced.text)
     if verbosity >= 0:
-        say(reduced.words())
+        say(str(reduced))
