@@ -93,7 +93,13 @@ def as_text(parts: Sequence[RenderableType]) -> str:
     """Tables and lines as plain text."""
     from rich.console import Console
 
-    console = Console(file=io.StringIO(), width=WIDTH, highlight=False, no_color=True)
+    console = Console(
+        file=io.StringIO(),
+        width=WIDTH,
+        highlight=False,
+        no_color=True,
+        emoji=False,
+    )
     with console.capture() as capture:
         for part in parts:
             console.print(part)

@@ -104,6 +104,11 @@ def test_help_names_every_command_and_every_exit_code():
     assert "130 interrupted" in text
 
 
+@pytest.mark.parametrize("group", [[], ["data"]])
+def test_no_line_of_the_list_of_commands_is_cut(group):
+    assert "..." not in invoke(*group, "--help").output.partition("Commands:")[2]
+
+
 @pytest.mark.parametrize(
     "command", [c for c in COMMANDS if c != "data"] + ["data init"]
 )

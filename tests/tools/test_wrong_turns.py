@@ -73,12 +73,12 @@ def folder(tmp_path, monkeypatch):
         (
             ["eval", "m.onnx"],
             "--data: is missing",
-            "onnx-opt eval m.onnx --data D --metric M",
+            "onnx-opt eval m.onnx --data DATA --metric METRIC",
         ),
         (
             ["eval", "--metric=top1"],
             "MODEL: is missing",
-            "onnx-opt eval --metric=top1 MODEL --data D",
+            "onnx-opt eval --metric=top1 MODEL --data DATA",
         ),
         (["verify", "m.onnx"], "B: is missing", "onnx-opt verify m.onnx B"),
         (

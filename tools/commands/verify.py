@@ -18,25 +18,25 @@ if TYPE_CHECKING:
 @click.command("verify")
 @click.argument("a", type=click.Path(path_type=Path))
 @click.argument("b", type=click.Path(path_type=Path))
-@data_option("Feeds instead of synthetic ones")
+@data_option("Inputs to compare on, instead of made-up ones")
 @click.option(
     "--min-sqnr",
     type=float,
     metavar="DB",
-    help="Exit 4 if the SQNR of all outputs is below this (dB).",
+    help="Exit 4 if the signal-to-noise ratio over all outputs is below this (dB).",
 )
 @click.option(
     "--atol",
     type=click.FloatRange(min=0),
-    help="Exit 4 unless every |a - b| <= atol + rtol |a|.",
+    help="Exit 4 unless |a - b| <= atol + rtol |a| everywhere; 0 if only --rtol is given.",
 )
 @click.option(
     "--rtol",
     type=click.FloatRange(min=0),
-    help="The same; each is 0 where only the other is given.",
+    help="Relative part of that limit; 0 if only --atol is given.",
 )
 @THREADS
-@seed_option("synthetic feeds")
+@seed_option("made-up inputs")
 @shared_options
 def command(
     a: Path,
@@ -50,9 +50,9 @@ def command(
     as_json: bool,
     verbosity: int,
 ) -> None:
-    """Compare the outputs of model B with those of model A, per output.
+    """Compare the outputs of model B with those of model A.
 
-    Exits with 4 if a limit that was given is not met, or if values became infinite or NaN.
+    The exit code is 4 if a limit that was given is not met, or if values became infinite or NaN.
     """
     from ... import CheckError
 

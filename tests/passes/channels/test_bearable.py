@@ -146,7 +146,7 @@ def test_without_data_the_outputs_are_compared_on_made_up_inputs():
     assert min(sqnr(whole, model, [each]) for each in feeds[:2]) >= 12
     assert outcome.stats["measured_sqnr"] >= 12
     assert "predicted_sqnr" not in outcome.stats
-    assert outcome.chosen[0].reason.endswith("of its weights, in squares")
+    assert outcome.chosen[0].reason.endswith("of its weights' energy")
 
 
 def test_drift_that_saves_next_to_nothing_is_not_taken(monkeypatch):
