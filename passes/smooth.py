@@ -160,7 +160,9 @@ class Smooth(Pass):
             return found
         gain = 0.0 if found is None else found.gain
         why = f"; {source}, and an added Mul takes time" if inserts else ""
-        return f"scaling would lower its rounding noise by only {gain:.1f} dB{why}"
+        return (
+            f"scaling would lower its rounding noise by only {max(gain, 0):.1f} dB{why}"
+        )
 
 
 @dataclass(frozen=True)

@@ -78,11 +78,9 @@ class BatchPlan:
     @property
     def renamed(self) -> dict[str, str]:
         """Input of each array that has another name than it, and was given that by somebody."""
-        found = {}
-        for name, key in {**self.sliced, **self.whole}.items():
-            if key != name and key not in NUMPYS_OWN:
-                found[key] = name
-        return found
+        matched = {**self.sliced, **self.whole}
+        given = {key: name for name, key in matched.items() if key not in NUMPYS_OWN}
+        return {key: name for key, name in given.items() if key != name}
 
     @property
     def dropped(self) -> int:
