@@ -65,8 +65,10 @@ HELP = """LLVM's opt, for ONNX: make a trained model smaller and faster, and che
   onnx-opt model.onnx -p 'prune(sparsity=0.6), quant(int8)' --data load.py:batches --metric top1
 
 Without a command's name, MODEL is optimized (the `run` command; its options: onnx-opt run --help).
-The output is checked against the input, or not written. One command for each aim: onnx-opt docs
-recipes.
+The output is checked against the input, or not written.
+
+One command for each aim (smallest file, fastest, GPU, …): onnx-opt docs recipes
+
 Exit codes: 0 done, 1 failed, 2 usage, 3 model or data refused, 4 a check or budget not met,
 130 interrupted.
 """
