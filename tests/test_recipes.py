@@ -175,3 +175,6 @@ def test_every_recipe_has_a_command_and_a_figure():
     assert len(parts) >= 9
     for part in parts:
         assert "```sh\nonnx-opt " in part
+        # a figure has a decimal point; then what to watch
+        assert re.search(r"\d\.\d", part.partition("```\n")[2])
+        assert "\nWatch: " in part
