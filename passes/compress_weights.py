@@ -188,7 +188,7 @@ class CompressWeights(Pass):
             return f"it is {weight.value.dtype}, not FLOAT"
         # of a table: the interface keeps what it states
         if weight.value.is_graph_output():
-            return "it is a graph output"
+            return "it is an output of the model"
         if weight.size < self.min_size:
             return f"its {weight.size} elements are fewer than min_size={self.min_size}"
         # so that NaN, which compares with nothing, is refused

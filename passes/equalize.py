@@ -161,7 +161,7 @@ def _pairs(layers: list[LinearLayer], declined: list[Declined]) -> list[LayerPai
             factors = np.ones(input_channels(reader))
             pairs.append(LayerPair(source, reader, factors))
             continue
-        reason = "no single layer makes and reads it"
+        reason = "it does not lie between exactly two layers"
         if isinstance(source, str):
             reason = source
         declined.append(Declined(f"value {readers.value.name}", reason))

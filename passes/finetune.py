@@ -76,13 +76,22 @@ class Finetune(TrainingRecipe, Pass):
     def run(self, model: ir.Model, context: Context) -> PassOutcome:
         where = model.graph.name or "graph"
         if not isinstance(context, Trains):
-            reason = "this run does not train models"
+            reason = (
+                "models are not trained here: use onnx-opt run, or optimize() in Python"
+            )
             return PassOutcome(declined=[Declined(where, reason)])
         if not context.has_data() and not self.synthesize:
             context.warn(
                 "finetune", "nothing to train on: give --data, labels are not needed"
             )
-            return PassOutcome(declined=[Declined(where, "no data to train on")])
+            return PassOutcome(
+                declined=[
+                    Declined(
+                        where,
+                        "there is no data to train on: give --data, labels are not needed",
+                    )
+                ]
+            )
         if self.schedule:
             return self._prune_and_train(model, context)
         return context.train(model, self._recipe())

@@ -64,9 +64,11 @@ def _fold(node: ir.Node, edit: Edit) -> str | None:
         return "its constant is not one number for each channel"
     affine = _affine(node.op_type, channels, side)
     if affine is None:
-        return "its factor is no plain number"
+        return (
+            "its factors are zero, infinite, or so far from 1 that digits would be lost"
+        )
     if not edit.bypass(node, target.node.outputs[0]):
-        return "its output must keep its name"
+        return "it gives an output of the model, whose name stays"
     fold(target, affine, edit)
     return None
 

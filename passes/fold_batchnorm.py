@@ -60,7 +60,7 @@ def _fold(node: ir.Node, edit: Edit) -> str | None:
         own = len(affine.scale)
         return f"it has {own} channels and {label(target.node)} has {target.channels}"
     if not edit.bypass(node, target.node.outputs[0]):
-        return "its output must keep its name"
+        return "it gives an output of the model, whose name stays"
     fold(target, affine, edit)
     return None
 

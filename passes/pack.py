@@ -220,7 +220,7 @@ def _candidates(model: ir.Model) -> tuple[list[ir.Value], list[Declined]]:
     for body in bodies:
         for value in body.initializers.values():
             if _nbytes(value) >= MIN_BYTES:
-                reason = "it is a constant in the body of a node"
+                reason = "it lies in the body of an If, Loop or Scan"
                 declined.append(Declined(value.name or "", reason))
     # the largest first: it pays for the tables that smaller ones then share
     chosen.sort(key=_nbytes, reverse=True)
@@ -248,9 +248,9 @@ def _why_not(value: ir.Value) -> str | None:
     tensor = value.const_value
     assert tensor is not None
     if not is_constant(value):
-        return "it is also a graph input: callers may override it"
+        return "it is also an input of the model: callers may override it"
     if value.is_graph_output():
-        return "it is a graph output"
+        return "it is an output of the model"
     if not value.uses():
         return "nothing uses it"
     if any(_keeps_packed(use.node, use.idx) for use in value.uses()):

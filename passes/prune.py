@@ -35,7 +35,7 @@ class Prune(Pass):
     every subgraph; shapes, dtypes and names stay. A weight that several nodes share is one weight.
     Already zero entries count.
 
-    Without options (`sparsity=auto`) each layer gives what costs little: losses at the model's
+    Without options (`sparsity=auto`) as many weights go as the outputs bear: losses at the model's
     outputs are measured layer by layer on data (without data they are predicted from the weights),
     the cheapest weights of all layers go, and the result is measured on samples that no fit saw
     (without data on made-up inputs) until it keeps `min_sqnr`. `chosen` tells what each layer gave

@@ -48,14 +48,14 @@ CRITERION_OF = {"drift": "drift", "frequency": "stability"}
 class PruneChannels(Pass):
     """Remove whole channels, hidden units and attention heads from every tensor that has them.
 
-    By its name alone it takes from each group as much as the outputs can bear, and says of each
-    what it gave and why no more; `ratio`, `macs`, `params`, `size` or `drift` take what they say.
+    Without options it takes from each group as much as the outputs can bear, and tells for each
+    what went and why no more; `ratio`, `macs`, `params`, `size` or `drift` set the amount.
 
-    Effect: lossy. What only served them goes, too. Solves which slices of which tensors must go
-    together (no patterns: every op says how its axes are related), takes the least important, fits
-    attributes and shape constants, and proves on the way that the result computes what the whole
-    model does with those channels shut off; a group for which that fails stays and is named. Inputs
-    and outputs of the model keep their shapes. With calibration data each layer that lost inputs is
+    Effect: lossy. Finds from a rule for each operator which slices of which tensors must go
+    together, removes the least important of these groups and what only served them, and adapts
+    attributes and constant shapes. Checks that the result computes what the whole model does with
+    those channels switched off; a group for which that fails stays and is named. Inputs and outputs
+    of the model keep their shapes. With calibration data each layer that lost inputs is
     then fitted to what it computed before. Ratios count from the widths before the first
     prune-channels.
 

@@ -154,14 +154,16 @@ class Smooth(Pass):
             return source
         found = _judged(readers, seen, self.alpha)
         if found is None and seen is not None and 0 < len(seen) < FEWEST_FOLDS:
-            return f"fewer than {FEWEST_FOLDS} samples do not tell how far its channels reach"
+            return f"its channels' ranges need {FEWEST_FOLDS} samples or more: give more data"
         # a Mul costs time in every run, a factor in a parameter nothing
         least = self.insert_gain if inserts else self.min_gain
         if found is not None and found.gain >= max(least, NOISE):
             return found
         gain = 0.0 if found is None else found.gain
-        why = f"; {source}, and a Mul costs time" if inserts else ""
-        return f"its rounding noise would fall by {gain:.1f} dB only{why}"
+        why = f"; {source}, and an added Mul takes time" if inserts else ""
+        return (
+            f"scaling would lower its rounding noise by only {max(gain, 0):.1f} dB{why}"
+        )
 
 
 @dataclass(frozen=True)

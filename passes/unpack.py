@@ -85,7 +85,7 @@ def _restore(model: ir.Model, nodes: list[ir.Node]) -> PassOutcome:
     count = held = total = 0
     for value in results_of(nodes):
         if value.is_graph_output():
-            outcome.declined.append(_left(value, "it is a graph output"))
+            outcome.declined.append(_left(value, "it is an output of the model"))
             continue
         leave = permit(Unpack.name, "unpack", value)
         if leave is None:
@@ -120,7 +120,7 @@ def _in_bodies(graph: ir.Graph | ir.Function) -> list[Declined]:
     """Refusal of each constant that is computed inside of a node's body or of a function."""
     if not isinstance(graph, ir.Graph):
         return []
-    reason = "it is computed in the body of a node"
+    reason = "it lies in the body of an If, Loop or Scan"
     return [_left(value, reason) for value in results_of(constant_nodes(graph))]
 
 

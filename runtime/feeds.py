@@ -210,7 +210,8 @@ def open_feeds(
     if isinstance(data, Mapping):
         return _from_arrays(arrays_module.in_memory(data), inputs, "data")
     if isinstance(data, np.ndarray):
-        return _from_arrays(arrays_module.in_memory({"data": data}), inputs, "data")
+        unnamed = {arrays_module.UNNAMED: data}
+        return _from_arrays(arrays_module.in_memory(unnamed), inputs, "data")
     source = objects.source_of(data)
     if source is not None:
         return Feeds(source, inputs, "data")
@@ -290,6 +291,8 @@ def _from_arrays(
 ) -> Feeds:
     plan = arrays_module.plan(arrays, inputs, where)
     feeds = Feeds(lambda: arrays.batches(plan), inputs, where)
+    for key, name in plan.renamed.items():
+        feeds.note(f"{where}: '{key}' is taken as '{name}', the model's only input")
     if plan.dropped:
         feeds.note(
             f"{where}: the last {plan.dropped} of {plan.samples} samples are left out: "

@@ -149,3 +149,14 @@ def test_extras_in_the_pages_exist(page):
         re.findall(r"onnx-opt\[([a-z]+)\]", page.read_text(encoding="utf-8"))
     )
     assert sorted(mentioned - set(project["optional-dependencies"])) == []
+
+
+def test_the_rows_of_training_carry_the_pipelines_that_were_measured(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "tools" / "dev")
+    from bench_finetune import CASES
+
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    for case in CASES:
+        # threads are of the machine
+        text = case.passes.replace("BUDGET", case.budget).replace(", THREADS", "")
+        assert f"| `{text}` |" in readme

@@ -54,6 +54,21 @@ class Bisected:
     runs: int = 0
     warnings: tuple[str, ...] = ()
 
+    def __str__(self) -> str:
+        return "\n".join(self.lines())
+
+    def lines(self) -> list[str]:
+        """The pass, its problem, and the rewrite or layer, a line each."""
+        if self.number is None:
+            return [f"good to the end: {self.property}"]
+        lines = [f"pass {self.number}: {self.text}: {self.problem}"]
+        if self.rewrite is not None:
+            number = "rewrite {number} of {count}: {pass}, {rule} at {where}"
+            lines.append(number.format(**self.rewrite))
+        if self.layer is not None:
+            lines.append(f"layer: {self.layer}")
+        return lines
+
     def as_dict(self) -> dict[str, Any]:
         """The JSON form."""
         culprit = None

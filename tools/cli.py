@@ -11,6 +11,7 @@ import errno
 import gc
 import os
 import re
+import shlex
 import signal
 import sys
 import threading
@@ -29,6 +30,7 @@ from .deferred_imports import defer_imports
 COMMANDS = (
     "run",
     "passes",
+    "docs",
     "inspect",
     "verify",
     "bench",
@@ -65,6 +67,9 @@ HELP = """LLVM's opt, for ONNX: make a trained model smaller and faster, and che
 
 Without a command's name, MODEL is optimized (the `run` command; its options: onnx-opt run --help).
 The output is checked against the input, or not written.
+
+One command for each aim (smallest file, fastest, GPU, …): onnx-opt docs recipes
+
 Exit codes: 0 done, 1 failed, 2 usage, 3 model or data refused, 4 a check or budget not met,
 130 interrupted.
 """
@@ -109,6 +114,8 @@ class Commands(click.Group):
         except BaseException as error:
             # not the parsed option: parsing itself may have failed
             debug = "--debug" in words or os.environ.get("ONNX_OPT_DEBUG") == "1"
+            if isinstance(error, click.MissingParameter):
+                error = _with_line_to_type(error, words)
             code = report_error(error, debug, as_json="--json" in words)
         sys.exit(code if isinstance(code, int) else 0)
 
@@ -165,6 +172,26 @@ def report_error(
         facts = {"where": where, "problem": problem, "fix": fix, "exit_code": code}
         emit_json({**_known(error), "error": facts})
     return code
+
+
+def _with_line_to_type(
+    error: click.MissingParameter, words: list[str]
+) -> BaseException:
+    """The error of something that is missing, with a fix that completes the words given."""
+    context = error.ctx
+    if context is None or error.param is None:
+        return error
+    line = ["onnx-opt", *words]
+    for parameter in context.command.params:
+        # all that is given is parsed before click misses anything
+        is_given = bool(context.params.get(parameter.name or ""))
+        if is_given or not parameter.required:
+            continue
+        if isinstance(parameter, click.Option):
+            line.append(parameter.opts[-1])
+        line.append(parameter.make_metavar(context))
+    where = _parameter_name(error.param)
+    return UsageError(where, "is missing", " ".join(map(shlex.quote, line)))
 
 
 def _known(error: BaseException) -> dict[str, Any]:
@@ -241,9 +268,6 @@ def _click_words(error: click.ClickException) -> tuple[str, str, str]:
                 "compare models by onnx-opt verify A B, or time them by bench A B"
             )
         return "usage", message, help_text
-    # before BadParameter, of which it is a kind
-    if isinstance(error, click.MissingParameter):
-        return _parameter_name(parameter), "is missing", help_text
     if isinstance(error, click.BadParameter):
         names = "/".join(parameter.opts)
         choices = getattr(parameter.type, "choices", None)

@@ -28,7 +28,7 @@ def data_option(use: str, required: bool = False) -> Decorator:
     """`--data`, of which several are joined; `use`: what it is for."""
     return click.option(
         "--data",
-        metavar="D",
+        metavar="DATA",
         multiple=True,
         required=required,
         callback=_joined,
@@ -38,7 +38,7 @@ def data_option(use: str, required: bool = False) -> Decorator:
 
 EVAL_DATA = click.option(
     "--eval-data",
-    metavar="D",
+    metavar="DATA",
     multiple=True,
     callback=_joined,
     help="Labelled data for --metric. Default: --data.",
@@ -49,7 +49,7 @@ def metric_option(required: bool = False) -> Decorator:
     """`--metric`, by name or as a function."""
     return click.option(
         "--metric",
-        metavar="M",
+        metavar="METRIC",
         required=required,
         help="top1, top5, spearman, perplexity, module:callable or file.py:callable.",
     )
@@ -58,7 +58,7 @@ def metric_option(required: bool = False) -> Decorator:
 METRIC_OUTPUT = click.option(
     "--metric-output",
     metavar="NAME",
-    help="The output that the metric scores. Default: the first.",
+    help="Output that the metric scores. Default: the first.",
 )
 
 TARGET = click.option(
@@ -66,9 +66,9 @@ TARGET = click.option(
     type=click.Choice(TARGETS),
     default="cpu",
     show_default=True,
-    help="Runtime and CPUs that the result is for. cpu, generic: 8-bit weights that saturate on no "
-    "CPU. cpu-vnni, arm64: their full range, exact on x86-64 with VNNI and on arm64; older x86-64 "
-    "saturates.",
+    help="What the result will run on. cpu: any CPU, with the same results on all. cpu-vnni, "
+    "arm64: weights use all 8 bits, which loses accuracy on x86-64 without VNNI. cuda, tensorrt: "
+    "NVIDIA GPUs. generic: any other runtime.",
 )
 
 PROVIDER = click.option(
@@ -79,7 +79,7 @@ THREADS = click.option(
     "--threads",
     type=click.IntRange(min=0),
     default=0,
-    help="ONNX Runtime threads; 0: its default.",
+    help="Threads of ONNX Runtime; 0: its default.",
 )
 
 

@@ -27,9 +27,9 @@ DEBUG = click.option(
     expose_value=False,
     help="Print the traceback of an error (also: ONNX_OPT_DEBUG=1).",
 )
-VERBOSE = click.option("-v", "--verbose", is_flag=True, help="Say more.")
+VERBOSE = click.option("-v", "--verbose", is_flag=True, help="Print more details.")
 QUIET = click.option(
-    "-q", "--quiet", is_flag=True, help="Say less: no tables, no progress bars."
+    "-q", "--quiet", is_flag=True, help="Print no tables and no progress bars."
 )
 JSON = click.option(
     "--json",
@@ -153,11 +153,13 @@ def console(stderr: bool) -> Console:
     """
     from rich.console import Console
 
-    found = Console(stderr=stderr, highlight=False, soft_wrap=False)
+    # no emoji: rich would make one of N:M: in a text
+    found = Console(stderr=stderr, highlight=False, soft_wrap=False, emoji=False)
     if found.is_terminal:
         return found
     # rich takes 80 columns for a pipe, and would fold every table in a log
-    return Console(stderr=stderr, highlight=False, width=max(found.width, WIDTH))
+    width = max(found.width, WIDTH)
+    return Console(stderr=stderr, highlight=False, emoji=False, width=width)
 
 
 def show(what: RenderableType, stderr: bool = False) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 from .console import WIDTH, finite
 
@@ -52,11 +52,54 @@ class Facts(Mapping[str, Any]):
         return as_html(self._tables())
 
 
+class FactsList(Sequence[Facts]):
+    """Facts in order: by place, as a slice, in a loop; prints as the command's table.
+
+    `name`: of the list in the command's `--json`.
+    """
+
+    def __init__(self, name: str, items: Sequence[Facts], tables: Tables) -> None:
+        self._name = name
+        self._items = tuple(items)
+        self._tables = tables
+
+    @overload
+    def __getitem__(self, place: int) -> Facts: ...
+
+    @overload
+    def __getitem__(self, place: slice) -> Sequence[Facts]: ...
+
+    def __getitem__(self, place: int | slice) -> Facts | Sequence[Facts]:
+        return self._items[place]
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON object of `--json`."""
+        return {self._name: [item.to_dict() for item in self._items]}
+
+    def __repr__(self) -> str:
+        return f"FactsList({len(self)} {self._name})"
+
+    def __str__(self) -> str:
+        return as_text(self._tables())
+
+    def _repr_html_(self) -> str:
+        return as_html(self._tables())
+
+
 def as_text(parts: Sequence[RenderableType]) -> str:
     """Tables and lines as plain text."""
     from rich.console import Console
 
-    console = Console(file=io.StringIO(), width=WIDTH, highlight=False, no_color=True)
+    console = Console(
+        file=io.StringIO(),
+        width=WIDTH,
+        highlight=False,
+        no_color=True,
+        emoji=False,
+    )
     with console.capture() as capture:
         for part in parts:
             console.print(part)

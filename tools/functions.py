@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 from ..runtime.feeds import open_feeds
 from ..runtime.metrics import metric_named
@@ -13,7 +13,7 @@ from ..runtime.session import open_session
 from ..runtime.worker import Worker
 from ._compare import checked
 from ._run.scoring import score
-from .facts import Facts
+from .facts import Facts, FactsList
 from .model_forms import as_file, as_model
 from .result import Result
 
@@ -34,8 +34,8 @@ def verify(
     """Compare the outputs of model `b` with those of model `a`, per output.
 
     `data`: as of `optimize`; None: made up. `min_sqnr` (dB), `atol`, `rtol`: limits; `within` and
-    `problem` say if they are met. Errors: RefusedError (model, data), CheckError for other inputs
-    or outputs.
+    `problem` say if they are met. Errors: RefusedError for a model or data, and for models with
+    other inputs or outputs.
     """
     from .commands.verify import as_dict, compare, comparison_parts
 
@@ -121,17 +121,32 @@ def inspect(model: Any, *, groups: bool = False) -> Facts:
     return Facts(facts, lambda: report(facts, 10, 0))
 
 
-def list_passes(name: str | None = None) -> Facts:
-    """The passes by name with their options, or one of them. Errors: UsageError."""
+@overload
+def list_passes(name: None = None) -> FactsList: ...
+
+
+@overload
+def list_passes(name: str) -> Facts: ...
+
+
+def list_passes(name: str | None = None) -> Facts | FactsList:
+    """All passes with their options, as a list, or the one of a name. Errors: UsageError."""
     from ..passes._core.registry import pass_class, pass_names
     from .commands.passes import describe
-    from .tables import pass_detail, pass_list
+    from .tables import pass_list
 
-    names = [name] if name else pass_names()
+    names = pass_names() if name is None else [name]
     described = [describe(pass_class(each)) for each in names]
-    if name:
-        return Facts(described[0], lambda: pass_detail(described[0]))
-    return Facts({"passes": described}, lambda: [pass_list(described)])
+    found = [_facts_of_pass(each) for each in described]
+    if name is not None:
+        return found[0]
+    return FactsList("passes", found, lambda: [pass_list(described)])
+
+
+def _facts_of_pass(described: dict[str, Any]) -> Facts:
+    from .tables import pass_detail
+
+    return Facts(described, lambda: pass_detail(described))
 
 
 def export(

@@ -63,7 +63,7 @@ class Reduced:
     before: Sizes
     after: Sizes
 
-    def words(self) -> str:
+    def __str__(self) -> str:
         """A line for people."""
         nodes = f"{self.before.nodes} nodes became {self.after.nodes}"
         size = f"{self.before.bytes} bytes {self.after.bytes}"

@@ -54,7 +54,7 @@ def fittable_layers(
         if tied and _multiplies_only(found.weight):
             reason = found.spelling or found.view.not_a_product()
         if node.graph is not model.graph:
-            reason = "it lies in a subgraph, and what it reads is not observed there"
+            reason = "it lies in the body of an If, Loop or Scan, where calibration does not reach"
         if reason is None:
             layers.append(found)
         else:

@@ -170,20 +170,20 @@ def source_of(
     pass factors on, as long as nothing else reads.
     """
     if not readers.alone:
-        return "something else reads the value too"
+        return "something else reads the value too, and would need it unscaled"
     value = readers.value
     while value not in makers:
         node = value.producer()
         if node is None or not is_standard(node):
-            return "the value is an input, or made by an op of another domain"
+            return "the value is an input of the model, or no operator of ONNX makes it"
         if node.op_type in ("LayerNormalization", "Mul"):
             if readers.axis == -1 and _parameters(node, readers.channels):
                 return node
-            return "its maker has no factors"
+            return "the node that makes the value has no parameters to hold the scales"
         # pooling runs over the last axes, where the channels of a MatMul lie
         passing = HOMOGENEOUS if readers.axis == 1 else {"Relu"}
         if node.op_type not in passing:
-            return f"{node.op_type} makes the value"
+            return f"the value comes from {node.op_type}, which cannot take the scales"
         source = node.inputs[0]
         if source is None or not used_once(source):
             return f"the input of {node.op_type} is read elsewhere too"
@@ -193,7 +193,7 @@ def source_of(
     same_axis = is_conv == (readers.axis == 1)
     if same_axis and maker.channels == readers.channels:
         return maker
-    return "its maker has other channels"
+    return "the layer that makes the value has other channels"
 
 
 def _parameters(node: ir.Node, channels: int) -> list[int]:

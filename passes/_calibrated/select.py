@@ -86,7 +86,7 @@ def _unfit(layer: LinearLayer, grid: Grid) -> str | None:
         if levels > grid.levels:
             break
         if is_on_grid(rows, Grid(levels, grid.pairs)):
-            return f"its weights lie on the {bits}-bit grid already"
+            return f"its weights are rounded to {bits} bits already"
     return None
 
 
@@ -120,7 +120,7 @@ def moments_of(
     fit = []
     for layer in layers:
         if kind == "gram" and layer.width > LARGEST_WIDTH:
-            reason = f"its {layer.width} inputs make too large a Gram matrix"
+            reason = f"its {layer.width} inputs are too many to fit"
             declined.append(Declined(label(layer.node), reason))
         else:
             fit.append(layer)
@@ -153,9 +153,9 @@ def _keys(requests: Iterable[MomentRequest]) -> dict[MomentRequest, str]:
 def _unusable(moment: NDArray[np.float64] | None) -> str:
     """Reason why a moment is of no use; empty if it is of use."""
     if moment is None:
-        return "its input was not produced"
+        return "its input was never computed"
     if not np.isfinite(moment).all():
-        return "its inputs are too large to square"
+        return "the squares of its inputs overflow"
     return ""
 
 

@@ -36,12 +36,12 @@ def _why_no_more(
 ) -> str:
     more = offer.counts[offer.counts > count]
     if not len(more):
-        return f"no width below {size - count} is allowed"
+        return f"fewer than {size - count} are not allowed (least, multiple)"
     further = int(more[0])
     loss = offer.loss_at(further)
     if not on_data:
-        return f"{further} have {loss:.1%} of its weights, in squares"
-    at_outputs = f"{further} leave {sqnr_of(loss):.1f} dB at the outputs"
+        return f"{further} would take {loss:.1%} of its weights' energy"
+    at_outputs = f"{further} would leave {sqnr_of(loss):.1f} dB at the outputs"
     if loss > budget:
         return at_outputs
     return f"{at_outputs}, and other groups save more for that"

@@ -225,10 +225,11 @@ def _why_so_little(
     """Reason why nothing goes that would be missed."""
     least = f"{sqnr_of(budget):.1f} dB"
     if not is_known:
-        return "nothing was run, so what the outputs bear is not known; a ratio does not ask"
+        return "the model was not run, so how much the outputs bear is not known: give a ratio"
     if attempt is None:
-        return f"the outputs would keep less than {least}"
+        return f"the outputs would keep less than {least}: give a lower min_sqnr, or a ratio"
     saved = 1 - ladder.left(attempt.choice)
     return (
-        f"within {least} only {saved:.1%} of the work would go, for drift that is felt"
+        f"at {least} only {saved:.1%} of the multiply-accumulates would go, too few for the drift: "
+        "give more data, a lower min_sqnr, or a ratio"
     )

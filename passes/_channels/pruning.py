@@ -14,6 +14,7 @@ from .._base import Context, Declined
 from .._core.graph import become
 from .._core.patterns import left_out, require_matches
 from .._dims.groups import Group, channel_groups, frozen_weights, kept_slots
+from .._dims.relations import SPATIAL
 from .._dims.rules import relate
 from .._dims.solve import Attention, Solution, solve
 from .._dims.trace import traced
@@ -187,7 +188,7 @@ class Pruning:
             failing = failing_parts(given, problem_of)
             # groups that fail only beside others have no problem of their own
             problem = problem_of(failing) or verdict.problem
-            reason = f"the proof failed: {problem}"
+            reason = f"it stays, since the check of the pruned model failed: {problem}"
             self._failed.update(failing)
             for index in failing:
                 group = self.groups[index]
@@ -280,7 +281,7 @@ class Pruning:
     def finish(self, model: ir.Model, pruned: Pruned) -> None:
         """Make `model` the pruned one."""
         for name in pruned.left:
-            reason = "not fitted: the data never reached it"
+            reason = "pruned, but not fitted: the calibration data never reaches it"
             self.declined.append(Declined(name, reason))
         become(model, pruned.model)
 
@@ -321,7 +322,7 @@ def _frozen(solution: Solution) -> list[Declined]:
     declined = []
     for (value, axis), reason in frozen_weights(solution):
         # every kernel has those: they would bury the other reasons
-        if reason != "a spatial axis":
+        if reason != SPATIAL:
             declined.append(Declined(f"{value.name}:{axis}", reason))
     return declined
 

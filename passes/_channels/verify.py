@@ -105,7 +105,9 @@ def verify_removal(
         return Verdict(None, found.failure)
     if found.error <= TOLERANCE:
         return Verdict(found.error)
-    problem = f"it is off by {found.error:.2g} of what the masked model gives"
+    problem = (
+        f"outputs are off by {found.error:.2g} of those with its channels switched off"
+    )
     return Verdict(found.error, problem)
 
 
@@ -119,7 +121,9 @@ def _without_reference(
     found = context.difference(model, pruned)
     if found is None or found.reference_failure:
         return Verdict(None)
-    return Verdict(None, f"its masked form does not run: {failure}")
+    return Verdict(
+        None, f"the model with its channels switched off does not run: {failure}"
+    )
 
 
 def failing_parts(

@@ -187,7 +187,7 @@ class WeightView:
             return f"its weight has rank {len(self.permutation)}, not 2"
         read = self.node.inputs[0]
         if read is not None and read.shape is not None and len(read.shape) == 1:
-            return "it reads a single vector: its features would be taken for samples"
+            return "it reads a single vector, without an axis of samples"
         return None
 
 
@@ -391,7 +391,7 @@ class LinearLayer:
     def not_fittable(self) -> str | None:
         """Reason why the weight cannot be changed by what the layer multiplies; None if it can."""
         if not self.chain.has_one_reader:
-            return f"weight '{self.weight.name}' is shared"
+            return f"weight '{self.weight.name}' is shared with another node"
         if self.weight.dtype != ir.DataType.FLOAT:
             return f"its weight is stored as {self.weight.dtype}, not FLOAT"
         return self.spelling or self.view.not_a_product()
@@ -427,7 +427,7 @@ def linear_layer(
     `made`: values made of constants, whose reasons are more precise.
     """
     if node.op_type not in LINEAR_OPS:
-        return f"{node.op_type} is no linear layer"
+        return f"{node.op_type} is not a linear layer"
     chain = chain_of(input_of(node, 1))
     problem = _chain_problem(node, chain, made)
     if problem is None and chain is not None:
@@ -460,7 +460,7 @@ def _chain_problem(
         return None
     other = chain_of(input_of(node, 0))
     if node.op_type != "Conv" and other is not None and other.source.is_initializer():
-        return "its weight is the left factor of the product"
+        return "its weight is the left operand of the product, where only the right one is handled"
     reason = not_stored(chain.source, made) if chain is not None else None
     return reason or "its weight is computed at run time"
 
@@ -469,9 +469,9 @@ def _weight_problem(chain: Chain) -> str | None:
     weight = chain.source
     assert weight.const_value is not None
     if weight.is_graph_input():
-        return "its weight is also a graph input: callers may override it"
+        return "its weight is also an input of the model: callers may override it"
     if chain.is_shown:
-        return "its weight is a graph output"
+        return "its weight is an output of the model"
     if weight.dtype != ir.DataType.FLOAT and not (
         chain.nodes and weight.dtype in FLOATS
     ):
@@ -488,7 +488,7 @@ def _data_problem(node: ir.Node, chain: Chain) -> str | None:
         return "its input is not FLOAT"
     # fold-constants makes one constant of both
     if data.const_value is not None:
-        return "its input is constant"
+        return "its input is constant: run simplify first"
     assert chain.source.const_value is not None
     rank = len(chain.source.const_value.shape.numpy())
     if node.op_type == "MatMul" and rank != 2:
@@ -503,11 +503,11 @@ def _spelling_problem(node: ir.Node) -> str | None:
     if node.op_type != "Gemm":
         return None
     if node.attributes.get_int("transA", 0):
-        return "transA is set"
+        return "it transposes its input (transA)"
     alpha = node.attributes.get_float("alpha", 1.0)
     beta = node.attributes.get_float("beta", 1.0)
     if alpha != 1.0 or beta != 1.0:
-        return "alpha or beta is not 1"
+        return "it scales its product or its bias (alpha, beta)"
     return None
 
 

@@ -70,13 +70,13 @@ def rows_of(weight: Weight) -> Rows:
         raise NoAxisError("its uses sum it over different axes")
     if _groups_along_inputs(weight) > 1:
         raise NoAxisError(
-            "the rows of a grouped ConvTranspose are not slices of its weight"
+            "the output channels of a grouped ConvTranspose are not slices of its weight"
         )
     dims = _dims(weight)
     runs = _runs(dims, summed.pop())
     # more runs than (groups, rows, channels, inner) have names
     if len(runs) > 4:
-        raise NoAxisError("a Transpose scatters its rows")
+        raise NoAxisError("a Transpose in front scatters its rows over the weight")
     missing = 4 - len(runs)
     groups, rows, channels, inner = runs + [1] * missing
     # without channels between them, rows and inner are one run

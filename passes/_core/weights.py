@@ -61,9 +61,11 @@ def weights_of(
             elif not source.is_initializer():
                 continue
             elif chain.is_shown:
-                declined.append(Declined(source.name or "", "it is a graph output"))
+                declined.append(
+                    Declined(source.name or "", "it is an output of the model")
+                )
             elif _steers(source):
-                reason = "it is also a size, scale or bound of another node"
+                reason = "another node uses it as a size, scale or bound"
                 declined.append(Declined(source.name or "", reason))
             else:
                 weight = found.setdefault(source, Weight(source))
@@ -101,13 +103,13 @@ def _not_a_weight(source: ir.Value, made: Mapping[ir.Value, bool]) -> str | None
     if source.dtype not in FLOATS:
         return f"weight '{source.name}' is {source.dtype}: already quantized"
     if source.is_graph_input():
-        return f"weight '{source.name}' is also a graph input: callers may override it"
+        return f"weight '{source.name}' is also an input of the model: callers may override it"
     return None
 
 
 READERS = {
-    "Gather": "takes parts of it and multiplies by none: compress-weights stores tables of rows",
-    "Einsum": "is no product of an activation and one matrix",
+    "Gather": "looks up rows of it and multiplies by none; compress-weights shrinks tables",
+    "Einsum": "is not a product of an activation and one matrix",
 }
 """Reasons by the standard operator that reads a constant which no layer multiplies by."""
 
@@ -204,9 +206,9 @@ def _is_matrix(value: ir.Value) -> bool:
 
 def _why_other(value: ir.Value, node: ir.Node) -> str:
     if value.is_graph_input():
-        return "is also a graph input: callers may override it"
+        return "is also an input of the model: callers may override it"
     where = label(node)
     if not is_standard(node):
-        return f"{where} of {node.domain} reads it: how it multiplies is not known"
-    reason = READERS.get(node.op_type, "reads it, and is no layer")
+        return f"{where} of {node.domain} reads it, an operator that is not of ONNX"
+    reason = READERS.get(node.op_type, "reads it, and is not a layer")
     return f"{where} {reason}"

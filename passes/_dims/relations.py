@@ -26,6 +26,9 @@ Factors = tuple[int, ...]
 
 Slots = NDArray[np.intp]
 
+SPATIAL = "it is spatial (a height, width or time), not a channel"
+"""Reason of axes that every convolution has, and no channel lies on."""
+
 MixKind = Literal["contract", "normalise"]
 
 
@@ -194,7 +197,7 @@ class Relations:
     ) -> None:
         size = self.trace.shapes[value][axis]
         if size != self.trace.shapes[other][other_axis]:
-            reason = "it goes with an axis of open size"
+            reason = "it goes with an axis whose size follows the input"
             self.freeze(value, axis, reason)
             self.freeze(other, other_axis, reason)
 
@@ -211,7 +214,7 @@ class Relations:
 
         The only slot of an axis stays.
         """
-        reason = "one channel by itself"
+        reason = "it goes with an axis that has only one channel"
         if self.trace.shapes[other][other_axis] == 1:
             self.freeze(value, axis, reason, mine)
         elif self.trace.shapes[value][axis] == 1:
@@ -256,7 +259,7 @@ class Relations:
     def freeze_further_inputs(self, node: ir.Node) -> None:
         """State that every axis of all inputs but the first stays: what they hold steers the op."""
         for value in node.inputs[1:]:
-            self.freeze_all(value, f"read by {node.op_type}")
+            self.freeze_all(value, f"{node.op_type} reads it as a setting, not as data")
 
     def block(self, where: str, before: Sequence[Axis], after: Sequence[Axis]) -> None:
         """State that the axes of `before`, flattened together, are those of `after`: a reshape."""
@@ -271,7 +274,7 @@ class Relations:
         for small, big in pairwise(order):
             # as (2, 3) to (3, 2): no factor is common to both sides
             if big % small:
-                reason = f"{where} cuts it across its channels"
+                reason = f"{where} divides it across its channels"
                 for value, axis in (*before, *after):
                     self.freeze(value, axis, reason)
                 return

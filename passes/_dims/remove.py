@@ -165,7 +165,7 @@ def _retarget(node: ir.Node, surgery: Surgery) -> None:
     given = surgery.new.ints(value)
     expected = surgery.after(node.outputs[0])
     if value is None or given is None or len(given) != len(expected):
-        raise SurgeryError(node, "the shape it is told is not known")
+        raise SurgeryError(node, "the shape that it is given is not known")
     allows_zero = node.attributes.get_int("allowzero", 0)
     has_rest = node.op_type == "Reshape" and not allows_zero and REST not in given
     told: list[Told] = []
@@ -208,10 +208,13 @@ def _told(node: ir.Node, axis: int, number: int, size: int, surgery: Surgery) ->
     other = twin.shape(result) if twin is not None else None
     before = surgery.old.shape(result)
     if other is None or before is None or number != before[axis]:
-        raise SurgeryError(node, "a dynamic dim of the shape it is told changes")
+        raise SurgeryError(
+            node, "a dynamic size of the shape that it is given would change"
+        )
     if other[axis] % part.denominator:
         raise SurgeryError(
-            node, "a dynamic dim of the shape it is told loses no fixed part"
+            node,
+            "a dynamic size of the shape that it is given would not shrink by a fixed part",
         )
     return part
 

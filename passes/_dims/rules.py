@@ -22,9 +22,13 @@ def relate(model: ir.Model, trace: Trace) -> Relations:
     """Relations that all nodes of the main graph state of its axes. Linear in nodes."""
     relations = Relations(trace)
     for value in model.graph.inputs:
-        relations.freeze_all(value, f"input '{value.name}' of the model")
+        relations.freeze_all(
+            value, f"it reads the model's input '{value.name}', whose shape stays"
+        )
     for value in model.graph.outputs:
-        relations.freeze_all(value, f"output '{value.name}' of the model")
+        relations.freeze_all(
+            value, f"it gives the model's output '{value.name}', whose shape stays"
+        )
     # an axis of a weight that no rule mentions is a class by itself
     for value in model.graph.initializers.values():
         for axis in range(relations.rank(value)):
@@ -53,7 +57,9 @@ def _freeze_open_sums(relations: Relations) -> None:
 def _relate_node(node: ir.Node, relations: Relations) -> None:
     values = _named_values(node)
     if holds_graphs(node):
-        reason = f"used by {label(node)}, whose subgraphs are not followed"
+        reason = (
+            f"{label(node)} uses it: channels are not followed into If, Loop and Scan"
+        )
         _freeze(
             [*values, *_outer_values(node)],
             reason,
@@ -62,14 +68,17 @@ def _relate_node(node: ir.Node, relations: Relations) -> None:
         return
     for value in values:
         if value not in relations.trace.shapes:
-            reason = f"{label(node)}: the shape of '{value.name}' is unknown"
+            reason = (
+                f"{label(node)}: the shape of '{value.name}' is unknown: run simplify first, or "
+                "export static shapes"
+            )
             _freeze(values, reason, relations)
             return
     if _computes_shapes(node, relations):
         known = [v for v in node.inputs if v in relations.trace.arrays]
         _freeze(
             [*node.outputs, *known],
-            "a shape",
+            "it is a shape, not data",
             relations,
         )
         return
@@ -77,7 +86,7 @@ def _relate_node(node: ir.Node, relations: Relations) -> None:
     if entry is None:
         _freeze(
             values,
-            f"{label(node)}: no rule for this op",
+            f"{label(node)}: prune-channels has no rule for this operator",
             relations,
         )
         return

@@ -23,7 +23,7 @@ Attention = Literal["heads", "dims"]
 FROZEN = -1
 """In the place of a channel: the slot stays."""
 
-COUPLED = "coupled with slots that stay"
+COUPLED = "it is tied to channels that stay"
 """Reason for a class that nothing froze by itself."""
 
 
@@ -93,7 +93,7 @@ class _Unions:
                     # the reason of one frozen axis stands for all
                     why = self._why(block, factors)
                     self.reasons[root] = (
-                        f"{block.where} makes it of axes that stay: {why}"
+                        f"{block.where} forms it from an axis that stays: {why}"
                     )
                     changed = True
 
@@ -103,7 +103,7 @@ class _Unions:
             root = self.relations.root(index)
             if wanted & set(own) and root in self.reasons:
                 return self.reasons[root]
-        return "coupled axes"
+        return "they are tied to each other"
 
     def _dead(self, block: Factorization) -> set[int]:
         """Factors of which some axis is frozen whole, and those of size 1."""
@@ -298,12 +298,12 @@ class _Unions:
     def _choose(self, block: Factorization, option: int | None) -> None:
         """Let channels go along the factors of one option; axes that have none of them stay."""
         live: Factors = ()
-        reason = f"{block.where} couples all of it"
+        reason = f"{block.where} ties all of it together"
         if option is not None:
             dead = self._dead(block)
             chosen = block.options[option]
             live = tuple(factor for factor in chosen if factor not in dead)
-            reason = f"{block.where} cuts it another way"
+            reason = f"{block.where} divides it in another way"
         representatives: dict[int, Slots] = {}
         for index, factors in block.axes:
             root = self.relations.root(index)
@@ -344,7 +344,7 @@ class _Unions:
                     why = self.slot_reason.get(root, COUPLED)
                     self.reasons.setdefault(root, why)
             elif root in self.reasons or size == 1:
-                self.reasons.setdefault(root, "one channel wide")
+                self.reasons.setdefault(root, "it has only one channel")
                 slots = np.full(size, FROZEN)
             else:
                 # nothing relates its slots to others: each is a channel by itself

@@ -210,7 +210,7 @@ def why_not_float(case: LayerCase) -> str | None:
                 *LINEAR_OPS,
                 *CHAIN_OPS,
             ):
-                return f"{label(user)} reads its weight too: the file would only grow"
+                return f"{label(user)} reads its weight too, in float: the file would only grow"
     return None
 
 

@@ -54,15 +54,15 @@ def keep_faster(
     if verdict == "undecided":
         context.warn(
             "quant",
-            f"undecided whether int8 is slower than float, {ratio} times its time: kept, "
-            "for it is smaller; an idle machine or more --data may decide",
+            f"the timing does not decide whether int8 is slower than float ({ratio} times its "
+            "latency): it stays int8, which is smaller; run again on an idle machine to know",
         )
     if verdict != "slower":
         return outcome
     regions = regions_of(model, TARGETS[context.target].quant)
     search = _Search(quantize, before, context, regions)
     kept = kept_by_halving(regions, search.is_not_slower, MAX_TRIALS)
-    reason = f"measured {ratio} times as slow in int8 as in float"
+    reason = f"in int8 it took {ratio} times as long as in float"
     declined = []
     for region in regions:
         if region not in kept:

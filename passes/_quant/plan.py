@@ -255,7 +255,7 @@ def _decide(
 ) -> Engine | str:
     """The engine that runs a layer, or the reason why it does not become what was chosen."""
     if choice.form == LEAVE_FLOAT:
-        return "float by an override of the option layers"
+        return "left float by the option layers"
     rules = request.rules
     engine = engine_of(
         FORMS[choice.form],

@@ -59,10 +59,10 @@ def _why_not(
     if reason is not None:
         return reason
     if table.value.is_graph_output():
-        return "it is a graph output"
+        return "it is an output of the model"
     # what a Cast makes of it has another type than the rows that replace it
     if any(node.outputs[0].dtype != ir.DataType.FLOAT for node, _ in table.uses):
-        return "its rows are read in another type of floats"
+        return "its rows are read in another float type"
     rows = int(table.tensor.shape.numpy()[0])
     if table.size < LEAST_TABLE or table.size < LEAST_ROW * rows:
         return f"its {table.size} numbers in {rows} rows are too few to pay for scales"

@@ -65,7 +65,7 @@ def target_of(value: ir.Value | None) -> FoldTarget | str | None:
         return f"weights of type {tensor.dtype} would be rounded"
     # others would see the scaled weight
     if not used_once(weight):
-        return f"weight '{weight.name}' is shared"
+        return f"weight '{weight.name}' is shared with another node"
     if tensor.nbytes > LARGEST:
         return f"weight '{weight.name}' is larger than {LARGEST >> 20} MiB"
     if node.op_type == "Gemm":

@@ -224,7 +224,7 @@ def _product(node: ir.Node, inputs: Inputs) -> int:
     matrices = prod(batch)
     size = int(matrices * rows * columns)
     if size * summed > MATMUL_LIMIT:
-        raise NotFoldable("its product is too much work to do here")
+        raise NotFoldable("its product takes too long to compute here")
     return size
 
 

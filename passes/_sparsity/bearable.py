@@ -99,7 +99,7 @@ def prune_as_bearable(
             context.warn(
                 "prune",
                 "nothing could go: no sparsity that was tried leaves the outputs "
-                f"{min_sqnr:g} dB of SQNR",
+                f"{min_sqnr:g} dB of SQNR; give a lower min_sqnr, or a sparsity",
             )
         outcome = pruner.prune(model, context, {}).outcome()
         outcome.declined += declined
@@ -188,7 +188,7 @@ def _curves(
         try:
             curves[weight.name] = energy_curve(weight.tensor)
         except NonFiniteError:
-            reason = "holds NaN or infinity: magnitudes have no order"
+            reason = "it holds NaN or infinity, which cannot be ranked by magnitude"
             declined.append(Declined(weight.name, reason))
         else:
             finite.append(weight)
@@ -215,7 +215,7 @@ def _choices(curves: Curves, counts: Mapping[str, int]) -> list[Chosen]:
             alone = sqnr_of(curve.at(count))
             reason = f"predicted: alone they leave the outputs {alone:.0f} dB of SQNR"
             if part > MOST - 0.005:
-                reason += "; no weight gives more unasked"
+                reason += "; more is pruned only if a sparsity is given"
         else:
             one_percent = max(curve.size // 100, 1)
             least = sqnr_of(curve.at(one_percent))

@@ -31,16 +31,18 @@ def fit_pruned(
     was pruned.
     """
     dense = {layer.weight.name: layer for layer in fittable_layers(original)[0]}
-    reasons = dict.fromkeys(weights, "no Conv, Gemm or MatMul alone multiplies by it")
+    reasons = dict.fromkeys(
+        weights, "it is not the weight of exactly one Conv, Gemm or MatMul"
+    )
     chosen: list[LinearLayer] = []
     for layer in fittable_layers(pruned)[0]:
         name = layer.weight.name or ""
         if name not in reasons:
             continue
         if layer.width > LARGEST_WIDTH:
-            reasons[name] = f"its {layer.width} inputs make too large a Gram matrix"
+            reasons[name] = f"its {layer.width} inputs are too many to fit"
             continue
-        reasons[name] = "the calibration data never reached it"
+        reasons[name] = "the calibration data never reaches it"
         chosen.append(layer)
     criteria = Counter[str]()
 
@@ -48,7 +50,7 @@ def fit_pruned(
         name = layer.weight.name or ""
         criterion = fit_masked(dense[name], layer, halves, free_mask, edit)
         if criterion is None:
-            reasons[name] = "no fit does better on data that it did not see"
+            reasons[name] = "fitting did not help on data kept back from it"
             return False
         del reasons[name]
         criteria[f"by_{criterion.replace(' ', '_')}"] += 1

@@ -113,7 +113,7 @@ def _prune_pool(
             return _pruned(pool, criteria), declined
         except NonFiniteError as error:
             bad = pool[error.index]
-            reason = "holds NaN or infinity: magnitudes have no order"
+            reason = "it holds NaN or infinity, which cannot be ranked by magnitude"
             declined.append(Declined(bad.name, reason))
             pool = [weight for weight in pool if weight is not bad]
         except NoAxisError as error:

@@ -25,6 +25,12 @@ from .conventional import is_conventional
 LABELS = "labels"
 """Name of the array that holds labels, unless an input has that name."""
 
+UNNAMED = "data"
+"""Name of an array that came without one."""
+
+NUMPYS_OWN = (UNNAMED, "arr_0")
+"""Names that nobody gave: the one above, and that of `numpy.savez(file, array)`."""
+
 BATCH = 64
 """Samples of a batch, at most, where the model takes any number. Chosen by hand; not measured."""
 
@@ -68,6 +74,13 @@ class BatchPlan:
     samples: int
     batch: int
     exact: bool = False
+
+    @property
+    def renamed(self) -> dict[str, str]:
+        """Input of each array that has another name than it, and was given that by somebody."""
+        matched = {**self.sliced, **self.whole}
+        given = {key: name for name, key in matched.items() if key not in NUMPYS_OWN}
+        return {key: name for key, name in given.items() if key != name}
 
     @property
     def dropped(self) -> int:
@@ -135,7 +148,7 @@ def _held(array: NDArray[Any]) -> Stored:
 
 
 def open_file(path: Path) -> ArraySet:
-    """Open the arrays of an .npz (by key) or .npy file (key `data`); only headers are read.
+    """Open the arrays of an .npz (by key) or .npy file (key `UNNAMED`); only headers are read.
 
     Errors: RefusedError for a missing or damaged file, or for pickled objects, which are never
     loaded.
@@ -151,7 +164,7 @@ def open_file(path: Path) -> ArraySet:
             with open(path, "rb") as file:
                 header = _header(file)
             stored = _stored(lambda: path.open("rb"), header, path.name)
-            return ArraySet({"data": stored})
+            return ArraySet({UNNAMED: stored})
         return _open_archive(path)
 
 

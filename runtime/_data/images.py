@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ... import RefusedError
+from ... import RefusedError, UsageError
 from ...passes._core.nearest import did_you_mean
 from ..presets import SPEC
 from ..session import TensorInfo
@@ -152,7 +152,7 @@ class ImageFolder:
     ) -> Iterator[tuple[dict[str, NDArray[Any]], NDArray[np.int64] | None]]:
         """Yield (feeds, labels), decoded as they are asked for.
 
-        Errors: RefusedError without Pillow, and for a file that cannot be decoded.
+        Errors: UsageError without Pillow, RefusedError for a file that cannot be decoded.
         """
         if len(names) != 1:
             raise RefusedError(
@@ -171,7 +171,7 @@ class ImageFolder:
         try:
             from PIL import Image
         except ImportError:
-            raise RefusedError(
+            raise UsageError(
                 "images", "Pillow is not installed", 'pip install "onnx-opt[images]"'
             ) from None
         try:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ... import RefusedError
+from ... import RefusedError, UsageError
 from ..session import TensorInfo
 from .arrays import BATCH
 
@@ -39,7 +39,7 @@ class Table:
     def open(path: Path, inputs: Sequence[TensorInfo]) -> Table:
         """Match columns to inputs: each by its name, or all but the labels to the only input.
 
-        Errors: RefusedError for a missing file, library or column.
+        Errors: RefusedError for a missing file or column, UsageError without pyarrow.
         """
         if not path.is_file():
             raise RefusedError(
@@ -126,7 +126,7 @@ def _column_names(path: Path) -> list[str]:
     try:
         import pyarrow
     except ImportError:
-        raise RefusedError(
+        raise UsageError(
             f"data {path.name}",
             "pyarrow is not installed",
             'pip install "onnx-opt[tables]"',

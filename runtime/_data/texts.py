@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ... import RefusedError
+from ... import RefusedError, UsageError
 from ..session import TensorInfo
 
 SUFFIXES = (".txt", ".jsonl")
@@ -62,8 +62,8 @@ class TextFile:
     ) -> TextFile:
         """Find `tokenizer.json` beside the file, or in the folders `beside`.
 
-        Errors: RefusedError for a missing file, library or tokenizer, and for a model with inputs
-        that no tokenizer makes.
+        Errors: UsageError without the package tokenizers, RefusedError for a missing file or
+        tokenizer.json, and for a model with inputs that no tokenizer makes.
         """
         if not path.is_file():
             raise RefusedError(
@@ -137,7 +137,7 @@ def _loaded(path: Path, folders: Sequence[Path]) -> Any:
     try:
         from tokenizers import Tokenizer
     except ImportError:
-        raise RefusedError(
+        raise UsageError(
             f"data {path.name}",
             "tokenizers is not installed",
             'pip install "onnx-opt[text]"',

@@ -145,9 +145,9 @@ SMALL = "m (float[n, 2] x) => (float[n, 2] y) <float[2, 2] w = {1, 2, 3, 4}> { y
         (
             OVERRIDABLE,
             {"min_size": 1},
-            "weight 'w' is also a graph input: callers may override it",
+            "weight 'w' is also an input of the model: callers may override it",
         ),
-        (OUTPUT, {"min_size": 1}, "it is a graph output"),
+        (OUTPUT, {"min_size": 1}, "it is an output of the model"),
         (DOUBLE, {"min_size": 1}, "it is DOUBLE, not FLOAT"),
         (SMALL, {}, "its 4 elements are fewer than min_size=1024"),
         (SMALL, {"min_size": 1, "exclude": ("w*",)}, "matched by exclude"),

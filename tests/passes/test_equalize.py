@@ -54,9 +54,9 @@ def made(text, seed=0):
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        (CLIPPED, "Clip makes the value"),
-        (RESIDUAL, "something else reads the value too"),
-        (OUTPUT, "something else reads the value too"),
+        (CLIPPED, "the value comes from Clip, which cannot take the scales"),
+        (RESIDUAL, "something else reads the value too, and would need it unscaled"),
+        (OUTPUT, "something else reads the value too, and would need it unscaled"),
     ],
 )
 def test_leaves_alone(text, reason):

@@ -48,8 +48,14 @@ def test_a_context_without_training_is_told_apart():
 @pytest.mark.parametrize(
     ("context", "reason"),
     [
-        (NullContext(), "this run does not train models"),
-        (Trainer(data=False), "no data to train on"),
+        (
+            NullContext(),
+            "models are not trained here: use onnx-opt run, or optimize() in Python",
+        ),
+        (
+            Trainer(data=False),
+            "there is no data to train on: give --data, labels are not needed",
+        ),
     ],
 )
 def test_nothing_changes_where_it_cannot_train(context, reason):

@@ -36,7 +36,7 @@ STAYS = {
         "float[1, 1, 4, 4] x",
         f"{CONV}, {NUMBERS}",
         "h = Conv (x, w)  k = Conv (x, w)  i = BatchNormalization (h, g, b, m, v)  y = Add (k, i)",
-        "weight 'w' is shared",
+        "weight 'w' is shared with another node",
     ),
     "no convolution": (
         "float[1, 2, 4, 4] x",

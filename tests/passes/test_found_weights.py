@@ -158,32 +158,32 @@ NAMED = [
     (
         "y = com.microsoft.FusedMatMul (x, w)",
         {},
-        "FusedMatMul y of com.microsoft reads it: how it multiplies is not known",
+        "FusedMatMul y of com.microsoft reads it, an operator that is not of ONNX",
     ),
     (
         "e = Gather (w, ids)\n y = Add (x, e)",
         {"inputs": IDS},
-        "Gather e takes parts of it and multiplies by none: compress-weights stores tables of rows",
+        "Gather e looks up rows of it and multiplies by none; compress-weights shrinks tables",
     ),
     (
         "y = MatMul (x, w)",
         {"inputs": f"float[n, {SIZE}] x, float[{SIZE}, {SIZE}] w"},
-        "also a graph input: callers may override it",
+        "also an input of the model: callers may override it",
     ),
     (
         "y = MatMul (x, w)",
         {"outputs": f"float[n, {SIZE}] y, float[{SIZE}, {SIZE}] w"},
-        "is a graph output",
+        "is an output of the model",
     ),
     (
         "t = Transpose (w)\n y = MatMul (x, t)",
         {"outputs": f"float[n, {SIZE}] y, float[{SIZE}, {SIZE}] t"},
-        "is a graph output",
+        "is an output of the model",
     ),
     (
         'y = Einsum <equation = "ni,in->in"> (x, w)',
         {"inputs": f"float[{SIZE}, {SIZE}] x", "outputs": f"float[{SIZE}, {SIZE}] y"},
-        "Einsum y is no product of an activation and one matrix",
+        "Einsum y is not a product of an activation and one matrix",
     ),
 ]
 
@@ -308,12 +308,12 @@ TIED = "e = Gather (w, ids)\n t = Transpose (w)\n y = MatMul (e, t)"
             "quant(bits=4, kernel=float)",
             0,
             [
-                "Gather e reads its weight too: the file would only",
+                "Gather e reads its weight too, in float: the file would only",
                 "reads it too, and stays float",
             ],
         ),
         ("compress-weights", 1, []),
-        ("gptq", 0, ["weight 'w' is shared"]),
+        ("gptq", 0, ["weight 'w' is shared with another node"]),
     ],
 )
 def test_a_tied_head(text, changed, reasons):
@@ -351,7 +351,7 @@ def test_gptq_names_layers_of_subgraphs():
     )
     outcome = outcome_of("gptq", model_of(body), CalibratedContext([feeds()]))
     assert [declined.where for declined in outcome.declined] == ["MatMul p"]
-    assert "it lies in a subgraph" in outcome.declined[0].reason
+    assert "it lies in the body of an If" in outcome.declined[0].reason
 
 
 @pytest.mark.parametrize(
@@ -409,7 +409,7 @@ def test_forms_that_only_store_weights_keep_what_a_gemm_does_besides(text, attri
 @pytest.mark.parametrize(
     ("text", "changed", "reasons"),
     [
-        ("quant", 0, ["it writes a graph output, which stays float"]),
+        ("quant", 0, ["it gives an output of the model, which stays float"]),
         ("quant(blocked)", 0, ["Conv has no kernel for blocked weights"]),
         ("quant(bits=4, kernel=float)", 1, []),
     ],
@@ -440,7 +440,7 @@ def test_integers_do_not_stand_for_such_a_gemm(text):
     for context in (NullContext(), CalibratedContext([feeds()])):
         outcome = outcome_of(text, model, context)
         assert [declined.reason for declined in outcome.declined] == [
-            "alpha or beta is not 1"
+            "it scales its product or its bias (alpha, beta)"
         ]
 
 

@@ -118,28 +118,31 @@ def test_a_weight_of_half_and_single_nodes_is_kept_in_both_types():
 @pytest.mark.parametrize(
     ("body", "single"),
     [
-        ("y = Add (x, big)", {"Add y": "constant 'big' is beyond 65504"}),
+        (
+            "y = Add (x, big)",
+            {"Add y": "constant 'big' is beyond 65504, the largest of float16"},
+        ),
         (
             "a = Mul (x, big)\n b = Add (a, x)\n y = Softmax (b)",
             {
-                "Mul a": "constant 'big' is beyond 65504",
-                "Add b": "a number beyond 65504 may reach it",
-                "Softmax y": "exponentials leave its range",
+                "Mul a": "constant 'big' is beyond 65504, the largest of float16",
+                "Add b": "a number beyond 65504, the largest of float16, may reach it",
+                "Softmax y": "its exponentials may exceed the range of float16",
             },
         ),
         (
             "a = Mul (x, infinite)\n y = Relu (a)",
-            {"Mul a": "constant 'infinite' is beyond 65504"},
+            {"Mul a": "constant 'infinite' is beyond 65504, the largest of float16"},
         ),
         (
             "a = Add (x, eps)\n b = Sqrt (a)\n c = Div (x, b)\n y = Mul (c, x)",
             {
-                "Add a": "constant 'eps' is below 2**-14",
-                "Sqrt b": "a number below 2**-14 may reach it",
-                "Div c": "a number below 2**-14 may reach it",
+                "Add a": "constant 'eps' is below 2**-14, where float16 has few digits",
+                "Sqrt b": "a number below 2**-14, where float16 has few digits, may reach it",
+                "Div c": "a number below 2**-14, where float16 has few digits, may reach it",
             },
         ),
-        ("y = Pow (x, x)", {"Pow y": "small and large arguments lose their digits"}),
+        ("y = Pow (x, x)", {"Pow y": "small and large numbers lose digits in float16"}),
         (
             "a = Relu (x)\n y = com.example.Own (a)",
             {"com.example.Own": "nothing says that com.example.Own takes float16"},
@@ -354,7 +357,7 @@ def test_batchnorm_of_an_old_opset_keeps_one_type():
     """
     after, outcome, _ = halved(text)
     assert reasons(outcome) == {
-        "BatchNormalization y": "constant 'var' is beyond 65504"
+        "BatchNormalization y": "constant 'var' is beyond 65504, the largest of float16"
     }
     assert all(t.data_type == onnx.TensorProto.FLOAT for t in after.graph.initializer)
     assert np.isfinite(

@@ -158,7 +158,7 @@ def test_a_fit_that_cannot_be_judged_is_not_made_and_the_layer_named():
     for name in WEIGHTS:
         assert np.array_equal(weight(fitted, name), weight(plain, name))
     assert [(d.where, d.reason) for d in outcome.declined] == [
-        (name, "pruned, not fitted: no fit does better on data that it did not see")
+        (name, "pruned, not fitted: fitting did not help on data kept back from it")
         for name in WEIGHTS
     ]
 

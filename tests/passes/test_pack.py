@@ -119,7 +119,7 @@ def test_constants_that_callers_may_override_stay():
     outcome = Pack().run(model, NullContext())
     assert outcome.changed == 0
     assert [(d.where, d.reason) for d in outcome.declined] == [
-        ("w", "it is also a graph input: callers may override it")
+        ("w", "it is also an input of the model: callers may override it")
     ]
 
 
@@ -408,7 +408,7 @@ def test_constants_in_bodies_stay():
     outcome = Pack().run(model, NullContext())
     assert outcome.changed == 0
     assert [(d.where, d.reason) for d in outcome.declined] == [
-        ("w", "it is a constant in the body of a node")
+        ("w", "it lies in the body of an If, Loop or Scan")
     ]
 
 

@@ -133,9 +133,9 @@ def test_leaves_what_is_not_a_float_weight_with_reasons():
         "zipped_bytes": 8,
     }
     assert [d.reason for d in outcome.declined] == [
-        "weight 'w' is also a graph input: callers may override it",
+        "weight 'w' is also an input of the model: callers may override it",
         "already quantized",
-        "holds NaN or infinity: magnitudes have no order",
+        "it holds NaN or infinity, which cannot be ranked by magnitude",
     ]
     assert {n: v.const_value for n, v in model.graph.initializers.items()} == before
 
@@ -154,7 +154,7 @@ def test_a_weight_that_is_also_the_scales_of_a_resize_stays():
     outcome = Prune(sparsity=0.5).run(model, NullContext())
     assert outcome.changed == 0
     assert [(d.where, d.reason) for d in outcome.declined] == [
-        ("w", "it is also a size, scale or bound of another node")
+        ("w", "another node uses it as a size, scale or bound")
     ]
 
 
@@ -426,7 +426,7 @@ def test_a_pattern_counts_through_transposes():
                 [1, 4, 8, 8],
             ),
             {"scope": "row"},
-            "the rows of a grouped ConvTranspose are not slices of its weight",
+            "the output channels of a grouped ConvTranspose are not slices of its weight",
         ),
     ],
 )

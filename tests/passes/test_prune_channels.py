@@ -136,8 +136,8 @@ def test_what_stays_has_a_reason():
     outcome = PruneChannels().run(model, NullContext())
     assert (outcome.changed, outcome.stats) == (0, {})
     assert [(d.where, d.reason) for d in outcome.declined] == [
-        ("w:0", "input 'x' of the model"),
-        ("w:1", "output 'y' of the model"),
+        ("w:0", "it reads the model's input 'x', whose shape stays"),
+        ("w:1", "it gives the model's output 'y', whose shape stays"),
     ]
     assert as_bytes(model) == before
 

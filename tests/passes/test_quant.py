@@ -76,7 +76,7 @@ def residual():
             "g (float[2, 4] x, float[4, 4] w) => (float[2, 4] y) "
             "<float[4, 4] w = {1,0,0,0, 0,1,0,0, 0,0,1,0, 0,0,0,1}> { y = MatMul (x, w) }",
             {},
-            "graph input",
+            "an input of the model",
         ),
         (
             '<ir_version: 10, opset_import: ["" : 17]> '

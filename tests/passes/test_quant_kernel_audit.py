@@ -112,7 +112,7 @@ def test_integer_kernels_are_counted(signature, body, constants, tmp_path):
             X + WC + "y = Conv (xd, wd)",
             {"w": CONV},
             "Conv y",
-            "an output of the graph",
+            "an output of the model",
         ),
         (
             IMAGES,

@@ -108,8 +108,8 @@ def test_where_noise_hides_it_the_smaller_form_stays_and_that_is_said(timed):
     outcome = Quant().run(model, context)
     assert (outcome.changed, outcome.declined, context.trials) == (4, [], 1)
     assert context.warnings == [
-        "quant: undecided whether int8 is slower than float, 1.10 (0.90 to 1.30) times its "
-        "time: kept, for it is smaller; an idle machine or more --data may decide"
+        "quant: the timing does not decide whether int8 is slower than float (1.10 (0.90 to 1.30) "
+        "times its latency): it stays int8, which is smaller; run again on an idle machine to know"
     ]
 
 
@@ -126,8 +126,8 @@ def test_a_slow_run_goes_back_to_float_and_the_others_stay(timed):
     assert int8_layers(model) == {"a", "c"}
     assert outcome.changed == 2
     assert {d.where: d.reason for d in outcome.declined} == {
-        "Conv b1": "measured 1.38 (1.38 to 1.38) times as slow in int8 as in float",
-        "Conv b2": "measured 1.38 (1.38 to 1.38) times as slow in int8 as in float",
+        "Conv b1": "in int8 it took 1.38 (1.38 to 1.38) times as long as in float",
+        "Conv b2": "in int8 it took 1.38 (1.38 to 1.38) times as long as in float",
     }
     onnx.checker.check_model(ir.to_proto(model), full_check=True)
 

@@ -69,7 +69,7 @@ def test_an_override_takes_the_bits_of_the_pass(calibrated):
 
 def test_a_layer_left_float_says_so(calibrated):
     _, outcome = quantized(("w2=float",), calibrated, smooth=False)
-    assert [(d.where, "override" in d.reason) for d in outcome.declined] == [
+    assert [(d.where, "the option layers" in d.reason) for d in outcome.declined] == [
         ("Conv m", True)
     ]
 

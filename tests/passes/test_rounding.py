@@ -88,7 +88,7 @@ def test_layers_of_fewer_bits_are_left_to_them():
     outcome = Gptq(bits=8).run(model, context)
     assert outcome.changed == 2
     assert [d.reason for d in outcome.declined] == [
-        "its weights lie on the 4-bit grid already"
+        "its weights are rounded to 4 bits already"
     ] * 2
     np.testing.assert_array_equal(
         model.graph.initializers["k3"].const_value.numpy(), narrow
@@ -176,7 +176,7 @@ def test_a_second_run_changes_nothing(kind, key):
     outcome = kind(bits=4).run(model, context)
     assert outcome.changed == 0
     assert {d.reason for d in outcome.declined} == {
-        "its weights lie on the 4-bit grid already"
+        "its weights are rounded to 4 bits already"
     }
     assert ir.to_proto(model).SerializeToString(deterministic=True) == once
 
@@ -285,7 +285,9 @@ def test_shared_weights_and_computed_ones_are_declined():
     model = ir.from_proto(model_from(text))
     outcome = Gptq().run(model, CalibratedContext(batches((4, 4))))
     assert outcome.changed == 0
-    assert {d.reason for d in outcome.declined} == {"weight 'w' is shared"}
+    assert {d.reason for d in outcome.declined} == {
+        "weight 'w' is shared with another node"
+    }
 
 
 @pytest.mark.parametrize("kind", PASSES)
@@ -327,7 +329,7 @@ def test_nan_weights_and_inputs_too_large_to_square_are_declined():
     assert outcome.changed == 0
     assert [d.reason for d in outcome.declined] == [
         "its weight holds NaN or infinity",
-        "its inputs are too large to square on the calibration data",
+        "the squares of its inputs overflow on the calibration data",
     ]
 
 

@@ -66,7 +66,7 @@ def test_graph_outputs_stay():
     outcome = Unpack().run(model, NullContext())
     assert outcome.changed == 0
     assert [(d.where, d.reason) for d in outcome.declined] == [
-        ("t", "it is a graph output")
+        ("t", "it is an output of the model")
     ]
 
 
@@ -95,7 +95,7 @@ def test_bodies_stay():
         > }"""
     )
     outcome = Unpack().run(model, NullContext())
-    assert ("b", "it is computed in the body of a node") in [
+    assert ("b", "it lies in the body of an If, Loop or Scan") in [
         (d.where, d.reason) for d in outcome.declined
     ]
 

@@ -1,11 +1,12 @@
 """Tables, texts, loaders and iterators as data; inputs that may be left out."""
 
 import gc
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from onnx_opt import RefusedError
+from onnx_opt import RefusedError, UsageError
 from onnx_opt.runtime.feeds import open_feeds
 from onnx_opt.runtime.session import TensorInfo
 
@@ -273,3 +274,36 @@ def test_texts_need_a_tokenizer(tmp_path):
     (tmp_path / "t.txt").write_text("a")
     with pytest.raises(RefusedError, match=r"there is no tokenizer\.json beside it"):
         open_feeds(tmp_path / "t.txt", TOKENS)
+
+
+# packages that are not installed
+
+
+@pytest.mark.parametrize(
+    ("file", "package", "problem", "extra"),
+    [
+        ("d.csv", "pyarrow", "pyarrow is not installed", "tables"),
+        ("d.parquet", "pyarrow", "pyarrow is not installed", "tables"),
+        ("d.txt", "tokenizers", "tokenizers is not installed", "text"),
+        ("images", "PIL", "Pillow is not installed", "images"),
+    ],
+)
+def test_a_missing_package_is_a_matter_of_installation(
+    tmp_path, monkeypatch, file, package, problem, extra
+):
+    path = tmp_path / file
+    inputs = TOKENS[:1]
+    if file == "images":
+        path.mkdir()
+        (path / "1.png").write_bytes(b"")
+        (path / "preprocess.toml").write_text("size = [2, 2]", encoding="utf-8")
+        inputs = [TensorInfo("x", "float32", ("N", 3, 2, 2))]
+    else:
+        path.write_text("x\n", encoding="utf-8")
+        (tmp_path / "tokenizer.json").write_text("{}", encoding="utf-8")
+    # an import of None raises ImportError
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(UsageError) as caught:
+        list(open_feeds(path, inputs))
+    assert caught.value.problem == problem
+    assert caught.value.fix == f'pip install "onnx-opt[{extra}]"'

@@ -54,6 +54,20 @@ def test_single_input_takes_any_single_array(tmp_path):
         np.testing.assert_array_equal(rows_of(open_feeds(data, X)), ROWS)
 
 
+def test_an_array_of_another_name_is_taken_and_said(tmp_path):
+    np.savez(tmp_path / "named.npz", images=ROWS)
+    np.savez(tmp_path / "unnamed.npz", ROWS)
+    taken = "'images' is taken as 'x', the model's only input"
+    for data, said in (
+        (tmp_path / "named.npz", [f"named.npz: {taken}"]),
+        ({"images": ROWS}, [f"data: {taken}"]),
+        (tmp_path / "unnamed.npz", []),
+        ({"x": ROWS}, []),
+        (ROWS, []),
+    ):
+        assert open_feeds(data, X).warnings == said
+
+
 def test_text_labels_are_read(tmp_path):
     np.savez(
         tmp_path / "d.npz", x=ROWS, labels=np.array([f"line {n}" for n in range(10)])

@@ -12,6 +12,7 @@ from onnx_opt import CheckError, UsageError, bisect, optimize
 from onnx_opt.passes._core.rewrites import Rewrite, permit
 from onnx_opt.passes._simplify.rules import arithmetic, shape
 from onnx_opt.tools._run.bisection import Bisection, Problem, without_culprits
+from onnx_opt.tools.bisect import Bisected
 from onnx_opt.tools.cli import main
 
 CHAIN = """
@@ -250,3 +251,28 @@ def test_nothing_breaks_a_good_pipeline(file_of):
 def test_a_command_that_is_not_there(file_of):
     with pytest.raises(UsageError, match="--check: cannot be run"):
         bisect(file_of(CHAIN), "simplify", check="no-such-command-here")
+
+
+@pytest.mark.parametrize(
+    ("found", "lines"),
+    [
+        (Bisected("prune", "valid"), ["good to the end: valid"]),
+        (
+            Bisected("prune", "valid", 1, "prune", "SQNR 3.0 dB", layer="w1"),
+            ["pass 1: prune: SQNR 3.0 dB", "layer: w1"],
+        ),
+        (
+            Bisected(
+                "simplify",
+                "valid",
+                2,
+                "simplify",
+                "not exact",
+                {"number": 3, "count": 4, "pass": "fold", "rule": "r", "where": "n"},
+            ),
+            ["pass 2: simplify: not exact", "rewrite 3 of 4: fold, r at n"],
+        ),
+    ],
+)
+def test_a_finding_prints_as_the_command_does(found, lines):
+    assert str(found).splitlines() == lines

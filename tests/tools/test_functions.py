@@ -7,7 +7,7 @@ import onnx
 import onnx_ir as ir
 import onnx_opt
 import pytest
-from onnx_opt import CheckError, RefusedError, UsageError
+from onnx_opt import RefusedError, UsageError
 from sample_models import CNN, MLP, model_from
 
 
@@ -92,7 +92,7 @@ def test_verify_says_if_the_limits_are_met(mlp, tmp_path):
     assert "dB" in facts.problem
     cnn = tmp_path / "cnn.onnx"
     onnx.save(model_from(CNN), cnn)
-    with pytest.raises(CheckError):
+    with pytest.raises(RefusedError, match="its input 'x' is float32 of rank 4"):
         onnx_opt.verify(mlp, cnn)
 
 
@@ -118,9 +118,17 @@ def test_evaluate_takes_functions(mlp):
 
 
 def test_list_passes_names_every_pass_or_tells_of_one():
-    names = [entry["pass"] for entry in onnx_opt.list_passes()["passes"]]
+    passes = onnx_opt.list_passes()
+    names = [entry["pass"] for entry in passes]
     assert {"prune", "quant", "simplify"} <= set(names)
+    assert [entry["pass"] for entry in passes[:2]] == names[:2]
+    assert str(passes[-1]) == str(onnx_opt.list_passes(names[-1]))
+    assert passes.to_dict()["passes"][0] == passes[0].to_dict()
+    assert repr(passes) == f"FactsList({len(names)} passes)"
+    assert "Zero" in str(passes)
     assert onnx_opt.list_passes("prune").effect == "lossy"
+    with pytest.raises(UsageError):
+        onnx_opt.list_passes("")
 
 
 def test_the_face_lists_what_it_has():

@@ -41,8 +41,9 @@ def inspect(tmp_path):
 
 def test_a_model_without_channels_has_no_groups(inspect):
     assert inspect(NOTHING, "--json")["groups"] == []
-    assert "0 groups, 0 channels that can go; 0 axes of weights stay." in inspect(
-        NOTHING
+    assert (
+        "groups: 0, channels that can go: 0, axes of weights that stay: 0"
+        in inspect(NOTHING)
     )
 
 
@@ -65,18 +66,24 @@ def test_a_group_says_where_it_is_and_what_its_channels_weigh(inspect):
 
 def test_weights_that_stay_have_their_reasons(inspect):
     assert inspect(MLP, "--json")["frozen"] == [
-        {"where": "w1:0", "reason": "input 'x' of the model"},
-        {"where": "w2:1", "reason": "output 'y' of the model"},
+        {
+            "where": "w1:0",
+            "reason": "it reads the model's input 'x', whose shape stays",
+        },
+        {
+            "where": "w2:1",
+            "reason": "it gives the model's output 'y', whose shape stays",
+        },
     ]
     frozen = {item["where"]: item["reason"] for item in inspect(IF, "--json")["frozen"]}
-    assert "whose subgraphs are not followed" in frozen["w:1"]
+    assert "channels are not followed into If, Loop and Scan" in frozen["w:1"]
 
 
 def test_the_table_names_groups_and_reasons(inspect):
     shown = inspect(CNN)
-    assert "1 groups, 16 channels that can go; 2 axes of weights stay:" in shown
+    assert "groups: 1, channels that can go: 16, axes of weights that stay: 2" in shown
     assert "k1_scaled:0" in shown
-    assert "output 'y' of the model" in shown
+    assert "it gives the model's output 'y', whose shape stays" in shown
     assert "why it stays" not in shown
     assert "why it stays" in inspect(CNN, "-v")
 

@@ -64,8 +64,8 @@ def test_a_model_with_nothing_to_prune_is_written_as_it_is(call, tmp_path):
     code, _, words, out = call(NOTHING, "prune-channels")
     assert code == 0
     assert (
-        "nothing changed: input 'x' of the model (1); output 'y' of the model (1)"
-        in words
+        "nothing changed: it reads the model's input 'x', whose shape stays (1); "
+        "it gives the model's output 'y', whose shape stays (1)" in words
     )
     before, after = (onnx.load(path).graph for path in (tmp_path / "model.onnx", out))
     assert list(after.input) == list(before.input)

@@ -71,6 +71,22 @@ def folder(tmp_path, monkeypatch):
             "prune:sparsity=0.5 needs no quotes",
         ),
         (
+            ["eval", "m.onnx"],
+            "--data: is missing",
+            "onnx-opt eval m.onnx --data DATA --metric METRIC",
+        ),
+        (
+            ["eval", "--metric=top1"],
+            "MODEL: is missing",
+            "onnx-opt eval --metric=top1 MODEL --data DATA",
+        ),
+        (["verify", "m.onnx"], "B: is missing", "onnx-opt verify m.onnx B"),
+        (
+            ["bisect", "m.onnx"],
+            "-p/--passes: is missing",
+            "onnx-opt bisect m.onnx --passes TEXT",
+        ),
+        (
             ["m.onnx", "--data", "images.npz"],
             "no array for input 'x'",
             "rename 'images' to 'x', and 'y' to 'labels' if these are the labels",

@@ -20,22 +20,23 @@ if TYPE_CHECKING:
 @click.argument("models", nargs=-1, required=True, type=click.Path(path_type=Path))
 @PROVIDER
 @THREADS
-@data_option("Feeds, of which the first batches are used, instead of synthetic ones")
+@data_option("Inputs to time (the first batches), instead of made-up ones")
 @click.option(
     "--seconds",
     type=click.FloatRange(min=0.1),
     default=5.0,
     show_default=True,
-    help="How long to measure.",
+    help="Time to measure for.",
 )
-@seed_option("synthetic feeds")
+@seed_option("made-up inputs")
 @shared_options
 def command(
     models: tuple[Path, ...], as_json: bool, verbosity: int, **options: Any
 ) -> None:
-    """Measure MODELs in turns in one process.
+    """Time models in turns in one process.
 
-    Median and 90th percentile latency, ratio to the first with its interval, memory.
+    Shows the median and 90th percentile of the latency, its ratio to the first model's with an
+    interval, and the peak memory.
     """
     facts = bench_facts(models, **options)
     if as_json:

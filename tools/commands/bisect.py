@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from ..command_options import TARGET, THREADS, data_option, seed_option
-from ..console import Progress, emit_json, say, shared_options
-
-if TYPE_CHECKING:
-    from ..bisect import Bisected
+from ..console import Progress, emit_json, escaped, say, shared_options
 
 
 @click.command("bisect")
@@ -24,27 +21,27 @@ if TYPE_CHECKING:
     metavar="TEXT",
     help="The pipeline, or @FILE that holds it; may be repeated.",
 )
-@data_option("Feeds instead of synthetic ones")
+@data_option("Inputs to run on, instead of made-up ones")
 @click.option(
     "--check",
     metavar="CMD",
-    help="A command that is given a model's path, and exits with 0 if that is good.",
+    help="Command that takes the path of a model and exits with 0 if the model is good.",
 )
 @click.option(
     "--min-sqnr",
     type=float,
     metavar="DB",
-    help="Good is an SQNR to the original of at least this (dB).",
+    help="A model is good if its signal-to-noise ratio to the original is at least this (dB).",
 )
 @click.option(
     "--atol",
     type=click.FloatRange(min=0),
-    help="Good is every |a - b| <= atol + rtol |a|, a of the original.",
+    help="A model is good if |a - b| <= atol + rtol |a| everywhere (a: the original's output).",
 )
 @click.option(
     "--rtol",
     type=click.FloatRange(min=0),
-    help="The same; each is 0 where only the other is given.",
+    help="Relative part of that limit; 0 if only --atol is given.",
 )
 @TARGET
 @seed_option("everything random")
@@ -57,10 +54,10 @@ def command(
     verbosity: int,
     **options: Any,
 ) -> None:
-    """Find the pass that breaks MODEL, and the rewrite or the layer by which it does.
+    """Find the pass, and its rewrite or layer, that breaks MODEL.
 
-    Good is, unless a check or a limit is given: valid, runs, the same interface, and after exact
-    passes the same outputs. Writes no model.
+    Without a check or a limit, a model is good if it is valid, runs, has the same inputs and
+    outputs and, after exact passes, gives the same values. Writes no model.
     """
     from ..bisect import bisect
 
@@ -70,26 +67,8 @@ def command(
     if as_json:
         emit_json({"model": str(model), **found.as_dict()})
         return
-    show_finding(found)
+    for line in found.lines():
+        # names of layers come from the file
+        click.echo(escaped(line))
     for warning in found.warnings:
         say(f"warning: {warning}")
-
-
-def show_finding(found: Bisected) -> None:
-    """The pass, its problem, and the rewrite or layer, a line each."""
-    from ..console import escaped
-
-    if found.number is None:
-        click.echo(escaped(f"good to the end: {found.property}"))
-        return
-    click.echo(escaped(f"pass {found.number}: {found.text}: {found.problem}"))
-    if found.rewrite is not None:
-        rewrite = found.rewrite
-        click.echo(
-            escaped(
-                f"rewrite {rewrite['number']} of {rewrite['count']}: {rewrite['pass']}, "
-                f"{rewrite['rule']} at {rewrite['where']}"
-            )
-        )
-    if found.layer is not None:
-        click.echo(escaped(f"layer: {found.layer}"))

@@ -34,7 +34,7 @@ def init(
     as_json: bool,
     verbosity: int,
 ) -> None:
-    """Write FOLDER/preprocess.toml, which says how its images become the model's input."""
+    """Write FOLDER/preprocess.toml: how its images become the input."""
     from ...runtime.presets import PRESETS
 
     if is_list:

@@ -1,4 +1,4 @@
-"""`onnx-opt distill TEACHER STUDENT`: train a smaller graph to say what a larger one says."""
+"""`onnx-opt distill TEACHER STUDENT`: train a smaller graph to give the outputs of a larger one."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 @click.command("distill")
 @click.argument("teacher", type=click.Path(path_type=Path))
 @click.argument("student", type=click.Path(path_type=Path))
-@data_option("What to learn on, with labels or without", required=True)
+@data_option("Data to learn from, with labels or without", required=True)
 @click.option(
     "-o",
     "--out",
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 @click.option(
     "--init",
     is_flag=True,
-    help="Start from random weights: STUDENT is only an architecture.",
+    help="Start from random weights instead of those of STUDENT.",
 )
 @EVAL_DATA
 @metric_option()
@@ -63,10 +63,10 @@ def command(
     verbosity: int,
     **options: Any,
 ) -> None:
-    """Train STUDENT to say what TEACHER says, on data with or without labels.
+    """Train STUDENT to give the outputs of TEACHER.
 
-    The best state of the training is written, if ONNX Runtime finds it better than STUDENT on data
-    held out.
+    Labels are not needed. The best state of the training is written, if ONNX Runtime finds it
+    better than STUDENT on data held out.
     """
     from ..optimize import default_output, optimize
 

@@ -55,9 +55,11 @@ if TYPE_CHECKING:
     "--onto",
     metavar="GRAPH.onnx",
     type=click.Path(path_type=Path),
-    help="Export nothing: put --state-dict onto this graph.",
+    help="Graph to put the weights of --state-dict onto, instead of exporting.",
 )
-@click.option("--partial", is_flag=True, help="Accept a state dict that fits in part.")
+@click.option(
+    "--partial", is_flag=True, help="Accept a state dict that fits only in part."
+)
 @click.option(
     "--hf",
     metavar="DIR",
@@ -67,12 +69,12 @@ if TYPE_CHECKING:
 @click.option(
     "--atol",
     type=click.FloatRange(min=0),
-    help="Exit 4 unless every |torch - onnx| <= atol + rtol |torch|.",
+    help="Exit 4 unless |torch - onnx| <= atol + rtol |torch| everywhere.",
 )
 @click.option(
     "--rtol",
     type=click.FloatRange(min=0),
-    help="The same. Without both: by type, 1e-4 and 1e-3 in float32.",
+    help="Relative part of that limit. Default of both: by type, 1e-4 and 1e-3 in float32.",
 )
 @click.option(
     "--verify/--no-verify",
@@ -92,7 +94,7 @@ def command(
     verbosity: int,
     **options: Any,
 ) -> None:
-    """Export a torch model to ONNX, checked against torch on its example inputs.
+    """Export a torch model to ONNX, and compare both.
 
     \b
     SOURCE is one of

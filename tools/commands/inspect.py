@@ -17,19 +17,19 @@ from ..console import emit_json, markup_safe, shared_options, show
     type=click.IntRange(min=0),
     default=10,
     show_default=True,
-    help="Layers to list by size.",
+    help="Tensors to list, largest first.",
 )
 @click.option(
     "--groups",
     is_flag=True,
-    help="List instead the channels that can only go together, and what stays.",
+    help="Show instead which channels prune-channels can remove together, and which stay.",
 )
 @shared_options
 def command(model: Path, top: int, groups: bool, as_json: bool, verbosity: int) -> None:
-    """Show what a model is made of, and what each lossy pass could touch in it.
+    """Show the parts of MODEL, and what each lossy pass could change.
 
-    Interface, ops, parameters, sparsity, MACs, where the weights live, the largest of them, and its
-    origin.
+    Inputs and outputs, operators, parameters, sparsity, multiply-accumulates, the largest tensors,
+    and what made the file.
     """
     # another question: it takes none of the facts below
     if groups:
@@ -108,13 +108,13 @@ def summary_lines(facts: dict[str, Any]) -> list[str]:
         if item["tensors"]:
             words = place.replace("_", " ")
             held = bytes_text(item["bytes"])
-            places.append(f"{words} ({held} in {item['tensors']})")
+            places.append(f"{held} in the {words} (tensors: {item['tensors']})")
     return [
         f"[bold]{path}[/bold]  {file_size}",
         f"opset {opsets} · IR {about['ir_version']} · by {producer}",
         f"{parameters} parameters · sparsity {sparsity} · "
         f"{nodes} nodes · {macs} MACs (symbolic dims as 1)",
-        f"weights live in {', '.join(places)}",
+        f"weights: {', '.join(places) or 'none'}",
         needed(facts["requires"]),
     ]
 
@@ -241,12 +241,11 @@ def group_parts(facts: dict[str, Any], verbosity: int) -> list[Any]:
             markup_safe(places),
         )
     count = sum(group["channels"] for group in groups)
-    end = ":" if frozen else "."
     parts: list[Any] = [
         table,
         "",
-        f"{len(groups)} groups, {count} channels that can go; "
-        f"{len(frozen)} axes of weights stay{end}",
+        f"groups: {len(groups)}, channels that can go: {count}, "
+        f"axes of weights that stay: {len(frozen)}",
     ]
     if verbosity > 0:
         stays = plain_table(None, "weight:axis", "why it stays")

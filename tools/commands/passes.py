@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 @click.argument("name", required=False)
 @shared_options
 def command(name: str | None, as_json: bool, verbosity: int) -> None:
-    """List the passes, or show one: its options, its effect, its source."""
+    """List the passes, or show the options, effect and source of one."""
     from ...passes._core.registry import pass_class, pass_names
     from ..tables import pass_detail, pass_list
 

@@ -15,14 +15,14 @@ from ..console import emit_json, say, shared_options
     "--check",
     "command_text",
     metavar="CMD",
-    help="Command that exits with 0 for a model that still shows the fault. The model's path "
-    "stands for {}, else comes last; no shell.",
+    help="Command that exits with 0 if a model still shows the fault. {} stands for the model's "
+    "path, which else comes last; no shell.",
 )
 @click.option(
     "--fails-with-passes",
     "passes",
     metavar="TEXT",
-    help="Without a command: this pipeline still fails, in the same way.",
+    help="Instead of a command: the fault is that this pipeline fails, in the same way.",
 )
 @click.option(
     "-o",
@@ -44,7 +44,7 @@ from ..console import emit_json, say, shared_options
     type=click.IntRange(min=1),
     default=2000,
     show_default=True,
-    help="Models to try, at most.",
+    help="Most models to try.",
 )
 @shared_options
 def command(
@@ -57,13 +57,16 @@ def command(
     as_json: bool,
     verbosity: int,
 ) -> None:
-    """Shrink MODEL to a small one that still shows a fault, and print it as text for an issue.
+    """Shrink MODEL to a small one that still shows a fault.
+
+    Prints the small model as text, for an issue.
 
     \b
       onnx-opt reduce model.onnx --fails-with-passes simplify
       onnx-opt reduce model.onnx --check 'python still_wrong.py {}' -o small.onnx
 
-    Outputs, nodes, bodies, constants, lengths and words are taken away as long as the check holds.
+    Outputs, nodes, subgraphs, constants, lengths and names are removed for as long as the fault
+    shows.
     """
     from ..reduce import reduce
 
@@ -85,4 +88,4 @@ def command(
         return
     click.echo(reduced.text)
     if verbosity >= 0:
-        say(reduced.words())
+        say(str(reduced))

@@ -62,7 +62,7 @@ SHOWN_LOSSES = 20
     "--min-sqnr",
     type=float,
     metavar="DB",
-    help="Write nothing if the output's SQNR is below this (dB).",
+    help="Write nothing if the outputs' signal-to-noise ratio to the original's is lower (dB).",
 )
 @click.option(
     "--floor",
@@ -77,29 +77,29 @@ SHOWN_LOSSES = 20
     type=click.Choice(["auto", "always", "never"]),
     default="auto",
     show_default=True,
-    help="Run the model to check it; auto: if its weights are at most 1 GiB.",
+    help="Run the models to compare them; auto: if the weights take at most 1 GiB.",
 )
 @click.option("--no-bench", is_flag=True, help="Do not measure latency.")
 @click.option(
     "--zipped",
     is_flag=True,
-    help="Say what the files take in a zip archive (level 9), before and after.",
+    help="Also show the sizes of both files in a zip archive (level 9).",
 )
 @click.option(
     "--no-pack",
     is_flag=True,
-    help="Leave constants plain where a lossy pipeline would end with pack.",
+    help="Do not store constants in fewer bytes at the end of a lossy pipeline (pass pack).",
 )
 @click.option(
     "--explain-loss",
     is_flag=True,
-    help="Say which layer lost what, to its weights or its activations.",
+    help="Show how much precision each layer loses, by its weights and by its activations.",
 )
 @RESUME
 @click.option(
     "--dry-run",
     is_flag=True,
-    help="Run the passes, say what would come out, write nothing.",
+    help="Run the passes and show the figures; write nothing.",
 )
 @click.option(
     "--strict",
@@ -118,7 +118,11 @@ def command(
     no_pack: bool,
     **options: Any,
 ) -> None:
-    """Optimize MODEL: run passes, check each, measure before and after, write the result."""
+    """Optimize MODEL by a pipeline of passes, and write the result.
+
+    Each pass is checked against the original; size, latency and metric are measured before and
+    after.
+    """
     clock = Clock()
     with clock.step("start"):
         # these imports are here, not above: onnx_ir takes a second to load, and --help needs none

@@ -18,25 +18,25 @@ if TYPE_CHECKING:
 @click.command("verify")
 @click.argument("a", type=click.Path(path_type=Path))
 @click.argument("b", type=click.Path(path_type=Path))
-@data_option("Feeds instead of synthetic ones")
+@data_option("Inputs to compare on, instead of made-up ones")
 @click.option(
     "--min-sqnr",
     type=float,
     metavar="DB",
-    help="Exit 4 if the SQNR of all outputs is below this (dB).",
+    help="Exit 4 if the signal-to-noise ratio over all outputs is below this (dB).",
 )
 @click.option(
     "--atol",
     type=click.FloatRange(min=0),
-    help="Exit 4 unless every |a - b| <= atol + rtol |a|.",
+    help="Exit 4 unless |a - b| <= atol + rtol |a| everywhere; 0 if only --rtol is given.",
 )
 @click.option(
     "--rtol",
     type=click.FloatRange(min=0),
-    help="The same; each is 0 where only the other is given.",
+    help="Relative part of that limit; 0 if only --atol is given.",
 )
 @THREADS
-@seed_option("synthetic feeds")
+@seed_option("made-up inputs")
 @shared_options
 def command(
     a: Path,
@@ -50,9 +50,9 @@ def command(
     as_json: bool,
     verbosity: int,
 ) -> None:
-    """Compare the outputs of model B with those of model A, per output.
+    """Compare the outputs of model B with those of model A.
 
-    Exits with 4 if a limit that was given is not met, or if values became infinite or NaN.
+    The exit code is 4 if a limit that was given is not met, or if values became infinite or NaN.
     """
     from ... import CheckError
 
@@ -94,31 +94,52 @@ def compare(
     with Worker() as worker:
         first = Side.of(worker, a, threads)
         second = Side.of(worker, b, threads)
-        require_same_inputs(first.session, second.session)
+        require_same_interface(first.session, second.session)
         feeds = feeds_for(first.session, data, seed)
         bounds = ON_SYNTHETIC if data is None else ON_DATA
         return compared(worker, first, second, Closeness(atol, rtol, bounds), feeds)
 
 
-def require_same_inputs(first: Session, second: Session) -> None:
-    """Raise CheckError unless both models take the same inputs."""
-    from ... import CheckError
+def require_same_interface(first: Session, second: Session) -> None:
+    """Refuse models with other inputs or outputs. Errors: RefusedError."""
+    from ... import RefusedError
 
-    fix = "compare models with the same inputs"
     for one, other in ((first, second), (second, first)):
-        known = {info.name: info for info in other.inputs}
-        for info in one.inputs:
-            same = known.get(info.name)
-            where = other.path.name
-            if same is None:
-                problem = f"has no input '{info.name}', which {one.path.name} has"
-                raise CheckError(where, problem, fix)
-            if (same.dtype, len(same.shape)) != (info.dtype, len(info.shape)):
-                problem = (
-                    f"its input '{info.name}' is {same.dtype} of rank {len(same.shape)}, that of "
-                    f"{one.path.name} {info.dtype} of rank {len(info.shape)}"
+        for kind in ("inputs", "outputs"):
+            problem = _other_port(kind, one, other)
+            if problem is not None:
+                have = [f"{s.path.name}: {_ports_text(kind, s)}" for s in (one, other)]
+                fix = (
+                    f"compare models with the same {kind}; these have {'; '.join(have)}"
                 )
-                raise CheckError(where, problem, fix)
+                raise RefusedError(other.path.name, problem, fix)
+
+
+def _other_port(kind: str, one: Session, other: Session) -> str | None:
+    """The first input or output of `one` that `other` lacks or has of another type."""
+    known = {info.name: info for info in getattr(other, kind)}
+    word = kind.removesuffix("s")
+    for info in getattr(one, kind):
+        same = known.get(info.name)
+        if same is None:
+            return f"has no {word} '{info.name}', which {one.path.name} has"
+        # shapes of outputs may be told by one file and not by the other
+        if kind == "outputs":
+            continue
+        if (same.dtype, len(same.shape)) != (info.dtype, len(info.shape)):
+            return (
+                f"its input '{info.name}' is {same.dtype} of rank {len(same.shape)}, that of "
+                f"{one.path.name} {info.dtype} of rank {len(info.shape)}"
+            )
+    return None
+
+
+def _ports_text(kind: str, session: Session) -> str:
+    """`x float32 [batch, 8], mask …`: the inputs or outputs of a model."""
+    from .._run.checks import shape_text
+
+    ports = getattr(session, kind)
+    return ", ".join(f"{p.name} {p.dtype} {shape_text(p.shape)}" for p in ports)
 
 
 def as_dict(

@@ -13,7 +13,7 @@ from onnx_opt.tools.tables import default_text
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "passes.md"
 
-HEAD = """# Passes
+HEAD = """# Passes: what each does, and its options
 
 Made by `python tools/dev/docs_passes.py` from the passes themselves; \
 `onnx-opt passes NAME` prints the same.

@@ -74,7 +74,7 @@ CRITERIA: dict[str, Criterion] = {
 }
 """Every criterion by its name, as the option `importance` and docs/channels.md list them."""
 
-NO_DATA = "there is no calibration data (--data)"
+NO_DATA = "it needs --data"
 
 
 def scores_of(
@@ -115,7 +115,12 @@ def scores_of(
     for group, scores in zip(groups, found, strict=True):
         if isinstance(scores, str):
             lacking.append(group)
-            declined.append(Declined(group.name, f"{name}: {scores}; scored by l2"))
+            declined.append(
+                Declined(
+                    group.name,
+                    f"importance={name} is not possible here, l2 is used: {scores}",
+                )
+            )
     # norms are computed for those groups alone: weights may be large
     norms = magnitude(
         lacking,

@@ -40,7 +40,7 @@ DAMP = 1e-4
 without full rank stay finite. Chosen by hand, not measured.
 """
 
-OVERFLOW = "what it gives its readers is too large to be squared"
+OVERFLOW = "the squares of its values overflow"
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ def _no_gram(consumer: Contraction) -> str | None:
         return problem
     width = consumer.view.columns().shape[1]
     if width > LARGEST_WIDTH or moment_bytes(consumer) > MEMORY:
-        return f"a Gram matrix of {width} inputs is too large"
+        return f"a layer that reads it has {width} inputs, too many to compare"
     return None
 
 

@@ -15,7 +15,7 @@ from ..contractions import Contraction, consumers_of
 from .data import UNREAD, UNSEEN, Profiles, group_scores, key_of, per_slot, profiles
 from .scores import Base, Found, ScoreOptions, Scores
 
-FEW = "the calibration data is one sample: there are no halves of it"
+FEW = "the calibration data is one sample, and cannot be halved: give more"
 
 HALVES = 100
 """Halves of the data that vote, in pairs: frequencies in steps of 1 %. Chosen by hand, not

@@ -239,7 +239,9 @@ def heads_attention(node: ir.Node, relations: Relations) -> None:
     separate = [value for value in node.inputs[:3] if relations.rank(value) == 3]
     cached = len(node.inputs) > 6 or len(node.outputs) > 1
     if len(separate) < 3 or cached:
-        relations.freeze_node(node, "a packed or cached MultiHeadAttention")
+        relations.freeze_node(
+            node, "it belongs to a MultiHeadAttention with packed inputs or a cache"
+        )
         return
     heads = node.attributes.get_int("num_heads", 1)
     bias = optional_input(node, 3)
@@ -259,7 +261,7 @@ def heads_attention(node: ir.Node, relations: Relations) -> None:
         (heads, heads),
         relations,
     )
-    relations.freeze_all(optional_input(node, 4), "a padding mask")
+    relations.freeze_all(optional_input(node, 4), "it is a padding mask")
     summed = [(0, 2)]
     if bias is not None:
         offset = 0
@@ -304,14 +306,16 @@ def packed_attention(node: ir.Node, relations: Relations) -> None:
     bias = optional_input(node, 2)
     result = node.outputs[0]
     if not _is_plain(node, relations):
-        reason = "Attention with a cache, rotation or sizes of its own"
+        reason = (
+            "it belongs to an Attention with a cache, a rotation or sizes of its own"
+        )
         relations.freeze_node(node, reason)
         return
     relations.same(data, 2, weight, 0)
     relations.same(data, 0, result, 0)
     relations.same(data, 1, result, 1)
     for value in node.inputs[3:]:
-        relations.freeze_all(value, "an attention mask")
+        relations.freeze_all(value, "it is an attention mask")
     axes: list[tuple[Axis, Factors]] = [
         ((weight, 1), (PACKED, HEAD, HEAD_SIZE)),
         ((result, 2), (HEAD, HEAD_SIZE)),

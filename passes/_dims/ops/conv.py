@@ -5,11 +5,9 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from ..._core.ops import CONVOLUTIONS
-from ..relations import Relations, name_of, optional_input, required_input
+from ..relations import SPATIAL, Relations, name_of, optional_input, required_input
 from ..surgery import Surgery, set_int
 from ..table import rule, update
-
-SPATIAL = "a spatial axis"
 
 # factors of the axes of a grouped convolution
 GROUP = 0
@@ -82,7 +80,7 @@ def _relate_groups(node: ir.Node, relations: Relations) -> None:
     if node.op_type != "ConvTranspose":
         channels_of_weight = relations.size(weight, 1) * groups
     if channels != channels_of_weight:
-        reason = "in groups of an axis of open size"
+        reason = "it is grouped along an axis whose size follows the input"
         relations.freeze(data, 1, reason)
         relations.freeze(weight, 0, reason)
         relations.freeze(weight, 1, reason)
@@ -160,7 +158,7 @@ def regions(node: ir.Node, relations: Relations) -> None:
     relations.same(data, 1, result, 1)
     for value in (data, result):
         freeze_spatial(value, relations)
-        relations.freeze(value, 0, "samples and regions")
+        relations.freeze(value, 0, "it counts samples or regions, not channels")
     relations.freeze_further_inputs(node)
 
 
@@ -179,14 +177,14 @@ def deformable(node: ir.Node, relations: Relations) -> None:
     for value in (data, weight, offsets, mask, result):
         freeze_spatial(value, relations)
     for value in (offsets, mask):
-        relations.freeze(value, 1, "offsets of a kernel's positions")
+        relations.freeze(value, 1, "it holds the positions that a DeformConv reads")
     relations.same(data, 0, result, 0)
     relations.same(data, 1, weight, 1)
     if bias is not None:
         relations.same(bias, 0, result, 1)
     groups = node.attributes.get_int("group", 1)
     offset_groups = node.attributes.get_int("offset_group", 1)
-    several = "a DeformConv of several groups"
+    several = "it belongs to a DeformConv of several groups"
     if groups > 1 or offset_groups > 1:
         relations.freeze(data, 1, several)
         relations.freeze(weight, 1, several)
@@ -216,7 +214,7 @@ def resize(node: ir.Node, relations: Relations) -> None:
     rank_made = relations.rank(result)
     candidates = NEVER_RESAMPLED[node.op_type]
     relations.freeze_further_inputs(node)
-    reason = f"resampled by {node.op_type}"
+    reason = f"{node.op_type} interpolates along it"
     # an AffineGrid makes more axes than it reads
     for axis in range(max(rank_read, rank_made)):
         kept = candidates is None or axis in candidates

@@ -41,7 +41,7 @@ def fused_matmul(node: ir.Node, relations: Relations) -> None:
     lowest_rank = min(relations.rank(left), relations.rank(right))
     has_vector = lowest_rank < 2
     if has_vector or _is_set(node, "transBatchA") or _is_set(node, "transBatchB"):
-        reason = "FusedMatMul of vectors or of swapped batch axes"
+        reason = "it belongs to a FusedMatMul of vectors or of swapped batch axes"
         for value in (left, right, *node.outputs):
             relations.freeze_all(value, reason)
         return

@@ -13,7 +13,7 @@ from ..relations import Relations, axis_attribute, optional_input, required_inpu
 from ..table import rule
 from .elementwise import elementwise, last_axes
 
-INDEXED = "addressed by indices"
+INDEXED = "its elements are found by index"
 
 
 def stays(
@@ -86,7 +86,7 @@ def gather_nd(node: ir.Node, relations: Relations) -> None:
         relations.same(data, axis, result, axis)
     for axis in range(len(places)):
         relations.same(indices, axis, result, axis)
-    stays(indices, [-1], "indices", relations)
+    stays(indices, [-1], "it holds indices", relations)
     stays(
         data,
         range(batch, batch + depth),
@@ -108,7 +108,7 @@ def scatter_nd(node: ir.Node, relations: Relations) -> None:
     elementwise(data, result, relations)
     # an index addresses the first axes of the data, so many as it has numbers
     stays(data, range(depth), INDEXED, relations)
-    stays(indices, [-1], "indices", relations)
+    stays(indices, [-1], "it holds indices", relations)
     for axis in range(len(places)):
         relations.same(indices, axis, updates, axis)
     rest = relations.rank(data) - depth
@@ -123,7 +123,7 @@ def ranked(node: ir.Node, relations: Relations) -> None:
     is_top = node.op_type == "TopK"
     default = -1 if is_top else 0
     chosen = axis_attribute(node, default, rank)
-    reason = f"{node.op_type} runs along it"
+    reason = f"{node.op_type} needs all of it, in order"
     relations.freeze(data, chosen, reason)
     keeps_axis = is_top or bool(node.attributes.get_int("keepdims", 1))
     for result in node.outputs:
@@ -147,7 +147,7 @@ def one_hot(node: ir.Node, relations: Relations) -> None:
     result = node.outputs[0]
     rank = relations.rank(result)
     new = axis_attribute(node, -1, rank)
-    relations.freeze(result, new, "OneHot counts along it")
+    relations.freeze(result, new, "OneHot makes a slot for each class along it")
     for axis in range(rank - 1):
         # the new axis moves those behind it
         after = axis if axis < new else axis + 1
@@ -162,7 +162,7 @@ def some_axes(node: ir.Node, relations: Relations) -> None:
     before = relations.dims(data)
     after = relations.dims(result)
     frozen = _positional(node, len(before), relations)
-    reason = f"{node.op_type} runs along it"
+    reason = f"{node.op_type} needs all of it, in order"
     for axis, size in enumerate(before):
         keeps_size = axis < len(after) and size == after[axis]
         if axis not in frozen and keeps_size:
@@ -205,31 +205,31 @@ def _transformed(node: ir.Node, rank: int, relations: Relations) -> set[int]:
     return {given[0] % rank}
 
 
-MIXED = {
-    "NonZero": "where its elements are not zero",
-    "Unique": "which of its elements differ",
-    "NonMaxSuppression": "which boxes overlap",
-    "Multinomial": "draws from all of it",
-    "MaxUnpool": "indices into the whole tensor",
-    "STFT": "a spectrum",
-    "MelWeightMatrix": "a filter bank",
-    "SequenceConstruct": "a sequence of tensors",
-    "SplitToSequence": "a sequence of tensors",
-    "ConcatFromSequence": "a sequence of tensors",
-    "SequenceInsert": "a sequence of tensors",
-    "SequenceAt": "a sequence of tensors",
-    "Optional": "an optional tensor",
-    "OptionalGetElement": "an optional tensor",
-    "Range": "numbers in a row",
-    "EyeLike": "an identity matrix",
-    "RandomNormal": "random numbers",
-    "RandomUniform": "random numbers",
-}
-"""Ops that tie every slot to every other, and what they make."""
+MIXED = (
+    "NonZero",
+    "Unique",
+    "NonMaxSuppression",
+    "Multinomial",
+    "MaxUnpool",
+    "STFT",
+    "MelWeightMatrix",
+    "SequenceConstruct",
+    "SplitToSequence",
+    "ConcatFromSequence",
+    "SequenceInsert",
+    "SequenceAt",
+    "Optional",
+    "OptionalGetElement",
+    "Range",
+    "EyeLike",
+    "RandomNormal",
+    "RandomUniform",
+)
+"""Ops that tie every slot to every other."""
 
 
 @rule(*MIXED)
 def mixed(node: ir.Node, relations: Relations) -> None:
     """Left whole."""
-    reason = f"{node.op_type} makes {MIXED[node.op_type]}"
+    reason = f"{node.op_type} ties all of it together"
     relations.freeze_node(node, reason)

@@ -134,7 +134,7 @@ def reduction(node: ir.Node, relations: Relations) -> None:
     result = node.outputs[0]
     axes = reduced_axes(node, relations)
     if axes is None:
-        reason = f"{node.op_type} over axes that are computed"
+        reason = f"the axes of {node.op_type} are computed at run time"
         relations.freeze_all(data, reason)
         relations.freeze_all(result, reason)
         return
@@ -185,7 +185,7 @@ def along_axis(node: ir.Node, relations: Relations) -> None:
     elementwise(data, result, relations)
     rank = relations.rank(data)
     for axis in _run_along(node, rank, relations):
-        relations.freeze(data, axis, f"{node.op_type} runs along it")
+        relations.freeze(data, axis, f"{node.op_type} needs all of it, in order")
     relations.freeze_further_inputs(node)
 
 

@@ -77,4 +77,6 @@ def _relate_blocks(
 @rule(*INTEGER)
 def integer(node: ir.Node, relations: Relations) -> None:
     """Left whole: what a removed slot adds to such a sum depends on zero points."""
-    relations.freeze_node(node, f"{node.op_type} computes in integers")
+    relations.freeze_node(
+        node, f"{node.op_type} computes in integers: prune before you quantize"
+    )

@@ -70,7 +70,7 @@ def _relate_steps(
     """Time runs in order, so it stays; samples are apart from each other."""
     batch_first = node.attributes.get_int("layout", 0)
     time, batch = (1, 0) if batch_first else (0, 1)
-    relations.freeze(data, time, f"{node.op_type} runs along it")
+    relations.freeze(data, time, f"{node.op_type} needs all of it, in order")
     every, *last = node.outputs
     if relations.shape(every) is not None:
         batch_of_every, directions = (0, 2) if batch_first else (2, 1)

@@ -68,7 +68,9 @@ def _rotate(node: ir.Node, table: int, relations: Relations) -> None:
             columns,
         )
     else:
-        relations.freeze(cosine, -1, "some head dimensions turn, others do not")
+        relations.freeze(
+            cosine, -1, "the rotary embedding turns only some dimensions of each head"
+        )
         relations.grouped(
             name_of(node),
             sizes=(shape[-1] // size, size),
@@ -148,7 +150,7 @@ def _fit(node: ir.Node, cosine: ir.Value, surgery: Surgery) -> None:
     dimensions = np.unique(kept % size)
     left = int((dimensions < turned).sum())
     if not left:
-        raise SurgeryError(node, "none of the dimensions that it turns would stay")
+        raise SurgeryError(node, "no dimension that it turns would be left")
     counts = {
         "num_heads": len(np.unique(kept // size)),
         "rotary_embedding_dim": left,

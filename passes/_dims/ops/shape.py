@@ -11,6 +11,7 @@ import onnx_ir as ir
 
 from ..._core.ops import VIEWS
 from ..relations import (
+    SPATIAL,
     Relations,
     Slots,
     axis_attribute,
@@ -21,7 +22,6 @@ from ..relations import (
 from ..shapes import Shape
 from ..surgery import Surgery, SurgeryError
 from ..table import rule, update
-from .conv import SPATIAL
 from .elementwise import elementwise
 
 Ints = Callable[[ir.Value | None], list[int] | None]
@@ -40,9 +40,9 @@ def reshape(node: ir.Node, relations: Relations) -> None:
     after = relations.dims(result)
     reason = None
     if 0 in before:
-        reason = "the tensor is empty"
+        reason = "it belongs to an empty tensor"
     elif prod(before) != prod(after):
-        reason = f"{name_of(node)} does not fit the sizes that were tried"
+        reason = f"{name_of(node)} fails at the input sizes that were tried"
     if reason is not None:
         for value in (data, result):
             relations.freeze_all(value, reason)
@@ -248,8 +248,12 @@ def cut_out(node: ir.Node, relations: Relations) -> None:
     )
     for axis, size in enumerate(before):
         if cuts is None and size != after[axis]:
-            relations.freeze(data, axis, "cut at computed bounds")
-            relations.freeze(result, axis, "cut at computed bounds")
+            relations.freeze(
+                data, axis, "it is cut at bounds that are computed at run time"
+            )
+            relations.freeze(
+                result, axis, "it is cut at bounds that are computed at run time"
+            )
         elif cuts is None or axis not in cuts:
             relations.same(data, axis, result, axis)
         else:
@@ -323,14 +327,16 @@ def gather(node: ir.Node, relations: Relations) -> None:
             relations.same(data, other, result, moved)
     known = relations.trace.constants(indices)
     if known is None:
-        relations.freeze(data, axis, "looked up by computed indices")
+        relations.freeze(
+            data, axis, "it is looked up at indices that are computed at run time"
+        )
         for place in range(places):
             relations.same(indices, place, result, axis + place)
         return
     size = max(before[axis], 1)
     # negative indices count from the end
     taken = np.array(known, np.intp) % size
-    relations.freeze_all(indices, "indices")
+    relations.freeze_all(indices, "it holds indices")
     if places == 1:
         slots = np.arange(len(taken))
         relations.link(
@@ -343,9 +349,11 @@ def gather(node: ir.Node, relations: Relations) -> None:
         )
         return
     # a table of indices is not renumbered in part
-    relations.freeze(data, axis, "some of its slots are picked out", taken)
+    relations.freeze(data, axis, "constant indices look up only a part of it", taken)
     for place in range(places):
-        relations.freeze(result, axis + place, "picked out by constant indices")
+        relations.freeze(
+            result, axis + place, "it is made by looking up constant indices"
+        )
 
 
 @update("Gather")

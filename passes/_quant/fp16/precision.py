@@ -33,10 +33,10 @@ SAMPLES = 128
 SINGLE_OPS: dict[str, str] = {
     **dict.fromkeys(
         ("Softmax", "LogSoftmax", "ReduceLogSumExp", "Exp", "Softplus"),
-        "exponentials leave its range",
+        "its exponentials may exceed the range of float16",
     ),
     **dict.fromkeys(
-        ("Log", "Pow", "Reciprocal"), "small and large arguments lose their digits"
+        ("Log", "Pow", "Reciprocal"), "small and large numbers lose digits in float16"
     ),
     **dict.fromkeys(
         (
@@ -49,7 +49,7 @@ SINGLE_OPS: dict[str, str] = {
             "ReduceProd",
             "CumSum",
         ),
-        "long sums lose digits or leave its range",
+        "long sums lose digits in float16, or exceed its range",
     ),
     **dict.fromkeys(
         (
@@ -61,11 +61,11 @@ SINGLE_OPS: dict[str, str] = {
             "LpNormalization",
             "SimplifiedLayerNormalization",
         ),
-        "sums of squares leave its range",
+        "sums of squares may exceed the range of float16",
     ),
     # others are initializers once a model is loaded
     "Constant": "it is an output of its graph",
-    "Range": "counts beyond 2048 are not exact",
+    "Range": "counts beyond 2048 are not exact in float16",
     **dict.fromkeys(QUANT_OPS, "it is quantized already"),
 }
 """Ops that stay float32 whatever their numbers, and why."""
@@ -137,7 +137,7 @@ def half_operands(node: ir.Node, opset: int) -> HalfOperands | str:
     chooses = any(name in schema.attributes for name in _CHOSEN_TYPE)
     # before opset 6 Cast names its type by a string
     if chooses or (node.op_type == "Cast" and opset < 6):
-        return "an attribute chooses its type"
+        return "an attribute fixes its type"
     allowed = {c.type_param_str: c.allowed_type_strs for c in schema.type_constraints}
     inputs = _operands(node.inputs, schema.inputs, allowed)
     outputs = _operands(node.outputs, schema.outputs, allowed)
@@ -187,17 +187,21 @@ def constants_out_of_range(operands: dict[ir.Node, HalfOperands]) -> Reasons:
                 extremes[value] = _absmax(value)
             extreme = extremes[value]
             if extreme > LARGEST:
-                huge[node] = f"constant '{value.name}' is beyond 65504"
+                huge[node] = (
+                    f"constant '{value.name}' is beyond 65504, the largest of float16"
+                )
             elif extreme > 0 and extreme < SMALLEST_NORMAL:
-                tiny[node] = f"constant '{value.name}' is below 2**-14"
-    reason = "a number beyond 65504 may reach it"
+                tiny[node] = (
+                    f"constant '{value.name}' is below 2**-14, where float16 has few digits"
+                )
+    reason = "a number beyond 65504, the largest of float16, may reach it"
     _spread(
         huge,
         operands,
         reason,
         _HUGE_PASSES,
     )
-    reason = "a number below 2**-14 may reach it"
+    reason = "a number below 2**-14, where float16 has few digits, may reach it"
     _spread(
         tiny,
         operands,

@@ -81,10 +81,12 @@ def test_nothing_goes_where_every_channel_is_an_output():
     assert (outcome.changed, outcome.stats) == (0, {})
     assert [item.choice for item in outcome.chosen] == ["0 of 4 channels"]
     # half of a unit's values are zero: a fourth of the outputs is 6 dB
-    assert outcome.chosen[0].reason.startswith("1 leave ")
+    assert outcome.chosen[0].reason.startswith("1 would leave ")
     reasons = {item.where: item.reason for item in outcome.declined}
     where = outcome.chosen[0].where
-    assert reasons[where] == "the outputs would keep less than 17.0 dB"
+    assert reasons[where] == (
+        "the outputs would keep less than 17.0 dB: give a lower min_sqnr, or a ratio"
+    )
     assert ir.to_proto(model) == ir.to_proto(whole)
 
 
@@ -146,7 +148,7 @@ def test_without_data_the_outputs_are_compared_on_made_up_inputs():
     assert min(sqnr(whole, model, [each]) for each in feeds[:2]) >= 12
     assert outcome.stats["measured_sqnr"] >= 12
     assert "predicted_sqnr" not in outcome.stats
-    assert outcome.chosen[0].reason.endswith("of its weights, in squares")
+    assert outcome.chosen[0].reason.endswith("of its weights' energy")
 
 
 def test_drift_that_saves_next_to_nothing_is_not_taken(monkeypatch):
@@ -157,8 +159,8 @@ def test_drift_that_saves_next_to_nothing_is_not_taken(monkeypatch):
     _, outcome = pruned(whole, Running(feeds_of(4)))
     assert outcome.changed == 0
     reason = outcome.declined[-1].reason
-    assert reason.startswith("within 12.0 dB only ")
-    assert "% of the work would go" in reason
+    assert reason.startswith("at 12.0 dB only ")
+    assert "% of the multiply-accumulates would go" in reason
 
 
 @pytest.mark.parametrize("dead", [0, 3])
@@ -170,8 +172,8 @@ def test_where_nothing_is_run_only_what_is_constant_goes(dead):
     model, outcome = pruned(whole, context)
     assert outcome.changed == dead
     assert context.warnings == [
-        "prune-channels: nothing was run, so what the outputs bear is not known; "
-        "a ratio does not ask"
+        "prune-channels: the model was not run, so how much the outputs bear is not known: "
+        "give a ratio"
     ]
     for each in feeds_of(4):
         (wanted,) = run_session(whole).run(None, each)

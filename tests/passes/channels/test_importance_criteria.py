@@ -36,7 +36,9 @@ def test_scores_are_one_finite_number_a_channel_and_never_negative(
     assert np.isfinite(scores[0]).all()
     assert (scores[0] >= 0).all()
     assert [d.reason for d in declined] == (
-        ["bn-scale: it has no BatchNormalization; scored by l2"]
+        [
+            "importance=bn-scale is not possible here, l2 is used: it has no BatchNormalization"
+        ]
         if name == "bn-scale"
         else []
     )
@@ -50,7 +52,10 @@ def test_without_data_norms_serve_and_it_is_said(name, net):
         scores, l2(groups, solution, model, NullContext(), OPTIONS)
     )
     assert [(d.where, d.reason) for d in declined] == [
-        (groups[0].name, f"{name}: there is no calibration data (--data); scored by l2")
+        (
+            groups[0].name,
+            f"importance={name} is not possible here, l2 is used: it needs --data",
+        )
     ]
 
 

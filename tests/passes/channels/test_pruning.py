@@ -102,7 +102,7 @@ def test_frozen_weights_are_declined_with_their_reasons():
     assert pruning_of(IF).groups == []
     assert {d.where: d.reason for d in pruning_of(IF).declined}[
         "w:0"
-    ] == "input 'x' of the model"
+    ] == "it reads the model's input 'x', whose shape stays"
 
 
 @pytest.mark.parametrize(
