@@ -76,8 +76,8 @@ RULES = (
     _Rule(("Conv", "Gemm", "MatMul"), 8, ("quant", "compress-weights")),
     _Rule(("Conv", "Gemm"), 4, ("quant(bits=4)",)),
     _Rule(("MatMul",), 5, ("quant(blocked)",)),
-    _Rule(("Gather",), 8, ("quant", "compress-weights")),
-    _Rule(("ConvTranspose", "LSTM", "GRU", "RNN"), 16, ("compress-weights",)),
+    _Rule(("Gather", "LSTM", "GRU", "RNN"), 8, ("quant", "compress-weights")),
+    _Rule(("ConvTranspose",), 16, ("compress-weights",)),
 )
 """Passes that would shrink a constant by its reader, the first that was not tried counts."""
 
