@@ -22,6 +22,8 @@ def result_tables(result: RunResult, verbosity: int = 0) -> list[RenderableType]
         count = f" ({result.drift_samples})" if result.drift_samples else ""
         tables.append(f"SQNR to the original, on {data}{count}")
     tables.append(before_after(result))
+    if result.metric is not None and "cached" in result.metric:
+        tables.append(found_in_cache(result.metric["cached"]))
     if result.hardware is not None:
         label = result.hardware.label
         tables.append(measured_on(label))
@@ -182,6 +184,11 @@ def before_after(result: RunResult) -> Table:
             f"{second - first:+.4f}",
         )
     return table
+
+
+def found_in_cache(which: Sequence[str]) -> str:
+    """Say which scores an earlier run computed."""
+    return f"metric {' and '.join(which)}: from an earlier run; --no-cache computes it again"
 
 
 def measured_on(label: str) -> str:

@@ -131,6 +131,14 @@ def _exit_with_parent(parent: int) -> None:
     os._exit(1)
 
 
+def runtime_version() -> str:
+    """Version of the ONNX Runtime that is loaded, whichever package it came with."""
+    import onnxruntime as ort
+
+    version: str = ort.__version__
+    return version
+
+
 def close_session(handle: int) -> None:
     """Free a session and its statistics."""
     # statistics first: a count that goes on in the background must end before
@@ -176,5 +184,6 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "clear": clear,
     "peak_memory": peak_memory,
     "products_saturate": products_saturate,
+    "runtime_version": runtime_version,
 }
 """Functions that the parent may call, by name."""

@@ -22,7 +22,7 @@ from .checks import forget_shapes, interface_of
 from .context import TrainingContext
 from .drift import Outputs, Reference, as_figures
 from .evidence import VerificationInputs
-from .figures import Figures, expected_bytes, figures_of, zipped_bytes
+from .figures import Figures, expected_bytes, figures_of, files_of, zipped_bytes
 from .kernels import compare_kernels, is_quantized, remedy
 from .load import Original, own_fault
 from .measure import measure_latency
@@ -189,7 +189,9 @@ def _judge(
         )
     if original.path is not None:
         if inputs.run_metric is not None and inputs.baseline is not None:
-            measured = measure_metric(run, inputs.run_metric, inputs.baseline, path)
+            measured = measure_metric(
+                run, inputs.run_metric, inputs.baseline, path, files_of(path, model)
+            )
             metric = measured.facts
             failure = failure or measured.failure
         # what is not written need not be timed

@@ -24,7 +24,7 @@ from .checks import (
     interface_of_file,
     validity_of,
 )
-from .figures import LARGE, Figures, figures_of, weight_bytes, zipped_bytes
+from .figures import LARGE, Figures, figures_of, files_of, weight_bytes, zipped_bytes
 from .kernels import is_quantized
 from .provenance import sha256_of
 from .run import Run
@@ -36,15 +36,16 @@ class Original:
     """Facts of the original model.
 
     `about`: the JSON form's `model`. `path`: a file of it for the worker; None where this run never
-    runs it. `complaint`: what strict inference says of the file itself. `is_large`: its weights are
-    above 1 GiB. `is_run`: models are run to check them. `has_shapes`, `is_quantized`, `was_packed`:
-    as it came, before anything was inferred or changed. `changes`: what reading and normalizing
-    changed, in words.
+    runs it. `files`: that file and those of its weights. `complaint`: what strict inference says of
+    the file itself. `is_large`: its weights are above 1 GiB. `is_run`: models are run to check
+    them. `has_shapes`, `is_quantized`, `was_packed`: as it came, before anything was inferred or
+    changed. `changes`: what reading and normalizing changed, in words.
     """
 
     about: dict[str, Any]
     figures: Figures
     path: Path | None
+    files: frozenset[Path]
     sha256: str | None
     interface: Interface
     validity: Validity
@@ -81,7 +82,7 @@ def load_original(run: Run) -> tuple[Original, ir.Model]:
     if not is_run:
         _refuse_or_warn_unrun(run)
     sha256 = None if settings.source is None else sha256_of(settings.source)
-    path = _file_of(run, model, is_run)
+    path, files = _files_of(run, model, is_run)
     figures = figures_of(model, path, count_nonzero=not is_large)
     if settings.zipped and path is not None:
         figures.zipped_bytes = zipped_bytes(path, model)
@@ -109,6 +110,7 @@ def load_original(run: Run) -> tuple[Original, ir.Model]:
         # shapes that normalizing infers make the MACs known
         figures=dataclasses.replace(figures, macs=model_macs(model)),
         path=path,
+        files=files,
         sha256=sha256,
         interface=loaded,
         validity=validity,
@@ -156,15 +158,20 @@ def _refuse_or_warn_unrun(run: Run) -> None:
     )
 
 
-def _file_of(run: Run, model: ir.Model, is_run: bool) -> Path | None:
-    """A file of the model for the worker; None where this run needs none."""
+def _files_of(
+    run: Run, model: ir.Model, is_run: bool
+) -> tuple[Path | None, frozenset[Path]]:
+    """A file of the model for the worker, and with those of its weights.
+
+    None where this run needs none.
+    """
     if run.settings.source is not None:
-        return run.settings.source.absolute()
+        path = run.settings.source.absolute()
+        return path, frozenset(files_of(path, model))
     if not is_run and run.settings.metric is None:
-        return None
+        return None, frozenset()
     path = run.scratch / "input.onnx"
-    save(model, path, durable=False)
-    return path
+    return path, frozenset(save(model, path, durable=False))
 
 
 def _description(

@@ -18,7 +18,7 @@ Passes keep facts of their own under the same prefix.
 
 
 def sha256_of(path: Path) -> str:
-    """Hex digest of the .onnx file itself (external data is not read)."""
+    """Hex digest of one file: of a model the .onnx file itself, without its external data."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -11,6 +11,7 @@ from ..command_options import (
     EVAL_DATA,
     FORCE,
     METRIC_OUTPUT,
+    NO_CACHE,
     RESUME,
     TARGET,
     THREADS,
@@ -68,6 +69,7 @@ SHOWN_LOSSES = 20
     help="Run the model to check it; auto: if its weights are at most 1 GiB.",
 )
 @click.option("--no-bench", is_flag=True, help="Do not measure latency.")
+@NO_CACHE
 @click.option(
     "--zipped",
     is_flag=True,
@@ -103,6 +105,7 @@ def command(
     as_json: bool,
     verbosity: int,
     no_bench: bool,
+    no_cache: bool,
     no_pack: bool,
     **options: Any,
 ) -> None:
@@ -123,6 +126,7 @@ def command(
             list(passes) or DEFAULT_PASSES,
             out=out or default_output(model),
             bench=not no_bench,
+            cache=not no_cache,
             pack=not no_pack,
             progress=Progress(verbosity - as_json),
             **options,
