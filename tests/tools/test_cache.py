@@ -70,7 +70,7 @@ def scored(monkeypatch):
 
 def run(model, data, **options):
     return onnx_opt.optimize(
-        model, "quant", data=data, metric="top1", bench=False, **options
+        model, "quant(fp16)", data=data, metric="top1", bench=False, **options
     )
 
 

@@ -23,6 +23,7 @@ from .result import RunResult
 from .run import Run, open_run
 from .settings import RunSettings
 from .step import Checked, check_loaded, run_step, warn_if_unchanged
+from .unchanged import is_unchanged
 from .verify import Verifier
 
 
@@ -42,7 +43,8 @@ def optimize_model(settings: RunSettings) -> RunResult:
         for pass_ in settings.pipeline.passes:
             checked = run_step(run, verifier, context, checked, pass_)
         warn_if_unchanged(run, checked.steps)
-        checked = end_packed(run, original, verifier, context, checked, inputs)
+        if not is_unchanged(run, original, checked):
+            checked = end_packed(run, original, verifier, context, checked, inputs)
         written = finish(run, original, inputs, verifier, context, checked)
         # after the file is written: its figures do not depend on the explanation
         losses = _explained(run, inputs, checked)
@@ -131,6 +133,9 @@ def _result(
 
 def _changes(original: Original, written: Written) -> list[str]:
     """Changes that no pass made: those of loading, and the versions that the result asks for."""
+    # what loading made of it went with the run
+    if written.is_unchanged:
+        return []
     about = original.about
     requires = written.requires
     versions = (

@@ -69,7 +69,7 @@ def load_original(run: Run) -> tuple[Original, ir.Model]:
     # before anything costly: the file could not be written in the end
     if settings.out is not None:
         check_output(settings.out, settings.source, settings.force)
-    reading = _reading_of(settings)
+    reading = reading_of(settings)
     model = reading.model
     for fault in reading.mended:
         run.reporter.warn("model", fault)
@@ -125,7 +125,8 @@ def load_original(run: Run) -> tuple[Original, ir.Model]:
     return original, model
 
 
-def _reading_of(settings: RunSettings) -> Reading:
+def reading_of(settings: RunSettings) -> Reading:
+    """The original as its file has it; of a model in memory a clone."""
     if isinstance(settings.model, Path):
         return read(settings.model)
     # passes work in place, and the caller's model must stay as it is

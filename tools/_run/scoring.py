@@ -217,18 +217,13 @@ class MeasuredMetric(NamedTuple):
 
 
 def measure_metric(
-    run: Run,
-    run_metric: RunMetric,
-    first: MetricScore,
-    path: Path,
-    files: Iterable[Path],
+    run: Run, run_metric: RunMetric, first: MetricScore, second: MetricScore
 ) -> MeasuredMetric:
-    """Score the result at `path`, which `files` hold, beside the original, whose score is `first`.
+    """Judge the score of the result, `second`, beside that of the original, `first`.
 
     Warns where the labels are too few to show the drop that is allowed.
     """
     metric = run_metric.metric
-    second = run_metric.score(path, files)
     drop = first.value - second.value
     if not metric.higher_is_better:
         drop = -drop
