@@ -48,8 +48,8 @@ def stamp(
     earlier = provenance(model)
     if earlier:
         records = [*history(model), earlier]
-        text = json.dumps(records[-MOST:], ensure_ascii=False)
-        model.metadata_props[PREFIX + HISTORY] = text
+        latest = json.dumps(records[-MOST:], ensure_ascii=False)
+        model.metadata_props[PREFIX + HISTORY] = latest
     # it may have keys that this one lacks
     for key in earlier:
         del model.metadata_props[PREFIX + key]
