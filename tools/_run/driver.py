@@ -22,7 +22,13 @@ from .packing import end_packed
 from .result import RunResult
 from .run import Run, open_run
 from .settings import RunSettings
-from .step import Checked, check_loaded, run_step, warn_if_unchanged
+from .step import (
+    Checked,
+    check_loaded,
+    run_step,
+    warn_if_unchanged,
+    warn_of_order,
+)
 from .unchanged import is_unchanged
 from .verify import Verifier
 
@@ -43,6 +49,7 @@ def optimize_model(settings: RunSettings) -> RunResult:
         for pass_ in settings.pipeline.passes:
             checked = run_step(run, verifier, context, checked, pass_)
         warn_if_unchanged(run, checked.steps)
+        warn_of_order(run, checked.steps)
         if not is_unchanged(run, original, checked):
             checked = end_packed(run, original, verifier, context, checked, inputs)
         written = finish(run, original, inputs, verifier, context, checked)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -13,6 +14,7 @@ import onnx_ir as ir
 from ... import CheckError, OnnxOptError, UsageError
 from ...passes._core.contract import Pass
 from ...passes._core.opset import OpsetRefused
+from ...passes._core.order import Ran, lost_by_order
 from ...passes._core.outcome import Declined, PassOutcome
 from ...passes._core.registry import ForeignPass
 from ...runtime.session import LoadRefused, is_runtime_fault
@@ -330,6 +332,18 @@ def _with_stage(
     reference = float_form or before
     stage = LossyStage(pass_, reference, result)
     return (*stages, stage)
+
+
+def warn_of_order(run: Run, steps: Sequence[Step]) -> None:
+    """Warn of passes that left later ones nothing to work on, or that these undid."""
+    ran = []
+    for step in steps:
+        reasons = [declined["reason"] for declined in step.declined]
+        ran.append(Ran(step.name, step.text, step.changed, reasons))
+    for earlier, later in itertools.combinations(ran, 2):
+        words = lost_by_order(earlier, later)
+        if words is not None:
+            run.reporter.warn("order", words)
 
 
 def warn_if_unchanged(run: Run, steps: Sequence[Step]) -> None:
