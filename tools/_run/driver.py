@@ -14,10 +14,11 @@ from ...runtime.metrics import metric_named
 from .context import context_of
 from .drift import sample_count
 from .evidence import VerificationInputs, gather_inputs
-from .explain_loss import explain
+from .explain_loss import as_rows, explain
 from .finish import Written, finish, with_final_drift
 from .harm import Judgement, harm_of
 from .load import Original, load_original
+from .loss_balance import parting
 from .packing import end_packed
 from .result import RunResult
 from .run import Run, open_run
@@ -54,7 +55,7 @@ def optimize_model(settings: RunSettings) -> RunResult:
             checked = end_packed(run, original, verifier, context, checked, inputs)
         written = finish(run, original, inputs, verifier, context, checked)
         # after the file is written: its figures do not depend on the explanation
-        losses = _explained(run, inputs, checked)
+        losses = _explained(run, inputs, checked, written)
         _warn_of_data(run, inputs)
         _warn_of_harm(run, checked, written)
         result = _result(run, original, inputs, checked, written, losses)
@@ -65,7 +66,7 @@ def optimize_model(settings: RunSettings) -> RunResult:
 
 
 def _explained(
-    run: Run, inputs: VerificationInputs, checked: Checked
+    run: Run, inputs: VerificationInputs, checked: Checked, written: Written
 ) -> list[dict[str, object]] | None:
     """Loss of each layer, where that was asked for; empty with a warning if nothing was run."""
     if not run.settings.explain_loss:
@@ -74,7 +75,12 @@ def _explained(
         run.reporter.warn("--explain-loss", "nothing to explain: the model was not run")
         return []
     with run.reporter.progress("explaining the loss"):
-        return explain(run.worker, checked.stages, inputs.reference.batches)
+        stages = explain(run.worker, checked.stages, inputs.reference.batches)
+    if stages and written.drift is not None:
+        words = parting(stages, written.drift.sqnr_db)
+        if words is not None:
+            run.reporter.warn("--explain-loss", words)
+    return as_rows(stages)
 
 
 def _warn_of_data(run: Run, inputs: VerificationInputs) -> None:
