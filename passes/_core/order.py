@@ -30,7 +30,7 @@ _NAMING = ("include", "exclude", "layers")
 
 
 @dataclass(frozen=True)
-class Order:
+class CostlyOrder:
     """An order that costs something.
 
     `sign`: words of the reason that `later` passes give for each layer that `earlier` ones took
@@ -46,38 +46,38 @@ class Order:
 
 
 ORDERS = (
-    Order(
+    CostlyOrder(
         frozenset({"pack"}),
         ON_FLOATS,
         "already quantized",
         "{earlier} puts weights behind nodes that decode them, which {later} leaves",
     ),
     # what quant leaves float, compress-weights or another form may take
-    Order(
+    CostlyOrder(
         frozenset({"quant"}),
         ON_FLOATS - {"quant", "compress-weights"},
         "already quantized",
         "{earlier} makes integers of weights, which {later} leaves",
     ),
-    Order(
+    CostlyOrder(
         frozenset({"compress-weights"}),
         ON_FLOATS - {"compress-weights"},
         "already quantized",
         "{earlier} stores weights in few bits, which {later} leaves",
     ),
-    Order(
+    CostlyOrder(
         frozenset({"compress-weights"}),
         ON_FLOATS - {"compress-weights"},
         "",
         "{later} makes other weights of those that {earlier} has rounded: they lose twice",
     ),
-    Order(
+    CostlyOrder(
         frozenset({"quant", "compress-weights"}),
         ON_FLOATS,
         "FLOAT16, not FLOAT",
         "{earlier} stores weights in half precision, which {later} leaves",
     ),
-    Order(
+    CostlyOrder(
         ON_GRID,
         ON_GRID,
         "grid already",

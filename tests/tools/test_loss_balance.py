@@ -56,6 +56,13 @@ def test_a_loss_between_layers_is_said():
     assert "no layer with weights lost anything" in parting([stage((math.inf, 30))], 30)
 
 
+@pytest.mark.parametrize(
+    ("own", "measured"), [(40, math.inf), (40, math.nan), (-math.inf, 10)]
+)
+def test_figures_without_bounds_are_not_compared(own, measured):
+    assert parting([stage((own, own))], measured) is None
+
+
 def test_fused_layers_tell_nothing():
     assert parting([stage((40, None))], 20.0).endswith("all were fused")
 

@@ -23,11 +23,15 @@ def parting(stages: Sequence[StageLosses], measured_db: float) -> str | None:
 
     `measured_db`: SQNR of the outputs to the original's.
     """
-    summed = _sum_db(loss.own_db for stage in stages for loss in stage.losses)
+    of_stages = [_sum_db(loss.own_db for loss in stage.losses) for stage in stages]
+    summed = _sum_db(of_stages)
     last = [_last_known(stage.losses) for stage in stages]
     known = [loss for loss in last if loss is not None]
-    if not math.isfinite(summed):
+    if summed == math.inf:
         return _unexplained(measured_db)
+    # outputs that are exact, labels for one, or broken: nothing is to be compared
+    if not (math.isfinite(summed) and math.isfinite(measured_db)):
+        return None
     if abs(summed - measured_db) <= APART:
         return None
     words = (
