@@ -138,6 +138,20 @@ layer (float[N, 3] x) => (float[N, 300] y)
 """
 
 
+def test_a_file_with_faults_is_mended_all_the_same(tmp_path):
+    path, out = tmp_path / "faulty.onnx", tmp_path / "out.onnx"
+    proto = onnx.parser.parse_model(FOREIGN)
+    proto.graph.output[0].ClearField("type")
+    onnx.save(proto, path)
+    result = onnx_opt.optimize(path, "prune", out=out, bench=False)
+    assert result.passes[0].changed == 0
+    onnx.checker.check_model(onnx.load(out), full_check=True)
+    # it has none any more
+    again = tmp_path / "again.onnx"
+    onnx_opt.optimize(out, "prune", out=again, bench=False)
+    assert again.read_bytes() == out.read_bytes()
+
+
 def test_weights_beside_the_model_get_a_file_of_their_own(tmp_path):
     path, out = tmp_path / "model.onnx", tmp_path / "out.onnx"
     onnx.save(

@@ -39,7 +39,8 @@ class Original:
     runs it. `files`: that file and those of its weights. `complaint`: what strict inference says of
     the file itself. `is_large`: its weights are above 1 GiB. `is_run`: models are run to check
     them. `has_shapes`, `is_quantized`, `was_packed`: as it came, before anything was inferred or
-    changed. `changes`: what reading and normalizing changed, in words.
+    changed. `was_mended`: the file has faults that loading it has mended. `changes`: what reading
+    and normalizing changed, in words.
     """
 
     about: dict[str, Any]
@@ -55,6 +56,7 @@ class Original:
     has_shapes: bool
     is_quantized: bool
     was_packed: bool
+    was_mended: bool
     changes: tuple[str, ...]
 
 
@@ -102,6 +104,7 @@ def load_original(run: Run) -> tuple[Original, ir.Model]:
     problem = interface.difference(loaded)
     if problem:
         raise own_fault(f"loading changes the model: {problem}")
+    of_file = validity
     if validity != Validity(None, None):
         # normalizing may mend what the file fails; passes must not undo that
         validity = validity.either(validity_of(model))
@@ -120,6 +123,7 @@ def load_original(run: Run) -> tuple[Original, ir.Model]:
         has_shapes=has_shapes,
         is_quantized=was_quantized,
         was_packed=was_packed,
+        was_mended=bool(reading.mended) or validity != of_file,
         changes=tuple(changes),
     )
     return original, model

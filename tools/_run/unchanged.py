@@ -16,12 +16,12 @@ from .step import Checked
 
 
 def is_unchanged(run: Run, original: Original, checked: Checked) -> bool:
-    """True if no pass has changed anything.
+    """True if no pass has changed anything, and loading mended nothing.
 
     A model that came packed was unpacked to work on: it is unchanged if the run would only pack it
     again.
     """
-    if any(step.changed for step in checked.steps):
+    if original.was_mended or any(step.changed for step in checked.steps):
         return False
     if not original.was_packed:
         return True
