@@ -24,8 +24,8 @@ class DeduplicateInitializers(Pass):
     """Keep one initializer of each distinct type, shape and content.
 
     Effect: exact. Compares bytes, so 0.0 and -0.0 stay apart. Initializers that callers can
-    override, and those that are graph outputs, stay. A subgraph's initializer may give way to one
-    of a graph around it.
+    override, those that are graph outputs, and zero points of stored weights stay. A subgraph's
+    initializer may give way to one of a graph around it.
 
     Shapes: unchanged.
 
@@ -52,6 +52,9 @@ class DeduplicateInitializers(Pass):
         return PassOutcome(count, {"initializers": count, "bytes": saved})
 
 
+_ZERO_POINT = 2
+"""Place of the zero point among the inputs of DequantizeLinear."""
+
 Path = tuple[int, ...]
 """Ids of the graphs that lead to a graph, the main graph first and itself last."""
 
@@ -67,10 +70,28 @@ def _groups(model: ir.Model) -> Iterable[Group]:
             # an output keeps its name, so that it cannot give way
             if not is_constant(value) or value.is_graph_output():
                 continue
+            if _is_zero_of_weight(value):
+                continue
             assert value.const_value is not None
             shape = tuple(value.const_value.shape.numpy())
             groups[value.const_value.dtype, shape].append((path, value))
     return groups.values()
+
+
+def _is_zero_of_weight(value: ir.Value) -> bool:
+    """True for the zero point of a stored weight.
+
+    ONNX Runtime's option session.x64quantprecision refuses weights that share one.
+    """
+    for use in value.uses():
+        if use.node.op_type != "DequantizeLinear" or use.idx != _ZERO_POINT:
+            continue
+        codes = use.node.inputs[0]
+        producer = None if codes is None else codes.producer()
+        # of an activation where QuantizeLinear makes it
+        if producer is None or producer.op_type != "QuantizeLinear":
+            return True
+    return False
 
 
 def _scopes(graph: ir.Graph, path: Path) -> Iterator[tuple[Path, ir.Graph]]:

@@ -142,13 +142,13 @@ class _Packing:
         }
 
     def pack(self, value: ir.Value) -> str | None:
-        """Store a constant by its best codec; the reason where memory alone forbids that."""
+        """Store a constant by its best codec; the reason where it is left as it is."""
         assert value.name is not None
         assert value.const_value is not None
         budget = self._options.load_memory * 10**6 - self._load_bytes
         least = least_load_bytes(value.const_value, self._options.min_saving)
         if least is None:
-            return None
+            return self._saves_too_little()
         if least > budget:
             return _too_much(least)
         dense = initializer_bytes(value.name, value.const_value)
@@ -165,8 +165,11 @@ class _Packing:
                 self._before += dense
                 return None
         if not choices:
-            return None
+            return self._saves_too_little()
         return _too_much(choices[0].load_bytes)
+
+    def _saves_too_little(self) -> str:
+        return f"no codec saves {self._options.min_saving:.0%} of its bytes"
 
     def _choices(self, value: ir.Value) -> Iterator[_Choice]:
         """Every codec that fits the constant."""

@@ -24,13 +24,15 @@ class MetricScore(NamedTuple):
 
     `hits`: of each row, whether it is right, (N,) booleans; None where the metric is no share of
     rows. `classes`: how many a row is told from; 0 where that is not known. `strangers`: labels and
-    predictions of which none is among the other, as words; "" where some are.
+    predictions of which none is among the other, as words; "" where some are. `is_cached`: an
+    earlier run computed it.
     """
 
     value: float
     hits: NDArray[np.bool_] | None = None
     classes: int = 0
     strangers: str = ""
+    is_cached: bool = False
 
 
 _IGNORED_LABEL = -100

@@ -2,7 +2,10 @@
 
 import importlib.util
 import sys
+import tempfile
 from pathlib import Path
+
+import pytest
 
 if importlib.util.find_spec("onnx_opt") is None:
     root = Path(__file__).resolve().parents[1]
@@ -12,6 +15,14 @@ if importlib.util.find_spec("onnx_opt") is None:
     module = importlib.util.module_from_spec(spec)
     sys.modules["onnx_opt"] = module
     spec.loader.exec_module(module)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache():
+    """No test reads or writes the cache of who runs the suite."""
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ONNX_OPT_CACHE", folder)
+        yield
 
 
 def pytest_terminal_summary(terminalreporter):

@@ -43,6 +43,7 @@ LAYERS = {
         "numpy",
         "click",
         "rich",
+        "platformdirs",
     },
 }
 """What each layer may import besides itself, the root package and the standard library (google:

@@ -130,6 +130,7 @@ def test_the_wheel_carries_its_licence_and_entry_point(wheel):
         "numpy",
         "click",
         "rich",
+        "platformdirs",
     }
 
 

@@ -94,6 +94,12 @@ def seed_option(use: str) -> Decorator:
     )
 
 
+NO_CACHE = click.option(
+    "--no-cache",
+    is_flag=True,
+    help="Compute metrics anew, also of models that were scored before.",
+)
+
 RESUME = click.option(
     "--resume",
     type=click.Path(path_type=Path, file_okay=False),

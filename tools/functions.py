@@ -7,12 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, overload
 
-from ..runtime.feeds import open_feeds
-from ..runtime.metrics import metric_named
-from ..runtime.session import open_session
-from ..runtime.worker import Worker
-from ._compare import checked
-from ._run.scoring import score
+from ._evaluate import evaluated
 from .facts import Facts, FactsList
 from .model_forms import as_file, as_model
 from .result import Result
@@ -89,18 +84,24 @@ def evaluate(
     metric_output: str | None = None,
     provider: str = "cpu",
     threads: int = 0,
+    cache: bool = True,
 ) -> float:
     """Metric of a model on labelled data.
 
     `metric`: top1, top5, spearman, perplexity, `module:callable`, or a function of the outputs (a
-    list of arrays a batch) and the labels of all batches. Errors: UsageError, RefusedError (model,
-    data).
+    list of arrays a batch) and the labels of all batches. `cache`: as of `optimize`. Errors:
+    UsageError, RefusedError (model, data).
     """
-    chosen = metric_named(metric)
-    with as_file(model) as path, Worker() as worker:
-        session = open_session(worker, checked(path), provider, threads=threads)
-        feeds = open_feeds(data, session.inputs, path.parent)
-        return score(session, feeds, chosen, None, metric_output).value
+    with as_file(model) as path:
+        return evaluated(
+            path,
+            data,
+            metric,
+            output=metric_output,
+            provider=provider,
+            threads=threads,
+            use_cache=cache,
+        ).score.value
 
 
 def inspect(model: Any, *, groups: bool = False) -> Facts:

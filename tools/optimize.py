@@ -39,6 +39,7 @@ def optimize(
     seed: int = 0,
     strict: bool = False,
     bench: bool = True,
+    cache: bool = True,
     verify: Verify = "auto",
     force: bool = False,
     dry_run: bool = False,
@@ -60,7 +61,8 @@ def optimize(
     `model`: a path, bytes, a ModelProto, an `ir.Model` (never modified) or torch's ONNXProgram.
     `out` None: nothing is written. `data`: feeds in any form that `runtime.feeds.open_feeds` takes.
     `metric`: a name, or a function of all outputs and labels; `metric_output`: the output that it
-    scores. `verify`: "auto" runs the model where its weights are at most 1 GiB. `min_sqnr` (dB) and
+    scores. `cache`: take a built-in metric of files that were scored before from this machine's
+    cache. `verify`: "auto" runs the model where its weights are at most 1 GiB. `min_sqnr` (dB) and
     `max_drop` (of the metric) are budgets: where one is not met, nothing is written. `floor`:
     "3" (dB), "50%" (of rows whose largest output stays), "3,50%" or "none": the least that a lossy
     result keeps unless `force`. `explain_loss`
@@ -89,6 +91,7 @@ def optimize(
         seed=seed,
         strict=strict,
         bench=bench,
+        cache=cache,
         verify=verify,
         force=force,
         dry_run=dry_run,

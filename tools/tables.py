@@ -25,6 +25,8 @@ def result_tables(result: RunAccount, verbosity: int = 0) -> list[RenderableType
             f"SQNR to the original, on {data}{count}{_drift_words(result.drift)}"
         )
     tables.append(before_after(result))
+    if result.metric is not None and "cached" in result.metric:
+        tables.append(found_in_cache(result.metric["cached"]))
     if result.hardware is not None:
         label = result.hardware.label
         tables.append(measured_on(label))
@@ -261,6 +263,11 @@ def before_after(result: RunAccount) -> Table:
             f"{second - first:+.4f}",
         )
     return table
+
+
+def found_in_cache(which: Sequence[str]) -> str:
+    """Say which scores an earlier run computed."""
+    return f"metric {' and '.join(which)}: from an earlier run; --no-cache computes it again"
 
 
 def measured_on(label: str) -> str:

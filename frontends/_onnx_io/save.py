@@ -9,6 +9,7 @@ import contextlib
 import errno
 import functools
 import os
+import shutil
 import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -92,18 +93,49 @@ def save(
             else:
                 _bring_inline(slots, restore)
             encoded = _encoded(model, str(path))
-        with _as_own_errors(path):
-            temporary = files.temporary()
-            with open(temporary, "wb") as file:
-                file.write(encoded)
-                if durable:
-                    _make_durable(file)
-        # outside of `_as_own_errors`: its exceptions are not about the path
-        if check is not None:
-            check(temporary)
-        with _as_own_errors(path):
-            files.switch(temporary, still_read=sources)
+        _put(files, lambda file: file.write(encoded), check, sources)
     return [*written, target]
+
+
+def copy(
+    source: Path,
+    path: str | Path,
+    *,
+    check: Callable[[Path], None] | None = None,
+    durable: bool = True,
+) -> list[Path]:
+    """Write a model file as it is, atomically, as `save` does; it has no external data.
+
+    Returns the one file written. Errors: as `save`.
+    """
+    target = Path(path)
+    with contextlib.ExitStack() as stack:
+        with _as_own_errors(path):
+            files = stack.enter_context(OwnFiles(target, durable))
+            original = stack.enter_context(open(source, "rb"))
+        _put(files, lambda file: shutil.copyfileobj(original, file), check, set())
+    return [target]
+
+
+def _put(
+    files: OwnFiles,
+    write: Callable[[BinaryIO], object],
+    check: Callable[[Path], None] | None,
+    still_read: set[Path],
+) -> None:
+    """Write the model file, and give it the target's name unless `check` raises."""
+    path = files.target
+    with _as_own_errors(path):
+        temporary = files.temporary()
+        with open(temporary, "wb") as file:
+            write(file)
+            if files.durable:
+                _make_durable(file)
+    # outside of `_as_own_errors`: its exceptions are not about the path
+    if check is not None:
+        check(temporary)
+    with _as_own_errors(path):
+        files.switch(temporary, still_read)
 
 
 def check_output(

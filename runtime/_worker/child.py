@@ -132,6 +132,14 @@ def _exit_with_parent(parent: int) -> None:
     os._exit(1)
 
 
+def runtime_version() -> str:
+    """Version of the ONNX Runtime that is loaded, whichever package it came with."""
+    import onnxruntime as ort
+
+    version: str = ort.__version__
+    return version
+
+
 def close_session(handle: int) -> None:
     """Free a session and its statistics."""
     # statistics first: a count that goes on in the background must end before
@@ -161,13 +169,6 @@ def peak_memory() -> int | None:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     # macOS counts bytes, Linux kibibytes
     return peak if sys.platform == "darwin" else peak * 1024
-
-
-def runtime_version() -> str:
-    """Version of ONNX Runtime."""
-    import onnxruntime
-
-    return str(onnxruntime.__version__)
 
 
 FUNCTIONS: dict[str, Callable[..., Any]] = {

@@ -433,7 +433,7 @@ def test_eval_scores_labelled_data(mlp, labelled):
         expected = float(np.mean(outputs.argmax(1) == arrays["labels"]))
     assert (facts["metric"], facts["value"]) == ("top1", expected)
     assert facts["hardware"] == hardware(None).to_json()
-    done = invoke("eval", mlp, "--data", labelled, "--metric", "top1")
+    done = invoke("eval", mlp, "--data", labelled, "--metric", "top1", "--no-cache")
     assert (done.stdout, done.stderr) == (
         f"top1 {expected:.6g}\n",
         f"on {hardware(None).label}\n",

@@ -318,12 +318,12 @@ def test_a_target_whose_cpu_is_not_here_decides_nothing_by_time(
 
 def test_the_account_names_the_cpu(tmp_path, float_file):
     out = tmp_path / "out.onnx"
-    result = optimize(float_file, "quant", out=out, bench=False)
+    result = optimize(float_file, "prune", out=out, bench=False)
     assert result.hardware.saturates is SATURATES
     assert result.as_dict()["hardware"] == result.hardware.to_json()
     assert provenance(load(out))["cpu"] == result.hardware.label
     done = CliRunner().invoke(
-        main, [str(float_file), "-p", "quant", "-o", str(out), "--no-bench"]
+        main, [str(float_file), "-p", "prune", "-o", str(out), "--no-bench"]
     )
     assert f"\non {result.hardware.label}\n" in done.stderr
 

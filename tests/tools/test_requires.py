@@ -113,7 +113,7 @@ def test_lowering_that_is_not_exact_is_taken_back(written, monkeypatch):
         return True
 
     monkeypatch.setattr(versions, "lower_versions", wrong)
-    result, proto = written(MLP, "prune(sparsity=0)")
+    result, proto = written(MLP, "prune(sparsity=0.1)")
     assert [node.op_type for node in proto.graph.node] == ["MatMul", "Relu", "MatMul"]
     assert (proto.opset_import[0].version, result.requires["opset"]) == (21, 21)
     assert [w for w in result.warnings if w.startswith("opset: not lowered: ")]
@@ -125,7 +125,7 @@ def test_lowering_that_fails_leaves_the_model(written, monkeypatch):
         raise RuntimeError("no schema")
 
     monkeypatch.setattr(versions, "lower_versions", failing)
-    result, proto = written(MLP, "prune(sparsity=0)")
+    result, proto = written(MLP, "prune(sparsity=0.1)")
     assert proto.opset_import[0].version == 21
     assert "opset: not lowered: RuntimeError: no schema" in result.warnings
 

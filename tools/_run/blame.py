@@ -11,7 +11,7 @@ from ... import OnnxOptError
 from ...passes._core.drift_budget import BROKEN
 from ...passes._core.pipeline import Pipeline
 from .evidence import VerificationInputs
-from .explain_loss import Effort, explain, next_pipeline
+from .explain_loss import Effort, as_rows, explain, next_pipeline
 from .result import Step
 from .run import Run
 from .step import Checked
@@ -93,12 +93,13 @@ def _few_losses(
         return []
     try:
         with run.reporter.progress("looking for the layers that lost most"):
-            return explain(
+            stages = explain(
                 run.worker,
                 checked.stages,
                 inputs.reference.batches,
                 Effort(SAMPLES, SECONDS),
             )
+            return as_rows(stages)
     except OnnxOptError:
         # the pass alone is named: layers of other shapes than before cannot be compared
         return []

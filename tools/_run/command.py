@@ -21,6 +21,7 @@ OPTIONS = {
     "min_sqnr": "--min-sqnr",
     "floor": "--floor",
     "seed": "--seed",
+    "cache": "--no-cache",
     "threads": "--threads",
     "verify": "--verify",
     "bench": "--no-bench",

@@ -20,17 +20,26 @@ from .command import command_of
 from .context import context_of
 from .drift import as_figures, sample_count
 from .evidence import VerificationInputs, gather_inputs
-from .explain_loss import explain
+from .explain_loss import as_rows, explain
 from .finish import Written, finish, with_final_drift
 from .floor import BelowFloor
 from .harm import harm_of, judgement_of
 from .largest import largest_parts
 from .load import Original, description, load_original
+from .loss_balance import parting
 from .packing import end_packed
 from .result import RunAccount, RunResult, Step
 from .run import Run, open_run
 from .settings import RunSettings
-from .step import Checked, check_loaded, run_step, warn_if_unchanged, with_metric
+from .step import (
+    Checked,
+    check_loaded,
+    run_step,
+    warn_if_unchanged,
+    warn_of_order,
+    with_metric,
+)
+from .unchanged import is_unchanged
 from .verify import Verifier
 from .versions import versions
 
@@ -85,14 +94,16 @@ def _optimized(run: Run, known: RunSoFar) -> Written:
         checked = run_step(run, verifier, context, checked, pass_)
         checked = with_metric(run, inputs, verifier, checked)
     warn_if_unchanged(run, checked.steps)
+    warn_of_order(run, checked.steps)
     known.checked = checked
-    checked = end_packed(run, original, verifier, context, checked, inputs)
+    if not is_unchanged(run, original, checked):
+        checked = end_packed(run, original, verifier, context, checked, inputs)
     known.checked = with_metric(run, inputs, verifier, checked)
     with step("finish"):
         written = finish(run, original, inputs, verifier, context, known.checked)
         known.written = written
     # after the file is written: its figures do not depend on the explanation
-    known.losses = _explained(run, inputs, known.checked)
+    known.losses = _explained(run, inputs, known.checked, written)
     _warn_of_data(run, inputs)
     failure = _tell_of_harm(run, original, inputs, known.checked, written, known.losses)
     known.written = dataclasses.replace(written, failure=failure)
@@ -100,7 +111,7 @@ def _optimized(run: Run, known: RunSoFar) -> Written:
 
 
 def _explained(
-    run: Run, inputs: VerificationInputs, checked: Checked
+    run: Run, inputs: VerificationInputs, checked: Checked, written: Written
 ) -> list[dict[str, Any]] | None:
     """Loss of each layer, where that was asked for; empty with a warning if nothing was run."""
     if not run.settings.explain_loss:
@@ -109,7 +120,12 @@ def _explained(
         run.reporter.warn("--explain-loss", "nothing to explain: the model was not run")
         return []
     with run.reporter.progress("explaining the loss"):
-        return explain(run.worker, checked.stages, inputs.reference.batches)
+        stages = explain(run.worker, checked.stages, inputs.reference.batches)
+    if stages and written.drift is not None:
+        words = parting(stages, written.drift.sqnr_db)
+        if words is not None:
+            run.reporter.warn("--explain-loss", words)
+    return as_rows(stages)
 
 
 def _warn_of_data(run: Run, inputs: VerificationInputs) -> None:
@@ -220,6 +236,9 @@ def _drift_facts(inputs: VerificationInputs, written: Written) -> dict[str, Any]
 
 def _changes(original: Original, written: Written) -> list[str]:
     """Changes that no pass made: those of loading, and the versions that the result asks for."""
+    # what loading made of it went with the run
+    if written.is_unchanged:
+        return []
     about = original.about
     requires = written.requires
     versions = (

@@ -116,12 +116,12 @@ def _with_baseline(
     run: Run, original: Original, inputs: VerificationInputs
 ) -> VerificationInputs:
     """Add the metric of the original: a run that cannot be judged ends before its costly part."""
-    run_metric = run_metric_of(run, inputs.labelled, inputs.open)
+    run_metric = run_metric_of(run, inputs.labelled, inputs.open, inputs.hardware)
     if run_metric is None or original.path is None:
         return inputs
     # one that is to learn from a teacher may know nothing yet
     must_know = run.settings.teacher is None
-    baseline = baseline_of(run_metric, original.path, must_know)
+    baseline = baseline_of(run_metric, original.path, original.files, must_know)
     return dataclasses.replace(inputs, run_metric=run_metric, baseline=baseline)
 
 

@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import onnx_ir as ir
 
@@ -74,22 +74,33 @@ class Loss:
         return -10 * math.log10(noise) if noise > 0 else math.inf
 
 
+class StageLosses(NamedTuple):
+    """Losses due to the pass of that name, in graph order."""
+
+    name: str
+    losses: list[Loss]
+
+
 def explain(
     worker: Worker,
     stages: Iterable[LossyStage],
     batches: Sequence[Mapping[str, Any]],
     effort: Effort | None = None,
-) -> list[dict[str, Any]]:
-    """Losses of every stage with the pass that they are due to.
+) -> list[StageLosses]:
+    """Losses of every stage with the pass that they are due to, in graph order."""
+    spent = effort or Effort()
+    return [
+        StageLosses(stage.pass_.name, explain_stage(worker, stage, batches, spent))
+        for stage in stages
+    ]
 
-    Worst first within a stage: by what the layer itself adds.
-    """
+
+def as_rows(stages: Iterable[StageLosses]) -> list[dict[str, Any]]:
+    """Losses as the account has them, worst first within a stage: by what the layer itself adds."""
     rows: list[dict[str, Any]] = []
     for stage in stages:
-        losses = explain_stage(worker, stage, batches, effort or Effort())
-        losses.sort(key=lambda loss: loss.own_db)
-        for loss in losses:
-            row = {"pass": stage.pass_.name, **dataclasses.asdict(loss)}
+        for loss in sorted(stage.losses, key=lambda loss: loss.own_db):
+            row = {"pass": stage.name, **dataclasses.asdict(loss)}
             rows.append(row)
     return rows
 

@@ -71,7 +71,7 @@ def figures_of(model: ir.Model, path: Path | None, count_nonzero: bool) -> Figur
 
 def bytes_on_disk(path: Path, model: ir.Model) -> int:
     """Bytes of a model file and of the external data that `model`, loaded from it, refers to."""
-    return sum(os.path.getsize(file) for file in _files(path, model))
+    return sum(os.path.getsize(file) for file in files_of(path, model))
 
 
 def zipped_bytes(path: Path, model: ir.Model) -> int:
@@ -80,7 +80,7 @@ def zipped_bytes(path: Path, model: ir.Model) -> int:
     They are streamed, and nothing is written.
     """
     total = 0
-    for file in _files(path, model):
+    for file in files_of(path, model):
         # raw deflate, as zip stores it
         squeezer = zlib.compressobj(level=9, wbits=-zlib.MAX_WBITS)
         with file.open("rb") as content:
@@ -90,7 +90,8 @@ def zipped_bytes(path: Path, model: ir.Model) -> int:
     return total
 
 
-def _files(path: Path, model: ir.Model) -> set[Path]:
+def files_of(path: Path, model: ir.Model) -> set[Path]:
+    """The model file, and the files of external data that `model`, loaded from it, refers to."""
     # a set: many tensors share one data file
     files = {path}
     for tensor in _tensors(model):

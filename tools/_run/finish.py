@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
 
 from ... import CheckError
-from ...frontends.onnx_file import load, save
+from ...frontends.onnx_file import copy, load, save
 from ...passes._core.requirements import Requirements, requirements_of
 from ...passes._core.stats import model_macs
 from ...passes._core.stored import StoredConstant, bits_by_count, stored_constants
@@ -20,21 +21,22 @@ from ...runtime.bench import PairedLatency
 from ...runtime.compare import Drift
 from ...runtime.drift_words import ON_DATA, ON_SYNTHETIC, worst_word
 from ...runtime.session import Session, open_session
-from .checks import forget_shapes, interface_of
+from .checks import Interface, forget_shapes, interface_of
 from .context import TrainingContext
 from .drift import Outputs, as_figures, choices_of
 from .evidence import VerificationInputs
-from .figures import Figures, expected_bytes, figures_of, zipped_bytes
+from .figures import Figures, expected_bytes, figures_of, files_of, zipped_bytes
 from .floor import BelowFloor, floor_of
 from .harm import is_kept, judgement_of
 from .kernels import compare_kernels, is_quantized, remedy
-from .load import Original, own_fault
+from .load import Original, own_fault, reading_of
 from .measure import measure_latency
 from .provenance import stamp
 from .result import Step
 from .run import Run
 from .scoring import measure_metric
 from .step import Checked, apply_pass
+from .unchanged import is_packed_again, is_unchanged
 from .verify import Verifier
 
 LARGER = 1.01
@@ -60,15 +62,16 @@ class Counted:
 class Written:
     """The result as it was written, or as it would be.
 
-    `word`: what its drift means. `latency`: of the original and of the result. `path`: where it was
-    written; None: it was not, and `files` is empty. `failure`: a budget or the floor that it
-    misses, and is not written for.
+    `is_unchanged`: it is the original. `word`: what its drift means. `latency`: of the original and
+    of the result. `path`: where it was written; None: it was not, and `files` is empty. `failure`:
+    a budget or the floor that it misses, and is not written for.
     """
 
     model: ir.Model
     figures: Figures
     requires: Requirements
     constants: Sequence[StoredConstant]
+    is_unchanged: bool = False
     drift: Drift | None = None
     word: str | None = None
     metric: dict[str, Any] | None = None
@@ -91,37 +94,30 @@ def finish(
     Nothing is written where it misses a budget. Errors: CheckError where it fails a check.
     """
     settings = run.settings
-    with run.reporter.progress("lower versions"):
-        model = _with_least_versions(run, verifier, context, checked)
-    # before shapes are forgotten: counting needs them
-    with run.reporter.progress("count"):
-        counted = Counted(model_macs(checked.model), stored_constants(model))
-    # the passes inferred them; a file without stays as small as it came
-    if not original.has_shapes:
-        forget_shapes(model)
-    requires = requirements_of(model)
-    stamp(
-        model,
-        checked.applied,
-        original.sha256,
-        settings.seed,
-        settings.target,
-        cpu=inputs.hardware.label,
-        min_runtime=requires.onnxruntime,
-    )
+    if is_unchanged(run, original, checked):
+        product = _as_it_came(run, original)
+    else:
+        product = _changed(run, original, inputs, verifier, context, checked)
+    model = product.model
     out = None if settings.dry_run else settings.out
     if out is None and not original.is_run and settings.metric is None:
         with run.reporter.progress("count"):
             figures = figures_of(model, None, count_nonzero=not original.is_large)
             figures = dataclasses.replace(
-                figures, bytes=expected_bytes(model), **counted.figures()
+                figures, bytes=expected_bytes(model), **product.counted.figures()
             )
-        return Written(model, figures, requires, counted.constants)
+        return Written(
+            model,
+            figures,
+            product.requires,
+            product.counted.constants,
+            product.is_unchanged,
+        )
 
     judged: list[Written] = []
 
     def judge(path: Path) -> None:
-        found = _judge(run, original, inputs, path, counted, requires, checked.is_exact)
+        found = _judge(run, original, inputs, path, product)
         judged.append(found)
         if found.failure is not None:
             raise found.failure
@@ -131,12 +127,12 @@ def finish(
         if out is None:
             path = run.scratch / "output.onnx"
             with run.reporter.progress("write"):
-                save(model, path, durable=False)
+                _write(product, path, durable=False)
             judge(path)
         else:
             # judged under a temporary name: it takes its own only if nothing is raised
             with run.reporter.progress("write and judge"):
-                files = save(model, out, check=judge)
+                files = _write(product, out, check=judge)
     except CheckError as error:
         # the whole account tells why a budget is missed
         if not judged or judged[0].failure is not error:
@@ -145,6 +141,85 @@ def finish(
         # the model in memory: the file goes with the run
         return dataclasses.replace(judged[0], model=model)
     return dataclasses.replace(judged[0], path=out, files=tuple(files))
+
+
+@dataclass(frozen=True)
+class _Product:
+    """The model that is to be written.
+
+    `is_unchanged`: no pass changed it, and it has no record of this run. `copied`: a file that
+    holds it as it is; None: there is none.
+    """
+
+    model: ir.Model
+    interface: Interface
+    counted: Counted
+    is_exact: bool = True
+    is_unchanged: bool = False
+    copied: Path | None = None
+
+    @cached_property
+    def requires(self) -> Requirements:
+        """Needs of the model."""
+        return requirements_of(self.model)
+
+
+def _as_it_came(run: Run, original: Original) -> _Product:
+    """The original itself, whatever loading made of it for the passes."""
+    model = reading_of(run.settings).model
+    source = run.settings.source
+    # a copy would name the weights files of the original
+    is_one_file = source is not None and len(original.files) == 1
+    return _Product(
+        model,
+        interface_of(model),
+        Counted(original.figures.macs, stored_constants(model)),
+        is_unchanged=True,
+        copied=source if is_one_file else None,
+    )
+
+
+def _changed(
+    run: Run,
+    original: Original,
+    inputs: VerificationInputs,
+    verifier: Verifier,
+    context: TrainingContext,
+    checked: Checked,
+) -> _Product:
+    """The model after the passes, at the least versions, with the record of this run."""
+    with run.reporter.progress("lower versions"):
+        model = _with_least_versions(run, verifier, context, checked)
+    # before shapes are forgotten: counting needs them
+    with run.reporter.progress("count"):
+        counted = Counted(model_macs(checked.model), stored_constants(model))
+    # the passes inferred them; a file without stays as small as it came
+    if not original.has_shapes:
+        forget_shapes(model)
+    if is_packed_again(run, original, checked, model):
+        return _as_it_came(run, original)
+    product = _Product(model, original.interface, counted, checked.is_exact)
+    stamp(
+        model,
+        checked.applied,
+        original.sha256,
+        run.settings.seed,
+        run.settings.target,
+        cpu=inputs.hardware.label,
+        min_runtime=product.requires.onnxruntime,
+    )
+    return product
+
+
+def _write(
+    product: _Product,
+    path: Path,
+    check: Callable[[Path], None] | None = None,
+    durable: bool = True,
+) -> list[Path]:
+    if product.copied is not None:
+        return copy(product.copied, path, check=check, durable=durable)
+    return save(product.model, path, check=check, durable=durable)
 
 
 def _with_least_versions(
@@ -186,20 +261,18 @@ def _judge(
     original: Original,
     inputs: VerificationInputs,
     path: Path,
-    counted: Counted,
-    requires: Requirements,
-    is_exact: bool,
+    product: _Product,
 ) -> Written:
     """Check and measure the file that is to be the result. Errors: CheckError if it is faulty."""
     # read back: faults of writing show only here
     with run.reporter.progress("read back"):
         model = load(path)
-    problem = original.interface.difference(interface_of(model))
+    problem = product.interface.difference(interface_of(model))
     if problem:
         raise own_fault(f"the written file differs from what was checked: {problem}")
     with run.reporter.progress("count"):
         figures = figures_of(model, path, count_nonzero=not original.is_large)
-        figures = dataclasses.replace(figures, **counted.figures())
+        figures = dataclasses.replace(figures, **product.counted.figures())
     if run.settings.zipped:
         with run.reporter.progress("zip"):
             figures.zipped_bytes = zipped_bytes(path, model)
@@ -208,13 +281,13 @@ def _judge(
     if inputs.reference is not None:
         with run.reporter.progress("compare outputs"):
             outputs = inputs.reference.outputs(path)
-        drifts = inputs.reference.measured(outputs, is_exact)
+        drifts = inputs.reference.measured(outputs, product.is_exact)
         drift = drifts.overall()
         parts = drifts.per_output()
         choices = choices_of(inputs.reference.original, outputs)
         usual = ON_SYNTHETIC if inputs.drift_on == "synthetic feeds" else ON_DATA
         word = worst_word(parts, choices, usual)
-        floor = None if is_exact else floor_of(run.settings, usual)
+        floor = None if product.is_exact else floor_of(run.settings, usual)
         if floor is not None:
             below = floor.problem(parts, choices)
         _warn_if_kernels_disagree(run, original, inputs, path, model, outputs)
@@ -227,19 +300,26 @@ def _judge(
         )
     if original.path is not None:
         if inputs.run_metric is not None and inputs.baseline is not None:
-            scored = measure_metric(run, inputs.run_metric, inputs.baseline, path)
+            # the same file has the same score
+            score = inputs.baseline
+            if not product.is_unchanged:
+                score = inputs.run_metric.score(path, files_of(path, model))
+            scored = measure_metric(run, inputs.run_metric, inputs.baseline, score)
             metric = scored.facts
             failure = failure or scored.failure
         if below is not None and not is_kept(judgement_of(run.settings, drift, metric)):
             failure = failure or _refused(run, below)
         # what is not written need not be timed
         if failure is None:
-            latency = measure_latency(run, inputs, original.path, path)
+            latency = measure_latency(
+                run, inputs, original.path, path, product.is_unchanged
+            )
     return Written(
         model,
         figures,
-        requires,
-        counted.constants,
+        product.requires,
+        product.counted.constants,
+        product.is_unchanged,
         drift,
         word,
         metric,

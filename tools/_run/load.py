@@ -25,7 +25,7 @@ from .checks import (
     interface_of_file,
     validity_of,
 )
-from .figures import LARGE, Figures, figures_of, weight_bytes, zipped_bytes
+from .figures import LARGE, Figures, figures_of, files_of, weight_bytes, zipped_bytes
 from .kernels import is_quantized
 from .provenance import sha256_of
 from .run import Run
@@ -37,15 +37,17 @@ class Original:
     """Facts of the original model.
 
     `about`: the JSON form's `model`. `path`: a file of it for the worker; None where this run never
-    runs it. `complaint`: what strict inference says of the file itself. `is_large`: its weights are
-    above 1 GiB. `is_run`: models are run to check them. `has_shapes`, `is_quantized`, `was_packed`:
-    as it came, before anything was inferred or changed. `changes`: what reading and normalizing
-    changed, in words.
+    runs it. `files`: that file and those of its weights. `complaint`: what strict inference says of
+    the file itself. `is_large`: its weights are above 1 GiB. `is_run`: models are run to check
+    them. `has_shapes`, `is_quantized`, `was_packed`: as it came, before anything was inferred or
+    changed. `was_mended`: the file has faults that loading it has mended. `changes`: what reading
+    and normalizing changed, in words.
     """
 
     about: dict[str, Any]
     figures: Figures
     path: Path | None
+    files: frozenset[Path]
     sha256: str | None
     interface: Interface
     validity: Validity
@@ -55,6 +57,7 @@ class Original:
     has_shapes: bool
     is_quantized: bool
     was_packed: bool
+    was_mended: bool
     changes: tuple[str, ...]
 
 
@@ -71,7 +74,7 @@ def load_original(run: Run) -> tuple[Original, ir.Model]:
         check_output(settings.out, settings.source, settings.force)
     step = run.reporter.progress
     with step("read"):
-        reading = _reading_of(settings)
+        reading = reading_of(settings)
     model = reading.model
     for fault in reading.mended:
         run.reporter.warn("model", fault)
@@ -86,7 +89,7 @@ def load_original(run: Run) -> tuple[Original, ir.Model]:
         _refuse_or_warn_unrun(run)
     with step("count"):
         sha256 = None if settings.source is None else sha256_of(settings.source)
-        path = _file_of(run, model, is_run)
+        path, files = _files_of(run, model, is_run)
         figures = figures_of(model, path, count_nonzero=not is_large)
     if settings.zipped and path is not None:
         with step("zip"):
@@ -109,6 +112,7 @@ def load_original(run: Run) -> tuple[Original, ir.Model]:
     problem = interface.difference(loaded)
     if problem:
         raise own_fault(f"loading changes the model: {problem}")
+    of_file = validity
     if validity != Validity(None, None):
         # normalizing may mend what the file fails; passes must not undo that
         validity = validity.either(validity_of(model))
@@ -117,6 +121,7 @@ def load_original(run: Run) -> tuple[Original, ir.Model]:
         # shapes that normalizing infers make the MACs known
         figures=dataclasses.replace(figures, macs=model_macs(model), bits=bits),
         path=path,
+        files=files,
         sha256=sha256,
         interface=loaded,
         validity=validity,
@@ -126,12 +131,14 @@ def load_original(run: Run) -> tuple[Original, ir.Model]:
         has_shapes=has_shapes,
         is_quantized=was_quantized,
         was_packed=was_packed,
+        was_mended=bool(reading.mended) or validity != of_file,
         changes=tuple(changes),
     )
     return original, model
 
 
-def _reading_of(settings: RunSettings) -> Reading:
+def reading_of(settings: RunSettings) -> Reading:
+    """The original as its file has it; of a model in memory a clone."""
     if isinstance(settings.model, Path):
         return read(settings.model)
     # passes work in place, and the caller's model must stay as it is
@@ -164,15 +171,20 @@ def _refuse_or_warn_unrun(run: Run) -> None:
     )
 
 
-def _file_of(run: Run, model: ir.Model, is_run: bool) -> Path | None:
-    """A file of the model for the worker; None where this run needs none."""
+def _files_of(
+    run: Run, model: ir.Model, is_run: bool
+) -> tuple[Path | None, frozenset[Path]]:
+    """A file of the model for the worker, and with those of its weights.
+
+    None where this run needs none.
+    """
     if run.settings.source is not None:
-        return run.settings.source.absolute()
+        path = run.settings.source.absolute()
+        return path, frozenset(files_of(path, model))
     if not is_run and run.settings.metric is None:
-        return None
+        return None, frozenset()
     path = run.scratch / "input.onnx"
-    save(model, path, durable=False)
-    return path
+    return path, frozenset(save(model, path, durable=False))
 
 
 def description(

@@ -15,9 +15,13 @@ from .run import Run
 
 
 def measure_latency(
-    run: Run, inputs: VerificationInputs, before: Path, after: Path
+    run: Run,
+    inputs: VerificationInputs,
+    before: Path,
+    after: Path,
+    is_same: bool = False,
 ) -> PairedLatency | None:
-    """Latencies of both models in turns; None where they are not measured.
+    """Latencies of both models in turns; None where they are not measured. `is_same`: it is one.
 
     Warns where the result is slower, by the rule that passes decide by, or may be.
     """
@@ -29,7 +33,7 @@ def measure_latency(
             contextlib.closing(inputs.open(before)) as one,
             contextlib.closing(inputs.open(after)) as other,
         ):
-            if _run_the_same(run, inputs, one, other):
+            if is_same or _run_the_same(run, inputs, one, other):
                 return brief_latency(one, other, inputs.latency_feeds)
             found = paired_latency(one, other, inputs.latency_feeds)
     except (RefusedError, WorkerDied) as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 
 import onnx_ir as ir
@@ -16,9 +17,15 @@ RECORD = ("version", "passes", "input_sha256", "seed", "target", "cpu", "min_run
 Passes keep facts of their own under the same prefix.
 """
 
+HISTORY = "history"
+"""Key of the records before: a JSON list, the oldest first. A chain of runs is repeated from it."""
+
+MOST = 20
+"""Records that the history keeps, those of the latest runs. Chosen by hand."""
+
 
 def sha256_of(path: Path) -> str:
-    """Hex digest of the .onnx file itself (external data is not read)."""
+    """Hex digest of one file: of a model the .onnx file itself, without its external data."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -33,13 +40,18 @@ def stamp(
     cpu: str,
     min_runtime: str | None,
 ) -> None:
-    """Write the record into a model, in place of an earlier one.
+    """Write the record into a model; an earlier one becomes the last of its history.
 
     `passes`: canonical pipeline text. `cpu`: label of the CPU that measured. `min_runtime`: oldest
     ONNX Runtime that runs the model.
     """
-    # an earlier record may have keys that this one lacks
-    for key in provenance(model):
+    earlier = provenance(model)
+    if earlier:
+        records = [*history(model), earlier]
+        latest = json.dumps(records[-MOST:], ensure_ascii=False)
+        model.metadata_props[PREFIX + HISTORY] = latest
+    # it may have keys that this one lacks
+    for key in earlier:
         del model.metadata_props[PREFIX + key]
     record = {
         "version": __version__,
@@ -54,6 +66,18 @@ def stamp(
         text = record[key]
         if text is not None:
             model.metadata_props[PREFIX + key] = text
+
+
+def history(model: ir.Model) -> list[dict[str, str]]:
+    """Records of the runs before the one that made this model, the oldest first."""
+    try:
+        records = json.loads(model.metadata_props.get(PREFIX + HISTORY, "[]"))
+    except (ValueError, RecursionError):
+        # files come from anywhere
+        return []
+    if not isinstance(records, list):
+        return []
+    return [record for record in records if isinstance(record, dict)]
 
 
 def stamp_source(model: ir.Model, key: str, value: str) -> None:

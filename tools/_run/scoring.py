@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,9 +12,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ... import CheckError, RefusedError
+from ...runtime.data_files import DataFile, data_files
 from ...runtime.feeds import Feeds
-from ...runtime.metrics import Metric, MetricScore, evaluate, metric_named
+from ...runtime.hardware import Hardware
+from ...runtime.metrics import (
+    METRIC_NAMES,
+    Metric,
+    MetricScore,
+    evaluate,
+    metric_named,
+)
 from ...runtime.session import Session
+from ...runtime.worker import Worker
+from .cache import Cache, ScoreCache, cache_folder
 from .run import Run
 from .settings import ProgressBar
 
@@ -40,9 +50,18 @@ class RunMetric:
     metric: Metric
     output: str | None
     progress: ProgressBar | None
+    cache: ScoreCache | None = None
 
-    def score(self, path: Path) -> MetricScore:
-        """Score a model file. Errors: RefusedError without labels."""
+    def score(self, path: Path, files: Iterable[Path]) -> MetricScore:
+        """Score a model file; `files`: it, and those of its weights.
+
+        Errors: RefusedError without labels.
+        """
+        if self.cache is None:
+            return self._computed(path)
+        return self.cache.score(files, lambda: self._computed(path))
+
+    def _computed(self, path: Path) -> MetricScore:
         session = self.open(path)
         try:
             return score(
@@ -67,24 +86,58 @@ def score(
 
 
 def run_metric_of(
-    run: Run, labelled: Feeds | None, open: Callable[[Path], Session]
+    run: Run,
+    labelled: Feeds | None,
+    open: Callable[[Path], Session],
+    machine: Hardware,
 ) -> RunMetric | None:
     """The metric that the settings ask for; None where they do not."""
     settings = run.settings
     if settings.metric is None or labelled is None:
         return None
+    output = settings.metric_output
+    cache = None
+    if settings.cache:
+        files = data_files(settings.labelled_data, settings.folder)
+        cache = score_cache_of(
+            run.worker, machine, settings.metric, output, settings.threads, files
+        )
     metric = metric_named(settings.metric)
-    return RunMetric(open, labelled, metric, settings.metric_output, run.reporter)
+    return RunMetric(open, labelled, metric, output, run.reporter, cache)
+
+
+def score_cache_of(
+    worker: Worker,
+    machine: Hardware,
+    metric: str | Callable[..., Any],
+    output: str | None,
+    threads: int,
+    files: Sequence[DataFile] | None,
+) -> ScoreCache | None:
+    """The scores that earlier runs left, of a metric of ours on data in `files`.
+
+    None where code decides, which cannot be compared: a metric or data of the user's own.
+    """
+    if metric not in METRIC_NAMES or files is None:
+        return None
+    settings = {
+        "metric": metric,
+        "output": output,
+        "threads": threads,
+        "onnxruntime": worker.call("runtime_version"),
+        "cpu": machine.label,
+    }
+    return ScoreCache(Cache(cache_folder()), tuple(files), settings)
 
 
 def baseline_of(
-    run_metric: RunMetric, path: Path, must_know: bool = True
+    run_metric: RunMetric, path: Path, files: Iterable[Path], must_know: bool = True
 ) -> MetricScore:
-    """Score of the original.
+    """Score of the original; `files`: those that hold it.
 
     Errors: RefusedError where it is no better than guessing, if it `must_know` better.
     """
-    found = run_metric.score(path)
+    found = run_metric.score(path, files)
     if must_know and found.strangers:
         raise RefusedError(
             f"metric {run_metric.metric.name}",
@@ -154,7 +207,8 @@ def drop_interval(before: NDArray[np.bool_], after: NDArray[np.bool_]) -> Interv
 class MeasuredMetric(NamedTuple):
     """Metric before and after.
 
-    `facts`: `name`, `before`, `after`, and where rows are right or wrong `samples` and `drop_95`.
+    `facts`: `name`, `before`, `after`; `cached`: those of them that an earlier run computed; and
+    where rows are right or wrong `samples` and `drop_95`.
     `failure`: it got worse by more than `max_drop`, or is no longer a number.
     """
 
@@ -163,14 +217,13 @@ class MeasuredMetric(NamedTuple):
 
 
 def measure_metric(
-    run: Run, run_metric: RunMetric, first: MetricScore, path: Path
+    run: Run, run_metric: RunMetric, first: MetricScore, second: MetricScore
 ) -> MeasuredMetric:
-    """Score the result at `path` beside the original, whose score is `first`.
+    """Judge the score of the result, `second`, beside that of the original, `first`.
 
     Warns where the labels are too few to show the drop that is allowed.
     """
     metric = run_metric.metric
-    second = run_metric.score(path)
     drop = first.value - second.value
     if not metric.higher_is_better:
         drop = -drop
@@ -180,6 +233,13 @@ def measure_metric(
         "after": second.value,
         "drop": drop,
     }
+    cached = [
+        name
+        for name, score in (("before", first), ("after", second))
+        if score.is_cached
+    ]
+    if cached:
+        facts["cached"] = cached
     interval = None
     if first.hits is not None and second.hits is not None:
         interval = drop_interval(first.hits, second.hits)

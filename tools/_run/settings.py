@@ -35,6 +35,7 @@ class RunSettings:
     seed: int = 0
     strict: bool = False
     bench: bool = True
+    cache: bool = True
     verify: Verify = "auto"
     force: bool = False
     dry_run: bool = False

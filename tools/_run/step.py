@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -14,6 +15,7 @@ import onnx_ir as ir
 from ... import CheckError, OnnxOptError, UsageError
 from ...passes._core.contract import Pass
 from ...passes._core.opset import OpsetRefused
+from ...passes._core.order import Ran, lost_by_order
 from ...passes._core.outcome import Declined, PassOutcome
 from ...passes._core.registry import ForeignPass
 from ...runtime.session import LoadRefused, is_runtime_fault
@@ -25,6 +27,7 @@ from .context import TrainingContext
 from .drift import Outputs, as_figures
 from .evidence import VerificationInputs
 from .explain_loss import LossyStage
+from .figures import files_of
 from .kernels import is_quantized
 from .load import own_fault
 from .result import Step
@@ -362,9 +365,22 @@ def with_metric(
     metric = earlier[-1].metric if earlier else inputs.baseline.value
     if last.changed:
         with verifier.file_of(checked.model) as path:
-            metric = inputs.run_metric.score(path).value
+            files = files_of(path, checked.model)
+            metric = inputs.run_metric.score(path, files).value
     step = dataclasses.replace(last, metric=metric)
     return dataclasses.replace(checked, steps=(*earlier, step))
+
+
+def warn_of_order(run: Run, steps: Sequence[Step]) -> None:
+    """Warn of passes that left later ones nothing to work on, or that these undid."""
+    ran = []
+    for step in steps:
+        reasons = [declined["reason"] for declined in step.declined]
+        ran.append(Ran(step.name, step.text, step.changed, reasons))
+    for earlier, later in itertools.combinations(ran, 2):
+        words = lost_by_order(earlier, later)
+        if words is not None:
+            run.reporter.warn("order", words)
 
 
 def warn_if_unchanged(run: Run, steps: Sequence[Step]) -> None:

@@ -10,6 +10,7 @@ import click
 from ..command_options import (
     EVAL_DATA,
     FORCE,
+    NO_CACHE,
     RESUME,
     TARGET,
     THREADS,
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
 )
 @EVAL_DATA
 @metric_option()
+@NO_CACHE
 @TARGET
 @seed_option("everything random")
 @THREADS
@@ -59,6 +61,7 @@ def command(
     out: Path | None,
     recipe: str,
     init: bool,
+    no_cache: bool,
     as_json: bool,
     verbosity: int,
     **options: Any,
@@ -81,6 +84,7 @@ def command(
         out=out or default_output(student),
         teacher=teacher,
         bench=False,
+        cache=not no_cache,
         progress=Progress(verbosity - as_json),
         **options,
     )

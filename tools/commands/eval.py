@@ -8,6 +8,7 @@ import click
 
 from ..command_options import (
     METRIC_OUTPUT,
+    NO_CACHE,
     PROVIDER,
     THREADS,
     data_option,
@@ -22,6 +23,7 @@ from ..console import Progress, emit_json, say, shared_options
 @metric_option(required=True)
 @METRIC_OUTPUT
 @PROVIDER
+@NO_CACHE
 @THREADS
 @shared_options
 def command(
@@ -31,37 +33,41 @@ def command(
     metric_output: str | None,
     provider: str,
     threads: int,
+    no_cache: bool,
     as_json: bool,
     verbosity: int,
 ) -> None:
     """Evaluate MODEL on labelled data."""
-    from ...runtime.feeds import open_feeds
-    from ...runtime.hardware import hardware
-    from ...runtime.metrics import metric_named
-    from ...runtime.session import open_session
-    from ...runtime.worker import Worker
-    from .._compare import checked
-    from .._run.scoring import is_chance, score
+    from .._evaluate import evaluated
+    from .._run.scoring import is_chance
 
-    chosen = metric_named(metric)
-    with Worker() as worker:
-        session = open_session(worker, checked(model), provider, threads=threads)
-        feeds = open_feeds(data, session.inputs, model.parent)
+    evaluation = evaluated(
+        model,
+        data,
+        metric,
+        output=metric_output,
+        provider=provider,
+        threads=threads,
+        use_cache=not no_cache,
         # with --json as with -q: words would only be in the way
-        progress = Progress(verbosity - as_json)
-        found = score(session, feeds, chosen, progress, metric_output)
-        machine = hardware(worker, provider)
+        progress=Progress(verbosity - as_json),
+    )
+    found = evaluation.score
+    machine = evaluation.hardware
     if as_json:
         facts = {
             "model": str(model),
             "data": data,
-            "metric": chosen.name,
+            "metric": evaluation.metric,
             "value": found.value,
+            "cached": found.is_cached,
             "hardware": machine.to_json(),
         }
         emit_json(facts)
         return
-    click.echo(f"{chosen.name} {found.value:.6g}")
+    click.echo(f"{evaluation.metric} {found.value:.6g}")
+    if found.is_cached and verbosity >= 0:
+        say("from an earlier evaluation; --no-cache computes it again")
     if found.strangers:
         say(f"warning: no label is one that the model predicts: {found.strangers}")
     if is_chance(found):

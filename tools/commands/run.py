@@ -13,6 +13,7 @@ from ..command_options import (
     EVAL_DATA,
     FORCE,
     METRIC_OUTPUT,
+    NO_CACHE,
     RESUME,
     TARGET,
     THREADS,
@@ -80,6 +81,7 @@ SHOWN_LOSSES = 20
     help="Run the models to compare them; auto: if the weights take at most 1 GiB.",
 )
 @click.option("--no-bench", is_flag=True, help="Do not measure latency.")
+@NO_CACHE
 @click.option(
     "--zipped",
     is_flag=True,
@@ -115,6 +117,7 @@ def command(
     as_json: bool,
     verbosity: int,
     no_bench: bool,
+    no_cache: bool,
     no_pack: bool,
     **options: Any,
 ) -> None:
@@ -140,6 +143,7 @@ def command(
             list(passes) or DEFAULT_PASSES,
             out=out or default_output(model),
             bench=not no_bench,
+            cache=not no_cache,
             pack=not no_pack,
             progress=Progress(verbosity - as_json),
             clock=clock,
