@@ -150,7 +150,9 @@ def report_error(
     from_click = (click.ClickException, click.exceptions.Exit, click.Abort)
     if debug and not isinstance(error, from_click):
         traceback.print_exception(error)
-    if isinstance(error, click.exceptions.NoArgsIsHelpError):
+    # by its name: click 8.1 has no such class
+    is_click = isinstance(error, click.ClickException)
+    if is_click and type(error).__name__ == "NoArgsIsHelpError":
         # shows the help text, which needs no fix
         error.show()
         return 2

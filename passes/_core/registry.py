@@ -38,7 +38,8 @@ def pass_class(name: str) -> type[Pass]:
     # passes that the module imports from others are not its own
     found = []
     for value in vars(module).values():
-        if not isinstance(value, type):
+        # by its type: in Python 3.10 isinstance takes list[int] for a class
+        if not issubclass(type(value), type):
             continue
         if not issubclass(value, Pass):
             continue
