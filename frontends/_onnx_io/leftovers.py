@@ -9,6 +9,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import errno
+import gc
 import os
 import re
 import secrets
@@ -119,6 +120,9 @@ class OwnFiles:
         with self._exclusive():
             former = self._data_of_former()
             read = [path for path in former if _is_one_of(path, still_read)]
+            # Windows removes no file that is mapped, and former models may still map theirs
+            if sys.platform == "win32":
+                read = former
             names = [path.name for path in former if path not in read]
             for name in names:
                 self._write(name)
@@ -134,7 +138,7 @@ class OwnFiles:
         for path in read:
             later = OwnFiles(self.target).__enter__()
             later.note(path)
-            atexit.register(later.close)
+            atexit.register(_close_at_exit, later)
 
     def _create(self, path: Path) -> None:
         """Note and create a file, with the permissions of the file at the target if there is one.
@@ -185,7 +189,7 @@ class OwnFiles:
         if self._is_done:
             with contextlib.suppress(OSError):
                 self._note.unlink(missing_ok=True)
-        self._names.clear()
+            self._names.clear()
 
     def _remove(self, names: list[str]) -> bool:
         """Remove those of the files that no model names; True unless one resists."""
@@ -234,6 +238,13 @@ def _unlink_closed(note: Path) -> None:
     if sys.platform == "win32":
         with contextlib.suppress(OSError):
             note.unlink(missing_ok=True)
+
+
+def _close_at_exit(files: OwnFiles) -> None:
+    # Windows removes no file that is mapped: models that nobody uses any more let go of theirs
+    if sys.platform == "win32":
+        gc.collect()
+    files.close()
 
 
 def sync_folder(folder: Path) -> None:
