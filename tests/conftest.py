@@ -4,6 +4,8 @@ import importlib.util
 import sys
 from pathlib import Path
 
+import pytest
+
 if importlib.util.find_spec("onnx_opt") is None:
     root = Path(__file__).resolve().parents[1]
     spec = importlib.util.spec_from_file_location(
@@ -12,6 +14,33 @@ if importlib.util.find_spec("onnx_opt") is None:
     module = importlib.util.module_from_spec(spec)
     sys.modules["onnx_opt"] = module
     spec.loader.exec_module(module)
+
+
+def pytest_runtest_setup(item):
+    """Skip a test that says to need a newer release than is here."""
+    from releases import as_release, too_old
+
+    for mark in item.iter_markers("needs"):
+        package, release, because = mark.args
+        old = too_old(package, as_release(release))
+        if old is not None:
+            pytest.skip(f"{old}: {because}")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    """Skip a test that failed in the words of an older release; see `releases`."""
+    from releases import reason_to_skip
+
+    if call.excinfo is not None and call.excinfo.typename != "Skipped":
+        words = f"{call.excinfo.typename}: {call.excinfo.value}"
+        reason = reason_to_skip(words)
+        if reason is not None:
+            try:
+                pytest.skip(reason)
+            except pytest.skip.Exception:
+                call.excinfo = pytest.ExceptionInfo.from_current()
+    return (yield)
 
 
 def pytest_terminal_summary(terminalreporter):

@@ -150,9 +150,7 @@ def report_error(
     from_click = (click.ClickException, click.exceptions.Exit, click.Abort)
     if debug and not isinstance(error, from_click):
         traceback.print_exception(error)
-    # by its name: click 8.1 has no such class
-    is_click = isinstance(error, click.ClickException)
-    if is_click and type(error).__name__ == "NoArgsIsHelpError":
+    if isinstance(error, click.UsageError) and _wants_help(error):
         # shows the help text, which needs no fix
         error.show()
         return 2
@@ -166,6 +164,11 @@ def report_error(
         facts = {"where": where, "problem": problem, "fix": fix, "exit_code": code}
         emit_json({**_known(error), "error": facts})
     return code
+
+
+def _wants_help(error: click.UsageError) -> bool:
+    # by its name: click 8.1 has no such class
+    return type(error).__name__ == "NoArgsIsHelpError"
 
 
 def _known(error: BaseException) -> dict[str, Any]:

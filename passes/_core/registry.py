@@ -36,7 +36,7 @@ def pass_class(name: str) -> type[Pass]:
         raise UsageError(f"passes: {name}", "no such pass", _fix(name, known))
     module = import_module(f"{_PASSES}.{name.replace('-', '_')}")
     # passes that the module imports from others are not its own
-    found = []
+    found: list[type[Pass]] = []
     for value in vars(module).values():
         # by its type: in Python 3.10 isinstance takes list[int] for a class
         if not issubclass(type(value), type):
