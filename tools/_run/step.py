@@ -228,7 +228,7 @@ def _spared(
     if spared.attempt is None and isinstance(failed.error, OpsetRefused):
         raise failed.error
     if spared.attempt is None and unmet is not None:
-        raise UsageError(str(pass_), unmet.words, spared.fix)
+        raise UsageError(str(pass_), unmet.words, unmet.fix)
     if spared.attempt is None or run.settings.strict:
         raise CheckError(str(pass_), failed.fault, spared.fix)
     run.reporter.warn(str(pass_), spared.words)
