@@ -41,11 +41,21 @@ NEEDS = (
     Need(
         "onnx", (1, 18), "opset 23", r"No Op registered for (Attention|RotaryEmbedding)"
     ),
+    Need("onnx", (1, 19), "opset 24", r"needs opset 24 of domain ''"),
     Need(
         "onnx",
         (1, 18),
-        "names of nodes in onnx.parser",
-        r"(?s)ParseError.*\[\w+\].*Expected character = not found",
+        "names of nodes, and quoted names, in onnx.parser",
+        r"(?s)ParseError.*(\[\w+\].*Expected character = not found|\".*Identifier expected)",
+    ),
+    Need(
+        "onnx", (1, 23), "opset 28", r"invalid version \(must be between 1 and 2[2-7]\)"
+    ),
+    Need(
+        "onnxruntime",
+        (1, 26),
+        "ConvInteger of signed weights",
+        r"Could not find an implementation for ConvInteger\(10\)",
     ),
 )
 
