@@ -1,9 +1,11 @@
 """Make `onnx_opt` importable in a bare checkout: the repository root is the package."""
 
 import importlib.util
+import inspect
 import sys
 from pathlib import Path
 
+import click.testing
 import pytest
 
 if importlib.util.find_spec("onnx_opt") is None:
@@ -14,6 +16,17 @@ if importlib.util.find_spec("onnx_opt") is None:
     module = importlib.util.module_from_spec(spec)
     sys.modules["onnx_opt"] = module
     spec.loader.exec_module(module)
+
+
+class _Runner(click.testing.CliRunner):
+    """The runner of click 8.1 as later ones are: stdout and stderr apart."""
+
+    def __init__(self, **options):
+        super().__init__(mix_stderr=False, **options)
+
+
+if "mix_stderr" in inspect.signature(click.testing.CliRunner).parameters:
+    click.testing.CliRunner = _Runner
 
 
 def pytest_runtest_setup(item):

@@ -45,8 +45,14 @@ NEEDS = (
     Need(
         "onnx",
         (1, 18),
-        "names of nodes, and quoted names, in onnx.parser",
-        r"(?s)ParseError.*(\[\w+\].*Expected character = not found|\".*Identifier expected)",
+        "names of nodes in onnx.parser",
+        r"(?s)ParseError.*\[\w+\].*Expected character = not found",
+    ),
+    Need(
+        "onnx",
+        (1, 18),
+        "quoted names in onnx.parser",
+        r"ParseError.*\".*(Identifier|Integer value) expected",
     ),
     Need(
         "onnx", (1, 23), "opset 28", r"invalid version \(must be between 1 and 2[2-7]\)"

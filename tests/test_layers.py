@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 LAYERS = {
-    "passes": {"onnx_ir", "onnx", "numpy", "ml_dtypes", "tomli"},
+    "passes": {"onnx_ir", "onnx", "numpy", "ml_dtypes", "tomli", "tomllib"},
     "runtime": {
         "psutil",
         "onnxruntime",
