@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint types structure docs docs-write clean
+.PHONY: help demo test test-lowest test-newest check lint types structure docs docs-write clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -14,6 +14,12 @@ demo: $(VENV)/.light ## Optimize the trained model shipped with the project; siz
 
 test: $(VENV)/.dev ## Run the test suite
 	$(BIN)/python -m pytest $(ARGS)
+
+test-lowest: $(VENV)/.dev ## Run the fast suite on the oldest releases that are allowed
+	.ci/lowest $(ARGS)
+
+test-newest: $(VENV)/.dev ## Run the fast suite on the newest releases
+	.ci/newest $(ARGS)
 
 check: lint types docs structure ## Everything CI checks besides the tests
 
@@ -37,8 +43,8 @@ clean: ## Remove the environment and everything built
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 $(BIN)/python:
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-		{ echo "error: $(PYTHON): Python 3.11 or newer is needed"; echo "  fix: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+		{ echo "error: $(PYTHON): Python 3.10 or newer is needed"; echo "  fix: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.light: pyproject.toml | $(BIN)/python

@@ -5,6 +5,7 @@ They run on the provider that was asked for, or are an error; never a silent fal
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,9 @@ from typing import Any
 from numpy.typing import NDArray
 
 from .. import OnnxOptError, RefusedError
+from ..passes._core.requirements import Requirements, requirements_of
 from ._worker.ipc import OpenedSession, OrtTensor
+from .installed import installed, too_old
 from .providers import provider_named
 from .table_rows import row_at_fault
 from .worker import LimitExceeded, RemoteError, Worker, WorkerDied
@@ -166,18 +169,37 @@ class Session:
                 self.exact,
             )
         except RemoteError as error:
-            # the path is no news to who gave it, and means nothing where it was ours
-            words = error.problem.removeprefix(f"Load model from {self.path} failed:")
-            raise LoadRefused(
-                self.path.name,
-                f"ONNX Runtime cannot load it: {words}",
-                "run `onnx-opt inspect` on it; a newer onnxruntime may know its operators",
-            ) from None
+            raise self._refusal(error.problem) from None
         self._handle = opened.handle
         # after the call, which may have started the child
         self._generation = self.worker.generation
         self.inputs = [_tensor_info(value) for value in opened.inputs]
         self.outputs = [_tensor_info(value) for value in opened.outputs]
+
+    def _refusal(self, words: str) -> LoadRefused:
+        """Make the error for a model that ONNX Runtime refuses with these words."""
+        needs = _needs_of(self.path)
+        old = None if needs is None else too_old(installed(self.worker), needs)
+        if old is not None:
+            return LoadRefused(self.path.name, *old)
+        # the path is no news to who gave it, and means nothing where it was ours
+        words = words.removeprefix(f"Load model from {self.path} failed:")
+        return LoadRefused(
+            self.path.name,
+            f"ONNX Runtime cannot load it: {words}",
+            "run `onnx-opt inspect` on it; a newer onnxruntime may know its operators",
+        )
+
+
+def _needs_of(path: Path) -> Requirements | None:
+    """Requirements of a model file; None where it cannot be read, which has an error of its own."""
+    import onnx
+    import onnx_ir as ir
+
+    with contextlib.suppress(Exception):
+        proto = onnx.load(path, load_external_data=False)
+        return requirements_of(ir.from_proto(proto))
+    return None
 
 
 def open_session(

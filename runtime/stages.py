@@ -52,8 +52,6 @@ def stage_bytes(model: ir.Model) -> int | None:
     if fixed:
         return fixed
     available = available_memory()
-    if available is None:
-        return None
     sizes: dict[int, int] = {}
     for value in initializers(model):
         assert value.const_value is not None
@@ -63,15 +61,11 @@ def stage_bytes(model: ir.Model) -> int | None:
     return int(PART * available)
 
 
-def available_memory() -> int | None:
-    """Bytes that a new process can take without swapping; None where the system does not tell."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return None
-    found = dict(line.split(":", 1) for line in lines)
-    kibibytes, _ = found["MemAvailable"].split()
-    available = 1024 * int(kibibytes)
+def available_memory() -> int:
+    """Bytes that a new process can take without swapping."""
+    import psutil
+
+    available = int(psutil.virtual_memory().available)
     limit = _container_limit()
     return available if limit is None else min(available, limit)
 

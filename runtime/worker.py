@@ -21,9 +21,12 @@ from ._worker import ipc
 from ._worker.watchdog import time_limit
 
 # imports this very package by its folder: the parent may have found it in a way that the child's
-# sys.path does not know
+# sys.path does not know; nothing is imported from the current folder, which may be a stranger's
+# (Python 3.11 has -P for that)
 _BOOTSTRAP = """
-import importlib.util, sys
+import sys
+sys.path[:] = filter(None, sys.path)
+import importlib.util
 root = sys.argv[1]
 spec = importlib.util.spec_from_file_location(
     "onnx_opt", root + "/__init__.py", submodule_search_locations=[root]
@@ -87,7 +90,8 @@ class Worker:
 
     `timeout`: seconds that a call may take; None is the limit SECONDS. `memory_bytes`: limit of the
     child's address space; None is the limit MEMORY, or the machine's physical memory and what its
-    threads reserve (not on Windows, nor for GPU providers, which reserve far more than they use).
+    threads reserve (not for GPU providers, which reserve far more than they use). Windows and macOS
+    limit no address space: there the child looks at what it holds ten times a second.
     One call at a time: not for use from several threads. `generation` counts the starts: handles
     from an earlier generation are void.
     """
@@ -161,7 +165,7 @@ class Worker:
         self._kill()
         root = Path(__file__).resolve().parents[1]
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the child
-        program = [sys.executable, "-P", "-c", _BOOTSTRAP]
+        program = [sys.executable, "-c", _BOOTSTRAP]
         arguments = [str(root), str(os.getpid()), str(self.memory_bytes)]
         self._process = subprocess.Popen(
             program + arguments,
@@ -169,8 +173,9 @@ class Worker:
             stdout=subprocess.PIPE,
             stderr=self._stderr,
             env=_QUIET | os.environ,
-            # Ctrl-C in the terminal is the parent's to handle
+            # Ctrl-C in the terminal is the parent's to handle: on POSIX, and on Windows
             start_new_session=True,
+            creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
         )
         self.generation += 1
 
@@ -193,14 +198,17 @@ class Worker:
         if kind == "MemoryError":
             # what it holds would leave the next call as little memory
             self._kill()
-            return LimitExceeded(
-                where,
-                f"needs more than the {self.memory_bytes / 2**30:.1f} GiB allowed",
-                "use smaller batches, or a machine with more memory",
-            )
+            return self._out_of_memory(where)
         if kind in _ERRORS:
             return _ERRORS[kind](where, problem, fix)
         return RemoteError(where or function, problem, fix, kind)
+
+    def _out_of_memory(self, where: str) -> LimitExceeded:
+        return LimitExceeded(
+            where,
+            f"needs more than the {self.memory_bytes / 2**30:.1f} GiB allowed",
+            "use smaller batches, or a machine with more memory",
+        )
 
     def _death(self, function: str, exceeded: float | None) -> WorkerDied:
         """Make the error for a child that is gone; `exceeded`: the seconds that it had, if those
@@ -221,6 +229,8 @@ class Worker:
         code = process.poll()
         tail = "" if self._stderr is None else self._last_words(self._stderr)
         self._kill()
+        if code == ipc.OUT_OF_MEMORY:
+            return self._out_of_memory(function)
         how = f"exit code {code}"
         if code is not None and code < 0:
             how = signal_name(-code)
@@ -279,12 +289,13 @@ def signal_name(number: int) -> str:
 
 
 def default_limit() -> int:
-    """Bytes of this machine's memory and of the address space that its threads reserve.
+    """Bytes of this machine's memory and of the address space that its threads reserve."""
+    if sys.platform == "win32":
+        import psutil
 
-    0, which is no limit, where the system does not tell.
-    """
-    if not hasattr(os, "sysconf"):
-        return 0
-    physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        physical = int(psutil.virtual_memory().total)
+    else:
+        # psutil tells the same, and costs its import
+        physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     threads = os.cpu_count() or 1
     return physical + threads * _RESERVED_BY_A_THREAD

@@ -1,10 +1,12 @@
 """Make `onnx_opt` importable in a bare checkout: the repository root is the package."""
 
 import importlib.util
+import inspect
 import sys
 import tempfile
 from pathlib import Path
 
+import click.testing
 import pytest
 
 if importlib.util.find_spec("onnx_opt") is None:
@@ -23,6 +25,44 @@ def _own_cache():
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         patch.setenv("ONNX_OPT_CACHE", folder)
         yield
+
+
+class _Runner(click.testing.CliRunner):
+    """The runner of click 8.1 as later ones are: stdout and stderr apart."""
+
+    def __init__(self, **options):
+        super().__init__(mix_stderr=False, **options)
+
+
+if "mix_stderr" in inspect.signature(click.testing.CliRunner).parameters:
+    click.testing.CliRunner = _Runner
+
+
+def pytest_runtest_setup(item):
+    """Skip a test that says to need a newer release than is here."""
+    from releases import as_release, too_old
+
+    for mark in item.iter_markers("needs"):
+        package, release, because = mark.args
+        old = too_old(package, as_release(release))
+        if old is not None:
+            pytest.skip(f"{old}: {because}")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    """Skip a test that failed in the words of an older release; see `releases`."""
+    from releases import reason_to_skip
+
+    if call.excinfo is not None and call.excinfo.typename != "Skipped":
+        words = f"{call.excinfo.typename}: {call.excinfo.value}"
+        reason = reason_to_skip(words)
+        if reason is not None:
+            try:
+                pytest.skip(reason)
+            except pytest.skip.Exception:
+                call.excinfo = pytest.ExceptionInfo.from_current()
+    return (yield)
 
 
 def pytest_terminal_summary(terminalreporter):

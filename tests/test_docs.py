@@ -1,11 +1,11 @@
 """The pages say what is so: code blocks run, commands and options exist, links lead somewhere."""
 
 import re
-import tomllib
 from pathlib import Path
 
 import numpy as np
 import pytest
+from onnx_opt.passes._core import toml
 from onnx_opt.runtime.feeds import open_feeds
 from onnx_opt.runtime.metrics import metric_named
 from onnx_opt.runtime.session import TensorInfo
@@ -142,7 +142,7 @@ def test_make_targets_in_the_pages_exist(page):
     "page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix()
 )
 def test_extras_in_the_pages_exist(page):
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))[
+    project = toml.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))[
         "project"
     ]
     mentioned = set(

@@ -12,8 +12,9 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 LAYERS = {
-    "passes": {"onnx_ir", "onnxscript", "onnx", "numpy", "ml_dtypes"},
+    "passes": {"onnx_ir", "onnx", "numpy", "ml_dtypes", "tomli", "tomllib"},
     "runtime": {
+        "psutil",
         "onnxruntime",
         "onnx_ir",
         "onnx",

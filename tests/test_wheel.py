@@ -5,11 +5,11 @@ else.
 import shutil
 import subprocess
 import sys
-import tomllib
 import zipfile
 from pathlib import Path
 
 import pytest
+from onnx_opt.passes._core import toml
 
 ROOT = Path(__file__).resolve().parents[1]
 LAYERS = ("passes", "runtime", "frontends", "tools")
@@ -27,7 +27,7 @@ def package_folders() -> set[Path]:
 
 
 def setuptools_table() -> dict:
-    return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"][
+    return toml.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"][
         "setuptools"
     ]
 

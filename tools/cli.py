@@ -158,7 +158,7 @@ def report_error(
     from_click = (click.ClickException, click.exceptions.Exit, click.Abort)
     if debug and not isinstance(error, from_click):
         traceback.print_exception(error)
-    if isinstance(error, click.exceptions.NoArgsIsHelpError):
+    if isinstance(error, click.UsageError) and _wants_help(error):
         # shows the help text, which needs no fix
         error.show()
         return 2
@@ -189,9 +189,22 @@ def _with_line_to_type(
             continue
         if isinstance(parameter, click.Option):
             line.append(parameter.opts[-1])
-        line.append(parameter.make_metavar(context))
+        line.append(_metavar(parameter, context))
     where = _parameter_name(error.param)
     return UsageError(where, "is missing", " ".join(map(shlex.quote, line)))
+
+
+def _metavar(parameter: click.Parameter, context: click.Context) -> str:
+    try:
+        return parameter.make_metavar(context)
+    except TypeError:
+        # click 8.1 asks for no context
+        return parameter.make_metavar()  # type: ignore[call-arg]
+
+
+def _wants_help(error: click.UsageError) -> bool:
+    # by its name: click 8.1 has no such class
+    return type(error).__name__ == "NoArgsIsHelpError"
 
 
 def _known(error: BaseException) -> dict[str, Any]:

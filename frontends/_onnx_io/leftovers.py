@@ -9,9 +9,11 @@ from __future__ import annotations
 import atexit
 import contextlib
 import errno
+import gc
 import os
 import re
 import secrets
+import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
@@ -47,6 +49,7 @@ class OwnFiles:
         self._prefix = f".{short}."
         self._names: list[str] = []
         self._is_open = False
+        self._is_done = False
 
     def __enter__(self) -> OwnFiles:
         try:
@@ -80,6 +83,8 @@ class OwnFiles:
                 self._end()
         finally:
             os.close(self._lock)
+            if self._is_done:
+                _unlink_closed(self._note)
 
     def note(self, path: Path) -> None:
         """Have `path`, a file beside the target, removed at the end unless a model names it."""
@@ -115,6 +120,9 @@ class OwnFiles:
         with self._exclusive():
             former = self._data_of_former()
             read = [path for path in former if _is_one_of(path, still_read)]
+            # Windows removes no file that is mapped, and former models may still map theirs
+            if sys.platform == "win32":
+                read = former
             names = [path.name for path in former if path not in read]
             for name in names:
                 self._write(name)
@@ -130,7 +138,7 @@ class OwnFiles:
         for path in read:
             later = OwnFiles(self.target).__enter__()
             later.note(path)
-            atexit.register(later.close)
+            atexit.register(_close_at_exit, later)
 
     def _create(self, path: Path) -> None:
         """Note and create a file, with the permissions of the file at the target if there is one.
@@ -161,22 +169,27 @@ class OwnFiles:
         lock = lock_of_dead(note)
         if lock is None:
             return
+        is_done = False
         # what cannot be read or removed now stays noted
         with contextlib.suppress(OSError):
             *entries, _ = os.read(lock, _NOTE_BYTES).split(b"\0")
             names = [os.fsdecode(entry) for entry in entries]
             # a writer that died before it had written its target has made no file
             is_others = names and names[0] != self.target.name
-            if not is_others and self._remove(names[1:]):
+            is_done = not is_others and self._remove(names[1:])
+            if is_done:
                 note.unlink(missing_ok=True)
         os.close(lock)
+        if is_done:
+            _unlink_closed(note)
 
     def _end(self) -> None:
         # a file that resists stays noted, and the next writer tries again
-        if self._remove(self._names):
+        self._is_done = self._remove(self._names)
+        if self._is_done:
             with contextlib.suppress(OSError):
                 self._note.unlink(missing_ok=True)
-        self._names.clear()
+            self._names.clear()
 
     def _remove(self, names: list[str]) -> bool:
         """Remove those of the files that no model names; True unless one resists."""
@@ -215,6 +228,23 @@ class OwnFiles:
         entry = os.fsencode(name) + b"\0"
         if os.write(self._lock, entry) < len(entry):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def _unlink_closed(note: Path) -> None:
+    """Remove a note that could not be removed while it was open: on Windows.
+
+    Elsewhere it is gone already, or was not to go.
+    """
+    if sys.platform == "win32":
+        with contextlib.suppress(OSError):
+            note.unlink(missing_ok=True)
+
+
+def _close_at_exit(files: OwnFiles) -> None:
+    # Windows removes no file that is mapped: models that nobody uses any more let go of theirs
+    if sys.platform == "win32":
+        gc.collect()
+    files.close()
 
 
 def sync_folder(folder: Path) -> None:

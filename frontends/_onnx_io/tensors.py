@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import stat
+import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -185,7 +186,7 @@ class ExternalFiles:
         if os.path.isabs(location):
             self._refuse_escape(location, "is an absolute path")
         # a backslash separates folders on Windows only
-        has_separator = "\\" in location and os.name != "posix"
+        has_separator = "\\" in location and sys.platform == "win32"
         if "\0" in location or has_separator:
             self._refuse_escape(location, "is not a file name")
         path = os.path.join(self.folder, location)

@@ -11,7 +11,7 @@ import dataclasses
 import glob
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import ClassVar
 
 import onnx_ir as ir
 
@@ -54,7 +54,7 @@ class Pass(abc.ABC):
             return weighted_parts(model)
         return []
 
-    def without(self, parts: Iterable[Part]) -> Self:
+    def without(self, parts: Iterable[Part]) -> Pass:
         """The same pass, which leaves these parts as they are; it must have some."""
         patterns = list(getattr(self, "exclude"))  # noqa: B009 - an option of those with parts
         for part in parts:
@@ -63,7 +63,7 @@ class Pass(abc.ABC):
         changes = {"exclude": tuple(patterns)}
         return dataclasses.replace(self, **changes)
 
-    def at_lower_opset(self) -> Self | None:
+    def at_lower_opset(self) -> Pass | None:
         """The same pass in a form that an older opset holds; None where it has no other."""
         return None
 

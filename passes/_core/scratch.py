@@ -166,3 +166,6 @@ def remove_dead_folders() -> None:
             shutil.rmtree(mark.parent, ignore_errors=True)
         finally:
             os.close(lock)
+        # Windows has left the file that was open
+        if sys.platform == "win32":
+            shutil.rmtree(mark.parent, ignore_errors=True)

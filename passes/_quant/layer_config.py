@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
 from ... import UsageError
+from .._core import toml
 from .._core.nearest import did_you_mean
 from .._core.patterns import layer_names, matches
 from .._core.tables import is_tied
@@ -81,9 +81,9 @@ def _read_table(path: Path) -> list[tuple[str, str]]:
     where = f"{OPTION} @{path}"
     fix = 'a table [layers] with lines like "*conv1*" = "float"'
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
+        content = toml.loads(path.read_text(encoding="utf-8"))
     # errors of decoding too: the file may be anything
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, UnicodeDecodeError, toml.TOMLDecodeError) as error:
         problem = f"cannot be read ({error})"
         raise UsageError(
             where,

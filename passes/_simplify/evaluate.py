@@ -11,6 +11,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from .._core.ops import is_standard
+from .._core.schemas import schema_of
 
 Array = NDArray[Any]
 Inputs = list[Array | None]
@@ -72,19 +73,33 @@ def evaluate(node: ir.Node, inputs: Inputs, opset: int) -> list[Array]:
         reason = f"evaluation failed: {error!r}"
         raise NotFoldable(reason[:200]) from None
     outputs = []
-    for result, value in zip(results, node.outputs, strict=True):
+    types = _types(node, inputs, opset)
+    for result, dtype in zip(results, types, strict=True):
         if not isinstance(result, (np.ndarray, np.generic)):
             raise NotFoldable("its result is not a tensor")
         array = np.asarray(result)
-        outputs.append(_typed(array, value))
+        # some reference implementations widen
+        outputs.append(array if dtype is None else array.astype(dtype, copy=False))
     return outputs
 
 
-def _typed(array: Array, value: ir.Value) -> Array:
-    """The type that the graph declares: some reference implementations widen."""
-    if value.dtype is None:
-        return array
-    return array.astype(value.dtype.numpy(), copy=False)
+def _types(node: ir.Node, inputs: Inputs, opset: int) -> list[np.dtype[Any] | None]:
+    """Type of each output: the one that the graph declares, or else that of an input, by schema."""
+    schema = schema_of(node.op_type, opset)
+    known: dict[str, np.dtype[Any]] = {}
+    if schema is not None:
+        for formal, array in zip(schema.inputs, inputs, strict=False):
+            if array is not None:
+                known[formal.type_str] = array.dtype
+    found: list[np.dtype[Any] | None] = []
+    for index, value in enumerate(node.outputs):
+        if value.dtype is not None:
+            found.append(value.dtype.numpy())
+        elif schema is not None and index < len(schema.outputs):
+            found.append(known.get(schema.outputs[index].type_str))
+        else:
+            found.append(None)
+    return found
 
 
 # bounds of results

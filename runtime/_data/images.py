@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -15,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ... import RefusedError, UsageError
+from ...passes._core import toml
 from ...passes._core.nearest import did_you_mean
 from ..presets import SPEC
 from ..session import TensorInfo
@@ -206,8 +206,8 @@ def _class_folders(path: Path) -> list[Path]:
 
 def _read_spec(path: Path) -> Preprocess:
     try:
-        raw = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raw = toml.loads(path.read_text(encoding="utf-8"))
+    except (toml.TOMLDecodeError, UnicodeDecodeError) as error:
         raise RefusedError(
             str(path), f"is not TOML: {error}", "write lines such as size = [224, 224]"
         ) from error

@@ -18,9 +18,15 @@ from typing import Any, BinaryIO
 from ... import OnnxOptError
 from ..hardware import products_saturate
 from . import ipc, sessions, statistics
+from .installed import installed
 
 _MESSAGE_LENGTH = 300
 """Characters of an ONNX Runtime message that are kept. Chosen by hand; not measured."""
+
+_PARENT_SECONDS = 1.0
+_MEMORY_SECONDS = 0.1
+"""Seconds between two looks for the parent, and at the memory held. Chosen by hand; not measured.
+"""
 
 _NODE_PREFIX = re.compile(
     r"(?:.*)Non-zero status code returned while running (\S+) node\."
@@ -38,8 +44,9 @@ def serve(parent: int, memory_bytes: int) -> None:
     replies: BinaryIO = os.fdopen(os.dup(1), "wb")
     # what libraries print must not land between messages: from here on stdout is stderr
     os.dup2(2, 1)
-    _limit_memory(memory_bytes)
-    watcher = threading.Thread(target=_exit_with_parent, args=[parent], daemon=True)
+    # what the system does not limit, the watcher does
+    rest = 0 if _limit_memory(memory_bytes) else memory_bytes
+    watcher = threading.Thread(target=_watch, args=[parent, rest], daemon=True)
     watcher.start()
     _warm_up()
     while True:
@@ -110,25 +117,34 @@ def _first_line(message: str) -> str:
     return ""
 
 
-def _limit_memory(memory_bytes: int) -> None:
+def _limit_memory(memory_bytes: int) -> bool:
+    """Have the system limit the address space; False where it does not."""
     if not memory_bytes or sys.platform == "win32":
-        return
+        return False
     import resource
 
     hard = resource.getrlimit(resource.RLIMIT_AS)[1]
     limit = memory_bytes
     if hard != resource.RLIM_INFINITY:
         limit = min(limit, hard)
-    # macOS may refuse; the limit is a guard, not a promise
-    with contextlib.suppress(ValueError, OSError):
+    try:
         resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
+    # macOS refuses
+    except (ValueError, OSError):
+        return False
+    return True
 
 
-def _exit_with_parent(parent: int) -> None:
-    """Exit once the parent was killed: that closes the pipe, which a long run does not read."""
-    # Windows has no new parent for an orphan: there only the closed pipe tells
-    while os.name != "posix" or os.getppid() == parent:
-        time.sleep(1)
+def _watch(parent: int, memory_bytes: int) -> None:
+    """Exit once the parent was killed, or above so many bytes of memory; 0 is no limit.
+
+    A killed parent closes the pipe, which a long run does not read.
+    """
+    seconds = _MEMORY_SECONDS if memory_bytes else _PARENT_SECONDS
+    while _is_alive(parent):
+        if memory_bytes and _held_memory() > memory_bytes:
+            os._exit(ipc.OUT_OF_MEMORY)
+        time.sleep(seconds)
     os._exit(1)
 
 
@@ -138,6 +154,23 @@ def runtime_version() -> str:
 
     version: str = ort.__version__
     return version
+
+
+def _is_alive(parent: int) -> bool:
+    if sys.platform == "win32":
+        # an orphan keeps its parent's number there
+        import psutil
+
+        return bool(psutil.pid_exists(parent))
+    return os.getppid() == parent
+
+
+def _held_memory() -> int:
+    """Bytes of memory that this process holds; on Windows, those that were promised to it too."""
+    import psutil
+
+    info = psutil.Process().memory_info()
+    return int(getattr(info, "private", info.rss))
 
 
 def close_session(handle: int) -> None:
@@ -154,10 +187,13 @@ def clear() -> bool:
     return not sessions.has_prepared_gpu()
 
 
-def peak_memory() -> int | None:
-    """Peak resident memory of this process in bytes; None where the system does not tell."""
+def peak_memory() -> int:
+    """Peak resident memory of this process in bytes."""
     if sys.platform == "win32":
-        return None
+        import psutil
+
+        info = psutil.Process().memory_info()
+        return int(getattr(info, "peak_wset", info.rss))
     if sys.platform == "linux":
         # what getrusage tells there may be the peak of the parent, before this process began
         status = Path("/proc/self/status").read_text()
@@ -172,6 +208,7 @@ def peak_memory() -> int | None:
 
 
 FUNCTIONS: dict[str, Callable[..., Any]] = {
+    "installed": installed,
     "open_session": sessions.open_session,
     "run": sessions.run,
     "write_optimized": sessions.write_optimized,

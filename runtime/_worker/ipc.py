@@ -12,6 +12,9 @@ from typing import Any, BinaryIO, NamedTuple
 
 _LENGTH = struct.Struct("<Q")
 
+OUT_OF_MEMORY = 77
+"""Exit code of a child that took more memory than it may. Chosen by hand."""
+
 
 class FunctionCall(NamedTuple):
     """A request to run one of the child's functions."""
@@ -39,6 +42,13 @@ class Reply(NamedTuple):
     value: Any = None
     failure: Failure | None = None
     cpu_seconds: float = 0.0
+
+
+class Installed(NamedTuple):
+    """The onnxruntime that is imported: its version, and the wheels of that module by version."""
+
+    version: str
+    wheels: Mapping[str, str]
 
 
 class OrtTensor(NamedTuple):

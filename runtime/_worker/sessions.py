@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from ... import RefusedError
 from . import ort_values
+from .installed import onnxruntime_module
 from .ipc import OpenedSession, OrtTensor, OutputComparison, Powers
 
 Feeds = Mapping[str, Any]
@@ -49,8 +50,7 @@ def open_session(
     `provider`: our name of it. Errors: RefusedError, with `install` as its fix, where ONNX Runtime
     lacks the provider or cannot start it.
     """
-    import onnxruntime as ort
-
+    ort = onnxruntime_module()
     ort_name = providers[0][0]
     if ort_name not in ort.get_available_providers():
         raise RefusedError(

@@ -9,6 +9,8 @@ import pytest
 from onnx_opt import UsageError
 from onnx_opt.frontends.gradients import loss_gradients
 
+pytest.importorskip("torch")
+
 LINEAR = """
 <ir_version: 10, opset_import: ["" : 18]>
 linear (float[n, 2] x) => (float[n, 1] y)

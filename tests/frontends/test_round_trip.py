@@ -147,7 +147,8 @@ TYPES = [
     TensorProto.UINT64,
     TensorProto.FLOAT8E4M3FN,
     TensorProto.FLOAT8E5M2FNUZ,
-    TensorProto.FLOAT4E2M1,
+    # onnx has it from 1.18 on
+    *([TensorProto.FLOAT4E2M1] if hasattr(TensorProto, "FLOAT4E2M1") else []),
 ]
 
 

@@ -169,6 +169,7 @@ def test_int4_uses_the_level_below_zero_for_the_largest_weight():
 )
 @pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("text", [MATMUL, GEMM])
+@pytest.mark.needs("onnxruntime", "1.26", "older ones do not fuse it")
 def test_onnx_runtime_computes_the_dequantized_product_and_fuses_it(
     text, bits, k, block, tmp_path
 ):
@@ -214,6 +215,7 @@ def test_a_weight_read_both_ways_is_stored_in_both_layouts_and_computed_right():
     assert np.abs(run(proto, x) - weight).max() < 0.02
 
 
+@pytest.mark.needs("onnxruntime", "1.22", "older ones do not fuse it")
 def test_each_user_of_a_shared_weight_is_fused(tmp_path):
     text = (
         "m (float[n, 32] x, float[32, 32] w) => (float[n, 32] z) { y = MatMul (x, w)\n z "

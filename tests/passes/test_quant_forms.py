@@ -63,6 +63,7 @@ def plainly(monkeypatch):
 
 
 @pytest.mark.parametrize("name", LOW_BIT)
+@pytest.mark.needs("onnxruntime", "1.23", "older ones do not fold constants first")
 def test_packed_weights_run_in_integer_kernels_and_equal_plain_int8(
     name, calibrated, tmp_path, monkeypatch
 ):
@@ -217,6 +218,7 @@ def test_16_bit_activations_are_finer(calibrated):
 
 
 @pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.needs("onnxruntime", "1.26", "older ones do not fuse it")
 def test_blocked_leaves_activations_float(bits, tmp_path):
     text = """
     <ir_version: 10, opset_import: ["" : 17]>
@@ -402,6 +404,7 @@ def test_no_redundant_types_are_written(calibrated):
     ) == len([n for n in proto.graph.node if n.op_type == "QuantizeLinear"])
 
 
+@pytest.mark.needs("onnxruntime", "1.23", "older ones do not fold constants first")
 def test_packed_convs_leave_their_bias_to_the_runtime(calibrated, tmp_path, with_rules):
     """ONNX Runtime makes the float bias of a Conv the same int32 that we would store."""
     lean = chain()

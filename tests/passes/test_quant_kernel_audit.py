@@ -91,6 +91,7 @@ def proved(model, tmp_path):
         ),
     ],
 )
+@pytest.mark.needs("onnxruntime", "1.26", "older ones do not fuse it")
 def test_integer_kernels_are_counted(signature, body, constants, tmp_path):
     outcome, context = proved(model_of(signature, body, **constants), tmp_path)
     assert outcome.stats == {"int8_kernels": 1, "missed": 0}
@@ -161,6 +162,7 @@ def test_integer_kernels_are_counted(signature, body, constants, tmp_path):
         ),
     ],
 )
+@pytest.mark.needs("onnxruntime", "1.28", "older ones miss others")
 def test_a_miss_is_named_with_its_cause(
     signature, body, constants, where, cause, tmp_path
 ):
@@ -184,6 +186,7 @@ def test_a_bias_that_the_runtime_misreads_is_warned_of(scale, warned, tmp_path):
     assert [text.partition(":")[0] for text in context.warnings] == warned
 
 
+@pytest.mark.needs("onnxruntime", "1.22", "older ones quantize none by themselves")
 def test_a_float_layer_that_the_runtime_quantizes_by_itself_is_warned_of(tmp_path):
     _, context = proved(
         model_of(IMAGES, X + "c = Conv (xd, w) " + Y, w=CONV.astype(np.float32)),
@@ -205,6 +208,7 @@ def test_without_a_runtime_nothing_is_claimed():
 
 
 @pytest.mark.parametrize("form", ["dynamic", "blocked"])
+@pytest.mark.needs("onnxruntime", "1.26", "older ones do not fuse it")
 def test_quant_proves_its_own_work(form, tmp_path):
     weight = RNG.normal(size=(64, 96)).astype(np.float32)
     model = model_of(

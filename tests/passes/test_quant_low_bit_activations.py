@@ -4,7 +4,6 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 from onnx_opt import UsageError
-from onnx_opt.frontends.trainable import to_torch
 from onnx_opt.passes._base import NullContext
 from onnx_opt.passes.quant import Quant
 from onnx_opt.runtime._statistics.thresholds import METHODS
@@ -174,6 +173,9 @@ def test_bits_that_cannot_be_read(text):
 def test_it_trains_as_it_runs(calibrated):
     """Gradients pass what lies within the grid, and stop at what is clipped."""
     model = quantized(calibrated, activation_bits=4, bits=4)
+    pytest.importorskip("torch")
+    from onnx_opt.frontends.trainable import to_torch
+
     module = to_torch(model, qat="fixed")
     (found,) = module.run(FEEDS).values()
     assert (

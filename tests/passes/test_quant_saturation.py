@@ -72,6 +72,7 @@ def output_step(model):
 
 
 @pytest.mark.parametrize(("kind", "text"), FORMS)
+@pytest.mark.needs("onnxruntime", "1.23", "older ones leave some in float")
 def test_no_pair_saturates_and_every_cpu_computes_the_same_bits(calibrated, kind, text):
     """Both arithmetics, and this CPU's fused kernels; the graph as written, in float, but rounds
     ties its way.

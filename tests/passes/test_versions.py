@@ -212,6 +212,7 @@ def test_an_opset_falls_as_far_as_every_node_means_the_same(body, opset, least, 
     ]
 
 
+@pytest.mark.needs("onnxruntime", "1.32", "IR version 14")
 def test_attributes_that_the_lower_opset_does_not_spell_go():
     model = one(
         "y = BatchNormalization <training_mode = 0, epsilon = 0.1> (x, s, s, s, s)",
@@ -351,6 +352,7 @@ OTHERS = {
 """Versions of ops that are other ops: no node moves across them."""
 
 
+@pytest.mark.needs("onnx", "1.23", "opset 28")
 def test_every_change_of_an_op_was_looked_at():
     """Between reviewed opsets an op gains types only, or it is in one of the tables."""
     history = {}

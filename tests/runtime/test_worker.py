@@ -58,7 +58,7 @@ def test_the_child_starts_without_onnx_ir():
     root = Path(child_module.__file__).parents[2]
     script = worker_module._BOOTSTRAP.partition("child.serve(")[0]
     script += "print('onnx_ir' in sys.modules)"
-    command = [sys.executable, "-P", "-c", script, str(root)]
+    command = [sys.executable, "-c", script, str(root)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
 

@@ -11,15 +11,17 @@ import onnx
 import onnx.parser
 import onnx_ir as ir
 import pytest
-from onnx_opt import CheckError, RefusedError, optimize
+from onnx_opt import CheckError, RefusedError, UsageError, optimize
 from onnx_opt.frontends.onnx_file import load
 from onnx_opt.passes._base import Declined, Option, Pass, PassOutcome
 from onnx_opt.passes._core.graph import label
 from onnx_opt.passes._core.opset import OpsetRefused
 from onnx_opt.passes._core.patterns import layer_names, left_out
+from onnx_opt.runtime._worker.ipc import Installed
 from onnx_opt.runtime.session import LoadRefused
 from onnx_opt.runtime.worker import LimitExceeded, RemoteError, WorkerDied
 from onnx_opt.tools._run import spare
+from onnx_opt.tools._run import step as step_module
 from onnx_opt.tools._run.drift import Reference
 
 # seven layers, one without a name
@@ -318,6 +320,48 @@ def test_a_converter_that_fails_is_no_reason_to_fail_either(
     # blocks have no other form: the pass's own words stay
     with pytest.raises(RefusedError, match="cannot be raised from 17 to 21"):
         optimize(wide, "quant(blocked)", bench=False, pack=False)
+
+
+# the release
+
+
+@pytest.fixture
+def older(monkeypatch, scripted):
+    """The runtime is 1.20, which casts no INT4."""
+
+    def casts_int4(model):
+        casts = [node for node in model.graph if node.op_type == "Cast"]
+        return any(node.inputs[0].dtype == ir.DataType.INT4 for node in casts)
+
+    scripted(casts_int4)
+    found = Installed("1.20.1", {"onnxruntime-gpu": "1.20.1"})
+    monkeypatch.setattr(step_module, "installed", lambda worker: found)
+
+
+STORED = "quant(bits=4, storage=int4, kernel=float, ends=same)"
+NEEDS = "needs onnxruntime-gpu >= 1.23 (Cast from INT4); 1.20.1 is installed"
+
+
+def test_an_older_runtime_gets_the_form_that_it_runs(wide, older):
+    text = "quant(bits=4, kernel=float, ends=same)"
+    result = optimize(wide, text, bench=False, pack=False)
+    (step,) = result.passes
+    assert step.changed == 2
+    (declined,) = [d for d in step.declined if d["where"] == "onnxruntime"]
+    assert declined["reason"] == (
+        f"{NEEDS}, the form is that of quant(bits=4, storage=table, kernel=float, "
+        f"ends=same): {DIED}"
+    )
+
+
+def test_what_has_no_other_form_says_which_release_it_needs(wide, older):
+    with pytest.raises(UsageError) as caught:
+        optimize(wide, STORED, bench=False, pack=False)
+    assert (caught.value.where, caught.value.problem) == (
+        STORED,
+        NEEDS,
+    )
+    assert caught.value.fix == 'pip install -U "onnxruntime-gpu>=1.23"'
 
 
 # half precision

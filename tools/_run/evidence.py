@@ -16,6 +16,7 @@ from ...runtime.feeds import Feeds, open_feeds
 from ...runtime.fitness import unfit
 from ...runtime.hardware import Hardware, covers, hardware
 from ...runtime.held_out import held_out
+from ...runtime.installed import conflict, installed
 from ...runtime.metrics import MetricScore
 from ...runtime.session import Session, open_session
 from ...runtime.worker import RemoteError
@@ -95,6 +96,8 @@ def gather_inputs(run: Run, original: Original, model: ir.Model) -> Verification
     target = target_named(settings.target)
     # a worker would only be started for this
     runs_models = original.is_run or settings.metric is not None
+    if runs_models:
+        _warn_of_two_wheels(run)
     with step("start the runtime"):
         machine = hardware(run.worker if runs_models else None, provider)
     inputs = VerificationInputs(
@@ -144,6 +147,12 @@ def _available_provider(run: Run, path: Path | None) -> str:
         return "cpu"
     session.close()
     return provider
+
+
+def _warn_of_two_wheels(run: Run) -> None:
+    warning = conflict(installed(run.worker))
+    if warning is not None:
+        run.reporter.warn("onnxruntime", warning)
 
 
 def _opener(run: Run, provider: str) -> Callable[..., Session]:

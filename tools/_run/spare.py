@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import onnx_ir as ir
 
@@ -30,6 +31,14 @@ SHOWN = 4
 """Parts that a sentence names at most: a line of them."""
 
 
+class Unmet(NamedTuple):
+    """A demand of a pass's result that is not met here: of what, in words, and how to meet it."""
+
+    where: str
+    words: str
+    fix: str
+
+
 @dataclass(frozen=True)
 class Spared:
     """Outcome of the search.
@@ -49,54 +58,65 @@ def spare(
     failed: PassAttempt,
     attempt: Callable[[Pass], PassAttempt],
     fault_of: Callable[[ir.Model], str],
+    too_old: Unmet | None = None,
 ) -> Spared:
     """Find the most of a pass that the runtime bears.
 
     `failed`: the whole pass, which it does not. `attempt`: applies a pass to a copy of `before`.
-    `fault_of`: the runtime's words on a model; "" where it bears it.
+    `fault_of`: the runtime's words on a model; "" where it bears it. `too_old`: the release that
+    the whole pass needs, where the one here is older.
     """
-    raised = _opset_at_fault(before, failed, fault_of)
-    if raised:
-        return _at_lower_opset(pass_, before, failed, attempt, raised)
+    unmet = _opset_at_fault(before, failed, fault_of) or too_old
+    if unmet is not None:
+        return _at_lower_opset(pass_, failed, attempt, unmet)
     return _without_culprits(pass_, before, failed, attempt)
 
 
-# the opset
+# the opset, and the release of the runtime
 
 
 def _opset_at_fault(
     before: ir.Model, failed: PassAttempt, fault_of: Callable[[ir.Model], str]
-) -> str:
-    """Say which raise of the opset alone is too much: `17 to 21`; "" where none is."""
+) -> Unmet | None:
+    """Say which raise of the opset alone is too much; None where none is."""
     old = before.opset_imports.get("", 0)
     if isinstance(failed.error, OpsetRefused):
-        return f"from {old}"
+        return _not_raised(f"from {old}")
     new = failed.model.opset_imports.get("", 0)
     if new <= old:
-        return ""
+        return None
     raised = before.clone()
     raise_opset(raised, new)
-    return f"from {old} to {new}" if fault_of(raised) else ""
+    return _not_raised(f"from {old} to {new}") if fault_of(raised) else None
+
+
+def _not_raised(opsets: str) -> Unmet:
+    return Unmet(
+        "opset",
+        f"not raised {opsets}",
+        f"export the model again with a newer opset: it cannot be raised {opsets}",
+    )
 
 
 def _at_lower_opset(
     pass_: Pass,
-    before: ir.Model,
     failed: PassAttempt,
     attempt: Callable[[Pass], PassAttempt],
-    raised: str,
+    unmet: Unmet,
 ) -> Spared:
-    fix = f"export the model again with a newer opset: it cannot be raised {raised}"
+    where, words, fix = unmet
     lower = pass_.at_lower_opset()
     if lower is None:
         return Spared(None, "", f"{fix}, and {pass_.name} has no form for older ones")
     found = attempt(lower)
     if found.fault:
         return Spared(None, "", fix)
-    reason = f"not raised {raised}, the form is that of {lower}: {failed.fault}"
-    return Spared(
-        _with_declined(found, [Declined("opset", reason)]), f"opset {reason}", fix
-    )
+    reason = f"{words}, the form is that of {lower}"
+    # the runtime may have said the same
+    if words not in failed.fault:
+        reason += f": {failed.fault}"
+    declined = [Declined(where, reason)]
+    return Spared(_with_declined(found, declined), f"{where} {reason}", fix)
 
 
 # the parts

@@ -18,6 +18,8 @@ from ...passes._core.opset import OpsetRefused
 from ...passes._core.order import Ran, lost_by_order
 from ...passes._core.outcome import Declined, PassOutcome
 from ...passes._core.registry import ForeignPass
+from ...passes._core.requirements import requirements_of
+from ...runtime.installed import installed, too_old
 from ...runtime.session import LoadRefused, is_runtime_fault
 from ...runtime.worker import LimitExceeded, RemoteError, WorkerDied
 from .attempt import PassAttempt
@@ -32,7 +34,7 @@ from .kernels import is_quantized
 from .load import own_fault
 from .result import Step
 from .run import Run
-from .spare import spare
+from .spare import Unmet, spare
 from .verify import Baseline, Counts, Verification, Verifier
 
 
@@ -236,13 +238,22 @@ def _spared(
     def fault_of(model: ir.Model) -> str:
         return baseline.verifier.verify(model, "lossy", baseline).fault
 
-    spared = spare(pass_, before, failed, attempt, fault_of)
+    unmet = _too_old(run, failed.model)
+    spared = spare(pass_, before, failed, attempt, fault_of, unmet)
     if spared.attempt is None and isinstance(failed.error, OpsetRefused):
         raise failed.error
+    if spared.attempt is None and unmet is not None:
+        raise UsageError(str(pass_), unmet.words, unmet.fix)
     if spared.attempt is None or run.settings.strict:
         raise CheckError(str(pass_), failed.fault, spared.fix)
     run.reporter.warn(str(pass_), spared.words)
     return dataclasses.replace(spared.attempt, seconds=sum(seconds))
+
+
+def _too_old(run: Run, model: ir.Model) -> Unmet | None:
+    """Say which release of the runtime a model needs, where the one here is older."""
+    told = too_old(installed(run.worker), requirements_of(model))
+    return None if told is None else Unmet("onnxruntime", *told)
 
 
 def _without_culprits(

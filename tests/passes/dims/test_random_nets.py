@@ -45,6 +45,7 @@ def assert_right(seed, attention):
 
 
 @pytest.mark.parametrize("attention", ["heads", "dims"])
+@pytest.mark.needs("onnxruntime", "1.28", "older ones die of some")
 def test_random_networks_compute_the_masked_reference(attention):
     found = [assert_right(seed, attention) for seed in range(FAST)]
     assert sum(map(len, found)) > 2 * FAST
@@ -52,6 +53,7 @@ def test_random_networks_compute_the_masked_reference(attention):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("attention", ["heads", "dims"])
+@pytest.mark.needs("onnxruntime", "1.28", "older ones die of some")
 def test_many_random_networks_compute_the_masked_reference(attention):
     for seed in range(FAST, ALL):
         assert_right(seed, attention)
