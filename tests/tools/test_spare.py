@@ -103,16 +103,16 @@ def scripted(monkeypatch):
     """A function that makes the runtime fail by `fails(model)`; gives the list of failures."""
 
     def install(fails, error=None):
-        outputs, failures = Reference.outputs, []
+        outputs, failures = Reference.outputs_of, []
 
-        def run(self, path, optimize=True):
-            model = load(path)
+        def run(self, session):
+            model = load(session.path)
             if fails(model):
-                failures.append(path)
+                failures.append(session.path)
                 raise error or WorkerDied("open_session", DIED, "none")
-            return outputs(self, path, optimize)
+            return outputs(self, session)
 
-        monkeypatch.setattr(Reference, "outputs", run)
+        monkeypatch.setattr(Reference, "outputs_of", run)
         return failures
 
     return install
