@@ -109,11 +109,16 @@ def copy(
     Returns the one file written. Errors: as `save`.
     """
     target = Path(path)
+
+    def write(file: BinaryIO) -> None:
+        # closed before the switch: Windows puts nothing in the place of an open file
+        with open(source, "rb") as original:
+            shutil.copyfileobj(original, file)
+
     with contextlib.ExitStack() as stack:
         with _as_own_errors(path):
             files = stack.enter_context(OwnFiles(target, durable))
-            original = stack.enter_context(open(source, "rb"))
-        _put(files, lambda file: shutil.copyfileobj(original, file), check, set())
+        _put(files, write, check, set())
     return [target]
 
 
