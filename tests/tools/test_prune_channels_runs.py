@@ -215,6 +215,7 @@ def test_recovery_mends_outputs_on_images_it_has_not_seen(tmp_path):
             out=out,
             data=DEMO / "digits_calib.npz",
             bench=False,
+            floor="none",
         )
         errors[recover] = error(out, images)
     assert errors["true"] < 0.5 * errors["false"]
