@@ -52,7 +52,7 @@ NEEDS = (
         "onnx",
         (1, 18),
         "quoted names in onnx.parser",
-        r"ParseError.*\".*(Identifier|Integer value) expected",
+        r"(?s)ParseError.*\".*(Identifier|Integer value) expected",
     ),
     Need(
         "onnx", (1, 23), "opset 28", r"invalid version \(must be between 1 and 2[2-7]\)"

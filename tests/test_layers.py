@@ -141,8 +141,8 @@ def sources() -> list[Path]:
     [
         (
             "passes/a.py",
-            "import numpy as np\nimport onnx_ir as ir\nfrom onnxscript import "
-            "rewriter\nimport math",
+            "import numpy as np\nimport onnx_ir as ir\nfrom onnx import "
+            "helper\nimport math",
         ),
         (
             "passes/a.py",

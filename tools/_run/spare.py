@@ -116,7 +116,9 @@ def _at_lower_opset(
     if words not in failed.fault:
         reason += f": {failed.fault}"
     declined = [Declined(where, reason)]
-    return Spared(_with_declined(found, declined), f"{where} {reason}", fix)
+    # "needs onnxruntime" names it already
+    told = reason if where in words else f"{where} {reason}"
+    return Spared(_with_declined(found, declined), told, fix)
 
 
 # the parts

@@ -22,14 +22,17 @@ def case(name):
     return name
 
 
-@pytest.mark.parametrize("name", map(case, MODELS))
+CASES = [case(name) for name in MODELS]
+
+
+@pytest.mark.parametrize("name", CASES)
 def test_slots_that_go_together(name):
     text, expected = MODELS[name]
     assert pattern(solved(model_of(text)), expected) == expected
 
 
 @pytest.mark.parametrize("attention", ["heads", "dims"])
-@pytest.mark.parametrize("name", map(case, MODELS))
+@pytest.mark.parametrize("name", CASES)
 def test_pruned_is_the_masked_reference(name, attention):
     text, expected = MODELS[name]
     model = model_of(text)
