@@ -2,6 +2,7 @@
 
 import importlib.util
 import inspect
+import itertools
 import sys
 import tempfile
 from pathlib import Path
@@ -19,12 +20,16 @@ if importlib.util.find_spec("onnx_opt") is None:
     spec.loader.exec_module(module)
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _own_cache():
-    """No test reads or writes the cache of who runs the suite."""
-    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ONNX_OPT_CACHE", folder)
-        yield
+@pytest.fixture(scope="session")
+def _caches():
+    with tempfile.TemporaryDirectory() as folder:
+        yield (Path(folder, str(number)) for number in itertools.count())
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(_caches, monkeypatch):
+    """No test reads or writes the cache of who runs the suite, nor of another test."""
+    monkeypatch.setenv("ONNX_OPT_CACHE", str(next(_caches)))
 
 
 class _Runner(click.testing.CliRunner):

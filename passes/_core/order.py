@@ -80,7 +80,7 @@ ORDERS = (
     CostlyOrder(
         ON_GRID,
         ON_GRID,
-        "grid already",
+        "bits already",
         "{earlier} moves weights onto the grid, where {later} leaves them",
         is_either=True,
     ),

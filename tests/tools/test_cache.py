@@ -138,6 +138,21 @@ def test_other_weights_beside_the_model_are_another_model(tmp_path, data, scored
     assert len(scored) == 2
 
 
+def test_models_between_passes_are_scored_each_time(model, data, scored):
+    """Their weights are in no file that a key could name."""
+    for _ in range(2):
+        onnx_opt.optimize(
+            model,
+            "quant(fp16)",
+            data=data,
+            metric="top1",
+            metric_each=True,
+            bench=False,
+        )
+    # the original, the model after the pass, the result; then only the one after the pass
+    assert len(scored) == 4
+
+
 @pytest.mark.parametrize(
     "options", [{"metric": "top5"}, {"threads": 1}, {"metric_output": "y"}]
 )

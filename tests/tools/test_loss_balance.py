@@ -98,6 +98,7 @@ def test_of_a_run(tmp_path, end, words):
         data={"x": random.standard_normal((40, 64)).astype(np.float32)},
         bench=False,
         explain_loss=True,
+        force=True,
     )
     said = [each for each in result.warnings if each.startswith("--explain-loss: ")]
     assert ["what follows it makes errors larger" in each for each in said] == [

@@ -24,7 +24,12 @@ DATA = {"x": np.random.default_rng(0).standard_normal((40, 64)).astype(np.float3
 
 def orders(passes):
     result = onnx_opt.optimize(
-        ir.from_proto(model_from(LAYERS)), passes, data=DATA, bench=False, pack=False
+        ir.from_proto(model_from(LAYERS)),
+        passes,
+        data=DATA,
+        bench=False,
+        pack=False,
+        force=True,
     )
     return [each for each in result.warnings if each.startswith("order: ")]
 

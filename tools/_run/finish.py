@@ -48,14 +48,15 @@ Chosen by hand; not measured.
 
 @dataclass(frozen=True)
 class Counted:
-    """Counts of a result that need shapes, which its file may lack."""
+    """Counts of a result that need shapes, which its file may lack; `bits`: of its weights."""
 
     macs: int | None
     constants: Sequence[StoredConstant]
+    bits: dict[str, int] | None
 
     def figures(self) -> dict[str, Any]:
         """The figures that they are."""
-        return {"macs": self.macs, "bits": bits_by_count(self.constants)}
+        return {"macs": self.macs, "bits": self.bits}
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ def finish(
     """
     settings = run.settings
     if is_unchanged(run, original, checked):
-        product = _as_it_came(run, original)
+        product = _as_it_came(run, original, checked)
     else:
         product = _changed(run, original, inputs, verifier, context, checked)
     model = product.model
@@ -164,16 +165,18 @@ class _Product:
         return requirements_of(self.model)
 
 
-def _as_it_came(run: Run, original: Original) -> _Product:
+def _as_it_came(run: Run, original: Original, checked: Checked) -> _Product:
     """The original itself, whatever loading made of it for the passes."""
-    model = reading_of(run.settings).model
+    with run.reporter.progress("read"):
+        model = reading_of(run.settings).model
     source = run.settings.source
     # a copy would name the weights files of the original
     is_one_file = source is not None and len(original.files) == 1
+    figures = original.figures
     return _Product(
         model,
         interface_of(model),
-        Counted(original.figures.macs, stored_constants(model)),
+        Counted(figures.macs, stored_constants(checked.model), figures.bits),
         is_unchanged=True,
         copied=source if is_one_file else None,
     )
@@ -192,12 +195,14 @@ def _changed(
         model = _with_least_versions(run, verifier, context, checked)
     # before shapes are forgotten: counting needs them
     with run.reporter.progress("count"):
-        counted = Counted(model_macs(checked.model), stored_constants(model))
+        constants = stored_constants(model)
+        macs = model_macs(checked.model)
+        counted = Counted(macs, constants, bits_by_count(constants))
     # the passes inferred them; a file without stays as small as it came
     if not original.has_shapes:
         forget_shapes(model)
     if is_packed_again(run, original, checked, model):
-        return _as_it_came(run, original)
+        return _as_it_came(run, original, checked)
     product = _Product(model, original.interface, counted, checked.is_exact)
     stamp(
         model,

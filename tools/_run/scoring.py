@@ -53,15 +53,16 @@ class RunMetric:
     cache: ScoreCache | None = None
 
     def score(self, path: Path, files: Iterable[Path]) -> MetricScore:
-        """Score a model file; `files`: it, and those of its weights.
+        """Score a model file, or find what it scored before; `files`: it, and those of its weights.
 
         Errors: RefusedError without labels.
         """
         if self.cache is None:
-            return self._computed(path)
-        return self.cache.score(files, lambda: self._computed(path))
+            return self.computed(path)
+        return self.cache.score(files, lambda: self.computed(path))
 
-    def _computed(self, path: Path) -> MetricScore:
+    def computed(self, path: Path) -> MetricScore:
+        """Score a model file. Errors: RefusedError without labels."""
         session = self.open(path)
         try:
             return score(
@@ -207,7 +208,7 @@ def drop_interval(before: NDArray[np.bool_], after: NDArray[np.bool_]) -> Interv
 class MeasuredMetric(NamedTuple):
     """Metric before and after.
 
-    `facts`: `name`, `before`, `after`; `cached`: those of them that an earlier run computed; and
+    `facts`: `name`, `before`, `after`, `drop`; `cached`: those that an earlier run computed; and
     where rows are right or wrong `samples` and `drop_95`.
     `failure`: it got worse by more than `max_drop`, or is no longer a number.
     """

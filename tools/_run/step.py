@@ -29,7 +29,6 @@ from .context import TrainingContext
 from .drift import Outputs, as_figures
 from .evidence import VerificationInputs
 from .explain_loss import LossyStage
-from .figures import files_of
 from .kernels import is_quantized
 from .load import own_fault
 from .result import Step
@@ -376,8 +375,8 @@ def with_metric(
     metric = earlier[-1].metric if earlier else inputs.baseline.value
     if last.changed:
         with verifier.file_of(checked.model) as path:
-            files = files_of(path, checked.model)
-            metric = inputs.run_metric.score(path, files).value
+            # not one to be found again: no run starts from it
+            metric = inputs.run_metric.computed(path).value
     step = dataclasses.replace(last, metric=metric)
     return dataclasses.replace(checked, steps=(*earlier, step))
 
