@@ -1,14 +1,11 @@
-"""Make `onnx_opt` importable in a bare checkout: the repository root is the package."""
+"""Make `onnx_opt` importable in a bare checkout: the repository root is the package.
+
+Tests import it in fresh processes, too, whose start they time: the rest is in `suite`.
+"""
 
 import importlib.util
-import inspect
-import itertools
 import sys
-import tempfile
 from pathlib import Path
-
-import click.testing
-import pytest
 
 if importlib.util.find_spec("onnx_opt") is None:
     root = Path(__file__).resolve().parents[1]
@@ -19,63 +16,4 @@ if importlib.util.find_spec("onnx_opt") is None:
     sys.modules["onnx_opt"] = module
     spec.loader.exec_module(module)
 
-
-@pytest.fixture(scope="session")
-def _caches():
-    with tempfile.TemporaryDirectory() as folder:
-        yield (Path(folder, str(number)) for number in itertools.count())
-
-
-@pytest.fixture(autouse=True)
-def _own_cache(_caches, monkeypatch):
-    """No test reads or writes the cache of who runs the suite, nor of another test."""
-    monkeypatch.setenv("ONNX_OPT_CACHE", str(next(_caches)))
-
-
-class _Runner(click.testing.CliRunner):
-    """The runner of click 8.1 as later ones are: stdout and stderr apart."""
-
-    def __init__(self, **options):
-        super().__init__(mix_stderr=False, **options)
-
-
-if "mix_stderr" in inspect.signature(click.testing.CliRunner).parameters:
-    click.testing.CliRunner = _Runner
-
-
-def pytest_runtest_setup(item):
-    """Skip a test that says to need a newer release than is here."""
-    from releases import as_release, too_old
-
-    for mark in item.iter_markers("needs"):
-        package, release, because = mark.args
-        old = too_old(package, as_release(release))
-        if old is not None:
-            pytest.skip(f"{old}: {because}")
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item, call):
-    """Skip a test that failed in the words of an older release; see `releases`."""
-    from releases import reason_to_skip
-
-    if call.excinfo is not None and call.excinfo.typename != "Skipped":
-        words = f"{call.excinfo.typename}: {call.excinfo.value}"
-        reason = reason_to_skip(words)
-        if reason is not None:
-            try:
-                pytest.skip(reason)
-            except pytest.skip.Exception:
-                call.excinfo = pytest.ExceptionInfo.from_current()
-    return (yield)
-
-
-def pytest_terminal_summary(terminalreporter):
-    """Say on which CPU the suite ran: integer kernels differ from one class of CPUs to another."""
-    from onnx_opt.runtime import hardware as of
-
-    measured = of.products_saturate(of.products_model())
-    machine = of.described(
-        of.machine_architecture(), of.cpu_name(), of.instruction_sets(), measured
-    )
-    terminalreporter.write_line(f"CPU: {machine.label}")
+pytest_plugins = ["suite"]

@@ -67,6 +67,7 @@ def run(path: Path) -> list[np.ndarray]:
     return session.run(None, feeds)
 
 
+@pytest.mark.needs("onnxruntime", "1.21", "older ones die of one of them")
 @pytest.mark.skipif(
     not MODELS.is_dir(), reason="the shared models are not here (ONNX_OPT_DATA)"
 )
