@@ -249,6 +249,26 @@ def test_without_locks_a_day_tells(tmp_path, monkeypatch):
     assert names_in(tmp_path) == ["m.onnx", "m.onnx.data"]
 
 
+def test_a_file_that_resists_at_the_switch_goes_with_the_next_writer(
+    tmp_path, monkeypatch
+):
+    save(model_of(1), tmp_path / "m.onnx", external=True)
+    unlink = Path.unlink
+
+    def resist(path, missing_ok=False):
+        if path.name == "m.onnx.data":
+            raise PermissionError(13, "open elsewhere", str(path))
+        unlink(path, missing_ok)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", resist)
+        save(model_of(2), tmp_path / "m.onnx", external=True)
+    (note,) = tmp_path.glob(".m.onnx.*.run")
+    check_output(tmp_path / "m.onnx")
+    assert not note.exists()
+    assert names_in(tmp_path) == ["m.onnx", "m.onnx.1.data"]
+
+
 def test_a_fifo_or_a_link_as_note_is_left_alone(tmp_path):
     os.mkfifo(tmp_path / ".m.onnx.1.run")
     (tmp_path / "precious").write_bytes(b"m.onnx\0m.onnx.data\0")
