@@ -40,6 +40,7 @@ SPARSITIES = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 DAMAGES = (
     *(f"prune(sparsity={sparsity}, fit=false)" for sparsity in SPARSITIES),
     "quant(bits=4, measure=false)",
+    "quant(bits=3, measure=false)",
     "quant(bits=2, measure=false)",
     "quant(binary, measure=false)",
 )
