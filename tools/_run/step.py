@@ -63,17 +63,20 @@ class Checked:
         return Baseline(verifier, model, self.outputs, self.counts, self.is_exact)
 
 
-def check_loaded(verifier: Verifier, model: ir.Model) -> Checked:
+def check_loaded(
+    verifier: Verifier, model: ir.Model, is_counted: bool = False
+) -> Checked:
     """Start of the steps: the model as loaded, which must compute what its file does.
 
-    Errors: CheckError where it does not.
+    `is_counted`: exact passes will compare ONNX Runtime's optimized graphs with its own. Errors:
+    CheckError where it does not.
     """
     reference = verifier.reference
     if reference is None:
         return Checked(model, None)
     # normalizing has changed the graph: it is held to the standard of an exact pass
     try:
-        outputs = verifier.outputs_of(model)
+        outputs, counts = verifier.runs_of(model, is_counted)
     except (LoadRefused, RemoteError, WorkerDied) as error:
         if isinstance(error, LimitExceeded):
             raise
@@ -82,7 +85,7 @@ def check_loaded(verifier: Verifier, model: ir.Model) -> Checked:
     problem = verifier.inexact(model, of_file, outputs)
     if problem:
         raise own_fault(f"the model as loaded computes something else: {problem}")
-    return Checked(model, outputs)
+    return Checked(model, outputs, counts=counts)
 
 
 Judge = Callable[[ir.Model, PassOutcome], Verification | None]

@@ -120,7 +120,7 @@ class Verifier:
             return Verification()
         is_exact = effect != "lossy"
         try:
-            outputs, counts = self._runs_of(model, is_exact and is_counted)
+            outputs, counts = self.runs_of(model, is_exact and is_counted)
             drift = self.reference.from_original(
                 outputs, is_exact and baseline.is_exact
             )
@@ -153,12 +153,6 @@ class Verifier:
             save(model, path, durable=False)
             yield path
 
-    def outputs_of(self, model: ir.Model) -> Outputs:
-        """Outputs of a model on the reference's batches. Errors: as `Reference.outputs`."""
-        assert self.reference is not None
-        with self.reporter.progress("compare outputs"), self.file_of(model) as path:
-            return self.reference.outputs(path)
-
     def counts_of(self, model: ir.Model) -> Counts | None:
         """Nodes of ONNX Runtime's optimized graph; None where nothing is run, or it cannot say."""
         if self.reference is None:
@@ -173,10 +167,13 @@ class Verifier:
         except OnnxOptError:
             return None
 
-    def _runs_of(
+    def runs_of(
         self, model: ir.Model, is_counted: bool
     ) -> tuple[Outputs, Counts | None]:
-        """Outputs and counts of a model, of one file and one session."""
+        """Outputs and counts of a model, of one file and one session.
+
+        Errors: as `Reference.outputs`.
+        """
         assert self.reference is not None
         step = self.reporter.progress
         with (
