@@ -71,7 +71,8 @@ def run_twice(model, passes, tmp_path, **options):
     "passes",
     [
         "simplify",
-        "prune,quant",
+        # what is timed may turn out otherwise on a busy machine
+        "prune,quant(measure=false)",
         "compress-weights",
         "quant(fp16)",
         "prune,pack",
@@ -88,7 +89,13 @@ def test_a_run_over_its_own_output_writes_the_same_bytes(model, passes, tmp_path
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "passes",
-    ["simplify,quant", "prune", "prune,quant", "prune-channels", "quant,pack"],
+    [
+        "simplify,quant(measure=false)",
+        "prune",
+        "prune,quant(measure=false)",
+        "prune-channels",
+        "quant(measure=false),pack",
+    ],
 )
 def test_the_same_with_data(model, passes, tmp_path):
     run_twice(model, passes, tmp_path, data=feeds_of(model))
