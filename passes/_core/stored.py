@@ -61,7 +61,8 @@ def bits_by_count(constants: Iterable[StoredConstant]) -> dict[str, int]:
     """Number of parameters by the bits that one of them is stored in, the fewest first."""
     counts: Counter[int] = Counter()
     for constant in constants:
-        if constant.is_parameter and constant.elements:
+        # what takes no bytes is stored for another reader already, as a head tied to its table
+        if constant.is_parameter and constant.nbytes:
             counts[constant.bits] += constant.elements
     return {str(bits): counts[bits] for bits in sorted(counts)}
 

@@ -63,3 +63,21 @@ def test_a_compressed_weight_keeps_its_name_and_has_fewer_bits(encoding, bits):
     assert (found.name, found.bits) == ("w", bits)
     # a scale for each block beside the codes
     assert 64 * 40 * bits / 8 <= found.nbytes < 1.3 * 64 * 40 * bits / 8
+
+
+def test_a_table_that_a_head_reads_transposed_counts_once():
+    proto = onnx.parser.parse_model(
+        """
+        <ir_version: 10, opset_import: ["" : 21]>
+        lm (int64[N] ids) => (float[N, 8] y) <float[8, 4] table>
+        {
+            h = Gather (table, ids)
+            t = Transpose (table)
+            y = MatMul (h, t)
+        }
+        """
+    )
+    values = np.ones((8, 4), np.float32)
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(values, "table"))
+    model = ir.from_proto(proto)
+    assert bits_by_count(stored_constants(model)) == {"32": 32}
