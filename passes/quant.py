@@ -42,7 +42,7 @@ from ._core.patterns import (
 from ._core.provenance import FloatLayer, set_float_layer
 from ._core.targets import TARGETS, QuantRules
 from ._quant.calibrate import Calibration, Ranges, calibrate
-from ._quant.engine import Counts, Insertion, StoredRows
+from ._quant.engine import Counts, Insertion
 from ._quant.fp16.convert import touches_float
 from ._quant.grids import Grid
 from ._quant.inserter import forget_redundant
@@ -56,16 +56,10 @@ from ._quant.layer_config import (
     read_overrides,
 )
 from ._quant.layers import QuantLayer
+from ._quant.other_layers import OtherPlan, OtherRequest, plan_others, store_others
 from ._quant.plan import GraphPlan, PlanRequest, QuantPlan, plan
 from ._quant.prepare import drop_unused_initializers, mean_to_pool
-from ._quant.recurrent import (
-    RecurrentPlan,
-    RecurrentRequest,
-    plan_recurrent,
-    store_recurrent,
-)
-from ._quant.schemes import DYNAMIC, ENGINES, FORMS, EncodeOptions, is_integer_only
-from ._quant.tables import TablePlan, plan_tables, store_tables
+from ._quant.schemes import ENGINES, FORMS, EncodeOptions, is_integer_only
 from ._quant.weight_codes import Storage
 from ._simplify.plain_weights import plain_weights
 from .gptq import Gptq
@@ -392,11 +386,10 @@ class Quant(Pass):
         request = self._request(rules, left_float, context)
         plain = plain_weights(model)
         planned = self._first_plan(plain, request, context)
-        tables = self._planned_tables(plain)
-        recurrent = self._planned_recurrent(plain, rules, left_float, context)
-        if not planned.graphs and not tables.tables and not recurrent.layers:
-            declined = planned.declined + tables.declined + recurrent.declined
-            return PassOutcome(declined=declined)
+        other_request = self._other_request(left_float, context)
+        others = plan_others(plain, other_request)
+        if not planned.graphs and others.is_empty:
+            return PassOutcome(declined=planned.declined + others.declined)
         if plain is not model:
             become(model, plain)
 
@@ -409,9 +402,8 @@ class Quant(Pass):
         else:
             context.remember_float(model)
         names.take(model)
-        tables = self._planned_tables(model)
-        recurrent = self._planned_recurrent(model, rules, left_float, context)
-        rows: dict[ir.Value, StoredRows] = {}
+        # again: rounding and exact rewrites have made other nodes and values
+        others = plan_others(model, other_request)
         for graph_plan in planned.graphs:
             with context.progress("quantize layers", 1):
                 self._insert(
@@ -421,62 +413,35 @@ class Quant(Pass):
                     ranges,
                     names,
                     outcome,
-                    tables,
-                    rows,
+                    others,
                 )
             for layer in graph_plan.layers:
                 layer.chain.remove_unread()
         outcome.declined = planned.declined + inner.besides(planned.declined)
-        outcome.declined += _still_read(planned, tables)
-        self._store_tables(tables, names, rows, outcome)
-        outcome.declined += recurrent.declined
-        if recurrent.layers:
-            counts = store_recurrent(model, recurrent, names, rules.limits_pairs)
-            _count(outcome, {**counts, _stat_of(8): counts["weights"]})
+        outcome.declined += _still_read(planned, others)
+        counts, declined = store_others(model, others, names, rules.limits_pairs)
+        outcome.declined += others.declined + declined
+        _count(outcome, counts)
+        if "weights" in counts:
+            _count(outcome, {_stat_of(8): counts["weights"]})
         # float weights that integers have replaced
         drop_unused_initializers(all_graphs(model))
         refresh_shapes(model)
         forget_redundant(all_nodes(model))
         return outcome
 
-    def _planned_tables(self, model: ir.Model) -> TablePlan:
-        if self.tables == "float":
-            return TablePlan([], [])
-        return plan_tables(model, self.include, self.exclude)
-
-    def _planned_recurrent(
-        self,
-        model: ir.Model,
-        rules: QuantRules,
-        left_float: tuple[str, ...],
-        context: Context,
-    ) -> RecurrentPlan:
+    def _other_request(
+        self, left_float: tuple[str, ...], context: Context
+    ) -> OtherRequest:
         floats = [o.pattern for o in self._overrides() if o.choice.form == LEAVE_FLOAT]
-        engines = FORMS[self.form].engines
-        request = RecurrentRequest(
+        return OtherRequest(
+            form=FORMS[self.form],
+            target=TARGETS[context.target],
+            kernel=self.kernel,
+            tables=self.tables,
             include=self.include,
             exclude=(*self.exclude, *left_float, *floats),
-            integers="LSTM" in rules.dynamic
-            and DYNAMIC in engines
-            and self.kernel != "float",
-            is_folded=TARGETS[context.target].folds_constants,
         )
-        return plan_recurrent(model, request)
-
-    def _store_tables(
-        self,
-        tables: TablePlan,
-        names: Names,
-        rows: dict[ir.Value, StoredRows],
-        outcome: PassOutcome,
-    ) -> None:
-        """Store tables in 8 bits; `rows`: codes that layers have stored, by the table."""
-        counts, declined = store_tables(tables, names, rows)
-        outcome.declined += tables.declined + declined
-        if not counts["tables"]:
-            return
-        _count(outcome, counts)
-        _count(outcome, {_stat_of(8): counts["weights"]})
 
     def _prepared(
         self,
@@ -560,7 +525,7 @@ class Quant(Pass):
             has_data=context.has_data(),
             options=self._encode_options(),
             choose=choose,
-            keeps_tables=self.tables == "float",
+            keeps_tables=not self._other_request(left_float, context).has_tables,
         )
 
     def _first_plan(
@@ -644,13 +609,9 @@ class Quant(Pass):
         ranges: Ranges,
         names: Names,
         outcome: PassOutcome,
-        tables: TablePlan,
-        rows: dict[ir.Value, StoredRows],
+        others: OtherPlan,
     ) -> None:
-        """Write one graph's layers, engine by engine; calibration comes first.
-
-        `rows`: filled with the tables that layers have stored.
-        """
+        """Write one graph's layers, engine by engine; calibration comes first."""
         rules = request.rules
         placement = graph_plan.placement(rules)
         limited = graph_plan.limited(placement, rules)
@@ -673,8 +634,8 @@ class Quant(Pass):
             block=self.block,
             codes=codes,
             calibration=calibration,
-            tables={table.value for table in tables.tables},
-            rows=rows,
+            tables=others.table_values,
+            rows=others.rows,
         )
         for engine in ENGINES:
             layers = graph_plan.engines.get(engine)
@@ -709,12 +670,12 @@ def _note_origins(planned: QuantPlan) -> None:
             set_float_layer(layer.node, FloatLayer(name, layer.name))
 
 
-def _still_read(planned: QuantPlan, tables: TablePlan) -> list[Declined]:
+def _still_read(planned: QuantPlan, others: OtherPlan) -> list[Declined]:
     """A reason for each weight that stays float beside its integers: something else reads it.
 
     Tables are not among them.
     """
-    stored = {table.value for table in tables.tables}
+    stored = others.table_values
     found: dict[str, Declined] = {}
     for graph_plan in planned.graphs:
         for layer in graph_plan.layers:

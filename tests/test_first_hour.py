@@ -24,7 +24,7 @@ print(json.dumps({"missing": missing, "checks": checks}))
 
 
 def replayed(task, folder):
-    """What a task of its own process reports: extras that it lacks, and its checks."""
+    """Report of a task in a process of its own: extras that it lacks, and its checks."""
     paths = [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", REPLAY, FIRST_HOUR, task, folder],

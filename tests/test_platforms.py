@@ -98,7 +98,7 @@ def windows(tmp_path, monkeypatch):
 
 
 def python(*words, folder):
-    """What a Python process prints, which must succeed."""
+    """Output of a Python process, which must succeed."""
     done = subprocess.run(
         [sys.executable, *words],
         cwd=folder,

@@ -22,7 +22,7 @@ class StoredConstant:
 
     `value`: what they read: an initializer, or what nodes make of constants alone. `name`: of the
     weight that it is or encodes. `nbytes`: of all that is stored for it, scales and tables too.
-    `bits`: of one of its `elements`.
+    `bits`: of one of its `elements`; 0 where another constant has what it is made of.
     """
 
     value: ir.Value
@@ -61,8 +61,7 @@ def bits_by_count(constants: Iterable[StoredConstant]) -> dict[str, int]:
     """Number of parameters by the bits that one of them is stored in, the fewest first."""
     counts: Counter[int] = Counter()
     for constant in constants:
-        # what takes no bytes is stored for another reader already, as a head tied to its table
-        if constant.is_parameter and constant.nbytes:
+        if constant.is_parameter and constant.bits:
             counts[constant.bits] += constant.elements
     return {str(bits): counts[bits] for bits in sorted(counts)}
 
@@ -88,6 +87,9 @@ def _stored(
             assert producer is not None
             waiting += [each for each in producer.inputs if each is not None]
     nbytes = sum(int(tensor.nbytes) for tensor in tensors)
+    if value.dtype not in NOT_PARAMETERS:
+        # axes and shapes beside them say nothing of a weight's width
+        tensors = [each for each in tensors if each.dtype not in NOT_PARAMETERS]
     largest = max(tensors, key=lambda tensor: tensor.nbytes, default=None)
     elements = _elements(value, largest)
     bits = 0
@@ -95,7 +97,7 @@ def _stored(
         # of codes the width, without the scales beside them
         bits = largest.dtype.bitwidth if largest.dtype != ir.DataType.STRING else 0
     elif elements:
-        bits = round(8 * nbytes / elements)
+        bits = round(8 * sum(int(tensor.nbytes) for tensor in tensors) / elements)
     return StoredConstant(value, name, elements, nbytes, bits)
 
 

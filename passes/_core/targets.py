@@ -23,7 +23,8 @@ Carry = Literal["own", "shared"]
 class QuantRules:
     """Layout of integer layers by `quant` for one target's runtime.
 
-    `why_not` declines integer kernels with a reason, `why_not_int16` those of 16-bit activations.
+    `why_not` declines integer kernels with a reason, `why_not_int16` those of 16-bit activations,
+    `why_not_tables` tables of 8-bit rows.
     """
 
     activation: Literal["uint8", "int8", "uint16"] = "uint8"
@@ -59,6 +60,7 @@ class QuantRules:
     """Keep the runtime itself from quantizing an excluded layer between int8 neighbours."""
     why_not: str = ""
     why_not_int16: str = ""
+    why_not_tables: str = ""
 
 
 @dataclass(frozen=True)
@@ -139,6 +141,8 @@ _TENSORRT_INTEGERS = QuantRules(
     carry={"Add": "own", "GlobalAveragePool": "own", **MOVERS},
     folded=("Relu", "Clip"),
     why_not_int16="TensorRT has no 16-bit integers: use fp16",
+    # not measured: its builder takes 8-bit tensors between Q/DQ pairs alone
+    why_not_tables="TensorRT takes 8-bit tensors between Q/DQ pairs alone",
 )
 _GENERIC_INTEGERS = QuantRules(
     # plain QDQ that any runtime may read, on any CPU

@@ -25,12 +25,10 @@ from .._core.saturation import kernel_pairs
 from .engine import Counts
 from .inserter import Inserter
 from .weight_codes import Codes, integer_codes
-from .weights import Floats, absmax_is_finite, wide_enough
+from .weights import Floats, wide_enough
 
 WEIGHTS = (1, 2)
 """Inputs of the weights: of what is read, and of the state."""
-
-ROLES = ("input", "state")
 
 LEAST_WEIGHTS = 1024
 """Weights of a layer below which scales and nodes cost more than is saved; chosen by hand."""
@@ -58,57 +56,55 @@ class RecurrentPlan:
     declined: list[Declined] = field(default_factory=list)
 
 
-@dataclass(frozen=True)
-class RecurrentRequest:
-    """Facts on which plans depend.
+def plan_recurrent(
+    model: ir.Model,
+    include: tuple[str, ...],
+    exclude: tuple[str, ...],
+    *,
+    is_integer: bool,
+    is_folded: bool,
+) -> RecurrentPlan:
+    """Find the recurrent layers of every graph.
 
-    `integers`: the form and the target have integer kernels for an LSTM. `is_folded`: the target's
-    runtime computes what depends on constants once.
+    `is_integer`: an LSTM is to run in integers. `is_folded`: the target's runtime computes what
+    depends on constants once, so that others can read 8-bit weights.
     """
-
-    include: tuple[str, ...]
-    exclude: tuple[str, ...]
-    integers: bool
-    is_folded: bool
-
-
-def plan_recurrent(model: ir.Model, request: RecurrentRequest) -> RecurrentPlan:
-    """Find the recurrent layers of every graph."""
     plan = RecurrentPlan()
     made = made_of_constants(model)
     for node in all_nodes(model):
         if not is_standard(node, *RECURRENT):
             continue
-        found = _layer(node, request, made)
-        if isinstance(found, RecurrentLayer):
-            plan.layers.append(found)
-        else:
-            plan.declined.append(Declined(label(node), found))
+        weights = _weights(node, made)
+        reason = left_out(layer_names(node), include, exclude)
+        if reason is None and isinstance(weights, str):
+            reason = weights
+        # the integer operator knows only the older layout
+        layout = node.attributes.get_int("layout", 0)
+        in_integers = is_integer and node.op_type == "LSTM" and not layout
+        if reason is None and not in_integers and not is_folded:
+            reason = f"the target has no int8 {node.op_type}"
+        if reason is not None:
+            plan.declined.append(Declined(label(node), reason))
+        elif not isinstance(weights, str):
+            layer = RecurrentLayer(node, weights, in_integers)
+            plan.layers.append(layer)
     return plan
 
 
-def _layer(
-    node: ir.Node, request: RecurrentRequest, made: Mapping[ir.Value, bool]
-) -> RecurrentLayer | str:
-    reason = left_out(layer_names(node), request.include, request.exclude)
-    if reason is not None:
-        return reason
+def _weights(
+    node: ir.Node, made: Mapping[ir.Value, bool]
+) -> tuple[ir.Value, ...] | str:
+    """Initializers of a layer's weights, or the reason why they have no integers."""
     weights = []
     for index in WEIGHTS:
         found = _weight(node, index, made)
         if isinstance(found, str):
             return found
         weights.append(found)
-    is_integer = request.integers and node.op_type == "LSTM"
-    # the integer operator knows only the older layout
-    if node.attributes.get_int("layout", 0):
-        is_integer = False
-    if not is_integer and not request.is_folded:
-        return f"the target has no int8 {node.op_type}"
-    size = sum(value.const_value.size for value in weights if value.const_value)
+    size = sum(_tensor(value).size for value in weights)
     if size < LEAST_WEIGHTS:
         return f"its {size} weights are too few to pay for scales"
-    return RecurrentLayer(node, tuple(weights), is_integer)
+    return tuple(weights)
 
 
 def _weight(node: ir.Node, index: int, made: Mapping[ir.Value, bool]) -> ir.Value | str:
@@ -127,39 +123,48 @@ def _weight(node: ir.Node, index: int, made: Mapping[ir.Value, bool]) -> ir.Valu
         return f"weight '{value.name}' is read in another form too"
     if value.dtype != ir.DataType.FLOAT or len(value.const_value.shape) != 3:
         return f"weight '{value.name}' is {value.dtype}: already quantized"
-    if not absmax_is_finite(value.const_value):
-        return f"weight '{value.name}' holds NaN or infinity"
     return value
+
+
+def _tensor(value: ir.Value) -> ir.TensorProtocol:
+    assert value.const_value is not None
+    return value.const_value
 
 
 def store_recurrent(
     model: ir.Model, plan: RecurrentPlan, names: Names, limits_pairs: bool
-) -> Counts:
+) -> tuple[Counts, list[Declined]]:
     """Rewrite the layers of a plan; layers that share a weight share its codes.
 
-    `limits_pairs`: no pair of weights may saturate an integer kernel.
+    Returns the counts, and a reason for each layer whose weights have no codes. `limits_pairs`: no
+    pair of weights may saturate an integer kernel.
     """
     counts: Counts = {"layers": 0, "weights": 0}
+    declined: list[Declined] = []
     stored: dict[tuple[ir.Value, bool], ir.Value] = {}
     codes: dict[ir.Value, Codes] = {}
     for layer in plan.layers:
         for value in layer.weights:
             if value not in codes:
                 codes[value] = _codes(value, limits_pairs)
-                assert value.const_value is not None
-                counts["weights"] += value.const_value.size
+        broken = [v for v in layer.weights if not np.isfinite(codes[v].scales).all()]
+        if broken:
+            reason = f"weight '{broken[0].name}' holds NaN or infinity"
+            declined.append(Declined(label(layer.node), reason))
+            continue
         if layer.is_integer:
             _to_integers(layer, codes, stored, names)
             model.graph.opset_imports.setdefault(DOMAIN, 1)
         else:
             _unpack(layer, codes, stored, names)
         counts["layers"] += 1
-    return counts
+    sizes = {value: _tensor(value).size for value, _ in stored}
+    counts["weights"] = sum(sizes.values())
+    return counts, declined
 
 
 def _shape(value: ir.Value) -> tuple[int, int, int]:
-    assert value.const_value is not None
-    directions, gates, inputs = (int(dim) for dim in value.const_value.shape.numpy())
+    directions, gates, inputs = (int(dim) for dim in _tensor(value).shape.numpy())
     return directions, gates, inputs
 
 
@@ -168,9 +173,8 @@ def _codes(value: ir.Value, limits_pairs: bool) -> Codes:
     directions, gates, inputs = _shape(value)
     rows = directions * gates
     pairs = kernel_pairs("MatMul", (inputs, rows)) if limits_pairs else None
-    assert value.const_value is not None
     layout = Layout(1, rows, inputs)
-    return integer_codes(value.const_value, layout, 8, "mse", pairs)
+    return integer_codes(_tensor(value), layout, 8, "mse", pairs)
 
 
 def _scales(code: Codes) -> Floats:

@@ -12,7 +12,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from .._core.channel_layout import Layout
-from .._core.lazy import DerivedTensor, blocks, blocks_ahead
+from .._core.lazy import DerivedTensor, blocks_ahead
 from .._core.saturation import LIMITED, KernelPairs, keep_within, pair_granule
 
 Floats = NDArray[np.float32]
@@ -41,11 +41,6 @@ def channel_absmax(tensor: ir.TensorProtocol, layout: Layout) -> Floats:
         before = out[channels]
         out[channels] = np.maximum(before, largest)
     return out
-
-
-def absmax_is_finite(tensor: ir.TensorProtocol) -> bool:
-    """True if a tensor holds neither NaN nor infinity, streamed."""
-    return all(bool(np.isfinite(block).all()) for _, block in blocks(tensor))
 
 
 def wide_enough(

@@ -17,7 +17,7 @@ def quantized(layers, calibrated, **options):
 
 
 def stored(model, name):
-    """How a weight is stored: the ending of its initializer's name, or `float`."""
+    """Form of a stored weight: the ending of its initializer's name, or `float`."""
     names = model.graph.initializers
     return next(
         (

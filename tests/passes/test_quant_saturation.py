@@ -57,7 +57,7 @@ def quantized(calibrated, kind, text, weights, seed):
 
 
 def output_step(model):
-    """What a code of the layer's output is worth, 0 where it is float."""
+    """Worth of a code of the layer's output, 0 where it is float."""
     pairs = [
         n
         for n in model.graph

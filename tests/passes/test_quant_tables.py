@@ -121,3 +121,10 @@ def test_rows_in_a_subgraph():
     assert "table" not in result.graph.initializers
     feeds = {**IDS, "c": np.array(False)}
     assert sqnr(outputs(model, feeds), outputs(result, feeds)) > 35
+
+
+def test_tensorrt_keeps_tables_in_float():
+    model = model_of(EMBEDDING, table=normal(200, 16))
+    outcome = Quant().run(model, NullContext(target="tensorrt"))
+    assert "table" in model.graph.initializers
+    assert [d.where for d in outcome.declined] == ["table"]

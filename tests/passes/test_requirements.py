@@ -110,6 +110,13 @@ def test_what_was_not_tried_is_not_known():
     )
 
 
+def test_an_integer_lstm_runs_on_the_oldest_release():
+    found = of(
+        "y = com.microsoft.DynamicQuantizeLSTM (x)", imports=', "com.microsoft" : 1'
+    )
+    assert found.onnxruntime == "1.15"
+
+
 def test_functions_are_of_no_foreign_domain():
     text = """<ir_version: 8, opset_import: ["" : 13, "own" : 1]>
     g (float[4] x) => (float[4] y) { y = own.Thing (x) }

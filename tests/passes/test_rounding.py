@@ -1,4 +1,4 @@
-"""What clip-weights, correct-bias, gptq and round-weights share: the grid of `quant`, the bias,
+"""Common ground of clip-weights, correct-bias, gptq and round-weights: the grid of `quant`, the bias,
 what they decline.
 """
 

@@ -152,7 +152,7 @@ class Trial:
         return outcome, wrong
 
     def state(self) -> str:
-        """Which of the two models the output is: "old", "new" or "damaged"."""
+        """Name of the model that the output is: "old", "new" or "damaged"."""
         try:
             found = fingerprint(self.out)
         # whatever it is, the output is not whole

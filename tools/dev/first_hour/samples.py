@@ -60,7 +60,7 @@ def sentiment(path: Path) -> None:
 
 
 def outputs(path: Path, **feeds: NDArray[Any]) -> list[NDArray[Any]]:
-    """What ONNX Runtime itself gives."""
+    """Outputs of ONNX Runtime itself."""
     session = onnxruntime.InferenceSession(str(path))
     found: list[NDArray[Any]] = session.run(None, feeds)
     return found

@@ -16,7 +16,7 @@ from onnx_opt.tools.cli import main
 
 @dataclass(frozen=True)
 class Done:
-    """What a command left: its exit code and what it printed."""
+    """Exit code and output of a command."""
 
     code: int
     out: str
