@@ -1,5 +1,5 @@
-"""Common ground of clip-weights, correct-bias, gptq and round-weights: the grid of `quant`, the bias,
-what they decline.
+"""Common ground of clip-weights, correct-bias, gptq and round-weights: the grid of `quant`, the
+bias, reasons to decline.
 """
 
 import numpy as np
