@@ -58,7 +58,7 @@ def feeds_of(path, rows=40):
     return feeds
 
 
-def run_twice(model, passes, tmp_path, **options):
+def assert_same_bytes(model, passes, tmp_path, **options):
     options = {"bench": False, **options}
     once, twice = tmp_path / "once.onnx", tmp_path / "twice.onnx"
     first = onnx_opt.optimize(model, passes, out=once, **options)
@@ -80,7 +80,7 @@ def run_twice(model, passes, tmp_path, **options):
     ],
 )
 def test_a_run_over_its_own_output_writes_the_same_bytes(model, passes, tmp_path):
-    first, second = run_twice(model, passes, tmp_path)
+    first, second = assert_same_bytes(model, passes, tmp_path)
     names = [step.name for step in first.passes if step.changed]
     assert names or passes in ("simplify", "compress-weights", "prune-channels")
     assert second.about["changes"] == [] or "pack" in passes
@@ -98,14 +98,14 @@ def test_a_run_over_its_own_output_writes_the_same_bytes(model, passes, tmp_path
     ],
 )
 def test_the_same_with_data(model, passes, tmp_path):
-    run_twice(model, passes, tmp_path, data=feeds_of(model))
+    assert_same_bytes(model, passes, tmp_path, data=feeds_of(model))
 
 
 def test_quantized_on_data_the_same_bytes(tmp_path):
     path = tmp_path / "cnn.onnx"
     onnx.save(model_from(CNN), path)
     passes = "simplify,quant(measure=false)"
-    first, second = run_twice(path, passes, tmp_path, data=feeds_of(path))
+    first, second = assert_same_bytes(path, passes, tmp_path, data=feeds_of(path))
     assert [step.changed for step in first.passes] == [6, 3]
     assert [step.changed for step in second.passes] == [0, 0]
 
