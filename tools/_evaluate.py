@@ -60,5 +60,5 @@ def evaluated(
             sources = data_files(data, path.parent)
             cache = score_cache_of(worker, machine, metric, output, threads, sources)
         files = files_of(path, model)
-        found = compute() if cache is None else cache.score(files, compute)
+        found = compute() if cache is None else cache.score(path, files, compute)
     return Evaluation(found, chosen.name, machine)

@@ -268,9 +268,10 @@ class StepTeller:
         try:
             yield
         finally:
-            self._open.pop()
+            # before the step goes: nothing is told of no step
             if is_outermost:
                 self._is_over.set()
+            self._open.pop()
 
     def _tell(self, is_over: threading.Event) -> None:
         while not is_over.wait(max(self._next - time.monotonic(), 0)):

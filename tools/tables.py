@@ -20,7 +20,7 @@ def result_tables(result: RunAccount, verbosity: int = 0) -> list[RenderableType
     tables: list[RenderableType] = [pass_account(result.passes)]
     if result.drift_on is not None:
         data = DRIFT_ON[result.drift_on]
-        count = f" ({result.drift_samples})" if result.drift_samples else ""
+        count = f" ({result.drift['samples']})" if result.drift else ""
         tables.append(
             f"SQNR to the original, on {data}{count}{_drift_words(result.drift)}"
         )

@@ -40,8 +40,12 @@ class ModelStats:
     ops: dict[str, int]
 
 
-def model_stats(model: ir.Model, count_nonzero: bool = True) -> ModelStats:
+def model_stats(
+    model: ir.Model, count_nonzero: bool = True, count_macs: bool = True
+) -> ModelStats:
     """Figures of a model; `count_nonzero=False` leaves the weights unread.
+
+    `count_macs=False`: the model is not cloned, nor its shapes inferred.
 
     Weights are streamed, never held whole.
     """
@@ -54,7 +58,7 @@ def model_stats(model: ir.Model, count_nonzero: bool = True) -> ModelStats:
         params=sum(tensor.size for tensor in tensors),
         nonzero=nonzero,
         nodes=ops.total(),
-        macs=model_macs(model),
+        macs=model_macs(model) if count_macs else None,
         ops=dict(ops.most_common()),
     )
 

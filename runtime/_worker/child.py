@@ -148,14 +148,6 @@ def _watch(parent: int, memory_bytes: int) -> None:
     os._exit(1)
 
 
-def runtime_version() -> str:
-    """Version of the ONNX Runtime that is loaded, whichever package it came with."""
-    import onnxruntime as ort
-
-    version: str = ort.__version__
-    return version
-
-
 def _is_alive(parent: int) -> bool:
     if sys.platform == "win32":
         # an orphan keeps its parent's number there
@@ -222,6 +214,5 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "clear": clear,
     "peak_memory": peak_memory,
     "products_saturate": products_saturate,
-    "runtime_version": runtime_version,
 }
 """Functions that the parent may call, by name."""

@@ -353,10 +353,10 @@ def test_the_worker_is_counted():
     from onnx_opt.runtime.worker import Worker
 
     with Worker() as worker:
-        worker.call("runtime_version")
+        worker.call("installed")
         first = worker.cpu_seconds
         worker.close()
-        worker.call("runtime_version")
+        worker.call("installed")
         # what a child took that is gone stays counted
         assert worker.cpu_seconds > first > 0
 
@@ -386,3 +386,10 @@ def test_errors_of_data_keep_what_is_known(mlp, tmp_path):
     VALIDATOR.validate(plain)
     assert plain["input"]["nodes"] == 3
     assert plain["passes"] == []
+
+
+def test_arrays_as_data_have_no_command(mlp):
+    images = np.random.default_rng(0).standard_normal((8, 8)).astype(np.float32)
+    assert (
+        optimize(mlp, "prune", data=images, bench=False, floor="none").command is None
+    )

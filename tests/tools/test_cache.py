@@ -273,3 +273,36 @@ def test_a_score_comes_back_as_it_was(tmp_path, model, data):
     parts = [(score.value, score.classes, score.strangers) for score in found]
     assert parts == [(0.9, 4, "")] * 2
     assert isinstance(found[1], MetricScore)
+
+
+SIGNED = """
+<ir_version: 10, opset_import: ["" : 21]>
+classify (float[N, 4] x) => (float[N, 4] y)
+{
+    more = MatMul (x, w)
+    less = MatMul (x, v)
+    y = Sub (more, less)
+}
+"""
+
+
+def test_weights_files_that_change_places_are_another_model(tmp_path, data, scored):
+    # of one size: each file may stand in the place of the other
+    one, nothing = np.eye(4, dtype=np.float32), np.zeros((4, 4), np.float32)
+    for name, weights in (("a", (one, nothing)), ("b", (nothing, one))):
+        proto = onnx.parser.parse_model(SIGNED)
+        for value, array in zip("wv", weights, strict=True):
+            tensor = onnx.numpy_helper.from_array(array, value)
+            proto.graph.initializer.append(tensor)
+        folder = tmp_path / name
+        folder.mkdir()
+        onnx.save(
+            proto,
+            folder / "m.onnx",
+            save_as_external_data=True,
+            all_tensors_to_one_file=False,
+            size_threshold=0,
+        )
+        onnx_opt.evaluate(folder / "m.onnx", data, "top1")
+    assert len(scored) == 2
+    assert scored[0] == 0.9 > scored[1]

@@ -202,3 +202,30 @@ def test_data_on_which_the_model_gives_no_number_is_refused(tmp_path):
     data["x"][:, ::2] *= -1
     with pytest.raises(RefusedError, match="nothing but NaN and infinite"):
         optimize(path, "quant", data={"x": 0 * data["x"]}, bench=False)
+
+
+def test_a_floor_that_cannot_be_checked_is_refused(net, out):
+    with pytest.raises(RefusedError, match=r"^--floor: cannot be checked"):
+        optimize(net, "prune(sparsity=0.3)", out=out, floor=6, verify="never")
+    assert not out.exists()
+    # none asks for no check
+    assert optimize(net, "prune", out=out, floor="none", verify="never").output_path
+
+
+def test_a_metric_excuses_the_usual_floor_alone(net, out, tmp_path):
+    feeds = samples()
+    labels = np.arange(len(feeds)) % 8
+    np.savez(tmp_path / "data.npz", x=feeds, labels=labels)
+
+    def kept(outputs, labels):
+        return 1.0
+
+    options = {
+        "eval_data": tmp_path / "data.npz",
+        "metric": kept,
+        "bench": False,
+        "out": out,
+    }
+    assert optimize(net, WORTHLESS, **options).metric["after"] == 1
+    with pytest.raises(CheckError, match=r"^--floor: "):
+        optimize(net, WORTHLESS, floor="3 dB", **options)

@@ -111,10 +111,13 @@ class ScoreCache:
     settings: Facts
 
     def score(
-        self, files: Iterable[Path], compute: Callable[[], MetricScore]
+        self, path: Path, files: Iterable[Path], compute: Callable[[], MetricScore]
     ) -> MetricScore:
-        """Score of the model that these files hold: an earlier one, or that of `compute`."""
-        key = self._key(files)
+        """Score of the model at a path: an earlier one, or that of `compute`.
+
+        `files`: it, and those of its weights.
+        """
+        key = self._key(path, files)
         known = _score_from(self.cache.read(key))
         if known is not None:
             return known
@@ -127,11 +130,17 @@ class ScoreCache:
         # data is read once a run, however many models are scored on it
         return [(file.name, sha256_of(file.path)) for file in self.data]
 
-    def _key(self, files: Iterable[Path]) -> str:
-        # names of weights files are in the model file; its own name tells nothing
+    def _key(self, path: Path, files: Iterable[Path]) -> str:
+        # the model file names those of its weights; its own name tells nothing
+        weights = {
+            os.path.relpath(file, path.parent): sha256_of(file)
+            for file in files
+            if file != path
+        }
         content = {
             "onnx_opt": __version__,
-            "model": sorted(sha256_of(file) for file in files),
+            "model": sha256_of(path),
+            "weights": weights,
             "data": self._digests_of_data,
             **self.settings,
         }

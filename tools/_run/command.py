@@ -46,7 +46,7 @@ def command_of(settings: RunSettings) -> str | None:
     words = ["onnx-opt", str(settings.source), "--passes", str(settings.pipeline)]
     for field in dataclasses.fields(settings):
         value = getattr(settings, field.name)
-        if field.name in UNSAID or value == field.default:
+        if field.name in UNSAID or _is_default(value, field.default):
             continue
         said = _said(OPTIONS[field.name], value)
         if said is None:
@@ -56,6 +56,12 @@ def command_of(settings: RunSettings) -> str | None:
     if settings.out is None and not settings.dry_run:
         words.append("--dry-run")
     return shlex.join(words)
+
+
+def _is_default(value: Any, default: Any) -> bool:
+    # arrays compare element by element
+    plain = (bool, str, Path, int, float)
+    return value is default or (isinstance(value, plain) and bool(value == default))
 
 
 def _said(option: str, value: Any) -> list[str] | None:

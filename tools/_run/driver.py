@@ -89,14 +89,13 @@ def _optimized(run: Run, known: RunSoFar) -> Written:
     with step("check as loaded"):
         effects = {pass_.effect for pass_ in run.settings.pipeline.passes}
         checked = check_loaded(verifier, model, is_counted="exact" in effects)
+        known.checked = checked
     # each pass starts from what is left of the one before: a model that was verified
     for pass_ in run.settings.pipeline.passes:
-        known.checked = checked
-        checked = run_step(run, verifier, context, checked, pass_)
-        checked = with_metric(run, inputs, verifier, checked)
+        known.checked = checked = run_step(run, verifier, context, checked, pass_)
+        known.checked = checked = with_metric(run, inputs, verifier, checked)
     warn_if_unchanged(run, checked.steps)
     warn_of_order(run, checked.steps)
-    known.checked = checked
     if not is_unchanged(run, original, checked):
         checked = end_packed(run, original, verifier, context, checked, inputs)
     known.checked = with_metric(run, inputs, verifier, checked)
@@ -174,7 +173,7 @@ def _account(run: Run, known: RunSoFar) -> RunAccount:
     settings = run.settings
     facts: dict[str, Any] = {
         "about": description(settings),
-        "versions": versions(run),
+        "versions": versions(run, is_running=known.inputs is not None),
         "command": command_of(settings),
         "budgets": budgets_of(settings, known.written),
         "warnings": run.reporter.warnings,
@@ -185,7 +184,6 @@ def _account(run: Run, known: RunSoFar) -> RunAccount:
         facts["input"] = known.original.figures
     if known.inputs is not None:
         facts["drift_on"] = known.inputs.drift_on
-        facts["drift_samples"] = _samples_of(known.inputs)
         facts["hardware"] = known.inputs.hardware
     steps = () if known.checked is None else known.checked.steps
     facts["passes"] = [*steps, *run.reporter.refused]
@@ -239,7 +237,7 @@ def _changes(original: Original, written: Written) -> list[str]:
     """Changes that no pass made: those of loading, and the versions that the result asks for."""
     # what loading made of it went with the run
     if written.is_unchanged:
-        return []
+        return list(written.changes)
     about = original.about
     requires = written.requires
     versions = (

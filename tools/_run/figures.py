@@ -54,18 +54,17 @@ class Figures:
 
 
 def figures_of(model: ir.Model, path: Path | None, count_nonzero: bool) -> Figures:
-    """Everything but latency.
+    """Everything but latency and MACs, for which shapes are inferred.
 
     `bytes` counts the file at `path`, which holds `model`, and its external data. The counts are
     those of the model that a runtime unpacks, whatever form the file stores.
     """
-    stats = model_stats(without_packing(model), count_nonzero)
+    stats = model_stats(without_packing(model), count_nonzero, count_macs=False)
     return Figures(
         bytes=None if path is None else bytes_on_disk(path, model),
         params=stats.params,
         nonzero=stats.nonzero,
         nodes=stats.nodes,
-        macs=stats.macs,
     )
 
 

@@ -26,7 +26,7 @@ from .context import TrainingContext
 from .drift import Outputs, as_figures, choices_of
 from .evidence import VerificationInputs
 from .figures import Figures, expected_bytes, figures_of, files_of, zipped_bytes
-from .floor import BelowFloor, floor_of
+from .floor import BelowFloor, floor_of, is_asked
 from .harm import is_kept, judgement_of
 from .kernels import compare_kernels, is_quantized, remedy
 from .load import Original, own_fault, reading_of
@@ -63,9 +63,9 @@ class Counted:
 class Written:
     """The result as it was written, or as it would be.
 
-    `is_unchanged`: it is the original. `word`: what its drift means. `latency`: of the original and
-    of the result. `path`: where it was written; None: it was not, and `files` is empty. `failure`:
-    a budget or the floor that it misses, and is not written for.
+    `is_unchanged`: it is the original, but for `changes` of reading. `word`: what its drift means.
+    `latency`: of the original and of the result. `path`: where it was written; None: it was not,
+    and `files` is empty. `failure`: a budget or the floor that it misses, and is not written for.
     """
 
     model: ir.Model
@@ -73,6 +73,7 @@ class Written:
     requires: Requirements
     constants: Sequence[StoredConstant]
     is_unchanged: bool = False
+    changes: tuple[str, ...] = ()
     drift: Drift | None = None
     word: str | None = None
     metric: dict[str, Any] | None = None
@@ -113,6 +114,7 @@ def finish(
             product.requires,
             product.counted.constants,
             product.is_unchanged,
+            product.changes,
         )
 
     judged: list[Written] = []
@@ -149,7 +151,7 @@ class _Product:
     """The model that is to be written.
 
     `is_unchanged`: no pass changed it, and it has no record of this run. `copied`: a file that
-    holds it as it is; None: there is none.
+    holds it as it is; None: there is none. `changes`: what reading alone changed, in words.
     """
 
     model: ir.Model
@@ -158,6 +160,7 @@ class _Product:
     is_exact: bool = True
     is_unchanged: bool = False
     copied: Path | None = None
+    changes: tuple[str, ...] = ()
 
     @cached_property
     def requires(self) -> Requirements:
@@ -168,17 +171,18 @@ class _Product:
 def _as_it_came(run: Run, original: Original, checked: Checked) -> _Product:
     """The original itself, whatever loading made of it for the passes."""
     with run.reporter.progress("read"):
-        model = reading_of(run.settings).model
+        reading = reading_of(run.settings)
     source = run.settings.source
     # a copy would name the weights files of the original
     is_one_file = source is not None and len(original.files) == 1
     figures = original.figures
     return _Product(
-        model,
-        interface_of(model),
+        reading.model,
+        interface_of(reading.model),
         Counted(figures.macs, stored_constants(checked.model), figures.bits),
         is_unchanged=True,
         copied=source if is_one_file else None,
+        changes=() if is_one_file else tuple(reading.changes),
     )
 
 
@@ -297,12 +301,8 @@ def _judge(
             below = floor.problem(parts, choices)
         _warn_if_kernels_disagree(run, original, inputs, path, model, outputs)
         failure = _sqnr_missed(run, drift)
-    elif run.settings.min_sqnr is not None:
-        raise CheckError(
-            "--min-sqnr",
-            "cannot be checked: there is nothing to compare with",
-            "drop --min-sqnr; the warnings say why the original cannot be compared",
-        )
+    else:
+        _refuse_unchecked(run)
     if original.path is not None:
         if inputs.run_metric is not None and inputs.baseline is not None:
             # the same file has the same score
@@ -312,7 +312,11 @@ def _judge(
             scored = measure_metric(run, inputs.run_metric, inputs.baseline, score)
             metric = scored.facts
             failure = failure or scored.failure
-        if below is not None and not is_kept(judgement_of(run.settings, drift, metric)):
+        # a floor that was asked for holds whatever the metric says
+        is_excused = not is_asked(run.settings) and is_kept(
+            judgement_of(run.settings, drift, metric)
+        )
+        if below is not None and not is_excused:
             failure = failure or _refused(run, below)
         # what is not written need not be timed
         if failure is None:
@@ -325,12 +329,28 @@ def _judge(
         product.requires,
         product.counted.constants,
         product.is_unchanged,
+        product.changes,
         drift,
         word,
         metric,
         latency,
         failure=failure,
     )
+
+
+def _refuse_unchecked(run: Run) -> None:
+    """Refuse limits on outputs that nothing can be compared with. Errors: CheckError."""
+    asked = {
+        "--min-sqnr": run.settings.min_sqnr is not None,
+        "--floor": is_asked(run.settings),
+    }
+    for option, is_given in asked.items():
+        if is_given:
+            raise CheckError(
+                option,
+                "cannot be checked: there is nothing to compare with",
+                f"drop {option}; the warnings say why the original cannot be compared",
+            )
 
 
 def _warn_if_larger(run: Run, before: int | None, after: int | None) -> None:

@@ -15,13 +15,20 @@ class BelowFloor(CheckError):
     """A lossy result that no longer says what the original says."""
 
 
+def is_asked(settings: RunSettings) -> bool:
+    """True if a floor was asked for, not only the usual one."""
+    return settings.floor is not None and str(settings.floor) != OFF
+
+
 def floor_of(settings: RunSettings, usual: Bounds) -> Bounds | None:
     """The floor that was asked for, or else the `usual` one; None: no floor.
 
     Errors: UsageError.
     """
+    if isinstance(settings.floor, int | float):
+        return Bounds(float(settings.floor), 0.0)
     if settings.floor is not None:
-        return _parsed(str(settings.floor))
+        return _parsed(settings.floor)
     # a budget that was asked for is a floor, too; the student of a teacher starts from nothing
     asked = (settings.min_sqnr, settings.max_drop, settings.teacher)
     return usual if asked == (None, None, None) else None
@@ -35,7 +42,7 @@ def _parsed(text: str) -> Bounds | None:
     sqnr_db = float("-inf")
     agreement = 0.0
     for word in text.split(","):
-        found = re.fullmatch(r"(-?\d+(?:\.\d+)?)(%|dB)?", word.strip())
+        found = re.fullmatch(r"(-?\d+(?:\.\d+)?)\s*(%|dB)?", word.strip())
         if found is None:
             raise UsageError(
                 "--floor",

@@ -26,6 +26,7 @@ from .checks import (
     validity_of,
 )
 from .figures import LARGE, Figures, figures_of, files_of, weight_bytes, zipped_bytes
+from .floor import is_asked
 from .kernels import is_quantized
 from .provenance import sha256_of
 from .run import Run
@@ -157,6 +158,7 @@ def _refuse_or_warn_unrun(run: Run) -> None:
     checks = {
         "--strict": settings.strict,
         "--min-sqnr": settings.min_sqnr is not None,
+        "--floor": is_asked(settings),
     }
     for option, is_given in checks.items():
         if is_given:

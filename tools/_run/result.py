@@ -91,7 +91,9 @@ class Step:
             "metric": fields.pop("metric"),
             "chosen": fields.pop("chosen"),
         }
-        fields["stats"] |= {key: value for key, value in extra.items() if value}
+        fields["stats"] |= {
+            key: value for key, value in extra.items() if value not in (None, [])
+        }
         return {"pass": fields.pop("name"), **fields}
 
 
@@ -125,8 +127,6 @@ class RunAccount:
     """
     drift_on: str | None = None
     """Data that drift was measured on: held-out, evaluation or calibration data, or synthetic."""
-    drift_samples: int | None = None
-    """Number of samples that drift was measured on."""
     hardware: Hardware | None = None
     """The CPU whose latency and integer kernels the figures are of."""
     latency: LatencyRatio | None = None

@@ -15,6 +15,7 @@ from ... import CheckError, RefusedError
 from ...runtime.data_files import DataFile, data_files
 from ...runtime.feeds import Feeds
 from ...runtime.hardware import Hardware
+from ...runtime.installed import installed
 from ...runtime.metrics import (
     METRIC_NAMES,
     Metric,
@@ -59,7 +60,7 @@ class RunMetric:
         """
         if self.cache is None:
             return self.computed(path)
-        return self.cache.score(files, lambda: self.computed(path))
+        return self.cache.score(path, files, lambda: self.computed(path))
 
     def computed(self, path: Path) -> MetricScore:
         """Score a model file. Errors: RefusedError without labels."""
@@ -125,7 +126,7 @@ def score_cache_of(
         "metric": metric,
         "output": output,
         "threads": threads,
-        "onnxruntime": worker.call("runtime_version"),
+        "onnxruntime": installed(worker).version,
         "cpu": machine.label,
     }
     return ScoreCache(Cache(cache_folder()), tuple(files), settings)
