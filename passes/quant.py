@@ -440,7 +440,8 @@ class Quant(Pass):
             kernel=self.kernel,
             tables=self.tables,
             include=self.include,
-            exclude=(*self.exclude, *left_float, *floats),
+            exclude=(*self.exclude, *floats),
+            left_float=left_float,
         )
 
     def _prepared(

@@ -40,7 +40,7 @@ def keep_faster(
     context: Context,
     outcome: PassOutcome,
 ) -> PassOutcome:
-    """Put back to float what makes `model` slower than `before`; all of it where nothing else
+    """Put back to float what makes `model` slower than `before`; all layers where nothing else
     helps.
 
     `outcome` is that of quantizing; it is returned unless something had to go back. Where nothing
@@ -67,9 +67,7 @@ def keep_faster(
     for region in regions:
         if region not in kept:
             declined += [Declined(layer.label, reason) for layer in region.layers]
-    if not kept:
-        become(model, before)
-        return PassOutcome(declined=[*outcome.declined, *declined])
+    # with none of them in int8, what is only stored in 8 bits stays
     candidate, partial = search.quantized(kept)
     become(model, candidate)
     # they were excluded for this trial: that is no reason to tell

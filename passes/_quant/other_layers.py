@@ -18,7 +18,11 @@ from .tables import TablePlan, plan_tables, store_tables
 
 @dataclass(frozen=True)
 class OtherRequest:
-    """Facts on which plans depend: the form, its target and options, and patterns of names."""
+    """Facts on which plans depend: the form, its target and options, and patterns of names.
+
+    `left_float`: patterns of layers whose integer kernels are slower; their weights have 8 bits all
+    the same.
+    """
 
     form: Form
     target: Target
@@ -26,6 +30,7 @@ class OtherRequest:
     tables: str
     include: tuple[str, ...]
     exclude: tuple[str, ...]
+    left_float: tuple[str, ...]
 
     @property
     def has_tables(self) -> bool:
@@ -73,6 +78,7 @@ def plan_others(model: ir.Model, request: OtherRequest) -> OtherPlan:
         model,
         request.include,
         request.exclude,
+        request.left_float,
         is_integer=request.has_integer_lstm,
         is_folded=request.target.folds_constants,
     )

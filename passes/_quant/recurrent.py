@@ -19,7 +19,7 @@ from .._core.channel_layout import Layout
 from .._core.graph import Names, all_nodes, input_of, label
 from .._core.ops import RECURRENT, is_standard
 from .._core.outcome import Declined
-from .._core.patterns import layer_names, left_out
+from .._core.patterns import layer_names, left_out, matches
 from .._core.provenance import FloatLayer, set_float_layer
 from .._core.saturation import kernel_pairs
 from .engine import Counts
@@ -60,14 +60,16 @@ def plan_recurrent(
     model: ir.Model,
     include: tuple[str, ...],
     exclude: tuple[str, ...],
+    left_float: tuple[str, ...],
     *,
     is_integer: bool,
     is_folded: bool,
 ) -> RecurrentPlan:
     """Find the recurrent layers of every graph.
 
-    `is_integer`: an LSTM is to run in integers. `is_folded`: the target's runtime computes what
-    depends on constants once, so that others can read 8-bit weights.
+    `left_float`: patterns of layers that do not run in integers. `is_integer`: any other LSTM does.
+    `is_folded`: the target's runtime computes what depends on constants once, so that float layers
+    can read 8-bit weights.
     """
     plan = RecurrentPlan()
     made = made_of_constants(model)
@@ -75,12 +77,14 @@ def plan_recurrent(
         if not is_standard(node, *RECURRENT):
             continue
         weights = _weights(node, made)
-        reason = left_out(layer_names(node), include, exclude)
+        names = layer_names(node)
+        reason = left_out(names, include, exclude)
         if reason is None and isinstance(weights, str):
             reason = weights
         # the integer operator knows only the older layout
         layout = node.attributes.get_int("layout", 0)
         in_integers = is_integer and node.op_type == "LSTM" and not layout
+        in_integers = in_integers and not matches(names, left_float)
         if reason is None and not in_integers and not is_folded:
             reason = f"the target has no int8 {node.op_type}"
         if reason is not None:

@@ -3,7 +3,7 @@
 import numpy as np
 import onnx_ir as ir
 import pytest
-from onnx_opt.passes._base import NullContext
+from onnx_opt.passes._base import LatencyRatio, NullContext
 from onnx_opt.passes._core.saturation import neighbours, offending
 from onnx_opt.passes.quant import Quant
 from quant_models import model_of, normal, ops, outputs, sqnr
@@ -107,3 +107,22 @@ def test_declined(changes, options, reason):
 def test_a_target_without_such_kernels_that_folds_nothing_declines():
     outcome, _ = quantized(model(), "tensorrt")
     assert [d.reason for d in outcome.declined] == ["the target has no int8 LSTM"]
+
+
+class SlowIntegers(NullContext):
+    """A context in which a model with an integer LSTM takes twice the time of any other."""
+
+    def latency_ratio(self, model, other, limit=1.0):
+        took = [2.0 if "DynamicQuantizeLSTM" in ops(m) else 1.0 for m in (model, other)]
+        ratio = took[1] / took[0]
+        return LatencyRatio(ratio, ratio, ratio)
+
+
+def test_an_lstm_that_is_slower_in_integers_has_8_bit_weights_all_the_same():
+    after = model()
+    outcome = Quant().run(after, SlowIntegers())
+    assert ops(after) == {"LSTM": 1, "Cast": 2, "Mul": 2}
+    assert outcome.changed == 1
+    (declined,) = outcome.declined
+    assert declined.where == "LSTM y"
+    assert declined.reason.startswith("in int8 it took 2.00")
