@@ -40,6 +40,7 @@ from ._core.patterns import (
     weighted_parts,
 )
 from ._core.provenance import FloatLayer, set_float_layer
+from ._core.tables import tables_of
 from ._core.targets import TARGETS, QuantRules
 from ._quant.calibrate import Calibration, Ranges, calibrate
 from ._quant.engine import Counts, Insertion
@@ -56,10 +57,11 @@ from ._quant.layer_config import (
     read_overrides,
 )
 from ._quant.layers import QuantLayer
+from ._quant.outliers import SMOOTHING, RowNoise, Sparing, observing, spare
 from ._quant.other_layers import OtherPlan, OtherRequest, plan_others, store_others
 from ._quant.plan import GraphPlan, PlanRequest, QuantPlan, plan
 from ._quant.prepare import drop_unused_initializers, mean_to_pool
-from ._quant.schemes import ENGINES, FORMS, EncodeOptions, is_integer_only
+from ._quant.schemes import DYNAMIC, ENGINES, FORMS, EncodeOptions, is_integer_only
 from ._quant.weight_codes import Storage
 from ._simplify.plain_weights import plain_weights
 from .gptq import Gptq
@@ -116,8 +118,9 @@ class Quant(Pass):
     `missed` (count of layers that it runs in float all the same), `offending_pairs` (count of
     weight pairs that may saturate on x86 CPUs without VNNI: 0 on targets that are to run on any
     CPU), `simplified`, `smoothed`, `rounded` (counts of what the passes changed that run inside:
-    exact rewrites, values whose channels were evened out, layers rounded by data), `tables` (count
-    of tables in 8 bits), `notes` (count
+    exact rewrites, values whose channels were evened out, layers rounded by data), `outliers` (count
+    of layers whose weights alone are integers, for their input holds outliers), `tables` (count of
+    tables in 8 bits), `notes` (count
     of metadata entries and doc strings dropped).
 
     Source: Jacob et al., Quantization and Training of Neural Networks for Efficient
@@ -225,7 +228,11 @@ class Quant(Pass):
     measure: bool = Option(
         True, "Put back to float what measures slower in 8-bit integers than in float."
     )
-
+    outliers: Literal["blocks", "ignore"] = Option(
+        "blocks",
+        "Layers whose input holds outliers that 8 bits do not survive: blocks of weights times "
+        "float, or ignore.",
+    )
     tables: Literal["int8", "float"] = Option(
         "int8",
         "Tables that Gather takes rows from, as embeddings: 8 bits with a scale a "
@@ -342,6 +349,7 @@ class Quant(Pass):
             self.percentile,
             self.samples,
         )
+        noise = RowNoise(context)
 
         def quantize(candidate: ir.Model, left_float: tuple[str, ...]) -> PassOutcome:
             return self._quantize(
@@ -349,6 +357,7 @@ class Quant(Pass):
                 left_float,
                 context,
                 ranges,
+                noise,
             )
 
         outcome = quantize(model, ())
@@ -377,6 +386,7 @@ class Quant(Pass):
         left_float: tuple[str, ...],
         context: Context,
         ranges: Ranges,
+        noise: RowNoise,
     ) -> PassOutcome:
         """Plan, prepare, round, calibrate, insert. `left_float`: more patterns to exclude."""
         rules = self._rules(context.target)
@@ -398,7 +408,15 @@ class Quant(Pass):
         outcome = PassOutcome()
         inner = _InnerReasons()
         if planned.graphs:
-            planned = self._prepared(model, planned, request, context, outcome, inner)
+            planned = self._prepared(
+                model,
+                planned,
+                request,
+                context,
+                noise,
+                outcome,
+                inner,
+            )
         else:
             context.remember_float(model)
         names.take(model)
@@ -450,6 +468,7 @@ class Quant(Pass):
         planned: QuantPlan,
         request: PlanRequest,
         context: Context,
+        noise: RowNoise,
         outcome: PassOutcome,
         inner: _InnerReasons,
     ) -> QuantPlan:
@@ -465,8 +484,19 @@ class Quant(Pass):
                 outcome,
                 inner,
             )
+        elif self.smooth and planned.uses(DYNAMIC) and tables_of(model):
+            # made-up tokens are tokens: what they make of a model's channels holds for others
+            observer = observing(context)
+            smooth = Smooth(samples=self.samples, alpha=SMOOTHING)
+            if observer is not None:
+                _smoothed(smooth, model, observer, outcome, inner)
         # again: exact rewrites put other nodes in place of the planned ones, and uncover layers
         planned = plan(model, request)
+        spared = self._spared(model, planned, request, noise)
+        if spared.inputs:
+            outcome.stats["outliers"] = len(spared.layers)
+            request = replace(request, choose=spared.around(request.choose))
+            planned = plan(model, request)
         if planned.graphs and raise_opset(model, planned.opset(request.options)):
             # nodes of another graph now
             planned = plan(model, request)
@@ -485,6 +515,19 @@ class Quant(Pass):
         )
         # again: rounding gives biases to layers that had none
         return plan(model, request)
+
+    def _spared(
+        self,
+        model: ir.Model,
+        planned: QuantPlan,
+        request: PlanRequest,
+        noise: RowNoise,
+    ) -> Sparing:
+        """The layers whose input holds outliers, and what they become instead."""
+        if self.outliers == "ignore":
+            return Sparing()
+        instead = Choice("blocked", 4 if self.bits <= 4 else 8)
+        return spare(model, planned, request, noise, instead)
 
     def _rules(self, target: str) -> QuantRules:
         """The target's table, with the activations of the form."""
@@ -556,9 +599,7 @@ class Quant(Pass):
         if self.smooth:
             # before ranges are read: it makes them shorter
             smooth = Smooth(samples=self.samples)
-            smoothed = smooth.run_within(model, context)
-            outcome.stats["smoothed"] = smoothed.changed
-            inner.add(Smooth.name, smoothed.declined)
+            _smoothed(smooth, model, context, outcome, inner)
         pooled = mean_to_pool(model.graph, Names(model))
         outcome.stats["simplified"] = simplified.changed + pooled
 
@@ -714,6 +755,19 @@ class _InnerReasons:
                 reason = f"{', '.join(names)}: {declined.reason}"
                 found.append(Declined(declined.where, reason))
         return found
+
+
+def _smoothed(
+    smooth: Smooth,
+    model: ir.Model,
+    context: Context,
+    outcome: PassOutcome,
+    inner: _InnerReasons,
+) -> None:
+    """Even out what layers read."""
+    smoothed = smooth.run_within(model, context)
+    outcome.stats["smoothed"] = smoothed.changed
+    inner.add(Smooth.name, smoothed.declined)
 
 
 def _grid_of(bits: int, limited: Collection[str], layer: LinearLayer) -> Grid:

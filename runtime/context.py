@@ -57,7 +57,7 @@ class RunContext:
 
     `save`: writes an ir.Model to a path. `warn`: takes (where, message). `progress`: makes a
     progress bar. `provider`: where candidates may be run and timed, on `latency_feeds`; None: they
-    must not be, or cannot. `runs`: True if the run compares models by running them. `float_form`:
+    must not be, or cannot. `sample_feeds`: some that the original accepts, made up without data. `runs`: True if the run compares models by running them. `float_form`:
     a clone of the model that a pass's lossy changes start from, None until one remembers it.
     """
 
@@ -74,6 +74,7 @@ class RunContext:
         provider: str | None = None,
         threads: int = 0,
         latency_feeds: Sequence[Mapping[str, NDArray[Any]]] = (),
+        sample_feeds: Sequence[Mapping[str, NDArray[Any]]] = (),
         runs: bool = True,
     ) -> None:
         self.worker = worker
@@ -87,6 +88,7 @@ class RunContext:
         self._provider = provider
         self._threads = threads
         self._latency_feeds = latency_feeds
+        self._sample_feeds = sample_feeds
         self._runs = runs
         self.float_form: ir.Model | None = None
 
@@ -292,6 +294,17 @@ class RunContext:
         judging = copy.copy(self)
         judging.feeds = StoredFeeds(parts.batches)
         return HeldBack(fitting, judging, parts.samples)
+
+    def on_any_feeds(self) -> RunContext | None:
+        """This context with the user's data or, without any, with the run's made-up feeds."""
+        if self.feeds is not None:
+            return self
+        if not self._runs or not self._sample_feeds:
+            return None
+        observing = copy.copy(self)
+        made_up = [Batch(dict(feeds), None) for feeds in self._sample_feeds]
+        observing.feeds = StoredFeeds(made_up)
+        return observing
 
     def _calibration_feeds(self) -> Feeds:
         if self.feeds is None:

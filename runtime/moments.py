@@ -88,6 +88,8 @@ class MomentObserver:
             part = highest.astype(np.float64)
         elif kind == "mean":
             part = rows.sum(axis=1, dtype=np.float64)
+        elif kind == "row_noise":
+            part = _row_noise(rows)
         elif kind in ("profile", "extremes"):
             fed = samples_of(array, self.request.axis, samples)
             part = self._by_fold(rows[0], fed)
@@ -182,7 +184,7 @@ class MomentObserver:
         result = self.total
         if kind != "absmax":
             result = result / self.count
-        if not self.request.kernel and kind in ("absmax", "mean"):
+        if not self.request.kernel and kind in ("absmax", "mean", "row_noise"):
             # one group, as nothing is grouped
             result = result[0]
         return result
@@ -193,6 +195,23 @@ def _as_rows(array: NDArray[Any], axis: int) -> NDArray[Any]:
     moved = np.moveaxis(array, axis, -1)
     channels = moved.shape[-1]
     return moved.reshape(1, -1, channels)
+
+
+def _row_noise(rows: NDArray[Any]) -> NDArray[np.float64]:
+    """Sum over rows of the share that 8-bit rounding takes: (groups, rows, K) -> (groups, 1).
+
+    One grid for all, as DynamicQuantizeLinear makes it: from the lowest to the highest value, zero
+    among them.
+    """
+    low = min(float(rows.min()), 0.0)
+    high = max(float(rows.max()), 0.0)
+    step = (high - low) / 255 or 1.0
+    error = rows - np.round(rows / step) * step
+    noise = np.square(error).sum(axis=2, dtype=np.float64)
+    power = np.square(rows).sum(axis=2, dtype=np.float64)
+    # a row of zeros loses nothing
+    shares = noise / np.maximum(power, np.finfo(np.float32).tiny)
+    return shares.sum(axis=1, keepdims=True)
 
 
 def _products(rows: NDArray[Any]) -> NDArray[np.float64]:

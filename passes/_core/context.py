@@ -44,7 +44,15 @@ class Difference(NamedTuple):
     reference_failure: str
 
 
-MomentKind = Literal["absmax", "mean", "gram", "profile", "extremes", "regression"]
+MomentKind = Literal[
+    "absmax",
+    "mean",
+    "gram",
+    "profile",
+    "extremes",
+    "regression",
+    "row_noise",
+]
 RangeMethod = Literal["minmax", "percentile", "entropy", "mse", "auto"]
 
 
@@ -57,7 +65,9 @@ class MomentRequest:
     lowest and highest x in those folds, (folds, 3, C). `gram`: the mean of z z^T with z = [x, 1],
     (groups, K + 1, K + 1). `regression`: the mean of z [z, y]^T, (groups, K + 1, K + 1 + M /
     groups), y the values of the tensor `target` at the same places (a layer's output, channels on
-    the same axis as the input's). `axis`: where the channels are. With a `kernel` x is what a
+    the same axis as the input's). `row_noise`: what one 8-bit grid for each run's whole tensor leaves
+    of error in a row of channels, as a share of the row's sum of squares; the mean over rows, (1,).
+    `axis`: where the channels are. With a `kernel` x is what a
     convolution multiplies, a patch of K = C / groups * prod(kernel) values, at a sample of its
     output positions.
     """
@@ -193,6 +203,20 @@ class Resumes(Protocol):
 
         It serves models that take them as inputs. None where they are too large to be held. Errors:
         UsageError without data.
+        """
+        ...
+
+
+@typing.runtime_checkable
+class Observes(Protocol):
+    """A context that can look at tensors without data of the user's; passes ask
+    `isinstance(context, Observes)`.
+    """
+
+    def on_any_feeds(self) -> Context | None:
+        """This context with the user's data or, without any, with made-up feeds.
+
+        None where the run does not run models.
         """
         ...
 

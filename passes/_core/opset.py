@@ -54,6 +54,18 @@ def raise_opset(model: ir.Model, minimum: int) -> bool:
     return True
 
 
+def can_be_raised(model: ir.Model, minimum: int) -> bool:
+    """True if the standard opset is `minimum` or can be raised to it; the model stays as it is."""
+    if model.opset_imports.get("", 0) >= minimum:
+        return True
+    try:
+        # it shares the weights
+        raise_opset(model.clone(), minimum)
+    except OpsetRefused:
+        return False
+    return True
+
+
 def _state_training(model: ir.Model, minimum: int) -> None:
     """Bring a model to opset 14, where BatchNormalization says by an attribute that it trains.
 

@@ -152,10 +152,17 @@ class QuantPlan:
     @property
     def needs_ranges(self) -> bool:
         """True if some engine reads calibrated ranges."""
+        return any(engine.needs_ranges for engine in self._engines())
+
+    def uses(self, engine: Engine) -> bool:
+        """True if some layer is to be run by `engine`."""
+        return engine in self._engines()
+
+    def _engines(self) -> set[Engine]:
         used: set[Engine] = set()
         for graph in self.graphs:
             used.update(graph.engines)
-        return any(engine.needs_ranges for engine in used)
+        return used
 
 
 def _encoded(layer: QuantLayer, encode: Encode, options: EncodeOptions) -> Codes:

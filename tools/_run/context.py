@@ -58,6 +58,7 @@ def context_of(
         provider=inputs.provider if runs_on_target else None,
         threads=settings.threads,
         latency_feeds=inputs.latency_feeds if inputs.on_target else (),
+        sample_feeds=inputs.sample_feeds,
         runs=original.is_run,
     )
 

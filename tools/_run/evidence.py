@@ -72,6 +72,7 @@ class VerificationInputs:
     baseline: MetricScore | None = None
     reference: Reference | None = None
     latency_feeds: Sequence[Arrays] = ()
+    sample_feeds: Sequence[Arrays] = ()
     drift_on: DriftOn | None = None
 
 
@@ -244,7 +245,9 @@ def _run_original(
         )
     # latency depends on the batch size: the user's first batch as given, none that was cut up
     latency_feeds = batches[:1] if data is None else [next(iter(data)).feeds]
-    inputs = dataclasses.replace(inputs, latency_feeds=latency_feeds)
+    inputs = dataclasses.replace(
+        inputs, latency_feeds=latency_feeds, sample_feeds=batches
+    )
     # random ops make any comparison meaningless; the same feeds twice show them
     problem = inexact(outputs[:1], [session.run(batches[0])], FLOAT32)
     if problem:
