@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import functools
 import glob
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
@@ -57,8 +57,8 @@ from ._quant.layer_config import (
     read_overrides,
 )
 from ._quant.layers import QuantLayer
-from ._quant.outliers import SMOOTHING, RowNoise, Sparing, observing, spare
 from ._quant.other_layers import OtherPlan, OtherRequest, plan_others, store_others
+from ._quant.outliers import SMOOTHING, RowNoise, Sparing, observing, spare
 from ._quant.plan import GraphPlan, PlanRequest, QuantPlan, plan
 from ._quant.prepare import drop_unused_initializers, mean_to_pool
 from ._quant.schemes import DYNAMIC, ENGINES, FORMS, EncodeOptions, is_integer_only
@@ -70,6 +70,9 @@ from .smooth import Smooth
 
 LEAST_BITS_FOR_SPEED = 7
 """Width of weights (bits) below which a small file is the aim, and nothing is timed."""
+
+GENTLER = (3, 12)
+"""Counts of the worst layers that are spared where a result is worthless, before all are."""
 
 ROUNDING_SAMPLES = 64
 """Calibration samples for `gptq`: more change nothing that was measured."""
@@ -118,10 +121,9 @@ class Quant(Pass):
     `missed` (count of layers that it runs in float all the same), `offending_pairs` (count of
     weight pairs that may saturate on x86 CPUs without VNNI: 0 on targets that are to run on any
     CPU), `simplified`, `smoothed`, `rounded` (counts of what the passes changed that run inside:
-    exact rewrites, values whose channels were evened out, layers rounded by data), `outliers` (count
-    of layers whose weights alone are integers, for their input holds outliers), `tables` (count of
-    tables in 8 bits), `notes` (count
-    of metadata entries and doc strings dropped).
+    exact rewrites, values whose channels were evened out, layers rounded by data), `outliers`
+    (count of layers whose weights alone are integers, for their input holds outliers), `tables`
+    (count of tables in 8 bits), `notes` (count of metadata entries and doc strings dropped).
 
     Source: Jacob et al., Quantization and Training of Neural Networks for Efficient
     Integer-Arithmetic-Only Inference, CVPR 2018 (arXiv:1712.05877); binary: Rastegari et al.,
@@ -279,6 +281,28 @@ class Quant(Pass):
         if self.storage != "auto" or not FORMS[self.form].has_bits:
             return None
         return replace(self, storage="table")
+
+    def gentler(self, worst: Sequence[str]) -> list[Pass]:
+        """The worst layers with more of what was taken: 8 bits, or weights alone; then all of them.
+
+        Weights of one bit or two are nothing without training, whatever single layers keep.
+        """
+        form = FORMS[self.form]
+        if form.whole is not None or form.width(self._encode_options()) <= 2:
+            return []
+        milder = replace(self, form="blocked", bits=8)
+        word = "blocked:8"
+        if self.bits < 8:
+            milder = replace(self, bits=8)
+            word = f"{self.form}:8"
+        if milder == self:
+            return []
+        found: list[Pass] = []
+        for count in GENTLER:
+            if count <= len(worst):
+                spared = [f"{glob.escape(name)}={word}" for name in worst[:count]]
+                found.append(replace(self, layers=(*spared, *self.layers)))
+        return [*found, milder]
 
     def run(self, model: ir.Model, context: Context) -> PassOutcome:
         self._require_matches(model, context)
@@ -493,7 +517,7 @@ class Quant(Pass):
         # again: exact rewrites put other nodes in place of the planned ones, and uncover layers
         planned = plan(model, request)
         spared = self._spared(model, planned, request, noise)
-        if spared.inputs:
+        if spared.layers:
             outcome.stats["outliers"] = len(spared.layers)
             request = replace(request, choose=spared.around(request.choose))
             planned = plan(model, request)

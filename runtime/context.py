@@ -57,7 +57,8 @@ class RunContext:
 
     `save`: writes an ir.Model to a path. `warn`: takes (where, message). `progress`: makes a
     progress bar. `provider`: where candidates may be run and timed, on `latency_feeds`; None: they
-    must not be, or cannot. `sample_feeds`: some that the original accepts, made up without data. `runs`: True if the run compares models by running them. `float_form`:
+    must not be, or cannot. `sample_feeds`: some that the original accepts, made up without data.
+    `runs`: True if the run compares models by running them. `float_form`:
     a clone of the model that a pass's lossy changes start from, None until one remembers it.
     """
 

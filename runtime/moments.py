@@ -211,7 +211,8 @@ def _row_noise(rows: NDArray[Any]) -> NDArray[np.float64]:
     power = np.square(rows).sum(axis=2, dtype=np.float64)
     # a row of zeros loses nothing
     shares = noise / np.maximum(power, np.finfo(np.float32).tiny)
-    return shares.sum(axis=1, keepdims=True)
+    total: NDArray[np.float64] = shares.sum(axis=1, keepdims=True)
+    return total
 
 
 def _products(rows: NDArray[Any]) -> NDArray[np.float64]:

@@ -65,11 +65,10 @@ class MomentRequest:
     lowest and highest x in those folds, (folds, 3, C). `gram`: the mean of z z^T with z = [x, 1],
     (groups, K + 1, K + 1). `regression`: the mean of z [z, y]^T, (groups, K + 1, K + 1 + M /
     groups), y the values of the tensor `target` at the same places (a layer's output, channels on
-    the same axis as the input's). `row_noise`: what one 8-bit grid for each run's whole tensor leaves
-    of error in a row of channels, as a share of the row's sum of squares; the mean over rows, (1,).
-    `axis`: where the channels are. With a `kernel` x is what a
-    convolution multiplies, a patch of K = C / groups * prod(kernel) values, at a sample of its
-    output positions.
+    the same axis as the input's). `row_noise`: the error that one 8-bit grid for each run's tensor
+    leaves in a row of channels, as a share of the row's sum of squares; its mean over rows, (1,).
+    `axis`: where the channels are. With a `kernel` x is what a convolution multiplies, a patch of
+    K = C / groups * prod(kernel) values, at a sample of its output positions.
     """
 
     tensor: str

@@ -9,7 +9,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 import glob
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -62,6 +62,13 @@ class Pass(abc.ABC):
         # mypy knows the fields of this class alone
         changes = {"exclude": tuple(patterns)}
         return dataclasses.replace(self, **changes)
+
+    def gentler(self, worst: Sequence[str]) -> list[Pass]:
+        """Forms of the pass that lose less, to be tried in turn where its result is worthless.
+
+        `worst`: names of the layers that lost most, worst first; empty where they are not known.
+        """
+        return []
 
     def at_lower_opset(self) -> Pass | None:
         """The same pass in a form that an older opset holds; None where it has no other."""

@@ -1,9 +1,9 @@
 """Layers whose input holds outliers, which 8-bit activations do not survive.
 
 One grid serves all rows of a tensor (tokens, say). Where a few values are hundreds of times as
-large as the others, its steps are so coarse that whole rows round to zero: language models have such
-*massive activations* in front of some layers. There the weights alone become 8-bit codes, in blocks,
-and what the layer reads stays float.
+large as the others, its steps are so coarse that whole rows round to zero: language models have
+such *massive activations* in front of some layers. There the weights alone become 8-bit codes, in
+blocks, and what the layer reads stays float.
 
 Source: Sun et al., Massive Activations in Large Language Models, COLM 2024 (arXiv:2402.17762);
 Dettmers et al., LLM.int8(), NeurIPS 2022 (arXiv:2208.07339) for keeping them out of integers.
@@ -105,32 +105,24 @@ class RowNoise:
 
 @dataclass(frozen=True)
 class Sparing:
-    """Layers that keep float activations, and the form that they take `instead`.
-
-    `inputs`: names of what they read. Layers of one name are alike, whatever becomes of the graph.
-    """
+    """Layers that keep float activations, and the form that they take `instead`."""
 
     layers: tuple[QuantLayer, ...] = ()
     instead: Choice | None = None
-
-    @property
-    def inputs(self) -> set[str | None]:
-        """Names of what the layers read."""
-        return {layer.input.name for layer in self.layers}
 
     def around(
         self, choose: Callable[[list[QuantLayer]], dict[QuantLayer, Choice]]
     ) -> Callable[[list[QuantLayer]], dict[QuantLayer, Choice]]:
         """The choice of forms `choose`, but for these layers."""
-        inputs = self.inputs
-        weights = {layer.weight.name for layer in self.layers}
+        # nodes change with the graph; the names of what they read stay
+        spared = {_names(layer) for layer in self.layers}
         instead = self.instead
         assert instead is not None
 
         def chosen(layers: list[QuantLayer]) -> dict[QuantLayer, Choice]:
             found = choose(layers)
             for layer in layers:
-                if layer.input.name in inputs and layer.weight.name in weights:
+                if _names(layer) in spared:
                     found[layer] = instead
             return found
 
@@ -157,15 +149,19 @@ def spare(
                 case = _case(layer, instead, request)
                 if not choice.named and why_not_blocked(case) is None:
                     candidates.append(layer)
-    if not candidates or not can_be_raised(model, BLOCKED_OPSET):
-        return Sparing()
     predicts = predicts_tokens(model)
     known = noise.sqnr(model, candidates)
-    if not known:
-        return Sparing(tuple(candidates), instead) if predicts else Sparing()
     least = LEAST_OF_TOKENS if predicts else LEAST
     found = [layer for layer in candidates if known.get(layer, least) < least]
+    if predicts and not known:
+        found = candidates
+    if not found or not can_be_raised(model, BLOCKED_OPSET):
+        return Sparing()
     return Sparing(tuple(found), instead)
+
+
+def _names(layer: QuantLayer) -> tuple[str | None, str | None]:
+    return layer.input.name, layer.weight.name
 
 
 def _case(layer: QuantLayer, instead: Choice, request: PlanRequest) -> LayerCase:

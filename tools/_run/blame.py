@@ -72,7 +72,7 @@ def blame(
     """Find what lost most. `size`: bytes of the original; `losses`: of all layers, if known."""
     guilty = _first_below(checked.steps, BROKEN)
     if losses is None:
-        losses = _few_losses(run, inputs, checked, size)
+        losses = few_losses(run, inputs, checked, size)
     own = [loss for loss in losses if guilty is None or loss["pass"] == guilty]
     worst = own[:MOST_LAYERS]
     if guilty is None and worst:
@@ -85,7 +85,7 @@ def blame(
     return Blame(guilty, layers, instead)
 
 
-def _few_losses(
+def few_losses(
     run: Run, inputs: VerificationInputs, checked: Checked, size: int | None
 ) -> list[dict[str, Any]]:
     """Losses of the layers on a few samples; none where they cost too much or are unknown."""

@@ -2,6 +2,7 @@
 
 `load`: the original and its facts. `evidence`: the data, and the original's outputs on it.
 `context`: services that passes may ask for. `step`: each pass, verified, kept or rolled back.
+`mend`: gentler forms of one that is worthless.
 `packing`: the last pass, which runs unasked.
 `finish`: the file, written, judged and measured.
 """
@@ -27,6 +28,7 @@ from .harm import harm_of, judgement_of
 from .largest import largest_parts
 from .load import Original, description, load_original
 from .loss_balance import parting
+from .mend import Mender
 from .packing import end_packed
 from .result import RunAccount, RunResult, Step
 from .run import Run, open_run
@@ -34,7 +36,6 @@ from .settings import RunSettings
 from .step import (
     Checked,
     check_loaded,
-    run_step,
     warn_if_unchanged,
     warn_of_order,
     with_metric,
@@ -91,8 +92,11 @@ def _optimized(run: Run, known: RunSoFar) -> Written:
         checked = check_loaded(verifier, model, is_counted="exact" in effects)
         known.checked = checked
     # each pass starts from what is left of the one before: a model that was verified
-    for pass_ in run.settings.pipeline.passes:
-        known.checked = checked = run_step(run, verifier, context, checked, pass_)
+    mender = Mender(run, original, inputs, verifier, context)
+    passes = run.settings.pipeline.passes
+    for index, pass_ in enumerate(passes):
+        later = passes[index + 1 :]
+        known.checked = checked = mender.run_step(checked, pass_, later)
         known.checked = checked = with_metric(run, inputs, verifier, checked)
     warn_if_unchanged(run, checked.steps)
     warn_of_order(run, checked.steps)
