@@ -22,9 +22,11 @@ from ..passes._core.limits import limit
 from ..passes._core.nearest import did_you_mean
 from ._data import arrays as arrays_module
 from ._data import conventional, folders, objects, tables, texts
+from ._data.decoders import Decoder, Lengths, in_words
 from ._data.synthetic import LIKELY, MODEST, Overrides, Values, array_for, shape_of
 from .callables import load_callable, user_code
 from .session import TensorInfo
+from .table_rows import first_outside
 
 Arrays = dict[str, NDArray[Any]]
 _Shapes = tuple[tuple[int, ...], ...]
@@ -44,6 +46,13 @@ _SIZES: tuple[dict[str, int], ...] = (
 
 _ELEMENTS = 1 << 24
 """Elements of a batch that is made up, at most: an image has 2 million. Chosen by hand."""
+
+Phases = tuple[str, ...]
+BOTH_PHASES: Phases = ("prefill", "step")
+"""Runs of a decoder with a cache: many tokens with nothing in it, and one token behind many."""
+
+_PAST = 2
+"""Tokens in the cache of a step, in lengths of the prefill. Chosen by hand; not measured."""
 
 _MODEST_SIZES: tuple[dict[str, int], ...] = (
     {"batch": 16, "spatial": 64, "sequence": 16},
@@ -90,6 +99,7 @@ class Feeds:
         self.where = where
         self.numbered = numbered
         self.warnings: list[str] = []
+        self._decoder = Decoder.of(inputs)
 
     def __iter__(self) -> Iterator[Batch]:
         empty = True
@@ -108,7 +118,7 @@ class Feeds:
 
     def _checked(self, item: Any, where: str) -> Batch:
         raw, labels = _split(item, list(self.inputs), where)
-        raw = self._filled(raw)
+        raw = self._filled(raw, where)
         _same_names(raw, self.inputs, where)
         feeds = {name: self._array(name, raw[name], where) for name in self.inputs}
         lengths = []
@@ -116,6 +126,8 @@ class Feeds:
             # an axis that the model fixes at 0 counts no samples
             if array.ndim and self.inputs[name].shape[0] != 0:
                 lengths.append(len(array))
+        if self._decoder is not None:
+            lengths = [len(feeds[self._decoder.main])]
         rows = lengths[0] if lengths else None
         if rows == 0:
             raise RefusedError(where, "is an empty batch", "leave empty batches out")
@@ -123,12 +135,18 @@ class Feeds:
             return Batch(feeds)
         return Batch(feeds, _label_array(labels, rows, where))
 
-    def _filled(self, raw: Mapping[str, Any]) -> Mapping[str, Any]:
+    def _filled(self, raw: Mapping[str, Any], where: str) -> Mapping[str, Any]:
         """Add the inputs that have a conventional value and were left out."""
         missing = [name for name in self.inputs if name not in raw]
-        if not missing:
+        if not missing and self._decoder is None:
             return raw
         given = {name: objects.as_array(value) for name, value in raw.items()}
+        if self._decoder is not None:
+            derived = self._decoder.filled(given, where)
+            for words in in_words(self._decoder, list(derived)):
+                self.note(f"{self.where}: {words}")
+            given |= derived
+            missing = [name for name in missing if name not in derived]
         added = conventional.filled(missing, given, self.inputs)
         for name in added:
             words = conventional.in_words(name)
@@ -146,6 +164,14 @@ class Feeds:
             )
         array = self._cast(objects.as_array(value), info, place)
         _check_shape(array, info, place)
+        if info.rows is not None and array.ndim:
+            outside = first_outside(array, info.rows - 1)
+            if outside is not None:
+                raise RefusedError(
+                    place,
+                    outside,
+                    "take the tokenizer.json that the model was trained with",
+                )
         # not of bfloat16, whose kind is V: numpy's own functions do not know it
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             bad = "NaN" if np.isnan(array).any() else "an infinite value"
@@ -426,11 +452,14 @@ def synthetic_feeds(
     overrides: Overrides | None = None,
     sizes: Mapping[str, int] | None = None,
     values: Values = LIKELY,
+    phases: Phases = BOTH_PHASES,
 ) -> Feeds:
     """Make up batches, the same for the same seed; a symbol has one length in all inputs.
 
     `overrides`: lengths of symbols or shapes of inputs. `sizes`: lengths of open `batch`, `spatial`
-    and `sequence` axes. Errors: RefusedError for an input that is no tensor of numbers or texts.
+    and `sequence` axes. Of a decoder with a cache each batch is one for each of `phases`, and
+    `overrides` are not heeded. Errors: RefusedError for an input that is no tensor of numbers or
+    texts, and for caches of different lengths.
     """
     for info in inputs:
         if not info.is_tensor or _numpy_dtype(info.dtype) is None:
@@ -439,7 +468,11 @@ def synthetic_feeds(
                 f"is a {info.dtype}: it cannot be made up",
                 "give data",
             )
-    shapes = _shapes_of(inputs, {**_SIZES[0], **(sizes or {})}, overrides or {})
+    chosen = {**_SIZES[0], **(sizes or {})}
+    decoder = Decoder.of(inputs)
+    if decoder is not None:
+        return _decoder_feeds(decoder, seed, batches, chosen, values, phases)
+    shapes = _shapes_of(inputs, chosen, overrides or {})
 
     def make() -> Iterator[Arrays]:
         # made anew for every iteration, which gives the same batches
@@ -454,6 +487,40 @@ def synthetic_feeds(
     return Feeds(make, inputs, "synthetic data")
 
 
+def _decoder_feeds(
+    decoder: Decoder,
+    seed: int,
+    batches: int,
+    sizes: Mapping[str, int],
+    values: Values,
+    phases: Phases,
+) -> Feeds:
+    """Batches of a decoder with a cache, in turns of the phases, at least one of each."""
+    runs = [_lengths_in(phase, decoder, sizes) for phase in phases]
+    # where both are one run, as of models that take one token at a time
+    runs = list(dict.fromkeys(runs))
+
+    def make() -> Iterator[Arrays]:
+        random = np.random.default_rng(seed)
+        for number in range(max(batches, len(runs))):
+            lengths = runs[number % len(runs)]
+            yield decoder.made_up(lengths, sizes, random, values)
+
+    return Feeds(make, list(decoder.inputs.values()), "synthetic data")
+
+
+def _lengths_in(phase: str, decoder: Decoder, sizes: Mapping[str, int]) -> Lengths:
+    """Lengths of a prefill, with nothing in the cache, or of a step of one token.
+
+    Errors: RefusedError for caches of different lengths.
+    """
+    sequence = sizes["sequence"]
+    tokens, past = sequence, 0
+    if phase == "step":
+        tokens, past = 1, _PAST * sequence
+    return decoder.fitted(Lengths(sizes["batch"], tokens, past, encoder=sequence))
+
+
 def candidate_feeds(
     inputs: Sequence[TensorInfo], seed: int, batches: int = 2, path: Path | None = None
 ) -> Iterator[Feeds]:
@@ -462,12 +529,26 @@ def candidate_feeds(
     Callers take the first for which the original's outputs are finite. `path`: the model's file, by
     whose operators lengths are fitted where the likely ones do not suit.
     """
+    if Decoder.of(inputs) is not None:
+        yield from _decoder_candidates(inputs, seed, batches)
+        return
     tried: set[_Shapes] = set()
     yield from _untried(inputs, seed, batches, _SIZES, LIKELY, tried)
     if path is not None:
         inputs = _fitted(inputs, path)
         yield from _untried(inputs, seed, batches, _SIZES, LIKELY, tried)
     yield from _untried(inputs, seed, batches, _MODEST_SIZES, MODEST, set())
+
+
+def _decoder_candidates(
+    inputs: Sequence[TensorInfo], seed: int, batches: int
+) -> Iterator[Feeds]:
+    """Both phases where the model accepts them, else one, likeliest first."""
+    for phases in (BOTH_PHASES, ("step",), ("prefill",)):
+        for sizes in _SIZES:
+            yield synthetic_feeds(inputs, seed, batches, sizes=sizes, phases=phases)
+    for sizes in _MODEST_SIZES:
+        yield synthetic_feeds(inputs, seed, batches, sizes=sizes, values=MODEST)
 
 
 def _untried(
@@ -535,12 +616,16 @@ def sized_feeds(
 
     Lengths that make no difference to the shapes are left out.
     """
+    decoder = Decoder.of(inputs)
     tried: set[_Shapes] = set()
     for sizes in _affordable(inputs, _SIZES):
         plans: dict[_Shapes, dict[str, int]] = {}
         for count in rows:
             chosen = {**sizes, "batch": count}
-            plans.setdefault(_shapes_of(inputs, chosen, {}), chosen)
+            shapes = _shapes_of(inputs, chosen, {})
+            if decoder is not None:
+                shapes = (_lengths_in("prefill", decoder, chosen),)
+            plans.setdefault(shapes, chosen)
         if tried.issuperset(plans):
             continue
         tried.update(plans)

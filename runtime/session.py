@@ -60,11 +60,13 @@ class TensorInfo:
 
     `dtype`: numpy's name of it, `object` for text; what is not a tensor keeps ONNX Runtime's words,
     such as `seq(tensor(float))`. `shape`: axes without a fixed length are symbols by name, or None.
+    `rows`: of the table that an input of ids indexes; None where that is not known.
     """
 
     name: str
     dtype: str
     shape: tuple[Dim, ...]
+    rows: int | None = None
 
     @property
     def is_tensor(self) -> bool:

@@ -28,17 +28,28 @@ def row_at_fault(problem: str, feeds: Mapping[str, NDArray[Any]]) -> str | None:
     for name, array in feeds.items():
         if array.dtype.kind not in "iu" or array.ndim == 0:
             continue
-        is_outside = array > last
-        rows = np.nonzero(is_outside.reshape(len(array), -1).any(1))[0]
-        if not len(rows):
-            continue
-        row = int(rows[0])
-        ids = array[row].reshape(-1)
-        worst = int(ids.max())
-        shown = ", ".join(str(number) for number in ids[:SHOWN])
-        more = ", …" if len(ids) > SHOWN else ""
-        return (
-            f"input '{name}', row {row + 1} of a batch ({shown}{more}): the id {worst}"
-            f" has no row in the model's table, whose rows are 0 to {last}"
-        )
+        outside = first_outside(array, last)
+        if outside is not None:
+            return f"input '{name}', {outside}"
     return None
+
+
+def first_outside(array: NDArray[Any], last: int) -> str | None:
+    """Clause on the first row (B, …) with an id that a table of rows 0 to `last` lacks; else None.
+
+    Negative ids count from the table's end.
+    """
+    wide = array.astype(np.int64)
+    is_outside = (wide > last) | (wide < -last - 1)
+    rows = np.nonzero(is_outside.reshape(len(array), -1).any(1))[0]
+    if not len(rows):
+        return None
+    row = int(rows[0])
+    ids = wide[row].reshape(-1)
+    worst = int(ids[is_outside[row].reshape(-1)][0])
+    shown = ", ".join(str(number) for number in ids[:SHOWN])
+    more = ", …" if len(ids) > SHOWN else ""
+    return (
+        f"row {row + 1} of a batch ({shown}{more}): the id {worst} has no row in the model's "
+        f"table, whose rows are 0 to {last}"
+    )

@@ -20,7 +20,7 @@ from ... import RefusedError
 from ...passes._core.limits import limit
 from ...passes._core.nearest import did_you_mean
 from ..session import TensorInfo
-from .conventional import is_conventional
+from .conventional import left_out
 
 LABELS = "labels"
 """Name of the array that holds labels, unless an input has that name."""
@@ -301,7 +301,8 @@ def plan(arrays: ArraySet, inputs: Sequence[TensorInfo], where: str) -> BatchPla
     labels = _label_key(arrays, inputs)
     keys = [key for key in arrays.arrays if key != labels]
     # inputs of a conventional value are filled in batch by batch
-    inputs = [i for i in inputs if i.name in keys or not is_conventional(i.name)]
+    optional = left_out(inputs)
+    inputs = [i for i in inputs if i.name in keys or i.name not in optional]
     matched = _matched(keys, inputs, where)
     lengths = {}
     for name, key in matched.items():

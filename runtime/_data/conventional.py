@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..session import TensorInfo
+from .decoders import Decoder
 
 _Shape = tuple[int, ...]
 
@@ -37,6 +38,21 @@ _MAKERS: dict[str, tuple[str, Callable[[_Shape], NDArray[np.int64]]]] = {
 def is_conventional(name: str) -> bool:
     """Return whether an input of that name may be left out, beside tokens (B, T)."""
     return name in _MAKERS
+
+
+def left_out(inputs: Sequence[TensorInfo]) -> set[str]:
+    """Names of the inputs that data may leave out, beside tokens (B, T).
+
+    Of a decoder with a cache: the empty cache and what tells its length, too.
+    """
+    names = {info.name for info in inputs if is_conventional(info.name)}
+    decoder = Decoder.of(inputs)
+    if decoder is not None:
+        given = ("tokens", "embeddings", "encoder states")
+        names.update(name for name, role in decoder.roles.items() if role not in given)
+        if not decoder.has_branch:
+            names.difference_update(decoder.names("cross cache"))
+    return names
 
 
 def filled(

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from ... import RefusedError, UsageError
 from ..session import TensorInfo
+from .conventional import left_out
 
 SUFFIXES = (".txt", ".jsonl")
 TOKENIZER = "tokenizer.json"
@@ -69,6 +70,9 @@ class TextFile:
             raise RefusedError(
                 f"data {path}", "no such file", "give the path of an existing text file"
             )
+        # what neither a tokenizer makes nor anybody needs to give is filled in later
+        optional = left_out(inputs) - _PARTS.keys()
+        inputs = [info for info in inputs if info.name not in optional]
         infos = {info.name: info for info in inputs}
         ids = _ids_of(path.name, inputs)
         tokenizer = _loaded(path, [path.parent, *beside])

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ... import OnnxOptError
+from ... import OnnxOptError, RefusedError
 from ...runtime.choices import ChoiceMeter, Choices
 from ...runtime.compare import Drift, DriftMeter
 from ...runtime.feeds import candidate_feeds
@@ -252,23 +252,36 @@ def first_batches(batches: Iterable[Arrays]) -> list[Arrays]:
     return chosen
 
 
-def synthetic_batches(
-    session: Session, seed: int
-) -> tuple[list[Arrays], Outputs] | None:
+class NoFiniteOutputs(RefusedError):
+    """A model that no kind of synthetic feeds suits."""
+
+
+def synthetic_batches(session: Session, seed: int) -> tuple[list[Arrays], Outputs]:
     """A few synthetic batches on which a model gives finite outputs, and those outputs.
 
-    None if no kind of synthetic feeds suits the model.
+    Errors: NoFiniteOutputs, with the runtime's reason, if no kind of synthetic feeds suits the
+    model; RefusedError for an input that cannot be made up.
     """
+    reason = ""
+    has_run = False
     for feeds in candidate_feeds(session.inputs, seed, path=session.path):
         try:
             batches = first_batches(batch.feeds for batch in feeds)
             outputs = [session.run(batch) for batch in batches]
-        except OnnxOptError:
+        except OnnxOptError as error:
             # this kind of feeds is not for this model; the next may be
+            reason = reason or " ".join(error.problem.split())
             continue
         if all_finite(outputs):
             return batches, outputs
-    return None
+        has_run = True
+    if has_run:
+        reason = "all that were tried give NaN or infinite values"
+    raise NoFiniteOutputs(
+        session.path.name,
+        f"gives no finite outputs on synthetic feeds: {reason}",
+        "give --data with real ones",
+    )
 
 
 def sample_count(feeds: Arrays) -> int:

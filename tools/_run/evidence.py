@@ -24,6 +24,7 @@ from .drift import (
     FLOAT32,
     MAX_BATCHES,
     Arrays,
+    NoFiniteOutputs,
     Outputs,
     Reference,
     first_batches,
@@ -230,13 +231,11 @@ def _run_original(
         )
     else:
         try:
-            synthetic = synthetic_batches(session, run.settings.seed)
+            batches, outputs = synthetic_batches(session, run.settings.seed)
+        except NoFiniteOutputs as error:
+            return _unproved(run, inputs, f"it {error.problem}; give --data")
         except RefusedError as error:
             return _unproved(run, inputs, f"{error.where} {error.problem}")
-        if synthetic is None:
-            reason = "it gives no finite outputs on synthetic feeds; give --data"
-            return _unproved(run, inputs, reason)
-        batches, outputs = synthetic
         inputs = dataclasses.replace(inputs, drift_on="synthetic feeds")
         run.reporter.warn(
             "data",

@@ -123,7 +123,28 @@ def input_infos(model: ir.Model) -> list[TensorInfo]:
 def _info(value: ir.Value) -> TensorInfo:
     name = value.name or ""
     shape = dims_of(value) or ()
-    return TensorInfo(name, _session_type(value), shape)
+    return TensorInfo(name, _session_type(value), shape, _rows_of_table(value))
+
+
+_TABLES = ("Gather", "GatherBlockQuantized")
+_SAME_IDS = ("Cast", "Identity", "Reshape")
+"""Operators that look rows of a table up, and those that pass ids on."""
+
+
+def _rows_of_table(ids: ir.Value) -> int | None:
+    """Rows of the constant table that an input of ids indexes; None where it indexes none."""
+    pending = [ids]
+    while pending:
+        for node, index in pending.pop().uses():
+            if node.op_type in _TABLES and index == 1:
+                table = node.inputs[0]
+                axis = node.attributes.get_int("axis", 0)
+                constant = None if table is None else table.const_value
+                if constant is not None and axis == 0 and constant.shape.rank():
+                    return int(constant.shape.numpy()[0])
+            if node.op_type in _SAME_IDS and index == 0:
+                pending.extend(node.outputs)
+    return None
 
 
 def _session_type(value: ir.Value) -> str:
