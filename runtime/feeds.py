@@ -215,7 +215,10 @@ class StoredFeeds(Feeds):
 
 
 def open_feeds(
-    data: Any, inputs: Sequence[TensorInfo], beside: Path | None = None
+    data: Any,
+    inputs: Sequence[TensorInfo],
+    beside: Path | None = None,
+    outputs: Sequence[TensorInfo] = (),
 ) -> Feeds:
     """Open feeds of any form of data.
 
@@ -223,21 +226,23 @@ def open_feeds(
     arrays, a function that yields batches, or anything that can be iterated: a list of batches, a
     torch DataLoader, a Hugging Face dataset, a CalibrationDataReader. A batch is a dict of input
     name to array (an array alone for a model with one input), or (batch, labels). `beside`: the
-    model's folder, which may hold its tokenizer. Errors: UsageError for a form that is not known,
+    model's folder, which may hold its tokenizer. `outputs`: those of the model, whose size bounds a
+    batch of arrays. Errors: UsageError for a form that is not known,
     RefusedError for data that does not fit; the batches themselves are checked as they are
     iterated.
     """
     if isinstance(data, Feeds):
         return data
     if isinstance(data, (str, Path)):
-        return _from_text(str(data), inputs, beside)
+        return _from_text(str(data), inputs, beside, outputs)
     if _is_several(data):
-        return _joined([_from_text(str(part), inputs, beside) for part in data], inputs)
+        parts = [_from_text(str(part), inputs, beside, outputs) for part in data]
+        return _joined(parts, inputs)
     if isinstance(data, Mapping):
-        return _from_arrays(arrays_module.in_memory(data), inputs, "data")
+        return _from_arrays(arrays_module.in_memory(data), inputs, "data", outputs)
     if isinstance(data, np.ndarray):
         unnamed = {arrays_module.UNNAMED: data}
-        return _from_arrays(arrays_module.in_memory(unnamed), inputs, "data")
+        return _from_arrays(arrays_module.in_memory(unnamed), inputs, "data", outputs)
     source = objects.source_of(data)
     if source is not None:
         return Feeds(source, inputs, "data")
@@ -285,14 +290,18 @@ def _joined(parts: Sequence[Feeds], inputs: Sequence[TensorInfo]) -> Feeds:
 
 
 def _from_text(
-    text: str, inputs: Sequence[TensorInfo], beside: Path | None = None
+    text: str,
+    inputs: Sequence[TensorInfo],
+    beside: Path | None,
+    outputs: Sequence[TensorInfo],
 ) -> Feeds:
     path = Path(text)
     if path.is_dir():
         folder = folders.open_folder(path, inputs)
         return Feeds(folder.batches, inputs, path.name, folder.numbered)
     if path.suffix in (".npz", ".npy"):
-        return _from_arrays(arrays_module.open_file(path), inputs, path.name)
+        arrays = arrays_module.open_file(path)
+        return _from_arrays(arrays, inputs, path.name, outputs)
     if path.suffix in tables.SUFFIXES:
         return Feeds(tables.Table.open(path, inputs).batches, inputs, path.name)
     if path.suffix in texts.SUFFIXES:
@@ -313,9 +322,12 @@ def _from_text(
 
 
 def _from_arrays(
-    arrays: arrays_module.ArraySet, inputs: Sequence[TensorInfo], where: str
+    arrays: arrays_module.ArraySet,
+    inputs: Sequence[TensorInfo],
+    where: str,
+    outputs: Sequence[TensorInfo],
 ) -> Feeds:
-    plan = arrays_module.plan(arrays, inputs, where)
+    plan = arrays_module.plan(arrays, inputs, where, outputs)
     feeds = Feeds(lambda: arrays.batches(plan), inputs, where)
     for key, name in plan.renamed.items():
         feeds.note(f"{where}: '{key}' is taken as '{name}', the model's only input")

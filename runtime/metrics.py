@@ -1,4 +1,4 @@
-"""Task scores on labelled data: top1, top5, spearman, perplexity, or a user's function."""
+"""Task scores on data: top1, top5, spearman, perplexity, generation, or a user's function."""
 
 from __future__ import annotations
 
@@ -12,7 +12,16 @@ from numpy.typing import NDArray
 from .. import RefusedError, UsageError
 from ..passes._core.nearest import did_you_mean
 from .callables import failure, load_callable
-from .feeds import Feeds
+from .decoding import (
+    IGNORED,
+    Arrays,
+    greedy,
+    logits_output,
+    prompts_of,
+    step_remark,
+    with_next_tokens,
+)
+from .feeds import Batch, Feeds
 from .session import Session
 
 Outputs = list[NDArray[Any]]
@@ -25,7 +34,7 @@ class MetricScore(NamedTuple):
     `hits`: of each row, whether it is right, (N,) booleans; None where the metric is no share of
     rows. `classes`: how many a row is told from; 0 where that is not known. `strangers`: labels and
     predictions of which none is among the other, as words; "" where some are. `is_cached`: an
-    earlier run computed it.
+    earlier run computed it. `remark`: what should be known of it, "" where nothing.
     """
 
     value: float
@@ -33,19 +42,28 @@ class MetricScore(NamedTuple):
     classes: int = 0
     strangers: str = ""
     is_cached: bool = False
+    remark: str = ""
 
 
-_IGNORED_LABEL = -100
-"""Label of positions that have none, as in torch's CrossEntropyLoss."""
+Advance = Callable[[int], None]
+"""A function that is called with 1 after each batch."""
 
 
 @dataclass(frozen=True)
 class Metric:
-    """A score over (outputs, labels) of all batches; `higher_is_better` says which way is good."""
+    """A score over (outputs, labels) of all batches; `higher_is_better` says which way is good.
+
+    `is_of_tokens`: labels that the data lacks are the tokens that come next. `drop_is_share`: what
+    is lost counts as a share of the score before. `generates`: makes the outputs itself, and
+    compares each model that it is asked of with the first.
+    """
 
     name: str
     score: Callable[[Iterable[Pair]], MetricScore]
     higher_is_better: bool = True
+    is_of_tokens: bool = False
+    drop_is_share: bool = False
+    generates: Generation | None = None
 
     def __call__(self, outputs: Iterable[Outputs], labels: Iterable[Any]) -> float:
         """Score `outputs` (a list of arrays a batch) against `labels` (one array a batch)."""
@@ -62,13 +80,16 @@ def metric_named(named: str | Callable[..., Any]) -> Metric:
     if callable(named):
         name = getattr(named, "__qualname__", type(named).__name__)
         return _of_function(named, name)
+    if named == GENERATION:
+        # it remembers the first model that it is asked of
+        return Metric(GENERATION, _same_tokens, generates=Generation())
     if named in _BUILT_IN:
         return _BUILT_IN[named]
     if ":" not in named:
-        fix = did_you_mean(named, _BUILT_IN, "name one of them, or module:callable")
+        fix = did_you_mean(named, METRIC_NAMES, "name one of them, or module:callable")
         raise UsageError(
             "metric",
-            f"'{named}' is not one of {', '.join(_BUILT_IN)}",
+            f"'{named}' is not one of {', '.join(METRIC_NAMES)}",
             fix,
         )
     return _of_function(load_callable(named, "metric"), named)
@@ -88,21 +109,30 @@ def evaluate(
     """Run the session over labelled feeds and score it.
 
     `advance` is called with 1 after each batch. `output`: the output to score; None: the metric
-    gets all, and the built-in ones take the first. Errors: RefusedError when a batch has no labels,
+    gets all, and the built-in ones take the first, or the logits. Errors: RefusedError when a batch has no labels,
     and for class folders whose numbers are a guess that the model's classes do not bear out;
     UsageError for an output that the model does not have.
     """
     if output is not None:
         _check_output(session, output)
+    if metric.generates is not None:
+        return metric.score(metric.generates.pairs(session, feeds, advance))
+    batches: Iterable[Batch] = feeds
+    if metric.is_of_tokens:
+        batches = with_next_tokens(session, feeds, metric.name)
+        output = output or logits_output(session.outputs)
+    first: list[Arrays] = []
 
     def pairs() -> Iterator[Pair]:
-        for index, batch in enumerate(feeds):
+        for index, batch in enumerate(batches):
             if batch.labels is None:
                 raise RefusedError(
                     f"{feeds.where}, batch {index}",
                     f"has no labels; {metric.name} needs them",
                     "put them under 'labels' in the .npz, or yield (feeds, labels)",
                 )
+            if not first:
+                first.append(batch.feeds)
             named = session.run(batch.feeds)
             outputs = list(named.values()) if output is None else [named[output]]
             if index == 0:
@@ -111,7 +141,46 @@ def evaluate(
             if advance is not None:
                 advance(1)
 
-    return metric.score(pairs())
+    found = metric.score(pairs())
+    if metric.is_of_tokens and first:
+        found = found._replace(remark=step_remark(session, first[0]))
+    return found
+
+
+class Generation:
+    """Tokens that models generate, beside those of the first model that is asked."""
+
+    def __init__(self) -> None:
+        self._expected: list[NDArray[np.int64]] = []
+
+    def pairs(
+        self, session: Session, feeds: Feeds, advance: Advance | None
+    ) -> Iterator[Pair]:
+        """Yield ([tokens], tokens of the first model), both (B, N), for each batch of prompts."""
+        is_first = not self._expected
+        for index, prompt in enumerate(prompts_of(session, feeds)):
+            if is_first:
+                self._expected.append(greedy(session, prompt))
+                yield [self._expected[index]], self._expected[index]
+            else:
+                expected = self._expected[index]
+                yield [greedy(session, prompt, expected)], expected
+            if advance is not None:
+                advance(1)
+
+
+def _same_tokens(pairs: Iterable[Pair]) -> MetricScore:
+    """Share of the tokens (B, N) that equal the labels (B, N), up to the first that does not.
+
+    What comes behind another token is another text, and no measure of the model.
+    """
+    same = 0
+    total = 0
+    for outputs, labels in pairs:
+        is_same = np.logical_and.accumulate(outputs[0] == labels, axis=1)
+        same += int(is_same.sum())
+        total += is_same.size
+    return MetricScore(same / _at_least_one(total, GENERATION))
 
 
 def _check_output(session: Session, output: str) -> None:
@@ -251,10 +320,10 @@ def _scores_and_classes(
 def _in_range(truth: NDArray[Any], classes: int, name: str) -> NDArray[np.int64]:
     """Refuse labels that are no class. Only perplexity leaves labels out."""
     is_class = (truth >= 0) & (truth < classes)
-    is_ignored = truth == _IGNORED_LABEL
+    is_ignored = truth == IGNORED
     wrong = truth[~is_class & ~is_ignored]
     if wrong.size or (name != "perplexity" and is_ignored.any()):
-        bad = wrong[0] if wrong.size else _IGNORED_LABEL
+        bad = wrong[0] if wrong.size else IGNORED
         raise RefusedError(
             f"metric {name}",
             f"label {bad} is outside 0 … {classes - 1}",
@@ -271,25 +340,40 @@ def _perplexity(pairs: Iterable[Pair]) -> MetricScore:
     loss = 0.0
     total = 0
     for outputs, labels in pairs:
-        logits, all_truth = _scores_and_classes(outputs, labels, "perplexity")
-        kept = all_truth != _IGNORED_LABEL
-        truth = all_truth[kept]
-        rows = logits[kept].astype(np.float64)
-        # the largest logit is taken out of the exponentials, which would overflow
-        top = rows.max(
-            axis=1,
-            initial=-np.inf,
-            keepdims=True,
-        )
-        exponentials = np.exp(rows - top)
-        sums = exponentials.sum(1)
-        norm = np.log(sums) + top[:, 0]
-        own = np.take_along_axis(rows, truth[:, None], 1)
-        losses = norm - own[:, 0]
-        loss += float(np.sum(losses))
-        total += len(truth)
+        logits, truth = _scores_and_classes(outputs, labels, "perplexity")
+        # a few rows at a time: a copy of all logits would be as large as the model's memory
+        for start in range(0, len(truth), _LOGIT_ROWS):
+            part = slice(start, start + _LOGIT_ROWS)
+            losses = _losses(logits[part], truth[part])
+            loss += float(np.sum(losses))
+            total += len(losses)
     mean_loss = loss / _at_least_one(total, "perplexity")
-    return MetricScore(float(np.exp(mean_loss)))
+    # beyond what a number can hold it is infinite, which is said as such
+    with np.errstate(over="ignore"):
+        return MetricScore(float(np.exp(mean_loss)))
+
+
+_LOGIT_ROWS = 32
+"""Rows of logits that are summed at once. Chosen by hand; not measured."""
+
+
+def _losses(logits: NDArray[Any], truth: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Negative log-likelihood of the labels (N,) that are not left out, under logits (N, V)."""
+    kept = truth != IGNORED
+    rows = logits if kept.all() else logits[kept]
+    wanted = truth[kept]
+    # halves and bfloat16 have too few digits to be added up
+    wide = rows.astype(np.promote_types(np.float32, rows.dtype), copy=False)
+    # the largest logit is taken out of the exponentials, which would overflow
+    top = wide.max(
+        axis=1,
+        initial=-np.inf,
+        keepdims=True,
+    )
+    exponentials = np.exp(wide - top)
+    sums = exponentials.sum(1, dtype=np.float64)
+    own = np.take_along_axis(wide, wanted[:, None], 1) - top
+    return np.asarray(np.log(sums) - own[:, 0], np.float64)
 
 
 def _spearman(pairs: Iterable[Pair]) -> MetricScore:
@@ -349,8 +433,16 @@ _BUILT_IN: dict[str, Metric] = {
     "top1": Metric("top1", _top(1)),
     "top5": Metric("top5", _top(5)),
     "spearman": Metric("spearman", _spearman),
-    "perplexity": Metric("perplexity", _perplexity, higher_is_better=False),
+    "perplexity": Metric(
+        "perplexity",
+        _perplexity,
+        higher_is_better=False,
+        is_of_tokens=True,
+        drop_is_share=True,
+    ),
 }
 
-METRIC_NAMES = tuple(_BUILT_IN)
+GENERATION = "generation"
+
+METRIC_NAMES = (*_BUILT_IN, GENERATION)
 """Names of the metrics that need no code of the user's."""

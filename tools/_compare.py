@@ -124,7 +124,7 @@ def checked(path: Path) -> Path:
 def feeds_for(session: Session, data: Any, seed: int) -> Iterable[Arrays]:
     """All batches of the data, or a few synthetic ones that the model accepts."""
     if data is not None:
-        feeds = open_feeds(data, session.inputs, session.path.parent)
+        feeds = open_feeds(data, session.inputs, session.path.parent, session.outputs)
         for message in feeds.warnings:
             say(f"warning: data: {message}")
         return (batch.feeds for batch in feeds)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from .. import UsageError
 from ..frontends.onnx_file import load
 from ..runtime.data_files import data_files
 from ..runtime.feeds import open_feeds
@@ -13,17 +14,21 @@ from ..runtime.hardware import Hardware, hardware
 from ..runtime.metrics import MetricScore, metric_named
 from ..runtime.session import open_session
 from ..runtime.worker_pool import pool
-from ._run.figures import files_of, input_infos
+from ._run.figures import files_of, input_infos, output_infos
 from ._run.scoring import score, score_cache_of
 from ._run.settings import ProgressBar
 
 
 class Evaluation(NamedTuple):
-    """A score, the name of its metric, and what ran the model."""
+    """A score, the name of its metric, and what ran the model.
+
+    `notes`: what was adapted of the data, where it was read.
+    """
 
     score: MetricScore
     metric: str
     hardware: Hardware
+    notes: tuple[str, ...] = ()
 
 
 def evaluated(
@@ -42,9 +47,15 @@ def evaluated(
     Errors: UsageError, RefusedError (model, data).
     """
     chosen = metric_named(metric)
+    if chosen.generates is not None:
+        raise UsageError(
+            f"metric {chosen.name}",
+            "compares two models",
+            f"onnx-opt verify ORIGINAL {path.name} --data DATA --metric {chosen.name}",
+        )
     # ONNX Runtime gets no file that the loader would refuse
     model = load(path)
-    feeds = open_feeds(data, input_infos(model), path.parent)
+    feeds = open_feeds(data, input_infos(model), path.parent, output_infos(model))
     with pool().borrowed() as worker:
         machine = hardware(worker, provider)
 
@@ -61,4 +72,4 @@ def evaluated(
             cache = score_cache_of(worker, machine, metric, output, threads, sources)
         files = files_of(path, model)
         found = compute() if cache is None else cache.score(path, files, compute)
-    return Evaluation(found, chosen.name, machine)
+    return Evaluation(found, chosen.name, machine, tuple(feeds.warnings))

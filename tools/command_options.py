@@ -51,7 +51,7 @@ def metric_option(required: bool = False) -> Decorator:
         "--metric",
         metavar="METRIC",
         required=required,
-        help="top1, top5, spearman, perplexity, module:callable or file.py:callable.",
+        help="top1, top5, spearman, perplexity, generation, module:callable or file.py:callable.",
     )
 
 

@@ -166,7 +166,7 @@ def _check_budgets(settings: RunSettings) -> None:
         if value is not None and not isinstance(value, (int, float)):
             raise UsageError(option, f"{value!r} is no number", "give a number")
     drop = settings.max_drop
-    is_share = settings.metric in ("top1", "top5")
+    is_share = settings.metric in ("top1", "top5", "generation")
     if drop is not None and is_share and drop >= 1:
         raise UsageError(
             "--max-drop",

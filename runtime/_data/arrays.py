@@ -41,6 +41,11 @@ Activations are some ten times larger, and whole batches are run at once. Chosen
 megabytes then took several times less time and memory than batches of 64.
 """
 
+OUTPUT_BYTES = 64 << 20
+"""Bytes of the outputs of such a batch, at most, as far as they are known: logits over a vocabulary
+take 50 MB for 256 tokens. Chosen by hand.
+"""
+
 
 Header = tuple[tuple[int, ...], bool, np.dtype[Any]]
 """Shape, column order and type of an array, as an .npy file begins."""
@@ -293,10 +298,15 @@ def _header(file: IO[bytes]) -> Header:
     return shape, fortran, dtype
 
 
-def plan(arrays: ArraySet, inputs: Sequence[TensorInfo], where: str) -> BatchPlan:
+def plan(
+    arrays: ArraySet,
+    inputs: Sequence[TensorInfo],
+    where: str,
+    outputs: Sequence[TensorInfo] = (),
+) -> BatchPlan:
     """Match arrays to inputs and choose the batch: the model's where it is fixed.
 
-    Errors: RefusedError for arrays that do not fit the inputs, or too few samples.
+    `outputs`: those of the model, whose size bounds an open batch. Errors: RefusedError for arrays that do not fit the inputs, or too few samples.
     """
     labels = _label_key(arrays, inputs)
     keys = [key for key in arrays.arrays if key != labels]
@@ -318,7 +328,8 @@ def plan(arrays: ArraySet, inputs: Sequence[TensorInfo], where: str) -> BatchPla
     step = _fixed_batch(inputs, sliced)
     exact = step is not None
     if step is None:
-        step = _open_batch([arrays.arrays[key] for key in cut])
+        rows = {name: arrays.arrays[key] for name, key in sliced.items()}
+        step = _open_batch(rows, inputs, outputs)
     if labels:
         cut.append(labels)
     _same_lengths(arrays, cut, samples, where)
@@ -422,14 +433,43 @@ def _matched(
     return {name: name for name in names}
 
 
-def _open_batch(sliced: list[Stored]) -> int:
-    """Choose the rows of a batch that may have any: at most BATCH, within BATCH_BYTES."""
+def _open_batch(
+    sliced: Mapping[str, Stored],
+    inputs: Sequence[TensorInfo],
+    outputs: Sequence[TensorInfo],
+) -> int:
+    """Choose the rows of a batch that may have any.
+
+    At most BATCH, within BATCH_BYTES of inputs and OUTPUT_BYTES of outputs.
+    """
     row_bytes = 0
-    for stored in sliced:
+    lengths: dict[str, int] = {}
+    for info in inputs:
+        stored = sliced.get(info.name)
+        if stored is None:
+            continue
         values = math.prod(stored.shape[1:])
         row_bytes += values * stored.dtype.itemsize
-    affordable = BATCH_BYTES // max(row_bytes, 1)
-    return max(min(BATCH, affordable), 1)
+        for dim, length in zip(info.shape[1:], stored.shape[1:], strict=False):
+            if isinstance(dim, str):
+                lengths[dim] = length
+    given = BATCH_BYTES // max(row_bytes, 1)
+    made = OUTPUT_BYTES // max(_bytes_of_rows(outputs, lengths), 1)
+    return max(min(BATCH, given, made), 1)
+
+
+def _bytes_of_rows(outputs: Sequence[TensorInfo], lengths: Mapping[str, int]) -> int:
+    """Bytes of one row of all outputs of numbers, as far as their axes are known."""
+    nbytes = 0
+    for info in outputs:
+        if not info.is_tensor or info.dtype == "object":
+            continue
+        values = 1
+        for dim in info.shape[1:]:
+            values *= dim if isinstance(dim, int) else lengths.get(dim or "", 1)
+        # of four bytes: a bound, not a count
+        nbytes += 4 * values
+    return nbytes
 
 
 def _length(stored: Stored) -> int:

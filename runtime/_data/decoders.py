@@ -375,7 +375,9 @@ class Decoder:
         encoder = 0
         for name in self.names("encoder states", "cross cache"):
             if name in given:
-                axis = 1 if self.roles[name] == "encoder states" else self.past_axis(name)
+                axis = (
+                    1 if self.roles[name] == "encoder states" else self.past_axis(name)
+                )
                 encoder = given[name].shape[axis]
         lengths = Lengths(batch, tokens, past, encoder)
         if self.buffer() is not None:
@@ -383,7 +385,9 @@ class Decoder:
         for name in self.names("mask"):
             own = given[name].shape[-1] if name in given else past + tokens
             if own != past + tokens:
-                holds = f"the cache ('{by}') holds {past}" if by else "no cache is given"
+                holds = (
+                    f"the cache ('{by}') holds {past}" if by else "no cache is given"
+                )
                 raise RefusedError(
                     f"{where}, input '{name}'",
                     f"is {own} long; {holds}, and there are {tokens} new tokens: "

@@ -17,7 +17,7 @@ def budgets_of(settings: RunSettings, written: Written | None) -> dict[str, Budg
         found["min_sqnr"] = Budget(settings.min_sqnr, value, kept)
     if settings.max_drop is not None:
         metric = None if written is None else written.metric
-        drop = None if metric is None else metric["drop"]
+        drop = None if metric is None else metric.get("drop_share", metric["drop"])
         kept = None if drop is None else drop <= settings.max_drop
         found["max_drop"] = Budget(settings.max_drop, drop, kept)
     return found

@@ -153,6 +153,7 @@ def _as_facts(score: MetricScore) -> Facts:
         "value": score.value,
         "classes": score.classes,
         "strangers": score.strangers,
+        "remark": score.remark,
     }
     if score.hits is not None:
         packed = np.packbits(score.hits).tobytes()
@@ -176,6 +177,7 @@ def _score_from(facts: Facts | None) -> MetricScore | None:
             int(facts["classes"]),
             str(facts["strangers"]),
             is_cached=True,
+            remark=str(facts["remark"]),
         )
     except (KeyError, TypeError, ValueError):
         return None

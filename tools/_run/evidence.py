@@ -32,7 +32,7 @@ from .drift import (
     none_finite,
     synthetic_batches,
 )
-from .figures import input_infos
+from .figures import input_infos, output_infos
 from .load import Original
 from .run import Run
 from .scoring import RunMetric, baseline_of, run_metric_of
@@ -89,12 +89,15 @@ def gather_inputs(run: Run, original: Original, model: ir.Model) -> Verification
     with step("start the runtime"):
         provider = _available_provider(run, path)
     infos = input_infos(model)
+    outputs = output_infos(model)
     calibration = labelled = None
     with step("open the data"):
         if settings.data is not None:
-            calibration = open_feeds(settings.data, infos, settings.folder)
+            calibration = open_feeds(settings.data, infos, settings.folder, outputs)
         if settings.metric is not None:
-            labelled = open_feeds(settings.labelled_data, infos, settings.folder)
+            labelled = open_feeds(
+                settings.labelled_data, infos, settings.folder, outputs
+            )
     target = target_named(settings.target)
     # a worker would only be started for this
     runs_models = original.is_run or settings.metric is not None

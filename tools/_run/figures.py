@@ -120,6 +120,11 @@ def input_infos(model: ir.Model) -> list[TensorInfo]:
     return [_info(v) for v in model.graph.inputs if not v.is_initializer()]
 
 
+def output_infos(model: ir.Model) -> list[TensorInfo]:
+    """Outputs as a session would list them; nothing is run."""
+    return [_info(value) for value in model.graph.outputs]
+
+
 def _info(value: ir.Value) -> TensorInfo:
     name = value.name or ""
     shape = dims_of(value) or ()

@@ -17,6 +17,7 @@ from ...runtime.feeds import Feeds
 from ...runtime.hardware import Hardware
 from ...runtime.installed import installed
 from ...runtime.metrics import (
+    GENERATION,
     METRIC_NAMES,
     Metric,
     MetricScore,
@@ -118,9 +119,10 @@ def score_cache_of(
 ) -> ScoreCache | None:
     """The scores that earlier runs left, of a metric of ours on data in `files`.
 
-    None where code decides, which cannot be compared: a metric or data of the user's own.
+    None where code decides, which cannot be compared: a metric or data of the user's own. None too
+    for a metric that depends on two models.
     """
-    if metric not in METRIC_NAMES or files is None:
+    if metric not in METRIC_NAMES or metric == GENERATION or files is None:
         return None
     settings = {
         "metric": metric,
@@ -206,10 +208,16 @@ def drop_interval(before: NDArray[np.bool_], after: NDArray[np.bool_]) -> Interv
     return Interval(drop - margin, drop + margin)
 
 
+def _in_units(drop: float, metric: Metric) -> str:
+    """A drop in the unit that budgets have: per cent of the score before, or the metric's own."""
+    return f"{100 * drop:.3g} %" if metric.drop_is_share else f"{drop:.3g}"
+
+
 class MeasuredMetric(NamedTuple):
     """Metric before and after.
 
-    `facts`: `name`, `before`, `after`, `drop`; `cached`: those that an earlier run computed; and
+    `facts`: `name`, `before`, `after`, `drop`; `drop_share`: of the score before, where budgets
+    are on that; `cached`: those that an earlier run computed; and
     where rows are right or wrong `samples` and `drop_95`.
     `failure`: it got worse by more than `max_drop`, or is no longer a number.
     """
@@ -235,6 +243,12 @@ def measure_metric(
         "after": second.value,
         "drop": drop,
     }
+    if metric.drop_is_share:
+        drop /= first.value
+        facts["drop_share"] = drop
+    for remark in dict.fromkeys((first.remark, second.remark)):
+        if remark:
+            run.reporter.warn(f"metric {metric.name}", remark)
     cached = [
         name
         for name, score in (("before", first), ("after", second))
@@ -258,7 +272,7 @@ def measure_metric(
         failure = CheckError(
             "--max-drop",
             f"{metric.name} went from {first.value:.5g} to {second.value:.5g}: "
-            f"worse by {drop:.3g}{words}, more than {most:g}",
+            f"worse by {_in_units(drop, metric)}{words}, more than {_in_units(most, metric)}",
             "raise --max-drop, choose gentler passes, or calibrate on more --data",
         )
         return MeasuredMetric(facts, failure)

@@ -70,6 +70,10 @@ def command(
         say("from an earlier evaluation; --no-cache computes it again")
     if found.strangers:
         say(f"warning: no label is one that the model predicts: {found.strangers}")
+    for note in evaluation.notes:
+        say(f"warning: data: {note}")
+    if found.remark:
+        say(f"warning: {found.remark}")
     if is_chance(found):
         say(
             f"warning: as a guess among {found.classes} classes would be: are labels numbered as "
