@@ -393,10 +393,13 @@ def _unlike(expected: NDArray[Any], got: NDArray[Any]) -> str:
 def step_after(session: Session, feeds: Mapping[str, NDArray[Any]]) -> Arrays | None:
     """Feeds of one more token behind a batch, with the cache that it leaves.
 
-    None for a model without a cache, and for one that reads embeddings. Errors: as of `CachedRun`.
+    None for a model without a cache, for one that reads embeddings, and for a batch that is a step
+    itself. Errors: as of `CachedRun`.
     """
     decoder = Decoder.of(session.inputs)
     if decoder is None or not decoder.names("tokens"):
+        return None
+    if feeds[decoder.main].shape[1] == 1:
         return None
     run = CachedRun(session, decoder)
     run.start(feeds)

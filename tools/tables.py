@@ -249,18 +249,26 @@ def before_after(result: RunAccount) -> Table:
         if before is not None or after is not None:
             change = "" if name == "bits" else ratio(before, after)
             # of pairs: that of the medians may contradict the verdict
-            if name == "latency_ms" and result.latency is not None:
-                change = str(result.latency)
+            ratios = {"latency_ms": result.latency, "step_ms": result.step_latency}
+            if ratios.get(name) is not None:
+                change = str(ratios[name])
+            # with a cache, the first feed is a prefill
+            if name == "latency_ms" and result.input.step_ms is not None:
+                label = "latency: prefill"
             table.add_row(label, text(before), text(after), change)
     if result.metric is not None:
         first = result.metric["before"]
         second = result.metric["after"]
+        change = f"{second - first:+.4f}"
+        # budgets are on the share
+        if "drop_share" in result.metric:
+            change += f" ({100 * result.metric['drop_share']:+.2f} %)"
         # a difference, where the other rows have a ratio: budgets are on the drop
         table.add_row(
             markup_safe(result.metric["name"]),
             f"{first:.4f}",
             f"{second:.4f}",
-            f"{second - first:+.4f}",
+            change,
         )
     return table
 
@@ -345,6 +353,7 @@ ROWS = (
     ("nodes", "nodes", count),
     ("MACs", "macs", count),
     ("latency", "latency_ms", milliseconds),
+    ("latency: one token", "step_ms", milliseconds),
 )
 
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ... import CheckError, OnnxOptError
+from ...passes._core.latency import LatencyRatio
 from .blame import blame
 from .budgets import budgets_of
 from .command import command_of
@@ -207,8 +208,12 @@ def _facts_of_result(
     # both were timed in turns, once the result was there
     latency = written.latency
     if latency is not None:
-        before = dataclasses.replace(before, latency_ms=latency.first_ms)
-        after = dataclasses.replace(after, latency_ms=latency.second_ms)
+        first, step = latency
+        before = dataclasses.replace(before, latency_ms=first.first_ms)
+        after = dataclasses.replace(after, latency_ms=first.second_ms)
+        if step is not None:
+            before = dataclasses.replace(before, step_ms=step.first_ms)
+            after = dataclasses.replace(after, step_ms=step.second_ms)
     return {
         "model": written.model,
         "about": {**original.about, "changes": _changes(original, written)},
@@ -216,12 +221,20 @@ def _facts_of_result(
         "output": after,
         "passes": with_final_drift(steps, written.drift),
         "metric": written.metric,
-        "latency": None if latency is None else latency.ratio,
+        "latency": None if latency is None else latency.first.ratio,
+        "step_latency": _ratio_of_steps(written),
         "largest": largest_parts(written.constants, steps),
         "output_path": None if written.path is None else str(written.path),
         "files": list(written.files),
         "requires": written.requires.as_dict(),
     }
+
+
+def _ratio_of_steps(written: Written) -> LatencyRatio | None:
+    latency = written.latency
+    if latency is None or latency.step is None:
+        return None
+    return latency.step.ratio
 
 
 def _drift_facts(inputs: VerificationInputs, written: Written) -> dict[str, Any] | None:

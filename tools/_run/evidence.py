@@ -12,6 +12,7 @@ import onnx_ir as ir
 
 from ... import OnnxOptError, RefusedError
 from ...passes._core.targets import target_named
+from ...runtime.decoding import step_after
 from ...runtime.feeds import Feeds, open_feeds
 from ...runtime.fitness import unfit
 from ...runtime.hardware import Hardware, covers, hardware
@@ -60,7 +61,8 @@ class VerificationInputs:
     result is made for, so that its timings decide something. `calibration`: the user's feeds,
     without those held out. `labelled`: data for the metric. `run_metric`, `baseline`: the metric,
     and the original's score; None where none was asked for. `reference`: None where nothing can be
-    compared. `drift_on`: data of the reference; None without one.
+    compared. `drift_on`: data of the reference; None without one. `step_feeds`: of one token behind
+    the first of `latency_feeds`, of a model with a cache.
     """
 
     open: Callable[..., Session]
@@ -74,6 +76,7 @@ class VerificationInputs:
     reference: Reference | None = None
     latency_feeds: Sequence[Arrays] = ()
     sample_feeds: Sequence[Arrays] = ()
+    step_feeds: Sequence[Arrays] = ()
     drift_on: DriftOn | None = None
 
 
@@ -250,6 +253,13 @@ def _run_original(
     inputs = dataclasses.replace(
         inputs, latency_feeds=latency_feeds, sample_feeds=batches
     )
+    step = _step_feeds(run, session, latency_feeds[0])
+    if step is not None:
+        inputs = dataclasses.replace(inputs, step_feeds=[step])
+        # made-up feeds have a step already; of data it is judged, too
+        if choice is not None:
+            batches = [*batches, step]
+            outputs = [*outputs, session.run(step)]
     # random ops make any comparison meaningless; the same feeds twice show them
     problem = inexact(outputs[:1], [session.run(batches[0])], FLOAT32)
     if problem:
@@ -257,6 +267,15 @@ def _run_original(
         return _unproved(run, inputs, reason)
     reference = Reference(inputs.open, batches, session.path, outputs)
     return dataclasses.replace(inputs, reference=reference)
+
+
+def _step_feeds(run: Run, session: Session, feeds: Arrays) -> Arrays | None:
+    """Feeds of one token behind `feeds`, of a model with a cache; None where it takes none."""
+    try:
+        return step_after(session, feeds)
+    except OnnxOptError as error:
+        run.reporter.warn("cache", f"no step behind the first feed: {error.problem}")
+        return None
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,8 @@ BLOCK = 1 << 20
 class Figures:
     """A model in numbers; None where unknown.
 
-    `latency_ms`: median of one run on the first feed. `zipped_bytes`: of the files in a zip
+    `latency_ms`: median of one run on the first feed. `step_ms`: of one more token, of a model with
+    a cache. `zipped_bytes`: of the files in a zip
     archive, where that was asked for. `bits`: parameters by the bits that each is stored in.
     """
 
@@ -43,13 +44,15 @@ class Figures:
     macs: int | None = None
     bits: dict[str, int] | None = None
     latency_ms: float | None = None
+    step_ms: float | None = None
     zipped_bytes: int | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """The JSON form; without `zipped_bytes` where it was not asked for."""
+        """The JSON form; without `step_ms` and `zipped_bytes` where they are not known."""
         fields = dataclasses.asdict(self)
-        if self.zipped_bytes is None:
-            del fields["zipped_bytes"]
+        for name in ("step_ms", "zipped_bytes"):
+            if fields[name] is None:
+                del fields[name]
         return fields
 
 

@@ -17,7 +17,6 @@ from ...passes._core.requirements import Requirements, requirements_of
 from ...passes._core.stats import model_macs
 from ...passes._core.stored import StoredConstant, bits_by_count, stored_constants
 from ...passes._core.versions import LeastVersions, lower_versions, lowers_opset
-from ...runtime.bench import PairedLatency
 from ...runtime.compare import Drift
 from ...runtime.drift_words import ON_DATA, ON_SYNTHETIC, worst_word
 from ...runtime.session import Session, open_session
@@ -30,7 +29,7 @@ from .floor import BelowFloor, floor_of, is_asked
 from .harm import is_kept, judgement_of
 from .kernels import compare_kernels, is_quantized, remedy
 from .load import Original, own_fault, reading_of
-from .measure import measure_latency
+from .measure import Latencies, measure_latency
 from .provenance import stamp
 from .result import Step
 from .run import Run
@@ -77,7 +76,7 @@ class Written:
     drift: Drift | None = None
     word: str | None = None
     metric: dict[str, Any] | None = None
-    latency: PairedLatency | None = None
+    latency: Latencies | None = None
     path: Path | None = None
     files: tuple[Path, ...] = ()
     failure: CheckError | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from pathlib import Path
+from typing import NamedTuple
 
 from ... import RefusedError
 from ...runtime.bench import PairedLatency, brief_latency, paired_latency
@@ -14,13 +15,23 @@ from .evidence import VerificationInputs
 from .run import Run
 
 
+class Latencies(NamedTuple):
+    """Latencies of the original and the result: of the first feed, and of one token behind it.
+
+    `step`: None for a model without a cache.
+    """
+
+    first: PairedLatency
+    step: PairedLatency | None
+
+
 def measure_latency(
     run: Run,
     inputs: VerificationInputs,
     before: Path,
     after: Path,
     is_same: bool = False,
-) -> PairedLatency | None:
+) -> Latencies | None:
     """Latencies of both models in turns; None where they are not measured. `is_same`: it is one.
 
     Warns where the result is slower, by the rule that passes decide by, or may be.
@@ -33,27 +44,39 @@ def measure_latency(
             contextlib.closing(inputs.open(before)) as one,
             contextlib.closing(inputs.open(after)) as other,
         ):
-            if is_same or _run_the_same(run, inputs, one, other):
-                return brief_latency(one, other, inputs.latency_feeds)
-            found = paired_latency(one, other, inputs.latency_feeds)
+            is_brief = is_same or _run_the_same(run, inputs, one, other)
+            timed = brief_latency if is_brief else paired_latency
+            first = timed(one, other, inputs.latency_feeds)
+            step = None
+            if inputs.step_feeds:
+                step = timed(one, other, inputs.step_feeds)
     except (RefusedError, WorkerDied) as error:
         run.reporter.warn("bench", f"latency was not measured: {error.problem}")
         return None
-    assert found.ratio is not None
+    _warn_if_slower(run, inputs, first, "the result")
+    if step is not None:
+        _warn_if_slower(run, inputs, step, "a one-token step of the result")
+    return Latencies(first, step)
+
+
+def _warn_if_slower(
+    run: Run, inputs: VerificationInputs, found: PairedLatency, what: str
+) -> None:
+    if found.ratio is None:
+        return
     verdict = found.ratio.verdict()
     times = f"{found.second_ms:.3g} ms, {found.first_ms:.3g} ms before (ratio {found.ratio})"
     where = ""
     if not inputs.on_target:
         where = f" on this CPU, which is not one of {run.settings.target}'s"
     if verdict == "slower":
-        run.reporter.warn("latency", f"the result is slower{where}: {times}")
+        run.reporter.warn("latency", f"{what} is slower{where}: {times}")
     if verdict == "undecided":
         run.reporter.warn(
             "latency",
-            f"undecided whether the result is slower{where}: {times}; this machine is too "
+            f"undecided whether {what} is slower{where}: {times}; this machine is too "
             "busy, `onnx-opt bench` with more --seconds may decide",
         )
-    return found
 
 
 def _run_the_same(

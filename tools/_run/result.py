@@ -130,6 +130,8 @@ class RunAccount:
     hardware: Hardware | None = None
     """The CPU whose latency and integer kernels the figures are of."""
     latency: LatencyRatio | None = None
+    step_latency: LatencyRatio | None = None
+    """The same of a one-token step, of a model with a cache."""
     """Ratio of latencies, after to before, with its interval; None where they were not measured."""
     time: TimedStep = field(default_factory=lambda: TimedStep("run"))
     """Wall and CPU seconds of the run and of its steps."""
@@ -168,6 +170,8 @@ class RunAccount:
             "warnings": self.warnings,
             "output_path": self.output_path,
         }
+        if self.step_latency is not None:
+            fields["step_latency"] = _latency(self.step_latency)
         if self.loss is not None:
             fields["loss"] = self.loss
         plain: dict[str, Any] = finite(fields)

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from ..command_options import PROVIDER, THREADS, data_option, seed_option
-from ..console import emit_json, shared_options, show
+from ..console import emit_json, say, shared_options, show
 
 if TYPE_CHECKING:
     from ...runtime.bench import Latency
     from ...runtime.hardware import Hardware
+    from ...runtime.session import Session
+    from .._run.drift import Arrays
 
 
 @click.command("bench")
@@ -36,7 +39,8 @@ def command(
     """Time models in turns in one process.
 
     Shows the median and 90th percentile of the latency, its ratio to the first model's with an
-    interval, and the peak memory.
+    interval, and the peak memory. Of models with a cache the prefill and a step of one token behind
+    it are timed each by itself.
     """
     facts = bench_facts(models, **options)
     if as_json:
@@ -88,7 +92,16 @@ def measure(
         ]
         # one set a model: their inputs may have other names
         feeds = [first_batches(feeds_for(session, data, seed)) for session in sessions]
+        steps = [_step_of(s, own) for s, own in zip(sessions, feeds, strict=True)]
+        has_steps = all(steps)
+        if has_steps:
+            feeds = [_like_first(batches) for batches in feeds]
+            # both take their share of the time
+            seconds /= 2
         latencies = interleaved(sessions, feeds, seconds=seconds)
+        in_steps: list[Latency | None] = [None] * len(sessions)
+        if has_steps:
+            in_steps = [*interleaved(sessions, steps, seconds=seconds)]
         machine = hardware(worker, provider)
     peaks = []
     for path, batches in zip(paths, feeds, strict=True):
@@ -96,14 +109,41 @@ def measure(
         with Worker() as alone:
             open_session(alone, path, provider, threads=threads).run(batches[0])
             peaks.append(alone.call("peak_memory"))
-    figures = zip(models, latencies, peaks, strict=True)
-    rows = [_row(model, latency, peak) for model, latency, peak in figures]
+    figures = zip(models, latencies, in_steps, peaks, strict=True)
+    rows = [_row(*own) for own in figures]
     return rows, machine
 
 
-def _row(model: Path, latency: Latency, peak: int) -> dict[str, Any]:
+def _step_of(session: Session, batches: Sequence[Arrays]) -> list[Arrays]:
+    """Feeds of one token behind the first batch; empty for a model that takes none."""
+    from ... import OnnxOptError
+    from ...runtime.decoding import step_after
+
+    try:
+        step = step_after(session, batches[0])
+    except OnnxOptError as error:
+        say(f"warning: {session.path.name}: no step is timed: {error.problem}")
+        return []
+    return [] if step is None else [step]
+
+
+def _like_first(batches: Sequence[Arrays]) -> list[Arrays]:
+    """Batches of the first one's shapes: made-up feeds hold prefills and steps."""
+    shapes = {name: array.shape for name, array in batches[0].items()}
+    return [b for b in batches if {n: a.shape for n, a in b.items()} == shapes]
+
+
+def _row(
+    model: Path, latency: Latency, step: Latency | None, peak: int
+) -> dict[str, Any]:
+    row = {"model": str(model), **_times(latency), "peak_memory_bytes": peak}
+    if step is not None:
+        row["step"] = _times(step)
+    return row
+
+
+def _times(latency: Latency) -> dict[str, Any]:
     return {
-        "model": str(model),
         "median_ms": latency.median_ms,
         "p90_ms": latency.p90_ms,
         "min_ms": latency.min_ms,
@@ -111,29 +151,42 @@ def _row(model: Path, latency: Latency, peak: int) -> dict[str, Any]:
         "ratio_low": latency.ratio.low,
         "ratio_high": latency.ratio.high,
         "runs": latency.runs,
-        "peak_memory_bytes": peak,
     }
 
 
 def latency_table(rows: list[dict[str, Any]]) -> Any:
-    """One row a model; `ratio` below 1 is faster than the first, with its interval of 95 %."""
-    from ..console import markup_safe
-    from ..tables import bytes_text, milliseconds, plain_table
+    """One row a model; `ratio` below 1 is faster than the first, with its interval of 95 %.
+
+    Of models with a cache two rows: the prefill, and a step of one token.
+    """
+    from ..tables import bytes_text, plain_table
 
     figures = ("median", "p90", "min", "ratio", "95 %", "runs", "peak memory")
     table = plain_table(None, "model", *figures, right=figures)
     for row in rows:
-        table.add_row(
-            markup_safe(row["model"]),
-            milliseconds(row["median_ms"]),
-            milliseconds(row["p90_ms"]),
-            milliseconds(row["min_ms"]),
-            f"{row['ratio_to_first']:.3f}",
-            interval_text(row["ratio_low"], row["ratio_high"]),
-            str(row["runs"]),
-            bytes_text(row["peak_memory_bytes"]),
-        )
+        peak = bytes_text(row["peak_memory_bytes"])
+        name = str(row["model"])
+        if "step" not in row:
+            table.add_row(*_cells(name, row), peak)
+            continue
+        table.add_row(*_cells(f"{name}: prefill", row), peak)
+        table.add_row(*_cells(f"{name}: one token", row["step"]), "")
     return table
+
+
+def _cells(name: str, times: dict[str, Any]) -> tuple[str, ...]:
+    from ..console import markup_safe
+    from ..tables import milliseconds
+
+    return (
+        markup_safe(name),
+        milliseconds(times["median_ms"]),
+        milliseconds(times["p90_ms"]),
+        milliseconds(times["min_ms"]),
+        f"{times['ratio_to_first']:.3f}",
+        interval_text(times["ratio_low"], times["ratio_high"]),
+        str(times["runs"]),
+    )
 
 
 def interval_text(low: float, high: float) -> str:
