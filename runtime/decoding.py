@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from .. import RefusedError
 from ._data import conventional
-from ._data.decoders import Decoder, Lengths, role_of
+from ._data.decoders import CachedDecoder, Lengths, role_of
 from .feeds import Batch, Feeds
 from .session import Session, TensorInfo
 
@@ -77,7 +77,7 @@ class CachedRun:
     Errors: RefusedError where no output goes with a cache.
     """
 
-    def __init__(self, session: Session, decoder: Decoder) -> None:
+    def __init__(self, session: Session, decoder: CachedDecoder) -> None:
         self._session = session
         self._decoder = decoder
         self._present = _presents(session, decoder)
@@ -168,7 +168,7 @@ class CachedRun:
         return array
 
 
-def _presents(session: Session, decoder: Decoder) -> dict[str, str]:
+def _presents(session: Session, decoder: CachedDecoder) -> dict[str, str]:
     """Output that each cache comes back as: by name, else by order among outputs of its rank."""
     outputs = {info.name: info for info in session.outputs}
     caches = decoder.names("cache", "cross cache", "state")
@@ -205,7 +205,7 @@ def completed(
 ) -> Arrays:
     """Feeds with the inputs that follow from those given. Errors: RefusedError where none does."""
     feeds = dict(given)
-    decoder = Decoder.of(inputs)
+    decoder = CachedDecoder.of(inputs)
     if decoder is not None:
         feeds |= decoder.filled(feeds, where)
     infos = {info.name: info for info in inputs}
@@ -228,7 +228,8 @@ def prompts_of(session: Session, feeds: Feeds) -> Iterator[Arrays]:
     Errors: RefusedError for a model without tokens, or of which every run takes the same number.
     """
     name = _open_tokens(session)
-    decoder = Decoder.of(session.inputs)
+    decoder = CachedDecoder.of(session.inputs)
+    length = _prompt_tokens(session, decoder)
     left = PROMPTS
     for batch in feeds:
         arrays = batch.feeds
@@ -239,15 +240,29 @@ def prompts_of(session: Session, feeds: Feeds) -> Iterator[Arrays]:
         tokens = arrays[name][:rows]
         mask = _padding(arrays, tokens)
         if mask is None:
-            yield {name: tokens[:, :PROMPT_TOKENS], **kept}
+            yield {name: tokens[:, :length], **kept}
         else:
             for row in range(rows):
-                own = tokens[row][mask[row]][:PROMPT_TOKENS]
+                own = tokens[row][mask[row]][:length]
                 rest = {other: array[row : row + 1] for other, array in kept.items()}
                 yield {name: own[None, :], **rest}
         left -= rows
         if not left:
             return
+
+
+def _prompt_tokens(session: Session, decoder: CachedDecoder | None) -> int:
+    """Tokens of a prompt at most: a cache of fixed length has room for the new ones, too."""
+    room = None if decoder is None else decoder.room()
+    if room is None:
+        return PROMPT_TOKENS
+    if room <= NEW_TOKENS:
+        raise RefusedError(
+            session.path.name,
+            f"its cache has room for {room} tokens; {NEW_TOKENS} new ones and a prompt do not fit",
+            "export it with a longer cache, or use --metric perplexity",
+        )
+    return min(PROMPT_TOKENS, room - NEW_TOKENS)
 
 
 def _open_tokens(session: Session) -> str:
@@ -268,7 +283,7 @@ def _open_tokens(session: Session) -> str:
     return name
 
 
-def _of_encoder(decoder: Decoder | None) -> list[str]:
+def _of_encoder(decoder: CachedDecoder | None) -> list[str]:
     """Inputs that stay as they are from token to token."""
     if decoder is None:
         return []
@@ -300,7 +315,7 @@ def greedy(
     behind those of the other: up to the first that differs, it is what it would generate.
     """
     name = _open_tokens(session)
-    decoder = Decoder.of(session.inputs)
+    decoder = CachedDecoder.of(session.inputs)
     logits = logits_output(session.outputs)
     where = session.path.name
     if decoder is not None:
@@ -320,7 +335,7 @@ def greedy(
 
 
 def _greedy_with_cache(
-    session: Session, decoder: Decoder, prompt: Arrays, logits: str
+    session: Session, decoder: CachedDecoder, prompt: Arrays, logits: str
 ) -> NDArray[np.int64]:
     run = CachedRun(session, decoder)
     outputs = _prefilled(run, session, decoder, prompt)
@@ -332,7 +347,7 @@ def _greedy_with_cache(
 
 
 def _prefilled(
-    run: CachedRun, session: Session, decoder: Decoder, prompt: Arrays
+    run: CachedRun, session: Session, decoder: CachedDecoder, prompt: Arrays
 ) -> Arrays:
     """Outputs of the prompt's last run: all of it at once, or a token at a time if it must be."""
     tokens = prompt[decoder.main]
@@ -354,7 +369,7 @@ def step_remark(session: Session, feeds: Mapping[str, NDArray[Any]]) -> str:
 
     Looks at the end of the first window of a batch. Models without a cache are not run.
     """
-    decoder = Decoder.of(session.inputs)
+    decoder = CachedDecoder.of(session.inputs)
     if decoder is None or not decoder.names("tokens") or decoder.fixed_tokens():
         return ""
     tokens = feeds[decoder.main][:1]
@@ -396,7 +411,7 @@ def step_after(session: Session, feeds: Mapping[str, NDArray[Any]]) -> Arrays | 
     None for a model without a cache, for one that reads embeddings, and for a batch that is a step
     itself. Errors: as of `CachedRun`.
     """
-    decoder = Decoder.of(session.inputs)
+    decoder = CachedDecoder.of(session.inputs)
     if decoder is None or not decoder.names("tokens"):
         return None
     if feeds[decoder.main].shape[1] == 1:

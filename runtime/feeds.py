@@ -22,7 +22,7 @@ from ..passes._core.limits import limit
 from ..passes._core.nearest import did_you_mean
 from ._data import arrays as arrays_module
 from ._data import conventional, folders, objects, tables, texts
-from ._data.decoders import Decoder, Lengths, in_words
+from ._data.decoders import CachedDecoder, Lengths, in_words, role_of
 from ._data.synthetic import LIKELY, MODEST, Overrides, Values, array_for, shape_of
 from .callables import load_callable, user_code
 from .session import TensorInfo
@@ -99,7 +99,7 @@ class Feeds:
         self.where = where
         self.numbered = numbered
         self.warnings: list[str] = []
-        self._decoder = Decoder.of(inputs)
+        self._decoder = CachedDecoder.of(inputs)
 
     def __iter__(self) -> Iterator[Batch]:
         empty = True
@@ -141,6 +141,10 @@ class Feeds:
         if not missing and self._decoder is None:
             return raw
         given = {name: objects.as_array(value) for name, value in raw.items()}
+        for name, info in self.inputs.items():
+            # what is made to fit an array of another shape would be told of in its place
+            if missing and name in given and info.is_tensor:
+                _check_shape(given[name], info, f"{where}, input '{name}'")
         if self._decoder is not None:
             derived = self._decoder.filled(given, where)
             for words in in_words(self._decoder, list(derived)):
@@ -415,10 +419,13 @@ def _check_shape(array: NDArray[Any], info: TensorInfo, place: str) -> None:
     have = _shape(array.shape)
     want = _shape(info.shape)
     if array.ndim != len(info.shape):
+        fix = f"give arrays of rank {len(info.shape)}"
+        if role_of(info) == "tokens" and array.ndim == 1:
+            fix = "give windows: ids[:n].reshape(-1, 256), n a multiple of 256"
         raise RefusedError(
             place,
             f"shape {have} has rank {array.ndim}; the model takes {want}",
-            f"give arrays of rank {len(info.shape)}",
+            fix,
         )
     for axis, length in enumerate(info.shape):
         own = array.shape[axis]
@@ -481,7 +488,7 @@ def synthetic_feeds(
                 "give data",
             )
     chosen = {**_SIZES[0], **(sizes or {})}
-    decoder = Decoder.of(inputs)
+    decoder = CachedDecoder.of(inputs)
     if decoder is not None:
         return _decoder_feeds(decoder, seed, batches, chosen, values, phases)
     shapes = _shapes_of(inputs, chosen, overrides or {})
@@ -500,7 +507,7 @@ def synthetic_feeds(
 
 
 def _decoder_feeds(
-    decoder: Decoder,
+    decoder: CachedDecoder,
     seed: int,
     batches: int,
     sizes: Mapping[str, int],
@@ -521,7 +528,9 @@ def _decoder_feeds(
     return Feeds(make, list(decoder.inputs.values()), "synthetic data")
 
 
-def _lengths_in(phase: str, decoder: Decoder, sizes: Mapping[str, int]) -> Lengths:
+def _lengths_in(
+    phase: str, decoder: CachedDecoder, sizes: Mapping[str, int]
+) -> Lengths:
     """Lengths of a prefill, with nothing in the cache, or of a step of one token.
 
     Errors: RefusedError for caches of different lengths.
@@ -541,7 +550,7 @@ def candidate_feeds(
     Callers take the first for which the original's outputs are finite. `path`: the model's file, by
     whose operators lengths are fitted where the likely ones do not suit.
     """
-    if Decoder.of(inputs) is not None:
+    if CachedDecoder.of(inputs) is not None:
         yield from _decoder_candidates(inputs, seed, batches)
         return
     tried: set[_Shapes] = set()
@@ -628,7 +637,7 @@ def sized_feeds(
 
     Lengths that make no difference to the shapes are left out.
     """
-    decoder = Decoder.of(inputs)
+    decoder = CachedDecoder.of(inputs)
     tried: set[_Shapes] = set()
     for sizes in _affordable(inputs, _SIZES):
         plans: dict[_Shapes, dict[str, int]] = {}

@@ -109,9 +109,9 @@ def evaluate(
     """Run the session over labelled feeds and score it.
 
     `advance` is called with 1 after each batch. `output`: the output to score; None: the metric
-    gets all, and the built-in ones take the first, or the logits. Errors: RefusedError when a batch has no labels,
-    and for class folders whose numbers are a guess that the model's classes do not bear out;
-    UsageError for an output that the model does not have.
+    gets all, and the built-in ones take the first, or the logits. Errors: RefusedError when a batch
+    has no labels, and for class folders whose numbers are a guess that the model's classes do not
+    bear out; UsageError for an output that the model does not have.
     """
     if output is not None:
         _check_output(session, output)

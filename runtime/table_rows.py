@@ -12,6 +12,9 @@ from numpy.typing import NDArray
 OUTSIDE = re.compile(r"idx=-?\d+ must be within the inclusive range \[-\d+,(\d+)\]")
 """ONNX Runtime's words where a Gather is asked for a row that its table lacks."""
 
+NO_ROW = "has no row in the model's table"
+"""Words on an id that is outside."""
+
 SHOWN = 8
 """Ids of the row at fault that are shown."""
 
@@ -50,6 +53,6 @@ def first_outside(array: NDArray[Any], last: int) -> str | None:
     shown = ", ".join(str(number) for number in ids[:SHOWN])
     more = ", …" if len(ids) > SHOWN else ""
     return (
-        f"row {row + 1} of a batch ({shown}{more}): the id {worst} has no row in the model's "
-        f"table, whose rows are 0 to {last}"
+        f"row {row + 1} of a batch ({shown}{more}): the id {worst} {NO_ROW}, "
+        f"whose rows are 0 to {last}"
     )

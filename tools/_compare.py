@@ -134,17 +134,22 @@ def feeds_for(session: Session, data: Any, seed: int) -> Iterable[Arrays]:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two models on the same feeds: their closeness, on which CPU, and each file's integers."""
+    """Two models on the same feeds: their closeness, on which CPU, and each file's integers.
+
+    `metric`: both scores; None where none was asked for.
+    """
 
     closeness: Closeness
     hardware: Hardware
     quantized: dict[str, Quantization | None]
+    metric: dict[str, Any] | None = None
 
     @property
     def warnings(self) -> list[str]:
         """Files whose kernels do not compute what their graph says."""
         facts = [each for each in self.quantized.values() if each is not None]
-        return [each.warning for each in facts if each.warning]
+        remarks = [] if self.metric is None else self.metric["remarks"]
+        return [each.warning for each in facts if each.warning] + remarks
 
 
 def compared(

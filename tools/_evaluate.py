@@ -12,10 +12,10 @@ from ..runtime.data_files import data_files
 from ..runtime.feeds import open_feeds
 from ..runtime.hardware import Hardware, hardware
 from ..runtime.metrics import MetricScore, metric_named
-from ..runtime.session import open_session
+from ..runtime.session import Session, open_session
 from ..runtime.worker_pool import pool
 from ._run.figures import files_of, input_infos, output_infos
-from ._run.scoring import score, score_cache_of
+from ._run.scoring import drop_facts, score, score_cache_of
 from ._run.settings import ProgressBar
 
 
@@ -73,3 +73,29 @@ def evaluated(
         files = files_of(path, model)
         found = compute() if cache is None else cache.score(path, files, compute)
     return Evaluation(found, chosen.name, machine, tuple(feeds.warnings))
+
+
+def scored_side_by_side(
+    first: Session, second: Session, data: Any, metric: str | Callable[..., Any]
+) -> dict[str, Any]:
+    """Score two models on the same data: `name`, `a`, `b`, `drop`, and `remarks` on either.
+
+    Errors: UsageError without data or for the metric, RefusedError for the data.
+    """
+    chosen = metric_named(metric)
+    if data is None:
+        raise UsageError("--metric", f"'{chosen.name}' needs data", "give --data")
+    feeds = open_feeds(data, first.inputs, first.path.parent, first.outputs)
+    one = score(first, feeds, chosen, None)
+    other = score(second, feeds, chosen, None)
+    remarks = []
+    for session, found in ((first, one), (second, other)):
+        if found.remark:
+            remarks.append(f"{session.path.name}: {found.remark}")
+    return {
+        "name": chosen.name,
+        "a": one.value,
+        "b": other.value,
+        **drop_facts(chosen, one.value, other.value),
+        "remarks": remarks,
+    }

@@ -23,13 +23,15 @@ def verify(
     min_sqnr: float | None = None,
     atol: float | None = None,
     rtol: float | None = None,
+    metric: str | Callable[..., Any] | None = None,
     threads: int = 0,
     seed: int = 0,
 ) -> Facts:
     """Compare the outputs of model `b` with those of model `a`, per output.
 
-    `data`: as of `optimize`; None: made up. `min_sqnr` (dB), `atol`, `rtol`: limits; `within` and
-    `problem` say if they are met. Errors: RefusedError for a model or data, and for models with
+    `data`: as of `optimize`; None: made up. `metric`: both are scored by it, as of `evaluate`, or
+    by `generation`: tokens that `b` generates as `a` does. `min_sqnr` (dB), `atol`, `rtol`: limits;
+    `within` and `problem` say if they are met. Errors: RefusedError for a model or data, and for models with
     other inputs or outputs.
     """
     from .commands.verify import as_dict, compare, comparison_parts
@@ -43,6 +45,7 @@ def verify(
             rtol,
             threads,
             seed,
+            metric,
         )
         problem = comparison.closeness.problem(min_sqnr)
         facts = as_dict(comparison, first, second, problem)

@@ -35,7 +35,8 @@ def result_tables(result: RunAccount, verbosity: int = 0) -> list[RenderableType
     if result.about["changes"]:
         tables.append(changed_besides(result.about["changes"]))
     if result.budgets:
-        tables.append(budget_table(result.budgets))
+        is_share = result.metric is not None and "drop_share" in result.metric
+        tables.append(budget_table(result.budgets, is_share))
     if verbosity <= 0:
         return tables
     if result.largest:
@@ -126,15 +127,24 @@ def _drift_text(step: Step) -> str:
     return decibels(step.drift["sqnr_db"])
 
 
-def budget_table(budgets: Mapping[str, Budget]) -> Table:
-    """Limits that were set, what was measured, and whether they are kept."""
+def budget_table(budgets: Mapping[str, Budget], is_share: bool = False) -> Table:
+    """Limits that were set, what was measured, and whether they are kept.
+
+    `is_share`: the drop is one of the score before, and shown in per cent.
+    """
     table = plain_table(
         "budgets", "", "limit", "measured", "kept", right=("limit", "measured")
     )
     words = {True: "yes", False: "no", None: "not known"}
     for name, (limit, value, kept) in budgets.items():
-        measured = "not measured" if value is None else f"{value:.4g}"
-        table.add_row(name.replace("_", "-"), f"{limit:g}", measured, words[kept])
+        scale, unit = 1, ""
+        if is_share and name == "max_drop":
+            scale, unit = 100, " %"
+        measured = "not measured"
+        if value is not None:
+            measured = f"{scale * value:.4g}{unit}"
+        most = f"{scale * limit:g}{unit}"
+        table.add_row(name.replace("_", "-"), most, measured, words[kept])
     return table
 
 

@@ -306,7 +306,8 @@ def plan(
 ) -> BatchPlan:
     """Match arrays to inputs and choose the batch: the model's where it is fixed.
 
-    `outputs`: those of the model, whose size bounds an open batch. Errors: RefusedError for arrays that do not fit the inputs, or too few samples.
+    `outputs`: those of the model, whose size bounds an open batch. Errors:
+    RefusedError for arrays that do not fit the inputs, or too few samples.
     """
     labels = _label_key(arrays, inputs)
     keys = [key for key in arrays.arrays if key != labels]
@@ -450,9 +451,8 @@ def _open_batch(
             continue
         values = math.prod(stored.shape[1:])
         row_bytes += values * stored.dtype.itemsize
-        for dim, length in zip(info.shape[1:], stored.shape[1:], strict=False):
-            if isinstance(dim, str):
-                lengths[dim] = length
+        named = zip(info.shape[1:], stored.shape[1:], strict=False)
+        lengths |= {dim: length for dim, length in named if isinstance(dim, str)}
     given = BATCH_BYTES // max(row_bytes, 1)
     made = OUTPUT_BYTES // max(_bytes_of_rows(outputs, lengths), 1)
     return max(min(BATCH, given, made), 1)

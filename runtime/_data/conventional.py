@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..session import TensorInfo
-from .decoders import Decoder
+from .decoders import CachedDecoder
 
 _Shape = tuple[int, ...]
 
@@ -46,7 +46,7 @@ def left_out(inputs: Sequence[TensorInfo]) -> set[str]:
     Of a decoder with a cache: the empty cache and what tells its length, too.
     """
     names = {info.name for info in inputs if is_conventional(info.name)}
-    decoder = Decoder.of(inputs)
+    decoder = CachedDecoder.of(inputs)
     if decoder is not None:
         given = ("tokens", "embeddings", "encoder states")
         names.update(name for name, role in decoder.roles.items() if role not in given)

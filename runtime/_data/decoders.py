@@ -44,7 +44,7 @@ valid key of each row. cache branch: whether a merged decoder reads its cache.
 """
 
 
-class _Rule(NamedTuple):
+class _RoleRule(NamedTuple):
     """Inputs of a role: words of the name, kinds of numbers (f, i, b), and ranks."""
 
     role: Role
@@ -57,20 +57,20 @@ _CACHE = r"^past|(^|[._])cache|past_?(key|value)|^mems"
 
 # the first that fits decides
 _RULES = (
-    _Rule("state", r"(conv|ssm|recurrent|rnn)(_state|[._]?\d)", "f", (3, 4, 5)),
-    _Rule("cross cache", rf"({_CACHE}).*(encoder|cross)", "fi", (3, 4, 5)),
-    _Rule("cache", _CACHE, "fi", (3, 4, 5)),
-    _Rule("encoder mask", r"encoder_(attention_)?mask", "fib", (2,)),
-    _Rule("encoder states", r"encoder_(hidden|output|state)|^memory$", "f", (3,)),
-    _Rule("mask", r"mask", "fib", (2, 4)),
-    _Rule("past length", r"past_?(seq\w*|kv)?_?len", "i", (0, 1)),
-    _Rule("total length", r"total_?(seq\w*)?_?len", "i", (0, 1)),
-    _Rule("last position", r"seqlens_k", "i", (1, 2)),
-    _Rule("cache branch", r"use_cache", "b", (0, 1)),
-    _Rule("logits kept", r"(logits|logit)_to_keep", "i", (0, 1)),
-    _Rule("positions", r"position", "i", (1, 2, 3)),
-    _Rule("tokens", r"(^|_)(ids|tokens?)$", "i", (2,)),
-    _Rule("embeddings", r"embed", "f", (3,)),
+    _RoleRule("state", r"(conv|ssm|recurrent|rnn)(_state|[._]?\d)", "f", (3, 4, 5)),
+    _RoleRule("cross cache", rf"({_CACHE}).*(encoder|cross)", "fi", (3, 4, 5)),
+    _RoleRule("cache", _CACHE, "fi", (3, 4, 5)),
+    _RoleRule("encoder mask", r"encoder_(attention_)?mask", "fib", (2,)),
+    _RoleRule("encoder states", r"encoder_(hidden|output|state)|^memory$", "f", (3,)),
+    _RoleRule("mask", r"mask", "fib", (2, 4)),
+    _RoleRule("past length", r"past_?(seq\w*|kv)?_?len", "i", (0, 1)),
+    _RoleRule("total length", r"total_?(seq\w*)?_?len", "i", (0, 1)),
+    _RoleRule("last position", r"seqlens_k", "i", (1, 2)),
+    _RoleRule("cache branch", r"use_cache", "b", (0, 1)),
+    _RoleRule("logits kept", r"(logits|logit)_to_keep", "i", (0, 1)),
+    _RoleRule("positions", r"position", "i", (1, 2, 3)),
+    _RoleRule("tokens", r"(^|_)(ids|tokens?)$", "i", (2,)),
+    _RoleRule("embeddings", r"embed", "f", (3,)),
 )
 
 _NOT_TOKENS = r"type|segment"
@@ -82,7 +82,7 @@ _ALL_KEPT = 0
 """Number of logits to keep that keeps all of them, in models of transformers."""
 
 _BLOCKED = -1e4
-"""What a mask of floats adds to the scores of tokens that must not be seen."""
+"""Added by a mask of floats to the scores of tokens that must not be seen."""
 
 
 class Lengths(NamedTuple):
@@ -115,7 +115,7 @@ def role_of(info: TensorInfo) -> Role | None:
 
 
 @dataclass(frozen=True)
-class Decoder:
+class CachedDecoder:
     """Inputs of a decoder with a cache.
 
     `roles`: by name of input; inputs without one are made up as those of any model.
@@ -125,7 +125,7 @@ class Decoder:
     roles: dict[str, Role]
 
     @staticmethod
-    def of(inputs: Iterable[TensorInfo]) -> Decoder | None:
+    def of(inputs: Iterable[TensorInfo]) -> CachedDecoder | None:
         """Recognise a decoder: tokens, or embeddings of them, beside at least one cache."""
         infos = {info.name: info for info in inputs}
         roles: dict[str, Role] = {}
@@ -137,7 +137,7 @@ class Decoder:
         reads_tokens = "tokens" in found or "embeddings" in found
         if not reads_tokens or found.isdisjoint(_CACHES):
             return None
-        return Decoder(infos, roles)
+        return CachedDecoder(infos, roles)
 
     def names(self, *roles: Role) -> list[str]:
         """Inputs of these roles, in the model's order."""
@@ -357,7 +357,7 @@ class Decoder:
 
     def _symbols(self, lengths: Lengths) -> dict[str, int]:
         """Length of each symbol that an input with a role has."""
-        symbols = {}
+        symbols: dict[str, int] = {}
         for name in self.roles:
             dims = self.inputs[name].shape
             for dim, length in zip(dims, self.shape(name, lengths), strict=True):
@@ -380,7 +380,9 @@ class Decoder:
                 )
                 encoder = given[name].shape[axis]
         lengths = Lengths(batch, tokens, past, encoder)
-        if self.buffer() is not None:
+        buffer = self.buffer()
+        if buffer is not None:
+            self._require_room(buffer, tokens, where)
             return lengths
         for name in self.names("mask"):
             own = given[name].shape[-1] if name in given else past + tokens
@@ -395,6 +397,25 @@ class Decoder:
                     "give a mask over past and new tokens, and the cache that belongs to it",
                 )
         return lengths
+
+    def _require_room(self, buffer: int, tokens: int, where: str) -> None:
+        """Refuse more tokens than a cache takes that is written in place. Errors: RefusedError."""
+        if tokens > buffer and self._is_written_in_place(buffer):
+            raise RefusedError(
+                f"{where}, input '{self.main}'",
+                f"holds {tokens} tokens a row; the cache '{self.caches[0]}' has room for {buffer}",
+                f"give windows of at most {buffer} tokens",
+            )
+
+    def room(self) -> int | None:
+        """Tokens that a cache takes that is written in place; None where it grows, or shifts.
+
+        Errors: as of `buffer`.
+        """
+        buffer = self.buffer()
+        if buffer is None or not self._is_written_in_place(buffer):
+            return None
+        return buffer
 
     def _past_of(
         self, given: Mapping[str, NDArray[Any]], where: str
@@ -477,7 +498,7 @@ _IN_WORDS: dict[Role, str] = {
 """Value of an input that follows from the tokens, for people."""
 
 
-def in_words(decoder: Decoder, names: Sequence[str]) -> Iterator[str]:
+def in_words(decoder: CachedDecoder, names: Sequence[str]) -> Iterator[str]:
     """Clauses that say what the inputs of each role are taken as."""
     groups: dict[Role, list[str]] = {}
     for name in names:

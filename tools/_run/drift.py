@@ -17,6 +17,7 @@ from ...runtime.choices import ChoiceMeter, Choices
 from ...runtime.compare import Drift, DriftMeter
 from ...runtime.feeds import candidate_feeds
 from ...runtime.session import Session
+from ...runtime.table_rows import NO_ROW
 
 Arrays = Mapping[str, NDArray[Any]]
 Outputs = list[dict[str, NDArray[Any]]]
@@ -262,7 +263,7 @@ def synthetic_batches(session: Session, seed: int) -> tuple[list[Arrays], Output
     Errors: NoFiniteOutputs, with the runtime's reason, if no kind of synthetic feeds suits the
     model; RefusedError for an input that cannot be made up.
     """
-    reason = ""
+    reasons = []
     has_run = False
     for feeds in candidate_feeds(session.inputs, seed, path=session.path):
         try:
@@ -270,11 +271,14 @@ def synthetic_batches(session: Session, seed: int) -> tuple[list[Arrays], Output
             outputs = [session.run(batch) for batch in batches]
         except OnnxOptError as error:
             # this kind of feeds is not for this model; the next may be
-            reason = reason or " ".join(error.problem.split())
+            reasons.append(" ".join(error.problem.split()))
             continue
         if all_finite(outputs):
             return batches, outputs
         has_run = True
+    # ids that were made up too large say nothing of the model
+    own = [words for words in reasons if NO_ROW not in words]
+    reason = (own or reasons or [""])[0]
     if has_run:
         reason = "all that were tried give NaN or infinite values"
     raise NoFiniteOutputs(

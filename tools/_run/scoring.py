@@ -226,6 +226,18 @@ class MeasuredMetric(NamedTuple):
     failure: CheckError | None
 
 
+def drop_facts(metric: Metric, first: float, second: float) -> dict[str, float]:
+    """Loss of the second score: positive is worse.
+
+    `drop`: in units of the metric. `drop_share`: of the first score, where budgets are on that.
+    """
+    drop = first - second if metric.higher_is_better else second - first
+    facts = {"drop": drop}
+    if metric.drop_is_share:
+        facts["drop_share"] = drop / first
+    return facts
+
+
 def measure_metric(
     run: Run, run_metric: RunMetric, first: MetricScore, second: MetricScore
 ) -> MeasuredMetric:
@@ -234,18 +246,14 @@ def measure_metric(
     Warns where the labels are too few to show the drop that is allowed.
     """
     metric = run_metric.metric
-    drop = first.value - second.value
-    if not metric.higher_is_better:
-        drop = -drop
+    drops = drop_facts(metric, first.value, second.value)
+    drop = drops.get("drop_share", drops["drop"])
     facts: dict[str, Any] = {
         "name": metric.name,
         "before": first.value,
         "after": second.value,
-        "drop": drop,
+        **drops,
     }
-    if metric.drop_is_share:
-        drop /= first.value
-        facts["drop_share"] = drop
     for remark in dict.fromkeys((first.remark, second.remark)):
         if remark:
             run.reporter.warn(f"metric {metric.name}", remark)

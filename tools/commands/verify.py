@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..command_options import THREADS, data_option, seed_option
+from ..command_options import THREADS, data_option, metric_option, seed_option
 from ..console import emit_json, say, shared_options, show
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     type=click.FloatRange(min=0),
     help="Relative part of that limit; 0 if only --atol is given.",
 )
+@metric_option()
 @THREADS
 @seed_option("made-up inputs")
 @shared_options
@@ -45,6 +47,7 @@ def command(
     min_sqnr: float | None,
     atol: float | None,
     rtol: float | None,
+    metric: str | None,
     threads: int,
     seed: int,
     as_json: bool,
@@ -56,7 +59,7 @@ def command(
     """
     from ... import CheckError
 
-    comparison = compare(a, b, data, atol, rtol, threads, seed)
+    comparison = compare(a, b, data, atol, rtol, threads, seed, metric)
     problem = comparison.closeness.problem(min_sqnr)
     facts = as_dict(comparison, a, b, problem)
     if as_json and not problem:
@@ -85,11 +88,15 @@ def compare(
     rtol: float | None,
     threads: int,
     seed: int,
+    metric: str | Callable[..., Any] | None = None,
 ) -> Comparison:
-    """Run both models on the same feeds."""
+    """Run both models on the same feeds, and score both by the metric."""
+    import dataclasses
+
     from ...runtime.drift_words import ON_DATA, ON_SYNTHETIC
     from ...runtime.worker import Worker
     from .._compare import Closeness, Side, compared, feeds_for
+    from .._evaluate import scored_side_by_side
 
     with Worker() as worker:
         first = Side.of(worker, a, threads)
@@ -97,7 +104,11 @@ def compare(
         require_same_interface(first.session, second.session)
         feeds = feeds_for(first.session, data, seed)
         bounds = ON_SYNTHETIC if data is None else ON_DATA
-        return compared(worker, first, second, Closeness(atol, rtol, bounds), feeds)
+        found = compared(worker, first, second, Closeness(atol, rtol, bounds), feeds)
+        if metric is None:
+            return found
+        scores = scored_side_by_side(first.session, second.session, data, metric)
+        return dataclasses.replace(found, metric=scores)
 
 
 def require_same_interface(first: Session, second: Session) -> None:
@@ -162,7 +173,7 @@ def as_dict(
         for name, drift in drifts.items()
     }
     overall = dataclasses.asdict(closeness.meter.overall())
-    return {
+    facts = {
         "a": str(a),
         "b": str(b),
         "batches": closeness.meter.batches,
@@ -175,14 +186,22 @@ def as_dict(
         "quantized": quantized,
         "warnings": comparison.warnings,
     }
+    if comparison.metric is not None:
+        facts["metric"] = comparison.metric
+    return facts
 
 
 def comparison_parts(comparison: Comparison, a: Path, b: Path) -> list[Any]:
-    """The table, the CPU, and each quantized file's weight pairs."""
+    """The table, the metric, the CPU, and each quantized file's weight pairs."""
     from ..console import markup_safe
     from ..tables import measured_on
 
-    parts = [drift_table(comparison.closeness), measured_on(comparison.hardware.label)]
+    parts = [drift_table(comparison.closeness)]
+    metric = comparison.metric
+    if metric is not None:
+        scores = f"{metric['a']:.6g}, {metric['b']:.6g}"
+        parts.append(markup_safe(f"{metric['name']} of A and B: {scores}"))
+    parts.append(measured_on(comparison.hardware.label))
     for path, each in zip((a, b), comparison.quantized.values(), strict=True):
         if each is not None and each.pairs.words():
             parts.append(markup_safe(f"{path}: {each.pairs.words()}"))
