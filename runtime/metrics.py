@@ -32,9 +32,10 @@ class MetricScore(NamedTuple):
     """A metric over labelled data.
 
     `hits`: of each row, whether it is right, (N,) booleans; None where the metric is no share of
-    rows. `classes`: how many a row is told from; 0 where that is not known. `strangers`: labels and
-    predictions of which none is among the other, as words; "" where some are. `is_cached`: an
-    earlier run computed it. `remark`: what should be known of it, "" where nothing.
+    rows. `classes`: how many a row is told from, or tokens of a perplexity; 0 where that is not
+    known. `strangers`: labels and predictions of which none is among the other, as words; "" where
+    some are. `is_cached`: an earlier run computed it. `remark`: what should be known of it, ""
+    where nothing.
     """
 
     value: float
@@ -339,8 +340,10 @@ def _perplexity(pairs: Iterable[Pair]) -> MetricScore:
     """
     loss = 0.0
     total = 0
+    classes = 0
     for outputs, labels in pairs:
         logits, truth = _scores_and_classes(outputs, labels, "perplexity")
+        classes = logits.shape[1]
         # a few rows at a time: a copy of all logits would be as large as the model's memory
         for start in range(0, len(truth), _LOGIT_ROWS):
             part = slice(start, start + _LOGIT_ROWS)
@@ -350,7 +353,7 @@ def _perplexity(pairs: Iterable[Pair]) -> MetricScore:
     mean_loss = loss / _at_least_one(total, "perplexity")
     # beyond what a number can hold it is infinite, which is said as such
     with np.errstate(over="ignore"):
-        return MetricScore(float(np.exp(mean_loss)))
+        return MetricScore(float(np.exp(mean_loss)), classes=classes)
 
 
 _LOGIT_ROWS = 32

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from ..passes.unpack import restore_packed
 from ..runtime.choices import ChoiceMeter
 from ..runtime.compare import DriftMeter
 from ..runtime.drift_words import ON_DATA, Bounds, word_of
-from ..runtime.feeds import open_feeds
+from ..runtime.feeds import Feeds, open_feeds
 from ..runtime.hardware import Hardware, hardware
 from ..runtime.session import Session, open_session
 from ..runtime.worker import Worker
@@ -125,11 +125,19 @@ def feeds_for(session: Session, data: Any, seed: int) -> Iterable[Arrays]:
     """All batches of the data, or a few synthetic ones that the model accepts."""
     if data is not None:
         feeds = open_feeds(data, session.inputs, session.path.parent, session.outputs)
-        for message in feeds.warnings:
-            say(f"warning: data: {message}")
-        return (batch.feeds for batch in feeds)
+        return _telling(feeds)
     batches, _ = synthetic_batches(session, seed)
     return batches
+
+
+def _telling(feeds: Feeds) -> Iterator[Arrays]:
+    """Yield the batches, and say what was adapted as soon as it was."""
+    told = 0
+    for batch in feeds:
+        for message in feeds.warnings[told:]:
+            say(f"warning: data: {message}")
+        told = len(feeds.warnings)
+        yield batch.feeds
 
 
 @dataclass(frozen=True)

@@ -30,9 +30,9 @@ def verify(
     """Compare the outputs of model `b` with those of model `a`, per output.
 
     `data`: as of `optimize`; None: made up. `metric`: both are scored by it, as of `evaluate`, or
-    by `generation`: tokens that `b` generates as `a` does. `min_sqnr` (dB), `atol`, `rtol`: limits;
-    `within` and `problem` say if they are met. Errors: RefusedError for a model or data, and for models with
-    other inputs or outputs.
+    by `generation`: tokens that `b` generates as `a` does. `min_sqnr` (dB), `atol`, `rtol`:
+    limits; `within` and `problem` say if they are met. Errors: RefusedError for a model or data,
+    and for models with other inputs or outputs.
     """
     from .commands.verify import as_dict, compare, comparison_parts
 

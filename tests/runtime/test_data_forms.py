@@ -231,6 +231,16 @@ def test_lines_of_text_are_encoded_and_filled_up(tmp_path):
     assert batch.labels is None
 
 
+def test_lines_of_text_for_a_decoder_with_a_cache(tmp_path):
+    save_tokenizer(tmp_path)
+    (tmp_path / "t.txt").write_text("a b c\nb\n")
+    past = TensorInfo("past_key_values.0.key", "float32", ("B", 2, "P", 4))
+    (batch,) = open_feeds(tmp_path / "t.txt", [*TOKENS, past])
+    assert batch.feeds["input_ids"].tolist() == [[2, 3, 4], [3, 0, 0]]
+    assert batch.feeds["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]
+    assert batch.feeds["past_key_values.0.key"].shape == (2, 2, 0, 4)
+
+
 def test_pairs_and_labels_of_json_lines(tmp_path):
     model_folder = tmp_path / "model"
     model_folder.mkdir()

@@ -91,7 +91,7 @@ def test_unknown_metrics_get_the_nearest():
         metric_named("speerman")
     with pytest.raises(UsageError, match="module:callable"):
         metric_named("accuracy")
-    assert METRIC_NAMES == ("top1", "top5", "spearman", "perplexity")
+    assert METRIC_NAMES == ("top1", "top5", "spearman", "perplexity", "generation")
 
 
 @pytest.mark.parametrize(

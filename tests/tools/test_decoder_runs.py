@@ -156,6 +156,12 @@ def test_generation_is_compared_with_the_original(folder):
             "  fix: take the tokenizer.json that the model was trained with\n",
         ),
         (
+            ("m.onnx", "--data", "noise.npz", "--metric", "perplexity"),
+            " among 12 tokens has 12: nothing can be judged by it\n"
+            "  fix: check that the tokens are of the model's own tokenizer, and that labels, if "
+            "there are any, are the tokens that come next\n",
+        ),
+        (
             ("cross.onnx", "--data", "tokens.npz"),
             "error: tokens.npz: no array for input 'encoder_hidden_states'; it holds input_ids\n"
             "  fix: the inputs are input_ids, encoder_hidden_states\n",
@@ -165,6 +171,7 @@ def test_generation_is_compared_with_the_original(folder):
 def test_bad_data_is_named(folder, words, error):
     onnx.save(decoder_model(CROSS), "cross.onnx")
     np.savez("flat.npz", input_ids=WINDOWS.reshape(-1))
+    np.savez("noise.npz", input_ids=WINDOWS)
     beyond = np.zeros((4, 4), np.int64)
     beyond[2, 0] = 12
     np.savez("beyond.npz", input_ids=beyond)

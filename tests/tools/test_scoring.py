@@ -38,6 +38,13 @@ def test_scores_without_rows_are_no_guess():
     assert not is_chance(MetricScore(0.0))
 
 
+@pytest.mark.parametrize(
+    ("value", "expected"), [(7.9, False), (8.0, True), (2e6, True)]
+)
+def test_a_perplexity_of_the_number_of_tokens_is_a_guess(value, expected):
+    assert is_chance(MetricScore(value, classes=8)) is expected
+
+
 def test_the_interval_of_no_flips_says_what_few_labels_cannot_see():
     rows = hits(60, 63)
     low, high = drop_interval(rows, rows)

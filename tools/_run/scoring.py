@@ -149,21 +149,41 @@ def baseline_of(
             "give labels as the model's output has them",
         )
     if must_know and is_chance(found):
-        hits = found.hits
-        assert hits is not None
-        raise RefusedError(
-            f"metric {run_metric.metric.name}",
-            f"the model itself is right for {int(hits.sum())} of {len(hits)} labels, as a guess "
-            f"among {found.classes} classes is: nothing can be judged by it",
-            "check that labels are numbered as the model's outputs are, and that the data is "
-            "preprocessed as for training (size, mean, std, channel order)",
-        )
+        problem, fix = _guess_in_words(found)
+        raise RefusedError(f"metric {run_metric.metric.name}", problem, fix)
     return found
 
 
+def _guess_in_words(found: MetricScore) -> tuple[str, str]:
+    """Problem and fix where a score is no better than guessing."""
+    if found.hits is None:
+        return (
+            f"the model itself has {found.value:.4g}, and a guess among {found.classes} tokens has "
+            f"{found.classes}: nothing can be judged by it",
+            LANGUAGE_FIX,
+        )
+    return (
+        f"the model itself is right for {int(found.hits.sum())} of {len(found.hits)} labels, as a "
+        f"guess among {found.classes} classes is: nothing can be judged by it",
+        "check that labels are numbered as the model's outputs are, and that the data is "
+        "preprocessed as for training (size, mean, std, channel order)",
+    )
+
+
+LANGUAGE_FIX = (
+    "check that the tokens are of the model's own tokenizer, and that labels, if there are any, "
+    "are the tokens that come next"
+)
+
+
 def is_chance(found: MetricScore) -> bool:
-    """Return whether a score is no better than guessing among its classes."""
-    if found.hits is None or found.classes < 2 or len(found.hits) == 0:
+    """Return whether a score is no better than guessing among its classes, or tokens."""
+    if found.classes < 2:
+        return False
+    if found.hits is None:
+        # a perplexity: of a guess, it is the number of tokens
+        return found.value >= found.classes
+    if len(found.hits) == 0:
         return False
     guess = 1.0 / found.classes
     if found.value >= guess + LITTLE * (1.0 - guess):

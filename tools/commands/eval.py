@@ -39,7 +39,7 @@ def command(
 ) -> None:
     """Evaluate MODEL on labelled data."""
     from .._evaluate import evaluated
-    from .._run.scoring import is_chance
+    from .._run.scoring import LANGUAGE_FIX, is_chance
 
     evaluation = evaluated(
         model,
@@ -74,7 +74,9 @@ def command(
         say(f"warning: data: {note}")
     if found.remark:
         say(f"warning: {found.remark}")
-    if is_chance(found):
+    if is_chance(found) and found.hits is None:
+        say(f"warning: no better than a guess among its tokens: {LANGUAGE_FIX}")
+    elif is_chance(found):
         say(
             f"warning: as a guess among {found.classes} classes would be: are labels numbered as "
             "the outputs are, and is the data preprocessed as for training?"
