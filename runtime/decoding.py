@@ -1,21 +1,20 @@
-"""Token by token through a causal language model, with its cache or without."""
+"""Tokens that a language model generates, with its cache or without, and a check of the cache."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .. import RefusedError
-from ._data import conventional
-from ._data.decoders import CachedDecoder, Lengths, role_of
-from .feeds import Batch, Feeds
-from .session import Session, TensorInfo
-
-Arrays = dict[str, NDArray[Any]]
+from .. import OnnxOptError, RefusedError
+from ._data.decoders import CachedDecoder
+from .cached_run import Arrays, CachedRun, completed, logits_output, tokens_input
+from .feeds import Feeds
+from .next_tokens import padding
+from .session import Dim, Session
 
 PROMPTS = 8
 PROMPT_TOKENS = 32
@@ -36,190 +35,89 @@ _SAME_DB = 20.0
 Integers of run-time ranges differ between the two by their rounding. Chosen by hand; not measured.
 """
 
-_PRESENT = (
-    (r"^past_key_values", "present"),
-    (r"^past_key_values", "present_key_values"),
-    (r"^past", "present"),
-    (r"past", "present"),
-    (r"^", "new_"),
-    (r"^", "present_"),
-    (r"$", "_out"),
-    (r"in$", "out"),
-    (r"_in(?=[_.\d])", "_out"),
-)
-"""Names of outputs that a cache comes back as, made from the input's; the first that is there."""
 
+class LanguageModel:
+    """A session as a causal language model: tokens (B, T) in, logits (B, T, V) out.
 
-def tokens_input(inputs: Sequence[TensorInfo]) -> str | None:
-    """Name of the input of token ids (B, T); None where a model has none."""
-    named = [info.name for info in inputs if role_of(info) == "tokens"]
-    if named:
-        return named[0]
-    for info in inputs:
-        is_matrix = info.dtype.startswith("int") and len(info.shape) == 2
-        if is_matrix and not conventional.is_conventional(info.name):
-            return info.name
-    return None
-
-
-def logits_output(outputs: Sequence[TensorInfo]) -> str:
-    """Name of the output of logits (B, T, V): by its name, else the first of that rank."""
-    named = [info.name for info in outputs if re.search("logits", info.name)]
-    if named:
-        return named[0]
-    of_rank = [info.name for info in outputs if len(info.shape) == 3]
-    return (of_rank or [outputs[0].name])[0]
-
-
-class CachedRun:
-    """A run of a decoder whose cache goes from the outputs of one call to the inputs of the next.
-
-    Errors: RefusedError where no output goes with a cache.
+    `decoder`: its inputs where it has a cache. Errors: RefusedError for a model without tokens.
     """
 
-    def __init__(self, session: Session, decoder: CachedDecoder) -> None:
-        self._session = session
-        self._decoder = decoder
-        self._present = _presents(session, decoder)
-        self._feeds: Arrays = {}
-        self._outputs: Arrays = {}
-        self._lengths = Lengths(0, 0)
-
-    def start(self, feeds: Mapping[str, NDArray[Any]]) -> Arrays:
-        """Run the prefill, whole feeds with an empty cache."""
-        self._feeds = dict(feeds)
-        where = self._session.path.name
-        self._lengths = self._decoder.lengths_of(feeds, where)
-        self._outputs = self._session.run(self._feeds)
-        return self._outputs
-
-    def step(self, tokens: NDArray[Any]) -> Arrays:
-        """Run the next tokens (B, n). Errors: RefusedError where a cache comes back unlike it."""
-        self._feeds = self.step_feeds(tokens)
-        self._outputs = self._session.run(self._feeds)
-        return self._outputs
-
-    def step_feeds(self, tokens: NDArray[Any]) -> Arrays:
-        """Make the feeds of the next tokens (B, n). Errors: as of `step`."""
-        before = self._lengths
-        past = before.past + before.tokens
-        lengths = before._replace(past=past, tokens=tokens.shape[1])
-        was_empty = before.past == 0
-        decoder = self._decoder
-        feeds = dict(self._feeds)
-        feeds[decoder.main] = tokens.astype(feeds[decoder.main].dtype)
-        mask = self._longer_mask(tokens)
-        old_shape = self._feeds[decoder.main].shape[:2]
-        for name, array in self._feeds.items():
-            # segments and the like: one number a token
-            if name not in decoder.roles and array.shape == old_shape:
-                feeds[name] = array[:, -tokens.shape[1] :]
-        for name, role in decoder.roles.items():
-            if role in ("cache", "state"):
-                feeds[name] = self._cache(name)
-            elif role == "cross cache":
-                # later runs need not give it back
-                if was_empty and decoder.has_branch:
-                    feeds[name] = self._cache(name)
-            elif role == "mask" and mask is not None:
-                feeds[name] = mask.astype(feeds[name].dtype)
-            elif role != "encoder mask":
-                derived = decoder.derived(name, lengths, mask)
-                feeds[name] = feeds[name] if derived is None else derived
-        self._lengths = lengths
-        return feeds
-
-    def _longer_mask(self, tokens: NDArray[Any]) -> NDArray[Any] | None:
-        """Mask (B, past + T) with ones for new tokens; None where it has another form."""
-        decoder = self._decoder
-        names = decoder.names("mask")
-        if not names or decoder.buffer() is not None:
-            return None
-        mask = self._feeds[names[0]]
-        if mask.ndim != 2:
-            return None
-        return np.concatenate([mask, np.ones_like(tokens, mask.dtype)], axis=1)
-
-    def _cache(self, name: str) -> NDArray[Any]:
-        """A cache as the run before left it."""
-        decoder = self._decoder
-        output = self._present[name]
-        array = self._outputs[output]
-        dims = decoder.inputs[name].shape
-        buffer = decoder.buffer() if decoder.roles[name] == "cache" else None
-        if buffer is not None and array.ndim == len(dims):
-            axis = decoder.past_axis(name)
-            length = array.shape[axis]
-            # one that grew beyond the fixed length drops its oldest tokens
-            kept = np.arange(max(length - buffer, 0), length)
-            array = np.take(array, kept, axis)
-        fits = array.ndim == len(dims) and all(
-            not isinstance(dim, int) or dim == length
-            for dim, length in zip(dims, array.shape, strict=True)
-        )
-        if not fits:
-            takes = ["?" if not isinstance(dim, int) else str(dim) for dim in dims]
+    def __init__(self, session: Session) -> None:
+        name = tokens_input(session.inputs)
+        if name is None:
             raise RefusedError(
-                f"{self._session.path.name}, output '{output}'",
-                f"has shape {list(array.shape)}; the cache input '{name}' takes "
-                f"[{', '.join(takes)}]",
-                "export the model again: what it gives back must fit what it takes",
+                session.path.name,
+                "has no input of token ids: nothing can be generated",
+                "use another metric",
             )
-        return array
+        self.session = session
+        self.tokens = name
+        self.logits = logits_output(session.outputs)
+        self.decoder = CachedDecoder.of(session.inputs)
 
+    @property
+    def fixed_rows(self) -> int | None:
+        """Rows of every batch; None where any number will do."""
+        rows, _ = self._shape
+        return rows if isinstance(rows, int) else None
 
-def _presents(session: Session, decoder: CachedDecoder) -> dict[str, str]:
-    """Output that each cache comes back as: by name, else by order among outputs of its rank."""
-    outputs = {info.name: info for info in session.outputs}
-    caches = decoder.names("cache", "cross cache", "state")
-    found = {}
-    for name in caches:
-        for pattern, text in _PRESENT:
-            guess = re.sub(pattern, text, name, count=1)
-            if guess in outputs and guess != name:
-                found[name] = guess
+    @property
+    def fixed_tokens(self) -> int | None:
+        """Tokens of every run; None where any number will do."""
+        _, length = self._shape
+        return length if isinstance(length, int) else None
+
+    @property
+    def _shape(self) -> tuple[Dim, Dim]:
+        for info in self.session.inputs:
+            if info.name == self.tokens:
                 break
-    if len(found) == len(caches):
-        return found
-    needed = [name for name in decoder.caches if name not in found]
-    if not needed:
-        return found
-    rest = []
-    for name, info in outputs.items():
-        is_of_rank = len(info.shape) == len(decoder.inputs[needed[0]].shape)
-        is_taken = name in found.values() or name == logits_output(session.outputs)
-        if is_of_rank and not is_taken:
-            rest.append(name)
-    if len(rest) != len(needed):
-        raise RefusedError(
-            session.path.name,
-            f"no output goes with the cache input '{needed[0]}'; its outputs are "
-            f"{', '.join(outputs)}",
-            "name them alike: past_key_values.0.key and present.0.key",
+        rows, length = info.shape
+        return rows, length
+
+    @property
+    def lasting(self) -> list[str]:
+        """Inputs that stay as they are from token to token, as states of an encoder."""
+        decoder = self.decoder
+        if decoder is None:
+            return []
+        names = decoder.names("encoder states", "encoder mask")
+        if not decoder.has_branch:
+            names += decoder.names("cross cache")
+        return names
+
+    def feeds(self, prompt: Arrays, tokens: NDArray[Any]) -> Arrays:
+        """Whole feeds of `tokens`, with what lasts of a prompt. Errors: as of `completed`."""
+        given = {**prompt, self.tokens: tokens}
+        return completed(
+            self.session.inputs,
+            given,
+            self.session.path.name,
         )
-    return found | dict(zip(needed, rest, strict=True))
 
+    def scores(self, prompt: Arrays, tokens: NDArray[Any]) -> NDArray[Any]:
+        """Logits of all tokens, run at once."""
+        feeds = self.feeds(prompt, tokens)
+        outputs = self.session.run(feeds)
+        return outputs[self.logits]
 
-def completed(
-    inputs: Sequence[TensorInfo], given: Mapping[str, NDArray[Any]], where: str
-) -> Arrays:
-    """Feeds with the inputs that follow from those given. Errors: RefusedError where none does."""
-    feeds = dict(given)
-    decoder = CachedDecoder.of(inputs)
-    if decoder is not None:
-        feeds |= decoder.filled(feeds, where)
-    infos = {info.name: info for info in inputs}
-    missing = [name for name in infos if name not in feeds]
-    for name, array in conventional.filled(missing, feeds, infos).items():
-        feeds[name] = array.astype(infos[name].dtype)
-    for name in infos:
-        if name not in feeds:
-            raise RefusedError(
-                where,
-                f"input '{name}' does not follow from tokens",
-                "use another metric: this one makes tokens of its own",
-            )
-    return feeds
+    def cached_run(self, prompt: Arrays) -> tuple[CachedRun, NDArray[Any]]:
+        """A run that has read a prompt, and its logits.
+
+        All of it at once, or a token at a time where the model takes no more.
+        """
+        assert self.decoder is not None
+        tokens = prompt[self.tokens]
+        length = tokens.shape[1]
+        count = self.fixed_tokens or length
+        run = CachedRun(self.session, self.decoder)
+        first = tokens[:, :count]
+        outputs = run.start(self.feeds(prompt, first))
+        for start in range(count, length, count):
+            stop = start + count
+            part = tokens[:, start:stop]
+            outputs = run.step(part)
+        return run, outputs[self.logits]
 
 
 def prompts_of(session: Session, feeds: Feeds) -> Iterator[Arrays]:
@@ -227,83 +125,61 @@ def prompts_of(session: Session, feeds: Feeds) -> Iterator[Arrays]:
 
     Errors: RefusedError for a model without tokens, or of which every run takes the same number.
     """
-    name = _open_tokens(session)
-    decoder = CachedDecoder.of(session.inputs)
-    length = _prompt_tokens(session, decoder)
+    model = LanguageModel(session)
+    length = _prompt_tokens(model)
     left = PROMPTS
     for batch in feeds:
         arrays = batch.feeds
-        rows = min(len(arrays[name]), left)
-        kept = {}
-        for other in _of_encoder(decoder):
-            kept[other] = arrays[other][:rows]
-        tokens = arrays[name][:rows]
-        mask = _padding(arrays, tokens)
+        rows = len(arrays[model.tokens])
+        if model.fixed_rows is None:
+            rows = min(rows, left)
+        tokens = arrays[model.tokens][:rows]
+        kept = {name: arrays[name][:rows] for name in model.lasting}
+        mask = padding(arrays, tokens)
         if mask is None:
-            yield {name: tokens[:, :length], **kept}
+            yield {model.tokens: tokens[:, :length], **kept}
         else:
-            for row in range(rows):
-                own = tokens[row][mask[row]][:length]
-                rest = {other: array[row : row + 1] for other, array in kept.items()}
-                yield {name: own[None, :], **rest}
+            yield from _row_by_row(model, tokens, mask, kept, length)
         left -= rows
-        if not left:
+        if left <= 0:
             return
 
 
-def _prompt_tokens(session: Session, decoder: CachedDecoder | None) -> int:
+def _row_by_row(
+    model: LanguageModel,
+    tokens: NDArray[Any],
+    mask: NDArray[np.bool_],
+    kept: Arrays,
+    length: int,
+) -> Iterator[Arrays]:
+    """Prompts of one row each, without their padding."""
+    for row, is_kept in enumerate(mask):
+        own = tokens[row][is_kept]
+        prompt = {model.tokens: own[None, :length]}
+        for name, array in kept.items():
+            prompt[name] = array[row : row + 1]
+        yield prompt
+
+
+def _prompt_tokens(model: LanguageModel) -> int:
     """Tokens of a prompt at most: a cache of fixed length has room for the new ones, too."""
-    room = None if decoder is None else decoder.room()
+    length = model.fixed_tokens
+    if length is not None and length > 1:
+        raise RefusedError(
+            model.session.path.name,
+            f"takes exactly {length} tokens in '{model.tokens}': nothing can be generated",
+            "export it with an open length, or use --metric perplexity",
+        )
+    room = None if model.decoder is None else model.decoder.room()
     if room is None:
         return PROMPT_TOKENS
     if room <= NEW_TOKENS:
         raise RefusedError(
-            session.path.name,
+            model.session.path.name,
             f"its cache has room for {room} tokens; {NEW_TOKENS} new ones and a prompt do not fit",
             "export it with a longer cache, or use --metric perplexity",
         )
     return min(PROMPT_TOKENS, room - NEW_TOKENS)
-
-
-def _open_tokens(session: Session) -> str:
-    name = tokens_input(session.inputs)
-    if name is None:
-        raise RefusedError(
-            session.path.name,
-            "has no input of token ids: nothing can be generated",
-            "use another metric",
-        )
-    info = next(info for info in session.inputs if info.name == name)
-    if isinstance(info.shape[1], int) and info.shape[1] > 1:
-        raise RefusedError(
-            session.path.name,
-            f"takes exactly {info.shape[1]} tokens in '{name}': nothing can be generated",
-            "export it with an open length, or use --metric perplexity",
-        )
-    return name
-
-
-def _of_encoder(decoder: CachedDecoder | None) -> list[str]:
-    """Inputs that stay as they are from token to token."""
-    if decoder is None:
-        return []
-    names = decoder.names("encoder states", "encoder mask")
-    if not decoder.has_branch:
-        names += decoder.names("cross cache")
-    return names
-
-
-def _padding(
-    feeds: Mapping[str, NDArray[Any]], tokens: NDArray[Any]
-) -> NDArray[np.bool_] | None:
-    """Tokens (B, T) that a mask keeps; None where it keeps all."""
-    for name, array in feeds.items():
-        is_mask = re.search("mask", name) and not re.search("encoder", name)
-        if is_mask and array.ndim == 2:
-            kept: NDArray[np.bool_] = array[: len(tokens)] != 0
-            if kept.shape == tokens.shape and not kept.all():
-                return kept
-    return None
 
 
 def greedy(
@@ -314,54 +190,49 @@ def greedy(
     `forced`: tokens (B, 16) of another model. A model without a cache then runs once, each token
     behind those of the other: up to the first that differs, it is what it would generate.
     """
-    name = _open_tokens(session)
-    decoder = CachedDecoder.of(session.inputs)
-    logits = logits_output(session.outputs)
-    where = session.path.name
-    if decoder is not None:
-        return _greedy_with_cache(session, decoder, prompt, logits)
-    tokens = prompt[name]
+    model = LanguageModel(session)
+    if model.decoder is not None:
+        return _with_cache(model, prompt)
+    tokens = prompt[model.tokens]
     if forced is not None:
-        longer = np.concatenate([tokens, forced[:, :-1]], axis=1)
-        feeds = completed(session.inputs, {**prompt, name: longer}, where)
-        scores = session.run(feeds)[logits]
-        return _likeliest(scores[:, tokens.shape[1] - 1 :])
+        return _behind(model, prompt, forced)
     for _ in range(NEW_TOKENS):
-        feeds = completed(session.inputs, {**prompt, name: tokens}, where)
-        scores = session.run(feeds)[logits]
-        chosen = _likeliest(scores[:, -1:]).astype(tokens.dtype)
-        tokens = np.concatenate([tokens, chosen], axis=1)
-    return np.asarray(tokens[:, -NEW_TOKENS:], np.int64)
+        scores = model.scores(prompt, tokens)
+        last = scores[:, -1:]
+        tokens = np.concatenate([tokens, _likeliest(last)], axis=1)
+    new = tokens[:, -NEW_TOKENS:]
+    return np.asarray(new, np.int64)
 
 
-def _greedy_with_cache(
-    session: Session, decoder: CachedDecoder, prompt: Arrays, logits: str
+def _behind(
+    model: LanguageModel, prompt: Arrays, forced: NDArray[Any]
 ) -> NDArray[np.int64]:
-    run = CachedRun(session, decoder)
-    outputs = _prefilled(run, session, decoder, prompt)
-    chosen = [_likeliest(outputs[logits][:, -1:])]
+    """Likeliest token behind the prompt, and behind each of `forced` but the last."""
+    tokens = prompt[model.tokens]
+    others = forced[:, :-1]
+    longer = np.concatenate([tokens, others], axis=1)
+    scores = model.scores(prompt, longer)
+    first = tokens.shape[1] - 1
+    return _likeliest(scores[:, first:])
+
+
+def _with_cache(model: LanguageModel, prompt: Arrays) -> NDArray[np.int64]:
+    run, scores = model.cached_run(prompt)
+    last = _likeliest(scores[:, -1:])
+    chosen = [last]
     while len(chosen) < NEW_TOKENS:
-        outputs = run.step(chosen[-1])
-        chosen.append(_likeliest(outputs[logits][:, -1:]))
+        outputs = run.step(last)
+        scores = outputs[model.logits]
+        last = _likeliest(scores[:, -1:])
+        chosen.append(last)
     return np.concatenate(chosen, axis=1)
-
-
-def _prefilled(
-    run: CachedRun, session: Session, decoder: CachedDecoder, prompt: Arrays
-) -> Arrays:
-    """Outputs of the prompt's last run: all of it at once, or a token at a time if it must be."""
-    tokens = prompt[decoder.main]
-    count = decoder.fixed_tokens() or tokens.shape[1]
-    first = {**prompt, decoder.main: tokens[:, :count]}
-    outputs = run.start(completed(session.inputs, first, session.path.name))
-    for start in range(count, tokens.shape[1], count):
-        outputs = run.step(tokens[:, start : start + count])
-    return outputs
 
 
 def _likeliest(scores: NDArray[Any]) -> NDArray[np.int64]:
     """Tokens (B, T) of the largest of logits (B, T, V)."""
-    return np.asarray(scores.astype(np.float32).argmax(-1), np.int64)
+    # of bfloat16 numpy knows no largest
+    wide = scores.astype(np.float32)
+    return np.asarray(wide.argmax(-1), np.int64)
 
 
 def step_remark(session: Session, feeds: Mapping[str, NDArray[Any]]) -> str:
@@ -370,100 +241,58 @@ def step_remark(session: Session, feeds: Mapping[str, NDArray[Any]]) -> str:
     Looks at the end of the first window of a batch. Models without a cache are not run.
     """
     decoder = CachedDecoder.of(session.inputs)
-    if decoder is None or not decoder.names("tokens") or decoder.fixed_tokens():
+    if decoder is None or not decoder.names("tokens"):
         return ""
-    tokens = feeds[decoder.main][:1]
-    steps = min(_STEPS, tokens.shape[1] - 1)
-    if steps < 1 or _padding(feeds, tokens) is not None:
+    model = LanguageModel(session)
+    rows = model.fixed_rows or 1
+    tokens = feeds[model.tokens][:rows]
+    most = tokens.shape[1] - 1
+    steps = min(_STEPS, most)
+    is_padded = padding(feeds, tokens) is not None
+    if steps < 1 or is_padded or model.fixed_tokens:
         return ""
-    logits = logits_output(session.outputs)
-    kept = {name: feeds[name][:1] for name in _of_encoder(decoder)}
-    where = session.path.name
-    whole = completed(session.inputs, {decoder.main: tokens, **kept}, where)
-    expected = session.run(whole)[logits][:, -steps:]
-    run = CachedRun(session, decoder)
-    first = {decoder.main: tokens[:, :-steps], **kept}
-    run.start(completed(session.inputs, first, where))
-    got = []
-    for index in range(tokens.shape[1] - steps, tokens.shape[1]):
-        outputs = run.step(tokens[:, index : index + 1])
-        got.append(outputs[logits][:, -1:])
-    return _unlike(expected, np.concatenate(got, axis=1))
+    prompt = {name: feeds[name][:rows] for name in model.lasting}
+    scores = model.scores(prompt, tokens)
+    expected = scores[:, -steps:]
+    try:
+        got = _stepped(model, prompt, tokens, steps)
+    except OnnxOptError as error:
+        return f"tokens cannot be fed one by one: {error.where}: {error.problem}"
+    return _unlike(expected, got)
+
+
+def _stepped(
+    model: LanguageModel, prompt: Arrays, tokens: NDArray[Any], steps: int
+) -> NDArray[Any]:
+    """Logits of the last tokens, each run by itself behind those before."""
+    length = tokens.shape[1]
+    first = length - steps
+    beginning = {**prompt, model.tokens: tokens[:, :first]}
+    run, _ = model.cached_run(beginning)
+    parts = []
+    for index in range(first, length):
+        stop = index + 1
+        token = tokens[:, index:stop]
+        outputs = run.step(token)
+        scores = outputs[model.logits]
+        parts.append(scores[:, -1:])
+    return np.concatenate(parts, axis=1)
 
 
 def _unlike(expected: NDArray[Any], got: NDArray[Any]) -> str:
+    """Remark on logits that differ by more than noise; "" where they do not."""
     y = expected.astype(np.float64)
-    noise = float(np.sum(np.square(y - got.astype(np.float64))))
-    signal = float(np.sum(np.square(y)))
+    z = got.astype(np.float64)
+    noise = float(np.square(y - z).sum())
+    signal = float(np.square(y).sum())
+    allowed = signal / 10 ** (_SAME_DB / 10)
     # negated, so that NaN is unlike
-    if noise * 10 ** (_SAME_DB / 10) <= signal:
+    if noise <= allowed:
         return ""
-    sqnr = 10 * np.log10(signal / noise) if noise > 0 and signal > 0 else -np.inf
+    sqnr = -math.inf
+    if noise > 0 and signal > 0:
+        sqnr = 10 * math.log10(signal / noise)
     return (
         f"tokens fed one by one, with the cache, give other logits than all at once: {sqnr:.1f} dB "
         f"over the last {expected.shape[1]} tokens of a window; the score is of all at once"
     )
-
-
-def step_after(session: Session, feeds: Mapping[str, NDArray[Any]]) -> Arrays | None:
-    """Feeds of one more token behind a batch, with the cache that it leaves.
-
-    None for a model without a cache, for one that reads embeddings, and for a batch that is a step
-    itself. Errors: as of `CachedRun`.
-    """
-    decoder = CachedDecoder.of(session.inputs)
-    if decoder is None or not decoder.names("tokens"):
-        return None
-    if feeds[decoder.main].shape[1] == 1:
-        return None
-    run = CachedRun(session, decoder)
-    run.start(feeds)
-    return run.step_feeds(feeds[decoder.main][:, -1:])
-
-
-def with_next_tokens(session: Session, feeds: Feeds, metric: str) -> Iterator[Batch]:
-    """Batches with labels (B, T): where there are none, the token that comes next.
-
-    The last token of a window, and padding, have no label (-100). Labels that are the tokens
-    themselves, as trainers of transformers take them, are moved by one. Errors: RefusedError for a
-    model without tokens.
-    """
-    name = tokens_input(session.inputs)
-    for index, batch in enumerate(feeds):
-        labels = batch.labels
-        if name is None:
-            if labels is None:
-                raise RefusedError(
-                    f"{feeds.where}, batch {index}",
-                    f"has no labels, and the model no input of token ids to take them from; "
-                    f"{metric} needs them",
-                    "put them under 'labels' in the .npz, or yield (feeds, labels)",
-                )
-            yield batch
-            continue
-        tokens = batch.feeds[name]
-        if labels is None:
-            mask = _padding(batch.feeds, tokens)
-            yield Batch(batch.feeds, _next_tokens(tokens, mask))
-            continue
-        is_label = labels != IGNORED
-        if labels.shape == tokens.shape and (labels == tokens)[is_label].all():
-            feeds.note(f"{feeds.where}: labels are the tokens themselves: moved by one")
-            labels = _next_tokens(tokens, is_label)
-        yield Batch(batch.feeds, labels)
-
-
-IGNORED = -100
-"""Label of positions that have none, as in torch's CrossEntropyLoss."""
-
-
-def _next_tokens(
-    tokens: NDArray[Any], kept: NDArray[np.bool_] | None
-) -> NDArray[np.int64]:
-    """Label of each position of tokens (B, T): the next token, if it is kept."""
-    labels = np.full(tokens.shape, IGNORED, np.int64)
-    following = tokens[:, 1:]
-    if kept is not None:
-        following = np.where(kept[:, 1:], following, IGNORED)
-    labels[:, :-1] = following
-    return labels

@@ -121,41 +121,55 @@ class Feeds:
         raw = self._filled(raw, where)
         _same_names(raw, self.inputs, where)
         feeds = {name: self._array(name, raw[name], where) for name in self.inputs}
-        lengths = []
-        for name, array in feeds.items():
-            # an axis that the model fixes at 0 counts no samples
-            if array.ndim and self.inputs[name].shape[0] != 0:
-                lengths.append(len(array))
-        if self._decoder is not None:
-            lengths = [len(feeds[self._decoder.main])]
-        rows = lengths[0] if lengths else None
+        rows = self._rows(feeds)
         if rows == 0:
             raise RefusedError(where, "is an empty batch", "leave empty batches out")
         if labels is None:
             return Batch(feeds)
         return Batch(feeds, _label_array(labels, rows, where))
 
+    def _rows(self, feeds: Arrays) -> int | None:
+        """Samples of a batch; None where no input has an axis."""
+        if self._decoder is not None:
+            return len(feeds[self._decoder.main])
+        for name, array in feeds.items():
+            # an axis that the model fixes at 0 counts no samples
+            if array.ndim and self.inputs[name].shape[0] != 0:
+                return len(array)
+        return None
+
     def _filled(self, raw: Mapping[str, Any], where: str) -> Mapping[str, Any]:
-        """Add the inputs that have a conventional value and were left out."""
+        """Add the inputs that follow from those given, or have a conventional value."""
         missing = [name for name in self.inputs if name not in raw]
         if not missing and self._decoder is None:
             return raw
         given = {name: objects.as_array(value) for name, value in raw.items()}
-        for name, info in self.inputs.items():
-            # what is made to fit an array of another shape would be told of in its place
-            if missing and name in given and info.is_tensor:
-                _check_shape(given[name], info, f"{where}, input '{name}'")
-        if self._decoder is not None:
-            derived = self._decoder.filled(given, where)
-            for words in in_words(self._decoder, list(derived)):
-                self.note(f"{self.where}: {words}")
-            given |= derived
-            missing = [name for name in missing if name not in derived]
+        if missing:
+            self._check_shapes(given, where)
+        derived = self._derived(given, where)
+        missing = [name for name in missing if name not in derived]
+        given |= derived
         added = conventional.filled(missing, given, self.inputs)
         for name in added:
             words = conventional.in_words(name)
             self.note(f"{self.where}: input '{name}' is not given: taken as {words}")
         return given | added
+
+    def _check_shapes(self, given: Arrays, where: str) -> None:
+        """Refuse arrays of another shape, before others are made to go with them."""
+        for name, array in given.items():
+            info = self.inputs.get(name)
+            if info is not None and info.is_tensor:
+                _check_shape(array, info, f"{where}, input '{name}'")
+
+    def _derived(self, given: Arrays, where: str) -> Arrays:
+        """Inputs of a decoder with a cache that follow from those given."""
+        if self._decoder is None:
+            return {}
+        derived = self._decoder.filled(given, where)
+        for words in in_words(self._decoder, list(derived)):
+            self.note(f"{self.where}: {words}")
+        return derived
 
     def _array(self, name: str, value: Any, where: str) -> NDArray[Any]:
         info = self.inputs[name]

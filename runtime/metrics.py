@@ -11,17 +11,11 @@ from numpy.typing import NDArray
 
 from .. import RefusedError, UsageError
 from ..passes._core.nearest import did_you_mean
+from .cached_run import Arrays, logits_output
 from .callables import failure, load_callable
-from .decoding import (
-    IGNORED,
-    Arrays,
-    greedy,
-    logits_output,
-    prompts_of,
-    step_remark,
-    with_next_tokens,
-)
+from .decoding import greedy, prompts_of, step_remark
 from .feeds import Batch, Feeds
+from .next_tokens import IGNORED, with_next_tokens
 from .session import Session
 
 Outputs = list[NDArray[Any]]
@@ -363,20 +357,24 @@ _LOGIT_ROWS = 32
 def _losses(logits: NDArray[Any], truth: NDArray[np.int64]) -> NDArray[np.float64]:
     """Negative log-likelihood of the labels (N,) that are not left out, under logits (N, V)."""
     kept = truth != IGNORED
-    rows = logits if kept.all() else logits[kept]
     wanted = truth[kept]
+    rows = logits if kept.all() else logits[kept]
     # halves and bfloat16 have too few digits to be added up
-    wide = rows.astype(np.promote_types(np.float32, rows.dtype), copy=False)
+    dtype = np.promote_types(np.float32, rows.dtype)
+    wide = rows.astype(dtype, copy=False)
     # the largest logit is taken out of the exponentials, which would overflow
     top = wide.max(
         axis=1,
         initial=-np.inf,
         keepdims=True,
     )
-    exponentials = np.exp(wide - top)
+    below = wide - top
+    own = np.take_along_axis(below, wanted[:, None], 1)
+    # in place: there may be many tokens to tell from
+    exponentials = np.exp(below, out=below)
     sums = exponentials.sum(1, dtype=np.float64)
-    own = np.take_along_axis(wide, wanted[:, None], 1) - top
-    return np.asarray(np.log(sums) - own[:, 0], np.float64)
+    losses = np.log(sums) - own[:, 0]
+    return np.asarray(losses, np.float64)
 
 
 def _spearman(pairs: Iterable[Pair]) -> MetricScore:

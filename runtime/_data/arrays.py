@@ -443,19 +443,22 @@ def _open_batch(
 
     At most BATCH, within BATCH_BYTES of inputs and OUTPUT_BYTES of outputs.
     """
-    row_bytes = 0
+    input_bytes = 0
     lengths: dict[str, int] = {}
     for info in inputs:
         stored = sliced.get(info.name)
         if stored is None:
             continue
-        values = math.prod(stored.shape[1:])
-        row_bytes += values * stored.dtype.itemsize
-        named = zip(info.shape[1:], stored.shape[1:], strict=False)
-        lengths |= {dim: length for dim, length in named if isinstance(dim, str)}
-    given = BATCH_BYTES // max(row_bytes, 1)
-    made = OUTPUT_BYTES // max(_bytes_of_rows(outputs, lengths), 1)
-    return max(min(BATCH, given, made), 1)
+        own = stored.shape[1:]
+        values = math.prod(own)
+        input_bytes += values * stored.dtype.itemsize
+        for dim, length in zip(info.shape[1:], own, strict=False):
+            lengths[str(dim)] = length
+    output_bytes = _bytes_of_rows(outputs, lengths)
+    given = BATCH_BYTES // max(input_bytes, 1)
+    made = OUTPUT_BYTES // max(output_bytes, 1)
+    affordable = min(BATCH, given, made)
+    return max(affordable, 1)
 
 
 def _bytes_of_rows(outputs: Sequence[TensorInfo], lengths: Mapping[str, int]) -> int:
@@ -466,7 +469,8 @@ def _bytes_of_rows(outputs: Sequence[TensorInfo], lengths: Mapping[str, int]) ->
             continue
         values = 1
         for dim in info.shape[1:]:
-            values *= dim if isinstance(dim, int) else lengths.get(dim or "", 1)
+            length = dim if isinstance(dim, int) else lengths.get(str(dim), 1)
+            values *= length
         # of four bytes: a bound, not a count
         nbytes += 4 * values
     return nbytes

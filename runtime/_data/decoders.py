@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ... import RefusedError
-from ..session import TensorInfo
+from ..session import Dim, TensorInfo
 from .synthetic import LIKELY, Values, array_for, shape_of
 
 Arrays = dict[str, NDArray[Any]]
@@ -104,12 +104,14 @@ def _kind(dtype: str) -> str:
 def role_of(info: TensorInfo) -> Role | None:
     """Meaning of an input by its name, type and rank; None where it is no part of a decoder."""
     name = info.name.lower()
-    if re.search(_NOT_TOKENS, name):
-        return None
     kind = _kind(info.dtype)
+    if not kind or re.search(_NOT_TOKENS, name):
+        return None
+    rank = len(info.shape)
     for rule in _RULES:
-        is_of_shape = len(info.shape) in rule.ranks and kind and kind in rule.kinds
-        if is_of_shape and re.search(rule.pattern, name):
+        if rank not in rule.ranks or kind not in rule.kinds:
+            continue
+        if re.search(rule.pattern, name):
             return rule.role
     return None
 
@@ -206,60 +208,74 @@ class CachedDecoder:
     def fitted(self, lengths: Lengths) -> Lengths:
         """Lengths with those that the model fixes. Errors: as of `buffer`."""
         shape = self.inputs[self.main].shape
-        batch = shape[0] if isinstance(shape[0], int) else lengths.batch
-        tokens = shape[1] if isinstance(shape[1], int) else lengths.tokens
+        batch = _either(shape[0], lengths.batch)
+        tokens = _either(shape[1], lengths.tokens)
         encoder = lengths.encoder
         for name in self.names("encoder states"):
-            length = self.inputs[name].shape[1]
-            encoder = length if isinstance(length, int) else encoder
+            encoder = _either(self.inputs[name].shape[1], encoder)
         past = lengths.past
         buffer = self.buffer()
         if buffer is not None:
-            # a cache that is written in place has room for the new tokens
-            room = buffer - tokens if self._is_written_in_place(buffer) else buffer
-            past = min(past, max(room, 0))
-        return Lengths(batch, tokens, past, encoder)
+            # one that is written in place needs room for the new tokens
+            most = buffer if self.room() is None else buffer - tokens
+            past = min(past, max(most, 0))
+        return Lengths(
+            batch,
+            tokens,
+            past,
+            encoder,
+        )
 
     def _is_written_in_place(self, buffer: int) -> bool:
         """True if the mask is as long as the cache, which then takes the new tokens in.
 
         Without a mask: if an input tells where new tokens go.
         """
-        ends = [self.inputs[name].shape[-1] for name in self.names("mask")]
+        ends = []
+        for name in self.names("mask"):
+            shape = self.inputs[name].shape
+            ends.append(shape[-1])
         if ends:
             return buffer in ends
-        vectors = [n for n in self.names("positions") if len(self.inputs[n].shape) == 1]
-        return bool(vectors or self.names("last position"))
+        for name in self.names("positions"):
+            if len(self.inputs[name].shape) == 1:
+                return True
+        return bool(self.names("last position"))
 
     def shape(self, name: str, lengths: Lengths) -> tuple[int, ...]:
         """Shape of an input that has a role."""
-        info = self.inputs[name]
-        role = self.roles[name]
-        last = len(info.shape) - 1
-        wanted = {0: lengths.batch, 1: lengths.tokens}
-        if role in ("cache", "cross cache", "state"):
-            wanted = {self._batch_axis(name): lengths.batch}
-            if role == "cache":
-                wanted[self.past_axis(name)] = lengths.past
-            if role == "cross cache":
-                wanted[self.past_axis(name)] = lengths.encoder
-        elif role in ("encoder states", "encoder mask"):
-            wanted[1] = lengths.encoder
-        elif role == "mask":
-            wanted = {0: lengths.batch, last: self._mask_length(name, lengths)}
-            if last == 3:
-                wanted[2] = lengths.tokens
-        elif role == "positions":
-            wanted = {last - 1: lengths.batch, last: lengths.tokens}
-        elif role == "last position":
-            wanted = {0: lengths.batch}
-        elif role not in ("tokens", "embeddings"):
-            wanted = {}
+        wanted = self._axes(name, lengths)
         shape = []
-        for axis, dim in enumerate(info.shape):
+        for axis, dim in enumerate(self.inputs[name].shape):
             length = dim if isinstance(dim, int) else wanted.get(axis, 1)
             shape.append(length)
         return tuple(shape)
+
+    def _axes(self, name: str, lengths: Lengths) -> dict[int, int]:
+        """Lengths of the axes of an input, as far as its role tells."""
+        batch, tokens, past, encoder = lengths
+        role = self.roles[name]
+        last = len(self.inputs[name].shape) - 1
+        rows = self._batch_axis(name)
+        if role == "state":
+            return {rows: batch}
+        if role == "cache":
+            return {rows: batch, self.past_axis(name): past}
+        if role == "cross cache":
+            return {rows: batch, self.past_axis(name): encoder}
+        if role in ("encoder states", "encoder mask"):
+            return {0: batch, 1: encoder}
+        if role == "positions":
+            return {last - 1: batch, last: tokens}
+        if role == "last position":
+            return {0: batch}
+        if role in ("tokens", "embeddings"):
+            return {0: batch, 1: tokens}
+        if role == "mask":
+            total = self._mask_length(name, lengths)
+            # of rank 4 it has a row for each new token
+            return {0: batch, last - 1: tokens if last == 3 else batch, last: total}
+        return {}
 
     def _mask_length(self, name: str, lengths: Lengths) -> int:
         """Past and new tokens; of a fixed cache that is not written in place, all of it."""
@@ -312,20 +328,24 @@ class CachedDecoder:
     ) -> NDArray[Any]:
         """Mask of ones on the valid tokens; of rank 4 each token sees itself and those before."""
         total = lengths.past + lengths.tokens
-        length = shape[-1]
-        buffer = self.buffer()
-        in_place = buffer is not None and self._is_written_in_place(buffer)
         # caches that are written in place are filled from the left, others from the right
-        first = 0 if in_place else length - total
-        keys = np.arange(length) - first
-        is_seen = (keys >= 0) & (keys < total)
-        if len(shape) == 4:
-            ends = lengths.past + np.arange(shape[2])
-            is_seen = is_seen[None, :] & (keys[None, :] <= ends[:, None])
+        first = 0
+        if self.room() is None:
+            first = shape[-1] - total
+        keys = np.arange(-first, shape[-1] - first)
+        is_past = keys >= 0
+        is_seen = is_past & (keys < total)
+        is_matrix = len(shape) == 2
+        if not is_matrix:
+            own = np.arange(lengths.past, total)
+            is_before = keys[None, :] <= own[:, None]
+            is_seen = is_seen[None, :] & is_before
         seen = np.broadcast_to(is_seen, shape)
-        if _kind(info.dtype) == "f" and len(shape) == 4:
-            return np.where(seen, 0, _BLOCKED).astype(_numpy_type(info.dtype))
-        return seen.astype(_numpy_type(info.dtype))
+        dtype = _numpy_type(info.dtype)
+        if is_matrix or _kind(info.dtype) != "f":
+            return seen.astype(dtype)
+        added = np.where(seen, 0, _BLOCKED)
+        return added.astype(dtype)
 
     def made_up(
         self,
@@ -342,18 +362,23 @@ class CachedDecoder:
         symbols = self._symbols(lengths)
         feeds = {}
         for name, info in self.inputs.items():
-            if name not in self.roles:
-                shape = shape_of(info, sizes, symbols)
-                feeds[name] = array_for(info, shape, random, values)
-                continue
-            array = self.derived(name, lengths)
-            is_cache = self.roles[name] in _CACHES
-            is_read = lengths.past > 0 or (array is None and not self.has_branch)
-            if array is None or (is_cache and is_read):
+            array = None
+            if name in self.roles:
                 shape = self.shape(name, lengths)
+                array = self._fixed_value(name, lengths)
+            else:
+                shape = shape_of(info, sizes, symbols)
+            if array is None:
                 array = array_for(info, shape, random, values)
             feeds[name] = array
         return feeds
+
+    def _fixed_value(self, name: str, lengths: Lengths) -> NDArray[Any] | None:
+        """Value of an input that is not made up; None for tokens, and for caches that are read."""
+        is_cache = self.roles[name] in _CACHES
+        if is_cache and lengths.past > 0:
+            return None
+        return self.derived(name, lengths)
 
     def _symbols(self, lengths: Lengths) -> dict[str, int]:
         """Length of each symbol that an input with a role has."""
@@ -451,27 +476,37 @@ class CachedDecoder:
         if self.main not in given or given[self.main].ndim < 2:
             return {}
         lengths = self.lengths_of(given, where)
-        masks = [given[name] for name in self.names("mask") if name in given]
-        mask = masks[0] if masks and masks[0].ndim == 2 else None
+        mask = None
+        for name in self.names("mask"):
+            if name in given and given[name].ndim == 2:
+                mask = given[name]
         added = {}
         for name in self.roles:
-            array = None if name in given else self.derived(name, lengths, mask)
+            if name in given:
+                continue
+            array = self.derived(name, lengths, mask)
             if array is not None:
                 added[name] = array
         return added
+
+
+def _either(dim: Dim, length: int) -> int:
+    """A fixed length, or the one given."""
+    return dim if isinstance(dim, int) else length
 
 
 def _positions(
     shape: tuple[int, ...], lengths: Lengths, mask: NDArray[Any] | None
 ) -> NDArray[Any]:
     """Positions of the new tokens; those that a mask leaves out are not counted."""
-    if mask is None:
-        own: NDArray[Any] = lengths.past + np.arange(lengths.tokens)
-    else:
-        counted = np.cumsum(mask != 0, axis=-1) - 1
-        own = np.maximum(counted, 0)[:, -lengths.tokens :]
-        # one vector of positions serves all rows
-        own = own[0] if len(shape) == 1 else own
+    total = lengths.past + lengths.tokens
+    own: NDArray[Any] = np.arange(lengths.past, total)
+    # one vector of positions serves all rows
+    if mask is not None and len(shape) > 1:
+        is_kept = mask != 0
+        counted = np.cumsum(is_kept, axis=-1) - 1
+        valid = np.maximum(counted, 0)
+        own = valid[:, -lengths.tokens :]
     return np.broadcast_to(own, shape)
 
 

@@ -7,16 +7,11 @@ import onnx
 import pytest
 from cached_decoders import BUFFER, CROSS, FORMS, TRANSFORMERS, decoder_model
 from onnx_opt import RefusedError, UsageError
-from onnx_opt.runtime.decoding import (
-    NEW_TOKENS,
-    greedy,
-    prompts_of,
-    step_after,
-    step_remark,
-    with_next_tokens,
-)
+from onnx_opt.runtime.cached_run import step_after
+from onnx_opt.runtime.decoding import NEW_TOKENS, greedy, prompts_of, step_remark
 from onnx_opt.runtime.feeds import open_feeds
 from onnx_opt.runtime.metrics import evaluate, metric_named
+from onnx_opt.runtime.next_tokens import with_next_tokens
 from onnx_opt.runtime.session import open_session
 
 PLAIN = """

@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from ... import OnnxOptError, RefusedError
 from ...passes._core.targets import target_named
-from ...runtime.decoding import step_after
+from ...runtime.cached_run import step_after
 from ...runtime.feeds import Feeds, open_feeds
 from ...runtime.fitness import unfit
 from ...runtime.hardware import Hardware, covers, hardware

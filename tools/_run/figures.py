@@ -145,14 +145,22 @@ def _rows_of_table(ids: ir.Value) -> int | None:
     while pending:
         for node, index in pending.pop().uses():
             if node.op_type in _TABLES and index == 1:
-                table = node.inputs[0]
-                axis = node.attributes.get_int("axis", 0)
-                constant = None if table is None else table.const_value
-                if constant is not None and axis == 0 and constant.shape.rank():
-                    return int(constant.shape.numpy()[0])
+                return _rows_read_by(node)
             if node.op_type in _SAME_IDS and index == 0:
                 pending.extend(node.outputs)
     return None
+
+
+def _rows_read_by(node: ir.Node) -> int | None:
+    """Rows of the constant table that a node reads; None where it is none, or read by columns."""
+    table = node.inputs[0]
+    if table is None or table.const_value is None:
+        return None
+    if node.attributes.get_int("axis", 0) != 0:
+        return None
+    shape = table.const_value.shape
+    rows = shape[0] if shape.rank() else None
+    return rows if isinstance(rows, int) else None
 
 
 def _session_type(value: ir.Value) -> str:

@@ -117,7 +117,7 @@ def measure(
 def _step_of(session: Session, batches: Sequence[Arrays]) -> list[Arrays]:
     """Feeds of one token behind the first batch; empty for a model that takes none."""
     from ... import OnnxOptError
-    from ...runtime.decoding import step_after
+    from ...runtime.cached_run import step_after
 
     try:
         step = step_after(session, batches[0])
@@ -129,8 +129,12 @@ def _step_of(session: Session, batches: Sequence[Arrays]) -> list[Arrays]:
 
 def _like_first(batches: Sequence[Arrays]) -> list[Arrays]:
     """Batches of the first one's shapes: made-up feeds hold prefills and steps."""
-    shapes = {name: array.shape for name, array in batches[0].items()}
-    return [b for b in batches if {n: a.shape for n, a in b.items()} == shapes]
+    first = _shapes(batches[0])
+    return [batch for batch in batches if _shapes(batch) == first]
+
+
+def _shapes(batch: Arrays) -> dict[str, tuple[int, ...]]:
+    return {name: array.shape for name, array in batch.items()}
 
 
 def _row(
