@@ -6,6 +6,7 @@ They are iterated and never held whole.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -529,17 +530,27 @@ def _decoder_feeds(
     phases: Phases,
 ) -> Feeds:
     """Batches of a decoder with a cache, in turns of the phases, at least one of each."""
-    runs = [_lengths_in(phase, decoder, sizes) for phase in phases]
-    # where both are one run, as of models that take one token at a time
-    runs = list(dict.fromkeys(runs))
+    runs = []
+    for phase in phases:
+        lengths = _lengths_in(phase, decoder, sizes)
+        # both may be one run, where a model takes one token at a time
+        if lengths not in runs:
+            runs.append(lengths)
 
     def make() -> Iterator[Arrays]:
         random = np.random.default_rng(seed)
-        for number in range(max(batches, len(runs))):
-            lengths = runs[number % len(runs)]
-            yield decoder.made_up(lengths, sizes, random, values)
+        count = max(batches, len(runs))
+        turns = itertools.cycle(runs)
+        for lengths in itertools.islice(turns, count):
+            yield decoder.made_up(
+                lengths,
+                sizes,
+                random,
+                values,
+            )
 
-    return Feeds(make, list(decoder.inputs.values()), "synthetic data")
+    inputs = list(decoder.inputs.values())
+    return Feeds(make, inputs, "synthetic data")
 
 
 def _lengths_in(
@@ -657,9 +668,12 @@ def sized_feeds(
         plans: dict[_Shapes, dict[str, int]] = {}
         for count in rows:
             chosen = {**sizes, "batch": count}
-            shapes = _shapes_of(inputs, chosen, {})
-            if decoder is not None:
-                shapes = (_lengths_in("prefill", decoder, chosen),)
+            shapes: _Shapes
+            if decoder is None:
+                shapes = _shapes_of(inputs, chosen, {})
+            else:
+                lengths = _lengths_in("prefill", decoder, chosen)
+                shapes = (lengths,)
             plans.setdefault(shapes, chosen)
         if tried.issuperset(plans):
             continue

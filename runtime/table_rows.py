@@ -44,12 +44,14 @@ def first_outside(array: NDArray[Any], last: int) -> str | None:
     """
     wide = array.astype(np.int64)
     is_outside = (wide > last) | (wide < -last - 1)
-    rows = np.nonzero(is_outside.reshape(len(array), -1).any(1))[0]
+    by_row = is_outside.reshape(len(array), -1)
+    (rows,) = np.nonzero(by_row.any(1))
     if not len(rows):
         return None
     row = int(rows[0])
     ids = wide[row].reshape(-1)
-    worst = int(ids[is_outside[row].reshape(-1)][0])
+    at_fault = ids[by_row[row]]
+    worst = int(at_fault[0])
     shown = ", ".join(str(number) for number in ids[:SHOWN])
     more = ", …" if len(ids) > SHOWN else ""
     return (

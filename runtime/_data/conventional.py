@@ -47,12 +47,17 @@ def left_out(inputs: Sequence[TensorInfo]) -> set[str]:
     """
     names = {info.name for info in inputs if is_conventional(info.name)}
     decoder = CachedDecoder.of(inputs)
-    if decoder is not None:
-        given = ("tokens", "embeddings", "encoder states")
-        names.update(name for name, role in decoder.roles.items() if role not in given)
-        if not decoder.has_branch:
-            names.difference_update(decoder.names("cross cache"))
-    return names
+    if decoder is None:
+        return names
+    given = decoder.names(
+        "tokens",
+        "embeddings",
+        "encoder states",
+    )
+    if not decoder.has_branch:
+        given += decoder.names("cross cache")
+    names.update(decoder.roles)
+    return names.difference(given)
 
 
 def filled(

@@ -148,7 +148,11 @@ class CachedDecoder:
     @property
     def main(self) -> str:
         """The input of tokens, or of embeddings where there is none."""
-        return (self.names("tokens") or self.names("embeddings"))[0]
+        names = self.names("tokens", "embeddings")
+        for name in names:
+            if self.roles[name] == "tokens":
+                return name
+        return names[0]
 
     @property
     def caches(self) -> list[str]:
@@ -159,11 +163,6 @@ class CachedDecoder:
     def has_branch(self) -> bool:
         """True for a merged decoder, which is told whether to read its cache."""
         return bool(self.names("cache branch"))
-
-    def fixed_tokens(self) -> int | None:
-        """Number of tokens that every run takes; None where it is open."""
-        length = self.inputs[self.main].shape[1]
-        return length if isinstance(length, int) else None
 
     def buffer(self) -> int | None:
         """Length of the caches where it is fixed; None where they grow.
@@ -194,10 +193,12 @@ class CachedDecoder:
         """
         shape = self.inputs[name].shape
         batch = self._batch_axis(name)
-        for axis in reversed(range(len(shape))):
-            if axis != batch and not isinstance(shape[axis], int):
-                return axis
-        return len(shape) - 2
+        open_axes = []
+        for axis, dim in enumerate(shape):
+            is_open = not isinstance(dim, int)
+            if is_open and axis != batch:
+                open_axes.append(axis)
+        return open_axes[-1] if open_axes else len(shape) - 2
 
     def _batch_axis(self, name: str) -> int:
         """Axis of the rows: the first, or the second where keys and values lie before it."""
@@ -273,8 +274,11 @@ class CachedDecoder:
             return {0: batch, 1: tokens}
         if role == "mask":
             total = self._mask_length(name, lengths)
+            axes = {0: batch, last: total}
             # of rank 4 it has a row for each new token
-            return {0: batch, last - 1: tokens if last == 3 else batch, last: total}
+            if last == 3:
+                axes[2] = tokens
+            return axes
         return {}
 
     def _mask_length(self, name: str, lengths: Lengths) -> int:
@@ -303,25 +307,28 @@ class CachedDecoder:
         if role == "cross cache":
             if not self.has_branch:
                 return None
-            shape = self.shape(name, lengths._replace(encoder=0))
-        numbers: NDArray[Any] = np.zeros(shape)
-        if role == "encoder mask":
-            numbers = np.ones(shape)
-        elif role == "mask":
+            empty = lengths._replace(encoder=0)
+            shape = self.shape(name, empty)
+        if role == "mask":
             return self._mask(info, shape, lengths)
-        elif role == "positions":
-            numbers = _positions(shape, lengths, mask)
-        elif role == "past length":
-            numbers = np.full(shape, lengths.past)
-        elif role == "total length":
-            numbers = np.full(shape, total)
-        elif role == "last position":
-            numbers = np.full(shape, total - 1)
-        elif role == "cache branch":
-            numbers = np.full(shape, lengths.past > 0)
-        elif role == "logits kept":
-            numbers = np.full(shape, _ALL_KEPT)
-        return numbers.astype(_numpy_type(info.dtype))
+        dtype = _numpy_type(info.dtype)
+        if role == "positions":
+            positions = _positions(shape, lengths, mask)
+            return positions.astype(dtype)
+        numbers: dict[Role, int] = {
+            "encoder mask": 1,
+            "past length": lengths.past,
+            "total length": total,
+            "last position": total - 1,
+            "cache branch": lengths.past > 0,
+            "logits kept": _ALL_KEPT,
+        }
+        number = numbers.get(role, 0)
+        return np.full(
+            shape,
+            number,
+            dtype,
+        )
 
     def _mask(
         self, info: TensorInfo, shape: tuple[int, ...], lengths: Lengths
@@ -385,7 +392,8 @@ class CachedDecoder:
         symbols: dict[str, int] = {}
         for name in self.roles:
             dims = self.inputs[name].shape
-            for dim, length in zip(dims, self.shape(name, lengths), strict=True):
+            shape = self.shape(name, lengths)
+            for dim, length in zip(dims, shape, strict=True):
                 if isinstance(dim, str):
                     symbols.setdefault(dim, length)
         return symbols
@@ -398,38 +406,43 @@ class CachedDecoder:
         batch, tokens = given[self.main].shape[:2]
         past, by = self._past_of(given, where)
         encoder = 0
-        for name in self.names("encoder states", "cross cache"):
+        for name in self.names("encoder states"):
             if name in given:
-                axis = (
-                    1 if self.roles[name] == "encoder states" else self.past_axis(name)
-                )
-                encoder = given[name].shape[axis]
-        lengths = Lengths(batch, tokens, past, encoder)
-        buffer = self.buffer()
-        if buffer is not None:
-            self._require_room(buffer, tokens, where)
+                encoder = given[name].shape[1]
+        lengths = Lengths(
+            batch,
+            tokens,
+            past,
+            encoder,
+        )
+        if self.buffer() is not None:
+            self._require_room(tokens, where)
             return lengths
+        total = past + tokens
         for name in self.names("mask"):
-            own = given[name].shape[-1] if name in given else past + tokens
-            if own != past + tokens:
-                holds = (
-                    f"the cache ('{by}') holds {past}" if by else "no cache is given"
-                )
-                raise RefusedError(
-                    f"{where}, input '{name}'",
-                    f"is {own} long; {holds}, and there are {tokens} new tokens: "
-                    f"{past + tokens} together",
-                    "give a mask over past and new tokens, and the cache that belongs to it",
-                )
+            if name not in given:
+                continue
+            own = given[name].shape[-1]
+            if own == total:
+                continue
+            holds = "no cache is given"
+            if by:
+                holds = f"the cache ('{by}') holds {past}"
+            raise RefusedError(
+                f"{where}, input '{name}'",
+                f"is {own} long; {holds}, and there are {tokens} new tokens: {total} together",
+                "give a mask over past and new tokens, and the cache that belongs to it",
+            )
         return lengths
 
-    def _require_room(self, buffer: int, tokens: int, where: str) -> None:
+    def _require_room(self, tokens: int, where: str) -> None:
         """Refuse more tokens than a cache takes that is written in place. Errors: RefusedError."""
-        if tokens > buffer and self._is_written_in_place(buffer):
+        room = self.room()
+        if room is not None and tokens > room:
             raise RefusedError(
                 f"{where}, input '{self.main}'",
-                f"holds {tokens} tokens a row; the cache '{self.caches[0]}' has room for {buffer}",
-                f"give windows of at most {buffer} tokens",
+                f"holds {tokens} tokens a row; the cache '{self.caches[0]}' has room for {room}",
+                f"give windows of at most {room} tokens",
             )
 
     def room(self) -> int | None:
@@ -454,9 +467,10 @@ class CachedDecoder:
         if self.buffer() is not None:
             return past, first
         for name in self.names("cache"):
-            if name not in given or given[name].ndim != len(self.inputs[name].shape):
+            if name not in given:
                 continue
-            own = given[name].shape[self.past_axis(name)]
+            axis = self.past_axis(name)
+            own = given[name].shape[axis]
             if not first:
                 past = own
                 first = name
@@ -504,9 +518,10 @@ def _positions(
     # one vector of positions serves all rows
     if mask is not None and len(shape) > 1:
         is_kept = mask != 0
-        counted = np.cumsum(is_kept, axis=-1) - 1
-        valid = np.maximum(counted, 0)
-        own = valid[:, -lengths.tokens :]
+        counted = np.cumsum(is_kept, axis=-1)
+        valid = np.maximum(counted - 1, 0)
+        first = -lengths.tokens
+        own = valid[:, first:]
     return np.broadcast_to(own, shape)
 
 

@@ -92,7 +92,9 @@ def measure(
         ]
         # one set a model: their inputs may have other names
         feeds = [first_batches(feeds_for(session, data, seed)) for session in sessions]
-        steps = [_step_of(s, own) for s, own in zip(sessions, feeds, strict=True)]
+        steps = []
+        for session, batches in zip(sessions, feeds, strict=True):
+            steps.append(_step_of(session, batches))
         has_steps = all(steps)
         if has_steps:
             feeds = [_like_first(batches) for batches in feeds]
