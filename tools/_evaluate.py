@@ -15,7 +15,7 @@ from ..runtime.metrics import MetricScore, metric_named
 from ..runtime.session import Session, open_session
 from ..runtime.worker_pool import pool
 from ._run.figures import files_of, input_infos, output_infos
-from ._run.scoring import drop_facts, score, score_cache_of
+from ._run.scoring import LANGUAGE_FIX, drop_facts, is_chance, score, score_cache_of
 from ._run.settings import ProgressBar
 
 
@@ -29,6 +29,27 @@ class Evaluation(NamedTuple):
     metric: str
     hardware: Hardware
     notes: tuple[str, ...] = ()
+
+    @property
+    def warnings(self) -> list[str]:
+        """Words on the data and the score, for people."""
+        found = self.score
+        words = []
+        if found.strangers:
+            words.append(f"no label is one that the model predicts: {found.strangers}")
+        words.extend(f"data: {note}" for note in self.notes)
+        if found.remark:
+            words.append(found.remark)
+        if not is_chance(found):
+            return words
+        if found.hits is None:
+            words.append(f"no better than a guess among its tokens: {LANGUAGE_FIX}")
+        else:
+            words.append(
+                f"as a guess among {found.classes} classes would be: are labels numbered as the "
+                "outputs are, and is the data preprocessed as for training?"
+            )
+        return words
 
 
 def evaluated(

@@ -39,7 +39,6 @@ def command(
 ) -> None:
     """Evaluate MODEL on labelled data."""
     from .._evaluate import evaluated
-    from .._run.scoring import LANGUAGE_FIX, is_chance
 
     evaluation = evaluated(
         model,
@@ -61,6 +60,7 @@ def command(
             "metric": evaluation.metric,
             "value": found.value,
             "cached": found.is_cached,
+            "warnings": evaluation.warnings,
             "hardware": machine.to_json(),
         }
         emit_json(facts)
@@ -68,18 +68,7 @@ def command(
     click.echo(f"{evaluation.metric} {found.value:.6g}")
     if found.is_cached and verbosity >= 0:
         say("from an earlier evaluation; --no-cache computes it again")
-    if found.strangers:
-        say(f"warning: no label is one that the model predicts: {found.strangers}")
-    for note in evaluation.notes:
-        say(f"warning: data: {note}")
-    if found.remark:
-        say(f"warning: {found.remark}")
-    if is_chance(found) and found.hits is None:
-        say(f"warning: no better than a guess among its tokens: {LANGUAGE_FIX}")
-    elif is_chance(found):
-        say(
-            f"warning: as a guess among {found.classes} classes would be: are labels numbered as "
-            "the outputs are, and is the data preprocessed as for training?"
-        )
+    for words in evaluation.warnings:
+        say(f"warning: {words}")
     if verbosity >= 0:
         say(f"on {machine.label}")
