@@ -86,14 +86,20 @@ class CachedRun:
         """Make the feeds of the next tokens (B, n). Errors: as of `step`."""
         before = self._lengths
         count = tokens.shape[1]
+        past = before.past + before.tokens
         lengths = before._replace(
-            past=before.past + before.tokens,
+            past=past,
             tokens=count,
         )
         mask = self._longer_mask(tokens)
         feeds = self._without_roles(count)
         for name, role in self._decoder.roles.items():
-            feeds[name] = self._next_value(name, role, lengths, mask)
+            feeds[name] = self._next_value(
+                name,
+                role,
+                lengths,
+                mask,
+            )
         own = self._feeds[self._decoder.main]
         feeds[self._decoder.main] = tokens.astype(own.dtype)
         self._lengths = lengths
@@ -154,7 +160,10 @@ class CachedRun:
         if array.ndim == len(dims):
             array = self._shortened(name, array)
         if not _fits(array, dims):
-            takes = ["?" if not isinstance(dim, int) else str(dim) for dim in dims]
+            takes = []
+            for dim in dims:
+                text = str(dim) if isinstance(dim, int) else "?"
+                takes.append(text)
             raise RefusedError(
                 f"{self._session.path.name}, output '{output}'",
                 f"has shape {list(array.shape)}; the cache input '{name}' takes "

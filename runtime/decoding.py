@@ -50,10 +50,11 @@ class LanguageModel:
                 "has no input of token ids: nothing can be generated",
                 "use another metric",
             )
+        inputs = session.inputs
         self.session = session
         self.tokens = name
+        self.decoder = CachedDecoder.of(inputs)
         self.logits = logits_output(session.outputs)
-        self.decoder = CachedDecoder.of(session.inputs)
 
     @property
     def fixed_rows(self) -> int | None:
@@ -130,16 +131,23 @@ def prompts_of(session: Session, feeds: Feeds) -> Iterator[Arrays]:
     left = PROMPTS
     for batch in feeds:
         arrays = batch.feeds
-        rows = len(arrays[model.tokens])
+        tokens = arrays[model.tokens]
         if model.fixed_rows is None:
-            rows = min(rows, left)
-        tokens = arrays[model.tokens][:rows]
+            tokens = tokens[:left]
+        rows = len(tokens)
         kept = {name: arrays[name][:rows] for name in model.lasting}
         mask = padding(arrays, tokens)
         if mask is None:
-            yield {model.tokens: tokens[:, :length], **kept}
+            first = tokens[:, :length]
+            yield {model.tokens: first, **kept}
         else:
-            yield from _row_by_row(model, tokens, mask, kept, length)
+            yield from _row_by_row(
+                model,
+                tokens,
+                mask,
+                kept,
+                length,
+            )
         left -= rows
         if left <= 0:
             return
@@ -155,9 +163,11 @@ def _row_by_row(
     """Prompts of one row each, without their padding."""
     for row, is_kept in enumerate(mask):
         own = tokens[row][is_kept]
-        prompt = {model.tokens: own[None, :length]}
+        first = own[:length]
+        prompt = {model.tokens: first[None, :]}
+        stop = row + 1
         for name, array in kept.items():
-            prompt[name] = array[row : row + 1]
+            prompt[name] = array[row:stop]
         yield prompt
 
 
@@ -218,13 +228,14 @@ def _behind(
 
 def _with_cache(model: LanguageModel, prompt: Arrays) -> NDArray[np.int64]:
     run, scores = model.cached_run(prompt)
-    last = _likeliest(scores[:, -1:])
-    chosen = [last]
-    while len(chosen) < NEW_TOKENS:
-        outputs = run.step(last)
-        scores = outputs[model.logits]
+    chosen = []
+    for _ in range(NEW_TOKENS - 1):
         last = _likeliest(scores[:, -1:])
         chosen.append(last)
+        outputs = run.step(last)
+        scores = outputs[model.logits]
+    last = _likeliest(scores[:, -1:])
+    chosen.append(last)
     return np.concatenate(chosen, axis=1)
 
 
@@ -282,10 +293,11 @@ def _stepped(
 def _unlike(expected: NDArray[Any], got: NDArray[Any]) -> str:
     """Remark on logits that differ by more than noise; "" where they do not."""
     y = expected.astype(np.float64)
-    z = got.astype(np.float64)
-    noise = float(np.square(y - z).sum())
-    signal = float(np.square(y).sum())
-    allowed = signal / 10 ** (_SAME_DB / 10)
+    error = got.astype(np.float64) - y
+    noise = float(np.vdot(error, error))
+    signal = float(np.vdot(y, y))
+    ratio = 10 ** (_SAME_DB / 10)
+    allowed = signal / ratio
     # negated, so that NaN is unlike
     if noise <= allowed:
         return ""

@@ -137,9 +137,11 @@ def evaluate(
                 advance(1)
 
     found = metric.score(pairs())
-    if metric.is_of_tokens and first:
-        found = found._replace(remark=step_remark(session, first[0]))
-    return found
+    if not metric.is_of_tokens:
+        return found
+    (batch,) = first
+    remark = step_remark(session, batch)
+    return found._replace(remark=remark)
 
 
 class Generation:
@@ -153,13 +155,19 @@ class Generation:
     ) -> Iterator[Pair]:
         """Yield ([tokens], tokens of the first model), both (B, N), for each batch of prompts."""
         is_first = not self._expected
-        for index, prompt in enumerate(prompts_of(session, feeds)):
+        prompts = prompts_of(session, feeds)
+        for index, prompt in enumerate(prompts):
             if is_first:
-                self._expected.append(greedy(session, prompt))
-                yield [self._expected[index]], self._expected[index]
-            else:
-                expected = self._expected[index]
-                yield [greedy(session, prompt, expected)], expected
+                tokens = greedy(session, prompt)
+                self._expected.append(tokens)
+            expected = self._expected[index]
+            if not is_first:
+                tokens = greedy(
+                    session,
+                    prompt,
+                    expected,
+                )
+            yield [tokens], expected
             if advance is not None:
                 advance(1)
 
@@ -172,10 +180,13 @@ def _same_tokens(pairs: Iterable[Pair]) -> MetricScore:
     same = 0
     total = 0
     for outputs, labels in pairs:
-        is_same = np.logical_and.accumulate(outputs[0] == labels, axis=1)
+        (tokens,) = outputs
+        is_equal = tokens == labels
+        is_same = np.logical_and.accumulate(is_equal, axis=1)
         same += int(is_same.sum())
         total += is_same.size
-    return MetricScore(same / _at_least_one(total, GENERATION))
+    tokens_in_all = _at_least_one(total, GENERATION)
+    return MetricScore(same / tokens_in_all)
 
 
 def _check_output(session: Session, output: str) -> None:

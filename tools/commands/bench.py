@@ -103,7 +103,12 @@ def measure(
         latencies = interleaved(sessions, feeds, seconds=seconds)
         in_steps: list[Latency | None] = [None] * len(sessions)
         if has_steps:
-            in_steps = [*interleaved(sessions, steps, seconds=seconds)]
+            timed = interleaved(
+                sessions,
+                steps,
+                seconds=seconds,
+            )
+            in_steps = list(timed)
         machine = hardware(worker, provider)
     peaks = []
     for path, batches in zip(paths, feeds, strict=True):
