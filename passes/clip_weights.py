@@ -9,7 +9,11 @@ import onnx_ir as ir
 
 from ._base import Context, Effect, Option, Pass, PassOutcome
 from ._calibrated.grid import TargetGrids, best_scales, clipped_scales, nearest
-from ._calibrated.select import layers_to_round, require_named_layers
+from ._calibrated.select import (
+    layers_to_round,
+    require_named_layers,
+    why_not_rounded,
+)
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,7 @@ class ClipWeights(Pass):
         grid_of = TargetGrids(self.bits, context.target)
         layers, declined = layers_to_round(
             model,
-            grid_of,
+            lambda layer: why_not_rounded(layer, grid_of(layer)),
             self.include,
             self.exclude,
         )

@@ -10,7 +10,12 @@ import onnx_ir as ir
 from ._base import Context, Effect, Option, Pass, PassOutcome
 from ._calibrated.grid import TargetGrids, best_scales, nearest, values_of
 from ._calibrated.rounding import output_shift
-from ._calibrated.select import layers_to_round, moments_of, require_named_layers
+from ._calibrated.select import (
+    layers_to_round,
+    moments_of,
+    require_named_layers,
+    why_not_rounded,
+)
 from ._core.edit import Edit
 
 
@@ -59,7 +64,7 @@ class CorrectBias(Pass):
         grid_of = TargetGrids(self.bits, context.target)
         layers, declined = layers_to_round(
             model,
-            grid_of,
+            lambda layer: why_not_rounded(layer, grid_of(layer)),
             self.include,
             self.exclude,
         )

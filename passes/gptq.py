@@ -5,12 +5,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ._base import Effect
+import onnx_ir as ir
+
+from .. import UsageError
+from ._base import Context, Effect, Option, PassOutcome
+from ._calibrated.block_rounding import round_in_blocks
 from ._calibrated.compensation import compensated
+from ._calibrated.grid import GridOf
 from ._calibrated.layers import Grams, PerChannel, Rows
 from ._calibrated.rounding import RoundedLayer, damped
 from ._calibrated.rounding_pass import RoundingPass
+from ._quant.block_grids import BlockGrid
 from ._quant.grids import Grid
+
+BLOCK_BITS = 4
+"""Bits of the grids of blocks that data pays for: 8 bits lose too little to be won back."""
 
 
 @dataclass(frozen=True)
@@ -21,11 +30,13 @@ class Gptq(RoundingPass):
     layer's squared output error over calibration data by second-order updates from its Gram matrix;
     the bias takes part as a column that is never rounded, so a layer without one gets one. Zeros,
     pruned perhaps, stay zero. `quant` with the same bits then finds exactly the same integers.
+    With `block` the grids are those of `quant(blocked)`, of Gemm and MatMul alone; the scale of a
+    block follows what its weights are once those before it are rounded, and no layer gets a bias.
 
     Shapes: weight (M, C, *K) or (K, N), bias (M,) -> same; one (K + 1, K + 1) Gram matrix a group.
 
-    Errors: UsageError without calibration data, or for a pattern that matches no layer;
-    RefusedError if it meets NaN or infinity.
+    Errors: UsageError without calibration data, for `block` with other than 4 bits, or for a
+    pattern that matches no layer; RefusedError if it meets NaN or infinity.
 
     Stats: `layers`, `weights` (counts), `gain_db` (dB of output error below plain rounding, mean
     over layers).
@@ -38,6 +49,36 @@ class Gptq(RoundingPass):
     name: ClassVar[str] = "gptq"
     effect: ClassVar[Effect] = "lossy"
     unit: ClassVar[str] = "layers"
+
+    block: int | None = Option(
+        None,
+        "Inputs that share a scale, as quant(blocked) will store them; none: a scale "
+        "a channel.",
+        low=16,
+        high=65_536,
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.block is not None and self.bits != BLOCK_BITS:
+            raise UsageError(
+                "gptq.block",
+                f"weights of {self.bits} bits are not rounded in blocks",
+                f"give bits={BLOCK_BITS}, or leave block out",
+            )
+
+    def run_on(self, model: ir.Model, context: Context, grid_of: GridOf) -> PassOutcome:
+        if self.block is None:
+            return super().run_on(model, context, grid_of)
+        return round_in_blocks(
+            model,
+            context,
+            BlockGrid(self.bits, self.block),
+            self.samples,
+            self.damp,
+            self.include,
+            self.exclude,
+        )
 
     def solve(
         self,

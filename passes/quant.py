@@ -61,10 +61,17 @@ from ._quant.other_layers import OtherPlan, OtherRequest, plan_others, store_oth
 from ._quant.outliers import SMOOTHING, RowNoise, Sparing, observing, spare
 from ._quant.plan import GraphPlan, PlanRequest, QuantPlan, plan
 from ._quant.prepare import drop_unused_initializers, mean_to_pool
-from ._quant.schemes import DYNAMIC, ENGINES, FORMS, EncodeOptions, is_integer_only
+from ._quant.schemes import (
+    BLOCKED,
+    DYNAMIC,
+    ENGINES,
+    FORMS,
+    EncodeOptions,
+    is_integer_only,
+)
 from ._quant.weight_codes import Storage
 from ._simplify.plain_weights import plain_weights
-from .gptq import Gptq
+from .gptq import BLOCK_BITS, Gptq
 from .simplify import Simplify
 from .smooth import Smooth
 
@@ -527,7 +534,7 @@ class Quant(Pass):
         _note_origins(planned)
         # from here on the model loses: reports compare with this
         context.remember_float(model)
-        if self.rounding != "gptq":
+        if self.rounding != "gptq" or not context.has_data():
             return planned
         self._round(
             model,
@@ -637,7 +644,8 @@ class Quant(Pass):
         inner: _InnerReasons,
     ) -> None:
         """Bring the weights of integer layers onto their grids, each layer's outputs kept."""
-        by_bits: dict[int, list[QuantLayer]] = {}
+        # by bits, and by the block that shares a scale where there is one
+        by_grid: dict[tuple[int, int | None], list[QuantLayer]] = {}
         limited: set[str] = set()
         for graph_plan in planned.graphs:
             placement = graph_plan.placement(request.rules)
@@ -646,14 +654,18 @@ class Quant(Pass):
             for layer in placement.layers:
                 choice = graph_plan.choices[layer]
                 if FORMS[choice.form].has_bits:
-                    by_bits.setdefault(choice.bits, []).append(layer)
+                    by_grid.setdefault((choice.bits, None), []).append(layer)
+            for layer in graph_plan.engines.get(BLOCKED, []):
+                if graph_plan.choices[layer].bits == BLOCK_BITS:
+                    by_grid.setdefault((BLOCK_BITS, self.block), []).append(layer)
         rounded = 0
         # one grid at a time: layers of a model may differ in bits
-        for bits, layers in by_bits.items():
+        for (bits, block), layers in by_grid.items():
             names = [glob.escape(layer.weight.name or "") for layer in layers]
             samples = min(self.samples, ROUNDING_SAMPLES)
             rounding = Gptq(
                 bits=bits,
+                block=block,
                 samples=samples,
                 include=tuple(names),
             )
@@ -664,7 +676,7 @@ class Quant(Pass):
             # it walks all layers, and says of the others that include does not name them
             labels = {layer.name for layer in layers}
             inner.add(Gptq.name, [d for d in found.declined if d.where in labels])
-        if by_bits:
+        if by_grid:
             outcome.stats["rounded"] = rounded
 
     def _insert(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import onnx_ir as ir
@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 
 from .._core.context import Context
 from .._core.edit import Edit
-from .._core.outcome import PassOutcome
+from .._core.outcome import Declined, PassOutcome
 from .._quant.grids import Grid
 from .grid import GridOf, best_scales, clipped_scales, nearest, values_of
 from .layers import Codes, Grams, PerChannel, Rows
-from .select import layers_to_round, moments_of
+from .select import layers_to_round, moments_of, why_not_rounded
 
 LEAST_POWER = 0.01
 """Share of the mean square of all inputs that each is believed to have on other samples: an input
@@ -62,7 +62,7 @@ def round_layers(
     """Store what `solve` finds for every layer; stats `layers`, `weights` and `gain_db`."""
     layers, declined = layers_to_round(
         model,
-        grid_of,
+        lambda layer: why_not_rounded(layer, grid_of(layer)),
         include,
         exclude,
     )
@@ -100,6 +100,13 @@ def round_layers(
             layer.set_bias(solution.bias, edit)
         layer.set_codes(solution.codes, solution.scales)
         weights += rows.size
+    return rounding_outcome(gains, weights, declined)
+
+
+def rounding_outcome(
+    gains: list[float], weights: int, declined: list[Declined]
+) -> PassOutcome:
+    """The outcome of rounding so many weights; `gains`: decibels of each layer."""
     mean_gain = float(np.mean(gains)) if gains else 0.0
     stats: dict[str, int | float | str] = {
         "layers": len(gains),
@@ -116,40 +123,44 @@ def _gain_db(
     solution: RoundedLayer,
     grid: Grid,
 ) -> float:
-    """Decibels by which the output error lies below that of plain rounding.
-
-    0 where either loses nothing: a ratio with 0 says nothing.
-    """
+    """Decibels by which the output error lies below that of plain rounding."""
     scales = best_scales(rows, grid)
     codes = nearest(rows, scales, grid)
     plain = values_of(codes, scales)
     unmoved = np.zeros_like(bias)
-    before = _output_error(
+    before = output_error(
         plain - rows,
         unmoved,
         gram,
     )
     solved = values_of(solution.codes, solution.scales)
     shift = solution.bias - bias
-    after = _output_error(
+    after = output_error(
         solved - rows,
         shift,
         gram,
     )
+    return decibels(before, after)
+
+
+def decibels(before: float, after: float) -> float:
+    """Decibels by which an error fell; 0 where either is 0: a ratio with 0 says nothing."""
     if before > 0 and after > 0:
         gain = np.log10(before / after)
         return 10 * float(gain)
     return 0.0
 
 
-def _output_error(difference: Rows, shift: PerChannel, gram: Grams) -> float:
-    """Mean squared change of the layer's outputs, summed over channels."""
+def output_error(
+    difference: NDArray[Any], shift: PerChannel, gram: NDArray[Any]
+) -> float:
+    """Mean squared change of the layer's outputs, summed over channels; as exact as `gram` is."""
     # the last input of a Gram matrix is the constant 1, which the bias multiplies
-    change = np.concatenate([difference, shift[:, None]], axis=1)
+    change = np.concatenate([difference, shift[:, None]], axis=1, dtype=gram.dtype)
     groups, inputs, _ = gram.shape
     change = change.reshape(groups, -1, inputs)
     squares = (change @ gram) * change
-    return float(squares.sum())
+    return float(squares.sum(dtype=np.float64))
 
 
 def scales_for(rows: Rows, gram: Grams, grid: Grid, clip: Clip) -> PerChannel:

@@ -5,7 +5,7 @@ Moments are collected a bounded number of bytes at a time.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Literal, Protocol, TypeVar
 
 import numpy as np
@@ -19,7 +19,7 @@ from .._core.ops import WEIGHTED_OPS, is_standard
 from .._core.outcome import Declined
 from .._core.patterns import layer_names, left_out, require_matches
 from .._quant.grids import Grid
-from .grid import GridOf, is_on_grid
+from .grid import is_on_grid
 from .layers import LARGEST_WIDTH, Grams, fittable_layers
 
 HELD = 512 << 20
@@ -54,11 +54,11 @@ def require_named_layers(
 
 def layers_to_round(
     model: ir.Model,
-    grid_of: GridOf,
+    why_not: Callable[[LinearLayer], str | None],
     include: tuple[str, ...],
     exclude: tuple[str, ...],
 ) -> tuple[list[LinearLayer], list[Declined]]:
-    """Layers that the patterns name and whose weights lie on no grid yet; the others' reasons.
+    """Layers that the patterns name and that `why_not` has no reason against; the others' reasons.
 
     A pattern that matches no layer is no error here: `quant` names layers of subgraphs too.
     """
@@ -68,7 +68,7 @@ def layers_to_round(
         names = layer_names(layer.node, layer.weight)
         reason = left_out(names, include, exclude)
         if reason is None:
-            reason = _unfit(layer, grid_of(layer))
+            reason = why_not(layer)
         if reason is None:
             chosen.append(layer)
         else:
@@ -76,7 +76,8 @@ def layers_to_round(
     return chosen, declined
 
 
-def _unfit(layer: LinearLayer, grid: Grid) -> str | None:
+def why_not_rounded(layer: LinearLayer, grid: Grid) -> str | None:
+    """Reason why a weight is not to be rounded to a grid: it lies on one, say. None if it is."""
     rows = layer.rows()
     if not np.isfinite(rows).all():
         return "its weight holds NaN or infinity"

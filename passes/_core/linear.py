@@ -345,6 +345,38 @@ class LinearLayer:
         )
         set_tensor(self.weight, tensor)
 
+    def set_block_codes(
+        self, codes: NDArray[np.int8], scales: NDArray[np.float32], block: int
+    ) -> None:
+        """Make codes (channels, width) times the scale of each block of inputs the weight.
+
+        Of a Gemm or a MatMul. Shapes: scales (channels, blocks). Held as by `set_codes`.
+        """
+        length = self.shape[1]
+        by_rows = self.channel_axis == 0
+        # the stored weight is (K, N) otherwise, and a row of it is within one block
+        by_stored = scales if by_rows else np.ascontiguousarray(scales.T)
+
+        def kernel(flat: NDArray[Any], start: int) -> NDArray[Any]:
+            view = flat.reshape(-1, length)
+            first = start // length
+            numbers = np.arange(first, first + len(view))
+            if by_rows:
+                factors = by_stored[numbers].repeat(block, axis=1)[:, :length]
+            else:
+                factors = by_stored[numbers // block]
+            product = np.multiply(view, factors, dtype=np.float32)
+            return product.reshape(-1)
+
+        source = ir.Tensor(self.restored(codes), name=self.weight.name)
+        tensor = DerivedTensor(
+            source,
+            kernel,
+            ir.DataType.FLOAT,
+            length,
+        )
+        set_tensor(self.weight, tensor)
+
     def bias_row(self) -> Matrices:
         """Bias as (channels,) in float64; zeros where there is none."""
         if self.bias is None:

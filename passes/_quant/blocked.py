@@ -23,6 +23,7 @@ from ... import RefusedError
 from .._core.channel_layout import Layout
 from .._core.graph import Names
 from .._core.lazy import DerivedTensor, blocks
+from .block_grids import DTYPES, best_scales, rounded
 from .engine import Counts, Insertion, LayerCase, StoredRows
 from .inserter import Inserter, turned
 from .layers import WEIGHT_INPUT, QuantLayer
@@ -40,21 +41,6 @@ BLOCKED_OPSET = 21
 
 MIN_BLOCK = 16
 """Least inputs of a block: the runtime has no kernel for fewer."""
-
-LEVELS = {4: (-8, 7), 8: (-127, 127)}
-DTYPES = {4: ir.DataType.INT4, 8: ir.DataType.INT8}
-TRIED = {4: (-8.0, 7.0), 8: (127.0,)}
-"""Integers that the largest weight of a block may become; the one of least squared error wins. At 4
-bits one level more lies below zero, so scales may be negative.
-
-The largest is never clipped, though that has the least squared error: a cut has one sign, and adds
-up over layers (measured on a language model of 210: perplexity +20.7 % with -8.5, 7.5, -9 and 8
-among them, +7.3 % without).
-"""
-
-_SMALLEST = 1e-30
-"""Scales stay this far from zero: a block of zeros or denormals has none of its own."""
-
 
 def why_not_blocked(case: LayerCase) -> str | None:
     """Reason why the weight of a layer has no blocked form, or None."""
@@ -230,7 +216,7 @@ def _not_finite(tensor: ir.TensorProtocol) -> RefusedError:
 def block_scales(
     tensor: ir.TensorProtocol, bits: int, block: int, by_rows: bool = False
 ) -> Floats:
-    """The scale of each block, least squared error among `TRIED`, streamed.
+    """The scale of each block, that of `best_scales`, streamed.
 
     Shapes: (K, N) -> (ceil(K / block), N); with `by_rows` (N, K) -> (N, ceil(K / block)).
     Errors: RefusedError for NaN or infinity.
@@ -248,51 +234,6 @@ def block_scales(
         end = start + parts
         out[start:end] = found.reshape(parts, -1)
     return out
-
-
-def best_scales(view: Floats, bits: int) -> Floats:
-    """The scale of least squared error of each block.
-
-    Shapes: (..., block, columns) -> (..., columns); `_as_blocks` says what they are.
-    """
-    largest_at = np.abs(view).argmax(-2)
-    at = largest_at[..., None, :]
-    extreme = np.take_along_axis(view, at, -2)
-    targets = TRIED[bits]
-    # 8 bits are fine enough for one try
-    if len(targets) == 1:
-        largest = np.abs(extreme[..., 0, :])
-        levels = np.float32(targets[0])
-        return _usable(largest / levels)
-    best = _usable(extreme)
-    least = np.full(extreme.shape, np.inf, np.float32)
-    for target in targets:
-        scale = _usable(extreme / np.float32(target))
-        scaled = np.divide(view, scale, dtype=np.float32)
-        rounding = _rounded(scaled, bits) - scaled
-        squares = np.square(rounding)
-        total = squares.sum(-2, keepdims=True)
-        # in units of the extreme weight, the same for every target: extreme = target * scale
-        error = total / np.float32(target * target)
-        best = np.where(error < least, scale, best)
-        least = np.minimum(error, least)
-    return np.asarray(best[..., 0, :])
-
-
-def _usable(scale: NDArray[Any]) -> Floats:
-    is_small = np.abs(scale) < _SMALLEST
-    raised = np.where(
-        is_small,
-        np.float32(_SMALLEST),
-        scale,
-    )
-    return raised.astype(np.float32)
-
-
-def _rounded(scaled: Floats, bits: int) -> Floats:
-    low, high = LEVELS[bits]
-    codes = np.rint(scaled)
-    return np.asarray(np.clip(codes, low, high))
 
 
 def quantize_blocks(
@@ -322,7 +263,7 @@ def quantize_blocks(
         # (rows, blocks) beside (rows, blocks, block, 1), or (blocks, N) beside (blocks, block, N)
         divisors = own[:, :, None, None] if by_rows else own[:, None, :]
         scaled = np.divide(view, divisors, dtype=np.float32)
-        values = _rounded(scaled, bits).astype(dtype.numpy())
+        values = rounded(scaled, bits).astype(dtype.numpy())
         return _flat(
             values,
             rows,

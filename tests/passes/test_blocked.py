@@ -14,8 +14,8 @@ from onnx_opt import RefusedError
 from onnx_opt.passes._core.graph import Names
 from onnx_opt.passes._core.lazy import DerivedTensor
 from onnx_opt.passes._core.targets import TARGETS
+from onnx_opt.passes._quant.block_grids import LEVELS
 from onnx_opt.passes._quant.blocked import (
-    LEVELS,
     block_scales,
     insert_blocks,
     quantize_blocks,

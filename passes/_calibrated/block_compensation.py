@@ -1,0 +1,121 @@
+"""GPTQ on the grids of blocks: each block's scale is chosen once those before it are made up for.
+
+Source: Frantar et al., GPTQ, ICLR 2023 (arXiv:2210.17323), sections 3 and 4 (grouping).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .._quant.block_grids import BlockGrid, best_scales, rounded
+from .._quant.weights import Floats
+from .layers import Codes, Rows
+
+WINDOW = 64
+"""Inputs after which compensation reaches the rest of the weight, at least: matrix products instead
+of rank-one updates.
+"""
+
+SMALL = 64
+"""Side of a triangle that is inverted as any matrix."""
+
+Square = NDArray[np.float64]
+"""A symmetric or triangular matrix over the inputs, (K, K)."""
+
+
+class BlockCodes(NamedTuple):
+    """Codes (M, K) and the scale of each block and channel, (M, blocks)."""
+
+    codes: Codes
+    scales: Floats
+
+
+def nearest_in_blocks(rows: Rows, grid: BlockGrid) -> BlockCodes:
+    """Each weight to the nearest of its block's grid: (M, K)."""
+    inputs = _inputs_first(rows)
+    codes = np.empty(inputs.shape, np.int8)
+    scales = []
+    for start in range(0, len(inputs), grid.block):
+        block = slice(start, start + grid.block)
+        scale = best_scales(inputs[block], grid.bits)
+        codes[block] = rounded(inputs[block] / scale, grid.bits)
+        scales.append(scale)
+    return _by_channel(codes, scales)
+
+
+def compensated_in_blocks(rows: Rows, hessian: Square, grid: BlockGrid) -> BlockCodes:
+    """Round input by input; those still to come make up for what each rounded one loses.
+
+    The scale of a block is that of its weights as they are when its first input is reached. Zeros,
+    pruned perhaps, stay zero.
+
+    Shapes: rows (M, K); hessian (K, K), the invertible second moments of the inputs.
+    """
+    # in float32: damping keeps what is divided by far from zero
+    upper = inverse_factor(hessian).astype(np.float32)
+    left = _inputs_first(rows)
+    is_zero = left == 0
+    has_zeros = bool(is_zero.any())
+    codes = np.empty(left.shape, np.int8)
+    errors = np.empty_like(left)
+    scales: list[Floats] = []
+    width = len(left)
+    window = max(WINDOW, grid.block)
+    for start in range(0, width, window):
+        stop = min(start + window, width)
+        for column in range(start, stop):
+            if column % grid.block == 0:
+                whole = left[column : column + grid.block]
+                scales.append(best_scales(whole, grid.bits))
+            scale = scales[-1]
+            current = left[column]
+            chosen = rounded(current / scale, grid.bits)
+            if has_zeros:
+                chosen[is_zero[column]] = 0
+            codes[column] = chosen
+            errors[column] = (current - chosen * scale) / upper[column, column]
+            behind = slice(column + 1, stop)
+            left[behind] -= upper[column, behind, None] * errors[column]
+        # one product of matrices instead of an update for each input of the window
+        inside = slice(start, stop)
+        left[stop:] -= upper[inside, stop:].T @ errors[inside]
+    return _by_channel(codes, scales)
+
+
+def _inputs_first(rows: Rows) -> Floats:
+    """(M, K) as (K, M), each input's weights one behind the other."""
+    return np.ascontiguousarray(rows.T, np.float32)
+
+
+def _by_channel(codes: Codes, scales: list[Floats]) -> BlockCodes:
+    """Codes (K, M) and the scales of each block as (M, K) and (M, blocks)."""
+    by_block = np.stack(scales)
+    return BlockCodes(
+        np.ascontiguousarray(codes.T),
+        np.ascontiguousarray(by_block.T),
+    )
+
+
+def inverse_factor(hessian: Square) -> Square:
+    """The upper triangle U with U^T U the inverse of a positive definite matrix: (K, K)."""
+    # of the matrix read from its end: H = R^T R with R lower, and the inverse of R is U
+    lower = np.linalg.cholesky(hessian[::-1, ::-1])
+    return inverse_lower(lower)[::-1, ::-1]
+
+
+def inverse_lower(lower: Square) -> Square:
+    """The inverse of a lower triangle, by halves: (K, K)."""
+    side = len(lower)
+    if side <= SMALL:
+        return np.linalg.inv(lower)
+    half = side // 2
+    first = inverse_lower(lower[:half, :half])
+    second = inverse_lower(lower[half:, half:])
+    inverse = np.zeros_like(lower)
+    inverse[:half, :half] = first
+    inverse[half:, half:] = second
+    inverse[half:, :half] = -(second @ (lower[half:, :half] @ first))
+    return inverse

@@ -1,0 +1,135 @@
+"""Weights brought onto the grids of blocks that `quant(blocked)` stores, each layer's outputs kept.
+
+Inputs are looked at in the float model: what earlier layers lose is not made up for.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from .._core.context import Context
+from .._core.edit import Edit
+from .._core.linear import LinearLayer
+from .._core.outcome import PassOutcome
+from .._quant.block_grids import BlockGrid, held_tops
+from .block_compensation import BlockCodes, compensated_in_blocks, nearest_in_blocks
+from .layers import Grams, PerChannel, Rows
+from .rounding import (
+    covariance,
+    damped,
+    decibels,
+    output_error,
+    output_shift,
+    rounding_outcome,
+)
+from .select import layers_to_round, moments_of
+
+
+def round_in_blocks(
+    model: ir.Model,
+    context: Context,
+    grid: BlockGrid,
+    samples: int,
+    damp: float,
+    include: tuple[str, ...],
+    exclude: tuple[str, ...],
+) -> PassOutcome:
+    """Store compensated codes for every layer; stats `layers`, `weights` and `gain_db`.
+
+    `damp`: share of its mean diagonal added to the diagonal of an input's second moments.
+    """
+    layers, declined = layers_to_round(
+        model,
+        lambda layer: _why_not(layer, grid),
+        include,
+        exclude,
+    )
+    edit = Edit(model)
+    weights = 0
+    gains: list[float] = []
+    moments = moments_of(
+        model,
+        context,
+        layers,
+        "gram",
+        samples,
+        declined,
+    )
+    for layer, gram in moments:
+        rows = layer.rows()
+        bias = layer.bias_row()
+        hessian, mean = _moments_for(bias, gram)
+        found = compensated_in_blocks(rows, damped(hessian, damp)[0], grid)
+        difference = _values(found, grid) - rows
+        shift = -output_shift(difference, mean)
+        gains.append(_gain_db(rows, difference, shift, gram, grid))
+        if shift.any():
+            layer.set_bias(bias + shift, edit)
+        layer.set_block_codes(found.codes, found.scales, grid.block)
+        weights += rows.size
+    return rounding_outcome(gains, weights, declined)
+
+
+def _why_not(layer: LinearLayer, grid: BlockGrid) -> str | None:
+    """Reason why a weight is not to be rounded in blocks; None if it is."""
+    if layer.node.op_type == "Conv":
+        return "a Conv has no weights in blocks"
+    rows = layer.rows()
+    if not np.isfinite(rows).all():
+        return "its weight holds NaN or infinity"
+    if _is_held(rows, grid):
+        return f"its weights are rounded to {grid.bits} bits already"
+    return None
+
+
+def _is_held(rows: Rows, grid: BlockGrid) -> bool:
+    """Return whether every block lies on a grid already."""
+    inputs = np.ascontiguousarray(rows.T, np.float32)
+    for start in range(0, len(inputs), grid.block):
+        block = inputs[start : start + grid.block]
+        largest_at = np.abs(block).argmax(0)
+        extreme = np.take_along_axis(block, largest_at[None], 0)[0]
+        tops = held_tops(block, extreme, grid.bits)
+        if (tops[extreme != 0] == 0).any():
+            return False
+    return True
+
+
+def _moments_for(
+    bias: PerChannel, gram: Grams
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Second moments (1, K, K) to compensate by, and the mean (1, K) that a bias takes.
+
+    A layer without a bias is not given one, which would take time: its mean counts as 0.
+    """
+    if bias.any():
+        return covariance(gram)
+    hessian = gram[:, :-1, :-1]
+    return hessian, np.zeros(hessian.shape[:2])
+
+
+def _values(found: BlockCodes, grid: BlockGrid) -> Rows:
+    """Weights that codes in blocks stand for: (M, K)."""
+    width = found.codes.shape[1]
+    factors = found.scales.repeat(grid.block, axis=1)[:, :width]
+    values: Rows = found.codes * factors.astype(np.float64)
+    return values
+
+
+def _gain_db(
+    rows: Rows,
+    difference: Rows,
+    shift: PerChannel,
+    gram: Grams,
+    grid: BlockGrid,
+) -> float:
+    """Decibels by which the output error lies below that of rounding to the nearest."""
+    # to be told, not to be used: half the digits take half the time
+    moments = gram.astype(np.float32)
+    nearest = _values(nearest_in_blocks(rows, grid), grid) - rows
+    unmoved = np.zeros_like(shift)
+    before = output_error(nearest.astype(np.float32), unmoved, moments)
+    after = output_error(difference.astype(np.float32), shift, moments)
+    return decibels(before, after)
