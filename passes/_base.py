@@ -13,6 +13,7 @@ from ._core.context import (
     NullContext,
     RangeMethod,
     Resumes,
+    Streams,
     Trains,
 )
 from ._core.contract import Pass

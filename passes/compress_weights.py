@@ -32,7 +32,7 @@ from ._core.patterns import (
 from ._core.tables import tables_of
 from ._core.weight_axes import NoAxisError, input_axis
 from ._core.weights import Weight, weights_of
-from ._quant.blocked import DTYPES, LEVELS, best_scales
+from ._quant.block_grids import DTYPES, LEVELS, best_scales
 from ._quant.inserter import Inserter
 from ._quant.weights import (
     INT8_LEVELS,

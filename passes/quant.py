@@ -128,9 +128,11 @@ class Quant(Pass):
     `missed` (count of layers that it runs in float all the same), `offending_pairs` (count of
     weight pairs that may saturate on x86 CPUs without VNNI: 0 on targets that are to run on any
     CPU), `simplified`, `smoothed`, `rounded` (counts of what the passes changed that run inside:
-    exact rewrites, values whose channels were evened out, layers rounded by data), `outliers`
-    (count of layers whose weights alone are integers, for their input holds outliers), `tables`
-    (count of tables in 8 bits), `notes` (count of metadata entries and doc strings dropped).
+    exact rewrites, values whose channels were evened out, layers rounded by data),
+    `rounding_gain_db` (dB of output error below nearest rounding, mean over those layers),
+    `outliers` (count of layers whose weights alone are integers, for their input holds outliers),
+    `tables` (count of tables in 8 bits), `notes` (count of metadata entries and doc strings
+    dropped).
 
     Source: Jacob et al., Quantization and Training of Neural Networks for Efficient
     Integer-Arithmetic-Only Inference, CVPR 2018 (arXiv:1712.05877); binary: Rastegari et al.,
@@ -659,6 +661,7 @@ class Quant(Pass):
                 if graph_plan.choices[layer].bits == BLOCK_BITS:
                     by_grid.setdefault((BLOCK_BITS, self.block), []).append(layer)
         rounded = 0
+        gained = 0.0
         # one grid at a time: layers of a model may differ in bits
         for (bits, block), layers in by_grid.items():
             names = [glob.escape(layer.weight.name or "") for layer in layers]
@@ -673,11 +676,14 @@ class Quant(Pass):
             with context.progress(Gptq.name, 1):
                 found = rounding.run_on(model, context, grid_of)
             rounded += found.changed
+            gained += found.changed * float(found.stats["gain_db"])
             # it walks all layers, and says of the others that include does not name them
             labels = {layer.name for layer in layers}
             inner.add(Gptq.name, [d for d in found.declined if d.where in labels])
         if by_grid:
             outcome.stats["rounded"] = rounded
+        if rounded:
+            outcome.stats["rounding_gain_db"] = round(gained / rounded, 2)
 
     def _insert(
         self,

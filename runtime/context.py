@@ -222,22 +222,40 @@ class RunContext:
 
         Errors: UsageError without data.
         """
-        groups = {key: _group_of(request) for key, request in requests.items()}
-
-        def requests_of(stage: Stage, is_first: bool) -> dict[str, MomentRequest]:
-            return {
-                key: request
-                for key, request in requests.items()
-                if groups[key] in stage.groups
-            }
-
-        looks = _Looks(
-            "accumulate",
-            list(dict.fromkeys(groups.values())),
-            requests_of,
-            counts_samples=True,
-        )
+        looks = _looks_at(requests)
         return self._in_stages(looks, model, samples, read=("moments",))
+
+    def collect_in_parts(
+        self,
+        model: ir.Model,
+        requests: Mapping[str, MomentRequest],
+        sizes: Mapping[str, int],
+        most: int,
+        samples: int,
+    ) -> Iterator[dict[str, NDArray[np.float64]]]:
+        """Moments of one part of the model after the other, by the keys of their requests.
+
+        Errors: UsageError without data.
+        """
+        looks = _looks_at(requests)
+        kept: dict[Group, int] = {}
+        for key, request in requests.items():
+            group = _group_of(request)
+            kept[group] = kept.get(group, 0) + sizes[key]
+        within = min(most, stage_bytes(model) or most)
+        given: set[str] = set()
+        # before anything is given, and thus changed
+        stages = stages_of(model, looks.groups, within, kept)
+        try:
+            for found in self._each_stage(stages, looks, samples, ("moments",)):
+                given.update(found)
+                yield found
+        except RemoteError:
+            # as in _in_stages
+            for found in self._each_stage(
+                stages, looks, samples, ("moments",), whole=True
+            ):
+                yield {key: found[key] for key in found if key not in given}
 
     def after(
         self, model: ir.Model, tensors: Sequence[str], samples: int
@@ -345,9 +363,23 @@ class RunContext:
         whole: bool,
     ) -> dict[str, Any]:
         """Run the model once over the feeds; `whole`: no batch is cut."""
-        feeds = self._calibration_feeds()
         stages = stages_of(model, looks.groups, stage_bytes(model))
         found: dict[str, Any] = {}
+        for part in self._each_stage(stages, looks, samples, read, spin, whole):
+            found |= part
+        return found
+
+    def _each_stage(
+        self,
+        stages: Sequence[Stage],
+        looks: _Looks,
+        samples: int,
+        read: tuple[Any, ...],
+        spin: bool = True,
+        whole: bool = False,
+    ) -> Iterator[dict[str, Any]]:
+        """Run stage after stage over the feeds, and tell the statistics of each."""
+        feeds = self._calibration_feeds()
         with (
             scratch_folder() as folder,
             self.progress("calibrating", samples * len(stages)) as advance,
@@ -370,11 +402,11 @@ class RunContext:
                         advance(batch.samples)
                     function, *arguments = read
                     handle = session.handle()
-                    found |= self.worker.call(function, handle, *arguments)
+                    found = self.worker.call(function, handle, *arguments)
                 finally:
                     session.close()
                 waiting = store
-        return found
+                yield found
 
     def _looked(
         self,
@@ -410,6 +442,24 @@ class _Looks:
     groups: Sequence[Group]
     argument: Callable[[Stage, bool], Mapping[str, Any]]
     counts_samples: bool = False
+
+
+def _looks_at(requests: Mapping[str, MomentRequest]) -> _Looks:
+    groups = {key: _group_of(request) for key, request in requests.items()}
+
+    def requests_of(stage: Stage, is_first: bool) -> dict[str, MomentRequest]:
+        return {
+            key: request
+            for key, request in requests.items()
+            if groups[key] in stage.groups
+        }
+
+    return _Looks(
+        "accumulate",
+        list(dict.fromkeys(groups.values())),
+        requests_of,
+        counts_samples=True,
+    )
 
 
 def _group_of(request: MomentRequest) -> Group:

@@ -33,6 +33,9 @@ measured.
 Group = tuple[str, ...]
 """Names of tensors that are looked at together, in the same run."""
 
+NOTHING_KEPT: Mapping[Group, int] = {}
+"""For statistics that take no memory to speak of."""
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -83,20 +86,24 @@ def _container_limit() -> int | None:
 
 
 def stages_of(
-    model: ir.Model, groups: Sequence[Group], most: int | None
+    model: ir.Model,
+    groups: Sequence[Group],
+    most: int | None,
+    sizes: Mapping[Group, int] = NOTHING_KEPT,
 ) -> list[Stage]:
     """Cut a model into stages with at most `most` bytes of weights each, so far as it can be cut.
 
     The model is one stage where `most` is None or holds all of it. Cuts are where fewest tensors
     cross. Weights are shared with the model, nodes are not. `groups`: tensors to look at; the
-    stages end with the last of them.
+    stages end with the last of them. `sizes`: bytes of what is kept of each, which count as weights
+    do.
     """
     names = set(itertools.chain.from_iterable(groups))
     whole = [Stage(with_taps(model, names), tuple(groups))]
     if most is None:
         return whole
     lives = _Lives(model, groups)
-    cuts = _cuts(model, lives, most)
+    cuts = _cuts(model, lives, most, sizes)
     if not cuts:
         return whole
     edges = [0, *cuts, len(lives.nodes)]
@@ -186,13 +193,19 @@ def _can_wait(value: ir.Value) -> bool:
     return isinstance(value.type, ir.TensorType) and value.dtype is not None
 
 
-def _cuts(model: ir.Model, lives: _Lives, most: int) -> list[int]:
+def _cuts(
+    model: ir.Model, lives: _Lives, most: int, kept: Mapping[Group, int]
+) -> list[int]:
     """Numbers of the nodes that stages after the first begin with."""
-    sizes = [_weights_of(model, node) for node in lives.nodes]
+    sizes: list[dict[int | Group, int]] = []
+    for node in lives.nodes:
+        sizes.append({**_weights_of(model, node)})
+    for group, number in lives.groups.items():
+        sizes[number][group] = kept.get(group, 0)
     crossings = lives.crossings()
     last = max(lives.groups.values(), default=0)
     cuts: list[int] = []
-    held: set[int] = set()
+    held: set[int | Group] = set()
     totals: list[int] = []
     start = number = 0
     while number <= last:

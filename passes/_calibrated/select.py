@@ -5,14 +5,14 @@ Moments are collected a bounded number of bytes at a time.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Literal, Protocol, TypeVar
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from .._core.context import Context, MomentRequest
+from .._core.context import Context, MomentRequest, Streams
 from .._core.graph import all_nodes, label
 from .._core.linear import LinearLayer
 from .._core.ops import WEIGHTED_OPS, is_standard
@@ -23,9 +23,11 @@ from .grid import is_on_grid
 from .layers import LARGEST_WIDTH, Grams, fittable_layers
 
 HELD = 512 << 20
-"""Bytes of Gram matrices collected in one run of the model; larger models are run more often.
+"""Bytes of moments that are collected at once, as much as one layer of LARGEST_WIDTH needs."""
 
-As much as one layer of LARGEST_WIDTH needs.
+PART = 128 << 20
+"""Bytes of moments, and of the weights between, that are held at a time where all are more than
+HELD; chosen by hand.
 """
 
 FEWEST_BITS = 2
@@ -118,21 +120,20 @@ def moments_of(
 
     Shapes: mean (groups, K), gram (groups, K + 1, K + 1).
     """
-    fit = []
+    # layers that read one value ask for the same moment: it is collected once
+    readers: dict[MomentRequest, list[AnyLayer]] = {}
+    sizes: dict[MomentRequest, int] = {}
     for layer in layers:
         if kind == "gram" and layer.width > LARGEST_WIDTH:
             reason = f"its {layer.width} inputs are too many to fit"
             declined.append(Declined(label(layer.node), reason))
         else:
-            fit.append(layer)
-    for part in _parts(fit, kind):
-        keys = _keys(request for _, request in part)
-        # layers that read one value ask for the same moment: it is collected once
-        requests = {key: request for request, key in keys.items()}
-        found = context.collect(model, requests, samples)
-        for layer, request in part:
-            moment = found.get(keys[request])
-            reason = _unusable(moment)
+            request = layer.request(kind)
+            readers.setdefault(request, []).append(layer)
+            sizes[request] = _moment_bytes(layer, kind)
+    for request, moment in _collected(model, context, sizes, samples):
+        reason = _unusable(moment)
+        for layer in readers[request]:
             if moment is None or reason:
                 where = label(layer.node)
                 declined.append(Declined(where, f"{reason} on the calibration data"))
@@ -143,12 +144,59 @@ def moments_of(
                 yield layer, moment
 
 
-def _keys(requests: Iterable[MomentRequest]) -> dict[MomentRequest, str]:
-    """A key for each request that differs from those before it."""
-    keys: dict[MomentRequest, str] = {}
-    for request in requests:
-        keys.setdefault(request, str(len(keys)))
-    return keys
+def _collected(
+    model: ir.Model,
+    context: Context,
+    sizes: dict[MomentRequest, int],
+    samples: int,
+) -> Iterator[tuple[MomentRequest, NDArray[np.float64] | None]]:
+    """Each request with its moment, None where its tensor was never computed.
+
+    `sizes`: bytes of each moment. Few are held at a time where all would take much memory.
+    """
+    requests = {str(number): request for number, request in enumerate(sizes)}
+    by_key = {key: sizes[request] for key, request in requests.items()}
+    waiting = dict(requests)
+    for found in _parts(model, context, requests, by_key, samples):
+        for key in [key for key in waiting if key in found]:
+            yield waiting.pop(key), found.pop(key)
+    for request in waiting.values():
+        yield request, None
+
+
+def _parts(
+    model: ir.Model,
+    context: Context,
+    requests: dict[str, MomentRequest],
+    sizes: dict[str, int],
+    samples: int,
+) -> Iterator[dict[str, NDArray[np.float64]]]:
+    """Moments by the key of their request, all together or part by part."""
+    if sum(sizes.values()) <= HELD:
+        if requests:
+            yield context.collect(model, requests, samples)
+    elif isinstance(context, Streams):
+        yield from context.collect_in_parts(model, requests, sizes, PART, samples)
+    else:
+        # another run of the model for each part
+        for keys in _runs(sizes):
+            part = {key: requests[key] for key in keys}
+            yield context.collect(model, part, samples)
+
+
+def _runs(sizes: dict[str, int]) -> Iterator[list[str]]:
+    """Keys in their order, as many together as fit into HELD bytes."""
+    keys: list[str] = []
+    held = 0
+    for key, size in sizes.items():
+        if keys and held + size > HELD:
+            yield keys
+            keys = []
+            held = 0
+        keys.append(key)
+        held += size
+    if keys:
+        yield keys
 
 
 def _unusable(moment: NDArray[np.float64] | None) -> str:
@@ -158,31 +206,6 @@ def _unusable(moment: NDArray[np.float64] | None) -> str:
     if not np.isfinite(moment).all():
         return "the squares of its inputs overflow"
     return ""
-
-
-def _parts(
-    layers: list[AnyLayer], kind: Kind
-) -> Iterator[list[tuple[AnyLayer, MomentRequest]]]:
-    """Runs of layers whose moments fit into HELD bytes together."""
-    part: list[tuple[AnyLayer, MomentRequest]] = []
-    held = 0
-    seen = set[MomentRequest]()
-    for layer in layers:
-        request = layer.request(kind)
-        size = _moment_bytes(layer, kind)
-        added = 0 if request in seen else size
-        if part and held + added > HELD:
-            yield part
-            # another run of the model: what the last one found is not kept
-            part = []
-            seen = set()
-            held = 0
-            added = size
-        part.append((layer, request))
-        seen.add(request)
-        held += added
-    if part:
-        yield part
 
 
 def _moment_bytes(layer: Observed, kind: Kind) -> int:

@@ -220,6 +220,27 @@ class Observes(Protocol):
         ...
 
 
+@typing.runtime_checkable
+class Streams(Protocol):
+    """A context that gives moments while it goes through a model once, some layers after others."""
+
+    def collect_in_parts(
+        self,
+        model: ir.Model,
+        requests: Mapping[str, MomentRequest],
+        sizes: Mapping[str, int],
+        most: int,
+        samples: int,
+    ) -> Iterator[dict[str, NDArray[np.float64]]]:
+        """Moments as `collect` gives them, those of one part of the model at a time.
+
+        `sizes`: bytes of each moment; those of a part and its weights take at most `most` bytes, as
+        far as the model can be cut. The model may be changed meanwhile: what is measured is what it
+        was at first. Errors: UsageError without data.
+        """
+        ...
+
+
 class HeldBack(NamedTuple):
     """Contexts of most of the calibration samples and of the others, which are so many."""
 
