@@ -219,6 +219,37 @@ def test_what_branches_read_from_outside_is_carried(worker, monkeypatch, flag):
     assert_same(staged, whole)
 
 
+# part by part
+
+
+@pytest.mark.parametrize(("most", "parts"), [(10**6, 1), (3 * WEIGHT, 4), (1, 6)])
+def test_moments_of_parts_are_those_of_the_whole(worker, most, parts):
+    """Each part is given when it is known, of the model as it was before the first."""
+    model = model_of(RESIDUAL)
+    requests = {name: MomentRequest(name, "gram") for name in ("x", "s", "r2", "t")}
+    run = context(worker, data("x", "other"))
+    whole = run.collect(model, requests, 20)
+    sizes = dict.fromkeys(requests, 17 * 17 * 8)
+    given = []
+    for found in run.collect_in_parts(model, requests, sizes, most, 20):
+        for value in model.graph.initializers.values():
+            value.const_value = ir.Tensor(np.zeros((16, 16), np.float32))
+        given.append(found)
+    assert len(given) == parts
+    together = {key: moment for found in given for key, moment in found.items()}
+    assert len(together) == sum(map(len, given)) == len(whole)
+    for name, found in whole.items():
+        np.testing.assert_allclose(together[name], found, rtol=1e-6, atol=1e-6)
+
+
+def test_what_is_kept_counts_as_weights_do():
+    model = model_of(RESIDUAL)
+    groups = [("s",), ("h4",)]
+    kept = {("s",): WEIGHT, ("h4",): WEIGHT}
+    assert len(stages_of(model, groups, 4 * WEIGHT)) == 1
+    assert len(stages_of(model, groups, 4 * WEIGHT, kept)) == 2
+
+
 # settings and storage
 
 
