@@ -13,7 +13,6 @@ from ._core.context import (
     NullContext,
     RangeMethod,
     Resumes,
-    Streams,
     Trains,
 )
 from ._core.contract import Pass

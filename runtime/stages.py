@@ -197,9 +197,9 @@ def _cuts(
     model: ir.Model, lives: _Lives, most: int, kept: Mapping[Group, int]
 ) -> list[int]:
     """Numbers of the nodes that stages after the first begin with."""
-    sizes: list[dict[int | Group, int]] = []
-    for node in lives.nodes:
-        sizes.append({**_weights_of(model, node)})
+    sizes: list[dict[int | Group, int]] = [
+        dict(_weights_of(model, node).items()) for node in lives.nodes
+    ]
     for group, number in lives.groups.items():
         sizes[number][group] = kept.get(group, 0)
     crossings = lives.crossings()

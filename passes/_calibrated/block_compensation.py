@@ -49,8 +49,10 @@ def nearest_in_blocks(rows: Rows, grid: BlockGrid) -> BlockCodes:
     scales = []
     for start in range(0, len(inputs), grid.block):
         block = slice(start, start + grid.block)
-        scale = best_scales(inputs[block], grid.bits)
-        codes[block] = rounded(inputs[block] / scale, grid.bits)
+        part = inputs[block]
+        scale = best_scales(part, grid.bits)
+        in_steps = part / scale
+        codes[block] = rounded(in_steps, grid.bits)
         scales.append(scale)
     return _by_channel(codes, scales)
 
@@ -84,24 +86,27 @@ def compensated_in_blocks(rows: Rows, hessian: Square, grid: BlockGrid) -> Block
                 scales.append(best_scales(whole, grid.bits))
             scale = scales[-1]
             current = left[column]
-            chosen = rounded(current / scale, grid.bits)
+            in_steps = current / scale
+            chosen = rounded(in_steps, grid.bits)
             if has_zeros:
                 chosen[is_zero[column]] = 0
             codes[column] = chosen
-            errors[column] = (current - chosen * scale) / upper[column, column]
+            lost = current - chosen * scale
+            error = lost / upper[column, column]
+            errors[column] = error
             behind = slice(column + 1, stop)
-            left[behind] -= upper[column, behind, None] * errors[column]
+            factors = upper[column, behind]
+            left[behind] -= factors[:, None] * error
         # one product of matrices instead of an update for each input of the window
         inside = slice(start, stop)
-        left[stop:] -= upper[inside, stop:].T @ errors[inside]
+        factors = upper[inside, stop:]
+        left[stop:] -= factors.T @ errors[inside]
     found = _by_channel(codes, scales)
     fitted = fitted_scales(rows, found, hessian, grid.block)
     return BlockCodes(found.codes, fitted)
 
 
-def fitted_scales(
-    rows: Rows, found: BlockCodes, hessian: Square, block: int
-) -> Floats:
+def fitted_scales(rows: Rows, found: BlockCodes, hessian: Square, block: int) -> Floats:
     """The scales of least squared output error for codes that are given: (M, blocks).
 
     The normal equations of each channel: as many unknowns as it has blocks.
@@ -126,21 +131,30 @@ def _fitted_part(
 ) -> Floats:
     """The fitted scales of some channels."""
     codes = found.codes.astype(np.float32)
-    starts = np.arange(0, codes.shape[1], block)
+    width = codes.shape[1]
+    starts = np.arange(0, width, block)
     # (M, blocks): what each block's codes have in common with the weight
-    wanted = np.add.reduceat((rows @ moments) * codes, starts, axis=1)
-    shared = np.empty((len(codes), len(starts), len(starts)))
+    sought = rows @ moments
+    sought *= codes
+    wanted = np.add.reduceat(sought, starts, axis=1)
+    side = len(starts)
+    shape = (len(codes), side, side)
+    shared = np.empty(shape)
     for number, start in enumerate(starts):
         inside = slice(start, start + block)
         response = codes[:, inside] @ moments[inside]
-        shared[:, number] = np.add.reduceat(response * codes, starts, axis=1)
+        response *= codes
+        shared[:, number] = np.add.reduceat(response, starts, axis=1)
     diagonal = np.einsum("mbb->mb", shared)
     # a block of zeros has no equation: it keeps its scale
     is_zero = diagonal <= 0
-    diagonal += LEAST_SHARE * diagonal.mean(axis=1, keepdims=True)
+    means = diagonal.mean(axis=1, keepdims=True)
+    diagonal += LEAST_SHARE * means
     diagonal[is_zero] = 1.0
-    fitted = np.linalg.solve(shared, wanted[..., None].astype(np.float64))[..., 0]
-    return np.where(is_zero, found.scales, fitted).astype(np.float32)
+    columns = wanted[..., None].astype(np.float64)
+    fitted = np.linalg.solve(shared, columns)
+    fitted = fitted[..., 0].astype(np.float32)
+    return np.where(is_zero, found.scales, fitted)
 
 
 def _inputs_first(rows: Rows) -> Floats:
@@ -175,5 +189,6 @@ def inverse_lower(lower: Square) -> Square:
     inverse = np.zeros_like(lower)
     inverse[:half, :half] = first
     inverse[half:, half:] = second
-    inverse[half:, :half] = -(second @ (lower[half:, :half] @ first))
+    below = lower[half:, :half]
+    inverse[half:, :half] = -(second @ (below @ first))
     return inverse

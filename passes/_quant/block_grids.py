@@ -75,16 +75,21 @@ def best_scales(view: Floats, bits: int) -> Floats:
         error = total / np.float32(target * target)
         best = np.where(error < least, scale, best)
         least = np.minimum(error, least)
-    found = best[..., 0, :]
-    tops = held_tops(view, extreme[..., 0, :], bits)
+    found = np.asarray(best[..., 0, :])
+    largest = extreme[..., 0, :]
+    tops = held_tops(
+        view,
+        largest,
+        bits,
+    )
     is_held = tops != 0
-    held = extreme[..., 0, :][is_held] / tops[is_held]
+    held = largest[is_held] / tops[is_held]
     found[is_held] = _usable(held)
-    return np.asarray(found)
+    return found
 
 
 def held_tops(view: Floats, extreme: Floats, bits: int) -> Floats:
-    """What the largest weight of each block is on the grid that the block lies on already.
+    """The code of each block's largest weight on the grid that the block lies on already.
 
     0 where it lies on none. Shapes: view (..., block, columns), extreme (..., columns) -> (...,
     columns).
@@ -93,14 +98,16 @@ def held_tops(view: Floats, extreme: Floats, bits: int) -> Floats:
     by_block = np.moveaxis(view, -2, -1)
     is_open = np.abs(extreme) > _SMALLEST
     divisors = np.where(is_open, extreme, np.float32(1))
-    shares = by_block[..., :FEW] / divisors[..., None]
+    divisors = divisors[..., None]
+    few = by_block[..., :FEW] / divisors
     for top in HELD[bits]:
         # a few weights rule out nearly every block that was never rounded
-        candidates = is_open & _is_whole(shares * np.float32(top), bits)
+        factor = np.float32(top)
+        candidates = is_open & _is_whole(few * factor, bits)
         if not candidates.any():
             continue
-        whole = by_block[candidates] / divisors[candidates][:, None]
-        fits = _is_whole(whole * np.float32(top), bits)
+        whole = by_block[candidates] / divisors[candidates]
+        fits = _is_whole(whole * factor, bits)
         found = np.zeros_like(is_open)
         found[candidates] = fits
         tops[found] = top

@@ -42,6 +42,7 @@ BLOCKED_OPSET = 21
 MIN_BLOCK = 16
 """Least inputs of a block: the runtime has no kernel for fewer."""
 
+
 def why_not_blocked(case: LayerCase) -> str | None:
     """Reason why the weight of a layer has no blocked form, or None."""
     if case.bits not in DTYPES:
