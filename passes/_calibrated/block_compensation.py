@@ -142,9 +142,12 @@ def _fitted_part(
     shared = np.empty(shape)
     for number, start in enumerate(starts):
         inside = slice(start, start + block)
-        response = codes[:, inside] @ moments[inside]
-        response *= codes
-        shared[:, number] = np.add.reduceat(response, starts, axis=1)
+        response = codes[:, inside] @ moments[inside, start:]
+        response *= codes[:, start:]
+        # blocks before it have met it already
+        left = np.add.reduceat(response, starts[number:] - start, axis=1)
+        shared[:, number, number:] = left
+        shared[:, number:, number] = left
     diagonal = np.einsum("mbb->mb", shared)
     # a block of zeros has no equation: it keeps its scale
     is_zero = diagonal <= 0
