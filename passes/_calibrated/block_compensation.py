@@ -8,7 +8,7 @@ linear regression on the codes.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -181,7 +181,7 @@ def inverse_factor(hessian: Square) -> Square:
     return inverse_lower(lower)[::-1, ::-1]
 
 
-def inverse_lower(lower: Square) -> Square:
+def inverse_lower(lower: NDArray[Any]) -> Square:
     """The inverse of a lower triangle, by halves: (K, K)."""
     side = len(lower)
     if side <= SMALL:

@@ -118,7 +118,7 @@ def _values(found: BlockCodes, grid: BlockGrid) -> Rows:
     """Weights that codes in blocks stand for: (M, K)."""
     width = found.codes.shape[1]
     factors = found.scales.repeat(grid.block, axis=1)[:, :width]
-    values: Rows = found.codes * factors.astype(np.float64)
+    values: Rows = np.multiply(found.codes, factors, dtype=np.float64)
     return values
 
 

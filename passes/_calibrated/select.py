@@ -25,7 +25,7 @@ from .layers import LARGEST_WIDTH, Grams, fittable_layers
 HELD = 512 << 20
 """Bytes of moments that are collected at once, as much as one layer of LARGEST_WIDTH needs."""
 
-PART = 128 << 20
+PART = 64 << 20
 """Bytes of moments, and of the weights between, that are held at a time where all are more than
 HELD; chosen by hand.
 """

@@ -366,7 +366,8 @@ class LinearLayer:
             else:
                 factors = by_stored[numbers // block]
             product = np.multiply(view, factors, dtype=np.float32)
-            return product.reshape(-1)
+            flat_product: NDArray[Any] = product.reshape(-1)
+            return flat_product
 
         source = ir.Tensor(self.restored(codes), name=self.weight.name)
         tensor = DerivedTensor(

@@ -115,13 +115,13 @@ def held_tops(view: Floats, extreme: Floats, bits: int) -> Floats:
     return tops
 
 
-def _is_whole(steps: Floats, bits: int) -> NDArray[np.bool_]:
+def _is_whole(steps: NDArray[Any], bits: int) -> NDArray[np.bool_]:
     """Return whether all weights of a block are codes: (..., block) -> (...)."""
     distance = np.abs(steps - rounded(steps, bits))
     return np.asarray(distance.max(axis=-1) < ON_GRID)
 
 
-def rounded(scaled: Floats, bits: int) -> Floats:
+def rounded(scaled: NDArray[Any], bits: int) -> Floats:
     """The nearest codes of so many bits."""
     low, high = LEVELS[bits]
     codes = np.rint(scaled)
