@@ -26,7 +26,6 @@ from .rounding import (
 )
 from .select import layers_to_round, moments_of
 
-
 TOLD = 128
 """Channels of a layer from which its gain is told, at most."""
 
