@@ -102,7 +102,12 @@ def compensated_in_blocks(rows: Rows, hessian: Square, grid: BlockGrid) -> Block
         factors = upper[inside, stop:]
         left[stop:] -= factors.T @ errors[inside]
     found = _by_channel(codes, scales)
-    fitted = fitted_scales(rows, found, hessian, grid.block)
+    fitted = fitted_scales(
+        rows,
+        found,
+        hessian,
+        grid.block,
+    )
     return BlockCodes(found.codes, fitted)
 
 
@@ -117,9 +122,14 @@ def fitted_scales(rows: Rows, found: BlockCodes, hessian: Square, block: int) ->
     together = max(EQUATIONS // blocks**2, 1)
     for first in range(0, len(rows), together):
         part = slice(first, first + together)
+        own_rows = rows[part].astype(np.float32)
+        own = BlockCodes(
+            found.codes[part],
+            found.scales[part],
+        )
         fitted[part] = _fitted_part(
-            rows[part].astype(np.float32),
-            BlockCodes(found.codes[part], found.scales[part]),
+            own_rows,
+            own,
             moments,
             block,
         )
@@ -145,7 +155,12 @@ def _fitted_part(
         response = codes[:, inside] @ moments[inside, start:]
         response *= codes[:, start:]
         # blocks before it have met it already
-        left = np.add.reduceat(response, starts[number:] - start, axis=1)
+        from_here = starts[number:] - start
+        left = np.add.reduceat(
+            response,
+            from_here,
+            axis=1,
+        )
         shared[:, number, number:] = left
         shared[:, number:, number] = left
     diagonal = np.einsum("mbb->mb", shared)
@@ -187,8 +202,10 @@ def inverse_lower(lower: NDArray[Any]) -> Square:
     if side <= SMALL:
         return np.tril(np.linalg.inv(lower))
     half = side // 2
-    first = inverse_lower(lower[:half, :half])
-    second = inverse_lower(lower[half:, half:])
+    above = lower[:half, :half]
+    behind = lower[half:, half:]
+    first = inverse_lower(above)
+    second = inverse_lower(behind)
     inverse = np.zeros_like(lower)
     inverse[:half, :half] = first
     inverse[half:, half:] = second

@@ -64,13 +64,29 @@ def round_in_blocks(
         rows = layer.rows()
         bias = layer.bias_row()
         hessian, mean = _moments_for(bias, gram)
-        found = compensated_in_blocks(rows, damped(hessian, damp)[0], grid)
+        invertible = damped(hessian, damp)
+        found = compensated_in_blocks(
+            rows,
+            invertible[0],
+            grid,
+        )
         difference = _values(found, grid) - rows
         shift = -output_shift(difference, mean)
-        gains.append(_gain_db(rows, difference, shift, gram, grid))
+        gain = _gain_db(
+            rows,
+            difference,
+            shift,
+            gram,
+            grid,
+        )
+        gains.append(gain)
         if shift.any():
             layer.set_bias(bias + shift, edit)
-        layer.set_block_codes(found.codes, found.scales, grid.block)
+        layer.set_block_codes(
+            found.codes,
+            found.scales,
+            grid.block,
+        )
         weights += rows.size
     return rounding_outcome(gains, weights, declined)
 
@@ -92,10 +108,21 @@ def _is_held(rows: Rows, grid: BlockGrid) -> bool:
     inputs = np.ascontiguousarray(rows.T, np.float32)
     for start in range(0, len(inputs), grid.block):
         block = inputs[start : start + grid.block]
-        largest_at = np.abs(block).argmax(0)
-        extreme = np.take_along_axis(block, largest_at[None], 0)[0]
-        tops = held_tops(block, extreme, grid.bits)
-        if (tops[extreme != 0] == 0).any():
+        magnitudes = np.abs(block)
+        largest_at = magnitudes.argmax(0)
+        extreme = np.take_along_axis(
+            block,
+            largest_at[None],
+            axis=0,
+        )
+        tops = held_tops(
+            block,
+            extreme[0],
+            grid.bits,
+        )
+        # zeros lie on every grid
+        is_free = (tops == 0) & (extreme[0] != 0)
+        if is_free.any():
             return False
     return True
 
@@ -135,8 +162,17 @@ def _gain_db(
     difference = difference[some]
     shift = shift[some]
     moments = gram.astype(np.float32)
-    nearest = _values(nearest_in_blocks(rows, grid), grid) - rows
+    nearest = nearest_in_blocks(rows, grid)
+    lost = _values(nearest, grid) - rows
     unmoved = np.zeros_like(shift)
-    before = output_error(nearest.astype(np.float32), unmoved, moments)
-    after = output_error(difference.astype(np.float32), shift, moments)
+    before = output_error(
+        lost.astype(np.float32),
+        unmoved,
+        moments,
+    )
+    after = output_error(
+        difference.astype(np.float32),
+        shift,
+        moments,
+    )
     return decibels(before, after)

@@ -157,9 +157,18 @@ def _collected(
     requests = {str(number): request for number, request in enumerate(sizes)}
     by_key = {key: sizes[request] for key, request in requests.items()}
     waiting = dict(requests)
-    for found in _parts(model, context, requests, by_key, samples):
-        for key in [key for key in waiting if key in found]:
-            yield waiting.pop(key), found.pop(key)
+    parts = _parts(
+        model,
+        context,
+        requests,
+        by_key,
+        samples,
+    )
+    for found in parts:
+        known = [key for key in waiting if key in found]
+        for key in known:
+            request = waiting.pop(key)
+            yield request, found.pop(key)
     for request in waiting.values():
         yield request, None
 
@@ -176,7 +185,13 @@ def _parts(
         if requests:
             yield context.collect(model, requests, samples)
     elif isinstance(context, Streams):
-        yield from context.collect_in_parts(model, requests, sizes, PART, samples)
+        yield from context.collect_in_parts(
+            model,
+            requests,
+            sizes,
+            PART,
+            samples,
+        )
     else:
         # another run of the model for each part
         for keys in _runs(sizes):
