@@ -127,7 +127,11 @@ def rule_table(positive: frozenset[str]) -> dict[str, list[Rule]]:
         "Dropout": [arithmetic.dropout],
         "Add": [shape.shape_constant, arithmetic.neutral(0, (0, 1))],
         "Sub": [shape.shape_constant, arithmetic.neutral(0, (1,))],
-        "Mul": [shape.shape_constant, arithmetic.neutral(1, (0, 1))],
+        "Mul": [
+            shape.shape_constant,
+            arithmetic.neutral(1, (0, 1)),
+            arithmetic.by_reciprocal,
+        ],
         "Div": [shape.shape_constant, arithmetic.neutral(1, (1,))],
         "Pow": [arithmetic.neutral(1, (1,))],
         "And": [arithmetic.neutral(1, (0, 1))],
@@ -144,12 +148,13 @@ def rule_table(positive: frozenset[str]) -> dict[str, list[Rule]]:
         "Reshape": [
             shape.shape_constant,
             shape.reshape_same,
+            shape.reshape_transposed,
             shape.reshape_target(positive),
             shape.reshape_view,
         ],
         "Flatten": [shape.flatten],
         "Slice": [shape.shape_constant, shape.slice_all, shape.slice_slice],
-        "Expand": [shape.expand_same],
+        "Expand": [shape.expand_same, shape.expand_target],
         "Tile": [shape.tile_once],
         **{
             op: [shape.shape_constant, shape.squeeze_pair, merge]

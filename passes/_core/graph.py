@@ -10,7 +10,7 @@ import onnx_ir as ir
 from .infer import infer_types, is_invented
 from .layer_names import layer_name
 from .ops import is_standard
-from .tabular import ML
+from .stand_ins import is_inferred
 
 
 def graphs_of(model: ir.Model) -> Iterator[ir.Graph]:
@@ -171,9 +171,9 @@ def refresh_shapes(model: ir.Model) -> bool:
     """Forget every inferred shape and infer anew (stale `value_info` survives inference otherwise).
 
     Declared shapes and types of graph inputs and outputs stay, except those of what a Loop carries
-    (it may change shape from turn to turn); so do those of nodes of other domains than
-    ONNX's own. An output without a type gets the inferred one. Where inference finds nothing the
-    former type is kept. Returns whether inference succeeded.
+    (it may change shape from turn to turn); so do those of operators that nothing is known of.
+    An output without a type gets the inferred one. Where inference finds nothing the former type is
+    kept. Returns whether inference succeeded.
     """
     outputs: set[int] = set()
     for graph in all_graphs(model):
@@ -182,7 +182,7 @@ def refresh_shapes(model: ir.Model) -> bool:
     declared = [(value, value.type, _copied(value.shape)) for value in ports]
     former: list[tuple[ir.Value, ir.TypeProtocol | None]] = []
     for node in all_nodes(model):
-        if not is_standard(node) and node.domain != ML:
+        if not is_standard(node) and not is_inferred(node):
             continue
         if is_standard(node, "Loop"):
             body = node.attributes["body"].as_graph()

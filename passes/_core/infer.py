@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import onnx
 import onnx_ir as ir
 
-from .tabular import ML, stand_in
+from .stand_ins import stand_ins
 
 SMALL = 1024
 """Bytes up to which a tensor is shown to onnx: it reads axes, shapes and scales, never weights."""
@@ -46,13 +46,13 @@ def infer_types(model: ir.Model, data_prop: bool) -> bool:
     # weights of subgraphs, and those that callers may override, are still there
     if proto.ByteSize() >= PROTOBUF_LIMIT:
         return False
-    if ML in model.opset_imports:
-        nodes = [stand_in(node) for node in proto.graph.node]
-        del proto.graph.node[:]
-        proto.graph.node.extend(nodes)
+    _stand_in(model, proto)
     try:
         proto = onnx.shape_inference.infer_shapes(
-            proto, check_type=False, strict_mode=False, data_prop=data_prop
+            proto,
+            check_type=False,
+            strict_mode=False,
+            data_prop=data_prop,
         )
     except FAILURES:
         return False
@@ -65,6 +65,28 @@ def infer_types(model: ir.Model, data_prop: bool) -> bool:
     return True
 
 
+def _stand_in(model: ir.Model, proto: onnx.ModelProto) -> None:
+    """Put nodes of which onnx infers more in the place of others of the main graph."""
+    opset = model.opset_imports.get("", 1)
+    nodes: list[onnx.NodeProto] = []
+    is_changed = False
+    for node, own in zip(
+        model.graph,
+        proto.graph.node,
+        strict=True,
+    ):
+        others = stand_ins(
+            node,
+            own,
+            opset,
+        )
+        is_changed |= others[0] is not own
+        nodes.extend(others)
+    if is_changed:
+        del proto.graph.node[:]
+        proto.graph.node.extend(nodes)
+
+
 def _pairs(
     graph: ir.Graph, proto: onnx.GraphProto
 ) -> Iterator[tuple[ir.Graph, onnx.GraphProto]]:
@@ -73,24 +95,40 @@ def _pairs(
     while waiting:
         ours, theirs = waiting.pop()
         yield ours, theirs
-        for node, other in zip(ours, theirs.node, strict=True):
-            # most hold none, and there are many
-            if node.attributes:
-                waiting.extend(_inner_pairs(node, other))
+        # nodes that stand in for others hold no graphs, and those with graphs keep their order
+        holders = [node for node in ours if _holds_graphs(node)]
+        others = [node for node in theirs.node if _holds_inner(node)]
+        for node, other in zip(
+            holders,
+            others,
+            strict=True,
+        ):
+            waiting.extend(_inner_pairs(node, other))
+
+
+def _holds_graphs(node: ir.Node) -> bool:
+    kinds = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
+    return any(each.type in kinds for each in node.attributes.values())
+
+
+def _holds_inner(proto: onnx.NodeProto) -> bool:
+    kinds = (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS)
+    return any(each.type in kinds for each in proto.attribute)
 
 
 def _inner_pairs(
     node: ir.Node, proto: onnx.NodeProto
 ) -> Iterator[tuple[ir.Graph, onnx.GraphProto]]:
     for attribute in proto.attribute:
-        # a node that stands in for another has attributes of its own, but no graphs
-        ours = node.attributes.get(attribute.name)
-        if ours is None:
-            continue
+        ours = node.attributes[attribute.name]
         if attribute.type == onnx.AttributeProto.GRAPH:
             yield ours.as_graph(), attribute.g
         elif attribute.type == onnx.AttributeProto.GRAPHS:
-            yield from zip(ours.as_graphs(), attribute.graphs, strict=True)
+            yield from zip(
+                ours.as_graphs(),
+                attribute.graphs,
+                strict=True,
+            )
 
 
 def _declarations(graph: onnx.GraphProto) -> Iterator[onnx.ValueInfoProto]:

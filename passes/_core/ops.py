@@ -192,6 +192,8 @@ QUANT_OPS = frozenset(
         "QLinearConcat",
         "QLinearGlobalAveragePool",
         "MatMulNBits",
+        "GatherBlockQuantized",
+        "QAttention",
         "DynamicQuantizeMatMul",
         "MatMulIntegerToFloat",
     }

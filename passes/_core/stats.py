@@ -249,6 +249,32 @@ def _recurrent(node: ir.Node) -> int:
     return prod(steps_and_batch) * weights
 
 
+def _attention(node: ir.Node) -> int:
+    """Products of queries with keys (.., T, d), and of the weights with values, as many as keys."""
+    if node.domain == MICROSOFT:
+        return _packed_attention(node)
+    length = _dims(node.inputs[1])[-2]
+    elements = _size(node.inputs[0]) + _size(node.outputs[0])
+    return elements * length
+
+
+def _packed_attention(node: ir.Node) -> int:
+    """Input (N, L, C) times a weight (C, 3*h*d), then attention of L positions."""
+    _, length, _ = _dims(node.inputs[0])
+    *_, columns = _dims(node.inputs[1])
+    rows = _size(node.inputs[0])
+    return rows * columns + 2 * _size(node.outputs[0]) * length
+
+
+def _heads_attention(node: ir.Node) -> int:
+    """Attention of separate queries and keys, or of all three on one axis (N, L, width)."""
+    if len(node.inputs) > 1 and node.inputs[1] is not None:
+        length = _dims(node.inputs[1])[-2]
+    else:
+        length = _dims(node.inputs[0])[1]
+    return 2 * _size(node.outputs[0]) * length
+
+
 def _held(*attributes: str) -> Callable[[ir.Node], int]:
     """Samples times the factors that an operator of ai.onnx.ml holds in these attributes."""
 
@@ -278,6 +304,9 @@ _MACS: dict[str, Callable[[ir.Node], int]] = {
     "DynamicQuantizeMatMul": _matmul,
     "MatMulNBits": _matmul,
     "QLinearMatMul": _matmul,
+    "Attention": _attention,
+    "MultiHeadAttention": _heads_attention,
+    "GroupQueryAttention": _heads_attention,
     **dict.fromkeys(RECURRENT, _recurrent),
     **dict.fromkeys(("LinearClassifier", "LinearRegressor"), _held("coefficients")),
     # a product with every support vector, then one of the results with the coefficients

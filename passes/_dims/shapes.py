@@ -59,7 +59,11 @@ def as_first(node: ir.Node, inputs: Shapes) -> list[Shape | None]:
     return [at(inputs, 0)]
 
 
-@shaper("SkipLayerNormalization", "SkipSimplifiedLayerNormalization", domain=MICROSOFT)
+@shaper(
+    "SkipLayerNormalization",
+    "SkipSimplifiedLayerNormalization",
+    domain=MICROSOFT,
+)
 def skip_norm(node: ir.Node, inputs: Shapes) -> list[Shape | None]:
     """The normalised sum; mean and deviation (N, L, 1); the sum."""
     data = at(inputs, 0)
@@ -69,7 +73,11 @@ def skip_norm(node: ir.Node, inputs: Shapes) -> list[Shape | None]:
     return [data, column, column, data]
 
 
-@shaper("FusedMatMul", "FusedMatMulActivation", domain=MICROSOFT)
+@shaper(
+    "FusedMatMul",
+    "FusedMatMulActivation",
+    domain=MICROSOFT,
+)
 def fused_matmul(node: ir.Node, inputs: Shapes) -> list[Shape | None]:
     """As MatMul, with the last two axes of either side swapped where asked."""
     left = at(inputs, 0)
@@ -124,3 +132,50 @@ def packed_attention(node: ir.Node, inputs: Shapes) -> list[Shape | None]:
     equal = [third] * 3
     sizes = node.attributes.get_ints("qkv_hidden_sizes", equal)
     return [(*data[:-1], sizes[2])]
+
+
+@shaper("GroupQueryAttention", domain=MICROSOFT)
+def grouped_attention(node: ir.Node, inputs: Shapes) -> list[Shape | None]:
+    """Queries (N, L, g*k*d) or all of queries, keys and values (N, L, (g+2)*k*d).
+
+    -> (N, L, g*k*d), and keys and values so far (N, k, P + L, d).
+    """
+    query = at(inputs, 0)
+    if query is None or len(query) != 3:
+        return []
+    batch, length, width = query
+    queries = node.attributes.get_int("num_heads", 1)
+    keys = node.attributes.get_int("kv_num_heads", 1)
+    is_packed = at(inputs, 1) is None
+    heads = queries + 2 * keys if is_packed else queries
+    size = width // heads
+    past = at(inputs, 3)
+    total = length if past is None else past[2] + length
+    cache = (batch, keys, total, size)
+    scores = (batch, queries, length, total)
+    return [(batch, length, queries * size), cache, cache, scores]
+
+
+@shaper("MatMulNBits", domain=MICROSOFT)
+def blocked_product(node: ir.Node, inputs: Shapes) -> list[Shape | None]:
+    """(..., K) -> (..., N)."""
+    data = at(inputs, 0)
+    if data is None:
+        return []
+    return [(*data[:-1], node.attributes.get_int("N", 0))]
+
+
+@shaper("GatherBlockQuantized", domain=MICROSOFT)
+def blocked_rows(node: ir.Node, inputs: Shapes) -> list[Shape | None]:
+    """As Gather of the table that the codes stand for: bytes hold several of them."""
+    table = at(inputs, 0)
+    indices = at(inputs, 1)
+    stored = node.inputs[0]
+    if table is None or indices is None or stored is None:
+        return []
+    is_bytes = stored.dtype == ir.DataType.UINT8
+    in_a_byte = 8 // node.attributes.get_int("bits", 4) if is_bytes else 1
+    axis = node.attributes.get_int("gather_axis", 0) % len(table)
+    columns = table[-1] * in_a_byte
+    unpacked = (*table[:-1], columns)
+    return [(*unpacked[:axis], *indices, *unpacked[axis + 1 :])]

@@ -326,6 +326,92 @@ def test_merges(name):
     assert ops_of(run_exact(RemoveIdentities(), f"g {signature} {body}")[0]) == expected
 
 
+SWAPPED = """
+g (float[batch, 3, seq, 4] x) => (float[a, b, c, d] y) <int64[1] rest = {{-1}}> {{
+    b = Shape <start = 0, end = 2> (x)
+    l = Shape <start = 2, end = 3> (x)
+    d = Shape <start = 3> (x)
+    inner = Concat <axis = 0> (rest, l, d)
+    outer = Concat <axis = 0> (b, {last})
+    m = Reshape (x, inner)
+    t = Transpose <perm = [0, 2, 1]> (m)
+    z = Reshape (t, outer)
+    y = Neg (z)
+}}"""
+
+
+def test_a_transpose_between_views_is_one_of_the_last_two_axes():
+    model, _ = run_exact(RemoveIdentities(), SWAPPED.format(last="d, l"))
+    assert ops_of(model) == ["Transpose", "Neg"]
+    assert list(model.graph[0].attributes["perm"].as_ints()) == [0, 1, 3, 2]
+
+
+def test_a_transpose_between_other_views_stays():
+    model, _ = run_exact(RemoveIdentities(), SWAPPED.format(last="l, d"))
+    assert "Reshape" in ops_of(model)
+
+
+@pytest.mark.parametrize(
+    ("target", "ops"),
+    [
+        ("n, k, l, k", ["Reshape", "Neg"]),
+        # a zero there is a size
+        ("n, k, l, k, zero", None),
+    ],
+)
+def test_a_target_that_takes_zeros_as_sizes(target, ops):
+    rank = "a, b, c, d, e" if ops is None else "a, b, c, d"
+    text = f"""
+    g (float[batch, seq, 4] x) => (float[{rank}] y)
+    <int64[1] k = {{2}}, int64[1] zero = {{0}}> {{
+        n = Shape <start = 0, end = 1> (x)
+        l = Shape <start = 1, end = 2> (x)
+        s = Concat <axis = 0> ({target})
+        z = Reshape <allowzero = 1> (x, s)
+        y = Neg (z)
+    }}"""
+    if ops is None:
+        model = model_of(text)
+        RemoveIdentities().run(model, NullContext())
+        assert "Concat" in ops_of(model)
+        return
+    model, _ = run_exact(RemoveIdentities(), text)
+    assert ops_of(model) == ops
+    assert model.graph[0].inputs[1].const_value.numpy().tolist() == [0, 2, -1, 2]
+    assert "allowzero" not in model.graph[0].attributes
+
+
+def test_a_computed_target_of_expand_has_ones_for_what_stays():
+    text = """
+    g (float[batch, 3, 1, seq] x) => (float[batch, 3, 2, seq] y) <int64[2] k = {3, 2}> {
+        n = Shape <start = 0, end = 1> (x)
+        l = Shape <start = 3> (x)
+        s = Concat <axis = 0> (n, k, l)
+        z = Expand (x, s)
+        y = Neg (z)
+    }"""
+    model, _ = run_exact(RemoveIdentities(), text)
+    assert ops_of(model) == ["Expand", "Neg"]
+    assert model.graph[0].inputs[1].const_value.numpy().tolist() == [1, 1, 2, 1]
+
+
+@pytest.mark.parametrize(
+    ("body", "ops"),
+    [
+        ("i = Reciprocal (r) y = Mul (x, i)", ["Abs", "Sqrt", "Div"]),
+        ("i = Reciprocal (r) y = Mul (i, x)", ["Abs", "Sqrt", "Div"]),
+        # it is needed twice
+        (
+            "i = Reciprocal (r) p = Mul (i, x) y = Add (p, i)",
+            ["Abs", "Sqrt", "Reciprocal", "Mul", "Add"],
+        ),
+    ],
+)
+def test_a_product_with_the_reciprocal_of_a_root_is_a_quotient(body, ops):
+    text = f"g (float[2, 3] x) => (float[2, 3] y) {{ a = Abs (x) r = Sqrt (a) {body} }}"
+    assert ops_of(run_exact(RemoveIdentities(), text)[0]) == ops
+
+
 SPLIT_HEADS = """
 g (float[batch, seq, 12] x) => (float[b, s, h, d] y) <int64[1] heads = {3}, int64[1] rest = {4},
     int64 zero = {0},

@@ -72,6 +72,12 @@ def test_constants_count_before_they_are_lifted():
             9 * 2 * 16 * 7,
         ),
         ("(float[2] x) => (float[2] y)", "y = Neg (x)", 0),
+        # 3 x 5 scores of 4 products each, and as many for the result, for two heads
+        (
+            "(float[n, 3, 8] x, float[n, 5, 8] k) => (float[n, 3, 8] y)",
+            "y = com.microsoft.MultiHeadAttention <num_heads = 2> (x, k, k)",
+            2 * 2 * 3 * 5 * 4,
+        ),
         # 3 heads of every sample side by side: (n * 3, 4, 5) by (5, 6)
         (
             "(float[n, 3, 4, 5] x, float[5, 6] w) => (float[m, 4, 6] y)",

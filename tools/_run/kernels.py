@@ -42,6 +42,7 @@ INTEGER_KERNELS = QUANT_OPS - {
     "DequantizeLinear",
     "DynamicQuantizeLinear",
     "MatMulNBits",
+    "GatherBlockQuantized",
 }
 """Ops that are integer kernels as written: they saturate whether graphs are optimized or not."""
 

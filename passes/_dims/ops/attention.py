@@ -42,6 +42,11 @@ CACHE_SIZES = {
 
 ATTENDED = "attended over"
 
+KEYS_STAY = (
+    "it makes keys and values of heads that the cache, which the model reads and gives, holds: "
+    "only queries of each may go"
+)
+
 
 @dataclass(frozen=True)
 class Parts:
@@ -100,7 +105,11 @@ def attention(node: ir.Node, relations: Relations) -> None:
     relations.freeze_all(optional_input(node, 6), "sequence lengths")
     last = relations.rank(parts.query) - 1
     # scores sum over the head size of queries and keys
-    relations.mix(node, "contract", (0, last))
+    relations.mix(
+        node,
+        "contract",
+        (0, last),
+    )
 
 
 def _head_counts(node: ir.Node, relations: Relations) -> tuple[int, int]:
@@ -121,16 +130,19 @@ def _attend(
     queries, keys = heads
     packed = relations.rank(parts.query) == 3
     sizes: tuple[int, ...] = (keys, queries // keys)
-    # one key head cannot go, and a cached one stays: then as many queries of each go
-    head = QUERY_OF_HEAD if keys == 1 or parts.caches else KEY_HEAD
-    options: list[Factors] = [(head,)]
+    options: list[Factors] = [(_leaving_head(parts, keys),)]
     if packed:
         sizes += (
             relations.size(parts.key, -1) // keys,
             relations.size(parts.value, -1) // keys,
         )
         options.append((KEY_SIZE, VALUE_SIZE))
-    axes = _factored_axes(parts, packed, queries, relations)
+    axes = _factored_axes(
+        parts,
+        packed,
+        queries,
+        relations,
+    )
     relations.grouped(
         name_of(node),
         sizes,
@@ -141,9 +153,23 @@ def _attend(
     if not packed:
         for value in (parts.query, parts.key, parts.value, parts.result):
             relations.tag_heads(value, 1)
-        relations.same(parts.query, 3, parts.key, 3)
-        relations.same(parts.value, 3, parts.result, 3)
-    _relate_positions(parts, packed, relations)
+        relations.same(
+            parts.query,
+            3,
+            parts.key,
+            3,
+        )
+        relations.same(
+            parts.value,
+            3,
+            parts.result,
+            3,
+        )
+    _relate_positions(
+        parts,
+        packed,
+        relations,
+    )
 
 
 def _factored_axes(
@@ -170,7 +196,12 @@ def _factored_axes(
             yield (cache, 3), (size,)
         else:
             uncached = parts.key if size == KEY_SIZE else parts.value
-            relations.same(cache, 3, uncached, 3)
+            relations.same(
+                cache,
+                3,
+                uncached,
+                3,
+            )
     for other in parts.others:
         rank = relations.rank(other)
         # a mask may be the same for all heads
@@ -186,20 +217,62 @@ def _relate_positions(parts: Parts, packed: bool, relations: Relations) -> None:
     query = parts.query
     row = 1 if packed else 2
     for value in (parts.key, parts.value):
-        relations.same(value, 0, query, 0)
-        relations.freeze(value, row, ATTENDED)
-    relations.same(parts.result, 0, query, 0)
-    relations.same(parts.result, row, query, row)
+        relations.same(
+            value,
+            0,
+            query,
+            0,
+        )
+        relations.freeze(
+            value,
+            row,
+            ATTENDED,
+        )
+    relations.same(
+        parts.result,
+        0,
+        query,
+        0,
+    )
+    relations.same(
+        parts.result,
+        row,
+        query,
+        row,
+    )
     for cache in parts.caches.values():
-        relations.same(cache, 0, query, 0)
-        relations.freeze(cache, 2, ATTENDED)
+        relations.same(
+            cache,
+            0,
+            query,
+            0,
+        )
+        relations.freeze(
+            cache,
+            2,
+            ATTENDED,
+        )
     for other in parts.others:
         rank = relations.rank(other)
-        relations.freeze(other, -1, ATTENDED)
+        relations.freeze(
+            other,
+            -1,
+            ATTENDED,
+        )
         if rank > 1:
-            relations.same(other, -2, query, row)
+            relations.same(
+                other,
+                -2,
+                query,
+                row,
+            )
         if rank == 4:
-            relations.same(other, 0, query, 0)
+            relations.same(
+                other,
+                0,
+                query,
+                0,
+            )
 
 
 @update("Attention")
@@ -210,8 +283,20 @@ def fewer_heads(node: ir.Node, surgery: Surgery) -> None:
     size = surgery.before(query)[-1]
     if len(surgery.before(query)) == 3:
         size //= node.attributes.get_int("q_num_heads", 1)
-        _recount(node, "q_num_heads", query, size, surgery)
-        _recount(node, "kv_num_heads", key, size, surgery)
+        _recount(
+            node,
+            "q_num_heads",
+            query,
+            size,
+            surgery,
+        )
+        _recount(
+            node,
+            "kv_num_heads",
+            key,
+            size,
+            surgery,
+        )
     if surgery.narrowed(query, -1):
         _keep_scale(node, size)
 
@@ -223,7 +308,11 @@ def _recount(
     kept = surgery.kept(value, -1)
     if kept is not None:
         heads = np.unique(kept // size)
-        set_int(node, name, len(heads))
+        set_int(
+            node,
+            name,
+            len(heads),
+        )
 
 
 def _keep_scale(node: ir.Node, size: int) -> None:
@@ -278,7 +367,11 @@ def heads_attention(node: ir.Node, relations: Relations) -> None:
             )
             offset += len(slots)
         summed.append((3, 0))
-    relations.mix(node, "contract", *summed)
+    relations.mix(
+        node,
+        "contract",
+        *summed,
+    )
 
 
 @update("MultiHeadAttention", domain=MICROSOFT)
@@ -289,7 +382,179 @@ def fewer_separate_heads(node: ir.Node, surgery: Surgery) -> None:
     size = surgery.before(query)[-1] // heads
     if surgery.narrowed(query, -1):
         _keep_scale(node, size)
-    _recount(node, "num_heads", query, size, surgery)
+    _recount(
+        node,
+        "num_heads",
+        query,
+        size,
+        surgery,
+    )
+
+
+@rule("GroupQueryAttention", domain=MICROSOFT)
+def grouped_attention(node: ir.Node, relations: Relations) -> None:
+    """Q (N, L, g*k*d), K and V (N, L, k*d), or all three after each other in Q; caches
+    (N, k, P, d), angles of a rotation, scores to add.
+
+    Heads go, never head sizes: the kernel takes few of those.
+    """
+    outputs: list[ir.Value | None] = [*node.outputs, None, None, None]
+    caches = {
+        "past_key": optional_input(node, 3),
+        "past_value": optional_input(node, 4),
+        "present_key": outputs[1],
+        "present_value": outputs[2],
+    }
+    others = _present(
+        relations, {"bias": optional_input(node, 10), "scores": outputs[3]}
+    )
+    query = required_input(node, 0)
+    result = node.outputs[0]
+    parts = Parts(
+        query=query,
+        key=optional_input(node, 1) or query,
+        value=optional_input(node, 2) or query,
+        result=result,
+        others=list(others.values()),
+        caches=_present(relations, caches),
+    )
+    settings = (*node.inputs[5:10], *node.inputs[12:])
+    for value in settings:
+        relations.freeze_all(value, "it holds lengths, positions, angles or scales")
+    queries = node.attributes.get_int("num_heads", 1)
+    keys = node.attributes.get_int("kv_num_heads", 1)
+    size = relations.size(result, -1) // queries
+    sizes = (keys, queries // keys, size, size)
+    axes = list(
+        _factored_axes(
+            parts,
+            True,
+            queries,
+            relations,
+        )
+    )
+    if parts.key is query:
+        # all three lie on one axis: its slots are linked to those of the result
+        axes = [(axis, factors) for axis, factors in axes if axis[0] is not query]
+    sink = optional_input(node, 11)
+    if relations.rank(sink):
+        axes.append(((required_input(node, 11), 0), (KEY_HEAD, QUERY_OF_HEAD)))
+    head = _leaving_head(parts, keys)
+    relations.grouped(
+        name_of(node),
+        sizes,
+        axes=axes,
+        options=[(head,)],
+        heads=(KEY_HEAD, QUERY_OF_HEAD),
+    )
+    if parts.key is query:
+        _link_packed(
+            parts,
+            sizes[:3],
+            head,
+            relations,
+        )
+    _relate_positions(
+        parts,
+        True,
+        relations,
+    )
+    relations.mix(
+        node,
+        "contract",
+        (0, 2),
+    )
+
+
+def _leaving_head(parts: Parts, keys: int) -> int:
+    """Factor along which heads go.
+
+    One key head cannot go, and a cached one stays: then as many queries of each go.
+    """
+    return QUERY_OF_HEAD if keys == 1 or parts.caches else KEY_HEAD
+
+
+def _link_packed(
+    parts: Parts, sizes: tuple[int, int, int], head: int, relations: Relations
+) -> None:
+    """Relate queries, keys and values on one axis to the result's channels.
+
+    `sizes`: key heads, queries of each, head size.
+    """
+    result = relations.slots(parts.result, 2)
+    relations.link(
+        parts.query,
+        2,
+        result,
+        parts.result,
+        2,
+        result,
+    )
+    keys, _, size = sizes
+    of_one = np.arange(keys * size).reshape(
+        keys,
+        1,
+        size,
+    )
+    # every query of a key head goes with the key's own channels, and with the value's
+    of_queries = np.broadcast_to(of_one, sizes).reshape(-1)
+    for offset in (len(result), len(result) + keys * size):
+        if head == KEY_HEAD:
+            slots = offset + of_queries
+            relations.link(
+                parts.query,
+                2,
+                slots,
+                parts.result,
+                2,
+                result,
+            )
+        else:
+            slots = offset + np.arange(keys * size)
+            relations.freeze(
+                parts.query,
+                2,
+                KEYS_STAY,
+                slots,
+            )
+
+
+@update("GroupQueryAttention", domain=MICROSOFT)
+def fewer_grouped_heads(node: ir.Node, surgery: Surgery) -> None:
+    """Set the head counts of what stays."""
+    query = required_input(node, 0)
+    result = node.outputs[0]
+    queries = node.attributes.get_int("num_heads", 1)
+    keys = node.attributes.get_int("kv_num_heads", 1)
+    width = surgery.before(result)[-1]
+    size = width // queries
+    _recount(
+        node,
+        "num_heads",
+        result,
+        size,
+        surgery,
+    )
+    key = optional_input(node, 1)
+    if key is not None:
+        _recount(
+            node,
+            "kv_num_heads",
+            key,
+            size,
+            surgery,
+        )
+        return
+    kept = surgery.kept(query, 2)
+    if kept is not None:
+        # keys come behind the queries
+        heads = np.unique(kept // size) - queries
+        left = np.count_nonzero((heads >= 0) & (heads < keys))
+        set_int(
+            node,
+            "kv_num_heads",
+            int(left),
+        )
 
 
 # factors of the axes of an attention whose weight makes queries, keys and values together
@@ -311,9 +576,24 @@ def packed_attention(node: ir.Node, relations: Relations) -> None:
         )
         relations.freeze_node(node, reason)
         return
-    relations.same(data, 2, weight, 0)
-    relations.same(data, 0, result, 0)
-    relations.same(data, 1, result, 1)
+    relations.same(
+        data,
+        2,
+        weight,
+        0,
+    )
+    relations.same(
+        data,
+        0,
+        result,
+        0,
+    )
+    relations.same(
+        data,
+        1,
+        result,
+        1,
+    )
     for value in node.inputs[3:]:
         relations.freeze_all(value, "it is an attention mask")
     axes: list[tuple[Axis, Factors]] = [
@@ -338,7 +618,11 @@ def packed_attention(node: ir.Node, relations: Relations) -> None:
         options=options,
         heads=(HEAD,),
     )
-    relations.mix(node, "contract", *summed)
+    relations.mix(
+        node,
+        "contract",
+        *summed,
+    )
 
 
 def _is_plain(node: ir.Node, relations: Relations) -> bool:
@@ -366,7 +650,11 @@ def fewer_packed_heads(node: ir.Node, surgery: Surgery) -> None:
     size = width // node.attributes.get_int("num_heads", 1)
     _keep_scale(node, size)
     heads = len(np.unique(kept // size))
-    set_int(node, "num_heads", heads)
+    set_int(
+        node,
+        "num_heads",
+        heads,
+    )
     if "qkv_hidden_sizes" in node.attributes:
         sizes = [len(kept)] * 3
         node.attributes["qkv_hidden_sizes"] = ir.AttrInt64s("qkv_hidden_sizes", sizes)

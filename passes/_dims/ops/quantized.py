@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from ..._core.ops import MICROSOFT
 from ..relations import Relations, axis_attribute, required_input
 from ..table import rule
 from .elementwise import elementwise
@@ -80,3 +81,30 @@ def integer(node: ir.Node, relations: Relations) -> None:
     relations.freeze_node(
         node, f"{node.op_type} computes in integers: prune before you quantize"
     )
+
+
+@rule("MatMulNBits", domain=MICROSOFT)
+def blocked_product(node: ir.Node, relations: Relations) -> None:
+    """A (..., K) times a weight of few bits, (N, blocks, bytes) -> (..., N): both widths stay."""
+    data = required_input(node, 0)
+    result = node.outputs[0]
+    reason = (
+        f"{node.op_type} stores it in blocks of few bits: prune before you quantize"
+    )
+    for value in node.inputs[1:]:
+        relations.freeze_all(value, reason)
+    relations.freeze(data, -1, reason)
+    relations.freeze(result, -1, reason)
+    for axis in range(relations.rank(data) - 1):
+        relations.same(data, axis, result, axis)
+    last = relations.rank(data) - 1
+    relations.mix(node, "contract", (0, last))
+
+
+@rule("GatherBlockQuantized", domain=MICROSOFT)
+def blocked_rows(node: ir.Node, relations: Relations) -> None:
+    """A table of few bits stays whole; indices keep their axes in the result."""
+    reason = (
+        f"{node.op_type} stores it in blocks of few bits: prune before you quantize"
+    )
+    relations.freeze_node(node, reason)

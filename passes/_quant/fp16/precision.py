@@ -17,6 +17,7 @@ from ..._core.edit import is_constant
 from ..._core.graph import holds_graphs
 from ..._core.lazy import blocks
 from ..._core.ops import MOVES, QUANT_OPS, is_standard
+from .runtime_ops import TAKES_HALF
 
 LARGEST = 65504.0
 """Largest finite float16."""
@@ -53,13 +54,10 @@ SINGLE_OPS: dict[str, str] = {
     ),
     **dict.fromkeys(
         (
-            "LayerNormalization",
             "InstanceNormalization",
             "GroupNormalization",
-            "RMSNormalization",
             "MeanVarianceNormalization",
             "LpNormalization",
-            "SimplifiedLayerNormalization",
         ),
         "sums of squares may exceed the range of float16",
     ),
@@ -69,6 +67,9 @@ SINGLE_OPS: dict[str, str] = {
     **dict.fromkeys(QUANT_OPS, "it is quantized already"),
 }
 """Ops that stay float32 whatever their numbers, and why."""
+
+_STASHED = frozenset({"LayerNormalization", "RMSNormalization"})
+"""Normalisations that say in which type they sum squares: `stash_type`, float32 by default."""
 
 _SCATTERS = frozenset({"ScatterElements", "ScatterND"})
 """Ops that have a float16 kernel, which refuses their reductions as it runs."""
@@ -112,6 +113,12 @@ def is_float(value: ir.Value | None) -> bool:
 
 def half_operands(node: ir.Node, opset: int) -> HalfOperands | str:
     """The operands of a node that may be float16, or the reason why none may."""
+    single = TAKES_HALF.get((node.domain, node.op_type))
+    if single is not None:
+        return HalfOperands(
+            _floats_but(node.inputs, single.inputs),
+            _floats_but(node.outputs, single.outputs),
+        )
     if not is_standard(node):
         return f"nothing says that {node.domain}.{node.op_type} takes float16"
     if holds_graphs(node):
@@ -123,6 +130,11 @@ def half_operands(node: ir.Node, opset: int) -> HalfOperands | str:
         and node.attributes.get_string("reduction", "none") != "none"
     ):
         return "ONNX Runtime's CPU provider does not reduce float16 there"
+    if (
+        node.op_type in _STASHED
+        and node.attributes.get_int("stash_type", 1) != ir.DataType.FLOAT
+    ):
+        return "its sums of squares are not asked for in float32 (stash_type)"
     around = [value for value in (*node.inputs, *node.outputs) if value is not None]
     # a Cast that another run of this pass inserted
     is_mixed = any(value.dtype == ir.DataType.FLOAT16 for value in around)
@@ -131,7 +143,11 @@ def half_operands(node: ir.Node, opset: int) -> HalfOperands | str:
     if any(value.type is None for value in around):
         return "the types around it are unknown"
     try:
-        schema = onnx.defs.get_schema(node.op_type, opset, "")
+        schema = onnx.defs.get_schema(
+            node.op_type,
+            opset,
+            "",
+        )
     except onnx.defs.SchemaError:
         return f"{node.op_type} is unknown in opset {opset}"
     chooses = any(name in schema.attributes for name in _CHOSEN_TYPE)
@@ -139,11 +155,27 @@ def half_operands(node: ir.Node, opset: int) -> HalfOperands | str:
     if chooses or (node.op_type == "Cast" and opset < 6):
         return "an attribute fixes its type"
     allowed = {c.type_param_str: c.allowed_type_strs for c in schema.type_constraints}
-    inputs = _operands(node.inputs, schema.inputs, allowed)
-    outputs = _operands(node.outputs, schema.outputs, allowed)
+    inputs = _operands(
+        node.inputs,
+        schema.inputs,
+        allowed,
+    )
+    outputs = _operands(
+        node.outputs,
+        schema.outputs,
+        allowed,
+    )
     if inputs is None or outputs is None:
         return f"{node.op_type} has no float16 form in opset {opset}"
     return HalfOperands(inputs, outputs)
+
+
+def _floats_but(
+    values: Iterable[ir.Value | None], single: frozenset[int]
+) -> frozenset[int]:
+    """Indices of float32 values but for those that always are."""
+    floats = {index for index, value in enumerate(values) if is_float(value)}
+    return frozenset(floats - single)
 
 
 def _operands(

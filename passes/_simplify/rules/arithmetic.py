@@ -63,6 +63,20 @@ def neutral(element: float, sides: tuple[int, ...]) -> Callable[[ir.Node, Edit],
     return rule
 
 
+def by_reciprocal(node: ir.Node, edit: Edit) -> bool:
+    """X * (1 / Sqrt(y)) = x / Sqrt(y), as ONNX Runtime knows a normalisation."""
+    for index in (0, 1):
+        inverse = producer_of(node.inputs[index], "Reciprocal")
+        if inverse is None or not used_once(inverse.outputs[0]):
+            continue
+        if producer_of(inverse.inputs[0], "Sqrt") is None:
+            continue
+        inputs = [node.inputs[1 - index], inverse.inputs[0]]
+        quotient = edit.node_before(node, "Div", inputs)
+        return edit.bypass(node, quotient.outputs[0])
+    return False
+
+
 def _is_normalized(value: ir.Value) -> bool:
     """True for x / sqrt(...), and that times a scale."""
     node = producer_of(value, "Div", "Mul")

@@ -67,7 +67,11 @@ def transpose(node: ir.Node, edit: Edit) -> bool:
     first = _permutation(inner, len(perm))
     composed = [first[axis] for axis in perm]
     node.attributes["perm"] = ir.AttrInt64s("perm", composed)
-    edit.set_input(node, 0, inner.inputs[0])
+    edit.set_input(
+        node,
+        0,
+        inner.inputs[0],
+    )
     return True
 
 
@@ -92,7 +96,11 @@ def reshape_same(node: ir.Node, edit: Edit) -> bool:
         return False
     zero_copies = node.attributes.get_int("allowzero", 0) == 0
     others: list[Dim] = []
-    for wanted, dim in zip(target, dims, strict=True):
+    for wanted, dim in zip(
+        target,
+        dims,
+        strict=True,
+    ):
         is_same = wanted is not None and wanted == dim
         is_copied = wanted == 0 and zero_copies
         if not is_same and not is_copied:
@@ -112,7 +120,11 @@ def reshape_view(node: ir.Node, edit: Edit) -> bool:
     # a 0 would copy a dim of the inner result
     if target is None or 0 in target:
         return False
-    edit.set_input(node, 0, inner.inputs[0])
+    edit.set_input(
+        node,
+        0,
+        inner.inputs[0],
+    )
     return True
 
 
@@ -125,20 +137,33 @@ def reshape_target(positive: frozenset[str]) -> Callable[[ir.Node, Edit], bool]:
     def rule(node: ir.Node, edit: Edit) -> bool:
         if len(node.inputs) < 2:
             return False
-        if node.attributes.get_int("allowzero", 0):
-            return False
         if ints_of(node.inputs[1]) is not None:
             return False
         symbols = symbols_of(node.inputs[1], edit.found)
         if symbols is None or symbols.ndim != 1:
             return False
+        takes_zeros = bool(node.attributes.get_int("allowzero", 0))
+        if takes_zeros and 0 in symbols:
+            return False
         dims = named_dims(node.inputs[0]) or []
-        target = _materialized(list(symbols), dims, positive)
+        target = _materialized(
+            list(symbols),
+            dims,
+            positive,
+        )
         if target is None:
             return False
         if not isinstance(node.graph, ir.Graph):
             return False
-        _set_ints(node, 1, target, "shape", edit)
+        _set_ints(
+            node,
+            1,
+            target,
+            "shape",
+            edit,
+        )
+        # every 0 in the constant copies a dim
+        node.attributes.pop("allowzero", None)
         return True
 
     # counts of rules go by this name
@@ -175,6 +200,34 @@ def _positive(dim: Dim, positive: frozenset[str]) -> bool:
     if isinstance(dim, int):
         return dim > 0
     return dim in positive
+
+
+def reshape_transposed(node: ir.Node, edit: Edit) -> bool:
+    """Reshape(Transpose(Reshape(x, (B, L, d)), (0, 2, 1)), (*B, d, L)) swaps x's last two axes."""
+    swap = producer_of(node.inputs[0], "Transpose")
+    if swap is None or swap.attributes.get_ints("perm", ()) != (0, 2, 1):
+        return False
+    inner = producer_of(swap.inputs[0], "Reshape")
+    source = inner.inputs[0] if inner is not None else None
+    dims = dims_of(source)
+    if inner is None or source is None or dims is None or len(dims) < 3:
+        return False
+    *leading, rows, columns = dims
+    merged = dims_of(inner.outputs[0])
+    wanted = symbols_of(input_of(node, 1), edit.found)
+    if merged is None or None in dims or wanted is None:
+        return False
+    if merged[1:] != [rows, columns] or list(wanted) != [*leading, columns, rows]:
+        return False
+    last = len(dims) - 1
+    axes = [*range(last - 1), last, last - 1]
+    swapped = edit.node_before(
+        node,
+        "Transpose",
+        [source],
+        perm=axes,
+    )
+    return edit.bypass(node, swapped.outputs[0])
 
 
 def flatten(node: ir.Node, edit: Edit) -> bool:
@@ -232,7 +285,17 @@ def unsqueeze_unsqueeze(node: ir.Node, edit: Edit) -> bool:
     if inner is None or not used_once(inner.outputs[0]):
         return False
     # ONNX Runtime knows a mask of attention by its two Unsqueeze
-    if is_read_by(node, "Sub", "Mul", "Add") or is_read_by(node, "Cast", "Sub", "Mul"):
+    if is_read_by(
+        node,
+        "Sub",
+        "Mul",
+        "Add",
+    ) or is_read_by(
+        node,
+        "Cast",
+        "Sub",
+        "Mul",
+    ):
         return False
     inner_rank = _expanded_rank(inner)
     outer_rank = _expanded_rank(node)
@@ -243,7 +306,12 @@ def unsqueeze_unsqueeze(node: ir.Node, edit: Edit) -> bool:
     # the outer axes are final; the inner ones count among the places that the outer ones leave
     added = _places_without(second, first)
     merged = sorted([*second, *added])
-    return _set_axes(node, inner, merged, edit)
+    return _set_axes(
+        node,
+        inner,
+        merged,
+        edit,
+    )
 
 
 def squeeze_squeeze(node: ir.Node, edit: Edit) -> bool:
@@ -262,7 +330,12 @@ def squeeze_squeeze(node: ir.Node, edit: Edit) -> bool:
     # the inner axes are final; the outer ones count among the places that the inner ones leave
     added = _places_without(first, second)
     merged = sorted([*first, *added])
-    return _set_axes(node, inner, merged, edit)
+    return _set_axes(
+        node,
+        inner,
+        merged,
+        edit,
+    )
 
 
 def _places_without(taken: list[int], numbers: list[int]) -> list[int]:
@@ -277,10 +350,20 @@ def _set_axes(node: ir.Node, inner: ir.Node, axes: list[int], edit: Edit) -> boo
     if edit.opset < 13:
         node.attributes["axes"] = ir.AttrInt64s("axes", axes)
     elif isinstance(node.graph, ir.Graph):
-        _set_ints(node, 1, axes, "axes", edit)
+        _set_ints(
+            node,
+            1,
+            axes,
+            "axes",
+            edit,
+        )
     else:
         return False
-    edit.set_input(node, 0, inner.inputs[0])
+    edit.set_input(
+        node,
+        0,
+        inner.inputs[0],
+    )
     edit.remove(inner)
     return True
 
@@ -301,7 +384,11 @@ def _set_ints(
         np.array(numbers, kind),
         stem,
     )
-    edit.set_input(node, index, constant)
+    edit.set_input(
+        node,
+        index,
+        constant,
+    )
 
 
 def slice_all(node: ir.Node, edit: Edit) -> bool:
@@ -318,7 +405,11 @@ def slice_all(node: ir.Node, edit: Edit) -> bool:
         dim = None
         if axis >= -rank and axis < rank:
             dim = dims[axis]
-        if not _is_whole(start, end, dim):
+        if not _is_whole(
+            start,
+            end,
+            dim,
+        ):
             return False
     return edit.bypass(node, source)
 
@@ -354,9 +445,25 @@ def slice_slice(node: ir.Node, edit: Edit) -> bool:
         return False
     if set(inner_axes) & set(axes):
         return False
-    parts = [[*a, *b] for a, b in zip(first, second, strict=True)]
-    _merge_slices(node, inner, parts, edit)
-    edit.set_input(node, 0, inner.inputs[0])
+    parts = [
+        [*a, *b]
+        for a, b in zip(
+            first,
+            second,
+            strict=True,
+        )
+    ]
+    _merge_slices(
+        node,
+        inner,
+        parts,
+        edit,
+    )
+    edit.set_input(
+        node,
+        0,
+        inner.inputs[0],
+    )
     edit.remove(inner)
     return True
 
@@ -370,7 +477,11 @@ def _merge_slices(
     # all bounds of a Slice have one type
     kind = np.int32 if kinds == {ir.DataType.INT32} else np.int64
     if len(node.inputs) > 4:
-        edit.set_input(node, 4, None)
+        edit.set_input(
+            node,
+            4,
+            None,
+        )
         node.resize_inputs(4)
     for index, name in enumerate(("starts", "ends", "axes", "steps")):
         numbers = parts[index]
@@ -394,7 +505,11 @@ def concat_concat(node: ir.Node, edit: Edit) -> bool:
     rank = _first_rank(node)
     for value in node.inputs:
         inner = producer_of(value, "Concat")
-        if inner is not None and _can_merge(inner, node, rank):
+        if inner is not None and _can_merge(
+            inner,
+            node,
+            rank,
+        ):
             inputs.extend(inner.inputs)
             merged.append(inner)
         else:
@@ -403,7 +518,11 @@ def concat_concat(node: ir.Node, edit: Edit) -> bool:
         return False
     node.resize_inputs(len(inputs))
     for index, value in enumerate(inputs):
-        edit.set_input(node, index, value)
+        edit.set_input(
+            node,
+            index,
+            value,
+        )
     for inner in merged:
         edit.remove(inner)
     return True
@@ -445,10 +564,49 @@ def expand_same(node: ir.Node, edit: Edit) -> bool:
     if target.size > len(dims):
         return False
     # broadcasting aligns shapes at their ends
-    for wanted, dim in zip(target[::-1], dims[::-1], strict=False):
+    for wanted, dim in zip(
+        target[::-1],
+        dims[::-1],
+        strict=False,
+    ):
         if wanted is None or wanted not in (1, dim):
             return False
     return edit.bypass(node, source)
+
+
+def expand_target(node: ir.Node, edit: Edit) -> bool:
+    """A computed target of Expand is a constant with 1 for each dim that stays as it is."""
+    dims = named_dims(node.inputs[0])
+    target = symbols_of(node.inputs[1], edit.found)
+    if dims is None or target is None or target.ndim != 1:
+        return False
+    if target.size < len(dims) or ints_of(node.inputs[1]) is not None:
+        return False
+    # broadcasting aligns shapes at their ends
+    missing = target.size - len(dims)
+    own: list[Dim] = [*[1] * missing, *dims]
+    numbers: list[int] = []
+    for wanted, dim in zip(
+        target,
+        own,
+        strict=True,
+    ):
+        if wanted is None:
+            return False
+        number = 1 if wanted == dim else wanted
+        if not isinstance(number, int):
+            return False
+        numbers.append(number)
+    if not isinstance(node.graph, ir.Graph):
+        return False
+    _set_ints(
+        node,
+        1,
+        numbers,
+        "shape",
+        edit,
+    )
+    return True
 
 
 def unsqueeze_gather(node: ir.Node, edit: Edit) -> bool:
@@ -461,7 +619,11 @@ def unsqueeze_gather(node: ir.Node, edit: Edit) -> bool:
         return False
     # ONNX Runtime knows a Reshape whose target is constant but for such dims by these nodes
     is_dim = producer_of(inner.inputs[0], "Shape") is not None
-    if is_dim and is_read_by(node, "Concat", "Reshape"):
+    if is_dim and is_read_by(
+        node,
+        "Concat",
+        "Reshape",
+    ):
         return False
     index = array_of(inner.inputs[1])
     if index is None:
@@ -521,7 +683,11 @@ def reduce_nothing(node: ir.Node, edit: Edit) -> bool:
     """Sum, mean, product, maximum or minimum over axes of size 1, dims kept."""
     source = node.inputs[0]
     dims = static_dims(source)
-    axes = ints_given(node, "axes", 1)
+    axes = ints_given(
+        node,
+        "axes",
+        1,
+    )
     if source is None or dims is None or not axes:
         return False
     if not node.attributes.get_int("keepdims", 1):

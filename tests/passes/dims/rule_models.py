@@ -407,6 +407,86 @@ MODELS = {
             "v[1]": "abcd",
         },
     ),
+    "runtime's grouped queries": (
+        """
+        <ir_version: 10, opset_import: ["" : 21, "com.microsoft" : 1]>
+        g (float[N, 5, 3] x) => (float[N, 5, 3] y)
+        <float[3, 32] q, float[3, 16] k, float[3, 16] v, float[32, 3] o, int32[1] l = {4},
+            int32 t = {5}> {
+            n = Shape <end = 1> (x)
+            s = Expand (l, n)
+            a = MatMul (x, q)
+            b = MatMul (x, k)
+            c = MatMul (x, v)
+            d = com.microsoft.GroupQueryAttention <num_heads = 4, kv_num_heads = 2>
+                (a, b, c, , , s, t)
+            y = MatMul (d, o)
+        }""",
+        {
+            "q[1]": "a" * 16 + "b" * 16,
+            "k[1]": "a" * 8 + "b" * 8,
+            "v[1]": "a" * 8 + "b" * 8,
+            "o[0]": "a" * 16 + "b" * 16,
+        },
+    ),
+    "runtime's grouped queries on one axis": (
+        """
+        <ir_version: 10, opset_import: ["" : 21, "com.microsoft" : 1]>
+        g (float[N, 5, 3] x) => (float[N, 5, 3] y)
+        <float[3, 64] w, float[32, 3] o, int32[1] l = {4}, int32 t = {5}, float[1, 4, 5, 5] m> {
+            n = Shape <end = 1> (x)
+            s = Expand (l, n)
+            a = MatMul (x, w)
+            d = com.microsoft.GroupQueryAttention <num_heads = 4, kv_num_heads = 2>
+                (a, , , , , s, t, , , , m)
+            y = MatMul (d, o)
+        }""",
+        {
+            "w[1]": "a" * 16 + "b" * 16 + ("a" * 8 + "b" * 8) * 2,
+            "o[0]": "a" * 16 + "b" * 16,
+            "m[1]": "aabb",
+        },
+    ),
+    "runtime's queries of cached keys, on one axis": (
+        """
+        <ir_version: 10, opset_import: ["" : 21, "com.microsoft" : 1]>
+        g (float[N, 1, 3] x, float[N, 2, 4, 16] i, float[N, 2, 4, 16] j)
+            => (float[N, 1, 3] y, float[N, 2, 5, 16] p, float[N, 2, 5, 16] r)
+        <float[3, 128] w, float[64, 3] o, int32[1] l = {4}, int32 t = {5}, float[16, 8] c,
+            float[16, 8] z> {
+            n = Shape <end = 1> (x)
+            s = Expand (l, n)
+            a = MatMul (x, w)
+            d, p, r = com.microsoft.GroupQueryAttention
+                <num_heads = 4, kv_num_heads = 2, do_rotary = 1> (a, , , i, j, s, t, c, z)
+            y = MatMul (d, o)
+        }""",
+        {
+            "w[1]": ("a" * 16 + "b" * 16) * 2 + "." * 64,
+            "o[0]": ("a" * 16 + "b" * 16) * 2,
+        },
+    ),
+    "beside a product of few bits": (
+        """
+        <ir_version: 10, opset_import: ["" : 21, "com.microsoft" : 1]>
+        g (float[N, 3] x) => (float[N, 2] y)
+        <float[3, 4] u, float[4, 32] v, uint8[32, 1, 16] w, float[32, 1] s, float[32, 4] a,
+            float[4, 2] b> {
+            c = MatMul (x, u)
+            d = MatMul (c, v)
+            e = com.microsoft.MatMulNBits <K = 32, N = 32, bits = 4, block_size = 32> (d, w, s)
+            f = MatMul (e, a)
+            y = MatMul (f, b)
+        }""",
+        {
+            "u[1]": "abcd",
+            "v[0]": "abcd",
+            "v[1]": "." * 32,
+            "w[0]": "." * 32,
+            "a[0]": "." * 32,
+            "a[1]": "efgh",
+        },
+    ),
     "runtime's attention": (
         """
         <ir_version: 10, opset_import: ["" : 21, "com.microsoft" : 1]>

@@ -1,0 +1,150 @@
+"""Patterns of transformers into the operators that do the same in one kernel."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import onnx_ir as ir
+
+from ._base import Context, Declined, Effect, Option, Pass, PassOutcome
+from ._core.edit import Edit
+from ._core.graph import graphs_of, label, refresh_shapes
+from ._core.ops import MICROSOFT, is_standard
+from ._core.opset import OpsetRefused, raise_opset
+from ._core.rewrites import permit
+from ._fusions.attention import Found, attention
+from ._fusions.normalization import RootMeanSquare, root_mean_square
+from ._fusions.rotary import Rotation, rotation
+from ._fusions.shared import Shared
+from .remove_unused import RemoveUnused
+
+FORMS = {
+    "cpu": "runtime",
+    "cpu-vnni": "runtime",
+    "arm64": "runtime",
+    "cuda": "runtime",
+    "tensorrt": "standard",
+    "generic": "standard",
+}
+"""Form of attention by target: on CPUs ONNX Runtime's own is as fast or faster (measured).
+
+On cuda it was not measured.
+"""
+
+KINDS = ("attention", "rotary", "normalization")
+
+Match = Found | Rotation | RootMeanSquare
+
+
+@dataclass(frozen=True)
+class FuseAttention(Pass):
+    """Make one operator of each attention, rotary embedding and RMS normalisation.
+
+    Effect: exact. Raises the opset to 23 where the new operators need it. Finds what exporters
+    write of attention over heads: grouped queries (each key repeated by Expand and Reshape), masks
+    that are added or written over scores, a scale on queries, keys or scores; rotary embeddings by
+    halves of a head; RMS normalisations over the last axis. Run simplify first. Declines what is
+    nearly such a pattern, with what is in the way.
+
+    Shapes: unchanged.
+
+    Stats: `attention`, `rotary`, `normalization` (counts of new operators).
+
+    Source: follows from the definitions of the operators of opset 23.
+    """
+
+    name: ClassVar[str] = "fuse-attention"
+    effect: ClassVar[Effect] = "exact"
+    unit: ClassVar[str] = "operators"
+
+    form: Literal["auto", "standard", "runtime"] = Option(
+        "auto",
+        "Attention of opset 23, or ONNX Runtime's own MultiHeadAttention; auto: by the target.",
+    )
+
+    def run(self, model: ir.Model, context: Context) -> PassOutcome:
+        outcome = PassOutcome()
+        form = FORMS[context.target] if self.form == "auto" else self.form
+        sweep = _Sweep(
+            self.name,
+            model,
+            form == "standard",
+        )
+        opset = sweep.opset()
+        outcome.declined = sweep.declined
+        if opset is None:
+            return outcome
+        try:
+            raise_opset(model, opset)
+        except OpsetRefused as refused:
+            outcome.declined.append(Declined("opset", str(refused)))
+            return outcome
+        sweep.write()
+        outcome.declined = sweep.declined
+        if not sweep.standard and sweep.counts["attention"]:
+            model.opset_imports.setdefault(MICROSOFT, 1)
+        RemoveUnused().run_within(model, context)
+        refresh_shapes(model)
+        outcome.changed = sweep.counts.total()
+        outcome.stats = dict(sweep.counts)
+        return outcome
+
+
+class _Sweep:
+    """All patterns of a model, in the order of the graph, so that each is as earlier ones left it.
+
+    `counts`: operators by their kind. `declined`: a reason for each that is nearly one.
+    """
+
+    def __init__(self, pass_name: str, model: ir.Model, standard: bool) -> None:
+        self.pass_name = pass_name
+        self.model = model
+        self.standard = standard
+        self.counts = Counter(dict.fromkeys(KINDS, 0))
+        self.declined: list[Declined] = []
+
+    def opset(self) -> int | None:
+        """The opset that the new operators need; None where there are none."""
+        needed = [match.opset for _, match in self._matches()]
+        return max(needed, default=None)
+
+    def write(self) -> None:
+        """Write every pattern that the gate and the interface allow."""
+        shared = Shared(Edit(self.model))
+        for node, match in self._matches():
+            leave = permit(
+                self.pass_name,
+                match.kind,
+                node,
+            )
+            if leave is not None and match.write(node, shared):
+                leave.used()
+                self.counts[match.kind] += 1
+
+    def _matches(self) -> Iterator[tuple[ir.Node, Match]]:
+        self.declined = []
+        opset = self.model.opset_imports.get("", 1)
+        for graph in graphs_of(self.model):
+            # a list: nodes are added
+            for node in list(graph):
+                match = self._match(node, opset)
+                if isinstance(match, str):
+                    self.declined.append(Declined(label(node), match))
+                elif match is not None:
+                    yield node, match
+
+    def _match(self, node: ir.Node, opset: int) -> Match | str | None:
+        if is_standard(node, "MatMul"):
+            return attention(
+                node,
+                opset,
+                self.standard,
+            )
+        if is_standard(node, "Add"):
+            return rotation(node)
+        if is_standard(node, "Mul"):
+            return root_mean_square(node)
+        return None
