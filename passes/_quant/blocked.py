@@ -25,6 +25,7 @@ from .._core.graph import Names
 from .._core.lazy import DerivedTensor, blocks
 from .block_grids import DTYPES, best_scales, rounded
 from .engine import Counts, Insertion, LayerCase, StoredRows
+from .guards import insert_guard
 from .inserter import Inserter, turned
 from .layers import WEIGHT_INPUT, QuantLayer
 from .weights import (
@@ -82,7 +83,22 @@ def insert_blocked(insertion: Insertion, layers: list[QuantLayer]) -> Counts:
         )
         for key, count in found.items():
             counts[key] += count
+    if insertion.rules.guard_float:
+        _guard(insertion, layers)
     return counts
+
+
+def _guard(insertion: Insertion, layers: list[QuantLayer]) -> None:
+    """Part layers from the Relu or Clip behind them, with which the runtime fuses no MatMulNBits.
+
+    It takes them for a pair with QuantizeLinear, and looks no further (1.32.0).
+    """
+    inserter = Inserter(insertion.graph, insertion.names)
+    for layer in layers:
+        output = layer.node.outputs[0]
+        uses = list(output.uses())
+        if len(uses) == 1 and uses[0].node.op_type in ("Relu", "Clip"):
+            insert_guard(inserter, output)
 
 
 def insert_blocks(

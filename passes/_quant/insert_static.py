@@ -7,6 +7,7 @@ import onnx_ir as ir
 
 from .._core.targets import QuantRules
 from .engine import Counts, Insertion, LayerCase, needs_ranges
+from .guards import insert_guard
 from .inserter import Inserter
 from .layers import WEIGHT_INPUT, QuantLayer
 from .low_bit_activations import insert_low_bit
@@ -15,9 +16,6 @@ from .qparams import Parameters
 from .residual_input import IMAGE_RANK, insert_two_terms, two_term_weight
 from .weight_codes import Codes
 from .weights import Floats, quantize_bias, transposed, wide_enough
-
-FLOAT_LOWEST = np.float32(-3.4e38)
-"""Number that no float is below: Max with it changes nothing, and the runtime cannot know."""
 
 
 def why_not_static(case: LayerCase) -> str | None:
@@ -96,7 +94,7 @@ def insert_static(insertion: Insertion, layers: list[QuantLayer]) -> Counts:
             rules,
         )
     for value in guards:
-        _insert_guard(inserter, value)
+        insert_guard(inserter, value)
     pairs = len(dequantized) + len(placement.two_term) + len(calibration.low_bit)
     return {"layers": len(layers), "weights": weights, "pairs": pairs}
 
@@ -304,19 +302,3 @@ def _float_guards(graph: ir.Graph, placement: Placement) -> list[ir.Value]:
         if output in quantized:
             guarded.append(output)
     return guarded
-
-
-def _insert_guard(inserter: Inserter, value: ir.Value) -> None:
-    """Put a Max that changes nothing between a float layer and its quantization."""
-    lowest = inserter.constant("lowest", np.array(FLOAT_LOWEST))
-    guard = inserter.node(
-        "Max",
-        [value, lowest],
-        "guarded",
-        ir.DataType.FLOAT,
-        value.shape,
-    )
-    for use in list(value.uses()):
-        if use.node is not guard:
-            use.node.replace_input_with(use.idx, guard.outputs[0])
-    inserter.place_after(value, [guard])

@@ -7,10 +7,12 @@ import onnx
 import onnx_ir as ir
 import onnxruntime
 import pytest
+import quant_models
 from exactness import model_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx_opt import RefusedError
+from onnx_opt.passes._base import NullContext
 from onnx_opt.passes._core.graph import Names
 from onnx_opt.passes._core.lazy import DerivedTensor
 from onnx_opt.passes._core.targets import TARGETS
@@ -23,6 +25,7 @@ from onnx_opt.passes._quant.blocked import (
 )
 from onnx_opt.passes._quant.engine import LayerCase
 from onnx_opt.passes._quant.layers import find_layers
+from onnx_opt.passes.quant import Quant
 
 MATMUL = "m (float[n, {k}] x, float[{k}, {n}] w) => (float[n, {n}] y) {{ y = MatMul (x, w) }}"
 GEMM = (
@@ -228,6 +231,27 @@ def test_each_user_of_a_shared_weight_is_fused(tmp_path):
         "MatMulNBits",
         "MatMulNBits",
     ]
+
+
+@pytest.mark.needs("onnxruntime", "1.22", "older ones do not fuse it")
+@pytest.mark.parametrize("activation", ["Relu", "Clip"])
+def test_an_activation_behind_a_layer_does_not_part_it_from_its_kernel(
+    activation, tmp_path
+):
+    text = f"""
+    <ir_version: 10, opset_import: ["" : 21]>
+    m (float[n, 64] x) => (float[n, 64] y) {{
+        a = MatMul (x, w)
+        y = {activation} (a)
+    }}
+    """
+    model = quant_models.model_of(text, w=quant_models.normal(64, 64))
+    Quant("blocked").run(model, NullContext())
+    path = tmp_path / "optimized.onnx"
+    x = np.ones((2, 64), np.float32)
+    run(ir.to_proto(model), x, path=path)
+    nodes = onnx.load(path).graph.node
+    assert [node.op_type for node in nodes] == ["MatMulNBits", "Max", activation]
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
