@@ -10,14 +10,17 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from .channel_layout import Layout
 from .graph import all_nodes, input_of, label
 from .linear import LINEAR_OPS
 from .ops import is_standard
-from .saturation import LIMITED, KernelPairs, kernel_pairs, offending, map_rows
+from .saturation import LIMITED, KernelPairs, kernel_pairs, map_rows, offending
 
 
 @dataclass(frozen=True)

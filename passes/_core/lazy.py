@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import functools
 import io
+import itertools
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, MutableMapping
+from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, BinaryIO, TypeVar
 
@@ -32,6 +33,9 @@ KEPT = 1 << 24
 
 LARGE_BLOCK = 16 * BLOCK
 """Elements of a block from which blocks are computed one at a time, for the memory they take."""
+
+BATCH = 8 * BLOCK
+"""Elements that a thread computes at a time: to hand over results costs as much as a kernel."""
 
 THREADS = min(max(os.cpu_count() or 1, 2), 4)
 """Threads that compute blocks: more wait for memory, and for each other between numpy's calls."""
@@ -200,19 +204,24 @@ def _by_size(
     # they do not for one or two blocks, and large ones together would fill memory
     if tensor.size <= 2 * BLOCK or granule >= LARGE_BLOCK:
         return (task() for task in tasks)
-    return in_order(tasks)
+    return in_order(tasks, max(BATCH // max(BLOCK, granule), 1))
 
 
-def in_order(tasks: Iterable[Callable[[], T]]) -> Iterator[T]:
-    """Yield the results of tasks in their order; a few run ahead, on threads."""
-    ahead: deque[Future[T]] = deque()
+def in_order(tasks: Iterable[Callable[[], T]], batch: int = 1) -> Iterator[T]:
+    """Yield the results of tasks in their order; a few batches run ahead, each on one thread."""
+    rest = iter(tasks)
+    ahead: deque[Future[list[T]]] = deque()
     with ThreadPoolExecutor(THREADS) as threads:
-        for task in tasks:
-            ahead.append(threads.submit(task))
+        while some := list(itertools.islice(rest, batch)):
+            ahead.append(threads.submit(_results, some))
             if len(ahead) > THREADS:
-                yield ahead.popleft().result()
+                yield from ahead.popleft().result()
         while ahead:
-            yield ahead.popleft().result()
+            yield from ahead.popleft().result()
+
+
+def _results(tasks: Sequence[Callable[[], T]]) -> list[T]:
+    return [task() for task in tasks]
 
 
 def reusable(block: NDArray[Any]) -> NDArray[Any] | None:

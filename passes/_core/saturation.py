@@ -363,11 +363,15 @@ def channel_factors(
     `importance`: summed over the weights of a channel that are not zero. 1 where nothing exceeds
     the limit. Shapes: spread (channels, 127), importance (channels,) -> (channels,).
     """
-    sums = PAIR_LIMIT + np.arange(BINS)
+    # few sums come near twice the limit
+    occupied = np.flatnonzero(spread.any(axis=0))
+    bins = occupied[-1] + 1 if occupied.size else 0
+    sums = PAIR_LIMIT + np.arange(bins)
     limits = PAIR_LIMIT * FACTORS
     over = sums[:, None] - limits
     beyond = np.maximum(over, 0.0)
-    cutting = spread @ beyond**2
+    # not `@`: the threads of BLAS go on spinning, beside those that compute blocks
+    cutting = np.einsum("cb,bf->cf", spread[:, :bins], beyond**2)
     weight = np.asarray(importance).reshape(-1, 1)
     # 1/12: variance of rounding to the nearest whole number
     rounding = weight * FACTORS**2 / 12

@@ -136,10 +136,10 @@ def limited_scales(
 def nonzeros(rows: NDArray[Any]) -> NDArray[np.int32]:
     """Number of nonzeros of each row: (channels, width) -> (channels,)."""
     is_nonzero = rows != 0
-    if rows.flags.c_contiguous:
-        return is_nonzero.sum(axis=1, dtype=np.int32)
-    # each of few long columns is added to the counts: in bytes, several times as fast
     counts = np.zeros(len(rows), np.int32)
+    if rows.flags.c_contiguous:
+        return is_nonzero.sum(axis=1, dtype=np.int32, out=counts)
+    # each of few long columns is added to the counts: in bytes, several times as fast
     ones = is_nonzero.view(np.uint8)
     for first in range(0, rows.shape[1], MOST_IN_BYTE):
         few = ones[:, first : first + MOST_IN_BYTE]
