@@ -69,8 +69,9 @@ def save(
     tensors. Tensors are streamed; `model` is unchanged. A former model at `path` stays whole until
     the moment it is replaced; its own data file then goes, unless `model` still reads it. `check`
     sees the complete model file before it takes its name, and may raise. `durable` False: for files
-    in a folder of the run's own; the disk is not waited for, and no other writer is looked out for. Errors: UsageError if `path`
-    cannot be written, OnnxOptError if writing fails (nothing is left behind then).
+    in a folder of the run's own; the disk is not waited for, nor are other writers looked out for.
+    Errors: UsageError if `path` cannot be written, OnnxOptError if writing fails (nothing is left
+    behind then).
     """
     target = Path(path)
     slots = list(slots_of(model))

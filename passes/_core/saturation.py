@@ -325,7 +325,9 @@ def scaled_excess(
 
     Shapes: rows (channels, width), factors (channels,).
     """
-    first, second = pairs.of(rows)
+    # sums of narrower floats err by more, and may overflow
+    wide = rows.astype(np.promote_types(rows.dtype, np.float32), copy=False)
+    first, second = pairs.of(wide)
     sums = first + second
     magnitudes = np.abs(sums, out=sums)
     # few pairs come near the limit, and only those are scaled as their codes are
