@@ -127,7 +127,7 @@ def copy(
     return [target]
 
 
-def _files_of(target: Path, durable: bool) -> Files:
+def _files_of(target: Path, durable: bool) -> contextlib.AbstractContextManager[Files]:
     if durable or not ScratchFiles.fit(target):
         return OwnFiles(target, durable)
     return ScratchFiles(target)

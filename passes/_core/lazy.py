@@ -1,6 +1,6 @@
 """Weights re-described, not copied: a tensor is a source and a kernel, streamed when it is written.
 
-Peak memory is one block however large the tensor; passes compose by nesting. Why, and what it
+Peak memory is a few blocks however large the tensor; passes compose by nesting. Why, and what it
 closes: docs/decisions/2026-11-22-weights-are-described.md.
 """
 

@@ -138,7 +138,8 @@ def nonzeros(rows: NDArray[Any]) -> NDArray[np.int32]:
     is_nonzero = rows != 0
     counts = np.zeros(len(rows), np.int32)
     if rows.flags.c_contiguous:
-        return is_nonzero.sum(axis=1, dtype=np.int32, out=counts)
+        is_nonzero.sum(axis=1, dtype=np.int32, out=counts)
+        return counts
     # each of few long columns is added to the counts: in bytes, several times as fast
     ones = is_nonzero.view(np.uint8)
     for first in range(0, rows.shape[1], MOST_IN_BYTE):
