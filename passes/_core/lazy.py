@@ -210,6 +210,12 @@ def _by_size(
 def in_order(tasks: Iterable[Callable[[], T]], batch: int = 1) -> Iterator[T]:
     """Yield the results of tasks in their order; a few batches run ahead, each on one thread."""
     rest = iter(tasks)
+    first = list(itertools.islice(rest, batch + 1))
+    # threads do not pay for one batch
+    if len(first) <= batch and batch > 1:
+        yield from _results(first)
+        return
+    rest = itertools.chain(first, rest)
     ahead: deque[Future[list[T]]] = deque()
     with ThreadPoolExecutor(THREADS) as threads:
         while some := list(itertools.islice(rest, batch)):

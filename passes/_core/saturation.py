@@ -55,9 +55,6 @@ COST = 0.5
 NEAR = 1e-5
 """Share of the limit by which a pair may miss it and is still looked at: float32 errs by less."""
 
-LEAST_FACTOR = np.float32(1e-36)
-"""Least factor that the limit is divided by: what comes of it is a float32."""
-
 Index = slice | NDArray[np.intp]
 Rows = NDArray[Any]
 T = TypeVar("T")
@@ -318,29 +315,51 @@ def add_excess(
     np.add.at(histograms.reshape(-1), bins, cost)
 
 
-def scaled_excess(
-    rows: Rows, factors: NDArray[np.float32], pairs: KernelPairs
-) -> NDArray[np.intp]:
-    """Bins of `add_excess` of the pairs of rows times a factor a channel, in units of a code.
+@dataclass(frozen=True, eq=False)
+class NearPairs:
+    """Pairs of weights that come near the limit, or are beyond it: channel, both weights.
 
-    Shapes: rows (channels, width), factors (channels,).
+    Shapes: (pairs,) each.
+    """
+
+    row: NDArray[np.intp]
+    a: Rows
+    b: Rows
+
+    def bins(self, factors: NDArray[np.float32]) -> NDArray[np.intp]:
+        """Bins of `add_excess` of those beyond the limit, in units of a code.
+
+        `factors`: codes of a weight of 1, by channel.
+        """
+        own = factors[self.row]
+        a = self.a * own
+        b = self.b * own
+        is_beyond = _beyond(a + b)
+        bins, _ = _excess_bins(a[is_beyond], b[is_beyond], self.row[is_beyond])
+        return bins
+
+
+def near_pairs(
+    rows: Rows,
+    limits: NDArray[np.floating[Any]],
+    pairs: KernelPairs,
+    first_row: int = 0,
+) -> NearPairs:
+    """The pairs whose magnitude of their sum is near a limit of their channel, or beyond it.
+
+    Few are: only those need be scaled as their codes are. Shapes: rows (channels, width), limits
+    (channels,). `first_row`: number of the first channel.
     """
     # sums of narrower floats err by more, and may overflow
     wide = rows.astype(np.promote_types(rows.dtype, np.float32), copy=False)
     first, second = pairs.of(wide)
-    sums = first + second
+    # infinity and NaN are for the caller to refuse
+    with np.errstate(invalid="ignore", over="ignore"):
+        sums = first + second
     magnitudes = np.abs(sums, out=sums)
-    # few pairs come near the limit, and only those are scaled as their codes are
-    slack = PAIR_LIMIT * (1 - NEAR)
-    divisors = np.maximum(factors, LEAST_FACTOR)
-    limits = (slack / divisors)[:, None]
-    row, pair = _places(magnitudes > limits)
-    own = factors[row]
-    a = first[row, pair] * own
-    b = second[row, pair] * own
-    is_beyond = _beyond(a + b)
-    bins, _ = _excess_bins(a[is_beyond], b[is_beyond], row[is_beyond])
-    return bins
+    slack = (limits * (1 - NEAR)).astype(wide.dtype)
+    row, pair = _places(magnitudes > slack[:, None])
+    return NearPairs(row + first_row, first[row, pair], second[row, pair])
 
 
 def _excess_bins(

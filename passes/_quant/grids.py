@@ -15,17 +15,14 @@ from numpy.typing import NDArray
 
 from .._core.channel_layout import Layout
 from .._core.saturation import (
-    BINS,
     PAIR_LIMIT,
     KernelPairs,
-    add_excess,
-    channel_factors,
     largest_sums,
     map_rows,
     rows_of,
-    scaled_excess,
 )
-from .weights import LEAST_SCALE, Floats, channel_absmax
+from .survey import limited_scales, survey
+from .weights import Floats
 
 ON_GRID = 1e-4
 """Distance (steps) within which weights count as lying on a grid: far above float noise, far below
@@ -39,10 +36,6 @@ grid after so many.
 
 ROUNDS = 4
 """Grids that a channel is tried on in full (count), largest codes first; chosen by hand."""
-
-
-MOST_IN_BYTE = 255
-"""Largest count that a byte holds."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +69,8 @@ def scales_on(tensor: ir.TensorProtocol, layout: Layout, grid: Grid) -> Floats:
 
     Shapes: -> (channels,) float32.
     """
-    highest = channel_absmax(tensor, layout)
+    found = survey(tensor, layout, grid.limited, grid.levels)
+    highest = found.highest
     scales = (highest / grid.levels).astype(np.float32)
     usable = highest > 0
     # for the caller to refuse
@@ -95,57 +89,13 @@ def scales_on(tensor: ir.TensorProtocol, layout: Layout, grid: Grid) -> Floats:
             layout,
             scales,
             grid.limited,
+            found,
         )
     # max|w| is the top code times the scale
     held = usable & (tops > 0)
     steps = highest[held] / tops[held]
     scales[held] = steps.astype(np.float32)
     return scales
-
-
-def limited_scales(
-    tensor: ir.TensorProtocol, layout: Layout, scales: Floats, pairs: KernelPairs
-) -> Floats:
-    """Scales enlarged where that costs less than cutting the pairs beyond the limit.
-
-    The expected error counts, without data.
-    """
-    usable = scales > LEAST_SCALE
-    divisors = np.where(usable, scales, 1.0)
-    inverse = np.where(usable, 1.0 / divisors, 0.0)
-    factors = inverse.astype(np.float32)
-
-    def counted(
-        rows: NDArray[Any], channels: slice
-    ) -> tuple[slice, NDArray[np.intp], NDArray[np.int32]]:
-        part = pairs.of_part(rows.shape[1])
-        bins = scaled_excess(rows, factors[channels], part)
-        return channels, bins, nonzeros(rows)
-
-    spread = np.zeros((layout.channels, BINS))
-    rounded = np.zeros(layout.channels)
-    for channels, bins, nonzero in map_rows(counted, tensor, layout, pairs):
-        add_excess(spread[channels], bins)
-        # zeros, pruned perhaps, lose nothing
-        rounded[channels] += nonzero
-    growth = channel_factors(spread, rounded)
-    enlarged = scales * growth
-    return enlarged.astype(np.float32)
-
-
-def nonzeros(rows: NDArray[Any]) -> NDArray[np.int32]:
-    """Number of nonzeros of each row: (channels, width) -> (channels,)."""
-    is_nonzero = rows != 0
-    counts = np.zeros(len(rows), np.int32)
-    if rows.flags.c_contiguous:
-        is_nonzero.sum(axis=1, dtype=np.int32, out=counts)
-        return counts
-    # each of few long columns is added to the counts: in bytes, several times as fast
-    ones = is_nonzero.view(np.uint8)
-    for first in range(0, rows.shape[1], MOST_IN_BYTE):
-        few = ones[:, first : first + MOST_IN_BYTE]
-        counts += few.sum(axis=1, dtype=np.uint8)
-    return counts
 
 
 def held_tops(

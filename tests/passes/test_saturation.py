@@ -19,9 +19,9 @@ from onnx_opt.passes._core.saturation import (
     keep_within,
     kernel_pairs,
     largest_sums,
+    near_pairs,
     neighbours,
     offending,
-    scaled_excess,
 )
 
 CODES = st.integers(-LARGEST_CODE, LARGEST_CODE)
@@ -204,7 +204,8 @@ def test_scaled_pairs_fall_into_the_bins_of_scaled_weights(width, kind):
     weights = (codes / np.maximum(factors, 1e-2)[:, None]).astype(kind)
     pairs = neighbours(width)
     found = np.zeros((300, BINS))
-    add_excess(found, scaled_excess(weights, factors, pairs))
+    limits = PAIR_LIMIT / np.maximum(factors, np.float32(1e-30))
+    add_excess(found, near_pairs(weights, limits, pairs).bins(factors))
     wide = weights.astype(np.promote_types(kind, np.float32))
     exact = wide * factors[:, None]
     assert found.tolist() == excess(exact, pairs).tolist()
