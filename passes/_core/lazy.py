@@ -10,9 +10,10 @@ import functools
 import io
 import itertools
 import os
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
@@ -208,22 +209,66 @@ def _by_size(
 
 
 def in_order(tasks: Iterable[Callable[[], T]], batch: int = 1) -> Iterator[T]:
-    """Yield the results of tasks in their order; a few batches run ahead, each on one thread."""
+    """Yield the results of tasks in their order; a few batches run ahead, each on one thread.
+
+    All tasks of the process share THREADS threads, so that what they work on stays in the caches.
+    Of a task inside a task nothing runs ahead.
+    """
     rest = iter(tasks)
     first = list(itertools.islice(rest, batch + 1))
-    # threads do not pay for one batch
-    if len(first) <= batch and batch > 1:
-        yield from _results(first)
+    # threads do not pay for one batch, and one that waits for others would hold them up
+    if len(first) <= batch or _shared.is_inside:
+        for task in itertools.chain(first, rest):
+            yield task()
         return
     rest = itertools.chain(first, rest)
+    yield from _ahead(_threads(), rest, batch)
+
+
+def side_by_side(tasks: Iterable[Callable[[], T]]) -> Iterator[T]:
+    """Yield the results of tasks in their order, two at a time: of such as wait for `in_order`."""
+    with ThreadPoolExecutor(2) as threads:
+        yield from _ahead(threads, iter(tasks), batch=1)
+
+
+def _ahead(
+    threads: ThreadPoolExecutor, tasks: Iterator[Callable[[], T]], batch: int
+) -> Iterator[T]:
     ahead: deque[Future[list[T]]] = deque()
-    with ThreadPoolExecutor(THREADS) as threads:
-        while some := list(itertools.islice(rest, batch)):
+    try:
+        while some := list(itertools.islice(tasks, batch)):
             ahead.append(threads.submit(_results, some))
             if len(ahead) > THREADS:
                 yield from ahead.popleft().result()
         while ahead:
             yield from ahead.popleft().result()
+    finally:
+        # nothing reads a file any more when the caller goes on
+        for future in ahead:
+            future.cancel()
+        wait(ahead)
+
+
+class _Shared(threading.local):
+    """True on a thread that computes blocks for others."""
+
+    is_inside = False
+
+
+_shared = _Shared()
+
+
+@functools.cache
+def _threads() -> ThreadPoolExecutor:
+    def enter() -> None:
+        _shared.is_inside = True
+
+    return ThreadPoolExecutor(THREADS, "blocks", initializer=enter)
+
+
+if hasattr(os, "register_at_fork"):
+    # a child has none of its parent's threads
+    os.register_at_fork(after_in_child=_threads.cache_clear)
 
 
 def _results(tasks: Sequence[Callable[[], T]]) -> list[T]:

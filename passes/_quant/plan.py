@@ -15,7 +15,7 @@ from ... import RefusedError
 from .._core.chains import made_of_constants
 from .._core.channel_layout import Layout
 from .._core.graph import all_graphs
-from .._core.lazy import in_order
+from .._core.lazy import side_by_side
 from .._core.outcome import Declined
 from .._core.tables import tables_of
 from .._core.targets import QuantRules
@@ -137,7 +137,7 @@ class GraphPlan:
             keys[layer] = key
             tasks.setdefault(key, partial(_encoded, layer, encode, own))
         # two at a time: what one weight waits for in the end, the other computes meanwhile
-        made = dict(zip(tasks, in_order(tasks.values()), strict=True))
+        made = dict(zip(tasks, side_by_side(tasks.values()), strict=True))
         return {layer: made[key] for layer, key in keys.items()}
 
 

@@ -7,7 +7,13 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 from onnx_opt.passes._core import lazy
-from onnx_opt.passes._core.lazy import DerivedTensor, blocks, in_order, map_blocks
+from onnx_opt.passes._core.lazy import (
+    DerivedTensor,
+    blocks,
+    in_order,
+    map_blocks,
+    side_by_side,
+)
 from onnx_opt.passes._core.stats import model_stats
 from onnx_opt.passes._dims.sliced import SlicedTensor
 from onnx_opt.passes._sparsity.masks import zero_beyond
@@ -85,6 +91,26 @@ def test_two_tasks_run_at_once():
 
     tasks = [lambda number=number: meet(number) for number in range(6)]
     assert list(in_order(tasks)) == [0, 1, 2, 3, 4, 5]
+
+
+def test_a_task_inside_a_task_waits_for_no_thread():
+    def outer(number):
+        inner = [lambda each=each: each for each in range(number)]
+        return sum(in_order(inner))
+
+    tasks = [lambda number=number: outer(number) for number in range(40)]
+    assert list(in_order(tasks)) == [sum(range(number)) for number in range(40)]
+
+
+def test_tasks_that_wait_for_blocks_go_side_by_side(tmp_path):
+    tensor = in_a_file(tmp_path)
+    both = threading.Barrier(2)
+
+    def total():
+        both.wait(timeout=30)
+        return sum(map_blocks(lambda block, start: float(block.sum()), tensor))
+
+    assert list(side_by_side([total] * 4)) == [float(VALUES.sum())] * 4
 
 
 def test_few_tasks_run_ahead():
