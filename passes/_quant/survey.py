@@ -1,4 +1,4 @@
-"""What the scales of a weight follow from, gathered in one pass over it.
+"""Survey of a weight: all that its scales follow from, gathered in one pass over it.
 
 The pairs that saturate depend on the scale, and that on the largest weight, which is known at the
 end. But it only grows on the way: a pair below the limit of the largest weight so far stays below.
