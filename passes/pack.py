@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar, Literal
 
 import onnx_ir as ir
@@ -13,6 +14,7 @@ from .. import RefusedError
 from ._base import Context, Declined, Effect, Option, Pass, PassOutcome, Stat
 from ._core.edit import is_constant
 from ._core.graph import Names, graphs_of
+from ._core.lazy import in_order
 from ._core.notes import drop_notes
 from ._core.opset import raise_opset
 from ._core.rewrites import permit
@@ -96,8 +98,9 @@ class Pack(Pass):
             candidates, declined = _candidates(model)
         packing = _Packing(model, self)
         with context.progress(self.name, len(candidates)) as advance:
-            for value in candidates:
-                reason = packing.pack(value)
+            prospects = in_order([partial(packing.prospect, v) for v in candidates])
+            for value, least in zip(candidates, prospects, strict=True):
+                reason = packing.pack(value, least)
                 if reason is not None:
                     declined.append(Declined(value.name or "", reason))
                 advance(1)
@@ -141,12 +144,19 @@ class _Packing:
             **self.codecs,
         }
 
-    def pack(self, value: ir.Value) -> str | None:
-        """Store a constant by its best codec; the reason where it is left as it is."""
+    def prospect(self, value: ir.Value) -> int | None:
+        """Memory that decoding a constant takes at least; None where no codec saves enough."""
+        assert value.const_value is not None
+        return least_load_bytes(value.const_value, self._options.min_saving)
+
+    def pack(self, value: ir.Value, least: int | None) -> str | None:
+        """Store a constant by its best codec; the reason where it is left as it is.
+
+        `least`: its prospect.
+        """
         assert value.name is not None
         assert value.const_value is not None
         budget = self._options.load_memory * 10**6 - self._load_bytes
-        least = least_load_bytes(value.const_value, self._options.min_saving)
         if least is None:
             return self._saves_too_little()
         if least > budget:

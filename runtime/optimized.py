@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Literal
 
@@ -29,19 +30,22 @@ def optimized_nodes(session: Session) -> list[KernelNode]:
 
 
 def optimized_counts(
-    session: Session, levels: Sequence[Level] = LEVELS
+    session: Session, levels: Sequence[Level] = LEVELS, folder: Path | None = None
 ) -> dict[Level, int]:
     """Count the nodes of the optimized graph, those of subgraphs included, at each level.
 
-    Errors: RemoteError, WorkerDied.
+    `folder`: one that goes with the caller, and may take the graphs; None: a new one. Errors:
+    RemoteError, WorkerDied.
     """
-    counts = map(len, _nodes(session, levels))
+    counts = map(len, _nodes(session, levels, folder))
     return dict(zip(levels, counts, strict=True))
 
 
-def _nodes(session: Session, levels: Sequence[Level]) -> list[list[onnx.NodeProto]]:
+def _nodes(
+    session: Session, levels: Sequence[Level], given: Path | None = None
+) -> list[list[onnx.NodeProto]]:
     """Nodes of the optimized graph at each of the levels."""
-    with scratch_folder() as folder:
+    with scratch_folder() if given is None else nullcontext(given) as folder:
         paths: dict[str, Path] = {each: folder / f"{each}.onnx" for each in levels}
         session.write_optimized(paths)
         # the weights are in a file beside them, which nobody reads

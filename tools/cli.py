@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import difflib
 import errno
-import gc
 import os
 import re
 import shlex
@@ -24,6 +23,7 @@ from typing import Any, NoReturn
 import click
 
 from .. import OnnxOptError, UsageError, __version__
+from ._run.garbage import collect_rarely
 from .console import emit_json, escaped
 from .deferred_imports import defer_imports
 
@@ -47,12 +47,6 @@ SHARED_FLAGS = ("--json", "--quiet", "-q", "--verbose", "-v", "--debug")
 
 OWN_FLAGS = ("--help", "-h", "--version")
 """Options of `onnx-opt` itself."""
-
-GC_THRESHOLDS = (100_000, 50, 100)
-"""Allocations, and collections of each younger generation, before a collection.
-
-Far above CPython's own. Chosen by hand: the gain was measured, not the best values.
-"""
 
 LONGEST = 600
 """Characters of each part of an error; a longer one is shown by its ends. Chosen by hand."""
@@ -102,9 +96,7 @@ class Commands(click.Group):
         """Run, and leave with the exit code; every error becomes two lines on stderr."""
         words = list(sys.argv[1:] if args is None else args)
         extra["standalone_mode"] = False
-        # a graph is many long-lived objects: at the default thresholds half the time goes to
-        # walking them for cycles
-        gc.set_threshold(*GC_THRESHOLDS)
+        collect_rarely()
         defer_imports()
         if threading.current_thread() is threading.main_thread():
             # half-written files go, as with Ctrl-C

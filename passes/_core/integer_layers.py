@@ -10,14 +10,17 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from .channel_layout import Layout
 from .graph import all_nodes, input_of, label
 from .linear import LINEAR_OPS
 from .ops import is_standard
-from .saturation import LIMITED, KernelPairs, kernel_pairs, offending, rows_of
+from .saturation import LIMITED, KernelPairs, kernel_pairs, map_rows, offending
 
 
 @dataclass(frozen=True)
@@ -349,8 +352,9 @@ def offending_in(layer: IntegerLayer) -> int:
     kept_layout, kept_pairs = layer.tensor.meta.get(LIMITED, (None, None))
     if kept_pairs is pairs and kept_layout == layout:
         return 0
-    total = 0
-    for rows, _ in rows_of(layer.tensor, layout, pairs):
+
+    def count(rows: NDArray[Any], channels: slice) -> int:
         within = pairs.of_part(rows.shape[1])
-        total += int(offending(rows, within).sum())
-    return total
+        return int(np.count_nonzero(offending(rows, within)))
+
+    return sum(map_rows(count, layer.tensor, layout, pairs))

@@ -1,6 +1,6 @@
 """Weights re-described, not copied: a tensor is a source and a kernel, streamed when it is written.
 
-Peak memory is one block however large the tensor; passes compose by nesting. Why, and what it
+Peak memory is a few blocks however large the tensor; passes compose by nesting. Why, and what it
 closes: docs/decisions/2026-11-22-weights-are-described.md.
 """
 
@@ -8,9 +8,13 @@ from __future__ import annotations
 
 import functools
 import io
-from collections.abc import Callable, Iterator, MutableMapping
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, BinaryIO
+import itertools
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 import onnx_ir as ir
@@ -28,8 +32,26 @@ Measured 3 to 4 times faster on ext4 than 1 MiB, for which the kernel takes huge
 KEPT = 1 << 24
 """Bytes up to which the heap keeps a freed array, above every block that is usual."""
 
+LARGE_BLOCK = 16 * BLOCK
+"""Elements of a block from which blocks are computed one at a time, for the memory they take."""
+
+BATCH = 8 * BLOCK
+"""Elements that a thread computes at a time: to hand over results costs as much as a kernel."""
+
+THREADS = min(max(os.cpu_count() or 1, 2), 4)
+"""Threads that compute blocks: more wait for memory, and for each other between numpy's calls."""
+
 Kernel = Callable[[NDArray[Any], int], NDArray[Any]]
-"""(flat block, index of its first element) -> flat block of as many elements, in the new type."""
+"""(flat block, index of its first element) -> flat block of as many elements, in the new type.
+
+Blocks are computed on several threads at once, in no order. The kernel may change a block that owns
+its memory, as that was made for it alone; any other is a view of a tensor.
+"""
+
+Part = Callable[[], NDArray[Any]]
+"""A flat block that is computed when it is called, on whichever thread."""
+
+T = TypeVar("T")
 
 
 class DerivedTensor:
@@ -69,25 +91,24 @@ class DerivedTensor:
         # rounded up to whole bytes
         return -(-bits // 8)
 
-    def blocks(
-        self, granule: int = 1, every: int = 1
-    ) -> Iterator[tuple[int, NDArray[Any]]]:
-        """Yield (start, flat block) in order; lengths are multiples of both granules.
-
-        `every`: as that of the function `blocks`.
-        """
+    def parts(self, granule: int = 1, every: int = 1) -> Iterator[tuple[int, Part]]:
+        """Yield (start, part) in order, as the function `parts` does."""
         both = int(np.lcm(granule, self.granule))
-        for start, block in blocks(self.source, both, every):
-            out = self.kernel(block, start)
-            assert out.size == block.size, (
-                f"{self.name}: kernel returned {out.size} of {block.size} elements"
-            )
-            yield start, out
+        for start, part in parts(self.source, both, every):
+            yield start, functools.partial(self._computed, part, start)
+
+    def _computed(self, part: Part, start: int) -> NDArray[Any]:
+        block = part()
+        out = self.kernel(block, start)
+        assert out.size == block.size, (
+            f"{self.name}: kernel returned {out.size} of {block.size} elements"
+        )
+        return out
 
     def numpy(self) -> NDArray[Any]:
         """The whole tensor, computed now. For small tensors and tests; writers use `tofile`."""
         flat = np.empty(self.size, self.dtype.numpy())
-        for start, block in self.blocks():
+        for start, block in blocks(self):
             end = start + block.size
             flat[start:end] = block
         shape = self.shape.numpy()
@@ -107,19 +128,15 @@ class DerivedTensor:
         return (1, 0)
 
     def tobytes(self) -> bytes:
-        data = b"".join(self._byte_blocks())
+        data = b"".join(compute() for compute in self._byte_parts())
         self._require_length(len(data))
         return data
 
     def tofile(self, file: BinaryIO) -> None:
         """Write the bytes block by block (the hook of onnx_ir's external data writer)."""
         keep_freed_blocks()
-        chunks = self._byte_blocks()
-        # a second thread does not pay for tensors of one or two blocks
-        if self.size > 2 * BLOCK:
-            chunks = one_ahead(chunks)
         written = 0
-        for chunk in chunks:
+        for chunk in _by_size(self, self.granule, self._byte_parts()):
             view = memoryview(chunk)
             for start in range(0, view.nbytes, WRITE):
                 file.write(view[start : start + WRITE])
@@ -132,18 +149,20 @@ class DerivedTensor:
             f"{self.name}: {nbytes} bytes made, {self.nbytes} declared"
         )
 
-    def _byte_blocks(self) -> Iterator[bytes | memoryview]:
+    def _byte_parts(self) -> Iterator[Callable[[], bytes | memoryview]]:
         bits = self.dtype.bitwidth
-        if bits < 8:
-            # blocks of whole bytes, so that each is packed like a tensor of its own
-            for _, block in self.blocks(granule=8 // bits):
-                part = ir.Tensor(block, dtype=self.dtype)
-                yield part.tobytes()
-            return
-        for _, block in self.blocks():
-            flat = np.ascontiguousarray(block).reshape(-1)
-            as_stored = _little_endian(flat)
-            yield as_stored.view(np.uint8).data
+        # blocks of whole bytes, so that each is packed like a tensor of its own
+        granule = max(8 // bits, 1)
+        for _, part in self.parts(granule):
+            yield functools.partial(self._bytes_of, part)
+
+    def _bytes_of(self, part: Part) -> bytes | memoryview:
+        block = part()
+        if self.dtype.bitwidth < 8:
+            return ir.Tensor(block, dtype=self.dtype).tobytes()
+        flat = np.ascontiguousarray(block).reshape(-1)
+        as_stored = _little_endian(flat)
+        return as_stored.view(np.uint8).data
 
     def __repr__(self) -> str:
         dims = list(self.shape.numpy())
@@ -161,24 +180,107 @@ def keep_freed_blocks() -> None:
     np.empty(KEPT, np.uint8)
 
 
-def blocks_ahead(
-    tensor: ir.TensorProtocol, granule: int = 1
-) -> Iterator[tuple[int, NDArray[Any]]]:
-    """Stream a tensor as `blocks` does, the next block computed while the caller has the last."""
-    # a second thread does not pay for one or two blocks, nor for what is in memory
-    if tensor.size <= 2 * BLOCK or isinstance(tensor, ir.Tensor):
-        return blocks(tensor, granule)
-    return one_ahead(blocks(tensor, granule))
+def map_blocks(
+    function: Callable[[NDArray[Any], int], T],
+    tensor: ir.TensorProtocol,
+    granule: int = 1,
+) -> Iterator[T]:
+    """Yield function(block, start) of each block in order, several computed at once.
+
+    What is summed up over results is the same with any number of threads.
+    """
+
+    def computed(part: Part, start: int) -> T:
+        return function(part(), start)
+
+    found = parts(tensor, granule)
+    tasks = (functools.partial(computed, part, start) for start, part in found)
+    return _by_size(tensor, granule, tasks)
 
 
-def one_ahead(items: Iterator[Any]) -> Iterator[Any]:
-    """The same items, each computed on a second thread while the caller works on the last."""
-    end = object()
-    with ThreadPoolExecutor(1) as thread:
-        ahead = thread.submit(next, items, end)
-        while (item := ahead.result()) is not end:
-            ahead = thread.submit(next, items, end)
-            yield item
+def _by_size(
+    tensor: ir.TensorProtocol, granule: int, tasks: Iterator[Callable[[], T]]
+) -> Iterator[T]:
+    """Results of a tensor's blocks in order, on threads where they pay."""
+    # they do not for one or two blocks, and large ones together would fill memory
+    if tensor.size <= 2 * BLOCK or granule >= LARGE_BLOCK:
+        return (task() for task in tasks)
+    return in_order(tasks, max(BATCH // max(BLOCK, granule), 1))
+
+
+def in_order(tasks: Iterable[Callable[[], T]], batch: int = 1) -> Iterator[T]:
+    """Yield the results of tasks in their order; a few batches run ahead, each on one thread.
+
+    All tasks of the process share THREADS threads, so that what they work on stays in the caches.
+    Of a task inside a task nothing runs ahead.
+    """
+    rest = iter(tasks)
+    first = list(itertools.islice(rest, batch + 1))
+    # threads do not pay for one batch, and one that waits for others would hold them up
+    if len(first) <= batch or _shared.is_inside:
+        for task in itertools.chain(first, rest):
+            yield task()
+        return
+    rest = itertools.chain(first, rest)
+    yield from _ahead(_threads(), rest, batch)
+
+
+def side_by_side(tasks: Iterable[Callable[[], T]]) -> Iterator[T]:
+    """Yield the results of tasks in their order, two at a time: of such as wait for `in_order`."""
+    with ThreadPoolExecutor(2) as threads:
+        yield from _ahead(threads, iter(tasks), batch=1)
+
+
+def _ahead(
+    threads: ThreadPoolExecutor, tasks: Iterator[Callable[[], T]], batch: int
+) -> Iterator[T]:
+    ahead: deque[Future[list[T]]] = deque()
+    try:
+        while some := list(itertools.islice(tasks, batch)):
+            ahead.append(threads.submit(_results, some))
+            if len(ahead) > THREADS:
+                yield from ahead.popleft().result()
+        while ahead:
+            yield from ahead.popleft().result()
+    finally:
+        # nothing reads a file any more when the caller goes on
+        for future in ahead:
+            future.cancel()
+        wait(ahead)
+
+
+class _Shared(threading.local):
+    """True on a thread that computes blocks for others."""
+
+    is_inside = False
+
+
+_shared = _Shared()
+
+
+@functools.cache
+def _threads() -> ThreadPoolExecutor:
+    def enter() -> None:
+        _shared.is_inside = True
+
+    return ThreadPoolExecutor(THREADS, "blocks", initializer=enter)
+
+
+if hasattr(os, "register_at_fork"):
+    # a child has none of its parent's threads
+    os.register_at_fork(after_in_child=_threads.cache_clear)
+
+
+def _results(tasks: Sequence[Callable[[], T]]) -> list[T]:
+    return [task() for task in tasks]
+
+
+def reusable(block: NDArray[Any]) -> NDArray[Any] | None:
+    """A kernel's block where the kernel may write into it, for `out=` of numpy; else None.
+
+    What a fresh megabyte costs is more than the arithmetic on it.
+    """
+    return block if block.flags.owndata else None
 
 
 def _little_endian(array: NDArray[Any]) -> NDArray[Any]:
@@ -191,7 +293,15 @@ def _little_endian(array: NDArray[Any]) -> NDArray[Any]:
 def blocks(
     tensor: ir.TensorProtocol, granule: int = 1, every: int = 1
 ) -> Iterator[tuple[int, NDArray[Any]]]:
-    """Stream a tensor as (start, flat block), in order.
+    """Stream a tensor as (start, flat block), in order; granule and every as of `parts`."""
+    for start, part in parts(tensor, granule, every):
+        yield start, part()
+
+
+def parts(
+    tensor: ir.TensorProtocol, granule: int = 1, every: int = 1
+) -> Iterator[tuple[int, Part]]:
+    """Divide a tensor into (start, part) in order; a part gives its flat block when it is called.
 
     Lengths are multiples of `granule` elements; that of the last block may not be. External data is
     read with plain reads, never mapped whole. A granule larger than BLOCK makes larger blocks.
@@ -200,29 +310,33 @@ def blocks(
     granules = max(BLOCK // granule, 1)
     step = granules * granule
     if isinstance(tensor, DerivedTensor):
-        yield from tensor.blocks(granule, every)
+        yield from tensor.parts(granule, every)
         return
+    starts = range(0, tensor.size, step * every)
     # types below 8 bits are packed, which onnx_ir undoes for a whole tensor only
     if isinstance(tensor, ir.ExternalTensor) and tensor.dtype.bitwidth >= 8:
-        yield from _read_external(tensor, step, every)
+        keep_freed_blocks()
+        for start in starts:
+            yield start, functools.partial(_read, tensor, start, step)
         return
     flat = tensor.numpy().reshape(-1)
-    for start in range(0, flat.size, step * every):
-        yield start, flat[start : start + step]
+    for start in starts:
+        yield start, functools.partial(_slice, flat, start, step)
 
 
-def _read_external(
-    tensor: ir.ExternalTensor, step: int, every: int
-) -> Iterator[tuple[int, NDArray[Any]]]:
-    keep_freed_blocks()
+def _slice(flat: NDArray[Any], start: int, step: int) -> NDArray[Any]:
+    return flat[start : start + step]
+
+
+def _read(tensor: ir.ExternalTensor, start: int, step: int) -> NDArray[Any]:
     dtype = np.dtype(tensor.dtype.numpy())
+    left = tensor.size - start
+    block = np.empty(min(step, left), dtype)
+    # a file of its own: threads that share one would move each other's place in it
     with open(tensor.path, "rb", buffering=0) as file:
-        for start in range(0, tensor.size, step * every):
-            file.seek((tensor.offset or 0) + start * dtype.itemsize)
-            left = tensor.size - start
-            block = np.empty(min(step, left), dtype)
-            _fill(block, file, tensor)
-            yield start, _little_endian(block)
+        file.seek((tensor.offset or 0) + start * dtype.itemsize)
+        _fill(block, file, tensor)
+    return _little_endian(block)
 
 
 def _fill(block: NDArray[Any], file: io.FileIO, tensor: ir.ExternalTensor) -> None:

@@ -15,16 +15,16 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
 from .channel_layout import Layout
-from .lazy import blocks_ahead
+from .lazy import blocks, map_blocks
 
 PAIR_LIMIT = 128
 """Largest sum of two weights of one sign.
@@ -49,8 +49,15 @@ With twice that no two codes reach the limit. The number of steps was chosen by 
 BINS = 2 * LARGEST_CODE - PAIR_LIMIT + 1
 """Bins of a histogram over the sum of a pair: one for each of 128 … 254."""
 
+COST = 0.5
+"""Cost of cutting a pair by the square, h g / (h + g), where h and g are 1."""
+
+NEAR = 1e-5
+"""Share of the limit by which a pair may miss it and is still looked at: float32 errs by less."""
+
 Index = slice | NDArray[np.intp]
 Rows = NDArray[Any]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
@@ -207,7 +214,9 @@ def _summable(first: Rows, second: Rows) -> tuple[Rows, Rows]:
 
 
 def _beyond(sums: Rows) -> NDArray[np.bool_]:
-    beyond: NDArray[np.bool_] = np.abs(sums) > PAIR_LIMIT
+    """Mask of sums beyond the limit; makes them magnitudes, in place."""
+    magnitudes = np.abs(sums, out=sums)
+    beyond: NDArray[np.bool_] = magnitudes > PAIR_LIMIT
     return beyond
 
 
@@ -274,26 +283,12 @@ def excess(
     Additive over parts of a row.
     """
     histograms = np.zeros((len(exact), BINS))
-    add_excess(histograms, exact, pairs, importance)
-    return histograms
-
-
-def add_excess(
-    histograms: NDArray[np.float64],
-    exact: Rows,
-    pairs: KernelPairs,
-    importance: Rows | None = None,
-) -> None:
-    """Add to contiguous histograms in place what `excess` makes: few of all bins change."""
     first, second = pairs.of(exact)
     row, pair = _places(_beyond(first + second))
-    a = first[row, pair]
-    b = second[row, pair]
-    have_one_sign = a * b > 0
-    row = row[have_one_sign]
-    pair = pair[have_one_sign]
-    total = np.abs(a + b)[have_one_sign]
-    cost: Any = 0.5
+    bins, has_bin = _excess_bins(first[row, pair], second[row, pair], row)
+    row = row[has_bin]
+    pair = pair[has_bin]
+    cost = np.full(bins.size, COST)
     if importance is not None:
         importance_rows = np.atleast_2d(importance)
         of_first, of_second = pairs.of(importance_rows)
@@ -301,12 +296,83 @@ def add_excess(
         g = np.broadcast_to(of_second, first.shape)[row, pair]
         divisor = np.maximum(h + g, 1e-300)
         cost = h * g / divisor
+    add_excess(histograms, bins, cost)
+    return histograms
+
+
+def add_excess(
+    histograms: NDArray[np.float64],
+    bins: NDArray[np.intp],
+    cost: NDArray[np.float64] | None = None,
+) -> None:
+    """Add pairs to contiguous histograms (channels, 127) in place: few of all bins change.
+
+    `bins`: those of the pairs, numbered over all channels; `cost`: None, where no weight matters
+    more than another.
+    """
+    if cost is None:
+        cost = np.full(bins.size, COST)
+    np.add.at(histograms.reshape(-1), bins, cost)
+
+
+@dataclass(frozen=True, eq=False)
+class NearPairs:
+    """Pairs of weights that come near the limit, or are beyond it: channel, both weights.
+
+    Shapes: (pairs,) each.
+    """
+
+    row: NDArray[np.intp]
+    a: Rows
+    b: Rows
+
+    def bins(self, factors: NDArray[np.float32]) -> NDArray[np.intp]:
+        """Bins of `add_excess` of those beyond the limit, in units of a code.
+
+        `factors`: codes of a weight of 1, by channel.
+        """
+        own = factors[self.row]
+        a = self.a * own
+        b = self.b * own
+        is_beyond = _beyond(a + b)
+        bins, _ = _excess_bins(a[is_beyond], b[is_beyond], self.row[is_beyond])
+        return bins
+
+
+def near_pairs(
+    rows: Rows,
+    limits: NDArray[np.floating[Any]],
+    pairs: KernelPairs,
+    first_row: int = 0,
+) -> NearPairs:
+    """The pairs whose magnitude of their sum is near a limit of their channel, or beyond it.
+
+    Few are: only those need be scaled as their codes are. Shapes: rows (channels, width), limits
+    (channels,). `first_row`: number of the first channel.
+    """
+    # sums of narrower floats err by more, and may overflow
+    wide = rows.astype(np.promote_types(rows.dtype, np.float32), copy=False)
+    first, second = pairs.of(wide)
+    # infinity and NaN are for the caller to refuse
+    with np.errstate(invalid="ignore", over="ignore"):
+        sums = first + second
+    magnitudes = np.abs(sums, out=sums)
+    slack = (limits * (1 - NEAR)).astype(wide.dtype)
+    row, pair = _places(magnitudes > slack[:, None])
+    return NearPairs(row + first_row, first[row, pair], second[row, pair])
+
+
+def _excess_bins(
+    a: Rows, b: Rows, row: NDArray[np.intp]
+) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
+    """Bins of pairs beyond the limit that have one sign, and the mask of those: (pairs,) each."""
+    have_one_sign = a * b > 0
+    total = np.abs(a + b)[have_one_sign]
     sums = np.rint(total).astype(np.intp)
     beyond = sums - PAIR_LIMIT
     bins = np.minimum(beyond, BINS - 1)
     # one histogram a channel, side by side
-    flat = row * BINS + bins
-    np.add.at(histograms.reshape(-1), flat, cost)
+    return row[have_one_sign] * BINS + bins, have_one_sign
 
 
 def channel_factors(
@@ -318,11 +384,15 @@ def channel_factors(
     `importance`: summed over the weights of a channel that are not zero. 1 where nothing exceeds
     the limit. Shapes: spread (channels, 127), importance (channels,) -> (channels,).
     """
-    sums = PAIR_LIMIT + np.arange(BINS)
+    # few sums come near twice the limit
+    occupied = np.flatnonzero(spread.any(axis=0))
+    bins = occupied[-1] + 1 if occupied.size else 0
+    sums = PAIR_LIMIT + np.arange(bins)
     limits = PAIR_LIMIT * FACTORS
     over = sums[:, None] - limits
     beyond = np.maximum(over, 0.0)
-    cutting = spread @ beyond**2
+    # not `@`: the threads of BLAS go on spinning, beside those that compute blocks
+    cutting = np.einsum("cb,bf->cf", spread[:, :bins], beyond**2)
     weight = np.asarray(importance).reshape(-1, 1)
     # 1/12: variance of rounding to the nearest whole number
     rounding = weight * FACTORS**2 / 12
@@ -336,10 +406,31 @@ def rows_of(
 ) -> Iterator[tuple[NDArray[Any], slice]]:
     """A weight block by block as (channels, width), no pair cut apart, with those channels."""
     granule = pair_granule(layout, pairs)
-    for start, block in blocks_ahead(tensor, granule):
-        view, channels = layout.view(block, start)
-        rows = layout.rows(view)
-        yield rows, channels
+    for start, block in blocks(tensor, granule):
+        yield _as_rows(block, start, layout)
+
+
+def map_rows(
+    function: Callable[[NDArray[Any], slice], T],
+    tensor: ir.TensorProtocol,
+    layout: Layout,
+    pairs: KernelPairs | None = None,
+) -> Iterator[T]:
+    """Yield function(rows, channels) of each of `rows_of`, in order, several computed at once."""
+
+    def computed(block: NDArray[Any], start: int) -> T:
+        rows, channels = _as_rows(block, start, layout)
+        return function(rows, channels)
+
+    granule = pair_granule(layout, pairs)
+    return map_blocks(computed, tensor, granule)
+
+
+def _as_rows(
+    block: NDArray[Any], start: int, layout: Layout
+) -> tuple[NDArray[Any], slice]:
+    view, channels = layout.view(block, start)
+    return layout.rows(view), channels
 
 
 def pair_granule(layout: Layout, pairs: KernelPairs | None) -> int:

@@ -6,13 +6,15 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from math import prod
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from .graph import all_nodes, initializers, refresh_shapes, subgraphs
 from .infer import infer_types
-from .lazy import blocks
+from .lazy import map_blocks
 from .normalize import constant_tensor
 from .ops import MICROSOFT, RECURRENT, STANDARD_DOMAINS, is_standard
 from .tabular import ML, held_numbers
@@ -181,10 +183,13 @@ def _tensors(model: ir.Model) -> Iterator[ir.TensorProtocol]:
 
 
 def _nonzero(tensor: ir.TensorProtocol) -> int:
-    count = 0
-    for _, block in blocks(tensor):
-        count += int(np.count_nonzero(block))
-    return count
+    return sum(map_blocks(_nonzero_of, tensor))
+
+
+def _nonzero_of(block: NDArray[Any], start: int) -> int:
+    # numpy counts true values ten times as fast as floats, and compares without the GIL
+    is_nonzero = block != 0
+    return int(np.count_nonzero(is_nonzero))
 
 
 def _dims(value: ir.Value | None) -> list[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Iterator, Mapping
 from math import prod
@@ -11,7 +12,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from .._core.lazy import DerivedTensor, blocks
+from .._core.lazy import DerivedTensor, Part, blocks
 
 
 class SlicedTensor(DerivedTensor):
@@ -38,15 +39,15 @@ class SlicedTensor(DerivedTensor):
     def size(self) -> int:
         return prod(self._after)
 
-    def blocks(
-        self, granule: int = 1, every: int = 1
-    ) -> Iterator[tuple[int, NDArray[Any]]]:
-        """Yield (start, flat block) in order; of `every` so many blocks one.
+    def parts(self, granule: int = 1, every: int = 1) -> Iterator[tuple[int, Part]]:
+        """Yield (start, part) in order; of `every` so many one, computed already.
 
         Lengths are multiples of `granule`; the last may be short.
         """
         # each begins where the one before ends: none can be passed over unread
-        yield from itertools.islice(self._every_block(granule), 0, None, every)
+        found = itertools.islice(self._every_block(granule), 0, None, every)
+        for start, block in found:
+            yield start, functools.partial(np.asarray, block)
 
     def _every_block(self, granule: int) -> Iterator[tuple[int, NDArray[Any]]]:
         start = 0

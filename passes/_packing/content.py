@@ -83,7 +83,8 @@ class Content:
 def content_of(tensor: ir.TensorProtocol, every: int = 1) -> Content:
     """Gather the facts about a tensor of whole bytes an element; one pass, block by block.
 
-    `every`: of one block in so many. No palette, and no narrower type, then hold for the whole.
+    `every`: of one block in so many. No palette, and no narrower type, then hold for the whole, and
+    there are no gaps to count.
     """
     content = Content(tensor)
     dtype = tensor.dtype
@@ -92,15 +93,11 @@ def content_of(tensor: ir.TensorProtocol, every: int = 1) -> Content:
     narrower = list(kinds)
     last_nonzero = -1
     for start, block in bit_blocks(tensor, every=every):
-        inside = np.flatnonzero(block)
-        places = inside + start
         content.size += block.size
-        content.nonzeros += places.size
-        gaps = np.diff(places, prepend=last_nonzero)
-        _count_entries(content, gaps)
-        if places.size:
-            last_place = places[-1]
-            last_nonzero = int(last_place)
+        if every > 1:
+            content.nonzeros += int(np.count_nonzero(block))
+        else:
+            last_nonzero = _count_nonzeros(content, block, start, last_nonzero)
         if palette is not None:
             palette = _with_distinct(palette, block)
         for kind in list(narrower):
@@ -109,6 +106,21 @@ def content_of(tensor: ir.TensorProtocol, every: int = 1) -> Content:
     content.palette = palette
     content.narrower = narrower
     return content
+
+
+def _count_nonzeros(content: Content, block: Bits, start: int, before: int) -> int:
+    """Add the nonzeros of a block, and the gaps between them; return the place of the last.
+
+    `before`: the place of the last nonzero of the blocks before.
+    """
+    inside = np.flatnonzero(block)
+    if not inside.size:
+        return before
+    places = inside + start
+    content.nonzeros += places.size
+    gaps = np.diff(places, prepend=before)
+    _count_entries(content, gaps)
+    return int(places[-1])
 
 
 def _count_entries(content: Content, gaps: NDArray[np.intp]) -> None:

@@ -7,6 +7,7 @@ Everything is streamed: a few passes over a weight, a bounded number of figures 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -14,15 +15,14 @@ from numpy.typing import NDArray
 
 from .._core.channel_layout import Layout
 from .._core.saturation import (
-    BINS,
     PAIR_LIMIT,
     KernelPairs,
-    add_excess,
-    channel_factors,
     largest_sums,
+    map_rows,
     rows_of,
 )
-from .weights import LEAST_SCALE, Floats, channel_absmax
+from .survey import limited_scales, survey
+from .weights import Floats
 
 ON_GRID = 1e-4
 """Distance (steps) within which weights count as lying on a grid: far above float noise, far below
@@ -69,7 +69,8 @@ def scales_on(tensor: ir.TensorProtocol, layout: Layout, grid: Grid) -> Floats:
 
     Shapes: -> (channels,) float32.
     """
-    highest = channel_absmax(tensor, layout)
+    found = survey(tensor, layout, grid.limited, grid.levels)
+    highest = found.highest
     scales = (highest / grid.levels).astype(np.float32)
     usable = highest > 0
     # for the caller to refuse
@@ -88,39 +89,13 @@ def scales_on(tensor: ir.TensorProtocol, layout: Layout, grid: Grid) -> Floats:
             layout,
             scales,
             grid.limited,
+            found,
         )
     # max|w| is the top code times the scale
     held = usable & (tops > 0)
     steps = highest[held] / tops[held]
     scales[held] = steps.astype(np.float32)
     return scales
-
-
-def limited_scales(
-    tensor: ir.TensorProtocol, layout: Layout, scales: Floats, pairs: KernelPairs
-) -> Floats:
-    """Scales enlarged where that costs less than cutting the pairs beyond the limit.
-
-    The expected error counts, without data.
-    """
-    usable = scales > LEAST_SCALE
-    divisors = np.where(usable, scales, 1.0)
-    inverse = np.where(usable, 1.0 / divisors, 0.0)
-    factors = inverse.astype(np.float32)
-    spread = np.zeros((layout.channels, BINS))
-    rounded = np.zeros(layout.channels)
-    for rows, channels in rows_of(tensor, layout, pairs):
-        width = rows.shape[1]
-        own = factors[channels]
-        exact = rows * own[:, None]
-        part = pairs.of_part(width)
-        add_excess(spread[channels], exact, part)
-        # zeros, pruned perhaps, lose nothing
-        nonzero = (rows != 0).sum(axis=1, dtype=np.int32)
-        rounded[channels] += nonzero
-    growth = channel_factors(spread, rounded)
-    enlarged = scales * growth
-    return enlarged.astype(np.float32)
 
 
 def held_tops(
@@ -230,20 +205,26 @@ def _tried(
     tried = tops > 0
     divisors = np.where(tried, highest, 1.0).astype(np.float64)
     inverse = np.where(tried, tops / divisors, 0.0)
-    whole = tried.copy()
-    sums = np.zeros(layout.channels)
     pairs = grid.limited
-    for rows, channels in rows_of(tensor, layout, pairs):
+
+    def measured(
+        rows: NDArray[Any], channels: slice
+    ) -> tuple[slice, NDArray[np.bool_], NDArray[np.float64]]:
         own = inverse[channels]
         steps = rows * own[:, None]
         codes = np.rint(steps)
         distance = np.abs(steps - codes)
         farthest = distance.max(axis=1, initial=0.0)
-        whole[channels] &= farthest < ON_GRID
-        if pairs is None:
-            continue
-        part = pairs.of_part(rows.shape[1])
-        sums_of_pairs = largest_sums(codes, part)
-        largest = sums_of_pairs.max(axis=1, initial=0.0)
+        largest = np.zeros(len(rows))
+        if pairs is not None:
+            part = pairs.of_part(rows.shape[1])
+            sums_of_pairs = largest_sums(codes, part)
+            largest = sums_of_pairs.max(axis=1, initial=0.0)
+        return channels, farthest < ON_GRID, largest
+
+    whole = tried.copy()
+    sums = np.zeros(layout.channels)
+    for channels, is_whole, largest in map_rows(measured, tensor, layout, pairs):
+        whole[channels] &= is_whole
         sums[channels] = np.maximum(sums[channels], largest)
     return whole, sums

@@ -6,6 +6,7 @@ import dataclasses
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import onnx_ir as ir
@@ -14,6 +15,7 @@ from ... import RefusedError
 from .._core.chains import made_of_constants
 from .._core.channel_layout import Layout
 from .._core.graph import all_graphs
+from .._core.lazy import side_by_side
 from .._core.outcome import Declined
 from .._core.tables import tables_of
 from .._core.targets import QuantRules
@@ -116,8 +118,8 @@ class GraphPlan:
         `limited`: layers whose 8-bit weights must not saturate. Errors: RefusedError where a weight
         holds NaN or infinity.
         """
-        made: dict[tuple[object, ...], Codes] = {}
-        found: dict[QuantLayer, Codes] = {}
+        keys: dict[QuantLayer, tuple[object, ...]] = {}
+        tasks: dict[tuple[object, ...], Callable[[], Codes]] = {}
         for layer in self.layers:
             choice = self.choices[layer]
             encode = FORMS[choice.form].encode
@@ -127,15 +129,16 @@ class GraphPlan:
             pairs = layer.pairs if layer in limited else None
             # pairs too: ops of one weight may read it in different pairs
             key = (layer.weight, layer.channel_axis, choice, pairs)
-            if key not in made:
-                own = dataclasses.replace(
-                    options,
-                    bits=choice.bits,
-                    pairs=pairs,
-                )
-                made[key] = _encoded(layer, encode, own)
-            found[layer] = made[key]
-        return found
+            own = dataclasses.replace(
+                options,
+                bits=choice.bits,
+                pairs=pairs,
+            )
+            keys[layer] = key
+            tasks.setdefault(key, partial(_encoded, layer, encode, own))
+        # two at a time: what one weight waits for in the end, the other computes meanwhile
+        made = dict(zip(tasks, side_by_side(tasks.values()), strict=True))
+        return {layer: made[key] for layer, key in keys.items()}
 
 
 @dataclass(frozen=True)

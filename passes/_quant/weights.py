@@ -12,7 +12,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from .._core.channel_layout import Layout
-from .._core.lazy import DerivedTensor, blocks_ahead
+from .._core.lazy import DerivedTensor, map_blocks, reusable
 from .._core.saturation import LIMITED, KernelPairs, keep_within, pair_granule
 
 Floats = NDArray[np.float32]
@@ -30,14 +30,17 @@ INT32_LIMIT = 2.0**31 - 1
 
 def channel_absmax(tensor: ir.TensorProtocol, layout: Layout) -> Floats:
     """max|w| of each output channel: (channels,) float32. NaN where the channel holds NaN."""
-    out = np.zeros(layout.channels, np.float32)
-    for start, block in blocks_ahead(tensor, layout.granule):
+
+    def largest_of(block: NDArray[Any], start: int) -> tuple[slice, Floats]:
         view, channels = layout.view(block, start)
         highest = view.max(axis=(0, 2))
         lowest = view.min(axis=(0, 2))
         # not np.abs: it would copy the whole block
         exact = np.maximum(highest, -lowest)
-        largest = exact.astype(np.float32)
+        return channels, exact.astype(np.float32)
+
+    out = np.zeros(layout.channels, np.float32)
+    for channels, largest in map_blocks(largest_of, tensor, layout.granule):
         before = out[channels]
         out[channels] = np.maximum(before, largest)
     return out
@@ -83,8 +86,12 @@ def quantize_weight(
     def kernel(block: NDArray[Any], start: int) -> NDArray[Any]:
         view, channels = layout.view(block, start)
         factors = inverse[channels][:, None]
-        scaled = np.multiply(view, factors, dtype=np.float32)
-        codes = np.rint(scaled)
+        # float32 as the result is: other blocks are of another size
+        is_own = block.dtype == np.float32 and reusable(block) is not None
+        out = view if is_own else None
+        scaled = np.multiply(view, factors, out=out, dtype=np.float32)
+        # pairs are cut by what the codes were rounded from
+        codes = np.rint(scaled, out=scaled if pairs is None else None)
         np.clip(
             codes,
             -levels,

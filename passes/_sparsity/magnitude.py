@@ -9,18 +9,19 @@ radix selection on 16 bits at a time takes over.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from .._core.lazy import blocks
+from .._core.lazy import blocks, map_blocks
 
 Keys = NDArray[np.unsignedinteger[Any]]
 KeyKind = type[np.uint32] | type[np.uint64]
+T = TypeVar("T")
 
 FLOAT_OF: dict[KeyKind, type[np.floating[Any]]] = {
     np.uint32: np.float32,
@@ -166,9 +167,10 @@ def count_zeros(tensors: Sequence[ir.TensorProtocol]) -> int:
     """Elements equal to zero. Errors: NonFiniteError."""
     zeros = 0
     kind = key_kind(tensors)
-    for keys in _stream(tensors, kind):
-        nonzero = int(np.count_nonzero(keys))
-        zeros += keys.size - nonzero
+    for size, nonzero in _map_keys(
+        lambda keys: (keys.size, int(np.count_nonzero(keys))), tensors, kind
+    ):
+        zeros += size - nonzero
     return zeros
 
 
@@ -206,10 +208,27 @@ def _cut(
 def _stream(tensors: Sequence[ir.TensorProtocol], kind: KeyKind) -> Iterator[Keys]:
     for index, tensor in enumerate(tensors):
         for _, block in blocks(tensor):
-            keys = magnitudes(block, kind, scratch=True)
-            if not is_finite(keys):
-                raise NonFiniteError(index)
-            yield keys
+            yield _finite(block, kind, index)
+
+
+def _map_keys(
+    function: Callable[[Keys], T], tensors: Sequence[ir.TensorProtocol], kind: KeyKind
+) -> Iterator[T]:
+    """Yield function(keys) of each of `_stream`, in order, several computed at once."""
+    for index, tensor in enumerate(tensors):
+
+        def computed(block: NDArray[Any], start: int, index: int = index) -> T:
+            return function(_finite(block, kind, index))
+
+        yield from map_blocks(computed, tensor)
+
+
+def _finite(block: NDArray[Any], kind: KeyKind, index: int) -> Keys:
+    """Magnitudes of a block of tensor number `index`, in scratch memory."""
+    keys = magnitudes(block, kind, scratch=True)
+    if not is_finite(keys):
+        raise NonFiniteError(index)
+    return keys
 
 
 def _within(
@@ -219,16 +238,15 @@ def _within(
 
     A bracket of one key, whose elements are all alike, is only counted.
     """
-    below = inside = 0
-    kept: list[Keys] = []
-    for keys in _stream(tensors, kind):
+
+    def counted(keys: Keys) -> tuple[int, int, Keys]:
         is_below = compared(
             np.less,
             keys,
             low,
             kind,
         )
-        below += int(np.count_nonzero(is_below))
+        below = int(np.count_nonzero(is_below))
         # unsigned: keys below `low` wrap around, beyond every key of the bracket
         np.subtract(keys, kind(low), out=keys)
         hit = compared(
@@ -238,12 +256,17 @@ def _within(
             kind,
         )
         if low == high:
-            inside += int(np.count_nonzero(hit))
-            continue
+            return below, int(np.count_nonzero(hit)), keys[:0]
         hits = keys[np.flatnonzero(hit)]
+        return below, hits.size, hits
+
+    below = inside = 0
+    kept: list[Keys] = []
+    for smaller, within, hits in _map_keys(counted, tensors, kind):
+        below += smaller
+        inside += within
         kept.append(hits)
-        inside += hits.size
-        if inside > _BRACKET:
+        if inside > _BRACKET and low < high:
             return None
     if k <= below or k > below + inside:
         return None

@@ -12,7 +12,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from .._core.lazy import DerivedTensor
+from .._core.lazy import DerivedTensor, reusable
 from .._core.weight_axes import Rows
 from .magnitude import KeyKind, Keys, compared, key_kind, magnitudes, value_of
 
@@ -181,8 +181,12 @@ def _kept(block: NDArray[Any], keep: Bools) -> NDArray[Any]:
     dtype = block.dtype
     as_bits = _BITS[dtype.itemsize]
     bits = np.ascontiguousarray(block).view(as_bits)
+    out = None if reusable(block) is None else bits
     # times 0 or 1 as integers: a float times 0 would keep its sign
-    product = np.multiply(bits, keep)
+    product = np.multiply(bits, keep, out=out)
+    # the block itself, so that the next kernel may write into it too
+    if out is not None:
+        return block
     kept: NDArray[Any] = product.view(dtype)
     return kept
 

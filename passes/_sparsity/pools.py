@@ -261,7 +261,7 @@ def _measured(weight: Weight, derived: DerivedTensor) -> PrunedWeight:
     zeros = altered = clipped = 0
     pairs = zip(
         blocks(weight.tensor, derived.granule),
-        derived.blocks(),
+        blocks(derived),
         strict=True,
     )
     for (_, old), (_, new) in pairs:

@@ -51,6 +51,39 @@ def weight(path: Path, name: str = "a") -> np.ndarray:
     return load(path).graph.initializers[name].const_value.numpy()
 
 
+@pytest.mark.parametrize("external", [False, True])
+def test_a_file_for_the_run_alone_is_like_any_other(external, tmp_path):
+    names = ["m.onnx", "m.onnx.data"] if external else ["m.onnx"]
+    path = tmp_path / "m.onnx"
+    written = save(model_of("a", "b"), path, external=external, durable=False)
+    assert sorted(each.name for each in written) == names
+    assert names_in(tmp_path) == names
+    assert weight(path, "b")[0, 0] == 2
+
+
+def test_a_session_keeps_the_files_that_a_later_save_replaces(tmp_path):
+    path = tmp_path / "m.onnx"
+    save(model_of("a"), path, external=True, durable=False)
+    before = load(path).graph.initializers["a"].const_value
+    mapped = before.numpy()
+    save(model_of("a", fill=7.0), path, external=True, durable=False)
+    assert mapped[0, 0] == 1
+    assert weight(path)[0, 0] == 7
+
+
+def test_what_cannot_be_written_for_the_run_leaves_nothing(tmp_path):
+    model = model_of("a", "b")
+
+    def fail(block, start):
+        raise OSError(28, "No space left on device")
+
+    source = model.graph.initializers["b"]
+    set_tensor(source, DerivedTensor(source.const_value, fail, ir.DataType.FLOAT))
+    with pytest.raises(OnnxOptError, match="writing failed"):
+        save(model, tmp_path / "m.onnx", external=True, durable=False)
+    assert names_in(tmp_path) == []
+
+
 def test_one_file_by_default(tmp_path):
     model = model_of("a")
     assert save(model, tmp_path / "m.onnx") == [tmp_path / "m.onnx"]

@@ -8,15 +8,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from onnx_opt.passes._core.saturation import (
+    BINS,
     FACTORS,
     LARGEST_CODE,
     NO_PAIRS,
     PAIR_LIMIT,
+    add_excess,
     channel_factors,
     excess,
     keep_within,
     kernel_pairs,
     largest_sums,
+    near_pairs,
     neighbours,
     offending,
 )
@@ -186,6 +189,27 @@ def test_the_factor_is_the_one_of_least_error(width):
     assert (
         chosen <= 1.05 * np.sum(lost, axis=1).min()
     )  # no one factor for all channels is 5 % better
+
+
+@pytest.mark.parametrize("width", [2, 7, 64])
+@pytest.mark.parametrize("kind", [np.float16, np.float32, np.float64])
+def test_scaled_pairs_fall_into_the_bins_of_scaled_weights(width, kind):
+    """Also where a sum lies on the limit, weights cancel, and a channel has no scale."""
+    random = np.random.default_rng(width)
+    codes = random.integers(-127, 128, (300, width)).astype(np.float64)
+    codes[::3] += random.uniform(-1e-5, 1e-5, (100, width))
+    codes[1::3, :2] = 64
+    factors = np.float32(10.0) ** random.integers(-2, 4, 300).astype(np.float32)
+    factors[5] = 0
+    weights = (codes / np.maximum(factors, 1e-2)[:, None]).astype(kind)
+    pairs = neighbours(width)
+    found = np.zeros((300, BINS))
+    limits = PAIR_LIMIT / np.maximum(factors, np.float32(1e-30))
+    add_excess(found, near_pairs(weights, limits, pairs).bins(factors))
+    wide = weights.astype(np.promote_types(kind, np.float32))
+    exact = wide * factors[:, None]
+    assert found.tolist() == excess(exact, pairs).tolist()
+    assert found.any()
 
 
 def test_excess_adds_up_over_parts_of_a_row():

@@ -1,5 +1,6 @@
 """The driver: checks, rollback, budgets, provenance, atomic writing."""
 
+import gc
 import json
 from dataclasses import dataclass
 from typing import ClassVar
@@ -17,6 +18,7 @@ from onnx_opt.passes._core.pipeline import as_pipeline, parse
 from onnx_opt.passes.unpack import without_packing
 from onnx_opt.runtime.bench import PairedLatency
 from onnx_opt.tools._run import measure
+from onnx_opt.tools._run.drift import Reference
 from onnx_opt.tools._run.provenance import provenance, sha256_of
 from sample_models import CNN, MLP, model_from
 
@@ -480,3 +482,47 @@ def test_a_larger_result_is_said(tmp_path):
     # of a few bytes: the record of the run is longer than what went
     assert result.passes[0].changed
     assert [w for w in result.warnings if w.startswith("size: the result is larger: ")]
+
+
+def test_a_pass_that_changes_nothing_runs_no_model(mlp, monkeypatch):
+    opened = []
+    real = Reference.opened
+
+    def counted(self, path, *rest, **options):
+        opened.append(path.name)
+        return real(self, path, *rest, **options)
+
+    monkeypatch.setattr(Reference, "opened", counted)
+    once = optimize(mlp, "simplify", bench=False)
+    of_one = len(opened)
+    opened.clear()
+    twice = optimize(mlp, "simplify, simplify", bench=False)
+    assert len(opened) == of_one
+    assert twice.passes[1].changed == 0
+    assert twice.passes[1].drift is not None
+    assert once.passes[0].drift == twice.passes[1].drift
+
+
+@dataclass(frozen=True)
+class Thresholds(Pass):
+    """Tell how often garbage is searched for while a pass runs."""
+
+    name: ClassVar[str] = "thresholds"
+    effect: ClassVar[str] = "analysis"
+
+    def run(self, model, context):
+        return PassOutcome(stats={"first": gc.get_threshold()[0]})
+
+
+@pytest.mark.parametrize("own", [(700, 10, 10), (0, 10, 10), (900_000, 10, 10)])
+def test_the_search_for_garbage_is_the_callers_again(own, mlp):
+    before = gc.get_threshold()
+    gc.set_threshold(*own)
+    try:
+        result = optimize(mlp, [Thresholds()], verify="never", bench=False)
+        assert gc.get_threshold() == own
+    finally:
+        gc.set_threshold(*before)
+    # never, or more rarely still, is left alone
+    meanwhile = 100_000 if own[0] == 700 else own[0]
+    assert result.passes[0].stats["first"] == meanwhile

@@ -25,6 +25,7 @@ from .evidence import VerificationInputs, gather_inputs
 from .explain_loss import as_rows, explain
 from .finish import Written, finish, with_final_drift
 from .floor import BelowFloor
+from .garbage import rare_collections
 from .harm import harm_of, judgement_of
 from .largest import largest_parts
 from .load import Original, description, load_original
@@ -63,7 +64,7 @@ def optimize_model(settings: RunSettings) -> RunResult:
     Errors: UsageError, RefusedError (model, data), CheckError (a check or a budget). The `account`
     of each is what was known; of a missed budget it is the whole result.
     """
-    with open_run(settings) as run:
+    with rare_collections(), open_run(settings) as run:
         known = RunSoFar()
         try:
             written = _optimized(run, known)
