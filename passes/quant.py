@@ -58,7 +58,14 @@ from ._quant.layer_config import (
 )
 from ._quant.layers import QuantLayer
 from ._quant.other_layers import OtherPlan, OtherRequest, plan_others, store_others
-from ._quant.outliers import SMOOTHING, RowNoise, Sparing, observing, spare
+from ._quant.outliers import (
+    SMOOTHING,
+    RowNoise,
+    Sparing,
+    observing,
+    predicts_tokens,
+    spare,
+)
 from ._quant.plan import GraphPlan, PlanRequest, QuantPlan, plan
 from ._quant.prepare import drop_unused_initializers, mean_to_pool
 from ._quant.schemes import (
@@ -519,7 +526,7 @@ class Quant(Pass):
             )
         elif self.smooth and planned.uses(DYNAMIC) and tables_of(model):
             # made-up tokens are tokens: what they make of a model's channels holds for others
-            observer = observing(context)
+            observer = observing(model, context)
             smooth = Smooth(samples=self.samples, alpha=SMOOTHING)
             if observer is not None:
                 _smoothed(smooth, model, observer, outcome, inner)
@@ -536,13 +543,17 @@ class Quant(Pass):
         _note_origins(planned)
         # from here on the model loses: reports compare with this
         context.remember_float(model)
-        if self.rounding != "gptq" or not context.has_data():
+        rounds = context if context.has_data() else None
+        if rounds is None and predicts_tokens(model):
+            # made-up tokens decide better than none, though not as real text does
+            rounds = observing(model, context)
+        if self.rounding != "gptq" or rounds is None:
             return planned
         self._round(
             model,
             planned,
             request,
-            context,
+            rounds,
             outcome,
             inner,
         )

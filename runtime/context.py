@@ -46,6 +46,9 @@ _HELD_BYTES = 1 << 30
 """Bytes of tensors that are kept between runs, at most. Chosen by hand; not measured."""
 
 
+_MADE_UP = 16
+"""Batches of made-up tokens that are looked at where there is no data."""
+
 _HELD_BACK = 4
 """One sample in so many judges what was fitted to the others. With one in eight of 100 images 12
 judged, and the outputs of others drifted 3.6 dB more than theirs.
@@ -314,15 +317,25 @@ class RunContext:
         judging.feeds = StoredFeeds(parts.batches)
         return HeldBack(fitting, judging, parts.samples)
 
-    def on_any_feeds(self) -> RunContext | None:
-        """This context with the user's data or, without any, with the run's made-up feeds."""
+    def on_any_feeds(self, tokens: Mapping[str, int]) -> RunContext | None:
+        """This context with the user's data or, without any, with the run's made-up feeds.
+
+        `tokens`: inputs that take ids, and how many there are; all occur alike.
+        """
         if self.feeds is not None:
             return self
         if not self._runs or not self._sample_feeds:
             return None
         observing = copy.copy(self)
-        made_up = [Batch(dict(feeds), None) for feeds in self._sample_feeds]
-        observing.feeds = StoredFeeds(made_up)
+        random = np.random.default_rng(self.seed)
+        batches = []
+        for number in range(_MADE_UP if tokens else len(self._sample_feeds)):
+            feeds = dict(self._sample_feeds[number % len(self._sample_feeds)])
+            for name, count in tokens.items():
+                ids = random.integers(0, count, feeds[name].shape)
+                feeds[name] = ids.astype(feeds[name].dtype)
+            batches.append(Batch(feeds, None))
+        observing.feeds = StoredFeeds(batches)
         return observing
 
     def _calibration_feeds(self) -> Feeds:

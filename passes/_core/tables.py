@@ -27,6 +27,21 @@ def tables_of(model: ir.Model) -> dict[ir.Value, Weight]:
     return found
 
 
+def token_inputs(model: ir.Model) -> dict[str, int]:
+    """Inputs of the model that pick rows of tables, with how many rows there are to pick from."""
+    found: dict[str, int] = {}
+    for table, weight in tables_of(model).items():
+        assert table.shape is not None
+        rows = table.shape[0]
+        for node, _ in weight.uses:
+            ids = node.inputs[1]
+            if ids is None or not ids.is_graph_input() or not isinstance(rows, int):
+                continue
+            name = ids.name or ""
+            found[name] = min(rows, found.get(name, rows))
+    return found
+
+
 def is_tied(value: ir.Value) -> bool:
     """True if rows are taken from a value, and from what Identity makes of it."""
     waiting = [value]

@@ -20,7 +20,7 @@ import onnx_ir as ir
 from .._core.context import Context, Observes
 from .._core.drift_budget import sqnr_of
 from .._core.opset import can_be_raised
-from .._core.tables import tables_of
+from .._core.tables import tables_of, token_inputs
 from .blocked import BLOCKED_OPSET, why_not_blocked
 from .engine import LayerCase
 from .layer_config import Choice
@@ -55,11 +55,11 @@ SAMPLES = 16
 """Samples that are looked at."""
 
 
-def observing(context: Context) -> Context | None:
+def observing(model: ir.Model, context: Context) -> Context | None:
     """A context that can look at tensors, on made-up feeds without data; None where none can."""
     if not isinstance(context, Observes):
         return context if context.has_data() else None
-    return context.on_any_feeds()
+    return context.on_any_feeds(token_inputs(model))
 
 
 @dataclass
@@ -94,7 +94,7 @@ class RowNoise:
             name = layer.input.name or ""
             if name not in self._found:
                 requests[name] = layer.request("row_noise")
-        context = observing(self.context)
+        context = observing(model, self.context)
         if not requests or context is None:
             return
         for name, value in context.collect(model, requests, SAMPLES).items():

@@ -45,7 +45,7 @@ class Observing(NullContext):
         super().__init__()
         self.feeds = feeds
 
-    def on_any_feeds(self):
+    def on_any_feeds(self, tokens):
         return CalibratedContext(self.feeds)
 
 

@@ -15,13 +15,16 @@ from numpy.typing import NDArray
 from ... import OnnxOptError, RefusedError
 from ...runtime.choices import ChoiceMeter, Choices
 from ...runtime.compare import Drift, DriftMeter
-from ...runtime.feeds import candidate_feeds
+from ...runtime.feeds import candidate_feeds, synthetic_feeds
 from ...runtime.session import Session
 from ...runtime.table_rows import NO_ROW
 
 Arrays = Mapping[str, NDArray[Any]]
 Outputs = list[dict[str, NDArray[Any]]]
 """Outputs by name, one dict a batch."""
+
+TOKENS = 256
+"""Length of the made-up sequences from which passes take the statistics of what layers read."""
 
 MAX_BATCHES = 4
 MAX_SAMPLES = 256
@@ -286,6 +289,21 @@ def synthetic_batches(session: Session, seed: int) -> tuple[list[Arrays], Output
         f"gives no finite outputs on synthetic feeds: {reason}",
         "give --data with real ones",
     )
+
+
+def long_tokens(session: Session, seed: int) -> list[Arrays]:
+    """A made-up batch of one long sequence of tokens; none where the model does not run on it."""
+    sizes = {"batch": 1, "sequence": TOKENS}
+    try:
+        feeds = synthetic_feeds(
+            session.inputs, seed, batches=1, sizes=sizes, phases=("prefill",)
+        )
+        (batch,) = (batch.feeds for batch in feeds)
+        outputs = [session.run(batch)]
+    except OnnxOptError:
+        # positions of fewer tokens, say
+        return []
+    return [batch] if all_finite(outputs) else []
 
 
 def sample_count(feeds: Arrays) -> int:
