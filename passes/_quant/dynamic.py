@@ -99,12 +99,7 @@ def _quantizer(inserter: Inserter, layer: QuantLayer) -> ir.Node:
     scale.shape = ir.Shape([])
     zero.type = ir.TensorType(ir.DataType.UINT8)
     zero.shape = scale.shape
-    producer = value.producer()
-    if producer is not None and producer.graph is inserter.graph:
-        inserter.graph.insert_after(producer, [quantizer])
-    else:
-        # the input comes from an outer graph, or is the graph's own
-        inserter.graph.insert_before(inserter.graph[0], [quantizer])
+    inserter.place_after(value, [quantizer])
     return quantizer
 
 

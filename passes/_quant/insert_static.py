@@ -261,6 +261,7 @@ def _insert_pair(
     # taken down before the pair reads the value as well
     readers = list(value.uses())
     if value not in placement.int8_made:
+        # those of this graph alone: a body around or beside it has its own pair
         readers = [use for use in readers if use.node in placement.int8_nodes]
     quantize = inserter.node(
         "QuantizeLinear",

@@ -12,6 +12,7 @@ import numpy as np
 import onnx_ir as ir
 
 from ... import RefusedError
+from .._core.bodies import Body, bodies_of
 from .._core.chains import made_of_constants
 from .._core.channel_layout import Layout
 from .._core.graph import all_graphs
@@ -34,6 +35,7 @@ class PlanRequest:
     """Facts on which plans depend: the target's rules, name patterns and options.
 
     `choose`: the form of each layer of a graph. `keeps_tables`: tables of rows stay float.
+    `entered`: bodies of a model that calibration observes.
     """
 
     rules: QuantRules
@@ -45,6 +47,7 @@ class PlanRequest:
     options: EncodeOptions
     choose: Callable[[list[QuantLayer]], dict[QuantLayer, Choice]]
     keeps_tables: bool = False
+    entered: Callable[[ir.Model], Collection[ir.Graph]] = lambda model: ()
 
 
 @dataclass
@@ -185,15 +188,16 @@ def plan(model: ir.Model, request: PlanRequest) -> QuantPlan:
     graphs: list[GraphPlan] = []
     declined: list[Declined] = []
     made = made_of_constants(model)
+    bodies = bodies_of(model)
     for graph in all_graphs(model):
         if isinstance(graph, ir.Function):
             declined += _declined_in_function(graph, made, request)
             continue
-        calibrated = request.has_data and graph is model.graph
         found, reasons = _plan_graph(
+            model,
             graph,
+            bodies.get(graph),
             made,
-            calibrated,
             request,
         )
         declined += reasons
@@ -206,12 +210,13 @@ def plan(model: ir.Model, request: PlanRequest) -> QuantPlan:
 
 
 def _plan_graph(
+    model: ir.Model,
     graph: ir.Graph,
+    body: Body | None,
     made: Mapping[ir.Value, bool],
-    calibrated: bool,
     request: PlanRequest,
 ) -> tuple[GraphPlan, list[Declined]]:
-    """Plan one graph; `calibrated`: calibration observes its values, those of the main graph."""
+    """Plan one graph of a model; `body`: what it is of, None of the main graph."""
     layers, declined = find_layers(
         graph,
         request.rules,
@@ -220,18 +225,32 @@ def _plan_graph(
         made,
     )
     found = GraphPlan(graph, request.choose(layers))
+    calibrated = request.has_data
+    # to ask costs a run of the model
+    if body is not None and calibrated and _may_read_ranges(found.choices):
+        calibrated = graph in request.entered(model)
     for layer in layers:
         decided = _decide(
             layer,
             found.choices[layer],
             calibrated,
             request,
+            body,
         )
         if isinstance(decided, Engine):
             found.engines.setdefault(decided, []).append(layer)
         else:
             declined.append(Declined(layer.name, decided))
     return found, declined
+
+
+def _may_read_ranges(choices: Mapping[QuantLayer, Choice]) -> bool:
+    """True if some layer's form has an engine that reads calibrated ranges."""
+    engines: set[Engine] = set()
+    for choice in choices.values():
+        if choice.form != LEAVE_FLOAT:
+            engines.update(FORMS[choice.form].engines)
+    return any(engine.needs_ranges for engine in engines)
 
 
 def _declined_in_function(
@@ -261,7 +280,11 @@ def _declined_in_function(
 
 
 def _decide(
-    layer: QuantLayer, choice: Choice, calibrated: bool, request: PlanRequest
+    layer: QuantLayer,
+    choice: Choice,
+    calibrated: bool,
+    request: PlanRequest,
+    body: Body | None = None,
 ) -> Engine | str:
     """The engine that runs a layer, or the reason why it does not become what was chosen."""
     if choice.form == LEAVE_FLOAT:
@@ -284,5 +307,6 @@ def _decide(
         has_data=request.has_data,
         calibrated=calibrated,
         rules=rules,
+        body=body,
     )
     return engine.why_not(case) or engine

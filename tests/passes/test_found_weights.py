@@ -409,7 +409,7 @@ def test_forms_that_only_store_weights_keep_what_a_gemm_does_besides(text, attri
 @pytest.mark.parametrize(
     ("text", "changed", "reasons"),
     [
-        ("quant", 0, ["it gives an output of the model, which stays float"]),
+        ("quant", 0, ["it gives an output of its graph, which stays float"]),
         ("quant(blocked)", 0, ["Conv has no kernel for blocked weights"]),
         ("quant(bits=4, kernel=float)", 1, []),
     ],
