@@ -605,6 +605,8 @@ class Quant(Pass):
             choose=choose,
             keeps_tables=not self._other_request(left_float, context).has_tables,
             entered=ranges.entered,
+            stores_floats=self.kernel == "auto"
+            and TARGETS[context.target].folds_constants,
         )
 
     def _first_plan(

@@ -46,14 +46,14 @@ def with_body_values(model: ir.Model, names: Collection[str]) -> ir.Model:
 
 def _inner_names(model: ir.Model) -> set[str]:
     """Names by which a run knows the values of bodies."""
-    names = set()
+    names: set[str] = set()
     for body in bodies_of(model).values():
         names.update(f"{body.path}{value.name}" for value in _values_of(body.graph))
     return names
 
 
 def _values_of(graph: ir.Graph) -> list[ir.Value]:
-    """What a graph is given, what its nodes read, and what they make."""
+    """Inputs of a graph, and the values that its nodes read and make."""
     values = dict.fromkeys(graph.inputs)
     for node in graph:
         for value in node.inputs:

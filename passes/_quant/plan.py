@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import onnx_ir as ir
@@ -21,13 +22,19 @@ from .._core.outcome import Declined
 from .._core.tables import tables_of
 from .._core.targets import QuantRules
 from .._core.weights import other_weights
+from .dynamic import why_not_float
 from .engine import Engine, LayerCase
 from .layer_config import LEAVE_FLOAT, Choice
 from .layers import QuantLayer, find_layers
 from .placement import Placement, place
 from .residual_input import in_two_terms
-from .schemes import FORMS, PER_CHANNEL_OPSET, Encode, EncodeOptions, engine_of
+from .schemes import FLOAT, FORMS, PER_CHANNEL_OPSET, Encode, EncodeOptions, engine_of
 from .weight_codes import Codes
+
+LEAST_STORED = 1024
+"""Weights of a layer that stays float below which scales and nodes cost more than is saved; chosen
+by hand.
+"""
 
 
 @dataclass(frozen=True)
@@ -35,7 +42,8 @@ class PlanRequest:
     """Facts on which plans depend: the target's rules, name patterns and options.
 
     `choose`: the form of each layer of a graph. `keeps_tables`: tables of rows stay float.
-    `entered`: bodies of a model that calibration observes.
+    `entered`: bodies of a model that calibration observes. `stores_floats`: layers that stay float
+    may read their weights from codes.
     """
 
     rules: QuantRules
@@ -48,6 +56,7 @@ class PlanRequest:
     choose: Callable[[list[QuantLayer]], dict[QuantLayer, Choice]]
     keeps_tables: bool = False
     entered: Callable[[ir.Model], Collection[ir.Graph]] = lambda model: ()
+    stores_floats: bool = False
 
 
 @dataclass
@@ -237,10 +246,10 @@ def _plan_graph(
             request,
             body,
         )
-        if isinstance(decided, Engine):
-            found.engines.setdefault(decided, []).append(layer)
-        else:
-            declined.append(Declined(layer.name, decided))
+        if decided.engine is not None:
+            found.engines.setdefault(decided.engine, []).append(layer)
+        if decided.reason is not None:
+            declined.append(Declined(layer.name, decided.reason))
     return found, declined
 
 
@@ -273,10 +282,15 @@ def _declined_in_function(
             request,
         )
         reason = "it lies in a local function that could not be inlined"
-        if isinstance(decided, str):
-            reason = decided
-        declined.append(Declined(layer.name, reason))
+        declined.append(Declined(layer.name, decided.reason or reason))
     return declined
+
+
+class _Decision(NamedTuple):
+    """The engine that runs a layer, if any, and a reason why it is not what was chosen, if so."""
+
+    engine: Engine | None = None
+    reason: str | None = None
 
 
 def _decide(
@@ -285,10 +299,10 @@ def _decide(
     calibrated: bool,
     request: PlanRequest,
     body: Body | None = None,
-) -> Engine | str:
-    """The engine that runs a layer, or the reason why it does not become what was chosen."""
+) -> _Decision:
+    """Choose the engine of one layer."""
     if choice.form == LEAVE_FLOAT:
-        return "left float by the option layers"
+        return _Decision(reason="left float by the option layers")
     rules = request.rules
     engine = engine_of(
         FORMS[choice.form],
@@ -298,7 +312,7 @@ def _decide(
     )
     # such a target still takes engines that leave layers float
     if engine.integer and rules.why_not:
-        return rules.why_not
+        return _Decision(reason=rules.why_not)
     case = LayerCase(
         layer=layer,
         bits=choice.bits,
@@ -309,4 +323,19 @@ def _decide(
         rules=rules,
         body=body,
     )
-    return engine.why_not(case) or engine
+    reason = engine.why_not(case)
+    if reason is None:
+        return _Decision(engine)
+    if engine.integer and request.stores_floats and _is_stored_small(case):
+        return _Decision(FLOAT, f"{reason}; its weights have {choice.bits} bits")
+    return _Decision(reason=reason)
+
+
+def _is_stored_small(case: LayerCase) -> bool:
+    """True for a layer that data has run as float, or not at all: its weights may still have fewer
+    bits.
+    """
+    layer = case.layer
+    if not case.has_data or layer.no_integers or layer.tensor.size < LEAST_STORED:
+        return False
+    return why_not_float(case) is None

@@ -45,13 +45,13 @@ def _fold(model: ir.Model, edit: Edit) -> int:
     made = made_of_constants(model)
     hidden = _hidden(model, made)
     read = [value for _, _, value in hidden]
-    for maker in _makers(read, made):
+    for node in _makers(read, made):
         # torch cuts the weights of gates at lengths that it asks of the state
-        if tells_known_dims(maker):
-            shape_constant(maker, edit)
+        if tells_known_dims(node):
+            shape_constant(node, edit)
     folded = fold_only(_makers(read, made), model, edit)
-    for node, index, value in hidden:
-        constant = node.inputs[index]
+    for reader, index, value in hidden:
+        constant = reader.inputs[index]
         maker = value.producer()
         is_gone = maker is not None and maker.graph is None
         # a layer is known by the name of its weight

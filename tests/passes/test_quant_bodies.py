@@ -126,6 +126,25 @@ def test_a_branch_never_taken_stays_float_and_says_so(taken):
     assert sqnr(outputs(before, fed), outputs(after, fed)) > 30
 
 
+def test_larger_weights_of_a_branch_never_taken_have_8_bits():
+    weights = {name: normal(32, 32, 3, scale=0.2) for name in ("w1", "w2", "v1", "v2")}
+    before = model_of(BRANCHES.replace("16, 12", "32, 12"), **weights)
+    data = [{"x": normal(8, 32, 12), "c": np.array(True)}]
+    outcome, after = quantized(before, data)
+    assert outcome.stats["weights_8_bit"] == 4 * 32 * 32 * 3
+    reasons = [d.reason for d in outcome.declined if "ranges" in d.reason]
+    assert (
+        reasons
+        == [
+            "Conv needs calibrated ranges, and no calibration sample entered "
+            "else_branch of If y; its weights have 8 bits"
+        ]
+        * 2
+    )
+    fed = {"x": normal(8, 32, 12), "c": np.array(False)}
+    assert sqnr(outputs(before, fed), outputs(after, fed)) > 35
+
+
 def test_the_body_of_a_loop():
     before = model_of(TURNS, w1=normal(64, 64, scale=0.1), w2=normal(64, 64, scale=0.1))
     data = [{"x": normal(8, 64), "n": np.array(n)} for n in (1, 3, 3, 2)]
