@@ -111,9 +111,10 @@ class Quant(Pass):
     between them, LSTM (integers at run time), GRU and RNN (8-bit weights), and tables that Gather
     takes rows from (fp16: every node that float16 can hold); inputs and outputs keep their types.
     With calibration data activations get static ranges; without, MatMul and Gemm quantize them at
-    run time and Conv stays float. Weights of 4 bits or fewer are stored packed and unpacked to int8
-    when the runtime loads the model: the file is smaller, the speed that of int8. What exporters
-    noted on nodes and values goes (`notes=keep`); names stay.
+    run time and Conv stays float. Bodies of If, Loop and Scan are calibrated inside; where no
+    sample enters one, its Conv stays float, on 8-bit weights. Weights of 4 bits or fewer are stored
+    packed and unpacked to int8 when the runtime loads the model: the file is smaller, the speed
+    that of int8. What exporters noted on nodes and values goes (`notes=keep`); names stay.
 
     Shapes: weight (M, C, *K), (K, N) -> same, int8 with one scale per output channel; bias (M,) ->
     int32.
