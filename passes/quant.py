@@ -66,7 +66,7 @@ from ._quant.outliers import (
     predicts_tokens,
     spare,
 )
-from ._quant.plan import GraphPlan, PlanRequest, QuantPlan, plan
+from ._quant.plan import PlanRequest, QuantPlan, plan
 from ._quant.prepare import drop_unused_initializers, mean_to_pool
 from ._quant.schemes import (
     BLOCKED,
@@ -118,9 +118,10 @@ class Quant(Pass):
     between them, LSTM (integers at run time), GRU and RNN (8-bit weights), and tables that Gather
     takes rows from (fp16: every node that float16 can hold); inputs and outputs keep their types.
     With calibration data activations get static ranges; without, MatMul and Gemm quantize them at
-    run time and Conv stays float. Weights of 4 bits or fewer are stored packed and unpacked to int8
-    when the runtime loads the model: the file is smaller, the speed that of int8. What exporters
-    noted on nodes and values goes (`notes=keep`); names stay.
+    run time and Conv stays float. Bodies of If, Loop and Scan are calibrated inside; where no
+    sample enters one, its Conv stays float, on 8-bit weights. Weights of 4 bits or fewer are stored
+    packed and unpacked to int8 when the runtime loads the model: the file is smaller, the speed
+    that of int8. What exporters noted on nodes and values goes (`notes=keep`); names stay.
 
     Shapes: weight (M, C, *K), (K, N) -> same, int8 with one scale per output channel; bias (M,) ->
     int32.
@@ -433,7 +434,7 @@ class Quant(Pass):
         reason = self._why_not(rules)
         if reason:
             return PassOutcome(declined=[Declined(f"target {context.target}", reason)])
-        request = self._request(rules, left_float, context)
+        request = self._request(rules, left_float, context, ranges)
         plain = plain_weights(model)
         planned = self._first_plan(plain, request, context)
         other_request = self._other_request(left_float, context)
@@ -462,19 +463,16 @@ class Quant(Pass):
         names.take(model)
         # again: rounding and exact rewrites have made other nodes and values
         others = plan_others(model, other_request)
-        for graph_plan in planned.graphs:
-            with context.progress("quantize layers", 1):
-                self._insert(
-                    model,
-                    graph_plan,
-                    request,
-                    ranges,
-                    names,
-                    outcome,
-                    others,
-                )
-            for layer in graph_plan.layers:
-                layer.chain.remove_unread()
+        with context.progress("quantize layers", 1):
+            self._insert(
+                model,
+                planned,
+                request,
+                ranges,
+                names,
+                outcome,
+                others,
+            )
         outcome.declined = planned.declined + inner.besides(planned.declined)
         outcome.declined += _still_read(planned, others)
         counts, declined = store_others(model, others, names, rules.limits_pairs)
@@ -591,7 +589,11 @@ class Quant(Pass):
         return read_overrides(self.layers, self.bits)
 
     def _request(
-        self, rules: QuantRules, left_float: tuple[str, ...], context: Context
+        self,
+        rules: QuantRules,
+        left_float: tuple[str, ...],
+        context: Context,
+        ranges: Ranges,
     ) -> PlanRequest:
         default = Choice(
             self.form,
@@ -614,6 +616,9 @@ class Quant(Pass):
             options=self._encode_options(),
             choose=choose,
             keeps_tables=not self._other_request(left_float, context).has_tables,
+            entered=ranges.entered,
+            stores_floats=self.kernel == "auto"
+            and TARGETS[context.target].folds_constants,
         )
 
     def _first_plan(
@@ -644,7 +649,8 @@ class Quant(Pass):
             # before ranges are read: it makes them shorter
             smooth = Smooth(samples=self.samples)
             _smoothed(smooth, model, context, outcome, inner)
-        pooled = mean_to_pool(model.graph, Names(model))
+        names = Names(model)
+        pooled = sum(mean_to_pool(graph, names) for graph in graphs_of(model))
         outcome.stats["simplified"] = simplified.changed + pooled
 
     def _round(
@@ -699,45 +705,57 @@ class Quant(Pass):
     def _insert(
         self,
         model: ir.Model,
-        graph_plan: GraphPlan,
+        planned: QuantPlan,
         request: PlanRequest,
         ranges: Ranges,
         names: Names,
         outcome: PassOutcome,
         others: OtherPlan,
     ) -> None:
-        """Write one graph's layers, engine by engine; calibration comes first."""
+        """Write all layers, graph by graph and engine by engine; calibration comes first."""
         rules = request.rules
-        placement = graph_plan.placement(rules)
-        limited = graph_plan.limited(placement, rules)
+        placements = [graph.placement(rules) for graph in planned.graphs]
         # before calibration, which a weight of NaN would make fail with a less helpful reason
-        codes = graph_plan.codes(request.options, limited)
-        calibration: Calibration | None = None
-        if placement.layers:
-            calibration = calibrate(
+        codes = []
+        activation_bits: dict[QuantLayer, int] = {}
+        for graph_plan, placement in zip(planned.graphs, placements, strict=True):
+            limited = graph_plan.limited(placement, rules)
+            codes.append(graph_plan.codes(request.options, limited))
+            for layer in placement.layers:
+                choice = graph_plan.choices[layer]
+                activation_bits[layer] = choice.activation_bits
+        # of all graphs at once: a run shows them all
+        calibrations: list[Calibration | None] = [None] * len(placements)
+        if planned.needs_ranges:
+            calibrations[:] = calibrate(
                 model,
-                placement,
-                {v: graph_plan.choices[v].activation_bits for v in placement.layers},
+                placements,
+                activation_bits,
                 rules,
                 ranges,
             )
-        insertion = Insertion(
-            graph=graph_plan.graph,
-            names=names,
-            rules=rules,
-            bits={v: graph_plan.choices[v].bits for v in graph_plan.layers},
-            block=self.block,
-            codes=codes,
-            calibration=calibration,
-            tables=others.table_values,
-            rows=others.rows,
-        )
-        for engine in ENGINES:
-            layers = graph_plan.engines.get(engine)
-            if layers:
-                _count(outcome, engine.insert(insertion, layers))
-        for width, size in graph_plan.sizes_by_width(request.options).items():
-            _count(outcome, {_stat_of(width): size})
+        for graph_plan, calibration, encoded in zip(
+            planned.graphs, calibrations, codes, strict=True
+        ):
+            insertion = Insertion(
+                graph=graph_plan.graph,
+                names=names,
+                rules=rules,
+                bits={v: graph_plan.choices[v].bits for v in graph_plan.layers},
+                block=self.block,
+                codes=encoded,
+                calibration=calibration,
+                tables=others.table_values,
+                rows=others.rows,
+            )
+            for engine in ENGINES:
+                layers = graph_plan.engines.get(engine)
+                if layers:
+                    _count(outcome, engine.insert(insertion, layers))
+            for width, size in graph_plan.sizes_by_width(request.options).items():
+                _count(outcome, {_stat_of(width): size})
+            for layer in graph_plan.layers:
+                layer.chain.remove_unread()
 
 
 def _names_of_nodes(model: ir.Model) -> list[str]:

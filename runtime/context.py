@@ -28,6 +28,7 @@ from ..passes._core.scratch import scratch_folder
 from ._worker.ipc import Observation
 from .batching import RowLimit, micro_batches
 from .bench import paired_latency
+from .body_values import with_body_values
 from .calibrate import DerivedTap
 from .difference import difference
 from .feeds import Batch, Feeds, StoredFeeds
@@ -193,9 +194,11 @@ class RunContext:
     ) -> dict[str, tuple[float, float]]:
         """Ranges from a copy of the model with the named tensors as outputs, always on the CPU.
 
-        Absent from the result: tensors in subgraphs, tensors that are not float, and names that the
-        model lacks. Errors: UsageError without data.
+        `names`: those of bodies as `RunNames` gives them. Absent from the result: tensors that no
+        run gave (of a branch not taken, say), tensors that are not float, and names that the model
+        lacks. Errors: UsageError without data.
         """
+        model = with_body_values(model, names)
         plan = planned_taps(model, names)
         constant = constant_names(model)
         fetched = [name for name, tap in plan.items() if tap is None]

@@ -115,6 +115,10 @@ def made_of_constants(model: ir.Model) -> dict[ir.Value, bool]:
             if not is_standard(node) or node.op_type in RANDOM_OPS:
                 continue
             inputs = [value for value in node.inputs if value is not None]
+            # the dims of an activation may be known although it is not
+            if tells_known_dims(node):
+                made[node.outputs[0]] = False
+                continue
             if not all(value in made or _is_fixed(value) for value in inputs):
                 continue
             # a loop is not followed
@@ -123,6 +127,18 @@ def made_of_constants(model: ir.Model) -> dict[ir.Value, bool]:
             is_coded = any(made.get(value) or _is_code(value) for value in inputs)
             made.update(dict.fromkeys(node.outputs, is_coded))
     return made
+
+
+def tells_known_dims(node: ir.Node) -> bool:
+    """True for a Shape all of whose elements are known numbers."""
+    if not is_standard(node, "Shape") or node.inputs[0] is None:
+        return False
+    shape = node.inputs[0].shape
+    if shape is None:
+        return False
+    start = node.attributes.get_int("start", 0)
+    end = node.attributes.get_int("end", len(shape))
+    return all(isinstance(dim, int) for dim in shape[start:end])
 
 
 def _is_fixed(value: ir.Value) -> bool:

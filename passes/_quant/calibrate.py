@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
+from .._core.bodies import RunNames, bodies_of
 from .._core.context import Context, RangeMethod
+from .._core.linear import LINEAR_OPS
+from .._core.ops import is_standard
 from .._core.targets import QuantRules
 from .layers import QuantLayer
 from .low_bit_activations import LowBitRead, low_bit_reads
@@ -32,6 +36,7 @@ class Ranges:
     percentile: float
     samples: int
     _found: dict[tuple[str, int], Range] = field(default_factory=dict)
+    _entered: dict[str, bool] = field(default_factory=dict)
 
     def of(
         self, model: ir.Model, names: list[str], levels: int = LEVELS_OF_8_BITS
@@ -58,6 +63,37 @@ class Ranges:
             if (name, levels) in self._found
         }
 
+    def entered(self, model: ir.Model) -> set[ir.Graph]:
+        """Bodies of If, Loop and Scan that hold layers and that some sample enters.
+
+        Each is looked at once: its path is the same in a clone.
+        """
+        bodies = bodies_of(model)
+        probes: dict[str, str] = {}
+        for body in bodies.values():
+            probe = _probe(body.graph)
+            if body.path not in self._entered and probe is not None:
+                probes[body.path] = f"{body.path}{probe.name}"
+        if probes:
+            seen = self.context.activation_ranges(
+                model,
+                list(probes.values()),
+                "minmax",
+                100.0,
+                self.samples,
+            )
+            for path, name in probes.items():
+                self._entered[path] = name in seen
+        return {graph for graph, body in bodies.items() if self._entered.get(body.path)}
+
+
+def _probe(body: ir.Graph) -> ir.Value | None:
+    """A value that a body makes whenever it is entered: what its first layer gives."""
+    for node in body:
+        if is_standard(node, *LINEAR_OPS):
+            return node.outputs[0]
+    return None
+
 
 @dataclass(frozen=True)
 class Calibration:
@@ -70,83 +106,106 @@ class Calibration:
 
 def calibrate(
     model: ir.Model,
-    placement: Placement,
-    activation_bits: dict[QuantLayer, int],
+    placements: Sequence[Placement],
+    activation_bits: Mapping[QuantLayer, int],
     rules: QuantRules,
     ranges: Ranges,
-) -> Calibration:
-    """Find the grids of all int8 values of the main graph; the model stays as it is.
+) -> list[Calibration]:
+    """Find the grids of all int8 values of graphs of a model; the model stays as it is.
 
     Errors: RefusedError where calibration meets NaN or infinity.
     """
-    probe, effective = with_effective_values(model, placement)
-    taps: dict[ir.Value, str] = {}
-    for value in placement.quantized:
-        if value.name:
+    names = RunNames.of(model)
+    probe, effective = with_effective_values(model, placements)
+    taps: list[dict[ir.Value, str]] = []
+    for placement in placements:
+        own = {}
+        for value in placement.quantized:
             # ranges are those of the effective form, where there is one
-            taps[value] = effective.get(value.name, value.name)
-    found = ranges.of(probe, list(taps.values()))
-    by_value = {value: found[tap] for value, tap in taps.items()}
-    parameters = assign(placement, by_value, rules)
-    reads = low_bit_reads(placement, activation_bits)
-    low_bit = _low_bit_grids(
-        model,
-        reads,
-        rules,
-        ranges,
-    )
-    return Calibration(placement, parameters, low_bit)
+            name = names.name(value, placement.graph)
+            own[value] = effective.get(name, name)
+        taps.append(own)
+    asked: dict[str, None] = {}
+    for own in taps:
+        asked.update(dict.fromkeys(own.values()))
+    found = ranges.of(probe, list(asked))
+    calibrations = []
+    for placement, own in zip(placements, taps, strict=True):
+        by_value = {value: found[name] for value, name in own.items()}
+        parameters = assign(placement, by_value, rules)
+        reads = low_bit_reads(placement, activation_bits)
+        low_bit = _low_bit_grids(
+            model,
+            [names.name(read.value, placement.graph) for read in reads],
+            reads,
+            rules,
+            ranges,
+        )
+        calibrations.append(Calibration(placement, parameters, low_bit))
+    return calibrations
 
 
 def _low_bit_grids(
-    model: ir.Model, reads: list[LowBitRead], rules: QuantRules, ranges: Ranges
+    model: ir.Model,
+    names: list[str],
+    reads: list[LowBitRead],
+    rules: QuantRules,
+    ranges: Ranges,
 ) -> dict[LowBitRead, Parameters]:
-    """Grids of values that are read with fewer bits: fewer levels want shorter ranges."""
+    """Grids of values that are read with fewer bits: fewer levels want shorter ranges.
+
+    `names`: of what is read, as a run knows it.
+    """
     grids: dict[LowBitRead, Parameters] = {}
+    named = list(zip(reads, names, strict=True))
     # one run of the model for each number of levels
     for bits in sorted({read.bits for read in reads}):
-        chosen = [read for read in reads if read.bits == bits]
-        names = [read.value.name or "" for read in chosen]
-        found = ranges.of(model, names, levels=2**bits - 1)
-        for read, name in zip(chosen, names, strict=True):
-            grids[read] = low_bit_parameters(found[name], bits, rules)
+        chosen = [name for read, name in named if read.bits == bits]
+        found = ranges.of(model, chosen, levels=2**bits - 1)
+        for read, name in named:
+            if read.bits == bits:
+                grids[read] = low_bit_parameters(found[name], bits, rules)
     return grids
 
 
 def with_effective_values(
-    model: ir.Model, placement: Placement
+    model: ir.Model, placements: Sequence[Placement]
 ) -> tuple[ir.Model, dict[str, str]]:
     """A copy of the model in which sums that a Relu cuts are read to its floor only.
 
     In relu(y + s) every y below -s gives the same 0, so y may be read as max(y, -s), its effective
     form: its range is shorter, its steps finer. Returns the copy, and the name of the effective
-    form of each value that has one. `placement` lies in the main graph of `model`; the copy shares
-    its weights. At most one input of an Add is cut: with both, two cut values could add up to what
-    neither means.
+    form of each value that has one, both as a run knows them. `placements` lie in graphs of
+    `model`; the copy shares its weights. At most one input of an Add is cut: with both, two cut
+    values could add up to what neither means.
     """
+    names = RunNames.of(model)
     found = {}
-    for add, y, s in _cut_sums(placement):
-        found[add.outputs[0].name] = (y.name, s.name)
+    for placement in placements:
+        for add, y, s in _cut_sums(placement):
+            name = names.name(add.outputs[0], placement.graph)
+            found[name] = (y.name, s.name)
     # what is calibrated differs from what is quantized
     copy = model.clone()
-    names: dict[str, str] = {}
-    for node in list(copy.graph):
-        if node.op_type != "Add" or node.outputs[0].name not in found:
-            continue
-        y_name, s_name = found[node.outputs[0].name]
-        assert y_name is not None
-        values = {value.name: value for value in node.inputs if value is not None}
-        effective = _insert_effective(
-            node,
-            values[y_name],
-            values[s_name],
-        )
-        names[y_name] = effective
-    return copy, names
+    copied = RunNames.of(copy)
+    effective: dict[str, str] = {}
+    for graph in [copy.graph, *copied.bodies]:
+        for node in list(graph):
+            if node.op_type != "Add":
+                continue
+            name = copied.name(node.outputs[0], graph)
+            if name not in found:
+                continue
+            y_name, s_name = found[name]
+            values = {value.name: value for value in node.inputs if value is not None}
+            y = values[y_name]
+            cut = _insert_effective(node, y, values[s_name])
+            effective[copied.name(y, graph)] = copied.name(cut, graph)
+    return copy, effective
 
 
-def _insert_effective(add: ir.Node, y: ir.Value, s: ir.Value) -> str:
-    """Compute max(y, -s) in front of the Add, which does not read it; returns its name."""
+def _insert_effective(add: ir.Node, y: ir.Value, s: ir.Value) -> ir.Value:
+    """Compute max(y, -s) in front of the Add, which does not read it."""
     negative = ir.node("Neg", [s])
     negative.outputs[0].name = f"{y.name}_floor"
     effective = ir.node("Max", [y, negative.outputs[0]])
@@ -156,7 +215,7 @@ def _insert_effective(add: ir.Node, y: ir.Value, s: ir.Value) -> str:
     value.shape = y.shape
     # nothing reads it: calibration taps it by name
     add.prepend([negative, effective])
-    return value.name
+    return value
 
 
 def _cut_sums(placement: Placement) -> list[tuple[ir.Node, ir.Value, ir.Value]]:

@@ -99,12 +99,7 @@ def _quantizer(inserter: Inserter, layer: QuantLayer) -> ir.Node:
     scale.shape = ir.Shape([])
     zero.type = ir.TensorType(ir.DataType.UINT8)
     zero.shape = scale.shape
-    producer = value.producer()
-    if producer is not None and producer.graph is inserter.graph:
-        inserter.graph.insert_after(producer, [quantizer])
-    else:
-        # the input comes from an outer graph, or is the graph's own
-        inserter.graph.insert_before(inserter.graph[0], [quantizer])
+    inserter.place_after(value, [quantizer])
     return quantizer
 
 
@@ -241,7 +236,14 @@ def _unpacked(
 ) -> ir.Value:
     """Insert code * scale in front of `first`."""
     f32 = ir.DataType.FLOAT
-    tensor: ir.TensorProtocol = code.codes(code.scales)
+    # a channel of zeros has no scale of its own
+    widened = wide_enough(
+        code.scales,
+        None,
+        1.0,
+        code.has_zero,
+    )
+    tensor: ir.TensorProtocol = code.codes(widened)
     if layer.is_transposed:
         tensor = transposed(tensor)
     shape = ir.Shape(tensor.shape.numpy())
@@ -252,7 +254,7 @@ def _unpacked(
         first,
     )
     inner_axes = len(shape) - 1 - layer.read_axis
-    scales = code.scales.reshape((-1,) + (1,) * inner_axes).astype(np.float32)
+    scales = widened.reshape((-1,) + (1,) * inner_axes).astype(np.float32)
     cast = inserter.node(
         "Cast",
         [stored],

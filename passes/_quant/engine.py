@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
+from .._core.bodies import Body
 from .._core.graph import Names
 from .._core.targets import QuantRules
 from .calibrate import Calibration
@@ -24,6 +25,7 @@ class LayerCase:
 
     `named`: an override names this very layer, so that no rule weighs whether it gains anything.
     `calibrated`: ranges of the values around it are at hand; `has_data`: those of the main graph.
+    `body`: that it lies in, None in the main graph.
     """
 
     layer: QuantLayer
@@ -33,6 +35,7 @@ class LayerCase:
     has_data: bool
     calibrated: bool
     rules: QuantRules
+    body: Body | None = None
 
 
 @dataclass(frozen=True)
@@ -84,5 +87,5 @@ def needs_ranges(case: LayerCase) -> str:
     """Reason of a layer that only calibrated ranges make an integer one."""
     need = f"{case.layer.node.op_type} needs calibrated ranges"
     if case.has_data:
-        return f"{need}, and calibration does not reach into subgraphs"
+        return f"{need}, and no calibration sample entered {case.body}"
     return f"{need}: give --data"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
+from .._core.ops import MOVES, SELECTIONS, is_standard
 from .._core.targets import QuantRules
 from .engine import Counts, Insertion, LayerCase, needs_ranges
 from .guards import insert_guard
@@ -28,10 +29,11 @@ def why_not_static(case: LayerCase) -> str | None:
     if case.named:
         return None
     layer = case.layer
-    if layer.node.op_type != "Conv" or not layer.input.is_graph_input():
+    if layer.node.op_type != "Conv" or not _shows_input(layer.input):
         return None
-    # behind a branch a float Conv would make the runtime transpose the run to NHWC at every Add
-    if len(layer.activated.uses()) > 1:
+    # in front of a sum a float Conv would make the runtime transpose the run to NHWC at every Add
+    readers = {use.node.op_type for use in layer.activated.uses()}
+    if len(layer.activated.uses()) > 1 and not readers <= SELECTIONS:
         return None
     channels = layer.shape[1] * layer.groups
     # an image is read in two terms instead
@@ -41,6 +43,17 @@ def why_not_static(case: LayerCase) -> str | None:
         f"it reads the input's {channels} channels: float is as fast there, and keeps the "
         "input's precision"
     )
+
+
+def _shows_input(value: ir.Value) -> bool:
+    """True for an input of the model, perhaps moved about, or parts of it."""
+    producer = value.producer()
+    while producer is not None and is_standard(producer, *MOVES, "Pad"):
+        source = producer.inputs[0]
+        if source is None:
+            return False
+        value, producer = source, source.producer()
+    return value.is_graph_input()
 
 
 def insert_static(insertion: Insertion, layers: list[QuantLayer]) -> Counts:
@@ -261,6 +274,7 @@ def _insert_pair(
     # taken down before the pair reads the value as well
     readers = list(value.uses())
     if value not in placement.int8_made:
+        # those of this graph alone: a body around or beside it has its own pair
         readers = [use for use in readers if use.node in placement.int8_nodes]
     quantize = inserter.node(
         "QuantizeLinear",

@@ -117,10 +117,11 @@ class Inserter:
         return self.names.numbered(role[0])
 
     def place_after(self, value: ir.Value, nodes: list[ir.Node]) -> None:
-        """Put nodes right behind the producer of `value`, or at the top for a graph input."""
-        # a graph input, which nothing produces, is at hand from the first node on
+        """Put nodes right behind the producer of `value`, or at the top of the graph where it comes
+        from outside.
+        """
         producer = value.producer()
-        if producer is not None:
+        if producer is not None and producer.graph is self.graph:
             self.graph.insert_after(producer, nodes)
         elif len(self.graph):
             self.graph.insert_before(self.graph[0], nodes)

@@ -254,7 +254,7 @@ class _OptimizedGraph:
     def _output_problem(self, kernel: KernelNode) -> str | None:
         name = kernel.outputs[0]
         if name in self.outputs:
-            return "it gives an output of the model, which stays float"
+            return "it gives an output of its graph, which stays float"
         readers = self.readers.get(name, [])
         if len(readers) != 1:
             return f"its float output is read by {len(readers)} nodes"

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import glob
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
 from .._core.context import Context
-from .._core.graph import become, label
+from .._core.graph import all_nodes, become, label
 from .._core.halving import kept_by_halving
 from .._core.outcome import Declined, PassOutcome
 from .._core.provenance import FloatLayer, float_layer
@@ -111,7 +111,7 @@ def regions_of(model: ir.Model, rules: QuantRules) -> list[Region]:
 
     Short ones, which pay most for their borders, first.
     """
-    connected = _connected(model.graph, rules)
+    connected = _connected(all_nodes(model), rules)
     regions: dict[ir.Node, Region] = {}
     for nodes in quantized_layers(model).values():
         for node in nodes:
@@ -125,11 +125,11 @@ def _as_found(node: ir.Node) -> FloatLayer:
     return FloatLayer(node.name or node.outputs[0].name or "", label(node))
 
 
-def _connected(graph: ir.Graph, rules: QuantRules) -> Sets[ir.Node]:
+def _connected(nodes: Iterable[ir.Node], rules: QuantRules) -> Sets[ir.Node]:
     """Sets of nodes between which values stay integers."""
     sets = Sets[ir.Node]()
     through = {*rules.integer_ops, *rules.carry, *rules.folded, *PAIR, "MatMulInteger"}
-    for node in graph:
+    for node in nodes:
         if node.op_type not in through:
             continue
         for value in node.inputs:

@@ -41,7 +41,7 @@ class QuantLayer(LinearLayer):
     def no_integers(self) -> str | None:
         """Reason why no integer kernel can stand for the layer, whatever is known of its values."""
         if self.writes_integers and self.activated.is_graph_output():
-            return "it gives an output of the model, which stays float"
+            return "it gives an output of its graph, which stays float"
         return self.spelling
 
     def bias_array(self) -> Floats | None:

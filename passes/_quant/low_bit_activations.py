@@ -10,6 +10,7 @@ of a residual net) keep its 8 bits; then the codes of fewer bits are made of tho
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,7 +34,7 @@ class LowBitRead:
 
 
 def low_bit_reads(
-    placement: Placement, bits: dict[QuantLayer, int]
+    placement: Placement, bits: Mapping[QuantLayer, int]
 ) -> list[LowBitRead]:
     """Values that are read with fewer than 8 bits; `bits` of each layer's activations.
 

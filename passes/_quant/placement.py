@@ -38,6 +38,7 @@ class Placement:
     `two_term`: those whose one int8 reader gets them as the sum of two terms.
     """
 
+    graph: ir.Graph
     layers: list[QuantLayer]
     carried: list[Carried]
     quantized: list[ir.Value] = field(default_factory=list)
@@ -49,7 +50,7 @@ class Placement:
 def place(graph: ir.Graph, layers: list[QuantLayer], rules: QuantRules) -> Placement:
     """Decide for one graph. Linear in its nodes and edges."""
     carried = _run_closure(graph, layers, rules)
-    placement = Placement(layers, carried)
+    placement = Placement(graph, layers, carried)
     placement.int8_nodes.update(layer.node for layer in layers)
     placement.int8_nodes.update(c.node for c in carried)
     # a dict as an ordered set: pairs are inserted, and named, in this order

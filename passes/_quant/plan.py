@@ -7,11 +7,13 @@ from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import onnx_ir as ir
 
 from ... import RefusedError
+from .._core.bodies import Body, bodies_of
 from .._core.chains import made_of_constants
 from .._core.channel_layout import Layout
 from .._core.graph import all_graphs
@@ -20,13 +22,19 @@ from .._core.outcome import Declined
 from .._core.tables import tables_of
 from .._core.targets import QuantRules
 from .._core.weights import other_weights
+from .dynamic import why_not_float
 from .engine import Engine, LayerCase
 from .layer_config import LEAVE_FLOAT, Choice
 from .layers import QuantLayer, find_layers
 from .placement import Placement, place
 from .residual_input import in_two_terms
-from .schemes import FORMS, PER_CHANNEL_OPSET, Encode, EncodeOptions, engine_of
+from .schemes import FLOAT, FORMS, PER_CHANNEL_OPSET, Encode, EncodeOptions, engine_of
 from .weight_codes import Codes
+
+LEAST_STORED = 1024
+"""Weights of a layer that stays float below which scales and nodes cost more than is saved; chosen
+by hand.
+"""
 
 
 @dataclass(frozen=True)
@@ -34,6 +42,8 @@ class PlanRequest:
     """Facts on which plans depend: the target's rules, name patterns and options.
 
     `choose`: the form of each layer of a graph. `keeps_tables`: tables of rows stay float.
+    `entered`: bodies of a model that calibration observes. `stores_floats`: layers that stay float
+    may read their weights from codes.
     """
 
     rules: QuantRules
@@ -45,6 +55,8 @@ class PlanRequest:
     options: EncodeOptions
     choose: Callable[[list[QuantLayer]], dict[QuantLayer, Choice]]
     keeps_tables: bool = False
+    entered: Callable[[ir.Model], Collection[ir.Graph]] = lambda model: ()
+    stores_floats: bool = False
 
 
 @dataclass
@@ -185,15 +197,16 @@ def plan(model: ir.Model, request: PlanRequest) -> QuantPlan:
     graphs: list[GraphPlan] = []
     declined: list[Declined] = []
     made = made_of_constants(model)
+    bodies = bodies_of(model)
     for graph in all_graphs(model):
         if isinstance(graph, ir.Function):
             declined += _declined_in_function(graph, made, request)
             continue
-        calibrated = request.has_data and graph is model.graph
         found, reasons = _plan_graph(
+            model,
             graph,
+            bodies.get(graph),
             made,
-            calibrated,
             request,
         )
         declined += reasons
@@ -206,12 +219,13 @@ def plan(model: ir.Model, request: PlanRequest) -> QuantPlan:
 
 
 def _plan_graph(
+    model: ir.Model,
     graph: ir.Graph,
+    body: Body | None,
     made: Mapping[ir.Value, bool],
-    calibrated: bool,
     request: PlanRequest,
 ) -> tuple[GraphPlan, list[Declined]]:
-    """Plan one graph; `calibrated`: calibration observes its values, those of the main graph."""
+    """Plan one graph of a model; `body`: what it is of, None of the main graph."""
     layers, declined = find_layers(
         graph,
         request.rules,
@@ -220,18 +234,32 @@ def _plan_graph(
         made,
     )
     found = GraphPlan(graph, request.choose(layers))
+    calibrated = request.has_data
+    # to ask costs a run of the model
+    if body is not None and calibrated and _may_read_ranges(found.choices):
+        calibrated = graph in request.entered(model)
     for layer in layers:
         decided = _decide(
             layer,
             found.choices[layer],
             calibrated,
             request,
+            body,
         )
-        if isinstance(decided, Engine):
-            found.engines.setdefault(decided, []).append(layer)
-        else:
-            declined.append(Declined(layer.name, decided))
+        if decided.engine is not None:
+            found.engines.setdefault(decided.engine, []).append(layer)
+        if decided.reason is not None:
+            declined.append(Declined(layer.name, decided.reason))
     return found, declined
+
+
+def _may_read_ranges(choices: Mapping[QuantLayer, Choice]) -> bool:
+    """True if some layer's form has an engine that reads calibrated ranges."""
+    engines: set[Engine] = set()
+    for choice in choices.values():
+        if choice.form != LEAVE_FLOAT:
+            engines.update(FORMS[choice.form].engines)
+    return any(engine.needs_ranges for engine in engines)
 
 
 def _declined_in_function(
@@ -254,18 +282,27 @@ def _declined_in_function(
             request,
         )
         reason = "it lies in a local function that could not be inlined"
-        if isinstance(decided, str):
-            reason = decided
-        declined.append(Declined(layer.name, reason))
+        declined.append(Declined(layer.name, decided.reason or reason))
     return declined
 
 
+class _Decision(NamedTuple):
+    """The engine that runs a layer, if any, and a reason why it is not what was chosen, if so."""
+
+    engine: Engine | None = None
+    reason: str | None = None
+
+
 def _decide(
-    layer: QuantLayer, choice: Choice, calibrated: bool, request: PlanRequest
-) -> Engine | str:
-    """The engine that runs a layer, or the reason why it does not become what was chosen."""
+    layer: QuantLayer,
+    choice: Choice,
+    calibrated: bool,
+    request: PlanRequest,
+    body: Body | None = None,
+) -> _Decision:
+    """Choose the engine of one layer."""
     if choice.form == LEAVE_FLOAT:
-        return "left float by the option layers"
+        return _Decision(reason="left float by the option layers")
     rules = request.rules
     engine = engine_of(
         FORMS[choice.form],
@@ -275,7 +312,7 @@ def _decide(
     )
     # such a target still takes engines that leave layers float
     if engine.integer and rules.why_not:
-        return rules.why_not
+        return _Decision(reason=rules.why_not)
     case = LayerCase(
         layer=layer,
         bits=choice.bits,
@@ -284,5 +321,21 @@ def _decide(
         has_data=request.has_data,
         calibrated=calibrated,
         rules=rules,
+        body=body,
     )
-    return engine.why_not(case) or engine
+    reason = engine.why_not(case)
+    if reason is None:
+        return _Decision(engine)
+    if engine.integer and request.stores_floats and _is_stored_small(case):
+        return _Decision(FLOAT, f"{reason}; its weights have {choice.bits} bits")
+    return _Decision(reason=reason)
+
+
+def _is_stored_small(case: LayerCase) -> bool:
+    """True for a layer that data has run as float, or not at all: its weights may still have fewer
+    bits.
+    """
+    layer = case.layer
+    if not case.has_data or layer.no_integers or layer.tensor.size < LEAST_STORED:
+        return False
+    return why_not_float(case) is None

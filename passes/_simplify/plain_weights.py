@@ -12,12 +12,13 @@ from collections.abc import Container, Mapping
 
 import onnx_ir as ir
 
-from .._core.chains import chain_of, made_of_constants
+from .._core.chains import chain_of, made_of_constants, tells_known_dims
 from .._core.edit import Edit
 from .._core.graph import all_nodes, input_of
 from .._core.weights import weight_inputs
 from ..fold_constants import fold_only
 from .einsum import products_of, write_as_matmuls
+from .rules.shape import shape_constant
 
 Read = tuple[ir.Node, int, ir.Value]
 """A node, the input at which it may have a weight, and what it reads there."""
@@ -43,10 +44,14 @@ def _fold(model: ir.Model, edit: Edit) -> int:
     """Make constants of weights that nodes make of constants; returns the nodes folded."""
     made = made_of_constants(model)
     hidden = _hidden(model, made)
-    makers = _makers([value for _, _, value in hidden], made)
-    folded = fold_only(makers, model, edit)
-    for node, index, value in hidden:
-        constant = node.inputs[index]
+    read = [value for _, _, value in hidden]
+    for node in _makers(read, made):
+        # torch cuts the weights of gates at lengths that it asks of the state
+        if tells_known_dims(node):
+            shape_constant(node, edit)
+    folded = fold_only(_makers(read, made), model, edit)
+    for reader, index, value in hidden:
+        constant = reader.inputs[index]
         maker = value.producer()
         is_gone = maker is not None and maker.graph is None
         # a layer is known by the name of its weight

@@ -7,6 +7,7 @@ import onnx_ir as ir
 import onnxruntime
 from onnx_opt.passes._base import HeldBack, NullContext
 from onnx_opt.passes._core.context import Difference
+from onnx_opt.runtime.body_values import with_body_values
 from onnx_opt.runtime.difference import largest_error, unlike
 from onnx_opt.runtime.moments import MomentObserver
 from onnx_opt.runtime.taps import with_taps
@@ -42,19 +43,18 @@ class CalibratedContext(NullContext):
         for feeds in self.feeds:
             values = dict(zip(names, session.run(None, feeds), strict=True)) | feeds
             for key, request in requests.items():
+                # of a body
+                if request.tensor not in values:
+                    continue
                 observers[key].update(
                     values[request.tensor],
                     values[request.target] if request.target else None,
                 )
-        return {key: observer.value() for key, observer in observers.items()}
+        seen = {key: each for key, each in observers.items() if each.count}
+        return {key: observer.value() for key, observer in seen.items()}
 
     def activation_ranges(self, model, names, method, percentile, samples, levels=255):
-        tapped = model.clone()
-        present = {v.name for v in tapped.graph.outputs}
-        for node in tapped.graph:
-            tapped.graph.outputs.extend(
-                v for v in node.outputs if v.name in names and v.name not in present
-            )
+        tapped = with_taps(with_body_values(model, names), names)
         session = run_session(tapped)
         ranges = {}
         for feeds in self.feeds:
@@ -69,6 +69,9 @@ class CalibratedContext(NullContext):
                 | feeds
             )
             for name in names:
+                # of a body that was not entered
+                if not values[name].size:
+                    continue
                 low, high = ranges.get(name, (np.inf, -np.inf))
                 ranges[name] = (
                     min(low, float(values[name].min())),

@@ -34,6 +34,10 @@ FOUND = {
         "a, b = Split <axis = 1, num_outputs = 2> (w)\n c = Concat <axis = 1> (b, a)\n"
         " y = MatMul (x, c)"
     ),
+    "cut at lengths of an activation": (
+        "z = Constant <value_ints = [0]> ()\n s = Shape <start = 1> (x)\n"
+        " r = Slice (w, z, s)\n y = MatMul (x, r)"
+    ),
     "norm behind Transpose": "u = Mul (w, gain)\n t = Transpose (u)\n y = MatMul (x, t)",
     "einsum": 'y = Einsum <equation = "ni,io->no"> (x, w)',
     "einsum by rows": 'y = Einsum <equation = "...i, oi -> ...o"> (x, w)',
@@ -409,7 +413,7 @@ def test_forms_that_only_store_weights_keep_what_a_gemm_does_besides(text, attri
 @pytest.mark.parametrize(
     ("text", "changed", "reasons"),
     [
-        ("quant", 0, ["it gives an output of the model, which stays float"]),
+        ("quant", 0, ["it gives an output of its graph, which stays float"]),
         ("quant(blocked)", 0, ["Conv has no kernel for blocked weights"]),
         ("quant(bits=4, kernel=float)", 1, []),
     ],

@@ -113,7 +113,7 @@ def test_integer_kernels_are_counted(signature, body, constants, tmp_path):
             X + WC + "y = Conv (xd, wd)",
             {"w": CONV},
             "Conv y",
-            "an output of the model",
+            "an output of its graph",
         ),
         (
             IMAGES,

@@ -89,6 +89,48 @@ def test_a_signal_of_one_dimension_stays_float_unless_asked(calibrated, asked, f
     assert "Sub" not in ops(model)
 
 
+SPECTRUM = """
+<ir_version: 10, opset_import: ["" : 17]>
+g (float[N, 64] x) => (float[N, 32, 20] y) {
+    p = Pad <mode = "reflect"> (x, pads)
+    u = Unsqueeze (p, one)
+    a = Conv <strides = [2]> (u, w1)
+    re = Slice (a, zero, half, one)
+    im = Slice (a, half, all, one)
+    s = Mul (re, im)
+    b = Conv (s, w2)
+    y = Neg (b)
+}
+"""
+
+
+def test_a_signal_that_is_only_moved_about_stays_float_on_8_bit_weights(calibrated):
+    """As a spectrum of sound reads it; a channel of zeros has no scale of its own."""
+    w1 = normal(64, 1, 32)
+    w1[3] = 0
+    pads = np.array([0, 4, 0, 4])
+    slices = {name: np.array([n]) for name, n in (("zero", 0), ("half", 32))}
+    model = model_of(
+        SPECTRUM,
+        w1=w1,
+        w2=normal(32, 32, 2, scale=0.1),
+        pads=pads,
+        one=np.array([1]),
+        all=np.array([64]),
+        **slices,
+    )
+    before = model.clone()
+    feeds = {"x": normal(4, 64)}
+    outcome = Quant().run(model, calibrated([feeds]))
+    (reason,) = [d.reason for d in outcome.declined if "8 bits" in d.reason]
+    assert reason == (
+        "it reads the input's 1 channels: float is as fast there, and keeps the input's "
+        "precision; its weights have 8 bits"
+    )
+    assert initial(model, "w1_q").dtype == np.int8
+    assert sqnr(outputs(before, feeds), outputs(model, feeds)) > 30
+
+
 def test_packed_weights_are_read_once(calibrated):
     """A 16th of a 4-bit code is nothing."""
     model, feeds = one(3)

@@ -8,6 +8,7 @@ import onnx_ir as ir
 import pytest
 from onnx_opt import RefusedError, UsageError
 from onnx_opt.passes._base import MomentRequest
+from onnx_opt.passes._core.infer import infer_types
 from onnx_opt.runtime.batching import (
     RowLimit,
     batch_is_symbolic,
@@ -78,13 +79,16 @@ def test_the_model_is_not_touched(worker):
     assert ir.to_proto(model).SerializeToString() == before
 
 
-def test_tensors_inside_branches_are_absent(worker):
+def test_a_branch_that_is_not_taken_has_no_ranges(worker):
     inputs = [TensorInfo("c", "bool", ()), TensorInfo("x", "float32", (2,))]
     data = [{"c": np.array(True), "x": np.array([-1, 2], np.float32)}]
+    model = model_of(BRANCH)
+    # the values of branches have no types in text
+    infer_types(model, data_prop=True)
     ranges = context(worker, data, inputs).activation_ranges(
-        model_of(BRANCH), ["a", "b", "y"], "minmax", 100, 8
+        model, ["y:then_branch:a", "y:else_branch:b", "y"], "minmax", 100, 8
     )
-    assert ranges == {"y": (0, 2)}
+    assert ranges == {"y": (0, 2), "y:then_branch:a": (0, 2)}
 
 
 def test_tensors_of_unknown_type_are_observed_where_they_are_float(worker):
