@@ -13,13 +13,22 @@ from .. import RefusedError
 from ._onnx_io.declared import note_declarations
 from ._onnx_io.protos import tensor_protos
 from ._onnx_io.read import EXPORT_AGAIN, innermost, read_proto
-from ._onnx_io.save import check_output, copy, save
+from ._onnx_io.save import check_output, copy, is_split, save
 from ._onnx_io.slots import slots_of
 from ._onnx_io.sparse import densify
 from ._onnx_io.tensors import ExternalFiles, nbytes_of
 from ._onnx_io.validate import validate
 
-__all__ = ["Reading", "check_output", "copy", "load", "read", "read_in_memory", "save"]
+__all__ = [
+    "Reading",
+    "check_output",
+    "copy",
+    "is_split",
+    "load",
+    "read",
+    "read_in_memory",
+    "save",
+]
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,12 @@ INLINE_LIMIT = 3 << 29
 Protobuf ends at 2 GiB; the rest is left for the graph. Chosen by hand; not measured.
 """
 
+SCRATCH_LIMIT = 64 << 20
+"""The same (64 MiB) of files that go with the run.
+
+One file is encoded whole in memory, twice: of a model of 0.54 GB that took 1.5 GB.
+"""
+
 SMALL = 1024
 """Tensors below this many bytes stay in the graph, where shape inference reads shapes and scalars.
 
@@ -65,11 +71,12 @@ def save(
     """Write `model` atomically; return the files written, the model file last.
 
     External data (one file, `<name>.data`, or `<name>.<n>.data` where that is taken) is used when
-    `external` is true, or by default when the weights exceed 1.5 GiB or the model has external
-    tensors. Tensors are streamed; `model` is unchanged. A former model at `path` stays whole until
-    the moment it is replaced; its own data file then goes, unless `model` still reads it. `check`
+    `external` is true, or by default when the model `is_split`. Tensors are streamed; `model` is
+    unchanged. A former model at `path` stays whole until the moment it is replaced; its own data
+    file then goes, unless `model` still reads it. `check`
     sees the complete model file before it takes its name, and may raise. `durable` False: for files
-    in a folder of the run's own; the disk is not waited for, nor are other writers looked out for.
+    in a folder of the run's own; the disk is not waited for, nor are other writers looked out for,
+    and weights of more than 64 MiB are external by default.
     Errors: UsageError if `path` cannot be written, OnnxOptError if writing fails (nothing is left
     behind then).
     """
@@ -84,7 +91,8 @@ def save(
         )
     nbytes = sum(slot.tensor.nbytes for slot in slots)
     if external is None:
-        external = bool(sources) or nbytes > INLINE_LIMIT
+        limit = INLINE_LIMIT if durable else SCRATCH_LIMIT
+        external = bool(sources) or nbytes > limit
     if not external and nbytes >= LIMIT:
         raise RefusedError(str(path), _TOO_LARGE, "save it with external data")
     written: list[Path] = []
@@ -100,6 +108,13 @@ def save(
             encoded = _encoded(model, str(path))
         _put(files, lambda file: file.write(encoded), check, sources)
     return [*written, target]
+
+
+def is_split(model: ir.Model) -> bool:
+    """True if a saved model has external data: beyond 1.5 GiB, or if it came with some."""
+    slots = list(slots_of(model))
+    nbytes = sum(slot.tensor.nbytes for slot in slots)
+    return bool(_source_files(slots)) or nbytes > INLINE_LIMIT
 
 
 def copy(

@@ -46,6 +46,15 @@ def bodies_of(model: ir.Model) -> dict[ir.Graph, Body]:
     return found
 
 
+def repeated_bodies(model: ir.Model) -> set[ir.Graph]:
+    """The bodies of every Loop and Scan under the main graph, and those inside them."""
+    found: set[ir.Graph] = set()
+    for graph, body in bodies_of(model).items():
+        if body.node.op_type in ("Loop", "Scan") or body.outer in found:
+            found.add(graph)
+    return found
+
+
 def _held(
     node: ir.Node, outer: str, found: dict[ir.Graph, Body]
 ) -> list[tuple[ir.Graph, str]]:

@@ -11,6 +11,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from .bodies import repeated_bodies
 from .graph import Names, input_of, subgraphs
 from .lazy import set_tensor
 
@@ -129,6 +130,16 @@ class Edit:
         self.touched: list[ir.Node] = []
         self.found: dict[ir.Value, Any] = {}
         self._names: Names | None = None
+        self._repeated: set[ir.Graph] | None = None
+
+    def is_repeated(self, node: ir.Node) -> bool:
+        """True if a node lies in the body of a Loop or Scan.
+
+        What is inferred of its outputs there is what the runtime gives after no turns.
+        """
+        if self._repeated is None:
+            self._repeated = repeated_bodies(self.model)
+        return node.graph in self._repeated
 
     def fresh(self, stem: str) -> str:
         """A name that no value or node of the model has."""

@@ -61,6 +61,16 @@ def test_a_file_for_the_run_alone_is_like_any_other(external, tmp_path):
     assert weight(path, "b")[0, 0] == 2
 
 
+def test_large_weights_of_a_file_for_the_run_are_streamed(tmp_path, monkeypatch):
+    monkeypatch.setattr(save_module, "SCRATCH_LIMIT", ROWS * ROWS * 4)
+    model = model_of("a", "b")
+    save(model, tmp_path / "run.onnx", durable=False)
+    save(model, tmp_path / "result.onnx")
+    assert names_in(tmp_path) == ["result.onnx", "run.onnx", "run.onnx.data"]
+    assert not save_module.is_split(model)
+    assert save_module.is_split(load(tmp_path / "run.onnx"))
+
+
 def test_a_session_keeps_the_files_that_a_later_save_replaces(tmp_path):
     path = tmp_path / "m.onnx"
     save(model_of("a"), path, external=True, durable=False)

@@ -12,7 +12,7 @@ from typing import Any
 import onnx_ir as ir
 
 from ... import CheckError
-from ...frontends.onnx_file import copy, load, save
+from ...frontends.onnx_file import copy, is_split, load, save
 from ...passes._core.requirements import Requirements, requirements_of
 from ...passes._core.stats import model_macs
 from ...passes._core.stored import StoredConstant, bits_by_count, stored_constants
@@ -227,7 +227,9 @@ def _write(
 ) -> list[Path]:
     if product.copied is not None:
         return copy(product.copied, path, check=check, durable=durable)
-    return save(product.model, path, check=check, durable=durable)
+    # its size is told, also where the file goes with the run
+    external = is_split(product.model)
+    return save(product.model, path, external=external, check=check, durable=durable)
 
 
 def _with_least_versions(

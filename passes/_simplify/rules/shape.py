@@ -153,7 +153,7 @@ def reshape_target(positive: frozenset[str]) -> Callable[[ir.Node, Edit], bool]:
         )
         if target is None:
             return False
-        if not isinstance(node.graph, ir.Graph):
+        if not isinstance(node.graph, ir.Graph) or edit.is_repeated(node):
             return False
         _set_ints(
             node,
@@ -597,7 +597,7 @@ def expand_target(node: ir.Node, edit: Edit) -> bool:
         if not isinstance(number, int):
             return False
         numbers.append(number)
-    if not isinstance(node.graph, ir.Graph):
+    if not isinstance(node.graph, ir.Graph) or edit.is_repeated(node):
         return False
     _set_ints(
         node,
