@@ -232,10 +232,14 @@ def _conv_transpose(node: ir.Node) -> int:
 
 
 def _matmul(node: ir.Node) -> int:
-    """Output elements times the summed length, the last axis of the first input."""
+    """Output elements times the summed length, which either input tells."""
+    first, second = node.inputs[:2]
     # a scalar is no input of MatMul, but files may say so
-    dims = _dims(node.inputs[0]) or [1]
-    summed = dims[-1]
+    summed = (_dims(first) or [1])[-1]
+    is_open = first is not None and first.shape and not isinstance(first.shape[-1], int)
+    if is_open and second is not None and second.shape:
+        # behind a computed Reshape only the weight knows
+        summed = _sizes(second)[-2:][0]
     return _size(node.outputs[0]) * summed
 
 

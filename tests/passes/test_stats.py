@@ -92,6 +92,12 @@ def test_constants_count_before_they_are_lifted():
             r = Reshape (x, s)  y = MatMul (r, w)""",
             3 * 5 * 6,
         ),
+        # behind a target that nobody knows, the weight tells how many are summed
+        (
+            "(float[n, 35] x, int64[2] s, float[7, 5] w) => (float[p, 5] y)",
+            "r = Reshape (x, s)  y = MatMul (r, w)",
+            35,
+        ),
         # one element is too short for the window: as well as it can be told
         (
             "(float[n, 3, h, w] x, float[4, 3, 3, 3] k) => (float[n, 4, p, q] y)",
