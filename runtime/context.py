@@ -334,7 +334,10 @@ class RunContext:
         batches = []
         for number in range(_MADE_UP if tokens else len(self._sample_feeds)):
             feeds = dict(self._sample_feeds[number % len(self._sample_feeds)])
+            # an input with a default value may be left out
             for name, count in tokens.items():
+                if name not in feeds:
+                    continue
                 ids = random.integers(0, count, feeds[name].shape)
                 feeds[name] = ids.astype(feeds[name].dtype)
             batches.append(Batch(feeds, None))
