@@ -59,6 +59,7 @@ from ._quant.layer_config import (
 from ._quant.layers import QuantLayer
 from ._quant.other_layers import OtherPlan, OtherRequest, plan_others, store_others
 from ._quant.outliers import (
+    ROUNDING_TOKENS,
     SMOOTHING,
     RowNoise,
     Sparing,
@@ -544,7 +545,7 @@ class Quant(Pass):
         rounds = context if context.has_data() else None
         if rounds is None and predicts_tokens(model):
             # made-up tokens decide better than none, though not as real text does
-            rounds = observing(model, context)
+            rounds = observing(model, context, ROUNDING_TOKENS)
         if self.rounding != "gptq" or rounds is None:
             return planned
         self._round(

@@ -320,10 +320,13 @@ class RunContext:
         judging.feeds = StoredFeeds(parts.batches)
         return HeldBack(fitting, judging, parts.samples)
 
-    def on_any_feeds(self, tokens: Mapping[str, int]) -> RunContext | None:
+    def on_any_feeds(
+        self, tokens: Mapping[str, int], least: int = 0
+    ) -> RunContext | None:
         """This context with the user's data or, without any, with the run's made-up feeds.
 
-        `tokens`: inputs that take ids, and how many there are; all occur alike.
+        `tokens`: inputs that take ids, and how many there are; all occur alike. `least`: tokens
+        without which None is returned.
         """
         if self.feeds is not None:
             return self
@@ -332,6 +335,7 @@ class RunContext:
         observing = copy.copy(self)
         random = np.random.default_rng(self.seed)
         batches = []
+        seen = 0
         for number in range(_MADE_UP if tokens else len(self._sample_feeds)):
             feeds = dict(self._sample_feeds[number % len(self._sample_feeds)])
             # an input with a default value may be left out
@@ -340,7 +344,12 @@ class RunContext:
                     continue
                 ids = random.integers(0, count, feeds[name].shape)
                 feeds[name] = ids.astype(feeds[name].dtype)
+            seen += max(
+                (feeds[name].size for name in tokens if name in feeds), default=0
+            )
             batches.append(Batch(feeds, None))
+        if seen < least:
+            return None
         observing.feeds = StoredFeeds(batches)
         return observing
 

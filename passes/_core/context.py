@@ -212,11 +212,11 @@ class Observes(Protocol):
     `isinstance(context, Observes)`.
     """
 
-    def on_any_feeds(self, tokens: Mapping[str, int]) -> Context | None:
+    def on_any_feeds(self, tokens: Mapping[str, int], least: int = 0) -> Context | None:
         """This context with the user's data or, without any, with made-up feeds.
 
         `tokens`: inputs that take ids, and how many ids there are. None where the run does not run
-        models.
+        models, or makes up fewer than `least` tokens.
         """
         ...
 

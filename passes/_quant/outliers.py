@@ -51,15 +51,23 @@ alpha). SmolLM2's perplexity with 0.7: 41.2 with 56 layers spared.
 FEWEST_TOKENS = 256
 """Rows from which a table counts as a vocabulary: that of bytes."""
 
+ROUNDING_TOKENS = 2048
+"""Made-up tokens without which weights are rounded to the nearest: a layer has as many inputs, and
+what few tokens leave unseen would be rounded worse.
+"""
+
 SAMPLES = 16
 """Samples that are looked at."""
 
 
-def observing(model: ir.Model, context: Context) -> Context | None:
-    """A context that can look at tensors, on made-up feeds without data; None where none can."""
+def observing(model: ir.Model, context: Context, least: int = 0) -> Context | None:
+    """A context that can look at tensors, on made-up feeds without data; None where none can.
+
+    `least`: tokens without which made-up ones will not do.
+    """
     if not isinstance(context, Observes):
         return context if context.has_data() else None
-    return context.on_any_feeds(token_inputs(model))
+    return context.on_any_feeds(token_inputs(model), least)
 
 
 @dataclass

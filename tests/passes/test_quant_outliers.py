@@ -45,7 +45,7 @@ class Observing(NullContext):
         super().__init__()
         self.feeds = feeds
 
-    def on_any_feeds(self, tokens):
+    def on_any_feeds(self, tokens, least=0):
         return CalibratedContext(self.feeds)
 
 

@@ -76,6 +76,12 @@ def test_all_rows_of_a_table_occur(model, worker):
     )
 
 
+def test_few_tokens_may_be_too_few(worker):
+    whole = context(worker)
+    assert whole.on_any_feeds({"ids": 500}, least=16 * 256) is not None
+    assert whole.on_any_feeds({"ids": 500}, least=16 * 256 + 1) is None
+
+
 def test_data_of_the_user_are_taken_as_they_are(worker):
     given = context(worker, StoredFeeds([Batch(FEEDS, None)]))
     assert given.on_any_feeds({"ids": 500}) is given
