@@ -116,6 +116,21 @@ def test_more_is_kept_of_what_predicts_tokens(width, integers):
     assert ops(model).get("MatMulInteger", 0) == integers
 
 
+def test_blocks_of_what_predicts_tokens_are_rounded_by_made_up_ones():
+    table = normal(512, 64)
+    feeds = {"ids": np.arange(512, dtype=np.int64).reshape(1, 512)}
+    model, other = predictor(table), predictor(table, width=64)
+    options = {"form": "blocked", "bits": 4, "ends": "same"}
+    outcome = Quant(**options).run(model, Observing([feeds]))
+    assert outcome.stats["rounded"] == 2
+    assert "rounded" not in Quant(**options).run(other, Observing([feeds])).stats
+    options["rounding"] = "nearest"
+    assert (
+        "rounded"
+        not in Quant(**options).run(predictor(table), Observing([feeds])).stats
+    )
+
+
 def test_noise_is_that_of_each_row():
     observer = MomentObserver(MomentRequest("x", "row_noise"))
     # steps of 1: the second row is off by 0.4, the third is lost
