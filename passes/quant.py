@@ -474,7 +474,10 @@ class Quant(Pass):
                 outcome,
                 others,
             )
-        outcome.declined = planned.declined + inner.besides(planned.declined)
+        # what quant declines or stores itself is for it to tell
+        own = [declined.where for declined in planned.declined]
+        own += [table.name or "" for table in others.table_values]
+        outcome.declined = planned.declined + inner.besides(own)
         outcome.declined += _still_read(planned, others)
         counts, declined = store_others(model, others, names, rules.limits_pairs)
         outcome.declined += others.declined + declined
@@ -818,9 +821,9 @@ class _InnerReasons:
             if name not in names:
                 names.append(name)
 
-    def besides(self, own: list[Declined]) -> list[Declined]:
-        """Each reason once, but for layers that `quant` declines itself: those say so already."""
-        left = {d.where for d in own}
+    def besides(self, own: Collection[str]) -> list[Declined]:
+        """Each reason once, but for those of what `own` names."""
+        left = set(own)
         found = []
         for declined, names in self._given_by.items():
             if declined.where not in left:
