@@ -308,15 +308,18 @@ class Quant(Pass):
         form = FORMS[self.form]
         if form.whole is not None or form.width(self._encode_options()) <= 2:
             return []
-        milder = replace(self, form="blocked", bits=8)
-        word = "blocked:8"
-        if self.bits < 8:
-            milder = replace(self, bits=8)
+        if self.bits < 8 or self.activation_bits < 8:
+            milder = replace(self, bits=8, activation_bits=8)
             word = f"{self.form}:8"
-        if milder == self:
+        elif self.form != "blocked":
+            milder = replace(self, form="blocked", kernel="auto")
+            word = "blocked:8"
+        else:
             return []
+        # single layers cannot have every form
+        counts = GENTLER if FORMS[word.split(":")[0]].per_layer else ()
         found: list[Pass] = []
-        for count in GENTLER:
+        for count in counts:
             if count <= len(worst):
                 spared = [f"{glob.escape(name)}={word}" for name in worst[:count]]
                 found.append(replace(self, layers=(*spared, *self.layers)))
@@ -545,11 +548,13 @@ class Quant(Pass):
         _note_origins(planned)
         # from here on the model loses: reports compare with this
         context.remember_float(model)
+        if self.rounding != "gptq":
+            return planned
         rounds = context if context.has_data() else None
-        if rounds is None and predicts_tokens(model):
+        if rounds is None and planned.uses(BLOCKED) and predicts_tokens(model):
             # made-up tokens decide better than none, though not as real text does
             rounds = observing(model, context, ROUNDING_TOKENS)
-        if self.rounding != "gptq" or rounds is None:
+        if rounds is None:
             return planned
         self._round(
             model,

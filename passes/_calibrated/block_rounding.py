@@ -20,11 +20,10 @@ from .rounding import (
     covariance,
     damped,
     decibels,
+    fit_layers,
     output_error,
     output_shift,
-    rounding_outcome,
 )
-from .select import layers_to_round, moments_of
 
 TOLD = 128
 """Channels of a layer from which its gain is told, at most."""
@@ -43,24 +42,11 @@ def round_in_blocks(
 
     `damp`: share of its mean diagonal added to the diagonal of an input's second moments.
     """
-    layers, declined = layers_to_round(
-        model,
-        lambda layer: _why_not(layer, grid),
-        include,
-        exclude,
-    )
-    edit = Edit(model)
-    weights = 0
-    gains: list[float] = []
-    moments = moments_of(
-        model,
-        context,
-        layers,
-        "gram",
-        samples,
-        declined,
-    )
-    for layer, gram in moments:
+
+    def why_not(layer: LinearLayer) -> str | None:
+        return _why_not(layer, grid)
+
+    def fit(layer: LinearLayer, gram: Grams, edit: Edit) -> float:
         rows = layer.rows()
         bias = layer.bias_row()
         hessian, mean = _moments_for(bias, gram)
@@ -79,7 +65,6 @@ def round_in_blocks(
             gram,
             grid,
         )
-        gains.append(gain)
         if shift.any():
             layer.set_bias(bias + shift, edit)
         layer.set_block_codes(
@@ -87,8 +72,17 @@ def round_in_blocks(
             found.scales,
             grid.block,
         )
-        weights += rows.size
-    return rounding_outcome(gains, weights, declined)
+        return gain
+
+    return fit_layers(
+        model,
+        context,
+        why_not,
+        fit,
+        samples,
+        include,
+        exclude,
+    )
 
 
 def _why_not(layer: LinearLayer, grid: BlockGrid) -> str | None:

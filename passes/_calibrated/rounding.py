@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from .._core.context import Context
 from .._core.edit import Edit
-from .._core.outcome import Declined, PassOutcome
+from .._core.linear import LinearLayer
+from .._core.outcome import PassOutcome
 from .._quant.grids import Grid
 from .grid import GridOf, best_scales, clipped_scales, nearest, values_of
 from .layers import Codes, Grams, PerChannel, Rows
@@ -60,24 +61,11 @@ def round_layers(
     solve: Solver,
 ) -> PassOutcome:
     """Store what `solve` finds for every layer; stats `layers`, `weights` and `gain_db`."""
-    layers, declined = layers_to_round(
-        model,
-        lambda layer: why_not_rounded(layer, grid_of(layer)),
-        include,
-        exclude,
-    )
-    edit = Edit(model)
-    weights = 0
-    gains: list[float] = []
-    moments = moments_of(
-        model,
-        context,
-        layers,
-        "gram",
-        samples,
-        declined,
-    )
-    for layer, gram in moments:
+
+    def why_not(layer: LinearLayer) -> str | None:
+        return why_not_rounded(layer, grid_of(layer))
+
+    def fit(layer: LinearLayer, gram: Grams, edit: Edit) -> float:
         rows = layer.rows()
         bias = layer.bias_row()
         grid = grid_of(layer)
@@ -94,19 +82,63 @@ def round_layers(
             solution,
             grid,
         )
-        gains.append(gain)
         # a layer without a bias is not given one for nothing
         if (solution.bias != bias).any():
             layer.set_bias(solution.bias, edit)
         layer.set_codes(solution.codes, solution.scales)
-        weights += rows.size
-    return rounding_outcome(gains, weights, declined)
+        return gain
+
+    return fit_layers(
+        model,
+        context,
+        why_not,
+        fit,
+        samples,
+        include,
+        exclude,
+    )
 
 
-def rounding_outcome(
-    gains: list[float], weights: int, declined: list[Declined]
+Fit = Callable[[LinearLayer, Grams, Edit], float]
+"""(layer, its Gram matrices (groups, K + 1, K + 1), edit): changes the layer, returns the gain in
+decibels.
+"""
+
+
+def fit_layers(
+    model: ir.Model,
+    context: Context,
+    why_not: Callable[[LinearLayer], str | None],
+    fit: Fit,
+    samples: int,
+    include: tuple[str, ...],
+    exclude: tuple[str, ...],
 ) -> PassOutcome:
-    """The outcome of rounding so many weights; `gains`: decibels of each layer."""
+    """Fit every layer that `why_not` has no reason against, by what it reads on the data.
+
+    Stats: `layers` and `weights` (counts), `gain_db` (dB, mean over the layers).
+    """
+    layers, declined = layers_to_round(
+        model,
+        why_not,
+        include,
+        exclude,
+    )
+    edit = Edit(model)
+    weights = 0
+    gains: list[float] = []
+    moments = moments_of(
+        model,
+        context,
+        layers,
+        "gram",
+        samples,
+        declined,
+    )
+    for layer, gram in moments:
+        weights += layer.tensor.size
+        gain = fit(layer, gram, edit)
+        gains.append(gain)
     mean_gain = float(np.mean(gains)) if gains else 0.0
     stats: dict[str, int | float | str] = {
         "layers": len(gains),

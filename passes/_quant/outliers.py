@@ -102,8 +102,8 @@ class RowNoise:
             name = layer.input.name or ""
             if name not in self._found:
                 requests[name] = layer.request("row_noise")
-        context = observing(model, self.context)
-        if not requests or context is None:
+        context = observing(model, self.context) if requests else None
+        if context is None:
             return
         for name, value in context.collect(model, requests, SAMPLES).items():
             share = float(value[0])

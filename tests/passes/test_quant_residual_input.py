@@ -192,7 +192,7 @@ def first_conv(model):
 
 
 def test_one_integer_kernel_that_loses_less(calibrated, tmp_path, monkeypatch):
-    """What the layers behind it lose is another matter, and may be more than what it gained."""
+    """The kernel alone: layers behind it may lose more than it gained."""
     feeds = {"x": normal(8, 3, 9, 9)}
     reference = outputs(first_conv(model_of(CHAIN, **CHAIN_WEIGHTS)), feeds)
 

@@ -170,7 +170,7 @@ def test_a_channel_without_excess_keeps_its_scale(weights):
 
 @pytest.mark.parametrize("width", [2, 16, 128, 1024])
 def test_the_factor_is_the_one_of_least_error(width):
-    """What was predicted against what rounding and cutting lose with each factor, on average over
+    """The prediction against the losses by rounding and cutting with each factor, on average over
     many channels.
     """
     random = np.random.default_rng(width)

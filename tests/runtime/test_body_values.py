@@ -60,7 +60,7 @@ def model_of(text):
 
 
 def seen(model, names, feeds):
-    """What a run gives for each name, and for the outputs, flattened."""
+    """Values of a run, of each name and of the outputs, flattened."""
     tapped = with_taps(with_body_values(model, names), names)
     proto = ir.to_proto(tapped)
     onnx.shape_inference.infer_shapes(proto, strict_mode=True)

@@ -24,7 +24,7 @@ WINDOWS = np.random.default_rng(0).integers(0, 12, (6, 10))
 
 @pytest.fixture(scope="module")
 def written():
-    """What the model itself writes, which it is good at."""
+    """Tokens that the model itself writes, which it is good at."""
     with Worker() as worker, tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "m.onnx"
         onnx.save(decoder_model(TRANSFORMERS), path)

@@ -76,5 +76,10 @@ def test_gentler_forms_of_few_bits_have_eight():
     assert len(second.layers) == 12
     assert str(last) == "quant"
     assert Quant("blocked").gentler(["a"]) == []
+    assert str(Quant(activation_bits=4).gentler([])[0]) == "quant"
+    assert [str(p) for p in Quant("int16", bits=4).gentler(["a", "b", "c"])] == [
+        "quant(int16)"
+    ]
+    assert str(Quant(kernel="float").gentler([])[0]) == "quant(blocked)"
     assert Quant("binary").gentler(["a"]) == []
     assert Quant("fp16").gentler(["a"]) == []

@@ -234,7 +234,7 @@ MODELS = (
 
 @dataclass(frozen=True)
 class Row:
-    """What passes made of a model. `db`: SQNR; `size`, `time`: in units of the original's."""
+    """Figures of one result. `db`: SQNR; `size`, `time`: in units of the original's."""
 
     size: float
     time: float
