@@ -43,6 +43,9 @@ Progress = Callable[
     [str, int], contextlib.AbstractContextManager[Callable[[int], None]]
 ]
 
+MadeUp = Callable[[bool], Sequence[Mapping[str, NDArray[Any]]]]
+"""Feeds made up without data; given is whether the model reads tokens."""
+
 _HELD_BYTES = 1 << 30
 """Bytes of tensors that are kept between runs, at most. Chosen by hand; not measured."""
 
@@ -61,8 +64,8 @@ class RunContext:
 
     `save`: writes an ir.Model to a path. `warn`: takes (where, message). `progress`: makes a
     progress bar. `provider`: where candidates may be run and timed, on `latency_feeds`; None: they
-    must not be, or cannot. `sample_feeds`: some that the original accepts, made up without data.
-    `runs`: True if the run compares models by running them. `float_form`:
+    must not be, or cannot. `made_up`: gives feeds that the original accepts, long ones where it
+    reads tokens. `runs`: True if the run compares models by running them. `float_form`:
     a clone of the model that a pass's lossy changes start from, None until one remembers it.
     """
 
@@ -79,7 +82,7 @@ class RunContext:
         provider: str | None = None,
         threads: int = 0,
         latency_feeds: Sequence[Mapping[str, NDArray[Any]]] = (),
-        sample_feeds: Sequence[Mapping[str, NDArray[Any]]] = (),
+        made_up: MadeUp = lambda has_tokens: (),
         runs: bool = True,
     ) -> None:
         self.worker = worker
@@ -93,7 +96,7 @@ class RunContext:
         self._provider = provider
         self._threads = threads
         self._latency_feeds = latency_feeds
-        self._sample_feeds = sample_feeds
+        self._made_up = made_up
         self._runs = runs
         self.float_form: ir.Model | None = None
 
@@ -330,14 +333,15 @@ class RunContext:
         """
         if self.feeds is not None:
             return self
-        if not self._runs or not self._sample_feeds:
+        samples = self._made_up(bool(tokens)) if self._runs else ()
+        if not samples:
             return None
         observing = copy.copy(self)
         random = np.random.default_rng(self.seed)
         batches = []
         seen = 0
-        for number in range(_MADE_UP if tokens else len(self._sample_feeds)):
-            feeds = dict(self._sample_feeds[number % len(self._sample_feeds)])
+        for number in range(_MADE_UP if tokens else len(samples)):
+            feeds = dict(samples[number % len(samples)])
             # an input with a default value may be left out
             for name, count in tokens.items():
                 if name not in feeds:

@@ -73,12 +73,11 @@ def save(
     External data (one file, `<name>.data`, or `<name>.<n>.data` where that is taken) is used when
     `external` is true, or by default when the model `is_split`. Tensors are streamed; `model` is
     unchanged. A former model at `path` stays whole until the moment it is replaced; its own data
-    file then goes, unless `model` still reads it. `check`
-    sees the complete model file before it takes its name, and may raise. `durable` False: for files
-    in a folder of the run's own; the disk is not waited for, nor are other writers looked out for,
-    and weights of more than 64 MiB are external by default.
-    Errors: UsageError if `path` cannot be written, OnnxOptError if writing fails (nothing is left
-    behind then).
+    file then goes, unless `model` still reads it. `check` sees the complete model file before it
+    takes its name, and may raise. `durable` False: for files in a folder of the run's own; the disk
+    is not waited for, nor are other writers looked out for, and weights of more than 64 MiB are
+    external by default. Errors: UsageError if `path` cannot be written, OnnxOptError if writing
+    fails (nothing is left behind then).
     """
     target = Path(path)
     slots = list(slots_of(model))
@@ -92,7 +91,7 @@ def save(
     nbytes = sum(slot.tensor.nbytes for slot in slots)
     if external is None:
         limit = INLINE_LIMIT if durable else SCRATCH_LIMIT
-        external = bool(sources) or nbytes > limit
+        external = _is_split(slots, limit)
     if not external and nbytes >= LIMIT:
         raise RefusedError(str(path), _TOO_LARGE, "save it with external data")
     written: list[Path] = []
@@ -112,9 +111,12 @@ def save(
 
 def is_split(model: ir.Model) -> bool:
     """True if a saved model has external data: beyond 1.5 GiB, or if it came with some."""
-    slots = list(slots_of(model))
+    return _is_split(list(slots_of(model)), INLINE_LIMIT)
+
+
+def _is_split(slots: list[Slot], limit: int) -> bool:
     nbytes = sum(slot.tensor.nbytes for slot in slots)
-    return bool(_source_files(slots)) or nbytes > INLINE_LIMIT
+    return nbytes > limit or bool(_source_files(slots))
 
 
 def copy(

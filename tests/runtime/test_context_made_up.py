@@ -41,14 +41,14 @@ def model():
     return model
 
 
-def context(worker, feeds=None, sample_feeds=(FEEDS,), runs=True):
+def context(worker, feeds=None, samples=(FEEDS,), runs=True):
     return RunContext(
         worker,
         feeds,
         "cpu",
         0,
         lambda model, path: ir.save(model, path),
-        sample_feeds=sample_feeds,
+        made_up=lambda has_tokens: samples,
         runs=runs,
     )
 
@@ -92,6 +92,6 @@ def test_an_input_that_is_not_fed_is_not_made_up(worker):
     assert all(batch.feeds.keys() == FEEDS.keys() for batch in observing.feeds)
 
 
-@pytest.mark.parametrize("given", [{"runs": False}, {"sample_feeds": ()}], ids=str)
+@pytest.mark.parametrize("given", [{"runs": False}, {"samples": ()}], ids=str)
 def test_a_run_that_runs_nothing_observes_nothing(worker, given):
     assert context(worker, **given).on_any_feeds({"ids": 500}) is None

@@ -22,10 +22,11 @@ from ...passes._core.outcome import Declined, PassOutcome
 from ...passes._core.scratch import scratch_folder
 from ...passes._core.training_recipe import TrainingRecipe
 from ...passes.unpack import restore_packed
-from ...runtime.context import RunContext
+from ...runtime.context import MadeUp, RunContext
 from ...runtime.session import open_session
 from ...runtime.taps import with_taps
 from ...runtime.worker import Worker
+from .drift import long_tokens
 from .evidence import VerificationInputs
 from .load import Original
 from .run import Run
@@ -58,9 +59,26 @@ def context_of(
         provider=inputs.provider if runs_on_target else None,
         threads=settings.threads,
         latency_feeds=inputs.latency_feeds if inputs.on_target else (),
-        sample_feeds=inputs.sample_feeds,
+        made_up=_made_up(run, inputs),
         runs=original.is_run,
     )
+
+
+def _made_up(run: Run, inputs: VerificationInputs) -> MadeUp:
+    """Feeds of a run without data, made when a pass asks for them: most never do."""
+
+    @functools.cache
+    def make(has_tokens: bool) -> Sequence[Mapping[str, NDArray[Any]]]:
+        reference = inputs.reference
+        if reference is None:
+            return ()
+        found: Sequence[Mapping[str, NDArray[Any]]] = ()
+        if has_tokens:
+            with reference.opened(reference.path) as session:
+                found = long_tokens(session, run.settings.seed)
+        return found or reference.batches
+
+    return make
 
 
 def _teacher(given: Path | ir.Model | None, model: ir.Model) -> ir.Model:

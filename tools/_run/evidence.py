@@ -11,7 +11,6 @@ from typing import Literal
 import onnx_ir as ir
 
 from ... import OnnxOptError, RefusedError
-from ...passes._core.tables import token_inputs
 from ...passes._core.targets import target_named
 from ...runtime.cached_run import step_after
 from ...runtime.feeds import Feeds, open_feeds
@@ -31,7 +30,6 @@ from .drift import (
     Reference,
     first_batches,
     inexact,
-    long_tokens,
     none_finite,
     synthetic_batches,
 )
@@ -77,7 +75,6 @@ class VerificationInputs:
     baseline: MetricScore | None = None
     reference: Reference | None = None
     latency_feeds: Sequence[Arrays] = ()
-    sample_feeds: Sequence[Arrays] = ()
     step_feeds: Sequence[Arrays] = ()
     drift_on: DriftOn | None = None
 
@@ -121,7 +118,6 @@ def gather_inputs(run: Run, original: Original, model: ir.Model) -> Verification
     if path is not None:
         with step("run the original"):
             inputs = _with_reference(run, original, inputs, path)
-            inputs = _with_tokens(run, inputs, model)
     _warn_if_other_cpu(run, inputs)
     return _with_baseline(run, original, inputs)
 
@@ -253,9 +249,7 @@ def _run_original(
         )
     # latency depends on the batch size: the user's first batch as given, none that was cut up
     latency_feeds = batches[:1] if data is None else [next(iter(data)).feeds]
-    inputs = dataclasses.replace(
-        inputs, latency_feeds=latency_feeds, sample_feeds=batches
-    )
+    inputs = dataclasses.replace(inputs, latency_feeds=latency_feeds)
     step = _step_feeds(run, session, latency_feeds[0])
     if step is not None:
         inputs = dataclasses.replace(inputs, step_feeds=[step])
@@ -270,21 +264,6 @@ def _run_original(
         return _unproved(run, inputs, reason)
     reference = Reference(inputs.open, batches, session.path, outputs)
     return dataclasses.replace(inputs, reference=reference)
-
-
-def _with_tokens(
-    run: Run, inputs: VerificationInputs, model: ir.Model
-) -> VerificationInputs:
-    """Make the samples longer that passes look at without data, of a model that reads tokens."""
-    tokens = token_inputs(model)
-    if inputs.calibration is not None or inputs.reference is None or not tokens:
-        return inputs
-    session = inputs.open(inputs.reference.path)
-    try:
-        samples = long_tokens(session, run.settings.seed)
-    finally:
-        session.close()
-    return dataclasses.replace(inputs, sample_feeds=samples or inputs.sample_feeds)
 
 
 def _step_feeds(run: Run, session: Session, feeds: Arrays) -> Arrays | None:
