@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import functools
 import glob
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
@@ -14,7 +14,6 @@ import onnx_ir as ir
 
 from .. import UsageError
 from ._base import Context, Declined, Effect, Option, Pass, PassOutcome, RangeMethod
-from ._calibrated.grid import grid_of_bits
 from ._core.graph import (
     Names,
     all_graphs,
@@ -25,7 +24,6 @@ from ._core.graph import (
     refresh_shapes,
 )
 from ._core.integer_layers import offending_pairs
-from ._core.linear import LinearLayer
 from ._core.notes import drop_notes
 from ._core.ops import WEIGHTED_OPS, is_standard
 from ._core.opset import raise_opset
@@ -42,10 +40,10 @@ from ._core.patterns import (
 from ._core.provenance import FloatLayer, set_float_layer
 from ._core.tables import tables_of
 from ._core.targets import TARGETS, QuantRules
-from ._quant.calibrate import Calibration, Ranges, calibrate
-from ._quant.engine import Counts, Insertion
+from ._quant.calibrate import Ranges
+from ._quant.engine import Counts
 from ._quant.fp16.convert import touches_float
-from ._quant.grids import Grid
+from ._quant.inner_passes import InnerReasons, round_inside, smooth_inside
 from ._quant.inserter import forget_redundant
 from ._quant.kernel_audit import audit_kernels
 from ._quant.latency_fallback import keep_faster
@@ -56,7 +54,6 @@ from ._quant.layer_config import (
     choices,
     read_overrides,
 )
-from ._quant.layers import QuantLayer
 from ._quant.other_layers import OtherPlan, OtherRequest, plan_others, store_others
 from ._quant.outliers import (
     ROUNDING_TOKENS,
@@ -72,14 +69,13 @@ from ._quant.prepare import drop_unused_initializers, mean_to_pool
 from ._quant.schemes import (
     BLOCKED,
     DYNAMIC,
-    ENGINES,
     FORMS,
     EncodeOptions,
     is_integer_only,
 )
 from ._quant.weight_codes import Storage
+from ._quant.write_layers import stat_of, write_layers
 from ._simplify.plain_weights import plain_weights
-from .gptq import BLOCK_BITS, Gptq
 from .simplify import Simplify
 from .smooth import Smooth
 
@@ -88,9 +84,6 @@ LEAST_BITS_FOR_SPEED = 7
 
 GENTLER = (3, 12)
 """Counts of the worst layers that are spared where a result is worthless, before all are."""
-
-ROUNDING_SAMPLES = 64
-"""Calibration samples for `gptq`: more change nothing that was measured."""
 
 
 _FORMS_INSTEAD = {
@@ -344,7 +337,7 @@ class Quant(Pass):
         if (
             self.ends == "same"
             or not outcome.changed
-            or _stat_of(asked) in outcome.stats
+            or stat_of(asked) in outcome.stats
         ):
             return
         context.warn(
@@ -451,7 +444,7 @@ class Quant(Pass):
         # from before any change: names of nodes that are gone by then stay theirs in reports
         names = Names(model)
         outcome = PassOutcome()
-        inner = _InnerReasons()
+        inner = InnerReasons()
         if planned.graphs:
             planned = self._prepared(
                 model,
@@ -468,15 +461,15 @@ class Quant(Pass):
         # again: rounding and exact rewrites have made other nodes and values
         others = plan_others(model, other_request)
         with context.progress("quantize layers", 1):
-            self._insert(
+            counts = write_layers(
                 model,
                 planned,
                 request,
                 ranges,
                 names,
-                outcome,
                 others,
             )
+            _count(outcome, counts)
         # what quant declines or stores itself is for it to tell
         own = [declined.where for declined in planned.declined]
         own += [table.name or "" for table in others.table_values]
@@ -486,7 +479,7 @@ class Quant(Pass):
         outcome.declined += others.declined + declined
         _count(outcome, counts)
         if "weights" in counts:
-            _count(outcome, {_stat_of(8): counts["weights"]})
+            _count(outcome, {stat_of(8): counts["weights"]})
         # float weights that integers have replaced
         drop_unused_initializers(all_graphs(model))
         refresh_shapes(model)
@@ -515,7 +508,7 @@ class Quant(Pass):
         context: Context,
         noise: RowNoise,
         outcome: PassOutcome,
-        inner: _InnerReasons,
+        inner: InnerReasons,
     ) -> QuantPlan:
         """Bring the model to the opset and the form that the plan needs, and round its weights.
 
@@ -534,7 +527,7 @@ class Quant(Pass):
             observer = observing(model, context)
             smooth = Smooth(samples=self.samples, alpha=SMOOTHING)
             if observer is not None:
-                _smoothed(smooth, model, observer, outcome, inner)
+                smooth_inside(smooth, model, observer, outcome, inner)
         # again: exact rewrites put other nodes in place of the planned ones, and uncover layers
         planned = plan(model, request)
         spared = self._spared(model, planned, request, noise)
@@ -556,13 +549,14 @@ class Quant(Pass):
             rounds = observing(model, context, ROUNDING_TOKENS)
         if rounds is None:
             return planned
-        self._round(
+        round_inside(
             model,
             planned,
             request,
             rounds,
             outcome,
             inner,
+            self.samples,
         )
         # again: rounding gives biases to layers that had none
         return plan(model, request)
@@ -647,7 +641,7 @@ class Quant(Pass):
         model: ir.Model,
         context: Context,
         outcome: PassOutcome,
-        inner: _InnerReasons,
+        inner: InnerReasons,
     ) -> None:
         """Exact rewrites: those without which integer kernels do not form, and evener
         activations.
@@ -657,114 +651,10 @@ class Quant(Pass):
         if self.smooth:
             # before ranges are read: it makes them shorter
             smooth = Smooth(samples=self.samples)
-            _smoothed(smooth, model, context, outcome, inner)
+            smooth_inside(smooth, model, context, outcome, inner)
         names = Names(model)
         pooled = sum(mean_to_pool(graph, names) for graph in graphs_of(model))
         outcome.stats["simplified"] = simplified.changed + pooled
-
-    def _round(
-        self,
-        model: ir.Model,
-        planned: QuantPlan,
-        request: PlanRequest,
-        context: Context,
-        outcome: PassOutcome,
-        inner: _InnerReasons,
-    ) -> None:
-        """Bring the weights of integer layers onto their grids, each layer's outputs kept."""
-        # by bits, and by the block that shares a scale where there is one
-        by_grid: dict[tuple[int, int | None], list[QuantLayer]] = {}
-        limited: set[str] = set()
-        for graph_plan in planned.graphs:
-            placement = graph_plan.placement(request.rules)
-            for layer in graph_plan.limited(placement, request.rules):
-                limited.add(layer.weight.name or "")
-            for layer in placement.layers:
-                choice = graph_plan.choices[layer]
-                if FORMS[choice.form].has_bits:
-                    by_grid.setdefault((choice.bits, None), []).append(layer)
-            for layer in graph_plan.engines.get(BLOCKED, []):
-                if graph_plan.choices[layer].bits == BLOCK_BITS:
-                    by_grid.setdefault((BLOCK_BITS, self.block), []).append(layer)
-        rounded = 0
-        gained = 0.0
-        # one grid at a time: layers of a model may differ in bits
-        for (bits, block), layers in by_grid.items():
-            names = [glob.escape(layer.weight.name or "") for layer in layers]
-            samples = min(self.samples, ROUNDING_SAMPLES)
-            rounding = Gptq(
-                bits=bits,
-                block=block,
-                samples=samples,
-                include=tuple(names),
-            )
-            grid_of = functools.partial(_grid_of, bits, limited)
-            with context.progress(Gptq.name, 1):
-                found = rounding.run_on(model, context, grid_of)
-            rounded += found.changed
-            gained += found.changed * float(found.stats["gain_db"])
-            # it walks all layers, and says of the others that include does not name them
-            labels = {layer.name for layer in layers}
-            inner.add(Gptq.name, [d for d in found.declined if d.where in labels])
-        if by_grid:
-            outcome.stats["rounded"] = rounded
-        if rounded:
-            outcome.stats["rounding_gain_db"] = round(gained / rounded, 2)
-
-    def _insert(
-        self,
-        model: ir.Model,
-        planned: QuantPlan,
-        request: PlanRequest,
-        ranges: Ranges,
-        names: Names,
-        outcome: PassOutcome,
-        others: OtherPlan,
-    ) -> None:
-        """Write all layers, graph by graph and engine by engine; calibration comes first."""
-        rules = request.rules
-        placements = [graph.placement(rules) for graph in planned.graphs]
-        # before calibration, which a weight of NaN would make fail with a less helpful reason
-        codes = []
-        activation_bits: dict[QuantLayer, int] = {}
-        for graph_plan, placement in zip(planned.graphs, placements, strict=True):
-            limited = graph_plan.limited(placement, rules)
-            codes.append(graph_plan.codes(request.options, limited))
-            for layer in placement.layers:
-                choice = graph_plan.choices[layer]
-                activation_bits[layer] = choice.activation_bits
-        # of all graphs at once: a run shows them all
-        calibrations: list[Calibration | None] = [None] * len(placements)
-        if planned.needs_ranges:
-            calibrations[:] = calibrate(
-                model,
-                placements,
-                activation_bits,
-                rules,
-                ranges,
-            )
-        for graph_plan, calibration, encoded in zip(
-            planned.graphs, calibrations, codes, strict=True
-        ):
-            insertion = Insertion(
-                graph=graph_plan.graph,
-                names=names,
-                rules=rules,
-                bits={v: graph_plan.choices[v].bits for v in graph_plan.layers},
-                block=self.block,
-                codes=encoded,
-                calibration=calibration,
-                tables=others.table_values,
-                rows=others.rows,
-            )
-            for engine in ENGINES:
-                layers = graph_plan.engines.get(engine)
-                if layers:
-                    _count(outcome, engine.insert(insertion, layers))
-            for width, size in graph_plan.sizes_by_width(request.options).items():
-                _count(outcome, {_stat_of(width): size})
-            for layer in graph_plan.layers:
-                layer.chain.remove_unread()
 
 
 def _names_of_nodes(model: ir.Model) -> list[str]:
@@ -811,52 +701,6 @@ def _still_read(planned: QuantPlan, others: OtherPlan) -> list[Declined]:
                 )
                 found.setdefault(name, Declined(name, reason))
     return list(found.values())
-
-
-class _InnerReasons:
-    """Reasons of the passes that `quant` runs, with the names of those that gave each."""
-
-    def __init__(self) -> None:
-        self._given_by: dict[Declined, list[str]] = {}
-
-    def add(self, name: str, declined: list[Declined]) -> None:
-        """Note what the pass called `name` declined."""
-        for reason in declined:
-            names = self._given_by.setdefault(reason, [])
-            if name not in names:
-                names.append(name)
-
-    def besides(self, own: Collection[str]) -> list[Declined]:
-        """Each reason once, but for those of what `own` names."""
-        left = set(own)
-        found = []
-        for declined, names in self._given_by.items():
-            if declined.where not in left:
-                reason = f"{', '.join(names)}: {declined.reason}"
-                found.append(Declined(declined.where, reason))
-        return found
-
-
-def _smoothed(
-    smooth: Smooth,
-    model: ir.Model,
-    context: Context,
-    outcome: PassOutcome,
-    inner: _InnerReasons,
-) -> None:
-    """Even out what layers read."""
-    smoothed = smooth.run_within(model, context)
-    outcome.stats["smoothed"] = smoothed.changed
-    inner.add(Smooth.name, smoothed.declined)
-
-
-def _grid_of(bits: int, limited: Collection[str], layer: LinearLayer) -> Grid:
-    return grid_of_bits(bits, layer if layer.weight.name in limited else None)
-
-
-def _stat_of(width: int) -> str:
-    """Key of the number of weights of so many bits."""
-    return f"weights_{width}_bit"
 
 
 def _count(outcome: PassOutcome, counts: Counts) -> None:
