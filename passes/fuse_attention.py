@@ -47,7 +47,9 @@ class FuseAttention(Pass):
     write of attention over heads: grouped queries (each key repeated by Expand and Reshape), masks
     that are added or written over scores, a scale on queries, keys or scores; rotary embeddings by
     halves of a head; RMS normalisations over the last axis. Run simplify first. Declines what is
-    nearly such a pattern, with what is in the way.
+    nearly such a pattern, with what is in the way. Two things differ: the kernels take no lengths
+    of zero, and where a mask leaves a position nothing to attend to, opset 23's Attention gives
+    zeros instead of NaN.
 
     Shapes: unchanged.
 

@@ -227,6 +227,11 @@ def in_order(tasks: Iterable[Callable[[], T]], batch: int = 1) -> Iterator[T]:
 
 def side_by_side(tasks: Iterable[Callable[[], T]]) -> Iterator[T]:
     """Yield the results of tasks in their order, two at a time: of such as wait for `in_order`."""
+    # those that it would wait for wait for this thread
+    if _shared.is_inside:
+        for task in tasks:
+            yield task()
+        return
     with ThreadPoolExecutor(2) as threads:
         yield from _ahead(threads, iter(tasks), batch=1)
 

@@ -147,17 +147,46 @@ def _packed_attention(node: ir.Node, proto: onnx.NodeProto, opset: int) -> Nodes
 
 
 def _heads_attention(node: ir.Node, proto: onnx.NodeProto, opset: int) -> Nodes | None:
-    """Queries (N, L, h*d), as many for all that is known without packed inputs."""
-    is_packed = len(proto.input) < 3 or not proto.input[1] or not proto.input[2]
-    return (
-        None
-        if is_packed
-        else _as_first(
-            node,
+    """Queries (N, L, h*d), values (N, T, h*v) or (N, h, T, v) -> (N, L, h*v).
+
+    Nothing is known with packed inputs, or of values whose rank is unknown.
+    """
+    if len(proto.input) < 3 or not proto.input[1] or not proto.input[2]:
+        return None
+    values = node.inputs[2]
+    shape = values.shape if values is not None else None
+    if shape is None or len(shape) not in (3, 4):
+        return None
+    if len(shape) == 4:
+        heads, size = shape[1], shape[3]
+        if not isinstance(heads, int) or not isinstance(size, int):
+            return None
+        return _of_width(
             proto,
-            opset,
+            proto.input[0],
+            heads * size,
         )
+    # a column of the queries by a row of the values: lengths of one, widths of the other
+    stem = f"{proto.output[0]}.inferred"
+    numbers = {"start": 0, "end": 1, "last": 2, "middle": 1}
+    constants = [_constant(f"{stem}.{name}", [n]) for name, n in numbers.items()]
+    start, end, last, middle = (each.output[0] for each in constants)
+    column = onnx.helper.make_node(
+        "Slice",
+        [proto.input[0], start, end, last],
+        [f"{stem}.column"],
     )
+    row = onnx.helper.make_node(
+        "Slice",
+        [proto.input[2], start, end, middle],
+        [f"{stem}.row"],
+    )
+    product = _made(
+        proto,
+        "MatMul",
+        [column.output[0], row.output[0]],
+    )
+    return [*constants, column, row, product]
 
 
 def _grouped_attention(

@@ -9,13 +9,20 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
-from .._core.edit import dims_of, is_constant, rank_of
+from .._core.edit import Dim, dims_of, is_constant, rank_of
 from .._core.graph import producer_of
 from .._core.ops import MICROSOFT
 from .._simplify.symbols import axes_of
+from .alike import is_same_shape
 from .heads import leave_heads, merged_heads
 from .masks import Mask, added, problem, written
-from .operands import beside_scalar, is_last, pair_of, scalar_of, scaled
+from .operands import (
+    beside_scalar,
+    is_last,
+    pair_of,
+    scalar_of,
+    scaled,
+)
 from .shared import Shared
 
 SWAPPED = (0, 1, 3, 2)
@@ -54,8 +61,10 @@ class Found:
 
     @property
     def opset(self) -> int:
-        """Opset that the operator needs."""
-        return 23 if self.standard else 0
+        """Opset that the operator needs, or a Shape of one axis in front of its mask."""
+        if self.standard:
+            return 23
+        return 15 if self.mask is not None else 0
 
     def write(self, node: ir.Node, shared: Shared) -> bool:
         """Put one operator in the place of the pattern that ends at a node."""
@@ -140,6 +149,7 @@ class Found:
             node,
             result,
             self.heads,
+            _size(self.value, 3),
             shared,
         )
 
@@ -314,6 +324,14 @@ def _shaped(scores: Scores, value: ir.Value, standard: bool) -> Found | str:
         return "its numbers of heads are not known"
     if keys != _heads(value, 1) or queries % keys:
         return "queries are no multiple of keys and values"
+    batches = {_size(scores.query, 0), _size(key, permutation[0]), _size(value, 0)}
+    if None in batches or len(batches) > 1:
+        return "queries, keys and values are not known to be of as many samples"
+    if scores.mask is not None and not _is_within(scores, key, permutation, value):
+        return "its mask is not known to have no other shape than its scores"
+    # the runtime's own operator has one size of heads
+    size = _size(value, 3)
+    standard |= size is None or size != _size(scores.query, 3)
     return Found(
         query=scores.query,
         key=key,
@@ -327,12 +345,44 @@ def _shaped(scores: Scores, value: ir.Value, standard: bool) -> Found | str:
     )
 
 
+def _is_within(
+    scores: Scores,
+    key: ir.Value,
+    permutation: tuple[int, ...],
+    value: ir.Value,
+) -> bool:
+    """True if a mask is known to leave the shape of the scores (N, h, L, T) as it is.
+
+    One that is longer than the scores makes them longer when it is added.
+    """
+    assert scores.mask is not None
+    masked = dims_of(scores.mask.source) or []
+    length = _size(key, permutation[2])
+    shape = [_size(scores.query, axis) for axis in range(3)] + [length]
+    # the values are as many as the masked scores: with as many keys nothing became longer
+    is_as_long = length is not None and length == _size(value, 2)
+    if permutation == (0, 1, 2, 3):
+        is_as_long |= is_same_shape(key, value)
+    return all(
+        dim == 1 or (dim is not None and dim == wanted) or (axis == 3 and is_as_long)
+        for axis, (dim, wanted) in enumerate(
+            zip(masked, shape[-len(masked) :], strict=True),
+            start=4 - len(masked),
+        )
+    )
+
+
 def _heads(value: ir.Value, axis: int) -> int | None:
     """Size of an axis of four that is known."""
+    size = _size(value, axis)
+    return size if isinstance(size, int) else None
+
+
+def _size(value: ir.Value, axis: int) -> Dim:
+    """Size of an axis of four: a number, a symbol, or None."""
     dims = dims_of(value)
     assert dims is not None
-    size = dims[axis]
-    return size if isinstance(size, int) else None
+    return dims[axis]
 
 
 def _keys(right: ir.Value) -> tuple[ir.Value, float, tuple[int, ...]]:

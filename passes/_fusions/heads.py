@@ -43,10 +43,12 @@ def merged_heads(value: ir.Value, node: ir.Node, shared: Shared) -> ir.Value:
     )
 
 
-def leave_heads(node: ir.Node, merged: ir.Value, heads: int, shared: Shared) -> bool:
+def leave_heads(
+    node: ir.Node, merged: ir.Value, heads: int, size: Dim, shared: Shared
+) -> bool:
     """Let what reads a node's output (N, h, L, d) read (N, L, h*d) instead; False if it must stay.
 
-    A view that brings it into that shape goes.
+    A view that brings it into that shape goes. `size`: d.
     """
     output = node.outputs[0]
     dims = dims_of(output)
@@ -56,7 +58,6 @@ def leave_heads(node: ir.Node, merged: ir.Value, heads: int, shared: Shared) -> 
         wanted = _merged(dims)
         if None not in wanted and dims_of(view.outputs[0]) == wanted:
             return shared.edit.bypass(view, merged)
-    size = dims[3] if dims is not None else None
     target = shared.integers(
         node,
         0,

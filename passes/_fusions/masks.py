@@ -41,14 +41,20 @@ def added(value: ir.Value) -> Mask:
     """A mask that is added: its fill where one Where makes it, or where it is constant."""
     array = array_of(value)
     if array is not None:
-        return Mask(value, float(array.min(initial=0.0)))
+        return Mask(value, _lowest(np.unique(array).tolist()))
     node = producer_of(value, "Where")
     if node is None:
         return Mask(value, None)
     numbers = [scalar_of(operand) for operand in node.inputs[1:]]
     if None in numbers:
         return Mask(value, None)
-    return Mask(value, min(number for number in numbers if number is not None))
+    return Mask(value, _lowest([number for number in numbers if number is not None]))
+
+
+def _lowest(numbers: list[float]) -> float | None:
+    """The number that positions are filled with; None where there are several such."""
+    fills = [number for number in numbers if number <= ABSORBING]
+    return min(numbers, default=0.0) if len(fills) < 2 else None
 
 
 def problem(mask: Mask, guarded: bool) -> str | None:
@@ -63,15 +69,7 @@ def problem(mask: Mask, guarded: bool) -> str | None:
         return "rows without numbers become zeros, and nothing shows what its mask is filled with"
     if mask.replaces is None or mask.fill is None or mask.fill <= ABSORBING:
         return None
-    condition = array_of(mask.source)
-    if mask.fill > -1e4 or condition is None:
-        return (
-            "its mask replaces scores by a number that does not absorb them when added"
-        )
-    attended = condition != mask.replaces
-    if not attended.any(axis=-1).all():
-        return "its mask leaves a position without any other to attend to"
-    return None
+    return "its mask replaces scores by a number that does not absorb them when added"
 
 
 def written(

@@ -223,6 +223,8 @@ def _checked(found: Rotation) -> Rotation | str:
         if given is None or not 2 <= len(given) <= 4:
             return "the shape of its angles is not known"
         own = [*[1] * (4 - len(given)), *given]
+        if own[0] not in (1, dims[0]) or own[0] is None:
+            return "its angles are not known to be of as many samples"
         if own[1] != 1 or own[3] != dims[3]:
             return "its angles are not the same for all heads"
         if own[2] != dims[2]:

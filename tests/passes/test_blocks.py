@@ -113,6 +113,20 @@ def test_tasks_that_wait_for_blocks_go_side_by_side(tmp_path):
     assert list(side_by_side([total] * 4)) == [float(VALUES.sum())] * 4
 
 
+def test_tasks_that_wait_for_blocks_do_not_wait_for_each_other_inside_a_block(tmp_path):
+    tensor = in_a_file(tmp_path)
+
+    def inner(block, start):
+        def total():
+            return sum(map_blocks(lambda part, _: float(part.sum()), tensor))
+
+        return list(side_by_side([total] * 2))
+
+    found = list(map_blocks(inner, tensor))
+    assert len(found) > 2
+    assert found == [[float(VALUES.sum())] * 2] * len(found)
+
+
 def test_few_tasks_run_ahead():
     begun = []
     endless = (

@@ -115,6 +115,10 @@ def test_rotations(batch, more):
             {"halves": "f, g"},
             ["nothing shows that its angles are the same in both halves of a head"],
         ),
+        (
+            {"batch": "M"},
+            ["its angles are not known to be of as many samples"],
+        ),
         ({"negated": "left", "turned": "n, right"}, []),
         ({"turned": "left, n"}, []),
     ],
@@ -155,6 +159,9 @@ HEADS = {
     "value": "v",
 }
 CAUSAL = "bool[3, 5] m = {1, 1, 1, 0, 0, 1, 1, 1, 1, 0, 1, 1, 1, 1, 1}"
+MIXED = (
+    "float[3, 5] m = {" + ", ".join(["-3.4028235e38"] * 10 + ["-inf"] * 4 + ["0"]) + "}"
+)
 MASK = ", bool[N, 1, 3, 5] m"
 GUARD = {"after": "b = IsNaN (p) w = Where (b, zero, p)", "weights": "w"}
 REPEATED = {
@@ -174,10 +181,15 @@ NOBODY = np.zeros((3, 1, 3, 5), bool)
         ({}, ["Attention"]),
         ({"scores": "s1 = Div (s0, c) s = Mul (c, s1)"}, ["Attention"]),
         (REPEATED, ["Attention"]),
-        # written over scores, by a constant: no row is without a position
+        # written over scores
         (
-            {"values": f", {CAUSAL}", "scores": "s = Where (m, s0, few)"},
+            {"values": f", {CAUSAL}", "scores": "s = Where (m, s0, low)"},
             ["Where", "Attention"],
+        ),
+        # a constant that is lowest in one place and infinite in another
+        (
+            {"values": f", {MIXED}", "scores": "s = Add (s0, m)"},
+            ["Max", "Attention"],
         ),
         (
             {"inputs": MASK, "scores": ADDED.format("low")} | GUARD,
@@ -313,6 +325,10 @@ def test_one_mask_serves_all_layers():
             {"inputs": MASK, "scores": "s = Where (m, s0, few)"},
             "its mask replaces scores by a number that does not absorb them when added",
         ),
+        (
+            {"values": f", {CAUSAL}", "scores": "s = Where (m, s0, few)"},
+            "its mask replaces scores by a number that does not absorb them when added",
+        ),
         ({"scores": "s = Tanh (s0)"}, "its scores are no product of queries and keys"),
         (
             {"values": ", float minus = {-0.5}", "scores": "s = Mul (s0, minus)"},
@@ -325,3 +341,87 @@ def test_other_attentions_stay(form, why):
     assert outcome.changed == 0
     assert "Softmax" in ops
     assert reasons(outcome) == [why]
+
+
+# shapes of queries, keys and values, and what is between their product and the Softmax
+SHAPED = """{header}
+g (float[{q}] q, float[{k}] k, float[{v}] v{inputs}) => (float[a, b, c, d] y) {{
+    t = Transpose <perm = [0, 1, 3, 2]> (k)
+    s = MatMul (q, t)
+    {masked}
+    p = Softmax <axis = -1> ({scores})
+    y = MatMul (p, v)
+}}"""
+ALIKE = {
+    "header": "",
+    "q": "N, 2, 3, 4",
+    "k": "N, 2, 5, 4",
+    "v": "N, 2, 5, 4",
+    "inputs": "",
+    "masked": "",
+    "scores": "s",
+}
+MASKED = {
+    "inputs": ", float[N, 1, 1, 5] m",
+    "masked": "a = Add (s, m)",
+    "scores": "a",
+}
+
+
+@pytest.mark.parametrize("form", ["standard", "runtime"])
+@pytest.mark.parametrize("samples", ["1", "M"])
+def test_samples_that_may_broadcast_stay(form, samples):
+    _, outcome = fused(SHAPED.format(**ALIKE | {"q": f"{samples}, 2, 3, 4"}), form)
+    why = "queries, keys and values are not known to be of as many samples"
+    assert (outcome.changed, reasons(outcome)) == (0, [why])
+
+
+def test_a_mask_that_may_lengthen_the_scores_stays():
+    longer = {
+        "q": "N, 2, 1, 4",
+        "inputs": ", float[N, 1, L, 5] m",
+        "masked": "a = Add (s, m)",
+        "scores": "a",
+    }
+    _, outcome = fused(SHAPED.format(**ALIKE | longer))
+    why = "its mask is not known to have no other shape than its scores"
+    assert (outcome.changed, reasons(outcome)) == (0, [why])
+
+
+# keys and values with a cache, whose lengths inference names apart
+CACHED = """
+g (float[N, 2, 1, 4] q, float[N, 2, P, 4] past_k, float[N, 2, {past}, 4] past_v,
+   float[N, 2, 1, 4] new_k, float[N, 2, 1, 4] new_v, float[N, 1, 1, L] m)
+ => (float[N, 2, 1, 4] y)
+{{
+    k = Concat <axis = 2> (past_k, new_k)
+    v = Concat <axis = 2> (past_v, new_v)
+    t = Transpose <perm = [0, 1, 3, 2]> (k)
+    s = MatMul (q, t)
+    a = Add (s, m)
+    p = Softmax <axis = -1> (a)
+    y = MatMul (p, v)
+}}"""
+
+
+@pytest.mark.parametrize(("past", "changed"), [("P", 1), ("R", 0)])
+def test_keys_and_values_of_caches_that_are_as_long_have_no_longer_mask(past, changed):
+    # every length that is a name is 3 here
+    mask = np.zeros((3, 1, 1, 4), np.float32)
+    _, outcome = fused(CACHED.format(past=past), m=mask)
+    assert outcome.changed == changed
+
+
+def test_values_of_another_size_need_the_standard_form():
+    ops, _ = fused(SHAPED.format(**ALIKE | {"v": "N, 2, 5, 6"}), "runtime")
+    assert ops == ["Attention"]
+
+
+def test_a_mask_raises_the_opset_that_its_shape_needs():
+    header = '<ir_version: 8, opset_import: ["" : 13]>'
+    model, outcome = run_exact(
+        FuseAttention(form="runtime"),
+        SHAPED.format(**ALIKE | MASKED | {"header": header}),
+    )
+    assert outcome.changed == 1
+    assert model.opset_imports[""] == 15

@@ -29,6 +29,10 @@ def shapes_behind(signature, body, opset=21):
         (X, "SkipLayerNormalization (x, x, s, s)", "[N,L,8]"),
         (X, "SkipSimplifiedLayerNormalization (x, x, s)", "[N,L,8]"),
         (X, "MultiHeadAttention <num_heads = 2> (x, x, x)", "[N,L,8]"),
+        # as wide as the values, not as the queries
+        (X, "MultiHeadAttention <num_heads = 2> (x, x, wide)", "[N,L,12]"),
+        (X, "MultiHeadAttention <num_heads = 2> (x, four, four)", "[N,L,6]"),
+        (X, "MultiHeadAttention <num_heads = 2> (x, x, any)", "None"),
         (
             X,
             "MatMulNBits <K = 8, N = 5, bits = 4, block_size = 16> (x, w, s)",
@@ -49,7 +53,7 @@ def shapes_behind(signature, body, opset=21):
 )
 def test_the_operators_of_the_runtime(signature, node, shape):
     further = ", float[8] s, uint8[5, 1, 8] w, float[N, L, 4] k, int32[N] l, int32 t"
-    further += ", int64[1] p"
+    further += ", int64[1] p, float[N, T, 12] wide, float[N, 2, T, 3] four, float[] any"
     found = shapes_behind(signature + further, f"end = com.microsoft.{node}")
     assert found["end"] == shape
 
