@@ -13,8 +13,11 @@ import torch
 from ... import RefusedError
 from ...passes._core.training_recipe import TrainingRecipe
 
-VERSION = 2
-"""Version of what is stored: a state of another one would go on with other random draws."""
+VERSION = 3
+"""Version of what is stored.
+
+A state of another one would go on with other random draws, or in another layout of memory.
+"""
 
 
 class Checkpoint:
