@@ -25,7 +25,7 @@ def laid_out(tensor: torch.Tensor, value: ir.Value) -> torch.Tensor:
     """Return the tensor of a constant, its channels last in memory if it is a kernel."""
     if tensor.ndim != MAP_RANK or not _is_kernel(value):
         return tensor
-    # a copy: with one channel `contiguous` would see both layouts, and leave the other one's strides
+    # a copy: with one channel `contiguous` sees both layouts, and leaves the other one's strides
     return tensor.clone(memory_format=torch.channels_last)
 
 

@@ -19,6 +19,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -268,7 +269,9 @@ def constant(node: ir.Node, index: int, tensors: Tensors) -> torch.Tensor:
     return tensors[value.name or ""]
 
 
-def fill_by_name(layer: nn.Module, names: Sequence[str], node: ir.Node, tensors: Tensors, start: int) -> None:
+def fill_by_name(
+    layer: nn.Module, names: Sequence[str], node: ir.Node, tensors: Tensors, start: int
+) -> None:
     """Copy the inputs of a node, from one on, into tensors of a layer."""
     for offset, name in enumerate(names):
         if getattr(layer, name) is not None:
@@ -435,7 +438,11 @@ def measured(case: Case, steps: int, threads: int, precision: str) -> Row:
         path, student = prepared(path, Path(scratch))
         teacher = load(path)
         recipe = TrainingRecipe(
-            steps=10 * steps, threads=threads, checks=1, precision=precision, **case.recipe
+            steps=10 * steps,
+            threads=threads,
+            checks=1,
+            precision=precision,
+            **case.recipe,
         )
         environment = Environment(runtime=Sessions(worker, threads))
         batches = batches_of(case, made_here)
@@ -448,7 +455,9 @@ def measured(case: Case, steps: int, threads: int, precision: str) -> Row:
             inputs = Inputs(loop, theirs)
             distance, loss = differences(loop, theirs, inputs)
         batches = batches_of(case, made_here)
-        with training_session(student, teacher, batches, recipe, environment) as session:
+        with training_session(
+            student, teacher, batches, recipe, environment
+        ) as session:
             loop = Loop(session)
             theirs = hand_written(case, session)
             inputs = Inputs(loop, theirs)
@@ -468,8 +477,8 @@ def interleaved(
     other: Times = []
     for step in range(steps + 2):
         tensors, targets = inputs.of_step(step)
-        own.append(timed(lambda: loop.step(0.5)))
-        other.append(timed(lambda: theirs.step(tensors, targets)))
+        own.append(timed(partial(loop.step, 0.5)))
+        other.append(timed(partial(theirs.step, tensors, targets)))
     assert loop.account.stop is None, loop.account.stop
     return own[2:], other[2:]
 
@@ -528,7 +537,16 @@ def medians(times: Times) -> tuple[float, float]:
 def table_of(rows: Sequence[Row]) -> Table:
     """As markdown."""
     table = Table(box=MARKDOWN)
-    heads = ("model", "ours, ms", "torch, ms", "ratio", "CPU ratio", "samples/s", "outputs", "loss")
+    heads = (
+        "model",
+        "ours, ms",
+        "torch, ms",
+        "ratio",
+        "CPU ratio",
+        "samples/s",
+        "outputs",
+        "loss",
+    )
     for head in heads:
         table.add_column(head)
     for row in rows:

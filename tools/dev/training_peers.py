@@ -6,9 +6,8 @@ behind them (`norm`) or without, in the order of their nodes in an ONNX file.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-
 
 import torch
 from torch import nn
@@ -320,8 +319,3 @@ def shifted(images: Tensor, most: int) -> Tensor:
     columns = torch.arange(width)[None, None, :] + left
     index = torch.arange(count)[:, None, None]
     return padded.permute(0, 2, 3, 1)[index, rows, columns].permute(0, 3, 1, 2)
-
-
-Maker = Callable[[bool], nn.Module]
-"""Makes a model with normalizations behind its convolutions, or without."""
-

@@ -101,7 +101,9 @@ def test_pairs_are_limited_in_any_layout():
         ("7", "5", BOTH, "ClampBackward1", [5, 5, 5, 5, 5, NAN], [0, 0, 0, 0, 0]),
     ],
 )  # fmt: skip
-def test_constant_bounds_clip_by_one_kernel(low, high, bounds, kernel, values, gradient):
+def test_constant_bounds_clip_by_one_kernel(
+    low, high, bounds, kernel, values, gradient
+):
     text = CLIP.replace("LOW", low).replace("HIGH", high).replace("BOUNDS", bounds)
     module = to_torch(ir_model(text))
     x = torch.tensor([-2.0, 0.0, 3.0, 6.0, 9.0, NAN], requires_grad=True)

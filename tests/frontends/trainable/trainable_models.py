@@ -86,5 +86,7 @@ def gradient_error(text, feeds, names=None, step=1e-4, seed=0, **options):
                 below = loss().item()
                 values[place] = kept
             numeric = (above - below) / (2 * step)
-            worst = max(worst, abs(numeric - given[place].item()) / max(abs(numeric), 1.0))
+            worst = max(
+                worst, abs(numeric - given[place].item()) / max(abs(numeric), 1.0)
+            )
     return worst
