@@ -14,10 +14,7 @@ from ... import RefusedError
 from ...passes._core.training_recipe import TrainingRecipe
 
 VERSION = 3
-"""Version of what is stored.
-
-A state of another one would go on with other random draws, or in another layout of memory.
-"""
+"""Version of what is stored: a state of another one would go on with other random draws."""
 
 
 class Checkpoint:

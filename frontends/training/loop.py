@@ -31,11 +31,11 @@ STEP_STREAM = 3
 MIXED_PART = 0.5
 """Part of a block's input that is the teacher's: the probability that QDrop uses."""
 
-SECONDS_BETWEEN_WORDS = 0.5
-"""Seconds between two reports of steps: a bar is read by people."""
-
 UNITS_SHOWN = 5
 """Rows that a message about a step names."""
+
+SECONDS_BETWEEN_WORDS = 0.5
+"""Seconds between two reports of steps: a bar is read by people."""
 
 
 class StopReason(enum.Enum):
