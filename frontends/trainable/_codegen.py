@@ -19,6 +19,7 @@ from ._dtypes import CARRIERS, to_carrier
 from ._expand import function_of
 from ._fold import fold
 from ._gradient_flow import follow
+from ._layout import laid_out
 from ._program import Known, Program
 from ._reference import reference_kernel
 from ._registry import Call, Entry, entry_of
@@ -155,7 +156,10 @@ class Emitter:
             return self.parameter(value, tensor.dtype)
         if tensor.dtype not in CARRIERS:
             return Known(self.program.bind("text", tensor.numpy()), tensor.dtype)
-        return _as_stored(tensor)
+        known = _as_stored(tensor)
+        assert known.constant is not None
+        known.constant = laid_out(known.constant, value)
+        return known
 
     def parameter(self, value: ir.Value, dtype: ir.DataType | None) -> Known:
         """Return a value that is trained."""
@@ -359,6 +363,8 @@ class Emitter:
         arguments = []
         for index, operand in enumerate(found.inputs):
             on_host = index in entry.host
+            if index in entry.scalars:
+                on_host = _is_scalar(operand)
             arguments.append(self._operand(operand, on_host))
         for name, value in attributes.items():
             arguments.append(self._keyword(name, value))
@@ -520,6 +526,13 @@ def _as_stored(tensor: ir.TensorProtocol) -> Known:
     """Return a constant in its carrier."""
     constant = to_carrier(tensor.numpy(), tensor.dtype)
     return Known(None, tensor.dtype, constant=constant)
+
+
+def _is_scalar(known: Known | None) -> bool:
+    """Return whether a value is a constant without axes."""
+    if known is None or known.constant is None:
+        return False
+    return bool(known.constant.ndim == 0)
 
 
 def _variables(known: Known) -> Iterable[str]:

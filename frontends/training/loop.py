@@ -34,6 +34,9 @@ MIXED_PART = 0.5
 UNITS_SHOWN = 5
 """Rows that a message about a step names."""
 
+SECONDS_BETWEEN_WORDS = 0.5
+"""Seconds between two reports of steps: a bar is read by people."""
+
 
 class StopReason(enum.Enum):
     """Reasons for which a training ends before its budget; values are stored in checkpoints."""
@@ -128,6 +131,7 @@ class Loop:
         self._total_steps = self._budget_in_steps()
         self._started = began - self.account.seconds
         self._recent_losses: list[float] = []
+        self._told = -math.inf
         session.group.broadcast(session.learner.runs.parameters())
         session.group.broadcast(session.objective.parameters())
 
@@ -164,10 +168,9 @@ class Loop:
             progress = self._progress()
             if progress >= 1 or self.account.stop is not None:
                 break
-            set_rate(self.optimizer, progress, recipe.warmup)
-            learner.anneal_rounding(progress)
-            self._step()
+            self.step(progress)
             progress = self._progress()
+            self._tell(progress)
             next_check = min((self.account.checks + 1) / recipe.checks, 1.0)
             if self.account.stop is not None or progress >= next_check:
                 self._check(progress)
@@ -187,8 +190,11 @@ class Loop:
         (passed,) = self.session.group.from_leader(seconds / (60 * minutes))
         return max(spent, passed)
 
-    def _step(self) -> None:
+    def step(self, progress: float) -> None:
+        """Do one step at a point of the run, 0 to 1; the account tells if it failed."""
         session = self.session
+        set_rate(self.optimizer, progress, session.recipe.warmup)
+        session.learner.anneal_rounding(progress)
         group = session.group
         step = self.account.steps
         seed = session.environment.seed
@@ -257,12 +263,16 @@ class Loop:
 
     def _move(self) -> bool:
         """Do one step of the optimizer; False where the gradients are not finite."""
+        gradients = [p.grad for p in _parameters(self.optimizer) if p.grad is not None]
         # without a limit the norm is still needed, to see whether it is finite
-        limit = self.session.recipe.clip or math.inf
-        parameters = _parameters(self.optimizer)
-        norm = torch.nn.utils.clip_grad_norm_(parameters, limit)
-        if not bool(torch.isfinite(norm)):
+        norm = float(torch.nn.utils.get_total_norm(gradients))
+        if not math.isfinite(norm):
             return False
+        limit = self.session.recipe.clip
+        if limit and norm > limit:
+            factor = limit / norm
+            for gradient in gradients:
+                gradient.mul_(factor)
         self.optimizer.step()
         self.session.learner.constrain()
         return True
@@ -311,12 +321,27 @@ class Loop:
             "held out": score.value,
             "rate": first_group["lr"],
         }
-        words = f"held out {score.value:.4f}"
         if self.account.losses:
-            loss = self.account.losses[-1]
-            figures["loss"] = loss
-            words = f"loss {loss:.3g}, {words}"
+            figures["loss"] = self.account.losses[-1]
         self.session.log(self.account.steps, figures)
+        self._told = -math.inf
+        self._tell(progress)
+
+    def _tell(self, progress: float) -> None:
+        """Tell people how far it is, not more often than they can read."""
+        now = time.monotonic()
+        if now - self._told < SECONDS_BETWEEN_WORDS:
+            return
+        self._told = now
+        account = self.account
+        words = f"step {account.steps}"
+        if self._total_steps:
+            words += f" of {self._total_steps}"
+        losses = self._recent_losses or account.losses
+        if losses:
+            words += f", loss {losses[-1]:.3g}"
+        # the score of the start, until there is another one
+        words += f", held out {account.scores[-1]:.4f}"
         # the clock may have run a little over the budget
         self.session.progress(min(progress, 1.0), words)
 

@@ -162,6 +162,12 @@ def _pairs(loader: str) -> Iterator[tuple[Feeds, Any]]:
             yield batch, None
 
 
+def shared_batches(loader: str) -> Iterator[tuple[Feeds, Any]]:
+    """Batches of a loader of the shared data, as they come."""
+    function = getattr(_shared_loaders(), loader)
+    yield from function()
+
+
 def _shared_loaders() -> ModuleType:
     path = _loaders_file()
     found = importlib.util.spec_from_file_location("shared_loaders", path)
