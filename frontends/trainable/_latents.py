@@ -13,9 +13,11 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+import torch
 from numpy.typing import NDArray
 
 from ... import UsageError
+from ...passes._core.channel_palettes import channel_palettes_of
 from ...passes._core.graph import all_nodes
 from ...passes._core.integer_layers import IntegerLayer, integer_layers
 from ...passes._core.ops import SMALL_FLOATS
@@ -23,7 +25,7 @@ from ...passes._core.saturation import PAIR_LIMIT, offending
 from ._biases import integer_biases
 from ._constants import PASSING, constants_of, tensor_of
 from ._dtypes import RANGES
-from ._ops.quant import PairLimit
+from ._ops.quant import ChannelValues, PairLimit
 
 D = ir.DataType
 Floats = NDArray[np.float64]
@@ -58,6 +60,9 @@ FEW = 16
 Measured in docs/decisions/2026-11-22-training-few-bits.md.
 """
 
+LEAST_REPEATS = 2
+"""Times that codes of a channel occur, in the mean, where they are a palette; chosen by hand."""
+
 IN_CELL = 0.49
 """Largest distance of a latent from its code, in steps: below a half, so that it rounds to it.
 
@@ -75,7 +80,8 @@ class Latent:
     in grid units: the stored codes, or near the float original where it is known; `original`: that
     itself, in grid units. `scale`: floats per grid unit, None if not found. `pack`: codes to stored
     bytes. `holds_zeros`: zeros are those of the original. `limited`: the integer layer whose
-    kernels they do not saturate, on any CPU, and shall not later.
+    kernels they do not saturate, on any CPU, and shall not later. `palette`: the codes that each
+    channel may have, where they are few.
     """
 
     graph: str
@@ -91,6 +97,7 @@ class Latent:
     original: NDArray[np.float32] | None = None
     holds_zeros: bool = False
     limited: IntegerLayer | None = None
+    palette: ChannelValues | None = None
 
     @property
     def limit(self) -> PairLimit | None:
@@ -104,20 +111,29 @@ class Latent:
         """Steps of the grid: 1 of one bit, 254 of 8 bits; infinite where codes are floats."""
         if not self.step:
             return math.inf
+        if self.palette is not None:
+            return float(self.palette.values.shape[1] - 1)
         return (self.high - self.low) / self.step
 
-    def expression(self, parameter: str, soft: bool = False, limit: str = "") -> str:
+    @property
+    def bound(self) -> PairLimit | ChannelValues | None:
+        """Rule of its codes that the source names, if any."""
+        return self.palette or self.limit
+
+    def expression(self, parameter: str, soft: bool = False, rule: str = "") -> str:
         """Source that rounds the parameter to the grid.
 
-        `soft`: as far as the module's `rounding` says. `limit`: name of its `PairLimit` in the
-        source, where it has one.
+        `soft`: as far as the module's `rounding` says. `rule`: name of `bound` in the source, where
+        it has one.
         """
         if self.step == 0:
             return f"small_float({parameter}, {int(self.dtype)})"
         grid = f"{self.low!r}, {self.high!r}, {self.step!r}"
         code = f"on_grid({parameter}, {grid})"
-        if self.limited is not None:
-            code = f"within_limit({parameter}, {code}, {limit})"
+        if self.palette is not None:
+            code = f"on_palette({parameter}, {rule})"
+        elif self.limited is not None:
+            code = f"within_limit({parameter}, {code}, {rule})"
         if soft:
             code = f"softened({parameter}, {code}, self.rounding)"
         return code
@@ -242,7 +258,24 @@ def _plain(graph: str, value: ir.Value, tensor: ir.TensorProtocol) -> Latent | N
         step=step,
         start=codes,
         scale=_scale_of(value, codes.shape),
+        palette=_palette_of(tensor),
     )
+
+
+def _palette_of(tensor: ir.TensorProtocol) -> ChannelValues | None:
+    """Few codes that channels have over and over; None where that may be chance."""
+    found = channel_palettes_of(tensor)
+    if found is None:
+        return None
+    shape = tuple(int(dim) for dim in tensor.shape.numpy())
+    # most of many zeros are pruned, and what is left is there once or twice
+    nonzeros = int(np.count_nonzero(tensor.numpy()))
+    if found.table.size * LEAST_REPEATS > nonzeros:
+        return None
+    shared = found.layout.channels // len(found.table)
+    values = np.sort(found.table, axis=1).repeat(shared, axis=0)
+    axis = 0 if found.layout.outer == 1 else len(shape) - 1
+    return ChannelValues(axis, torch.from_numpy(values.astype(np.float32)))
 
 
 def _users(value: ir.Value) -> Iterator[tuple[ir.Node, int]]:
@@ -531,9 +564,7 @@ def _near_original(latent: Latent, originals: Mapping[str, NDArray[Any]]) -> Lat
         )
     zero = _zero_of(latent.codes, weight.shape)
     exact = weight / latent.scale + zero
-    margin = latent.step * IN_CELL
-    lowest = latent.start - margin
-    highest = latent.start + margin
+    lowest, highest = _cells(latent)
     in_cell = np.clip(exact, lowest, highest)
     start = np.clip(in_cell, latent.low, latent.high)
     return replace(
@@ -544,6 +575,32 @@ def _near_original(latent: Latent, originals: Mapping[str, NDArray[Any]]) -> Lat
         # the grid has a zero at all
         holds_zeros=latent.step == 1.0 and not np.any(zero),
     )
+
+
+def _cells(latent: Latent) -> tuple[Floats, Floats]:
+    """Lowest and highest number that is rounded to each code, not quite."""
+    margin = latent.step * IN_CELL
+    if latent.palette is None:
+        return latent.start - margin, latent.start + margin
+    values = latent.palette.values.numpy().astype(np.float64)
+    far = np.full((len(values), 1), np.inf)
+    bounds = np.concatenate([-far, (values[:, 1:] + values[:, :-1]) / 2, far], axis=1)
+    channels_first = np.moveaxis(latent.start, latent.palette.axis, 0)
+    rows = channels_first.reshape(len(values), -1)
+    lowest = np.empty(rows.shape)
+    highest = np.empty(rows.shape)
+    for index, row in enumerate(rows):
+        # a value that is there twice has one cell
+        places = np.searchsorted(bounds[index], row)
+        lowest[index] = bounds[index][places - 1]
+        highest[index] = bounds[index][places]
+    share = IN_CELL * 2
+    ends = []
+    for rows_of_ends in (lowest, highest):
+        moved = rows + share * (rows_of_ends - rows)
+        shaped = moved.reshape(channels_first.shape)
+        ends.append(np.moveaxis(shaped, 0, latent.palette.axis))
+    return ends[0], ends[1]
 
 
 def _original_name(name: str, originals: Mapping[str, NDArray[Any]]) -> str | None:

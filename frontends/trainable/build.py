@@ -20,7 +20,7 @@ from ._gradient_flow import cuts_of
 from ._latents import find_latents, scales_of
 from ._layout import laid_out
 from ._ops.cast import small_float
-from ._ops.quant import on_grid, softened, within_limit
+from ._ops.quant import on_grid, on_palette, softened, within_limit
 from ._program import Known, Program
 from ._scope import Scope
 from ._weights import Origin, attribute_name, trainable_values
@@ -161,13 +161,13 @@ def _named(
         names[value] = name
         source = f"self.{name}"
         if origin.latent is not None:
-            source = origin.latent.expression(source, soft, _limit_name(name))
+            source = origin.latent.expression(source, soft, _rule_name(name))
         sources[value] = source
     return names, sources
 
 
-def _limit_name(parameter: str) -> str:
-    return f"{parameter}_limit"
+def _rule_name(parameter: str) -> str:
+    return f"{parameter}_rule"
 
 
 def _bind_rounding(
@@ -179,10 +179,11 @@ def _bind_rounding(
         small_float=small_float,
         softened=softened,
         within_limit=within_limit,
+        on_palette=on_palette,
     )
     for value, origin in origins.items():
-        if origin.latent is not None and origin.latent.limited is not None:
-            program.names[_limit_name(names[value])] = origin.latent.limit
+        if origin.latent is not None and origin.latent.bound is not None:
+            program.names[_rule_name(names[value])] = origin.latent.bound
 
 
 def _add_parameters(module: TrainableModule, masks: Arrays, soft: bool) -> None:

@@ -13,7 +13,7 @@ from ...passes._core.graph import Names
 from ._biases import tie_biases
 from ._constants import stored_tensor
 from ._dtypes import from_carrier
-from ._ops.quant import on_grid, within_limit
+from ._ops.quant import on_grid, on_palette, within_limit
 from ._weights import Origin, setting_uses
 from .module import TrainableModule
 
@@ -56,7 +56,9 @@ def stored(parameter: torch.Tensor, origin: Origin) -> NDArray[Any]:
         latent.high,
         latent.step,
     )
-    if latent.limit is not None:
+    if latent.palette is not None:
+        codes = on_palette(exact, latent.palette)
+    elif latent.limit is not None:
         codes = within_limit(exact, codes, latent.limit)
     if latent.pack is not None:
         return latent.pack(np.rint(codes.cpu().numpy()))

@@ -27,6 +27,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import onnx_ir as ir
 
+from .._core.channel_palettes import channel_palettes_of
 from .bit_packing import (
     Digits,
     bytes_for,
@@ -38,7 +39,6 @@ from .bit_packing import (
     nonzeros,
     smallest_digits,
 )
-from .channel_palettes import channel_palettes_of
 from .content import LONGEST_GAPS, Array, Bits, Content, as_type, content_of, narrowed
 from .draft import Draft
 from .grid import grid_of

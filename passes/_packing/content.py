@@ -15,10 +15,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from .._core.channel_palettes import MOST_VALUES
 from .._core.lazy import blocks
-
-MOST_VALUES = 64
-"""Distinct values that a palette has at most: indices of 6 bits; more save too little."""
 
 LONGEST_GAPS = (15, 255)
 """Distances between nonzeros that half a byte and one byte hold; longer ones take fillers."""

@@ -10,8 +10,8 @@ from collections import Counter
 
 import onnx_ir as ir
 
+from .._core.channel_palettes import channel_palettes_of
 from .._core.lazy import BLOCK
-from .channel_palettes import channel_palettes_of
 from .content import LONGEST_GAPS, Content, content_of
 from .grid import grid_of
 from .load_memory import load_bytes

@@ -122,6 +122,41 @@ class _WithinLimit(torch.autograd.Function):  # type: ignore[misc]  # torch come
         return gradient, None, None
 
 
+@dataclass(frozen=True)
+class ChannelValues:
+    """Codes that each channel may have. `axis`: channels of the weight.
+
+    `values`: (channels, count), ascending, some perhaps twice.
+    """
+
+    axis: int
+    values: Tensor
+
+
+def on_palette(x: Tensor, palette: ChannelValues) -> Tensor:
+    """Round to the nearest code that its channel may have; gradients pass straight through."""
+    result: Tensor = _OnPalette.apply(x, palette)
+    return result
+
+
+class _OnPalette(torch.autograd.Function):  # type: ignore[misc]  # torch comes without types here
+    """Looks the codes up by the bounds halfway between them."""
+
+    @staticmethod
+    def forward(context: Any, x: Tensor, palette: ChannelValues) -> Tensor:
+        values = palette.values.to(x)
+        bounds = (values[:, 1:] + values[:, :-1]) / 2
+        channels_first = x.movedim(palette.axis, 0)
+        rows = channels_first.reshape(len(values), -1).contiguous()
+        index = torch.searchsorted(bounds, rows)
+        codes = values.gather(1, index).reshape(channels_first.shape)
+        return codes.movedim(0, palette.axis)
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient, None
+
+
 def softened(x: Tensor, code: Tensor, rounding: Tensor) -> Tensor:
     """Blend a weight with its code: the weight at 0, the code at 1.
 

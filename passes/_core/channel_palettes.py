@@ -12,9 +12,11 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from .._core.channel_layout import Layout
-from .._core.lazy import blocks
-from .content import MOST_VALUES
+from .channel_layout import Layout
+from .lazy import blocks
+
+MOST_VALUES = 64
+"""Distinct values that a palette has at most: indices of 6 bits; more save too little."""
 
 CODES = 256
 """Values that int8 has."""

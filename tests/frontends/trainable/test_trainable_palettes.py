@@ -1,0 +1,111 @@
+"""Training on palettes: a channel's codes move among the few that it has, and among no others."""
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+import torch
+from onnx_opt.frontends.trainable import to_torch, write_back
+from onnx_opt.frontends.trainable._latents import find_latents
+from onnx_opt.frontends.trainable._ops.quant import ChannelValues, on_palette
+from trainable_models import ir_model, normal
+
+CONV = """
+<ir_version: 10, opset_import: ["" : 21]>
+qdq (float[2, 16, 5, 5] x) => (float[2, 4, 3, 3] y)
+<float xs = {0.125}, uint8 xz = {128}, int8[4, 16, 3, 3] w_q, float[4] ws = {0.5, 0.25, 0.5, 1.0},
+ int8[4] wz = {0, 0, 0, 0}>
+{
+    xq = QuantizeLinear (x, xs, xz)
+    xd = DequantizeLinear (xq, xs, xz)
+    wd = DequantizeLinear <axis = 0> (w_q, ws, wz)
+    y = Conv (xd, wd)
+}
+"""
+MATMUL = """
+<ir_version: 10, opset_import: ["" : 21]>
+qdq (float[2, 144] x) => (float[2, 4] y)
+<float xs = {0.125}, uint8 xz = {128}, int8[144, 4] w_q, float[4] ws = {0.5, 0.25, 0.5, 1.0},
+ int8[4] wz = {0, 0, 0, 0}>
+{
+    xq = QuantizeLinear (x, xs, xz)
+    xd = DequantizeLinear (xq, xs, xz)
+    wd = DequantizeLinear <axis = 1> (w_q, ws, wz)
+    y = MatMul (xd, wd)
+}
+"""
+LAYERS = {"Conv": (CONV, (4, 16, 3, 3), 0), "MatMul": (MATMUL, (144, 4), 1)}
+
+
+def model_with(kind, count, kept=1.0):
+    """A layer whose channels have `count` codes of their own; `kept`: share of nonzeros."""
+    text, shape, axis = LAYERS[kind]
+    random = np.random.default_rng(count)
+    rows = []
+    for _ in range(4):
+        pool = random.choice(np.arange(-64, 65), count, False)
+        rows.append(random.choice(pool, 144) * (random.random(144) < kept))
+    first = (4, *(dim for index, dim in enumerate(shape) if index != axis))
+    codes = np.moveaxis(np.reshape(rows, first), 0, axis).astype(np.int8)
+    model = ir_model(text)
+    weight = model.graph.initializers["w_q"]
+    weight.const_value = ir.Tensor(np.ascontiguousarray(codes), name="w_q")
+    return model
+
+
+def rows_of(model, kind):
+    codes = model.graph.initializers["w_q"].const_value.numpy()
+    return np.moveaxis(codes, LAYERS[kind][2], 0).reshape(4, -1)
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+@pytest.mark.parametrize("count", [4, 8, 16])
+def test_codes_stay_among_those_of_their_channel(kind, count):
+    model = model_with(kind, count)
+    before = rows_of(model, kind).copy()
+    module = to_torch(model)
+    x = torch.from_numpy(normal(*list(model.graph.inputs[0].shape)))
+    with torch.no_grad():
+        module.w_q += torch.from_numpy(normal(*module.w_q.shape)) * 30
+        module.constrain()
+        forward = module(x).numpy()
+    after = rows_of(write_back(module), kind)
+    assert (after != before).mean() > 0.3
+    for own, trained in zip(before, after, strict=True):
+        assert set(trained) <= set(own)
+    again = to_torch(module.model)(x).detach().numpy()
+    np.testing.assert_allclose(again, forward, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_nothing_changes_without_training(kind):
+    model = model_with(kind, 16)
+    before = rows_of(model, kind).copy()
+    assert np.array_equal(rows_of(write_back(to_torch(model)), kind), before)
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_latents_near_the_original_keep_their_codes(kind):
+    model = model_with(kind, 8)
+    codes = model.graph.initializers["w_q"].const_value.numpy()
+    shape = [1] * codes.ndim
+    shape[LAYERS[kind][2]] = 4
+    scales = np.array([0.5, 0.25, 0.5, 1.0]).reshape(shape)
+    original = codes * scales + normal(*codes.shape)
+    module = to_torch(model, originals={"w": original.astype(np.float32)})
+    assert not np.array_equal(module.w_q.detach().numpy(), codes)
+    assert np.array_equal(rows_of(write_back(module), kind), rows_of(model, kind))
+
+
+def test_many_codes_or_few_weights_are_no_palette():
+    for model in (model_with("Conv", 100), model_with("Conv", 16, kept=0.05)):
+        (latent,) = find_latents(model, None).values()
+        assert latent.palette is None
+
+
+def test_gradients_pass_straight_through():
+    values = torch.tensor([[-3.0, 0.0, 5.0], [-1.0, 1.0, 1.0]])
+    x = torch.tensor([[-9.0, -1.4, 2.6], [0.4, 0.9, -0.1]]).T.requires_grad_()
+    codes = on_palette(x, ChannelValues(1, values))
+    assert codes.T.tolist() == [[-3.0, 0.0, 5.0], [1.0, 1.0, -1.0]]
+    codes.sum().backward()
+    assert x.grad.tolist() == torch.ones_like(x).tolist()
