@@ -11,6 +11,7 @@ import onnx_ir as ir
 
 from .. import RefusedError
 from ._onnx_io.declared import note_declarations
+from ._onnx_io.held import is_held, read_held
 from ._onnx_io.protos import tensor_protos
 from ._onnx_io.read import EXPORT_AGAIN, innermost, read_proto
 from ._onnx_io.save import check_output, copy, is_split, save
@@ -58,7 +59,8 @@ def load(path: str | Path, *, allow_hardlinks: bool = False) -> ir.Model:
 def read(path: str | Path, *, allow_hardlinks: bool = False) -> Reading:
     """`load`, and an account of what was changed."""
     where = str(path)
-    proto = read_proto(path)
+    held = read_held(path)
+    proto = read_proto(path) if held is None else held.proto
     findings = validate(proto, where)
     mended = _add_imports(proto, findings.imports)
     files = ExternalFiles(path, allow_hardlinks)
@@ -80,6 +82,8 @@ def read(path: str | Path, *, allow_hardlinks: bool = False) -> Reading:
             EXPORT_AGAIN,
         ) from error
     note_declarations(model, proto)
+    if held is not None:
+        held.bind(model)
     _bind_external(model, files)
     if findings.unsorted:
         _sort(model, where)
@@ -113,7 +117,7 @@ def read_in_memory(path: str | Path) -> onnx.ModelProto:
 def _check_external(proto: onnx.ModelProto, files: ExternalFiles) -> None:
     """Refuse external data that is missing, misplaced or short; make empty tensors inline ones."""
     for tensor in tensor_protos(proto):
-        if tensor.data_location != onnx.TensorProto.EXTERNAL:
+        if tensor.data_location != onnx.TensorProto.EXTERNAL or is_held(tensor):
             continue
         files.check(tensor)
         # ONNX Runtime adds keys of its own (prepacked weights)
