@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,7 +65,7 @@ def read(path: str | Path, *, allow_hardlinks: bool = False) -> Reading:
     findings = validate(proto, where)
     mended = _add_imports(proto, findings.imports)
     files = ExternalFiles(path, allow_hardlinks)
-    _check_external(proto, files)
+    _check_external(proto, files, is_held if held else None)
     changes = []
     if findings.unsorted:
         changes.append("nodes that stood before what they read were sorted")
@@ -114,10 +115,19 @@ def read_in_memory(path: str | Path) -> onnx.ModelProto:
     return proto
 
 
-def _check_external(proto: onnx.ModelProto, files: ExternalFiles) -> None:
-    """Refuse external data that is missing, misplaced or short; make empty tensors inline ones."""
+def _check_external(
+    proto: onnx.ModelProto,
+    files: ExternalFiles,
+    is_left_out: Callable[[onnx.TensorProto], bool] | None = None,
+) -> None:
+    """Refuse external data that is missing, misplaced or short; make empty tensors inline ones.
+
+    `is_left_out`: says which tensors are none of it, but left out of the message.
+    """
     for tensor in tensor_protos(proto):
-        if tensor.data_location != onnx.TensorProto.EXTERNAL or is_held(tensor):
+        if tensor.data_location != onnx.TensorProto.EXTERNAL:
+            continue
+        if is_left_out is not None and is_left_out(tensor):
             continue
         files.check(tensor)
         # ONNX Runtime adds keys of its own (prepacked weights)

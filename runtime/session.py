@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from .. import OnnxOptError, RefusedError
 from ..passes._core.requirements import Requirements, requirements_of
-from ._worker.ipc import OpenedSession, OrtTensor
+from ._worker.ipc import OpenedSession, OrtTensor, Providers
 from .installed import installed, too_old
 from .providers import provider_named
 from .table_rows import row_at_fault
@@ -87,6 +87,7 @@ class Session:
         optimize: bool,
         spin: bool = True,
         exact: bool = False,
+        as_deployed: bool = False,
     ) -> None:
         self.worker = worker
         self.path = path
@@ -96,6 +97,7 @@ class Session:
         self.optimize = optimize
         self.spin = spin
         self.exact = exact
+        self.as_deployed = as_deployed
         self.inputs: list[TensorInfo] = []
         self.outputs: list[TensorInfo] = []
         self._generation = 0
@@ -150,7 +152,7 @@ class Session:
         # no child has this generation: the next use opens the session again
         self._generation = 0
 
-    def _providers(self) -> list[tuple[str, dict[str, str]]]:
+    def _providers(self) -> Providers:
         """Providers and their options, the preferred one first, as ONNX Runtime takes them."""
         providers = [(self.provider.ort_name, self.options)]
         if self.provider.partner:
@@ -169,6 +171,7 @@ class Session:
                 self.optimize,
                 self.spin,
                 self.exact,
+                self.as_deployed,
             )
         except RemoteError as error:
             raise self._refusal(error.problem) from None
@@ -213,6 +216,7 @@ def open_session(
     optimize: bool = True,
     spin: bool = True,
     exact: bool = False,
+    as_deployed: bool = False,
 ) -> Session:
     """Load a model in the worker's child.
 
@@ -220,7 +224,8 @@ def open_session(
     `optimize`: let ONNX Runtime optimize the graph. `spin`: let its threads burn their cores while
     they wait, which is faster where nothing else runs. `exact`: have it use slower kernels where
     8-bit products saturate (`session.x64quantprecision`), which it does to optimized graphs alone,
-    and not where layers share a zero point.
+    and not where layers share a zero point. `as_deployed`: load it as an application does, for what
+    that takes; otherwise a large model is loaded in a way that takes less memory.
 
     Errors: RefusedError when ONNX Runtime cannot load the model or lacks the provider; WorkerDied
     when it crashes.
@@ -234,6 +239,7 @@ def open_session(
         optimize,
         spin,
         exact,
+        as_deployed,
     )
     session.handle()
     return session

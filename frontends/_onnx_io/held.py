@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,18 +10,13 @@ import onnx
 import onnx_ir as ir
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
-from ...passes._core.held import CAN_HOLD, FileBytes, HeldFile, HeldTensor
+from ...passes._core.held import HeldTensor
+from ...passes._core.held_file import FileBytes, HeldFile, large_file
 from ...passes._core.wire import Extent, skeleton
 from .protos import tensor_protos
-from .read import LIMIT, refuse_bytes_in_text, refuse_other_formats
+from .read import refuse_bytes_in_text, refuse_other_formats
 from .slots import slots_of
 from .tensors import is_whole
-
-SMALLEST = 1 << 24
-"""Bytes (16 MiB) of a file from which its tensors stay in it.
-
-Chosen by hand: less is read faster than walked over, and memory does not miss it.
-"""
 
 _HERE = "\0"
 """Location of tensors that lie in the model file itself: no file has this name."""
@@ -57,7 +50,7 @@ def read_held(path: str | Path) -> HeldModel | None:
     None where it is small, has none, or is anything else than what writers of ONNX make: `read`
     judges it then. Errors: RefusedError, as `read_proto`.
     """
-    file = _large_file(path)
+    file = large_file(path)
     if file is None:
         return None
     where = str(path)
@@ -75,21 +68,6 @@ def read_held(path: str | Path) -> HeldModel | None:
         return None
     refuse_bytes_in_text(proto, where)
     return HeldModel(proto, file)
-
-
-def _large_file(path: str | Path) -> HeldFile | None:
-    """The file at `path`; None for one that is not large, or none at all."""
-    if not CAN_HOLD:
-        return None
-    try:
-        status = os.stat(path)
-        # opening a pipe would wait for its writer
-        is_file = stat.S_ISREG(status.st_mode)
-        if not is_file or not SMALLEST <= status.st_size < LIMIT:
-            return None
-        return HeldFile(path)
-    except (OSError, ValueError):
-        return None
 
 
 def _are_sound(proto: onnx.ModelProto, extents: frozenset[Extent]) -> bool:

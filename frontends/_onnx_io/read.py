@@ -12,9 +12,10 @@ import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from ... import RefusedError
+from ...passes._core.held_file import LARGEST
 from ...passes._core.wire import Buffer, fields
 
-LIMIT = 1 << 31
+LIMIT = LARGEST
 """Bytes: protobuf's limit for one message."""
 
 EXPORT_AGAIN = "fetch or export the model again"

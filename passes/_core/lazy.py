@@ -310,8 +310,9 @@ def parts(
 ) -> Iterator[tuple[int, Part]]:
     """Divide a tensor into (start, part) in order; a part gives its flat block when it is called.
 
-    Lengths are multiples of `granule` elements; that of the last block may not be. What
-    lies in a file is read with plain reads, never mapped whole. A granule larger than BLOCK makes larger blocks.
+    Lengths are multiples of `granule` elements; that of the last block may not be. What lies in a
+    file is read with plain reads, never mapped whole. A granule larger than BLOCK makes larger
+    blocks.
     `every`: one block in so many is read, the others are passed over.
     """
     granules = max(BLOCK // granule, 1)

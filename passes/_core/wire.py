@@ -30,7 +30,7 @@ Chosen by hand; a walk over a million numbers would take longer than their parse
 """
 
 # numbers of fields in onnx.proto, by the kind of message that they hold
-_MESSAGES: Mapping[str, Mapping[int, str]] = {
+MESSAGES: Mapping[str, Mapping[int, str]] = {
     "model": {7: "graph", 25: "function"},
     "graph": {1: "node", 5: "tensor"},
     "function": {7: "node"},
@@ -163,7 +163,7 @@ class _Walk:
             raise ValueError("nested deeper than protobuf parses")
         if kind == "tensor":
             return self._tensor(start, end)
-        holds = _MESSAGES[kind]
+        holds = MESSAGES[kind]
         found = len(self.extents)
         parts: list[bytes] = []
         copied = start

@@ -12,12 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ... import RefusedError
-from . import ort_values
+from . import light_load, ort_values
 from .installed import onnxruntime_module
-from .ipc import OpenedSession, OrtTensor, OutputComparison, Powers
+from .ipc import OpenedSession, OrtTensor, OutputComparison, Powers, Providers
 
 Feeds = Mapping[str, Any]
-Providers = list[tuple[str, dict[str, str]]]
 
 _SESSIONS: dict[int, Any] = {}
 _PREPARED: set[str] = set()
@@ -44,10 +43,11 @@ def open_session(
     optimize: bool,
     spin: bool = True,
     exact: bool = False,
+    as_deployed: bool = False,
 ) -> OpenedSession:
     """Create a session on the first of `providers`, never on another one.
 
-    `provider`: our name of it. Errors: RefusedError, with `install` as its fix, where ONNX Runtime
+    `provider`: our name of it. `as_deployed`: load the file itself, for what that takes. Errors: RefusedError, with `install` as its fix, where ONNX Runtime
     lacks the provider or cannot start it.
     """
     ort = onnxruntime_module()
@@ -65,7 +65,8 @@ def open_session(
         settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if exact:
         settings.add_session_config_entry("session.x64quantprecision", "1")
-    session = ort.InferenceSession(path, settings, providers=providers)
+    make = _plain_load if as_deployed else light_load.load
+    session = make(path, settings, providers)
     # ONNX Runtime only logs that a provider does not start, and runs everything on the CPU
     if ort_name not in session.get_providers():
         raise RefusedError(
@@ -80,6 +81,12 @@ def open_session(
     inputs = [_described(value) for value in session.get_inputs()]
     outputs = [_described(value) for value in session.get_outputs()]
     return OpenedSession(handle, inputs, outputs)
+
+
+def _plain_load(path: str, settings: Any, providers: Providers) -> Any:
+    import onnxruntime as ort
+
+    return ort.InferenceSession(path, settings, providers=providers)
 
 
 def _described(value: Any) -> OrtTensor:
@@ -176,7 +183,7 @@ def _write_optimized(path: str, providers: Providers, level: str, out: str) -> N
     settings.add_session_config_entry(
         "session.optimized_model_external_initializers_min_size_in_bytes", "1024"
     )
-    ort.InferenceSession(path, settings, providers=providers)
+    light_load.load(path, settings, providers)
 
 
 def compare(
