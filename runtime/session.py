@@ -14,6 +14,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from .. import OnnxOptError, RefusedError
+from ..passes._core.freed import give_back
 from ..passes._core.requirements import Requirements, requirements_of
 from ._worker.ipc import OpenedSession, OrtTensor, Providers
 from .installed import installed, too_old
@@ -160,6 +161,8 @@ class Session:
         return providers
 
     def _open(self) -> None:
+        # the child takes most of it now
+        give_back()
         try:
             opened: OpenedSession = self.worker.call(
                 "open_session",

@@ -1,4 +1,4 @@
-"""Protobuf's wire format, as far as it takes to leave the tensors of a model file unparsed.
+"""Protobuf's wire format, as far as it takes to leave the tensors of a model file aside.
 
 A message is a row of fields: a tag (the field's number and the kind of what follows), and for text,
 bytes and messages a length and that many bytes. So the few large fields of a file are found by
@@ -7,6 +7,7 @@ stepping over all others. Source: protobuf.dev, Encoding.
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple, Protocol
 
@@ -224,6 +225,87 @@ class _Walk:
         if self.data[field.start : field.body] != tag + length:
             raise ValueError("an encoding that no writer makes")
         return tag
+
+
+class Insertion(NamedTuple):
+    """A tensor that is to be written here, by the offset that its reference has; bytes."""
+
+    offset: int
+    length: int
+
+
+Part = bytes | Insertion
+
+
+def filled(encoded: bytes, location: str) -> tuple[list[Part], int]:
+    """Parts of a model's file that has tensors in the place of references, and its length in bytes.
+
+    The other way round of `skeleton`: `encoded` is a model as protobuf writes it, in which large
+    tensors are external ones at `location`, a name that is nowhere else.
+    """
+    filling = _Filling(encoded, location)
+    return filling.message("model", 0, len(encoded))
+
+
+class _Filling:
+    """A walk over the messages of a file that have references inside."""
+
+    def __init__(self, encoded: bytes, location: str) -> None:
+        self.encoded = encoded
+        mark = location.encode()
+        self._marks: list[int] = []
+        at = encoded.find(mark)
+        while at >= 0:
+            self._marks.append(at)
+            at = encoded.find(mark, at + 1)
+
+    def message(self, kind: str, start: int, end: int) -> tuple[list[Part], int]:
+        """Parts of a message with its tensors, and its length in bytes."""
+        if kind == "tensor":
+            return self._tensor(start, end)
+        holds = MESSAGES[kind]
+        parts: list[Part] = []
+        total = end - start
+        copied = start
+        for field in fields(self.encoded, start, end):
+            inner = holds.get(field.number)
+            if inner is None or not self._has_mark(field):
+                continue
+            more, length = self.message(inner, field.body, field.end)
+            tag = encoded_varint(field.number << 3 | field.kind)
+            header = tag + encoded_varint(length)
+            parts += [self.encoded[copied : field.start], header, *more]
+            total += len(header) + length - (field.end - field.start)
+            copied = field.end
+        parts.append(self.encoded[copied:end])
+        return parts, total
+
+    def _has_mark(self, field: Field) -> bool:
+        after = bisect.bisect_left(self._marks, field.body)
+        return after < len(self._marks) and self._marks[after] < field.end
+
+    def _tensor(self, start: int, end: int) -> tuple[list[Part], int]:
+        before = b""
+        behind = b""
+        place: dict[bytes, bytes] = {}
+        for field in fields(self.encoded, start, end):
+            content = self.encoded[field.start : field.end]
+            if field.number == _EXTERNAL_DATA:
+                key, value = fields(self.encoded, field.body, field.end)
+                name = self.encoded[key.body : key.end]
+                place[name] = self.encoded[value.body : value.end]
+            elif field.number == _DATA_LOCATION:
+                continue
+            # fields stand in the order of their numbers
+            elif field.number < _RAW_DATA:
+                before += content
+            else:
+                behind += content
+        insertion = Insertion(int(place[b"offset"]), int(place[b"length"]))
+        tag = encoded_varint(_RAW_DATA << 3 | BYTES)
+        before += tag + encoded_varint(insertion.length)
+        total = len(before) + insertion.length + len(behind)
+        return [before, insertion, behind], total
 
 
 def _reference(location: str, extent: Extent) -> bytes:

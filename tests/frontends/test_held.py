@@ -12,11 +12,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper, parser
 from onnx_opt import RefusedError
+from onnx_opt.frontends._onnx_io import save as save_module
+from onnx_opt.frontends._onnx_io.protos import tensor_protos
+from onnx_opt.frontends._onnx_io.slots import slots_of
 from onnx_opt.frontends.onnx_file import load, save
 from onnx_opt.passes._core import held_file, wire
 from onnx_opt.passes._core.graph import initializers
 from onnx_opt.passes._core.held import HeldTensor
-from onnx_opt.passes._core.lazy import blocks
+from onnx_opt.passes._core.lazy import DerivedTensor, blocks, set_tensor
 
 pytestmark = pytest.mark.skipif(
     not held_file.CAN_HOLD, reason="files are not held open on Windows"
@@ -200,8 +203,6 @@ REFUSED = {
 
 
 def held_tensors(model) -> list[HeldTensor]:
-    from onnx_opt.frontends._onnx_io.slots import slots_of
-
     tensors = [slot.tensor for slot in slots_of(model)]
     return [tensor for tensor in tensors if isinstance(tensor, HeldTensor)]
 
@@ -321,8 +322,6 @@ def test_random_models_are_those_of_onnx(tmp_path, monkeypatch, low, data):
 
 
 def all_values(model: onnx.ModelProto) -> dict[str, bytes]:
-    from onnx_opt.frontends._onnx_io.protos import tensor_protos
-
     return {
         tensor.name: numpy_helper.to_array(tensor).tobytes()
         for tensor in tensor_protos(model)
@@ -444,3 +443,65 @@ def test_numbers_on_the_wire(value):
 def test_what_is_no_number_on_the_wire(data):
     with pytest.raises(ValueError, match="varint"):
         wire.varint(data, 0)
+
+
+# --- writing
+
+
+@pytest.mark.parametrize("model", [in_all_places(), of_every_type(), described()])
+def test_tensors_are_written_as_they_come_into_the_same_file(
+    tmp_path, monkeypatch, low, model
+):
+    loaded = load(written(tmp_path, model))
+    save(loaded, tmp_path / "one.onnx")
+    with monkeypatch.context() as patch:
+        patch.setattr(wire, "LEAST", NEVER)
+        save(loaded, tmp_path / "other.onnx")
+    assert (tmp_path / "one.onnx").read_bytes() == (
+        tmp_path / "other.onnx"
+    ).read_bytes()
+
+
+def negated(block, start):
+    return -block
+
+
+def test_a_computed_tensor_is_never_whole(tmp_path, monkeypatch, low):
+    loaded = load(written(tmp_path, raw_model()))
+    weight = loaded.graph.initializers["w"]
+    set_tensor(weight, DerivedTensor(weight.const_value, negated, ir.DataType.FLOAT))
+
+    def whole(self):
+        raise AssertionError("it was asked for as a whole")
+
+    monkeypatch.setattr(DerivedTensor, "tobytes", whole)
+    monkeypatch.setattr(DerivedTensor, "numpy", whole)
+    save(loaded, tmp_path / "out.onnx")
+    (kept,) = onnx.load(tmp_path / "out.onnx").graph.initializer
+    assert numpy_helper.to_array(kept).tolist() == [[-1, -2], [-3, -4]]
+
+
+def test_lists_of_numbers_stay_lists(tmp_path, low):
+    save(load(written(tmp_path, small())), tmp_path / "out.onnx")
+    (kept,) = onnx.load(tmp_path / "out.onnx").graph.initializer
+    assert list(kept.float_data) == [1, 2, 3, 4]
+
+
+def test_a_tensor_that_fails_while_it_is_written_leaves_nothing(tmp_path, low):
+    path = written(tmp_path, raw_model())
+    loaded = load(path)
+    path.write_bytes(b"")
+    with pytest.raises(RefusedError, match="was written to while it was in use"):
+        save(loaded, tmp_path / "out.onnx")
+    assert [file.name for file in tmp_path.iterdir()] == ["m.onnx"]
+
+
+def test_the_length_of_a_file_counts_what_was_left_out(tmp_path, monkeypatch, low):
+    loaded = load(written(tmp_path, raw_model()))
+    save(loaded, tmp_path / "out.onnx")
+    length = (tmp_path / "out.onnx").stat().st_size
+    monkeypatch.setattr(save_module, "LIMIT", length + 1)
+    save(loaded, tmp_path / "out.onnx")
+    monkeypatch.setattr(save_module, "LIMIT", length)
+    with pytest.raises(RefusedError, match="exceeds protobuf's 2 GiB"):
+        save(loaded, tmp_path / "out.onnx")
