@@ -200,9 +200,7 @@ def load_cost(path: Path, threads: int = 0, provider: str = "cpu") -> LoadCost:
     """
 
     def load(worker: Worker) -> Session:
-        return open_session(
-            worker, path, provider, threads=threads, as_deployed=True
-        )
+        return open_session(worker, path, provider, threads=threads, as_deployed=True)
 
     with Worker() as worker:
         # the first time takes libraries in

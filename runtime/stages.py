@@ -1,4 +1,4 @@
-"""Models cut into stages that run one after the other, for weights that memory does not hold.
+"""Models cut into stages that run one after the other, for weights that would fill the memory.
 
 Each stage is a model of its own with a part of the weights. What a stage computes and a later one
 reads waits on the disk, batch by batch.
@@ -30,6 +30,17 @@ PART = 0.2
 measured.
 """
 
+LARGE = 256 << 20
+"""Bytes of weights (256 MiB) from which a model runs in parts although memory holds it whole.
+
+Of a smaller one, what a run takes beside its weights is more than they are. Chosen by hand.
+"""
+
+PARTS = 4
+"""Parts of such a model: activations and statistics are added to one of them. Chosen by hand; with
+4, calibrating a language model of 538 MB is not what a run takes most memory for.
+"""
+
 Group = tuple[str, ...]
 """Names of tensors that are looked at together, in the same run."""
 
@@ -59,9 +70,10 @@ def stage_bytes(model: ir.Model) -> int | None:
     for value in initializers(model):
         assert value.const_value is not None
         sizes[id(value.const_value)] = value.const_value.nbytes
-    if sum(sizes.values()) <= WHOLE * available:
-        return None
-    return int(PART * available)
+    total = sum(sizes.values())
+    if total > WHOLE * available:
+        return int(PART * available)
+    return None if total < LARGE else total // PARTS
 
 
 def available_memory() -> int:

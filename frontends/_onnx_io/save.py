@@ -294,7 +294,7 @@ def _with_tensors(
     if length >= LIMIT:
         raise RefusedError(where, _TOO_LARGE, "save it with external data")
     return [
-        tensors[part.offset] if isinstance(part, wire.Insertion) else part
+        tensors[part.offset] if isinstance(part, wire.LeftOut) else part
         for part in parts
     ]
 

@@ -53,6 +53,9 @@ its memory, as that was made for it alone; any other is a view of a tensor.
 Part = Callable[[], NDArray[Any]]
 """A flat block that is computed when it is called, on whichever thread."""
 
+Stored = ir.ExternalTensor | HeldTensor
+"""Tensors of which pieces are read from a file."""
+
 T = TypeVar("T")
 
 
@@ -322,8 +325,7 @@ def parts(
         return
     starts = range(0, tensor.size, step * every)
     # types below 8 bits are packed, which onnx_ir undoes for a whole tensor only
-    in_file = isinstance(tensor, ir.ExternalTensor | HeldTensor)
-    if in_file and tensor.dtype.bitwidth >= 8:
+    if isinstance(tensor, Stored) and tensor.dtype.bitwidth >= 8:
         keep_freed_blocks()
         for start in starts:
             yield start, functools.partial(_read, tensor, start, step)
@@ -337,9 +339,7 @@ def _slice(flat: NDArray[Any], start: int, step: int) -> NDArray[Any]:
     return flat[start : start + step]
 
 
-def _read(
-    tensor: ir.ExternalTensor | HeldTensor, start: int, step: int
-) -> NDArray[Any]:
+def _read(tensor: Stored, start: int, step: int) -> NDArray[Any]:
     count = min(step, tensor.size - start)
     if isinstance(tensor, HeldTensor):
         return tensor.read(start, count)

@@ -140,7 +140,7 @@ def skeleton(data: Buffer, location: str) -> Skeleton | None:
     None where it has none, or where the bytes are not what writers of ONNX make of a model: a
     parser has to judge them then.
     """
-    walk = _Walk(data, location)
+    walk = _LeavingOut(data, location)
     try:
         encoded = walk.message("model", 0, len(data), depth=0)
     except ValueError:
@@ -150,7 +150,7 @@ def skeleton(data: Buffer, location: str) -> Skeleton | None:
     return Skeleton(encoded, frozenset(walk.extents))
 
 
-class _Walk:
+class _LeavingOut:
     """A walk over the large messages of a file; `extents` collects what it leaves out."""
 
     def __init__(self, data: Buffer, location: str) -> None:
@@ -227,14 +227,14 @@ class _Walk:
         return tag
 
 
-class Insertion(NamedTuple):
+class LeftOut(NamedTuple):
     """A tensor that is to be written here, by the offset that its reference has; bytes."""
 
     offset: int
     length: int
 
 
-Part = bytes | Insertion
+Part = bytes | LeftOut
 
 
 def filled(encoded: bytes, location: str) -> tuple[list[Part], int]:
@@ -301,11 +301,11 @@ class _Filling:
                 before += content
             else:
                 behind += content
-        insertion = Insertion(int(place[b"offset"]), int(place[b"length"]))
+        left_out = LeftOut(int(place[b"offset"]), int(place[b"length"]))
         tag = encoded_varint(_RAW_DATA << 3 | BYTES)
-        before += tag + encoded_varint(insertion.length)
-        total = len(before) + insertion.length + len(behind)
-        return [before, insertion, behind], total
+        before += tag + encoded_varint(left_out.length)
+        total = len(before) + left_out.length + len(behind)
+        return [before, left_out, behind], total
 
 
 def _reference(location: str, extent: Extent) -> bytes:

@@ -47,8 +47,9 @@ def open_session(
 ) -> OpenedSession:
     """Create a session on the first of `providers`, never on another one.
 
-    `provider`: our name of it. `as_deployed`: load the file itself, for what that takes. Errors: RefusedError, with `install` as its fix, where ONNX Runtime
-    lacks the provider or cannot start it.
+    `provider`: our name of it. `as_deployed`: load the file itself, for what that takes. Errors:
+    RefusedError, with `install` as its fix, where ONNX Runtime lacks the provider or cannot start
+    it.
     """
     ort = onnxruntime_module()
     ort_name = providers[0][0]
@@ -108,6 +109,8 @@ def _session_options(threads: int, optimize: bool) -> Any:
     settings.add_session_config_entry("session.force_spinning_stop", "1")
     levels = ort.GraphOptimizationLevel
     level = levels.ORT_ENABLE_ALL if optimize else levels.ORT_DISABLE_ALL
+    # they are not timed, and weights that a graph decodes would stay in the arena, all of them
+    settings.enable_cpu_mem_arena = optimize
     settings.graph_optimization_level = level
     return settings
 

@@ -10,7 +10,7 @@ import pytest
 from builders import external, node, small, written
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from onnx import TensorProto, helper, numpy_helper, parser
+from onnx import TensorProto, helper, numpy_helper
 from onnx_opt import RefusedError
 from onnx_opt.frontends._onnx_io import save as save_module
 from onnx_opt.frontends._onnx_io.protos import tensor_protos
@@ -192,9 +192,7 @@ REFUSED = {
     "no such type": with_tensor(
         TensorProto(name="w", dims=[2, 2], data_type=77).SerializeToString() + VALUES
     ),
-    "a name that is not UTF-8": with_tensor(
-        NAME_AND_DIMS + field(8, b"\xff") + VALUES
-    ),
+    "a name that is not UTF-8": with_tensor(NAME_AND_DIMS + field(8, b"\xff") + VALUES),
     "cut short": raw_model().SerializeToString()[:-3],
     "the location of held tensors": external(small(), "\0").SerializeToString(),
     "no graph": onnx.ModelProto(ir_version=10).SerializeToString() + VALUES,
@@ -301,7 +299,10 @@ def test_random_models_are_those_of_onnx(tmp_path, monkeypatch, low, data):
     for index, length in enumerate(lengths):
         bytes_ = data.draw(st.binary(min_size=length, max_size=length))
         kept = TensorProto(
-            name=f"t{index}", dims=[length], data_type=TensorProto.UINT8, raw_data=bytes_
+            name=f"t{index}",
+            dims=[length],
+            data_type=TensorProto.UINT8,
+            raw_data=bytes_,
         )
         place = data.draw(st.sampled_from(["initializer", "constant", "branch"]))
         if place == "initializer":
@@ -497,7 +498,8 @@ def test_a_tensor_that_fails_while_it_is_written_leaves_nothing(tmp_path, low):
 
 
 def test_the_length_of_a_file_counts_what_was_left_out(tmp_path, monkeypatch, low):
-    loaded = load(written(tmp_path, raw_model()))
+    longer = tensor("longer", range(1000), (1000,))
+    loaded = load(written(tmp_path, raw_model(longer)))
     save(loaded, tmp_path / "out.onnx")
     length = (tmp_path / "out.onnx").stat().st_size
     monkeypatch.setattr(save_module, "LIMIT", length + 1)
