@@ -41,11 +41,18 @@ PARTS = 4
 4, calibrating a language model of 538 MB is not what a run takes most memory for.
 """
 
+CARRIED = 1 << 30
+"""Bytes (1 GiB) that wait on the disk between two such parts at the most. Chosen by hand."""
+
 Group = tuple[str, ...]
 """Names of tensors that are looked at together, in the same run."""
 
 NOTHING_KEPT: Mapping[Group, int] = {}
 """For statistics that take no memory to speak of."""
+
+
+class CarriesTooMuch(Exception):
+    """Raised where what later stages read would fill the disk."""
 
 
 @dataclass(frozen=True)
@@ -66,14 +73,27 @@ def stage_bytes(model: ir.Model) -> int | None:
     if fixed:
         return fixed
     available = available_memory()
+    if _weight_bytes(model) <= WHOLE * available:
+        return None
+    return int(PART * available)
+
+
+def part_bytes(model: ir.Model) -> int | None:
+    """Bytes of weights that a stage had better have of a model that could run as a whole.
+
+    None: it is small.
+    """
+    total = _weight_bytes(model)
+    return None if total < LARGE else total // PARTS
+
+
+def _weight_bytes(model: ir.Model) -> int:
+    """Bytes of all weights, each counted once."""
     sizes: dict[int, int] = {}
     for value in initializers(model):
         assert value.const_value is not None
         sizes[id(value.const_value)] = value.const_value.nbytes
-    total = sum(sizes.values())
-    if total > WHOLE * available:
-        return int(PART * available)
-    return None if total < LARGE else total // PARTS
+    return sum(sizes.values())
 
 
 def available_memory() -> int:

@@ -12,8 +12,8 @@ from ... import RefusedError
 CAN_HOLD = hasattr(os, "preadv")
 """False on Windows, which puts nothing in the place of a file that is open."""
 
-SMALLEST = 1 << 24
-"""Bytes (16 MiB) of a model file from which its tensors are left in it.
+SMALLEST = 1 << 26
+"""Bytes (64 MiB) of a model file from which its tensors are left in it.
 
 Chosen by hand: a smaller one is read at once, and memory does not miss it.
 """
