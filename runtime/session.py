@@ -141,7 +141,11 @@ class Session:
         return outputs
 
     def write_optimized(self, paths: Mapping[str, Path]) -> None:
-        """Write ONNX Runtime's optimized graph: to a file for each level of `optimized.LEVELS`."""
+        """Write ONNX Runtime's optimized graph: to a file for each level of `optimized.LEVELS`.
+
+        It loads the model anew for each: the session is closed, and the next use opens it again.
+        """
+        self.close()
         files = {level: str(path) for level, path in paths.items()}
         self.worker.call("write_optimized", str(self.path), self._providers(), files)
 

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ... import RefusedError
+from ...passes._core.freed import give_back
 from . import light_load, ort_values
 from .installed import onnxruntime_module
 from .ipc import OpenedSession, OrtTensor, OutputComparison, Powers, Providers
@@ -168,6 +169,7 @@ def write_optimized(path: str, providers: Providers, files: Mapping[str, str]) -
     """Have ONNX Runtime write its optimized graph of each level, and the weights beside it."""
     for level, out in files.items():
         _write_optimized(path, providers, level, out)
+        give_back()
 
 
 def _write_optimized(path: str, providers: Providers, level: str, out: str) -> None:
