@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import onnx_ir as ir
 
 from .. import RefusedError
 from ._onnx_io.declared import note_declarations
+from ._onnx_io.held import is_held, read_held
 from ._onnx_io.protos import tensor_protos
 from ._onnx_io.read import EXPORT_AGAIN, innermost, read_proto
 from ._onnx_io.save import check_output, copy, is_split, save
@@ -58,11 +60,12 @@ def load(path: str | Path, *, allow_hardlinks: bool = False) -> ir.Model:
 def read(path: str | Path, *, allow_hardlinks: bool = False) -> Reading:
     """`load`, and an account of what was changed."""
     where = str(path)
-    proto = read_proto(path)
+    held = read_held(path)
+    proto = read_proto(path) if held is None else held.proto
     findings = validate(proto, where)
     mended = _add_imports(proto, findings.imports)
     files = ExternalFiles(path, allow_hardlinks)
-    _check_external(proto, files)
+    _check_external(proto, files, is_held if held else None)
     changes = []
     if findings.unsorted:
         changes.append("nodes that stood before what they read were sorted")
@@ -80,6 +83,8 @@ def read(path: str | Path, *, allow_hardlinks: bool = False) -> Reading:
             EXPORT_AGAIN,
         ) from error
     note_declarations(model, proto)
+    if held is not None:
+        held.bind(model)
     _bind_external(model, files)
     if findings.unsorted:
         _sort(model, where)
@@ -110,10 +115,19 @@ def read_in_memory(path: str | Path) -> onnx.ModelProto:
     return proto
 
 
-def _check_external(proto: onnx.ModelProto, files: ExternalFiles) -> None:
-    """Refuse external data that is missing, misplaced or short; make empty tensors inline ones."""
+def _check_external(
+    proto: onnx.ModelProto,
+    files: ExternalFiles,
+    is_left_out: Callable[[onnx.TensorProto], bool] | None = None,
+) -> None:
+    """Refuse external data that is missing, misplaced or short; make empty tensors inline ones.
+
+    `is_left_out`: says which tensors are none of it, but left out of the message.
+    """
     for tensor in tensor_protos(proto):
         if tensor.data_location != onnx.TensorProto.EXTERNAL:
+            continue
+        if is_left_out is not None and is_left_out(tensor):
             continue
         files.check(tensor)
         # ONNX Runtime adds keys of its own (prepacked weights)

@@ -198,15 +198,19 @@ def load_cost(path: Path, threads: int = 0, provider: str = "cpu") -> LoadCost:
 
     Errors: as those of `open_session`.
     """
+
+    def load(worker: Worker) -> Session:
+        return open_session(worker, path, provider, threads=threads, as_deployed=True)
+
     with Worker() as worker:
         # the first time takes libraries in
-        session = open_session(worker, path, provider, threads=threads)
+        session = load(worker)
         peak = peak_memory(session)
         session.close()
         times = []
         for _ in range(_LOADS):
             start = time.perf_counter()
-            session = open_session(worker, path, provider, threads=threads)
+            session = load(worker)
             times.append(time.perf_counter() - start)
             session.close()
     return LoadCost(1000 * min(times), peak)

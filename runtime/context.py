@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,7 +36,17 @@ from .feeds import Batch, Feeds, StoredFeeds
 from .held_out import held_out
 from .optimized import optimized_nodes
 from .session import Session, open_session
-from .stages import BatchStore, Group, Stage, StoredBatch, stage_bytes, stages_of
+from .stages import (
+    CARRIED,
+    BatchStore,
+    CarriesTooMuch,
+    Group,
+    Stage,
+    StoredBatch,
+    part_bytes,
+    stage_bytes,
+    stages_of,
+)
 from .taps import constant_names, planned_taps
 from .worker import RemoteError, Worker
 
@@ -398,11 +409,21 @@ class RunContext:
         whole: bool,
     ) -> dict[str, Any]:
         """Run the model once over the feeds; `whole`: no batch is cut."""
-        stages = stages_of(model, looks.groups, stage_bytes(model))
-        found: dict[str, Any] = {}
-        for part in self._each_stage(stages, looks, samples, read, spin, whole):
-            found |= part
-        return found
+        most = stage_bytes(model)
+
+        def found_in(nbytes: int | None, carried: float) -> dict[str, Any]:
+            found: dict[str, Any] = {}
+            stages = stages_of(model, looks.groups, nbytes)
+            for part in self._each_stage(
+                stages, looks, samples, read, spin, whole, carried
+            ):
+                found |= part
+            return found
+
+        if most is None and (part := part_bytes(model)) is not None:
+            with contextlib.suppress(CarriesTooMuch):
+                return found_in(part, CARRIED)
+        return found_in(most, math.inf)
 
     def _each_stage(
         self,
@@ -412,8 +433,12 @@ class RunContext:
         read: tuple[Any, ...],
         spin: bool = True,
         whole: bool = False,
+        most_carried: float = math.inf,
     ) -> Iterator[dict[str, Any]]:
-        """Run stage after stage over the feeds, and tell the statistics of each."""
+        """Run stage after stage over the feeds, and tell the statistics of each.
+
+        `most_carried`: bytes that may wait between two of them. Errors: CarriesTooMuch.
+        """
         feeds = self._calibration_feeds()
         with (
             scratch_folder() as folder,
@@ -433,7 +458,12 @@ class RunContext:
                     for seen, batch in self._looked(looks, stage, session, waiting):
                         limit.adapt(seen.size, batch.samples)
                         if stage.carried:
-                            store.add(batch.after(seen.kept, stage.carried))
+                            after = batch.after(seen.kept, stage.carried)
+                            # all samples are alike
+                            size = sum(array.nbytes for array in after.tensors.values())
+                            if size * samples / batch.samples > most_carried:
+                                raise CarriesTooMuch
+                            store.add(after)
                         advance(batch.samples)
                     function, *arguments = read
                     handle = session.handle()

@@ -14,8 +14,9 @@ from typing import Any
 from numpy.typing import NDArray
 
 from .. import OnnxOptError, RefusedError
+from ..passes._core.freed import give_back
 from ..passes._core.requirements import Requirements, requirements_of
-from ._worker.ipc import OpenedSession, OrtTensor
+from ._worker.ipc import OpenedSession, OrtTensor, Providers
 from .installed import installed, too_old
 from .providers import provider_named
 from .table_rows import row_at_fault
@@ -87,6 +88,7 @@ class Session:
         optimize: bool,
         spin: bool = True,
         exact: bool = False,
+        as_deployed: bool = False,
     ) -> None:
         self.worker = worker
         self.path = path
@@ -96,6 +98,7 @@ class Session:
         self.optimize = optimize
         self.spin = spin
         self.exact = exact
+        self.as_deployed = as_deployed
         self.inputs: list[TensorInfo] = []
         self.outputs: list[TensorInfo] = []
         self._generation = 0
@@ -138,7 +141,11 @@ class Session:
         return outputs
 
     def write_optimized(self, paths: Mapping[str, Path]) -> None:
-        """Write ONNX Runtime's optimized graph: to a file for each level of `optimized.LEVELS`."""
+        """Write ONNX Runtime's optimized graph: to a file for each level of `optimized.LEVELS`.
+
+        It loads the model anew for each: the session is closed, and the next use opens it again.
+        """
+        self.close()
         files = {level: str(path) for level, path in paths.items()}
         self.worker.call("write_optimized", str(self.path), self._providers(), files)
 
@@ -150,7 +157,7 @@ class Session:
         # no child has this generation: the next use opens the session again
         self._generation = 0
 
-    def _providers(self) -> list[tuple[str, dict[str, str]]]:
+    def _providers(self) -> Providers:
         """Providers and their options, the preferred one first, as ONNX Runtime takes them."""
         providers = [(self.provider.ort_name, self.options)]
         if self.provider.partner:
@@ -158,6 +165,8 @@ class Session:
         return providers
 
     def _open(self) -> None:
+        # the child takes most of it now
+        give_back()
         try:
             opened: OpenedSession = self.worker.call(
                 "open_session",
@@ -169,6 +178,7 @@ class Session:
                 self.optimize,
                 self.spin,
                 self.exact,
+                self.as_deployed,
             )
         except RemoteError as error:
             raise self._refusal(error.problem) from None
@@ -213,6 +223,7 @@ def open_session(
     optimize: bool = True,
     spin: bool = True,
     exact: bool = False,
+    as_deployed: bool = False,
 ) -> Session:
     """Load a model in the worker's child.
 
@@ -220,7 +231,8 @@ def open_session(
     `optimize`: let ONNX Runtime optimize the graph. `spin`: let its threads burn their cores while
     they wait, which is faster where nothing else runs. `exact`: have it use slower kernels where
     8-bit products saturate (`session.x64quantprecision`), which it does to optimized graphs alone,
-    and not where layers share a zero point.
+    and not where layers share a zero point. `as_deployed`: load it as an application does, for what
+    that takes; otherwise a large model is loaded in a way that takes less memory.
 
     Errors: RefusedError when ONNX Runtime cannot load the model or lacks the provider; WorkerDied
     when it crashes.
@@ -234,6 +246,7 @@ def open_session(
         optimize,
         spin,
         exact,
+        as_deployed,
     )
     session.handle()
     return session

@@ -1,4 +1,4 @@
-"""Models cut into stages that run one after the other, for weights that memory does not hold.
+"""Models cut into stages that run one after the other, for weights that would fill the memory.
 
 Each stage is a model of its own with a part of the weights. What a stage computes and a later one
 reads waits on the disk, batch by batch.
@@ -30,11 +30,29 @@ PART = 0.2
 measured.
 """
 
+LARGE = 256 << 20
+"""Bytes of weights (256 MiB) from which a model runs in parts although memory holds it whole.
+
+Of a smaller one, what a run takes beside its weights is more than they are. Chosen by hand.
+"""
+
+PARTS = 4
+"""Parts of such a model: activations and statistics are added to one of them. Chosen by hand; with
+4, calibrating a language model of 538 MB is not what a run takes most memory for.
+"""
+
+CARRIED = 1 << 30
+"""Bytes (1 GiB) that wait on the disk between two such parts at the most. Chosen by hand."""
+
 Group = tuple[str, ...]
 """Names of tensors that are looked at together, in the same run."""
 
 NOTHING_KEPT: Mapping[Group, int] = {}
 """For statistics that take no memory to speak of."""
+
+
+class CarriesTooMuch(Exception):
+    """Raised where what later stages read would fill the disk."""
 
 
 @dataclass(frozen=True)
@@ -55,13 +73,27 @@ def stage_bytes(model: ir.Model) -> int | None:
     if fixed:
         return fixed
     available = available_memory()
+    if _weight_bytes(model) <= WHOLE * available:
+        return None
+    return int(PART * available)
+
+
+def part_bytes(model: ir.Model) -> int | None:
+    """Bytes of weights that a stage had better have of a model that could run as a whole.
+
+    None: it is small.
+    """
+    total = _weight_bytes(model)
+    return None if total < LARGE else total // PARTS
+
+
+def _weight_bytes(model: ir.Model) -> int:
+    """Bytes of all weights, each counted once."""
     sizes: dict[int, int] = {}
     for value in initializers(model):
         assert value.const_value is not None
         sizes[id(value.const_value)] = value.const_value.nbytes
-    if sum(sizes.values()) <= WHOLE * available:
-        return None
-    return int(PART * available)
+    return sum(sizes.values())
 
 
 def available_memory() -> int:

@@ -12,8 +12,10 @@ import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from ... import RefusedError
+from ...passes._core.held_file import LARGEST
+from ...passes._core.wire import Buffer, fields
 
-LIMIT = 1 << 31
+LIMIT = LARGEST
 """Bytes: protobuf's limit for one message."""
 
 EXPORT_AGAIN = "fetch or export the model again"
@@ -65,7 +67,7 @@ def read_proto(path: str | Path) -> onnx.ModelProto:
     """
     where = str(path)
     data = _read(path, where)
-    _refuse_other_formats(data, where)
+    refuse_other_formats(data, where)
     proto = onnx.ModelProto()
     try:
         proto.ParseFromString(data)
@@ -76,12 +78,12 @@ def read_proto(path: str | Path) -> onnx.ModelProto:
         if proto.ir_version and proto.opset_import:
             raise RefusedError(where, "holds no graph", EXPORT_AGAIN)
         raise RefusedError(where, "is not an ONNX model", "give an .onnx file")
-    _refuse_bytes_in_text(proto, where)
+    refuse_bytes_in_text(proto, where)
     return proto
 
 
-def _refuse_bytes_in_text(proto: onnx.ModelProto, where: str) -> None:
-    """Refuse names that are not UTF-8.
+def refuse_bytes_in_text(proto: onnx.ModelProto, where: str) -> None:
+    """Refuse names that are not UTF-8. Errors: RefusedError.
 
     ONNX's protobuf does not see to it: Python would get bytes in the place of text.
     """
@@ -147,8 +149,9 @@ def _nearby(path: Path) -> str:
     return f"check the path; its folder holds {', '.join(models)}"
 
 
-def _refuse_other_formats(data: bytes, where: str) -> None:
-    if not data:
+def refuse_other_formats(data: Buffer, where: str) -> None:
+    """Refuse files of other kinds, by name. Errors: RefusedError."""
+    if not len(data):
         raise RefusedError(where, "is empty", EXPORT_AGAIN)
     for offset, magic, kind, fix in _KINDS:
         if data[offset : offset + len(magic)] == magic:
@@ -181,7 +184,7 @@ def _damage(data: bytes) -> str:
         for end in _field_ends(data):
             if end > len(data):
                 return f"is cut short: a part ends at byte {end:,}, the file at {len(data):,}"
-    except (IndexError, ValueError):
+    except ValueError:
         return "is not an ONNX model, or is damaged"
     return "is damaged, or nested deeper than protobuf's 100 messages"
 
@@ -189,45 +192,13 @@ def _damage(data: bytes) -> str:
 def _field_ends(data: bytes) -> Iterator[int]:
     """Byte at which each top-level field of a protobuf message ends.
 
-    Errors: ValueError or IndexError where the bytes are no message.
+    Errors: ValueError where the bytes are no message.
     """
-    at = 0
-    while at < len(data):
-        tag, at = _varint(data, at)
-        kind = tag & 7
-        field = tag >> 3
+    for field in fields(data, 0, len(data)):
         # ModelProto has about 20 fields; more is another format
-        if not 1 <= field <= 100:
+        if field.number > 100:
             raise ValueError("not a field of a model")
-        # wire types: 0 a varint, 1 and 5 fixed widths, 2 a length and that many bytes
-        if kind == 0:
-            _, at = _varint(data, at)
-        elif kind == 1:
-            at += 8
-        elif kind == 2:
-            length, at = _varint(data, at)
-            at += length
-        elif kind == 5:
-            at += 4
-        else:
-            raise ValueError("not a wire type of proto3")
-        yield at
-
-
-def _varint(data: bytes, at: int) -> tuple[int, int]:
-    """The number whose bytes begin at `at`, and the place behind it."""
-    value = 0
-    shift = 0
-    while True:
-        byte = data[at]
-        # seven bits a byte, the lowest first; the eighth says that more follow
-        value |= (byte & 127) << shift
-        at += 1
-        shift += 7
-        if byte < 128:
-            return value, at
-        if shift > 63:
-            raise ValueError("not a varint")
+        yield field.end
 
 
 def innermost(error: BaseException) -> str:

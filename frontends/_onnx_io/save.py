@@ -9,6 +9,7 @@ import contextlib
 import errno
 import functools
 import os
+import secrets
 import shutil
 import stat
 from collections.abc import Callable, Iterator
@@ -20,6 +21,7 @@ import onnx
 import onnx_ir as ir
 
 from ... import OnnxOptError, RefusedError, UsageError
+from ...passes._core import wire
 from ...passes._core.ir_versions import ir_version_of_content
 from .declared import write_declarations
 from .leftovers import OwnFiles, same_file, sync_folder
@@ -55,6 +57,9 @@ Measured when it was introduced: a quarter less time for 2 GiB.
 
 Files = OwnFiles | ScratchFiles
 """Files of the model that is written."""
+
+_LEFT_OUT = f"left out {secrets.token_hex(16)}"
+"""Location of tensors that are left out of a message; it is in no model."""
 
 _TOO_LARGE = "the model exceeds protobuf's 2 GiB in one file"
 _FAULT = "this is a fault of the pass or tool that made it: please report it"
@@ -99,13 +104,23 @@ def save(
         with _as_own_errors(path):
             files = stack.enter_context(_files_of(target, durable))
         with contextlib.ExitStack() as restore:
+            left_out: list[ir.TensorProtocol] = []
             if external:
                 with _as_own_errors(path):
                     written += _write_data(files, slots, restore)
             else:
-                _bring_inline(slots, restore)
+                left_out = _leave_out(slots, restore)
             encoded = _encoded(model, str(path))
-        _put(files, lambda file: file.write(encoded), check, sources)
+        parts = _with_tensors(encoded, left_out, str(path))
+
+        def write(file: BinaryIO) -> None:
+            for part in parts:
+                if isinstance(part, bytes):
+                    file.write(part)
+                else:
+                    _write_tensor(file, part, files.durable)
+
+        _put(files, write, check, sources)
     return [*written, target]
 
 
@@ -271,6 +286,19 @@ def _encoded(model: ir.Model, where: str) -> bytes:
     return encoded
 
 
+def _with_tensors(
+    encoded: bytes, tensors: list[ir.TensorProtocol], where: str
+) -> list[bytes | ir.TensorProtocol]:
+    """Parts of the model file, with tensors in the place of the references that `encoded` has."""
+    parts, length = wire.filled(encoded, _LEFT_OUT)
+    if length >= LIMIT:
+        raise RefusedError(where, _TOO_LARGE, "save it with external data")
+    return [
+        tensors[part.offset] if isinstance(part, wire.LeftOut) else part
+        for part in parts
+    ]
+
+
 def _drop_repeated_types(graph: onnx.GraphProto) -> None:
     """Take out `value_info` of initializers, which state type and shape themselves.
 
@@ -321,6 +349,34 @@ def _write_data(
         offset = offsets[id(slot.tensor)]
         _swap(slot, _reference(slot.tensor, data.name, offset), restore)
     return [data]
+
+
+def _leave_out(
+    slots: list[Slot], restore: contextlib.ExitStack
+) -> list[ir.TensorProtocol]:
+    """Point the slots of large tensors at nothing; their tensors, which are written as they come.
+
+    A message would hold all of them at once, and its encoding once more.
+    """
+    small: list[Slot] = []
+    tensors: list[ir.TensorProtocol] = []
+    for slot in slots:
+        tensor = slot.tensor
+        if tensor.nbytes < wire.LEAST or _is_typed(tensor):
+            small.append(slot)
+            continue
+        # numbered by the offset
+        _swap(slot, _reference(tensor, _LEFT_OUT, len(tensors)), restore)
+        tensors.append(tensor)
+    _bring_inline(small, restore)
+    return tensors
+
+
+def _is_typed(tensor: ir.TensorProtocol) -> bool:
+    """True for a tensor that is written as a list of numbers or texts, as its file has it."""
+    if isinstance(tensor, ir.serde.TensorProtoTensor):
+        return not tensor.raw.HasField("raw_data")
+    return tensor.dtype == ir.DataType.STRING
 
 
 def _stays_inline(tensor: ir.TensorProtocol) -> bool:

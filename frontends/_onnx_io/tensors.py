@@ -98,6 +98,18 @@ def check_tensor(tensor: onnx.TensorProto, where: str) -> None:
     _check_length(tensor, field, refuse)
 
 
+def is_whole(tensor: onnx.TensorProto, length: int) -> bool:
+    """True if external data of `length` bytes is what `check_tensor` takes as raw_data."""
+    if tensor.data_type not in _KNOWN_TYPES or tensor.data_type == T.STRING:
+        return False
+    # as an external tensor it passes only if it holds nothing
+    try:
+        check_tensor(tensor, "")
+    except RefusedError:
+        return False
+    return nbytes_of(tensor) == length
+
+
 def _check_length(
     tensor: onnx.TensorProto, field: str | None, refuse: Callable[[str], NoReturn]
 ) -> None:

@@ -20,6 +20,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from .held import HeldTensor
+
 BLOCK = 256 * 1024
 """Elements of a block: 1 MiB of float32, small enough to stay in the cache."""
 
@@ -50,6 +52,9 @@ its memory, as that was made for it alone; any other is a view of a tensor.
 
 Part = Callable[[], NDArray[Any]]
 """A flat block that is computed when it is called, on whichever thread."""
+
+Stored = ir.ExternalTensor | HeldTensor
+"""Tensors of which pieces are read from a file."""
 
 T = TypeVar("T")
 
@@ -308,8 +313,9 @@ def parts(
 ) -> Iterator[tuple[int, Part]]:
     """Divide a tensor into (start, part) in order; a part gives its flat block when it is called.
 
-    Lengths are multiples of `granule` elements; that of the last block may not be. External data is
-    read with plain reads, never mapped whole. A granule larger than BLOCK makes larger blocks.
+    Lengths are multiples of `granule` elements; that of the last block may not be. What lies in a
+    file is read with plain reads, never mapped whole. A granule larger than BLOCK makes larger
+    blocks.
     `every`: one block in so many is read, the others are passed over.
     """
     granules = max(BLOCK // granule, 1)
@@ -319,7 +325,7 @@ def parts(
         return
     starts = range(0, tensor.size, step * every)
     # types below 8 bits are packed, which onnx_ir undoes for a whole tensor only
-    if isinstance(tensor, ir.ExternalTensor) and tensor.dtype.bitwidth >= 8:
+    if isinstance(tensor, Stored) and tensor.dtype.bitwidth >= 8:
         keep_freed_blocks()
         for start in starts:
             yield start, functools.partial(_read, tensor, start, step)
@@ -333,10 +339,12 @@ def _slice(flat: NDArray[Any], start: int, step: int) -> NDArray[Any]:
     return flat[start : start + step]
 
 
-def _read(tensor: ir.ExternalTensor, start: int, step: int) -> NDArray[Any]:
+def _read(tensor: Stored, start: int, step: int) -> NDArray[Any]:
+    count = min(step, tensor.size - start)
+    if isinstance(tensor, HeldTensor):
+        return tensor.read(start, count)
     dtype = np.dtype(tensor.dtype.numpy())
-    left = tensor.size - start
-    block = np.empty(min(step, left), dtype)
+    block = np.empty(count, dtype)
     # a file of its own: threads that share one would move each other's place in it
     with open(tensor.path, "rb", buffering=0) as file:
         file.seek((tensor.offset or 0) + start * dtype.itemsize)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from ... import OnnxOptError
+from ...passes._core.freed import give_back
 from ..hardware import products_saturate
 from . import ipc, sessions, statistics
 from .installed import installed
@@ -170,6 +171,7 @@ def close_session(handle: int) -> None:
     # statistics first: a count that goes on in the background must end before
     statistics.forget(handle)
     sessions.close(handle)
+    give_back()
 
 
 def clear() -> bool:

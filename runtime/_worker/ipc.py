@@ -12,6 +12,9 @@ from typing import Any, BinaryIO, NamedTuple
 
 _LENGTH = struct.Struct("<Q")
 
+Providers = list[tuple[str, dict[str, str]]]
+"""Providers and their options, the preferred one first, as ONNX Runtime takes them."""
+
 OUT_OF_MEMORY = 77
 """Exit code of a child that took more memory than it may. Chosen by hand."""
 

@@ -12,12 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ... import RefusedError
-from . import ort_values
+from ...passes._core.freed import give_back
+from . import light_load, ort_values
 from .installed import onnxruntime_module
-from .ipc import OpenedSession, OrtTensor, OutputComparison, Powers
+from .ipc import OpenedSession, OrtTensor, OutputComparison, Powers, Providers
 
 Feeds = Mapping[str, Any]
-Providers = list[tuple[str, dict[str, str]]]
 
 _SESSIONS: dict[int, Any] = {}
 _PREPARED: set[str] = set()
@@ -44,11 +44,13 @@ def open_session(
     optimize: bool,
     spin: bool = True,
     exact: bool = False,
+    as_deployed: bool = False,
 ) -> OpenedSession:
     """Create a session on the first of `providers`, never on another one.
 
-    `provider`: our name of it. Errors: RefusedError, with `install` as its fix, where ONNX Runtime
-    lacks the provider or cannot start it.
+    `provider`: our name of it. `as_deployed`: load the file itself, for what that takes. Errors:
+    RefusedError, with `install` as its fix, where ONNX Runtime lacks the provider or cannot start
+    it.
     """
     ort = onnxruntime_module()
     ort_name = providers[0][0]
@@ -65,7 +67,8 @@ def open_session(
         settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if exact:
         settings.add_session_config_entry("session.x64quantprecision", "1")
-    session = ort.InferenceSession(path, settings, providers=providers)
+    make = _plain_load if as_deployed else light_load.load
+    session = make(path, settings, providers)
     # ONNX Runtime only logs that a provider does not start, and runs everything on the CPU
     if ort_name not in session.get_providers():
         raise RefusedError(
@@ -80,6 +83,12 @@ def open_session(
     inputs = [_described(value) for value in session.get_inputs()]
     outputs = [_described(value) for value in session.get_outputs()]
     return OpenedSession(handle, inputs, outputs)
+
+
+def _plain_load(path: str, settings: Any, providers: Providers) -> Any:
+    import onnxruntime as ort
+
+    return ort.InferenceSession(path, settings, providers=providers)
 
 
 def _described(value: Any) -> OrtTensor:
@@ -101,6 +110,8 @@ def _session_options(threads: int, optimize: bool) -> Any:
     settings.add_session_config_entry("session.force_spinning_stop", "1")
     levels = ort.GraphOptimizationLevel
     level = levels.ORT_ENABLE_ALL if optimize else levels.ORT_DISABLE_ALL
+    # they are not timed, and weights that a graph decodes would stay in the arena, all of them
+    settings.enable_cpu_mem_arena = optimize
     settings.graph_optimization_level = level
     return settings
 
@@ -158,6 +169,7 @@ def write_optimized(path: str, providers: Providers, files: Mapping[str, str]) -
     """Have ONNX Runtime write its optimized graph of each level, and the weights beside it."""
     for level, out in files.items():
         _write_optimized(path, providers, level, out)
+        give_back()
 
 
 def _write_optimized(path: str, providers: Providers, level: str, out: str) -> None:
@@ -176,7 +188,7 @@ def _write_optimized(path: str, providers: Providers, level: str, out: str) -> N
     settings.add_session_config_entry(
         "session.optimized_model_external_initializers_min_size_in_bytes", "1024"
     )
-    ort.InferenceSession(path, settings, providers=providers)
+    light_load.load(path, settings, providers)
 
 
 def compare(

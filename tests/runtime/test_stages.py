@@ -8,13 +8,15 @@ import pytest
 from onnx_opt.frontends.onnx_file import save
 from onnx_opt.passes._core.context import MomentRequest
 from onnx_opt.passes._core.graph import refresh_shapes
+from onnx_opt.runtime import context as context_module
 from onnx_opt.runtime import stages as stages_module
 from onnx_opt.runtime.context import RunContext
 from onnx_opt.runtime.feeds import open_feeds
-from onnx_opt.runtime.session import TensorInfo
+from onnx_opt.runtime.session import TensorInfo, open_session
 from onnx_opt.runtime.stages import (
     BatchStore,
     StoredBatch,
+    part_bytes,
     stage_bytes,
     stages_of,
 )
@@ -217,6 +219,40 @@ def test_what_branches_read_from_outside_is_carried(worker, monkeypatch, flag):
     whole, staged = both(monkeypatch, 1000, ask)
     assert sorted(whole) == ["h1", "h2", "y", "z"]
     assert_same(staged, whole)
+
+
+# in parts although memory holds the whole
+
+
+@pytest.mark.parametrize(("most", "sessions"), [(1 << 30, 4), (100, 2)])
+def test_a_large_model_runs_in_parts_unless_they_carry_too_much(
+    worker, monkeypatch, most, sessions
+):
+    opened = []
+
+    def recorded(*arguments, **options):
+        opened.append(arguments)
+        return open_session(*arguments, **options)
+
+    names = ["h1", "s", "h2", "t", "h4"]
+
+    def ask():
+        run = context(worker, data("x", "other"))
+        return run.activation_ranges(model_of(RESIDUAL), names, "minmax", 99.9, 20)
+
+    whole = ask()
+    monkeypatch.setattr(stages_module, "LARGE", 3 * WEIGHT)
+    monkeypatch.setattr(stages_module, "PARTS", 3)
+    monkeypatch.setattr(context_module, "CARRIED", most)
+    monkeypatch.setattr(context_module, "open_session", recorded)
+    assert_same(ask(), whole)
+    # of the parts the first alone was run where it makes more than may wait
+    assert len(opened) == sessions
+
+
+def test_parts_are_of_large_models():
+    model = model_of(RESIDUAL)
+    assert part_bytes(model) is None
 
 
 # part by part

@@ -88,6 +88,9 @@ def _run_the_same(
     # other providers compile their part of the graph out of sight
     if inputs.hardware.provider != "cpu":
         return False
+    # optimizing loads one of them anew; the next use opens both again
+    for each in (one, other):
+        each.close()
     try:
         kernels = [[node.op for node in optimized_nodes(each)] for each in (one, other)]
     except RemoteError:

@@ -114,7 +114,10 @@ def measure(
     for path, batches in zip(paths, feeds, strict=True):
         # a process of its own: the peak of one that has several models is no one's
         with Worker() as alone:
-            open_session(alone, path, provider, threads=threads).run(batches[0])
+            session = open_session(
+                alone, path, provider, threads=threads, as_deployed=True
+            )
+            session.run(batches[0])
             peaks.append(alone.call("peak_memory"))
     figures = zip(models, latencies, in_steps, peaks, strict=True)
     rows = [_row(*own) for own in figures]

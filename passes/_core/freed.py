@@ -1,0 +1,46 @@
+"""Freed memory, given back to the system: glibc keeps most of it, for allocations to come."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+LARGE = 256 << 20
+"""Bytes (256 MiB) of a process from which its freed memory is worth the time.
+
+Chosen by hand: a run over a small model stays below. What is given back takes time again once it is
+needed, about 0.1 ms a MiB.
+"""
+
+
+def give_back() -> None:
+    """Give freed memory back where the process is large and its allocator is glibc's.
+
+    After a session of a language model of 538 MB was closed, glibc kept 285 MB.
+    """
+    trim = _trim()
+    if trim is not None and _resident() > LARGE:
+        trim(0)
+
+
+@functools.cache
+def _trim() -> Callable[[int], int] | None:
+    """The function `malloc_trim` of glibc; None where there is none."""
+    if not sys.platform.startswith("linux"):
+        return None
+    with contextlib.suppress(OSError, AttributeError):
+        trim: Callable[[int], int] = ctypes.CDLL(None).malloc_trim
+        return trim
+    return None
+
+
+def _resident() -> int:
+    """Bytes of this process that are in memory."""
+    # pages: of the address space, then of what is in memory
+    pages = Path("/proc/self/statm").read_text().split()
+    return int(pages[1]) * os.sysconf("SC_PAGE_SIZE")

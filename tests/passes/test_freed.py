@@ -1,0 +1,48 @@
+"""Freed memory of a large process goes back to the system."""
+
+import subprocess
+import sys
+
+import pytest
+from onnx_opt.passes._core import freed
+
+HOLES = """
+from onnx_opt.passes._core import freed
+
+def resident():
+    return freed._resident()
+
+# below the size that the allocator maps apart, with every second one freed: the heap stays as long
+blocks = [bytearray(100_000) for _ in range(4_000)]
+for block in blocks:
+    block[::4096] = bytes(len(block[::4096]))
+del blocks[::2]
+before = resident()
+freed.give_back()
+print(before - resident())
+"""
+
+
+@pytest.mark.skipif(freed._trim() is None, reason="the allocator is not glibc's")
+def test_a_large_process_gives_back_what_it_freed():
+    command = [sys.executable, "-c", HOLES]
+    told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    # 200 MB were freed, in pieces that begin and end inside of pages
+    assert int(told) > 150_000_000
+
+
+def test_a_small_process_keeps_it(monkeypatch):
+    asked = []
+    monkeypatch.setattr(freed, "_trim", lambda: asked.append)
+    monkeypatch.setattr(freed, "_resident", lambda: freed.LARGE)
+    freed.give_back()
+    assert asked == []
+    monkeypatch.setattr(freed, "_resident", lambda: freed.LARGE + 1)
+    freed.give_back()
+    assert asked == [0]
+
+
+def test_other_allocators_are_left_alone(monkeypatch):
+    monkeypatch.setattr(freed, "_trim", lambda: None)
+    monkeypatch.setattr(freed, "_resident", lambda: pytest.fail("not asked"))
+    freed.give_back()
