@@ -13,7 +13,7 @@ import torch
 from ... import RefusedError
 from ...passes._core.training_recipe import TrainingRecipe
 
-VERSION = 2
+VERSION = 3
 """Version of what is stored: a state of another one would go on with other random draws."""
 
 

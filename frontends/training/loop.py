@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ...passes._core.options import AUTO
 from .augment import Augment
 from .data import Example, Order, Units
 from .learner import State
@@ -30,6 +31,9 @@ STEP_STREAM = 3
 
 MIXED_PART = 0.5
 """Part of a block's input that is the teacher's: the probability that QDrop uses."""
+
+IDLE_CHECKS = 2
+"""Checks in a row without a better state from which a budget is shortened: one may be chance."""
 
 UNITS_SHOWN = 5
 """Rows that a message about a step names."""
@@ -56,8 +60,9 @@ class Account:
 
     `first`, `best`: scores of the start and of the best state, which `state` holds; `best_step` is
     its step. `losses`: means between checks. `scores`: held out, at each check. `checks`: number of
-    the recipe's checks that progress has passed. `idle`: checks since the best state. `stop`: None
-    where the budget was spent.
+    the recipe's checks that progress has passed. `idle`: checks since the best state. `skipped`:
+    part of the budget that was left out for want of progress. `stop`: None where the rest of it was
+    spent.
     """
 
     first: Score
@@ -70,6 +75,7 @@ class Account:
     best_step: int = 0
     checks: int = 0
     idle: int = 0
+    skipped: float = 0.0
     stop: Stop | None = None
 
     def stored(self) -> dict[str, Any]:
@@ -86,6 +92,7 @@ class Account:
             "best_step": self.best_step,
             "checks": self.checks,
             "idle": self.idle,
+            "skipped": self.skipped,
             "stop": None if stop is None else [stop.reason.value, stop.message],
         }
 
@@ -175,17 +182,19 @@ class Loop:
         return self.account
 
     def _progress(self) -> float:
-        """Return the part of the budget that is spent: of steps or of time, the larger one."""
-        spent = 0.0
+        """Return the part of the budget that is spent or left out: of steps or of time, the
+        larger one.
+        """
+        spent = self.account.skipped
         if self._total_steps:
-            spent = self.account.steps / self._total_steps
+            spent += self.account.steps / self._total_steps
         minutes = self.session.recipe.minutes
         if not minutes:
             return spent
         seconds = time.monotonic() - self._started
         # clocks differ, and processes that stop at different steps wait for each other forever
         (passed,) = self.session.group.from_leader(seconds / (60 * minutes))
-        return max(spent, passed)
+        return max(spent, passed + self.account.skipped)
 
     def _step(self) -> None:
         session = self.session
@@ -295,9 +304,17 @@ class Loop:
         self._report(score, progress)
 
     def _lose_patience(self) -> None:
-        """Stop where as many checks as the recipe allows gave nothing better."""
+        """Stop where as many checks as the recipe allows gave nothing better.
+
+        Where it names no number, each check after the first of them takes as much again off the
+        budget: the rate, which falls with what is left, may be all that is too high.
+        """
         account = self.account
         patience = self.session.recipe.patience
+        if patience == AUTO:
+            if account.idle >= IDLE_CHECKS:
+                account.skipped += 1 / self.session.recipe.checks
+            return
         if not patience or account.idle < patience or account.stop is not None:
             return
         account.stop = Stop(

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import onnx_ir as ir
 
 from ... import CheckError
-from ...passes._core.outcome import Stat
+from ...passes._core.outcome import Chosen, Stat
 from ...passes._core.training_recipe import TrainingRecipe
 from .blocks import reconstruct
 from .data import TrainingBatch
@@ -25,12 +25,14 @@ class Trained:
 
     `weights`: tensors that changed, 0 where the student stays as it was; `reason` says why then.
     `stats`: plain figures for the report. `warnings`: what the user should know.
+    `chosen`: options that the recipe had left open.
     """
 
     weights: int = 0
     reason: str = ""
     stats: dict[str, Stat] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
+    chosen: list[Chosen] = field(default_factory=list)
 
 
 def train(
@@ -51,6 +53,7 @@ def train(
             result = _train_blocks(session)
         else:
             result = _train_whole(session)
+        result.chosen += session.chosen
     result.stats["seconds"] = round(time.monotonic() - began, 1)
     return result
 
