@@ -31,7 +31,7 @@ MINUTES = 20.0
 The rate has fallen to its end by then, however far the training came.
 """
 
-EPOCHS = 60
+EPOCHS = 30
 """Times that each image is seen, changed anew, where no budget was named."""
 
 CHANGED_BATCH = 64
@@ -39,9 +39,6 @@ CHANGED_BATCH = 64
 
 CHANGED_RATE = 0.02
 """Rate of `recover` on changed images; its own, 0.03, is for a tenth of the steps."""
-
-LEAST_ROWS = 64
-"""Samples below which nothing is trained unasked: the rows held out of them say too little."""
 
 ALPHA = 1.0
 """Alpha of cutmix: all shares are as likely, as in its paper (arXiv:1905.04899)."""

@@ -15,6 +15,7 @@ import torch
 from ...passes._core.options import AUTO
 from .augment import Augment
 from .data import Example, Order, Units
+from .interrupt import Interruption, deferred_interrupts
 from .learner import State
 from .optimizer import make_optimizer, parameter_groups, penalty, set_rate
 from .presets import batch_rows
@@ -164,7 +165,16 @@ class Loop:
         )
 
     def run(self) -> Account:
-        """Train, and leave the learner in the best state."""
+        """Train, and leave the learner in the best state.
+
+        Errors: KeyboardInterrupt, where there is a checkpoint after the state has been saved.
+        """
+        if self.session.checkpoint is None:
+            return self._trained(None)
+        with deferred_interrupts() as interruption:
+            return self._trained(interruption)
+
+    def _trained(self, interruption: Interruption | None) -> Account:
         recipe = self.session.recipe
         learner = self.session.learner
         while True:
@@ -174,6 +184,9 @@ class Loop:
             set_rate(self.optimizer, progress, recipe.warmup)
             learner.anneal_rounding(progress)
             self._step()
+            if interruption is not None and interruption.asked:
+                self._save()
+                raise KeyboardInterrupt
             progress = self._progress()
             next_check = min((self.account.checks + 1) / recipe.checks, 1.0)
             if self.account.stop is not None or progress >= next_check:
@@ -285,7 +298,6 @@ class Loop:
         score = account.best
         if account.stop is None:
             score = self._score()
-        account.seconds = time.monotonic() - self._started
         if self._recent_losses:
             mean = np.mean(self._recent_losses)
             account.losses.append(float(mean))
@@ -299,9 +311,14 @@ class Loop:
         else:
             account.idle += 1
         self._lose_patience()
+        self._save()
+        self._report(score, progress)
+
+    def _save(self) -> None:
+        session = self.session
+        self.account.seconds = time.monotonic() - self._started
         if session.checkpoint is not None and session.group.is_leader:
             session.checkpoint.save(self._stored())
-        self._report(score, progress)
 
     def _lose_patience(self) -> None:
         """Stop where as many checks as the recipe allows gave nothing better.
@@ -314,6 +331,8 @@ class Loop:
         if patience == AUTO:
             if account.idle >= IDLE_CHECKS:
                 account.skipped += 1 / self.session.recipe.checks
+                # the check that is left out is not made up for after the next step
+                account.checks += 1
             return
         if not patience or account.idle < patience or account.stop is not None:
             return

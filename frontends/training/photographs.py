@@ -163,17 +163,21 @@ def _image_name(examples: Sequence[Example], heads: Sequence[Head]) -> tuple[str
 
 def _is_grey(images: Array) -> bool:
     """True if the channels of most images are copies of each other, whatever their scale."""
-    grey = 0
-    for image in images:
-        channels = image.reshape(3, -1).astype(np.float64)
-        channels -= channels.mean(1, keepdims=True)
-        lengths = np.linalg.norm(channels, axis=1)
-        first, second, third = channels
-        # of an image of one colour nothing is known
-        alike = min(first @ second, second @ third)
-        scale = max(lengths[0] * lengths[1], lengths[1] * lengths[2])
-        grey += alike >= SAME_CHANNELS * scale
+    grey = sum(_has_one_pattern(image) for image in images)
     return 2 * grey > len(images)
+
+
+def _has_one_pattern(image: Array) -> bool:
+    """True if the channels of an image (3, H, W) follow from one another by scale and offset."""
+    channels = image.reshape(3, -1).astype(np.float64)
+    channels -= channels.mean(1, keepdims=True)
+    first, second, third = channels
+    return _are_alike(first, second) and _are_alike(second, third)
+
+
+def _are_alike(one: Array, other: Array) -> bool:
+    lengths = np.linalg.norm(one) * np.linalg.norm(other)
+    return bool(one @ other >= SAME_CHANNELS * lengths)
 
 
 def _mirrored(example: Example, name: str) -> Arrays:

@@ -27,15 +27,27 @@ from ..trainable import coarsest_grid
 from .acceptance import AcceptanceTest, check_shapes
 from .augment import Augment, image_input
 from .checkpoint import Checkpoint
-from .choices import Choices, Facts, choices
-from .data import Arrays, Example, Samples, Split, TrainingBatch, split, spread
+from .choices import Choices, Facts, choices, has_budget
+from .data import (
+    LEAST_ROWS,
+    UNASKED_ROWS,
+    Arrays,
+    Example,
+    Samples,
+    Split,
+    TrainingBatch,
+    split,
+    spread,
+)
 from .device import Device
 from .distributed import ProcessGroup, process_group
 from .features import Tap, ends_in_common, find_taps
 from .heads import find_heads
 from .learner import Learner
 from .objective import (
+    IGNORED_LABEL,
     ComparedValues,
+    Labels,
     Objective,
     check_labels,
     head_weights,
@@ -72,6 +84,9 @@ TEACHER_ROWS = 64
 
 LEAST_BATCH = 32
 """Rows of a batch from which its statistics may stand for those of all; chosen by hand."""
+
+CONTRADICTED_SHARE = 0.2
+"""Share of labels that are not the teacher's choice from which that is said; chosen by hand."""
 
 LABEL_ROWS = 4096
 """Rows whose labels are checked at a time."""
@@ -148,6 +163,7 @@ def training_session(
             live_teacher=material.live if is_live else None,
             checkpoint=_checkpoint(material, recipe, learner),
             chosen=decided.chosen,
+            warnings=tuple(_warnings(material, recipe)),
         )
 
 
@@ -192,7 +208,9 @@ def _collect(
     samples = Samples(_has_fixed_batch(student), folder)
     stack.callback(samples.close)
     _add_batches(samples, batches, outputs.cached)
-    parts = split(samples, asked.holdout, environment.seed)
+    # who names a budget wants to train, with whatever there is
+    least = LEAST_ROWS if has_budget(asked) else UNASKED_ROWS
+    parts = split(samples, asked.holdout, environment.seed, least=least)
     return _Material(
         student=student,
         teacher=teacher,
@@ -406,7 +424,7 @@ def _objective(
         own = values[head.student]
         theirs = targets[head.teacher]
         check_shapes(head, own.shape, theirs.shape)
-    labelled = recipe.labels > 0 and material.samples.labelled
+    labelled = _uses_labels(material, recipe)
     if labelled or recipe.watch == "labels":
         _check_all_labels(material)
     if not labelled and not recipe.distill and not compared.taps:
@@ -437,10 +455,43 @@ def _check_all_labels(material: _Material) -> None:
             "give labels, or watch=agreement",
         )
     head = material.compared.heads[0]
+    for labels, answers in _labelled_answers(material):
+        check_labels(labels, answers.shape, head)
+
+
+def _labelled_answers(material: _Material) -> Iterator[tuple[Labels, Labels]]:
+    """Yield labels, and the teacher's values that they belong to, piece by piece."""
+    head = material.compared.heads[0]
     units = np.concatenate([material.split.train, material.split.held])
     for piece in material.samples.take(units, LABEL_ROWS):
         assert piece.labels is not None
-        check_labels(piece.labels, piece.targets[head.teacher].shape, head)
+        yield piece.labels, piece.targets[head.teacher]
+
+
+def _uses_labels(material: _Material, recipe: TrainingRecipe) -> bool:
+    return recipe.labels > 0 and material.samples.labelled
+
+
+def _warnings(material: _Material, recipe: TrainingRecipe) -> list[str]:
+    """Return a warning of labels that say something else than the teacher."""
+    head = material.compared.heads[0]
+    if not _uses_labels(material, recipe) or head.kind != "classes":
+        return []
+    wrong = 0
+    count = 0
+    for labels, answers in _labelled_answers(material):
+        counted = labels != IGNORED_LABEL
+        choices_of_teacher = answers.argmax(head.axis)
+        other = choices_of_teacher != labels
+        wrong += int((other & counted).sum())
+        count += int(counted.sum())
+    share = wrong / max(count, 1)
+    if share < CONTRADICTED_SHARE or not recipe.distill:
+        return []
+    return [
+        f"labels contradict the teacher on {share:.0%} of the samples: check that they are "
+        "numbered as its classes are, or leave them out (labels=0)"
+    ]
 
 
 def _variances(material: _Material) -> dict[str, float]:

@@ -53,6 +53,7 @@ class TrainingSession:
     `live_teacher`: asked at every step; None where the cached outputs are enough. `folder`: for
     temporary files. `mixed_input`: an input of which half the elements, drawn anew for each step,
     are the teacher's; "": none. `chosen`: what the recipe had left open, with reasons.
+    `warnings`: of the data, for people.
     """
 
     student: ir.Model
@@ -74,3 +75,4 @@ class TrainingSession:
     checkpoint: Checkpoint | None = None
     mixed_input: str = ""
     chosen: tuple[Chosen, ...] = ()
+    warnings: tuple[str, ...] = ()

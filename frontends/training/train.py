@@ -12,7 +12,8 @@ from ... import CheckError
 from ...passes._core.outcome import Chosen, Stat
 from ...passes._core.training_recipe import TrainingRecipe
 from .blocks import reconstruct
-from .data import TrainingBatch
+from .choices import has_budget
+from .data import TooFewSamples, TrainingBatch
 from .loop import Account, Loop, Stop, StopReason
 from .prepare import training_session
 from .score import Score
@@ -48,13 +49,34 @@ def train(
     (models, data), CheckError where the loss stops being finite before anything got better.
     """
     began = time.monotonic()
+    try:
+        result = _train(student, teacher, batches, recipe, environment)
+    except TooFewSamples as error:
+        # a student cannot do without, and who names a budget should know that it is not spent
+        if has_budget(recipe) or recipe.preset == "student":
+            raise
+        result = Trained(
+            reason=error.problem,
+            warnings=[f"{error.problem}; the weights stay as they are: {error.fix}"],
+        )
+    result.stats["seconds"] = round(time.monotonic() - began, 1)
+    return result
+
+
+def _train(
+    student: ir.Model,
+    teacher: ir.Model,
+    batches: Iterable[TrainingBatch],
+    recipe: TrainingRecipe,
+    environment: Environment,
+) -> Trained:
     with training_session(student, teacher, batches, recipe, environment) as session:
         if session.recipe.preset == "block":
             result = _train_blocks(session)
         else:
             result = _train_whole(session)
         result.chosen += session.chosen
-    result.stats["seconds"] = round(time.monotonic() - began, 1)
+        result.warnings += session.warnings
     return result
 
 

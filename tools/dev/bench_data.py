@@ -153,7 +153,7 @@ def _pairs(loader: str) -> Iterator[tuple[Feeds, Any]]:
     """Batches of a loader, each with its labels or None."""
     function = globals().get(loader)
     if function is None:
-        loaders = _shared_loaders()
+        loaders = shared_loaders()
         function = getattr(loaders, loader)
     for batch in function():
         if isinstance(batch, tuple):
@@ -162,7 +162,8 @@ def _pairs(loader: str) -> Iterator[tuple[Feeds, Any]]:
             yield batch, None
 
 
-def _shared_loaders() -> ModuleType:
+def shared_loaders() -> ModuleType:
+    """The loaders of the shared data, as a module."""
     path = _loaders_file()
     found = importlib.util.spec_from_file_location("shared_loaders", path)
     assert found is not None
@@ -174,7 +175,7 @@ def _shared_loaders() -> ModuleType:
 
 def imagenet_unseen() -> Iterator[Any]:
     """The 400 labelled images that are not among those of `imagenet_calib`."""
-    loaders = _shared_loaders()
+    loaders = shared_loaders()
     start = 0
     for feeds, labels in loaders.imagenet_val():
         stop = start + len(labels)
@@ -190,7 +191,7 @@ def imagenet_unseen() -> Iterator[Any]:
 
 def stsb_unseen() -> Iterator[Any]:
     """The batches of STS-B behind those of `stsb_calib`, with their human scores."""
-    loaders = _shared_loaders()
+    loaders = shared_loaders()
     seen = 0
     for _ in loaders.stsb_calib():
         seen += 1
@@ -212,7 +213,7 @@ def stsb_other_half() -> Iterator[Any]:
 
 
 def _stsb(which: int) -> Iterator[Any]:
-    loaders = _shared_loaders()
+    loaders = shared_loaders()
     batches = loaders.stsb_val()
     for index, batch in enumerate(batches):
         # left sentences then right ones, which stay together
