@@ -1,4 +1,4 @@
-"""Choices of a training by itself: a rule an option, by the data and the graph at hand.
+"""ChosenRecipe of a training by itself: a rule an option, by the data and the graph at hand.
 
 An option that was given is never chosen. What was chosen is told with its reason. The rates and
 lengths were measured on ResNet-20 (docs/finetune.md).
@@ -45,8 +45,8 @@ ALPHA = 1.0
 
 
 @dataclass(frozen=True)
-class Facts:
-    """What choices depend on.
+class TrainingFacts:
+    """Facts of a student and its data that choices depend on.
 
     `rows`: samples to train on. `sparsity`: fraction of zeros (0-1) in the weights that train.
     `levels`: steps of the coarsest grid of weights, infinite of floats. `agreement`: of a grid of
@@ -65,19 +65,19 @@ class Facts:
 Choice = tuple[Any, str]
 """A value, and the reason for it; "": it is what is usual, and not worth a word."""
 
-ChoiceRule = Callable[[Facts, TrainingRecipe], Choice]
+ChoiceRule = Callable[[TrainingFacts, TrainingRecipe], Choice]
 """Chooses an option by the facts and the recipe so far."""
 
 
 @dataclass(frozen=True)
-class Choices:
+class ChosenRecipe:
     """A recipe with open options chosen, and the account of what was."""
 
     recipe: TrainingRecipe
     chosen: tuple[Chosen, ...]
 
 
-def choices(asked: TrainingRecipe, facts: Facts) -> Choices:
+def choices(asked: TrainingRecipe, facts: TrainingFacts) -> ChosenRecipe:
     """Return the recipe with the options of `RULES` decided; all others stay as they are."""
     recipe = asked
     chosen = []
@@ -88,7 +88,7 @@ def choices(asked: TrainingRecipe, facts: Facts) -> Choices:
         recipe = dataclasses.replace(recipe, **{option: value})
         if reason:
             chosen.append(Chosen(option, _as_text(value), reason))
-    return Choices(recipe, tuple(chosen))
+    return ChosenRecipe(recipe, tuple(chosen))
 
 
 def _is_open(asked: TrainingRecipe, option: str) -> bool:
@@ -115,20 +115,20 @@ def _as_text(value: Any) -> str:
 # rules
 
 
-def _patience(facts: Facts, recipe: TrainingRecipe) -> Choice:
+def _patience(facts: TrainingFacts, recipe: TrainingRecipe) -> Choice:
     """Left open, checks without anything better shorten the budget: not one that was named."""
     return 0 if has_budget(recipe) else AUTO, ""
 
 
-def _flip(facts: Facts, recipe: TrainingRecipe) -> Choice:
+def _flip(facts: TrainingFacts, recipe: TrainingRecipe) -> Choice:
     return facts.photographs.flip, facts.photographs.reason
 
 
-def _shift(facts: Facts, recipe: TrainingRecipe) -> Choice:
+def _shift(facts: TrainingFacts, recipe: TrainingRecipe) -> Choice:
     return facts.photographs.shift, facts.photographs.reason
 
 
-def _cutmix(facts: Facts, recipe: TrainingRecipe) -> Choice:
+def _cutmix(facts: TrainingFacts, recipe: TrainingRecipe) -> Choice:
     """Mixtures for what is learned anew; near its teacher a graph loses by them."""
     is_coarse = facts.levels < SOFT_LEVELS and facts.agreement < GOOD_AGREEMENT
     if facts.photographs.flip and (is_coarse or facts.preset == "student"):
@@ -136,33 +136,34 @@ def _cutmix(facts: Facts, recipe: TrainingRecipe) -> Choice:
     return 0.0, ""
 
 
-def _mixup(facts: Facts, recipe: TrainingRecipe) -> Choice:
+def _mixup(facts: TrainingFacts, recipe: TrainingRecipe) -> Choice:
     """Never: it was not better than rectangles."""
     return 0.0, ""
 
 
-def _features(facts: Facts, recipe: TrainingRecipe) -> Choice:
+def _features(facts: TrainingFacts, recipe: TrainingRecipe) -> Choice:
     """Those that cost little: of a teacher that is asked at every step."""
-    if facts.preset == "recover" and Augment.of(recipe) and facts.has_features:
+    is_cheap = recipe.distill and bool(Augment.of(recipe)) and facts.has_features
+    if facts.preset == "recover" and is_cheap:
         return (AUTO,), "the teacher, asked about changed images, gives them as well"
     return (), ""
 
 
-def _batch(facts: Facts, recipe: TrainingRecipe) -> Choice:
+def _batch(facts: TrainingFacts, recipe: TrainingRecipe) -> Choice:
     rows = batch_rows(recipe, facts.rows)
     if facts.preset == "recover" and Augment.of(recipe) and rows > CHANGED_BATCH:
         return CHANGED_BATCH, "images that are changed at every step"
     return rows, ""
 
 
-def _rate(facts: Facts, recipe: TrainingRecipe) -> Choice:
+def _rate(facts: TrainingFacts, recipe: TrainingRecipe) -> Choice:
     if facts.preset == "recover" and Augment.of(recipe):
         return CHANGED_RATE, "images that are changed at every step"
     # left to the preset
     return 0.0, ""
 
 
-def _steps(facts: Facts, recipe: TrainingRecipe) -> Choice:
+def _steps(facts: TrainingFacts, recipe: TrainingRecipe) -> Choice:
     steps = PRESETS[facts.preset].steps
     if not Augment.of(recipe) or facts.preset == "block":
         return steps, f"the length of {facts.preset}"
@@ -174,7 +175,7 @@ def _steps(facts: Facts, recipe: TrainingRecipe) -> Choice:
     return steps, f"{epochs:.0f} epochs of {facts.rows} images{zeros}"
 
 
-def _minutes(facts: Facts, recipe: TrainingRecipe) -> Choice:
+def _minutes(facts: TrainingFacts, recipe: TrainingRecipe) -> Choice:
     # where seeds reproduce so far, they go on to
     if not Augment.of(recipe) or facts.preset == "block":
         return 0.0, ""

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from ...passes._core.options import AUTO
 from .augment import Augment
 from .data import Example, Order, Units
 from .interrupt import Interruption, deferred_interrupts
@@ -328,7 +327,7 @@ class Loop:
         """
         account = self.account
         patience = self.session.recipe.patience
-        if patience == AUTO:
+        if isinstance(patience, str):
             if account.idle >= IDLE_CHECKS:
                 account.skipped += 1 / self.session.recipe.checks
                 # the check that is left out is not made up for after the next step

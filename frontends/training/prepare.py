@@ -27,7 +27,7 @@ from ..trainable import coarsest_grid
 from .acceptance import AcceptanceTest, check_shapes
 from .augment import Augment, image_input
 from .checkpoint import Checkpoint
-from .choices import Choices, Facts, choices, has_budget
+from .choices import ChosenRecipe, TrainingFacts, choices, has_budget
 from .data import (
     LEAST_ROWS,
     UNASKED_ROWS,
@@ -280,7 +280,7 @@ def _as_arrays(values: Mapping[str, Any]) -> Arrays:
 # decisions
 
 
-def _decided(asked: TrainingRecipe, material: _Material) -> Choices:
+def _decided(asked: TrainingRecipe, material: _Material) -> ChosenRecipe:
     """Return the recipe with everything decided that depends on the graph or the data."""
     student = material.student
     quantized = _is_quantized(student)
@@ -306,7 +306,7 @@ def _decided(asked: TrainingRecipe, material: _Material) -> Choices:
         watch=watch,
         statistics=statistics,
     )
-    return Choices(recipe, decided.chosen)
+    return ChosenRecipe(recipe, decided.chosen)
 
 
 def _facts(
@@ -315,10 +315,10 @@ def _facts(
     quantized: bool,
     levels: float,
     agreement: float,
-) -> Facts:
+) -> TrainingFacts:
     preset = preset_name(asked, quantized)
     units = len(material.split.train)
-    return Facts(
+    return TrainingFacts(
         preset=preset,
         rows=round(units * material.samples.rows_per_unit()),
         sparsity=_sparsity(material.student),
@@ -356,7 +356,7 @@ def _sparsity(model: ir.Model) -> float:
             continue
         array = tensor.numpy()
         size += array.size
-        zeros += array.size - np.count_nonzero(array)
+        zeros += array.size - int(np.count_nonzero(array))
     return zeros / max(size, 1)
 
 

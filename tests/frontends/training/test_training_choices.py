@@ -6,7 +6,7 @@ import signal
 import numpy as np
 import pytest
 from onnx_opt.frontends.training import loop as loop_module
-from onnx_opt.frontends.training.choices import EPOCHS, MINUTES, Facts, choices
+from onnx_opt.frontends.training.choices import EPOCHS, MINUTES, TrainingFacts, choices
 from onnx_opt.frontends.training.data import Example
 from onnx_opt.frontends.training.heads import Head
 from onnx_opt.frontends.training.interrupt import Interruption
@@ -28,14 +28,14 @@ SHOWN = Photographs(flip=True, shift=4, reason="the teacher sees the same")
 OTHER = Photographs(reason="the images are grey")
 
 
-def facts(**changes) -> Facts:
+def facts(**changes) -> TrainingFacts:
     values = {
         "preset": "recover",
         "rows": 9000,
         "photographs": SHOWN,
         "has_features": True,
     }
-    return Facts(**{**values, **changes})
+    return TrainingFacts(**{**values, **changes})
 
 
 def told(recipe, found):
