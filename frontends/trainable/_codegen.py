@@ -359,6 +359,8 @@ class Emitter:
         arguments = []
         for index, operand in enumerate(found.inputs):
             on_host = index in entry.host
+            if index in entry.scalars:
+                on_host = _is_scalar(operand)
             arguments.append(self._operand(operand, on_host))
         for name, value in attributes.items():
             arguments.append(self._keyword(name, value))
@@ -520,6 +522,13 @@ def _as_stored(tensor: ir.TensorProtocol) -> Known:
     """Return a constant in its carrier."""
     constant = to_carrier(tensor.numpy(), tensor.dtype)
     return Known(None, tensor.dtype, constant=constant)
+
+
+def _is_scalar(known: Known | None) -> bool:
+    """Return whether a value is a constant without axes."""
+    if known is None or known.constant is None:
+        return False
+    return bool(known.constant.ndim == 0)
 
 
 def _variables(known: Known) -> Iterable[str]:

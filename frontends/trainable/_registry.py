@@ -42,8 +42,9 @@ class Entry:
     defaults.
 
     `since`: first opset for which it holds. `host`: inputs that it takes as Python numbers and
-    lists. `many`: it returns a tuple. `gradient`: gradients pass through it. `accepts`: its
-    attributes; `extras`: what else it wants (`call`, `device`).
+    lists; `scalars`: those that it takes as Python numbers where they are constants without axes.
+    `many`: it returns a tuple. `gradient`: gradients pass through it. `accepts`: its attributes;
+    `extras`: what else it wants (`call`, `device`).
     """
 
     name: str
@@ -54,6 +55,7 @@ class Entry:
     gradient: bool
     accepts: frozenset[str]
     extras: frozenset[str]
+    scalars: frozenset[int] = frozenset()
 
 
 _EXTRAS = frozenset({"call", "device"})
@@ -69,6 +71,7 @@ def op(
     *,
     domain: str = "",
     host: tuple[int, ...] = (),
+    scalars: tuple[int, ...] = (),
     many: bool = False,
     gradient: bool = True,
 ) -> Callable[[Kernel], Kernel]:
@@ -85,6 +88,7 @@ def op(
             gradient,
             accepts=keywords - _EXTRAS,
             extras=keywords & _EXTRAS,
+            scalars=frozenset(scalars),
         )
         entries = _ENTRIES.setdefault((domain, name), [])
         versions = [known.since for known in entries]

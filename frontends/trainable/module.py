@@ -116,8 +116,11 @@ class TrainableModule(torch.nn.Module):  # type: ignore[misc]  # torch comes wit
 
     def mask(self, parameter: str, kept: torch.Tensor) -> None:
         """Make `constrain` hold a parameter at zero where `kept` is false, from now on."""
-        self._kept[parameter] = f"{parameter}_kept"
-        self.register_buffer(f"{parameter}_kept", kept, persistent=False)
+        name = f"{parameter}_kept"
+        self._kept[parameter] = name
+        # a product of floats is three times as fast as one with a boolean
+        factors = kept.to(self.get_parameter(parameter).dtype)
+        self.register_buffer(name, factors, persistent=False)
 
     def constrain(self, grids: bool = True) -> None:
         """Set pruned weights to zero and clamp latents to their grids; call it after every step.

@@ -348,15 +348,22 @@ class Order:
         self._units = units
         self._each = min(each, len(units))
         self._seed = seed
+        self._epoch = -1
+        self._shuffled = units
         self.steps = max(len(units) // self._each, 1)
 
     def units(self, step: int) -> Units:
         """Return the units of a step, counted from 0 over all epochs."""
         epoch, place = divmod(step, self.steps)
-        seed = [self._seed, ORDER_STREAM, epoch]
-        random = np.random.default_rng(seed)
-        order = random.permutation(len(self._units))
         start = place * self._each
         stop = start + self._each
-        chosen = order[start:stop]
-        return self._units[chosen]
+        return self._of_epoch(epoch)[start:stop]
+
+    def _of_epoch(self, epoch: int) -> Units:
+        """Return all units in the order of an epoch, the last one asked for being kept."""
+        if epoch != self._epoch:
+            seed = [self._seed, ORDER_STREAM, epoch]
+            random = np.random.default_rng(seed)
+            self._epoch = epoch
+            self._shuffled = random.permutation(self._units)
+        return self._shuffled

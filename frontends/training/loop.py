@@ -180,9 +180,7 @@ class Loop:
             progress = self._progress()
             if progress >= 1 or self.account.stop is not None:
                 break
-            set_rate(self.optimizer, progress, recipe.warmup)
-            learner.anneal_rounding(progress)
-            self._step()
+self.step(progress)
             if interruption is not None and interruption.asked:
                 self._save()
                 raise KeyboardInterrupt
@@ -208,8 +206,11 @@ class Loop:
         (passed,) = self.session.group.from_leader(seconds / (60 * minutes))
         return max(spent, passed + self.account.skipped)
 
-    def _step(self) -> None:
+    def step(self, progress: float) -> None:
+        """Do one step at a point of the run, 0 to 1; the account tells if it failed."""
         session = self.session
+        set_rate(self.optimizer, progress, session.recipe.warmup)
+        session.learner.anneal_rounding(progress)
         group = session.group
         step = self.account.steps
         seed = session.environment.seed
@@ -278,12 +279,16 @@ class Loop:
 
     def _move(self) -> bool:
         """Do one step of the optimizer; False where the gradients are not finite."""
+        gradients = [p.grad for p in _parameters(self.optimizer) if p.grad is not None]
         # without a limit the norm is still needed, to see whether it is finite
-        limit = self.session.recipe.clip or math.inf
-        parameters = _parameters(self.optimizer)
-        norm = torch.nn.utils.clip_grad_norm_(parameters, limit)
-        if not bool(torch.isfinite(norm)):
+        norm = float(torch.nn.utils.get_total_norm(gradients))
+        if not math.isfinite(norm):
             return False
+        limit = self.session.recipe.clip
+        if limit and norm > limit:
+            factor = limit / norm
+            for gradient in gradients:
+                gradient.mul_(factor)
         self.optimizer.step()
         self.session.learner.constrain()
         return True

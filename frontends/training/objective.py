@@ -90,7 +90,7 @@ class Objective(torch.nn.Module):  # type: ignore[misc]  # torch comes without t
         self.head_weights = head_weights(recipe, compared.heads)
         self.projections = torch.nn.ModuleDict() if projections is None else projections
         # no buffer: a checkpoint need not hold what is measured anew at every start
-        self._variance = variance
+        self.variance = variance
 
     def forward(
         self,
@@ -161,7 +161,7 @@ class Objective(torch.nn.Module):  # type: ignore[misc]  # torch comes without t
         return self._mse(own, theirs, tap.teacher)
 
     def _mse(self, own: Tensor, theirs: Tensor, name: str) -> Tensor:
-        return losses.mse(own, theirs, self._variance[name])
+        return losses.mse(own, theirs, self.variance[name])
 
 
 def _label_loss(

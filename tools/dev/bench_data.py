@@ -153,7 +153,7 @@ def _pairs(loader: str) -> Iterator[tuple[Feeds, Any]]:
     """Batches of a loader, each with its labels or None."""
     function = globals().get(loader)
     if function is None:
-        loaders = shared_loaders()
+        loaders = _shared_loaders()
         function = getattr(loaders, loader)
     for batch in function():
         if isinstance(batch, tuple):
@@ -162,8 +162,13 @@ def _pairs(loader: str) -> Iterator[tuple[Feeds, Any]]:
             yield batch, None
 
 
-def shared_loaders() -> ModuleType:
-    """The loaders of the shared data, as a module."""
+def shared_batches(loader: str) -> Iterator[tuple[Feeds, Any]]:
+    """Batches of a loader of the shared data, as they come."""
+    function = getattr(_shared_loaders(), loader)
+    yield from function()
+
+
+def _shared_loaders() -> ModuleType:
     path = _loaders_file()
     found = importlib.util.spec_from_file_location("shared_loaders", path)
     assert found is not None
@@ -175,7 +180,7 @@ def shared_loaders() -> ModuleType:
 
 def imagenet_unseen() -> Iterator[Any]:
     """The 400 labelled images that are not among those of `imagenet_calib`."""
-    loaders = shared_loaders()
+    loaders = _shared_loaders()
     start = 0
     for feeds, labels in loaders.imagenet_val():
         stop = start + len(labels)
@@ -191,7 +196,7 @@ def imagenet_unseen() -> Iterator[Any]:
 
 def stsb_unseen() -> Iterator[Any]:
     """The batches of STS-B behind those of `stsb_calib`, with their human scores."""
-    loaders = shared_loaders()
+    loaders = _shared_loaders()
     seen = 0
     for _ in loaders.stsb_calib():
         seen += 1
@@ -213,7 +218,7 @@ def stsb_other_half() -> Iterator[Any]:
 
 
 def _stsb(which: int) -> Iterator[Any]:
-    loaders = shared_loaders()
+    loaders = _shared_loaders()
     batches = loaders.stsb_val()
     for index, batch in enumerate(batches):
         # left sentences then right ones, which stay together

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from bench_data import data_folder, shared_loaders
+from bench_data import data_folder, shared_batches, source
 from numpy.typing import NDArray
 from onnx_opt import optimize
 from rich.box import MARKDOWN
@@ -92,31 +92,28 @@ class Row:
 
 
 def _photographs(folder: Path) -> Task:
-    loaders = shared_loaders()
     return Task(
         data_folder() / "models" / "cifar10_resnet20.onnx",
-        lambda: _without_labels(loaders.cifar10_train()),
-        loaders.cifar10_val,
+        lambda: _without_labels(shared_batches("cifar10_train")),
+        lambda: shared_batches("cifar10_val"),
         "top1",
     )
 
 
 def _lines(folder: Path) -> Task:
-    loaders = shared_loaders()
-    lines = list(itertools.chain(loaders.ocr_calib(), loaders.ocr_val()))
+    lines = [*shared_batches("ocr_calib"), *shared_batches("ocr_val")]
     # batches of ten lines
     half = LINES // 10
     return Task(
         data_folder() / "models" / "ch_PP-OCRv4_rec_infer.onnx",
         lambda: _without_labels(lines[:half]),
         lambda: lines[half:],
-        f"{data_folder()}/loaders.py:ocr_exact",
+        source("ocr_exact"),
     )
 
 
 def _sentences(folder: Path) -> Task:
-    loaders = shared_loaders()
-    batches = list(loaders.stsb_val())
+    batches = list(shared_batches("stsb_val"))
     # pairs of batches: the left sentences, then the right ones
     pairs = [batches[start : start + 2] for start in range(0, len(batches), 2)]
     learned = list(itertools.chain(*pairs[::2]))
@@ -125,7 +122,7 @@ def _sentences(folder: Path) -> Task:
         data_folder() / "models" / "minilm_l6_v2.onnx",
         lambda: _without_labels(learned),
         lambda: judged,
-        f"{data_folder()}/loaders.py:stsb_spearman",
+        source("stsb_spearman"),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -70,23 +71,38 @@ def prelu_by_channel(x: Tensor, slope: Tensor) -> Tensor:
 
 @op("PRelu", 7)
 def prelu(x: Tensor, slope: Tensor) -> Tensor:
+    if x.ndim > 1 and _goes_by_channel(slope, x):
+        return F.prelu(x, slope.flatten())
     return torch.where(x < 0, x * slope, x)
+
+
+def _goes_by_channel(slope: Tensor, x: Tensor) -> bool:
+    """True for one slope, or one a channel of (N, C, *K): what torch's kernel takes."""
+    if slope.numel() == 1:
+        return slope.ndim <= x.ndim
+    channels = x.shape[1]
+    sizes = (channels, *(1,) * (x.ndim - 2))
+    return tuple(slope.shape) in (sizes, (1, *sizes))
 
 
 @op("HardSigmoid")
 def hard_sigmoid(x: Tensor, *, alpha: float = 0.2, beta: float = 0.5) -> Tensor:
+    # the usual slope, as exporters round it to float32
+    if math.isclose(alpha, 1 / 6, rel_tol=1e-6) and beta == 0.5:
+        return F.hardsigmoid(x)
     line = x * alpha + beta
-    return torch.clamp(line, 0.0, 1.0)
+    return F.hardtanh(line, 0.0, 1.0)
 
 
 @op("HardSwish")
 def hard_swish(x: Tensor) -> Tensor:
-    gate = torch.clamp(x / 6 + 0.5, 0.0, 1.0)
-    return x * gate
+    return F.hardswish(x)
 
 
 @op("Swish")
 def swish(x: Tensor, *, alpha: float = 1.0) -> Tensor:
+    if alpha == 1.0:
+        return F.silu(x)
     gate = torch.sigmoid(x * alpha)
     return x * gate
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from functools import reduce
 from typing import Any
 
 import onnx_ir as ir
 import torch
+from torch.nn import functional as F  # noqa: N812 - torch's own convention
 
 from .._dtypes import RANGES
 from .._registry import Call, Kernel, op
@@ -198,17 +200,35 @@ def min_(*xs: Tensor) -> Tensor:
 def clip_by_attributes(
     x: Tensor, *, min: float | None = None, max: float | None = None
 ) -> Tensor:
-    # torch refuses to clamp by nothing
-    if min is None and max is None:
-        return x
-    return torch.clamp(x, min, max)
+    return _clamped(x, min, max)
 
 
-@op("Clip", 11)
-def clip(x: Tensor, low: Tensor | None = None, high: Tensor | None = None) -> Tensor:
+@op("Clip", 11, scalars=(1, 2))
+def clip(
+    x: Tensor, low: Tensor | float | None = None, high: Tensor | float | None = None
+) -> Tensor:
     """The result is `high` where the bounds cross."""
+    if not isinstance(low, torch.Tensor) and not isinstance(high, torch.Tensor):
+        return _clamped(x, low, high)
+    # bounds that are computed or trained have gradients of their own
     if low is not None:
+        low = torch.as_tensor(low, dtype=x.dtype, device=x.device)
         x = torch.maximum(x, low)
     if high is not None:
+        high = torch.as_tensor(high, dtype=x.dtype, device=x.device)
         x = torch.minimum(x, high)
     return x
+
+
+def _clamped(x: Tensor, low: float | None, high: float | None) -> Tensor:
+    """Clamp by numbers, by the kernel whose gradient is fastest: several times as fast as clamp."""
+    # torch refuses to clamp by nothing
+    if low is None and high is None:
+        return x
+    if not x.is_floating_point():
+        return torch.clamp(x, low, high)
+    if low == 0 and high in (None, math.inf):
+        return torch.relu(x)
+    if low is not None and high is not None and low <= high:
+        return F.hardtanh(x, low, high)
+    return torch.clamp(x, low, high)

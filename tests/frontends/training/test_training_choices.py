@@ -265,18 +265,18 @@ def test_an_interrupt_keeps_the_state_of_the_very_step(tmp_path, monkeypatch):
     teacher = model_of(MLP)
     expected, student = pruned(teacher, 0.6), pruned(teacher, 0.6)
     trained(expected, teacher, batches(rows()), steps=40)
-    real = loop_module.Loop._step
+    real = loop_module.Loop.step
     seen = []
 
-    def pressed(self):
+    def pressed(self, progress):
         step = self.account.steps
         seen.append(step)
         # while the step runs, which is not at the end of a check's part
         if step == 17:
             signal.raise_signal(signal.SIGINT)
-        real(self)
+        real(self, progress)
 
-    monkeypatch.setattr(loop_module.Loop, "_step", pressed)
+    monkeypatch.setattr(loop_module.Loop, "step", pressed)
     handler = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
         trained(student, teacher, batches(rows()), steps=40, folder=tmp_path)

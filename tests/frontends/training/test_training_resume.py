@@ -45,14 +45,14 @@ class Interruption(Exception):
 
 
 def interrupted_at(monkeypatch, step):
-    real = loop_module.Loop._step
+    real = loop_module.Loop.step
 
-    def stopping(self):
+    def stopping(self, progress):
         if self.account.steps == step:
             raise Interruption
-        real(self)
+        real(self, progress)
 
-    monkeypatch.setattr(loop_module.Loop, "_step", stopping)
+    monkeypatch.setattr(loop_module.Loop, "step", stopping)
 
 
 def test_an_interrupted_training_ends_where_a_whole_one_does(tmp_path, monkeypatch):

@@ -79,7 +79,7 @@ def test_rows_to_judge_by_are_those_that_calibration_leaves(
 ):
     loaders = SimpleNamespace(stsb_calib=lambda: numbered(8, 4))
     setattr(loaders, whole, lambda: numbered(40, 4))
-    monkeypatch.setattr(bench_data, "shared_loaders", lambda: loaders)
+    monkeypatch.setattr(bench_data, "_shared_loaders", lambda: loaders)
     found = list(loader())
     rows = np.concatenate([feeds["x"] for feeds, _ in found])
     labels = np.concatenate([labels for _, labels in found])
