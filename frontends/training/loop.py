@@ -174,13 +174,14 @@ class Loop:
             return self._trained(interruption)
 
     def _trained(self, interruption: Interruption | None) -> Account:
+        """Do steps and checks until the budget is spent, or an interruption is asked for."""
         recipe = self.session.recipe
         learner = self.session.learner
         while True:
             progress = self._progress()
             if progress >= 1 or self.account.stop is not None:
                 break
-self.step(progress)
+            self.step(progress)
             if interruption is not None and interruption.asked:
                 self._save()
                 raise KeyboardInterrupt
@@ -192,9 +193,7 @@ self.step(progress)
         return self.account
 
     def _progress(self) -> float:
-        """Return the part of the budget that is spent or left out: of steps or of time, the
-        larger one.
-        """
+        """Return the part of the budget that is gone: of steps or of time, the larger one."""
         spent = self.account.skipped
         if self._total_steps:
             spent += self.account.steps / self._total_steps
