@@ -184,7 +184,10 @@ class Loop:
             self.step(progress)
             if interruption is not None and interruption.asked:
                 self._save()
-                raise KeyboardInterrupt
+                raise KeyboardInterrupt(
+                    "nothing was written; the same command goes on from step "
+                    f"{self.account.steps} of the training"
+                )
             progress = self._progress()
             next_check = min((self.account.checks + 1) / recipe.checks, 1.0)
             if self.account.stop is not None or progress >= next_check:

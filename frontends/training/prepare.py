@@ -282,15 +282,10 @@ def _as_arrays(values: Mapping[str, Any]) -> Arrays:
 
 def _decided(asked: TrainingRecipe, material: _Material) -> ChosenRecipe:
     """Return the recipe with everything decided that depends on the graph or the data."""
-    student = material.student
-    quantized = _is_quantized(student)
-    levels = coarsest_grid(student) if quantized else math.inf
-    agreement = 0.0
-    # scoring costs a run: only codes of few levels are trained by how good they are already
-    if levels < SOFT_LEVELS:
-        agreement = material.acceptance.score(student, "agreement").value
-    decided = choices(asked, _facts(asked, material, quantized, levels, agreement))
-    recipe = completed(decided.recipe, quantized, levels, agreement)
+    quantized = _is_quantized(material.student)
+    facts = _facts(asked, material, quantized)
+    decided = choices(asked, facts)
+    recipe = completed(decided.recipe, quantized, facts.levels, facts.agreement)
     watch = recipe.watch
     if watch == "auto":
         held = material.samples.rows_in(material.split.held)
@@ -310,22 +305,26 @@ def _decided(asked: TrainingRecipe, material: _Material) -> ChosenRecipe:
 
 
 def _facts(
-    asked: TrainingRecipe,
-    material: _Material,
-    quantized: bool,
-    levels: float,
-    agreement: float,
+    asked: TrainingRecipe, material: _Material, quantized: bool
 ) -> TrainingFacts:
+    student = material.student
     preset = preset_name(asked, quantized)
+    levels = coarsest_grid(student) if quantized else math.inf
+    found = _photographs(asked, material, preset)
+    is_changed = found.flip or bool(Augment.of(asked))
+    agreement = 0.0
+    # scoring costs a run, which is spared where no choice depends on it
+    if levels < SOFT_LEVELS or (preset == "recover" and is_changed):
+        agreement = material.acceptance.score(student, "agreement").value
     units = len(material.split.train)
     return TrainingFacts(
         preset=preset,
         rows=round(units * material.samples.rows_per_unit()),
-        sparsity=_sparsity(material.student),
+        sparsity=_sparsity(student),
         levels=levels,
         agreement=agreement,
-        photographs=_photographs(asked, material, preset),
-        has_features=bool(ends_in_common(material.student, material.teacher)),
+        photographs=found,
+        has_features=bool(ends_in_common(student, material.teacher)),
     )
 
 

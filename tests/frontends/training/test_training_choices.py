@@ -73,6 +73,11 @@ def test_photographs_are_changed_and_compared_inside():
     assert "cutmix" not in chosen
 
 
+@pytest.mark.parametrize(("agreement", "rate"), [(0.88, 0.02), (0.97, 0.004)])
+def test_a_graph_near_its_teacher_takes_small_steps(agreement, rate):
+    assert choices(TrainingRecipe(), facts(agreement=agreement)).recipe.rate == rate
+
+
 def test_values_inside_are_not_compared_where_graphs_share_none():
     assert choices(TrainingRecipe(), facts(has_features=False)).recipe.features == ()
 
@@ -278,7 +283,7 @@ def test_an_interrupt_keeps_the_state_of_the_very_step(tmp_path, monkeypatch):
 
     monkeypatch.setattr(loop_module.Loop, "step", pressed)
     handler = signal.getsignal(signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt, match="goes on from step 18"):
         trained(student, teacher, batches(rows()), steps=40, folder=tmp_path)
     assert signal.getsignal(signal.SIGINT) is handler
     trained(student, teacher, batches(rows()), steps=40, folder=tmp_path)
