@@ -13,6 +13,7 @@ import threading
 import time
 import unicodedata
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -175,6 +176,9 @@ def say(text: str) -> None:
 TELL_SECONDS = 10.0
 """Seconds between two lines that name the step at hand, where no bar can show it."""
 
+SECONDS_TOLD_BELOW = 120
+"""Seconds from which the time that is left is told in minutes."""
+
 
 class Progress:
     """The step at hand, on stderr: as bars on a terminal, elsewhere as a line each ten seconds.
@@ -193,8 +197,8 @@ class Progress:
     def __call__(self, label: str, total: int) -> Iterator[Callable[[int], None]]:
         """A bar over `total` steps; the yielded function advances it."""
         if self._teller is not None:
-            with self._teller.telling(label):
-                yield lambda steps: None
+            with self._teller.telling(label, total) as step:
+                yield step.advance
             return
         if not self.enabled:
             yield lambda steps: None
@@ -212,6 +216,8 @@ class Progress:
 
     def note(self, words: str) -> None:
         """Add words on the state to the label of the bar that was opened last."""
+        if self._teller is not None:
+            self._teller.note(words)
         if self._bars is not None and self._latest is not None:
             task, label = self._latest
             self._bars.update(task, description=markup_safe(f"{label}: {words}"))
@@ -244,20 +250,54 @@ class Progress:
                 self._bars = None
 
 
+@dataclass
+class OpenStep:
+    """A step that is under way: `done` of `total` parts (0: unknown), since `began`, and words on
+    its state.
+    """
+
+    label: str
+    total: int
+    began: float
+    done: int = 0
+    words: str = ""
+
+    def advance(self, parts: int) -> None:
+        """Count parts that are done."""
+        self.done += parts
+
+    def text(self, now: float) -> str:
+        """The label, the words, and the time that is left at the speed so far."""
+        found = self.label
+        if self.words:
+            found += f": {self.words}"
+        if 0 < self.done <= self.total:
+            seconds = (now - self.began) * (self.total - self.done) / self.done
+            found += f", {_time_left(seconds)} left"
+        return found
+
+
+def _time_left(seconds: float) -> str:
+    if seconds < SECONDS_TOLD_BELOW:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min"
+
+
 class StepTeller:
     """Lines on stderr that name the open steps, one each ten seconds, from a thread of its own."""
 
-    def __init__(self, seconds: float = TELL_SECONDS) -> None:
-        self._seconds = seconds
+    def __init__(self, seconds: float | None = None) -> None:
+        self._seconds = TELL_SECONDS if seconds is None else seconds
         self._began = time.monotonic()
-        self._next = self._began + seconds
-        self._open: list[str] = []
+        self._next = self._began + self._seconds
+        self._open: list[OpenStep] = []
         self._is_over = threading.Event()
 
     @contextlib.contextmanager
-    def telling(self, label: str) -> Iterator[None]:
+    def telling(self, label: str, total: int = 0) -> Iterator[OpenStep]:
         """Have a step among those that are named while the block runs."""
-        self._open.append(label)
+        step = OpenStep(label, total, began=time.monotonic())
+        self._open.append(step)
         is_outermost = len(self._open) == 1
         if is_outermost:
             self._is_over = threading.Event()
@@ -266,15 +306,21 @@ class StepTeller:
                 target=self._tell, args=[self._is_over], daemon=True
             ).start()
         try:
-            yield
+            yield step
         finally:
             # before the step goes: nothing is told of no step
             if is_outermost:
                 self._is_over.set()
             self._open.pop()
 
+    def note(self, words: str) -> None:
+        """Add words on the state to the step that was opened last."""
+        if self._open:
+            self._open[-1].words = words
+
     def _tell(self, is_over: threading.Event) -> None:
         while not is_over.wait(max(self._next - time.monotonic(), 0)):
             now = time.monotonic()
             self._next = now + self._seconds
-            say(f"{now - self._began:.0f} s: {': '.join(self._open)}")
+            texts = [step.text(now) for step in self._open]
+            say(f"{now - self._began:.0f} s: {': '.join(texts)}")

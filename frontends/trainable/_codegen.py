@@ -19,6 +19,7 @@ from ._dtypes import CARRIERS, to_carrier
 from ._expand import function_of
 from ._fold import fold
 from ._gradient_flow import follow
+from ._layout import laid_out
 from ._program import Known, Program
 from ._reference import reference_kernel
 from ._registry import Call, Entry, entry_of
@@ -155,7 +156,10 @@ class Emitter:
             return self.parameter(value, tensor.dtype)
         if tensor.dtype not in CARRIERS:
             return Known(self.program.bind("text", tensor.numpy()), tensor.dtype)
-        return _as_stored(tensor)
+        known = _as_stored(tensor)
+        assert known.constant is not None
+        known.constant = laid_out(known.constant, value)
+        return known
 
     def parameter(self, value: ir.Value, dtype: ir.DataType | None) -> Known:
         """Return a value that is trained."""

@@ -18,6 +18,7 @@ from ._constants import stored_tensor
 from ._dtypes import to_carrier
 from ._gradient_flow import cuts_of
 from ._latents import find_latents, scales_of
+from ._layout import laid_out
 from ._ops.cast import small_float
 from ._ops.quant import on_grid, softened, within_limit
 from ._program import Known, Program
@@ -187,7 +188,8 @@ def _bind_rounding(
 def _add_parameters(module: TrainableModule, masks: Arrays, soft: bool) -> None:
     """Register the parameters of a module and the masks that hold their zeros."""
     for name, origin in module.origins.items():
-        start = _start(origin, soft)
+        value = origin.value if origin.latent is None else origin.latent.codes
+        start = laid_out(_start(origin, soft), value)
         parameter = torch.nn.Parameter(start)
         module.register_parameter(name, parameter)
         mask = masks.get(origin.name)

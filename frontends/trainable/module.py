@@ -118,8 +118,9 @@ class TrainableModule(torch.nn.Module):  # type: ignore[misc]  # torch comes wit
         """Make `constrain` hold a parameter at zero where `kept` is false, from now on."""
         name = f"{parameter}_kept"
         self._kept[parameter] = name
-        # a product of floats is three times as fast as one with a boolean
-        factors = kept.to(self.get_parameter(parameter).dtype)
+        # a product of floats, in one layout, is three times as fast as one with a boolean
+        factors = torch.empty_like(self.get_parameter(parameter), requires_grad=False)
+        factors.copy_(kept)
         self.register_buffer(name, factors, persistent=False)
 
     def constrain(self, grids: bool = True) -> None:

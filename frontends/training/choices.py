@@ -1,4 +1,4 @@
-"""ChosenRecipe of a training by itself: a rule an option, by the data and the graph at hand.
+"""Choices of a training by itself: a rule an option, by the data and the graph at hand.
 
 An option that was given is never chosen. What was chosen is told with its reason. The rates and
 lengths were measured on ResNet-20 (docs/finetune.md).

@@ -38,6 +38,9 @@ IDLE_CHECKS = 2
 UNITS_SHOWN = 5
 """Rows that a message about a step names."""
 
+SECONDS_BETWEEN_WORDS = 0.5
+"""Seconds between two reports of steps: a bar is read by people."""
+
 
 class StopReason(enum.Enum):
     """Reasons for which a training ends before its budget; values are stored in checkpoints."""
@@ -135,6 +138,7 @@ class Loop:
         self._total_steps = self._budget_in_steps()
         self._started = began - self.account.seconds
         self._recent_losses: list[float] = []
+        self._told = -math.inf
         session.group.broadcast(session.learner.runs.parameters())
         session.group.broadcast(session.objective.parameters())
 
@@ -189,6 +193,7 @@ class Loop:
                     f"{self.account.steps} of the training"
                 )
             progress = self._progress()
+            self._tell(progress)
             next_check = min((self.account.checks + 1) / recipe.checks, 1.0)
             if self.account.stop is not None or progress >= next_check:
                 self._check(progress)
@@ -353,12 +358,27 @@ class Loop:
             "held out": score.value,
             "rate": first_group["lr"],
         }
-        words = f"held out {score.value:.4f}"
         if self.account.losses:
-            loss = self.account.losses[-1]
-            figures["loss"] = loss
-            words = f"loss {loss:.3g}, {words}"
+            figures["loss"] = self.account.losses[-1]
         self.session.log(self.account.steps, figures)
+        self._told = -math.inf
+        self._tell(progress)
+
+    def _tell(self, progress: float) -> None:
+        """Tell people how far it is, not more often than they can read."""
+        now = time.monotonic()
+        if now - self._told < SECONDS_BETWEEN_WORDS:
+            return
+        self._told = now
+        account = self.account
+        words = f"step {account.steps}"
+        if self._total_steps:
+            words += f" of {self._total_steps}"
+        losses = self._recent_losses or account.losses
+        if losses:
+            words += f", loss {losses[-1]:.3g}"
+        # the score of the start, until there is another one
+        words += f", held out {account.scores[-1]:.4f}"
         # the clock may have run a little over the budget
         self.session.progress(min(progress, 1.0), words)
 

@@ -15,7 +15,7 @@ from click.testing import CliRunner
 from onnx_opt import CheckError, RefusedError, UsageError, optimize
 from onnx_opt.tools._run.clock import Clock
 from onnx_opt.tools.cli import main
-from onnx_opt.tools.console import StepTeller
+from onnx_opt.tools.console import OpenStep, Progress, StepTeller
 from sample_models import MLP, model_from
 
 SCHEMA = Path(__file__).resolve().parents[2] / "tools" / "schema" / "run-1.json"
@@ -371,6 +371,27 @@ def test_off_a_terminal_the_step_at_hand_is_told(capfd):
     # and no more once it is over
     time.sleep(0.1)
     assert capfd.readouterr().err == ""
+
+
+def test_a_step_tells_its_state_and_the_time_that_is_left():
+    step = OpenStep("finetune", total=1000, began=100.0)
+    assert step.text(now=110.0) == "finetune"
+    step.words = "step 25 of 100, loss 2"
+    step.advance(200)
+    step.advance(50)
+    assert step.text(now=110.0) == "finetune: step 25 of 100, loss 2, 30 s left"
+    assert step.text(now=180.0).endswith(", 4 min left")
+
+
+def test_off_a_terminal_the_words_of_a_step_are_told(capfd, monkeypatch):
+    monkeypatch.setattr("onnx_opt.tools.console.TELL_SECONDS", 0.05)
+    progress = Progress()
+    with progress("finetune", 1000) as advance:
+        advance(500)
+        progress.note("step 5 of 10")
+        time.sleep(0.2)
+    last = capfd.readouterr().err.splitlines()[-1]
+    assert re.fullmatch(r"\d+ s: finetune: step 5 of 10, \d+ s left", last)
 
 
 def test_a_short_run_tells_nothing(mlp):

@@ -79,7 +79,7 @@ def prelu(x: Tensor, slope: Tensor) -> Tensor:
 def _goes_by_channel(slope: Tensor, x: Tensor) -> bool:
     """True for one slope, or one a channel of (N, C, *K): what torch's kernel takes."""
     if slope.numel() == 1:
-        return slope.ndim <= x.ndim
+        return bool(slope.ndim <= x.ndim)
     channels = x.shape[1]
     sizes = (channels, *(1,) * (x.ndim - 2))
     return tuple(slope.shape) in (sizes, (1, *sizes))

@@ -92,9 +92,9 @@ class _WithinLimit(torch.autograd.Function):  # type: ignore[misc]  # torch come
     def forward(context: Any, code: Tensor, x: Tensor, limit: PairLimit) -> Tensor:
         first = limit.first
         second = limit.second
-        kept = code.clone()
         # A view, through which `kept` changes: weights of convolutions (axis 0) and
-        # matrices flatten without a copy.
+        # matrices flatten without a copy, once they are in their natural layout.
+        kept = code.clone(memory_format=torch.contiguous_format)
         rows = kept.movedim(limit.axis, 0).flatten(1)
         exact = x.detach()
         exact_rows = exact.movedim(limit.axis, 0).flatten(1)
@@ -115,7 +115,7 @@ class _WithinLimit(torch.autograd.Function):  # type: ignore[misc]  # torch come
         cut_b = b.sign() * size_b
         rows[:, first] = torch.where(over, cut_a, a)
         rows[:, second] = torch.where(over, cut_b, b)
-        return kept
+        return torch.empty_like(code).copy_(kept)
 
     @staticmethod
     def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
@@ -158,16 +158,17 @@ class _Codes(torch.autograd.Function):  # type: ignore[misc]  # torch comes with
         high: float,
     ) -> Tensor:
         codes = (x / scale).round_().add_(shift)
-        inside = (codes >= low).logical_and_(codes <= high)
-        context.save_for_backward(inside, scale)
-        return codes.clamp_(low, high)
+        clipped = codes.clamp(low, high)
+        context.save_for_backward(clipped == codes, scale)
+        return clipped
 
     @staticmethod
     def backward(
         context: Any, gradient: Tensor
     ) -> tuple[Tensor, None, None, None, None]:
         inside, scale = context.saved_tensors
-        of_x = (gradient * inside).div_(scale)
+        # a product with the mask would first make floats of it
+        of_x = torch.where(inside, gradient, 0.0).div_(scale)
         return of_x, None, None, None, None
 
 

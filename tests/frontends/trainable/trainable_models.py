@@ -74,15 +74,19 @@ def gradient_error(text, feeds, names=None, step=1e-4, seed=0, **options):
     for name, parameter in module.named_parameters():
         if names and name not in names:
             continue
-        flat, given = parameter.data.view(-1), parameter.grad.view(-1)
-        for i in np.random.default_rng(0).permutation(flat.numel())[:6]:
-            kept = flat[i].item()
+        values, given = parameter.data, parameter.grad
+        for i in np.random.default_rng(0).permutation(values.numel())[:6]:
+            # by indices, since a layout with channels last has no flat view
+            place = np.unravel_index(i, tuple(values.shape))
+            kept = values[place].item()
             with torch.no_grad():
-                flat[i] = kept + step
+                values[place] = kept + step
                 above = loss().item()
-                flat[i] = kept - step
+                values[place] = kept - step
                 below = loss().item()
-                flat[i] = kept
+                values[place] = kept
             numeric = (above - below) / (2 * step)
-            worst = max(worst, abs(numeric - given[i].item()) / max(abs(numeric), 1.0))
+            worst = max(
+                worst, abs(numeric - given[place].item()) / max(abs(numeric), 1.0)
+            )
     return worst

@@ -1,0 +1,167 @@
+"""What makes steps fast: kernels of convolutions in one layout, and torch's fused kernels."""
+
+import numpy as np
+import pytest
+import torch
+from onnx_opt.frontends.trainable import to_torch
+from onnx_opt.frontends.trainable._ops.quant import PairLimit, within_limit
+from onnx_opt.passes._core.saturation import kernel_pairs
+from trainable_models import difference, ir_model, normal
+
+LAYERS = """
+<ir_version: 10, opset_import: ["" : 21]>
+layers (float[n, 1, 6, 6] x) => (float[n, 4, 6, 6] y)
+<float[4, 1, 3, 3] first, float[4, 4, 3, 3] second, float[1, 4, 6, 6] table>
+{
+    a = Conv <pads = [1, 1, 1, 1]> (x, first)
+    b = Relu (a)
+    c = Conv <pads = [1, 1, 1, 1]> (b, second)
+    y = Add (c, table)
+}
+"""
+CODES = """
+<ir_version: 10, opset_import: ["" : 21]>
+codes (float[n, 2, 4, 4] x) => (float[n, 2, 4, 3] y)
+<int8[2, 2, 1, 2] w = {1, -2, 3, 4, 5, -6, 7, 8}, float[2] scale = {0.5, 0.25}>
+{
+    d = DequantizeLinear <axis = 0> (w, scale)
+    i = Identity (d)
+    y = Conv (x, i)
+}
+"""
+CLIP = """
+<ir_version: 10, opset_import: ["" : 21]>
+clip (float[n] x) => (float[n] y)
+<float low = {LOW}, float high = {HIGH}>
+{
+    y = Clip (BOUNDS)
+}
+"""
+BOTH = "x, low, high"
+NAN = float("nan")
+
+
+def is_channels_last(tensor):
+    # strides, since a tensor with one channel is contiguous in both layouts
+    channels = tensor.shape[1]
+    return tensor.stride()[1] == 1 and tensor.stride()[3] == channels
+
+
+@pytest.mark.parametrize("train", [True, False])
+def test_kernels_are_channels_last_and_no_other_tensor_is(train):
+    module = to_torch(ir_model(LAYERS), train=train, taps=["a", "c"])
+    tensors = dict(module.named_parameters()) | dict(module.named_buffers())
+    layouts = [is_channels_last(t) for t in tensors.values() if t.ndim == 4]
+    assert sorted(layouts) == [False, True, True]
+    values = module.run({"x": normal(2, 1, 6, 6)})
+    # maps have the layout of the kernels, also those of an image with one channel
+    assert is_channels_last(values["a"])
+    assert is_channels_last(values["c"])
+    assert difference(to_torch(ir_model(LAYERS)), {"x": normal(2, 1, 6, 6)}) < 1e-6
+
+
+def test_codes_of_a_kernel_are_channels_last():
+    module = to_torch(ir_model(CODES))
+    (codes,) = [p for p in module.parameters() if p.ndim == 4]
+    assert is_channels_last(codes)
+    assert difference(module, {"x": normal(2, 2, 4, 4)}) < 1e-6
+
+
+def test_masks_and_gradients_have_the_layout_of_their_weights():
+    model = ir_model(LAYERS)
+    kept = np.ones((4, 4, 3, 3), bool)
+    kept[0] = False
+    module = to_torch(model, masks={"second": kept})
+    module.run({"x": normal(2, 1, 6, 6)})["y"].sum().backward()
+    assert module.second_kept.stride() == module.second.stride()
+    assert module.second.grad.stride() == module.second.stride()
+    module.constrain()
+    assert not module.second[0].any()
+    assert module.second[1:].all()
+
+
+def test_pairs_are_limited_in_any_layout():
+    codes = torch.randint(-127, 128, (4, 3, 3, 3)).float()
+    limit = PairLimit.of(0, kernel_pairs("Conv", (4, 3, 3, 3)))
+    expected = within_limit(codes, codes, limit)
+    assert not torch.equal(expected, codes)
+    other = codes.contiguous(memory_format=torch.channels_last)
+    found = within_limit(other, other, limit)
+    assert torch.equal(found, expected)
+    assert found.stride() == other.stride()
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "bounds", "kernel", "values", "gradient"),
+    [
+        ("0", "6", BOTH, "HardtanhBackward0", [0, 0, 3, 6, 6, NAN], [0, 0, 1, 0, 0]),
+        ("0", "inf", BOTH, "ReluBackward0", [0, 0, 3, 6, 9, NAN], [0, 0, 1, 1, 1]),
+        ("0", "6", "x, low", "ReluBackward0", [0, 0, 3, 6, 9, NAN], [0, 0, 1, 1, 1]),
+        ("0", "6", "x, , high", "ClampBackward1", [-2, 0, 3, 6, 6, NAN], [1, 1, 1, 1, 0]),
+        ("7", "5", BOTH, "ClampBackward1", [5, 5, 5, 5, 5, NAN], [0, 0, 0, 0, 0]),
+    ],
+)  # fmt: skip
+def test_constant_bounds_clip_by_one_kernel(
+    low, high, bounds, kernel, values, gradient
+):
+    text = CLIP.replace("LOW", low).replace("HIGH", high).replace("BOUNDS", bounds)
+    module = to_torch(ir_model(text))
+    x = torch.tensor([-2.0, 0.0, 3.0, 6.0, 9.0, NAN], requires_grad=True)
+    y = module(x)
+    assert kernel.removesuffix("0").removesuffix("1") in y.grad_fn.name()
+    np.testing.assert_array_equal(y.detach(), np.array(values, np.float32))
+    y[:5].sum().backward()
+    assert x.grad[:5].tolist() == gradient
+
+
+def test_trained_bounds_have_gradients():
+    text = CLIP.replace("LOW", "-1").replace("HIGH", "1").replace("BOUNDS", BOTH)
+    module = to_torch(ir_model(text), train=["high"])
+    module(torch.tensor([-3.0, 0.5, 2.0, 4.0])).sum().backward()
+    assert module.high.grad.item() == 2.0
+
+
+@pytest.mark.parametrize(
+    ("shape", "slopes"),
+    [
+        ((2, 3, 4, 4), (3, 1, 1)),
+        ((2, 3, 4, 4), (1, 3, 1, 1)),
+        ((2, 3, 4, 4), (1,)),
+        ((2, 3, 4, 4), (4,)),
+        ((2, 3, 4, 4), (3, 4, 4)),
+        ((2, 3), (3,)),
+        ((5,), (1,)),
+    ],
+)
+def test_slopes_of_every_shape(shape, slopes):
+    text = f"""
+    <ir_version: 10, opset_import: ["" : 21]>
+    prelu (float{list(shape)} x) => (float{list(shape)} y)
+    <float{list(slopes)} slope> {{ y = PRelu (x, slope) }}
+    """
+    module = to_torch(ir_model(text))
+    feeds = {"x": normal(*shape)}
+    assert difference(module, feeds) < 1e-6
+    module.run(feeds)["y"].sum().backward()
+    below = np.minimum(feeds["x"], 0)
+    (slope,) = module.parameters()
+    # the gradient of a slope is the sum of what it multiplies
+    expected = np.broadcast_to(slope.detach().numpy(), shape)
+    total = float((slope.grad * slope.detach()).sum())
+    np.testing.assert_allclose(total, float((below * expected).sum()), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "node",
+    [
+        "HardSwish (x)",
+        "HardSigmoid <alpha = 0.16666667, beta = 0.5> (x)",
+        "HardSigmoid (x)",
+    ],
+)
+def test_gates_are_those_of_the_runtime(node):
+    text = f"""
+    <ir_version: 10, opset_import: ["" : 21]>
+    gate (float[64] x) => (float[64] y) {{ y = {node} }}
+    """
+    assert difference(to_torch(ir_model(text)), {"x": 4 * normal(64)}) < 1e-6
