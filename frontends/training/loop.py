@@ -304,7 +304,9 @@ class Loop:
         """Score, keep the best state, save, report, and stop where nothing comes of it any more."""
         session = self.session
         account = self.account
-        account.checks = int(progress * session.recipe.checks)
+        # products of floats may fall short of the number of this check
+        passed = int(progress * session.recipe.checks)
+        account.checks = max(passed, account.checks + 1)
         # a state that is not finite has no score; that of the best one stands in the report
         score = account.best
         if account.stop is None:

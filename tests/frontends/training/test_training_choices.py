@@ -6,6 +6,7 @@ import signal
 import numpy as np
 import pytest
 from onnx_opt.frontends.training import loop as loop_module
+from onnx_opt.frontends.training import prepare
 from onnx_opt.frontends.training.choices import EPOCHS, MINUTES, TrainingFacts, choices
 from onnx_opt.frontends.training.data import Example
 from onnx_opt.frontends.training.heads import Head
@@ -229,6 +230,47 @@ def test_answers_of_several_places_are_no_answer_to_an_image():
 
 
 # trainings
+
+
+COLOURED = """
+<ir_version: 10, opset_import: ["" : 21]>
+coloured (float[n, 3, 16, 16] x) => (float[n, 4] y)
+<float[8, 3, 3, 3] k, float[8] b, float[8, 4] w, float[4] c>
+{
+    a = Conv <pads = [1, 1, 1, 1]> (x, k, b)
+    r = Relu (a)
+    p = GlobalAveragePool (r)
+    f = Flatten (p)
+    y = Gemm (f, w, c)
+}
+"""
+
+
+def test_what_a_training_chose_is_in_its_account(monkeypatch):
+    asked_about = []
+
+    def borne(examples, heads, ask, seed):
+        asked_about.append(sum(example.rows for example in examples))
+        return SHOWN
+
+    monkeypatch.setattr(prepare, "photographs", borne)
+    teacher = model_of(COLOURED)
+    result = trained(pruned(teacher, 0.6), teacher, batches(images(128)), steps=3)
+    chosen = {one.where: one.choice for one in result.chosen}
+    # a quarter is held out
+    assert asked_about == [96]
+    assert chosen == {
+        "flip": "true",
+        "shift": "4",
+        "features": "[auto]",
+        "rate": chosen["rate"],
+    }
+    assert float(chosen["rate"]) == result.stats["rate"]
+    given = {"flip": False, "shift": 0, "cutmix": 0.0}
+    plain = trained(
+        pruned(teacher, 0.6), teacher, batches(images(128)), steps=3, **given
+    )
+    assert (len(asked_about), plain.chosen) == (1, [])
 
 
 def test_few_samples_leave_the_student_as_it_is_unless_a_budget_is_named():
