@@ -137,7 +137,10 @@ def _digits(folder: Path) -> Task:
     ink = random.uniform(0.0, 0.3, size=(len(large), 3, 1, 1))
     paper = random.uniform(0.5, 1.0, size=(len(large), 3, 1, 1))
     shape = large[:, None]
-    coloured = (paper + (ink - paper) * shape).astype(np.float32)
+    clean = paper + (ink - paper) * shape
+    # grain: two colours alone are one pattern, which would be found to be no photograph
+    grain = random.normal(scale=0.1, size=clean.shape)
+    coloured = (clean + grain).astype(np.float32)
     order = random.permutation(len(large))
     learned, judged = np.array_split(order, 2)
     path = folder / "digits.onnx"
