@@ -206,7 +206,7 @@ def _without_labels(batches: Iterable[Labelled]) -> Iterator[Feeds]:
 
 CASES = [
     Case("photographs", "prune(sparsity=0.8), FINETUNE, quant", _photographs),
-    Case("digits", "prune(sparsity=0.9), FINETUNE, quant", _digits),
+    Case("digits", "prune(sparsity=0.95), FINETUNE, quant", _digits),
     Case("lines", "prune(sparsity=0.5), FINETUNE", _lines),
     Case("sentences", "prune(sparsity=0.6), FINETUNE", _sentences),
 ]
