@@ -323,7 +323,7 @@ class Loop:
             account.idle = 0
         else:
             account.idle += 1
-        self._lose_patience()
+        self._lose_patience(progress)
         self._save()
         self._report(score, progress)
 
@@ -333,7 +333,7 @@ class Loop:
         if session.checkpoint is not None and session.group.is_leader:
             session.checkpoint.save(self._stored())
 
-    def _lose_patience(self) -> None:
+    def _lose_patience(self, progress: float) -> None:
         """Stop where as many checks as the recipe allows gave nothing better.
 
         Where it names no number, each check after the first of them takes as much again off the
@@ -342,7 +342,7 @@ class Loop:
         account = self.account
         patience = self.session.recipe.patience
         if isinstance(patience, str):
-            if account.idle >= IDLE_CHECKS:
+            if account.idle >= IDLE_CHECKS and progress < 1:
                 account.skipped += 1 / self.session.recipe.checks
                 # the check that is left out is not made up for after the next step
                 account.checks += 1

@@ -196,4 +196,8 @@ def _loop_figures(
     figures["scores"] = " ".join(f"{score:.4f}" for score in account.scores)
     if account.stop is not None:
         figures["stopped"] = account.stop.message
+    elif account.skipped:
+        figures["stopped"] = (
+            f"checks without anything better took {account.skipped:.0%} off the budget"
+        )
     return figures

@@ -304,6 +304,7 @@ def test_checks_without_progress_shorten_a_chosen_budget(monkeypatch):
     result = trained(pruned(teacher, 0.6), teacher, batches(rows()), steps=0)
     # checks 2, 4, 6, 8 and 10 of ten each leave out as much again
     assert result.stats["steps"] == 600
+    assert result.stats["stopped"].endswith("took 40% off the budget")
     named = trained(pruned(teacher, 0.6), teacher, batches(rows()), steps=100)
     assert named.stats["steps"] == 100
 
