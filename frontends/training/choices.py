@@ -184,8 +184,8 @@ def _steps(facts: TrainingFacts, recipe: TrainingRecipe) -> Choice:
 
 
 def _minutes(facts: TrainingFacts, recipe: TrainingRecipe) -> Choice:
-    # where seeds reproduce so far, they go on to
-    if not Augment.of(recipe) or facts.preset == "block":
+    # a student that starts from nothing needs its steps; all others are as good as trained
+    if not Augment.of(recipe) or facts.preset in ("block", "student"):
         return 0.0, ""
     return (
         MINUTES,

@@ -103,6 +103,14 @@ def test_mixtures_are_for_what_learns_anew(changes, cutmix):
 
 
 @pytest.mark.parametrize(
+    ("preset", "minutes"),
+    [("recover", MINUTES), ("qad", MINUTES), ("student", 0.0), ("block", 0.0)],
+)
+def test_the_clock_ends_what_starts_near_its_teacher(preset, minutes):
+    assert choices(TrainingRecipe(), facts(preset=preset)).recipe.minutes == minutes
+
+
+@pytest.mark.parametrize(
     "given",
     [
         {"flip": False},
