@@ -43,7 +43,12 @@ from ._core.targets import TARGETS, QuantRules
 from ._quant.calibrate import Ranges
 from ._quant.engine import Counts
 from ._quant.fp16.convert import touches_float
-from ._quant.inner_passes import InnerReasons, round_inside, smooth_inside
+from ._quant.inner_passes import (
+    InnerReasons,
+    round_inside,
+    round_unseen,
+    smooth_inside,
+)
 from ._quant.inserter import forget_redundant
 from ._quant.kernel_audit import audit_kernels
 from ._quant.latency_fallback import keep_faster
@@ -147,13 +152,21 @@ class Quant(Pass):
     unit: ClassVar[str] = "layers"
 
     form: Literal[
-        "int8", "dynamic", "int16", "blocked", "fp16", "ternary", "binary"
+        "int8",
+        "dynamic",
+        "int16",
+        "blocked",
+        "palette",
+        "fp16",
+        "ternary",
+        "binary",
     ] = Option(
         "int8",
         "int8: integers, activations too (static with data, at run time without); "
         "dynamic: at run time even "
         "with data; int16: 16-bit activations; blocked: weights only, a scale a "
-        "block; fp16: the whole model in half "
+        "block; palette: int8 of few different values, indices of so many bits in the file; "
+        "fp16: the whole model in half "
         "precision; ternary, binary: weights of -1, (0,) 1.",
         instead=_FORMS_INSTEAD,
     )
@@ -268,6 +281,12 @@ class Quant(Pass):
                 "quant.activation_bits",
                 f"form {self.form} has no activations of fewer than 8 bits",
                 f"choose one of {', '.join(able)}, or leave it at 8",
+            )
+        if form.least_width and self.bits > form.most_bits:
+            raise UsageError(
+                "quant.bits",
+                f"form {self.form} has no {self.bits} bits: its values are int8 already",
+                f"give 2 to {form.most_bits}, for example bits=4, or take form int8",
             )
         if form.whole and self.layers:
             raise UsageError(
@@ -479,7 +498,8 @@ class Quant(Pass):
         outcome.declined += others.declined + declined
         _count(outcome, counts)
         if "weights" in counts:
-            _count(outcome, {stat_of(8): counts["weights"]})
+            width = others.palette_bits or 8
+            _count(outcome, {stat_of(width): counts["weights"]})
         # float weights that integers have replaced
         drop_unused_initializers(all_graphs(model))
         refresh_shapes(model)
@@ -498,6 +518,7 @@ class Quant(Pass):
             include=self.include,
             exclude=(*self.exclude, *floats),
             left_float=left_float,
+            palette_bits=self.bits if FORMS[self.form].least_width else None,
         )
 
     def _prepared(
@@ -544,10 +565,12 @@ class Quant(Pass):
         if self.rounding != "gptq":
             return planned
         rounds = context if context.has_data() else None
-        if rounds is None and planned.uses(BLOCKED) and predicts_tokens(model):
+        has_few_bits = planned.uses(BLOCKED) or planned.has_palettes
+        if rounds is None and has_few_bits and predicts_tokens(model):
             # made-up tokens decide better than none, though not as real text does
             rounds = observing(model, context, ROUNDING_TOKENS)
         if rounds is None:
+            round_unseen(model, planned, outcome)
             return planned
         round_inside(
             model,

@@ -5,11 +5,17 @@ Source: Frantar et al., GPTQ, ICLR 2023 (arXiv:2210.17323), section 3 and its `a
 
 from __future__ import annotations
 
+from typing import Any, Protocol
+
 import numpy as np
 from numpy.typing import NDArray
 
-from .._core.saturation import LARGEST_CODE, PAIR_LIMIT, sums_of_one_sign
-from .._quant.grids import Grid
+from .._core.saturation import (
+    LARGEST_CODE,
+    PAIR_LIMIT,
+    KernelPairs,
+    sums_of_one_sign,
+)
 from .layers import Codes, Grams, PerChannel, Rows
 
 BLOCK = 64
@@ -23,7 +29,7 @@ def compensated(
     bias: PerChannel,
     gram: Grams,
     scales: PerChannel,
-    grid: Grid,
+    grid: CodeSet,
 ) -> tuple[Codes, PerChannel]:
     """Round column by column, the most used input first; columns behind make up for the loss.
 
@@ -65,7 +71,7 @@ def compensated(
         weights,
         scales.reshape(groups, -1),
         upper,
-        grid.levels,
+        grid,
     )
     for start in range(0, width, BLOCK):
         stop = min(start + BLOCK, width)
@@ -85,7 +91,7 @@ def compensated(
 
 
 def _column_order(
-    power: NDArray[np.float64], grid: Grid
+    power: NDArray[np.float64], grid: CodeSet
 ) -> tuple[NDArray[np.intp], int]:
     """Columns from the most used input to the least, (groups, K + 1); how many are in pairs.
 
@@ -119,6 +125,20 @@ def _column_order(
     return order, pairs.size
 
 
+class CodeSet(Protocol):
+    """Codes that weights may have: a `Grid`, or `Palettes` of each channel.
+
+    `levels`: the largest. `limited`: pairs of them that must stay within the limit.
+    """
+
+    @property
+    def levels(self) -> int: ...
+    @property
+    def limited(self) -> KernelPairs | None: ...
+    def nearest(self, steps: Rows) -> NDArray[Any]:
+        """Codes of weights in steps: (outer, channels, inner) -> the same."""
+
+
 class _Columns:
     """The columns of a weight while they are rounded one after another.
 
@@ -132,12 +152,12 @@ class _Columns:
         weights: Rows,
         steps: Rows,
         upper: Rows,
-        largest: int,
+        grid: CodeSet,
     ) -> None:
         self.weights = weights
         self.steps = steps
         self.upper = upper
-        self.largest = largest
+        self.grid = grid
         self.zeros: NDArray[np.bool_] = weights == 0
         width = weights.shape[2] - 1
         shape = (*steps.shape, width)
@@ -178,8 +198,9 @@ class _Columns:
 
     def _rounded(self, column: int, current: Rows) -> Rows:
         in_steps = current / self.steps
-        nearest = np.rint(in_steps)
-        chosen = np.clip(nearest, -self.largest, self.largest)
+        # all groups' channels, one behind the other
+        by_channel = in_steps.reshape(1, -1, 1)
+        chosen = self.grid.nearest(by_channel).reshape(current.shape)
         # pruned weights stay pruned
         pruned = self.zeros[:, :, column]
         return np.where(pruned, 0.0, chosen)
@@ -246,11 +267,11 @@ class _Columns:
         left = after - own * passed
         # codes of one sign share the limit; a partner of the other sign has all of it
         room = PAIR_LIMIT - np.abs(tried)
-        most = np.minimum(room, self.largest)
+        most = np.minimum(room, self.grid.levels)
         along_sign = left * sign
         in_steps = along_sign / step
         wanted = np.rint(in_steps)
-        clipped = np.clip(wanted, -self.largest, most)
+        clipped = np.clip(wanted, -self.grid.levels, most)
         partner = sign * clipped
         still_lost = left - partner * step
         other = still_lost / other_unit

@@ -15,6 +15,9 @@ Bytes = NDArray[np.uint8]
 BYTE = np.dtype(np.uint8)
 WORD = np.dtype(np.int32)
 
+LEAST_LOOKED_UP = 1 << 14
+"""Digits from which the nodes that make a table of them weigh little; chosen by hand."""
+
 
 def bytes_for(count: int, per_byte: int) -> int:
     """Bytes that so many elements take; the last one may be filled in part."""
@@ -130,6 +133,11 @@ def smallest_digits(base: int, count: int) -> Digits:
     if word_bytes < plain_bytes:
         return in_words
     return in_bytes
+
+
+def has_table_of_digits(digits: Digits, count: int) -> bool:
+    """True where a byte's digits are looked up: less is computed on the way than by division."""
+    return digits.word == BYTE and count >= LEAST_LOOKED_UP
 
 
 def index_digits(content: Content, values: Bits, digits: Digits) -> Array:

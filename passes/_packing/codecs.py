@@ -5,7 +5,10 @@ nodes compute ends as an ordinary initializer: same kernels, same speed, same me
 
     one value   value (1,)                            -> Expand
     narrow      values of a smaller type              -> Cast
-    palette     indices as digits, several a word     -> Div, Mod -> Gather
+    palette     indices as digits, several a byte     -> Gather (a row of digits) -> Gather
+                or several a word of 32 bits          -> Div, Mod -> Gather
+    channel palettes
+                int8: indices, stored by any of these -> GatherElements in a row of each channel
     bit planes  a plane for each bit of an index      -> Div, Mod, ReduceSum -> Gather
     mask        a bit an element, the nonzeros        -> CumSum of the bits -> Gather
     gaps        distances between nonzeros, nonzeros  -> CumSum -> ScatterElements
@@ -28,12 +31,14 @@ from .bit_packing import (
     Digits,
     bytes_for,
     gap_entries,
+    has_table_of_digits,
     index_digits,
     index_planes,
     mask_bytes,
     nonzeros,
     smallest_digits,
 )
+from .channel_palettes import channel_palettes_of
 from .content import LONGEST_GAPS, Array, Bits, Content, as_type, content_of, narrowed
 from .draft import Draft
 from .grid import grid_of
@@ -103,18 +108,37 @@ def palette(content: Content, draft: Draft) -> ir.Value | None:
     base = values.size
     if base < 2:
         return None
-    table = _table(draft, content, values)
     digits = smallest_digits(base, size)
 
     def compute() -> Array:
         return index_digits(content, values, digits)
 
-    index = _digits(draft, compute, digits, size)
-    decoded = draft.node("Gather", table, index)
+    if has_table_of_digits(digits, size):
+        # the elements of every byte first: fewer numbers on the way
+        by_byte = _table_of_digits(draft, digits)
+        elements = _looked_up(draft, content, values, by_byte)
+        dims = [digits.words_for(size)]
+        byte = _stored_int32(draft, compute, UINT8, dims)
+        decoded = draft.node("Gather", elements, byte)
+    else:
+        index = _digits(draft, compute, digits, size)
+        decoded = _looked_up(draft, content, values, index)
     words = digits.words_for(size)
     per_word = digits.per_word
     decoded_size = words * per_word
     return _cut_to_size(draft, decoded, content, decoded_size)
+
+
+def _looked_up(
+    draft: Draft, content: Content, values: Bits, index: ir.Value
+) -> ir.Value:
+    """The element of each index (int32)."""
+    numbers = np.arange(values.size)
+    # indices into themselves
+    if content.dtype == INT32 and np.array_equal(values, numbers):
+        return index
+    table = _table(draft, content, values)
+    return draft.node("Gather", table, index)
 
 
 def bit_planes(content: Content, draft: Draft) -> ir.Value | None:
@@ -269,6 +293,25 @@ def _scattered(
     return draft.node("Reshape", filled, dims)
 
 
+def channel_palettes(content: Content, draft: Draft) -> ir.Value | None:
+    """Few distinct elements in a channel, or in some: indices into a table of each."""
+    found = channel_palettes_of(content.tensor)
+    if found is None:
+        return None
+    content_of_index = content_of(found.index)
+    index = _cheapest(content_of_index, draft, INDEX_CODECS, draft)
+    tensor = ir.Tensor(found.table)
+    table = draft.stored(tensor)
+    by_group = draft.node("GatherElements", table, index, axis=1)
+    layout = found.layout
+    dims = content.dims
+    if layout.outer > 1:
+        first = [layout.channels, layout.outer, layout.inner]
+        by_channel = draft.node("Reshape", by_group, first)
+        by_group = draft.node("Transpose", by_channel, perm=[1, 0, 2])
+    return draft.node("Reshape", by_group, dims)
+
+
 def grid(content: Content, draft: Draft) -> ir.Value | None:
     """Whole numbers times a scale, of the tensor or of each channel: the numbers, packed again."""
     if content.dtype != FLOAT:
@@ -291,11 +334,15 @@ def grid(content: Content, draft: Draft) -> ir.Value | None:
 INTEGER_CODECS: tuple[Codec, ...] = (palette, bit_planes, mask, gaps, short_gaps)
 """Codecs that the whole numbers of a grid may be stored by."""
 
+INDEX_CODECS: tuple[Codec, ...] = (palette, mask, gaps, short_gaps)
+"""Codecs of indices into palettes of channels: planes of bits would take much memory at load."""
+
 CODECS: dict[str, Codec] = {
     "one value": one_value,
     "narrow": narrow,
     "palette": palette,
     "bit planes": bit_planes,
+    "channel palettes": channel_palettes,
     "mask": mask,
     "gaps": gaps,
     "short gaps": short_gaps,
@@ -357,17 +404,26 @@ def _cheapest(
     return stored
 
 
-def _bits_of_bytes(draft: Draft) -> ir.Value:
-    """Bits of every byte, the lowest first: (256, 8) int32; nodes are smaller than the table."""
+def _table_of_digits(draft: Draft, digits: Digits) -> ir.Value:
+    """Digits of every byte, the lowest first: (256, digits) int32, by nodes that are smaller."""
+
+    def make(draft: Draft) -> ir.Value:
+        every_byte = draft.shared("bytes", _every_byte)
+        return _digits_of(draft, every_byte, digits)
+
+    return draft.shared(f"digits to {digits.base}", make)
+
+
+def _every_byte(draft: Draft) -> ir.Value:
+    """Numbers from 0 to 255: (256, 1) int32."""
     column = [256, 1]
     ones = draft.node("Expand", ONE, column)
-    every_byte = draft.node("CumSum", ones, FIRST_AXIS, exclusive=1)
-    return _digits_of(draft, every_byte, BITS)
+    return draft.node("CumSum", ones, FIRST_AXIS, exclusive=1)
 
 
 def _counts(draft: Draft) -> ir.Value:
     """Ones among the bits of each byte: (256, 1) int32."""
-    bits = draft.shared("bits", _bits_of_bytes)
+    bits = _table_of_digits(draft, BITS)
     axes = [1]
     return draft.node("ReduceSum", bits, axes, keepdims=1)
 
@@ -377,7 +433,7 @@ def _ranks(draft: Draft) -> ir.Value:
 
     Shape (256, 8) int32.
     """
-    bits = draft.shared("bits", _bits_of_bytes)
+    bits = _table_of_digits(draft, BITS)
     ordinals = draft.node("CumSum", bits, SECOND_AXIS)
     unset = draft.node("Sub", bits, ONE)
     far_below = draft.node("Mul", unset, FAR_ABOVE)

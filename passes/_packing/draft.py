@@ -72,7 +72,9 @@ class Draft:
         self._new_shared[key] = value
         return value
 
-    def node(self, op_type: str, *operands: Operand, **attributes: int) -> ir.Value:
+    def node(
+        self, op_type: str, *operands: Operand, **attributes: int | list[int]
+    ) -> ir.Value:
         """Add a node with one output; arrays and shapes among its operands become constants."""
         inputs = [self._input(operand) for operand in operands]
         node = ir.node(op_type, inputs, attributes=attributes, name="")

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from .bit_packing import has_table_of_digits, smallest_digits
 from .content import Content
 
 INDEX = 4
@@ -25,9 +26,20 @@ def load_bytes(codec: str, content: Content) -> int:
 
 
 def _palette(content: Content) -> int:
-    # the quotient and the remainder of each digit, and the values in their flat order
-    digits = 2 * INDEX
-    by_element = digits + _item(content)
+    assert content.palette is not None
+    digits = smallest_digits(content.palette.size, content.size)
+    words = INDEX * digits.words_for(content.size)
+    if has_table_of_digits(digits, content.size):
+        # bytes as indices, and the values in their flat order
+        return words + _item(content) * content.size
+    # the quotient and the remainder of each digit, and the values
+    by_element = 2 * INDEX + _item(content)
+    return content.size * by_element
+
+
+def _channel_palettes(content: Content) -> int:
+    # at most: digits of words, the values in the order of channels, and in their own
+    by_element = 2 * INDEX + 2 * _item(content)
     return content.size * by_element
 
 
@@ -83,6 +95,7 @@ def _item(content: Content) -> int:
 _ESTIMATES: dict[str, Callable[[Content], int]] = {
     "palette": _palette,
     "bit planes": _bit_planes,
+    "channel palettes": _channel_palettes,
     "mask": _mask,
     "gaps": _gaps,
     "short gaps": _short_gaps,

@@ -11,6 +11,7 @@ from collections import Counter
 import onnx_ir as ir
 
 from .._core.lazy import BLOCK
+from .channel_palettes import channel_palettes_of
 from .content import LONGEST_GAPS, Content, content_of
 from .grid import grid_of
 from .load_memory import load_bytes
@@ -44,6 +45,8 @@ def least_load_bytes(tensor: ir.TensorProtocol, min_saving: float) -> int | None
     enough = [name for name, nbytes in _stored_bytes(whole).items() if nbytes <= limit]
     if tensor.dtype == ir.DataType.FLOAT and grid_of(tensor) is not None:
         enough.append("grid")
+    if channel_palettes_of(tensor) is not None:
+        enough.append("channel palettes")
     return min((load_bytes(name, whole) for name in enough), default=None)
 
 

@@ -119,8 +119,8 @@ def _stored(
 
 
 def _is_of_rows(layer: QuantLayer, code: Codes) -> bool:
-    """True if codes have 8 bits and a scale a row, as those of tables."""
-    return layer.channel_axis == 0 and not code.packed
+    """True if codes are int8 with a scale a row, as those of tables."""
+    return layer.channel_axis == 0 and code.is_plain
 
 
 def _stored_rows(

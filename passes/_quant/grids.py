@@ -58,6 +58,12 @@ class Grid:
             return None
         return self.pairs
 
+    def nearest(self, steps: NDArray[Any]) -> NDArray[Any]:
+        """The nearest code of each weight that is given in steps of its scale."""
+        rounded = np.rint(steps)
+        clipped: NDArray[Any] = np.clip(rounded, -self.levels, self.levels)
+        return clipped
+
 
 def scales_on(tensor: ir.TensorProtocol, layout: Layout, grid: Grid) -> Floats:
     """The scale of each channel: of the grid that its weights lie on already, or of least expected

@@ -5,10 +5,12 @@ from __future__ import annotations
 import functools
 import glob
 from collections.abc import Collection
+from dataclasses import dataclass
 
 import onnx_ir as ir
 
 from .._calibrated.grid import grid_of_bits
+from .._calibrated.palette_rounding import round_to_palettes, round_without_data
 from .._core.context import Context
 from .._core.linear import LinearLayer
 from .._core.outcome import Declined, PassOutcome
@@ -70,8 +72,69 @@ def round_inside(
     samples: int,
 ) -> None:
     """Bring the weights of integer layers onto their grids, each layer's outputs kept."""
-    # by bits, and by the block that shares a scale where there is one
-    by_grid: dict[tuple[int, int | None], list[QuantLayer]] = {}
+    tally = _RoundedLayers()
+    samples = min(samples, ROUNDING_SAMPLES)
+    # one grid at a time: layers of a model may differ in bits
+    by_grid, limited = _grids(planned, request)
+    for (bits, block), layers in by_grid.items():
+        rounding = Gptq(
+            bits=bits,
+            block=block,
+            samples=samples,
+            include=_names(layers),
+        )
+        grid_of = functools.partial(_grid_of, bits, limited)
+        with context.progress(Gptq.name, 1):
+            found = rounding.run_on(model, context, grid_of)
+        tally.add(found)
+        inner.add(Gptq.name, _of(layers, found))
+    for bits, layers in _by_palette(planned).items():
+        with context.progress("palettes", 1):
+            found = round_to_palettes(
+                model,
+                context,
+                bits,
+                samples,
+                _names(layers),
+            )
+        tally.add(found)
+        inner.add("palettes", _of(layers, found))
+    if tally.asked:
+        outcome.stats["rounded"] = tally.layers
+    if tally.layers:
+        outcome.stats["rounding_gain_db"] = round(tally.gained / tally.layers, 2)
+
+
+def round_unseen(model: ir.Model, planned: QuantPlan, outcome: PassOutcome) -> None:
+    """Bring weights onto palettes where no data tells what layers read."""
+    by_palette = _by_palette(planned)
+    for bits, layers in by_palette.items():
+        weights = {layer.weight for layer in layers}
+        count = round_without_data(model, bits, weights)
+        outcome.stats["rounded"] = int(outcome.stats.get("rounded", 0)) + count
+
+
+@dataclass
+class _RoundedLayers:
+    """Layers that were rounded (count), and the decibels that they gained together."""
+
+    asked: bool = False
+    layers: int = 0
+    gained: float = 0.0
+
+    def add(self, found: PassOutcome) -> None:
+        self.asked = True
+        self.layers += found.changed
+        self.gained += found.changed * float(found.stats["gain_db"])
+
+
+Grids = dict[tuple[int, int | None], list[QuantLayer]]
+"""Layers by the bits of their weights, and by the block that shares a scale where there is one."""
+
+
+def _grids(planned: QuantPlan, request: PlanRequest) -> tuple[Grids, set[str]]:
+    """Layers that GPTQ rounds to steps, and the weights that must not saturate."""
+    found: Grids = {}
     limited: set[str] = set()
     for graph_plan in planned.graphs:
         placement = graph_plan.placement(request.rules)
@@ -79,34 +142,33 @@ def round_inside(
             limited.add(layer.weight.name or "")
         for layer in placement.layers:
             choice = graph_plan.choices[layer]
-            if FORMS[choice.form].has_bits:
-                by_grid.setdefault((choice.bits, None), []).append(layer)
+            if FORMS[choice.form].has_bits and not choice.has_palettes:
+                found.setdefault((choice.bits, None), []).append(layer)
         for layer in graph_plan.engines.get(BLOCKED, []):
             if graph_plan.choices[layer].bits == BLOCK_BITS:
-                by_grid.setdefault((BLOCK_BITS, request.block), []).append(layer)
-    rounded = 0
-    gained = 0.0
-    # one grid at a time: layers of a model may differ in bits
-    for (bits, block), layers in by_grid.items():
-        names = [glob.escape(layer.weight.name or "") for layer in layers]
-        rounding = Gptq(
-            bits=bits,
-            block=block,
-            samples=min(samples, ROUNDING_SAMPLES),
-            include=tuple(names),
-        )
-        grid_of = functools.partial(_grid_of, bits, limited)
-        with context.progress(Gptq.name, 1):
-            found = rounding.run_on(model, context, grid_of)
-        rounded += found.changed
-        gained += found.changed * float(found.stats["gain_db"])
-        # it walks all layers, and says of the others that include does not name them
-        labels = {layer.name for layer in layers}
-        inner.add(Gptq.name, [d for d in found.declined if d.where in labels])
-    if by_grid:
-        outcome.stats["rounded"] = rounded
-    if rounded:
-        outcome.stats["rounding_gain_db"] = round(gained / rounded, 2)
+                found.setdefault((BLOCK_BITS, request.block), []).append(layer)
+    return found, limited
+
+
+def _by_palette(planned: QuantPlan) -> dict[int, list[QuantLayer]]:
+    """Layers with palettes by the bits of an index, whatever engine runs them."""
+    found: dict[int, list[QuantLayer]] = {}
+    for graph_plan in planned.graphs:
+        for layer in graph_plan.layers:
+            choice = graph_plan.choices[layer]
+            if choice.has_palettes:
+                found.setdefault(choice.bits, []).append(layer)
+    return found
+
+
+def _names(layers: list[QuantLayer]) -> tuple[str, ...]:
+    return tuple(glob.escape(layer.weight.name or "") for layer in layers)
+
+
+def _of(layers: list[QuantLayer], found: PassOutcome) -> list[Declined]:
+    """Reasons of these layers: a pass walks all, and says of others that nobody names them."""
+    labels = {layer.name for layer in layers}
+    return [declined for declined in found.declined if declined.where in labels]
 
 
 def _grid_of(bits: int, limited: Collection[str], layer: LinearLayer) -> Grid:

@@ -42,6 +42,11 @@ class Choice:
         """True if the layer's weights take less than a byte in the file."""
         return FORMS[self.form].is_packed_at(self.bits)
 
+    @property
+    def has_palettes(self) -> bool:
+        """True if few different codes stand for a channel's weights."""
+        return FORMS[self.form].least_width > 0 and self.is_packed
+
 
 @dataclass(frozen=True)
 class Override:
@@ -154,15 +159,21 @@ def choices(
         last = [layers[0], layers[-1], inner[0], inner[-1]]
         # by weight: a layer elsewhere that shares it has to store it alike
         weights = {layer.weight for layer in last}
-        form = default.form if FORMS[default.form].has_bits else END_FORM
+        row = FORMS[default.form]
+        form = default.form if row.has_bits else END_FORM
+        most = row.largest_end * sum(layer.tensor.size for layer in layers)
         for layer in layers:
-            if layer.weight in weights:
+            if layer.weight in weights and layer.tensor.size <= most:
                 found[layer] = Choice(form, 8)
     if ends == "8" and not FORMS[default.form].has_bits:
         # the table keeps 8 bits, and one stored form serves both
         for layer in layers:
             if is_tied(layer.weight) and found[layer].form == "blocked":
                 found[layer] = Choice("blocked", 8)
+    for layer in layers:
+        choice = found[layer]
+        if layer.width < FORMS[choice.form].least_width:
+            found[layer] = Choice(choice.form, 8)
     # last, since a named layer outranks the ends
     for layer in layers:
         names = layer_names(layer.node)

@@ -21,7 +21,7 @@ class OtherRequest:
     """Facts on which plans depend: the form, its target and options, and patterns of names.
 
     `left_float`: patterns of layers whose integer kernels are slower; their weights have 8 bits all
-    the same.
+    the same. `palette_bits`: bits of an index, of a form with palettes.
     """
 
     form: Form
@@ -31,6 +31,7 @@ class OtherRequest:
     include: tuple[str, ...]
     exclude: tuple[str, ...]
     left_float: tuple[str, ...]
+    palette_bits: int | None = None
 
     @property
     def has_tables(self) -> bool:
@@ -46,10 +47,11 @@ class OtherRequest:
 
 @dataclass(frozen=True)
 class OtherPlan:
-    """Tables and recurrent layers to store in 8 bits, with a reason for each other one."""
+    """Tables and recurrent layers to store in int8, with a reason for each other one."""
 
     tables: TablePlan
     recurrent: RecurrentPlan
+    palette_bits: int | None = None
     rows: dict[ir.Value, StoredRows] = field(default_factory=dict)
     """Tables that linear layers have stored, to be shared."""
 
@@ -82,7 +84,7 @@ def plan_others(model: ir.Model, request: OtherRequest) -> OtherPlan:
         is_integer=request.has_integer_lstm,
         is_folded=request.target.folds_constants,
     )
-    return OtherPlan(tables, recurrent)
+    return OtherPlan(tables, recurrent, request.palette_bits)
 
 
 def store_others(
@@ -95,8 +97,14 @@ def store_others(
     total = Counter[str]()
     declined: list[Declined] = []
     for counts, reasons in (
-        store_tables(plan.tables, names, plan.rows),
-        store_recurrent(model, plan.recurrent, names, limits_pairs),
+        store_tables(plan.tables, names, plan.rows, plan.palette_bits),
+        store_recurrent(
+            model,
+            plan.recurrent,
+            names,
+            limits_pairs,
+            plan.palette_bits,
+        ),
     ):
         total.update(counts)
         declined += reasons

@@ -75,6 +75,11 @@ class GraphPlan:
             found += layers
         return found
 
+    @property
+    def has_palettes(self) -> bool:
+        """True if some layer's weights are to be on palettes."""
+        return any(self.choices[layer].has_palettes for layer in self.layers)
+
     def opset(self, options: EncodeOptions) -> int:
         """Least opset that the chosen forms need."""
         needed = PER_CHANNEL_OPSET
@@ -172,6 +177,11 @@ class QuantPlan:
     def uses(self, engine: Engine) -> bool:
         """True if some layer is to be run by `engine`."""
         return engine in self._engines()
+
+    @property
+    def has_palettes(self) -> bool:
+        """True if some layer's weights are to be on palettes."""
+        return any(graph.has_palettes for graph in self.graphs)
 
     def _engines(self) -> set[Engine]:
         used: set[Engine] = set()
@@ -326,16 +336,18 @@ def _decide(
     reason = engine.why_not(case)
     if reason is None:
         return _Decision(engine)
-    if engine.integer and request.stores_floats and _is_stored_small(case):
+    if engine.integer and request.stores_floats and _is_stored_small(case, choice):
         return _Decision(FLOAT, f"{reason}; its weights have {choice.bits} bits")
     return _Decision(reason=reason)
 
 
-def _is_stored_small(case: LayerCase) -> bool:
+def _is_stored_small(case: LayerCase, choice: Choice) -> bool:
     """True for a layer that data has run as float, or not at all: its weights may still have fewer
-    bits.
+    bits. Without data only those of a form that float layers have too.
     """
     layer = case.layer
-    if not case.has_data or layer.no_integers or layer.tensor.size < LEAST_STORED:
+    if not case.has_data and FLOAT not in FORMS[choice.form].engines:
+        return False
+    if layer.no_integers or layer.tensor.size < LEAST_STORED:
         return False
     return why_not_float(case) is None

@@ -24,7 +24,8 @@ from .._core.provenance import FloatLayer, set_float_layer
 from .._core.saturation import kernel_pairs
 from .engine import Counts
 from .inserter import Inserter
-from .weight_codes import Codes, integer_codes
+from .palettes import LEAST_WIDTH
+from .weight_codes import Codes, integer_codes, palette_codes
 from .weights import Floats, wide_enough
 
 WEIGHTS = (1, 2)
@@ -136,12 +137,16 @@ def _tensor(value: ir.Value) -> ir.TensorProtocol:
 
 
 def store_recurrent(
-    model: ir.Model, plan: RecurrentPlan, names: Names, limits_pairs: bool
+    model: ir.Model,
+    plan: RecurrentPlan,
+    names: Names,
+    limits_pairs: bool,
+    palette_bits: int | None,
 ) -> tuple[Counts, list[Declined]]:
     """Rewrite the layers of a plan; layers that share a weight share its codes.
 
     Returns the counts, and a reason for each layer whose weights have no codes. `limits_pairs`: no
-    pair of weights may saturate an integer kernel.
+    pair of weights may saturate an integer kernel. `palette_bits`: as of tables.
     """
     counts: Counts = {"layers": 0, "weights": 0}
     declined: list[Declined] = []
@@ -150,7 +155,11 @@ def store_recurrent(
     for layer in plan.layers:
         for value in layer.weights:
             if value not in codes:
-                codes[value] = _codes(value, limits_pairs)
+                codes[value] = _codes(
+                    value,
+                    limits_pairs,
+                    palette_bits,
+                )
         broken = [v for v in layer.weights if not np.isfinite(codes[v].scales).all()]
         if broken:
             reason = f"weight '{broken[0].name}' holds NaN or infinity"
@@ -172,12 +181,14 @@ def _shape(value: ir.Value) -> tuple[int, int, int]:
     return directions, gates, inputs
 
 
-def _codes(value: ir.Value, limits_pairs: bool) -> Codes:
-    """8-bit codes of a weight, a scale for each gate's row."""
+def _codes(value: ir.Value, limits_pairs: bool, palette_bits: int | None) -> Codes:
+    """Int8 codes of a weight, a scale for each gate's row."""
     directions, gates, inputs = _shape(value)
     rows = directions * gates
     pairs = kernel_pairs("MatMul", (inputs, rows)) if limits_pairs else None
     layout = Layout(1, rows, inputs)
+    if palette_bits is not None and inputs >= LEAST_WIDTH:
+        return palette_codes(_tensor(value), layout, palette_bits)
     return integer_codes(_tensor(value), layout, 8, "mse", pairs)
 
 

@@ -23,18 +23,23 @@ from .dynamic import insert_dynamic, insert_float, why_not_dynamic, why_not_floa
 from .engine import Engine
 from .fp16.convert import WhyNot, to_half
 from .insert_static import insert_static, why_not_static
+from .palettes import LARGEST_END, LEAST_WIDTH, MOST_BITS
 from .weight_codes import (
     PACKED_BITS,
     Codes,
     Fit,
     Storage,
     integer_codes,
+    palette_codes,
     sign_codes,
     ternary_codes,
 )
 
 PER_CHANNEL_OPSET = 13
 """Opset in which DequantizeLinear takes a scale a channel."""
+
+ALL_BITS = 8
+"""Bits of a code: layers that keep so many have no palettes."""
 
 SMALL_TYPES_OPSET = 21
 """Opset of 4-bit weights and 16-bit activations."""
@@ -86,6 +91,15 @@ def _encode_integers(
     )
 
 
+def _encode_palettes(
+    tensor: ir.TensorProtocol, layout: Layout, options: EncodeOptions
+) -> Codes:
+    # so many values are all that there are
+    if options.bits == ALL_BITS:
+        return _encode_integers(tensor, layout, options)
+    return palette_codes(tensor, layout, options.bits)
+
+
 def _encode_ternary(
     tensor: ir.TensorProtocol, layout: Layout, options: EncodeOptions
 ) -> Codes:
@@ -132,7 +146,9 @@ class Form:
     `whole`: converts the whole model instead, layers or not.
 
     `width`: bits of one of its weights; `has_bits`: the option `bits` is that width; `is_packed`:
-    it is always less than a byte. `low_bit_activations`: the option `activation_bits` applies.
+    it is always less than a byte. `most_bits`: more are 8, where `least_width` weights of a
+    channel are too few for fewer; `largest_end`: share of all weights up to which the first and the
+    last layer keep 8. `low_bit_activations`: the option `activation_bits` applies.
     `per_layer`: single layers may have it beside other forms, for the activations around them stay
     what they are.
     `activation`: type of activations in place of the target's; `why_not`: reason why a target has
@@ -146,6 +162,9 @@ class Form:
     width: Callable[[EncodeOptions], int] = _asked_width
     has_bits: bool = False
     is_packed: bool = False
+    most_bits: int = PACKED_BITS
+    least_width: int = 0
+    largest_end: float = 1.0
     low_bit_activations: bool = False
     per_layer: bool = True
     activation: Literal["uint16"] | None = None
@@ -154,7 +173,7 @@ class Form:
 
     def is_packed_at(self, bits: int) -> bool:
         """True if weights of so many bits take less than a byte in the file."""
-        return self.is_packed or (self.has_bits and bits <= PACKED_BITS)
+        return self.is_packed or (self.has_bits and bits <= self.most_bits)
 
 
 FORMS: dict[str, Form] = {
@@ -190,6 +209,15 @@ FORMS: dict[str, Form] = {
     "fp16": Form(
         whole=to_half,
         per_layer=False,
+    ),
+    "palette": Form(
+        engines=(STATIC, DYNAMIC, FLOAT),
+        encode=_encode_palettes,
+        has_bits=True,
+        most_bits=MOST_BITS,
+        least_width=LEAST_WIDTH,
+        largest_end=LARGEST_END,
+        low_bit_activations=True,
     ),
     "ternary": Form(
         engines=(STATIC, FLOAT),

@@ -21,6 +21,7 @@ from .._core.tables import tables_of
 from .._core.weights import Weight
 from .engine import Counts, StoredRows
 from .inserter import Inserter, take_over
+from .weight_codes import palette_codes
 from .weights import INT8_LEVELS, Floats, channel_absmax, quantize_weight, wide_enough
 
 LEAST_TABLE = 1024
@@ -73,10 +74,12 @@ def store_tables(
     plan: TablePlan,
     names: Names,
     shared: dict[ir.Value, StoredRows],
+    palette_bits: int | None,
 ) -> tuple[Counts, list[Declined]]:
-    """Store each table in 8 bits, and let every Gather read codes; what is done, and what is not.
+    """Store each table in int8, and let every Gather read codes; what is done, and what is not.
 
-    `shared`: codes of rows that layers have stored already, by the table.
+    `shared`: codes of rows that layers have stored already, by the table. `palette_bits`: bits of
+    an index where codes are on palettes.
     """
     counts: Counts = {"tables": 0, "weights": 0}
     declined: list[Declined] = []
@@ -95,7 +98,12 @@ def store_tables(
             if not np.isfinite(largest).all():
                 declined.append(Declined(table.name, "it holds NaN or infinity"))
                 continue
-            rows = _stored(table, names, largest)
+            rows = _stored(
+                table,
+                names,
+                largest,
+                palette_bits,
+            )
             # where layers share the rows, they counted them
             counts["weights"] += table.size
         _read_rows(table, names, rows)
@@ -122,11 +130,20 @@ def _other_reader(table: Weight) -> ir.Node | None:
     return None
 
 
-def _stored(table: Weight, names: Names, largest: Floats) -> StoredRows:
+def _stored(
+    table: Weight, names: Names, largest: Floats, palette_bits: int | None
+) -> StoredRows:
     graph = table.value.graph
     assert isinstance(graph, ir.Graph)
-    scales = wide_enough(largest / np.float32(INT8_LEVELS), None, 1.0)
-    codes = quantize_weight(table.tensor, _layout(table), scales)
+    layout = _layout(table)
+    codes: ir.TensorProtocol
+    if palette_bits is None:
+        scales = wide_enough(largest / np.float32(INT8_LEVELS), None, 1.0)
+        codes = quantize_weight(table.tensor, layout, scales)
+    else:
+        made = palette_codes(table.tensor, layout, palette_bits)
+        scales = wide_enough(made.scales, None, 1.0)
+        codes = made.codes(scales)
     stored = Inserter(graph, names).encoded(table.name, "rows", codes)
     return StoredRows(stored, scales)
 

@@ -16,6 +16,7 @@ from .._core.saturation import KernelPairs
 from .grids import Grid, scales_on
 from .inserter import Inserter
 from .packing import TRITS, int4_weight, nibble_weight, packed_weight
+from .palettes import codes_of, rescaled
 from .scales import (
     Elementwise,
     channel_sums,
@@ -60,6 +61,11 @@ class Codes:
     packed: bool = True
     has_zero: bool = True
 
+    @property
+    def is_plain(self) -> bool:
+        """True if codes are stored as int8, for `pack` to find a smaller form perhaps."""
+        return self.store is _store_int8
+
 
 def integer_codes(
     tensor: ir.TensorProtocol,
@@ -98,6 +104,20 @@ def integer_codes(
         codes,
         store,
         packed,
+    )
+
+
+def palette_codes(tensor: ir.TensorProtocol, layout: Layout, bits: int) -> Codes:
+    """Codes of which a channel has 2**bits different ones at most, see palettes.py."""
+    stored = codes_of(tensor, layout, bits)
+
+    def codes(scales: Floats) -> ir.TensorProtocol:
+        return rescaled(stored, scales)
+
+    return Codes(
+        stored.scales.astype(np.float32),
+        codes,
+        _store_int8,
     )
 
 

@@ -86,6 +86,14 @@ def grid(scales, zeros=0.0, dtype=np.float32):
     return (codes * random.uniform(0.01, 1, scales).astype(dtype)).astype(dtype)
 
 
+def own_values(channels, width, count, seed=0):
+    """Codes of which each channel has a few of its own."""
+    random = np.random.default_rng(seed)
+    pools = [random.choice(np.arange(-64, 65), count, False) for _ in range(channels)]
+    rows = [random.choice(pool, width) for pool in pools]
+    return np.array(rows, np.int8)
+
+
 def pack(array, **options):
     model = model_of(array)
     outcome = Pack(**options).run(model, NullContext())
@@ -167,6 +175,15 @@ PACKED = {
     "thirteen values": (
         np.random.default_rng(4).integers(0, 13, (64, 64)).astype(np.uint8),
         "palette",
+    ),
+    "own values a row": (own_values(64, 144, 16), "channel_palettes"),
+    "own values a column": (
+        np.ascontiguousarray(own_values(64, 144, 8).T),
+        "channel_palettes",
+    ),
+    "own values and zeros": (
+        own_values(64, 576, 16) * (np.random.default_rng(8).random((64, 576)) < 0.2),
+        "channel_palettes",
     ),
     "forty values": (
         np.random.default_rng(5)
@@ -319,6 +336,26 @@ def test_indices_take_the_bits_of_their_number(values, bits):
     # and 300 bytes for the nodes
     claimed = 8 * (outcome.stats["bytes_after"] - 300) / array.size
     assert claimed == pytest.approx(bits, abs=0.01)
+
+
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("together", [1, 4, 64])
+def test_palettes_that_channels_share_are_stored_once(together, turned):
+    shared = own_values(64 // together, 200 * together, 16).reshape(64, 200)
+    array = np.ascontiguousarray(shared.T) if turned else shared
+    model, outcome = pack(array)
+    assert decoded(model, len(array)).tobytes() == array.tobytes()
+    # half a byte each, and a table of 16 for every group
+    claimed = outcome.stats["bytes_after"] - 64 * 100 - 16 * 64 // together
+    assert 0 < claimed < 900
+
+
+def test_channels_of_an_axis_between_others_keep_their_order():
+    """A MatMul of a stack of matrices: channels are the last axis, which Transpose restores."""
+    array = own_values(48, 3 * 40, 8).reshape(48, 3, 40).transpose(1, 2, 0)
+    model, outcome = pack(np.ascontiguousarray(array))
+    assert outcome.stats["channel_palettes"] == 1
+    assert decoded(model, 3).tobytes() == array.tobytes()
 
 
 def test_memory_while_loading_is_bounded():

@@ -1,0 +1,127 @@
+"""Int8 codes that take few values in a channel, though many in all: which, if any.
+
+Channels lie along the first axis or the last; neighbours may have their values in common.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from .._core.channel_layout import Layout
+from .._core.lazy import blocks
+from .content import MOST_VALUES
+
+CODES = 256
+"""Values that int8 has."""
+
+LARGEST = 64 << 20
+"""Bytes of the marks, one for each channel and value, above which nobody looks. Chosen by hand."""
+
+
+@dataclass(frozen=True, eq=False)
+class ChannelPalettes:
+    """A tensor of int8 as `table` (groups, values) and `index` (groups, n / groups) int32 into it.
+
+    Elements are in the order of channels. `layout`: the tensor around their axis.
+    """
+
+    table: NDArray[np.int8]
+    index: ir.TensorProtocol
+    layout: Layout
+
+
+def channel_palettes_of(tensor: ir.TensorProtocol) -> ChannelPalettes | None:
+    """Find the palettes that take fewest bytes; None where channels have too many values."""
+    shape = tuple(int(dim) for dim in tensor.shape.numpy())
+    if tensor.dtype != ir.DataType.INT8 or len(shape) < 2 or not tensor.size:
+        return None
+    best = None
+    least = math.inf
+    for axis in (0, len(shape) - 1):
+        layout = Layout.of(shape, axis)
+        marks = _marks(tensor, layout)
+        if marks is None:
+            continue
+        nbytes, together = _grouped(marks, tensor.size)
+        if nbytes < least:
+            best = (layout, together)
+            least = nbytes
+    return None if best is None else _palettes(tensor, *best)
+
+
+def _marks(tensor: ir.TensorProtocol, layout: Layout) -> NDArray[np.bool_] | None:
+    """Mask of the values of each channel, (channels, CODES), lowest first; None for too many."""
+    channels = layout.channels
+    if channels * CODES > LARGEST:
+        return None
+    marks = np.zeros((channels, CODES), bool)
+    for start, block in blocks(tensor, layout.granule):
+        view, held = layout.view(block, start)
+        own = marks[held]
+        numbers = np.arange(len(own))[:, None]
+        own[numbers, view.astype(np.int16) + CODES // 2] = True
+        if own.sum(axis=1).max(initial=0) > MOST_VALUES:
+            return None
+    return marks
+
+
+def _grouped(marks: NDArray[np.bool_], size: int) -> tuple[float, NDArray[np.bool_]]:
+    """Bytes of indices and palettes, and the values of each group that takes fewest.
+
+    Groups are of neighbouring channels, all of one size.
+    """
+    channels = len(marks)
+    best = marks
+    least = math.inf
+    for count in range(1, channels + 1):
+        if channels % count:
+            continue
+        by_group = marks.reshape(-1, count, CODES)
+        together: NDArray[np.bool_] = np.any(by_group, axis=1)
+        values = int(together.sum(axis=1).max())
+        # larger groups have no fewer
+        if values > MOST_VALUES:
+            break
+        nbytes = size * math.log2(max(values, 2)) / 8 + len(together) * values
+        if nbytes < least:
+            best = together
+            least = nbytes
+    return least, best
+
+
+def _palettes(
+    tensor: ir.TensorProtocol, layout: Layout, together: NDArray[np.bool_]
+) -> ChannelPalettes:
+    groups = len(together)
+    values = int(together.sum(axis=1).max())
+    # zero first, so that masks see zeros of indices too
+    order = np.roll(np.arange(CODES), CODES // 2)
+    marked = together[:, order]
+    ranks = marked.cumsum(axis=1) - 1
+    codes = (order - CODES // 2).astype(np.int8)
+    table = np.zeros((groups, values), np.int8)
+    group, place = np.nonzero(marked)
+    table[group, ranks[group, place]] = codes[place]
+    lookup = np.zeros((groups, CODES), np.int32)
+    lookup[:, order] = ranks
+    size = tensor.size
+
+    def compute() -> ir.TensorProtocol:
+        flat = tensor.numpy().reshape(-1)
+        view, _ = layout.view(flat, 0)
+        rows = layout.rows(view).reshape(groups, size // groups)
+        places = rows.astype(np.int16) + CODES // 2
+        index = np.take_along_axis(lookup, places.astype(np.intp), axis=1)
+        return ir.Tensor(np.ascontiguousarray(index))
+
+    index = ir.LazyTensor(
+        compute,
+        dtype=ir.DataType.INT32,
+        shape=ir.Shape([groups, size // groups]),
+    )
+    return ChannelPalettes(table, index, layout)
