@@ -34,6 +34,7 @@ from ._core.weight_axes import NoAxisError, input_axis
 from ._core.weights import Weight, weights_of
 from ._quant.block_grids import DTYPES, LEVELS, best_scales
 from ._quant.inserter import Inserter
+from ._quant.palettes import MOST_BITS, codes_of, rescaled
 from ._quant.weights import (
     INT8_LEVELS,
     Floats,
@@ -43,9 +44,9 @@ from ._quant.weights import (
 )
 from ._simplify.plain_weights import plain_weights
 
-Encoding = Literal["int8", "int4", "fp16", "bf16"]
+Encoding = Literal["int8", "int4", "palette", "fp16", "bf16"]
 
-OPSETS = {"int8": 7, "int4": 21, "fp16": 7, "bf16": 13}
+OPSETS = {"int8": 7, "int4": 21, "palette": 7, "fp16": 7, "bf16": 13}
 """Least opset of the nodes that unpack a weight.
 
 Mul broadcasts from 7, Cast reads bf16 from 13 and int4 from 21.
@@ -53,7 +54,13 @@ Mul broadcasts from 7, Cast reads bf16 from 13 and int4 from 21.
 
 FLOAT_TYPES = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
 
-LIMITS = {"fp16": 65504.0, "bf16": 3.38e38, "int8": 1e38, "int4": 1e38}
+LIMITS = {
+    "fp16": 65504.0,
+    "bf16": 3.38e38,
+    "int8": 1e38,
+    "int4": 1e38,
+    "palette": 1e38,
+}
 """Largest magnitude that is stored: the type's own; of integers chosen by hand."""
 
 BLOCKS = {"int8": 64, "int4": 32}
@@ -81,7 +88,9 @@ class CompressWeights(Pass):
 
     Effect: lossy. Touches float32 weights of Conv, ConvTranspose, Gemm, MatMul, LSTM, GRU and RNN
     and tables of Gather; activations stay float32. int8 and int4: a scale for each block of an
-    output channel or table row, about 0.27 and 0.16 of the bytes; fp16 and bf16: rounded, 0.5.
+    output channel or table row, about 0.27 and 0.16 of the bytes; palette: int8 codes of which a
+    channel has 2**bits different ones, 0.14 with `bits=4` once `pack` stores their indices; fp16
+    and bf16: rounded, 0.5.
     Depthwise convolutions become fp16 where others become integers: with a scale each they would be
     hardly smaller, and they lose most. What exporters noted on nodes and values goes
     (`notes=keep`); names stay.
@@ -103,6 +112,12 @@ class CompressWeights(Pass):
     unit: ClassVar[str] = "weights"
 
     encoding: Encoding = Option("int8", "How weights are stored.")
+    bits: int = Option(
+        4,
+        "Bits of an index, for palette.",
+        low=2,
+        high=MOST_BITS,
+    )
     block: int | None = Option(
         None,
         "Weights of a channel that share a scale, at most; by default 64 for int8, 32 for int4.",
@@ -198,7 +213,7 @@ class CompressWeights(Pass):
 
     def _form(self, weight: Weight, rows: _Rows) -> Encoding:
         """The encoding of one weight: fp16 in place of integers where channels are short."""
-        if self.encoding not in BLOCKS or rows.length >= SHORT:
+        if self.encoding in FLOAT_TYPES or rows.length >= SHORT:
             return self.encoding
         fits = absmax(weight.tensor) <= LIMITS["fp16"]
         return "fp16" if fits else self.encoding
@@ -222,6 +237,12 @@ class CompressWeights(Pass):
 
     def _store_integers(self, weight: Weight, rows: _Rows, unpacker: _Unpacker) -> None:
         tensor = weight.tensor
+        if self.encoding == "palette":
+            found = codes_of(tensor, rows.layout, self.bits)
+            scales = wide_enough(found.scales.astype(np.float32), None, 1.0)
+            unpacker.cast(rescaled(found, scales), "int8")
+            unpacker.scale(scales.reshape(rows.scale_dims))
+            return
         # 0 is the default in pipelines that were stored before `none` was a value
         block = _dividing(rows.length, self.block or BLOCKS[self.encoding])
         if self.encoding == "int8" and block == rows.length:

@@ -46,7 +46,6 @@ from ._quant.fp16.convert import touches_float
 from ._quant.inner_passes import (
     InnerReasons,
     round_inside,
-    round_unseen,
     smooth_inside,
 )
 from ._quant.inserter import forget_redundant
@@ -120,7 +119,10 @@ class Quant(Pass):
     run time and Conv stays float. Bodies of If, Loop and Scan are calibrated inside; where no
     sample enters one, its Conv stays float, on 8-bit weights. Weights of 4 bits or fewer are stored
     packed and unpacked to int8 when the runtime loads the model: the file is smaller, the speed
-    that of int8. What exporters noted on nodes and values goes (`notes=keep`); names stay.
+    that of int8. `palette`: of 256 codes each channel uses 2**bits, those that fit its weights;
+    kernels are those of int8, and `pack` stores the indices. What is rounded to them without data
+    is judged by made-up inputs. What exporters noted on nodes and values goes (`notes=keep`); names
+    stay.
 
     Shapes: weight (M, C, *K), (K, N) -> same, int8 with one scale per output channel; bias (M,) ->
     int32.
@@ -144,7 +146,8 @@ class Quant(Pass):
     Source: Jacob et al., Quantization and Training of Neural Networks for Efficient
     Integer-Arithmetic-Only Inference, CVPR 2018 (arXiv:1712.05877); binary: Rastegari et al.,
     XNOR-Net, ECCV 2016 (arXiv:1603.05279), planes after Lin et al., ABC-Net, NeurIPS 2017
-    (arXiv:1711.11294); ternary: Li et al., Ternary Weight Networks, 2016 (arXiv:1605.04711).
+    (arXiv:1711.11294); ternary: Li et al., Ternary Weight Networks, 2016 (arXiv:1605.04711);
+    palettes: Han et al., Deep Compression, ICLR 2016 (arXiv:1510.00149).
     """
 
     name: ClassVar[str] = "quant"
@@ -565,12 +568,9 @@ class Quant(Pass):
         if self.rounding != "gptq":
             return planned
         rounds = context if context.has_data() else None
-        has_few_bits = planned.uses(BLOCKED) or planned.has_palettes
-        if rounds is None and has_few_bits and predicts_tokens(model):
-            # made-up tokens decide better than none, though not as real text does
+        if rounds is None and self._rounds_unseen(model, planned):
             rounds = observing(model, context, ROUNDING_TOKENS)
         if rounds is None:
-            round_unseen(model, planned, outcome)
             return planned
         round_inside(
             model,
@@ -583,6 +583,12 @@ class Quant(Pass):
         )
         # again: rounding gives biases to layers that had none
         return plan(model, request)
+
+    def _rounds_unseen(self, model: ir.Model, planned: QuantPlan) -> bool:
+        """True if made-up inputs decide better than none, though not as well as real ones do."""
+        if planned.has_palettes:
+            return True
+        return planned.uses(BLOCKED) and predicts_tokens(model)
 
     def _spared(
         self,

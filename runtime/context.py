@@ -51,6 +51,7 @@ _HELD_BYTES = 1 << 30
 
 
 _MADE_UP = 16
+_LEAST_NOISE = 256  # elements: fewer may be sizes, factors or states
 """Batches of made-up tokens that are looked at where there is no data."""
 
 _HELD_BACK = 4
@@ -329,7 +330,7 @@ class RunContext:
         """This context with the user's data or, without any, with the run's made-up feeds.
 
         `tokens`: inputs that take ids, and how many there are; all occur alike. `least`: tokens
-        without which None is returned.
+        without which None is returned, where there are such inputs.
         """
         if self.feeds is not None:
             return self
@@ -340,8 +341,10 @@ class RunContext:
         random = np.random.default_rng(self.seed)
         batches = []
         seen = 0
-        for number in range(_MADE_UP if tokens else len(samples)):
+        for number in range(_MADE_UP):
             feeds = dict(samples[number % len(samples)])
+            if not tokens:
+                _reorder(feeds, random)
             # an input with a default value may be left out
             for name, count in tokens.items():
                 if name not in feeds:
@@ -352,7 +355,7 @@ class RunContext:
                 (feeds[name].size for name in tokens if name in feeds), default=0
             )
             batches.append(Batch(feeds, None))
-        if seen < least:
+        if tokens and seen < least:
             return None
         observing.feeds = StoredFeeds(batches)
         return observing
@@ -506,3 +509,10 @@ def _quantizes(model: ir.Model) -> bool:
 @contextlib.contextmanager
 def _no_progress(label: str, total: int) -> Iterator[Callable[[int], None]]:
     yield lambda steps: None
+
+
+def _reorder(feeds: dict[str, NDArray[Any]], random: np.random.Generator) -> None:
+    """Shuffle large float inputs in place: noise in another order is other noise."""
+    for name, array in feeds.items():
+        if array.dtype.kind == "f" and array.size >= _LEAST_NOISE:
+            feeds[name] = random.permutation(array.reshape(-1)).reshape(array.shape)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from .._calibrated.grid import grid_of_bits
-from .._calibrated.palette_rounding import round_to_palettes, round_without_data
+from .._calibrated.palette_rounding import round_to_palettes
 from .._core.context import Context
 from .._core.linear import LinearLayer
 from .._core.outcome import Declined, PassOutcome
@@ -103,15 +103,6 @@ def round_inside(
         outcome.stats["rounded"] = tally.layers
     if tally.layers:
         outcome.stats["rounding_gain_db"] = round(tally.gained / tally.layers, 2)
-
-
-def round_unseen(model: ir.Model, planned: QuantPlan, outcome: PassOutcome) -> None:
-    """Bring weights onto palettes where no data tells what layers read."""
-    by_palette = _by_palette(planned)
-    for bits, layers in by_palette.items():
-        weights = {layer.weight for layer in layers}
-        count = round_without_data(model, bits, weights)
-        outcome.stats["rounded"] = int(outcome.stats.get("rounded", 0)) + count
 
 
 @dataclass

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from .._core.channel_layout import Layout
 from .._core.lazy import DerivedTensor
 from .._core.saturation import PAIR_LIMIT, KernelPairs
-from .weights import Floats, channel_absmax
+from .weights import LEAST_SCALE, Floats, channel_absmax
 
 MOST_BITS = 6
 """Bits of an index beyond which a palette saves too little against the byte of a code."""
@@ -42,7 +42,7 @@ MOST_BYTES = 0.0625
 hand.
 """
 
-AS_GOOD = 1.1
+AS_GOOD = 1.2
 """Squared error, in that of a palette for each channel, up to which neighbours share one.
 
 Measured on EfficientNet-Lite0: sharing at any price cost 8 points of accuracy.
@@ -135,7 +135,8 @@ def fitted(
     """
     channels, width = rows.shape
     largest = np.abs(rows).max(axis=1, initial=0.0)
-    usable = np.where(largest > 0, largest, 1.0)
+    # channels below the least scale are zeros
+    usable = np.where(largest > HIGHEST * LEAST_SCALE, largest, 1.0)
     scales = usable.astype(np.float64) / HIGHEST
     shared = sharing(channels, width, bits)
     own: list[Codes] = []

@@ -17,6 +17,7 @@ from onnx_opt.passes._core.lazy import DerivedTensor
 from onnx_opt.passes._core.normalize import normalize
 from onnx_opt.passes._core.pipeline import parse
 from onnx_opt.passes.compress_weights import CompressWeights
+from onnx_opt.passes.pack import Pack
 
 MATMUL = "m (float[n, 64] x, float[64, 40] w) => (float[n, 40] y) { y = MatMul (x, w) }"
 CONV = "m (float[1, 8, 9, 9] x, float[16, 8, 3, 3] w) => (float[1, 16, 7, 7] y) { y = Conv (x, w) }"
@@ -205,7 +206,7 @@ def test_a_table_is_matched_by_the_name_of_its_gather():
     assert (outcome.changed, outcome.declined) == (1, [])
 
 
-@pytest.mark.parametrize("encoding", ["int8", "int4", "fp16", "bf16"])
+@pytest.mark.parametrize("encoding", ["int8", "int4", "palette", "fp16", "bf16"])
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_leaves_weights_without_a_stored_form(encoding, bad):
     weight = np.ones((64, 40), np.float32)
@@ -228,7 +229,8 @@ def test_fp16_leaves_what_it_cannot_hold():
 
 @pytest.mark.parametrize("text", FORMS.values(), ids=FORMS.keys())
 @pytest.mark.parametrize(
-    ("encoding", "near"), [("int8", 40), ("int4", 18), ("fp16", 70), ("bf16", 50)]
+    ("encoding", "near"),
+    [("int8", 40), ("int4", 18), ("palette", 18), ("fp16", 70), ("bf16", 50)],
 )
 def test_the_unpacked_weight_is_near_and_the_kernels_are_the_originals(
     text, encoding, near, tmp_path
@@ -259,6 +261,20 @@ def test_counts_the_bytes_that_it_saves(text, encoding):
     assert outcome.stats["bytes_after"] <= share * outcome.stats["bytes_before"]
     saved = outcome.stats["bytes_before"] - outcome.stats["bytes_after"]
     assert abs(before - after.ByteSize() - saved) < 500  # names and nodes
+
+
+@pytest.mark.parametrize("bits", [3, 4])
+def test_palettes_are_packed_to_their_indices(bits):
+    model = with_weight(MATMUL.replace("64", "512"))
+    compressed(model, "palette", bits=bits)
+    before = unpacked(ir.to_proto(model))
+    outcome = Pack().run(model, NullContext())
+    assert outcome.stats["channel_palettes"] == 1
+    codes = 512 * 40
+    assert outcome.stats["bytes_before"] - codes < 100
+    # palettes and nodes
+    assert outcome.stats["bytes_after"] < codes * (bits + 0.5) / 8 + 1000
+    assert np.array_equal(unpacked(ir.to_proto(model)), before)
 
 
 def test_int8_values_and_scales_of_channels():
@@ -352,7 +368,7 @@ def test_a_weight_of_a_branch_is_unpacked_in_that_branch():
 
 
 @pytest.mark.parametrize("value", [0.0, 1e-42, 1e30])
-@pytest.mark.parametrize("encoding", ["int8", "int4", "bf16"])
+@pytest.mark.parametrize("encoding", ["int8", "int4", "palette", "bf16"])
 def test_extreme_weights_stay_finite(encoding, value):
     after, outcome = compressed(
         with_weight(MATMUL, np.full((64, 40), value, np.float32)), encoding
@@ -366,7 +382,7 @@ def test_extreme_weights_stay_finite(encoding, value):
     rows=st.integers(1, 90),
     columns=st.integers(1, 9),
     block=st.sampled_from([0, 8, 20, 64]),
-    encoding=st.sampled_from(["int8", "int4", "fp16", "bf16"]),
+    encoding=st.sampled_from(["int8", "int4", "palette", "fp16", "bf16"]),
 )
 def test_any_size_and_a_derived_source(rows, columns, block, encoding):
     text = (
@@ -376,7 +392,8 @@ def test_any_size_and_a_derived_source(rows, columns, block, encoding):
     model = with_weight(text, lazy=True)
     weight = model.graph.initializers["w"].const_value.numpy()
     after, _ = compressed(model, encoding, block=block, min_size=1)
-    step = {"int8": 1 / 127, "int4": 1 / 7, "fp16": 1e-3, "bf16": 1e-2}[encoding]
+    steps = {"int8": 1 / 127, "int4": 1 / 7, "palette": 0.3, "fp16": 1e-3, "bf16": 1e-2}
+    step = steps[encoding]
     assert np.abs(unpacked(after) - weight).max() <= np.abs(weight).max() * step
 
 
