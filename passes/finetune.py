@@ -130,7 +130,7 @@ class Finetune(TrainingRecipe, Pass):
             declined.extend(outcome.declined)
             # rounds change the same tensors: a sum would count them several times
             changed = max(changed, pruned.changed, outcome.changed)
-        return PassOutcome(changed, outcome.stats, declined)
+        return PassOutcome(changed, outcome.stats, declined, outcome.chosen)
 
     def _sparsities(self) -> list[float]:
         """The schedule as numbers. Errors: UsageError unless they rise, from 0 to 0.99."""

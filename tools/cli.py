@@ -227,7 +227,9 @@ def _in_words(error: BaseException) -> tuple[str, str, str, int]:
         return (
             "interrupted",
             "stopped by the user",
-            "nothing was written; start it again to retry",
+            # a training that has kept its state says so; click puts its own error around that
+            str(error.__cause__ or error)
+            or "nothing was written; start it again to retry",
             130,
         )
     if isinstance(error, MemoryError):

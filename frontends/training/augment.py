@@ -5,6 +5,7 @@ They are drawn anew for every step, by its seed.
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -12,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ... import RefusedError
+from ...passes._core.options import AUTO
 from ...passes._core.training_recipe import TrainingRecipe
 from .data import Example
 
@@ -42,13 +44,13 @@ class Augment:
 
     @classmethod
     def of(cls, recipe: TrainingRecipe) -> Augment:
-        """Return the changes that the recipe asks for; falsy if it asks for none."""
-        return cls(
-            recipe.flip,
-            recipe.shift,
-            recipe.mixup,
-            recipe.cutmix,
-        )
+        """Return the changes that the recipe asks for; falsy if it asks for none.
+
+        What is left open is not asked for.
+        """
+        names = [field.name for field in dataclasses.fields(cls)]
+        asked = {name: getattr(recipe, name) for name in names}
+        return cls(**{name: value for name, value in asked.items() if value != AUTO})
 
     def __bool__(self) -> bool:
         return self.flip or bool(self.shift or self.mixup or self.cutmix)

@@ -31,6 +31,10 @@ Chosen by hand to fit small machines beside the model and torch; not measured.
 LEAST_ROWS = 16
 """Rows below which nothing is trained: 8 to learn from and 8 to judge by say hardly anything."""
 
+UNASKED_ROWS = 64
+"""Rows below which nothing is trained unless a budget is named: of those held out too few say
+whether it got better. Chosen by hand."""
+
 LEAST_HELD_ROWS = 8
 """Rows held out at the least, so that a score has steps of an eighth; chosen by hand."""
 
@@ -42,6 +46,10 @@ SPLIT_STREAM = 1
 
 ORDER_STREAM = 2
 """Second word of the seed that shuffles epochs."""
+
+
+class TooFewSamples(RefusedError):
+    """Data of too few samples to train on."""
 
 
 @dataclass(frozen=True)
@@ -282,20 +290,24 @@ class Split:
 
 
 def split(
-    samples: Samples, fraction: float, seed: int, most: int = MOST_HELD_ROWS
+    samples: Samples,
+    fraction: float,
+    seed: int,
+    most: int = MOST_HELD_ROWS,
+    least: int = LEAST_ROWS,
 ) -> Split:
     """Hold out a random fraction of the units, 8 rows at least and `most` at most.
 
-    Errors: RefusedError for too few rows.
+    Errors: TooFewSamples for fewer rows than `least`.
     """
-    if samples.rows < LEAST_ROWS or samples.units < 2:
+    if samples.rows < least or samples.units < 2:
         problem = f"holds {samples.rows} samples"
         if samples.ragged:
             problem += f" in {samples.units} batch"
-        raise RefusedError(
+        raise TooFewSamples(
             "finetune, data",
             f"{problem}: too few to train on and to judge by",
-            f"give at least {LEAST_ROWS} samples, hundreds are better; labels are not needed",
+            f"give at least {least} samples, hundreds are better; labels are not needed",
         )
     rows = max(fraction * samples.rows, LEAST_HELD_ROWS)
     units = round(min(rows, most) / samples.rows_per_unit())

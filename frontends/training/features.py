@@ -33,7 +33,7 @@ def find_taps(student: ir.Model, teacher: ir.Model, texts: Sequence[str]) -> lis
     taps: list[Tap] = []
     for text in texts:
         if text == AUTO:
-            taps += _ends_in_common(student, teacher)
+            taps += _required_ends(student, teacher)
             continue
         # a name alone means the same name in both
         own, _, theirs = text.partition("=")
@@ -54,11 +54,8 @@ def _require_values(model: ir.Model, names: Iterable[str], role: str) -> None:
             )
 
 
-def _ends_in_common(student: ir.Model, teacher: ir.Model) -> list[Tap]:
-    """Return the ends of stages whose map size the other graph has too."""
-    own = _ends_of_stages(student)
-    theirs = _ends_of_stages(teacher)
-    taps = [Tap(name, theirs[size]) for size, name in own.items() if size in theirs]
+def _required_ends(student: ir.Model, teacher: ir.Model) -> list[Tap]:
+    taps = ends_in_common(student, teacher)
     if not taps:
         raise RefusedError(
             "finetune.features",
@@ -66,6 +63,13 @@ def _ends_in_common(student: ir.Model, teacher: ir.Model) -> list[Tap]:
             "name them: features=[student_value=teacher_value]",
         )
     return taps
+
+
+def ends_in_common(student: ir.Model, teacher: ir.Model) -> list[Tap]:
+    """Return the ends of stages whose map size the other graph has too."""
+    own = _ends_of_stages(student)
+    theirs = _ends_of_stages(teacher)
+    return [Tap(name, theirs[size]) for size, name in own.items() if size in theirs]
 
 
 def _ends_of_stages(model: ir.Model) -> dict[tuple[str, ...], str]:

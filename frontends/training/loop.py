@@ -14,6 +14,7 @@ import torch
 
 from .augment import Augment
 from .data import Example, Order, Units
+from .interrupt import Interruption, deferred_interrupts
 from .learner import State
 from .optimizer import make_optimizer, parameter_groups, penalty, set_rate
 from .presets import batch_rows
@@ -30,6 +31,9 @@ STEP_STREAM = 3
 
 MIXED_PART = 0.5
 """Part of a block's input that is the teacher's: the probability that QDrop uses."""
+
+IDLE_CHECKS = 2
+"""Checks in a row without a better state from which a budget is shortened: one may be chance."""
 
 UNITS_SHOWN = 5
 """Rows that a message about a step names."""
@@ -59,8 +63,9 @@ class Account:
 
     `first`, `best`: scores of the start and of the best state, which `state` holds; `best_step` is
     its step. `losses`: means between checks. `scores`: held out, at each check. `checks`: number of
-    the recipe's checks that progress has passed. `idle`: checks since the best state. `stop`: None
-    where the budget was spent.
+    the recipe's checks that progress has passed. `idle`: checks since the best state. `skipped`:
+    part of the budget that was left out for want of progress. `stop`: None where the rest of it was
+    spent.
     """
 
     first: Score
@@ -73,6 +78,7 @@ class Account:
     best_step: int = 0
     checks: int = 0
     idle: int = 0
+    skipped: float = 0.0
     stop: Stop | None = None
 
     def stored(self) -> dict[str, Any]:
@@ -89,6 +95,7 @@ class Account:
             "best_step": self.best_step,
             "checks": self.checks,
             "idle": self.idle,
+            "skipped": self.skipped,
             "stop": None if stop is None else [stop.reason.value, stop.message],
         }
 
@@ -161,7 +168,17 @@ class Loop:
         )
 
     def run(self) -> Account:
-        """Train, and leave the learner in the best state."""
+        """Train, and leave the learner in the best state.
+
+        Errors: KeyboardInterrupt, where there is a checkpoint after the state has been saved.
+        """
+        if self.session.checkpoint is None:
+            return self._trained(None)
+        with deferred_interrupts() as interruption:
+            return self._trained(interruption)
+
+    def _trained(self, interruption: Interruption | None) -> Account:
+        """Do steps and checks until the budget is spent, or an interruption is asked for."""
         recipe = self.session.recipe
         learner = self.session.learner
         while True:
@@ -169,6 +186,12 @@ class Loop:
             if progress >= 1 or self.account.stop is not None:
                 break
             self.step(progress)
+            if interruption is not None and interruption.asked:
+                self._save()
+                raise KeyboardInterrupt(
+                    "nothing was written; the same command goes on from step "
+                    f"{self.account.steps} of the training"
+                )
             progress = self._progress()
             self._tell(progress)
             next_check = min((self.account.checks + 1) / recipe.checks, 1.0)
@@ -178,17 +201,17 @@ class Loop:
         return self.account
 
     def _progress(self) -> float:
-        """Return the part of the budget that is spent: of steps or of time, the larger one."""
-        spent = 0.0
+        """Return the part of the budget that is gone: of steps or of time, the larger one."""
+        spent = self.account.skipped
         if self._total_steps:
-            spent = self.account.steps / self._total_steps
+            spent += self.account.steps / self._total_steps
         minutes = self.session.recipe.minutes
         if not minutes:
             return spent
         seconds = time.monotonic() - self._started
         # clocks differ, and processes that stop at different steps wait for each other forever
         (passed,) = self.session.group.from_leader(seconds / (60 * minutes))
-        return max(spent, passed)
+        return max(spent, passed + self.account.skipped)
 
     def step(self, progress: float) -> None:
         """Do one step at a point of the run, 0 to 1; the account tells if it failed."""
@@ -281,12 +304,13 @@ class Loop:
         """Score, keep the best state, save, report, and stop where nothing comes of it any more."""
         session = self.session
         account = self.account
-        account.checks = int(progress * session.recipe.checks)
+        # products of floats may fall short of the number of this check
+        passed = int(progress * session.recipe.checks)
+        account.checks = max(passed, account.checks + 1)
         # a state that is not finite has no score; that of the best one stands in the report
         score = account.best
         if account.stop is None:
             score = self._score()
-        account.seconds = time.monotonic() - self._started
         if self._recent_losses:
             mean = np.mean(self._recent_losses)
             account.losses.append(float(mean))
@@ -299,15 +323,30 @@ class Loop:
             account.idle = 0
         else:
             account.idle += 1
-        self._lose_patience()
-        if session.checkpoint is not None and session.group.is_leader:
-            session.checkpoint.save(self._stored())
+        self._lose_patience(progress)
+        self._save()
         self._report(score, progress)
 
-    def _lose_patience(self) -> None:
-        """Stop where as many checks as the recipe allows gave nothing better."""
+    def _save(self) -> None:
+        session = self.session
+        self.account.seconds = time.monotonic() - self._started
+        if session.checkpoint is not None and session.group.is_leader:
+            session.checkpoint.save(self._stored())
+
+    def _lose_patience(self, progress: float) -> None:
+        """Stop where as many checks as the recipe allows gave nothing better.
+
+        Where it names no number, each check after the first of them takes as much again off the
+        budget: the rate, which falls with what is left, may be all that is too high.
+        """
         account = self.account
         patience = self.session.recipe.patience
+        if isinstance(patience, str):
+            if account.idle >= IDLE_CHECKS and progress < 1:
+                account.skipped += 1 / self.session.recipe.checks
+                # the check that is left out is not made up for after the next step
+                account.checks += 1
+            return
         if not patience or account.idle < patience or account.stop is not None:
             return
         account.stop = Stop(

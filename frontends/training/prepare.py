@@ -19,21 +19,35 @@ import torch
 
 from ... import RefusedError
 from ...passes._core.graph import graphs_of
-from ...passes._core.ops import QUANT_OPS
+from ...passes._core.ops import FLOATS, QUANT_OPS
+from ...passes._core.options import AUTO
 from ...passes._core.scratch import scratch_folder
 from ...passes._core.training_recipe import TrainingRecipe
 from ..trainable import coarsest_grid
 from .acceptance import AcceptanceTest, check_shapes
 from .augment import Augment, image_input
 from .checkpoint import Checkpoint
-from .data import Arrays, Example, Samples, Split, TrainingBatch, split, spread
+from .choices import ChosenRecipe, TrainingFacts, choices, has_budget
+from .data import (
+    LEAST_ROWS,
+    UNASKED_ROWS,
+    Arrays,
+    Example,
+    Samples,
+    Split,
+    TrainingBatch,
+    split,
+    spread,
+)
 from .device import Device
 from .distributed import ProcessGroup, process_group
-from .features import find_taps
+from .features import Tap, ends_in_common, find_taps
 from .heads import find_heads
 from .learner import Learner
 from .objective import (
+    IGNORED_LABEL,
     ComparedValues,
+    Labels,
     Objective,
     check_labels,
     head_weights,
@@ -41,7 +55,8 @@ from .objective import (
     projections_for,
     variances,
 )
-from .presets import SOFT_LEVELS, batch_rows, completed
+from .photographs import Photographs, photographs
+from .presets import SOFT_LEVELS, PresetName, batch_rows, completed, preset_name
 from .session import Environment, TrainingSession
 from .teacher import TeacherFunction, TeacherOutputs, teacher_outputs
 from .tensorboard import Log, logging_to
@@ -61,8 +76,17 @@ hand; not measured.
 FEATURE_ROWS = 200
 """Rows from which variances of features are taken: all of them are in memory at once."""
 
+ASKED_ROWS = 512
+"""Images that the teacher is asked about, changed: a share of them deviates by at most 2.2 %."""
+
+TEACHER_ROWS = 64
+"""Images of one question to the teacher."""
+
 LEAST_BATCH = 32
 """Rows of a batch from which its statistics may stand for those of all; chosen by hand."""
+
+CONTRADICTED_SHARE = 0.2
+"""Share of labels that are not the teacher's choice from which that is said; chosen by hand."""
 
 LABEL_ROWS = 4096
 """Rows whose labels are checked at a time."""
@@ -73,12 +97,16 @@ CUTS_SHOWN = 3
 
 @dataclass(frozen=True)
 class _Material:
-    """Parts of a session that do not depend on the recipe's open decisions."""
+    """Parts of a session that do not depend on the recipe's open decisions.
+
+    But for `compared` and `live`: outputs alone until it is decided what else is compared.
+    """
 
     student: ir.Model
     teacher: ir.Model
     compared: ComparedValues
     outputs: TeacherOutputs
+    live: TeacherFunction
     samples: Samples
     split: Split
     acceptance: AcceptanceTest
@@ -111,11 +139,12 @@ def training_session(
         stack.enter_context(torch.random.fork_rng())
         torch.manual_seed(environment.seed)
         material = _collect(student, teacher, batches, asked, environment, stack)
-        recipe = _decided(asked, material)
+        decided = _decided(asked, material)
+        recipe = decided.recipe
+        material = _with_features(material, recipe)
         learner = _learner(material, recipe)
         objective = _objective(material, recipe, learner)
-        outputs = material.outputs
-        live = needs_live_teacher(material.compared, recipe)
+        is_live = needs_live_teacher(material.compared, recipe)
         yield TrainingSession(
             student=student,
             teacher=teacher,
@@ -131,8 +160,10 @@ def training_session(
             folder=material.folder,
             log=material.log,
             progress=environment.progress,
-            live_teacher=outputs.live if live else None,
+            live_teacher=material.live if is_live else None,
             checkpoint=_checkpoint(material, recipe, learner),
+            chosen=decided.chosen,
+            warnings=tuple(_warnings(material, recipe)),
         )
 
 
@@ -166,23 +197,26 @@ def _collect(
     log = stack.enter_context(logging_to(curves))
     compared = ComparedValues(
         heads=tuple(find_heads(student, teacher)),
-        taps=tuple(find_taps(student, teacher, asked.features)),
+        taps=tuple(_asked_taps(student, teacher, asked)),
     )
     # called for its errors, which should come before the data is read
     head_weights(asked, compared.heads)
     runtime = environment.runtime
     outputs = stack.enter_context(
-        teacher_outputs(student, teacher, compared, asked, runtime, device)
+        teacher_outputs(student, teacher, compared.heads, asked, runtime, device)
     )
     samples = Samples(_has_fixed_batch(student), folder)
     stack.callback(samples.close)
     _add_batches(samples, batches, outputs.cached)
-    parts = split(samples, asked.holdout, environment.seed)
+    # who names a budget wants to train, with whatever there is
+    least = LEAST_ROWS if has_budget(asked) else UNASKED_ROWS
+    parts = split(samples, asked.holdout, environment.seed, least=least)
     return _Material(
         student=student,
         teacher=teacher,
         compared=compared,
         outputs=outputs,
+        live=outputs.cached,
         samples=samples,
         split=parts,
         acceptance=AcceptanceTest(compared.heads, samples, parts.held, runtime, group),
@@ -192,6 +226,15 @@ def _collect(
         folder=folder,
         log=log,
     )
+
+
+def _asked_taps(
+    student: ir.Model, teacher: ir.Model, asked: TrainingRecipe
+) -> list[Tap]:
+    """Return the features that the recipe names; none where it leaves them to be chosen."""
+    if asked.features == AUTO:
+        return []
+    return find_taps(student, teacher, asked.features)
 
 
 def _add_batches(
@@ -237,16 +280,12 @@ def _as_arrays(values: Mapping[str, Any]) -> Arrays:
 # decisions
 
 
-def _decided(asked: TrainingRecipe, material: _Material) -> TrainingRecipe:
+def _decided(asked: TrainingRecipe, material: _Material) -> ChosenRecipe:
     """Return the recipe with everything decided that depends on the graph or the data."""
-    student = material.student
-    quantized = _is_quantized(student)
-    levels = coarsest_grid(student) if quantized else math.inf
-    agreement = 0.0
-    # scoring costs a run: only codes of few levels are trained by how good they are already
-    if levels < SOFT_LEVELS:
-        agreement = material.acceptance.score(student, "agreement").value
-    recipe = completed(asked, quantized, levels, agreement)
+    quantized = _is_quantized(material.student)
+    facts = _facts(asked, material, quantized)
+    decided = choices(asked, facts)
+    recipe = completed(decided.recipe, quantized, facts.levels, facts.agreement)
     watch = recipe.watch
     if watch == "auto":
         held = material.samples.rows_in(material.split.held)
@@ -257,11 +296,77 @@ def _decided(asked: TrainingRecipe, material: _Material) -> TrainingRecipe:
         if recipe.preset == "recover":
             by_batch = _batches_stand_for_all(recipe, material)
         statistics = "batch" if by_batch else "fixed"
-    return dataclasses.replace(
+    recipe = dataclasses.replace(
         recipe,
         watch=watch,
         statistics=statistics,
     )
+    return ChosenRecipe(recipe, decided.chosen)
+
+
+def _facts(
+    asked: TrainingRecipe, material: _Material, quantized: bool
+) -> TrainingFacts:
+    student = material.student
+    preset = preset_name(asked, quantized)
+    levels = coarsest_grid(student) if quantized else math.inf
+    found = _photographs(asked, material, preset)
+    is_changed = found.flip or bool(Augment.of(asked))
+    agreement = 0.0
+    # scoring costs a run, which is spared where no choice depends on it
+    if levels < SOFT_LEVELS or (preset == "recover" and is_changed):
+        agreement = material.acceptance.score(student, "agreement").value
+    units = len(material.split.train)
+    return TrainingFacts(
+        preset=preset,
+        rows=round(units * material.samples.rows_per_unit()),
+        sparsity=_sparsity(student),
+        levels=levels,
+        agreement=agreement,
+        photographs=found,
+        has_features=bool(ends_in_common(student, material.teacher)),
+    )
+
+
+def _photographs(
+    asked: TrainingRecipe, material: _Material, preset: PresetName
+) -> Photographs:
+    """Return the changes that the data bear, where some may be chosen."""
+    # blocks learn from values inside, which changed images would change
+    if preset == "block":
+        return Photographs()
+    if AUTO not in (asked.flip, asked.shift, asked.cutmix):
+        return Photographs()
+    return photographs(
+        material.examples(ASKED_ROWS, TEACHER_ROWS),
+        material.compared.heads,
+        material.outputs.cached,
+        material.environment.seed,
+    )
+
+
+def _sparsity(model: ir.Model) -> float:
+    """Return the fraction of zeros (0-1) in float constants of two axes and more."""
+    zeros = 0
+    size = 0
+    for value in model.graph.initializers.values():
+        tensor = value.const_value
+        if tensor is None or len(tensor.shape) < 2 or tensor.dtype not in FLOATS:
+            continue
+        array = tensor.numpy()
+        size += array.size
+        zeros += array.size - int(np.count_nonzero(array))
+    return zeros / max(size, 1)
+
+
+def _with_features(material: _Material, recipe: TrainingRecipe) -> _Material:
+    """Return the material with all that is compared, and a teacher that gives it."""
+    compared = dataclasses.replace(
+        material.compared,
+        taps=tuple(find_taps(material.student, material.teacher, recipe.features)),
+    )
+    live = material.outputs.live(compared, recipe)
+    return dataclasses.replace(material, compared=compared, live=live)
 
 
 def _is_quantized(model: ir.Model) -> bool:
@@ -311,14 +416,14 @@ def _objective(
     example = material.samples.take(material.split.train[:2], most=2)[0]
     values = learner.trains.run(example.feeds)
     targets = {}
-    for name, value in material.outputs.live(example.feeds).items():
+    for name, value in material.live(example.feeds).items():
         tensor = torch.as_tensor(value)
         targets[name] = tensor.to(material.device.name)
     for head in compared.heads:
         own = values[head.student]
         theirs = targets[head.teacher]
         check_shapes(head, own.shape, theirs.shape)
-    labelled = recipe.labels > 0 and material.samples.labelled
+    labelled = _uses_labels(material, recipe)
     if labelled or recipe.watch == "labels":
         _check_all_labels(material)
     if not labelled and not recipe.distill and not compared.taps:
@@ -349,10 +454,43 @@ def _check_all_labels(material: _Material) -> None:
             "give labels, or watch=agreement",
         )
     head = material.compared.heads[0]
+    for labels, answers in _labelled_answers(material):
+        check_labels(labels, answers.shape, head)
+
+
+def _labelled_answers(material: _Material) -> Iterator[tuple[Labels, Labels]]:
+    """Yield labels, and the teacher's values that they belong to, piece by piece."""
+    head = material.compared.heads[0]
     units = np.concatenate([material.split.train, material.split.held])
     for piece in material.samples.take(units, LABEL_ROWS):
         assert piece.labels is not None
-        check_labels(piece.labels, piece.targets[head.teacher].shape, head)
+        yield piece.labels, piece.targets[head.teacher]
+
+
+def _uses_labels(material: _Material, recipe: TrainingRecipe) -> bool:
+    return recipe.labels > 0 and material.samples.labelled
+
+
+def _warnings(material: _Material, recipe: TrainingRecipe) -> list[str]:
+    """Return a warning of labels that say something else than the teacher."""
+    head = material.compared.heads[0]
+    if not _uses_labels(material, recipe) or head.kind != "classes":
+        return []
+    wrong = 0
+    count = 0
+    for labels, answers in _labelled_answers(material):
+        counted = labels != IGNORED_LABEL
+        choices_of_teacher = answers.argmax(head.axis)
+        other = choices_of_teacher != labels
+        wrong += int((other & counted).sum())
+        count += int(counted.sum())
+    share = wrong / max(count, 1)
+    if share < CONTRADICTED_SHARE or not recipe.distill:
+        return []
+    return [
+        f"labels contradict the teacher on {share:.0%} of the samples: check that they are "
+        "numbered as its classes are, or leave them out (labels=0)"
+    ]
 
 
 def _variances(material: _Material) -> dict[str, float]:
@@ -360,7 +498,7 @@ def _variances(material: _Material) -> dict[str, float]:
     found: dict[str, float] = {}
     if material.compared.taps:
         (few, *_) = material.examples(FEATURE_ROWS, FEATURE_ROWS)
-        live = material.outputs.live(few.feeds)
+        live = material.live(few.feeds)
         found |= variances(live)
     # outputs are cached, so that more rows cost nothing: these replace the ones above
     (many, *_) = material.examples(MEASURED_ROWS, MEASURED_ROWS)

@@ -87,7 +87,7 @@ def completed(
     `quantized`: True if the student computes on grids. `levels`: steps of the coarsest grid of its
     weights. `agreement`: with the teacher, 0-1, before training.
     """
-    name = _preset_name(recipe, quantized)
+    name = preset_name(recipe, quantized)
     preset = PRESETS[name]
     good = agreement >= GOOD_AGREEMENT
     rate = preset.rate
@@ -115,7 +115,8 @@ def completed(
     )
 
 
-def _preset_name(recipe: TrainingRecipe, quantized: bool) -> PresetName:
+def preset_name(recipe: TrainingRecipe, quantized: bool) -> PresetName:
+    """Return the preset that the recipe names, or the one for such a student."""
     if recipe.preset != "auto":
         return recipe.preset
     return "qad" if quantized else "recover"

@@ -10,6 +10,7 @@ from typing import Any
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from ...passes._core.outcome import Chosen
 from ...passes._core.training_recipe import TrainingRecipe
 from .acceptance import AcceptanceTest
 from .checkpoint import Checkpoint
@@ -51,7 +52,8 @@ class TrainingSession:
     `student`: the graph whose weights are to become better. `recipe`: with nothing left open.
     `live_teacher`: asked at every step; None where the cached outputs are enough. `folder`: for
     temporary files. `mixed_input`: an input of which half the elements, drawn anew for each step,
-    are the teacher's; "": none.
+    are the teacher's; "": none. `chosen`: what the recipe had left open, with reasons.
+    `warnings`: of the data, for people.
     """
 
     student: ir.Model
@@ -72,3 +74,5 @@ class TrainingSession:
     live_teacher: TeacherFunction | None = None
     checkpoint: Checkpoint | None = None
     mixed_input: str = ""
+    chosen: tuple[Chosen, ...] = ()
+    warnings: tuple[str, ...] = ()

@@ -19,6 +19,7 @@ from ...passes._core.training_recipe import TrainingRecipe
 from ..trainable import to_torch
 from .data import Arrays
 from .device import Device, channels_last
+from .heads import Head
 from .objective import ComparedValues, needs_live_teacher
 
 Runner = Callable[[Arrays], Arrays]
@@ -40,20 +41,21 @@ class Runtime(Protocol):
 class TeacherOutputs:
     """Two ways to ask the teacher.
 
-    `cached`: exactly, outputs alone, for targets that are kept. `live`: as precisely as the student
-    learns, with all values that the loss reads: features of a whole data set would fill a disk.
+    `cached`: exactly, outputs alone, for targets that are kept. `live`: a function that is made
+    once it is known what the loss reads. It answers as precisely as the student learns, with all
+    those values: features of a whole data set would fill a disk.
     """
 
     cached: TeacherFunction
-    live: TeacherFunction
+    live: Callable[[ComparedValues, TrainingRecipe], TeacherFunction]
 
 
 @contextlib.contextmanager
 def teacher_outputs(
     student: ir.Model,
     teacher: ir.Model,
-    compared: ComparedValues,
-    recipe: TrainingRecipe,
+    heads: Sequence[Head],
+    asked: TrainingRecipe,
     runtime: Runtime,
     device: Device,
 ) -> Iterator[TeacherOutputs]:
@@ -63,15 +65,19 @@ def teacher_outputs(
     where student and teacher take different inputs.
     """
     rename = _renaming(student, teacher)
-    outputs = [head.teacher for head in compared.heads]
-    names = compared.teacher_names()
-    automatic = recipe.teacher == "auto"
-    if recipe.teacher == "torch" or (automatic and device.name != "cpu"):
+    outputs = [head.teacher for head in heads]
+    automatic = asked.teacher == "auto"
+    if asked.teacher == "torch" or (automatic and device.name != "cpu"):
         # cached targets are judged by: never in half precision
         exact = Device(device.name)
+
+        def live_by_torch(
+            compared: ComparedValues, recipe: TrainingRecipe
+        ) -> TeacherFunction:
+            return _by_torch(teacher, compared.teacher_names(), rename, device)
+
         yield TeacherOutputs(
-            cached=_by_torch(teacher, outputs, rename, exact),
-            live=_by_torch(teacher, names, rename, device),
+            cached=_by_torch(teacher, outputs, rename, exact), live=live_by_torch
         )
         return
     with contextlib.ExitStack() as sessions:
@@ -88,12 +94,15 @@ def teacher_outputs(
             return ask
 
         cached = by_runtime(outputs)
-        if not needs_live_teacher(compared, recipe):
-            live = cached
-        elif automatic and device.half:
-            live = _by_torch(teacher, names, rename, device)
-        else:
-            live = by_runtime(names)
+
+        def live(compared: ComparedValues, recipe: TrainingRecipe) -> TeacherFunction:
+            if not needs_live_teacher(compared, recipe):
+                return cached
+            names = compared.teacher_names()
+            if automatic and device.half:
+                return _by_torch(teacher, names, rename, device)
+            return by_runtime(names)
+
         yield TeacherOutputs(cached, live)
 
 

@@ -9,10 +9,11 @@ from dataclasses import dataclass, field
 import onnx_ir as ir
 
 from ... import CheckError
-from ...passes._core.outcome import Stat
+from ...passes._core.outcome import Chosen, Stat
 from ...passes._core.training_recipe import TrainingRecipe
 from .blocks import reconstruct
-from .data import TrainingBatch
+from .choices import has_budget
+from .data import TooFewSamples, TrainingBatch
 from .loop import Account, Loop, Stop, StopReason
 from .prepare import training_session
 from .score import Score
@@ -25,12 +26,14 @@ class Trained:
 
     `weights`: tensors that changed, 0 where the student stays as it was; `reason` says why then.
     `stats`: plain figures for the report. `warnings`: what the user should know.
+    `chosen`: options that the recipe had left open.
     """
 
     weights: int = 0
     reason: str = ""
     stats: dict[str, Stat] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
+    chosen: list[Chosen] = field(default_factory=list)
 
 
 def train(
@@ -46,12 +49,34 @@ def train(
     (models, data), CheckError where the loss stops being finite before anything got better.
     """
     began = time.monotonic()
+    try:
+        result = _train(student, teacher, batches, recipe, environment)
+    except TooFewSamples as error:
+        # a student cannot do without, and who names a budget should know that it is not spent
+        if has_budget(recipe) or recipe.preset == "student":
+            raise
+        result = Trained(
+            reason=error.problem,
+            warnings=[f"{error.problem}; the weights stay as they are: {error.fix}"],
+        )
+    result.stats["seconds"] = round(time.monotonic() - began, 1)
+    return result
+
+
+def _train(
+    student: ir.Model,
+    teacher: ir.Model,
+    batches: Iterable[TrainingBatch],
+    recipe: TrainingRecipe,
+    environment: Environment,
+) -> Trained:
     with training_session(student, teacher, batches, recipe, environment) as session:
         if session.recipe.preset == "block":
             result = _train_blocks(session)
         else:
             result = _train_whole(session)
-    result.stats["seconds"] = round(time.monotonic() - began, 1)
+        result.chosen += session.chosen
+        result.warnings += session.warnings
     return result
 
 
@@ -171,4 +196,8 @@ def _loop_figures(
     figures["scores"] = " ".join(f"{score:.4f}" for score in account.scores)
     if account.stop is not None:
         figures["stopped"] = account.stop.message
+    elif account.skipped:
+        figures["stopped"] = (
+            f"checks without anything better took {account.skipped:.0%} off the budget"
+        )
     return figures

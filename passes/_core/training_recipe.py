@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ... import UsageError
-from .options import Option, options_of
+from .options import AUTO, Auto, Option, options_of
 
 PASS = "finetune"
 """Name of the pass whose options these are; errors begin with it."""
@@ -17,7 +17,7 @@ class TrainingRecipe:
     """One way to train a model. `Context.train` takes it, the pass `finetune` inherits it.
 
     0 (`rate`, `temperature`, `steps`), "auto" and -1 (`logit_mse`, `soft`) leave the choice to the
-    trainer: it knows the graph and the data.
+    trainer: it knows the graph and the data. What it chose, and why, is in its account.
 
     Errors: UsageError for values out of range, and where nothing is left to learn from.
     """
@@ -27,7 +27,9 @@ class TrainingRecipe:
         "Defaults of what is 0, -1 or auto below: recover for floats, qad for quantized graphs.",
     )
     # budget: the first that is spent ends the training
-    steps: int = Option(0, "Budget in steps; 0: other budgets, or the preset's.", low=0)
+    steps: int = Option(
+        0, "Budget in steps; 0: other budgets; without any, chosen.", low=0
+    )
     epochs: float = Option(0.0, "Budget in epochs; 0: other budgets.", low=0.0)
     minutes: float = Option(
         0.0,
@@ -60,10 +62,10 @@ class TrainingRecipe:
     )
     distill: bool = Option(True, "Learn from the teacher; false: from labels alone.")
     # values inside, and weights of outputs
-    features: tuple[str, ...] = Option(
-        (),
-        "Values inside to match as well: name, student_name=teacher_name, or auto: "
-        "the last of each size of map.",
+    features: tuple[str, ...] | Auto = Option(
+        AUTO,
+        "Values inside to match as well: name, student_name=teacher_name, or [auto]: "
+        "the last of each size of map. auto: these where images are changed.",
     )
     feature_loss: Literal["mse", "attention", "relation"] = Option(
         "mse", "Distance of features."
@@ -96,27 +98,29 @@ class TrainingRecipe:
         high=0.9,
     )
     clip: float = Option(1.0, "Largest norm of the gradient; 0: any.", low=0.0)
-    # changes to images
-    flip: bool = Option(
-        False,
-        "Mirror images left to right by a coin; the teacher sees what the student sees.",
+    # changes to images; auto: those under which the teacher agrees with itself
+    flip: bool | Auto = Option(
+        AUTO,
+        "Mirror images left to right by a coin; the teacher sees what the student "
+        "sees. auto: photographs.",
     )
-    shift: int = Option(
-        0,
-        "Move images by up to so many pixels, edges repeated.",
+    shift: int | Auto = Option(
+        AUTO,
+        "Move images by up to so many pixels, edges repeated. auto: photographs.",
         low=0,
         high=64,
         unit="pixels",
     )
-    mixup: float = Option(
-        0.0,
-        "Mix pairs of images: alpha of the Beta distribution of their shares; 0: never.",
+    mixup: float | Auto = Option(
+        AUTO,
+        "Mix pairs of images: alpha of the Beta distribution of their shares; 0 and auto: never.",
         low=0.0,
         high=10.0,
     )
-    cutmix: float = Option(
-        0.0,
-        "Paste a rectangle of another image: alpha, as for mixup; with both, one by a coin.",
+    cutmix: float | Auto = Option(
+        AUTO,
+        "Paste a rectangle of another image: alpha, as for mixup; with both, one by a "
+        "coin. auto: photographs, for students and codes of few levels.",
         low=0.0,
         high=10.0,
     )
@@ -125,8 +129,11 @@ class TrainingRecipe:
         0.1, "Part of the data to judge by, at most 1,000 samples.", low=0.01, high=0.5
     )
     checks: int = Option(10, "How often to judge.", low=1, high=10000)
-    patience: int = Option(
-        0, "Stop after so many checks without a better one; 0: never.", low=0
+    patience: int | Auto = Option(
+        AUTO,
+        "Stop after so many checks without a better one; 0: never. auto: such checks "
+        "shorten a budget that was chosen.",
+        low=0,
     )
     watch: Literal["auto", "agreement", "labels", "loss"] = Option(
         "auto",
@@ -194,7 +201,8 @@ class TrainingRecipe:
         # of a subclass all options, so that the pass has its own validated too
         for option in options_of(type(self)):
             option.validate(PASS, getattr(self, option.name))
-        if self.labels == 0 and not self.distill and not self.features:
+        has_features = self.features not in ((), AUTO)
+        if self.labels == 0 and not self.distill and not has_features:
             raise UsageError(
                 f"{PASS}.distill",
                 "false leaves nothing to learn from with labels=0",

@@ -105,13 +105,30 @@ def test_without_data_nothing_happens(files):
     assert any("nothing to train on" in warning for warning in result.warnings)
 
 
-def test_too_little_data_writes_nothing(files):
+@pytest.mark.parametrize("rows", [5, 20])
+def test_too_little_data_leaves_what_was_pruned(files, rows):
+    x = np.random.default_rng(0).normal(size=(rows, 6)).astype(np.float32)
+    np.savez(files / "few.npz", x=x)
+    result = optimize(
+        files / "teacher.onnx",
+        "prune(sparsity=0.2), finetune",
+        data=str(files / "few.npz"),
+        bench=False,
+    )
+    pruned, tuned = result.passes[:2]
+    assert (pruned.changed > 0, tuned.changed) == (True, 0)
+    assert f"holds {rows} samples: too few" in tuned.declined[0]["reason"]
+    assert any(f"holds {rows} samples" in warning for warning in result.warnings)
+
+
+@pytest.mark.parametrize("passes", ["finetune(steps=5)", "finetune(student)"])
+def test_too_little_data_for_a_training_that_must_be_writes_nothing(files, passes):
     out = files / "out.onnx"
     np.savez(files / "few.npz", x=np.zeros((5, 6), np.float32))
     with pytest.raises(RefusedError, match="holds 5 samples"):
         optimize(
             files / "teacher.onnx",
-            "prune, finetune",
+            f"prune, {passes}",
             out=out,
             data=str(files / "few.npz"),
             bench=False,

@@ -6,7 +6,9 @@ import sys
 import time
 from pathlib import Path
 
+import click
 import pytest
+from onnx_opt.tools.cli import report_error
 
 DEMO = Path(__file__).resolve().parents[2] / "tools" / "demo" / "digits_cnn.onnx"
 ENDLESS = """
@@ -52,3 +54,10 @@ def test_a_signal_ends_the_run_with_130_and_no_files(tmp_path, signum):
     assert "Traceback" not in words
     left = {p.name for p in tmp_path.iterdir()} - {"data.py", "started", "__pycache__"}
     assert not left
+
+
+def test_an_interruption_that_kept_something_says_so(capsys):
+    error = click.Abort()
+    error.__cause__ = KeyboardInterrupt("the same command goes on from step 7")
+    assert report_error(error) == 130
+    assert "  fix: the same command goes on from step 7" in capsys.readouterr().err

@@ -154,7 +154,7 @@ class TrainingContext(RunContext):
         for warning in result.warnings:
             self.warn("finetune", warning)
         # a reason is given where no state was better than the start
-        outcome = PassOutcome(result.weights, result.stats)
+        outcome = PassOutcome(result.weights, result.stats, chosen=result.chosen)
         if result.reason:
             where = model.graph.name or "graph"
             outcome.declined.append(Declined(where, result.reason))
