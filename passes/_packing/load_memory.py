@@ -3,7 +3,7 @@
 ONNX Runtime keeps what it folds until the whole model is loaded: these bytes add up over all
 constants, and decoding one in pieces would save nothing (measured). MiniLM in int8 with a mask on
 each of 10.6 million weights takes 122 MB more than without (154 by this estimate), half a byte of
-distance on a fifth of them 18 MB (56).
+distance on a fifth of them 18 MB (56); palettes of 21.8 million, tables included, 273 MB (218).
 """
 
 from __future__ import annotations
