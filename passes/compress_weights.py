@@ -15,6 +15,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from .. import UsageError
 from ._base import Context, Declined, Effect, Option, Pass, PassOutcome
 from ._core.channel_layout import Layout
 from ._core.graph import Names, become
@@ -66,6 +67,9 @@ LIMITS = {
 BLOCKS = {"int8": 64, "int4": 32}
 """Weights of a channel that share a scale by default; chosen by hand."""
 
+PALETTE_BITS = 4
+"""Bits of an index by default."""
+
 SHORTEST_BLOCK = 8
 """Weights below which a block is not worth a scale of its own; chosen by hand."""
 
@@ -112,9 +116,9 @@ class CompressWeights(Pass):
     unit: ClassVar[str] = "weights"
 
     encoding: Encoding = Option("int8", "How weights are stored.")
-    bits: int = Option(
-        4,
-        "Bits of an index, for palette.",
+    bits: int | None = Option(
+        None,
+        "Bits of an index, for palette; by default 4.",
         low=2,
         high=MOST_BITS,
     )
@@ -139,6 +143,15 @@ class CompressWeights(Pass):
         "Notes of exporters on nodes and values (metadata, doc strings): they may "
         "outweigh the weights.",
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.bits is not None and self.encoding != "palette":
+            raise UsageError(
+                "compress-weights.bits",
+                f"encoding {self.encoding} has no choice of bits",
+                "take encoding palette, or leave bits out",
+            )
 
     def parts(self, model: ir.Model) -> list[Part]:
         """Layers with a weight, and tables of floats."""
@@ -238,7 +251,7 @@ class CompressWeights(Pass):
     def _store_integers(self, weight: Weight, rows: _Rows, unpacker: _Unpacker) -> None:
         tensor = weight.tensor
         if self.encoding == "palette":
-            found = codes_of(tensor, rows.layout, self.bits)
+            found = codes_of(tensor, rows.layout, self.bits or PALETTE_BITS)
             scales = wide_enough(found.scales.astype(np.float32), None, 1.0)
             unpacker.cast(rescaled(found, scales), "int8")
             unpacker.scale(scales.reshape(rows.scale_dims))

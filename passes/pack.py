@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -104,6 +105,7 @@ class Pack(Pass):
                 if reason is not None:
                     declined.append(Declined(value.name or "", reason))
                 advance(1)
+        packing.warn_of_memory(context)
         stats = packing.stats()
         if packing.codecs and self.notes == "drop":
             stats["notes"] = drop_notes(model, ports=False).total()
@@ -132,6 +134,8 @@ class _Packing:
         self._shared = Shared()
         self._load_bytes = 0
         self._before = self._after = 0
+        self._left: list[int] = []
+        self._needed = 0
         self.codecs = Counter[str]()
 
     def stats(self) -> dict[str, Stat]:
@@ -160,7 +164,7 @@ class _Packing:
         if least is None:
             return self._saves_too_little()
         if least > budget:
-            return _too_much(least)
+            return self._too_much(value, least)
         dense = initializer_bytes(value.name, value.const_value)
         limit = (1 - self._options.min_saving) * dense
         choices = [choice for choice in self._choices(value) if choice.nbytes <= limit]
@@ -176,7 +180,27 @@ class _Packing:
                 return None
         if not choices:
             return self._saves_too_little()
-        return _too_much(choices[0].load_bytes)
+        return self._too_much(value, choices[0].load_bytes)
+
+    def warn_of_memory(self, context: Context) -> None:
+        """Tell the user where much stays as large as it is for the memory that decoding takes."""
+        left = sum(self._left)
+        if left <= self._options.min_saving * (left + self._after):
+            return
+        needed = (self._load_bytes + self._needed) / 1e6
+        limit = self._options.load_memory
+        context.warn(
+            Pack.name,
+            f"{len(self._left)} constants of {left / 1e6:.0f} MB are not packed: decoding takes "
+            f"{needed:.0f} MB while the model is loaded, beyond load_memory={limit}; "
+            f"pack(load_memory={math.ceil(needed)}) packs them",
+        )
+
+    def _too_much(self, value: ir.Value, load_bytes: int) -> str:
+        """Count a constant that is left for its memory; the reason."""
+        self._left.append(_nbytes(value))
+        self._needed += load_bytes
+        return _too_much(load_bytes)
 
     def _saves_too_little(self) -> str:
         return f"no codec saves {self._options.min_saving:.0%} of its bytes"

@@ -120,9 +120,9 @@ class Quant(Pass):
     sample enters one, its Conv stays float, on 8-bit weights. Weights of 4 bits or fewer are stored
     packed and unpacked to int8 when the runtime loads the model: the file is smaller, the speed
     that of int8. `palette`: of 256 codes each channel uses 2**bits, those that fit its weights;
-    kernels are those of int8, and `pack` stores the indices. What is rounded to them without data
-    is judged by made-up inputs. What exporters noted on nodes and values goes (`notes=keep`); names
-    stay.
+    kernels are those of int8, and `pack` stores the indices. Without data its codes are chosen on
+    made-up inputs: expect less on real ones. What exporters noted on nodes and values goes
+    (`notes=keep`); names stay.
 
     Shapes: weight (M, C, *K), (K, N) -> same, int8 with one scale per output channel; bias (M,) ->
     int32.
@@ -168,7 +168,8 @@ class Quant(Pass):
         "int8: integers, activations too (static with data, at run time without); "
         "dynamic: at run time even "
         "with data; int16: 16-bit activations; blocked: weights only, a scale a "
-        "block; palette: int8 of few different values, indices of so many bits in the file; "
+        "block; palette: each channel uses only 2**bits different int8 values, and the file stores "
+        "indices of them; "
         "fp16: the whole model in half "
         "precision; ternary, binary: weights of -1, (0,) 1.",
         instead=_FORMS_INSTEAD,
@@ -288,8 +289,8 @@ class Quant(Pass):
         if form.least_width and self.bits > form.most_bits:
             raise UsageError(
                 "quant.bits",
-                f"form {self.form} has no {self.bits} bits: its values are int8 already",
-                f"give 2 to {form.most_bits}, for example bits=4, or take form int8",
+                f"form {self.form} has 2 to {form.most_bits} bits, not {self.bits}",
+                "add bits=4, for example, or take form int8",
             )
         if form.whole and self.layers:
             raise UsageError(
@@ -580,6 +581,7 @@ class Quant(Pass):
             outcome,
             inner,
             self.samples,
+            context.has_data(),
         )
         # again: rounding gives biases to layers that had none
         return plan(model, request)

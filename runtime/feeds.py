@@ -214,6 +214,11 @@ class Feeds:
                 self.note(
                     f"{self.where}: input '{info.name}' is {own}, fed as {info.dtype}"
                 )
+            if array.dtype == np.uint8 and array.ndim > 2 and wanted.kind == "f":
+                self.note(
+                    f"{self.where}: input '{info.name}' is uint8, fed as {info.dtype} from 0 to "
+                    f"{array.max(initial=0)}: scale it as in training if the model does not"
+                )
             return array.astype(wanted)
         raise RefusedError(
             place,

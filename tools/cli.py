@@ -229,7 +229,7 @@ def _in_words(error: BaseException) -> tuple[str, str, str, int]:
             "stopped by the user",
             # a training that has kept its state says so; click puts its own error around that
             str(error.__cause__ or error)
-            or "nothing was written; start it again to retry",
+            or "nothing was written; start it again to retry, with --resume FOLDER if it trains",
             130,
         )
     if isinstance(error, MemoryError):

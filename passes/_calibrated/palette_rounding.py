@@ -22,6 +22,12 @@ from .rounding import covariance, damped, decibels, fit_layers, output_error
 DAMP = 0.01
 """Share of its mean diagonal added to the diagonal of the inputs' Gram matrix, as in `gptq`."""
 
+UNSEEN_DAMP = 1.0
+"""The same where inputs are made up, which tell little of real ones. Measured on both ResNets,
+EfficientNet-Lite0 and MiniLM: from 0.3 to 2 better than rounding to the nearest, or as good; at
+0.01 worse on two of them.
+"""
+
 
 def round_to_palettes(
     model: ir.Model,
@@ -29,12 +35,13 @@ def round_to_palettes(
     bits: int,
     samples: int,
     include: tuple[str, ...],
+    damp: float,
 ) -> PassOutcome:
     """Round the weights that patterns name on calibration data; stats as of `fit_layers`."""
 
     def fit(layer: LinearLayer, gram: Grams, edit: Edit) -> float:
         bias = layer.bias_row()
-        gain, moved = _round(layer, gram, bits)
+        gain, moved = _round(layer, damped(gram, damp), bits)
         if (moved != bias).any():
             layer.set_bias(moved, edit)
         return gain
@@ -59,18 +66,18 @@ def _why_not(layer: LinearLayer) -> str | None:
 def _round(layer: LinearLayer, gram: Grams, bits: int) -> tuple[float, PerChannel]:
     """Store the layer's weight on palettes; the gain in dB over the nearest values, and its bias.
 
-    Shapes: gram (groups, K + 1, K + 1) -> a number, (M,).
+    Shapes: gram (groups, K + 1, K + 1), invertible -> a number, (M,).
     """
     rows = layer.rows()
     bias = layer.bias_row()
     hessian, _ = covariance(gram)
-    power = np.einsum("gkk->gk", damped(hessian, DAMP))
+    power = np.einsum("gkk->gk", hessian)
     importance = np.repeat(power, len(rows) // len(gram), axis=0)
     palettes = fitted(rows, bits, importance)
     codes, moved = compensated(
         rows,
         bias,
-        damped(gram, DAMP),
+        gram,
         palettes.scales,
         palettes,
     )

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from .._calibrated.grid import grid_of_bits
-from .._calibrated.palette_rounding import round_to_palettes
+from .._calibrated.palette_rounding import DAMP, UNSEEN_DAMP, round_to_palettes
 from .._core.context import Context
 from .._core.linear import LinearLayer
 from .._core.outcome import Declined, PassOutcome
@@ -70,8 +70,12 @@ def round_inside(
     outcome: PassOutcome,
     inner: InnerReasons,
     samples: int,
+    is_real: bool,
 ) -> None:
-    """Bring the weights of integer layers onto their grids, each layer's outputs kept."""
+    """Bring the weights of integer layers onto their grids, each layer's outputs kept.
+
+    `is_real`: the context's data are the user's.
+    """
     tally = _RoundedLayers()
     samples = min(samples, ROUNDING_SAMPLES)
     # one grid at a time: layers of a model may differ in bits
@@ -96,6 +100,7 @@ def round_inside(
                 bits,
                 samples,
                 _names(layers),
+                DAMP if is_real else UNSEEN_DAMP,
             )
         tally.add(found)
         inner.add("palettes", _of(layers, found))

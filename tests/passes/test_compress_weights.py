@@ -263,6 +263,12 @@ def test_counts_the_bytes_that_it_saves(text, encoding):
     assert abs(before - after.ByteSize() - saved) < 500  # names and nodes
 
 
+@pytest.mark.parametrize("encoding", ["int8", "int4", "fp16"])
+def test_bits_of_other_encodings_are_refused(encoding):
+    with pytest.raises(UsageError, match=f"encoding {encoding} has no choice of bits"):
+        CompressWeights(encoding, bits=4)
+
+
 @pytest.mark.parametrize("bits", [3, 4])
 def test_palettes_are_packed_to_their_indices(bits):
     model = with_weight(MATMUL.replace("64", "512"))

@@ -372,6 +372,16 @@ def test_memory_while_loading_is_bounded():
                 assert 0 < outcome.stats["load_bytes"] <= 10**6
 
 
+def test_what_memory_leaves_unpacked_is_told():
+    context = NullContext()
+    warnings = []
+    context.warn = lambda where, text: warnings.append(text)
+    Pack(load_memory=0).run(model_of(own_values(64, 144, 16)), context)
+    (text,) = warnings
+    assert "1 constants of 0 MB are not packed" in text
+    assert "pack(load_memory=1) packs them" in text
+
+
 def test_narrow_types_take_no_memory():
     array, _ = PACKED["whole halves"]
     _, outcome = pack(array, load_memory=0)
