@@ -286,7 +286,7 @@ class Quant(Pass):
                 f"form {self.form} has no activations of fewer than 8 bits",
                 f"choose one of {', '.join(able)}, or leave it at 8",
             )
-        if form.least_width and self.bits > form.most_bits:
+        if form.has_palettes and self.bits > form.most_bits:
             raise UsageError(
                 "quant.bits",
                 f"form {self.form} has 2 to {form.most_bits} bits, not {self.bits}",
@@ -325,8 +325,10 @@ class Quant(Pass):
         if form.whole is not None or form.width(self._encode_options()) <= 2:
             return []
         if self.bits < 8 or self.activation_bits < 8:
-            milder = replace(self, bits=8, activation_bits=8)
-            word = f"{self.form}:8"
+            # of 8 bits there are no palettes
+            whole = "int8" if form.has_palettes else self.form
+            milder = replace(self, form=whole, bits=8, activation_bits=8)
+            word = f"{whole}:8"
         elif self.form != "blocked":
             milder = replace(self, form="blocked", kernel="auto")
             word = "blocked:8"
@@ -522,7 +524,7 @@ class Quant(Pass):
             include=self.include,
             exclude=(*self.exclude, *floats),
             left_float=left_float,
-            palette_bits=self.bits if FORMS[self.form].least_width else None,
+            palette_bits=self.bits if FORMS[self.form].has_palettes else None,
         )
 
     def _prepared(

@@ -341,7 +341,8 @@ class RunContext:
         """This context with the user's data or, without any, with the run's made-up feeds.
 
         `tokens`: inputs that take ids, and how many there are; all occur alike. `least`: tokens
-        without which None is returned, where there are such inputs.
+        without which None is returned, where there are such inputs; where there are none, other
+        inputs are varied as many times.
         """
         if self.feeds is not None:
             return self
@@ -352,9 +353,11 @@ class RunContext:
         random = np.random.default_rng(self.seed)
         batches = []
         seen = 0
-        for number in range(_MADE_UP):
+        # who asks for a number of them learns weights from them: more tell more
+        wanted = _MADE_UP if tokens or least else len(samples)
+        for number in range(wanted):
             feeds = dict(samples[number % len(samples)])
-            if not tokens:
+            if number >= len(samples) and not tokens:
                 _reorder(feeds, random)
             # an input with a default value may be left out
             for name, count in tokens.items():

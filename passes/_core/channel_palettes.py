@@ -65,9 +65,11 @@ def _marks(tensor: ir.TensorProtocol, layout: Layout) -> NDArray[np.bool_] | Non
     for start, block in blocks(tensor, layout.granule):
         view, held = layout.view(block, start)
         own = marks[held]
-        numbers = np.arange(len(own))[:, None]
-        own[numbers, view.astype(np.int16) + CODES // 2] = True
-        if own.sum(axis=1).max(initial=0) > MOST_VALUES:
+        numbers = np.arange(len(own))
+        places = view.astype(np.int16) + CODES // 2
+        own[numbers[:, None], places] = True
+        values = own.sum(axis=1)
+        if values.max(initial=0) > MOST_VALUES:
             return None
     return marks
 
@@ -89,7 +91,9 @@ def _grouped(marks: NDArray[np.bool_], size: int) -> tuple[float, NDArray[np.boo
         # larger groups have no fewer
         if values > MOST_VALUES:
             break
-        nbytes = size * math.log2(max(values, 2)) / 8 + len(together) * values
+        bits = math.log2(max(values, 2))
+        tables = len(together) * values
+        nbytes = size * bits / 8 + tables
         if nbytes < least:
             best = together
             least = nbytes

@@ -216,7 +216,8 @@ class Observes(Protocol):
         """This context with the user's data or, without any, with made-up feeds.
 
         `tokens`: inputs that take ids, and how many ids there are. None where the run does not run
-        models, or makes up fewer than `least` tokens.
+        models, or makes up fewer than `least` tokens; a model without such inputs gets more of
+        others where `least` asks for any.
         """
         ...
 

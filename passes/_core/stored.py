@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from math import prod
 
 import onnx_ir as ir
 
 from .chains import made_of_constants
+from .edit import ints_of
 from .graph import all_nodes, producer_of
 from .normalize import constant_tensor
 from .provenance import float_weight
 from .stats import NOT_PARAMETERS
+
+KEEPING = ("Cast", "DequantizeLinear", "Identity", "Mul", "Transpose")
+"""Ops that unpack weights and give as many elements as their first input has."""
+
+SHAPING = ("Expand", "Reshape")
+"""Ops whose second input says how many elements there are."""
 
 
 @dataclass(frozen=True)
@@ -117,8 +124,29 @@ def _tensor_of(value: ir.Value) -> ir.TensorProtocol | None:
 
 
 def _elements(value: ir.Value, largest: ir.TensorProtocol | None) -> int:
-    """Number of elements; of a value of unknown shape that of the largest tensor behind it."""
-    shape = value.shape
-    if shape is not None and all(isinstance(dim, int) for dim in shape):
-        return prod(dim for dim in shape if isinstance(dim, int))
+    """Number of elements; where nothing tells, that of the largest tensor behind a value."""
+    for part in _unchanged(value):
+        dims = part.shape
+        if dims is not None and all(isinstance(dim, int) for dim in dims):
+            return prod(dim for dim in dims if isinstance(dim, int))
+        node = producer_of(part, *SHAPING)
+        shape = node.inputs[1] if node is not None else None
+        sizes = ints_of(shape)
+        if sizes is not None and min(sizes, default=1) >= 0:
+            return prod(sizes)
     return 0 if largest is None else int(largest.size)
+
+
+def _unchanged(value: ir.Value) -> Iterator[ir.Value]:
+    """A value, and those before it that have as many elements.
+
+    Files tell the shapes of few values, and a file that was just written is not inferred anew.
+    """
+    yield value
+    while (node := producer_of(value, *KEEPING)) is not None:
+        # of a product the factors, one for each channel, are stored as they are
+        made = [each for each in node.inputs if each is not None and each.producer()]
+        if len(made) != 1:
+            return
+        value = made[0]
+        yield value

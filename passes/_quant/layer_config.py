@@ -45,7 +45,7 @@ class Choice:
     @property
     def has_palettes(self) -> bool:
         """True if few different codes stand for a channel's weights."""
-        return FORMS[self.form].least_width > 0 and self.is_packed
+        return FORMS[self.form].has_palettes and self.is_packed
 
 
 @dataclass(frozen=True)
@@ -129,6 +129,13 @@ def _choice(text: str, default_bits: int) -> Choice:
             "give 2 to 8, for example int8:4, or int8:4:4 for what the layer reads as well",
         )
     bits = int(widths[0]) if widths else default_bits
+    row = FORMS.get(form)
+    if row is not None and row.has_palettes and bits > row.most_bits:
+        raise UsageError(
+            OPTION,
+            f"'{text}' asks for palettes of {bits} bits",
+            f"give 2 to {row.most_bits}, for example {form}:4, or take int8",
+        )
     activation_bits = int(widths[1]) if len(widths) > 1 else 8
     return Choice(
         form,

@@ -146,9 +146,10 @@ class Form:
     `whole`: converts the whole model instead, layers or not.
 
     `width`: bits of one of its weights; `has_bits`: the option `bits` is that width; `is_packed`:
-    it is always less than a byte. `most_bits`: more are 8, where `least_width` weights of a
-    channel are too few for fewer; `largest_end`: share of all weights up to which the first and the
-    last layer keep 8. `low_bit_activations`: the option `activation_bits` applies.
+    it is always less than a byte. `most_bits`: of weights that are packed. `has_palettes`: codes
+    are values of their channel, not steps. `least_width`: weights of a channel below which it keeps
+    8 bits; `largest_end`: share of all weights up to which the first and the last layer do.
+    `low_bit_activations`: the option `activation_bits` applies.
     `per_layer`: single layers may have it beside other forms, for the activations around them stay
     what they are.
     `activation`: type of activations in place of the target's; `why_not`: reason why a target has
@@ -163,6 +164,7 @@ class Form:
     has_bits: bool = False
     is_packed: bool = False
     most_bits: int = PACKED_BITS
+    has_palettes: bool = False
     least_width: int = 0
     largest_end: float = 1.0
     low_bit_activations: bool = False
@@ -215,6 +217,7 @@ FORMS: dict[str, Form] = {
         encode=_encode_palettes,
         has_bits=True,
         most_bits=MOST_BITS,
+        has_palettes=True,
         least_width=LEAST_WIDTH,
         largest_end=LARGEST_END,
         low_bit_activations=True,

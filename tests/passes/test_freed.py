@@ -43,6 +43,9 @@ def test_a_small_process_keeps_it(monkeypatch):
 
 
 def test_other_allocators_are_left_alone(monkeypatch):
-    monkeypatch.setattr(freed, "_trim", lambda: None)
-    monkeypatch.setattr(freed, "_resident", lambda: pytest.fail("not asked"))
-    freed.give_back()
+    asked = []
+    monkeypatch.setattr(freed, "_resident", lambda: asked.append(1) or freed.LARGE + 1)
+    for trim, count in ((None, 0), (lambda least: None, 1)):
+        monkeypatch.setattr(freed, "_trim", lambda trim=trim: trim)
+        freed.give_back()
+        assert len(asked) == count

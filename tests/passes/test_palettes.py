@@ -9,8 +9,8 @@ import pytest
 from onnx_opt import UsageError
 from onnx_opt.passes._base import NullContext
 from onnx_opt.passes._core.channel_layout import Layout
+from onnx_opt.passes._quant.palette_values import HIGHEST
 from onnx_opt.passes._quant.palettes import (
-    HIGHEST,
     MOST_BYTES,
     codes_of,
     fitted,
@@ -285,6 +285,12 @@ def test_pruned_weights_stay_pruned(calibrated):
 def test_more_bits_than_a_palette_has_are_refused(bits):
     with pytest.raises(UsageError, match="has 2 to 6 bits, not"):
         Quant(form="palette", bits=bits)
+
+
+@pytest.mark.parametrize("text", ["w2=palette", "w2=palette:7", "w2=palette:8"])
+def test_single_layers_have_no_palettes_of_all_bits(text):
+    with pytest.raises(UsageError, match=r"asks for palettes of [78] bits"):
+        Quant(layers=(text,))
 
 
 def test_single_layers_may_have_palettes(calibrated):

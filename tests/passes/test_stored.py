@@ -7,6 +7,7 @@ import pytest
 from onnx_opt.passes._base import NullContext
 from onnx_opt.passes._core.stored import bits_by_count, stored_constants
 from onnx_opt.passes.compress_weights import CompressWeights
+from onnx_opt.passes.pack import Pack
 
 MIXED = """
 <ir_version: 10, opset_import: ["" : 21]>
@@ -81,3 +82,19 @@ def test_a_table_that_a_head_reads_transposed_counts_once():
     proto.graph.initializer.append(onnx.numpy_helper.from_array(values, "table"))
     model = ir.from_proto(proto)
     assert bits_by_count(stored_constants(model)) == {"32": 32}
+
+
+def test_packed_weights_count_as_elements_without_any_shape():
+    """A file that was just written tells the shapes of few values."""
+    model = model_of(MATMUL.replace("64", "512"))
+    weight = np.random.default_rng(0).standard_normal((512, 40)).astype(np.float32)
+    value = model.graph.inputs.pop(1)
+    value.const_value = ir.Tensor(weight, name="w")
+    model.graph.register_initializer(value)
+    CompressWeights("palette").run(model, NullContext())
+    Pack().run(model, NullContext())
+    for node in model.graph:
+        for made in node.outputs:
+            made.shape = None
+    # an index of 4 bits, and 16 values for each channel
+    assert bits_by_count(stored_constants(model)) == {"4": 512 * 40}

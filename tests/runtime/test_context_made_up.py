@@ -92,6 +92,21 @@ def test_an_input_that_is_not_fed_is_not_made_up(worker):
     assert all(batch.feeds.keys() == FEEDS.keys() for batch in observing.feeds)
 
 
+def test_images_are_varied_for_who_learns_from_them(worker):
+    image = np.random.default_rng(0).normal(size=(1, 3, 16, 16)).astype(np.float32)
+    sizes = np.arange(4, dtype=np.float32)
+    few = context(worker, samples=({"x": image, "sizes": sizes},))
+    (only,) = few.on_any_feeds({}).feeds
+    assert only.feeds["x"] is image
+    first, *others = few.on_any_feeds({}, least=1).feeds
+    assert np.array_equal(first.feeds["x"], image)
+    assert len({batch.feeds["x"].tobytes() for batch in others}) == len(others) == 15
+    for batch in others:
+        assert np.array_equal(np.sort(batch.feeds["x"], None), np.sort(image, None))
+        # few numbers may be sizes or factors
+        assert np.array_equal(batch.feeds["sizes"], sizes)
+
+
 @pytest.mark.parametrize("given", [{"runs": False}, {"samples": ()}], ids=str)
 def test_a_run_that_runs_nothing_observes_nothing(worker, given):
     assert context(worker, **given).on_any_feeds({"ids": 500}) is None

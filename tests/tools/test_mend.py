@@ -81,5 +81,9 @@ def test_gentler_forms_of_few_bits_have_eight():
         "quant(int16)"
     ]
     assert str(Quant(kernel="float").gentler([])[0]) == "quant(blocked)"
+    assert [str(p) for p in Quant("palette", bits=4).gentler(["a", "b", "c"])] == [
+        'quant(palette, layers=["a=int8:8", "b=int8:8", "c=int8:8"], bits=4)',
+        "quant",
+    ]
     assert Quant("binary").gentler(["a"]) == []
     assert Quant("fp16").gentler(["a"]) == []

@@ -14,35 +14,11 @@ from onnx_opt.passes._core.saturation import (
     neighbours,
     offending,
 )
-from trainable_models import ir_model, normal
+from trainable_models import conv_of_codes, ir_model, matmul_of_codes, normal
 
-CONV = """
-<ir_version: 10, opset_import: ["" : 21]>
-qdq (float[2, 3, 5, 5] x) => (float[2, 4, 3, 3] y)
-<float xs = {0.125}, uint8 xz = {128}, int8[4, 3, 3, 3] w_q, float[4] ws = {0.5, 0.25, 0.5, 1.0},
- int8[4] wz = {0, 0, 0, 0}>
-{
-    xq = QuantizeLinear (x, xs, xz)
-    xd = DequantizeLinear (xq, xs, xz)
-    wd = DequantizeLinear <axis = 0> (w_q, ws, wz)
-    y = Conv (xd, wd)
-}
-"""
-MATMUL = """
-<ir_version: 10, opset_import: ["" : 21]>
-qdq (float[2, 9] x) => (float[2, 4] y)
-<float xs = {0.125}, uint8 xz = {128}, int8[9, 4] w_q, float[4] ws = {0.5, 0.25, 0.5, 1.0},
- int8[4] wz = {0, 0, 0, 0}>
-{
-    xq = QuantizeLinear (x, xs, xz)
-    xd = DequantizeLinear (xq, xs, xz)
-    wd = DequantizeLinear <axis = 1> (w_q, ws, wz)
-    y = MatMul (xd, wd)
-}
-"""
 LAYERS = {
-    "Conv": (CONV, (4, 3, 3, 3), 0, (2, 3, 5, 5)),
-    "MatMul": (MATMUL, (9, 4), 1, (2, 9)),
+    "Conv": (conv_of_codes(3), (4, 3, 3, 3), 0, (2, 3, 5, 5)),
+    "MatMul": (matmul_of_codes(9), (9, 4), 1, (2, 9)),
 }
 
 

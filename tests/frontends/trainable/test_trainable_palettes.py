@@ -7,33 +7,12 @@ import torch
 from onnx_opt.frontends.trainable import to_torch, write_back
 from onnx_opt.frontends.trainable._latents import find_latents
 from onnx_opt.frontends.trainable._ops.quant import ChannelValues, on_palette
-from trainable_models import ir_model, normal
+from trainable_models import conv_of_codes, ir_model, matmul_of_codes, normal
 
-CONV = """
-<ir_version: 10, opset_import: ["" : 21]>
-qdq (float[2, 16, 5, 5] x) => (float[2, 4, 3, 3] y)
-<float xs = {0.125}, uint8 xz = {128}, int8[4, 16, 3, 3] w_q, float[4] ws = {0.5, 0.25, 0.5, 1.0},
- int8[4] wz = {0, 0, 0, 0}>
-{
-    xq = QuantizeLinear (x, xs, xz)
-    xd = DequantizeLinear (xq, xs, xz)
-    wd = DequantizeLinear <axis = 0> (w_q, ws, wz)
-    y = Conv (xd, wd)
+LAYERS = {
+    "Conv": (conv_of_codes(16), (4, 16, 3, 3), 0),
+    "MatMul": (matmul_of_codes(144), (144, 4), 1),
 }
-"""
-MATMUL = """
-<ir_version: 10, opset_import: ["" : 21]>
-qdq (float[2, 144] x) => (float[2, 4] y)
-<float xs = {0.125}, uint8 xz = {128}, int8[144, 4] w_q, float[4] ws = {0.5, 0.25, 0.5, 1.0},
- int8[4] wz = {0, 0, 0, 0}>
-{
-    xq = QuantizeLinear (x, xs, xz)
-    xd = DequantizeLinear (xq, xs, xz)
-    wd = DequantizeLinear <axis = 1> (w_q, ws, wz)
-    y = MatMul (xd, wd)
-}
-"""
-LAYERS = {"Conv": (CONV, (4, 16, 3, 3), 0), "MatMul": (MATMUL, (144, 4), 1)}
 
 
 def model_with(kind, count, kept=1.0):

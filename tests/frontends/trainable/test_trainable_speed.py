@@ -1,4 +1,4 @@
-"""What makes steps fast: kernels of convolutions in one layout, and torch's fused kernels."""
+"""Speed of steps: kernels of convolutions in one layout, and torch's fused kernels."""
 
 import numpy as np
 import pytest

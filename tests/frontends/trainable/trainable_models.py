@@ -90,3 +90,29 @@ def gradient_error(text, feeds, names=None, step=1e-4, seed=0, **options):
                 worst, abs(numeric - given[place].item()) / max(abs(numeric), 1.0)
             )
     return worst
+
+
+QDQ = """
+<ir_version: 10, opset_import: ["" : 21]>
+qdq (float[{x}] x) => (float[{y}] y)
+<float xs = {{0.125}}, uint8 xz = {{128}}, int8[{w}] w_q, float[4] ws = {{0.5, 0.25, 0.5, 1.0}},
+ int8[4] wz = {{0, 0, 0, 0}}>
+{{
+    xq = QuantizeLinear (x, xs, xz)
+    xd = DequantizeLinear (xq, xs, xz)
+    wd = DequantizeLinear <axis = {axis}> (w_q, ws, wz)
+    y = {op} (xd, wd)
+}}
+"""
+
+
+def conv_of_codes(channels):
+    """Text of a Conv 3x3 from so many channels to 4, on images of 5x5, with int8 weights."""
+    dims = {"x": f"2, {channels}, 5, 5", "w": f"4, {channels}, 3, 3", "y": "2, 4, 3, 3"}
+    return QDQ.format(op="Conv", axis=0, **dims)
+
+
+def matmul_of_codes(width):
+    """Text of a MatMul from so many inputs to 4, with int8 weights."""
+    dims = {"x": f"2, {width}", "w": f"{width}, 4", "y": "2, 4"}
+    return QDQ.format(op="MatMul", axis=1, **dims)

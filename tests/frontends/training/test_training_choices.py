@@ -1,4 +1,4 @@
-"""What a training chooses by itself: by rules alone, and by asking a teacher about images."""
+"""Choices of a training by itself: by rules alone, and by asking a teacher about images."""
 
 import math
 import signal
