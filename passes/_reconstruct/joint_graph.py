@@ -41,18 +41,18 @@ class JointGraph:
     def frontier(self, pending: Sequence[LinearLayer]) -> list[str] | None:
         """Tensors from which everything follows that depends on pending layers of the pruned model.
 
-        Inputs may be among them. Nodes of the whole model wait for their namesakes. None where the
-        type of one is not known, or no tensor's, and where subgraphs may read tensors on their own.
+        Inputs may be among them; what follows from constants alone is not. Nodes of the whole model
+        wait for their namesakes. None where the type of one is not known, or no tensor's, and where
+        subgraphs may read tensors on their own.
         """
         if any(holds_graphs(node) for node in self.model.graph):
             return None
         names = {f"{PRUNED}{layer.node.outputs[0].name}" for layer in pending}
         waiting = self._waiting(names)
+        fed = self._fed()
         wanted: set[ir.Value] = set()
         for node in waiting:
-            for value in node.inputs:
-                if value is not None and not is_constant(value):
-                    wanted.add(value)
+            wanted.update(value for value in node.inputs if value in fed)
         for layer in pending:
             wanted.update(self._target_parts(layer.output))
         frontier = []
@@ -63,6 +63,17 @@ class JointGraph:
                 return None
             frontier.append(value.name or "")
         return sorted(frontier)
+
+    def _fed(self) -> set[ir.Value]:
+        """Values that depend on what the model is fed.
+
+        Others are made anew in every run: a transposed weight takes longer to keep than to make.
+        """
+        fed = {value for value in self.model.graph.inputs if not is_constant(value)}
+        for node in self.model.graph:
+            if any(value in fed for value in node.inputs):
+                fed.update(node.outputs)
+        return fed
 
     def _waiting(self, names: Collection[str]) -> set[ir.Node]:
         """Nodes that make the named values, their namesakes, and all that depends on them."""

@@ -22,7 +22,7 @@ from ..._dims.groups import Group
 from ..._dims.solve import Solution
 from ..contractions import Contraction, consumers_of, moment_bytes
 from .data import UNREAD, UNSEEN
-from .obs import ObsLayer
+from .obs import ObsInput
 from .scores import Aggregate, Found, ScoreOptions, Scores, aggregated, channel_places
 
 MEMORY = 1 << 30
@@ -194,7 +194,8 @@ def _order_of(
     options: ScoreOptions,
 ) -> DriftOrder | str:
     """Order of the channels of one group, by the readers whose moments are known and finite."""
-    layers = []
+    # layers that read the same columns of the same tensor share all but their weights
+    sharing: dict[tuple[MomentRequest, bytes], list[Contraction]] = {}
     reached = False
     for reader in readers:
         moment = moments.get(reader.request())
@@ -202,17 +203,20 @@ def _order_of(
             continue
         reached = True
         if np.isfinite(moment).all():
-            owner = _owners(group, solution, reader)
-            grams = reader.grams(moment)
-            layer = ObsLayer.of(
-                reader.view.matrix(),
-                grams,
-                owner,
-                DAMP,
-            )
-            layers.append(layer)
-    if layers:
-        return _greedy_order(layers, len(group.channels), options.aggregate)
+            key = (reader.request(), reader.view.columns().tobytes())
+            sharing.setdefault(key, []).append(reader)
+    inputs = []
+    for (request, _), alike in sharing.items():
+        first = alike[0]
+        read = ObsInput.of(
+            [reader.view.matrix() for reader in alike],
+            first.grams(moments[request]),
+            _owners(group, solution, first),
+            DAMP,
+        )
+        inputs.append(read)
+    if inputs:
+        return _greedy_order(inputs, len(group.channels), options.aggregate)
     return OVERFLOW if reached else UNSEEN
 
 
@@ -231,7 +235,7 @@ def _owners(
 
 
 def _greedy_order(
-    layers: Sequence[ObsLayer], count: int, aggregate: Aggregate
+    inputs: Sequence[ObsInput], count: int, aggregate: Aggregate
 ) -> DriftOrder:
     """Take `count` channels out greedily, the cheapest first.
 
@@ -246,7 +250,7 @@ def _greedy_order(
     drift: list[float] = []
     total = 0.0
     while left.any():
-        costs = _costs(layers, count, aggregate)
+        costs = _costs(inputs, count, aggregate)
         costs = np.where(left, costs, np.inf)
         size = min(pool_size, int(left.sum()))
         cheapest = np.argsort(costs, kind="stable")
@@ -255,17 +259,17 @@ def _greedy_order(
         removals = _taken_from(
             pool,
             batch,
-            layers,
+            inputs,
             count,
             aggregate,
         )
-        # costs are those of the layer as the channels before have left it: they add up
+        # costs are those of the layers as the channels before have left it: they add up
         for channel, cost in removals:
             total = cost + total
             drift.append(total)
             taken.append(channel)
-        for layer in layers:
-            layer.remove(taken)
+        for read in inputs:
+            read.remove(taken)
         left[taken] = False
         order += taken
     return DriftOrder(np.array(order, np.intp), np.array(drift))
@@ -274,12 +278,12 @@ def _greedy_order(
 def _taken_from(
     pool: NDArray[np.intp],
     batch: int,
-    layers: Sequence[ObsLayer],
+    inputs: Sequence[ObsInput],
     count: int,
     aggregate: Aggregate,
 ) -> Iterator[tuple[int, float]]:
     """Channels of a pool with their costs, the cheapest first, as each goes; a batch at most."""
-    parts = [layer.restricted(pool) for layer in layers]
+    parts = [read.restricted(pool) for read in inputs]
     left = np.zeros(count, bool)
     left[pool] = True
     size = min(batch, len(pool))
@@ -294,6 +298,9 @@ def _taken_from(
             part.remove([channel])
 
 
-def _costs(layers: Sequence[ObsLayer], count: int, aggregate: Aggregate) -> Scores:
+def _costs(inputs: Sequence[ObsInput], count: int, aggregate: Aggregate) -> Scores:
     """Costs of `count` channels over readers, unscaled: they are shares already."""
-    return aggregated([layer.costs(count) for layer in layers], aggregate)
+    every: list[Scores] = []
+    for read in inputs:
+        every += read.costs(count)
+    return aggregated(every, aggregate)

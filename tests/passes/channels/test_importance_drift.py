@@ -8,7 +8,7 @@ from onnx_opt.passes._base import NullContext
 from onnx_opt.passes._channels.importance import drift as drift_module
 from onnx_opt.passes._channels.importance.data import UNREAD
 from onnx_opt.passes._channels.importance.drift import drift, drift_order
-from onnx_opt.passes._channels.importance.obs import ObsLayer
+from onnx_opt.passes._channels.importance.obs import ObsInput
 from onnx_opt.passes._channels.importance.scores import ScoreOptions
 from onnx_opt.passes._core.context import MomentRequest
 from onnx_opt.runtime.moments import patches
@@ -271,10 +271,10 @@ def test_nothing_reads_it():
 
 
 def test_a_constant_output_has_no_drift():
-    layer = ObsLayer.of(
-        np.ones((1, 2, 3)), np.ones((1, 4, 4)), np.arange(3)[None], 1e-4
+    read = ObsInput.of(
+        [np.ones((1, 2, 3))], np.ones((1, 4, 4)), np.arange(3)[None], 1e-4
     )
-    np.testing.assert_array_equal(layer.costs(3), [0, 0, 0])
+    np.testing.assert_array_equal(read.costs(3), [[0, 0, 0]])
 
 
 def test_costs_as_least_squares_before_and_after_a_removal():
@@ -283,21 +283,21 @@ def test_costs_as_least_squares_before_and_after_a_removal():
         np.concatenate([x, np.ones((200, 1))], axis=1),
         RANDOM.normal(size=(4, 6)),
     )
-    layer = ObsLayer.of(
-        weight[None], (z.T @ z / 200)[None], np.array([[0, 0, 1, 2, -1, 3]]), 0.0
+    read = ObsInput.of(
+        [weight[None]], (z.T @ z / 200)[None], np.array([[0, 0, 1, 2, -1, 3]]), 0.0
     )
     columns = {0: [0, 1], 1: [2], 2: [3], 3: [5]}
     np.testing.assert_allclose(
-        layer.costs(4), [lost(x, weight, c) for c in columns.values()], rtol=1e-8
+        read.costs(4)[0], [lost(x, weight, c) for c in columns.values()], rtol=1e-8
     )
-    layer.remove([1])
+    read.remove([1])
     now = lost(x, weight, [2])
     want = [
         0 if own == 1 else lost(x, weight, [2, *c]) - now for own, c in columns.items()
     ]
-    np.testing.assert_allclose(layer.costs(4), want, rtol=1e-6)
+    np.testing.assert_allclose(read.costs(4)[0], want, rtol=1e-6)
     np.testing.assert_allclose(
-        layer.restricted(np.array([0, 3])).costs(4)[[0, 3]],
+        read.restricted(np.array([0, 3])).costs(4)[0][[0, 3]],
         np.array(want)[[0, 3]],
         rtol=1e-6,
     )
