@@ -9,7 +9,7 @@ from typing import ClassVar
 import onnx_ir as ir
 
 from ._base import Context, Effect, Pass, PassOutcome
-from ._core.edit import Edit
+from ._core.edit import Edit, is_constant
 from ._core.graph import holds_graphs, subgraphs
 from ._core.ops import QUANT_OPS, is_standard
 from ._core.rewrites import permit
@@ -34,7 +34,8 @@ COMMUTATIVE_OPS = frozenset({"Add", "Mul", "And", "Or", "Xor", "Equal", "Sum"})
 class EliminateCommonSubexpressions(Pass):
     """Keep one node of those that compute the same: equal op, attributes and inputs.
 
-    Effect: exact. Linear in the number of nodes. A node of a subgraph may give way to an earlier
+    Effect: exact. Linear in the number of nodes. Constants of one element are equal by content,
+    others by name. A node of a subgraph may give way to an earlier
     one of a graph around it. Random ops, nodes with subgraphs, ops of other domains, and
     quantization ops (ONNX Runtime fuses a DequantizeLinear into its one user) stay.
 
@@ -112,12 +113,24 @@ def _key(node: ir.Node) -> Hashable | None:
         return None
     if node.op_type in RANDOM_OPS or node.op_type in QUANT_OPS:
         return None
-    inputs = [id(value) for value in node.inputs]
+    inputs = [_identity(value) for value in node.inputs]
     if node.op_type in COMMUTATIVE_OPS:
         inputs.sort()
     frozen = [(name, _frozen(a)) for name, a in node.attributes.items()]
     attributes = tuple(sorted(frozen))
     return node.op_type, node.overload, tuple(inputs), attributes, len(node.outputs)
+
+
+def _identity(value: ir.Value | None) -> str:
+    """Name of a value that only equal ones share: constants of one element are equal by content."""
+    if value is None:
+        return ""
+    tensor = value.const_value
+    if tensor is None or not is_constant(value) or tensor.size != 1:
+        return str(id(value))
+    if tensor.dtype == ir.DataType.STRING:
+        return str(id(value))
+    return f"{tensor.dtype} {tensor.shape} {tensor.tobytes().hex()}"
 
 
 def _frozen(attribute: ir.Attr) -> str:

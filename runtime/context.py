@@ -34,6 +34,7 @@ from .calibrate import DerivedTap
 from .difference import difference
 from .feeds import Batch, Feeds, StoredFeeds
 from .held_out import held_out
+from .kept_batches import KeptBatches, TooLarge
 from .optimized import optimized_nodes
 from .session import Session, open_session
 from .stages import (
@@ -56,10 +57,6 @@ Progress = Callable[
 
 MadeUp = Callable[[bool], Sequence[Mapping[str, NDArray[Any]]]]
 """Feeds made up without data; given is whether the model reads tokens."""
-
-_HELD_BYTES = 1 << 30
-"""Bytes of tensors that are kept between runs, at most. Chosen by hand; not measured."""
-
 
 _MADE_UP = 16
 _LEAST_NOISE = 256  # elements: fewer may be sizes, factors or states
@@ -283,21 +280,22 @@ class RunContext:
     ) -> RunContext | None:
         """Make a context fed with tensors of this one's runs, batch by batch.
 
-        None where they take more than 1 GiB. Errors: UsageError without data.
+        None where they take too much memory and disk. Errors: UsageError without data.
         """
-        try:
-            return self._after(model, tensors, samples, whole=False)
-        except RemoteError:
-            # as in _in_stages
-            return self._after(model, tensors, samples, whole=True)
+        with contextlib.suppress(TooLarge):
+            try:
+                return self._after(model, tensors, samples, whole=False)
+            except RemoteError:
+                # as in _in_stages
+                return self._after(model, tensors, samples, whole=True)
+        return None
 
     def _after(
         self, model: ir.Model, tensors: Sequence[str], samples: int, whole: bool
-    ) -> RunContext | None:
+    ) -> RunContext:
         calibration = self._calibration_feeds()
-        batches: list[Batch] = []
+        batches = KeptBatches()
         limit = RowLimit()
-        held = 0
         with self.progress("run up to a layer", 1), scratch_folder() as folder:
             path = Path(folder, "resumed.onnx")
             self._save(model, path)
@@ -309,11 +307,7 @@ class RunContext:
                 for feeds, rows in parts:
                     values = feeds | session.run(feeds)
                     kept = {name: values[name] for name in tensors}
-                    batches.append(Batch(kept, None))
-                    size = sum(array.nbytes for array in kept.values())
-                    held += size
-                    if held > _HELD_BYTES:
-                        return None
+                    size = batches.add(kept)
                     limit.adapt(size, rows)
             finally:
                 session.close()

@@ -230,7 +230,7 @@ class Feeds:
 class StoredFeeds(Feeds):
     """Batches that a run itself made: taken as they are."""
 
-    def __init__(self, batches: Sequence[Batch]) -> None:
+    def __init__(self, batches: Iterable[Batch]) -> None:
         super().__init__(lambda: (), (), "tensors of a run")
         self._batches = batches
 

@@ -14,6 +14,12 @@ STAYS = {
     "other attributes": "{ a = Elu <alpha: float = 1.0> (x) "
     " b = Elu <alpha: float = 2.0> (x)  y = Add (a, b) }",
     "other order of inputs": "<float c = {2}> { a = Sub (x, c)  b = Sub (c, x)  y = Add (a, b) }",
+    "other constants of one element": "<float c = {2}, float d = {3}> "
+    "{ a = Sub (x, c)  b = Sub (x, d)  y = Add (a, b) }",
+    "constants of one element in other shapes": "<float c = {2}, float[1] d = {2}> "
+    "{ a = Sub (x, c)  b = Sub (x, d)  y = Add (a, b) }",
+    "equal constants of more elements": "<float[2] c = {2, 3}, float[2] d = {2, 3}> "
+    "{ a = Sub (x, c)  b = Sub (x, d)  y = Add (a, b) }",
     "two outputs of the graph": "{ y = Neg (x)  z = Neg (x) }",
 }
 
@@ -75,6 +81,10 @@ MERGES = {
     "commuted inputs": (
         "<float c = {2}> { a = Mul (x, c)  b = Mul (c, x)  y = Add (a, b) }",
         ["Mul", "Add"],
+    ),
+    "equal constants of one element": (
+        "<float c = {2}, float d = {2}> { a = Sub (x, c)  b = Sub (x, d)  y = Add (a, b) }",
+        ["Sub", "Add"],
     ),
     "equal attributes": (
         "{ a = Elu <alpha: float = 2.0> (x)  b = Elu <alpha: float = 2.0> (x)  y = Add (a, b) }",

@@ -1,12 +1,14 @@
 """A run that goes on from tensors of an earlier one."""
 
+import gc
+
 import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
 from onnx_opt import UsageError
 from onnx_opt.passes._base import MomentRequest, Resumes
-from onnx_opt.runtime import context as context_module
+from onnx_opt.runtime import kept_batches
 from onnx_opt.runtime.context import RunContext
 from onnx_opt.runtime.feeds import open_feeds
 from onnx_opt.runtime.session import TensorInfo
@@ -62,8 +64,31 @@ def test_only_so_many_samples_are_kept(worker):
     assert sum(len(batch.feeds["x"]) for batch in resumed.feeds) == 3
 
 
-def test_tensors_too_large_to_hold_are_not_kept(worker, monkeypatch):
-    monkeypatch.setattr(context_module, "_HELD_BYTES", 8)
+@pytest.mark.parametrize("in_memory", [0, 8, 80])
+def test_what_memory_does_not_hold_waits_in_files(worker, monkeypatch, in_memory):
+    monkeypatch.setattr(kept_batches, "IN_MEMORY", in_memory)
+    resumed = context(worker).after(model_of(FIRST), ["h", "x", "shape"], 100)
+    # as often as it is asked for
+    for _ in range(2):
+        x = [batch.feeds["x"] for batch in resumed.feeds]
+        np.testing.assert_array_equal(np.concatenate(x), X)
+
+
+def test_files_go_with_the_context(worker, monkeypatch, tmp_path):
+    monkeypatch.setattr(kept_batches, "IN_MEMORY", 0)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    resumed = context(worker).after(model_of(FIRST), ["h"], 100)
+    files = list(tmp_path.glob("*/*.batch"))
+    assert len(files) == len(list(resumed.feeds))
+    assert files
+    del resumed
+    gc.collect()
+    assert list(tmp_path.glob("*/*.batch")) == []
+
+
+def test_tensors_too_large_for_memory_and_files_are_not_kept(worker, monkeypatch):
+    monkeypatch.setattr(kept_batches, "IN_MEMORY", 8)
+    monkeypatch.setattr(kept_batches, "IN_FILES", 8)
     assert context(worker).after(model_of(FIRST), ["h"], 100) is None
 
 
