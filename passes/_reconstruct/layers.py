@@ -354,7 +354,8 @@ def _best_damping_factor(
     layer: LinearLayer, halves: Sequence[Moments], damp: float
 ) -> float:
     """Factor of `damp` with which a fit to one half of the data does best on the other."""
-    losses = []
+    best = DAMPING_FACTORS[0]
+    least = np.inf
     for factor in DAMPING_FACTORS:
         loss = 0.0
         # each half is fitted once and judged once
@@ -363,8 +364,13 @@ def _best_damping_factor(
             fit = ridge_fit(layer, gram, cross, damp * factor)
             gram, cross = regression_parts(layer, other)
             loss += regression_loss(fit, gram, cross)
-        losses.append(loss)
-    return DAMPING_FACTORS[int(np.argmin(losses))]
+        # with more damping it falls, then it rises
+        if loss > least:
+            break
+        if loss < least:
+            best = factor
+            least = loss
+    return best
 
 
 def regression_parts(layer: LinearLayer, moments: Moments) -> tuple[Moments, Moments]:

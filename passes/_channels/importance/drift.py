@@ -8,7 +8,7 @@ two copies of one channel are not both taken to be superfluous.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,6 +39,9 @@ DAMP = 1e-4
 """Share of the mean variance of a reader's inputs that is added to each: inverses of covariances
 without full rank stay finite. Chosen by hand, not measured.
 """
+
+SUMS = ("mean", "sum")
+"""Aggregates for which readers of one tensor count together."""
 
 OVERFLOW = "the squares of its values overflow"
 
@@ -194,23 +197,26 @@ def _order_of(
     options: ScoreOptions,
 ) -> DriftOrder | str:
     """Order of the channels of one group, by the readers whose moments are known and finite."""
-    # layers that read the same columns of the same tensor share all but their weights
-    sharing: dict[tuple[MomentRequest, bytes], list[Contraction]] = {}
+    sharing: dict[Hashable, list[Contraction]] = {}
     reached = False
-    for reader in readers:
-        moment = moments.get(reader.request())
+    for number, reader in enumerate(readers):
+        request = reader.request()
+        moment = moments.get(request)
         if moment is None:
             continue
         reached = True
         if np.isfinite(moment).all():
-            key = (reader.request(), reader.view.columns().tobytes())
+            # sums over layers that read the same columns of one tensor take one inverse for all
+            key: Hashable = number
+            if options.aggregate in SUMS:
+                key = request, reader.view.columns().tobytes()
             sharing.setdefault(key, []).append(reader)
     inputs = []
-    for (request, _), alike in sharing.items():
+    for alike in sharing.values():
         first = alike[0]
         read = ObsInput.of(
             [reader.view.matrix() for reader in alike],
-            first.grams(moments[request]),
+            first.grams(moments[first.request()]),
             _owners(group, solution, first),
             DAMP,
         )
@@ -300,7 +306,9 @@ def _taken_from(
 
 def _costs(inputs: Sequence[ObsInput], count: int, aggregate: Aggregate) -> Scores:
     """Costs of `count` channels over readers, unscaled: they are shares already."""
-    every: list[Scores] = []
-    for read in inputs:
-        every += read.costs(count)
-    return aggregated(every, aggregate)
+    shares = [read.costs(count) for read in inputs]
+    if aggregate == "mean":
+        readers = sum(read.readers for read in inputs)
+        mean: Scores = np.sum(shares, axis=0) / readers
+        return mean
+    return aggregated(shares, aggregate)

@@ -24,19 +24,19 @@ PANEL = 256
 
 @dataclass
 class _ObsBlock:
-    """One group of layers that read the same input.
+    """One group of layers that read the same inputs.
 
-    `weights`: (M, K) of each layer, `inverse` of the inputs' covariance (K, K), `owner` of each
-    column (K,), `stays`: False for columns that are gone (K,).
+    `weight` (M, K), `inverse` of the inputs' covariance (K, K), `owner` of each column (K,),
+    `stays`: False for columns that are gone (K,).
     """
 
-    weights: list[Matrix]
+    weight: Matrix
     inverse: Matrix
     owner: NDArray[np.intp]
     stays: NDArray[np.bool_]
 
-    def costs(self, totals: Sequence[Scores]) -> None:
-        """Add to the total of each layer, by owner, tr(W_c (H_cc)^-1 W_c^T) of its columns c."""
+    def costs(self, total: Scores) -> None:
+        """Add to `total`, by owner, tr(W_c (H_cc)^-1 W_c^T) for the columns c of each."""
         diagonal = np.diagonal(self.inverse)
         owner = np.where(self.stays, self.owner, -1)
         for owners, index in _columns(owner):
@@ -44,25 +44,23 @@ class _ObsBlock:
             if width == 1:
                 # the common case of one column each needs no matrix inverse
                 single = index[:, 0]
-                for weight, total in zip(self.weights, totals, strict=True):
-                    squares = np.einsum("mk,mk->k", weight, weight)
-                    total[owners] += squares[single] / diagonal[single]
+                squares = np.einsum("mk,mk->k", self.weight, self.weight)
+                total[owners] += squares[single] / diagonal[single]
                 continue
             row = index[:, :, None]
             column = index[:, None, :]
             own = self.inverse[row, column]
             inner = np.linalg.inv(own)
-            for weight, total in zip(self.weights, totals, strict=True):
-                slices = weight[:, index]
-                slices = slices.transpose(1, 2, 0)
-                other = slices.transpose(0, 2, 1)
-                products = slices @ other
-                # the trace of each product, without making it
-                traces = np.einsum("cij,cji->c", inner, products)
-                total[owners] += traces
+            slices = self.weight[:, index]
+            slices = slices.transpose(1, 2, 0)
+            other = slices.transpose(0, 2, 1)
+            products = slices @ other
+            # the trace of each product, without making it
+            traces = np.einsum("cij,cji->c", inner, products)
+            total[owners] += traces
 
     def remove(self, owners: Sequence[int]) -> None:
-        """Take the owners' columns out; weights and inverse become those of the refitted rest."""
+        """Take the owners' columns out; weight and inverse become those of the refitted rest."""
         leaves = np.isin(self.owner, owners) & self.stays
         (gone,) = leaves.nonzero()
         if not len(gone):
@@ -71,32 +69,29 @@ class _ObsBlock:
         own = cross[:, gone]
         # the rest takes over what the columns gave; the inverse loses them by a Schur complement
         step = np.linalg.solve(own, cross)
-        for weight in self.weights:
-            weight -= weight[:, gone] @ step
-            weight[:, gone] = 0
+        taken_over = self.weight[:, gone] @ step
+        self.weight -= taken_over
         for start in range(0, len(self.inverse), PANEL):
             panel = slice(start, start + PANEL)
             self.inverse[panel] -= cross[:, panel].T @ step
         # what rounding left there
+        self.weight[:, gone] = 0
         self.inverse[gone] = 0
         self.inverse[:, gone] = 0
         self.stays[gone] = False
         # in place until half of the columns are gone: a copy takes longer than the update
         if 2 * self.stays.sum() <= len(self.stays):
-            self._become(self.stays)
-
-    def _become(self, columns: NDArray[np.bool_]) -> None:
-        other = self._part(columns)
-        self.weights = other.weights
-        self.inverse = other.inverse
-        self.owner = other.owner
-        self.stays = other.stays
+            left = self._part(self.stays)
+            self.weight = left.weight
+            self.inverse = left.inverse
+            self.owner = left.owner
+            self.stays = left.stays
 
     def _part(self, columns: NDArray[np.bool_]) -> _ObsBlock:
         """A copy of some columns."""
         both = np.ix_(columns, columns)
         return _ObsBlock(
-            weights=[weight[:, columns] for weight in self.weights],
+            weight=self.weight[:, columns],
             inverse=self.inverse[both],
             owner=self.owner[columns],
             stays=self.stays[columns],
@@ -112,11 +107,12 @@ class _ObsBlock:
 class ObsInput:
     """What some linear layers read, of which inputs go.
 
-    Costs are shares of the variance of each layer's output.
+    Costs are shares of the variance of a layer's output, summed over the layers; `readers`: how
+    many there are.
     """
 
     blocks: list[_ObsBlock]
-    energies: list[float]
+    readers: int
 
     @classmethod
     def of(
@@ -133,7 +129,8 @@ class ObsInput:
         variance. Inputs that do not vary are left out: the bias makes up for them exactly.
         """
         blocks = []
-        energies = [0.0 for _ in weights]
+        rows_of_all = []
+        energies = np.zeros(len(weights))
         for group, (moments, own) in enumerate(zip(gram, owner, strict=True)):
             # the last row of z z^T, z = [x, 1], holds the means of x
             mean = moments[-1, :-1]
@@ -150,35 +147,33 @@ class ObsInput:
             diagonal = np.diag_indices(len(covariance))
             # inputs that depend on each other have no inverse without it
             covariance[diagonal] += damp * usual
-            every = []
-            for number, weight in enumerate(weights):
-                rows = _as_few_rows(weight[group][:, alive])
-                output = rows @ covariance
-                energies[number] += float(np.vdot(output, rows))
-                every.append(rows)
+            rows = [_as_few_rows(weight[group][:, alive]) for weight in weights]
+            for number, each in enumerate(rows):
+                output = each @ covariance
+                energies[number] += np.vdot(output, each)
+            rows_of_all.append(rows)
             block = _ObsBlock(
-                weights=every,
+                weight=rows[0],
                 inverse=np.linalg.inv(covariance),
                 owner=own[alive],
                 stays=np.ones(len(covariance), bool),
             )
             blocks.append(block)
-        return cls(blocks, energies)
+        # a layer without output has no share to lose
+        scales = np.zeros(len(weights))
+        np.divide(1, np.sqrt(energies), out=scales, where=energies > 0)
+        for block, rows in zip(blocks, rows_of_all, strict=True):
+            scaled = [scale * each for scale, each in zip(scales, rows, strict=True)]
+            block.weight = _as_few_rows(np.concatenate(scaled))
+        return cls(blocks, len(weights))
 
-    def costs(self, count: int) -> list[Scores]:
-        """Cost of each of `count` owners now to each layer, a share of the variance of its output.
-
-        0 once gone.
-        """
-        totals = [np.zeros(count) for _ in self.energies]
+    def costs(self, count: int) -> Scores:
+        """Cost of each of `count` owners now, summed over the layers; 0 once gone."""
+        total = np.zeros(count)
         for block in self.blocks:
-            block.costs(totals)
-        shares = []
-        for total, energy in zip(totals, self.energies, strict=True):
-            # rounding leaves tiny negative costs of columns that others make up for
-            positive = np.maximum(total, 0)
-            shares.append(positive / energy if energy > 0 else np.zeros(count))
-        return shares
+            block.costs(total)
+        # rounding leaves tiny negative costs of columns that others make up for
+        return np.maximum(total, 0)
 
     def restricted(self, owners: NDArray[np.intp]) -> ObsInput:
         """The layers as these owners alone see them.
@@ -187,7 +182,7 @@ class ObsInput:
         that with the others still there to make up for what goes.
         """
         parts = [block.restricted(owners) for block in self.blocks]
-        return ObsInput(parts, self.energies)
+        return ObsInput(parts, self.readers)
 
     def remove(self, owners: Sequence[int]) -> None:
         """Take inputs out and let the rest make up for them."""

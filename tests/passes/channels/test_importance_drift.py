@@ -274,7 +274,7 @@ def test_a_constant_output_has_no_drift():
     read = ObsInput.of(
         [np.ones((1, 2, 3))], np.ones((1, 4, 4)), np.arange(3)[None], 1e-4
     )
-    np.testing.assert_array_equal(read.costs(3), [[0, 0, 0]])
+    np.testing.assert_array_equal(read.costs(3), [0, 0, 0])
 
 
 def test_costs_as_least_squares_before_and_after_a_removal():
@@ -288,19 +288,36 @@ def test_costs_as_least_squares_before_and_after_a_removal():
     )
     columns = {0: [0, 1], 1: [2], 2: [3], 3: [5]}
     np.testing.assert_allclose(
-        read.costs(4)[0], [lost(x, weight, c) for c in columns.values()], rtol=1e-8
+        read.costs(4), [lost(x, weight, c) for c in columns.values()], rtol=1e-8
     )
     read.remove([1])
     now = lost(x, weight, [2])
     want = [
         0 if own == 1 else lost(x, weight, [2, *c]) - now for own, c in columns.items()
     ]
-    np.testing.assert_allclose(read.costs(4)[0], want, rtol=1e-6)
+    np.testing.assert_allclose(read.costs(4), want, rtol=1e-6)
     np.testing.assert_allclose(
-        read.restricted(np.array([0, 3])).costs(4)[0][[0, 3]],
+        read.restricted(np.array([0, 3])).costs(4)[[0, 3]],
         np.array(want)[[0, 3]],
         rtol=1e-6,
     )
+
+
+def test_layers_of_one_input_count_together_as_they_would_alone():
+    x = RANDOM.normal(size=(200, 5)) @ RANDOM.normal(size=(5, 5))
+    z = np.concatenate([x, np.ones((200, 1))], axis=1)
+    gram = (z.T @ z / 200)[None]
+    owner = np.array([[0, 0, 1, 2, 3]])
+    # few rows and many
+    weights = [RANDOM.normal(size=(1, rows, 5)) for rows in (3, 40)]
+    together = ObsInput.of(weights, gram, owner, 1e-4)
+    alone = [ObsInput.of([weight], gram, owner, 1e-4) for weight in weights]
+    assert together.readers == 2
+    for gone in ([], [2], [0]):
+        for read in (together, *alone):
+            read.remove(gone)
+        expected = alone[0].costs(4) + alone[1].costs(4)
+        np.testing.assert_allclose(together.costs(4), expected, rtol=1e-9)
 
 
 def test_what_overflows_has_a_reason(calibrated, undamped):
