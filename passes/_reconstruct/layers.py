@@ -153,9 +153,9 @@ def fit_layers(
     left: list[str] = []
     waves = _waves(pruned, layers)
     point = RunPoint.first(whole, context)
+    joint = JointGraph(whole, pruned, kept)
     with context.progress("recovering", len(waves)) as advance:
         for number, wave in enumerate(waves):
-            joint = JointGraph(whole, pruned, kept)
             found = point.measured(joint, wave, samples)
             for tied in _tied(wave):
                 reached = [layer for layer in tied if layer in found]

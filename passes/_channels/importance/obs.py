@@ -105,7 +105,7 @@ class _ObsBlock:
 
 @dataclass
 class ObsInput:
-    """What some linear layers read, of which inputs go.
+    """Common input of some linear layers, parts of which are taken out.
 
     Costs are shares of the variance of a layer's output, summed over the layers; `readers`: how
     many there are.
@@ -195,8 +195,7 @@ def _as_few_rows(weight: Matrix) -> Matrix:
     rows, columns = weight.shape
     if rows <= columns:
         return weight
-    triangle: Matrix = np.linalg.qr(weight, mode="r")
-    return triangle
+    return np.asarray(np.linalg.qr(weight, mode="r"))
 
 
 def _columns(
