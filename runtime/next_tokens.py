@@ -45,8 +45,7 @@ def _labels(batch: Batch, tokens: NDArray[Any], feeds: Feeds) -> NDArray[Any]:
     """Labels of a batch, or the tokens (B, T) moved by one."""
     labels = batch.labels
     if labels is None:
-        kept = padding(batch.feeds, tokens)
-        return _moved_by_one(tokens, kept)
+        return next_tokens(batch.feeds, tokens)
     if labels.shape != tokens.shape:
         return labels
     is_label = labels != IGNORED
@@ -55,6 +54,13 @@ def _labels(batch: Batch, tokens: NDArray[Any], feeds: Feeds) -> NDArray[Any]:
         return labels
     feeds.note(f"{feeds.where}: labels are the tokens themselves: moved by one")
     return _moved_by_one(tokens, is_label)
+
+
+def next_tokens(
+    feeds: Mapping[str, NDArray[Any]], tokens: NDArray[Any]
+) -> NDArray[np.int64]:
+    """Label of each position of tokens (B, T): the next one, -100 where there is none."""
+    return _moved_by_one(tokens, padding(feeds, tokens))
 
 
 def _moved_by_one(

@@ -229,3 +229,34 @@ def test_a_metric_excuses_the_usual_floor_alone(net, out, tmp_path):
     assert optimize(net, WORTHLESS, **options).metric["after"] == 1
     with pytest.raises(CheckError, match=r"^--floor: "):
         optimize(net, WORTHLESS, floor="3 dB", **options)
+
+
+def test_a_language_model_that_predicts_its_tokens_far_worse_is_refused(tmp_path, out):
+    """A third of the weights that tell the next token goes: 4.4 dB are kept, and most choices."""
+    size = 64
+    follower = np.roll(np.arange(size), 1)
+    head = np.zeros((size, size), np.float32)
+    head[np.arange(size), follower] = 8
+    model = model_from(f"""
+        <ir_version: 10, opset_import: ["" : 21]>
+        tokens (int64[batch, length] input_ids) => (float[batch, length, {size}] logits)
+        <float[{size}, {size}] table, float[{size}, {size}] head>
+        {{
+            h = Gather (table, input_ids)
+            logits = MatMul (h, head)
+        }}""")
+    values = {"table": np.eye(size, dtype=np.float32), "head": head}
+    for tensor in model.graph.initializer:
+        tensor.CopyFrom(onnx.numpy_helper.from_array(values[tensor.name], tensor.name))
+    path = tmp_path / "tokens.onnx"
+    onnx.save(model, path)
+    first = np.random.default_rng(0).integers(0, size, (8, 1))
+    data = {"input_ids": (first - np.arange(32)) % size}
+    with pytest.raises(CheckError) as raised:
+        optimize(
+            path, "prune(sparsity=0.99, fit=false)", out=out, data=data, bench=False
+        )
+    assert raised.value.where == "--floor"
+    expected = "output 'logits' predicts the next token with a perplexity of "
+    assert raised.value.problem.startswith(expected)
+    assert not out.exists()

@@ -20,6 +20,7 @@ from ...passes._core.versions import LeastVersions, lower_versions, lowers_opset
 from ...runtime.compare import Drift
 from ...runtime.drift_words import ON_DATA, ON_SYNTHETIC, worst_word
 from ...runtime.session import Session, open_session
+from ...runtime.token_floor import token_problem
 from .checks import Interface, forget_shapes, interface_of
 from .context import TrainingContext
 from .drift import Outputs, as_figures, choices_of
@@ -300,6 +301,11 @@ def _judge(
         floor = None if product.is_exact else floor_of(run.settings, usual)
         if floor is not None:
             below = floor.problem(parts, choices)
+            # a floor that was asked for is of drift alone
+            if below is None and usual is ON_DATA and not is_asked(run.settings):
+                below = token_problem(
+                    inputs.reference.batches, inputs.reference.original, outputs
+                )
         _warn_if_kernels_disagree(run, original, inputs, path, model, outputs)
         failure = _sqnr_missed(run, drift)
     else:
