@@ -76,6 +76,11 @@ OURS = [
     Job("quant", "quant"),
     Job("quant", "quant", data=True),
     Job("prune-channels(ratio=0.25)", "prune-channels(ratio=0.25)", data=True),
+    Job(
+        "prune-channels(ratio=0.25), its width kept",
+        'prune-channels(ratio=0.25, exclude="*layernorm*")',
+        data=True,
+    ),
 ]
 
 
