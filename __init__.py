@@ -24,6 +24,7 @@ __all__ = [
     "load",
     "optimize",
     "reduce",
+    "tune",
     "verify",
 ]
 
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from .tools.optimize import optimize
     from .tools.reduce import reduce
     from .tools.result import Result
+    from .tools.tune import tune
 
 # loaded by __getattr__ below: importing this package must not load onnx_ir, which takes seconds
 _LAZY = {
@@ -56,6 +58,7 @@ _LAZY = {
     "optimize": ".tools.optimize",
     "reduce": ".tools.reduce",
     "Result": ".tools.result",
+    "tune": ".tools.tune",
     "verify": ".tools.functions",
 }
 

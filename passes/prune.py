@@ -20,6 +20,7 @@ from ._core.weights import Weight, weights_of
 from ._simplify.plain_weights import plain_weights
 from ._sparsity.allocation import share
 from ._sparsity.bearable import prune_as_bearable, prune_in_all
+from ._sparsity.by_name import check_layers, counts_by_name
 from ._sparsity.candidates import Pruner
 from ._sparsity.pools import Criteria
 
@@ -56,7 +57,7 @@ class Prune(Pass):
     no better there stays as it was pruned, and is named, as are layers that cannot be fitted.
 
     Errors: UsageError where options contradict each other, where no sparsity reaches a `size`, or a
-    pattern of include or exclude matches no layer.
+    pattern of include, exclude or layers matches no layer.
 
     Stats: `weights` (count), `zeros` (count), `sparsity` (fraction), `clipped` (count, mode=clip),
     `fitted` (count of layers), `by_…` (count of layers by the criterion of their mask), `select`,
@@ -133,6 +134,11 @@ class Prune(Pass):
     exclude: tuple[str, ...] = Option(
         (), "Leave out layers whose node, weight or output name matches a pattern."
     )
+    layers: tuple[str, ...] = Option(
+        (),
+        "Sparsity of single layers, first match wins: PATTERN=SPARSITY; or @FILE.toml, whose table "
+        '[layers] has lines "PATTERN" = "SPARSITY". Others have `sparsity`, or keep all.',
+    )
     ops: tuple[str, ...] = Option(
         (), "Only weights of these op types; all weighted ops by default."
     )
@@ -158,7 +164,10 @@ class Prune(Pass):
             fits=self.fit and self.select == "min",
             samples=self.samples,
         )
-        if self._is_automatic:
+        if self.layers:
+            counts = counts_by_name(self.layers, self.sparsity, weights, plain)
+            outcome = pruner.prune(model, context, counts).outcome()
+        elif self._is_automatic:
             outcome = prune_as_bearable(
                 pruner, model, context, self.min_sqnr, str(self)
             )
@@ -247,6 +256,8 @@ def _check_combinations(options: Prune) -> None:
         _parse_pattern(options.pattern)
     _check_amount(options)
     _check_criteria(options)
+    if options.layers:
+        _check_by_name(options)
     for op in options.ops:
         if op not in WEIGHTED_OPS:
             problem = f"'{op}' is not an op with weights"
@@ -309,6 +320,19 @@ def _check_criteria(options: Prune) -> None:
         if value is not None and rankings:
             problem = f"{option}={value} contradicts {rankings[0]}"
             _refuse(option, problem, "keep one of them, or give a sparsity")
+
+
+def _check_by_name(options: Prune) -> None:
+    """Raise UsageError unless `layers` alone, with `sparsity`, says how many weights go."""
+    check_layers(options.layers)
+    others = _rankings(options)
+    for option in ("size", "min_sqnr", "threshold", "pattern"):
+        value = getattr(options, option)
+        if value:
+            others.append(f"{option}={value}")
+    if others:
+        first = others[0]
+        _refuse("layers", f"contradicts {first}", "keep one of them")
 
 
 def _refuse(option: str, problem: str, fix: str) -> NoReturn:

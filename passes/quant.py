@@ -35,13 +35,14 @@ from ._core.patterns import (
     node_names,
     part_of,
     require_matches,
+    weight_names,
     weighted_parts,
 )
 from ._core.provenance import FloatLayer, set_float_layer
 from ._core.tables import tables_of
 from ._core.targets import TARGETS, QuantRules
 from ._quant.calibrate import Ranges
-from ._quant.engine import Counts
+from ._quant.engine import Counts, stat_of
 from ._quant.fp16.convert import touches_float
 from ._quant.inner_passes import (
     InnerReasons,
@@ -78,7 +79,7 @@ from ._quant.schemes import (
     is_integer_only,
 )
 from ._quant.weight_codes import Storage
-from ._quant.write_layers import stat_of, write_layers
+from ._quant.write_layers import write_layers
 from ._simplify.plain_weights import plain_weights
 from .simplify import Simplify
 from .smooth import Smooth
@@ -503,9 +504,6 @@ class Quant(Pass):
         counts, declined = store_others(model, others, names, rules.limits_pairs)
         outcome.declined += others.declined + declined
         _count(outcome, counts)
-        if "weights" in counts:
-            width = others.palette_bits or 8
-            _count(outcome, {stat_of(width): counts["weights"]})
         # float weights that integers have replaced
         drop_unused_initializers(all_graphs(model))
         refresh_shapes(model)
@@ -524,8 +522,17 @@ class Quant(Pass):
             include=self.include,
             exclude=(*self.exclude, *floats),
             left_float=left_float,
-            palette_bits=self.bits if FORMS[self.form].has_palettes else None,
+            palette_bits=self._palette_bits,
         )
+
+    def _palette_bits(self, names: Sequence[str]) -> int | None:
+        """Bits of the palettes of a table or recurrent layer that goes by these names."""
+        choice = Choice(self.form, self.bits)
+        for override in self._overrides():
+            if matches(names, [override.pattern]):
+                choice = override.choice
+                break
+        return choice.bits if choice.has_palettes else None
 
     def _prepared(
         self,
@@ -704,6 +711,8 @@ def _names_of_layers(model: ir.Model) -> list[str]:
     for node in all_nodes(model):
         if is_standard(node, *WEIGHTED_OPS):
             names += layer_names(node)
+    for table in tables_of(model).values():
+        names += weight_names(table)
     return names
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,6 +41,10 @@ class HeldOut:
     samples: int
 
 
+Rule = Callable[[NDArray[np.int64]], NDArray[np.bool_]]
+"""Says of samples, by their numbers (N,), which ones belong to a part (N,)."""
+
+
 def held_out(feeds: Feeds, every: int = EVERY) -> HeldOut | None:
     """Share out the data; None where there are fewer than `FEWEST` samples.
 
@@ -48,9 +52,15 @@ def held_out(feeds: Feeds, every: int = EVERY) -> HeldOut | None:
     batch, else batches. The data is iterated once, up to `SPAN` samples; what is held out is held
     in memory.
     """
+
+    def judges(numbers: NDArray[np.int64]) -> NDArray[np.bool_]:
+        is_last = numbers % every == every - 1
+        chosen: NDArray[np.bool_] = is_last & (numbers < SPAN)
+        return chosen
+
     held: list[Batch] = []
     count = 0
-    for part in _parts(feeds, every):
+    for part in _parts(feeds, judges):
         count = part.stop
         if part.held is not None:
             held.append(part.held)
@@ -58,24 +68,56 @@ def held_out(feeds: Feeds, every: int = EVERY) -> HeldOut | None:
             break
     if count < FEWEST:
         return None
-    return HeldOut(_Others(feeds, every), _joined(held), min(count, SPAN) // every)
+    others = SomeFeeds(feeds, lambda numbers: ~judges(numbers))
+    samples = min(count, SPAN) // every
+    return HeldOut(others, _joined(held), samples)
 
 
-class _Others(Feeds):
-    """Feeds without the samples that are held out of them."""
+class SomeFeeds(Feeds):
+    """The samples of feeds that a rule chooses."""
 
-    def __init__(self, feeds: Feeds, every: int) -> None:
+    def __init__(self, feeds: Feeds, rule: Rule) -> None:
         super().__init__(lambda: (), (), feeds.where)
         self._feeds = feeds
-        self._every = every
+        self._rule = rule
         # the same objects: what is noted while one of the two is iterated, both tell
         self.inputs = feeds.inputs
         self.warnings = feeds.warnings
 
     def __iter__(self) -> Iterator[Batch]:
-        for part in _parts(self._feeds, self._every):
-            if part.rest is not None:
-                yield part.rest
+        for part in _parts(self._feeds, self._rule):
+            if part.held is not None:
+                yield part.held
+
+
+def halves(feeds: Feeds, seed: int) -> tuple[Feeds, Feeds]:
+    """Share out the data at random: of every two neighbouring samples one is in either half."""
+    start = np.uint64(seed * int(_GOLDEN) % 2**64)
+
+    def is_first(numbers: NDArray[np.int64]) -> NDArray[np.bool_]:
+        pairs = numbers // 2
+        # a coin for each pair, the same however the data is cut into batches
+        mixed = _mixed(pairs.astype(np.uint64) + start)
+        coins = (mixed >> np.uint64(32)) & np.uint64(1)
+        first: NDArray[np.bool_] = (numbers & 1) == coins.astype(np.int64)
+        return first
+
+    return SomeFeeds(feeds, is_first), SomeFeeds(feeds, lambda each: ~is_first(each))
+
+
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+
+
+def _mixed(numbers: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Hash of numbers, modulo 2**64.
+
+    Source: the finalizer of SplitMix64, Steele, Lea, Flood, OOPSLA 2014.
+    """
+    value = numbers + _GOLDEN
+    value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    mixed: NDArray[np.uint64] = value ^ (value >> np.uint64(31))
+    return mixed
 
 
 @dataclass(frozen=True)
@@ -87,28 +129,26 @@ class _Part:
     stop: int
 
 
-def _parts(feeds: Feeds, every: int) -> Iterator[_Part]:
-    """Share out every batch by the numbers of its samples."""
+def _parts(feeds: Feeds, judges: Rule) -> Iterator[_Part]:
+    """Share out every batch by the numbers of its samples; those that a rule chooses are held."""
     splittable = batch_is_symbolic(list(feeds.inputs.values()))
     start = 0
     for batch in feeds:
         # a batch that cannot be taken apart is one sample
         rows = 1
-        if splittable and same_rows(batch.feeds):
+        is_open = splittable and same_rows(batch.feeds)
+        if is_open:
             rows = batch_rows(batch.feeds)
         stop = start + rows
-        numbers = np.arange(start, stop)
-        is_last = numbers % every == every - 1
-        in_span = numbers < SPAN
-        judges = is_last & in_span
-        if judges.all():
+        chosen = judges(np.arange(start, stop, dtype=np.int64))
+        if chosen.all():
             yield _Part(rest=None, held=batch, stop=stop)
-        elif not judges.any():
+        elif not chosen.any():
             yield _Part(rest=batch, held=None, stop=stop)
         else:
             yield _Part(
-                rest=_rows(batch, ~judges),
-                held=_rows(batch, judges),
+                rest=_rows(batch, ~chosen),
+                held=_rows(batch, chosen),
                 stop=stop,
             )
         start = stop

@@ -36,6 +36,7 @@ COMMANDS = (
     "bench",
     "bisect",
     "eval",
+    "tune",
     "distill",
     "export",
     "data",

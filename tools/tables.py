@@ -408,3 +408,60 @@ def default_text(value: Any) -> str:
     if isinstance(value, (tuple, list)):
         return f"[{', '.join(map(str, value))}]"
     return "''" if value == "" else str(value)
+
+
+def front_table(search: Mapping[str, Any]) -> Table:
+    """Trials of a search that no other beats, the smallest first; the chosen one is marked."""
+    table = plain_table(
+        f"{search['trials']} trials; those that no other beats",
+        "",
+        "bytes",
+        "drop",
+        "SQNR dB",
+        "recipe",
+        right=("bytes", "drop", "SQNR dB"),
+    )
+    for point in search["front"]:
+        mark = "*" if point["recipe"] == search["recipe"] else ""
+        table.add_row(
+            mark,
+            f"{point['bytes']:,}",
+            _number(point["drop"], 4),
+            _number(point["sqnr_db"], 1),
+            markup_safe(_shortened(point["recipe"])),
+        )
+    return table
+
+
+def split_table(search: Mapping[str, Any]) -> Table:
+    """The chosen recipe on the half that the search saw, and on the other."""
+    table = plain_table(
+        f"the chosen recipe (*), by {search['measured_by']}",
+        "half of the data",
+        "metric",
+        "drop",
+        "least drop told from none",
+        right=("metric", "drop", "least drop told from none"),
+    )
+    words = {"seen": "seen by the search", "unseen": "never seen: the verdict"}
+    for key, label in words.items():
+        half = search["split"][key]
+        table.add_row(
+            label,
+            _number(half["metric"], 4),
+            _number(half["drop"], 4),
+            _number(half["smallest_difference"], 4),
+        )
+    return table
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "" if value is None else f"{value:.{digits}f}"
+
+
+LONGEST_RECIPE = 120
+"""Characters of a recipe in a table; the whole text is in the JSON form."""
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= LONGEST_RECIPE else f"{text[:LONGEST_RECIPE]}…"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
 import onnx_ir as ir
@@ -17,6 +17,14 @@ from .weights import Floats
 
 Counts = dict[str, int]
 """Stats of an insertion: `layers`, `weights`, `pairs` (of Q and DQ)."""
+
+PaletteBits = Callable[[Sequence[str]], int | None]
+"""Bits of a weight's palettes by the names that patterns may call it by; None: it has 8 bits."""
+
+
+def stat_of(width: int) -> str:
+    """Key of the number of weights of so many bits."""
+    return f"weights_{width}_bit"
 
 
 @dataclass(frozen=True)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from ... import UsageError
-from .._core import toml
+from .._core.layer_entries import read_entries
 from .._core.nearest import did_you_mean
 from .._core.patterns import layer_names, matches
 from .._core.tables import is_tied
@@ -62,53 +61,10 @@ def read_overrides(texts: tuple[str, ...], default_bits: int) -> tuple[Override,
 
     Errors: UsageError for an entry that cannot be read, an unknown form or bits outside 2..8.
     """
-    entries: list[tuple[str, str]] = []
-    for text in texts:
-        if text.startswith("@"):
-            entries += _read_table(Path(text[1:]))
-            continue
-        # from the right: names may hold equal signs, forms do not
-        pattern, equals, form = text.rpartition("=")
-        if not (pattern and equals):
-            raise UsageError(
-                OPTION,
-                f"'{text}' is not PATTERN=FORM",
-                'for example: layers=["*conv1*=float"]',
-            )
-        entries.append((pattern, form))
+    entries = read_entries(OPTION, texts, "FORM", LEAVE_FLOAT)
     return tuple(
         Override(pattern, _choice(form, default_bits)) for pattern, form in entries
     )
-
-
-def _read_table(path: Path) -> list[tuple[str, str]]:
-    """The table [layers] of a file, in its order."""
-    where = f"{OPTION} @{path}"
-    fix = 'a table [layers] with lines like "*conv1*" = "float"'
-    try:
-        content = toml.loads(path.read_text(encoding="utf-8"))
-    # errors of decoding too: the file may be anything
-    except (OSError, UnicodeDecodeError, toml.TOMLDecodeError) as error:
-        problem = f"cannot be read ({error})"
-        raise UsageError(
-            where,
-            problem,
-            f"give a TOML file with {fix}",
-        ) from None
-    table = content.get("layers")
-    if not isinstance(table, dict):
-        raise UsageError(
-            where,
-            "has no table [layers] of texts",
-            f"write {fix}",
-        )
-    if not all(isinstance(form, str) for form in table.values()):
-        raise UsageError(
-            where,
-            "has no table [layers] of texts",
-            f"write {fix}",
-        )
-    return list(table.items())
 
 
 def _choice(text: str, default_bits: int) -> Choice:

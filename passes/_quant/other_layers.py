@@ -10,7 +10,7 @@ import onnx_ir as ir
 from .._core.graph import Names
 from .._core.outcome import Declined
 from .._core.targets import Target
-from .engine import Counts, StoredRows
+from .engine import Counts, PaletteBits, StoredRows
 from .recurrent import RecurrentPlan, plan_recurrent, store_recurrent
 from .schemes import DYNAMIC, Form
 from .tables import TablePlan, plan_tables, store_tables
@@ -21,7 +21,7 @@ class OtherRequest:
     """Facts on which plans depend: the form, its target and options, and patterns of names.
 
     `left_float`: patterns of layers whose integer kernels are slower; their weights have 8 bits all
-    the same. `palette_bits`: bits of an index, of a form with palettes.
+    the same.
     """
 
     form: Form
@@ -31,7 +31,7 @@ class OtherRequest:
     include: tuple[str, ...]
     exclude: tuple[str, ...]
     left_float: tuple[str, ...]
-    palette_bits: int | None = None
+    palette_bits: PaletteBits
 
     @property
     def has_tables(self) -> bool:
@@ -51,7 +51,7 @@ class OtherPlan:
 
     tables: TablePlan
     recurrent: RecurrentPlan
-    palette_bits: int | None = None
+    palette_bits: PaletteBits
     rows: dict[ir.Value, StoredRows] = field(default_factory=dict)
     """Tables that linear layers have stored, to be shared."""
 

@@ -8,6 +8,7 @@ Every gate's row has a scale. Source of the former's form: ONNX Runtime's contri
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -22,7 +23,7 @@ from .._core.outcome import Declined
 from .._core.patterns import layer_names, left_out, matches
 from .._core.provenance import FloatLayer, set_float_layer
 from .._core.saturation import kernel_pairs
-from .engine import Counts
+from .engine import Counts, PaletteBits, stat_of
 from .inserter import Inserter
 from .palettes import LEAST_WIDTH
 from .weight_codes import Codes, integer_codes, palette_codes
@@ -141,24 +142,28 @@ def store_recurrent(
     plan: RecurrentPlan,
     names: Names,
     limits_pairs: bool,
-    palette_bits: int | None,
+    palette_bits: PaletteBits,
 ) -> tuple[Counts, list[Declined]]:
     """Rewrite the layers of a plan; layers that share a weight share its codes.
 
     Returns the counts, and a reason for each layer whose weights have no codes. `limits_pairs`: no
-    pair of weights may saturate an integer kernel. `palette_bits`: as of tables.
+    pair of weights may saturate an integer kernel.
     """
-    counts: Counts = {"layers": 0, "weights": 0}
+    counts: Counter[str] = Counter()
     declined: list[Declined] = []
     stored: dict[tuple[ir.Value, bool], ir.Value] = {}
     codes: dict[ir.Value, Codes] = {}
+    widths: dict[ir.Value, int] = {}
     for layer in plan.layers:
         for value in layer.weights:
             if value not in codes:
+                names_of_value = layer_names(layer.node, value)
+                bits = palette_bits(names_of_value)
+                widths[value] = bits or 8
                 codes[value] = _codes(
                     value,
                     limits_pairs,
-                    palette_bits,
+                    bits,
                 )
         broken = [v for v in layer.weights if not np.isfinite(codes[v].scales).all()]
         if broken:
@@ -172,8 +177,11 @@ def store_recurrent(
             _unpack(layer, codes, stored, names)
         counts["layers"] += 1
     sizes = {value: _tensor(value).size for value, _ in stored}
-    counts["weights"] = sum(sizes.values())
-    return counts, declined
+    for value, size in sizes.items():
+        width = widths[value]
+        counts["weights"] += size
+        counts[stat_of(width)] += size
+    return dict(counts), declined
 
 
 def _shape(value: ir.Value) -> tuple[int, int, int]:

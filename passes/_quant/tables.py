@@ -8,6 +8,7 @@ weight is a table, the head of a language model, reads the same codes transposed
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,7 +20,7 @@ from .._core.outcome import Declined
 from .._core.patterns import left_out, weight_names
 from .._core.tables import tables_of
 from .._core.weights import Weight
-from .engine import Counts, StoredRows
+from .engine import Counts, PaletteBits, StoredRows, stat_of
 from .inserter import Inserter, take_over
 from .weight_codes import palette_codes
 from .weights import INT8_LEVELS, Floats, channel_absmax, quantize_weight, wide_enough
@@ -74,14 +75,13 @@ def store_tables(
     plan: TablePlan,
     names: Names,
     shared: dict[ir.Value, StoredRows],
-    palette_bits: int | None,
+    palette_bits: PaletteBits,
 ) -> tuple[Counts, list[Declined]]:
     """Store each table in int8, and let every Gather read codes; what is done, and what is not.
 
-    `shared`: codes of rows that layers have stored already, by the table. `palette_bits`: bits of
-    an index where codes are on palettes.
+    `shared`: codes of rows that layers have stored already, by the table.
     """
-    counts: Counts = {"tables": 0, "weights": 0}
+    counts: Counter[str] = Counter()
     declined: list[Declined] = []
     for table in plan.tables:
         reader = _other_reader(table)
@@ -98,17 +98,19 @@ def store_tables(
             if not np.isfinite(largest).all():
                 declined.append(Declined(table.name, "it holds NaN or infinity"))
                 continue
+            bits = palette_bits(weight_names(table))
             rows = _stored(
                 table,
                 names,
                 largest,
-                palette_bits,
+                bits,
             )
             # where layers share the rows, they counted them
             counts["weights"] += table.size
+            counts[stat_of(bits or 8)] += table.size
         _read_rows(table, names, rows)
         counts["tables"] += 1
-    return counts, declined
+    return dict(counts), declined
 
 
 def _layout(table: Weight) -> Layout:

@@ -8,7 +8,7 @@ import onnx_ir as ir
 
 from .._core.graph import Names
 from .calibrate import Calibration, Ranges, calibrate
-from .engine import Counts, Insertion
+from .engine import Counts, Insertion, stat_of
 from .layers import QuantLayer
 from .other_layers import OtherPlan
 from .plan import PlanRequest, QuantPlan
@@ -73,8 +73,3 @@ def write_layers(
         for layer in graph_plan.layers:
             layer.chain.remove_unread()
     return dict(counts)
-
-
-def stat_of(width: int) -> str:
-    """Key of the number of weights of so many bits."""
-    return f"weights_{width}_bit"

@@ -44,8 +44,8 @@ def instrumented(reference: ir.Model, result: ir.Model) -> tuple[ir.Model, list[
     raise_opset(copy, result.opset_imports.get("", 0))
     for domain, version in result.opset_imports.items():
         copy.opset_imports.setdefault(domain, version)
-    builder = _Builder(copy)
-    twins = _Twins(result)
+    builder = Builder(copy)
+    twins = Twins(result)
     outputs: list[ir.Value] = []
     probes = []
     # a list: probes are appended to the graph that is walked
@@ -63,7 +63,7 @@ def instrumented(reference: ir.Model, result: ir.Model) -> tuple[ir.Model, list[
 
 
 def _probe(
-    builder: _Builder, node: ir.Node, twins: _Twins
+    builder: Builder, node: ir.Node, twins: Twins
 ) -> tuple[Probe, list[ir.Value]] | None:
     """The probe of one layer and the outputs that it needs; None if it did not change."""
     make_weights, make_input = twins.changes(node)
@@ -95,8 +95,8 @@ def _probe(
     return probe, outputs
 
 
-MakeWeight = Callable[["_Builder"], ir.Value]
-MakeInput = Callable[["_Builder", ir.Value], ir.Value]
+MakeWeight = Callable[["Builder"], ir.Value]
+MakeInput = Callable[["Builder", ir.Value], ir.Value]
 
 
 Changes = tuple[dict[int, MakeWeight], MakeInput | None]
@@ -105,7 +105,7 @@ Changes = tuple[dict[int, MakeWeight], MakeInput | None]
 NO_CHANGES: Changes = ({}, None)
 
 
-class _Twins:
+class Twins:
     """The result's form of each layer: found by node name, or by the name of the layer's output."""
 
     def __init__(self, result: ir.Model) -> None:
@@ -127,6 +127,24 @@ class _Twins:
             return _stored_changes(node, twin)
         product = _product_behind(maker)
         return NO_CHANGES if product is None else _dynamic_changes(node, product)
+
+    def is_changed(self, node: ir.Node) -> bool:
+        """True if a layer of the reference has other weights or another input in the result."""
+        weights, new_input = self.changes(node)
+        return bool(weights) or new_input is not None
+
+    def bias(self, node: ir.Node) -> ir.Value | None:
+        """The result's constant bias of a layer of the reference; None where it is the same."""
+        place = WEIGHTED_OPS[node.op_type].bias
+        twin = self.by_name.get(node.name) if node.name else None
+        twin = twin or self.by_output.get(node.outputs[0].name)
+        if place is None or twin is None or twin.op_type != node.op_type:
+            return None
+        before = _input(node, place)
+        after = _input(twin, place)
+        if before is None or after is None or not _is_changed(before, after):
+            return None
+        return after
 
 
 def _stored_changes(node: ir.Node, twin: ir.Node) -> Changes:
@@ -156,7 +174,7 @@ def _stored_changes(node: ir.Node, twin: ir.Node) -> Changes:
     if quantizer.op_type != "QuantizeLinear":
         return weights, None
 
-    def through_pair(builder: _Builder, source: ir.Value) -> ir.Value:
+    def through_pair(builder: Builder, source: ir.Value) -> ir.Value:
         return builder.through_pair(source, quantizer, dequantizer)
 
     return weights, through_pair
@@ -172,7 +190,7 @@ def _is_changed(before: ir.Value, after: ir.Value) -> bool:
 
 
 def _transplanting(weight: ir.Value, channels: int | None) -> MakeWeight:
-    def make(builder: _Builder) -> ir.Value:
+    def make(builder: Builder) -> ir.Value:
         return builder.first_terms(builder.transplanted(weight), channels)
 
     return make
@@ -223,7 +241,7 @@ def _dynamic_changes(node: ir.Node, product: ir.Node) -> Changes:
     # MatMulInteger reads (K, N), whatever the Gemm read
     is_flipped = node.op_type == "Gemm" and node.attributes.get_int("transB", 0) == 1
 
-    def weight(builder: _Builder) -> ir.Value:
+    def weight(builder: Builder) -> ir.Value:
         codes = builder.transplanted(stored)
         scale = builder.transplanted(scales)
         value = builder.add("DequantizeLinear", [codes, scale], {"axis": 1})
@@ -231,7 +249,7 @@ def _dynamic_changes(node: ir.Node, product: ir.Node) -> Changes:
             return value
         return builder.add("Transpose", [value], {"perm": [1, 0]})
 
-    def through_dynamic(builder: _Builder, source: ir.Value) -> ir.Value:
+    def through_dynamic(builder: Builder, source: ir.Value) -> ir.Value:
         return builder.through_dynamic(source)
 
     return {1: weight}, through_dynamic
@@ -256,7 +274,7 @@ def _is_constant(value: ir.Value) -> bool:
     return True
 
 
-class _Builder:
+class Builder:
     """Appends nodes to a model's main graph under fresh names."""
 
     def __init__(self, model: ir.Model) -> None:

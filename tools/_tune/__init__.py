@@ -1,0 +1,1 @@
+"""The search for the best mix of sparsity and bits, layer by layer, within a budget."""

@@ -1,0 +1,100 @@
+"""Choices of each weight, with what each loses and costs, and the best of them within a limit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+FLOAT = "float"
+"""Form of a weight that no pass touches."""
+
+MOST_SECONDS = 20.0
+"""Time that the solver takes at most; what it found by then is used."""
+
+GAP = 1e-4
+"""Share of the cost by which a choice may miss the best one."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One form of a weight.
+
+    `form`: as `quant(layers=…)` takes it, or `float`. `sparsity`: share of zeros. `loss`: share of
+    the outputs' mean square that it costs alone. `bytes`: of it in the file.
+    """
+
+    form: str
+    sparsity: float
+    loss: float
+    bytes: float
+
+
+Menu = Mapping[str, Sequence[Choice]]
+"""Choices by the names of weights; of each weight there is at least one."""
+
+Picks = dict[str, Choice]
+"""One choice for each weight."""
+
+
+def without_dominated(choices: Sequence[Choice]) -> list[Choice]:
+    """Those to which no other is better in loss and in bytes, the largest first."""
+    by_size = sorted(choices, key=lambda choice: (choice.bytes, choice.loss))
+    kept: list[Choice] = []
+    # from the smallest on: a larger one must lose less than all before it
+    for choice in by_size:
+        if not kept or choice.loss < kept[-1].loss:
+            kept.append(choice)
+    kept.reverse()
+    return kept
+
+
+def cheapest(menu: Menu, most_loss: float) -> Picks | None:
+    """The choices of fewest bytes whose losses add up to at most `most_loss`; None: there are none.
+
+    A multiple-choice knapsack. Source: HiGHS (Huangfu and Hall, 2018), by scipy.
+    """
+    # here, not above: scipy takes half a second to load
+    from scipy.optimize import Bounds, LinearConstraint, milp
+    from scipy.sparse import csr_array
+
+    names = list(menu)
+    owners = np.repeat(np.arange(len(names)), [len(menu[name]) for name in names])
+    every = [choice for name in names for choice in menu[name]]
+    losses = np.array([choice.loss for choice in every])
+    costs = np.array([choice.bytes for choice in every])
+    if not every:
+        return {}
+    columns = np.arange(len(every))
+    one_each = csr_array(
+        (np.ones(len(every)), (owners, columns)), shape=(len(names), len(every))
+    )
+    # near 1: solvers take numbers below their tolerance for zero
+    scale = max(most_loss, 1e-12)
+    constraints = [
+        LinearConstraint(one_each, 1, 1),
+        LinearConstraint(csr_array(losses[None] / scale), -np.inf, 1),
+    ]
+    largest = max(float(costs.max()), 1.0)
+    found = milp(
+        costs / largest,
+        constraints=constraints,
+        integrality=np.ones(len(every)),
+        bounds=Bounds(0, 1),
+        options={"time_limit": MOST_SECONDS, "mip_rel_gap": GAP},
+    )
+    if found.x is None:
+        return None
+    picked = np.flatnonzero(np.round(found.x))
+    return {names[owners[index]]: every[index] for index in picked}
+
+
+def total_loss(picks: Picks) -> float:
+    """Losses of all choices, if the errors of different weights are independent."""
+    return sum(choice.loss for choice in picks.values())
+
+
+def total_bytes(picks: Picks) -> float:
+    """Bytes of all choices."""
+    return sum(choice.bytes for choice in picks.values())

@@ -1,0 +1,120 @@
+"""Engines: where trials run. In this process, in several of this machine, or on a Ray cluster."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from typing import Protocol
+
+import psutil
+
+from ... import UsageError
+from .trial import Task, Trial, run_trial
+
+MEMORY_EACH = 8
+"""Bytes of memory of one trial by byte of the model's file: measured on models of 1 to 540 MB,
+runs took 3 to 5. Chosen above that by hand.
+"""
+
+LEAST_MEMORY = 1 << 30
+"""Bytes that a trial takes at least: Python, ONNX Runtime and some data."""
+
+
+class Engine(Protocol):
+    """Runs recipes of a task, several at once where it can; trials come in the recipes' order."""
+
+    @property
+    def at_once(self) -> int:
+        """Trials that run at the same time."""
+        ...
+
+    def run(self, task: Task, recipes: Sequence[str]) -> list[Trial]:
+        """The trials of the recipes."""
+        ...
+
+    def close(self) -> None:
+        """Free what it holds."""
+        ...
+
+
+class HereEngine:
+    """One trial after the other, in this process."""
+
+    at_once = 1
+
+    def run(self, task: Task, recipes: Sequence[str]) -> list[Trial]:
+        return [run_trial(task, recipe) for recipe in recipes]
+
+    def close(self) -> None:
+        return None
+
+
+class ProcessEngine:
+    """Trials in so many processes of this machine."""
+
+    def __init__(self, jobs: int) -> None:
+        self.at_once = jobs
+        # a fresh interpreter each: threads of this one do not survive a fork
+        self._pool = ProcessPoolExecutor(jobs, mp_context=get_context("spawn"))
+
+    def run(self, task: Task, recipes: Sequence[str]) -> list[Trial]:
+        each = [self._pool.submit(run_trial, task, recipe) for recipe in recipes]
+        return [future.result() for future in each]
+
+    def close(self) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
+
+class RayEngine:
+    """Trials on a Ray cluster, each on a worker that reads the same files."""
+
+    def __init__(self, address: str) -> None:
+        try:
+            import ray
+        except ImportError:
+            raise UsageError(
+                "--ray", "Ray is not installed", "pip install 'onnx-opt[ray]'"
+            ) from None
+        self._ray = ray
+        local = address == "local"
+        if not ray.is_initialized():
+            ray.init(
+                address=None if local else address,
+                include_dashboard=False,
+                log_to_driver=False,
+            )
+        resources: dict[str, float] = ray.cluster_resources()
+        self.at_once = max(int(resources.get("CPU", 1)), 1)
+        self._run = ray.remote(run_trial)
+
+    def run(self, task: Task, recipes: Sequence[str]) -> list[Trial]:
+        shared = self._ray.put(task)
+        each = [self._run.remote(shared, recipe) for recipe in recipes]
+        trials: list[Trial] = self._ray.get(each)
+        return trials
+
+    def close(self) -> None:
+        self._ray.shutdown()
+
+
+def engine_of(jobs: int, ray: str | None, model_bytes: int) -> Engine:
+    """The engine for so many jobs at a time; 0: as many as cores and memory bear.
+
+    `ray`: address of a cluster, `auto` for the one that this machine belongs to, `local` for one
+    that lasts as long as the search. Errors: UsageError without Ray.
+    """
+    if ray is not None:
+        return RayEngine(ray)
+    if jobs == 0:
+        jobs = bearable_jobs(model_bytes)
+    return ProcessEngine(jobs) if jobs > 1 else HereEngine()
+
+
+def bearable_jobs(model_bytes: int) -> int:
+    """Trials that this machine runs at once: one for four cores, within the memory that is free."""
+    cores = os.cpu_count() or 1
+    each = max(MEMORY_EACH * model_bytes, LEAST_MEMORY)
+    in_memory: int = psutil.virtual_memory().available // each
+    return max(min(cores // 4, in_memory), 1)

@@ -1,0 +1,91 @@
+"""Which trials are worth having: those that keep the goal, and those that no other beats."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from .goal import Goal
+from .trial import Trial
+
+CAUTION = 1.0
+"""Standard errors by which a drop has to stay within the budget.
+
+At 1, five of six recipes that look just good enough are so on other data of the same size.
+"""
+
+
+def drop_to_judge(trial: Trial) -> float | None:
+    """Drop that is held against the budget: what was measured, and what chance may hide."""
+    if trial.drop is None:
+        return None
+    return trial.drop + CAUTION * (trial.error or 0.0)
+
+
+def keeps_accuracy(trial: Trial, goal: Goal, slack: float = 0.0) -> bool:
+    """True if a trial loses no more than the goal allows.
+
+    `slack`: part of the drop that even the gentlest recipe shows by chance, and that no caution
+    can take away.
+    """
+    if trial.failure:
+        return False
+    if goal.max_drop is not None:
+        judged = drop_to_judge(trial)
+        if judged is None or not judged - slack <= goal.max_drop:
+            return False
+    # no noise at all has no SQNR
+    if goal.min_sqnr is None or trial.sqnr_db is None:
+        return True
+    return trial.sqnr_db >= goal.min_sqnr
+
+
+def keeps_cost(trial: Trial, goal: Goal) -> bool:
+    """True if a trial takes no more room or time than the goal allows, as far as it is known."""
+    if trial.failure or trial.bytes is None:
+        return False
+    if goal.max_bytes is not None and trial.bytes > goal.max_bytes:
+        return False
+    limit = goal.max_latency_ms
+    known = trial.latency_ms
+    return limit is None or known is None or known <= limit
+
+
+def cost_of(trial: Trial, goal: Goal) -> tuple[float, float]:
+    """What is to be small, first; what decides between equals, second."""
+    size = float(trial.bytes or 0)
+    loss = loss_of(trial)
+    if goal.objective == "accuracy":
+        return loss, size
+    if goal.objective == "latency" and trial.latency_ms is not None:
+        return trial.latency_ms, size
+    if goal.objective == "macs" and trial.macs is not None:
+        return float(trial.macs), size
+    return size, loss
+
+
+def loss_of(trial: Trial) -> float:
+    """Drop of the metric, or without one the loss of SQNR."""
+    if trial.drop is not None:
+        return trial.drop
+    return -trial.sqnr_db if trial.sqnr_db is not None else float("-inf")
+
+
+def front_of(trials: Sequence[Trial]) -> list[Trial]:
+    """Trials to which no other is at least as good in bytes, latency and accuracy, by size."""
+    sound = [trial for trial in trials if not trial.failure and trial.bytes is not None]
+    kept = [
+        trial for trial in sound if not any(_beats(other, trial) for other in sound)
+    ]
+    return sorted(kept, key=lambda trial: trial.bytes or 0)
+
+
+def _beats(first: Trial, second: Trial) -> bool:
+    """True if the first is nowhere worse and somewhere better."""
+    own = _figures(first)
+    others = _figures(second)
+    return own != others and all(a <= b for a, b in zip(own, others, strict=True))
+
+
+def _figures(trial: Trial) -> tuple[float, ...]:
+    # MACs fall only where channels go: they and bytes and loss are what a user trades
+    return (float(trial.bytes or 0), float(trial.macs or 0), loss_of(trial))

@@ -1,0 +1,60 @@
+"""A workplace for the search: one model with its data, to which passes are applied on trial."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from ...passes._core.pipeline import parse
+from .._run.context import TrainingContext, context_of
+from .._run.evidence import VerificationInputs, gather_inputs
+from .._run.load import Original, load_original
+from .._run.run import Run, open_run
+from .._run.settings import RunSettings
+
+
+@dataclass(frozen=True)
+class Made:
+    """What passes made of a model.
+
+    `reference`: the float form that its layers started from; the model before where no pass says.
+    """
+
+    reference: ir.Model
+    result: ir.Model
+
+
+@dataclass(frozen=True)
+class Lab:
+    """A model, loaded and simplified, and what its passes may ask for."""
+
+    run: Run
+    original: Original
+    inputs: VerificationInputs
+    context: TrainingContext
+    model: ir.Model
+
+    def made(self, passes: str) -> Made:
+        """Apply pipeline text to a copy of the model. Errors: those of the passes."""
+        model = self.model.clone()
+        before = self.model
+        reference = None
+        for pass_ in parse(passes).passes:
+            self.context.float_form = None
+            pass_.run(model, self.context)
+            reference = reference or self.context.float_form
+        return Made(reference or before, model)
+
+
+@contextlib.contextmanager
+def open_lab(settings: RunSettings) -> Iterator[Lab]:
+    """Load the model of a run, open its data and simplify it. Errors: as those of a run."""
+    with open_run(settings) as run:
+        original, model = load_original(run)
+        inputs = gather_inputs(run, original, model)
+        context = context_of(run, original, inputs, model)
+        parse("simplify").passes[0].run(model, context)
+        yield Lab(run, original, inputs, context, model)

@@ -1,0 +1,238 @@
+"""The menu of a search: what each form of each weight loses at the outputs, and its bytes.
+
+Every form is made of the whole model once, by the passes themselves; then one layer at a time takes
+its new weights and its new input in the float model, and the outputs of all these models are
+compared with the float model's in one run. Zeros are measured as `prune` does.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from ...passes._core.pipeline import parse
+from ...passes._core.stored import stored_constants
+from ...passes._core.weights import weights_of
+from ...passes._reconstruct.evidence import Evidence
+from ...passes._reconstruct.output_drift import in_batches, output_drifts
+from ...passes._sparsity.loss_curves import Curves, LossCurve
+from ...passes._sparsity.sensitivity import measured_curves
+from .choices import FLOAT, Choice, Menu, without_dominated
+from .lab import Lab
+from .recipe import DEFAULT_FORM
+from .swaps import Swap, comparable, swaps
+
+SAMPLES = 256
+"""Samples on which losses are measured, at most. Chosen by hand."""
+
+MOST_RUNS = 8192
+"""Samples times weights at most: models of many weights take fewer samples. Chosen by hand."""
+
+SPARSITIES = (0.0, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
+"""Shares of zeros that are on the menu.
+
+Above 0.7 losses that were measured at a half say little: a layer of ResNet-20 that was to cost
+0.003 at 0.9 cost 0.04.
+"""
+
+LEAST_MASKED = 3
+"""Bits from which codes are stored under a mask.
+
+ResNet-20: the loss of 2 bits grew by a third where half of the weights were zero, that of 3 and 4
+bits not at all.
+"""
+
+GAP_BITS = 4
+"""Bits of the distance from one nonzero to the next, as `pack` stores short ones."""
+
+LEAST_SAVED = 0.03
+"""Share of the bytes of 8 bits that a form of fewer bits has to save to be on the menu."""
+
+
+@dataclass(frozen=True)
+class FormKind:
+    """A form, and pipeline text of the pass that makes all layers of it.
+
+    `bits`: of a weight's code, which zeros are spared. `like`: a form whose figures tell those of
+    this one, which is then not made.
+    """
+
+    form: str
+    text: str
+    bits: int
+    like: str | None = None
+
+
+def _palette(bits: int, like: str | None = None) -> FormKind:
+    text = f"quant(palette, bits={bits}, ends=same, measure=false)"
+    return FormKind(f"palette:{bits}", text, bits, like)
+
+
+INTEGER_FORMS = (
+    FormKind(DEFAULT_FORM, "quant(measure=false)", 8),
+    _palette(6, like="palette:4"),
+    _palette(5, like="palette:4"),
+    _palette(4),
+    _palette(3),
+    _palette(2),
+)
+"""Forms that integer kernels of a CPU run, from the most bits to the fewest."""
+
+
+@dataclass(frozen=True)
+class FormFigures:
+    """Losses at the outputs and bytes in the file by weight, all weights being of one form."""
+
+    losses: Mapping[str, float]
+    bytes: Mapping[str, float]
+
+
+def menu_of(lab: Lab, sizes: Mapping[str, int]) -> Menu:
+    """Choices of every weight that has integer forms.
+
+    `sizes`: elements of each weight that may be sparse.
+    """
+    figures: dict[str, FormFigures] = {}
+    made = [kind for kind in INTEGER_FORMS if kind.like is None]
+    with lab.run.reporter("what bits cost, layer by layer", len(made)) as advance:
+        for kind in made:
+            figures[kind.form] = figures_of(lab, kind.text)
+            advance(1)
+    curves = sparsity_curves(lab)
+    plain = figures[DEFAULT_FORM]
+    floats = _float_bytes(lab.model)
+    menu = {}
+    for name, least in plain.losses.items():
+        if name not in floats or name not in plain.bytes:
+            continue
+        elements = floats[name] // 4
+        dense = [Choice(FLOAT, 0.0, 0.0, floats[name])]
+        dense.append(Choice(DEFAULT_FORM, 0.0, least, plain.bytes[name]))
+        for kind in INTEGER_FORMS[1:]:
+            choice = _of_few_bits(kind, name, figures, elements)
+            if choice is not None:
+                dense.append(choice)
+        every = list(dense)
+        if name in curves and name in sizes:
+            for choice in dense:
+                every += _sparse(choice, curves[name], elements)
+        menu[name] = without_dominated(every)
+    return menu
+
+
+def figures_of(lab: Lab, text: str) -> FormFigures:
+    """Losses and bytes where all layers are of the form that pipeline text gives."""
+    made = lab.made(text)
+    whole = comparable(made.reference, made.result)
+    found = list(swaps(whole, made.result))
+    samples = max(min(SAMPLES, MOST_RUNS // max(len(found), 1)), 1)
+    losses: dict[str, float] = {}
+    sizes = _float_bytes(whole)
+    for batch in in_batches(found, lambda swap: int(sizes.get(swap.weight, 0))):
+        losses.update(_drifts(lab, whole, batch, samples))
+    packed = made.result
+    parse("pack").passes[0].run(packed, lab.context)
+    return FormFigures(losses, _bytes_by_weight(whole, packed, found))
+
+
+def _drifts(
+    lab: Lab, whole: ir.Model, batch: Sequence[Swap], samples: int
+) -> dict[str, float]:
+    variants = [swap.variant for swap in batch]
+    drifts = output_drifts(whole, variants, lab.context, samples)
+    by_weight = zip(batch, drifts, strict=True)
+    return {swap.weight: drift for swap, drift in by_weight}
+
+
+def _bytes_by_weight(
+    whole: ir.Model, packed: ir.Model, found: Sequence[Swap]
+) -> dict[str, float]:
+    """Bytes that a file holds for each weight, as it is encoded there."""
+    stored = {each.value: each.nbytes for each in stored_constants(packed)}
+    by_output: dict[str | None, ir.Node] = {}
+    for node in packed.graph:
+        for made in node.outputs:
+            by_output[made.name] = node
+    sizes: dict[str, float] = {}
+    readers = {swap.weight: swap.readers for swap in found}
+    for weight, places in readers.items():
+        total = 0.0
+        for output, index in places:
+            reader = by_output.get(output)
+            if reader is None or index >= len(reader.inputs):
+                continue
+            value = reader.inputs[index]
+            # what several layers share is counted once
+            if value is not None:
+                total += stored.pop(value, 0)
+        if total:
+            sizes[weight] = total
+    return sizes
+
+
+def sparsity_curves(lab: Lab) -> Curves:
+    """Losses of each weight by its share of zeros."""
+    evidence = Evidence.of(lab.context)
+    weights, _ = weights_of(lab.model)
+    return measured_curves(
+        lab.model.clone(), weights, evidence.fitting, evidence.judging, SAMPLES
+    )
+
+
+def _float_bytes(model: ir.Model) -> dict[str, float]:
+    found, _ = weights_of(model)
+    return {weight.name: float(weight.tensor.nbytes) for weight in found}
+
+
+def _of_few_bits(
+    kind: FormKind, name: str, figures: Mapping[str, FormFigures], elements: float
+) -> Choice | None:
+    """The choice of a form of few bits; None where it saves nothing of a weight's bytes."""
+    plain = figures[DEFAULT_FORM]
+    source = figures[kind.like or kind.form]
+    if name not in source.losses or name not in source.bytes:
+        return None
+    loss = source.losses[name]
+    size = source.bytes[name]
+    if kind.like is not None:
+        bits = bits_of(kind.like)
+        more = kind.bits - bits
+        # each bit more halves the distance of neighbouring values, and doubles their number
+        beyond = max(loss - plain.losses[name], 0.0)
+        loss = plain.losses[name] + beyond / 4**more
+        palette = max(size - elements * bits / 8, 0.0)
+        size = elements * kind.bits / 8 + palette * 2**more
+    if size > (1 - LEAST_SAVED) * plain.bytes[name]:
+        return None
+    return Choice(kind.form, 0.0, loss, size)
+
+
+def _sparse(dense: Choice, curve: LossCurve, elements: float) -> list[Choice]:
+    """The same form with zeros, stored as `pack` does: places of the nonzeros, and their codes."""
+    bits = 32.0 if dense.form == FLOAT else float(bits_of(dense.form))
+    # places and few values have little to save from each other, and lose more together
+    if bits < LEAST_MASKED:
+        return []
+    beside = dense.bytes - elements * bits / 8
+    if bits < 8:
+        # zero is no longer one of the values
+        bits = math.log2(2**bits - 1)
+    found = []
+    for sparsity in SPARSITIES[1:]:
+        nonzeros = (1 - sparsity) * elements
+        mask = elements / 8
+        gaps = nonzeros * GAP_BITS / 8
+        size = min(mask, gaps) + nonzeros * bits / 8 + beside
+        # what stays is rounded with about the error that all had: few weights near zero round well
+        zeros = int(sparsity * elements)
+        loss = dense.loss + curve.at(zeros)
+        found.append(Choice(dense.form, sparsity, loss, size))
+    return found
+
+
+def bits_of(form: str) -> int:
+    """Bits of a form's codes, as of `palette:4`."""
+    return int(form.rpartition(":")[2])

@@ -1,0 +1,57 @@
+"""Choices as pipeline text, which the main command runs without a search."""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Sequence
+
+from ...passes._core.pipeline import parse
+from .choices import FLOAT, Picks
+
+DEFAULT_FORM = "int8:8"
+"""Form of weights that the text does not name: what `quant` gives without options."""
+
+
+def recipe_of(picks: Picks, measure: bool = False, before: Sequence[str] = ()) -> str:
+    """Canonical pipeline text of choices.
+
+    `measure`: let `quant` time its layers, which a replay may decide otherwise. `before`: passes
+    that run first, as text.
+    """
+    steps = ["simplify", *before]
+    sparsities = [
+        f"{_pattern(name)}={choice.sparsity:g}"
+        for name, choice in picks.items()
+        if choice.sparsity > 0
+    ]
+    if sparsities:
+        steps.append(f"prune(layers={_list(sparsities)})")
+    forms = [
+        f"{_pattern(name)}={choice.form}"
+        for name, choice in picks.items()
+        if choice.form != DEFAULT_FORM
+    ]
+    options = []
+    if forms:
+        options.append(f"layers={_list(forms)}")
+    if not measure:
+        options.append("measure=false")
+    is_quantized = any(choice.form != FLOAT for choice in picks.values())
+    if is_quantized:
+        quant = f"quant({', '.join(options)})" if options else "quant"
+        steps.append(quant)
+    steps.append("strip")
+    return str(parse(", ".join(steps)))
+
+
+def _pattern(name: str) -> str:
+    """Pattern that matches the name alone."""
+    return glob.escape(name)
+
+
+def _list(entries: Sequence[str]) -> str:
+    quoted = []
+    for entry in entries:
+        safe = entry.replace("\\", "\\\\").replace('"', '\\"')
+        quoted.append(f'"{safe}"')
+    return f"[{', '.join(quoted)}]"

@@ -1,0 +1,100 @@
+"""What a search has found out, kept in a folder so that an interrupted one goes on."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ... import __version__
+from .._run.cache import Cache
+from .choices import Choice, Menu
+from .engines import Engine
+from .trial import Task, Trial
+
+MOST = 100_000
+"""Entries of a folder that are kept."""
+
+
+def key_of(sha256: str, task: Task) -> str:
+    """What trials of one search have in common with those of the search that it goes on with."""
+    facts = [
+        __version__,
+        sha256,
+        task.target,
+        str(task.data),
+        str(task.labelled),
+        str(task.metric),
+        task.metric_output,
+        task.seed,
+    ]
+    text = json.dumps(facts)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@dataclasses.dataclass
+class RememberingEngine:
+    """An engine whose trials are kept, one by one as they end, and not run again."""
+
+    engine: Engine
+    cache: Cache
+    key: str
+
+    @property
+    def at_once(self) -> int:
+        """Trials that run at the same time."""
+        return self.engine.at_once
+
+    def run(self, task: Task, recipes: Sequence[str]) -> list[Trial]:
+        known: dict[str, Trial] = {}
+        for recipe in recipes:
+            facts = self.cache.read(self._key(recipe))
+            if facts is not None:
+                with contextlib.suppress(TypeError):
+                    known[recipe] = Trial(**facts)
+        new = [recipe for recipe in dict.fromkeys(recipes) if recipe not in known]
+        at_once = self.engine.at_once
+        for start in range(0, len(new), at_once):
+            # kept as soon as they are there: a search may be interrupted
+            for trial in self.engine.run(task, new[start : start + at_once]):
+                known[trial.recipe] = trial
+                self.cache.write(self._key(trial.recipe), dataclasses.asdict(trial))
+        return [known[recipe] for recipe in recipes]
+
+    def close(self) -> None:
+        self.engine.close()
+
+    def _key(self, recipe: str) -> str:
+        text = f"{self.key}:{recipe}"
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+def remembered_menu(cache: Cache, key: str) -> Menu | None:
+    """The menu that an earlier search made; None where there is none."""
+    facts = cache.read(f"menu-{key}")
+    if facts is None:
+        return None
+    try:
+        menu: dict[str, list[Choice]] = {}
+        for name, choices in facts["menu"].items():
+            menu[name] = [Choice(*each) for each in choices]
+        return menu
+    except (KeyError, TypeError, AttributeError):
+        return None
+
+
+def remember_menu(cache: Cache, key: str, menu: Menu) -> None:
+    """Keep a menu."""
+    plain: dict[str, Any] = {}
+    for name, choices in menu.items():
+        plain[name] = [dataclasses.astuple(choice) for choice in choices]
+    cache.write(f"menu-{key}", {"menu": plain})
+
+
+def cache_in(folder: Path) -> Cache:
+    """The cache of a folder."""
+    return Cache(folder, MOST)

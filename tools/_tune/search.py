@@ -1,0 +1,146 @@
+"""The search: recipes of more and more loss are tried until the goal's limit lies between two.
+
+What choices lose at the outputs is predicted by adding up the menu; what of that the goal bears is
+found by trials. Each round tries several predicted losses at once, so that any number of processes
+comes to the same recipes, and the next round divides the interval in which the limit lies.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from .choices import Menu, Picks, cheapest, total_loss
+from .engines import Engine
+from .front import keeps_accuracy, keeps_cost
+from .goal import Goal
+from .recipe import DEFAULT_FORM, recipe_of
+from .trial import Task, Trial
+
+ROUND = 4
+"""Recipes of a round."""
+
+LEAST_DB = 5.0
+"""Predicted SQNR of the harshest recipe that is tried: below it hardly anything is left."""
+
+WIDTH_DB = 0.35
+"""Interval of predicted SQNR in which it is no longer looked for a better recipe."""
+
+MOST_ROUNDS = 4
+
+
+@dataclass
+class Searched:
+    """All trials so far, those of one predicted loss being one; `slack`: as `keeps_accuracy`."""
+
+    trials: list[Trial] = field(default_factory=list)
+    slack: float = 0.0
+    is_cut_short: bool = False
+
+
+@dataclass(frozen=True)
+class Search:
+    """A goal, what may be chosen, and where trials run.
+
+    `deadline`: seconds of `time.monotonic` after which no round begins. `templates`: pipelines that
+    are tried beside the recipes. `tell`: is told of each trial.
+    """
+
+    goal: Goal
+    menu: Menu
+    task: Task
+    engine: Engine
+    deadline: float
+    templates: Sequence[str] = ()
+    tell: Callable[[Trial], None] = lambda trial: None
+
+    def run(self, found: Searched) -> None:
+        """Search; `found` holds what was tried, also where it ends early."""
+        gentlest = self._gentlest()
+        low = gentlest
+        high = LEAST_DB
+        self._try(found, [*self.templates, self._recipe(gentlest)], gentlest)
+        for number in range(MOST_ROUNDS):
+            if abs(low - high) < WIDTH_DB:
+                break
+            if time.monotonic() > self.deadline:
+                found.is_cut_short = True
+                break
+            targets = _between(low, high, ROUND if number == 0 else ROUND - 1)
+            tried = self._try_targets(found, targets)
+            low, high = self._narrowed(low, high, tried, found.slack)
+
+    def _gentlest(self) -> float:
+        """Predicted SQNR where every weight has 8 bits."""
+        picks: Picks = {}
+        for name, choices in self.menu.items():
+            plain = [c for c in choices if c.form == DEFAULT_FORM and not c.sparsity]
+            picks[name] = plain[0] if plain else choices[0]
+        loss = total_loss(picks)
+        return -10 * math.log10(loss) if loss > 0 else 60.0
+
+    def _recipe(self, target_db: float) -> str:
+        picks = cheapest(self.menu, 10 ** (-target_db / 10))
+        # the solver found none in time: 8 bits are always allowed
+        return recipe_of({} if picks is None else picks)
+
+    def _try_targets(
+        self, found: Searched, targets: Sequence[float]
+    ) -> list[tuple[float, Trial]]:
+        known = {trial.recipe: trial for trial in found.trials}
+        recipes = [self._recipe(target) for target in targets]
+        new = [recipe for recipe in dict.fromkeys(recipes) if recipe not in known]
+        for trial in self.engine.run(self.task, new):
+            target = targets[recipes.index(trial.recipe)]
+            trial = dataclasses.replace(trial, predicted_db=target)
+            known[trial.recipe] = trial
+            found.trials.append(trial)
+            self.tell(trial)
+        pairs = zip(targets, recipes, strict=True)
+        return [(target, known[recipe]) for target, recipe in pairs]
+
+    def _try(self, found: Searched, recipes: Sequence[str], target: float) -> None:
+        """Trials of the first round, which also tell what chance alone makes of a drop."""
+        trials = self.engine.run(self.task, list(dict.fromkeys(recipes)))
+        for trial in trials:
+            found.trials.append(trial)
+            self.tell(trial)
+        gentle = trials[-1]
+        limit = self.goal.max_drop
+        if limit is None or gentle.drop is None or gentle.failure:
+            return
+        # so few labels that even 8 bits cannot be told from too great a loss
+        judged = gentle.drop + (gentle.error or 0.0)
+        if judged > limit and gentle.drop <= limit:
+            found.slack = gentle.error or 0.0
+
+    def _narrowed(
+        self,
+        low: float,
+        high: float,
+        tried: Sequence[tuple[float, Trial]],
+        slack: float,
+    ) -> tuple[float, float]:
+        """The interval in which the limit lies: from what is borne to what is not.
+
+        Where only the cost is limited it is the other way round: from what is too large to what
+        fits. One good result behind a bad one is luck, and does not count.
+        """
+        for target, trial in sorted(tried, key=lambda pair: -pair[0]):
+            if self.goal.limits_accuracy:
+                goes_on = keeps_accuracy(trial, self.goal, slack)
+            else:
+                goes_on = not keeps_cost(trial, self.goal)
+            if not goes_on:
+                return low, target
+            low = target
+        return low, high
+
+
+def _between(low: float, high: float, count: int) -> list[float]:
+    """So many values between two, evenly spread, neither of them among these."""
+    step = (high - low) / (count + 1)
+    return [round(low + step * (number + 1), 3) for number in range(count)]

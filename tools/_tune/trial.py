@@ -1,0 +1,139 @@
+"""One trial of a recipe: a whole run of it, measured on the part of the data that the search sees.
+
+Trials know nothing of each other, so that any engine can run them, in any order and place.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ... import OnnxOptError
+from ...passes._core.pipeline import parse
+from ...runtime.feeds import Feeds, open_feeds
+from ...runtime.held_out import halves
+from ...runtime.session import TensorInfo
+from .._run.driver import optimize_model
+from .._run.result import RunResult
+from .._run.scoring import NORMAL_95
+from .._run.settings import RunSettings
+
+SEEN, UNSEEN = 0, 1
+"""Halves of the data to judge by: that of the search, and that of the verdict."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """What all trials of a search share; it can be sent to other processes.
+
+    `model`: a file. `data`: as of `optimize`, to calibrate on. `labelled`: data to judge by, half
+    of which each trial sees; None where only outputs are compared. `inputs`, `outputs`: of the
+    model.
+    """
+
+    model: Path
+    target: str
+    data: Any
+    labelled: Any
+    metric: Any
+    metric_output: str | None
+    seed: int
+    threads: int
+    inputs: tuple[TensorInfo, ...]
+    outputs: tuple[TensorInfo, ...]
+
+    def half(self, number: int) -> Feeds | None:
+        """The half of the labelled data that the search sees, or that of the verdict."""
+        if self.labelled is None:
+            return None
+        feeds = open_feeds(self.labelled, self.inputs, self.model.parent, self.outputs)
+        return halves(feeds, self.seed)[number]
+
+    def settings(self, recipe: str, number: int) -> RunSettings:
+        """Settings of a run of the recipe that is judged on a half of the labelled data."""
+        return RunSettings(
+            model=self.model,
+            pipeline=parse(recipe),
+            target=self.target,
+            data=self.data,
+            eval_data=self.half(number),
+            metric=self.metric,
+            metric_output=self.metric_output,
+            seed=self.seed,
+            threads=self.threads,
+        )
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What came of a recipe; figures that are not known are None.
+
+    `predicted_db`: SQNR that its choices were to leave, in dB. `drop`: of the metric, in its own
+    units. `error`: standard error of the drop, row by row. `failure`: why there is no result.
+    """
+
+    recipe: str
+    predicted_db: float | None = None
+    bytes: int | None = None
+    macs: int | None = None
+    latency_ms: float | None = None
+    sqnr_db: float | None = None
+    metric: float | None = None
+    drop: float | None = None
+    error: float | None = None
+    seconds: float = 0.0
+    failure: str = ""
+
+    def as_dict(self) -> dict[str, Any]:
+        """The JSON form of a point of the front."""
+        return {
+            "recipe": self.recipe,
+            "bytes": self.bytes,
+            "macs": self.macs,
+            "latency_ms": self.latency_ms,
+            "metric": self.metric,
+            "drop": self.drop,
+            "standard_error": self.error,
+            "sqnr_db": self.sqnr_db,
+        }
+
+
+def run_trial(task: Task, recipe: str) -> Trial:
+    """Run a recipe and measure it; a failure is a trial, too."""
+    start = time.monotonic()
+    try:
+        settings = task.settings(recipe, SEEN)
+        # figures are wanted of poor results, too: no floor, and nothing is mended
+        settings = dataclasses.replace(settings, bench=False, floor="none")
+        result = optimize_model(settings)
+    except OnnxOptError as error:
+        failure = f"{error.where}: {error.problem}"
+        return Trial(recipe, seconds=time.monotonic() - start, failure=failure)
+    trial = trial_of(recipe, result)
+    return dataclasses.replace(trial, seconds=time.monotonic() - start)
+
+
+def trial_of(recipe: str, result: RunResult) -> Trial:
+    """The figures of a run."""
+    facts = result.metric or {}
+    drop = facts.get("drop_share", facts.get("drop"))
+    interval = facts.get("drop_95")
+    error = None
+    if interval is not None:
+        low, high = interval
+        error = (high - low) / 2 / NORMAL_95
+    drift = result.drift or {}
+    sqnr_db = drift.get("sqnr_db")
+    return Trial(
+        recipe,
+        bytes=result.output.bytes,
+        macs=result.output.macs,
+        sqnr_db=sqnr_db if sqnr_db is None or math.isfinite(sqnr_db) else None,
+        metric=facts.get("after"),
+        drop=drop,
+        error=error,
+    )

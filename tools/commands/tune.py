@@ -1,0 +1,157 @@
+"""`onnx-opt tune MODEL`: the best mix of sparsity and bits within a budget."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ..command_options import (
+    EVAL_DATA,
+    FORCE,
+    METRIC_OUTPUT,
+    TARGET,
+    THREADS,
+    data_option,
+    metric_option,
+    seed_option,
+)
+from ..console import Progress, say, shared_options
+from .run import show_result
+
+if TYPE_CHECKING:
+    from .._tune.trial import Trial
+
+
+@click.command("tune")
+@click.argument("model", type=click.Path(path_type=Path))
+@data_option("Data to calibrate on, with labels or without", required=True)
+@EVAL_DATA
+@metric_option()
+@METRIC_OUTPUT
+@click.option(
+    "--max-drop",
+    type=click.FloatRange(min=0),
+    help="Budget: most that the metric may drop; without a metric, the share of rows whose class "
+    "may change.",
+)
+@click.option(
+    "--min-sqnr",
+    type=float,
+    metavar="DB",
+    help="Budget: least signal-to-noise ratio of the outputs to the original's (dB).",
+)
+@click.option(
+    "--max-bytes",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Budget: most bytes of the file and its weights.",
+)
+@click.option(
+    "--max-latency-ms",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="T",
+    help="Budget: most milliseconds of a run on the first batch, on this machine.",
+)
+@click.option(
+    "--objective",
+    type=click.Choice(["size", "latency", "macs"]),
+    help="What is to be small within the budget. Default: size; with a budget of cost alone it is "
+    "the loss.",
+)
+@click.option(
+    "--time-budget",
+    "minutes",
+    type=click.FloatRange(min=0),
+    default=15.0,
+    show_default=True,
+    metavar="MINUTES",
+    help="Begin no further round of trials after this time.",
+)
+@click.option(
+    "--jobs",
+    type=click.IntRange(min=0),
+    default=0,
+    help="Trials at a time, in processes of this machine; 0: by its cores and memory.",
+)
+@click.option(
+    "--ray",
+    metavar="ADDRESS",
+    help="Run trials on this Ray cluster instead; auto: the one this machine belongs to, local: "
+    "one that lasts as long as the search.",
+)
+@click.option(
+    "-o",
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Where to write. Default: MODEL's stem + .opt.onnx.",
+)
+@click.option(
+    "--resume",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="FOLDER",
+    help="Keep what is found out here, and go on from what an interrupted search left.",
+)
+@click.option(
+    "--dry-run", is_flag=True, help="Search and show the figures; write nothing."
+)
+@TARGET
+@seed_option("the split of the data and everything else random")
+@THREADS
+@FORCE
+@shared_options
+def command(
+    model: Path,
+    out: Path | None,
+    as_json: bool,
+    verbosity: int,
+    **options: Any,
+) -> None:
+    """Search the recipe that makes MODEL smallest within a budget, and write what it makes.
+
+    The search sees half of the labelled data, the verdict is of the other half. The recipe is
+    pipeline text: the main command makes the same file of it without a search.
+    """
+    # these imports are here, not above: --help needs none of them
+    from ...runtime.worker_pool import pool
+    from ..optimize import default_output
+    from ..tune import tune
+
+    if model.is_file():
+        pool().prestart()
+    is_quiet = as_json or verbosity < 0
+    result = tune(
+        model,
+        out=out or default_output(model),
+        progress=Progress(verbosity - as_json),
+        tell=(lambda trial: None) if is_quiet else _tell,
+        **options,
+    )
+    if not is_quiet:
+        _show_search(result.search)
+    show_result(result, as_json, verbosity)
+
+
+def _tell(trial: Trial) -> None:
+    """One line for each trial."""
+    if trial.failure:
+        say(f"trial: {trial.failure}")
+        return
+    words = [f"{trial.bytes:,} bytes"]
+    if trial.drop is not None:
+        words.append(f"drop {trial.drop:.4f}")
+    if trial.sqnr_db is not None:
+        words.append(f"{trial.sqnr_db:.1f} dB")
+    words.append(f"{trial.seconds:.0f} s")
+    say(f"trial: {', '.join(words)}")
+
+
+def _show_search(search: dict[str, Any]) -> None:
+    """The front as a table, the recipe and both halves of the data."""
+    from ..console import show
+    from ..tables import front_table, split_table
+
+    show(front_table(search), stderr=True)
+    show(split_table(search), stderr=True)
+    say(f"recipe: {search['recipe']}")
