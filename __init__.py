@@ -14,6 +14,7 @@ __all__ = [
     "Result",
     "UsageError",
     "__version__",
+    "batch",
     "bench",
     "bisect",
     "distill",
@@ -23,7 +24,9 @@ __all__ = [
     "list_passes",
     "load",
     "optimize",
+    "package",
     "reduce",
+    "selftest",
     "tune",
     "verify",
 ]
@@ -32,12 +35,15 @@ if TYPE_CHECKING:
     from .frontends.onnx_file import load
     from .tools.bisect import bisect
     from .tools.functions import (
+        batch,
         bench,
         distill,
         evaluate,
         export,
         inspect,
         list_passes,
+        package,
+        selftest,
         verify,
     )
     from .tools.optimize import optimize
@@ -47,6 +53,7 @@ if TYPE_CHECKING:
 
 # loaded by __getattr__ below: importing this package must not load onnx_ir, which takes seconds
 _LAZY = {
+    "batch": ".tools.functions",
     "bench": ".tools.functions",
     "bisect": ".tools.bisect",
     "distill": ".tools.functions",
@@ -56,8 +63,10 @@ _LAZY = {
     "list_passes": ".tools.functions",
     "load": ".frontends.onnx_file",
     "optimize": ".tools.optimize",
+    "package": ".tools.functions",
     "reduce": ".tools.reduce",
     "Result": ".tools.result",
+    "selftest": ".tools.functions",
     "tune": ".tools.tune",
     "verify": ".tools.functions",
 }

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ._data.classes import CLASSES
 from ._data.texts import SUFFIXES as TEXTS
 from ._data.texts import TOKENIZER
+from .presets import SPEC
 
 
 class DataFile(NamedTuple):
@@ -62,3 +65,40 @@ def _with_tokenizer(path: Path, beside: Path | None) -> Iterator[DataFile]:
     for folder in (path.parent, beside):
         if folder is not None and (folder / TOKENIZER).is_file():
             yield DataFile(TOKENIZER, folder / TOKENIZER)
+
+
+@dataclass(frozen=True)
+class Companions:
+    """Files that say how inputs are made, and what outputs mean; None: there is none.
+
+    `preprocess`: preprocess.toml of images. `classes`: names of the classes, one a line.
+    `tokenizer`: tokenizer.json of texts.
+    """
+
+    preprocess: Path | None = None
+    classes: Path | None = None
+    tokenizer: Path | None = None
+
+
+def companions(data: Any, beside: Path) -> Companions:
+    """Files that lie with data of a form of `open_feeds`; `beside`: the model's folder."""
+    found = Companions()
+    parts = data if isinstance(data, (list, tuple)) else [data]
+    for part in parts:
+        if not isinstance(part, (str, Path)):
+            continue
+        path = Path(part)
+        if path.is_dir():
+            found = replace(
+                found,
+                preprocess=_existing(path / SPEC),
+                classes=_existing(path / CLASSES),
+            )
+        elif path.suffix in TEXTS:
+            own = _existing(path.parent / TOKENIZER)
+            found = replace(found, tokenizer=own or _existing(beside / TOKENIZER))
+    return found
+
+
+def _existing(path: Path) -> Path | None:
+    return path if path.is_file() else None

@@ -25,6 +25,8 @@ LAYERS = {
         "tokenizers",
         "tensorrt",
         "google",
+        # of onnxruntime, whose format it is
+        "flatbuffers",
     },
     "frontends": {
         "onnx_ir",

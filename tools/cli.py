@@ -41,6 +41,9 @@ COMMANDS = (
     "export",
     "data",
     "reduce",
+    "package",
+    "selftest",
+    "batch",
     "demo",
 )
 SHARED_FLAGS = ("--json", "--quiet", "-q", "--verbose", "-v", "--debug")

@@ -5,14 +5,28 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 from ._evaluate import evaluated
 from .facts import Facts, FactsList
 from .model_forms import as_file, as_model
 from .result import Result
 
-__all__ = ["bench", "distill", "evaluate", "export", "inspect", "list_passes", "verify"]
+if TYPE_CHECKING:
+    from ._package.request import OrtFormat
+
+__all__ = [
+    "batch",
+    "bench",
+    "distill",
+    "evaluate",
+    "export",
+    "inspect",
+    "list_passes",
+    "package",
+    "selftest",
+    "verify",
+]
 
 
 def verify(
@@ -225,3 +239,118 @@ def distill(
         bench=False,
         **options,
     )
+
+
+def package(
+    model: Any,
+    out: str | Path,
+    *,
+    target: str = "cpu",
+    data: Any = None,
+    preprocess: str | Path | None = None,
+    labels: str | Path | None = None,
+    tokenizer: str | Path | None = None,
+    licence: str | Path | None = None,
+    ort: OrtFormat = "auto",
+    bench: bool = True,
+    cache: bool = True,
+    seed: int = 0,
+    force: bool = False,
+) -> Facts:
+    """Write a bundle: the model with all that it needs to run, and to prove that it does.
+
+    `out`: a folder to make, or an archive (.zip, .tar.gz). `data`: real inputs for the samples, as
+    of `optimize`; the other options as of `onnx-opt package`. Errors: UsageError (options, an
+    output that is there), RefusedError (model, data, no sample that it runs on).
+    """
+    from ._package.package import package as make
+    from ._package.request import PackageRequest
+    from .commands.package import as_facts, bundle_parts
+
+    files = {
+        "preprocess": preprocess,
+        "labels": labels,
+        "tokenizer": tokenizer,
+        "licence": licence,
+    }
+    given = {name: None if each is None else Path(each) for name, each in files.items()}
+    with as_file(model) as path:
+        request = PackageRequest(
+            model=path,
+            out=Path(out),
+            target=target,
+            data=data,
+            ort=ort,
+            bench=bench,
+            cache=cache,
+            seed=seed,
+            force=force,
+            **given,
+        )
+        facts = as_facts(make(request))
+    return Facts(facts, lambda: bundle_parts(facts))
+
+
+def selftest(
+    bundle: str | Path,
+    *,
+    provider: str = "auto",
+    threads: int = 0,
+    seconds: float = 1.0,
+) -> Facts:
+    """Check a bundle, a folder or an archive: digests, runtime, provider, samples; and measure.
+
+    `provider`: `auto`, or cpu, cuda, tensorrt, openvino, …. `seconds`: to time runs for. Errors:
+    CheckError where a check fails, RefusedError for what is no sound bundle, UsageError.
+    """
+    from .commands.selftest import selftest_facts, selftest_parts
+
+    facts = selftest_facts(Path(bundle), provider, threads, seconds)
+    return Facts(facts, lambda: selftest_parts(facts))
+
+
+def batch(
+    folder: str | Path,
+    passes: str | Sequence[str] = (),
+    *,
+    out: str | Path | None = None,
+    jobs: int = 1,
+    target: str = "cpu",
+    data: str | Path | Sequence[str | Path] | None = None,
+    min_sqnr: float | None = None,
+    strict: bool = False,
+    bench: bool = True,
+    timeout: float | None = None,
+    cache: bool = True,
+    cache_mb: int = 2048,
+    force: bool = False,
+    seed: int = 0,
+    threads: int = 0,
+) -> Facts:
+    """Optimize all models below a folder, `jobs` at a time, each in a process of its own.
+
+    `passes`: pipeline text; `data`: a place, or several; the other options as of `onnx-opt batch`.
+    `failed` names the models that failed, whose `error` says why; the others are done. Errors:
+    RefusedError for a folder without models, UsageError.
+    """
+    from .commands.batch import batch_facts, batch_parts
+
+    texts = (passes,) if isinstance(passes, str) else tuple(passes)
+    facts = batch_facts(
+        Path(folder),
+        out=None if out is None else Path(out),
+        jobs=jobs,
+        timeout=timeout,
+        cache_mb=cache_mb if cache else 0,
+        progress=None,
+        no_bench=not bench,
+        passes=texts,
+        target=target,
+        data=data,
+        seed=seed,
+        min_sqnr=min_sqnr,
+        threads=threads,
+        strict=strict,
+        force=force,
+    )
+    return Facts(facts, lambda: batch_parts(facts))

@@ -37,6 +37,7 @@ LIMITS = {
     "ARRAY_BYTES": Limit(
         4 << 30, "bytes", "a batch of --data, and an array read whole"
     ),
+    "BUNDLE_BYTES": Limit(16 << 30, "bytes", "an archive of a bundle, unpacked"),
 }
 """Chosen by hand, far above what honest models need."""
 

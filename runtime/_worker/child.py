@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 from ... import OnnxOptError
 from ...passes._core.freed import give_back
 from ..hardware import products_saturate
-from . import ipc, sessions, statistics
+from . import bundles, ipc, sessions, statistics
 from .installed import installed
 
 _MESSAGE_LENGTH = 300
@@ -216,5 +216,9 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "clear": clear,
     "peak_memory": peak_memory,
     "products_saturate": products_saturate,
+    "selftest": bundles.selftest,
+    "write_ort_format": bundles.write_ort_format,
+    "write_operators": bundles.write_operators,
+    "time_load": bundles.time_load,
 }
 """Functions that the parent may call, by name."""

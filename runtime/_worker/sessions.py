@@ -61,7 +61,7 @@ def open_session(
             install,
         )
     if provider != "cpu":
-        _prepare_gpu(provider)
+        prepare_gpu(provider)
     settings = _session_options(threads, optimize)
     if not spin:
         settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
@@ -116,7 +116,7 @@ def _session_options(threads: int, optimize: bool) -> Any:
     return settings
 
 
-def _prepare_gpu(provider: str) -> None:
+def prepare_gpu(provider: str) -> None:
     """Lift the address-space limit and load the libraries of pip's packages."""
     import importlib
     import importlib.util
@@ -130,7 +130,9 @@ def _prepare_gpu(provider: str) -> None:
         # CUDA reserves far more address space than it uses
         hard = resource.getrlimit(resource.RLIMIT_AS)[1]
         resource.setrlimit(resource.RLIMIT_AS, (hard, hard))
-    ort.preload_dlls()
+    # 1.21 and newer
+    if hasattr(ort, "preload_dlls"):
+        ort.preload_dlls()
     if provider == "tensorrt" and importlib.util.find_spec("tensorrt"):
         importlib.import_module("tensorrt")
 

@@ -3,13 +3,8 @@
 import numpy as np
 import pytest
 from onnx_opt.runtime.compare import Drift
-from onnx_opt.tools._run.drift import (
-    COARSE,
-    FLOAT32,
-    Reference,
-    first_batches,
-    inexact,
-)
+from onnx_opt.runtime.tolerance import COARSE, FLOAT32
+from onnx_opt.tools._run.drift import Reference, first_batches, inexact
 
 
 def batches(*values, dtype=np.float32):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from ...runtime.compare import Drift, DriftMeter
 from ...runtime.feeds import candidate_feeds, synthetic_feeds
 from ...runtime.session import Session
 from ...runtime.table_rows import NO_ROW
+from ...runtime.tolerance import FLOAT32, NOISE_FACTOR, Tolerance
 
 Arrays = Mapping[str, NDArray[Any]]
 Outputs = list[dict[str, NDArray[Any]]]
@@ -31,36 +31,6 @@ MAX_SAMPLES = 256
 """Batches and samples that models are compared on: each pass runs the model over all of them.
 
 Both chosen by hand; not measured.
-"""
-
-
-@dataclass(frozen=True)
-class Tolerance:
-    """Limits on the drift of an exact pass.
-
-    `max_abs`: largest error, relative to max(1, largest magnitude of the output). `sqnr_db`: least
-    SQNR. An output whose errors all stay below `floor` passes whatever its SQNR: it is zero for all
-    purposes.
-    """
-
-    max_abs: float
-    sqnr_db: float
-    floor: float = 1e-6
-
-
-FLOAT32 = Tolerance(1e-4, 80.0)
-COARSE = Tolerance(1e-2, 40.0)
-"""Tolerance of graphs that round between layers (half precision, quantized parts).
-
-There, noise at a rounding edge moves a value by one step. Chosen by hand; not measured.
-"""
-
-
-NOISE_FACTOR = 4.0
-"""Multiple of the original's own noise by which an exact pass may drift.
-
-That noise is what the original drifts when it is evaluated in another order. Chosen by hand; not
-measured.
 """
 
 

@@ -20,9 +20,9 @@ from ...runtime.held_out import held_out
 from ...runtime.installed import conflict, installed
 from ...runtime.metrics import MetricScore
 from ...runtime.session import Session, open_session
+from ...runtime.tolerance import FLOAT32
 from ...runtime.worker import RemoteError
 from .drift import (
-    FLOAT32,
     MAX_BATCHES,
     Arrays,
     NoFiniteOutputs,

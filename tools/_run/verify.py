@@ -20,10 +20,11 @@ from ...passes._core.outcome import Effect
 from ...runtime.compare import Drift
 from ...runtime.optimized import LEVELS, Level, optimized_counts
 from ...runtime.session import LoadRefused, Session
+from ...runtime.tolerance import COARSE, FLOAT32, Tolerance
 from ...runtime.worker import LimitExceeded, RemoteError, WorkerDied
 from .bisection import Problem
 from .checks import interface_of, validity_of
-from .drift import COARSE, FLOAT32, Outputs, Reference, Tolerance, inexact
+from .drift import Outputs, Reference, inexact
 from .kernels import is_quantized
 from .load import Original
 from .run import Reporter

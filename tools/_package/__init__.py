@@ -1,0 +1,1 @@
+"""Packaging: from a model file to a bundle."""
