@@ -35,6 +35,7 @@ from ._tune.remembered import (
 from ._tune.search import Search, Searched
 from ._tune.templates import TEMPLATES
 from ._tune.trial import SEEN, UNSEEN, Task, Trial, trial_of
+from .functions import verify
 from .model_forms import as_file
 from .result import Result
 
@@ -216,6 +217,7 @@ def _task_of(settings: RunSettings, goal: Goal, lab: Lab) -> Task:
         target=settings.target,
         data=settings.data,
         labelled=labelled,
+        is_apart=settings.eval_data is not None,
         metric=metric,
         metric_output=settings.metric_output,
         seed=settings.seed,
@@ -282,7 +284,7 @@ def _verdict(
         except CheckError as error:
             missed.append((trial, f"{error.where}: {error.problem}"))
             continue
-        problem = _too_slow(result, goal)
+        problem = _too_slow(result, goal) or _unlike(result, goal, task)
         if problem is not None:
             missed.append((trial, problem))
             _remove(result)
@@ -297,6 +299,18 @@ def _too_slow(result: RunResult, goal: Goal) -> str | None:
     if limit is None or measured is None or measured <= limit:
         return None
     return f"--max-latency-ms: it takes {measured:.3g} ms, more than {limit:g}"
+
+
+def _unlike(result: RunResult, goal: Goal, task: Task) -> str | None:
+    """Why a result does not keep an SQNR on the half of the data that nothing has seen."""
+    if goal.min_sqnr is None or task.labelled is not None:
+        return None
+    facts = verify(task.model, result.model, task.half_of_data(UNSEEN))
+    sqnr_db = facts["overall"]["sqnr_db"]
+    # none: there is no noise at all
+    if sqnr_db is None or sqnr_db >= goal.min_sqnr:
+        return None
+    return f"--min-sqnr: it keeps {sqnr_db:.1f} dB there, less than {goal.min_sqnr:g}"
 
 
 def _remove(result: RunResult) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from typing import Protocol
@@ -23,15 +23,10 @@ LEAST_MEMORY = 1 << 30
 
 
 class Engine(Protocol):
-    """Runs recipes of a task, several at once where it can; trials come in the recipes' order."""
+    """Runs recipes of a task, several at once where it can."""
 
-    @property
-    def at_once(self) -> int:
-        """Trials that run at the same time."""
-        ...
-
-    def run(self, task: Task, recipes: Sequence[str]) -> list[Trial]:
-        """The trials of the recipes."""
+    def run(self, task: Task, recipes: Sequence[str]) -> Iterator[Trial]:
+        """The trials of the recipes, in their order, each as soon as it is there."""
         ...
 
     def close(self) -> None:
@@ -42,10 +37,9 @@ class Engine(Protocol):
 class HereEngine:
     """One trial after the other, in this process."""
 
-    at_once = 1
-
-    def run(self, task: Task, recipes: Sequence[str]) -> list[Trial]:
-        return [run_trial(task, recipe) for recipe in recipes]
+    def run(self, task: Task, recipes: Sequence[str]) -> Iterator[Trial]:
+        for recipe in recipes:
+            yield run_trial(task, recipe)
 
     def close(self) -> None:
         return None
@@ -55,13 +49,13 @@ class ProcessEngine:
     """Trials in so many processes of this machine."""
 
     def __init__(self, jobs: int) -> None:
-        self.at_once = jobs
         # a fresh interpreter each: threads of this one do not survive a fork
         self._pool = ProcessPoolExecutor(jobs, mp_context=get_context("spawn"))
 
-    def run(self, task: Task, recipes: Sequence[str]) -> list[Trial]:
+    def run(self, task: Task, recipes: Sequence[str]) -> Iterator[Trial]:
         each = [self._pool.submit(run_trial, task, recipe) for recipe in recipes]
-        return [future.result() for future in each]
+        for future in each:
+            yield future.result()
 
     def close(self) -> None:
         self._pool.shutdown(cancel_futures=True)
@@ -85,15 +79,14 @@ class RayEngine:
                 include_dashboard=False,
                 log_to_driver=False,
             )
-        resources: dict[str, float] = ray.cluster_resources()
-        self.at_once = max(int(resources.get("CPU", 1)), 1)
         self._run = ray.remote(run_trial)
 
-    def run(self, task: Task, recipes: Sequence[str]) -> list[Trial]:
+    def run(self, task: Task, recipes: Sequence[str]) -> Iterator[Trial]:
         shared = self._ray.put(task)
         each = [self._run.remote(shared, recipe) for recipe in recipes]
-        trials: list[Trial] = self._ray.get(each)
-        return trials
+        for one in each:
+            trial: Trial = self._ray.get(one)
+            yield trial
 
     def close(self) -> None:
         self._ray.shutdown()

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,26 +44,24 @@ class RememberingEngine:
     cache: Cache
     key: str
 
-    @property
-    def at_once(self) -> int:
-        """Trials that run at the same time."""
-        return self.engine.at_once
-
-    def run(self, task: Task, recipes: Sequence[str]) -> list[Trial]:
+    def run(self, task: Task, recipes: Sequence[str]) -> Iterator[Trial]:
         known: dict[str, Trial] = {}
         for recipe in recipes:
             facts = self.cache.read(self._key(recipe))
             if facts is not None:
+                # of another version's fields
                 with contextlib.suppress(TypeError):
                     known[recipe] = Trial(**facts)
-        new = [recipe for recipe in dict.fromkeys(recipes) if recipe not in known]
-        at_once = self.engine.at_once
-        for start in range(0, len(new), at_once):
-            # kept as soon as they are there: a search may be interrupted
-            for trial in self.engine.run(task, new[start : start + at_once]):
-                known[trial.recipe] = trial
-                self.cache.write(self._key(trial.recipe), dataclasses.asdict(trial))
-        return [known[recipe] for recipe in recipes]
+        new = [recipe for recipe in recipes if recipe not in known]
+        fresh = iter(self.engine.run(task, new))
+        for recipe in recipes:
+            if recipe in known:
+                yield known[recipe]
+                continue
+            trial = next(fresh)
+            # kept at once: a search may be interrupted
+            self.cache.write(self._key(recipe), dataclasses.asdict(trial))
+            yield trial
 
     def close(self) -> None:
         self.engine.close()

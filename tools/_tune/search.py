@@ -62,7 +62,7 @@ class Search:
         gentlest = self._gentlest()
         low = gentlest
         high = LEAST_DB
-        self._try(found, [*self.templates, self._recipe(gentlest)], gentlest)
+        self._try_gentle(found, [*self.templates, self._recipe(gentlest)])
         for number in range(MOST_ROUNDS):
             if abs(low - high) < WIDTH_DB:
                 break
@@ -102,13 +102,12 @@ class Search:
         pairs = zip(targets, recipes, strict=True)
         return [(target, known[recipe]) for target, recipe in pairs]
 
-    def _try(self, found: Searched, recipes: Sequence[str], target: float) -> None:
+    def _try_gentle(self, found: Searched, recipes: Sequence[str]) -> None:
         """Trials of the first round, which also tell what chance alone makes of a drop."""
-        trials = self.engine.run(self.task, list(dict.fromkeys(recipes)))
-        for trial in trials:
+        for trial in self.engine.run(self.task, list(dict.fromkeys(recipes))):
             found.trials.append(trial)
             self.tell(trial)
-        gentle = trials[-1]
+        gentle = found.trials[-1]
         limit = self.goal.max_drop
         if limit is None or gentle.drop is None or gentle.failure:
             return

@@ -31,7 +31,8 @@ class Task:
     """What all trials of a search share; it can be sent to other processes.
 
     `model`: a file. `data`: as of `optimize`, to calibrate on. `labelled`: data to judge by, half
-    of which each trial sees; None where only outputs are compared. `inputs`, `outputs`: of the
+    of which each trial sees; None where only outputs are compared. `is_apart`: these are other
+    samples than those of `data`; else half of `data` calibrates, too. `inputs`, `outputs`: of the
     model.
     """
 
@@ -39,6 +40,7 @@ class Task:
     target: str
     data: Any
     labelled: Any
+    is_apart: bool
     metric: Any
     metric_output: str | None
     seed: int
@@ -48,9 +50,14 @@ class Task:
 
     def half(self, number: int) -> Feeds | None:
         """The half of the labelled data that the search sees, or that of the verdict."""
-        if self.labelled is None:
-            return None
-        feeds = open_feeds(self.labelled, self.inputs, self.model.parent, self.outputs)
+        return None if self.labelled is None else self._half_of(self.labelled, number)
+
+    def half_of_data(self, number: int) -> Feeds:
+        """The half of the data to calibrate on that the search sees, or the other."""
+        return self._half_of(self.data, number)
+
+    def _half_of(self, data: Any, number: int) -> Feeds:
+        feeds = open_feeds(data, self.inputs, self.model.parent, self.outputs)
         return halves(feeds, self.seed)[number]
 
     def settings(self, recipe: str, number: int) -> RunSettings:
@@ -59,7 +66,8 @@ class Task:
             model=self.model,
             pipeline=parse(recipe),
             target=self.target,
-            data=self.data,
+            # what judges is not to be calibrated on
+            data=self.data if self.is_apart else self.half_of_data(SEEN),
             eval_data=self.half(number),
             metric=self.metric,
             metric_output=self.metric_output,

@@ -1,0 +1,352 @@
+"""The search within a budget: choices, the front, goals that cannot be, and whole searches."""
+
+import json
+import math
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnx_opt
+import pytest
+from onnx_opt import CheckError, UsageError
+from onnx_opt.passes._core.pipeline import parse
+from onnx_opt.tools._tune import trial as trial_module
+from onnx_opt.tools._tune.choices import (
+    Choice,
+    cheapest,
+    total_bytes,
+    total_loss,
+    without_dominated,
+)
+from onnx_opt.tools._tune.engines import HereEngine, ProcessEngine
+from onnx_opt.tools._tune.front import front_of, keeps_accuracy
+from onnx_opt.tools._tune.goal import Goal, goal_of
+from onnx_opt.tools._tune.recipe import recipe_of
+from onnx_opt.tools._tune.search import Search, Searched
+from onnx_opt.tools._tune.trial import Trial
+from sample_models import model_from
+
+CLASSIFIER = """
+<ir_version: 10, opset_import: ["" : 21]>
+classifier (float[batch, 64] x) => (float[batch, 10] y)
+<float[64, 128] w1, float[128, 64] w2, float[64, 10] w3>
+{
+    h1 = MatMul (x, w1)
+    r1 = Relu (h1)
+    h2 = MatMul (r1, w2)
+    r2 = Relu (h2)
+    y = MatMul (r2, w3)
+}
+"""
+
+
+def choice(form, loss, size, sparsity=0.0):
+    return Choice(form, sparsity, loss, size)
+
+
+MENU = {
+    "a": [choice("int8:8", 0.0, 8), choice("palette:4", 0.1, 4)],
+    "b": [choice("int8:8", 0.0, 80), choice("palette:4", 0.1, 40)],
+    "c": [choice("int8:8", 0.0, 8), choice("palette:4", 0.3, 1)],
+}
+
+
+@pytest.mark.parametrize(
+    ("limit", "small"),
+    [
+        (0.05, ""),
+        # the weight that saves most
+        (0.1, "b"),
+        (0.2, "ab"),
+        # b and c save more together than a and b, but lose more
+        (0.4, "bc"),
+        (0.5, "abc"),
+    ],
+)
+def test_the_cheapest_choices_within_a_loss(limit, small):
+    picks = cheapest(MENU, limit)
+    assert {name for name, each in picks.items() if each.form == "palette:4"} == set(
+        small
+    )
+    assert total_loss(picks) <= limit + 1e-9
+    assert total_bytes(picks) == sum(each.bytes for each in picks.values())
+
+
+def test_no_choice_loses_little_enough():
+    assert cheapest({"a": [choice("palette:2", 0.5, 1)]}, 0.1) is None
+
+
+def test_nothing_to_choose_is_nothing_chosen():
+    assert cheapest({}, 0.1) == {}
+
+
+def test_a_choice_that_another_beats_is_not_on_the_menu():
+    best = choice("palette:4", 0.1, 4)
+    plain = choice("int8:8", 0.0, 8)
+    beaten = [choice("palette:5", 0.2, 5), choice("float", 0.0, 32)]
+    assert without_dominated([*beaten, best, plain]) == [plain, best]
+
+
+def test_a_recipe_is_canonical_text_that_names_layers():
+    picks = {
+        "w1": choice("palette:3", 0.1, 4, sparsity=0.5),
+        "odd,[name]": choice("int8:8", 0.0, 8, sparsity=0.25),
+        'a"quote\\': choice("float", 0.0, 8),
+    }
+    text = recipe_of(picks)
+    assert str(parse(text)) == text
+    _, prune, quant, _ = parse(text).passes
+    assert prune.layers == ("w1=0.5", "odd,[[]name]=0.25")
+    assert quant.layers == ("w1=palette:3", 'a"quote\\=float')
+    assert not quant.measure
+
+
+def trial(size, drop, recipe="", error=0.0, **figures):
+    name = recipe or f"{size} {drop}"
+    return Trial(name, bytes=size, drop=drop, error=error, **figures)
+
+
+def test_the_front_has_what_nothing_beats():
+    kept = [trial(10, 0.5), trial(20, 0.1), trial(30, 0.0)]
+    beaten = [trial(20, 0.3), trial(35, 0.0), Trial("failed", failure="no")]
+    assert front_of([*beaten, *kept]) == kept
+
+
+@pytest.mark.parametrize(
+    ("drop", "error", "slack", "kept"),
+    [
+        (0.01, 0.0, 0.0, True),
+        (0.011, 0.0, 0.0, False),
+        # chance may hide more than the budget
+        (0.005, 0.006, 0.0, False),
+        # but not more than it does with the gentlest recipe
+        (0.005, 0.006, 0.006, True),
+        (math.nan, 0.0, 0.0, False),
+    ],
+)
+def test_a_drop_is_judged_with_what_chance_may_hide(drop, error, slack, kept):
+    goal = Goal("size", max_drop=0.01)
+    assert keeps_accuracy(trial(1, drop, error=error), goal, slack) == kept
+
+
+@pytest.mark.parametrize(
+    ("limits", "where"),
+    [
+        ({}, "tune"),
+        ({"max_drop": 0.1, "min_sqnr": 20.0}, "--max-drop"),
+        ({"max_drop": -0.1}, "--max-drop"),
+        ({"max_drop": math.nan}, "--max-drop"),
+        ({"max_bytes": 0}, "--max-bytes"),
+        ({"max_latency_ms": -1.0}, "--max-latency-ms"),
+    ],
+)
+def test_goals_that_nothing_can_keep_are_refused(limits, where):
+    every = dict.fromkeys(("max_drop", "min_sqnr", "max_bytes", "max_latency_ms"))
+    with pytest.raises(UsageError) as caught:
+        goal_of(None, **{**every, **limits})
+    assert caught.value.where == where
+
+
+class MadeUp:
+    """An engine that knows what each recipe comes to: bytes and loss of its palettes."""
+
+    def __init__(self):
+        self.rounds = []
+
+    def run(self, task, recipes):
+        self.rounds.append(len(recipes))
+        return map(self._trial, recipes)
+
+    def _trial(self, recipe):
+        *_, quant, _ = parse(recipe).passes
+        few = {entry.partition("=")[0] for entry in quant.layers}
+        forms = {name: MENU[name][name in few] for name in MENU}
+        return trial(total_bytes(forms), total_loss(forms), recipe)
+
+    def close(self):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("goal", "expected"),
+    [
+        (Goal("size", max_drop=0.25), "ab"),
+        (Goal("accuracy", max_bytes=60), "b"),
+    ],
+)
+def test_the_search_ends_at_the_limit(goal, expected):
+    found = Searched()
+    engine = MadeUp()
+    Search(goal, MENU, task=None, engine=engine, deadline=math.inf).run(found)
+    forms = {name: MENU[name][name in expected] for name in MENU}
+    assert trial(total_bytes(forms), total_loss(forms)).bytes in {
+        each.bytes for each in found.trials
+    }
+    recipes = [each.recipe for each in found.trials]
+    assert len(set(recipes)) == len(recipes)
+    assert not found.is_cut_short
+
+
+def test_a_search_without_time_has_tried_something():
+    found = Searched()
+    goal = Goal("size", max_drop=0.25)
+    Search(goal, MENU, None, MadeUp(), deadline=-math.inf).run(found)
+    assert found.trials
+    assert found.is_cut_short
+
+
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory):
+    """A model, and data whose labels are what it says itself."""
+    folder = tmp_path_factory.mktemp("classifier")
+    path = folder / "classifier.onnx"
+    onnx.save(model_from(CLASSIFIER), path)
+    rng = np.random.default_rng(5)
+    x = rng.standard_normal((512, 64)).astype(np.float32)
+    model = ir.load(path)
+    w1, w2, w3 = (
+        model.graph.initializers[name].const_value.numpy()
+        for name in ("w1", "w2", "w3")
+    )
+    scores = np.maximum(np.maximum(x @ w1, 0) @ w2, 0) @ w3
+    data = folder / "data.npz"
+    np.savez(data, x=x, labels=scores.argmax(axis=1))
+    unlabelled = folder / "unlabelled.npz"
+    np.savez(unlabelled, x=x)
+    return path, data, unlabelled
+
+
+@pytest.fixture(scope="module")
+def tuned(classifier, tmp_path_factory):
+    path, data, unlabelled = classifier
+    out = tmp_path_factory.mktemp("tuned") / "small.onnx"
+    asked = {"metric": "top1", "max_drop": 0.2, "minutes": 0}
+    result = onnx_opt.tune(path, data=unlabelled, eval_data=data, **asked, out=out)
+    return result, out
+
+
+def test_the_result_keeps_the_budget_on_rows_that_the_search_never_saw(tuned):
+    result, out = tuned
+    search = result.as_dict()["tune"]
+    assert out.is_file()
+    assert result.metric["samples"] == 256
+    assert search["split"]["unseen"]["drop"] == result.metric["drop"] <= 0.2
+    assert search["budget"] == {"max_drop": 0.2}
+    assert search["recipe"] in {point["recipe"] for point in search["front"]}
+    assert search["trials"] == len(search["front"]) + len(search["rejected"])
+    assert all(each["reason"] for each in search["rejected"])
+    assert result.output.bytes < 0.3 * result.input.bytes
+    json.dumps(search, allow_nan=False)
+
+
+def test_the_recipe_makes_the_same_file_without_a_search(tuned, classifier, tmp_path):
+    result, out = tuned
+    path, data, unlabelled = classifier
+    again = tmp_path / "again.onnx"
+    onnx_opt.optimize(
+        path,
+        result.search["recipe"],
+        data=unlabelled,
+        eval_data=data,
+        metric="top1",
+        out=again,
+        bench=False,
+    )
+    first, second = onnx.load(out), onnx.load(again)
+    assert first.graph == second.graph
+
+
+def test_without_labels_classes_must_stay(classifier):
+    path, _, unlabelled = classifier
+    result = onnx_opt.tune(path, data=unlabelled, max_drop=0.1, minutes=0)
+    assert "agreement" in result.search["measured_by"]
+    assert result.metric["before"] == 1.0
+    assert result.metric["drop"] <= 0.1
+
+
+def test_what_judges_is_not_calibrated_on(classifier, monkeypatch):
+    path, data, _ = classifier
+    seen = []
+    plain = trial_module.optimize_model
+
+    def noted(settings):
+        rows = {row.tobytes() for batch in settings.data for row in batch.feeds["x"]}
+        judges = {
+            row.tobytes() for batch in settings.eval_data for row in batch.feeds["x"]
+        }
+        seen.append((rows, judges))
+        return plain(settings)
+
+    monkeypatch.setattr("onnx_opt.tools.tune.optimize_model", noted)
+    onnx_opt.tune(path, data=data, metric="top1", max_drop=0.3, minutes=0)
+    ((rows, judges),) = seen
+    assert len(rows) == len(judges) == 256
+    assert not rows & judges
+
+
+def test_an_impossible_budget_names_the_nearest_recipe(classifier, tmp_path):
+    path, data, _ = classifier
+    out = tmp_path / "none.onnx"
+    with pytest.raises(CheckError, match="the nearest is 'simplify") as caught:
+        onnx_opt.tune(path, data=data, min_sqnr=100.0, minutes=0, out=out)
+    assert caught.value.exit_code == 4
+    assert not out.exists()
+
+
+def test_an_interrupted_search_goes_on(classifier, tmp_path, monkeypatch):
+    path, data, _ = classifier
+    runs = []
+    plain = trial_module.run_trial
+
+    def counted(task, recipe):
+        runs.append(recipe)
+        if len(runs) == 3:
+            raise KeyboardInterrupt
+        return plain(task, recipe)
+
+    monkeypatch.setattr("onnx_opt.tools._tune.engines.run_trial", counted)
+    folder = tmp_path / "state"
+    asked = {"data": data, "metric": "top1", "max_drop": 0.3, "minutes": 0}
+    first = onnx_opt.tune(path, **asked, resume=folder)
+    assert first.search["trials"] == 2
+    assert any("interrupted" in warning for warning in first.warnings)
+    second = onnx_opt.tune(path, **asked, resume=folder)
+    assert second.search["trials"] > 2
+    # only the one that was interrupted is run again
+    assert len(runs) - len(set(runs)) == 1
+
+
+@pytest.mark.slow
+def test_processes_come_to_the_same_trials(classifier):
+    path, data, _ = classifier
+    task = trial_module.Task(
+        model=path,
+        target="cpu",
+        data=str(data),
+        labelled=str(data),
+        is_apart=False,
+        metric="top1",
+        metric_output=None,
+        seed=0,
+        threads=1,
+        inputs=tuple(_infos(path)),
+        outputs=(),
+    )
+    recipes = ["simplify, quant(measure=false)", "quant(palette, bits=4)"]
+    here = list(HereEngine().run(task, recipes))
+    processes = ProcessEngine(2)
+    there = list(processes.run(task, recipes))
+    processes.close()
+    for first, second in zip(here, there, strict=True):
+        assert not first.failure
+        assert (first.recipe, first.bytes, first.drop) == (
+            second.recipe,
+            second.bytes,
+            second.drop,
+        )
+
+
+def _infos(path):
+    from onnx_opt.tools._run.figures import input_infos
+
+    return input_infos(ir.load(path))
