@@ -17,6 +17,7 @@ __all__ = [
     "batch",
     "bench",
     "bisect",
+    "diff",
     "distill",
     "evaluate",
     "export",
@@ -26,6 +27,7 @@ __all__ = [
     "optimize",
     "package",
     "reduce",
+    "report",
     "selftest",
     "tune",
     "verify",
@@ -37,12 +39,14 @@ if TYPE_CHECKING:
     from .tools.functions import (
         batch,
         bench,
+        diff,
         distill,
         evaluate,
         export,
         inspect,
         list_passes,
         package,
+        report,
         selftest,
         verify,
     )
@@ -56,6 +60,7 @@ _LAZY = {
     "batch": ".tools.functions",
     "bench": ".tools.functions",
     "bisect": ".tools.bisect",
+    "diff": ".tools.functions",
     "distill": ".tools.functions",
     "evaluate": ".tools.functions",
     "export": ".tools.functions",
@@ -65,6 +70,7 @@ _LAZY = {
     "optimize": ".tools.optimize",
     "package": ".tools.functions",
     "reduce": ".tools.reduce",
+    "report": ".tools.functions",
     "Result": ".tools.result",
     "selftest": ".tools.functions",
     "tune": ".tools.tune",
@@ -88,6 +94,15 @@ class OnnxOptError(Exception):
         self.where = where
         self.problem = problem
         self.fix = fix
+
+    def facts(self) -> dict[str, Any]:
+        """The object `error` of `--json`."""
+        return {
+            "where": self.where,
+            "problem": self.problem,
+            "fix": self.fix,
+            "exit_code": self.exit_code,
+        }
 
     def __reduce__(self) -> tuple[type[OnnxOptError], tuple[str, str, str]]:
         """Make another process's copy from the three parts; by default it would be the text."""

@@ -45,9 +45,9 @@ class Finetune(TrainingRecipe, Pass):
     nothing to train; CheckError where the loss stops being finite before anything is better.
 
     Stats: `preset`; `rows`, `held_out`, `batch` (samples); `rate`; `steps`, `best_step`, `epochs`;
-    `loss_first`, `loss_last` (mean between checks); `scores` (held out, at each check, by torch);
-    `before`, `after` (the same by ONNX Runtime); `stopped` (why before its budget); `seconds`;
-    `sparsity` (schedule). Of block: `blocks`, `better_blocks`.
+    `loss_first`, `loss_last` (mean between checks), `losses` (all of them); `scores` (held out, at
+    each check, by torch); `before`, `after` (the same by ONNX Runtime); `stopped` (why before its
+    budget); `seconds`; `sparsity` (schedule). Of block: `blocks`, `better_blocks`.
 
     Source: Hinton et al. 2015 (arXiv:1503.02531); DIST: Huang et al. 2022 (arXiv:2205.10536); DKD:
     Zhao et al. 2022 (arXiv:2203.08679); attention: Zagoruyko and Komodakis 2017 (arXiv:1612.03928);

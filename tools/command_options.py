@@ -100,6 +100,26 @@ NO_CACHE = click.option(
     help="Compute metrics anew, also of models that were scored before.",
 )
 
+REPORT = click.option(
+    "--report",
+    type=click.Path(path_type=Path),
+    metavar="R.html",
+    help="Write a page of everything that was measured; it needs no network.",
+)
+
+HTML = click.option(
+    "--html",
+    type=click.Path(path_type=Path),
+    metavar="R.html",
+    help="Write a page with the graph to walk through; it needs no network.",
+)
+
+LAYERS = click.option(
+    "--layers",
+    is_flag=True,
+    help="Add a table of layers to --json: bytes, bits, zeros, histograms (part of --report).",
+)
+
 RESUME = click.option(
     "--resume",
     type=click.Path(path_type=Path, file_okay=False),

@@ -18,12 +18,14 @@ if TYPE_CHECKING:
 __all__ = [
     "batch",
     "bench",
+    "diff",
     "distill",
     "evaluate",
     "export",
     "inspect",
     "list_passes",
     "package",
+    "report",
     "selftest",
     "verify",
 ]
@@ -73,12 +75,19 @@ def bench(
     threads: int = 0,
     seconds: float = 5.0,
     seed: int = 0,
+    report: str | Path | None = None,
 ) -> Facts:
     """Time models in turns in one process: latency in ms, ratio to the first, peak memory.
 
-    `provider`: cpu, cuda or tensorrt. Errors: UsageError, RefusedError (model, data, provider).
+    `provider`: cpu, cuda or tensorrt. `report`: a page (.html) of it. Errors: UsageError,
+    RefusedError (model, data, provider).
     """
+    from ._report.write import check_page, write_page
     from .commands.bench import bench_facts, latency_parts
+
+    page = None if report is None else Path(report)
+    if page is not None:
+        check_page(page, "report")
 
     with contextlib.ExitStack() as stack:
         paths = tuple(stack.enter_context(as_file(model)) for model in models)
@@ -90,7 +99,42 @@ def bench(
             seconds=seconds,
             seed=seed,
         )
+    if page is not None:
+        write_page(page, facts, "bench")
     return Facts(facts, lambda: latency_parts(facts))
+
+
+def diff(a: Any, b: Any, *, html: str | Path | None = None) -> Facts:
+    """Differences of model `b` from model `a`: interface, operators, nodes, weights.
+
+    Nothing is run. `html`: a page of it, with the graph. Errors: UsageError for the page's path,
+    RefusedError for a model.
+    """
+    from ._report.write import check_page
+    from .commands.diff import compared, diff_parts
+
+    page = None if html is None else Path(html)
+    if page is not None:
+        check_page(page, "html")
+    with as_file(a) as first, as_file(b) as second:
+        facts = compared(first, second, page)
+    return Facts(facts, lambda: diff_parts(facts, 0))
+
+
+def report(account: Any, out: str | Path | None = None) -> Path:
+    """Write the page of an account: one HTML file that needs no network; returns its path.
+
+    `account`: a Result or Facts, the dict or the JSON file of one. `out`: where to write; None:
+    beside the file, or report.html. Errors: UsageError for the path, RefusedError for the account.
+    """
+    from ._report.stored import page_from_account, page_from_file
+
+    page = None if out is None else Path(out)
+    if isinstance(account, (str, Path)):
+        return page_from_file(Path(account), page)[0]
+    as_dict = getattr(account, "to_dict", None)
+    found = account if as_dict is None else as_dict()
+    return page_from_account(found, page or Path("report.html"), "account")[0]
 
 
 def evaluate(
@@ -121,21 +165,30 @@ def evaluate(
         ).score.value
 
 
-def inspect(model: Any, *, groups: bool = False) -> Facts:
+def inspect(
+    model: Any, *, groups: bool = False, html: str | Path | None = None
+) -> Facts:
     """Parts of a model, and what each lossy pass could touch in it; nothing is changed.
 
-    `groups`: instead, the channels that go together and the weights that stay. Errors:
-    RefusedError.
+    `groups`: instead, the channels that go together and the weights that stay. `html`: a page of
+    the parts, with the graph. Errors: UsageError for the page's path, RefusedError for the model.
     """
     from ._groups import groups_of
     from ._inspect import inspection
-    from .commands.inspect import group_parts, report
+    from ._report.write import check_page
+    from .commands.inspect import group_parts, report, write_inspection
+
+    page = None if html is None else Path(html)
+    if page is not None:
+        check_page(page, "html")
 
     with as_file(model) as path:
         if groups:
             found = groups_of(path)
             return Facts(found, lambda: group_parts(found, 0))
         facts = inspection(path)
+        if page is not None:
+            write_inspection(page, path, facts)
     return Facts(facts, lambda: report(facts, 10, 0))
 
 

@@ -11,6 +11,7 @@ from .. import OnnxOptError, UsageError
 from ..passes._core.pipeline import Pipeline, PipelineStep, as_pipeline
 from ..runtime.drift_words import ON_DATA
 from ..runtime.metrics import metric_named
+from ._report.write import check_page
 from ._run.clock import Clock
 from ._run.context import is_main_process
 from ._run.driver import optimize_model
@@ -54,6 +55,8 @@ def optimize(
     resume: str | Path | None = None,
     teacher: Any = None,
     metric_each: bool = False,
+    layers: bool = False,
+    report: str | Path | None = None,
     clock: Clock | None = None,
 ) -> Result:
     """Run `passes` over a model, check and measure every step, and write the result to `out`.
@@ -72,7 +75,10 @@ def optimize(
     both figures: the files deflated at level 9, as a download has them. `resume`: a folder where
     training keeps its state, and goes on from what an interrupted run left there. `teacher`: what
     `finetune` learns from, in place of the model as it came. `metric_each`: measure the metric
-    after each pass, too. `clock`: one that was started before: what it timed is in the account.
+    after each pass, too. `layers` fills `Result.layers`: bytes, bits, zeros and a histogram of each
+    layer, before and after. `report`: a page (.html) of all this; it asks for `layers`, and for
+    `explain_loss` where the model is run. `clock`: one that was started before: what it timed is in
+    the account.
     Under torchrun every process runs, and the first alone writes `out` and measures latency.
 
     Errors: UsageError (options), RefusedError (model, data), CheckError (a check or a budget). The
@@ -100,24 +106,33 @@ def optimize(
         min_sqnr=min_sqnr,
         max_drop=max_drop,
         floor=floor,
-        explain_loss=explain_loss,
+        explain_loss=explain_loss or report is not None,
         pack=pack,
         zipped=zipped,
         resume=None if resume is None else Path(resume),
         teacher=None if teacher is None else as_model(teacher),
         metric_each=metric_each,
+        layers=layers or report is not None,
+        report=None if report is None else Path(report),
         clock=clock,
     )
     if not is_main_process():
-        settings = dataclasses.replace(settings, out=None, bench=False, progress=None)
+        settings = dataclasses.replace(
+            settings, out=None, bench=False, progress=None, report=None
+        )
     _check_settings(settings)
     try:
-        return Result(**vars(optimize_model(settings)))
+        result = Result(**vars(optimize_model(settings)))
     except OnnxOptError as error:
         # for callers it is what they would have got
         kind = Result if isinstance(error.account, RunResult) else PartialResult
         error.account = kind(**vars(error.account))
+        if settings.report is not None and error.account.passes:
+            error.account.report(settings.report, error)
         raise
+    if settings.report is not None:
+        result.report(settings.report)
+    return result
 
 
 def default_output(model: Path) -> Path:
@@ -127,6 +142,8 @@ def default_output(model: Path) -> Path:
 
 
 def _check_settings(settings: RunSettings) -> None:
+    if settings.report is not None:
+        check_page(settings.report)
     if settings.metric is not None and settings.labelled_data is None:
         raise UsageError(
             "--metric",

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .. import OnnxOptError
 from ._run.result import RunAccount, RunResult
 from .console import markup_safe
 from .facts import as_html, as_text
@@ -29,6 +31,21 @@ class PartialResult(RunAccount):
     def _repr_html_(self) -> str:
         account = self._account()
         return as_html(account)
+
+    def report(self, path: str | Path, error: OnnxOptError | None = None) -> Path:
+        """Write the account as a page (.html) that needs no network; `error`: why it ended.
+
+        Errors: UsageError for the path.
+        """
+        from ._report.write import check_page, write_page
+
+        target = Path(path)
+        check_page(target)
+        account = self.as_dict()
+        if error is not None:
+            account["error"] = error.facts()
+        write_page(target, account, "run")
+        return target
 
     def _account(self) -> list[RenderableType]:
         account = result_tables(self)

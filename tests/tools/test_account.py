@@ -84,6 +84,7 @@ def test_the_schema_is_one():
     "words",
     [
         ("--no-bench",),
+        ("--layers", "--no-bench"),
         ("--dry-run", "--zipped", "--explain-loss"),
         ("--verify", "never", "--dry-run", "--no-bench"),
         ("-p", "remove-unused", "--dry-run", "--min-sqnr", "60"),

@@ -13,6 +13,7 @@ from onnx_opt import optimize
 from onnx_opt.passes._core.pipeline import parse
 from onnx_opt.tools._run.explain_loss import Loss, next_pipeline
 from onnx_opt.tools.cli import main
+from sample_models import CNN, model_from
 
 RNG = np.random.default_rng(11)
 KEYS = {"pass", "layer", "op", "sqnr_db", "weight_sqnr_db", "activation_sqnr_db"}
@@ -262,3 +263,17 @@ def test_noises_add_up(weight, activation, own):
     assert Loss("a", "Conv", 10.0, weight, activation).own_db == pytest.approx(
         own, abs=1e-4
     )
+
+
+def test_layers_that_lost_channels_are_left_out(tmp_path):
+    """A part of a layer cannot stand in for the whole; layers of the same shape are told."""
+    path = tmp_path / "cnn.onnx"
+    onnx.save(model_from(CNN), path)
+    data = {"x": RNG.normal(size=(32, 3, 8, 8)).astype(np.float32)}
+    options = {"verify": "always", "dry_run": True, "force": True}
+    pruned = losses(path, "prune-channels(ratio=0.5)", data, **options)
+    assert pruned == []
+    both = "prune-channels(ratio=0.5), prune(sparsity=0.5)"
+    found = losses(path, both, data, **options)
+    assert {row["pass"] for row in found} == {"prune"}
+    assert len(found) == 3

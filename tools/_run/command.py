@@ -28,6 +28,8 @@ OPTIONS = {
     "zipped": "--zipped",
     "pack": "--no-pack",
     "explain_loss": "--explain-loss",
+    "layers": "--layers",
+    "report": "--report",
     "resume": "--resume",
     "dry_run": "--dry-run",
     "strict": "--strict",

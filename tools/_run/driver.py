@@ -28,10 +28,12 @@ from .floor import BelowFloor
 from .garbage import rare_collections
 from .harm import harm_of, judgement_of
 from .largest import largest_parts
+from .layers import LayerTable
 from .load import Original, description, load_original
 from .loss_balance import parting
 from .mend import Mender
 from .packing import end_packed
+from .provenance import hashed
 from .result import RunAccount, RunResult, Step
 from .run import Run, open_run
 from .settings import RunSettings
@@ -56,6 +58,7 @@ class RunSoFar:
     checked: Checked | None = None
     written: Written | None = None
     losses: list[dict[str, Any]] | None = None
+    layers: LayerTable | None = None
 
 
 def optimize_model(settings: RunSettings) -> RunResult:
@@ -84,6 +87,10 @@ def _optimized(run: Run, known: RunSoFar) -> Written:
     with step("load"):
         original, model = load_original(run)
         known.original = original
+    if run.settings.layers:
+        known.layers = LayerTable()
+        with step("layers"):
+            known.layers.add_before(model)
     with step("original"):
         inputs = gather_inputs(run, original, model)
         known.inputs = inputs
@@ -105,6 +112,10 @@ def _optimized(run: Run, known: RunSoFar) -> Written:
     if not is_unchanged(run, original, checked):
         checked = end_packed(run, original, verifier, context, checked, inputs)
     known.checked = with_metric(run, inputs, verifier, checked)
+    # before anything is written: the weights may lie in the file that is replaced
+    if known.layers is not None:
+        with step("layers"):
+            known.layers.add_after(known.checked.model)
     with step("finish"):
         written = finish(run, original, inputs, verifier, context, known.checked)
         known.written = written
@@ -123,6 +134,9 @@ def _explained(
     if not run.settings.explain_loss:
         return None
     if inputs.reference is None:
+        # the warning that models are not run says enough for a page
+        if run.settings.report is not None:
+            return None
         run.reporter.warn("--explain-loss", "nothing to explain: the model was not run")
         return []
     with run.reporter.progress("explaining the loss"):
@@ -179,11 +193,13 @@ def _account(run: Run, known: RunSoFar) -> RunAccount:
     settings = run.settings
     facts: dict[str, Any] = {
         "about": description(settings),
-        "versions": versions(run, is_running=known.inputs is not None),
+        # before that nothing was run
+        "versions": versions(None if known.inputs is None else run.worker),
         "command": command_of(settings),
         "budgets": budgets_of(settings, known.written),
         "warnings": run.reporter.warnings,
         "loss": known.losses,
+        "layers": None if known.layers is None else known.layers.as_rows(),
     }
     if known.original is not None:
         facts["about"] = known.original.about
@@ -198,6 +214,8 @@ def _account(run: Run, known: RunSoFar) -> RunAccount:
     if known.original is None or known.written is None:
         return RunAccount(**facts, time=run.clock.whole())
     facts |= _facts_of_result(known.original, known.written, steps)
+    if settings.layers:
+        facts["written"] = [hashed(path) for path in known.written.files]
     return RunResult(**facts, time=run.clock.whole())
 
 

@@ -72,8 +72,8 @@ def _unexplained(measured_db: float) -> str | None:
         return None
     return (
         f"no Conv, Gemm or MatMul lost anything, and the outputs keep {measured_db:.1f} dB: it is "
-        "lost in tables or recurrent layers, whose loss is not told apart, between layers, where "
-        "values have fewer bits, or by other kernels"
+        "lost in tables, recurrent layers or layers with fewer channels, whose loss is not told "
+        "apart, between layers, where values have fewer bits, or by other kernels"
     )
 
 

@@ -162,6 +162,9 @@ def _stored_changes(node: ir.Node, twin: ir.Node) -> Changes:
         if before is None or after is None:
             continue
         if _is_changed(before, after):
+            # of a layer that lost channels no part can stand in for the whole
+            if not is_two_term and _is_resized(before, after):
+                return NO_CHANGES
             assert before.const_value is not None
             shape = before.const_value.shape.numpy()
             channels = shape[1] if is_two_term else None
@@ -187,6 +190,13 @@ def _is_changed(before: ir.Value, after: ir.Value) -> bool:
     if before.const_value is after.const_value:
         return False
     return _is_constant(after)
+
+
+def _is_resized(before: ir.Value, after: ir.Value) -> bool:
+    """True if a weight is known to have another shape than it had."""
+    if before.shape is None or after.shape is None:
+        return False
+    return list(before.shape) != list(after.shape)
 
 
 def _transplanting(weight: ir.Value, channels: int | None) -> MakeWeight:

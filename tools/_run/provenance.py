@@ -36,6 +36,12 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
+def hashed(path: Path) -> dict[str, str | int]:
+    """`path`, `bytes` and `sha256` of a file."""
+    size = path.stat().st_size
+    return {"path": str(path), "bytes": size, "sha256": sha256_of(path)}
+
+
 def stamp(
     model: ir.Model,
     passes: str,

@@ -114,6 +114,10 @@ class RunAccount:
     files: list[Path] = field(default_factory=list)
     loss: list[dict[str, Any]] | None = None
     """Loss of each layer, worst first; None unless it was asked for (`explain_loss`)."""
+    layers: list[dict[str, Any]] | None = None
+    """Each layer before and after, in graph order; None unless it was asked for (`layers`)."""
+    written: list[dict[str, Any]] = field(default_factory=list)
+    """`path`, `bytes` and `sha256` of each file that was written, with `layers`."""
     requires: dict[str, Any] | None = None
     """Needs of the result: `opset`, `ir_version`, `onnxruntime` and `because`.
 
@@ -174,6 +178,9 @@ class RunAccount:
             fields["step_latency"] = _latency(self.step_latency)
         if self.loss is not None:
             fields["loss"] = self.loss
+        if self.layers is not None:
+            fields["layers"] = self.layers
+            fields["files"] = self.written
         plain: dict[str, Any] = finite(fields)
         return plain
 

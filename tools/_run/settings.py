@@ -50,6 +50,8 @@ class RunSettings:
     resume: Path | None = None
     teacher: Path | ir.Model | None = None
     metric_each: bool = False
+    layers: bool = False
+    report: Path | None = None
     clock: Clock | None = None
 
     @property

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..command_options import PROVIDER, THREADS, data_option, seed_option
+from ..command_options import PROVIDER, REPORT, THREADS, data_option, seed_option
 from ..console import emit_json, say, shared_options, show
 
 if TYPE_CHECKING:
@@ -32,9 +34,14 @@ if TYPE_CHECKING:
     help="Time to measure for.",
 )
 @seed_option("made-up inputs")
+@REPORT
 @shared_options
 def command(
-    models: tuple[Path, ...], as_json: bool, verbosity: int, **options: Any
+    models: tuple[Path, ...],
+    report: Path | None,
+    as_json: bool,
+    verbosity: int,
+    **options: Any,
 ) -> None:
     """Time models in turns in one process.
 
@@ -42,7 +49,13 @@ def command(
     interval, and the peak memory. Of models with a cache the prefill and a step of one token behind
     it are timed each by itself.
     """
+    from .._report.write import check_page, write_page
+
+    if report is not None:
+        check_page(report)
     facts = bench_facts(models, **options)
+    if report is not None:
+        write_page(report, facts, "bench")
     if as_json:
         emit_json(facts)
         return
@@ -52,13 +65,29 @@ def command(
 
 def bench_facts(models: tuple[Path, ...], **options: Any) -> dict[str, Any]:
     """The JSON form; `options`: as of `measure`."""
-    rows, machine = measure(models, **options)
+    found = measure(models, **options)
     return {
+        "versions": found.versions,
+        "command": bench_line(models, **options),
         "provider": options["provider"],
         "threads": options["threads"],
-        "models": rows,
-        "hardware": machine.to_json(),
+        "seed": options["seed"],
+        "models": found.rows,
+        "hardware": found.hardware.to_json(),
     }
+
+
+def bench_line(models: Sequence[Path], data: Any, **options: Any) -> str | None:
+    """The shell line that does the same; None where the data is an object of Python's."""
+    words = ["onnx-opt", "bench", *map(str, models)]
+    places = data if isinstance(data, list) else [data]
+    for place in places if data is not None else ():
+        if not isinstance(place, (str, Path)):
+            return None
+        words += ["--data", str(place)]
+    for name, value in options.items():
+        words += [f"--{name}", f"{value}"]
+    return shlex.join(words)
 
 
 def latency_parts(facts: dict[str, Any]) -> list[Any]:
@@ -69,6 +98,15 @@ def latency_parts(facts: dict[str, Any]) -> list[Any]:
     return [latency_table(facts["models"]), measured_on(label)]
 
 
+@dataclass(frozen=True)
+class Measured:
+    """One row a model, in the order given, the machine that measured them, and what took part."""
+
+    rows: list[dict[str, Any]]
+    hardware: Hardware
+    versions: dict[str, str | None]
+
+
 def measure(
     models: tuple[Path, ...],
     provider: str,
@@ -76,14 +114,15 @@ def measure(
     data: Any,
     seconds: float,
     seed: int,
-) -> tuple[list[dict[str, Any]], Hardware]:
-    """One row a model, in the order given, and the machine that measured them."""
+) -> Measured:
+    """Time models in turns. Errors: RefusedError, UsageError."""
     from ...runtime.bench import interleaved
     from ...runtime.hardware import hardware
     from ...runtime.session import open_session
     from ...runtime.worker import Worker
     from .._compare import checked, feeds_for
     from .._run.drift import first_batches
+    from .._run.versions import versions
 
     paths = [checked(model) for model in models]
     with Worker() as worker:
@@ -110,6 +149,7 @@ def measure(
             )
             in_steps = list(timed)
         machine = hardware(worker, provider)
+        running = versions(worker)
     peaks = []
     for path, batches in zip(paths, feeds, strict=True):
         # a process of its own: the peak of one that has several models is no one's
@@ -121,7 +161,7 @@ def measure(
             peaks.append(alone.call("peak_memory"))
     figures = zip(models, latencies, in_steps, peaks, strict=True)
     rows = [_row(*own) for own in figures]
-    return rows, machine
+    return Measured(rows, machine, running)
 
 
 def _step_of(session: Session, batches: Sequence[Arrays]) -> list[Arrays]:
@@ -150,7 +190,14 @@ def _shapes(batch: Arrays) -> dict[str, tuple[int, ...]]:
 def _row(
     model: Path, latency: Latency, step: Latency | None, peak: int
 ) -> dict[str, Any]:
-    row = {"model": str(model), **_times(latency), "peak_memory_bytes": peak}
+    from .._run.provenance import sha256_of
+
+    row = {
+        "model": str(model),
+        "sha256": sha256_of(model),
+        **_times(latency),
+        "peak_memory_bytes": peak,
+    }
     if step is not None:
         row["step"] = _times(step)
     return row

@@ -10,7 +10,9 @@ import click
 from ..command_options import (
     EVAL_DATA,
     FORCE,
+    LAYERS,
     NO_CACHE,
+    REPORT,
     RESUME,
     TARGET,
     THREADS,
@@ -52,6 +54,8 @@ if TYPE_CHECKING:
 @TARGET
 @seed_option("everything random")
 @THREADS
+@LAYERS
+@REPORT
 @RESUME
 @FORCE
 @shared_options

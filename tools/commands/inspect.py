@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from ..command_options import HTML
 from ..console import emit_json, markup_safe, shared_options, show
 
 
@@ -24,8 +25,16 @@ from ..console import emit_json, markup_safe, shared_options, show
     is_flag=True,
     help="Show instead which channels prune-channels can remove together, and which stay.",
 )
+@HTML
 @shared_options
-def command(model: Path, top: int, groups: bool, as_json: bool, verbosity: int) -> None:
+def command(
+    model: Path,
+    top: int,
+    groups: bool,
+    html: Path | None,
+    as_json: bool,
+    verbosity: int,
+) -> None:
     """Show the parts of MODEL, and what each lossy pass could change.
 
     Inputs and outputs, operators, parameters, sparsity, multiply-accumulates, the largest tensors,
@@ -36,14 +45,33 @@ def command(model: Path, top: int, groups: bool, as_json: bool, verbosity: int) 
         _show_groups(model, as_json, verbosity)
         return
     from .._inspect import inspection
+    from .._report.write import check_page
 
+    if html is not None:
+        check_page(html, "--html")
     facts = inspection(model)
+    if html is not None:
+        write_inspection(html, model, facts)
     if as_json:
         parts = {key: facts[key][:top] for key in ("layers", "others")}
         emit_json({**facts, **parts})
         return
     for part in report(facts, top, verbosity):
         show(part)
+
+
+def write_inspection(path: Path, model: Path, facts: dict[str, Any]) -> None:
+    """Write the page of a model: its facts and its graph."""
+    from ...frontends.onnx_file import load
+    from ...passes._core.normalize import normalize
+    from ...passes.unpack import restore_packed
+    from .._report.graph import graph_of
+    from .._report.write import write_page
+
+    found = load(model)
+    normalize(found)
+    restore_packed(found)
+    write_page(path, facts, "inspect", graph_of(found))
 
 
 def _show_groups(model: Path, as_json: bool, verbosity: int) -> None:

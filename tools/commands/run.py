@@ -12,8 +12,10 @@ from .._run.clock import Clock
 from ..command_options import (
     EVAL_DATA,
     FORCE,
+    LAYERS,
     METRIC_OUTPUT,
     NO_CACHE,
+    REPORT,
     RESUME,
     TARGET,
     THREADS,
@@ -97,6 +99,8 @@ SHOWN_LOSSES = 20
     is_flag=True,
     help="Show how much precision each layer loses, by its weights and by its activations.",
 )
+@LAYERS
+@REPORT
 @RESUME
 @click.option(
     "--dry-run",
@@ -153,10 +157,12 @@ def command(
         # the account, with every layer, shows where a budget was missed or a pass refused
         if _tells(error) and not as_json and verbosity >= 0:
             show_account(error.account, verbosity=1)
-            show_losses(error.account.loss, passes, verbosity=1)
+            if options["explain_loss"]:
+                show_losses(error.account.loss, passes, verbosity=1)
         raise
     show_result(result, as_json, verbosity)
-    if not as_json and verbosity >= 0:
+    # with --report they are on its page
+    if options["explain_loss"] and not as_json and verbosity >= 0:
         show_losses(result.loss, passes, verbosity)
 
 
