@@ -47,6 +47,8 @@ LAYERS = {
         "click",
         "rich",
         "platformdirs",
+        "scipy",
+        "ray",
     },
 }
 """What each layer may import besides itself, the root package and the standard library (google:

@@ -133,6 +133,7 @@ def test_the_wheel_carries_its_licence_and_entry_point(wheel):
         "click",
         "rich",
         "platformdirs",
+        "scipy",
     }
 
 

@@ -12,15 +12,20 @@ from typing import Any
 
 from .. import CheckError, OnnxOptError, RefusedError, UsageError
 from ..passes._core.pipeline import parse
-from ..passes._core.weights import weights_of
 from ..runtime.feeds import open_feeds
+from ._run.cache import Cache
 from ._run.driver import optimize_model
 from ._run.figures import input_infos, output_infos
 from ._run.result import RunResult
 from ._run.settings import ProgressBar, RunSettings
 from ._tune.agreement import METRIC, AnsweredBy, answered
-from ._tune.choices import Menu
-from ._tune.engines import Engine, engine_of
+from ._tune.engines import HereEngine, TrialEngine, engine_of
+from ._tune.families import (
+    ChannelRecipes,
+    MenuRecipes,
+    RecipeFamily,
+    templates_for,
+)
 from ._tune.front import cost_of, front_of, keeps_accuracy, keeps_cost
 from ._tune.goal import Goal, goal_of
 from ._tune.lab import Lab, open_lab
@@ -32,9 +37,8 @@ from ._tune.remembered import (
     remember_menu,
     remembered_menu,
 )
-from ._tune.search import Search, Searched
-from ._tune.templates import TEMPLATES
-from ._tune.trial import SEEN, UNSEEN, Task, Trial, trial_of
+from ._tune.search import RecipeSearch, Searched
+from ._tune.trial import SEEN, UNSEEN, RecipeTrial, Task, trial_of
 from .functions import verify
 from .model_forms import as_file
 from .result import Result
@@ -89,9 +93,9 @@ def tune(
     force: bool = False,
     dry_run: bool = False,
     progress: ProgressBar | None = None,
-    tell: Callable[[Trial], None] | None = None,
+    tell: Callable[[RecipeTrial], None] | None = None,
 ) -> TuneResult:
-    """Search the recipe that makes a model smallest within a budget, and write what it makes.
+    """RecipeSearch the recipe that makes a model smallest within a budget, and write what it makes.
 
     `data`: to calibrate on. `eval_data`, `metric`: labelled data (by default `data`), half of which
     the search sees; the verdict is of the other half. Without a metric `max_drop` is the share of
@@ -143,7 +147,7 @@ def _tuned(
     deadline: float,
     engines: tuple[int, str | None],
     folder: Path | None,
-    tell: Callable[[Trial], None],
+    tell: Callable[[RecipeTrial], None],
     started: float,
 ) -> TuneResult:
     jobs, ray = engines
@@ -154,25 +158,18 @@ def _tuned(
         task = _task_of(settings, goal, lab)
         warnings += _warnings_of_precision(task, goal)
         key = key_of(lab.original.sha256 or "", task)
-        menu = None if cache is None else remembered_menu(cache, key)
-        if menu is None:
-            sizes = {weight.name: weight.size for weight in weights_of(lab.model)[0]}
-            menu = menu_of(lab, sizes)
-            if cache is not None:
-                remember_menu(cache, key, menu)
+        family = _family(goal, lab, cache, key)
         warnings += lab.run.reporter.warnings
         model_bytes = lab.original.figures.bytes or 0
-    if not menu:
-        raise RefusedError(
-            str(settings.model),
-            "no weight of it has a choice of forms: there is nothing to search",
-            "onnx-opt inspect shows why",
-        )
-    engine: Engine = engine_of(jobs, ray, model_bytes)
+    # trials beside each other would share the cores that they are timed on
+    engine: TrialEngine = HereEngine()
+    if not task.is_timed:
+        engine = engine_of(jobs, ray, model_bytes)
     if cache is not None:
         engine = RememberingEngine(engine, cache, key)
     found = Searched()
-    search = Search(goal, menu, task, engine, deadline, TEMPLATES, tell)
+    templates = templates_for(goal.objective)
+    search = RecipeSearch(goal, family, task, engine, deadline, templates, tell)
     with contextlib.closing(engine):
         try:
             search.run(found)
@@ -187,7 +184,25 @@ def _tuned(
             "tune: the time was up before the search had narrowed the limit down; more "
             "--time-budget may find a better recipe"
         )
-    return _verdict(settings, goal, task, found, warnings, menu, started)
+    return _verdict(settings, goal, task, found, warnings, started)
+
+
+def _family(goal: Goal, lab: Lab, cache: Cache | None, key: str) -> RecipeFamily:
+    """Recipes that make the objective small. Errors: RefusedError where there is no choice."""
+    if goal.objective in ("latency", "macs"):
+        return ChannelRecipes()
+    menu = None if cache is None else remembered_menu(cache, key)
+    if menu is None:
+        menu = menu_of(lab)
+        if cache is not None:
+            remember_menu(cache, key, menu)
+    if not menu:
+        raise RefusedError(
+            str(lab.run.settings.model),
+            "no weight of it has a choice of forms: there is nothing to search",
+            "onnx-opt inspect shows why",
+        )
+    return MenuRecipes(menu)
 
 
 def _for_lab(settings: RunSettings) -> RunSettings:
@@ -198,7 +213,7 @@ def _for_lab(settings: RunSettings) -> RunSettings:
 
 
 def _task_of(settings: RunSettings, goal: Goal, lab: Lab) -> Task:
-    """What trials share. Without labels the original's own answers are taken for them."""
+    """Facts that trials share. Without labels the original's own answers are taken for them."""
     assert isinstance(settings.model, Path)
     inputs = tuple(input_infos(lab.model))
     outputs = tuple(output_infos(lab.model))
@@ -218,6 +233,7 @@ def _task_of(settings: RunSettings, goal: Goal, lab: Lab) -> Task:
         data=settings.data,
         labelled=labelled,
         is_apart=settings.eval_data is not None,
+        is_timed=goal.objective == "latency" or goal.max_latency_ms is not None,
         metric=metric,
         metric_output=settings.metric_output,
         seed=settings.seed,
@@ -254,7 +270,6 @@ def _verdict(
     task: Task,
     found: Searched,
     warnings: Sequence[str],
-    menu: Menu,
     started: float,
 ) -> TuneResult:
     """Run the best recipe again, judged on the half that the search never saw.
@@ -268,7 +283,7 @@ def _verdict(
         if keeps_accuracy(trial, goal, found.slack) and keeps_cost(trial, goal)
     ]
     fitting.sort(key=lambda trial: cost_of(trial, goal))
-    missed: list[tuple[Trial, str]] = []
+    missed: list[tuple[RecipeTrial, str]] = []
     for trial in fitting[:MOST_VERDICTS]:
         final = dataclasses.replace(
             task.settings(trial.recipe, UNSEEN),
@@ -302,7 +317,7 @@ def _too_slow(result: RunResult, goal: Goal) -> str | None:
 
 
 def _unlike(result: RunResult, goal: Goal, task: Task) -> str | None:
-    """Why a result does not keep an SQNR on the half of the data that nothing has seen."""
+    """Problem of a result whose SQNR is too low on the half of the data that nothing has seen."""
     if goal.min_sqnr is None or task.labelled is not None:
         return None
     facts = verify(task.model, result.model, task.half_of_data(UNSEEN))
@@ -321,12 +336,12 @@ def _remove(result: RunResult) -> None:
 
 def _told(
     result: RunResult,
-    trial: Trial,
+    trial: RecipeTrial,
     goal: Goal,
     task: Task,
     found: Searched,
     warnings: Sequence[str],
-    missed: Sequence[tuple[Trial, str]],
+    missed: Sequence[tuple[RecipeTrial, str]],
     started: float,
 ) -> TuneResult:
     """The result with the account of the search."""
@@ -360,7 +375,7 @@ def _told(
 
 
 def _measure_of(task: Task, goal: Goal) -> str:
-    """What the budget for accuracy is held against, in words."""
+    """Measure that the budget for accuracy is held against, in words."""
     if task.metric is None:
         return "SQNR of the outputs to the original's"
     if isinstance(task.labelled, AnsweredBy):
@@ -368,7 +383,7 @@ def _measure_of(task: Task, goal: Goal) -> str:
     return str(task.metric)
 
 
-def _half_facts(trial: Trial) -> dict[str, float | None]:
+def _half_facts(trial: RecipeTrial) -> dict[str, float | None]:
     """Figures of a recipe on one half of the data."""
     smallest = None if trial.error is None else ONE_SIDED_95 * trial.error
     return {
@@ -381,9 +396,12 @@ def _half_facts(trial: Trial) -> dict[str, float | None]:
 
 
 def _reason(
-    trial: Trial, goal: Goal, slack: float, missed: Sequence[tuple[Trial, str]]
+    trial: RecipeTrial,
+    goal: Goal,
+    slack: float,
+    missed: Sequence[tuple[RecipeTrial, str]],
 ) -> str:
-    """Why a trial is not on the front."""
+    """Reason for which a trial is not on the front."""
     for other, reason in missed:
         if other.recipe == trial.recipe:
             return f"on data that the search did not see: {reason}"
@@ -397,7 +415,7 @@ def _reason(
 
 
 def _impossible(
-    goal: Goal, found: Searched, missed: Sequence[tuple[Trial, str]]
+    goal: Goal, found: Searched, missed: Sequence[tuple[RecipeTrial, str]]
 ) -> OnnxOptError:
     """Error where no recipe keeps the budget, with the one that comes nearest."""
     sound = [trial for trial in found.trials if not trial.failure]
@@ -418,8 +436,8 @@ def _impossible(
     )
 
 
-def _distance(trial: Trial, goal: Goal) -> float:
-    """How far a trial is from the goal, as a share of its limits."""
+def _distance(trial: RecipeTrial, goal: Goal) -> float:
+    """Distance of a trial from the goal, as a share of its limits."""
     parts = []
     if goal.max_drop is not None and trial.drop is not None:
         parts.append((trial.drop - goal.max_drop) / max(goal.max_drop, 1e-3))
@@ -432,7 +450,7 @@ def _distance(trial: Trial, goal: Goal) -> float:
     return max(parts, default=0.0)
 
 
-def _in_words(trial: Trial) -> str:
+def _in_words(trial: RecipeTrial) -> str:
     words = [] if trial.bytes is None else [f"{trial.bytes:,} bytes"]
     if trial.drop is not None:
         words.append(f"drop {trial.drop:.4g}")

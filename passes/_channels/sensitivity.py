@@ -19,10 +19,10 @@ from .._base import Context
 from .._calibrated.layers import LARGEST_WIDTH, fittable_layers
 from .._core.edit import Edit
 from .._core.linear import LinearLayer
+from .._core.output_drift import MEMORY, Variant, in_batches, output_drifts
 from .._dims.groups import Group
 from .._dims.solve import Solution
 from .._reconstruct.layers import own_products, ridge_fit
-from .._reconstruct.output_drift import MEMORY, Variant, in_batches, output_drifts
 from .contractions import Contraction, consumers_of, square_bytes
 from .importance.scores import Scores, channel_places
 

@@ -1,4 +1,4 @@
-"""What single layers are to become: entries `PATTERN=VALUE` of a pass's option `layers`."""
+"""Values of single layers: entries `PATTERN=VALUE` of a pass's option `layers`."""
 
 from __future__ import annotations
 

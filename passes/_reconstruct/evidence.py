@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from .._base import Context, HoldsBack
-from .output_drift import drift_between
+from .._core.output_drift import drift_between
 
 JUDGED = 128
 """Samples on which the drift of a result is measured, at most. Chosen by hand, not measured."""

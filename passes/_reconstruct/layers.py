@@ -19,9 +19,10 @@ from numpy.typing import NDArray
 from .._base import Context, MomentRequest, Resumes
 from .._calibrated.layers import LARGEST_WIDTH, Rows, fittable_layers
 from .._core.edit import Edit
+from .._core.joined import data_inputs
 from .._core.linear import LinearLayer
 from .._dims.surgery import Kept
-from .joint_graph import JointGraph, data_inputs
+from .joint_graph import JointGraph
 
 Moments = NDArray[np.float64]
 """Regression moments (groups, K + 1, K + 1 + M / groups): the mean of z [z, y]^T, z = [x, 1]."""

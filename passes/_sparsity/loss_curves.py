@@ -38,7 +38,10 @@ class LossCurve:
         """Loss once `count` elements are zero."""
         # a weight without elements loses nothing
         size = max(self.size, 1)
-        share = count / size
+        return self.at_share(count / size)
+
+    def at_share(self, share: float) -> float:
+        """Loss once this share of the elements is zero."""
         loss = np.interp(share, SHARES, self.losses)
         return float(loss)
 

@@ -18,10 +18,10 @@ from .._core.edit import Edit
 from .._core.graph import subgraphs
 from .._core.lazy import set_tensor
 from .._core.linear import LinearLayer
+from .._core.output_drift import Variant, in_batches, output_drifts
 from .._core.weights import Weight, weights_of
 from .._reconstruct.layers import Moments
 from .._reconstruct.masked import fit_to_own_outputs
-from .._reconstruct.output_drift import Variant, in_batches, output_drifts
 from .loss_curves import LossCurve, energy_curve, score_curve
 from .pools import zeroed
 

@@ -7,7 +7,7 @@ import onnx_ir as ir
 import pytest
 from calibrated_context import CalibratedContext, run_session
 from exactness import HEADER
-from onnx_opt.passes._reconstruct.output_drift import drift_between
+from onnx_opt.passes._core.output_drift import drift_between
 from sample_models import model_from
 
 WHOLE = """

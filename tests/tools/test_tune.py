@@ -12,18 +12,19 @@ from onnx_opt import CheckError, UsageError
 from onnx_opt.passes._core.pipeline import parse
 from onnx_opt.tools._tune import trial as trial_module
 from onnx_opt.tools._tune.choices import (
-    Choice,
+    FormChoice,
     cheapest,
     total_bytes,
     total_loss,
     without_dominated,
 )
 from onnx_opt.tools._tune.engines import HereEngine, ProcessEngine
+from onnx_opt.tools._tune.families import MenuRecipes
 from onnx_opt.tools._tune.front import front_of, keeps_accuracy
 from onnx_opt.tools._tune.goal import Goal, goal_of
 from onnx_opt.tools._tune.recipe import recipe_of
-from onnx_opt.tools._tune.search import Search, Searched
-from onnx_opt.tools._tune.trial import Trial
+from onnx_opt.tools._tune.search import RecipeSearch, Searched
+from onnx_opt.tools._tune.trial import RecipeTrial
 from sample_models import model_from
 
 CLASSIFIER = """
@@ -41,7 +42,7 @@ classifier (float[batch, 64] x) => (float[batch, 10] y)
 
 
 def choice(form, loss, size, sparsity=0.0):
-    return Choice(form, sparsity, loss, size)
+    return FormChoice(form, sparsity, loss, size)
 
 
 MENU = {
@@ -103,12 +104,12 @@ def test_a_recipe_is_canonical_text_that_names_layers():
 
 def trial(size, drop, recipe="", error=0.0, **figures):
     name = recipe or f"{size} {drop}"
-    return Trial(name, bytes=size, drop=drop, error=error, **figures)
+    return RecipeTrial(name, bytes=size, drop=drop, error=error, **figures)
 
 
 def test_the_front_has_what_nothing_beats():
     kept = [trial(10, 0.5), trial(20, 0.1), trial(30, 0.0)]
-    beaten = [trial(20, 0.3), trial(35, 0.0), Trial("failed", failure="no")]
+    beaten = [trial(20, 0.3), trial(35, 0.0), RecipeTrial("failed", failure="no")]
     assert front_of([*beaten, *kept]) == kept
 
 
@@ -177,7 +178,8 @@ class MadeUp:
 def test_the_search_ends_at_the_limit(goal, expected):
     found = Searched()
     engine = MadeUp()
-    Search(goal, MENU, task=None, engine=engine, deadline=math.inf).run(found)
+    family = MenuRecipes(MENU)
+    RecipeSearch(goal, family, None, engine, deadline=math.inf).run(found)
     forms = {name: MENU[name][name in expected] for name in MENU}
     assert trial(total_bytes(forms), total_loss(forms)).bytes in {
         each.bytes for each in found.trials
@@ -190,7 +192,8 @@ def test_the_search_ends_at_the_limit(goal, expected):
 def test_a_search_without_time_has_tried_something():
     found = Searched()
     goal = Goal("size", max_drop=0.25)
-    Search(goal, MENU, None, MadeUp(), deadline=-math.inf).run(found)
+    family = MenuRecipes(MENU)
+    RecipeSearch(goal, family, None, MadeUp(), deadline=-math.inf).run(found)
     assert found.trials
     assert found.is_cut_short
 
@@ -325,6 +328,7 @@ def test_processes_come_to_the_same_trials(classifier):
         data=str(data),
         labelled=str(data),
         is_apart=False,
+        is_timed=False,
         metric="top1",
         metric_output=None,
         seed=0,

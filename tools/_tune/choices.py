@@ -18,7 +18,7 @@ GAP = 1e-4
 
 
 @dataclass(frozen=True)
-class Choice:
+class FormChoice:
     """One form of a weight.
 
     `form`: as `quant(layers=…)` takes it, or `float`. `sparsity`: share of zeros. `loss`: share of
@@ -31,17 +31,17 @@ class Choice:
     bytes: float
 
 
-Menu = Mapping[str, Sequence[Choice]]
+Menu = Mapping[str, Sequence[FormChoice]]
 """Choices by the names of weights; of each weight there is at least one."""
 
-Picks = dict[str, Choice]
+Picks = dict[str, FormChoice]
 """One choice for each weight."""
 
 
-def without_dominated(choices: Sequence[Choice]) -> list[Choice]:
+def without_dominated(choices: Sequence[FormChoice]) -> list[FormChoice]:
     """Those to which no other is better in loss and in bytes, the largest first."""
     by_size = sorted(choices, key=lambda choice: (choice.bytes, choice.loss))
-    kept: list[Choice] = []
+    kept: list[FormChoice] = []
     # from the smallest on: a larger one must lose less than all before it
     for choice in by_size:
         if not kept or choice.loss < kept[-1].loss:
@@ -61,7 +61,9 @@ def cheapest(menu: Menu, most_loss: float) -> Picks | None:
 
     names = list(menu)
     owners = np.repeat(np.arange(len(names)), [len(menu[name]) for name in names])
-    every = [choice for name in names for choice in menu[name]]
+    every: list[FormChoice] = []
+    for choices in menu.values():
+        every += choices
     losses = np.array([choice.loss for choice in every])
     costs = np.array([choice.bytes for choice in every])
     if not every:

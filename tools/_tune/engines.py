@@ -8,10 +8,9 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from typing import Protocol
 
-import psutil
-
 from ... import UsageError
-from .trial import Task, Trial, run_trial
+from ...runtime.stages import available_memory
+from .trial import RecipeTrial, Task, run_trial
 
 MEMORY_EACH = 8
 """Bytes of memory of one trial by byte of the model's file: measured on models of 1 to 540 MB,
@@ -22,10 +21,10 @@ LEAST_MEMORY = 1 << 30
 """Bytes that a trial takes at least: Python, ONNX Runtime and some data."""
 
 
-class Engine(Protocol):
+class TrialEngine(Protocol):
     """Runs recipes of a task, several at once where it can."""
 
-    def run(self, task: Task, recipes: Sequence[str]) -> Iterator[Trial]:
+    def run(self, task: Task, recipes: Sequence[str]) -> Iterator[RecipeTrial]:
         """The trials of the recipes, in their order, each as soon as it is there."""
         ...
 
@@ -37,7 +36,7 @@ class Engine(Protocol):
 class HereEngine:
     """One trial after the other, in this process."""
 
-    def run(self, task: Task, recipes: Sequence[str]) -> Iterator[Trial]:
+    def run(self, task: Task, recipes: Sequence[str]) -> Iterator[RecipeTrial]:
         for recipe in recipes:
             yield run_trial(task, recipe)
 
@@ -52,7 +51,7 @@ class ProcessEngine:
         # a fresh interpreter each: threads of this one do not survive a fork
         self._pool = ProcessPoolExecutor(jobs, mp_context=get_context("spawn"))
 
-    def run(self, task: Task, recipes: Sequence[str]) -> Iterator[Trial]:
+    def run(self, task: Task, recipes: Sequence[str]) -> Iterator[RecipeTrial]:
         each = [self._pool.submit(run_trial, task, recipe) for recipe in recipes]
         for future in each:
             yield future.result()
@@ -81,18 +80,18 @@ class RayEngine:
             )
         self._run = ray.remote(run_trial)
 
-    def run(self, task: Task, recipes: Sequence[str]) -> Iterator[Trial]:
+    def run(self, task: Task, recipes: Sequence[str]) -> Iterator[RecipeTrial]:
         shared = self._ray.put(task)
         each = [self._run.remote(shared, recipe) for recipe in recipes]
         for one in each:
-            trial: Trial = self._ray.get(one)
+            trial: RecipeTrial = self._ray.get(one)
             yield trial
 
     def close(self) -> None:
         self._ray.shutdown()
 
 
-def engine_of(jobs: int, ray: str | None, model_bytes: int) -> Engine:
+def engine_of(jobs: int, ray: str | None, model_bytes: int) -> TrialEngine:
     """The engine for so many jobs at a time; 0: as many as cores and memory bear.
 
     `ray`: address of a cluster, `auto` for the one that this machine belongs to, `local` for one
@@ -109,5 +108,5 @@ def bearable_jobs(model_bytes: int) -> int:
     """Trials that this machine runs at once: one for four cores, within the memory that is free."""
     cores = os.cpu_count() or 1
     each = max(MEMORY_EACH * model_bytes, LEAST_MEMORY)
-    in_memory: int = psutil.virtual_memory().available // each
+    in_memory = available_memory() // each
     return max(min(cores // 4, in_memory), 1)

@@ -1,11 +1,11 @@
-"""Which trials are worth having: those that keep the goal, and those that no other beats."""
+"""Trials worth having: those that keep the goal, and those that no other beats."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from .goal import Goal
-from .trial import Trial
+from .trial import RecipeTrial
 
 CAUTION = 1.0
 """Standard errors by which a drop has to stay within the budget.
@@ -14,14 +14,14 @@ At 1, five of six recipes that look just good enough are so on other data of the
 """
 
 
-def drop_to_judge(trial: Trial) -> float | None:
+def drop_to_judge(trial: RecipeTrial) -> float | None:
     """Drop that is held against the budget: what was measured, and what chance may hide."""
     if trial.drop is None:
         return None
     return trial.drop + CAUTION * (trial.error or 0.0)
 
 
-def keeps_accuracy(trial: Trial, goal: Goal, slack: float = 0.0) -> bool:
+def keeps_accuracy(trial: RecipeTrial, goal: Goal, slack: float = 0.0) -> bool:
     """True if a trial loses no more than the goal allows.
 
     `slack`: part of the drop that even the gentlest recipe shows by chance, and that no caution
@@ -39,7 +39,7 @@ def keeps_accuracy(trial: Trial, goal: Goal, slack: float = 0.0) -> bool:
     return trial.sqnr_db >= goal.min_sqnr
 
 
-def keeps_cost(trial: Trial, goal: Goal) -> bool:
+def keeps_cost(trial: RecipeTrial, goal: Goal) -> bool:
     """True if a trial takes no more room or time than the goal allows, as far as it is known."""
     if trial.failure or trial.bytes is None:
         return False
@@ -50,8 +50,8 @@ def keeps_cost(trial: Trial, goal: Goal) -> bool:
     return limit is None or known is None or known <= limit
 
 
-def cost_of(trial: Trial, goal: Goal) -> tuple[float, float]:
-    """What is to be small, first; what decides between equals, second."""
+def cost_of(trial: RecipeTrial, goal: Goal) -> tuple[float, float]:
+    """The figure that is to be small, and the one that decides between equals."""
     size = float(trial.bytes or 0)
     loss = loss_of(trial)
     if goal.objective == "accuracy":
@@ -63,14 +63,14 @@ def cost_of(trial: Trial, goal: Goal) -> tuple[float, float]:
     return size, loss
 
 
-def loss_of(trial: Trial) -> float:
+def loss_of(trial: RecipeTrial) -> float:
     """Drop of the metric, or without one the loss of SQNR."""
     if trial.drop is not None:
         return trial.drop
     return -trial.sqnr_db if trial.sqnr_db is not None else float("-inf")
 
 
-def front_of(trials: Sequence[Trial]) -> list[Trial]:
+def front_of(trials: Sequence[RecipeTrial]) -> list[RecipeTrial]:
     """Trials to which no other is at least as good in bytes, latency and accuracy, by size."""
     sound = [trial for trial in trials if not trial.failure and trial.bytes is not None]
     kept = [
@@ -79,13 +79,13 @@ def front_of(trials: Sequence[Trial]) -> list[Trial]:
     return sorted(kept, key=lambda trial: trial.bytes or 0)
 
 
-def _beats(first: Trial, second: Trial) -> bool:
+def _beats(first: RecipeTrial, second: RecipeTrial) -> bool:
     """True if the first is nowhere worse and somewhere better."""
     own = _figures(first)
     others = _figures(second)
     return own != others and all(a <= b for a, b in zip(own, others, strict=True))
 
 
-def _figures(trial: Trial) -> tuple[float, ...]:
+def _figures(trial: RecipeTrial) -> tuple[float, ...]:
     # MACs fall only where channels go: they and bytes and loss are what a user trades
     return (float(trial.bytes or 0), float(trial.macs or 0), loss_of(trial))

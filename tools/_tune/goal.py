@@ -1,4 +1,4 @@
-"""What a search is to reach: the figure to make small, and the limits that the result keeps."""
+"""The goal of a search: a figure to make small, and limits that the result keeps."""
 
 from __future__ import annotations
 

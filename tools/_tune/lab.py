@@ -18,7 +18,7 @@ from .._run.settings import RunSettings
 
 @dataclass(frozen=True)
 class Made:
-    """What passes made of a model.
+    """A model after passes.
 
     `reference`: the float form that its layers started from; the model before where no pass says.
     """

@@ -13,14 +13,12 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from ...passes._core.output_drift import in_batches, output_drifts
 from ...passes._core.pipeline import parse
 from ...passes._core.stored import stored_constants
 from ...passes._core.weights import weights_of
-from ...passes._reconstruct.evidence import Evidence
-from ...passes._reconstruct.output_drift import in_batches, output_drifts
-from ...passes._sparsity.loss_curves import Curves, LossCurve
-from ...passes._sparsity.sensitivity import measured_curves
-from .choices import FLOAT, Choice, Menu, without_dominated
+from ...passes.prune import LossBySparsity, losses_by_sparsity
+from .choices import FLOAT, FormChoice, Menu, without_dominated
 from .lab import Lab
 from .recipe import DEFAULT_FORM
 from .swaps import Swap, comparable, swaps
@@ -90,18 +88,15 @@ class FormFigures:
     bytes: Mapping[str, float]
 
 
-def menu_of(lab: Lab, sizes: Mapping[str, int]) -> Menu:
-    """Choices of every weight that has integer forms.
-
-    `sizes`: elements of each weight that may be sparse.
-    """
+def menu_of(lab: Lab) -> Menu:
+    """Choices of every weight that has integer forms."""
     figures: dict[str, FormFigures] = {}
     made = [kind for kind in INTEGER_FORMS if kind.like is None]
     with lab.run.reporter("what bits cost, layer by layer", len(made)) as advance:
         for kind in made:
             figures[kind.form] = figures_of(lab, kind.text)
             advance(1)
-    curves = sparsity_curves(lab)
+    curves = losses_by_sparsity(lab.model, lab.context)
     plain = figures[DEFAULT_FORM]
     floats = _float_bytes(lab.model)
     menu = {}
@@ -109,14 +104,14 @@ def menu_of(lab: Lab, sizes: Mapping[str, int]) -> Menu:
         if name not in floats or name not in plain.bytes:
             continue
         elements = floats[name] // 4
-        dense = [Choice(FLOAT, 0.0, 0.0, floats[name])]
-        dense.append(Choice(DEFAULT_FORM, 0.0, least, plain.bytes[name]))
+        dense = [FormChoice(FLOAT, 0.0, 0.0, floats[name])]
+        dense.append(FormChoice(DEFAULT_FORM, 0.0, least, plain.bytes[name]))
         for kind in INTEGER_FORMS[1:]:
             choice = _of_few_bits(kind, name, figures, elements)
             if choice is not None:
                 dense.append(choice)
         every = list(dense)
-        if name in curves and name in sizes:
+        if name in curves:
             for choice in dense:
                 every += _sparse(choice, curves[name], elements)
         menu[name] = without_dominated(every)
@@ -173,15 +168,6 @@ def _bytes_by_weight(
     return sizes
 
 
-def sparsity_curves(lab: Lab) -> Curves:
-    """Losses of each weight by its share of zeros."""
-    evidence = Evidence.of(lab.context)
-    weights, _ = weights_of(lab.model)
-    return measured_curves(
-        lab.model.clone(), weights, evidence.fitting, evidence.judging, SAMPLES
-    )
-
-
 def _float_bytes(model: ir.Model) -> dict[str, float]:
     found, _ = weights_of(model)
     return {weight.name: float(weight.tensor.nbytes) for weight in found}
@@ -189,7 +175,7 @@ def _float_bytes(model: ir.Model) -> dict[str, float]:
 
 def _of_few_bits(
     kind: FormKind, name: str, figures: Mapping[str, FormFigures], elements: float
-) -> Choice | None:
+) -> FormChoice | None:
     """The choice of a form of few bits; None where it saves nothing of a weight's bytes."""
     plain = figures[DEFAULT_FORM]
     source = figures[kind.like or kind.form]
@@ -207,10 +193,12 @@ def _of_few_bits(
         size = elements * kind.bits / 8 + palette * 2**more
     if size > (1 - LEAST_SAVED) * plain.bytes[name]:
         return None
-    return Choice(kind.form, 0.0, loss, size)
+    return FormChoice(kind.form, 0.0, loss, size)
 
 
-def _sparse(dense: Choice, curve: LossCurve, elements: float) -> list[Choice]:
+def _sparse(
+    dense: FormChoice, curve: LossBySparsity, elements: float
+) -> list[FormChoice]:
     """The same form with zeros, stored as `pack` does: places of the nonzeros, and their codes."""
     bits = 32.0 if dense.form == FLOAT else float(bits_of(dense.form))
     # places and few values have little to save from each other, and lose more together
@@ -227,9 +215,8 @@ def _sparse(dense: Choice, curve: LossCurve, elements: float) -> list[Choice]:
         gaps = nonzeros * GAP_BITS / 8
         size = min(mask, gaps) + nonzeros * bits / 8 + beside
         # what stays is rounded with about the error that all had: few weights near zero round well
-        zeros = int(sparsity * elements)
-        loss = dense.loss + curve.at(zeros)
-        found.append(Choice(dense.form, sparsity, loss, size))
+        loss = dense.loss + curve(sparsity)
+        found.append(FormChoice(dense.form, sparsity, loss, size))
     return found
 
 

@@ -1,4 +1,4 @@
-"""What a search has found out, kept in a folder so that an interrupted one goes on."""
+"""Findings of a search, kept in a folder so that an interrupted one goes on."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from typing import Any
 
 from ... import __version__
 from .._run.cache import Cache
-from .choices import Choice, Menu
-from .engines import Engine
-from .trial import Task, Trial
+from .choices import FormChoice, Menu
+from .engines import TrialEngine
+from .trial import RecipeTrial, Task
 
 MOST = 100_000
 """Entries of a folder that are kept."""
 
 
 def key_of(sha256: str, task: Task) -> str:
-    """What trials of one search have in common with those of the search that it goes on with."""
+    """Key of a search: another one with the same key may take its findings."""
     facts = [
         __version__,
         sha256,
@@ -40,18 +40,18 @@ def key_of(sha256: str, task: Task) -> str:
 class RememberingEngine:
     """An engine whose trials are kept, one by one as they end, and not run again."""
 
-    engine: Engine
+    engine: TrialEngine
     cache: Cache
     key: str
 
-    def run(self, task: Task, recipes: Sequence[str]) -> Iterator[Trial]:
-        known: dict[str, Trial] = {}
+    def run(self, task: Task, recipes: Sequence[str]) -> Iterator[RecipeTrial]:
+        known: dict[str, RecipeTrial] = {}
         for recipe in recipes:
             facts = self.cache.read(self._key(recipe))
             if facts is not None:
                 # of another version's fields
                 with contextlib.suppress(TypeError):
-                    known[recipe] = Trial(**facts)
+                    known[recipe] = RecipeTrial(**facts)
         new = [recipe for recipe in recipes if recipe not in known]
         fresh = iter(self.engine.run(task, new))
         for recipe in recipes:
@@ -77,9 +77,9 @@ def remembered_menu(cache: Cache, key: str) -> Menu | None:
     if facts is None:
         return None
     try:
-        menu: dict[str, list[Choice]] = {}
+        menu: dict[str, list[FormChoice]] = {}
         for name, choices in facts["menu"].items():
-            menu[name] = [Choice(*each) for each in choices]
+            menu[name] = [FormChoice(*each) for each in choices]
         return menu
     except (KeyError, TypeError, AttributeError):
         return None

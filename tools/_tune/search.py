@@ -8,17 +8,15 @@ comes to the same recipes, and the next round divides the interval in which the 
 from __future__ import annotations
 
 import dataclasses
-import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from .choices import Menu, Picks, cheapest, total_loss
-from .engines import Engine
+from .engines import TrialEngine
+from .families import RecipeFamily
 from .front import keeps_accuracy, keeps_cost
 from .goal import Goal
-from .recipe import DEFAULT_FORM, recipe_of
-from .trial import Task, Trial
+from .trial import RecipeTrial, Task
 
 ROUND = 4
 """Recipes of a round."""
@@ -36,33 +34,32 @@ MOST_ROUNDS = 4
 class Searched:
     """All trials so far, those of one predicted loss being one; `slack`: as `keeps_accuracy`."""
 
-    trials: list[Trial] = field(default_factory=list)
+    trials: list[RecipeTrial] = field(default_factory=list)
     slack: float = 0.0
     is_cut_short: bool = False
 
 
 @dataclass(frozen=True)
-class Search:
-    """A goal, what may be chosen, and where trials run.
+class RecipeSearch:
+    """A goal, recipes to choose among, and where trials run.
 
     `deadline`: seconds of `time.monotonic` after which no round begins. `templates`: pipelines that
     are tried beside the recipes. `tell`: is told of each trial.
     """
 
     goal: Goal
-    menu: Menu
+    family: RecipeFamily
     task: Task
-    engine: Engine
+    engine: TrialEngine
     deadline: float
     templates: Sequence[str] = ()
-    tell: Callable[[Trial], None] = lambda trial: None
+    tell: Callable[[RecipeTrial], None] = lambda trial: None
 
     def run(self, found: Searched) -> None:
         """Search; `found` holds what was tried, also where it ends early."""
-        gentlest = self._gentlest()
-        low = gentlest
+        low = self.family.gentlest_db
         high = LEAST_DB
-        self._try_gentle(found, [*self.templates, self._recipe(gentlest)])
+        self._try_gentle(found, [*self.templates, self.family.recipe(low)])
         for number in range(MOST_ROUNDS):
             if abs(low - high) < WIDTH_DB:
                 break
@@ -73,25 +70,11 @@ class Search:
             tried = self._try_targets(found, targets)
             low, high = self._narrowed(low, high, tried, found.slack)
 
-    def _gentlest(self) -> float:
-        """Predicted SQNR where every weight has 8 bits."""
-        picks: Picks = {}
-        for name, choices in self.menu.items():
-            plain = [c for c in choices if c.form == DEFAULT_FORM and not c.sparsity]
-            picks[name] = plain[0] if plain else choices[0]
-        loss = total_loss(picks)
-        return -10 * math.log10(loss) if loss > 0 else 60.0
-
-    def _recipe(self, target_db: float) -> str:
-        picks = cheapest(self.menu, 10 ** (-target_db / 10))
-        # the solver found none in time: 8 bits are always allowed
-        return recipe_of({} if picks is None else picks)
-
     def _try_targets(
         self, found: Searched, targets: Sequence[float]
-    ) -> list[tuple[float, Trial]]:
+    ) -> list[tuple[float, RecipeTrial]]:
         known = {trial.recipe: trial for trial in found.trials}
-        recipes = [self._recipe(target) for target in targets]
+        recipes = [self.family.recipe(target) for target in targets]
         new = [recipe for recipe in dict.fromkeys(recipes) if recipe not in known]
         for trial in self.engine.run(self.task, new):
             target = targets[recipes.index(trial.recipe)]
@@ -120,7 +103,7 @@ class Search:
         self,
         low: float,
         high: float,
-        tried: Sequence[tuple[float, Trial]],
+        tried: Sequence[tuple[float, RecipeTrial]],
         slack: float,
     ) -> tuple[float, float]:
         """The interval in which the limit lies: from what is borne to what is not.

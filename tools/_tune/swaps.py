@@ -9,8 +9,8 @@ import onnx_ir as ir
 
 from ...passes._core.ops import WEIGHTED_OPS
 from ...passes._core.opset import raise_opset
+from ...passes._core.output_drift import Variant
 from ...passes._core.weights import weights_of
-from ...passes._reconstruct.output_drift import Variant
 from .._run.loss_probes import Builder, Twins
 
 

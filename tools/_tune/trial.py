@@ -28,12 +28,12 @@ SEEN, UNSEEN = 0, 1
 
 @dataclass(frozen=True)
 class Task:
-    """What all trials of a search share; it can be sent to other processes.
+    """Facts that all trials of a search share; it can be sent to other processes.
 
     `model`: a file. `data`: as of `optimize`, to calibrate on. `labelled`: data to judge by, half
     of which each trial sees; None where only outputs are compared. `is_apart`: these are other
-    samples than those of `data`; else half of `data` calibrates, too. `inputs`, `outputs`: of the
-    model.
+    samples than those of `data`; else half of `data` calibrates, too. `is_timed`: trials measure
+    latency. `inputs`, `outputs`: of the model.
     """
 
     model: Path
@@ -41,6 +41,7 @@ class Task:
     data: Any
     labelled: Any
     is_apart: bool
+    is_timed: bool
     metric: Any
     metric_output: str | None
     seed: int
@@ -77,8 +78,8 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Trial:
-    """What came of a recipe; figures that are not known are None.
+class RecipeTrial:
+    """Figures of a recipe that was run; None where they are not known.
 
     `predicted_db`: SQNR that its choices were to leave, in dB. `drop`: of the metric, in its own
     units. `error`: standard error of the drop, row by row. `failure`: why there is no result.
@@ -110,22 +111,22 @@ class Trial:
         }
 
 
-def run_trial(task: Task, recipe: str) -> Trial:
+def run_trial(task: Task, recipe: str) -> RecipeTrial:
     """Run a recipe and measure it; a failure is a trial, too."""
     start = time.monotonic()
     try:
         settings = task.settings(recipe, SEEN)
         # figures are wanted of poor results, too: no floor, and nothing is mended
-        settings = dataclasses.replace(settings, bench=False, floor="none")
+        settings = dataclasses.replace(settings, bench=task.is_timed, floor="none")
         result = optimize_model(settings)
     except OnnxOptError as error:
         failure = f"{error.where}: {error.problem}"
-        return Trial(recipe, seconds=time.monotonic() - start, failure=failure)
+        return RecipeTrial(recipe, seconds=time.monotonic() - start, failure=failure)
     trial = trial_of(recipe, result)
     return dataclasses.replace(trial, seconds=time.monotonic() - start)
 
 
-def trial_of(recipe: str, result: RunResult) -> Trial:
+def trial_of(recipe: str, result: RunResult) -> RecipeTrial:
     """The figures of a run."""
     facts = result.metric or {}
     drop = facts.get("drop_share", facts.get("drop"))
@@ -136,10 +137,11 @@ def trial_of(recipe: str, result: RunResult) -> Trial:
         error = (high - low) / 2 / NORMAL_95
     drift = result.drift or {}
     sqnr_db = drift.get("sqnr_db")
-    return Trial(
+    return RecipeTrial(
         recipe,
         bytes=result.output.bytes,
         macs=result.output.macs,
+        latency_ms=result.output.latency_ms,
         sqnr_db=sqnr_db if sqnr_db is None or math.isfinite(sqnr_db) else None,
         metric=facts.get("after"),
         drop=drop,

@@ -21,7 +21,7 @@ from ..console import Progress, say, shared_options
 from .run import show_result
 
 if TYPE_CHECKING:
-    from .._tune.trial import Trial
+    from .._tune.trial import RecipeTrial
 
 
 @click.command("tune")
@@ -94,7 +94,7 @@ if TYPE_CHECKING:
     help="Keep what is found out here, and go on from what an interrupted search left.",
 )
 @click.option(
-    "--dry-run", is_flag=True, help="Search and show the figures; write nothing."
+    "--dry-run", is_flag=True, help="RecipeSearch and show the figures; write nothing."
 )
 @TARGET
 @seed_option("the split of the data and everything else random")
@@ -108,7 +108,7 @@ def command(
     verbosity: int,
     **options: Any,
 ) -> None:
-    """Search the recipe that makes MODEL smallest within a budget, and write what it makes.
+    """Find the smallest form of MODEL within a budget.
 
     The search sees half of the labelled data, the verdict is of the other half. The recipe is
     pipeline text: the main command makes the same file of it without a search.
@@ -121,11 +121,12 @@ def command(
     if model.is_file():
         pool().prestart()
     is_quiet = as_json or verbosity < 0
+    tell = None if is_quiet else _tell
     result = tune(
         model,
         out=out or default_output(model),
         progress=Progress(verbosity - as_json),
-        tell=(lambda trial: None) if is_quiet else _tell,
+        tell=tell,
         **options,
     )
     if not is_quiet:
@@ -133,7 +134,7 @@ def command(
     show_result(result, as_json, verbosity)
 
 
-def _tell(trial: Trial) -> None:
+def _tell(trial: RecipeTrial) -> None:
     """One line for each trial."""
     if trial.failure:
         say(f"trial: {trial.failure}")

@@ -8,7 +8,8 @@ from calibrated_context import run_session
 from importance_nets import literal
 from onnx_opt.passes._calibrated.layers import fittable_layers
 from onnx_opt.passes._core.graph import refresh_shapes
-from onnx_opt.passes._reconstruct.joint_graph import JointGraph, join_models
+from onnx_opt.passes._core.joined import join_models
+from onnx_opt.passes._reconstruct.joint_graph import JointGraph
 
 RANDOM = np.random.default_rng(2)
 A, B, C = (

@@ -5,7 +5,7 @@ import pytest
 from calibrated_context import CalibratedContext, run_session
 from importance_nets import literal, mlp, solved
 from onnx_opt.passes._channels.sensitivity import FitData, output_losses
-from onnx_opt.passes._reconstruct import output_drift
+from onnx_opt.passes._core import output_drift
 
 FEEDS = [
     {"x": np.random.default_rng(seed).normal(size=(64, 3)).astype(np.float32)}

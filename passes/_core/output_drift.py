@@ -10,11 +10,11 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from .._base import Context, MomentRequest
-from .._core.edit import Edit
-from .._core.graph import holds_graphs
-from .._core.ops import FLOATS
-from .joint_graph import WHOLE, data_inputs, join_models, submodel
+from .context import Context, MomentRequest
+from .edit import Edit
+from .graph import holds_graphs
+from .joined import WHOLE, data_inputs, join_models, submodel
+from .ops import FLOATS
 
 MEMORY = 1 << 30
 """Bytes of Gram matrices, and of weights of variants, that are held at once. Chosen by hand, not
