@@ -362,6 +362,7 @@ class Quant(Pass):
         asked = FORMS[self.form].width(self._encode_options())
         if (
             self.ends == "same"
+            or asked >= 8
             or not outcome.changed
             or stat_of(asked) in outcome.stats
         ):

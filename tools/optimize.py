@@ -12,6 +12,7 @@ from ..passes._core.pipeline import Pipeline, PipelineStep, as_pipeline
 from ..runtime.drift_words import ON_DATA
 from ..runtime.metrics import metric_named
 from ._report.write import check_page
+from ._run.budgets import check_drop
 from ._run.clock import Clock
 from ._run.context import is_main_process
 from ._run.driver import optimize_model
@@ -182,11 +183,4 @@ def _check_budgets(settings: RunSettings) -> None:
     for option, value in budgets.items():
         if value is not None and not isinstance(value, (int, float)):
             raise UsageError(option, f"{value!r} is no number", "give a number")
-    drop = settings.max_drop
-    is_share = settings.metric in ("top1", "top5", "generation")
-    if drop is not None and is_share and drop >= 1:
-        raise UsageError(
-            "--max-drop",
-            f"{drop:g} allows everything: {settings.metric} lies between 0 and 1",
-            f"write --max-drop {drop / 100:g} for {drop:g} points of a hundred",
-        )
+    check_drop(settings.max_drop, settings.metric)

@@ -13,6 +13,8 @@ from typing import Any
 from .. import CheckError, OnnxOptError, RefusedError, UsageError
 from ..passes._core.pipeline import parse
 from ..runtime.feeds import open_feeds
+from ._report.write import check_page
+from ._run.budgets import check_drop
 from ._run.cache import Cache
 from ._run.driver import optimize_model
 from ._run.figures import input_infos, output_infos
@@ -92,6 +94,7 @@ def tune(
     resume: str | Path | None = None,
     force: bool = False,
     dry_run: bool = False,
+    report: str | Path | None = None,
     progress: ProgressBar | None = None,
     tell: Callable[[RecipeTrial], None] | None = None,
 ) -> TuneResult:
@@ -102,7 +105,7 @@ def tune(
     rows whose class changes. `min_sqnr` (dB), `max_bytes`, `max_latency_ms`: other budgets.
     `objective`: size, latency or macs. `minutes`: after which no further round begins. `jobs`:
     trials at a time (0: chosen); `ray`: address of a cluster, or local. `resume`: a folder that
-    keeps what is found out. `tell`: is told of each trial.
+    keeps what is found out. `report`: a page to write. `tell`: is told of each trial.
 
     Errors: UsageError for goals that nothing can keep, RefusedError (model, data), CheckError
     where no recipe keeps the budget: the nearest one is named.
@@ -112,6 +115,11 @@ def tune(
         raise UsageError(
             "--eval-data", "nothing says what to measure on it", "give --metric"
         )
+    # without a metric it is a share of rows, too
+    check_drop(max_drop, METRIC if metric is None else metric)
+    page = None if report is None else Path(report)
+    if page is not None:
+        check_page(page)
     started = time.monotonic()
     deadline = started + 60 * minutes
     with as_file(model) as path:
@@ -128,9 +136,13 @@ def tune(
             threads=threads,
             force=force,
             dry_run=dry_run,
+            report=page,
+            # the page shows both
+            layers=page is not None,
+            explain_loss=page is not None,
             progress=progress,
         )
-        return _tuned(
+        result = _tuned(
             settings,
             goal,
             deadline,
@@ -139,6 +151,9 @@ def tune(
             tell or (lambda trial: None),
             started,
         )
+    if page is not None:
+        result.report(page)
+    return result
 
 
 def _tuned(
@@ -208,7 +223,14 @@ def _family(goal: Goal, lab: Lab, cache: Cache | None, key: str) -> RecipeFamily
 def _for_lab(settings: RunSettings) -> RunSettings:
     """Settings to measure in: the metric is that of the trials."""
     return dataclasses.replace(
-        settings, metric=None, metric_output=None, eval_data=None, out=None
+        settings,
+        metric=None,
+        metric_output=None,
+        eval_data=None,
+        out=None,
+        report=None,
+        layers=False,
+        explain_loss=False,
     )
 
 
@@ -290,6 +312,9 @@ def _verdict(
             out=settings.out,
             force=settings.force,
             dry_run=settings.dry_run,
+            report=settings.report,
+            layers=settings.layers,
+            explain_loss=settings.explain_loss,
             progress=settings.progress,
             max_drop=goal.max_drop,
             min_sqnr=goal.min_sqnr,

@@ -2,7 +2,9 @@
 
 import json
 import math
+from pathlib import Path
 
+import jsonschema
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -26,6 +28,8 @@ from onnx_opt.tools._tune.recipe import recipe_of
 from onnx_opt.tools._tune.search import RecipeSearch, Searched
 from onnx_opt.tools._tune.trial import RecipeTrial
 from sample_models import model_from
+
+SCHEMAS = Path(onnx_opt.__file__).parent / "tools" / "schema"
 
 CLASSIFIER = """
 <ir_version: 10, opset_import: ["" : 21]>
@@ -354,3 +358,57 @@ def _infos(path):
     from onnx_opt.tools._run.figures import input_infos
 
     return input_infos(ir.load(path))
+
+
+def test_a_budget_of_bytes_is_a_search_of_the_main_command(
+    classifier, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("onnx_opt.tools.short_search.SHORT", 0)
+    path, data, _ = classifier
+    out = tmp_path / "small.onnx"
+    done = invoke(path, "--data", data, "--max-bytes", 18_000, "-o", out, "--json")
+    assert done.exit_code == 0, done.output
+    facts = json.loads(done.stdout)
+    assert facts["output"]["bytes"] == out.stat().st_size <= 18_000
+    assert facts["tune"]["objective"] == "accuracy"
+    schema = json.loads((SCHEMAS / "run-1.json").read_text())
+    jsonschema.validate(facts, schema)
+
+
+@pytest.mark.parametrize(
+    ("words", "where"),
+    [
+        (("--passes", "auto", "--max-drop", "0.1"), "--passes auto"),
+        (("--passes", "quant", "--max-bytes", "9"), "--max-bytes"),
+        (
+            ("--passes", "auto", "--max-drop", "1", "--data", "d.npz", "--strict"),
+            "--strict",
+        ),
+    ],
+)
+def test_a_search_says_what_it_lacks(classifier, words, where):
+    path, _, _ = classifier
+    done = invoke(path, *words)
+    assert done.exit_code == 2
+    assert where in done.stderr
+    assert "fix:" in done.stderr
+
+
+def test_the_usual_pipeline_that_misses_a_budget_starts_a_search(
+    classifier, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("onnx_opt.tools.short_search.SHORT", 0)
+    path, data, _ = classifier
+    out = tmp_path / "none.onnx"
+    done = invoke(path, "--data", data, "--min-sqnr", 100, "-o", out)
+    assert done.exit_code == 4
+    assert "searching for a recipe" in done.stderr
+    assert "the nearest is" in done.stderr
+    assert not out.exists()
+
+
+def invoke(*words):
+    from click.testing import CliRunner
+    from onnx_opt.tools.cli import main
+
+    return CliRunner().invoke(main, [str(word) for word in words])

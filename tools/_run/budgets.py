@@ -2,9 +2,26 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from ... import UsageError
 from .finish import Written
 from .result import Budget
 from .settings import RunSettings
+
+SHARES = ("top1", "top5", "generation")
+"""Metrics that are shares of rows."""
+
+
+def check_drop(drop: float | None, metric: Any) -> None:
+    """Raise UsageError for a drop that allows everything: of a share, 1 or more."""
+    if drop is None or metric not in SHARES or drop < 1:
+        return
+    raise UsageError(
+        "--max-drop",
+        f"{drop:g} allows everything: {metric} lies between 0 and 1",
+        f"write --max-drop {drop / 100:g} for {drop:g} points of a hundred",
+    )
 
 
 def budgets_of(settings: RunSettings, written: Written | None) -> dict[str, Budget]:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ... import UsageError
+from ...runtime.choices import ChoiceMeter
 from ...runtime.feeds import Feeds
 from ...runtime.session import Session
 
@@ -33,20 +34,31 @@ def answered(session: Session, feeds: Feeds, output: str | None) -> AnsweredBy:
     """Take the classes that the original says for labels.
 
     `output`: the one that holds scores of classes, by default the first. Errors: UsageError where
-    it is no table of scores (N, C).
+    it is no table of scores (N, C), or where none of its values leads as that of a class does.
     """
     answers = []
+    meter = ChoiceMeter()
+    name = output or ""
     for batch in feeds:
         outputs = session.run(batch.feeds)
         name = output or next(iter(outputs))
         scores = np.asarray(outputs[name])
         is_table = scores.ndim == 2 and scores.dtype.kind == "f" and scores.shape[1] > 1
         if not is_table:
-            raise UsageError(
-                "--max-drop",
-                f"without labels it is the share of rows that change their class, but '{name}' "
-                f"{list(scores.shape)} holds no scores of classes, one row a sample",
-                "give --min-sqnr instead, or labels and --metric",
-            )
-        answers.append(scores.argmax(axis=1).astype(np.int64))
+            raise _no_classes(name)
+        meter.update({name: scores}, {name: scores})
+        chosen = scores.argmax(axis=1)
+        answers.append(chosen.astype(np.int64))
+    choices = meter.per_output().get(name)
+    if choices is None or choices.agreement is None:
+        raise _no_classes(name)
     return AnsweredBy(feeds, answers)
+
+
+def _no_classes(output: str) -> UsageError:
+    return UsageError(
+        "--max-drop",
+        "without labels it is the share of rows that change their class, but output "
+        f"'{output}' does not choose among classes, one row a sample",
+        "give --min-sqnr instead, or labels and --metric",
+    )

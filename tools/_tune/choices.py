@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -79,17 +81,30 @@ def cheapest(menu: Menu, most_loss: float) -> Picks | None:
         LinearConstraint(csr_array(losses[None] / scale), -np.inf, 1),
     ]
     largest = max(float(costs.max()), 1.0)
-    found = milp(
-        costs / largest,
-        constraints=constraints,
-        integrality=np.ones(len(every)),
-        bounds=Bounds(0, 1),
-        options={"time_limit": MOST_SECONDS, "mip_rel_gap": GAP},
-    )
+    with _own_stdout():
+        found = milp(
+            costs / largest,
+            constraints=constraints,
+            integrality=np.ones(len(every)),
+            bounds=Bounds(0, 1),
+            options={"time_limit": MOST_SECONDS, "mip_rel_gap": GAP},
+        )
     if found.x is None:
         return None
     picked = np.flatnonzero(np.round(found.x))
     return {names[owners[index]]: every[index] for index in picked}
+
+
+@contextlib.contextmanager
+def _own_stdout() -> Iterator[None]:
+    """Keep stdout for the account: HiGHS 1.12 prints a line there now and then, unasked."""
+    kept = os.dup(1)
+    try:
+        os.dup2(2, 1)
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 def total_loss(picks: Picks) -> float:

@@ -59,7 +59,7 @@ class RecipeSearch:
         """Search; `found` holds what was tried, also where it ends early."""
         low = self.family.gentlest_db
         high = LEAST_DB
-        self._try_gentle(found, [*self.templates, self.family.recipe(low)])
+        self._try_first(found, low)
         for number in range(MOST_ROUNDS):
             if abs(low - high) < WIDTH_DB:
                 break
@@ -85,19 +85,35 @@ class RecipeSearch:
         pairs = zip(targets, recipes, strict=True)
         return [(target, known[recipe]) for target, recipe in pairs]
 
-    def _try_gentle(self, found: Searched, recipes: Sequence[str]) -> None:
-        """Trials of the first round, which also tell what chance alone makes of a drop."""
-        for trial in self.engine.run(self.task, list(dict.fromkeys(recipes))):
+    def _try_first(self, found: Searched, gentlest_db: float) -> None:
+        """The gentlest recipe, and templates as long as each is within the budget."""
+        recipe = self.family.recipe(gentlest_db)
+        (gentle,) = self._tried(found, [recipe])
+        found.slack = self._slack(gentle)
+        for template in self.templates:
+            for trial in self._tried(found, [template]):
+                # the next one loses more
+                if not keeps_accuracy(trial, self.goal, found.slack):
+                    return
+
+    def _tried(self, found: Searched, recipes: Sequence[str]) -> list[RecipeTrial]:
+        """Trials of recipes, which `found` has at once."""
+        trials = []
+        for trial in self.engine.run(self.task, recipes):
+            trials.append(trial)
             found.trials.append(trial)
             self.tell(trial)
-        gentle = found.trials[-1]
+        return trials
+
+    def _slack(self, gentle: RecipeTrial) -> float:
+        """Part of a drop that is chance alone, and that no caution keeps within the budget."""
         limit = self.goal.max_drop
-        if limit is None or gentle.drop is None or gentle.failure:
-            return
+        if limit is None or gentle.drop is None:
+            return 0.0
+        error = gentle.error or 0.0
         # so few labels that even 8 bits cannot be told from too great a loss
-        judged = gentle.drop + (gentle.error or 0.0)
-        if judged > limit and gentle.drop <= limit:
-            found.slack = gentle.error or 0.0
+        is_hidden = gentle.drop + error > limit
+        return error if is_hidden and gentle.drop <= limit else 0.0
 
     def _narrowed(
         self,

@@ -21,7 +21,7 @@ from ..command_options import (
     seed_option,
 )
 from ..console import Progress, shared_options
-from .run import show_result
+from ..shown import show_result
 
 if TYPE_CHECKING:
     from ...passes._core.pipeline import Pipeline

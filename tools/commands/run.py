@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -23,14 +23,9 @@ from ..command_options import (
     metric_option,
     seed_option,
 )
-from ..console import Progress, command_line, emit_json, say, shared_options
-
-if TYPE_CHECKING:
-    from .._run.result import RunAccount
-    from ..result import Result
-
-SHOWN_LOSSES = 20
-"""Layers in the table of losses, unless -v asks for all."""
+from ..console import Progress, shared_options
+from ..short_search import ShortSearch
+from ..shown import show_account, show_losses, show_result
 
 
 @click.command("run")
@@ -46,7 +41,8 @@ SHOWN_LOSSES = 20
     "--passes",
     multiple=True,
     metavar="TEXT",
-    help="The pipeline, or @FILE that holds it; may be repeated. Default: simplify,quant.",
+    help="The pipeline, or @FILE that holds it; may be repeated. Default: simplify,quant. auto: "
+    "search one that keeps the budgets, as a default that misses them does.",
 )
 @TARGET
 @data_option("Feeds for calibration and checks")
@@ -66,6 +62,18 @@ SHOWN_LOSSES = 20
     type=float,
     metavar="DB",
     help="Write nothing if the outputs' signal-to-noise ratio to the original's is lower (dB).",
+)
+@click.option(
+    "--max-bytes",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Search for a form of at most so many bytes (without --passes; see tune).",
+)
+@click.option(
+    "--max-latency-ms",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="T",
+    help="Search for a form that takes at most so long (without --passes; see tune).",
 )
 @click.option(
     "--floor",
@@ -140,12 +148,18 @@ def command(
             pool().prestart()
         from ..optimize import DEFAULT_PASSES, default_output, optimize
 
+    costs = {key: options.pop(key) for key in ("max_bytes", "max_latency_ms")}
+    search = ShortSearch(model, passes, {**options, **costs}, as_json, verbosity)
+    target = out or default_output(model)
+    if search.is_asked:
+        search.run(target)
+        return
     # with --json as with -q: bars would only be in the way
     try:
         result = optimize(
             model,
             list(passes) or DEFAULT_PASSES,
-            out=out or default_output(model),
+            out=target,
             bench=not no_bench,
             cache=not no_cache,
             pack=not no_pack,
@@ -154,6 +168,9 @@ def command(
             **options,
         )
     except OnnxOptError as error:
+        if search.mends(error):
+            search.run(target)
+            return
         # the account, with every layer, shows where a budget was missed or a pass refused
         if _tells(error) and not as_json and verbosity >= 0:
             show_account(error.account, verbosity=1)
@@ -171,57 +188,3 @@ def _tells(error: OnnxOptError) -> bool:
     if isinstance(error, UsageError) or error.account is None:
         return False
     return bool(error.account.passes)
-
-
-def show_result(result: Result, as_json: bool, verbosity: int) -> None:
-    """Tables, warnings and the path of what was written, or JSON.
-
-    Nothing in a process that leaves the writing to another.
-    """
-    from .._run.context import is_main_process
-
-    if not is_main_process():
-        return
-    if as_json:
-        emit_json(result.as_dict())
-        return
-    show_account(result, verbosity)
-    if result.output_path:
-        # alone on stdout, so that a script can read it
-        click.echo(result.output_path)
-    else:
-        say("dry run: nothing was written")
-
-
-def show_account(result: RunAccount, verbosity: int) -> None:
-    """Tables and warnings, on stderr."""
-    if verbosity >= 0:
-        from ..console import show
-        from ..tables import result_tables
-
-        for table in result_tables(result, verbosity):
-            show(table, stderr=True)
-    for warning in result.warnings:
-        say(f"warning: {warning}")
-
-
-def show_losses(
-    losses: list[dict[str, Any]] | None, passes: tuple[str, ...], verbosity: int
-) -> None:
-    """The worst layers, if losses were asked for, and the command that spares the worst one."""
-    if not losses:
-        return
-    from ...passes._core.pipeline import as_pipeline
-    from .._run.explain_loss import next_pipeline
-    from ..console import show
-    from ..optimize import DEFAULT_PASSES
-    from ..tables import loss_table
-
-    most = None if verbosity > 0 else SHOWN_LOSSES
-    show(loss_table(losses, most), stderr=True)
-    pipeline = as_pipeline(list(passes) or DEFAULT_PASSES)
-    following = next_pipeline(pipeline, losses)
-    if following is not None:
-        # all that was given holds for the next run, too
-        again = command_line(click.get_current_context(), passes=str(following))
-        say(f"next: {again}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -11,17 +11,15 @@ from ..command_options import (
     EVAL_DATA,
     FORCE,
     METRIC_OUTPUT,
+    REPORT,
     TARGET,
     THREADS,
     data_option,
     metric_option,
     seed_option,
 )
-from ..console import Progress, say, shared_options
-from .run import show_result
-
-if TYPE_CHECKING:
-    from .._tune.trial import RecipeTrial
+from ..console import Progress, shared_options
+from ..shown import show_result, show_search, tell_trial
 
 
 @click.command("tune")
@@ -96,6 +94,7 @@ if TYPE_CHECKING:
 @click.option(
     "--dry-run", is_flag=True, help="RecipeSearch and show the figures; write nothing."
 )
+@REPORT
 @TARGET
 @seed_option("the split of the data and everything else random")
 @THREADS
@@ -121,7 +120,7 @@ def command(
     if model.is_file():
         pool().prestart()
     is_quiet = as_json or verbosity < 0
-    tell = None if is_quiet else _tell
+    tell = None if is_quiet else tell_trial
     result = tune(
         model,
         out=out or default_output(model),
@@ -130,29 +129,5 @@ def command(
         **options,
     )
     if not is_quiet:
-        _show_search(result.search)
+        show_search(result.search)
     show_result(result, as_json, verbosity)
-
-
-def _tell(trial: RecipeTrial) -> None:
-    """One line for each trial."""
-    if trial.failure:
-        say(f"trial: {trial.failure}")
-        return
-    words = [f"{trial.bytes:,} bytes"]
-    if trial.drop is not None:
-        words.append(f"drop {trial.drop:.4f}")
-    if trial.sqnr_db is not None:
-        words.append(f"{trial.sqnr_db:.1f} dB")
-    words.append(f"{trial.seconds:.0f} s")
-    say(f"trial: {', '.join(words)}")
-
-
-def _show_search(search: dict[str, Any]) -> None:
-    """The front as a table, the recipe and both halves of the data."""
-    from ..console import show
-    from ..tables import front_table, split_table
-
-    show(front_table(search), stderr=True)
-    show(split_table(search), stderr=True)
-    say(f"recipe: {search['recipe']}")

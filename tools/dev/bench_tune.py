@@ -1,0 +1,159 @@
+"""The table of `tune`: its result beside uniform settings of ours that keep the same budget.
+
+    python tools/dev/bench_tune.py [--models NAME …] [--minutes 15] [--splits 0]
+
+Budgets: 0.005 of top-1 and of Spearman, 0.01 of exact lines of OCR. Each uniform setting and the
+tuned model are judged on the half of the evaluation data that the search did not see. `--splits`:
+so many searches of ResNet-20 with other halves; the count of those that keep the budget there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from pathlib import Path
+
+import onnx_opt
+from bench_data import MODELS, BenchModel, source
+from both_classes import this_cpu
+from onnx_opt import OnnxOptError
+from onnx_opt.runtime.feeds import open_feeds
+from onnx_opt.runtime.held_out import halves
+from onnx_opt.tools._run.figures import input_infos
+from onnx_opt.tools.tune import TuneResult
+from rich.box import MARKDOWN
+from rich.console import Console
+from rich.table import Table
+
+BUDGETS = {
+    "cifar10_resnet20": 0.005,
+    "cifar10_resnet56": 0.005,
+    "efficientnet_lite0": 0.005,
+    "minilm_l6_v2": 0.005,
+    "ch_PP-OCRv4_rec_infer": 0.01,
+}
+"""Most that the metric may drop, by model."""
+
+UNIFORM = (
+    "simplify, quant, strip",
+    "simplify, quant(bits=4), strip",
+    "simplify, quant(palette, bits=4), strip",
+    "simplify, quant(palette, bits=3), strip",
+    "simplify, prune, quant, strip",
+    "simplify, prune, quant(palette, bits=4), strip",
+)
+"""Settings that are the same for all layers."""
+
+Row = tuple[str, str, float, float | None, float | None]
+
+
+def tuned(
+    model: BenchModel, budget: float, minutes: float, seed: int = 0
+) -> TuneResult:
+    """Search within the budget, with half of the evaluation data."""
+    with tempfile.TemporaryDirectory() as folder:
+        return onnx_opt.tune(
+            model.file,
+            data=source(model.calibration),
+            eval_data=source(model.evaluation),
+            metric=_metric(model),
+            max_drop=budget,
+            minutes=minutes,
+            seed=seed,
+            out=Path(folder, "tuned.onnx"),
+        )
+
+
+def _metric(model: BenchModel) -> str | None:
+    if model.metric in (None, "top1"):
+        return model.metric
+    return source(model.metric)
+
+
+def uniform(model: BenchModel, passes: str) -> onnx_opt.Result:
+    """The model after a setting, judged on the half that the search does not see."""
+    infos = input_infos(onnx_opt.load(model.file))
+    feeds = open_feeds(source(model.evaluation), infos, model.file.parent)
+    _, unseen = halves(feeds, 0)
+    return onnx_opt.optimize(
+        model.file,
+        passes,
+        data=source(model.calibration),
+        eval_data=unseen,
+        metric=_metric(model),
+    )
+
+
+def rows_of(model: BenchModel, minutes: float) -> list[Row]:
+    """Rows of a model: uniform settings, and the tuned one."""
+    budget = BUDGETS[model.name]
+    rows: list[Row] = []
+    for passes in UNIFORM:
+        try:
+            result = uniform(model, passes)
+        except OnnxOptError as error:
+            rows.append(
+                (model.name, f"{passes}: {error.problem[:60]}", 1.0, None, None)
+            )
+            continue
+        rows.append(_row(model, passes, result))
+    try:
+        found = tuned(model, budget, minutes)
+    except OnnxOptError as error:
+        rows.append((model.name, f"tune: {error.problem[:120]}", 1.0, None, None))
+        return rows
+    search = found.search
+    name = f"tune: {search['trials']} trials, {search['seconds'] / 60:.1f} minutes"
+    rows.append(_row(model, name, found))
+    return rows
+
+
+def _row(model: BenchModel, name: str, result: onnx_opt.Result) -> Row:
+    size = (result.output.bytes or 0) / (result.input.bytes or 1)
+    drop = None if result.metric is None else result.metric["drop"]
+    ratio = None if result.latency is None else result.latency.median
+    return model.name, name, size, drop, ratio
+
+
+def splits(count: int, minutes: float) -> str:
+    """Searches of ResNet-20 with other halves, and how many keep the budget."""
+    model = next(each for each in MODELS if each.name == "cifar10_resnet20")
+    budget = BUDGETS[model.name]
+    kept = 0
+    for seed in range(1, count + 1):
+        try:
+            result = tuned(model, budget, minutes, seed)
+        except OnnxOptError:
+            continue
+        assert result.metric is not None
+        kept += result.metric["drop"] <= budget
+    return f"budget kept on the other half: {kept} of {count} splits"
+
+
+def main() -> None:
+    """Print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--models", nargs="*", default=list(BUDGETS))
+    parser.add_argument("--minutes", type=float, default=15.0)
+    parser.add_argument("--splits", type=int, default=0)
+    asked = parser.parse_args()
+    console = Console(width=180)
+    table = Table("model", "setting", "size", "drop", "latency", box=MARKDOWN)
+    for model in MODELS:
+        if model.name not in asked.models or model.name not in BUDGETS:
+            continue
+        for name, setting, size, drop, ratio in rows_of(model, asked.minutes):
+            cells = (f"{size:.4f}", _cell(drop, 4), _cell(ratio, 2))
+            table.add_row(name, setting, *cells)
+    console.print(f"CPU: {this_cpu()}")
+    console.print(table)
+    if asked.splits:
+        console.print(splits(asked.splits, asked.minutes))
+
+
+def _cell(value: float | None, digits: int) -> str:
+    return "" if value is None else f"{value:.{digits}f}"
+
+
+if __name__ == "__main__":
+    main()

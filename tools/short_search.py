@@ -1,0 +1,115 @@
+"""A short search in the main command: asked for, or where the usual pipeline misses a budget."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .. import OnnxOptError, UsageError
+from .console import Progress, say
+from .shown import show_result, show_search, tell_trial
+
+if TYPE_CHECKING:
+    from .tune import TuneResult
+
+AUTO = "auto"
+"""Value of --passes that asks for a search."""
+
+SHORT = 5.0
+"""Minutes after which a search of the main command begins no further round."""
+
+
+@dataclass(frozen=True)
+class ShortSearch:
+    """A short search in place of a pipeline: asked for, or where the usual one misses a budget."""
+
+    model: Path
+    passes: tuple[str, ...]
+    options: dict[str, Any]
+    as_json: bool
+    verbosity: int
+
+    @property
+    def is_asked(self) -> bool:
+        """True for `--passes auto`, and for budgets that only a search keeps.
+
+        Errors: UsageError where a pipeline is given beside such a budget.
+        """
+        if self.passes == (AUTO,):
+            return True
+        for key in ("max_bytes", "max_latency_ms"):
+            if self.options[key] is None:
+                continue
+            if self.passes:
+                option = "--" + key.replace("_", "-")
+                raise UsageError(
+                    option,
+                    "is a budget of a search, and --passes leaves nothing to search",
+                    "leave out --passes, or write --passes auto",
+                )
+            return True
+        return False
+
+    def mends(self, error: OnnxOptError) -> bool:
+        """True if a search may keep the budget that the usual pipeline missed."""
+        if self.passes or self.options["data"] is None:
+            return False
+        if error.where not in ("--max-drop", "--min-sqnr"):
+            return False
+        say(f"{error.where}: {error.problem}")
+        say(
+            "searching for a recipe that keeps it (--passes says which to take instead)"
+        )
+        return True
+
+    def run(self, out: Path) -> None:
+        """Search, and show what was found. Errors: UsageError without data; those of a search."""
+        if self.options["data"] is None:
+            raise UsageError(
+                "--passes auto",
+                "a search measures each recipe, and there is no data",
+                "give --data",
+            )
+        is_quiet = self.as_json or self.verbosity < 0
+        options = {
+            **self.options,
+            "out": out,
+            "progress": Progress(self.verbosity - self.as_json),
+        }
+        result = _tuned_within(self.model, is_quiet, options, SHORT)
+        if not is_quiet:
+            show_search(result.search)
+        show_result(result, self.as_json, self.verbosity)
+
+
+def _tuned_within(
+    model: Path, is_quiet: bool, options: dict[str, Any], minutes: float
+) -> TuneResult:
+    """Search for the main command, which has more options than a search: others are refused.
+
+    Errors: UsageError for an option that a search does not have; those of a search.
+    """
+    from .tune import tune
+
+    known = inspect.signature(tune).parameters
+    taken = {key: value for key, value in options.items() if key in known}
+    for key, value in options.items():
+        if key not in known and value not in NOT_ASKED:
+            option = "--" + key.replace("_", "-")
+            raise UsageError(
+                option,
+                "goes with a pipeline, not with a search (--passes auto)",
+                "leave it out, or give --passes",
+            )
+    return tune(
+        model,
+        minutes=minutes,
+        tell=None if is_quiet else tell_trial,
+        **taken,
+    )
+
+
+NOT_ASKED = (None, False, 0, "auto", ())
+"""Values of options that nobody gave."""
