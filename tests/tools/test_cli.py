@@ -190,7 +190,7 @@ def test_json_is_one_object_and_nothing_else(mlp):
     done = invoke(mlp, "-p", "prune", "--json", "--no-bench")
     assert done.stderr == ""
     # all that the published schema has, but for what is asked for and what a cache has
-    asked = {"loss", "layers", "files", "error", "step_latency"}
+    asked = {"loss", "layers", "files", "error", "step_latency", "tune"}
     known = set(run_schema()["properties"]) - asked
     assert set(json.loads(done.stdout)) == known
 
