@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from .. import RefusedError
 from .batching import batch_is_symbolic, batch_rows, same_rows
 from .feeds import Batch, Feeds
 
@@ -103,6 +105,39 @@ def halves(feeds: Feeds, seed: int) -> tuple[Feeds, Feeds]:
         return first
 
     return SomeFeeds(feeds, is_first), SomeFeeds(feeds, lambda each: ~is_first(each))
+
+
+def cut(feeds: Feeds, seed: int) -> tuple[Feeds, Feeds]:
+    """Cut the data once, between two batches: for a metric that relates neighbouring ones.
+
+    An even number of batches is in front, since pairs of batches are common. `seed`: odd, the parts
+    change places. Errors: RefusedError for a single batch.
+    """
+    count = sum(1 for _ in feeds)
+    if count < 2:
+        raise RefusedError(
+            f"data {feeds.where}",
+            "is one batch, which a metric of your own needs whole: it cannot be shared out",
+            "give it in several batches, or use a metric that scores row by row",
+        )
+    middle = max(count // 4 * 2, 1)
+    parts = (BatchRange(feeds, 0, middle), BatchRange(feeds, middle, count))
+    return (parts[1], parts[0]) if seed % 2 else parts
+
+
+class BatchRange(Feeds):
+    """Batches of feeds from one number up to another."""
+
+    def __init__(self, feeds: Feeds, start: int, stop: int) -> None:
+        super().__init__(lambda: (), (), feeds.where)
+        self._feeds = feeds
+        self._range = (start, stop)
+        # the same objects: what is noted while one of the two is iterated, both tell
+        self.inputs = feeds.inputs
+        self.warnings = feeds.warnings
+
+    def __iter__(self) -> Iterator[Batch]:
+        return itertools.islice(iter(self._feeds), *self._range)
 
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)

@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
+from onnx_opt import RefusedError
 from onnx_opt.runtime.feeds import Batch, Feeds
-from onnx_opt.runtime.held_out import EVERY, FEWEST, SPAN, held_out
+from onnx_opt.runtime.held_out import EVERY, FEWEST, SPAN, cut, halves, held_out
 from onnx_opt.runtime.session import TensorInfo
 
 OPEN = [TensorInfo("x", "float32", ("n", 2))]
@@ -100,3 +101,29 @@ def test_a_few_samples_are_not_lost(rows):
     given = feeds(rows)
     assert held_out(given) is None
     assert numbers(given) == list(range(rows))
+
+
+@pytest.mark.parametrize("each", [1, 3, 10])
+def test_halves_share_out_neighbours_however_data_is_cut(each):
+    first, second = (numbers(half) for half in halves(feeds(40, each), seed=3))
+    assert sorted(first + second) == list(range(40))
+    assert len(first) == len(second) == 20
+    # of every two neighbours one is in either half, drawn anew for each pair
+    assert {number // 2 for number in first} == set(range(20))
+    assert first == numbers(halves(feeds(40), seed=3)[0])
+    assert first != numbers(halves(feeds(40), seed=4)[0])
+    assert len({number % 2 for number in first}) == 2
+
+
+@pytest.mark.parametrize(("batches", "front"), [(2, 1), (3, 1), (4, 2), (7, 2), (8, 4)])
+def test_a_cut_keeps_batches_whole_and_in_order(batches, front):
+    data = feeds(10 * batches)
+    first, second = cut(data, seed=0)
+    assert numbers(first) == list(range(10 * front))
+    assert numbers(second) == list(range(10 * front, 10 * batches))
+    assert numbers(cut(data, seed=1)[0]) == numbers(second)
+
+
+def test_one_batch_cannot_be_cut():
+    with pytest.raises(RefusedError, match="is one batch"):
+        cut(feeds(10), seed=0)

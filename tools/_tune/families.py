@@ -15,6 +15,12 @@ LEAST_LOSS = 1e-6
 """Loss of 60 dB: what loses less is taken to lose this."""
 
 
+GENTLER_DB = 3.0
+"""SQNR above that of 8 bits everywhere from which a search begins: a model of which 8 bits lose too
+much keeps some layers in float. Chosen by hand.
+"""
+
+
 class RecipeFamily(Protocol):
     """Recipes by the SQNR in dB that is predicted of them, or that they are to keep."""
 
@@ -42,7 +48,7 @@ class MenuRecipes:
             dense = [each for each in plain if not each.sparsity]
             picks[name] = dense[0] if dense else choices[0]
         loss = max(total_loss(picks), LEAST_LOSS)
-        return -10 * math.log10(loss)
+        return GENTLER_DB - 10 * math.log10(loss)
 
     def recipe(self, target_db: float) -> str:
         picks = cheapest(self.menu, 10 ** (-target_db / 10))

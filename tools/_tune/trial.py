@@ -15,7 +15,8 @@ from typing import Any
 from ... import OnnxOptError
 from ...passes._core.pipeline import parse
 from ...runtime.feeds import Feeds, open_feeds
-from ...runtime.held_out import halves
+from ...runtime.held_out import cut, halves
+from ...runtime.metrics import METRIC_NAMES
 from ...runtime.session import TensorInfo
 from .._run.driver import optimize_model
 from .._run.result import RunResult
@@ -59,7 +60,10 @@ class Task:
 
     def _half_of(self, data: Any, number: int) -> Feeds:
         feeds = open_feeds(data, self.inputs, self.model.parent, self.outputs)
-        return halves(feeds, self.seed)[number]
+        # a metric of the user's own may relate rows to each other
+        is_by_row = self.metric is None or self.metric in METRIC_NAMES
+        share_out = halves if is_by_row else cut
+        return share_out(feeds, self.seed)[number]
 
     def settings(self, recipe: str, number: int) -> RunSettings:
         """Settings of a run of the recipe that is judged on a half of the labelled data."""
